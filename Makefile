@@ -1,0 +1,62 @@
+# What people do with memfleet from a clone. `make` lists it.
+
+# Clones share what they have compiled, so a fresh clone builds in seconds where another one was built before.
+XDG_CACHE_HOME ?= $(HOME)/.cache
+MEMFLEET_TARGET_DIR ?= $(XDG_CACHE_HOME)/memfleet/target
+export CARGO_TARGET_DIR ?= $(MEMFLEET_TARGET_DIR)
+
+ifneq ($(MEMFLEET_HOME),)
+# In full, because the tests run in other folders.
+export MEMFLEET_HOME := $(abspath $(MEMFLEET_HOME))
+endif
+home := $(or $(MEMFLEET_HOME),.memfleet)
+# Our own copy of the program: another clone may replace the one in the shared folder at any time.
+program := $(home)/bin/memfleet
+
+# What follows the command, as in `make bench ARGS="--help"`.
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo dev bench test fmt clean program
+
+help: ## list what make can do
+	@echo "memfleet: make TARGET"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)$$/  \1|\2/p' Makefile | while IFS='|' read -r target text; do \
+		printf '  %-8s %s\n' $$target "$$text"; done
+
+setup: ## check the tools, fetch the private servers (NATS, PostgreSQL) into .memfleet
+	@scripts/setup
+
+build: ## compile everything
+	cargo build --workspace --all-targets
+
+demo: program ## start everything, send real messages through it, show what came out
+	@"$(program)" demo $(ARGS)
+
+dev: program ## start everything and keep it running
+	@"$(program)" dev $(ARGS)
+
+bench: program ## measure how fast this machine is
+	@"$(program)" bench $(ARGS)
+
+program: setup
+	@echo "building memfleet (some minutes the first time)"
+	@if [ -t 2 ]; then cargo build --release -p memfleet; else cargo build --release --quiet -p memfleet; fi
+	@mkdir -p "$(home)/bin"
+	@cp "$(CARGO_TARGET_DIR)/release/memfleet" "$(program).new" && mv "$(program).new" "$(program)"
+
+test: setup ## format, lints, licences, and every test on real servers
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	@if command -v cargo-deny >/dev/null; then echo "cargo deny check bans licenses sources" \
+		&& cargo deny check bans licenses sources; \
+		else echo "cargo-deny is not installed: licences are not checked"; fi
+	@if command -v cargo-nextest >/dev/null; then tests="nextest run"; else tests=test; fi; \
+		echo "cargo $$tests --workspace, on private servers" \
+		&& cargo run --quiet -p testkit --bin with-servers -- cargo $$tests --workspace
+
+fmt: ## format the code
+	cargo fmt --all
+
+clean: ## remove .memfleet and what it noted outside, nothing else
+	@scripts/clean

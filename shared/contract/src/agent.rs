@@ -1,0 +1,68 @@
+use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::value::{Json, Name, SessionId, Version};
+
+/// Who may see what an agent remembers. The type `memorytier` of the reference document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemoryTier {
+    /// The agent itself.
+    Private,
+    /// The agents that work with it.
+    Shared,
+    /// Everybody, as agreed knowledge.
+    Consensus,
+}
+
+impl MemoryTier {
+    /// The label of the PostgreSQL enumeration `memorytier`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Private => "private",
+            Self::Shared => "shared",
+            Self::Consensus => "consensus",
+        }
+    }
+}
+
+/// Stores what an agent remembers, by tier. Versions work as in [`ContextPut`](crate::ContextPut).
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AgentContextPut {
+    /// The agent.
+    pub agent_id: SessionId,
+    /// The session it works in. It need not be a chat session.
+    pub session_id: SessionId,
+    /// Who may see it.
+    pub memory_tier: MemoryTier,
+    /// Unique for the agent, the session and the tier.
+    pub context_key: Name,
+    /// What it remembers.
+    pub context_value: Json,
+    /// Whether it may be promoted to a wider tier.
+    #[serde(default)]
+    pub is_shareable: bool,
+    /// When it stops being valid. Absent: never.
+    #[serde(default)]
+    pub expires_at: Option<DateTime<Utc>>,
+    /// Higher than that of every earlier put or remove of the key.
+    pub version: Version,
+}
+
+/// Removes what an agent remembers under a key in one tier.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AgentContextRemove {
+    /// The agent.
+    pub agent_id: SessionId,
+    /// The session it works in.
+    pub session_id: SessionId,
+    /// The tier.
+    pub memory_tier: MemoryTier,
+    /// The key to remove.
+    pub context_key: Name,
+    /// Higher than that of every earlier put or remove of the key.
+    pub version: Version,
+}

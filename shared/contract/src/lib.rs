@@ -1,0 +1,48 @@
+//! What travels through memfleet: subjects, headers, requests and events.
+//!
+//! A publisher written in Rust depends on this crate alone. It holds types and their bounds, and neither
+//! connects to a server nor touches a database. Every request is a JSON object published on
+//!
+//! ```text
+//! memory.req.<service>.<noun>.<verb>.<user_id>
+//! ```
+//!
+//! with its request id, a UUID, in the header [`header::MESSAGE_ID`]. [`Request::decode`] turns the noun, the
+//! verb and the body into a typed request, or into a [`Malformed`] that names the offending field.
+//!
+//! The same types make the JSON Schemas of the AsyncAPI document (`nats/asyncapi.yaml`).
+
+mod account;
+mod agent;
+mod catalogue;
+mod context;
+mod conversation;
+mod dead;
+mod event;
+pub mod header;
+pub mod limit;
+mod locate;
+mod malformed;
+mod outcome;
+mod request;
+mod session;
+mod subject;
+mod value;
+
+pub use account::{
+    DevicePut, DeviceRemove, DeviceType, PasskeyPut, PasskeyRemove, ProfilePut, SecondFactorMethod,
+    SecondFactorPut, SecondFactorRemove, SecurityLevel, SettingPut, SettingRemove, UserPut, UserRole,
+    UserStatus,
+};
+pub use agent::{AgentContextPut, AgentContextRemove, MemoryTier};
+pub use catalogue::{CATALOGUE, Kind};
+pub use context::{AccessLevel, ContextPut, ContextRemove, ContextType};
+pub use conversation::{ConversationPut, FeedbackPut, FeedbackType, MessageAdd, MessageRole, SummaryPut};
+pub use dead::{DeadClass, UnknownDeadClass};
+pub use event::{Event, EventType, Performative};
+pub use malformed::Malformed;
+pub use outcome::{Outcome, OutcomeStatus};
+pub use request::Request;
+pub use session::{ChatMode, SessionClose, SessionOpen};
+pub use subject::{DeadSubject, EventSubject, REQUEST_ROOT, RequestSubject, Service, SubjectError, UserId};
+pub use value::{Bounded, Json, JsonObject, List, Name, Priority, Secret, SessionId, Text, Version};

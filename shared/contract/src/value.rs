@@ -1,0 +1,426 @@
+//! Bounded values. A bound is part of the type, so that it is checked where the field is read, is named with the
+//! field's path when it is broken, and appears in the JSON Schema.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{self, Deserializer, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::value::RawValue;
+
+use crate::limit;
+
+const NUL: &str = "contains a NUL character (\\u0000), which PostgreSQL cannot store; remove it";
+
+/// A string of `MIN` to `MAX` characters without NUL.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct Text<const MIN: usize, const MAX: usize>(String);
+
+/// A key or a name of 1 to 256 characters.
+pub type Name = Text<1, { limit::KEY_CHARS }>;
+
+impl<const MIN: usize, const MAX: usize> Text<MIN, MAX> {
+    /// Checks the bounds.
+    ///
+    /// # Errors
+    /// A sentence that says which bound is broken.
+    pub fn new(text: impl Into<String>) -> Result<Self, String> {
+        let text = text.into();
+        // Bytes are an upper bound of characters, so most texts need no counting.
+        if text.len() > MAX && text.chars().count() > MAX {
+            return Err(format!("is longer than {MAX} characters"));
+        }
+        if text.len() < MIN {
+            return Err("is empty".to_owned());
+        }
+        if text.as_bytes().contains(&0) {
+            return Err(NUL.to_owned());
+        }
+        Ok(Self(text))
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<const MIN: usize, const MAX: usize> fmt::Display for Text<MIN, MAX> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+struct StringVisitor;
+
+impl Visitor<'_> for StringVisitor {
+    type Value = String;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<String, E> {
+        Ok(text.to_owned())
+    }
+
+    fn visit_string<E: de::Error>(self, text: String) -> Result<String, E> {
+        Ok(text)
+    }
+}
+
+impl<'de, const MIN: usize, const MAX: usize> Deserialize<'de> for Text<MIN, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::new(deserializer.deserialize_string(StringVisitor)?).map_err(de::Error::custom)
+    }
+}
+
+impl<const MIN: usize, const MAX: usize> JsonSchema for Text<MIN, MAX> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        format!("Text{MIN}To{MAX}").into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "minLength": MIN, "maxLength": MAX })
+    }
+}
+
+/// The identifier of a session, an agent or a conversation: 1 to 128 of `A-Z a-z 0-9 . _ : -`.
+///
+/// The restriction keeps identifiers printable and leaves `@` for names that memfleet gives itself.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct SessionId(String);
+
+impl SessionId {
+    /// Checks the alphabet and the length.
+    ///
+    /// # Errors
+    /// A sentence that says what an identifier may hold.
+    pub fn new(id: impl Into<String>) -> Result<Self, String> {
+        let id = id.into();
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
+        if id.is_empty() || id.len() > limit::IDENTIFIER_CHARS || !id.bytes().all(allowed) {
+            return Err(format!(
+                "must be 1 to {} characters out of A-Z a-z 0-9 . _ : -",
+                limit::IDENTIFIER_CHARS
+            ));
+        }
+        Ok(Self(id))
+    }
+
+    /// The identifier.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for SessionId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::new(deserializer.deserialize_string(StringVisitor)?).map_err(de::Error::custom)
+    }
+}
+
+impl JsonSchema for SessionId {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "SessionId".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "minLength": 1,
+            "maxLength": limit::IDENTIFIER_CHARS,
+            "pattern": "^[A-Za-z0-9._:-]+$"
+        })
+    }
+}
+
+/// Any JSON value, kept as the text it came in: it is parsed once, by PostgreSQL.
+///
+/// It nests at most [`limit::JSON_DEPTH`] levels and holds no NUL character.
+#[derive(Clone, Debug)]
+pub struct Json(Box<RawValue>);
+
+impl Json {
+    /// Checks that the text is one JSON value within the bounds.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong.
+    pub fn new(text: impl Into<String>) -> Result<Self, String> {
+        let raw = RawValue::from_string(text.into()).map_err(|error| error.to_string())?;
+        Self::checked(raw)
+    }
+
+    fn checked(raw: Box<RawValue>) -> Result<Self, String> {
+        let bytes = raw.get().as_bytes();
+        let opened = bytes.iter().filter(|&&byte| byte == b'[' || byte == b'{').count();
+        let escaped = raw.get().contains("\\u");
+        // Nearly every value passes these two cheap tests and needs no walk through its structure.
+        if opened > limit::JSON_DEPTH || escaped {
+            walk(bytes)?;
+        }
+        Ok(Self(raw))
+    }
+
+    /// The JSON text.
+    pub fn as_str(&self) -> &str {
+        self.0.get()
+    }
+}
+
+/// Follows strings, escapes and brackets of a text that is known to be valid JSON.
+fn walk(json: &[u8]) -> Result<(), String> {
+    let (mut depth, mut in_string, mut at) = (0_usize, false, 0);
+    while let Some(&byte) = json.get(at) {
+        match byte {
+            b'\\' => {
+                match json.get(at + 1..at + 6) {
+                    Some(b"u0000") => return Err(NUL.to_owned()),
+                    Some(escape) if is_surrogate(escape) => at = paired(json, at)?,
+                    Some(_) | None => {}
+                }
+                at += 1;
+            }
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => {
+                depth += 1;
+                if depth > limit::JSON_DEPTH {
+                    return Err(format!("nests deeper than {} levels", limit::JSON_DEPTH));
+                }
+            }
+            b']' | b'}' if !in_string => depth -= 1,
+            _ => {}
+        }
+        at += 1;
+    }
+    Ok(())
+}
+
+fn is_surrogate(escape: &[u8]) -> bool {
+    matches!(escape, [b'u', b'd' | b'D', b'8'..=b'9' | b'a'..=b'f' | b'A'..=b'F', ..])
+}
+
+/// The place of the second half of a surrogate pair that starts at `at`; PostgreSQL refuses half a pair.
+fn paired(json: &[u8], at: usize) -> Result<usize, String> {
+    let high = |escape: &[u8]| matches!(escape, [_, _, b'8' | b'9' | b'a' | b'b' | b'A' | b'B', ..]);
+    match (json.get(at + 1..at + 6), json.get(at + 6), json.get(at + 7..at + 12)) {
+        (Some(first), Some(b'\\'), Some(second)) if high(first) && is_surrogate(second) && !high(second) => {
+            Ok(at + 6)
+        }
+        _ => Err("contains half of a UTF-16 surrogate pair".to_owned()),
+    }
+}
+
+impl Serialize for Json {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::checked(Box::<RawValue>::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+impl JsonSchema for Json {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Json".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!(true)
+    }
+}
+
+/// A JSON object, with the bounds of [`Json`]. The default is `{}`.
+#[derive(Clone, Debug, Serialize)]
+#[serde(transparent)]
+pub struct JsonObject(Json);
+
+impl JsonObject {
+    /// Checks that the text is one JSON object within the bounds.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong.
+    pub fn new(text: impl Into<String>) -> Result<Self, String> {
+        Self::checked(Json::new(text)?)
+    }
+
+    fn checked(json: Json) -> Result<Self, String> {
+        // RawValue holds no surrounding white space.
+        if json.as_str().starts_with('{') { Ok(Self(json)) } else { Err("must be a JSON object".to_owned()) }
+    }
+
+    /// The JSON text.
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
+impl Default for JsonObject {
+    fn default() -> Self {
+        // An empty map always serialises.
+        let empty = serde_json::value::to_raw_value(&serde_json::Map::new());
+        Self(Json(empty.unwrap_or_else(|_| RawValue::NULL.to_owned())))
+    }
+}
+
+impl<'de> Deserialize<'de> for JsonObject {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::checked(Json::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+impl JsonSchema for JsonObject {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "JsonObject".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "object" })
+    }
+}
+
+/// An integer between `MIN` and `MAX`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct Bounded<const MIN: i64, const MAX: i64>(i64);
+
+/// The version of a keyed record: 1 and up. Whoever writes a key decides what its versions are: a counter, or
+/// a clock in milliseconds.
+pub type Version = Bounded<1, { i64::MAX }>;
+
+/// How much a context matters: 0 to 100, more is more.
+pub type Priority = Bounded<0, 100>;
+
+impl<const MIN: i64, const MAX: i64> Bounded<MIN, MAX> {
+    /// A value written in the source; one out of bounds does not compile where it is used in a constant.
+    pub(crate) const fn literal(value: i64) -> Self {
+        assert!(MIN <= value && value <= MAX, "out of bounds");
+        Self(value)
+    }
+
+    /// Checks the bounds.
+    ///
+    /// # Errors
+    /// A sentence that names them.
+    pub fn new(value: i64) -> Result<Self, String> {
+        if (MIN..=MAX).contains(&value) {
+            Ok(Self(value))
+        } else {
+            Err(format!("{value} is not between {MIN} and {MAX}"))
+        }
+    }
+
+    /// The value.
+    pub fn get(self) -> i64 {
+        self.0
+    }
+}
+
+impl<'de, const MIN: i64, const MAX: i64> Deserialize<'de> for Bounded<MIN, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::new(i64::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+impl<const MIN: i64, const MAX: i64> JsonSchema for Bounded<MIN, MAX> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        format!("Integer{MIN}To{MAX}").into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "integer", "minimum": MIN, "maximum": MAX })
+    }
+}
+
+/// At most `MAX` items.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct List<T, const MAX: usize>(Vec<T>);
+
+impl<T, const MAX: usize> List<T, MAX> {
+    /// The items.
+    pub fn as_slice(&self) -> &[T] {
+        &self.0
+    }
+}
+
+impl<T, const MAX: usize> Default for List<T, MAX> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for List<T, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let items = Vec::deserialize(deserializer)?;
+        if items.len() > MAX {
+            return Err(de::Error::custom(format!("has {} items, more than {MAX}", items.len())));
+        }
+        Ok(Self(items))
+    }
+}
+
+impl<T: JsonSchema, const MAX: usize> JsonSchema for List<T, MAX> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        format!("ListOf{}UpTo{MAX}", T::schema_name()).into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let items = generator.subschema_for::<T>();
+        json_schema!({ "type": "array", "items": items, "maxItems": MAX })
+    }
+}
+
+/// A text that never shows in a log: its `Debug` is `Secret`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct Secret(Text<1, 4096>);
+
+impl Secret {
+    /// The secret itself. Every use is a place to look at.
+    pub fn expose(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}

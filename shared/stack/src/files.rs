@@ -1,0 +1,116 @@
+//! Folders, secrets and logs on disk.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use crate::account;
+use crate::error::StackError;
+
+/// Lines of a log that an error carries.
+const TAIL_LINES: usize = 20;
+/// Bytes at the end of a log that are looked at.
+const TAIL_BYTES: u64 = 16 * 1024;
+
+/// Makes the folder and those above it where they are missing, and returns its full path. What is made can be passed
+/// through by other users, whatever the umask says: under root, PostgreSQL runs as one of them.
+pub(crate) fn prepare(dir: &Path) -> Result<PathBuf, StackError> {
+    let missing: Vec<&Path> = dir.ancestors().take_while(|folder| !folder.exists()).collect();
+    let missing: Vec<&Path> = missing.into_iter().filter(|folder| !folder.as_os_str().is_empty()).collect();
+    fs::create_dir_all(dir).map_err(|source| StackError::file("create the folder", dir, source))?;
+    for folder in missing {
+        allow_passage(folder)?;
+    }
+    fs::canonicalize(dir).map_err(|source| StackError::file("open the folder", dir, source))
+}
+
+fn allow_passage(folder: &Path) -> Result<(), StackError> {
+    fs::set_permissions(folder, Permissions::from_mode(0o711))
+        .map_err(|source| StackError::file("set the permissions of", folder, source))
+}
+
+/// A new folder that its owner removes when it drops. Under root it lies where an unprivileged user can reach it.
+pub(crate) fn temporary_folder() -> Result<TempDir, StackError> {
+    let usual = std::env::temp_dir();
+    let base =
+        if account::is_root() && !account::reachable(&usual) { PathBuf::from("/var/tmp") } else { usual };
+    let folder = tempfile::Builder::new().prefix("memfleet-").tempdir_in(&base);
+    let folder = folder.map_err(|source| StackError::file("create a folder in", &base, source))?;
+    allow_passage(folder.path())?;
+    Ok(folder)
+}
+
+/// Writes a file that only this user can read.
+pub(crate) fn write_private(path: &Path, content: &str) -> Result<(), StackError> {
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        file.set_permissions(Permissions::from_mode(0o600))?;
+        file.write_all(content.as_bytes())
+    };
+    write().map_err(|source| StackError::file("write", path, source))
+}
+
+/// The password kept in the file, or a new one that is kept there from now on: 32 hexadecimal digits, 128 random bits.
+pub(crate) fn password(path: &Path) -> Result<String, StackError> {
+    match fs::read_to_string(path) {
+        Ok(kept) if !kept.trim().is_empty() => return Ok(kept.trim().to_owned()),
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(source) => return Err(StackError::file("read", path, source)),
+    }
+    let source = Path::new("/dev/urandom");
+    let mut bytes = [0_u8; 16];
+    File::open(source)
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .map_err(|error| StackError::file("read", source, error))?;
+    let password: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    write_private(path, &password)?;
+    Ok(password)
+}
+
+/// The log of a server: one file, of which the part since the last start of the server matters.
+#[derive(Debug)]
+pub(crate) struct Log {
+    pub(crate) path: PathBuf,
+    from: u64,
+}
+
+impl Log {
+    /// Begins a new log and keeps one earlier one beside it, so that logs do not grow from start to start.
+    pub(crate) fn begin(path: PathBuf) -> Self {
+        let earlier = path.with_extension("log.previous");
+        // A log that cannot be moved is written on: not worth refusing to start.
+        let _ = fs::rename(&path, &earlier);
+        Self { path, from: 0 }
+    }
+
+    /// Opens the log for a server that starts now.
+    pub(crate) fn open(&mut self) -> Result<File, StackError> {
+        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path);
+        let file = file.map_err(|source| StackError::file("open the log", &self.path, source))?;
+        self.from = file.metadata().map_or(0, |meta| meta.len());
+        Ok(file)
+    }
+
+    /// The last lines written since [`Log::open`].
+    pub(crate) fn tail(&self) -> String {
+        let read = || {
+            let mut file = File::open(&self.path)?;
+            let length = file.metadata()?.len();
+            file.seek(SeekFrom::Start(self.from.max(length.saturating_sub(TAIL_BYTES))))?;
+            let mut bytes = Vec::new();
+            file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+            Ok::<_, std::io::Error>(bytes)
+        };
+        let bytes = read().unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
+        let lines: Vec<&str> = text.lines().collect();
+        if lines.is_empty() {
+            return "(nothing)".to_owned();
+        }
+        lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+    }
+}

@@ -1,0 +1,123 @@
+//! Private servers on this machine: a real `nats-server` with JetStream and a real PostgreSQL, started as child
+//! processes on free ports of 127.0.0.1 and stopped again.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), stack::StackError> {
+//! let stack = stack::Stack::temporary(stack::StackOptions::default()).await?;
+//! println!("{} {}", stack.nats.url(), stack.postgres.url("memfleet"));
+//! stack.stop().await
+//! # }
+//! ```
+//!
+//! What a reader should know first:
+//!
+//! - [`Programs::find`] says where the server programs are; `make setup` puts them there.
+//! - Each server owns one folder. It holds the data, the log, the password and a lock, so one folder serves one
+//!   server at a time, and a later start on the same folder finds the same data.
+//! - The servers die with this process, however it ends: by `stop`, by drop, or, where `setpriv` of util-linux is
+//!   installed, by the kernel.
+//! - PostgreSQL refuses to run as root. Under root it runs as `postgres` or `nobody`, and where that user cannot
+//!   reach the folder, its data go to `/var/tmp` and are noted for `make clean` (`account.rs`, `outside.rs`).
+
+mod account;
+mod claim;
+mod error;
+mod files;
+mod nats;
+mod outside;
+mod postgres;
+mod process;
+mod programs;
+
+use std::path::Path;
+
+use tempfile::TempDir;
+
+pub use error::StackError;
+pub use nats::{Nats, NatsOptions};
+pub use postgres::{Postgres, PostgresOptions};
+pub use programs::{Places, Programs};
+
+/// How the two servers of a [`Stack`] run.
+#[derive(Debug, Clone, Default)]
+pub struct StackOptions {
+    /// How the NATS server runs.
+    pub nats: NatsOptions,
+    /// How PostgreSQL runs.
+    pub postgres: PostgresOptions,
+}
+
+/// A running NATS server and a running PostgreSQL. Dropping it kills both; prefer [`Stack::stop`].
+#[derive(Debug)]
+pub struct Stack {
+    /// The NATS server.
+    pub nats: Nats,
+    /// The PostgreSQL server.
+    pub postgres: Postgres,
+    /// Last, so that a drop ends the servers before it removes their folder.
+    temporary: Option<TempDir>,
+}
+
+impl Stack {
+    /// Starts both servers at once, with their data in `nats` and `postgres` under `dir`, which is made if it is not
+    /// there and used again if it is. Takes about two seconds the first time, at most about two minutes.
+    ///
+    /// # Errors
+    /// The programs are missing, the folder is in use, or a server does not start; the other is stopped then.
+    pub async fn start(dir: &Path, options: StackOptions) -> Result<Self, StackError> {
+        let programs = Programs::find()?;
+        Self::start_with(&programs, dir, options).await
+    }
+
+    /// As [`Stack::start`], with the programs named.
+    ///
+    /// # Errors
+    /// The folder is in use, or a server does not start; the other is stopped then.
+    pub async fn start_with(
+        programs: &Programs,
+        dir: &Path,
+        options: StackOptions,
+    ) -> Result<Self, StackError> {
+        let (nats_dir, postgres_dir) = (dir.join("nats"), dir.join("postgres"));
+        let (nats, postgres) = tokio::try_join!(
+            Nats::start(programs, &nats_dir, options.nats),
+            Postgres::start(programs, &postgres_dir, options.postgres),
+        )?;
+        Ok(Self { nats, postgres, temporary: None })
+    }
+
+    /// As [`Stack::start`], in a new folder that is removed when the stack stops or drops.
+    ///
+    /// # Errors
+    /// As [`Stack::start`], or the folder cannot be made.
+    pub async fn temporary(options: StackOptions) -> Result<Self, StackError> {
+        let programs = Programs::find()?;
+        Self::temporary_with(&programs, options).await
+    }
+
+    /// As [`Stack::temporary`], with the programs named.
+    ///
+    /// # Errors
+    /// As [`Stack::start_with`], or the folder cannot be made.
+    pub async fn temporary_with(programs: &Programs, options: StackOptions) -> Result<Self, StackError> {
+        let folder = files::temporary_folder()?;
+        let mut stack = Self::start_with(programs, folder.path(), options).await?;
+        stack.temporary = Some(folder);
+        Ok(stack)
+    }
+
+    /// Stops both servers and waits for their end, at most 20 seconds each, both at once; then removes a temporary
+    /// folder.
+    ///
+    /// # Errors
+    /// A server had ended by itself, or had to be killed; nothing runs any more then either.
+    pub async fn stop(self) -> Result<(), StackError> {
+        let Self { nats, postgres, temporary } = self;
+        let (nats, postgres) = tokio::join!(nats.stop(), postgres.stop());
+        if let Some(folder) = temporary {
+            let path = folder.path().to_path_buf();
+            folder.close().map_err(|source| StackError::file("remove", &path, source))?;
+        }
+        nats.and(postgres)
+    }
+}

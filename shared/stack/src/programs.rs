@@ -1,0 +1,145 @@
+//! Where the server programs are.
+
+use std::env;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::StackError;
+
+/// The name of the folder that holds everything private, in the memfleet folder.
+const HOME: &str = ".memfleet";
+/// The oldest PostgreSQL that memfleet runs on.
+pub(crate) const OLDEST_POSTGRES: u32 = 15;
+
+/// The server programs, found on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Programs {
+    /// The `nats-server` program.
+    pub nats_server: PathBuf,
+    /// The folder that holds `postgres` and `initdb`.
+    pub postgres_bin: PathBuf,
+}
+
+impl Programs {
+    /// Finds the programs, for each the first of:
+    ///
+    /// 1. the one that the environment names: `MEMFLEET_NATS_SERVER` (the path of `nats-server`) and
+    ///    `MEMFLEET_PG_BIN` (the folder that holds `postgres` and `initdb`);
+    /// 2. `servers/nats/nats-server` and `servers/postgres/bin` in `.memfleet` of the current folder or of one above
+    ///    it, or in the folder that `MEMFLEET_HOME` names instead;
+    /// 3. for PostgreSQL, an installed `/usr/lib/postgresql/N/bin` with N at least 15, the highest first.
+    ///
+    /// A name in the environment that leads nowhere is an error, never passed over.
+    ///
+    /// # Errors
+    /// [`StackError::Missing`] says which program, where it was looked for, and what to do.
+    pub fn find() -> Result<Self, StackError> {
+        Self::find_in(&Places::of_this_process())
+    }
+
+    /// As [`Programs::find`], in the given places.
+    ///
+    /// # Errors
+    /// As [`Programs::find`].
+    pub fn find_in(places: &Places) -> Result<Self, StackError> {
+        Ok(Self { nats_server: find_nats(places)?, postgres_bin: find_postgres(places)? })
+    }
+}
+
+/// Where [`Programs::find_in`] looks.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// `MEMFLEET_NATS_SERVER`: the path of `nats-server`.
+    pub nats_server: Option<PathBuf>,
+    /// `MEMFLEET_PG_BIN`: the folder that holds `postgres` and `initdb`.
+    pub postgres_bin: Option<PathBuf>,
+    /// `MEMFLEET_HOME`: the folder used in place of `.memfleet`.
+    pub home: Option<PathBuf>,
+    /// The folder whose `.memfleet`, or that of one above it, is looked into.
+    pub current: PathBuf,
+    /// The folder of installed versions of PostgreSQL, each `N/bin`.
+    pub installed: PathBuf,
+}
+
+impl Places {
+    /// The places that the environment and the current folder of this process name.
+    #[must_use]
+    pub fn of_this_process() -> Self {
+        let named = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        Self {
+            nats_server: named("MEMFLEET_NATS_SERVER"),
+            postgres_bin: named("MEMFLEET_PG_BIN"),
+            home: named("MEMFLEET_HOME"),
+            current: env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
+            installed: PathBuf::from("/usr/lib/postgresql"),
+        }
+    }
+
+    /// The folder of everything private: the named one, else the nearest `.memfleet` that exists, else the one that
+    /// would be made in the current folder.
+    #[must_use]
+    pub fn home(&self) -> PathBuf {
+        let homes = self.homes();
+        let nearest = homes.iter().find(|home| home.is_dir()).or_else(|| homes.first());
+        nearest.cloned().unwrap_or_else(|| self.current.join(HOME))
+    }
+
+    fn homes(&self) -> Vec<PathBuf> {
+        match &self.home {
+            Some(home) => vec![home.clone()],
+            None => self.current.ancestors().map(|folder| folder.join(HOME)).collect(),
+        }
+    }
+
+    /// The installed versions, the highest first.
+    fn installed_bins(&self) -> Vec<PathBuf> {
+        let Ok(entries) = fs::read_dir(&self.installed) else { return Vec::new() };
+        let version = |entry: fs::DirEntry| entry.file_name().to_str()?.parse::<u32>().ok();
+        let mut versions: Vec<u32> = entries.flatten().filter_map(version).collect();
+        versions.retain(|version| *version >= OLDEST_POSTGRES);
+        versions.sort_unstable_by(|one, other| other.cmp(one));
+        versions.iter().map(|version| self.installed.join(version.to_string()).join("bin")).collect()
+    }
+}
+
+fn find_nats(places: &Places) -> Result<PathBuf, StackError> {
+    let candidates = match &places.nats_server {
+        Some(named) => vec![named.clone()],
+        None => places.homes().iter().map(|home| home.join("servers/nats/nats-server")).collect(),
+    };
+    first(candidates, is_program).map_err(|looked| StackError::Missing {
+        what: "nats-server",
+        looked,
+        variable: "MEMFLEET_NATS_SERVER",
+        meaning: "the path of a nats-server program",
+    })
+}
+
+fn find_postgres(places: &Places) -> Result<PathBuf, StackError> {
+    let candidates = match &places.postgres_bin {
+        Some(named) => vec![named.clone()],
+        None => {
+            let ours = places.homes().into_iter().map(|home| home.join("servers/postgres/bin"));
+            ours.chain(places.installed_bins()).chain([places.installed.join("N/bin")]).collect()
+        }
+    };
+    let holds_both = |bin: &Path| is_program(&bin.join("postgres")) && is_program(&bin.join("initdb"));
+    first(candidates, holds_both).map_err(|looked| StackError::Missing {
+        what: "PostgreSQL (the programs postgres and initdb)",
+        looked,
+        variable: "MEMFLEET_PG_BIN",
+        meaning: "the folder that holds these programs of PostgreSQL 15 or newer",
+    })
+}
+
+/// The first candidate that fits, made absolute because the servers run in other folders; else all of them.
+fn first(candidates: Vec<PathBuf>, fits: impl Fn(&Path) -> bool) -> Result<PathBuf, Vec<PathBuf>> {
+    let found =
+        candidates.iter().find(|candidate| fits(candidate)).and_then(|found| fs::canonicalize(found).ok());
+    found.ok_or(candidates)
+}
+
+fn is_program(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}

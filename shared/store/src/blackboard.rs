@@ -1,0 +1,248 @@
+//! The event stream: who did what and why, appended in the transaction of the effect.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use contract::{Event, EventType, Json, Performative, UserId};
+use diesel::QueryableByName;
+use diesel::sql_types::{Array, BigInt, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use uuid::Uuid;
+
+use crate::fault::{Fault, FaultKind};
+use crate::prepared;
+
+/// How many causes an event's `causality_chain` keeps, the nearest ones.
+pub const CHAIN_LENGTH: usize = 64;
+
+/// What an event says about its cause.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cause {
+    /// The event that caused it.
+    pub parent_event_id: Uuid,
+    /// One more than the parent's.
+    pub logical_timestamp: i64,
+    /// The parent's chain and the parent, oldest first, at most [`CHAIN_LENGTH`].
+    pub causality_chain: Vec<Uuid>,
+}
+
+/// An event about to be appended.
+#[derive(Clone, Debug)]
+pub struct NewEvent<'a> {
+    /// Its id, a UUIDv7.
+    pub id: Uuid,
+    /// What happened.
+    pub event_type: EventType,
+    /// What it means between agents.
+    pub performative: Performative,
+    /// The agent or service that made it happen.
+    pub source_agent_id: &'a str,
+    /// Whose memory changed.
+    pub user_id: UserId,
+    /// The session, or [`Event::ACCOUNT_SESSION`].
+    pub session_id: &'a str,
+    /// JSON text without secrets.
+    pub payload: &'a str,
+    /// Why.
+    pub cause: Option<&'a Cause>,
+}
+
+/// What an appended event was given by the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// Grows strictly.
+    pub event_sequence: i64,
+    /// When the transaction began.
+    pub created_at: DateTime<Utc>,
+}
+
+/// Appends events in the order given and says what they were given, by id.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn append(
+    connection: &mut AsyncPgConnection,
+    events: &[NewEvent<'_>],
+) -> Result<HashMap<Uuid, Appended>, Fault> {
+    const APPEND: &str = "
+        INSERT INTO blackboard_events (id, event_type, performative, source_agent_id, user_id, session_id,
+            event_payload, parent_event_id, causality_chain, logical_timestamp)
+        SELECT e.id, e.event_type::eventtype, e.performative::performative, e.source_agent_id, e.user_id,
+            e.session_id, e.payload::jsonb, e.parent_event_id, e.causality_chain::jsonb, e.logical_timestamp
+        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::integer[], $6::text[], $7::text[],
+            $8::uuid[], $9::text[], $10::bigint[])
+            WITH ORDINALITY AS e (id, event_type, performative, source_agent_id, user_id, session_id, payload,
+            parent_event_id, causality_chain, logical_timestamp, ordinal)
+        ORDER BY e.ordinal
+        RETURNING id, event_sequence, created_at";
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = SqlUuid)]
+        id: Uuid,
+        #[diesel(sql_type = BigInt)]
+        event_sequence: i64,
+        #[diesel(sql_type = Timestamptz)]
+        created_at: DateTime<Utc>,
+    }
+    if events.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let chains: Vec<String> = events.iter().map(|event| chain_json(event.cause)).collect();
+    let rows: Vec<Row> = prepared(
+        diesel::sql_query(APPEND)
+            .bind::<Array<SqlUuid>, _>(column(events, |event| event.id))
+            .bind::<Array<Text>, _>(column(events, |event| event.event_type.as_str()))
+            .bind::<Array<Text>, _>(column(events, |event| event.performative.as_str()))
+            .bind::<Array<Text>, _>(column(events, |event| event.source_agent_id))
+            .bind::<Array<Integer>, _>(column(events, |event| event.user_id.get()))
+            .bind::<Array<Text>, _>(column(events, |event| event.session_id))
+            .bind::<Array<Text>, _>(column(events, |event| event.payload))
+            .bind::<Array<Nullable<SqlUuid>>, _>(column(events, |event| {
+                event.cause.map(|cause| cause.parent_event_id)
+            }))
+            .bind::<Array<Text>, _>(chains)
+            .bind::<Array<BigInt>, _>(column(events, |event| {
+                event.cause.map_or(1, |cause| cause.logical_timestamp)
+            })),
+    )
+    .load(connection)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| (row.id, Appended { event_sequence: row.event_sequence, created_at: row.created_at }))
+        .collect())
+}
+
+fn column<'a, T>(events: &'a [NewEvent<'a>], field: impl Fn(&'a NewEvent<'a>) -> T) -> Vec<T> {
+    events.iter().map(field).collect()
+}
+
+fn chain_json(cause: Option<&Cause>) -> String {
+    let ids = cause.map_or(&[][..], |cause| &cause.causality_chain);
+    serde_json::Value::from(ids.iter().map(Uuid::to_string).collect::<Vec<_>>()).to_string()
+}
+
+/// What events caused by these parents say about their cause. A parent is looked for among the events of the
+/// same user only; one that is missing there is missing from the answer.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn causes(
+    connection: &mut AsyncPgConnection,
+    parents: &[(UserId, Uuid)],
+) -> Result<HashMap<(UserId, Uuid), Cause>, Fault> {
+    const FIND: &str = "
+        SELECT e.id, e.user_id, e.logical_timestamp, e.causality_chain::text AS chain
+        FROM unnest($1::integer[], $2::uuid[]) AS p (user_id, id)
+        JOIN blackboard_events e ON e.id = p.id AND e.user_id = p.user_id";
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = SqlUuid)]
+        id: Uuid,
+        #[diesel(sql_type = Integer)]
+        user_id: i32,
+        #[diesel(sql_type = BigInt)]
+        logical_timestamp: i64,
+        #[diesel(sql_type = Text)]
+        chain: String,
+    }
+    if parents.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let rows: Vec<Row> = prepared(
+        diesel::sql_query(FIND)
+            .bind::<Array<Integer>, _>(parents.iter().map(|(user, _)| user.get()).collect::<Vec<_>>())
+            .bind::<Array<SqlUuid>, _>(parents.iter().map(|(_, id)| *id).collect::<Vec<_>>()),
+    )
+    .load(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let mut chain: Vec<Uuid> = serde_json::from_str(&row.chain).map_err(unreadable)?;
+            chain.push(row.id);
+            let surplus = chain.len().saturating_sub(CHAIN_LENGTH);
+            chain.drain(..surplus);
+            let user_id = UserId::new(row.user_id).map_err(unreadable)?;
+            let cause = Cause {
+                parent_event_id: row.id,
+                logical_timestamp: row.logical_timestamp.saturating_add(1),
+                causality_chain: chain,
+            };
+            Ok(((user_id, row.id), cause))
+        })
+        .collect()
+}
+
+/// Reads events back by id. One that was never appended is missing from the answer.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn read(connection: &mut AsyncPgConnection, ids: &[Uuid]) -> Result<Vec<Event>, Fault> {
+    const READ: &str = "
+        SELECT id, event_sequence, event_type::text AS event_type, performative::text AS performative,
+            source_agent_id, target_agent_id, user_id, session_id, parent_event_id, logical_timestamp,
+            created_at, event_payload::text AS payload
+        FROM blackboard_events WHERE id = ANY ($1) ORDER BY event_sequence";
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows: Vec<EventRow> =
+        prepared(diesel::sql_query(READ).bind::<Array<SqlUuid>, _>(ids)).load(connection).await?;
+    rows.into_iter().map(EventRow::into_event).collect()
+}
+
+#[derive(QueryableByName)]
+struct EventRow {
+    #[diesel(sql_type = SqlUuid)]
+    id: Uuid,
+    #[diesel(sql_type = BigInt)]
+    event_sequence: i64,
+    #[diesel(sql_type = Text)]
+    event_type: String,
+    #[diesel(sql_type = Text)]
+    performative: String,
+    #[diesel(sql_type = Text)]
+    source_agent_id: String,
+    #[diesel(sql_type = Nullable<Text>)]
+    target_agent_id: Option<String>,
+    #[diesel(sql_type = Integer)]
+    user_id: i32,
+    #[diesel(sql_type = Text)]
+    session_id: String,
+    #[diesel(sql_type = Nullable<SqlUuid>)]
+    parent_event_id: Option<Uuid>,
+    #[diesel(sql_type = BigInt)]
+    logical_timestamp: i64,
+    #[diesel(sql_type = Timestamptz)]
+    created_at: DateTime<Utc>,
+    #[diesel(sql_type = Text)]
+    payload: String,
+}
+
+impl EventRow {
+    fn into_event(self) -> Result<Event, Fault> {
+        let newer = |label: &str| unreadable(format!("this program knows no {label:?}; it is too old"));
+        Ok(Event {
+            event_id: self.id,
+            event_sequence: self.event_sequence,
+            event_type: EventType::from_label(&self.event_type).ok_or_else(|| newer(&self.event_type))?,
+            performative: Performative::from_label(&self.performative)
+                .ok_or_else(|| newer(&self.performative))?,
+            source_agent_id: self.source_agent_id,
+            target_agent_id: self.target_agent_id,
+            user_id: UserId::new(self.user_id).map_err(unreadable)?,
+            session_id: self.session_id,
+            parent_event_id: self.parent_event_id,
+            logical_timestamp: self.logical_timestamp,
+            created_at: self.created_at,
+            payload: Json::new(self.payload).map_err(unreadable)?,
+        })
+    }
+}
+
+fn unreadable(problem: impl ToString) -> Fault {
+    Fault {
+        kind: FaultKind::Transient,
+        reason: format!("an event cannot be read back: {}", problem.to_string()),
+    }
+}

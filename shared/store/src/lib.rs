@@ -1,0 +1,16 @@
+//! PostgreSQL: pools, migrations, the inbox, the blackboard, and what its errors mean.
+//!
+//! A worker's SQL lives in the worker's own `store.rs`; what every worker's transaction needs is here.
+//! Nothing here knows about messages.
+
+pub mod blackboard;
+pub mod fault;
+pub mod inbox;
+pub mod migration;
+pub mod pool;
+mod statement;
+
+pub use diesel_async::AsyncPgConnection as Connection;
+pub use fault::{Fault, FaultKind};
+pub use pool::{Pool, PoolError, connect, lend, open_pool};
+pub use statement::prepared;

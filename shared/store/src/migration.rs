@@ -1,0 +1,139 @@
+//! The schema's migrations, built into the program and run without libpq.
+
+use diesel::QueryableByName;
+use diesel::sql_types::{Nullable, Text};
+use diesel_async::{AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
+use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
+
+use crate::fault::{Fault, FaultKind};
+
+const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../../migrations");
+
+/// The advisory lock that two programs migrating at once queue at: "memfleet" in ASCII.
+const LOCK: i64 = 0x6d65_6d66_6c65_6574;
+
+/// A migration failed. The ones before it stay.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct MigrationError(String);
+
+/// One migration and whether the database has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MigrationState {
+    /// Its folder's name.
+    pub name: String,
+    /// Whether it has run.
+    pub applied: bool,
+}
+
+/// Runs what has not run yet, each migration in a transaction of its own. Gives the names.
+///
+/// # Errors
+/// [`MigrationError`] names the migration that failed, and why.
+pub async fn up(connection: AsyncPgConnection) -> Result<Vec<String>, MigrationError> {
+    with_lock(connection, |harness| {
+        let mut done = Vec::new();
+        while let Some(next) = pending(harness)?.into_iter().next() {
+            harness.run_next_migration(MIGRATIONS).map_err(|error| failed(&next, &*error))?;
+            done.push(next);
+        }
+        Ok(done)
+    })
+    .await
+}
+
+/// Takes back the latest `count` migrations. Gives the names.
+///
+/// # Errors
+/// [`MigrationError`] if one fails.
+pub async fn down(connection: AsyncPgConnection, count: usize) -> Result<Vec<String>, MigrationError> {
+    with_lock(connection, |harness| {
+        let mut done = Vec::new();
+        while done.len() < count && !applied(harness)?.is_empty() {
+            let version =
+                harness.revert_last_migration(MIGRATIONS).map_err(|error| failed("down", &*error))?;
+            done.push(version.to_string());
+        }
+        Ok(done)
+    })
+    .await
+}
+
+/// Every migration of this program, oldest first.
+///
+/// # Errors
+/// [`MigrationError`] if the database cannot be asked.
+pub async fn status(connection: AsyncPgConnection) -> Result<Vec<MigrationState>, MigrationError> {
+    let mut harness = AsyncMigrationHarness::new(connection);
+    tokio::task::block_in_place(|| {
+        let waiting = pending(&mut harness)?;
+        Ok(names()?
+            .into_iter()
+            .map(|name| MigrationState { applied: !waiting.contains(&name), name })
+            .collect())
+    })
+}
+
+/// The migrations of this program that the database lacks, asked for without any right but to read.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn missing(connection: &mut AsyncPgConnection) -> Result<Vec<String>, Fault> {
+    const TABLE: &str = "SELECT to_regclass('__diesel_schema_migrations')::text AS name";
+    const APPLIED: &str = "SELECT version::text AS name FROM __diesel_schema_migrations";
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = Nullable<Text>)]
+        name: Option<String>,
+    }
+    let table: Vec<Row> = diesel::sql_query(TABLE).load(connection).await?;
+    let applied: Vec<Row> = if table.iter().any(|row| row.name.is_some()) {
+        diesel::sql_query(APPLIED).load(connection).await?
+    } else {
+        Vec::new()
+    };
+    let names = names().map_err(|error| Fault { kind: FaultKind::Permanent, reason: error.to_string() })?;
+    let has = |name: &String| {
+        let version: String = name.split('_').next().unwrap_or(name).replace('-', "");
+        applied.iter().any(|row| row.name.as_ref() == Some(&version))
+    };
+    Ok(names.into_iter().filter(|name| !has(name)).collect())
+}
+
+type Harness = AsyncMigrationHarness<AsyncPgConnection>;
+
+async fn with_lock<T>(
+    mut connection: AsyncPgConnection,
+    work: impl FnOnce(&mut Harness) -> Result<T, MigrationError>,
+) -> Result<T, MigrationError> {
+    let lock = format!("SET lock_timeout = '60s'; SELECT pg_advisory_lock({LOCK}); RESET lock_timeout");
+    connection
+        .batch_execute(&lock)
+        .await
+        .map_err(|error| MigrationError(format!("another migration is running: {error}")))?;
+    let mut harness = AsyncMigrationHarness::new(connection);
+    // The lock goes with the connection, however this ends.
+    tokio::task::block_in_place(|| work(&mut harness))
+}
+
+fn names() -> Result<Vec<String>, MigrationError> {
+    use diesel::migration::{Migration, MigrationSource};
+    let all: Vec<Box<dyn Migration<diesel::pg::Pg>>> =
+        MIGRATIONS.migrations().map_err(|error| failed("migrations", &*error))?;
+    Ok(all.iter().map(|migration| migration.name().to_string()).collect())
+}
+
+fn pending(harness: &mut Harness) -> Result<Vec<String>, MigrationError> {
+    let waiting =
+        harness.pending_migrations(MIGRATIONS).map_err(|error| failed("the list of migrations", &*error))?;
+    Ok(waiting.iter().map(|migration| migration.name().to_string()).collect())
+}
+
+fn applied(harness: &mut Harness) -> Result<Vec<String>, MigrationError> {
+    let versions = harness.applied_migrations().map_err(|error| failed("the list of migrations", &*error))?;
+    Ok(versions.iter().map(ToString::to_string).collect())
+}
+
+fn failed(what: &str, error: &dyn std::error::Error) -> MigrationError {
+    MigrationError(format!("{what}: {error}"))
+}
