@@ -1,0 +1,63 @@
+//! The connection to NATS.
+
+use std::time::Duration;
+
+use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+
+use crate::settings::{NatsSettings, without_password};
+
+/// The broker cannot be connected to.
+#[derive(Debug, thiserror::Error)]
+#[error("NATS at {url}: {problem}")]
+pub struct ConnectError {
+    url: String,
+    problem: String,
+}
+
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Connects once, under a name that shows in the server's list of connections and in the inbox prefix
+/// (`_INBOX.<name>`). A connection that breaks later comes back by itself.
+///
+/// # Errors
+/// [`ConnectError`] with the address, and what went wrong.
+pub async fn connect(settings: &NatsSettings, name: &str) -> Result<Client, ConnectError> {
+    let failed = |problem: String| ConnectError { url: without_password(&settings.url), problem };
+    let mut options = ConnectOptions::new()
+        .name(format!("memfleet {name}"))
+        .custom_inbox_prefix(format!("_INBOX.{name}"))
+        .connection_timeout(CONNECTION_TIMEOUT)
+        .event_callback(log_event);
+    if let Some(file) = &settings.credentials_file {
+        options = options
+            .credentials_file(file)
+            .await
+            .map_err(|error| failed(format!("nats.credentials_file {file}: {error}")))?;
+    }
+    let servers: Vec<ServerAddr> = settings
+        .url
+        .split(',')
+        .map(|url| url.trim().parse())
+        .collect::<Result<_, _>>()
+        .map_err(|error| failed(format!("nats.url cannot be read: {error}")))?;
+    // The client knows the user information of an address but does not send it.
+    if let Some(address) = servers.iter().find(|address| address.has_user_pass()) {
+        let (user, password) =
+            (address.username().unwrap_or_default(), address.password().unwrap_or_default());
+        options = options.user_and_password(user.to_owned(), password.to_owned());
+    }
+    options.connect(servers).await.map_err(|error| failed(error.to_string()))
+}
+
+#[allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "the client's enumeration; what is new in it is worth a line"
+)]
+async fn log_event(event: Event) {
+    match event {
+        Event::Connected => tracing::debug!("connected to NATS"),
+        // A denied publish shows here and nowhere else, before its acknowledgement times out.
+        Event::ServerError(error) => tracing::error!(%error, "NATS refuses"),
+        other => tracing::warn!(event = %other, "NATS connection"),
+    }
+}

@@ -1,0 +1,118 @@
+//! Dead letters: a message that is given up, whole, with the reason.
+
+use async_nats::{HeaderMap, Subject};
+use bytes::Bytes;
+use contract::{DeadClass, DeadSubject, RequestSubject, header, limit};
+use uuid::Uuid;
+
+/// Why a message is given up.
+#[derive(Clone, Debug)]
+pub struct Death {
+    /// The class.
+    pub class: DeadClass,
+    /// One sentence that names the field or the condition.
+    pub reason: String,
+    /// How often it was tried.
+    pub tries: u32,
+}
+
+/// A message that is given up, as the stream holds it.
+#[derive(Clone, Copy, Debug)]
+pub struct Corpse<'a> {
+    /// The worker that gives it up.
+    pub worker: &'a str,
+    /// The stream that holds it.
+    pub stream: &'a str,
+    /// Its place there.
+    pub sequence: u64,
+    /// The subject it was published on.
+    pub subject: &'a str,
+    /// Its headers.
+    pub headers: Option<&'a HeaderMap>,
+    /// Its body.
+    pub body: &'a Bytes,
+}
+
+/// A dead letter ready to be published.
+#[derive(Clone, Debug)]
+pub struct DeadLetter {
+    /// `memory.dead.<worker>.<user_id>`.
+    pub subject: Subject,
+    /// The message's own headers without the broker's, and ours.
+    pub headers: HeaderMap,
+    /// The body, byte for byte.
+    pub body: Bytes,
+}
+
+/// The headers' room beside a body, when a dead letter must fit what the server takes.
+const HEADER_ROOM: usize = 16 * 1024;
+
+impl DeadLetter {
+    /// Makes the dead letter of a message. `max_payload` is what the server takes: a body that does not fit stays
+    /// behind in its stream, and the reason says where.
+    pub fn new(corpse: &Corpse<'_>, death: &Death, max_payload: usize) -> Self {
+        let source = format!("{}/{}", corpse.stream, corpse.sequence);
+        let request_id = corpse.headers.and_then(|headers| headers.get(header::MESSAGE_ID));
+        let mut headers = carried(corpse.headers);
+        let mut reason = printable(&death.reason);
+        let fits = corpse.body.len() + header_bytes(&headers) + HEADER_ROOM <= max_payload;
+        if !fits {
+            headers = HeaderMap::new();
+            reason = format!("{reason}; too large to move, the message is still at {source}");
+        }
+        // The same request given up twice is one dead letter.
+        let name = request_id.map_or_else(|| source.clone(), |id| id.as_str().to_owned());
+        let id = Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{} {name}", corpse.worker).as_bytes());
+        headers.insert(header::MESSAGE_ID, id.to_string());
+        headers.insert(header::DEAD_CLASS, death.class.as_str());
+        headers.insert(header::DEAD_REASON, reason);
+        headers.insert(header::DEAD_SUBJECT, corpse.subject);
+        headers.insert(header::DEAD_SOURCE, source);
+        headers.insert(header::DEAD_TRIES, death.tries.to_string());
+        if let Some(request_id) = request_id {
+            headers.insert(header::DEAD_REQUEST_ID, request_id.clone());
+        }
+        let user_id = user(corpse.subject);
+        let subject = DeadSubject { worker: corpse.worker, user_id }.to_string().into();
+        Self { subject, headers, body: if fits { corpse.body.clone() } else { Bytes::new() } }
+    }
+}
+
+/// The user of a subject, also of one that is otherwise malformed.
+fn user(subject: &str) -> Option<contract::UserId> {
+    match subject.parse::<RequestSubject>() {
+        Ok(subject) => Some(subject.user_id),
+        Err(_) => subject.rsplit('.').next().and_then(|token| token.parse().ok()),
+    }
+}
+
+/// The headers that go along. `Nats-` ones are orders to the broker and would be carried out again.
+fn carried(headers: Option<&HeaderMap>) -> HeaderMap {
+    let mut carried = HeaderMap::new();
+    for (name, values) in headers.into_iter().flat_map(HeaderMap::iter) {
+        if !name.to_string().to_ascii_lowercase().starts_with("nats-") {
+            for value in values {
+                carried.append(name.clone(), value.clone());
+            }
+        }
+    }
+    carried
+}
+
+fn header_bytes(headers: &HeaderMap) -> usize {
+    headers
+        .iter()
+        .map(|(name, values)| {
+            values.iter().map(|value| name.to_string().len() + value.as_str().len() + 4).sum::<usize>()
+        })
+        .sum()
+}
+
+/// One line without control characters, as a header must be.
+fn printable(reason: &str) -> String {
+    reason
+        .chars()
+        .map(|character| if character.is_control() { ' ' } else { character })
+        .take(limit::REASON_CHARS)
+        .collect()
+}

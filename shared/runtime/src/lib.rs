@@ -1,0 +1,34 @@
+//! The way of a message, one file per stage.
+//!
+//! ```text
+//! pull ─▶ decode ─▶ authorise ─▶ write ─▶ settle
+//! batch   malformed  refused     one       ack · nak(delay) · dead letter + term
+//!         ─▶ dead    ─▶ dead     transaction
+//! ```
+//!
+//! [`run`] drives one [`Worker`] along it. Three tasks share the way: one pulls, decodes and authorises the next
+//! batch while a second writes the current one and a third settles the one before. Channels between them hold one
+//! batch each, which is all the back-pressure there is.
+//!
+//! A message is acknowledged only after its transaction has committed, by construction: `settle` takes a
+//! [`write::Settlement`], and only `write` can make one that says so.
+
+mod advisory;
+pub mod authorise;
+pub mod broker;
+mod crash;
+pub mod dead;
+pub mod decode;
+mod pipeline;
+pub mod pull;
+pub mod retry;
+pub mod settings;
+pub mod settle;
+pub mod stats;
+pub mod worker;
+pub mod write;
+
+pub use pipeline::{RunError, run};
+pub use settings::{Settings, SettingsError};
+pub use stats::{Stats, StatsReport};
+pub use worker::{Effect, FollowUp, Message, Payload, Verdict, Worker};

@@ -1,0 +1,325 @@
+//! One worker from start to stop.
+
+use std::fmt::Display;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::{self, consumer::PullConsumer};
+use contract::DeadClass;
+use store::Pool;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::advisory::Undertaker;
+use crate::authorise::{Authorised, authorise};
+use crate::broker;
+use crate::crash::{self, Point};
+use crate::decode::decode;
+use crate::pull::{Delivery, Puller};
+use crate::retry::Budget;
+use crate::settings::{Settings, SettingsError};
+use crate::settle::{Settler, ToSettle};
+use crate::stats::Stats;
+use crate::worker::Worker;
+use crate::write::Writer;
+
+/// A worker cannot start, or broke down.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Something it needs did not appear in time.
+    #[error("{worker} cannot start: after {waited_s} s still {problem}")]
+    Startup {
+        /// The worker.
+        worker: &'static str,
+        /// How long it waited.
+        waited_s: u64,
+        /// What is missing and what to do about it.
+        problem: String,
+    },
+    /// The configuration is out of bounds.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The database pool cannot be made.
+    #[error(transparent)]
+    Pool(#[from] store::PoolError),
+    /// A stage panicked. What was in flight is delivered again.
+    #[error("{worker} broke down: {problem}")]
+    BrokeDown {
+        /// The worker.
+        worker: &'static str,
+        /// What the stage said.
+        problem: String,
+    },
+}
+
+/// Runs a worker until `stop` is cancelled, then finishes what is in flight and hands back the rest.
+///
+/// # Errors
+/// [`RunError`] if it cannot start or a stage breaks down. Being stopped is no error.
+pub async fn run<W: Worker>(
+    worker: Arc<W>,
+    settings: &Settings,
+    stats: Arc<Stats>,
+    stop: CancellationToken,
+) -> Result<(), RunError> {
+    settings.check()?;
+    let Some(dependencies) = start::<W>(settings, &stop).await? else { return Ok(()) };
+    tracing::info!(worker = W::NAME, stream = W::STREAM, "started");
+    let mut stages = spawn_stages(worker, settings, &dependencies, stats, &stop);
+
+    let mut broken = None;
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => {}
+        Some(ended) = stages.join_next() => {
+            // No stage ends before it is told to, unless it panics.
+            broken = Some(ended.err().map_or_else(|| "a stage ended early".to_owned(), |error| error.to_string()));
+            stop.cancel();
+        }
+    }
+    let finished = timeout(settings.worker.shutdown_grace(), async {
+        while let Some(ended) = stages.join_next().await {
+            if let Err(error) = ended {
+                broken.get_or_insert(error.to_string());
+            }
+        }
+        dependencies.client.flush().await
+    });
+    if finished.await.is_err() {
+        tracing::warn!(
+            worker = W::NAME,
+            "not finished within the grace period; what is in flight comes again"
+        );
+    }
+    match broken {
+        Some(problem) => Err(RunError::BrokeDown { worker: W::NAME, problem }),
+        None => {
+            tracing::info!(worker = W::NAME, "stopped");
+            Ok(())
+        }
+    }
+}
+
+struct Dependencies {
+    client: async_nats::Client,
+    jetstream: jetstream::Context,
+    consumer: PullConsumer,
+    advisories: PullConsumer,
+    pool: Pool,
+}
+
+fn spawn_stages<W: Worker>(
+    worker: Arc<W>,
+    settings: &Settings,
+    dependencies: &Dependencies,
+    stats: Arc<Stats>,
+    stop: &CancellationToken,
+) -> JoinSet<()> {
+    let mut stages = JoinSet::new();
+    let (to_write, to_be_written) = mpsc::channel(1);
+    let (to_settle, to_be_settled) = mpsc::channel(1);
+    let Dependencies { client, jetstream, consumer, advisories, pool } = dependencies;
+
+    let writer = Writer {
+        worker: Arc::clone(&worker),
+        pool: pool.clone(),
+        stats: Arc::clone(&stats),
+        stop: stop.clone(),
+    };
+    let undertaker = Undertaker {
+        worker: W::NAME,
+        stream: W::STREAM,
+        client: client.clone(),
+        jetstream: jetstream.clone(),
+        pool: pool.clone(),
+        stats: Arc::clone(&stats),
+    };
+    let settler = Settler {
+        worker: Arc::clone(&worker),
+        client: client.clone(),
+        jetstream: jetstream.clone(),
+        settings: settings.worker.clone(),
+        stats,
+        budget: Budget::default(),
+        stop: stop.clone(),
+    };
+    let pulling = PullStage {
+        worker,
+        consumer: consumer.clone(),
+        settings: settings.clone(),
+        stop: stop.clone(),
+        to_write,
+        to_settle: to_settle.clone(),
+    };
+    stages.spawn(pulling.run());
+    stages.spawn(write_stage(writer, to_be_written, to_settle));
+    stages.spawn(settle_stage(settler, to_be_settled));
+    stages.spawn(undertaker.run(advisories.clone(), settings.worker.clone(), stop.clone()));
+    stages
+}
+
+/// The first three stages.
+struct PullStage<W: Worker> {
+    worker: Arc<W>,
+    consumer: PullConsumer,
+    settings: Settings,
+    stop: CancellationToken,
+    to_write: mpsc::Sender<Vec<Authorised<W::Request>>>,
+    to_settle: mpsc::Sender<ToSettle<W::Request>>,
+}
+
+/// How long to wait before opening a pull again that the broker refused.
+const AFTER_ERROR: Duration = Duration::from_millis(500);
+
+impl<W: Worker> PullStage<W> {
+    async fn run(self) {
+        let mut puller = loop {
+            match Puller::open(&self.consumer, &self.settings.worker).await {
+                Ok(puller) => break puller,
+                Err(error) => tracing::warn!(worker = W::NAME, %error, "cannot pull; trying again"),
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = sleep(AFTER_ERROR) => {}
+            }
+        };
+        while let Some(deliveries) = puller.next(&self.stop).await {
+            crash::reach(Point::Pulled);
+            if !self.forward(deliveries).await {
+                break;
+            }
+        }
+        let handed_back = puller.hand_back().await;
+        tracing::debug!(worker = W::NAME, handed_back, "stopped pulling");
+    }
+
+    /// Decodes and authorises a batch and passes it on. False when the later stages are gone.
+    async fn forward(&self, deliveries: Vec<Delivery>) -> bool {
+        let mut batch = Vec::with_capacity(deliveries.len());
+        for delivery in deliveries {
+            let rejected = match decode(&*self.worker, delivery) {
+                Ok(decoded) => match authorise(decoded) {
+                    Ok(authorised) => {
+                        batch.push(authorised);
+                        continue;
+                    }
+                    Err(refused) => {
+                        let (delivery, denied) = *refused;
+                        ToSettle::Rejected(Box::new(delivery), DeadClass::Denied, denied.to_string())
+                    }
+                },
+                Err(refused) => {
+                    let (delivery, malformed) = *refused;
+                    ToSettle::Rejected(Box::new(delivery), DeadClass::Malformed, malformed.to_string())
+                }
+            };
+            if self.to_settle.send(rejected).await.is_err() {
+                return false;
+            }
+        }
+        crash::reach(Point::Authorised);
+        batch.is_empty() || self.to_write.send(batch).await.is_ok()
+    }
+}
+
+async fn write_stage<W: Worker>(
+    writer: Writer<W>,
+    mut batches: mpsc::Receiver<Vec<Authorised<W::Request>>>,
+    to_settle: mpsc::Sender<ToSettle<W::Request>>,
+) {
+    while let Some(batch) = batches.recv().await {
+        let settlements = writer.write(batch).await;
+        if to_settle.send(ToSettle::Written(settlements)).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn settle_stage<W: Worker>(mut settler: Settler<W>, mut items: mpsc::Receiver<ToSettle<W::Request>>) {
+    while let Some(item) = items.recv().await {
+        settler.settle(item).await;
+    }
+}
+
+/// Waits for everything the worker needs. None if it is stopped first.
+async fn start<W: Worker>(
+    settings: &Settings,
+    stop: &CancellationToken,
+) -> Result<Option<Dependencies>, RunError> {
+    let patience = Duration::from_millis(settings.postgres.connect_timeout_ms);
+    let pool = store::open_pool(&settings.postgres.url, settings.postgres.write_pool_size, patience)?;
+    let ready = async {
+        let wait =
+            Patience { worker: W::NAME, limit: settings.worker.startup_timeout(), since: Instant::now() };
+        let client = wait.for_it(|| broker::connect(&settings.nats, W::NAME)).await?;
+        let jetstream = jetstream::new(client.clone());
+        let consumer = wait.for_it(|| find_consumer(&jetstream, W::STREAM, W::NAME.to_owned())).await?;
+        let advisories = wait
+            .for_it(|| find_consumer(&jetstream, crate::advisory::STREAM, crate::advisory::consumer(W::NAME)))
+            .await?;
+        wait.for_it(|| check_database(&pool)).await?;
+        Ok(Dependencies { client, jetstream, consumer, advisories, pool: pool.clone() })
+    };
+    tokio::select! {
+        () = stop.cancelled() => Ok(None),
+        ready = ready => ready.map(Some),
+    }
+}
+
+struct Patience {
+    worker: &'static str,
+    limit: Duration,
+    since: Instant,
+}
+
+const BETWEEN_TRIES: Duration = Duration::from_millis(500);
+
+impl Patience {
+    async fn for_it<T, E: Display, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T, RunError>
+    where
+        F: Future<Output = Result<T, E>>,
+    {
+        let mut told = false;
+        loop {
+            let problem = match attempt().await {
+                Ok(found) => return Ok(found),
+                Err(error) => error.to_string(),
+            };
+            if self.since.elapsed() + BETWEEN_TRIES > self.limit {
+                let waited_s = self.limit.as_secs();
+                return Err(RunError::Startup { worker: self.worker, waited_s, problem });
+            }
+            if !told {
+                tracing::warn!(worker = self.worker, %problem, "waiting");
+                told = true;
+            }
+            sleep(BETWEEN_TRIES).await;
+        }
+    }
+}
+
+async fn find_consumer(
+    jetstream: &jetstream::Context,
+    stream: &str,
+    name: String,
+) -> Result<PullConsumer, String> {
+    jetstream.get_consumer_from_stream(&name, stream).await.map_err(|error| {
+        format!("the consumer {name} of the stream {stream} cannot be used ({error}); `memfleet nats apply` makes it")
+    })
+}
+
+async fn check_database(pool: &Pool) -> Result<(), String> {
+    let mut connection = store::lend(pool)
+        .await
+        .map_err(|error| format!("{error}; is it running, and is postgres.url right?"))?;
+    let missing = store::migration::missing(&mut connection).await.map_err(|fault| fault.to_string())?;
+    match missing.first() {
+        None => Ok(()),
+        Some(name) => Err(format!(
+            "the database lacks the migration {name}; `memfleet migrate up` brings it up to date"
+        )),
+    }
+}

@@ -1,0 +1,238 @@
+//! Configuration: a TOML file, overridden by the environment. docs/memfleet.toml shows every option.
+
+use std::path::Path;
+use std::time::Duration;
+
+use figment::Figment;
+use figment::providers::{Env, Format, Serialized, Toml};
+use serde::{Deserialize, Serialize};
+
+/// Everything that can be configured.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// The broker.
+    pub nats: NatsSettings,
+    /// The database.
+    pub postgres: PostgresSettings,
+    /// How every worker of this process works.
+    pub worker: WorkerSettings,
+    /// What is logged.
+    pub log: LogSettings,
+}
+
+/// The broker.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NatsSettings {
+    /// `nats://[user:password@]host:port`, several separated by commas.
+    pub url: String,
+    /// A file with the credentials of an nkey or a JWT; none by default.
+    pub credentials_file: Option<String>,
+}
+
+impl Default for NatsSettings {
+    fn default() -> Self {
+        Self { url: "nats://127.0.0.1:4222".to_owned(), credentials_file: None }
+    }
+}
+
+impl std::fmt::Debug for NatsSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NatsSettings").field("url", &without_password(&self.url)).finish_non_exhaustive()
+    }
+}
+
+/// The database.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PostgresSettings {
+    /// `postgres://user:password@host:port/database`.
+    pub url: String,
+    /// Connections for writing, 1 to 200. Every worker of the process holds one while it writes.
+    pub write_pool_size: usize,
+    /// How long to wait for a connection, in milliseconds, 100 to 60000.
+    pub connect_timeout_ms: u64,
+}
+
+impl Default for PostgresSettings {
+    fn default() -> Self {
+        Self {
+            url: "postgres://127.0.0.1:5432/memfleet".to_owned(),
+            write_pool_size: 10,
+            connect_timeout_ms: 5_000,
+        }
+    }
+}
+
+impl std::fmt::Debug for PostgresSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PostgresSettings")
+            .field("url", &without_password(&self.url))
+            .field("write_pool_size", &self.write_pool_size)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How a worker works.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WorkerSettings {
+    /// The most messages in one transaction, 1 to 1000.
+    pub batch_size: usize,
+    /// How long a batch waits for more messages after its first, in milliseconds, 0 to 1000.
+    pub batch_wait_ms: u64,
+    /// How often a message is tried before it becomes a dead letter, 1 to 100.
+    pub retry_attempts: u32,
+    /// The delay before the second try, in milliseconds, 1 to 60000. It doubles with every further try.
+    pub retry_first_delay_ms: u64,
+    /// The longest delay between tries, in milliseconds, 1 to 3600000.
+    pub retry_longest_delay_ms: u64,
+    /// How long to wait for the broker, the database and their set-up at start, in seconds, 1 to 3600.
+    pub startup_timeout_s: u64,
+    /// How long to finish what is in flight after SIGTERM, in seconds, 1 to 600.
+    pub shutdown_grace_s: u64,
+}
+
+impl Default for WorkerSettings {
+    fn default() -> Self {
+        Self {
+            batch_size: 500,
+            batch_wait_ms: 5,
+            retry_attempts: 8,
+            retry_first_delay_ms: 100,
+            retry_longest_delay_ms: 30_000,
+            startup_timeout_s: 60,
+            shutdown_grace_s: 20,
+        }
+    }
+}
+
+impl WorkerSettings {
+    /// See `batch_wait_ms`.
+    pub fn batch_wait(&self) -> Duration {
+        Duration::from_millis(self.batch_wait_ms)
+    }
+
+    /// See `retry_first_delay_ms`.
+    pub fn retry_first_delay(&self) -> Duration {
+        Duration::from_millis(self.retry_first_delay_ms)
+    }
+
+    /// See `retry_longest_delay_ms`.
+    pub fn retry_longest_delay(&self) -> Duration {
+        Duration::from_millis(self.retry_longest_delay_ms)
+    }
+
+    /// See `startup_timeout_s`.
+    pub fn startup_timeout(&self) -> Duration {
+        Duration::from_secs(self.startup_timeout_s)
+    }
+
+    /// See `shutdown_grace_s`.
+    pub fn shutdown_grace(&self) -> Duration {
+        Duration::from_secs(self.shutdown_grace_s)
+    }
+}
+
+/// What is logged, to standard error.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogSettings {
+    /// A filter such as `info` or `warn,runtime=debug`.
+    pub filter: String,
+    /// `text` or `json`.
+    pub format: LogFormat,
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self { filter: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+/// How a line of the log looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines, an object a line.
+    Json,
+}
+
+/// The configuration cannot be used. The message names the option and where it came from.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct SettingsError(String);
+
+/// The prefix of environment variables that are options; `__` separates the section from the option, as in
+/// `MEMFLEET_WORKER__BATCH_SIZE`.
+pub const ENVIRONMENT_PREFIX: &str = "MEMFLEET_";
+
+impl Settings {
+    /// Reads the defaults, the file if there is one, and the environment, each overriding the one before.
+    ///
+    /// # Errors
+    /// [`SettingsError`] for a file that cannot be read, an unknown option, a value of the wrong type, or one
+    /// out of bounds.
+    pub fn load(file: Option<&Path>) -> Result<Self, SettingsError> {
+        let mut figment = Figment::from(Serialized::defaults(Self::default()));
+        if let Some(path) = file {
+            if !path.is_file() {
+                return Err(SettingsError(format!("there is no configuration file {}", path.display())));
+            }
+            figment = figment.merge(Toml::file_exact(path));
+        }
+        let environment =
+            Env::prefixed(ENVIRONMENT_PREFIX).filter(|key| key.as_str().contains("__")).split("__");
+        let settings: Self =
+            figment.merge(environment).extract().map_err(|error| SettingsError(describe(&error)))?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    /// Checks the bounds of every number.
+    ///
+    /// # Errors
+    /// [`SettingsError`] names the first option out of bounds, and the bounds.
+    pub fn check(&self) -> Result<(), SettingsError> {
+        let worker = &self.worker;
+        let size = |value: usize| u64::try_from(value).unwrap_or(u64::MAX);
+        let bounds = [
+            ("postgres.write_pool_size", size(self.postgres.write_pool_size), 1, 200),
+            ("postgres.connect_timeout_ms", self.postgres.connect_timeout_ms, 100, 60_000),
+            ("worker.batch_size", size(worker.batch_size), 1, 1_000),
+            ("worker.batch_wait_ms", worker.batch_wait_ms, 0, 1_000),
+            ("worker.retry_attempts", worker.retry_attempts.into(), 1, 100),
+            ("worker.retry_first_delay_ms", worker.retry_first_delay_ms, 1, 60_000),
+            ("worker.retry_longest_delay_ms", worker.retry_longest_delay_ms, 1, 3_600_000),
+            ("worker.startup_timeout_s", worker.startup_timeout_s, 1, 3_600),
+            ("worker.shutdown_grace_s", worker.shutdown_grace_s, 1, 600),
+        ];
+        match bounds.iter().find(|(_, value, least, most)| value < least || value > most) {
+            None => Ok(()),
+            Some((name, value, least, most)) => {
+                Err(SettingsError(format!("{name} is {value}; it must be from {least} to {most}")))
+            }
+        }
+    }
+}
+
+fn describe(error: &figment::Error) -> String {
+    let option = error.path.join(".");
+    let source = error.metadata.as_ref().map_or_else(String::new, |metadata| {
+        let place = metadata.source.as_ref().map_or_else(|| metadata.name.to_string(), ToString::to_string);
+        format!(" (from {place})")
+    });
+    let named = if option.is_empty() { "the configuration".to_owned() } else { option };
+    format!("{named}: {}{source}", error.kind)
+}
+
+/// A URL fit for a log: whatever stands between `://` and `@` is replaced.
+pub fn without_password(url: &str) -> String {
+    match (url.find("://"), url.rfind('@')) {
+        (Some(scheme), Some(at)) if scheme + 3 <= at => format!("{}***{}", &url[..scheme + 3], &url[at..]),
+        _ => url.to_owned(),
+    }
+}

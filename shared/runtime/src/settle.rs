@@ -1,0 +1,245 @@
+//! Stage five: follow-ups, answers, then the acknowledgement; or a delay; or a dead letter.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::{self, AckKind};
+use async_nats::{Client, HeaderMap};
+use bytes::Bytes;
+use contract::{DeadClass, Event, EventSubject, Outcome, OutcomeStatus, RequestSubject, header};
+use futures::future::join_all;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::crash::{self, Point};
+use crate::dead::{Corpse, DeadLetter, Death};
+use crate::decode;
+use crate::pull::Delivery;
+use crate::retry::{self, Budget};
+use crate::settings::WorkerSettings;
+use crate::stats::Stats;
+use crate::worker::{FollowUp, Worker};
+use crate::write::{Decision, Settlement};
+
+/// What comes out of the stages before: written batches, and messages that never got that far.
+pub(crate) enum ToSettle<R> {
+    Written(Vec<Settlement<R>>),
+    Rejected(Box<Delivery>, DeadClass, String),
+}
+
+/// Settles messages of one worker.
+pub(crate) struct Settler<W> {
+    pub(crate) worker: Arc<W>,
+    pub(crate) client: Client,
+    pub(crate) jetstream: jetstream::Context,
+    pub(crate) settings: WorkerSettings,
+    pub(crate) stats: Arc<Stats>,
+    pub(crate) budget: Budget,
+    pub(crate) stop: CancellationToken,
+}
+
+/// The broker did not take something that must be there before the acknowledgement. The message stays unsettled
+/// and is delivered again.
+struct NotPublished;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How often a publish is tried while the worker is stopping; otherwise it is tried until the broker is back.
+const TRIES_WHEN_STOPPING: u32 = 3;
+
+impl<W: Worker> Settler<W> {
+    pub(crate) async fn settle(&mut self, item: ToSettle<W::Request>) {
+        match item {
+            ToSettle::Rejected(delivery, class, reason) => {
+                self.bury(&delivery, Death { class, reason, tries: 1 }).await;
+            }
+            ToSettle::Written(settlements) => {
+                let committed = self.split_off_failures(settlements).await;
+                self.finish(committed).await;
+            }
+        }
+    }
+
+    /// Deals with what was not committed and gives back what was.
+    async fn split_off_failures(
+        &mut self,
+        settlements: Vec<Settlement<W::Request>>,
+    ) -> Vec<(Delivery, Option<Event>, Option<&'static str>)> {
+        let mut committed = Vec::with_capacity(settlements.len());
+        for Settlement { message, decision } in settlements {
+            let delivery = message.into_delivery();
+            match decision {
+                Decision::Committed(commit) => committed.push((delivery, commit.event, commit.reason)),
+                Decision::Later { reason, class } => self.put_off(&delivery, reason, class).await,
+                Decision::Never { reason, class } => {
+                    let tries = self.budget.forget(delivery.sequence).saturating_add(1);
+                    self.bury(&delivery, Death { class, reason, tries }).await;
+                }
+                Decision::HandBack => acknowledge(&delivery, AckKind::Nak(None)).await,
+            }
+        }
+        committed
+    }
+
+    /// Publishes what the effects cause, waits until the broker has it, and acknowledges.
+    async fn finish(&mut self, committed: Vec<(Delivery, Option<Event>, Option<&'static str>)>) {
+        let events: Vec<&Event> = committed.iter().filter_map(|(_, event, _)| event.as_ref()).collect();
+        let follow_ups: Vec<FollowUp> = events
+            .iter()
+            .flat_map(|event| event_follow_up(event).into_iter().chain(self.worker.follow_ups(event)))
+            .collect();
+        if self.publish_all(follow_ups).await.is_err() {
+            return;
+        }
+        crash::reach(Point::FollowedUp);
+        for (delivery, event, reason) in committed {
+            self.budget.forget(delivery.sequence);
+            let status = if event.is_some() { OutcomeStatus::Applied } else { OutcomeStatus::Unchanged };
+            let event_id = event.map(|event| event.event_id);
+            self.answer(&delivery, status, event_id, reason.map(str::to_owned)).await;
+            acknowledge(&delivery, AckKind::Ack).await;
+            crash::reach(Point::Acknowledging);
+        }
+    }
+
+    /// Spends a try: the message comes again later, or is given up.
+    async fn put_off(&mut self, delivery: &Delivery, reason: String, class: DeadClass) {
+        let tries = self.budget.spend(delivery.sequence);
+        if tries >= self.settings.retry_attempts {
+            self.budget.forget(delivery.sequence);
+            self.bury(delivery, Death { class, reason, tries }).await;
+            return;
+        }
+        let delay =
+            retry::delay(tries, self.settings.retry_first_delay(), self.settings.retry_longest_delay());
+        tracing::debug!(worker = W::NAME, sequence = delivery.sequence, tries, ?delay, %reason, "put off");
+        self.stats.retried();
+        acknowledge(delivery, AckKind::Nak(Some(delay))).await;
+    }
+
+    /// Publishes the dead letter, and only then takes the message out of the consumer.
+    async fn bury(&mut self, delivery: &Delivery, death: Death) {
+        let message = &delivery.message;
+        let corpse = Corpse {
+            worker: W::NAME,
+            stream: W::STREAM,
+            sequence: delivery.sequence,
+            subject: &message.subject,
+            headers: message.headers.as_ref(),
+            body: &message.payload,
+        };
+        let letter = DeadLetter::new(&corpse, &death, self.client.server_info().max_payload);
+        if self.publish_until_taken(&letter.subject, &letter.headers, &letter.body).await.is_err() {
+            return;
+        }
+        crash::reach(Point::Buried);
+        tracing::warn!(worker = W::NAME, sequence = delivery.sequence, class = %death.class,
+            reason = %death.reason, tries = death.tries, "dead letter");
+        self.stats.died(death.class);
+        self.answer(delivery, OutcomeStatus::Dead, None, Some(told(&death))).await;
+        acknowledge(delivery, AckKind::Term).await;
+    }
+
+    /// Sends the outcome to the publisher's own inbox, if it named one. Nobody waits for it to arrive.
+    async fn answer(
+        &self,
+        delivery: &Delivery,
+        status: OutcomeStatus,
+        event_id: Option<Uuid>,
+        reason: Option<String>,
+    ) {
+        let headers = delivery.message.headers.as_ref();
+        let Some(reply_to) = headers.and_then(|headers| headers.get(header::REPLY_TO)) else { return };
+        let Ok(subject) = delivery.message.subject.parse::<RequestSubject>() else { return };
+        if !subject.service.owns_inbox(reply_to.as_str()) {
+            tracing::warn!(worker = W::NAME, service = %subject.service, "the answer's subject is not in the service's inbox");
+            return;
+        }
+        let request_id = decode::id(headers, header::MESSAGE_ID).ok().flatten();
+        let outcome = Outcome { request_id, status, event_id, reason };
+        let Ok(body) = serde_json::to_vec(&outcome) else { return };
+        if let Err(error) = self.client.publish(reply_to.as_str().to_owned(), body.into()).await {
+            tracing::debug!(worker = W::NAME, %error, "the outcome was not sent");
+        }
+    }
+
+    /// Publishes all at once and waits for every acknowledgement; what failed is published again, which its id
+    /// makes harmless.
+    async fn publish_all(&self, follow_ups: Vec<FollowUp>) -> Result<(), NotPublished> {
+        let mut unsure = Vec::new();
+        let mut waiting = Vec::with_capacity(follow_ups.len());
+        for follow_up in follow_ups {
+            let headers = id_header(follow_up.id);
+            let publish = self.jetstream.publish_with_headers(
+                follow_up.subject.clone(),
+                headers,
+                follow_up.body.clone(),
+            );
+            match publish.await {
+                Ok(acknowledged) => waiting.push((follow_up, acknowledged)),
+                Err(_) => unsure.push(follow_up),
+            }
+        }
+        let acknowledged = join_all(
+            waiting
+                .into_iter()
+                .map(async |(follow_up, acknowledged)| acknowledged.await.err().map(|_| follow_up)),
+        );
+        unsure.extend(acknowledged.await.into_iter().flatten());
+        for follow_up in unsure {
+            let headers = id_header(follow_up.id);
+            self.publish_until_taken(&follow_up.subject, &headers, &follow_up.body).await?;
+        }
+        Ok(())
+    }
+
+    async fn publish_until_taken(
+        &self,
+        subject: &str,
+        headers: &HeaderMap,
+        body: &Bytes,
+    ) -> Result<(), NotPublished> {
+        let mut tries = 0;
+        loop {
+            let sent =
+                self.jetstream.publish_with_headers(subject.to_owned(), headers.clone(), body.clone()).await;
+            let error = match sent {
+                Ok(acknowledged) => match acknowledged.await {
+                    Ok(_) => return Ok(()),
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            tries += 1;
+            tracing::warn!(worker = W::NAME, subject, %error, tries, "the broker did not take a message; trying again");
+            if self.stop.is_cancelled() && tries >= TRIES_WHEN_STOPPING {
+                return Err(NotPublished);
+            }
+            tokio::time::sleep(retry::delay(tries, FIRST_PAUSE, LONGEST_PAUSE)).await;
+        }
+    }
+}
+
+/// What the publisher is told. Why something was denied is nobody's business but the operator's.
+fn told(death: &Death) -> String {
+    if death.class == DeadClass::Denied { death.class.to_string() } else { death.reason.clone() }
+}
+
+fn event_follow_up(event: &Event) -> Option<FollowUp> {
+    let subject = EventSubject { event_type: event.event_type, user_id: event.user_id }.to_string();
+    let body = serde_json::to_vec(event).ok()?;
+    Some(FollowUp { subject, id: event.event_id, body: body.into() })
+}
+
+fn id_header(id: Uuid) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::MESSAGE_ID, id.to_string());
+    headers
+}
+
+/// An acknowledgement that does not reach the broker costs a redelivery, which the inbox bears.
+async fn acknowledge(delivery: &Delivery, kind: AckKind) {
+    if let Err(error) = delivery.message.ack_with(kind).await {
+        tracing::debug!(sequence = delivery.sequence, %error, "not acknowledged");
+    }
+}

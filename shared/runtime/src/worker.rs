@@ -1,0 +1,111 @@
+//! What a worker is: a decoder and a set of statements. It never sees an acknowledgement.
+
+use std::borrow::Cow;
+use std::future::Future;
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use contract::{Event, EventType, Malformed, Performative, RequestSubject};
+use store::{Connection, Fault};
+use uuid::Uuid;
+
+/// One kind of worker. Any number of replicas of it share a durable consumer.
+pub trait Worker: Send + Sync + 'static {
+    /// The name of its crate, its durable consumer and its database role.
+    const NAME: &'static str;
+    /// The stream it consumes.
+    const STREAM: &'static str;
+    /// What it takes in.
+    type Request: Send + Sync + 'static;
+
+    /// Reads a body as its subject says.
+    ///
+    /// # Errors
+    /// [`Malformed`], naming the field; the message becomes a dead letter.
+    fn decode(&self, subject: &RequestSubject, body: &[u8]) -> Result<Self::Request, Malformed>;
+
+    /// Writes a batch inside a transaction that the runtime opens and commits, and gives a verdict for each
+    /// message, in order. No message of the batch has had an effect before, and no two have the same request id.
+    ///
+    /// # Errors
+    /// A [`Fault`] undoes the whole batch, which is then tried again in parts.
+    fn write<'a>(
+        &'a self,
+        connection: &'a mut Connection,
+        batch: &'a [&'a Message<Self::Request>],
+    ) -> impl Future<Output = Result<Vec<Verdict>, Fault>> + Send + 'a;
+
+    /// What else is to be published because of an event, beside the event itself. It depends on the event alone,
+    /// so that it can be made again when a crash came between the commit and the acknowledgement.
+    fn follow_ups(&self, event: &Event) -> Vec<FollowUp> {
+        let _ = event;
+        Vec::new()
+    }
+}
+
+/// A request on its way to the database.
+#[derive(Debug)]
+pub struct Message<R> {
+    /// Who published it, and whose memory it concerns.
+    pub subject: RequestSubject,
+    /// The id the publisher gave it.
+    pub request_id: Uuid,
+    /// The event that caused it, which exists and is of the same user.
+    pub parent_event_id: Option<Uuid>,
+    /// When JetStream stored it.
+    pub stored_at: DateTime<Utc>,
+    /// Its place in the stream.
+    pub sequence: u64,
+    /// The body as it came: valid JSON once decoded.
+    pub body: Bytes,
+    /// The body, read.
+    pub request: R,
+}
+
+/// What became of one message of a batch.
+#[derive(Clone, Debug)]
+pub enum Verdict {
+    /// It took effect.
+    Applied(Effect),
+    /// It was fine and changed nothing; says why.
+    Unchanged(&'static str),
+    /// What it needs is not there yet; says what. It is tried again within the retry budget.
+    Unmet(String),
+    /// It can never take effect; says why.
+    Refused(String),
+}
+
+/// What an effect adds to the event stream.
+#[derive(Clone, Debug)]
+pub struct Effect {
+    /// What happened.
+    pub event_type: EventType,
+    /// What it means between agents.
+    pub performative: Performative,
+    /// The agent that made it happen, if it was not the publishing service itself.
+    pub source_agent_id: Option<String>,
+    /// The session, or [`Event::ACCOUNT_SESSION`].
+    pub session_id: Cow<'static, str>,
+    /// What the event carries.
+    pub payload: Payload,
+}
+
+/// The payload of an event.
+#[derive(Clone, Debug)]
+pub enum Payload {
+    /// The body of the request as it came.
+    Body,
+    /// JSON text in its place, where the body holds secrets.
+    Redacted(String),
+}
+
+/// A message published because of an event, before the request is acknowledged.
+#[derive(Clone, Debug)]
+pub struct FollowUp {
+    /// Where.
+    pub subject: String,
+    /// Its message id, derived from the event's id, so that a repeat is recognised.
+    pub id: Uuid,
+    /// The body.
+    pub body: Bytes,
+}

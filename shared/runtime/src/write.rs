@@ -1,0 +1,374 @@
+//! Stage four: one transaction for a batch, and if that fails, for its parts.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::AckKind;
+use chrono::Utc;
+use contract::{DeadClass, Event, Json};
+use diesel_async::AsyncConnection;
+use store::blackboard::{self, Appended, Cause, NewEvent};
+use store::inbox::{self, Entry};
+use store::{Connection, Fault, FaultKind, Pool};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::authorise::Authorised;
+use crate::crash::{self, Point};
+use crate::retry;
+use crate::stats::{self, Stats};
+use crate::worker::{Effect, Message, Payload, Verdict, Worker};
+
+/// What is to be done with a message now. Only this module makes one.
+#[derive(Debug)]
+pub struct Settlement<R> {
+    pub(crate) message: Authorised<R>,
+    pub(crate) decision: Decision,
+}
+
+/// See [`Settlement`].
+#[derive(Debug)]
+pub(crate) enum Decision {
+    /// Its transaction has committed.
+    Committed(Commit),
+    /// It may work later.
+    Later { reason: String, class: DeadClass },
+    /// It never will.
+    Never { reason: String, class: DeadClass },
+    /// The worker stops; another one takes it.
+    HandBack,
+}
+
+/// What a committed transaction did for a message.
+#[derive(Debug)]
+pub(crate) struct Commit {
+    /// The event of the effect, if there was one.
+    pub(crate) event: Option<Event>,
+    /// Why there was none.
+    pub(crate) reason: Option<&'static str>,
+}
+
+/// How often a batch that met a passing fault is tried as it is before it is split.
+const TRIES_AS_ONE: u32 = 3;
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Writes batches of one worker.
+pub(crate) struct Writer<W> {
+    pub(crate) worker: Arc<W>,
+    pub(crate) pool: Pool,
+    pub(crate) stats: Arc<Stats>,
+    pub(crate) stop: CancellationToken,
+}
+
+impl<W: Worker> Writer<W> {
+    /// Writes a batch and says for every message of it, in order, what is to be done with it.
+    pub(crate) async fn write(&self, batch: Vec<Authorised<W::Request>>) -> Vec<Settlement<W::Request>> {
+        let mut decisions = Vec::with_capacity(batch.len());
+        // Parts still to be written, the next one last, so that the order of the batch is kept.
+        let mut parts: Vec<&[Authorised<W::Request>]> = vec![&batch];
+        while let Some(messages) = parts.pop() {
+            match self.persist(messages).await {
+                Ok(written) => decisions.extend(written),
+                Err(_) if messages.len() > 1 && !self.stop.is_cancelled() => {
+                    let (first, second) = messages.split_at(messages.len() / 2);
+                    parts.extend([second, first]);
+                }
+                Err(fault) => {
+                    decisions.extend(messages.iter().map(|_| verdict_of(&fault)));
+                }
+            }
+        }
+        batch.into_iter().zip(decisions).map(|(message, decision)| Settlement { message, decision }).collect()
+    }
+
+    /// Tries one part until it is written or fails for a reason that lies in it. While the database is away, it
+    /// waits, and tells JetStream so.
+    async fn persist(&self, messages: &[Authorised<W::Request>]) -> Result<Vec<Decision>, Fault> {
+        let (mut tries, mut outages) = (0, 0);
+        loop {
+            let fault = match self.attempt(messages).await {
+                Ok(decisions) => return Ok(decisions),
+                Err(fault) => fault,
+            };
+            let pause = match fault.kind {
+                FaultKind::Permanent | FaultKind::Denied | FaultKind::Unmet => return Err(fault),
+                FaultKind::Transient => {
+                    tries += 1;
+                    if tries >= TRIES_AS_ONE {
+                        return Err(fault);
+                    }
+                    retry::delay(tries, FIRST_PAUSE, LONGEST_PAUSE)
+                }
+                FaultKind::Unavailable => {
+                    outages += 1;
+                    tracing::warn!(worker = W::NAME, %fault, messages = messages.len(), "the database is away; waiting");
+                    keep(messages).await;
+                    retry::delay(outages, FIRST_PAUSE, LONGEST_PAUSE)
+                }
+            };
+            tokio::select! {
+                () = self.stop.cancelled(), if fault.kind == FaultKind::Unavailable => return Err(fault),
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// One transaction.
+    async fn attempt(&self, messages: &[Authorised<W::Request>]) -> Result<Vec<Decision>, Fault> {
+        let mut connection = store::lend(&self.pool).await?;
+        let worker = &*self.worker;
+        let written: Result<Vec<Written>, Failure> = connection
+            .transaction(async |connection| Ok(transact(worker, connection, messages).await?))
+            .await;
+        let written = written?;
+        crash::reach(Point::Committed);
+        let now = Utc::now();
+        self.stats.committed(
+            now,
+            written.iter().zip(messages).filter_map(|(written, message)| {
+                let what = match written {
+                    Written::Effect(_) => stats::Committed::Applied,
+                    Written::None(_) => stats::Committed::Unchanged,
+                    Written::Before(_) => stats::Committed::Repeated,
+                    Written::Unmet(_) | Written::Refused(_) => return None,
+                };
+                Some((what, message.message().stored_at))
+            }),
+        );
+        Ok(written.into_iter().map(Written::after_commit).collect())
+    }
+}
+
+/// Carries a [`Fault`] through Diesel's transaction, which wants to make its own errors into ours.
+struct Failure(Fault);
+
+impl From<diesel::result::Error> for Failure {
+    fn from(error: diesel::result::Error) -> Self {
+        Self(error.into())
+    }
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        Self(fault)
+    }
+}
+
+impl From<Failure> for Fault {
+    fn from(failure: Failure) -> Self {
+        failure.0
+    }
+}
+
+/// What a transaction did for a message, before it is known to have committed.
+enum Written {
+    Effect(Event),
+    None(&'static str),
+    /// An earlier transaction took the message; its event, if it had an effect.
+    Before(Option<Event>),
+    Unmet(String),
+    Refused(String),
+}
+
+impl Written {
+    fn after_commit(self) -> Decision {
+        match self {
+            Self::Effect(event) => Decision::Committed(Commit { event: Some(event), reason: None }),
+            Self::None(reason) => Decision::Committed(Commit { event: None, reason: Some(reason) }),
+            Self::Before(event) => {
+                let reason = event.is_none().then_some("a message with this id was taken before");
+                Decision::Committed(Commit { event, reason })
+            }
+            Self::Unmet(reason) => Decision::Later { reason, class: DeadClass::Unmet },
+            Self::Refused(reason) => Decision::Never { reason, class: DeadClass::Permanent },
+        }
+    }
+}
+
+fn verdict_of(fault: &Fault) -> Decision {
+    let reason = fault.reason.clone();
+    match fault.kind {
+        FaultKind::Unavailable => Decision::HandBack,
+        FaultKind::Transient => Decision::Later { reason, class: DeadClass::Exhausted },
+        FaultKind::Unmet => Decision::Later { reason, class: DeadClass::Unmet },
+        FaultKind::Permanent => Decision::Never { reason, class: DeadClass::Permanent },
+        FaultKind::Denied => Decision::Never { reason, class: DeadClass::Denied },
+    }
+}
+
+/// Tells JetStream that these are still being worked on, so that no replica is sent them as well.
+async fn keep<R>(messages: &[Authorised<R>]) {
+    for message in messages {
+        // Without the broker the messages come again, which the inbox bears.
+        if message.delivery().message.ack_with(AckKind::Progress).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn transact<W: Worker>(
+    worker: &W,
+    connection: &mut Connection,
+    batch: &[Authorised<W::Request>],
+) -> Result<Vec<Written>, Fault> {
+    let entries: Vec<Entry> = batch
+        .iter()
+        .map(|message| Entry {
+            user_id: message.message().subject.user_id.get(),
+            message_id: message.message().request_id,
+            event_id: Uuid::now_v7(),
+        })
+        .collect();
+    let taken = inbox::take(connection, W::NAME, &entries).await?;
+    crash::reach(Point::Taken);
+    let causes = causes(connection, batch).await?;
+    let cause_of = |message: &Message<W::Request>| {
+        message.parent_event_id.map(|parent| causes.get(&(message.subject.user_id, parent)))
+    };
+    let fresh: Vec<usize> = (0..batch.len())
+        .filter(|&index| taken.contains(&entries[index].event_id))
+        .filter(|&index| !matches!(cause_of(batch[index].message()), Some(None)))
+        .collect();
+    let messages: Vec<&Message<W::Request>> = fresh.iter().map(|&index| batch[index].message()).collect();
+    let verdicts = if messages.is_empty() { Vec::new() } else { worker.write(connection, &messages).await? };
+    let mut verdicts: HashMap<usize, Verdict> = fresh.into_iter().zip(verdicts).collect();
+
+    let new_events: Vec<NewEvent<'_>> = (0..batch.len())
+        .filter_map(|index| match verdicts.get(&index) {
+            Some(Verdict::Applied(effect)) => {
+                let message = batch[index].message();
+                Some(new_event(entries[index].event_id, message, effect, cause_of(message).flatten()))
+            }
+            Some(Verdict::Unchanged(_) | Verdict::Unmet(_) | Verdict::Refused(_)) | None => None,
+        })
+        .collect();
+    let appended = blackboard::append(connection, &new_events).await?;
+    let mut events: HashMap<Uuid, Event> = new_events
+        .iter()
+        .filter_map(|event| Some((event.id, published(event, appended.get(&event.id)?)?)))
+        .collect();
+
+    let mut repeats = repeated(connection, W::NAME, &entries, &taken).await?;
+    let mut written = Vec::with_capacity(batch.len());
+    for (index, entry) in entries.iter().enumerate() {
+        written.push(if taken.contains(&entry.event_id) {
+            match verdicts.remove(&index) {
+                Some(Verdict::Applied(_)) => events.remove(&entry.event_id).map_or_else(
+                    || Written::Refused("its event was not appended".to_owned()),
+                    Written::Effect,
+                ),
+                Some(Verdict::Unchanged(reason)) => Written::None(reason),
+                Some(Verdict::Unmet(reason)) => Written::Unmet(reason),
+                Some(Verdict::Refused(reason)) => Written::Refused(reason),
+                None => Written::Unmet(format!(
+                    "{}: there is no such event of this user",
+                    contract::header::PARENT_EVENT
+                )),
+            }
+        } else {
+            Written::Before(repeats.remove(&(entry.user_id, entry.message_id)).flatten())
+        });
+    }
+    give_back(connection, W::NAME, &entries, &written).await?;
+    crash::reach(Point::Written);
+    Ok(written)
+}
+
+async fn causes<R>(
+    connection: &mut Connection,
+    batch: &[Authorised<R>],
+) -> Result<HashMap<(contract::UserId, Uuid), Cause>, Fault> {
+    let parents: Vec<_> = batch
+        .iter()
+        .filter_map(|message| {
+            let message = message.message();
+            message.parent_event_id.map(|parent| (message.subject.user_id, parent))
+        })
+        .collect();
+    blackboard::causes(connection, &parents).await
+}
+
+fn new_event<'a, R>(
+    id: Uuid,
+    message: &'a Message<R>,
+    effect: &'a Effect,
+    cause: Option<&'a Cause>,
+) -> NewEvent<'a> {
+    NewEvent {
+        id,
+        event_type: effect.event_type,
+        performative: effect.performative,
+        source_agent_id: effect.source_agent_id.as_deref().unwrap_or(message.subject.service.as_str()),
+        user_id: message.subject.user_id,
+        session_id: &effect.session_id,
+        payload: match &effect.payload {
+            // A decoded body is JSON, and JSON is UTF-8; an empty object would be refused by nobody and tell nothing.
+            Payload::Body => std::str::from_utf8(&message.body).unwrap_or("{}"),
+            Payload::Redacted(json) => json,
+        },
+        cause,
+    }
+}
+
+fn published(event: &NewEvent<'_>, appended: &Appended) -> Option<Event> {
+    Some(Event {
+        event_id: event.id,
+        event_sequence: appended.event_sequence,
+        event_type: event.event_type,
+        performative: event.performative,
+        source_agent_id: event.source_agent_id.to_owned(),
+        target_agent_id: None,
+        user_id: event.user_id,
+        session_id: event.session_id.to_owned(),
+        parent_event_id: event.cause.map(|cause| cause.parent_event_id),
+        logical_timestamp: event.cause.map_or(1, |cause| cause.logical_timestamp),
+        created_at: appended.created_at,
+        payload: Json::new(event.payload).ok()?,
+    })
+}
+
+/// The events of messages that were taken before, by user and message.
+async fn repeated(
+    connection: &mut Connection,
+    worker: &str,
+    entries: &[Entry],
+    taken: &std::collections::HashSet<Uuid>,
+) -> Result<HashMap<(i32, Uuid), Option<Event>>, Fault> {
+    let repeats: Vec<Entry> =
+        entries.iter().filter(|entry| !taken.contains(&entry.event_id)).copied().collect();
+    if repeats.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let known = inbox::event_ids(connection, worker, &repeats).await?;
+    let ids: Vec<Uuid> = known.iter().map(|entry| entry.event_id).collect();
+    let mut events: HashMap<Uuid, Event> =
+        blackboard::read(connection, &ids).await?.into_iter().map(|event| (event.event_id, event)).collect();
+    Ok(known
+        .into_iter()
+        .map(|entry| ((entry.user_id, entry.message_id), events.remove(&entry.event_id)))
+        .collect())
+}
+
+/// Messages without an effect that are tried again or given up leave no trace in the inbox.
+async fn give_back(
+    connection: &mut Connection,
+    worker: &str,
+    entries: &[Entry],
+    written: &[Written],
+) -> Result<(), Fault> {
+    let unmet: Vec<Entry> = entries
+        .iter()
+        .zip(written)
+        .filter(|(_, written)| match written {
+            Written::Unmet(_) | Written::Refused(_) => true,
+            Written::Effect(_) | Written::None(_) | Written::Before(_) => false,
+        })
+        .map(|(entry, _)| *entry)
+        .collect();
+    if unmet.is_empty() {
+        return Ok(());
+    }
+    inbox::give_back(connection, worker, &unmet).await
+}

@@ -1,0 +1,30 @@
+//! Runs a command, such as the test runner, beside a private PostgreSQL that its tests share.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use stack::{Postgres, PostgresOptions, Programs};
+use testkit::POSTGRES_VARIABLE;
+use tokio::process::Command;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<ExitCode> {
+    let mut words = std::env::args_os().skip(1);
+    let program = words.next().context("usage: with-servers COMMAND [ARGUMENT…]")?;
+    let folder = tempfile::tempdir()?;
+    let settings = vec![("shared_buffers".to_owned(), "512MB".to_owned())];
+    let options = PostgresOptions { fsync: false, settings, max_connections: 500 };
+    let postgres = Postgres::start(&Programs::find()?, folder.path(), options).await?;
+    let status = Command::new(&program)
+        .args(words)
+        .env(POSTGRES_VARIABLE, postgres.url("postgres"))
+        .status()
+        .await
+        .with_context(|| format!("{} cannot be run", program.display()));
+    postgres.stop().await?;
+    Ok(match status?.code() {
+        Some(0) => ExitCode::SUCCESS,
+        Some(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+        None => ExitCode::FAILURE,
+    })
+}

@@ -1,0 +1,85 @@
+use anyhow::Context;
+use diesel::QueryableByName;
+use diesel::sql_types::{Bool, Text};
+use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
+use stack::{Postgres, PostgresOptions, Programs};
+use tokio::sync::OnceCell;
+use uuid::Uuid;
+
+/// Names the server that holds the tests' databases, as the URL of its database `postgres`.
+pub const POSTGRES_VARIABLE: &str = "MEMFLEET_TEST_POSTGRES";
+
+/// The migrated database that others are copied from.
+const TEMPLATE: &str = "memfleet_template";
+
+/// Where test processes queue to make the template.
+const LOCK: i64 = 0x7465_6d70_6c61_7465;
+
+static OWN: OnceCell<(Postgres, tempfile::TempDir)> = OnceCell::const_new();
+
+#[derive(QueryableByName)]
+struct Exists {
+    #[diesel(sql_type = Bool)]
+    exists: bool,
+}
+
+async fn server() -> anyhow::Result<String> {
+    if let Ok(url) = std::env::var(POSTGRES_VARIABLE) {
+        return Ok(url);
+    }
+    let (postgres, _) = OWN
+        .get_or_try_init(|| async {
+            let folder = tempfile::tempdir()?;
+            let options = PostgresOptions { fsync: false, ..PostgresOptions::default() };
+            let postgres = Postgres::start(&Programs::find()?, folder.path(), options).await?;
+            anyhow::Ok((postgres, folder))
+        })
+        .await?;
+    Ok(postgres.url("postgres"))
+}
+
+/// Makes a database of the current schema and gives its URL.
+///
+/// # Errors
+/// If the server cannot be reached, or refuses.
+pub async fn create_database() -> anyhow::Result<String> {
+    let server = server().await?;
+    let mut connection = store::connect(&server).await?;
+    make_template(&server, &mut connection).await.context("the template database cannot be made")?;
+    let name = format!("test_{}", Uuid::now_v7().simple());
+    connection.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE}")).await?;
+    Ok(beside(&server, &name))
+}
+
+fn beside(server: &str, database: &str) -> String {
+    let base = server.rsplit_once('/').map_or(server, |(base, _)| base);
+    format!("{base}/{database}")
+}
+
+async fn make_template(server: &str, connection: &mut AsyncPgConnection) -> anyhow::Result<()> {
+    connection.batch_execute(&format!("SELECT pg_advisory_lock({LOCK})")).await?;
+    let exists: Vec<Exists> =
+        diesel::sql_query("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1) AS exists")
+            .bind::<Text, _>(TEMPLATE)
+            .load(connection)
+            .await?;
+    if !exists.iter().any(|row| row.exists) {
+        let unfinished = format!("{TEMPLATE}_new");
+        connection.batch_execute(&format!("DROP DATABASE IF EXISTS {unfinished}")).await?;
+        connection.batch_execute(&format!("CREATE DATABASE {unfinished}")).await?;
+        store::migration::up(store::connect(&beside(server, &unfinished)).await?).await?;
+        // The migration's connection may still be closing, and a database in use cannot be renamed.
+        let rename = format!("ALTER DATABASE {unfinished} RENAME TO {TEMPLATE}");
+        let drop_others =
+            format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{unfinished}'");
+        connection.batch_execute(&drop_others).await?;
+        let mut tries = 0;
+        while let Err(error) = connection.batch_execute(&rename).await {
+            tries += 1;
+            anyhow::ensure!(tries < 100, "{error}");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+    connection.batch_execute(&format!("SELECT pg_advisory_unlock({LOCK})")).await?;
+    Ok(())
+}

@@ -1,0 +1,208 @@
+use std::sync::Arc;
+
+use async_nats::jetstream::{self, consumer::PullConsumer};
+use diesel::QueryableByName;
+use diesel::sql_types::{BigInt, Nullable, Text};
+use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
+use runtime::{RunError, Settings, Stats, Worker, broker};
+use stack::{Nats, NatsOptions, Programs};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use topology::Topology;
+
+use crate::database::create_database;
+use crate::publish::Published;
+use crate::wait::eventually;
+
+/// The servers of one test.
+pub struct Fixture {
+    /// How a worker reaches them.
+    pub settings: Settings,
+    /// The broker, which a test may kill and resume.
+    pub nats: Nats,
+    /// A client of the broker that may do anything.
+    pub jetstream: jetstream::Context,
+    _folder: tempfile::TempDir,
+}
+
+/// A worker that runs in the test's process.
+pub struct Running {
+    /// What it has done.
+    pub stats: Arc<Stats>,
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), RunError>>,
+}
+
+#[allow(clippy::expect_used)]
+impl Running {
+    /// Stops it as SIGTERM would, and waits for its end.
+    ///
+    /// # Errors
+    /// What the worker says.
+    ///
+    /// # Panics
+    /// If the worker panicked.
+    pub async fn stop(self) -> Result<(), RunError> {
+        self.stop.cancel();
+        self.task.await.expect("the worker did not panic")
+    }
+
+    /// Waits for it to end by itself, which it does only if it cannot work.
+    ///
+    /// # Errors
+    /// What the worker says.
+    ///
+    /// # Panics
+    /// If the worker panicked.
+    pub async fn failure(self) -> Result<(), RunError> {
+        self.task.await.expect("the worker did not panic")
+    }
+}
+
+#[derive(QueryableByName)]
+struct Number {
+    #[diesel(sql_type = BigInt)]
+    number: i64,
+}
+
+#[derive(QueryableByName)]
+struct Line {
+    #[diesel(sql_type = Nullable<Text>)]
+    line: Option<String>,
+}
+
+/// A failure here is a failure of the test's surroundings, so it panics and says what failed.
+#[allow(clippy::expect_used, clippy::missing_panics_doc)]
+impl Fixture {
+    /// Servers with the current schema and the shipped streams.
+    pub async fn new() -> Self {
+        Self::with_topology(|_| {}).await
+    }
+
+    /// Servers with the current schema and streams changed by `change`.
+    pub async fn with_topology(change: impl FnOnce(&mut Topology)) -> Self {
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_test_writer()
+            .try_init();
+        let folder = tempfile::tempdir().expect("a folder for the broker");
+        let programs = Programs::find().expect("the servers' programs");
+        let (nats, url) =
+            tokio::join!(Nats::start(&programs, folder.path(), NatsOptions::default()), create_database());
+        let nats = nats.expect("a broker");
+        let mut settings = Settings::default();
+        settings.nats.url = nats.url().to_owned();
+        settings.postgres.url = url.expect("a database");
+        settings.worker.retry_first_delay_ms = 20;
+        settings.worker.retry_longest_delay_ms = 200;
+        settings.worker.startup_timeout_s = 30;
+        let client = broker::connect(&settings.nats, "test").await.expect("a connection to the broker");
+        let jetstream = jetstream::new(client);
+        let mut topology = Topology::shipped().expect("the shipped streams");
+        change(&mut topology);
+        topology::apply(&jetstream, &topology).await.expect("streams and consumers");
+        Self { settings, nats, jetstream, _folder: folder }
+    }
+
+    /// Starts a worker in this process.
+    pub fn run<W: Worker>(&self, worker: W) -> Running {
+        self.run_with(worker, self.settings.clone())
+    }
+
+    /// Starts a worker in this process with other settings.
+    pub fn run_with<W: Worker>(&self, worker: W, settings: Settings) -> Running {
+        let (stats, stop) = (Arc::new(Stats::default()), CancellationToken::new());
+        let (counted, stopped) = (Arc::clone(&stats), stop.clone());
+        let task =
+            tokio::spawn(async move { runtime::run(Arc::new(worker), &settings, counted, stopped).await });
+        Running { stats, stop, task }
+    }
+
+    /// Publishes requests and waits until the broker has stored them.
+    pub async fn publish(&self, requests: impl IntoIterator<Item = Published>) {
+        let mut waiting = Vec::new();
+        for request in requests {
+            let headers = request.header_map();
+            let sent = self.jetstream.publish_with_headers(request.subject, headers, request.body.into());
+            waiting.push(sent.await.expect("a publish"));
+        }
+        for acknowledged in waiting {
+            acknowledged.await.expect("an acknowledged publish");
+        }
+    }
+
+    /// A consumer of the broker.
+    pub async fn consumer(&self, stream: &str, name: &str) -> PullConsumer {
+        self.jetstream.get_consumer_from_stream(name, stream).await.expect("a consumer")
+    }
+
+    /// Waits until everything a worker's stream holds is settled.
+    pub async fn drained<W: Worker>(&self) {
+        let consumer = self.consumer(W::STREAM, W::NAME).await;
+        eventually("everything in the stream is settled", async || {
+            let info = consumer.get_info().await.ok()?;
+            (info.num_pending == 0 && info.num_ack_pending == 0).then_some(())
+        })
+        .await;
+    }
+
+    /// A connection to the test's database.
+    pub async fn connection(&self) -> AsyncPgConnection {
+        store::connect(&self.settings.postgres.url).await.expect("a connection to the database")
+    }
+
+    /// Runs statements.
+    pub async fn execute(&self, sql: &str) {
+        self.connection().await.batch_execute(sql).await.expect("a statement");
+    }
+
+    /// The number of rows that a FROM clause with its conditions yields: `count("inbox WHERE user_id = 1")`.
+    pub async fn count(&self, from: &str) -> i64 {
+        let query = format!("SELECT count(*) AS number FROM {from}");
+        let rows: Vec<Number> =
+            diesel::sql_query(query).load(&mut self.connection().await).await.expect("a count");
+        rows.iter().map(|row| row.number).sum()
+    }
+
+    /// What an expression yields for each row, as text: `lines("session_id FROM chat_mode_sessions ORDER BY 1")`.
+    pub async fn lines(&self, select: &str) -> Vec<String> {
+        let (expression, rest) = select.split_once(" FROM ").expect("a FROM clause");
+        let query = format!("SELECT ({expression})::text AS line FROM {rest}");
+        let rows: Vec<Line> =
+            diesel::sql_query(query).load(&mut self.connection().await).await.expect("a query");
+        rows.into_iter().map(|row| row.line.unwrap_or_else(|| "NULL".to_owned())).collect()
+    }
+
+    /// The number of messages a stream holds.
+    pub async fn stored(&self, stream: &str) -> u64 {
+        self.jetstream.get_stream(stream).await.expect("a stream").cached_info().state.messages
+    }
+
+    /// The messages of a stream, oldest first.
+    pub async fn messages(&self, stream: &str) -> Vec<jetstream::message::StreamMessage> {
+        let stream = self.jetstream.get_stream(stream).await.expect("a stream");
+        let state = &stream.cached_info().state;
+        let mut messages = Vec::new();
+        for sequence in state.first_sequence..=state.last_sequence {
+            if let Ok(message) = stream.get_raw_message(sequence).await {
+                messages.push(message);
+            }
+        }
+        messages
+    }
+
+    /// `class: reason` of every dead letter, oldest first.
+    pub async fn dead_letters(&self) -> Vec<String> {
+        let header = |message: &jetstream::message::StreamMessage, name: &str| {
+            message.headers.get(name).map_or_else(String::new, |value| value.as_str().to_owned())
+        };
+        self.messages("DEAD")
+            .await
+            .iter()
+            .map(|message| {
+                let class = header(message, contract::header::DEAD_CLASS);
+                format!("{class}: {}", header(message, contract::header::DEAD_REASON))
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,20 @@
+//! Real servers for tests.
+//!
+//! Every test has a database of its own, copied from a migrated template, and a NATS server of its own: a server
+//! starts in a few hundredths of a second, and what it holds cannot be mistaken for another test's. The one
+//! PostgreSQL that all databases live in is started by the program `with-servers`, which `make test` runs the
+//! tests under, or else by each test process for itself.
+//!
+//! Nothing here waits for a length of time. [`eventually`] waits for a condition, with a deadline.
+
+mod change;
+mod database;
+mod fixture;
+mod publish;
+mod wait;
+
+pub use change::{deliver_again_after, forget_duplicates_after};
+pub use database::{POSTGRES_VARIABLE, create_database};
+pub use fixture::{Fixture, Running};
+pub use publish::{Published, request};
+pub use wait::{DEADLINE, eventually};

@@ -1,0 +1,82 @@
+//! The files under `nats/`: built in completely, and in step with the contract.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use contract::CATALOGUE;
+use serde_json::{Value, json};
+use topology::{Topology, TopologyError};
+
+fn shipped() -> Topology {
+    Topology::shipped().unwrap()
+}
+
+#[test]
+fn every_file_is_built_in() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats");
+    assert!(Topology::read(&folder).unwrap() == shipped(), "the lists in shared/topology/src/file.rs are not nats/");
+}
+
+#[test]
+fn a_stream_takes_exactly_the_nouns_of_its_requests() {
+    let request_streams: BTreeSet<&str> = CATALOGUE.iter().map(|kind| kind.stream).collect();
+    for name in request_streams {
+        let nouns: BTreeSet<String> = CATALOGUE
+            .iter()
+            .filter(|kind| kind.stream == name)
+            .map(|kind| format!("memory.req.*.{}.>", kind.noun))
+            .collect();
+        let stream = shipped().streams.into_iter().find(|stream| stream.name == name).unwrap();
+        let subjects: BTreeSet<String> = serde_json::from_value(stream.config["subjects"].clone()).unwrap();
+        assert_eq!(subjects, nouns, "nats/streams/{name}.json against contract::CATALOGUE");
+    }
+}
+
+#[test]
+fn every_stream_is_bounded_and_refuses_when_full() {
+    for stream in shipped().streams {
+        let field = |name: &str| stream.config.get(name).cloned().unwrap_or(Value::Null);
+        assert!(field("max_age").as_i64() > Some(0), "{} max_age", stream.name);
+        assert!(field("max_bytes").as_i64() > Some(0), "{} max_bytes", stream.name);
+        assert_eq!(field("discard"), "new", "{}", stream.name);
+        assert_eq!(field("storage"), "file", "{}", stream.name);
+        assert_eq!(field("duplicate_window"), json!(600_000_000_000_i64), "{}", stream.name);
+    }
+}
+
+#[test]
+fn every_consumer_consumes_a_shipped_stream_and_acknowledges() {
+    let topology = shipped();
+    for consumer in &topology.consumers {
+        assert!(topology.streams.iter().any(|stream| stream.name == consumer.stream), "{}", consumer.name);
+        assert_eq!(consumer.config["ack_policy"], "explicit", "{}", consumer.name);
+    }
+}
+
+#[test]
+fn replicas_can_be_overridden() {
+    let topology = shipped().with_replicas(3);
+    assert!(topology.streams.iter().all(|stream| stream.config["num_replicas"] == 3));
+}
+
+#[test]
+fn a_misspelt_field_is_named() {
+    let folder = std::env::temp_dir().join(format!("topology-{}", std::process::id()));
+    std::fs::create_dir_all(folder.join("streams")).unwrap();
+    std::fs::create_dir_all(folder.join("consumers")).unwrap();
+    let file = folder.join("streams/X.json");
+    let written = |field: &str| {
+        let text = json!({ "name": "X", "subjects": ["x"], "retention": "limits", "storage": "file",
+            "discard": "new", "num_replicas": 1, field: 5 });
+        std::fs::write(&file, text.to_string()).unwrap();
+        Topology::read(&folder)
+    };
+    assert!(written("max_age").is_ok());
+    let error = written("max_agee").unwrap_err();
+    assert!(matches!(&error, TopologyError::Invalid { problem, .. } if problem.contains("max_agee")), "{error}");
+    std::fs::remove_dir_all(&folder).unwrap();
+    let error = Topology::read(&folder).unwrap_err();
+    assert!(matches!(error, TopologyError::Unreadable { .. }), "{error}");
+}

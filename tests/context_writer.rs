@@ -1,0 +1,287 @@
+//! Every request of the context-writer, found again in its table.
+
+use context_writer::ContextWriter;
+use contract::CATALOGUE;
+use serde_json::{Value, json};
+use testkit::{Fixture, Published, request};
+use uuid::Uuid;
+
+const MESSAGE: &str = "0193c0de-0000-7000-8000-000000000001";
+const DEVICE: &str = "0193c0de-0000-7000-8000-000000000002";
+
+/// One of each kind that stores something, in the order of need.
+fn stores() -> Vec<Published> {
+    vec![
+        request(
+            "user.put",
+            1,
+            json!({ "username": "ada", "email": "ada@example.org", "password_hash": "$argon2id$canary-hash", "role": "admin" }),
+        ),
+        request(
+            "profile.put",
+            1,
+            json!({ "first_name": "Ada", "timezone": "Europe/London", "preferences": { "tone": "dry" } }),
+        ),
+        request("setting.put", 1, json!({ "setting_key": "theme", "setting_value": { "dark": true } })),
+        request("setting.put", 0, json!({ "setting_key": "banner", "setting_value": null })),
+        request(
+            "device.put",
+            1,
+            json!({ "device_id": DEVICE, "device_name": "desk", "device_type": "desktop", "security_level": "trusted" }),
+        ),
+        request(
+            "second-factor.put",
+            1,
+            json!({ "method": "totp", "secret_key": "canary-secret", "backup_codes": ["canary-code"], "is_enabled": true }),
+        ),
+        request(
+            "passkey.put",
+            1,
+            json!({ "credential_id": "cred", "public_key": "canary-key", "sign_count": 7 }),
+        ),
+        request(
+            "session.open",
+            1,
+            json!({ "session_id": "s", "chat_mode": "expert-group", "configuration": { "model": "m" }, "parent_session_id": "earlier", "session_metadata": { "n": 1 } }),
+        ),
+        request(
+            "context.put",
+            1,
+            json!({ "session_id": "s", "context_key": "k", "context_value": [1, "zwei", null], "context_type": "preference",
+                "access_level": "shared", "priority": 5, "version": 1, "expires_at": "2030-01-02T03:04:05Z", "is_persistent": true }),
+        ),
+        request(
+            "summary.put",
+            1,
+            json!({ "session_id": "s", "summary": "It went well.", "key_topics": ["tea", "cake"] }),
+        ),
+        request(
+            "conversation.put",
+            1,
+            json!({ "conversation_id": "c", "summary": "About tea", "metadata": { "lang": "en" } }),
+        ),
+        request(
+            "message.add",
+            1,
+            json!({ "message_id": MESSAGE, "conversation_id": "c", "role": "user", "content": "Tea? \u{1f375}" }),
+        ),
+        request(
+            "feedback.put",
+            1,
+            json!({ "message_id": MESSAGE, "feedback_type": "rating", "rating": 5, "comment": "nice" }),
+        ),
+        request("agent-context.put", 1, agent("private", 1)),
+        request("agent-context.put", 1, agent("shared", 1)),
+        request("agent-context.put", 1, agent("consensus", 1)),
+    ]
+}
+
+fn agent(tier: &str, version: i64) -> Value {
+    json!({ "agent_id": "planner", "session_id": "s", "memory_tier": tier, "context_key": "k",
+        "context_value": { "tier": tier }, "is_shareable": true, "version": version })
+}
+
+/// What the tables hold after [`stores`].
+const ROWS: &[(&str, &str)] = &[
+    (
+        "concat_ws(' ', username, email, password_hash, role, status) FROM users WHERE id = 1",
+        "ada ada@example.org $argon2id$canary-hash admin active",
+    ),
+    (
+        "concat_ws(' ', first_name, last_name, timezone, preferences) FROM user_profiles",
+        "Ada Europe/London {\"tone\": \"dry\"}",
+    ),
+    (
+        "concat_ws(' ', setting_key, setting_value, is_global) FROM system_settings WHERE user_id = 1",
+        "theme {\"dark\": true} f",
+    ),
+    (
+        "concat_ws(' ', setting_key, setting_value, is_global) FROM system_settings WHERE user_id = 0",
+        "banner null t",
+    ),
+    (
+        "concat_ws(' ', id, device_name, device_type, security_level) FROM registered_devices",
+        "0193c0de-0000-7000-8000-000000000002 desk desktop trusted",
+    ),
+    (
+        "concat_ws(' ', method, secret_key, backup_codes, is_enabled) FROM user_two_factor_auth",
+        "totp canary-secret [\"canary-code\"] t",
+    ),
+    ("concat_ws(' ', credential_id, public_key, sign_count) FROM passkey_credentials", "cred canary-key 7"),
+    (
+        "concat_ws(' ', session_id, chat_mode, configuration, parent_session_id, is_active, session_metadata, ended_at) FROM chat_mode_sessions",
+        "s expert-group {\"model\": \"m\"} earlier t {\"n\": 1}",
+    ),
+    (
+        "concat_ws(' ', session_id, context_key, context_value, context_type, access_level, priority, version, expires_at, is_persistent) FROM simple_chat_context",
+        "s k [1, \"zwei\", null] preference shared 5 1 2030-01-02 03:04:05+00 t",
+    ),
+    (
+        "concat_ws(' ', session_id, summary, key_topics) FROM chat_session_summary",
+        "s It went well. [\"tea\", \"cake\"]",
+    ),
+    (
+        "concat_ws(' ', conversation_id, summary, metadata) FROM chat_history",
+        "c About tea {\"lang\": \"en\"}",
+    ),
+    (
+        "concat_ws(' ', m.id, h.conversation_id, m.role, m.content) FROM chat_messages m JOIN chat_history h ON h.id = m.history_id",
+        "0193c0de-0000-7000-8000-000000000001 c user Tea? \u{1f375}",
+    ),
+    (
+        "concat_ws(' ', message_id, feedback_type, rating, comment) FROM message_feedback",
+        "0193c0de-0000-7000-8000-000000000001 rating 5 nice",
+    ),
+    (
+        "concat_ws(' ', agent_id, session_id, context_value, is_shareable, version) FROM agent_context_states WHERE memory_tier = 'private'",
+        "planner s {\"tier\": \"private\"} t 1",
+    ),
+    (
+        "concat_ws(' ', agent_id, session_id, context_value, is_shareable, version) FROM agent_context_states WHERE memory_tier = 'consensus'",
+        "planner s {\"tier\": \"consensus\"} t 1",
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_request_is_found_in_its_table() {
+    let fixture = Fixture::new().await;
+    let requests = stores();
+    fixture.publish(requests.clone()).await;
+    let worker = fixture.run(ContextWriter);
+    fixture.drained::<ContextWriter>().await;
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    for (query, row) in ROWS {
+        assert_eq!(fixture.lines(query).await, [*row], "{query}");
+    }
+    let events = fixture.lines("event_payload FROM blackboard_events").await;
+    assert_eq!(events.len(), requests.len(), "each effect has its event");
+    assert!(
+        !events.iter().any(|payload| payload.contains("canary")),
+        "no secret is in an event: {events:#?}"
+    );
+    for message in fixture.messages("EVENTS").await {
+        let body = String::from_utf8_lossy(&message.payload).into_owned();
+        assert!(!body.contains("canary"), "no secret is in a published event: {body}");
+    }
+    worker.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_removed_is_gone_and_stays_gone() {
+    let fixture = Fixture::new().await;
+    let worker = fixture.run(ContextWriter);
+    fixture.publish(stores()).await;
+    fixture.drained::<ContextWriter>().await;
+    let removals = [
+        request("setting.remove", 1, json!({ "setting_key": "theme" })),
+        request("device.remove", 1, json!({ "device_id": DEVICE })),
+        request("second-factor.remove", 1, json!({ "method": "totp" })),
+        request("passkey.remove", 1, json!({ "credential_id": "cred" })),
+        request("context.remove", 1, json!({ "session_id": "s", "context_key": "k", "version": 2 })),
+        request(
+            "agent-context.remove",
+            1,
+            json!({ "agent_id": "planner", "session_id": "s", "memory_tier": "private", "context_key": "k", "version": 2 }),
+        ),
+        request("session.close", 1, json!({ "session_id": "s" })),
+    ];
+    fixture.publish(removals).await;
+    fixture.drained::<ContextWriter>().await;
+    // Older versions that come late.
+    let late = [stores().swap_remove(8), request("agent-context.put", 1, agent("private", 1))];
+    fixture.publish(late).await;
+    fixture.drained::<ContextWriter>().await;
+
+    let gone = [
+        "setting_value FROM system_settings WHERE user_id = 1",
+        "device_name FROM registered_devices",
+        "concat(secret_key, nullif(backup_codes, '[]')) FROM user_two_factor_auth",
+        "public_key FROM passkey_credentials",
+        "context_value FROM simple_chat_context",
+        "context_value FROM agent_context_states WHERE memory_tier = 'private'",
+    ];
+    for query in gone {
+        let left = fixture.lines(query).await;
+        assert!(left == ["NULL"] || left == [""], "{query}: {left:?}");
+    }
+    assert_eq!(
+        fixture.lines("concat_ws(' ', is_active, ended_at IS NOT NULL) FROM chat_mode_sessions").await,
+        ["f t"]
+    );
+    assert_eq!(fixture.count("agent_context_states WHERE removed_at IS NULL").await, 2);
+    assert_eq!(worker.stats.report().unchanged, 2);
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    worker.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_session_opens_again_and_still_takes_contexts() {
+    let fixture = Fixture::new().await;
+    let open = |mode: &str| request("session.open", 1, json!({ "session_id": "s", "chat_mode": mode }));
+    let close = || request("session.close", 1, json!({ "session_id": "s" }));
+    let context = request(
+        "context.put",
+        1,
+        json!({ "session_id": "s", "context_key": "k", "context_value": 1, "version": 1 }),
+    );
+    fixture.publish([stores().swap_remove(0), open("simple"), close(), context]).await;
+    let worker = fixture.run(ContextWriter);
+    fixture.drained::<ContextWriter>().await;
+    assert_eq!(fixture.lines("is_active FROM chat_mode_sessions").await, ["false"]);
+    assert_eq!(fixture.count("simple_chat_context").await, 1);
+    fixture.publish([open("smart-router")]).await;
+    fixture.drained::<ContextWriter>().await;
+    let row = fixture.lines("concat_ws(' ', chat_mode, is_active, ended_at) FROM chat_mode_sessions").await;
+    assert_eq!(row, ["smart-router t"]);
+    let events = fixture.lines("event_type FROM blackboard_events ORDER BY event_sequence").await;
+    assert_eq!(
+        events,
+        ["user.stored", "session.opened", "session.closed", "context.stored", "session.opened"]
+    );
+    worker.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_with_the_same_names_for_things_do_not_meet() {
+    let fixture = Fixture::new().await;
+    let worker = fixture.run(ContextWriter);
+    let of = |user: i32| {
+        stores().into_iter().filter(|request| !request.subject.ends_with(".0")).map(move |request| {
+            Published {
+                subject: request.subject.replace(".1", &format!(".{user}")),
+                id: Uuid::now_v7(),
+                ..request
+            }
+        })
+    };
+    fixture.publish(of(1).chain(of(2)).chain(of(3))).await;
+    fixture.drained::<ContextWriter>().await;
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    for table in [
+        "user_profiles",
+        "registered_devices",
+        "user_two_factor_auth",
+        "passkey_credentials",
+        "chat_mode_sessions",
+        "simple_chat_context",
+        "chat_session_summary",
+        "chat_history",
+        "chat_messages",
+        "message_feedback",
+    ] {
+        assert_eq!(fixture.count(table).await, 3, "{table}");
+    }
+    worker.stop().await.expect("a clean end");
+}
+
+#[test]
+fn every_kind_of_the_stream_is_tried() {
+    let tried: Vec<String> = stores().iter().map(|request| request.subject.clone()).collect();
+    let removed = ["setting", "device", "second-factor", "passkey", "context", "agent-context"];
+    for kind in CATALOGUE.iter().filter(|kind| kind.stream == "CONTEXT") {
+        let known = tried.iter().any(|subject| subject.contains(&format!(".{}.", kind.name())))
+            || (kind.verb == "remove" && removed.contains(&kind.noun))
+            || kind.name() == "session.close";
+        assert!(known, "no test publishes {}", kind.name());
+    }
+}

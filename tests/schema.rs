@@ -1,0 +1,78 @@
+//! Migrations: up, down and up again leave the same schema.
+
+use testkit::Fixture;
+
+/// Everything the catalogue says about our schema, a line each.
+const CATALOGUE: &[&str] = &[
+    "concat_ws(' ', 'column', table_name, column_name, udt_name, character_maximum_length, is_nullable, column_default, generation_expression) FROM information_schema.columns WHERE table_schema = 'public' ORDER BY 1",
+    "concat_ws(' ', 'index', indexdef) FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1",
+    "concat_ws(' ', 'constraint', conrelid::regclass, conname, pg_get_constraintdef(oid)) FROM pg_constraint WHERE connamespace = 'public'::regnamespace ORDER BY 1",
+    "concat_ws(' ', 'label', t.typname, e.enumsortorder, e.enumlabel) FROM pg_enum e JOIN pg_type t ON t.oid = e.enumtypid ORDER BY 1",
+    "concat_ws(' ', 'routine', proname, pg_get_function_identity_arguments(oid)) FROM pg_proc WHERE pronamespace = 'public'::regnamespace ORDER BY 1",
+    "concat_ws(' ', 'sequence', sequencename) FROM pg_sequences WHERE schemaname = 'public' ORDER BY 1",
+];
+
+async fn catalogue(fixture: &Fixture) -> Vec<String> {
+    let mut lines = Vec::new();
+    for query in CATALOGUE {
+        lines.extend(fixture.lines(query).await);
+    }
+    lines
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn up_down_up_leaves_the_same_schema() {
+    let fixture = Fixture::new().await;
+    let all = store::migration::status(fixture.connection().await).await.expect("a status");
+    assert!(all.iter().all(|state| state.applied), "{all:?}");
+    let before = catalogue(&fixture).await;
+    assert!(before.len() > 200, "the catalogue shows the schema: {}", before.len());
+
+    let down = store::migration::down(fixture.connection().await, usize::MAX).await.expect("down");
+    assert_eq!(down.len(), all.len());
+    let empty = catalogue(&fixture).await;
+    let left: Vec<&String> =
+        empty.iter().filter(|line| !line.contains("__diesel_schema_migrations")).collect();
+    assert!(left.is_empty(), "down leaves nothing behind: {left:#?}");
+
+    let up = store::migration::up(fixture.connection().await).await.expect("up");
+    assert_eq!(up.len(), all.len());
+    assert_eq!(catalogue(&fixture).await, before);
+    let again = store::migration::up(fixture.connection().await).await.expect("nothing to do");
+    assert!(again.is_empty(), "{again:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_migration_can_be_taken_back_alone() {
+    let fixture = Fixture::new().await;
+    let before = catalogue(&fixture).await;
+    let count = store::migration::status(fixture.connection().await).await.expect("a status").len();
+    for steps in 1..=count {
+        let down = store::migration::down(fixture.connection().await, steps).await.expect("down");
+        assert_eq!(down.len(), steps);
+        store::migration::up(fixture.connection().await).await.expect("up");
+        assert_eq!(catalogue(&fixture).await, before, "after {steps} down and up again");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_can_ask_what_is_missing() {
+    let fixture = Fixture::new().await;
+    let missing = store::migration::missing(&mut fixture.connection().await).await.expect("an answer");
+    assert!(missing.is_empty(), "{missing:?}");
+    let down = store::migration::down(fixture.connection().await, 1).await.expect("down");
+    let missing = store::migration::missing(&mut fixture.connection().await).await.expect("an answer");
+    assert_eq!(missing.len(), down.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn labels_in_the_program_and_in_the_database_are_the_same() {
+    let fixture = Fixture::new().await;
+    let labels = |name: &str| {
+        format!("enumlabel FROM pg_enum WHERE enumtypid = '{name}'::regtype ORDER BY enumsortorder")
+    };
+    let events: Vec<&str> = contract::EventType::ALL.iter().map(|label| label.as_str()).collect();
+    assert_eq!(fixture.lines(&labels("eventtype")).await, events);
+    let performatives: Vec<&str> = contract::Performative::ALL.iter().map(|label| label.as_str()).collect();
+    assert_eq!(fixture.lines(&labels("performative")).await, performatives);
+}

@@ -1,0 +1,167 @@
+//! What an effect adds to the event stream.
+
+use std::borrow::Cow;
+
+use contract::{Event, Performative, Request};
+use runtime::{Effect, Message, Payload, Verdict};
+use serde_json::json;
+
+use crate::store::Done;
+
+pub(crate) fn verdict(message: &Message<Request>, done: Done) -> Verdict {
+    match done {
+        Done::Applied => Verdict::Applied(effect(message)),
+        Done::Stale => Verdict::Unchanged(stale(&message.request)),
+        Done::Missing => Verdict::Unmet(missing(message)),
+    }
+}
+
+fn effect(message: &Message<Request>) -> Effect {
+    let request = &message.request;
+    Effect {
+        event_type: request.kind().event,
+        performative: Performative::Inform,
+        source_agent_id: agent(request),
+        session_id: session(request),
+        payload: payload(request),
+    }
+}
+
+fn agent(request: &Request) -> Option<String> {
+    match request {
+        Request::AgentContextPut(put) => Some(put.agent_id.to_string()),
+        Request::AgentContextRemove(remove) => Some(remove.agent_id.to_string()),
+        Request::UserPut(_)
+        | Request::ProfilePut(_)
+        | Request::SettingPut(_)
+        | Request::SettingRemove(_)
+        | Request::DevicePut(_)
+        | Request::DeviceRemove(_)
+        | Request::SecondFactorPut(_)
+        | Request::SecondFactorRemove(_)
+        | Request::PasskeyPut(_)
+        | Request::PasskeyRemove(_)
+        | Request::SessionOpen(_)
+        | Request::SessionClose(_)
+        | Request::ContextPut(_)
+        | Request::ContextRemove(_)
+        | Request::ConversationPut(_)
+        | Request::MessageAdd(_)
+        | Request::SummaryPut(_)
+        | Request::FeedbackPut(_) => None,
+    }
+}
+
+/// The session of an event. Events of a conversation go under its identifier.
+fn session(request: &Request) -> Cow<'static, str> {
+    let id = match request {
+        Request::SessionOpen(open) => &open.session_id,
+        Request::SessionClose(close) => &close.session_id,
+        Request::ContextPut(put) => &put.session_id,
+        Request::ContextRemove(remove) => &remove.session_id,
+        Request::SummaryPut(put) => &put.session_id,
+        Request::AgentContextPut(put) => &put.session_id,
+        Request::AgentContextRemove(remove) => &remove.session_id,
+        Request::ConversationPut(put) => &put.conversation_id,
+        Request::MessageAdd(add) => &add.conversation_id,
+        Request::UserPut(_)
+        | Request::ProfilePut(_)
+        | Request::SettingPut(_)
+        | Request::SettingRemove(_)
+        | Request::DevicePut(_)
+        | Request::DeviceRemove(_)
+        | Request::SecondFactorPut(_)
+        | Request::SecondFactorRemove(_)
+        | Request::PasskeyPut(_)
+        | Request::PasskeyRemove(_)
+        | Request::FeedbackPut(_) => return Cow::Borrowed(Event::ACCOUNT_SESSION),
+    };
+    Cow::Owned(id.to_string())
+}
+
+/// The request itself, but never a secret: events are read by whoever may see the user's memory.
+fn payload(request: &Request) -> Payload {
+    let redacted = match request {
+        Request::UserPut(put) => json!({
+            "username": put.username, "email": put.email, "role": put.role, "status": put.status,
+        }),
+        Request::SecondFactorPut(put) => json!({ "method": put.method, "is_enabled": put.is_enabled }),
+        Request::PasskeyPut(put) => json!({
+            "credential_id": put.credential_id, "passkey_name": put.passkey_name, "sign_count": put.sign_count,
+        }),
+        Request::ProfilePut(_)
+        | Request::SettingPut(_)
+        | Request::SettingRemove(_)
+        | Request::DevicePut(_)
+        | Request::DeviceRemove(_)
+        | Request::SecondFactorRemove(_)
+        | Request::PasskeyRemove(_)
+        | Request::SessionOpen(_)
+        | Request::SessionClose(_)
+        | Request::ContextPut(_)
+        | Request::ContextRemove(_)
+        | Request::ConversationPut(_)
+        | Request::MessageAdd(_)
+        | Request::SummaryPut(_)
+        | Request::FeedbackPut(_)
+        | Request::AgentContextPut(_)
+        | Request::AgentContextRemove(_) => return Payload::Body,
+    };
+    Payload::Redacted(redacted.to_string())
+}
+
+fn stale(request: &Request) -> &'static str {
+    match request {
+        Request::ContextPut(_)
+        | Request::ContextRemove(_)
+        | Request::AgentContextPut(_)
+        | Request::AgentContextRemove(_) => "this version or a newer one is there",
+        Request::MessageAdd(_) => "a message with this message_id is there",
+        Request::UserPut(_)
+        | Request::ProfilePut(_)
+        | Request::SettingPut(_)
+        | Request::SettingRemove(_)
+        | Request::DevicePut(_)
+        | Request::DeviceRemove(_)
+        | Request::SecondFactorPut(_)
+        | Request::SecondFactorRemove(_)
+        | Request::PasskeyPut(_)
+        | Request::PasskeyRemove(_)
+        | Request::SessionOpen(_)
+        | Request::SessionClose(_)
+        | Request::ConversationPut(_)
+        | Request::SummaryPut(_)
+        | Request::FeedbackPut(_) => "a newer record is there",
+    }
+}
+
+/// What a request needs and did not find.
+fn missing(message: &Message<Request>) -> String {
+    let user = message.subject.user_id;
+    match &message.request {
+        Request::SessionClose(close) => not_open(&close.session_id, user),
+        Request::ContextPut(put) => not_open(&put.session_id, user),
+        Request::ContextRemove(remove) => not_open(&remove.session_id, user),
+        Request::SummaryPut(put) => not_open(&put.session_id, user),
+        Request::FeedbackPut(put) => format!("message_id: user {user} has no message {}", put.message_id),
+        Request::UserPut(_)
+        | Request::ProfilePut(_)
+        | Request::SettingPut(_)
+        | Request::SettingRemove(_)
+        | Request::DevicePut(_)
+        | Request::DeviceRemove(_)
+        | Request::SecondFactorPut(_)
+        | Request::SecondFactorRemove(_)
+        | Request::PasskeyPut(_)
+        | Request::PasskeyRemove(_)
+        | Request::SessionOpen(_)
+        | Request::ConversationPut(_)
+        | Request::MessageAdd(_)
+        | Request::AgentContextPut(_)
+        | Request::AgentContextRemove(_) => format!("subject: user {user} is not known"),
+    }
+}
+
+fn not_open(session_id: &contract::SessionId, user: contract::UserId) -> String {
+    format!("session_id: user {user} has opened no session {session_id}")
+}

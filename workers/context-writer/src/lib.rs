@@ -1,0 +1,44 @@
+//! Sessions, contexts, conversations, the account mirror, and what agents remember.
+//!
+//! Takes the stream `CONTEXT` and writes the tables of its row in docs/ARCHITECTURE.md. A batch is written table
+//! by table, what others refer to first: users, what belongs to an account, sessions, contexts, conversations,
+//! messages, feedback, agents' contexts. So a session and its first context may travel in one batch.
+//!
+//! Two rules keep the order of arrival from mattering:
+//!
+//! - A context carries a version, and a higher one wins. A removed context leaves its version behind.
+//! - Any other record that can change carries none; of two, the one that JetStream stored later wins.
+//!
+//! A message that needs something that is not there (a context whose session is not open yet) is given the verdict
+//! [`Verdict::Unmet`], and the rest of the batch goes through.
+
+mod event;
+pub mod message;
+pub mod store;
+
+use ::store::{Connection, Fault};
+use contract::{Malformed, Request, RequestSubject};
+use runtime::{Message, Verdict, Worker};
+
+/// The worker.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ContextWriter;
+
+impl Worker for ContextWriter {
+    const NAME: &'static str = "context-writer";
+    const STREAM: &'static str = "CONTEXT";
+    type Request = Request;
+
+    fn decode(&self, subject: &RequestSubject, body: &[u8]) -> Result<Request, Malformed> {
+        message::decode(subject, body)
+    }
+
+    async fn write<'a>(
+        &'a self,
+        connection: &'a mut Connection,
+        batch: &'a [&'a Message<Request>],
+    ) -> Result<Vec<Verdict>, Fault> {
+        let done = store::write(connection, batch).await?;
+        Ok(batch.iter().zip(done).map(|(message, done)| event::verdict(message, done)).collect())
+    }
+}

@@ -1,0 +1,149 @@
+//! Conversations, their messages, and feedback on them.
+
+use contract::{ConversationPut, FeedbackPut, MessageAdd, SessionId, UserId};
+use diesel::sql_types::{Array, Integer, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::RunQueryDsl;
+use store::{Connection, Fault};
+use uuid::Uuid;
+
+use super::{Done, Item, record, rounds};
+
+/// The row of a conversation, whichever of its requests comes first.
+fn history_id(user_id: UserId, conversation_id: &SessionId) -> Uuid {
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("chat_history {user_id} {conversation_id}").as_bytes())
+}
+
+const CONVERSATIONS: &str = "
+    WITH input AS (
+        SELECT i.* FROM jsonb_to_recordset($1::jsonb) AS i (ordinal integer, history_id uuid, user_id integer,
+            stored_at timestamptz, conversation_id text, summary text, metadata jsonb)
+        JOIN users u ON u.id = i.user_id
+    ), written AS (
+        INSERT INTO chat_history AS t (id, user_id, conversation_id, summary, metadata, created_at, updated_at)
+        SELECT history_id, user_id, conversation_id, summary, metadata, stored_at, stored_at
+        FROM input ORDER BY user_id, conversation_id
+        ON CONFLICT (user_id, conversation_id) DO UPDATE SET summary = excluded.summary,
+            metadata = excluded.metadata, updated_at = excluded.updated_at
+        WHERE excluded.updated_at >= t.updated_at
+        RETURNING user_id, conversation_id
+    )
+    SELECT i.ordinal, w.user_id IS NOT NULL AS applied
+    FROM input i LEFT JOIN written w ON w.user_id = i.user_id AND w.conversation_id = i.conversation_id";
+
+// A conversation that comes into being with a message is as old as time, so that the request that describes it
+// is the newer one whenever it comes.
+const MESSAGES: &str = "
+    WITH input AS (
+        SELECT (i.ordinal - 1)::integer AS ordinal, i.id, i.user_id, i.history_id, i.conversation_id, i.role,
+            i.content, i.sent_at, i.stored_at
+        FROM unnest($1::uuid[], $2::integer[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::timestamptz[],
+            $8::timestamptz[])
+            WITH ORDINALITY AS i (id, user_id, history_id, conversation_id, role, content, sent_at, stored_at, ordinal)
+        JOIN users u ON u.id = i.user_id
+    ), history AS (
+        INSERT INTO chat_history (id, user_id, conversation_id, created_at, updated_at)
+        SELECT DISTINCT ON (user_id, conversation_id) history_id, user_id, conversation_id, stored_at, 'epoch'
+        FROM input ORDER BY user_id, conversation_id, stored_at
+        ON CONFLICT DO NOTHING
+    ), written AS (
+        INSERT INTO chat_messages (id, user_id, history_id, role, content, \"timestamp\")
+        SELECT id, user_id, history_id, role::message_role, content, sent_at
+        FROM input ORDER BY user_id, id
+        ON CONFLICT DO NOTHING
+        RETURNING user_id, id
+    )
+    SELECT i.ordinal, w.id IS NOT NULL AS applied
+    FROM input i LEFT JOIN written w ON w.user_id = i.user_id AND w.id = i.id";
+
+const FEEDBACK: &str = "
+    WITH input AS (
+        SELECT i.* FROM jsonb_to_recordset($1::jsonb) AS i (ordinal integer, id uuid, user_id integer,
+            stored_at timestamptz, message_id uuid, feedback_type feedback_type, rating integer, comment text)
+        JOIN chat_messages m ON m.user_id = i.user_id AND m.id = i.message_id
+    ), written AS (
+        INSERT INTO message_feedback AS t (id, user_id, message_id, feedback_type, rating, comment, created_at,
+            updated_at)
+        SELECT id, user_id, message_id, feedback_type, rating, comment, stored_at, stored_at
+        FROM input ORDER BY user_id, message_id, feedback_type
+        ON CONFLICT (user_id, message_id, feedback_type) DO UPDATE SET rating = excluded.rating,
+            comment = excluded.comment, updated_at = excluded.updated_at
+        WHERE excluded.updated_at >= t.updated_at
+        RETURNING user_id, message_id, feedback_type
+    )
+    SELECT i.ordinal, w.user_id IS NOT NULL AS applied
+    FROM input i LEFT JOIN written w
+        ON w.user_id = i.user_id AND w.message_id = i.message_id AND w.feedback_type = i.feedback_type";
+
+/// A description and the row it goes to.
+#[derive(serde::Serialize)]
+struct Description<'a> {
+    history_id: Uuid,
+    #[serde(flatten)]
+    put: &'a ConversationPut,
+}
+
+pub(crate) async fn write(
+    connection: &mut Connection,
+    conversations: Vec<Item<'_, &ConversationPut>>,
+    done: &mut [Done],
+) -> Result<(), Fault> {
+    for round in rounds(conversations, |item| (item.message.subject.user_id, &item.request.conversation_id)) {
+        let described: Vec<_> = round
+            .iter()
+            .map(|item| Item {
+                index: item.index,
+                message: item.message,
+                request: Description {
+                    history_id: history_id(item.message.subject.user_id, &item.request.conversation_id),
+                    put: item.request,
+                },
+            })
+            .collect();
+        record::write(connection, CONVERSATIONS, &described, |_| false, done).await?;
+    }
+    Ok(())
+}
+
+pub(crate) async fn write_messages(
+    connection: &mut Connection,
+    messages: Vec<Item<'_, &MessageAdd>>,
+    done: &mut [Done],
+) -> Result<(), Fault> {
+    for round in rounds(messages, |item| (item.message.subject.user_id, item.request.message_id)) {
+        let user = |item: &Item<'_, &MessageAdd>| item.message.subject.user_id;
+        let query = diesel::sql_query(MESSAGES)
+            .bind::<Array<SqlUuid>, _>(column(&round, |item| item.request.message_id))
+            .bind::<Array<Integer>, _>(column(&round, |item| user(item).get()))
+            .bind::<Array<SqlUuid>, _>(column(&round, |item| {
+                history_id(user(item), &item.request.conversation_id)
+            }))
+            .bind::<Array<Text>, _>(column(&round, |item| item.request.conversation_id.as_str()))
+            .bind::<Array<Text>, _>(column(&round, |item| item.request.role.as_str()))
+            .bind::<Array<Text>, _>(column(&round, |item| item.request.content.as_str()))
+            .bind::<Array<Timestamptz>, _>(column(&round, |item| {
+                item.request.sent_at.unwrap_or(item.message.stored_at)
+            }))
+            .bind::<Array<Timestamptz>, _>(column(&round, |item| item.message.stored_at));
+        let answers = store::prepared(query).load(connection).await?;
+        record::note(answers, &round, done);
+    }
+    Ok(())
+}
+
+pub(crate) async fn write_feedback(
+    connection: &mut Connection,
+    feedback: Vec<Item<'_, &FeedbackPut>>,
+    done: &mut [Done],
+) -> Result<(), Fault> {
+    let key = |item: &Item<'_, &FeedbackPut>| {
+        (item.message.subject.user_id, item.request.message_id, item.request.feedback_type)
+    };
+    for round in rounds(feedback, key) {
+        record::write(connection, FEEDBACK, &round, |_| false, done).await?;
+    }
+    Ok(())
+}
+
+fn column<'r, 'a, T, U>(round: &'r [Item<'a, T>], field: impl Fn(&'r Item<'a, T>) -> U) -> Vec<U> {
+    round.iter().map(field).collect()
+}

@@ -1,0 +1,72 @@
+//! Records that change seldom travel to PostgreSQL as one JSON array, whose fields are the request's own.
+
+use chrono::{DateTime, Utc};
+use diesel::QueryableByName;
+use diesel::sql_types::{Bool, Integer, Text};
+use diesel_async::RunQueryDsl;
+use serde::Serialize;
+use store::{Connection, Fault, FaultKind};
+use uuid::Uuid;
+
+use super::{Done, Item};
+
+/// A row of the array. A field that the request lacks is NULL in SQL.
+#[derive(Serialize)]
+struct Record<'a, T> {
+    ordinal: usize,
+    id: Uuid,
+    user_id: i32,
+    stored_at: DateTime<Utc>,
+    removed: bool,
+    #[serde(flatten)]
+    request: &'a T,
+}
+
+/// What every statement of this worker answers: a row for each request whose needs are met.
+#[derive(QueryableByName)]
+pub(crate) struct Answer {
+    #[diesel(sql_type = Integer)]
+    ordinal: i32,
+    #[diesel(sql_type = Bool)]
+    applied: bool,
+}
+
+/// Runs a statement whose only parameter is the array of records, `$1`.
+pub(crate) async fn write<T: Serialize>(
+    connection: &mut Connection,
+    sql: &'static str,
+    items: &[Item<'_, T>],
+    removed: impl Fn(&T) -> bool,
+    done: &mut [Done],
+) -> Result<(), Fault> {
+    if items.is_empty() {
+        return Ok(());
+    }
+    let records: Vec<Record<'_, T>> = items
+        .iter()
+        .enumerate()
+        .map(|(ordinal, item)| Record {
+            ordinal,
+            id: Uuid::now_v7(),
+            user_id: item.message.subject.user_id.get(),
+            stored_at: item.message.stored_at,
+            removed: removed(&item.request),
+            request: &item.request,
+        })
+        .collect();
+    let records = serde_json::to_string(&records)
+        .map_err(|error| Fault { kind: FaultKind::Permanent, reason: error.to_string() })?;
+    let answers = store::prepared(diesel::sql_query(sql).bind::<Text, _>(records)).load(connection).await?;
+    note(answers, items, done);
+    Ok(())
+}
+
+/// Notes what a statement did for each item.
+pub(crate) fn note<T>(answers: Vec<Answer>, items: &[Item<'_, T>], done: &mut [Done]) {
+    for answer in answers {
+        let item = usize::try_from(answer.ordinal).ok().and_then(|ordinal| items.get(ordinal));
+        if let Some(slot) = item.and_then(|item| done.get_mut(item.index)) {
+            *slot = if answer.applied { Done::Applied } else { Done::Stale };
+        }
+    }
+}
