@@ -179,7 +179,11 @@ async fn a_database_that_goes_away_costs_no_try() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_is_restarted_loses_nothing() {
-    let mut fixture = Fixture::new().await;
+    // A broker that is killed forgets acknowledgements it has not written down, and delivers again.
+    let mut fixture = Fixture::with_topology(|topology| {
+        deliver_again_after(topology, "context-writer", Duration::from_secs(1), 64);
+    })
+    .await;
     let worker = fixture.run(ContextWriter);
     fixture.publish([user(1), session(1, "s")]).await;
     fixture.drained::<ContextWriter>().await;

@@ -31,10 +31,10 @@ fn bad() -> Vec<(Published, &'static str)> {
     zero.subject = "memory.req.test.context.put.0".to_owned();
     vec![
         (put("colour", json!("red")), "malformed: colour: is unknown"),
-        (put("version", json!("one")), "malformed: version: invalid type"),
+        (put("version", json!("one")), "malformed: version: is a string"),
         (put("version", json!(0)), "malformed: version: 0 is not between"),
         (put("priority", json!(101)), "malformed: priority: 101 is not between 0 and 100"),
-        (put("context_type", json!("mood")), "malformed: context_type: unknown variant"),
+        (put("context_type", json!("mood")), "malformed: context_type: is none of"),
         (put("session_id", json!("")), "malformed: session_id: must be"),
         (put("session_id", json!("@account")), "malformed: session_id: must be"),
         (put("context_key", json!("a\u{0}b")), "malformed: context_key: contains a NUL"),

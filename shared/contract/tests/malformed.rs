@@ -46,7 +46,12 @@ fn the_field_at_fault_is_named() {
     let at = bad_utf8.windows(4).position(|window| window == b"HERE").unwrap();
     bad_utf8[at] = 0xff;
     let table: Vec<(&str, Vec<u8>, &str, &str)> = vec![
-        ("unknown field", context("colour", json!("red")), "colour", "is unknown; expected one of `session_id`"),
+        (
+            "unknown field",
+            context("colour", json!("red")),
+            "colour",
+            "is unknown; expected one of `session_id`",
+        ),
         ("wrong type", context("session_id", json!(5)), "session_id", "is an integer; expected a string"),
         ("wrong type of a number", context("version", json!("1")), "version", "is a string; expected i64"),
         ("wrong type of a flag", context("is_persistent", json!(1)), "is_persistent", "is an integer"),
@@ -56,16 +61,36 @@ fn the_field_at_fault_is_named() {
         ("given twice", br#"{"session_id":"a","session_id":"b"}"#.to_vec(), "session_id", "is given twice"),
         ("bad UTF-8", bad_utf8, "context_key", "invalid unicode"),
         ("NUL in a text", context("context_key", json!("a\u{0}b")), "context_key", "NUL"),
-        ("NUL in nested JSON", context("context_value", json!({"a": [{"b": "\u{0}"}]})), "context_value", "NUL"),
+        (
+            "NUL in nested JSON",
+            context("context_value", json!({"a": [{"b": "\u{0}"}]})),
+            "context_value",
+            "NUL",
+        ),
         ("NUL in a nested key", context("context_value", json!({"a": {"\u{0}": 1}})), "context_value", "NUL"),
         ("NUL as it is", context_text("context_key", "\"a\u{0}b\""), "context_key", "control character"),
         ("half a pair in a text", context_text("context_key", r#""\ud83d""#), "context_key", ""),
-        ("half a pair in JSON", context_text("context_value", r#"["\ud83d x"]"#), "context_value", "surrogate"),
+        (
+            "half a pair in JSON",
+            context_text("context_value", r#"["\ud83d x"]"#),
+            "context_value",
+            "surrogate",
+        ),
         ("second half alone", context_text("context_value", r#""\ude00""#), "context_value", "surrogate"),
         ("deep nesting", context_text("context_value", &nested(65)), "context_value", "deeper than 64"),
-        ("very deep nesting", context_text("context_value", &nested(100_000)), "context_value", "deeper than 64"),
+        (
+            "very deep nesting",
+            context_text("context_value", &nested(100_000)),
+            "context_value",
+            "deeper than 64",
+        ),
         ("broken nesting", context_text("context_value", "[1,"), "context_value", ""),
-        ("bad enumeration", context("access_level", json!("secret")), "access_level", "expected one of `private`"),
+        (
+            "bad enumeration",
+            context("access_level", json!("secret")),
+            "access_level",
+            "expected one of `private`",
+        ),
         ("number below", context("version", json!(0)), "version", "is not between 1 and"),
         ("number above", context("priority", json!(101)), "priority", "is not between 0 and 100"),
         ("number beyond 64 bits", context("version", json!(u64::MAX)), "version", "is out of range"),
@@ -74,9 +99,19 @@ fn the_field_at_fault_is_named() {
         ("empty key", context("context_key", json!("")), "context_key", "is empty"),
         ("long key", context("context_key", json!(long)), "context_key", "longer than 256 characters"),
         ("bad time", context("expires_at", json!("tomorrow")), "expires_at", ""),
-        ("trailing garbage", [context("version", json!(2)), b" x".to_vec()].concat(), "body", "has more after"),
+        (
+            "trailing garbage",
+            [context("version", json!(2)), b" x".to_vec()].concat(),
+            "body",
+            "has more after",
+        ),
         ("two objects", [context("version", json!(2)), b"{}".to_vec()].concat(), "body", "has more after"),
-        ("array", br#"["s","k",1,"state","private",1,1,null,false]"#.to_vec(), "body", "must be a JSON object"),
+        (
+            "array",
+            br#"["s","k",1,"state","private",1,1,null,false]"#.to_vec(),
+            "body",
+            "must be a JSON object",
+        ),
         ("text", b"\"s\"".to_vec(), "body", "must be a JSON object"),
         ("null", b"null".to_vec(), "body", "must be a JSON object"),
         ("nothing", Vec::new(), "body", "is empty"),
@@ -112,12 +147,15 @@ fn an_object_is_asked_for_where_one_is_needed() {
 
 #[test]
 fn no_text_of_the_publisher_is_repeated() {
-    let second_factor = |secret: Value| json!({ "method": secret, "secret_key": secret, "is_enabled": secret });
+    let second_factor =
+        |secret: Value| json!({ "method": secret, "secret_key": secret, "is_enabled": secret });
     for secret in [json!("hunter2, expected"), json!(["hunter2"]), json!({"hunter2": 1})] {
         for field in ["method", "secret_key", "is_enabled"] {
             let mut body = json!({ "method": "totp", "secret_key": "x", "is_enabled": true });
             body[field] = second_factor(secret.clone())[field].clone();
-            if let Err(malformed) = Request::decode(&subject("second-factor.put"), body.to_string().as_bytes()) {
+            if let Err(malformed) =
+                Request::decode(&subject("second-factor.put"), body.to_string().as_bytes())
+            {
                 assert_eq!(malformed.field.split('.').next(), Some(field));
                 assert!(!malformed.problem.contains("hunter2"), "{malformed}");
             }
@@ -170,7 +208,15 @@ fn a_subject_must_be_ours() {
 
 #[test]
 fn what_is_odd_but_right_is_taken() {
-    for text in [&nested(64), r#""\ud83d\ude00""#, r#""\\u0000""#, r#""\\\\ud83d""#, "null", "-0.0e+9", r#"{"a":"]["}"#] {
+    for text in [
+        &nested(64),
+        r#""\ud83d\ude00""#,
+        r#""\\u0000""#,
+        r#""\\\\ud83d""#,
+        "null",
+        "-0.0e+9",
+        r#"{"a":"]["}"#,
+    ] {
         let body = context_text("context_value", text);
         let request = Request::decode(&subject("context.put"), &body);
         assert!(request.is_ok(), "{text}: {request:?}");

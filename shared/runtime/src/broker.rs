@@ -55,7 +55,7 @@ pub async fn connect(settings: &NatsSettings, name: &str) -> Result<Client, Conn
 )]
 async fn log_event(event: Event) {
     match event {
-        Event::Connected => tracing::debug!("connected to NATS"),
+        Event::Connected | Event::Closed => tracing::debug!(%event, "NATS connection"),
         // A denied publish shows here and nowhere else, before its acknowledgement times out.
         Event::ServerError(error) => tracing::error!(%error, "NATS refuses"),
         other => tracing::warn!(event = %other, "NATS connection"),

@@ -187,6 +187,7 @@ impl<W: Worker> PullStage<W> {
             }
         };
         while let Some(deliveries) = puller.next(&self.stop).await {
+            tracing::debug!(worker = W::NAME, messages = deliveries.len(), "pulled");
             crash::reach(Point::Pulled);
             if !self.forward(deliveries).await {
                 break;
@@ -231,7 +232,9 @@ async fn write_stage<W: Worker>(
     to_settle: mpsc::Sender<ToSettle<W::Request>>,
 ) {
     while let Some(batch) = batches.recv().await {
+        let (messages, since) = (batch.len(), Instant::now());
         let settlements = writer.write(batch).await;
+        tracing::debug!(worker = W::NAME, messages, elapsed = ?since.elapsed(), "written");
         if to_settle.send(ToSettle::Written(settlements)).await.is_err() {
             return;
         }
@@ -240,7 +243,9 @@ async fn write_stage<W: Worker>(
 
 async fn settle_stage<W: Worker>(mut settler: Settler<W>, mut items: mpsc::Receiver<ToSettle<W::Request>>) {
     while let Some(item) = items.recv().await {
+        let since = Instant::now();
         settler.settle(item).await;
+        tracing::debug!(worker = W::NAME, elapsed = ?since.elapsed(), "settled");
     }
 }
 

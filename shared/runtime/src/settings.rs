@@ -139,7 +139,8 @@ impl WorkerSettings {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogSettings {
-    /// A filter such as `info` or `warn,runtime=debug`.
+    /// A filter such as `info` or `warn,runtime=debug`. Commands that end by themselves show warnings only,
+    /// unless this is set.
     pub filter: String,
     /// `text` or `json`.
     pub format: LogFormat,
@@ -147,7 +148,7 @@ pub struct LogSettings {
 
 impl Default for LogSettings {
     fn default() -> Self {
-        Self { filter: "info".to_owned(), format: LogFormat::Text }
+        Self { filter: "info,async_nats=warn".to_owned(), format: LogFormat::Text }
     }
 }
 

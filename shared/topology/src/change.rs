@@ -132,13 +132,32 @@ mod tests {
     fn a_change_is_one_line() {
         let day = 86_400_000_000_000_i64;
         assert_eq!(line("max_age", json!(day), json!(7 * day)), "~ stream CONTEXT max_age: 1d -> 7d");
-        assert_eq!(line("max_age", json!(0), json!(90_000_000_000_i64)), "~ stream CONTEXT max_age: none -> 90s");
-        assert_eq!(line("max_bytes", json!(-1), json!(8_i64 << 30)), "~ stream CONTEXT max_bytes: unlimited -> 8 GiB");
-        assert_eq!(line("storage", json!("memory"), json!("file")), "~ stream CONTEXT storage: memory -> file");
-        assert_eq!(line("deny_purge", json!(true), Value::Null), "~ stream CONTEXT deny_purge: true -> default");
-        assert_eq!(line("subjects", json!(["a", "b"]), json!(["b", "c"])), "~ stream CONTEXT subjects: -a +c");
-        assert_eq!(line("subjects", json!(["a", "b"]), json!(["b", "a"])), "~ stream CONTEXT subjects: another order");
-        let made = Change { target: Target::Consumer("CONTEXT".to_owned(), "writer".to_owned()), field: None };
+        assert_eq!(
+            line("max_age", json!(0), json!(90_000_000_000_i64)),
+            "~ stream CONTEXT max_age: none -> 90s"
+        );
+        assert_eq!(
+            line("max_bytes", json!(-1), json!(8_i64 << 30)),
+            "~ stream CONTEXT max_bytes: unlimited -> 8 GiB"
+        );
+        assert_eq!(
+            line("storage", json!("memory"), json!("file")),
+            "~ stream CONTEXT storage: memory -> file"
+        );
+        assert_eq!(
+            line("deny_purge", json!(true), Value::Null),
+            "~ stream CONTEXT deny_purge: true -> default"
+        );
+        assert_eq!(
+            line("subjects", json!(["a", "b"]), json!(["b", "c"])),
+            "~ stream CONTEXT subjects: -a +c"
+        );
+        assert_eq!(
+            line("subjects", json!(["a", "b"]), json!(["b", "a"])),
+            "~ stream CONTEXT subjects: another order"
+        );
+        let made =
+            Change { target: Target::Consumer("CONTEXT".to_owned(), "writer".to_owned()), field: None };
         assert_eq!(made.to_string(), "+ consumer CONTEXT/writer");
     }
 }

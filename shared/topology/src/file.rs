@@ -54,7 +54,10 @@ impl Topology {
     /// [`TopologyError::Invalid`] for a file that is no configuration; a test sees to it that none is.
     pub fn shipped() -> Result<Self, TopologyError> {
         Ok(Self {
-            streams: STREAMS.iter().map(|(file, text)| Stream::parse(file, text)).collect::<Result<_, _>>()?,
+            streams: STREAMS
+                .iter()
+                .map(|(file, text)| Stream::parse(file, text))
+                .collect::<Result<_, _>>()?,
             consumers: CONSUMERS
                 .iter()
                 .map(|(file, text)| Consumer::parse(file, text))

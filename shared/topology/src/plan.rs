@@ -3,9 +3,9 @@ use async_nats::jetstream::{self, ErrorCode};
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
+use crate::TopologyError;
 use crate::change::{Change, FieldChange, Target};
 use crate::file::{Consumer, Stream, Topology, as_consumer, as_stream};
-use crate::TopologyError;
 
 /// One request to the JetStream API, and what it changes.
 pub(crate) struct Step {
@@ -46,9 +46,15 @@ pub(crate) async fn carry_out(broker: &jetstream::Context, step: &Step) -> Resul
         .map_err(|error| refused(error.to_string()))?;
     match response {
         Response::Ok(_) => Ok(()),
+        Response::Err { error } if error.error_code() == ErrorCode::STORAGE_RESOURCES_EXCEEDED => {
+            Err(refused(format!("{error}; {RESERVED}")))
+        }
         Response::Err { error } => Err(refused(error.to_string())),
     }
 }
+
+const RESERVED: &str = "the server reserves the max_bytes of every stream out of its max_file_store, which is \
+    three quarters of the free disk unless the server's configuration names more";
 
 async fn stream_step(broker: &jetstream::Context, stream: &Stream) -> Result<Option<Step>, TopologyError> {
     let target = Target::Stream(stream.name.clone());
@@ -72,9 +78,7 @@ async fn consumer_step(
     let Consumer { stream, name, config } = consumer;
     let target = Target::Consumer(stream.clone(), name.clone());
     let subject = format!("CONSUMER.CREATE.{stream}.{name}");
-    let payload = |action: &str, config: Map<String, Value>| {
-        json!({ "stream_name": stream, "config": config, "action": action })
-    };
+    let payload = |action: &str, config: Map<String, Value>| json!({ "stream_name": stream, "config": config, "action": action });
     let Some(has) = ask(broker, &target, format!("CONSUMER.INFO.{stream}.{name}")).await? else {
         return Ok(Some(creation(target, subject, payload("create", config.clone()))));
     };
@@ -128,11 +132,7 @@ fn compare(
     let value = |map: &Map<String, Value>, field: &str| map.get(field).cloned().unwrap_or(Value::Null);
     file.keys()
         .filter(|field| known.get(*field) != wanted.get(*field))
-        .map(|field| FieldChange {
-            name: field.clone(),
-            from: value(known, field),
-            to: value(wanted, field),
-        })
+        .map(|field| FieldChange { name: field.clone(), from: value(known, field), to: value(wanted, field) })
         .map(|field| Change { target: target.clone(), field: Some(field) })
         .collect()
 }

@@ -16,7 +16,10 @@ fn shipped() -> Topology {
 #[test]
 fn every_file_is_built_in() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats");
-    assert!(Topology::read(&folder).unwrap() == shipped(), "the lists in shared/topology/src/file.rs are not nats/");
+    assert!(
+        Topology::read(&folder).unwrap() == shipped(),
+        "the lists in shared/topology/src/file.rs are not nats/"
+    );
 }
 
 #[test]
@@ -75,7 +78,10 @@ fn a_misspelt_field_is_named() {
     };
     assert!(written("max_age").is_ok());
     let error = written("max_agee").unwrap_err();
-    assert!(matches!(&error, TopologyError::Invalid { problem, .. } if problem.contains("max_agee")), "{error}");
+    assert!(
+        matches!(&error, TopologyError::Invalid { problem, .. } if problem.contains("max_agee")),
+        "{error}"
+    );
     std::fs::remove_dir_all(&folder).unwrap();
     let error = Topology::read(&folder).unwrap_err();
     assert!(matches!(error, TopologyError::Unreadable { .. }), "{error}");

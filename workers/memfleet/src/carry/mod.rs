@@ -1,0 +1,245 @@
+//! Carries dialogues through the broker and the workers into PostgreSQL, and says what came out.
+//!
+//! A thread of its own reads the dialogues and makes requests of them, [`Publisher`] publishes them, and the workers
+//! commit them meanwhile. [`carry`] returns when all of it is committed, or says where it got stuck.
+
+mod private;
+mod progress;
+mod result;
+mod rows;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use async_nats::jetstream;
+use async_nats::jetstream::consumer::PullConsumer;
+use context_writer::ContextWriter;
+use runtime::{Settings, Stats, Worker, broker};
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+use crate::dialogue::{Corpus, DialogueError, Dialogues, Mapper, Prepared, SAMPLE};
+use crate::publisher::{Published, Publisher, PublisherOptions};
+pub use private::{PrivateFleet, step};
+use progress::Progress;
+pub use result::{Arrived, Carried, Delay, Sent};
+pub use rows::{Contents, TABLES};
+
+/// Where dialogues come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A file.
+    File(PathBuf),
+    /// The sample that is built in.
+    Sample,
+}
+
+/// What is to be carried, and how.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// Where the dialogues come from.
+    pub source: Source,
+    /// Between how many users dialogues are dealt out that name none.
+    pub users: u32,
+    /// Whether to wait until the workers have committed it all.
+    pub wait: bool,
+}
+
+/// Publishing is given up when so many requests were refused: the rest would be too.
+const MOST_REFUSED: u64 = 100;
+/// How often is looked whether the workers are done.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Workers that commit nothing for so long are stuck.
+const STUCK_AFTER: Duration = Duration::from_secs(60);
+/// Dialogues that are read ahead.
+const READ_AHEAD: usize = 16;
+
+/// Carries dialogues. `stats` are those of the workers in this process, none if they run elsewhere.
+///
+/// # Errors
+/// If the dialogues cannot be read, a request is refused, or the workers commit nothing for a minute.
+pub async fn carry(settings: &Settings, stats: Option<Arc<Stats>>, order: &Order) -> anyhow::Result<Carried> {
+    let client = broker::connect(&settings.nats, "load").await?;
+    let broker = Broker { jetstream: jetstream::new(client.clone()), stats };
+    let dead_before = if order.wait { broker.dead_letters().await? } else { 0 };
+    let settled_before = broker.settled().unwrap_or(0);
+
+    let mut progress = Progress::start();
+    let began = Instant::now();
+    let sent = publish(&broker, client, order, settled_before, &mut progress).await?;
+    if !order.wait {
+        return Ok(Carried { sent, arrived: None });
+    }
+    broker.drained(&sent.published, settled_before, &mut progress).await?;
+    let seconds = began.elapsed().as_secs_f64();
+    progress.finish();
+
+    let contents = Contents::read(&settings.postgres.url).await?;
+    let dead_letters = broker.dead_letters().await?.saturating_sub(dead_before);
+    let report = broker.stats.as_ref().map(|stats| stats.report());
+    let arrived = Arrived::new(contents, dead_letters, report, seconds, &sent);
+    Ok(Carried { sent, arrived: Some(arrived) })
+}
+
+async fn publish(
+    broker: &Broker,
+    client: async_nats::Client,
+    order: &Order,
+    settled_before: u64,
+    progress: &mut Progress,
+) -> anyhow::Result<Sent> {
+    let (to_publish, mut dialogues) = mpsc::channel(READ_AHEAD);
+    let (source, users) = (order.source.clone(), order.users);
+    // A plain thread: reading blocks, and nobody waits for it when we are interrupted.
+    let reader = thread::Builder::new()
+        .name("dialogues".to_owned())
+        .spawn(move || read(&source, users, &to_publish))
+        .context("the thread that reads dialogues cannot be started")?;
+    let mut publisher = Publisher::new(client, PublisherOptions::default());
+    let mut sent = Sent::default();
+    while let Some(dialogue) = dialogues.recv().await {
+        let dialogue = dialogue?;
+        sent.count(&dialogue);
+        for request in dialogue.requests {
+            publisher.send(request.subject.to_string(), request.id, request.body).await;
+        }
+        let committed = broker.settled().map(|settled| settled - settled_before);
+        let published = publisher.so_far();
+        progress.tell(published.stored + published.duplicate, committed, None);
+        if published.refused > MOST_REFUSED {
+            break;
+        }
+    }
+    // Where publishing was given up, the reader may be in the middle of a line that never ends.
+    if publisher.so_far().refused <= MOST_REFUSED && reader.join().is_err() {
+        bail!("the thread that reads dialogues broke down");
+    }
+    sent.published = publisher.finish().await;
+    refuse(&sent.published)?;
+    Ok(sent)
+}
+
+fn refuse(published: &Published) -> anyhow::Result<()> {
+    if published.refused == 0 {
+        return Ok(());
+    }
+    let given_up = if published.refused > MOST_REFUSED { " (given up)" } else { "" };
+    bail!(
+        "the broker refused {} requests{given_up} and took {}; the first of them:\n  {}",
+        published.refused,
+        published.stored + published.duplicate,
+        published.reasons.join("\n  ")
+    )
+}
+
+/// The requests of one dialogue.
+struct Ready {
+    requests: Vec<Prepared>,
+    turns: usize,
+    /// How many users have spoken so far.
+    users: usize,
+}
+
+/// Reads and maps until the end, an error, or until nobody listens any more.
+fn read(source: &Source, users: u32, to_publish: &mpsc::Sender<Result<Ready, DialogueError>>) {
+    let (dialogues, corpus) = match source {
+        Source::File(path) => (Dialogues::open(path), Corpus::Sgd),
+        Source::Sample => (Dialogues::from_bytes("the sample", SAMPLE), Corpus::Sample),
+    };
+    let opened = dialogues.and_then(|dialogues| Ok((dialogues, Mapper::new(corpus, users)?)));
+    let (dialogues, mut mapper) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            // Nobody listens only if we are being stopped.
+            let _ = to_publish.blocking_send(Err(error));
+            return;
+        }
+    };
+    for dialogue in dialogues {
+        let ready = dialogue.and_then(|dialogue| {
+            let requests = mapper.requests(&dialogue)?;
+            Ok(Ready { requests, turns: dialogue.turns.len(), users: mapper.users() })
+        });
+        let failed = ready.is_err();
+        if to_publish.blocking_send(ready).is_err() || failed {
+            return;
+        }
+    }
+}
+
+/// What is seen of the workers from outside, and of those in this process from inside.
+struct Broker {
+    jetstream: jetstream::Context,
+    stats: Option<Arc<Stats>>,
+}
+
+impl Broker {
+    /// How many messages the workers in this process are done with.
+    fn settled(&self) -> Option<u64> {
+        self.stats.as_ref().map(|stats| {
+            let report = stats.report();
+            report.applied + report.unchanged + report.repeated + report.dead.values().sum::<u64>()
+        })
+    }
+
+    async fn dead_letters(&self) -> anyhow::Result<u64> {
+        let stream = self.jetstream.get_stream(DEAD_STREAM).await;
+        let stream = stream.with_context(|| {
+            format!("the stream {DEAD_STREAM} cannot be read; `memfleet nats apply` makes it")
+        })?;
+        // The sequence and not the count: a dead letter that was replayed or dropped meanwhile was still one.
+        Ok(stream.cached_info().state.last_sequence)
+    }
+
+    /// Waits until every message of the stream is settled.
+    async fn drained(
+        &self,
+        published: &Published,
+        settled_before: u64,
+        progress: &mut Progress,
+    ) -> anyhow::Result<()> {
+        let (stream, name) = (ContextWriter::STREAM, ContextWriter::NAME);
+        let consumer = self.jetstream.get_consumer_from_stream(name, stream).await;
+        let mut consumer: PullConsumer = consumer.with_context(|| {
+            format!(
+                "the consumer {name} of the stream {stream} cannot be read; `memfleet nats apply` makes it"
+            )
+        })?;
+        let (mut last_seen, mut moved_at) = (None, Instant::now());
+        loop {
+            let info =
+                consumer.info().await.with_context(|| format!("the consumer {name} cannot be read"))?;
+            let (waiting, in_flight) = (info.num_pending, info.num_ack_pending);
+            let settled = self.settled().map(|settled| settled - settled_before);
+            let all_counted = settled.is_none_or(|settled| settled >= published.stored);
+            if waiting == 0 && in_flight == 0 && all_counted {
+                return Ok(());
+            }
+            let seen = Some((waiting, in_flight, settled));
+            if seen != last_seen {
+                (last_seen, moved_at) = (seen, Instant::now());
+            }
+            if moved_at.elapsed() > STUCK_AFTER {
+                bail!(
+                    "nothing was committed for {} s: {waiting} messages of the stream {stream} wait for {name} and \
+                     {in_flight} are unsettled; the workers' log says why, and `memfleet status` whether any runs",
+                    STUCK_AFTER.as_secs()
+                );
+            }
+            let taken = published.stored + published.duplicate;
+            let left = waiting + u64::try_from(in_flight).unwrap_or(0);
+            progress.tell(taken, Some(taken.saturating_sub(left)), Some(taken));
+            sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+/// The stream of dead letters.
+const DEAD_STREAM: &str = "DEAD";
+
+/// Requests by kind, and the rows they add.
+type Counts = BTreeMap<String, u64>;

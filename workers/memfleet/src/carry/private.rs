@@ -1,0 +1,88 @@
+//! Private servers with every worker in this process, for as long as a command needs them.
+
+use std::future::Future;
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use runtime::{Settings, Stats};
+use stack::StackOptions;
+
+use crate::command::run::interrupted;
+use crate::fleet::{Fleet, WorkerName};
+use crate::local::Local;
+
+/// Private servers and every worker.
+pub struct PrivateFleet {
+    local: Local,
+    fleet: Fleet,
+}
+
+impl PrivateFleet {
+    /// Starts temporary servers and the workers. Ctrl-C gives it up.
+    ///
+    /// # Errors
+    /// If the servers cannot be started or set up, or it is interrupted.
+    pub async fn start(settings: &Settings) -> anyhow::Result<Self> {
+        let starting = Local::temporary(settings, StackOptions::default());
+        let local = tokio::select! {
+            // First, so that signals are listened for before anything runs that would be left behind.
+            biased;
+            stopped = interrupted() => { stopped?; bail!("interrupted") }
+            local = starting => local?,
+        };
+        let fleet = Fleet::start(WorkerName::ALL, &local.settings);
+        Ok(Self { local, fleet })
+    }
+
+    /// How to reach the servers.
+    pub fn settings(&self) -> &Settings {
+        &self.local.settings
+    }
+
+    /// What a worker has done so far.
+    pub fn stats(&self, worker: WorkerName) -> Option<Arc<Stats>> {
+        self.fleet.stats().iter().find(|(name, _)| *name == worker).map(|(_, stats)| Arc::clone(stats))
+    }
+
+    /// Works while the workers run.
+    ///
+    /// # Errors
+    /// What the work says, or that a worker ended, or that it was interrupted.
+    pub async fn during<T>(&mut self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        tokio::select! {
+            done = work => done,
+            ended = self.fleet.ended() => { ended?; bail!("a worker ended by itself") }
+            stopped = interrupted() => { stopped?; bail!("interrupted") }
+        }
+    }
+
+    /// Stops the workers, then the servers, which are removed.
+    ///
+    /// # Errors
+    /// What the first of them that failed says; the others are stopped all the same.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        let workers = self.fleet.stop().await.context("the workers did not stop as they should");
+        let servers = self.local.stop().await;
+        workers.and(servers)
+    }
+}
+
+/// Does a step, saying on standard error what it is and how long it took.
+///
+/// # Errors
+/// What the step says.
+pub async fn step<T>(what: &str, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    eprint!("{what} … ");
+    // Only a closed standard error refuses, and then nobody reads it.
+    let _ = std::io::stderr().flush();
+    let began = Instant::now();
+    let done = work.await;
+    let seconds = began.elapsed().as_secs_f64();
+    match &done {
+        Ok(_) => eprintln!("{seconds:.1} s"),
+        Err(_) => eprintln!("failed after {seconds:.1} s"),
+    }
+    done
+}

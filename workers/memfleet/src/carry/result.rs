@@ -1,0 +1,201 @@
+//! What was sent and what came out.
+
+use std::collections::BTreeMap;
+
+use contract::CATALOGUE;
+use runtime::StatsReport;
+use serde::Serialize;
+
+use super::rows::{Contents, TABLES, table_of};
+use super::{Counts, Ready};
+use crate::publisher::Published;
+use crate::table::{Align, Table, grouped};
+
+/// What was sent.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Sent {
+    /// Dialogues read.
+    pub dialogues: u64,
+    /// Their turns.
+    pub turns: u64,
+    /// Users who speak in them.
+    pub users: u64,
+    /// Requests by kind.
+    pub messages: Counts,
+    /// Rows that they add to a fresh database, by table.
+    #[serde(skip)]
+    pub expected_rows: BTreeMap<&'static str, u64>,
+    /// What the broker said.
+    #[serde(flatten)]
+    pub published: Published,
+}
+
+impl Sent {
+    pub(super) fn count(&mut self, dialogue: &Ready) {
+        let size = |size: usize| u64::try_from(size).unwrap_or(u64::MAX);
+        self.dialogues += 1;
+        self.turns += size(dialogue.turns);
+        self.users = size(dialogue.users);
+        for request in &dialogue.requests {
+            *self.messages.entry(request.kind.name()).or_insert(0) += 1;
+            if let Some(table) = table_of(request.kind.noun).filter(|_| request.adds_row) {
+                *self.expected_rows.entry(table).or_insert(0) += 1;
+            }
+        }
+    }
+}
+
+/// Time from publish to commit, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Delay {
+    /// Half of the messages took at most this.
+    pub p50: f64,
+    /// Of a hundred messages, 99 took at most this.
+    pub p99: f64,
+}
+
+/// What came out.
+#[derive(Clone, Debug, Serialize)]
+pub struct Arrived {
+    /// Rows by table.
+    pub rows: BTreeMap<&'static str, u64>,
+    /// Events on the blackboard.
+    pub events: u64,
+    /// Dead letters that appeared meanwhile.
+    pub dead_letters: u64,
+    /// Messages that took effect, as the workers of this process count them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub applied: Option<u64>,
+    /// From the first publish to the last commit.
+    pub seconds: f64,
+    /// Messages carried in one of them.
+    pub messages_per_second: f64,
+    /// Known where the workers run in this process.
+    pub publish_to_commit_ms: Option<Delay>,
+}
+
+impl Arrived {
+    pub(super) fn new(
+        contents: Contents,
+        dead_letters: u64,
+        report: Option<StatsReport>,
+        seconds: f64,
+        sent: &Sent,
+    ) -> Self {
+        let taken = sent.published.stored + sent.published.duplicate;
+        let delay = |report: &StatsReport| Delay {
+            p50: rounded(report.publish_to_commit_ms_p50),
+            p99: rounded(report.publish_to_commit_ms_p99),
+        };
+        #[allow(clippy::cast_precision_loss, reason = "nobody publishes 2^53 messages")]
+        let messages_per_second = (taken as f64 / seconds.max(f64::EPSILON)).round();
+        Self {
+            rows: contents.rows,
+            events: contents.events,
+            dead_letters,
+            applied: report.as_ref().map(|report| report.applied),
+            seconds: rounded(seconds),
+            messages_per_second,
+            publish_to_commit_ms: report.as_ref().map(delay),
+        }
+    }
+}
+
+fn rounded(number: f64) -> f64 {
+    (number * 100.0).round() / 100.0
+}
+
+/// What was sent, and if it was waited for, what came out.
+#[derive(Clone, Debug, Serialize)]
+pub struct Carried {
+    /// What was sent.
+    #[serde(flatten)]
+    pub sent: Sent,
+    /// What came out.
+    #[serde(flatten)]
+    pub arrived: Option<Arrived>,
+}
+
+impl Carried {
+    /// What is not as it should be on servers that were empty before, a sentence each. Nothing if all is well.
+    pub fn missing(&self) -> Vec<String> {
+        let Some(arrived) = &self.arrived else { return Vec::new() };
+        let mut problems = self.dead_letters();
+        for (table, _) in TABLES {
+            let of = |rows: &BTreeMap<&'static str, u64>| rows.get(table).copied().unwrap_or(0);
+            let (expected, found) = (of(&self.sent.expected_rows), of(&arrived.rows));
+            if expected != found {
+                problems.push(format!("{table} has {found} rows and should have {expected}"));
+            }
+        }
+        let applied = arrived.applied.unwrap_or(arrived.events);
+        if arrived.events != applied {
+            problems.push(format!("{applied} messages took effect and left {} events", arrived.events));
+        }
+        problems
+    }
+
+    /// A sentence about dead letters if there are any.
+    pub fn dead_letters(&self) -> Vec<String> {
+        let dead = self.arrived.as_ref().map_or(0, |arrived| arrived.dead_letters);
+        if dead == 0 { Vec::new() } else { vec![format!("{dead} messages became dead letters")] }
+    }
+
+    /// The tables for people.
+    pub fn tables(&self) -> String {
+        let Self { sent, arrived } = self;
+        let mut text = format!(
+            "{} dialogues of {} users, {} turns\n\n{}",
+            grouped(sent.dialogues),
+            grouped(sent.users),
+            grouped(sent.turns),
+            self.messages()
+        );
+        if let Some(arrived) = arrived {
+            text.push_str(&format!("\n{}\n{}", rows(arrived), figures(sent, arrived)));
+        } else {
+            let Published { stored, duplicate, .. } = &sent.published;
+            let (stored, duplicate) = (grouped(*stored), grouped(*duplicate));
+            text.push_str(&format!("\n  stored {stored}, known before {duplicate}\n"));
+        }
+        text
+    }
+
+    fn messages(&self) -> Table {
+        let mut table = Table::new([("message", Align::Left), ("published", Align::Right)]);
+        for kind in CATALOGUE {
+            if let Some(count) = self.sent.messages.get(&kind.name()) {
+                table.row([kind.name(), grouped(*count)]);
+            }
+        }
+        table.row(["all".to_owned(), grouped(self.sent.messages.values().sum())]);
+        table
+    }
+}
+
+fn rows(arrived: &Arrived) -> Table {
+    let mut table = Table::new([("table", Align::Left), ("rows", Align::Right)]);
+    for (name, _) in TABLES {
+        if let Some(rows) = arrived.rows.get(name).filter(|rows| **rows > 0) {
+            table.row([name.to_owned(), grouped(*rows)]);
+        }
+    }
+    table.row(["blackboard_events".to_owned(), grouped(arrived.events)]);
+    table
+}
+
+fn figures(sent: &Sent, arrived: &Arrived) -> Table {
+    let mut table = Table::new([("result", Align::Left), ("", Align::Right)]);
+    let mut row = |name: &str, value: String| table.row([name.to_owned(), value]);
+    row("events", grouped(arrived.events));
+    row("dead letters", grouped(arrived.dead_letters));
+    row("known before", grouped(sent.published.duplicate));
+    row("time", format!("{:.1} s", arrived.seconds));
+    row("throughput", format!("{:.0} messages/s", arrived.messages_per_second));
+    let delay = |of: fn(&Delay) -> f64| {
+        arrived.publish_to_commit_ms.as_ref().map_or("-".to_owned(), |delay| format!("{:.1} ms", of(delay)))
+    };
+    row("publish to commit, p50", delay(|delay| delay.p50));
+    row("publish to commit, p99", delay(|delay| delay.p99));
+    table
+}

@@ -1,0 +1,96 @@
+//! What the database alone can do: the worker's own statements, batch after batch on one connection, with nothing
+//! else going on.
+
+use std::time::Instant;
+
+use anyhow::Context;
+use chrono::Utc;
+use context_writer::ContextWriter;
+use context_writer::store::Done;
+use contract::{EventType, Performative, Request, RequestSubject};
+use diesel_async::AsyncConnection;
+use runtime::{Message, Settings, Worker};
+use store::blackboard::{self, NewEvent};
+use store::inbox::{self, Entry};
+use store::{Connection, Fault};
+use uuid::Uuid;
+
+use super::corpus::Prepared;
+
+/// Rows a second.
+pub(super) async fn measure(settings: &Settings, messages: Vec<Prepared>) -> anyhow::Result<f64> {
+    let decoded: Vec<Message<Request>> =
+        messages.into_iter().enumerate().map(decode).collect::<anyhow::Result<_>>()?;
+    let batches: Vec<Vec<&Message<Request>>> =
+        decoded.chunks(settings.worker.batch_size).map(|batch| batch.iter().collect()).collect();
+    let mut connection = store::connect(&settings.postgres.url).await?;
+    // The first statement of a connection is prepared; the worker has done that before its run, too.
+    let started = Instant::now();
+    for batch in &batches {
+        write(&mut connection, batch).await.context("the database refuses a batch")?;
+    }
+    Ok(decoded.len() as f64 / started.elapsed().as_secs_f64())
+}
+
+fn decode((sequence, prepared): (usize, Prepared)) -> anyhow::Result<Message<Request>> {
+    let subject: RequestSubject = prepared.subject.parse()?;
+    Ok(Message {
+        request: Request::decode(&subject, &prepared.body)?,
+        subject,
+        request_id: prepared.id,
+        parent_event_id: None,
+        stored_at: Utc::now(),
+        sequence: sequence as u64,
+        body: prepared.body,
+    })
+}
+
+struct Failure(Fault);
+
+impl From<diesel::result::Error> for Failure {
+    fn from(error: diesel::result::Error) -> Self {
+        Self(error.into())
+    }
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        Self(fault)
+    }
+}
+
+async fn write(connection: &mut Connection, batch: &[&Message<Request>]) -> Result<(), Fault> {
+    let entries: Vec<Entry> = batch
+        .iter()
+        .map(|message| Entry {
+            user_id: message.subject.user_id.get(),
+            message_id: message.request_id,
+            event_id: Uuid::now_v7(),
+        })
+        .collect();
+    let written: Result<(), Failure> = connection
+        .transaction(async |connection| {
+            inbox::take(connection, ContextWriter::NAME, &entries).await?;
+            let done = context_writer::store::write(connection, batch).await?;
+            let events: Vec<NewEvent<'_>> = batch
+                .iter()
+                .zip(&entries)
+                .zip(done)
+                .filter(|(_, done)| *done == Done::Applied)
+                .map(|((message, entry), _)| NewEvent {
+                    id: entry.event_id,
+                    event_type: EventType::ContextStored,
+                    performative: Performative::Inform,
+                    source_agent_id: message.subject.service.as_str(),
+                    user_id: message.subject.user_id,
+                    session_id: "bench-0",
+                    payload: std::str::from_utf8(&message.body).unwrap_or("{}"),
+                    cause: None,
+                })
+                .collect();
+            blackboard::append(connection, &events).await?;
+            Ok(())
+        })
+        .await;
+    written.map_err(|failure| failure.0)
+}

@@ -1,0 +1,109 @@
+//! Context messages of 1 KB as a chat service sends them, the same ones every time.
+
+use bytes::Bytes;
+use fastrand::Rng;
+use serde_json::json;
+use uuid::Uuid;
+
+/// The first user of the benchmark.
+const FIRST_USER: i32 = 2_000_000_001;
+const USERS: i32 = 200;
+const SESSIONS_OF_A_USER: i32 = 5;
+/// How many messages out of a hundred update a key of the same run.
+const UPDATES: u8 = 25;
+/// About how many bytes a body has.
+const BODY_BYTES: usize = 1_000;
+
+const WORDS: [&str; 24] = [
+    "reservation", "window", "train", "dinner", "quiet", "museum", "evening", "allergy", "budget", "northern",
+    "platform", "breakfast", "umbrella", "weekend", "ticket", "museum pass", "vegetarian", "return trip",
+    "aisle seat", "late arrival", "river view", "two adults", "concert", "harbour",
+];
+
+/// A message to be published.
+#[derive(Clone, Debug)]
+pub(super) struct Prepared {
+    pub(super) subject: String,
+    pub(super) id: Uuid,
+    pub(super) body: Bytes,
+}
+
+/// Makes messages. No two runs share a key.
+pub(super) struct Corpus {
+    random: Rng,
+    run: u32,
+}
+
+impl Corpus {
+    pub(super) fn new() -> Self {
+        Self { random: Rng::with_seed(7), run: 0 }
+    }
+
+    /// The users and their sessions.
+    pub(super) fn accounts(&self) -> Vec<Prepared> {
+        let mut requests = Vec::new();
+        for user in FIRST_USER..FIRST_USER + USERS {
+            let account = json!({ "username": format!("bench{user}"), "email": format!("{user}@example.org") });
+            requests.push(request("user.put", user, &account.to_string()));
+            for session in 0..SESSIONS_OF_A_USER {
+                let open = json!({ "session_id": format!("bench-{session}"), "chat_mode": "simple" });
+                requests.push(request("session.open", user, &open.to_string()));
+            }
+        }
+        requests
+    }
+
+    /// The messages of one run.
+    pub(super) fn messages(&mut self, count: usize) -> Vec<Prepared> {
+        self.run += 1;
+        let mut keys: Vec<(i32, i32, i64)> = Vec::new();
+        (0..count)
+            .map(|_| {
+                let updates = !keys.is_empty() && self.random.u8(0..100) < UPDATES;
+                let key = if updates { self.random.usize(..keys.len()) } else { keys.len() };
+                if !updates {
+                    let user = FIRST_USER + self.random.i32(0..USERS);
+                    keys.push((user, self.random.i32(0..SESSIONS_OF_A_USER), 0));
+                }
+                let (user, session, version) = keys.get_mut(key).map_or((FIRST_USER, 0, 1), |known| {
+                    known.2 += 1;
+                    *known
+                });
+                let body = self.body(session, key, version);
+                request("context.put", user, &body)
+            })
+            .collect()
+    }
+
+    fn body(&mut self, session: i32, key: usize, version: i64) -> String {
+        let mut notes: Vec<String> = Vec::new();
+        let mut length = 300;
+        while length < BODY_BYTES {
+            let note: Vec<&str> = (0..6).filter_map(|_| self.random.choice(WORDS)).collect();
+            length += note.join(" ").len() + 3;
+            notes.push(note.join(" "));
+        }
+        json!({
+            "session_id": format!("bench-{session}"),
+            "context_key": format!("run{}.topic.{key}", self.run),
+            "context_value": {
+                "intent": "plan_trip", "confidence": self.random.f64(), "turn": version, "notes": notes,
+                "slots": { "party": self.random.u8(1..9), "city": self.random.choice(WORDS), "paid": false },
+            },
+            "context_type": "state",
+            "access_level": "shared",
+            "priority": 3,
+            "version": version,
+            "is_persistent": false,
+        })
+        .to_string()
+    }
+}
+
+fn request(kind: &str, user: i32, body: &str) -> Prepared {
+    Prepared {
+        subject: format!("memory.req.bench.{kind}.{user}"),
+        id: Uuid::now_v7(),
+        body: Bytes::copy_from_slice(body.as_bytes()),
+    }
+}

@@ -1,0 +1,188 @@
+//! `memfleet bench`
+
+mod ceiling;
+mod corpus;
+mod pipeline;
+mod process;
+
+use anyhow::{Context, ensure};
+use clap::{Args, Subcommand};
+use runtime::Settings;
+use serde::Serialize;
+use stack::StackOptions;
+
+use crate::local::{self, Local};
+use corpus::Corpus;
+use pipeline::{Pipeline, Run};
+use process::Meter;
+
+/// Measures on private servers, which are removed afterwards.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Contexts through the context-writer: how close it comes to what the database alone can do.
+    ///
+    /// Messages of 1 KB, a quarter of them updates of earlier keys, are stored in the broker first; then one worker
+    /// process takes them all. The ceiling is the same statements on the same server, from batches made before.
+    /// Both are run in turns, and the medians are printed.
+    Context(ContextArgs),
+}
+
+#[derive(Debug, Args)]
+struct ContextArgs {
+    /// Messages in each run.
+    #[arg(long, default_value_t = 20_000, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(500..=1_000_000))]
+    messages: u32,
+
+    /// Runs of each sort.
+    #[arg(long, default_value_t = 3, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=20))]
+    runs: u32,
+
+    /// Messages a second while the delay from publish to commit is measured.
+    #[arg(long, default_value_t = 500, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(10..=10_000))]
+    rate: u32,
+
+    /// Measure on the servers that the configuration names, where no other worker should run. Leaves users from
+    /// 2000000001 on behind; the processor time of those servers is not known.
+    #[arg(long)]
+    running: bool,
+
+    /// Print one JSON object, on the last line of standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was measured.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// Through the worker, from its first pull until everything is settled.
+    messages_per_second: f64,
+    /// The same statements from prebuilt batches.
+    ceiling_rows_per_second: f64,
+    /// The first by the second.
+    ratio: f64,
+    /// Processor time for a thousand messages.
+    cpu_ms_per_1k: CpuPer1k,
+    /// From stored by the broker to committed, at `rate` messages a second.
+    publish_to_commit_ms: Delay,
+    /// The most memory the worker process held.
+    peak_rss_mib: f64,
+    messages: u32,
+    runs: u32,
+    rate: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct CpuPer1k {
+    /// The worker process.
+    client: f64,
+    /// Unknown for servers that are not ours.
+    nats: Option<f64>,
+    /// All its processes.
+    postgres: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Delay {
+    p50: f64,
+    p99: f64,
+}
+
+/// Carries out `memfleet bench`.
+///
+/// # Errors
+/// If the servers do not start or not everything arrives.
+pub async fn execute(args: BenchArgs, settings: &Settings) -> anyhow::Result<()> {
+    let What::Context(args) = args.what;
+    let local = if args.running {
+        local::set_up(settings).await?;
+        Local::running(settings)
+    } else {
+        Local::temporary(settings, StackOptions::default()).await?
+    };
+    let measured = tokio::select! {
+        measured = measure(&args, &local) => measured,
+        interrupted = super::run::interrupted() => interrupted.and_then(|()| anyhow::bail!("interrupted")),
+    };
+    let stopped = local.stop().await;
+    let report = measured?;
+    stopped?;
+    show(&report, args.json)
+}
+
+async fn measure(args: &ContextArgs, local: &Local) -> anyhow::Result<Report> {
+    let mut corpus = Corpus::new();
+    let pipeline = Pipeline::open(&local.settings).await?;
+    pipeline.prepare(&corpus).await?;
+    let meter = Meter::new(local.stack());
+    let (mut ceilings, mut runs): (Vec<f64>, Vec<Run>) = (Vec::new(), Vec::new());
+    for run in 1..=args.runs {
+        eprintln!("run {run} of {}: the statements alone, then the worker", args.runs);
+        let messages = corpus.messages(args.messages as usize);
+        ceilings.push(ceiling::measure(&local.settings, messages).await?);
+        let messages = corpus.messages(args.messages as usize);
+        runs.push(pipeline.measure(&messages, &meter).await?);
+    }
+    eprintln!("the delay from publish to commit at {} messages a second", args.rate);
+    let delay = pipeline.delay(&mut corpus, args.rate).await?;
+
+    let messages_per_second = median(runs.iter().map(|run| run.messages_per_second))?;
+    let ceiling_rows_per_second = median(ceilings)?;
+    let optional = |of: fn(&Run) -> Option<f64>| {
+        let known: Vec<f64> = runs.iter().filter_map(of).collect();
+        if known.is_empty() { Ok(None) } else { median(known).map(Some) }
+    };
+    Ok(Report {
+        messages_per_second: rounded(messages_per_second),
+        ceiling_rows_per_second: rounded(ceiling_rows_per_second),
+        ratio: rounded(messages_per_second / ceiling_rows_per_second),
+        cpu_ms_per_1k: CpuPer1k {
+            client: rounded(median(runs.iter().map(|run| run.client_ms_per_1k))?),
+            nats: optional(|run| run.nats_ms_per_1k)?.map(rounded),
+            postgres: optional(|run| run.postgres_ms_per_1k)?.map(rounded),
+        },
+        publish_to_commit_ms: Delay { p50: rounded(delay.p50), p99: rounded(delay.p99) },
+        peak_rss_mib: rounded(median(runs.iter().map(|run| run.peak_rss_mib))?),
+        messages: args.messages,
+        runs: args.runs,
+        rate: args.rate,
+    })
+}
+
+fn median(values: impl IntoIterator<Item = f64>) -> anyhow::Result<f64> {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    ensure!(!values.is_empty(), "nothing was measured");
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
+    Ok(if values.len().is_multiple_of(2) { f64::midpoint(at(middle - 1), at(middle)) } else { at(middle) })
+}
+
+fn rounded(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+fn show(report: &Report, json: bool) -> anyhow::Result<()> {
+    if json {
+        println!("{}", serde_json::to_string(report).context("the report cannot be written")?);
+        return Ok(());
+    }
+    let cpu = |value: Option<f64>| value.map_or_else(|| "unknown".to_owned(), |ms| format!("{ms:.1}"));
+    println!("messages a second      {:>10.0}", report.messages_per_second);
+    println!("ceiling, rows a second {:>10.0}", report.ceiling_rows_per_second);
+    println!("ratio                  {:>10.2}", report.ratio);
+    println!("ms of processor time for 1,000 messages");
+    println!("  the worker           {:>10.1}", report.cpu_ms_per_1k.client);
+    println!("  NATS                 {:>10}", cpu(report.cpu_ms_per_1k.nats));
+    println!("  PostgreSQL           {:>10}", cpu(report.cpu_ms_per_1k.postgres));
+    println!("ms from publish to commit at {} messages a second", report.rate);
+    println!("  half within          {:>10.1}", report.publish_to_commit_ms.p50);
+    println!("  99 of 100 within     {:>10.1}", report.publish_to_commit_ms.p99);
+    println!("the worker's memory, MiB {:>8.1}", report.peak_rss_mib);
+    Ok(())
+}

@@ -1,0 +1,200 @@
+//! The whole way: messages stored in the broker before, then taken by a worker process of its own.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use async_nats::jetstream::consumer::PullConsumer;
+use async_nats::jetstream::{self, stream::Stream};
+use context_writer::ContextWriter;
+use runtime::{Settings, Worker, broker};
+use tokio::process::{Child, Command};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use super::corpus::{Corpus, Prepared};
+use super::process::{Meter, Reading, peak_rss_mib};
+use crate::fleet::{Fleet, WorkerName};
+use crate::publisher::{Publisher, PublisherOptions};
+
+/// What one run showed.
+pub(super) struct Run {
+    pub(super) messages_per_second: f64,
+    pub(super) client_ms_per_1k: f64,
+    pub(super) nats_ms_per_1k: Option<f64>,
+    pub(super) postgres_ms_per_1k: Option<f64>,
+    pub(super) peak_rss_mib: f64,
+}
+
+/// Milliseconds from stored to committed.
+pub(super) struct Delay {
+    pub(super) p50: f64,
+    pub(super) p99: f64,
+}
+
+pub(super) struct Pipeline {
+    settings: Settings,
+    client: async_nats::Client,
+    stream: Stream<()>,
+    consumer: PullConsumer,
+}
+
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// A run in which nothing moves for this long has failed.
+const STUCK_AFTER: Duration = Duration::from_secs(60);
+/// How long the delay is measured.
+const DELAY_FOR: Duration = Duration::from_secs(8);
+/// How often messages are published while the delay is measured.
+const PULSE: Duration = Duration::from_millis(10);
+const PAUSE: Duration = Duration::from_secs(3600);
+
+impl Pipeline {
+    pub(super) async fn open(settings: &Settings) -> anyhow::Result<Self> {
+        let client = broker::connect(&settings.nats, "bench").await?;
+        let jetstream = jetstream::new(client.clone());
+        let stream = jetstream.get_stream_no_info(ContextWriter::STREAM).await?;
+        let consumer = jetstream.get_consumer_from_stream(ContextWriter::NAME, ContextWriter::STREAM).await?;
+        Ok(Self { settings: settings.clone(), client, stream, consumer })
+    }
+
+    async fn publish(&self, messages: &[Prepared]) -> anyhow::Result<()> {
+        let mut publisher = Publisher::new(self.client.clone(), PublisherOptions::default());
+        for message in messages {
+            publisher.send(message.subject.clone(), message.id, message.body.clone()).await;
+        }
+        let published = publisher.finish().await;
+        ensure!(published.refused == 0, "the broker refuses messages: {}", published.reasons.join("; "));
+        Ok(())
+    }
+
+    /// Writes the users and sessions that the messages need.
+    pub(super) async fn prepare(&self, corpus: &Corpus) -> anyhow::Result<()> {
+        self.publish(&corpus.accounts()).await?;
+        let fleet = Fleet::start(&[WorkerName::ContextWriter], &self.settings);
+        let settled = self.settled().await;
+        fleet.stop().await?;
+        settled
+    }
+
+    /// One run: the consumer is paused until the worker waits for it.
+    pub(super) async fn measure(&self, messages: &[Prepared], meter: &Meter) -> anyhow::Result<Run> {
+        self.publish(messages).await?;
+        let until = time_in(PAUSE)?;
+        self.stream.pause_consumer(ContextWriter::NAME, until).await.context("the consumer cannot be paused")?;
+        let mut worker = self.start_worker()?;
+        let process = worker.id().context("the worker process ended at once")?;
+        self.wait_for(&mut worker, "the worker to wait for messages", |info| info.num_waiting > 0).await?;
+        self.stream.resume_consumer(ContextWriter::NAME).await.context("the consumer cannot be resumed")?;
+        let (started, before) = self.first_delivery(process, meter).await?;
+        self.settled().await?;
+        let seconds = started.elapsed().as_secs_f64();
+        let after = meter.read(process)?;
+        let peak_rss_mib = peak_rss_mib(process)?;
+        worker.kill().await.context("the worker process cannot be ended")?;
+        let count = messages.len() as f64;
+        let per_1k = |after: f64, before: f64| (after - before) / count * 1_000.0;
+        Ok(Run {
+            messages_per_second: count / seconds,
+            client_ms_per_1k: per_1k(after.client, before.client),
+            nats_ms_per_1k: after.nats.zip(before.nats).map(|(after, before)| per_1k(after, before)),
+            postgres_ms_per_1k: after.postgres.zip(before.postgres).map(|(after, before)| per_1k(after, before)),
+            peak_rss_mib,
+        })
+    }
+
+    /// When the first message was delivered, and what had been spent by then. The broker lets a resumed consumer
+    /// wait for some seconds, which is not the worker's time.
+    async fn first_delivery(&self, process: u32, meter: &Meter) -> anyhow::Result<(Instant, Reading)> {
+        let since = Instant::now();
+        let delivered = self.consumer.get_info().await?.delivered.consumer_sequence;
+        loop {
+            let before = (Instant::now(), meter.read(process)?);
+            if self.consumer.get_info().await?.delivered.consumer_sequence > delivered {
+                return Ok(before);
+            }
+            ensure!(since.elapsed() < STUCK_AFTER, "waited {STUCK_AFTER:?} for a first delivery");
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    fn start_worker(&self) -> anyhow::Result<Child> {
+        let program = std::env::current_exe().context("this program's own file is unknown")?;
+        let mut command = Command::new(program);
+        command
+            .args(["run", ContextWriter::NAME])
+            .env("MEMFLEET_NATS__URL", &self.settings.nats.url)
+            .env("MEMFLEET_POSTGRES__URL", &self.settings.postgres.url)
+            .env("MEMFLEET_WORKER__BATCH_SIZE", self.settings.worker.batch_size.to_string())
+            .env("MEMFLEET_WORKER__BATCH_WAIT_MS", self.settings.worker.batch_wait_ms.to_string())
+            .env("MEMFLEET_LOG__FILTER", &self.settings.log.filter)
+            .stdout(Stdio::null())
+            .kill_on_drop(true);
+        command.spawn().context("the worker process cannot be started")
+    }
+
+    async fn wait_for(
+        &self,
+        worker: &mut Child,
+        what: &str,
+        seen: impl Fn(&jetstream::consumer::Info) -> bool,
+    ) -> anyhow::Result<()> {
+        let since = Instant::now();
+        loop {
+            if let Some(status) = worker.try_wait()? {
+                bail!("the worker process ended: {status}");
+            }
+            if seen(&self.consumer.get_info().await?) {
+                return Ok(());
+            }
+            ensure!(since.elapsed() < STUCK_AFTER, "waited {STUCK_AFTER:?} for {what}");
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Waits until everything is settled, as long as something moves.
+    async fn settled(&self) -> anyhow::Result<()> {
+        let (mut moved, mut left) = (Instant::now(), u64::MAX);
+        loop {
+            let info = self.consumer.get_info().await?;
+            let now_left = info.num_pending + info.num_ack_pending as u64;
+            if now_left == 0 {
+                return Ok(());
+            }
+            if now_left != left {
+                (moved, left) = (Instant::now(), now_left);
+            }
+            ensure!(moved.elapsed() < STUCK_AFTER, "{left} messages were not settled within {STUCK_AFTER:?}");
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Publishes at a steady rate that does not saturate, and reads off what the worker says of the delay.
+    pub(super) async fn delay(&self, corpus: &mut Corpus, rate: u32) -> anyhow::Result<Delay> {
+        let fleet = Fleet::start(&[WorkerName::ContextWriter], &self.settings);
+        let pulses = DELAY_FOR.as_millis() / PULSE.as_millis();
+        let messages = corpus.messages((f64::from(rate) * DELAY_FOR.as_secs_f64()) as usize);
+        let mut publisher = Publisher::new(self.client.clone(), PublisherOptions::default());
+        let mut tick = interval(PULSE);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let share = (messages.len() / usize::try_from(pulses)?).max(1);
+        for pulse in messages.chunks(share) {
+            tick.tick().await;
+            for message in pulse {
+                publisher.send(message.subject.clone(), message.id, message.body.clone()).await;
+            }
+        }
+        let published = publisher.finish().await;
+        ensure!(published.refused == 0, "the broker refuses messages: {}", published.reasons.join("; "));
+        let settled = self.settled().await;
+        let reports: Vec<_> = fleet.stats().iter().map(|(_, stats)| stats.report()).collect();
+        fleet.stop().await?;
+        settled?;
+        let report = reports.first().context("no worker ran")?;
+        ensure!(report.applied == messages.len() as u64, "{} of {} messages took effect", report.applied, messages.len());
+        Ok(Delay { p50: report.publish_to_commit_ms_p50, p99: report.publish_to_commit_ms_p99 })
+    }
+}
+
+fn time_in(pause: Duration) -> anyhow::Result<time::OffsetDateTime> {
+    let now = time::OffsetDateTime::now_utc();
+    now.checked_add(time::Duration::try_from(pause)?).context("no such time")
+}

@@ -1,0 +1,82 @@
+//! `memfleet contract`
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use contract::{CATALOGUE, Kind, REQUEST_ROOT};
+
+use crate::asyncapi;
+use crate::table::{Align, Table};
+
+/// Prints the contract with publishers: what may be published where, and what it looks like.
+#[derive(Debug, Args)]
+pub struct ContractArgs {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// List every request: its subject, its stream, and the event that tells of its effect.
+    List,
+    /// Print the JSON Schema (draft 2020-12) of one request's body.
+    Schema {
+        /// Which, as `memfleet contract list` shows it.
+        #[arg(value_name = "NOUN.VERB")]
+        name: String,
+    },
+    /// Print an example of one request's body, ready for `memfleet publish`.
+    Example {
+        /// Which, as `memfleet contract list` shows it.
+        #[arg(value_name = "NOUN.VERB")]
+        name: String,
+        /// With the fields that must be there, and no others.
+        #[arg(long)]
+        minimal: bool,
+    },
+    /// Print the AsyncAPI 3.0 document of all of it, in YAML; nats/asyncapi.yaml is a copy.
+    Asyncapi,
+}
+
+/// Carries out `memfleet contract`.
+///
+/// # Errors
+/// If there is no request of that name.
+pub fn execute(args: &ContractArgs) -> anyhow::Result<()> {
+    match &args.action {
+        Action::List => list(),
+        Action::Schema { name } => {
+            println!("{}", serde_json::to_string_pretty(&asyncapi::schema(find(name)?))?);
+        }
+        Action::Example { name, minimal } => {
+            let examples = asyncapi::examples(find(name)?)?;
+            let (full, least) = examples.with_context(|| format!("there is no example of {name}"))?;
+            println!("{}", if *minimal { least } else { full });
+        }
+        Action::Asyncapi => print!("{}", asyncapi::document()?),
+    }
+    Ok(())
+}
+
+fn list() {
+    let mut table = Table::new([
+        ("request", Align::Left),
+        ("subject", Align::Left),
+        ("stream", Align::Left),
+        ("event", Align::Left),
+    ]);
+    for kind in CATALOGUE {
+        table.row([
+            kind.name(),
+            format!("{REQUEST_ROOT}.<service>.{}.<user_id>", kind.name()),
+            kind.stream.to_owned(),
+            kind.event.to_string(),
+        ]);
+    }
+    print!("{table}");
+}
+
+fn find(name: &str) -> anyhow::Result<&'static Kind> {
+    name.split_once('.')
+        .and_then(|(noun, verb)| Kind::find(noun, verb))
+        .with_context(|| format!("no request is named {name:?}; `memfleet contract list` shows all"))
+}

@@ -1,0 +1,241 @@
+//! `memfleet dead`
+
+mod letters;
+mod show;
+
+use std::collections::VecDeque;
+
+use anyhow::Context;
+use async_nats::jetstream;
+use chrono::{DateTime, Utc};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Subcommand};
+use contract::{DeadClass, header};
+use letters::{Letter, Letters};
+use runtime::{Settings, broker};
+
+use crate::table::grouped;
+
+/// Looks at, replays or drops dead letters: messages that a worker gave up, with the reason.
+///
+/// Each is known by its sequence, which `memfleet dead list` shows. Classes: malformed (cannot be read), denied
+/// (may not do that), permanent (the database refuses it for good), unmet (what it needs did not appear in time),
+/// exhausted (kept failing for passing reasons), undeliverable (a worker may have died of it).
+#[derive(Debug, Args)]
+pub struct DeadArgs {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// List the newest dead letters, oldest first.
+    List {
+        /// How many at most, 1 to 10000.
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        limit: u32,
+        #[command(flatten)]
+        filter: Filter,
+        /// Print one JSON array instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one dead letter: its headers, and its body as JSON, text or bytes, cut where it is long.
+    Show {
+        /// Its sequence.
+        #[arg(value_name = "SEQ")]
+        sequence: u64,
+        /// Print the body alone, byte for byte, to be mended and published again with
+        /// `memfleet publish --whole`.
+        #[arg(long)]
+        body: bool,
+    },
+    /// Publish dead letters again as they were published before, and delete each once the stream has taken it.
+    ///
+    /// Each gets a new request id, derived from its own, so that replaying the same one twice has one effect.
+    Replay {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Delete dead letters. They are gone for good.
+    Drop {
+        #[command(flatten)]
+        which: Which,
+        /// Yes, really all of them.
+        #[arg(long, requires = "all")]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Filter {
+    /// Only those of a worker, such as context-writer.
+    #[arg(long, value_parser = worker_name)]
+    worker: Option<String>,
+    /// Only those of a class.
+    #[arg(long, value_parser = classes())]
+    class: Option<DeadClass>,
+}
+
+#[derive(Debug, Args)]
+struct Which {
+    /// Their sequences.
+    #[arg(value_name = "SEQ", required_unless_present = "all")]
+    sequences: Vec<u64>,
+    /// All of them, or with --worker or --class all that fit.
+    #[arg(long, conflicts_with = "sequences")]
+    all: bool,
+    /// With --all: only those of a worker.
+    #[arg(long, requires = "all", value_parser = worker_name)]
+    worker: Option<String>,
+    /// With --all: only those of a class.
+    #[arg(long, requires = "all", value_parser = classes())]
+    class: Option<DeadClass>,
+}
+
+/// It becomes a token of a subject.
+fn worker_name(name: &str) -> Result<String, String> {
+    name.parse::<contract::Service>()
+        .map(|name| name.to_string())
+        .map_err(|_| "a worker's name is made of a-z 0-9 -".to_owned())
+}
+
+fn classes() -> impl TypedValueParser<Value = DeadClass> {
+    PossibleValuesParser::new(DeadClass::ALL.map(DeadClass::as_str)).try_map(|word| word.parse::<DeadClass>())
+}
+
+/// Carries out `memfleet dead`.
+///
+/// # Errors
+/// If the broker cannot be reached, a sequence is unknown, or a dead letter cannot be replayed or dropped.
+pub async fn execute(args: DeadArgs, settings: &Settings) -> anyhow::Result<()> {
+    if let Action::Drop { which, yes: false } = &args.action {
+        anyhow::ensure!(
+            !which.all,
+            "--all drops every dead letter that fits for good; add --yes if you mean it"
+        );
+    }
+    let client = broker::connect(&settings.nats, "operator").await?;
+    let letters = Letters::open(jetstream::new(client)).await?;
+    match args.action {
+        Action::List { limit, filter, json } => list(&letters, limit, &filter, json).await,
+        Action::Show { sequence, body } => show::show(&found(&letters, sequence).await?, body),
+        Action::Replay { which } => replay(&letters, &which).await,
+        Action::Drop { which, .. } => drop_letters(&letters, &which).await,
+    }
+}
+
+async fn list(letters: &Letters, limit: u32, filter: &Filter, json: bool) -> anyhow::Result<()> {
+    let limit = usize::try_from(limit)?;
+    let (mut newest, mut count) = (VecDeque::new(), 0_u64);
+    letters
+        .scan(filter.worker.as_deref(), |letter| {
+            if fits(&letter, filter.class) {
+                count += 1;
+                if newest.len() == limit {
+                    newest.pop_front();
+                }
+                newest.push_back(letter);
+            }
+        })
+        .await?;
+    if json {
+        return show::json(newest.make_contiguous());
+    }
+    if count == 0 {
+        println!("no dead letters");
+        return Ok(());
+    }
+    show::table(newest.make_contiguous());
+    let shown = u64::try_from(newest.len())?;
+    if shown < count {
+        println!("the newest {} of {}; --limit shows more", grouped(shown), grouped(count));
+    }
+    Ok(())
+}
+
+async fn replay(letters: &Letters, which: &Which) -> anyhow::Result<()> {
+    let sequences = chosen(letters, which).await?;
+    if sequences.is_empty() {
+        println!("nothing to do: there is no such dead letter");
+    }
+    let (mut replayed, mut refused) = (0, 0_u64);
+    for sequence in sequences {
+        match replay_one(letters, sequence).await {
+            Ok(note) => {
+                replayed += 1;
+                println!("{sequence}  {note}");
+            }
+            Err(error) => {
+                refused += 1;
+                eprintln!("{sequence}  not replayed: {error:#}");
+            }
+        }
+    }
+    println!("replayed {replayed}, not replayed {refused}");
+    anyhow::ensure!(refused == 0, "{refused} not replayed; see above why");
+    Ok(())
+}
+
+async fn replay_one(letters: &Letters, sequence: u64) -> anyhow::Result<String> {
+    let letter = found(letters, sequence).await?;
+    if let Some(reason) = letter.left_behind() {
+        anyhow::bail!("its body stayed behind ({})", show::printable(reason));
+    }
+    let (subject, headers) = letter.revived()?;
+    let request_id = headers.get(header::MESSAGE_ID).map(ToString::to_string).unwrap_or_default();
+    let published = letters.jetstream.publish_with_headers(subject.clone(), headers, letter.body).await;
+    let acknowledged = match published {
+        Ok(acknowledgement) => acknowledgement.await,
+        Err(error) => Err(error),
+    };
+    let acknowledged =
+        acknowledged.with_context(|| format!("no stream took it on {}", show::printable(&subject)))?;
+    letters.delete(sequence).await.context("it was replayed, and stays a dead letter")?;
+    let note = if acknowledged.duplicate { ", which had taken it before" } else { "" };
+    Ok(format!("replayed to {}{note} as request {request_id}", acknowledged.stream))
+}
+
+async fn drop_letters(letters: &Letters, which: &Which) -> anyhow::Result<()> {
+    let (mut dropped, mut unknown) = (0, Vec::new());
+    for sequence in chosen(letters, which).await? {
+        if letters.delete(sequence).await? {
+            dropped += 1;
+        } else if !which.all {
+            unknown.push(sequence.to_string());
+        }
+    }
+    println!("dropped {dropped}");
+    anyhow::ensure!(unknown.is_empty(), "there is no dead letter {}", unknown.join(", "));
+    Ok(())
+}
+
+/// The sequences that the command line means. Of --all, those that are there now.
+async fn chosen(letters: &Letters, which: &Which) -> anyhow::Result<Vec<u64>> {
+    if !which.all {
+        return Ok(which.sequences.clone());
+    }
+    let mut sequences = Vec::new();
+    letters
+        .scan(which.worker.as_deref(), |letter| {
+            if fits(&letter, which.class) {
+                sequences.push(letter.sequence);
+            }
+        })
+        .await?;
+    Ok(sequences)
+}
+
+fn fits(letter: &Letter, class: Option<DeadClass>) -> bool {
+    class.is_none_or(|class| letter.header(header::DEAD_CLASS) == class.as_str())
+}
+
+async fn found(letters: &Letters, sequence: u64) -> anyhow::Result<Letter> {
+    let letter = letters.get(sequence).await?;
+    letter.with_context(|| format!("there is no dead letter {sequence}; `memfleet dead list` shows them"))
+}
+
+/// A time in nanoseconds since 1970, as the broker's client has it; none far outside of this era.
+pub(crate) fn time_of(nanoseconds: i128) -> Option<DateTime<Utc>> {
+    i64::try_from(nanoseconds).ok().map(DateTime::from_timestamp_nanos)
+}

@@ -1,0 +1,180 @@
+//! Dead letters for people and for machines.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use async_nats::HeaderValue;
+use chrono::SecondsFormat;
+use contract::header;
+use serde_json::{Value, json};
+
+use super::letters::{Letter, STREAM};
+use crate::table::{Align, Table};
+
+/// The most of a body that is shown, in characters of what is shown.
+const BODY_CHARS: usize = 16 * 1024;
+/// The most of a reason that stands in the table; `dead show` has the rest.
+const REASON_CHARS: usize = 100;
+/// The most bytes shown of a body that is no text.
+const HEX_BYTES: usize = 512;
+
+pub(super) fn table(letters: &[Letter]) {
+    let mut table = Table::new([
+        ("seq", Align::Right),
+        ("class", Align::Left),
+        ("user", Align::Right),
+        ("subject", Align::Left),
+        ("tries", Align::Right),
+        ("when", Align::Left),
+        ("reason", Align::Left),
+    ]);
+    for letter in letters {
+        table.row([
+            letter.sequence.to_string(),
+            printable(letter.header(header::DEAD_CLASS)),
+            printable(letter.user()),
+            printable(letter.header(header::DEAD_SUBJECT)),
+            printable(letter.header(header::DEAD_TRIES)),
+            when(letter),
+            shortened(&printable(letter.header(header::DEAD_REASON))),
+        ]);
+    }
+    print!("{table}");
+}
+
+fn shortened(reason: &str) -> String {
+    match reason.char_indices().nth(REASON_CHARS) {
+        Some((end, _)) => format!("{}…", &reason[..end]),
+        None => reason.to_owned(),
+    }
+}
+
+pub(super) fn json(letters: &[Letter]) -> anyhow::Result<()> {
+    let letters: Vec<Value> = letters
+        .iter()
+        .map(|letter| {
+            json!({
+                "sequence": letter.sequence,
+                "class": letter.header(header::DEAD_CLASS),
+                "worker": letter.worker(),
+                "user": letter.user(),
+                "subject": letter.header(header::DEAD_SUBJECT),
+                "source": letter.header(header::DEAD_SOURCE),
+                "request_id": letter.headers.get(header::DEAD_REQUEST_ID).map(HeaderValue::as_str),
+                "tries": letter.header(header::DEAD_TRIES).parse::<u32>().ok(),
+                "died_at": letter.died_at,
+                "reason": letter.header(header::DEAD_REASON),
+            })
+        })
+        .collect();
+    println!("{}", serde_json::to_string(&letters)?);
+    Ok(())
+}
+
+pub(super) fn show(letter: &Letter, body_alone: bool) -> anyhow::Result<()> {
+    if body_alone {
+        std::io::stdout().write_all(&letter.body)?;
+        return Ok(());
+    }
+    println!("{STREAM}/{} on {}, {}", letter.sequence, printable(&letter.subject), when(letter));
+    let mut headers: Vec<String> = letter
+        .headers
+        .iter()
+        .flat_map(|(name, values)| values.iter().map(move |value| (name.to_string(), value.as_str())))
+        .map(|(name, value)| format!("{}: {}", printable(&name), shown_value(&name, value)))
+        .collect();
+    headers.sort();
+    println!("{}\n", headers.join("\n"));
+    println!("{}", body(&letter.body));
+    Ok(())
+}
+
+/// A token would work for whoever reads it here.
+fn shown_value(name: &str, value: &str) -> String {
+    if name.eq_ignore_ascii_case(header::AUTHORIZATION) { "(hidden)".to_owned() } else { printable(value) }
+}
+
+fn when(letter: &Letter) -> String {
+    letter.died_at.map_or_else(String::new, |time| time.to_rfc3339_opts(SecondsFormat::Secs, true))
+}
+
+/// What somebody else wrote, without what would steer a terminal.
+pub(super) fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        if is_harmless(character) {
+            shown.push(character);
+        } else {
+            shown.extend(character.escape_unicode());
+        }
+    }
+    shown
+}
+
+/// Neither a control character nor one that turns the direction of writing.
+fn is_harmless(character: char) -> bool {
+    !character.is_control()
+        && !matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+fn body(bytes: &[u8]) -> String {
+    if bytes.is_empty() {
+        return "(no body)".to_owned();
+    }
+    let text = match std::str::from_utf8(bytes) {
+        Ok(text) if !text.contains('\0') => text,
+        Ok(_) | Err(_) => return hex(bytes),
+    };
+    // Parsed as a value, numbers of any size and what is nested deeply might not survive; then the text is shown.
+    let pretty =
+        serde_json::from_str::<Value>(text).ok().and_then(|value| serde_json::to_string_pretty(&value).ok());
+    let shown: String =
+        pretty.as_deref().unwrap_or(text).lines().map(printable).collect::<Vec<_>>().join("\n");
+    match shown.char_indices().nth(BODY_CHARS) {
+        Some((end, _)) => {
+            format!("{}\n… cut; {} bytes in all, --body prints them", &shown[..end], bytes.len())
+        }
+        None => shown,
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let mut shown = String::new();
+    for (line, chunk) in bytes[..bytes.len().min(HEX_BYTES)].chunks(16).enumerate() {
+        let digits: Vec<String> = chunk.iter().map(|byte| format!("{byte:02x}")).collect();
+        let text: String = chunk
+            .iter()
+            .map(|&byte| if byte.is_ascii_graphic() || byte == b' ' { char::from(byte) } else { '.' })
+            .collect();
+        // Writing to a string cannot fail.
+        let _ = writeln!(shown, "{:06x}  {:<47}  {text}", line * 16, digits.join(" "));
+    }
+    let _ = write!(shown, "(no text; {} bytes in all, --body prints them)", bytes.len());
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_steers_the_terminal() {
+        assert_eq!(printable("a\u{1b}[2Jb\u{202e}é"), "a\\u{1b}[2Jb\\u{202e}é");
+        assert_eq!(body(b"{\"a\":\x1b1}"), "{\"a\":\\u{1b}1}");
+    }
+
+    #[test]
+    fn a_body_is_shown_as_what_it_is() {
+        assert_eq!(body(b""), "(no body)");
+        assert_eq!(body(b"{\"a\":1}"), "{\n  \"a\": 1\n}");
+        assert_eq!(body(b"{\"a\":"), "{\"a\":");
+        assert!(body(b"a\0").starts_with("000000  61 00  "));
+        assert!(body(b"\xffabc").starts_with("000000  ff 61 62 63  "));
+        assert!(body(&[b'x'; 40_000]).ends_with("40000 bytes in all, --body prints them"));
+    }
+
+    #[test]
+    fn a_token_is_not_shown() {
+        assert_eq!(shown_value("authorization", "Bearer x"), "(hidden)");
+    }
+}

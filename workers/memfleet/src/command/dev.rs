@@ -1,0 +1,127 @@
+//! `memfleet dev`
+
+use std::fs::{OpenOptions, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use runtime::Settings;
+use stack::{Places, Stack, StackOptions};
+
+use super::run::interrupted;
+use crate::carry::step;
+use crate::fleet::{Fleet, WorkerName};
+use crate::local::Local;
+
+const HELP: &str = "\
+It prints how to reach the servers, and writes memfleet.toml into the folder while they run, so that other commands find \
+them with --config. What the servers hold stays in the folder for the next time; `make clean` removes it.";
+
+/// Runs private servers and every worker on this machine until Ctrl-C.
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub struct DevArgs {
+    /// The folder for the servers' data and the configuration; `dev` in $MEMFLEET_HOME or .memfleet by default.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+/// How often is looked whether the servers still run.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Carries out `memfleet dev`.
+///
+/// # Errors
+/// If a server cannot be started or ends by itself, or a worker breaks down.
+pub async fn execute(args: DevArgs, settings: &Settings) -> anyhow::Result<()> {
+    let folder = args.dir.unwrap_or_else(|| Places::of_this_process().home().join("dev"));
+    let starting = async {
+        tokio::select! {
+            // First, so that signals are listened for before anything runs that would be left behind.
+            biased;
+            stopped = interrupted() => { stopped?; bail!("interrupted") }
+            local = Local::kept(settings, &folder, StackOptions::default()) => local,
+        }
+    };
+    let local = step("starting private NATS and PostgreSQL", starting).await?;
+    let mut fleet = Fleet::start(WorkerName::ALL, &local.settings);
+    let ended = serve(&folder, &local, &mut fleet).await;
+    let stopping = async {
+        let workers = fleet.stop().await;
+        let servers = local.stop().await;
+        workers.and(servers)
+    };
+    let stopped = step("stopping everything", stopping).await;
+    // The first failure is the cause; what stopping the others says comes second.
+    ended.and(stopped)
+}
+
+async fn serve(folder: &Path, local: &Local, fleet: &mut Fleet) -> anyhow::Result<()> {
+    let file = folder.join("memfleet.toml");
+    write_private(&file, &configuration(&local.settings)?)
+        .with_context(|| format!("{} cannot be written", file.display()))?;
+    tell(&file, &local.settings);
+    let ended = tokio::select! {
+        ended = fleet.ended() => ended.and_then(|()| bail!("a worker ended by itself")),
+        ended = server_ended(local.stack(), folder) => ended,
+        stopped = interrupted() => stopped,
+    };
+    // It leads to servers that are about to be gone. Where it cannot be removed, they are simply not found.
+    let _ = std::fs::remove_file(&file);
+    ended
+}
+
+fn tell(file: &Path, settings: &Settings) {
+    let workers: Vec<&str> = WorkerName::ALL.iter().map(|worker| worker.as_str()).collect();
+    let (file, nats, postgres) = (file.display(), &settings.nats.url, &settings.postgres.url);
+    println!("\nRunning until Ctrl-C:\n");
+    println!("  NATS        {nats}");
+    println!("  PostgreSQL  {postgres}");
+    println!("  workers     {}", workers.join(", "));
+    println!("\nFrom another terminal:\n");
+    println!("  memfleet --config {file} status");
+    println!("  echo '{{\"username\":\"ada\",\"email\":\"ada@example.org\"}}' | \\");
+    println!("    memfleet --config {file} publish memory.req.simple-chat.user.put.1 -\n");
+}
+
+/// A configuration file that leads to the servers.
+fn configuration(settings: &Settings) -> anyhow::Result<String> {
+    // A JSON string is a TOML string too.
+    let nats = serde_json::to_string(&settings.nats.url)?;
+    let postgres = serde_json::to_string(&settings.postgres.url)?;
+    Ok(format!(
+        "# Leads to the servers of `memfleet dev` while they run. It holds their passwords.\n\
+         [nats]\nurl = {nats}\n\n[postgres]\nurl = {postgres}\n"
+    ))
+}
+
+fn write_private(path: &Path, content: &str) -> std::io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    // The mode above is only that of a file that was not there.
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    file.write_all(content.as_bytes())
+}
+
+/// Waits until a server has ended, which none does by itself.
+async fn server_ended(stack: Option<&Stack>, folder: &Path) -> anyhow::Result<()> {
+    let Some(stack) = stack else { return std::future::pending().await };
+    loop {
+        for (name, pid) in [("nats-server", stack.nats.pid()), ("PostgreSQL", stack.postgres.pid())] {
+            if !runs(pid) {
+                bail!("{name} ended by itself; its log under {} says why", folder.display());
+            }
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Whether a child of this process runs. One that has ended stays as a zombie until its owner asks for its status.
+fn runs(pid: u32) -> bool {
+    let Ok(line) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    // The state follows the name, which stands in parentheses and may hold any character.
+    let state = line.rsplit_once(')').map(|(_, rest)| rest.trim_start());
+    !state.is_some_and(|state| state.starts_with('Z'))
+}

@@ -1,0 +1,102 @@
+//! `memfleet load`
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+use runtime::Settings;
+
+use super::run::interrupted;
+use crate::carry::{Carried, Order, PrivateFleet, Source, carry, step};
+use crate::fleet::WorkerName;
+
+const HELP: &str = "\
+It starts private servers with every worker, waits until everything is committed, compares what PostgreSQL holds with \
+what was published, and removes the servers again. With --running it publishes to the servers that the configuration \
+names. Loading the same file twice has no second effect: the ids of all requests are derived from the dialogues.
+
+  memfleet load --format sgd dialogues.jsonl.gz
+  memfleet --config .memfleet/dev/memfleet.toml load --format sgd --running FILE";
+
+/// Turns recorded dialogues into the requests of a chat service and carries them through.
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub struct LoadArgs {
+    /// The file: JSON Lines, plain or compressed with gzip.
+    #[arg(value_name = "PATH")]
+    path: PathBuf,
+
+    /// What the file holds.
+    #[arg(long, value_enum)]
+    format: Format,
+
+    /// Deal dialogues that name no user out to this many.
+    #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    users: u32,
+
+    /// Publish to the servers that the configuration names, and start no workers.
+    #[arg(long)]
+    running: bool,
+
+    /// With --running: wait until the workers there have committed everything.
+    #[arg(long, requires = "running")]
+    wait: bool,
+
+    /// Print one JSON object, on the last line of standard output, instead of tables.
+    #[arg(long)]
+    json: bool,
+}
+
+/// The shape of a file of dialogues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Schema-Guided Dialogue: dialogue_id, services, and turns with frames, one dialogue a line.
+    Sgd,
+}
+
+/// Carries out `memfleet load`.
+///
+/// # Errors
+/// If the file cannot be read, a request is refused, becomes a dead letter, or is not committed.
+pub async fn execute(args: LoadArgs, settings: &Settings) -> anyhow::Result<()> {
+    let Format::Sgd = args.format;
+    // Before servers are started for nothing. Looking leaves a pipe unread.
+    std::fs::metadata(&args.path).with_context(|| format!("{}: cannot be opened", args.path.display()))?;
+    let source = Source::File(args.path);
+    let (carried, problems) = if args.running {
+        let order = Order { source, users: args.users, wait: args.wait };
+        let carried = on_running(settings, &order).await?;
+        let problems = carried.dead_letters();
+        (carried, problems)
+    } else {
+        let order = Order { source, users: args.users, wait: true };
+        let carried = on_private(settings, &order).await?;
+        let problems = carried.missing();
+        (carried, problems)
+    };
+    if args.json {
+        println!("{}", serde_json::to_string(&carried)?);
+    } else {
+        print!("{}", carried.tables());
+    }
+    if !problems.is_empty() {
+        bail!("not everything came through: {}", problems.join("; "));
+    }
+    Ok(())
+}
+
+async fn on_running(settings: &Settings, order: &Order) -> anyhow::Result<Carried> {
+    tokio::select! {
+        carried = carry(settings, None, order) => carried,
+        stopped = interrupted() => { stopped?; bail!("interrupted; what is published stays published") }
+    }
+}
+
+async fn on_private(settings: &Settings, order: &Order) -> anyhow::Result<Carried> {
+    let mut fleet = step("starting private NATS and PostgreSQL", PrivateFleet::start(settings)).await?;
+    eprintln!("publishing the dialogues while the workers write them to PostgreSQL");
+    let (inner, stats) = (fleet.settings().clone(), fleet.stats(WorkerName::ContextWriter));
+    let carried = fleet.during(carry(&inner, stats, order)).await;
+    let stopped = step("stopping everything", fleet.stop()).await;
+    carried.and_then(|carried| stopped.map(|()| carried))
+}

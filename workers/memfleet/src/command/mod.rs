@@ -1,0 +1,41 @@
+//! The commands, one a file.
+
+pub mod bench;
+pub mod contract;
+pub mod dead;
+pub mod demo;
+pub mod dev;
+pub mod load;
+pub mod migrate;
+pub mod nats;
+pub mod publish;
+pub mod run;
+pub mod status;
+
+use runtime::Settings;
+
+use crate::cli::{Cli, Command};
+use crate::logging;
+
+/// Carries out a command line.
+///
+/// # Errors
+/// What happened, to what, and what to do about it.
+pub async fn execute(cli: Cli) -> anyhow::Result<()> {
+    let settings = Settings::load(cli.config.as_deref())?;
+    let stays = matches!(cli.command, Command::Run(_) | Command::Dev(_));
+    logging::start(&settings.log, stays)?;
+    match cli.command {
+        Command::Run(args) => run::execute(args, &settings).await,
+        Command::Dev(args) => dev::execute(args, &settings).await,
+        Command::Demo(args) => demo::execute(args, &settings).await,
+        Command::Migrate(args) => migrate::execute(args, &settings).await,
+        Command::Nats(args) => nats::execute(args, &settings).await,
+        Command::Publish(args) => publish::execute(args, &settings).await,
+        Command::Load(args) => load::execute(args, &settings).await,
+        Command::Dead(args) => dead::execute(args, &settings).await,
+        Command::Status(args) => status::execute(args, &settings).await,
+        Command::Bench(args) => bench::execute(args, &settings).await,
+        Command::Contract(args) => contract::execute(&args),
+    }
+}

@@ -1,0 +1,214 @@
+//! Requests on their way into the stream, a bounded number at a time.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use async_nats::jetstream::Context;
+use async_nats::jetstream::context::{ContextBuilder, PublishError, PublishErrorKind};
+use async_nats::jetstream::publish::PublishAck;
+use async_nats::{Client, HeaderMap};
+use contract::header;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio::time::Instant;
+
+use super::input::ToPublish;
+use crate::table::grouped;
+
+/// The most requests that wait for their acknowledgement.
+const IN_FLIGHT: usize = 256;
+const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(10);
+/// The most reasons that are printed.
+const REASONS: usize = 5;
+/// How many may go unacknowledged in a row before the broker is taken for gone.
+const SILENCE: u64 = 256;
+const PROGRESS_EVERY: Duration = Duration::from_secs(2);
+
+type Acknowledged = BoxFuture<'static, (u64, Result<PublishAck, PublishError>)>;
+
+/// What became of the requests.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    /// Stored for the first time.
+    pub(super) stored: u64,
+    duplicates: u64,
+    refused: u64,
+    reasons: Vec<String>,
+}
+
+impl Report {
+    pub(super) fn show(&self) {
+        println!(
+            "published {}, duplicates {}, refused {}",
+            grouped(self.stored),
+            grouped(self.duplicates),
+            grouped(self.refused)
+        );
+        for reason in &self.reasons {
+            println!("{reason}");
+        }
+    }
+
+    pub(super) fn result(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(self.refused == 0, "{} refused", grouped(self.refused));
+        Ok(())
+    }
+
+    fn refuse(&mut self, line: u64, reason: &str) {
+        self.refused += 1;
+        if self.reasons.len() < REASONS {
+            self.reasons.push(format!("line {line}: {reason}"));
+        }
+    }
+}
+
+/// Publishes requests and counts what the broker says.
+pub(super) struct Sender {
+    jetstream: Context,
+    reply_to: Option<String>,
+    in_flight: FuturesUnordered<Acknowledged>,
+    report: Report,
+    silent: u64,
+    progress: Progress,
+}
+
+impl Sender {
+    pub(super) fn new(client: Client, reply_to: Option<String>) -> Self {
+        let jetstream =
+            ContextBuilder::new().timeout(ACKNOWLEDGED_WITHIN).max_ack_inflight(IN_FLIGHT * 2).build(client);
+        Self {
+            jetstream,
+            reply_to,
+            in_flight: FuturesUnordered::new(),
+            report: Report::default(),
+            silent: 0,
+            progress: Progress::new(),
+        }
+    }
+
+    pub(super) fn client(&self) -> Client {
+        self.jetstream.client()
+    }
+
+    /// Counts a line that cannot be published.
+    pub(super) fn refuse(&mut self, line: u64, problem: String) {
+        self.report.refuse(line, &problem);
+    }
+
+    /// Publishes, first waiting until there is room in flight.
+    pub(super) async fn send(&mut self, line: u64, request: ToPublish) -> anyhow::Result<()> {
+        while self.in_flight.len() >= IN_FLIGHT {
+            self.settle_next().await?;
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert(header::MESSAGE_ID, request.id.to_string());
+        if let Some(reply_to) = &self.reply_to {
+            headers.insert(header::REPLY_TO, reply_to.as_str());
+        }
+        match self.jetstream.publish_with_headers(request.subject, headers, request.body).await {
+            Ok(acknowledgement) => {
+                self.in_flight.push(Box::pin(async move { (line, acknowledgement.await) }));
+            }
+            Err(error) => self.count(line, Err(error))?,
+        }
+        Ok(())
+    }
+
+    /// Waits for the acknowledgements that are missing, each within its deadline.
+    pub(super) async fn finish(mut self) -> anyhow::Result<Report> {
+        while !self.in_flight.is_empty() {
+            self.settle_next().await?;
+        }
+        self.progress.end();
+        Ok(self.report)
+    }
+
+    async fn settle_next(&mut self) -> anyhow::Result<()> {
+        match self.in_flight.next().await {
+            Some((line, result)) => self.count(line, result),
+            None => Ok(()),
+        }
+    }
+
+    fn count(&mut self, line: u64, result: Result<PublishAck, PublishError>) -> anyhow::Result<()> {
+        match result {
+            Ok(ack) => {
+                self.silent = 0;
+                if ack.duplicate { self.report.duplicates += 1 } else { self.report.stored += 1 }
+            }
+            Err(error) => {
+                let is_silence =
+                    matches!(error.kind(), PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe);
+                self.silent = if is_silence { self.silent + 1 } else { 0 };
+                self.report.refuse(line, &reason(&error));
+            }
+        }
+        self.progress.show(&self.report);
+        if self.silent >= SILENCE {
+            self.progress.end();
+            self.report.show();
+            anyhow::bail!(
+                "the broker acknowledged none of the last {SILENCE} requests; gave up at line {line}"
+            );
+        }
+        Ok(())
+    }
+}
+
+fn reason(error: &PublishError) -> String {
+    match error.kind() {
+        PublishErrorKind::StreamNotFound => {
+            "no stream takes this subject; is it right, and has `memfleet nats apply` been run?".to_owned()
+        }
+        PublishErrorKind::TimedOut => format!(
+            "not acknowledged within {} s; the broker is overloaded, or these credentials may not publish there",
+            ACKNOWLEDGED_WITHIN.as_secs()
+        ),
+        PublishErrorKind::WrongLastMessageId
+        | PublishErrorKind::WrongLastSequence
+        | PublishErrorKind::BrokenPipe
+        | PublishErrorKind::MaxAckPending
+        | PublishErrorKind::MaxPayloadExceeded
+        | PublishErrorKind::Other => error.to_string(),
+    }
+}
+
+/// A line that renews itself on a terminal, and one every now and then elsewhere.
+struct Progress {
+    bar: ProgressBar,
+    is_terminal: bool,
+    shown_at: Instant,
+}
+
+impl Progress {
+    fn new() -> Self {
+        let is_terminal = std::io::stderr().is_terminal();
+        let target = if is_terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(None, target);
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
+            bar.set_style(style);
+        }
+        Self { bar, is_terminal, shown_at: Instant::now() }
+    }
+
+    fn show(&mut self, report: &Report) {
+        let done = report.stored + report.duplicates + report.refused;
+        if self.is_terminal {
+            self.bar.set_message(format!(
+                "{} published, {} refused",
+                grouped(done - report.refused),
+                grouped(report.refused)
+            ));
+            self.bar.tick();
+        } else if self.shown_at.elapsed() >= PROGRESS_EVERY {
+            self.shown_at = Instant::now();
+            eprintln!("{} published, {} refused", grouped(done - report.refused), grouped(report.refused));
+        }
+    }
+
+    fn end(&self) {
+        self.bar.finish_and_clear();
+    }
+}

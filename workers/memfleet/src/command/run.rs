@@ -1,0 +1,46 @@
+//! `memfleet run`
+
+use anyhow::Context;
+use clap::Args;
+use runtime::Settings;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::fleet::{Fleet, WorkerName};
+
+/// Runs workers until SIGTERM or Ctrl-C. Any number of processes may run the same worker: they share its work.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Which workers; all of them if none is named.
+    #[arg(value_enum, value_name = "WORKER")]
+    workers: Vec<WorkerName>,
+}
+
+/// Carries out `memfleet run`.
+///
+/// # Errors
+/// If a worker cannot start or breaks down.
+pub async fn execute(args: RunArgs, settings: &Settings) -> anyhow::Result<()> {
+    let names = if args.workers.is_empty() { WorkerName::ALL } else { &args.workers };
+    let mut fleet = Fleet::start(names, settings);
+    let ended = tokio::select! {
+        ended = fleet.ended() => ended,
+        interrupted = interrupted() => interrupted,
+    };
+    // The first failure is the cause; what stopping the others says comes second.
+    let stopped = fleet.stop().await;
+    ended.and(stopped)
+}
+
+/// Waits for SIGTERM or SIGINT.
+///
+/// # Errors
+/// If signals cannot be listened for.
+pub async fn interrupted() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be listened for")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be listened for")?;
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM"),
+        _ = interrupt.recv() => tracing::info!("SIGINT"),
+    }
+    Ok(())
+}

@@ -1,0 +1,168 @@
+//! What the broker says.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use async_nats::jetstream::{self, consumer, stream};
+use chrono::{DateTime, SecondsFormat, Utc};
+use futures::{StreamExt, TryStreamExt};
+use runtime::{Settings, broker};
+use serde::Serialize;
+use tokio::time::timeout;
+
+use crate::command::dead::time_of;
+use crate::table::{Align, Table, grouped};
+
+/// The most streams, and consumers of each, that are shown.
+const MOST: usize = 256;
+const DEADLINE: Duration = Duration::from_secs(15);
+
+#[derive(Debug, Serialize)]
+pub(super) struct BrokerStatus {
+    pub(super) version: String,
+    /// None if there is no stream DEAD.
+    dead_letters: Option<u64>,
+    streams: Vec<StreamStatus>,
+    consumers: Vec<ConsumerStatus>,
+}
+
+#[derive(Debug, Serialize)]
+struct StreamStatus {
+    name: String,
+    messages: u64,
+    bytes: u64,
+    /// None when it is empty.
+    first_at: Option<DateTime<Utc>>,
+    last_at: Option<DateTime<Utc>>,
+}
+
+#[derive(Debug, Serialize)]
+struct ConsumerStatus {
+    stream: String,
+    name: String,
+    /// Messages that were never delivered: the lag.
+    pending: u64,
+    /// Delivered and not settled yet.
+    in_flight: u64,
+    redelivered: u64,
+    /// Pull requests that wait; none means that no worker is running.
+    waiting: u64,
+    /// How long ago the oldest message that is not settled was stored.
+    oldest_age_s: Option<i64>,
+}
+
+pub(super) async fn ask(settings: &Settings) -> anyhow::Result<BrokerStatus> {
+    let asked = timeout(DEADLINE, ask_all(settings)).await;
+    asked.with_context(|| format!("NATS did not answer within {} s", DEADLINE.as_secs()))?
+}
+
+async fn ask_all(settings: &Settings) -> anyhow::Result<BrokerStatus> {
+    let client = broker::connect(&settings.nats, "status").await?;
+    let version = client.server_info().version;
+    let jetstream = jetstream::new(client);
+    let infos: Vec<stream::Info> =
+        jetstream.streams().take(MOST).try_collect().await.context("the streams cannot be listed")?;
+    let mut status = BrokerStatus { version, dead_letters: None, streams: Vec::new(), consumers: Vec::new() };
+    for info in infos {
+        let stream = jetstream.get_stream_no_info(&info.config.name).await?;
+        let consumers: Vec<consumer::Info> =
+            stream.consumers().take(MOST).try_collect().await.context("the consumers cannot be listed")?;
+        for info in consumers {
+            let oldest = oldest(&stream, &info).await;
+            status.consumers.push(ConsumerStatus::new(&info, oldest));
+        }
+        if info.config.name == "DEAD" {
+            status.dead_letters = Some(info.state.messages);
+        }
+        status.streams.push(StreamStatus::new(&info));
+    }
+    status.streams.sort_by(|a, b| a.name.cmp(&b.name));
+    status.consumers.sort_by(|a, b| (&a.stream, &a.name).cmp(&(&b.stream, &b.name)));
+    Ok(status)
+}
+
+/// When the oldest message that is not settled was stored; none if all are.
+async fn oldest<T>(stream: &stream::Stream<T>, info: &consumer::Info) -> Option<DateTime<Utc>> {
+    if info.num_pending == 0 && info.num_ack_pending == 0 {
+        return None;
+    }
+    let filter =
+        if info.config.filter_subject.is_empty() { ">" } else { info.config.filter_subject.as_str() };
+    let next = info.ack_floor.stream_sequence + 1;
+    let message = stream.raw_message_builder().sequence(next).next_by_subject(filter).send().await.ok()?;
+    time_of(message.time.unix_timestamp_nanos())
+}
+
+impl StreamStatus {
+    fn new(info: &stream::Info) -> Self {
+        let time = |nanoseconds| if info.state.messages == 0 { None } else { time_of(nanoseconds) };
+        Self {
+            name: info.config.name.clone(),
+            messages: info.state.messages,
+            bytes: info.state.bytes,
+            first_at: time(info.state.first_timestamp.unix_timestamp_nanos()),
+            last_at: time(info.state.last_timestamp.unix_timestamp_nanos()),
+        }
+    }
+}
+
+impl ConsumerStatus {
+    fn new(info: &consumer::Info, oldest: Option<DateTime<Utc>>) -> Self {
+        let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+        Self {
+            stream: info.stream_name.clone(),
+            name: info.name.clone(),
+            pending: info.num_pending,
+            in_flight: count(info.num_ack_pending),
+            redelivered: count(info.num_redelivered),
+            waiting: count(info.num_waiting),
+            oldest_age_s: oldest.map(|oldest| (Utc::now() - oldest).num_seconds().max(0)),
+        }
+    }
+}
+
+impl BrokerStatus {
+    pub(super) fn show(&self) {
+        match self.dead_letters {
+            Some(count) => println!("            {} dead letters", grouped(count)),
+            None => println!("            no stream DEAD; `memfleet nats apply` makes it"),
+        }
+        let mut streams = Table::new([
+            ("stream", Align::Left),
+            ("messages", Align::Right),
+            ("bytes", Align::Right),
+            ("first", Align::Left),
+            ("last", Align::Left),
+        ]);
+        let time = |time: Option<DateTime<Utc>>| {
+            time.map_or_else(String::new, |time| time.to_rfc3339_opts(SecondsFormat::Secs, true))
+        };
+        for stream in &self.streams {
+            let StreamStatus { name, messages, bytes, first_at, last_at } = stream;
+            streams.row([name.clone(), grouped(*messages), grouped(*bytes), time(*first_at), time(*last_at)]);
+        }
+        print!("\n{streams}");
+        if self.consumers.is_empty() {
+            return;
+        }
+        let mut consumers = Table::new([
+            ("consumer", Align::Left),
+            ("pending", Align::Right),
+            ("in flight", Align::Right),
+            ("redelivered", Align::Right),
+            ("pulls waiting", Align::Right),
+            ("oldest", Align::Right),
+        ]);
+        for consumer in &self.consumers {
+            consumers.row([
+                format!("{}/{}", consumer.stream, consumer.name),
+                grouped(consumer.pending),
+                grouped(consumer.in_flight),
+                grouped(consumer.redelivered),
+                grouped(consumer.waiting),
+                consumer.oldest_age_s.map_or_else(String::new, |age| format!("{age} s")),
+            ]);
+        }
+        print!("\n{consumers}");
+    }
+}

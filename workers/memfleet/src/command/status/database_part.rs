@@ -1,0 +1,104 @@
+//! What the database says.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use diesel::QueryableByName;
+use diesel::sql_types::{BigInt, Text};
+use diesel_async::RunQueryDsl;
+use runtime::Settings;
+use serde::Serialize;
+use store::migration;
+use tokio::time::timeout;
+
+use crate::table::{Align, Table, grouped};
+
+const DEADLINE: Duration = Duration::from_secs(15);
+/// The most tables that are shown, the largest first.
+const MOST: i64 = 40;
+
+#[derive(Debug, Serialize)]
+pub(super) struct DatabaseStatus {
+    pub(super) version: String,
+    database: String,
+    bytes: i64,
+    migrations_applied: usize,
+    migrations_waiting: Vec<String>,
+    tables: Vec<TableStatus>,
+}
+
+#[derive(Debug, Serialize, QueryableByName)]
+struct TableStatus {
+    #[diesel(sql_type = Text)]
+    name: String,
+    #[diesel(sql_type = BigInt)]
+    rows_estimate: i64,
+    #[diesel(sql_type = BigInt)]
+    bytes: i64,
+}
+
+#[derive(QueryableByName)]
+struct Server {
+    #[diesel(sql_type = Text)]
+    version: String,
+    #[diesel(sql_type = Text)]
+    database: String,
+    #[diesel(sql_type = BigInt)]
+    bytes: i64,
+}
+
+const SERVER: &str = "SELECT current_setting('server_version') AS version,
+    current_database()::text AS database, pg_database_size(current_database()) AS bytes";
+
+/// The statistics collector's count, which needs no ANALYZE to have run.
+const TABLES: &str = "SELECT relname::text AS name, n_live_tup AS rows_estimate,
+    pg_total_relation_size(relid) AS bytes
+    FROM pg_stat_user_tables WHERE relname <> '__diesel_schema_migrations' ORDER BY 2 DESC, 1 LIMIT ";
+
+pub(super) async fn ask(settings: &Settings) -> anyhow::Result<DatabaseStatus> {
+    let asked = timeout(DEADLINE, ask_all(&settings.postgres.url)).await;
+    asked.with_context(|| format!("PostgreSQL did not answer within {} s", DEADLINE.as_secs()))?
+}
+
+async fn ask_all(url: &str) -> anyhow::Result<DatabaseStatus> {
+    let mut connection = store::connect(url).await?;
+    let server: Server = diesel::sql_query(SERVER).get_result(&mut connection).await?;
+    let tables = diesel::sql_query(format!("{TABLES}{MOST}")).load(&mut connection).await?;
+    let states = migration::status(connection).await?;
+    let applied = states.iter().filter(|state| state.applied).count();
+    Ok(DatabaseStatus {
+        version: server.version,
+        database: server.database,
+        bytes: server.bytes,
+        migrations_applied: applied,
+        migrations_waiting: states
+            .into_iter()
+            .filter_map(|state| (!state.applied).then_some(state.name))
+            .collect(),
+        tables,
+    })
+}
+
+impl DatabaseStatus {
+    pub(super) fn show(&self) {
+        let count = |number: i64| grouped(u64::try_from(number).unwrap_or(0));
+        println!("            database {}, {} bytes", self.database, count(self.bytes));
+        match self.migrations_waiting.as_slice() {
+            [] => println!("            {} migrations applied", self.migrations_applied),
+            waiting => println!(
+                "            {} migrations applied, {} waiting; `memfleet migrate up` runs them: {}",
+                self.migrations_applied,
+                waiting.len(),
+                waiting.join(", ")
+            ),
+        }
+        let mut tables =
+            Table::new([("table", Align::Left), ("rows, about", Align::Right), ("bytes", Align::Right)]);
+        for table in &self.tables {
+            tables.row([table.name.clone(), count(table.rows_estimate), count(table.bytes)]);
+        }
+        if !self.tables.is_empty() {
+            print!("\n{tables}");
+        }
+    }
+}

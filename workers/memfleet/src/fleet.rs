@@ -1,0 +1,87 @@
+//! Workers by name, and several of them in one process.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::ValueEnum;
+use context_writer::ContextWriter;
+use runtime::{RunError, Settings, Stats, Worker};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// The workers of this program. A new worker is a line here and one in [`Fleet::start`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WorkerName {
+    /// Sessions, contexts, conversations, accounts, and what agents remember.
+    ContextWriter,
+}
+
+impl WorkerName {
+    /// Every worker.
+    pub const ALL: &'static [Self] = &[Self::ContextWriter];
+
+    /// The name of its crate, consumer and role.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ContextWriter => ContextWriter::NAME,
+        }
+    }
+}
+
+/// Workers that run in this process.
+#[derive(Debug)]
+pub struct Fleet {
+    running: JoinSet<Result<(), RunError>>,
+    stats: Vec<(WorkerName, Arc<Stats>)>,
+    stop: CancellationToken,
+}
+
+impl Fleet {
+    /// Starts workers. Each waits for what it needs by itself.
+    pub fn start(names: &[WorkerName], settings: &Settings) -> Self {
+        let mut fleet = Self { running: JoinSet::new(), stats: Vec::new(), stop: CancellationToken::new() };
+        for &name in names {
+            match name {
+                WorkerName::ContextWriter => fleet.spawn(name, ContextWriter, settings),
+            }
+        }
+        fleet
+    }
+
+    fn spawn<W: Worker>(&mut self, name: WorkerName, worker: W, settings: &Settings) {
+        let stats = Arc::new(Stats::default());
+        self.stats.push((name, Arc::clone(&stats)));
+        let (settings, stop) = (settings.clone(), self.stop.child_token());
+        self.running.spawn(async move { runtime::run(Arc::new(worker), &settings, stats, stop).await });
+    }
+
+    /// What each worker has done so far.
+    pub fn stats(&self) -> &[(WorkerName, Arc<Stats>)] {
+        &self.stats
+    }
+
+    /// Waits until a worker ends, which none does by itself unless it fails.
+    ///
+    /// # Errors
+    /// What the worker that ended says.
+    pub async fn ended(&mut self) -> anyhow::Result<()> {
+        match self.running.join_next().await {
+            Some(ended) => Ok(ended.context("a worker broke down")??),
+            None => Ok(()),
+        }
+    }
+
+    /// Stops every worker: they finish what is in flight and hand back the rest.
+    ///
+    /// # Errors
+    /// What the first worker that failed says.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        let mut failed = None;
+        while let Some(ended) = self.running.join_next().await {
+            let outcome = ended.context("a worker broke down").and_then(|ended| Ok(ended?));
+            failed = failed.or(outcome.err());
+        }
+        failed.map_or(Ok(()), Err)
+    }
+}

@@ -1,0 +1,17 @@
+//! `memfleet`: see `memfleet --help`.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = memfleet::cli::Cli::parse();
+    match memfleet::command::execute(cli).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("memfleet: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

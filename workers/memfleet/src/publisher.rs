@@ -1,0 +1,179 @@
+//! Publishes requests, many at a time, and counts what the broker says of them.
+
+use std::time::Duration;
+
+use async_nats::Client;
+use async_nats::jetstream::Context;
+use async_nats::jetstream::context::{ContextBuilder, PublishAckFuture, PublishError, PublishErrorKind};
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::publish::PublishAck;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+use serde::Serialize;
+use tokio::time::sleep;
+use uuid::Uuid;
+
+/// How a [`Publisher`] works.
+#[derive(Clone, Debug)]
+pub struct PublisherOptions {
+    /// The most requests that wait for their acknowledgement; [`Publisher::send`] waits when there are as many.
+    pub window: usize,
+    /// How often a request is published before it counts as refused, the first time included.
+    pub attempts: u32,
+    /// The delay before the second attempt. It doubles with every further one.
+    pub first_delay: Duration,
+    /// How long to wait for one acknowledgement.
+    pub acknowledged_within: Duration,
+}
+
+impl Default for PublisherOptions {
+    fn default() -> Self {
+        Self {
+            window: 512,
+            attempts: 5,
+            first_delay: Duration::from_millis(100),
+            acknowledged_within: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What became of the requests so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Published {
+    /// The stream stored them.
+    pub stored: u64,
+    /// The stream had stored a request with the same id before, within its duplicate window.
+    pub duplicate: u64,
+    /// The broker did not take them in any attempt.
+    pub refused: u64,
+    /// Why, for the first few that were refused.
+    pub reasons: Vec<String>,
+}
+
+/// The most reasons that are kept.
+const REASONS: usize = 5;
+const LONGEST_DELAY: Duration = Duration::from_secs(5);
+
+/// Publishes requests with a bounded number of them in flight.
+///
+/// Requests reach the stream in the order of [`Publisher::send`], except that one that has to be published again
+/// comes later. It keeps its id, so that it is stored once even if only its acknowledgement was lost.
+pub struct Publisher {
+    jetstream: Context,
+    options: PublisherOptions,
+    in_flight: FuturesUnordered<BoxFuture<'static, Result<PublishAck, String>>>,
+    published: Published,
+}
+
+impl Publisher {
+    /// Publishes through a connection.
+    pub fn new(client: Client, options: PublisherOptions) -> Self {
+        let jetstream = ContextBuilder::new()
+            .timeout(options.acknowledged_within)
+            // Ours is the window that counts; theirs only must not be smaller.
+            .max_ack_inflight(options.window.saturating_mul(2).max(1))
+            .build(client);
+        Self { jetstream, options, in_flight: FuturesUnordered::new(), published: Published::default() }
+    }
+
+    /// Publishes a request, first waiting for acknowledgements if the window is full. What becomes of it shows in
+    /// [`Publisher::so_far`].
+    pub async fn send(&mut self, subject: String, id: Uuid, body: Bytes) {
+        // At once, and not when its turn to be polled comes: this is what keeps the order.
+        let first = publish(&self.jetstream, &subject, id, &body).await;
+        let request =
+            Request { jetstream: self.jetstream.clone(), options: self.options.clone(), subject, id, body };
+        self.in_flight.push(request.acknowledged(first).boxed());
+        while let Some(Some(outcome)) = self.in_flight.next().now_or_never() {
+            self.count(outcome);
+        }
+        while self.in_flight.len() >= self.options.window.max(1) {
+            let Some(outcome) = self.in_flight.next().await else { break };
+            self.count(outcome);
+        }
+    }
+
+    /// What became of the requests so far. Those in flight are not counted yet.
+    pub fn so_far(&self) -> &Published {
+        &self.published
+    }
+
+    /// Waits for the acknowledgements that are missing. Each has its own deadline.
+    pub async fn finish(mut self) -> Published {
+        while let Some(outcome) = self.in_flight.next().await {
+            self.count(outcome);
+        }
+        self.published
+    }
+
+    fn count(&mut self, outcome: Result<PublishAck, String>) {
+        match outcome {
+            Ok(ack) if ack.duplicate => self.published.duplicate += 1,
+            Ok(_) => self.published.stored += 1,
+            Err(reason) => {
+                self.published.refused += 1;
+                if self.published.reasons.len() < REASONS {
+                    self.published.reasons.push(reason);
+                }
+            }
+        }
+    }
+}
+
+struct Request {
+    jetstream: Context,
+    options: PublisherOptions,
+    subject: String,
+    id: Uuid,
+    body: Bytes,
+}
+
+impl Request {
+    async fn acknowledged(self, first: Result<PublishAckFuture, PublishError>) -> Result<PublishAck, String> {
+        let (mut published, mut attempt, mut delay) = (first, 1, self.options.first_delay);
+        loop {
+            let error = match published {
+                Ok(acknowledgement) => match acknowledgement.await {
+                    Ok(ack) => return Ok(ack),
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            if attempt >= self.options.attempts || error.kind() == PublishErrorKind::MaxPayloadExceeded {
+                return Err(self.reason(&error, attempt));
+            }
+            sleep(delay).await;
+            delay = (delay * 2).min(LONGEST_DELAY);
+            attempt += 1;
+            published = publish(&self.jetstream, &self.subject, self.id, &self.body).await;
+        }
+    }
+
+    fn reason(&self, error: &PublishError, attempts: u32) -> String {
+        let advice = match error.kind() {
+            PublishErrorKind::StreamNotFound => "; `memfleet nats apply` makes the streams",
+            PublishErrorKind::TimedOut => {
+                "; either the broker is overloaded, or these credentials may not publish there"
+            }
+            PublishErrorKind::WrongLastMessageId
+            | PublishErrorKind::WrongLastSequence
+            | PublishErrorKind::BrokenPipe
+            | PublishErrorKind::MaxAckPending
+            | PublishErrorKind::MaxPayloadExceeded
+            | PublishErrorKind::Other => "",
+        };
+        format!("{} (id {}, {attempts} attempts): {error}{advice}", self.subject, self.id)
+    }
+}
+
+async fn publish(
+    jetstream: &Context,
+    subject: &str,
+    id: Uuid,
+    body: &Bytes,
+) -> Result<PublishAckFuture, PublishError> {
+    let message = PublishMessage::build().payload(body.clone()).message_id(id.to_string());
+    jetstream.send_publish(subject.to_owned(), message).await
+}
