@@ -22,9 +22,6 @@ pub const CONTRACT_VERSION: &str = "1";
 /// The id of the blackboard event that caused this request, a UUID.
 pub const PARENT_EVENT: &str = "Memfleet-Parent-Event";
 
-/// On an event: the id of the request that caused it.
-pub const REQUEST_ID: &str = "Memfleet-Request-Id";
-
 /// On a dead letter: its [`DeadClass`](crate::DeadClass).
 pub const DEAD_CLASS: &str = "Memfleet-Dead-Class";
 

@@ -19,6 +19,7 @@ pub mod broker;
 mod crash;
 pub mod dead;
 pub mod decode;
+mod outlet;
 mod pipeline;
 pub mod pull;
 pub mod retry;

@@ -18,6 +18,7 @@ use crate::authorise::{Authorised, authorise};
 use crate::broker;
 use crate::crash::{self, Point};
 use crate::decode::decode;
+use crate::outlet::Outlet;
 use crate::pull::{Delivery, Puller};
 use crate::retry::Budget;
 use crate::settings::{Settings, SettingsError};
@@ -86,7 +87,9 @@ pub async fn run<W: Worker>(
                 broken.get_or_insert(error.to_string());
             }
         }
-        dependencies.client.flush().await
+        // Acknowledgements leave with this; without a broker they cannot.
+        let flushed = timeout(FLUSH_WITHIN, dependencies.client.flush()).await;
+        tracing::debug!(worker = W::NAME, flushed = flushed.is_ok(), "finished");
     });
     if finished.await.is_err() {
         tracing::warn!(
@@ -102,6 +105,9 @@ pub async fn run<W: Worker>(
         }
     }
 }
+
+/// How long the last acknowledgements may take to leave.
+const FLUSH_WITHIN: Duration = Duration::from_secs(2);
 
 struct Dependencies {
     client: async_nats::Client,
@@ -140,11 +146,15 @@ fn spawn_stages<W: Worker>(
     let settler = Settler {
         worker: Arc::clone(&worker),
         client: client.clone(),
-        jetstream: jetstream.clone(),
+        outlet: Outlet {
+            worker: W::NAME,
+            client: client.clone(),
+            jetstream: jetstream.clone(),
+            stop: stop.clone(),
+        },
         settings: settings.worker.clone(),
         stats,
         budget: Budget::default(),
-        stop: stop.clone(),
     };
     let pulling = PullStage {
         worker,

@@ -1,19 +1,16 @@
 //! Stage five: follow-ups, answers, then the acknowledgement; or a delay; or a dead letter.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use async_nats::jetstream::{self, AckKind};
-use async_nats::{Client, HeaderMap};
-use bytes::Bytes;
+use async_nats::Client;
+use async_nats::jetstream::AckKind;
 use contract::{DeadClass, Event, EventSubject, Outcome, OutcomeStatus, RequestSubject, header};
-use futures::future::join_all;
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::crash::{self, Point};
 use crate::dead::{Corpse, DeadLetter, Death};
 use crate::decode;
+use crate::outlet::Outlet;
 use crate::pull::Delivery;
 use crate::retry::{self, Budget};
 use crate::settings::WorkerSettings;
@@ -31,21 +28,11 @@ pub(crate) enum ToSettle<R> {
 pub(crate) struct Settler<W> {
     pub(crate) worker: Arc<W>,
     pub(crate) client: Client,
-    pub(crate) jetstream: jetstream::Context,
+    pub(crate) outlet: Outlet,
     pub(crate) settings: WorkerSettings,
     pub(crate) stats: Arc<Stats>,
     pub(crate) budget: Budget,
-    pub(crate) stop: CancellationToken,
 }
-
-/// The broker did not take something that must be there before the acknowledgement. The message stays unsettled
-/// and is delivered again.
-struct NotPublished;
-
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// How often a publish is tried while the worker is stopping; otherwise it is tried until the broker is back.
-const TRIES_WHEN_STOPPING: u32 = 3;
 
 impl<W: Worker> Settler<W> {
     pub(crate) async fn settle(&mut self, item: ToSettle<W::Request>) {
@@ -84,11 +71,10 @@ impl<W: Worker> Settler<W> {
     /// Publishes what the effects cause, waits until the broker has it, and acknowledges.
     async fn finish(&mut self, committed: Vec<(Delivery, Option<Event>, Option<&'static str>)>) {
         let events: Vec<&Event> = committed.iter().filter_map(|(_, event, _)| event.as_ref()).collect();
-        let follow_ups: Vec<FollowUp> = events
-            .iter()
-            .flat_map(|event| event_follow_up(event).into_iter().chain(self.worker.follow_ups(event)))
-            .collect();
-        if self.publish_all(follow_ups).await.is_err() {
+        let told: Vec<FollowUp> = events.iter().filter_map(|event| event_follow_up(event)).collect();
+        let further: Vec<FollowUp> = events.iter().flat_map(|event| self.worker.follow_ups(event)).collect();
+        if self.outlet.publish_events(told).await.is_err() || self.outlet.publish_all(further).await.is_err()
+        {
             return;
         }
         crash::reach(Point::FollowedUp);
@@ -129,7 +115,7 @@ impl<W: Worker> Settler<W> {
             body: &message.payload,
         };
         let letter = DeadLetter::new(&corpse, &death, self.client.server_info().max_payload);
-        if self.publish_until_taken(&letter.subject, &letter.headers, &letter.body).await.is_err() {
+        if self.outlet.publish_until_taken(&letter.subject, &letter.headers, &letter.body).await.is_err() {
             return;
         }
         crash::reach(Point::Buried);
@@ -162,62 +148,6 @@ impl<W: Worker> Settler<W> {
             tracing::debug!(worker = W::NAME, %error, "the outcome was not sent");
         }
     }
-
-    /// Publishes all at once and waits for every acknowledgement; what failed is published again, which its id
-    /// makes harmless.
-    async fn publish_all(&self, follow_ups: Vec<FollowUp>) -> Result<(), NotPublished> {
-        let mut unsure = Vec::new();
-        let mut waiting = Vec::with_capacity(follow_ups.len());
-        for follow_up in follow_ups {
-            let headers = id_header(follow_up.id);
-            let publish = self.jetstream.publish_with_headers(
-                follow_up.subject.clone(),
-                headers,
-                follow_up.body.clone(),
-            );
-            match publish.await {
-                Ok(acknowledged) => waiting.push((follow_up, acknowledged)),
-                Err(_) => unsure.push(follow_up),
-            }
-        }
-        let acknowledged = join_all(
-            waiting
-                .into_iter()
-                .map(async |(follow_up, acknowledged)| acknowledged.await.err().map(|_| follow_up)),
-        );
-        unsure.extend(acknowledged.await.into_iter().flatten());
-        for follow_up in unsure {
-            let headers = id_header(follow_up.id);
-            self.publish_until_taken(&follow_up.subject, &headers, &follow_up.body).await?;
-        }
-        Ok(())
-    }
-
-    async fn publish_until_taken(
-        &self,
-        subject: &str,
-        headers: &HeaderMap,
-        body: &Bytes,
-    ) -> Result<(), NotPublished> {
-        let mut tries = 0;
-        loop {
-            let sent =
-                self.jetstream.publish_with_headers(subject.to_owned(), headers.clone(), body.clone()).await;
-            let error = match sent {
-                Ok(acknowledged) => match acknowledged.await {
-                    Ok(_) => return Ok(()),
-                    Err(error) => error,
-                },
-                Err(error) => error,
-            };
-            tries += 1;
-            tracing::warn!(worker = W::NAME, subject, %error, tries, "the broker did not take a message; trying again");
-            if self.stop.is_cancelled() && tries >= TRIES_WHEN_STOPPING {
-                return Err(NotPublished);
-            }
-            tokio::time::sleep(retry::delay(tries, FIRST_PAUSE, LONGEST_PAUSE)).await;
-        }
-    }
 }
 
 /// What the publisher is told. Why something was denied is nobody's business but the operator's.
@@ -229,12 +159,6 @@ fn event_follow_up(event: &Event) -> Option<FollowUp> {
     let subject = EventSubject { event_type: event.event_type, user_id: event.user_id }.to_string();
     let body = serde_json::to_vec(event).ok()?;
     Some(FollowUp { subject, id: event.event_id, body: body.into() })
-}
-
-fn id_header(id: Uuid) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    headers.insert(header::MESSAGE_ID, id.to_string());
-    headers
 }
 
 /// An acknowledgement that does not reach the broker costs a redelivery, which the inbox bears.

@@ -38,7 +38,7 @@ fn options() -> Vec<(String, String)> {
     let names = |section: &Value| section.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     sections
         .iter()
-        .flat_map(|(section, options)| names(options).into_iter().map(|name| (section.clone(), name)))
+        .flat_map(|(section, options)| names(options).into_iter().map(move |name| (section.clone(), name)))
         .collect()
 }
 

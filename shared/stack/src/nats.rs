@@ -198,10 +198,12 @@ fn config_file(dir: &Path) -> PathBuf {
 
 fn config(options: &NatsOptions, password: &str) -> String {
     let sync = if options.sync_always { "sync_interval: always" } else { "" };
+    // The server sets a stream's bound aside out of what the disk has free, which on a small machine is less than
+    // the bounds of streams that will stay nearly empty.
     // JSON strings are strings of this format too.
     let name = serde_json::Value::from(options.server_name.as_str());
     format!(
-        "server_name: {name}\nmax_payload: {}\njetstream {{ {sync} }}\n\
+        "server_name: {name}\nmax_payload: {}\njetstream {{\nmax_file_store: 1TB\n{sync}\n}}\n\
          authorization {{ user: \"{USER}\", password: \"{password}\" }}\n",
         options.max_payload_bytes
     )
