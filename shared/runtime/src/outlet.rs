@@ -2,12 +2,10 @@
 
 use std::time::Duration;
 
-use async_nats::client::Request;
-use async_nats::{Client, HeaderMap, jetstream};
+use async_nats::{HeaderMap, jetstream};
 use bytes::Bytes;
 use contract::header;
 use futures::future::join_all;
-use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -23,64 +21,14 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How often a publish is tried while the worker is stopping; otherwise it is tried until the broker is back.
 const TRIES_WHEN_STOPPING: u32 = 3;
 
-/// Headers of an atomic batch (JetStream's ADR-50).
-const BATCH_ID: &str = "Nats-Batch-Id";
-const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";
-const BATCH_COMMIT: &str = "Nats-Batch-Commit";
-/// The most messages the server takes in one atomic batch.
-const BATCH_LIMIT: usize = 1_000;
-
 /// The way out of one worker.
 pub(crate) struct Outlet {
     pub(crate) worker: &'static str,
-    pub(crate) client: Client,
     pub(crate) jetstream: jetstream::Context,
     pub(crate) stop: CancellationToken,
 }
 
-/// What the server says of an atomic batch.
-#[derive(Deserialize)]
-struct BatchAck {
-    #[serde(default)]
-    count: usize,
-}
-
 impl Outlet {
-    /// Publishes events as one atomic batch, which the broker acknowledges once. It refuses a batch that holds an
-    /// event it has already, as after a crash; then each is published by itself.
-    pub(crate) async fn publish_events(&self, events: Vec<FollowUp>) -> Result<(), NotPublished> {
-        for batch in events.chunks(BATCH_LIMIT) {
-            if batch.len() > 1 && self.publish_atomically(batch).await {
-                continue;
-            }
-            self.publish_all(batch.to_vec()).await?;
-        }
-        Ok(())
-    }
-
-    async fn publish_atomically(&self, batch: &[FollowUp]) -> bool {
-        let Some((last, others)) = batch.split_last() else { return true };
-        let id = Uuid::now_v7().simple().to_string();
-        for (index, event) in others.iter().enumerate() {
-            let headers = batch_headers(event.id, &id, index + 1);
-            let sent = self.client.publish_with_headers(event.subject.clone(), headers, event.body.clone());
-            if sent.await.is_err() {
-                return false;
-            }
-        }
-        let mut headers = batch_headers(last.id, &id, batch.len());
-        headers.insert(BATCH_COMMIT, "1");
-        let request = Request::new().headers(headers).payload(last.body.clone());
-        match self.client.send_request(last.subject.clone(), request).await {
-            Ok(answer) => serde_json::from_slice::<BatchAck>(&answer.payload)
-                .is_ok_and(|acknowledged| acknowledged.count == batch.len()),
-            Err(error) => {
-                tracing::debug!(worker = self.worker, %error, "an atomic batch was not acknowledged");
-                false
-            }
-        }
-    }
-
     /// Publishes all at once and waits for every acknowledgement; what failed is published again, which its id
     /// makes harmless.
     pub(crate) async fn publish_all(&self, follow_ups: Vec<FollowUp>) -> Result<(), NotPublished> {
@@ -136,13 +84,6 @@ impl Outlet {
             tokio::time::sleep(retry::delay(tries, FIRST_PAUSE, LONGEST_PAUSE)).await;
         }
     }
-}
-
-fn batch_headers(id: Uuid, batch: &str, sequence: usize) -> HeaderMap {
-    let mut headers = id_header(id);
-    headers.insert(BATCH_ID, batch);
-    headers.insert(BATCH_SEQUENCE, sequence.to_string());
-    headers
 }
 
 fn id_header(id: Uuid) -> HeaderMap {

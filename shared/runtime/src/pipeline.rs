@@ -146,12 +146,7 @@ fn spawn_stages<W: Worker>(
     let settler = Settler {
         worker: Arc::clone(&worker),
         client: client.clone(),
-        outlet: Outlet {
-            worker: W::NAME,
-            client: client.clone(),
-            jetstream: jetstream.clone(),
-            stop: stop.clone(),
-        },
+        outlet: Outlet { worker: W::NAME, jetstream: jetstream.clone(), stop: stop.clone() },
         settings: settings.worker.clone(),
         stats,
         budget: Budget::default(),

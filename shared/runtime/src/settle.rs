@@ -71,10 +71,11 @@ impl<W: Worker> Settler<W> {
     /// Publishes what the effects cause, waits until the broker has it, and acknowledges.
     async fn finish(&mut self, committed: Vec<(Delivery, Option<Event>, Option<&'static str>)>) {
         let events: Vec<&Event> = committed.iter().filter_map(|(_, event, _)| event.as_ref()).collect();
-        let told: Vec<FollowUp> = events.iter().filter_map(|event| event_follow_up(event)).collect();
-        let further: Vec<FollowUp> = events.iter().flat_map(|event| self.worker.follow_ups(event)).collect();
-        if self.outlet.publish_events(told).await.is_err() || self.outlet.publish_all(further).await.is_err()
-        {
+        let follow_ups: Vec<FollowUp> = events
+            .iter()
+            .flat_map(|event| event_follow_up(event).into_iter().chain(self.worker.follow_ups(event)))
+            .collect();
+        if self.outlet.publish_all(follow_ups).await.is_err() {
             return;
         }
         crash::reach(Point::FollowedUp);

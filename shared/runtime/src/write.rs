@@ -75,9 +75,9 @@ impl<W: Worker> Writer<W> {
                     let (first, second) = messages.split_at(messages.len() / 2);
                     parts.extend([second, first]);
                 }
-                Err(fault) => {
-                    decisions.extend(messages.iter().map(|_| verdict_of(&fault)));
-                }
+                // Whose fault it is, is not known of several; another worker finds out.
+                Err(_) if messages.len() > 1 => decisions.extend(messages.iter().map(|_| Decision::HandBack)),
+                Err(fault) => decisions.extend(messages.iter().map(|_| verdict_of(&fault))),
             }
         }
         batch.into_iter().zip(decisions).map(|(message, decision)| Settlement { message, decision }).collect()

@@ -15,9 +15,30 @@ const UPDATES: u8 = 25;
 const BODY_BYTES: usize = 1_000;
 
 const WORDS: [&str; 24] = [
-    "reservation", "window", "train", "dinner", "quiet", "museum", "evening", "allergy", "budget", "northern",
-    "platform", "breakfast", "umbrella", "weekend", "ticket", "museum pass", "vegetarian", "return trip",
-    "aisle seat", "late arrival", "river view", "two adults", "concert", "harbour",
+    "reservation",
+    "window",
+    "train",
+    "dinner",
+    "quiet",
+    "museum",
+    "evening",
+    "allergy",
+    "budget",
+    "northern",
+    "platform",
+    "breakfast",
+    "umbrella",
+    "weekend",
+    "ticket",
+    "museum pass",
+    "vegetarian",
+    "return trip",
+    "aisle seat",
+    "late arrival",
+    "river view",
+    "two adults",
+    "concert",
+    "harbour",
 ];
 
 /// A message to be published.
@@ -43,7 +64,8 @@ impl Corpus {
     pub(super) fn accounts(&self) -> Vec<Prepared> {
         let mut requests = Vec::new();
         for user in FIRST_USER..FIRST_USER + USERS {
-            let account = json!({ "username": format!("bench{user}"), "email": format!("{user}@example.org") });
+            let account =
+                json!({ "username": format!("bench{user}"), "email": format!("{user}@example.org") });
             requests.push(request("user.put", user, &account.to_string()));
             for session in 0..SESSIONS_OF_A_USER {
                 let open = json!({ "session_id": format!("bench-{session}"), "chat_mode": "simple" });

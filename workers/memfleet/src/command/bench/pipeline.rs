@@ -79,7 +79,10 @@ impl Pipeline {
     pub(super) async fn measure(&self, messages: &[Prepared], meter: &Meter) -> anyhow::Result<Run> {
         self.publish(messages).await?;
         let until = time_in(PAUSE)?;
-        self.stream.pause_consumer(ContextWriter::NAME, until).await.context("the consumer cannot be paused")?;
+        self.stream
+            .pause_consumer(ContextWriter::NAME, until)
+            .await
+            .context("the consumer cannot be paused")?;
         let mut worker = self.start_worker()?;
         let process = worker.id().context("the worker process ended at once")?;
         self.wait_for(&mut worker, "the worker to wait for messages", |info| info.num_waiting > 0).await?;
@@ -96,7 +99,10 @@ impl Pipeline {
             messages_per_second: count / seconds,
             client_ms_per_1k: per_1k(after.client, before.client),
             nats_ms_per_1k: after.nats.zip(before.nats).map(|(after, before)| per_1k(after, before)),
-            postgres_ms_per_1k: after.postgres.zip(before.postgres).map(|(after, before)| per_1k(after, before)),
+            postgres_ms_per_1k: after
+                .postgres
+                .zip(before.postgres)
+                .map(|(after, before)| per_1k(after, before)),
             peak_rss_mib,
         })
     }
@@ -189,7 +195,12 @@ impl Pipeline {
         fleet.stop().await?;
         settled?;
         let report = reports.first().context("no worker ran")?;
-        ensure!(report.applied == messages.len() as u64, "{} of {} messages took effect", report.applied, messages.len());
+        ensure!(
+            report.applied == messages.len() as u64,
+            "{} of {} messages took effect",
+            report.applied,
+            messages.len()
+        );
         Ok(Delay { p50: report.publish_to_commit_ms_p50, p99: report.publish_to_commit_ms_p99 })
     }
 }
