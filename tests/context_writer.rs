@@ -1,5 +1,7 @@
 //! Every request of the context-writer, found again in its table.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use context_writer::ContextWriter;
 use contract::CATALOGUE;
 use serde_json::{Value, json};

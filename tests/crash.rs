@@ -1,6 +1,8 @@
 //! Workers killed with SIGKILL at every stage boundary and at random, under load: every valid message has exactly
 //! one effect, every bad one exactly one dead letter, nothing is pending.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 use std::process::Stdio;
 use std::time::Duration;

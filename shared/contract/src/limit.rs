@@ -7,6 +7,9 @@ pub const BODY_BYTES: usize = 1024 * 1024;
 /// stack somewhat below ten thousand levels.
 pub const JSON_DEPTH: usize = 64;
 
+/// The deepest nesting of a whole body, which holds such values a few levels down. An event's payload is a body.
+pub const BODY_DEPTH: usize = JSON_DEPTH + 8;
+
 /// The longest session, agent or conversation identifier, in characters.
 pub const IDENTIFIER_CHARS: usize = 128;
 

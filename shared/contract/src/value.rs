@@ -154,7 +154,7 @@ impl JsonSchema for SessionId {
 
 /// Any JSON value, kept as the text it came in: it is parsed once, by PostgreSQL.
 ///
-/// It nests at most [`limit::JSON_DEPTH`] levels and holds no NUL character.
+/// It holds no NUL character. In a request it nests at most [`limit::JSON_DEPTH`] levels.
 #[derive(Clone, Debug)]
 pub struct Json(Box<RawValue>);
 
@@ -165,16 +165,16 @@ impl Json {
     /// A sentence that says what is wrong.
     pub fn new(text: impl Into<String>) -> Result<Self, String> {
         let raw = RawValue::from_string(text.into()).map_err(|error| error.to_string())?;
-        Self::checked(raw)
+        Self::checked(raw, limit::BODY_DEPTH)
     }
 
-    fn checked(raw: Box<RawValue>) -> Result<Self, String> {
+    fn checked(raw: Box<RawValue>, depth: usize) -> Result<Self, String> {
         let bytes = raw.get().as_bytes();
         let opened = bytes.iter().filter(|&&byte| byte == b'[' || byte == b'{').count();
         let escaped = raw.get().contains("\\u");
         // Nearly every value passes these two cheap tests and needs no walk through its structure.
-        if opened > limit::JSON_DEPTH || escaped {
-            walk(bytes)?;
+        if opened > depth || escaped {
+            walk(bytes, depth)?;
         }
         Ok(Self(raw))
     }
@@ -186,7 +186,7 @@ impl Json {
 }
 
 /// Follows strings, escapes and brackets of a text that is known to be valid JSON.
-fn walk(json: &[u8]) -> Result<(), String> {
+fn walk(json: &[u8], deepest: usize) -> Result<(), String> {
     let (mut depth, mut in_string, mut at) = (0_usize, false, 0);
     while let Some(&byte) = json.get(at) {
         match byte {
@@ -201,8 +201,8 @@ fn walk(json: &[u8]) -> Result<(), String> {
             b'"' => in_string = !in_string,
             b'[' | b'{' if !in_string => {
                 depth += 1;
-                if depth > limit::JSON_DEPTH {
-                    return Err(format!("nests deeper than {} levels", limit::JSON_DEPTH));
+                if depth > deepest {
+                    return Err(format!("nests deeper than {deepest} levels"));
                 }
             }
             b']' | b'}' if !in_string => depth -= 1,
@@ -236,7 +236,8 @@ impl Serialize for Json {
 
 impl<'de> Deserialize<'de> for Json {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::checked(Box::<RawValue>::deserialize(deserializer)?).map_err(de::Error::custom)
+        Self::checked(Box::<RawValue>::deserialize(deserializer)?, limit::JSON_DEPTH)
+            .map_err(de::Error::custom)
     }
 }
 

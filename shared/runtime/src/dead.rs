@@ -60,9 +60,12 @@ impl DeadLetter {
             headers = HeaderMap::new();
             reason = format!("{reason}; too large to move, the message is still at {source}");
         }
-        // The same request given up twice is one dead letter.
+        // The same request given up twice is one dead letter. Another user's request is another one.
         let name = request_id.map_or_else(|| source.clone(), |id| id.as_str().to_owned());
-        let id = Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{} {name}", corpse.worker).as_bytes());
+        let id = Uuid::new_v5(
+            &Uuid::NAMESPACE_OID,
+            format!("{} {:?} {name}", corpse.worker, user(corpse.subject)).as_bytes(),
+        );
         headers.insert(header::MESSAGE_ID, id.to_string());
         headers.insert(header::DEAD_CLASS, death.class.as_str());
         headers.insert(header::DEAD_REASON, reason);

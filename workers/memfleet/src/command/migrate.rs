@@ -36,7 +36,7 @@ pub async fn execute(args: MigrateArgs, settings: &Settings) -> anyhow::Result<(
         .context("migrating needs the database that postgres.url names")?;
     match args.action {
         Action::Up => {
-            tell("up", &migration::up(connection).await?, "nothing to do: the schema is up to date")
+            tell("up", &migration::up(connection).await?, "nothing to do: the schema is up to date");
         }
         Action::Down { count } => {
             tell("down", &migration::down(connection, count).await?, "nothing to do: no migration has run");
