@@ -148,7 +148,7 @@ async fn feed(fixture: &Fixture, mut worker: Child) {
         if let Ok(status) = timeout(Duration::from_millis(100), worker.wait()).await {
             return assert_killed(status.expect("a status"));
         }
-        let id = i32::try_from(1_000 + fed).expect("a small number");
+        let id = 1_000 + fed;
         let user = request("user.put", id, json!({ "username": "fed", "email": "f@example.org" }));
         let bad = request("user.put", id, json!({ "username": "fed badly" }));
         fixture.publish([user, bad]).await;
