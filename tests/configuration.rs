@@ -1,0 +1,216 @@
+//! How the program is configured, migrates, and runs workers until it is told to stop.
+
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
+
+use context_writer::ContextWriter;
+use serde_json::json;
+use testkit::{DEADLINE, Fixture, eventually, request};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+/// The program without any configuration.
+fn bare(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_memfleet"));
+    command.args(arguments).env_remove("MEMFLEET_CONFIG").stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+/// The program with the fixture's servers in its environment.
+fn memfleet(fixture: &Fixture, arguments: &[&str]) -> Command {
+    let mut command = bare(arguments);
+    command
+        .env("MEMFLEET_NATS__URL", &fixture.settings.nats.url)
+        .env("MEMFLEET_POSTGRES__URL", &fixture.settings.postgres.url);
+    command
+}
+
+async fn output(mut command: Command) -> Output {
+    timeout(DEADLINE, command.output()).await.expect("it ends in time").expect("the program")
+}
+
+async fn fine(command: Command) -> String {
+    let output = output(command).await;
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), &*error), (Some(0), ""));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// Its last line on standard error, which says what happened.
+async fn failure(command: Command) -> String {
+    let output = output(command).await;
+    let error = String::from_utf8(output.stderr).expect("text");
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(!error.contains("panicked"), "{error}");
+    error.lines().last().expect("a message").to_owned()
+}
+
+fn has_all(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "expected {part:?} in: {message}");
+    }
+}
+
+fn file(folder: &Path, text: &str) -> String {
+    let path = folder.join("memfleet.toml");
+    std::fs::write(&path, text).expect("a file");
+    path.to_str().expect("a path").to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_option_is_refused_by_name_and_source() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (text, named) in [
+        ("[worker]\nbatchsize = 3", ["batchsize", "batch_size"].as_slice()),
+        ("[workers]\nbatch_size = 3", &["workers", "worker"]),
+        ("[worker]\nbatch_size = \"many\"", &["worker.batch_size", "many"]),
+        ("[worker]\nbatch_size = -1", &["worker.batch_size"]),
+        ("[log]\nformat = \"xml\"", &["log.format", "xml", "json"]),
+        ("[worker\n", &["line 1"]),
+    ] {
+        let path = file(folder.path(), text);
+        let message = failure(bare(&["--config", &path, "status"])).await;
+        has_all(&message, named);
+        has_all(&message, &[&path]);
+    }
+    let missing = folder.path().join("no.toml");
+    let missing = missing.to_str().expect("a path");
+    let message = failure(bare(&["status", "--config", missing])).await;
+    assert_eq!(message, format!("memfleet: there is no configuration file {missing}"));
+
+    for (variable, value, named) in [
+        ("MEMFLEET_WORKER__BATCH_SIZE", "many", ["worker.batch_size", "environment"].as_slice()),
+        ("MEMFLEET_WORKER__BATCHSIZE", "3", &["batchsize", "environment"]),
+        ("MEMFLEET_WORKER__BATCH_SIZE", "0", &["worker.batch_size is 0; it must be from 1 to 1000"]),
+        ("MEMFLEET_WORKER__BATCH_SIZE", "1001", &["worker.batch_size is 1001"]),
+        ("MEMFLEET_POSTGRES__CONNECT_TIMEOUT_MS", "99", &["postgres.connect_timeout_ms", "100 to 60000"]),
+        ("MEMFLEET_LOG__FILTER", "a=b=c", &["log.filter"]),
+    ] {
+        let mut command = bare(&["status"]);
+        command.env(variable, value);
+        has_all(&failure(command).await, named);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_environment_wins_over_the_file() {
+    let fixture = Fixture::new().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let (nats, postgres) = (&fixture.settings.nats.url, &fixture.settings.postgres.url);
+    let path = file(folder.path(), &format!("nats.url = {nats:?}\npostgres.url = {postgres:?}\n"));
+    fine(bare(&["status", "--config", &path])).await;
+    let mut command = bare(&["status"]);
+    command.env("MEMFLEET_CONFIG", &path);
+    fine(command).await;
+
+    let wrong =
+        file(folder.path(), "nats.url = \"nats://127.0.0.1:1\"\npostgres.url = \"postgres://127.0.0.1:1/x\"");
+    let message = failure(bare(&["status", "--config", &wrong])).await;
+    has_all(&message, &["NATS and PostgreSQL could not be asked"]);
+    fine(memfleet(&fixture, &["status", "--config", &wrong])).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_schema_is_listed_taken_back_and_brought_up() {
+    let fixture = Fixture::new().await;
+    let migrate =
+        async |arguments: &[&str]| fine(memfleet(&fixture, &[&["migrate"], arguments].concat())).await;
+    let listed = migrate(&["status"]).await;
+    let names: Vec<&str> = listed.lines().map(|line| line.strip_prefix("up       ").expect("up")).collect();
+    assert!(names.len() >= 4 && names.is_sorted(), "{listed}");
+    let latest = *names.last().expect("a migration");
+
+    assert_eq!(migrate(&["up"]).await, "nothing to do: the schema is up to date\n");
+    assert_eq!(migrate(&["down"]).await.lines().count(), 1);
+    let waits: Vec<String> = migrate(&["status"]).await.lines().map(str::to_owned).collect();
+    assert_eq!(waits.iter().filter(|line| line.starts_with("waiting  ")).count(), 1);
+    assert_eq!(*waits.last().expect("a line"), format!("waiting  {latest}"));
+    assert_eq!(fixture.count("pg_tables WHERE tablename = 'blackboard_events'").await, 0);
+    let status = fine(memfleet(&fixture, &["status"])).await;
+    has_all(&status, &["3 migrations applied, 1 waiting; `memfleet migrate up` runs them: ", latest]);
+
+    assert_eq!(migrate(&["up"]).await, format!("up  {latest}\n"));
+    assert_eq!(fixture.count("pg_tables WHERE tablename = 'blackboard_events'").await, 1);
+    assert_eq!(migrate(&["status"]).await, listed);
+    assert_eq!(migrate(&["down", "99"]).await.lines().count(), names.len());
+    assert_eq!(migrate(&["down"]).await, "nothing to do: no migration has run\n");
+    assert_eq!(migrate(&["up"]).await.lines().count(), names.len());
+
+    let mut nowhere = memfleet(&fixture, &["migrate", "up"]);
+    nowhere.env("MEMFLEET_POSTGRES__URL", fixture.settings.postgres.url.replace("/test_", "/nothing_"));
+    let message = failure(nowhere).await;
+    has_all(&message, &["migrating needs the database that postgres.url names", "nothing_"]);
+}
+
+fn run(fixture: &Fixture) -> Child {
+    let mut command = memfleet(fixture, &["run", "context-writer"]);
+    command
+        .env("MEMFLEET_WORKER__BATCH_SIZE", "5")
+        .env("MEMFLEET_WORKER__SHUTDOWN_GRACE_S", "20")
+        .env("MEMFLEET_LOG__FILTER", "error");
+    command.spawn().expect("the program")
+}
+
+/// Ends it as a process manager does.
+async fn terminate(mut child: Child) -> Option<i32> {
+    let pid = child.id().expect("it runs").to_string();
+    let sent = Command::new("sh").args(["-c", "kill -TERM \"$0\"", &pid]).status().await.expect("a shell");
+    assert!(sent.success());
+    timeout(DEADLINE, child.wait()).await.expect("it ends in time").expect("a status").code()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_under_load_ends_a_run_in_order_and_the_next_one_finishes() {
+    const CONTEXTS: i64 = 5_000;
+    let fixture = Fixture::new().await;
+    let context = |n: i64| {
+        let body = json!({ "session_id": "s", "context_key": format!("k{n}"), "context_value": { "n": n }, "version": 1 });
+        request("context.put", 1, body)
+    };
+    fixture.publish([request("user.put", 1, json!({ "username": "u", "email": "u@example.org" }))]).await;
+    fixture.publish([request("session.open", 1, json!({ "session_id": "s", "chat_mode": "simple" }))]).await;
+    fixture.publish((0..CONTEXTS).map(context)).await;
+
+    let first = run(&fixture);
+    eventually("it works", async || (fixture.count("inbox").await >= 50).then_some(())).await;
+    let since = Instant::now();
+    assert_eq!(terminate(first).await, Some(0));
+    assert!(since.elapsed() < Duration::from_secs(20), "within the grace period: {:?}", since.elapsed());
+    let done = fixture.count("inbox").await;
+    assert!(done < CONTEXTS + 2, "it was stopped under load");
+    assert_eq!(fixture.count("blackboard_events").await, done, "what was begun was finished");
+    assert_eq!(fixture.stored("EVENTS").await, u64::try_from(done).expect("a count"), "and told of");
+
+    let second = run(&fixture);
+    fixture.drained::<ContextWriter>().await;
+    assert_eq!(terminate(second).await, Some(0));
+    for table in ["inbox", "blackboard_events"] {
+        assert_eq!(fixture.count(table).await, CONTEXTS + 2, "{table}");
+    }
+    assert_eq!(fixture.count("simple_chat_context").await, CONTEXTS);
+    assert_eq!(fixture.stored("EVENTS").await, u64::try_from(CONTEXTS + 2).expect("a count"));
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_cannot_work_says_what_it_lacks() {
+    let fixture = Fixture::new().await;
+    let unknown = output(memfleet(&fixture, &["run", "context-reader"])).await;
+    assert_eq!(unknown.status.code(), Some(2));
+    has_all(&String::from_utf8_lossy(&unknown.stderr), &["'context-reader'", "context-writer", "--help"]);
+
+    let run = || {
+        let mut command = memfleet(&fixture, &["run", "context-writer"]);
+        command.env("MEMFLEET_WORKER__STARTUP_TIMEOUT_S", "1").env("MEMFLEET_LOG__FILTER", "error");
+        command
+    };
+    fine(memfleet(&fixture, &["migrate", "down", "99"])).await;
+    let message = failure(run()).await;
+    has_all(&message, &["context-writer cannot start: after 1 s still ", "`memfleet migrate up`"]);
+    fine(memfleet(&fixture, &["migrate", "up"])).await;
+
+    fixture.jetstream.delete_stream("CONTEXT").await.expect("a deletion");
+    let message = failure(run()).await;
+    has_all(&message, &["context-writer cannot start: after 1 s still ", "`memfleet nats apply`"]);
+}
