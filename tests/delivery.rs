@@ -86,7 +86,7 @@ async fn a_context_waits_for_its_session_and_is_given_up_if_none_comes() {
     assert_eq!(fixture.lines("session_id FROM simple_chat_context").await, ["late"]);
     assert_eq!(fixture.dead_letters().await, ["unmet: session_id: user 1 has opened no session never"]);
     let dead = &fixture.messages("DEAD").await[0];
-    assert_eq!(dead.headers.get(header::DEAD_TRIES).map(async_nats::HeaderValue::as_str), Some("8"));
+    assert_eq!(dead.headers.get(header::DEAD_TRIES).map(async_nats::HeaderValue::as_str), Some("12"));
     assert_eq!(dead.subject.as_str(), "memory.dead.context-writer.1");
     assert_eq!(fixture.count("inbox").await, 3, "what had no effect left no trace");
     worker.stop().await.expect("a clean end");

@@ -49,7 +49,8 @@ fn bad() -> Vec<(Published, &'static str)> {
         (raw("[]"), "malformed: body: "),
         (raw(""), "malformed: body: "),
         (raw("{"), "malformed: body: "),
-        (raw(with_value("1e999999")), "permanent: "),
+        (raw(with_value("[1e999999]")), "malformed: context_value: holds numbers that take more than"),
+        (raw(with_value(&"9".repeat(140_000))), "permanent: "),
         (
             put("version", json!(1)).with(header::CONTRACT, "2"),
             "malformed: Memfleet-Contract: version \"2\" is unknown",

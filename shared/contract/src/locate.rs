@@ -18,6 +18,10 @@ pub(crate) fn locate<T: DeserializeOwned>(body: &[u8]) -> Malformed {
     });
     let message = error.inner().to_string();
     let (problem, place) = split_place(&message);
+    if error.inner().is_eof() {
+        // The path would be that of the field before.
+        return Malformed::new("body", format!("{problem}{place}"));
+    }
     let fault = Fault::read(problem);
     let field = match fault.field {
         // The path of an unknown field ends with it; that of a missing one does not.

@@ -79,6 +79,9 @@ impl Service {
 
     /// Whether a subject is in the service's own inbox, the only place that answers are sent to.
     pub fn owns_inbox(&self, subject: &str) -> bool {
+        if subject.len() > limit::REPLY_SUBJECT_BYTES {
+            return false;
+        }
         let own = subject.strip_prefix("_INBOX.").and_then(|rest| rest.strip_prefix(self.as_str()));
         let printable = subject.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'*' && byte != b'>');
         printable && own.is_some_and(|rest| rest.len() > 1 && rest.starts_with('.') && !rest.ends_with('.'))

@@ -32,8 +32,14 @@ impl<const MIN: usize, const MAX: usize> Text<MIN, MAX> {
         if text.len() > MAX && text.chars().count() > MAX {
             return Err(format!("is longer than {MAX} characters"));
         }
-        if text.len() < MIN {
-            return Err("is empty".to_owned());
+        // Characters are at most as many as bytes, so a short text has too few of them, and a long one needs counting.
+        if text.len() < MIN * 4 && text.chars().count() < MIN {
+            let empty = text.is_empty() && MIN == 1;
+            return Err(if empty {
+                "is empty".to_owned()
+            } else {
+                format!("is shorter than {MIN} characters")
+            });
         }
         if text.as_bytes().contains(&0) {
             return Err(NUL.to_owned());
@@ -154,27 +160,42 @@ impl JsonSchema for SessionId {
 
 /// Any JSON value, kept as the text it came in: it is parsed once, by PostgreSQL.
 ///
-/// It holds no NUL character. In a request it nests at most [`limit::JSON_DEPTH`] levels.
+/// It holds no NUL character. In a request it nests at most [`limit::JSON_DEPTH`] levels, and its numbers grow by at
+/// most [`limit::JSON_EXPANSION`] digits when they are written without an exponent.
 #[derive(Clone, Debug)]
 pub struct Json(Box<RawValue>);
 
+/// How deep a value may nest and how much longer its numbers may get.
+#[derive(Clone, Copy)]
+struct Bounds {
+    depth: usize,
+    expansion: usize,
+}
+
 impl Json {
-    /// Checks that the text is one JSON value within the bounds.
+    const OF_A_VALUE: Bounds = Bounds { depth: limit::JSON_DEPTH, expansion: limit::JSON_EXPANSION };
+    const OF_A_BODY: Bounds = Bounds { depth: limit::BODY_DEPTH, expansion: limit::BODY_EXPANSION };
+
+    /// Checks that the text is one JSON value within the bounds of a body.
     ///
     /// # Errors
     /// A sentence that says what is wrong.
     pub fn new(text: impl Into<String>) -> Result<Self, String> {
         let raw = RawValue::from_string(text.into()).map_err(|error| error.to_string())?;
-        Self::checked(raw, limit::BODY_DEPTH)
+        Self::checked(raw, Self::OF_A_BODY)
     }
 
-    fn checked(raw: Box<RawValue>, depth: usize) -> Result<Self, String> {
+    fn checked(raw: Box<RawValue>, bounds: Bounds) -> Result<Self, String> {
         let bytes = raw.get().as_bytes();
-        let opened = bytes.iter().filter(|&&byte| byte == b'[' || byte == b'{').count();
-        let escaped = raw.get().contains("\\u");
-        // Nearly every value passes these two cheap tests and needs no walk through its structure.
-        if opened > depth || escaped {
-            walk(bytes, depth)?;
+        let (mut opened, mut exponents, mut previous) = (0_usize, false, b' ');
+        for &byte in bytes {
+            opened += usize::from(byte == b'[' || byte == b'{');
+            exponents |= byte | 0x20 == b'e' && previous.is_ascii_digit();
+            previous = byte;
+        }
+        // Nearly every value passes these cheap tests and needs no walk through its structure.
+        if opened > bounds.depth || exponents || raw.get().contains("\\u") {
+            walk(bytes, bounds)?;
         }
         Ok(Self(raw))
     }
@@ -185,9 +206,9 @@ impl Json {
     }
 }
 
-/// Follows strings, escapes and brackets of a text that is known to be valid JSON.
-fn walk(json: &[u8], deepest: usize) -> Result<(), String> {
-    let (mut depth, mut in_string, mut at) = (0_usize, false, 0);
+/// Follows strings, escapes, brackets and numbers of a text that is known to be valid JSON.
+fn walk(json: &[u8], bounds: Bounds) -> Result<(), String> {
+    let (mut depth, mut in_string, mut expansion, mut at) = (0_usize, false, 0_usize, 0);
     while let Some(&byte) = json.get(at) {
         match byte {
             b'\\' => {
@@ -201,16 +222,33 @@ fn walk(json: &[u8], deepest: usize) -> Result<(), String> {
             b'"' => in_string = !in_string,
             b'[' | b'{' if !in_string => {
                 depth += 1;
-                if depth > deepest {
-                    return Err(format!("nests deeper than {deepest} levels"));
+                if depth > bounds.depth {
+                    return Err(format!("nests deeper than {} levels", bounds.depth));
                 }
             }
             b']' | b'}' if !in_string => depth -= 1,
+            // Outside of strings an e after a digit starts an exponent; those of true and false follow letters.
+            b'e' | b'E' if !in_string && at > 0 && json[at - 1].is_ascii_digit() => {
+                expansion = expansion.saturating_add(exponent(&json[at + 1..]));
+                if expansion > bounds.expansion {
+                    return Err(format!(
+                        "holds numbers that take more than {} further digits when written out",
+                        bounds.expansion
+                    ));
+                }
+            }
             _ => {}
         }
         at += 1;
     }
     Ok(())
+}
+
+/// The size of the exponent that a text starts with, with or without a sign.
+fn exponent(text: &[u8]) -> usize {
+    let digits =
+        text.iter().skip_while(|byte| matches!(byte, b'+' | b'-')).take_while(|byte| byte.is_ascii_digit());
+    digits.fold(0, |size, digit| size.saturating_mul(10).saturating_add(usize::from(digit - b'0')))
 }
 
 fn is_surrogate(escape: &[u8]) -> bool {
@@ -236,7 +274,7 @@ impl Serialize for Json {
 
 impl<'de> Deserialize<'de> for Json {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::checked(Box::<RawValue>::deserialize(deserializer)?, limit::JSON_DEPTH)
+        Self::checked(Box::<RawValue>::deserialize(deserializer)?, Self::OF_A_VALUE)
             .map_err(de::Error::custom)
     }
 }

@@ -84,6 +84,18 @@ fn the_field_at_fault_is_named() {
             "context_value",
             "deeper than 64",
         ),
+        (
+            "a huge exponent",
+            context_text("context_value", "[1E+99999]"),
+            "context_value",
+            "65536 further digits",
+        ),
+        (
+            "many large exponents",
+            context_text("context_value", &format!("[{}0]", "1e-300,".repeat(219))),
+            "context_value",
+            "65536 further digits",
+        ),
         ("broken nesting", context_text("context_value", "[1,"), "context_value", ""),
         (
             "bad enumeration",
@@ -117,6 +129,12 @@ fn the_field_at_fault_is_named() {
         ("nothing", Vec::new(), "body", "is empty"),
         ("no JSON", b"{session_id}".to_vec(), "body", "line 1 column 2"),
         ("cut off", br#"{"session_id":"s""#.to_vec(), "body", "EOF"),
+        (
+            "cut off before a value",
+            br#"{"session_id":"#.to_vec(),
+            "body",
+            "EOF while parsing a value at line 1",
+        ),
         ("oversized", vec![b' '; limit::BODY_BYTES + 1], "body", "more than 1048576"),
     ];
     for (case, body, field, problem) in table {
@@ -215,6 +233,8 @@ fn what_is_odd_but_right_is_taken() {
         r#""\\\\ud83d""#,
         "null",
         "-0.0e+9",
+        "[1e-45,1.7976931348623157E308]",
+        r#"{"1e99999":"1e99999","\"1e99999":true}"#,
         r#"{"a":"]["}"#,
     ] {
         let body = context_text("context_value", text);

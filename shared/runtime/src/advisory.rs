@@ -3,26 +3,29 @@
 //! The server tells so once, in an advisory that a stream keeps. Here each advisory becomes a dead letter, unless
 //! the message had its effect after all.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::{self, AckKind};
 use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
-use contract::{DeadClass, RequestSubject, header};
+use contract::{DeadClass, Event, RequestSubject, header};
 use serde::Deserialize;
-use store::Pool;
+use store::blackboard;
 use store::inbox::{self, Entry};
+use store::{Fault, Pool};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::dead::{Corpse, DeadLetter, Death};
 use crate::decode;
+use crate::held::Held;
+use crate::outlet::{NotPublished, Outlet, consequences};
 use crate::pull::Puller;
 use crate::settings::WorkerSettings;
 use crate::stats::Stats;
-
-use std::sync::Arc;
+use crate::worker::Worker;
 
 /// The stream that keeps advisories.
 pub(crate) const STREAM: &str = "ADVISORY";
@@ -40,10 +43,10 @@ struct MaxDeliver {
 }
 
 /// Turns the advisories of one worker into dead letters.
-pub(crate) struct Undertaker {
-    pub(crate) worker: &'static str,
-    pub(crate) stream: &'static str,
+pub(crate) struct Undertaker<W> {
+    pub(crate) worker: Arc<W>,
     pub(crate) client: Client,
+    pub(crate) outlet: Outlet,
     pub(crate) jetstream: jetstream::Context,
     pub(crate) pool: Pool,
     pub(crate) stats: Arc<Stats>,
@@ -51,51 +54,45 @@ pub(crate) struct Undertaker {
 
 const AFTER_ERROR: Duration = Duration::from_secs(5);
 
-impl Undertaker {
-    pub(crate) async fn run(self, consumer: PullConsumer, settings: WorkerSettings, stop: CancellationToken) {
-        let mut puller = loop {
-            match Puller::open(&consumer, &settings).await {
-                Ok(puller) => break puller,
-                Err(error) => {
-                    tracing::warn!(worker = self.worker, %error, "cannot pull advisories; trying again");
-                }
-            }
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(AFTER_ERROR) => {}
-            }
-        };
+impl<W: Worker> Undertaker<W> {
+    pub(crate) async fn run(
+        self,
+        consumer: PullConsumer,
+        held: Held,
+        settings: WorkerSettings,
+        stop: CancellationToken,
+    ) {
+        let mut puller = Puller::new(W::NAME, consumer, held, &settings);
         while let Some(advisories) = puller.next(&stop).await {
             for advisory in advisories {
                 let settled = match serde_json::from_slice::<MaxDeliver>(&advisory.message.payload) {
                     Ok(max_deliver) => self.bury(&max_deliver).await,
                     Err(error) => {
-                        tracing::error!(worker = self.worker, %error, "an advisory cannot be read");
+                        tracing::error!(worker = W::NAME, %error, "an advisory cannot be read");
                         Ok(())
                     }
                 };
                 let kind = match settled {
                     Ok(()) => AckKind::Ack,
                     Err(problem) => {
-                        tracing::warn!(worker = self.worker, problem, "an advisory is put off");
+                        tracing::warn!(worker = W::NAME, problem, "an advisory is put off");
                         AckKind::Nak(Some(AFTER_ERROR))
                     }
                 };
                 if let Err(error) = advisory.message.ack_with(kind).await {
-                    tracing::debug!(worker = self.worker, %error, "an advisory is not acknowledged");
+                    tracing::debug!(worker = W::NAME, %error, "an advisory is not acknowledged");
                 }
             }
         }
     }
 
     async fn bury(&self, advisory: &MaxDeliver) -> Result<(), String> {
-        let stream =
-            self.jetstream.get_stream_no_info(self.stream).await.map_err(|error| error.to_string())?;
+        let stream = self.jetstream.get_stream_no_info(W::STREAM).await.map_err(|error| error.to_string())?;
         let message = match stream.get_raw_message(advisory.stream_seq).await {
             Ok(message) => message,
             Err(error) if error.kind() == jetstream::stream::RawMessageErrorKind::NoMessageFound => {
                 tracing::error!(
-                    worker = self.worker,
+                    worker = W::NAME,
                     sequence = advisory.stream_seq,
                     "an undeliverable message is gone from its stream"
                 );
@@ -103,12 +100,14 @@ impl Undertaker {
             }
             Err(error) => return Err(error.to_string()),
         };
-        if self.had_its_effect(&message.subject, &message.headers).await? {
-            return Ok(());
+        if let Some(event) = self.committed(&message.subject, &message.headers).await? {
+            // The effect is there and may never have been told.
+            let told = event.map(|event| consequences(&*self.worker, &event)).unwrap_or_default();
+            return self.outlet.publish_all(told).await.map_err(|NotPublished| "the worker stops".to_owned());
         }
         let corpse = Corpse {
-            worker: self.worker,
-            stream: self.stream,
+            worker: W::NAME,
+            stream: W::STREAM,
             sequence: advisory.stream_seq,
             subject: &message.subject,
             headers: Some(&message.headers),
@@ -130,13 +129,18 @@ impl Undertaker {
         Ok(())
     }
 
-    /// Whether the last delivery was committed although it was not acknowledged in time.
-    async fn had_its_effect(&self, subject: &str, headers: &HeaderMap) -> Result<bool, String> {
-        let Ok(subject) = subject.parse::<RequestSubject>() else { return Ok(false) };
-        let Ok(Some(message_id)) = decode::id(Some(headers), header::MESSAGE_ID) else { return Ok(false) };
+    /// The event of the effect, if a delivery was committed and not acknowledged in time: none in it if it changed
+    /// nothing.
+    async fn committed(&self, subject: &str, headers: &HeaderMap) -> Result<Option<Option<Event>>, String> {
+        let Ok(subject) = subject.parse::<RequestSubject>() else { return Ok(None) };
+        let Ok(Some(message_id)) = decode::id(Some(headers), header::MESSAGE_ID) else { return Ok(None) };
         let entry = Entry { user_id: subject.user_id.get(), message_id, event_id: Uuid::nil() };
         let mut connection = store::lend(&self.pool).await.map_err(|error| error.to_string())?;
-        let found = inbox::event_ids(&mut connection, self.worker, &[entry]).await;
-        found.map(|found| !found.is_empty()).map_err(|fault| fault.to_string())
+        let find = async {
+            let found = inbox::event_ids(&mut connection, W::NAME, &[entry]).await?;
+            let Some(entry) = found.first() else { return Ok(None) };
+            Ok(Some(blackboard::read(&mut connection, &[entry.event_id]).await?.pop()))
+        };
+        find.await.map_err(|fault: Fault| fault.to_string())
     }
 }

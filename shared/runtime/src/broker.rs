@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use percent_encoding::percent_decode_str;
 
 use crate::settings::{NatsSettings, without_password};
 
@@ -41,12 +42,17 @@ pub async fn connect(settings: &NatsSettings, name: &str) -> Result<Client, Conn
         .collect::<Result<_, _>>()
         .map_err(|error| failed(format!("nats.url cannot be read: {error}")))?;
     // The client knows the user information of an address but does not send it.
-    if let Some(address) = servers.iter().find(|address| address.has_user_pass()) {
-        let (user, password) =
-            (address.username().unwrap_or_default(), address.password().unwrap_or_default());
-        options = options.user_and_password(user.to_owned(), password.to_owned());
+    if let Some((user, password)) = servers.iter().find_map(user_information) {
+        options = options.user_and_password(user, password);
     }
     options.connect(servers).await.map_err(|error| failed(error.to_string()))
+}
+
+/// User and password of an address, which are percent-encoded there.
+fn user_information(address: &ServerAddr) -> Option<(String, String)> {
+    let decoded =
+        |part: Option<&str>| percent_decode_str(part.unwrap_or_default()).decode_utf8_lossy().into_owned();
+    address.has_user_pass().then(|| (decoded(address.username()), decoded(address.password())))
 }
 
 #[allow(
@@ -59,5 +65,18 @@ async fn log_event(event: Event) {
         // A denied publish shows here and nowhere else, before its acknowledgement times out.
         Event::ServerError(error) => tracing::error!(%error, "NATS refuses"),
         other => tracing::warn!(event = %other, "NATS connection"),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::user_information;
+
+    #[test]
+    fn what_an_address_encodes_is_sent_as_it_was_meant() {
+        let of = |url: &str| user_information(&url.parse().unwrap());
+        assert_eq!(of("nats://u:p%40s%3As%C3%A4@h:4222"), Some(("u".to_owned(), "p@s:s\u{e4}".to_owned())));
+        assert_eq!(of("nats://h:4222"), None);
     }
 }

@@ -44,8 +44,12 @@ pub struct DeadLetter {
     pub body: Bytes,
 }
 
-/// The headers' room beside a body, when a dead letter must fit what the server takes.
+/// The room for our own headers beside a body, when a dead letter must fit what the server takes.
 const HEADER_ROOM: usize = 16 * 1024;
+/// The most that a message's own headers may take in its dead letter. JetStream refuses more than 64 KiB in all.
+const CARRIED_BYTES: usize = 32 * 1024;
+/// The longest request id that goes along, in characters. A UUID has 36; anything else is no id but may be long.
+const REQUEST_ID_CHARS: usize = 64;
 
 impl DeadLetter {
     /// Makes the dead letter of a message. `max_payload` is what the server takes: a body that does not fit stays
@@ -53,19 +57,23 @@ impl DeadLetter {
     pub fn new(corpse: &Corpse<'_>, death: &Death, max_payload: usize) -> Self {
         let source = format!("{}/{}", corpse.stream, corpse.sequence);
         let request_id = corpse.headers.and_then(|headers| headers.get(header::MESSAGE_ID));
+        let request_id = request_id.map(|id| id.as_str().chars().take(REQUEST_ID_CHARS).collect::<String>());
         let mut headers = carried(corpse.headers);
         let mut reason = printable(&death.reason);
+        if header_bytes(&headers) > CARRIED_BYTES {
+            headers = HeaderMap::new();
+            reason = format!("{reason}; its headers are too large to move, they are still at {source}");
+        }
         let fits = corpse.body.len() + header_bytes(&headers) + HEADER_ROOM <= max_payload;
         if !fits {
             headers = HeaderMap::new();
             reason = format!("{reason}; too large to move, the message is still at {source}");
         }
-        // The same request given up twice is one dead letter. Another user's request is another one.
-        let name = request_id.map_or_else(|| source.clone(), |id| id.as_str().to_owned());
-        let id = Uuid::new_v5(
-            &Uuid::NAMESPACE_OID,
-            format!("{} {:?} {name}", corpse.worker, user(corpse.subject)).as_bytes(),
-        );
+        // The same request given up twice is one dead letter. Another user's request is another one, and so is another
+        // body under the same id.
+        let name = request_id.as_ref().unwrap_or(&source);
+        let name = format!("{} {:?} {name} ", corpse.worker, user(corpse.subject));
+        let id = Uuid::new_v5(&Uuid::NAMESPACE_OID, &[name.as_bytes(), corpse.body].concat());
         headers.insert(header::MESSAGE_ID, id.to_string());
         headers.insert(header::DEAD_CLASS, death.class.as_str());
         headers.insert(header::DEAD_REASON, reason);
@@ -73,7 +81,7 @@ impl DeadLetter {
         headers.insert(header::DEAD_SOURCE, source);
         headers.insert(header::DEAD_TRIES, death.tries.to_string());
         if let Some(request_id) = request_id {
-            headers.insert(header::DEAD_REQUEST_ID, request_id.clone());
+            headers.insert(header::DEAD_REQUEST_ID, request_id);
         }
         let user_id = user(corpse.subject);
         let subject = DeadSubject { worker: corpse.worker, user_id }.to_string().into();

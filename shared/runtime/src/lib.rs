@@ -19,6 +19,7 @@ pub mod broker;
 mod crash;
 pub mod dead;
 pub mod decode;
+mod held;
 mod outlet;
 mod pipeline;
 pub mod pull;

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use async_nats::{HeaderMap, jetstream};
 use bytes::Bytes;
-use contract::header;
+use contract::{Event, EventSubject, header};
 use futures::future::join_all;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::retry;
-use crate::worker::FollowUp;
+use crate::worker::{FollowUp, Worker};
 
 /// The broker did not take something that must be there before the acknowledgement. The message stays unsettled
 /// and is delivered again.
@@ -21,7 +21,18 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How often a publish is tried while the worker is stopping; otherwise it is tried until the broker is back.
 const TRIES_WHEN_STOPPING: u32 = 3;
 
+/// What is published because of an event: the event itself, and what the worker makes of it.
+pub(crate) fn consequences<W: Worker>(worker: &W, event: &Event) -> Vec<FollowUp> {
+    let subject = EventSubject { event_type: event.event_type, user_id: event.user_id }.to_string();
+    // An event holds JSON, texts and numbers, all of which can be written as JSON.
+    let body = serde_json::to_vec(event).unwrap_or_default();
+    let mut all = vec![FollowUp { subject, id: event.event_id, body: body.into() }];
+    all.extend(worker.follow_ups(event));
+    all
+}
+
 /// The way out of one worker.
+#[derive(Clone)]
 pub(crate) struct Outlet {
     pub(crate) worker: &'static str,
     pub(crate) jetstream: jetstream::Context,

@@ -5,19 +5,22 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::Client;
 use async_nats::jetstream::{self, consumer::PullConsumer};
-use contract::DeadClass;
-use store::Pool;
+use contract::{DeadClass, limit};
+use store::{Pool, PoolOptions};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::advisory::Undertaker;
 use crate::authorise::{Authorised, authorise};
 use crate::broker;
 use crate::crash::{self, Point};
 use crate::decode::decode;
+use crate::held::Held;
 use crate::outlet::Outlet;
 use crate::pull::{Delivery, Puller};
 use crate::retry::Budget;
@@ -69,7 +72,12 @@ pub async fn run<W: Worker>(
     settings.check()?;
     let Some(dependencies) = start::<W>(settings, &stop).await? else { return Ok(()) };
     tracing::info!(worker = W::NAME, stream = W::STREAM, "started");
-    let mut stages = spawn_stages(worker, settings, &dependencies, stats, &stop);
+    let held = Held::default();
+    let ack_wait = dependencies.consumer.cached_info().config.ack_wait;
+    // It goes on while the stages finish, and ends with them.
+    let _renewing =
+        AbortOnDropHandle::new(tokio::spawn(held.clone().renew(dependencies.client.clone(), ack_wait)));
+    let mut stages = spawn_stages(worker, settings, &dependencies, held, stats, &stop);
 
     let mut broken = None;
     tokio::select! {
@@ -110,7 +118,7 @@ pub async fn run<W: Worker>(
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
 
 struct Dependencies {
-    client: async_nats::Client,
+    client: Client,
     jetstream: jetstream::Context,
     consumer: PullConsumer,
     advisories: PullConsumer,
@@ -121,6 +129,7 @@ fn spawn_stages<W: Worker>(
     worker: Arc<W>,
     settings: &Settings,
     dependencies: &Dependencies,
+    held: Held,
     stats: Arc<Stats>,
     stop: &CancellationToken,
 ) -> JoinSet<()> {
@@ -135,10 +144,11 @@ fn spawn_stages<W: Worker>(
         stats: Arc::clone(&stats),
         stop: stop.clone(),
     };
+    let outlet = Outlet { worker: W::NAME, jetstream: jetstream.clone(), stop: stop.clone() };
     let undertaker = Undertaker {
-        worker: W::NAME,
-        stream: W::STREAM,
+        worker: Arc::clone(&worker),
         client: client.clone(),
+        outlet: outlet.clone(),
         jetstream: jetstream.clone(),
         pool: pool.clone(),
         stats: Arc::clone(&stats),
@@ -146,14 +156,17 @@ fn spawn_stages<W: Worker>(
     let settler = Settler {
         worker: Arc::clone(&worker),
         client: client.clone(),
-        outlet: Outlet { worker: W::NAME, jetstream: jetstream.clone(), stop: stop.clone() },
+        outlet,
         settings: settings.worker.clone(),
         stats,
         budget: Budget::default(),
+        last_delivery: Some(consumer.cached_info().config.max_deliver).filter(|&bound| bound > 0),
     };
+    let burying = undertaker.run(advisories.clone(), held.clone(), settings.worker.clone(), stop.clone());
     let pulling = PullStage {
         worker,
         consumer: consumer.clone(),
+        held,
         settings: settings.clone(),
         stop: stop.clone(),
         to_write,
@@ -162,7 +175,7 @@ fn spawn_stages<W: Worker>(
     stages.spawn(pulling.run());
     stages.spawn(write_stage(writer, to_be_written, to_settle));
     stages.spawn(settle_stage(settler, to_be_settled));
-    stages.spawn(undertaker.run(advisories.clone(), settings.worker.clone(), stop.clone()));
+    stages.spawn(burying);
     stages
 }
 
@@ -170,27 +183,17 @@ fn spawn_stages<W: Worker>(
 struct PullStage<W: Worker> {
     worker: Arc<W>,
     consumer: PullConsumer,
+    held: Held,
     settings: Settings,
     stop: CancellationToken,
     to_write: mpsc::Sender<Vec<Authorised<W::Request>>>,
     to_settle: mpsc::Sender<ToSettle<W::Request>>,
 }
 
-/// How long to wait before opening a pull again that the broker refused.
-const AFTER_ERROR: Duration = Duration::from_millis(500);
-
 impl<W: Worker> PullStage<W> {
     async fn run(self) {
-        let mut puller = loop {
-            match Puller::open(&self.consumer, &self.settings.worker).await {
-                Ok(puller) => break puller,
-                Err(error) => tracing::warn!(worker = W::NAME, %error, "cannot pull; trying again"),
-            }
-            tokio::select! {
-                () = self.stop.cancelled() => return,
-                () = sleep(AFTER_ERROR) => {}
-            }
-        };
+        let mut puller =
+            Puller::new(W::NAME, self.consumer.clone(), self.held.clone(), &self.settings.worker);
         while let Some(deliveries) = puller.next(&self.stop).await {
             tracing::debug!(worker = W::NAME, messages = deliveries.len(), "pulled");
             crash::reach(Point::Pulled);
@@ -260,11 +263,19 @@ async fn start<W: Worker>(
     stop: &CancellationToken,
 ) -> Result<Option<Dependencies>, RunError> {
     let patience = Duration::from_millis(settings.postgres.connect_timeout_ms);
-    let pool = store::open_pool(&settings.postgres.url, settings.postgres.write_pool_size, patience)?;
+    let pool = store::open_pool(
+        &settings.postgres.url,
+        &PoolOptions {
+            name: W::NAME,
+            size: settings.postgres.write_pool_size,
+            patience,
+            statement_timeout: Duration::from_millis(settings.postgres.statement_timeout_ms),
+        },
+    )?;
     let ready = async {
         let wait =
             Patience { worker: W::NAME, limit: settings.worker.startup_timeout(), since: Instant::now() };
-        let client = wait.for_it(|| broker::connect(&settings.nats, W::NAME)).await?;
+        let client = wait.for_it(|| connect_to_broker(settings, W::NAME)).await?;
         let jetstream = jetstream::new(client.clone());
         let consumer = wait.for_it(|| find_consumer(&jetstream, W::STREAM, W::NAME.to_owned())).await?;
         let advisories = wait
@@ -309,6 +320,19 @@ impl Patience {
             sleep(BETWEEN_TRIES).await;
         }
     }
+}
+
+async fn connect_to_broker(settings: &Settings, name: &str) -> Result<Client, String> {
+    let client = broker::connect(&settings.nats, name).await.map_err(|error| error.to_string())?;
+    let takes = client.server_info().max_payload;
+    if takes < limit::BROKER_PAYLOAD_BYTES {
+        return Err(format!(
+            "NATS takes messages of at most {takes} bytes, too few for the events of the largest requests; \
+             set max_payload of the server to {} or more",
+            limit::BROKER_PAYLOAD_BYTES
+        ));
+    }
+    Ok(client)
 }
 
 async fn find_consumer(

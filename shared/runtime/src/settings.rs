@@ -1,11 +1,13 @@
 //! Configuration: a TOML file, overridden by the environment. docs/memfleet.toml shows every option.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// Everything that can be configured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -53,6 +55,8 @@ pub struct PostgresSettings {
     pub write_pool_size: usize,
     /// How long to wait for a connection, in milliseconds, 100 to 60000.
     pub connect_timeout_ms: u64,
+    /// How long a statement may take before the server stops it, in milliseconds, 1000 to 600000.
+    pub statement_timeout_ms: u64,
 }
 
 impl Default for PostgresSettings {
@@ -61,6 +65,7 @@ impl Default for PostgresSettings {
             url: "postgres://127.0.0.1:5432/memfleet".to_owned(),
             write_pool_size: 10,
             connect_timeout_ms: 5_000,
+            statement_timeout_ms: 30_000,
         }
     }
 }
@@ -99,7 +104,7 @@ impl Default for WorkerSettings {
         Self {
             batch_size: 500,
             batch_wait_ms: 5,
-            retry_attempts: 8,
+            retry_attempts: 12,
             retry_first_delay_ms: 100,
             retry_longest_delay_ms: 30_000,
             startup_timeout_s: 60,
@@ -193,6 +198,26 @@ impl Settings {
         Ok(settings)
     }
 
+    /// The environment variables under which another process has these settings.
+    ///
+    /// # Errors
+    /// [`SettingsError`] if a value has no text, which none has.
+    pub fn to_environment(&self) -> Result<Vec<(String, String)>, SettingsError> {
+        let failed = |error: serde_json::Error| SettingsError(error.to_string());
+        let sections: BTreeMap<String, BTreeMap<String, Value>> =
+            serde_json::from_value(serde_json::to_value(self).map_err(failed)?).map_err(failed)?;
+        let options = sections.into_iter().flat_map(|(section, options)| {
+            options.into_iter().map(move |(option, value)| (format!("{section}__{option}"), value))
+        });
+        Ok(options
+            .filter(|(_, value)| !value.is_null())
+            .map(|(name, value)| {
+                let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                (format!("{ENVIRONMENT_PREFIX}{}", name.to_uppercase()), text)
+            })
+            .collect())
+    }
+
     /// Checks the bounds of every number.
     ///
     /// # Errors
@@ -203,6 +228,7 @@ impl Settings {
         let bounds = [
             ("postgres.write_pool_size", size(self.postgres.write_pool_size), 1, 200),
             ("postgres.connect_timeout_ms", self.postgres.connect_timeout_ms, 100, 60_000),
+            ("postgres.statement_timeout_ms", self.postgres.statement_timeout_ms, 1_000, 600_000),
             ("worker.batch_size", size(worker.batch_size), 1, 1_000),
             ("worker.batch_wait_ms", worker.batch_wait_ms, 0, 1_000),
             ("worker.retry_attempts", worker.retry_attempts.into(), 1, 100),
@@ -227,13 +253,25 @@ fn describe(error: &figment::Error) -> String {
         format!(" (from {place})")
     });
     let named = if option.is_empty() { "the configuration".to_owned() } else { option };
-    format!("{named}: {}{source}", error.kind)
+    // A file that is no TOML is quoted between the first line and the last, and the line may hold a password.
+    let problem = error.kind.to_string();
+    let (mut lines, last) = (problem.lines(), problem.lines().last().unwrap_or_default());
+    let problem = match lines.next() {
+        Some(first) if first != last => format!("{first}: {last}"),
+        Some(_) | None => last.to_owned(),
+    };
+    format!("{named}: {problem}{source}")
 }
 
-/// A URL fit for a log: whatever stands between `://` and `@` is replaced.
+/// A URL fit for a log: whatever stands between `://` and the last `@` is replaced, and so are the parameters, where
+/// PostgreSQL takes a password too.
 pub fn without_password(url: &str) -> String {
-    match (url.find("://"), url.rfind('@')) {
-        (Some(scheme), Some(at)) if scheme + 3 <= at => format!("{}***{}", &url[..scheme + 3], &url[at..]),
-        _ => url.to_owned(),
+    let (start, place) = match (url.find("://"), url.rfind('@')) {
+        (Some(scheme), Some(at)) if scheme + 3 <= at => (format!("{}***", &url[..scheme + 3]), &url[at..]),
+        _ => (String::new(), url),
+    };
+    match place.find(['?', '&']) {
+        Some(end) => format!("{start}{}?***", &place[..end]),
+        None => format!("{start}{place}"),
     }
 }

@@ -4,18 +4,18 @@ use std::sync::Arc;
 
 use async_nats::Client;
 use async_nats::jetstream::AckKind;
-use contract::{DeadClass, Event, EventSubject, Outcome, OutcomeStatus, RequestSubject, header};
+use contract::{DeadClass, Event, Outcome, OutcomeStatus, RequestSubject, header};
 use uuid::Uuid;
 
 use crate::crash::{self, Point};
 use crate::dead::{Corpse, DeadLetter, Death};
 use crate::decode;
-use crate::outlet::Outlet;
+use crate::outlet::{Outlet, consequences};
 use crate::pull::Delivery;
 use crate::retry::{self, Budget};
 use crate::settings::WorkerSettings;
 use crate::stats::Stats;
-use crate::worker::{FollowUp, Worker};
+use crate::worker::Worker;
 use crate::write::{Decision, Settlement};
 
 /// What comes out of the stages before: written batches, and messages that never got that far.
@@ -32,6 +32,8 @@ pub(crate) struct Settler<W> {
     pub(crate) settings: WorkerSettings,
     pub(crate) stats: Arc<Stats>,
     pub(crate) budget: Budget,
+    /// The delivery after which the broker sends a message to nobody again (`max_deliver`), if there is one.
+    pub(crate) last_delivery: Option<i64>,
 }
 
 impl<W: Worker> Settler<W> {
@@ -71,10 +73,7 @@ impl<W: Worker> Settler<W> {
     /// Publishes what the effects cause, waits until the broker has it, and acknowledges.
     async fn finish(&mut self, committed: Vec<(Delivery, Option<Event>, Option<&'static str>)>) {
         let events: Vec<&Event> = committed.iter().filter_map(|(_, event, _)| event.as_ref()).collect();
-        let follow_ups: Vec<FollowUp> = events
-            .iter()
-            .flat_map(|event| event_follow_up(event).into_iter().chain(self.worker.follow_ups(event)))
-            .collect();
+        let follow_ups = events.iter().flat_map(|event| consequences(&*self.worker, event)).collect();
         if self.outlet.publish_all(follow_ups).await.is_err() {
             return;
         }
@@ -92,7 +91,9 @@ impl<W: Worker> Settler<W> {
     /// Spends a try: the message comes again later, or is given up.
     async fn put_off(&mut self, delivery: &Delivery, reason: String, class: DeadClass) {
         let tries = self.budget.spend(delivery.sequence);
-        if tries >= self.settings.retry_attempts {
+        // Replicas count for themselves, so together they may come to the broker's bound before any of them to its own.
+        let last = self.last_delivery.is_some_and(|last| delivery.deliveries >= last);
+        if tries >= self.settings.retry_attempts || last {
             self.budget.forget(delivery.sequence);
             self.bury(delivery, Death { class, reason, tries }).await;
             return;
@@ -154,12 +155,6 @@ impl<W: Worker> Settler<W> {
 /// What the publisher is told. Why something was denied is nobody's business but the operator's.
 fn told(death: &Death) -> String {
     if death.class == DeadClass::Denied { death.class.to_string() } else { death.reason.clone() }
-}
-
-fn event_follow_up(event: &Event) -> Option<FollowUp> {
-    let subject = EventSubject { event_type: event.event_type, user_id: event.user_id }.to_string();
-    let body = serde_json::to_vec(event).ok()?;
-    Some(FollowUp { subject, id: event.event_id, body: body.into() })
 }
 
 /// An acknowledgement that does not reach the broker costs a redelivery, which the inbox bears.

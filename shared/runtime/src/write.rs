@@ -1,10 +1,9 @@
 //! Stage four: one transaction for a batch, and if that fails, for its parts.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::AckKind;
 use chrono::Utc;
 use contract::{DeadClass, Event, Json};
 use diesel_async::AsyncConnection;
@@ -51,6 +50,8 @@ pub(crate) struct Commit {
 
 /// How often a batch that met a passing fault is tried as it is before it is split.
 const TRIES_AS_ONE: u32 = 3;
+/// How often a batch may lose its connection in the middle before a message of it is suspected.
+const SEVERED_AS_ONE: u32 = 4;
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -84,9 +85,9 @@ impl<W: Worker> Writer<W> {
     }
 
     /// Tries one part until it is written or fails for a reason that lies in it. While the database is away, it
-    /// waits, and tells JetStream so.
+    /// waits.
     async fn persist(&self, messages: &[Authorised<W::Request>]) -> Result<Vec<Decision>, Fault> {
-        let (mut tries, mut outages) = (0, 0);
+        let (mut tries, mut outages, mut severed) = (0, 0, 0);
         loop {
             let fault = match self.attempt(messages).await {
                 Ok(decisions) => return Ok(decisions),
@@ -101,15 +102,18 @@ impl<W: Worker> Writer<W> {
                     }
                     retry::delay(tries, FIRST_PAUSE, LONGEST_PAUSE)
                 }
-                FaultKind::Unavailable => {
+                FaultKind::Severed if severed + 1 >= SEVERED_AS_ONE => {
+                    return Err(Fault { kind: FaultKind::Transient, ..fault });
+                }
+                FaultKind::Severed | FaultKind::Unavailable => {
                     outages += 1;
+                    severed += u32::from(fault.kind == FaultKind::Severed);
                     tracing::warn!(worker = W::NAME, %fault, messages = messages.len(), "the database is away; waiting");
-                    keep(messages).await;
                     retry::delay(outages, FIRST_PAUSE, LONGEST_PAUSE)
                 }
             };
             tokio::select! {
-                () = self.stop.cancelled(), if fault.kind == FaultKind::Unavailable => return Err(fault),
+                () = self.stop.cancelled(), if fault.kind != FaultKind::Transient => return Err(fault),
                 () = tokio::time::sleep(pause) => {}
             }
         }
@@ -122,22 +126,32 @@ impl<W: Worker> Writer<W> {
         let written: Result<Vec<Written>, Failure> = connection
             .transaction(async |connection| Ok(transact(worker, connection, messages).await?))
             .await;
-        let written = written?;
+        let written = match written {
+            Ok(written) => written,
+            Err(Failure(fault)) => {
+                // The next one may reach another server, or know a schema that has changed since.
+                if matches!(fault.kind, FaultKind::Unavailable | FaultKind::Severed) {
+                    store::discard(connection);
+                }
+                return Err(fault);
+            }
+        };
         crash::reach(Point::Committed);
-        let now = Utc::now();
-        self.stats.committed(
-            now,
-            written.iter().zip(messages).filter_map(|(written, message)| {
-                let what = match written {
-                    Written::Effect(_) => stats::Committed::Applied,
-                    Written::None(_) => stats::Committed::Unchanged,
-                    Written::Before(_) => stats::Committed::Repeated,
-                    Written::Unmet(_) | Written::Refused(_) => return None,
-                };
-                Some((what, message.message().stored_at))
-            }),
-        );
+        self.count(messages, &written);
         Ok(written.into_iter().map(Written::after_commit).collect())
+    }
+
+    fn count(&self, messages: &[Authorised<W::Request>], written: &[Written]) {
+        let committed = written.iter().zip(messages).filter_map(|(written, message)| {
+            let what = match written {
+                Written::Effect(_) => stats::Committed::Applied,
+                Written::None(_) => stats::Committed::Unchanged,
+                Written::Before(_) => stats::Committed::Repeated,
+                Written::Unmet(_) | Written::Refused(_) => return None,
+            };
+            Some((what, message.message().stored_at))
+        });
+        self.stats.committed(Utc::now(), committed);
     }
 }
 
@@ -156,13 +170,8 @@ impl From<Fault> for Failure {
     }
 }
 
-impl From<Failure> for Fault {
-    fn from(failure: Failure) -> Self {
-        failure.0
-    }
-}
-
 /// What a transaction did for a message, before it is known to have committed.
+#[derive(Clone)]
 enum Written {
     Effect(Event),
     None(&'static str),
@@ -173,6 +182,16 @@ enum Written {
 }
 
 impl Written {
+    /// What is true of a further copy of the same message in the same batch. It must not be taken for one that was
+    /// written before: the acknowledgement of either copy is one of both.
+    fn of_a_copy(&self) -> Self {
+        match self {
+            Self::Effect(event) => Self::Before(Some(event.clone())),
+            Self::None(_) => Self::Before(None),
+            Self::Before(_) | Self::Unmet(_) | Self::Refused(_) => self.clone(),
+        }
+    }
+
     fn after_commit(self) -> Decision {
         match self {
             Self::Effect(event) => Decision::Committed(Commit { event: Some(event), reason: None }),
@@ -190,21 +209,11 @@ impl Written {
 fn verdict_of(fault: &Fault) -> Decision {
     let reason = fault.reason.clone();
     match fault.kind {
-        FaultKind::Unavailable => Decision::HandBack,
+        FaultKind::Unavailable | FaultKind::Severed => Decision::HandBack,
         FaultKind::Transient => Decision::Later { reason, class: DeadClass::Exhausted },
         FaultKind::Unmet => Decision::Later { reason, class: DeadClass::Unmet },
         FaultKind::Permanent => Decision::Never { reason, class: DeadClass::Permanent },
         FaultKind::Denied => Decision::Never { reason, class: DeadClass::Denied },
-    }
-}
-
-/// Tells JetStream that these are still being worked on, so that no replica is sent them as well.
-async fn keep<R>(messages: &[Authorised<R>]) {
-    for message in messages {
-        // Without the broker the messages come again, which the inbox bears.
-        if message.delivery().message.ack_with(AckKind::Progress).await.is_err() {
-            return;
-        }
     }
 }
 
@@ -250,15 +259,20 @@ async fn transact<W: Worker>(
         .filter_map(|event| Some((event.id, published(event, appended.get(&event.id)?)?)))
         .collect();
 
-    let mut repeats = repeated(connection, W::NAME, &entries, &taken).await?;
-    let mut written = Vec::with_capacity(batch.len());
+    let known = inbox::event_ids(connection, W::NAME, &repeats(&entries, &taken)).await?;
+    let before = before(connection, &known).await?;
+    let places: HashMap<Uuid, usize> =
+        entries.iter().enumerate().map(|(index, entry)| (entry.event_id, index)).collect();
+    let mut written: Vec<Option<Written>> = Vec::with_capacity(batch.len());
     for (index, entry) in entries.iter().enumerate() {
         written.push(if taken.contains(&entry.event_id) {
-            match verdicts.remove(&index) {
-                Some(Verdict::Applied(_)) => events.remove(&entry.event_id).map_or_else(
-                    || Written::Refused("its event was not appended".to_owned()),
-                    Written::Effect,
-                ),
+            Some(match verdicts.remove(&index) {
+                Some(Verdict::Applied(_)) => {
+                    Written::Effect(events.remove(&entry.event_id).ok_or_else(|| Fault {
+                        kind: FaultKind::Permanent,
+                        reason: "its event cannot be made".to_owned(),
+                    })?)
+                }
                 Some(Verdict::Unchanged(reason)) => Written::None(reason),
                 Some(Verdict::Unmet(reason)) => Written::Unmet(reason),
                 Some(Verdict::Refused(reason)) => Written::Refused(reason),
@@ -266,11 +280,26 @@ async fn transact<W: Worker>(
                     "{}: there is no such event of this user",
                     contract::header::PARENT_EVENT
                 )),
-            }
+            })
         } else {
-            Written::Before(repeats.remove(&(entry.user_id, entry.message_id)).flatten())
+            None
         });
     }
+    let known: HashMap<(i32, Uuid), Uuid> =
+        known.into_iter().map(|entry| ((entry.user_id, entry.message_id), entry.event_id)).collect();
+    let copies: Vec<(usize, Written)> = (0..batch.len())
+        .filter(|&index| written[index].is_none())
+        .map(|index| {
+            let event_id = known.get(&(entries[index].user_id, entries[index].message_id));
+            let original = event_id.and_then(|id| written[*places.get(id)?].as_ref());
+            let event = event_id.and_then(|id| before.get(id).cloned());
+            (index, original.map_or(Written::Before(event), Written::of_a_copy))
+        })
+        .collect();
+    for (index, copy) in copies {
+        written[index] = Some(copy);
+    }
+    let written: Vec<Written> = written.into_iter().flatten().collect();
     give_back(connection, W::NAME, &entries, &written).await?;
     crash::reach(Point::Written);
     Ok(written)
@@ -329,26 +358,16 @@ fn published(event: &NewEvent<'_>, appended: &Appended) -> Option<Event> {
     })
 }
 
-/// The events of messages that were taken before, by user and message.
-async fn repeated(
-    connection: &mut Connection,
-    worker: &str,
-    entries: &[Entry],
-    taken: &std::collections::HashSet<Uuid>,
-) -> Result<HashMap<(i32, Uuid), Option<Event>>, Fault> {
-    let repeats: Vec<Entry> =
-        entries.iter().filter(|entry| !taken.contains(&entry.event_id)).copied().collect();
-    if repeats.is_empty() {
-        return Ok(HashMap::new());
-    }
-    let known = inbox::event_ids(connection, worker, &repeats).await?;
+/// The messages that this transaction has not taken, copies of those it has among them.
+fn repeats(entries: &[Entry], taken: &HashSet<Uuid>) -> Vec<Entry> {
+    entries.iter().filter(|entry| !taken.contains(&entry.event_id)).copied().collect()
+}
+
+/// The events of what earlier transactions took, as far as it had an effect.
+async fn before(connection: &mut Connection, known: &[Entry]) -> Result<HashMap<Uuid, Event>, Fault> {
     let ids: Vec<Uuid> = known.iter().map(|entry| entry.event_id).collect();
-    let mut events: HashMap<Uuid, Event> =
-        blackboard::read(connection, &ids).await?.into_iter().map(|event| (event.event_id, event)).collect();
-    Ok(known
-        .into_iter()
-        .map(|entry| ((entry.user_id, entry.message_id), events.remove(&entry.event_id)))
-        .collect())
+    let events = blackboard::read(connection, &ids).await?;
+    Ok(events.into_iter().map(|event| (event.event_id, event)).collect())
 }
 
 /// Messages without an effect that are tried again or given up leave no trace in the inbox.

@@ -107,6 +107,7 @@ fn a_number_out_of_bounds_is_refused_by_name_with_the_bounds() {
     let table = [
         ("postgres", "write_pool_size", 1, 200),
         ("postgres", "connect_timeout_ms", 100, 60_000),
+        ("postgres", "statement_timeout_ms", 1_000, 600_000),
         ("worker", "batch_size", 1, 1_000),
         ("worker", "batch_wait_ms", 0, 1_000),
         ("worker", "retry_attempts", 1, 100),
@@ -185,9 +186,37 @@ fn an_unknown_option_of_the_environment_is_refused_by_name() {
 }
 
 #[test]
+fn every_option_can_be_passed_on_in_the_environment() {
+    let settings =
+        load("passed-on", "[nats]\ncredentials_file = \"/a b\"\n[worker]\nbatch_size = 7\n").unwrap();
+    let variables = settings.to_environment().unwrap();
+    let mut names: Vec<String> = variables.iter().map(|(name, _)| name.clone()).collect();
+    let mut expected: Vec<String> = options()
+        .iter()
+        .map(|(section, option)| format!("MEMFLEET_{section}__{option}").to_uppercase())
+        .collect();
+    expected.push("MEMFLEET_NATS__CREDENTIALS_FILE".to_owned());
+    for list in [&mut names, &mut expected] {
+        list.sort();
+        list.dedup();
+    }
+    assert_eq!(names, expected);
+    for (name, value) in [
+        ("MEMFLEET_NATS__CREDENTIALS_FILE", "/a b"),
+        ("MEMFLEET_WORKER__BATCH_SIZE", "7"),
+        ("MEMFLEET_LOG__FORMAT", "text"),
+    ] {
+        assert!(variables.contains(&(name.to_owned(), value.to_owned())), "{name}: {variables:?}");
+    }
+}
+
+#[test]
 fn passwords_are_hidden() {
     assert_eq!(without_password("postgres://u:secret@h:5432/d"), "postgres://***@h:5432/d");
     assert_eq!(without_password("nats://h:4222"), "nats://h:4222");
+    assert_eq!(without_password("postgres://h/d?user=u&password=secret"), "postgres://h/d?***");
+    assert_eq!(without_password("postgres://u:a?b@h/d"), "postgres://***@h/d");
+    assert_eq!(without_password("postgres://h/d?user=u@x&password=secret"), "postgres://***@x?***");
     let mut settings = Settings::default();
     settings.postgres.url = "postgres://u:secret@h/d".to_owned();
     settings.nats.url = "nats://u:secret@h".to_owned();

@@ -240,9 +240,10 @@ impl EventRow {
     }
 }
 
+/// It had its effect, so its message must not be given up: it waits for a program that can read it.
 fn unreadable(problem: impl ToString) -> Fault {
     Fault {
-        kind: FaultKind::Transient,
+        kind: FaultKind::Unavailable,
         reason: format!("an event cannot be read back: {}", problem.to_string()),
     }
 }

@@ -9,13 +9,16 @@ use diesel::result::{DatabaseErrorKind, Error};
 pub enum FaultKind {
     /// It may work next time: a deadlock, a timeout, or an error this list does not know.
     Transient,
-    /// The database is away. Nobody's fault, and no try is spent.
+    /// The database is away, out of room, or not set up. No message's fault, and no try is spent.
     Unavailable,
+    /// The connection broke in the middle. Mostly the database is away; but a statement that kills its backend each
+    /// time looks the same.
+    Severed,
     /// Something that must be there first is not: a foreign key has no target.
     Unmet,
     /// The same statement with the same values fails for ever.
     Permanent,
-    /// A policy or a missing privilege stands against it.
+    /// A policy stands against it.
     Denied,
 }
 
@@ -56,20 +59,21 @@ impl From<Error> for Fault {
 fn classify(error: &Error) -> FaultKind {
     match error {
         Error::DatabaseError(kind, info) => match kind {
-            DatabaseErrorKind::UnableToSendCommand | DatabaseErrorKind::ClosedConnection => {
-                FaultKind::Unavailable
-            }
+            DatabaseErrorKind::UnableToSendCommand => unsent(info.message()),
+            DatabaseErrorKind::ClosedConnection => FaultKind::Severed,
             DatabaseErrorKind::SerializationFailure => FaultKind::Transient,
             DatabaseErrorKind::ReadOnlyTransaction => FaultKind::Unavailable,
             DatabaseErrorKind::ForeignKeyViolation => FaultKind::Unmet,
-            DatabaseErrorKind::UniqueViolation
-            | DatabaseErrorKind::NotNullViolation
+            // Every key that a request can meet twice has its ON CONFLICT. A table with two keys can still meet a
+            // neighbour's row on the other one, in the moment before it is seen; the next try sees it.
+            DatabaseErrorKind::UniqueViolation => FaultKind::Transient,
+            DatabaseErrorKind::NotNullViolation
             | DatabaseErrorKind::CheckViolation
             | DatabaseErrorKind::RestrictViolation
             | DatabaseErrorKind::ExclusionViolation => FaultKind::Permanent,
             _ => by_message(info.message()),
         },
-        Error::BrokenTransactionManager => FaultKind::Unavailable,
+        Error::BrokenTransactionManager => FaultKind::Severed,
         Error::SerializationError(_)
         | Error::QueryBuilderError(_)
         | Error::DeserializationError(_)
@@ -78,20 +82,48 @@ fn classify(error: &Error) -> FaultKind {
     }
 }
 
+/// Errors that did not come from the server. Nearly all of them are of the connection; but a statement that the
+/// client cannot put on the wire stays so, and waiting for the database would be waiting for ever.
+fn unsent(message: &str) -> FaultKind {
+    const PERMANENT: [&str; 2] = ["error serializing parameter", "error encoding message to server"];
+    if PERMANENT.iter().any(|phrase| message.starts_with(phrase)) {
+        FaultKind::Permanent
+    } else {
+        FaultKind::Severed
+    }
+}
+
 /// diesel-async hands on no SQLSTATE for these, only the server's message. The servers' messages are English
 /// under `lc_messages = C`, which the production files set. In another language everything here is transient:
 /// it is then tried more often than it need be, and nothing is lost.
 fn by_message(message: &str) -> FaultKind {
-    const UNAVAILABLE: [&str; 5] = [
-        "terminating connection",
+    const SEVERED: [&str; 2] = ["terminating connection", "connection closed"];
+    // Class 57 (operator intervention), 53 (insufficient resources), 58 (system error), and of class 42 what is not
+    // there or not granted (42P01, 42703, 42704, 42883, 42501): no value of a message causes them, and an operator
+    // can put them right.
+    const UNAVAILABLE: [&str; 17] = [
         "the database system is",
         "remaining connection slots are reserved",
         "sorry, too many clients already",
-        "connection closed",
+        "too many connections for",
+        "is not currently accepting connections",
+        "No space left on device",
+        "could not extend file",
+        "could not open file",
+        "could not read block",
+        "could not write",
+        "could not fsync file",
+        "out of memory",
+        "out of shared memory",
+        "does not exist",
+        "permission denied",
+        "must be owner",
+        "cached plan must not change result type",
     ];
-    const DENIED: [&str; 3] = ["permission denied", "row-level security policy", "must be owner"];
+    const DENIED: [&str; 1] = ["row-level security policy"];
     // Class 22 (data exception) and 54 (program limit exceeded) as far as values can cause them.
-    const PERMANENT: [&str; 13] = [
+    const PERMANENT: [&str; 14] = [
+        "invalid memory alloc request size",
         "invalid input syntax",
         "invalid input value",
         "unsupported Unicode escape",
@@ -107,13 +139,105 @@ fn by_message(message: &str) -> FaultKind {
         "index row requires",
     ];
     let says = |phrases: &[&str]| phrases.iter().any(|phrase| message.contains(phrase));
-    if says(&UNAVAILABLE) {
-        FaultKind::Unavailable
+    // What values can cause comes first: such a message quotes the value, which may hold any other phrase.
+    if says(&PERMANENT) {
+        FaultKind::Permanent
     } else if says(&DENIED) {
         FaultKind::Denied
-    } else if says(&PERMANENT) {
-        FaultKind::Permanent
+    } else if says(&SEVERED) {
+        FaultKind::Severed
+    } else if says(&UNAVAILABLE) {
+        FaultKind::Unavailable
     } else {
         FaultKind::Transient
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(kind: DatabaseErrorKind, message: &str) -> FaultKind {
+        Fault::from(Error::DatabaseError(kind, Box::new(message.to_owned()))).kind
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_server_waits() {
+        for message in [
+            "the database system is in recovery mode",
+            "sorry, too many clients already",
+            "too many connections for role \"w_context_writer\"",
+            "could not extend file \"base/16384/16421\": No space left on device",
+            "could not write to file \"pg_wal/xlogtemp.5\": No space left on device",
+            "out of memory",
+            "relation \"users\" does not exist",
+            "column \"removed_at\" of relation \"users\" does not exist",
+            "type \"chat_mode\" does not exist",
+            "permission denied for table users",
+            "cached plan must not change result type",
+        ] {
+            assert_eq!(kind(DatabaseErrorKind::Unknown, message), FaultKind::Unavailable, "{message}");
+        }
+        assert_eq!(kind(DatabaseErrorKind::ReadOnlyTransaction, ""), FaultKind::Unavailable);
+    }
+
+    #[test]
+    fn a_connection_that_broke_is_told_apart() {
+        for message in
+            ["connection closed", "error communicating with the server", "timeout waiting for server"]
+        {
+            assert_eq!(
+                kind(DatabaseErrorKind::UnableToSendCommand, message),
+                FaultKind::Severed,
+                "{message}"
+            );
+        }
+        let message = "terminating connection due to administrator command";
+        assert_eq!(kind(DatabaseErrorKind::Unknown, message), FaultKind::Severed);
+        assert_eq!(Fault::from(Error::BrokenTransactionManager).kind, FaultKind::Severed);
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_message_is_for_good() {
+        for message in [
+            "value overflows numeric format",
+            "invalid input syntax for type json",
+            "invalid input value for enum chat_mode: \"does not exist\"",
+            "timestamp out of range",
+            "value too long for type character varying(128)",
+            "index row size 2896 exceeds btree version 4 maximum 2704 for index \"x\"",
+            "unsupported Unicode escape sequence",
+        ] {
+            assert_eq!(kind(DatabaseErrorKind::Unknown, message), FaultKind::Permanent, "{message}");
+        }
+        for message in ["error serializing parameter 3", "error encoding message to server"] {
+            assert_eq!(
+                kind(DatabaseErrorKind::UnableToSendCommand, message),
+                FaultKind::Permanent,
+                "{message}"
+            );
+        }
+        assert_eq!(kind(DatabaseErrorKind::CheckViolation, ""), FaultKind::Permanent);
+    }
+
+    #[test]
+    fn what_may_pass_is_tried_again() {
+        for message in [
+            "deadlock detected",
+            "canceling statement due to statement timeout",
+            "canceling statement due to lock timeout",
+            "something nobody has seen",
+        ] {
+            assert_eq!(kind(DatabaseErrorKind::Unknown, message), FaultKind::Transient, "{message}");
+        }
+        assert_eq!(kind(DatabaseErrorKind::SerializationFailure, ""), FaultKind::Transient);
+        assert_eq!(kind(DatabaseErrorKind::UniqueViolation, ""), FaultKind::Transient);
+    }
+
+    #[test]
+    fn refusals_and_what_is_missing_are_told_apart() {
+        let message = "new row violates row-level security policy for table \"users\"";
+        assert_eq!(kind(DatabaseErrorKind::Unknown, message), FaultKind::Denied);
+        assert_eq!(kind(DatabaseErrorKind::ForeignKeyViolation, ""), FaultKind::Unmet);
     }
 }

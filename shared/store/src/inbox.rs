@@ -105,6 +105,9 @@ pub async fn event_ids(
         #[diesel(sql_type = SqlUuid)]
         event_id: Uuid,
     }
+    if entries.is_empty() {
+        return Ok(Vec::new());
+    }
     let rows: Vec<Row> = prepared(
         diesel::sql_query(FIND)
             .bind::<Text, _>(worker)

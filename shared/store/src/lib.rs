@@ -12,5 +12,5 @@ mod statement;
 
 pub use diesel_async::AsyncPgConnection as Connection;
 pub use fault::{Fault, FaultKind};
-pub use pool::{Pool, PoolError, connect, lend, open_pool};
+pub use pool::{Pool, PoolError, PoolOptions, connect, discard, lend, open_pool};
 pub use statement::prepared;

@@ -49,10 +49,13 @@ pub async fn up(connection: AsyncPgConnection) -> Result<Vec<String>, MigrationE
 pub async fn down(connection: AsyncPgConnection, count: usize) -> Result<Vec<String>, MigrationError> {
     with_lock(connection, |harness| {
         let mut done = Vec::new();
-        while done.len() < count && !applied(harness)?.is_empty() {
-            let version =
-                harness.revert_last_migration(MIGRATIONS).map_err(|error| failed("down", &*error))?;
-            done.push(version.to_string());
+        while done.len() < count
+            && let Some(version) = applied(harness)?.into_iter().next()
+        {
+            // One that another version of the program has applied has no name here.
+            let name = names()?.into_iter().find(|name| version_of(name) == version).unwrap_or(version);
+            harness.revert_last_migration(MIGRATIONS).map_err(|error| failed(&name, &*error))?;
+            done.push(name);
         }
         Ok(done)
     })
@@ -93,11 +96,13 @@ pub async fn missing(connection: &mut AsyncPgConnection) -> Result<Vec<String>, 
         Vec::new()
     };
     let names = names().map_err(|error| Fault { kind: FaultKind::Permanent, reason: error.to_string() })?;
-    let has = |name: &String| {
-        let version: String = name.split('_').next().unwrap_or(name).replace('-', "");
-        applied.iter().any(|row| row.name.as_ref() == Some(&version))
-    };
+    let has = |name: &String| applied.iter().any(|row| row.name.as_ref() == Some(&version_of(name)));
     Ok(names.into_iter().filter(|name| !has(name)).collect())
+}
+
+/// `20261101000001` of `2026-11-01-000001_accounts`.
+fn version_of(name: &str) -> String {
+    name.split('_').next().unwrap_or(name).replace('-', "")
 }
 
 type Harness = AsyncMigrationHarness<AsyncPgConnection>;
