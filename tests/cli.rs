@@ -1,5 +1,7 @@
 //! What an operator does with the program: set up streams, publish, look after dead letters, look at it all.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 use std::process::Stdio;
 use std::time::Duration;
@@ -58,7 +60,9 @@ async fn memfleet_reads(fixture: &Fixture, arguments: &[&str], input: &str) -> E
 impl Ended {
     #[track_caller]
     fn fine(self) -> String {
-        assert_eq!((self.code, self.err.as_str()), (Some(0), ""), "{}", self.out);
+        // On a busy machine, a line says now and then how far it is.
+        let said: Vec<&str> = self.err.lines().filter(|line| !line.contains(" published, ")).collect();
+        assert_eq!((self.code, said), (Some(0), Vec::new()), "{}", self.out);
         self.out
     }
 
@@ -140,7 +144,7 @@ async fn what_was_changed_by_hand_is_shown_and_put_right() {
         "~ stream CONTEXT max_age: 1d -> 7d",
         "~ stream CONTEXT subjects: -memory.req.*.weather.> +memory.req.*.user.>",
         "~ consumer CONTEXT/context-writer ack_wait: 1500ms -> 30s",
-        "~ consumer CONTEXT/context-writer max_deliver: -1 -> 64",
+        "~ consumer CONTEXT/context-writer max_deliver: -1 -> 128",
     ] {
         Ended::line(&checked.out, line);
     }
@@ -178,15 +182,22 @@ async fn what_the_server_cannot_change_is_refused_by_name() {
     let missing = memfleet(&fixture, &["nats", "diff", "--dir", directory]).await;
     missing.failed(&format!("{directory}/streams: "));
     // The first is fine, and stays.
-    write("streams/A.json", r#"{"name":"A","subjects":["a.>"],"storage":"file"}"#);
-    write("streams/EVENTS.json", r#"{"name":"EVENTS","subjects":["memory.event.>"],"storage":"memory"}"#);
+    let shipped = Topology::shipped().expect("the shipped streams");
+    let events = shipped.streams.iter().find(|stream| stream.name == "EVENTS").expect("the events' stream");
+    let stream = |changes: Value| {
+        let mut config = events.config.clone();
+        config.extend(changes.as_object().expect("fields").clone());
+        Value::Object(config).to_string()
+    };
+    write("streams/A.json", &stream(json!({ "name": "A", "subjects": ["a.>"] })));
+    write("streams/EVENTS.json", &stream(json!({ "storage": "memory" })));
     write("consumers/none.txt", "not read");
     let refused = memfleet(&fixture, &["nats", "apply", "--dir", directory]).await;
     let refused = refused.failed("the broker refuses to change stream EVENTS, storage: file -> memory: ");
     assert!(refused.err.contains("nothing was deleted, what was done before stays"), "{}", refused.err);
     fixture.jetstream.get_stream("A").await.expect("the stream that was made before");
 
-    write("streams/EVENTS.json", r#"{"name":"EVENTS","subjects":["memory.event.>"],"max_aeg":1}"#);
+    write("streams/EVENTS.json", &stream(json!({ "max_aeg": 1 })));
     memfleet(&fixture, &["nats", "apply", "--dir", directory])
         .await
         .failed("streams/EVENTS.json: max_aeg is no field of the JetStream API");
@@ -342,7 +353,7 @@ async fn a_dead_letter_is_shown_replayed_and_gone() {
     let list = memfleet(&fixture, &["dead", "list"]).await.fine();
     let row: Vec<String> =
         list.lines().last().expect("a row").split_whitespace().map(str::to_owned).collect();
-    assert_eq!(row[..5], ["1", "unmet", "7", "memory.req.test.context.put.7", "8"]);
+    assert_eq!(row[..5], ["1", "unmet", "7", "memory.req.test.context.put.7", "12"]);
     assert!(list.trim_end().ends_with(unmet), "{list}");
     let json = memfleet(&fixture, &["dead", "list", "--json"]).await.fine();
     let letters: Value = serde_json::from_str(&json).expect("JSON");

@@ -1,5 +1,7 @@
 //! How the program is configured, migrates, and runs workers until it is told to stop.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
@@ -68,9 +70,11 @@ async fn a_wrong_option_is_refused_by_name_and_source() {
         ("[worker]\nbatch_size = -1", &["worker.batch_size"]),
         ("[log]\nformat = \"xml\"", &["log.format", "xml", "json"]),
         ("[worker\n", &["line 1"]),
+        ("[postgres]\nurl = \"postgres://u:secret@h/d\n", &["line 2"]),
     ] {
         let path = file(folder.path(), text);
         let message = failure(bare(&["--config", &path, "status"])).await;
+        assert!(!message.contains("secret"), "{message}");
         has_all(&message, named);
         has_all(&message, &[&path]);
     }
@@ -109,6 +113,31 @@ async fn the_environment_wins_over_the_file() {
     let message = failure(bare(&["status", "--config", &wrong])).await;
     has_all(&message, &["NATS and PostgreSQL could not be asked"]);
     fine(memfleet(&fixture, &["status", "--config", &wrong])).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_is_gone_is_no_failure() {
+    for arguments in [["contract", "asyncapi"].as_slice(), &["contract", "list"], &["--help"]] {
+        let mut child =
+            bare(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program");
+        drop(child.stdout.take());
+        let output = timeout(DEADLINE, child.wait_with_output()).await.expect("in time").expect("its end");
+        assert_eq!(
+            (output.status.code(), output.stderr.as_slice()),
+            (Some(0), b"".as_slice()),
+            "{arguments:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_of_ones_own_is_not_overwritten() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = file(folder.path(), "# mine\n");
+    let directory = folder.path().to_str().expect("a path");
+    let message = failure(bare(&["dev", "--dir", directory])).await;
+    has_all(&message, &[&path, "was not made by `memfleet dev`", "--dir"]);
+    assert_eq!(std::fs::read_to_string(&path).expect("the file"), "# mine\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]

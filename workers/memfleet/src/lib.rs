@@ -1,5 +1,7 @@
 //! The one program. Every command is a file under `command`; what several of them need is beside it.
 
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod asyncapi;
 pub mod carry;
 pub mod cli;
@@ -8,5 +10,6 @@ pub mod dialogue;
 pub mod fleet;
 pub mod local;
 pub mod logging;
+pub mod output;
 pub mod publisher;
 pub mod table;

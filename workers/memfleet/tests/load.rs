@@ -201,7 +201,7 @@ fn dev_runs_until_it_is_told_to_stop_and_can_be_used_meanwhile() {
     send("-TERM", &program);
     let ended = end(folder.path(), program);
     assert_eq!(ended.code, Some(0), "{}", ended.said);
-    assert!(ended.printed.contains(&format!("memfleet --config {config} status")), "{}", ended.printed);
+    assert!(ended.printed.contains(&format!("/memfleet --config {config}'\n")), "{}", ended.printed);
     assert_eq!(processes_in(folder.path()), Vec::<String>::new());
     assert!(!file.exists(), "it leads nowhere any more");
 }

@@ -1,7 +1,6 @@
 //! Private servers with every worker in this process, for as long as a command needs them.
 
 use std::future::Future;
-use std::io::Write;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,6 +9,7 @@ use runtime::{Settings, Stats};
 use stack::StackOptions;
 
 use crate::command::run::interrupted;
+use crate::errln;
 use crate::fleet::{Fleet, WorkerName};
 use crate::local::Local;
 
@@ -74,15 +74,13 @@ impl PrivateFleet {
 /// # Errors
 /// What the step says.
 pub async fn step<T>(what: &str, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    eprint!("{what} … ");
-    // Only a closed standard error refuses, and then nobody reads it.
-    let _ = std::io::stderr().flush();
+    crate::output::err(format_args!("{what} … "));
     let began = Instant::now();
     let done = work.await;
     let seconds = began.elapsed().as_secs_f64();
     match &done {
-        Ok(_) => eprintln!("{seconds:.1} s"),
-        Err(_) => eprintln!("failed after {seconds:.1} s"),
+        Ok(_) => errln!("{seconds:.1} s"),
+        Err(_) => errln!("failed after {seconds:.1} s"),
     }
     done
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::errln;
 use crate::table::grouped;
 
 const LINE_EVERY: Duration = Duration::from_secs(2);
@@ -37,7 +38,7 @@ impl Progress {
                 bar.set_message(text);
             }
             None if self.said.elapsed() >= LINE_EVERY => {
-                eprintln!("  {:5.1} s  {text}", self.began.elapsed().as_secs_f64());
+                errln!("  {:5.1} s  {text}", self.began.elapsed().as_secs_f64());
                 self.said = Instant::now();
             }
             None => {}

@@ -6,6 +6,7 @@ use contract::{CATALOGUE, Kind, REQUEST_ROOT};
 
 use crate::asyncapi;
 use crate::table::{Align, Table};
+use crate::{out, outln};
 
 /// Prints the contract with publishers: what may be published where, and what it looks like.
 #[derive(Debug, Args)]
@@ -45,14 +46,14 @@ pub fn execute(args: &ContractArgs) -> anyhow::Result<()> {
     match &args.action {
         Action::List => list(),
         Action::Schema { name } => {
-            println!("{}", serde_json::to_string_pretty(&asyncapi::schema(find(name)?))?);
+            outln!("{}", serde_json::to_string_pretty(&asyncapi::schema(find(name)?))?);
         }
         Action::Example { name, minimal } => {
             let examples = asyncapi::examples(find(name)?)?;
             let (full, least) = examples.with_context(|| format!("there is no example of {name}"))?;
-            println!("{}", if *minimal { least } else { full });
+            outln!("{}", if *minimal { least } else { full });
         }
-        Action::Asyncapi => print!("{}", asyncapi::document()?),
+        Action::Asyncapi => out!("{}", asyncapi::document()?),
     }
     Ok(())
 }
@@ -72,7 +73,7 @@ fn list() {
             kind.event.to_string(),
         ]);
     }
-    print!("{table}");
+    out!("{table}");
 }
 
 fn find(name: &str) -> anyhow::Result<&'static Kind> {

@@ -15,6 +15,7 @@ use letters::{Letter, Letters};
 use runtime::{Settings, broker};
 
 use crate::table::grouped;
+use crate::{errln, outln};
 
 /// Looks at, replays or drops dead letters: messages that a worker gave up, with the reason.
 ///
@@ -143,13 +144,13 @@ async fn list(letters: &Letters, limit: u32, filter: &Filter, json: bool) -> any
         return show::json(newest.make_contiguous());
     }
     if count == 0 {
-        println!("no dead letters");
+        outln!("no dead letters");
         return Ok(());
     }
     show::table(newest.make_contiguous());
     let shown = u64::try_from(newest.len())?;
     if shown < count {
-        println!("the newest {} of {}; --limit shows more", grouped(shown), grouped(count));
+        outln!("the newest {} of {}; --limit shows more", grouped(shown), grouped(count));
     }
     Ok(())
 }
@@ -157,22 +158,22 @@ async fn list(letters: &Letters, limit: u32, filter: &Filter, json: bool) -> any
 async fn replay(letters: &Letters, which: &Which) -> anyhow::Result<()> {
     let sequences = chosen(letters, which).await?;
     if sequences.is_empty() {
-        println!("nothing to do: there is no such dead letter");
+        outln!("nothing to do: there is no such dead letter");
     }
     let (mut replayed, mut refused) = (0, 0_u64);
     for sequence in sequences {
         match replay_one(letters, sequence).await {
             Ok(note) => {
                 replayed += 1;
-                println!("{sequence}  {note}");
+                outln!("{sequence}  {note}");
             }
             Err(error) => {
                 refused += 1;
-                eprintln!("{sequence}  not replayed: {error:#}");
+                errln!("{sequence}  not replayed: {error:#}");
             }
         }
     }
-    println!("replayed {replayed}, not replayed {refused}");
+    outln!("replayed {replayed}, not replayed {refused}");
     anyhow::ensure!(refused == 0, "{refused} not replayed; see above why");
     Ok(())
 }
@@ -205,7 +206,7 @@ async fn drop_letters(letters: &Letters, which: &Which) -> anyhow::Result<()> {
             unknown.push(sequence.to_string());
         }
     }
-    println!("dropped {dropped}");
+    outln!("dropped {dropped}");
     anyhow::ensure!(unknown.is_empty(), "there is no dead letter {}", unknown.join(", "));
     Ok(())
 }

@@ -1,25 +1,35 @@
 //! `memfleet demo`
 
+use std::sync::Arc;
+
 use anyhow::{Context, bail};
 use clap::Args;
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Text};
 use diesel_async::RunQueryDsl;
-use runtime::Settings;
+use runtime::{Settings, Stats};
 
+use super::run::interrupted;
+use super::this_program;
 use crate::carry::{Carried, Order, PrivateFleet, Source, carry, step};
 use crate::fleet::WorkerName;
 use crate::table::{Align, Table};
+use crate::{errln, outln};
 
 const HELP: &str = "\
 It starts a NATS server and a PostgreSQL of its own with every worker, publishes 40 conversations of 12 invented people, \
 waits until everything is committed, compares what PostgreSQL holds with what was published, and removes everything \
-again. It needs the servers' programs, which `make setup` fetches, and nothing else.";
+again. It needs the servers' programs, which `make setup` fetches, and nothing else. With --running it carries the same \
+conversations through the servers that the configuration names; their users are 1 to 12.";
 
 /// Carries a sample of conversations through private servers and shows what came out.
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub struct DemoArgs {
+    /// Publish to the servers that the configuration names, whose workers commit it, and leave it there.
+    #[arg(long)]
+    running: bool,
+
     /// Print one JSON object, on the last line of standard output, instead of tables.
     #[arg(long)]
     json: bool,
@@ -28,38 +38,46 @@ pub struct DemoArgs {
 /// The conversation whose memory is shown, and who speaks.
 const SHOWN: (i32, &str) = (1, "garden-01");
 
-const NEXT: &str = "\
-What you could look at next:
-  memfleet dev            keeps the same servers and workers running, and says how to reach them
-  memfleet publish        publishes requests of your own: try one that is wrong, and read what comes back
-  docs/PUBLISHING.md      every request, with examples
-";
-
 /// Carries out `memfleet demo`.
 ///
 /// # Errors
 /// If a server cannot be started, or not everything that was published came out.
 pub async fn execute(args: DemoArgs, settings: &Settings) -> anyhow::Result<()> {
-    let mut fleet = step("starting private NATS and PostgreSQL", PrivateFleet::start(settings)).await?;
-    let inner = fleet.settings().clone();
-    let stats = fleet.stats(WorkerName::ContextWriter);
-    let work = async {
-        let order = Order { source: Source::Sample, users: 1, wait: true };
-        eprintln!("publishing the sample conversations while the workers write them to PostgreSQL");
-        let carried = carry(&inner, stats, &order).await?;
-        let memories = step("reading back what is remembered", remembered(&inner.postgres.url)).await?;
-        Ok((carried, memories))
-    };
-    let shown = fleet.during(work).await;
-    let stopped = step("stopping everything", fleet.stop()).await;
-    let (carried, memories) = shown?;
-    stopped?;
+    let (carried, memories) =
+        if args.running { on_running(settings).await? } else { on_private(settings).await? };
     if args.json {
-        println!("{}", serde_json::to_string(&carried)?);
+        outln!("{}", serde_json::to_string(&carried)?);
     } else {
         show(&carried, &memories);
     }
-    check(&carried, &memories)
+    // Servers that others use as well hold more than what was sent.
+    check(if args.running { carried.dead_letters() } else { carried.missing() }, &memories)
+}
+
+async fn on_running(settings: &Settings) -> anyhow::Result<(Carried, Vec<Memory>)> {
+    tokio::select! {
+        carried = carry_sample(settings, None) => carried,
+        stopped = interrupted() => { stopped?; bail!("interrupted; what is published stays published") }
+    }
+}
+
+async fn on_private(settings: &Settings) -> anyhow::Result<(Carried, Vec<Memory>)> {
+    let mut fleet = step("starting private NATS and PostgreSQL", PrivateFleet::start(settings)).await?;
+    let (inner, stats) = (fleet.settings().clone(), fleet.stats(WorkerName::ContextWriter));
+    let shown = fleet.during(carry_sample(&inner, stats)).await;
+    let stopped = step("stopping everything", fleet.stop()).await;
+    shown.and_then(|shown| stopped.map(|()| shown))
+}
+
+async fn carry_sample(
+    settings: &Settings,
+    stats: Option<Arc<Stats>>,
+) -> anyhow::Result<(Carried, Vec<Memory>)> {
+    let order = Order { source: Source::Sample, users: 1, wait: true };
+    errln!("publishing the sample conversations while the workers write them to PostgreSQL");
+    let carried = carry(settings, stats, &order).await?;
+    let memories = step("reading back what is remembered", remembered(&settings.postgres.url)).await?;
+    Ok((carried, memories))
 }
 
 fn show(carried: &Carried, memories: &[Memory]) {
@@ -68,14 +86,19 @@ fn show(carried: &Carried, memories: &[Memory]) {
     for memory in memories {
         table.row([memory.context_key.clone(), memory.context_value.clone(), memory.version.to_string()]);
     }
-    println!();
-    println!("{}", carried.tables());
-    println!("What PostgreSQL remembers of user {user} at the end of the conversation {session}:\n\n{table}");
-    print!("{NEXT}");
+    outln!();
+    outln!("{}", carried.tables());
+    outln!("What PostgreSQL remembers of user {user} at the end of the conversation {session}:\n\n{table}");
+    let program = this_program();
+    outln!("What you could look at next:");
+    outln!("  {program} dev      keeps the same servers and workers running, and says how to reach them");
+    outln!(
+        "  {program} publish  publishes requests of your own: try one that is wrong, and read what comes back"
+    );
+    outln!("  docs/PUBLISHING.md  every request, with examples");
 }
 
-fn check(carried: &Carried, memories: &[Memory]) -> anyhow::Result<()> {
-    let mut problems = carried.missing();
+fn check(mut problems: Vec<String>, memories: &[Memory]) -> anyhow::Result<()> {
     if memories.is_empty() {
         problems.push(format!("nothing is remembered of the conversation {}", SHOWN.1));
     }

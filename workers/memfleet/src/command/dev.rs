@@ -12,13 +12,16 @@ use runtime::Settings;
 use stack::{Places, Stack, StackOptions};
 
 use super::run::interrupted;
+use super::this_program;
 use crate::carry::step;
 use crate::fleet::{Fleet, WorkerName};
 use crate::local::Local;
+use crate::outln;
 
 const HELP: &str = "\
 It prints how to reach the servers, and writes memfleet.toml into the folder while they run, so that other commands find \
-them with --config. What the servers hold stays in the folder for the next time; `make clean` removes it.";
+them with --config. What the servers hold stays in the folder for the next time. `make clean` removes the default folder; \
+another one is yours to remove.";
 
 /// Runs private servers and every worker on this machine until Ctrl-C.
 #[derive(Debug, Args)]
@@ -29,6 +32,11 @@ pub struct DevArgs {
     dir: Option<PathBuf>,
 }
 
+/// What leads other commands to the servers.
+const FILE: &str = "memfleet.toml";
+/// Its first line.
+const MARK: &str = "# Leads to the servers of `memfleet dev` while they run. It holds their passwords.";
+
 /// How often is looked whether the servers still run.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -38,6 +46,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// If a server cannot be started or ends by itself, or a worker breaks down.
 pub async fn execute(args: DevArgs, settings: &Settings) -> anyhow::Result<()> {
     let folder = args.dir.unwrap_or_else(|| Places::of_this_process().home().join("dev"));
+    let folder =
+        std::path::absolute(&folder).with_context(|| format!("{} is no folder", folder.display()))?;
+    refuse_foreign(&folder.join(FILE))?;
     let starting = async {
         tokio::select! {
             // First, so that signals are listened for before anything runs that would be left behind.
@@ -60,7 +71,7 @@ pub async fn execute(args: DevArgs, settings: &Settings) -> anyhow::Result<()> {
 }
 
 async fn serve(folder: &Path, local: &Local, fleet: &mut Fleet) -> anyhow::Result<()> {
-    let file = folder.join("memfleet.toml");
+    let file = folder.join(FILE);
     write_private(&file, &configuration(&local.settings)?)
         .with_context(|| format!("{} cannot be written", file.display()))?;
     tell(&file, &local.settings);
@@ -77,14 +88,27 @@ async fn serve(folder: &Path, local: &Local, fleet: &mut Fleet) -> anyhow::Resul
 fn tell(file: &Path, settings: &Settings) {
     let workers: Vec<&str> = WorkerName::ALL.iter().map(|worker| worker.as_str()).collect();
     let (file, nats, postgres) = (file.display(), &settings.nats.url, &settings.postgres.url);
-    println!("\nRunning until Ctrl-C:\n");
-    println!("  NATS        {nats}");
-    println!("  PostgreSQL  {postgres}");
-    println!("  workers     {}", workers.join(", "));
-    println!("\nFrom another terminal:\n");
-    println!("  memfleet --config {file} status");
-    println!("  echo '{{\"username\":\"ada\",\"email\":\"ada@example.org\"}}' | \\");
-    println!("    memfleet --config {file} publish memory.req.simple-chat.user.put.1 -\n");
+    outln!("\nRunning until Ctrl-C:\n");
+    outln!("  NATS        {nats}");
+    outln!("  PostgreSQL  {postgres}");
+    outln!("  workers     {}", workers.join(", "));
+    outln!("\nFrom another terminal:\n");
+    outln!("  alias memfleet='{} --config {file}'", this_program());
+    outln!("  memfleet status");
+    outln!("  echo '{{\"username\":\"ada\",\"email\":\"ada@example.org\"}}' |");
+    outln!("    memfleet publish --wait memory.req.simple-chat.user.put.1 -\n");
+}
+
+/// A configuration of somebody's own would be overwritten, and removed in the end.
+fn refuse_foreign(file: &Path) -> anyhow::Result<()> {
+    match std::fs::read_to_string(file) {
+        Ok(text) if !text.starts_with(MARK) => {
+            bail!("{} was not made by `memfleet dev`; name another folder with --dir", file.display())
+        }
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("{} cannot be read", file.display())),
+    }
 }
 
 /// A configuration file that leads to the servers.
@@ -93,7 +117,7 @@ fn configuration(settings: &Settings) -> anyhow::Result<String> {
     let nats = serde_json::to_string(&settings.nats.url)?;
     let postgres = serde_json::to_string(&settings.postgres.url)?;
     Ok(format!(
-        "# Leads to the servers of `memfleet dev` while they run. It holds their passwords.\n\
+        "{MARK}\n\
          [nats]\nurl = {nats}\n\n[postgres]\nurl = {postgres}\n"
     ))
 }

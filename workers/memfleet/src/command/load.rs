@@ -1,6 +1,6 @@
 //! `memfleet load`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
@@ -9,6 +9,7 @@ use runtime::Settings;
 use super::run::interrupted;
 use crate::carry::{Carried, Order, PrivateFleet, Source, carry, step};
 use crate::fleet::WorkerName;
+use crate::{errln, out, outln};
 
 const HELP: &str = "\
 It starts private servers with every worker, waits until everything is committed, compares what PostgreSQL holds with \
@@ -60,8 +61,7 @@ enum Format {
 /// If the file cannot be read, a request is refused, becomes a dead letter, or is not committed.
 pub async fn execute(args: LoadArgs, settings: &Settings) -> anyhow::Result<()> {
     let Format::Sgd = args.format;
-    // Before servers are started for nothing. Looking leaves a pipe unread.
-    std::fs::metadata(&args.path).with_context(|| format!("{}: cannot be opened", args.path.display()))?;
+    check_path(&args.path)?;
     let source = Source::File(args.path);
     let (carried, problems) = if args.running {
         let order = Order { source, users: args.users, wait: args.wait };
@@ -75,12 +75,25 @@ pub async fn execute(args: LoadArgs, settings: &Settings) -> anyhow::Result<()> 
         (carried, problems)
     };
     if args.json {
-        println!("{}", serde_json::to_string(&carried)?);
+        outln!("{}", serde_json::to_string(&carried)?);
     } else {
-        print!("{}", carried.tables());
+        out!("{}", carried.tables());
     }
     if !problems.is_empty() {
         bail!("not everything came through: {}", problems.join("; "));
+    }
+    Ok(())
+}
+
+/// Before servers are started for nothing. A pipe is only looked at, since opening it would take what is in it.
+fn check_path(path: &Path) -> anyhow::Result<()> {
+    let cannot = || format!("{}: cannot be opened", path.display());
+    let about = std::fs::metadata(path).with_context(cannot)?;
+    if about.is_dir() {
+        bail!("{}: is a folder; name a file in it", path.display());
+    }
+    if about.is_file() {
+        std::fs::File::open(path).with_context(cannot)?;
     }
     Ok(())
 }
@@ -94,7 +107,7 @@ async fn on_running(settings: &Settings, order: &Order) -> anyhow::Result<Carrie
 
 async fn on_private(settings: &Settings, order: &Order) -> anyhow::Result<Carried> {
     let mut fleet = step("starting private NATS and PostgreSQL", PrivateFleet::start(settings)).await?;
-    eprintln!("publishing the dialogues while the workers write them to PostgreSQL");
+    errln!("publishing the dialogues while the workers write them to PostgreSQL");
     let (inner, stats) = (fleet.settings().clone(), fleet.stats(WorkerName::ContextWriter));
     let carried = fleet.during(carry(&inner, stats, order)).await;
     let stopped = step("stopping everything", fleet.stop()).await;

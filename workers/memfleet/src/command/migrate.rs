@@ -5,6 +5,8 @@ use clap::{Args, Subcommand};
 use runtime::Settings;
 use store::migration;
 
+use crate::outln;
+
 /// Brings the schema of the configured database up to date, or takes it back.
 #[derive(Debug, Args)]
 pub struct MigrateArgs {
@@ -43,7 +45,7 @@ pub async fn execute(args: MigrateArgs, settings: &Settings) -> anyhow::Result<(
         }
         Action::Status => {
             for state in migration::status(connection).await? {
-                println!("{}  {}", if state.applied { "up     " } else { "waiting" }, state.name);
+                outln!("{}  {}", if state.applied { "up     " } else { "waiting" }, state.name);
             }
         }
     }
@@ -52,9 +54,9 @@ pub async fn execute(args: MigrateArgs, settings: &Settings) -> anyhow::Result<(
 
 fn tell(direction: &str, names: &[String], nothing: &str) {
     for name in names {
-        println!("{direction}  {name}");
+        outln!("{direction}  {name}");
     }
     if names.is_empty() {
-        println!("{nothing}");
+        outln!("{nothing}");
     }
 }

@@ -17,6 +17,11 @@ use runtime::Settings;
 use crate::cli::{Cli, Command};
 use crate::logging;
 
+/// What to type to run this program again.
+fn this_program() -> String {
+    std::env::current_exe().map_or_else(|_| "memfleet".to_owned(), |path| path.display().to_string())
+}
+
 /// Carries out a command line.
 ///
 /// # Errors

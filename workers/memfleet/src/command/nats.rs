@@ -8,6 +8,8 @@ use clap::{Args, Subcommand};
 use runtime::{Settings, broker};
 use topology::{Change, Topology};
 
+use crate::outln;
+
 /// Makes the broker's streams and consumers what the files say.
 ///
 /// The files are built into the program; `--dir` names others. Only what a file names is compared and changed.
@@ -77,10 +79,10 @@ pub async fn execute(args: NatsArgs, settings: &Settings) -> anyhow::Result<()> 
         .context("is JetStream enabled on this server, and may these credentials manage streams?")?;
     show(&changes);
     if changes.is_empty() {
-        println!("nothing to do: the broker has every stream and consumer as the files say");
+        outln!("nothing to do: the broker has every stream and consumer as the files say");
     } else if to_apply {
         let done = topology::apply(&jetstream, &topology).await?;
-        println!("applied {} {}", done.len(), if done.len() == 1 { "change" } else { "changes" });
+        outln!("applied {} {}", done.len(), if done.len() == 1 { "change" } else { "changes" });
     } else if check {
         anyhow::bail!("the broker differs from the files; `memfleet nats apply` makes it what they say");
     }
@@ -89,6 +91,6 @@ pub async fn execute(args: NatsArgs, settings: &Settings) -> anyhow::Result<()> 
 
 fn show(changes: &[Change]) {
     for change in changes {
-        println!("{change}");
+        outln!("{change}");
     }
 }

@@ -10,12 +10,14 @@ use std::time::Duration;
 use anyhow::Context;
 use async_nats::Client;
 use clap::Args;
-use contract::{Request, RequestSubject, SubjectError};
+use contract::{CATALOGUE, REQUEST_ROOT, Request, RequestSubject, SubjectError};
 use input::{Input, Item};
 use outcomes::Outcomes;
 use runtime::{Settings, broker};
 use send::Sender;
 use uuid::Uuid;
+
+use crate::errln;
 
 /// Publishes requests and waits until JetStream has stored them.
 ///
@@ -110,7 +112,7 @@ async fn take(
             sender.refuse(line, problem);
             return Ok(());
         }
-        warnings.warn(line, &problem);
+        warnings.warn(line, &problem, is_taken(&request.subject));
     }
     if let (true, Some(problem)) = (args.wait, unanswerable(&named, service)) {
         sender.refuse(line, problem);
@@ -134,6 +136,13 @@ fn check(subject: &Result<RequestSubject, SubjectError>, body: &[u8]) -> Result<
     Request::decode(subject, body).map(drop).map_err(|malformed| malformed.to_string())
 }
 
+/// Whether a stream takes a subject, if the broker has the streams of the files.
+fn is_taken(subject: &str) -> bool {
+    let rest = subject.strip_prefix(REQUEST_ROOT).and_then(|rest| rest.strip_prefix('.'));
+    let noun = rest.and_then(|rest| rest.split('.').nth(1));
+    CATALOGUE.iter().any(|kind| Some(kind.noun) == noun)
+}
+
 /// What was published without an answer would be lost at exit.
 async fn flush(client: &Client) {
     if let Err(error) = client.flush().await.context("the connection did not end in order") {
@@ -150,16 +159,17 @@ struct Warnings {
 const WARNINGS_SHOWN: u64 = 20;
 
 impl Warnings {
-    fn warn(&mut self, line: u64, problem: &str) {
+    fn warn(&mut self, line: u64, problem: &str, taken: bool) {
         self.count += 1;
         if self.count <= WARNINGS_SHOWN {
-            eprintln!("line {line}: {problem}; the worker will make it a dead letter");
+            let fate = if taken { "; the worker will make it a dead letter" } else { "" };
+            errln!("line {line}: {problem}{fate}");
         }
     }
 
     fn say_rest(&self) {
         if self.count > WARNINGS_SHOWN {
-            eprintln!("and {} more that will be dead letters", self.count - WARNINGS_SHOWN);
+            errln!("and {} more with something wrong", self.count - WARNINGS_SHOWN);
         }
     }
 }

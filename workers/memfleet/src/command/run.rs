@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::fleet::{Fleet, WorkerName};
 
-/// Runs workers until SIGTERM or Ctrl-C. Any number of processes may run the same worker: they share its work.
+/// Runs workers until SIGTERM, SIGHUP or Ctrl-C. Any number of processes may run the same worker: they share its work.
 #[derive(Debug, Args)]
 pub struct RunArgs {
     /// Which workers; all of them if none is named.
@@ -31,14 +31,16 @@ pub async fn execute(args: RunArgs, settings: &Settings) -> anyhow::Result<()> {
     ended.and(stopped)
 }
 
-/// Waits for SIGTERM or SIGINT.
+/// Waits for SIGTERM, SIGINT, or the end of the terminal (SIGHUP).
 ///
 /// # Errors
 /// If signals cannot be listened for.
 pub async fn interrupted() -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be listened for")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be listened for")?;
+    let mut hang_up = signal(SignalKind::hangup()).context("SIGHUP cannot be listened for")?;
     tokio::select! {
+        _ = hang_up.recv() => tracing::info!("SIGHUP"),
         _ = terminate.recv() => tracing::info!("SIGTERM"),
         _ = interrupt.recv() => tracing::info!("SIGINT"),
     }

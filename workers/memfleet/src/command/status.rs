@@ -10,6 +10,8 @@ use runtime::Settings;
 use runtime::settings::without_password;
 use serde::Serialize;
 
+use crate::outln;
+
 /// Shows streams, lag, consumers, dead letters, database and versions.
 ///
 /// A server that cannot be reached is reported as such, the rest is shown, and the exit status is 1.
@@ -60,7 +62,7 @@ pub async fn execute(args: StatusArgs, settings: &Settings) -> anyhow::Result<()
         postgres: postgres.into(),
     };
     if args.json {
-        println!("{}", serde_json::to_string(&status)?);
+        outln!("{}", serde_json::to_string(&status)?);
     } else {
         show(&status);
     }
@@ -76,20 +78,20 @@ pub async fn execute(args: StatusArgs, settings: &Settings) -> anyhow::Result<()
 }
 
 fn show(status: &Status) {
-    println!("memfleet    {}", status.version);
+    outln!("memfleet    {}", status.version);
     match &status.nats {
         Part::Reached(part) => {
-            println!("NATS        {}, {}", part.version, status.nats_url);
+            outln!("NATS        {}, {}", part.version, status.nats_url);
             part.show();
         }
-        Part::Away { error } => println!("NATS        away: {error}"),
+        Part::Away { error } => outln!("NATS        away: {error}"),
     }
-    println!();
+    outln!();
     match &status.postgres {
         Part::Reached(part) => {
-            println!("PostgreSQL  {}, {}", part.version, status.postgres_url);
+            outln!("PostgreSQL  {}, {}", part.version, status.postgres_url);
             part.show();
         }
-        Part::Away { error } => println!("PostgreSQL  away: {} ({error})", status.postgres_url),
+        Part::Away { error } => outln!("PostgreSQL  away: {} ({error})", status.postgres_url),
     }
 }

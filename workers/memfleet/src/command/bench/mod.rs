@@ -11,7 +11,9 @@ use runtime::Settings;
 use serde::Serialize;
 use stack::StackOptions;
 
-use crate::local::{self, Local};
+use crate::carry::step;
+use crate::local::Local;
+use crate::{errln, outln};
 use corpus::Corpus;
 use pipeline::{Pipeline, Run};
 use process::Meter;
@@ -47,8 +49,9 @@ struct ContextArgs {
     #[arg(long, default_value_t = 500, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(10..=10_000))]
     rate: u32,
 
-    /// Measure on the servers that the configuration names, where no other worker should run. Leaves users from
-    /// 2000000001 on behind; the processor time of those servers is not known.
+    /// Measure on the servers that the configuration names, as they are: they must be migrated and have their streams,
+    /// and no other worker should run. Leaves users from 2000000001 on behind; the processor time of those servers is
+    /// not known.
     #[arg(long)]
     running: bool,
 
@@ -72,8 +75,7 @@ struct Report {
     publish_to_commit_ms: Delay,
     /// The most memory the worker process held.
     peak_rss_mib: f64,
-    messages: u32,
-    runs: u32,
+    #[serde(skip)]
     rate: u32,
 }
 
@@ -100,14 +102,15 @@ struct Delay {
 pub async fn execute(args: BenchArgs, settings: &Settings) -> anyhow::Result<()> {
     let What::Context(args) = args.what;
     let local = if args.running {
-        local::set_up(settings).await?;
         Local::running(settings)
     } else {
-        Local::temporary(settings, StackOptions::default()).await?
+        step("starting private NATS and PostgreSQL", Local::temporary(settings, StackOptions::default()))
+            .await?
     };
-    let measured = tokio::select! {
-        measured = measure(&args, &local) => measured,
-        interrupted = super::run::interrupted() => interrupted.and_then(|()| anyhow::bail!("interrupted")),
+    let pipeline = Pipeline::open(&local.settings).await;
+    let measured = match &pipeline {
+        Ok(pipeline) => measure_unless_interrupted(&args, &local, pipeline).await,
+        Err(error) => Err(anyhow::anyhow!("{error:#}")),
     };
     let stopped = local.stop().await;
     let report = measured?;
@@ -115,20 +118,33 @@ pub async fn execute(args: BenchArgs, settings: &Settings) -> anyhow::Result<()>
     show(&report, args.json)
 }
 
-async fn measure(args: &ContextArgs, local: &Local) -> anyhow::Result<Report> {
+async fn measure_unless_interrupted(
+    args: &ContextArgs,
+    local: &Local,
+    pipeline: &Pipeline,
+) -> anyhow::Result<Report> {
+    let measured = tokio::select! {
+        measured = measure(args, local, pipeline) => measured,
+        interrupted = super::run::interrupted() => interrupted.and_then(|()| anyhow::bail!("interrupted")),
+    };
+    // Other workers may live on a consumer that was paused when it ended.
+    let resumed = if args.running { pipeline.resume().await } else { Ok(()) };
+    measured.and_then(|report| resumed.map(|()| report))
+}
+
+async fn measure(args: &ContextArgs, local: &Local, pipeline: &Pipeline) -> anyhow::Result<Report> {
     let mut corpus = Corpus::new();
-    let pipeline = Pipeline::open(&local.settings).await?;
     pipeline.prepare(&corpus).await?;
     let meter = Meter::new(local.stack());
     let (mut ceilings, mut runs): (Vec<f64>, Vec<Run>) = (Vec::new(), Vec::new());
     for run in 1..=args.runs {
-        eprintln!("run {run} of {}: the statements alone, then the worker", args.runs);
+        errln!("run {run} of {}: the statements alone, then the worker", args.runs);
         let messages = corpus.messages(args.messages as usize);
         ceilings.push(ceiling::measure(&local.settings, messages).await?);
         let messages = corpus.messages(args.messages as usize);
         runs.push(pipeline.measure(&messages, &meter).await?);
     }
-    eprintln!("the delay from publish to commit at {} messages a second", args.rate);
+    errln!("the delay from publish to commit at {} messages a second", args.rate);
     let delay = pipeline.delay(&mut corpus, args.rate).await?;
 
     let messages_per_second = median(runs.iter().map(|run| run.messages_per_second))?;
@@ -148,8 +164,6 @@ async fn measure(args: &ContextArgs, local: &Local) -> anyhow::Result<Report> {
         },
         publish_to_commit_ms: Delay { p50: rounded(delay.p50), p99: rounded(delay.p99) },
         peak_rss_mib: rounded(median(runs.iter().map(|run| run.peak_rss_mib))?),
-        messages: args.messages,
-        runs: args.runs,
         rate: args.rate,
     })
 }
@@ -169,20 +183,20 @@ fn rounded(value: f64) -> f64 {
 
 fn show(report: &Report, json: bool) -> anyhow::Result<()> {
     if json {
-        println!("{}", serde_json::to_string(report).context("the report cannot be written")?);
+        outln!("{}", serde_json::to_string(report).context("the report cannot be written")?);
         return Ok(());
     }
     let cpu = |value: Option<f64>| value.map_or_else(|| "unknown".to_owned(), |ms| format!("{ms:.1}"));
-    println!("messages a second      {:>10.0}", report.messages_per_second);
-    println!("ceiling, rows a second {:>10.0}", report.ceiling_rows_per_second);
-    println!("ratio                  {:>10.2}", report.ratio);
-    println!("ms of processor time for 1,000 messages");
-    println!("  the worker           {:>10.1}", report.cpu_ms_per_1k.client);
-    println!("  NATS                 {:>10}", cpu(report.cpu_ms_per_1k.nats));
-    println!("  PostgreSQL           {:>10}", cpu(report.cpu_ms_per_1k.postgres));
-    println!("ms from publish to commit at {} messages a second", report.rate);
-    println!("  half within          {:>10.1}", report.publish_to_commit_ms.p50);
-    println!("  99 of 100 within     {:>10.1}", report.publish_to_commit_ms.p99);
-    println!("the worker's memory, MiB {:>8.1}", report.peak_rss_mib);
+    outln!("messages a second      {:>10.0}", report.messages_per_second);
+    outln!("ceiling, rows a second {:>10.0}", report.ceiling_rows_per_second);
+    outln!("ratio                  {:>10.2}", report.ratio);
+    outln!("ms of processor time for 1,000 messages");
+    outln!("  the worker           {:>10.1}", report.cpu_ms_per_1k.client);
+    outln!("  NATS                 {:>10}", cpu(report.cpu_ms_per_1k.nats));
+    outln!("  PostgreSQL           {:>10}", cpu(report.cpu_ms_per_1k.postgres));
+    outln!("ms from publish to commit at {} messages a second", report.rate);
+    outln!("  half within          {:>10.1}", report.publish_to_commit_ms.p50);
+    outln!("  99 of 100 within     {:>10.1}", report.publish_to_commit_ms.p99);
+    outln!("the worker's memory, MiB {:>8.1}", report.peak_rss_mib);
     Ok(())
 }

@@ -7,6 +7,7 @@ use anyhow::{Context, bail, ensure};
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::{self, stream::Stream};
 use context_writer::ContextWriter;
+use runtime::settings::ENVIRONMENT_PREFIX;
 use runtime::{Settings, Worker, broker};
 use tokio::process::{Child, Command};
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -45,7 +46,10 @@ const STUCK_AFTER: Duration = Duration::from_secs(60);
 const DELAY_FOR: Duration = Duration::from_secs(8);
 /// How often messages are published while the delay is measured.
 const PULSE: Duration = Duration::from_millis(10);
-const PAUSE: Duration = Duration::from_secs(3600);
+/// The consumer goes on by itself after this, should nobody be left to tell it.
+const PAUSE: Duration = Duration::from_secs(120);
+/// What the worker writes before the delay is measured, so that it has its connection and its statements.
+const WARM_UP: usize = 200;
 
 impl Pipeline {
     pub(super) async fn open(settings: &Settings) -> anyhow::Result<Self> {
@@ -78,15 +82,7 @@ impl Pipeline {
     /// One run: the consumer is paused until the worker waits for it.
     pub(super) async fn measure(&self, messages: &[Prepared], meter: &Meter) -> anyhow::Result<Run> {
         self.publish(messages).await?;
-        let until = time_in(PAUSE)?;
-        self.stream
-            .pause_consumer(ContextWriter::NAME, until)
-            .await
-            .context("the consumer cannot be paused")?;
-        let mut worker = self.start_worker()?;
-        let process = worker.id().context("the worker process ended at once")?;
-        self.wait_for(&mut worker, "the worker to wait for messages", |info| info.num_waiting > 0).await?;
-        self.stream.resume_consumer(ContextWriter::NAME).await.context("the consumer cannot be resumed")?;
+        let (mut worker, process) = self.start_waiting_worker().await?;
         let (started, before) = self.first_delivery(process, meter).await?;
         self.settled().await?;
         let seconds = started.elapsed().as_secs_f64();
@@ -107,6 +103,31 @@ impl Pipeline {
         })
     }
 
+    /// A worker process whose pull waits at the server. The consumer goes on in any case.
+    async fn start_waiting_worker(&self) -> anyhow::Result<(Child, u32)> {
+        let until = time_in(PAUSE)?;
+        self.stream
+            .pause_consumer(ContextWriter::NAME, until)
+            .await
+            .context("the consumer cannot be paused")?;
+        let waiting = async {
+            let mut worker = self.start_worker()?;
+            let process = worker.id().context("the worker process ended at once")?;
+            self.wait_for(&mut worker, "the worker to wait for messages", |info| info.num_waiting > 0)
+                .await?;
+            Ok((worker, process))
+        };
+        let started = waiting.await;
+        self.resume().await?;
+        started
+    }
+
+    /// Lets the consumer go on, whether it was paused or not.
+    pub(super) async fn resume(&self) -> anyhow::Result<()> {
+        let resumed = self.stream.resume_consumer(ContextWriter::NAME).await;
+        resumed.map(drop).context("the consumer cannot be resumed")
+    }
+
     /// When the first message was delivered, and what had been spent by then. The broker lets a resumed consumer
     /// wait for some seconds, which is not the worker's time.
     async fn first_delivery(&self, process: u32, meter: &Meter) -> anyhow::Result<(Instant, Reading)> {
@@ -125,15 +146,13 @@ impl Pipeline {
     fn start_worker(&self) -> anyhow::Result<Child> {
         let program = std::env::current_exe().context("this program's own file is unknown")?;
         let mut command = Command::new(program);
-        command
-            .args(["run", ContextWriter::NAME])
-            .env("MEMFLEET_NATS__URL", &self.settings.nats.url)
-            .env("MEMFLEET_POSTGRES__URL", &self.settings.postgres.url)
-            .env("MEMFLEET_WORKER__BATCH_SIZE", self.settings.worker.batch_size.to_string())
-            .env("MEMFLEET_WORKER__BATCH_WAIT_MS", self.settings.worker.batch_wait_ms.to_string())
-            .env("MEMFLEET_LOG__FILTER", &self.settings.log.filter)
-            .stdout(Stdio::null())
-            .kill_on_drop(true);
+        command.args(["run", ContextWriter::NAME]).stdout(Stdio::null()).kill_on_drop(true);
+        // Its options are those of this process, wherever these came from.
+        let inherited = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+        for name in inherited.filter(|name| name.starts_with(ENVIRONMENT_PREFIX)) {
+            command.env_remove(name);
+        }
+        command.envs(self.settings.to_environment().context("the configuration cannot be passed on")?);
         command.spawn().context("the worker process cannot be started")
     }
 
@@ -176,6 +195,10 @@ impl Pipeline {
     /// Publishes at a steady rate that does not saturate, and reads off what the worker says of the delay.
     pub(super) async fn delay(&self, corpus: &mut Corpus, rate: u32) -> anyhow::Result<Delay> {
         let fleet = Fleet::start(&[WorkerName::ContextWriter], &self.settings);
+        let (_, stats) = fleet.stats().first().context("no worker runs")?;
+        self.publish(&corpus.messages(WARM_UP)).await?;
+        self.settled().await?;
+        stats.reset();
         let pulses = DELAY_FOR.as_millis() / PULSE.as_millis();
         let messages = corpus.messages((f64::from(rate) * DELAY_FOR.as_secs_f64()) as usize);
         let mut publisher = Publisher::new(self.client.clone(), PublisherOptions::default());
@@ -191,10 +214,9 @@ impl Pipeline {
         let published = publisher.finish().await;
         ensure!(published.refused == 0, "the broker refuses messages: {}", published.reasons.join("; "));
         let settled = self.settled().await;
-        let reports: Vec<_> = fleet.stats().iter().map(|(_, stats)| stats.report()).collect();
+        let report = stats.report();
         fleet.stop().await?;
         settled?;
-        let report = reports.first().context("no worker ran")?;
         ensure!(
             report.applied == messages.len() as u64,
             "{} of {} messages took effect",

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::letters::{Letter, STREAM};
 use crate::table::{Align, Table};
+use crate::{out, outln};
 
 /// The most of a body that is shown, in characters of what is shown.
 const BODY_CHARS: usize = 16 * 1024;
@@ -39,7 +40,7 @@ pub(super) fn table(letters: &[Letter]) {
             shortened(&printable(letter.header(header::DEAD_REASON))),
         ]);
     }
-    print!("{table}");
+    out!("{table}");
 }
 
 fn shortened(reason: &str) -> String {
@@ -67,7 +68,7 @@ pub(super) fn json(letters: &[Letter]) -> anyhow::Result<()> {
             })
         })
         .collect();
-    println!("{}", serde_json::to_string(&letters)?);
+    outln!("{}", serde_json::to_string(&letters)?);
     Ok(())
 }
 
@@ -76,7 +77,7 @@ pub(super) fn show(letter: &Letter, body_alone: bool) -> anyhow::Result<()> {
         std::io::stdout().write_all(&letter.body)?;
         return Ok(());
     }
-    println!("{STREAM}/{} on {}, {}", letter.sequence, printable(&letter.subject), when(letter));
+    outln!("{STREAM}/{} on {}, {}", letter.sequence, printable(&letter.subject), when(letter));
     let mut headers: Vec<String> = letter
         .headers
         .iter()
@@ -84,8 +85,8 @@ pub(super) fn show(letter: &Letter, body_alone: bool) -> anyhow::Result<()> {
         .map(|(name, value)| format!("{}: {}", printable(&name), shown_value(&name, value)))
         .collect();
     headers.sort();
-    println!("{}\n", headers.join("\n"));
-    println!("{}", body(&letter.body));
+    outln!("{}\n", headers.join("\n"));
+    outln!("{}", body(&letter.body));
     Ok(())
 }
 

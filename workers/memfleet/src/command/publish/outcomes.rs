@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
+use crate::outln;
 use crate::table::grouped;
 
 /// The most reasons that are printed.
@@ -78,7 +79,7 @@ impl Outcomes {
         self.listener.abort();
         let tally = self.tally.borrow().clone();
         let missing = expected.saturating_sub(tally.answered());
-        println!(
+        outln!(
             "applied {}, unchanged {}, dead {}, without an outcome {}",
             grouped(tally.applied),
             grouped(tally.unchanged),
@@ -86,7 +87,7 @@ impl Outcomes {
             grouped(missing)
         );
         for reason in &tally.reasons {
-            println!("{reason}");
+            outln!("{reason}");
         }
         anyhow::ensure!(
             in_time || missing == 0,

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::input::ToPublish;
 use crate::table::grouped;
+use crate::{errln, outln};
 
 /// The most requests that wait for their acknowledgement.
 const IN_FLIGHT: usize = 256;
@@ -40,14 +41,14 @@ pub(super) struct Report {
 
 impl Report {
     pub(super) fn show(&self) {
-        println!(
+        outln!(
             "published {}, duplicates {}, refused {}",
             grouped(self.stored),
             grouped(self.duplicates),
             grouped(self.refused)
         );
         for reason in &self.reasons {
-            println!("{reason}");
+            outln!("{reason}");
         }
     }
 
@@ -204,7 +205,7 @@ impl Progress {
             self.bar.tick();
         } else if self.shown_at.elapsed() >= PROGRESS_EVERY {
             self.shown_at = Instant::now();
-            eprintln!("{} published, {} refused", grouped(done - report.refused), grouped(report.refused));
+            errln!("{} published, {} refused", grouped(done - report.refused), grouped(report.refused));
         }
     }
 

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use crate::command::dead::time_of;
 use crate::table::{Align, Table, grouped};
+use crate::{out, outln};
 
 /// The most streams, and consumers of each, that are shown.
 const MOST: usize = 256;
@@ -124,8 +125,8 @@ impl ConsumerStatus {
 impl BrokerStatus {
     pub(super) fn show(&self) {
         match self.dead_letters {
-            Some(count) => println!("            {} dead letters", grouped(count)),
-            None => println!("            no stream DEAD; `memfleet nats apply` makes it"),
+            Some(count) => outln!("            {} dead letters", grouped(count)),
+            None => outln!("            no stream DEAD; `memfleet nats apply` makes it"),
         }
         let mut streams = Table::new([
             ("stream", Align::Left),
@@ -141,7 +142,7 @@ impl BrokerStatus {
             let StreamStatus { name, messages, bytes, first_at, last_at } = stream;
             streams.row([name.clone(), grouped(*messages), grouped(*bytes), time(*first_at), time(*last_at)]);
         }
-        print!("\n{streams}");
+        out!("\n{streams}");
         if self.consumers.is_empty() {
             return;
         }
@@ -163,6 +164,6 @@ impl BrokerStatus {
                 consumer.oldest_age_s.map_or_else(String::new, |age| format!("{age} s")),
             ]);
         }
-        print!("\n{consumers}");
+        out!("\n{consumers}");
     }
 }

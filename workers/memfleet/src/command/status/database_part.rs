@@ -12,6 +12,7 @@ use store::migration;
 use tokio::time::timeout;
 
 use crate::table::{Align, Table, grouped};
+use crate::{out, outln};
 
 const DEADLINE: Duration = Duration::from_secs(15);
 /// The most tables that are shown, the largest first.
@@ -82,10 +83,10 @@ async fn ask_all(url: &str) -> anyhow::Result<DatabaseStatus> {
 impl DatabaseStatus {
     pub(super) fn show(&self) {
         let count = |number: i64| grouped(u64::try_from(number).unwrap_or(0));
-        println!("            database {}, {} bytes", self.database, count(self.bytes));
+        outln!("            database {}, {} bytes", self.database, count(self.bytes));
         match self.migrations_waiting.as_slice() {
-            [] => println!("            {} migrations applied", self.migrations_applied),
-            waiting => println!(
+            [] => outln!("            {} migrations applied", self.migrations_applied),
+            waiting => outln!(
                 "            {} migrations applied, {} waiting; `memfleet migrate up` runs them: {}",
                 self.migrations_applied,
                 waiting.len(),
@@ -98,7 +99,7 @@ impl DatabaseStatus {
             tables.row([table.name.clone(), count(table.rows_estimate), count(table.bytes)]);
         }
         if !self.tables.is_empty() {
-            print!("\n{tables}");
+            out!("\n{tables}");
         }
     }
 }
