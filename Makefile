@@ -39,11 +39,13 @@ dev: program ## start everything and keep it running
 bench: program ## measure how fast this machine is
 	@"$(program)" bench $(ARGS)
 
+# Under a lock, so that no other clone puts its own program there between building and copying.
 program: setup
 	@echo "building memfleet (some minutes the first time)"
-	@if [ -t 2 ]; then cargo build --release -p memfleet; else cargo build --release --quiet -p memfleet; fi
-	@mkdir -p "$(home)/bin"
-	@cp "$(CARGO_TARGET_DIR)/release/memfleet" "$(program).new" && mv "$(program).new" "$(program)"
+	@mkdir -p "$(home)/bin" "$(CARGO_TARGET_DIR)"
+	@flock "$(CARGO_TARGET_DIR)/memfleet.lock" sh -c 'cargo build --release -p memfleet && \
+		new=$$(mktemp "$(program).XXXXXX") && cp "$(CARGO_TARGET_DIR)/release/memfleet" "$$new" && \
+		chmod 755 "$$new" && mv "$$new" "$(program)"'
 
 test: setup ## format, lints, licences, and every test on real servers
 	cargo fmt --all --check
@@ -52,11 +54,13 @@ test: setup ## format, lints, licences, and every test on real servers
 		&& cargo deny check bans licenses sources; \
 		else echo "cargo-deny is not installed: licences are not checked"; fi
 	@if command -v cargo-nextest >/dev/null; then tests="nextest run"; else tests=test; fi; \
+		[ -d ../shared/data ] || echo "skipped: what needs the recorded dialogues, since there is no ../shared/data"; \
 		echo "cargo $$tests --workspace, on private servers" \
 		&& cargo run --quiet -p testkit --bin with-servers -- cargo $$tests --workspace
 
 fmt: ## format the code
 	cargo fmt --all
 
-clean: ## remove .memfleet and what it noted outside, nothing else
+clean: ## remove .memfleet and what it noted outside; says where the compiled code is
 	@scripts/clean
+	@[ ! -d "$(CARGO_TARGET_DIR)" ] || echo "clean: what was compiled stays, for all clones, in $(CARGO_TARGET_DIR)"

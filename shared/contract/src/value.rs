@@ -187,12 +187,11 @@ impl Json {
 
     fn checked(raw: Box<RawValue>, bounds: Bounds) -> Result<Self, String> {
         let bytes = raw.get().as_bytes();
-        let (mut opened, mut exponents, mut previous) = (0_usize, false, b' ');
-        for &byte in bytes {
-            opened += usize::from(byte == b'[' || byte == b'{');
-            exponents |= byte | 0x20 == b'e' && previous.is_ascii_digit();
-            previous = byte;
-        }
+        let opened = bytes.iter().filter(|&&byte| byte == b'[' || byte == b'{').count();
+        // Without a way out in the middle and without branches, for the processor to look at many bytes at once.
+        let pairs = bytes.iter().zip(bytes.iter().skip(1));
+        let exponents = pairs
+            .fold(false, |seen, (before, byte)| seen | (before.is_ascii_digit() & (byte | 0x20 == b'e')));
         // Nearly every value passes these cheap tests and needs no walk through its structure.
         if opened > bounds.depth || exponents || raw.get().contains("\\u") {
             walk(bytes, bounds)?;

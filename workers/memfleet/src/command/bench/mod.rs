@@ -112,6 +112,8 @@ pub async fn execute(args: BenchArgs, settings: &Settings) -> anyhow::Result<()>
         Ok(pipeline) => measure_unless_interrupted(&args, &local, pipeline).await,
         Err(error) => Err(anyhow::anyhow!("{error:#}")),
     };
+    // Its connection would complain of the server's end.
+    drop(pipeline);
     let stopped = local.stop().await;
     let report = measured?;
     stopped?;
@@ -135,6 +137,9 @@ async fn measure_unless_interrupted(
 async fn measure(args: &ContextArgs, local: &Local, pipeline: &Pipeline) -> anyhow::Result<Report> {
     let mut corpus = Corpus::new();
     pipeline.prepare(&corpus).await?;
+    // First, because the runs leave PostgreSQL with checkpoints and vacuuming to do, which the delay would show.
+    errln!("the delay from publish to commit at {} messages a second", args.rate);
+    let delay = pipeline.delay(&mut corpus, args.rate).await?;
     let meter = Meter::new(local.stack());
     let (mut ceilings, mut runs): (Vec<f64>, Vec<Run>) = (Vec::new(), Vec::new());
     for run in 1..=args.runs {
@@ -144,8 +149,6 @@ async fn measure(args: &ContextArgs, local: &Local, pipeline: &Pipeline) -> anyh
         let messages = corpus.messages(args.messages as usize);
         runs.push(pipeline.measure(&messages, &meter).await?);
     }
-    errln!("the delay from publish to commit at {} messages a second", args.rate);
-    let delay = pipeline.delay(&mut corpus, args.rate).await?;
 
     let messages_per_second = median(runs.iter().map(|run| run.messages_per_second))?;
     let ceiling_rows_per_second = median(ceilings)?;
