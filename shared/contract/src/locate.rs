@@ -78,6 +78,8 @@ fn quoted<'a>(message: &'a str, before: &str, after: &str) -> Option<&'a str> {
 /// The part of the message that we and the standard library wrote; what the publisher wrote stands before it.
 fn expected(message: &str) -> String {
     match message.rsplit_once(", expected ").or_else(|| message.rsplit_once(", there are ")) {
+        // The standard library's names of numbers say nothing to a publisher.
+        Some((_, "i32" | "i64" | "u32")) => "expected an integer".to_owned(),
         Some((_, expected)) => format!("expected {expected}"),
         None => "something else is expected".to_owned(),
     }

@@ -53,7 +53,12 @@ fn the_field_at_fault_is_named() {
             "is unknown; expected one of `session_id`",
         ),
         ("wrong type", context("session_id", json!(5)), "session_id", "is an integer; expected a string"),
-        ("wrong type of a number", context("version", json!("1")), "version", "is a string; expected i64"),
+        (
+            "wrong type of a number",
+            context("version", json!("1")),
+            "version",
+            "is a string; expected an integer",
+        ),
         ("wrong type of a flag", context("is_persistent", json!(1)), "is_persistent", "is an integer"),
         ("fraction for an integer", context("version", json!(1.5)), "version", "is a number with a fraction"),
         ("missing field", context("version", Value::Null), "version", "is missing"),

@@ -1,7 +1,6 @@
 //! Stage one: messages from the durable consumer, in batches by count, size and time.
 
 use std::collections::VecDeque;
-use std::pin::pin;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::PullConsumer;
@@ -89,11 +88,15 @@ impl Puller {
         }
         let until = Instant::now() + self.batch_wait;
         while batch.len() < self.batch_size && bytes < BATCH_BYTES {
-            let received = pin!(self.receive());
-            match timeout_at(until, received).await {
-                Ok(received) => keep(received, &mut batch, &mut bytes),
-                Err(_) => break,
-            }
+            // What is here already needs no timer.
+            let received = match self.receive().now_or_never() {
+                Some(received) => received,
+                None => match timeout_at(until, self.receive()).await {
+                    Ok(received) => received,
+                    Err(_) => break,
+                },
+            };
+            keep(received, &mut batch, &mut bytes);
         }
         Some(batch)
     }
