@@ -16,8 +16,19 @@ program := $(home)/bin/memfleet
 # What follows the command, as in `make bench ARGS="--help"`.
 ARGS ?=
 
+# Cargo tells what it has compiled for one clone from what it has for another by the time of the files only, and would
+# run the code of the other. So one clone at a time uses the folder, and a clone that was not the last one to do so makes
+# its files newer than what is there.
+# What the compiler remembers between two builds it must not take from another clone either.
+export CARGO_INCREMENTAL ?= 0
+lock = $(CARGO_TARGET_DIR)/memfleet.lock
+last_clone = $(CARGO_TARGET_DIR)/memfleet.clone
+claim = if [ "$$(cat "$(last_clone)" 2>/dev/null)" != "$(CURDIR)" ]; then \
+		find shared workers tests migrations nats -type f -exec touch {} + && echo "$(CURDIR)" > "$(last_clone)"; fi
+locked = mkdir -p "$(CARGO_TARGET_DIR)" && flock -o "$(lock)" sh -ec
+
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo dev bench test fmt clean program
+.PHONY: help setup build demo dev bench test tests fmt clean program
 
 help: ## list what make can do
 	@echo "memfleet: make TARGET"
@@ -28,7 +39,7 @@ setup: ## check the tools, fetch the private servers (NATS, PostgreSQL) into .me
 	@scripts/setup
 
 build: ## compile everything
-	cargo build --workspace --all-targets
+	@$(locked) '$(claim); cargo build --workspace --all-targets'
 
 demo: program ## start everything, send real messages through it, show what came out
 	@"$(program)" demo $(ARGS)
@@ -39,15 +50,17 @@ dev: program ## start everything and keep it running
 bench: program ## measure how fast this machine is
 	@"$(program)" bench $(ARGS)
 
-# Under a lock, so that no other clone puts its own program there between building and copying.
 program: setup
 	@echo "building memfleet (some minutes the first time)"
-	@mkdir -p "$(home)/bin" "$(CARGO_TARGET_DIR)"
-	@flock "$(CARGO_TARGET_DIR)/memfleet.lock" sh -c 'cargo build --release -p memfleet && \
-		new=$$(mktemp "$(program).XXXXXX") && cp "$(CARGO_TARGET_DIR)/release/memfleet" "$$new" && \
-		chmod 755 "$$new" && mv "$$new" "$(program)"'
+	@mkdir -p "$(home)/bin"
+	@$(locked) '$(claim); cargo build --release -p memfleet; new=$$(mktemp "$(program).XXXXXX"); \
+		cp "$(CARGO_TARGET_DIR)/release/memfleet" "$$new"; chmod 755 "$$new"; mv "$$new" "$(program)"'
 
 test: setup ## format, lints, licences, and every test on real servers
+	@$(locked) '$(claim); $(MAKE) --no-print-directory tests'
+
+# What `test` runs while it holds the folder.
+tests:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	@if command -v cargo-deny >/dev/null; then echo "cargo deny check bans licenses sources" \

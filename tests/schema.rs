@@ -6,12 +6,12 @@ use testkit::Fixture;
 
 /// Everything the catalogue says about our schema, a line each.
 const CATALOGUE: &[&str] = &[
-    "concat_ws(' ', 'column', table_name, column_name, udt_name, character_maximum_length, is_nullable, column_default, generation_expression) FROM information_schema.columns WHERE table_schema = 'public' ORDER BY 1",
-    "concat_ws(' ', 'index', indexdef) FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1",
-    "concat_ws(' ', 'constraint', conrelid::regclass, conname, pg_get_constraintdef(oid)) FROM pg_constraint WHERE connamespace = 'public'::regnamespace ORDER BY 1",
+    "concat_ws(' ', 'column', table_name, column_name, udt_name, character_maximum_length, is_nullable, column_default, generation_expression) FROM information_schema.columns WHERE table_schema IN ('public', 'audit') ORDER BY 1",
+    "concat_ws(' ', 'index', indexdef) FROM pg_indexes WHERE schemaname IN ('public', 'audit') ORDER BY 1",
+    "concat_ws(' ', 'constraint', conrelid::regclass, conname, pg_get_constraintdef(oid)) FROM pg_constraint WHERE connamespace::regnamespace::text IN ('public', 'audit') ORDER BY 1",
     "concat_ws(' ', 'label', t.typname, e.enumsortorder, e.enumlabel) FROM pg_enum e JOIN pg_type t ON t.oid = e.enumtypid ORDER BY 1",
-    "concat_ws(' ', 'routine', proname, pg_get_function_identity_arguments(oid)) FROM pg_proc WHERE pronamespace = 'public'::regnamespace ORDER BY 1",
-    "concat_ws(' ', 'sequence', sequencename) FROM pg_sequences WHERE schemaname = 'public' ORDER BY 1",
+    "concat_ws(' ', 'routine', proname, pg_get_function_identity_arguments(oid), md5(prosrc)) FROM pg_proc WHERE pronamespace::regnamespace::text IN ('public', 'audit') ORDER BY 1",
+    "concat_ws(' ', 'sequence', sequencename) FROM pg_sequences WHERE schemaname IN ('public', 'audit') ORDER BY 1",
 ];
 
 async fn catalogue(fixture: &Fixture) -> Vec<String> {
@@ -77,4 +77,36 @@ async fn labels_in_the_program_and_in_the_database_are_the_same() {
     assert_eq!(fixture.lines(&labels("eventtype")).await, events);
     let performatives: Vec<&str> = contract::Performative::ALL.iter().map(|label| label.as_str()).collect();
     assert_eq!(fixture.lines(&labels("performative")).await, performatives);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_are_made_ahead_and_take_in_what_came_too_early() {
+    let fixture = Fixture::new().await;
+    let event = |months: i32| {
+        format!(
+            "INSERT INTO blackboard_events (id, event_type, performative, source_agent_id, user_id, session_id,
+                event_payload, logical_timestamp)
+             SELECT overlay(uuid7_at(now() + make_interval(months => {months}))::text PLACING '7' FROM 15)::uuid,
+                'user.stored', 'inform', 'test', 0, '@account', '{{}}', 1"
+        )
+    };
+    for months in [0, 2, 7] {
+        fixture.execute(&event(months)).await;
+    }
+    let places = || fixture.lines("tableoid::regclass FROM blackboard_events ORDER BY id");
+    let before = places().await;
+    assert_eq!(before[2], "blackboard_events_default", "{before:?}");
+    assert!(!before[..2].contains(&before[2]), "{before:?}");
+
+    let mut connection = fixture.connection().await;
+    let made = store::partition::make_ahead(&mut connection, 8).await.expect("partitions");
+    assert_eq!(made, 10, "five months of each of two tables");
+    assert_eq!(store::partition::make_ahead(&mut connection, 8).await.expect("nothing to do"), 0);
+    let after = places().await;
+    assert_eq!(after[..2], before[..2]);
+    assert!(after[2].starts_with("blackboard_events_2"), "it has moved: {after:?}");
+
+    assert_eq!(fixture.count("blackboard_events").await, 3);
+    let refused = store::partition::make_ahead(&mut connection, 121).await.expect_err("too many");
+    assert!(refused.to_string().contains("it must be from 0 to 120"), "{refused}");
 }

@@ -7,7 +7,9 @@ pub mod blackboard;
 pub mod fault;
 pub mod inbox;
 pub mod migration;
+pub mod partition;
 pub mod pool;
+pub mod schema;
 mod statement;
 
 pub use diesel_async::AsyncPgConnection as Connection;

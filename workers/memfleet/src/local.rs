@@ -69,7 +69,10 @@ impl Local {
 /// # Errors
 /// If the database or the broker cannot be reached or refuses.
 pub async fn set_up(settings: &Settings) -> anyhow::Result<()> {
-    store::migration::up(store::connect(&settings.postgres.url).await?).await?;
+    let url = &settings.postgres.url;
+    store::migration::up(store::connect(url).await?).await?;
+    // A folder that stays may have been made months ago.
+    store::partition::make_ahead(&mut store::connect(url).await?, store::partition::MONTHS_AHEAD).await?;
     let client = broker::connect(&settings.nats, "provision").await?;
     let jetstream = async_nats::jetstream::new(client);
     topology::apply(&jetstream, &topology::Topology::shipped()?).await?;

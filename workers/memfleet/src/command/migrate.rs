@@ -3,7 +3,7 @@
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use runtime::Settings;
-use store::migration;
+use store::{migration, partition};
 
 use crate::outln;
 
@@ -24,6 +24,12 @@ enum Action {
         #[arg(default_value_t = 1, value_name = "COUNT")]
         count: usize,
     },
+    /// Make the partitions of this month and the next ones, where they are missing. `up` does so too; run it once a month.
+    Partitions {
+        /// How many months after this one.
+        #[arg(long, default_value_t = partition::MONTHS_AHEAD, value_name = "COUNT", value_parser = clap::value_parser!(i32).range(0..=120))]
+        months: i32,
+    },
     /// List the migrations and whether they have run.
     Status,
 }
@@ -33,15 +39,20 @@ enum Action {
 /// # Errors
 /// If the database cannot be reached or a migration fails.
 pub async fn execute(args: MigrateArgs, settings: &Settings) -> anyhow::Result<()> {
-    let connection = store::connect(&settings.postgres.url)
-        .await
-        .context("migrating needs the database that postgres.url names")?;
+    let url = &settings.postgres.url;
+    let mut connection =
+        store::connect(url).await.context("migrating needs the database that postgres.url names")?;
     match args.action {
         Action::Up => {
             tell("up", &migration::up(connection).await?, "nothing to do: the schema is up to date");
+            partition::make_ahead(&mut store::connect(url).await?, partition::MONTHS_AHEAD).await?;
         }
         Action::Down { count } => {
             tell("down", &migration::down(connection, count).await?, "nothing to do: no migration has run");
+        }
+        Action::Partitions { months } => {
+            let made = partition::make_ahead(&mut connection, months).await?;
+            outln!("made {made} partitions");
         }
         Action::Status => {
             for state in migration::status(connection).await? {

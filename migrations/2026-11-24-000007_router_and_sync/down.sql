@@ -1,0 +1,3 @@
+SET LOCAL lock_timeout = '5s';
+DROP TABLE cross_service_memory_sync, router_decision_log;
+DROP TYPE sync_type, sync_status;
