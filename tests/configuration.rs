@@ -22,9 +22,7 @@ fn bare(arguments: &[&str]) -> Command {
 /// The program with the fixture's servers in its environment.
 fn memfleet(fixture: &Fixture, arguments: &[&str]) -> Command {
     let mut command = bare(arguments);
-    command
-        .env("MEMFLEET_NATS__URL", &fixture.settings.nats.url)
-        .env("MEMFLEET_POSTGRES__URL", &fixture.settings.postgres.url);
+    command.envs(fixture.environment());
     command
 }
 
@@ -141,6 +139,34 @@ async fn a_configuration_of_ones_own_is_not_overwritten() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_of_grants_is_made_and_taken() {
+    let fixture = Fixture::new().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("grant.key");
+    let path = path.to_str().expect("a path");
+    let key = fine(memfleet(&fixture, &["security", "key", "generate", "main"])).await;
+    std::fs::write(path, &key).expect("a key file");
+    let said = fine(memfleet(&fixture, &["security", "key", "add", path])).await;
+    assert_eq!(said, "the database accepts grants of the key main\n");
+
+    // A worker that has it can work.
+    let mut settings = fixture.settings.clone();
+    settings.trust.grant_key_file = Some(path.to_owned());
+    let worker = fixture.run_with(ContextWriter, settings);
+    fixture.publish([request("user.put", 1, json!({ "username": "u", "email": "u@example.org" }))]).await;
+    fixture.drained::<ContextWriter>().await;
+    assert_eq!(fixture.count("users WHERE id = 1").await, 1);
+    worker.stop().await.expect("a clean end");
+
+    let message = failure(memfleet(&fixture, &["security", "key", "generate", "No Name"])).await;
+    has_all(&message, &["the name of 1 to 32 out of a-z 0-9 -"]);
+    std::fs::write(path, "main secret").expect("a file");
+    let message = failure(memfleet(&fixture, &["security", "key", "add", path])).await;
+    has_all(&message, &["a key is `<name> <64 to 128 hex digits>`"]);
+    assert!(!message.contains("secret"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_schema_is_listed_taken_back_and_brought_up() {
     let fixture = Fixture::new().await;
     let migrate =
@@ -155,14 +181,14 @@ async fn the_schema_is_listed_taken_back_and_brought_up() {
     let waits: Vec<String> = migrate(&["status"]).await.lines().map(str::to_owned).collect();
     assert_eq!(waits.iter().filter(|line| line.starts_with("waiting  ")).count(), 1);
     assert_eq!(*waits.last().expect("a line"), format!("waiting  {latest}"));
-    assert_eq!(fixture.count("pg_tables WHERE tablename = 'cross_service_auth'").await, 0);
+    assert_eq!(fixture.count("pg_namespace WHERE nspname = 'sec'").await, 0);
     let status = fine(memfleet(&fixture, &["status"])).await;
     let applied =
         format!("{} migrations applied, 1 waiting; `memfleet migrate up` runs them: ", names.len() - 1);
     has_all(&status, &[&applied, latest]);
 
     assert_eq!(migrate(&["up"]).await, format!("up  {latest}\n"));
-    assert_eq!(fixture.count("pg_tables WHERE tablename = 'cross_service_auth'").await, 1);
+    assert_eq!(fixture.count("pg_namespace WHERE nspname = 'sec'").await, 1);
     assert_eq!(migrate(&["partitions"]).await, "made 0 partitions\n");
     assert_eq!(migrate(&["partitions", "--months", "4"]).await, "made 2 partitions\n");
     assert_eq!(migrate(&["status"]).await, listed);

@@ -65,8 +65,7 @@ fn start(fixture: &Fixture, crash_at: Option<String>) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_memfleet"));
     command
         .args(["run", "context-writer"])
-        .env("MEMFLEET_NATS__URL", &fixture.settings.nats.url)
-        .env("MEMFLEET_POSTGRES__URL", &fixture.settings.postgres.url)
+        .envs(fixture.environment())
         .env("MEMFLEET_WORKER__BATCH_SIZE", "50")
         .env("MEMFLEET_WORKER__RETRY_FIRST_DELAY_MS", "50")
         .env("MEMFLEET_LOG__FILTER", "error")

@@ -309,7 +309,7 @@ async fn a_worker_says_what_it_waits_for_and_gives_up_in_time() {
     assert!(problem.contains("NATS at nats://***@127.0.0.1:1") && !problem.contains("secret"), "{problem}");
 
     let mut no_schema = settings.clone();
-    no_schema.postgres.url = fixture.settings.postgres.url.replace("/test_", "/nothing_");
+    no_schema.postgres.worker_url = Some(fixture.settings.postgres.url.replace("/test_", "/nothing_"));
     let problem = starts(no_schema).await;
     assert!(problem.contains("PostgreSQL") && problem.contains("postgres.url"), "{problem}");
 

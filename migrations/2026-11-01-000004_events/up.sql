@@ -70,6 +70,7 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     schema_name name;
     table_name name;
+    parent_owner name;
     starts timestamptz;
     lower_id uuid;
     upper_id uuid;
@@ -79,7 +80,7 @@ BEGIN
     IF months NOT BETWEEN 0 AND 120 THEN
         RAISE 'months is %; it must be from 0 to 120', months;
     END IF;
-    SELECT n.nspname, c.relname INTO STRICT schema_name, table_name
+    SELECT n.nspname, c.relname, pg_get_userbyid(c.relowner) INTO STRICT schema_name, table_name, parent_owner
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = parent;
     FOR step IN 0 .. months LOOP
         starts := (date_trunc('month', now() AT TIME ZONE 'UTC') + make_interval(months => step)) AT TIME ZONE 'UTC';
@@ -94,6 +95,7 @@ BEGIN
             schema_name, table_name || '_default', lower_id, upper_id, part);
         EXECUTE format('ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM (%L) TO (%L)',
             parent, part, lower_id, upper_id);
+        EXECUTE format('ALTER TABLE %s OWNER TO %I', part, parent_owner);
         made := made + 1;
     END LOOP;
     RETURN made;

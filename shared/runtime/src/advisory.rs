@@ -11,13 +11,15 @@ use async_nats::jetstream::{self, AckKind};
 use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
 use contract::{DeadClass, Event, RequestSubject, header};
+use diesel_async::AsyncConnection;
 use serde::Deserialize;
 use store::blackboard;
 use store::inbox::{self, Entry};
-use store::{Fault, Pool};
+use store::{Pool, security};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::authorise::Issuer;
 use crate::dead::{Corpse, DeadLetter, Death};
 use crate::decode;
 use crate::held::Held;
@@ -26,6 +28,7 @@ use crate::pull::Puller;
 use crate::settings::WorkerSettings;
 use crate::stats::Stats;
 use crate::worker::Worker;
+use crate::write::Failure;
 
 /// The stream that keeps advisories.
 pub(crate) const STREAM: &str = "ADVISORY";
@@ -45,6 +48,7 @@ struct MaxDeliver {
 /// Turns the advisories of one worker into dead letters.
 pub(crate) struct Undertaker<W> {
     pub(crate) worker: Arc<W>,
+    pub(crate) issuer: Arc<Issuer>,
     pub(crate) client: Client,
     pub(crate) outlet: Outlet,
     pub(crate) jetstream: jetstream::Context,
@@ -135,12 +139,16 @@ impl<W: Worker> Undertaker<W> {
         let Ok(subject) = subject.parse::<RequestSubject>() else { return Ok(None) };
         let Ok(Some(message_id)) = decode::id(Some(headers), header::MESSAGE_ID) else { return Ok(None) };
         let entry = Entry { user_id: subject.user_id.get(), message_id, event_id: Uuid::nil() };
+        let grant = self.issuer.grant(&subject);
         let mut connection = store::lend(&self.pool).await.map_err(|error| error.to_string())?;
-        let find = async {
-            let found = inbox::event_ids(&mut connection, W::NAME, &[entry]).await?;
-            let Some(entry) = found.first() else { return Ok(None) };
-            Ok(Some(blackboard::read(&mut connection, &[entry.event_id]).await?.pop()))
-        };
-        find.await.map_err(|fault: Fault| fault.to_string())
+        let found: Result<Option<Option<Event>>, Failure> = connection
+            .transaction(async |connection| {
+                security::open_context(connection, &[&grant]).await?;
+                let found = inbox::event_ids(connection, W::NAME, &[entry]).await?;
+                let Some(entry) = found.first() else { return Ok(None) };
+                Ok(Some(blackboard::read(connection, &[entry.event_id]).await?.pop()))
+            })
+            .await;
+        found.map_err(|failure| failure.0.to_string())
     }
 }

@@ -8,15 +8,16 @@ use std::time::Duration;
 use async_nats::Client;
 use async_nats::jetstream::{self, consumer::PullConsumer};
 use contract::{DeadClass, limit};
-use store::{Pool, PoolOptions};
+use store::{Connection, Pool, PoolOptions, security};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+use trust::role_of;
 
 use crate::advisory::Undertaker;
-use crate::authorise::{Authorised, authorise};
+use crate::authorise::{Authorised, Issuer, IssuerError};
 use crate::broker;
 use crate::crash::{self, Point};
 use crate::decode::decode;
@@ -49,6 +50,14 @@ pub enum RunError {
     /// The database pool cannot be made.
     #[error(transparent)]
     Pool(#[from] store::PoolError),
+    /// There is nothing to issue grants with.
+    #[error("{worker} cannot start: {problem}")]
+    Issuer {
+        /// The worker.
+        worker: &'static str,
+        /// What is missing.
+        problem: IssuerError,
+    },
     /// A stage panicked. What was in flight is delivered again.
     #[error("{worker} broke down: {problem}")]
     BrokeDown {
@@ -70,6 +79,9 @@ pub async fn run<W: Worker>(
     stop: CancellationToken,
 ) -> Result<(), RunError> {
     settings.check()?;
+    let issuer = Issuer::new(&settings.trust, W::NAME)
+        .map(Arc::new)
+        .map_err(|problem| RunError::Issuer { worker: W::NAME, problem })?;
     let Some(dependencies) = start::<W>(settings, &stop).await? else { return Ok(()) };
     tracing::info!(worker = W::NAME, stream = W::STREAM, "started");
     let held = Held::default();
@@ -77,7 +89,7 @@ pub async fn run<W: Worker>(
     // It goes on while the stages finish, and ends with them.
     let _renewing =
         AbortOnDropHandle::new(tokio::spawn(held.clone().renew(dependencies.client.clone(), ack_wait)));
-    let mut stages = spawn_stages(worker, settings, &dependencies, held, stats, &stop);
+    let mut stages = spawn_stages(worker, settings, &dependencies, issuer, held, stats, &stop);
 
     let mut broken = None;
     tokio::select! {
@@ -129,6 +141,7 @@ fn spawn_stages<W: Worker>(
     worker: Arc<W>,
     settings: &Settings,
     dependencies: &Dependencies,
+    issuer: Arc<Issuer>,
     held: Held,
     stats: Arc<Stats>,
     stop: &CancellationToken,
@@ -147,6 +160,7 @@ fn spawn_stages<W: Worker>(
     let outlet = Outlet { worker: W::NAME, jetstream: jetstream.clone(), stop: stop.clone() };
     let undertaker = Undertaker {
         worker: Arc::clone(&worker),
+        issuer: Arc::clone(&issuer),
         client: client.clone(),
         outlet: outlet.clone(),
         jetstream: jetstream.clone(),
@@ -166,6 +180,7 @@ fn spawn_stages<W: Worker>(
     let pulling = PullStage {
         worker,
         consumer: consumer.clone(),
+        issuer,
         held,
         settings: settings.clone(),
         stop: stop.clone(),
@@ -183,6 +198,7 @@ fn spawn_stages<W: Worker>(
 struct PullStage<W: Worker> {
     worker: Arc<W>,
     consumer: PullConsumer,
+    issuer: Arc<Issuer>,
     held: Held,
     settings: Settings,
     stop: CancellationToken,
@@ -210,7 +226,7 @@ impl<W: Worker> PullStage<W> {
         let mut batch = Vec::with_capacity(deliveries.len());
         for delivery in deliveries {
             let rejected = match decode(&*self.worker, delivery) {
-                Ok(decoded) => match authorise(decoded) {
+                Ok(decoded) => match self.issuer.authorise(decoded) {
                     Ok(authorised) => {
                         batch.push(authorised);
                         continue;
@@ -264,7 +280,7 @@ async fn start<W: Worker>(
 ) -> Result<Option<Dependencies>, RunError> {
     let patience = Duration::from_millis(settings.postgres.connect_timeout_ms);
     let pool = store::open_pool(
-        &settings.postgres.url,
+        &settings.postgres.url_of(&role_of(W::NAME)),
         &PoolOptions {
             name: W::NAME,
             size: settings.postgres.write_pool_size,
@@ -281,7 +297,7 @@ async fn start<W: Worker>(
         let advisories = wait
             .for_it(|| find_consumer(&jetstream, crate::advisory::STREAM, crate::advisory::consumer(W::NAME)))
             .await?;
-        wait.for_it(|| check_database(&pool)).await?;
+        wait.for_it(|| check_database(&pool, W::NAME)).await?;
         Ok(Dependencies { client, jetstream, consumer, advisories, pool: pool.clone() })
     };
     tokio::select! {
@@ -345,15 +361,32 @@ async fn find_consumer(
     })
 }
 
-async fn check_database(pool: &Pool) -> Result<(), String> {
+async fn check_database(pool: &Pool, worker: &str) -> Result<(), String> {
     let mut connection = store::lend(pool)
         .await
         .map_err(|error| format!("{error}; is it running, and is postgres.url right?"))?;
     let missing = store::migration::missing(&mut connection).await.map_err(|fault| fault.to_string())?;
-    match missing.first() {
-        None => Ok(()),
-        Some(name) => Err(format!(
+    if let Some(name) = missing.first() {
+        return Err(format!(
             "the database lacks the migration {name}; `memfleet migrate up` brings it up to date"
-        )),
+        ));
     }
+    check_role(&mut connection, worker).await
+}
+
+/// A worker that could do more than it needs is refused: isolation would rest on its code alone.
+async fn check_role(connection: &mut Connection, worker: &str) -> Result<(), String> {
+    let (role, needed) =
+        (security::role(connection).await.map_err(|fault| fault.to_string())?, role_of(worker));
+    let excess = security::excess_privileges(connection).await.map_err(|fault| fault.to_string())?;
+    if !excess.is_empty() {
+        return Err(format!(
+            "the database role {role} {}, which {worker} must not; run {worker} as {needed} and no more",
+            excess.join(", ")
+        ));
+    }
+    if role != needed {
+        return Err(format!("the database role {role} is not this worker's; run {worker} as {needed}"));
+    }
+    Ok(())
 }

@@ -17,6 +17,8 @@ pub struct Settings {
     pub nats: NatsSettings,
     /// The database.
     pub postgres: PostgresSettings,
+    /// Who may act for whom.
+    pub trust: TrustSettings,
     /// How every worker of this process works.
     pub worker: WorkerSettings,
     /// What is logged.
@@ -51,6 +53,8 @@ impl std::fmt::Debug for NatsSettings {
 pub struct PostgresSettings {
     /// `postgres://user:password@host:port/database`.
     pub url: String,
+    /// How workers connect, if not by `url`: `{role}` stands for the database role of the worker.
+    pub worker_url: Option<String>,
     /// Connections for writing, 1 to 200. Every worker of the process holds one while it writes.
     pub write_pool_size: usize,
     /// How long to wait for a connection, in milliseconds, 100 to 60000.
@@ -63,6 +67,7 @@ impl Default for PostgresSettings {
     fn default() -> Self {
         Self {
             url: "postgres://127.0.0.1:5432/memfleet".to_owned(),
+            worker_url: None,
             write_pool_size: 10,
             connect_timeout_ms: 5_000,
             statement_timeout_ms: 30_000,
@@ -77,6 +82,22 @@ impl std::fmt::Debug for PostgresSettings {
             .field("write_pool_size", &self.write_pool_size)
             .finish_non_exhaustive()
     }
+}
+
+impl PostgresSettings {
+    /// How a worker of this role connects.
+    pub fn url_of(&self, role: &str) -> String {
+        self.worker_url.as_ref().map_or_else(|| self.url.clone(), |url| url.replace("{role}", role))
+    }
+}
+
+/// Who may act for whom.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrustSettings {
+    /// A file with the key that seals the grants which workers write under: `<name> <64 to 128 hex digits>`. The database
+    /// must know the same key.
+    pub grant_key_file: Option<String>,
 }
 
 /// How a worker works.

@@ -1,6 +1,6 @@
 //! Stage four: one transaction for a batch, and if that fails, for its parts.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use contract::{DeadClass, Event, Json};
 use diesel_async::AsyncConnection;
 use store::blackboard::{self, Appended, Cause, NewEvent};
 use store::inbox::{self, Entry};
+use store::security;
 use store::{Connection, Fault, FaultKind, Pool};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -156,7 +157,7 @@ impl<W: Worker> Writer<W> {
 }
 
 /// Carries a [`Fault`] through Diesel's transaction, which wants to make its own errors into ours.
-struct Failure(Fault);
+pub(crate) struct Failure(pub(crate) Fault);
 
 impl From<diesel::result::Error> for Failure {
     fn from(error: diesel::result::Error) -> Self {
@@ -230,6 +231,8 @@ async fn transact<W: Worker>(
             event_id: Uuid::now_v7(),
         })
         .collect();
+    let grants: BTreeSet<&str> = batch.iter().map(Authorised::grant).collect();
+    security::open_context(connection, &Vec::from_iter(grants)).await?;
     let taken = inbox::take(connection, W::NAME, &entries).await?;
     crash::reach(Point::Taken);
     let causes = causes(connection, batch).await?;

@@ -187,8 +187,9 @@ fn an_unknown_option_of_the_environment_is_refused_by_name() {
 
 #[test]
 fn every_option_can_be_passed_on_in_the_environment() {
-    let settings =
-        load("passed-on", "[nats]\ncredentials_file = \"/a b\"\n[worker]\nbatch_size = 7\n").unwrap();
+    let content = "nats.credentials_file = \"/a b\"\npostgres.worker_url = \"w\"\ntrust.grant_key_file = \"k\"\n\
+                   worker.batch_size = 7\n";
+    let settings = load("passed-on", content).unwrap();
     let variables = settings.to_environment().unwrap();
     let mut names: Vec<String> = variables.iter().map(|(name, _)| name.clone()).collect();
     let mut expected: Vec<String> = options()

@@ -120,7 +120,7 @@ fn by_message(message: &str) -> FaultKind {
         "must be owner",
         "cached plan must not change result type",
     ];
-    const DENIED: [&str; 1] = ["row-level security policy"];
+    const DENIED: [&str; 2] = ["row-level security policy", "the security context is"];
     // Class 22 (data exception) and 54 (program limit exceeded) as far as values can cause them.
     const PERMANENT: [&str; 14] = [
         "invalid memory alloc request size",
@@ -236,8 +236,13 @@ mod tests {
 
     #[test]
     fn refusals_and_what_is_missing_are_told_apart() {
-        let message = "new row violates row-level security policy for table \"users\"";
-        assert_eq!(kind(DatabaseErrorKind::Unknown, message), FaultKind::Denied);
+        for message in [
+            "new row violates row-level security policy for table \"users\"",
+            "the security context is refused: a grant is expired",
+            "the security context is not genuine",
+        ] {
+            assert_eq!(kind(DatabaseErrorKind::Unknown, message), FaultKind::Denied, "{message}");
+        }
         assert_eq!(kind(DatabaseErrorKind::ForeignKeyViolation, ""), FaultKind::Unmet);
     }
 }

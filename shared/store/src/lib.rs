@@ -10,6 +10,7 @@ pub mod migration;
 pub mod partition;
 pub mod pool;
 pub mod schema;
+pub mod security;
 mod statement;
 
 pub use diesel_async::AsyncPgConnection as Connection;

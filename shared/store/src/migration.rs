@@ -82,7 +82,10 @@ pub async fn status(connection: AsyncPgConnection) -> Result<Vec<MigrationState>
 /// # Errors
 /// A [`Fault`] of the database.
 pub async fn missing(connection: &mut AsyncPgConnection) -> Result<Vec<String>, Fault> {
-    const TABLE: &str = "SELECT to_regclass('__diesel_schema_migrations')::text AS name";
+    // A role that may not read it has lost its rights with the schema.
+    const TABLE: &str = "
+        SELECT t::text AS name FROM to_regclass('__diesel_schema_migrations') AS t
+        WHERE has_table_privilege(t, 'SELECT')";
     const APPLIED: &str = "SELECT version::text AS name FROM __diesel_schema_migrations";
     #[derive(QueryableByName)]
     struct Row {

@@ -4,6 +4,7 @@ use diesel::sql_types::{Bool, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use stack::{Postgres, PostgresOptions, Programs};
 use tokio::sync::OnceCell;
+use trust::GrantKey;
 use uuid::Uuid;
 
 /// Names the server that holds the tests' databases, as the URL of its database `postgres`.
@@ -11,6 +12,11 @@ pub const POSTGRES_VARIABLE: &str = "MEMFLEET_TEST_POSTGRES";
 
 /// The migrated database that others are copied from.
 const TEMPLATE: &str = "memfleet_template";
+
+/// The key of grants in every test's database.
+pub const GRANT_KEY: &str = "test 6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b";
+/// The password of the workers' roles.
+const WORKER_PASSWORD: &str = "worker";
 
 /// Where test processes queue to make the template.
 const LOCK: i64 = 0x7465_6d70_6c61_7465;
@@ -48,7 +54,15 @@ pub async fn create_database() -> anyhow::Result<String> {
     make_template(&server, &mut connection).await.context("the template database cannot be made")?;
     let name = format!("test_{}", Uuid::now_v7().simple());
     connection.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE}")).await?;
-    Ok(beside(&server, &name))
+    let url = beside(&server, &name);
+    store::connect(&url).await?.batch_execute("SELECT sec.guard_database()").await?;
+    Ok(url)
+}
+
+/// How the workers' roles reach a database.
+pub(crate) fn worker_url(database: &str) -> String {
+    let place = database.rsplit_once('@').map_or(database, |(_, place)| place);
+    format!("postgres://{{role}}:{WORKER_PASSWORD}@{place}")
 }
 
 fn beside(server: &str, database: &str) -> String {
@@ -68,6 +82,12 @@ async fn make_template(server: &str, connection: &mut AsyncPgConnection) -> anyh
         connection.batch_execute(&format!("DROP DATABASE IF EXISTS {unfinished}")).await?;
         connection.batch_execute(&format!("CREATE DATABASE {unfinished}")).await?;
         store::migration::up(store::connect(&beside(server, &unfinished)).await?).await?;
+        let mut made = store::connect(&beside(server, &unfinished)).await?;
+        let key = GrantKey::parse(GRANT_KEY)?;
+        store::security::add_grant_key(&mut made, key.name(), key.expose()).await?;
+        // Roles are of the server, and so are their passwords: once is enough.
+        store::security::set_worker_passwords(&mut made, WORKER_PASSWORD).await?;
+        drop(made);
         // The migration's connection may still be closing, and a database in use cannot be renamed.
         let rename = format!("ALTER DATABASE {unfinished} RENAME TO {TEMPLATE}");
         let drop_others =

@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use topology::Topology;
 
-use crate::database::create_database;
+use crate::database::{GRANT_KEY, create_database, worker_url};
 use crate::publish::Published;
 use crate::wait::eventually;
 
@@ -93,6 +93,10 @@ impl Fixture {
         let mut settings = Settings::default();
         settings.nats.url = nats.url().to_owned();
         settings.postgres.url = url.expect("a database");
+        settings.postgres.worker_url = Some(worker_url(&settings.postgres.url));
+        let key = folder.path().join("grant.key");
+        std::fs::write(&key, GRANT_KEY).expect("a key file");
+        settings.trust.grant_key_file = Some(key.to_str().expect("a path").to_owned());
         settings.worker.retry_first_delay_ms = 20;
         settings.worker.retry_longest_delay_ms = 200;
         settings.worker.startup_timeout_s = 30;
@@ -102,6 +106,13 @@ impl Fixture {
         change(&mut topology);
         topology::apply(&jetstream, &topology).await.expect("streams and consumers");
         Self { settings, nats, jetstream, _folder: folder }
+    }
+
+    /// The environment in which the program reaches the servers.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        let all = self.settings.to_environment().expect("an environment");
+        let servers = ["MEMFLEET_NATS__", "MEMFLEET_POSTGRES__", "MEMFLEET_TRUST__"];
+        all.into_iter().filter(|(name, _)| servers.iter().any(|start| name.starts_with(start))).collect()
     }
 
     /// Starts a worker in this process.

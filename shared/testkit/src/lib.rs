@@ -14,7 +14,7 @@ mod publish;
 mod wait;
 
 pub use change::{deliver_again_after, forget_duplicates_after};
-pub use database::{POSTGRES_VARIABLE, create_database};
+pub use database::{GRANT_KEY, POSTGRES_VARIABLE, create_database};
 pub use fixture::{Fixture, Running};
 pub use publish::{Published, request};
 pub use wait::{DEADLINE, eventually};

@@ -6,7 +6,8 @@ use clap::{Parser, Subcommand};
 
 use crate::command::{
     bench::BenchArgs, contract::ContractArgs, dead::DeadArgs, demo::DemoArgs, dev::DevArgs, load::LoadArgs,
-    migrate::MigrateArgs, nats::NatsArgs, publish::PublishArgs, run::RunArgs, status::StatusArgs,
+    migrate::MigrateArgs, nats::NatsArgs, publish::PublishArgs, run::RunArgs, security::SecurityArgs,
+    status::StatusArgs,
 };
 
 /// The unified memory store of a multi-agent AI platform, as a fleet of message-queue workers.
@@ -51,6 +52,8 @@ pub enum Command {
     Load(LoadArgs),
     /// Look at, replay or drop dead letters.
     Dead(DeadArgs),
+    /// Make and add the keys of grants, under which workers write.
+    Security(SecurityArgs),
     /// Show streams, lag, consumers, database and versions.
     Status(StatusArgs),
     /// Measure.

@@ -1,17 +1,25 @@
 //! The servers a command works on: a private stack of its own, or those that the configuration names.
 
+use std::fs::{OpenOptions, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use anyhow::Context;
 use runtime::Settings;
 use runtime::broker;
 use stack::{Stack, StackOptions};
+use tempfile::TempPath;
+use trust::GrantKey;
+use uuid::Uuid;
 
 /// Servers that are migrated and have their streams.
 pub struct Local {
     /// How to reach them.
     pub settings: Settings,
     stack: Option<Stack>,
+    /// Removed with this.
+    _key: Option<TempPath>,
 }
 
 impl Local {
@@ -21,7 +29,10 @@ impl Local {
     /// If a server's program is missing, or one does not start, or cannot be set up.
     pub async fn temporary(settings: &Settings, options: StackOptions) -> anyhow::Result<Self> {
         let stack = Stack::temporary(options).await?;
-        Self::over(stack, settings).await
+        let key =
+            tempfile::NamedTempFile::new().context("the file of a key cannot be made")?.into_temp_path();
+        let settings = set_up_private(&stack, settings, &key).await?;
+        Ok(Self { settings, stack: Some(stack), _key: Some(key) })
     }
 
     /// Starts private servers in a folder that stays.
@@ -30,21 +41,13 @@ impl Local {
     /// If a server's program is missing, or one does not start, or cannot be set up.
     pub async fn kept(settings: &Settings, folder: &Path, options: StackOptions) -> anyhow::Result<Self> {
         let stack = Stack::start(folder, options).await?;
-        Self::over(stack, settings).await
+        let settings = set_up_private(&stack, settings, &folder.join("grant.key")).await?;
+        Ok(Self { settings, stack: Some(stack), _key: None })
     }
 
     /// Uses the servers that the configuration names, as they are.
     pub fn running(settings: &Settings) -> Self {
-        Self { settings: settings.clone(), stack: None }
-    }
-
-    async fn over(stack: Stack, settings: &Settings) -> anyhow::Result<Self> {
-        let mut settings = settings.clone();
-        settings.nats.url = stack.nats.url().to_owned();
-        settings.nats.credentials_file = None;
-        settings.postgres.url = stack.postgres.url("memfleet");
-        set_up(&settings).await?;
-        Ok(Self { settings, stack: Some(stack) })
+        Self { settings: settings.clone(), stack: None, _key: None }
     }
 
     /// The private servers, if they are private.
@@ -62,6 +65,39 @@ impl Local {
             None => Ok(()),
         }
     }
+}
+
+/// Sets private servers up, with a key for grants and a password for the workers' roles that are made anew each time.
+async fn set_up_private(stack: &Stack, settings: &Settings, key_file: &Path) -> anyhow::Result<Settings> {
+    let mut settings = settings.clone();
+    let url = stack.postgres.url("memfleet");
+    settings.nats.url = stack.nats.url().to_owned();
+    settings.nats.credentials_file = None;
+    settings.postgres.url = url.clone();
+    set_up(&settings).await?;
+
+    let key = GrantKey::generate("private")?;
+    write_private(key_file, &key.expose_line())
+        .with_context(|| format!("{} cannot be written", key_file.display()))?;
+    let password = Uuid::new_v4().simple().to_string();
+    let mut connection = store::connect(&url).await?;
+    store::security::add_grant_key(&mut connection, key.name(), key.expose()).await?;
+    store::security::set_worker_passwords(&mut connection, &password).await?;
+    let place = url.rsplit_once('@').map_or(url.as_str(), |(_, place)| place);
+    settings.postgres.worker_url = Some(format!("postgres://{{role}}:{password}@{place}"));
+    settings.trust.grant_key_file = Some(key_file.display().to_string());
+    Ok(settings)
+}
+
+/// Writes a file that only its owner can read.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn write_private(path: &Path, content: &str) -> std::io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    // The mode above is only that of a file that was not there.
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    file.write_all(content.as_bytes())
 }
 
 /// Migrates the database and applies streams and consumers.

@@ -1,8 +1,5 @@
 //! `memfleet dev`
 
-use std::fs::{OpenOptions, Permissions};
-use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,7 +12,7 @@ use super::run::interrupted;
 use super::this_program;
 use crate::carry::step;
 use crate::fleet::{Fleet, WorkerName};
-use crate::local::Local;
+use crate::local::{Local, write_private};
 use crate::outln;
 
 const HELP: &str = "\
@@ -114,19 +111,15 @@ fn refuse_foreign(file: &Path) -> anyhow::Result<()> {
 /// A configuration file that leads to the servers.
 fn configuration(settings: &Settings) -> anyhow::Result<String> {
     // A JSON string is a TOML string too.
-    let nats = serde_json::to_string(&settings.nats.url)?;
-    let postgres = serde_json::to_string(&settings.postgres.url)?;
+    let text = |value: &Option<String>| serde_json::to_string(value.as_deref().unwrap_or_default());
+    let (nats, postgres) = (Some(settings.nats.url.clone()), Some(settings.postgres.url.clone()));
     Ok(format!(
-        "{MARK}\n\
-         [nats]\nurl = {nats}\n\n[postgres]\nurl = {postgres}\n"
+        "{MARK}\n[nats]\nurl = {}\n\n[postgres]\nurl = {}\nworker_url = {}\n\n[trust]\ngrant_key_file = {}\n",
+        text(&nats)?,
+        text(&postgres)?,
+        text(&settings.postgres.worker_url)?,
+        text(&settings.trust.grant_key_file)?,
     ))
-}
-
-fn write_private(path: &Path, content: &str) -> std::io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    // The mode above is only that of a file that was not there.
-    file.set_permissions(Permissions::from_mode(0o600))?;
-    file.write_all(content.as_bytes())
 }
 
 /// Waits until a server has ended, which none does by itself.

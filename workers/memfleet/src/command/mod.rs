@@ -10,6 +10,7 @@ pub mod migrate;
 pub mod nats;
 pub mod publish;
 pub mod run;
+pub mod security;
 pub mod status;
 
 use runtime::Settings;
@@ -39,6 +40,7 @@ pub async fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Publish(args) => publish::execute(args, &settings).await,
         Command::Load(args) => load::execute(args, &settings).await,
         Command::Dead(args) => dead::execute(args, &settings).await,
+        Command::Security(args) => security::execute(args, &settings).await,
         Command::Status(args) => status::execute(args, &settings).await,
         Command::Bench(args) => bench::execute(args, &settings).await,
         Command::Contract(args) => contract::execute(&args),

@@ -1,6 +1,8 @@
 //! What the database alone can do: the worker's own statements, batch after batch on one connection, with nothing
 //! else going on.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -9,10 +11,13 @@ use context_writer::ContextWriter;
 use context_writer::store::Done;
 use contract::{EventType, Performative, Request, RequestSubject};
 use diesel_async::AsyncConnection;
+use runtime::authorise::Issuer;
 use runtime::{Message, Settings, Worker};
 use store::blackboard::{self, NewEvent};
 use store::inbox::{self, Entry};
+use store::security;
 use store::{Connection, Fault};
+use trust::role_of;
 use uuid::Uuid;
 
 use super::corpus::Prepared;
@@ -23,11 +28,12 @@ pub(super) async fn measure(settings: &Settings, messages: Vec<Prepared>) -> any
         messages.into_iter().enumerate().map(decode).collect::<anyhow::Result<_>>()?;
     let batches: Vec<Vec<&Message<Request>>> =
         decoded.chunks(settings.worker.batch_size).map(|batch| batch.iter().collect()).collect();
-    let mut connection = store::connect(&settings.postgres.url).await?;
+    let issuer = Issuer::new(&settings.trust, ContextWriter::NAME)?;
+    let mut connection = store::connect(&settings.postgres.url_of(&role_of(ContextWriter::NAME))).await?;
     // The first statement of a connection is prepared; the worker has done that before its run, too.
     let started = Instant::now();
     for batch in &batches {
-        write(&mut connection, batch).await.context("the database refuses a batch")?;
+        write(&mut connection, &issuer, batch).await.context("the database refuses a batch")?;
     }
     Ok(decoded.len() as f64 / started.elapsed().as_secs_f64())
 }
@@ -59,7 +65,13 @@ impl From<Fault> for Failure {
     }
 }
 
-async fn write(connection: &mut Connection, batch: &[&Message<Request>]) -> Result<(), Fault> {
+async fn write(
+    connection: &mut Connection,
+    issuer: &Issuer,
+    batch: &[&Message<Request>],
+) -> Result<(), Fault> {
+    let grants: BTreeSet<Arc<str>> = batch.iter().map(|message| issuer.grant(&message.subject)).collect();
+    let grants: Vec<&str> = grants.iter().map(|grant| &**grant).collect();
     let entries: Vec<Entry> = batch
         .iter()
         .map(|message| Entry {
@@ -70,6 +82,7 @@ async fn write(connection: &mut Connection, batch: &[&Message<Request>]) -> Resu
         .collect();
     let written: Result<(), Failure> = connection
         .transaction(async |connection| {
+            security::open_context(connection, &grants).await?;
             inbox::take(connection, ContextWriter::NAME, &entries).await?;
             let done = context_writer::store::write(connection, batch).await?;
             let events: Vec<NewEvent<'_>> = batch

@@ -1,0 +1,94 @@
+//! The security context of a transaction, and what the role of a connection may do too much.
+
+use diesel::QueryableByName;
+use diesel::sql_types::{Array, Integer, Text};
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+
+use crate::fault::Fault;
+use crate::prepared;
+
+/// Opens the context of this transaction for the users of these grants. Without one, the transaction sees no row of any
+/// user and writes none. The context ends with the transaction.
+///
+/// # Errors
+/// A [`Fault`] of the kind `Denied` if the database refuses a grant.
+pub async fn open_context(connection: &mut AsyncPgConnection, grants: &[&str]) -> Result<(), Fault> {
+    const OPEN: &str = "SELECT sec.open_context($1) AS users";
+    #[derive(QueryableByName)]
+    struct Opened {
+        #[allow(dead_code, reason = "the answer is the absence of an error")]
+        #[diesel(sql_type = Integer)]
+        users: i32,
+    }
+    let _: Vec<Opened> =
+        prepared(diesel::sql_query(OPEN).bind::<Array<Text>, _>(grants)).load(connection).await?;
+    Ok(())
+}
+
+/// What the role of this connection is or may beyond what a worker's role needs, a phrase each: `is a superuser`, `may
+/// DELETE users`.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn excess_privileges(connection: &mut AsyncPgConnection) -> Result<Vec<String>, Fault> {
+    const ASK: &str = "SELECT excess FROM sec.excess_privileges() AS excess";
+    #[derive(QueryableByName)]
+    struct Excess {
+        #[diesel(sql_type = Text)]
+        excess: String,
+    }
+    let rows: Vec<Excess> = diesel::sql_query(ASK).load(connection).await?;
+    Ok(rows.into_iter().map(|row| row.excess).collect())
+}
+
+/// The role that this connection has logged in with.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn role(connection: &mut AsyncPgConnection) -> Result<String, Fault> {
+    #[derive(QueryableByName)]
+    struct Role {
+        #[diesel(sql_type = Text)]
+        role: String,
+    }
+    let rows: Vec<Role> = diesel::sql_query("SELECT session_user::text AS role").load(connection).await?;
+    Ok(rows.into_iter().map(|row| row.role).collect())
+}
+
+/// Makes a key for grants known to the database, or replaces the one of this name. For an administrator.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn add_grant_key(connection: &mut AsyncPgConnection, name: &str, key: &[u8]) -> Result<(), Fault> {
+    diesel::sql_query("SELECT sec.add_key($1, 'grant', $2)")
+        .bind::<Text, _>(name)
+        .bind::<diesel::sql_types::Binary, _>(key)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Gives every worker's role this password. For an administrator of a private server: in production each role has its
+/// own.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn set_worker_passwords(connection: &mut AsyncPgConnection, password: &str) -> Result<(), Fault> {
+    // A role's password is no value that a statement takes as a parameter, so it is quoted by the server.
+    let rows: Vec<Statement> = diesel::sql_query(
+        "SELECT DISTINCT format('ALTER ROLE %I PASSWORD %L', role_name, $1) AS statement FROM sec.worker_privileges",
+    )
+    .bind::<Text, _>(password)
+    .load(connection)
+    .await?;
+    for row in rows {
+        diesel::sql_query(row.statement).execute(connection).await?;
+    }
+    Ok(())
+}
+
+#[derive(QueryableByName)]
+struct Statement {
+    #[diesel(sql_type = Text)]
+    statement: String,
+}

@@ -1,0 +1,196 @@
+use std::fmt;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use contract::{Service, UserId};
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use uuid::Uuid;
+
+/// Leave for a database role to act for a user.
+#[derive(Clone, Debug)]
+pub struct Grant<'a> {
+    /// For whom.
+    pub user_id: UserId,
+    /// The service in whose name.
+    pub service: &'a Service,
+    /// The only database role that may use it.
+    pub role: &'a str,
+    /// By which it can be revoked.
+    pub id: Uuid,
+    /// From then on it is worth nothing, by the database's clock.
+    pub expires_at: SystemTime,
+}
+
+/// The database role of a worker: `w_context_writer` of `context-writer`.
+pub fn role_of(worker: &str) -> String {
+    format!("w_{}", worker.replace('-', "_"))
+}
+
+/// A key that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The file cannot be read.
+    #[error("the key file {path} cannot be read: {problem}")]
+    Unreadable {
+        /// The file.
+        path: String,
+        /// What the system says.
+        problem: String,
+    },
+    /// It does not hold a key.
+    #[error("a key is `<name> <64 to 128 hex digits>`, the name of 1 to 32 out of a-z 0-9 -; this is none")]
+    Shape,
+}
+
+/// The most characters a key's name has.
+const NAME_CHARS: usize = 32;
+/// The least and the most bytes of a key; SHA-256 works on blocks of 64.
+const KEY_BYTES: std::ops::RangeInclusive<usize> = 32..=64;
+
+/// A key that seals grants, by its name. Its `Debug` shows the name only.
+#[derive(Clone)]
+pub struct GrantKey {
+    name: String,
+    key: Vec<u8>,
+}
+
+impl fmt::Debug for GrantKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GrantKey").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl GrantKey {
+    /// Reads `<name> <hex digits>`.
+    ///
+    /// # Errors
+    /// [`KeyError::Shape`], which repeats nothing of the text.
+    pub fn parse(text: &str) -> Result<Self, KeyError> {
+        let (name, digits) = text.trim().split_once(' ').ok_or(KeyError::Shape)?;
+        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        let named = (1..=NAME_CHARS).contains(&name.len()) && name.bytes().all(allowed);
+        let key = from_hex(digits).filter(|key| KEY_BYTES.contains(&key.len())).ok_or(KeyError::Shape)?;
+        if named { Ok(Self { name: name.to_owned(), key }) } else { Err(KeyError::Shape) }
+    }
+
+    /// Reads a file that holds a key.
+    ///
+    /// # Errors
+    /// [`KeyError`] if the file cannot be read or holds none.
+    pub fn read(path: &Path) -> Result<Self, KeyError> {
+        let text = std::fs::read_to_string(path).map_err(|error| KeyError::Unreadable {
+            path: path.display().to_string(),
+            problem: error.to_string(),
+        })?;
+        Self::parse(&text)
+    }
+
+    /// Makes a key by chance, of 366 random bits.
+    pub fn generate(name: &str) -> Result<Self, KeyError> {
+        let chance: Vec<u8> = (0..3).flat_map(|_| Uuid::new_v4().into_bytes()).collect();
+        Self::parse(&format!("{name} {}", to_hex(&chance)))
+    }
+
+    /// The name under which the database knows it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The key itself. Every use is a place to look at.
+    pub fn expose(&self) -> &[u8] {
+        &self.key
+    }
+
+    /// The line that [`GrantKey::parse`] reads. Every use is a place to look at.
+    pub fn expose_line(&self) -> String {
+        format!("{} {}\n", self.name, to_hex(&self.key))
+    }
+
+    /// Seals a grant: `v1|key|user|session|service|role|id|expiry|HMAC-SHA256 in hex`. No part can hold a `|`: names of
+    /// keys, services and roles are out of `a-z 0-9 - _`, the rest are numbers. The session is empty: a grant is for all
+    /// sessions of its user.
+    pub fn seal(&self, grant: &Grant<'_>) -> String {
+        let expiry =
+            grant.expires_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
+        let Grant { user_id, service, role, id, .. } = grant;
+        let content = format!("v1|{}|{user_id}||{service}|{role}|{id}|{expiry}", self.name);
+        // HMAC takes a key of any length; the arm is never taken, and what it gives is refused by the database.
+        let seal = Hmac::<Sha256>::new_from_slice(&self.key).map_or_else(
+            |_| String::new(),
+            |mut mac| {
+                mac.update(content.as_bytes());
+                to_hex(&mac.finalize().into_bytes())
+            },
+        );
+        format!("{content}|{seal}")
+    }
+}
+
+fn to_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn from_hex(digits: &str) -> Option<Vec<u8>> {
+    if !digits.is_ascii() || !digits.len().is_multiple_of(2) {
+        return None;
+    }
+    (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok()).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_read_and_never_shown() {
+        let line = format!("dev {}", "0f".repeat(32));
+        let key = GrantKey::parse(&line).unwrap();
+        assert_eq!((key.name(), key.expose()), ("dev", [0x0f; 32].as_slice()));
+        assert_eq!(key.expose_line(), format!("{line}\n"));
+        assert_eq!(format!("{key:?}"), "GrantKey { name: \"dev\", .. }");
+        let made = GrantKey::generate("made").unwrap();
+        assert_eq!(GrantKey::parse(&made.expose_line()).unwrap().expose(), made.expose());
+        assert_ne!(made.expose(), GrantKey::generate("made").unwrap().expose());
+    }
+
+    #[test]
+    fn what_is_no_key_is_refused_without_being_repeated() {
+        for text in [
+            "",
+            "dev",
+            &format!("Dev {}", "0f".repeat(32)),
+            &format!("{} {}", "d".repeat(33), "0f".repeat(32)),
+            &format!("dev {}", "0f".repeat(31)),
+            &format!("dev {}", "0f".repeat(65)),
+            &format!("dev {}", "0g".repeat(32)),
+            &format!("dev {}0", "0f".repeat(32)),
+            &format!("dev {}", "é".repeat(32)),
+        ] {
+            let refused = GrantKey::parse(text).unwrap_err();
+            assert!(matches!(refused, KeyError::Shape) && !refused.to_string().contains("0f0f"), "{text}");
+        }
+    }
+
+    /// The database computes the same; `tests/isolation.rs` shows it.
+    #[test]
+    fn the_seal_is_hmac_sha256_of_what_stands_before_it() {
+        let key = GrantKey::parse(&format!("dev {}", "6b".repeat(32))).unwrap();
+        let grant = Grant {
+            user_id: UserId::new(42).unwrap(),
+            service: &"simple-chat".parse().unwrap(),
+            role: &role_of("context-writer"),
+            id: Uuid::nil(),
+            expires_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
+        };
+        let sealed = key.seal(&grant);
+        let (content, seal) = sealed.rsplit_once('|').unwrap();
+        let id = "00000000-0000-0000-0000-000000000000";
+        assert_eq!(content, format!("v1|dev|42||simple-chat|w_context_writer|{id}|1800000000"));
+        assert_eq!(seal, KNOWN_SEAL);
+    }
+
+    /// By another implementation.
+    const KNOWN_SEAL: &str = "a617871b670c44c51fd6cba955a173c75003e897939c6c08f9f2eedd732baf3d";
+}
