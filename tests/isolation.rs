@@ -540,3 +540,84 @@ async fn a_grant_that_the_database_refuses_is_a_denied_message() {
     assert_eq!(fixture.count("inbox").await, 0);
     worker.stop().await.expect("a clean end");
 }
+
+/// `memfleet security validate --json`.
+async fn validate(fixture: &Fixture) -> (bool, serde_json::Value) {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_memfleet"));
+    command
+        .args(["security", "validate", "--json"])
+        .env_remove("MEMFLEET_CONFIG")
+        .envs(fixture.environment());
+    let output = tokio::time::timeout(testkit::DEADLINE, command.output())
+        .await
+        .expect("in time")
+        .expect("the program");
+    let text = String::from_utf8(output.stdout).expect("text");
+    let last = text.lines().last().unwrap_or_else(|| panic!("{}", String::from_utf8_lossy(&output.stderr)));
+    (output.status.success(), serde_json::from_str(last).expect("an object"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_validation_finds_nothing_in_order_and_whatever_is_out_of_it() {
+    let fixture = two_users().await;
+    let (fine, report) = validate(&fixture).await;
+    assert_eq!((fine, &report["findings"]), (true, &json!([])));
+    assert!(report["attempts"].as_u64().expect("a count") > 2_000, "{}", report["attempts"]);
+    assert_eq!(fixture.count("sec.keys WHERE key_id = 'validate'").await, 0, "it left nothing");
+
+    for (break_it, mend, finding) in [
+        (
+            "ALTER TABLE chat_messages NO FORCE ROW LEVEL SECURITY",
+            "ALTER TABLE chat_messages FORCE ROW LEVEL SECURITY",
+            "a table without forced policies",
+        ),
+        ("CREATE POLICY leak ON users USING (true)", "DROP POLICY leak ON users", "read without a context"),
+        (
+            "GRANT TRUNCATE ON users TO w_gpu_allocator",
+            "REVOKE TRUNCATE ON users FROM w_gpu_allocator",
+            "a right too much",
+        ),
+        (
+            "GRANT SELECT ON blackboard_events_default TO w_router_logger",
+            "REVOKE SELECT ON blackboard_events_default FROM w_router_logger",
+            "a partition past its parent",
+        ),
+        (
+            "ALTER FUNCTION sec.current_user_ids RESET ALL",
+            "ALTER FUNCTION sec.current_user_ids SET search_path = pg_catalog, pg_temp",
+            "a function that acts for its owner without a fixed path",
+        ),
+        (
+            "ALTER TABLE users OWNER TO memfleet",
+            "ALTER TABLE users OWNER TO memfleet_owner",
+            "an owner that can log in",
+        ),
+        (
+            "CREATE VIEW everybody AS SELECT * FROM users",
+            "DROP VIEW everybody",
+            "a view that sees more than who asks",
+        ),
+        (
+            "CREATE TABLE forgotten (user_id integer); GRANT SELECT ON forgotten TO w_memory_sync",
+            "DROP TABLE forgotten",
+            "a table without forced policies",
+        ),
+        (
+            "GRANT EXECUTE ON FUNCTION sec.seal TO PUBLIC",
+            "REVOKE EXECUTE ON FUNCTION sec.seal FROM PUBLIC",
+            "a right of everybody",
+        ),
+    ] {
+        fixture.execute(break_it).await;
+        let (fine, report) = validate(&fixture).await;
+        let kinds: Vec<&str> = report["findings"]
+            .as_array()
+            .expect("findings")
+            .iter()
+            .filter_map(|one| one["kind"].as_str())
+            .collect();
+        assert!(!fine && kinds.contains(&finding), "{break_it}: {kinds:?}");
+        fixture.execute(mend).await;
+    }
+    assert!(validate(&fixture).await.0, "all is mended");
+}

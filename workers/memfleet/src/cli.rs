@@ -52,7 +52,7 @@ pub enum Command {
     Load(LoadArgs),
     /// Look at, replay or drop dead letters.
     Dead(DeadArgs),
-    /// Make and add the keys of grants, under which workers write.
+    /// Attack the database with every worker's role; make and add the keys of grants.
     Security(SecurityArgs),
     /// Show streams, lag, consumers, database and versions.
     Status(StatusArgs),

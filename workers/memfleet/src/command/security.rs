@@ -1,5 +1,8 @@
 //! `memfleet security`
 
+mod attack;
+mod validate;
+
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -8,6 +11,7 @@ use runtime::Settings;
 use trust::GrantKey;
 
 use crate::{out, outln};
+use validate::ValidateArgs;
 
 const HELP: &str = "\
 Workers write under grants, which a key seals that the database knows too:
@@ -16,7 +20,7 @@ Workers write under grants, which a key seals that the database knows too:
   memfleet security key add grant.key
   MEMFLEET_TRUST__GRANT_KEY_FILE=grant.key memfleet run context-writer";
 
-/// Keys of the grants under which workers write.
+/// Keys of the grants under which workers write, and whether isolation holds.
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub struct SecurityArgs {
@@ -29,6 +33,8 @@ enum What {
     /// Make a key, or tell the database of one.
     #[command(subcommand)]
     Key(Key),
+    /// Attack the configured database with every worker's role, and say what goes through. Changes nothing.
+    Validate(ValidateArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -50,7 +56,10 @@ enum Key {
 /// # Errors
 /// If the key is none, or the database cannot be reached or refuses.
 pub async fn execute(args: SecurityArgs, settings: &Settings) -> anyhow::Result<()> {
-    let What::Key(key) = args.what;
+    let key = match args.what {
+        What::Key(key) => key,
+        What::Validate(args) => return validate::execute(&args, settings).await,
+    };
     match key {
         Key::Generate { name } => out!("{}", GrantKey::generate(&name)?.expose_line()),
         Key::Add { file } => {

@@ -1,0 +1,167 @@
+//! What somebody with a worker's login would try, and what must come of it.
+
+/// How an attempt must end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Expected {
+    /// Refused with one of these phrases.
+    Refused(&'static [&'static str]),
+    /// Refused for want of a right, or nothing is found.
+    Nothing,
+    /// Refused because the context is not genuine or for want of a right. Of an empty table no row asks for the context, so
+    /// that nothing is found there.
+    NotGenuine,
+}
+
+/// One attempt.
+#[derive(Clone, Debug)]
+pub(super) struct Attempt {
+    /// What kind it is, for the table.
+    pub(super) kind: &'static str,
+    /// The statement, whose affected or shown rows are counted.
+    pub(super) sql: String,
+    pub(super) expected: Expected,
+}
+
+/// A table that holds users' rows.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pub(super) table: String,
+    /// The column that says whose a row is.
+    pub(super) owner: String,
+}
+
+const DENIED: &[&str] = &["permission denied", "must be owner"];
+const REFUSED: &[&str] = &["permission denied", "row-level security policy"];
+
+/// Without any context, or with one that was written by hand.
+pub(super) fn without_a_grant(targets: &[Target]) -> Vec<Attempt> {
+    let mut all = Vec::new();
+    for Target { table, owner } in targets {
+        let mut add = |kind, sql: String, expected| all.push(Attempt { kind, sql, expected });
+        add("read without a context", format!("SELECT FROM {table}"), Expected::Nothing);
+        add("update without a context", format!("UPDATE {table} SET {owner} = {owner}"), Expected::Nothing);
+        add("delete without a context", format!("DELETE FROM {table}"), Expected::Nothing);
+        add(
+            "insert without a context",
+            format!("INSERT INTO {table} DEFAULT VALUES"),
+            Expected::Refused(REFUSED),
+        );
+        add("copy from the server", format!("COPY {table} FROM '/dev/null'"), Expected::Refused(REFUSED));
+        add(
+            "take a table's policies away",
+            format!("ALTER TABLE {table} DISABLE ROW LEVEL SECURITY"),
+            Expected::Refused(DENIED),
+        );
+        add(
+            "a policy of one's own",
+            format!("CREATE POLICY mine ON {table} USING (true)"),
+            Expected::Refused(DENIED),
+        );
+        add(
+            "a trigger of one's own",
+            format!(
+                "CREATE TRIGGER mine BEFORE INSERT ON {table} EXECUTE FUNCTION suppress_redundant_updates_trigger()"
+            ),
+            Expected::Refused(DENIED),
+        );
+        add("empty a table", format!("TRUNCATE {table} CASCADE"), Expected::Refused(DENIED));
+    }
+    for forged in ["1|||", "1,2|||00", "rubbish"] {
+        for Target { table, .. } in targets {
+            all.push(Attempt {
+                kind: "a context written by hand",
+                sql: format!("SELECT set_config('memfleet.context', '{forged}', true); SELECT FROM {table}"),
+                expected: Expected::NotGenuine,
+            });
+        }
+    }
+    all
+}
+
+/// With a good grant for `own` alone, at the rows of everybody else.
+pub(super) fn with_a_grant(targets: &[Target], own: i32) -> Vec<Attempt> {
+    let mut all = Vec::new();
+    for Target { table, owner } in targets {
+        let mut add = |kind, sql: String, expected| all.push(Attempt { kind, sql, expected });
+        add("read another's rows", format!("SELECT FROM {table} WHERE {owner} <> {own}"), Expected::Nothing);
+        add(
+            "update another's rows",
+            format!("UPDATE {table} SET {owner} = {own} WHERE {owner} <> {own}"),
+            Expected::Nothing,
+        );
+        add(
+            "delete another's rows",
+            format!("DELETE FROM {table} WHERE {owner} <> {own}"),
+            Expected::Nothing,
+        );
+    }
+    all
+}
+
+/// Ways around the tables of users.
+pub(super) fn around(role: &str, roles: &[String], partitions: &[String]) -> Vec<Attempt> {
+    let mut all: Vec<Attempt> = partitions
+        .iter()
+        .map(|partition| Attempt {
+            kind: "a partition past its parent",
+            sql: format!("SELECT FROM {partition}"),
+            expected: Expected::Refused(DENIED),
+        })
+        .collect();
+    // A superuser's connection may set any role, so that it is the membership which is looked at.
+    all.extend(roles.iter().filter(|other| *other != role).map(|other| Attempt {
+        kind: "another role",
+        sql: format!("SELECT WHERE pg_has_role('{role}', '{other}', 'MEMBER')"),
+        expected: Expected::Nothing,
+    }));
+    const WAYS: [(&str, &str); 14] = [
+        ("keys", "SELECT FROM sec.keys"),
+        ("keys", "SELECT FROM sec.revoked_grants"),
+        ("keys", "SELECT sec.add_key('mine', 'grant', sha256('x'))"),
+        ("keys", "SELECT sec.seal('1||')"),
+        ("audit", "SELECT FROM audit.audit_log"),
+        ("audit", "INSERT INTO audit.audit_log DEFAULT VALUES"),
+        ("audit", "DELETE FROM audit.audit_log"),
+        ("objects of one's own", "CREATE TABLE public.mine (x integer)"),
+        ("objects of one's own", "CREATE TEMP TABLE mine (x integer)"),
+        ("objects of one's own", "CREATE FUNCTION public.mine() RETURNS integer LANGUAGE sql AS 'SELECT 1'"),
+        ("objects of one's own", "CREATE SCHEMA mine"),
+        ("history", "UPDATE blackboard_events SET event_payload = '{}'"),
+        ("history", "DELETE FROM blackboard_events"),
+        ("history", "SELECT make_month_partitions('blackboard_events', 1)"),
+    ];
+    all.extend(WAYS.iter().map(|(kind, sql)| Attempt {
+        kind,
+        sql: (*sql).to_owned(),
+        expected: Expected::Refused(DENIED),
+    }));
+    all
+}
+
+/// What is refused when a context is opened: a grant, and why it is no good.
+pub(super) fn bad_grants(
+    good: &str,
+    other_role: &str,
+    expired: &str,
+    foreign_key: &str,
+    user: i32,
+) -> Vec<Attempt> {
+    let swapped = good.replacen(&format!("|{user}||"), &format!("|{}||", user.saturating_add(1)), 1);
+    let cut = good.get(..good.len().saturating_sub(1)).unwrap_or_default().to_owned();
+    [
+        good.to_owned() + "0",
+        cut,
+        swapped,
+        other_role.to_owned(),
+        expired.to_owned(),
+        foreign_key.to_owned(),
+        String::new(),
+    ]
+    .into_iter()
+    .map(|grant| Attempt {
+        kind: "a context of a bad grant",
+        sql: format!("SELECT sec.open_context(ARRAY['{grant}'])"),
+        expected: Expected::Refused(&["the security context is refused"]),
+    })
+    .collect()
+}

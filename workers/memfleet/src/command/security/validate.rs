@@ -1,0 +1,291 @@
+//! `memfleet security validate`: attacks the configured database with every worker's role, and looks whether everything
+//! that isolation rests on is in place. All of it happens in transactions that are rolled back.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use contract::{Service, UserId};
+use diesel::QueryableByName;
+use diesel::sql_types::Text;
+use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
+use runtime::Settings;
+use serde::Serialize;
+use trust::{Grant, GrantKey};
+use uuid::Uuid;
+
+use super::attack::{self, Attempt, Expected, Target};
+use crate::outln;
+use crate::table::{Align, Table, grouped};
+
+/// Attacks the database with every worker's role. Needs a superuser's login; changes nothing.
+#[derive(Debug, Args)]
+pub struct ValidateArgs {
+    /// Print one JSON object, on the last line of standard output, instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What came out.
+#[derive(Debug, Default, Serialize)]
+struct Report {
+    /// How many attempts and checks there were.
+    attempts: u64,
+    /// What went through or was refused for another reason than it should be.
+    findings: Vec<Finding>,
+    #[serde(skip)]
+    kinds: BTreeMap<&'static str, (u64, u64)>,
+}
+
+#[derive(Debug, Serialize)]
+struct Finding {
+    kind: &'static str,
+    /// The role that tried; none for a check of the catalogue.
+    role: Option<String>,
+    what: String,
+    outcome: String,
+}
+
+impl Report {
+    fn note(&mut self, kind: &'static str, finding: Option<Finding>) {
+        self.attempts += 1;
+        let counts = self.kinds.entry(kind).or_default();
+        counts.0 += 1;
+        counts.1 += u64::from(finding.is_some());
+        self.findings.extend(finding);
+    }
+}
+
+/// Carries out `memfleet security validate`.
+///
+/// # Errors
+/// If the database cannot be attacked, or if there is any finding.
+pub async fn execute(args: &ValidateArgs, settings: &Settings) -> anyhow::Result<()> {
+    let mut connection = store::connect(&settings.postgres.url)
+        .await
+        .context("it is the database of postgres.url that is attacked")?;
+    if lines(&mut connection, "SELECT 'x' AS line FROM pg_roles WHERE rolname = session_user AND rolsuper")
+        .await?
+        .is_empty()
+    {
+        bail!("only a superuser can act as every worker; postgres.url names another role");
+    }
+    // On a database that others use, nobody shall wait for an attack.
+    connection.batch_execute("SET lock_timeout = '1s'; SET statement_timeout = '10s'").await?;
+    let mut report = Report::default();
+    check_catalogue(&mut connection, &mut report).await?;
+    attack_all(&mut connection, &mut report).await?;
+    if args.json {
+        outln!("{}", serde_json::to_string(&report)?);
+    } else {
+        show(&report);
+    }
+    match report.findings.len() {
+        0 => Ok(()),
+        count => bail!("{count} findings: isolation does not hold"),
+    }
+}
+
+fn show(report: &Report) {
+    let mut table =
+        Table::new([("attempt", Align::Left), ("tried", Align::Right), ("findings", Align::Right)]);
+    for (kind, (tried, found)) in &report.kinds {
+        table.row([(*kind).to_owned(), grouped(*tried), grouped(*found)]);
+    }
+    let found = u64::try_from(report.findings.len()).unwrap_or(u64::MAX);
+    table.row(["all".to_owned(), grouped(report.attempts), grouped(found)]);
+    outln!("{table}");
+    for Finding { kind, role, what, outcome } in &report.findings {
+        outln!(
+            "{kind}: {}{what}: {outcome}",
+            role.as_ref().map_or_else(String::new, |role| format!("{role}: "))
+        );
+    }
+}
+
+#[derive(QueryableByName)]
+struct Line {
+    #[diesel(sql_type = Text)]
+    line: String,
+}
+
+async fn lines(connection: &mut AsyncPgConnection, sql: &str) -> anyhow::Result<Vec<String>> {
+    let rows: Vec<Line> = diesel::sql_query(sql).load(connection).await?;
+    Ok(rows.into_iter().map(|row| row.line).collect())
+}
+
+/// The tables with a user's rows: those that have a column `user_id`, and `users` itself. `cross_service_auth` is a
+/// registry of services, which no worker may read.
+const TARGETS: &str = "
+    SELECT c.oid::regclass || ' ' || a.attname AS line FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+        AND a.attname = CASE WHEN c.relname = 'users' THEN 'id' ELSE 'user_id' END
+    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+        AND c.relname <> 'cross_service_auth' ORDER BY 1";
+const ROLES: &str = "SELECT DISTINCT role_name::text AS line FROM sec.worker_privileges ORDER BY 1";
+const PARTITIONS: &str = "SELECT inhrelid::regclass::text AS line FROM pg_inherits
+    JOIN pg_class c ON c.oid = inhparent AND c.relkind = 'p' ORDER BY 1";
+
+/// Each gives a line for whatever is not as it must be.
+const CHECKS: [(&str, &str); 8] = [
+    (
+        "a table without forced policies",
+        "SELECT c.oid::regclass::text AS line FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace
+            AND c.relkind IN ('r', 'p') AND NOT c.relispartition AND NOT (c.relrowsecurity AND c.relforcerowsecurity)
+            AND c.relname NOT IN ('gpu_resources', 'qdrant_access_control', 'cross_service_auth', '__diesel_schema_migrations')",
+    ),
+    (
+        "a policy that is not ours",
+        "SELECT polrelid::regclass || ' ' || polname AS line FROM pg_policy
+            WHERE polname <> 'own_rows' OR pg_get_expr(polqual, polrelid) IS DISTINCT FROM pg_get_expr(polwithcheck, polrelid)
+            OR pg_get_expr(polqual, polrelid) !~ '^\\((user_id|id) = ANY \\(\\( SELECT sec.current_user_ids\\(\\) AS current_user_ids\\)::integer\\[\\]\\)\\)$'",
+    ),
+    (
+        "a right of everybody",
+        "SELECT c.oid::regclass || ' ' || acl.privilege_type AS line FROM pg_class c, aclexplode(c.relacl) AS acl
+            WHERE c.relnamespace::regnamespace::text IN ('public', 'sec', 'audit') AND acl.grantee = 0
+         UNION ALL SELECT p.oid::regprocedure::text FROM pg_proc p
+            WHERE p.pronamespace::regnamespace::text IN ('public', 'sec', 'audit')
+            AND has_function_privilege('public', p.oid, 'EXECUTE')
+         UNION ALL SELECT 'the database' FROM pg_database d, aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) AS acl
+            WHERE d.datname = current_database() AND acl.grantee = 0",
+    ),
+    (
+        "a function that acts for its owner without a fixed path",
+        "SELECT p.oid::regprocedure::text AS line FROM pg_proc p
+            WHERE p.pronamespace::regnamespace::text IN ('public', 'sec', 'audit') AND p.prosecdef
+            AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY (p.proconfig), false)",
+    ),
+    (
+        "an owner that can log in",
+        "SELECT c.oid::regclass || ' of ' || r.rolname AS line FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner
+            WHERE c.relnamespace::regnamespace::text IN ('public', 'sec', 'audit') AND c.relkind IN ('r', 'p')
+            AND c.relname <> '__diesel_schema_migrations' AND r.rolcanlogin",
+    ),
+    (
+        "a view that sees more than who asks",
+        "SELECT c.oid::regclass::text AS line FROM pg_class c
+            WHERE c.relnamespace::regnamespace::text IN ('public', 'sec', 'audit') AND c.relkind IN ('v', 'm')
+            AND NOT coalesce('security_invoker=true' = ANY (c.reloptions), false)",
+    ),
+    (
+        "a trigger of somebody else",
+        "SELECT t.tgrelid::regclass || ' ' || t.tgname AS line FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+            JOIN pg_class c ON c.oid = t.tgrelid AND c.relnamespace::regnamespace::text IN ('public', 'sec', 'audit')
+            WHERE NOT t.tgisinternal AND p.proowner <> 'memfleet_owner'::regrole",
+    ),
+    (
+        "a foreign key that crosses users",
+        "SELECT conrelid::regclass || ' ' || conname AS line FROM pg_constraint c
+            WHERE contype = 'f' AND conparentid = 0 AND connamespace = 'public'::regnamespace
+            AND confrelid <> ALL (ARRAY['users', 'gpu_resources']::regclass[])
+            AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.conrelid AND a.attname = 'user_id'
+                AND a.attnum = ANY (c.conkey))",
+    ),
+];
+
+async fn check_catalogue(connection: &mut AsyncPgConnection, report: &mut Report) -> anyhow::Result<()> {
+    for (kind, sql) in CHECKS {
+        let found = lines(connection, sql).await.with_context(|| format!("the check {kind:?} failed"))?;
+        if found.is_empty() {
+            report.note(kind, None);
+        }
+        for what in found {
+            report.note(kind, Some(Finding { kind, role: None, what, outcome: "is there".to_owned() }));
+        }
+    }
+    Ok(())
+}
+
+async fn attack_all(connection: &mut AsyncPgConnection, report: &mut Report) -> anyhow::Result<()> {
+    let target = |line: &String| {
+        let (table, owner) = line.split_once(' ')?;
+        Some(Target { table: table.to_owned(), owner: owner.to_owned() })
+    };
+    let targets: Vec<Target> = lines(connection, TARGETS).await?.iter().filter_map(target).collect();
+    let (roles, partitions) = (lines(connection, ROLES).await?, lines(connection, PARTITIONS).await?);
+    let users =
+        lines(connection, "SELECT id::text AS line FROM users WHERE id > 0 ORDER BY random() LIMIT 1")
+            .await?;
+    let user = users.into_iter().next().and_then(|id| id.parse().ok()).unwrap_or(1);
+    for role in &roles {
+        let excess = "SELECT excess AS line FROM sec.excess_privileges() AS excess";
+        let mut attempts = attack::without_a_grant(&targets);
+        attempts.extend(attack::around(role, &roles, &partitions));
+        let key = GrantKey::generate("validate")?;
+        let sealed = |key: &GrantKey, role: &str, expires_at: SystemTime| seal(key, user, role, expires_at);
+        let later = SystemTime::now() + Duration::from_secs(60);
+        let good = sealed(&key, role, later)?;
+        attempts.extend(attack::bad_grants(
+            &good,
+            &sealed(&key, "w_nobody", later)?,
+            &sealed(&key, role, SystemTime::now() - Duration::from_secs(1))?,
+            &sealed(&GrantKey::generate("validate")?, role, later)?,
+            user,
+        ));
+        connection.batch_execute("BEGIN").await?;
+        store::security::add_grant_key(connection, key.name(), key.expose()).await?;
+        connection.batch_execute(&format!("SET LOCAL SESSION AUTHORIZATION {role}")).await?;
+        for what in lines(connection, excess).await? {
+            let kind = "a right too much";
+            let finding = Finding { kind, role: Some(role.clone()), what, outcome: "is there".to_owned() };
+            report.note(kind, Some(finding));
+        }
+        for attempt in attempts {
+            try_one(connection, role, &attempt, report).await?;
+        }
+        connection.batch_execute(&format!("SELECT sec.open_context(ARRAY['{good}'])")).await?;
+        for attempt in attack::with_a_grant(&targets, user) {
+            try_one(connection, role, &attempt, report).await?;
+        }
+        connection.batch_execute("ROLLBACK").await?;
+    }
+    Ok(())
+}
+
+fn seal(key: &GrantKey, user: i32, role: &str, expires_at: SystemTime) -> anyhow::Result<String> {
+    let service: Service = "validate".parse()?;
+    Ok(key.seal(&Grant {
+        user_id: UserId::new(user)?,
+        service: &service,
+        role,
+        id: Uuid::now_v7(),
+        expires_at,
+    }))
+}
+
+/// Tries one thing and takes it back.
+async fn try_one(
+    connection: &mut AsyncPgConnection,
+    role: &str,
+    attempt: &Attempt,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    connection.batch_execute("SAVEPOINT attempt").await?;
+    let mut outcome = Ok(0);
+    for statement in attempt.sql.split("; ") {
+        outcome = diesel::sql_query(statement).execute(connection).await;
+        if outcome.is_err() {
+            break;
+        }
+    }
+    connection.batch_execute("ROLLBACK TO SAVEPOINT attempt").await?;
+    let outcome = outcome.map_err(|error| error.to_string());
+    let as_expected = match (attempt.expected, &outcome) {
+        (Expected::Nothing | Expected::NotGenuine, Ok(rows)) => *rows == 0,
+        (Expected::NotGenuine, Err(error)) => {
+            error.contains("the security context is not genuine") || error.contains("permission denied")
+        }
+        (Expected::Nothing, Err(error)) => error.contains("permission denied"),
+        (Expected::Refused(_), Ok(_)) => false,
+        (Expected::Refused(by), Err(error)) => by.iter().any(|phrase| error.contains(phrase)),
+    };
+    let finding = (!as_expected).then(|| Finding {
+        kind: attempt.kind,
+        role: Some(role.to_owned()),
+        what: attempt.sql.clone(),
+        outcome: outcome.map_or_else(|error| error, |rows| format!("{rows} rows")),
+    });
+    report.note(attempt.kind, finding);
+    Ok(())
+}
