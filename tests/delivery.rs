@@ -10,25 +10,10 @@ use contract::{Event, Outcome, OutcomeStatus, header};
 use futures::StreamExt;
 use runtime::RunError;
 use serde_json::json;
-use testkit::{Fixture, Published, deliver_again_after, eventually, forget_duplicates_after, request};
+use testkit::{
+    Fixture, context, deliver_again_after, eventually, forget_duplicates_after, request, session, user,
+};
 use uuid::Uuid;
-
-fn user(id: i32) -> Published {
-    request(
-        "user.put",
-        id,
-        json!({ "username": format!("user{id}"), "email": format!("user{id}@example.org") }),
-    )
-}
-
-fn session(user: i32, id: &str) -> Published {
-    request("session.open", user, json!({ "session_id": id, "chat_mode": "simple" }))
-}
-
-fn context(user: i32, session: &str, key: &str, version: i64) -> Published {
-    let body = json!({ "session_id": session, "context_key": key, "context_value": { "v": version }, "version": version });
-    request("context.put", user, body)
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_effect_its_event_and_its_follow_up_happen_once() {

@@ -11,24 +11,12 @@ use runtime::RunError;
 use serde_json::json;
 use stack::{Nats, NatsOptions, Programs};
 use testkit::{
-    DEADLINE, Fixture, Published, deliver_again_after, eventually, forget_duplicates_after, request,
+    DEADLINE, Fixture, context, deliver_again_after, eventually, forget_duplicates_after, request, session,
+    user,
 };
 use tokio::time::timeout;
 use topology::Topology;
 use uuid::Uuid;
-
-fn user(id: i32) -> Published {
-    request("user.put", id, json!({ "username": "u", "email": "u@example.org" }))
-}
-
-fn context(user: i32, session: &str, key: &str) -> Published {
-    let body = json!({ "session_id": session, "context_key": key, "context_value": 1, "version": 1 });
-    request("context.put", user, body)
-}
-
-fn session(user: i32, id: &str) -> Published {
-    request("session.open", user, json!({ "session_id": id, "chat_mode": "simple" }))
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_is_held_for_long_is_not_delivered_again() {
@@ -47,7 +35,7 @@ async fn a_message_that_is_held_for_long_is_not_delivered_again() {
     let mut lock = fixture.connection().await;
     use diesel_async::SimpleAsyncConnection as _;
     lock.batch_execute("BEGIN; LOCK TABLE simple_chat_context").await.expect("a lock");
-    fixture.publish((0..10).map(|n| context(1, "s", &format!("k{n}")))).await;
+    fixture.publish((0..10).map(|n| context(1, "s", &format!("k{n}"), 1))).await;
     // Each renewal comes a third of ack_wait after the one before: after five of them it is long over.
     for _ in 0..5 * 10 {
         let message = timeout(DEADLINE, told.next()).await.expect("in time").expect("an acknowledgement");
@@ -82,7 +70,7 @@ async fn two_copies_in_one_batch_share_their_fate() {
         forget_duplicates_after(topology, "CONTEXT", Duration::from_millis(100));
     })
     .await;
-    let (fine, waiting) = (user(1), context(1, "never", "k"));
+    let (fine, waiting) = (user(1), context(1, "never", "k", 1));
     fixture.publish([fine.clone(), waiting.clone()]).await;
     eventually("the broker takes both again", async || {
         fixture.publish([fine.clone(), waiting.clone()]).await;
@@ -185,7 +173,7 @@ async fn the_brokers_bound_is_never_reached_by_messages_that_are_put_off() {
     })
     .await;
     let worker = fixture.run(ContextWriter);
-    fixture.publish([user(1), context(1, "never", "k")]).await;
+    fixture.publish([user(1), context(1, "never", "k", 1)]).await;
     fixture.drained::<ContextWriter>().await;
     assert_eq!(fixture.dead_letters().await, ["unmet: session_id: user 1 has opened no session never"]);
     assert_eq!(worker.stats.report().retried, 2);
@@ -203,8 +191,8 @@ async fn a_message_that_kills_its_backend_is_found_and_given_up() {
              FOR EACH ROW WHEN (NEW.context_key = 'deadly') EXECUTE FUNCTION die()",
         )
         .await;
-    fixture.publish([user(1), session(1, "s"), context(1, "s", "deadly")]).await;
-    fixture.publish((0..6).map(|n| context(1, "s", &format!("k{n}")))).await;
+    fixture.publish([user(1), session(1, "s"), context(1, "s", "deadly", 1)]).await;
+    fixture.publish((0..6).map(|n| context(1, "s", &format!("k{n}"), 1))).await;
     let mut settings = fixture.settings.clone();
     settings.worker.retry_attempts = 2;
     let worker = fixture.run_with(ContextWriter, settings);
@@ -224,7 +212,7 @@ async fn a_database_that_is_not_set_up_right_is_waited_for() {
     fixture.publish([user(1), session(1, "s")]).await;
     fixture.drained::<ContextWriter>().await;
     fixture.execute("ALTER TABLE simple_chat_context RENAME TO elsewhere").await;
-    fixture.publish([context(1, "s", "k")]).await;
+    fixture.publish([context(1, "s", "k", 1)]).await;
     let consumer = fixture.consumer("CONTEXT", "context-writer").await;
     eventually("the worker holds it", async || {
         (consumer.get_info().await.ok()?.num_ack_pending == 1).then_some(())

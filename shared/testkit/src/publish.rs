@@ -1,6 +1,6 @@
 use async_nats::HeaderMap;
 use contract::header;
-use serde_json::Value;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 /// A request as a publisher sends it.
@@ -43,4 +43,23 @@ pub fn request(kind: &str, user: i32, body: Value) -> Published {
         headers: Vec::new(),
         body: body.to_string().into_bytes(),
     }
+}
+
+/// A request that makes a user known.
+pub fn user(id: i32) -> Published {
+    let body = json!({ "username": format!("user{id}"), "email": format!("user{id}@example.org") });
+    request("user.put", id, body)
+}
+
+/// A request that opens a session.
+pub fn session(user: i32, id: &str) -> Published {
+    request("session.open", user, json!({ "session_id": id, "chat_mode": "simple" }))
+}
+
+/// A request that puts a context, whose value tells its version.
+pub fn context(user: i32, session: &str, key: &str, version: i64) -> Published {
+    let value = json!({ "v": version });
+    let body =
+        json!({ "session_id": session, "context_key": key, "context_value": value, "version": version });
+    request("context.put", user, body)
 }
