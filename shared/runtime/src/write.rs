@@ -264,8 +264,6 @@ async fn transact<W: Worker>(
 
     let known = inbox::event_ids(connection, W::NAME, &repeats(&entries, &taken)).await?;
     let before = before(connection, &known).await?;
-    let places: HashMap<Uuid, usize> =
-        entries.iter().enumerate().map(|(index, entry)| (entry.event_id, index)).collect();
     let mut written: Vec<Option<Written>> = Vec::with_capacity(batch.len());
     for (index, entry) in entries.iter().enumerate() {
         written.push(if taken.contains(&entry.event_id) {
@@ -288,24 +286,35 @@ async fn transact<W: Worker>(
             None
         });
     }
-    let known: HashMap<(i32, Uuid), Uuid> =
-        known.into_iter().map(|entry| ((entry.user_id, entry.message_id), entry.event_id)).collect();
-    let copies: Vec<(usize, Written)> = (0..batch.len())
-        .filter(|&index| written[index].is_none())
-        .map(|index| {
-            let event_id = known.get(&(entries[index].user_id, entries[index].message_id));
-            let original = event_id.and_then(|id| written[*places.get(id)?].as_ref());
-            let event = event_id.and_then(|id| before.get(id).cloned());
-            (index, original.map_or(Written::Before(event), Written::of_a_copy))
-        })
-        .collect();
-    for (index, copy) in copies {
-        written[index] = Some(copy);
-    }
-    let written: Vec<Written> = written.into_iter().flatten().collect();
+    let written = with_copies(&entries, written, &known, &before);
     give_back(connection, W::NAME, &entries, &written).await?;
     crash::reach(Point::Written);
     Ok(written)
+}
+
+/// Says of the messages that were not taken what is true of the one that was: by an earlier transaction, or by this one
+/// as another copy.
+fn with_copies(
+    entries: &[Entry],
+    mut written: Vec<Option<Written>>,
+    known: &[Entry],
+    before: &HashMap<Uuid, Event>,
+) -> Vec<Written> {
+    let missing: Vec<usize> = (0..written.len()).filter(|&index| written[index].is_none()).collect();
+    // Nearly every batch has no message that came before.
+    if !missing.is_empty() {
+        let places: HashMap<Uuid, usize> =
+            entries.iter().enumerate().map(|(index, entry)| (entry.event_id, index)).collect();
+        let known: HashMap<(i32, Uuid), Uuid> =
+            known.iter().map(|entry| ((entry.user_id, entry.message_id), entry.event_id)).collect();
+        for index in missing {
+            let event_id = known.get(&(entries[index].user_id, entries[index].message_id));
+            let original = event_id.and_then(|id| written[*places.get(id)?].as_ref());
+            let event = event_id.and_then(|id| before.get(id).cloned());
+            written[index] = Some(original.map_or(Written::Before(event), Written::of_a_copy));
+        }
+    }
+    written.into_iter().flatten().collect()
 }
 
 async fn causes<R>(
