@@ -1,7 +1,7 @@
 -- The account mirror: users and what belongs to them (the reference document's "Core User Management").
 -- Every table that holds a user's data carries user_id, in its keys too: a key without it would let one
 -- user's row collide with another's.
-SET LOCAL lock_timeout = '5s';
+SET LOCAL lock_timeout = '100ms';
 
 CREATE TYPE user_role AS ENUM ('user', 'admin', 'service');
 CREATE TYPE user_status AS ENUM ('pending', 'active', 'suspended', 'closed');

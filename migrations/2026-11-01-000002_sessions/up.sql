@@ -1,6 +1,6 @@
 -- Sessions and their contexts (the reference document's "Unified Session Management", "Simple Chat Integration"
 -- and "Agent Context Storage").
-SET LOCAL lock_timeout = '5s';
+SET LOCAL lock_timeout = '100ms';
 
 CREATE TYPE chat_mode AS ENUM ('simple', 'smart-router', 'expert-group', 'socratic');
 CREATE TYPE context_type AS ENUM ('conversation', 'preference', 'state');

@@ -1,5 +1,5 @@
 -- Conversations, messages and feedback (the reference document's "Traditional Chat Storage").
-SET LOCAL lock_timeout = '5s';
+SET LOCAL lock_timeout = '100ms';
 
 CREATE TYPE message_role AS ENUM ('user', 'assistant', 'system', 'tool');
 CREATE TYPE feedback_type AS ENUM ('rating', 'correction', 'report');

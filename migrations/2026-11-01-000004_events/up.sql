@@ -1,5 +1,5 @@
 -- The event stream (the reference document's "Event Stream (Blackboard Pattern)") and the inbox.
-SET LOCAL lock_timeout = '5s';
+SET LOCAL lock_timeout = '100ms';
 
 CREATE TYPE eventtype AS ENUM (
     'user.stored',

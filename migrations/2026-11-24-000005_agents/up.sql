@@ -1,5 +1,5 @@
 -- Agents, the GPUs they run on, and their conversations (the reference document's "Helios Multi-Agent Framework").
-SET LOCAL lock_timeout = '5s';
+SET LOCAL lock_timeout = '100ms';
 
 CREATE TYPE modelprovider AS ENUM ('openai', 'anthropic', 'google', 'ollama', 'vllm', 'other');
 CREATE TYPE agentstatus AS ENUM ('offline', 'initializing', 'online', 'busy', 'error');

@@ -1,6 +1,6 @@
 -- The knowledge graph and its vectors (the reference document's "Consensus Memory (Knowledge Graph)" and "Vector Search
 -- Integration").
-SET LOCAL lock_timeout = '5s';
+SET LOCAL lock_timeout = '100ms';
 
 CREATE TYPE validationstatus AS ENUM ('unvalidated', 'pending', 'validated', 'disputed', 'rejected', 'superseded');
 CREATE TYPE vectortype AS ENUM ('query', 'response', 'context', 'knowledge');

@@ -1,6 +1,6 @@
 -- Routing decisions and synchronisation between sessions (the reference document's "Smart Router Integration" and
 -- "Cross-Service Memory Synchronization").
-SET LOCAL lock_timeout = '5s';
+SET LOCAL lock_timeout = '100ms';
 
 CREATE TYPE sync_type AS ENUM ('context_transfer', 'knowledge_share', 'state_sync');
 CREATE TYPE sync_status AS ENUM ('pending', 'in_progress', 'completed', 'failed');

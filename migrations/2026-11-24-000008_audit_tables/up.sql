@@ -1,6 +1,6 @@
 -- The audit trail's tables (the reference document's "Core Security Tables"). No user id and no plain value stands in
 -- audit_log: a subject is a random token, whose mapping to a user is erased with the user.
-SET LOCAL lock_timeout = '5s';
+SET LOCAL lock_timeout = '100ms';
 
 CREATE SCHEMA audit;
 

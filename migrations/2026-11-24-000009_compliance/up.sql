@@ -1,6 +1,6 @@
 -- Retention, vector permissions, encrypted fields, privacy requests and services (the reference document's "Public
 -- Schema Security Tables").
-SET LOCAL lock_timeout = '5s';
+SET LOCAL lock_timeout = '100ms';
 
 CREATE TYPE retention_action AS ENUM ('delete', 'archive', 'anonymise');
 CREATE TYPE privacy_request_type AS ENUM ('access', 'rectify', 'restrict', 'erase', 'anonymise');

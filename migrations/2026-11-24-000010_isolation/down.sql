@@ -1,5 +1,5 @@
 -- The roles stay: they are of the whole cluster, and other databases may use them.
-SET LOCAL lock_timeout = '5s';
+SET LOCAL lock_timeout = '100ms';
 
 DO $$
 DECLARE

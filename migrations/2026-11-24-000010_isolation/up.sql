@@ -2,7 +2,7 @@
 --
 -- A context says for which users the statements of a transaction may act. It is opened from grants, which only an issuer
 -- can make, and sealed with a key that only functions of the owner can read: no role can write itself another one.
-SET LOCAL lock_timeout = '5s';
+SET LOCAL lock_timeout = '100ms';
 
 -- Roles are of the whole cluster, so other databases may have them already, and down.sql leaves them.
 DO $$
@@ -110,38 +110,70 @@ BEGIN
     RETURN coalesce(string_to_array((sec.context())[1], ',')::integer[], '{}');
 END $$;
 
+-- The services in whose name the context acts: one name for all its users, or an object of names by user. NULL without a
+-- context; an error if it is not genuine.
+CREATE FUNCTION sec.context_services() RETURNS jsonb LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    held text := current_setting('memfleet.services', true);
+BEGIN
+    IF held IS NULL OR held = '' THEN
+        RETURN NULL;
+    END IF;
+    IF right(held, 64) IS DISTINCT FROM sec.seal('services|' || left(held, -64)) THEN
+        RAISE insufficient_privilege USING MESSAGE = 'the security context is not genuine';
+    END IF;
+    RETURN left(held, -64)::jsonb;
+END $$;
+
 -- Opens the context of this transaction from grants, all of which must be good, and gives the number of users. A grant:
 -- v1|key id|user|session|service|role|grant id|expiry in seconds since 1970|HMAC-SHA256 in hex of all before it.
 CREATE FUNCTION sec.open_context(grants text[], session_id text DEFAULT '', service text DEFAULT '') RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
+    now_seconds bigint := extract(epoch FROM clock_timestamp());
     users integer[];
+    services text[];
+    ids uuid[];
     bad text;
+    named jsonb;
     content text;
 BEGIN
     IF cardinality(grants) NOT BETWEEN 1 AND 10000 OR session_id ~ '[|]' OR service ~ '[|]' THEN
         RAISE insufficient_privilege USING MESSAGE = 'the security context is refused: it needs 1 to 10000 grants';
     END IF;
-    WITH parsed AS (
-        SELECT g, string_to_array(g, '|') AS p FROM (SELECT DISTINCT unnest(grants) AS g) AS d
-    ), judged AS (
+    -- MATERIALIZED, or every use of a part would take its grant to pieces anew. What has a good seal was written by an
+    -- issuer, so that its parts are what they must be.
+    WITH parsed AS MATERIALIZED (
+        SELECT g, convert_to(g, 'UTF8') AS b, string_to_array(g, '|') AS p FROM unnest(grants) AS g
+    ), judged AS MATERIALIZED (
         SELECT p, CASE
-            WHEN g IS NULL OR array_length(p, 1) IS DISTINCT FROM 9 OR p[1] <> 'v1'
-                OR p[3] !~ '^[0-9]{1,9}$|^1[0-9]{9}$|^2[01][0-9]{8}$' OR p[8] !~ '^[0-9]{1,11}$'
-                OR p[7] !~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN 'malformed'
+            WHEN g IS NULL OR cardinality(p) <> 9 OR p[1] <> 'v1' THEN 'malformed'
             WHEN k.key_id IS NULL THEN 'unknown key'
             WHEN p[9] IS DISTINCT FROM encode(sec.hmac(k.inner_pad, k.outer_pad,
-                convert_to(array_to_string(p[1:8], '|'), 'UTF8')), 'hex') THEN 'forged'
+                substr(b, 1, greatest(octet_length(b) - 65, 0))), 'hex') THEN 'forged'
             WHEN p[6] <> session_user THEN 'of another role'
-            WHEN to_timestamp(p[8]::bigint) <= clock_timestamp() THEN 'expired'
-            WHEN EXISTS (SELECT FROM sec.revoked_grants r WHERE r.grant_id = p[7]::uuid) THEN 'revoked'
+            WHEN p[8]::bigint <= now_seconds THEN 'expired'
             END AS fault
         FROM parsed LEFT JOIN sec.keys k ON k.key_id = p[2] AND k.purpose = 'grant' AND k.retired_at IS NULL
     )
-    SELECT array_agg(DISTINCT CASE WHEN fault IS NULL THEN p[3]::integer END), min(fault) INTO users, bad FROM judged;
+    SELECT array_agg(CASE WHEN fault IS NULL THEN p[3]::integer END), array_agg(p[5]),
+        array_agg(CASE WHEN fault IS NULL THEN p[7]::uuid END), min(fault)
+    INTO users, services, ids, bad FROM judged;
+    IF bad IS NULL AND EXISTS (SELECT FROM sec.revoked_grants WHERE grant_id = ANY (ids)) THEN
+        bad := 'revoked';
+    END IF;
     IF bad IS NOT NULL THEN
         RAISE insufficient_privilege USING MESSAGE = format('the security context is refused: a grant is %s', bad);
     END IF;
+    IF services[1] = ALL (services) THEN
+        named := to_jsonb(services[1]);
+    ELSE
+        SELECT jsonb_object_agg(u, names) INTO named FROM (
+            SELECT u, string_agg(DISTINCT s, ', ') AS names FROM unnest(users, services) AS g (u, s) GROUP BY u) AS by_user;
+    END IF;
+    PERFORM set_config('memfleet.services', named::text || sec.seal('services|' || named::text), true);
+    SELECT array_agg(DISTINCT u) INTO users FROM unnest(users) AS u;
     content := concat_ws('|', array_to_string(users, ','), session_id, service);
     PERFORM set_config('memfleet.context', content || '|' || sec.seal(content), true);
     RETURN cardinality(users);

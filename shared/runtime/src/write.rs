@@ -9,7 +9,7 @@ use contract::{DeadClass, Event, Json};
 use diesel_async::AsyncConnection;
 use store::blackboard::{self, Appended, Cause, NewEvent};
 use store::inbox::{self, Entry};
-use store::security;
+use store::security::{self, Violation};
 use store::{Connection, Fault, FaultKind, Pool};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -79,7 +79,11 @@ impl<W: Worker> Writer<W> {
                 }
                 // Whose fault it is, is not known of several; another worker finds out.
                 Err(_) if messages.len() > 1 => decisions.extend(messages.iter().map(|_| Decision::HandBack)),
-                Err(fault) => decisions.extend(messages.iter().map(|_| verdict_of(&fault))),
+                Err(fault) => {
+                    for message in messages {
+                        decisions.push(self.judge(message.message(), &fault).await);
+                    }
+                }
             }
         }
         batch.into_iter().zip(decisions).map(|(message, decision)| Settlement { message, decision }).collect()
@@ -118,6 +122,31 @@ impl<W: Worker> Writer<W> {
                 () = tokio::time::sleep(pause) => {}
             }
         }
+    }
+
+    /// What becomes of a message that failed by itself. A refusal is recorded first, on a connection of its own: the
+    /// transaction that was refused is rolled back.
+    async fn judge(&self, message: &Message<W::Request>, fault: &Fault) -> Decision {
+        if fault.kind == FaultKind::Denied
+            && let Err(problem) = self.record_violation(message, fault).await
+        {
+            // It will be refused again, and must not be without a trace.
+            tracing::warn!(worker = W::NAME, %problem, "a violation cannot be recorded; its message is put off");
+            return Decision::HandBack;
+        }
+        verdict_of(fault)
+    }
+
+    async fn record_violation(&self, message: &Message<W::Request>, fault: &Fault) -> Result<(), Fault> {
+        let mut connection = store::lend(&self.pool).await?;
+        let subject = &message.subject;
+        let violation = Violation {
+            message: &fault.reason,
+            user_id: subject.user_id.get(),
+            service: subject.service.as_str(),
+            request_id: message.request_id,
+        };
+        security::record_violation(&mut connection, &violation).await
     }
 
     /// One transaction.
@@ -339,6 +368,7 @@ fn new_event<'a, R>(
 ) -> NewEvent<'a> {
     NewEvent {
         id,
+        request_id: message.request_id,
         event_type: effect.event_type,
         performative: effect.performative,
         source_agent_id: effect.source_agent_id.as_deref().unwrap_or(message.subject.service.as_str()),

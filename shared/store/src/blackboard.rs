@@ -31,6 +31,8 @@ pub struct Cause {
 pub struct NewEvent<'a> {
     /// Its id, a UUIDv7.
     pub id: Uuid,
+    /// The request that had this effect.
+    pub request_id: Uuid,
     /// What happened.
     pub event_type: EventType,
     /// What it means between agents.
@@ -66,13 +68,14 @@ pub async fn append(
 ) -> Result<HashMap<Uuid, Appended>, Fault> {
     const APPEND: &str = "
         INSERT INTO blackboard_events (id, event_type, performative, source_agent_id, user_id, session_id,
-            event_payload, parent_event_id, causality_chain, logical_timestamp)
+            event_payload, parent_event_id, causality_chain, logical_timestamp, request_id)
         SELECT e.id, e.event_type::eventtype, e.performative::performative, e.source_agent_id, e.user_id,
-            e.session_id, e.payload::jsonb, e.parent_event_id, e.causality_chain::jsonb, e.logical_timestamp
+            e.session_id, e.payload::jsonb, e.parent_event_id, e.causality_chain::jsonb, e.logical_timestamp,
+            e.request_id
         FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::integer[], $6::text[], $7::text[],
-            $8::uuid[], $9::text[], $10::bigint[])
+            $8::uuid[], $9::text[], $10::bigint[], $11::uuid[])
             WITH ORDINALITY AS e (id, event_type, performative, source_agent_id, user_id, session_id, payload,
-            parent_event_id, causality_chain, logical_timestamp, ordinal)
+            parent_event_id, causality_chain, logical_timestamp, request_id, ordinal)
         ORDER BY e.ordinal
         RETURNING id, event_sequence, created_at";
     #[derive(QueryableByName)]
@@ -103,7 +106,8 @@ pub async fn append(
             .bind::<Array<Text>, _>(chains)
             .bind::<Array<BigInt>, _>(column(events, |event| {
                 event.cause.map_or(1, |cause| cause.logical_timestamp)
-            })),
+            }))
+            .bind::<Array<SqlUuid>, _>(column(events, |event| event.request_id)),
     )
     .load(connection)
     .await?;

@@ -131,6 +131,7 @@ diesel::table! {
         is_active -> Bool,
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
+        request_id -> Nullable<Uuid>,
     }
 }
 
@@ -150,6 +151,7 @@ diesel::table! {
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
         removed_at -> Nullable<Timestamptz>,
+        request_id -> Nullable<Uuid>,
     }
 }
 
@@ -167,6 +169,7 @@ diesel::table! {
         performance_metrics -> Jsonb,
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
+        request_id -> Nullable<Uuid>,
     }
 }
 
@@ -181,6 +184,7 @@ diesel::table! {
         confidence_score -> Double,
         processing_time_seconds -> Double,
         created_at -> Timestamptz,
+        request_id -> Nullable<Uuid>,
     }
 }
 
@@ -201,6 +205,8 @@ diesel::table! {
         causality_chain -> Jsonb,
         logical_timestamp -> BigInt,
         created_at -> Timestamptz,
+        request_id -> Nullable<Uuid>,
+        transaction_id -> BigInt,
     }
 }
 
@@ -214,6 +220,7 @@ diesel::table! {
         metadata -> Jsonb,
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
+        request_id -> Nullable<Uuid>,
     }
 }
 
@@ -226,6 +233,7 @@ diesel::table! {
         role -> crate::schema::sql_types::MessageRole,
         content -> Text,
         timestamp -> Timestamptz,
+        request_id -> Nullable<Uuid>,
     }
 }
 
@@ -244,6 +252,7 @@ diesel::table! {
         updated_at -> Timestamptz,
         ended_at -> Nullable<Timestamptz>,
         unified_memory_id -> Nullable<Uuid>,
+        request_id -> Nullable<Uuid>,
     }
 }
 
@@ -257,6 +266,7 @@ diesel::table! {
         key_topics -> Jsonb,
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
+        request_id -> Nullable<Uuid>,
     }
 }
 
@@ -275,6 +285,7 @@ diesel::table! {
         is_active -> Bool,
         established_at -> Timestamptz,
         updated_at -> Timestamptz,
+        request_id -> Nullable<Uuid>,
     }
 }
 
@@ -291,6 +302,7 @@ diesel::table! {
         validation_status -> crate::schema::sql_types::Validationstatus,
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
+        request_id -> Nullable<Uuid>,
     }
 }
 
@@ -322,6 +334,7 @@ diesel::table! {
         conflict_resolution -> Nullable<Jsonb>,
         created_at -> Timestamptz,
         completed_at -> Nullable<Timestamptz>,
+        request_id -> Nullable<Uuid>,
     }
 }
 
@@ -337,6 +350,7 @@ diesel::table! {
         is_active -> Bool,
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
+        request_id -> Nullable<Uuid>,
     }
 }
 
@@ -351,6 +365,7 @@ diesel::table! {
         ciphertext -> Binary,
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
+        request_id -> Nullable<Uuid>,
     }
 }
 
@@ -364,6 +379,7 @@ diesel::table! {
         allocated_memory_mb -> Integer,
         status -> crate::schema::sql_types::Gpuallocationstatus,
         allocated_at -> Timestamptz,
+        request_id -> Nullable<Uuid>,
     }
 }
 
@@ -402,6 +418,7 @@ diesel::table! {
         comment -> Nullable<Text>,
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
+        request_id -> Nullable<Uuid>,
     }
 }
 
@@ -419,6 +436,7 @@ diesel::table! {
         started_at -> Timestamptz,
         updated_at -> Timestamptz,
         completed_at -> Nullable<Timestamptz>,
+        request_id -> Nullable<Uuid>,
     }
 }
 
@@ -434,6 +452,7 @@ diesel::table! {
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
         removed_at -> Nullable<Timestamptz>,
+        request_id -> Nullable<Uuid>,
     }
 }
 
@@ -449,6 +468,7 @@ diesel::table! {
         requested_at -> Timestamptz,
         updated_at -> Timestamptz,
         completed_at -> Nullable<Timestamptz>,
+        request_id -> Nullable<Uuid>,
     }
 }
 
@@ -479,6 +499,7 @@ diesel::table! {
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
         removed_at -> Nullable<Timestamptz>,
+        request_id -> Nullable<Uuid>,
     }
 }
 
@@ -500,6 +521,7 @@ diesel::table! {
         error_details -> Nullable<Jsonb>,
         blackboard_event_id -> Nullable<Uuid>,
         created_at -> Timestamptz,
+        request_id -> Nullable<Uuid>,
     }
 }
 
@@ -520,6 +542,7 @@ diesel::table! {
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
         removed_at -> Nullable<Timestamptz>,
+        request_id -> Nullable<Uuid>,
     }
 }
 
@@ -534,6 +557,7 @@ diesel::table! {
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
         removed_at -> Nullable<Timestamptz>,
+        request_id -> Nullable<Uuid>,
     }
 }
 
@@ -550,6 +574,7 @@ diesel::table! {
         blackboard_event_id -> Nullable<Uuid>,
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
+        request_id -> Nullable<Uuid>,
     }
 }
 
@@ -568,6 +593,7 @@ diesel::table! {
         relevance_score -> Nullable<Double>,
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
+        request_id -> Nullable<Uuid>,
     }
 }
 
@@ -582,6 +608,7 @@ diesel::table! {
         preferences -> Jsonb,
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
+        request_id -> Nullable<Uuid>,
     }
 }
 
@@ -597,6 +624,7 @@ diesel::table! {
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
         removed_at -> Nullable<Timestamptz>,
+        request_id -> Nullable<Uuid>,
     }
 }
 
@@ -611,12 +639,13 @@ diesel::table! {
         status -> crate::schema::sql_types::UserStatus,
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
+        request_id -> Nullable<Uuid>,
     }
 }
 
 diesel::table! {
     use diesel::sql_types::*;
-    audit.audit_log (id) {
+    audit.audit_log (transaction_id, id) {
         id -> Uuid,
         occurred_at -> Timestamptz,
         subject_token -> Nullable<Uuid>,
@@ -628,6 +657,8 @@ diesel::table! {
         row_digest_before -> Nullable<Binary>,
         row_digest_after -> Nullable<Binary>,
         changed_columns -> Array<Text>,
+        transaction_id -> BigInt,
+        row_id -> Nullable<Uuid>,
     }
 }
 
@@ -643,6 +674,7 @@ diesel::table! {
         access_type -> Text,
         object_name -> Text,
         rows_returned -> BigInt,
+        transaction_id -> BigInt,
     }
 }
 
@@ -670,6 +702,7 @@ diesel::table! {
         severity -> crate::schema::sql_types::Severity,
         table_name -> Nullable<Text>,
         reason -> Text,
+        transaction_id -> BigInt,
     }
 }
 
@@ -679,5 +712,6 @@ diesel::table! {
         user_id -> Integer,
         token -> Uuid,
         created_at -> Timestamptz,
+        digest_key -> Binary,
     }
 }

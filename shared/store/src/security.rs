@@ -1,10 +1,12 @@
-//! The security context of a transaction, and what the role of a connection may do too much.
+//! The security context of a transaction, what was refused, and what the role of a connection may do too much.
 
 use diesel::QueryableByName;
-use diesel::sql_types::{Array, Integer, Text};
+use diesel::sql_types::{Array, Bool, Integer, Text, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
-use crate::fault::Fault;
+use uuid::Uuid;
+
+use crate::fault::{Fault, FaultKind};
 use crate::prepared;
 
 /// Opens the context of this transaction for the users of these grants. Without one, the transaction sees no row of any
@@ -53,6 +55,49 @@ pub async fn role(connection: &mut AsyncPgConnection) -> Result<String, Fault> {
     }
     let rows: Vec<Role> = diesel::sql_query("SELECT session_user::text AS role").load(connection).await?;
     Ok(rows.into_iter().map(|row| row.role).collect())
+}
+
+/// A refusal by the database.
+#[derive(Clone, Copy, Debug)]
+pub struct Violation<'a> {
+    /// What the database said. Only its sort is recorded.
+    pub message: &'a str,
+    /// For whom the request was.
+    pub user_id: i32,
+    /// Who published it.
+    pub service: &'a str,
+    /// The request.
+    pub request_id: Uuid,
+}
+
+/// Records a refusal in `audit.security_violations`. Not in the transaction that was refused, which is rolled back.
+///
+/// # Errors
+/// A [`Fault`] of the database, also if it does not take the error for a violation.
+pub async fn record_violation(
+    connection: &mut AsyncPgConnection,
+    violation: &Violation<'_>,
+) -> Result<(), Fault> {
+    // The SQLSTATE of a refusal, insufficient_privilege: what a fault of the kind `Denied` is.
+    const RECORD: &str = "SELECT audit.check_security_violation('42501', $1, $2, $3, $4) AS recorded";
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = Bool)]
+        recorded: bool,
+    }
+    let rows: Vec<Row> = prepared(
+        diesel::sql_query(RECORD)
+            .bind::<Text, _>(violation.message)
+            .bind::<Integer, _>(violation.user_id)
+            .bind::<Text, _>(violation.service)
+            .bind::<SqlUuid, _>(violation.request_id),
+    )
+    .load(connection)
+    .await?;
+    if rows.iter().any(|row| row.recorded) {
+        return Ok(());
+    }
+    Err(Fault { kind: FaultKind::Permanent, reason: "the violation was not recorded".to_owned() })
 }
 
 /// Makes a key for grants known to the database, or replaces the one of this name. For an administrator.

@@ -104,15 +104,15 @@ pub(crate) async fn write(
 
 const USERS: &str = "
     WITH input AS (
-        SELECT * FROM jsonb_to_recordset($1::jsonb) AS i (ordinal integer, user_id integer, stored_at timestamptz,
+        SELECT * FROM jsonb_to_recordset($1::jsonb) AS i (ordinal integer, user_id integer, request_id uuid, stored_at timestamptz,
             username text, email text, password_hash text, role user_role, status user_status)
     ), written AS (
-        INSERT INTO users AS t (id, username, email, password_hash, role, status, created_at, updated_at)
-        SELECT user_id, username, email, password_hash, role, status, stored_at, stored_at
+        INSERT INTO users AS t (id, username, email, password_hash, role, status, request_id, created_at, updated_at)
+        SELECT user_id, username, email, password_hash, role, status, request_id, stored_at, stored_at
         FROM input ORDER BY user_id
         ON CONFLICT (id) DO UPDATE SET username = excluded.username, email = excluded.email,
             password_hash = excluded.password_hash, role = excluded.role, status = excluded.status,
-            updated_at = excluded.updated_at
+            request_id = excluded.request_id, updated_at = excluded.updated_at
         WHERE excluded.updated_at >= t.updated_at
         RETURNING id
     )
@@ -121,15 +121,15 @@ const USERS: &str = "
 const PROFILES: &str = "
     WITH input AS (
         SELECT i.* FROM jsonb_to_recordset($1::jsonb) AS i (ordinal integer, id uuid, user_id integer,
-            stored_at timestamptz, first_name text, last_name text, timezone text, preferences jsonb)
+            request_id uuid, stored_at timestamptz, first_name text, last_name text, timezone text, preferences jsonb)
         JOIN users u ON u.id = i.user_id
     ), written AS (
-        INSERT INTO user_profiles AS t (id, user_id, first_name, last_name, timezone, preferences, created_at,
+        INSERT INTO user_profiles AS t (id, user_id, first_name, last_name, timezone, preferences, request_id, created_at,
             updated_at)
-        SELECT id, user_id, first_name, last_name, timezone, preferences, stored_at, stored_at
+        SELECT id, user_id, first_name, last_name, timezone, preferences, request_id, stored_at, stored_at
         FROM input ORDER BY user_id
         ON CONFLICT (user_id) DO UPDATE SET first_name = excluded.first_name, last_name = excluded.last_name,
-            timezone = excluded.timezone, preferences = excluded.preferences, updated_at = excluded.updated_at
+            timezone = excluded.timezone, preferences = excluded.preferences, request_id = excluded.request_id, updated_at = excluded.updated_at
         WHERE excluded.updated_at >= t.updated_at
         RETURNING user_id
     )
@@ -138,15 +138,15 @@ const PROFILES: &str = "
 const SETTINGS: &str = "
     WITH input AS (
         SELECT i.* FROM jsonb_to_recordset($1::jsonb) AS i (ordinal integer, id uuid, user_id integer,
-            stored_at timestamptz, removed boolean, setting_key text, setting_value jsonb)
+            request_id uuid, stored_at timestamptz, removed boolean, setting_key text, setting_value jsonb)
         JOIN users u ON u.id = i.user_id
     ), written AS (
-        INSERT INTO system_settings AS t (id, user_id, setting_key, setting_value, created_at, updated_at, removed_at)
-        SELECT id, user_id, setting_key, CASE WHEN NOT removed THEN coalesce(setting_value, 'null') END, stored_at, stored_at,
+        INSERT INTO system_settings AS t (id, user_id, setting_key, setting_value, request_id, created_at, updated_at, removed_at)
+        SELECT id, user_id, setting_key, CASE WHEN NOT removed THEN coalesce(setting_value, 'null') END, request_id, stored_at, stored_at,
             CASE WHEN removed THEN stored_at END
         FROM input ORDER BY user_id, setting_key
         ON CONFLICT (user_id, setting_key) DO UPDATE SET setting_value = excluded.setting_value,
-            updated_at = excluded.updated_at, removed_at = excluded.removed_at
+            request_id = excluded.request_id, updated_at = excluded.updated_at, removed_at = excluded.removed_at
         WHERE excluded.updated_at >= t.updated_at
         RETURNING user_id, setting_key
     )
@@ -156,18 +156,18 @@ const SETTINGS: &str = "
 const DEVICES: &str = "
     WITH input AS (
         SELECT i.* FROM jsonb_to_recordset($1::jsonb) AS i (ordinal integer, user_id integer,
-            stored_at timestamptz, removed boolean, device_id uuid, device_name text, device_type device_type,
+            request_id uuid, stored_at timestamptz, removed boolean, device_id uuid, device_name text, device_type device_type,
             security_level security_level, last_seen_at timestamptz)
         JOIN users u ON u.id = i.user_id
     ), written AS (
         INSERT INTO registered_devices AS t (id, user_id, device_name, device_type, security_level, last_seen_at,
-            created_at, updated_at, removed_at)
-        SELECT device_id, user_id, device_name, device_type, security_level, last_seen_at, stored_at, stored_at,
+            request_id, created_at, updated_at, removed_at)
+        SELECT device_id, user_id, device_name, device_type, security_level, last_seen_at, request_id, stored_at, stored_at,
             CASE WHEN removed THEN stored_at END
         FROM input ORDER BY user_id, device_id
         ON CONFLICT (user_id, id) DO UPDATE SET device_name = excluded.device_name,
             device_type = excluded.device_type, security_level = excluded.security_level,
-            last_seen_at = excluded.last_seen_at, updated_at = excluded.updated_at, removed_at = excluded.removed_at
+            last_seen_at = excluded.last_seen_at, request_id = excluded.request_id, updated_at = excluded.updated_at, removed_at = excluded.removed_at
         WHERE excluded.updated_at >= t.updated_at
         RETURNING user_id, id
     )
@@ -177,18 +177,18 @@ const DEVICES: &str = "
 const SECOND_FACTORS: &str = "
     WITH input AS (
         SELECT i.* FROM jsonb_to_recordset($1::jsonb) AS i (ordinal integer, id uuid, user_id integer,
-            stored_at timestamptz, removed boolean, method second_factor_method, secret_key text,
+            request_id uuid, stored_at timestamptz, removed boolean, method second_factor_method, secret_key text,
             backup_codes jsonb, is_enabled boolean)
         JOIN users u ON u.id = i.user_id
     ), written AS (
-        INSERT INTO user_two_factor_auth AS t (id, user_id, method, secret_key, backup_codes, is_enabled, created_at,
+        INSERT INTO user_two_factor_auth AS t (id, user_id, method, secret_key, backup_codes, is_enabled, request_id, created_at,
             updated_at, removed_at)
         SELECT id, user_id, method, secret_key, coalesce(backup_codes, '[]'), coalesce(is_enabled, false),
-            stored_at, stored_at, CASE WHEN removed THEN stored_at END
+            request_id, stored_at, stored_at, CASE WHEN removed THEN stored_at END
         FROM input ORDER BY user_id, method
         ON CONFLICT (user_id, method) DO UPDATE SET secret_key = excluded.secret_key,
             backup_codes = excluded.backup_codes, is_enabled = excluded.is_enabled,
-            updated_at = excluded.updated_at, removed_at = excluded.removed_at
+            request_id = excluded.request_id, updated_at = excluded.updated_at, removed_at = excluded.removed_at
         WHERE excluded.updated_at >= t.updated_at
         RETURNING user_id, method
     )
@@ -198,18 +198,18 @@ const SECOND_FACTORS: &str = "
 const PASSKEYS: &str = "
     WITH input AS (
         SELECT i.* FROM jsonb_to_recordset($1::jsonb) AS i (ordinal integer, id uuid, user_id integer,
-            stored_at timestamptz, removed boolean, credential_id text, public_key text, sign_count bigint,
+            request_id uuid, stored_at timestamptz, removed boolean, credential_id text, public_key text, sign_count bigint,
             passkey_name text)
         JOIN users u ON u.id = i.user_id
     ), written AS (
         INSERT INTO passkey_credentials AS t (id, user_id, credential_id, public_key, sign_count, passkey_name,
-            created_at, updated_at, removed_at)
-        SELECT id, user_id, credential_id, public_key, coalesce(sign_count, 0), passkey_name, stored_at, stored_at,
+            request_id, created_at, updated_at, removed_at)
+        SELECT id, user_id, credential_id, public_key, coalesce(sign_count, 0), passkey_name, request_id, stored_at, stored_at,
             CASE WHEN removed THEN stored_at END
         FROM input ORDER BY user_id, credential_id
         ON CONFLICT (user_id, credential_id) DO UPDATE SET public_key = excluded.public_key,
             sign_count = excluded.sign_count, passkey_name = excluded.passkey_name,
-            updated_at = excluded.updated_at, removed_at = excluded.removed_at
+            request_id = excluded.request_id, updated_at = excluded.updated_at, removed_at = excluded.removed_at
         WHERE excluded.updated_at >= t.updated_at
         RETURNING user_id, credential_id
     )

@@ -58,21 +58,21 @@ const WRITE: &str = "
     WITH input AS (
         SELECT (i.ordinal - 1)::integer AS ordinal, i.id, i.user_id, i.session_id, i.agent_id,
             i.memory_tier::memorytier AS memory_tier, i.context_key, i.context_value, i.is_shareable, i.expires_at,
-            i.version, i.stored_at
+            i.version, i.stored_at, i.request_id
         FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
-            $8::boolean[], $9::timestamptz[], $10::bigint[], $11::timestamptz[])
+            $8::boolean[], $9::timestamptz[], $10::bigint[], $11::timestamptz[], $12::uuid[])
             WITH ORDINALITY AS i (id, user_id, session_id, agent_id, memory_tier, context_key, context_value,
-            is_shareable, expires_at, version, stored_at, ordinal)
+            is_shareable, expires_at, version, stored_at, request_id, ordinal)
         JOIN users u ON u.id = i.user_id
     ), written AS (
         INSERT INTO agent_context_states AS t (id, user_id, session_id, agent_id, memory_tier, context_key,
-            context_value, is_shareable, expires_at, version, created_at, updated_at, removed_at)
+            context_value, is_shareable, expires_at, version, request_id, created_at, updated_at, removed_at)
         SELECT id, user_id, session_id, agent_id, memory_tier, context_key, context_value::jsonb, is_shareable,
-            expires_at, version, stored_at, stored_at, CASE WHEN context_value IS NULL THEN stored_at END
+            expires_at, version, request_id, stored_at, stored_at, CASE WHEN context_value IS NULL THEN stored_at END
         FROM input ORDER BY user_id, session_id, agent_id, memory_tier, context_key
         ON CONFLICT (user_id, session_id, agent_id, memory_tier, context_key) DO UPDATE SET
             context_value = excluded.context_value, is_shareable = excluded.is_shareable,
-            expires_at = excluded.expires_at, version = excluded.version, updated_at = excluded.updated_at,
+            expires_at = excluded.expires_at, version = excluded.version, request_id = excluded.request_id, updated_at = excluded.updated_at,
             removed_at = excluded.removed_at
         WHERE excluded.version > t.version
         RETURNING user_id, session_id, agent_id, memory_tier, context_key
@@ -94,6 +94,7 @@ pub(crate) async fn write(
         let rows: Vec<Columns<'_>> = round.iter().map(|item| item.request.columns()).collect();
         let ids: Vec<Uuid> = rows.iter().map(|_| Uuid::now_v7()).collect();
         let stored: Vec<DateTime<Utc>> = round.iter().map(|item| item.message.stored_at).collect();
+        let requests: Vec<Uuid> = round.iter().map(|item| item.message.request_id).collect();
         let users: Vec<i32> = round.iter().map(|item| item.message.subject.user_id.get()).collect();
         let query = diesel::sql_query(WRITE)
             .bind::<Array<SqlUuid>, _>(ids)
@@ -106,7 +107,8 @@ pub(crate) async fn write(
             .bind::<Array<Bool>, _>(column(&rows, |row| row.is_shareable))
             .bind::<Array<Nullable<Timestamptz>>, _>(column(&rows, |row| row.expires_at))
             .bind::<Array<BigInt>, _>(column(&rows, |row| row.version))
-            .bind::<Array<Timestamptz>, _>(stored);
+            .bind::<Array<Timestamptz>, _>(stored)
+            .bind::<Array<SqlUuid>, _>(requests);
         let answers = store::prepared(query).load(connection).await?;
         record::note(answers, &round, done);
     }

@@ -64,23 +64,24 @@ impl<'a> Change<'a> {
 pub const WRITE: &str = "
     WITH input AS (
         SELECT (i.ordinal - 1)::integer AS ordinal, i.id, i.user_id, i.session_id, i.context_key, i.context_value,
-            i.context_type, i.access_level, i.priority, i.version, i.expires_at, i.is_persistent, i.stored_at
+            i.context_type, i.access_level, i.priority, i.version, i.expires_at, i.is_persistent, i.stored_at,
+            i.request_id
         FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
-            $8::integer[], $9::bigint[], $10::timestamptz[], $11::boolean[], $12::timestamptz[])
+            $8::integer[], $9::bigint[], $10::timestamptz[], $11::boolean[], $12::timestamptz[], $13::uuid[])
             WITH ORDINALITY AS i (id, user_id, session_id, context_key, context_value, context_type, access_level,
-            priority, version, expires_at, is_persistent, stored_at, ordinal)
+            priority, version, expires_at, is_persistent, stored_at, request_id, ordinal)
         JOIN chat_mode_sessions s ON s.user_id = i.user_id AND s.session_id = i.session_id
     ), written AS (
         INSERT INTO simple_chat_context AS t (id, user_id, session_id, context_key, context_value, context_type,
-            access_level, priority, version, expires_at, is_persistent, created_at, updated_at, removed_at)
+            access_level, priority, version, expires_at, is_persistent, request_id, created_at, updated_at, removed_at)
         SELECT id, user_id, session_id, context_key, context_value::jsonb, context_type::context_type,
-            access_level::access_level, priority, version, expires_at, is_persistent, stored_at, stored_at,
+            access_level::access_level, priority, version, expires_at, is_persistent, request_id, stored_at, stored_at,
             CASE WHEN context_value IS NULL THEN stored_at END
         FROM input ORDER BY user_id, session_id, context_key
         ON CONFLICT (user_id, session_id, context_key) DO UPDATE SET context_value = excluded.context_value,
             context_type = excluded.context_type, access_level = excluded.access_level,
             priority = excluded.priority, version = excluded.version, expires_at = excluded.expires_at,
-            is_persistent = excluded.is_persistent, updated_at = excluded.updated_at,
+            is_persistent = excluded.is_persistent, request_id = excluded.request_id, updated_at = excluded.updated_at,
             removed_at = excluded.removed_at
         WHERE excluded.version > t.version
         RETURNING user_id, session_id, context_key
@@ -102,6 +103,7 @@ pub(crate) async fn write(
         let rows: Vec<Columns<'_>> = round.iter().map(|item| item.request.columns()).collect();
         let ids: Vec<Uuid> = rows.iter().map(|_| Uuid::now_v7()).collect();
         let stored: Vec<DateTime<Utc>> = round.iter().map(|item| item.message.stored_at).collect();
+        let requests: Vec<Uuid> = round.iter().map(|item| item.message.request_id).collect();
         let users: Vec<i32> = round.iter().map(|item| item.message.subject.user_id.get()).collect();
         let query = diesel::sql_query(WRITE)
             .bind::<Array<SqlUuid>, _>(ids)
@@ -115,7 +117,8 @@ pub(crate) async fn write(
             .bind::<Array<BigInt>, _>(column(&rows, |row| row.version))
             .bind::<Array<Nullable<Timestamptz>>, _>(column(&rows, |row| row.expires_at))
             .bind::<Array<Bool>, _>(column(&rows, |row| row.is_persistent))
-            .bind::<Array<Timestamptz>, _>(stored);
+            .bind::<Array<Timestamptz>, _>(stored)
+            .bind::<Array<SqlUuid>, _>(requests);
         let answers = store::prepared(query).load(connection).await?;
         record::note(answers, &round, done);
     }

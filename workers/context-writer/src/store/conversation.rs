@@ -16,14 +16,14 @@ fn history_id(user_id: UserId, conversation_id: &SessionId) -> Uuid {
 const CONVERSATIONS: &str = "
     WITH input AS (
         SELECT i.* FROM jsonb_to_recordset($1::jsonb) AS i (ordinal integer, history_id uuid, user_id integer,
-            stored_at timestamptz, conversation_id text, summary text, metadata jsonb)
+            request_id uuid, stored_at timestamptz, conversation_id text, summary text, metadata jsonb)
         JOIN users u ON u.id = i.user_id
     ), written AS (
-        INSERT INTO chat_history AS t (id, user_id, conversation_id, summary, metadata, created_at, updated_at)
-        SELECT history_id, user_id, conversation_id, summary, metadata, stored_at, stored_at
+        INSERT INTO chat_history AS t (id, user_id, conversation_id, summary, metadata, request_id, created_at, updated_at)
+        SELECT history_id, user_id, conversation_id, summary, metadata, request_id, stored_at, stored_at
         FROM input ORDER BY user_id, conversation_id
         ON CONFLICT (user_id, conversation_id) DO UPDATE SET summary = excluded.summary,
-            metadata = excluded.metadata, updated_at = excluded.updated_at
+            metadata = excluded.metadata, request_id = excluded.request_id, updated_at = excluded.updated_at
         WHERE excluded.updated_at >= t.updated_at
         RETURNING user_id, conversation_id
     )
@@ -35,19 +35,21 @@ const CONVERSATIONS: &str = "
 const MESSAGES: &str = "
     WITH input AS (
         SELECT (i.ordinal - 1)::integer AS ordinal, i.id, i.user_id, i.history_id, i.conversation_id, i.role,
-            i.content, i.sent_at, i.stored_at
+            i.content, i.sent_at, i.stored_at, i.request_id
         FROM unnest($1::uuid[], $2::integer[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::timestamptz[],
-            $8::timestamptz[])
-            WITH ORDINALITY AS i (id, user_id, history_id, conversation_id, role, content, sent_at, stored_at, ordinal)
+            $8::timestamptz[], $9::uuid[])
+            WITH ORDINALITY AS i (id, user_id, history_id, conversation_id, role, content, sent_at, stored_at, request_id,
+            ordinal)
         JOIN users u ON u.id = i.user_id
     ), history AS (
-        INSERT INTO chat_history (id, user_id, conversation_id, created_at, updated_at)
-        SELECT DISTINCT ON (user_id, conversation_id) history_id, user_id, conversation_id, stored_at, 'epoch'
+        INSERT INTO chat_history (id, user_id, conversation_id, request_id, created_at, updated_at)
+        SELECT DISTINCT ON (user_id, conversation_id) history_id, user_id, conversation_id, request_id,
+            stored_at, 'epoch'
         FROM input ORDER BY user_id, conversation_id, stored_at
         ON CONFLICT DO NOTHING
     ), written AS (
-        INSERT INTO chat_messages (id, user_id, history_id, role, content, \"timestamp\")
-        SELECT id, user_id, history_id, role::message_role, content, sent_at
+        INSERT INTO chat_messages (id, user_id, history_id, role, content, \"timestamp\", request_id)
+        SELECT id, user_id, history_id, role::message_role, content, sent_at, request_id
         FROM input ORDER BY user_id, id
         ON CONFLICT DO NOTHING
         RETURNING user_id, id
@@ -58,15 +60,15 @@ const MESSAGES: &str = "
 const FEEDBACK: &str = "
     WITH input AS (
         SELECT i.* FROM jsonb_to_recordset($1::jsonb) AS i (ordinal integer, id uuid, user_id integer,
-            stored_at timestamptz, message_id uuid, feedback_type feedback_type, rating integer, comment text)
+            request_id uuid, stored_at timestamptz, message_id uuid, feedback_type feedback_type, rating integer, comment text)
         JOIN chat_messages m ON m.user_id = i.user_id AND m.id = i.message_id
     ), written AS (
-        INSERT INTO message_feedback AS t (id, user_id, message_id, feedback_type, rating, comment, created_at,
+        INSERT INTO message_feedback AS t (id, user_id, message_id, feedback_type, rating, comment, request_id, created_at,
             updated_at)
-        SELECT id, user_id, message_id, feedback_type, rating, comment, stored_at, stored_at
+        SELECT id, user_id, message_id, feedback_type, rating, comment, request_id, stored_at, stored_at
         FROM input ORDER BY user_id, message_id, feedback_type
         ON CONFLICT (user_id, message_id, feedback_type) DO UPDATE SET rating = excluded.rating,
-            comment = excluded.comment, updated_at = excluded.updated_at
+            comment = excluded.comment, request_id = excluded.request_id, updated_at = excluded.updated_at
         WHERE excluded.updated_at >= t.updated_at
         RETURNING user_id, message_id, feedback_type
     )
@@ -123,7 +125,8 @@ pub(crate) async fn write_messages(
             .bind::<Array<Timestamptz>, _>(column(&round, |item| {
                 item.request.sent_at.unwrap_or(item.message.stored_at)
             }))
-            .bind::<Array<Timestamptz>, _>(column(&round, |item| item.message.stored_at));
+            .bind::<Array<Timestamptz>, _>(column(&round, |item| item.message.stored_at))
+            .bind::<Array<SqlUuid>, _>(column(&round, |item| item.message.request_id));
         let answers = store::prepared(query).load(connection).await?;
         record::note(answers, &round, done);
     }

@@ -16,6 +16,7 @@ struct Record<'a, T> {
     ordinal: usize,
     id: Uuid,
     user_id: i32,
+    request_id: Uuid,
     stored_at: DateTime<Utc>,
     removed: bool,
     #[serde(flatten)]
@@ -49,6 +50,7 @@ pub(crate) async fn write<T: Serialize>(
             ordinal,
             id: Uuid::now_v7(),
             user_id: item.message.subject.user_id.get(),
+            request_id: item.message.request_id,
             stored_at: item.message.stored_at,
             removed: removed(&item.request),
             request: &item.request,

@@ -92,6 +92,7 @@ async fn write(
                 .filter(|(_, done)| *done == Done::Applied)
                 .map(|((message, entry), _)| NewEvent {
                     id: entry.event_id,
+                    request_id: message.request_id,
                     event_type: EventType::ContextStored,
                     performative: Performative::Inform,
                     source_agent_id: message.subject.service.as_str(),
