@@ -29,6 +29,7 @@ ALTER TABLE audit.audit_log DROP CONSTRAINT audit_log_pkey, ADD PRIMARY KEY (tra
 ALTER TABLE blackboard_events ADD COLUMN transaction_id bigint NOT NULL DEFAULT pg_current_xact_id()::text::bigint;
 CREATE INDEX blackboard_events_to_seal ON blackboard_events (transaction_id, id);
 CREATE INDEX security_violations_in_order ON audit.security_violations (transaction_id, id);
+CREATE INDEX security_violations_by_subject ON audit.security_violations (subject_token, id);
 CREATE INDEX data_access_log_in_order ON audit.data_access_log (transaction_id, id);
 
 -- Writes the trail of one statement. Every row becomes one of the trail, with the digest of its text before and after.

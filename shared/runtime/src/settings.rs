@@ -19,6 +19,8 @@ pub struct Settings {
     pub postgres: PostgresSettings,
     /// Who may act for whom.
     pub trust: TrustSettings,
+    /// The audit trail's seals.
+    pub audit: AuditSettings,
     /// How every worker of this process works.
     pub worker: WorkerSettings,
     /// What is logged.
@@ -98,6 +100,32 @@ pub struct TrustSettings {
     /// A file with the key that seals the grants which workers write under: `<name> <64 to 128 hex digits>`. The database
     /// must know the same key.
     pub grant_key_file: Option<String>,
+}
+
+/// The audit trail's seals.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuditSettings {
+    /// A file with the key that signs seals: `<name> private <64 hex digits>`.
+    pub seal_key_file: Option<String>,
+    /// A file with the keys whose signatures are good, a line each: `<name> public <64 hex digits>`. Without it, only those of
+    /// `seal_key_file` are.
+    pub public_keys_file: Option<String>,
+    /// How often finished rows are sealed, in seconds, 1 to 3600.
+    pub seal_every_s: u64,
+}
+
+impl Default for AuditSettings {
+    fn default() -> Self {
+        Self { seal_key_file: None, public_keys_file: None, seal_every_s: 10 }
+    }
+}
+
+impl AuditSettings {
+    /// See `seal_every_s`.
+    pub fn seal_every(&self) -> Duration {
+        Duration::from_secs(self.seal_every_s)
+    }
 }
 
 /// How a worker works.
@@ -250,6 +278,7 @@ impl Settings {
             ("postgres.write_pool_size", size(self.postgres.write_pool_size), 1, 200),
             ("postgres.connect_timeout_ms", self.postgres.connect_timeout_ms, 100, 60_000),
             ("postgres.statement_timeout_ms", self.postgres.statement_timeout_ms, 1_000, 600_000),
+            ("audit.seal_every_s", self.audit.seal_every_s, 1, 3_600),
             ("worker.batch_size", size(worker.batch_size), 1, 1_000),
             ("worker.batch_wait_ms", worker.batch_wait_ms, 0, 1_000),
             ("worker.retry_attempts", worker.retry_attempts.into(), 1, 100),

@@ -680,6 +680,21 @@ diesel::table! {
 
 diesel::table! {
     use diesel::sql_types::*;
+    audit.seals (number) {
+        number -> BigInt,
+        previous_hash -> Binary,
+        through_transaction -> BigInt,
+        through_id -> Uuid,
+        leaves -> Binary,
+        root -> Binary,
+        sealed_at -> Timestamptz,
+        key_name -> Text,
+        signature -> Binary,
+    }
+}
+
+diesel::table! {
+    use diesel::sql_types::*;
     audit.security_metrics (id) {
         id -> Uuid,
         measured_at -> Timestamptz,

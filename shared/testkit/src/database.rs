@@ -15,6 +15,9 @@ const TEMPLATE: &str = "memfleet_template";
 
 /// The key of grants in every test's database.
 pub const GRANT_KEY: &str = "test 6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b";
+/// The key of seals in every test.
+pub(crate) const SEAL_KEY: &str =
+    "test private 5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e\n";
 /// The password of the workers' roles.
 const WORKER_PASSWORD: &str = "worker";
 

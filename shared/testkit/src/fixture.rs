@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use topology::Topology;
 
-use crate::database::{GRANT_KEY, create_database, worker_url};
+use crate::database::{GRANT_KEY, SEAL_KEY, create_database, worker_url};
 use crate::publish::Published;
 use crate::wait::eventually;
 
@@ -22,7 +22,7 @@ pub struct Fixture {
     pub nats: Nats,
     /// A client of the broker that may do anything.
     pub jetstream: jetstream::Context,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 /// A worker that runs in the test's process.
@@ -97,6 +97,9 @@ impl Fixture {
         let key = folder.path().join("grant.key");
         std::fs::write(&key, GRANT_KEY).expect("a key file");
         settings.trust.grant_key_file = Some(key.to_str().expect("a path").to_owned());
+        let seal_key = folder.path().join("seal.key");
+        std::fs::write(&seal_key, SEAL_KEY).expect("a key file");
+        settings.audit.seal_key_file = Some(seal_key.to_str().expect("a path").to_owned());
         settings.worker.retry_first_delay_ms = 20;
         settings.worker.retry_longest_delay_ms = 200;
         settings.worker.startup_timeout_s = 30;
@@ -105,13 +108,13 @@ impl Fixture {
         let mut topology = Topology::shipped().expect("the shipped streams");
         change(&mut topology);
         topology::apply(&jetstream, &topology).await.expect("streams and consumers");
-        Self { settings, nats, jetstream, _folder: folder }
+        Self { settings, nats, jetstream, folder }
     }
 
     /// The environment in which the program reaches the servers.
     pub fn environment(&self) -> Vec<(String, String)> {
         let all = self.settings.to_environment().expect("an environment");
-        let servers = ["MEMFLEET_NATS__", "MEMFLEET_POSTGRES__", "MEMFLEET_TRUST__"];
+        let servers = ["MEMFLEET_NATS__", "MEMFLEET_POSTGRES__", "MEMFLEET_TRUST__", "MEMFLEET_AUDIT__"];
         all.into_iter().filter(|(name, _)| servers.iter().any(|start| name.starts_with(start))).collect()
     }
 
@@ -177,11 +180,14 @@ impl Fixture {
 
     /// What an expression yields for each row, as text: `lines("session_id FROM chat_mode_sessions ORDER BY 1")`.
     pub async fn lines(&self, select: &str) -> Vec<String> {
-        let (expression, rest) = select.split_once(" FROM ").expect("a FROM clause");
-        let query = format!("SELECT ({expression})::text AS line FROM {rest}");
-        let rows: Vec<Line> =
-            diesel::sql_query(query).load(&mut self.connection().await).await.expect("a query");
-        rows.into_iter().map(|row| row.line.unwrap_or_else(|| "NULL".to_owned())).collect()
+        lines_on(&mut self.connection().await, select).await
+    }
+
+    /// A file with this content, which goes with the fixture.
+    pub fn key_file(&self, name: &str, content: &str) -> String {
+        let file = self.folder.path().join(name);
+        std::fs::write(&file, content).expect("a key file");
+        file.to_str().expect("a path").to_owned()
     }
 
     /// The number of messages a stream holds.
@@ -216,4 +222,16 @@ impl Fixture {
             })
             .collect()
     }
+}
+
+/// What [`Fixture::lines`] gives, on a connection whose settings a test has chosen.
+///
+/// # Panics
+/// If the statement fails.
+#[allow(clippy::expect_used)]
+pub async fn lines_on(connection: &mut AsyncPgConnection, select: &str) -> Vec<String> {
+    let (expression, rest) = select.split_once(" FROM ").expect("a FROM clause");
+    let query = format!("SELECT ({expression})::text AS line FROM {rest}");
+    let rows: Vec<Line> = diesel::sql_query(query).load(connection).await.expect("a query");
+    rows.into_iter().map(|row| row.line.unwrap_or_else(|| "NULL".to_owned())).collect()
 }

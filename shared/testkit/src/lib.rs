@@ -15,6 +15,6 @@ mod wait;
 
 pub use change::{deliver_again_after, forget_duplicates_after};
 pub use database::{GRANT_KEY, POSTGRES_VARIABLE, create_database};
-pub use fixture::{Fixture, Running};
-pub use publish::{Published, context, request, session, user};
+pub use fixture::{Fixture, Running, lines_on};
+pub use publish::{Published, context, everything_of, request, session, user};
 pub use wait::{DEADLINE, eventually};

@@ -63,3 +63,47 @@ pub fn context(user: i32, session: &str, key: &str, version: i64) -> Published {
         json!({ "session_id": session, "context_key": key, "context_value": value, "version": version });
     request("context.put", user, body)
 }
+
+/// A request for every table that context-writer writes, of one user, in an order in which all are met.
+pub fn everything_of(user: i32) -> Vec<Published> {
+    let message = Uuid::now_v7();
+    vec![
+        request("user.put", user, json!({ "username": "u", "email": "u@example.org" })),
+        request("profile.put", user, json!({ "first_name": "U" })),
+        request("setting.put", user, json!({ "setting_key": "k", "setting_value": 1 })),
+        request(
+            "device.put",
+            user,
+            json!({ "device_id": Uuid::now_v7(), "device_name": "d", "device_type": "phone", "security_level": "basic" }),
+        ),
+        request(
+            "second-factor.put",
+            user,
+            json!({ "method": "totp", "secret_key": "x", "is_enabled": true }),
+        ),
+        request("passkey.put", user, json!({ "credential_id": "c", "public_key": "p" })),
+        request("session.open", user, json!({ "session_id": "s", "chat_mode": "simple" })),
+        request(
+            "context.put",
+            user,
+            json!({ "session_id": "s", "context_key": "k", "context_value": 1, "version": 1 }),
+        ),
+        request("summary.put", user, json!({ "session_id": "s", "summary": "x" })),
+        request("conversation.put", user, json!({ "conversation_id": "c" })),
+        request(
+            "message.add",
+            user,
+            json!({ "conversation_id": "c", "message_id": message, "role": "user", "content": "x" }),
+        ),
+        request(
+            "feedback.put",
+            user,
+            json!({ "message_id": message, "feedback_type": "rating", "rating": 1 }),
+        ),
+        request(
+            "agent-context.put",
+            user,
+            json!({ "agent_id": "a", "session_id": "s", "memory_tier": "private", "context_key": "k", "context_value": 1, "version": 1 }),
+        ),
+    ]
+}

@@ -44,7 +44,7 @@ macro_rules! shipped {
 }
 
 /// The files that are built into the program. A test compares the lists with the folders.
-const STREAMS: &[(&str, &str)] = &shipped!("streams": "ADVISORY" "CONTEXT" "DEAD" "EVENTS");
+const STREAMS: &[(&str, &str)] = &shipped!("streams": "ADVISORY" "CONTEXT" "DEAD" "EVENTS" "SEAL");
 const CONSUMERS: &[(&str, &str)] = &shipped!("consumers": "context-writer" "context-writer-advisory");
 
 impl Topology {

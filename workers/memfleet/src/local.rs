@@ -6,6 +6,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use anyhow::Context;
+use audit::key::SealKey;
 use runtime::Settings;
 use runtime::broker;
 use stack::{Stack, StackOptions};
@@ -19,7 +20,7 @@ pub struct Local {
     pub settings: Settings,
     stack: Option<Stack>,
     /// Removed with this.
-    _key: Option<TempPath>,
+    _keys: Vec<TempPath>,
 }
 
 impl Local {
@@ -29,10 +30,10 @@ impl Local {
     /// If a server's program is missing, or one does not start, or cannot be set up.
     pub async fn temporary(settings: &Settings, options: StackOptions) -> anyhow::Result<Self> {
         let stack = Stack::temporary(options).await?;
-        let key =
-            tempfile::NamedTempFile::new().context("the file of a key cannot be made")?.into_temp_path();
-        let settings = set_up_private(&stack, settings, &key).await?;
-        Ok(Self { settings, stack: Some(stack), _key: Some(key) })
+        let file = || tempfile::NamedTempFile::new().context("the file of a key cannot be made");
+        let (grant, seal) = (file()?.into_temp_path(), file()?.into_temp_path());
+        let settings = set_up_private(&stack, settings, &grant, &seal).await?;
+        Ok(Self { settings, stack: Some(stack), _keys: vec![grant, seal] })
     }
 
     /// Starts private servers in a folder that stays.
@@ -41,13 +42,14 @@ impl Local {
     /// If a server's program is missing, or one does not start, or cannot be set up.
     pub async fn kept(settings: &Settings, folder: &Path, options: StackOptions) -> anyhow::Result<Self> {
         let stack = Stack::start(folder, options).await?;
-        let settings = set_up_private(&stack, settings, &folder.join("grant.key")).await?;
-        Ok(Self { settings, stack: Some(stack), _key: None })
+        let (grant, seal) = (folder.join("grant.key"), folder.join("seal.key"));
+        let settings = set_up_private(&stack, settings, &grant, &seal).await?;
+        Ok(Self { settings, stack: Some(stack), _keys: Vec::new() })
     }
 
     /// Uses the servers that the configuration names, as they are.
     pub fn running(settings: &Settings) -> Self {
-        Self { settings: settings.clone(), stack: None, _key: None }
+        Self { settings: settings.clone(), stack: None, _keys: Vec::new() }
     }
 
     /// The private servers, if they are private.
@@ -67,8 +69,14 @@ impl Local {
     }
 }
 
-/// Sets private servers up, with a key for grants and a password for the workers' roles that are made anew each time.
-async fn set_up_private(stack: &Stack, settings: &Settings, key_file: &Path) -> anyhow::Result<Settings> {
+/// Sets private servers up, with a key for grants and a password for the workers' roles that are made anew each time. The
+/// key of seals stays with the seals.
+async fn set_up_private(
+    stack: &Stack,
+    settings: &Settings,
+    grant_file: &Path,
+    seal_file: &Path,
+) -> anyhow::Result<Settings> {
     let mut settings = settings.clone();
     let url = stack.postgres.url("memfleet");
     settings.nats.url = stack.nats.url().to_owned();
@@ -77,16 +85,24 @@ async fn set_up_private(stack: &Stack, settings: &Settings, key_file: &Path) -> 
     set_up(&settings).await?;
 
     let key = GrantKey::generate("private")?;
-    write_private(key_file, &key.expose_line())
-        .with_context(|| format!("{} cannot be written", key_file.display()))?;
+    keep(grant_file, &key.expose_line())?;
+    if std::fs::metadata(seal_file).map_or(0, |file| file.len()) == 0 {
+        keep(seal_file, &SealKey::generate("private")?.expose_line())?;
+    }
     let password = Uuid::new_v4().simple().to_string();
     let mut connection = store::connect(&url).await?;
     store::security::add_grant_key(&mut connection, key.name(), key.expose()).await?;
     store::security::set_worker_passwords(&mut connection, &password).await?;
     let place = url.rsplit_once('@').map_or(url.as_str(), |(_, place)| place);
     settings.postgres.worker_url = Some(format!("postgres://{{role}}:{password}@{place}"));
-    settings.trust.grant_key_file = Some(key_file.display().to_string());
+    settings.trust.grant_key_file = Some(grant_file.display().to_string());
+    settings.audit.seal_key_file = Some(seal_file.display().to_string());
+    settings.audit.public_keys_file = None;
     Ok(settings)
+}
+
+fn keep(file: &Path, line: &str) -> anyhow::Result<()> {
+    write_private(file, line).with_context(|| format!("{} cannot be written", file.display()))
 }
 
 /// Writes a file that only its owner can read.

@@ -8,6 +8,7 @@ use clap::Args;
 use runtime::Settings;
 use stack::{Places, Stack, StackOptions};
 
+use super::audit::seal;
 use super::run::interrupted;
 use super::this_program;
 use crate::carry::step;
@@ -75,6 +76,7 @@ async fn serve(folder: &Path, local: &Local, fleet: &mut Fleet) -> anyhow::Resul
     let ended = tokio::select! {
         ended = fleet.ended() => ended.and_then(|()| bail!("a worker ended by itself")),
         ended = server_ended(local.stack(), folder) => ended,
+        () = seal::follow(&local.settings) => Ok(()),
         stopped = interrupted() => stopped,
     };
     // It leads to servers that are about to be gone. Where it cannot be removed, they are simply not found.
@@ -114,11 +116,13 @@ fn configuration(settings: &Settings) -> anyhow::Result<String> {
     let text = |value: &Option<String>| serde_json::to_string(value.as_deref().unwrap_or_default());
     let (nats, postgres) = (Some(settings.nats.url.clone()), Some(settings.postgres.url.clone()));
     Ok(format!(
-        "{MARK}\n[nats]\nurl = {}\n\n[postgres]\nurl = {}\nworker_url = {}\n\n[trust]\ngrant_key_file = {}\n",
+        "{MARK}\n[nats]\nurl = {}\n\n[postgres]\nurl = {}\nworker_url = {}\n\n[trust]\ngrant_key_file = {}\n\n\
+         [audit]\nseal_key_file = {}\n",
         text(&nats)?,
         text(&postgres)?,
         text(&settings.postgres.worker_url)?,
         text(&settings.trust.grant_key_file)?,
+        text(&settings.audit.seal_key_file)?,
     ))
 }
 

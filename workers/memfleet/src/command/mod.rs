@@ -1,5 +1,6 @@
 //! The commands, one a file.
 
+pub mod audit;
 pub mod bench;
 pub mod contract;
 pub mod dead;
@@ -41,6 +42,7 @@ pub async fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Load(args) => load::execute(args, &settings).await,
         Command::Dead(args) => dead::execute(args, &settings).await,
         Command::Security(args) => security::execute(args, &settings).await,
+        Command::Audit(args) => audit::execute(args, &settings).await,
         Command::Status(args) => status::execute(args, &settings).await,
         Command::Bench(args) => bench::execute(args, &settings).await,
         Command::Contract(args) => contract::execute(&args),

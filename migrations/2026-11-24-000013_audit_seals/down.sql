@@ -1,0 +1,2 @@
+SET LOCAL lock_timeout = '100ms';
+DROP TABLE audit.seals;

@@ -1,0 +1,213 @@
+//! The keys of seals: Ed25519 (RFC 8032). The private one stays with the sealer, the public one goes to whoever verifies.
+
+use std::fmt;
+use std::path::Path;
+
+use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+use crate::seal::Digest;
+
+/// A key that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The file cannot be read.
+    #[error("the key file {path} cannot be read: {problem}")]
+    Unreadable {
+        /// The file.
+        path: String,
+        /// What the system says.
+        problem: String,
+    },
+    /// It does not hold a key of this sort.
+    #[error(
+        "a key of seals is `<name> private|public <64 hex digits>`, the name of 1 to 32 out of a-z 0-9 -; {0} is needed here"
+    )]
+    Shape(&'static str),
+}
+
+/// The key that signs. Its `Debug` shows the name only.
+#[derive(Clone)]
+pub struct SealKey {
+    name: String,
+    key: SigningKey,
+}
+
+impl fmt::Debug for SealKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SealKey").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// The key that verifies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublicKey {
+    name: String,
+    key: VerifyingKey,
+}
+
+impl SealKey {
+    /// Makes a key by chance.
+    ///
+    /// # Errors
+    /// [`KeyError::Shape`] for a name that is none.
+    pub fn generate(name: &str) -> Result<Self, KeyError> {
+        check_name(name, "a private key")?;
+        let chance: Vec<u8> = (0..3).flat_map(|_| Uuid::new_v4().into_bytes()).collect();
+        Ok(Self { name: name.to_owned(), key: SigningKey::from_bytes(&Sha256::digest(chance).into()) })
+    }
+
+    /// Reads a file with `<name> private <64 hex digits>`.
+    ///
+    /// # Errors
+    /// [`KeyError`] if the file cannot be read or holds none.
+    pub fn read(path: &Path) -> Result<Self, KeyError> {
+        let (name, bytes) = parse(&content(path)?, "private", "a private key")?;
+        Ok(Self { name, key: SigningKey::from_bytes(&bytes) })
+    }
+
+    /// By which seals name it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The line that [`SealKey::read`] reads. Every use is a place to look at.
+    pub fn expose_line(&self) -> String {
+        format!("{} private {}\n", self.name, hex(&self.key.to_bytes()))
+    }
+
+    /// Its other half.
+    pub fn public(&self) -> PublicKey {
+        PublicKey { name: self.name.clone(), key: self.key.verifying_key() }
+    }
+
+    /// Signs the hash of a statement.
+    pub fn sign(&self, hash: &Digest) -> [u8; 64] {
+        self.key.sign(hash).to_bytes()
+    }
+}
+
+impl PublicKey {
+    /// Reads a file of keys, a line each: `<name> public <64 hex digits>`.
+    ///
+    /// # Errors
+    /// [`KeyError`] if the file cannot be read or holds none.
+    pub fn read_all(path: &Path) -> Result<Vec<Self>, KeyError> {
+        let text = content(path)?;
+        let keys: Vec<Self> =
+            text.lines().filter(|line| !line.trim().is_empty()).map(Self::parse).collect::<Result<_, _>>()?;
+        if keys.is_empty() { Err(KeyError::Shape("a public key")) } else { Ok(keys) }
+    }
+
+    fn parse(line: &str) -> Result<Self, KeyError> {
+        let (name, bytes) = parse(line, "public", "a public key")?;
+        let key = VerifyingKey::from_bytes(&bytes).map_err(|_| KeyError::Shape("a public key"))?;
+        Ok(Self { name, key })
+    }
+
+    /// By which seals name it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A line that [`PublicKey::read_all`] reads.
+    pub fn line(&self) -> String {
+        format!("{} public {}\n", self.name, hex(self.key.as_bytes()))
+    }
+
+    /// Whether the signature is this key's over the hash.
+    pub fn verifies(&self, hash: &Digest, signature: &[u8; 64]) -> bool {
+        self.key.verify_strict(hash, &Signature::from_bytes(signature)).is_ok()
+    }
+}
+
+fn content(path: &Path) -> Result<String, KeyError> {
+    std::fs::read_to_string(path).map_err(|error| KeyError::Unreadable {
+        path: path.display().to_string(),
+        problem: error.to_string(),
+    })
+}
+
+fn check_name(name: &str, needed: &'static str) -> Result<(), KeyError> {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if (1..=32).contains(&name.len()) && name.bytes().all(allowed) {
+        Ok(())
+    } else {
+        Err(KeyError::Shape(needed))
+    }
+}
+
+fn parse(text: &str, sort: &str, needed: &'static str) -> Result<(String, [u8; 32]), KeyError> {
+    let mut parts = text.split_whitespace();
+    let (Some(name), Some(named), Some(digits), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return Err(KeyError::Shape(needed));
+    };
+    check_name(name, needed)?;
+    let bytes = (named == sort).then(|| from_hex(digits)).flatten().ok_or(KeyError::Shape(needed))?;
+    Ok((name.to_owned(), bytes))
+}
+
+/// Hex digits in lower case.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// 64 hex digits.
+pub fn from_hex(digits: &str) -> Option<[u8; 32]> {
+    if digits.len() != 64 || !digits.is_ascii() {
+        return None;
+    }
+    let bytes: Option<Vec<u8>> =
+        (0..64).step_by(2).map(|at| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok()).collect();
+    bytes?.try_into().ok()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    /// RFC 8032 section 7.1, test 3, but that we sign hashes.
+    #[test]
+    fn a_known_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("key");
+        let secret = "c5aa8df43f9f837bedb7442f31dcb7b166d38535076f094b85ce3a2e0b4458f7";
+        std::fs::write(&file, format!("known private {secret}\n")).unwrap();
+        let key = SealKey::read(&file).unwrap();
+        assert_eq!(key.expose_line(), format!("known private {secret}\n"));
+        let public = "known public fc51cd8e6218a1a38da47ed00230f0580816ed13ba3303ac5deb911548908025\n";
+        assert_eq!(key.public().line(), public);
+        assert_eq!(format!("{key:?}"), "SealKey { name: \"known\", .. }");
+        std::fs::write(&file, public).unwrap();
+        let [read] = <[PublicKey; 1]>::try_from(PublicKey::read_all(&file).unwrap()).unwrap();
+        let signature = key.sign(&[7; 32]);
+        assert!(read.verifies(&[7; 32], &signature) && !read.verifies(&[8; 32], &signature));
+        assert!(matches!(SealKey::read(&file), Err(KeyError::Shape("a private key"))));
+        assert!(!SealKey::generate("other").unwrap().public().verifies(&[7; 32], &signature));
+    }
+
+    #[test]
+    fn what_is_no_key_is_refused_without_being_repeated() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("key");
+        let digits = "0f".repeat(32);
+        for text in [
+            String::new(),
+            digits.clone(),
+            format!("Name private {digits}"),
+            format!("name secret {digits}"),
+            format!("name private {digits}00"),
+            format!("name private {digits} more"),
+            format!("name public 02{}", "00".repeat(31)),
+        ] {
+            std::fs::write(&file, &text).unwrap();
+            let refused = PublicKey::read_all(&file).unwrap_err().to_string();
+            assert!(refused.contains("is needed here") && !refused.contains("0f0f"), "{text}: {refused}");
+        }
+        assert!(PublicKey::read_all(&folder.path().join("none")).unwrap_err().to_string().contains("none"));
+    }
+}

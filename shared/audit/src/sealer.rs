@@ -1,0 +1,205 @@
+//! Seals what is finished.
+
+use chrono::{DateTime, SubsecRound, Utc};
+use diesel::QueryableByName;
+use diesel::sql_types::{BigInt, Binary, Bool, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
+use store::Fault;
+use uuid::Uuid;
+
+use crate::AuditError;
+use crate::anchor::Anchors;
+use crate::key::SealKey;
+use crate::leaf::{self, Leaf, Place};
+use crate::seal::{Digest, Seal, Statement};
+
+/// The most rows under one seal.
+pub const MOST_LEAVES: usize = 10_000;
+
+/// The advisory lock that only one sealer holds: "memseals" in ASCII.
+const LOCK: i64 = 0x6d65_6d73_6561_6c73;
+
+/// Before the first row.
+pub(crate) const BEGINNING: Place = (0, Uuid::nil());
+
+/// Seals every row whose transaction is finished, and tells the broker of every seal that it does not know yet. Gives the
+/// numbers of seals and rows.
+///
+/// It may be called by any number of processes; one of them does the work. A transaction that stays open keeps the rows of all
+/// later ones from being sealed, since rows with an earlier place could still come.
+///
+/// # Errors
+/// [`AuditError`] of the database or the broker. What was sealed before stays, and is told the next time.
+pub async fn seal_all(
+    connection: &mut AsyncPgConnection,
+    anchors: &Anchors,
+    key: &SealKey,
+) -> Result<(u64, u64), AuditError> {
+    let (mut seals, mut rows) = (0, 0);
+    loop {
+        let step = connection.transaction(async |connection| seal_next(connection, key).await).await;
+        match step? {
+            Step::Sealed(count) => {
+                seals += 1;
+                rows += count as u64;
+            }
+            Step::Nothing => break,
+            Step::Behind { sealed, present } => return Err(AuditError::Behind { sealed, present }),
+        }
+    }
+    tell(connection, anchors).await?;
+    Ok((seals, rows))
+}
+
+enum Step {
+    Sealed(usize),
+    /// Everything finished is sealed, or another process is at it.
+    Nothing,
+    Behind {
+        sealed: i64,
+        present: i64,
+    },
+}
+
+/// The oldest transaction that is not finished: no row of an earlier one can still appear. Asked for in a statement of its
+/// own, so that the one that reads the rows sees all of them.
+const HORIZON: &str = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS number";
+
+#[derive(QueryableByName)]
+struct Number {
+    #[diesel(sql_type = BigInt)]
+    number: i64,
+}
+
+async fn seal_next(connection: &mut AsyncPgConnection, key: &SealKey) -> Result<Step, Fault> {
+    if !lock(connection).await? {
+        return Ok(Step::Nothing);
+    }
+    let last = read_statements(connection, i64::MAX, 1).await?.pop();
+    let horizon: Vec<Number> = diesel::sql_query(HORIZON).load(connection).await?;
+    let present = horizon.iter().map(|row| row.number).min().unwrap_or_default();
+    let after = last.as_ref().map_or(BEGINNING, |last| (last.through_transaction, last.through_id));
+    if after.0 > present {
+        return Ok(Step::Behind { sealed: after.0, present });
+    }
+    let rows = leaf::read(connection, after, (present, Uuid::nil()), MOST_LEAVES).await?;
+    let through = match rows.last() {
+        None => return Ok(Step::Nothing),
+        Some(last) if rows.len() == MOST_LEAVES => last.place,
+        // Nothing more can come of earlier transactions, and what appears there later was not written then.
+        Some(_) => (present, Uuid::nil()),
+    };
+    let leaves: Vec<Leaf> = rows.iter().map(|row| row.leaf).collect();
+    let (number, previous) = last.map_or((1, [0; 32]), |last| (last.number + 1, last.hash()));
+    // PostgreSQL keeps microseconds, and what is signed must be what it gives back.
+    let statement = Statement::new(number, previous, through, &leaves, Utc::now().trunc_subsecs(6));
+    let signature = key.sign(&statement.hash());
+    insert(connection, &Seal { statement, leaves, key_name: key.name().to_owned(), signature }).await?;
+    Ok(Step::Sealed(rows.len()))
+}
+
+async fn lock(connection: &mut AsyncPgConnection) -> Result<bool, Fault> {
+    #[derive(QueryableByName)]
+    struct Locked {
+        #[diesel(sql_type = Bool)]
+        locked: bool,
+    }
+    let rows: Vec<Locked> = diesel::sql_query("SELECT pg_try_advisory_xact_lock($1) AS locked")
+        .bind::<BigInt, _>(LOCK)
+        .load(connection)
+        .await?;
+    Ok(rows.iter().any(|row| row.locked))
+}
+
+async fn insert(connection: &mut AsyncPgConnection, seal: &Seal) -> Result<(), Fault> {
+    const INSERT: &str = "
+        INSERT INTO audit.seals (number, previous_hash, through_transaction, through_id, leaves, root, sealed_at, key_name,
+            signature)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+    let leaves: Vec<u8> = seal.leaves.iter().flat_map(Leaf::to_bytes).collect();
+    let statement = &seal.statement;
+    diesel::sql_query(INSERT)
+        .bind::<BigInt, _>(statement.number)
+        .bind::<Binary, _>(statement.previous.as_slice())
+        .bind::<BigInt, _>(statement.through_transaction)
+        .bind::<SqlUuid, _>(statement.through_id)
+        .bind::<Binary, _>(leaves)
+        .bind::<Binary, _>(statement.root.as_slice())
+        .bind::<Timestamptz, _>(statement.sealed_at)
+        .bind::<Text, _>(&seal.key_name)
+        .bind::<Binary, _>(seal.signature.as_slice())
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// How many seals are told at a time.
+const TOLD_AT_ONCE: i64 = 1_000;
+
+/// Tells the broker what it does not know yet, in order.
+async fn tell(connection: &mut AsyncPgConnection, anchors: &Anchors) -> Result<(), AuditError> {
+    let mut known = anchors.last().await?;
+    loop {
+        let mut next = read_statements(connection, known + TOLD_AT_ONCE, TOLD_AT_ONCE).await?;
+        next.retain(|statement| statement.number > known);
+        if next.is_empty() {
+            return Ok(());
+        }
+        for statement in next {
+            anchors.tell(statement.number, &statement.hash()).await?;
+            known = statement.number;
+        }
+    }
+}
+
+#[derive(QueryableByName)]
+struct Header {
+    #[diesel(sql_type = BigInt)]
+    number: i64,
+    #[diesel(sql_type = Binary)]
+    previous_hash: Vec<u8>,
+    #[diesel(sql_type = BigInt)]
+    through_transaction: i64,
+    #[diesel(sql_type = SqlUuid)]
+    through_id: Uuid,
+    #[diesel(sql_type = BigInt)]
+    count: i64,
+    #[diesel(sql_type = Binary)]
+    root: Vec<u8>,
+    #[diesel(sql_type = Timestamptz)]
+    sealed_at: DateTime<Utc>,
+}
+
+impl From<Header> for Statement {
+    fn from(row: Header) -> Self {
+        Self {
+            number: row.number,
+            previous: digest(row.previous_hash),
+            through_transaction: row.through_transaction,
+            through_id: row.through_id,
+            count: u32::try_from(row.count).unwrap_or(u32::MAX),
+            root: digest(row.root),
+            sealed_at: row.sealed_at,
+        }
+    }
+}
+
+/// A column of 32 bytes; what has another length is not what was signed, and neither are zeros.
+pub(crate) fn digest(bytes: Vec<u8>) -> Digest {
+    bytes.try_into().unwrap_or([0; 32])
+}
+
+/// The last `limit` statements with numbers up to `through`, in order.
+async fn read_statements(
+    connection: &mut AsyncPgConnection,
+    through: i64,
+    limit: i64,
+) -> Result<Vec<Statement>, Fault> {
+    const READ: &str = "
+        SELECT number, previous_hash, through_transaction, through_id, (octet_length(leaves) / 49)::bigint AS count, root,
+            sealed_at
+        FROM audit.seals WHERE number <= $1 ORDER BY number DESC LIMIT $2";
+    let rows: Vec<Header> =
+        diesel::sql_query(READ).bind::<BigInt, _>(through).bind::<BigInt, _>(limit).load(connection).await?;
+    Ok(rows.into_iter().rev().map(Statement::from).collect())
+}

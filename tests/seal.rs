@@ -1,0 +1,407 @@
+//! Seals: whoever changes the trail afterwards is found out, also a superuser of the database.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::Path;
+use std::process::{Output, Stdio};
+
+use audit::anchor::Anchors;
+use audit::key::{PublicKey, SealKey};
+use audit::{Report, seal_all, verify};
+use context_writer::ContextWriter;
+use diesel_async::SimpleAsyncConnection;
+use testkit::{DEADLINE, Fixture, context, eventually, session, user};
+use tokio::process::Command;
+use tokio::time::timeout;
+
+/// A fixture whose trail has three seals: of the users, of sessions and contexts, and of more contexts.
+async fn sealed() -> Fixture {
+    let fixture = Fixture::new().await;
+    let worker = fixture.run(ContextWriter);
+    for requests in [
+        vec![user(1), user(2)],
+        vec![session(1, "s"), context(1, "s", "a", 1), context(1, "s", "b", 1), context(1, "s", "c", 1)],
+        vec![context(1, "s", "a", 2), context(1, "s", "b", 2)],
+    ] {
+        fixture.publish(requests).await;
+        fixture.drained::<ContextWriter>().await;
+        seal_everything(&fixture).await;
+    }
+    worker.stop().await.expect("a clean end");
+    let report = report(&fixture).await;
+    assert_eq!((report.findings.len(), report.seals, report.anchored, report.unsealed), (0, 3, Some(3), 0));
+    // Each request has a row and an event; the migration's user 0 came before there was a trail.
+    assert_eq!(report.rows, 2 * 8);
+    fixture
+}
+
+fn anchors(fixture: &Fixture) -> Anchors {
+    Anchors::new(fixture.jetstream.clone())
+}
+
+fn key(fixture: &Fixture) -> SealKey {
+    SealKey::read(Path::new(fixture.settings.audit.seal_key_file.as_ref().expect("a key"))).expect("a key")
+}
+
+/// Transactions of other tests on the same server hold back what is sealed; they end.
+async fn seal_everything(fixture: &Fixture) {
+    eventually("everything is sealed", async || {
+        seal_all(&mut fixture.connection().await, &anchors(fixture), &key(fixture)).await.expect("seals");
+        (report(fixture).await.unsealed == 0).then_some(())
+    })
+    .await;
+}
+
+async fn report(fixture: &Fixture) -> Report {
+    let keys = [key(fixture).public()];
+    verify(&mut fixture.connection().await, Some(&anchors(fixture)), &keys).await.expect("a report")
+}
+
+/// As the mightiest user of the database would, with no trigger to tell of it.
+async fn tamper(fixture: &Fixture, sql: &str) {
+    fixture.execute(&format!("SET session_replication_role = replica; {sql}")).await;
+}
+
+/// The id of a row of the trail: of an update, of which there are two.
+const UPDATED: &str = "SELECT id FROM audit.audit_log WHERE operation = 'UPDATE' ORDER BY id LIMIT 1";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edited_row_is_named() {
+    let fixture = sealed().await;
+    let row = fixture.lines("id FROM audit.audit_log WHERE operation = 'UPDATE' ORDER BY id LIMIT 1").await;
+    for (edit, back) in [
+        ("service = 'other'", "service = 'test'"),
+        ("role_name = 'nobody'", "role_name = 'w_context_writer'"),
+        ("changed_columns = changed_columns[2:]", "changed_columns = '{version}' || changed_columns"),
+        (
+            "occurred_at = occurred_at - interval '1 microsecond'",
+            "occurred_at = occurred_at + interval '1 microsecond'",
+        ),
+        ("subject_token = NULL", "subject_token = (SELECT token FROM audit.subjects WHERE user_id = 1)"),
+        ("row_digest_after = sha256(row_digest_after)", ""),
+    ] {
+        tamper(&fixture, &format!("UPDATE audit.audit_log SET {edit} WHERE id = ({UPDATED})")).await;
+        let found = report(&fixture).await.findings;
+        assert_eq!(found.len(), 1, "{edit}: {found:?}");
+        assert_eq!(found[0].seal, 3, "{edit}");
+        assert_eq!(found[0].row.map(|row| row.to_string()).as_ref(), row.first(), "{edit}");
+        assert!(found[0].to_string().contains("was changed after it was sealed"), "{}", found[0]);
+        if !back.is_empty() {
+            tamper(&fixture, &format!("UPDATE audit.audit_log SET {back} WHERE id = ({UPDATED})")).await;
+            assert_eq!(report(&fixture).await.findings, [], "{back}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_row_is_named() {
+    let fixture = sealed().await;
+    let row = fixture.lines("id FROM audit.audit_log WHERE operation = 'UPDATE' ORDER BY id LIMIT 1").await;
+    tamper(&fixture, &format!("DELETE FROM audit.audit_log WHERE id = ({UPDATED})")).await;
+    let found = report(&fixture).await.findings;
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0].row.map(|row| row.to_string()).as_ref(), row.first());
+    assert!(
+        found[0].leaf.is_some() && found[0].to_string().contains("is missing from its place"),
+        "{}",
+        found[0]
+    );
+    // The first broken one comes first, and each broken seal is told of.
+    tamper(&fixture, "DELETE FROM audit.audit_log").await;
+    let found = report(&fixture).await.findings;
+    assert_eq!(found.iter().map(|finding| finding.seal).collect::<Vec<_>>(), [1, 2, 3]);
+    // Its first leaves are the events, whose ids are made before the effect.
+    assert_eq!(found[0].leaf, Some(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_dated_back_is_named() {
+    let fixture = sealed().await;
+    let copy = |change: &str| {
+        format!(
+            "INSERT INTO audit.audit_log SELECT (r).* FROM (SELECT jsonb_populate_record(l, {change}) AS r
+             FROM audit.audit_log l WHERE id = ({UPDATED})) AS c"
+        )
+    };
+    // Among the rows of a transaction that is sealed, after its last one, and under another id.
+    tamper(&fixture, &copy("jsonb_build_object('id', uuid7_at(now()))")).await;
+    let found = report(&fixture).await.findings;
+    assert!(found.len() == 1 && found[0].to_string().contains("dated back"), "{found:?}");
+    tamper(&fixture, "DELETE FROM audit.audit_log WHERE id = (SELECT max(id::text)::uuid FROM audit.audit_log WHERE id::text LIKE '%-0000-0000-000000000000')").await;
+    assert_eq!(report(&fixture).await.findings, []);
+    tamper(&fixture, &copy("jsonb_build_object('transaction_id', 3)")).await;
+    let found = report(&fixture).await.findings;
+    assert!(
+        found.len() == 1 && found[0].seal == 1 && found[0].to_string().contains("dated back"),
+        "{found:?}"
+    );
+    tamper(&fixture, "DELETE FROM audit.audit_log WHERE transaction_id = 3").await;
+    // As a new row that only tells an old time it is sealed with the new ones, and stands out there.
+    let old = "jsonb_build_object('occurred_at', now() - interval '1 week', 'transaction_id', pg_current_xact_id()::text::bigint)";
+    tamper(&fixture, &copy(old)).await;
+    seal_everything(&fixture).await;
+    let found = report(&fixture).await.findings;
+    assert!(
+        found.len() == 1 && found[0].seal == 4 && found[0].to_string().contains("tells a time"),
+        "{found:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_changed_places_are_named() {
+    let fixture = sealed().await;
+    // Two rows swap their ids, and two their transactions: the order of the trail is another one.
+    for column in ["id", "transaction_id"] {
+        let swap = format!(
+            "WITH pair AS (SELECT min({column}::text) AS a, max({column}::text) AS b FROM audit.audit_log WHERE table_name = 'simple_chat_context')
+             UPDATE audit.audit_log l SET {column} = (CASE l.{column}::text WHEN pair.a THEN pair.b ELSE pair.a END)::{kind}
+             FROM pair WHERE l.{column}::text IN (pair.a, pair.b) AND l.table_name = 'simple_chat_context'",
+            kind = if column == "id" { "uuid" } else { "bigint" }
+        );
+        tamper(&fixture, &swap).await;
+        let found = report(&fixture).await.findings;
+        assert!(!found.is_empty() && found[0].row.is_some(), "{column}: {found:?}");
+        tamper(&fixture, &swap).await;
+        assert_eq!(report(&fixture).await.findings, [], "{column} swapped back");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trail_cut_off_is_found_out_by_what_the_broker_knows() {
+    let fixture = sealed().await;
+    tamper(
+        &fixture,
+        "DELETE FROM audit.audit_log WHERE transaction_id > (SELECT through_transaction FROM audit.seals WHERE number = 2);
+         DELETE FROM blackboard_events WHERE transaction_id > (SELECT through_transaction FROM audit.seals WHERE number = 2);
+         DELETE FROM audit.seals WHERE number = 3",
+    )
+    .await;
+    let found = report(&fixture).await.findings;
+    assert!(found.len() == 1 && found[0].to_string().contains("the broker was told of 3"), "{found:?}");
+    let keys = [key(&fixture).public()];
+    let alone = verify(&mut fixture.connection().await, None, &keys).await.expect("a report");
+    assert_eq!(alone.findings, [], "the database alone cannot know it");
+    // Whoever holds the key too makes another third seal; the broker knows the true one.
+    let worker = fixture.run(ContextWriter);
+    fixture.publish([context(1, "s", "d", 1)]).await;
+    fixture.drained::<ContextWriter>().await;
+    worker.stop().await.expect("a clean end");
+    seal_everything(&fixture).await;
+    let found = report(&fixture).await.findings;
+    assert!(found.len() == 1 && found[0].to_string().contains("told of another seal"), "{found:?}");
+    let stream = fixture.jetstream.get_stream("SEAL").await.expect("the stream");
+    stream.purge().await.expect_err("nothing is ever removed from it");
+    stream.delete_message(3).await.expect_err("nothing is ever removed from it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn seals_cannot_be_changed_removed_or_made_by_others() {
+    let fixture = sealed().await;
+    for (change, says) in [
+        (
+            "UPDATE audit.seals SET root = sha256(root) WHERE number = 2",
+            "its signature is not one of the key test",
+        ),
+        (
+            "UPDATE audit.seals SET sealed_at = sealed_at - interval '1 day' WHERE number = 2",
+            "its signature is not",
+        ),
+        ("UPDATE audit.seals SET leaves = substr(leaves, 50) WHERE number = 2", "its signature is not"),
+        (
+            "UPDATE audit.seals SET leaves = overlay(leaves PLACING '\\x00' FROM 40) WHERE number = 2",
+            "its list of rows",
+        ),
+        (
+            "UPDATE audit.seals SET leaves = overlay(leaves PLACING '\\x09' FROM 1) WHERE number = 2",
+            "its signature is not",
+        ),
+        ("UPDATE audit.seals SET key_name = 'mine' WHERE number = 2", "the key mine, which is not given"),
+        ("DELETE FROM audit.seals WHERE number = 2", "seal 2 is missing"),
+        ("DELETE FROM audit.seals WHERE number < 3", "seals 1 to 2 are missing"),
+        ("DELETE FROM audit.seals", "the last seals are missing"),
+        (
+            "DELETE FROM audit.seals WHERE number = 2; UPDATE audit.seals SET number = 2 WHERE number = 3",
+            "its signature is not",
+        ),
+    ] {
+        let statement = format!("BEGIN; {change}");
+        let mut connection = fixture.connection().await;
+        connection.batch_execute(&statement).await.expect("a change");
+        let keys = [key(&fixture).public()];
+        let report = verify(&mut connection, Some(&anchors(&fixture)), &keys).await.expect("a report");
+        let first = report.findings.first().unwrap_or_else(|| panic!("{change} is not found out"));
+        assert!(first.to_string().contains(says), "{change}: {first}");
+        connection.batch_execute("ROLLBACK").await.expect("its end");
+    }
+    // A whole trail that is sealed anew with another key has that key's signatures.
+    let other = [SealKey::generate("test").expect("a key").public()];
+    let mut connection = fixture.connection().await;
+    let found = verify(&mut connection, None, &other).await.expect("a report").findings;
+    assert!(found[0].to_string().contains("its signature is not"), "{found:?}");
+    let none: [PublicKey; 0] = [];
+    assert_eq!(verify(&mut connection, None, &none).await.expect("a report").findings.len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_is_sealed_itself_and_may_go_only_by_a_deed_that_is_told() {
+    let fixture = sealed().await;
+    let target = "id = (SELECT id FROM blackboard_events WHERE user_id = 1 ORDER BY id LIMIT 1)";
+    for change in [
+        format!("UPDATE blackboard_events SET event_payload = '{{}}' WHERE {target}"),
+        format!("UPDATE blackboard_events SET user_id = 2 WHERE {target}"),
+        format!("DELETE FROM blackboard_events WHERE {target}"),
+        "UPDATE audit.subjects SET digest_key = sha256(digest_key) WHERE user_id = 1".to_owned(),
+    ] {
+        let mut connection = fixture.connection().await;
+        let hidden = format!("SET session_replication_role = replica; BEGIN; {change}");
+        connection.batch_execute(&hidden).await.expect("a change");
+        let keys = [key(&fixture).public()];
+        let found = verify(&mut connection, None, &keys).await.expect("a report").findings;
+        assert!(
+            found.first().is_some_and(|first| first.table == Some("blackboard_events")),
+            "{change}: {found:?}"
+        );
+    }
+    // The same in the open leaves rows in the trail, as an erasure does.
+    fixture.execute("DELETE FROM blackboard_events WHERE user_id = 1").await;
+    seal_everything(&fixture).await;
+    let report = report(&fixture).await;
+    assert_eq!((report.findings, report.accounted), (vec![], 7), "user 1 had seven events");
+    // And they cannot be taken away again.
+    tamper(&fixture, "DELETE FROM audit.audit_log WHERE operation = 'DELETE'").await;
+    assert!(!self::report(&fixture).await.findings.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_is_not_finished_holds_back_what_comes_after_it() {
+    let fixture = sealed().await;
+    let mut open = fixture.connection().await;
+    open.batch_execute("BEGIN; UPDATE users SET username = 'open' WHERE id = 1").await.expect("a statement");
+    fixture.execute("UPDATE users SET username = 'later' WHERE id = 2").await;
+    let (seals, rows) =
+        seal_all(&mut fixture.connection().await, &anchors(&fixture), &key(&fixture)).await.expect("nothing");
+    assert_eq!((seals, rows), (0, 0));
+    assert_eq!(report(&fixture).await.unsealed, 1);
+    open.batch_execute("COMMIT").await.expect("its end");
+    seal_everything(&fixture).await;
+    let report = report(&fixture).await;
+    assert_eq!((report.findings, report.rows), (vec![], 18));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_sealers_make_one_chain_and_large_batches_are_cut() {
+    let fixture = sealed().await;
+    fixture
+        .execute("INSERT INTO users (id, username, email) SELECT n, 'u', 'e' FROM generate_series(1000, 13499) AS n")
+        .await;
+    eventually("all are sealed", async || {
+        let (fixture, key) = (&fixture, &key(&fixture));
+        let sealing = (0..4).map(|_| async move {
+            seal_all(&mut fixture.connection().await, &anchors(fixture), key).await.expect("seals")
+        });
+        futures::future::join_all(sealing).await;
+        (report(fixture).await.unsealed == 0).then_some(())
+    })
+    .await;
+    let report = report(&fixture).await;
+    assert_eq!(
+        (report.findings, report.rows, report.seals, report.anchored),
+        (vec![], 16 + 12_500, 5, Some(5))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_broker_was_not_told_is_told_later() {
+    let fixture =
+        Fixture::with_topology(|topology| topology.streams.retain(|stream| stream.name != "SEAL")).await;
+    fixture.execute("INSERT INTO users (id, username, email) VALUES (1, 'u', 'e')").await;
+    eventually("the broker is asked", async || {
+        let error =
+            seal_all(&mut fixture.connection().await, &anchors(&fixture), &key(&fixture)).await.err()?;
+        assert!(error.to_string().contains("`memfleet nats apply` makes it"), "{error}");
+        (fixture.count("audit.seals").await == 1).then_some(())
+    })
+    .await;
+    let shipped = topology::Topology::shipped().expect("the shipped streams");
+    topology::apply(&fixture.jetstream, &shipped).await.expect("streams");
+    seal_everything(&fixture).await;
+    assert_eq!(report(&fixture).await.anchored, Some(1));
+}
+
+async fn program(fixture: &Fixture, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_memfleet"));
+    command.arg("audit").args(arguments).env_remove("MEMFLEET_CONFIG").envs(fixture.environment());
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    timeout(DEADLINE, command.output()).await.expect("it ends in time").expect("the program")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("text")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_program_seals_verifies_and_tells() {
+    let mut fixture = sealed().await;
+    fixture.execute("UPDATE users SET username = 'x' WHERE id = 1").await;
+    eventually("it is sealed", async || {
+        let done = program(&fixture, &["seal"]).await;
+        assert!(done.status.success(), "{}", text(&done.stderr));
+        text(&done.stdout).contains("sealed 1 rows under 1 seals").then_some(())
+    })
+    .await;
+    let fine = program(&fixture, &["verify"]).await;
+    let said = text(&fine.stdout);
+    assert!(fine.status.success() && said.ends_with("Every sealed row is as it was sealed.\n"), "{said}");
+    assert!(said.contains("rows sealed                17\n"), "{said}");
+
+    let trail = text(&program(&fixture, &["trail", "--user", "1", "--json"]).await.stdout);
+    let trail: serde_json::Value = serde_json::from_str(&trail).expect("JSON");
+    let deeds = trail["deeds"].as_array().expect("deeds");
+    assert_eq!((&trail["user"], deeds.len()), (&serde_json::json!(1), 15));
+    assert_eq!(
+        (&deeds[0]["operation"], &deeds[0]["details"]),
+        (&"update".into(), &serde_json::json!(["username"]))
+    );
+    let table = text(&program(&fixture, &["trail", "--user", "1", "--limit", "2"]).await.stdout);
+    assert_eq!(table.lines().count(), 4, "{table}");
+    let nobody = program(&fixture, &["trail", "--user", "77"]).await;
+    assert_eq!(nobody.status.code(), Some(1));
+    assert!(text(&nobody.stderr).contains("the trail knows no user 77"), "{}", text(&nobody.stderr));
+
+    tamper(&fixture, &format!("DELETE FROM audit.audit_log WHERE id = ({UPDATED})")).await;
+    let broken = program(&fixture, &["verify"]).await;
+    assert_eq!(broken.status.code(), Some(1));
+    assert!(text(&broken.stdout).starts_with("seal 3, leaf "), "{}", text(&broken.stdout));
+    assert!(
+        text(&broken.stderr).contains("the audit trail is not as it was sealed"),
+        "{}",
+        text(&broken.stderr)
+    );
+    let json = text(&program(&fixture, &["verify", "--json", "--without-broker"]).await.stdout);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!((&json["findings"][0]["seal"], &json["anchored"]), (&3.into(), &serde_json::Value::Null));
+
+    // Keys: the public half is enough to verify, and not to seal; a missing or wrong one is named.
+    let private = fixture.settings.audit.seal_key_file.take().expect("a key");
+    let public = text(&program(&fixture, &["key", "public", &private]).await.stdout);
+    assert_eq!(public, key_line(&private));
+    for (arguments, says) in [
+        (["verify", "--json"].as_slice(), "audit.public_keys_file is not set"),
+        (&["seal"], "audit.seal_key_file is not set"),
+        (&["key", "generate", "No Name"], "the name of 1 to 32 out of a-z 0-9 -"),
+        (&["key", "public", "/nowhere/key"], "/nowhere/key cannot be read"),
+    ] {
+        let refused = program(&fixture, arguments).await;
+        assert_eq!(refused.status.code(), Some(1), "{arguments:?}");
+        assert!(text(&refused.stderr).contains(says), "{arguments:?}: {}", text(&refused.stderr));
+    }
+    let made = text(&program(&fixture, &["key", "generate", "next"]).await.stdout);
+    assert!(made.starts_with("next private ") && made.len() == 78, "{}", made.len());
+    let both = format!("{public}{}", key_line(&fixture.key_file("next.key", &made)));
+    fixture.settings.audit.public_keys_file = Some(fixture.key_file("seal.pub", &both));
+    assert!(text(&program(&fixture, &["verify"]).await.stdout).starts_with("seal 3, leaf "));
+}
+
+fn key_line(private: &str) -> String {
+    SealKey::read(Path::new(private)).expect("a key").public().line()
+}

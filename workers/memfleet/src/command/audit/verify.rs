@@ -1,0 +1,57 @@
+//! `memfleet audit verify`
+
+use anyhow::{Context, bail};
+use audit::Report;
+use clap::Args;
+use runtime::Settings;
+
+use super::{anchors, database, public_keys};
+use crate::outln;
+use crate::table::grouped;
+
+/// Recomputes the whole trail. Exits with 1 if anything is not as it was sealed; the first line names what comes first.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Leave the broker out. Seals that were removed from the end are then not found out.
+    #[arg(long)]
+    without_broker: bool,
+
+    /// Print one JSON object, on the last line of standard output, instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn execute(args: &VerifyArgs, settings: &Settings) -> anyhow::Result<()> {
+    let keys = public_keys(settings)?;
+    let mut connection = database(settings).await?;
+    let anchors = if args.without_broker { None } else { Some(anchors(settings).await?) };
+    let report = audit::verify(&mut connection, anchors.as_ref(), &keys)
+        .await
+        .context("the trail cannot be verified")?;
+    if args.json {
+        outln!("{}", serde_json::to_string(&report)?);
+    } else {
+        show(&report);
+    }
+    match report.findings.len() {
+        0 => Ok(()),
+        1 => bail!("the audit trail is not as it was sealed"),
+        count => bail!("the audit trail is not as it was sealed, at {count} seals"),
+    }
+}
+
+fn show(report: &Report) {
+    for finding in &report.findings {
+        outln!("{finding}");
+    }
+    outln!("rows sealed      {:>12}", grouped(report.rows));
+    outln!("seals            {:>12}", grouped(report.seals));
+    if let Some(anchored) = report.anchored {
+        outln!("told the broker  {:>12}", grouped(anchored));
+    }
+    outln!("erased since     {:>12}", grouped(report.accounted));
+    outln!("not sealed yet   {:>12}", grouped(report.unsealed));
+    if report.findings.is_empty() {
+        outln!("Every sealed row is as it was sealed.");
+    }
+}
