@@ -20,6 +20,6 @@ BEGIN
 END $$;
 ALTER TABLE audit.audit_log DROP COLUMN row_id, ADD PRIMARY KEY (id);
 DROP INDEX audit.security_violations_by_subject;
-ALTER TABLE blackboard_events DROP COLUMN transaction_id;
+ALTER TABLE blackboard_events DROP COLUMN transaction_id, ADD FOREIGN KEY (user_id) REFERENCES users (id);
 ALTER TABLE audit.subjects DROP COLUMN digest_key;
 DROP FUNCTION audit.audit_trigger_function, audit.check_security_violation, audit.log_vector_operation, audit.log_data_access;

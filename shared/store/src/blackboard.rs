@@ -76,6 +76,7 @@ pub async fn append(
             $8::uuid[], $9::text[], $10::bigint[], $11::uuid[])
             WITH ORDINALITY AS e (id, event_type, performative, source_agent_id, user_id, session_id, payload,
             parent_event_id, causality_chain, logical_timestamp, request_id, ordinal)
+        JOIN users u ON u.id = e.user_id
         ORDER BY e.ordinal
         RETURNING id, event_sequence, created_at";
     #[derive(QueryableByName)]

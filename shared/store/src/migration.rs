@@ -1,5 +1,7 @@
 //! The schema's migrations, built into the program and run without libpq.
 
+use std::time::Duration;
+
 use diesel::QueryableByName;
 use diesel::sql_types::{Nullable, Text};
 use diesel_async::{AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
@@ -34,7 +36,7 @@ pub async fn up(connection: AsyncPgConnection) -> Result<Vec<String>, MigrationE
     with_lock(connection, |harness| {
         let mut done = Vec::new();
         while let Some(next) = pending(harness)?.into_iter().next() {
-            harness.run_next_migration(MIGRATIONS).map_err(|error| failed(&next, &*error))?;
+            patiently(&next, || harness.run_next_migration(MIGRATIONS).map(drop))?;
             done.push(next);
         }
         Ok(done)
@@ -54,7 +56,7 @@ pub async fn down(connection: AsyncPgConnection, count: usize) -> Result<Vec<Str
         {
             // One that another version of the program has applied has no name here.
             let name = names()?.into_iter().find(|name| version_of(name) == version).unwrap_or(version);
-            harness.revert_last_migration(MIGRATIONS).map_err(|error| failed(&name, &*error))?;
+            patiently(&name, || harness.revert_last_migration(MIGRATIONS).map(drop))?;
             done.push(name);
         }
         Ok(done)
@@ -122,6 +124,30 @@ async fn with_lock<T>(
     let mut harness = AsyncMigrationHarness::new(connection);
     // The lock goes with the connection, however this ends.
     tokio::task::block_in_place(|| work(&mut harness))
+}
+
+/// How often a migration is tried that cannot lock a table.
+const TRIES: u32 = 100;
+/// The longest pause between two tries.
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+
+/// A migration waits for no lock for long, since everybody else waits behind it: it gives up, lets them pass, and tries again.
+fn patiently(
+    name: &str,
+    mut migrate: impl FnMut() -> diesel::migration::Result<()>,
+) -> Result<(), MigrationError> {
+    const BUSY: [&str; 2] = ["canceling statement due to lock timeout", "deadlock detected"];
+    let mut tries = 0;
+    while let Err(error) = migrate() {
+        tries += 1;
+        let message = error.to_string();
+        if tries == TRIES || !BUSY.iter().any(|busy| message.contains(busy)) {
+            return Err(failed(name, &*error));
+        }
+        // Chance keeps it from meeting the same busy moment of a regular writer again.
+        std::thread::sleep(LONGEST_PAUSE.mul_f64(fastrand::f64()));
+    }
+    Ok(())
 }
 
 fn names() -> Result<Vec<String>, MigrationError> {

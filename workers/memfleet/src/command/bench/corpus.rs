@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use fastrand::Rng;
-use serde_json::json;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 /// The first user of the benchmark.
@@ -97,7 +97,8 @@ impl Corpus {
             .collect()
     }
 
-    fn body(&mut self, session: i32, key: usize, version: i64) -> String {
+    /// A value of about 700 bytes.
+    pub(super) fn value(&mut self, turn: i64) -> Value {
         let mut notes: Vec<String> = Vec::new();
         let mut length = 300;
         while length < BODY_BYTES {
@@ -106,12 +107,16 @@ impl Corpus {
             notes.push(note.join(" "));
         }
         json!({
+            "intent": "plan_trip", "confidence": self.random.f64(), "turn": turn, "notes": notes,
+            "slots": { "party": self.random.u8(1..9), "city": self.random.choice(WORDS), "paid": false },
+        })
+    }
+
+    fn body(&mut self, session: i32, key: usize, version: i64) -> String {
+        json!({
             "session_id": format!("bench-{session}"),
             "context_key": format!("run{}.topic.{key}", self.run),
-            "context_value": {
-                "intent": "plan_trip", "confidence": self.random.f64(), "turn": version, "notes": notes,
-                "slots": { "party": self.random.u8(1..9), "city": self.random.choice(WORDS), "paid": false },
-            },
+            "context_value": self.value(version),
             "context_type": "state",
             "access_level": "shared",
             "priority": 3,

@@ -1,0 +1,66 @@
+//! The benches of the database run, and what they find does not depend on the machine.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::process::Stdio;
+
+use serde_json::Value;
+use testkit::DEADLINE;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+async fn bench(arguments: &[&str]) -> Value {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_memfleet"));
+    command.arg("bench").args(arguments).arg("--json").env_remove("MEMFLEET_CONFIG");
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    let output =
+        timeout(2 * DEADLINE, command.output()).await.expect("it ends in time").expect("the program");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{error}");
+    let text = String::from_utf8(output.stdout).expect("text");
+    serde_json::from_str(text.lines().last().expect("a line")).expect("JSON")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_write_path_is_measured_layer_by_layer() {
+    let report = bench(&["write-path", "--batches", "10"]).await;
+    for key in [
+        "bare_rows_per_second",
+        "rls_ratio",
+        "events_ratio",
+        "full_path_ratio",
+        "context_ms_p50",
+        "context_ms_p99",
+        "audit_ms_p50",
+        "audit_ms_p99",
+    ] {
+        assert!(report[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {report}");
+    }
+    let users: Vec<_> =
+        report["by_users"].as_array().expect("mixes").iter().map(|mix| &mix["users"]).collect();
+    assert_eq!(users, [50, 200, 500]);
+}
+
+/// With enough rows, every query of the reference document finds its rows by an index under row-level security.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_read_pattern_uses_indexes_under_row_level_security() {
+    let report = bench(&["reads", "--rows", "40000", "--users", "400", "--times", "10"]).await;
+    let queries = report["queries"].as_array().expect("queries");
+    assert_eq!(queries.len(), 5);
+    for query in queries {
+        assert_eq!(query["sequential_scans"], Value::Array(vec![]), "{query}");
+        assert!(!query["indexes"].as_array().expect("indexes").is_empty(), "{query}");
+    }
+}
+
+/// An index on JSON serves nobody under row-level security, so that none is made (docs/adr/0016).
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_exists_only_where_it_serves_a_query() {
+    let report = bench(&["indexes", "--rows", "40000", "--users", "40", "--times", "3"]).await;
+    let indexes = report["indexes"].as_array().expect("indexes");
+    assert_eq!(indexes.len(), 10);
+    for index in indexes {
+        assert_eq!(index["serves"], index["made"], "{index}");
+        assert!(index["insert_cost"].as_f64() > Some(0.0), "{index}");
+    }
+}
