@@ -3,23 +3,13 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
-use std::time::{Duration, SystemTime};
 
 use context_writer::ContextWriter;
-use contract::UserId;
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 use serde_json::{Value, json};
-use testkit::{Fixture, GRANT_KEY, Published, context, eventually, everything_of, session, user};
-use trust::{Grant, GrantKey};
+use testkit::attack;
+use testkit::{Fixture, Published, context, eventually, everything_of, session, user};
 use uuid::Uuid;
-
-/// Runs requests through the worker and waits until all are settled.
-async fn carry(fixture: &Fixture, requests: impl IntoIterator<Item = Published>) {
-    let worker = fixture.run(ContextWriter);
-    fixture.publish(requests).await;
-    fixture.drained::<ContextWriter>().await;
-    worker.stop().await.expect("a clean end");
-}
 
 /// What the trail says of a table, a line each, in order.
 async fn told(fixture: &Fixture, columns: &str, table: &str) -> Vec<String> {
@@ -58,7 +48,7 @@ async fn every_row_written_leaves_one_with_its_own_request() {
     let fixture = Fixture::new().await;
     let requests: Vec<Published> = [1, 2].into_iter().flat_map(everything_of).collect();
     let ids: BTreeSet<String> = requests.iter().map(|request| request.id.to_string()).collect();
-    carry(&fixture, requests).await;
+    fixture.carry(ContextWriter, requests).await;
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
 
     for table in
@@ -91,7 +81,7 @@ async fn an_update_tells_what_changed_and_from_what() {
     let put = |version| context(1, "s", "k", version);
     let (first, second) = (put(1), put(2));
     let ids = [first.id.to_string(), second.id.to_string()];
-    carry(&fixture, [user(1), session(1, "s"), first, second, put(1)]).await;
+    fixture.carry(ContextWriter, [user(1), session(1, "s"), first, second, put(1)]).await;
     let columns = "operation, request_id, changed_columns";
     assert_eq!(
         told(&fixture, columns, "simple_chat_context").await,
@@ -125,7 +115,7 @@ async fn an_update_tells_what_changed_and_from_what() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_told_of_what_did_not_happen() {
     let fixture = Fixture::new().await;
-    carry(&fixture, [user(1), session(1, "s")]).await;
+    fixture.carry(ContextWriter, [user(1), session(1, "s")]).await;
     let before = fixture.count("audit.audit_log").await;
     let mut connection = fixture.connection().await;
     let write = "UPDATE users SET username = 'x'; DELETE FROM chat_mode_sessions;";
@@ -158,7 +148,7 @@ async fn the_trail_holds_no_user_and_no_value() {
         request.body = body.to_string().into_bytes();
         request
     });
-    carry(&fixture, requests).await;
+    fixture.carry(ContextWriter, requests).await;
     assert!(fixture.count("audit.audit_log").await >= 13);
     assert!(
         fixture.count(&format!("blackboard_events WHERE event_payload::text LIKE '%{secret}%'")).await > 0
@@ -198,7 +188,7 @@ async fn services_are_those_of_the_grants() {
             of("beta", session(1, "t")),
         ])
         .await;
-    carry(&fixture, []).await;
+    fixture.carry(ContextWriter, []).await;
     // One batch has all of it, so that user 1 acts through both.
     let named = async |table: &str| {
         let from = format!(
@@ -208,14 +198,14 @@ async fn services_are_those_of_the_grants() {
         fixture.lines(&from).await
     };
     assert_eq!(named("users").await, ["alpha, beta 1", "beta 2"]);
-    carry(&fixture, [of("gamma", session(2, "s"))]).await;
+    fixture.carry(ContextWriter, [of("gamma", session(2, "s"))]).await;
     assert_eq!(named("chat_mode_sessions").await.last().map(String::as_str), Some("gamma 2"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_is_recorded_although_its_transaction_is_gone() {
     let fixture = Fixture::new().await;
-    carry(&fixture, [user(1), session(1, "s")]).await;
+    fixture.carry(ContextWriter, [user(1), session(1, "s")]).await;
     let stranger = fixture
         .key_file("stranger.key", "other 6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c");
     let mut settings = fixture.settings.clone();
@@ -244,17 +234,8 @@ async fn a_refusal_is_recorded_although_its_transaction_is_gone() {
 
 /// A worker's login with the context of a user, in a transaction.
 async fn acting_for(fixture: &Fixture, id: i32) -> AsyncPgConnection {
-    let service = "test".parse().expect("a service");
-    let grant = GrantKey::parse(GRANT_KEY).expect("the tests' key").seal(&Grant {
-        user_id: UserId::new(id).expect("a user"),
-        service: &service,
-        role: "w_vector_indexer",
-        id: Uuid::now_v7(),
-        expires_at: SystemTime::now() + Duration::from_secs(60),
-    });
-    let mut worker =
-        store::connect(&fixture.settings.postgres.url_of("w_vector_indexer")).await.expect("a login");
-    let open = format!("BEGIN; SELECT sec.open_context(ARRAY['{grant}'])");
+    let mut worker = attack::login(fixture, "w_vector_indexer").await;
+    let open = format!("BEGIN; SELECT sec.open_context(ARRAY['{}'])", attack::grant(id, "w_vector_indexer"));
     worker.batch_execute(&open).await.expect("a context");
     worker
 }
@@ -262,7 +243,7 @@ async fn acting_for(fixture: &Fixture, id: i32) -> AsyncPgConnection {
 #[tokio::test(flavor = "multi_thread")]
 async fn uses_of_data_are_noted_in_the_name_of_the_context() {
     let fixture = Fixture::new().await;
-    carry(&fixture, [user(1), user(2)]).await;
+    fixture.carry(ContextWriter, [user(1), user(2)]).await;
     let request = Uuid::now_v7();
     for (call, refused) in [
         (
@@ -320,7 +301,7 @@ async fn uses_of_data_are_noted_in_the_name_of_the_context() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_worker_can_touch_the_trail() {
     let fixture = Fixture::new().await;
-    carry(&fixture, [user(1)]).await;
+    fixture.carry(ContextWriter, [user(1)]).await;
     let mut worker = acting_for(&fixture, 1).await;
     worker.batch_execute("COMMIT").await.expect("its end");
     for table in

@@ -4,15 +4,13 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::time::{Duration, SystemTime};
-
 use context_writer::ContextWriter;
-use contract::UserId;
-use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
+use diesel_async::SimpleAsyncConnection;
 use runtime::RunError;
 use serde_json::json;
-use testkit::{Fixture, GRANT_KEY, everything_of};
-use trust::{Grant, GrantKey};
+use testkit::attack::{self, attempt, attempt_for, grant_by, key, login, refused, roles, tables};
+use testkit::{Fixture, everything_of};
+use trust::GrantKey;
 use uuid::Uuid;
 
 const ROLE: &str = "w_context_writer";
@@ -20,93 +18,13 @@ const ROLE: &str = "w_context_writer";
 /// Two users with a row in every table that context-writer writes.
 async fn two_users() -> Fixture {
     let fixture = Fixture::new().await;
-    let worker = fixture.run(ContextWriter);
-    fixture.publish([1, 2].into_iter().flat_map(everything_of)).await;
-    fixture.drained::<ContextWriter>().await;
+    fixture.carry(ContextWriter, [1, 2].into_iter().flat_map(everything_of)).await;
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
-    worker.stop().await.expect("a clean end");
     fixture
-}
-
-fn key() -> GrantKey {
-    GrantKey::parse(GRANT_KEY).expect("the tests' key")
-}
-
-fn grant_by(key: &GrantKey, user: i32, role: &str, good_for: i64) -> String {
-    let now = SystemTime::now();
-    let expires_at = match u64::try_from(good_for) {
-        Ok(seconds) => now + Duration::from_secs(seconds),
-        Err(_) => now - Duration::from_secs(good_for.unsigned_abs()),
-    };
-    let service = "test".parse().expect("a service");
-    key.seal(&Grant {
-        user_id: UserId::new(user).expect("a user"),
-        service: &service,
-        role,
-        id: Uuid::now_v7(),
-        expires_at,
-    })
 }
 
 fn grant(user: i32) -> String {
-    grant_by(&key(), user, ROLE, 60)
-}
-
-/// A login of a worker's role.
-async fn login(fixture: &Fixture, role: &str) -> AsyncPgConnection {
-    store::connect(&fixture.settings.postgres.url_of(role)).await.expect("a login")
-}
-
-/// Runs a statement and gives the number of rows it touched or showed, or what the database says against it.
-async fn attempt(connection: &mut AsyncPgConnection, sql: &str) -> Result<usize, String> {
-    // Only here, since it gives everything a method `execute`.
-    use diesel_async::RunQueryDsl as _;
-    diesel::sql_query(sql).execute(connection).await.map_err(|error| error.to_string())
-}
-
-/// The same in a transaction with the context of some grants, which is rolled back.
-async fn attempt_for(
-    connection: &mut AsyncPgConnection,
-    grants: &[String],
-    sql: &str,
-) -> Result<usize, String> {
-    let list: Vec<String> = grants.iter().map(|grant| format!("'{grant}'")).collect();
-    connection.batch_execute("BEGIN").await.expect("a transaction");
-    let opened =
-        attempt(connection, &format!("SELECT sec.open_context(ARRAY[{}]::text[])", list.join(","))).await;
-    let done = match opened {
-        Ok(_) => attempt(connection, sql).await,
-        Err(error) => Err(error),
-    };
-    connection.batch_execute("ROLLBACK").await.expect("its end");
-    done
-}
-
-#[track_caller]
-fn refused(done: Result<usize, String>, by: &str, what: &str) {
-    match done {
-        Err(error) => assert!(error.contains(by), "{what}: expected {by:?}, got {error}"),
-        Ok(rows) => panic!("{what}: {rows} rows went through"),
-    }
-}
-
-/// The tables that hold users' rows, and the column that says whose.
-async fn tables(fixture: &Fixture) -> Vec<(String, String)> {
-    let rows = fixture
-        .lines(
-            "c.relname || ' ' || a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
-             AND a.attname = CASE WHEN c.relname = 'users' THEN 'id' ELSE 'user_id' END
-             WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
-             AND c.relname <> 'cross_service_auth' ORDER BY 1",
-        )
-        .await;
-    rows.iter().map(|row| row.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap()).collect()
-}
-
-async fn roles(fixture: &Fixture) -> Vec<String> {
-    fixture
-        .lines("role_name FROM (SELECT DISTINCT role_name FROM sec.worker_privileges) AS r ORDER BY 1")
-        .await
+    attack::grant(user, ROLE)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -355,6 +273,18 @@ async fn no_context_can_be_made_or_kept_without_a_grant() {
         refused(attempt_for(&mut worker, &[good.clone(), bad.clone()], "SELECT FROM users").await, &by, &bad);
     }
     let none = "the security context is refused: it needs 1 to 10000 grants";
+    for nothing in ["NULL", "NULL, '2', 'x'", "'{}', '2', 'x'", "ARRAY[]::text[], '1,2', 'x'"] {
+        refused(attempt(&mut worker, &format!("SELECT sec.open_context({nothing})")).await, none, nothing);
+    }
+    for missing in ["NULL, 'x'", "'s', NULL", "NULL, NULL"] {
+        worker.batch_execute("BEGIN").await.expect("a transaction");
+        attempt(&mut worker, &format!("SELECT sec.open_context(ARRAY['{good}'], {missing})"))
+            .await
+            .expect("a context");
+        assert_eq!(attempt(&mut worker, "SELECT FROM users WHERE id = 1").await, Ok(1), "{missing}");
+        assert_eq!(attempt(&mut worker, "SELECT FROM users").await, Ok(1), "{missing}");
+        worker.batch_execute("ROLLBACK").await.expect("its end");
+    }
     refused(attempt_for(&mut worker, &[], "SELECT FROM users").await, none, "no grant");
 
     // Written by hand, or changed, or copied from another transaction of the same connection: the seal is wrong.
@@ -543,6 +473,16 @@ async fn the_validation_finds_nothing_in_order_and_whatever_is_out_of_it() {
             "ALTER FUNCTION sec.current_user_ids RESET ALL",
             "ALTER FUNCTION sec.current_user_ids SET search_path = pg_catalog, pg_temp",
             "a function that acts for its owner without a fixed path",
+        ),
+        (
+            "ALTER TABLE users DISABLE TRIGGER audit_update",
+            "ALTER TABLE users ENABLE TRIGGER audit_update",
+            "a table that leaves no trail",
+        ),
+        (
+            "GRANT EXECUTE ON FUNCTION pg_advisory_lock(bigint) TO PUBLIC",
+            "REVOKE EXECUTE ON FUNCTION pg_advisory_lock(bigint) FROM PUBLIC",
+            "an advisory lock that everybody may take",
         ),
         (
             "ALTER TABLE users OWNER TO memfleet",

@@ -75,11 +75,12 @@ async fn nobody_waits_for_a_migration_and_nothing_fails() {
     let fixture = Fixture::new().await;
     let all = filled_base(&fixture).await;
     let before = fixture.count("simple_chat_context").await;
+    // As the worker does it: what a row refers to is looked at first.
     let writer = Busy::start(&fixture, |number| {
         let user = 1 + number % u64::from(USERS);
         format!(
             "INSERT INTO simple_chat_context (id, user_id, session_id, context_key, context_value)
-             VALUES (gen_random_uuid(), {user}, 's', 'busy{number}', '1')"
+             SELECT gen_random_uuid(), user_id, session_id, 'busy{number}', '1' FROM chat_mode_sessions WHERE user_id = {user}"
         )
     })
     .await;

@@ -152,7 +152,10 @@ DECLARE
     named jsonb;
     content text;
 BEGIN
-    IF cardinality(grants) NOT BETWEEN 1 AND 10000 OR session_id ~ '[|]' OR service ~ '[|]' THEN
+    session_id := coalesce(session_id, '');
+    service := coalesce(service, '');
+    -- A NULL among the parts would let the next one stand in its place, so that none is let in.
+    IF (cardinality(grants) BETWEEN 1 AND 10000) IS NOT TRUE OR session_id ~ '[|]' OR service ~ '[|]' THEN
         RAISE insufficient_privilege USING MESSAGE = 'the security context is refused: it needs 1 to 10000 grants';
     END IF;
     -- MATERIALIZED, or every use of a part would take its grant to pieces anew. What has a good seal was written by an
@@ -238,6 +241,8 @@ BEGIN
         JOIN pg_attribute a ON a.attrelid = c.oid AND NOT a.attisdropped
             AND a.attname = CASE WHEN c.relname = 'users' THEN 'id' ELSE 'user_id' END
         WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND c.relname <> 'cross_service_auth'
+        -- In the order in which a worker's transaction comes by them, so that neither waits for the other in a circle.
+        ORDER BY c.relname <> 'inbox', c.oid
     LOOP
         EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY', target.name);
         EXECUTE format('CREATE POLICY own_rows ON %s USING (%2$I = ANY ((SELECT sec.current_user_ids())::integer[]))

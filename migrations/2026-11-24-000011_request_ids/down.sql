@@ -6,7 +6,7 @@ DECLARE
 BEGIN
     FOR target IN
         SELECT p.polrelid FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid AND NOT c.relispartition
-        WHERE p.polname = 'own_rows' AND c.oid <> 'inbox'::regclass ORDER BY c.relname
+        WHERE p.polname = 'own_rows' AND c.oid <> 'inbox'::regclass ORDER BY c.oid
     LOOP
         EXECUTE format('ALTER TABLE %s DROP COLUMN request_id', target);
     END LOOP;

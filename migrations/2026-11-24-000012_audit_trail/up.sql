@@ -26,13 +26,6 @@ END $$;
 ALTER TABLE audit.audit_log ADD COLUMN row_id uuid;
 -- In this order rows are sealed, and no other key is paid for: nothing refers to a row of the trail.
 ALTER TABLE audit.audit_log DROP CONSTRAINT audit_log_pkey, ADD PRIMARY KEY (transaction_id, id);
--- An event is written once and says itself who did what: it is sealed as it stands and needs no second row. Only its change
--- or removal has one.
-ALTER TABLE blackboard_events ADD COLUMN transaction_id bigint NOT NULL DEFAULT pg_current_xact_id()::text::bigint;
--- A foreign key is checked row by row, for a third of the time of an event; the statement that appends events joins their
--- users instead.
-ALTER TABLE blackboard_events DROP CONSTRAINT blackboard_events_user_id_fkey;
-CREATE INDEX blackboard_events_to_seal ON blackboard_events (transaction_id, id);
 CREATE INDEX security_violations_in_order ON audit.security_violations (transaction_id, id);
 CREATE INDEX security_violations_by_subject ON audit.security_violations (subject_token, id);
 CREATE INDEX data_access_log_in_order ON audit.data_access_log (transaction_id, id);
@@ -105,7 +98,7 @@ BEGIN
 END $make$;
 
 -- Every table with a user's rows has the triggers, except: the inbox, which holds ids of deliveries and nothing of a user;
--- and, for insertions, the events (see above).
+-- and, for insertions, the events (see below).
 DO $$
 DECLARE
     target record;
@@ -113,7 +106,7 @@ BEGIN
     FOR target IN
         SELECT c.oid::regclass AS name, c.relname = 'blackboard_events' AS seals_insertions
         FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid AND NOT c.relispartition
-        WHERE p.polname = 'own_rows' AND c.oid <> 'inbox'::regclass ORDER BY c.relname
+        WHERE p.polname = 'own_rows' AND c.oid <> 'inbox'::regclass ORDER BY c.relname = 'blackboard_events', c.oid
     LOOP
         IF NOT target.seals_insertions THEN
             EXECUTE format('CREATE TRIGGER audit_insert AFTER INSERT ON %s REFERENCING NEW TABLE AS new_rows
@@ -125,6 +118,15 @@ BEGIN
             FOR EACH STATEMENT EXECUTE FUNCTION audit.audit_trigger_function()', target.name);
     END LOOP;
 END $$;
+
+-- An event is written once and says itself who did what: it is sealed as it stands and needs no second row. Only its change
+-- or removal has one.
+ALTER TABLE blackboard_events ADD COLUMN transaction_id bigint NOT NULL DEFAULT pg_current_xact_id()::text::bigint;
+-- A foreign key is checked row by row, for a third of the time of an event; the statement that appends events joins their
+-- users instead.
+ALTER TABLE blackboard_events DROP CONSTRAINT blackboard_events_user_id_fkey;
+CREATE INDEX blackboard_events_to_seal ON blackboard_events (transaction_id, id);
+
 INSERT INTO audit.subjects (user_id) SELECT id FROM users ON CONFLICT DO NOTHING;
 
 -- Whether an error of the database is a violation of security, and if so, a row about it. It is called on a connection of

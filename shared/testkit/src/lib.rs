@@ -7,6 +7,7 @@
 //!
 //! Nothing here waits for a length of time. [`eventually`] waits for a condition, with a deadline.
 
+pub mod attack;
 mod change;
 mod database;
 mod fixture;

@@ -114,7 +114,7 @@ pub(super) fn around(role: &str, roles: &[String], partitions: &[String]) -> Vec
         sql: format!("SELECT WHERE pg_has_role('{role}', '{other}', 'MEMBER')"),
         expected: Expected::Nothing,
     }));
-    const WAYS: [(&str, &str); 14] = [
+    const WAYS: [(&str, &str); 24] = [
         ("keys", "SELECT FROM sec.keys"),
         ("keys", "SELECT FROM sec.revoked_grants"),
         ("keys", "SELECT sec.add_key('mine', 'grant', sha256('x'))"),
@@ -122,6 +122,16 @@ pub(super) fn around(role: &str, roles: &[String], partitions: &[String]) -> Vec
         ("audit", "SELECT FROM audit.audit_log"),
         ("audit", "INSERT INTO audit.audit_log DEFAULT VALUES"),
         ("audit", "DELETE FROM audit.audit_log"),
+        ("audit", "UPDATE audit.audit_log SET service = 'mine'"),
+        ("audit", "SELECT FROM audit.seals"),
+        ("audit", "SELECT FROM audit.subjects"),
+        ("audit", "SELECT audit.audit_trigger_function()"),
+        ("audit", "ALTER TABLE users DISABLE TRIGGER audit_insert"),
+        ("locks", "SELECT pg_advisory_lock(1)"),
+        ("locks", "SELECT pg_try_advisory_xact_lock(1)"),
+        ("files", "COPY blackboard_events TO '/tmp/events'"),
+        ("files", "COPY (SELECT 1) TO PROGRAM 'cat'"),
+        ("files", "SELECT pg_read_file('/etc/passwd')"),
         ("objects of one's own", "CREATE TABLE public.mine (x integer)"),
         ("objects of one's own", "CREATE TEMP TABLE mine (x integer)"),
         ("objects of one's own", "CREATE FUNCTION public.mine() RETURNS integer LANGUAGE sql AS 'SELECT 1'"),
@@ -158,9 +168,11 @@ pub(super) fn bad_grants(
         String::new(),
     ]
     .into_iter()
-    .map(|grant| Attempt {
+    .map(|grant| format!("ARRAY['{grant}']"))
+    .chain([format!("NULL, '{user}', 'x'"), format!("ARRAY[]::text[], '{user}', 'x'")])
+    .map(|arguments| Attempt {
         kind: "a context of a bad grant",
-        sql: format!("SELECT sec.open_context(ARRAY['{grant}'])"),
+        sql: format!("SELECT sec.open_context({arguments})"),
         expected: Expected::Refused(&["the security context is refused"]),
     })
     .collect()

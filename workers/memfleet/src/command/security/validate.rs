@@ -127,7 +127,7 @@ const PARTITIONS: &str = "SELECT inhrelid::regclass::text AS line FROM pg_inheri
     JOIN pg_class c ON c.oid = inhparent AND c.relkind = 'p' ORDER BY 1";
 
 /// Each gives a line for whatever is not as it must be.
-const CHECKS: [(&str, &str); 8] = [
+const CHECKS: [(&str, &str); 10] = [
     (
         "a table without forced policies",
         "SELECT c.oid::regclass::text AS line FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace
@@ -173,6 +173,20 @@ const CHECKS: [(&str, &str); 8] = [
         "SELECT t.tgrelid::regclass || ' ' || t.tgname AS line FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
             JOIN pg_class c ON c.oid = t.tgrelid AND c.relnamespace::regnamespace::text IN ('public', 'sec', 'audit')
             WHERE NOT t.tgisinternal AND p.proowner <> 'memfleet_owner'::regrole",
+    ),
+    (
+        "a table that leaves no trail",
+        "SELECT c.oid::regclass || ' on ' || o.operation AS line FROM pg_policy p
+            JOIN pg_class c ON c.oid = p.polrelid AND NOT c.relispartition AND c.oid <> 'inbox'::regclass
+            CROSS JOIN (VALUES ('INSERT', 4), ('DELETE', 8), ('UPDATE', 16)) AS o (operation, bit)
+            WHERE NOT (c.oid = 'blackboard_events'::regclass AND o.operation = 'INSERT')
+            AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgenabled IN ('O', 'A')
+                AND t.tgfoid = 'audit.audit_trigger_function'::regproc AND t.tgtype & o.bit > 0)",
+    ),
+    (
+        "an advisory lock that everybody may take",
+        "SELECT p.oid::regprocedure::text AS line FROM pg_proc p WHERE p.pronamespace = 'pg_catalog'::regnamespace
+            AND p.proname ~ '^pg_(try_)?advisory_' AND has_function_privilege('public', p.oid, 'EXECUTE')",
     ),
     (
         "a foreign key that crosses users",

@@ -1,0 +1,99 @@
+//! What a test does that plays an attacker with a worker's login.
+
+#![allow(clippy::expect_used, clippy::missing_panics_doc, clippy::unwrap_used)]
+
+use std::time::{Duration, SystemTime};
+
+use contract::UserId;
+use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
+use trust::{Grant, GrantKey};
+use uuid::Uuid;
+
+use crate::database::GRANT_KEY;
+use crate::fixture::Fixture;
+
+/// The key of grants in every test's database.
+pub fn key() -> GrantKey {
+    GrantKey::parse(GRANT_KEY).expect("the tests' key")
+}
+
+/// A grant of this key, good for so many seconds; below zero it has expired.
+pub fn grant_by(key: &GrantKey, user: i32, role: &str, good_for: i64) -> String {
+    let now = SystemTime::now();
+    let expires_at = match u64::try_from(good_for) {
+        Ok(seconds) => now + Duration::from_secs(seconds),
+        Err(_) => now - Duration::from_secs(good_for.unsigned_abs()),
+    };
+    let service = "test".parse().expect("a service");
+    key.seal(&Grant {
+        user_id: UserId::new(user).expect("a user"),
+        service: &service,
+        role,
+        id: Uuid::now_v7(),
+        expires_at,
+    })
+}
+
+/// A good grant for a user and a role.
+pub fn grant(user: i32, role: &str) -> String {
+    grant_by(&key(), user, role, 60)
+}
+
+/// A login of a worker's role.
+pub async fn login(fixture: &Fixture, role: &str) -> AsyncPgConnection {
+    store::connect(&fixture.settings.postgres.url_of(role)).await.expect("a login")
+}
+
+/// Runs a statement and gives the number of rows it touched or showed, or what the database says against it.
+pub async fn attempt(connection: &mut AsyncPgConnection, sql: &str) -> Result<usize, String> {
+    // Only here, since it gives everything a method `execute`.
+    use diesel_async::RunQueryDsl as _;
+    diesel::sql_query(sql).execute(connection).await.map_err(|error| error.to_string())
+}
+
+/// The same in a transaction with the context of some grants, which is rolled back.
+pub async fn attempt_for(
+    connection: &mut AsyncPgConnection,
+    grants: &[String],
+    sql: &str,
+) -> Result<usize, String> {
+    let list: Vec<String> = grants.iter().map(|grant| format!("'{grant}'")).collect();
+    connection.batch_execute("BEGIN").await.expect("a transaction");
+    let opened =
+        attempt(connection, &format!("SELECT sec.open_context(ARRAY[{}]::text[])", list.join(","))).await;
+    let done = match opened {
+        Ok(_) => attempt(connection, sql).await,
+        Err(error) => Err(error),
+    };
+    connection.batch_execute("ROLLBACK").await.expect("its end");
+    done
+}
+
+/// Panics unless the database refused it with this phrase.
+#[track_caller]
+pub fn refused(done: Result<usize, String>, by: &str, what: &str) {
+    match done {
+        Err(error) => assert!(error.contains(by), "{what}: expected {by:?}, got {error}"),
+        Ok(rows) => panic!("{what}: {rows} rows went through"),
+    }
+}
+
+/// The tables that hold users' rows, and the column that says whose.
+pub async fn tables(fixture: &Fixture) -> Vec<(String, String)> {
+    let rows = fixture
+        .lines(
+            "c.relname || ' ' || a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+             AND a.attname = CASE WHEN c.relname = 'users' THEN 'id' ELSE 'user_id' END
+             WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+             AND c.relname <> 'cross_service_auth' ORDER BY 1",
+        )
+        .await;
+    rows.iter().map(|row| row.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap()).collect()
+}
+
+/// The roles of workers.
+pub async fn roles(fixture: &Fixture) -> Vec<String> {
+    fixture
+        .lines("role_name FROM (SELECT DISTINCT role_name FROM sec.worker_privileges) AS r ORDER BY 1")
+        .await
+}

@@ -1,0 +1,212 @@
+//! Attacks that go around the tables of users, or that need rows to be there: copies of others' rows, functions and paths of
+//! one's own, locks, and looking over others' shoulders.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use context_writer::ContextWriter;
+use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
+use serde_json::json;
+use testkit::attack::{attempt, attempt_for, grant, login, refused, roles, tables};
+use testkit::{Fixture, everything_of, request, user};
+
+/// Two users with a row in every table that context-writer writes.
+async fn two_users() -> Fixture {
+    let fixture = Fixture::new().await;
+    fixture.carry(ContextWriter, [1, 2].into_iter().flat_map(everything_of)).await;
+    fixture
+}
+
+/// A statement that inserts a row of a user again, changed by an expression of JSON.
+async fn copy(fixture: &Fixture, table: &str, owner: &str, change: &str) -> Option<String> {
+    let columns = fixture
+        .lines(&format!(
+            "string_agg(quote_ident(attname), ', ') FROM pg_attribute WHERE attrelid = '{table}'::regclass AND attnum > 0
+             AND NOT attisdropped AND attgenerated = ''"
+        ))
+        .await
+        .concat();
+    let row =
+        fixture.lines(&format!("to_jsonb(t) || {change} FROM {table} AS t WHERE {owner} = 2 LIMIT 1")).await;
+    let row = row.first()?;
+    Some(format!(
+        "INSERT INTO {table} ({columns}) SELECT {columns} FROM jsonb_populate_record(NULL::{table}, $row${row}$row$)"
+    ))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_anothers_row_is_refused_in_every_table_and_role() {
+    let fixture = two_users().await;
+    let mut tried = 0;
+    for role in roles(&fixture).await {
+        let mut worker = login(&fixture, &role).await;
+        for (table, owner) in tables(&fixture).await {
+            let Some(same) = copy(&fixture, &table, &owner, "'{}'").await else { continue };
+            let fresh = "jsonb_build_object('id', gen_random_uuid())";
+            let fresh = if table == "users" { None } else { copy(&fixture, &table, &owner, fresh).await };
+            let ways = [
+                Some(same.clone()),
+                Some(format!("{same} ON CONFLICT DO NOTHING")),
+                Some(format!("{same} ON CONFLICT DO NOTHING RETURNING 1")),
+                fresh,
+            ];
+            for way in ways.into_iter().flatten() {
+                let done = attempt_for(&mut worker, &[grant(1, &role)], &way).await;
+                let error = done.expect_err(&format!("{role}: {way}"));
+                let by = error.contains("row-level security policy") || error.contains("permission denied");
+                assert!(by, "{role}: {table}: {error}");
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried > 300, "{tried}");
+    assert_eq!(fixture.count("users").await, 3);
+}
+
+/// A key that one user has taken tells nothing to another: the same keys are free for everybody.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_of_others_cannot_be_probed() {
+    let fixture = two_users().await;
+    let mut worker = login(&fixture, "w_context_writer").await;
+    fixture
+        .carry(
+            ContextWriter,
+            [user(3), request("session.open", 3, json!({ "session_id": "other", "chat_mode": "simple" }))],
+        )
+        .await;
+    for (table, owner) in tables(&fixture).await {
+        if table == "users" || table == "blackboard_events" || table == "inbox" {
+            continue;
+        }
+        // As user 3's own, with user 2's natural key and another id.
+        let change = "jsonb_build_object('id', gen_random_uuid(), 'user_id', 3)";
+        let Some(own) = copy(&fixture, &table, &owner, change).await else { continue };
+        if let Err(error) = attempt_for(&mut worker, &[grant(3, "w_context_writer")], &own).await {
+            // What it refers to is not user 3's; that it exists for user 2 makes no difference.
+            let foreign = error.contains("foreign key") && !error.contains("duplicate");
+            assert!(foreign, "{table}: {error}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn functions_paths_and_files_lead_nowhere() {
+    let fixture = two_users().await;
+    for role in roles(&fixture).await {
+        let mut worker = login(&fixture, &role).await;
+        for (sql, by) in [
+            (
+                "CREATE FUNCTION pg_temp.current_user_ids() RETURNS integer[] LANGUAGE sql AS 'SELECT ''{2}''::integer[]'",
+                "permission denied",
+            ),
+            (
+                "CREATE OPERATOR public.= (leftarg = integer, rightarg = integer, function = int4eq)",
+                "permission denied for schema public",
+            ),
+            ("CREATE EXTENSION dblink", "permission denied"),
+            ("COPY users TO '/tmp/users'", "permission denied"),
+            ("COPY (SELECT * FROM users) TO PROGRAM 'cat'", "permission denied"),
+            ("COPY users FROM PROGRAM 'cat'", "permission denied"),
+            ("SELECT pg_read_file('/etc/passwd')", "permission denied for function pg_read_file"),
+            ("SELECT pg_ls_dir('.')", "permission denied for function pg_ls_dir"),
+            ("SELECT lo_import('/etc/passwd')", "permission denied for function lo_import"),
+            (
+                "SELECT set_config('session_replication_role', 'replica', true)",
+                "permission denied to set parameter",
+            ),
+            (
+                "SELECT set_config('session_authorization', (SELECT rolname FROM pg_roles WHERE rolsuper LIMIT 1), true)",
+                "permission denied to set session authorization",
+            ),
+            ("SET row_security = off; SELECT * FROM users", "would be affected by row-level security policy"),
+            (
+                "ALTER DEFAULT PRIVILEGES FOR ROLE memfleet_owner GRANT SELECT ON TABLES TO PUBLIC",
+                "permission denied",
+            ),
+            ("ALTER FUNCTION sec.context RESET search_path", "must be owner"),
+            ("GRANT w_context_writer TO w_router_logger", "permission denied"),
+            ("SELECT sec.open_context(NULL)", "the security context is refused"),
+            ("SELECT * FROM pg_statistic", "permission denied"),
+            ("SELECT * FROM pg_authid", "permission denied"),
+        ] {
+            let done = worker
+                .batch_execute(&format!("BEGIN; {sql}"))
+                .await
+                .map(|()| 0)
+                .map_err(|error| error.to_string());
+            worker.batch_execute("ROLLBACK").await.expect("its end");
+            // A role without any right to the table is refused before anything else is looked at.
+            let early = done.as_ref().is_err_and(|error| error.contains("permission denied for table users"));
+            if !early {
+                refused(done, by, &format!("{role}: {sql}"));
+            }
+        }
+        // A path of one's own changes nothing: policies and functions name what they mean.
+        let grants = [grant(1, &role)];
+        let shadow = "SELECT set_config('search_path', 'pg_temp, public', true)";
+        worker.batch_execute("BEGIN").await.expect("a transaction");
+        attempt(&mut worker, shadow).await.expect("a setting");
+        worker.batch_execute("ROLLBACK").await.expect("its end");
+        let others = "SELECT FROM blackboard_events WHERE user_id <> 1";
+        assert_eq!(attempt_for(&mut worker, &grants, others).await, Ok(0), "{role}");
+        // The statistics that PostgreSQL shows of columns hold values of rows.
+        let statistics = "SELECT FROM pg_stats WHERE schemaname = 'public' AND most_common_vals IS NOT NULL";
+        fixture.execute("ANALYZE").await;
+        assert_eq!(attempt(&mut worker, statistics).await, Ok(0), "{role}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_worker_can_take_an_advisory_lock() {
+    let fixture = Fixture::new().await;
+    for role in roles(&fixture).await {
+        let mut worker = login(&fixture, &role).await;
+        for call in [
+            "pg_advisory_lock(1)",
+            "pg_try_advisory_lock(1)",
+            "pg_advisory_xact_lock(1, 2)",
+            "pg_try_advisory_xact_lock_shared(1)",
+            "pg_advisory_unlock_all()",
+        ] {
+            refused(
+                attempt(&mut worker, &format!("SELECT {call}")).await,
+                "permission denied for function",
+                &role,
+            );
+        }
+    }
+}
+
+async fn activity(connection: &mut AsyncPgConnection, text: &str) -> usize {
+    let seen =
+        format!("SELECT FROM pg_stat_activity WHERE query LIKE '%{text}%' AND pid <> pg_backend_pid()");
+    attempt(connection, &seen).await.expect("what is going on")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_sees_what_others_do() {
+    let fixture = Fixture::new().await;
+    fixture.carry(ContextWriter, [user(1)]).await;
+    // Somebody of another role: the statement is hidden as a whole.
+    let mut other = login(&fixture, "w_router_logger").await;
+    let mut writer = login(&fixture, "w_context_writer").await;
+    writer.batch_execute("SELECT 'zanzibar'").await.expect("a statement");
+    let mut superuser = fixture.connection().await;
+    assert_eq!(activity(&mut superuser, "zanzibar").await, 1, "an administrator sees it");
+    assert_eq!(activity(&mut other, "zanzibar").await, 0);
+    // Of the same role: the statements of a worker hold no value, whatever is written.
+    let worker = fixture.run(ContextWriter);
+    let mut neighbour = login(&fixture, "w_context_writer").await;
+    for round in 0..20 {
+        fixture
+            .publish([request("profile.put", 1, json!({ "first_name": format!("zanzibar {round}") }))])
+            .await;
+        assert_eq!(activity(&mut neighbour, "zanzibar ").await, 0);
+    }
+    fixture.drained::<ContextWriter>().await;
+    assert!(
+        activity(&mut neighbour, "user_profiles").await + activity(&mut neighbour, "COMMIT").await > 0,
+        "it does see statements"
+    );
+    worker.stop().await.expect("a clean end");
+    assert_eq!(fixture.lines("first_name FROM user_profiles").await, ["zanzibar 19"]);
+}
