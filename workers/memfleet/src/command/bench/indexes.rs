@@ -21,7 +21,7 @@ pub(super) struct IndexesArgs {
     rows: u32,
 
     /// Users that they belong to.
-    #[arg(long, default_value_t = 200, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
+    #[arg(long, default_value_t = 40, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
     users: u32,
 
     /// Times that each query is asked and each batch inserted.
@@ -74,7 +74,7 @@ const CANDIDATES: [Candidate; 10] = [
         columns: "(user_id, chat_mode, is_active, created_at)",
         made: true,
         query: "SELECT session_id FROM chat_mode_sessions
-            WHERE user_id = $1 AND chat_mode = 'socratic' AND is_active ORDER BY created_at DESC",
+            WHERE user_id = $1 AND chat_mode = 'socratic' AND is_active ORDER BY created_at DESC LIMIT 20",
         insert: SESSIONS,
     },
     Candidate {
@@ -92,7 +92,7 @@ const CANDIDATES: [Candidate; 10] = [
         columns: "(user_id, sync_status, sync_type, created_at)",
         made: true,
         query: "SELECT id FROM cross_service_memory_sync
-            WHERE user_id = $1 AND sync_status = 'pending' AND sync_type = 'state_sync' ORDER BY created_at",
+            WHERE user_id = $1 AND sync_status = 'pending' AND sync_type = 'state_sync' ORDER BY created_at LIMIT 100",
         insert: SYNCS,
     },
     Candidate {
@@ -110,7 +110,7 @@ const CANDIDATES: [Candidate; 10] = [
         columns: "(user_id, validation_status, consensus_score)",
         made: true,
         query: "SELECT title FROM consensus_memory_nodes
-            WHERE user_id = $1 AND validation_status = 'validated' AND consensus_score >= 0.5",
+            WHERE user_id = $1 AND validation_status = 'validated' ORDER BY consensus_score DESC LIMIT 20",
         insert: NODES,
     },
     Candidate {
@@ -224,8 +224,12 @@ async fn measure_one(
     reader.batch_execute("COMMIT").await?;
     let of_nobody = query.replace("user_id = $1 AND ", "");
     let serves_without_rls = uses(owner, name, &of_nobody, user).await?;
+    // Batches that were taken back leave rows behind, which the next measurement need not step over.
+    let vacuum = format!("VACUUM {table}");
+    owner.batch_execute(&vacuum).await?;
     let (with_ms, with_insert) = times(args, owner, reader, issuer, query, insert).await?;
     owner.batch_execute(&format!("DROP INDEX {name}")).await?;
+    owner.batch_execute(&vacuum).await?;
     let (without_ms, without_insert) = times(args, owner, reader, issuer, query, insert).await?;
     if made {
         owner.batch_execute(&create).await?;
