@@ -122,10 +122,7 @@ async fn nobody_waits_for_a_migration_and_nothing_fails() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_migration_can_be_taken_back_and_made_again_with_rows_in_every_table() {
     let fixture = Fixture::new().await;
-    let worker = fixture.run(ContextWriter);
-    fixture.publish((1..=20).flat_map(everything_of)).await;
-    fixture.drained::<ContextWriter>().await;
-    worker.stop().await.expect("a clean end");
+    fixture.carry(ContextWriter, (1..=20).flat_map(everything_of)).await;
     fixture
         .execute(
             "INSERT INTO audit.security_violations (role_name, service, violation_type, severity, reason)

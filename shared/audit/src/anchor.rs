@@ -8,9 +8,10 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::{self, consumer, context::PublishErrorKind, stream::LastRawMessageErrorKind};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
+use trust::text::to_hex;
 
 use crate::AuditError;
-use crate::key::{from_hex, hex};
+use crate::key::digest_from_hex;
 use crate::seal::Digest;
 
 /// The stream; `nats/streams/SEAL.json` describes it.
@@ -63,7 +64,7 @@ impl Anchors {
     pub(crate) async fn tell(&self, number: i64, hash: &Digest) -> Result<(), AuditError> {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Expected-Last-Subject-Sequence", "0");
-        let body = serde_json::to_vec(&Anchor { number, hash: hex(hash) }).map_err(failed)?;
+        let body = serde_json::to_vec(&Anchor { number, hash: to_hex(hash) }).map_err(failed)?;
         let sent = self
             .jetstream
             .publish_with_headers(format!("memory.seal.{number}"), headers, body.into())
@@ -99,7 +100,7 @@ impl Anchors {
             let sequence = message.info().map_err(failed)?.stream_sequence;
             let number = message.subject.rsplit('.').next().and_then(|number| number.parse().ok());
             let anchor = serde_json::from_slice::<Anchor>(&message.payload).ok();
-            let hash = anchor.and_then(|anchor| from_hex(&anchor.hash)).unwrap_or_default();
+            let hash = anchor.and_then(|anchor| digest_from_hex(&anchor.hash)).unwrap_or_default();
             known.insert(number.unwrap_or_default(), hash);
             if sequence >= last {
                 return Ok(known);

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use sha2::{Digest as _, Sha256};
+use trust::text::{from_hex, is_key_name, to_hex};
 use uuid::Uuid;
 
 use crate::seal::Digest;
@@ -74,7 +75,7 @@ impl SealKey {
 
     /// The line that [`SealKey::read`] reads. Every use is a place to look at.
     pub fn expose_line(&self) -> String {
-        format!("{} private {}\n", self.name, hex(&self.key.to_bytes()))
+        format!("{} private {}\n", self.name, to_hex(&self.key.to_bytes()))
     }
 
     /// Its other half.
@@ -113,7 +114,7 @@ impl PublicKey {
 
     /// A line that [`PublicKey::read_all`] reads.
     pub fn line(&self) -> String {
-        format!("{} public {}\n", self.name, hex(self.key.as_bytes()))
+        format!("{} public {}\n", self.name, to_hex(self.key.as_bytes()))
     }
 
     /// Whether the signature is this key's over the hash.
@@ -130,12 +131,7 @@ fn content(path: &Path) -> Result<String, KeyError> {
 }
 
 fn check_name(name: &str, needed: &'static str) -> Result<(), KeyError> {
-    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    if (1..=32).contains(&name.len()) && name.bytes().all(allowed) {
-        Ok(())
-    } else {
-        Err(KeyError::Shape(needed))
-    }
+    if is_key_name(name) { Ok(()) } else { Err(KeyError::Shape(needed)) }
 }
 
 fn parse(text: &str, sort: &str, needed: &'static str) -> Result<(String, [u8; 32]), KeyError> {
@@ -146,23 +142,13 @@ fn parse(text: &str, sort: &str, needed: &'static str) -> Result<(String, [u8; 3
         return Err(KeyError::Shape(needed));
     };
     check_name(name, needed)?;
-    let bytes = (named == sort).then(|| from_hex(digits)).flatten().ok_or(KeyError::Shape(needed))?;
+    let bytes = (named == sort).then(|| digest_from_hex(digits)).flatten().ok_or(KeyError::Shape(needed))?;
     Ok((name.to_owned(), bytes))
 }
 
-/// Hex digits in lower case.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// 64 hex digits.
-pub fn from_hex(digits: &str) -> Option<[u8; 32]> {
-    if digits.len() != 64 || !digits.is_ascii() {
-        return None;
-    }
-    let bytes: Option<Vec<u8>> =
-        (0..64).step_by(2).map(|at| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok()).collect();
-    bytes?.try_into().ok()
+pub(crate) fn digest_from_hex(digits: &str) -> Option<Digest> {
+    from_hex(digits)?.try_into().ok()
 }
 
 #[cfg(test)]

@@ -152,8 +152,9 @@ async fn tell(connection: &mut AsyncPgConnection, anchors: &Anchors) -> Result<(
     }
 }
 
+/// A seal's row without its leaves and its signature.
 #[derive(QueryableByName)]
-struct Header {
+pub(crate) struct Header {
     #[diesel(sql_type = BigInt)]
     number: i64,
     #[diesel(sql_type = Binary)]
@@ -185,7 +186,7 @@ impl From<Header> for Statement {
 }
 
 /// A column of 32 bytes; what has another length is not what was signed, and neither are zeros.
-pub(crate) fn digest(bytes: Vec<u8>) -> Digest {
+fn digest(bytes: Vec<u8>) -> Digest {
     bytes.try_into().unwrap_or([0; 32])
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::QueryableByName;
-use diesel::sql_types::{Array, BigInt, Binary, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Binary, Text, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use serde::Serialize;
 use store::Fault;
@@ -16,7 +16,7 @@ use crate::anchor::Anchors;
 use crate::key::PublicKey;
 use crate::leaf::{self, Leaf, Place, Placed, Source};
 use crate::seal::{Digest, Seal, Statement};
-use crate::sealer::{BEGINNING, MOST_LEAVES, digest};
+use crate::sealer::{BEGINNING, Header, MOST_LEAVES};
 use crate::tree;
 
 /// The most findings that are reported. A trail with more has one fate.
@@ -281,20 +281,10 @@ async fn excused(
 
 #[derive(QueryableByName)]
 struct SealRow {
-    #[diesel(sql_type = BigInt)]
-    number: i64,
-    #[diesel(sql_type = Binary)]
-    previous_hash: Vec<u8>,
-    #[diesel(sql_type = BigInt)]
-    through_transaction: i64,
-    #[diesel(sql_type = SqlUuid)]
-    through_id: Uuid,
+    #[diesel(embed)]
+    header: Header,
     #[diesel(sql_type = Binary)]
     leaves: Vec<u8>,
-    #[diesel(sql_type = Binary)]
-    root: Vec<u8>,
-    #[diesel(sql_type = Timestamptz)]
-    sealed_at: DateTime<Utc>,
     #[diesel(sql_type = Text)]
     key_name: String,
     #[diesel(sql_type = Binary)]
@@ -304,7 +294,8 @@ struct SealRow {
 /// The first seal with a number above this one.
 async fn read_seal(connection: &mut AsyncPgConnection, above: i64) -> Result<Option<Seal>, Fault> {
     const READ: &str = "
-        SELECT number, previous_hash, through_transaction, through_id, leaves, root, sealed_at, key_name, signature
+        SELECT number, previous_hash, through_transaction, through_id, (octet_length(leaves) / 49)::bigint AS count, root,
+            sealed_at, leaves, key_name, signature
         FROM audit.seals WHERE number > $1 ORDER BY number LIMIT 1";
     let rows: Vec<SealRow> =
         store::prepared(diesel::sql_query(READ).bind::<BigInt, _>(above)).load(connection).await?;
@@ -313,13 +304,8 @@ async fn read_seal(connection: &mut AsyncPgConnection, above: i64) -> Result<Opt
         let leaves = Leaf::read_all(&row.leaves).unwrap_or_default();
         Seal {
             statement: Statement {
-                number: row.number,
-                previous: digest(row.previous_hash),
-                through_transaction: row.through_transaction,
-                through_id: row.through_id,
                 count: u32::try_from(leaves.len()).unwrap_or(u32::MAX),
-                root: digest(row.root),
-                sealed_at: row.sealed_at,
+                ..Statement::from(row.header)
             },
             leaves,
             key_name: row.key_name,

@@ -15,7 +15,7 @@ use diesel_async::AsyncConnection;
 use serde::Deserialize;
 use store::blackboard;
 use store::inbox::{self, Entry};
-use store::{Pool, security};
+use store::{Fault, Pool, security};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -28,7 +28,6 @@ use crate::pull::Puller;
 use crate::settings::WorkerSettings;
 use crate::stats::Stats;
 use crate::worker::Worker;
-use crate::write::Failure;
 
 /// The stream that keeps advisories.
 pub(crate) const STREAM: &str = "ADVISORY";
@@ -141,7 +140,7 @@ impl<W: Worker> Undertaker<W> {
         let entry = Entry { user_id: subject.user_id.get(), message_id, event_id: Uuid::nil() };
         let grant = self.issuer.grant(&subject);
         let mut connection = store::lend(&self.pool).await.map_err(|error| error.to_string())?;
-        let found: Result<Option<Option<Event>>, Failure> = connection
+        let found: Result<Option<Option<Event>>, Fault> = connection
             .transaction(async |connection| {
                 security::open_context(connection, &[&grant]).await?;
                 let found = inbox::event_ids(connection, W::NAME, &[entry]).await?;
@@ -149,6 +148,6 @@ impl<W: Worker> Undertaker<W> {
                 Ok(Some(blackboard::read(connection, &[entry.event_id]).await?.pop()))
             })
             .await;
-        found.map_err(|failure| failure.0.to_string())
+        found.map_err(|fault| fault.to_string())
     }
 }

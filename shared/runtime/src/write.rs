@@ -153,12 +153,11 @@ impl<W: Worker> Writer<W> {
     async fn attempt(&self, messages: &[Authorised<W::Request>]) -> Result<Vec<Decision>, Fault> {
         let mut connection = store::lend(&self.pool).await?;
         let worker = &*self.worker;
-        let written: Result<Vec<Written>, Failure> = connection
-            .transaction(async |connection| Ok(transact(worker, connection, messages).await?))
-            .await;
+        let written: Result<Vec<Written>, Fault> =
+            connection.transaction(async |connection| transact(worker, connection, messages).await).await;
         let written = match written {
             Ok(written) => written,
-            Err(Failure(fault)) => {
+            Err(fault) => {
                 // The next one may reach another server, or know a schema that has changed since.
                 if matches!(fault.kind, FaultKind::Unavailable | FaultKind::Severed) {
                     store::discard(connection);
@@ -182,21 +181,6 @@ impl<W: Worker> Writer<W> {
             Some((what, message.message().stored_at))
         });
         self.stats.committed(Utc::now(), committed);
-    }
-}
-
-/// Carries a [`Fault`] through Diesel's transaction, which wants to make its own errors into ours.
-pub(crate) struct Failure(pub(crate) Fault);
-
-impl From<diesel::result::Error> for Failure {
-    fn from(error: diesel::result::Error) -> Self {
-        Self(error.into())
-    }
-}
-
-impl From<Fault> for Failure {
-    fn from(fault: Fault) -> Self {
-        Self(fault)
     }
 }
 

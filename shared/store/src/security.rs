@@ -3,7 +3,6 @@
 use diesel::QueryableByName;
 use diesel::sql_types::{Array, Bool, Integer, Text, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
-
 use uuid::Uuid;
 
 use crate::fault::{Fault, FaultKind};

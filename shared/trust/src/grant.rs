@@ -7,6 +7,8 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use uuid::Uuid;
 
+use crate::text::{from_hex, is_key_name, to_hex};
+
 /// Leave for a database role to act for a user.
 #[derive(Clone, Debug)]
 pub struct Grant<'a> {
@@ -43,8 +45,6 @@ pub enum KeyError {
     Shape,
 }
 
-/// The most characters a key's name has.
-const NAME_CHARS: usize = 32;
 /// The least and the most bytes of a key; SHA-256 works on blocks of 64.
 const KEY_BYTES: std::ops::RangeInclusive<usize> = 32..=64;
 
@@ -68,8 +68,7 @@ impl GrantKey {
     /// [`KeyError::Shape`], which repeats nothing of the text.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
         let (name, digits) = text.trim().split_once(' ').ok_or(KeyError::Shape)?;
-        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        let named = (1..=NAME_CHARS).contains(&name.len()) && name.bytes().all(allowed);
+        let named = is_key_name(name);
         let key = from_hex(digits).filter(|key| KEY_BYTES.contains(&key.len())).ok_or(KeyError::Shape)?;
         if named { Ok(Self { name: name.to_owned(), key }) } else { Err(KeyError::Shape) }
     }
@@ -125,17 +124,6 @@ impl GrantKey {
         );
         format!("{content}|{seal}")
     }
-}
-
-fn to_hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn from_hex(digits: &str) -> Option<Vec<u8>> {
-    if !digits.is_ascii() || !digits.len().is_multiple_of(2) {
-        return None;
-    }
-    (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok()).collect()
 }
 
 #[cfg(test)]

@@ -5,5 +5,6 @@
 //! security context of a transaction, without which no role sees or writes a row of any user.
 
 mod grant;
+pub mod text;
 
 pub use grant::{Grant, GrantKey, KeyError, role_of};

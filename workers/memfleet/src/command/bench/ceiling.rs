@@ -51,20 +51,6 @@ fn decode((sequence, prepared): (usize, Prepared)) -> anyhow::Result<Message<Req
     })
 }
 
-struct Failure(Fault);
-
-impl From<diesel::result::Error> for Failure {
-    fn from(error: diesel::result::Error) -> Self {
-        Self(error.into())
-    }
-}
-
-impl From<Fault> for Failure {
-    fn from(fault: Fault) -> Self {
-        Self(fault)
-    }
-}
-
 async fn write(
     connection: &mut Connection,
     issuer: &Issuer,
@@ -80,7 +66,7 @@ async fn write(
             event_id: Uuid::now_v7(),
         })
         .collect();
-    let written: Result<(), Failure> = connection
+    connection
         .transaction(async |connection| {
             security::open_context(connection, &grants).await?;
             inbox::take(connection, ContextWriter::NAME, &entries).await?;
@@ -105,6 +91,5 @@ async fn write(
             blackboard::append(connection, &events).await?;
             Ok(())
         })
-        .await;
-    written.map_err(|failure| failure.0)
+        .await
 }
