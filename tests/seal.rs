@@ -6,13 +6,13 @@ use std::path::Path;
 use std::process::{Output, Stdio};
 
 use audit::anchor::Anchors;
-use audit::key::{PublicKey, SealKey};
 use audit::{Report, seal_all, verify};
 use context_writer::ContextWriter;
 use diesel_async::SimpleAsyncConnection;
 use testkit::{DEADLINE, Fixture, context, eventually, session, user};
 use tokio::process::Command;
 use tokio::time::timeout;
+use trust::{PrivateKey, PublicKey};
 
 /// A fixture whose trail has three seals: of the users, of sessions and contexts, and of more contexts.
 async fn sealed() -> Fixture {
@@ -39,8 +39,8 @@ fn anchors(fixture: &Fixture) -> Anchors {
     Anchors::new(fixture.jetstream.clone())
 }
 
-fn key(fixture: &Fixture) -> SealKey {
-    SealKey::read(Path::new(fixture.settings.audit.seal_key_file.as_ref().expect("a key"))).expect("a key")
+fn key(fixture: &Fixture) -> PrivateKey {
+    PrivateKey::read(Path::new(fixture.settings.audit.seal_key_file.as_ref().expect("a key"))).expect("a key")
 }
 
 /// Transactions of other tests on the same server hold back what is sealed; they end.
@@ -231,7 +231,7 @@ async fn seals_cannot_be_changed_removed_or_made_by_others() {
         connection.batch_execute("ROLLBACK").await.expect("its end");
     }
     // A whole trail that is sealed anew with another key has that key's signatures.
-    let other = [SealKey::generate("test").expect("a key").public()];
+    let other = [PrivateKey::generate("test").expect("a key").public()];
     let mut connection = fixture.connection().await;
     let found = verify(&mut connection, None, &other).await.expect("a report").findings;
     assert!(found[0].to_string().contains("its signature is not"), "{found:?}");
@@ -400,5 +400,5 @@ async fn the_program_seals_verifies_and_tells() {
 }
 
 fn key_line(private: &str) -> String {
-    SealKey::read(Path::new(private)).expect("a key").public().line()
+    PrivateKey::read(Path::new(private)).expect("a key").public().line()
 }

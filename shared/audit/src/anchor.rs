@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use trust::text::to_hex;
 
 use crate::AuditError;
-use crate::key::digest_from_hex;
 use crate::seal::Digest;
+use trust::text::from_hex;
 
 /// The stream; `nats/streams/SEAL.json` describes it.
 pub const STREAM: &str = "SEAL";
@@ -100,7 +100,7 @@ impl Anchors {
             let sequence = message.info().map_err(failed)?.stream_sequence;
             let number = message.subject.rsplit('.').next().and_then(|number| number.parse().ok());
             let anchor = serde_json::from_slice::<Anchor>(&message.payload).ok();
-            let hash = anchor.and_then(|anchor| digest_from_hex(&anchor.hash)).unwrap_or_default();
+            let hash = anchor.and_then(|anchor| from_hex(&anchor.hash)?.try_into().ok()).unwrap_or_default();
             known.insert(number.unwrap_or_default(), hash);
             if sequence >= last {
                 return Ok(known);

@@ -2,14 +2,13 @@
 //!
 //! Triggers in the database write the trail, and whoever rules the database could change it afterwards. So its rows are
 //! sealed: taken in the order of their transactions as the leaves of Merkle trees ([`tree`]), whose roots are chained, signed
-//! with a key that the database does not hold ([`key`]), and told to the broker, which deletes nothing ([`anchor`]).
+//! with a key that the database does not hold ([`trust::PrivateKey`]), and told to the broker, which deletes nothing ([`anchor`]).
 //! [`verify()`] recomputes all of it and names the first row that is not what was sealed.
 //!
 //! Writers wait for none of it: a row is sealed some seconds after its transaction, and until then it is only as safe as the
 //! database.
 
 pub mod anchor;
-pub mod key;
 mod leaf;
 mod seal;
 mod sealer;

@@ -9,9 +9,9 @@ use uuid::Uuid;
 
 use crate::AuditError;
 use crate::anchor::Anchors;
-use crate::key::SealKey;
 use crate::leaf::{self, Leaf, Place};
 use crate::seal::{Digest, Seal, Statement};
+use trust::PrivateKey;
 
 /// The most rows under one seal.
 pub const MOST_LEAVES: usize = 10_000;
@@ -33,7 +33,7 @@ pub(crate) const BEGINNING: Place = (0, Uuid::nil());
 pub async fn seal_all(
     connection: &mut AsyncPgConnection,
     anchors: &Anchors,
-    key: &SealKey,
+    key: &PrivateKey,
 ) -> Result<(u64, u64), AuditError> {
     let (mut seals, mut rows) = (0, 0);
     loop {
@@ -71,7 +71,7 @@ struct Number {
     number: i64,
 }
 
-async fn seal_next(connection: &mut AsyncPgConnection, key: &SealKey) -> Result<Step, Fault> {
+async fn seal_next(connection: &mut AsyncPgConnection, key: &PrivateKey) -> Result<Step, Fault> {
     if !lock(connection).await? {
         return Ok(Step::Nothing);
     }

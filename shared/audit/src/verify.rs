@@ -13,11 +13,11 @@ use uuid::Uuid;
 
 use crate::AuditError;
 use crate::anchor::Anchors;
-use crate::key::PublicKey;
 use crate::leaf::{self, Leaf, Place, Placed, Source};
 use crate::seal::{Digest, Seal, Statement};
 use crate::sealer::{BEGINNING, Header, MOST_LEAVES};
 use crate::tree;
+use trust::PublicKey;
 
 /// The most findings that are reported. A trail with more has one fate.
 const MOST_FINDINGS: usize = 100;

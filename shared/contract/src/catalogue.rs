@@ -8,6 +8,8 @@ pub use crate::request::CATALOGUE;
 pub struct Kind {
     /// The stream that stores it.
     pub stream: &'static str,
+    /// The worker that takes it.
+    pub worker: &'static str,
     /// The noun of its subject.
     pub noun: &'static str,
     /// The verb of its subject.

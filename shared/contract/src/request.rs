@@ -15,11 +15,12 @@ use crate::locate::locate;
 use crate::malformed::Malformed;
 use crate::session::{SessionClose, SessionOpen};
 use crate::subject::{RequestSubject, UserId};
+use crate::value::SessionId;
 
 /// The one table of requests. From it come the enumeration, its decoder, the catalogue, and through that the
 /// stream's subjects and the AsyncAPI document: a new request is one line here.
 macro_rules! requests {
-    ($($variant:ident: $stream:literal $noun:literal $verb:literal => $event:ident,)+) => {
+    ($($variant:ident: $stream:literal $worker:literal $noun:literal $verb:literal => $event:ident,)+) => {
         /// A decoded request.
         #[derive(Clone, Debug, Serialize)]
         #[serde(untagged)]
@@ -56,6 +57,7 @@ macro_rules! requests {
             $(
                 pub static $variant: Kind = Kind {
                     stream: $stream,
+                    worker: $worker,
                     noun: $noun,
                     verb: $verb,
                     event: EventType::$event,
@@ -70,26 +72,54 @@ macro_rules! requests {
 }
 
 requests! {
-    UserPut: "CONTEXT" "user" "put" => UserStored,
-    ProfilePut: "CONTEXT" "profile" "put" => ProfileStored,
-    SettingPut: "CONTEXT" "setting" "put" => SettingStored,
-    SettingRemove: "CONTEXT" "setting" "remove" => SettingRemoved,
-    DevicePut: "CONTEXT" "device" "put" => DeviceStored,
-    DeviceRemove: "CONTEXT" "device" "remove" => DeviceRemoved,
-    SecondFactorPut: "CONTEXT" "second-factor" "put" => SecondFactorStored,
-    SecondFactorRemove: "CONTEXT" "second-factor" "remove" => SecondFactorRemoved,
-    PasskeyPut: "CONTEXT" "passkey" "put" => PasskeyStored,
-    PasskeyRemove: "CONTEXT" "passkey" "remove" => PasskeyRemoved,
-    SessionOpen: "CONTEXT" "session" "open" => SessionOpened,
-    SessionClose: "CONTEXT" "session" "close" => SessionClosed,
-    ContextPut: "CONTEXT" "context" "put" => ContextStored,
-    ContextRemove: "CONTEXT" "context" "remove" => ContextRemoved,
-    ConversationPut: "CONTEXT" "conversation" "put" => ConversationStored,
-    MessageAdd: "CONTEXT" "message" "add" => MessageAdded,
-    SummaryPut: "CONTEXT" "summary" "put" => SummaryStored,
-    FeedbackPut: "CONTEXT" "feedback" "put" => FeedbackStored,
-    AgentContextPut: "CONTEXT" "agent-context" "put" => AgentContextStored,
-    AgentContextRemove: "CONTEXT" "agent-context" "remove" => AgentContextRemoved,
+    UserPut: "CONTEXT" "context-writer" "user" "put" => UserStored,
+    ProfilePut: "CONTEXT" "context-writer" "profile" "put" => ProfileStored,
+    SettingPut: "CONTEXT" "context-writer" "setting" "put" => SettingStored,
+    SettingRemove: "CONTEXT" "context-writer" "setting" "remove" => SettingRemoved,
+    DevicePut: "CONTEXT" "context-writer" "device" "put" => DeviceStored,
+    DeviceRemove: "CONTEXT" "context-writer" "device" "remove" => DeviceRemoved,
+    SecondFactorPut: "CONTEXT" "context-writer" "second-factor" "put" => SecondFactorStored,
+    SecondFactorRemove: "CONTEXT" "context-writer" "second-factor" "remove" => SecondFactorRemoved,
+    PasskeyPut: "CONTEXT" "context-writer" "passkey" "put" => PasskeyStored,
+    PasskeyRemove: "CONTEXT" "context-writer" "passkey" "remove" => PasskeyRemoved,
+    SessionOpen: "CONTEXT" "context-writer" "session" "open" => SessionOpened,
+    SessionClose: "CONTEXT" "context-writer" "session" "close" => SessionClosed,
+    ContextPut: "CONTEXT" "context-writer" "context" "put" => ContextStored,
+    ContextRemove: "CONTEXT" "context-writer" "context" "remove" => ContextRemoved,
+    ConversationPut: "CONTEXT" "context-writer" "conversation" "put" => ConversationStored,
+    MessageAdd: "CONTEXT" "context-writer" "message" "add" => MessageAdded,
+    SummaryPut: "CONTEXT" "context-writer" "summary" "put" => SummaryStored,
+    FeedbackPut: "CONTEXT" "context-writer" "feedback" "put" => FeedbackStored,
+    AgentContextPut: "CONTEXT" "context-writer" "agent-context" "put" => AgentContextStored,
+    AgentContextRemove: "CONTEXT" "context-writer" "agent-context" "remove" => AgentContextRemoved,
+}
+
+impl Request {
+    /// The session that it belongs to; none for what belongs to the user as such.
+    pub fn session_id(&self) -> Option<&SessionId> {
+        match self {
+            Self::SessionOpen(open) => Some(&open.session_id),
+            Self::SessionClose(close) => Some(&close.session_id),
+            Self::ContextPut(put) => Some(&put.session_id),
+            Self::ContextRemove(remove) => Some(&remove.session_id),
+            Self::SummaryPut(put) => Some(&put.session_id),
+            Self::AgentContextPut(put) => Some(&put.session_id),
+            Self::AgentContextRemove(remove) => Some(&remove.session_id),
+            Self::UserPut(_)
+            | Self::ProfilePut(_)
+            | Self::SettingPut(_)
+            | Self::SettingRemove(_)
+            | Self::DevicePut(_)
+            | Self::DeviceRemove(_)
+            | Self::SecondFactorPut(_)
+            | Self::SecondFactorRemove(_)
+            | Self::PasskeyPut(_)
+            | Self::PasskeyRemove(_)
+            | Self::ConversationPut(_)
+            | Self::MessageAdd(_)
+            | Self::FeedbackPut(_) => None,
+        }
+    }
 }
 
 fn check_size(body: &[u8]) -> Result<(), Malformed> {

@@ -116,6 +116,7 @@ impl Issuer {
             .key
             .seal(&Grant {
                 user_id: subject.user_id,
+                session: None,
                 service: &subject.service,
                 role: &self.role,
                 id: Uuid::now_v7(),

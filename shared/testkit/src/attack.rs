@@ -27,6 +27,7 @@ pub fn grant_by(key: &GrantKey, user: i32, role: &str, good_for: i64) -> String 
     let service = "test".parse().expect("a service");
     key.seal(&Grant {
         user_id: UserId::new(user).expect("a user"),
+        session: None,
         service: &service,
         role,
         id: Uuid::now_v7(),

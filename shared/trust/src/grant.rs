@@ -2,18 +2,20 @@ use std::fmt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use contract::{Service, UserId};
+use contract::{Service, SessionId, UserId};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use uuid::Uuid;
 
-use crate::text::{from_hex, is_key_name, to_hex};
+use crate::text::{KeyError, from_hex, is_key_name, to_hex};
 
 /// Leave for a database role to act for a user.
 #[derive(Clone, Debug)]
 pub struct Grant<'a> {
     /// For whom.
     pub user_id: UserId,
+    /// For one session only, as far as whoever carries it looks.
+    pub session: Option<&'a SessionId>,
     /// The service in whose name.
     pub service: &'a Service,
     /// The only database role that may use it.
@@ -27,22 +29,6 @@ pub struct Grant<'a> {
 /// The database role of a worker: `w_context_writer` of `context-writer`.
 pub fn role_of(worker: &str) -> String {
     format!("w_{}", worker.replace('-', "_"))
-}
-
-/// A key that cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum KeyError {
-    /// The file cannot be read.
-    #[error("the key file {path} cannot be read: {problem}")]
-    Unreadable {
-        /// The file.
-        path: String,
-        /// What the system says.
-        problem: String,
-    },
-    /// It does not hold a key.
-    #[error("a key is `<name> <64 to 128 hex digits>`, the name of 1 to 32 out of a-z 0-9 -; this is none")]
-    Shape,
 }
 
 /// The least and the most bytes of a key; SHA-256 works on blocks of 64.
@@ -65,12 +51,12 @@ impl GrantKey {
     /// Reads `<name> <hex digits>`.
     ///
     /// # Errors
-    /// [`KeyError::Shape`], which repeats nothing of the text.
+    /// [`KeyError::Grant`], which repeats nothing of the text.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
-        let (name, digits) = text.trim().split_once(' ').ok_or(KeyError::Shape)?;
+        let (name, digits) = text.trim().split_once(' ').ok_or(KeyError::Grant)?;
         let named = is_key_name(name);
-        let key = from_hex(digits).filter(|key| KEY_BYTES.contains(&key.len())).ok_or(KeyError::Shape)?;
-        if named { Ok(Self { name: name.to_owned(), key }) } else { Err(KeyError::Shape) }
+        let key = from_hex(digits).filter(|key| KEY_BYTES.contains(&key.len())).ok_or(KeyError::Grant)?;
+        if named { Ok(Self { name: name.to_owned(), key }) } else { Err(KeyError::Grant) }
     }
 
     /// Reads a file that holds a key.
@@ -78,11 +64,7 @@ impl GrantKey {
     /// # Errors
     /// [`KeyError`] if the file cannot be read or holds none.
     pub fn read(path: &Path) -> Result<Self, KeyError> {
-        let text = std::fs::read_to_string(path).map_err(|error| KeyError::Unreadable {
-            path: path.display().to_string(),
-            problem: error.to_string(),
-        })?;
-        Self::parse(&text)
+        Self::parse(&crate::text::content(path)?)
     }
 
     /// Makes a key by chance, of 366 random bits.
@@ -107,23 +89,43 @@ impl GrantKey {
     }
 
     /// Seals a grant: `v1|key|user|session|service|role|id|expiry|HMAC-SHA256 in hex`. No part can hold a `|`: names of
-    /// keys, services and roles are out of `a-z 0-9 - _`, the rest are numbers. The session is empty: a grant is for all
-    /// sessions of its user.
+    /// keys, services and roles are out of `a-z 0-9 - _`, sessions out of `A-Z a-z 0-9 . _ : -`, the rest are numbers. The
+    /// session is empty in a grant for all sessions of its user.
     pub fn seal(&self, grant: &Grant<'_>) -> String {
-        let expiry =
-            grant.expires_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
-        let Grant { user_id, service, role, id, .. } = grant;
-        let content = format!("v1|{}|{user_id}||{service}|{role}|{id}|{expiry}", self.name);
-        // HMAC takes a key of any length; the arm is never taken, and what it gives is refused by the database.
-        let seal = Hmac::<Sha256>::new_from_slice(&self.key).map_or_else(
-            |_| String::new(),
-            |mut mac| {
-                mac.update(content.as_bytes());
-                to_hex(&mac.finalize().into_bytes())
-            },
-        );
-        format!("{content}|{seal}")
+        format!("{}|{}", self.content(grant), to_hex(&self.mac(grant)))
     }
+
+    /// The HMAC alone.
+    pub(crate) fn mac(&self, grant: &Grant<'_>) -> Vec<u8> {
+        // HMAC takes a key of any length; the arm is never taken, and what it gives is refused by the database.
+        Hmac::<Sha256>::new_from_slice(&self.key).map_or_else(
+            |_| Vec::new(),
+            |mut mac| {
+                mac.update(self.content(grant).as_bytes());
+                mac.finalize().into_bytes().to_vec()
+            },
+        )
+    }
+
+    fn content(&self, grant: &Grant<'_>) -> String {
+        let Grant { user_id, session, service, role, id, expires_at } = grant;
+        let expiry = expires_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
+        content(&self.name, *user_id, *session, service, role, *id, expiry)
+    }
+}
+
+/// What a grant's seal is over.
+pub(crate) fn content(
+    key: &str,
+    user_id: UserId,
+    session: Option<&SessionId>,
+    service: &Service,
+    role: &str,
+    id: Uuid,
+    expiry: u64,
+) -> String {
+    let session = session.map_or("", SessionId::as_str);
+    format!("v1|{key}|{user_id}|{session}|{service}|{role}|{id}|{expiry}")
 }
 
 #[cfg(test)]
@@ -157,7 +159,7 @@ mod tests {
             &format!("dev {}", "é".repeat(32)),
         ] {
             let refused = GrantKey::parse(text).unwrap_err();
-            assert!(matches!(refused, KeyError::Shape) && !refused.to_string().contains("0f0f"), "{text}");
+            assert!(matches!(refused, KeyError::Grant) && !refused.to_string().contains("0f0f"), "{text}");
         }
     }
 
@@ -167,6 +169,7 @@ mod tests {
         let key = GrantKey::parse(&format!("dev {}", "6b".repeat(32))).unwrap();
         let grant = Grant {
             user_id: UserId::new(42).unwrap(),
+            session: None,
             service: &"simple-chat".parse().unwrap(),
             role: &role_of("context-writer"),
             id: Uuid::nil(),

@@ -1,10 +1,23 @@
 //! Who may act for whom.
 //!
+//! A service publishes with a [`Token`], signed by an issuer, that says what it may do for which user. It carries grants.
+//!
 //! A [`Grant`] says that a database role may act for a user until a moment. It is sealed with a key that an issuer and
 //! PostgreSQL hold. Workers only carry grants: `sec.open_context` in the database checks each of them and opens the
 //! security context of a transaction, without which no role sees or writes a row of any user.
 
 mod grant;
+mod issuer;
+mod key;
+mod refusal;
+mod scope;
 pub mod text;
+mod token;
 
-pub use grant::{Grant, GrantKey, KeyError, role_of};
+pub use grant::{Grant, GrantKey, role_of};
+pub use issuer::{GRANT_OUTLIVES_TOKEN, IssueError, Issued, TokenIssuer, TokenRequest};
+pub use key::{PrivateKey, PublicKey};
+pub use refusal::Refusal;
+pub use scope::{SCOPES, Scope, ScopeError};
+pub use text::KeyError;
+pub use token::{LONGEST_LIFE, TOKEN_BYTES, Token, verify};

@@ -1,4 +1,37 @@
-//! Keys as text: their names and their digits.
+//! Keys as text: their files, their names and their digits.
+
+use std::path::Path;
+
+/// A key that cannot be used. Nothing of its text is repeated.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The file cannot be read.
+    #[error("the key file {path} cannot be read: {problem}")]
+    Unreadable {
+        /// The file.
+        path: String,
+        /// What the system says.
+        problem: String,
+    },
+    /// It does not hold a key of grants.
+    #[error(
+        "a key of grants is `<name> <64 to 128 hex digits>`, the name of 1 to 32 out of a-z 0-9 -; this is none"
+    )]
+    Grant,
+    /// It does not hold a key of this sort that signs.
+    #[error(
+        "a key that signs is `<name> private|public <64 hex digits>`, the name of 1 to 32 out of a-z 0-9 -; {0} is needed here"
+    )]
+    Signing(&'static str),
+}
+
+/// What a key's file holds.
+pub(crate) fn content(path: &Path) -> Result<String, KeyError> {
+    std::fs::read_to_string(path).map_err(|error| KeyError::Unreadable {
+        path: path.display().to_string(),
+        problem: error.to_string(),
+    })
+}
 
 /// The most characters a key's name has.
 const NAME_CHARS: usize = 32;

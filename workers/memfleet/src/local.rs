@@ -6,12 +6,11 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use anyhow::Context;
-use audit::key::SealKey;
 use runtime::Settings;
 use runtime::broker;
 use stack::{Stack, StackOptions};
 use tempfile::TempPath;
-use trust::GrantKey;
+use trust::{GrantKey, PrivateKey};
 use uuid::Uuid;
 
 /// Servers that are migrated and have their streams.
@@ -87,7 +86,7 @@ async fn set_up_private(
     let key = GrantKey::generate("private")?;
     keep(grant_file, &key.expose_line())?;
     if std::fs::metadata(seal_file).map_or(0, |file| file.len()) == 0 {
-        keep(seal_file, &SealKey::generate("private")?.expose_line())?;
+        keep(seal_file, &PrivateKey::generate("private")?.expose_line())?;
     }
     let password = Uuid::new_v4().simple().to_string();
     let mut connection = store::connect(&url).await?;

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use audit::anchor::Anchors;
-use audit::key::{PublicKey, SealKey};
 use clap::{Args, Subcommand};
 use runtime::{Settings, broker};
 use store::Connection;
+use trust::{PrivateKey, PublicKey};
 
 use crate::out;
 use show::TrailArgs;
@@ -70,11 +70,11 @@ pub async fn execute(args: AuditArgs, settings: &Settings) -> anyhow::Result<()>
         What::Verify(args) => verify::execute(&args, settings).await,
         What::Trail(args) => show::execute(&args, settings).await,
         What::Key(Key::Generate { name }) => {
-            out!("{}", SealKey::generate(&name)?.expose_line());
+            out!("{}", PrivateKey::generate(&name)?.expose_line());
             Ok(())
         }
         What::Key(Key::Public { file }) => {
-            out!("{}", SealKey::read(&file)?.public().line());
+            out!("{}", PrivateKey::read(&file)?.public().line());
             Ok(())
         }
     }
@@ -89,10 +89,10 @@ async fn anchors(settings: &Settings) -> anyhow::Result<Anchors> {
     Ok(Anchors::new(async_nats::jetstream::new(client)))
 }
 
-fn seal_key(settings: &Settings) -> anyhow::Result<SealKey> {
+fn seal_key(settings: &Settings) -> anyhow::Result<PrivateKey> {
     let file = settings.audit.seal_key_file.as_ref();
     let file = file.context("audit.seal_key_file is not set: it names the key that signs seals")?;
-    SealKey::read(Path::new(file)).context("audit.seal_key_file")
+    PrivateKey::read(Path::new(file)).context("audit.seal_key_file")
 }
 
 /// The keys whose signatures are good.

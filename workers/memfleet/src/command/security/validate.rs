@@ -261,6 +261,7 @@ fn seal(key: &GrantKey, user: i32, role: &str, expires_at: SystemTime) -> anyhow
     let service: Service = "validate".parse()?;
     Ok(key.seal(&Grant {
         user_id: UserId::new(user)?,
+        session: None,
         service: &service,
         role,
         id: Uuid::now_v7(),

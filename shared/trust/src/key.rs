@@ -1,43 +1,25 @@
-//! The keys of seals: Ed25519 (RFC 8032). The private one stays with the sealer, the public one goes to whoever verifies.
+//! Keys that sign: Ed25519 (RFC 8032). The private one stays with whoever signs, the public one goes to whoever verifies. The
+//! audit trail's seals have theirs, service tokens have others.
 
 use std::fmt;
 use std::path::Path;
 
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use sha2::{Digest as _, Sha256};
-use trust::text::{from_hex, is_key_name, to_hex};
 use uuid::Uuid;
 
-use crate::seal::Digest;
-
-/// A key that cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum KeyError {
-    /// The file cannot be read.
-    #[error("the key file {path} cannot be read: {problem}")]
-    Unreadable {
-        /// The file.
-        path: String,
-        /// What the system says.
-        problem: String,
-    },
-    /// It does not hold a key of this sort.
-    #[error(
-        "a key of seals is `<name> private|public <64 hex digits>`, the name of 1 to 32 out of a-z 0-9 -; {0} is needed here"
-    )]
-    Shape(&'static str),
-}
+use crate::text::{KeyError, content, from_hex, is_key_name, to_hex};
 
 /// The key that signs. Its `Debug` shows the name only.
 #[derive(Clone)]
-pub struct SealKey {
+pub struct PrivateKey {
     name: String,
     key: SigningKey,
 }
 
-impl fmt::Debug for SealKey {
+impl fmt::Debug for PrivateKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SealKey").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("PrivateKey").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
@@ -48,11 +30,11 @@ pub struct PublicKey {
     key: VerifyingKey,
 }
 
-impl SealKey {
+impl PrivateKey {
     /// Makes a key by chance.
     ///
     /// # Errors
-    /// [`KeyError::Shape`] for a name that is none.
+    /// [`KeyError::Signing`] for a name that is none.
     pub fn generate(name: &str) -> Result<Self, KeyError> {
         check_name(name, "a private key")?;
         let chance: Vec<u8> = (0..3).flat_map(|_| Uuid::new_v4().into_bytes()).collect();
@@ -64,16 +46,24 @@ impl SealKey {
     /// # Errors
     /// [`KeyError`] if the file cannot be read or holds none.
     pub fn read(path: &Path) -> Result<Self, KeyError> {
-        let (name, bytes) = parse(&content(path)?, "private", "a private key")?;
+        Self::parse(&content(path)?)
+    }
+
+    /// Reads such a line.
+    ///
+    /// # Errors
+    /// [`KeyError::Signing`], which repeats nothing of the text.
+    pub fn parse(line: &str) -> Result<Self, KeyError> {
+        let (name, bytes) = parse(line, "private", "a private key")?;
         Ok(Self { name, key: SigningKey::from_bytes(&bytes) })
     }
 
-    /// By which seals name it.
+    /// By which it is named beside its signatures.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The line that [`SealKey::read`] reads. Every use is a place to look at.
+    /// The line that [`PrivateKey::parse`] reads. Every use is a place to look at.
     pub fn expose_line(&self) -> String {
         format!("{} private {}\n", self.name, to_hex(&self.key.to_bytes()))
     }
@@ -83,9 +73,9 @@ impl SealKey {
         PublicKey { name: self.name.clone(), key: self.key.verifying_key() }
     }
 
-    /// Signs the hash of a statement.
-    pub fn sign(&self, hash: &Digest) -> [u8; 64] {
-        self.key.sign(hash).to_bytes()
+    /// Signs a message.
+    pub fn sign(&self, message: &[u8]) -> [u8; 64] {
+        self.key.sign(message).to_bytes()
     }
 }
 
@@ -98,16 +88,30 @@ impl PublicKey {
         let text = content(path)?;
         let keys: Vec<Self> =
             text.lines().filter(|line| !line.trim().is_empty()).map(Self::parse).collect::<Result<_, _>>()?;
-        if keys.is_empty() { Err(KeyError::Shape("a public key")) } else { Ok(keys) }
+        if keys.is_empty() { Err(KeyError::Signing("a public key")) } else { Ok(keys) }
     }
 
     fn parse(line: &str) -> Result<Self, KeyError> {
         let (name, bytes) = parse(line, "public", "a public key")?;
-        let key = VerifyingKey::from_bytes(&bytes).map_err(|_| KeyError::Shape("a public key"))?;
-        Ok(Self { name, key })
+        Self::from_bytes(&name, &bytes)
     }
 
-    /// By which seals name it.
+    /// A key of this name from its 32 bytes.
+    ///
+    /// # Errors
+    /// [`KeyError::Signing`] if they are none.
+    pub fn from_bytes(name: &str, bytes: &[u8; 32]) -> Result<Self, KeyError> {
+        check_name(name, "a public key")?;
+        let key = VerifyingKey::from_bytes(bytes).map_err(|_| KeyError::Signing("a public key"))?;
+        Ok(Self { name: name.to_owned(), key })
+    }
+
+    /// Its 32 bytes.
+    pub fn to_bytes(&self) -> [u8; 32] {
+        self.key.to_bytes()
+    }
+
+    /// By which it is named beside its signatures.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -117,21 +121,15 @@ impl PublicKey {
         format!("{} public {}\n", self.name, to_hex(self.key.as_bytes()))
     }
 
-    /// Whether the signature is this key's over the hash.
-    pub fn verifies(&self, hash: &Digest, signature: &[u8; 64]) -> bool {
-        self.key.verify_strict(hash, &Signature::from_bytes(signature)).is_ok()
+    /// Whether the signature is this key's over the message. Keys of small order and signatures that are not canonical are
+    /// refused, so that one message has one signature.
+    pub fn verifies(&self, message: &[u8], signature: &[u8; 64]) -> bool {
+        self.key.verify_strict(message, &Signature::from_bytes(signature)).is_ok()
     }
 }
 
-fn content(path: &Path) -> Result<String, KeyError> {
-    std::fs::read_to_string(path).map_err(|error| KeyError::Unreadable {
-        path: path.display().to_string(),
-        problem: error.to_string(),
-    })
-}
-
 fn check_name(name: &str, needed: &'static str) -> Result<(), KeyError> {
-    if is_key_name(name) { Ok(()) } else { Err(KeyError::Shape(needed)) }
+    if is_key_name(name) { Ok(()) } else { Err(KeyError::Signing(needed)) }
 }
 
 fn parse(text: &str, sort: &str, needed: &'static str) -> Result<(String, [u8; 32]), KeyError> {
@@ -139,16 +137,14 @@ fn parse(text: &str, sort: &str, needed: &'static str) -> Result<(String, [u8; 3
     let (Some(name), Some(named), Some(digits), None) =
         (parts.next(), parts.next(), parts.next(), parts.next())
     else {
-        return Err(KeyError::Shape(needed));
+        return Err(KeyError::Signing(needed));
     };
     check_name(name, needed)?;
-    let bytes = (named == sort).then(|| digest_from_hex(digits)).flatten().ok_or(KeyError::Shape(needed))?;
+    let bytes = (named == sort)
+        .then(|| from_hex(digits)?.try_into().ok())
+        .flatten()
+        .ok_or(KeyError::Signing(needed))?;
     Ok((name.to_owned(), bytes))
-}
-
-/// 64 hex digits.
-pub(crate) fn digest_from_hex(digits: &str) -> Option<Digest> {
-    from_hex(digits)?.try_into().ok()
 }
 
 #[cfg(test)]
@@ -156,24 +152,26 @@ pub(crate) fn digest_from_hex(digits: &str) -> Option<Digest> {
 mod tests {
     use super::*;
 
-    /// RFC 8032 section 7.1, test 3, but that we sign hashes.
+    /// RFC 8032 section 7.1, test 3.
     #[test]
     fn a_known_key() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("key");
         let secret = "c5aa8df43f9f837bedb7442f31dcb7b166d38535076f094b85ce3a2e0b4458f7";
         std::fs::write(&file, format!("known private {secret}\n")).unwrap();
-        let key = SealKey::read(&file).unwrap();
+        let key = PrivateKey::read(&file).unwrap();
         assert_eq!(key.expose_line(), format!("known private {secret}\n"));
         let public = "known public fc51cd8e6218a1a38da47ed00230f0580816ed13ba3303ac5deb911548908025\n";
         assert_eq!(key.public().line(), public);
-        assert_eq!(format!("{key:?}"), "SealKey { name: \"known\", .. }");
+        assert_eq!(format!("{key:?}"), "PrivateKey { name: \"known\", .. }");
         std::fs::write(&file, public).unwrap();
         let [read] = <[PublicKey; 1]>::try_from(PublicKey::read_all(&file).unwrap()).unwrap();
         let signature = key.sign(&[7; 32]);
         assert!(read.verifies(&[7; 32], &signature) && !read.verifies(&[8; 32], &signature));
-        assert!(matches!(SealKey::read(&file), Err(KeyError::Shape("a private key"))));
-        assert!(!SealKey::generate("other").unwrap().public().verifies(&[7; 32], &signature));
+        let known = "6291d657deec24024827e69c3abe01a30ce548a284743a445e3680d7db5ac3ac18ff9b538d16f290ae67f760984dc6594a7c15e9716ed28dc027beceea1ec40a";
+        assert_eq!(to_hex(&key.sign(&[0xaf, 0x82])), known);
+        assert!(matches!(PrivateKey::read(&file), Err(KeyError::Signing("a private key"))));
+        assert!(!PrivateKey::generate("other").unwrap().public().verifies(&[7; 32], &signature));
     }
 
     #[test]

@@ -1,0 +1,128 @@
+//! What a token allows: nouns and verbs of subjects.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// The most scopes that a token or a service has.
+pub const SCOPES: usize = 64;
+/// The most characters of a noun or a verb.
+const WORD_CHARS: usize = 32;
+
+/// `noun:verb`, `noun:*` for every verb, or `*:*` for everything.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Scope {
+    noun: Option<String>,
+    verb: Option<String>,
+}
+
+/// A text that is no scope.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a scope is noun:verb, noun:* or *:*, in words of a-z and -; {0:?} is none")]
+pub struct ScopeError(String);
+
+impl Scope {
+    /// Whether it covers a request or question of this noun and verb.
+    pub fn allows(&self, noun: &str, verb: &str) -> bool {
+        self.noun.as_deref().is_none_or(|own| own == noun)
+            && self.verb.as_deref().is_none_or(|own| own == verb)
+    }
+
+    /// Whether it covers everything that the other one covers.
+    pub fn contains(&self, other: &Self) -> bool {
+        let covers = |own: &Option<String>, theirs: &Option<String>| own.is_none() || own == theirs;
+        covers(&self.noun, &other.noun) && covers(&self.verb, &other.verb)
+    }
+
+    /// Reads several, separated by single spaces (RFC 6749, section 3.3).
+    ///
+    /// # Errors
+    /// [`ScopeError`] for the first that is none, or if there are none or more than [`SCOPES`].
+    pub fn parse_list(text: &str) -> Result<Vec<Self>, ScopeError> {
+        let scopes: Vec<Self> = text.split(' ').take(SCOPES + 1).map(str::parse).collect::<Result<_, _>>()?;
+        if scopes.len() > SCOPES { Err(ScopeError(format!("more than {SCOPES}"))) } else { Ok(scopes) }
+    }
+
+    /// What [`Scope::parse_list`] reads.
+    pub fn list(scopes: &[Self]) -> String {
+        scopes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    }
+}
+
+impl FromStr for Scope {
+    type Err = ScopeError;
+
+    fn from_str(text: &str) -> Result<Self, ScopeError> {
+        let shown = || ScopeError(text.chars().take(2 * WORD_CHARS).collect());
+        let word = |word: &str| match word {
+            "*" => Some(None),
+            _ if is_word(word) => Some(Some(word.to_owned())),
+            _ => None,
+        };
+        let (noun, verb) = text.split_once(':').ok_or_else(shown)?;
+        let scope = Self { noun: word(noun).ok_or_else(shown)?, verb: word(verb).ok_or_else(shown)? };
+        // A verb of every noun says nothing that anybody means.
+        if scope.noun.is_none() && scope.verb.is_some() { Err(shown()) } else { Ok(scope) }
+    }
+}
+
+fn is_word(word: &str) -> bool {
+    (1..=WORD_CHARS).contains(&word.len())
+        && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-')
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = |word: &Option<String>| word.clone().unwrap_or_else(|| "*".to_owned());
+        write!(f, "{}:{}", word(&self.noun), word(&self.verb))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_scope_allows_and_contains() {
+        let scope = |text: &str| text.parse::<Scope>().unwrap();
+        assert!(scope("context:put").allows("context", "put"));
+        assert!(!scope("context:put").allows("context", "remove"));
+        assert!(!scope("context:put").allows("session", "put"));
+        assert!(
+            scope("context:*").allows("context", "remove") && !scope("context:*").allows("session", "open")
+        );
+        assert!(scope("*:*").allows("session", "open"));
+        assert!(scope("context:*").contains(&scope("context:put")));
+        assert!(!scope("context:put").contains(&scope("context:*")));
+        assert!(scope("*:*").contains(&scope("context:*")) && !scope("context:*").contains(&scope("*:*")));
+    }
+
+    #[test]
+    fn a_list_is_read_as_it_is_written_and_bounded() {
+        let text = "context:put second-factor:* *:*";
+        assert_eq!(Scope::list(&Scope::parse_list(text).unwrap()), text);
+        let many = vec!["a:b"; SCOPES];
+        assert_eq!(Scope::parse_list(&many.join(" ")).unwrap().len(), SCOPES);
+        assert!(Scope::parse_list(&format!("{} a:b", many.join(" "))).is_err());
+    }
+
+    #[test]
+    fn what_is_no_scope_is_refused() {
+        let long = format!("{}:put", "a".repeat(WORD_CHARS + 1));
+        for text in [
+            "",
+            " ",
+            "context",
+            "context:",
+            ":put",
+            "*:put",
+            "Context:put",
+            "context:put:put",
+            "a  b",
+            "context:p*",
+            &long,
+        ] {
+            assert!(Scope::parse_list(text).is_err(), "{text:?}");
+        }
+    }
+}
