@@ -7,8 +7,9 @@ use std::collections::BTreeSet;
 use context_writer::ContextWriter;
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 use serde_json::{Value, json};
-use testkit::attack;
 use testkit::{Fixture, Published, context, eventually, everything_of, session, user};
+use testkit::{attack, token};
+use trust::GrantKey;
 use uuid::Uuid;
 
 /// What the trail says of a table, a line each, in order.
@@ -171,6 +172,9 @@ async fn the_trail_holds_no_user_and_no_value() {
 #[tokio::test(flavor = "multi_thread")]
 async fn services_are_those_of_the_grants() {
     let fixture = Fixture::new().await;
+    for service in ["alpha", "beta", "gamma"] {
+        fixture.register(service, "user:put session:open").await;
+    }
     let of = |service: &str, mut request: Published| {
         request.subject = request.subject.replacen(".test.", &format!(".{service}."), 1);
         request
@@ -201,16 +205,11 @@ async fn services_are_those_of_the_grants() {
 async fn a_refusal_is_recorded_although_its_transaction_is_gone() {
     let fixture = Fixture::new().await;
     fixture.carry(ContextWriter, [user(1), session(1, "s")]).await;
-    let stranger = fixture
-        .key_file("stranger.key", "other 6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c6c");
-    let mut settings = fixture.settings.clone();
-    settings.trust.grant_key_file = Some(stranger);
-    let worker = fixture.run_with(ContextWriter, settings);
-    let refused = [context(1, "s", "k", 1), context(1, "s", "l", 1)];
+    let token = token::by(GrantKey::generate("other").expect("a key"), "test", 1);
+    let refused =
+        [context(1, "s", "k", 1), context(1, "s", "l", 1)].map(|request| request.with_token(&token));
     let ids: Vec<String> = refused.iter().map(|request| request.id.to_string()).collect();
-    fixture.publish(refused).await;
-    fixture.drained::<ContextWriter>().await;
-    worker.stop().await.expect("a clean end");
+    fixture.carry(ContextWriter, refused).await;
     let letters = fixture.dead_letters().await;
     assert!(letters.len() == 2 && letters.iter().all(|letter| letter.starts_with("denied: ")), "{letters:?}");
     let columns = "concat_ws('|', request_id, role_name, service, violation_type, severity, reason)";

@@ -64,13 +64,16 @@ CREATE TABLE privacy_requests (
 
 -- Tokens that services hold. The token itself is nowhere: only its id.
 CREATE TABLE cross_service_auth (
-    id uuid PRIMARY KEY,
+    token_id uuid PRIMARY KEY,
     service varchar(64) NOT NULL,
-    token_id uuid NOT NULL UNIQUE,
-    user_id integer,
-    scopes text[] NOT NULL,
+    user_id integer NOT NULL,
+    session_id varchar(128),
+    scopes text[] NOT NULL CHECK (cardinality(scopes) BETWEEN 1 AND 64),
+    -- The key that signed it.
+    key_id varchar(32) NOT NULL,
     issued_at timestamptz NOT NULL DEFAULT now(),
     expires_at timestamptz NOT NULL CHECK (expires_at > issued_at),
+    grants_expire_at timestamptz NOT NULL CHECK (grants_expire_at >= expires_at),
     last_used_at timestamptz,
     revoked_at timestamptz
 );

@@ -27,6 +27,7 @@ mod outcome;
 mod request;
 mod session;
 mod subject;
+mod token;
 mod value;
 
 pub use account::{
@@ -45,4 +46,5 @@ pub use outcome::{Outcome, OutcomeStatus};
 pub use request::Request;
 pub use session::{ChatMode, SessionClose, SessionOpen};
 pub use subject::{DeadSubject, EventSubject, REQUEST_ROOT, RequestSubject, Service, SubjectError, UserId};
+pub use token::{AskError, TOKEN_ISSUE, TokenAnswer, TokenAsk};
 pub use value::{Bounded, Json, JsonObject, List, Name, Priority, Secret, SessionId, Text, Version};

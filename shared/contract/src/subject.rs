@@ -26,8 +26,22 @@ pub enum SubjectError {
 
 /// A user of the platform, or the platform itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(transparent)]
-pub struct UserId(i32);
+#[serde(try_from = "i32", into = "i32")]
+pub struct UserId(#[schemars(range(min = 0))] i32);
+
+impl TryFrom<i32> for UserId {
+    type Error = SubjectError;
+
+    fn try_from(id: i32) -> Result<Self, SubjectError> {
+        Self::new(id)
+    }
+}
+
+impl From<UserId> for i32 {
+    fn from(id: UserId) -> Self {
+        id.0
+    }
+}
 
 impl UserId {
     /// The platform itself: the owner of settings that are nobody's.

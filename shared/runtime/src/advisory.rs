@@ -6,20 +6,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::Client;
 use async_nats::jetstream::consumer::PullConsumer;
+use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::{self, AckKind};
-use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
+use chrono::DateTime;
 use contract::{DeadClass, Event, RequestSubject, header};
 use diesel_async::AsyncConnection;
 use serde::Deserialize;
 use store::blackboard;
 use store::inbox::{self, Entry};
-use store::{Fault, Pool, security};
+use store::{Fault, FaultKind, Pool, security};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::authorise::Issuer;
+use crate::authorise::Gate;
 use crate::dead::{Corpse, DeadLetter, Death};
 use crate::decode;
 use crate::held::Held;
@@ -47,7 +49,7 @@ struct MaxDeliver {
 /// Turns the advisories of one worker into dead letters.
 pub(crate) struct Undertaker<W> {
     pub(crate) worker: Arc<W>,
-    pub(crate) issuer: Arc<Issuer>,
+    pub(crate) gate: Arc<Gate>,
     pub(crate) client: Client,
     pub(crate) outlet: Outlet,
     pub(crate) jetstream: jetstream::Context,
@@ -103,7 +105,7 @@ impl<W: Worker> Undertaker<W> {
             }
             Err(error) => return Err(error.to_string()),
         };
-        if let Some(event) = self.committed(&message.subject, &message.headers).await? {
+        if let Some(event) = self.committed(&message).await? {
             // The effect is there and may never have been told.
             let told = event.map(|event| consequences(&*self.worker, &event)).unwrap_or_default();
             return self.outlet.publish_all(told).await.map_err(|NotPublished| "the worker stops".to_owned());
@@ -134,11 +136,17 @@ impl<W: Worker> Undertaker<W> {
 
     /// The event of the effect, if a delivery was committed and not acknowledged in time: none in it if it changed
     /// nothing.
-    async fn committed(&self, subject: &str, headers: &HeaderMap) -> Result<Option<Option<Event>>, String> {
-        let Ok(subject) = subject.parse::<RequestSubject>() else { return Ok(None) };
+    async fn committed(&self, message: &StreamMessage) -> Result<Option<Option<Event>>, String> {
+        let headers = &message.headers;
+        let Ok(subject) = message.subject.as_str().parse::<RequestSubject>() else { return Ok(None) };
+        let Ok(request) = self.worker.decode(&subject, &message.payload) else { return Ok(None) };
         let Ok(Some(message_id)) = decode::id(Some(headers), header::MESSAGE_ID) else { return Ok(None) };
         let entry = Entry { user_id: subject.user_id.get(), message_id, event_id: Uuid::nil() };
-        let grant = self.issuer.grant(&subject);
+        let nanos = i64::try_from(message.time.unix_timestamp_nanos()).unwrap_or_default();
+        let stored_at = DateTime::from_timestamp_nanos(nanos);
+        let judged = self.gate.judge(Some(headers), &subject, self.worker.session(&request), stored_at);
+        // It can have had no effect, or nobody may look any more whether it had.
+        let Ok(grant) = judged else { return Ok(None) };
         let mut connection = store::lend(&self.pool).await.map_err(|error| error.to_string())?;
         let found: Result<Option<Option<Event>>, Fault> = connection
             .transaction(async |connection| {
@@ -148,6 +156,9 @@ impl<W: Worker> Undertaker<W> {
                 Ok(Some(blackboard::read(connection, &[entry.event_id]).await?.pop()))
             })
             .await;
-        found.map_err(|fault| fault.to_string())
+        match found {
+            Err(fault) if fault.kind == FaultKind::Denied => Ok(None),
+            found => found.map_err(|fault| fault.to_string()),
+        }
     }
 }

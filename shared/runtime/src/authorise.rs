@@ -1,27 +1,31 @@
 //! Stage three: may this publisher do this to this user's memory?
 //!
-//! Only this stage makes an [`Authorised`] message, and only authorised messages are written. Each carries a grant, without
-//! which the database lets nobody act for its user.
+//! Only this stage makes an [`Authorised`] message, and only authorised messages are written. Each carries the grant out of
+//! its service token, without which the database lets nobody act for its user.
 
 use std::collections::HashMap;
-use std::path::Path;
-use std::sync::Mutex;
-use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
-use contract::{RequestSubject, Service, UserId};
-use trust::{Grant, GrantKey, KeyError, role_of};
+use async_nats::HeaderMap;
+use chrono::{DateTime, Utc};
+use contract::{RequestSubject, Service, header};
+use sha2::{Digest, Sha256};
+use store::registry::{Rates, TrustState};
+use trust::{Refusal, Token, role_of, verify};
 use uuid::Uuid;
 
 use crate::decode::Decoded;
+use crate::pull::Delivery;
+use crate::rate::{self, Limits, Use};
 use crate::settings::TrustSettings;
-use crate::worker::Message;
+use crate::worker::{Message, Worker};
 
 /// A message that may be written.
 #[derive(Debug)]
 pub struct Authorised<R> {
     message: Message<R>,
-    delivery: crate::pull::Delivery,
+    delivery: Delivery,
     grant: Arc<str>,
 }
 
@@ -32,7 +36,7 @@ impl<R> Authorised<R> {
     }
 
     /// How it came, for settling it.
-    pub fn delivery(&self) -> &crate::pull::Delivery {
+    pub fn delivery(&self) -> &Delivery {
         &self.delivery
     }
 
@@ -41,102 +45,192 @@ impl<R> Authorised<R> {
         &self.grant
     }
 
-    pub(crate) fn into_delivery(self) -> crate::pull::Delivery {
+    pub(crate) fn into_delivery(self) -> Delivery {
         self.delivery
     }
 }
 
-/// Why a message may not be written. The publisher learns the class only.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{reason}")]
-pub struct Denied {
-    /// What was refused, for the audit trail and the dead letter.
-    pub reason: String,
-}
-
-/// There is nothing to issue grants with.
-#[derive(Debug, thiserror::Error)]
-pub enum IssuerError {
-    /// The option is not set.
-    #[error("trust.grant_key_file is not set: it names the key of the grants that a worker writes under")]
-    NoKey,
-    /// The key cannot be read.
-    #[error("trust.grant_key_file: {0}")]
-    Key(#[from] KeyError),
-}
-
-/// How long a grant is good: longer than its message can be in the stream, so that no outage makes dead letters.
-const GOOD_FOR: Duration = Duration::from_secs(8 * 86_400);
-/// A grant is used again for this long, so that one user's messages share one.
-const USED_FOR: Duration = Duration::from_secs(900);
-/// How many grants are kept. More users than that at a time have theirs made anew.
-const KEPT: usize = 10_000;
-
-/// Issues a grant for whoever a message's subject names: messages carry no service token, so that the broker's permissions
-/// alone say who may publish for whom. It stands in for the issuer of tokens, which then makes the grants.
+/// A message that may not be written. The publisher learns the class only.
 #[derive(Debug)]
-pub struct Issuer {
-    key: GrantKey,
+pub(crate) struct Denied {
+    pub(crate) delivery: Delivery,
+    pub(crate) subject: RequestSubject,
+    pub(crate) request_id: Uuid,
+    pub(crate) refusal: Refusal,
+}
+
+impl Denied {
+    pub(crate) fn new<R>(decoded: Decoded<R>, refusal: Refusal) -> Self {
+        let Decoded { message: Message { subject, request_id, .. }, delivery } = decoded;
+        Self { delivery, subject, request_id, refusal }
+    }
+}
+
+/// What becomes of a message.
+pub(crate) enum Judgement<R> {
+    Authorised(Box<Authorised<R>>),
+    Denied(Box<Decoded<R>>, Refusal),
+    /// Its service asks too often; it comes again after this.
+    TooOften(Box<Delivery>, Duration),
+}
+
+/// How many verified tokens are kept. More of them at a time are verified anew.
+const KEPT: usize = 20_000;
+/// How many used tokens are kept until they are noted in the registry.
+const USED_KEPT: usize = 50_000;
+
+/// Judges the tokens of one worker's messages by what the registry of services says.
+#[derive(Debug)]
+pub struct Gate {
     role: String,
-    issued: Mutex<HashMap<(Service, UserId), Issued>>,
+    audience: String,
+    /// Where the registry says nothing.
+    rates: Rates,
+    state: RwLock<Arc<TrustState>>,
+    /// By SHA-256 of the token, so that none is kept.
+    verified: Mutex<HashMap<[u8; 32], Arc<Token>>>,
+    used: Mutex<HashMap<Uuid, DateTime<Utc>>>,
+    limits: Limits,
 }
 
-/// A grant, and since when it is used.
-#[derive(Debug)]
-struct Issued {
-    since: Instant,
-    grant: Arc<str>,
-}
-
-impl Issuer {
-    /// An issuer for one worker.
-    ///
-    /// # Errors
-    /// [`IssuerError`] if the settings name no key that can be read.
-    pub fn new(settings: &TrustSettings, worker: &str) -> Result<Self, IssuerError> {
-        let file = settings.grant_key_file.as_ref().ok_or(IssuerError::NoKey)?;
-        let key = GrantKey::read(Path::new(file))?;
-        Ok(Self { key, role: role_of(worker), issued: Mutex::default() })
+impl Gate {
+    /// A gate for one worker, which judges by this state until it is told another one.
+    pub fn new(settings: &TrustSettings, worker: &str, state: TrustState) -> Self {
+        Self {
+            role: role_of(worker),
+            audience: settings.audience.clone(),
+            rates: Rates {
+                of_service: Some(settings.service_per_second),
+                of_scope: Some(settings.scope_per_second),
+                of_user: Some(settings.user_per_second),
+            },
+            state: RwLock::new(Arc::new(state)),
+            verified: Mutex::default(),
+            used: Mutex::default(),
+            limits: Limits::default(),
+        }
     }
 
-    /// A grant for the user and in the name of the service of a subject.
-    pub fn grant(&self, subject: &RequestSubject) -> Arc<str> {
-        // Nothing panics under the lock.
-        let mut issued = self.issued.lock().unwrap_or_else(PoisonError::into_inner);
-        let holder = (subject.service.clone(), subject.user_id);
-        if let Some(known) = issued.get(&holder)
-            && known.since.elapsed() < USED_FOR
-        {
-            return Arc::clone(&known.grant);
-        }
-        if issued.len() >= KEPT {
-            issued.clear();
-        }
-        let grant: Arc<str> = self
-            .key
-            .seal(&Grant {
-                user_id: subject.user_id,
-                session: None,
-                service: &subject.service,
-                role: &self.role,
-                id: Uuid::now_v7(),
-                expires_at: SystemTime::now() + GOOD_FOR,
-            })
-            .into();
-        issued.insert(holder, Issued { since: Instant::now(), grant: Arc::clone(&grant) });
-        grant
-    }
-
-    /// Passes every message on with a grant for its user.
+    /// The grant that a request may be written under.
     ///
     /// # Errors
-    /// None so far; a refusal is a [`Denied`] with the message it concerns.
-    pub fn authorise<R>(
+    /// The first [`Refusal`].
+    pub fn judge(
         &self,
-        decoded: Decoded<R>,
-    ) -> Result<Authorised<R>, Box<(crate::pull::Delivery, Denied)>> {
+        headers: Option<&HeaderMap>,
+        subject: &RequestSubject,
+        session: Option<&str>,
+        stored_at: DateTime<Utc>,
+    ) -> Result<Arc<str>, Refusal> {
+        let state = self.state();
+        let token = self.verified(bearer(headers)?, &state)?;
+        token.check(subject, session, u64::try_from(stored_at.timestamp()).unwrap_or_default())?;
+        if state.revoked.contains(&token.id()) {
+            return Err(Refusal::Revoked);
+        }
+        let entry = state.services.get(token.service()).ok_or(Refusal::UnknownService)?;
+        if !entry.scopes.iter().any(|scope| scope.allows(&subject.noun, &subject.verb)) {
+            return Err(Refusal::ServiceScope);
+        }
+        let grant = Arc::clone(token.grant(&self.role)?);
+        self.note_use(token.id(), stored_at);
+        Ok(grant)
+    }
+
+    /// Judges a message.
+    pub(crate) fn authorise<W: Worker>(
+        &self,
+        worker: &W,
+        decoded: Decoded<W::Request>,
+    ) -> Judgement<W::Request> {
         let Decoded { message, delivery } = decoded;
-        let grant = self.grant(&message.subject);
-        Ok(Authorised { message, delivery, grant })
+        let (headers, session) = (delivery.message.headers.as_ref(), worker.session(&message.request));
+        match self.judge(headers, &message.subject, session, message.stored_at) {
+            Ok(grant) => match self.delay(&message.subject, delivery.deliveries) {
+                Some(delay) => Judgement::TooOften(Box::new(delivery), delay),
+                None => Judgement::Authorised(Box::new(Authorised { message, delivery, grant })),
+            },
+            Err(refusal) => Judgement::Denied(Box::new(Decoded { message, delivery }), refusal),
+        }
+    }
+
+    /// Whether a message that is denied could be allowed by what the registry says by now.
+    pub(crate) fn may_be_news(refusal: Refusal) -> bool {
+        matches!(refusal, Refusal::UnknownKey | Refusal::UnknownService | Refusal::ServiceScope)
+    }
+
+    fn delay(&self, subject: &RequestSubject, deliveries: i64) -> Option<Duration> {
+        let what = Use {
+            service: &subject.service,
+            noun: &subject.noun,
+            verb: &subject.verb,
+            user_id: subject.user_id,
+        };
+        let wait = self.limits.wait(self.rates_of(&subject.service), what)?;
+        rate::delay(wait, deliveries)
+    }
+
+    fn rates_of(&self, service: &Service) -> Rates {
+        let own = self.state().services.get(service).map_or_else(Rates::default, |entry| entry.rates);
+        Rates {
+            of_service: own.of_service.or(self.rates.of_service),
+            of_scope: own.of_scope.or(self.rates.of_scope),
+            of_user: own.of_user.or(self.rates.of_user),
+        }
+    }
+
+    fn verified(&self, token: &str, state: &TrustState) -> Result<Arc<Token>, Refusal> {
+        let digest: [u8; 32] = Sha256::digest(token).into();
+        // Nothing panics under the lock.
+        if let Some(known) = self.verified.lock().unwrap_or_else(PoisonError::into_inner).get(&digest) {
+            return Ok(Arc::clone(known));
+        }
+        let token = Arc::new(verify(token, &self.audience, |name| state.keys.get(name))?);
+        let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        // Only good tokens come this far, so that nobody can push them out with bad ones.
+        if verified.len() >= KEPT {
+            verified.clear();
+        }
+        verified.insert(digest, Arc::clone(&token));
+        Ok(token)
+    }
+
+    fn note_use(&self, id: Uuid, at: DateTime<Utc>) {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        if used.len() < USED_KEPT || used.contains_key(&id) {
+            let last = used.entry(id).or_insert(at);
+            *last = at.max(*last);
+        }
+    }
+
+    /// The tokens that were used since this was asked last.
+    pub(crate) fn take_used(&self) -> HashMap<Uuid, DateTime<Utc>> {
+        std::mem::take(&mut *self.used.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn tidy(&self) {
+        self.limits.tidy();
+    }
+
+    /// What tokens are judged by now.
+    pub(crate) fn state(&self) -> Arc<TrustState> {
+        Arc::clone(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Judges by another state from now on.
+    pub(crate) fn tell(&self, state: TrustState) {
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
+        // A key may be gone that some were verified by.
+        self.verified.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+/// The token of a message (RFC 6750, section 2.1).
+fn bearer(headers: Option<&HeaderMap>) -> Result<&str, Refusal> {
+    let mut values = headers.into_iter().flat_map(|headers| headers.get_all(header::AUTHORIZATION));
+    let value = values.next().ok_or(Refusal::Missing)?;
+    match (value.as_str().split_once(' '), values.next()) {
+        (Some((scheme, token)), None) if scheme.eq_ignore_ascii_case("Bearer") => Ok(token),
+        _ => Err(Refusal::Malformed),
     }
 }

@@ -97,11 +97,13 @@ fn user(subject: &str) -> Option<contract::UserId> {
     }
 }
 
-/// The headers that go along. `Nats-` ones are orders to the broker and would be carried out again.
+/// The headers that go along. `Nats-` ones are orders to the broker and would be carried out again; a service token stays
+/// good for a while, and dead letters are read by others than its service.
 fn carried(headers: Option<&HeaderMap>) -> HeaderMap {
     let mut carried = HeaderMap::new();
     for (name, values) in headers.into_iter().flat_map(HeaderMap::iter) {
-        if !name.to_string().to_ascii_lowercase().starts_with("nats-") {
+        let lower = name.to_string().to_ascii_lowercase();
+        if !lower.starts_with("nats-") && lower != header::AUTHORIZATION.to_ascii_lowercase() {
             for value in values {
                 carried.append(name.clone(), value.clone());
             }

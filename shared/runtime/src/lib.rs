@@ -23,14 +23,16 @@ mod held;
 mod outlet;
 mod pipeline;
 pub mod pull;
+mod rate;
 pub mod retry;
 pub mod settings;
 pub mod settle;
 pub mod stats;
+mod watch;
 pub mod worker;
 pub mod write;
 
-pub use pipeline::{RunError, run};
+pub use pipeline::{RunError, check_database, run};
 pub use settings::{Settings, SettingsError};
 pub use stats::{Stats, StatsReport};
 pub use worker::{Effect, FollowUp, Message, Payload, Verdict, Worker};

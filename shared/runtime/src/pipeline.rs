@@ -14,13 +14,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use trust::role_of;
+use trust::{Refusal, role_of};
 
 use crate::advisory::Undertaker;
-use crate::authorise::{Authorised, Issuer, IssuerError};
+use crate::authorise::{Denied, Gate, Judgement};
 use crate::broker;
 use crate::crash::{self, Point};
-use crate::decode::decode;
+use crate::decode::{Decoded, decode};
 use crate::held::Held;
 use crate::outlet::Outlet;
 use crate::pull::{Delivery, Puller};
@@ -28,8 +28,9 @@ use crate::retry::Budget;
 use crate::settings::{Settings, SettingsError};
 use crate::settle::{Settler, ToSettle};
 use crate::stats::Stats;
+use crate::watch;
 use crate::worker::Worker;
-use crate::write::Writer;
+use crate::write::{ToWrite, Writer};
 
 /// A worker cannot start, or broke down.
 #[derive(Debug, thiserror::Error)]
@@ -50,14 +51,6 @@ pub enum RunError {
     /// The database pool cannot be made.
     #[error(transparent)]
     Pool(#[from] store::PoolError),
-    /// There is nothing to issue grants with.
-    #[error("{worker} cannot start: {problem}")]
-    Issuer {
-        /// The worker.
-        worker: &'static str,
-        /// What is missing.
-        problem: IssuerError,
-    },
     /// A stage panicked. What was in flight is delivered again.
     #[error("{worker} broke down: {problem}")]
     BrokeDown {
@@ -79,9 +72,6 @@ pub async fn run<W: Worker>(
     stop: CancellationToken,
 ) -> Result<(), RunError> {
     settings.check()?;
-    let issuer = Issuer::new(&settings.trust, W::NAME)
-        .map(Arc::new)
-        .map_err(|problem| RunError::Issuer { worker: W::NAME, problem })?;
     let Some(dependencies) = start::<W>(settings, &stop).await? else { return Ok(()) };
     tracing::info!(worker = W::NAME, stream = W::STREAM, "started");
     let held = Held::default();
@@ -89,7 +79,7 @@ pub async fn run<W: Worker>(
     // It goes on while the stages finish, and ends with them.
     let _renewing =
         AbortOnDropHandle::new(tokio::spawn(held.clone().renew(dependencies.client.clone(), ack_wait)));
-    let mut stages = spawn_stages(worker, settings, &dependencies, issuer, held, stats, &stop);
+    let mut stages = spawn_stages(worker, settings, &dependencies, held, stats, &stop);
 
     let mut broken = None;
     tokio::select! {
@@ -135,21 +125,21 @@ struct Dependencies {
     consumer: PullConsumer,
     advisories: PullConsumer,
     pool: Pool,
+    gate: Arc<Gate>,
 }
 
 fn spawn_stages<W: Worker>(
     worker: Arc<W>,
     settings: &Settings,
     dependencies: &Dependencies,
-    issuer: Arc<Issuer>,
     held: Held,
     stats: Arc<Stats>,
     stop: &CancellationToken,
 ) -> JoinSet<()> {
     let mut stages = JoinSet::new();
-    let (to_write, to_be_written) = mpsc::channel(1);
+    let (to_write, to_be_written) = mpsc::channel::<ToWrite<W::Request>>(1);
     let (to_settle, to_be_settled) = mpsc::channel(1);
-    let Dependencies { client, jetstream, consumer, advisories, pool } = dependencies;
+    let Dependencies { client, jetstream, consumer, advisories, pool, gate } = dependencies;
 
     let writer = Writer {
         worker: Arc::clone(&worker),
@@ -160,7 +150,7 @@ fn spawn_stages<W: Worker>(
     let outlet = Outlet { worker: W::NAME, jetstream: jetstream.clone(), stop: stop.clone() };
     let undertaker = Undertaker {
         worker: Arc::clone(&worker),
-        issuer: Arc::clone(&issuer),
+        gate: Arc::clone(gate),
         client: client.clone(),
         outlet: outlet.clone(),
         jetstream: jetstream.clone(),
@@ -180,7 +170,8 @@ fn spawn_stages<W: Worker>(
     let pulling = PullStage {
         worker,
         consumer: consumer.clone(),
-        issuer,
+        gate: Arc::clone(gate),
+        pool: pool.clone(),
         held,
         settings: settings.clone(),
         stop: stop.clone(),
@@ -191,6 +182,7 @@ fn spawn_stages<W: Worker>(
     stages.spawn(write_stage(writer, to_be_written, to_settle));
     stages.spawn(settle_stage(settler, to_be_settled));
     stages.spawn(burying);
+    stages.spawn(watch::follow(W::NAME, Arc::clone(gate), pool.clone(), stop.clone()));
     stages
 }
 
@@ -198,11 +190,12 @@ fn spawn_stages<W: Worker>(
 struct PullStage<W: Worker> {
     worker: Arc<W>,
     consumer: PullConsumer,
-    issuer: Arc<Issuer>,
+    gate: Arc<Gate>,
+    pool: Pool,
     held: Held,
     settings: Settings,
     stop: CancellationToken,
-    to_write: mpsc::Sender<Vec<Authorised<W::Request>>>,
+    to_write: mpsc::Sender<ToWrite<W::Request>>,
     to_settle: mpsc::Sender<ToSettle<W::Request>>,
 }
 
@@ -224,40 +217,75 @@ impl<W: Worker> PullStage<W> {
     /// Decodes and authorises a batch and passes it on. False when the later stages are gone.
     async fn forward(&self, deliveries: Vec<Delivery>) -> bool {
         let mut batch = Vec::with_capacity(deliveries.len());
+        let (mut denied, mut too_often) = (Vec::new(), Vec::new());
+        let mut take = |decoded, denied: &mut Vec<(Decoded<W::Request>, Refusal)>| match self
+            .gate
+            .authorise(&*self.worker, decoded)
+        {
+            Judgement::Authorised(authorised) => batch.push(*authorised),
+            Judgement::Denied(decoded, refusal) => denied.push((*decoded, refusal)),
+            Judgement::TooOften(delivery, delay) => too_often.push(ToSettle::NotNow(delivery, delay)),
+        };
         for delivery in deliveries {
-            let rejected = match decode(&*self.worker, delivery) {
-                Ok(decoded) => match self.issuer.authorise(decoded) {
-                    Ok(authorised) => {
-                        batch.push(authorised);
-                        continue;
-                    }
-                    Err(refused) => {
-                        let (delivery, denied) = *refused;
-                        ToSettle::Rejected(Box::new(delivery), DeadClass::Denied, denied.to_string())
-                    }
-                },
+            match decode(&*self.worker, delivery) {
+                Ok(decoded) => take(decoded, &mut denied),
                 Err(refused) => {
                     let (delivery, malformed) = *refused;
-                    ToSettle::Rejected(Box::new(delivery), DeadClass::Malformed, malformed.to_string())
+                    let reason = malformed.to_string();
+                    let rejected = ToSettle::Rejected(Box::new(delivery), DeadClass::Malformed, reason);
+                    if self.to_settle.send(rejected).await.is_err() {
+                        return false;
+                    }
                 }
-            };
-            if self.to_settle.send(rejected).await.is_err() {
-                return false;
+            }
+        }
+        if denied.iter().any(|(_, refusal)| Gate::may_be_news(*refusal)) {
+            // Without the database nothing is refused either: a refusal is recorded there.
+            let refreshed = watch::refresh(&self.gate, &self.pool).await;
+            tracing::debug!(
+                worker = W::NAME,
+                refreshed = refreshed.is_ok(),
+                "asked for news of the registry"
+            );
+            for (decoded, _) in std::mem::take(&mut denied) {
+                take(decoded, &mut denied);
             }
         }
         crash::reach(Point::Authorised);
-        batch.is_empty() || self.to_write.send(batch).await.is_ok()
+        for delayed in too_often {
+            if self.to_settle.send(delayed).await.is_err() {
+                return false;
+            }
+        }
+        let denied: Vec<Denied> =
+            denied.into_iter().map(|(decoded, refusal)| Denied::new(decoded, refusal)).collect();
+        let nothing = batch.is_empty() && denied.is_empty();
+        nothing || self.to_write.send(ToWrite { authorised: batch, denied }).await.is_ok()
     }
 }
 
 async fn write_stage<W: Worker>(
     writer: Writer<W>,
-    mut batches: mpsc::Receiver<Vec<Authorised<W::Request>>>,
+    mut batches: mpsc::Receiver<ToWrite<W::Request>>,
     to_settle: mpsc::Sender<ToSettle<W::Request>>,
 ) {
-    while let Some(batch) = batches.recv().await {
-        let (messages, since) = (batch.len(), Instant::now());
-        let settlements = writer.write(batch).await;
+    while let Some(ToWrite { authorised, denied }) = batches.recv().await {
+        let recorded = denied.is_empty() || writer.record_denied(&denied).await;
+        for Denied { delivery, refusal, .. } in denied {
+            let refused = if recorded {
+                ToSettle::Rejected(Box::new(delivery), DeadClass::Denied, refusal.to_string())
+            } else {
+                ToSettle::NotNow(Box::new(delivery), Duration::ZERO)
+            };
+            if to_settle.send(refused).await.is_err() {
+                return;
+            }
+        }
+        if authorised.is_empty() {
+            continue;
+        }
+        let (messages, since) = (authorised.len(), Instant::now());
+        let settlements = writer.write(authorised).await;
         tracing::debug!(worker = W::NAME, messages, elapsed = ?since.elapsed(), "written");
         if to_settle.send(ToSettle::Written(settlements)).await.is_err() {
             return;
@@ -298,7 +326,9 @@ async fn start<W: Worker>(
             .for_it(|| find_consumer(&jetstream, crate::advisory::STREAM, crate::advisory::consumer(W::NAME)))
             .await?;
         wait.for_it(|| check_database(&pool, W::NAME)).await?;
-        Ok(Dependencies { client, jetstream, consumer, advisories, pool: pool.clone() })
+        let state = wait.for_it(|| watch::read(&pool)).await?;
+        let gate = Arc::new(Gate::new(&settings.trust, W::NAME, state));
+        Ok(Dependencies { client, jetstream, consumer, advisories, pool: pool.clone(), gate })
     };
     tokio::select! {
         () = stop.cancelled() => Ok(None),
@@ -361,7 +391,11 @@ async fn find_consumer(
     })
 }
 
-async fn check_database(pool: &Pool, worker: &str) -> Result<(), String> {
+/// Whether the database has the schema, and lets this worker do what it needs and no more.
+///
+/// # Errors
+/// What is missing or too much, and what to do about it.
+pub async fn check_database(pool: &Pool, worker: &str) -> Result<(), String> {
     let mut connection = store::lend(pool)
         .await
         .map_err(|error| format!("{error}; is it running, and is postgres.url right?"))?;

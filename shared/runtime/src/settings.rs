@@ -93,13 +93,38 @@ impl PostgresSettings {
     }
 }
 
-/// Who may act for whom.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// Who may act for whom. Workers need none of the files: they take the keys that verify tokens from the database.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrustSettings {
-    /// A file with the key that seals the grants which workers write under: `<name> <64 to 128 hex digits>`. The database
+    /// The deployment that tokens are for: a token for another audience is refused.
+    pub audience: String,
+    /// For issuing tokens: a file with the key that signs them, `<name> private <64 hex digits>`. The registry must know
+    /// its public half.
+    pub token_key_file: Option<String>,
+    /// For issuing tokens: a file with the key that seals the grants in them, `<name> <64 to 128 hex digits>`. The database
     /// must know the same key.
     pub grant_key_file: Option<String>,
+    /// How many requests a second of one service a replica lets through, where the registry says nothing else; 1 to
+    /// 1000000.
+    pub service_per_second: u32,
+    /// The same for one noun and verb of a service.
+    pub scope_per_second: u32,
+    /// The same for one user of a service.
+    pub user_per_second: u32,
+}
+
+impl Default for TrustSettings {
+    fn default() -> Self {
+        Self {
+            audience: "memfleet".to_owned(),
+            token_key_file: None,
+            grant_key_file: None,
+            service_per_second: 50_000,
+            scope_per_second: 50_000,
+            user_per_second: 1_000,
+        }
+    }
 }
 
 /// The audit trail's seals.
@@ -278,6 +303,9 @@ impl Settings {
             ("postgres.write_pool_size", size(self.postgres.write_pool_size), 1, 200),
             ("postgres.connect_timeout_ms", self.postgres.connect_timeout_ms, 100, 60_000),
             ("postgres.statement_timeout_ms", self.postgres.statement_timeout_ms, 1_000, 600_000),
+            ("trust.service_per_second", self.trust.service_per_second.into(), 1, 1_000_000),
+            ("trust.scope_per_second", self.trust.scope_per_second.into(), 1, 1_000_000),
+            ("trust.user_per_second", self.trust.user_per_second.into(), 1, 1_000_000),
             ("audit.seal_every_s", self.audit.seal_every_s, 1, 3_600),
             ("worker.batch_size", size(worker.batch_size), 1, 1_000),
             ("worker.batch_wait_ms", worker.batch_wait_ms, 0, 1_000),

@@ -1,6 +1,7 @@
 //! Stage five: follow-ups, answers, then the acknowledgement; or a delay; or a dead letter.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_nats::Client;
 use async_nats::jetstream::AckKind;
@@ -22,6 +23,8 @@ use crate::write::{Decision, Settlement};
 pub(crate) enum ToSettle<R> {
     Written(Vec<Settlement<R>>),
     Rejected(Box<Delivery>, DeadClass, String),
+    /// It comes again after this, and has spent no try.
+    NotNow(Box<Delivery>, Duration),
 }
 
 /// Settles messages of one worker.
@@ -41,6 +44,10 @@ impl<W: Worker> Settler<W> {
         match item {
             ToSettle::Rejected(delivery, class, reason) => {
                 self.bury(&delivery, Death { class, reason, tries: 1 }).await;
+            }
+            ToSettle::NotNow(delivery, delay) => {
+                self.stats.delayed();
+                acknowledge(&delivery, AckKind::Nak(Some(delay))).await;
             }
             ToSettle::Written(settlements) => {
                 let committed = self.split_off_failures(settlements).await;

@@ -21,6 +21,7 @@ struct Inner {
     unchanged: u64,
     repeated: u64,
     retried: u64,
+    delayed: u64,
     batches: u64,
     dead: BTreeMap<&'static str, u64>,
     /// Microseconds from stored by JetStream to committed by PostgreSQL. None only if the histogram refused its
@@ -39,6 +40,8 @@ pub struct StatsReport {
     pub repeated: u64,
     /// Messages put back to be tried again.
     pub retried: u64,
+    /// Messages put back because their service published too often.
+    pub delayed: u64,
     /// Transactions committed.
     pub batches: u64,
     /// Dead letters by class.
@@ -60,6 +63,7 @@ impl Default for Stats {
                 unchanged: 0,
                 repeated: 0,
                 retried: 0,
+                delayed: 0,
                 batches: 0,
                 dead: BTreeMap::new(),
                 commit_delay: Histogram::new_with_bounds(1, LONGEST_MICROS, 2).ok(),
@@ -110,6 +114,10 @@ impl Stats {
         self.with(|inner| inner.retried += 1);
     }
 
+    pub(crate) fn delayed(&self) {
+        self.with(|inner| inner.delayed += 1);
+    }
+
     pub(crate) fn died(&self, class: DeadClass) {
         self.with(|inner| *inner.dead.entry(class.as_str()).or_insert(0) += 1);
     }
@@ -127,6 +135,7 @@ impl Stats {
                 unchanged: inner.unchanged,
                 repeated: inner.repeated,
                 retried: inner.retried,
+                delayed: inner.delayed,
                 batches: inner.batches,
                 dead: inner.dead.clone(),
                 publish_to_commit_ms_p50: at(0.5),

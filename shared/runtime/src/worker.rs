@@ -24,6 +24,10 @@ pub trait Worker: Send + Sync + 'static {
     /// [`Malformed`], naming the field; the message becomes a dead letter.
     fn decode(&self, subject: &RequestSubject, body: &[u8]) -> Result<Self::Request, Malformed>;
 
+    /// The session that a request belongs to; none for what belongs to the user as such. A token for one session allows
+    /// only its own.
+    fn session<'a>(&self, request: &'a Self::Request) -> Option<&'a str>;
+
     /// Writes a batch inside a transaction that the runtime opens and commits, and gives a verdict for each
     /// message, in order. No message of the batch has had an effect before, and no two have the same request id.
     ///

@@ -9,12 +9,13 @@ use contract::{DeadClass, Event, Json};
 use diesel_async::AsyncConnection;
 use store::blackboard::{self, Appended, Cause, NewEvent};
 use store::inbox::{self, Entry};
+use store::registry::{self, RefusedToken};
 use store::security::{self, Violation};
 use store::{Connection, Fault, FaultKind, Pool};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::authorise::Authorised;
+use crate::authorise::{Authorised, Denied};
 use crate::crash::{self, Point};
 use crate::retry;
 use crate::stats::{self, Stats};
@@ -47,6 +48,12 @@ pub(crate) struct Commit {
     pub(crate) event: Option<Event>,
     /// Why there was none.
     pub(crate) reason: Option<&'static str>,
+}
+
+/// What the stages before pass on: messages to be written, and others to be refused.
+pub(crate) struct ToWrite<R> {
+    pub(crate) authorised: Vec<Authorised<R>>,
+    pub(crate) denied: Vec<Denied>,
 }
 
 /// How often a batch that met a passing fault is tried as it is before it is split.
@@ -87,6 +94,34 @@ impl<W: Worker> Writer<W> {
             }
         }
         batch.into_iter().zip(decisions).map(|(message, decision)| Settlement { message, decision }).collect()
+    }
+
+    /// Records refusals. False if they cannot be recorded before the worker stops: they must not be without a trace.
+    pub(crate) async fn record_denied(&self, denied: &[Denied]) -> bool {
+        let reasons: Vec<String> = denied.iter().map(|one| one.refusal.to_string()).collect();
+        let refused: Vec<RefusedToken<'_>> = denied
+            .iter()
+            .zip(&reasons)
+            .map(|(one, reason)| RefusedToken {
+                kind: one.refusal.as_str(),
+                reason,
+                user_id: one.subject.user_id,
+                service: &one.subject.service,
+                request_id: one.request_id,
+            })
+            .collect();
+        let mut tries = 0;
+        loop {
+            let recorded =
+                async { registry::record_refused(&mut *store::lend(&self.pool).await?, &refused).await };
+            let Err(fault) = recorded.await else { return true };
+            tries += 1;
+            tracing::warn!(worker = W::NAME, %fault, refusals = refused.len(), "refusals cannot be recorded; waiting");
+            tokio::select! {
+                () = self.stop.cancelled() => return false,
+                () = tokio::time::sleep(retry::delay(tries, FIRST_PAUSE, LONGEST_PAUSE)) => {}
+            }
+        }
     }
 
     /// Tries one part until it is written or fails for a reason that lies in it. While the database is away, it

@@ -108,6 +108,9 @@ fn a_number_out_of_bounds_is_refused_by_name_with_the_bounds() {
         ("postgres", "write_pool_size", 1, 200),
         ("postgres", "connect_timeout_ms", 100, 60_000),
         ("postgres", "statement_timeout_ms", 1_000, 600_000),
+        ("trust", "service_per_second", 1, 1_000_000),
+        ("trust", "scope_per_second", 1, 1_000_000),
+        ("trust", "user_per_second", 1, 1_000_000),
         ("audit", "seal_every_s", 1, 3_600),
         ("worker", "batch_size", 1, 1_000),
         ("worker", "batch_wait_ms", 0, 1_000),
@@ -188,7 +191,7 @@ fn an_unknown_option_of_the_environment_is_refused_by_name() {
 
 #[test]
 fn every_option_can_be_passed_on_in_the_environment() {
-    let content = "nats.credentials_file = \"/a b\"\npostgres.worker_url = \"w\"\ntrust.grant_key_file = \"k\"\n\
+    let content = "nats.credentials_file = \"/a b\"\npostgres.worker_url = \"w\"\ntrust.grant_key_file = \"k\"\ntrust.token_key_file = \"t\"\n\
                    audit.seal_key_file = \"s\"\naudit.public_keys_file = \"p\"\nworker.batch_size = 7\n";
     let settings = load("passed-on", content).unwrap();
     let variables = settings.to_environment().unwrap();

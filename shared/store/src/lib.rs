@@ -9,6 +9,7 @@ pub mod inbox;
 pub mod migration;
 pub mod partition;
 pub mod pool;
+pub mod registry;
 pub mod schema;
 pub mod security;
 mod statement;

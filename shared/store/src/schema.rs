@@ -308,14 +308,16 @@ diesel::table! {
 
 diesel::table! {
     use diesel::sql_types::*;
-    cross_service_auth (id) {
-        id -> Uuid,
-        service -> Text,
+    cross_service_auth (token_id) {
         token_id -> Uuid,
-        user_id -> Nullable<Integer>,
+        service -> Text,
+        user_id -> Integer,
+        session_id -> Nullable<Text>,
         scopes -> Array<Text>,
+        key_id -> Text,
         issued_at -> Timestamptz,
         expires_at -> Timestamptz,
+        grants_expire_at -> Timestamptz,
         last_used_at -> Nullable<Timestamptz>,
         revoked_at -> Nullable<Timestamptz>,
     }

@@ -3,8 +3,9 @@ use diesel::QueryableByName;
 use diesel::sql_types::{Bool, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use stack::{Postgres, PostgresOptions, Programs};
+use store::registry::{self, Rates, ServiceEntry};
 use tokio::sync::OnceCell;
-use trust::GrantKey;
+use trust::{GrantKey, PrivateKey};
 use uuid::Uuid;
 
 /// Names the server that holds the tests' databases, as the URL of its database `postgres`.
@@ -15,6 +16,10 @@ const TEMPLATE: &str = "memfleet_template";
 
 /// The key of grants in every test's database.
 pub const GRANT_KEY: &str = "test 6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b";
+/// The key that signs tokens in every test's database.
+pub const TOKEN_KEY: &str = "test private 7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a\n";
+/// The services of every test's database, which may do everything.
+const SERVICES: [&str; 6] = ["test", "account", "simple-chat", "smart-router", "expert-group", "bench"];
 /// The key of seals in every test.
 pub(crate) const SEAL_KEY: &str =
     "test private 5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e\n";
@@ -88,6 +93,11 @@ async fn make_template(server: &str, connection: &mut AsyncPgConnection) -> anyh
         let mut made = store::connect(&beside(server, &unfinished)).await?;
         let key = GrantKey::parse(GRANT_KEY)?;
         store::security::add_grant_key(&mut made, key.name(), key.expose()).await?;
+        registry::add_token_key(&mut made, &PrivateKey::parse(TOKEN_KEY)?.public()).await?;
+        for service in SERVICES {
+            let entry = ServiceEntry { scopes: vec!["*:*".parse()?], rates: Rates::default() };
+            registry::put_service(&mut made, &service.parse()?, &entry).await?;
+        }
         // Roles are of the server, and so are their passwords: once is enough.
         store::security::set_worker_passwords(&mut made, WORKER_PASSWORD).await?;
         drop(made);

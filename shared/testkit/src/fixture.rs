@@ -4,13 +4,16 @@ use async_nats::jetstream::{self, consumer::PullConsumer};
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Nullable, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
+use futures::StreamExt;
 use runtime::{RunError, Settings, Stats, Worker, broker};
 use stack::{Nats, NatsOptions, Programs};
+use store::registry::{self, Rates, ServiceEntry};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use topology::Topology;
+use trust::Scope;
 
-use crate::database::{GRANT_KEY, SEAL_KEY, create_database, worker_url};
+use crate::database::{GRANT_KEY, SEAL_KEY, TOKEN_KEY, create_database, worker_url};
 use crate::publish::Published;
 use crate::wait::eventually;
 
@@ -97,6 +100,9 @@ impl Fixture {
         let key = folder.path().join("grant.key");
         std::fs::write(&key, GRANT_KEY).expect("a key file");
         settings.trust.grant_key_file = Some(key.to_str().expect("a path").to_owned());
+        let token_key = folder.path().join("token.key");
+        std::fs::write(&token_key, TOKEN_KEY).expect("a key file");
+        settings.trust.token_key_file = Some(token_key.to_str().expect("a path").to_owned());
         let seal_key = folder.path().join("seal.key");
         std::fs::write(&seal_key, SEAL_KEY).expect("a key file");
         settings.audit.seal_key_file = Some(seal_key.to_str().expect("a path").to_owned());
@@ -145,6 +151,14 @@ impl Fixture {
         }
     }
 
+    /// Listens on a subject.
+    pub async fn subscribe(&self, subject: &str) -> async_nats::Subscriber {
+        let client = self.jetstream.client();
+        let subscriber = client.subscribe(subject.to_owned()).await.expect("a subscription");
+        client.flush().await.expect("a broker that has it");
+        subscriber
+    }
+
     /// A consumer of the broker.
     pub async fn consumer(&self, stream: &str, name: &str) -> PullConsumer {
         self.jetstream.get_consumer_from_stream(name, stream).await.expect("a consumer")
@@ -162,6 +176,14 @@ impl Fixture {
             (delivered && info.num_pending == 0 && info.num_ack_pending == 0).then_some(())
         })
         .await;
+    }
+
+    /// Registers a service, which may do what these scopes say: `register("alpha", "context:* session:open")`.
+    pub async fn register(&self, service: &str, scopes: &str) {
+        let scopes = Scope::parse_list(scopes).expect("scopes");
+        let entry = ServiceEntry { scopes, rates: Rates::default() };
+        let service = service.parse().expect("a service");
+        registry::put_service(&mut self.connection().await, &service, &entry).await.expect("a service");
     }
 
     /// A connection to the test's database.
@@ -234,6 +256,16 @@ impl Fixture {
             })
             .collect()
     }
+}
+
+/// The next message of a subscription.
+///
+/// # Panics
+/// If none comes before the deadline.
+#[allow(clippy::expect_used)]
+pub async fn next(subscriber: &mut async_nats::Subscriber) -> async_nats::Message {
+    let next = tokio::time::timeout(crate::wait::DEADLINE, subscriber.next()).await;
+    next.expect("a message in time").expect("a subscription that goes on")
 }
 
 /// What [`Fixture::lines`] gives, on a connection whose settings a test has chosen.

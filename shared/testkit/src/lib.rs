@@ -12,10 +12,11 @@ mod change;
 mod database;
 mod fixture;
 mod publish;
+pub mod token;
 mod wait;
 
 pub use change::{deliver_again_after, forget_duplicates_after};
-pub use database::{GRANT_KEY, POSTGRES_VARIABLE, create_database};
-pub use fixture::{Fixture, Running, lines_on};
+pub use database::{GRANT_KEY, POSTGRES_VARIABLE, TOKEN_KEY, create_database};
+pub use fixture::{Fixture, Running, lines_on, next};
 pub use publish::{Published, context, everything_of, request, session, user};
 pub use wait::{DEADLINE, eventually};

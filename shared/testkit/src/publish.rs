@@ -1,7 +1,9 @@
 use async_nats::HeaderMap;
-use contract::header;
+use contract::{RequestSubject, header};
 use serde_json::{Value, json};
 use uuid::Uuid;
+
+use crate::token;
 
 /// A request as a publisher sends it.
 #[derive(Clone, Debug)]
@@ -14,6 +16,8 @@ pub struct Published {
     pub headers: Vec<(&'static str, String)>,
     /// The body.
     pub body: Vec<u8>,
+    /// Whether a good token goes along, unless a header says otherwise.
+    pub has_token: bool,
 }
 
 impl Published {
@@ -24,10 +28,27 @@ impl Published {
         self
     }
 
+    /// The same with another service token.
+    #[must_use]
+    pub fn with_token(self, token: &str) -> Self {
+        self.with(header::AUTHORIZATION, format!("Bearer {token}"))
+    }
+
+    /// The same without a service token.
+    #[must_use]
+    pub fn without_token(self) -> Self {
+        Self { has_token: false, ..self }
+    }
+
     /// The headers on the wire.
     pub fn header_map(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
         headers.insert(header::MESSAGE_ID, self.id.to_string());
+        if self.has_token
+            && let Ok(subject) = self.subject.parse::<RequestSubject>()
+        {
+            headers.insert(header::AUTHORIZATION, format!("Bearer {}", token::of(&subject)));
+        }
         for (name, value) in &self.headers {
             headers.insert(*name, value.as_str());
         }
@@ -42,6 +63,7 @@ pub fn request(kind: &str, user: i32, body: Value) -> Published {
         id: Uuid::now_v7(),
         headers: Vec::new(),
         body: body.to_string().into_bytes(),
+        has_token: true,
     }
 }
 

@@ -192,6 +192,6 @@ fn text_of(file: &str, map: &Map<String, Value>, field: &str) -> Result<String, 
     }
 }
 
-fn invalid(file: &str, problem: String) -> TopologyError {
+pub(crate) fn invalid(file: &str, problem: String) -> TopologyError {
     TopologyError::Invalid { file: file.to_owned(), problem }
 }

@@ -8,9 +8,11 @@
 mod change;
 mod file;
 mod plan;
+mod service;
 
 pub use change::{Change, FieldChange, Target};
 pub use file::{Consumer, Stream, Topology};
+pub use service::Service;
 
 use async_nats::jetstream;
 

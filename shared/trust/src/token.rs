@@ -157,6 +157,20 @@ impl Token {
         self.check_use(&subject.noun, &subject.verb, subject.user_id, session, stored_at)
     }
 
+    /// Whether it is good at this time, in seconds since 1970.
+    ///
+    /// # Errors
+    /// [`Refusal::NotYetValid`] or [`Refusal::Expired`].
+    pub fn check_time(&self, at: u64) -> Result<(), Refusal> {
+        if at.saturating_add(CLOCK_SKEW_S) < self.not_before {
+            return Err(Refusal::NotYetValid);
+        }
+        if at >= self.expires.saturating_add(CLOCK_SKEW_S) {
+            return Err(Refusal::Expired);
+        }
+        Ok(())
+    }
+
     /// [`Token::check`] without the service, for a question, whose subject does not name it.
     ///
     /// # Errors
@@ -172,12 +186,7 @@ impl Token {
         if self.user_id != user_id {
             return Err(Refusal::User);
         }
-        if at.saturating_add(CLOCK_SKEW_S) < self.not_before {
-            return Err(Refusal::NotYetValid);
-        }
-        if at >= self.expires.saturating_add(CLOCK_SKEW_S) {
-            return Err(Refusal::Expired);
-        }
+        self.check_time(at)?;
         if !self.scopes.iter().any(|scope| scope.allows(noun, verb)) {
             return Err(Refusal::Scope);
         }

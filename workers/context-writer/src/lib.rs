@@ -17,7 +17,7 @@ pub mod message;
 pub mod store;
 
 use ::store::{Connection, Fault};
-use contract::{Malformed, Request, RequestSubject};
+use contract::{Malformed, Request, RequestSubject, SessionId};
 use runtime::{Message, Verdict, Worker};
 
 /// The worker.
@@ -31,6 +31,10 @@ impl Worker for ContextWriter {
 
     fn decode(&self, subject: &RequestSubject, body: &[u8]) -> Result<Request, Malformed> {
         message::decode(subject, body)
+    }
+
+    fn session<'a>(&self, request: &'a Request) -> Option<&'a str> {
+        request.session_id().map(SessionId::as_str)
     }
 
     async fn write<'a>(

@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use crate::command::{
     audit::AuditArgs, bench::BenchArgs, contract::ContractArgs, dead::DeadArgs, demo::DemoArgs, dev::DevArgs,
     load::LoadArgs, migrate::MigrateArgs, nats::NatsArgs, publish::PublishArgs, run::RunArgs,
-    security::SecurityArgs, status::StatusArgs,
+    security::SecurityArgs, status::StatusArgs, token::TokenArgs,
 };
 
 /// The unified memory store of a multi-agent AI platform, as a fleet of message-queue workers.
@@ -54,6 +54,8 @@ pub enum Command {
     Dead(DeadArgs),
     /// Attack the database with every worker's role; make and add the keys of grants.
     Security(SecurityArgs),
+    /// Issue, read and revoke service tokens; register services.
+    Token(TokenArgs),
     /// Seal the audit trail, prove it, and read it.
     Audit(AuditArgs),
     /// Show streams, lag, consumers, database and versions.

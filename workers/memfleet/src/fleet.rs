@@ -5,25 +5,30 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::ValueEnum;
 use context_writer::ContextWriter;
-use runtime::{RunError, Settings, Stats, Worker};
+use runtime::{Settings, Stats, Worker};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+
+use crate::tokens;
 
 /// The workers of this program. A new worker is a line here and one in [`Fleet::start`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum WorkerName {
     /// Sessions, contexts, conversations, accounts, and what agents remember.
     ContextWriter,
+    /// Tokens for services that ask for them.
+    TokenIssuer,
 }
 
 impl WorkerName {
     /// Every worker.
-    pub const ALL: &'static [Self] = &[Self::ContextWriter];
+    pub const ALL: &'static [Self] = &[Self::ContextWriter, Self::TokenIssuer];
 
     /// The name of its crate, consumer and role.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::ContextWriter => ContextWriter::NAME,
+            Self::TokenIssuer => token_issuer::NAME,
         }
     }
 }
@@ -31,7 +36,7 @@ impl WorkerName {
 /// Workers that run in this process.
 #[derive(Debug)]
 pub struct Fleet {
-    running: JoinSet<Result<(), RunError>>,
+    running: JoinSet<anyhow::Result<()>>,
     stats: Vec<(WorkerName, Arc<Stats>)>,
     stop: CancellationToken,
 }
@@ -43,6 +48,7 @@ impl Fleet {
         for &name in names {
             match name {
                 WorkerName::ContextWriter => fleet.spawn(name, ContextWriter, settings),
+                WorkerName::TokenIssuer => fleet.spawn_issuer(settings),
             }
         }
         fleet
@@ -52,7 +58,17 @@ impl Fleet {
         let stats = Arc::new(Stats::default());
         self.stats.push((name, Arc::clone(&stats)));
         let (settings, stop) = (settings.clone(), self.stop.child_token());
-        self.running.spawn(async move { runtime::run(Arc::new(worker), &settings, stats, stop).await });
+        self.running.spawn(async move { Ok(runtime::run(Arc::new(worker), &settings, stats, stop).await?) });
+    }
+
+    fn spawn_issuer(&mut self, settings: &Settings) {
+        let (settings, stop) = (settings.clone(), self.stop.child_token());
+        self.running.spawn(async move {
+            let issuer = tokens::issuer(&settings.trust)?.context(
+                "token-issuer cannot start: trust.token_key_file and trust.grant_key_file are not set",
+            )?;
+            Ok(token_issuer::run(issuer, &settings, stop).await?)
+        });
     }
 
     /// What each worker has done so far.
@@ -66,7 +82,7 @@ impl Fleet {
     /// What the worker that ended says.
     pub async fn ended(&mut self) -> anyhow::Result<()> {
         match self.running.join_next().await {
-            Some(ended) => Ok(ended.context("a worker broke down")??),
+            Some(ended) => ended.context("a worker broke down")?,
             None => Ok(()),
         }
     }
@@ -79,7 +95,7 @@ impl Fleet {
         self.stop.cancel();
         let mut failed = None;
         while let Some(ended) = self.running.join_next().await {
-            let outcome = ended.context("a worker broke down").and_then(|ended| Ok(ended?));
+            let outcome = ended.context("a worker broke down").and_then(|ended| ended);
             failed = failed.or(outcome.err());
         }
         failed.map_or(Ok(()), Err)

@@ -13,3 +13,4 @@ pub mod logging;
 pub mod output;
 pub mod publisher;
 pub mod table;
+pub mod tokens;

@@ -3,13 +3,15 @@
 use std::fs::{OpenOptions, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use runtime::Settings;
 use runtime::broker;
 use stack::{Stack, StackOptions};
-use tempfile::TempPath;
+use store::registry::{self, Rates, ServiceEntry};
+use tempfile::TempDir;
+use topology::Service;
 use trust::{GrantKey, PrivateKey};
 use uuid::Uuid;
 
@@ -19,7 +21,7 @@ pub struct Local {
     pub settings: Settings,
     stack: Option<Stack>,
     /// Removed with this.
-    _keys: Vec<TempPath>,
+    _keys: Option<TempDir>,
 }
 
 impl Local {
@@ -29,10 +31,9 @@ impl Local {
     /// If a server's program is missing, or one does not start, or cannot be set up.
     pub async fn temporary(settings: &Settings, options: StackOptions) -> anyhow::Result<Self> {
         let stack = Stack::temporary(options).await?;
-        let file = || tempfile::NamedTempFile::new().context("the file of a key cannot be made");
-        let (grant, seal) = (file()?.into_temp_path(), file()?.into_temp_path());
-        let settings = set_up_private(&stack, settings, &grant, &seal).await?;
-        Ok(Self { settings, stack: Some(stack), _keys: vec![grant, seal] })
+        let folder = tempfile::tempdir().context("a folder for keys cannot be made")?;
+        let settings = set_up_private(&stack, settings, &KeyFiles::of(folder.path())).await?;
+        Ok(Self { settings, stack: Some(stack), _keys: Some(folder) })
     }
 
     /// Starts private servers in a folder that stays.
@@ -41,14 +42,13 @@ impl Local {
     /// If a server's program is missing, or one does not start, or cannot be set up.
     pub async fn kept(settings: &Settings, folder: &Path, options: StackOptions) -> anyhow::Result<Self> {
         let stack = Stack::start(folder, options).await?;
-        let (grant, seal) = (folder.join("grant.key"), folder.join("seal.key"));
-        let settings = set_up_private(&stack, settings, &grant, &seal).await?;
-        Ok(Self { settings, stack: Some(stack), _keys: Vec::new() })
+        let settings = set_up_private(&stack, settings, &KeyFiles::of(folder)).await?;
+        Ok(Self { settings, stack: Some(stack), _keys: None })
     }
 
     /// Uses the servers that the configuration names, as they are.
     pub fn running(settings: &Settings) -> Self {
-        Self { settings: settings.clone(), stack: None, _keys: Vec::new() }
+        Self { settings: settings.clone(), stack: None, _keys: None }
     }
 
     /// The private servers, if they are private.
@@ -68,14 +68,47 @@ impl Local {
     }
 }
 
+/// Where the keys of private servers are.
+struct KeyFiles {
+    grant: PathBuf,
+    token: PathBuf,
+    seal: PathBuf,
+}
+
+impl KeyFiles {
+    fn of(folder: &Path) -> Self {
+        Self {
+            grant: folder.join("grant.key"),
+            token: folder.join("token.key"),
+            seal: folder.join("seal.key"),
+        }
+    }
+}
+
+/// Registers services as a file describes them.
+///
+/// # Errors
+/// If a scope is none, or the database refuses.
+pub async fn register_services(
+    connection: &mut store::Connection,
+    services: Vec<Service>,
+) -> anyhow::Result<()> {
+    for Service { service, scopes, .. } in services {
+        let scopes = scopes.iter().map(|scope| scope.parse()).collect::<Result<_, _>>()?;
+        let entry = ServiceEntry { scopes, rates: Rates::default() };
+        let service = service.parse().with_context(|| format!("the service {service:?}"))?;
+        registry::put_service(connection, &service, &entry).await?;
+    }
+    Ok(())
+}
+
+fn is_empty(file: &Path) -> bool {
+    std::fs::metadata(file).map_or(0, |file| file.len()) == 0
+}
+
 /// Sets private servers up, with a key for grants and a password for the workers' roles that are made anew each time. The
-/// key of seals stays with the seals.
-async fn set_up_private(
-    stack: &Stack,
-    settings: &Settings,
-    grant_file: &Path,
-    seal_file: &Path,
-) -> anyhow::Result<Settings> {
+/// key of seals stays with the seals, and the key of tokens with the database that knows it.
+async fn set_up_private(stack: &Stack, settings: &Settings, keys: &KeyFiles) -> anyhow::Result<Settings> {
     let mut settings = settings.clone();
     let url = stack.postgres.url("memfleet");
     settings.nats.url = stack.nats.url().to_owned();
@@ -84,18 +117,29 @@ async fn set_up_private(
     set_up(&settings).await?;
 
     let key = GrantKey::generate("private")?;
-    keep(grant_file, &key.expose_line())?;
-    if std::fs::metadata(seal_file).map_or(0, |file| file.len()) == 0 {
-        keep(seal_file, &PrivateKey::generate("private")?.expose_line())?;
+    keep(&keys.grant, &key.expose_line())?;
+    if is_empty(&keys.token) {
+        keep(&keys.token, &PrivateKey::generate("private")?.expose_line())?;
     }
+    if is_empty(&keys.seal) {
+        keep(&keys.seal, &PrivateKey::generate("private")?.expose_line())?;
+    }
+    let token_key = PrivateKey::read(&keys.token)?;
     let password = Uuid::new_v4().simple().to_string();
     let mut connection = store::connect(&url).await?;
     store::security::add_grant_key(&mut connection, key.name(), key.expose()).await?;
+    anyhow::ensure!(
+        registry::add_token_key(&mut connection, &token_key.public()).await?,
+        "{} holds another key than the one that the database knows under its name",
+        keys.token.display()
+    );
+    register_services(&mut connection, Service::shipped()?).await?;
     store::security::set_worker_passwords(&mut connection, &password).await?;
     let place = url.rsplit_once('@').map_or(url.as_str(), |(_, place)| place);
     settings.postgres.worker_url = Some(format!("postgres://{{role}}:{password}@{place}"));
-    settings.trust.grant_key_file = Some(grant_file.display().to_string());
-    settings.audit.seal_key_file = Some(seal_file.display().to_string());
+    settings.trust.grant_key_file = Some(keys.grant.display().to_string());
+    settings.trust.token_key_file = Some(keys.token.display().to_string());
+    settings.audit.seal_key_file = Some(keys.seal.display().to_string());
     settings.audit.public_keys_file = None;
     Ok(settings)
 }

@@ -8,6 +8,7 @@ use async_nats::jetstream::context::{ContextBuilder, PublishAckFuture, PublishEr
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::publish::PublishAck;
 use bytes::Bytes;
+use contract::header;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
@@ -78,13 +79,13 @@ impl Publisher {
         Self { jetstream, options, in_flight: FuturesUnordered::new(), published: Published::default() }
     }
 
-    /// Publishes a request, first waiting for acknowledgements if the window is full. What becomes of it shows in
+    /// Publishes a request with its service token, first waiting for acknowledgements if the window is full. What becomes of it shows in
     /// [`Publisher::so_far`].
-    pub async fn send(&mut self, subject: String, id: Uuid, body: Bytes) {
+    pub async fn send(&mut self, subject: String, id: Uuid, body: Bytes, token: Option<String>) {
         // At once, and not when its turn to be polled comes: this is what keeps the order.
-        let first = publish(&self.jetstream, &subject, id, &body).await;
-        let request =
-            Request { jetstream: self.jetstream.clone(), options: self.options.clone(), subject, id, body };
+        let (jetstream, options) = (self.jetstream.clone(), self.options.clone());
+        let request = Request { jetstream, options, subject, id, body, token };
+        let first = request.publish().await;
         self.in_flight.push(request.acknowledged(first).boxed());
         while let Some(Some(outcome)) = self.in_flight.next().now_or_never() {
             self.count(outcome);
@@ -128,9 +129,18 @@ struct Request {
     subject: String,
     id: Uuid,
     body: Bytes,
+    token: Option<String>,
 }
 
 impl Request {
+    async fn publish(&self) -> Result<PublishAckFuture, PublishError> {
+        let mut message = PublishMessage::build().payload(self.body.clone()).message_id(self.id.to_string());
+        if let Some(token) = &self.token {
+            message = message.header(header::AUTHORIZATION, format!("Bearer {token}").as_str());
+        }
+        self.jetstream.send_publish(self.subject.clone(), message).await
+    }
+
     async fn acknowledged(self, first: Result<PublishAckFuture, PublishError>) -> Result<PublishAck, String> {
         let (mut published, mut attempt, mut delay) = (first, 1, self.options.first_delay);
         loop {
@@ -147,7 +157,7 @@ impl Request {
             sleep(delay).await;
             delay = (delay * 2).min(LONGEST_DELAY);
             attempt += 1;
-            published = publish(&self.jetstream, &self.subject, self.id, &self.body).await;
+            published = self.publish().await;
         }
     }
 
@@ -166,14 +176,4 @@ impl Request {
         };
         format!("{} (id {}, {attempts} attempts): {error}{advice}", self.subject, self.id)
     }
-}
-
-async fn publish(
-    jetstream: &Context,
-    subject: &str,
-    id: Uuid,
-    body: &Bytes,
-) -> Result<PublishAckFuture, PublishError> {
-    let message = PublishMessage::build().payload(body.clone()).message_id(id.to_string());
-    jetstream.send_publish(subject.to_owned(), message).await
 }

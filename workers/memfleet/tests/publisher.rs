@@ -40,10 +40,14 @@ async fn requests_keep_their_order_and_repeats_are_counted() {
 
     let mut publisher = Publisher::new(client, options());
     for number in 0..500_u32 {
-        publisher.send("s.a".to_owned(), Uuid::from_u128(number.into()), number.to_string().into()).await;
+        publisher
+            .send("s.a".to_owned(), Uuid::from_u128(number.into()), number.to_string().into(), None)
+            .await;
     }
     for number in 0..10_u32 {
-        publisher.send("s.a".to_owned(), Uuid::from_u128(number.into()), Bytes::from_static(b"again")).await;
+        publisher
+            .send("s.a".to_owned(), Uuid::from_u128(number.into()), Bytes::from_static(b"again"), None)
+            .await;
     }
     let published = publisher.finish().await;
     assert_eq!((published.stored, published.duplicate, published.refused), (500, 10, 0), "{published:?}");
@@ -60,7 +64,7 @@ async fn what_the_broker_refuses_is_tried_again_and_then_reported() {
     let (nats, client) = server(&folder).await;
     let mut publisher = Publisher::new(client.clone(), options());
     for number in 0..20 {
-        publisher.send("s.a".to_owned(), Uuid::from_u128(number), Bytes::new()).await;
+        publisher.send("s.a".to_owned(), Uuid::from_u128(number), Bytes::new(), None).await;
     }
     let published = publisher.finish().await;
     assert_eq!((published.stored, published.refused, published.reasons.len()), (0, 20, 5));
@@ -70,7 +74,7 @@ async fn what_the_broker_refuses_is_tried_again_and_then_reported() {
 
     // A stream that comes into being between two attempts gets what was refused before.
     let mut publisher = Publisher::new(client.clone(), PublisherOptions { attempts: 12, ..options() });
-    publisher.send("s.a".to_owned(), Uuid::from_u128(1), Bytes::new()).await;
+    publisher.send("s.a".to_owned(), Uuid::from_u128(1), Bytes::new(), None).await;
     let jetstream = async_nats::jetstream::new(client);
     let (published, stream) = tokio::join!(publisher.finish(), jetstream.create_stream(stream(-1)));
     stream.unwrap();

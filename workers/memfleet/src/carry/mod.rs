@@ -24,6 +24,7 @@ use tokio::time::sleep;
 
 use crate::dialogue::{Corpus, DialogueError, Dialogues, Mapper, Prepared, SAMPLE};
 use crate::publisher::{Published, Publisher, PublisherOptions};
+use crate::tokens::Tokens;
 pub use private::{PrivateFleet, step};
 use progress::Progress;
 pub use result::{Arrived, Carried, Delay, Sent};
@@ -70,7 +71,8 @@ pub async fn carry(settings: &Settings, stats: Option<Arc<Stats>>, order: &Order
 
     let mut progress = Progress::start();
     let began = Instant::now();
-    let sent = publish(&broker, client, order, settled_before, &mut progress).await?;
+    let tokens = Tokens::open(settings, None).await?;
+    let sent = publish(&broker, client, tokens, order, settled_before, &mut progress).await?;
     if !order.wait {
         return Ok(Carried { sent, arrived: None });
     }
@@ -88,6 +90,7 @@ pub async fn carry(settings: &Settings, stats: Option<Arc<Stats>>, order: &Order
 async fn publish(
     broker: &Broker,
     client: async_nats::Client,
+    mut tokens: Tokens,
     order: &Order,
     settled_before: u64,
     progress: &mut Progress,
@@ -105,7 +108,9 @@ async fn publish(
         let dialogue = dialogue?;
         sent.count(&dialogue);
         for request in dialogue.requests {
-            publisher.send(request.subject.to_string(), request.id, request.body).await;
+            let subject = request.subject.to_string();
+            let token = tokens.of(&subject).await?;
+            publisher.send(subject, request.id, request.body, token).await;
         }
         let committed = broker.settled().map(|settled| settled - settled_before);
         let published = publisher.so_far();

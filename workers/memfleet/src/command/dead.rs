@@ -15,6 +15,7 @@ use letters::{Letter, Letters};
 use runtime::{Settings, broker};
 
 use crate::table::grouped;
+use crate::tokens::Tokens;
 use crate::{errln, outln};
 
 /// Looks at, replays or drops dead letters: messages that a worker gave up, with the reason.
@@ -53,10 +54,15 @@ enum Action {
     },
     /// Publish dead letters again as they were published before, and delete each once the stream has taken it.
     ///
-    /// Each gets a new request id, derived from its own, so that replaying the same one twice has one effect.
+    /// Each gets a new request id, derived from its own, so that replaying the same one twice has one effect, and a new
+    /// service token, since a dead letter keeps none: the configuration must name the keys (trust.token_key_file,
+    /// trust.grant_key_file). Whoever replays vouches for the request.
     Replay {
         #[command(flatten)]
         which: Which,
+        /// Also those that were denied. Look at them first: somebody may have tried what is not allowed.
+        #[arg(long)]
+        denied: bool,
     },
     /// Delete dead letters. They are gone for good.
     Drop {
@@ -121,7 +127,14 @@ pub async fn execute(args: DeadArgs, settings: &Settings) -> anyhow::Result<()> 
     match args.action {
         Action::List { limit, filter, json } => list(&letters, limit, &filter, json).await,
         Action::Show { sequence, body } => show::show(&found(&letters, sequence).await?, body),
-        Action::Replay { which } => replay(&letters, &which).await,
+        Action::Replay { which, denied } => {
+            let tokens = Tokens::open(settings, None).await?;
+            anyhow::ensure!(
+                !tokens.is_none(),
+                "without a service token the workers refuse every request; set trust.token_key_file and trust.grant_key_file"
+            );
+            replay(&letters, &which, denied, tokens).await
+        }
         Action::Drop { which, .. } => drop_letters(&letters, &which).await,
     }
 }
@@ -155,14 +168,14 @@ async fn list(letters: &Letters, limit: u32, filter: &Filter, json: bool) -> any
     Ok(())
 }
 
-async fn replay(letters: &Letters, which: &Which) -> anyhow::Result<()> {
+async fn replay(letters: &Letters, which: &Which, denied: bool, mut tokens: Tokens) -> anyhow::Result<()> {
     let sequences = chosen(letters, which).await?;
     if sequences.is_empty() {
         outln!("nothing to do: there is no such dead letter");
     }
     let (mut replayed, mut refused) = (0, 0_u64);
     for sequence in sequences {
-        match replay_one(letters, sequence).await {
+        match replay_one(letters, sequence, denied, &mut tokens).await {
             Ok(note) => {
                 replayed += 1;
                 outln!("{sequence}  {note}");
@@ -178,12 +191,23 @@ async fn replay(letters: &Letters, which: &Which) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn replay_one(letters: &Letters, sequence: u64) -> anyhow::Result<String> {
+async fn replay_one(
+    letters: &Letters,
+    sequence: u64,
+    denied: bool,
+    tokens: &mut Tokens,
+) -> anyhow::Result<String> {
     let letter = found(letters, sequence).await?;
+    if !denied && letter.header(header::DEAD_CLASS) == DeadClass::Denied.as_str() {
+        anyhow::bail!("it was denied; look at it, and add --denied if it shall have its effect all the same");
+    }
     if let Some(reason) = letter.left_behind() {
         anyhow::bail!("its body stayed behind ({})", show::printable(reason));
     }
-    let (subject, headers) = letter.revived()?;
+    let (subject, mut headers) = letter.revived()?;
+    if let Some(token) = tokens.of(&subject).await? {
+        headers.insert(header::AUTHORIZATION, format!("Bearer {token}"));
+    }
     let request_id = headers.get(header::MESSAGE_ID).map(ToString::to_string).unwrap_or_default();
     let published = letters.jetstream.publish_with_headers(subject.clone(), headers, letter.body).await;
     let acknowledged = match published {

@@ -13,6 +13,7 @@ pub mod publish;
 pub mod run;
 pub mod security;
 pub mod status;
+pub mod token;
 
 use runtime::Settings;
 
@@ -42,6 +43,7 @@ pub async fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Load(args) => load::execute(args, &settings).await,
         Command::Dead(args) => dead::execute(args, &settings).await,
         Command::Security(args) => security::execute(args, &settings).await,
+        Command::Token(args) => token::execute(args, &settings).await,
         Command::Audit(args) => audit::execute(args, &settings).await,
         Command::Status(args) => status::execute(args, &settings).await,
         Command::Bench(args) => bench::execute(args, &settings).await,

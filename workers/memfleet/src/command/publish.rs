@@ -18,6 +18,7 @@ use send::Sender;
 use uuid::Uuid;
 
 use crate::errln;
+use crate::tokens::Tokens;
 
 /// Publishes requests and waits until JetStream has stored them.
 ///
@@ -50,6 +51,10 @@ pub struct PublishArgs {
     /// is 1 if any is dead or without an outcome. All requests must be of one service.
     #[arg(long)]
     wait: bool,
+    /// The service token of every request; by default one is issued for each service and user, if the configuration names
+    /// the keys (trust.token_key_file, trust.grant_key_file).
+    #[arg(long, env = "MEMFLEET_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    token: Option<String>,
     /// How long to wait for outcomes after the last request is stored, in seconds, 1 to 3600.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
@@ -73,7 +78,12 @@ pub async fn execute(args: PublishArgs, settings: &Settings) -> anyhow::Result<(
     let service = next.as_ref().and_then(Item::service).unwrap_or_else(|| "publish".to_owned());
     let client = broker::connect(&settings.nats, &service).await?;
     let outcomes = if args.wait { Some(Outcomes::listen(&client, &service).await?) } else { None };
-    let mut sender = Sender::new(client, outcomes.as_ref().map(|outcomes| outcomes.subject().to_owned()));
+    let tokens = Tokens::open(settings, args.token.clone()).await?;
+    if tokens.is_none() {
+        errln!("no service token: the workers will refuse every request; see --token");
+    }
+    let mut sender =
+        Sender::new(client, tokens, outcomes.as_ref().map(|outcomes| outcomes.subject().to_owned()));
     let mut warnings = Warnings::default();
     while let Some(item) = next {
         take(&args, &service, item, &mut sender, &mut warnings).await?;

@@ -11,7 +11,6 @@ use context_writer::ContextWriter;
 use context_writer::store::Done;
 use contract::{EventType, Performative, Request, RequestSubject};
 use diesel_async::AsyncConnection;
-use runtime::authorise::Issuer;
 use runtime::{Message, Settings, Worker};
 use store::blackboard::{self, NewEvent};
 use store::inbox::{self, Entry};
@@ -21,6 +20,7 @@ use trust::role_of;
 use uuid::Uuid;
 
 use super::corpus::Prepared;
+use super::grants::Grants;
 
 /// Rows a second.
 pub(super) async fn measure(settings: &Settings, messages: Vec<Prepared>) -> anyhow::Result<f64> {
@@ -28,12 +28,12 @@ pub(super) async fn measure(settings: &Settings, messages: Vec<Prepared>) -> any
         messages.into_iter().enumerate().map(decode).collect::<anyhow::Result<_>>()?;
     let batches: Vec<Vec<&Message<Request>>> =
         decoded.chunks(settings.worker.batch_size).map(|batch| batch.iter().collect()).collect();
-    let issuer = Issuer::new(&settings.trust, ContextWriter::NAME)?;
+    let grants_of = Grants::open(&settings.trust)?;
     let mut connection = store::connect(&settings.postgres.url_of(&role_of(ContextWriter::NAME))).await?;
     // The first statement of a connection is prepared; the worker has done that before its run, too.
     let started = Instant::now();
     for batch in &batches {
-        write(&mut connection, &issuer, batch).await.context("the database refuses a batch")?;
+        write(&mut connection, &grants_of, batch).await.context("the database refuses a batch")?;
     }
     Ok(decoded.len() as f64 / started.elapsed().as_secs_f64())
 }
@@ -53,10 +53,10 @@ fn decode((sequence, prepared): (usize, Prepared)) -> anyhow::Result<Message<Req
 
 async fn write(
     connection: &mut Connection,
-    issuer: &Issuer,
+    grants_of: &Grants,
     batch: &[&Message<Request>],
 ) -> Result<(), Fault> {
-    let grants: BTreeSet<Arc<str>> = batch.iter().map(|message| issuer.grant(&message.subject)).collect();
+    let grants: BTreeSet<Arc<str>> = batch.iter().map(|message| grants_of.of(&message.subject)).collect();
     let grants: Vec<&str> = grants.iter().map(|grant| &**grant).collect();
     let entries: Vec<Entry> = batch
         .iter()

@@ -6,11 +6,11 @@ use diesel::QueryableByName;
 use diesel::sql_types::{Integer, Text};
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
 use runtime::Settings;
-use runtime::authorise::Issuer;
 use serde_json::Value;
 use store::{Connection, security};
 use trust::role_of;
 
+use super::grants::Grants;
 use crate::errln;
 
 /// How many rows of how many users.
@@ -94,19 +94,19 @@ pub(super) async fn fill(settings: &Settings, size: Size) -> anyhow::Result<Conn
 }
 
 /// A login that reads under row-level security.
-pub(super) async fn reader(settings: &Settings) -> anyhow::Result<(Connection, Issuer)> {
-    let issuer = Issuer::new(&settings.trust, READER)?;
-    Ok((store::connect(&settings.postgres.url_of(&role_of(READER))).await?, issuer))
+pub(super) async fn reader(settings: &Settings) -> anyhow::Result<(Connection, Grants)> {
+    let grants = Grants::open(&settings.trust)?;
+    Ok((store::connect(&settings.postgres.url_of(&role_of(READER))).await?, grants))
 }
 
 /// Begins a transaction with the context of a user.
 pub(super) async fn begin_for(
     connection: &mut Connection,
-    issuer: &Issuer,
+    grants: &Grants,
     user: UserId,
 ) -> anyhow::Result<()> {
     connection.batch_execute("BEGIN").await?;
-    let grant = issuer.grant(&format!("memory.req.bench.context.put.{user}").parse()?);
+    let grant = grants.of(&format!("memory.req.bench.context.put.{user}").parse()?);
     security::open_context(connection, &[&grant]).await?;
     Ok(())
 }

@@ -5,11 +5,11 @@ use clap::Args;
 use contract::UserId;
 use diesel_async::SimpleAsyncConnection;
 use runtime::Settings;
-use runtime::authorise::Issuer;
 use serde::Serialize;
 use store::Connection;
 
 use super::filled::{self, Size};
+use super::grants::Grants;
 use super::{median, on_private_servers, rounded};
 use crate::table::{Align, Table};
 use crate::{errln, outln};
@@ -198,11 +198,11 @@ async fn measure(args: &IndexesArgs, settings: &Settings) -> anyhow::Result<Vec<
         filled::fill(settings, Size { rows: args.rows, users: args.users, sessions: SESSIONS_OF_A_USER })
             .await?;
     filled::make_plan_function(&mut owner).await?;
-    let (mut reader, issuer) = filled::reader(settings).await?;
+    let (mut reader, grants) = filled::reader(settings).await?;
     let mut measured = Vec::new();
     for candidate in &CANDIDATES {
         errln!("measuring {}", candidate.name);
-        let one = measure_one(args, &mut owner, &mut reader, &issuer, candidate).await;
+        let one = measure_one(args, &mut owner, &mut reader, &grants, candidate).await;
         measured.push(one.with_context(|| candidate.name.to_owned())?);
     }
     Ok(measured)
@@ -212,14 +212,14 @@ async fn measure_one(
     args: &IndexesArgs,
     owner: &mut Connection,
     reader: &mut Connection,
-    issuer: &Issuer,
+    grants: &Grants,
     candidate: &Candidate,
 ) -> anyhow::Result<Measured> {
     let Candidate { name, table, columns, made, query, insert } = *candidate;
     let create = format!("CREATE INDEX IF NOT EXISTS {name} ON {table} {columns}; ANALYZE {table}");
     let user = UserId::new(7)?;
     owner.batch_execute(&create).await?;
-    filled::begin_for(reader, issuer, user).await?;
+    filled::begin_for(reader, grants, user).await?;
     let serves = uses(reader, name, query, user).await?;
     reader.batch_execute("COMMIT").await?;
     let of_nobody = query.replace("user_id = $1 AND ", "");
@@ -227,10 +227,10 @@ async fn measure_one(
     // Batches that were taken back leave rows behind, which the next measurement need not step over.
     let vacuum = format!("VACUUM {table}");
     owner.batch_execute(&vacuum).await?;
-    let (with_ms, with_insert) = times(args, owner, reader, issuer, query, insert).await?;
+    let (with_ms, with_insert) = times(args, owner, reader, grants, query, insert).await?;
     owner.batch_execute(&format!("DROP INDEX {name}")).await?;
     owner.batch_execute(&vacuum).await?;
-    let (without_ms, without_insert) = times(args, owner, reader, issuer, query, insert).await?;
+    let (without_ms, without_insert) = times(args, owner, reader, grants, query, insert).await?;
     if made {
         owner.batch_execute(&create).await?;
     }
@@ -260,14 +260,14 @@ async fn times(
     args: &IndexesArgs,
     owner: &mut Connection,
     reader: &mut Connection,
-    issuer: &Issuer,
+    grants: &Grants,
     query: &str,
     insert: &str,
 ) -> anyhow::Result<(f64, f64)> {
     let (mut queries, mut inserts) = (Vec::new(), Vec::new());
     for number in 0..args.times {
         let user = UserId::new(i32::try_from(1 + u64::from(number) * 7_919 % u64::from(args.users))?)?;
-        filled::begin_for(reader, issuer, user).await?;
+        filled::begin_for(reader, grants, user).await?;
         queries.push(filled::time(reader, query, user).await?);
         reader.batch_execute("COMMIT").await?;
         // As the owner and without triggers: what is measured is the index.

@@ -4,6 +4,7 @@ mod ceiling;
 mod context;
 mod corpus;
 mod filled;
+mod grants;
 mod indexes;
 mod pipeline;
 mod process;

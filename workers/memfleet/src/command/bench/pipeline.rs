@@ -16,6 +16,7 @@ use super::corpus::{Corpus, Prepared};
 use super::process::{Meter, Reading, peak_rss_mib};
 use crate::fleet::{Fleet, WorkerName};
 use crate::publisher::{Publisher, PublisherOptions};
+use crate::tokens::Tokens;
 
 /// What one run showed.
 pub(super) struct Run {
@@ -62,8 +63,10 @@ impl Pipeline {
 
     async fn publish(&self, messages: &[Prepared]) -> anyhow::Result<()> {
         let mut publisher = Publisher::new(self.client.clone(), PublisherOptions::default());
+        let mut tokens = Tokens::open(&self.settings, None).await?;
         for message in messages {
-            publisher.send(message.subject.clone(), message.id, message.body.clone()).await;
+            let token = tokens.of(&message.subject).await?;
+            publisher.send(message.subject.clone(), message.id, message.body.clone(), token).await;
         }
         let published = publisher.finish().await;
         ensure!(published.refused == 0, "the broker refuses messages: {}", published.reasons.join("; "));
@@ -202,13 +205,15 @@ impl Pipeline {
         let pulses = DELAY_FOR.as_millis() / PULSE.as_millis();
         let messages = corpus.messages((f64::from(rate) * DELAY_FOR.as_secs_f64()) as usize);
         let mut publisher = Publisher::new(self.client.clone(), PublisherOptions::default());
+        let mut tokens = Tokens::open(&self.settings, None).await?;
         let mut tick = interval(PULSE);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let share = (messages.len() / usize::try_from(pulses)?).max(1);
         for pulse in messages.chunks(share) {
             tick.tick().await;
             for message in pulse {
-                publisher.send(message.subject.clone(), message.id, message.body.clone()).await;
+                let token = tokens.of(&message.subject).await?;
+                publisher.send(message.subject.clone(), message.id, message.body.clone(), token).await;
             }
         }
         let published = publisher.finish().await;

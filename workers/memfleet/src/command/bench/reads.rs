@@ -120,7 +120,7 @@ pub(super) async fn execute(args: &ReadsArgs, settings: &Settings) -> anyhow::Re
 async fn measure(args: &ReadsArgs, settings: &Settings) -> anyhow::Result<Vec<Query>> {
     let mut owner = filled::fill(settings, Size { rows: args.rows, users: args.users, sessions: 10 }).await?;
     filled::make_plan_function(&mut owner).await?;
-    let (mut reader, issuer) = filled::reader(settings).await?;
+    let (mut reader, grants) = filled::reader(settings).await?;
     // PostgreSQL reads an empty partition from end to end, which is nothing.
     let empty = filled::empty_tables(&mut owner).await?;
     let mut measured = Vec::new();
@@ -133,7 +133,7 @@ async fn measure(args: &ReadsArgs, settings: &Settings) -> anyhow::Result<Vec<Qu
             if number % 2 == 0 {
                 without.push(filled::time(&mut owner, sql, user).await?);
             }
-            filled::begin_for(&mut reader, &issuer, user).await?;
+            filled::begin_for(&mut reader, &grants, user).await?;
             with.push(filled::time(&mut reader, sql, user).await?);
             reader.batch_execute("COMMIT").await?;
             if number % 2 == 1 {
@@ -141,7 +141,7 @@ async fn measure(args: &ReadsArgs, settings: &Settings) -> anyhow::Result<Vec<Qu
             }
         }
         let user = UserId::new(1)?;
-        filled::begin_for(&mut reader, &issuer, user).await?;
+        filled::begin_for(&mut reader, &grants, user).await?;
         let plan = filled::plan(&mut reader, sql, user).await?;
         reader.batch_execute("COMMIT").await?;
         measured.push(Query {

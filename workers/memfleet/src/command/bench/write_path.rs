@@ -10,7 +10,6 @@ use context_writer::ContextWriter;
 use contract::{EventType, Performative, RequestSubject};
 use diesel::sql_types::{Array, Integer, Text, Uuid as SqlUuid};
 use diesel_async::{AsyncConnection, RunQueryDsl, SimpleAsyncConnection};
-use runtime::authorise::Issuer;
 use runtime::{Settings, Worker};
 use serde::Serialize;
 use store::blackboard::{self, NewEvent};
@@ -19,6 +18,7 @@ use trust::role_of;
 use uuid::Uuid;
 
 use super::corpus::Corpus;
+use super::grants::Grants;
 use super::{median, on_private_servers, percentile, rounded};
 use crate::table::{Align, Table};
 use crate::{errln, outln};
@@ -126,13 +126,13 @@ async fn measure(args: &WritePathArgs, settings: &Settings) -> anyhow::Result<Ve
         prepare(&mut owner, layer).await.with_context(|| format!("{} cannot be made", layer.table()))?;
     }
     // The worker's own role and its grants: no layer is measured with more rights than it has in production.
-    let issuer = Issuer::new(&settings.trust, ContextWriter::NAME)?;
+    let grants_of = Grants::open(&settings.trust)?;
     let mut worker = store::connect(&settings.postgres.url_of(&role_of(ContextWriter::NAME))).await?;
     let mut corpus = Corpus::new();
     let mut mixes = Vec::new();
     for users in MIXES {
         errln!("batches of {BATCH} rows of {users} users");
-        mixes.push(measure_mix(args, &mut worker, &issuer, &mut corpus, users).await?);
+        mixes.push(measure_mix(args, &mut worker, &grants_of, &mut corpus, users).await?);
         // What one mix leaves to clean up, the next one need not pay for.
         for sql in ["VACUUM ANALYZE", "CHECKPOINT"] {
             owner.batch_execute(sql).await.with_context(|| format!("no {sql}"))?;
@@ -264,7 +264,7 @@ fn event(row: &Row) -> NewEvent<'_> {
 async fn measure_mix(
     args: &WritePathArgs,
     connection: &mut Connection,
-    issuer: &Issuer,
+    grants_of: &Grants,
     corpus: &mut Corpus,
     users: usize,
 ) -> anyhow::Result<Mix> {
@@ -276,7 +276,7 @@ async fn measure_mix(
             let place = (turn + number) % Layer::ALL.len();
             let layer = Layer::ALL[place];
             let rows = batch(corpus, users)?;
-            let grants: BTreeSet<Arc<str>> = rows.iter().map(|row| issuer.grant(&row.subject)).collect();
+            let grants: BTreeSet<Arc<str>> = rows.iter().map(|row| grants_of.of(&row.subject)).collect();
             let grants: Vec<&str> = grants.iter().map(|grant| &**grant).collect();
             let taken =
                 write(connection, layer, &grants, &rows).await.context("the database refuses a batch")?;

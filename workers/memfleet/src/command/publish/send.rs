@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::input::ToPublish;
 use crate::table::grouped;
+use crate::tokens::Tokens;
 use crate::{errln, outln};
 
 /// The most requests that wait for their acknowledgement.
@@ -68,6 +69,7 @@ impl Report {
 /// Publishes requests and counts what the broker says.
 pub(super) struct Sender {
     jetstream: Context,
+    tokens: Tokens,
     reply_to: Option<String>,
     in_flight: FuturesUnordered<Acknowledged>,
     report: Report,
@@ -76,11 +78,12 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    pub(super) fn new(client: Client, reply_to: Option<String>) -> Self {
+    pub(super) fn new(client: Client, tokens: Tokens, reply_to: Option<String>) -> Self {
         let jetstream =
             ContextBuilder::new().timeout(ACKNOWLEDGED_WITHIN).max_ack_inflight(IN_FLIGHT * 2).build(client);
         Self {
             jetstream,
+            tokens,
             reply_to,
             in_flight: FuturesUnordered::new(),
             report: Report::default(),
@@ -107,6 +110,14 @@ impl Sender {
         headers.insert(header::MESSAGE_ID, request.id.to_string());
         if let Some(reply_to) = &self.reply_to {
             headers.insert(header::REPLY_TO, reply_to.as_str());
+        }
+        match self.tokens.of(&request.subject).await {
+            Ok(Some(token)) => headers.insert(header::AUTHORIZATION, format!("Bearer {token}")),
+            Ok(None) => {}
+            Err(error) => {
+                self.refuse(line, format!("{error:#}"));
+                return Ok(());
+            }
         }
         match self.jetstream.publish_with_headers(request.subject, headers, request.body).await {
             Ok(acknowledgement) => {

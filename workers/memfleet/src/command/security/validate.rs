@@ -122,7 +122,7 @@ const TARGETS: &str = "
         AND a.attname = CASE WHEN c.relname = 'users' THEN 'id' ELSE 'user_id' END
     WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
         AND c.relname <> 'cross_service_auth' ORDER BY 1";
-const ROLES: &str = "SELECT DISTINCT role_name::text AS line FROM sec.worker_privileges ORDER BY 1";
+const ROLES: &str = "SELECT DISTINCT role_name::text AS line FROM sec.worker_privileges WHERE 'INSERT' = ANY (privileges) ORDER BY 1";
 const PARTITIONS: &str = "SELECT inhrelid::regclass::text AS line FROM pg_inherits
     JOIN pg_class c ON c.oid = inhparent AND c.relkind = 'p' ORDER BY 1";
 

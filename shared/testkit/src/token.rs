@@ -1,0 +1,49 @@
+//! Service tokens for tests.
+
+#![allow(clippy::expect_used, clippy::missing_panics_doc)]
+
+use std::collections::HashMap;
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use contract::{RequestSubject, Service, UserId};
+use trust::{GrantKey, PrivateKey, Scope, TokenIssuer, TokenRequest};
+
+use crate::attack;
+use crate::database::TOKEN_KEY;
+
+static ISSUED: LazyLock<Mutex<HashMap<(Service, UserId), String>>> = LazyLock::new(Mutex::default);
+
+/// An issuer with the keys of every test's database.
+pub fn issuer() -> TokenIssuer {
+    TokenIssuer::new(PrivateKey::parse(TOKEN_KEY).expect("the tests' key"), attack::key(), "memfleet")
+}
+
+/// What a token that allows everything for a user is asked for with.
+pub fn request(service: &str, user: i32) -> TokenRequest {
+    TokenRequest {
+        service: service.parse().expect("a service"),
+        user_id: UserId::new(user).expect("a user"),
+        session: None,
+        scopes: Scope::parse_list("*:*").expect("a scope"),
+        life: Duration::from_secs(3_600),
+    }
+}
+
+/// A token that allows everything for a user, with grants of this key.
+pub fn by(grants: GrantKey, service: &str, user: i32) -> String {
+    let signing = PrivateKey::parse(TOKEN_KEY).expect("the tests' key");
+    let issuer = TokenIssuer::new(signing, grants, "memfleet");
+    issuer.issue(&request(service, user), SystemTime::now()).expect("a token").token
+}
+
+/// A good token for whom a subject names, which is not registered.
+pub fn of(subject: &RequestSubject) -> String {
+    let mut issued = ISSUED.lock().unwrap_or_else(PoisonError::into_inner);
+    let holder = (subject.service.clone(), subject.user_id);
+    let make = || {
+        let request = request(holder.0.as_str(), holder.1.get());
+        issuer().issue(&request, SystemTime::now()).expect("a token").token
+    };
+    issued.entry(holder.clone()).or_insert_with(make).clone()
+}

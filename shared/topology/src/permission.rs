@@ -1,0 +1,222 @@
+//! Who may publish and hear what: one table, from which the server's configuration is made.
+//!
+//! Three accounts keep each other out by their subjects. `STORE` has the streams. `PUBLISHERS` are the services, whose
+//! requests it takes in. `WORKERS` pull, acknowledge and publish what comes of it. A worker that pulled a message and had it
+//! delivered to the subject of a request would otherwise store it a second time as that service (tried): in its own account
+//! that subject leads nowhere.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+
+use crate::{Service, Topology};
+
+/// Where an identity lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Account {
+    /// The streams, and those who look after them.
+    Store,
+    /// The services.
+    Publishers,
+    /// The workers.
+    Workers,
+    /// The server itself: monitoring.
+    System,
+}
+
+impl Account {
+    const ALL: [Self; 4] = [Self::Store, Self::Publishers, Self::Workers, Self::System];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Store => "STORE",
+            Self::Publishers => "PUBLISHERS",
+            Self::Workers => "WORKERS",
+            Self::System => "SYSTEM",
+        }
+    }
+}
+
+/// Somebody who connects, with a key of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The service, the worker, `operator` or `monitor`.
+    pub name: String,
+    /// Where it lives.
+    pub account: Account,
+    /// Subjects that it may publish on, and no others.
+    pub publish: Vec<String>,
+    /// Subjects that it may hear, and no others.
+    pub subscribe: Vec<String>,
+}
+
+/// The worker that answers those who ask for tokens.
+const TOKEN_ISSUER: &str = "token-issuer";
+/// Sees to streams, dead letters and keys.
+pub const OPERATOR: &str = "operator";
+/// Reads what the server says of itself.
+const MONITOR: &str = "monitor";
+
+/// Everybody who may connect.
+pub fn identities(topology: &Topology, services: &[Service]) -> Vec<Identity> {
+    let mut all = vec![Identity {
+        name: OPERATOR.to_owned(),
+        account: Account::Store,
+        publish: vec![">".to_owned()],
+        subscribe: vec![">".to_owned()],
+    }];
+    all.extend(services.iter().map(of_service));
+    all.extend(workers(topology).iter().map(|worker| of_worker(worker, topology, services)));
+    all.push(Identity {
+        name: TOKEN_ISSUER.to_owned(),
+        account: Account::Workers,
+        // It answers whoever has asked, once; and tells of itself.
+        publish: vec!["_R_.>".to_owned()],
+        subscribe: vec![
+            "memory.ask.token.issue.*".to_owned(),
+            format!("_INBOX.{TOKEN_ISSUER}.>"),
+            "$SRV.*".to_owned(),
+            format!("$SRV.*.{TOKEN_ISSUER}"),
+            format!("$SRV.*.{TOKEN_ISSUER}.*"),
+        ],
+    });
+    all.push(Identity {
+        name: MONITOR.to_owned(),
+        account: Account::System,
+        publish: ["$SYS.REQ.SERVER.>", "$SYS.REQ.ACCOUNT.>"].map(str::to_owned).to_vec(),
+        subscribe: vec!["$SYS.SERVER.>".to_owned(), format!("_INBOX.{MONITOR}.>")],
+    });
+    all
+}
+
+fn of_service(service: &Service) -> Identity {
+    let name = &service.service;
+    let mut publish: Vec<String> = service
+        .scopes
+        .iter()
+        .filter_map(|scope| scope.split_once(':'))
+        .map(|(noun, verb)| format!("memory.req.{name}.{noun}.{verb}.*"))
+        .collect();
+    publish.push(format!("memory.ask.token.issue.{name}"));
+    let (account, subscribe) = (Account::Publishers, vec![format!("_INBOX.{name}.>")]);
+    Identity { name: name.clone(), account, publish, subscribe }
+}
+
+/// The workers with a stream of their own.
+fn workers(topology: &Topology) -> BTreeSet<String> {
+    let own = topology.consumers.iter().filter(|consumer| consumer.stream != ADVISORY);
+    own.map(|consumer| consumer.name.clone()).collect()
+}
+
+const ADVISORY: &str = "ADVISORY";
+
+fn of_worker(worker: &str, topology: &Topology, services: &[Service]) -> Identity {
+    let advisory = format!("{worker}-advisory");
+    let mut publish = Vec::new();
+    for consumer in &topology.consumers {
+        let (stream, name) = (&consumer.stream, &consumer.name);
+        if name != worker && *name != advisory {
+            continue;
+        }
+        publish.push(format!("$JS.API.CONSUMER.INFO.{stream}.{name}"));
+        publish.push(format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"));
+        publish.push(format!("$JS.ACK.{stream}.{name}.>"));
+        if name == worker {
+            // What was never settled is read once more.
+            publish.push(format!("$JS.API.STREAM.MSG.GET.{stream}"));
+        }
+    }
+    publish.push("memory.event.>".to_owned());
+    publish.push(format!("memory.dead.{worker}.*"));
+    publish.extend(services.iter().map(|service| format!("_INBOX.{}.>", service.service)));
+    let (account, subscribe) = (Account::Workers, vec![format!("_INBOX.{worker}.>")]);
+    Identity { name: worker.to_owned(), account, publish, subscribe }
+}
+
+/// The variable of the server's configuration that holds an identity's public key.
+pub fn variable(identity: &str) -> String {
+    format!("NKEY_{}", identity.replace('-', "_").to_uppercase())
+}
+
+/// The accounts as a file of the server's configuration. It refers to the public keys by their [`variable`]s.
+pub fn render(topology: &Topology, services: &[Service]) -> String {
+    let identities = identities(topology, services);
+    let mut text = String::from(
+        "# Made by `memfleet nats render` from nats/services.json, nats/consumers and the table in\n\
+         # shared/topology/src/permission.rs. The public keys come from nkeys.conf, which `memfleet nats keys` makes.\n\n\
+         system_account: SYSTEM\n\naccounts {\n",
+    );
+    for account in Account::ALL {
+        // Writing into a string does not fail.
+        let _ = writeln!(text, "  {} {{", account.name());
+        text.push_str(&exchange(account, services));
+        text.push_str("    users = [\n");
+        for identity in identities.iter().filter(|identity| identity.account == account) {
+            let list = |subjects: &[String]| {
+                subjects.iter().map(|subject| format!("{subject:?}")).collect::<Vec<_>>().join(", ")
+            };
+            let _ = writeln!(
+                text,
+                "      {{\n        # {}\n        nkey: ${}\n        permissions {{\n          publish {{ allow: [{}] }}\n          \
+                 subscribe {{ allow: [{}] }}\n        }}\n      }}",
+                identity.name,
+                variable(&identity.name),
+                list(&identity.publish),
+                list(&identity.subscribe)
+            );
+        }
+        text.push_str("    ]\n  }\n");
+    }
+    text.push_str("}\n");
+    text
+}
+
+/// What an account gives to others, and takes from them.
+fn exchange(account: Account, services: &[Service]) -> String {
+    let inboxes = || services.iter().map(|service| format!("_INBOX.{}.>", service.service));
+    let mut lines = Vec::new();
+    let from = |kind: &str, account: &str, subject: &str| {
+        format!("{{ {kind}: {{ account: {account}, subject: \"{subject}\" }} }}")
+    };
+    match account {
+        Account::Store => {
+            lines.push("jetstream: enabled".to_owned());
+            let mut exports = vec!["{ service: \"memory.req.>\", accounts: [PUBLISHERS] }".to_owned()];
+            exports.extend(SERVICES_OF_STORE.iter().map(|(subject, response)| {
+                format!("{{ service: \"{subject}\", response: {response}, accounts: [WORKERS] }}")
+            }));
+            let mut imports = vec![from("service", "WORKERS", "memory.ask.>")];
+            imports.extend(inboxes().map(|inbox| from("stream", "WORKERS", &inbox)));
+            lines.extend([list("exports", &exports), list("imports", &imports)]);
+        }
+        Account::Publishers => {
+            let mut imports =
+                vec![from("service", "STORE", "memory.req.>"), from("service", "WORKERS", "memory.ask.>")];
+            imports.extend(inboxes().map(|inbox| from("stream", "WORKERS", &inbox)));
+            lines.push(list("imports", &imports));
+        }
+        Account::Workers => {
+            let mut exports = vec!["{ service: \"memory.ask.>\" }".to_owned()];
+            exports.extend(inboxes().map(|inbox| format!("{{ stream: \"{inbox}\" }}")));
+            let imports: Vec<String> =
+                SERVICES_OF_STORE.iter().map(|(subject, _)| from("service", "STORE", subject)).collect();
+            lines.extend([list("exports", &exports), list("imports", &imports)]);
+        }
+        Account::System => {}
+    }
+    lines.iter().fold(String::new(), |text, line| format!("{text}    {line}\n"))
+}
+
+/// What workers ask of the streams, and whether one answer comes or many.
+const SERVICES_OF_STORE: [(&str, &str); 6] = [
+    ("$JS.API.CONSUMER.INFO.*.*", "singleton"),
+    ("$JS.API.CONSUMER.MSG.NEXT.*.*", "stream"),
+    ("$JS.API.STREAM.MSG.GET.*", "singleton"),
+    ("$JS.ACK.>", "singleton"),
+    ("memory.event.>", "singleton"),
+    ("memory.dead.>", "singleton"),
+];
+
+fn list(name: &str, items: &[String]) -> String {
+    let items: String = items.iter().map(|item| format!("      {item}\n")).collect();
+    format!("{name} = [\n{items}    ]")
+}

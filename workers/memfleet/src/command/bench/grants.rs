@@ -1,0 +1,44 @@
+//! Grants for what a benchmark writes past the broker.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use context_writer::ContextWriter;
+use contract::RequestSubject;
+use runtime::Worker;
+use runtime::settings::TrustSettings;
+use trust::{Grant, GrantKey, role_of};
+use uuid::Uuid;
+
+const GOOD_FOR: Duration = Duration::from_secs(86_400);
+
+/// Seals the grants of context-writer.
+pub(super) struct Grants {
+    key: GrantKey,
+    role: String,
+    expires_at: SystemTime,
+}
+
+impl Grants {
+    pub(super) fn open(settings: &TrustSettings) -> anyhow::Result<Self> {
+        let file = settings.grant_key_file.as_ref().context("trust.grant_key_file is not set")?;
+        let key = GrantKey::read(Path::new(file)).context("trust.grant_key_file")?;
+        Ok(Self { key, role: role_of(ContextWriter::NAME), expires_at: SystemTime::now() + GOOD_FOR })
+    }
+
+    /// A grant for whom a subject names.
+    pub(super) fn of(&self, subject: &RequestSubject) -> Arc<str> {
+        let grant = Grant {
+            user_id: subject.user_id,
+            session: None,
+            service: &subject.service,
+            role: &self.role,
+            // One id for each user, so that one user's messages share one grant.
+            id: Uuid::new_v5(&Uuid::NAMESPACE_OID, subject.user_id.to_string().as_bytes()),
+            expires_at: self.expires_at,
+        };
+        self.key.seal(&grant).into()
+    }
+}

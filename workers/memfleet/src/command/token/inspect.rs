@@ -1,0 +1,92 @@
+//! `memfleet token inspect`
+
+use std::io::Read;
+
+use anyhow::{Context, bail};
+use chrono::{DateTime, SecondsFormat, Utc};
+use clap::Args;
+use contract::SessionId;
+use runtime::Settings;
+use serde_json::json;
+use store::registry::{self, TrustState};
+use trust::{Refusal, Scope, TOKEN_BYTES, Token, verify};
+
+use crate::outln;
+
+#[derive(Debug, Args)]
+pub(super) struct InspectArgs {
+    /// The token; `-` reads it from standard input.
+    #[arg(default_value = "-")]
+    token: String,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn execute(args: InspectArgs, settings: &Settings) -> anyhow::Result<()> {
+    let text = if args.token == "-" { from_standard_input()? } else { args.token };
+    let text = text.trim();
+    let text = text.strip_prefix("Bearer ").unwrap_or(text);
+    let mut connection = super::registry(settings).await?;
+    let state = registry::trust_state(&mut connection).await?;
+    let token = match verify(text, &settings.trust.audience, |name| state.keys.get(name)) {
+        Ok(token) => token,
+        Err(refusal) => bail!("{refusal}"),
+    };
+    let refusal = judge(&token, &state, Utc::now());
+    show(&token, refusal, args.json);
+    match refusal {
+        Some(refusal) => bail!("{refusal}"),
+        None => Ok(()),
+    }
+}
+
+fn from_standard_input() -> anyhow::Result<String> {
+    let mut text = String::new();
+    let bound = u64::try_from(TOKEN_BYTES)? + 64;
+    std::io::stdin().take(bound).read_to_string(&mut text).context("standard input cannot be read")?;
+    Ok(text)
+}
+
+/// Why a request of it that is stored now would be refused, whatever it asks for.
+fn judge(token: &Token, state: &TrustState, now: DateTime<Utc>) -> Option<Refusal> {
+    let now = u64::try_from(now.timestamp()).unwrap_or_default();
+    if state.revoked.contains(&token.id()) {
+        return Some(Refusal::Revoked);
+    }
+    if !state.services.contains_key(token.service()) {
+        return Some(Refusal::UnknownService);
+    }
+    token.check_time(now).err()
+}
+
+fn show(token: &Token, refusal: Option<Refusal>, as_json: bool) {
+    let time = |seconds: u64| {
+        let time = i64::try_from(seconds).ok().and_then(|seconds| DateTime::from_timestamp(seconds, 0));
+        time.map_or_else(|| seconds.to_string(), |time| time.to_rfc3339_opts(SecondsFormat::Secs, true))
+    };
+    let session = token.session().map(SessionId::as_str);
+    let roles: Vec<&str> = token.roles().collect();
+    if as_json {
+        let object = json!({
+            "id": token.id(), "key": token.key_name(), "service": token.service().as_str(), "user_id": token.user_id(),
+            "session_id": session, "scopes": token.scopes().iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "not_before": time(token.not_before()), "expires": time(token.expires()), "roles": roles,
+            "good": refusal.is_none(), "refusal": refusal.map(Refusal::as_str),
+        });
+        outln!("{object}");
+        return;
+    }
+    outln!("id       {}", token.id());
+    outln!("key      {}", token.key_name());
+    outln!("service  {}", token.service());
+    outln!("user     {}", token.user_id());
+    outln!("session  {}", session.unwrap_or("all of the user's"));
+    outln!("scopes   {}", Scope::list(token.scopes()));
+    outln!("from     {}", time(token.not_before()));
+    outln!("until    {}", time(token.expires()));
+    outln!("roles    {}", roles.join(", "));
+    if refusal.is_none() {
+        outln!("It is good now.");
+    }
+}

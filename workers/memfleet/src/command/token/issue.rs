@@ -1,0 +1,50 @@
+//! `memfleet token issue`
+
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use clap::Args;
+use contract::{Service, SessionId, UserId};
+use runtime::Settings;
+use store::registry;
+use trust::{LONGEST_LIFE, Scope, TokenRequest};
+
+use super::{service_name, user_id};
+use crate::outln;
+use crate::tokens;
+
+#[derive(Debug, Args)]
+pub(super) struct IssueArgs {
+    /// The service that will publish with it.
+    #[arg(long, value_parser = service_name)]
+    service: Service,
+    /// The user for whom it may act.
+    #[arg(long, value_name = "ID", value_parser = user_id)]
+    user: UserId,
+    /// Only for one session of the user.
+    #[arg(long, value_name = "ID", value_parser = |id: &str| SessionId::new(id))]
+    session: Option<SessionId>,
+    /// What it allows, as noun:verb or noun:*; several times for several. All that the service may do by default.
+    #[arg(long = "scope", value_name = "SCOPE")]
+    scopes: Vec<Scope>,
+    /// How long it is good, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 900, value_parser = clap::value_parser!(u64).range(1..=LONGEST_LIFE.as_secs()))]
+    life: u64,
+}
+
+pub(super) async fn execute(args: &IssueArgs, settings: &Settings) -> anyhow::Result<()> {
+    let issuer = tokens::issuer(&settings.trust)?.context(
+        "trust.token_key_file and trust.grant_key_file are not set; tokens are made with these keys",
+    )?;
+    let mut connection = super::registry(settings).await?;
+    let request = TokenRequest {
+        service: args.service.clone(),
+        user_id: args.user,
+        session: args.session.clone(),
+        scopes: args.scopes.clone(),
+        life: Duration::from_secs(args.life),
+    };
+    let (_, issued) = registry::issue(&mut connection, &issuer, request, SystemTime::now()).await?;
+    outln!("{}", issued.token);
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! `memfleet token list`
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use clap::Args;
+use contract::{Service, UserId};
+use runtime::Settings;
+use store::registry::{self, Registered, Which};
+
+use super::{service_name, user_id};
+use crate::outln;
+use crate::table::{Align, Table};
+
+#[derive(Debug, Args)]
+pub(super) struct ListArgs {
+    /// Only those of a service.
+    #[arg(long, value_parser = service_name)]
+    service: Option<Service>,
+    /// Only those for a user.
+    #[arg(long, value_name = "ID", value_parser = user_id)]
+    user: Option<UserId>,
+    /// Also those that have ended or were revoked.
+    #[arg(long)]
+    all: bool,
+    /// How many at most.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    limit: u32,
+    /// Print one JSON object: {"tokens": [...]}.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn execute(args: ListArgs, settings: &Settings) -> anyhow::Result<()> {
+    let mut connection = super::registry(settings).await?;
+    let which = Which { service: args.service, user_id: args.user, all: args.all, limit: args.limit.into() };
+    let tokens = registry::list(&mut connection, &which).await?;
+    if args.json {
+        outln!("{}", serde_json::json!({ "tokens": tokens }));
+    } else if tokens.is_empty() {
+        outln!("no tokens");
+    } else {
+        outln!("{}", table(&tokens, Utc::now()));
+    }
+    Ok(())
+}
+
+fn table(tokens: &[Registered], now: DateTime<Utc>) -> Table {
+    let mut table = Table::new([
+        ("id", Align::Left),
+        ("service", Align::Left),
+        ("user", Align::Right),
+        ("session", Align::Left),
+        ("scopes", Align::Left),
+        ("key", Align::Left),
+        ("until", Align::Left),
+        ("last used", Align::Left),
+        ("state", Align::Left),
+    ]);
+    let time = |time: DateTime<Utc>| time.to_rfc3339_opts(SecondsFormat::Secs, true);
+    for token in tokens {
+        let state = match token.revoked_at {
+            Some(_) => "revoked",
+            None if token.expires_at <= now => "ended",
+            None => "good",
+        };
+        table.row([
+            token.token_id.to_string(),
+            token.service.clone(),
+            token.user_id.to_string(),
+            token.session_id.clone().unwrap_or_else(|| "-".to_owned()),
+            token.scopes.join(" "),
+            token.key_id.clone(),
+            time(token.expires_at),
+            token.last_used_at.map_or_else(|| "never".to_owned(), time),
+            state.to_owned(),
+        ]);
+    }
+    table
+}
