@@ -17,12 +17,27 @@ pub struct ConnectError {
 
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connects once, under a name that shows in the server's list of connections and in the inbox prefix
-/// (`_INBOX.<name>`). A connection that breaks later comes back by itself.
+/// Connects once as a worker or a service. Its name shows in the server's list of connections, in the inbox prefix
+/// (`_INBOX.<name>`), and in the path of its nkey. A connection that breaks later comes back by itself.
 ///
 /// # Errors
 /// [`ConnectError`] with the address, and what went wrong.
 pub async fn connect(settings: &NatsSettings, name: &str) -> Result<Client, ConnectError> {
+    connect_as(settings, name, name).await
+}
+
+/// Connects once as the operator, for a command of this name.
+///
+/// # Errors
+/// [`ConnectError`] with the address, and what went wrong.
+pub async fn connect_operator(settings: &NatsSettings, command: &str) -> Result<Client, ConnectError> {
+    connect_as(settings, OPERATOR, command).await
+}
+
+/// Whom the broker knows the operator as.
+const OPERATOR: &str = "operator";
+
+async fn connect_as(settings: &NatsSettings, identity: &str, name: &str) -> Result<Client, ConnectError> {
     let failed = |problem: String| ConnectError { url: without_password(&settings.url), problem };
     let mut options = ConnectOptions::new()
         .name(format!("memfleet {name}"))
@@ -34,6 +49,19 @@ pub async fn connect(settings: &NatsSettings, name: &str) -> Result<Client, Conn
             .credentials_file(file)
             .await
             .map_err(|error| failed(format!("nats.credentials_file {file}: {error}")))?;
+    }
+    if let Some(template) = &settings.nkey_file {
+        let file = template.replace("{name}", identity);
+        let seed = tokio::fs::read_to_string(&file).await;
+        let seed = seed.map_err(|error| {
+            failed(format!(
+                "nats.nkey_file {file}: {error}; `memfleet nats keys` makes a key for each identity"
+            ))
+        })?;
+        options = options.nkey(seed.trim().to_owned());
+    }
+    if let Some(file) = &settings.ca_file {
+        options = options.add_root_certificates(file.into()).require_tls(true);
     }
     let servers: Vec<ServerAddr> = settings
         .url

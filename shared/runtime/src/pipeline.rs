@@ -320,7 +320,10 @@ async fn start<W: Worker>(
         let wait =
             Patience { worker: W::NAME, limit: settings.worker.startup_timeout(), since: Instant::now() };
         let client = wait.for_it(|| connect_to_broker(settings, W::NAME)).await?;
-        let jetstream = jetstream::new(client.clone());
+        let jetstream = match &settings.nats.api_prefix {
+            Some(prefix) => jetstream::with_prefix(client.clone(), prefix),
+            None => jetstream::new(client.clone()),
+        };
         let consumer = wait.for_it(|| find_consumer(&jetstream, W::STREAM, W::NAME.to_owned())).await?;
         let advisories = wait
             .for_it(|| find_consumer(&jetstream, crate::advisory::STREAM, crate::advisory::consumer(W::NAME)))

@@ -35,11 +35,24 @@ pub struct NatsSettings {
     pub url: String,
     /// A file with the credentials of an nkey or a JWT; none by default.
     pub credentials_file: Option<String>,
+    /// A file with the seed of an nkey; `{name}` stands for the worker or service, or for `operator`.
+    pub nkey_file: Option<String>,
+    /// Under which subjects workers ask the API of JetStream, where their account has none of its own: `STORE.API` with the
+    /// accounts that are shipped. `$JS.API` by default.
+    pub api_prefix: Option<String>,
+    /// A file with the certificates of who signed the server's, in PEM. With it, connections are encrypted or fail.
+    pub ca_file: Option<String>,
 }
 
 impl Default for NatsSettings {
     fn default() -> Self {
-        Self { url: "nats://127.0.0.1:4222".to_owned(), credentials_file: None }
+        Self {
+            url: "nats://127.0.0.1:4222".to_owned(),
+            credentials_file: None,
+            nkey_file: None,
+            api_prefix: None,
+            ca_file: None,
+        }
     }
 }
 

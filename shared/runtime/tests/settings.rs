@@ -191,7 +191,7 @@ fn an_unknown_option_of_the_environment_is_refused_by_name() {
 
 #[test]
 fn every_option_can_be_passed_on_in_the_environment() {
-    let content = "nats.credentials_file = \"/a b\"\npostgres.worker_url = \"w\"\ntrust.grant_key_file = \"k\"\ntrust.token_key_file = \"t\"\n\
+    let content = "nats.credentials_file = \"/a b\"\nnats.nkey_file = \"n\"\nnats.ca_file = \"c\"\nnats.api_prefix = \"a\"\npostgres.worker_url = \"w\"\ntrust.grant_key_file = \"k\"\ntrust.token_key_file = \"t\"\n\
                    audit.seal_key_file = \"s\"\naudit.public_keys_file = \"p\"\nworker.batch_size = 7\n";
     let settings = load("passed-on", content).unwrap();
     let variables = settings.to_environment().unwrap();

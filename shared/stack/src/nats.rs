@@ -1,6 +1,7 @@
 //! A private NATS server with JetStream.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ const READY_WITHIN: Duration = Duration::from_secs(30);
 const LOOK_WITHIN: Duration = Duration::from_secs(2);
 
 /// How a private NATS server runs.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct NatsOptions {
     /// Whether JetStream flushes to disk before it acknowledges a message. Off, a power cut loses what was
     /// acknowledged in the last two minutes; a crash of the server alone loses nothing either way.
@@ -31,11 +32,28 @@ pub struct NatsOptions {
     pub max_payload_bytes: u32,
     /// The name that the server gives to clients, without spaces.
     pub server_name: String,
+    /// Who may connect, as text of the server's configuration: accounts with their users. By default one user with a
+    /// password may do anything.
+    pub accounts: Option<String>,
+    /// Encrypts what JetStream keeps on disk (AES). A folder that was encrypted needs the same key again.
+    pub storage_key: Option<String>,
+}
+
+impl fmt::Debug for NatsOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NatsOptions").field("server_name", &self.server_name).finish_non_exhaustive()
+    }
 }
 
 impl Default for NatsOptions {
     fn default() -> Self {
-        Self { sync_always: false, max_payload_bytes: 4 * 1024 * 1024, server_name: "memfleet".to_owned() }
+        Self {
+            sync_always: false,
+            max_payload_bytes: 4 * 1024 * 1024,
+            server_name: "memfleet".to_owned(),
+            accounts: None,
+            storage_key: None,
+        }
     }
 }
 
@@ -47,6 +65,7 @@ pub struct Nats {
     dir: PathBuf,
     log: Log,
     password: String,
+    has_accounts: bool,
     port: u16,
     pid: u32,
     url: String,
@@ -70,6 +89,7 @@ impl Nats {
             log: Log::begin(dir.join("nats.log")),
             dir,
             password,
+            has_accounts: options.accounts.is_some(),
             port: 0,
             pid: 0,
             url: String::new(),
@@ -79,7 +99,8 @@ impl Nats {
         Ok(nats)
     }
 
-    /// Where clients connect, with user and password: `nats://memfleet:PASSWORD@127.0.0.1:PORT`. It stays the same
+    /// Where clients connect, with user and password: `nats://memfleet:PASSWORD@127.0.0.1:PORT`, or without where there are
+    /// accounts. It stays the same
     /// over [`Nats::kill`] and [`Nats::resume`]. The Rust client, `async-nats`, passes over the user and password in an
     /// address: give it [`Nats::user`] and [`Nats::password`] through its options.
     #[must_use]
@@ -156,7 +177,8 @@ impl Nats {
         self.claim.note(process.pid())?;
         self.port = self.ready(&mut process, &ports).await?;
         self.pid = process.pid();
-        self.url = format!("nats://{USER}:{}@127.0.0.1:{}", self.password, self.port);
+        let user = if self.has_accounts { String::new() } else { format!("{USER}:{}@", self.password) };
+        self.url = format!("nats://{user}127.0.0.1:{}", self.port);
         self.process = Some(process);
         Ok(())
     }
@@ -202,9 +224,15 @@ fn config(options: &NatsOptions, password: &str) -> String {
     // the bounds of streams that will stay nearly empty.
     // JSON strings are strings of this format too.
     let name = serde_json::Value::from(options.server_name.as_str());
+    let encryption = options.storage_key.as_ref().map_or_else(String::new, |key| {
+        format!("cipher: aes\nkey: {}\n", serde_json::Value::from(key.as_str()))
+    });
+    let access = options
+        .accounts
+        .clone()
+        .unwrap_or_else(|| format!("authorization {{ user: \"{USER}\", password: \"{password}\" }}\n"));
     format!(
-        "server_name: {name}\nmax_payload: {}\njetstream {{\nmax_file_store: 1TB\n{sync}\n}}\n\
-         authorization {{ user: \"{USER}\", password: \"{password}\" }}\n",
+        "server_name: {name}\nmax_payload: {}\njetstream {{\nmax_file_store: 1TB\n{sync}\n{encryption}}}\n{access}",
         options.max_payload_bytes
     )
 }

@@ -211,8 +211,12 @@ async fn strangers_are_not_let_in() {
 
 #[tokio::test]
 async fn options_reach_the_servers() {
-    let nats =
-        NatsOptions { max_payload_bytes: 1234, sync_always: true, server_name: "other-name".to_owned() };
+    let nats = NatsOptions {
+        max_payload_bytes: 1234,
+        sync_always: true,
+        server_name: "other-name".to_owned(),
+        ..NatsOptions::default()
+    };
     let mut postgres = PostgresOptions { fsync: true, max_connections: 33, ..quick() };
     postgres.settings.push(("application_name".to_owned(), "it's = here".to_owned()));
     let stack = Stack::temporary_with(&programs(), StackOptions { nats, postgres }).await.unwrap();

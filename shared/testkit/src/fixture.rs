@@ -1,3 +1,4 @@
+use std::path::Path;
 use std::sync::Arc;
 
 use async_nats::jetstream::{self, consumer::PullConsumer};
@@ -84,17 +85,40 @@ impl Fixture {
 
     /// Servers with the current schema and streams changed by `change`.
     pub async fn with_topology(change: impl FnOnce(&mut Topology)) -> Self {
+        Self::with(change, |_| None).await
+    }
+
+    /// Servers of which the broker knows who may do what, as a private or a production one does. The fixture's own client is
+    /// the operator.
+    pub async fn secured() -> Self {
+        let make = |folder: &Path| {
+            let topology = Topology::shipped().expect("the shipped streams");
+            let services = topology::Service::shipped().expect("the shipped services");
+            let identities = topology::identities(&topology, &services);
+            let public = topology::make_nkeys(&folder.join("nkeys"), &identities).expect("keys");
+            Some(format!("{public}{}", topology::render(&topology, &services)))
+        };
+        Self::with(|_| {}, make).await
+    }
+
+    async fn with(
+        change: impl FnOnce(&mut Topology),
+        accounts: impl FnOnce(&Path) -> Option<String>,
+    ) -> Self {
         let _ = tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
             .with_test_writer()
             .try_init();
         let folder = tempfile::tempdir().expect("a folder for the broker");
         let programs = Programs::find().expect("the servers' programs");
-        let (nats, url) =
-            tokio::join!(Nats::start(&programs, folder.path(), NatsOptions::default()), create_database());
+        let options = NatsOptions { accounts: accounts(folder.path()), ..NatsOptions::default() };
+        let nkeys = options.accounts.as_ref().map(|_| folder.path().join("nkeys/{name}.nk"));
+        let (nats, url) = tokio::join!(Nats::start(&programs, folder.path(), options), create_database());
         let nats = nats.expect("a broker");
         let mut settings = Settings::default();
         settings.nats.url = nats.url().to_owned();
+        settings.nats.api_prefix = nkeys.as_ref().map(|_| topology::API_PREFIX.to_owned());
+        settings.nats.nkey_file = nkeys.map(|file| file.to_str().expect("a path").to_owned());
         settings.postgres.url = url.expect("a database");
         settings.postgres.worker_url = Some(worker_url(&settings.postgres.url));
         let key = folder.path().join("grant.key");
@@ -109,7 +133,8 @@ impl Fixture {
         settings.worker.retry_first_delay_ms = 20;
         settings.worker.retry_longest_delay_ms = 200;
         settings.worker.startup_timeout_s = 30;
-        let client = broker::connect(&settings.nats, "test").await.expect("a connection to the broker");
+        let client =
+            broker::connect_operator(&settings.nats, "test").await.expect("a connection to the broker");
         let jetstream = jetstream::new(client);
         let mut topology = Topology::shipped().expect("the shipped streams");
         change(&mut topology);

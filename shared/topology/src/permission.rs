@@ -117,12 +117,12 @@ fn of_worker(worker: &str, topology: &Topology, services: &[Service]) -> Identit
         if name != worker && *name != advisory {
             continue;
         }
-        publish.push(format!("$JS.API.CONSUMER.INFO.{stream}.{name}"));
-        publish.push(format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"));
+        publish.push(format!("{API_PREFIX}.CONSUMER.INFO.{stream}.{name}"));
+        publish.push(format!("{API_PREFIX}.CONSUMER.MSG.NEXT.{stream}.{name}"));
         publish.push(format!("$JS.ACK.{stream}.{name}.>"));
         if name == worker {
             // What was never settled is read once more.
-            publish.push(format!("$JS.API.STREAM.MSG.GET.{stream}"));
+            publish.push(format!("{API_PREFIX}.STREAM.MSG.GET.{stream}"));
         }
     }
     publish.push("memory.event.>".to_owned());
@@ -184,27 +184,39 @@ fn exchange(account: Account, services: &[Service]) -> String {
             exports.extend(SERVICES_OF_STORE.iter().map(|(subject, response)| {
                 format!("{{ service: \"{subject}\", response: {response}, accounts: [WORKERS] }}")
             }));
-            let mut imports = vec![from("service", "WORKERS", "memory.ask.>")];
-            imports.extend(inboxes().map(|inbox| from("stream", "WORKERS", &inbox)));
+            let imports = [from("service", "WORKERS", "memory.ask.>")];
             lines.extend([list("exports", &exports), list("imports", &imports)]);
         }
         Account::Publishers => {
-            let mut imports =
-                vec![from("service", "STORE", "memory.req.>"), from("service", "WORKERS", "memory.ask.>")];
-            imports.extend(inboxes().map(|inbox| from("stream", "WORKERS", &inbox)));
-            lines.push(list("imports", &imports));
+            // Outcomes: a message into another account's inbox arrives as a request without an answer.
+            let exports: Vec<String> =
+                inboxes().map(|inbox| format!("{{ service: \"{inbox}\", accounts: [WORKERS] }}")).collect();
+            let imports =
+                [from("service", "STORE", "memory.req.>"), from("service", "WORKERS", "memory.ask.>")];
+            lines.extend([list("exports", &exports), list("imports", &imports)]);
         }
         Account::Workers => {
-            let mut exports = vec!["{ service: \"memory.ask.>\" }".to_owned()];
-            exports.extend(inboxes().map(|inbox| format!("{{ stream: \"{inbox}\" }}")));
-            let imports: Vec<String> =
-                SERVICES_OF_STORE.iter().map(|(subject, _)| from("service", "STORE", subject)).collect();
+            let exports = ["{ service: \"memory.ask.>\", accounts: [STORE, PUBLISHERS] }".to_owned()];
+            let mut imports: Vec<String> = SERVICES_OF_STORE
+                .iter()
+                .map(|(subject, _)| match subject.strip_prefix("$JS.API.") {
+                    Some(rest) => format!(
+                        "{{ service: {{ account: STORE, subject: \"{subject}\" }}, to: \"{API_PREFIX}.{rest}\" }}"
+                    ),
+                    None => from("service", "STORE", subject),
+                })
+                .collect();
+            imports.extend(inboxes().map(|inbox| from("service", "PUBLISHERS", &inbox)));
             lines.extend([list("exports", &exports), list("imports", &imports)]);
         }
         Account::System => {}
     }
     lines.iter().fold(String::new(), |text, line| format!("{text}    {line}\n"))
 }
+
+/// Under which subjects workers ask the API of JetStream, in place of `$JS.API`: on those the server answers that their own
+/// account has no JetStream.
+pub const API_PREFIX: &str = "STORE.API";
 
 /// What workers ask of the streams, and whether one answer comes or many.
 const SERVICES_OF_STORE: [(&str, &str); 6] = [

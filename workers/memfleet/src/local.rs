@@ -30,9 +30,10 @@ impl Local {
     /// # Errors
     /// If a server's program is missing, or one does not start, or cannot be set up.
     pub async fn temporary(settings: &Settings, options: StackOptions) -> anyhow::Result<Self> {
-        let stack = Stack::temporary(options).await?;
         let folder = tempfile::tempdir().context("a folder for keys cannot be made")?;
-        let settings = set_up_private(&stack, settings, &KeyFiles::of(folder.path())).await?;
+        let keys = KeyFiles::of(folder.path());
+        let stack = Stack::temporary(secured(options, &keys)?).await?;
+        let settings = set_up_private(&stack, settings, &keys).await?;
         Ok(Self { settings, stack: Some(stack), _keys: Some(folder) })
     }
 
@@ -41,8 +42,9 @@ impl Local {
     /// # Errors
     /// If a server's program is missing, or one does not start, or cannot be set up.
     pub async fn kept(settings: &Settings, folder: &Path, options: StackOptions) -> anyhow::Result<Self> {
-        let stack = Stack::start(folder, options).await?;
-        let settings = set_up_private(&stack, settings, &KeyFiles::of(folder)).await?;
+        let keys = KeyFiles::of(folder);
+        let stack = Stack::start(folder, secured(options, &keys)?).await?;
+        let settings = set_up_private(&stack, settings, &keys).await?;
         Ok(Self { settings, stack: Some(stack), _keys: None })
     }
 
@@ -73,16 +75,37 @@ struct KeyFiles {
     grant: PathBuf,
     token: PathBuf,
     seal: PathBuf,
+    /// Encrypts what the broker keeps.
+    storage: PathBuf,
+    /// One for each identity of the broker.
+    nkeys: PathBuf,
 }
 
 impl KeyFiles {
     fn of(folder: &Path) -> Self {
+        let file = |name| folder.join(name);
         Self {
-            grant: folder.join("grant.key"),
-            token: folder.join("token.key"),
-            seal: folder.join("seal.key"),
+            grant: file("grant.key"),
+            token: file("token.key"),
+            seal: file("seal.key"),
+            storage: file("storage.key"),
+            nkeys: file("nkeys"),
         }
     }
+}
+
+/// A private broker knows everybody by their keys, as one in production does, and encrypts what it keeps.
+fn secured(mut options: StackOptions, keys: &KeyFiles) -> anyhow::Result<StackOptions> {
+    let (topology, services) = (topology::Topology::shipped()?, Service::shipped()?);
+    let public = topology::make_nkeys(&keys.nkeys, &topology::identities(&topology, &services))?;
+    options.nats.accounts = Some(format!("{public}\n{}", topology::render(&topology, &services)));
+    if is_empty(&keys.storage) {
+        keep(&keys.storage, &Uuid::new_v4().simple().to_string())?;
+    }
+    let key = std::fs::read_to_string(&keys.storage)
+        .with_context(|| format!("{} cannot be read", keys.storage.display()))?;
+    options.nats.storage_key = Some(key.trim().to_owned());
+    Ok(options)
 }
 
 /// Registers services as a file describes them.
@@ -113,6 +136,9 @@ async fn set_up_private(stack: &Stack, settings: &Settings, keys: &KeyFiles) -> 
     let url = stack.postgres.url("memfleet");
     settings.nats.url = stack.nats.url().to_owned();
     settings.nats.credentials_file = None;
+    settings.nats.nkey_file = Some(keys.nkeys.join("{name}.nk").display().to_string());
+    settings.nats.api_prefix = Some(topology::API_PREFIX.to_owned());
+    settings.nats.ca_file = None;
     settings.postgres.url = url.clone();
     set_up(&settings).await?;
 
@@ -168,7 +194,7 @@ pub async fn set_up(settings: &Settings) -> anyhow::Result<()> {
     store::migration::up(store::connect(url).await?).await?;
     // A folder that stays may have been made months ago.
     store::partition::make_ahead(&mut store::connect(url).await?, store::partition::MONTHS_AHEAD).await?;
-    let client = broker::connect(&settings.nats, "provision").await?;
+    let client = broker::connect_operator(&settings.nats, "provision").await?;
     let jetstream = async_nats::jetstream::new(client);
     topology::apply(&jetstream, &topology::Topology::shipped()?).await?;
     Ok(())

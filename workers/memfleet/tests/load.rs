@@ -269,7 +269,7 @@ async fn slots_in_database(url: &str) -> Slots {
 
 /// Makes the stream forget ids at once, so that what comes twice reaches the workers twice.
 async fn forget_ids(settings: &Settings) {
-    let client = broker::connect(&settings.nats, "test").await.unwrap();
+    let client = broker::connect_operator(&settings.nats, "test").await.unwrap();
     let jetstream = async_nats::jetstream::new(client);
     let mut config = jetstream.get_stream("CONTEXT").await.unwrap().cached_info().config.clone();
     config.duplicate_window = Duration::from_millis(100);

@@ -64,7 +64,7 @@ const READ_AHEAD: usize = 16;
 /// # Errors
 /// If the dialogues cannot be read, a request is refused, or the workers commit nothing for a minute.
 pub async fn carry(settings: &Settings, stats: Option<Arc<Stats>>, order: &Order) -> anyhow::Result<Carried> {
-    let client = broker::connect(&settings.nats, "load").await?;
+    let client = broker::connect_operator(&settings.nats, "load").await?;
     let broker = Broker { jetstream: jetstream::new(client.clone()), stats };
     let dead_before = if order.wait { broker.dead_letters().await? } else { 0 };
     let settled_before = broker.settled().unwrap_or(0);

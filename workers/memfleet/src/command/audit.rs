@@ -85,7 +85,7 @@ async fn database(settings: &Settings) -> anyhow::Result<Connection> {
 }
 
 async fn anchors(settings: &Settings) -> anyhow::Result<Anchors> {
-    let client = broker::connect(&settings.nats, "audit").await?;
+    let client = broker::connect_operator(&settings.nats, "audit").await?;
     Ok(Anchors::new(async_nats::jetstream::new(client)))
 }
 

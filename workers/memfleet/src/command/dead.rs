@@ -122,7 +122,7 @@ pub async fn execute(args: DeadArgs, settings: &Settings) -> anyhow::Result<()> 
             "--all drops every dead letter that fits for good; add --yes if you mean it"
         );
     }
-    let client = broker::connect(&settings.nats, "operator").await?;
+    let client = broker::connect_operator(&settings.nats, "operator").await?;
     let letters = Letters::open(jetstream::new(client)).await?;
     match args.action {
         Action::List { limit, filter, json } => list(&letters, limit, &filter, json).await,

@@ -116,9 +116,11 @@ fn configuration(settings: &Settings) -> anyhow::Result<String> {
     let text = |value: &Option<String>| serde_json::to_string(value.as_deref().unwrap_or_default());
     let (nats, postgres) = (Some(settings.nats.url.clone()), Some(settings.postgres.url.clone()));
     Ok(format!(
-        "{MARK}\n[nats]\nurl = {}\n\n[postgres]\nurl = {}\nworker_url = {}\n\n[trust]\ngrant_key_file = {}\ntoken_key_file = {}\n\n\
+        "{MARK}\n[nats]\nurl = {}\nnkey_file = {}\napi_prefix = {}\n\n[postgres]\nurl = {}\nworker_url = {}\n\n[trust]\ngrant_key_file = {}\ntoken_key_file = {}\n\n\
          [audit]\nseal_key_file = {}\n",
         text(&nats)?,
+        text(&settings.nats.nkey_file)?,
+        text(&settings.nats.api_prefix)?,
         text(&postgres)?,
         text(&settings.postgres.worker_url)?,
         text(&settings.trust.grant_key_file)?,

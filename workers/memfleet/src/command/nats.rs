@@ -1,16 +1,16 @@
 //! `memfleet nats`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use async_nats::jetstream;
 use clap::{Args, Subcommand};
 use runtime::{Settings, broker};
-use topology::{Change, Topology};
+use topology::{Change, Service, Topology};
 
-use crate::outln;
+use crate::{out, outln};
 
-/// Makes the broker's streams and consumers what the files say.
+/// Makes the broker's streams and consumers what the files say, and the files that say who may connect.
 ///
 /// The files are built into the program; `--dir` names others. Only what a file names is compared and changed.
 /// Nothing is ever deleted, and applying twice does nothing the second time.
@@ -31,6 +31,21 @@ enum Action {
         /// Exit with 1 if there is a difference.
         #[arg(long)]
         check: bool,
+    },
+    /// Print accounts.conf: who may publish and hear what, for the server's configuration.
+    Render {
+        /// The services, as nats/services.json is; that file by default.
+        #[arg(long, value_name = "FILE")]
+        services: Option<PathBuf>,
+    },
+    /// Make a key for everybody who may connect and has none yet, and print nkeys.conf with the public ones.
+    Keys {
+        /// The services, as nats/services.json is; that file by default.
+        #[arg(long, value_name = "FILE")]
+        services: Option<PathBuf>,
+        /// Where the private keys are kept, a file <name>.nk each. Give each service and worker its own and no other.
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
     },
     /// Show the difference, then create and update streams and consumers.
     Apply {
@@ -70,9 +85,18 @@ pub async fn execute(args: NatsArgs, settings: &Settings) -> anyhow::Result<()> 
     let (source, check, to_apply) = match &args.action {
         Action::Diff { source, check } => (source, *check, false),
         Action::Apply { source } => (source, false, true),
+        Action::Render { services } => {
+            out!("{}", topology::render(&Topology::shipped()?, &services_of(services.as_deref())?));
+            return Ok(());
+        }
+        Action::Keys { services, dir } => {
+            let services = services_of(services.as_deref())?;
+            out!("{}", topology::make_nkeys(dir, &topology::identities(&Topology::shipped()?, &services))?);
+            return Ok(());
+        }
     };
     let topology = source.topology()?;
-    let client = broker::connect(&settings.nats, "provision").await?;
+    let client = broker::connect_operator(&settings.nats, "provision").await?;
     let jetstream = jetstream::new(client);
     let changes = topology::diff(&jetstream, &topology)
         .await
@@ -87,6 +111,13 @@ pub async fn execute(args: NatsArgs, settings: &Settings) -> anyhow::Result<()> 
         anyhow::bail!("the broker differs from the files; `memfleet nats apply` makes it what they say");
     }
     Ok(())
+}
+
+fn services_of(file: Option<&Path>) -> anyhow::Result<Vec<Service>> {
+    Ok(match file {
+        Some(file) => Service::read(file)?,
+        None => Service::shipped()?,
+    })
 }
 
 fn show(changes: &[Change]) {

@@ -54,7 +54,7 @@ const WARM_UP: usize = 200;
 
 impl Pipeline {
     pub(super) async fn open(settings: &Settings) -> anyhow::Result<Self> {
-        let client = broker::connect(&settings.nats, "bench").await?;
+        let client = broker::connect_operator(&settings.nats, "bench").await?;
         let jetstream = jetstream::new(client.clone());
         let stream = jetstream.get_stream_no_info(ContextWriter::STREAM).await?;
         let consumer = jetstream.get_consumer_from_stream(ContextWriter::NAME, ContextWriter::STREAM).await?;

@@ -58,7 +58,7 @@ pub(super) async fn ask(settings: &Settings) -> anyhow::Result<BrokerStatus> {
 }
 
 async fn ask_all(settings: &Settings) -> anyhow::Result<BrokerStatus> {
-    let client = broker::connect(&settings.nats, "status").await?;
+    let client = broker::connect_operator(&settings.nats, "status").await?;
     let version = client.server_info().version;
     let jetstream = jetstream::new(client);
     let infos: Vec<stream::Info> =

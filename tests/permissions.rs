@@ -1,0 +1,246 @@
+//! Who may publish and hear what, on a real server with the accounts that are shipped.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::{Client, ConnectOptions, Event, jetstream};
+use context_writer::ContextWriter;
+use runtime::{Worker, broker};
+use serde_json::{Value, json};
+use testkit::{Fixture, Published, context, eventually, next, session, token, user};
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+use topology::{API_PREFIX, Service, Topology, identities};
+use uuid::Uuid;
+
+/// The same request of simple-chat.
+fn of_chat(mut request: Published) -> Published {
+    request.subject = request.subject.replace(".test.", ".simple-chat.");
+    request
+}
+
+async fn publish(client: &Client, request: Published) {
+    let jetstream = jetstream::new(client.clone());
+    let headers = request.header_map();
+    let sent = jetstream.publish_with_headers(request.subject, headers, request.body.into()).await;
+    sent.expect("a publish").await.expect("an acknowledged publish");
+}
+
+#[test]
+fn the_files_are_what_the_table_says() {
+    let (topology, services) = (Topology::shipped().unwrap(), Service::shipped().unwrap());
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats/accounts.conf");
+    let shipped = std::fs::read_to_string(file).expect("nats/accounts.conf");
+    assert_eq!(shipped, topology::render(&topology, &services), "`memfleet nats render` makes it anew");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everybody_can_do_what_they_must_and_nothing_is_refused() {
+    let fixture = Fixture::secured().await;
+    let worker = fixture.run(ContextWriter);
+    let chat = broker::connect(&fixture.settings.nats, "simple-chat").await.expect("a connection");
+    let mut outcomes = chat.subscribe("_INBOX.simple-chat.outcomes").await.expect("a subscription");
+    chat.flush().await.expect("a broker that has it");
+    let reply =
+        |request: Published| of_chat(request).with("Memfleet-Reply-To", "_INBOX.simple-chat.outcomes");
+    for request in
+        [user(1), session(1, "s"), context(1, "s", "k", 1), context(1, "unknown", "k", 1).without_token()]
+    {
+        publish(&chat, reply(request)).await;
+    }
+    let mut told = Vec::new();
+    for _ in 0..4 {
+        let outcome: Value = serde_json::from_slice(&next(&mut outcomes).await.payload).expect("JSON");
+        told.push(outcome["status"].as_str().unwrap_or_default().to_owned());
+    }
+    told.sort();
+    assert_eq!(told, ["applied", "applied", "applied", "dead"]);
+    fixture.drained::<ContextWriter>().await;
+    assert_eq!((fixture.stored("EVENTS").await, fixture.stored("DEAD").await), (3, 1));
+    // Many more messages than one answer's worth come through one question for messages.
+    let many: Vec<Published> = (0..1_200).map(|n| of_chat(context(1, "s", &n.to_string(), 1))).collect();
+    fixture.publish(many).await;
+    fixture.drained::<ContextWriter>().await;
+    assert_eq!(fixture.count("simple_chat_context").await, 1_201);
+    worker.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_gets_its_tokens_over_the_broker_and_nobody_elses() {
+    let fixture = Fixture::secured().await;
+    let stop = CancellationToken::new();
+    let (settings, stopped) = (fixture.settings.clone(), stop.clone());
+    let running = tokio::spawn(async move { token_issuer::run(token::issuer(), &settings, stopped).await });
+    let chat = broker::connect(&fixture.settings.nats, "simple-chat").await.expect("a connection");
+    let ask = json!({ "user_id": 5 }).to_string();
+    let answer = eventually("it answers", async || {
+        let on = format!("{}.simple-chat", contract::TOKEN_ISSUE);
+        let answer = chat.request(on, ask.clone().into()).await.ok()?;
+        serde_json::from_slice::<Value>(&answer.payload).ok()
+    })
+    .await;
+    assert!(answer["token"].is_string(), "{answer}");
+    let other = format!("{}.smart-router", contract::TOKEN_ISSUE);
+    let refused = tokio::time::timeout(Duration::from_millis(700), chat.request(other, ask.into())).await;
+    assert!(!matches!(refused, Ok(Ok(_))), "{refused:?}");
+    assert_eq!(fixture.lines("DISTINCT_service FROM (SELECT DISTINCT service AS DISTINCT_service FROM cross_service_auth) AS s").await, ["simple-chat"]);
+    stop.cancel();
+    running.await.expect("no panic").expect("a clean end");
+}
+
+/// A client with this identity's key, whatever its inbox, and what the server refuses it.
+async fn attacker(fixture: &Fixture, identity: &str) -> (Client, Arc<Mutex<Vec<String>>>) {
+    let file = fixture.settings.nats.nkey_file.as_ref().expect("keys").replace("{name}", identity);
+    let seed = std::fs::read_to_string(file).expect("a key").trim().to_owned();
+    let refused = Arc::new(Mutex::new(Vec::new()));
+    let list = Arc::clone(&refused);
+    let inbox = format!("_INBOX.{identity}");
+    let options = ConnectOptions::with_nkey(seed).custom_inbox_prefix(inbox).event_callback(move |event| {
+        let list = Arc::clone(&list);
+        async move {
+            if let Event::ServerError(error) = event {
+                list.lock().await.push(error.to_string().to_lowercase());
+            }
+        }
+    });
+    (options.connect(&fixture.settings.nats.url).await.expect("a connection"), refused)
+}
+
+async fn refusals(refused: &Mutex<Vec<String>>, count: usize) -> Vec<String> {
+    eventually("the server refuses", async || {
+        let list = refused.lock().await;
+        (list.len() >= count).then(|| list.clone())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_publishes_or_hears_anything_else() {
+    let fixture = Fixture::secured().await;
+    let (topology, services) = (Topology::shipped().unwrap(), Service::shipped().unwrap());
+    let publish = [
+        "memory.req.other.context.put.1",
+        "memory.req.other.anything.put.1",
+        "memory.event.context.stored.1",
+        "memory.dead.other.1",
+        "memory.seal.1",
+        "memory.ask.token.issue.other",
+        "_INBOX.other.x",
+        "$JS.API.STREAM.CREATE.MINE",
+        "$JS.API.STREAM.UPDATE.CONTEXT",
+        "$JS.API.STREAM.DELETE.CONTEXT",
+        "$JS.API.STREAM.PURGE.CONTEXT",
+        "$JS.API.STREAM.MSG.DELETE.CONTEXT",
+        "$JS.API.CONSUMER.CREATE.CONTEXT.mine",
+        "$JS.API.CONSUMER.DELETE.CONTEXT.context-writer",
+        "$JS.API.CONSUMER.MSG.NEXT.CONTEXT.other",
+        "$JS.API.DIRECT.GET.CONTEXT",
+        "STORE.API.CONSUMER.MSG.NEXT.CONTEXT.other",
+        "STORE.API.STREAM.MSG.GET.DEAD",
+        "$JS.ACK.CONTEXT.other.1.1.1.1.1",
+        "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.CONTEXT.context-writer",
+        "$SYS.REQ.SERVER.PING",
+        "$SRV.PING",
+    ];
+    let subscribe = [
+        ">",
+        "memory.req.>",
+        "memory.event.>",
+        "memory.dead.>",
+        "_INBOX.>",
+        "_INBOX.other.>",
+        "$JS.>",
+        "$SYS.>",
+    ];
+    for identity in identities(&topology, &services).iter().filter(|identity| identity.name != "operator") {
+        let (client, refused) = attacker(&fixture, &identity.name).await;
+        // What it may do is its own; everything else is refused by name.
+        let covers = |list: &[String], subject: &str| list.iter().any(|allowed| covers(allowed, subject));
+        let not_allowed: Vec<&str> =
+            publish.into_iter().filter(|subject| !covers(&identity.publish, subject)).collect();
+        assert!(not_allowed.len() >= publish.len() - 2, "{}: {not_allowed:?}", identity.name);
+        for subject in &not_allowed {
+            client.publish(*subject, "{}".into()).await.expect("a publish that nobody hears");
+        }
+        let not_heard: Vec<&str> =
+            subscribe.into_iter().filter(|subject| !covers(&identity.subscribe, subject)).collect();
+        assert!(not_heard.len() >= subscribe.len() - 1, "{}: {not_heard:?}", identity.name);
+        for subject in &not_heard {
+            let _ = client.subscribe(*subject).await.expect("a subscription");
+        }
+        let refused = refusals(&refused, not_allowed.len() + not_heard.len()).await;
+        for subject in not_allowed.iter().chain(&not_heard) {
+            let quoted = format!("\"{}\"", subject.to_lowercase());
+            assert!(
+                refused.iter().any(|error| error.contains(&quoted)),
+                "{}: {subject}: {refused:?}",
+                identity.name
+            );
+        }
+    }
+    for stream in ["CONTEXT", "EVENTS", "DEAD", "SEAL", "ADVISORY"] {
+        assert_eq!(fixture.stored(stream).await, 0, "{stream}");
+    }
+}
+
+/// Whether a pattern of subjects covers a subject or another pattern.
+fn covers(pattern: &str, subject: &str) -> bool {
+    let (mut left, mut right) = (pattern.split('.'), subject.split('.'));
+    loop {
+        match (left.next(), right.next()) {
+            (Some(">"), Some(_)) | (None, None) => return true,
+            (Some("*"), Some(token)) if token != ">" => {}
+            (Some(own), Some(token)) if own == token => {}
+            _ => return false,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_was_taken_over_stores_no_request() {
+    let fixture = Fixture::secured().await;
+    let (chat, _) = attacker(&fixture, "simple-chat").await;
+    publish(&chat, of_chat(user(1))).await;
+    let (worker, refused) = attacker(&fixture, "context-writer").await;
+    let own = "_INBOX.context-writer.x";
+    let mut answers = worker.subscribe(own).await.expect("a subscription");
+    worker.flush().await.expect("a broker");
+    let pull = format!("{API_PREFIX}.CONSUMER.MSG.NEXT.{}.{}", ContextWriter::STREAM, ContextWriter::NAME);
+    let ask = json!({ "batch": 1, "expires": 2_000_000_000 }).to_string();
+    // Delivered to the subject of a request, the message would be stored again as if another service had published it.
+    let forged = "memory.req.smart-router.user.put.2";
+    worker.publish_with_reply(pull.clone(), forged, ask.clone().into()).await.expect("a publish");
+    // It leads nowhere, so that the message is still there for whoever asks next.
+    worker.publish_with_reply(pull, own, ask.into()).await.expect("a publish");
+    let answer = next(&mut answers).await;
+    assert_eq!(answer.subject.as_str(), "memory.req.simple-chat.user.put.1");
+    assert_eq!(fixture.stored(ContextWriter::STREAM).await, 1);
+    assert!(refused.lock().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_that_are_orders_to_the_broker_change_nothing_of_others() {
+    let fixture = Fixture::secured().await;
+    let (chat, _) = attacker(&fixture, "simple-chat").await;
+    publish(&chat, of_chat(user(1))).await;
+    let jetstream = jetstream::new(chat);
+    for (name, value) in [
+        ("Nats-Rollup", "all"),
+        ("Nats-Expected-Stream", "EVENTS"),
+        ("Nats-TTL", "1s"),
+        ("Nats-Schedule", "@every 1s"),
+        ("Nats-Batch-Id", "x"),
+    ] {
+        let request = of_chat(session(1, &Uuid::now_v7().to_string()));
+        let mut headers = request.header_map();
+        headers.insert(name, value);
+        let sent = jetstream.publish_with_headers(request.subject, headers, request.body.into()).await;
+        let stored =
+            tokio::time::timeout(Duration::from_secs(2), sent.expect("a publish").into_future()).await;
+        assert!(!matches!(stored, Ok(Ok(_))), "{name}: {stored:?}");
+    }
+    assert_eq!(fixture.stored("CONTEXT").await, 1);
+}
