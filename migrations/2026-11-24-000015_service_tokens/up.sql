@@ -81,7 +81,8 @@ SET search_path = pg_catalog, pg_temp AS $$
     WHERE a.token_id = u.token_id
 $$;
 
--- Registers tokens that were issued. All of a call are for registered services, and allow no more than these may.
+-- Registers tokens that were issued. All of a call are for registered services. What these may have, the issuer sees to, and
+-- every worker again.
 CREATE FUNCTION sec.register_tokens(tokens jsonb) RETURNS integer LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -109,6 +110,8 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     revoked integer;
 BEGIN
+    -- In one order, as those who note the use of tokens lock them.
+    PERFORM FROM public.cross_service_auth WHERE token_id = ANY (token_ids) ORDER BY token_id FOR UPDATE;
     UPDATE public.cross_service_auth SET revoked_at = now() WHERE token_id = ANY (token_ids) AND revoked_at IS NULL;
     INSERT INTO sec.revoked_grants (grant_id, expires_at)
     SELECT i.token_id, coalesce(a.grants_expire_at, now() + interval '10 days')

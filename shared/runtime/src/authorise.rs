@@ -167,7 +167,7 @@ impl Gate {
             user_id: subject.user_id,
         };
         let wait = self.limits.wait(self.rates_of(&subject.service), what)?;
-        rate::delay(wait, deliveries)
+        rate::delay(wait, deliveries).filter(|delay| self.limits.has_room(*delay))
     }
 
     fn rates_of(&self, service: &Service) -> Rates {
@@ -183,7 +183,9 @@ impl Gate {
         let digest: [u8; 32] = Sha256::digest(token).into();
         // Nothing panics under the lock.
         if let Some(known) = self.verified.lock().unwrap_or_else(PoisonError::into_inner).get(&digest) {
-            return Ok(Arc::clone(known));
+            // A token may have come in here while its key was retired.
+            let in_use = state.keys.contains_key(known.key_name());
+            return if in_use { Ok(Arc::clone(known)) } else { Err(Refusal::UnknownKey) };
         }
         let token = Arc::new(verify(token, &self.audience, |name| state.keys.get(name))?);
         let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);

@@ -186,6 +186,10 @@ fn spawn_stages<W: Worker>(
     stages
 }
 
+/// How long a message waits that only the registry can judge, while the registry is away. It is away for longer than the
+/// broker's bound of deliveries only after an hour.
+const WITHOUT_REGISTRY: Duration = Duration::from_secs(30);
+
 /// The first three stages.
 struct PullStage<W: Worker> {
     worker: Arc<W>,
@@ -217,7 +221,7 @@ impl<W: Worker> PullStage<W> {
     /// Decodes and authorises a batch and passes it on. False when the later stages are gone.
     async fn forward(&self, deliveries: Vec<Delivery>) -> bool {
         let mut batch = Vec::with_capacity(deliveries.len());
-        let (mut denied, mut too_often) = (Vec::new(), Vec::new());
+        let (mut denied, mut too_often, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
         let mut take = |decoded, denied: &mut Vec<(Decoded<W::Request>, Refusal)>| match self
             .gate
             .authorise(&*self.worker, decoded)
@@ -240,19 +244,21 @@ impl<W: Worker> PullStage<W> {
             }
         }
         if denied.iter().any(|(_, refusal)| Gate::may_be_news(*refusal)) {
-            // Without the database nothing is refused either: a refusal is recorded there.
-            let refreshed = watch::refresh(&self.gate, &self.pool).await;
-            tracing::debug!(
-                worker = W::NAME,
-                refreshed = refreshed.is_ok(),
-                "asked for news of the registry"
-            );
-            for (decoded, _) in std::mem::take(&mut denied) {
-                take(decoded, &mut denied);
+            let refreshed = watch::refresh(&self.gate, &self.pool).await.is_ok();
+            tracing::debug!(worker = W::NAME, refreshed, "asked for news of the registry");
+            for (decoded, refusal) in std::mem::take(&mut denied) {
+                if refreshed {
+                    take(decoded, &mut denied);
+                } else if Gate::may_be_news(refusal) {
+                    // Whether it is refused, nobody can say before the registry is back.
+                    unknown.push(ToSettle::NotNow(Box::new(decoded.delivery), WITHOUT_REGISTRY));
+                } else {
+                    denied.push((decoded, refusal));
+                }
             }
         }
         crash::reach(Point::Authorised);
-        for delayed in too_often {
+        for delayed in too_often.into_iter().chain(unknown) {
             if self.to_settle.send(delayed).await.is_err() {
                 return false;
             }

@@ -1,10 +1,10 @@
 //! How often a service may ask: of itself, of each of its nouns and verbs, and for each user. Every replica counts for
 //! itself.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use contract::{Service, UserId};
 use governor::clock::{Clock, DefaultClock};
@@ -15,13 +15,18 @@ use store::registry::Rates;
 const LEAST_DELAY: Duration = Duration::from_millis(100);
 /// The most that it waits before it is asked about again.
 const LONGEST_DELAY: Duration = Duration::from_secs(10);
-/// How often a message is put off for its rate before it goes through all the same. A rate delays and loses nothing, and the
-/// broker gives a message up that was delivered too often.
-const MOST_DELAYS: i64 = 64;
+/// How often a message is put off for its rate before it goes through all the same, after some forty seconds: sooner than
+/// another one is given up that needs it, and long before the broker gives up a message that was delivered too often.
+const MOST_DELAYS: i64 = 10;
+/// How many messages one replica puts off at a time. What is over that goes through: the broker counts those that wait among
+/// the messages in flight, of which the consumer has a bounded number for all services together.
+const AT_A_TIME: usize = 2_000;
 
 /// The rates of every service that asked lately.
 #[derive(Debug, Default)]
 pub(crate) struct Limits {
+    /// When each message that was put off comes again, at the latest.
+    waiting: Mutex<VecDeque<Instant>>,
     services: Mutex<HashMap<Service, Arc<ServiceLimits>>>,
     clock: DefaultClock,
 }
@@ -61,14 +66,31 @@ impl Limits {
     pub(crate) fn wait(&self, rates: Rates, what: Use<'_>) -> Option<Duration> {
         let limits = self.of(rates, what.service);
         let now = self.clock.now();
-        let own = limits.own.as_ref().and_then(|limit| limit.check().err());
-        let over = own
+        // The narrowest first, so that one user's flood uses up nothing of what the others share.
+        let user = limits.users.as_ref().and_then(|limit| limit.check_key(&what.user_id).err());
+        let over = user
             .or_else(|| {
                 let key = format!("{}:{}", what.noun, what.verb);
                 limits.scopes.as_ref().and_then(|limit| limit.check_key(&key).err())
             })
-            .or_else(|| limits.users.as_ref().and_then(|limit| limit.check_key(&what.user_id).err()));
+            .or_else(|| limits.own.as_ref().and_then(|limit| limit.check().err()));
         over.map(|until| until.wait_time_from(now))
+    }
+
+    /// Whether one more message may be put off for so long. It counts as waiting from now on.
+    pub(crate) fn has_room(&self, delay: Duration) -> bool {
+        let now = Instant::now();
+        // Nothing panics under the lock.
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that come again first need not stand first; who stays counted for a while longer does no harm.
+        while waiting.front().is_some_and(|until| *until <= now) {
+            waiting.pop_front();
+        }
+        if waiting.len() >= AT_A_TIME {
+            return false;
+        }
+        waiting.push_back(now + delay);
+        true
     }
 
     /// Forgets users and scopes that have not asked lately.
@@ -141,12 +163,23 @@ mod tests {
     }
 
     #[test]
+    fn so_many_wait_at_a_time_and_no_more() {
+        let limits = Limits::default();
+        let hour = Duration::from_secs(3_600);
+        assert_eq!((0..AT_A_TIME + 5).filter(|_| limits.has_room(hour)).count(), AT_A_TIME);
+        let limits = Limits::default();
+        assert!((0..AT_A_TIME + 5).all(|_| limits.has_room(Duration::ZERO)));
+    }
+
+    #[test]
     fn a_delay_grows_to_a_bound_and_ends() {
         let wait = Duration::from_millis(1);
         assert_eq!(delay(wait, 1), Some(LEAST_DELAY));
         assert_eq!(delay(wait, 2), Some(LEAST_DELAY * 2));
         assert_eq!(delay(Duration::from_secs(60), 1), Some(LONGEST_DELAY));
         assert_eq!(delay(wait, MOST_DELAYS), Some(LONGEST_DELAY));
+        let all: Duration = (1..=MOST_DELAYS).filter_map(|delivery| delay(wait, delivery)).sum();
+        assert!(all < Duration::from_secs(60), "{all:?}");
         assert_eq!(delay(wait, MOST_DELAYS + 1), None);
     }
 }

@@ -403,6 +403,33 @@ pub async fn put_service(
     Ok(())
 }
 
+/// Registers a service, or changes what it may do and nothing else. False if it is disabled, which it then stays. For an
+/// administrator who loads a list.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn load_service(
+    connection: &mut AsyncPgConnection,
+    service: &Service,
+    scopes: &[Scope],
+) -> Result<bool, Fault> {
+    const LOAD: &str = "
+        INSERT INTO sec.services AS s (service, scopes) VALUES ($1, $2)
+        ON CONFLICT (service) DO UPDATE SET scopes = excluded.scopes, updated_at = now()
+        RETURNING disabled_at IS NULL AS enabled";
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = Bool)]
+        enabled: bool,
+    }
+    let rows: Vec<Row> = diesel::sql_query(LOAD)
+        .bind::<Text, _>(service.as_str())
+        .bind::<Array<Text>, _>(scopes.iter().map(ToString::to_string).collect::<Vec<_>>())
+        .load(connection)
+        .await?;
+    Ok(rows.iter().all(|row| row.enabled))
+}
+
 /// Disables a service: none of its tokens is believed any more. False if it is not registered. For an administrator.
 ///
 /// # Errors

@@ -64,8 +64,10 @@ pub fn identities(topology: &Topology, services: &[Service]) -> Vec<Identity> {
         publish: vec![">".to_owned()],
         subscribe: vec![">".to_owned()],
     }];
-    all.extend(services.iter().map(of_service));
-    all.extend(workers(topology).iter().map(|worker| of_worker(worker, topology, services)));
+    let workers = workers(topology);
+    // One name is one identity, with one key and one inbox.
+    all.extend(services.iter().filter(|service| !workers.contains(&service.service)).map(of_service));
+    all.extend(workers.iter().map(|worker| of_worker(worker, topology, services)));
     all.push(Identity {
         name: TOKEN_ISSUER.to_owned(),
         account: Account::Workers,
@@ -82,7 +84,11 @@ pub fn identities(topology: &Topology, services: &[Service]) -> Vec<Identity> {
     all.push(Identity {
         name: MONITOR.to_owned(),
         account: Account::System,
-        publish: ["$SYS.REQ.SERVER.>", "$SYS.REQ.ACCOUNT.>"].map(str::to_owned).to_vec(),
+        // Not all of $SYS.REQ.SERVER: clients can be thrown out and the configuration reloaded there.
+        publish: ["VARZ", "CONNZ", "JSZ", "HEALTHZ", "STATSZ"]
+            .iter()
+            .flat_map(|what| [format!("$SYS.REQ.SERVER.PING.{what}"), format!("$SYS.REQ.SERVER.*.{what}")])
+            .collect(),
         subscribe: vec!["$SYS.SERVER.>".to_owned(), format!("_INBOX.{MONITOR}.>")],
     });
     all

@@ -1,6 +1,8 @@
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::Deserialize;
+use trust::Scope;
 
 use crate::TopologyError;
 use crate::file::invalid;
@@ -16,6 +18,9 @@ pub struct Service {
     /// What it may publish, as `noun:verb` or `noun:*`.
     pub scopes: Vec<String>,
 }
+
+/// Names of others at the broker. Those of workers with a stream are refused where subjects are made of them.
+const RESERVED: [&str; 3] = ["operator", "monitor", "token-issuer"];
 
 const FILE: &str = "nats/services.json";
 const SHIPPED: &str = include_str!("../../../nats/services.json");
@@ -42,6 +47,57 @@ impl Service {
     }
 
     fn parse(file: &str, text: &str) -> Result<Vec<Self>, TopologyError> {
-        serde_json::from_str(text).map_err(|error| invalid(file, error.to_string()))
+        let services: Vec<Self> =
+            serde_json::from_str(text).map_err(|error| invalid(file, error.to_string()))?;
+        let mut known = BTreeSet::new();
+        for service in &services {
+            service.check().map_err(|problem| invalid(file, problem))?;
+            if !known.insert(&service.service) {
+                return Err(invalid(file, format!("{} is there twice", service.service)));
+            }
+        }
+        Ok(services)
+    }
+
+    /// Its name and its scopes become parts of subjects and of the server's configuration.
+    fn check(&self) -> Result<(), String> {
+        let name = &self.service;
+        if name.parse::<contract::Service>().is_err() {
+            return Err(format!("{name:?} is no name of a service: it is 1 to 64 of a-z 0-9 -"));
+        }
+        if RESERVED.contains(&name.as_str()) {
+            return Err(format!("a service cannot be named {name}"));
+        }
+        match self.scopes.iter().find(|scope| scope.parse::<Scope>().is_err()) {
+            Some(scope) => Err(format!("{name}: a scope is noun:verb, noun:* or *:*; {scope:?} is none")),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    fn parse(name: &str, scope: &str) -> Result<Vec<Service>, String> {
+        let service = serde_json::json!({ "service": name, "description": "", "scopes": [scope] });
+        Service::parse("file", &serde_json::json!([service]).to_string()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_would_be_something_else_at_the_broker_is_refused() {
+        assert_eq!(parse("chat", "context:*").unwrap().len(), 1);
+        for name in ["*", ">", "a.b", "", "A", "a b", "a\"\n}", "../x", "operator", "monitor", "token-issuer"]
+        {
+            assert!(parse(name, "context:*").unwrap_err().starts_with("file: "), "{name:?}");
+        }
+        for scope in ["context", "context:>", "*:put", "context.put:*", "a:b\""] {
+            assert!(parse("chat", scope).unwrap_err().contains("a scope is noun:verb"), "{scope:?}");
+        }
+        let twice =
+            r#"[{"service":"a","description":"","scopes":[]},{"service":"a","description":"","scopes":[]}]"#;
+        assert!(Service::parse("file", twice).unwrap_err().to_string().contains("a is there twice"));
+        assert!(!Service::shipped().unwrap().is_empty());
     }
 }

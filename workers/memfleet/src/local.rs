@@ -9,10 +9,10 @@ use anyhow::Context;
 use runtime::Settings;
 use runtime::broker;
 use stack::{Stack, StackOptions};
-use store::registry::{self, Rates, ServiceEntry};
+use store::registry;
 use tempfile::TempDir;
 use topology::Service;
-use trust::{GrantKey, PrivateKey};
+use trust::{GrantKey, PrivateKey, Scope};
 use uuid::Uuid;
 
 /// Servers that are migrated and have their streams.
@@ -108,21 +108,23 @@ fn secured(mut options: StackOptions, keys: &KeyFiles) -> anyhow::Result<StackOp
     Ok(options)
 }
 
-/// Registers services as a file describes them.
+/// Registers services as a file describes them, and gives the names of those that are disabled and stay so.
 ///
 /// # Errors
 /// If a scope is none, or the database refuses.
 pub async fn register_services(
     connection: &mut store::Connection,
     services: Vec<Service>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Vec<String>> {
+    let mut disabled = Vec::new();
     for Service { service, scopes, .. } in services {
-        let scopes = scopes.iter().map(|scope| scope.parse()).collect::<Result<_, _>>()?;
-        let entry = ServiceEntry { scopes, rates: Rates::default() };
-        let service = service.parse().with_context(|| format!("the service {service:?}"))?;
-        registry::put_service(connection, &service, &entry).await?;
+        let scopes: Vec<Scope> = scopes.iter().map(|scope| scope.parse()).collect::<Result<_, _>>()?;
+        let name = service.parse().with_context(|| format!("the service {service:?}"))?;
+        if !registry::load_service(connection, &name, &scopes).await? {
+            disabled.push(service);
+        }
     }
-    Ok(())
+    Ok(disabled)
 }
 
 fn is_empty(file: &Path) -> bool {

@@ -106,9 +106,10 @@ async fn answer(desk: &Desk, request: &Request) {
         }
         Err(answer::Refused::Told(code, error)) => {
             tracing::debug!(worker = NAME, code, error.message, "refused");
-            // The client's own way of saying an error has no room for its fields.
+            // The client's own way of saying an error has no room for its fields. The message may repeat what the asker
+            // wrote, which no header can hold whatever it is; so the header has the code.
             let mut headers = HeaderMap::new();
-            headers.insert(NATS_SERVICE_ERROR, error.message.as_str());
+            headers.insert(NATS_SERVICE_ERROR, error.code.as_str());
             headers.insert(NATS_SERVICE_ERROR_CODE, code.to_string());
             let body = serde_json::to_vec(&error).unwrap_or_default();
             request.respond_with_headers(Ok(body.into()), headers).await

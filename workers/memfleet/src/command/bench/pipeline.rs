@@ -9,6 +9,7 @@ use async_nats::jetstream::{self, stream::Stream};
 use context_writer::ContextWriter;
 use runtime::settings::ENVIRONMENT_PREFIX;
 use runtime::{Settings, Worker, broker};
+use store::registry::{self, Rates, ServiceEntry};
 use tokio::process::{Child, Command};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
@@ -55,6 +56,9 @@ const WARM_UP: usize = 200;
 impl Pipeline {
     pub(super) async fn open(settings: &Settings) -> anyhow::Result<Self> {
         let client = broker::connect_operator(&settings.nats, "bench").await?;
+        let mut registry = store::connect(&settings.postgres.url).await?;
+        let entry = ServiceEntry { scopes: vec!["*:*".parse()?], rates: Rates::default() };
+        registry::put_service(&mut registry, &"bench".parse()?, &entry).await?;
         let jetstream = jetstream::new(client.clone());
         let stream = jetstream.get_stream_no_info(ContextWriter::STREAM).await?;
         let consumer = jetstream.get_consumer_from_stream(ContextWriter::NAME, ContextWriter::STREAM).await?;

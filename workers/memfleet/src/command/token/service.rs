@@ -18,7 +18,8 @@ use crate::table::{Align, Table};
 pub(super) enum ServiceCommand {
     /// Register a service, or change what it may do. A disabled one is enabled again.
     Put(PutArgs),
-    /// Register the services of a file as nats/services.json is; that file by default.
+    /// Register the services of a file as nats/services.json is; that file by default. Rates stay, and a service that is
+    /// disabled stays so.
     Load {
         /// The file.
         file: Option<PathBuf>,
@@ -76,8 +77,11 @@ pub(super) async fn execute(command: ServiceCommand, settings: &Settings) -> any
                 None => topology::Service::shipped()?,
             };
             let names: Vec<String> = services.iter().map(|service| service.service.clone()).collect();
-            register_services(&mut connection, services).await?;
+            let disabled = register_services(&mut connection, services).await?;
             outln!("registered {}", names.join(", "));
+            if !disabled.is_empty() {
+                outln!("still disabled: {}; `memfleet token service put` enables one", disabled.join(", "));
+            }
         }
         ServiceCommand::Disable { service } => {
             ensure!(
