@@ -41,6 +41,14 @@ async fn the_write_path_is_measured_layer_by_layer() {
     assert_eq!(users, [50, 200, 500]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_trust_costs_is_measured() {
+    let report = bench(&["trust", "--times", "200"]).await;
+    for key in ["token_cold_ms_p50", "token_cached_us_p50", "grant_us_p50", "token_bytes"] {
+        assert!(report[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {report}");
+    }
+}
+
 /// With enough rows, every query of the reference document finds its rows by an index under row-level security.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_read_pattern_uses_indexes_under_row_level_security() {

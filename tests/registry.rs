@@ -200,6 +200,8 @@ async fn a_service_asks_for_its_tokens() {
         ("", "400", "malformed", Value::Null),
         (r#"{"user_id": -1}"#, "400", "malformed", Value::Null),
         (r#"{"user_id": 1, "admin": true}"#, "400", "malformed", Value::Null),
+        // What the asker wrote is in the message, and no header can hold it.
+        (r#"{"user_id": 1, "a\nb": true}"#, "400", "malformed", Value::Null),
         (r#"{"user_id": 1, "scopes": ["context"]}"#, "400", "malformed", "scopes".into()),
         (r#"{"user_id": 1, "scopes": ["*:*"]}"#, "403", "denied", "scopes".into()),
         (r#"{"user_id": 1, "life_s": 86401}"#, "400", "malformed", "life_s".into()),

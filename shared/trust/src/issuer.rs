@@ -84,6 +84,11 @@ impl TokenIssuer {
         &self.signing
     }
 
+    /// The deployment that its tokens are for.
+    pub fn audience(&self) -> &str {
+        &self.audience
+    }
+
     /// Issues a token that is good from now on.
     ///
     /// # Errors

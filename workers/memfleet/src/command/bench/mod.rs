@@ -9,6 +9,7 @@ mod indexes;
 mod pipeline;
 mod process;
 mod reads;
+mod trust;
 mod write_path;
 
 use anyhow::ensure;
@@ -21,6 +22,7 @@ use crate::local::Local;
 use context::ContextArgs;
 use indexes::IndexesArgs;
 use reads::ReadsArgs;
+use trust::TrustArgs;
 use write_path::WritePathArgs;
 
 /// Measures on private servers, which are removed afterwards.
@@ -47,6 +49,8 @@ enum What {
     Indexes(IndexesArgs),
     /// What row-level security costs the reads of the reference document, over many rows of many users.
     Reads(ReadsArgs),
+    /// What it costs to believe a message: a token, seen before or not, and the grant in it.
+    Trust(TrustArgs),
 }
 
 /// Carries out `memfleet bench`.
@@ -59,6 +63,7 @@ pub async fn execute(args: BenchArgs, settings: &Settings) -> anyhow::Result<()>
         What::WritePath(args) => write_path::execute(&args, settings).await,
         What::Indexes(args) => indexes::execute(&args, settings).await,
         What::Reads(args) => reads::execute(&args, settings).await,
+        What::Trust(args) => trust::execute(&args, settings).await,
     }
 }
 

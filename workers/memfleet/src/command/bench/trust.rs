@@ -1,0 +1,137 @@
+//! `memfleet bench trust`: what it costs to believe a message.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use ::trust::{TokenIssuer, TokenRequest, role_of, verify};
+use anyhow::Context;
+use async_nats::HeaderMap;
+use chrono::Utc;
+use clap::Args;
+use context_writer::ContextWriter;
+use contract::{RequestSubject, header};
+use diesel_async::AsyncConnection;
+use runtime::authorise::Gate;
+use runtime::{Settings, Worker};
+use serde::Serialize;
+use store::{Fault, registry, security};
+
+use super::{on_private_servers, percentile, rounded};
+use crate::table::{Align, Table};
+use crate::{outln, tokens};
+
+#[derive(Debug, Args)]
+pub(super) struct TrustArgs {
+    /// How often each is measured.
+    #[arg(long, default_value_t = 5_000, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(100..=100_000))]
+    times: u32,
+
+    /// Print one JSON object, on the last line of standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was measured.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// Judging a token that was never seen, milliseconds.
+    token_cold_ms_p50: f64,
+    token_cold_ms_p99: f64,
+    /// Judging one that was seen before, microseconds.
+    token_cached_us_p50: f64,
+    token_cached_us_p99: f64,
+    /// Opening the security context of a transaction from one grant, as the worker waits for it, microseconds.
+    grant_us_p50: f64,
+    grant_us_p99: f64,
+    /// How large a token is, bytes.
+    token_bytes: usize,
+}
+
+pub(super) async fn execute(args: &TrustArgs, settings: &Settings) -> anyhow::Result<()> {
+    let report = on_private_servers(settings, async |settings| measure(args, settings).await).await?;
+    if args.json {
+        outln!("{}", serde_json::to_string(&report).context("the report cannot be written")?);
+    } else {
+        show(&report);
+    }
+    Ok(())
+}
+
+/// A request as the gate sees it.
+struct Asked {
+    subject: RequestSubject,
+    headers: HeaderMap,
+    grant: String,
+    bytes: usize,
+}
+
+fn ask(issuer: &TokenIssuer, user: u32) -> anyhow::Result<Asked> {
+    let subject: RequestSubject = format!("memory.req.simple-chat.context.put.{user}").parse()?;
+    let request = TokenRequest {
+        service: subject.service.clone(),
+        user_id: subject.user_id,
+        session: None,
+        scopes: vec!["context:*".parse()?],
+        life: Duration::from_secs(3_600),
+    };
+    let token = issuer.issue(&request, SystemTime::now())?.token;
+    let mut headers = HeaderMap::new();
+    headers.insert(header::AUTHORIZATION, format!("Bearer {token}"));
+    let key = issuer.signing().public();
+    let known = verify(&token, issuer.audience(), |_| Some(&key)).ok().context("no good token")?;
+    let grant = known.grant(&role_of(ContextWriter::NAME)).ok().context("no grant")?.to_string();
+    Ok(Asked { subject, headers, grant, bytes: token.len() })
+}
+
+async fn measure(args: &TrustArgs, settings: &Settings) -> anyhow::Result<Report> {
+    let issuer = tokens::issuer(&settings.trust)?.context("there are no keys")?;
+    let mut owner = store::connect(&settings.postgres.url).await?;
+    let gate = Gate::new(&settings.trust, ContextWriter::NAME, registry::trust_state(&mut owner).await?);
+    let asked: Vec<Asked> = (1..=args.times).map(|user| ask(&issuer, user)).collect::<anyhow::Result<_>>()?;
+    let judge = |asked: &Asked| -> anyhow::Result<f64> {
+        let began = Instant::now();
+        let judged = gate.judge(Some(&asked.headers), &asked.subject, None, Utc::now());
+        let taken = began.elapsed().as_secs_f64();
+        judged.map(|_| taken).context("a good token is refused")
+    };
+    let cold: Vec<f64> = asked.iter().map(judge).collect::<anyhow::Result<_>>()?;
+    let cached: Vec<f64> = asked.iter().map(judge).collect::<anyhow::Result<_>>()?;
+
+    let mut worker = store::connect(&settings.postgres.url_of(&role_of(ContextWriter::NAME))).await?;
+    let mut grants = Vec::with_capacity(asked.len());
+    for one in &asked {
+        let mut taken = 0.0;
+        let opened: Result<(), Fault> = worker
+            .transaction(async |connection| {
+                let began = Instant::now();
+                security::open_context(connection, &[&one.grant]).await?;
+                taken = began.elapsed().as_secs_f64();
+                Ok(())
+            })
+            .await;
+        opened.context("a good grant is refused")?;
+        grants.push(taken);
+    }
+    let at = |seconds: &[f64], share: f64, unit: f64| rounded(percentile(seconds, share) * unit);
+    Ok(Report {
+        token_cold_ms_p50: at(&cold, 0.5, 1e3),
+        token_cold_ms_p99: at(&cold, 0.99, 1e3),
+        token_cached_us_p50: at(&cached, 0.5, 1e6),
+        token_cached_us_p99: at(&cached, 0.99, 1e6),
+        grant_us_p50: at(&grants, 0.5, 1e6),
+        grant_us_p99: at(&grants, 0.99, 1e6),
+        token_bytes: asked.first().map_or(0, |one| one.bytes),
+    })
+}
+
+fn show(report: &Report) {
+    let mut table = Table::new([("what", Align::Left), ("p50", Align::Right), ("p99", Align::Right)]);
+    for (what, unit, p50, p99) in [
+        ("a token that was never seen", "ms", report.token_cold_ms_p50, report.token_cold_ms_p99),
+        ("a token that was seen before", "µs", report.token_cached_us_p50, report.token_cached_us_p99),
+        ("a context from one grant", "µs", report.grant_us_p50, report.grant_us_p99),
+    ] {
+        table.row([what.to_owned(), format!("{p50:.3} {unit}"), format!("{p99:.3} {unit}")]);
+    }
+    outln!("{table}");
+    outln!("a token has {} bytes", report.token_bytes);
+}
