@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Event, jetstream};
 use context_writer::ContextWriter;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use runtime::{Worker, broker};
 use serde_json::{Value, json};
 use testkit::{Fixture, Published, context, eventually, next, session, token, user};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
-use topology::{API_PREFIX, Service, Topology, identities};
+use topology::{API_PREFIX, INCLUDED_NKEYS, Service, Topology, identities};
 use uuid::Uuid;
 
 /// The same request of simple-chat.
@@ -34,7 +35,11 @@ fn the_files_are_what_the_table_says() {
     let (topology, services) = (Topology::shipped().unwrap(), Service::shipped().unwrap());
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats/accounts.conf");
     let shipped = std::fs::read_to_string(file).expect("nats/accounts.conf");
-    assert_eq!(shipped, topology::render(&topology, &services), "`memfleet nats render` makes it anew");
+    assert_eq!(
+        shipped,
+        topology::render(&topology, &services, INCLUDED_NKEYS),
+        "`memfleet nats render` makes it anew"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -89,6 +94,84 @@ async fn a_service_gets_its_tokens_over_the_broker_and_nobody_elses() {
     assert_eq!(fixture.lines("DISTINCT_service FROM (SELECT DISTINCT service AS DISTINCT_service FROM cross_service_auth) AS s").await, ["simple-chat"]);
     stop.cancel();
     running.await.expect("no panic").expect("a clean end");
+}
+
+/// A file with the certificate of a server at 127.0.0.1, its key, and the certificate of who signed it.
+fn certificates(folder: &Path) -> [String; 3] {
+    let authority_key = KeyPair::generate().expect("a key");
+    let mut authority = CertificateParams::default();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let signed = authority.self_signed(&authority_key).expect("a certificate");
+    let issuer = Issuer::new(authority, authority_key);
+    let key = KeyPair::generate().expect("a key");
+    let server = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("a name");
+    let server = server.signed_by(&key, &issuer).expect("a certificate");
+    [("server.pem", server.pem()), ("server.key", key.serialize_pem()), ("ca.pem", signed.pem())].map(
+        |(name, text)| {
+            let file = folder.join(name);
+            std::fs::write(&file, text).expect("a file");
+            file.to_str().expect("a path").to_owned()
+        },
+    )
+}
+
+/// nats/server.conf as it is shipped, but for where it listens and keeps its data.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shipped_configuration_encrypts_what_travels_and_what_is_kept() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats");
+    for file in ["server.conf", "accounts.conf"] {
+        std::fs::copy(shipped.join(file), path(file)).expect("a copy");
+    }
+    let (topology, services) = (Topology::shipped().unwrap(), Service::shipped().unwrap());
+    let public = topology::make_nkeys(&path("nkeys"), &identities(&topology, &services)).expect("keys");
+    std::fs::write(path("nkeys.conf"), public).expect("a file");
+    let [certificate, key, authority] = certificates(folder.path());
+    let program = stack::Programs::find().expect("the servers' programs").nats_server;
+    let mut server = tokio::process::Command::new(program);
+    server.arg("-c").arg(path("server.conf")).arg("--ports_file_dir").arg(folder.path());
+    server.args(["-a", "127.0.0.1", "-p", "-1"]).kill_on_drop(true);
+    server.env("MEMFLEET_JS_DIR", path("data"));
+    server.env("MEMFLEET_SERVER_NAME", "n1").env("MEMFLEET_JS_KEY", "a-key-for-the-disk");
+    server
+        .env("MEMFLEET_TLS_CERT", certificate)
+        .env("MEMFLEET_TLS_KEY", key)
+        .env("MEMFLEET_TLS_CA", &authority);
+    let server = server.stdout(std::process::Stdio::null()).spawn().expect("a server");
+    let ports = path(&format!("nats-server_{}.ports", server.id().expect("a process")));
+    let port = eventually("the server says its port", async || {
+        let ports: Value = serde_json::from_str(&std::fs::read_to_string(&ports).ok()?).ok()?;
+        ports["nats"][0].as_str()?.rsplit_once(':').map(|(_, port)| port.to_owned())
+    })
+    .await;
+
+    let mut settings = runtime::settings::NatsSettings {
+        url: format!("tls://127.0.0.1:{port}"),
+        nkey_file: Some(path("nkeys/{name}.nk").to_str().expect("a path").to_owned()),
+        ..Default::default()
+    };
+    // Who signed the server's certificate is not known, or another one is.
+    assert!(broker::connect_operator(&settings, "test").await.is_err());
+    settings.ca_file = Some(authority);
+    let client = broker::connect_operator(&settings, "test").await.expect("an encrypted connection");
+    let jetstream = jetstream::new(client);
+    topology::apply(&jetstream, &topology).await.expect("streams and consumers");
+    let canary = "a-canary-that-must-not-be-found-on-the-disk";
+    let sent = jetstream.publish("memory.req.account.user.put.1", canary.into()).await.expect("a publish");
+    sent.await.expect("an acknowledged publish");
+    let mut kept = Vec::new();
+    for entry in walk(&path("data")) {
+        let bytes = std::fs::read(&entry).expect("a file");
+        assert!(!bytes.windows(canary.len()).any(|part| part == canary.as_bytes()), "{}", entry.display());
+        kept.push(entry);
+    }
+    assert!(kept.iter().any(|file| file.extension().is_some_and(|ending| ending == "blk")), "{kept:?}");
+}
+
+fn walk(folder: &Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
 }
 
 /// A client with this identity's key, whatever its inbox, and what the server refuses it.

@@ -96,7 +96,7 @@ impl Fixture {
             let services = topology::Service::shipped().expect("the shipped services");
             let identities = topology::identities(&topology, &services);
             let public = topology::make_nkeys(&folder.join("nkeys"), &identities).expect("keys");
-            Some(format!("{public}{}", topology::render(&topology, &services)))
+            Some(topology::render(&topology, &services, &public))
         };
         Self::with(|_| {}, make).await
     }

@@ -143,13 +143,17 @@ pub fn variable(identity: &str) -> String {
     format!("NKEY_{}", identity.replace('-', "_").to_uppercase())
 }
 
-/// The accounts as a file of the server's configuration. It refers to the public keys by their [`variable`]s.
-pub fn render(topology: &Topology, services: &[Service]) -> String {
+/// What a file of accounts begins with that finds the public keys in another file beside it.
+pub const INCLUDED_NKEYS: &str = "include \"nkeys.conf\"\n";
+
+/// The accounts as a file of the server's configuration. It refers to the public keys by their [`variable`]s, which `nkeys`
+/// sets: the text of [`make_nkeys`](crate::make_nkeys), or [`INCLUDED_NKEYS`].
+pub fn render(topology: &Topology, services: &[Service], nkeys: &str) -> String {
     let identities = identities(topology, services);
-    let mut text = String::from(
+    let mut text = format!(
         "# Made by `memfleet nats render` from nats/services.json, nats/consumers and the table in\n\
          # shared/topology/src/permission.rs. The public keys come from nkeys.conf, which `memfleet nats keys` makes.\n\n\
-         system_account: SYSTEM\n\naccounts {\n",
+         {nkeys}\nsystem_account: SYSTEM\n\naccounts {{\n",
     );
     for account in Account::ALL {
         // Writing into a string does not fail.

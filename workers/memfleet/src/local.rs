@@ -98,7 +98,7 @@ impl KeyFiles {
 fn secured(mut options: StackOptions, keys: &KeyFiles) -> anyhow::Result<StackOptions> {
     let (topology, services) = (topology::Topology::shipped()?, Service::shipped()?);
     let public = topology::make_nkeys(&keys.nkeys, &topology::identities(&topology, &services))?;
-    options.nats.accounts = Some(format!("{public}\n{}", topology::render(&topology, &services)));
+    options.nats.accounts = Some(topology::render(&topology, &services, &public));
     if is_empty(&keys.storage) {
         keep(&keys.storage, &Uuid::new_v4().simple().to_string())?;
     }

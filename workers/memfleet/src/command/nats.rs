@@ -6,7 +6,7 @@ use anyhow::Context;
 use async_nats::jetstream;
 use clap::{Args, Subcommand};
 use runtime::{Settings, broker};
-use topology::{Change, Service, Topology};
+use topology::{Change, INCLUDED_NKEYS, Service, Topology};
 
 use crate::{out, outln};
 
@@ -86,7 +86,10 @@ pub async fn execute(args: NatsArgs, settings: &Settings) -> anyhow::Result<()> 
         Action::Diff { source, check } => (source, *check, false),
         Action::Apply { source } => (source, false, true),
         Action::Render { services } => {
-            out!("{}", topology::render(&Topology::shipped()?, &services_of(services.as_deref())?));
+            out!(
+                "{}",
+                topology::render(&Topology::shipped()?, &services_of(services.as_deref())?, INCLUDED_NKEYS)
+            );
             return Ok(());
         }
         Action::Keys { services, dir } => {
