@@ -8,7 +8,7 @@ use async_nats::jetstream::AckKind;
 use context_writer::ContextWriter;
 use contract::{Event, Outcome, OutcomeStatus, header};
 use futures::StreamExt;
-use runtime::RunError;
+use runtime::{NotReady, RunError};
 use serde_json::json;
 use testkit::{
     Fixture, context, deliver_again_after, eventually, forget_duplicates_after, request, session, user,
@@ -284,7 +284,7 @@ async fn a_worker_says_what_it_waits_for_and_gives_up_in_time() {
     settings.worker.startup_timeout_s = 1;
     let starts =
         async |settings: runtime::Settings| match fixture.run_with(ContextWriter, settings).failure().await {
-            Err(RunError::Startup { problem, .. }) => problem,
+            Err(RunError::Startup(NotReady { problem, .. })) => problem,
             other => panic!("expected a failure at start, got {other:?}"),
         };
 

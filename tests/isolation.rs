@@ -6,7 +6,7 @@
 
 use context_writer::ContextWriter;
 use diesel_async::SimpleAsyncConnection;
-use runtime::RunError;
+use runtime::{NotReady, RunError};
 use serde_json::json;
 use testkit::attack::{self, attempt, attempt_for, grant_by, key, login, refused, roles, tables};
 use testkit::{Fixture, everything_of, token};
@@ -364,7 +364,7 @@ async fn a_worker_with_too_much_or_too_little_refuses_to_start() {
     let fixture = Fixture::new().await;
     let problem =
         async |settings: runtime::Settings| match fixture.run_with(ContextWriter, settings).failure().await {
-            Err(RunError::Startup { problem, .. }) => problem,
+            Err(RunError::Startup(NotReady { problem, .. })) => problem,
             Err(other) => other.to_string(),
             Ok(()) => panic!("it started"),
         };

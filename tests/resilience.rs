@@ -7,7 +7,7 @@ use std::time::Duration;
 use context_writer::ContextWriter;
 use contract::{Event, header};
 use futures::StreamExt;
-use runtime::RunError;
+use runtime::{NotReady, RunError};
 use serde_json::json;
 use stack::{Nats, NatsOptions, Programs};
 use testkit::{
@@ -236,7 +236,7 @@ async fn a_broker_that_takes_too_little_is_refused_at_start() {
     settings.nats.url = small.url().to_owned();
     settings.worker.startup_timeout_s = 1;
     match fixture.run_with(ContextWriter, settings).failure().await {
-        Err(RunError::Startup { problem, .. }) => {
+        Err(RunError::Startup(NotReady { problem, .. })) => {
             assert!(
                 problem.contains("at most 1048576 bytes") && problem.contains("max_payload"),
                 "{problem}"

@@ -7,6 +7,11 @@ pub const MESSAGE_ID: &str = "Nats-Msg-Id";
 /// `Bearer <service token>`.
 pub const AUTHORIZATION: &str = "Authorization";
 
+/// What [`AUTHORIZATION`] holds for a service token (RFC 6750, section 2.1).
+pub fn bearer(token: &str) -> String {
+    format!("Bearer {token}")
+}
+
 /// W3C trace context of the publisher.
 pub const TRACEPARENT: &str = "traceparent";
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use chrono::{DateTime, Utc};
-use contract::{RequestSubject, Service, header};
+use contract::{RequestSubject, header};
 use sha2::{Digest, Sha256};
 use store::registry::{Rates, TrustState};
 use trust::{Refusal, Token, role_of, verify};
@@ -122,6 +122,17 @@ impl Gate {
         session: Option<&str>,
         stored_at: DateTime<Utc>,
     ) -> Result<Arc<str>, Refusal> {
+        self.admit(headers, subject, session, stored_at).map(|(grant, _)| grant)
+    }
+
+    /// The grant, and how often the service may ask.
+    fn admit(
+        &self,
+        headers: Option<&HeaderMap>,
+        subject: &RequestSubject,
+        session: Option<&str>,
+        stored_at: DateTime<Utc>,
+    ) -> Result<(Arc<str>, Rates), Refusal> {
         let state = self.state();
         let token = self.verified(bearer(headers)?, &state)?;
         token.check(subject, session, u64::try_from(stored_at.timestamp()).unwrap_or_default())?;
@@ -134,7 +145,7 @@ impl Gate {
         }
         let grant = Arc::clone(token.grant(&self.role)?);
         self.note_use(token.id(), stored_at);
-        Ok(grant)
+        Ok((grant, self.rates_of(entry.rates)))
     }
 
     /// Judges a message.
@@ -145,8 +156,8 @@ impl Gate {
     ) -> Judgement<W::Request> {
         let Decoded { message, delivery } = decoded;
         let (headers, session) = (delivery.message.headers.as_ref(), worker.session(&message.request));
-        match self.judge(headers, &message.subject, session, message.stored_at) {
-            Ok(grant) => match self.delay(&message.subject, delivery.deliveries) {
+        match self.admit(headers, &message.subject, session, message.stored_at) {
+            Ok((grant, rates)) => match self.delay(rates, &message.subject, delivery.deliveries) {
                 Some(delay) => Judgement::TooOften(Box::new(delivery), delay),
                 None => Judgement::Authorised(Box::new(Authorised { message, delivery, grant })),
             },
@@ -159,19 +170,19 @@ impl Gate {
         matches!(refusal, Refusal::UnknownKey | Refusal::UnknownService | Refusal::ServiceScope)
     }
 
-    fn delay(&self, subject: &RequestSubject, deliveries: i64) -> Option<Duration> {
+    fn delay(&self, rates: Rates, subject: &RequestSubject, deliveries: i64) -> Option<Duration> {
         let what = Use {
             service: &subject.service,
             noun: &subject.noun,
             verb: &subject.verb,
             user_id: subject.user_id,
         };
-        let wait = self.limits.wait(self.rates_of(&subject.service), what)?;
+        let wait = self.limits.wait(rates, what)?;
         rate::delay(wait, deliveries).filter(|delay| self.limits.has_room(*delay))
     }
 
-    fn rates_of(&self, service: &Service) -> Rates {
-        let own = self.state().services.get(service).map_or_else(Rates::default, |entry| entry.rates);
+    /// A service's own rates, and the settings' where it has none.
+    fn rates_of(&self, own: Rates) -> Rates {
         Rates {
             of_service: own.of_service.or(self.rates.of_service),
             of_scope: own.of_scope.or(self.rates.of_scope),

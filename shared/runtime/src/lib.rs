@@ -21,6 +21,7 @@ pub mod dead;
 pub mod decode;
 mod held;
 mod outlet;
+mod patience;
 mod pipeline;
 pub mod pull;
 mod rate;
@@ -32,6 +33,7 @@ mod watch;
 pub mod worker;
 pub mod write;
 
+pub use patience::{NotReady, Patience};
 pub use pipeline::{RunError, check_database, run};
 pub use settings::{Settings, SettingsError};
 pub use stats::{Stats, StatsReport};

@@ -1,7 +1,5 @@
 //! One worker from start to stop.
 
-use std::fmt::Display;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +9,7 @@ use contract::{DeadClass, limit};
 use store::{Connection, Pool, PoolOptions, security};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use trust::{Refusal, role_of};
@@ -23,6 +21,7 @@ use crate::crash::{self, Point};
 use crate::decode::{Decoded, decode};
 use crate::held::Held;
 use crate::outlet::Outlet;
+use crate::patience::{NotReady, Patience};
 use crate::pull::{Delivery, Puller};
 use crate::retry::Budget;
 use crate::settings::{Settings, SettingsError};
@@ -36,15 +35,8 @@ use crate::write::{ToWrite, Writer};
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// Something it needs did not appear in time.
-    #[error("{worker} cannot start: after {waited_s} s still {problem}")]
-    Startup {
-        /// The worker.
-        worker: &'static str,
-        /// How long it waited.
-        waited_s: u64,
-        /// What is missing and what to do about it.
-        problem: String,
-    },
+    #[error(transparent)]
+    Startup(#[from] NotReady),
     /// The configuration is out of bounds.
     #[error(transparent)]
     Settings(#[from] SettingsError),
@@ -323,8 +315,7 @@ async fn start<W: Worker>(
         },
     )?;
     let ready = async {
-        let wait =
-            Patience { worker: W::NAME, limit: settings.worker.startup_timeout(), since: Instant::now() };
+        let wait = Patience::new(W::NAME, settings);
         let client = wait.for_it(|| connect_to_broker(settings, W::NAME)).await?;
         let jetstream = match &settings.nats.api_prefix {
             Some(prefix) => jetstream::with_prefix(client.clone(), prefix),
@@ -342,38 +333,6 @@ async fn start<W: Worker>(
     tokio::select! {
         () = stop.cancelled() => Ok(None),
         ready = ready => ready.map(Some),
-    }
-}
-
-struct Patience {
-    worker: &'static str,
-    limit: Duration,
-    since: Instant,
-}
-
-const BETWEEN_TRIES: Duration = Duration::from_millis(500);
-
-impl Patience {
-    async fn for_it<T, E: Display, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T, RunError>
-    where
-        F: Future<Output = Result<T, E>>,
-    {
-        let mut told = false;
-        loop {
-            let problem = match attempt().await {
-                Ok(found) => return Ok(found),
-                Err(error) => error.to_string(),
-            };
-            if self.since.elapsed() + BETWEEN_TRIES > self.limit {
-                let waited_s = self.limit.as_secs();
-                return Err(RunError::Startup { worker: self.worker, waited_s, problem });
-            }
-            if !told {
-                tracing::warn!(worker = self.worker, %problem, "waiting");
-                told = true;
-            }
-            sleep(BETWEEN_TRIES).await;
-        }
     }
 }
 

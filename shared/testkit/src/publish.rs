@@ -31,7 +31,7 @@ impl Published {
     /// The same with another service token.
     #[must_use]
     pub fn with_token(self, token: &str) -> Self {
-        self.with(header::AUTHORIZATION, format!("Bearer {token}"))
+        self.with(header::AUTHORIZATION, header::bearer(token))
     }
 
     /// The same without a service token.
@@ -47,7 +47,7 @@ impl Published {
         if self.has_token
             && let Ok(subject) = self.subject.parse::<RequestSubject>()
         {
-            headers.insert(header::AUTHORIZATION, format!("Bearer {}", token::of(&subject)));
+            headers.insert(header::AUTHORIZATION, header::bearer(&token::of(&subject)));
         }
         for (name, value) in &self.headers {
             headers.insert(*name, value.as_str());

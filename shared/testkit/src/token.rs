@@ -16,7 +16,11 @@ static ISSUED: LazyLock<Mutex<HashMap<(Service, UserId), String>>> = LazyLock::n
 
 /// An issuer with the keys of every test's database.
 pub fn issuer() -> TokenIssuer {
-    TokenIssuer::new(PrivateKey::parse(TOKEN_KEY).expect("the tests' key"), attack::key(), "memfleet")
+    issuer_with(attack::key())
+}
+
+fn issuer_with(grants: GrantKey) -> TokenIssuer {
+    TokenIssuer::new(PrivateKey::parse(TOKEN_KEY).expect("the tests' key"), grants, "memfleet")
 }
 
 /// What a token that allows everything for a user is asked for with.
@@ -32,18 +36,13 @@ pub fn request(service: &str, user: i32) -> TokenRequest {
 
 /// A token that allows everything for a user, with grants of this key.
 pub fn by(grants: GrantKey, service: &str, user: i32) -> String {
-    let signing = PrivateKey::parse(TOKEN_KEY).expect("the tests' key");
-    let issuer = TokenIssuer::new(signing, grants, "memfleet");
-    issuer.issue(&request(service, user), SystemTime::now()).expect("a token").token
+    issuer_with(grants).issue(&request(service, user), SystemTime::now()).expect("a token").token
 }
 
 /// A good token for whom a subject names, which is not registered.
 pub fn of(subject: &RequestSubject) -> String {
     let mut issued = ISSUED.lock().unwrap_or_else(PoisonError::into_inner);
     let holder = (subject.service.clone(), subject.user_id);
-    let make = || {
-        let request = request(holder.0.as_str(), holder.1.get());
-        issuer().issue(&request, SystemTime::now()).expect("a token").token
-    };
+    let make = || by(attack::key(), holder.0.as_str(), holder.1.get());
     issued.entry(holder.clone()).or_insert_with(make).clone()
 }

@@ -15,7 +15,7 @@ mod service;
 pub use change::{Change, FieldChange, Target};
 pub use file::{Consumer, Stream, Topology};
 pub use nkeys::make_nkeys;
-pub use permission::{API_PREFIX, Account, INCLUDED_NKEYS, Identity, OPERATOR, identities, render, variable};
+pub use permission::{API_PREFIX, Account, INCLUDED_NKEYS, Identity, identities, render, variable};
 pub use service::Service;
 
 use async_nats::jetstream;

@@ -50,11 +50,11 @@ pub struct Identity {
 }
 
 /// The worker that answers those who ask for tokens.
-const TOKEN_ISSUER: &str = "token-issuer";
+pub(crate) const TOKEN_ISSUER: &str = "token-issuer";
 /// Sees to streams, dead letters and keys.
-pub const OPERATOR: &str = "operator";
+pub(crate) const OPERATOR: &str = "operator";
 /// Reads what the server says of itself.
-const MONITOR: &str = "monitor";
+pub(crate) const MONITOR: &str = "monitor";
 
 /// Everybody who may connect.
 pub fn identities(topology: &Topology, services: &[Service]) -> Vec<Identity> {

@@ -6,6 +6,7 @@ use trust::Scope;
 
 use crate::TopologyError;
 use crate::file::invalid;
+use crate::permission::{MONITOR, OPERATOR, TOKEN_ISSUER};
 
 /// A service that publishes, as `nats/services.json` describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -20,7 +21,7 @@ pub struct Service {
 }
 
 /// Names of others at the broker. Those of workers with a stream are refused where subjects are made of them.
-const RESERVED: [&str; 3] = ["operator", "monitor", "token-issuer"];
+const RESERVED: [&str; 3] = [OPERATOR, MONITOR, TOKEN_ISSUER];
 
 const FILE: &str = "nats/services.json";
 const SHIPPED: &str = include_str!("../../../nats/services.json");

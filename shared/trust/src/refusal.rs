@@ -63,29 +63,6 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Every refusal.
-    pub const ALL: [Self; 19] = [
-        Self::Missing,
-        Self::Malformed,
-        Self::Algorithm,
-        Self::Type,
-        Self::UnknownKey,
-        Self::Signature,
-        Self::Issuer,
-        Self::Audience,
-        Self::Lifetime,
-        Self::NotYetValid,
-        Self::Expired,
-        Self::Service,
-        Self::User,
-        Self::Session,
-        Self::Scope,
-        Self::Revoked,
-        Self::UnknownService,
-        Self::ServiceScope,
-        Self::Grant,
-    ];
-
     /// The word under which `audit.security_violations` keeps it.
     pub fn as_str(self) -> &'static str {
         match self {

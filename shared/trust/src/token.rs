@@ -154,7 +154,17 @@ impl Token {
         if self.service != subject.service {
             return Err(Refusal::Service);
         }
-        self.check_use(&subject.noun, &subject.verb, subject.user_id, session, stored_at)
+        if self.user_id != subject.user_id {
+            return Err(Refusal::User);
+        }
+        self.check_time(stored_at)?;
+        if !self.scopes.iter().any(|scope| scope.allows(&subject.noun, &subject.verb)) {
+            return Err(Refusal::Scope);
+        }
+        match &self.session {
+            Some(own) if session != Some(own.as_str()) => Err(Refusal::Session),
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Whether it is good at this time, in seconds since 1970.
@@ -169,31 +179,6 @@ impl Token {
             return Err(Refusal::Expired);
         }
         Ok(())
-    }
-
-    /// [`Token::check`] without the service, for a question, whose subject does not name it.
-    ///
-    /// # Errors
-    /// The first [`Refusal`].
-    pub fn check_use(
-        &self,
-        noun: &str,
-        verb: &str,
-        user_id: UserId,
-        session: Option<&str>,
-        at: u64,
-    ) -> Result<(), Refusal> {
-        if self.user_id != user_id {
-            return Err(Refusal::User);
-        }
-        self.check_time(at)?;
-        if !self.scopes.iter().any(|scope| scope.allows(noun, verb)) {
-            return Err(Refusal::Scope);
-        }
-        match &self.session {
-            Some(own) if session != Some(own.as_str()) => Err(Refusal::Session),
-            Some(_) | None => Ok(()),
-        }
     }
 }
 

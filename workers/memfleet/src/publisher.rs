@@ -136,7 +136,7 @@ impl Request {
     async fn publish(&self) -> Result<PublishAckFuture, PublishError> {
         let mut message = PublishMessage::build().payload(self.body.clone()).message_id(self.id.to_string());
         if let Some(token) = &self.token {
-            message = message.header(header::AUTHORIZATION, format!("Bearer {token}").as_str());
+            message = message.header(header::AUTHORIZATION, header::bearer(token).as_str());
         }
         self.jetstream.send_publish(self.subject.clone(), message).await
     }

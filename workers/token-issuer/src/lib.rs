@@ -13,9 +13,9 @@ use async_nats::HeaderMap;
 use async_nats::service::{NATS_SERVICE_ERROR, NATS_SERVICE_ERROR_CODE, Request, ServiceExt};
 use contract::TOKEN_ISSUE;
 use futures::StreamExt;
-use runtime::{Settings, broker};
+use runtime::{NotReady, Patience, Settings, broker};
 use store::{Pool, PoolOptions};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use trust::{TokenIssuer, role_of};
 
@@ -29,7 +29,6 @@ const AT_A_TIME: usize = 16;
 const POOL: usize = 4;
 /// How long a question may take before its asker is told to try again.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
-const BETWEEN_TRIES: Duration = Duration::from_millis(500);
 
 /// It cannot start, or broke down.
 #[derive(Debug, thiserror::Error)]
@@ -38,8 +37,8 @@ pub enum RunError {
     #[error(transparent)]
     Pool(#[from] store::PoolError),
     /// Something it needs did not appear in time.
-    #[error("token-issuer cannot start: {0}")]
-    Startup(String),
+    #[error(transparent)]
+    Startup(#[from] NotReady),
     /// The broker ended the service.
     #[error("token-issuer broke down: {0}")]
     BrokeDown(String),
@@ -120,34 +119,19 @@ async fn answer(desk: &Desk, request: &Request) {
     }
 }
 
-/// Waits for the broker, the database and its schema. None if it is stopped first.
+/// Waits for the database, its schema and the broker. None if it is stopped first.
 async fn start(
     settings: &Settings,
     pool: &Pool,
     stop: &CancellationToken,
 ) -> Result<Option<async_nats::Client>, RunError> {
-    let began = Instant::now();
-    let mut told = false;
-    loop {
-        let problem = match ready(settings, pool).await {
-            Ok(client) => return Ok(Some(client)),
-            Err(problem) => problem,
-        };
-        if began.elapsed() + BETWEEN_TRIES > settings.worker.startup_timeout() {
-            return Err(RunError::Startup(problem));
-        }
-        if !told {
-            tracing::warn!(worker = NAME, problem, "waiting");
-            told = true;
-        }
-        tokio::select! {
-            () = stop.cancelled() => return Ok(None),
-            () = sleep(BETWEEN_TRIES) => {}
-        }
+    let wait = Patience::new(NAME, settings);
+    let ready = async {
+        wait.for_it(|| runtime::check_database(pool, NAME)).await?;
+        wait.for_it(|| broker::connect(&settings.nats, NAME)).await
+    };
+    tokio::select! {
+        () = stop.cancelled() => Ok(None),
+        client = ready => Ok(Some(client?)),
     }
-}
-
-async fn ready(settings: &Settings, pool: &Pool) -> Result<async_nats::Client, String> {
-    runtime::check_database(pool, NAME).await?;
-    broker::connect(&settings.nats, NAME).await.map_err(|error| error.to_string())
 }

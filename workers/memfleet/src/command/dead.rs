@@ -206,7 +206,7 @@ async fn replay_one(
     }
     let (subject, mut headers) = letter.revived()?;
     if let Some(token) = tokens.of(&subject).await? {
-        headers.insert(header::AUTHORIZATION, format!("Bearer {token}"));
+        headers.insert(header::AUTHORIZATION, header::bearer(&token));
     }
     let request_id = headers.get(header::MESSAGE_ID).map(ToString::to_string).unwrap_or_default();
     let published = letters.jetstream.publish_with_headers(subject.clone(), headers, letter.body).await;

@@ -9,7 +9,6 @@ mod service;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use contract::{Service, UserId};
 use runtime::Settings;
 use store::Connection;
 
@@ -69,12 +68,4 @@ async fn registry(settings: &Settings) -> anyhow::Result<Connection> {
     store::connect(&settings.postgres.url)
         .await
         .context("the registry of services is in the database that postgres.url names")
-}
-
-fn service_name(name: &str) -> Result<Service, String> {
-    name.parse().map_err(|error: contract::SubjectError| error.to_string())
-}
-
-fn user_id(id: &str) -> Result<UserId, String> {
-    id.parse().map_err(|error: contract::SubjectError| error.to_string())
 }

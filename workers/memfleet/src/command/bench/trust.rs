@@ -75,7 +75,7 @@ fn ask(issuer: &TokenIssuer, user: u32) -> anyhow::Result<Asked> {
     };
     let token = issuer.issue(&request, SystemTime::now())?.token;
     let mut headers = HeaderMap::new();
-    headers.insert(header::AUTHORIZATION, format!("Bearer {token}"));
+    headers.insert(header::AUTHORIZATION, header::bearer(&token));
     let key = issuer.signing().public();
     let known = verify(&token, issuer.audience(), |_| Some(&key)).ok().context("no good token")?;
     let grant = known.grant(&role_of(ContextWriter::NAME)).ok().context("no grant")?.to_string();

@@ -112,7 +112,7 @@ impl Sender {
             headers.insert(header::REPLY_TO, reply_to.as_str());
         }
         match self.tokens.of(&request.subject).await {
-            Ok(Some(token)) => headers.insert(header::AUTHORIZATION, format!("Bearer {token}")),
+            Ok(Some(token)) => headers.insert(header::AUTHORIZATION, header::bearer(&token)),
             Ok(None) => {}
             Err(error) => {
                 self.refuse(line, format!("{error:#}"));

@@ -9,17 +9,16 @@ use runtime::Settings;
 use store::registry;
 use trust::{LONGEST_LIFE, Scope, TokenRequest};
 
-use super::{service_name, user_id};
 use crate::outln;
 use crate::tokens;
 
 #[derive(Debug, Args)]
 pub(super) struct IssueArgs {
     /// The service that will publish with it.
-    #[arg(long, value_parser = service_name)]
+    #[arg(long)]
     service: Service,
     /// The user for whom it may act.
-    #[arg(long, value_name = "ID", value_parser = user_id)]
+    #[arg(long, value_name = "ID")]
     user: UserId,
     /// Only for one session of the user.
     #[arg(long, value_name = "ID", value_parser = |id: &str| SessionId::new(id))]

@@ -6,17 +6,16 @@ use contract::{Service, UserId};
 use runtime::Settings;
 use store::registry::{self, Registered, Which};
 
-use super::{service_name, user_id};
 use crate::outln;
 use crate::table::{Align, Table};
 
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
     /// Only those of a service.
-    #[arg(long, value_parser = service_name)]
+    #[arg(long)]
     service: Option<Service>,
     /// Only those for a user.
-    #[arg(long, value_name = "ID", value_parser = user_id)]
+    #[arg(long, value_name = "ID")]
     user: Option<UserId>,
     /// Also those that have ended or were revoked.
     #[arg(long)]

@@ -6,7 +6,6 @@ use runtime::Settings;
 use store::registry::{self, Which};
 use uuid::Uuid;
 
-use super::{service_name, user_id};
 use crate::outln;
 
 #[derive(Debug, Args)]
@@ -15,10 +14,10 @@ pub(super) struct RevokeArgs {
     #[arg(value_name = "ID", required_unless_present_any = ["service", "user"])]
     ids: Vec<Uuid>,
     /// All good tokens of a service.
-    #[arg(long, conflicts_with = "ids", value_parser = service_name)]
+    #[arg(long, conflicts_with = "ids")]
     service: Option<Service>,
     /// All good tokens for a user; with --service, those of the service for the user.
-    #[arg(long, value_name = "USER", conflicts_with = "ids", value_parser = user_id)]
+    #[arg(long, value_name = "USER", conflicts_with = "ids")]
     user: Option<UserId>,
 }
 

@@ -9,7 +9,6 @@ use runtime::Settings;
 use store::registry::{self, Rates, ServiceEntry};
 use trust::{SCOPES, Scope};
 
-use super::service_name;
 use crate::local::register_services;
 use crate::outln;
 use crate::table::{Align, Table};
@@ -27,7 +26,6 @@ pub(super) enum ServiceCommand {
     /// Have nothing of a service believed any more, on every replica within a second.
     Disable {
         /// Its name.
-        #[arg(value_parser = service_name)]
         service: Service,
     },
     /// List the services that are registered and not disabled.
@@ -37,7 +35,6 @@ pub(super) enum ServiceCommand {
 #[derive(Debug, Args)]
 pub(super) struct PutArgs {
     /// Its name: 1 to 64 of a-z 0-9 -.
-    #[arg(value_parser = service_name)]
     service: Service,
     /// What its tokens may allow, as noun:verb, noun:* or *:*; several times for several.
     #[arg(long = "scope", required = true, value_name = "SCOPE")]
