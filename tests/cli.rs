@@ -259,7 +259,7 @@ async fn wrong_input_is_named_by_line_and_field_and_hurts_no_other() {
     );
 
     // What is no JSON at all has to be published as it stands.
-    let publish = ["publish", "--wait", "memory.req.test.context.put.1", "-"];
+    let publish = ["publish", "--plain", "--wait", "memory.req.test.context.put.1", "-"];
     let ended =
         memfleet_reads(&fixture, &publish, "{\"session_id\":\n").await.failed("1 became dead letters");
     Ended::line(&ended.err, "line 1: body: EOF while parsing a value at line 1 column 14; the worker will");
@@ -275,7 +275,8 @@ async fn what_is_published_is_counted() {
     let user = "memory.req.test.user.put.1";
     let reads = async |arguments: &[&str], input: &str| memfleet_reads(&fixture, arguments, input).await;
 
-    let out = reads(&["publish", user, "-"], &format!("{USER}\n\n  {USER}\r\n{USER}")).await.fine();
+    let three = format!("{USER}\n\n  {USER}\r\n{USER}");
+    let out = reads(&["publish", "--plain", user, "-"], &three).await.fine();
     assert_eq!(out, "published 3, duplicates 0, refused 0\n", "an empty line is nothing");
     let bodies = fixture.messages("CONTEXT").await;
     assert!(bodies.iter().all(|message| message.payload == USER));
@@ -374,8 +375,11 @@ async fn a_dead_letter_is_shown_replayed_and_gone() {
     let shown = memfleet(&fixture, &["dead", "show", "1"]).await.fine();
     assert!(shown.starts_with("DEAD/1 on memory.dead.context-writer.7, "), "{shown}");
     Ended::line(&shown, &format!("{}: {request_id}", header::DEAD_REQUEST_ID));
+    Ended::line(&shown, &format!("{}: test.1", header::ENCRYPTION));
+    assert!(shown.ends_with(" bytes, encrypted with the key test.1; --decrypt shows them)\n"), "{shown}");
+    let shown = memfleet(&fixture, &["dead", "show", "--decrypt", "1"]).await.fine();
     assert!(shown.contains("\n  \"context_key\": \"k\",\n"), "{shown}");
-    assert_eq!(memfleet(&fixture, &["dead", "show", "--body", "1"]).await.fine(), CONTEXT);
+    assert_eq!(memfleet(&fixture, &["dead", "show", "--decrypt", "--body", "1"]).await.fine(), CONTEXT);
 
     // Nothing has changed, so it dies again, as a letter of its own.
     memfleet(&fixture, &["dead", "replay", "1"]).await.fine();
@@ -432,7 +436,7 @@ async fn dead_letters_are_dropped_by_number_or_all_of_a_kind() {
 #[tokio::test(flavor = "multi_thread")]
 async fn status_shows_both_servers_or_says_which_is_away() {
     let mut fixture = Fixture::new().await;
-    let all = store::migration::status(fixture.connection().await).await.expect("a list");
+    let all = store::migration::MAIN.status(fixture.connection().await).await.expect("a list");
     let migrations = all.len();
     fixture.publish((1..=3).map(|user| request("user.put", user, json!({})))).await;
     let json = memfleet(&fixture, &["status", "--json"]).await.fine();

@@ -178,15 +178,15 @@ async fn the_schema_is_listed_taken_back_and_brought_up() {
     let waits: Vec<String> = migrate(&["status"]).await.lines().map(str::to_owned).collect();
     assert_eq!(waits.iter().filter(|line| line.starts_with("waiting  ")).count(), 1);
     assert_eq!(*waits.last().expect("a line"), format!("waiting  {latest}"));
-    let registry = "pg_class WHERE oid = to_regclass('sec.services')";
-    assert_eq!(fixture.count(registry).await, 0);
+    let newest = "pg_proc WHERE proname = 'drop_ciphertext'";
+    assert_eq!(fixture.count(newest).await, 0);
     let status = fine(memfleet(&fixture, &["status"])).await;
     let applied =
         format!("{} migrations applied, 1 waiting; `memfleet migrate up` runs them: ", names.len() - 1);
     has_all(&status, &[&applied, latest]);
 
     assert_eq!(migrate(&["up"]).await, format!("up  {latest}\n"));
-    assert_eq!(fixture.count(registry).await, 1);
+    assert_eq!(fixture.count(newest).await, 1);
     assert_eq!(migrate(&["partitions"]).await, "made 0 partitions\n");
     assert_eq!(migrate(&["partitions", "--months", "4"]).await, "made 2 partitions\n");
     assert_eq!(migrate(&["status"]).await, listed);

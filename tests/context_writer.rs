@@ -87,7 +87,7 @@ fn agent(tier: &str, version: i64) -> Value {
 const ROWS: &[(&str, &str)] = &[
     (
         "concat_ws(' ', username, email, password_hash, role, status) FROM users WHERE id = 1",
-        "ada ada@example.org $argon2id$canary-hash admin active",
+        "ada ada@example.org $encrypted admin active",
     ),
     (
         "concat_ws(' ', first_name, last_name, timezone, preferences) FROM user_profiles",
@@ -107,9 +107,9 @@ const ROWS: &[(&str, &str)] = &[
     ),
     (
         "concat_ws(' ', method, secret_key, backup_codes, is_enabled) FROM user_two_factor_auth",
-        "totp canary-secret [\"canary-code\"] t",
+        "totp $encrypted [\"$encrypted\"] t",
     ),
-    ("concat_ws(' ', credential_id, public_key, sign_count) FROM passkey_credentials", "cred canary-key 7"),
+    ("concat_ws(' ', credential_id, public_key, sign_count) FROM passkey_credentials", "cred $encrypted 7"),
     (
         "concat_ws(' ', session_id, chat_mode, configuration, parent_session_id, is_active, session_metadata, ended_at) FROM chat_mode_sessions",
         "s expert-group {\"model\": \"m\"} earlier t {\"n\": 1}",

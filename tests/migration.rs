@@ -19,8 +19,8 @@ const USERS: u32 = 200;
 
 /// Brings a database back to the migrations of the base and fills it.
 async fn filled_base(fixture: &Fixture) -> usize {
-    let all = store::migration::status(fixture.connection().await).await.expect("a status").len();
-    let down = store::migration::down(fixture.connection().await, all - BASE).await.expect("down");
+    let all = store::migration::MAIN.status(fixture.connection().await).await.expect("a status").len();
+    let down = store::migration::MAIN.down(fixture.connection().await, all - BASE).await.expect("down");
     assert_eq!(down.len(), all - BASE);
     fixture
         .execute(&format!(
@@ -102,7 +102,7 @@ async fn nobody_waits_for_a_migration_and_nothing_fails() {
     let everybody = [&writer, &changer, &reader];
     eventually("all are busy", async || everybody.iter().all(|busy| busy.count() > 20).then_some(())).await;
 
-    let up = store::migration::up(fixture.connection().await).await.expect("up");
+    let up = store::migration::MAIN.up(fixture.connection().await).await.expect("up");
     assert_eq!(up.len(), all - BASE);
     let counts = everybody.map(Busy::count);
     eventually("all go on", async || {
@@ -135,19 +135,19 @@ async fn every_migration_can_be_taken_back_and_made_again_with_rows_in_every_tab
                  SELECT uuid7(), user_id, session_id, 'x', '{}' FROM chat_mode_sessions",
         )
         .await;
-    let all = store::migration::status(fixture.connection().await).await.expect("a status").len();
+    let all = store::migration::MAIN.status(fixture.connection().await).await.expect("a status").len();
     let contexts = fixture.count("simple_chat_context").await;
     assert!(contexts == 20 && fixture.count("audit.audit_log").await > 200);
     for steps in 1..=all - BASE {
-        let down = store::migration::down(fixture.connection().await, steps).await.expect("down");
+        let down = store::migration::MAIN.down(fixture.connection().await, steps).await.expect("down");
         assert_eq!(down.len(), steps);
         assert_eq!(fixture.count("simple_chat_context").await, contexts, "after {steps} down");
-        store::migration::up(fixture.connection().await).await.expect("up");
+        store::migration::MAIN.up(fixture.connection().await).await.expect("up");
         assert_eq!(fixture.count("simple_chat_context").await, contexts, "after {steps} down and up");
     }
     // A migration of its own tables takes their rows with it; what was there before is all there.
     assert_eq!(fixture.count("users").await, 21);
     assert_eq!(fixture.count("chat_messages").await, 20);
-    let down = store::migration::down(fixture.connection().await, usize::MAX).await.expect("down");
+    let down = store::migration::MAIN.down(fixture.connection().await, usize::MAX).await.expect("down");
     assert_eq!(down.len(), all);
 }

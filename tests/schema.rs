@@ -25,22 +25,22 @@ async fn catalogue(fixture: &Fixture) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn up_down_up_leaves_the_same_schema() {
     let fixture = Fixture::new().await;
-    let all = store::migration::status(fixture.connection().await).await.expect("a status");
+    let all = store::migration::MAIN.status(fixture.connection().await).await.expect("a status");
     assert!(all.iter().all(|state| state.applied), "{all:?}");
     let before = catalogue(&fixture).await;
     assert!(before.len() > 200, "the catalogue shows the schema: {}", before.len());
 
-    let down = store::migration::down(fixture.connection().await, usize::MAX).await.expect("down");
+    let down = store::migration::MAIN.down(fixture.connection().await, usize::MAX).await.expect("down");
     assert_eq!(down.len(), all.len());
     let empty = catalogue(&fixture).await;
     let left: Vec<&String> =
         empty.iter().filter(|line| !line.contains("__diesel_schema_migrations")).collect();
     assert!(left.is_empty(), "down leaves nothing behind: {left:#?}");
 
-    let up = store::migration::up(fixture.connection().await).await.expect("up");
+    let up = store::migration::MAIN.up(fixture.connection().await).await.expect("up");
     assert_eq!(up.len(), all.len());
     assert_eq!(catalogue(&fixture).await, before);
-    let again = store::migration::up(fixture.connection().await).await.expect("nothing to do");
+    let again = store::migration::MAIN.up(fixture.connection().await).await.expect("nothing to do");
     assert!(again.is_empty(), "{again:?}");
 }
 
@@ -48,11 +48,11 @@ async fn up_down_up_leaves_the_same_schema() {
 async fn each_migration_can_be_taken_back_alone() {
     let fixture = Fixture::new().await;
     let before = catalogue(&fixture).await;
-    let count = store::migration::status(fixture.connection().await).await.expect("a status").len();
+    let count = store::migration::MAIN.status(fixture.connection().await).await.expect("a status").len();
     for steps in 1..=count {
-        let down = store::migration::down(fixture.connection().await, steps).await.expect("down");
+        let down = store::migration::MAIN.down(fixture.connection().await, steps).await.expect("down");
         assert_eq!(down.len(), steps);
-        store::migration::up(fixture.connection().await).await.expect("up");
+        store::migration::MAIN.up(fixture.connection().await).await.expect("up");
         assert_eq!(catalogue(&fixture).await, before, "after {steps} down and up again");
     }
 }
@@ -60,10 +60,10 @@ async fn each_migration_can_be_taken_back_alone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_can_ask_what_is_missing() {
     let fixture = Fixture::new().await;
-    let missing = store::migration::missing(&mut fixture.connection().await).await.expect("an answer");
+    let missing = store::migration::MAIN.missing(&mut fixture.connection().await).await.expect("an answer");
     assert!(missing.is_empty(), "{missing:?}");
-    let down = store::migration::down(fixture.connection().await, 1).await.expect("down");
-    let missing = store::migration::missing(&mut fixture.connection().await).await.expect("an answer");
+    let down = store::migration::MAIN.down(fixture.connection().await, 1).await.expect("down");
+    let missing = store::migration::MAIN.missing(&mut fixture.connection().await).await.expect("an answer");
     assert_eq!(missing.len(), down.len());
 }
 

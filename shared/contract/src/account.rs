@@ -68,7 +68,7 @@ pub struct UserPut {
     pub username: Text<1, { limit::NAME_CHARS }>,
     /// The address.
     pub email: Text<3, 320>,
-    /// The password's hash in PHC string format, if the platform wants it mirrored.
+    /// The password's hash in PHC string format, if the platform wants it mirrored. It is stored encrypted only.
     #[serde(default)]
     pub password_hash: Option<Secret>,
     /// What the user may do.
@@ -105,6 +105,9 @@ pub struct SettingPut {
     pub setting_key: Name,
     /// The value.
     pub setting_value: Json,
+    /// Whether `setting_value` is stored encrypted only, and stands in no event.
+    #[serde(default)]
+    pub sensitive: bool,
 }
 
 /// Removes a setting.
@@ -220,7 +223,7 @@ impl SecondFactorMethod {
     }
 }
 
-/// Mirrors a second factor. Its secrets never appear in an event.
+/// Mirrors a second factor. Its secrets are stored encrypted only, and never appear in an event.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SecondFactorPut {
@@ -244,7 +247,7 @@ pub struct SecondFactorRemove {
     pub method: SecondFactorMethod,
 }
 
-/// Mirrors a WebAuthn credential. Its key never appears in an event.
+/// Mirrors a WebAuthn credential. Its key is stored encrypted only, and never appears in an event.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PasskeyPut {

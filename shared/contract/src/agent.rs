@@ -49,6 +49,9 @@ pub struct AgentContextPut {
     pub expires_at: Option<DateTime<Utc>>,
     /// Higher than that of every earlier put or remove of the key.
     pub version: Version,
+    /// Whether `context_value` is stored encrypted only, and stands in no event.
+    #[serde(default)]
+    pub sensitive: bool,
 }
 
 /// Removes what an agent remembers under a key in one tier.

@@ -80,6 +80,9 @@ pub struct ContextPut {
     /// Whether it outlives the session's retention.
     #[serde(default)]
     pub is_persistent: bool,
+    /// Whether `context_value` is stored encrypted only, and stands in no event.
+    #[serde(default)]
+    pub sensitive: bool,
 }
 
 fn one() -> Priority {

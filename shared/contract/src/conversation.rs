@@ -18,6 +18,9 @@ pub struct ConversationPut {
     /// Anything else worth keeping.
     #[serde(default)]
     pub metadata: JsonObject,
+    /// Whether `summary` and `metadata` are stored encrypted only, and stand in no event.
+    #[serde(default)]
+    pub sensitive: bool,
 }
 
 /// Who speaks.
@@ -61,6 +64,9 @@ pub struct MessageAdd {
     /// When it was said. Absent: when the message was published.
     #[serde(default)]
     pub sent_at: Option<DateTime<Utc>>,
+    /// Whether `content` is stored encrypted only, and stands in no event.
+    #[serde(default)]
+    pub sensitive: bool,
 }
 
 /// Stores the summary of a session, replacing an earlier one.
@@ -74,6 +80,9 @@ pub struct SummaryPut {
     /// What it was about.
     #[serde(default)]
     pub key_topics: List<Name, 64>,
+    /// Whether `summary` and `key_topics` are stored encrypted only, and stand in no event.
+    #[serde(default)]
+    pub sensitive: bool,
 }
 
 /// What kind of feedback is given.
@@ -113,4 +122,7 @@ pub struct FeedbackPut {
     /// In words.
     #[serde(default)]
     pub comment: Option<Text<1, 8192>>,
+    /// Whether `comment` is stored encrypted only, and stands in no event.
+    #[serde(default)]
+    pub sensitive: bool,
 }

@@ -24,6 +24,10 @@ pub const CONTRACT: &str = "Memfleet-Contract";
 /// The only version of the contract so far.
 pub const CONTRACT_VERSION: &str = "1";
 
+/// The key that the body is encrypted with, `<service>.<version>`; the body is then a ciphertext in the place of JSON.
+/// Absent: it is JSON.
+pub const ENCRYPTION: &str = "Memfleet-Encryption";
+
 /// The id of the blackboard event that caused this request, a UUID.
 pub const PARENT_EVENT: &str = "Memfleet-Parent-Event";
 

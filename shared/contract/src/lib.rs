@@ -15,6 +15,7 @@
 mod account;
 mod agent;
 mod catalogue;
+mod confidential;
 mod context;
 mod conversation;
 mod dead;
@@ -37,6 +38,7 @@ pub use account::{
 };
 pub use agent::{AgentContextPut, AgentContextRemove, MemoryTier};
 pub use catalogue::{CATALOGUE, Kind};
+pub use confidential::{Confidential, ENCRYPTED};
 pub use context::{AccessLevel, ContextPut, ContextRemove, ContextType};
 pub use conversation::{ConversationPut, FeedbackPut, FeedbackType, MessageAdd, MessageRole, SummaryPut};
 pub use dead::{DeadClass, UnknownDeadClass};

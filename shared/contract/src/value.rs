@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use secrecy::{ExposeSecret, SecretString};
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
@@ -16,7 +17,7 @@ const NUL: &str = "contains a NUL character (\\u0000), which PostgreSQL cannot s
 /// A string of `MIN` to `MAX` characters without NUL.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
-pub struct Text<const MIN: usize, const MAX: usize>(String);
+pub struct Text<const MIN: usize, const MAX: usize>(pub(crate) String);
 
 /// A key or a name of 1 to 256 characters.
 pub type Name = Text<1, { limit::KEY_CHARS }>;
@@ -163,7 +164,7 @@ impl JsonSchema for SessionId {
 /// It holds no NUL character. In a request it nests at most [`limit::JSON_DEPTH`] levels, and its numbers grow by at
 /// most [`limit::JSON_EXPANSION`] digits when they are written without an exponent.
 #[derive(Clone, Debug)]
-pub struct Json(Box<RawValue>);
+pub struct Json(pub(crate) Box<RawValue>);
 
 /// How deep a value may nest and how much longer its numbers may get.
 #[derive(Clone, Copy)]
@@ -295,7 +296,7 @@ impl JsonSchema for Json {
 /// A JSON object, with the bounds of [`Json`]. The default is `{}`.
 #[derive(Clone, Debug, Serialize)]
 #[serde(transparent)]
-pub struct JsonObject(Json);
+pub struct JsonObject(pub(crate) Json);
 
 impl JsonObject {
     /// Checks that the text is one JSON object within the bounds.
@@ -405,7 +406,7 @@ impl<const MIN: i64, const MAX: i64> JsonSchema for Bounded<MIN, MAX> {
 /// At most `MAX` items.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
-pub struct List<T, const MAX: usize>(Vec<T>);
+pub struct List<T, const MAX: usize>(pub(crate) Vec<T>);
 
 impl<T, const MAX: usize> List<T, MAX> {
     /// The items.
@@ -445,20 +446,48 @@ impl<T: JsonSchema, const MAX: usize> JsonSchema for List<T, MAX> {
     }
 }
 
-/// A text that never shows in a log: its `Debug` is `Secret`.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(transparent)]
-pub struct Secret(Text<1, 4096>);
+/// A text of 1 to 4096 characters that never shows in a log, and is wiped from memory when it goes.
+#[derive(Clone, Debug)]
+pub struct Secret(pub(crate) SecretString);
+
+/// What a [`Secret`] may be.
+type SecretText = Text<1, 4096>;
 
 impl Secret {
-    /// The secret itself. Every use is a place to look at.
-    pub fn expose(&self) -> &str {
-        self.0.as_str()
+    /// Checks the bounds.
+    ///
+    /// # Errors
+    /// A sentence that says which bound is broken.
+    pub fn new(text: impl Into<String>) -> Result<Self, String> {
+        Ok(Self(SecretText::new(text)?.0.into()))
     }
 }
 
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret")
+/// For publishers, who send it.
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.0.expose_secret())
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self(SecretText::deserialize(deserializer)?.0.into()))
+    }
+}
+
+impl JsonSchema for Secret {
+    fn inline_schema() -> bool {
+        false
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Secret".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut schema = SecretText::json_schema(generator);
+        schema.insert("description".to_owned(), "A text that is stored encrypted only.".into());
+        schema
     }
 }

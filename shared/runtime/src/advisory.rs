@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use crate::authorise::Gate;
 use crate::dead::{Corpse, DeadLetter, Death};
-use crate::decode;
+use crate::decode::{self, Bodies};
 use crate::held::Held;
 use crate::outlet::{NotPublished, Outlet, consequences};
 use crate::pull::Puller;
@@ -49,6 +49,7 @@ struct MaxDeliver {
 /// Turns the advisories of one worker into dead letters.
 pub(crate) struct Undertaker<W> {
     pub(crate) worker: Arc<W>,
+    pub(crate) bodies: Arc<Bodies>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) client: Client,
     pub(crate) outlet: Outlet,
@@ -139,8 +140,10 @@ impl<W: Worker> Undertaker<W> {
     async fn committed(&self, message: &StreamMessage) -> Result<Option<Option<Event>>, String> {
         let headers = &message.headers;
         let Ok(subject) = message.subject.as_str().parse::<RequestSubject>() else { return Ok(None) };
-        let Ok(request) = self.worker.decode(&subject, &message.payload) else { return Ok(None) };
         let Ok(Some(message_id)) = decode::id(Some(headers), header::MESSAGE_ID) else { return Ok(None) };
+        let opened = self.bodies.open(Some(headers), message.subject.as_str(), &subject, &message.payload);
+        let Ok(body) = opened else { return Ok(None) };
+        let Ok(request) = self.worker.decode(&subject, &body) else { return Ok(None) };
         let entry = Entry { user_id: subject.user_id.get(), message_id, event_id: Uuid::nil() };
         let nanos = i64::try_from(message.time.unix_timestamp_nanos()).unwrap_or_default();
         let stored_at = DateTime::from_timestamp_nanos(nanos);

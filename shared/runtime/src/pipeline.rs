@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_nats::Client;
 use async_nats::jetstream::{self, consumer::PullConsumer};
 use contract::{DeadClass, limit};
+use keys::Keys;
 use store::{Connection, Pool, PoolOptions, security};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -18,7 +19,7 @@ use crate::advisory::Undertaker;
 use crate::authorise::{Denied, Gate, Judgement};
 use crate::broker;
 use crate::crash::{self, Point};
-use crate::decode::{Decoded, decode};
+use crate::decode::{Bodies, Decoded, decode};
 use crate::held::Held;
 use crate::outlet::Outlet;
 use crate::patience::{NotReady, Patience};
@@ -43,6 +44,9 @@ pub enum RunError {
     /// The database pool cannot be made.
     #[error(transparent)]
     Pool(#[from] store::PoolError),
+    /// The key store or the key provider cannot be used as configured.
+    #[error(transparent)]
+    Keys(#[from] keys::KeyError),
     /// A stage panicked. What was in flight is delivered again.
     #[error("{worker} broke down: {problem}")]
     BrokeDown {
@@ -117,6 +121,9 @@ struct Dependencies {
     consumer: PullConsumer,
     advisories: PullConsumer,
     pool: Pool,
+    /// There for a worker that encrypts.
+    keys: Option<Arc<Keys>>,
+    bodies: Arc<Bodies>,
     gate: Arc<Gate>,
 }
 
@@ -131,17 +138,19 @@ fn spawn_stages<W: Worker>(
     let mut stages = JoinSet::new();
     let (to_write, to_be_written) = mpsc::channel::<ToWrite<W::Request>>(1);
     let (to_settle, to_be_settled) = mpsc::channel(1);
-    let Dependencies { client, jetstream, consumer, advisories, pool, gate } = dependencies;
+    let Dependencies { client, jetstream, consumer, advisories, pool, keys, bodies, gate } = dependencies;
 
     let writer = Writer {
         worker: Arc::clone(&worker),
         pool: pool.clone(),
+        keys: keys.clone(),
         stats: Arc::clone(&stats),
         stop: stop.clone(),
     };
     let outlet = Outlet { worker: W::NAME, jetstream: jetstream.clone(), stop: stop.clone() };
     let undertaker = Undertaker {
         worker: Arc::clone(&worker),
+        bodies: Arc::clone(bodies),
         gate: Arc::clone(gate),
         client: client.clone(),
         outlet: outlet.clone(),
@@ -163,6 +172,7 @@ fn spawn_stages<W: Worker>(
         worker,
         consumer: consumer.clone(),
         gate: Arc::clone(gate),
+        bodies: Arc::clone(bodies),
         pool: pool.clone(),
         held,
         settings: settings.clone(),
@@ -187,6 +197,7 @@ struct PullStage<W: Worker> {
     worker: Arc<W>,
     consumer: PullConsumer,
     gate: Arc<Gate>,
+    bodies: Arc<Bodies>,
     pool: Pool,
     held: Held,
     settings: Settings,
@@ -223,7 +234,7 @@ impl<W: Worker> PullStage<W> {
             Judgement::TooOften(delivery, delay) => too_often.push(ToSettle::NotNow(delivery, delay)),
         };
         for delivery in deliveries {
-            match decode(&*self.worker, delivery) {
+            match decode(&*self.worker, &self.bodies, delivery) {
                 Ok(decoded) => take(decoded, &mut denied),
                 Err(refused) => {
                     let (delivery, malformed) = *refused;
@@ -314,6 +325,11 @@ async fn start<W: Worker>(
             statement_timeout: Duration::from_millis(settings.postgres.statement_timeout_ms),
         },
     )?;
+    let keys = match W::ENCRYPTS {
+        true => Some(Arc::new(Keys::open(&settings.keys, &role_of(W::NAME), W::NAME, patience)?)),
+        false => None,
+    };
+    let bodies = Arc::new(Bodies::new(settings.trust.payload_ring_file.as_deref()));
     let ready = async {
         let wait = Patience::new(W::NAME, settings);
         let client = wait.for_it(|| connect_to_broker(settings, W::NAME)).await?;
@@ -326,9 +342,22 @@ async fn start<W: Worker>(
             .for_it(|| find_consumer(&jetstream, crate::advisory::STREAM, crate::advisory::consumer(W::NAME)))
             .await?;
         wait.for_it(|| check_database(&pool, W::NAME)).await?;
+        if let Some(keys) = &keys {
+            wait.for_it(|| keys.check()).await?;
+        }
+        wait.for_it(async || bodies.check()).await?;
         let state = wait.for_it(|| watch::read(&pool)).await?;
         let gate = Arc::new(Gate::new(&settings.trust, W::NAME, state));
-        Ok(Dependencies { client, jetstream, consumer, advisories, pool: pool.clone(), gate })
+        Ok(Dependencies {
+            client,
+            jetstream,
+            consumer,
+            advisories,
+            pool: pool.clone(),
+            keys: keys.clone(),
+            bodies: Arc::clone(&bodies),
+            gate,
+        })
     };
     tokio::select! {
         () = stop.cancelled() => Ok(None),
@@ -367,7 +396,7 @@ pub async fn check_database(pool: &Pool, worker: &str) -> Result<(), String> {
     let mut connection = store::lend(pool)
         .await
         .map_err(|error| format!("{error}; is it running, and is postgres.url right?"))?;
-    let missing = store::migration::missing(&mut connection).await.map_err(|fault| fault.to_string())?;
+    let missing = store::migration::MAIN.missing(&mut connection).await.map_err(|fault| fault.to_string())?;
     if let Some(name) = missing.first() {
         return Err(format!(
             "the database lacks the migration {name}; `memfleet migrate up` brings it up to date"

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
+use keys::KeySettings;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -19,6 +20,8 @@ pub struct Settings {
     pub postgres: PostgresSettings,
     /// Who may act for whom.
     pub trust: TrustSettings,
+    /// Where data keys are, and who wraps them.
+    pub keys: KeySettings,
     /// The audit trail's seals.
     pub audit: AuditSettings,
     /// How every worker of this process works.
@@ -118,6 +121,9 @@ pub struct TrustSettings {
     /// For issuing tokens: a file with the key that seals the grants in them, `<name> <64 to 128 hex digits>`. The database
     /// must know the same key.
     pub grant_key_file: Option<String>,
+    /// For bodies that travel encrypted: a file with the keys of services, `<service>.<version> <64 hex digits>` a line.
+    /// Workers need those of all services, a publisher needs its own.
+    pub payload_ring_file: Option<String>,
     /// How many requests a second of one service a replica lets through, where the registry says nothing else; 1 to
     /// 1000000.
     pub service_per_second: u32,
@@ -133,6 +139,7 @@ impl Default for TrustSettings {
             audience: "memfleet".to_owned(),
             token_key_file: None,
             grant_key_file: None,
+            payload_ring_file: None,
             service_per_second: 50_000,
             scope_per_second: 50_000,
             user_per_second: 1_000,
@@ -319,6 +326,7 @@ impl Settings {
             ("trust.service_per_second", self.trust.service_per_second.into(), 1, 1_000_000),
             ("trust.scope_per_second", self.trust.scope_per_second.into(), 1, 1_000_000),
             ("trust.user_per_second", self.trust.user_per_second.into(), 1, 1_000_000),
+            ("keys.cache_s", self.keys.cache_s, 1, 3_600),
             ("audit.seal_every_s", self.audit.seal_every_s, 1, 3_600),
             ("worker.batch_size", size(worker.batch_size), 1, 1_000),
             ("worker.batch_wait_ms", worker.batch_wait_ms, 0, 1_000),
@@ -328,6 +336,12 @@ impl Settings {
             ("worker.startup_timeout_s", worker.startup_timeout_s, 1, 3_600),
             ("worker.shutdown_grace_s", worker.shutdown_grace_s, 1, 600),
         ];
+        if self.keys.url == self.postgres.url {
+            return Err(SettingsError(
+                "keys.url names the main database; the key store must be another one, or its keys lie with what they encrypt"
+                    .to_owned(),
+            ));
+        }
         match bounds.iter().find(|(_, value, least, most)| value < least || value > most) {
             None => Ok(()),
             Some((name, value, least, most)) => {

@@ -6,6 +6,7 @@ use std::future::Future;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use contract::{Event, EventType, Malformed, Performative, RequestSubject};
+use keys::DataKeys;
 use store::{Connection, Fault};
 use uuid::Uuid;
 
@@ -15,6 +16,8 @@ pub trait Worker: Send + Sync + 'static {
     const NAME: &'static str;
     /// The stream it consumes.
     const STREAM: &'static str;
+    /// Whether it ever stores anything encrypted. The key store is then waited for at start.
+    const ENCRYPTS: bool = false;
     /// What it takes in.
     type Request: Send + Sync + 'static;
 
@@ -28,8 +31,15 @@ pub trait Worker: Send + Sync + 'static {
     /// only its own.
     fn session<'a>(&self, request: &'a Self::Request) -> Option<&'a str>;
 
+    /// Whether a request holds something that is stored encrypted only.
+    fn needs_key(&self, request: &Self::Request) -> bool {
+        let _ = request;
+        false
+    }
+
     /// Writes a batch inside a transaction that the runtime opens and commits, and gives a verdict for each
     /// message, in order. No message of the batch has had an effect before, and no two have the same request id.
+    /// `keys` has an answer for the user of each message that needs one.
     ///
     /// # Errors
     /// A [`Fault`] undoes the whole batch, which is then tried again in parts.
@@ -37,6 +47,7 @@ pub trait Worker: Send + Sync + 'static {
         &'a self,
         connection: &'a mut Connection,
         batch: &'a [&'a Message<Self::Request>],
+        keys: &'a DataKeys,
     ) -> impl Future<Output = Result<Vec<Verdict>, Fault>> + Send + 'a;
 
     /// What else is to be published because of an event, beside the event itself. It depends on the event alone,
@@ -60,7 +71,7 @@ pub struct Message<R> {
     pub stored_at: DateTime<Utc>,
     /// Its place in the stream.
     pub sequence: u64,
-    /// The body as it came: valid JSON once decoded.
+    /// The body as it came, or decrypted if it came encrypted: valid JSON once decoded.
     pub body: Bytes,
     /// The body, read.
     pub request: R,

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;
-use contract::{DeadClass, Event, Json};
+use contract::{DeadClass, Event, Json, UserId};
 use diesel_async::AsyncConnection;
+use keys::{DataKeys, KeyError, Keys};
 use store::blackboard::{self, Appended, Cause, NewEvent};
 use store::inbox::{self, Entry};
 use store::registry::{self, RefusedToken};
@@ -67,6 +68,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 pub(crate) struct Writer<W> {
     pub(crate) worker: Arc<W>,
     pub(crate) pool: Pool,
+    /// There for a worker that encrypts.
+    pub(crate) keys: Option<Arc<Keys>>,
     pub(crate) stats: Arc<Stats>,
     pub(crate) stop: CancellationToken,
 }
@@ -148,7 +151,7 @@ impl<W: Worker> Writer<W> {
                 FaultKind::Severed | FaultKind::Unavailable => {
                     outages += 1;
                     severed += u32::from(fault.kind == FaultKind::Severed);
-                    tracing::warn!(worker = W::NAME, %fault, messages = messages.len(), "the database is away; waiting");
+                    tracing::warn!(worker = W::NAME, %fault, messages = messages.len(), "the database or the key store is away; waiting");
                     retry::delay(outages, FIRST_PAUSE, LONGEST_PAUSE)
                 }
             };
@@ -184,12 +187,29 @@ impl<W: Worker> Writer<W> {
         security::record_violation(&mut connection, &violation).await
     }
 
+    /// The data keys that a batch needs, asked for before its transaction opens: who keeps them may be far away, and nobody
+    /// shall wait for rows that are locked meanwhile.
+    async fn keys_for(&self, messages: &[Authorised<W::Request>]) -> Result<DataKeys, Fault> {
+        let Some(keys) = &self.keys else { return Ok(DataKeys::new()) };
+        let users: BTreeSet<UserId> = messages
+            .iter()
+            .map(Authorised::message)
+            .filter(|message| self.worker.needs_key(&message.request))
+            .map(|message| message.subject.user_id)
+            .collect();
+        // Whatever it is, it is no message's fault.
+        let away = |error: KeyError| Fault { kind: FaultKind::Unavailable, reason: error.to_string() };
+        if users.is_empty() { Ok(DataKeys::new()) } else { keys.current(&users).await.map_err(away) }
+    }
+
     /// One transaction.
     async fn attempt(&self, messages: &[Authorised<W::Request>]) -> Result<Vec<Decision>, Fault> {
+        let keys = self.keys_for(messages).await?;
         let mut connection = store::lend(&self.pool).await?;
         let worker = &*self.worker;
-        let written: Result<Vec<Written>, Fault> =
-            connection.transaction(async |connection| transact(worker, connection, messages).await).await;
+        let written: Result<Vec<Written>, Fault> = connection
+            .transaction(async |connection| transact(worker, connection, messages, &keys).await)
+            .await;
         let written = match written {
             Ok(written) => written,
             Err(fault) => {
@@ -270,6 +290,7 @@ async fn transact<W: Worker>(
     worker: &W,
     connection: &mut Connection,
     batch: &[Authorised<W::Request>],
+    keys: &DataKeys,
 ) -> Result<Vec<Written>, Fault> {
     let entries: Vec<Entry> = batch
         .iter()
@@ -292,7 +313,8 @@ async fn transact<W: Worker>(
         .filter(|&index| !matches!(cause_of(batch[index].message()), Some(None)))
         .collect();
     let messages: Vec<&Message<W::Request>> = fresh.iter().map(|&index| batch[index].message()).collect();
-    let verdicts = if messages.is_empty() { Vec::new() } else { worker.write(connection, &messages).await? };
+    let verdicts =
+        if messages.is_empty() { Vec::new() } else { worker.write(connection, &messages, keys).await? };
     let mut verdicts: HashMap<usize, Verdict> = fresh.into_iter().zip(verdicts).collect();
 
     let new_events: Vec<NewEvent<'_>> = (0..batch.len())
@@ -368,7 +390,7 @@ fn with_copies(
 async fn causes<R>(
     connection: &mut Connection,
     batch: &[Authorised<R>],
-) -> Result<HashMap<(contract::UserId, Uuid), Cause>, Fault> {
+) -> Result<HashMap<(UserId, Uuid), Cause>, Fault> {
     let parents: Vec<_> = batch
         .iter()
         .filter_map(|message| {

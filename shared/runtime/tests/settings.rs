@@ -111,6 +111,7 @@ fn a_number_out_of_bounds_is_refused_by_name_with_the_bounds() {
         ("trust", "service_per_second", 1, 1_000_000),
         ("trust", "scope_per_second", 1, 1_000_000),
         ("trust", "user_per_second", 1, 1_000_000),
+        ("keys", "cache_s", 1, 3_600),
         ("audit", "seal_every_s", 1, 3_600),
         ("worker", "batch_size", 1, 1_000),
         ("worker", "batch_wait_ms", 0, 1_000),
@@ -191,7 +192,9 @@ fn an_unknown_option_of_the_environment_is_refused_by_name() {
 
 #[test]
 fn every_option_can_be_passed_on_in_the_environment() {
-    let content = "nats.credentials_file = \"/a b\"\nnats.nkey_file = \"n\"\nnats.ca_file = \"c\"\nnats.api_prefix = \"a\"\npostgres.worker_url = \"w\"\ntrust.grant_key_file = \"k\"\ntrust.token_key_file = \"t\"\n\
+    let content = "nats.credentials_file = \"/a b\"\nnats.nkey_file = \"n\"\nnats.ca_file = \"c\"\nnats.api_prefix = \"a\"\npostgres.worker_url = \"w\"\ntrust.grant_key_file = \"k\"\ntrust.token_key_file = \"t\"\ntrust.payload_ring_file = \"p\"\n\
+                   keys.worker_url = \"w\"\nkeys.ring_file = \"r\"\nkeys.vault_url = \"u\"\nkeys.vault_token_file = \"t\"\n\
+                   keys.vault_ca_file = \"c\"\nkeys.kms_key = \"k\"\nkeys.kms_region = \"r\"\nkeys.kms_url = \"u\"\n\
                    audit.seal_key_file = \"s\"\naudit.public_keys_file = \"p\"\nworker.batch_size = 7\n";
     let settings = load("passed-on", content).unwrap();
     let variables = settings.to_environment().unwrap();
@@ -216,6 +219,13 @@ fn every_option_can_be_passed_on_in_the_environment() {
 }
 
 #[test]
+fn keys_must_not_lie_with_what_they_encrypt() {
+    let content = "[postgres]\nurl = \"postgres://h/d\"\n[keys]\nurl = \"postgres://h/d\"\n";
+    let problem = refusal("one-database", content);
+    assert!(problem.starts_with("keys.url names the main database"), "{problem}");
+}
+
+#[test]
 fn passwords_are_hidden() {
     assert_eq!(without_password("postgres://u:secret@h:5432/d"), "postgres://***@h:5432/d");
     assert_eq!(without_password("nats://h:4222"), "nats://h:4222");
@@ -225,5 +235,6 @@ fn passwords_are_hidden() {
     let mut settings = Settings::default();
     settings.postgres.url = "postgres://u:secret@h/d".to_owned();
     settings.nats.url = "nats://u:secret@h".to_owned();
+    settings.keys.url = "postgres://u:secret@h/k".to_owned();
     assert!(!format!("{settings:?}").contains("secret"), "{settings:?}");
 }

@@ -1,4 +1,4 @@
-//! The schema's migrations, built into the program and run without libpq.
+//! Schemas' migrations, built into the program and run without libpq.
 
 use std::time::Duration;
 
@@ -9,7 +9,16 @@ use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use crate::fault::{Fault, FaultKind};
 
-const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../../migrations");
+/// The migrations of one database.
+#[derive(Clone, Copy, Debug)]
+pub struct Schema {
+    migrations: fn() -> EmbeddedMigrations,
+}
+
+const OF_MAIN: EmbeddedMigrations = embed_migrations!("../../migrations");
+
+/// The main database.
+pub const MAIN: Schema = Schema::new(|| OF_MAIN);
 
 /// The advisory lock that two programs migrating at once queue at: "memfleet" in ASCII.
 const LOCK: i64 = 0x6d65_6d66_6c65_6574;
@@ -28,81 +37,109 @@ pub struct MigrationState {
     pub applied: bool,
 }
 
-/// Runs what has not run yet, each migration in a transaction of its own. Gives the names.
-///
-/// # Errors
-/// [`MigrationError`] names the migration that failed, and why.
-pub async fn up(connection: AsyncPgConnection) -> Result<Vec<String>, MigrationError> {
-    with_lock(connection, |harness| {
-        let mut done = Vec::new();
-        while let Some(next) = pending(harness)?.into_iter().next() {
-            patiently(&next, || harness.run_next_migration(MIGRATIONS).map(drop))?;
-            done.push(next);
-        }
-        Ok(done)
-    })
-    .await
-}
-
-/// Takes back the latest `count` migrations. Gives the names.
-///
-/// # Errors
-/// [`MigrationError`] if one fails.
-pub async fn down(connection: AsyncPgConnection, count: usize) -> Result<Vec<String>, MigrationError> {
-    with_lock(connection, |harness| {
-        let mut done = Vec::new();
-        while done.len() < count
-            && let Some(version) = applied(harness)?.into_iter().next()
-        {
-            // One that another version of the program has applied has no name here.
-            let name = names()?.into_iter().find(|name| version_of(name) == version).unwrap_or(version);
-            patiently(&name, || harness.revert_last_migration(MIGRATIONS).map(drop))?;
-            done.push(name);
-        }
-        Ok(done)
-    })
-    .await
-}
-
-/// Every migration of this program, oldest first.
-///
-/// # Errors
-/// [`MigrationError`] if the database cannot be asked.
-pub async fn status(connection: AsyncPgConnection) -> Result<Vec<MigrationState>, MigrationError> {
-    let mut harness = AsyncMigrationHarness::new(connection);
-    tokio::task::block_in_place(|| {
-        let waiting = pending(&mut harness)?;
-        Ok(names()?
-            .into_iter()
-            .map(|name| MigrationState { applied: !waiting.contains(&name), name })
-            .collect())
-    })
-}
-
-/// The migrations of this program that the database lacks, asked for without any right but to read.
-///
-/// # Errors
-/// A [`Fault`] of the database.
-pub async fn missing(connection: &mut AsyncPgConnection) -> Result<Vec<String>, Fault> {
-    // A role that may not read it has lost its rights with the schema.
-    const TABLE: &str = "
-        SELECT t::text AS name FROM to_regclass('__diesel_schema_migrations') AS t
-        WHERE has_table_privilege(t, 'SELECT')";
-    const APPLIED: &str = "SELECT version::text AS name FROM __diesel_schema_migrations";
-    #[derive(QueryableByName)]
-    struct Row {
-        #[diesel(sql_type = Nullable<Text>)]
-        name: Option<String>,
+impl Schema {
+    /// Those that `embed_migrations!` has made a constant of.
+    pub const fn new(migrations: fn() -> EmbeddedMigrations) -> Self {
+        Self { migrations }
     }
-    let table: Vec<Row> = diesel::sql_query(TABLE).load(connection).await?;
-    let applied: Vec<Row> = if table.iter().any(|row| row.name.is_some()) {
-        diesel::sql_query(APPLIED).load(connection).await?
-    } else {
-        Vec::new()
-    };
-    let names = names().map_err(|error| Fault { kind: FaultKind::Permanent, reason: error.to_string() })?;
-    let has = |name: &String| applied.iter().any(|row| row.name.as_ref() == Some(&version_of(name)));
-    Ok(names.into_iter().filter(|name| !has(name)).collect())
+
+    /// Runs what has not run yet, each migration in a transaction of its own. Gives the names.
+    ///
+    /// # Errors
+    /// [`MigrationError`] names the migration that failed, and why.
+    pub async fn up(&self, connection: AsyncPgConnection) -> Result<Vec<String>, MigrationError> {
+        with_lock(connection, |harness| {
+            let mut done = Vec::new();
+            while let Some(next) = self.pending(harness)?.into_iter().next() {
+                patiently(&next, || harness.run_next_migration((self.migrations)()).map(drop))?;
+                done.push(next);
+            }
+            Ok(done)
+        })
+        .await
+    }
+
+    /// Takes back the latest `count` migrations. Gives the names.
+    ///
+    /// # Errors
+    /// [`MigrationError`] if one fails.
+    pub async fn down(
+        &self,
+        connection: AsyncPgConnection,
+        count: usize,
+    ) -> Result<Vec<String>, MigrationError> {
+        with_lock(connection, |harness| {
+            let mut done = Vec::new();
+            while done.len() < count
+                && let Some(version) = applied(harness)?.into_iter().next()
+            {
+                // One that another version of the program has applied has no name here.
+                let name =
+                    self.names()?.into_iter().find(|name| version_of(name) == version).unwrap_or(version);
+                patiently(&name, || harness.revert_last_migration((self.migrations)()).map(drop))?;
+                done.push(name);
+            }
+            Ok(done)
+        })
+        .await
+    }
+
+    /// Every migration of this program, oldest first.
+    ///
+    /// # Errors
+    /// [`MigrationError`] if the database cannot be asked.
+    pub async fn status(&self, connection: AsyncPgConnection) -> Result<Vec<MigrationState>, MigrationError> {
+        let mut harness = AsyncMigrationHarness::new(connection);
+        tokio::task::block_in_place(|| {
+            let waiting = self.pending(&mut harness)?;
+            Ok(self
+                .names()?
+                .into_iter()
+                .map(|name| MigrationState { applied: !waiting.contains(&name), name })
+                .collect())
+        })
+    }
+
+    /// The migrations of this program that the database lacks, asked for without any right but to read.
+    ///
+    /// # Errors
+    /// A [`Fault`] of the database.
+    pub async fn missing(&self, connection: &mut AsyncPgConnection) -> Result<Vec<String>, Fault> {
+        // A role that may not read it has lost its rights with the schema.
+        const TABLE: &str = "
+            SELECT t::text AS name FROM to_regclass('__diesel_schema_migrations') AS t
+            WHERE has_table_privilege(t, 'SELECT')";
+        const APPLIED: &str = "SELECT version::text AS name FROM __diesel_schema_migrations";
+        #[derive(QueryableByName)]
+        struct Row {
+            #[diesel(sql_type = Nullable<Text>)]
+            name: Option<String>,
+        }
+        let table: Vec<Row> = diesel::sql_query(TABLE).load(connection).await?;
+        let applied: Vec<Row> = if table.iter().any(|row| row.name.is_some()) {
+            diesel::sql_query(APPLIED).load(connection).await?
+        } else {
+            Vec::new()
+        };
+        let names =
+            self.names().map_err(|error| Fault { kind: FaultKind::Permanent, reason: error.to_string() })?;
+        let has = |name: &String| applied.iter().any(|row| row.name.as_ref() == Some(&version_of(name)));
+        Ok(names.into_iter().filter(|name| !has(name)).collect())
+    }
+
+    fn names(&self) -> Result<Vec<String>, MigrationError> {
+        use diesel::migration::{Migration, MigrationSource};
+        let all: Vec<Box<dyn Migration<diesel::pg::Pg>>> =
+            (self.migrations)().migrations().map_err(|error| failed("migrations", &*error))?;
+        Ok(all.iter().map(|migration| migration.name().to_string()).collect())
+    }
+
+    fn pending(&self, harness: &mut Harness) -> Result<Vec<String>, MigrationError> {
+        let waiting = harness
+            .pending_migrations((self.migrations)())
+            .map_err(|error| failed("the list of migrations", &*error))?;
+        Ok(waiting.iter().map(|migration| migration.name().to_string()).collect())
+    }
 }
 
 /// `20261101000001` of `2026-11-01-000001_accounts`.
@@ -148,19 +185,6 @@ fn patiently(
         std::thread::sleep(LONGEST_PAUSE.mul_f64(fastrand::f64()));
     }
     Ok(())
-}
-
-fn names() -> Result<Vec<String>, MigrationError> {
-    use diesel::migration::{Migration, MigrationSource};
-    let all: Vec<Box<dyn Migration<diesel::pg::Pg>>> =
-        MIGRATIONS.migrations().map_err(|error| failed("migrations", &*error))?;
-    Ok(all.iter().map(|migration| migration.name().to_string()).collect())
-}
-
-fn pending(harness: &mut Harness) -> Result<Vec<String>, MigrationError> {
-    let waiting =
-        harness.pending_migrations(MIGRATIONS).map_err(|error| failed("the list of migrations", &*error))?;
-    Ok(waiting.iter().map(|migration| migration.name().to_string()).collect())
 }
 
 fn applied(harness: &mut Harness) -> Result<Vec<String>, MigrationError> {

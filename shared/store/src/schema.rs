@@ -152,6 +152,7 @@ diesel::table! {
         updated_at -> Timestamptz,
         removed_at -> Nullable<Timestamptz>,
         request_id -> Nullable<Uuid>,
+        is_sensitive -> Bool,
     }
 }
 
@@ -221,6 +222,7 @@ diesel::table! {
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
         request_id -> Nullable<Uuid>,
+        is_sensitive -> Bool,
     }
 }
 
@@ -234,6 +236,7 @@ diesel::table! {
         content -> Text,
         timestamp -> Timestamptz,
         request_id -> Nullable<Uuid>,
+        is_sensitive -> Bool,
     }
 }
 
@@ -267,6 +270,7 @@ diesel::table! {
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
         request_id -> Nullable<Uuid>,
+        is_sensitive -> Bool,
     }
 }
 
@@ -421,6 +425,7 @@ diesel::table! {
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
         request_id -> Nullable<Uuid>,
+        is_sensitive -> Bool,
     }
 }
 
@@ -545,6 +550,7 @@ diesel::table! {
         updated_at -> Timestamptz,
         removed_at -> Nullable<Timestamptz>,
         request_id -> Nullable<Uuid>,
+        is_sensitive -> Bool,
     }
 }
 
@@ -560,6 +566,7 @@ diesel::table! {
         updated_at -> Timestamptz,
         removed_at -> Nullable<Timestamptz>,
         request_id -> Nullable<Uuid>,
+        is_sensitive -> Bool,
     }
 }
 

@@ -3,6 +3,7 @@ use diesel::QueryableByName;
 use diesel::sql_types::{Bool, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use stack::{Postgres, PostgresOptions, Programs};
+use store::migration::Schema;
 use store::registry::{self, Rates, ServiceEntry};
 use tokio::sync::OnceCell;
 use trust::{GrantKey, PrivateKey};
@@ -13,6 +14,8 @@ pub const POSTGRES_VARIABLE: &str = "MEMFLEET_TEST_POSTGRES";
 
 /// The migrated database that others are copied from.
 const TEMPLATE: &str = "memfleet_template";
+/// The migrated key store that others are copied from.
+const KEYS_TEMPLATE: &str = "memfleet_keys_template";
 
 /// The key of grants in every test's database.
 pub const GRANT_KEY: &str = "test 6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b";
@@ -20,6 +23,11 @@ pub const GRANT_KEY: &str = "test 6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b
 pub const TOKEN_KEY: &str = "test private 7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a\n";
 /// The services of every test's database, which may do everything.
 const SERVICES: [&str; 6] = ["test", "account", "simple-chat", "smart-router", "expert-group", "bench"];
+/// The key-encryption key of every test.
+pub const KEK_RING: &str = "kek.1 4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b\n";
+/// The keys with which services of tests encrypt what they publish.
+pub const PAYLOAD_RING: &str = "test.1 5041594c4f41445041594c4f41445041594c4f41445041594c4f41445041594c\n\
+    simple-chat.1 5041594c4f41445041594c4f41445041594c4f41445041594c4f41445041594d\n";
 /// The key of seals in every test.
 pub(crate) const SEAL_KEY: &str =
     "test private 5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e\n";
@@ -67,6 +75,21 @@ pub async fn create_database() -> anyhow::Result<String> {
     Ok(url)
 }
 
+/// Makes an empty key store and gives its URL.
+///
+/// # Errors
+/// If the server cannot be reached, or refuses.
+pub async fn create_key_store() -> anyhow::Result<String> {
+    let server = server().await?;
+    let mut connection = store::connect(&server).await?;
+    make_template(&server, &mut connection).await.context("the template database cannot be made")?;
+    let name = format!("keys_{}", Uuid::now_v7().simple());
+    connection.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE {KEYS_TEMPLATE}")).await?;
+    let url = beside(&server, &name);
+    store::connect(&url).await?.batch_execute("SELECT guard_database()").await?;
+    Ok(url)
+}
+
 /// How the workers' roles reach a database.
 pub(crate) fn worker_url(database: &str) -> String {
     let place = database.rsplit_once('@').map_or(database, |(_, place)| place);
@@ -78,6 +101,7 @@ fn beside(server: &str, database: &str) -> String {
     format!("{base}/{database}")
 }
 
+/// Makes the templates, once for a server. The main one comes last, so that it tells that both are there.
 async fn make_template(server: &str, connection: &mut AsyncPgConnection) -> anyhow::Result<()> {
     connection.batch_execute(&format!("SELECT pg_advisory_lock({LOCK})")).await?;
     let exists: Vec<Exists> =
@@ -86,33 +110,53 @@ async fn make_template(server: &str, connection: &mut AsyncPgConnection) -> anyh
             .load(connection)
             .await?;
     if !exists.iter().any(|row| row.exists) {
-        let unfinished = format!("{TEMPLATE}_new");
-        connection.batch_execute(&format!("DROP DATABASE IF EXISTS {unfinished}")).await?;
-        connection.batch_execute(&format!("CREATE DATABASE {unfinished}")).await?;
-        store::migration::up(store::connect(&beside(server, &unfinished)).await?).await?;
-        let mut made = store::connect(&beside(server, &unfinished)).await?;
-        let key = GrantKey::parse(GRANT_KEY)?;
-        store::security::add_grant_key(&mut made, key.name(), key.expose()).await?;
-        registry::add_token_key(&mut made, &PrivateKey::parse(TOKEN_KEY)?.public()).await?;
-        for service in SERVICES {
-            let entry = ServiceEntry { scopes: vec!["*:*".parse()?], rates: Rates::default() };
-            registry::put_service(&mut made, &service.parse()?, &entry).await?;
-        }
-        // Roles are of the server, and so are their passwords: once is enough.
-        store::security::set_worker_passwords(&mut made, WORKER_PASSWORD).await?;
-        drop(made);
-        // The migration's connection may still be closing, and a database in use cannot be renamed.
-        let rename = format!("ALTER DATABASE {unfinished} RENAME TO {TEMPLATE}");
-        let drop_others =
-            format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{unfinished}'");
-        connection.batch_execute(&drop_others).await?;
-        let mut tries = 0;
-        while let Err(error) = connection.batch_execute(&rename).await {
-            tries += 1;
-            anyhow::ensure!(tries < 100, "{error}");
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
+        connection.batch_execute(&format!("DROP DATABASE IF EXISTS {KEYS_TEMPLATE}")).await?;
+        make(server, connection, KEYS_TEMPLATE, keys::SCHEMA, async |_| Ok(())).await?;
+        make(server, connection, TEMPLATE, store::migration::MAIN, fill).await?;
     }
     connection.batch_execute(&format!("SELECT pg_advisory_unlock({LOCK})")).await?;
+    Ok(())
+}
+
+/// Makes one database of a schema, under its name when it is ready.
+async fn make(
+    server: &str,
+    connection: &mut AsyncPgConnection,
+    name: &str,
+    schema: Schema,
+    fill: impl AsyncFnOnce(&mut AsyncPgConnection) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let unfinished = format!("{name}_new");
+    connection.batch_execute(&format!("DROP DATABASE IF EXISTS {unfinished}")).await?;
+    connection.batch_execute(&format!("CREATE DATABASE {unfinished}")).await?;
+    schema.up(store::connect(&beside(server, &unfinished)).await?).await?;
+    let mut made = store::connect(&beside(server, &unfinished)).await?;
+    fill(&mut made).await?;
+    drop(made);
+    // The migration's connection may still be closing, and a database in use cannot be renamed.
+    let rename = format!("ALTER DATABASE {unfinished} RENAME TO {name}");
+    let drop_others =
+        format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{unfinished}'");
+    connection.batch_execute(&drop_others).await?;
+    let mut tries = 0;
+    while let Err(error) = connection.batch_execute(&rename).await {
+        tries += 1;
+        anyhow::ensure!(tries < 100, "{error}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+/// What every test's main database knows.
+async fn fill(made: &mut AsyncPgConnection) -> anyhow::Result<()> {
+    let key = GrantKey::parse(GRANT_KEY)?;
+    store::security::add_grant_key(made, key.name(), key.expose()).await?;
+    registry::add_token_key(made, &PrivateKey::parse(TOKEN_KEY)?.public()).await?;
+    for service in SERVICES {
+        let entry = ServiceEntry { scopes: vec!["*:*".parse()?], rates: Rates::default() };
+        registry::put_service(made, &service.parse()?, &entry).await?;
+    }
+    // Roles are of the server, and so are their passwords: once is enough.
+    store::security::set_worker_passwords(made, WORKER_PASSWORD).await?;
     Ok(())
 }

@@ -14,7 +14,9 @@ use tokio_util::sync::CancellationToken;
 use topology::Topology;
 use trust::Scope;
 
-use crate::database::{GRANT_KEY, SEAL_KEY, TOKEN_KEY, create_database, worker_url};
+use crate::database::{
+    GRANT_KEY, KEK_RING, PAYLOAD_RING, SEAL_KEY, TOKEN_KEY, create_database, create_key_store, worker_url,
+};
 use crate::publish::Published;
 use crate::wait::eventually;
 
@@ -113,7 +115,11 @@ impl Fixture {
         let programs = Programs::find().expect("the servers' programs");
         let options = NatsOptions { accounts: accounts(folder.path()), ..NatsOptions::default() };
         let nkeys = options.accounts.as_ref().map(|_| folder.path().join("nkeys/{name}.nk"));
-        let (nats, url) = tokio::join!(Nats::start(&programs, folder.path(), options), create_database());
+        let (nats, url, key_store) = tokio::join!(
+            Nats::start(&programs, folder.path(), options),
+            create_database(),
+            create_key_store()
+        );
         let nats = nats.expect("a broker");
         let mut settings = Settings::default();
         settings.nats.url = nats.url().to_owned();
@@ -121,15 +127,14 @@ impl Fixture {
         settings.nats.nkey_file = nkeys.map(|file| file.to_str().expect("a path").to_owned());
         settings.postgres.url = url.expect("a database");
         settings.postgres.worker_url = Some(worker_url(&settings.postgres.url));
-        let key = folder.path().join("grant.key");
-        std::fs::write(&key, GRANT_KEY).expect("a key file");
-        settings.trust.grant_key_file = Some(key.to_str().expect("a path").to_owned());
-        let token_key = folder.path().join("token.key");
-        std::fs::write(&token_key, TOKEN_KEY).expect("a key file");
-        settings.trust.token_key_file = Some(token_key.to_str().expect("a path").to_owned());
-        let seal_key = folder.path().join("seal.key");
-        std::fs::write(&seal_key, SEAL_KEY).expect("a key file");
-        settings.audit.seal_key_file = Some(seal_key.to_str().expect("a path").to_owned());
+        settings.keys.url = key_store.expect("a key store");
+        settings.keys.worker_url = Some(worker_url(&settings.keys.url));
+        let key_file = |name: &str, content: &str| Some(write_file(folder.path(), name, content));
+        settings.trust.grant_key_file = key_file("grant.key", GRANT_KEY);
+        settings.trust.token_key_file = key_file("token.key", TOKEN_KEY);
+        settings.trust.payload_ring_file = key_file("payload.ring", PAYLOAD_RING);
+        settings.audit.seal_key_file = key_file("seal.key", SEAL_KEY);
+        settings.keys.ring_file = key_file("kek.ring", KEK_RING);
         settings.worker.retry_first_delay_ms = 20;
         settings.worker.retry_longest_delay_ms = 200;
         settings.worker.startup_timeout_s = 30;
@@ -145,7 +150,13 @@ impl Fixture {
     /// The environment in which the program reaches the servers.
     pub fn environment(&self) -> Vec<(String, String)> {
         let all = self.settings.to_environment().expect("an environment");
-        let servers = ["MEMFLEET_NATS__", "MEMFLEET_POSTGRES__", "MEMFLEET_TRUST__", "MEMFLEET_AUDIT__"];
+        let servers = [
+            "MEMFLEET_NATS__",
+            "MEMFLEET_POSTGRES__",
+            "MEMFLEET_TRUST__",
+            "MEMFLEET_KEYS__",
+            "MEMFLEET_AUDIT__",
+        ];
         all.into_iter().filter(|(name, _)| servers.iter().any(|start| name.starts_with(start))).collect()
     }
 
@@ -244,9 +255,7 @@ impl Fixture {
 
     /// A file with this content, which goes with the fixture.
     pub fn key_file(&self, name: &str, content: &str) -> String {
-        let file = self.folder.path().join(name);
-        std::fs::write(&file, content).expect("a key file");
-        file.to_str().expect("a path").to_owned()
+        write_file(self.folder.path(), name, content)
     }
 
     /// The number of messages a stream holds.
@@ -281,6 +290,13 @@ impl Fixture {
             })
             .collect()
     }
+}
+
+#[allow(clippy::expect_used)]
+fn write_file(folder: &Path, name: &str, content: &str) -> String {
+    let file = folder.join(name);
+    std::fs::write(&file, content).expect("a key file");
+    file.to_str().expect("a path").to_owned()
 }
 
 /// The next message of a subscription.

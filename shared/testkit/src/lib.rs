@@ -16,7 +16,9 @@ pub mod token;
 mod wait;
 
 pub use change::{deliver_again_after, forget_duplicates_after};
-pub use database::{GRANT_KEY, POSTGRES_VARIABLE, TOKEN_KEY, create_database};
+pub use database::{
+    GRANT_KEY, KEK_RING, PAYLOAD_RING, POSTGRES_VARIABLE, TOKEN_KEY, create_database, create_key_store,
+};
 pub use fixture::{Fixture, Running, lines_on, next};
 pub use publish::{Published, context, everything_of, request, session, user};
 pub use wait::{DEADLINE, eventually};

@@ -34,6 +34,17 @@ impl Published {
         self.with(header::AUTHORIZATION, header::bearer(token))
     }
 
+    /// The same with its body encrypted under a key of [`PAYLOAD_RING`](crate::PAYLOAD_RING), such as `test.1`.
+    #[must_use]
+    #[allow(clippy::expect_used, clippy::missing_panics_doc, reason = "a failure here is one of the test")]
+    pub fn encrypted(mut self, key_id: &str) -> Self {
+        let ring = trust::KeyRing::parse(&crate::PAYLOAD_RING.to_owned().into()).expect("a ring");
+        let (name, version) = trust::parse_key_id(key_id).expect("an id of a key");
+        let bound = trust::Bound::Payload { subject: &self.subject };
+        self.body = ring.get(name, version).expect("a key").seal(&self.body, bound).expect("a ciphertext");
+        self.with(header::ENCRYPTION, key_id)
+    }
+
     /// The same without a service token.
     #[must_use]
     pub fn without_token(self) -> Self {

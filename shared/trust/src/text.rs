@@ -23,6 +23,11 @@ pub enum KeyError {
         "a key that signs is `<name> private|public <64 hex digits>`, the name of 1 to 32 out of a-z 0-9 -; {0} is needed here"
     )]
     Signing(&'static str),
+    /// It holds no ring of keys that encrypt.
+    #[error(
+        "a key ring has lines `<name>.<version> <64 hex digits>`, the name of 1 to 32 out of a-z 0-9 -, no version of a name twice; line {0} is none"
+    )]
+    Ring(usize),
 }
 
 /// What a key's file holds.

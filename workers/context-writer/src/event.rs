@@ -4,26 +4,31 @@ use std::borrow::Cow;
 
 use contract::{Event, Performative, Request};
 use runtime::{Effect, Message, Payload, Verdict};
-use serde_json::json;
 
+use crate::message::Parted;
 use crate::store::Done;
 
-pub(crate) fn verdict(message: &Message<Request>, done: Done) -> Verdict {
+pub(crate) fn verdict(message: &Message<Parted>, done: Done) -> Verdict {
     match done {
-        Done::Applied => Verdict::Applied(effect(message)),
-        Done::Stale => Verdict::Unchanged(stale(&message.request)),
+        Done::Applied(_) => Verdict::Applied(effect(message)),
+        Done::Stale => Verdict::Unchanged(stale(&message.request.request)),
         Done::Missing => Verdict::Unmet(missing(message)),
     }
 }
 
-fn effect(message: &Message<Request>) -> Effect {
-    let request = &message.request;
+/// A message whose user's data key cannot be opened waits for somebody who mends it, within the retry budget.
+pub(crate) fn locked(user: contract::UserId, reason: &str) -> Verdict {
+    Verdict::Unmet(format!("the data key of user {user} cannot be opened: {reason}"))
+}
+
+fn effect(message: &Message<Parted>) -> Effect {
+    let request = &message.request.request;
     Effect {
         event_type: request.kind().event,
         performative: Performative::Inform,
         source_agent_id: agent(request),
         session_id: session(request),
-        payload: payload(request),
+        payload: payload(&message.request),
     }
 }
 
@@ -80,34 +85,12 @@ fn session(request: &Request) -> Cow<'static, str> {
 }
 
 /// The request itself, but never a secret: events are read by whoever may see the user's memory.
-fn payload(request: &Request) -> Payload {
-    let redacted = match request {
-        Request::UserPut(put) => json!({
-            "username": put.username, "email": put.email, "role": put.role, "status": put.status,
-        }),
-        Request::SecondFactorPut(put) => json!({ "method": put.method, "is_enabled": put.is_enabled }),
-        Request::PasskeyPut(put) => json!({
-            "credential_id": put.credential_id, "passkey_name": put.passkey_name, "sign_count": put.sign_count,
-        }),
-        Request::ProfilePut(_)
-        | Request::SettingPut(_)
-        | Request::SettingRemove(_)
-        | Request::DevicePut(_)
-        | Request::DeviceRemove(_)
-        | Request::SecondFactorRemove(_)
-        | Request::PasskeyRemove(_)
-        | Request::SessionOpen(_)
-        | Request::SessionClose(_)
-        | Request::ContextPut(_)
-        | Request::ContextRemove(_)
-        | Request::ConversationPut(_)
-        | Request::MessageAdd(_)
-        | Request::SummaryPut(_)
-        | Request::FeedbackPut(_)
-        | Request::AgentContextPut(_)
-        | Request::AgentContextRemove(_) => return Payload::Body,
-    };
-    Payload::Redacted(redacted.to_string())
+fn payload(parted: &Parted) -> Payload {
+    if parted.secrets.is_empty() {
+        return Payload::Body;
+    }
+    // A request always has a JSON text; if it had none, nothing is told rather than the body.
+    Payload::Redacted(serde_json::to_string(&parted.request).unwrap_or_else(|_| "{}".to_owned()))
 }
 
 fn stale(request: &Request) -> &'static str {
@@ -136,9 +119,9 @@ fn stale(request: &Request) -> &'static str {
 }
 
 /// What a request needs and did not find.
-fn missing(message: &Message<Request>) -> String {
+fn missing(message: &Message<Parted>) -> String {
     let user = message.subject.user_id;
-    match &message.request {
+    match &message.request.request {
         Request::SessionClose(close) => not_open(&close.session_id, user),
         Request::ContextPut(put) => not_open(&put.session_id, user),
         Request::ContextRemove(remove) => not_open(&remove.session_id, user),

@@ -9,6 +9,9 @@
 //! - A context carries a version, and a higher one wins. A removed context leaves its version behind.
 //! - Any other record that can change carries none; of two, the one that JetStream stored later wins.
 //!
+//! What is secret, or marked `sensitive`, is taken out of a request when it is read, and written to `encrypted_fields` once the
+//! row it belongs to is there.
+//!
 //! A message that needs something that is not there (a context whose session is not open yet) is given the verdict
 //! [`Verdict::Unmet`], and the rest of the batch goes through.
 
@@ -16,8 +19,11 @@ mod event;
 pub mod message;
 pub mod store;
 
+use crate::store::Done;
 use ::store::{Connection, Fault};
-use contract::{Malformed, Request, RequestSubject, SessionId};
+use contract::{Malformed, RequestSubject, SessionId};
+use keys::DataKeys;
+use message::Parted;
 use runtime::{Message, Verdict, Worker};
 
 /// The worker.
@@ -27,22 +33,38 @@ pub struct ContextWriter;
 impl Worker for ContextWriter {
     const NAME: &'static str = "context-writer";
     const STREAM: &'static str = "CONTEXT";
-    type Request = Request;
+    const ENCRYPTS: bool = true;
+    type Request = Parted;
 
-    fn decode(&self, subject: &RequestSubject, body: &[u8]) -> Result<Request, Malformed> {
+    fn decode(&self, subject: &RequestSubject, body: &[u8]) -> Result<Parted, Malformed> {
         message::decode(subject, body)
     }
 
-    fn session<'a>(&self, request: &'a Request) -> Option<&'a str> {
-        request.session_id().map(SessionId::as_str)
+    fn session<'a>(&self, request: &'a Parted) -> Option<&'a str> {
+        request.request.session_id().map(SessionId::as_str)
+    }
+
+    fn needs_key(&self, request: &Parted) -> bool {
+        !request.secrets.is_empty()
     }
 
     async fn write<'a>(
         &'a self,
         connection: &'a mut Connection,
-        batch: &'a [&'a Message<Request>],
+        batch: &'a [&'a Message<Parted>],
+        keys: &'a DataKeys,
     ) -> Result<Vec<Verdict>, Fault> {
-        let done = store::write(connection, batch).await?;
-        Ok(batch.iter().zip(done).map(|(message, done)| event::verdict(message, done)).collect())
+        let locked = |message: &Message<Parted>| match keys.get(&message.subject.user_id) {
+            Some(Err(reason)) if self.needs_key(&message.request) => Some(reason.as_str()),
+            Some(_) | None => None,
+        };
+        let open: Vec<&Message<Parted>> =
+            batch.iter().copied().filter(|message| locked(message).is_none()).collect();
+        let mut done = store::write(connection, &open, keys).await?.into_iter();
+        let verdict = |message: &&Message<Parted>| match locked(message) {
+            Some(reason) => event::locked(message.subject.user_id, reason),
+            None => event::verdict(message, done.next().unwrap_or(Done::Missing)),
+        };
+        Ok(batch.iter().map(verdict).collect())
     }
 }

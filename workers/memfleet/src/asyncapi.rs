@@ -266,6 +266,11 @@ fn request_headers() -> Value {
             (header::AUTHORIZATION, json!({ "type": "string", "pattern": "^Bearer " }), "The service token."),
             (header::TRACEPARENT, json!({ "type": "string" }), "W3C trace context of the publisher."),
             (
+                header::ENCRYPTION,
+                json!({ "type": "string", "pattern": "^[a-z0-9-]+\\.[1-9][0-9]*$" }),
+                "The key that the body is encrypted with. Absent: the body is the JSON itself.",
+            ),
+            (
                 header::REPLY_TO,
                 json!({ "type": "string", "pattern": "^_INBOX\\." }),
                 "A subject in the service's own inbox that gets the outcome once it is committed.",

@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::command::{
     audit::AuditArgs, bench::BenchArgs, contract::ContractArgs, dead::DeadArgs, demo::DemoArgs, dev::DevArgs,
-    load::LoadArgs, migrate::MigrateArgs, nats::NatsArgs, publish::PublishArgs, run::RunArgs,
+    keys::KeysArgs, load::LoadArgs, migrate::MigrateArgs, nats::NatsArgs, publish::PublishArgs, run::RunArgs,
     security::SecurityArgs, status::StatusArgs, token::TokenArgs,
 };
 
@@ -54,6 +54,8 @@ pub enum Command {
     Dead(DeadArgs),
     /// Attack the database with every worker's role; make and add the keys of grants.
     Security(SecurityArgs),
+    /// Make and rotate the keys that encrypt fields and payloads.
+    Keys(KeysArgs),
     /// Issue, read and revoke service tokens; register services.
     Token(TokenArgs),
     /// Seal the audit trail, prove it, and read it.

@@ -11,6 +11,7 @@ pub mod fleet;
 pub mod local;
 pub mod logging;
 pub mod output;
+pub mod payloads;
 pub mod publisher;
 pub mod table;
 pub mod tokens;

@@ -6,14 +6,19 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use diesel::QueryableByName;
+use diesel::sql_types::Text;
+use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
+use keys::{KEK, KeySettings};
 use runtime::Settings;
 use runtime::broker;
 use stack::{Stack, StackOptions};
 use store::registry;
 use tempfile::TempDir;
 use topology::Service;
-use trust::{GrantKey, PrivateKey, Scope};
+use trust::{CipherKey, GrantKey, KeyRing, PrivateKey, Scope};
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 /// Servers that are migrated and have their streams.
 pub struct Local {
@@ -75,6 +80,10 @@ struct KeyFiles {
     grant: PathBuf,
     token: PathBuf,
     seal: PathBuf,
+    /// Key-encryption keys.
+    kek: PathBuf,
+    /// The keys of services for bodies that travel encrypted.
+    payload: PathBuf,
     /// Encrypts what the broker keeps.
     storage: PathBuf,
     /// One for each identity of the broker.
@@ -88,6 +97,8 @@ impl KeyFiles {
             grant: file("grant.key"),
             token: file("token.key"),
             seal: file("seal.key"),
+            kek: file("kek.ring"),
+            payload: file("payload.ring"),
             storage: file("storage.key"),
             nkeys: file("nkeys"),
         }
@@ -142,6 +153,8 @@ async fn set_up_private(stack: &Stack, settings: &Settings, keys: &KeyFiles) -> 
     settings.nats.api_prefix = Some(topology::API_PREFIX.to_owned());
     settings.nats.ca_file = None;
     settings.postgres.url = url.clone();
+    settings.keys = KeySettings { url: stack.postgres.url(KEY_STORE), ..KeySettings::default() };
+    create_key_store(&settings).await?;
     set_up(&settings).await?;
 
     let key = GrantKey::generate("private")?;
@@ -151,6 +164,16 @@ async fn set_up_private(stack: &Stack, settings: &Settings, keys: &KeyFiles) -> 
     }
     if is_empty(&keys.seal) {
         keep(&keys.seal, &PrivateKey::generate("private")?.expose_line())?;
+    }
+    // Without the old one, what it has wrapped could not be read any more: it stays as long as the folder.
+    if is_empty(&keys.kek) {
+        keep(&keys.kek, &KeyRing::expose_line(KEK, &CipherKey::generate(1)?))?;
+    }
+    if is_empty(&keys.payload) {
+        let line = |service: &Service| Ok(KeyRing::expose_line(&service.service, &CipherKey::generate(1)?));
+        let lines: Vec<Zeroizing<String>> =
+            Service::shipped()?.iter().map(line).collect::<anyhow::Result<_>>()?;
+        keep(&keys.payload, &lines.iter().map(|line| line.as_str()).collect::<String>())?;
     }
     let token_key = PrivateKey::read(&keys.token)?;
     let password = Uuid::new_v4().simple().to_string();
@@ -164,7 +187,12 @@ async fn set_up_private(stack: &Stack, settings: &Settings, keys: &KeyFiles) -> 
     register_services(&mut connection, Service::shipped()?).await?;
     store::security::set_worker_passwords(&mut connection, &password).await?;
     let place = url.rsplit_once('@').map_or(url.as_str(), |(_, place)| place);
+    let server = place.rsplit_once('/').map_or(place, |(server, _)| server);
     settings.postgres.worker_url = Some(format!("postgres://{{role}}:{password}@{place}"));
+    // Roles are of the server, which is the same.
+    settings.keys.worker_url = Some(format!("postgres://{{role}}:{password}@{server}/{KEY_STORE}"));
+    settings.keys.ring_file = Some(keys.kek.display().to_string());
+    settings.trust.payload_ring_file = Some(keys.payload.display().to_string());
     settings.trust.grant_key_file = Some(keys.grant.display().to_string());
     settings.trust.token_key_file = Some(keys.token.display().to_string());
     settings.audit.seal_key_file = Some(keys.seal.display().to_string());
@@ -187,13 +215,34 @@ pub fn write_private(path: &Path, content: &str) -> std::io::Result<()> {
     file.write_all(content.as_bytes())
 }
 
-/// Migrates the database and applies streams and consumers.
+/// The key store of private servers: another database, though on one server with the main one.
+const KEY_STORE: &str = "memfleet_keys";
+
+/// Makes the key store's database, if it is not there.
+async fn create_key_store(settings: &Settings) -> anyhow::Result<()> {
+    #[derive(QueryableByName)]
+    struct Name {
+        #[diesel(sql_type = Text)]
+        #[allow(dead_code, reason = "that there is one is all that matters")]
+        name: String,
+    }
+    let mut connection = store::connect(&settings.postgres.url).await?;
+    let query = diesel::sql_query("SELECT datname::text AS name FROM pg_database WHERE datname = $1");
+    let there: Vec<Name> = query.bind::<Text, _>(KEY_STORE).load(&mut connection).await?;
+    if there.is_empty() {
+        connection.batch_execute(&format!("CREATE DATABASE {KEY_STORE}")).await?;
+    }
+    Ok(())
+}
+
+/// Migrates the database and the key store, and applies streams and consumers.
 ///
 /// # Errors
-/// If the database or the broker cannot be reached or refuses.
+/// If a database or the broker cannot be reached or refuses.
 pub async fn set_up(settings: &Settings) -> anyhow::Result<()> {
     let url = &settings.postgres.url;
-    store::migration::up(store::connect(url).await?).await?;
+    store::migration::MAIN.up(store::connect(url).await?).await?;
+    keys::SCHEMA.up(store::connect(&settings.keys.url).await?).await?;
     // A folder that stays may have been made months ago.
     store::partition::make_ahead(&mut store::connect(url).await?, store::partition::MONTHS_AHEAD).await?;
     let client = broker::connect_operator(&settings.nats, "provision").await?;

@@ -16,6 +16,8 @@ use serde::Serialize;
 use tokio::time::sleep;
 use uuid::Uuid;
 
+use crate::payloads::{Payload, Payloads};
+
 /// How a [`Publisher`] works.
 #[derive(Clone, Debug)]
 pub struct PublisherOptions {
@@ -63,6 +65,7 @@ const LONGEST_DELAY: Duration = Duration::from_secs(5);
 /// comes later. It keeps its id, so that it is stored once even if only its acknowledgement was lost.
 pub struct Publisher {
     jetstream: Context,
+    payloads: Payloads,
     options: PublisherOptions,
     in_flight: FuturesUnordered<BoxFuture<'static, Result<PublishAck, String>>>,
     published: Published,
@@ -76,7 +79,19 @@ impl Publisher {
             // Ours is the window that counts; theirs only must not be smaller.
             .max_ack_inflight(options.window.saturating_mul(2).max(1))
             .build(client);
-        Self { jetstream, options, in_flight: FuturesUnordered::new(), published: Published::default() }
+        Self {
+            jetstream,
+            payloads: Payloads::default(),
+            options,
+            in_flight: FuturesUnordered::new(),
+            published: Published::default(),
+        }
+    }
+
+    /// Encrypts the bodies of services that have a key.
+    #[must_use]
+    pub fn with_payloads(self, payloads: Payloads) -> Self {
+        Self { payloads, ..self }
     }
 
     /// Publishes a request with its service token, first waiting for acknowledgements if the window is full. What becomes of it shows in
@@ -84,7 +99,11 @@ impl Publisher {
     pub async fn send(&mut self, subject: String, id: Uuid, body: Bytes, token: Option<String>) {
         // At once, and not when its turn to be polled comes: this is what keeps the order.
         let (jetstream, options) = (self.jetstream.clone(), self.options.clone());
-        let request = Request { jetstream, options, subject, id, body, token };
+        let payload = match self.payloads.close(&subject, body) {
+            Ok(payload) => payload,
+            Err(error) => return self.count(Err(format!("{subject} (id {id}): {error:#}"))),
+        };
+        let request = Request { jetstream, options, subject, id, payload, token };
         let first = request.publish().await;
         self.in_flight.push(request.acknowledged(first).boxed());
         while let Some(Some(outcome)) = self.in_flight.next().now_or_never() {
@@ -128,13 +147,17 @@ struct Request {
     options: PublisherOptions,
     subject: String,
     id: Uuid,
-    body: Bytes,
+    payload: Payload,
     token: Option<String>,
 }
 
 impl Request {
     async fn publish(&self) -> Result<PublishAckFuture, PublishError> {
-        let mut message = PublishMessage::build().payload(self.body.clone()).message_id(self.id.to_string());
+        let Payload { key_id, body } = &self.payload;
+        let mut message = PublishMessage::build().payload(body.clone()).message_id(self.id.to_string());
+        if let Some(key_id) = key_id {
+            message = message.header(header::ENCRYPTION, key_id.as_str());
+        }
         if let Some(token) = &self.token {
             message = message.header(header::AUTHORIZATION, header::bearer(token).as_str());
         }

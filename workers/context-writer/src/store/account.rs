@@ -116,7 +116,7 @@ const USERS: &str = "
         WHERE excluded.updated_at >= t.updated_at
         RETURNING id
     )
-    SELECT i.ordinal, w.id IS NOT NULL AS applied FROM input i LEFT JOIN written w ON w.id = i.user_id";
+    SELECT i.ordinal, CASE WHEN w.id IS NOT NULL THEN '00000000-0000-0000-0000-000000000000'::uuid END AS row_id FROM input i LEFT JOIN written w ON w.id = i.user_id";
 
 const PROFILES: &str = "
     WITH input AS (
@@ -131,26 +131,28 @@ const PROFILES: &str = "
         ON CONFLICT (user_id) DO UPDATE SET first_name = excluded.first_name, last_name = excluded.last_name,
             timezone = excluded.timezone, preferences = excluded.preferences, request_id = excluded.request_id, updated_at = excluded.updated_at
         WHERE excluded.updated_at >= t.updated_at
-        RETURNING user_id
+        RETURNING user_id, id
     )
-    SELECT i.ordinal, w.user_id IS NOT NULL AS applied FROM input i LEFT JOIN written w USING (user_id)";
+    SELECT i.ordinal, w.id AS row_id FROM input i LEFT JOIN written w USING (user_id)";
 
 const SETTINGS: &str = "
     WITH input AS (
         SELECT i.* FROM jsonb_to_recordset($1::jsonb) AS i (ordinal integer, id uuid, user_id integer,
-            request_id uuid, stored_at timestamptz, removed boolean, setting_key text, setting_value jsonb)
+            request_id uuid, stored_at timestamptz, removed boolean, setting_key text, setting_value jsonb,
+            sensitive boolean)
         JOIN users u ON u.id = i.user_id
     ), written AS (
-        INSERT INTO system_settings AS t (id, user_id, setting_key, setting_value, request_id, created_at, updated_at, removed_at)
-        SELECT id, user_id, setting_key, CASE WHEN NOT removed THEN coalesce(setting_value, 'null') END, request_id, stored_at, stored_at,
+        INSERT INTO system_settings AS t (id, user_id, setting_key, setting_value, is_sensitive, request_id, created_at, updated_at, removed_at)
+        SELECT id, user_id, setting_key, CASE WHEN NOT removed THEN coalesce(setting_value, 'null') END, coalesce(sensitive, false), request_id, stored_at, stored_at,
             CASE WHEN removed THEN stored_at END
         FROM input ORDER BY user_id, setting_key
         ON CONFLICT (user_id, setting_key) DO UPDATE SET setting_value = excluded.setting_value,
+            is_sensitive = excluded.is_sensitive,
             request_id = excluded.request_id, updated_at = excluded.updated_at, removed_at = excluded.removed_at
         WHERE excluded.updated_at >= t.updated_at
-        RETURNING user_id, setting_key
+        RETURNING user_id, id, setting_key
     )
-    SELECT i.ordinal, w.user_id IS NOT NULL AS applied
+    SELECT i.ordinal, w.id AS row_id
     FROM input i LEFT JOIN written w ON w.user_id = i.user_id AND w.setting_key = i.setting_key";
 
 const DEVICES: &str = "
@@ -171,7 +173,7 @@ const DEVICES: &str = "
         WHERE excluded.updated_at >= t.updated_at
         RETURNING user_id, id
     )
-    SELECT i.ordinal, w.user_id IS NOT NULL AS applied
+    SELECT i.ordinal, w.id AS row_id
     FROM input i LEFT JOIN written w ON w.user_id = i.user_id AND w.id = i.device_id";
 
 const SECOND_FACTORS: &str = "
@@ -190,9 +192,9 @@ const SECOND_FACTORS: &str = "
             backup_codes = excluded.backup_codes, is_enabled = excluded.is_enabled,
             request_id = excluded.request_id, updated_at = excluded.updated_at, removed_at = excluded.removed_at
         WHERE excluded.updated_at >= t.updated_at
-        RETURNING user_id, method
+        RETURNING user_id, id, method
     )
-    SELECT i.ordinal, w.user_id IS NOT NULL AS applied
+    SELECT i.ordinal, w.id AS row_id
     FROM input i LEFT JOIN written w ON w.user_id = i.user_id AND w.method = i.method";
 
 const PASSKEYS: &str = "
@@ -211,7 +213,7 @@ const PASSKEYS: &str = "
             sign_count = excluded.sign_count, passkey_name = excluded.passkey_name,
             request_id = excluded.request_id, updated_at = excluded.updated_at, removed_at = excluded.removed_at
         WHERE excluded.updated_at >= t.updated_at
-        RETURNING user_id, credential_id
+        RETURNING user_id, id, credential_id
     )
-    SELECT i.ordinal, w.user_id IS NOT NULL AS applied
+    SELECT i.ordinal, w.id AS row_id
     FROM input i LEFT JOIN written w ON w.user_id = i.user_id AND w.credential_id = i.credential_id";

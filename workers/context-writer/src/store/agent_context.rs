@@ -25,6 +25,7 @@ struct Columns<'a> {
     is_shareable: bool,
     expires_at: Option<DateTime<Utc>>,
     version: i64,
+    is_sensitive: bool,
 }
 
 impl<'a> Change<'a> {
@@ -39,6 +40,7 @@ impl<'a> Change<'a> {
                 is_shareable: put.is_shareable,
                 expires_at: put.expires_at,
                 version: put.version.get(),
+                is_sensitive: put.sensitive,
             },
             Self::Remove(remove) => Columns {
                 agent_id: &remove.agent_id,
@@ -49,6 +51,7 @@ impl<'a> Change<'a> {
                 is_shareable: false,
                 expires_at: None,
                 version: remove.version.get(),
+                is_sensitive: false,
             },
         }
     }
@@ -58,26 +61,26 @@ const WRITE: &str = "
     WITH input AS (
         SELECT (i.ordinal - 1)::integer AS ordinal, i.id, i.user_id, i.session_id, i.agent_id,
             i.memory_tier::memorytier AS memory_tier, i.context_key, i.context_value, i.is_shareable, i.expires_at,
-            i.version, i.stored_at, i.request_id
+            i.version, i.is_sensitive, i.stored_at, i.request_id
         FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
-            $8::boolean[], $9::timestamptz[], $10::bigint[], $11::timestamptz[], $12::uuid[])
+            $8::boolean[], $9::timestamptz[], $10::bigint[], $11::timestamptz[], $12::uuid[], $13::boolean[])
             WITH ORDINALITY AS i (id, user_id, session_id, agent_id, memory_tier, context_key, context_value,
-            is_shareable, expires_at, version, stored_at, request_id, ordinal)
+            is_shareable, expires_at, version, stored_at, request_id, is_sensitive, ordinal)
         JOIN users u ON u.id = i.user_id
     ), written AS (
         INSERT INTO agent_context_states AS t (id, user_id, session_id, agent_id, memory_tier, context_key,
-            context_value, is_shareable, expires_at, version, request_id, created_at, updated_at, removed_at)
+            context_value, is_shareable, expires_at, version, is_sensitive, request_id, created_at, updated_at, removed_at)
         SELECT id, user_id, session_id, agent_id, memory_tier, context_key, context_value::jsonb, is_shareable,
-            expires_at, version, request_id, stored_at, stored_at, CASE WHEN context_value IS NULL THEN stored_at END
+            expires_at, version, is_sensitive, request_id, stored_at, stored_at, CASE WHEN context_value IS NULL THEN stored_at END
         FROM input ORDER BY user_id, session_id, agent_id, memory_tier, context_key
         ON CONFLICT (user_id, session_id, agent_id, memory_tier, context_key) DO UPDATE SET
             context_value = excluded.context_value, is_shareable = excluded.is_shareable,
-            expires_at = excluded.expires_at, version = excluded.version, request_id = excluded.request_id, updated_at = excluded.updated_at,
+            expires_at = excluded.expires_at, version = excluded.version, is_sensitive = excluded.is_sensitive, request_id = excluded.request_id, updated_at = excluded.updated_at,
             removed_at = excluded.removed_at
         WHERE excluded.version > t.version
-        RETURNING user_id, session_id, agent_id, memory_tier, context_key
+        RETURNING user_id, id, session_id, agent_id, memory_tier, context_key
     )
-    SELECT i.ordinal, w.user_id IS NOT NULL AS applied
+    SELECT i.ordinal, w.id AS row_id
     FROM input i LEFT JOIN written w ON w.user_id = i.user_id AND w.session_id = i.session_id
         AND w.agent_id = i.agent_id AND w.memory_tier = i.memory_tier AND w.context_key = i.context_key";
 
@@ -108,7 +111,8 @@ pub(crate) async fn write(
             .bind::<Array<Nullable<Timestamptz>>, _>(column(&rows, |row| row.expires_at))
             .bind::<Array<BigInt>, _>(column(&rows, |row| row.version))
             .bind::<Array<Timestamptz>, _>(stored)
-            .bind::<Array<SqlUuid>, _>(requests);
+            .bind::<Array<SqlUuid>, _>(requests)
+            .bind::<Array<Bool>, _>(column(&rows, |row| row.is_sensitive));
         let answers = store::prepared(query).load(connection).await?;
         record::note(answers, &round, done);
     }

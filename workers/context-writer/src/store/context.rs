@@ -28,6 +28,7 @@ struct Columns<'a> {
     version: i64,
     expires_at: Option<DateTime<Utc>>,
     is_persistent: bool,
+    is_sensitive: bool,
 }
 
 impl<'a> Change<'a> {
@@ -44,6 +45,7 @@ impl<'a> Change<'a> {
                 version: put.version.get(),
                 expires_at: put.expires_at,
                 is_persistent: put.is_persistent,
+                is_sensitive: put.sensitive,
             },
             Self::Remove(remove) => Columns {
                 session_id: &remove.session_id,
@@ -55,6 +57,7 @@ impl<'a> Change<'a> {
                 version: remove.version.get(),
                 expires_at: None,
                 is_persistent: false,
+                is_sensitive: false,
             },
         }
     }
@@ -64,29 +67,29 @@ impl<'a> Change<'a> {
 pub const WRITE: &str = "
     WITH input AS (
         SELECT (i.ordinal - 1)::integer AS ordinal, i.id, i.user_id, i.session_id, i.context_key, i.context_value,
-            i.context_type, i.access_level, i.priority, i.version, i.expires_at, i.is_persistent, i.stored_at,
-            i.request_id
+            i.context_type, i.access_level, i.priority, i.version, i.expires_at, i.is_persistent, i.is_sensitive,
+            i.stored_at, i.request_id
         FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
-            $8::integer[], $9::bigint[], $10::timestamptz[], $11::boolean[], $12::timestamptz[], $13::uuid[])
+            $8::integer[], $9::bigint[], $10::timestamptz[], $11::boolean[], $12::timestamptz[], $13::uuid[], $14::boolean[])
             WITH ORDINALITY AS i (id, user_id, session_id, context_key, context_value, context_type, access_level,
-            priority, version, expires_at, is_persistent, stored_at, request_id, ordinal)
+            priority, version, expires_at, is_persistent, stored_at, request_id, is_sensitive, ordinal)
         JOIN chat_mode_sessions s ON s.user_id = i.user_id AND s.session_id = i.session_id
     ), written AS (
         INSERT INTO simple_chat_context AS t (id, user_id, session_id, context_key, context_value, context_type,
-            access_level, priority, version, expires_at, is_persistent, request_id, created_at, updated_at, removed_at)
+            access_level, priority, version, expires_at, is_persistent, is_sensitive, request_id, created_at, updated_at, removed_at)
         SELECT id, user_id, session_id, context_key, context_value::jsonb, context_type::context_type,
-            access_level::access_level, priority, version, expires_at, is_persistent, request_id, stored_at, stored_at,
+            access_level::access_level, priority, version, expires_at, is_persistent, is_sensitive, request_id, stored_at, stored_at,
             CASE WHEN context_value IS NULL THEN stored_at END
         FROM input ORDER BY user_id, session_id, context_key
         ON CONFLICT (user_id, session_id, context_key) DO UPDATE SET context_value = excluded.context_value,
             context_type = excluded.context_type, access_level = excluded.access_level,
             priority = excluded.priority, version = excluded.version, expires_at = excluded.expires_at,
-            is_persistent = excluded.is_persistent, request_id = excluded.request_id, updated_at = excluded.updated_at,
+            is_persistent = excluded.is_persistent, is_sensitive = excluded.is_sensitive, request_id = excluded.request_id, updated_at = excluded.updated_at,
             removed_at = excluded.removed_at
         WHERE excluded.version > t.version
-        RETURNING user_id, session_id, context_key
+        RETURNING user_id, id, session_id, context_key
     )
-    SELECT i.ordinal, w.user_id IS NOT NULL AS applied
+    SELECT i.ordinal, w.id AS row_id
     FROM input i LEFT JOIN written w
         ON w.user_id = i.user_id AND w.session_id = i.session_id AND w.context_key = i.context_key";
 
@@ -118,7 +121,8 @@ pub(crate) async fn write(
             .bind::<Array<Nullable<Timestamptz>>, _>(column(&rows, |row| row.expires_at))
             .bind::<Array<Bool>, _>(column(&rows, |row| row.is_persistent))
             .bind::<Array<Timestamptz>, _>(stored)
-            .bind::<Array<SqlUuid>, _>(requests);
+            .bind::<Array<SqlUuid>, _>(requests)
+            .bind::<Array<Bool>, _>(column(&rows, |row| row.is_sensitive));
         let answers = store::prepared(query).load(connection).await?;
         record::note(answers, &round, done);
     }

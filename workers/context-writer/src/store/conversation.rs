@@ -1,7 +1,7 @@
 //! Conversations, their messages, and feedback on them.
 
 use contract::{ConversationPut, FeedbackPut, MessageAdd, SessionId, UserId};
-use diesel::sql_types::{Array, Integer, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, Bool, Integer, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use store::{Connection, Fault};
 use uuid::Uuid;
@@ -16,18 +16,19 @@ fn history_id(user_id: UserId, conversation_id: &SessionId) -> Uuid {
 const CONVERSATIONS: &str = "
     WITH input AS (
         SELECT i.* FROM jsonb_to_recordset($1::jsonb) AS i (ordinal integer, history_id uuid, user_id integer,
-            request_id uuid, stored_at timestamptz, conversation_id text, summary text, metadata jsonb)
+            request_id uuid, stored_at timestamptz, conversation_id text, summary text, metadata jsonb,
+            sensitive boolean)
         JOIN users u ON u.id = i.user_id
     ), written AS (
-        INSERT INTO chat_history AS t (id, user_id, conversation_id, summary, metadata, request_id, created_at, updated_at)
-        SELECT history_id, user_id, conversation_id, summary, metadata, request_id, stored_at, stored_at
+        INSERT INTO chat_history AS t (id, user_id, conversation_id, summary, metadata, is_sensitive, request_id, created_at, updated_at)
+        SELECT history_id, user_id, conversation_id, summary, metadata, coalesce(sensitive, false), request_id, stored_at, stored_at
         FROM input ORDER BY user_id, conversation_id
         ON CONFLICT (user_id, conversation_id) DO UPDATE SET summary = excluded.summary,
-            metadata = excluded.metadata, request_id = excluded.request_id, updated_at = excluded.updated_at
+            metadata = excluded.metadata, is_sensitive = excluded.is_sensitive, request_id = excluded.request_id, updated_at = excluded.updated_at
         WHERE excluded.updated_at >= t.updated_at
-        RETURNING user_id, conversation_id
+        RETURNING user_id, id, conversation_id
     )
-    SELECT i.ordinal, w.user_id IS NOT NULL AS applied
+    SELECT i.ordinal, w.id AS row_id
     FROM input i LEFT JOIN written w ON w.user_id = i.user_id AND w.conversation_id = i.conversation_id";
 
 // A conversation that comes into being with a message is as old as time, so that the request that describes it
@@ -35,11 +36,11 @@ const CONVERSATIONS: &str = "
 const MESSAGES: &str = "
     WITH input AS (
         SELECT (i.ordinal - 1)::integer AS ordinal, i.id, i.user_id, i.history_id, i.conversation_id, i.role,
-            i.content, i.sent_at, i.stored_at, i.request_id
+            i.content, i.is_sensitive, i.sent_at, i.stored_at, i.request_id
         FROM unnest($1::uuid[], $2::integer[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::timestamptz[],
-            $8::timestamptz[], $9::uuid[])
+            $8::timestamptz[], $9::uuid[], $10::boolean[])
             WITH ORDINALITY AS i (id, user_id, history_id, conversation_id, role, content, sent_at, stored_at, request_id,
-            ordinal)
+            is_sensitive, ordinal)
         JOIN users u ON u.id = i.user_id
     ), history AS (
         INSERT INTO chat_history (id, user_id, conversation_id, request_id, created_at, updated_at)
@@ -48,31 +49,32 @@ const MESSAGES: &str = "
         FROM input ORDER BY user_id, conversation_id, stored_at
         ON CONFLICT DO NOTHING
     ), written AS (
-        INSERT INTO chat_messages (id, user_id, history_id, role, content, \"timestamp\", request_id)
-        SELECT id, user_id, history_id, role::message_role, content, sent_at, request_id
+        INSERT INTO chat_messages (id, user_id, history_id, role, content, is_sensitive, \"timestamp\", request_id)
+        SELECT id, user_id, history_id, role::message_role, content, is_sensitive, sent_at, request_id
         FROM input ORDER BY user_id, id
         ON CONFLICT DO NOTHING
         RETURNING user_id, id
     )
-    SELECT i.ordinal, w.id IS NOT NULL AS applied
+    SELECT i.ordinal, w.id AS row_id
     FROM input i LEFT JOIN written w ON w.user_id = i.user_id AND w.id = i.id";
 
 const FEEDBACK: &str = "
     WITH input AS (
         SELECT i.* FROM jsonb_to_recordset($1::jsonb) AS i (ordinal integer, id uuid, user_id integer,
-            request_id uuid, stored_at timestamptz, message_id uuid, feedback_type feedback_type, rating integer, comment text)
+            request_id uuid, stored_at timestamptz, message_id uuid, feedback_type feedback_type, rating integer, comment text,
+            sensitive boolean)
         JOIN chat_messages m ON m.user_id = i.user_id AND m.id = i.message_id
     ), written AS (
-        INSERT INTO message_feedback AS t (id, user_id, message_id, feedback_type, rating, comment, request_id, created_at,
+        INSERT INTO message_feedback AS t (id, user_id, message_id, feedback_type, rating, comment, is_sensitive, request_id, created_at,
             updated_at)
-        SELECT id, user_id, message_id, feedback_type, rating, comment, request_id, stored_at, stored_at
+        SELECT id, user_id, message_id, feedback_type, rating, comment, coalesce(sensitive, false), request_id, stored_at, stored_at
         FROM input ORDER BY user_id, message_id, feedback_type
         ON CONFLICT (user_id, message_id, feedback_type) DO UPDATE SET rating = excluded.rating,
-            comment = excluded.comment, request_id = excluded.request_id, updated_at = excluded.updated_at
+            comment = excluded.comment, is_sensitive = excluded.is_sensitive, request_id = excluded.request_id, updated_at = excluded.updated_at
         WHERE excluded.updated_at >= t.updated_at
-        RETURNING user_id, message_id, feedback_type
+        RETURNING user_id, id, message_id, feedback_type
     )
-    SELECT i.ordinal, w.user_id IS NOT NULL AS applied
+    SELECT i.ordinal, w.id AS row_id
     FROM input i LEFT JOIN written w
         ON w.user_id = i.user_id AND w.message_id = i.message_id AND w.feedback_type = i.feedback_type";
 
@@ -126,7 +128,8 @@ pub(crate) async fn write_messages(
                 item.request.sent_at.unwrap_or(item.message.stored_at)
             }))
             .bind::<Array<Timestamptz>, _>(column(&round, |item| item.message.stored_at))
-            .bind::<Array<SqlUuid>, _>(column(&round, |item| item.message.request_id));
+            .bind::<Array<SqlUuid>, _>(column(&round, |item| item.message.request_id))
+            .bind::<Array<Bool>, _>(column(&round, |item| item.request.sensitive));
         let answers = store::prepared(query).load(connection).await?;
         record::note(answers, &round, done);
     }

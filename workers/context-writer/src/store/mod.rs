@@ -5,6 +5,7 @@ mod agent_context;
 mod context;
 mod conversation;
 mod record;
+mod secret;
 mod session;
 
 use std::collections::HashMap;
@@ -12,13 +13,17 @@ use std::hash::Hash;
 
 use ::store::{Connection, Fault};
 use contract::Request;
+use keys::DataKeys;
 use runtime::Message;
+use uuid::Uuid;
+
+use crate::message::Parted;
 
 /// What a statement did for one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Done {
-    /// It took effect.
-    Applied,
+    /// It took effect, on the row of this primary key: the nil UUID for the row of a user.
+    Applied(Uuid),
     /// Something newer was there.
     Stale,
     /// What it needs is not there.
@@ -29,7 +34,7 @@ pub enum Done {
 #[derive(Clone, Copy)]
 pub(crate) struct Item<'a, T> {
     pub(crate) index: usize,
-    pub(crate) message: &'a Message<Request>,
+    pub(crate) message: &'a Message<Parted>,
     pub(crate) request: T,
 }
 
@@ -46,11 +51,15 @@ struct Tables<'a> {
     agent_contexts: Vec<Item<'a, agent_context::Change<'a>>>,
 }
 
-/// Writes a batch and says what became of each request, in order.
+/// Writes a batch, with the data keys of the users whose secrets are in it, and says what became of each request, in order.
 ///
 /// # Errors
 /// A [`Fault`] of the database; then nothing of the batch may be committed.
-pub async fn write(connection: &mut Connection, batch: &[&Message<Request>]) -> Result<Vec<Done>, Fault> {
+pub async fn write(
+    connection: &mut Connection,
+    batch: &[&Message<Parted>],
+    keys: &DataKeys,
+) -> Result<Vec<Done>, Fault> {
     let tables = sort(batch);
     let mut done = vec![Done::Missing; batch.len()];
     for (table, changes) in account::TABLES.iter().zip(tables.accounts) {
@@ -63,10 +72,11 @@ pub async fn write(connection: &mut Connection, batch: &[&Message<Request>]) -> 
     conversation::write_messages(connection, tables.messages, &mut done).await?;
     conversation::write_feedback(connection, tables.feedback, &mut done).await?;
     agent_context::write(connection, tables.agent_contexts, &mut done).await?;
+    secret::write(connection, batch, &done, keys).await?;
     Ok(done)
 }
 
-fn sort<'a>(batch: &[&'a Message<Request>]) -> Tables<'a> {
+fn sort<'a>(batch: &[&'a Message<Parted>]) -> Tables<'a> {
     let mut tables = Tables::default();
     for (index, &message) in batch.iter().enumerate() {
         macro_rules! item {
@@ -74,7 +84,7 @@ fn sort<'a>(batch: &[&'a Message<Request>]) -> Tables<'a> {
                 Item { index, message, request: $request }
             };
         }
-        match &message.request {
+        match &message.request.request {
             Request::SessionOpen(open) => tables.sessions.push(item!(session::Change::Open(open))),
             Request::SessionClose(close) => tables.sessions.push(item!(session::Change::Close(close))),
             Request::ContextPut(put) => tables.contexts.push(item!(context::Change::Put(put))),
@@ -99,7 +109,7 @@ fn sort<'a>(batch: &[&'a Message<Request>]) -> Tables<'a> {
             | Request::SecondFactorRemove(_)
             | Request::PasskeyPut(_)
             | Request::PasskeyRemove(_) => {
-                if let Some((table, change)) = account::Change::new(&message.request) {
+                if let Some((table, change)) = account::Change::new(&message.request.request) {
                     tables.accounts[table].push(item!(change));
                 }
             }

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use diesel::QueryableByName;
-use diesel::sql_types::{Bool, Integer, Text};
+use diesel::sql_types::{Integer, Nullable, Text, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use serde::Serialize;
 use store::{Connection, Fault, FaultKind};
@@ -23,13 +23,14 @@ struct Record<'a, T> {
     request: &'a T,
 }
 
-/// What every statement of this worker answers: a row for each request whose needs are met.
+/// What every statement of this worker answers: a row for each request whose needs are met, with the key of the row that it
+/// has written, if it has.
 #[derive(QueryableByName)]
 pub(crate) struct Answer {
     #[diesel(sql_type = Integer)]
     ordinal: i32,
-    #[diesel(sql_type = Bool)]
-    applied: bool,
+    #[diesel(sql_type = Nullable<SqlUuid>)]
+    row_id: Option<Uuid>,
 }
 
 /// Runs a statement whose only parameter is the array of records, `$1`.
@@ -68,7 +69,7 @@ pub(crate) fn note<T>(answers: Vec<Answer>, items: &[Item<'_, T>], done: &mut [D
     for answer in answers {
         let item = usize::try_from(answer.ordinal).ok().and_then(|ordinal| items.get(ordinal));
         if let Some(slot) = item.and_then(|item| done.get_mut(item.index)) {
-            *slot = if answer.applied { Done::Applied } else { Done::Stale };
+            *slot = answer.row_id.map_or(Done::Stale, Done::Applied);
         }
     }
 }

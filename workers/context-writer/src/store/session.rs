@@ -38,9 +38,9 @@ const OPEN: &str = "
             session_metadata = excluded.session_metadata, is_active = true, ended_at = NULL,
             request_id = excluded.request_id, updated_at = excluded.updated_at
         WHERE excluded.updated_at >= t.updated_at
-        RETURNING user_id, session_id
+        RETURNING user_id, id, session_id
     )
-    SELECT i.ordinal, w.user_id IS NOT NULL AS applied
+    SELECT i.ordinal, w.id AS row_id
     FROM input i LEFT JOIN written w ON w.user_id = i.user_id AND w.session_id = i.session_id";
 
 const CLOSE: &str = "
@@ -54,26 +54,27 @@ const CLOSE: &str = "
             updated_at = i.stored_at
         FROM input i
         WHERE t.user_id = i.user_id AND t.session_id = i.session_id AND i.stored_at >= i.updated_at
-        RETURNING t.user_id, t.session_id
+        RETURNING t.user_id, t.id, t.session_id
     )
-    SELECT i.ordinal, w.user_id IS NOT NULL AS applied
+    SELECT i.ordinal, w.id AS row_id
     FROM input i LEFT JOIN written w ON w.user_id = i.user_id AND w.session_id = i.session_id";
 
 const SUMMARIES: &str = "
     WITH input AS (
         SELECT i.* FROM jsonb_to_recordset($1::jsonb) AS i (ordinal integer, id uuid, user_id integer,
-            request_id uuid, stored_at timestamptz, session_id text, summary text, key_topics jsonb)
+            request_id uuid, stored_at timestamptz, session_id text, summary text, key_topics jsonb,
+            sensitive boolean)
         JOIN chat_mode_sessions s ON s.user_id = i.user_id AND s.session_id = i.session_id
     ), written AS (
-        INSERT INTO chat_session_summary AS t (id, user_id, session_id, summary, key_topics, request_id, created_at, updated_at)
-        SELECT id, user_id, session_id, summary, key_topics, request_id, stored_at, stored_at
+        INSERT INTO chat_session_summary AS t (id, user_id, session_id, summary, key_topics, is_sensitive, request_id, created_at, updated_at)
+        SELECT id, user_id, session_id, summary, key_topics, coalesce(sensitive, false), request_id, stored_at, stored_at
         FROM input ORDER BY user_id, session_id
         ON CONFLICT (user_id, session_id) DO UPDATE SET summary = excluded.summary,
-            key_topics = excluded.key_topics, request_id = excluded.request_id, updated_at = excluded.updated_at
+            key_topics = excluded.key_topics, is_sensitive = excluded.is_sensitive, request_id = excluded.request_id, updated_at = excluded.updated_at
         WHERE excluded.updated_at >= t.updated_at
-        RETURNING user_id, session_id
+        RETURNING user_id, id, session_id
     )
-    SELECT i.ordinal, w.user_id IS NOT NULL AS applied
+    SELECT i.ordinal, w.id AS row_id
     FROM input i LEFT JOIN written w ON w.user_id = i.user_id AND w.session_id = i.session_id";
 
 pub(crate) async fn write(

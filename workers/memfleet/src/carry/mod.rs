@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use crate::dialogue::{Corpus, DialogueError, Dialogues, Mapper, Prepared, SAMPLE};
+use crate::payloads::Payloads;
 use crate::publisher::{Published, Publisher, PublisherOptions};
 use crate::tokens::Tokens;
 pub use private::{PrivateFleet, step};
@@ -72,7 +73,9 @@ pub async fn carry(settings: &Settings, stats: Option<Arc<Stats>>, order: &Order
     let mut progress = Progress::start();
     let began = Instant::now();
     let tokens = Tokens::open(settings, None).await?;
-    let sent = publish(&broker, client, tokens, order, settled_before, &mut progress).await?;
+    let publisher =
+        Publisher::new(client, PublisherOptions::default()).with_payloads(Payloads::open(&settings.trust)?);
+    let sent = publish(&broker, publisher, tokens, order, settled_before, &mut progress).await?;
     if !order.wait {
         return Ok(Carried { sent, arrived: None });
     }
@@ -89,7 +92,7 @@ pub async fn carry(settings: &Settings, stats: Option<Arc<Stats>>, order: &Order
 
 async fn publish(
     broker: &Broker,
-    client: async_nats::Client,
+    mut publisher: Publisher,
     mut tokens: Tokens,
     order: &Order,
     settled_before: u64,
@@ -102,7 +105,6 @@ async fn publish(
         .name("dialogues".to_owned())
         .spawn(move || read(&source, users, &to_publish))
         .context("the thread that reads dialogues cannot be started")?;
-    let mut publisher = Publisher::new(client, PublisherOptions::default());
     let mut sent = Sent::default();
     while let Some(dialogue) = dialogues.recv().await {
         let dialogue = dialogue?;

@@ -14,6 +14,7 @@ use contract::{DeadClass, header};
 use letters::{Letter, Letters};
 use runtime::{Settings, broker};
 
+use crate::payloads::Payloads;
 use crate::table::grouped;
 use crate::tokens::Tokens;
 use crate::{errln, outln};
@@ -51,6 +52,9 @@ enum Action {
         /// `memfleet publish --whole`.
         #[arg(long)]
         body: bool,
+        /// Decrypt a body that travelled encrypted, with the keys of trust.payload_ring_file.
+        #[arg(long)]
+        decrypt: bool,
     },
     /// Publish dead letters again as they were published before, and delete each once the stream has taken it.
     ///
@@ -126,7 +130,13 @@ pub async fn execute(args: DeadArgs, settings: &Settings) -> anyhow::Result<()> 
     let letters = Letters::open(jetstream::new(client)).await?;
     match args.action {
         Action::List { limit, filter, json } => list(&letters, limit, &filter, json).await,
-        Action::Show { sequence, body } => show::show(&found(&letters, sequence).await?, body),
+        Action::Show { sequence, body, decrypt } => {
+            let mut letter = found(&letters, sequence).await?;
+            if decrypt {
+                open_body(&mut letter, &Payloads::open(&settings.trust)?)?;
+            }
+            show::show(&letter, body, decrypt)
+        }
         Action::Replay { which, denied } => {
             let tokens = Tokens::open(settings, None).await?;
             anyhow::ensure!(
@@ -137,6 +147,14 @@ pub async fn execute(args: DeadArgs, settings: &Settings) -> anyhow::Result<()> 
         }
         Action::Drop { which, .. } => drop_letters(&letters, &which).await,
     }
+}
+
+/// Puts the body of a letter that travelled encrypted in the place of its ciphertext.
+fn open_body(letter: &mut Letter, payloads: &Payloads) -> anyhow::Result<()> {
+    let id = letter.header(header::ENCRYPTION);
+    anyhow::ensure!(!id.is_empty(), "its body did not travel encrypted; leave out --decrypt");
+    letter.body = payloads.open_body(id, letter.header(header::DEAD_SUBJECT), &letter.body)?.into();
+    Ok(())
 }
 
 async fn list(letters: &Letters, limit: u32, filter: &Filter, json: bool) -> anyhow::Result<()> {

@@ -44,18 +44,22 @@ pub async fn execute(args: MigrateArgs, settings: &Settings) -> anyhow::Result<(
         store::connect(url).await.context("migrating needs the database that postgres.url names")?;
     match args.action {
         Action::Up => {
-            tell("up", &migration::up(connection).await?, "nothing to do: the schema is up to date");
+            tell("up", &migration::MAIN.up(connection).await?, "nothing to do: the schema is up to date");
             partition::make_ahead(&mut store::connect(url).await?, partition::MONTHS_AHEAD).await?;
         }
         Action::Down { count } => {
-            tell("down", &migration::down(connection, count).await?, "nothing to do: no migration has run");
+            tell(
+                "down",
+                &migration::MAIN.down(connection, count).await?,
+                "nothing to do: no migration has run",
+            );
         }
         Action::Partitions { months } => {
             let made = partition::make_ahead(&mut connection, months).await?;
             outln!("made {made} partitions");
         }
         Action::Status => {
-            for state in migration::status(connection).await? {
+            for state in migration::MAIN.status(connection).await? {
                 outln!("{}  {}", if state.applied { "up     " } else { "waiting" }, state.name);
             }
         }

@@ -6,6 +6,7 @@ pub mod contract;
 pub mod dead;
 pub mod demo;
 pub mod dev;
+pub mod keys;
 pub mod load;
 pub mod migrate;
 pub mod nats;
@@ -43,6 +44,7 @@ pub async fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Load(args) => load::execute(args, &settings).await,
         Command::Dead(args) => dead::execute(args, &settings).await,
         Command::Security(args) => security::execute(args, &settings).await,
+        Command::Keys(args) => keys::execute(args, &settings).await,
         Command::Token(args) => token::execute(args, &settings).await,
         Command::Audit(args) => audit::execute(args, &settings).await,
         Command::Status(args) => status::execute(args, &settings).await,

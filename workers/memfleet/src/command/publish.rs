@@ -18,6 +18,7 @@ use send::Sender;
 use uuid::Uuid;
 
 use crate::errln;
+use crate::payloads::Payloads;
 use crate::tokens::Tokens;
 
 /// Publishes requests and waits until JetStream has stored them.
@@ -55,6 +56,9 @@ pub struct PublishArgs {
     /// the keys (trust.token_key_file, trust.grant_key_file).
     #[arg(long, env = "MEMFLEET_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     token: Option<String>,
+    /// Publish bodies as they are. By default those of a service with a key in trust.payload_ring_file travel encrypted.
+    #[arg(long)]
+    plain: bool,
     /// How long to wait for outcomes after the last request is stored, in seconds, 1 to 3600.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
@@ -82,8 +86,13 @@ pub async fn execute(args: PublishArgs, settings: &Settings) -> anyhow::Result<(
     if tokens.is_none() {
         errln!("no service token: the workers will refuse every request; see --token");
     }
-    let mut sender =
-        Sender::new(client, tokens, outcomes.as_ref().map(|outcomes| outcomes.subject().to_owned()));
+    let payloads = if args.plain { Payloads::default() } else { Payloads::open(&settings.trust)? };
+    let mut sender = Sender::new(
+        client,
+        tokens,
+        payloads,
+        outcomes.as_ref().map(|outcomes| outcomes.subject().to_owned()),
+    );
     let mut warnings = Warnings::default();
     while let Some(item) = next {
         take(&args, &service, item, &mut sender, &mut warnings).await?;

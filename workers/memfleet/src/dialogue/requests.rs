@@ -249,6 +249,7 @@ impl Spoken<'_> {
             conversation_id: self.session_id.clone(),
             summary: None,
             metadata: object(&json!({ "source": source, "session_id": self.session_id.as_str() }))?,
+            sensitive: false,
         };
         self.out.add(Request::SessionOpen(session), &[dialogue_id], true)?;
         self.out.add(Request::ConversationPut(conversation), &[dialogue_id], true)
@@ -267,6 +268,7 @@ impl Spoken<'_> {
             content: Text::new(&turn.utterance)
                 .map_err(|problem| format!("turns[{at}].utterance {problem}"))?,
             sent_at: None,
+            sensitive: false,
         };
         self.out.add(Request::MessageAdd(message), &[dialogue_id, &at.to_string()], true)?;
         if turn.speaker == Speaker::User {
@@ -309,6 +311,7 @@ impl Spoken<'_> {
             version: version(at)?,
             expires_at: None,
             is_persistent: false,
+            sensitive: false,
         };
         let is_new = self.memory.keys.insert(key.to_owned());
         let parts: [&str; 3] = [&self.dialogue.dialogue_id, &at.to_string(), key];
@@ -339,6 +342,7 @@ impl Spoken<'_> {
             session_id: self.session_id.clone(),
             summary: Text::new(text).map_err(|problem| format!("its summary {problem}"))?,
             key_topics: topics,
+            sensitive: false,
         };
         self.out.add(Request::SummaryPut(summary), &[dialogue_id], true)
     }

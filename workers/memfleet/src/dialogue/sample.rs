@@ -67,6 +67,8 @@ pub(super) fn equip(person: &Person, is_first: bool, out: &mut Out) -> Result<()
     }
     let language = person.preferences.get("language").cloned().unwrap_or_else(|| json!("en"));
     setting(out, "language", &language)?;
+    // What nobody but the user's own services shall read.
+    sensitive_setting(out, "emergency.contact", &json!(format!("no-telephone-of-{}", person.user_id)))?;
     if person.user_id % 4 == 0 {
         setting(out, "trial.banner", &json!(true))?;
         let removed = SettingRemove { setting_key: Name::new("trial.banner")? };
@@ -77,7 +79,16 @@ pub(super) fn equip(person: &Person, is_first: bool, out: &mut Out) -> Result<()
 }
 
 fn setting(out: &mut Out, key: &str, value: &Value) -> Result<(), String> {
-    let setting = SettingPut { setting_key: Name::new(key)?, setting_value: Json::new(value.to_string())? };
+    put_setting(out, key, value, false)
+}
+
+fn sensitive_setting(out: &mut Out, key: &str, value: &Value) -> Result<(), String> {
+    put_setting(out, key, value, true)
+}
+
+fn put_setting(out: &mut Out, key: &str, value: &Value, sensitive: bool) -> Result<(), String> {
+    let setting_value = Json::new(value.to_string())?;
+    let setting = SettingPut { setting_key: Name::new(key)?, setting_value, sensitive };
     out.add(Request::SettingPut(setting), &[key], true)
 }
 
@@ -193,7 +204,7 @@ fn give(
     out: &mut Out,
 ) -> Result<(), String> {
     let message_id = out.message_id(&dialogue.dialogue_id, at);
-    let feedback = FeedbackPut { message_id, feedback_type, rating, comment };
+    let feedback = FeedbackPut { message_id, feedback_type, rating, comment, sensitive: false };
     let parts: [&str; 3] = [&dialogue.dialogue_id, &at.to_string(), feedback_type.as_str()];
     out.add(Request::FeedbackPut(feedback), &parts, true)
 }
@@ -218,6 +229,8 @@ fn agents(dialogue: &Dialogue, session_id: &SessionId, settled: &Slots, out: &mu
             is_shareable: memory_tier != MemoryTier::Private,
             expires_at: None,
             version: Version::new(1)?,
+            // What an agent notes for itself is nobody else's.
+            sensitive: memory_tier == MemoryTier::Private,
         };
         let parts = [dialogue.dialogue_id.as_str(), memory_tier.as_str(), key];
         out.add(Request::AgentContextPut(memory), &parts, true)?;

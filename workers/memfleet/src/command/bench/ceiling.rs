@@ -8,9 +8,11 @@ use std::time::Instant;
 use anyhow::Context;
 use chrono::Utc;
 use context_writer::ContextWriter;
+use context_writer::message::Parted;
 use context_writer::store::Done;
 use contract::{EventType, Performative, Request, RequestSubject};
 use diesel_async::AsyncConnection;
+use keys::DataKeys;
 use runtime::{Message, Settings, Worker};
 use store::blackboard::{self, NewEvent};
 use store::inbox::{self, Entry};
@@ -24,9 +26,9 @@ use super::grants::Grants;
 
 /// Rows a second.
 pub(super) async fn measure(settings: &Settings, messages: Vec<Prepared>) -> anyhow::Result<f64> {
-    let decoded: Vec<Message<Request>> =
+    let decoded: Vec<Message<Parted>> =
         messages.into_iter().enumerate().map(decode).collect::<anyhow::Result<_>>()?;
-    let batches: Vec<Vec<&Message<Request>>> =
+    let batches: Vec<Vec<&Message<Parted>>> =
         decoded.chunks(settings.worker.batch_size).map(|batch| batch.iter().collect()).collect();
     let grants_of = Grants::open(&settings.trust)?;
     let mut connection = store::connect(&settings.postgres.url_of(&role_of(ContextWriter::NAME))).await?;
@@ -38,10 +40,10 @@ pub(super) async fn measure(settings: &Settings, messages: Vec<Prepared>) -> any
     Ok(decoded.len() as f64 / started.elapsed().as_secs_f64())
 }
 
-fn decode((sequence, prepared): (usize, Prepared)) -> anyhow::Result<Message<Request>> {
+fn decode((sequence, prepared): (usize, Prepared)) -> anyhow::Result<Message<Parted>> {
     let subject: RequestSubject = prepared.subject.parse()?;
     Ok(Message {
-        request: Request::decode(&subject, &prepared.body)?,
+        request: Request::decode(&subject, &prepared.body)?.into(),
         subject,
         request_id: prepared.id,
         parent_event_id: None,
@@ -54,7 +56,7 @@ fn decode((sequence, prepared): (usize, Prepared)) -> anyhow::Result<Message<Req
 async fn write(
     connection: &mut Connection,
     grants_of: &Grants,
-    batch: &[&Message<Request>],
+    batch: &[&Message<Parted>],
 ) -> Result<(), Fault> {
     let grants: BTreeSet<Arc<str>> = batch.iter().map(|message| grants_of.of(&message.subject)).collect();
     let grants: Vec<&str> = grants.iter().map(|grant| &**grant).collect();
@@ -70,12 +72,12 @@ async fn write(
         .transaction(async |connection| {
             security::open_context(connection, &grants).await?;
             inbox::take(connection, ContextWriter::NAME, &entries).await?;
-            let done = context_writer::store::write(connection, batch).await?;
+            let done = context_writer::store::write(connection, batch, &DataKeys::new()).await?;
             let events: Vec<NewEvent<'_>> = batch
                 .iter()
                 .zip(&entries)
                 .zip(done)
-                .filter(|(_, done)| *done == Done::Applied)
+                .filter(|(_, done)| matches!(done, Done::Applied(_)))
                 .map(|((message, entry), _)| NewEvent {
                     id: entry.event_id,
                     request_id: message.request_id,

@@ -16,6 +16,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use super::corpus::{Corpus, Prepared};
 use super::process::{Meter, Reading, peak_rss_mib};
 use crate::fleet::{Fleet, WorkerName};
+use crate::payloads::Payloads;
 use crate::publisher::{Publisher, PublisherOptions};
 use crate::tokens::Tokens;
 
@@ -65,8 +66,13 @@ impl Pipeline {
         Ok(Self { settings: settings.clone(), client, stream, consumer })
     }
 
+    fn publisher(&self) -> anyhow::Result<Publisher> {
+        let payloads = Payloads::open(&self.settings.trust)?;
+        Ok(Publisher::new(self.client.clone(), PublisherOptions::default()).with_payloads(payloads))
+    }
+
     async fn publish(&self, messages: &[Prepared]) -> anyhow::Result<()> {
-        let mut publisher = Publisher::new(self.client.clone(), PublisherOptions::default());
+        let mut publisher = self.publisher()?;
         let mut tokens = Tokens::open(&self.settings, None).await?;
         for message in messages {
             let token = tokens.of(&message.subject).await?;
@@ -208,7 +214,7 @@ impl Pipeline {
         stats.reset();
         let pulses = DELAY_FOR.as_millis() / PULSE.as_millis();
         let messages = corpus.messages((f64::from(rate) * DELAY_FOR.as_secs_f64()) as usize);
-        let mut publisher = Publisher::new(self.client.clone(), PublisherOptions::default());
+        let mut publisher = self.publisher()?;
         let mut tokens = Tokens::open(&self.settings, None).await?;
         let mut tick = interval(PULSE);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -72,7 +72,7 @@ pub(super) fn json(letters: &[Letter]) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub(super) fn show(letter: &Letter, body_alone: bool) -> anyhow::Result<()> {
+pub(super) fn show(letter: &Letter, body_alone: bool, is_open: bool) -> anyhow::Result<()> {
     if body_alone {
         std::io::stdout().write_all(&letter.body)?;
         return Ok(());
@@ -86,7 +86,16 @@ pub(super) fn show(letter: &Letter, body_alone: bool) -> anyhow::Result<()> {
         .collect();
     headers.sort();
     outln!("{}\n", headers.join("\n"));
-    outln!("{}", body(&letter.body));
+    let key = letter.header(header::ENCRYPTION);
+    if key.is_empty() || is_open {
+        outln!("{}", body(&letter.body));
+    } else {
+        outln!(
+            "({} bytes, encrypted with the key {}; --decrypt shows them)",
+            letter.body.len(),
+            printable(key)
+        );
+    }
     Ok(())
 }
 

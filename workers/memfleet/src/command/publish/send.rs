@@ -15,6 +15,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::Instant;
 
 use super::input::ToPublish;
+use crate::payloads::{Payload, Payloads};
 use crate::table::grouped;
 use crate::tokens::Tokens;
 use crate::{errln, outln};
@@ -70,6 +71,7 @@ impl Report {
 pub(super) struct Sender {
     jetstream: Context,
     tokens: Tokens,
+    payloads: Payloads,
     reply_to: Option<String>,
     in_flight: FuturesUnordered<Acknowledged>,
     report: Report,
@@ -78,12 +80,13 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    pub(super) fn new(client: Client, tokens: Tokens, reply_to: Option<String>) -> Self {
+    pub(super) fn new(client: Client, tokens: Tokens, payloads: Payloads, reply_to: Option<String>) -> Self {
         let jetstream =
             ContextBuilder::new().timeout(ACKNOWLEDGED_WITHIN).max_ack_inflight(IN_FLIGHT * 2).build(client);
         Self {
             jetstream,
             tokens,
+            payloads,
             reply_to,
             in_flight: FuturesUnordered::new(),
             report: Report::default(),
@@ -119,7 +122,19 @@ impl Sender {
                 return Ok(());
             }
         }
-        match self.jetstream.publish_with_headers(request.subject, headers, request.body).await {
+        let body = match self.payloads.close(&request.subject, request.body) {
+            Ok(Payload { key_id, body }) => {
+                if let Some(key_id) = key_id {
+                    headers.insert(header::ENCRYPTION, key_id);
+                }
+                body
+            }
+            Err(error) => {
+                self.refuse(line, format!("{error:#}"));
+                return Ok(());
+            }
+        };
+        match self.jetstream.publish_with_headers(request.subject, headers, body).await {
             Ok(acknowledgement) => {
                 self.in_flight.push(Box::pin(async move { (line, acknowledgement.await) }));
             }

@@ -65,7 +65,7 @@ async fn ask_all(url: &str) -> anyhow::Result<DatabaseStatus> {
     let mut connection = store::connect(url).await?;
     let server: Server = diesel::sql_query(SERVER).get_result(&mut connection).await?;
     let tables = diesel::sql_query(format!("{TABLES}{MOST}")).load(&mut connection).await?;
-    let states = migration::status(connection).await?;
+    let states = migration::MAIN.status(connection).await?;
     let applied = states.iter().filter(|state| state.applied).count();
     Ok(DatabaseStatus {
         version: server.version,

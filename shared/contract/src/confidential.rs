@@ -1,0 +1,206 @@
+//! Which values are stored encrypted only: every [`Secret`](crate::Secret), and what a request marks `sensitive`.
+
+use secrecy::SecretString;
+
+use crate::request::Request;
+use crate::value::{Json, JsonObject, List, Secret, Text};
+
+/// What stands in the place of a value that is encrypted: in its table, in events, and wherever else the request is written
+/// down. In place of an object it is `{"$encrypted": true}`, in place of a list `["$encrypted"]`.
+pub const ENCRYPTED: &str = "$encrypted";
+
+/// A value that was taken out of a request.
+#[derive(Clone, Debug)]
+pub struct Confidential {
+    /// The field that held it.
+    pub field: &'static str,
+    /// The value: a text as it is, anything else as JSON.
+    pub value: SecretString,
+}
+
+impl Request {
+    /// Takes out what must be encrypted and leaves [`ENCRYPTED`] in its place.
+    pub fn part(mut self) -> (Self, Vec<Confidential>) {
+        let mut taken = Vec::new();
+        let mut keep = |field, value| taken.push(Confidential { field, value });
+        match &mut self {
+            Self::UserPut(put) => {
+                if let Some(hash) = &mut put.password_hash {
+                    keep("password_hash", hash.take());
+                }
+            }
+            Self::SecondFactorPut(put) => {
+                keep("secret_key", put.secret_key.take());
+                keep("backup_codes", take_secrets(&mut put.backup_codes));
+            }
+            Self::PasskeyPut(put) => keep("public_key", put.public_key.take()),
+            Self::SettingPut(put) if put.sensitive => keep("setting_value", put.setting_value.take()),
+            Self::ContextPut(put) if put.sensitive => keep("context_value", put.context_value.take()),
+            Self::AgentContextPut(put) if put.sensitive => keep("context_value", put.context_value.take()),
+            Self::ConversationPut(put) if put.sensitive => {
+                if let Some(summary) = &mut put.summary {
+                    keep("summary", summary.take());
+                }
+                keep("metadata", put.metadata.take());
+            }
+            Self::MessageAdd(add) if add.sensitive => keep("content", add.content.take()),
+            Self::SummaryPut(put) if put.sensitive => {
+                keep("summary", put.summary.take());
+                keep("key_topics", take_texts(&mut put.key_topics));
+            }
+            Self::FeedbackPut(put) if put.sensitive => {
+                if let Some(comment) = &mut put.comment {
+                    keep("comment", comment.take());
+                }
+            }
+            Self::SettingPut(_)
+            | Self::ContextPut(_)
+            | Self::AgentContextPut(_)
+            | Self::ConversationPut(_)
+            | Self::MessageAdd(_)
+            | Self::SummaryPut(_)
+            | Self::FeedbackPut(_)
+            | Self::ProfilePut(_)
+            | Self::SettingRemove(_)
+            | Self::DevicePut(_)
+            | Self::DeviceRemove(_)
+            | Self::SecondFactorRemove(_)
+            | Self::PasskeyRemove(_)
+            | Self::SessionOpen(_)
+            | Self::SessionClose(_)
+            | Self::ContextRemove(_)
+            | Self::AgentContextRemove(_) => {}
+        }
+        (self, taken)
+    }
+}
+
+impl Secret {
+    fn take(&mut self) -> SecretString {
+        std::mem::replace(&mut self.0, ENCRYPTED.into())
+    }
+}
+
+impl<const MIN: usize, const MAX: usize> Text<MIN, MAX> {
+    fn take(&mut self) -> SecretString {
+        std::mem::replace(&mut self.0, ENCRYPTED.to_owned()).into()
+    }
+}
+
+impl Json {
+    fn take(&mut self) -> SecretString {
+        let text: Box<str> = std::mem::replace(&mut self.0, raw(&ENCRYPTED)).into();
+        text.into()
+    }
+}
+
+impl JsonObject {
+    fn take(&mut self) -> SecretString {
+        let marker = Self(Json(raw(&serde_json::json!({ (ENCRYPTED): true }))));
+        std::mem::replace(self, marker).0.take()
+    }
+}
+
+fn take_texts<const MIN: usize, const LONG: usize, const MAX: usize>(
+    list: &mut List<Text<MIN, LONG>, MAX>,
+) -> SecretString {
+    let texts = std::mem::replace(&mut list.0, vec![Text(ENCRYPTED.to_owned())]);
+    as_json(&texts)
+}
+
+fn take_secrets<const MAX: usize>(list: &mut List<Secret, MAX>) -> SecretString {
+    let secrets = std::mem::replace(&mut list.0, vec![Secret(ENCRYPTED.into())]);
+    as_json(&secrets)
+}
+
+fn as_json<T: serde::Serialize>(list: &[T]) -> SecretString {
+    // Lists of texts always have a JSON text.
+    serde_json::to_string(list).unwrap_or_default().into()
+}
+
+fn raw<T: serde::Serialize>(value: &T) -> Box<serde_json::value::RawValue> {
+    serde_json::value::to_raw_value(value).unwrap_or_else(|_| serde_json::value::RawValue::NULL.to_owned())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use secrecy::ExposeSecret;
+
+    use super::*;
+
+    fn part(noun_verb: &str, body: serde_json::Value) -> (String, Vec<(&'static str, String)>) {
+        let subject = format!("memory.req.test.{noun_verb}.1").parse().unwrap();
+        let (request, taken) = Request::decode(&subject, body.to_string().as_bytes()).unwrap().part();
+        let show = |one: &Confidential| (one.field, one.value.expose_secret().to_owned());
+        (serde_json::to_string(&request).unwrap(), taken.iter().map(show).collect())
+    }
+
+    #[test]
+    fn what_is_sensitive_is_taken_out_and_nothing_else() {
+        let id = "0193d5a0-0000-7000-8000-000000000001";
+        let cases = [
+            (
+                "user.put",
+                r#"{"username":"u","email":"a@b","password_hash":"hush"}"#,
+                r#"{"username":"u","email":"a@b"}"#,
+            ),
+            ("second-factor.put", r#"{"method":"totp","secret_key":"hush","backup_codes":["hush1"]}"#, ""),
+            ("passkey.put", r#"{"credential_id":"c","public_key":"hush"}"#, ""),
+            ("setting.put", r#"{"setting_key":"k","setting_value":{"a":"hush"}}"#, "sensitive"),
+            (
+                "context.put",
+                r#"{"session_id":"s","context_key":"k","version":1,"context_value":["hush"]}"#,
+                "sensitive",
+            ),
+            (
+                "agent-context.put",
+                r#"{"agent_id":"a","session_id":"s","memory_tier":"private","context_key":"k","version":1,"context_value":"hush"}"#,
+                "sensitive",
+            ),
+            (
+                "conversation.put",
+                r#"{"conversation_id":"c","summary":"hush","metadata":{"a":"hush"}}"#,
+                "sensitive",
+            ),
+            (
+                "message.add",
+                r#"{"message_id":"ID","conversation_id":"c","role":"user","content":"hush"}"#,
+                "sensitive",
+            ),
+            ("summary.put", r#"{"session_id":"s","summary":"hush","key_topics":["hush"]}"#, "sensitive"),
+            ("feedback.put", r#"{"message_id":"ID","feedback_type":"report","comment":"hush"}"#, "sensitive"),
+        ];
+        for (noun_verb, body, without) in cases {
+            let mut body: serde_json::Value = serde_json::from_str(&body.replace("ID", id)).unwrap();
+            if without == "sensitive" {
+                let (plain, taken) = part(noun_verb, body.clone());
+                assert!(plain.contains("hush") && taken.is_empty(), "{noun_verb}: {plain}");
+                body["sensitive"] = true.into();
+            }
+            let (parted, taken) = part(noun_verb, body.clone());
+            assert!(!parted.contains("hush") && parted.contains(ENCRYPTED), "{noun_verb}: {parted}");
+            assert!(!taken.is_empty());
+            for (field, value) in taken {
+                let given = &body[field];
+                let text = given.as_str().filter(|_| !matches!(field, "context_value" | "setting_value"));
+                assert_eq!(
+                    value,
+                    text.map_or_else(|| given.to_string(), str::to_owned),
+                    "{noun_verb}.{field}"
+                );
+            }
+            if without.starts_with('{') {
+                assert!(part(noun_verb, serde_json::from_str(without).unwrap()).1.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn a_secret_shows_in_no_log() {
+        let subject = "memory.req.test.passkey.put.1".parse().unwrap();
+        let request = Request::decode(&subject, br#"{"credential_id":"c","public_key":"hush"}"#).unwrap();
+        assert!(!format!("{request:?}").contains("hush"));
+        assert!(!format!("{:?}", request.part()).contains("hush"));
+    }
+}

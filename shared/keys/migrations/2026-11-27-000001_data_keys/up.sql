@@ -1,0 +1,47 @@
+-- The key store: a database of its own, apart from the one whose fields its keys encrypt and from that one's backups, so
+-- that whoever holds one of the two holds nothing.
+SET LOCAL lock_timeout = '100ms';
+
+-- The same roles as in the main database. Roles are of the whole cluster, which may be the same or another one.
+DO $$
+DECLARE
+    role_name text;
+BEGIN
+    FOREACH role_name IN ARRAY ARRAY['memfleet_owner', 'w_context_writer'] LOOP
+        BEGIN
+            EXECUTE format('CREATE ROLE %I %s NOINHERIT NOSUPERUSER NOBYPASSRLS NOCREATEDB NOCREATEROLE NOREPLICATION',
+                role_name, CASE WHEN role_name = 'memfleet_owner' THEN 'NOLOGIN' ELSE 'LOGIN' END);
+        EXCEPTION WHEN duplicate_object OR unique_violation THEN
+            NULL;
+        END;
+    END LOOP;
+END $$;
+
+-- A user's keys. The highest version encrypts; the others open what they have encrypted, in backups too.
+CREATE TABLE data_keys (
+    user_id integer NOT NULL CHECK (user_id >= 0),
+    version integer NOT NULL CHECK (version >= 1),
+    -- Which key-encryption key wraps it: `ring:kek.3`.
+    kek varchar(512) NOT NULL,
+    wrapped bytea NOT NULL CHECK (octet_length(wrapped) BETWEEN 32 AND 8192),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    wrapped_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (user_id, version)
+);
+CREATE INDEX data_keys_by_kek ON data_keys (kek);
+
+REVOKE ALL ON SCHEMA public FROM PUBLIC;
+GRANT USAGE ON SCHEMA public TO w_context_writer;
+GRANT SELECT ON __diesel_schema_migrations TO w_context_writer;
+-- A worker makes keys and reads them. It changes none and destroys none.
+GRANT SELECT, INSERT ON data_keys TO w_context_writer;
+ALTER TABLE data_keys OWNER TO memfleet_owner;
+
+-- Who comes from nowhere may not even connect. It is for this database, and not copied with it when it is a template.
+CREATE FUNCTION guard_database() RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());
+    EXECUTE format('GRANT CONNECT ON DATABASE %I TO w_context_writer', current_database());
+END $$;
+REVOKE EXECUTE ON FUNCTION guard_database FROM PUBLIC;
+SELECT guard_database();

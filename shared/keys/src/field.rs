@@ -1,0 +1,132 @@
+//! Encrypted fields in the main database.
+
+use chrono::{DateTime, Utc};
+use contract::UserId;
+use diesel::QueryableByName;
+use diesel::sql_types::{Array, Binary, Integer, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::RunQueryDsl;
+use secrecy::{ExposeSecret, SecretString};
+use store::{Connection, Fault};
+use trust::{Bound, CipherError, CipherKey};
+use uuid::Uuid;
+
+/// A field that is to be written.
+#[derive(Clone, Copy, Debug)]
+pub struct Field<'a> {
+    /// Whose it is.
+    pub user: UserId,
+    /// The table that has it.
+    pub table: &'a str,
+    /// Its column.
+    pub column: &'a str,
+    /// The primary key of its row.
+    pub row: Uuid,
+    /// The request that wrote it.
+    pub request_id: Uuid,
+    /// When that was stored.
+    pub stored_at: DateTime<Utc>,
+}
+
+/// A field as `encrypted_fields` has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encrypted {
+    /// Whose it is.
+    pub user: UserId,
+    /// The table whose row it belongs to.
+    pub table: String,
+    /// Its column.
+    pub column: String,
+    /// The primary key of that row.
+    pub row: Uuid,
+    /// In the format of [`trust::CipherKey::seal`].
+    pub ciphertext: Vec<u8>,
+}
+
+impl Encrypted {
+    /// The version of the user's data key that opens it; none if it is no ciphertext at all.
+    pub fn key_version(&self) -> Option<u32> {
+        trust::key_version(&self.ciphertext).ok()
+    }
+}
+
+/// Encrypts a field.
+///
+/// # Errors
+/// [`CipherError`].
+pub fn seal(field: Field<'_>, plain: &SecretString, key: &CipherKey) -> Result<Vec<u8>, CipherError> {
+    let Field { user, table, column, row, .. } = field;
+    key.seal(plain.expose_secret().as_bytes(), Bound::Field { table, column, row, user })
+}
+
+/// Writes ciphertexts in the transaction of what they belong to, each in the place of an earlier one. No field may come twice.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn write(connection: &mut Connection, fields: &[(Field<'_>, Vec<u8>)]) -> Result<(), Fault> {
+    // Sorted, so that two workers with the same fields take them in one order.
+    const WRITE: &str = "
+        INSERT INTO encrypted_fields AS t (id, user_id, table_name, column_name, row_id, ciphertext, request_id, created_at,
+            updated_at)
+        SELECT id, user_id, table_name, column_name, row_id, ciphertext, request_id, stored_at, stored_at
+        FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::uuid[], $6::bytea[], $7::uuid[], $8::timestamptz[])
+            AS i (id, user_id, table_name, column_name, row_id, ciphertext, request_id, stored_at)
+        ORDER BY user_id, table_name, column_name, row_id
+        ON CONFLICT (user_id, table_name, column_name, row_id) DO UPDATE SET ciphertext = excluded.ciphertext,
+            request_id = excluded.request_id, updated_at = excluded.updated_at";
+    if fields.is_empty() {
+        return Ok(());
+    }
+    let query = diesel::sql_query(WRITE)
+        .bind::<Array<SqlUuid>, _>(fields.iter().map(|_| Uuid::now_v7()).collect::<Vec<_>>())
+        .bind::<Array<Integer>, _>(column(fields, |field| field.user.get()))
+        .bind::<Array<Text>, _>(column(fields, |field| field.table))
+        .bind::<Array<Text>, _>(column(fields, |field| field.column))
+        .bind::<Array<SqlUuid>, _>(column(fields, |field| field.row))
+        .bind::<Array<Binary>, _>(
+            fields.iter().map(|(_, ciphertext)| ciphertext.as_slice()).collect::<Vec<_>>(),
+        )
+        .bind::<Array<SqlUuid>, _>(column(fields, |field| field.request_id))
+        .bind::<Array<Timestamptz>, _>(column(fields, |field| field.stored_at));
+    store::prepared(query).execute(connection).await?;
+    Ok(())
+}
+
+fn column<'a, T>(fields: &[(Field<'a>, Vec<u8>)], value: impl Fn(&Field<'a>) -> T) -> Vec<T> {
+    fields.iter().map(|(field, _)| value(field)).collect()
+}
+
+#[derive(QueryableByName)]
+pub(crate) struct Row {
+    #[diesel(sql_type = Integer)]
+    user_id: i32,
+    #[diesel(sql_type = Text)]
+    table_name: String,
+    #[diesel(sql_type = Text)]
+    column_name: String,
+    #[diesel(sql_type = SqlUuid)]
+    row_id: Uuid,
+    #[diesel(sql_type = Binary)]
+    ciphertext: Vec<u8>,
+}
+
+impl Row {
+    /// Foreign keys keep the id from being anything but a user's.
+    pub(crate) fn known(self) -> Option<Encrypted> {
+        let Self { user_id, table_name: table, column_name: column, row_id: row, ciphertext } = self;
+        Some(Encrypted { user: UserId::new(user_id).ok()?, table, column, row, ciphertext })
+    }
+}
+
+/// The encrypted fields of rows of a table, as far as the security context of the transaction lets them be seen. What they
+/// hold, [`Keys::reveal`](crate::Keys::reveal) tells, best after the transaction.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn load(connection: &mut Connection, table: &str, rows: &[Uuid]) -> Result<Vec<Encrypted>, Fault> {
+    const LOAD: &str = "
+        SELECT user_id, table_name::text, column_name::text, row_id, ciphertext FROM encrypted_fields
+        WHERE user_id = ANY ((SELECT sec.current_user_ids())::integer[]) AND table_name = $1 AND row_id = ANY ($2)";
+    let query = diesel::sql_query(LOAD).bind::<Text, _>(table).bind::<Array<SqlUuid>, _>(rows.to_vec());
+    let found: Vec<Row> = store::prepared(query).load(connection).await?;
+    Ok(found.into_iter().filter_map(Row::known).collect())
+}

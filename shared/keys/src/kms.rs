@@ -1,0 +1,203 @@
+//! AWS KMS: it wraps and opens data keys, and never gives its own key away.
+
+use std::collections::BTreeMap;
+
+use chrono::Utc;
+use contract::UserId;
+use data_encoding::BASE64;
+use futures::{StreamExt, TryStreamExt, stream};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use trust::CipherKey;
+use ureq::Agent;
+use zeroize::Zeroizing;
+
+use crate::KeyError;
+use crate::http::{self, Answer};
+use crate::provider::{Unwrapped, key_of};
+use crate::settings::KeySettings;
+use crate::shelf::WrappedKey;
+use crate::sigv4::{Signer, amz_date};
+
+/// How many requests are under way at once: KMS takes one key in each.
+const AT_ONCE: usize = 8;
+
+/// A key of AWS KMS.
+pub(crate) struct Kms {
+    agent: Agent,
+    url: String,
+    host: String,
+    region: String,
+    key: String,
+    access_key: String,
+    secret_key: SecretString,
+    session_token: Option<SecretString>,
+}
+
+impl std::fmt::Debug for Kms {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kms").field("url", &self.url).field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
+/// What a data key is wrapped for. KMS opens it only for the same, and shows it in CloudTrail.
+type EncryptionContext = BTreeMap<&'static str, String>;
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Encrypt<'a> {
+    key_id: &'a str,
+    plaintext: Zeroizing<String>,
+    encryption_context: EncryptionContext,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Encrypted {
+    ciphertext_blob: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Decrypt<'a> {
+    key_id: &'a str,
+    ciphertext_blob: String,
+    encryption_context: EncryptionContext,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Decrypted {
+    plaintext: Zeroizing<String>,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    #[serde(rename = "__type")]
+    name: String,
+}
+
+impl Kms {
+    pub(crate) fn open(settings: &KeySettings) -> Result<Option<Self>, KeyError> {
+        let Some(key) = settings.kms_key.clone() else { return Ok(None) };
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let needed = |name: &str| {
+            variable(name)
+                .ok_or_else(|| KeyError::Settings(format!("keys.kms_key is set, and {name} is not")))
+        };
+        let region = settings.kms_region.clone().ok_or_else(|| {
+            KeyError::Settings("keys.kms_key is set, and keys.kms_region is not".to_owned())
+        })?;
+        let url = match &settings.kms_url {
+            Some(url) => url.trim_end_matches('/').to_owned(),
+            None => format!("https://kms.{region}.amazonaws.com"),
+        };
+        let host = url.split_once("://").map_or(url.as_str(), |(_, host)| host).to_owned();
+        Ok(Some(Self {
+            agent: http::agent(None)?,
+            host,
+            url,
+            region,
+            key,
+            access_key: needed("AWS_ACCESS_KEY_ID")?,
+            secret_key: needed("AWS_SECRET_ACCESS_KEY")?.into(),
+            session_token: variable("AWS_SESSION_TOKEN").map(SecretString::from),
+        }))
+    }
+
+    /// `aws-kms:<key>`. Which of its own versions of a key it uses, KMS keeps to itself.
+    pub(crate) fn current(&self) -> String {
+        format!("aws-kms:{}", self.key)
+    }
+
+    pub(crate) async fn wrap(&self, keys: &[(UserId, CipherKey)]) -> Result<Vec<WrappedKey>, KeyError> {
+        let wrap = async |user: UserId, key: CipherKey| {
+            let request = Encrypt {
+                key_id: &self.key,
+                plaintext: Zeroizing::new(BASE64.encode(key.expose())),
+                encryption_context: context(user, key.version()),
+            };
+            let answer = self.ask("Encrypt", &request).await?;
+            let encrypted: Encrypted = match serde_json::from_slice(&answer.body) {
+                Ok(encrypted) if answer.status == 200 => encrypted,
+                Ok(_) | Err(_) => return Err(refused(&answer)),
+            };
+            let wrapped = BASE64
+                .decode(encrypted.ciphertext_blob.as_bytes())
+                .map_err(|_| KeyError::Provider("the answer of KMS is no base64".to_owned()))?;
+            Ok(WrappedKey { user, version: key.version(), kek: self.current(), wrapped })
+        };
+        let requests: Vec<_> = keys.iter().map(|(user, key)| wrap(*user, key.clone())).collect();
+        stream::iter(requests).buffered(AT_ONCE).try_collect().await
+    }
+
+    pub(crate) async fn unwrap(&self, keys: &[&WrappedKey]) -> Result<Vec<Unwrapped>, KeyError> {
+        let requests: Vec<_> = keys.iter().map(|key| self.unwrap_one((*key).clone())).collect();
+        stream::iter(requests).buffered(AT_ONCE).try_collect().await
+    }
+
+    async fn unwrap_one(&self, key: WrappedKey) -> Result<Unwrapped, KeyError> {
+        // Which key it was, so that a blob that somebody has wrapped with a key of their own does not open.
+        let request = Decrypt {
+            key_id: key.kek.strip_prefix("aws-kms:").unwrap_or_default(),
+            ciphertext_blob: BASE64.encode(&key.wrapped),
+            encryption_context: context(key.user, key.version),
+        };
+        let answer = self.ask("Decrypt", &request).await?;
+        if answer.status == 200 {
+            let decrypted: Decrypted = serde_json::from_slice(&answer.body).map_err(|_| refused(&answer))?;
+            let bytes = BASE64
+                .decode(decrypted.plaintext.as_bytes())
+                .map_err(|_| KeyError::Provider("the answer of KMS is no base64".to_owned()))?;
+            return Ok(key_of(key.version, &Zeroizing::new(bytes)));
+        }
+        // These are of this one blob; anything else, such as a key that is disabled, an operator can mend.
+        const OF_THE_BLOB: [&str; 2] = ["InvalidCiphertextException", "IncorrectKeyException"];
+        match serde_json::from_slice::<Refusal>(&answer.body) {
+            Ok(refusal) if OF_THE_BLOB.iter().any(|name| refusal.name.ends_with(name)) => {
+                Ok(Err(format!("KMS does not open it: {}", refusal.name)))
+            }
+            Ok(_) | Err(_) => Err(refused(&answer)),
+        }
+    }
+
+    async fn ask<T: Serialize>(&self, action: &str, request: &T) -> Result<Answer, KeyError> {
+        let body = serde_json::to_vec(request)
+            .map(Zeroizing::new)
+            .map_err(|error| KeyError::Provider(error.to_string()))?;
+        let (now, target) = (Utc::now(), format!("TrentService.{action}"));
+        let date = amz_date(now);
+        let mut headers: Vec<(&str, &str)> =
+            vec![("content-type", "application/x-amz-json-1.1"), ("host", &self.host), ("x-amz-date", &date)];
+        if let Some(token) = &self.session_token {
+            headers.push(("x-amz-security-token", token.expose_secret()));
+        }
+        headers.push(("x-amz-target", &target));
+        let signer = Signer {
+            access_key: &self.access_key,
+            secret_key: &self.secret_key,
+            region: &self.region,
+            service: "kms",
+        };
+        let authorization = signer.authorization("POST", &headers, &body, now);
+        let mut sent: Vec<(String, String)> = headers
+            .iter()
+            .filter(|(name, _)| *name != "host")
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        sent.push(("authorization".to_owned(), authorization));
+        http::ask(&self.agent, format!("{}/", self.url), sent, Some(body.to_vec())).await
+    }
+}
+
+fn context(user: UserId, version: u32) -> EncryptionContext {
+    BTreeMap::from([
+        ("memfleet-key", "data-key".to_owned()),
+        ("user-id", user.to_string()),
+        ("version", version.to_string()),
+    ])
+}
+
+fn refused(answer: &Answer) -> KeyError {
+    KeyError::Provider(format!("KMS answers {}: {}", answer.status, http::excerpt(&answer.body)))
+}

@@ -1,0 +1,352 @@
+//! Rotation, while workers write. Everything is done in small steps that each leave all readable, so that it can be stopped
+//! at any moment and begun again.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::{DateTime, Utc};
+use contract::UserId;
+use diesel::QueryableByName;
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::{AsyncConnection, RunQueryDsl};
+use store::{Connection, Fault};
+use trust::{Bound, CipherKey};
+use uuid::Uuid;
+
+use crate::KeyError;
+use crate::field::{Encrypted, Row};
+use crate::keeper::{Keys, open};
+use crate::shelf::{self, WrappedKey};
+
+/// How many data keys are wrapped anew at a time.
+const KEYS_AT_ONCE: i64 = 200;
+/// How many users are looked at at a time.
+const USERS_AT_ONCE: i64 = 500;
+/// How many fields are encrypted anew in one transaction: writers of the same fields wait for it some milliseconds.
+const FIELDS_AT_ONCE: i64 = 200;
+
+/// What a rotation has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Renewed {
+    /// How many were made anew.
+    pub done: usize,
+    /// What could not be opened, and why. It stays as it was.
+    pub failed: Vec<String>,
+}
+
+/// The most failures that are told; the others are counted only by their absence from `done`.
+const TOLD: usize = 20;
+
+impl Renewed {
+    fn fail(&mut self, what: String) {
+        tracing::warn!(%what, "cannot be rotated");
+        if self.failed.len() < TOLD {
+            self.failed.push(what);
+        }
+    }
+}
+
+/// What a key-encryption key has wrapped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Census {
+    /// Which key-encryption key.
+    pub kek: String,
+    /// How many data keys.
+    pub data_keys: i64,
+    /// Of how many users.
+    pub users: i64,
+    /// When the oldest of them was made.
+    pub oldest: Option<DateTime<Utc>>,
+}
+
+/// What is in the key store, by key-encryption key.
+///
+/// # Errors
+/// [`KeyError::Store`].
+pub async fn census(keys: &Keys) -> Result<Vec<Census>, KeyError> {
+    #[derive(QueryableByName)]
+    struct Counted {
+        #[diesel(sql_type = Text)]
+        kek: String,
+        #[diesel(sql_type = BigInt)]
+        data_keys: i64,
+        #[diesel(sql_type = BigInt)]
+        users: i64,
+        #[diesel(sql_type = Nullable<Timestamptz>)]
+        oldest: Option<DateTime<Utc>>,
+    }
+    const CENSUS: &str = "
+        SELECT kek::text, count(*) AS data_keys, count(DISTINCT user_id) AS users, min(created_at) AS oldest
+        FROM data_keys GROUP BY kek ORDER BY kek";
+    let mut connection = store::lend(keys.pool()).await?;
+    let rows: Vec<Counted> = diesel::sql_query(CENSUS).load(&mut *connection).await.map_err(Fault::from)?;
+    let census = |Counted { kek, data_keys, users, oldest }| Census { kek, data_keys, users, oldest };
+    Ok(rows.into_iter().map(census).collect())
+}
+
+/// Wraps every data key that another key-encryption key has wrapped with the current one. Fields are not touched.
+///
+/// # Errors
+/// [`KeyError`] if the key store or a provider is away; what is done stays done.
+pub async fn rewrap(keys: &Keys) -> Result<Renewed, KeyError> {
+    let kek = keys.provider().current().await?;
+    let (mut renewed, mut after) = (Renewed::default(), (-1, 0));
+    loop {
+        let mut connection = store::lend(keys.pool()).await?;
+        let read = shelf::wrapped_otherwise(&mut connection, &kek, after, KEYS_AT_ONCE).await?;
+        let Some(last) = read.last() else { return Ok(renewed) };
+        after = (last.user.get(), last.version);
+        let (mut old, mut plain) = (Vec::new(), Vec::new());
+        for (key, opened) in read.iter().zip(keys.provider().unwrap(&read).await?) {
+            match opened {
+                Ok(open) => {
+                    old.push(key.clone());
+                    plain.push((key.user, open));
+                }
+                Err(reason) => renewed
+                    .fail(format!("version {} of the data key of user {}: {reason}", key.version, key.user)),
+            }
+        }
+        let anew = keys.provider().wrap(&plain).await?;
+        renewed.done += shelf::replace(&mut connection, &old, &anew).await?;
+    }
+}
+
+/// Gives users whose current data key was made before a moment a new one: all, or one. Returns how many.
+///
+/// # Errors
+/// [`KeyError`]; what is done stays done.
+pub async fn renew(keys: &Keys, before: DateTime<Utc>, only: Option<UserId>) -> Result<usize, KeyError> {
+    #[derive(QueryableByName)]
+    struct Old {
+        #[diesel(sql_type = Integer)]
+        user_id: i32,
+        #[diesel(sql_type = Integer)]
+        version: i32,
+    }
+    const OLD: &str = "
+        SELECT user_id, max(version) AS version FROM data_keys
+        WHERE user_id > $1 AND ($2 IS NULL OR user_id = $2) GROUP BY user_id HAVING max(created_at) < $3
+        ORDER BY user_id LIMIT $4";
+    let (mut done, mut after) = (0, -1);
+    loop {
+        let mut connection = store::lend(keys.pool()).await?;
+        let old: Vec<Old> = diesel::sql_query(OLD)
+            .bind::<Integer, _>(after)
+            .bind::<Nullable<Integer>, _>(only.map(UserId::get))
+            .bind::<Timestamptz, _>(before)
+            .bind::<BigInt, _>(KEYS_AT_ONCE)
+            .load(&mut *connection)
+            .await
+            .map_err(Fault::from)?;
+        let Some(last) = old.last() else { return Ok(done) };
+        after = last.user_id;
+        let mut by_version: BTreeMap<u32, BTreeSet<UserId>> = BTreeMap::new();
+        for Old { user_id, version } in old {
+            if let (Ok(user), Ok(version)) = (UserId::new(user_id), u32::try_from(version)) {
+                by_version.entry(version + 1).or_default().insert(user);
+            }
+        }
+        for (version, users) in by_version {
+            let made: Vec<WrappedKey> = keys.make(&users, version).await?;
+            done += shelf::add(&mut connection, &made).await?.len();
+        }
+    }
+}
+
+/// Users with encrypted fields, the next ones after a number.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn users(main: &mut Connection, after: i32) -> Result<Vec<UserId>, Fault> {
+    #[derive(QueryableByName)]
+    struct Id {
+        #[diesel(sql_type = Integer)]
+        user_id: i32,
+    }
+    const USERS: &str =
+        "SELECT DISTINCT user_id FROM encrypted_fields WHERE user_id > $1 ORDER BY user_id LIMIT $2";
+    let query = diesel::sql_query(USERS).bind::<Integer, _>(after).bind::<BigInt, _>(USERS_AT_ONCE);
+    let rows: Vec<Id> = query.load(main).await?;
+    Ok(rows.into_iter().filter_map(|row| UserId::new(row.user_id).ok()).collect())
+}
+
+/// Encrypts every field of users that an older data key has encrypted with the current one. The connection is an operator's,
+/// whom row-level security does not stop.
+///
+/// # Errors
+/// [`KeyError`] if a database or a provider is away, or the role sees its own rows only; what is done stays done.
+pub async fn reencrypt(
+    main: &mut Connection,
+    keys: &Keys,
+    only: Option<UserId>,
+) -> Result<Renewed, KeyError> {
+    check_operator(main).await?;
+    let mut renewed = Renewed::default();
+    if let Some(user) = only {
+        reencrypt_of(main, keys, &BTreeSet::from([user]), &mut renewed).await?;
+        return Ok(renewed);
+    }
+    let mut after = -1;
+    loop {
+        let page = users(main, after).await.map_err(main_database)?;
+        let Some(last) = page.last() else { return Ok(renewed) };
+        after = last.get();
+        reencrypt_of(main, keys, &page.into_iter().collect(), &mut renewed).await?;
+    }
+}
+
+fn main_database(fault: Fault) -> KeyError {
+    KeyError::Store(format!("the main database: {fault}"))
+}
+
+/// To a role that sees no rows, everything would look done.
+async fn check_operator(main: &mut Connection) -> Result<(), KeyError> {
+    #[derive(QueryableByName)]
+    struct Active {
+        #[diesel(sql_type = Bool)]
+        active: bool,
+    }
+    let query = diesel::sql_query("SELECT row_security_active('encrypted_fields') AS active");
+    let rows: Vec<Active> = query.load(main).await.map_err(|error| main_database(error.into()))?;
+    if rows.iter().any(|row| row.active) {
+        return Err(KeyError::Settings(
+            "postgres.url names a role that row-level security stops; data keys are rotated by one that it does not"
+                .to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+#[derive(QueryableByName)]
+struct Place {
+    #[diesel(sql_type = SqlUuid)]
+    id: Uuid,
+    #[diesel(sql_type = Integer)]
+    user_id: i32,
+    #[diesel(sql_type = Binary)]
+    key_version: Vec<u8>,
+}
+
+impl Place {
+    fn key(&self) -> Option<(UserId, u32)> {
+        let version = <[u8; 4]>::try_from(self.key_version.as_slice()).ok()?;
+        Some((UserId::new(self.user_id).ok()?, u32::from_be_bytes(version)))
+    }
+}
+
+async fn reencrypt_of(
+    main: &mut Connection,
+    keys: &Keys,
+    users: &BTreeSet<UserId>,
+    renewed: &mut Renewed,
+) -> Result<(), KeyError> {
+    let current: BTreeMap<UserId, CipherKey> = keys
+        .current(users)
+        .await?
+        .into_iter()
+        .filter_map(|(user, key)| match key {
+            Ok(key) => Some((user, key)),
+            Err(reason) => {
+                renewed.fail(format!("the data key of user {user}: {reason}"));
+                None
+            }
+        })
+        .collect();
+    let mut after = (-1, Uuid::nil());
+    loop {
+        let old = places(main, &current, after).await.map_err(main_database)?;
+        let Some(last) = old.last() else { return Ok(()) };
+        after = (last.user_id, last.id);
+        let opened = keys.of_versions(old.iter().filter_map(Place::key)).await?;
+        let openers: BTreeMap<(UserId, u32), CipherKey> =
+            opened.into_iter().filter_map(|(at, key)| Some((at, key.ok()?))).collect();
+        let ids: Vec<Uuid> = old.iter().map(|place| place.id).collect();
+        let step: Result<Renewed, Fault> =
+            main.transaction(async |main| exchange(main, &ids, &current, &openers).await).await;
+        let step = step.map_err(main_database)?;
+        renewed.done += step.done;
+        step.failed.into_iter().for_each(|failed| renewed.fail(failed));
+    }
+}
+
+/// Where fields are whose key is not the current one. A ciphertext says so itself, in its bytes 3 to 6.
+async fn places(
+    main: &mut Connection,
+    current: &BTreeMap<UserId, CipherKey>,
+    after: (i32, Uuid),
+) -> Result<Vec<Place>, Fault> {
+    const PLACES: &str = "
+        SELECT e.id, e.user_id, substr(e.ciphertext, 3, 4) AS key_version
+        FROM unnest($1::integer[], $2::integer[]) AS c (user_id, version)
+        JOIN encrypted_fields e ON e.user_id = c.user_id AND substr(e.ciphertext, 3, 4) <> int4send(c.version)
+        WHERE (e.user_id, e.id) > ($3, $4) ORDER BY e.user_id, e.id LIMIT $5";
+    let query = diesel::sql_query(PLACES)
+        .bind::<Array<Integer>, _>(current.keys().map(|user| user.get()).collect::<Vec<_>>())
+        .bind::<Array<Integer>, _>(
+            current.values().map(|key| key.version().cast_signed()).collect::<Vec<_>>(),
+        )
+        .bind::<Integer, _>(after.0)
+        .bind::<SqlUuid, _>(after.1)
+        .bind::<BigInt, _>(FIELDS_AT_ONCE);
+    Ok(query.load(main).await?)
+}
+
+/// One transaction: the fields as they are now, under locks that are taken in the order in which writers take them.
+async fn exchange(
+    main: &mut Connection,
+    ids: &[Uuid],
+    current: &BTreeMap<UserId, CipherKey>,
+    openers: &BTreeMap<(UserId, u32), CipherKey>,
+) -> Result<Renewed, Fault> {
+    const READ: &str = "
+        SELECT user_id, table_name::text, column_name::text, row_id, ciphertext FROM encrypted_fields WHERE id = ANY ($1)
+        ORDER BY user_id, table_name, column_name, row_id FOR UPDATE";
+    const WRITE: &str = "
+        UPDATE encrypted_fields e SET ciphertext = i.ciphertext
+        FROM unnest($1::integer[], $2::text[], $3::text[], $4::uuid[], $5::bytea[])
+            AS i (user_id, table_name, column_name, row_id, ciphertext)
+        WHERE e.user_id = i.user_id AND e.table_name = i.table_name AND e.column_name = i.column_name AND e.row_id = i.row_id";
+    let mut renewed = Renewed::default();
+    let rows: Vec<Row> = diesel::sql_query(READ).bind::<Array<SqlUuid>, _>(ids.to_vec()).load(main).await?;
+    let mut anew: Vec<(Encrypted, Vec<u8>)> = Vec::with_capacity(rows.len());
+    for field in rows.into_iter().filter_map(Row::known) {
+        let Some(key) = current.get(&field.user) else { continue };
+        match again(&field, key, openers) {
+            Ok(Some(ciphertext)) => anew.push((field, ciphertext)),
+            Ok(None) => {}
+            Err(reason) => renewed.fail(format!(
+                "{}.{} of the row {} of user {}: {reason}",
+                field.table, field.column, field.row, field.user
+            )),
+        }
+    }
+    if !anew.is_empty() {
+        let query = diesel::sql_query(WRITE)
+            .bind::<Array<Integer>, _>(anew.iter().map(|(field, _)| field.user.get()).collect::<Vec<_>>())
+            .bind::<Array<Text>, _>(anew.iter().map(|(field, _)| field.table.as_str()).collect::<Vec<_>>())
+            .bind::<Array<Text>, _>(anew.iter().map(|(field, _)| field.column.as_str()).collect::<Vec<_>>())
+            .bind::<Array<SqlUuid>, _>(anew.iter().map(|(field, _)| field.row).collect::<Vec<_>>())
+            .bind::<Array<Binary>, _>(anew.iter().map(|(_, sealed)| sealed.as_slice()).collect::<Vec<_>>());
+        renewed.done = query.execute(main).await?;
+    }
+    Ok(renewed)
+}
+
+/// A field under another key. None if somebody has written it with that key meanwhile.
+fn again(
+    field: &Encrypted,
+    key: &CipherKey,
+    openers: &BTreeMap<(UserId, u32), CipherKey>,
+) -> Result<Option<Vec<u8>>, String> {
+    let version = field.key_version().ok_or("it is no ciphertext")?;
+    if version == key.version() {
+        return Ok(None);
+    }
+    let old = openers
+        .get(&(field.user, version))
+        .ok_or_else(|| format!("version {version} of its key cannot be had"))?;
+    let plain = open(field, old)?;
+    let Encrypted { user, table, column, row, .. } = field;
+    let bound = Bound::Field { table, column, row: *row, user: *user };
+    key.seal(&plain, bound).map(Some).map_err(|error| format!("it {error}"))
+}

@@ -1,0 +1,192 @@
+//! The transit engine of HashiCorp Vault, or of OpenBao: it wraps and opens data keys, and never gives its own key away.
+
+use contract::UserId;
+use data_encoding::BASE64;
+use serde::{Deserialize, Serialize};
+use trust::{Bound, CipherKey};
+use ureq::Agent;
+use zeroize::Zeroizing;
+
+use crate::KeyError;
+use crate::http::{self, Answer};
+use crate::provider::{Unwrapped, key_of};
+use crate::settings::KeySettings;
+use crate::shelf::WrappedKey;
+
+/// A key of a transit engine.
+pub(crate) struct Vault {
+    agent: Agent,
+    /// Up to the engine: `https://vault.example.com:8200/v1/transit`.
+    engine: String,
+    mount: String,
+    key: String,
+    token_file: String,
+}
+
+impl std::fmt::Debug for Vault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Vault").field("engine", &self.engine).field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
+/// One data key to be wrapped.
+#[derive(Serialize)]
+struct Plain {
+    plaintext: Zeroizing<String>,
+    associated_data: String,
+}
+
+/// One to be opened.
+#[derive(Serialize)]
+struct Cipher<'a> {
+    ciphertext: &'a str,
+    associated_data: String,
+}
+
+#[derive(Serialize)]
+struct Batch<T> {
+    batch_input: Vec<T>,
+}
+
+#[derive(Deserialize)]
+struct Reply<T> {
+    data: T,
+}
+
+#[derive(Deserialize)]
+struct Results {
+    batch_results: Vec<Outcome>,
+}
+
+#[derive(Deserialize)]
+struct Outcome {
+    #[serde(default)]
+    ciphertext: Option<String>,
+    #[serde(default)]
+    plaintext: Option<Zeroizing<String>>,
+    #[serde(default)]
+    error: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct KeyState {
+    latest_version: u64,
+}
+
+impl Vault {
+    pub(crate) fn open(settings: &KeySettings) -> Result<Option<Self>, KeyError> {
+        let Some(url) = &settings.vault_url else { return Ok(None) };
+        let token_file = settings.vault_token_file.clone().ok_or_else(|| {
+            KeyError::Settings("keys.vault_url is set, and keys.vault_token_file is not".to_owned())
+        })?;
+        let mount = settings.vault_mount.trim_matches('/').to_owned();
+        Ok(Some(Self {
+            agent: http::agent(settings.vault_ca_file.as_deref())?,
+            engine: format!("{}/v1/{mount}", url.trim_end_matches('/')),
+            mount,
+            key: settings.vault_key.clone(),
+            token_file,
+        }))
+    }
+
+    /// `vault:<mount>/<key>.<version>`.
+    fn name(&self, version: &str) -> String {
+        format!("vault:{}/{}.{version}", self.mount, self.key)
+    }
+
+    pub(crate) async fn current(&self) -> Result<String, KeyError> {
+        let answer = self.ask(&format!("keys/{}", self.key), None).await?;
+        let state: KeyState = read(&answer)?;
+        Ok(self.name(&state.latest_version.to_string()))
+    }
+
+    pub(crate) async fn wrap(&self, keys: &[(UserId, CipherKey)]) -> Result<Vec<WrappedKey>, KeyError> {
+        let plain = |(user, key): &(UserId, CipherKey)| Plain {
+            plaintext: Zeroizing::new(BASE64.encode(key.expose())),
+            associated_data: associated(*user, key.version()),
+        };
+        let batch = Batch { batch_input: keys.iter().map(plain).collect() };
+        let answer = self.ask(&format!("encrypt/{}", self.key), Some(text(&batch)?)).await?;
+        let results = self.results(&answer, keys.len())?;
+        keys.iter()
+            .zip(results)
+            .map(|((user, key), outcome)| {
+                let wrapped = outcome.ciphertext.ok_or_else(|| {
+                    KeyError::Provider(format!("Vault wraps no key: {}", outcome.error.unwrap_or_default()))
+                })?;
+                // vault:v3:…
+                let version =
+                    wrapped.split(':').nth(1).and_then(|part| part.strip_prefix('v')).unwrap_or_default();
+                let (kek, user) = (self.name(version), *user);
+                Ok(WrappedKey { user, version: key.version(), kek, wrapped: wrapped.into_bytes() })
+            })
+            .collect()
+    }
+
+    pub(crate) async fn unwrap(&self, keys: &[&WrappedKey]) -> Result<Vec<Unwrapped>, KeyError> {
+        let cipher = |key: &&'_ WrappedKey| {
+            // What is no text was not wrapped by Vault, which will say so.
+            let ciphertext = String::from_utf8_lossy(&key.wrapped).into_owned();
+            (ciphertext, associated(key.user, key.version))
+        };
+        let ciphers: Vec<(String, String)> = keys.iter().map(cipher).collect();
+        let batch_input = ciphers
+            .iter()
+            .map(|(ciphertext, associated)| Cipher { ciphertext, associated_data: associated.clone() })
+            .collect();
+        let answer = self.ask(&format!("decrypt/{}", self.key), Some(text(&Batch { batch_input })?)).await?;
+        let results = self.results(&answer, keys.len())?;
+        Ok(keys.iter().zip(results).map(|(key, outcome)| opened(key, outcome)).collect())
+    }
+
+    async fn ask(&self, path: &str, body: Option<Zeroizing<Vec<u8>>>) -> Result<Answer, KeyError> {
+        // An agent of Vault's renews it while we run.
+        let token = std::fs::read_to_string(&self.token_file)
+            .map(Zeroizing::new)
+            .map_err(|error| KeyError::Provider(format!("{} cannot be read: {error}", self.token_file)))?;
+        let headers = vec![
+            ("X-Vault-Token".to_owned(), token.trim().to_owned()),
+            ("X-Vault-Request".to_owned(), "true".to_owned()),
+            ("Content-Type".to_owned(), "application/json".to_owned()),
+        ];
+        http::ask(&self.agent, format!("{}/{path}", self.engine), headers, body.map(|body| body.to_vec()))
+            .await
+    }
+
+    /// The results of a batch. Vault answers 400 where some of them failed, and says each one's error all the same.
+    fn results(&self, answer: &Answer, wanted: usize) -> Result<Vec<Outcome>, KeyError> {
+        let partly = serde_json::from_slice::<Reply<Results>>(&answer.body).ok();
+        match partly.map(|reply| reply.data.batch_results) {
+            Some(results) if results.len() == wanted && matches!(answer.status, 200 | 400) => Ok(results),
+            Some(_) | None => Err(refused(answer)),
+        }
+    }
+}
+
+fn read<T: for<'a> Deserialize<'a>>(answer: &Answer) -> Result<T, KeyError> {
+    match serde_json::from_slice::<Reply<T>>(&answer.body) {
+        Ok(reply) if answer.status == 200 => Ok(reply.data),
+        Ok(_) | Err(_) => Err(refused(answer)),
+    }
+}
+
+fn refused(answer: &Answer) -> KeyError {
+    KeyError::Provider(format!("Vault answers {}: {}", answer.status, http::excerpt(&answer.body)))
+}
+
+fn text<T: Serialize>(batch: &T) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+    serde_json::to_vec(batch).map(Zeroizing::new).map_err(|error| KeyError::Provider(error.to_string()))
+}
+
+fn associated(user: UserId, version: u32) -> String {
+    BASE64.encode(&Bound::DataKey { user, version }.to_bytes())
+}
+
+fn opened(key: &WrappedKey, outcome: Outcome) -> Unwrapped {
+    let plain = match (outcome.plaintext, outcome.error) {
+        (Some(plain), None) => plain,
+        (_, error) => return Err(format!("Vault does not open it: {}", error.unwrap_or_default())),
+    };
+    let bytes = BASE64.decode(plain.as_bytes()).map_err(|_| "Vault's answer is no base64".to_owned())?;
+    key_of(key.version, &Zeroizing::new(bytes))
+}

@@ -1,0 +1,180 @@
+//! Key rings: files of keys that encrypt, several versions of each name.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use secrecy::{ExposeSecret, SecretString};
+use zeroize::Zeroizing;
+
+use crate::cipher::CipherKey;
+use crate::text::{KeyError, content, from_hex, is_key_name, to_hex};
+
+/// The most lines of a ring.
+const LINES: usize = 10_000;
+
+/// The keys of a file, a line each: `<name>.<version> <64 hex digits>`. Empty lines and those that start with `#` are passed
+/// over. The highest version of a name is the one that encrypts; the others open what they have encrypted.
+#[derive(Clone, Debug, Default)]
+pub struct KeyRing {
+    keys: BTreeMap<String, BTreeMap<u32, CipherKey>>,
+}
+
+impl KeyRing {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`KeyError`] if the file cannot be read or a line of it is no key.
+    pub fn read(path: &Path) -> Result<Self, KeyError> {
+        Self::parse(&SecretString::from(content(path)?))
+    }
+
+    /// Reads the lines of a file.
+    ///
+    /// # Errors
+    /// [`KeyError::Ring`], which names the line and repeats nothing of it.
+    pub fn parse(text: &SecretString) -> Result<Self, KeyError> {
+        let mut ring = Self::default();
+        let lines = text.expose_secret().lines().enumerate();
+        for (at, line) in lines.map(|(at, line)| (at + 1, line.trim())) {
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let (name, key) = parse_line(line).filter(|_| at <= LINES).ok_or(KeyError::Ring(at))?;
+            let versions = ring.keys.entry(name.to_owned()).or_default();
+            if versions.insert(key.version(), key).is_some() {
+                return Err(KeyError::Ring(at));
+            }
+        }
+        Ok(ring)
+    }
+
+    /// A key by its name and version.
+    pub fn get(&self, name: &str, version: u32) -> Option<&CipherKey> {
+        self.keys.get(name)?.get(&version)
+    }
+
+    /// The key of this name that encrypts.
+    pub fn current(&self, name: &str) -> Option<&CipherKey> {
+        self.keys.get(name)?.last_key_value().map(|(_, key)| key)
+    }
+
+    /// Whether it has no key at all.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// The line of a key that a ring is read from. Every use is a place to look at.
+    pub fn expose_line(name: &str, key: &CipherKey) -> Zeroizing<String> {
+        Zeroizing::new(format!("{} {}\n", key_id(name, key.version()), *Zeroizing::new(to_hex(key.expose()))))
+    }
+}
+
+/// A ring's file, read again whenever it has changed, so that a new key needs no restart.
+#[derive(Debug)]
+pub struct RingFile {
+    path: PathBuf,
+    read: Mutex<Option<(Stamp, Arc<KeyRing>)>>,
+}
+
+/// By which a changed file is known: when it was written, and how long it is.
+type Stamp = (SystemTime, u64);
+
+impl RingFile {
+    /// The ring of this file, which is not read yet.
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), read: Mutex::new(None) }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The ring as the file has it now.
+    ///
+    /// # Errors
+    /// As [`KeyRing::read`].
+    pub fn ring(&self) -> Result<Arc<KeyRing>, KeyError> {
+        let unreadable = |error: std::io::Error| KeyError::Unreadable {
+            path: self.path.display().to_string(),
+            problem: error.to_string(),
+        };
+        let file = std::fs::metadata(&self.path).map_err(unreadable)?;
+        let stamp = (file.modified().map_err(unreadable)?, file.len());
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((held, ring)) = &*read
+            && *held == stamp
+        {
+            return Ok(Arc::clone(ring));
+        }
+        let ring = Arc::new(KeyRing::read(&self.path)?);
+        *read = Some((stamp, Arc::clone(&ring)));
+        Ok(ring)
+    }
+}
+
+/// How a key is named beside what it has encrypted: `simple-chat.3`.
+pub fn key_id(name: &str, version: u32) -> String {
+    format!("{name}.{version}")
+}
+
+/// The name and the version in such an id. None if it is none.
+pub fn parse_key_id(id: &str) -> Option<(&str, u32)> {
+    let (name, version) = id.rsplit_once('.')?;
+    // A plus sign and leading zeros would give one key several names.
+    let plain = !version.starts_with(['0', '+']);
+    Some((name, version.parse().ok()?)).filter(|_| plain && is_key_name(name))
+}
+
+fn parse_line(line: &str) -> Option<(&str, CipherKey)> {
+    let (id, digits) = line.split_once(' ')?;
+    let (name, version) = parse_key_id(id)?;
+    let bytes = Zeroizing::new(from_hex(digits)?);
+    let mut key = <[u8; 32]>::try_from(bytes.as_slice()).ok()?;
+    Some((name, CipherKey::new(version, &mut key)))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<KeyRing, KeyError> {
+        KeyRing::parse(&text.to_owned().into())
+    }
+
+    #[test]
+    fn the_highest_version_encrypts_and_the_others_stay() {
+        let (one, ten) = (CipherKey::generate(1).unwrap(), CipherKey::generate(10).unwrap());
+        let (one, ten) = (KeyRing::expose_line("kek", &one), KeyRing::expose_line("kek", &ten));
+        let ring = parse(&format!("# keys\n\n{}{}", *ten, *one)).unwrap();
+        assert_eq!(ring.current("kek").unwrap().version(), 10);
+        assert_eq!(*KeyRing::expose_line("kek", ring.get("kek", 1).unwrap()), *one);
+        assert!(ring.get("kek", 2).is_none() && ring.current("other").is_none() && !ring.is_empty());
+        assert!(parse("").unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_no_ring_is_refused_by_its_line() {
+        let digits = "0f".repeat(32);
+        let good = format!("kek.1 {digits}");
+        for bad in [
+            digits.clone(),
+            format!("kek {digits}"),
+            format!("kek.0 {digits}"),
+            format!("kek.01 {digits}"),
+            format!("kek.+1 {digits}"),
+            format!("kek.4294967296 {digits}"),
+            format!("Kek.2 {digits}"),
+            format!(".2 {digits}"),
+            format!("kek.2 {digits}00"),
+            format!("kek.2  {digits}"),
+            good.clone(),
+        ] {
+            let refused = parse(&format!("{good}\n{bad}\n")).unwrap_err().to_string();
+            assert!(refused.contains("line 2") && !refused.contains("0f0f"), "{bad}: {refused}");
+        }
+    }
+}

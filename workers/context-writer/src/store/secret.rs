@@ -1,0 +1,76 @@
+//! The secrets of a batch, written once it is known which rows they belong to.
+
+use std::collections::HashMap;
+
+use contract::Request;
+use keys::{DataKeys, Field};
+use store::{Connection, Fault, FaultKind};
+use uuid::Uuid;
+
+use super::Done;
+use crate::message::Parted;
+use runtime::Message;
+
+/// Encrypts and writes what the rows that were written hold no more. Of several messages of one row, the last one counts,
+/// whether it has secrets or not: the row is as that one left it.
+pub(super) async fn write(
+    connection: &mut Connection,
+    batch: &[&Message<Parted>],
+    done: &[Done],
+    keys: &DataKeys,
+) -> Result<(), Fault> {
+    if batch.iter().all(|message| message.request.secrets.is_empty()) {
+        return Ok(());
+    }
+    let mut last: HashMap<(&str, i32, Uuid), &Message<Parted>> = HashMap::new();
+    for (&message, done) in batch.iter().zip(done) {
+        if let (Some(table), Done::Applied(row)) = (table(&message.request.request), done) {
+            last.insert((table, message.subject.user_id.get(), *row), message);
+        }
+    }
+    let mut fields = Vec::new();
+    for ((table, _, row), message) in last {
+        for secret in &message.request.secrets {
+            let user = message.subject.user_id;
+            let field = Field {
+                user,
+                table,
+                column: secret.field,
+                row,
+                request_id: message.request_id,
+                stored_at: message.stored_at,
+            };
+            // Who has no key was left out of the batch before it was written.
+            let key = keys.get(&user).and_then(|key| key.as_ref().ok());
+            let key = key.ok_or_else(|| cannot("its user's data key is not there".to_owned()))?;
+            let ciphertext = keys::seal(field, &secret.value, key);
+            fields.push((field, ciphertext.map_err(|error| cannot(error.to_string()))?));
+        }
+    }
+    keys::write(connection, &fields).await
+}
+
+fn cannot(problem: String) -> Fault {
+    Fault { kind: FaultKind::Permanent, reason: format!("a field cannot be encrypted: {problem}") }
+}
+
+/// The table of the row that a request writes, if it may hold a secret.
+fn table(request: &Request) -> Option<&'static str> {
+    match request {
+        Request::UserPut(_) => Some("users"),
+        Request::SettingPut(_) | Request::SettingRemove(_) => Some("system_settings"),
+        Request::SecondFactorPut(_) | Request::SecondFactorRemove(_) => Some("user_two_factor_auth"),
+        Request::PasskeyPut(_) | Request::PasskeyRemove(_) => Some("passkey_credentials"),
+        Request::ContextPut(_) | Request::ContextRemove(_) => Some("simple_chat_context"),
+        Request::SummaryPut(_) => Some("chat_session_summary"),
+        Request::ConversationPut(_) => Some("chat_history"),
+        Request::MessageAdd(_) => Some("chat_messages"),
+        Request::FeedbackPut(_) => Some("message_feedback"),
+        Request::AgentContextPut(_) | Request::AgentContextRemove(_) => Some("agent_context_states"),
+        Request::ProfilePut(_)
+        | Request::DevicePut(_)
+        | Request::DeviceRemove(_)
+        | Request::SessionOpen(_)
+        | Request::SessionClose(_) => None,
+    }
+}
