@@ -301,7 +301,7 @@ async fn what_is_published_is_counted() {
     // The stream takes 2 MiB, the server 4 MiB.
     for (mebibytes, subject) in [(3, user), (5, user)] {
         let body = format!("{{\"username\":\"{}\"}}", "x".repeat(mebibytes << 20));
-        let ended = reads(&["publish", subject, "-"], &body).await.failed("1 refused");
+        let ended = reads(&["publish", "--plain", subject, "-"], &body).await.failed("1 refused");
         Ended::line(&ended.out, "published 0, duplicates 0, refused 1");
         let reason = Ended::line(&ended.out, "line 1: ");
         assert!(reason.contains("size") || reason.contains("payload"), "{reason}");

@@ -16,6 +16,9 @@ BEGIN
         EXECUTE format('ALTER TABLE %s DROP COLUMN is_sensitive', target);
     END LOOP;
 END $$;
+REVOKE DELETE ON encrypted_fields FROM w_context_writer;
+UPDATE sec.worker_privileges SET privileges = array_remove(privileges, 'DELETE')
+WHERE role_name = 'w_context_writer' AND table_name = 'encrypted_fields'::regclass;
 DROP FUNCTION sec.drop_ciphertext, sec.drop_ciphertext_of_user;
 ALTER TABLE encrypted_fields DROP CONSTRAINT encrypted_fields_ciphertext_check;
 ALTER TABLE encrypted_fields ADD CONSTRAINT encrypted_fields_ciphertext_check

@@ -15,9 +15,8 @@ ALTER TABLE encrypted_fields DROP CONSTRAINT encrypted_fields_ciphertext_check;
 ALTER TABLE encrypted_fields ADD CONSTRAINT encrypted_fields_ciphertext_check
     CHECK (octet_length(ciphertext) BETWEEN 86 AND 2097152);
 
--- Deletes the ciphertexts of a row whose values are gone. Workers may not delete from encrypted_fields: it happens here, for
--- whoever changes or deletes the row, within the security context that let them.
-CREATE FUNCTION sec.drop_ciphertext() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+-- Deletes the ciphertexts of a row whose values are gone, with the rights of whoever changes or deletes the row.
+CREATE FUNCTION sec.drop_ciphertext() RETURNS trigger LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     DELETE FROM public.encrypted_fields
@@ -25,7 +24,7 @@ BEGIN
     RETURN NULL;
 END $$;
 -- The one column of users that is encrypted. The row's key is the user's own, and the nil UUID stands for it.
-CREATE FUNCTION sec.drop_ciphertext_of_user() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+CREATE FUNCTION sec.drop_ciphertext_of_user() RETURNS trigger LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     DELETE FROM public.encrypted_fields
@@ -35,6 +34,9 @@ END $$;
 ALTER FUNCTION sec.drop_ciphertext OWNER TO memfleet_owner;
 ALTER FUNCTION sec.drop_ciphertext_of_user OWNER TO memfleet_owner;
 REVOKE EXECUTE ON FUNCTION sec.drop_ciphertext, sec.drop_ciphertext_of_user FROM PUBLIC;
+UPDATE sec.worker_privileges SET privileges = privileges || '{DELETE}'::text[]
+WHERE role_name = 'w_context_writer' AND table_name = 'encrypted_fields'::regclass;
+GRANT DELETE ON encrypted_fields TO w_context_writer;
 
 -- Where this migration had been taken back, rows with ciphertexts are there that nothing marks any more.
 DO $$

@@ -20,5 +20,5 @@ pub use database::{
     GRANT_KEY, KEK_RING, PAYLOAD_RING, POSTGRES_VARIABLE, TOKEN_KEY, create_database, create_key_store,
 };
 pub use fixture::{Fixture, Running, lines_on, next};
-pub use publish::{Published, context, everything_of, request, session, user};
+pub use publish::{CANARY, Published, context, everything_of, request, session, user};
 pub use wait::{DEADLINE, eventually};

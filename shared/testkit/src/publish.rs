@@ -5,6 +5,9 @@ use uuid::Uuid;
 
 use crate::token;
 
+/// What secrets in tests are made of. No log, no event and no table may ever show it.
+pub const CANARY: &str = "canary-5c1e9d07";
+
 /// A request as a publisher sends it.
 #[derive(Clone, Debug)]
 pub struct Published {
@@ -112,9 +115,9 @@ pub fn everything_of(user: i32) -> Vec<Published> {
         request(
             "second-factor.put",
             user,
-            json!({ "method": "totp", "secret_key": "x", "is_enabled": true }),
+            json!({ "method": "totp", "secret_key": CANARY, "is_enabled": true }),
         ),
-        request("passkey.put", user, json!({ "credential_id": "c", "public_key": "p" })),
+        request("passkey.put", user, json!({ "credential_id": "c", "public_key": CANARY })),
         request("session.open", user, json!({ "session_id": "s", "chat_mode": "simple" })),
         request(
             "context.put",

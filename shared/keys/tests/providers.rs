@@ -1,0 +1,304 @@
+//! Key-encryption keys in Vault and AWS KMS: what is asked of them, and what is made of their answers.
+
+#![cfg(all(feature = "vault", feature = "aws-kms"))]
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod fake;
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use contract::UserId;
+use data_encoding::BASE64;
+use fake::{Asked, Fake};
+use keys::{KeyError, KeySettings, Keys, ProviderName};
+use serde_json::{Value, json};
+use testkit::{Fixture, create_key_store};
+
+fn user(id: i32) -> UserId {
+    UserId::new(id).unwrap()
+}
+
+fn users(ids: &[i32]) -> BTreeSet<UserId> {
+    ids.iter().map(|id| user(*id)).collect()
+}
+
+fn open(settings: &KeySettings) -> Keys {
+    Keys::open(settings, "", "test", Duration::from_secs(5)).unwrap()
+}
+
+/// The transit engine, with its own idea of encryption: base64 with what it belongs to.
+fn vault(latest: &'static AtomicU64) -> impl Fn(&Asked) -> (u16, Value) + Send + Sync + 'static {
+    move |asked| {
+        if asked.header("x-vault-token") != Some("s.token") {
+            return (403, json!({ "errors": ["permission denied"] }));
+        }
+        let latest = latest.load(Ordering::SeqCst);
+        if (asked.method.as_str(), asked.path.as_str()) == ("GET", "/v1/secrets/transit/keys/fleet") {
+            return (200, json!({ "data": { "latest_version": latest, "type": "aes256-gcm96" } }));
+        }
+        let batch = asked.json()["batch_input"].as_array().unwrap().clone();
+        let results: Vec<Value> = batch
+            .iter()
+            .map(|item| match asked.path.as_str() {
+                "/v1/secrets/transit/encrypt/fleet" => {
+                    let held = json!([item["plaintext"], item["associated_data"]]).to_string();
+                    json!({ "ciphertext": format!("vault:v{latest}:{}", BASE64.encode(held.as_bytes())), "key_version": latest })
+                }
+                "/v1/secrets/transit/decrypt/fleet" => {
+                    let held = item["ciphertext"].as_str().unwrap().rsplit(':').next().unwrap();
+                    match BASE64.decode(held.as_bytes()).ok().and_then(|held| serde_json::from_slice::<Value>(&held).ok()) {
+                        Some(held) if held[1] == item["associated_data"] => json!({ "plaintext": held[0] }),
+                        _ => json!({ "error": "cipher: message authentication failed" }),
+                    }
+                }
+                other => panic!("nobody asks Vault for {other}"),
+            })
+            .collect();
+        let status = if results.iter().any(|result| result.get("error").is_some()) { 400 } else { 200 };
+        (status, json!({ "data": { "batch_results": results } }))
+    }
+}
+
+fn vault_settings(url: &str, folder: &std::path::Path) -> KeySettings {
+    let token = folder.join("token");
+    std::fs::write(&token, "s.token\n").unwrap();
+    KeySettings {
+        provider: ProviderName::Vault,
+        vault_url: Some(format!("{url}/")),
+        vault_token_file: Some(token.to_str().unwrap().to_owned()),
+        vault_mount: "secrets/transit".to_owned(),
+        vault_key: "fleet".to_owned(),
+        ..KeySettings::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vault_wraps_a_batch_at_once_and_opens_it_for_the_same_user_only() {
+    static LATEST: AtomicU64 = AtomicU64::new(3);
+    let (fake, folder) = (Fake::start(vault(&LATEST)), tempfile::tempdir().unwrap());
+    let store = create_key_store().await.unwrap();
+    let settings = KeySettings { url: store.clone(), ..vault_settings(&fake.url, folder.path()) };
+    let keys = open(&settings);
+    keys.check().await.unwrap();
+    let made = keys.current(&users(&[1, 2])).await.unwrap();
+    let census = keys::census(&keys).await.unwrap();
+    assert_eq!((census[0].kek.as_str(), census[0].data_keys), ("vault:secrets/transit/fleet.3", 2));
+
+    // One request for both, as Vault's API describes it.
+    let asked = fake.asked();
+    let encrypt: Vec<&Asked> = asked.iter().filter(|asked| asked.path.contains("/encrypt/")).collect();
+    assert_eq!(encrypt.len(), 1);
+    assert_eq!(encrypt[0].method, "POST");
+    assert_eq!(encrypt[0].header("x-vault-request"), Some("true"));
+    let batch = &encrypt[0].json()["batch_input"];
+    assert_eq!(batch.as_array().unwrap().len(), 2);
+    let plain = BASE64.decode(batch[0]["plaintext"].as_str().unwrap().as_bytes()).unwrap();
+    assert_eq!(plain, made[&user(1)].as_ref().unwrap().expose());
+    assert_ne!(batch[0]["associated_data"], batch[1]["associated_data"]);
+
+    // A replica that knows nothing opens the same keys.
+    let again = open(&settings).current(&users(&[1, 2])).await.unwrap();
+    assert_eq!(again[&user(2)].as_ref().unwrap().expose(), made[&user(2)].as_ref().unwrap().expose());
+    assert!(!format!("{keys:?} {settings:?}").contains("s.token"));
+
+    // Wrapped keys of two users that were exchanged: neither opens, and a third user's does.
+    let mut connection = store::connect(&store).await.unwrap();
+    let swap = "UPDATE data_keys k SET wrapped = o.wrapped FROM data_keys o WHERE o.user_id = 3 - k.user_id";
+    diesel_async::SimpleAsyncConnection::batch_execute(&mut connection, swap).await.unwrap();
+    let found = open(&settings).current(&users(&[1, 2, 3])).await.unwrap();
+    for id in [1, 2] {
+        let reason = found[&user(id)].as_ref().unwrap_err();
+        assert_eq!(reason, "Vault does not open it: cipher: message authentication failed");
+    }
+    assert!(found[&user(3)].is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_version_in_vault_wraps_what_is_rotated() {
+    static LATEST: AtomicU64 = AtomicU64::new(1);
+    let (fake, folder) = (Fake::start(vault(&LATEST)), tempfile::tempdir().unwrap());
+    let url = create_key_store().await.unwrap();
+    let settings = KeySettings { url, ..vault_settings(&fake.url, folder.path()) };
+    let made = open(&settings).current(&users(&[1, 2, 3])).await.unwrap();
+    LATEST.store(2, Ordering::SeqCst);
+    let renewed = keys::rewrap(&open(&settings)).await.unwrap();
+    assert_eq!((renewed.done, renewed.failed.len()), (3, 0));
+    let census = keys::census(&open(&settings)).await.unwrap();
+    assert_eq!((census.len(), census[0].kek.as_str()), (1, "vault:secrets/transit/fleet.2"));
+    let again = open(&settings).current(&users(&[1, 2, 3])).await.unwrap();
+    assert_eq!(again[&user(3)].as_ref().unwrap().expose(), made[&user(3)].as_ref().unwrap().expose());
+    assert_eq!(keys::rewrap(&open(&settings)).await.unwrap().done, 0, "once is enough");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_vault_refuses_keeps_everybody_waiting_and_says_why() {
+    static LATEST: AtomicU64 = AtomicU64::new(1);
+    let (fake, folder) = (Fake::start(vault(&LATEST)), tempfile::tempdir().unwrap());
+    let url = create_key_store().await.unwrap();
+    let settings = KeySettings { url, ..vault_settings(&fake.url, folder.path()) };
+    std::fs::write(folder.path().join("token"), "s.old").unwrap();
+    let keys = open(&settings);
+    let refused = keys.current(&users(&[1])).await.unwrap_err();
+    assert!(matches!(refused, KeyError::Provider(_)));
+    assert_eq!(
+        refused.to_string(),
+        "the key provider: Vault answers 403: {\"errors\":[\"permission denied\"]}"
+    );
+    assert!(keys.check().await.unwrap_err().contains("permission denied"));
+    // A token that somebody renews is taken at once.
+    std::fs::write(folder.path().join("token"), "s.token").unwrap();
+    assert!(keys.current(&users(&[1])).await.unwrap()[&user(1)].is_ok());
+
+    let gone = KeySettings { vault_url: Some("http://127.0.0.1:1".to_owned()), ..settings };
+    let refused = open(&gone).current(&users(&[1])).await.unwrap_err().to_string();
+    assert!(
+        refused.starts_with(
+            "the key provider: http://127.0.0.1:1/v1/secrets/transit/decrypt/fleet cannot be asked"
+        ),
+        "{refused}"
+    );
+}
+
+/// KMS, which opens a blob for the encryption context that it was made with.
+fn kms(disabled: &'static AtomicBool) -> impl Fn(&Asked) -> (u16, Value) + Send + Sync + 'static {
+    move |asked| {
+        let body = asked.json();
+        if disabled.load(Ordering::SeqCst) {
+            return (400, json!({ "__type": "DisabledException", "message": "arn is disabled" }));
+        }
+        match asked.header("x-amz-target") {
+            Some("TrentService.Encrypt") => {
+                let held = json!([body["Plaintext"], body["EncryptionContext"], body["KeyId"]]).to_string();
+                (
+                    200,
+                    json!({ "CiphertextBlob": BASE64.encode(held.as_bytes()), "KeyId": "arn:aws:kms:eu-central-1:1:key/x" }),
+                )
+            }
+            Some("TrentService.Decrypt") => {
+                let blob = BASE64.decode(body["CiphertextBlob"].as_str().unwrap().as_bytes()).unwrap();
+                match serde_json::from_slice::<Value>(&blob) {
+                    Ok(held) if held[1] == body["EncryptionContext"] && held[2] == body["KeyId"] => {
+                        (200, json!({ "Plaintext": held[0], "KeyId": "arn:aws:kms:eu-central-1:1:key/x" }))
+                    }
+                    _ => (400, json!({ "__type": "InvalidCiphertextException" })),
+                }
+            }
+            other => panic!("nobody asks KMS for {other:?}"),
+        }
+    }
+}
+
+fn kms_settings(url: &str, store: String) -> KeySettings {
+    KeySettings {
+        url: store,
+        provider: ProviderName::AwsKms,
+        kms_key: Some("alias/fleet".to_owned()),
+        kms_region: Some("eu-central-1".to_owned()),
+        kms_url: Some(url.to_owned()),
+        ..KeySettings::default()
+    }
+}
+
+/// Credentials are in the environment of a process, so that the test is one of its own.
+#[test]
+fn kms_is_asked_as_its_api_describes() {
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "kms_with_credentials", "--nocapture"])
+        .env("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
+        .env("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
+        .env("AWS_SESSION_TOKEN", "session")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by the test above, with credentials"]
+async fn kms_with_credentials() {
+    static DISABLED: AtomicBool = AtomicBool::new(false);
+    let fake = Fake::start(kms(&DISABLED));
+    let store = create_key_store().await.unwrap();
+    let settings = kms_settings(&fake.url, store.clone());
+    let keys = open(&settings);
+    keys.check().await.unwrap();
+    let made = keys.current(&users(&[1, 2])).await.unwrap();
+    let again = open(&settings).current(&users(&[1, 2])).await.unwrap();
+    assert_eq!(again[&user(1)].as_ref().unwrap().expose(), made[&user(1)].as_ref().unwrap().expose());
+    assert_eq!(keys::census(&keys).await.unwrap()[0].kek, "aws-kms:alias/fleet");
+
+    let asked = fake.asked();
+    // They are asked for several at a time, in any order.
+    let encrypt = asked
+        .iter()
+        .filter(|asked| asked.header("x-amz-target") == Some("TrentService.Encrypt"))
+        .find(|asked| asked.json()["EncryptionContext"]["user-id"] == "1")
+        .unwrap();
+    assert_eq!((encrypt.method.as_str(), encrypt.path.as_str()), ("POST", "/"));
+    assert_eq!(encrypt.header("content-type"), Some("application/x-amz-json-1.1"));
+    assert_eq!(encrypt.header("x-amz-security-token"), Some("session"));
+    let signed = encrypt.header("authorization").unwrap();
+    assert!(signed.starts_with("AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/"), "{signed}");
+    assert!(signed.contains("/eu-central-1/kms/aws4_request, SignedHeaders=content-type;host;x-amz-date;x-amz-security-token;x-amz-target, Signature="), "{signed}");
+    let body = encrypt.json();
+    assert_eq!(body["KeyId"], "alias/fleet");
+    assert_eq!(
+        body["EncryptionContext"],
+        json!({ "memfleet-key": "data-key", "user-id": "1", "version": "1" })
+    );
+    let decrypt =
+        asked.iter().find(|asked| asked.header("x-amz-target") == Some("TrentService.Decrypt")).unwrap();
+    assert_eq!(decrypt.json()["KeyId"], "alias/fleet", "only what this key has wrapped");
+
+    // Exchanged blobs open for nobody; a key that is disabled keeps everybody waiting.
+    let mut connection = store::connect(&store).await.unwrap();
+    let swap = "UPDATE data_keys k SET wrapped = o.wrapped FROM data_keys o WHERE o.user_id = 3 - k.user_id";
+    diesel_async::SimpleAsyncConnection::batch_execute(&mut connection, swap).await.unwrap();
+    let found = open(&settings).current(&users(&[1])).await.unwrap();
+    assert_eq!(found[&user(1)].as_ref().unwrap_err(), "KMS does not open it: InvalidCiphertextException");
+    DISABLED.store(true, Ordering::SeqCst);
+    let refused = open(&settings).current(&users(&[1])).await.unwrap_err().to_string();
+    assert!(refused.contains("KMS answers 400") && refused.contains("DisabledException"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fleet_moves_from_a_file_to_vault() {
+    static LATEST: AtomicU64 = AtomicU64::new(1);
+    let (fake, fixture) = (Fake::start(vault(&LATEST)), Fixture::new().await);
+    let folder = tempfile::tempdir().unwrap();
+    let file = KeySettings { worker_url: None, ..fixture.settings.keys.clone() };
+    let made = open(&file).current(&users(&[1, 2])).await.unwrap();
+    let both = KeySettings {
+        url: file.url.clone(),
+        ring_file: file.ring_file.clone(),
+        ..vault_settings(&fake.url, folder.path())
+    };
+    // Before anything is rotated, the old keys are opened and new ones wrapped by Vault.
+    let found = open(&both).current(&users(&[1, 2, 3])).await.unwrap();
+    assert_eq!(found[&user(1)].as_ref().unwrap().expose(), made[&user(1)].as_ref().unwrap().expose());
+    assert_eq!(keys::rewrap(&open(&both)).await.unwrap().done, 2);
+    let vault_alone = KeySettings { ring_file: None, ..both };
+    let found = open(&vault_alone).current(&users(&[1, 2, 3])).await.unwrap();
+    assert_eq!(found[&user(2)].as_ref().unwrap().expose(), made[&user(2)].as_ref().unwrap().expose());
+}
+
+#[test]
+fn a_provider_that_lacks_an_option_is_refused_by_its_name() {
+    let refused = |settings: KeySettings| {
+        Keys::open(&settings, "", "test", Duration::from_secs(1)).map(drop).unwrap_err().to_string()
+    };
+    let ring = KeySettings::default();
+    assert_eq!(refused(ring.clone()), "keys.ring_file is not set, which the provider of keys needs");
+    let vault = KeySettings { provider: ProviderName::Vault, ..ring.clone() };
+    assert_eq!(refused(vault.clone()), "keys.vault_url is not set, which the provider of keys needs");
+    let no_token = KeySettings { vault_url: Some("https://v".to_owned()), ..vault };
+    assert_eq!(refused(no_token), "keys.vault_url is set, and keys.vault_token_file is not");
+    let kms = KeySettings { provider: ProviderName::AwsKms, kms_key: Some("k".to_owned()), ..ring };
+    assert_eq!(refused(kms), "keys.kms_key is set, and keys.kms_region is not");
+}
