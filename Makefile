@@ -59,17 +59,21 @@ program: setup
 test: setup ## format, lints, licences, and every test on real servers
 	@$(locked) '$(claim); $(MAKE) --no-print-directory tests'
 
+# What is behind a feature is tested too; without them it must build as well.
+features = --features memfleet/vault,memfleet/aws-kms
+
 # What `test` runs while it holds the folder.
 tests:
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --package keys --package memfleet -- -D warnings
+	cargo clippy --workspace --all-targets $(features) -- -D warnings
 	@if command -v cargo-deny >/dev/null; then echo "cargo deny check bans licenses sources" \
 		&& cargo deny check bans licenses sources; \
 		else echo "cargo-deny is not installed: licences are not checked"; fi
 	@if command -v cargo-nextest >/dev/null; then tests="nextest run"; else tests=test; fi; \
 		[ -d ../shared/data ] || echo "skipped: what needs the recorded dialogues, since there is no ../shared/data"; \
 		echo "cargo $$tests --workspace, on private servers" \
-		&& cargo run --quiet -p testkit --bin with-servers -- cargo $$tests --workspace
+		&& cargo run --quiet -p testkit --bin with-servers -- cargo $$tests --workspace $(features)
 
 fmt: ## format the code
 	cargo fmt --all

@@ -15,6 +15,7 @@ async fn bench(arguments: &[&str]) -> Value {
     command.stdin(Stdio::null()).kill_on_drop(true);
     let output =
         timeout(2 * DEADLINE, command.output()).await.expect("it ends in time").expect("the program");
+    testkit::logs::keep("bench", &output.stderr);
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{error}");
     let text = String::from_utf8(output.stdout).expect("text");

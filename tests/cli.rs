@@ -52,6 +52,7 @@ async fn memfleet_reads(fixture: &Fixture, arguments: &[&str], input: &str) -> E
         child.wait_with_output().await.expect("its output")
     };
     let output = timeout(DEADLINE, all).await.expect("it ends in time");
+    testkit::logs::keep("memfleet", &output.stderr);
     let text = |bytes| String::from_utf8(bytes).expect("text");
     Ended { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
 }
@@ -311,7 +312,7 @@ async fn what_is_published_is_counted() {
     let path = folder.path().join("body.json");
     std::fs::write(&path, "{\n}\n").expect("a file");
     let path = path.to_str().expect("a path");
-    let whole = memfleet(&fixture, &["publish", "--whole", user, path]).await;
+    let whole = memfleet(&fixture, &["publish", "--plain", "--whole", user, path]).await;
     assert_eq!((whole.code, whole.out.as_str()), (Some(0), "published 1, duplicates 0, refused 0\n"));
     assert_eq!(fixture.messages("CONTEXT").await.last().expect("a message").payload, "{\n}\n");
     memfleet(&fixture, &["publish", user, "no-such-file"]).await.failed("no-such-file cannot be opened");

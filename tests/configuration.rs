@@ -28,7 +28,9 @@ fn memfleet(fixture: &Fixture, arguments: &[&str]) -> Command {
 }
 
 async fn output(mut command: Command) -> Output {
-    timeout(DEADLINE, command.output()).await.expect("it ends in time").expect("the program")
+    let output = timeout(DEADLINE, command.output()).await.expect("it ends in time").expect("the program");
+    testkit::logs::keep("memfleet", &output.stderr);
+    output
 }
 
 async fn fine(command: Command) -> String {

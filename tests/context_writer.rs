@@ -17,7 +17,7 @@ fn stores() -> Vec<Published> {
         request(
             "user.put",
             1,
-            json!({ "username": "ada", "email": "ada@example.org", "password_hash": "$argon2id$canary-hash", "role": "admin" }),
+            json!({ "username": "ada", "email": "ada@example.org", "password_hash": format!("$argon2id${}", testkit::CANARY), "role": "admin" }),
         ),
         request(
             "profile.put",
@@ -34,12 +34,12 @@ fn stores() -> Vec<Published> {
         request(
             "second-factor.put",
             1,
-            json!({ "method": "totp", "secret_key": "canary-secret", "backup_codes": ["canary-code"], "is_enabled": true }),
+            json!({ "method": "totp", "secret_key": testkit::CANARY, "backup_codes": [testkit::CANARY], "is_enabled": true }),
         ),
         request(
             "passkey.put",
             1,
-            json!({ "credential_id": "cred", "public_key": "canary-key", "sign_count": 7 }),
+            json!({ "credential_id": "cred", "public_key": testkit::CANARY, "sign_count": 7 }),
         ),
         request(
             "session.open",

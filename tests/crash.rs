@@ -68,8 +68,9 @@ fn start(fixture: &Fixture, crash_at: Option<String>) -> Child {
         .envs(fixture.environment())
         .env("MEMFLEET_WORKER__BATCH_SIZE", "50")
         .env("MEMFLEET_WORKER__RETRY_FIRST_DELAY_MS", "50")
-        .env("MEMFLEET_LOG__FILTER", "error")
+        .env("MEMFLEET_LOG__FILTER", "info")
         .stdout(Stdio::null())
+        .stderr(testkit::logs::of_a_program("worker"))
         .kill_on_drop(true);
     if let Some(point) = crash_at {
         command.env("MEMFLEET_CRASH_AT", point);

@@ -195,6 +195,12 @@ async fn a_secret_is_nowhere_but_with_a_reader_who_has_the_context() {
     for user_id in [1, 2] {
         assert_eq!(good(revealed(&fixture, user_id).await), expected(user_id));
     }
+    // Our own log is kept, says a lot, and none of it; `with-servers` looks through those of the whole suite.
+    if std::env::var_os(testkit::LOGS_VARIABLE).is_some() {
+        let log = testkit::logs::own();
+        assert!(log.contains("written") && log.contains("context-writer"), "{log}");
+        assert!(!log.contains(CANARY), "{log}");
+    }
     // What is marked is marked, and what is not is stored as it came.
     let marked = "is_sensitive || ' ' || context_value FROM simple_chat_context WHERE user_id = 1";
     assert_eq!(fixture.lines(marked).await, ["true \"$encrypted\""]);

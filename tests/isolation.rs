@@ -469,6 +469,7 @@ async fn validate(fixture: &Fixture) -> (bool, serde_json::Value) {
         .await
         .expect("in time")
         .expect("the program");
+    testkit::logs::keep("memfleet", &output.stderr);
     let text = String::from_utf8(output.stdout).expect("text");
     let last = text.lines().last().unwrap_or_else(|| panic!("{}", String::from_utf8_lossy(&output.stderr)));
     (output.status.success(), serde_json::from_str(last).expect("an object"))

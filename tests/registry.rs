@@ -13,6 +13,7 @@ async fn memfleet(fixture: &Fixture, more: &[(&str, &str)], arguments: &[&str]) 
     let mut command = Command::new(env!("CARGO_BIN_EXE_memfleet"));
     command.args(arguments).envs(fixture.environment()).envs(more.iter().copied());
     let output = command.env_remove("MEMFLEET_CONFIG").output().await.expect("the program");
+    testkit::logs::keep("memfleet", &output.stderr);
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
     (output.status.success(), text(output.stdout), text(output.stderr))
 }

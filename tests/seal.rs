@@ -329,7 +329,9 @@ async fn program(fixture: &Fixture, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_memfleet"));
     command.arg("audit").args(arguments).env_remove("MEMFLEET_CONFIG").envs(fixture.environment());
     command.stdin(Stdio::null()).kill_on_drop(true);
-    timeout(DEADLINE, command.output()).await.expect("it ends in time").expect("the program")
+    let output = timeout(DEADLINE, command.output()).await.expect("it ends in time").expect("the program");
+    testkit::logs::keep("memfleet", &output.stderr);
+    output
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -251,6 +251,9 @@ impl Default for LogSettings {
     }
 }
 
+/// What no filter lets into the log: the NATS client tells of whole messages, with their bodies and tokens.
+pub const NEVER_LOGGED: &str = "async_nats::jetstream::context=info";
+
 /// How a line of the log looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

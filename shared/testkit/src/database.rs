@@ -32,7 +32,7 @@ pub const PAYLOAD_RING: &str = "test.1 5041594c4f41445041594c4f41445041594c4f414
 pub(crate) const SEAL_KEY: &str =
     "test private 5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e\n";
 /// The password of the workers' roles.
-const WORKER_PASSWORD: &str = "worker";
+pub(crate) const WORKER_PASSWORD: &str = "worker-9b41c7";
 
 /// Where test processes queue to make the template.
 const LOCK: i64 = 0x7465_6d70_6c61_7465;

@@ -17,6 +17,7 @@ use trust::Scope;
 use crate::database::{
     GRANT_KEY, KEK_RING, PAYLOAD_RING, SEAL_KEY, TOKEN_KEY, create_database, create_key_store, worker_url,
 };
+use crate::logs;
 use crate::publish::Published;
 use crate::wait::eventually;
 
@@ -77,6 +78,12 @@ struct Line {
     line: Option<String>,
 }
 
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        logs::keep_file("nats", &self.folder.path().join("nats.log"));
+    }
+}
+
 /// A failure here is a failure of the test's surroundings, so it panics and says what failed.
 #[allow(clippy::expect_used, clippy::missing_panics_doc)]
 impl Fixture {
@@ -107,10 +114,7 @@ impl Fixture {
         change: impl FnOnce(&mut Topology),
         accounts: impl FnOnce(&Path) -> Option<String>,
     ) -> Self {
-        let _ = tracing_subscriber::fmt()
-            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-            .with_test_writer()
-            .try_init();
+        logs::start();
         let folder = tempfile::tempdir().expect("a folder for the broker");
         let programs = Programs::find().expect("the servers' programs");
         let options = NatsOptions { accounts: accounts(folder.path()), ..NatsOptions::default() };

@@ -11,6 +11,7 @@ pub mod attack;
 mod change;
 mod database;
 mod fixture;
+pub mod logs;
 mod publish;
 pub mod token;
 mod wait;
@@ -20,5 +21,6 @@ pub use database::{
     GRANT_KEY, KEK_RING, PAYLOAD_RING, POSTGRES_VARIABLE, TOKEN_KEY, create_database, create_key_store,
 };
 pub use fixture::{Fixture, Running, lines_on, next};
+pub use logs::LOGS_VARIABLE;
 pub use publish::{CANARY, Published, context, everything_of, request, session, user};
 pub use wait::{DEADLINE, eventually};

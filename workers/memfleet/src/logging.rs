@@ -1,7 +1,7 @@
 //! The log, on standard error.
 
 use anyhow::Context;
-use runtime::settings::{LogFormat, LogSettings};
+use runtime::settings::{LogFormat, LogSettings, NEVER_LOGGED};
 use tracing_subscriber::EnvFilter;
 
 /// Starts logging. Standard output stays free for what a command prints, and so does standard error as far as
@@ -12,7 +12,8 @@ use tracing_subscriber::EnvFilter;
 pub fn start(settings: &LogSettings, stays: bool) -> anyhow::Result<()> {
     let quiet = !stays && settings.filter == LogSettings::default().filter;
     let filter = EnvFilter::try_new(if quiet { "warn" } else { &settings.filter })
-        .with_context(|| format!("log.filter {:?} cannot be read", settings.filter))?;
+        .with_context(|| format!("log.filter {:?} cannot be read", settings.filter))?
+        .add_directive(NEVER_LOGGED.parse().context("what is never logged cannot be read")?);
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match settings.format {
         LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),

@@ -1,10 +1,12 @@
-//! Runs a command, such as the test runner, beside a private PostgreSQL that its tests share.
+//! Runs a command, such as the test runner, beside a private PostgreSQL that its tests share, and looks through everything
+//! that was logged meanwhile for secrets.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use stack::{Postgres, PostgresOptions, Programs};
-use testkit::POSTGRES_VARIABLE;
+use testkit::{LOGS_VARIABLE, POSTGRES_VARIABLE, logs};
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -12,14 +14,19 @@ use tokio::signal::unix::{SignalKind, signal};
 async fn main() -> anyhow::Result<ExitCode> {
     let mut words = std::env::args_os().skip(1);
     let program = words.next().context("usage: with-servers COMMAND [ARGUMENT…]")?;
-    let folder = tempfile::tempdir()?;
+    let (folder, kept) = (tempfile::tempdir()?, tempfile::tempdir()?);
     let settings = vec![("shared_buffers".to_owned(), "512MB".to_owned())];
     let options = PostgresOptions { fsync: false, settings, max_connections: 500 };
     let postgres = Postgres::start(&Programs::find()?, folder.path(), options).await?;
+    let url = postgres.url("postgres");
     // A signal of the terminal reaches the command as well; its end is waited for, so that nothing is left behind.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let running = Command::new(&program).args(words).env(POSTGRES_VARIABLE, postgres.url("postgres")).spawn();
+    let running = Command::new(&program)
+        .args(words)
+        .env(POSTGRES_VARIABLE, &url)
+        .env(LOGS_VARIABLE, kept.path())
+        .spawn();
     let status = match running {
         Ok(mut child) => loop {
             tokio::select! {
@@ -31,9 +38,34 @@ async fn main() -> anyhow::Result<ExitCode> {
         Err(error) => Err(error).with_context(|| format!("{} cannot be run", program.display())),
     };
     postgres.stop().await?;
-    Ok(match status?.code() {
-        Some(0) => ExitCode::SUCCESS,
+    let status = status?;
+    let clean = look_through(folder.path(), kept.path(), &url)?;
+    Ok(match status.code() {
+        Some(0) if clean => ExitCode::SUCCESS,
+        Some(0) | None => ExitCode::FAILURE,
         Some(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
-        None => ExitCode::FAILURE,
     })
+}
+
+/// Whether no secret is in what was logged.
+fn look_through(server: &Path, kept: &Path, url: &str) -> anyhow::Result<bool> {
+    let log = std::fs::read(server.join("postgres.log")).context("the server's log is not there")?;
+    // Tests that play attackers write grants into their statements, and PostgreSQL logs those that it refuses. The product
+    // hands over all values as parameters, which are not logged.
+    let log = String::from_utf8_lossy(&log).replace("'v1|test|", "'a test's own grant|");
+    std::fs::write(kept.join("postgres.log"), log).context("the server's log cannot be kept")?;
+    let mut secrets = logs::secrets();
+    secrets.extend(url.split_once('@').and_then(|(user, _)| Some(user.rsplit_once(':')?.1.to_owned())));
+    let search = logs::search(kept, &secrets).context("the logs cannot be read")?;
+    let size = search.bytes >> 20;
+    eprintln!(
+        "looked through {} logs of {size} MiB for {} secrets: {} found",
+        search.files,
+        secrets.len(),
+        search.found.len()
+    );
+    for found in &search.found {
+        eprintln!("  {found}");
+    }
+    Ok(search.found.is_empty())
 }

@@ -204,7 +204,8 @@ async fn rotate_data(args: &RotateArgs, settings: &Settings, keys: &Keys) -> any
         return Ok(told(&first));
     }
     // Replicas go on with a key that they know for as long as keys.cache_s.
-    let wait = keys.life();
+    // A batch that took its keys at the last moment is still on its way then.
+    let wait = keys.life() + Duration::from_secs(3);
     errln!("waiting {} s for replicas that still write with the old keys", wait.as_secs());
     tokio::time::sleep(wait).await;
     let second = ::keys::reencrypt(&mut main, keys, user).await?;

@@ -1,0 +1,301 @@
+//! Keys are changed while writers write: nothing waits, nothing is lost, and what is interrupted goes on.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::Duration;
+
+use context_writer::ContextWriter;
+use diesel_async::{AsyncConnection, SimpleAsyncConnection};
+use keys::{Encrypted, Keys};
+use secrecy::ExposeSecret;
+use serde_json::json;
+use store::Fault;
+use testkit::attack::{grant, login};
+use testkit::{CANARY, DEADLINE, Fixture, Published, eventually, request, session, user};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+use uuid::Uuid;
+
+const ROLE: &str = "w_context_writer";
+
+fn put(user_id: i32, key: &str, version: i64) -> Published {
+    let value = format!("{CANARY}-{version}");
+    let body = json!({ "session_id": "s", "context_key": key, "context_value": value, "version": version, "sensitive": true });
+    request("context.put", user_id, body)
+}
+
+fn memfleet(fixture: &Fixture, arguments: &[&str]) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_memfleet"))
+        .args(arguments)
+        .env_remove("MEMFLEET_CONFIG")
+        .envs(fixture.environment())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("the program")
+}
+
+/// Runs it to its end and gives what it printed.
+async fn run(fixture: &Fixture, arguments: &[&str]) -> (bool, String) {
+    let ended =
+        timeout(DEADLINE, memfleet(fixture, arguments).wait_with_output()).await.expect("it ends in time");
+    let ended = ended.expect("its output");
+    testkit::logs::keep("memfleet", &ended.stderr);
+    (
+        ended.status.success(),
+        format!("{}{}", String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr)),
+    )
+}
+
+async fn fine(fixture: &Fixture, arguments: &[&str]) -> String {
+    let (good, told) = run(fixture, arguments).await;
+    assert!(good, "{arguments:?}: {told}");
+    told
+}
+
+/// What every encrypted field of a user holds, read by a replica that knows nothing yet.
+async fn revealed(fixture: &Fixture, user_id: i32) -> Vec<String> {
+    let rows: Vec<Uuid> = fixture
+        .lines(&format!("id FROM simple_chat_context WHERE user_id = {user_id} ORDER BY context_key"))
+        .await
+        .iter()
+        .map(|id| id.parse().expect("an id"))
+        .collect();
+    let (mut reader, grant) = (login(fixture, ROLE).await, grant(user_id, ROLE));
+    let loaded: Result<Vec<Encrypted>, Fault> = reader
+        .transaction(async |reader| {
+            store::security::open_context(reader, &[&grant]).await?;
+            keys::load(reader, "simple_chat_context", &rows).await
+        })
+        .await;
+    let fields = loaded.expect("fields");
+    let keys = Keys::open(&fixture.settings.keys, ROLE, "test", Duration::from_secs(5)).expect("keys");
+    let told = keys.reveal(&fields).await.expect("keys");
+    told.into_iter().map(|told| told.expect("it opens").expose_secret().to_owned()).collect()
+}
+
+async fn key_store(fixture: &Fixture, select: &str) -> Vec<String> {
+    let mut store = store::connect(&fixture.settings.keys.url).await.expect("the key store");
+    testkit::lines_on(&mut store, select).await
+}
+
+/// How many fields each version of data keys has encrypted: a ciphertext says so in its bytes 3 to 6.
+async fn fields_by_version(fixture: &Fixture) -> Vec<String> {
+    fixture
+        .lines("version || ': ' || count(*) FROM (SELECT get_byte(ciphertext, 5) AS version FROM encrypted_fields) AS f GROUP BY version ORDER BY version")
+        .await
+}
+
+/// Writers that go on until they are told to stop: a version of every key of every user, again and again.
+struct Writing {
+    stop: Arc<AtomicBool>,
+    version: Arc<AtomicI64>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+const USERS: i32 = 8;
+const KEYS: [&str; 4] = ["a", "b", "c", "d"];
+
+impl Writing {
+    fn start(fixture: &Arc<Fixture>) -> Self {
+        let (stop, version) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicI64::new(1)));
+        let (stopped, current, fixture) = (Arc::clone(&stop), Arc::clone(&version), Arc::clone(fixture));
+        let task = tokio::spawn(async move {
+            while !stopped.load(Ordering::SeqCst) {
+                let version = current.fetch_add(1, Ordering::SeqCst) + 1;
+                let all = (1..=USERS).flat_map(|user| KEYS.map(|key| put(user, key, version)));
+                fixture.publish(all).await;
+            }
+        });
+        Self { stop, version, task }
+    }
+
+    /// Waits until so many further rounds have been published.
+    async fn rounds(&self, count: i64) {
+        let until = self.version.load(Ordering::SeqCst) + count;
+        eventually("writers go on", async || (self.version.load(Ordering::SeqCst) >= until).then_some(()))
+            .await;
+    }
+
+    /// The last version that was published.
+    async fn stop(self) -> i64 {
+        self.stop.store(true, Ordering::SeqCst);
+        self.task.await.expect("writers did not panic");
+        self.version.load(Ordering::SeqCst)
+    }
+}
+
+async fn with_users() -> Arc<Fixture> {
+    let mut fixture = Fixture::new().await;
+    fixture.settings.keys.cache_s = 1;
+    let users = (1..=USERS).flat_map(|id| [user(id), session(id, "s")]);
+    let puts = (1..=USERS).flat_map(|id| KEYS.map(|key| put(id, key, 1)));
+    fixture.carry(ContextWriter, users.chain(puts)).await;
+    Arc::new(fixture)
+}
+
+/// Everything that was published last is there and can be read.
+async fn check(fixture: &Fixture, version: i64) {
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    for user_id in 1..=USERS {
+        assert_eq!(revealed(fixture, user_id).await, vec![format!("\"{CANARY}-{version}\""); KEYS.len()]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn key_encryption_keys_are_changed_while_writers_write() {
+    let fixture = with_users().await;
+    let workers = [fixture.run(ContextWriter), fixture.run(ContextWriter)];
+    let writing = Writing::start(&fixture);
+    let ring = fixture.settings.keys.ring_file.clone().expect("a ring");
+    writing.rounds(2).await;
+    let made = fine(&fixture, &["keys", "generate"]).await;
+    assert!(made.contains("has the key kek.2 now") && made.contains("`memfleet keys rotate`"), "{made}");
+    // A user that comes now has the new one at once.
+    fixture.publish([user(100), session(100, "s"), put(100, "k", 1)]).await;
+    eventually("the new key wraps", async || {
+        let keks = key_store(&fixture, "kek FROM data_keys WHERE user_id = 100").await;
+        (keks == ["ring:kek.2"]).then_some(())
+    })
+    .await;
+    let rotated = fine(&fixture, &["keys", "rotate"]).await;
+    assert!(rotated.contains("wrapped 8 data keys anew"), "{rotated}");
+    assert!(fine(&fixture, &["keys", "rotate"]).await.contains("wrapped 0 data keys anew"));
+    writing.rounds(2).await;
+    // The old key can go: nobody needs it.
+    let lines = std::fs::read_to_string(&ring).expect("the ring");
+    let new = lines.lines().find(|line| line.starts_with("kek.2 ")).expect("the new key");
+    std::fs::write(&ring, format!("{new}\n")).expect("the ring");
+    writing.rounds(2).await;
+    let version = writing.stop().await;
+    fixture.drained::<ContextWriter>().await;
+    for worker in workers {
+        worker.stop().await.expect("a clean end");
+    }
+    check(&fixture, version).await;
+    let listed = fine(&fixture, &["keys", "list", "--json"]).await;
+    assert!(
+        listed.contains(r#""data_keys":9"#)
+            && listed.contains(r#""kek":"ring:kek.2""#)
+            && listed.lines().count() == 1,
+        "{listed}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn data_keys_are_changed_while_writers_write() {
+    let fixture = with_users().await;
+    let workers = [fixture.run(ContextWriter), fixture.run(ContextWriter)];
+    let writing = Writing::start(&fixture);
+    writing.rounds(2).await;
+    let rotated = fine(&fixture, &["keys", "rotate", "--data"]).await;
+    assert!(rotated.contains("made 8 new data keys"), "{rotated}");
+    // Of rows that writers have not written since, none is left under the old key.
+    let version = writing.stop().await;
+    fixture.drained::<ContextWriter>().await;
+    for worker in workers {
+        worker.stop().await.expect("a clean end");
+    }
+    assert_eq!(fields_by_version(&fixture).await, ["2: 32"]);
+    check(&fixture, version).await;
+    // The old ones stay, for what is in backups.
+    assert_eq!(
+        key_store(&fixture, "version || ': ' || count(*) FROM data_keys GROUP BY version ORDER BY version")
+            .await,
+        ["1: 8", "2: 8"]
+    );
+    let one = fine(&fixture, &["keys", "rotate", "--data", "--user", "3"]).await;
+    assert!(one.contains("made 1 new data keys") && one.contains("encrypted 4 fields anew\n"), "{one}");
+    assert_eq!(fields_by_version(&fixture).await, ["2: 28", "3: 4"]);
+    check(&fixture, version).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotation_that_was_killed_goes_on_where_it_was() {
+    let fixture = with_users().await;
+    let many: Vec<Published> =
+        (1..=USERS).flat_map(|id| (0..200).map(move |at| put(id, &format!("k{at:03}"), 1))).collect();
+    fixture.carry(ContextWriter, many).await;
+    let all = fixture.count("encrypted_fields").await;
+    assert_eq!(all, i64::from(USERS) * 204);
+    // It is stopped in the middle by a lock on the second half of the fields.
+    let mut holder = fixture.connection().await;
+    holder
+        .batch_execute("BEGIN; SELECT FROM encrypted_fields WHERE user_id > 4 FOR UPDATE")
+        .await
+        .expect("a lock");
+    let mut rotation = memfleet(&fixture, &["keys", "rotate", "--data"]);
+    let mut told = BufReader::new(rotation.stderr.take().expect("its errors")).lines();
+    let hint = timeout(DEADLINE, told.next_line()).await.expect("in time").expect("a line").expect("a hint");
+    let before = hint.rsplit_once("--before ").expect("how to go on").1.to_owned();
+    eventually("the first half is done", async || {
+        let done = fixture.count("encrypted_fields WHERE user_id <= 4 AND get_byte(ciphertext, 5) = 2").await;
+        (done > 0).then_some(())
+    })
+    .await;
+    rotation.kill().await.expect("it can be killed");
+    holder.batch_execute("ROLLBACK").await.expect("no lock");
+    let half = fields_by_version(&fixture).await;
+    assert_eq!(half.len(), 2, "some are done and some are not: {half:?}");
+    for user_id in [1, USERS] {
+        assert_eq!(revealed(&fixture, user_id).await.len(), 204, "all can be read in between");
+    }
+    let rotated = fine(&fixture, &["keys", "rotate", "--data", "--before", &before]).await;
+    assert!(rotated.contains("made 0 new data keys"), "{rotated}");
+    assert_eq!(fields_by_version(&fixture).await, [format!("2: {all}")]);
+    assert_eq!(revealed(&fixture, USERS).await, vec![format!("\"{CANARY}-1\""); 204]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_rotated_is_named_and_stays() {
+    let fixture = with_users().await;
+    fixture
+        .execute("UPDATE encrypted_fields e SET ciphertext = o.ciphertext FROM encrypted_fields o WHERE e.user_id = 1 AND o.user_id = 2")
+        .await;
+    let (good, told) = run(&fixture, &["keys", "rotate", "--data"]).await;
+    assert!(!good, "{told}");
+    assert!(
+        told.contains("4 could not be opened and stay as they were")
+            && told.contains("of user 1: it does not open"),
+        "{told}"
+    );
+    let stayed = fixture.count("encrypted_fields WHERE get_byte(ciphertext, 5) = 1").await;
+    assert_eq!(stayed, 4);
+
+    // A role that sees no rows would find nothing to do.
+    let mut restricted = fixture.environment();
+    restricted.retain(|(name, _)| name != "MEMFLEET_POSTGRES__URL");
+    restricted.push(("MEMFLEET_POSTGRES__URL".to_owned(), fixture.settings.postgres.url_of(ROLE)));
+    let refused = Command::new(env!("CARGO_BIN_EXE_memfleet"))
+        .args(["keys", "rotate", "--data"])
+        .envs(restricted)
+        .output()
+        .await
+        .expect("the program");
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        !refused.status.success() && told.contains("names a role that row-level security stops"),
+        "{told}"
+    );
+    // And one that may not change data keys says so.
+    let mut wrong = fixture.environment();
+    wrong.retain(|(name, _)| name != "MEMFLEET_KEYS__RING_FILE");
+    wrong.push((
+        "MEMFLEET_KEYS__RING_FILE".to_owned(),
+        fixture.key_file("other.ring", &testkit::KEK_RING.replace("kek.1", "kek.9")),
+    ));
+    let refused = Command::new(env!("CARGO_BIN_EXE_memfleet"))
+        .args(["keys", "rotate"])
+        .envs(wrong)
+        .output()
+        .await
+        .expect("the program");
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && told.contains("has no key-encryption key kek.1"), "{told}");
+}
