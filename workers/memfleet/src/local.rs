@@ -38,7 +38,23 @@ impl Local {
         let folder = tempfile::tempdir().context("a folder for keys cannot be made")?;
         let keys = KeyFiles::of(folder.path());
         let stack = Stack::temporary(secured(options, &keys)?).await?;
-        let settings = set_up_private(&stack, settings, &keys).await?;
+        let settings = set_up_private(&stack, &with_accounts(settings, &keys), &keys).await?;
+        Ok(Self { settings, stack: Some(stack), _keys: Some(folder) })
+    }
+
+    /// The same with a broker that knows nobody, encrypts nothing, and is told bodies as they are: to measure what it costs that
+    /// others do.
+    ///
+    /// # Errors
+    /// As [`Local::temporary`].
+    pub async fn unsecured(settings: &Settings) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir().context("a folder for keys cannot be made")?;
+        let stack = Stack::temporary(StackOptions::default()).await?;
+        let mut inner = settings.clone();
+        (inner.nats.nkey_file, inner.nats.api_prefix) = (None, None);
+        inner.nats.url = stack.nats.url().to_owned();
+        let mut settings = set_up_private(&stack, &inner, &KeyFiles::of(folder.path())).await?;
+        settings.trust.payload_ring_file = None;
         Ok(Self { settings, stack: Some(stack), _keys: Some(folder) })
     }
 
@@ -49,7 +65,7 @@ impl Local {
     pub async fn kept(settings: &Settings, folder: &Path, options: StackOptions) -> anyhow::Result<Self> {
         let keys = KeyFiles::of(folder);
         let stack = Stack::start(folder, secured(options, &keys)?).await?;
-        let settings = set_up_private(&stack, settings, &keys).await?;
+        let settings = set_up_private(&stack, &with_accounts(settings, &keys), &keys).await?;
         Ok(Self { settings, stack: Some(stack), _keys: None })
     }
 
@@ -119,6 +135,14 @@ fn secured(mut options: StackOptions, keys: &KeyFiles) -> anyhow::Result<StackOp
     Ok(options)
 }
 
+/// How a broker with accounts is reached.
+fn with_accounts(settings: &Settings, keys: &KeyFiles) -> Settings {
+    let mut settings = settings.clone();
+    settings.nats.nkey_file = Some(keys.nkeys.join("{name}.nk").display().to_string());
+    settings.nats.api_prefix = Some(topology::API_PREFIX.to_owned());
+    settings
+}
+
 /// Registers services as a file describes them, and gives the names of those that are disabled and stay so.
 ///
 /// # Errors
@@ -149,8 +173,6 @@ async fn set_up_private(stack: &Stack, settings: &Settings, keys: &KeyFiles) -> 
     let url = stack.postgres.url("memfleet");
     settings.nats.url = stack.nats.url().to_owned();
     settings.nats.credentials_file = None;
-    settings.nats.nkey_file = Some(keys.nkeys.join("{name}.nk").display().to_string());
-    settings.nats.api_prefix = Some(topology::API_PREFIX.to_owned());
     settings.nats.ca_file = None;
     settings.postgres.url = url.clone();
     settings.keys = KeySettings { url: stack.postgres.url(KEY_STORE), ..KeySettings::default() };

@@ -8,7 +8,7 @@ use stack::StackOptions;
 
 use super::ceiling;
 use super::corpus::Corpus;
-use super::pipeline::{Pipeline, Run};
+use super::pipeline::{Pipeline, Run, give_key};
 use super::process::Meter;
 use super::{median, rounded};
 use crate::carry::step;
@@ -83,6 +83,9 @@ pub(super) async fn execute(args: ContextArgs, settings: &Settings) -> anyhow::R
         step("starting private NATS and PostgreSQL", Local::temporary(settings, StackOptions::default()))
             .await?
     };
+    if local.stack().is_some() {
+        give_key(&local.settings)?;
+    }
     let pipeline = Pipeline::open(&local.settings).await;
     let measured = match &pipeline {
         Ok(pipeline) => measure_unless_interrupted(&args, &local, pipeline).await,

@@ -53,11 +53,18 @@ pub(super) struct Prepared {
 pub(super) struct Corpus {
     random: Rng,
     run: u32,
+    /// Of a hundred messages, how many are marked sensitive.
+    sensitive: u8,
 }
 
 impl Corpus {
     pub(super) fn new() -> Self {
-        Self { random: Rng::with_seed(7), run: 0 }
+        Self { random: Rng::with_seed(7), run: 0, sensitive: 0 }
+    }
+
+    /// From now on, so many of a hundred messages are marked sensitive.
+    pub(super) fn mark(&mut self, sensitive: u8) {
+        self.sensitive = sensitive;
     }
 
     /// The users and their sessions.
@@ -113,6 +120,7 @@ impl Corpus {
     }
 
     fn body(&mut self, session: i32, key: usize, version: i64) -> String {
+        let sensitive = self.random.u8(0..100) < self.sensitive;
         json!({
             "session_id": format!("bench-{session}"),
             "context_key": format!("run{}.topic.{key}", self.run),
@@ -122,6 +130,7 @@ impl Corpus {
             "priority": 3,
             "version": version,
             "is_persistent": false,
+            "sensitive": sensitive,
         })
         .to_string()
     }

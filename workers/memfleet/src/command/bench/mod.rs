@@ -9,6 +9,7 @@ mod indexes;
 mod pipeline;
 mod process;
 mod reads;
+mod secured;
 mod trust;
 mod write_path;
 
@@ -49,7 +50,8 @@ enum What {
     Indexes(IndexesArgs),
     /// What row-level security costs the reads of the reference document, over many rows of many users.
     Reads(ReadsArgs),
-    /// What it costs to believe a message: a token, seen before or not, and the grant in it.
+    /// What it costs to believe a message and to keep a secret: a token, seen before or not, the grant in it, a field
+    /// encrypted and decrypted; and the whole way with everything on beside the same with it off.
     Trust(TrustArgs),
 }
 

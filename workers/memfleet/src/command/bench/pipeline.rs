@@ -1,5 +1,8 @@
 //! The whole way: messages stored in the broker before, then taken by a worker process of its own.
 
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -12,6 +15,7 @@ use runtime::{Settings, Worker, broker};
 use store::registry::{self, Rates, ServiceEntry};
 use tokio::process::{Child, Command};
 use tokio::time::{MissedTickBehavior, interval, sleep};
+use trust::{CipherKey, KeyRing};
 
 use super::corpus::{Corpus, Prepared};
 use super::process::{Meter, Reading, peak_rss_mib};
@@ -240,6 +244,17 @@ impl Pipeline {
         );
         Ok(Delay { p50: report.publish_to_commit_ms_p50, p99: report.publish_to_commit_ms_p99 })
     }
+}
+
+/// On private servers, the service that measures encrypts its bodies as every other does.
+pub(super) fn give_key(settings: &Settings) -> anyhow::Result<()> {
+    let Some(ring) = settings.trust.payload_ring_file.as_ref().map(Path::new) else { return Ok(()) };
+    if KeyRing::read(ring)?.current("bench").is_none() {
+        let line = KeyRing::expose_line("bench", &CipherKey::generate(1)?);
+        let mut file = OpenOptions::new().append(true).open(ring)?;
+        file.write_all(line.as_bytes()).with_context(|| format!("{} cannot be written", ring.display()))?;
+    }
+    Ok(())
 }
 
 fn time_in(pause: Duration) -> anyhow::Result<time::OffsetDateTime> {

@@ -2,19 +2,21 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use ::trust::{TokenIssuer, TokenRequest, role_of, verify};
+use ::trust::{Bound, CipherKey, TokenIssuer, TokenRequest, role_of, verify};
 use anyhow::Context;
 use async_nats::HeaderMap;
 use chrono::Utc;
 use clap::Args;
 use context_writer::ContextWriter;
-use contract::{RequestSubject, header};
+use contract::{RequestSubject, UserId, header};
 use diesel_async::AsyncConnection;
 use runtime::authorise::Gate;
 use runtime::{Settings, Worker};
 use serde::Serialize;
 use store::{Fault, registry, security};
+use uuid::Uuid;
 
+use super::secured::{self, SENSITIVE};
 use super::{on_private_servers, percentile, rounded};
 use crate::table::{Align, Table};
 use crate::{outln, tokens};
@@ -24,6 +26,14 @@ pub(super) struct TrustArgs {
     /// How often each is measured.
     #[arg(long, default_value_t = 5_000, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(100..=100_000))]
     times: u32,
+
+    /// Messages in each run of the whole way.
+    #[arg(long, default_value_t = 20_000, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(500..=1_000_000))]
+    messages: u32,
+
+    /// Runs of each sort.
+    #[arg(long, default_value_t = 3, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=20))]
+    runs: u32,
 
     /// Print one JSON object, on the last line of standard output.
     #[arg(long)]
@@ -44,10 +54,29 @@ struct Report {
     grant_us_p99: f64,
     /// How large a token is, bytes.
     token_bytes: usize,
+    /// Encrypting a field of 1 KiB, microseconds.
+    encrypt_1kib_us_p50: f64,
+    encrypt_1kib_us_p99: f64,
+    /// Decrypting it.
+    decrypt_1kib_us_p50: f64,
+    decrypt_1kib_us_p99: f64,
+    /// The whole way with everything on, by the same with it off.
+    secured_ratio: f64,
+    /// The same where all contexts are sensitive, and not a tenth of them.
+    all_sensitive_ratio: f64,
+    /// With everything on.
+    secured_messages_per_second: f64,
 }
 
 pub(super) async fn execute(args: &TrustArgs, settings: &Settings) -> anyhow::Result<()> {
-    let report = on_private_servers(settings, async |settings| measure(args, settings).await).await?;
+    let steps = on_private_servers(settings, async |settings| measure(args, settings).await).await?;
+    let rates = secured::measure(settings, args.messages as usize, args.runs).await?;
+    let report = Report {
+        secured_ratio: rounded(rates.on / rates.off),
+        all_sensitive_ratio: rounded(rates.all_sensitive / rates.off),
+        secured_messages_per_second: rounded(rates.on),
+        ..steps
+    };
     if args.json {
         outln!("{}", serde_json::to_string(&report).context("the report cannot be written")?);
     } else {
@@ -111,6 +140,7 @@ async fn measure(args: &TrustArgs, settings: &Settings) -> anyhow::Result<Report
         opened.context("a good grant is refused")?;
         grants.push(taken);
     }
+    let (encrypted, decrypted) = ciphers(args.times)?;
     let at = |seconds: &[f64], share: f64, unit: f64| rounded(percentile(seconds, share) * unit);
     Ok(Report {
         token_cold_ms_p50: at(&cold, 0.5, 1e3),
@@ -120,7 +150,36 @@ async fn measure(args: &TrustArgs, settings: &Settings) -> anyhow::Result<Report
         grant_us_p50: at(&grants, 0.5, 1e6),
         grant_us_p99: at(&grants, 0.99, 1e6),
         token_bytes: asked.first().map_or(0, |one| one.bytes),
+        encrypt_1kib_us_p50: at(&encrypted, 0.5, 1e6),
+        encrypt_1kib_us_p99: at(&encrypted, 0.99, 1e6),
+        decrypt_1kib_us_p50: at(&decrypted, 0.5, 1e6),
+        decrypt_1kib_us_p99: at(&decrypted, 0.99, 1e6),
+        secured_ratio: f64::NAN,
+        all_sensitive_ratio: f64::NAN,
+        secured_messages_per_second: f64::NAN,
     })
+}
+
+/// Seconds to encrypt a field of 1 KiB, and to decrypt it.
+fn ciphers(times: u32) -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
+    let (key, plain) = (CipherKey::generate(1)?, [7_u8; 1024]);
+    let (mut encrypted, mut decrypted) = (Vec::new(), Vec::new());
+    for row in 0..times {
+        let bound = Bound::Field {
+            table: "simple_chat_context",
+            column: "context_value",
+            row: Uuid::from_u128(row.into()),
+            user: UserId::PLATFORM,
+        };
+        let began = Instant::now();
+        let sealed = key.seal(&plain, bound)?;
+        let between = Instant::now();
+        let opened = key.open(&sealed, bound)?;
+        decrypted.push(between.elapsed().as_secs_f64());
+        encrypted.push((between - began).as_secs_f64());
+        anyhow::ensure!(opened.as_slice() == plain, "what was decrypted is not what was encrypted");
+    }
+    Ok((encrypted, decrypted))
 }
 
 fn show(report: &Report) {
@@ -129,9 +188,17 @@ fn show(report: &Report) {
         ("a token that was never seen", "ms", report.token_cold_ms_p50, report.token_cold_ms_p99),
         ("a token that was seen before", "µs", report.token_cached_us_p50, report.token_cached_us_p99),
         ("a context from one grant", "µs", report.grant_us_p50, report.grant_us_p99),
+        ("a field of 1 KiB encrypted", "µs", report.encrypt_1kib_us_p50, report.encrypt_1kib_us_p99),
+        ("a field of 1 KiB decrypted", "µs", report.decrypt_1kib_us_p50, report.decrypt_1kib_us_p99),
     ] {
         table.row([what.to_owned(), format!("{p50:.3} {unit}"), format!("{p99:.3} {unit}")]);
     }
     outln!("{table}");
     outln!("a token has {} bytes", report.token_bytes);
+    outln!(
+        "with everything on and {SENSITIVE} of 100 contexts sensitive: {:.0} messages a second, {:.2} of those with it off",
+        report.secured_messages_per_second,
+        report.secured_ratio
+    );
+    outln!("with all contexts sensitive: {:.2} of those with it off", report.all_sensitive_ratio);
 }

@@ -1,0 +1,70 @@
+//! The whole way with everything on that keeps messages and memories safe, beside the same with it off.
+//!
+//! Off: a broker without accounts, nkeys and encryption at rest, bodies as they are, nothing marked sensitive. What the worker
+//! cannot go without is on in both: it judges tokens, and the database isolates users and keeps its audit trail.
+
+use runtime::Settings;
+
+use super::corpus::Corpus;
+use super::median;
+use super::pipeline::{Pipeline, give_key};
+use super::process::Meter;
+use crate::carry::step;
+use crate::errln;
+use crate::local::Local;
+
+/// Of a hundred contexts, how many are marked sensitive.
+pub(super) const SENSITIVE: u8 = 10;
+
+/// Messages a second.
+pub(super) struct Rates {
+    pub(super) off: f64,
+    /// With a tenth of the contexts sensitive.
+    pub(super) on: f64,
+    /// With all of them sensitive.
+    pub(super) all_sensitive: f64,
+}
+
+/// Runs all three in turns and gives the medians.
+pub(super) async fn measure(settings: &Settings, messages: usize, runs: u32) -> anyhow::Result<Rates> {
+    let off = step("starting private servers with nothing on", Local::unsecured(settings)).await?;
+    let on =
+        step("starting private servers with everything on", Local::temporary(settings, Default::default()));
+    let on = match on.await {
+        Ok(on) => on,
+        Err(error) => {
+            off.stop().await?;
+            return Err(error);
+        }
+    };
+    let measured = tokio::select! {
+        measured = in_turns(&off, &on, messages, runs) => measured,
+        stopped = crate::command::run::interrupted() => stopped.and_then(|()| anyhow::bail!("interrupted")),
+    };
+    let stopped = (off.stop().await, on.stop().await);
+    let rates = measured?;
+    stopped.0.and(stopped.1).map(|()| rates)
+}
+
+async fn in_turns(off: &Local, on: &Local, messages: usize, runs: u32) -> anyhow::Result<Rates> {
+    give_key(&on.settings)?;
+    let (plain, secured) = (Pipeline::open(&off.settings).await?, Pipeline::open(&on.settings).await?);
+    let mut corpus = Corpus::new();
+    plain.prepare(&corpus).await?;
+    secured.prepare(&corpus).await?;
+    let (off_meter, on_meter) = (Meter::new(off.stack()), Meter::new(on.stack()));
+    let (mut offs, mut ons, mut all) = (Vec::new(), Vec::new(), Vec::new());
+    for run in 1..=runs {
+        errln!("run {run} of {runs}: off, on, on with all sensitive");
+        for (sensitive, pipeline, meter, rates) in [
+            (0, &plain, &off_meter, &mut offs),
+            (SENSITIVE, &secured, &on_meter, &mut ons),
+            (100, &secured, &on_meter, &mut all),
+        ] {
+            corpus.mark(sensitive);
+            let measured = pipeline.measure(&corpus.messages(messages), meter).await?;
+            rates.push(measured.messages_per_second);
+        }
+    }
+    Ok(Rates { off: median(offs)?, on: median(ons)?, all_sensitive: median(all)? })
+}
