@@ -44,8 +44,17 @@ async fn the_write_path_is_measured_layer_by_layer() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_trust_costs_is_measured() {
-    let report = bench(&["trust", "--times", "200"]).await;
-    for key in ["token_cold_ms_p50", "token_cached_us_p50", "grant_us_p50", "token_bytes"] {
+    let report = bench(&["trust", "--times", "200", "--messages", "500", "--runs", "1"]).await;
+    for key in [
+        "token_cold_ms_p50",
+        "token_cached_us_p50",
+        "grant_us_p50",
+        "token_bytes",
+        "encrypt_1kib_us_p50",
+        "decrypt_1kib_us_p50",
+        "secured_ratio",
+        "all_sensitive_ratio",
+    ] {
         assert!(report[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {report}");
     }
 }

@@ -250,8 +250,20 @@ async fn a_ciphertext_goes_with_the_value_it_stands_for() {
     fixture.execute("DELETE FROM simple_chat_context").await;
     assert_eq!(count().await, 0, "a row that is deleted takes its ciphertext along");
 
-    // Secrets that always are some go with their records.
+    // Secrets that always are some go with their records, and so does one of two values that a request leaves out.
     fixture.carry(ContextWriter, secrets(1)).await;
+    let without_summary = sensitive(json!({ "conversation_id": "c", "metadata": { "a": CANARY } }));
+    let without_comment = sensitive(json!({ "message_id": MESSAGE, "feedback_type": "report", "rating": 1 }));
+    let requests =
+        [request("conversation.put", 1, without_summary), request("feedback.put", 1, without_comment)];
+    fixture.carry(ContextWriter, requests).await;
+    let of_conversations =
+        "column_name FROM encrypted_fields WHERE table_name IN ('chat_history', 'message_feedback')";
+    assert_eq!(fixture.lines(of_conversations).await, ["metadata"]);
+    assert_eq!(
+        good(revealed(&fixture, 1).await)["chat_history.metadata"],
+        json!({ "a": CANARY }).to_string()
+    );
     fixture
         .carry(
             ContextWriter,
@@ -271,7 +283,6 @@ async fn a_ciphertext_goes_with_the_value_it_stands_for() {
             "chat_history",
             "chat_messages",
             "chat_session_summary",
-            "message_feedback",
             "simple_chat_context"
         ]
     );
@@ -346,7 +357,7 @@ async fn while_the_key_store_is_away_messages_wait_and_none_is_lost() {
     ))
     .await;
     fixture.publish(secrets(1)).await;
-    // What needs no key goes on in another worker's batch, or in this one's once it is split; what does, waits.
+    // They are held, and no try is spent.
     eventually("messages are held", async || {
         let info = fixture.consumer("CONTEXT", "context-writer").await.cached_info().num_ack_pending;
         (info > 0).then_some(())
@@ -397,7 +408,7 @@ async fn a_worker_without_its_keys_does_not_start_and_says_why() {
     settings.worker.startup_timeout_s = 1;
     for (change, problem) in [
         ("ring", "keys.ring_file is not set"),
-        ("empty", "has no key-encryption key kek.1; add it, or make one with `memfleet keys generate`"),
+        ("empty", "has no key-encryption key; `memfleet keys generate` makes one"),
         ("spoilt", "line 1 is none"),
         ("store", "the key store: PostgreSQL cannot be reached"),
         ("payload", "cannot be read"),

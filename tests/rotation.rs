@@ -29,16 +29,23 @@ fn put(user_id: i32, key: &str, version: i64) -> Published {
 }
 
 fn memfleet(fixture: &Fixture, arguments: &[&str]) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_memfleet"))
+    program(fixture, arguments).spawn().expect("the program")
+}
+
+fn program(fixture: &Fixture, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_memfleet"));
+    command
         .args(arguments)
         .env_remove("MEMFLEET_CONFIG")
         .envs(fixture.environment())
+        // A rotation of data keys waits for as long as a batch may take.
+        .env("MEMFLEET_POSTGRES__CONNECT_TIMEOUT_MS", "1000")
+        .env("MEMFLEET_POSTGRES__STATEMENT_TIMEOUT_MS", "1000")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("the program")
+        .kill_on_drop(true);
+    command
 }
 
 /// Runs it to its end and gives what it printed.
@@ -269,33 +276,95 @@ async fn what_cannot_be_rotated_is_named_and_stays() {
     assert_eq!(stayed, 4);
 
     // A role that sees no rows would find nothing to do.
-    let mut restricted = fixture.environment();
-    restricted.retain(|(name, _)| name != "MEMFLEET_POSTGRES__URL");
-    restricted.push(("MEMFLEET_POSTGRES__URL".to_owned(), fixture.settings.postgres.url_of(ROLE)));
-    let refused = Command::new(env!("CARGO_BIN_EXE_memfleet"))
-        .args(["keys", "rotate", "--data"])
-        .envs(restricted)
-        .output()
-        .await
-        .expect("the program");
-    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    let restricted = ("MEMFLEET_POSTGRES__URL", fixture.settings.postgres.url_of(ROLE));
+    let told = refused(&fixture, &restricted, &["keys", "rotate", "--data"]).await;
+    assert!(told.contains("names a role that row-level security stops"), "{told}");
+    // A ring that has lost a key says which.
+    let lost = fixture.key_file("lost.ring", &testkit::KEK_RING.replace("kek.1", "kek.9"));
+    let told = refused(&fixture, &("MEMFLEET_KEYS__RING_FILE", lost), &["keys", "rotate"]).await;
+    assert!(told.contains("16 could not be opened"), "{told}");
     assert!(
-        !refused.status.success() && told.contains("names a role that row-level security stops"),
+        told.contains("lacks the key-encryption key kek.1; copy its line from a replica or a backup"),
         "{told}"
     );
-    // And one that may not change data keys says so.
-    let mut wrong = fixture.environment();
-    wrong.retain(|(name, _)| name != "MEMFLEET_KEYS__RING_FILE");
-    wrong.push((
-        "MEMFLEET_KEYS__RING_FILE".to_owned(),
-        fixture.key_file("other.ring", &testkit::KEK_RING.replace("kek.1", "kek.9")),
-    ));
-    let refused = Command::new(env!("CARGO_BIN_EXE_memfleet"))
-        .args(["keys", "rotate"])
-        .envs(wrong)
-        .output()
-        .await
-        .expect("the program");
-    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(!refused.status.success() && told.contains("has no key-encryption key kek.1"), "{told}");
+    // Nobody is given a key by a rotation.
+    let told = refused(
+        &fixture,
+        &("MEMFLEET_LOG__FORMAT", "text".to_owned()),
+        &["keys", "rotate", "--data", "--user", "9999"],
+    )
+    .await;
+    assert!(told.contains("user 9999 has no data key"), "{told}");
+    assert_eq!(key_store(&fixture, "count(*) FROM data_keys WHERE user_id = 9999").await, ["0"]);
+}
+
+/// What the program says that fails with one other variable.
+async fn refused(fixture: &Fixture, variable: &(&str, String), arguments: &[&str]) -> String {
+    let mut command = program(fixture, arguments);
+    command.env(variable.0, &variable.1);
+    let ended = timeout(DEADLINE, command.output()).await.expect("it ends in time").expect("the program");
+    testkit::logs::keep("memfleet", &ended.stderr);
+    let told = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(!ended.status.success(), "{arguments:?}: {told}");
+    told
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_generated_into_the_ring_they_belong_to() {
+    let fixture = Fixture::new().await;
+    let ring = fixture.settings.keys.ring_file.clone().expect("a ring");
+    // A last line without an end, as an editor may leave it.
+    std::fs::write(&ring, testkit::KEK_RING.trim_end()).expect("the ring");
+    fine(&fixture, &["keys", "generate"]).await;
+    let text = std::fs::read_to_string(&ring).expect("the ring");
+    assert_eq!(text.lines().count(), 2, "{text}");
+    assert!(
+        text.starts_with(testkit::KEK_RING) && text.lines().nth(1).expect("a line").starts_with("kek.2 ")
+    );
+
+    let made = fine(&fixture, &["keys", "generate", "--name", "test"]).await;
+    assert!(made.contains("has the key test.2 now\nBring it to every worker first"), "{made}");
+    let payload = std::fs::read_to_string(fixture.settings.trust.payload_ring_file.clone().expect("a ring"));
+    assert!(payload.expect("the ring").contains("\ntest.2 "));
+    assert!(!std::fs::read_to_string(&ring).expect("the ring").contains("test"));
+
+    let new = fixture.key_file("new.ring", "");
+    std::fs::remove_file(&new).expect("no file");
+    fine(&fixture, &["keys", "generate", &new]).await;
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&new).expect("a file").permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    let (good, told) = run(&fixture, &["keys", "generate", "--name", "Not A Name"]).await;
+    assert!(!good && told.contains("is no name of a key"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_store_is_migrated_and_never_the_main_database() {
+    let mut fixture = with_users_of_its_own().await;
+    let up = fine(&fixture, &["keys", "migrate"]).await;
+    assert_eq!(up, "nothing to do: the key store is up to date\n");
+    // Its keys are not thrown away by going back a version; without keys it goes and comes.
+    let store = async || store::connect(&fixture.settings.keys.url).await.expect("the key store");
+    let refused = keys::SCHEMA.down(store().await, 1).await.expect_err("there are keys");
+    assert!(refused.to_string().contains("data_keys holds keys"), "{refused}");
+    store().await.batch_execute("DELETE FROM data_keys").await.expect("no keys");
+    assert_eq!(keys::SCHEMA.down(store().await, 1).await.expect("down").len(), 1);
+    let up = fine(&fixture, &["keys", "migrate"]).await;
+    assert!(up.starts_with("up  ") && up.lines().count() == 1, "{up}");
+    let mut settings = fixture.settings.clone();
+    settings.worker.startup_timeout_s = 1;
+    assert_eq!(keys::SCHEMA.down(store().await, 1).await.expect("down").len(), 1);
+    let waits = fixture.run_with(ContextWriter, settings).failure().await.expect_err("no key store");
+    assert!(waits.to_string().contains("`memfleet keys migrate` brings it up to date"), "{waits}");
+    // Under another spelling, the configuration cannot see that it is the main database; the migration does.
+    let main = fixture.settings.postgres.url.clone();
+    fixture.settings.keys.url = format!("{main}?hostaddr=127.0.0.1");
+    let (good, told) = run(&fixture, &["keys", "migrate"]).await;
+    assert!(!good && told.contains("this is the main database"), "{told}");
+}
+
+async fn with_users_of_its_own() -> Fixture {
+    let fixture = Fixture::new().await;
+    fixture.carry(ContextWriter, [user(1), session(1, "s"), put(1, "a", 1)]).await;
+    fixture
 }

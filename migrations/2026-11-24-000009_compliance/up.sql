@@ -46,7 +46,8 @@ CREATE TABLE encrypted_fields (
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (user_id, id),
-    UNIQUE (user_id, table_name, column_name, row_id)
+    -- The row first, whose ciphertexts are looked for and deleted together.
+    UNIQUE (user_id, row_id, table_name, column_name)
 );
 
 CREATE TABLE privacy_requests (

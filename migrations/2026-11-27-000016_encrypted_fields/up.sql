@@ -19,8 +19,9 @@ ALTER TABLE encrypted_fields ADD CONSTRAINT encrypted_fields_ciphertext_check
 CREATE FUNCTION sec.drop_ciphertext() RETURNS trigger LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    -- As text, or the comparison is not one that the index knows.
     DELETE FROM public.encrypted_fields
-    WHERE user_id = OLD.user_id AND table_name = TG_TABLE_NAME AND row_id = OLD.id;
+    WHERE user_id = OLD.user_id AND row_id = OLD.id AND table_name = TG_TABLE_NAME::text;
     RETURN NULL;
 END $$;
 -- The one column of users that is encrypted. The row's key is the user's own, and the nil UUID stands for it.
@@ -38,16 +39,36 @@ UPDATE sec.worker_privileges SET privileges = privileges || '{DELETE}'::text[]
 WHERE role_name = 'w_context_writer' AND table_name = 'encrypted_fields'::regclass;
 GRANT DELETE ON encrypted_fields TO w_context_writer;
 
--- Where this migration had been taken back, rows with ciphertexts are there that nothing marks any more.
+-- Where this migration had been taken back, rows with ciphertexts are there that nothing marks any more: those that still hold
+-- the marker are marked, and the ciphertexts of values that were replaced meanwhile go.
 DO $$
 DECLARE
-    target text;
+    target record;
 BEGIN
-    FOREACH target IN ARRAY ARRAY['system_settings', 'simple_chat_context', 'chat_session_summary', 'chat_history',
-        'chat_messages', 'message_feedback', 'agent_context_states'] LOOP
-        EXECUTE format('UPDATE %1$I AS t SET is_sensitive = true FROM encrypted_fields e
-            WHERE e.table_name = %1$L AND e.user_id = t.user_id AND e.row_id = t.id', target);
+    IF row_security_active('encrypted_fields') AND pg_relation_size('encrypted_fields') > 0 THEN
+        RAISE 'there are encrypted fields, and row-level security hides them from this role; migrate as one that it does not stop';
+    END IF;
+    FOR target IN
+        SELECT t.name, t.holds, t.flag FROM (VALUES
+            ('system_settings', $q$t.setting_value = '"$encrypted"'$q$, true),
+            ('simple_chat_context', $q$t.context_value = '"$encrypted"'$q$, true),
+            ('chat_session_summary', $q$t.summary = '$encrypted'$q$, true),
+            ('chat_history', $q$t.metadata = '{"$encrypted": true}'$q$, true),
+            ('chat_messages', $q$t.content = '$encrypted'$q$, true),
+            ('message_feedback', $q$t.comment = '$encrypted'$q$, true),
+            ('agent_context_states', $q$t.context_value = '"$encrypted"'$q$, true),
+            ('user_two_factor_auth', $q$t.secret_key = '$encrypted'$q$, false),
+            ('passkey_credentials', $q$t.public_key = '$encrypted'$q$, false)) AS t (name, holds, flag)
+    LOOP
+        IF target.flag THEN
+            EXECUTE format('UPDATE %1$I AS t SET is_sensitive = true WHERE %2$s AND EXISTS (SELECT FROM encrypted_fields e
+                WHERE e.table_name = %1$L AND e.user_id = t.user_id AND e.row_id = t.id)', target.name, target.holds);
+        END IF;
+        EXECUTE format('DELETE FROM encrypted_fields e WHERE e.table_name = %1$L AND NOT EXISTS (SELECT FROM %1$I AS t
+            WHERE t.user_id = e.user_id AND t.id = e.row_id AND %2$s)', target.name, target.holds);
     END LOOP;
+    DELETE FROM encrypted_fields e WHERE e.table_name = 'users' AND NOT EXISTS (SELECT FROM users u
+        WHERE u.id = e.user_id AND u.password_hash = '$encrypted');
 END $$;
 
 DO $$
@@ -62,12 +83,15 @@ BEGIN
             (3, 'passkey_credentials', 'OLD.removed_at IS NULL', 'NEW.removed_at IS NULL'),
             (4, 'simple_chat_context', 'OLD.is_sensitive', 'NEW.is_sensitive'),
             (5, 'chat_session_summary', 'OLD.is_sensitive', 'NEW.is_sensitive'),
-            (6, 'chat_history', 'OLD.is_sensitive', 'NEW.is_sensitive'),
+            (6, 'chat_history', 'OLD.is_sensitive',
+                'NEW.is_sensitive AND (OLD.summary IS NULL OR NEW.summary IS NOT NULL)'),
             (7, 'chat_messages', 'OLD.is_sensitive', 'NEW.is_sensitive'),
-            (8, 'message_feedback', 'OLD.is_sensitive', 'NEW.is_sensitive'),
+            (8, 'message_feedback', 'OLD.is_sensitive',
+                'NEW.is_sensitive AND (OLD.comment IS NULL OR NEW.comment IS NOT NULL)'),
             (9, 'agent_context_states', 'OLD.is_sensitive', 'NEW.is_sensitive')) AS t (place, name, was, has)
         ORDER BY t.place
     LOOP
+        -- Also where one of two values is gone: what the row still holds is written anew by whoever changes it.
         -- A condition that does not hold costs next to nothing: the function is not even called.
         EXECUTE format('CREATE TRIGGER ciphertext_update AFTER UPDATE ON %s FOR EACH ROW WHEN (%s AND NOT (%s))
             EXECUTE FUNCTION sec.drop_ciphertext()', target.name, target.was, target.has);

@@ -453,16 +453,6 @@ pub struct Secret(pub(crate) SecretString);
 /// What a [`Secret`] may be.
 type SecretText = Text<1, 4096>;
 
-impl Secret {
-    /// Checks the bounds.
-    ///
-    /// # Errors
-    /// A sentence that says which bound is broken.
-    pub fn new(text: impl Into<String>) -> Result<Self, String> {
-        Ok(Self(SecretText::new(text)?.0.into()))
-    }
-}
-
 /// For publishers, who send it.
 impl Serialize for Secret {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

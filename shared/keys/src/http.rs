@@ -4,8 +4,11 @@
 use std::path::Path;
 use std::time::Duration;
 
+use serde::Deserialize;
 use ureq::Agent;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
+
+use zeroize::Zeroizing;
 
 use crate::KeyError;
 
@@ -17,7 +20,8 @@ const ANSWER_BYTES: u64 = 4 * 1024 * 1024;
 /// What a server has answered.
 pub(crate) struct Answer {
     pub(crate) status: u16,
-    pub(crate) body: Vec<u8>,
+    /// It may hold a data key.
+    pub(crate) body: Zeroizing<Vec<u8>>,
 }
 
 /// A client, which trusts the certificates of a file in PEM, if there is one, or else those that everybody knows.
@@ -52,7 +56,7 @@ pub(crate) async fn ask(
     agent: &Agent,
     url: String,
     headers: Vec<(String, String)>,
-    body: Option<Vec<u8>>,
+    body: Option<Zeroizing<Vec<u8>>>,
 ) -> Result<Answer, KeyError> {
     let agent = agent.clone();
     let place = url.clone();
@@ -71,7 +75,7 @@ pub(crate) async fn ask(
                 .call()?,
         };
         let body = answer.body_mut().with_config().limit(ANSWER_BYTES).read_to_vec()?;
-        Ok::<_, ureq::Error>(Answer { status: answer.status().as_u16(), body })
+        Ok::<_, ureq::Error>(Answer { status: answer.status().as_u16(), body: Zeroizing::new(body) })
     });
     match asked.await {
         Ok(Ok(answer)) => Ok(answer),
@@ -80,7 +84,34 @@ pub(crate) async fn ask(
     }
 }
 
-/// The start of an answer that is not as it should be, for a message to a person.
-pub(crate) fn excerpt(body: &[u8]) -> String {
-    String::from_utf8_lossy(body).chars().filter(|letter| !letter.is_control()).take(300).collect()
+/// What an answer says of what is wrong, for a message to a person. Nothing else of it is repeated: it may hold a data key.
+pub(crate) fn problem(answer: &Answer) -> String {
+    /// What Vault and KMS have in the answers of theirs that refuse.
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Refusal {
+        errors: Vec<String>,
+        #[serde(rename = "__type")]
+        name: Option<String>,
+        #[serde(alias = "Message")]
+        message: Option<String>,
+    }
+    let Refusal { errors, name, message } = serde_json::from_slice(&answer.body).unwrap_or_default();
+    let told: Vec<String> = name.into_iter().chain(message).chain(errors).collect();
+    let told = if told.is_empty() {
+        format!("{} bytes that say no more", answer.body.len())
+    } else {
+        told.join("; ")
+    };
+    let told: String = told.chars().filter(|letter| !letter.is_control()).take(300).collect();
+    format!("{}: {told}", answer.status)
+}
+
+/// Keys travel to it, so that it is spoken to under TLS, or on this machine.
+pub(crate) fn check_url(option: &str, url: &str) -> Result<(), KeyError> {
+    let here = ["http://127.0.0.1:", "http://[::1]:", "http://localhost:"];
+    if url.starts_with("https://") || here.iter().any(|start| url.starts_with(start)) {
+        return Ok(());
+    }
+    Err(KeyError::Settings(format!("keys.{option} must begin with https://, since data keys travel there")))
 }

@@ -58,20 +58,22 @@ impl Kept {
         (since.elapsed() < life).then(|| key.clone())
     }
 
-    fn keep(&mut self, user: UserId, key: &CipherKey, is_current: bool, life: Duration) {
-        if self.keys.len() >= KEPT {
-            self.keys.retain(|_, (_, since)| since.elapsed() < life);
-            self.current.retain(|_, (_, since)| since.elapsed() < life);
-        }
+    /// Keeps what the key store had at a moment.
+    fn keep(&mut self, user: UserId, key: &CipherKey, is_current: bool, at: Instant) {
         if self.keys.len() >= KEPT {
             self.keys.clear();
             self.current.clear();
         }
-        let now = Instant::now();
-        self.keys.insert((user, key.version()), (key.clone(), now));
+        self.keys.insert((user, key.version()), (key.clone(), at));
         if is_current {
-            self.current.insert(user, (key.version(), now));
+            self.current.insert(user, (key.version(), at));
         }
+    }
+
+    /// Lets go of what is too old to be used, so that no key stays in memory for longer than it is good.
+    fn sweep(&mut self, life: Duration) {
+        self.keys.retain(|_, (_, since)| since.elapsed() < life);
+        self.current.retain(|_, (_, since)| since.elapsed() < life);
     }
 }
 
@@ -122,6 +124,23 @@ impl Keys {
     /// # Errors
     /// [`KeyError`] if the key store or the provider is away, or lacks a key-encryption key: then nobody's is known.
     pub async fn current(&self, users: &BTreeSet<UserId>) -> Result<DataKeys, KeyError> {
+        let mut found = self.existing(users).await?;
+        let new: BTreeSet<UserId> = users.iter().filter(|user| !found.contains_key(user)).copied().collect();
+        if !new.is_empty() {
+            let (asked_at, made) = (Instant::now(), self.make(&new, 1).await?);
+            let mut connection = store::lend(&self.pool).await?;
+            // Of two replicas with one new user, one is the quicker; both go on with its key.
+            shelf::add(&mut connection, &made).await?;
+            let wrapped = shelf::current(&mut connection, &new).await?;
+            drop(connection);
+            self.open_all(&wrapped, Some(asked_at), |key, opened| drop(found.insert(key.user, opened)))
+                .await?;
+        }
+        Ok(found)
+    }
+
+    /// The keys that encrypt for those of these users who have one.
+    pub(crate) async fn existing(&self, users: &BTreeSet<UserId>) -> Result<DataKeys, KeyError> {
         let mut found = DataKeys::with_capacity(users.len());
         let mut wanted = BTreeSet::new();
         {
@@ -134,18 +153,10 @@ impl Keys {
             }
         }
         if !wanted.is_empty() {
-            let mut connection = store::lend(&self.pool).await?;
-            let mut wrapped = shelf::current(&mut connection, &wanted).await?;
-            let known: BTreeSet<UserId> = wrapped.iter().map(|key| key.user).collect();
-            let new: BTreeSet<UserId> = wanted.difference(&known).copied().collect();
-            if !new.is_empty() {
-                let made = self.make(&new, 1).await?;
-                // Of two replicas with one new user, one is the quicker; both go on with its key.
-                shelf::add(&mut connection, &made).await?;
-                wrapped.extend(shelf::current(&mut connection, &new).await?);
-            }
-            drop(connection);
-            self.open_all(&wrapped, true, |key, opened| drop(found.insert(key.user, opened))).await?;
+            let asked_at = Instant::now();
+            let wrapped = shelf::current(&mut *store::lend(&self.pool).await?, &wanted).await?;
+            self.open_all(&wrapped, Some(asked_at), |key, opened| drop(found.insert(key.user, opened)))
+                .await?;
         }
         Ok(found)
     }
@@ -171,7 +182,7 @@ impl Keys {
         if !wanted.is_empty() {
             let wrapped = shelf::of_versions(&mut *store::lend(&self.pool).await?, &wanted).await?;
             let take = |key: &WrappedKey, opened| drop(found.insert((key.user, key.version), opened));
-            self.open_all(&wrapped, false, take).await?;
+            self.open_all(&wrapped, None, take).await?;
         }
         Ok(found)
     }
@@ -209,22 +220,21 @@ impl Keys {
         &self.provider
     }
 
-    /// How long another replica may go on with a key that is not the current one any more.
-    pub fn life(&self) -> Duration {
-        self.life
-    }
-
+    /// Opens keys and keeps them. Those that were the current ones at a moment are kept as such, from that moment on.
     async fn open_all(
         &self,
         wrapped: &[WrappedKey],
-        are_current: bool,
+        current_at: Option<Instant>,
         mut take: impl FnMut(&WrappedKey, Unwrapped),
     ) -> Result<(), KeyError> {
         let opened = self.provider.unwrap(wrapped).await?;
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.sweep(self.life);
         for (key, opened) in wrapped.iter().zip(opened) {
             match &opened {
-                Ok(open) => kept.keep(key.user, open, are_current, self.life),
+                Ok(open) => {
+                    kept.keep(key.user, open, current_at.is_some(), current_at.unwrap_or_else(Instant::now));
+                }
                 Err(reason) => {
                     tracing::warn!(user = key.user.get(), version = key.version, %reason, "a data key cannot be opened");
                 }

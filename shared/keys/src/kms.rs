@@ -55,6 +55,26 @@ struct Encrypt<'a> {
 #[serde(rename_all = "PascalCase")]
 struct Encrypted {
     ciphertext_blob: String,
+    /// The ARN of the key, whatever it was named by.
+    key_id: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct DescribeKey<'a> {
+    key_id: &'a str,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Described {
+    key_metadata: Metadata,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Metadata {
+    arn: String,
 }
 
 #[derive(Serialize)]
@@ -92,6 +112,7 @@ impl Kms {
             Some(url) => url.trim_end_matches('/').to_owned(),
             None => format!("https://kms.{region}.amazonaws.com"),
         };
+        http::check_url("kms_url", &url)?;
         let host = url.split_once("://").map_or(url.as_str(), |(_, host)| host).to_owned();
         Ok(Some(Self {
             agent: http::agent(None)?,
@@ -105,9 +126,13 @@ impl Kms {
         }))
     }
 
-    /// `aws-kms:<key>`. Which of its own versions of a key it uses, KMS keeps to itself.
-    pub(crate) fn current(&self) -> String {
-        format!("aws-kms:{}", self.key)
+    /// `aws-kms:<ARN>`: an alias may name another key tomorrow. Which of its own versions of a key it uses, KMS keeps to itself.
+    pub(crate) async fn current(&self) -> Result<String, KeyError> {
+        let answer = self.ask("DescribeKey", &DescribeKey { key_id: &self.key }).await?;
+        match serde_json::from_slice::<Described>(&answer.body) {
+            Ok(described) if answer.status == 200 => Ok(format!("aws-kms:{}", described.key_metadata.arn)),
+            Ok(_) | Err(_) => Err(refused(&answer)),
+        }
     }
 
     pub(crate) async fn wrap(&self, keys: &[(UserId, CipherKey)]) -> Result<Vec<WrappedKey>, KeyError> {
@@ -125,7 +150,8 @@ impl Kms {
             let wrapped = BASE64
                 .decode(encrypted.ciphertext_blob.as_bytes())
                 .map_err(|_| KeyError::Provider("the answer of KMS is no base64".to_owned()))?;
-            Ok(WrappedKey { user, version: key.version(), kek: self.current(), wrapped })
+            let kek = format!("aws-kms:{}", encrypted.key_id);
+            Ok(WrappedKey { user, version: key.version(), kek, wrapped })
         };
         let requests: Vec<_> = keys.iter().map(|(user, key)| wrap(*user, key.clone())).collect();
         stream::iter(requests).buffered(AT_ONCE).try_collect().await
@@ -151,10 +177,9 @@ impl Kms {
                 .map_err(|_| KeyError::Provider("the answer of KMS is no base64".to_owned()))?;
             return Ok(key_of(key.version, &Zeroizing::new(bytes)));
         }
-        // These are of this one blob; anything else, such as a key that is disabled, an operator can mend.
-        const OF_THE_BLOB: [&str; 2] = ["InvalidCiphertextException", "IncorrectKeyException"];
+        // This one is of the blob; anything else, such as a key that is disabled, an operator can mend.
         match serde_json::from_slice::<Refusal>(&answer.body) {
-            Ok(refusal) if OF_THE_BLOB.iter().any(|name| refusal.name.ends_with(name)) => {
+            Ok(refusal) if refusal.name.ends_with("InvalidCiphertextException") => {
                 Ok(Err(format!("KMS does not open it: {}", refusal.name)))
             }
             Ok(_) | Err(_) => Err(refused(&answer)),
@@ -186,7 +211,7 @@ impl Kms {
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
             .collect();
         sent.push(("authorization".to_owned(), authorization));
-        http::ask(&self.agent, format!("{}/", self.url), sent, Some(body.to_vec())).await
+        http::ask(&self.agent, format!("{}/", self.url), sent, Some(body)).await
     }
 }
 
@@ -199,5 +224,5 @@ fn context(user: UserId, version: u32) -> EncryptionContext {
 }
 
 fn refused(answer: &Answer) -> KeyError {
-    KeyError::Provider(format!("KMS answers {}: {}", answer.status, http::excerpt(&answer.body)))
+    KeyError::Provider(format!("KMS answers {}", http::problem(answer)))
 }

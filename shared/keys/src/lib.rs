@@ -33,8 +33,8 @@ use store::migration::Schema;
 
 pub use field::{Encrypted, Field, load, seal, write};
 pub use keeper::{DataKeys, Keys};
-pub use provider::{KEK, Provider};
-pub use rotate::{Census, Renewed, census, reencrypt, renew, rewrap, users};
+pub use provider::KEK;
+pub use rotate::{Census, Renewed, census, check_operator, reencrypt, renew, rewrap};
 pub use settings::{KeySettings, ProviderName};
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
@@ -48,6 +48,9 @@ pub enum KeyError {
     /// The key store cannot be reached, or refuses.
     #[error("the key store: {0}")]
     Store(String),
+    /// The main database cannot be reached, or refuses.
+    #[error("the main database: {0}")]
+    Main(String),
     /// Who wraps keys cannot be reached, refuses, or lacks a key.
     #[error("the key provider: {0}")]
     Provider(String),

@@ -73,7 +73,7 @@ impl Provider {
             #[cfg(feature = "vault")]
             ProviderName::Vault => self.vault()?.current().await,
             #[cfg(feature = "aws-kms")]
-            ProviderName::AwsKms => Ok(self.kms()?.current()),
+            ProviderName::AwsKms => self.kms()?.current().await,
             #[cfg(not(feature = "vault"))]
             ProviderName::Vault => Err(not_built("vault")),
             #[cfg(not(feature = "aws-kms"))]
@@ -178,12 +178,17 @@ impl Ring {
 
     fn unwrap(&self, keys: &[&WrappedKey]) -> Result<Vec<Unwrapped>, KeyError> {
         let ring = self.read()?;
+        let newest = ring.current(KEK).map_or(0, CipherKey::version);
         keys.iter()
             .map(|key| {
-                let version = key.kek.strip_prefix("ring:").and_then(trust::parse_key_id);
-                // Somebody adds it to this replica's file; until then nobody's message is at fault.
-                let kek = version.and_then(|(name, version)| ring.get(name, version));
-                let kek = kek.ok_or_else(|| self.without(Some(&key.kek)))?;
+                let named = key.kek.strip_prefix("ring:").and_then(trust::parse_key_id);
+                let Some(kek) = named.and_then(|(name, version)| ring.get(name, version)) else {
+                    // A newer one is on its way to this replica's file, and nobody's message is at fault. An older one or
+                    // one of another name is lost, which is its users' trouble alone.
+                    let is_newer = named.is_some_and(|(name, version)| name == KEK && version > newest);
+                    let lacking = self.without(Some(&key.kek));
+                    return if is_newer { Err(lacking) } else { Ok(Err(lacking.to_string())) };
+                };
                 let bound = Bound::DataKey { user: key.user, version: key.version };
                 Ok(match kek.open(&key.wrapped, bound) {
                     Ok(bytes) => key_of(key.version, &bytes),
@@ -194,11 +199,14 @@ impl Ring {
     }
 
     fn without(&self, kek: Option<&str>) -> KeyError {
-        let wanted = kek.map_or_else(|| format!("{KEK}.1"), |kek| kek.trim_start_matches("ring:").to_owned());
-        KeyError::Provider(format!(
-            "{} has no key-encryption key {wanted}; add it, or make one with `memfleet keys generate`",
-            self.0.path().display()
-        ))
+        let file = self.0.path().display();
+        KeyError::Provider(match kek.map(|kek| kek.trim_start_matches("ring:")) {
+            None => format!("{file} has no key-encryption key; `memfleet keys generate` makes one"),
+            // Another key under that name would open nothing that the real one has wrapped.
+            Some(kek) => format!(
+                "{file} lacks the key-encryption key {kek}; copy its line from a replica or a backup that has it"
+            ),
+        })
     }
 }
 

@@ -8,7 +8,7 @@ use contract::UserId;
 use diesel::QueryableByName;
 use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{AsyncConnection, RunQueryDsl};
-use store::{Connection, Fault};
+use store::{Connection, Fault, FaultKind};
 use trust::{Bound, CipherKey};
 use uuid::Uuid;
 
@@ -29,19 +29,28 @@ const FIELDS_AT_ONCE: i64 = 200;
 pub struct Renewed {
     /// How many were made anew.
     pub done: usize,
-    /// What could not be opened, and why. It stays as it was.
-    pub failed: Vec<String>,
+    /// How many could not be opened. They stay as they were.
+    pub failed: usize,
+    /// Which ones, and why, of the first of them.
+    pub problems: Vec<String>,
 }
 
-/// The most failures that are told; the others are counted only by their absence from `done`.
+/// The most problems that are told.
 const TOLD: usize = 20;
 
 impl Renewed {
     fn fail(&mut self, what: String) {
-        tracing::warn!(%what, "cannot be rotated");
-        if self.failed.len() < TOLD {
-            self.failed.push(what);
+        self.failed += 1;
+        if self.problems.len() < TOLD {
+            self.problems.push(what);
         }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.done += other.done;
+        self.failed += other.failed;
+        self.problems.extend(other.problems);
+        self.problems.truncate(TOLD);
     }
 }
 
@@ -62,7 +71,7 @@ pub struct Census {
 ///
 /// # Errors
 /// [`KeyError::Store`].
-pub async fn census(keys: &Keys) -> Result<Vec<Census>, KeyError> {
+pub async fn census(connection: &mut Connection) -> Result<Vec<Census>, KeyError> {
     #[derive(QueryableByName)]
     struct Counted {
         #[diesel(sql_type = Text)]
@@ -77,8 +86,7 @@ pub async fn census(keys: &Keys) -> Result<Vec<Census>, KeyError> {
     const CENSUS: &str = "
         SELECT kek::text, count(*) AS data_keys, count(DISTINCT user_id) AS users, min(created_at) AS oldest
         FROM data_keys GROUP BY kek ORDER BY kek";
-    let mut connection = store::lend(keys.pool()).await?;
-    let rows: Vec<Counted> = diesel::sql_query(CENSUS).load(&mut *connection).await.map_err(Fault::from)?;
+    let rows: Vec<Counted> = diesel::sql_query(CENSUS).load(connection).await.map_err(Fault::from)?;
     let census = |Counted { kek, data_keys, users, oldest }| Census { kek, data_keys, users, oldest };
     Ok(rows.into_iter().map(census).collect())
 }
@@ -157,7 +165,7 @@ pub async fn renew(keys: &Keys, before: DateTime<Utc>, only: Option<UserId>) -> 
 ///
 /// # Errors
 /// A [`Fault`] of the database.
-pub async fn users(main: &mut Connection, after: i32) -> Result<Vec<UserId>, Fault> {
+async fn users(main: &mut Connection, after: i32) -> Result<Vec<UserId>, Fault> {
     #[derive(QueryableByName)]
     struct Id {
         #[diesel(sql_type = Integer)]
@@ -170,8 +178,8 @@ pub async fn users(main: &mut Connection, after: i32) -> Result<Vec<UserId>, Fau
     Ok(rows.into_iter().filter_map(|row| UserId::new(row.user_id).ok()).collect())
 }
 
-/// Encrypts every field of users that an older data key has encrypted with the current one. The connection is an operator's,
-/// whom row-level security does not stop.
+/// Encrypts every field of users that an older data key has encrypted with the current one. The connection is one that
+/// [`check_operator`] has found good.
 ///
 /// # Errors
 /// [`KeyError`] if a database or a provider is away, or the role sees its own rows only; what is done stays done.
@@ -180,7 +188,6 @@ pub async fn reencrypt(
     keys: &Keys,
     only: Option<UserId>,
 ) -> Result<Renewed, KeyError> {
-    check_operator(main).await?;
     let mut renewed = Renewed::default();
     if let Some(user) = only {
         reencrypt_of(main, keys, &BTreeSet::from([user]), &mut renewed).await?;
@@ -196,11 +203,14 @@ pub async fn reencrypt(
 }
 
 fn main_database(fault: Fault) -> KeyError {
-    KeyError::Store(format!("the main database: {fault}"))
+    KeyError::Main(fault.reason)
 }
 
-/// To a role that sees no rows, everything would look done.
-async fn check_operator(main: &mut Connection) -> Result<(), KeyError> {
+/// Whether the connection sees every row: to a role that sees none, everything would look done.
+///
+/// # Errors
+/// [`KeyError::Settings`] if row-level security stops it, [`KeyError::Main`] if the database cannot be asked.
+pub async fn check_operator(main: &mut Connection) -> Result<(), KeyError> {
     #[derive(QueryableByName)]
     struct Active {
         #[diesel(sql_type = Bool)]
@@ -240,36 +250,52 @@ async fn reencrypt_of(
     users: &BTreeSet<UserId>,
     renewed: &mut Renewed,
 ) -> Result<(), KeyError> {
-    let current: BTreeMap<UserId, CipherKey> = keys
-        .current(users)
-        .await?
-        .into_iter()
-        .filter_map(|(user, key)| match key {
-            Ok(key) => Some((user, key)),
-            Err(reason) => {
-                renewed.fail(format!("the data key of user {user}: {reason}"));
-                None
-            }
-        })
-        .collect();
+    let mut current = BTreeMap::new();
+    let mut known = keys.existing(users).await?;
+    for user in users {
+        match known.remove(user) {
+            Some(Ok(key)) => drop(current.insert(*user, key)),
+            Some(Err(reason)) => renewed.fail(format!("the data key of user {user}: {reason}")),
+            None => renewed
+                .fail(format!("user {user} has no data key; is the key store older than the main database?")),
+        }
+    }
     let mut after = (-1, Uuid::nil());
     loop {
         let old = places(main, &current, after).await.map_err(main_database)?;
         let Some(last) = old.last() else { return Ok(()) };
         after = (last.user_id, last.id);
-        let opened = keys.of_versions(old.iter().filter_map(Place::key)).await?;
-        let openers: BTreeMap<(UserId, u32), CipherKey> =
-            opened.into_iter().filter_map(|(at, key)| Some((at, key.ok()?))).collect();
-        let ids: Vec<Uuid> = old.iter().map(|place| place.id).collect();
-        let step: Result<Renewed, Fault> =
-            main.transaction(async |main| exchange(main, &ids, &current, &openers).await).await;
-        let step = step.map_err(main_database)?;
-        renewed.done += step.done;
-        step.failed.into_iter().for_each(|failed| renewed.fail(failed));
+        let openers: Openers =
+            keys.of_versions(old.iter().filter_map(Place::key)).await?.into_iter().collect();
+        renewed.add(exchange_patiently(main, &old, &current, &openers).await.map_err(main_database)?);
     }
 }
 
-/// Where fields are whose key is not the current one. A ciphertext says so itself, in its bytes 3 to 6.
+/// Data keys by user and version, or why one cannot be opened.
+type Openers = BTreeMap<(UserId, u32), Result<CipherKey, String>>;
+
+/// How often a step is tried whose locks are in the way of a writer's.
+const TRIES: u32 = 20;
+
+/// One step, again if a writer was in the way: triggers of other tables delete ciphertexts in the order of those tables.
+async fn exchange_patiently(
+    main: &mut Connection,
+    old: &[Place],
+    current: &BTreeMap<UserId, CipherKey>,
+    openers: &Openers,
+) -> Result<Renewed, Fault> {
+    let mut tries = 0;
+    loop {
+        let step: Result<Renewed, Fault> =
+            main.transaction(async |main| exchange(main, old, current, openers).await).await;
+        match step {
+            Err(fault) if fault.kind == FaultKind::Transient && tries < TRIES => tries += 1,
+            step => return step,
+        }
+    }
+}
+
+/// Where fields are whose key is older than the current one. A ciphertext says so itself, in its bytes 3 to 6.
 async fn places(
     main: &mut Connection,
     current: &BTreeMap<UserId, CipherKey>,
@@ -278,7 +304,7 @@ async fn places(
     const PLACES: &str = "
         SELECT e.id, e.user_id, substr(e.ciphertext, 3, 4) AS key_version
         FROM unnest($1::integer[], $2::integer[]) AS c (user_id, version)
-        JOIN encrypted_fields e ON e.user_id = c.user_id AND substr(e.ciphertext, 3, 4) <> int4send(c.version)
+        JOIN encrypted_fields e ON e.user_id = c.user_id AND substr(e.ciphertext, 3, 4) < int4send(c.version)
         WHERE (e.user_id, e.id) > ($3, $4) ORDER BY e.user_id, e.id LIMIT $5";
     let query = diesel::sql_query(PLACES)
         .bind::<Array<Integer>, _>(current.keys().map(|user| user.get()).collect::<Vec<_>>())
@@ -291,23 +317,29 @@ async fn places(
     Ok(query.load(main).await?)
 }
 
-/// One transaction: the fields as they are now, under locks that are taken in the order in which writers take them.
+/// One transaction: the fields as they are now, under locks in the order in which workers write them.
 async fn exchange(
     main: &mut Connection,
-    ids: &[Uuid],
+    old: &[Place],
     current: &BTreeMap<UserId, CipherKey>,
-    openers: &BTreeMap<(UserId, u32), CipherKey>,
+    openers: &Openers,
 ) -> Result<Renewed, Fault> {
     const READ: &str = "
-        SELECT user_id, table_name::text, column_name::text, row_id, ciphertext FROM encrypted_fields WHERE id = ANY ($1)
-        ORDER BY user_id, table_name, column_name, row_id FOR UPDATE";
+        SELECT e.user_id, e.table_name::text, e.column_name::text, e.row_id, e.ciphertext
+        FROM unnest($1::integer[], $2::uuid[]) AS i (user_id, id)
+        JOIN encrypted_fields e ON e.user_id = i.user_id AND e.id = i.id
+        ORDER BY e.user_id, e.table_name, e.column_name, e.row_id FOR UPDATE OF e";
     const WRITE: &str = "
         UPDATE encrypted_fields e SET ciphertext = i.ciphertext
         FROM unnest($1::integer[], $2::text[], $3::text[], $4::uuid[], $5::bytea[])
             AS i (user_id, table_name, column_name, row_id, ciphertext)
         WHERE e.user_id = i.user_id AND e.table_name = i.table_name AND e.column_name = i.column_name AND e.row_id = i.row_id";
     let mut renewed = Renewed::default();
-    let rows: Vec<Row> = diesel::sql_query(READ).bind::<Array<SqlUuid>, _>(ids.to_vec()).load(main).await?;
+    let rows: Vec<Row> = diesel::sql_query(READ)
+        .bind::<Array<Integer>, _>(old.iter().map(|place| place.user_id).collect::<Vec<_>>())
+        .bind::<Array<SqlUuid>, _>(old.iter().map(|place| place.id).collect::<Vec<_>>())
+        .load(main)
+        .await?;
     let mut anew: Vec<(Encrypted, Vec<u8>)> = Vec::with_capacity(rows.len());
     for field in rows.into_iter().filter_map(Row::known) {
         let Some(key) = current.get(&field.user) else { continue };
@@ -333,18 +365,18 @@ async fn exchange(
 }
 
 /// A field under another key. None if somebody has written it with that key meanwhile.
-fn again(
-    field: &Encrypted,
-    key: &CipherKey,
-    openers: &BTreeMap<(UserId, u32), CipherKey>,
-) -> Result<Option<Vec<u8>>, String> {
+fn again(field: &Encrypted, key: &CipherKey, openers: &Openers) -> Result<Option<Vec<u8>>, String> {
     let version = field.key_version().ok_or("it is no ciphertext")?;
-    if version == key.version() {
+    if version >= key.version() {
         return Ok(None);
     }
-    let old = openers
-        .get(&(field.user, version))
-        .ok_or_else(|| format!("version {version} of its key cannot be had"))?;
+    let old = match openers.get(&(field.user, version)) {
+        Some(Ok(old)) => old,
+        Some(Err(reason)) => {
+            return Err(format!("version {version} of its data key cannot be opened: {reason}"));
+        }
+        None => return Err(format!("the key store has no version {version} of its user's data key")),
+    };
     let plain = open(field, old)?;
     let Encrypted { user, table, column, row, .. } = field;
     let bound = Bound::Field { table, column, row: *row, user: *user };

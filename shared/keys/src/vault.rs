@@ -1,5 +1,7 @@
 //! The transit engine of HashiCorp Vault, or of OpenBao: it wraps and opens data keys, and never gives its own key away.
 
+use std::collections::BTreeMap;
+
 use contract::UserId;
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
@@ -16,8 +18,8 @@ use crate::shelf::WrappedKey;
 /// A key of a transit engine.
 pub(crate) struct Vault {
     agent: Agent,
-    /// Up to the engine: `https://vault.example.com:8200/v1/transit`.
-    engine: String,
+    /// `https://vault.example.com:8200`.
+    server: String,
     mount: String,
     key: String,
     token_file: String,
@@ -25,7 +27,7 @@ pub(crate) struct Vault {
 
 impl std::fmt::Debug for Vault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Vault").field("engine", &self.engine).field("key", &self.key).finish_non_exhaustive()
+        f.debug_struct("Vault").field("server", &self.server).field("key", &self.key).finish_non_exhaustive()
     }
 }
 
@@ -38,8 +40,8 @@ struct Plain {
 
 /// One to be opened.
 #[derive(Serialize)]
-struct Cipher<'a> {
-    ciphertext: &'a str,
+struct Cipher {
+    ciphertext: String,
     associated_data: String,
 }
 
@@ -79,10 +81,11 @@ impl Vault {
         let token_file = settings.vault_token_file.clone().ok_or_else(|| {
             KeyError::Settings("keys.vault_url is set, and keys.vault_token_file is not".to_owned())
         })?;
+        http::check_url("vault_url", url)?;
         let mount = settings.vault_mount.trim_matches('/').to_owned();
         Ok(Some(Self {
             agent: http::agent(settings.vault_ca_file.as_deref())?,
-            engine: format!("{}/v1/{mount}", url.trim_end_matches('/')),
+            server: url.trim_end_matches('/').to_owned(),
             mount,
             key: settings.vault_key.clone(),
             token_file,
@@ -95,7 +98,7 @@ impl Vault {
     }
 
     pub(crate) async fn current(&self) -> Result<String, KeyError> {
-        let answer = self.ask(&format!("keys/{}", self.key), None).await?;
+        let answer = self.ask(&format!("{}/keys/{}", self.mount, self.key), None).await?;
         let state: KeyState = read(&answer)?;
         Ok(self.name(&state.latest_version.to_string()))
     }
@@ -106,7 +109,7 @@ impl Vault {
             associated_data: associated(*user, key.version()),
         };
         let batch = Batch { batch_input: keys.iter().map(plain).collect() };
-        let answer = self.ask(&format!("encrypt/{}", self.key), Some(text(&batch)?)).await?;
+        let answer = self.ask(&format!("{}/encrypt/{}", self.mount, self.key), Some(text(&batch)?)).await?;
         let results = self.results(&answer, keys.len())?;
         keys.iter()
             .zip(results)
@@ -123,18 +126,36 @@ impl Vault {
             .collect()
     }
 
+    /// Opens keys, each with the key of Vault's that has wrapped it, which need not be the one that wraps now.
     pub(crate) async fn unwrap(&self, keys: &[&WrappedKey]) -> Result<Vec<Unwrapped>, KeyError> {
-        let cipher = |key: &&'_ WrappedKey| {
+        let mut by_key: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (at, key) in keys.iter().enumerate() {
+            by_key.entry(key_path(&key.kek)).or_default().push(at);
+        }
+        let mut found: Vec<Unwrapped> = keys.iter().map(|_| Err("Vault was not asked".to_owned())).collect();
+        for (path, places) in by_key {
+            let (mount, name) = path.rsplit_once('/').unwrap_or((&self.mount, path));
+            let wrapped: Vec<&WrappedKey> = places.iter().map(|&at| keys[at]).collect();
+            for (at, key) in places.into_iter().zip(self.unwrap_with(mount, name, &wrapped).await?) {
+                found[at] = key;
+            }
+        }
+        Ok(found)
+    }
+
+    async fn unwrap_with(
+        &self,
+        mount: &str,
+        name: &str,
+        keys: &[&WrappedKey],
+    ) -> Result<Vec<Unwrapped>, KeyError> {
+        let cipher = |key: &&WrappedKey| Cipher {
             // What is no text was not wrapped by Vault, which will say so.
-            let ciphertext = String::from_utf8_lossy(&key.wrapped).into_owned();
-            (ciphertext, associated(key.user, key.version))
+            ciphertext: String::from_utf8_lossy(&key.wrapped).into_owned(),
+            associated_data: associated(key.user, key.version),
         };
-        let ciphers: Vec<(String, String)> = keys.iter().map(cipher).collect();
-        let batch_input = ciphers
-            .iter()
-            .map(|(ciphertext, associated)| Cipher { ciphertext, associated_data: associated.clone() })
-            .collect();
-        let answer = self.ask(&format!("decrypt/{}", self.key), Some(text(&Batch { batch_input })?)).await?;
+        let batch = Batch { batch_input: keys.iter().map(cipher).collect() };
+        let answer = self.ask(&format!("{mount}/decrypt/{name}"), Some(text(&batch)?)).await?;
         let results = self.results(&answer, keys.len())?;
         Ok(keys.iter().zip(results).map(|(key, outcome)| opened(key, outcome)).collect())
     }
@@ -149,8 +170,7 @@ impl Vault {
             ("X-Vault-Request".to_owned(), "true".to_owned()),
             ("Content-Type".to_owned(), "application/json".to_owned()),
         ];
-        http::ask(&self.agent, format!("{}/{path}", self.engine), headers, body.map(|body| body.to_vec()))
-            .await
+        http::ask(&self.agent, format!("{}/v1/{path}", self.server), headers, body).await
     }
 
     /// The results of a batch. Vault answers 400 where some of them failed, and says each one's error all the same.
@@ -171,11 +191,17 @@ fn read<T: for<'a> Deserialize<'a>>(answer: &Answer) -> Result<T, KeyError> {
 }
 
 fn refused(answer: &Answer) -> KeyError {
-    KeyError::Provider(format!("Vault answers {}: {}", answer.status, http::excerpt(&answer.body)))
+    KeyError::Provider(format!("Vault answers {}", http::problem(answer)))
 }
 
 fn text<T: Serialize>(batch: &T) -> Result<Zeroizing<Vec<u8>>, KeyError> {
     serde_json::to_vec(batch).map(Zeroizing::new).map_err(|error| KeyError::Provider(error.to_string()))
+}
+
+/// `<mount>/<key>` of `vault:<mount>/<key>.<version>`.
+fn key_path(kek: &str) -> &str {
+    let named = kek.strip_prefix("vault:").unwrap_or(kek);
+    named.rsplit_once('.').map_or(named, |(path, _)| path)
 }
 
 fn associated(user: UserId, version: u32) -> String {

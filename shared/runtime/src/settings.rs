@@ -251,8 +251,11 @@ impl Default for LogSettings {
     }
 }
 
-/// What no filter lets into the log: the NATS client tells of whole messages, with their bodies and tokens.
-pub const NEVER_LOGGED: &str = "async_nats::jetstream::context=info";
+/// Whether a line may be logged, whatever the filter says: the NATS client tells of whole messages, with their bodies and tokens,
+/// to whoever looks for a fault in it.
+pub fn may_be_logged(metadata: &tracing::Metadata<'_>) -> bool {
+    *metadata.level() <= tracing::Level::INFO || !metadata.target().starts_with("async_nats")
+}
 
 /// How a line of the log looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -339,7 +342,13 @@ impl Settings {
             ("worker.startup_timeout_s", worker.startup_timeout_s, 1, 3_600),
             ("worker.shutdown_grace_s", worker.shutdown_grace_s, 1, 600),
         ];
-        if self.keys.url == self.postgres.url {
+        // Those of workers differ in the role only.
+        let role = "w";
+        let pairs = [
+            (self.keys.url.clone(), self.postgres.url.clone()),
+            (self.keys.url_of(role), self.postgres.url_of(role)),
+        ];
+        if pairs.iter().any(|(keys, main)| store::same_database(keys, main)) {
             return Err(SettingsError(
                 "keys.url names the main database; the key store must be another one, or its keys lie with what they encrypt"
                     .to_owned(),

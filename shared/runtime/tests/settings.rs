@@ -220,7 +220,7 @@ fn every_option_can_be_passed_on_in_the_environment() {
 
 #[test]
 fn keys_must_not_lie_with_what_they_encrypt() {
-    let content = "[postgres]\nurl = \"postgres://h/d\"\n[keys]\nurl = \"postgres://h/d\"\n";
+    let content = "[postgres]\nurl = \"postgres://h/d\"\n[keys]\nurl = \"postgres://k:p@h:5432/d\"\n";
     let problem = refusal("one-database", content);
     assert!(problem.starts_with("keys.url names the main database"), "{problem}");
 }

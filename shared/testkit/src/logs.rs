@@ -9,6 +9,7 @@ use std::process::Stdio;
 use std::sync::LazyLock;
 
 use data_encoding::{BASE64, HEXLOWER};
+use tracing_subscriber::filter::{FilterExt as _, filter_fn};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, fmt};
@@ -22,7 +23,7 @@ use crate::token;
 pub const LOGS_VARIABLE: &str = "MEMFLEET_TEST_LOGS";
 
 /// Everything that our own code says, and what the libraries below it say to whoever looks for a fault.
-const EVERYTHING: &str = "debug,audit=trace,context_writer=trace,keys=trace,memfleet=trace,runtime=trace,store=trace,\
+const EVERYTHING: &str = "debug,async_nats=trace,audit=trace,context_writer=trace,keys=trace,memfleet=trace,runtime=trace,store=trace,\
                           topology=trace,trust=trace";
 
 /// The log of this process's workers, if logs are kept.
@@ -38,7 +39,7 @@ pub(crate) fn start() {
     let shown = fmt::layer().with_test_writer().with_filter(EnvFilter::from_default_env());
     let kept = OWN.as_ref().and_then(|path| OpenOptions::new().append(true).create(true).open(path).ok());
     // With what the program itself adds to every filter.
-    let filter = || EnvFilter::new(format!("{EVERYTHING},{}", runtime::settings::NEVER_LOGGED));
+    let filter = || EnvFilter::new(EVERYTHING).and(filter_fn(runtime::settings::may_be_logged));
     let kept = kept.map(|file| {
         fmt::layer().with_ansi(false).with_writer(std::sync::Mutex::new(file)).with_filter(filter())
     });

@@ -23,7 +23,7 @@ pub use grant::{Grant, GrantKey, role_of};
 pub use issuer::{GRANT_OUTLIVES_TOKEN, IssueError, Issued, TokenIssuer, TokenRequest};
 pub use key::{PrivateKey, PublicKey};
 pub use refusal::Refusal;
-pub use ring::{KeyRing, RingFile, key_id, parse_key_id};
+pub use ring::{KeyRing, RingFile, is_ring_name, key_id, parse_key_id};
 pub use scope::{SCOPES, Scope, ScopeError};
 pub use text::KeyError;
 pub use token::{LONGEST_LIFE, TOKEN_BYTES, Token, verify};

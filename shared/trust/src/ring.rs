@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use contract::Service;
 use secrecy::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
 
 use crate::cipher::CipherKey;
-use crate::text::{KeyError, content, from_hex, is_key_name, to_hex};
+use crate::text::{KeyError, content, from_hex, to_hex};
 
 /// The most lines of a ring.
 const LINES: usize = 10_000;
@@ -60,11 +61,6 @@ impl KeyRing {
         self.keys.get(name)?.last_key_value().map(|(_, key)| key)
     }
 
-    /// Whether it has no key at all.
-    pub fn is_empty(&self) -> bool {
-        self.keys.is_empty()
-    }
-
     /// The line of a key that a ring is read from. Every use is a place to look at.
     pub fn expose_line(name: &str, key: &CipherKey) -> Zeroizing<String> {
         Zeroizing::new(format!("{} {}\n", key_id(name, key.version()), *Zeroizing::new(to_hex(key.expose()))))
@@ -92,11 +88,19 @@ impl RingFile {
         &self.path
     }
 
-    /// The ring as the file has it now.
+    /// The ring as the file has it now. While the file cannot be read, or is none because somebody is just copying it, the ring
+    /// is the one that was read before.
     ///
     /// # Errors
-    /// As [`KeyRing::read`].
+    /// As [`KeyRing::read`], if it was never read.
     pub fn ring(&self) -> Result<Arc<KeyRing>, KeyError> {
+        self.changed().or_else(|error| {
+            let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+            read.as_ref().map(|(_, ring)| Arc::clone(ring)).ok_or(error)
+        })
+    }
+
+    fn changed(&self) -> Result<Arc<KeyRing>, KeyError> {
         let unreadable = |error: std::io::Error| KeyError::Unreadable {
             path: self.path.display().to_string(),
             problem: error.to_string(),
@@ -110,6 +114,9 @@ impl RingFile {
             return Ok(Arc::clone(ring));
         }
         let ring = Arc::new(KeyRing::read(&self.path)?);
+        if ring.keys.is_empty() && read.is_some() {
+            return Err(KeyError::Ring(1));
+        }
         *read = Some((stamp, Arc::clone(&ring)));
         Ok(ring)
     }
@@ -125,7 +132,12 @@ pub fn parse_key_id(id: &str) -> Option<(&str, u32)> {
     let (name, version) = id.rsplit_once('.')?;
     // A plus sign and leading zeros would give one key several names.
     let plain = !version.starts_with(['0', '+']);
-    Some((name, version.parse().ok()?)).filter(|_| plain && is_key_name(name))
+    Some((name, version.parse().ok()?)).filter(|_| plain && is_ring_name(name))
+}
+
+/// Whether it is the name of keys of a ring: that of a service is.
+pub fn is_ring_name(name: &str) -> bool {
+    name.parse::<Service>().is_ok()
 }
 
 fn parse_line(line: &str) -> Option<(&str, CipherKey)> {
@@ -152,8 +164,10 @@ mod tests {
         let ring = parse(&format!("# keys\n\n{}{}", *ten, *one)).unwrap();
         assert_eq!(ring.current("kek").unwrap().version(), 10);
         assert_eq!(*KeyRing::expose_line("kek", ring.get("kek", 1).unwrap()), *one);
-        assert!(ring.get("kek", 2).is_none() && ring.current("other").is_none() && !ring.is_empty());
-        assert!(parse("").unwrap().is_empty());
+        assert!(
+            ring.get("kek", 2).is_none() && ring.current("other").is_none() && ring.get("kek", 10).is_some()
+        );
+        assert!(parse("").unwrap().current("kek").is_none());
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub enum KeyError {
     Signing(&'static str),
     /// It holds no ring of keys that encrypt.
     #[error(
-        "a key ring has lines `<name>.<version> <64 hex digits>`, the name of 1 to 32 out of a-z 0-9 -, no version of a name twice; line {0} is none"
+        "a key ring has lines `<name>.<version> <64 hex digits>`, the name of 1 to 64 out of a-z 0-9 -, no version of a name twice; line {0} is none"
     )]
     Ring(usize),
 }

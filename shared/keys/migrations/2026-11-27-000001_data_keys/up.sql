@@ -2,6 +2,13 @@
 -- that whoever holds one of the two holds nothing.
 SET LOCAL lock_timeout = '100ms';
 
+DO $$
+BEGIN
+    IF to_regclass('public.inbox') IS NOT NULL THEN
+        RAISE 'this is the main database; the key store must be another one, or its keys lie with what they encrypt';
+    END IF;
+END $$;
+
 -- The same roles as in the main database. Roles are of the whole cluster, which may be the same or another one.
 DO $$
 DECLARE
@@ -20,7 +27,8 @@ END $$;
 -- A user's keys. The highest version encrypts; the others open what they have encrypted, in backups too.
 CREATE TABLE data_keys (
     user_id integer NOT NULL CHECK (user_id >= 0),
-    version integer NOT NULL CHECK (version >= 1),
+    -- One more for each rotation.
+    version integer NOT NULL CHECK (version BETWEEN 1 AND 1000000),
     -- Which key-encryption key wraps it: `ring:kek.3`.
     kek varchar(512) NOT NULL,
     wrapped bytea NOT NULL CHECK (octet_length(wrapped) BETWEEN 32 AND 8192),

@@ -13,6 +13,7 @@ use clap::{Args, Subcommand};
 use contract::UserId;
 use runtime::Settings;
 use trust::{CipherKey, KeyRing};
+use zeroize::Zeroizing;
 
 use crate::command::run::interrupted;
 use crate::table::{Align, Table, grouped};
@@ -46,7 +47,7 @@ enum Action {
 
 #[derive(Debug, Args)]
 struct GenerateArgs {
-    /// The file. By default that of key-encryption keys (keys.ring_file).
+    /// The file. By default keys.ring_file, and for a service trust.payload_ring_file.
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
     /// The name of the key: `kek`, or the service whose payloads it encrypts.
@@ -62,7 +63,8 @@ struct RotateArgs {
     /// Of one user only.
     #[arg(long, requires = "data", value_name = "ID", value_parser = clap::value_parser!(i32).range(0..))]
     user: Option<i32>,
-    /// Only data keys that were made before then; by default all. Given again after an interruption, it goes on where it was.
+    /// Only data keys that were made before then; by default all. With the time that an interrupted rotation has printed, it goes
+    /// on where that one was.
     #[arg(long, requires = "data", value_name = "TIME")]
     before: Option<DateTime<Utc>>,
 }
@@ -80,7 +82,7 @@ pub async fn execute(args: KeysArgs, settings: &Settings) -> anyhow::Result<()> 
             rotated = rotate(&args, settings) => rotated,
             stopped = interrupted() => {
                 stopped?;
-                anyhow::bail!("interrupted; everything can be read as before, and the same command goes on where it was")
+                anyhow::bail!("interrupted; everything can be read as before, and nothing of what is done is lost")
             }
         },
     }
@@ -101,11 +103,17 @@ async fn migrate(settings: &Settings) -> anyhow::Result<()> {
 }
 
 fn generate(args: &GenerateArgs, settings: &Settings) -> anyhow::Result<()> {
-    let configured = settings.keys.ring_file.as_ref().map(PathBuf::from);
-    let file = args.file.clone().or(configured).context("name a file, or set keys.ring_file")?;
+    // A service's key in the ring of key-encryption keys would wrap nothing and open nothing.
+    let (option, configured) = if args.name == KEK {
+        ("keys.ring_file", &settings.keys.ring_file)
+    } else {
+        ("trust.payload_ring_file", &settings.trust.payload_ring_file)
+    };
+    let file = args.file.clone().or_else(|| configured.as_ref().map(PathBuf::from));
+    let file = file.with_context(|| format!("name a file, or set {option}"))?;
     ensure!(
-        trust::text::is_key_name(&args.name),
-        "{:?} is no name of a key; it has 1 to 32 of a-z 0-9 -",
+        trust::is_ring_name(&args.name),
+        "{:?} is no name of a key; it is {KEK}, or the name of a service: 1 to 64 of a-z 0-9 -",
         args.name
     );
     let ring = if file.exists() { KeyRing::read(&file)? } else { KeyRing::default() };
@@ -113,16 +121,21 @@ fn generate(args: &GenerateArgs, settings: &Settings) -> anyhow::Result<()> {
     append(&file, &KeyRing::expose_line(&args.name, &CipherKey::generate(version)?))
         .with_context(|| format!("{} cannot be written", file.display()))?;
     outln!("{} has the key {}.{version} now", file.display(), args.name);
-    if args.name == KEK && version > 1 {
+    if args.name != KEK {
+        outln!("Bring it to every worker first, and then to the service.");
+    } else if version > 1 {
         outln!("When every replica has this file, `memfleet keys rotate` wraps the data keys with it.");
     }
     Ok(())
 }
 
-/// Adds a line to a file that only its owner can read.
+/// Adds a line, in one write, to a file that only its owner can read. A last line that has no end is ended first.
 fn append(file: &Path, line: &str) -> std::io::Result<()> {
+    let held = std::fs::read(file).map(Zeroizing::new);
+    let has_end = held.is_ok_and(|held| held.last().is_none_or(|last| *last == b'\n')) || !file.exists();
     let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(file)?;
-    file.write_all(line.as_bytes())?;
+    let text = Zeroizing::new(format!("{}{line}", if has_end { "" } else { "\n" }));
+    file.write_all(text.as_bytes())?;
     file.sync_all()
 }
 
@@ -137,7 +150,9 @@ fn open(settings: &Settings) -> anyhow::Result<Keys> {
 }
 
 async fn list(settings: &Settings, json: bool) -> anyhow::Result<()> {
-    let census = ::keys::census(&open(settings)?).await?;
+    let mut connection =
+        store::connect(&settings.keys.url).await.context("data keys are where keys.url says")?;
+    let census = ::keys::census(&mut connection).await?;
     let oldest = |at: Option<DateTime<Utc>>| at.map(|at| at.to_rfc3339_opts(SecondsFormat::Secs, true));
     if json {
         for one in census {
@@ -170,7 +185,11 @@ async fn rotate(args: &RotateArgs, settings: &Settings) -> anyhow::Result<()> {
     let keys = open(settings)?;
     let failed =
         if args.data { rotate_data(args, settings, &keys).await? } else { rewrap(settings, &keys).await? };
-    ensure!(failed == 0, "{failed} could not be opened and stay as they were; see above which");
+    ensure!(
+        failed == 0,
+        "{} could not be opened and stay as they were; see above which",
+        grouped(failed as u64)
+    );
     Ok(())
 }
 
@@ -189,23 +208,20 @@ async fn rewrap(settings: &Settings, keys: &Keys) -> anyhow::Result<usize> {
 async fn rotate_data(args: &RotateArgs, settings: &Settings, keys: &Keys) -> anyhow::Result<usize> {
     let before = args.before.unwrap_or_else(Utc::now);
     let user = args.user.map(UserId::new).transpose()?;
+    let of_whom = user.map_or_else(String::new, |user| format!(" --user {user}"));
     errln!(
-        "should this be interrupted, go on with --before {}",
+        "should this be interrupted, go on with: memfleet keys rotate --data{of_whom} --before {}",
         before.to_rfc3339_opts(SecondsFormat::Micros, true)
     );
-    let made = ::keys::renew(keys, before, user).await?;
-    outln!("made {} new data keys", grouped(made as u64));
     let mut main = store::connect(&settings.postgres.url)
         .await
         .context("the fields are in the database that postgres.url names")?;
+    ::keys::check_operator(&mut main).await?;
+    let made = ::keys::renew(keys, before, user).await?;
+    outln!("made {} new data keys", grouped(made as u64));
     let first = ::keys::reencrypt(&mut main, keys, user).await?;
     outln!("encrypted {} fields anew", grouped(first.done as u64));
-    if made == 0 && first.done == 0 {
-        return Ok(told(&first));
-    }
-    // Replicas go on with a key that they know for as long as keys.cache_s.
-    // A batch that took its keys at the last moment is still on its way then.
-    let wait = keys.life() + Duration::from_secs(3);
+    let wait = longest_use(settings);
     errln!("waiting {} s for replicas that still write with the old keys", wait.as_secs());
     tokio::time::sleep(wait).await;
     let second = ::keys::reencrypt(&mut main, keys, user).await?;
@@ -213,10 +229,17 @@ async fn rotate_data(args: &RotateArgs, settings: &Settings, keys: &Keys) -> any
     Ok(told(&second))
 }
 
+/// How long a replica may still write with a key that is not the current one: as long as it keeps keys, and then as long as a
+/// batch takes that had just asked for its own.
+fn longest_use(settings: &Settings) -> Duration {
+    let postgres = &settings.postgres;
+    settings.keys.cache() + Duration::from_millis(postgres.connect_timeout_ms + postgres.statement_timeout_ms)
+}
+
 /// Says what could not be opened.
 fn told(renewed: &Renewed) -> usize {
-    for problem in &renewed.failed {
+    for problem in &renewed.problems {
         errln!("{problem}");
     }
-    renewed.failed.len()
+    renewed.failed
 }
