@@ -110,23 +110,21 @@ fn refuse_foreign(file: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// A configuration file that leads to the servers.
+/// A configuration file that leads to the servers: every option that is not as it is by default.
 fn configuration(settings: &Settings) -> anyhow::Result<String> {
-    // A JSON string is a TOML string too.
-    let text = |value: &Option<String>| serde_json::to_string(value.as_deref().unwrap_or_default());
-    let (nats, postgres) = (Some(settings.nats.url.clone()), Some(settings.postgres.url.clone()));
-    Ok(format!(
-        "{MARK}\n[nats]\nurl = {}\nnkey_file = {}\napi_prefix = {}\n\n[postgres]\nurl = {}\nworker_url = {}\n\n[trust]\ngrant_key_file = {}\ntoken_key_file = {}\n\n\
-         [audit]\nseal_key_file = {}\n",
-        text(&nats)?,
-        text(&settings.nats.nkey_file)?,
-        text(&settings.nats.api_prefix)?,
-        text(&postgres)?,
-        text(&settings.postgres.worker_url)?,
-        text(&settings.trust.grant_key_file)?,
-        text(&settings.trust.token_key_file)?,
-        text(&settings.audit.seal_key_file)?,
-    ))
+    let (all, defaults) = (serde_json::to_value(settings)?, serde_json::to_value(Settings::default())?);
+    let mut text = format!("{MARK}\n");
+    for (section, options) in all.as_object().into_iter().flatten() {
+        let own = options.as_object().into_iter().flatten().filter(|(name, value)| {
+            !value.is_null() && defaults.get(section).and_then(|of| of.get(name)) != Some(value)
+        });
+        // A string, a number and a truth value are written in TOML as in JSON.
+        let lines: String = own.map(|(name, value)| format!("{name} = {value}\n")).collect();
+        if !lines.is_empty() {
+            text.push_str(&format!("\n[{section}]\n{lines}"));
+        }
+    }
+    Ok(text)
 }
 
 /// Waits until a server has ended, which none does by itself.
