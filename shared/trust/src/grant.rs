@@ -1,9 +1,11 @@
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use contract::{Service, SessionId, UserId};
 use hmac::{Hmac, KeyInit, Mac};
+use secrecy::{ExposeSecret, SecretSlice};
 use sha2::Sha256;
 use uuid::Uuid;
 
@@ -38,7 +40,7 @@ const KEY_BYTES: std::ops::RangeInclusive<usize> = 32..=64;
 #[derive(Clone)]
 pub struct GrantKey {
     name: String,
-    key: Vec<u8>,
+    key: Arc<SecretSlice<u8>>,
 }
 
 impl fmt::Debug for GrantKey {
@@ -56,6 +58,7 @@ impl GrantKey {
         let (name, digits) = text.trim().split_once(' ').ok_or(KeyError::Grant)?;
         let named = is_key_name(name);
         let key = from_hex(digits).filter(|key| KEY_BYTES.contains(&key.len())).ok_or(KeyError::Grant)?;
+        let key = Arc::new(SecretSlice::from(key));
         if named { Ok(Self { name: name.to_owned(), key }) } else { Err(KeyError::Grant) }
     }
 
@@ -80,12 +83,12 @@ impl GrantKey {
 
     /// The key itself. Every use is a place to look at.
     pub fn expose(&self) -> &[u8] {
-        &self.key
+        self.key.expose_secret()
     }
 
     /// The line that [`GrantKey::parse`] reads. Every use is a place to look at.
     pub fn expose_line(&self) -> String {
-        format!("{} {}\n", self.name, to_hex(&self.key))
+        format!("{} {}\n", self.name, to_hex(self.expose()))
     }
 
     /// Seals a grant: `v1|key|user|session|service|role|id|expiry|HMAC-SHA256 in hex`. No part can hold a `|`: names of
@@ -98,7 +101,7 @@ impl GrantKey {
     /// The HMAC alone.
     pub(crate) fn mac(&self, grant: &Grant<'_>) -> Vec<u8> {
         // HMAC takes a key of any length; the arm is never taken, and what it gives is refused by the database.
-        Hmac::<Sha256>::new_from_slice(&self.key).map_or_else(
+        Hmac::<Sha256>::new_from_slice(self.expose()).map_or_else(
             |_| Vec::new(),
             |mut mac| {
                 mac.update(self.content(grant).as_bytes());

@@ -198,7 +198,8 @@ fn dev_runs_until_it_is_told_to_stop_and_can_be_used_meanwhile() {
     assert_eq!(second["rows"], first["rows"], "the second time changes nothing");
     assert_eq!(second["stored"], 0);
     // The configuration leads to the keys as well.
-    for (keys, told) in [(["keys", "list"], "ring:kek.1"), (["keys", "rotate"], "wrapped 0 data keys anew")] {
+    for (keys, told) in [(["keys", "list"], "no data keys"), (["keys", "rotate"], "wrapped 0 data keys anew")]
+    {
         let ended = run(other.path(), &[["--config", config], keys].concat());
         assert_eq!(ended.code, Some(0), "{}", ended.said);
         assert!(ended.printed.contains(told), "{}", ended.printed);
