@@ -182,7 +182,7 @@ async fn users(main: &mut Connection, after: i32) -> Result<Vec<UserId>, Fault> 
 /// [`check_operator`] has found good.
 ///
 /// # Errors
-/// [`KeyError`] if a database or a provider is away, or the role sees its own rows only; what is done stays done.
+/// [`KeyError`] if a database or a provider is away; what is done stays done.
 pub async fn reencrypt(
     main: &mut Connection,
     keys: &Keys,

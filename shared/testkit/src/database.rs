@@ -65,14 +65,7 @@ async fn server() -> anyhow::Result<String> {
 /// # Errors
 /// If the server cannot be reached, or refuses.
 pub async fn create_database() -> anyhow::Result<String> {
-    let server = server().await?;
-    let mut connection = store::connect(&server).await?;
-    make_template(&server, &mut connection).await.context("the template database cannot be made")?;
-    let name = format!("test_{}", Uuid::now_v7().simple());
-    connection.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE}")).await?;
-    let url = beside(&server, &name);
-    store::connect(&url).await?.batch_execute("SELECT sec.guard_database()").await?;
-    Ok(url)
+    copy("test", TEMPLATE, "SELECT sec.guard_database()").await
 }
 
 /// Makes an empty key store and gives its URL.
@@ -80,13 +73,18 @@ pub async fn create_database() -> anyhow::Result<String> {
 /// # Errors
 /// If the server cannot be reached, or refuses.
 pub async fn create_key_store() -> anyhow::Result<String> {
+    copy("keys", KEYS_TEMPLATE, "SELECT guard_database()").await
+}
+
+/// Makes a database like a template. Rights on the database itself are not copied, so that it is guarded anew.
+async fn copy(prefix: &str, template: &str, guard: &str) -> anyhow::Result<String> {
     let server = server().await?;
     let mut connection = store::connect(&server).await?;
     make_template(&server, &mut connection).await.context("the template database cannot be made")?;
-    let name = format!("keys_{}", Uuid::now_v7().simple());
-    connection.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE {KEYS_TEMPLATE}")).await?;
+    let name = format!("{prefix}_{}", Uuid::now_v7().simple());
+    connection.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE {template}")).await?;
     let url = beside(&server, &name);
-    store::connect(&url).await?.batch_execute("SELECT guard_database()").await?;
+    store::connect(&url).await?.batch_execute(guard).await?;
     Ok(url)
 }
 

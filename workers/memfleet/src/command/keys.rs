@@ -118,8 +118,7 @@ fn generate(args: &GenerateArgs, settings: &Settings) -> anyhow::Result<()> {
     );
     let ring = if file.exists() { KeyRing::read(&file)? } else { KeyRing::default() };
     let version = ring.current(&args.name).map_or(1, |key| key.version() + 1);
-    append(&file, &KeyRing::expose_line(&args.name, &CipherKey::generate(version)?))
-        .with_context(|| format!("{} cannot be written", file.display()))?;
+    add_key(&file, &args.name, version)?;
     outln!("{} has the key {}.{version} now", file.display(), args.name);
     if args.name != KEK {
         outln!("Bring it to every worker first, and then to the service.");
@@ -127,6 +126,15 @@ fn generate(args: &GenerateArgs, settings: &Settings) -> anyhow::Result<()> {
         outln!("When every replica has this file, `memfleet keys rotate` wraps the data keys with it.");
     }
     Ok(())
+}
+
+/// Makes a key by chance and adds it to a ring's file.
+///
+/// # Errors
+/// If the file cannot be written.
+pub(super) fn add_key(ring: &Path, name: &str, version: u32) -> anyhow::Result<()> {
+    append(ring, &KeyRing::expose_line(name, &CipherKey::generate(version)?))
+        .with_context(|| format!("{} cannot be written", ring.display()))
 }
 
 /// Adds a line, in one write, to a file that only its owner can read. A last line that has no end is ended first.

@@ -1,7 +1,5 @@
 //! The whole way: messages stored in the broker before, then taken by a worker process of its own.
 
-use std::fs::OpenOptions;
-use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -15,10 +13,11 @@ use runtime::{Settings, Worker, broker};
 use store::registry::{self, Rates, ServiceEntry};
 use tokio::process::{Child, Command};
 use tokio::time::{MissedTickBehavior, interval, sleep};
-use trust::{CipherKey, KeyRing};
+use trust::KeyRing;
 
 use super::corpus::{Corpus, Prepared};
 use super::process::{Meter, Reading, peak_rss_mib};
+use crate::command::keys::add_key;
 use crate::fleet::{Fleet, WorkerName};
 use crate::payloads::Payloads;
 use crate::publisher::{Publisher, PublisherOptions};
@@ -250,9 +249,7 @@ impl Pipeline {
 pub(super) fn give_key(settings: &Settings) -> anyhow::Result<()> {
     let Some(ring) = settings.trust.payload_ring_file.as_ref().map(Path::new) else { return Ok(()) };
     if KeyRing::read(ring)?.current("bench").is_none() {
-        let line = KeyRing::expose_line("bench", &CipherKey::generate(1)?);
-        let mut file = OpenOptions::new().append(true).open(ring)?;
-        file.write_all(line.as_bytes()).with_context(|| format!("{} cannot be written", ring.display()))?;
+        add_key(ring, "bench", 1)?;
     }
     Ok(())
 }
