@@ -56,7 +56,8 @@ program: setup
 	@$(locked) '$(claim); cargo build --release -p memfleet; new=$$(mktemp "$(program).XXXXXX"); \
 		cp "$(CARGO_TARGET_DIR)/release/memfleet" "$$new"; chmod 755 "$$new"; mv "$$new" "$(program)"'
 
-test: setup ## format, lints, licences, and every test on real servers
+test: ## format, lints, licences, and every test on real servers
+	@scripts/setup --tests
 	@$(locked) '$(claim); $(MAKE) --no-print-directory tests'
 
 # What is behind a feature is tested too; without them it must build as well.
