@@ -30,7 +30,8 @@ async fn every_table_of_a_user_is_watched() {
     };
     let mut tables: Vec<String> =
         attack::tables(&fixture).await.into_iter().map(|(table, _)| table).collect();
-    tables.retain(|table| table != "inbox");
+    // Deliveries, the clocks of sessions, and what follows from rows that are watched themselves.
+    tables.retain(|table| !["inbox", "session_clocks", "router_hourly_patterns"].contains(&table.as_str()));
     assert!(tables.len() >= 28, "{tables:?}");
     assert_eq!(fixture.lines(&watched("UPDATE")).await, tables);
     assert_eq!(fixture.lines(&watched("DELETE")).await, tables);

@@ -59,6 +59,28 @@ async fn what_trust_costs_is_measured() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn decisions_are_measured() {
+    let report = bench(&["router", "--messages", "1000", "--runs", "1"]).await;
+    for key in ["messages_per_second", "ceiling_rows_per_second", "ratio", "peak_rss_mib"] {
+        assert!(report[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {report}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn questions_are_measured() {
+    let report = bench(&["questions", "--rows", "20000", "--users", "200", "--times", "20"]).await;
+    for key in ["session_lookup_ms_p99", "context_get_ms_p99", "analytics_ms_p99", "graph_walk_ms_p99"] {
+        assert!(report[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {report}");
+    }
+    assert!(report["nats_added_ms_p50"].is_f64(), "{report}");
+    let questions = report["questions"].as_array().expect("questions");
+    assert_eq!(questions.len(), 5);
+    for question in questions {
+        assert!(question["in_process_ms_p50"].as_f64() >= question["read_ms_p50"].as_f64(), "{question}");
+    }
+}
+
 /// With enough rows, every query of the reference document finds its rows by an index under row-level security.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_read_pattern_uses_indexes_under_row_level_security() {

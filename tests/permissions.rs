@@ -132,7 +132,7 @@ async fn the_shipped_configuration_encrypts_what_travels_and_what_is_kept() {
     let mut server = tokio::process::Command::new(program);
     server.arg("-c").arg(path("server.conf")).arg("--ports_file_dir").arg(folder.path());
     server.args(["-a", "127.0.0.1", "-p", "-1"]).kill_on_drop(true);
-    server.env("MEMFLEET_JS_DIR", path("data"));
+    server.env("MEMFLEET_JS_DIR", path("data")).env("MEMFLEET_WS_LISTEN", "127.0.0.1:-1");
     server.env("MEMFLEET_SERVER_NAME", "n1").env("MEMFLEET_JS_KEY", "a-key-for-the-disk");
     server
         .env("MEMFLEET_TLS_CERT", certificate)

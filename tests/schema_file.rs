@@ -40,6 +40,7 @@ fn diesel_type(name: &str) -> String {
         "int4" => "Integer".to_owned(),
         "int8" => "BigInt".to_owned(),
         "float8" => "Double".to_owned(),
+        "numeric" => "Numeric".to_owned(),
         "bool" => "Bool".to_owned(),
         "text" | "varchar" | "name" => "Text".to_owned(),
         "jsonb" => "Jsonb".to_owned(),

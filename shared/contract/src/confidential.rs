@@ -53,6 +53,12 @@ impl Request {
                     keep("comment", comment.take());
                 }
             }
+            Self::DecisionLog(log) if log.sensitive => {
+                keep("user_request", log.user_request.take());
+                if let Some(details) = &mut log.error_details {
+                    keep("error_details", details.take());
+                }
+            }
             Self::SettingPut(_)
             | Self::ContextPut(_)
             | Self::AgentContextPut(_)
@@ -60,6 +66,8 @@ impl Request {
             | Self::MessageAdd(_)
             | Self::SummaryPut(_)
             | Self::FeedbackPut(_)
+            | Self::DecisionLog(_)
+            | Self::ToolReport(_)
             | Self::ProfilePut(_)
             | Self::SettingRemove(_)
             | Self::DevicePut(_)
@@ -170,6 +178,11 @@ mod tests {
             ),
             ("summary.put", r#"{"session_id":"s","summary":"hush","key_topics":["hush"]}"#, "sensitive"),
             ("feedback.put", r#"{"message_id":"ID","feedback_type":"report","comment":"hush"}"#, "sensitive"),
+            (
+                "decision.log",
+                r#"{"decision_id":"ID","session_id":"s","user_request":"hush","routing_decision":1,"error_details":{"a":"hush"}}"#,
+                "sensitive",
+            ),
         ];
         for (noun_verb, body, without) in cases {
             let mut body: serde_json::Value = serde_json::from_str(&body.replace("ID", id)).unwrap();
@@ -183,7 +196,9 @@ mod tests {
             assert!(!taken.is_empty());
             for (field, value) in taken {
                 let given = &body[field];
-                let text = given.as_str().filter(|_| !matches!(field, "context_value" | "setting_value"));
+                let text = given
+                    .as_str()
+                    .filter(|_| !matches!(field, "context_value" | "setting_value" | "error_details"));
                 assert_eq!(
                     value,
                     text.map_or_else(|| given.to_string(), str::to_owned),

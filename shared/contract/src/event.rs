@@ -82,6 +82,10 @@ labels! {
         AgentContextStored = "agent-context.stored",
         /// An agent's context was removed.
         AgentContextRemoved = "agent-context.removed",
+        /// A routing decision was logged.
+        DecisionLogged = "decision.logged",
+        /// A tool was asked, has answered, or has failed.
+        ToolReported = "tool.reported",
     }
 }
 
@@ -161,7 +165,7 @@ pub struct Event {
     /// The event that caused it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent_event_id: Option<Uuid>,
-    /// One more than that of its parent; 1 without one.
+    /// A Lamport clock over causes: one more than that of its parent; 1 without one.
     pub logical_timestamp: i64,
     /// When the transaction began.
     pub created_at: DateTime<Utc>,

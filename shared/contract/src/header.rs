@@ -31,6 +31,9 @@ pub const ENCRYPTION: &str = "Memfleet-Encryption";
 /// The id of the blackboard event that caused this request, a UUID.
 pub const PARENT_EVENT: &str = "Memfleet-Parent-Event";
 
+/// On a question: how many milliseconds it may take, 10 to 10000; 2000 if absent. The database itself ends what takes longer.
+pub const DEADLINE_MS: &str = "Memfleet-Deadline-Ms";
+
 /// On a dead letter: its [`DeadClass`](crate::DeadClass).
 pub const DEAD_CLASS: &str = "Memfleet-Dead-Class";
 

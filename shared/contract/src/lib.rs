@@ -25,7 +25,9 @@ pub mod limit;
 mod locate;
 mod malformed;
 mod outcome;
+mod question;
 mod request;
+mod router;
 mod session;
 mod subject;
 mod token;
@@ -45,8 +47,16 @@ pub use dead::{DeadClass, UnknownDeadClass};
 pub use event::{Event, EventType, Performative};
 pub use malformed::Malformed;
 pub use outcome::{Outcome, OutcomeStatus};
-pub use request::Request;
+pub use question::{
+    ASK_ROOT, AgentContextInfo, AgentContextList, AgentContextPage, AnalyticsRow, ContextAnswer, ContextGet,
+    ContextInfo, ContextList, ContextPage, ConversationPage, ConversationRead, Cursor, Dimension, EventList,
+    EventPage, GraphAnswer, GraphNode, GraphRelation, GraphWalk, Limit, MessageInfo, QUESTION_BYTES,
+    QUESTIONS, Question, QuestionKind, READER, RouterAnalytics, RouterAnswer, SessionInfo, SessionList,
+    SessionPage,
+};
+pub use request::{ContextRequest, Request, RouterRequest};
+pub use router::{DecisionLog, ToolPhase, ToolReport};
 pub use session::{ChatMode, SessionClose, SessionOpen};
 pub use subject::{DeadSubject, EventSubject, REQUEST_ROOT, RequestSubject, Service, SubjectError, UserId};
 pub use token::{AskError, TOKEN_ISSUE, TokenAnswer, TokenAsk};
-pub use value::{Bounded, Json, JsonObject, List, Name, Priority, Secret, SessionId, Text, Version};
+pub use value::{Bounded, Json, JsonObject, List, Name, Priority, Score, Secret, SessionId, Text, Version};

@@ -13,22 +13,25 @@ use crate::event::EventType;
 use crate::limit;
 use crate::locate::locate;
 use crate::malformed::Malformed;
+use crate::router::{DecisionLog, ToolReport};
 use crate::session::{SessionClose, SessionOpen};
 use crate::subject::{RequestSubject, UserId};
 use crate::value::SessionId;
 
-/// The one table of requests. From it come the enumeration, its decoder, the catalogue, and through that the
-/// stream's subjects and the AsyncAPI document: a new request is one line here.
+/// The one table of requests. From it come the enumerations, their decoder, the catalogue, and through that the
+/// streams' subjects and the AsyncAPI document: a new request is one line here.
 macro_rules! requests {
-    ($($variant:ident: $stream:literal $worker:literal $noun:literal $verb:literal => $event:ident,)+) => {
+    ($($(#[$doc:meta])* $own:ident($stream:literal, $worker:literal) {
+        $($variant:ident: $noun:literal $verb:literal => $event:ident,)+
+    })+) => {
         /// A decoded request.
         #[derive(Clone, Debug, Serialize)]
         #[serde(untagged)]
         pub enum Request {
-            $(
+            $($(
                 #[doc = concat!("`memory.req.*.", $noun, ".", $verb, ".*`")]
                 $variant($variant),
-            )+
+            )+)+
         }
 
         impl Request {
@@ -40,21 +43,54 @@ macro_rules! requests {
                 check_size(body)?;
                 check_platform(subject)?;
                 match (subject.noun.as_str(), subject.verb.as_str()) {
-                    $(($noun, $verb) => read(body).map(Self::$variant),)+
+                    $($(($noun, $verb) => read(body).map(Self::$variant),)+)+
                     (noun, verb) => Err(Malformed::new("subject", format!("no request is named {noun}.{verb}"))),
                 }
             }
 
             /// What kind of request this is.
             pub fn kind(&self) -> &'static Kind {
-                match self { $(Self::$variant(_) => &kinds::$variant,)+ }
+                match self { $($(Self::$variant(_) => &kinds::$variant,)+)+ }
             }
         }
+
+        $(
+            $(#[$doc])*
+            #[derive(Clone, Debug, Serialize)]
+            #[serde(untagged)]
+            pub enum $own {
+                $(
+                    #[doc = concat!("`memory.req.*.", $noun, ".", $verb, ".*`")]
+                    $variant($variant),
+                )+
+            }
+
+            impl $own {
+                /// What kind of request this is.
+                pub fn kind(&self) -> &'static Kind {
+                    match self { $(Self::$variant(_) => &kinds::$variant,)+ }
+                }
+            }
+
+            impl TryFrom<Request> for $own {
+                type Error = Malformed;
+
+                fn try_from(request: Request) -> Result<Self, Malformed> {
+                    match request {
+                        $(Request::$variant(request) => Ok(Self::$variant(request)),)+
+                        other => Err(Malformed::new(
+                            "subject",
+                            format!("{} is not for {}", other.kind().name(), $worker),
+                        )),
+                    }
+                }
+            }
+        )+
 
         #[allow(non_upper_case_globals)]
         mod kinds {
             use super::{EventType, Kind};
-            $(
+            $($(
                 pub static $variant: Kind = Kind {
                     stream: $stream,
                     worker: $worker,
@@ -63,35 +99,43 @@ macro_rules! requests {
                     event: EventType::$event,
                     schema: schemars::SchemaGenerator::into_root_schema_for::<super::$variant>,
                 };
-            )+
+            )+)+
         }
 
         /// Every request, by stream.
-        pub static CATALOGUE: &[&Kind] = &[$(&kinds::$variant,)+];
+        pub static CATALOGUE: &[&Kind] = &[$($(&kinds::$variant,)+)+];
     };
 }
 
 requests! {
-    UserPut: "CONTEXT" "context-writer" "user" "put" => UserStored,
-    ProfilePut: "CONTEXT" "context-writer" "profile" "put" => ProfileStored,
-    SettingPut: "CONTEXT" "context-writer" "setting" "put" => SettingStored,
-    SettingRemove: "CONTEXT" "context-writer" "setting" "remove" => SettingRemoved,
-    DevicePut: "CONTEXT" "context-writer" "device" "put" => DeviceStored,
-    DeviceRemove: "CONTEXT" "context-writer" "device" "remove" => DeviceRemoved,
-    SecondFactorPut: "CONTEXT" "context-writer" "second-factor" "put" => SecondFactorStored,
-    SecondFactorRemove: "CONTEXT" "context-writer" "second-factor" "remove" => SecondFactorRemoved,
-    PasskeyPut: "CONTEXT" "context-writer" "passkey" "put" => PasskeyStored,
-    PasskeyRemove: "CONTEXT" "context-writer" "passkey" "remove" => PasskeyRemoved,
-    SessionOpen: "CONTEXT" "context-writer" "session" "open" => SessionOpened,
-    SessionClose: "CONTEXT" "context-writer" "session" "close" => SessionClosed,
-    ContextPut: "CONTEXT" "context-writer" "context" "put" => ContextStored,
-    ContextRemove: "CONTEXT" "context-writer" "context" "remove" => ContextRemoved,
-    ConversationPut: "CONTEXT" "context-writer" "conversation" "put" => ConversationStored,
-    MessageAdd: "CONTEXT" "context-writer" "message" "add" => MessageAdded,
-    SummaryPut: "CONTEXT" "context-writer" "summary" "put" => SummaryStored,
-    FeedbackPut: "CONTEXT" "context-writer" "feedback" "put" => FeedbackStored,
-    AgentContextPut: "CONTEXT" "context-writer" "agent-context" "put" => AgentContextStored,
-    AgentContextRemove: "CONTEXT" "context-writer" "agent-context" "remove" => AgentContextRemoved,
+    /// What context-writer takes.
+    ContextRequest("CONTEXT", "context-writer") {
+        UserPut: "user" "put" => UserStored,
+        ProfilePut: "profile" "put" => ProfileStored,
+        SettingPut: "setting" "put" => SettingStored,
+        SettingRemove: "setting" "remove" => SettingRemoved,
+        DevicePut: "device" "put" => DeviceStored,
+        DeviceRemove: "device" "remove" => DeviceRemoved,
+        SecondFactorPut: "second-factor" "put" => SecondFactorStored,
+        SecondFactorRemove: "second-factor" "remove" => SecondFactorRemoved,
+        PasskeyPut: "passkey" "put" => PasskeyStored,
+        PasskeyRemove: "passkey" "remove" => PasskeyRemoved,
+        SessionOpen: "session" "open" => SessionOpened,
+        SessionClose: "session" "close" => SessionClosed,
+        ContextPut: "context" "put" => ContextStored,
+        ContextRemove: "context" "remove" => ContextRemoved,
+        ConversationPut: "conversation" "put" => ConversationStored,
+        MessageAdd: "message" "add" => MessageAdded,
+        SummaryPut: "summary" "put" => SummaryStored,
+        FeedbackPut: "feedback" "put" => FeedbackStored,
+        AgentContextPut: "agent-context" "put" => AgentContextStored,
+        AgentContextRemove: "agent-context" "remove" => AgentContextRemoved,
+    }
+    /// What router-logger takes.
+    RouterRequest("ROUTER", "router-logger") {
+        DecisionLog: "decision" "log" => DecisionLogged,
+        ToolReport: "tool" "report" => ToolReported,
+    }
 }
 
 impl Request {
@@ -105,6 +149,8 @@ impl Request {
             Self::SummaryPut(put) => Some(&put.session_id),
             Self::AgentContextPut(put) => Some(&put.session_id),
             Self::AgentContextRemove(remove) => Some(&remove.session_id),
+            Self::DecisionLog(log) => Some(&log.session_id),
+            Self::ToolReport(report) => Some(&report.session_id),
             Self::UserPut(_)
             | Self::ProfilePut(_)
             | Self::SettingPut(_)
@@ -138,7 +184,7 @@ fn check_platform(subject: &RequestSubject) -> Result<(), Malformed> {
     Ok(())
 }
 
-fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Malformed> {
+pub(crate) fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Malformed> {
     // Otherwise an array would be taken for the fields in their order.
     match body.iter().find(|byte| !byte.is_ascii_whitespace()) {
         Some(b'{') => serde_json::from_slice(body).map_err(|_| locate::<T>(body)),

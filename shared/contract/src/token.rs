@@ -41,7 +41,7 @@ pub struct TokenAnswer {
 /// Why a question has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AskError {
-    /// A word that stays the same: `malformed`, `denied`, `too-often`, `unavailable`.
+    /// A word that stays the same: `malformed`, `denied`, `not-found`, `too-often`, `deadline`, `unavailable`, `failed`.
     pub code: String,
     /// A sentence.
     pub message: String,

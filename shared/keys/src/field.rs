@@ -6,9 +6,11 @@ use diesel::QueryableByName;
 use diesel::sql_types::{Array, Binary, Integer, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use secrecy::{ExposeSecret, SecretString};
-use store::{Connection, Fault};
+use store::{Connection, Fault, FaultKind};
 use trust::{Bound, CipherError, CipherKey};
 use uuid::Uuid;
+
+use crate::keeper::DataKeys;
 
 /// A field that is to be written.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +58,29 @@ impl Encrypted {
 pub fn seal(field: Field<'_>, plain: &SecretString, key: &CipherKey) -> Result<Vec<u8>, CipherError> {
     let Field { user, table, column, row, .. } = field;
     key.seal(plain.expose_secret().as_bytes(), Bound::Field { table, column, row, user })
+}
+
+/// Encrypts secrets and writes them in the transaction of what they belong to. No field may come twice.
+///
+/// # Errors
+/// A [`Fault`] of the database; a permanent one if a user's data key is not there.
+pub async fn conceal(
+    connection: &mut Connection,
+    secrets: &[(Field<'_>, &SecretString)],
+    keys: &DataKeys,
+) -> Result<(), Fault> {
+    let cannot = |problem: String| Fault {
+        kind: FaultKind::Permanent,
+        reason: format!("a field cannot be encrypted: {problem}"),
+    };
+    let mut fields = Vec::with_capacity(secrets.len());
+    for (field, value) in secrets {
+        // A message whose user's key cannot be opened is not written at all.
+        let key = keys.get(&field.user).and_then(|key| key.as_ref().ok());
+        let key = key.ok_or_else(|| cannot("its user's data key is not there".to_owned()))?;
+        fields.push((*field, seal(*field, value, key).map_err(|error| cannot(error.to_string()))?));
+    }
+    write(connection, &fields).await
 }
 
 /// Writes ciphertexts in the transaction of what they belong to, each in the place of an earlier one. No field may come twice.

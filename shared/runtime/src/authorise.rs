@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use chrono::{DateTime, Utc};
-use contract::{RequestSubject, header};
+use contract::{RequestSubject, Service, UserId, header};
 use sha2::{Digest, Sha256};
 use store::registry::{Rates, TrustState};
 use trust::{Refusal, Token, role_of, verify};
@@ -74,6 +74,17 @@ pub(crate) enum Judgement<R> {
     TooOften(Box<Delivery>, Duration),
 }
 
+/// What becomes of a question.
+#[derive(Clone, Debug)]
+pub enum Admission {
+    /// It may be answered about this user, under this grant.
+    Granted(Arc<str>, UserId),
+    /// It may not; the user, if the token is believed that far.
+    Denied(Refusal, Option<UserId>),
+    /// Its service asks too often.
+    TooOften,
+}
+
 /// How many verified tokens are kept. More of them at a time are verified anew.
 const KEPT: usize = 20_000;
 /// How many used tokens are kept until they are noted in the registry.
@@ -125,6 +136,33 @@ impl Gate {
         self.admit(headers, subject, session, stored_at).map(|(grant, _)| grant)
     }
 
+    /// Judges a question of a service, which is about the user of its token.
+    pub fn admit_question(
+        &self,
+        headers: Option<&HeaderMap>,
+        service: &Service,
+        noun: &str,
+        verb: &str,
+        session: Option<&str>,
+        now: DateTime<Utc>,
+    ) -> Admission {
+        let state = self.state();
+        let token = match bearer(headers).and_then(|token| self.verified(token, &state)) {
+            Ok(token) => token,
+            Err(refusal) => return Admission::Denied(refusal, None),
+        };
+        let user_id = token.user_id();
+        let (service, noun, verb) = (service.clone(), noun.to_owned(), verb.to_owned());
+        let subject = RequestSubject { service, noun, verb, user_id };
+        match self.admit_token(&state, &token, &subject, session, now) {
+            Ok((grant, rates)) => match self.limits.wait(rates, used(&subject)) {
+                Some(_) => Admission::TooOften,
+                None => Admission::Granted(grant, user_id),
+            },
+            Err(refusal) => Admission::Denied(refusal, Some(user_id)),
+        }
+    }
+
     /// The grant, and how often the service may ask.
     fn admit(
         &self,
@@ -135,6 +173,17 @@ impl Gate {
     ) -> Result<(Arc<str>, Rates), Refusal> {
         let state = self.state();
         let token = self.verified(bearer(headers)?, &state)?;
+        self.admit_token(&state, &token, subject, session, stored_at)
+    }
+
+    fn admit_token(
+        &self,
+        state: &TrustState,
+        token: &Token,
+        subject: &RequestSubject,
+        session: Option<&str>,
+        stored_at: DateTime<Utc>,
+    ) -> Result<(Arc<str>, Rates), Refusal> {
         token.check(subject, session, u64::try_from(stored_at.timestamp()).unwrap_or_default())?;
         if state.revoked.contains(&token.id()) {
             return Err(Refusal::Revoked);
@@ -166,18 +215,12 @@ impl Gate {
     }
 
     /// Whether a message that is denied could be allowed by what the registry says by now.
-    pub(crate) fn may_be_news(refusal: Refusal) -> bool {
+    pub fn may_be_news(refusal: Refusal) -> bool {
         matches!(refusal, Refusal::UnknownKey | Refusal::UnknownService | Refusal::ServiceScope)
     }
 
     fn delay(&self, rates: Rates, subject: &RequestSubject, deliveries: i64) -> Option<Duration> {
-        let what = Use {
-            service: &subject.service,
-            noun: &subject.noun,
-            verb: &subject.verb,
-            user_id: subject.user_id,
-        };
-        let wait = self.limits.wait(rates, what)?;
+        let wait = self.limits.wait(rates, used(subject))?;
         rate::delay(wait, deliveries).filter(|delay| self.limits.has_room(*delay))
     }
 
@@ -236,6 +279,10 @@ impl Gate {
         // A key may be gone that some were verified by.
         self.verified.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
+}
+
+fn used(subject: &RequestSubject) -> Use<'_> {
+    Use { service: &subject.service, noun: &subject.noun, verb: &subject.verb, user_id: subject.user_id }
 }
 
 /// The token of a message (RFC 6750, section 2.1).

@@ -106,6 +106,7 @@ fn read<W: Worker>(
         body,
         stored_at: delivery.stored_at,
         sequence: delivery.sequence,
+        event_id: Uuid::now_v7(),
         subject,
         request_id,
     })

@@ -14,6 +14,7 @@
 //! [`write::Settlement`], and only `write` can make one that says so.
 
 mod advisory;
+pub mod ask;
 pub mod authorise;
 pub mod broker;
 mod crash;
@@ -29,7 +30,9 @@ pub mod retry;
 pub mod settings;
 pub mod settle;
 pub mod stats;
-mod watch;
+mod told;
+mod transact;
+pub mod watch;
 pub mod worker;
 pub mod write;
 

@@ -21,12 +21,17 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How often a publish is tried while the worker is stopping; otherwise it is tried until the broker is back.
 const TRIES_WHEN_STOPPING: u32 = 3;
 
-/// What is published because of an event: the event itself, and what the worker makes of it.
-pub(crate) fn consequences<W: Worker>(worker: &W, event: &Event) -> Vec<FollowUp> {
+/// An event as it is published.
+pub(crate) fn publication(event: &Event) -> FollowUp {
     let subject = EventSubject { event_type: event.event_type, user_id: event.user_id }.to_string();
     // An event holds JSON, texts and numbers, all of which can be written as JSON.
     let body = serde_json::to_vec(event).unwrap_or_default();
-    let mut all = vec![FollowUp { subject, id: event.event_id, body: body.into() }];
+    FollowUp { subject, id: event.event_id, body: body.into() }
+}
+
+/// What is published because of an event: the event itself, and what the worker makes of it.
+pub(crate) fn consequences<W: Worker>(worker: &W, event: &Event) -> Vec<FollowUp> {
+    let mut all = vec![publication(event)];
     all.extend(worker.follow_ups(event));
     all
 }

@@ -28,6 +28,7 @@ use crate::retry::Budget;
 use crate::settings::{Settings, SettingsError};
 use crate::settle::{Settler, ToSettle};
 use crate::stats::Stats;
+use crate::told::Told;
 use crate::watch;
 use crate::worker::Worker;
 use crate::write::{ToWrite, Writer};
@@ -140,10 +141,12 @@ fn spawn_stages<W: Worker>(
     let (to_settle, to_be_settled) = mpsc::channel(1);
     let Dependencies { client, jetstream, consumer, advisories, pool, keys, bodies, gate } = dependencies;
 
+    let told = Arc::new(Told::default());
     let writer = Writer {
         worker: Arc::clone(&worker),
         pool: pool.clone(),
         keys: keys.clone(),
+        told: Arc::clone(&told),
         stats: Arc::clone(&stats),
         stop: stop.clone(),
     };
@@ -163,6 +166,7 @@ fn spawn_stages<W: Worker>(
         client: client.clone(),
         outlet,
         settings: settings.worker.clone(),
+        told,
         stats,
         budget: Budget::default(),
         last_delivery: Some(consumer.cached_info().config.max_deliver).filter(|&bound| bound > 0),

@@ -73,6 +73,10 @@ pub struct PostgresSettings {
     pub url: String,
     /// How workers connect, if not by `url`: `{role}` stands for the database role of the worker.
     pub worker_url: Option<String>,
+    /// Where memory-reader reads, if not where it writes: a replica, with `{role}` as in `worker_url`.
+    pub read_url: Option<String>,
+    /// Connections for reading, 1 to 200.
+    pub read_pool_size: usize,
     /// Connections for writing, 1 to 200. Every worker of the process holds one while it writes.
     pub write_pool_size: usize,
     /// How long to wait for a connection, in milliseconds, 100 to 60000.
@@ -86,6 +90,8 @@ impl Default for PostgresSettings {
         Self {
             url: "postgres://127.0.0.1:5432/memfleet".to_owned(),
             worker_url: None,
+            read_url: None,
+            read_pool_size: 15,
             write_pool_size: 10,
             connect_timeout_ms: 5_000,
             statement_timeout_ms: 30_000,
@@ -106,6 +112,11 @@ impl PostgresSettings {
     /// How a worker of this role connects.
     pub fn url_of(&self, role: &str) -> String {
         self.worker_url.as_ref().map_or_else(|| self.url.clone(), |url| url.replace("{role}", role))
+    }
+
+    /// How a worker of this role connects for reading.
+    pub fn read_url_of(&self, role: &str) -> String {
+        self.read_url.as_ref().map_or_else(|| self.url_of(role), |url| url.replace("{role}", role))
     }
 }
 
@@ -326,6 +337,7 @@ impl Settings {
         let worker = &self.worker;
         let size = |value: usize| u64::try_from(value).unwrap_or(u64::MAX);
         let bounds = [
+            ("postgres.read_pool_size", size(self.postgres.read_pool_size), 1, 200),
             ("postgres.write_pool_size", size(self.postgres.write_pool_size), 1, 200),
             ("postgres.connect_timeout_ms", self.postgres.connect_timeout_ms, 100, 60_000),
             ("postgres.statement_timeout_ms", self.postgres.statement_timeout_ms, 1_000, 600_000),

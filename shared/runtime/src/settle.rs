@@ -1,5 +1,6 @@
 //! Stage five: follow-ups, answers, then the acknowledgement; or a delay; or a dead letter.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,17 +12,18 @@ use uuid::Uuid;
 use crate::crash::{self, Point};
 use crate::dead::{Corpse, DeadLetter, Death};
 use crate::decode;
-use crate::outlet::{Outlet, consequences};
+use crate::outlet::{Outlet, consequences, publication};
 use crate::pull::Delivery;
 use crate::retry::{self, Budget};
 use crate::settings::WorkerSettings;
 use crate::stats::Stats;
+use crate::told::Told;
 use crate::worker::Worker;
-use crate::write::{Decision, Settlement};
+use crate::write::{Decision, Settlement, Settlements};
 
 /// What comes out of the stages before: written batches, and messages that never got that far.
 pub(crate) enum ToSettle<R> {
-    Written(Vec<Settlement<R>>),
+    Written(Settlements<R>),
     Rejected(Box<Delivery>, DeadClass, String),
     /// It comes again after this, and has spent no try.
     NotNow(Box<Delivery>, Duration),
@@ -33,6 +35,7 @@ pub(crate) struct Settler<W> {
     pub(crate) client: Client,
     pub(crate) outlet: Outlet,
     pub(crate) settings: WorkerSettings,
+    pub(crate) told: Arc<Told>,
     pub(crate) stats: Arc<Stats>,
     pub(crate) budget: Budget,
     /// The delivery after which the broker sends a message to nobody again (`max_deliver`), if there is one.
@@ -49,9 +52,9 @@ impl<W: Worker> Settler<W> {
                 self.stats.delayed();
                 acknowledge(&delivery, AckKind::Nak(Some(delay))).await;
             }
-            ToSettle::Written(settlements) => {
+            ToSettle::Written(Settlements { settlements, earlier }) => {
                 let committed = self.split_off_failures(settlements).await;
-                self.finish(committed).await;
+                self.finish(committed, earlier).await;
             }
         }
     }
@@ -77,13 +80,29 @@ impl<W: Worker> Settler<W> {
         committed
     }
 
-    /// Publishes what the effects cause, waits until the broker has it, and acknowledges.
-    async fn finish(&mut self, committed: Vec<(Delivery, Option<Event>, Option<&'static str>)>) {
-        let events: Vec<&Event> = committed.iter().filter_map(|(_, event, _)| event.as_ref()).collect();
-        let follow_ups = events.iter().flat_map(|event| consequences(&*self.worker, event)).collect();
-        if self.outlet.publish_all(follow_ups).await.is_err() {
+    /// Publishes what the effects cause, in the order of the events, waits until the broker has it, and acknowledges.
+    async fn finish(
+        &mut self,
+        committed: Vec<(Delivery, Option<Event>, Option<&'static str>)>,
+        earlier: Vec<Event>,
+    ) {
+        let own: BTreeMap<i64, &Event> = committed
+            .iter()
+            .filter_map(|(_, event, _)| event.as_ref())
+            .map(|event| (event.event_sequence, event))
+            .collect();
+        let mut events: BTreeMap<i64, (&Event, bool)> =
+            earlier.iter().map(|event| (event.event_sequence, (event, false))).collect();
+        events.extend(own.into_iter().map(|(sequence, event)| (sequence, (event, true))));
+        // What another one has appended has its own follow-ups there.
+        let publish = events.values().flat_map(|(event, is_own)| match is_own {
+            true => consequences(&*self.worker, event),
+            false => vec![publication(event)],
+        });
+        if self.outlet.publish_all(publish.collect()).await.is_err() {
             return;
         }
+        self.told.has(events.values().map(|(event, _)| *event));
         crash::reach(Point::FollowedUp);
         for (delivery, event, reason) in committed {
             self.budget.forget(delivery.sequence);

@@ -17,13 +17,16 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const NOTE_EVERY: Duration = Duration::from_secs(5);
 
 /// Asks the registry what tokens are judged by.
-pub(crate) async fn read(pool: &Pool) -> Result<TrustState, Fault> {
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn read(pool: &Pool) -> Result<TrustState, Fault> {
     registry::trust_state(&mut *store::lend(pool).await?).await
 }
 
 /// Keeps a gate current until `stop` is cancelled. While the database is away it judges by what it knew: nothing is written
 /// meanwhile, and the database checks every grant by itself.
-pub(crate) async fn follow(worker: &'static str, gate: Arc<Gate>, pool: Pool, stop: CancellationToken) {
+pub async fn follow(worker: &'static str, gate: Arc<Gate>, pool: Pool, stop: CancellationToken) {
     let mut tick = interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut noted_at, mut away) = (Instant::now(), false);
@@ -50,7 +53,10 @@ pub(crate) async fn follow(worker: &'static str, gate: Arc<Gate>, pool: Pool, st
 }
 
 /// Reads the registry again if it has changed.
-pub(crate) async fn refresh(gate: &Gate, pool: &Pool) -> Result<(), Fault> {
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn refresh(gate: &Gate, pool: &Pool) -> Result<(), Fault> {
     let mut connection = store::lend(pool).await?;
     if registry::trust_version(&mut connection).await? != gate.state().version {
         gate.tell(registry::trust_state(&mut connection).await?);

@@ -39,7 +39,7 @@ pub trait Worker: Send + Sync + 'static {
 
     /// Writes a batch inside a transaction that the runtime opens and commits, and gives a verdict for each
     /// message, in order. No message of the batch has had an effect before, and no two have the same request id.
-    /// `keys` has an answer for the user of each message that needs one.
+    /// `keys` has the key of the user of each message that needs one.
     ///
     /// # Errors
     /// A [`Fault`] undoes the whole batch, which is then tried again in parts.
@@ -71,6 +71,9 @@ pub struct Message<R> {
     pub stored_at: DateTime<Utc>,
     /// Its place in the stream.
     pub sequence: u64,
+    /// The event of its effect, if it comes to have one. A redelivery has another id, of which nothing comes: the inbox has the
+    /// first.
+    pub event_id: Uuid,
     /// The body as it came, or decrypted if it came encrypted: valid JSON once decoded.
     pub body: Bytes,
     /// The body, read.
@@ -99,6 +102,8 @@ pub struct Effect {
     pub performative: Performative,
     /// The agent that made it happen, if it was not the publishing service itself.
     pub source_agent_id: Option<String>,
+    /// The agent or tool it is meant for.
+    pub target_agent_id: Option<String>,
     /// The session, or [`Event::ACCOUNT_SESSION`].
     pub session_id: Cow<'static, str>,
     /// What the event carries.

@@ -105,6 +105,7 @@ fn a_value_of_the_wrong_type_is_refused_by_name() {
 #[test]
 fn a_number_out_of_bounds_is_refused_by_name_with_the_bounds() {
     let table = [
+        ("postgres", "read_pool_size", 1, 200),
         ("postgres", "write_pool_size", 1, 200),
         ("postgres", "connect_timeout_ms", 100, 60_000),
         ("postgres", "statement_timeout_ms", 1_000, 600_000),
@@ -192,7 +193,7 @@ fn an_unknown_option_of_the_environment_is_refused_by_name() {
 
 #[test]
 fn every_option_can_be_passed_on_in_the_environment() {
-    let content = "nats.credentials_file = \"/a b\"\nnats.nkey_file = \"n\"\nnats.ca_file = \"c\"\nnats.api_prefix = \"a\"\npostgres.worker_url = \"w\"\ntrust.grant_key_file = \"k\"\ntrust.token_key_file = \"t\"\ntrust.payload_ring_file = \"p\"\n\
+    let content = "nats.credentials_file = \"/a b\"\nnats.nkey_file = \"n\"\nnats.ca_file = \"c\"\nnats.api_prefix = \"a\"\npostgres.worker_url = \"w\"\npostgres.read_url = \"r\"\ntrust.grant_key_file = \"k\"\ntrust.token_key_file = \"t\"\ntrust.payload_ring_file = \"p\"\n\
                    keys.worker_url = \"w\"\nkeys.ring_file = \"r\"\nkeys.vault_url = \"u\"\nkeys.vault_token_file = \"t\"\n\
                    keys.vault_ca_file = \"c\"\nkeys.kms_key = \"k\"\nkeys.kms_region = \"r\"\nkeys.kms_url = \"u\"\n\
                    audit.seal_key_file = \"s\"\naudit.public_keys_file = \"p\"\nworker.batch_size = 7\n";

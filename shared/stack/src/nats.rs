@@ -37,6 +37,8 @@ pub struct NatsOptions {
     pub accounts: Option<String>,
     /// Encrypts what JetStream keeps on disk (AES). A folder that was encrypted needs the same key again.
     pub storage_key: Option<String>,
+    /// Whether web pages may connect, over WebSocket, without TLS: from this machine only.
+    pub websocket: bool,
 }
 
 impl fmt::Debug for NatsOptions {
@@ -53,6 +55,7 @@ impl Default for NatsOptions {
             server_name: "memfleet".to_owned(),
             accounts: None,
             storage_key: None,
+            websocket: false,
         }
     }
 }
@@ -69,6 +72,7 @@ pub struct Nats {
     port: u16,
     pid: u32,
     url: String,
+    websocket_url: Option<String>,
     claim: Claim,
 }
 
@@ -93,6 +97,7 @@ impl Nats {
             port: 0,
             pid: 0,
             url: String::new(),
+            websocket_url: None,
             claim,
         };
         nats.launch().await?;
@@ -106,6 +111,12 @@ impl Nats {
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Where web pages connect, `ws://127.0.0.1:PORT`, if they may. It is another one after [`Nats::resume`].
+    #[must_use]
+    pub fn websocket_url(&self) -> Option<&str> {
+        self.websocket_url.as_deref()
     }
 
     /// The user that may connect.
@@ -176,6 +187,7 @@ impl Nats {
         let mut process = Process::start(&program, &mut self.log).await?;
         self.claim.note(process.pid())?;
         self.port = self.ready(&mut process, &ports).await?;
+        self.websocket_url = address_in(&ports, process.pid(), "websocket");
         self.pid = process.pid();
         let user = if self.has_accounts { String::new() } else { format!("{USER}:{}@", self.password) };
         self.url = format!("nats://{user}127.0.0.1:{}", self.port);
@@ -231,19 +243,28 @@ fn config(options: &NatsOptions, password: &str) -> String {
         .accounts
         .clone()
         .unwrap_or_else(|| format!("authorization {{ user: \"{USER}\", password: \"{password}\" }}\n"));
+    let websocket = match options.websocket {
+        true => "websocket { host: \"127.0.0.1\", port: -1, no_tls: true }\n",
+        false => "",
+    };
     format!(
-        "server_name: {name}\nmax_payload: {}\njetstream {{\nmax_file_store: 1TB\n{sync}\n{encryption}}}\n{access}",
+        "server_name: {name}\nmax_payload: {}\njetstream {{\nmax_file_store: 1TB\n{sync}\n{encryption}}}\n{websocket}{access}",
         options.max_payload_bytes
     )
 }
 
-/// The port in the file that the server writes once it listens, `PROGRAM_PID.ports`.
+/// The port in the file that the server writes once it listens.
 fn port_in(ports: &Path, pid: u32) -> Option<u16> {
+    address_in(ports, pid, "nats")?.rsplit_once(':')?.1.parse().ok()
+}
+
+/// The first address for one sort of clients in the file that the server writes once it listens, `PROGRAM_PID.ports`.
+fn address_in(ports: &Path, pid: u32, clients: &str) -> Option<String> {
     let ending = format!("_{pid}.ports");
     let mut files = fs::read_dir(ports).ok()?.flatten();
     let file = files.find(|file| file.file_name().to_str().is_some_and(|name| name.ends_with(&ending)))?;
     let content: serde_json::Value = serde_json::from_str(&fs::read_to_string(file.path()).ok()?).ok()?;
-    content["nats"][0].as_str()?.rsplit_once(':')?.1.parse().ok()
+    content[clients][0].as_str().map(str::to_owned)
 }
 
 /// Whether a NATS server with JetStream greets at the port. Its first line is `INFO {…}`.

@@ -12,6 +12,16 @@ use uuid::Uuid;
 use crate::fault::{Fault, FaultKind};
 use crate::prepared;
 
+/// What [`EventRow`] is read from.
+macro_rules! event_columns {
+    () => {
+        "e.id, e.event_sequence, e.event_type::text AS event_type, e.performative::text AS performative, e.source_agent_id,
+        e.target_agent_id, e.user_id, e.session_id, e.parent_event_id, e.logical_timestamp, e.created_at,
+        e.event_payload::text AS payload"
+    };
+}
+pub(crate) use event_columns;
+
 /// How many causes an event's `causality_chain` keeps, the nearest ones.
 pub const CHAIN_LENGTH: usize = 64;
 
@@ -39,6 +49,8 @@ pub struct NewEvent<'a> {
     pub performative: Performative,
     /// The agent or service that made it happen.
     pub source_agent_id: &'a str,
+    /// The agent or tool it is meant for.
+    pub target_agent_id: Option<&'a str>,
     /// Whose memory changed.
     pub user_id: UserId,
     /// The session, or [`Event::ACCOUNT_SESSION`].
@@ -68,14 +80,14 @@ pub async fn append(
 ) -> Result<HashMap<Uuid, Appended>, Fault> {
     const APPEND: &str = "
         INSERT INTO blackboard_events (id, event_type, performative, source_agent_id, user_id, session_id,
-            event_payload, parent_event_id, causality_chain, logical_timestamp, request_id)
+            event_payload, parent_event_id, causality_chain, logical_timestamp, request_id, target_agent_id)
         SELECT e.id, e.event_type::eventtype, e.performative::performative, e.source_agent_id, e.user_id,
             e.session_id, e.payload::jsonb, e.parent_event_id, e.causality_chain::jsonb, e.logical_timestamp,
-            e.request_id
+            e.request_id, e.target_agent_id
         FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::integer[], $6::text[], $7::text[],
-            $8::uuid[], $9::text[], $10::bigint[], $11::uuid[])
+            $8::uuid[], $9::text[], $10::bigint[], $11::uuid[], $12::text[])
             WITH ORDINALITY AS e (id, event_type, performative, source_agent_id, user_id, session_id, payload,
-            parent_event_id, causality_chain, logical_timestamp, request_id, ordinal)
+            parent_event_id, causality_chain, logical_timestamp, request_id, target_agent_id, ordinal)
         JOIN users u ON u.id = e.user_id
         ORDER BY e.ordinal
         RETURNING id, event_sequence, created_at";
@@ -108,7 +120,8 @@ pub async fn append(
             .bind::<Array<BigInt>, _>(column(events, |event| {
                 event.cause.map_or(1, |cause| cause.logical_timestamp)
             }))
-            .bind::<Array<SqlUuid>, _>(column(events, |event| event.request_id)),
+            .bind::<Array<SqlUuid>, _>(column(events, |event| event.request_id))
+            .bind::<Array<Nullable<Text>>, _>(column(events, |event| event.target_agent_id)),
     )
     .load(connection)
     .await?;
@@ -183,11 +196,11 @@ pub async fn causes(
 /// # Errors
 /// A [`Fault`] of the database.
 pub async fn read(connection: &mut AsyncPgConnection, ids: &[Uuid]) -> Result<Vec<Event>, Fault> {
-    const READ: &str = "
-        SELECT id, event_sequence, event_type::text AS event_type, performative::text AS performative,
-            source_agent_id, target_agent_id, user_id, session_id, parent_event_id, logical_timestamp,
-            created_at, event_payload::text AS payload
-        FROM blackboard_events WHERE id = ANY ($1) ORDER BY event_sequence";
+    const READ: &str = concat!(
+        "SELECT ",
+        event_columns!(),
+        " FROM blackboard_events e WHERE e.id = ANY ($1) ORDER BY e.event_sequence"
+    );
     if ids.is_empty() {
         return Ok(Vec::new());
     }
@@ -196,8 +209,80 @@ pub async fn read(connection: &mut AsyncPgConnection, ids: &[Uuid]) -> Result<Ve
     rows.into_iter().map(EventRow::into_event).collect()
 }
 
+/// The events of a session after a number, in order.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn after(
+    connection: &mut AsyncPgConnection,
+    user: UserId,
+    session_id: &str,
+    after: i64,
+    limit: i64,
+) -> Result<Vec<Event>, Fault> {
+    const AFTER: &str = concat!(
+        "SELECT ",
+        event_columns!(),
+        " FROM blackboard_events e
+        WHERE e.user_id = $1 AND e.session_id = $2 AND e.event_sequence > $3 ORDER BY e.event_sequence LIMIT $4"
+    );
+    let query = diesel::sql_query(AFTER)
+        .bind::<Integer, _>(user.get())
+        .bind::<Text, _>(session_id)
+        .bind::<BigInt, _>(after)
+        .bind::<BigInt, _>(limit);
+    let rows: Vec<EventRow> = prepared(query).load(connection).await?;
+    rows.into_iter().map(EventRow::into_event).collect()
+}
+
+/// An event and the request that had its effect.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// The event.
+    pub event: Event,
+    /// The request.
+    pub request_id: Uuid,
+}
+
+/// The events of a user in all sessions after a number and up to another one, in order; those that no request had are left out.
+/// For an administrator, who sees every row.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn told(
+    connection: &mut AsyncPgConnection,
+    user: UserId,
+    after: i64,
+    until: i64,
+    limit: i64,
+) -> Result<Vec<Told>, Fault> {
+    const TOLD: &str = concat!(
+        "SELECT ",
+        event_columns!(),
+        ", e.request_id FROM blackboard_events e
+        WHERE e.user_id = $1 AND e.event_sequence > $2 AND e.event_sequence <= $3 AND e.request_id IS NOT NULL
+        ORDER BY e.event_sequence LIMIT $4"
+    );
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(embed)]
+        event: EventRow,
+        #[diesel(sql_type = SqlUuid)]
+        request_id: Uuid,
+    }
+    let query = diesel::sql_query(TOLD)
+        .bind::<Integer, _>(user.get())
+        .bind::<BigInt, _>(after)
+        .bind::<BigInt, _>(until)
+        .bind::<BigInt, _>(limit);
+    let rows: Vec<Row> = prepared(query).load(connection).await?;
+    let told = |row: Row| Ok(Told { event: row.event.into_event()?, request_id: row.request_id });
+    rows.into_iter().map(told).collect()
+}
+
+/// An event of the table `e`, as it is read.
 #[derive(QueryableByName)]
-struct EventRow {
+pub(crate) struct EventRow {
     #[diesel(sql_type = SqlUuid)]
     id: Uuid,
     #[diesel(sql_type = BigInt)]
@@ -225,7 +310,7 @@ struct EventRow {
 }
 
 impl EventRow {
-    fn into_event(self) -> Result<Event, Fault> {
+    pub(crate) fn into_event(self) -> Result<Event, Fault> {
         let newer = |label: &str| unreadable(format!("this program knows no {label:?}; it is too old"));
         Ok(Event {
             event_id: self.id,

@@ -4,6 +4,7 @@
 //! Nothing here knows about messages.
 
 pub mod blackboard;
+pub mod clock;
 pub mod fault;
 pub mod inbox;
 pub mod migration;

@@ -153,8 +153,8 @@ pub struct RefusedToken<'a> {
     pub kind: &'static str,
     /// Why, in a sentence.
     pub reason: &'a str,
-    /// For whom the request was.
-    pub user_id: UserId,
+    /// For whom the request was, as far as is known.
+    pub user_id: Option<UserId>,
     /// The service in its subject.
     pub service: &'a Service,
     /// The request.
@@ -173,7 +173,9 @@ pub async fn record_refused(
         diesel::sql_query("SELECT audit.record_refused_tokens($1, $2, $3, $4, $5)")
             .bind::<Array<Text>, _>(refused.iter().map(|one| one.kind).collect::<Vec<_>>())
             .bind::<Array<Text>, _>(refused.iter().map(|one| one.reason).collect::<Vec<_>>())
-            .bind::<Array<Integer>, _>(refused.iter().map(|one| one.user_id.get()).collect::<Vec<_>>())
+            .bind::<Array<Nullable<Integer>>, _>(
+                refused.iter().map(|one| one.user_id.map(UserId::get)).collect::<Vec<_>>(),
+            )
             .bind::<Array<Text>, _>(refused.iter().map(|one| one.service.as_str()).collect::<Vec<_>>())
             .bind::<Array<SqlUuid>, _>(refused.iter().map(|one| one.request_id).collect::<Vec<_>>()),
     )

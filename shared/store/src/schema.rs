@@ -529,6 +529,37 @@ diesel::table! {
         blackboard_event_id -> Nullable<Uuid>,
         created_at -> Timestamptz,
         request_id -> Nullable<Uuid>,
+        chat_mode -> crate::schema::sql_types::ChatMode,
+        is_sensitive -> Bool,
+    }
+}
+
+diesel::table! {
+    use diesel::sql_types::*;
+    router_hourly_patterns (user_id, hour, chat_mode, route, tool, model) {
+        user_id -> Integer,
+        hour -> Timestamptz,
+        chat_mode -> crate::schema::sql_types::ChatMode,
+        route -> Text,
+        tool -> Text,
+        model -> Text,
+        decisions -> BigInt,
+        successes -> BigInt,
+        timed -> BigInt,
+        times -> Jsonb,
+        time_ms_sum -> BigInt,
+        tokens_sum -> BigInt,
+        complexity_sum -> Numeric,
+        confidence_sum -> Numeric,
+    }
+}
+
+diesel::table! {
+    use diesel::sql_types::*;
+    session_clocks (user_id, session_id) {
+        user_id -> Integer,
+        session_id -> Text,
+        published_sequence -> BigInt,
     }
 }
 

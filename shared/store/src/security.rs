@@ -1,7 +1,9 @@
 //! The security context of a transaction, what was refused, and what the role of a connection may do too much.
 
+use std::time::Duration;
+
 use diesel::QueryableByName;
-use diesel::sql_types::{Array, Bool, Integer, Text, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Bool, Integer, Text, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use uuid::Uuid;
 
@@ -23,6 +25,67 @@ pub async fn open_context(connection: &mut AsyncPgConnection, grants: &[&str]) -
     }
     let _: Vec<Opened> =
         prepared(diesel::sql_query(OPEN).bind::<Array<Text>, _>(grants)).load(connection).await?;
+    Ok(())
+}
+
+/// Opens the context of one grant for reading, in which no statement takes longer than this.
+///
+/// # Errors
+/// A [`Fault`] of the kind `Denied` if the grant is not good.
+pub async fn open_context_for(
+    connection: &mut AsyncPgConnection,
+    grant: &str,
+    deadline: Duration,
+) -> Result<(), Fault> {
+    const OPEN: &str =
+        "SELECT sec.open_context(ARRAY[$1]) AS users, set_config('statement_timeout', $2, true) AS deadline";
+    #[derive(QueryableByName)]
+    struct Opened {
+        #[allow(dead_code, reason = "the answer is the absence of an error")]
+        #[diesel(sql_type = Integer)]
+        users: i32,
+    }
+    let query =
+        diesel::sql_query(OPEN).bind::<Text, _>(grant).bind::<Text, _>(format!("{}ms", deadline.as_millis()));
+    let _: Vec<Opened> = prepared(query).load(connection).await?;
+    Ok(())
+}
+
+/// A use of a user's data that leaves no row behind.
+#[derive(Clone, Copy, Debug)]
+pub struct Access {
+    /// Whose it is.
+    pub user_id: i32,
+    /// The question or request.
+    pub request_id: Uuid,
+    /// How many rows or points it was.
+    pub amount: i64,
+}
+
+/// Notes uses of one kind in `audit.data_access_log`, in the name of the open context, which has all their users.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn log_data_access(
+    connection: &mut AsyncPgConnection,
+    kind: &str,
+    object: &str,
+    accesses: &[Access],
+) -> Result<(), Fault> {
+    const LOG: &str = "SELECT audit.log_data_access($1, $2, $3, $4, $5) AS noted";
+    #[derive(QueryableByName)]
+    struct Noted {
+        #[allow(dead_code, reason = "the answer is the absence of an error")]
+        #[diesel(sql_type = Integer)]
+        noted: i32,
+    }
+    let query = diesel::sql_query(LOG)
+        .bind::<Text, _>(kind)
+        .bind::<Text, _>(object)
+        .bind::<Array<Integer>, _>(accesses.iter().map(|access| access.user_id).collect::<Vec<_>>())
+        .bind::<Array<SqlUuid>, _>(accesses.iter().map(|access| access.request_id).collect::<Vec<_>>())
+        .bind::<Array<BigInt>, _>(accesses.iter().map(|access| access.amount).collect::<Vec<_>>());
+    let _: Vec<Noted> = prepared(query).load(connection).await?;
     Ok(())
 }
 

@@ -2,6 +2,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_nats::jetstream::{self, consumer::PullConsumer};
+use contract::UserId;
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Nullable, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
@@ -100,9 +101,16 @@ impl Fixture {
     /// Servers of which the broker knows who may do what, as a private or a production one does. The fixture's own client is
     /// the operator.
     pub async fn secured() -> Self {
+        Self::listened([]).await
+    }
+
+    /// The same, where the events of these users can be heard by listeners of their own, also over WebSocket.
+    pub async fn listened(users: impl IntoIterator<Item = i32>) -> Self {
         let make = |folder: &Path| {
             let topology = Topology::shipped().expect("the shipped streams");
-            let services = topology::Service::shipped().expect("the shipped services");
+            let mut services = topology::Service::shipped().expect("the shipped services");
+            let listeners = users.into_iter().map(|user| UserId::new(user).expect("a user"));
+            services.extend(listeners.map(topology::Service::listener));
             let identities = topology::identities(&topology, &services);
             let public = topology::make_nkeys(&folder.join("nkeys"), &identities).expect("keys");
             Some(topology::render(&topology, &services, &public))
@@ -117,7 +125,8 @@ impl Fixture {
         logs::start();
         let folder = tempfile::tempdir().expect("a folder for the broker");
         let programs = Programs::find().expect("the servers' programs");
-        let options = NatsOptions { accounts: accounts(folder.path()), ..NatsOptions::default() };
+        let accounts = accounts(folder.path());
+        let options = NatsOptions { websocket: accounts.is_some(), accounts, ..NatsOptions::default() };
         let nkeys = options.accounts.as_ref().map(|_| folder.path().join("nkeys/{name}.nk"));
         let (nats, url, key_store) = tokio::join!(
             Nats::start(&programs, folder.path(), options),
@@ -197,6 +206,12 @@ impl Fixture {
         let subscriber = client.subscribe(subject.to_owned()).await.expect("a subscription");
         client.flush().await.expect("a broker that has it");
         subscriber
+    }
+
+    /// The secret half of an identity's nkey, at a broker that knows identities.
+    pub fn seed(&self, identity: &str) -> String {
+        let file = self.folder.path().join(format!("nkeys/{identity}.nk"));
+        std::fs::read_to_string(file).expect("a key").trim().to_owned()
     }
 
     /// A consumer of the broker.

@@ -8,6 +8,9 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
+use contract::{CATALOGUE, QUESTIONS, READER, TOKEN_ISSUE};
+use trust::Scope;
+
 use crate::{Service, Topology};
 
 /// Where an identity lives.
@@ -51,6 +54,9 @@ pub struct Identity {
 
 /// The worker that answers those who ask for tokens.
 pub(crate) const TOKEN_ISSUER: &str = "token-issuer";
+/// Where the broker tells of events once they are stored, within the account that stores them: the subject of an event with
+/// another beginning. Services hear it as `memory.event.>`.
+const TOLD: &str = "memory.told";
 /// Sees to streams, dead letters and keys.
 pub(crate) const OPERATOR: &str = "operator";
 /// Reads what the server says of itself.
@@ -68,19 +74,8 @@ pub fn identities(topology: &Topology, services: &[Service]) -> Vec<Identity> {
     // One name is one identity, with one key and one inbox.
     all.extend(services.iter().filter(|service| !workers.contains(&service.service)).map(of_service));
     all.extend(workers.iter().map(|worker| of_worker(worker, topology, services)));
-    all.push(Identity {
-        name: TOKEN_ISSUER.to_owned(),
-        account: Account::Workers,
-        // It answers whoever has asked, once; and tells of itself.
-        publish: vec!["_R_.>".to_owned()],
-        subscribe: vec![
-            "memory.ask.token.issue.*".to_owned(),
-            format!("_INBOX.{TOKEN_ISSUER}.>"),
-            "$SRV.*".to_owned(),
-            format!("$SRV.*.{TOKEN_ISSUER}"),
-            format!("$SRV.*.{TOKEN_ISSUER}.*"),
-        ],
-    });
+    all.push(answers(TOKEN_ISSUER, [format!("{TOKEN_ISSUE}.*")]));
+    all.push(answers(READER, QUESTIONS.iter().map(|kind| kind.subject("*"))));
     all.push(Identity {
         name: MONITOR.to_owned(),
         account: Account::System,
@@ -94,16 +89,41 @@ pub fn identities(topology: &Topology, services: &[Service]) -> Vec<Identity> {
     all
 }
 
+/// A worker that answers questions: whoever has asked, once. It tells of itself as well.
+fn answers(name: &str, questions: impl IntoIterator<Item = String>) -> Identity {
+    let mut subscribe: Vec<String> = questions.into_iter().collect();
+    subscribe.push(format!("_INBOX.{name}.>"));
+    subscribe.push("$SRV.*".to_owned());
+    subscribe.push(format!("$SRV.*.{name}"));
+    subscribe.push(format!("$SRV.*.{name}.*"));
+    Identity {
+        name: name.to_owned(),
+        account: Account::Workers,
+        publish: vec!["_R_.>".to_owned()],
+        subscribe,
+    }
+}
+
 fn of_service(service: &Service) -> Identity {
     let name = &service.service;
-    let mut publish: Vec<String> = service
-        .scopes
+    let scopes: Vec<Scope> = service.scopes.iter().filter_map(|scope| scope.parse().ok()).collect();
+    let mut publish: Vec<String> = scopes
         .iter()
-        .filter_map(|scope| scope.split_once(':'))
-        .map(|(noun, verb)| format!("memory.req.{name}.{noun}.{verb}.*"))
+        .filter(|scope| CATALOGUE.iter().any(|kind| scope.allows(kind.noun, kind.verb)))
+        .filter_map(|scope| {
+            let text = scope.to_string();
+            text.split_once(':').map(|(noun, verb)| format!("memory.req.{name}.{noun}.{verb}.*"))
+        })
         .collect();
-    publish.push(format!("memory.ask.token.issue.{name}"));
-    let (account, subscribe) = (Account::Publishers, vec![format!("_INBOX.{name}.>")]);
+    let asked = QUESTIONS.iter().filter(|kind| scopes.iter().any(|scope| scope.allows(kind.noun, kind.verb)));
+    publish.extend(asked.map(|kind| kind.subject(name)));
+    // Who only listens has no use for a token.
+    if !scopes.is_empty() {
+        publish.push(format!("{TOKEN_ISSUE}.{name}"));
+    }
+    let mut subscribe = vec![format!("_INBOX.{name}.>")];
+    subscribe.extend(service.hears.iter().map(|user| format!("memory.event.*.*.{user}")));
+    let account = Account::Publishers;
     Identity { name: name.clone(), account, publish, subscribe }
 }
 
@@ -161,13 +181,18 @@ pub fn render(topology: &Topology, services: &[Service], nkeys: &str) -> String 
         text.push_str(&exchange(account, services));
         text.push_str("    users = [\n");
         for identity in identities.iter().filter(|identity| identity.account == account) {
-            let list = |subjects: &[String]| {
-                subjects.iter().map(|subject| format!("{subject:?}")).collect::<Vec<_>>().join(", ")
+            // To the server, nothing that is allowed is nothing that is said.
+            let list = |subjects: &[String]| match subjects {
+                [] => "deny: [\">\"]".to_owned(),
+                _ => {
+                    let quoted: Vec<String> = subjects.iter().map(|subject| format!("{subject:?}")).collect();
+                    format!("allow: [{}]", quoted.join(", "))
+                }
             };
             let _ = writeln!(
                 text,
-                "      {{\n        # {}\n        nkey: ${}\n        permissions {{\n          publish {{ allow: [{}] }}\n          \
-                 subscribe {{ allow: [{}] }}\n        }}\n      }}",
+                "      {{\n        # {}\n        nkey: ${}\n        permissions {{\n          publish {{ {} }}\n          \
+                 subscribe {{ {} }}\n        }}\n      }}",
                 identity.name,
                 variable(&identity.name),
                 list(&identity.publish),
@@ -194,19 +219,29 @@ fn exchange(account: Account, services: &[Service]) -> String {
             exports.extend(SERVICES_OF_STORE.iter().map(|(subject, response)| {
                 format!("{{ service: \"{subject}\", response: {response}, accounts: [WORKERS] }}")
             }));
-            let imports = [from("service", "WORKERS", "memory.ask.>")];
+            // Told anew once they are stored: what came in as a request of another account is handed on to none.
+            exports.push(format!("{{ stream: \"{TOLD}.>\", accounts: [PUBLISHERS] }}"));
+            let imports = [from("service", "WORKERS", "memory.ask.>"), from("service", "WORKERS", "$SRV.>")];
             lines.extend([list("exports", &exports), list("imports", &imports)]);
         }
         Account::Publishers => {
             // Outcomes: a message into another account's inbox arrives as a request without an answer.
             let exports: Vec<String> =
                 inboxes().map(|inbox| format!("{{ service: \"{inbox}\", accounts: [WORKERS] }}")).collect();
-            let imports =
-                [from("service", "STORE", "memory.req.>"), from("service", "WORKERS", "memory.ask.>")];
+            let events =
+                format!("{{ stream: {{ account: STORE, subject: \"{TOLD}.>\" }}, to: \"memory.event.>\" }}");
+            let imports = [
+                from("service", "STORE", "memory.req.>"),
+                from("service", "WORKERS", "memory.ask.>"),
+                events,
+            ];
             lines.extend([list("exports", &exports), list("imports", &imports)]);
         }
         Account::Workers => {
-            let exports = ["{ service: \"memory.ask.>\", accounts: [STORE, PUBLISHERS] }".to_owned()];
+            let exports = [
+                "{ service: \"memory.ask.>\", accounts: [STORE, PUBLISHERS] }".to_owned(),
+                "{ service: \"$SRV.>\", response: stream, accounts: [STORE] }".to_owned(),
+            ];
             let mut imports: Vec<String> = SERVICES_OF_STORE
                 .iter()
                 .map(|(subject, _)| match subject.strip_prefix("$JS.API.") {

@@ -16,17 +16,31 @@ pub struct Service {
     pub service: String,
     /// What it is.
     pub description: String,
-    /// What it may publish, as `noun:verb` or `noun:*`.
+    /// What it may publish and ask, as `noun:verb` or `noun:*`.
     pub scopes: Vec<String>,
+    /// Whose events it may hear as they happen: users by their numbers, or `*` for everybody's.
+    #[serde(default)]
+    pub hears: Vec<String>,
 }
 
 /// Names of others at the broker. Those of workers with a stream are refused where subjects are made of them.
-const RESERVED: [&str; 3] = [OPERATOR, MONITOR, TOKEN_ISSUER];
+const RESERVED: [&str; 4] = [OPERATOR, MONITOR, TOKEN_ISSUER, contract::READER];
 
 const FILE: &str = "nats/services.json";
 const SHIPPED: &str = include_str!("../../../nats/services.json");
 
 impl Service {
+    /// Somebody who hears the events of one user as they happen, such as a web page of that user, and may do nothing else.
+    pub fn listener(user: contract::UserId) -> Self {
+        let description = format!("Hears the events of user {user}.");
+        Self {
+            service: format!("live-{user}"),
+            description,
+            scopes: Vec::new(),
+            hears: vec![user.to_string()],
+        }
+    }
+
     /// The services of this program, as the file was when it was built.
     ///
     /// # Errors
@@ -69,8 +83,11 @@ impl Service {
         if RESERVED.contains(&name.as_str()) {
             return Err(format!("a service cannot be named {name}"));
         }
-        match self.scopes.iter().find(|scope| scope.parse::<Scope>().is_err()) {
-            Some(scope) => Err(format!("{name}: a scope is noun:verb, noun:* or *:*; {scope:?} is none")),
+        if let Some(scope) = self.scopes.iter().find(|scope| scope.parse::<Scope>().is_err()) {
+            return Err(format!("{name}: a scope is noun:verb, noun:* or *:*; {scope:?} is none"));
+        }
+        match self.hears.iter().find(|user| *user != "*" && user.parse::<contract::UserId>().is_err()) {
+            Some(user) => Err(format!("{name}: it may hear a user's number or *; {user:?} is neither")),
             None => Ok(()),
         }
     }
@@ -89,12 +106,33 @@ mod tests {
     #[test]
     fn what_would_be_something_else_at_the_broker_is_refused() {
         assert_eq!(parse("chat", "context:*").unwrap().len(), 1);
-        for name in ["*", ">", "a.b", "", "A", "a b", "a\"\n}", "../x", "operator", "monitor", "token-issuer"]
-        {
+        for name in [
+            "*",
+            ">",
+            "a.b",
+            "",
+            "A",
+            "a b",
+            "a\"\n}",
+            "../x",
+            "operator",
+            "monitor",
+            "token-issuer",
+            "memory-reader",
+        ] {
             assert!(parse(name, "context:*").unwrap_err().starts_with("file: "), "{name:?}");
         }
         for scope in ["context", "context:>", "*:put", "context.put:*", "a:b\""] {
             assert!(parse("chat", scope).unwrap_err().contains("a scope is noun:verb"), "{scope:?}");
+        }
+        let hears = |user: &str| {
+            let service =
+                serde_json::json!({ "service": "chat", "description": "", "scopes": [], "hears": [user] });
+            Service::parse("file", &serde_json::json!([service]).to_string())
+        };
+        assert!(hears("*").is_ok() && hears("42").is_ok());
+        for user in ["", ">", "4.2", "-1", "a"] {
+            assert!(hears(user).unwrap_err().to_string().contains("a user's number or *"), "{user:?}");
         }
         let twice =
             r#"[{"service":"a","description":"","scopes":[]},{"service":"a","description":"","scopes":[]}]"#;

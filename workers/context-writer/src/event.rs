@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use contract::{Event, Performative, Request};
+use contract::{ContextRequest as Request, Event, Performative};
 use runtime::{Effect, Message, Payload, Verdict};
 
 use crate::message::Parted;
@@ -16,17 +16,13 @@ pub(crate) fn verdict(message: &Message<Parted>, done: Done) -> Verdict {
     }
 }
 
-/// A message whose user's data key cannot be opened waits for somebody who mends it, within the retry budget.
-pub(crate) fn locked(user: contract::UserId, reason: &str) -> Verdict {
-    Verdict::Unmet(format!("the data key of user {user} cannot be opened: {reason}"))
-}
-
 fn effect(message: &Message<Parted>) -> Effect {
     let request = &message.request.request;
     Effect {
         event_type: request.kind().event,
         performative: Performative::Inform,
         source_agent_id: agent(request),
+        target_agent_id: None,
         session_id: session(request),
         payload: payload(&message.request),
     }

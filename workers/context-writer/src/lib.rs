@@ -19,7 +19,6 @@ mod event;
 pub mod message;
 pub mod store;
 
-use crate::store::Done;
 use ::store::{Connection, Fault};
 use contract::{Malformed, RequestSubject, SessionId};
 use keys::DataKeys;
@@ -41,7 +40,7 @@ impl Worker for ContextWriter {
     }
 
     fn session<'a>(&self, request: &'a Parted) -> Option<&'a str> {
-        request.request.session_id().map(SessionId::as_str)
+        request.session_id.as_ref().map(SessionId::as_str)
     }
 
     fn needs_key(&self, request: &Parted) -> bool {
@@ -54,17 +53,7 @@ impl Worker for ContextWriter {
         batch: &'a [&'a Message<Parted>],
         keys: &'a DataKeys,
     ) -> Result<Vec<Verdict>, Fault> {
-        let locked = |message: &Message<Parted>| match keys.get(&message.subject.user_id) {
-            Some(Err(reason)) if self.needs_key(&message.request) => Some(reason.as_str()),
-            Some(_) | None => None,
-        };
-        let open: Vec<&Message<Parted>> =
-            batch.iter().copied().filter(|message| locked(message).is_none()).collect();
-        let mut done = store::write(connection, &open, keys).await?.into_iter();
-        let verdict = |message: &&Message<Parted>| match locked(message) {
-            Some(reason) => event::locked(message.subject.user_id, reason),
-            None => event::verdict(message, done.next().unwrap_or(Done::Missing)),
-        };
-        Ok(batch.iter().map(verdict).collect())
+        let done = store::write(connection, batch, keys).await?;
+        Ok(batch.iter().zip(done).map(|(message, done)| event::verdict(message, done)).collect())
     }
 }

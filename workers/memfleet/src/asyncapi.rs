@@ -1,8 +1,11 @@
 //! The AsyncAPI 3.0 document, made from the contract itself. `nats/asyncapi.yaml` is a copy that a test keeps
 //! current.
 
+mod questions;
+
 use anyhow::{Context, ensure};
-use contract::{CATALOGUE, DeadClass, Event, Kind, Outcome, header, limit};
+use contract::{CATALOGUE, DeadClass, Event, Kind, Outcome, QuestionKind, header, limit};
+use questions::Parts;
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
@@ -42,10 +45,10 @@ macro_rules! golden {
 
 /// The golden messages of the contract's tests, as examples. A test sees to it that every kind has one.
 const GOLDEN: &[(&str, &str)] = golden!(
-    "agent-context.put" "agent-context.remove" "context.put" "context.remove" "conversation.put" "device.put"
+    "agent-context.put" "agent-context.remove" "context.put" "context.remove" "conversation.put" "decision.log" "device.put"
     "device.remove" "feedback.put" "message.add" "passkey.put" "passkey.remove" "profile.put"
     "second-factor.put" "second-factor.remove" "session.close" "session.open" "setting.put" "setting.remove"
-    "summary.put" "user.put"
+    "summary.put" "tool.report" "user.put"
 );
 
 /// Makes the document, in YAML. The same contract always gives the same text.
@@ -91,6 +94,12 @@ pub fn document() -> anyhow::Result<String> {
     );
     add_other_channels(&mut channels);
     add_other_operations(&mut operations);
+    questions::add(&mut Parts {
+        schemas: &mut schemas,
+        channels: &mut channels,
+        operations: &mut operations,
+        messages: &mut messages,
+    })?;
     let document = Document {
         asyncapi: "3.0.0",
         info: sorted(info()),
@@ -105,6 +114,13 @@ pub fn document() -> anyhow::Result<String> {
     };
     let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
     serde_saphyr::to_string_with_options(&document, options).context("the document cannot be written as YAML")
+}
+
+/// The JSON Schemas of a question and its answer, draft 2020-12.
+pub fn question_schema(kind: &QuestionKind) -> Value {
+    let schema =
+        |make: fn(SchemaGenerator) -> Schema| without_links(Value::from(make(SchemaGenerator::default())));
+    json!({ "question": schema(kind.question), "answer": schema(kind.answer) })
 }
 
 /// The JSON Schema of a request's body, draft 2020-12.
@@ -379,10 +395,30 @@ fn collect(schema: Schema, schemas: &mut Map<String, Value>) -> anyhow::Result<S
 }
 
 fn add(schemas: &mut Map<String, Value>, name: String, schema: Value) -> anyhow::Result<()> {
+    let schema = with_lone_references(schema);
     let known = schemas.get(&name);
     ensure!(known.is_none_or(|known| *known == schema), "two schemas are named {name} and differ");
     schemas.insert(name, schema);
     Ok(())
+}
+
+/// In draft 7 nothing counts that stands beside a reference. The generator sees to that in the schema itself, and not in what it
+/// refers to.
+fn with_lone_references(value: Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let mut map: Map<String, Value> =
+                map.into_iter().map(|(name, value)| (name, with_lone_references(value))).collect();
+            if map.len() > 1
+                && let Some(reference) = map.remove("$ref")
+            {
+                map.insert("allOf".to_owned(), json!([{ "$ref": reference }]));
+            }
+            Value::Object(map)
+        }
+        Value::Array(items) => items.into_iter().map(with_lone_references).collect(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => value,
+    }
 }
 
 /// Whichever map serde_json was built with, the order is the same.

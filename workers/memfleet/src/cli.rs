@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::command::{
-    audit::AuditArgs, bench::BenchArgs, contract::ContractArgs, dead::DeadArgs, demo::DemoArgs, dev::DevArgs,
-    keys::KeysArgs, load::LoadArgs, migrate::MigrateArgs, nats::NatsArgs, publish::PublishArgs, run::RunArgs,
-    security::SecurityArgs, status::StatusArgs, token::TokenArgs,
+    ask::AskArgs, audit::AuditArgs, bench::BenchArgs, contract::ContractArgs, dead::DeadArgs, demo::DemoArgs,
+    dev::DevArgs, keys::KeysArgs, load::LoadArgs, migrate::MigrateArgs, nats::NatsArgs, publish::PublishArgs,
+    replay::ReplayArgs, run::RunArgs, security::SecurityArgs, status::StatusArgs, tail::TailArgs,
+    token::TokenArgs,
 };
 
 /// The unified memory store of a multi-agent AI platform, as a fleet of message-queue workers.
@@ -48,6 +49,12 @@ pub enum Command {
     Nats(NatsArgs),
     /// Publish requests.
     Publish(PublishArgs),
+    /// Ask the memory a question.
+    Ask(AskArgs),
+    /// Rebuild a user's contexts from the event stream, and compare.
+    Replay(ReplayArgs),
+    /// Print a user's events as they happen.
+    Tail(TailArgs),
     /// Turn recorded dialogues into requests and carry them through.
     Load(LoadArgs),
     /// Look at, replay or drop dead letters.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::ValueEnum;
 use context_writer::ContextWriter;
+use router_logger::RouterLogger;
 use runtime::{Settings, Stats, Worker};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -16,18 +17,25 @@ use crate::tokens;
 pub enum WorkerName {
     /// Sessions, contexts, conversations, accounts, and what agents remember.
     ContextWriter,
+    /// Routing decisions, what is learnt from them, and the calls of tools.
+    RouterLogger,
+    /// Answers to questions.
+    MemoryReader,
     /// Tokens for services that ask for them.
     TokenIssuer,
 }
 
 impl WorkerName {
     /// Every worker.
-    pub const ALL: &'static [Self] = &[Self::ContextWriter, Self::TokenIssuer];
+    pub const ALL: &'static [Self] =
+        &[Self::ContextWriter, Self::RouterLogger, Self::MemoryReader, Self::TokenIssuer];
 
     /// The name of its crate, consumer and role.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::ContextWriter => ContextWriter::NAME,
+            Self::RouterLogger => RouterLogger::NAME,
+            Self::MemoryReader => memory_reader::NAME,
             Self::TokenIssuer => token_issuer::NAME,
         }
     }
@@ -48,6 +56,8 @@ impl Fleet {
         for &name in names {
             match name {
                 WorkerName::ContextWriter => fleet.spawn(name, ContextWriter, settings),
+                WorkerName::RouterLogger => fleet.spawn(name, RouterLogger, settings),
+                WorkerName::MemoryReader => fleet.spawn_reader(settings),
                 WorkerName::TokenIssuer => fleet.spawn_issuer(settings),
             }
         }
@@ -59,6 +69,11 @@ impl Fleet {
         self.stats.push((name, Arc::clone(&stats)));
         let (settings, stop) = (settings.clone(), self.stop.child_token());
         self.running.spawn(async move { Ok(runtime::run(Arc::new(worker), &settings, stats, stop).await?) });
+    }
+
+    fn spawn_reader(&mut self, settings: &Settings) {
+        let (settings, stop) = (settings.clone(), self.stop.child_token());
+        self.running.spawn(async move { Ok(memory_reader::run(&settings, stop).await?) });
     }
 
     fn spawn_issuer(&mut self, settings: &Settings) {

@@ -13,5 +13,6 @@ pub mod logging;
 pub mod output;
 pub mod payloads;
 pub mod publisher;
+pub mod replay;
 pub mod table;
 pub mod tokens;

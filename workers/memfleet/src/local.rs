@@ -6,6 +6,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use contract::UserId;
 use diesel::QueryableByName;
 use diesel::sql_types::Text;
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
@@ -37,7 +38,7 @@ impl Local {
     pub async fn temporary(settings: &Settings, options: StackOptions) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir().context("a folder for keys cannot be made")?;
         let keys = KeyFiles::of(folder.path());
-        let stack = Stack::temporary(secured(options, &keys)?).await?;
+        let stack = Stack::temporary(secured(options, &keys, &[])?).await?;
         let settings = set_up_private(&stack, &with_accounts(settings, &keys), &keys).await?;
         Ok(Self { settings, stack: Some(stack), _keys: Some(folder) })
     }
@@ -58,13 +59,19 @@ impl Local {
         Ok(Self { settings, stack: Some(stack), _keys: Some(folder) })
     }
 
-    /// Starts private servers in a folder that stays.
+    /// Starts private servers in a folder that stays, where web pages of these users may hear their events.
     ///
     /// # Errors
     /// If a server's program is missing, or one does not start, or cannot be set up.
-    pub async fn kept(settings: &Settings, folder: &Path, options: StackOptions) -> anyhow::Result<Self> {
+    pub async fn kept(
+        settings: &Settings,
+        folder: &Path,
+        mut options: StackOptions,
+        listeners: &[UserId],
+    ) -> anyhow::Result<Self> {
         let keys = KeyFiles::of(folder);
-        let stack = Stack::start(folder, secured(options, &keys)?).await?;
+        options.nats.websocket = !listeners.is_empty();
+        let stack = Stack::start(folder, secured(options, &keys, listeners)?).await?;
         let settings = set_up_private(&stack, &with_accounts(settings, &keys), &keys).await?;
         Ok(Self { settings, stack: Some(stack), _keys: None })
     }
@@ -122,8 +129,9 @@ impl KeyFiles {
 }
 
 /// A private broker knows everybody by their keys, as one in production does, and encrypts what it keeps.
-fn secured(mut options: StackOptions, keys: &KeyFiles) -> anyhow::Result<StackOptions> {
-    let (topology, services) = (topology::Topology::shipped()?, Service::shipped()?);
+fn secured(mut options: StackOptions, keys: &KeyFiles, listeners: &[UserId]) -> anyhow::Result<StackOptions> {
+    let (topology, mut services) = (topology::Topology::shipped()?, Service::shipped()?);
+    services.extend(listeners.iter().copied().map(Service::listener));
     let public = topology::make_nkeys(&keys.nkeys, &topology::identities(&topology, &services))?;
     options.nats.accounts = Some(topology::render(&topology, &services, &public));
     if is_empty(&keys.storage) {
@@ -152,7 +160,8 @@ pub async fn register_services(
     services: Vec<Service>,
 ) -> anyhow::Result<Vec<String>> {
     let mut disabled = Vec::new();
-    for Service { service, scopes, .. } in services {
+    // Who has no scope only hears, for which the broker is enough.
+    for Service { service, scopes, .. } in services.into_iter().filter(|one| !one.scopes.is_empty()) {
         let scopes: Vec<Scope> = scopes.iter().map(|scope| scope.parse()).collect::<Result<_, _>>()?;
         let name = service.parse().with_context(|| format!("the service {service:?}"))?;
         if !registry::load_service(connection, &name, &scopes).await? {

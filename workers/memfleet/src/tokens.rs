@@ -87,16 +87,27 @@ impl Tokens {
             Source::Given(token) => Ok(Some(token.clone())),
             Source::None => Ok(None),
             Source::Issued(issuing) => match subject.parse::<RequestSubject>() {
-                Ok(subject) => issuing.of(subject).await.map(Some),
+                Ok(subject) => issuing.of((subject.service, subject.user_id)).await.map(Some),
                 Err(_) => Ok(None),
             },
+        }
+    }
+
+    /// The token with which a service acts for a user, issued if need be. None without keys.
+    ///
+    /// # Errors
+    /// If the service is not registered, or the registry does not take the token.
+    pub async fn of_holder(&mut self, service: Service, user: UserId) -> anyhow::Result<Option<String>> {
+        match &mut self.source {
+            Source::Given(token) => Ok(Some(token.clone())),
+            Source::None => Ok(None),
+            Source::Issued(issuing) => issuing.of((service, user)).await.map(Some),
         }
     }
 }
 
 impl Issuing {
-    async fn of(&mut self, subject: RequestSubject) -> anyhow::Result<String> {
-        let holder = (subject.service, subject.user_id);
+    async fn of(&mut self, holder: (Service, UserId)) -> anyhow::Result<String> {
         if let Some((since, token)) = self.kept.get(&holder)
             && since.elapsed() < USED_FOR
         {

@@ -310,22 +310,37 @@ async fn schema_guided_dialogues_arrive_once_however_often_they_are_loaded() {
     forget_ids(&local.settings).await;
     let mut fleet = Fleet::start(WorkerName::ALL, &local.settings);
     let stats = fleet.stats()[0].1.clone();
+    let all: Vec<_> = fleet.stats().iter().map(|(_, stats)| stats.clone()).collect();
     let order = Order { source: Source::File(PathBuf::from(&path)), users: 100, wait: true };
     let file = read(&path, 100);
     assert_eq!((file.dialogues, file.turns), (2_098, 38_768));
 
     let work = async {
-        let first = carry(&local.settings, Some(stats.clone()), &order).await.unwrap();
+        let first = carry(&local.settings, all.clone(), &order).await.unwrap();
         assert_eq!(first.missing(), Vec::<String>::new());
         let after_first = assert_as_in_file(&local.settings, &first, &file).await;
 
-        let second = carry(&local.settings, Some(stats.clone()), &order).await.unwrap();
+        let second = carry(&local.settings, all.clone(), &order).await.unwrap();
         let published = &second.sent.published;
         assert_eq!((published.stored, published.duplicate), (first.sent.published.stored, 0));
         let after_second = assert_as_in_file(&local.settings, &second, &file).await;
         assert_eq!(after_second, after_first, "not a row and not an event more");
         let report = stats.report();
         assert!(report.repeated >= published.stored, "the inbox knew them all: {report:?}");
+
+        let mut admin = store::connect(&local.settings.postgres.url).await.unwrap();
+        let (mut events, mut contexts) = (0, 0);
+        for user in 1..=100 {
+            let user = contract::UserId::new(user).unwrap();
+            let replayed = memfleet::replay::replay(&mut admin, user, i64::MAX).await.unwrap();
+            assert_eq!(replayed.differences, [], "user {user}");
+            events += replayed.events;
+            contexts += replayed.contexts["simple_chat_context"];
+        }
+        assert_eq!(
+            (events, contexts),
+            (first.arrived.unwrap().events, after_first.rows["simple_chat_context"])
+        );
     };
     tokio::select! {
         done = tokio::time::timeout(Duration::from_secs(480), work) => done.unwrap(),

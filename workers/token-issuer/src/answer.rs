@@ -4,8 +4,9 @@ use std::num::NonZeroU32;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use contract::{AskError, Service, TOKEN_ISSUE, TokenAnswer, TokenAsk};
+use contract::{Service, TokenAnswer, TokenAsk};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use runtime::ask::{Asked, Refused};
 use store::Pool;
 use store::registry::{self, NotIssued};
 use trust::{Scope, TokenIssuer, TokenRequest};
@@ -16,15 +17,6 @@ const LIFE_S: u64 = 900;
 const TOKENS_PER_SECOND: NonZeroU32 = NonZeroU32::MIN.saturating_add(199);
 /// The largest question, in bytes.
 const QUESTION_BYTES: usize = 16 * 1024;
-
-/// Why there is no token.
-#[derive(Debug)]
-pub(crate) enum Refused {
-    /// The answer would reach somebody else.
-    Silently(&'static str),
-    /// The asker is told, with a code as of HTTP.
-    Told(usize, AskError),
-}
 
 /// What is needed to answer.
 pub(crate) struct Desk {
@@ -38,28 +30,16 @@ impl Desk {
         Self { issuer, pool, rates: RateLimiter::keyed(Quota::per_second(TOKENS_PER_SECOND)) }
     }
 
-    /// The answer to a question on this subject.
-    pub(crate) async fn answer(
-        &self,
-        subject: &str,
-        reply: Option<&str>,
-        body: &[u8],
-    ) -> Result<Bytes, Refused> {
-        let service = subject.strip_prefix(TOKEN_ISSUE).and_then(|rest| rest.strip_prefix('.'));
-        let service = service.and_then(|name| name.parse::<Service>().ok());
-        let service = service.ok_or(Refused::Silently("its subject names no service"))?;
-        // Where services have an account of their own, the server hands their questions over with a reply subject that it has
-        // made and that leads back to whoever asked. No client of this account may ask.
-        if !reply.is_some_and(|reply| service.owns_inbox(reply) || reply.starts_with(HANDED_OVER)) {
-            return Err(Refused::Silently("its reply subject is not in the service's inbox"));
-        }
+    /// The answer to a question.
+    pub(crate) async fn answer(&self, asked: Asked) -> Result<Bytes, Refused> {
+        let Asked { service, body, .. } = asked;
         // Of services that nobody has registered, none is kept: these are asked about first.
-        let request = read(service, body)?;
+        let request = read(service, &body)?;
         if self.rates.len() > KEPT {
             self.rates.retain_recent();
         }
         if self.rates.check_key(&request.service).is_err() {
-            return Err(told(
+            return Err(Refused::told(
                 429,
                 "too-often",
                 "too many tokens were asked for; ask again in a second",
@@ -81,13 +61,11 @@ impl Desk {
     }
 }
 
-/// How the server begins the reply subjects that it makes.
-const HANDED_OVER: &str = "_R_.";
 /// How many services have a rate of their own before those that have not asked lately are forgotten.
 const KEPT: usize = 1_000;
 
 fn read(service: Service, body: &[u8]) -> Result<TokenRequest, Refused> {
-    let malformed = |message: String, field| told(400, "malformed", &message, field);
+    let malformed = |message: String, field| Refused::told(400, "malformed", &message, field);
     if body.len() > QUESTION_BYTES {
         return Err(malformed(format!("the question has more than {QUESTION_BYTES} bytes"), None));
     }
@@ -105,15 +83,15 @@ fn read(service: Service, body: &[u8]) -> Result<TokenRequest, Refused> {
 
 fn refusal(refused: NotIssued) -> Refused {
     match refused {
-        NotIssued::UnknownService(_) => told(403, "denied", &refused.to_string(), None),
-        NotIssued::Scope { .. } => told(403, "denied", &refused.to_string(), Some("scopes")),
+        NotIssued::UnknownService(_) => Refused::told(403, "denied", &refused.to_string(), None),
+        NotIssued::Scope { .. } => Refused::told(403, "denied", &refused.to_string(), Some("scopes")),
         NotIssued::Issue(error) => {
             let field = match error {
                 trust::IssueError::Life(_) => Some("life_s"),
                 trust::IssueError::Scopes(_) | trust::IssueError::Nothing(_) => Some("scopes"),
                 trust::IssueError::Unwritable(_) => None,
             };
-            told(400, "malformed", &error.to_string(), field)
+            Refused::told(400, "malformed", &error.to_string(), field)
         }
         NotIssued::Registry(fault) => {
             tracing::warn!(worker = crate::NAME, %fault, "a token cannot be registered");
@@ -122,12 +100,6 @@ fn refusal(refused: NotIssued) -> Refused {
     }
 }
 
-pub(crate) fn unavailable() -> Refused {
-    told(503, "unavailable", "the registry of services cannot be reached; ask again", None)
-}
-
-fn told(code: usize, word: &str, message: &str, field: Option<&str>) -> Refused {
-    let error =
-        AskError { code: word.to_owned(), message: message.to_owned(), field: field.map(str::to_owned) };
-    Refused::Told(code, error)
+fn unavailable() -> Refused {
+    Refused::unavailable("the registry of services cannot be reached; ask again")
 }

@@ -7,15 +7,14 @@
 
 mod answer;
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::HeaderMap;
-use async_nats::service::{NATS_SERVICE_ERROR, NATS_SERVICE_ERROR_CODE, Request, ServiceExt};
 use contract::TOKEN_ISSUE;
-use futures::StreamExt;
+use runtime::ask::{self, About, Endpoint};
 use runtime::{NotReady, Patience, Settings, broker};
 use store::{Pool, PoolOptions};
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use trust::{TokenIssuer, role_of};
 
@@ -59,64 +58,24 @@ pub async fn run(issuer: TokenIssuer, settings: &Settings, stop: CancellationTok
         },
     )?;
     let Some(client) = start(settings, &pool, &stop).await? else { return Ok(()) };
-    let broken = |error: async_nats::Error| RunError::BrokeDown(error.to_string());
-    let service = client
-        .service_builder()
-        .description("Issues service tokens")
-        .start(NAME, env!("CARGO_PKG_VERSION"))
-        .await
-        .map_err(broken)?;
-    let endpoint = service
-        .endpoint_builder()
-        .name("token-issue")
-        .add(format!("{TOKEN_ISSUE}.*"))
-        .await
-        .map_err(broken)?;
-    tracing::info!(worker = NAME, "started");
-    let desk = Desk::new(issuer, pool);
-    endpoint
-        .take_until(stop.cancelled())
-        .for_each_concurrent(AT_A_TIME, |request| {
-            let desk = &desk;
-            async move { answer(desk, &request).await }
-        })
-        .await;
-    if !stop.is_cancelled() {
-        return Err(RunError::BrokeDown("its questions ended".to_owned()));
-    }
-    if let Err(error) = service.stop().await {
-        tracing::debug!(worker = NAME, %error, "the service did not end in order");
-    }
-    tracing::info!(worker = NAME, "stopped");
-    Ok(())
-}
-
-async fn answer(desk: &Desk, request: &Request) {
-    let message = &request.message;
-    let reply = message.reply.as_ref().map(async_nats::Subject::as_str);
-    let answered = timeout(ANSWER_WITHIN, desk.answer(&message.subject, reply, &message.payload)).await;
-    let answered = answered.unwrap_or_else(|_| Err(answer::unavailable()));
-    let sent = match answered {
-        Ok(body) => request.respond(Ok(body)).await,
-        Err(answer::Refused::Silently(reason)) => {
-            // Whoever is meant by the reply subject has not asked.
-            tracing::warn!(worker = NAME, reason, "a question is not answered");
-            return;
-        }
-        Err(answer::Refused::Told(code, error)) => {
-            tracing::debug!(worker = NAME, code, error.message, "refused");
-            // The client's own way of saying an error has no room for its fields. The message may repeat what the asker
-            // wrote, which no header can hold whatever it is; so the header has the code.
-            let mut headers = HeaderMap::new();
-            headers.insert(NATS_SERVICE_ERROR, error.code.as_str());
-            headers.insert(NATS_SERVICE_ERROR_CODE, code.to_string());
-            let body = serde_json::to_vec(&error).unwrap_or_default();
-            request.respond_with_headers(Ok(body.into()), headers).await
-        }
+    let about = About {
+        name: NAME,
+        version: env!("CARGO_PKG_VERSION"),
+        description: "Issues service tokens",
+        at_a_time: AT_A_TIME,
+        within: ANSWER_WITHIN,
     };
-    if let Err(error) = sent {
-        tracing::debug!(worker = NAME, %error, "an answer was not sent");
-    }
+    let endpoint = Endpoint {
+        name: "token-issue".to_owned(),
+        subject: format!("{TOKEN_ISSUE}.*"),
+        metadata: HashMap::new(),
+    };
+    let desk = Arc::new(Desk::new(issuer, pool));
+    let answer = |asked| {
+        let desk = Arc::clone(&desk);
+        async move { desk.answer(asked).await }
+    };
+    ask::serve(&client, about, vec![endpoint], &stop, answer).await.map_err(RunError::BrokeDown)
 }
 
 /// Waits for the database, its schema and the broker. None if it is stopped first.

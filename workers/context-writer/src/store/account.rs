@@ -1,7 +1,7 @@
 //! The account mirror. Of two records of one key, the one stored later by JetStream wins; a removed one keeps its
 //! row without its values, so that an older one arriving late does not bring it back.
 
-use contract::Request;
+use contract::ContextRequest as Request;
 use serde::{Serialize, Serializer};
 use store::{Connection, Fault};
 

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 
 use ::store::{Connection, Fault};
-use contract::Request;
+use contract::ContextRequest as Request;
 use keys::DataKeys;
 use runtime::Message;
 use uuid::Uuid;

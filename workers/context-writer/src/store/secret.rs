@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use contract::Request;
+use contract::ContextRequest as Request;
 use keys::{DataKeys, Field};
-use store::{Connection, Fault, FaultKind};
+use store::{Connection, Fault};
 use uuid::Uuid;
 
 use super::Done;
@@ -28,30 +28,21 @@ pub(super) async fn write(
             last.insert((table, message.subject.user_id.get(), *row), message);
         }
     }
-    let mut fields = Vec::new();
+    let mut secrets = Vec::new();
     for ((table, _, row), message) in last {
         for secret in &message.request.secrets {
-            let user = message.subject.user_id;
             let field = Field {
-                user,
+                user: message.subject.user_id,
                 table,
                 column: secret.field,
                 row,
                 request_id: message.request_id,
                 stored_at: message.stored_at,
             };
-            // Who has no key was left out of the batch before it was written.
-            let key = keys.get(&user).and_then(|key| key.as_ref().ok());
-            let key = key.ok_or_else(|| cannot("its user's data key is not there".to_owned()))?;
-            let ciphertext = keys::seal(field, &secret.value, key);
-            fields.push((field, ciphertext.map_err(|error| cannot(error.to_string()))?));
+            secrets.push((field, &secret.value));
         }
     }
-    keys::write(connection, &fields).await
-}
-
-fn cannot(problem: String) -> Fault {
-    Fault { kind: FaultKind::Permanent, reason: format!("a field cannot be encrypted: {problem}") }
+    keys::conceal(connection, &secrets, keys).await
 }
 
 /// The table of the row that a request writes, if it may hold a secret.

@@ -18,7 +18,8 @@ use anyhow::{Context, bail};
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::PullConsumer;
 use context_writer::ContextWriter;
-use runtime::{Settings, Stats, Worker, broker};
+use router_logger::RouterLogger;
+use runtime::{Settings, Stats, StatsReport, Worker, broker};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
@@ -60,11 +61,11 @@ const STUCK_AFTER: Duration = Duration::from_secs(60);
 /// Dialogues that are read ahead.
 const READ_AHEAD: usize = 16;
 
-/// Carries dialogues. `stats` are those of the workers in this process, none if they run elsewhere.
+/// Carries dialogues. `stats` are those of the workers in this process, context-writer's first; none if they run elsewhere.
 ///
 /// # Errors
 /// If the dialogues cannot be read, a request is refused, or the workers commit nothing for a minute.
-pub async fn carry(settings: &Settings, stats: Option<Arc<Stats>>, order: &Order) -> anyhow::Result<Carried> {
+pub async fn carry(settings: &Settings, stats: Vec<Arc<Stats>>, order: &Order) -> anyhow::Result<Carried> {
     let client = broker::connect_operator(&settings.nats, "load").await?;
     let broker = Broker { jetstream: jetstream::new(client.clone()), stats };
     let dead_before = if order.wait { broker.dead_letters().await? } else { 0 };
@@ -85,8 +86,8 @@ pub async fn carry(settings: &Settings, stats: Option<Arc<Stats>>, order: &Order
 
     let contents = Contents::read(&settings.postgres.url).await?;
     let dead_letters = broker.dead_letters().await?.saturating_sub(dead_before);
-    let report = broker.stats.as_ref().map(|stats| stats.report());
-    let arrived = Arrived::new(contents, dead_letters, report, seconds, &sent);
+    let reports: Vec<StatsReport> = broker.stats.iter().map(|stats| stats.report()).collect();
+    let arrived = Arrived::new(contents, dead_letters, &reports, seconds, &sent);
     Ok(Carried { sent, arrived: Some(arrived) })
 }
 
@@ -181,16 +182,17 @@ fn read(source: &Source, users: u32, to_publish: &mpsc::Sender<Result<Ready, Dia
 /// What is seen of the workers from outside, and of those in this process from inside.
 struct Broker {
     jetstream: jetstream::Context,
-    stats: Option<Arc<Stats>>,
+    stats: Vec<Arc<Stats>>,
 }
 
 impl Broker {
     /// How many messages the workers in this process are done with.
     fn settled(&self) -> Option<u64> {
-        self.stats.as_ref().map(|stats| {
+        let settled = |stats: &Arc<Stats>| {
             let report = stats.report();
             report.applied + report.unchanged + report.repeated + report.dead.values().sum::<u64>()
-        })
+        };
+        (!self.stats.is_empty()).then(|| self.stats.iter().map(settled).sum())
     }
 
     async fn dead_letters(&self) -> anyhow::Result<u64> {
@@ -202,25 +204,38 @@ impl Broker {
         Ok(stream.cached_info().state.last_sequence)
     }
 
-    /// Waits until every message of the stream is settled.
+    /// The consumers of the workers that take what is carried.
+    async fn consumers(&self) -> anyhow::Result<Vec<PullConsumer>> {
+        let mut consumers = Vec::new();
+        for (stream, name) in
+            [(ContextWriter::STREAM, ContextWriter::NAME), (RouterLogger::STREAM, RouterLogger::NAME)]
+        {
+            let consumer = self.jetstream.get_consumer_from_stream(name, stream).await;
+            consumers.push(consumer.with_context(|| {
+                format!(
+                    "the consumer {name} of the stream {stream} cannot be read; `memfleet nats apply` makes it"
+                )
+            })?);
+        }
+        Ok(consumers)
+    }
+
+    /// Waits until every message of their streams is settled.
     async fn drained(
         &self,
         published: &Published,
         settled_before: u64,
         progress: &mut Progress,
     ) -> anyhow::Result<()> {
-        let (stream, name) = (ContextWriter::STREAM, ContextWriter::NAME);
-        let consumer = self.jetstream.get_consumer_from_stream(name, stream).await;
-        let mut consumer: PullConsumer = consumer.with_context(|| {
-            format!(
-                "the consumer {name} of the stream {stream} cannot be read; `memfleet nats apply` makes it"
-            )
-        })?;
+        let mut consumers = self.consumers().await?;
         let (mut last_seen, mut moved_at) = (None, Instant::now());
         loop {
-            let info =
-                consumer.info().await.with_context(|| format!("the consumer {name} cannot be read"))?;
-            let (waiting, in_flight) = (info.num_pending, info.num_ack_pending);
+            let (mut waiting, mut in_flight) = (0, 0);
+            for consumer in &mut consumers {
+                let info = consumer.info().await.context("a worker's consumer cannot be read")?;
+                waiting += info.num_pending;
+                in_flight += info.num_ack_pending;
+            }
             let settled = self.settled().map(|settled| settled - settled_before);
             let all_counted = settled.is_none_or(|settled| settled >= published.stored);
             if waiting == 0 && in_flight == 0 && all_counted {
@@ -232,8 +247,8 @@ impl Broker {
             }
             if moved_at.elapsed() > STUCK_AFTER {
                 bail!(
-                    "nothing was committed for {} s: {waiting} messages of the stream {stream} wait for {name} and \
-                     {in_flight} are unsettled; the workers' log says why, and `memfleet status` whether any runs",
+                    "nothing was committed for {} s: {waiting} messages wait for the workers and {in_flight} are \
+                     unsettled; the workers' log says why, and `memfleet status` whether any runs",
                     STUCK_AFTER.as_secs()
                 );
             }

@@ -41,9 +41,9 @@ impl PrivateFleet {
         &self.local.settings
     }
 
-    /// What a worker has done so far.
-    pub fn stats(&self, worker: WorkerName) -> Option<Arc<Stats>> {
-        self.fleet.stats().iter().find(|(name, _)| *name == worker).map(|(_, stats)| Arc::clone(stats))
+    /// What each worker has done so far.
+    pub fn stats(&self) -> Vec<Arc<Stats>> {
+        self.fleet.stats().iter().map(|(_, stats)| Arc::clone(stats)).collect()
     }
 
     /// Works while the workers run.

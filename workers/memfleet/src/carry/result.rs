@@ -78,7 +78,7 @@ impl Arrived {
     pub(super) fn new(
         contents: Contents,
         dead_letters: u64,
-        report: Option<StatsReport>,
+        reports: &[StatsReport],
         seconds: f64,
         sent: &Sent,
     ) -> Self {
@@ -93,10 +93,11 @@ impl Arrived {
             rows: contents.rows,
             events: contents.events,
             dead_letters,
-            applied: report.as_ref().map(|report| report.applied),
+            applied: (!reports.is_empty()).then(|| reports.iter().map(|report| report.applied).sum()),
             seconds: rounded(seconds),
             messages_per_second,
-            publish_to_commit_ms: report.as_ref().map(delay),
+            // A decision may wait for its session, which comes another way: the delay is context-writer's.
+            publish_to_commit_ms: reports.first().map(delay),
         }
     }
 }

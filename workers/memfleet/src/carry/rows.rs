@@ -8,7 +8,7 @@ use diesel::sql_types::{BigInt, Text};
 use diesel_async::RunQueryDsl;
 
 /// The tables that requests write, each with the noun of its requests.
-pub const TABLES: [(&str, &str); 13] = [
+pub const TABLES: [(&str, &str); 14] = [
     ("users", "user"),
     ("user_profiles", "profile"),
     ("system_settings", "setting"),
@@ -22,6 +22,7 @@ pub const TABLES: [(&str, &str); 13] = [
     ("chat_session_summary", "summary"),
     ("message_feedback", "feedback"),
     ("agent_context_states", "agent-context"),
+    ("router_decision_log", "decision"),
 ];
 
 /// The table that a noun's requests write.

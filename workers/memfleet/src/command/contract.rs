@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use contract::{CATALOGUE, Kind, REQUEST_ROOT};
+use contract::{CATALOGUE, Kind, QUESTIONS, QuestionKind, REQUEST_ROOT};
 
 use crate::asyncapi;
 use crate::table::{Align, Table};
@@ -17,9 +17,9 @@ pub struct ContractArgs {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// List every request: its subject, its stream, and the event that tells of its effect.
+    /// List every request: its subject, its stream, and the event that tells of its effect; and every question.
     List,
-    /// Print the JSON Schema (draft 2020-12) of one request's body.
+    /// Print the JSON Schema (draft 2020-12) of one request's body, or those of a question and its answer.
     Schema {
         /// Which, as `memfleet contract list` shows it.
         #[arg(value_name = "NOUN.VERB")]
@@ -46,7 +46,11 @@ pub fn execute(args: &ContractArgs) -> anyhow::Result<()> {
     match &args.action {
         Action::List => list(),
         Action::Schema { name } => {
-            outln!("{}", serde_json::to_string_pretty(&asyncapi::schema(find(name)?))?);
+            let schema = match question(name) {
+                Some(kind) => asyncapi::question_schema(kind),
+                None => asyncapi::schema(find(name)?),
+            };
+            outln!("{}", serde_json::to_string_pretty(&schema)?);
         }
         Action::Example { name, minimal } => {
             let examples = asyncapi::examples(find(name)?)?;
@@ -74,10 +78,19 @@ fn list() {
         ]);
     }
     out!("{table}");
+    let mut table = Table::new([("question", Align::Left), ("subject", Align::Left)]);
+    for kind in QUESTIONS {
+        table.row([kind.name(), kind.subject("<service>")]);
+    }
+    out!("\n{table}");
+}
+
+fn question(name: &str) -> Option<&'static QuestionKind> {
+    QUESTIONS.iter().find(|kind| kind.name() == name).copied()
 }
 
 fn find(name: &str) -> anyhow::Result<&'static Kind> {
-    name.split_once('.')
-        .and_then(|(noun, verb)| Kind::find(noun, verb))
-        .with_context(|| format!("no request is named {name:?}; `memfleet contract list` shows all"))
+    name.split_once('.').and_then(|(noun, verb)| Kind::find(noun, verb)).with_context(|| {
+        format!("no request and no question is named {name:?}; `memfleet contract list` shows all")
+    })
 }

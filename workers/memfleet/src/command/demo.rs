@@ -12,7 +12,6 @@ use runtime::{Settings, Stats};
 use super::run::interrupted;
 use super::this_program;
 use crate::carry::{Carried, Order, PrivateFleet, Source, carry, step};
-use crate::fleet::WorkerName;
 use crate::table::{Align, Table};
 use crate::{errln, outln};
 
@@ -56,23 +55,20 @@ pub async fn execute(args: DemoArgs, settings: &Settings) -> anyhow::Result<()> 
 
 async fn on_running(settings: &Settings) -> anyhow::Result<(Carried, Vec<Memory>)> {
     tokio::select! {
-        carried = carry_sample(settings, None) => carried,
+        carried = carry_sample(settings, Vec::new()) => carried,
         stopped = interrupted() => { stopped?; bail!("interrupted; what is published stays published") }
     }
 }
 
 async fn on_private(settings: &Settings) -> anyhow::Result<(Carried, Vec<Memory>)> {
     let mut fleet = step("starting private NATS and PostgreSQL", PrivateFleet::start(settings)).await?;
-    let (inner, stats) = (fleet.settings().clone(), fleet.stats(WorkerName::ContextWriter));
+    let (inner, stats) = (fleet.settings().clone(), fleet.stats());
     let shown = fleet.during(carry_sample(&inner, stats)).await;
     let stopped = step("stopping everything", fleet.stop()).await;
     shown.and_then(|shown| stopped.map(|()| shown))
 }
 
-async fn carry_sample(
-    settings: &Settings,
-    stats: Option<Arc<Stats>>,
-) -> anyhow::Result<(Carried, Vec<Memory>)> {
+async fn carry_sample(settings: &Settings, stats: Vec<Arc<Stats>>) -> anyhow::Result<(Carried, Vec<Memory>)> {
     let order = Order { source: Source::Sample, users: 1, wait: true };
     errln!("publishing the sample conversations while the workers write them to PostgreSQL");
     let carried = carry(settings, stats, &order).await?;

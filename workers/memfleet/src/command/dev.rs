@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use contract::UserId;
 use runtime::Settings;
 use stack::{Places, Stack, StackOptions};
 
@@ -28,6 +29,10 @@ pub struct DevArgs {
     /// The folder for the servers' data and the configuration; `dev` in $MEMFLEET_HOME or .memfleet by default.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+
+    /// Let a web page hear this user's events over WebSocket, as docs/examples/live.html does. May be repeated.
+    #[arg(long, value_name = "USER", value_parser = clap::value_parser!(i32).range(1..))]
+    live: Vec<i32>,
 }
 
 /// What leads other commands to the servers.
@@ -47,17 +52,23 @@ pub async fn execute(args: DevArgs, settings: &Settings) -> anyhow::Result<()> {
     let folder =
         std::path::absolute(&folder).with_context(|| format!("{} is no folder", folder.display()))?;
     refuse_foreign(&folder.join(FILE))?;
+    let listeners: Vec<UserId> = args
+        .live
+        .iter()
+        .map(|user| UserId::new(*user))
+        .collect::<Result<_, _>>()
+        .map_err(anyhow::Error::msg)?;
     let starting = async {
         tokio::select! {
             // First, so that signals are listened for before anything runs that would be left behind.
             biased;
             stopped = interrupted() => { stopped?; bail!("interrupted") }
-            local = Local::kept(settings, &folder, StackOptions::default()) => local,
+            local = Local::kept(settings, &folder, StackOptions::default(), &listeners) => local,
         }
     };
     let local = step("starting private NATS and PostgreSQL", starting).await?;
     let mut fleet = Fleet::start(WorkerName::ALL, &local.settings);
-    let ended = serve(&folder, &local, &mut fleet).await;
+    let ended = serve(&folder, &local, &mut fleet, &listeners).await;
     let stopping = async {
         let workers = fleet.stop().await;
         let servers = local.stop().await;
@@ -68,11 +79,12 @@ pub async fn execute(args: DevArgs, settings: &Settings) -> anyhow::Result<()> {
     ended.and(stopped)
 }
 
-async fn serve(folder: &Path, local: &Local, fleet: &mut Fleet) -> anyhow::Result<()> {
+async fn serve(folder: &Path, local: &Local, fleet: &mut Fleet, listeners: &[UserId]) -> anyhow::Result<()> {
     let file = folder.join(FILE);
     write_private(&file, &configuration(&local.settings)?)
         .with_context(|| format!("{} cannot be written", file.display()))?;
     tell(&file, &local.settings);
+    tell_pages(folder, local, listeners);
     let ended = tokio::select! {
         ended = fleet.ended() => ended.and_then(|()| bail!("a worker ended by itself")),
         ended = server_ended(local.stack(), folder) => ended,
@@ -95,7 +107,22 @@ fn tell(file: &Path, settings: &Settings) {
     outln!("  alias memfleet='{} --config {file}'", this_program());
     outln!("  memfleet status");
     outln!("  echo '{{\"username\":\"ada\",\"email\":\"ada@example.org\"}}' |");
-    outln!("    memfleet publish --wait memory.req.simple-chat.user.put.1 -\n");
+    outln!("    memfleet publish --wait memory.req.simple-chat.user.put.1 -");
+    outln!("  memfleet ask session.list --user 1\n");
+}
+
+/// What the example page is opened with. The seed stands after the #, which a browser sends to nobody.
+fn tell_pages(folder: &Path, local: &Local, listeners: &[UserId]) {
+    let socket = local.stack().and_then(|stack| stack.nats.websocket_url());
+    let Some(socket) = socket.filter(|_| !listeners.is_empty()) else { return };
+    outln!("For a web page, served with `scripts/live-client docs/examples` and");
+    outln!("`python3 -m http.server -b 127.0.0.1 -d docs/examples 8000`:\n");
+    for user in listeners {
+        let seed = folder.join(format!("nkeys/live-{user}.nk"));
+        let seed = std::fs::read_to_string(&seed).unwrap_or_default();
+        outln!("  http://127.0.0.1:8000/live.html?url={socket}&user={user}#seed={}", seed.trim());
+    }
+    outln!();
 }
 
 /// A configuration of somebody's own would be overwritten, and removed in the end.

@@ -8,7 +8,6 @@ use runtime::Settings;
 
 use super::run::interrupted;
 use crate::carry::{Carried, Order, PrivateFleet, Source, carry, step};
-use crate::fleet::WorkerName;
 use crate::{errln, out, outln};
 
 const HELP: &str = "\
@@ -100,7 +99,7 @@ fn check_path(path: &Path) -> anyhow::Result<()> {
 
 async fn on_running(settings: &Settings, order: &Order) -> anyhow::Result<Carried> {
     tokio::select! {
-        carried = carry(settings, None, order) => carried,
+        carried = carry(settings, Vec::new(), order) => carried,
         stopped = interrupted() => { stopped?; bail!("interrupted; what is published stays published") }
     }
 }
@@ -108,7 +107,7 @@ async fn on_running(settings: &Settings, order: &Order) -> anyhow::Result<Carrie
 async fn on_private(settings: &Settings, order: &Order) -> anyhow::Result<Carried> {
     let mut fleet = step("starting private NATS and PostgreSQL", PrivateFleet::start(settings)).await?;
     errln!("publishing the dialogues while the workers write them to PostgreSQL");
-    let (inner, stats) = (fleet.settings().clone(), fleet.stats(WorkerName::ContextWriter));
+    let (inner, stats) = (fleet.settings().clone(), fleet.stats());
     let carried = fleet.during(carry(&inner, stats, order)).await;
     let stopped = step("stopping everything", fleet.stop()).await;
     carried.and_then(|carried| stopped.map(|()| carried))

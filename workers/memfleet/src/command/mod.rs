@@ -1,5 +1,6 @@
 //! The commands, one a file.
 
+pub mod ask;
 pub mod audit;
 pub mod bench;
 pub mod contract;
@@ -11,9 +12,11 @@ pub mod load;
 pub mod migrate;
 pub mod nats;
 pub mod publish;
+pub mod replay;
 pub mod run;
 pub mod security;
 pub mod status;
+pub mod tail;
 pub mod token;
 
 use runtime::Settings;
@@ -41,6 +44,9 @@ pub async fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Migrate(args) => migrate::execute(args, &settings).await,
         Command::Nats(args) => nats::execute(args, &settings).await,
         Command::Publish(args) => publish::execute(args, &settings).await,
+        Command::Ask(args) => ask::execute(args, &settings).await,
+        Command::Replay(args) => replay::execute(args, &settings).await,
+        Command::Tail(args) => tail::execute(args, &settings).await,
         Command::Load(args) => load::execute(args, &settings).await,
         Command::Dead(args) => dead::execute(args, &settings).await,
         Command::Security(args) => security::execute(args, &settings).await,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use contract::{
     AgentContextPut, AgentContextRemove, DevicePut, DeviceRemove, DeviceType, FeedbackPut, FeedbackType,
     Json, MemoryTier, Name, PasskeyPut, PasskeyRemove, Request, SecondFactorPut, SecondFactorRemove,
-    SessionId, SettingPut, SettingRemove, Text, UserId, Version,
+    SessionId, SettingPut, SettingRemove, Text, ToolPhase, ToolReport, UserId, Version,
 };
 use contract::{Bounded, SecondFactorMethod, SecurityLevel};
 use serde::Deserialize;
@@ -168,8 +168,55 @@ pub(super) fn reflect(
     out: &mut Out,
 ) -> Result<(), String> {
     feedback(dialogue, number, out)?;
+    if dialogue.services.len() > 1 {
+        routes(dialogue, session_id, out)?;
+    }
     if dialogue.services.len() > 1 || number.is_multiple_of(4) {
         agents(dialogue, session_id, settled, out)?;
+    }
+    Ok(())
+}
+
+/// How the router took each thing that the user said: to a tool for each service that it was about, or to a direct answer. The
+/// figures are made up from what was said, the same ones every time.
+fn routes(dialogue: &Dialogue, session_id: &SessionId, out: &mut Out) -> Result<(), String> {
+    let spoken = dialogue.turns.iter().enumerate().filter(|(_, turn)| turn.speaker == Speaker::User);
+    for (at, turn) in spoken {
+        let (turn_id, user) = (at.to_string(), out.user_id.to_string());
+        let parts = [dialogue.dialogue_id.as_str(), &turn_id];
+        let decision_id = id(&["sample", &user, "decision", parts[0], parts[1]]);
+        let tools: Vec<String> =
+            turn.frames.iter().map(|frame| format!("{}.search", frame.service.to_lowercase())).collect();
+        let slots: usize = turn.frames.iter().map(|frame| frame.slot_values.len()).sum();
+        let time = turn.utterance.len() * 7 + slots * 40 + tools.len() * 180;
+        let fails = (at + turn.utterance.len()).is_multiple_of(17) && !tools.is_empty();
+        for tool in &tools {
+            let call_id = id(&["sample", &user, "call", parts[0], parts[1], tool]);
+            let ended = if fails { ToolPhase::Failed } else { ToolPhase::Succeeded };
+            for (phase, name) in [(ToolPhase::Requested, "requested"), (ended, "ended")] {
+                let report = ToolReport {
+                    session_id: session_id.clone(),
+                    tool: Text::new(tool)?,
+                    call_id,
+                    phase,
+                    decision_id: Some(decision_id),
+                    processing_time_ms: None,
+                    detail: None,
+                };
+                out.add(Request::ToolReport(report), &[parts[0], parts[1], tool, name], false)?;
+            }
+        }
+        let route = if tools.is_empty() { "direct" } else { "tools" };
+        let (services, failed) = (dialogue.services.len() as f64, json!({ "reason": "no answer in time" }));
+        let decision = json!({
+            "decision_id": decision_id, "session_id": session_id, "user_request": turn.utterance,
+            "routing_decision": { "route": route, "services": turn.frames.iter().map(|frame| &frame.service).collect::<Vec<_>>() },
+            "tools_invoked": tools, "complexity_score": (slots as f64 / 12.0).min(1.0),
+            "confidence_score": 1.0 - (services - 1.0) / 10.0, "processing_time_ms": time, "tokens_used": turn.utterance.len() / 4 + 60,
+            "model_used": if slots > 4 { "large" } else { "small" }, "success": !fails,
+            "error_details": if fails { failed } else { Value::Null },
+        });
+        out.add(Request::DecisionLog(read(decision)?), &parts, true)?;
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! What the database alone can do: the worker's own statements, batch after batch on one connection, with nothing
-//! else going on.
+//! What the database alone can do: a worker's own statements, batch after batch on one connection, with nothing else going
+//! on.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -7,14 +7,12 @@ use std::time::Instant;
 
 use anyhow::Context;
 use chrono::Utc;
-use context_writer::ContextWriter;
-use context_writer::message::Parted;
-use context_writer::store::Done;
-use contract::{EventType, Performative, Request, RequestSubject};
+use contract::RequestSubject;
 use diesel_async::AsyncConnection;
 use keys::DataKeys;
-use runtime::{Message, Settings, Worker};
+use runtime::{Effect, Message, Payload, Settings, Verdict, Worker};
 use store::blackboard::{self, NewEvent};
+use store::clock::{self, Session};
 use store::inbox::{self, Entry};
 use store::security;
 use store::{Connection, Fault};
@@ -25,38 +23,47 @@ use super::corpus::Prepared;
 use super::grants::Grants;
 
 /// Rows a second.
-pub(super) async fn measure(settings: &Settings, messages: Vec<Prepared>) -> anyhow::Result<f64> {
-    let decoded: Vec<Message<Parted>> =
-        messages.into_iter().enumerate().map(decode).collect::<anyhow::Result<_>>()?;
-    let batches: Vec<Vec<&Message<Parted>>> =
+pub(super) async fn measure<W: Worker>(
+    worker: &W,
+    settings: &Settings,
+    messages: Vec<Prepared>,
+) -> anyhow::Result<f64> {
+    let decoded: Vec<Message<W::Request>> = messages
+        .into_iter()
+        .enumerate()
+        .map(|(sequence, prepared)| decode(worker, sequence, prepared))
+        .collect::<anyhow::Result<_>>()?;
+    let batches: Vec<Vec<&Message<W::Request>>> =
         decoded.chunks(settings.worker.batch_size).map(|batch| batch.iter().collect()).collect();
-    let grants_of = Grants::open(&settings.trust)?;
-    let mut connection = store::connect(&settings.postgres.url_of(&role_of(ContextWriter::NAME))).await?;
+    let grants_of = Grants::open(&settings.trust, W::NAME)?;
+    let mut connection = store::connect(&settings.postgres.url_of(&role_of(W::NAME))).await?;
     // The first statement of a connection is prepared; the worker has done that before its run, too.
     let started = Instant::now();
     for batch in &batches {
-        write(&mut connection, &grants_of, batch).await.context("the database refuses a batch")?;
+        write(worker, &mut connection, &grants_of, batch).await.context("the database refuses a batch")?;
     }
     Ok(decoded.len() as f64 / started.elapsed().as_secs_f64())
 }
 
-fn decode((sequence, prepared): (usize, Prepared)) -> anyhow::Result<Message<Parted>> {
+fn decode<W: Worker>(worker: &W, sequence: usize, prepared: Prepared) -> anyhow::Result<Message<W::Request>> {
     let subject: RequestSubject = prepared.subject.parse()?;
     Ok(Message {
-        request: Request::decode(&subject, &prepared.body)?.into(),
+        request: worker.decode(&subject, &prepared.body)?,
         subject,
         request_id: prepared.id,
         parent_event_id: None,
         stored_at: Utc::now(),
         sequence: sequence as u64,
+        event_id: Uuid::now_v7(),
         body: prepared.body,
     })
 }
 
-async fn write(
+async fn write<W: Worker>(
+    worker: &W,
     connection: &mut Connection,
     grants_of: &Grants,
-    batch: &[&Message<Parted>],
+    batch: &[&Message<W::Request>],
 ) -> Result<(), Fault> {
     let grants: BTreeSet<Arc<str>> = batch.iter().map(|message| grants_of.of(&message.subject)).collect();
     let grants: Vec<&str> = grants.iter().map(|grant| &**grant).collect();
@@ -65,33 +72,47 @@ async fn write(
         .map(|message| Entry {
             user_id: message.subject.user_id.get(),
             message_id: message.request_id,
-            event_id: Uuid::now_v7(),
+            event_id: message.event_id,
         })
         .collect();
     connection
         .transaction(async |connection| {
             security::open_context(connection, &grants).await?;
-            inbox::take(connection, ContextWriter::NAME, &entries).await?;
-            let done = context_writer::store::write(connection, batch, &DataKeys::new()).await?;
+            inbox::take(connection, W::NAME, &entries).await?;
+            let verdicts = worker.write(connection, batch, &DataKeys::new()).await?;
             let events: Vec<NewEvent<'_>> = batch
                 .iter()
-                .zip(&entries)
-                .zip(done)
-                .filter(|(_, done)| matches!(done, Done::Applied(_)))
-                .map(|((message, entry), _)| NewEvent {
-                    id: entry.event_id,
-                    request_id: message.request_id,
-                    event_type: EventType::ContextStored,
-                    performative: Performative::Inform,
-                    source_agent_id: message.subject.service.as_str(),
-                    user_id: message.subject.user_id,
-                    session_id: "bench-0",
-                    payload: std::str::from_utf8(&message.body).unwrap_or("{}"),
-                    cause: None,
+                .zip(&verdicts)
+                .filter_map(|(message, verdict)| match verdict {
+                    Verdict::Applied(effect) => Some(event(message, effect)),
+                    Verdict::Unchanged(_) | Verdict::Unmet(_) | Verdict::Refused(_) => None,
                 })
                 .collect();
+            let sessions: BTreeSet<_> =
+                events.iter().map(|event| (event.user_id, event.session_id)).collect();
+            let known =
+                |(user_id, session_id)| Session { user_id, session_id, published: 0, handed: i64::MAX };
+            clock::take(connection, &sessions.into_iter().map(known).collect::<Vec<_>>()).await?;
             blackboard::append(connection, &events).await?;
             Ok(())
         })
         .await
+}
+
+fn event<'a, R>(message: &'a Message<R>, effect: &'a Effect) -> NewEvent<'a> {
+    NewEvent {
+        id: message.event_id,
+        request_id: message.request_id,
+        event_type: effect.event_type,
+        performative: effect.performative,
+        source_agent_id: message.subject.service.as_str(),
+        target_agent_id: effect.target_agent_id.as_deref(),
+        user_id: message.subject.user_id,
+        session_id: &effect.session_id,
+        payload: match &effect.payload {
+            Payload::Body => std::str::from_utf8(&message.body).unwrap_or("{}"),
+            Payload::Redacted(json) => json,
+        },
+        cause: None,
+    }
 }

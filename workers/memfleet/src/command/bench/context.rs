@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use clap::Args;
+use context_writer::ContextWriter;
 use runtime::Settings;
 use serde::Serialize;
 use stack::StackOptions;
@@ -86,7 +87,7 @@ pub(super) async fn execute(args: ContextArgs, settings: &Settings) -> anyhow::R
     if local.stack().is_some() {
         give_key(&local.settings)?;
     }
-    let pipeline = Pipeline::open(&local.settings).await;
+    let pipeline = Pipeline::open::<ContextWriter>(&local.settings).await;
     let measured = match &pipeline {
         Ok(pipeline) => measure_unless_interrupted(&args, &local, pipeline).await,
         Err(error) => Err(anyhow::anyhow!("{error:#}")),
@@ -124,7 +125,7 @@ async fn measure(args: &ContextArgs, local: &Local, pipeline: &Pipeline) -> anyh
     for run in 1..=args.runs {
         errln!("run {run} of {}: the statements alone, then the worker", args.runs);
         let messages = corpus.messages(args.messages as usize);
-        ceilings.push(ceiling::measure(&local.settings, messages).await?);
+        ceilings.push(ceiling::measure(&ContextWriter, &local.settings, messages).await?);
         let messages = corpus.messages(args.messages as usize);
         runs.push(pipeline.measure(&messages, &meter).await?);
     }

@@ -14,6 +14,7 @@ const UPDATES: u8 = 25;
 /// About how many bytes a body has.
 const BODY_BYTES: usize = 1_000;
 
+const TOOLS: [&str; 5] = ["search", "calendar", "booking", "maps", "calculator"];
 const WORDS: [&str; 24] = [
     "reservation",
     "window",
@@ -100,6 +101,31 @@ impl Corpus {
                 });
                 let body = self.body(session, key, version);
                 request("context.put", user, &body)
+            })
+            .collect()
+    }
+
+    /// Decisions of one run, of about 1 KB.
+    pub(super) fn decisions(&mut self, count: usize) -> Vec<Prepared> {
+        (0..count)
+            .map(|number| {
+                let user = FIRST_USER + self.random.i32(0..USERS);
+                let tools: Vec<&str> = (0..self.random.u8(0..4)).filter_map(|_| self.random.choice(TOOLS)).collect();
+                let why = self.value(number as i64);
+                let body = json!({
+                    "decision_id": Uuid::now_v7(),
+                    "session_id": format!("bench-{}", self.random.i32(0..SESSIONS_OF_A_USER)),
+                    "user_request": "Find a quiet place for dinner, then the last train home.",
+                    "routing_decision": { "route": self.random.choice(["direct", "tools", "expert"]), "because": why },
+                    "tools_invoked": tools,
+                    "complexity_score": self.random.f64(),
+                    "confidence_score": self.random.f64(),
+                    "processing_time_ms": self.random.u32(5..5_000),
+                    "tokens_used": self.random.u32(50..2_000),
+                    "model_used": self.random.choice(["small", "large"]),
+                    "success": self.random.u8(0..20) > 0,
+                });
+                request("decision.log", user, &body.to_string())
             })
             .collect()
     }

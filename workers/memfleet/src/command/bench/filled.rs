@@ -41,7 +41,7 @@ const FILL: [&str; 9] = [
      FROM generate_series(0, {rows} - 1) AS n",
     "INSERT INTO router_decision_log (id, user_id, session_id, user_request, routing_decision, complexity_score, confidence_score,
          processing_time_ms, success, created_at)
-     SELECT uuid7(), 1 + n % {users}, 's' || (n / {users}) % {sessions}, 'plan a trip', jsonb_build_object('route', 'r' || n % 5000),
+     SELECT uuid7(), 1 + n % {users}, 's' || (n / {users}) % {sessions}, 'plan a trip', jsonb_build_object('route', 'r' || n % 4, 'plan', 'p' || n % 5000),
          (n % 100) / 100.0, 0.5, n % 900, n % 20 > 0, now() - make_interval(mins => (n / {users}) * 30)
      FROM generate_series(0, {rows} - 1) AS n",
     "INSERT INTO blackboard_events (id, event_type, performative, source_agent_id, user_id, session_id, event_payload, logical_timestamp)
@@ -95,7 +95,7 @@ pub(super) async fn fill(settings: &Settings, size: Size) -> anyhow::Result<Conn
 
 /// A login that reads under row-level security.
 pub(super) async fn reader(settings: &Settings) -> anyhow::Result<(Connection, Grants)> {
-    let grants = Grants::open(&settings.trust)?;
+    let grants = Grants::open(&settings.trust, READER)?;
     Ok((store::connect(&settings.postgres.url_of(&role_of(READER))).await?, grants))
 }
 

@@ -5,16 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
-use context_writer::ContextWriter;
 use contract::RequestSubject;
-use runtime::Worker;
 use runtime::settings::TrustSettings;
 use trust::{Grant, GrantKey, role_of};
 use uuid::Uuid;
 
 const GOOD_FOR: Duration = Duration::from_secs(86_400);
 
-/// Seals the grants of context-writer.
+/// Seals the grants of one worker.
 pub(super) struct Grants {
     key: GrantKey,
     role: String,
@@ -22,10 +20,10 @@ pub(super) struct Grants {
 }
 
 impl Grants {
-    pub(super) fn open(settings: &TrustSettings) -> anyhow::Result<Self> {
+    pub(super) fn open(settings: &TrustSettings, worker: &str) -> anyhow::Result<Self> {
         let file = settings.grant_key_file.as_ref().context("trust.grant_key_file is not set")?;
         let key = GrantKey::read(Path::new(file)).context("trust.grant_key_file")?;
-        Ok(Self { key, role: role_of(ContextWriter::NAME), expires_at: SystemTime::now() + GOOD_FOR })
+        Ok(Self { key, role: role_of(worker), expires_at: SystemTime::now() + GOOD_FOR })
     }
 
     /// A grant for whom a subject names.

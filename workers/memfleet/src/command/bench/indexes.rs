@@ -126,7 +126,7 @@ const CANDIDATES: [Candidate; 10] = [
         table: "router_decision_log",
         columns: "USING gin (routing_decision jsonb_path_ops)",
         made: false,
-        query: "SELECT id FROM router_decision_log WHERE user_id = $1 AND routing_decision @> '{\"route\": \"r77\"}'",
+        query: "SELECT id FROM router_decision_log WHERE user_id = $1 AND routing_decision @> '{\"plan\": \"p77\"}'",
         insert: DECISIONS,
     },
     Candidate {

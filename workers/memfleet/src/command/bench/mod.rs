@@ -8,7 +8,9 @@ mod grants;
 mod indexes;
 mod pipeline;
 mod process;
+mod questions;
 mod reads;
+mod router;
 mod secured;
 mod trust;
 mod write_path;
@@ -22,7 +24,9 @@ use crate::carry::step;
 use crate::local::Local;
 use context::ContextArgs;
 use indexes::IndexesArgs;
+use questions::QuestionsArgs;
 use reads::ReadsArgs;
+use router::RouterArgs;
 use trust::TrustArgs;
 use write_path::WritePathArgs;
 
@@ -50,6 +54,12 @@ enum What {
     Indexes(IndexesArgs),
     /// What row-level security costs the reads of the reference document, over many rows of many users.
     Reads(ReadsArgs),
+    /// Decisions through the router-logger: how close it comes to what the database alone can do.
+    ///
+    /// As for contexts. A decision is written to the log and added to what is learnt by the hour.
+    Router(RouterArgs),
+    /// What memory-reader takes for an answer, in PostgreSQL, in one process and over NATS, beside the bare queries.
+    Questions(QuestionsArgs),
     /// What it costs to believe a message and to keep a secret: a token, seen before or not, the grant in it, a field
     /// encrypted and decrypted; and the whole way with everything on beside the same with it off.
     Trust(TrustArgs),
@@ -65,6 +75,8 @@ pub async fn execute(args: BenchArgs, settings: &Settings) -> anyhow::Result<()>
         What::WritePath(args) => write_path::execute(&args, settings).await,
         What::Indexes(args) => indexes::execute(&args, settings).await,
         What::Reads(args) => reads::execute(&args, settings).await,
+        What::Router(args) => router::execute(args, settings).await,
+        What::Questions(args) => questions::execute(&args, settings).await,
         What::Trust(args) => trust::execute(&args, settings).await,
     }
 }

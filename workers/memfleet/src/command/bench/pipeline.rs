@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::{self, stream::Stream};
-use context_writer::ContextWriter;
 use runtime::settings::ENVIRONMENT_PREFIX;
 use runtime::{Settings, Worker, broker};
 use store::registry::{self, Rates, ServiceEntry};
@@ -38,7 +37,9 @@ pub(super) struct Delay {
     pub(super) p99: f64,
 }
 
+/// The way through one worker.
 pub(super) struct Pipeline {
+    worker: &'static str,
     settings: Settings,
     client: async_nats::Client,
     stream: Stream<()>,
@@ -58,15 +59,15 @@ const PAUSE: Duration = Duration::from_secs(120);
 const WARM_UP: usize = 200;
 
 impl Pipeline {
-    pub(super) async fn open(settings: &Settings) -> anyhow::Result<Self> {
+    pub(super) async fn open<W: Worker>(settings: &Settings) -> anyhow::Result<Self> {
         let client = broker::connect_operator(&settings.nats, "bench").await?;
         let mut registry = store::connect(&settings.postgres.url).await?;
         let entry = ServiceEntry { scopes: vec!["*:*".parse()?], rates: Rates::default() };
         registry::put_service(&mut registry, &"bench".parse()?, &entry).await?;
         let jetstream = jetstream::new(client.clone());
-        let stream = jetstream.get_stream_no_info(ContextWriter::STREAM).await?;
-        let consumer = jetstream.get_consumer_from_stream(ContextWriter::NAME, ContextWriter::STREAM).await?;
-        Ok(Self { settings: settings.clone(), client, stream, consumer })
+        let stream = jetstream.get_stream_no_info(W::STREAM).await?;
+        let consumer = jetstream.get_consumer_from_stream(W::NAME, W::STREAM).await?;
+        Ok(Self { worker: W::NAME, settings: settings.clone(), client, stream, consumer })
     }
 
     fn publisher(&self) -> anyhow::Result<Publisher> {
@@ -86,7 +87,7 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Writes the users and sessions that the messages need.
+    /// Writes the users and sessions that the messages need. The way is that of context-writer.
     pub(super) async fn prepare(&self, corpus: &Corpus) -> anyhow::Result<()> {
         self.publish(&corpus.accounts()).await?;
         let fleet = Fleet::start(&[WorkerName::ContextWriter], &self.settings);
@@ -122,10 +123,7 @@ impl Pipeline {
     /// A worker process whose pull waits at the server. The consumer goes on in any case.
     async fn start_waiting_worker(&self) -> anyhow::Result<(Child, u32)> {
         let until = time_in(PAUSE)?;
-        self.stream
-            .pause_consumer(ContextWriter::NAME, until)
-            .await
-            .context("the consumer cannot be paused")?;
+        self.stream.pause_consumer(self.worker, until).await.context("the consumer cannot be paused")?;
         let waiting = async {
             let mut worker = self.start_worker()?;
             let process = worker.id().context("the worker process ended at once")?;
@@ -140,7 +138,7 @@ impl Pipeline {
 
     /// Lets the consumer go on, whether it was paused or not.
     pub(super) async fn resume(&self) -> anyhow::Result<()> {
-        let resumed = self.stream.resume_consumer(ContextWriter::NAME).await;
+        let resumed = self.stream.resume_consumer(self.worker).await;
         resumed.map(drop).context("the consumer cannot be resumed")
     }
 
@@ -162,7 +160,7 @@ impl Pipeline {
     fn start_worker(&self) -> anyhow::Result<Child> {
         let program = std::env::current_exe().context("this program's own file is unknown")?;
         let mut command = Command::new(program);
-        command.args(["run", ContextWriter::NAME]).stdout(Stdio::null()).kill_on_drop(true);
+        command.args(["run", self.worker]).stdout(Stdio::null()).kill_on_drop(true);
         // Its options are those of this process, wherever these came from.
         let inherited = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
         for name in inherited.filter(|name| name.starts_with(ENVIRONMENT_PREFIX)) {
@@ -208,7 +206,7 @@ impl Pipeline {
         }
     }
 
-    /// Publishes at a steady rate that does not saturate, and reads off what the worker says of the delay.
+    /// On the way of context-writer: publishes at a steady rate that does not saturate, and reads off what the worker says of the delay.
     pub(super) async fn delay(&self, corpus: &mut Corpus, rate: u32) -> anyhow::Result<Delay> {
         let fleet = Fleet::start(&[WorkerName::ContextWriter], &self.settings);
         let (_, stats) = fleet.stats().first().context("no worker runs")?;

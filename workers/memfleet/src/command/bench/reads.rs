@@ -33,7 +33,7 @@ pub(super) struct ReadsArgs {
 
 /// The queries; `$1` is the user. With row-level security and without they are the same: the condition on the user is what
 /// finds the index, and the policy what cannot be forgotten.
-const QUERIES: [(&str, &str); 5] = [
+pub(super) const QUERIES: [(&str, &str); 5] = [
     (
         "session_lookup",
         "WITH user_sessions AS (

@@ -3,6 +3,7 @@
 //! Off: a broker without accounts, nkeys and encryption at rest, bodies as they are, nothing marked sensitive. What the worker
 //! cannot go without is on in both: it judges tokens, and the database isolates users and keeps its audit trail.
 
+use context_writer::ContextWriter;
 use runtime::Settings;
 
 use super::corpus::Corpus;
@@ -48,7 +49,10 @@ pub(super) async fn measure(settings: &Settings, messages: usize, runs: u32) -> 
 
 async fn in_turns(off: &Local, on: &Local, messages: usize, runs: u32) -> anyhow::Result<Rates> {
     give_key(&on.settings)?;
-    let (plain, secured) = (Pipeline::open(&off.settings).await?, Pipeline::open(&on.settings).await?);
+    let (plain, secured) = (
+        Pipeline::open::<ContextWriter>(&off.settings).await?,
+        Pipeline::open::<ContextWriter>(&on.settings).await?,
+    );
     let mut corpus = Corpus::new();
     plain.prepare(&corpus).await?;
     secured.prepare(&corpus).await?;

@@ -126,7 +126,7 @@ async fn measure(args: &WritePathArgs, settings: &Settings) -> anyhow::Result<Ve
         prepare(&mut owner, layer).await.with_context(|| format!("{} cannot be made", layer.table()))?;
     }
     // The worker's own role and its grants: no layer is measured with more rights than it has in production.
-    let grants_of = Grants::open(&settings.trust)?;
+    let grants_of = Grants::open(&settings.trust, ContextWriter::NAME)?;
     let mut worker = store::connect(&settings.postgres.url_of(&role_of(ContextWriter::NAME))).await?;
     let mut corpus = Corpus::new();
     let mut mixes = Vec::new();
@@ -254,6 +254,7 @@ fn event(row: &Row) -> NewEvent<'_> {
         event_type: EventType::ContextStored,
         performative: Performative::Inform,
         source_agent_id: row.subject.service.as_str(),
+        target_agent_id: None,
         user_id: row.subject.user_id,
         session_id: "s",
         payload: &row.value,

@@ -1,0 +1,159 @@
+//! Questions to the memory and their answers, over request/reply.
+//!
+//! A service asks on `memory.ask.<noun>.<verb>.<service>`, with its token in the header [`header::AUTHORIZATION`]. The answer is
+//! about the user of the token. A page has a bounded number of items and says where the next one begins.
+//!
+//! [`header::AUTHORIZATION`]: crate::header::AUTHORIZATION
+
+mod conversation;
+mod event;
+mod graph;
+mod memory;
+mod router;
+
+use schemars::{Schema, SchemaGenerator};
+use serde::Serialize;
+
+pub use conversation::{ConversationPage, ConversationRead, MessageInfo};
+pub use event::{EventList, EventPage};
+pub use graph::{GraphAnswer, GraphNode, GraphRelation, GraphWalk};
+pub use memory::{
+    AgentContextInfo, AgentContextList, AgentContextPage, ContextAnswer, ContextGet, ContextInfo,
+    ContextList, ContextPage, SessionInfo, SessionList, SessionPage,
+};
+pub use router::{AnalyticsRow, Dimension, RouterAnalytics, RouterAnswer};
+
+use crate::malformed::Malformed;
+use crate::request::read;
+use crate::value::{Bounded, Text};
+
+/// The beginning of the subjects of questions.
+pub const ASK_ROOT: &str = "memory.ask";
+
+/// The worker that answers questions.
+pub const READER: &str = "memory-reader";
+
+/// The largest question, in bytes.
+pub const QUESTION_BYTES: usize = 16 * 1024;
+
+/// Where the page after another one begins, as that one said.
+pub type Cursor = Text<1, 1024>;
+
+/// How many items a page has at most.
+pub type Limit = Bounded<1, 200>;
+
+impl Limit {
+    const USUAL: Self = Self::literal(50);
+}
+
+fn usual() -> Limit {
+    Limit::USUAL
+}
+
+/// One kind of question.
+#[derive(Debug)]
+pub struct QuestionKind {
+    /// The noun of its subject.
+    pub noun: &'static str,
+    /// The verb of its subject.
+    pub verb: &'static str,
+    /// What it asks.
+    pub description: &'static str,
+    /// Makes the JSON Schema of the question.
+    pub question: fn(SchemaGenerator) -> Schema,
+    /// Makes the JSON Schema of the answer.
+    pub answer: fn(SchemaGenerator) -> Schema,
+}
+
+impl QuestionKind {
+    /// `noun.verb`.
+    pub fn name(&self) -> String {
+        format!("{}.{}", self.noun, self.verb)
+    }
+
+    /// The subject on which a service asks it.
+    pub fn subject(&self, service: &str) -> String {
+        format!("{ASK_ROOT}.{}.{}.{service}", self.noun, self.verb)
+    }
+}
+
+/// The one table of questions.
+macro_rules! questions {
+    ($($variant:ident: $noun:literal $verb:literal $description:literal => $answer:ident,)+) => {
+        /// A question that could be read.
+        #[derive(Clone, Debug, Serialize)]
+        #[serde(untagged)]
+        pub enum Question {
+            $(
+                #[doc = $description]
+                $variant($variant),
+            )+
+        }
+
+        impl Question {
+            /// Reads the body of a question of this noun and verb.
+            ///
+            /// # Errors
+            /// [`Malformed`] names the field that cannot be read, or `subject` when there is no such question.
+            pub fn decode(noun: &str, verb: &str, body: &[u8]) -> Result<Self, Malformed> {
+                if body.len() > QUESTION_BYTES {
+                    let problem = format!("has {} bytes, more than {QUESTION_BYTES}", body.len());
+                    return Err(Malformed::new("body", problem));
+                }
+                match (noun, verb) {
+                    $(($noun, $verb) => read(body).map(Self::$variant),)+
+                    (noun, verb) => Err(Malformed::new("subject", format!("no question is named {noun}.{verb}"))),
+                }
+            }
+
+            /// What kind of question this is.
+            pub fn kind(&self) -> &'static QuestionKind {
+                match self { $(Self::$variant(_) => &kinds::$variant,)+ }
+            }
+        }
+
+        #[allow(non_upper_case_globals)]
+        mod kinds {
+            use super::QuestionKind;
+            $(
+                pub static $variant: QuestionKind = QuestionKind {
+                    noun: $noun,
+                    verb: $verb,
+                    description: $description,
+                    question: schemars::SchemaGenerator::into_root_schema_for::<super::$variant>,
+                    answer: schemars::SchemaGenerator::into_root_schema_for::<super::$answer>,
+                };
+            )+
+        }
+
+        /// Every question.
+        pub static QUESTIONS: &[&QuestionKind] = &[$(&kinds::$variant,)+];
+    };
+}
+
+questions! {
+    SessionList: "session" "list" "The sessions of the user, the latest first, with how many contexts each has." => SessionPage,
+    ContextList: "context" "list" "The contexts of a session, by their keys." => ContextPage,
+    ContextGet: "context" "get" "One context of a session." => ContextAnswer,
+    ConversationRead: "conversation" "read" "A conversation with its messages, the oldest first." => ConversationPage,
+    AgentContextList: "agent-context" "list" "What agents remember in one tier." => AgentContextPage,
+    RouterAnalytics: "router" "analytics" "What is learnt from routing decisions over a time." => RouterAnswer,
+    GraphWalk: "graph" "walk" "The knowledge around a node, to a depth." => GraphAnswer,
+    EventList: "event" "list" "The events of a session after a number." => EventPage,
+}
+
+impl Question {
+    /// The session that it is about, if it is about one: a token for one session answers nothing else.
+    pub fn session_id(&self) -> Option<&str> {
+        match self {
+            Self::ContextList(list) => Some(list.session_id.as_str()),
+            Self::ContextGet(get) => Some(get.session_id.as_str()),
+            Self::AgentContextList(list) => list.session_id.as_ref().map(crate::SessionId::as_str),
+            Self::EventList(list) => list.session_id.as_ref().map(crate::SessionId::as_str),
+            Self::SessionList(_)
+            | Self::ConversationRead(_)
+            | Self::RouterAnalytics(_)
+            | Self::GraphWalk(_) => None,
+        }
+    }
+}

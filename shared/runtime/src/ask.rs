@@ -1,0 +1,193 @@
+//! Questions over the NATS service API.
+//!
+//! A question is asked on `memory.ask.<noun>.<verb>.<service>`. The broker's permissions let nobody but that service publish
+//! there, and the answer goes into its own inbox or nowhere.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::time::Duration;
+
+use async_nats::service::{NATS_SERVICE_ERROR, NATS_SERVICE_ERROR_CODE, Request, ServiceExt};
+use async_nats::{Client, HeaderMap};
+use bytes::Bytes;
+use contract::{ASK_ROOT, AskError, Malformed, Service};
+use futures::{StreamExt, stream};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+/// A question as it came.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// Who asks.
+    pub service: Service,
+    /// The noun of its subject.
+    pub noun: String,
+    /// The verb of its subject.
+    pub verb: String,
+    /// Its headers.
+    pub headers: Option<HeaderMap>,
+    /// What is asked.
+    pub body: Bytes,
+}
+
+impl Asked {
+    /// Takes a question as it arrives.
+    ///
+    /// # Errors
+    /// [`Refused::Silently`] for one whose subject names no service or whose answer would reach somebody else.
+    pub fn new(
+        subject: &str,
+        reply: Option<&str>,
+        headers: Option<HeaderMap>,
+        body: Bytes,
+    ) -> Result<Self, Refused> {
+        let mut tokens = subject
+            .strip_prefix(ASK_ROOT)
+            .and_then(|rest| rest.strip_prefix('.'))
+            .unwrap_or_default()
+            .split('.');
+        let (Some(noun), Some(verb), Some(service), None) =
+            (tokens.next(), tokens.next(), tokens.next(), tokens.next())
+        else {
+            return Err(Refused::Silently("its subject names no service"));
+        };
+        let service: Service =
+            service.parse().map_err(|_| Refused::Silently("its subject names no service"))?;
+        // Where services have an account of their own, the server hands their questions over with a reply subject that it has
+        // made and that leads back to whoever asked. No client of this account may ask.
+        if !reply.is_some_and(|reply| service.owns_inbox(reply) || reply.starts_with(HANDED_OVER)) {
+            return Err(Refused::Silently("its reply subject is not in the service's inbox"));
+        }
+        Ok(Self { service, noun: noun.to_owned(), verb: verb.to_owned(), headers, body })
+    }
+}
+
+/// How the server begins the reply subjects that it makes.
+const HANDED_OVER: &str = "_R_.";
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The answer would reach somebody else.
+    Silently(&'static str),
+    /// The asker is told, with a code as of HTTP.
+    Told(u16, AskError),
+}
+
+impl Refused {
+    /// A refusal that the asker is told.
+    pub fn told(code: u16, word: &str, message: &str, field: Option<&str>) -> Self {
+        let error =
+            AskError { code: word.to_owned(), message: message.to_owned(), field: field.map(str::to_owned) };
+        Self::Told(code, error)
+    }
+
+    /// Something that is needed is away; the same question may be answered later.
+    pub fn unavailable(message: &str) -> Self {
+        Self::told(503, "unavailable", message, None)
+    }
+}
+
+impl From<Malformed> for Refused {
+    fn from(malformed: Malformed) -> Self {
+        Self::told(400, "malformed", &malformed.to_string(), Some(&malformed.field))
+    }
+}
+
+/// A service as the broker's tools show it.
+#[derive(Clone, Copy, Debug)]
+pub struct About {
+    /// The worker.
+    pub name: &'static str,
+    /// Its version.
+    pub version: &'static str,
+    /// What it does.
+    pub description: &'static str,
+    /// The most questions that are answered at a time.
+    pub at_a_time: usize,
+    /// How long an answer may take, at the very most.
+    pub within: Duration,
+}
+
+/// One kind of question that a service takes.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// Its name.
+    pub name: String,
+    /// The subjects on which it is asked.
+    pub subject: String,
+    /// What tools show about it, such as its schema.
+    pub metadata: HashMap<String, String>,
+}
+
+/// Answers questions until `stop` is cancelled. Replicas share them.
+///
+/// # Errors
+/// What the broker says if it ends the service.
+pub async fn serve<F>(
+    client: &Client,
+    about: About,
+    endpoints: Vec<Endpoint>,
+    stop: &CancellationToken,
+    answer: impl Fn(Asked) -> F,
+) -> Result<(), String>
+where
+    F: Future<Output = Result<Bytes, Refused>>,
+{
+    let said = |error: async_nats::Error| error.to_string();
+    let service = client.service_builder().description(about.description);
+    let service = service.start(about.name, about.version).await.map_err(said)?;
+    let mut questions = Vec::with_capacity(endpoints.len());
+    for Endpoint { name, subject, metadata } in endpoints {
+        let endpoint =
+            service.endpoint_builder().name(name).metadata(metadata).add(subject).await.map_err(said)?;
+        questions.push(endpoint);
+    }
+    tracing::info!(worker = about.name, "started");
+    let answer = &answer;
+    stream::select_all(questions)
+        .take_until(stop.cancelled())
+        .for_each_concurrent(about.at_a_time, async |request| settle(about, &request, answer).await)
+        .await;
+    if !stop.is_cancelled() {
+        return Err("its questions ended".to_owned());
+    }
+    if let Err(error) = service.stop().await {
+        tracing::debug!(worker = about.name, %error, "the service did not end in order");
+    }
+    tracing::info!(worker = about.name, "stopped");
+    Ok(())
+}
+
+async fn settle<F>(about: About, request: &Request, answer: &impl Fn(Asked) -> F)
+where
+    F: Future<Output = Result<Bytes, Refused>>,
+{
+    let message = &request.message;
+    let reply = message.reply.as_ref().map(async_nats::Subject::as_str);
+    let asked = Asked::new(&message.subject, reply, message.headers.clone(), message.payload.clone());
+    let answered = async { answer(asked?).await };
+    let late = || Refused::told(504, "deadline", "there was no answer in time; ask again", None);
+    let answered = timeout(about.within, answered).await.unwrap_or_else(|_| Err(late()));
+    let sent = match answered {
+        Ok(body) => request.respond(Ok(body)).await,
+        Err(Refused::Silently(reason)) => {
+            // Whoever is meant by the reply subject has not asked.
+            tracing::warn!(worker = about.name, reason, "a question is not answered");
+            return;
+        }
+        Err(Refused::Told(code, error)) => {
+            tracing::debug!(worker = about.name, code, error.message, "refused");
+            // The client's own way of saying an error has no room for its fields. The message may repeat what the asker
+            // wrote, which no header can hold whatever it is; so the header has the code.
+            let mut headers = HeaderMap::new();
+            headers.insert(NATS_SERVICE_ERROR, error.code.as_str());
+            headers.insert(NATS_SERVICE_ERROR_CODE, code.to_string());
+            let body = serde_json::to_vec(&error).unwrap_or_default();
+            request.respond_with_headers(Ok(body.into()), headers).await
+        }
+    };
+    if let Err(error) = sent {
+        tracing::debug!(worker = about.name, %error, "an answer was not sent");
+    }
+}

@@ -1,0 +1,236 @@
+//! The events of a session: numbered, seen and published in one order, whoever appends them and whatever happens to whom.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, HashSet};
+use std::process::Stdio;
+use std::time::Duration;
+
+use context_writer::ContextWriter;
+use contract::{Event, header};
+use diesel_async::{AsyncConnection, SimpleAsyncConnection};
+use router_logger::RouterLogger;
+use runtime::Worker;
+use serde_json::json;
+use store::Fault;
+use testkit::attack::{grant, login};
+use testkit::{Fixture, Published, context, deliver_again_after, eventually, request, session, user};
+use tokio::process::Command;
+use uuid::Uuid;
+
+const USERS: i32 = 6;
+
+fn decision(user: i32) -> Published {
+    request(
+        "decision.log",
+        user,
+        json!({ "decision_id": Uuid::now_v7(), "session_id": "s", "user_request": "q", "routing_decision": "direct" }),
+    )
+}
+
+/// What was published, without repeats, in the order in which the broker stored it.
+async fn published(fixture: &Fixture) -> Vec<Event> {
+    let mut seen = HashSet::new();
+    let messages = fixture.messages("EVENTS").await;
+    let events =
+        messages.iter().map(|message| serde_json::from_slice::<Event>(&message.payload).expect("an event"));
+    events.filter(|event| seen.insert(event.event_id)).collect()
+}
+
+/// Everything was published, each session's events in the order of their numbers.
+async fn assert_in_order(fixture: &Fixture) {
+    let events = published(fixture).await;
+    assert_eq!(events.len() as i64, fixture.count("blackboard_events").await);
+    let mut last: BTreeMap<(i32, String), i64> = BTreeMap::new();
+    for event in &events {
+        let last = last.entry((event.user_id.get(), event.session_id.clone())).or_default();
+        assert!(
+            event.event_sequence > *last,
+            "{} after {last} in {}",
+            event.event_sequence,
+            event.session_id
+        );
+        *last = event.event_sequence;
+    }
+}
+
+fn start(fixture: &Fixture, worker: &str, crash_at: Option<&str>) -> tokio::process::Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_memfleet"));
+    command
+        .args(["run", worker])
+        .envs(fixture.environment())
+        .env("MEMFLEET_WORKER__BATCH_SIZE", "20")
+        .env("MEMFLEET_LOG__FILTER", "info")
+        .stdout(Stdio::null())
+        .stderr(testkit::logs::of_a_program("worker"))
+        .kill_on_drop(true);
+    if let Some(point) = crash_at {
+        command.env("MEMFLEET_CRASH_AT", point);
+    }
+    command.spawn().expect("a worker process")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_of_two_workers_publish_the_events_of_a_session_in_order_also_when_they_die() {
+    let fixture = Fixture::with_topology(|topology| {
+        for worker in [ContextWriter::NAME, RouterLogger::NAME] {
+            deliver_again_after(topology, worker, Duration::from_secs(2), 1_000);
+        }
+    })
+    .await;
+    fixture
+        .carry(ContextWriter, (1..=USERS).flat_map(|id| [user(id), session(id, "s")]).collect::<Vec<_>>())
+        .await;
+    // Few sessions and small batches: nearly every batch has a neighbour in the same sessions.
+    let writers = [start(&fixture, "context-writer", None), start(&fixture, "context-writer", None)];
+    let logger = start(&fixture, "router-logger", None);
+    let publishing = async {
+        for part in 0..30 {
+            let contexts = (0..60).map(|n| context(1 + n % USERS, "s", &format!("k{part}.{n}"), 1));
+            fixture.publish(contexts).await;
+            fixture.publish((0..30).map(|n| decision(1 + n % USERS))).await;
+        }
+    };
+    let dying = async {
+        // At the moment when its events are committed and nobody has been told.
+        for number in [2, 3, 4] {
+            let mut victim = start(&fixture, "context-writer", Some(&format!("Committed:{number}")));
+            // There may be nothing left for it to die of.
+            let consumer = fixture.consumer("CONTEXT", ContextWriter::NAME).await;
+            let idle = eventually("nothing is left to do", async || {
+                (consumer.get_info().await.ok()?.num_pending == 0).then_some(())
+            });
+            tokio::select! {
+                ended = victim.wait() => assert!(!ended.expect("a status").success()),
+                () = idle => {}
+            }
+        }
+    };
+    tokio::join!(publishing, dying);
+    fixture.drained::<ContextWriter>().await;
+    fixture.drained::<RouterLogger>().await;
+    drop((writers, logger));
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    assert_in_order(&fixture).await;
+}
+
+/// What another one has committed and never told goes out first.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_not_told_is_told_before_what_comes_after_it() {
+    let fixture = Fixture::with_topology(|topology| {
+        // What the dead one held does not come back while this is looked at.
+        deliver_again_after(topology, "context-writer", Duration::from_secs(3_600), 1_000);
+    })
+    .await;
+    fixture.carry(ContextWriter, [user(1), session(1, "s")]).await;
+    let mut victim = start(&fixture, "context-writer", Some("Committed:1"));
+    fixture.publish([context(1, "s", "first", 1)]).await;
+    victim.wait().await.expect("a status");
+    assert_eq!(fixture.count("simple_chat_context").await, 1);
+    assert_eq!(published(&fixture).await.len(), 2, "nobody was told");
+
+    fixture.carry(RouterLogger, [decision(1)]).await;
+    let told: Vec<String> =
+        published(&fixture).await.iter().map(|event| event.event_type.to_string()).collect();
+    assert_eq!(told, ["user.stored", "session.opened", "context.stored", "decision.logged"]);
+    assert_in_order(&fixture).await;
+}
+
+/// A reader who has seen a number has seen all before it: nobody draws a number in a session in which another one holds one
+/// that is not committed.
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_become_visible_in_the_order_in_which_they_are_drawn() {
+    let fixture = Fixture::new().await;
+    fixture.carry(ContextWriter, [user(1), session(1, "s"), session(1, "other")]).await;
+    let mut slow = login(&fixture, "w_context_writer").await;
+    let (begun, go_on) =
+        (std::sync::Arc::new(tokio::sync::Notify::new()), std::sync::Arc::new(tokio::sync::Notify::new()));
+    let (told, asked) = (begun.clone(), go_on.clone());
+    let holding = tokio::spawn(async move {
+        let held: Result<(), Fault> = slow
+            .transaction(async |connection| {
+                store::security::open_context(connection, &[&grant(1, "w_context_writer")]).await?;
+                let one = store::clock::Session {
+                    user_id: contract::UserId::new(1).unwrap(),
+                    session_id: "s",
+                    published: 0,
+                    handed: i64::MAX,
+                };
+                store::clock::take(connection, &[one]).await?;
+                told.notify_one();
+                asked.notified().await;
+                Ok(())
+            })
+            .await;
+        held.expect("a transaction");
+    });
+    begun.notified().await;
+    let worker = fixture.run(ContextWriter);
+    fixture.publish([context(1, "other", "k", 1)]).await;
+    fixture.drained::<ContextWriter>().await;
+    fixture.publish([context(1, "s", "k", 1)]).await;
+    eventually("the worker waits for the session's clock", async || {
+        (fixture
+            .count("pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
+            .await
+            > 0)
+        .then_some(())
+    })
+    .await;
+    assert_eq!(fixture.count("simple_chat_context WHERE session_id = 's'").await, 0);
+    go_on.notify_one();
+    holding.await.expect("no panic");
+    fixture.drained::<ContextWriter>().await;
+    assert_eq!(fixture.count("simple_chat_context WHERE session_id = 's'").await, 1);
+    worker.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn causes_are_kept_and_clocks_follow_them() {
+    let fixture = Fixture::new().await;
+    fixture.carry(ContextWriter, [user(1), session(1, "s")]).await;
+    let mut parent =
+        fixture.lines("id FROM blackboard_events WHERE event_type = 'session.opened'").await.remove(0);
+    let mut chain = vec![parent.clone()];
+    for number in 2..=5 {
+        let (of, id) = if number % 2 == 0 {
+            (decision(1), "decision.logged")
+        } else {
+            (context(1, "s", &format!("k{number}"), 1), "context.stored")
+        };
+        let caused = of.with(header::PARENT_EVENT, &parent);
+        if number % 2 == 0 {
+            fixture.carry(RouterLogger, [caused]).await;
+        } else {
+            fixture.carry(ContextWriter, [caused]).await;
+        }
+        let line = fixture
+            .lines(&format!("concat_ws(' ', id, logical_timestamp, parent_event_id, causality_chain) FROM blackboard_events WHERE event_type = '{id}' ORDER BY event_sequence DESC LIMIT 1"))
+            .await
+            .remove(0);
+        let expected =
+            format!("{number} {parent} {}", serde_json::to_string(&chain).unwrap().replace(',', ", "));
+        let (own, rest) = line.split_once(' ').unwrap();
+        assert_eq!(rest, expected);
+        parent = own.to_owned();
+        chain.push(parent.clone());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_changes_or_deletes_an_event() {
+    let fixture = Fixture::new().await;
+    fixture.carry(ContextWriter, [user(1), session(1, "s")]).await;
+    for role in fixture.lines("role_name FROM sec.worker_privileges GROUP BY role_name").await {
+        let mut worker = login(&fixture, &role).await;
+        for statement in [
+            "UPDATE blackboard_events SET logical_timestamp = 9",
+            "DELETE FROM blackboard_events",
+            "TRUNCATE blackboard_events",
+        ] {
+            let refused = worker.batch_execute(statement).await.expect_err("no right");
+            assert!(refused.to_string().contains("permission denied"), "{role}: {statement}: {refused}");
+        }
+    }
+    assert_eq!(fixture.count("blackboard_events WHERE logical_timestamp = 1").await, 2);
+}

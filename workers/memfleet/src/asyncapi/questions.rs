@@ -1,0 +1,130 @@
+//! Questions and their answers in the AsyncAPI document.
+
+use contract::{
+    ASK_ROOT, AskError, QUESTIONS, QuestionKind, TOKEN_ISSUE, TokenAnswer, TokenAsk, header, limit,
+};
+use serde_json::{Map, Value, json};
+
+use super::{collect, generator, headers, root, schema_ref, service_parameter};
+
+/// The parts of the document that are being put together.
+pub(super) struct Parts<'a> {
+    pub(super) schemas: &'a mut Map<String, Value>,
+    pub(super) channels: &'a mut Map<String, Value>,
+    pub(super) operations: &'a mut Map<String, Value>,
+    pub(super) messages: &'a mut Map<String, Value>,
+}
+
+/// Adds every question, and the one for tokens.
+pub(super) fn add(parts: &mut Parts<'_>) -> anyhow::Result<()> {
+    parts.schemas.insert("QuestionHeaders".to_owned(), question_headers());
+    let refusal = collect(root::<AskError>(), parts.schemas)?;
+    let refusal = json!({
+        "title": "Why a question has no answer",
+        "headers": headers(&["Nats-Service-Error-Code"], &[(
+            "Nats-Service-Error-Code",
+            json!({ "type": "string", "pattern": "^[0-9]{3}$" }),
+            "A code as of HTTP. Where it is absent, the message is an answer.",
+        )]),
+        "payload": schema_ref(&refusal),
+    });
+    parts.messages.insert("refusal".to_owned(), refusal);
+    parts.channels.insert(
+        "answers".to_owned(),
+        json!({
+            "address": null,
+            "description": "The reply subject of a question, in the inbox of the service that asks.",
+            "messages": { "refusal": { "$ref": "#/components/messages/refusal" } },
+        }),
+    );
+    for kind in QUESTIONS {
+        let question = collect((kind.question)(generator()), parts.schemas)?;
+        let answer = collect((kind.answer)(generator()), parts.schemas)?;
+        add_one(parts, &Asked::of(kind), &question, &answer);
+    }
+    let question = collect(root::<TokenAsk>(), parts.schemas)?;
+    let answer = collect(root::<TokenAnswer>(), parts.schemas)?;
+    let token = Asked {
+        name: "token.issue".to_owned(),
+        address: format!("{TOKEN_ISSUE}.{{service}}"),
+        description: "A token for the service, for one user.",
+    };
+    add_one(parts, &token, &question, &answer);
+    Ok(())
+}
+
+struct Asked<'a> {
+    name: String,
+    address: String,
+    description: &'a str,
+}
+
+impl<'a> Asked<'a> {
+    fn of(kind: &'a QuestionKind) -> Self {
+        let address = format!("{ASK_ROOT}.{}.{}.{{service}}", kind.noun, kind.verb);
+        Self { name: format!("ask.{}", kind.name()), address, description: kind.description }
+    }
+}
+
+fn add_one(parts: &mut Parts<'_>, asked: &Asked<'_>, question: &str, answer: &str) {
+    let Asked { name, address, description } = asked;
+    let answer_name = format!("{name}.answer");
+    parts.channels.insert(
+        name.clone(),
+        json!({
+            "address": address,
+            "description": description,
+            "parameters": { "service": service_parameter() },
+            "messages": { "question": { "$ref": format!("#/components/messages/{name}") } },
+        }),
+    );
+    if let Some(messages) = parts.channels.get_mut("answers").and_then(|answers| answers.get_mut("messages"))
+    {
+        messages[&answer_name] = json!({ "$ref": format!("#/components/messages/{answer_name}") });
+    }
+    let channel = format!("#/channels/{name}");
+    parts.operations.insert(
+        format!("send.{name}"),
+        json!({
+            "action": "send",
+            "summary": format!("A service asks: {description}"),
+            "channel": { "$ref": channel },
+            "messages": [{ "$ref": format!("{channel}/messages/question") }],
+            "reply": {
+                "channel": { "$ref": "#/channels/answers" },
+                "messages": [
+                    { "$ref": format!("#/channels/answers/messages/{answer_name}") },
+                    { "$ref": "#/channels/answers/messages/refusal" },
+                ],
+            },
+        }),
+    );
+    // A service is not known by a token when it asks for one: the broker says who it is.
+    let question_headers = if name == "token.issue" { Value::Null } else { schema_ref("QuestionHeaders") };
+    let mut message = json!({ "title": name, "payload": schema_ref(question) });
+    if !question_headers.is_null() {
+        message["headers"] = question_headers;
+    }
+    parts.messages.insert(name.clone(), message);
+    parts
+        .messages
+        .insert(answer_name.clone(), json!({ "title": answer_name, "payload": schema_ref(answer) }));
+}
+
+fn question_headers() -> Value {
+    let bearer = json!({ "type": "string", "pattern": "^Bearer " });
+    let uuid = json!({ "type": "string", "format": "uuid" });
+    let deadline = json!({ "type": "string", "pattern": "^[0-9]+$", "maxLength": limit::SERVICE_CHARS });
+    headers(
+        &[header::AUTHORIZATION],
+        &[
+            (header::AUTHORIZATION, bearer, "The service token. The answer is about its user."),
+            (header::MESSAGE_ID, uuid, "The id under which the question is found in the audit trail."),
+            (
+                header::DEADLINE_MS,
+                deadline,
+                "How many milliseconds it may take: 10 to 10000, 2000 if absent.",
+            ),
+        ],
+    )
+}

@@ -1,0 +1,133 @@
+//! `memfleet ask`
+
+use std::io::Read;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use async_nats::HeaderMap;
+use clap::Args;
+use contract::{AskError, QUESTION_BYTES, QUESTIONS, QuestionKind, UserId, header};
+use runtime::{Settings, broker};
+use serde_json::Value;
+use topology::Service;
+use uuid::Uuid;
+
+use crate::outln;
+use crate::tokens::Tokens;
+
+/// Asks the memory a question, as a service does, and prints the answer in JSON.
+#[derive(Debug, Args)]
+#[command(after_help = help())]
+pub struct AskArgs {
+    /// What to ask, such as session.list.
+    #[arg(value_name = "NOUN.VERB")]
+    question: String,
+    /// The question, in JSON; `-` is standard input.
+    #[arg(default_value = "{}", value_name = "JSON|-")]
+    body: String,
+    /// About which user. A token that is given says it itself.
+    #[arg(long, required_unless_present = "token", value_parser = clap::value_parser!(i32).range(1..))]
+    user: Option<i32>,
+    /// The service that asks; by default the first one in nats/services.json that may.
+    #[arg(long)]
+    service: Option<String>,
+    /// The service token; by default one is issued, if the configuration names the keys.
+    #[arg(long, env = "MEMFLEET_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    token: Option<String>,
+    /// How many milliseconds the database may take, 10 to 10000.
+    #[arg(long, default_value_t = 2_000, value_name = "MS", value_parser = clap::value_parser!(u64).range(10..=10_000))]
+    deadline: u64,
+    /// The id under which the question is found in audit.data_access_log; by default a fresh one.
+    #[arg(long, value_name = "UUID")]
+    id: Option<Uuid>,
+}
+
+/// How much longer than the database's deadline is waited for the answer.
+const GRACE: Duration = Duration::from_secs(3);
+
+fn help() -> String {
+    let width = QUESTIONS.iter().map(|kind| kind.name().len()).max().unwrap_or_default();
+    let lines: Vec<String> =
+        QUESTIONS.iter().map(|kind| format!("  {:width$}  {}", kind.name(), kind.description)).collect();
+    format!(
+        "Questions; `memfleet contract schema NOUN.VERB` shows what each takes:\n{}\n\nExamples:\n  memfleet ask session.list \
+         --user 1\n  memfleet ask context.get --user 1 '{{\"session_id\": \"s1\", \"context_key\": \"k\"}}'",
+        lines.join("\n")
+    )
+}
+
+/// Carries out `memfleet ask`.
+///
+/// # Errors
+/// If there is no such question, nobody answers, or the answer is a refusal.
+pub async fn execute(args: AskArgs, settings: &Settings) -> anyhow::Result<()> {
+    let kind = find(&args.question)?;
+    let service = match args.service {
+        Some(service) => service,
+        None => who_may(kind)?,
+    };
+    let mut headers = HeaderMap::new();
+    headers.insert(header::MESSAGE_ID, args.id.unwrap_or_else(Uuid::now_v7).to_string());
+    headers.insert(header::DEADLINE_MS, args.deadline.to_string());
+    let mut tokens = Tokens::open(settings, args.token).await?;
+    let name = service.parse().with_context(|| format!("the service {service:?}"))?;
+    // A token that is given is of its own user.
+    let user = UserId::new(args.user.unwrap_or(1)).map_err(anyhow::Error::msg)?;
+    let token = tokens.of_holder(name, user).await?;
+    let token =
+        token.context("no service token: give one with --token, or name the keys in the configuration")?;
+    headers.insert(header::AUTHORIZATION, header::bearer(&token));
+    let body = read(args.body)?;
+    // It is refused as well where it is asked; here what is wrong is said without a broker.
+    contract::Question::decode(kind.noun, kind.verb, body.as_bytes())
+        .map_err(|malformed| anyhow::anyhow!("{malformed}"))?;
+
+    let client = broker::connect(&settings.nats, &service).await?;
+    let within = Duration::from_millis(args.deadline) + GRACE;
+    let request = async_nats::Request::new().headers(headers).payload(body.into()).timeout(Some(within));
+    let answer = client.send_request(kind.subject(&service), request).await.with_context(|| {
+        format!(
+            "{} has no answer; `memfleet run memory-reader` answers questions, and nats/services.json says which {service} may ask",
+            kind.name()
+        )
+    })?;
+    let is_refusal = answer.headers.is_some_and(|headers| headers.get("Nats-Service-Error-Code").is_some());
+    if is_refusal {
+        let error: AskError =
+            serde_json::from_slice(&answer.payload).context("the refusal cannot be read")?;
+        bail!("{}: {}", error.code, error.message);
+    }
+    let answer: Value = serde_json::from_slice(&answer.payload).context("the answer is no JSON")?;
+    outln!("{}", serde_json::to_string_pretty(&answer)?);
+    Ok(())
+}
+
+fn find(name: &str) -> anyhow::Result<&'static QuestionKind> {
+    let names: Vec<String> = QUESTIONS.iter().map(|kind| kind.name()).collect();
+    QUESTIONS
+        .iter()
+        .find(|kind| kind.name() == name)
+        .copied()
+        .with_context(|| format!("there is no question {name:?}; there are {}", names.join(", ")))
+}
+
+fn who_may(kind: &QuestionKind) -> anyhow::Result<String> {
+    let allows = |service: &Service| {
+        let scopes = service.scopes.iter().filter_map(|scope| scope.parse::<trust::Scope>().ok());
+        scopes.into_iter().any(|scope| scope.allows(kind.noun, kind.verb))
+    };
+    let services = Service::shipped()?;
+    let found = services.into_iter().find(allows).map(|service| service.service);
+    found.with_context(|| {
+        format!("no service in nats/services.json may ask {}; name one with --service", kind.name())
+    })
+}
+
+fn read(body: String) -> anyhow::Result<String> {
+    if body != "-" {
+        return Ok(body);
+    }
+    let (mut text, longest) = (String::new(), QUESTION_BYTES as u64 + 1);
+    std::io::stdin().take(longest).read_to_string(&mut text).context("standard input cannot be read")?;
+    Ok(text)
+}

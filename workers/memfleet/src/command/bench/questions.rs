@@ -1,0 +1,295 @@
+//! `memfleet bench questions`: what memory-reader takes for an answer, in PostgreSQL, in this process, and over NATS.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, ensure};
+use async_nats::{Client, HeaderMap};
+use bytes::Bytes;
+use clap::Args;
+use contract::{ASK_ROOT, UserId, header};
+use diesel_async::SimpleAsyncConnection;
+use memory_reader::{Desk, Times};
+use runtime::ask::Asked;
+use runtime::{Patience, Settings, broker};
+use serde::Serialize;
+use store::Connection;
+use store::registry::{self, Rates, ServiceEntry};
+use tokio::time::sleep;
+use trust::TokenRequest;
+
+use super::filled::{self, Size};
+use super::reads::QUERIES;
+use super::{on_private_servers, percentile, rounded};
+use crate::fleet::{Fleet, WorkerName};
+use crate::table::{Align, Table};
+use crate::{errln, outln, tokens};
+
+#[derive(Debug, Args)]
+pub(super) struct QuestionsArgs {
+    /// Contexts, and as many router decisions and events.
+    #[arg(long, default_value_t = 1_000_000, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1_000..=20_000_000))]
+    rows: u32,
+
+    /// Users that they belong to.
+    #[arg(long, default_value_t = 10_000, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
+    users: u32,
+
+    /// Times that each question is asked, of another user each time.
+    #[arg(long, default_value_t = 500, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(10..=100_000))]
+    times: u32,
+
+    /// Print one JSON object, on the last line of standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+/// The service that asks.
+const SERVICE: &str = "bench";
+/// Asked before anything is measured, so that connections are open and statements are prepared.
+const WARM_UP: u32 = 20;
+/// How long memory-reader may take to appear.
+const START_WITHIN: Duration = Duration::from_secs(60);
+
+/// The questions, and the query of the reference document that each is about (`bench reads` has them).
+const ASKED: [(&str, &str, &str); 5] = [
+    ("session_lookup", "session.list", r#"{"active": true}"#),
+    ("context_get", "context.get", r#"{"session_id": "s3", "context_key": "k3"}"#),
+    ("hourly_analytics", "router.analytics", "{}"),
+    ("graph_walk", "graph.walk", r#"{"node_key": "n0", "node_type": "fact"}"#),
+    ("events_after", "event.list", r#"{"session_id": "s3", "limit": 100}"#),
+];
+
+/// What was measured. Times in PostgreSQL are those of the whole transaction of the read: the security context, the query, the
+/// commit, and the ways there and back.
+#[derive(Debug, Serialize)]
+struct Report {
+    rows: u32,
+    users: u32,
+    session_lookup_ms_p99: f64,
+    context_get_ms_p99: f64,
+    analytics_ms_p99: f64,
+    graph_walk_ms_p99: f64,
+    /// What half of the questions take longer over NATS than in this process; the worst of the kinds.
+    nats_added_ms_p50: f64,
+    questions: Vec<Question>,
+}
+
+#[derive(Debug, Serialize)]
+struct Question {
+    name: &'static str,
+    /// The reference document's query, by a role that row-level security does not bind.
+    bare_ms_p50: f64,
+    bare_ms_p99: f64,
+    /// In PostgreSQL.
+    read_ms_p50: f64,
+    read_ms_p99: f64,
+    /// The same and everything else: the token, the answer as JSON, the row in the access log on disk.
+    in_process_ms_p50: f64,
+    in_process_ms_p99: f64,
+    /// From the question to the answer, over the broker.
+    nats_ms_p50: f64,
+    nats_ms_p99: f64,
+}
+
+pub(super) async fn execute(args: &QuestionsArgs, settings: &Settings) -> anyhow::Result<()> {
+    let questions = on_private_servers(settings, async |settings| measure(args, settings).await).await?;
+    let p99 = |name: &str| {
+        questions
+            .iter()
+            .find(|question| question.name == name)
+            .map_or(f64::NAN, |question| question.read_ms_p99)
+    };
+    let added = questions.iter().map(|question| question.nats_ms_p50 - question.in_process_ms_p50);
+    let report = Report {
+        rows: args.rows,
+        users: args.users,
+        session_lookup_ms_p99: p99("session_lookup"),
+        context_get_ms_p99: p99("context_get"),
+        analytics_ms_p99: p99("hourly_analytics"),
+        graph_walk_ms_p99: p99("graph_walk"),
+        nats_added_ms_p50: rounded(added.fold(0.0, f64::max)),
+        questions,
+    };
+    if args.json {
+        outln!("{}", serde_json::to_string(&report).context("the report cannot be written")?);
+    } else {
+        show(&report);
+    }
+    Ok(())
+}
+
+async fn measure(args: &QuestionsArgs, settings: &Settings) -> anyhow::Result<Vec<Question>> {
+    let mut owner = filled::fill(settings, Size { rows: args.rows, users: args.users, sessions: 10 }).await?;
+    errln!("learning from the decisions");
+    owner.batch_execute(&learn()).await.context("the patterns cannot be made")?;
+    owner.batch_execute("VACUUM ANALYZE router_hourly_patterns").await?;
+    let entry = ServiceEntry { scopes: vec!["*:*".parse()?], rates: Rates::default() };
+    registry::put_service(&mut owner, &SERVICE.parse()?, &entry).await?;
+    let asker = Asker {
+        desk: memory_reader::open(settings, &Patience::new("bench", settings)).await?,
+        client: broker::connect_operator(&settings.nats, SERVICE).await?,
+        issuer: tokens::issuer(&settings.trust)?.context("the keys of tokens are not set")?,
+    };
+    let fleet = Fleet::start(&[WorkerName::MemoryReader], settings);
+    let measured = async {
+        asker.until_answered().await?;
+        let mut measured = Vec::new();
+        for (name, question, body) in ASKED {
+            measured.push(measure_one(args, &asker, &mut owner, name, question, body).await?);
+        }
+        Ok(measured)
+    };
+    let measured = measured.await;
+    fleet.stop().await?;
+    measured
+}
+
+fn learn() -> String {
+    let columns = "user_id, hour, chat_mode, route, tool, model, decisions, successes, timed, times, time_ms_sum, tokens_sum,
+        complexity_sum, confidence_sum";
+    format!(
+        "INSERT INTO router_hourly_patterns ({columns}) SELECT {columns} FROM ({}) AS r",
+        router_logger::store::RECOMPUTED
+    )
+}
+
+struct Asker {
+    desk: Desk,
+    client: Client,
+    issuer: trust::TokenIssuer,
+}
+
+impl Asker {
+    /// A question of the service, with a token for the user.
+    fn question(&self, question: &str, user: UserId, body: &'static str) -> anyhow::Result<Asked> {
+        let request = TokenRequest {
+            service: SERVICE.parse()?,
+            user_id: user,
+            session: None,
+            scopes: vec!["*:*".parse()?],
+            life: Duration::from_secs(3_600),
+        };
+        let token = self.issuer.issue(&request, SystemTime::now())?.token;
+        let mut headers = HeaderMap::new();
+        headers.insert(header::AUTHORIZATION, header::bearer(&token));
+        let (noun, verb) = question.split_once('.').context("a question has a noun and a verb")?;
+        let body = Bytes::from_static(body.as_bytes());
+        Ok(Asked {
+            service: request.service,
+            noun: noun.to_owned(),
+            verb: verb.to_owned(),
+            headers: Some(headers),
+            body,
+        })
+    }
+
+    async fn in_process(&self, asked: Asked) -> anyhow::Result<(f64, Times)> {
+        let started = Instant::now();
+        let (answer, times) = self.desk.answer_timed(asked).await;
+        let took = ms(started.elapsed());
+        ensure!(answer.is_ok(), "a question is refused: {answer:?}");
+        Ok((took, times))
+    }
+
+    async fn over_nats(&self, asked: Asked) -> anyhow::Result<f64> {
+        let subject = format!("{ASK_ROOT}.{}.{}.{SERVICE}", asked.noun, asked.verb);
+        let headers = asked.headers.unwrap_or_default();
+        let started = Instant::now();
+        let answer = self.client.request_with_headers(subject, headers, asked.body).await?;
+        let took = ms(started.elapsed());
+        let refused = answer.headers.is_some_and(|headers| headers.get("Nats-Service-Error-Code").is_some());
+        ensure!(!refused, "a question is refused: {}", String::from_utf8_lossy(&answer.payload));
+        Ok(took)
+    }
+
+    /// Waits for memory-reader.
+    async fn until_answered(&self) -> anyhow::Result<()> {
+        let since = Instant::now();
+        while let Err(error) = self.over_nats(self.question("session.list", UserId::new(1)?, "{}")?).await {
+            ensure!(since.elapsed() < START_WITHIN, "memory-reader does not answer: {error:#}");
+            sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+}
+
+async fn measure_one(
+    args: &QuestionsArgs,
+    asker: &Asker,
+    owner: &mut Connection,
+    name: &'static str,
+    question: &str,
+    body: &'static str,
+) -> anyhow::Result<Question> {
+    errln!("asking {question}");
+    let (_, sql) = QUERIES.iter().find(|(query, _)| *query == name).context("no such query")?;
+    let mut times: HashMap<&str, Vec<f64>> = HashMap::new();
+    for number in 0..WARM_UP + args.times {
+        // Users far apart. Of each all three ways, in turns, since whoever is first brings the pages into memory.
+        let user = UserId::new(i32::try_from(1 + u64::from(number) * 7_919 % u64::from(args.users))?)?;
+        for turn in 0..3 {
+            let mut note = |way, took| {
+                if number >= WARM_UP {
+                    times.entry(way).or_default().push(took);
+                }
+            };
+            match (number + turn) % 3 {
+                0 => note("bare", filled::time(owner, sql, user).await?),
+                1 => {
+                    let (took, parts) = asker.in_process(asker.question(question, user, body)?).await?;
+                    note("in process", took);
+                    note("read", ms(parts.read));
+                }
+                _ => note("nats", asker.over_nats(asker.question(question, user, body)?).await?),
+            }
+        }
+    }
+    let of = |way: &str, share: f64| rounded(percentile(times.get(way).map_or(&[], Vec::as_slice), share));
+    Ok(Question {
+        name,
+        bare_ms_p50: of("bare", 0.5),
+        bare_ms_p99: of("bare", 0.99),
+        read_ms_p50: of("read", 0.5),
+        read_ms_p99: of("read", 0.99),
+        in_process_ms_p50: of("in process", 0.5),
+        in_process_ms_p99: of("in process", 0.99),
+        nats_ms_p50: of("nats", 0.5),
+        nats_ms_p99: of("nats", 0.99),
+    })
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1_000.0
+}
+
+fn show(report: &Report) {
+    let right = Align::Right;
+    let mut table = Table::new([
+        ("milliseconds", Align::Left),
+        ("bare p50", right),
+        ("p99", right),
+        ("in PostgreSQL p50", right),
+        ("p99", right),
+        ("in process p50", right),
+        ("p99", right),
+        ("over NATS p50", right),
+        ("p99", right),
+    ]);
+    for one in &report.questions {
+        let figures = [
+            one.bare_ms_p50,
+            one.bare_ms_p99,
+            one.read_ms_p50,
+            one.read_ms_p99,
+            one.in_process_ms_p50,
+            one.in_process_ms_p99,
+            one.nats_ms_p50,
+            one.nats_ms_p99,
+        ];
+        let [a, b, c, d, e, f, g, h] = figures.map(|figure| format!("{figure:.3}"));
+        table.row([one.name.to_owned(), a, b, c, d, e, f, g, h]);
+    }
+    outln!("{table}");
+    outln!("NATS adds {:.3} ms", report.nats_added_ms_p50);
+}

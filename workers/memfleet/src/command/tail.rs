@@ -1,0 +1,134 @@
+//! `memfleet tail`
+
+use std::collections::{HashSet, VecDeque};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, bail};
+use async_nats::jetstream;
+use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::consumer::pull::OrderedConfig;
+use clap::Args;
+use contract::Event;
+use futures::StreamExt;
+use runtime::{Settings, broker};
+use uuid::Uuid;
+
+use super::run::interrupted;
+use crate::outln;
+
+/// Prints a user's events as they happen, until Ctrl-C.
+///
+/// A line has the event's number, when it happened, what happened, its session, who did it, and the beginning of what it
+/// carries. Events are delivered at least once; a repeat is left out.
+#[derive(Debug, Args)]
+pub struct TailArgs {
+    /// Whose events.
+    #[arg(long, value_parser = clap::value_parser!(i32).range(0..))]
+    user: i32,
+    /// Only those of this session or conversation.
+    #[arg(long)]
+    session: Option<String>,
+    /// Begin with what happened in the last so many seconds, as far as the stream EVENTS keeps it.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=604_800))]
+    since: Option<u64>,
+    /// Stop after so many events.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+    /// Print each event as one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// The stream of what has happened.
+const STREAM: &str = "EVENTS";
+/// How many events are remembered to tell repeats apart.
+const REMEMBERED: usize = 10_000;
+/// How much of a payload a line shows, in characters.
+const SHOWN: usize = 100;
+
+/// Carries out `memfleet tail`.
+///
+/// # Errors
+/// If the broker cannot be reached or has no stream of events.
+pub async fn execute(args: TailArgs, settings: &Settings) -> anyhow::Result<()> {
+    tokio::select! {
+        followed = follow(&args, settings) => followed,
+        stopped = interrupted() => stopped,
+    }
+}
+
+async fn follow(args: &TailArgs, settings: &Settings) -> anyhow::Result<()> {
+    let client = broker::connect_operator(&settings.nats, "tail").await?;
+    let stream = jetstream::new(client).get_stream_no_info(STREAM).await;
+    let stream = stream.with_context(|| format!("the stream {STREAM} cannot be read"))?;
+    let start = args.since.map(|seconds| SystemTime::now() - Duration::from_secs(seconds));
+    let deliver_policy = match start {
+        Some(start) => DeliverPolicy::ByStartTime { start_time: start.into() },
+        None => DeliverPolicy::New,
+    };
+    let config = OrderedConfig {
+        filter_subject: format!("memory.event.*.*.{}", args.user),
+        deliver_policy,
+        ..OrderedConfig::default()
+    };
+    let consumer = stream.create_consumer(config).await;
+    let consumer = consumer
+        .with_context(|| format!("the stream {STREAM} cannot be followed; `memfleet nats apply` makes it"))?;
+    let mut messages = consumer.messages().await.context("the events cannot be followed")?;
+    if args.count.is_none() {
+        crate::errln!("following the events of user {} until Ctrl-C", args.user);
+    }
+    let (mut seen, mut printed) = (Seen::default(), 0);
+    while args.count.is_none_or(|count| printed < count) {
+        let Some(message) = messages.next().await else { bail!("the broker ended the events") };
+        let message = message.context("the events cannot be followed any more")?;
+        let event: Event = serde_json::from_slice(&message.payload).context("an event cannot be read")?;
+        let wanted = args.session.as_ref().is_none_or(|session| *session == event.session_id);
+        if wanted && seen.is_new(event.event_id) {
+            printed += 1;
+            if args.json {
+                outln!("{}", serde_json::to_string(&event)?);
+            } else {
+                outln!("{}", line(&event));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn line(event: &Event) -> String {
+    let payload = event.payload.as_str();
+    let shown: String = payload.chars().take(SHOWN).collect();
+    let more = if shown.len() < payload.len() { "…" } else { "" };
+    let target = event.target_agent_id.as_ref().map_or(String::new(), |target| format!(" → {target}"));
+    format!(
+        "{:>8}  {}  {:<22}  {}  {}{target}  {shown}{more}",
+        event.event_sequence,
+        event.created_at.format("%Y-%m-%dT%H:%M:%S%.3fZ"),
+        event.event_type.as_str(),
+        event.session_id,
+        event.source_agent_id
+    )
+}
+
+/// The latest events.
+#[derive(Default)]
+struct Seen {
+    ids: HashSet<Uuid>,
+    order: VecDeque<Uuid>,
+}
+
+impl Seen {
+    fn is_new(&mut self, id: Uuid) -> bool {
+        if !self.ids.insert(id) {
+            return false;
+        }
+        self.order.push_back(id);
+        if self.order.len() > REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.ids.remove(&oldest);
+        }
+        true
+    }
+}

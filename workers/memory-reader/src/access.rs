@@ -1,0 +1,115 @@
+//! Notes what was read, before the answer leaves.
+//!
+//! Questions that are answered at the same time share a transaction, so that a busy replica pays for few commits.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use contract::UserId;
+use diesel_async::AsyncConnection;
+use store::{Connection, Fault, Pool, security};
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
+
+/// What was read for one question.
+#[derive(Clone, Debug)]
+pub(crate) struct Access {
+    /// Leave to act for the user.
+    pub(crate) grant: Arc<str>,
+    pub(crate) user: UserId,
+    pub(crate) question_id: Uuid,
+    /// `read`, or `reveal` if secrets were decrypted.
+    pub(crate) kind: &'static str,
+    /// The table.
+    pub(crate) object: &'static str,
+    pub(crate) rows: usize,
+}
+
+type Noted = oneshot::Sender<Result<(), String>>;
+
+/// How many notes wait at most. Whoever brings more waits too.
+const WAITING: usize = 1_000;
+/// How many notes one transaction takes.
+const TOGETHER: usize = 500;
+
+/// Where accesses are noted.
+#[derive(Debug)]
+pub(crate) struct AccessLog {
+    to_note: mpsc::Sender<(Access, Noted)>,
+}
+
+impl AccessLog {
+    /// Starts noting, until this is dropped.
+    pub(crate) fn start(pool: Pool) -> Self {
+        let (to_note, waiting) = mpsc::channel(WAITING);
+        tokio::spawn(follow(pool, waiting));
+        Self { to_note }
+    }
+
+    /// Notes an access and returns when it is committed.
+    ///
+    /// # Errors
+    /// Why it is not noted. Then nobody may be told what was read.
+    pub(crate) async fn note(&self, access: Access) -> Result<(), String> {
+        let (noted, answer) = oneshot::channel();
+        let gone = || "the access log has ended".to_owned();
+        self.to_note.send((access, noted)).await.map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+}
+
+async fn follow(pool: Pool, mut waiting: mpsc::Receiver<(Access, Noted)>) {
+    let mut together = Vec::with_capacity(TOGETHER);
+    while waiting.recv_many(&mut together, TOGETHER).await > 0 {
+        let accesses: Vec<&Access> = together.iter().map(|(access, _)| access).collect();
+        match write(&pool, &accesses).await {
+            Ok(()) => together.drain(..).for_each(|(_, noted)| drop(noted.send(Ok(())))),
+            // One of them may be at fault, such as a grant that was revoked meanwhile.
+            Err(_) if together.len() > 1 => {
+                for (access, noted) in together.drain(..) {
+                    drop(noted.send(write(&pool, &[&access]).await.map_err(|fault| fault.to_string())));
+                }
+            }
+            Err(fault) => together.drain(..).for_each(|(_, noted)| drop(noted.send(Err(fault.to_string())))),
+        }
+    }
+}
+
+async fn write(pool: &Pool, accesses: &[&Access]) -> Result<(), Fault> {
+    let grants: BTreeSet<&str> = accesses.iter().map(|access| &*access.grant).collect();
+    let mut alike: HashMap<(&str, &str), Vec<&Access>> = HashMap::new();
+    for access in accesses {
+        alike.entry((access.kind, access.object)).or_default().push(access);
+    }
+    let mut connection = store::lend(pool).await?;
+    let written: Result<(), Fault> = connection
+        .transaction(async |connection| {
+            security::open_context(connection, &Vec::from_iter(grants)).await?;
+            for ((kind, object), accesses) in alike {
+                log(connection, kind, object, &accesses).await?;
+            }
+            Ok(())
+        })
+        .await;
+    if written.is_err() {
+        store::discard(connection);
+    }
+    written
+}
+
+async fn log(
+    connection: &mut Connection,
+    kind: &str,
+    object: &str,
+    accesses: &[&Access],
+) -> Result<(), Fault> {
+    let accesses: Vec<security::Access> = accesses
+        .iter()
+        .map(|access| security::Access {
+            user_id: access.user.get(),
+            request_id: access.question_id,
+            amount: i64::try_from(access.rows).unwrap_or(i64::MAX),
+        })
+        .collect();
+    security::log_data_access(connection, kind, object, &accesses).await
+}

@@ -1,0 +1,106 @@
+//! What agents remember, by tier.
+
+use chrono::{DateTime, Utc};
+use contract::{AgentContextInfo, AgentContextList, AgentContextPage, Malformed, Name, SessionId, UserId};
+use diesel::QueryableByName;
+use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::RunQueryDsl;
+use store::{Connection, Fault};
+use uuid::Uuid;
+
+use super::{Answer, Found, json, one_more, secret_rows};
+use crate::page;
+
+pub(crate) const TABLE: &str = "agent_context_states";
+
+/// Session, agent and key.
+type Key = (String, String, String);
+
+#[derive(Debug)]
+pub(crate) struct List {
+    pub(crate) asked: AgentContextList,
+    after: Option<Key>,
+}
+
+impl List {
+    pub(crate) fn new(asked: AgentContextList) -> Result<Self, Malformed> {
+        Ok(Self { after: page::position(asked.cursor.as_ref())?, asked })
+    }
+}
+
+const LIST: &str = "
+    SELECT id, session_id, agent_id, context_key, context_value::text AS context_value, is_shareable, version, expires_at,
+        is_sensitive, updated_at
+    FROM agent_context_states
+    WHERE user_id = $1 AND memory_tier = $2::memorytier AND removed_at IS NULL AND ($3 IS NULL OR session_id = $3)
+        AND ($4 IS NULL OR agent_id = $4) AND ($5 IS NULL OR starts_with(context_key, $5))
+        AND ($6 OR expires_at IS NULL OR expires_at > now())
+        AND ($7 IS NULL OR (session_id, agent_id, context_key) > ($7, $8, $9))
+    ORDER BY session_id, agent_id, context_key LIMIT $10";
+
+#[derive(QueryableByName)]
+struct Row {
+    #[diesel(sql_type = SqlUuid)]
+    id: Uuid,
+    #[diesel(sql_type = Text)]
+    session_id: String,
+    #[diesel(sql_type = Text)]
+    agent_id: String,
+    #[diesel(sql_type = Text)]
+    context_key: String,
+    #[diesel(sql_type = Text)]
+    context_value: String,
+    #[diesel(sql_type = Bool)]
+    is_shareable: bool,
+    #[diesel(sql_type = BigInt)]
+    version: i64,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    expires_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Bool)]
+    is_sensitive: bool,
+    #[diesel(sql_type = Timestamptz)]
+    updated_at: DateTime<Utc>,
+}
+
+impl Row {
+    fn key(&self) -> Key {
+        (self.session_id.clone(), self.agent_id.clone(), self.context_key.clone())
+    }
+
+    fn into_info(self) -> Result<AgentContextInfo, Fault> {
+        Ok(AgentContextInfo {
+            session_id: self.session_id,
+            agent_id: self.agent_id,
+            context_key: self.context_key,
+            context_value: json(self.context_value)?,
+            is_shareable: self.is_shareable,
+            version: self.version,
+            expires_at: self.expires_at,
+            sensitive: self.is_sensitive,
+            updated_at: self.updated_at,
+        })
+    }
+}
+
+pub(crate) async fn list(connection: &mut Connection, user: UserId, list: &List) -> Result<Found, Fault> {
+    let List { asked, after } = list;
+    let limit = asked.limit.get();
+    let query = diesel::sql_query(LIST)
+        .bind::<Integer, _>(user.get())
+        .bind::<Text, _>(asked.memory_tier.as_str())
+        .bind::<Nullable<Text>, _>(asked.session_id.as_ref().map(SessionId::as_str))
+        .bind::<Nullable<Text>, _>(asked.agent_id.as_ref().map(SessionId::as_str))
+        .bind::<Nullable<Text>, _>(asked.key_prefix.as_ref().map(Name::as_str))
+        .bind::<Bool, _>(asked.include_expired)
+        .bind::<Nullable<Text>, _>(after.as_ref().map(|key| key.0.as_str()))
+        .bind::<Nullable<Text>, _>(after.as_ref().map(|key| key.1.as_str()))
+        .bind::<Nullable<Text>, _>(after.as_ref().map(|key| key.2.as_str()))
+        .bind::<BigInt, _>(one_more(limit));
+    let rows: Vec<Row> = store::prepared(query).load(connection).await?;
+    let (rows, next_cursor) = page::cut(rows, limit, Row::key);
+    let secrets = secret_rows(asked.reveal, rows.iter().map(|row| (row.is_sensitive, row.id)));
+    let ids = rows.iter().map(|row| row.id).collect();
+    let contexts = rows.into_iter().map(Row::into_info).collect::<Result<_, Fault>>()?;
+    let found = Found::from(Answer::AgentContexts(AgentContextPage { contexts, next_cursor }, ids));
+    found.with_secrets(connection, TABLE, &secrets).await
+}

@@ -1,0 +1,251 @@
+//! The SQL of each question, and what it finds.
+
+mod agent;
+mod context;
+mod conversation;
+mod event;
+mod graph;
+mod router;
+mod session;
+
+use bytes::Bytes;
+use contract::{
+    AgentContextPage, ContextAnswer, ContextPage, ConversationPage, EventPage, GraphAnswer, Json, Malformed,
+    Question, RouterAnswer, SessionPage, UserId,
+};
+use keys::Encrypted;
+use runtime::ask::Refused;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use store::{Connection, Fault, FaultKind};
+use uuid::Uuid;
+
+/// A question whose page and bounds have been checked.
+#[derive(Debug)]
+pub(crate) enum Wanted {
+    Sessions(session::List),
+    Contexts(context::List),
+    Context(contract::ContextGet),
+    Conversation(conversation::Read),
+    AgentContexts(agent::List),
+    Router(router::Analytics),
+    Graph(contract::GraphWalk),
+    Events(contract::EventList),
+}
+
+impl Wanted {
+    /// Checks what the types of the question do not.
+    ///
+    /// # Errors
+    /// [`Malformed`] names the field.
+    pub(crate) fn new(question: Question) -> Result<Self, Malformed> {
+        Ok(match question {
+            Question::SessionList(list) => Self::Sessions(session::List::new(list)?),
+            Question::ContextList(list) => Self::Contexts(context::List::new(list)?),
+            Question::ContextGet(get) => Self::Context(get),
+            Question::ConversationRead(read) => Self::Conversation(conversation::Read::new(read)?),
+            Question::AgentContextList(list) => Self::AgentContexts(agent::List::new(list)?),
+            Question::RouterAnalytics(analytics) => Self::Router(router::Analytics::new(analytics)?),
+            Question::GraphWalk(walk) => Self::Graph(walk),
+            Question::EventList(list) => Self::Events(list),
+        })
+    }
+
+    /// The table that the audit trail names.
+    pub(crate) fn table(&self) -> &'static str {
+        match self {
+            Self::Sessions(_) => "chat_mode_sessions",
+            Self::Contexts(_) | Self::Context(_) => context::TABLE,
+            Self::Conversation(_) => conversation::MESSAGES,
+            Self::AgentContexts(_) => agent::TABLE,
+            Self::Router(_) => "router_hourly_patterns",
+            Self::Graph(_) => "consensus_memory_nodes",
+            Self::Events(_) => "blackboard_events",
+        }
+    }
+
+    /// Whether secrets are decrypted.
+    pub(crate) fn reveals(&self) -> bool {
+        match self {
+            Self::Contexts(list) => list.asked.reveal,
+            Self::Context(get) => get.reveal,
+            Self::Conversation(read) => read.asked.reveal,
+            Self::AgentContexts(list) => list.asked.reveal,
+            Self::Sessions(_) | Self::Router(_) | Self::Graph(_) | Self::Events(_) => false,
+        }
+    }
+}
+
+/// What a question found, with the keys of the rows that may hold secrets.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    Sessions(SessionPage),
+    Contexts(ContextPage, Vec<Uuid>),
+    Context(ContextAnswer),
+    /// The messages name their rows themselves.
+    Conversation(ConversationPage, Uuid),
+    AgentContexts(AgentContextPage, Vec<Uuid>),
+    Router(RouterAnswer),
+    Graph(GraphAnswer),
+    Events(EventPage),
+    /// There is nothing of that name: which field names it.
+    Nothing(&'static str),
+}
+
+/// An answer and the secrets that belong into it.
+#[derive(Debug)]
+pub(crate) struct Found {
+    answer: Answer,
+    encrypted: Vec<Encrypted>,
+}
+
+impl From<Answer> for Found {
+    fn from(answer: Answer) -> Self {
+        Self { answer, encrypted: Vec::new() }
+    }
+}
+
+/// Answers a question in a transaction that has the user's context.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub(crate) async fn find(connection: &mut Connection, user: UserId, wanted: &Wanted) -> Result<Found, Fault> {
+    match wanted {
+        Wanted::Sessions(list) => Ok(session::list(connection, user, list).await?.into()),
+        Wanted::Contexts(list) => context::list(connection, user, list).await,
+        Wanted::Context(get) => context::get(connection, user, get).await,
+        Wanted::Conversation(read) => conversation::read(connection, user, read).await,
+        Wanted::AgentContexts(list) => agent::list(connection, user, list).await,
+        Wanted::Router(analytics) => Ok(router::analyse(connection, user, analytics).await?.into()),
+        Wanted::Graph(walk) => Ok(graph::walk(connection, user, walk).await?.into()),
+        Wanted::Events(list) => Ok(event::list(connection, user, list).await?.into()),
+    }
+}
+
+impl Found {
+    /// With the ciphertexts of these rows of a table.
+    async fn with_secrets(
+        mut self,
+        connection: &mut Connection,
+        table: &str,
+        rows: &[Uuid],
+    ) -> Result<Self, Fault> {
+        if !rows.is_empty() {
+            self.encrypted.extend(keys::load(connection, table, rows).await?);
+        }
+        Ok(self)
+    }
+
+    pub(crate) fn take_encrypted(&mut self) -> Vec<Encrypted> {
+        std::mem::take(&mut self.encrypted)
+    }
+
+    /// Puts a secret in the place of its marker.
+    pub(crate) fn put_back(&mut self, field: &Encrypted, plain: &SecretString) {
+        let text = plain.expose_secret();
+        // What was JSON when it was encrypted is so still.
+        let json = |value: &mut Json| {
+            if let Ok(plain) = Json::new(text) {
+                *value = plain;
+            }
+        };
+        match &mut self.answer {
+            Answer::Contexts(page, rows) => {
+                let found = rows.iter().position(|row| *row == field.row);
+                if let Some(context) = found.and_then(|index| page.contexts.get_mut(index)) {
+                    json(&mut context.context_value);
+                }
+            }
+            Answer::Context(answer) => json(&mut answer.context.context_value),
+            Answer::AgentContexts(page, rows) => {
+                let found = rows.iter().position(|row| *row == field.row);
+                if let Some(context) = found.and_then(|index| page.contexts.get_mut(index)) {
+                    json(&mut context.context_value);
+                }
+            }
+            Answer::Conversation(page, row) => match field.column.as_str() {
+                "content" => {
+                    if let Some(message) = page.messages.iter_mut().find(|one| one.message_id == field.row) {
+                        text.clone_into(&mut message.content);
+                    }
+                }
+                "summary" if *row == field.row => page.summary = Some(text.to_owned()),
+                "metadata" if *row == field.row => json(&mut page.metadata),
+                _ => {}
+            },
+            Answer::Sessions(_)
+            | Answer::Router(_)
+            | Answer::Graph(_)
+            | Answer::Events(_)
+            | Answer::Nothing(_) => {}
+        }
+    }
+
+    /// How many rows are told of.
+    pub(crate) fn rows(&self) -> usize {
+        match &self.answer {
+            Answer::Sessions(page) => page.sessions.len(),
+            Answer::Contexts(page, _) => page.contexts.len(),
+            Answer::Context(_) => 1,
+            Answer::Conversation(page, _) => page.messages.len(),
+            Answer::AgentContexts(page, _) => page.contexts.len(),
+            Answer::Router(answer) => answer.rows.len(),
+            Answer::Graph(answer) => answer.nodes.len(),
+            Answer::Events(page) => page.events.len(),
+            Answer::Nothing(_) => 0,
+        }
+    }
+
+    /// What is sent to the asker.
+    ///
+    /// # Errors
+    /// [`Refused`] where there is nothing of that name.
+    pub(crate) fn into_body(self) -> Result<Bytes, Refused> {
+        fn body(answer: &impl Serialize) -> Result<Bytes, Refused> {
+            let written = serde_json::to_vec(answer);
+            written
+                .map(Bytes::from)
+                .map_err(|_| Refused::told(500, "failed", "the answer cannot be written", None))
+        }
+        match &self.answer {
+            Answer::Sessions(page) => body(page),
+            Answer::Contexts(page, _) => body(page),
+            Answer::Context(answer) => body(answer),
+            Answer::Conversation(page, _) => body(page),
+            Answer::AgentContexts(page, _) => body(page),
+            Answer::Router(answer) => body(answer),
+            Answer::Graph(answer) => body(answer),
+            Answer::Events(page) => body(page),
+            Answer::Nothing(field) => {
+                let message = format!("{field}: the user has none of this name");
+                Err(Refused::told(404, "not-found", &message, Some(field)))
+            }
+        }
+    }
+}
+
+/// The value of an enumeration that the database tells by its label.
+pub(crate) fn label<T: DeserializeOwned>(label: &str) -> Result<T, Fault> {
+    serde_json::from_value(label.into())
+        .map_err(|_| newer(format!("this program knows no {label:?}; it is too old")))
+}
+
+/// A JSON value out of the database.
+pub(crate) fn json(text: String) -> Result<Json, Fault> {
+    Json::new(text).map_err(newer)
+}
+
+fn newer(reason: String) -> Fault {
+    Fault { kind: FaultKind::Permanent, reason }
+}
+
+/// The rows of what is stored encrypted, where it shall be told.
+pub(crate) fn secret_rows(reveal: bool, rows: impl Iterator<Item = (bool, Uuid)>) -> Vec<Uuid> {
+    if reveal { rows.filter_map(|(sensitive, row)| sensitive.then_some(row)).collect() } else { Vec::new() }
+}
+
+/// One more than a page has, to see whether there is another one.
+pub(crate) fn one_more(limit: i64) -> i64 {
+    limit + 1
+}

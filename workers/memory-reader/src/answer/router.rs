@@ -1,0 +1,194 @@
+//! What is learnt from routing decisions: the reference document's "Router performance analytics", out of the hourly patterns.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use contract::{
+    AnalyticsRow, Dimension, Malformed, RouterAnalytics, RouterAnswer, Text as BoundedText, UserId,
+};
+use diesel::QueryableByName;
+use diesel::sql_types::{BigInt, Bool, Double, Integer, Nullable, Text, Timestamptz};
+use diesel_async::RunQueryDsl;
+use store::{Connection, Fault};
+
+use super::{Answer, label, one_more};
+
+/// The longest time that is asked about.
+const LONGEST: TimeDelta = TimeDelta::days(366);
+const USUAL: TimeDelta = TimeDelta::hours(24);
+
+#[derive(Debug)]
+pub(crate) struct Analytics {
+    asked: RouterAnalytics,
+    from: DateTime<Utc>,
+    until: DateTime<Utc>,
+}
+
+impl Analytics {
+    pub(crate) fn new(asked: RouterAnalytics) -> Result<Self, Malformed> {
+        let out_of_range = |field: &str| Malformed::new(field, "is too far from now");
+        let until = asked.until.unwrap_or_else(Utc::now);
+        let from = match asked.from {
+            Some(from) => from,
+            None => until.checked_sub_signed(USUAL).ok_or_else(|| out_of_range("until"))?,
+        };
+        if from > until {
+            return Err(Malformed::new("from", "is later than until"));
+        }
+        if until.signed_duration_since(from) > LONGEST {
+            return Err(Malformed::new("from", "is more than 366 days before until"));
+        }
+        // Whole hours are counted, so that whole hours are told.
+        let hour = |time: DateTime<Utc>| {
+            DateTime::from_timestamp(time.timestamp().div_euclid(3_600).checked_mul(3_600)?, 0)
+        };
+        let from = hour(from).ok_or_else(|| out_of_range("from"))?;
+        let last = hour(until).and_then(|last| last.checked_add_signed(TimeDelta::hours(1)));
+        Ok(Self { asked, from, until: last.ok_or_else(|| out_of_range("until"))? })
+    }
+
+    fn by(&self, dimension: Dimension) -> bool {
+        self.asked.by.as_slice().contains(&dimension)
+    }
+}
+
+/// What is not asked by is the same in every row, so that one statement serves every question. Percentiles come from the sums of
+/// the buckets.
+const ANALYSE: &str = "
+    WITH wanted AS MATERIALIZED (
+        SELECT CASE WHEN $4 THEN hour ELSE '-infinity' END AS hour, CASE WHEN $5 THEN chat_mode::text ELSE '' END AS chat_mode,
+            CASE WHEN $6 THEN route ELSE '' END AS route, CASE WHEN $7 THEN tool ELSE '' END AS tool,
+            CASE WHEN $8 THEN model ELSE '' END AS model,
+            decisions, successes, timed, times, time_ms_sum, tokens_sum, complexity_sum, confidence_sum
+        FROM router_hourly_patterns
+        WHERE user_id = $1 AND hour >= $2 AND hour < $3 AND ($9 IS NULL OR chat_mode = $9::chat_mode)
+            AND ($10 IS NULL OR route = $10) AND ($12 IS NULL OR model = $12)
+            AND CASE WHEN $11 IS NOT NULL THEN tool = $11 WHEN $7 THEN tool <> '' ELSE tool = '' END
+    ), summed AS (
+        SELECT hour, chat_mode, route, tool, model, sum(decisions)::bigint AS decisions, sum(successes)::bigint AS successes,
+            sum(timed)::bigint AS timed, sum(time_ms_sum)::float8 AS time_ms_sum, sum(tokens_sum)::bigint AS tokens_sum,
+            sum(complexity_sum)::float8 AS complexity_sum, sum(confidence_sum)::float8 AS confidence_sum
+        FROM wanted GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5 LIMIT $13
+    ), buckets AS (
+        SELECT w.hour, w.chat_mode, w.route, w.tool, w.model, jsonb_object_agg(b.bucket, b.amount) AS times
+        FROM (SELECT DISTINCT hour, chat_mode, route, tool, model FROM wanted) AS w
+        CROSS JOIN LATERAL (
+            SELECT t.key AS bucket, sum(t.value::bigint) AS amount FROM wanted v, jsonb_each_text(v.times) AS t
+            WHERE (v.hour, v.chat_mode, v.route, v.tool, v.model) = (w.hour, w.chat_mode, w.route, w.tool, w.model)
+            GROUP BY t.key) AS b
+        GROUP BY 1, 2, 3, 4, 5
+    )
+    SELECT CASE WHEN $4 THEN s.hour END AS hour, s.chat_mode, s.route, s.tool, s.model, s.decisions,
+        s.successes::float8 / s.decisions AS success_rate, s.time_ms_sum / nullif(s.timed, 0) AS mean_time_ms,
+        router_time_percentile(b.times, 0.95) AS p95_time_ms, s.complexity_sum / s.decisions AS mean_complexity,
+        s.confidence_sum / s.decisions AS mean_confidence, s.tokens_sum AS tokens_used
+    FROM summed s LEFT JOIN buckets b USING (hour, chat_mode, route, tool, model)
+    ORDER BY s.hour, s.chat_mode, s.route, s.tool, s.model";
+
+#[derive(QueryableByName)]
+struct Row {
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    hour: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Text)]
+    chat_mode: String,
+    #[diesel(sql_type = Text)]
+    route: String,
+    #[diesel(sql_type = Text)]
+    tool: String,
+    #[diesel(sql_type = Text)]
+    model: String,
+    #[diesel(sql_type = BigInt)]
+    decisions: i64,
+    #[diesel(sql_type = Double)]
+    success_rate: f64,
+    #[diesel(sql_type = Nullable<Double>)]
+    mean_time_ms: Option<f64>,
+    #[diesel(sql_type = Nullable<Double>)]
+    p95_time_ms: Option<f64>,
+    #[diesel(sql_type = Double)]
+    mean_complexity: f64,
+    #[diesel(sql_type = Double)]
+    mean_confidence: f64,
+    #[diesel(sql_type = BigInt)]
+    tokens_used: i64,
+}
+
+impl Row {
+    fn into_info(self, wanted: &Analytics) -> Result<AnalyticsRow, Fault> {
+        let chat_mode = wanted.by(Dimension::ChatMode).then(|| label(&self.chat_mode)).transpose()?;
+        Ok(AnalyticsRow {
+            hour: self.hour,
+            chat_mode,
+            route: wanted.by(Dimension::Route).then_some(self.route),
+            tool: wanted.by(Dimension::Tool).then_some(self.tool),
+            model: wanted.by(Dimension::Model).then_some(self.model),
+            decisions: self.decisions,
+            success_rate: self.success_rate,
+            mean_time_ms: self.mean_time_ms,
+            p95_time_ms: self.p95_time_ms,
+            mean_complexity: self.mean_complexity,
+            mean_confidence: self.mean_confidence,
+            tokens_used: self.tokens_used,
+        })
+    }
+}
+
+pub(crate) async fn analyse(
+    connection: &mut Connection,
+    user: UserId,
+    wanted: &Analytics,
+) -> Result<Answer, Fault> {
+    let asked = &wanted.asked;
+    let limit = asked.limit.get();
+    let query = diesel::sql_query(ANALYSE)
+        .bind::<Integer, _>(user.get())
+        .bind::<Timestamptz, _>(wanted.from)
+        .bind::<Timestamptz, _>(wanted.until)
+        .bind::<Bool, _>(wanted.by(Dimension::Hour))
+        .bind::<Bool, _>(wanted.by(Dimension::ChatMode))
+        .bind::<Bool, _>(wanted.by(Dimension::Route))
+        .bind::<Bool, _>(wanted.by(Dimension::Tool))
+        .bind::<Bool, _>(wanted.by(Dimension::Model))
+        .bind::<Nullable<Text>, _>(asked.chat_mode.map(contract::ChatMode::as_str))
+        .bind::<Nullable<Text>, _>(asked.route.as_ref().map(BoundedText::as_str))
+        .bind::<Nullable<Text>, _>(asked.tool.as_ref().map(BoundedText::as_str))
+        .bind::<Nullable<Text>, _>(asked.model.as_ref().map(BoundedText::as_str))
+        .bind::<BigInt, _>(one_more(limit));
+    let mut rows: Vec<Row> = store::prepared(query).load(connection).await?;
+    let kept = usize::try_from(limit).unwrap_or(usize::MAX);
+    let truncated = rows.len() > kept;
+    rows.truncate(kept);
+    let rows = rows.into_iter().map(|row| row.into_info(wanted)).collect::<Result<_, Fault>>()?;
+    Ok(Answer::Router(RouterAnswer { from: wanted.from, until: wanted.until, rows, truncated }))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    fn asked(json: &str) -> Result<Analytics, String> {
+        Analytics::new(serde_json::from_str(json).unwrap()).map_err(|malformed| malformed.to_string())
+    }
+
+    #[test]
+    fn whole_hours_are_asked_about_and_not_too_many() {
+        let day = asked(r#"{"from":"2026-11-01T10:59:00Z","until":"2026-11-01T12:00:00Z"}"#).unwrap();
+        assert_eq!(
+            (day.from.to_rfc3339(), day.until.to_rfc3339()),
+            ("2026-11-01T10:00:00+00:00".into(), "2026-11-01T13:00:00+00:00".into())
+        );
+        assert_eq!(asked(r#"{"until":"1969-12-31T23:30:00Z"}"#).unwrap().until.timestamp(), 0);
+        assert!(asked("{}").is_ok());
+        for (json, problem) in [
+            (
+                r#"{"from":"2026-11-02T00:00:00Z","until":"2026-11-01T00:00:00Z"}"#,
+                "from: is later than until",
+            ),
+            (
+                r#"{"from":"2025-01-01T00:00:00Z","until":"2026-11-01T00:00:00Z"}"#,
+                "from: is more than 366 days before until",
+            ),
+        ] {
+            assert_eq!(asked(json).unwrap_err(), problem);
+        }
+    }
+}

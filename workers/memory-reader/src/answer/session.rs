@@ -1,0 +1,86 @@
+//! Sessions of a user, with the numbers of their contexts: the reference document's "Cross-service session lookup".
+
+use chrono::{DateTime, Utc};
+use contract::{Malformed, SessionInfo, SessionList, SessionPage, UserId};
+use diesel::QueryableByName;
+use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text, Timestamptz};
+use diesel_async::RunQueryDsl;
+use store::{Connection, Fault};
+
+use super::{Answer, label, one_more};
+use crate::page;
+
+#[derive(Debug)]
+pub(crate) struct List {
+    asked: SessionList,
+    before: Option<(DateTime<Utc>, String)>,
+}
+
+impl List {
+    pub(crate) fn new(asked: SessionList) -> Result<Self, Malformed> {
+        Ok(Self { before: page::position(asked.cursor.as_ref())?, asked })
+    }
+}
+
+/// Counts the contexts of the sessions of the page alone.
+const LIST: &str = "
+    WITH page AS MATERIALIZED (
+        SELECT session_id, chat_mode, is_active, parent_session_id, created_at, ended_at FROM chat_mode_sessions
+        WHERE user_id = $1 AND ($2 IS NULL OR is_active = $2) AND ($3 IS NULL OR chat_mode = $3::chat_mode)
+            AND ($4 IS NULL OR (created_at, session_id) < ($4, $5))
+        ORDER BY created_at DESC, session_id DESC LIMIT $6
+    )
+    SELECT p.session_id, p.chat_mode::text AS chat_mode, p.is_active, p.parent_session_id, p.created_at, p.ended_at,
+        c.context_count
+    FROM page p CROSS JOIN LATERAL (
+        SELECT count(*) AS context_count FROM simple_chat_context c
+        WHERE c.user_id = $1 AND c.session_id = p.session_id AND c.removed_at IS NULL) AS c
+    ORDER BY p.created_at DESC, p.session_id DESC";
+
+#[derive(QueryableByName)]
+struct Row {
+    #[diesel(sql_type = Text)]
+    session_id: String,
+    #[diesel(sql_type = Text)]
+    chat_mode: String,
+    #[diesel(sql_type = Bool)]
+    is_active: bool,
+    #[diesel(sql_type = Nullable<Text>)]
+    parent_session_id: Option<String>,
+    #[diesel(sql_type = Timestamptz)]
+    created_at: DateTime<Utc>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    ended_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = BigInt)]
+    context_count: i64,
+}
+
+pub(crate) async fn list(connection: &mut Connection, user: UserId, list: &List) -> Result<Answer, Fault> {
+    let List { asked, before } = list;
+    let limit = asked.limit.get();
+    let query = diesel::sql_query(LIST)
+        .bind::<Integer, _>(user.get())
+        .bind::<Nullable<Bool>, _>(asked.active)
+        .bind::<Nullable<Text>, _>(asked.chat_mode.map(contract::ChatMode::as_str))
+        .bind::<Nullable<Timestamptz>, _>(before.as_ref().map(|(created_at, _)| *created_at))
+        .bind::<Nullable<Text>, _>(before.as_ref().map(|(_, session_id)| session_id.as_str()))
+        .bind::<BigInt, _>(one_more(limit));
+    let rows: Vec<Row> = store::prepared(query).load(connection).await?;
+    let (rows, next_cursor) = page::cut(rows, limit, |row| (row.created_at, row.session_id.clone()));
+    let sessions = rows.into_iter().map(Row::into_info).collect::<Result<_, Fault>>()?;
+    Ok(Answer::Sessions(SessionPage { sessions, next_cursor }))
+}
+
+impl Row {
+    fn into_info(self) -> Result<SessionInfo, Fault> {
+        Ok(SessionInfo {
+            session_id: self.session_id,
+            chat_mode: label(&self.chat_mode)?,
+            is_active: self.is_active,
+            parent_session_id: self.parent_session_id,
+            created_at: self.created_at,
+            ended_at: self.ended_at,
+            context_count: self.context_count,
+        })
+    }
+}

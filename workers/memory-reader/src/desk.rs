@@ -1,0 +1,281 @@
+//! One question and its answer.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use chrono::Utc;
+use contract::{Malformed, Question, UserId, header};
+use diesel_async::AsyncConnection;
+use keys::Keys;
+use runtime::ask::{Asked, Refused};
+use runtime::authorise::{Admission, Gate};
+use runtime::watch;
+use store::registry::{self, RefusedToken};
+use store::security::{self, Violation};
+use store::{Fault, FaultKind, Pool};
+use trust::Refusal;
+use uuid::Uuid;
+
+use crate::access::{Access, AccessLog};
+use crate::answer::{self, Found, Wanted};
+
+/// How long a question may take in the database if its asker does not say.
+const USUAL_DEADLINE: Duration = Duration::from_secs(2);
+/// How long it may take at most.
+pub const LONGEST_DEADLINE: Duration = Duration::from_secs(10);
+/// How long it may take at least: less than this is no time to answer anything in.
+const SHORTEST_DEADLINE: Duration = Duration::from_millis(10);
+
+/// How long the parts of an answer took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Times {
+    /// The transaction that reads.
+    pub read: Duration,
+    /// Until it was noted what was read.
+    pub note: Duration,
+}
+
+/// What is needed to answer.
+pub struct Desk {
+    gate: Arc<Gate>,
+    read: Pool,
+    primary: Pool,
+    keys: Keys,
+    log: AccessLog,
+}
+
+impl std::fmt::Debug for Desk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Desk").finish_non_exhaustive()
+    }
+}
+
+impl Desk {
+    pub(crate) fn new(gate: Gate, read: Pool, primary: Pool, keys: Keys) -> Self {
+        let log = AccessLog::start(primary.clone());
+        Self { gate: Arc::new(gate), read, primary, keys, log }
+    }
+
+    pub(crate) fn gate(&self) -> Arc<Gate> {
+        Arc::clone(&self.gate)
+    }
+
+    pub(crate) fn primary(&self) -> Pool {
+        self.primary.clone()
+    }
+
+    /// The answer to a question, as JSON.
+    ///
+    /// # Errors
+    /// [`Refused`], which says what the asker is told.
+    pub async fn answer(&self, asked: Asked) -> Result<Bytes, Refused> {
+        self.answer_timed(asked).await.0
+    }
+
+    /// The same, and how long its parts took.
+    pub async fn answer_timed(&self, asked: Asked) -> (Result<Bytes, Refused>, Times) {
+        let mut times = Times::default();
+        let answer = self.go_through(asked, &mut times).await;
+        (answer, times)
+    }
+
+    async fn go_through(&self, asked: Asked, times: &mut Times) -> Result<Bytes, Refused> {
+        let since = Instant::now();
+        let question_id = question_id(&asked)?;
+        let deadline = deadline(&asked)?;
+        let question = Question::decode(&asked.noun, &asked.verb, &asked.body)?;
+        let (grant, user) = self.admit(&asked, &question, question_id).await?;
+        let wanted = Wanted::new(question)?;
+        let reading = Instant::now();
+        let looked = self.look(&grant, user, &wanted, deadline).await;
+        times.read = reading.elapsed();
+        let found = match looked {
+            Ok(found) => found,
+            Err(fault) => return Err(self.judge(&asked, user, question_id, &fault, since, deadline).await),
+        };
+        let found = self.reveal(found).await?;
+        let kind = if wanted.reveals() { "reveal" } else { "read" };
+        let access = Access { grant, user, question_id, kind, object: wanted.table(), rows: found.rows() };
+        let noting = Instant::now();
+        let noted = self.log.note(access).await;
+        times.note = noting.elapsed();
+        noted.map_err(|problem| {
+            tracing::warn!(worker = crate::NAME, problem, "what was read cannot be noted; it is not told");
+            Refused::unavailable("the access cannot be noted in the audit trail; ask again")
+        })?;
+        found.into_body()
+    }
+
+    /// Whose memory it may be about.
+    async fn admit(
+        &self,
+        asked: &Asked,
+        question: &Question,
+        question_id: Uuid,
+    ) -> Result<(Arc<str>, UserId), Refused> {
+        let judge = || {
+            let (service, session) = (&asked.service, question.session_id());
+            self.gate.admit_question(
+                asked.headers.as_ref(),
+                service,
+                &asked.noun,
+                &asked.verb,
+                session,
+                Utc::now(),
+            )
+        };
+        let mut admission = judge();
+        // A token may have been made a moment ago, under a key or for a service that is new.
+        if let Admission::Denied(refusal, _) = admission
+            && Gate::may_be_news(refusal)
+        {
+            let away = |_| Refused::unavailable("the registry of services cannot be reached; ask again");
+            watch::refresh(&self.gate, &self.primary).await.map_err(away)?;
+            admission = judge();
+        }
+        match admission {
+            Admission::Granted(grant, user) => Ok((grant, user)),
+            Admission::TooOften => {
+                Err(Refused::told(429, "too-often", "the service asks too often; ask again later", None))
+            }
+            Admission::Denied(refusal, user) => Err(self.deny(asked, refusal, user, question_id).await),
+        }
+    }
+
+    /// Records a refusal, which must not be without a trace. The asker learns no more than that.
+    async fn deny(
+        &self,
+        asked: &Asked,
+        refusal: Refusal,
+        user: Option<UserId>,
+        question_id: Uuid,
+    ) -> Refused {
+        let reason = refusal.to_string();
+        let refused = RefusedToken {
+            kind: refusal.as_str(),
+            reason: &reason,
+            user_id: user,
+            service: &asked.service,
+            request_id: question_id,
+        };
+        let recorded =
+            async { registry::record_refused(&mut *store::lend(&self.primary).await?, &[refused]).await };
+        match recorded.await {
+            Ok(()) => Refused::told(403, "denied", "the token does not allow this question", None),
+            Err(fault) => {
+                tracing::warn!(worker = crate::NAME, %fault, "a refusal cannot be recorded");
+                Refused::unavailable("the database cannot be reached; ask again")
+            }
+        }
+    }
+
+    /// Reads, in a transaction under the user's context, in which PostgreSQL itself ends what takes too long.
+    async fn look(
+        &self,
+        grant: &str,
+        user: UserId,
+        wanted: &Wanted,
+        deadline: Duration,
+    ) -> Result<Found, Fault> {
+        let mut connection = store::lend(&self.read).await?;
+        let found: Result<Found, Fault> = connection
+            .transaction(async |connection| {
+                security::open_context_for(connection, grant, deadline).await?;
+                answer::find(connection, user, wanted).await
+            })
+            .await;
+        if found
+            .as_ref()
+            .is_err_and(|fault| matches!(fault.kind, FaultKind::Unavailable | FaultKind::Severed))
+        {
+            store::discard(connection);
+        }
+        found
+    }
+
+    /// What the asker is told of a fault.
+    async fn judge(
+        &self,
+        asked: &Asked,
+        user: UserId,
+        question_id: Uuid,
+        fault: &Fault,
+        since: Instant,
+        deadline: Duration,
+    ) -> Refused {
+        if since.elapsed() >= deadline && fault.kind == FaultKind::Transient {
+            let message = format!("there was no answer within {} ms", deadline.as_millis());
+            return Refused::told(504, "deadline", &message, None);
+        }
+        match fault.kind {
+            FaultKind::Denied => {
+                let violation = Violation {
+                    message: &fault.reason,
+                    user_id: user.get(),
+                    service: asked.service.as_str(),
+                    request_id: question_id,
+                };
+                let recorded = async {
+                    security::record_violation(&mut *store::lend(&self.primary).await?, &violation).await
+                };
+                if let Err(problem) = recorded.await {
+                    tracing::warn!(worker = crate::NAME, %problem, "a violation cannot be recorded");
+                }
+                Refused::told(403, "denied", "the token does not allow this question", None)
+            }
+            FaultKind::Transient | FaultKind::Unavailable | FaultKind::Severed => {
+                tracing::warn!(worker = crate::NAME, %fault, "a question cannot be answered");
+                Refused::unavailable("the database cannot answer now; ask again")
+            }
+            FaultKind::Permanent | FaultKind::Unmet => {
+                tracing::error!(worker = crate::NAME, %fault, "a question cannot be answered");
+                Refused::told(500, "failed", "the question cannot be answered", None)
+            }
+        }
+    }
+
+    /// Decrypts what the answer shall tell.
+    async fn reveal(&self, mut found: Found) -> Result<Found, Refused> {
+        let encrypted = found.take_encrypted();
+        if !encrypted.is_empty() {
+            let plain = self.keys.reveal(&encrypted).await.map_err(|error| {
+                tracing::warn!(worker = crate::NAME, %error, "secrets cannot be revealed");
+                Refused::unavailable("the key store cannot be reached; ask again, or without reveal")
+            })?;
+            for (field, plain) in encrypted.iter().zip(plain) {
+                let plain = plain.map_err(|reason| {
+                    tracing::error!(worker = crate::NAME, table = field.table, row = %field.row, reason, "a secret cannot be revealed");
+                    Refused::told(500, "failed", "a value cannot be decrypted; ask without reveal", None)
+                })?;
+                found.put_back(field, &plain);
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// The id under which the question is found in the audit trail: the asker's, or one of its own.
+fn question_id(asked: &Asked) -> Result<Uuid, Malformed> {
+    match value(asked, header::MESSAGE_ID) {
+        None => Ok(Uuid::now_v7()),
+        Some(text) => Uuid::try_parse(text)
+            .map_err(|error| Malformed::new(header::MESSAGE_ID, format!("is no UUID: {error}"))),
+    }
+}
+
+fn deadline(asked: &Asked) -> Result<Duration, Malformed> {
+    let Some(text) = value(asked, header::DEADLINE_MS) else { return Ok(USUAL_DEADLINE) };
+    let asked = text.parse().ok().map(Duration::from_millis);
+    asked.filter(|asked| (SHORTEST_DEADLINE..=LONGEST_DEADLINE).contains(asked)).ok_or_else(|| {
+        let (least, most) = (SHORTEST_DEADLINE.as_millis(), LONGEST_DEADLINE.as_millis());
+        Malformed::new(
+            header::DEADLINE_MS,
+            format!("must be a number of milliseconds from {least} to {most}"),
+        )
+    })
+}
+
+fn value<'a>(asked: &'a Asked, name: &str) -> Option<&'a str> {
+    asked.headers.as_ref()?.get(name).map(async_nats::HeaderValue::as_str)
+}

@@ -1,0 +1,59 @@
+//! Where a page begins: the sort key of the last item of the page before, as an opaque text.
+
+use contract::{Cursor, Malformed};
+use data_encoding::BASE64URL_NOPAD as BASE64;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// The position that a cursor stands for. It is no secret and needs no seal: it only says from where on, among what the asker
+/// may see.
+///
+/// # Errors
+/// [`Malformed`] for one that no page of this question gave.
+pub(crate) fn position<K: DeserializeOwned>(cursor: Option<&Cursor>) -> Result<Option<K>, Malformed> {
+    let Some(cursor) = cursor else { return Ok(None) };
+    let unknown = || Malformed::new("cursor", "is none that a page of this question gave");
+    let json = BASE64.decode(cursor.as_str().as_bytes()).map_err(|_| unknown())?;
+    let key: K = serde_json::from_slice(&json).map_err(|_| unknown())?;
+    // PostgreSQL can store no such text, so it is none of its keys.
+    if json.windows(6).any(|part| part == b"\\u0000") { Err(unknown()) } else { Ok(Some(key)) }
+}
+
+/// Cuts what was read, one item more than a page has, and says where the next one begins.
+pub(crate) fn cut<T, K: Serialize>(
+    mut items: Vec<T>,
+    limit: i64,
+    key: impl FnOnce(&T) -> K,
+) -> (Vec<T>, Option<String>) {
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    if items.len() <= limit {
+        return (items, None);
+    }
+    items.truncate(limit);
+    let next = items.last().and_then(|last| serde_json::to_vec(&key(last)).ok());
+    (items, next.map(|json| BASE64.encode(&json)))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_leads_to_the_next_and_the_last_to_none() {
+        let (page, next) = cut(vec![1, 2, 3], 2, |item| ("k", *item));
+        assert_eq!(page, [1, 2]);
+        let cursor = Cursor::new(next.unwrap()).unwrap();
+        assert_eq!(position::<(String, i32)>(Some(&cursor)).unwrap(), Some(("k".to_owned(), 2)));
+        assert_eq!(cut(vec![1, 2], 2, |item| *item), (vec![1, 2], None));
+    }
+
+    #[test]
+    fn what_is_no_cursor_of_the_question_is_refused() {
+        let nul = BASE64.encode(br#"["a\u0000",1]"#);
+        for text in ["x", "!", "bnVsbA", &BASE64.encode(b"[1]"), &nul] {
+            let refused = position::<(String, i32)>(Some(&Cursor::new(text).unwrap())).unwrap_err();
+            assert_eq!(refused.field, "cursor", "{text}");
+        }
+    }
+}

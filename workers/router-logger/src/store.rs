@@ -1,0 +1,250 @@
+//! The worker's SQL.
+
+use std::collections::HashSet;
+
+use ::store::{Connection, Fault};
+use chrono::{DateTime, Utc};
+use contract::{DecisionLog, RouterRequest, ToolReport};
+use diesel::QueryableByName;
+use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::RunQueryDsl;
+use keys::{DataKeys, Field};
+use runtime::Message;
+use uuid::Uuid;
+
+use crate::message::Parted;
+
+/// What a statement did for one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// It took effect.
+    Applied,
+    /// It was there before.
+    There,
+    /// Its session is not.
+    Missing,
+}
+
+struct Item<'a, T> {
+    index: usize,
+    message: &'a Message<Parted>,
+    request: &'a T,
+}
+
+/// What the decisions of a table add up to, by hour, mode, route, tool and model. First times are counted by bucket, then the
+/// buckets of a pattern are put together: adding up one JSON object for each decision would take most of a batch's time.
+macro_rules! patterns_of {
+    ($decisions:literal) => {
+        concat!(
+            "SELECT user_id, hour, chat_mode, route, tool, model, sum(decisions)::bigint AS decisions,
+                sum(successes)::bigint AS successes, sum(timed)::bigint AS timed,
+                coalesce(jsonb_object_agg(bucket, timed) FILTER (WHERE bucket IS NOT NULL), '{}') AS times,
+                sum(time_ms_sum)::bigint AS time_ms_sum, sum(tokens_sum)::bigint AS tokens_sum,
+                sum(complexity_sum) AS complexity_sum, sum(confidence_sum) AS confidence_sum
+            FROM (
+                SELECT d.user_id, date_trunc('hour', d.created_at, 'UTC') AS hour, d.chat_mode, d.route, t.tool,
+                    coalesce(d.model_used, '') AS model, d.bucket, count(*) AS decisions,
+                    count(*) FILTER (WHERE d.success) AS successes, count(d.processing_time_ms) AS timed,
+                    coalesce(sum(d.processing_time_ms), 0) AS time_ms_sum, coalesce(sum(d.tokens_used), 0) AS tokens_sum,
+                    sum(d.complexity_score::numeric) AS complexity_sum, sum(d.confidence_score::numeric) AS confidence_sum
+                FROM (SELECT *, router_route(routing_decision) AS route, router_time_bucket(processing_time_ms) AS bucket FROM ",
+            $decisions,
+            ") AS d CROSS JOIN LATERAL unnest(array_prepend('', router_tools(d.tools_invoked))) AS t (tool)
+                GROUP BY 1, 2, 3, 4, 5, 6, 7
+            ) AS by_bucket
+            GROUP BY 1, 2, 3, 4, 5, 6"
+        )
+    };
+}
+
+/// The patterns as they follow from the log: `router_hourly_patterns` holds the same rows, or something is wrong.
+pub const RECOMPUTED: &str = patterns_of!("router_decision_log");
+
+const WRITE: &str = concat!(
+    "WITH input AS MATERIALIZED (
+        SELECT DISTINCT ON (i.user_id, i.id) (i.place - 1)::integer AS ordinal, i.*, s.chat_mode
+        FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::text[], $6::text[], $7::float8[], $8::float8[],
+            $9::bigint[], $10::bigint[], $11::text[], $12::boolean[], $13::text[], $14::timestamptz[], $15::boolean[],
+            $16::uuid[], $17::uuid[])
+            WITH ORDINALITY AS i (id, user_id, session_id, user_request, routing_decision, tools_invoked, complexity_score,
+            confidence_score, processing_time_ms, tokens_used, model_used, success, error_details, created_at, is_sensitive,
+            event_id, request_id, place)
+        JOIN chat_mode_sessions s ON s.user_id = i.user_id AND s.session_id = i.session_id
+        ORDER BY i.user_id, i.id, i.place
+    ), written AS (
+        INSERT INTO router_decision_log (id, user_id, session_id, user_request, routing_decision, tools_invoked,
+            complexity_score, confidence_score, processing_time_ms, tokens_used, model_used, success, error_details,
+            blackboard_event_id, created_at, chat_mode, is_sensitive, request_id)
+        SELECT id, user_id, session_id, user_request, routing_decision::jsonb, tools_invoked::jsonb, complexity_score,
+            confidence_score, processing_time_ms, tokens_used, model_used, success, error_details::jsonb, event_id, created_at,
+            chat_mode, is_sensitive, request_id
+        FROM input ORDER BY user_id, id
+        ON CONFLICT (user_id, id) DO NOTHING
+        RETURNING *
+    ), learnt AS (
+        INSERT INTO router_hourly_patterns AS p (user_id, hour, chat_mode, route, tool, model, decisions, successes, timed,
+            times, time_ms_sum, tokens_sum, complexity_sum, confidence_sum)
+        ",
+    patterns_of!("written"),
+    " ORDER BY 1, 2, 3, 4, 5, 6
+        ON CONFLICT (user_id, hour, chat_mode, route, tool, model) DO UPDATE SET
+            decisions = p.decisions + excluded.decisions, successes = p.successes + excluded.successes,
+            timed = p.timed + excluded.timed, times = add_counts(p.times, excluded.times),
+            time_ms_sum = p.time_ms_sum + excluded.time_ms_sum, tokens_sum = p.tokens_sum + excluded.tokens_sum,
+            complexity_sum = p.complexity_sum + excluded.complexity_sum,
+            confidence_sum = p.confidence_sum + excluded.confidence_sum
+    )
+    SELECT i.ordinal, w.id IS NOT NULL AS is_new FROM input i LEFT JOIN written w ON w.user_id = i.user_id AND w.id = i.id"
+);
+
+/// Writes a batch, with the data keys of the users whose secrets are in it, and says what became of each request, in order.
+///
+/// # Errors
+/// A [`Fault`] of the database; then nothing of the batch may be committed.
+pub async fn write(
+    connection: &mut Connection,
+    batch: &[&Message<Parted>],
+    keys: &DataKeys,
+) -> Result<Vec<Done>, Fault> {
+    let (mut decisions, mut reports) = (Vec::new(), Vec::new());
+    for (index, &message) in batch.iter().enumerate() {
+        match &message.request.request {
+            RouterRequest::DecisionLog(request) => decisions.push(Item { index, message, request }),
+            RouterRequest::ToolReport(request) => reports.push(Item { index, message, request }),
+        }
+    }
+    let mut done = vec![Done::Missing; batch.len()];
+    write_decisions(connection, &decisions, &mut done).await?;
+    note_reports(connection, &reports, &mut done).await?;
+    write_secrets(connection, &decisions, &done, keys).await?;
+    Ok(done)
+}
+
+async fn write_decisions(
+    connection: &mut Connection,
+    items: &[Item<'_, DecisionLog>],
+    done: &mut [Done],
+) -> Result<(), Fault> {
+    #[derive(QueryableByName)]
+    struct Answer {
+        #[diesel(sql_type = Integer)]
+        ordinal: i32,
+        #[diesel(sql_type = Bool)]
+        is_new: bool,
+    }
+    if items.is_empty() {
+        return Ok(());
+    }
+    let tools = |item: &Item<'_, DecisionLog>| {
+        let tools: Vec<&str> =
+            item.request.tools_invoked.as_slice().iter().map(contract::Json::as_str).collect();
+        format!("[{}]", tools.join(","))
+    };
+    let query = diesel::sql_query(WRITE)
+        .bind::<Array<SqlUuid>, _>(column(items, |item| item.request.decision_id))
+        .bind::<Array<Integer>, _>(column(items, |item| item.message.subject.user_id.get()))
+        .bind::<Array<Text>, _>(column(items, |item| item.request.session_id.as_str()))
+        .bind::<Array<Text>, _>(column(items, |item| item.request.user_request.as_str()))
+        .bind::<Array<Text>, _>(column(items, |item| item.request.routing_decision.as_str()))
+        .bind::<Array<Text>, _>(column(items, tools))
+        .bind::<Array<Double>, _>(column(items, |item| item.request.complexity_score.get()))
+        .bind::<Array<Double>, _>(column(items, |item| item.request.confidence_score.get()))
+        .bind::<Array<Nullable<BigInt>>, _>(column(items, |item| {
+            item.request.processing_time_ms.map(contract::Bounded::get)
+        }))
+        .bind::<Array<Nullable<BigInt>>, _>(column(items, |item| {
+            item.request.tokens_used.map(contract::Bounded::get)
+        }))
+        .bind::<Array<Nullable<Text>>, _>(column(items, |item| {
+            item.request.model_used.as_ref().map(contract::Text::as_str)
+        }))
+        .bind::<Array<Bool>, _>(column(items, |item| item.request.success))
+        .bind::<Array<Nullable<Text>>, _>(column(items, |item| {
+            item.request.error_details.as_ref().map(contract::Json::as_str)
+        }))
+        .bind::<Array<Timestamptz>, _>(column(items, decided_at))
+        .bind::<Array<Bool>, _>(column(items, |item| item.request.sensitive))
+        .bind::<Array<SqlUuid>, _>(column(items, |item| item.message.event_id))
+        .bind::<Array<SqlUuid>, _>(column(items, |item| item.message.request_id));
+    let answers: Vec<Answer> = ::store::prepared(query).load(connection).await?;
+    // Of two decisions with one id in a batch, the first one is the one that is there.
+    let mut known: HashSet<(i32, Uuid)> = HashSet::new();
+    for answer in answers {
+        let item = usize::try_from(answer.ordinal).ok().and_then(|ordinal| items.get(ordinal));
+        if let Some(item) = item {
+            known.insert((item.message.subject.user_id.get(), item.request.decision_id));
+            done[item.index] = if answer.is_new { Done::Applied } else { Done::There };
+        }
+    }
+    for item in items.iter().filter(|item| done[item.index] == Done::Missing).collect::<Vec<_>>() {
+        if known.contains(&(item.message.subject.user_id.get(), item.request.decision_id)) {
+            done[item.index] = Done::There;
+        }
+    }
+    Ok(())
+}
+
+/// Nobody decides in the future, whatever clock the publisher has.
+fn decided_at(item: &Item<'_, DecisionLog>) -> DateTime<Utc> {
+    let stored_at = item.message.stored_at;
+    item.request.decided_at.map_or(stored_at, |decided_at| decided_at.min(stored_at))
+}
+
+fn column<'i, 'a, R, T>(items: &'i [Item<'a, R>], field: impl Fn(&'i Item<'a, R>) -> T) -> Vec<T> {
+    items.iter().map(field).collect()
+}
+
+/// A report is told if its session is known.
+async fn note_reports(
+    connection: &mut Connection,
+    items: &[Item<'_, ToolReport>],
+    done: &mut [Done],
+) -> Result<(), Fault> {
+    const FIND: &str = "
+        SELECT (i.ordinal - 1)::integer AS ordinal
+        FROM unnest($1::integer[], $2::text[]) WITH ORDINALITY AS i (user_id, session_id, ordinal)
+        JOIN chat_mode_sessions s ON s.user_id = i.user_id AND s.session_id = i.session_id";
+    #[derive(QueryableByName)]
+    struct Found {
+        #[diesel(sql_type = Integer)]
+        ordinal: i32,
+    }
+    if items.is_empty() {
+        return Ok(());
+    }
+    let query = diesel::sql_query(FIND)
+        .bind::<Array<Integer>, _>(column(items, |item| item.message.subject.user_id.get()))
+        .bind::<Array<Text>, _>(column(items, |item| item.request.session_id.as_str()));
+    let found: Vec<Found> = ::store::prepared(query).load(connection).await?;
+    for Found { ordinal } in found {
+        if let Some(item) = usize::try_from(ordinal).ok().and_then(|ordinal| items.get(ordinal)) {
+            done[item.index] = Done::Applied;
+        }
+    }
+    Ok(())
+}
+
+/// The secrets of the decisions that are new.
+async fn write_secrets(
+    connection: &mut Connection,
+    items: &[Item<'_, DecisionLog>],
+    done: &[Done],
+    keys: &DataKeys,
+) -> Result<(), Fault> {
+    let new = items.iter().filter(|item| done[item.index] == Done::Applied);
+    let secrets: Vec<_> = new
+        .flat_map(|item| item.message.request.secrets.iter().map(move |secret| (item, secret)))
+        .map(|(item, secret)| {
+            let field = Field {
+                user: item.message.subject.user_id,
+                table: "router_decision_log",
+                column: secret.field,
+                row: item.request.decision_id,
+                request_id: item.message.request_id,
+                stored_at: item.message.stored_at,
+            };
+            (field, &secret.value)
+        })
+        .collect();
+    keys::conceal(connection, &secrets, keys).await
+}
