@@ -91,6 +91,7 @@ async fn replicas_of_two_workers_publish_the_events_of_a_session_in_order_also_w
             fixture.publish((0..30).map(|n| decision(1 + n % USERS))).await;
         }
     };
+    let deaths = std::sync::atomic::AtomicU32::new(0);
     let dying = async {
         // At the moment when its events are committed and nobody has been told.
         for number in [2, 3, 4] {
@@ -101,12 +102,16 @@ async fn replicas_of_two_workers_publish_the_events_of_a_session_in_order_also_w
                 (consumer.get_info().await.ok()?.num_pending == 0).then_some(())
             });
             tokio::select! {
-                ended = victim.wait() => assert!(!ended.expect("a status").success()),
+                ended = victim.wait() => {
+                    assert!(!ended.expect("a status").success());
+                    deaths.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                }
                 () = idle => {}
             }
         }
     };
     tokio::join!(publishing, dying);
+    assert!(deaths.into_inner() > 0, "none died");
     fixture.drained::<ContextWriter>().await;
     fixture.drained::<RouterLogger>().await;
     drop((writers, logger));
@@ -153,8 +158,10 @@ async fn numbers_become_visible_in_the_order_in_which_they_are_drawn() {
                 let one = store::clock::Session {
                     user_id: contract::UserId::new(1).unwrap(),
                     session_id: "s",
+                    events: 0,
+                    causes: 0,
                     published: 0,
-                    handed: i64::MAX,
+                    enqueued: i64::MAX,
                 };
                 store::clock::take(connection, &[one]).await?;
                 told.notify_one();
@@ -183,6 +190,59 @@ async fn numbers_become_visible_in_the_order_in_which_they_are_drawn() {
     fixture.drained::<ContextWriter>().await;
     assert_eq!(fixture.count("simple_chat_context WHERE session_id = 's'").await, 1);
     worker.stop().await.expect("a clean end");
+}
+
+/// Also where one session has more of them than are read at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn however_much_was_not_told_is_told_first() {
+    let fixture = Fixture::with_topology(|topology| {
+        deliver_again_after(topology, "context-writer", Duration::from_secs(3_600), 1_000);
+    })
+    .await;
+    fixture.carry(ContextWriter, [user(1), session(1, "s")]).await;
+    for batch in 0..3 {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_memfleet"));
+        command
+            .args(["run", "context-writer"])
+            .envs(fixture.environment())
+            .stdout(Stdio::null())
+            .kill_on_drop(true);
+        command.env("MEMFLEET_WORKER__BATCH_SIZE", "1000").env("MEMFLEET_WORKER__BATCH_WAIT_MS", "1000");
+        command.env("MEMFLEET_CRASH_AT", "Committed:1").stderr(testkit::logs::of_a_program("worker"));
+        fixture.publish((0..900).map(|n| context(1, "s", &format!("k{batch}.{n}"), 1))).await;
+        command.spawn().expect("a worker process").wait().await.expect("a status");
+    }
+    let untold = fixture.count("blackboard_events").await - published(&fixture).await.len() as i64;
+    assert!(untold > 1_000, "{untold}");
+    fixture.carry(RouterLogger, [decision(1)]).await;
+    assert_in_order(&fixture).await;
+}
+
+/// A Lamport clock: later than what came before in the session, and than what caused it.
+#[tokio::test(flavor = "multi_thread")]
+async fn logical_time_grows_in_a_session_and_follows_causes_between_sessions() {
+    let fixture = Fixture::new().await;
+    let many = (0..40).map(|n| context(1, "busy", &format!("k{n}"), 1));
+    fixture
+        .carry(ContextWriter, [user(1), session(1, "busy"), session(1, "s")].into_iter().chain(many))
+        .await;
+    let last = fixture.lines("concat_ws(' ', id, logical_timestamp) FROM blackboard_events WHERE session_id = 'busy' ORDER BY event_sequence DESC LIMIT 1").await.remove(0);
+    let (cause, time) = last.split_once(' ').unwrap();
+    assert_eq!(time, "41");
+    let caused = decision(1).with(header::PARENT_EVENT, cause);
+    fixture.carry(RouterLogger, [decision(1), caused, decision(1)]).await;
+    fixture.carry(ContextWriter, [context(1, "s", "k", 1), context(1, "busy", "again", 1)]).await;
+    let times = |session: &str| {
+        format!(
+            "logical_timestamp FROM blackboard_events WHERE session_id = '{session}' ORDER BY event_sequence"
+        )
+    };
+    // What is appended together is later than every cause of it.
+    assert_eq!(fixture.lines(&times("s")).await, ["1", "42", "43", "44", "45"]);
+    let busy: Vec<String> = (1..=42).map(|time| time.to_string()).collect();
+    assert_eq!(fixture.lines(&times("busy")).await, busy);
+    let wrong = "blackboard_events c JOIN blackboard_events p ON p.id = c.parent_event_id WHERE c.logical_timestamp <= p.logical_timestamp";
+    assert_eq!(fixture.count(wrong).await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

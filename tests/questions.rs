@@ -1,125 +1,21 @@
-//! Questions to the memory: each answered from what was written, for the user of the token and nobody else.
+//! Questions to the memory, each answered from what was written.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::time::Duration;
+mod reader;
 
-use async_nats::{Client, HeaderMap};
 use context_writer::ContextWriter;
-use contract::{QUESTIONS, header};
-use diesel_async::{AsyncConnection, SimpleAsyncConnection};
+use diesel_async::SimpleAsyncConnection;
 use router_logger::RouterLogger;
 use serde_json::{Value, json};
-use testkit::{CANARY, Fixture, context, eventually, everything_of, request, session, user};
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use testkit::{CANARY, Fixture, everything_of, request, session, user};
 use uuid::Uuid;
 
-/// A memory-reader that runs in the test's process.
-struct Reader {
-    client: Client,
-    stop: CancellationToken,
-    task: JoinHandle<Result<(), memory_reader::RunError>>,
-}
-
-impl Reader {
-    async fn start(fixture: &Fixture) -> Self {
-        Self::start_with(fixture, fixture.settings.clone()).await
-    }
-
-    async fn start_with(fixture: &Fixture, settings: runtime::Settings) -> Self {
-        let stop = CancellationToken::new();
-        let stopped = stop.clone();
-        let task = tokio::spawn(async move { memory_reader::run(&settings, stopped).await });
-        let client = fixture.jetstream.client();
-        eventually("it can be found", async || {
-            let found = client.request("$SRV.INFO.memory-reader", "".into()).await.ok()?;
-            let info: Value = serde_json::from_slice(&found.payload).ok()?;
-            (info["endpoints"].as_array()?.len() == QUESTIONS.len()).then_some(())
-        })
-        .await;
-        Self { client, stop, task }
-    }
-
-    async fn end(self) {
-        self.stop.cancel();
-        self.task.await.expect("no panic").expect("a clean end");
-    }
-
-    /// Asks as the service `test`.
-    async fn ask(&self, question: &str, user: i32, body: Value) -> Result<Value, (String, Value)> {
-        self.ask_with(question, Some(&testkit::token::by(testkit::attack::key(), "test", user)), body, &[])
-            .await
-    }
-
-    /// The answer; or the code and the body of the refusal.
-    async fn ask_with(
-        &self,
-        question: &str,
-        token: Option<&str>,
-        body: Value,
-        headers: &[(&str, &str)],
-    ) -> Result<Value, (String, Value)> {
-        let mut map = HeaderMap::new();
-        if let Some(token) = token {
-            map.insert(header::AUTHORIZATION, header::bearer(token));
-        }
-        for (name, value) in headers {
-            map.insert(*name, *value);
-        }
-        let reply = format!("_INBOX.test.{}", Uuid::now_v7().simple());
-        let mut answers = self.client.subscribe(reply.clone()).await.expect("a subscription");
-        let subject = format!("memory.ask.{question}.test");
-        let body = body.to_string().into();
-        self.client.publish_with_reply_and_headers(subject, reply, map, body).await.expect("a question");
-        let answer = testkit::next(&mut answers).await;
-        let value: Value = serde_json::from_slice(&answer.payload).expect("JSON");
-        match answer.headers.as_ref().and_then(|headers| headers.get("Nats-Service-Error-Code")) {
-            Some(code) => Err((code.as_str().to_owned(), value)),
-            None => Ok(value),
-        }
-    }
-}
+use reader::{Reader, filled};
 
 /// The values of a field of a list's items.
 fn column<'a>(answer: &'a Value, list: &str, field: &str) -> Vec<&'a Value> {
     answer[list].as_array().unwrap_or_else(|| panic!("{answer}")).iter().map(|item| &item[field]).collect()
-}
-
-async fn filled() -> Fixture {
-    let fixture = Fixture::new().await;
-    let mut requests = vec![user(1), user(2)];
-    for id in [1, 2] {
-        requests.extend((0..5).map(|n| session(id, &format!("s{n}"))));
-        requests.push(request("session.close", id, json!({ "session_id": "s1" })));
-        requests.extend((0..7).map(|n| context(id, "s0", &format!("k{n}"), 1)));
-        requests.push(request(
-            "context.remove",
-            id,
-            json!({ "session_id": "s0", "context_key": "k6", "version": 2 }),
-        ));
-        requests.push(request(
-            "context.put",
-            id,
-            json!({ "session_id": "s0", "context_key": "old", "context_value": 1, "version": 1,
-            "expires_at": "2020-01-01T00:00:00Z" }),
-        ));
-        requests.push(request(
-            "context.put",
-            id,
-            json!({ "session_id": "s0", "context_key": "like.tea", "context_value": ["green"],
-            "version": 1, "context_type": "preference", "access_level": "shared" }),
-        ));
-        requests.push(request(
-            "context.put",
-            id,
-            json!({ "session_id": "s0", "context_key": "pin", "context_value": { "pin": CANARY },
-            "version": 1, "sensitive": true }),
-        ));
-    }
-    fixture.carry(ContextWriter, requests).await;
-    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
-    fixture
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -224,6 +120,7 @@ async fn what_is_sensitive_is_told_only_if_it_is_asked_for() {
             "agent_context_states",
         ),
         ("conversation.read", json!({ "conversation_id": "x" }), 3, "chat_messages"),
+        ("conversation.read", json!({ "conversation_id": "x" }), 3, "chat_history"),
     ];
     for (question, mut body, secrets, table) in questions {
         let plain = reader.ask(question, 1, body.clone()).await.expect("an answer").to_string();
@@ -451,206 +348,4 @@ async fn the_graph_around_a_node_also_in_circles() {
     let (code, error) = reader.ask("graph.walk", 1, json!({ "node_key": "z" })).await.expect_err("none");
     assert_eq!((code.as_str(), &error["field"]), ("404", &json!("node_key")));
     reader.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn nobody_is_answered_about_anybody_else() {
-    let fixture = filled().await;
-    fixture.register("narrow", "context:get").await;
-    let reader = Reader::start(&fixture).await;
-    let token = |user: i32| testkit::token::by(testkit::attack::key(), "test", user);
-    let issue = |change: &dyn Fn(&mut trust::TokenRequest)| {
-        let mut request = testkit::token::request("test", 1);
-        change(&mut request);
-        testkit::token::issuer().issue(&request, std::time::SystemTime::now()).expect("a token").token
-    };
-    // A session of the same name is another one for each user.
-    for user in [1, 2] {
-        let page = reader.ask_with("session.list", Some(&token(user)), json!({}), &[]).await.unwrap();
-        assert_eq!(page["sessions"].as_array().unwrap().len(), 5);
-    }
-    let one = json!({ "session_id": "s0", "context_key": "k0" });
-    let of_session = issue(&|request| request.session = Some(contract::SessionId::new("s0").unwrap()));
-    assert!(reader.ask_with("context.get", Some(&of_session), one.clone(), &[]).await.is_ok());
-    let forged = format!("{}x", token(1));
-    let expired = issue(&|request| request.life = Duration::from_secs(1));
-    let refused: [(&str, Option<String>, Value); 6] = [
-        ("context.get", None, one.clone()),
-        ("context.get", Some(forged), one.clone()),
-        ("context.get", Some(testkit::token::by(testkit::attack::key(), "other", 1)), one.clone()),
-        (
-            "context.get",
-            Some(issue(&|request| request.scopes = trust::Scope::parse_list("context:put").unwrap())),
-            one.clone(),
-        ),
-        // One session's token answers about no other, and not about all of them.
-        ("context.get", Some(of_session.clone()), json!({ "session_id": "s1", "context_key": "k0" })),
-        ("session.list", Some(of_session), json!({})),
-    ];
-    let before = fixture.count("audit.security_violations").await;
-    for (question, token, body) in &refused {
-        let (code, error) =
-            reader.ask_with(question, token.as_deref(), body.clone(), &[]).await.expect_err("refused");
-        assert_eq!((code.as_str(), &error["code"]), ("403", &json!("denied")), "{question} {body}");
-        assert_eq!(error["message"], "the token does not allow this question", "why is not told");
-    }
-    assert_eq!(fixture.count("audit.security_violations").await, before + refused.len() as i64);
-    eventually("the token has expired", async || {
-        let late = reader.ask_with("context.get", Some(&expired), one.clone(), &[]).await;
-        late.is_err().then_some(())
-    })
-    .await;
-    // A revoked one, within a second or so.
-    let revoked = testkit::token::issuer()
-        .issue(&testkit::token::request("test", 1), std::time::SystemTime::now())
-        .unwrap();
-    assert!(reader.ask_with("context.get", Some(&revoked.token), one.clone(), &[]).await.is_ok());
-    fixture.execute(&format!("SELECT sec.revoke_tokens(ARRAY['{}'::uuid])", revoked.id)).await;
-    let (code, _) = reader
-        .ask_with("context.get", Some(&revoked.token), one, &[])
-        .await
-        .expect_err("the database refuses at once");
-    assert_eq!(code, "403");
-    reader.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn every_read_is_noted_with_who_asked() {
-    let fixture = filled().await;
-    let reader = Reader::start(&fixture).await;
-    let id = Uuid::now_v7().to_string();
-    let token = testkit::token::by(testkit::attack::key(), "test", 1);
-    let body = json!({ "session_id": "s0" });
-    let page =
-        reader.ask_with("context.list", Some(&token), body, &[(header::MESSAGE_ID, &id)]).await.unwrap();
-    let noted = fixture
-        .lines(&format!("concat_ws(' ', l.role_name, l.service, l.access_type, l.object_name, l.rows_returned, s.user_id) FROM audit.data_access_log l JOIN audit.subjects s ON s.token = l.subject_token WHERE request_id = '{id}'"))
-        .await;
-    let rows = page["contexts"].as_array().unwrap().len();
-    assert_eq!(noted, [format!("w_memory_reader test read simple_chat_context {rows} 1")]);
-    // Many at a time share a transaction, and each has a row of its own.
-    let before = fixture.count("audit.data_access_log").await;
-    let many = (0..60).map(|n| reader.ask("session.list", 1 + n % 2, json!({})));
-    assert!(futures::future::join_all(many).await.iter().all(Result::is_ok));
-    assert_eq!(fixture.count("audit.data_access_log").await, before + 60);
-
-    // What cannot be noted is not told.
-    fixture.execute("REVOKE EXECUTE ON FUNCTION audit.log_data_access FROM w_memory_reader").await;
-    let (code, error) = reader.ask("session.list", 1, json!({})).await.expect_err("not noted");
-    assert_eq!((code.as_str(), &error["code"]), ("503", &json!("unavailable")));
-    reader.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_slow_question_is_ended_in_the_database_too() {
-    let fixture = filled().await;
-    let reader = Reader::start(&fixture).await;
-    let token = testkit::token::by(testkit::attack::key(), "test", 1);
-    let mut holder = fixture.connection().await;
-    holder.batch_execute("BEGIN; LOCK TABLE chat_mode_sessions IN ACCESS EXCLUSIVE MODE").await.unwrap();
-    let (code, error) = reader
-        .ask_with("session.list", Some(&token), json!({}), &[(header::DEADLINE_MS, "200")])
-        .await
-        .expect_err("too slow");
-    assert_eq!((code.as_str(), &error["code"]), ("504", &json!("deadline")), "{error}");
-    assert_eq!(error["message"], "there was no answer within 200 ms");
-    let waiting = "pg_stat_activity WHERE datname = current_database() AND application_name = 'memfleet memory-reader' AND state = 'active'";
-    assert_eq!(fixture.count(waiting).await, 0, "nothing goes on in PostgreSQL");
-    holder.batch_execute("COMMIT").await.unwrap();
-    assert!(reader.ask("session.list", 1, json!({})).await.is_ok(), "the connection is as good as before");
-    for deadline in ["9", "10001", "soon", "-1"] {
-        let refused = reader
-            .ask_with("session.list", Some(&token), json!({}), &[(header::DEADLINE_MS, deadline)])
-            .await;
-        let (code, error) = refused.expect_err("no deadline");
-        assert_eq!((code.as_str(), &error["field"]), ("400", &json!(header::DEADLINE_MS)), "{deadline}");
-    }
-    reader.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_question_that_is_wrong_is_told_what_is_wrong() {
-    let fixture = Fixture::new().await;
-    let reader = Reader::start(&fixture).await;
-    for (question, body, field) in [
-        ("session.list", json!({ "limit": 0 }), "limit"),
-        ("session.list", json!({ "limit": 201 }), "limit"),
-        ("session.list", json!({ "cursor": "nonsense" }), "cursor"),
-        ("session.list", json!({ "colour": 1 }), "colour"),
-        ("session.list", json!([]), "body"),
-        ("context.list", json!({}), "session_id"),
-        ("context.list", json!({ "session_id": "s", "context_type": "odd" }), "context_type"),
-        ("context.get", json!({ "session_id": "s", "context_key": "a\u{0}b" }), "context_key"),
-        ("agent-context.list", json!({ "memory_tier": "secret" }), "memory_tier"),
-        ("graph.walk", json!({ "node_key": "k", "depth": 9 }), "depth"),
-        ("event.list", json!({ "after": -1 }), "after"),
-        ("router.analytics", json!({ "by": ["colour"] }), "by[0]"),
-        (
-            "router.analytics",
-            json!({ "from": "2024-01-01T00:00:00Z", "until": "2026-01-01T00:00:00Z" }),
-            "from",
-        ),
-        ("session.list", json!({ "chat_mode": "x".repeat(20_000) }), "body"),
-    ] {
-        let (code, error) = reader.ask(question, 1, body.clone()).await.expect_err("wrong");
-        assert_eq!(
-            (code.as_str(), &error["code"], &error["field"]),
-            ("400", &json!("malformed"), &json!(field)),
-            "{question} {body}"
-        );
-    }
-    // Nobody answers a question that there is not.
-    let reply = fixture.jetstream.client().request("memory.ask.session.burn.test", "{}".into()).await;
-    assert!(reply.is_err());
-    reader.end().await;
-}
-
-/// A replica is another server with the same rows; here it is the same one under another URL, which only reads.
-#[tokio::test(flavor = "multi_thread")]
-async fn reading_needs_no_right_to_write() {
-    let fixture = filled().await;
-    let mut settings = fixture.settings.clone();
-    let place = settings.postgres.worker_url.clone().unwrap();
-    settings.postgres.read_url =
-        Some(format!("{place}?options=-c%20default_transaction_read_only%3Don&application_name=replica"));
-    let reader = Reader::start_with(&fixture, settings).await;
-    for (question, body) in [
-        ("session.list", json!({})),
-        ("context.list", json!({ "session_id": "s0", "reveal": true })),
-        ("router.analytics", json!({})),
-        ("event.list", json!({ "session_id": "s0" })),
-    ] {
-        assert!(reader.ask(question, 1, body).await.is_ok(), "{question}");
-    }
-    assert!(
-        fixture
-            .count("pg_stat_activity WHERE datname = current_database() AND application_name = 'replica'")
-            .await
-            > 0
-    );
-    assert_eq!(fixture.count("audit.data_access_log").await, 4, "on the primary");
-    reader.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_role_that_reads_can_write_nothing() {
-    let fixture = filled().await;
-    let mut reader = testkit::attack::login(&fixture, "w_memory_reader").await;
-    let grant = testkit::attack::grant(1, "w_memory_reader");
-    for statement in [
-        "UPDATE simple_chat_context SET context_value = '1'",
-        "DELETE FROM chat_messages",
-        "INSERT INTO blackboard_events SELECT * FROM blackboard_events",
-        "SELECT email FROM users",
-        "SELECT * FROM user_two_factor_auth",
-    ] {
-        let refused: Result<(), store::Fault> = reader
-            .transaction(async |connection| {
-                store::security::open_context(connection, &[&grant]).await?;
-                connection.batch_execute(statement).await?;
-                Ok(())
-            })
-            .await;
-        assert!(refused.expect_err("no right").reason.contains("permission denied"), "{statement}");
-    }
 }

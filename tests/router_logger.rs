@@ -74,10 +74,10 @@ async fn a_decision_is_found_in_its_table_its_event_and_its_patterns() {
         .await;
     assert_eq!(linked, ["decision.logged inform Tea? 4", "decision.logged inform Plan it"]);
     let patterns = fixture
-        .lines("concat_ws(' ', hour, chat_mode, route, tool, model, decisions, successes, timed, times, time_ms_sum, tokens_sum, complexity_sum, confidence_sum, router_time_percentile(times, 0.95)) FROM router_hourly_patterns WHERE hour < '2026-04-01' ORDER BY tool")
+        .lines("concat_ws(' ', hour, chat_mode, route, tool, model, decisions, successes, timed, times, time_ms_sum, tokens_sum, complexity_sum, confidence_sum, router_bucket_end(79)) FROM router_hourly_patterns WHERE hour < '2026-04-01' ORDER BY tool")
         .await;
     let expected = ["", "cup", "kettle", "unknown"].map(|tool| {
-        format!("2026-03-01 10:00:00+00 simple tools {tool} small 1 0 1 {{\"79\": 1}} 1000 64 0.1 0.75 1023")
+        format!("2026-03-01 10:00:00+00 simple tools {tool} small 1 0 1 {{\"79\": 1}} 1000 64 0.1 0.75 1022")
     });
     assert_eq!(patterns, expected);
     assert_eq!(differences(&fixture).await, (0, 5));

@@ -7,6 +7,9 @@ CREATE TABLE session_clocks (
     session_id varchar(128) NOT NULL,
     -- Events up to this one have been published for certain. It lags behind: it is moved by whoever appends next.
     published_sequence bigint NOT NULL DEFAULT 0 CHECK (published_sequence >= 0),
+    -- How many events were appended since there is a clock, and the Lamport time of the last one.
+    events bigint NOT NULL DEFAULT 0 CHECK (events >= 0),
+    logical_time bigint NOT NULL DEFAULT 0 CHECK (logical_time >= events),
     PRIMARY KEY (user_id, session_id)
 ) WITH (fillfactor = 70);
 ALTER TABLE session_clocks ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::limit;
-use crate::value::{Bounded, Json, JsonObject, List, Name, Secret, Text};
+use crate::number::Bounded;
+use crate::value::{Json, JsonObject, List, Name, Secret, Text};
 
 /// What a user may do on the platform.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]

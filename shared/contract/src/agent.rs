@@ -2,7 +2,8 @@ use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::value::{Json, Name, SessionId, Version};
+use crate::number::Version;
+use crate::value::{Json, Name, SessionId};
 
 /// Who may see what an agent remembers. The type `memorytier` of the reference document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]

@@ -2,7 +2,8 @@ use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::value::{Json, Name, Priority, SessionId, Version};
+use crate::number::{Priority, Version};
+use crate::value::{Json, Name, SessionId};
 
 /// What a context holds. The column `simple_chat_context.context_type` of the reference document.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]

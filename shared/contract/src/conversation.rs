@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::limit;
-use crate::value::{Bounded, JsonObject, List, Name, SessionId, Text};
+use crate::number::Bounded;
+use crate::value::{JsonObject, List, Name, SessionId, Text};
 
 /// Describes a conversation. A message may come before it.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

@@ -165,7 +165,7 @@ pub struct Event {
     /// The event that caused it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent_event_id: Option<Uuid>,
-    /// A Lamport clock over causes: one more than that of its parent; 1 without one.
+    /// A Lamport clock: later than that of every event before it in its session, and than that of its parent.
     pub logical_timestamp: i64,
     /// When the transaction began.
     pub created_at: DateTime<Utc>,

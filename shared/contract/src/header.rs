@@ -31,8 +31,12 @@ pub const ENCRYPTION: &str = "Memfleet-Encryption";
 /// The id of the blackboard event that caused this request, a UUID.
 pub const PARENT_EVENT: &str = "Memfleet-Parent-Event";
 
-/// On a question: how many milliseconds it may take, 10 to 10000; 2000 if absent. The database itself ends what takes longer.
+/// On a question: how many milliseconds it may take, within the bounds of [`limit`](crate::limit::DEADLINE_MS_LEAST). What takes
+/// longer is ended in the database, too.
 pub const DEADLINE_MS: &str = "Memfleet-Deadline-Ms";
+
+/// On a refusal in the place of an answer: a code as of HTTP. The NATS service API names it.
+pub const REFUSED: &str = "Nats-Service-Error-Code";
 
 /// On a dead letter: its [`DeadClass`](crate::DeadClass).
 pub const DEAD_CLASS: &str = "Memfleet-Dead-Class";

@@ -24,6 +24,7 @@ pub mod header;
 pub mod limit;
 mod locate;
 mod malformed;
+mod number;
 mod outcome;
 mod question;
 mod request;
@@ -46,6 +47,7 @@ pub use conversation::{ConversationPut, FeedbackPut, FeedbackType, MessageAdd, M
 pub use dead::{DeadClass, UnknownDeadClass};
 pub use event::{Event, EventType, Performative};
 pub use malformed::Malformed;
+pub use number::{Bounded, Priority, Score, Version};
 pub use outcome::{Outcome, OutcomeStatus};
 pub use question::{
     ASK_ROOT, AgentContextInfo, AgentContextList, AgentContextPage, AnalyticsRow, ContextAnswer, ContextGet,
@@ -58,5 +60,5 @@ pub use request::{ContextRequest, Request, RouterRequest};
 pub use router::{DecisionLog, ToolPhase, ToolReport};
 pub use session::{ChatMode, SessionClose, SessionOpen};
 pub use subject::{DeadSubject, EventSubject, REQUEST_ROOT, RequestSubject, Service, SubjectError, UserId};
-pub use token::{AskError, TOKEN_ISSUE, TokenAnswer, TokenAsk};
-pub use value::{Bounded, Json, JsonObject, List, Name, Priority, Score, Secret, SessionId, Text, Version};
+pub use token::{AskError, AskErrorCode, TOKEN_ISSUE, TokenAnswer, TokenAsk};
+pub use value::{Json, JsonObject, List, Name, Secret, SessionId, Text};

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::limit;
-use crate::value::{Bounded, Json, List, Score, SessionId, Text};
+use crate::number::{Bounded, Score};
+use crate::value::{Json, List, SessionId, Text};
 
 /// Logs how a request of the user was routed, once it is known how it ended. A decision never changes.
 ///

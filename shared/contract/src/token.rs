@@ -38,11 +38,69 @@ pub struct TokenAnswer {
     pub expires: u64,
 }
 
+/// What kind of reason there is for no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum AskErrorCode {
+    /// The question is wrong, in the field that is named.
+    Malformed,
+    /// The token, or the registry, does not allow it.
+    Denied,
+    /// The user has none of that name.
+    NotFound,
+    /// The answer would be larger than a message.
+    TooLarge,
+    /// The service asks too often; ask again later.
+    TooOften,
+    /// Something is wrong that only an operator can mend.
+    Failed,
+    /// A server is away; ask again.
+    Unavailable,
+    /// It took too long.
+    Deadline,
+}
+
+impl AskErrorCode {
+    /// The word, which stays the same.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::Denied => "denied",
+            Self::NotFound => "not-found",
+            Self::TooLarge => "too-large",
+            Self::TooOften => "too-often",
+            Self::Failed => "failed",
+            Self::Unavailable => "unavailable",
+            Self::Deadline => "deadline",
+        }
+    }
+
+    /// The number of it in HTTP (RFC 9110, RFC 6585), which the NATS service API shows.
+    pub fn status(self) -> u16 {
+        match self {
+            Self::Malformed => 400,
+            Self::Denied => 403,
+            Self::NotFound => 404,
+            Self::TooLarge => 413,
+            Self::TooOften => 429,
+            Self::Failed => 500,
+            Self::Unavailable => 503,
+            Self::Deadline => 504,
+        }
+    }
+}
+
+impl std::fmt::Display for AskErrorCode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// Why a question has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AskError {
-    /// A word that stays the same: `malformed`, `denied`, `not-found`, `too-often`, `deadline`, `unavailable`, `failed`.
-    pub code: String,
+    /// What kind of reason.
+    pub code: AskErrorCode,
     /// A sentence.
     pub message: String,
     /// The field that is wrong, if one is.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_nats::service::{NATS_SERVICE_ERROR, NATS_SERVICE_ERROR_CODE, Request, ServiceExt};
 use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
-use contract::{ASK_ROOT, AskError, Malformed, Service};
+use contract::{ASK_ROOT, AskError, AskErrorCode, Malformed, Service};
 use futures::{StreamExt, stream};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -62,6 +62,8 @@ impl Asked {
     }
 }
 
+/// What an answer may have beside its body, in bytes.
+const HEADERS: usize = 1024;
 /// How the server begins the reply subjects that it makes.
 const HANDED_OVER: &str = "_R_.";
 
@@ -70,27 +72,25 @@ const HANDED_OVER: &str = "_R_.";
 pub enum Refused {
     /// The answer would reach somebody else.
     Silently(&'static str),
-    /// The asker is told, with a code as of HTTP.
-    Told(u16, AskError),
+    /// The asker is told.
+    Told(AskError),
 }
 
 impl Refused {
     /// A refusal that the asker is told.
-    pub fn told(code: u16, word: &str, message: &str, field: Option<&str>) -> Self {
-        let error =
-            AskError { code: word.to_owned(), message: message.to_owned(), field: field.map(str::to_owned) };
-        Self::Told(code, error)
+    pub fn told(code: AskErrorCode, message: &str, field: Option<&str>) -> Self {
+        Self::Told(AskError { code, message: message.to_owned(), field: field.map(str::to_owned) })
     }
 
     /// Something that is needed is away; the same question may be answered later.
     pub fn unavailable(message: &str) -> Self {
-        Self::told(503, "unavailable", message, None)
+        Self::told(AskErrorCode::Unavailable, message, None)
     }
 }
 
 impl From<Malformed> for Refused {
     fn from(malformed: Malformed) -> Self {
-        Self::told(400, "malformed", &malformed.to_string(), Some(&malformed.field))
+        Self::told(AskErrorCode::Malformed, &malformed.to_string(), Some(&malformed.field))
     }
 }
 
@@ -135,6 +135,7 @@ where
     F: Future<Output = Result<Bytes, Refused>>,
 {
     let said = |error: async_nats::Error| error.to_string();
+    let most = client.server_info().max_payload;
     let service = client.service_builder().description(about.description);
     let service = service.start(about.name, about.version).await.map_err(said)?;
     let mut questions = Vec::with_capacity(endpoints.len());
@@ -147,7 +148,7 @@ where
     let answer = &answer;
     stream::select_all(questions)
         .take_until(stop.cancelled())
-        .for_each_concurrent(about.at_a_time, async |request| settle(about, &request, answer).await)
+        .for_each_concurrent(about.at_a_time, async |request| settle(about, most, &request, answer).await)
         .await;
     if !stop.is_cancelled() {
         return Err("its questions ended".to_owned());
@@ -159,7 +160,8 @@ where
     Ok(())
 }
 
-async fn settle<F>(about: About, request: &Request, answer: &impl Fn(Asked) -> F)
+/// Answers one question, in at most as many bytes as the broker takes.
+async fn settle<F>(about: About, most: usize, request: &Request, answer: &impl Fn(Asked) -> F)
 where
     F: Future<Output = Result<Bytes, Refused>>,
 {
@@ -167,8 +169,16 @@ where
     let reply = message.reply.as_ref().map(async_nats::Subject::as_str);
     let asked = Asked::new(&message.subject, reply, message.headers.clone(), message.payload.clone());
     let answered = async { answer(asked?).await };
-    let late = || Refused::told(504, "deadline", "there was no answer in time; ask again", None);
+    let late = || Refused::told(AskErrorCode::Deadline, "there was no answer in time; ask again", None);
     let answered = timeout(about.within, answered).await.unwrap_or_else(|_| Err(late()));
+    let answered = answered.and_then(|body| match body.len() + HEADERS <= most {
+        true => Ok(body),
+        false => Err(Refused::told(
+            AskErrorCode::TooLarge,
+            "the answer is larger than a message; ask for less",
+            None,
+        )),
+    });
     let sent = match answered {
         Ok(body) => request.respond(Ok(body)).await,
         Err(Refused::Silently(reason)) => {
@@ -176,13 +186,13 @@ where
             tracing::warn!(worker = about.name, reason, "a question is not answered");
             return;
         }
-        Err(Refused::Told(code, error)) => {
-            tracing::debug!(worker = about.name, code, error.message, "refused");
+        Err(Refused::Told(error)) => {
+            tracing::debug!(worker = about.name, code = %error.code, error.message, "refused");
             // The client's own way of saying an error has no room for its fields. The message may repeat what the asker
             // wrote, which no header can hold whatever it is; so the header has the code.
             let mut headers = HeaderMap::new();
             headers.insert(NATS_SERVICE_ERROR, error.code.as_str());
-            headers.insert(NATS_SERVICE_ERROR_CODE, code.to_string());
+            headers.insert(NATS_SERVICE_ERROR_CODE, error.code.status().to_string());
             let body = serde_json::to_vec(&error).unwrap_or_default();
             request.respond_with_headers(Ok(body.into()), headers).await
         }

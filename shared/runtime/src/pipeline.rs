@@ -23,12 +23,12 @@ use crate::decode::{Bodies, Decoded, decode};
 use crate::held::Held;
 use crate::outlet::Outlet;
 use crate::patience::{NotReady, Patience};
+use crate::published::Watermarks;
 use crate::pull::{Delivery, Puller};
 use crate::retry::Budget;
 use crate::settings::{Settings, SettingsError};
 use crate::settle::{Settler, ToSettle};
 use crate::stats::Stats;
-use crate::told::Told;
 use crate::watch;
 use crate::worker::Worker;
 use crate::write::{ToWrite, Writer};
@@ -141,12 +141,12 @@ fn spawn_stages<W: Worker>(
     let (to_settle, to_be_settled) = mpsc::channel(1);
     let Dependencies { client, jetstream, consumer, advisories, pool, keys, bodies, gate } = dependencies;
 
-    let told = Arc::new(Told::default());
+    let watermarks = Arc::new(Watermarks::default());
     let writer = Writer {
         worker: Arc::clone(&worker),
         pool: pool.clone(),
         keys: keys.clone(),
-        told: Arc::clone(&told),
+        watermarks: Arc::clone(&watermarks),
         stats: Arc::clone(&stats),
         stop: stop.clone(),
     };
@@ -166,7 +166,7 @@ fn spawn_stages<W: Worker>(
         client: client.clone(),
         outlet,
         settings: settings.worker.clone(),
-        told,
+        watermarks,
         stats,
         budget: Budget::default(),
         last_delivery: Some(consumer.cached_info().config.max_deliver).filter(|&bound| bound > 0),

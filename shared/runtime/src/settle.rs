@@ -13,11 +13,11 @@ use crate::crash::{self, Point};
 use crate::dead::{Corpse, DeadLetter, Death};
 use crate::decode;
 use crate::outlet::{Outlet, consequences, publication};
+use crate::published::Watermarks;
 use crate::pull::Delivery;
 use crate::retry::{self, Budget};
 use crate::settings::WorkerSettings;
 use crate::stats::Stats;
-use crate::told::Told;
 use crate::worker::Worker;
 use crate::write::{Decision, Settlement, Settlements};
 
@@ -35,7 +35,7 @@ pub(crate) struct Settler<W> {
     pub(crate) client: Client,
     pub(crate) outlet: Outlet,
     pub(crate) settings: WorkerSettings,
-    pub(crate) told: Arc<Told>,
+    pub(crate) watermarks: Arc<Watermarks>,
     pub(crate) stats: Arc<Stats>,
     pub(crate) budget: Budget,
     /// The delivery after which the broker sends a message to nobody again (`max_deliver`), if there is one.
@@ -102,7 +102,7 @@ impl<W: Worker> Settler<W> {
         if self.outlet.publish_all(publish.collect()).await.is_err() {
             return;
         }
-        self.told.has(events.values().map(|(event, _)| *event));
+        self.watermarks.published(events.values().map(|(event, _)| *event));
         crash::reach(Point::FollowedUp);
         for (delivery, event, reason) in committed {
             self.budget.forget(delivery.sequence);

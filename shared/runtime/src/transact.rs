@@ -1,6 +1,6 @@
 //! One transaction for a batch, and what it did for each message.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use contract::{DeadClass, Event, Json, UserId};
 use keys::DataKeys;
@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::authorise::Authorised;
 use crate::crash::{self, Point};
-use crate::told::Told;
+use crate::published::{Marks, Watermarks};
 use crate::worker::{Effect, Message, Payload, Verdict, Worker};
 use crate::write::{Commit, Decision};
 
@@ -77,7 +77,7 @@ pub(crate) async fn transact<W: Worker>(
     connection: &mut Connection,
     batch: &[Authorised<W::Request>],
     keys: &DataKeys,
-    told: &Told,
+    watermarks: &Watermarks,
 ) -> Result<Transacted, Fault> {
     let entries: Vec<Entry> = batch.iter().map(|message| entry(message.message())).collect();
     let grants: BTreeSet<&str> = batch.iter().map(Authorised::grant).collect();
@@ -93,7 +93,7 @@ pub(crate) async fn transact<W: Worker>(
         .filter(|&index| !matches!(cause_of(batch[index].message()), Some(None)))
         .collect();
     let mut verdicts = verdicts(worker, connection, batch, fresh, keys).await?;
-    let new_events: Vec<NewEvent<'_>> = (0..batch.len())
+    let mut new_events: Vec<NewEvent<'_>> = (0..batch.len())
         .filter_map(|index| match verdicts.get(&index) {
             Some(Verdict::Applied(effect)) => {
                 let message = batch[index].message();
@@ -104,7 +104,10 @@ pub(crate) async fn transact<W: Worker>(
         .collect();
     let known = inbox::event_ids(connection, W::NAME, &repeats(&entries, &taken)).await?;
     let before = before(connection, &known).await?;
-    let earlier = earlier(connection, &new_events, &before, told).await?;
+    let mut clocks = clock::take(connection, &sessions(&new_events, &before, watermarks)).await?;
+    for event in &mut new_events {
+        event.logical_timestamp = clocks.next(event.user_id, event.session_id);
+    }
     let appended = blackboard::append(connection, &new_events).await?;
     let mut events: HashMap<Uuid, Event> = new_events
         .iter()
@@ -137,7 +140,7 @@ pub(crate) async fn transact<W: Worker>(
     let written = with_copies(&entries, written, &known, &before);
     give_back(connection, W::NAME, &entries, &written).await?;
     crash::reach(Point::Written);
-    Ok(Transacted { written, earlier })
+    Ok(Transacted { written, earlier: clocks.earlier })
 }
 
 fn entry<R>(message: &Message<R>) -> Entry {
@@ -174,19 +177,27 @@ async fn verdicts<W: Worker>(
     Ok(verdicts)
 }
 
-/// Takes the clocks of the sessions that the batch tells of, which keeps the order of their events, and finds what is to be
-/// published before them.
-async fn earlier(
-    connection: &mut Connection,
-    new_events: &[NewEvent<'_>],
-    before: &HashMap<Uuid, Event>,
-    told: &Told,
-) -> Result<Vec<Event>, Fault> {
-    let new = new_events.iter().map(|event| (event.user_id, event.session_id));
-    let sessions: BTreeSet<(UserId, &str)> =
-        new.chain(before.values().map(|event| (event.user_id, event.session_id.as_str()))).collect();
-    let sessions: Vec<Session<'_>> = told.know(sessions);
-    clock::take(connection, &sessions).await
+/// The sessions that the batch tells of, also of what an earlier transaction wrote.
+fn sessions<'a>(
+    new_events: &'a [NewEvent<'_>],
+    before: &'a HashMap<Uuid, Event>,
+    watermarks: &Watermarks,
+) -> Vec<Session<'a>> {
+    let new = new_events.iter().map(|event| {
+        let causes = event.cause.map_or(0, |cause| cause.parent_time);
+        ((event.user_id, event.session_id), (1, causes))
+    });
+    let repeated = before.values().map(|event| ((event.user_id, event.session_id.as_str()), (0, 0)));
+    let mut sessions: BTreeMap<(UserId, &str), (i64, i64)> = BTreeMap::new();
+    for (session, (events, causes)) in new.chain(repeated) {
+        let (all_events, latest_cause) = sessions.entry(session).or_default();
+        (*all_events, *latest_cause) = (*all_events + events, causes.max(*latest_cause));
+    }
+    let session = |((user_id, session_id), (events, causes))| {
+        let Marks { published, enqueued } = watermarks.of(user_id, session_id);
+        Session { user_id, session_id, events, causes, published, enqueued }
+    };
+    sessions.into_iter().map(session).collect()
 }
 
 /// Says of the messages that were not taken what is true of the one that was: by an earlier transaction, or by this one
@@ -249,6 +260,8 @@ fn new_event<'a, R>(
             Payload::Redacted(json) => json,
         },
         cause,
+        // The session's clock says it, which is taken last.
+        logical_timestamp: 0,
     }
 }
 
@@ -263,7 +276,7 @@ fn published(event: &NewEvent<'_>, appended: &Appended) -> Option<Event> {
         user_id: event.user_id,
         session_id: event.session_id.to_owned(),
         parent_event_id: event.cause.map(|cause| cause.parent_event_id),
-        logical_timestamp: event.cause.map_or(1, |cause| cause.logical_timestamp),
+        logical_timestamp: event.logical_timestamp,
         created_at: appended.created_at,
         payload: Json::new(event.payload).ok()?,
     })

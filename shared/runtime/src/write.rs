@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::authorise::{Authorised, Denied};
 use crate::crash::{self, Point};
+use crate::published::Watermarks;
 use crate::retry;
 use crate::stats::{self, Stats};
-use crate::told::Told;
 use crate::transact::{Transacted, Written, transact};
 use crate::worker::{Message, Worker};
 
@@ -77,7 +77,7 @@ pub(crate) struct Writer<W> {
     pub(crate) pool: Pool,
     /// There for a worker that encrypts.
     pub(crate) keys: Option<Arc<Keys>>,
-    pub(crate) told: Arc<Told>,
+    pub(crate) watermarks: Arc<Watermarks>,
     pub(crate) stats: Arc<Stats>,
     pub(crate) stop: CancellationToken,
 }
@@ -218,9 +218,9 @@ impl<W: Worker> Writer<W> {
     async fn attempt(&self, messages: &[Authorised<W::Request>]) -> Result<Transacted, Fault> {
         let keys = self.keys_for(messages).await?;
         let mut connection = store::lend(&self.pool).await?;
-        let (worker, told) = (&*self.worker, &*self.told);
+        let (worker, watermarks) = (&*self.worker, &*self.watermarks);
         let transacted: Result<Transacted, Fault> = connection
-            .transaction(async |connection| transact(worker, connection, messages, &keys, told).await)
+            .transaction(async |connection| transact(worker, connection, messages, &keys, watermarks).await)
             .await;
         let transacted = match transacted {
             Ok(transacted) => transacted,
@@ -234,7 +234,8 @@ impl<W: Worker> Writer<W> {
         };
         crash::reach(Point::Committed);
         self.count(messages, &transacted.written);
-        told.will(transacted.earlier.iter().chain(transacted.written.iter().filter_map(Written::event)));
+        watermarks
+            .enqueued(transacted.earlier.iter().chain(transacted.written.iter().filter_map(Written::event)));
         Ok(transacted)
     }
 

@@ -30,8 +30,8 @@ pub const CHAIN_LENGTH: usize = 64;
 pub struct Cause {
     /// The event that caused it.
     pub parent_event_id: Uuid,
-    /// One more than the parent's.
-    pub logical_timestamp: i64,
+    /// The parent's Lamport time.
+    pub parent_time: i64,
     /// The parent's chain and the parent, oldest first, at most [`CHAIN_LENGTH`].
     pub causality_chain: Vec<Uuid>,
 }
@@ -59,6 +59,8 @@ pub struct NewEvent<'a> {
     pub payload: &'a str,
     /// Why.
     pub cause: Option<&'a Cause>,
+    /// Its Lamport time, as the clock of its session says ([`crate::clock`]).
+    pub logical_timestamp: i64,
 }
 
 /// What an appended event was given by the database.
@@ -117,9 +119,7 @@ pub async fn append(
                 event.cause.map(|cause| cause.parent_event_id)
             }))
             .bind::<Array<Text>, _>(chains)
-            .bind::<Array<BigInt>, _>(column(events, |event| {
-                event.cause.map_or(1, |cause| cause.logical_timestamp)
-            }))
+            .bind::<Array<BigInt>, _>(column(events, |event| event.logical_timestamp))
             .bind::<Array<SqlUuid>, _>(column(events, |event| event.request_id))
             .bind::<Array<Nullable<Text>>, _>(column(events, |event| event.target_agent_id)),
     )
@@ -181,11 +181,8 @@ pub async fn causes(
             let surplus = chain.len().saturating_sub(CHAIN_LENGTH);
             chain.drain(..surplus);
             let user_id = UserId::new(row.user_id).map_err(unreadable)?;
-            let cause = Cause {
-                parent_event_id: row.id,
-                logical_timestamp: row.logical_timestamp.saturating_add(1),
-                causality_chain: chain,
-            };
+            let cause =
+                Cause { parent_event_id: row.id, parent_time: row.logical_timestamp, causality_chain: chain };
             Ok(((user_id, row.id), cause))
         })
         .collect()
@@ -209,7 +206,8 @@ pub async fn read(connection: &mut AsyncPgConnection, ids: &[Uuid]) -> Result<Ve
     rows.into_iter().map(EventRow::into_event).collect()
 }
 
-/// The events of a session after a number, in order.
+/// The first events of a session after a number, in order, and how many there are, counted as far as `limit`. One is given in any
+/// case, and others while their payloads have at most so many bytes together.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -219,25 +217,40 @@ pub async fn after(
     session_id: &str,
     after: i64,
     limit: i64,
-) -> Result<Vec<Event>, Fault> {
+    bytes: i64,
+) -> Result<(Vec<Event>, i64), Fault> {
     const AFTER: &str = concat!(
-        "SELECT ",
+        "WITH page AS (SELECT ",
         event_columns!(),
         " FROM blackboard_events e
-        WHERE e.user_id = $1 AND e.session_id = $2 AND e.event_sequence > $3 ORDER BY e.event_sequence LIMIT $4"
+        WHERE e.user_id = $1 AND e.session_id = $2 AND e.event_sequence > $3 ORDER BY e.event_sequence LIMIT $4
+        ), sized AS (
+            SELECT p.*, count(*) OVER () AS found, row_number() OVER in_order AS place,
+                sum(octet_length(p.payload)) OVER in_order AS bytes
+            FROM page p WINDOW in_order AS (ORDER BY p.event_sequence))
+        SELECT * FROM sized WHERE place = 1 OR bytes <= $5 ORDER BY place"
     );
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(embed)]
+        event: EventRow,
+        #[diesel(sql_type = BigInt)]
+        found: i64,
+    }
     let query = diesel::sql_query(AFTER)
         .bind::<Integer, _>(user.get())
         .bind::<Text, _>(session_id)
         .bind::<BigInt, _>(after)
-        .bind::<BigInt, _>(limit);
-    let rows: Vec<EventRow> = prepared(query).load(connection).await?;
-    rows.into_iter().map(EventRow::into_event).collect()
+        .bind::<BigInt, _>(limit)
+        .bind::<BigInt, _>(bytes);
+    let rows: Vec<Row> = prepared(query).load(connection).await?;
+    let found = rows.as_slice().first().map_or(0, |row| row.found);
+    Ok((rows.into_iter().map(|row| row.event.into_event()).collect::<Result<_, Fault>>()?, found))
 }
 
 /// An event and the request that had its effect.
 #[derive(Clone, Debug)]
-pub struct Told {
+pub struct Recorded {
     /// The event.
     pub event: Event,
     /// The request.
@@ -249,14 +262,14 @@ pub struct Told {
 ///
 /// # Errors
 /// A [`Fault`] of the database.
-pub async fn told(
+pub async fn of_user(
     connection: &mut AsyncPgConnection,
     user: UserId,
     after: i64,
     until: i64,
     limit: i64,
-) -> Result<Vec<Told>, Fault> {
-    const TOLD: &str = concat!(
+) -> Result<Vec<Recorded>, Fault> {
+    const OF_USER: &str = concat!(
         "SELECT ",
         event_columns!(),
         ", e.request_id FROM blackboard_events e
@@ -270,14 +283,14 @@ pub async fn told(
         #[diesel(sql_type = SqlUuid)]
         request_id: Uuid,
     }
-    let query = diesel::sql_query(TOLD)
+    let query = diesel::sql_query(OF_USER)
         .bind::<Integer, _>(user.get())
         .bind::<BigInt, _>(after)
         .bind::<BigInt, _>(until)
         .bind::<BigInt, _>(limit);
     let rows: Vec<Row> = prepared(query).load(connection).await?;
-    let told = |row: Row| Ok(Told { event: row.event.into_event()?, request_id: row.request_id });
-    rows.into_iter().map(told).collect()
+    let recorded = |row: Row| Ok(Recorded { event: row.event.into_event()?, request_id: row.request_id });
+    rows.into_iter().map(recorded).collect()
 }
 
 /// An event of the table `e`, as it is read.

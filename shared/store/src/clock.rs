@@ -3,6 +3,8 @@
 //! Whoever appends events to a session takes its clock first and holds it until the commit. So the numbers of its events become
 //! visible in the order in which they were drawn: whoever has seen one has seen all that come before it.
 
+use std::collections::HashMap;
+
 use contract::{Event, UserId};
 use diesel::QueryableByName;
 use diesel::sql_types::{Array, BigInt, Integer, Text};
@@ -19,34 +21,99 @@ pub struct Session<'a> {
     pub user_id: UserId,
     /// The session, or [`Event::ACCOUNT_SESSION`].
     pub session_id: &'a str,
+    /// How many events are appended to it now.
+    pub events: i64,
+    /// The latest time of what caused them; zero without causes.
+    pub causes: i64,
     /// Up to this one, its events have been published. Zero if nothing is known.
     pub published: i64,
     /// Up to this one, its events are published before anything that is appended now. At least `published`.
-    pub handed: i64,
+    pub enqueued: i64,
 }
 
-/// How many events of one session [`take`] gives at most, the oldest ones.
-const EARLIER: i64 = 1_000;
+/// What clocks say.
+#[derive(Clone, Debug, Default)]
+pub struct Taken {
+    /// By session, the time of the event before the next one.
+    times: HashMap<(UserId, String), i64>,
+    /// Events in these sessions that may not have been published yet, in the order of their numbers.
+    pub earlier: Vec<Event>,
+}
 
-/// Takes the clocks of sessions, no two of which are the same, and gives the events in them that may not have been published
-/// yet, in the order of their numbers.
+impl Taken {
+    /// The Lamport time of the next event of a session: later than everything before it there, and than everything that has
+    /// caused what is appended to it now.
+    pub fn next(&mut self, user_id: UserId, session_id: &str) -> i64 {
+        let time = self.times.entry((user_id, session_id.to_owned())).or_default();
+        *time += 1;
+        *time
+    }
+}
+
+/// How many events of one session are read at once.
+const AT_ONCE: usize = 1_000;
+
+/// Takes the clocks of sessions, no two of which are the same.
 ///
-/// An event older than ten minutes is not among them. Its message has been delivered again long since, to somebody who has
-/// published it; and a stream tells a repeat by its id for no longer than that.
+/// An event older than ten minutes is not among the earlier ones. Its message has been delivered again long since, to somebody
+/// who has published it; and a stream tells a repeat by its id for no longer than that.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
-pub async fn take(connection: &mut AsyncPgConnection, sessions: &[Session<'_>]) -> Result<Vec<Event>, Fault> {
+pub async fn take(connection: &mut AsyncPgConnection, sessions: &[Session<'_>]) -> Result<Taken, Fault> {
     // Sorted, so that two replicas take them in one order. Nothing but appending is left to do then, so that nobody who holds
     // one waits for anything that a neighbour has locked.
     const TAKE: &str = "
-        INSERT INTO session_clocks AS c (user_id, session_id, published_sequence)
-        SELECT user_id, session_id, published FROM unnest($1::integer[], $2::text[], $3::bigint[])
-            AS s (user_id, session_id, published)
+        INSERT INTO session_clocks AS c (user_id, session_id, published_sequence, events, logical_time)
+        SELECT user_id, session_id, published, events, causes + events
+        FROM unnest($1::integer[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[])
+            AS s (user_id, session_id, published, events, causes)
         ORDER BY user_id, session_id
-        ON CONFLICT (user_id, session_id) DO UPDATE
-            SET published_sequence = greatest(c.published_sequence, excluded.published_sequence)
-        RETURNING user_id, session_id, published_sequence";
+        ON CONFLICT (user_id, session_id) DO UPDATE SET
+            published_sequence = greatest(c.published_sequence, excluded.published_sequence),
+            events = c.events + excluded.events,
+            logical_time = greatest(c.logical_time + excluded.events, excluded.logical_time)
+        RETURNING user_id, session_id, published_sequence, logical_time";
+    #[derive(QueryableByName)]
+    struct Clock {
+        #[diesel(sql_type = Integer)]
+        user_id: i32,
+        #[diesel(sql_type = Text)]
+        session_id: String,
+        #[diesel(sql_type = BigInt)]
+        published_sequence: i64,
+        #[diesel(sql_type = BigInt)]
+        logical_time: i64,
+    }
+    if sessions.is_empty() {
+        return Ok(Taken::default());
+    }
+    let column = |field: fn(&Session<'_>) -> i64| sessions.iter().map(field).collect::<Vec<_>>();
+    let query = diesel::sql_query(TAKE)
+        .bind::<Array<Integer>, _>(sessions.iter().map(|session| session.user_id.get()).collect::<Vec<_>>())
+        .bind::<Array<Text>, _>(sessions.iter().map(|session| session.session_id).collect::<Vec<_>>())
+        .bind::<Array<BigInt>, _>(column(|session| session.published))
+        .bind::<Array<BigInt>, _>(column(|session| session.events))
+        .bind::<Array<BigInt>, _>(column(|session| session.causes));
+    let clocks: Vec<Clock> = prepared(query).load(connection).await?;
+    let asked: HashMap<(i32, &str), &Session<'_>> =
+        sessions.iter().map(|session| ((session.user_id.get(), session.session_id), session)).collect();
+    let (mut times, mut seen) = (HashMap::with_capacity(clocks.len()), Vec::with_capacity(clocks.len()));
+    for clock in clocks {
+        if let Some(session) = asked.get(&(clock.user_id, clock.session_id.as_str())).copied() {
+            let key = (session.user_id, session.session_id.to_owned());
+            seen.push((key.clone(), clock.published_sequence.max(session.enqueued)));
+            times.insert(key, clock.logical_time - session.events);
+        }
+    }
+    Ok(Taken { times, earlier: earlier(connection, seen).await? })
+}
+
+/// A session and the number of the last of its events that is known.
+type Seen = ((UserId, String), i64);
+
+/// The events after those that were seen, in the order of their numbers.
+async fn earlier(connection: &mut AsyncPgConnection, mut seen: Vec<Seen>) -> Result<Vec<Event>, Fault> {
     // A statement of its own: one sees what was committed when it begins, and the one before may have waited.
     const FIND: &str = concat!(
         "SELECT ",
@@ -56,39 +123,30 @@ pub async fn take(connection: &mut AsyncPgConnection, sessions: &[Session<'_>]) 
             SELECT * FROM blackboard_events b
             WHERE b.user_id = s.user_id AND b.session_id = s.session_id AND b.event_sequence > s.seen
                 AND b.created_at >= now() - interval '10 minutes' AND b.id >= uuid7_at(now() - interval '1 day')
-            ORDER BY b.event_sequence LIMIT $4) AS e
-        ORDER BY e.event_sequence"
+            ORDER BY b.event_sequence LIMIT $4) AS e"
     );
-    #[derive(QueryableByName)]
-    struct Clock {
-        #[diesel(sql_type = Integer)]
-        user_id: i32,
-        #[diesel(sql_type = Text)]
-        session_id: String,
-        #[diesel(sql_type = BigInt)]
-        published_sequence: i64,
+    let mut events: Vec<Event> = Vec::new();
+    while !seen.is_empty() {
+        let query = diesel::sql_query(FIND)
+            .bind::<Array<Integer>, _>(seen.iter().map(|((user, _), _)| user.get()).collect::<Vec<_>>())
+            .bind::<Array<Text>, _>(seen.iter().map(|((_, session), _)| session.as_str()).collect::<Vec<_>>())
+            .bind::<Array<BigInt>, _>(seen.iter().map(|(_, number)| *number).collect::<Vec<_>>())
+            .bind::<BigInt, _>(i64::try_from(AT_ONCE).unwrap_or(i64::MAX));
+        let rows: Vec<EventRow> = prepared(query).load(connection).await?;
+        let mut found: HashMap<(UserId, String), (usize, i64)> = HashMap::new();
+        for row in rows {
+            let event = row.into_event()?;
+            let (count, last) = found.entry((event.user_id, event.session_id.clone())).or_default();
+            (*count, *last) = (*count + 1, event.event_sequence.max(*last));
+            events.push(event);
+        }
+        // Where there may be more, all of it is wanted: what is left out would be published too late.
+        seen = found
+            .into_iter()
+            .filter(|(_, (count, _))| *count == AT_ONCE)
+            .map(|(key, (_, last))| (key, last))
+            .collect();
     }
-    if sessions.is_empty() {
-        return Ok(Vec::new());
-    }
-    let query = diesel::sql_query(TAKE)
-        .bind::<Array<Integer>, _>(sessions.iter().map(|session| session.user_id.get()).collect::<Vec<_>>())
-        .bind::<Array<Text>, _>(sessions.iter().map(|session| session.session_id).collect::<Vec<_>>())
-        .bind::<Array<BigInt>, _>(sessions.iter().map(|session| session.published).collect::<Vec<_>>());
-    let clocks: Vec<Clock> = prepared(query).load(connection).await?;
-    let handed: std::collections::HashMap<(i32, &str), i64> = sessions
-        .iter()
-        .map(|session| ((session.user_id.get(), session.session_id), session.handed))
-        .collect();
-    let seen = |clock: &Clock| {
-        let handed = handed.get(&(clock.user_id, clock.session_id.as_str())).copied().unwrap_or_default();
-        clock.published_sequence.max(handed)
-    };
-    let query = diesel::sql_query(FIND)
-        .bind::<Array<Integer>, _>(clocks.iter().map(|clock| clock.user_id).collect::<Vec<_>>())
-        .bind::<Array<Text>, _>(clocks.iter().map(|clock| clock.session_id.as_str()).collect::<Vec<_>>())
-        .bind::<Array<BigInt>, _>(clocks.iter().map(seen).collect::<Vec<_>>())
-        .bind::<BigInt, _>(EARLIER);
-    let rows: Vec<EventRow> = prepared(query).load(connection).await?;
-    rows.into_iter().map(EventRow::into_event).collect()
+    events.sort_by_key(|event| event.event_sequence);
+    Ok(events)
 }

@@ -17,5 +17,5 @@ mod statement;
 
 pub use diesel_async::AsyncPgConnection as Connection;
 pub use fault::{Fault, FaultKind};
-pub use pool::{Pool, PoolError, PoolOptions, connect, discard, lend, open_pool, same_database};
+pub use pool::{Pool, PoolError, PoolOptions, cancel, connect, discard, lend, open_pool, same_database};
 pub use statement::prepared;

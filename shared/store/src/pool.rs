@@ -9,7 +9,7 @@ use diesel_async::pooled_connection::{
     AsyncDieselConnectionManager, ManagerConfig, PoolError as ManagerError, RecyclingMethod,
 };
 use futures::FutureExt;
-use tokio_postgres::{Config, NoTls};
+use tokio_postgres::{CancelToken, Config, NoTls};
 
 use crate::fault::{Fault, FaultKind};
 
@@ -136,6 +136,14 @@ pub async fn lend(pool: &Pool) -> Result<Pooled, PoolError> {
         };
         PoolError::Connect(reason)
     })
+}
+
+/// Asks the server to end what a connection is busy with.
+///
+/// # Errors
+/// [`PoolError::Connect`] if it cannot be asked.
+pub async fn cancel(token: &CancelToken) -> Result<(), PoolError> {
+    token.cancel_query(NoTls).await.map_err(|error| PoolError::Connect(error.to_string()))
 }
 
 /// Closes a connection instead of giving it back.

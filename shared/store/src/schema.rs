@@ -560,6 +560,8 @@ diesel::table! {
         user_id -> Integer,
         session_id -> Text,
         published_sequence -> BigInt,
+        events -> BigInt,
+        logical_time -> BigInt,
     }
 }
 

@@ -16,7 +16,7 @@ use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
 use keys::DataKeys;
 use runtime::{Message, Worker};
 use serde::Serialize;
-use store::blackboard::{self, Told};
+use store::blackboard::{self, Recorded};
 use store::{Connection, Fault, FaultKind};
 use uuid::Uuid;
 
@@ -38,20 +38,27 @@ const REBUILT: [&str; 14] = [
     "encrypted_fields",
 ];
 
-/// The tables that are compared, each with the columns that name a row and those that say what it holds. Keys of rows are drawn
-/// anew, and times are those of the requests, which events do not carry.
-const COMPARED: [(&str, &str, &str); 2] = [
-    (
-        "simple_chat_context",
-        "session_id, context_key",
-        "context_value, context_type, access_level, priority, version, expires_at, is_persistent, is_sensitive, request_id,
+/// A table that is compared.
+struct Compared {
+    table: &'static str,
+    /// The columns that name a row.
+    key: &'static str,
+    /// Those that say what it holds. Keys of rows are drawn anew, and times are those of the requests, which events do not carry.
+    value: &'static str,
+}
+
+const COMPARED: [Compared; 2] = [
+    Compared {
+        table: "simple_chat_context",
+        key: "session_id, context_key",
+        value: "context_value, context_type, access_level, priority, version, expires_at, is_persistent, is_sensitive, request_id,
             removed_at IS NOT NULL AS removed",
-    ),
-    (
-        "agent_context_states",
-        "session_id, agent_id, memory_tier, context_key",
-        "context_value, is_shareable, version, expires_at, is_sensitive, request_id, removed_at IS NOT NULL AS removed",
-    ),
+    },
+    Compared {
+        table: "agent_context_states",
+        key: "session_id, agent_id, memory_tier, context_key",
+        value: "context_value, is_shareable, version, expires_at, is_sensitive, request_id, removed_at IS NOT NULL AS removed",
+    },
 ];
 
 /// How many events are written with one round of statements.
@@ -100,11 +107,10 @@ pub async fn replay(connection: &mut Connection, user: UserId, as_of: i64) -> Re
     replayed
 }
 
-/// In a transaction that is rolled back, the schema with it. Nobody else ever sees it, so its name needs not be its own.
+/// In a transaction that is rolled back, the schema with it. Nobody else ever sees it, so that one
+/// name serves; a second replay waits for the end of the first.
 async fn in_scratch(connection: &mut Connection, user: UserId, as_of: i64) -> Result<Replayed, Fault> {
-    let hidden =
-        "the events cannot be replayed: row-level security hides them from this role; use an administrator's";
-    check(connection, "SELECT NOT row_security_active('blackboard_events') AS holds", hidden).await?;
+    refuse_if_hidden(connection).await?;
     let mut make = "CREATE SCHEMA replayed;".to_owned();
     for table in REBUILT {
         make.push_str(&format!("CREATE TABLE replayed.{table} (LIKE public.{table} INCLUDING ALL);"));
@@ -114,23 +120,23 @@ async fn in_scratch(connection: &mut Connection, user: UserId, as_of: i64) -> Re
     connection.batch_execute(&make).await?;
     let mut replayed = Replayed::default();
     loop {
-        let told = blackboard::told(connection, user, replayed.as_of, as_of, TOGETHER).await?;
-        let Some(last) = told.last() else { break };
+        let recorded = blackboard::of_user(connection, user, replayed.as_of, as_of, TOGETHER).await?;
+        let Some(last) = recorded.last() else { break };
         replayed.as_of = last.event.event_sequence;
-        let messages: Vec<_> = told.into_iter().filter_map(message).collect::<Result<_, Fault>>()?;
+        let messages: Vec<_> = recorded.into_iter().filter_map(message).collect::<Result<_, Fault>>()?;
         replayed.events += messages.len() as u64;
         let messages: Vec<_> = messages.iter().collect();
         context_writer::store::write(connection, &messages, &DataKeys::new()).await?;
     }
-    for (table, key, value) in COMPARED {
-        compare(connection, user, &mut replayed, [table, key, value]).await?;
+    for compared in COMPARED {
+        compare(connection, user, &mut replayed, &compared).await?;
     }
     Ok(replayed)
 }
 
 /// The request that an event carries, if it is one of context-writer's.
-fn message(told: Told) -> Option<Result<Message<context_writer::message::Parted>, Fault>> {
-    let Told { event, request_id } = told;
+fn message(recorded: Recorded) -> Option<Result<Message<context_writer::message::Parted>, Fault>> {
+    let Recorded { event, request_id } = recorded;
     let kind = CATALOGUE.iter().find(|kind| kind.event == event.event_type)?;
     (kind.worker == ContextWriter::NAME).then(|| decode(event, request_id, kind))
 }
@@ -170,24 +176,26 @@ fn later(number: i64) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp_micros(number)
 }
 
-async fn check(connection: &mut Connection, question: &str, otherwise: &str) -> Result<(), Fault> {
+async fn refuse_if_hidden(connection: &mut Connection) -> Result<(), Fault> {
+    const ASK: &str = "SELECT row_security_active('blackboard_events') AS hidden";
     #[derive(QueryableByName)]
     struct Row {
         #[diesel(sql_type = diesel::sql_types::Bool)]
-        holds: bool,
+        hidden: bool,
     }
-    let rows: Vec<Row> = diesel::sql_query(question).load(connection).await?;
-    match rows.iter().all(|row| row.holds) {
-        true => Ok(()),
-        false => Err(Fault { kind: FaultKind::Permanent, reason: otherwise.to_owned() }),
+    let rows: Vec<Row> = diesel::sql_query(ASK).load(connection).await?;
+    if rows.iter().any(|row| row.hidden) {
+        let reason = "the events cannot be replayed: row-level security hides them from this role; use an administrator's";
+        return Err(Fault { kind: FaultKind::Permanent, reason: reason.to_owned() });
     }
+    Ok(())
 }
 
 async fn compare(
     connection: &mut Connection,
     user: UserId,
     replayed: &mut Replayed,
-    [table, key, value]: [&str; 3],
+    Compared { table, key, value }: &Compared,
 ) -> Result<(), Fault> {
     #[derive(QueryableByName)]
     struct Count {
@@ -210,6 +218,6 @@ async fn compare(
     let count = format!("SELECT count(*) AS rows FROM replayed.{table} WHERE user_id = $1");
     let rows: Vec<Count> = diesel::sql_query(count).bind::<Integer, _>(user.get()).load(connection).await?;
     let rows = rows.iter().map(|row| row.rows.unsigned_abs()).sum();
-    replayed.contexts.insert(table.to_owned(), rows);
+    replayed.contexts.insert((*table).to_owned(), rows);
     Ok(())
 }

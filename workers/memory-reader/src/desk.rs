@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chrono::Utc;
-use contract::{Malformed, Question, UserId, header};
+use contract::{AskErrorCode, Malformed, Question, UserId, header, limit};
 use diesel_async::AsyncConnection;
 use keys::Keys;
 use runtime::ask::{Asked, Refused};
@@ -14,27 +14,17 @@ use runtime::watch;
 use store::registry::{self, RefusedToken};
 use store::security::{self, Violation};
 use store::{Fault, FaultKind, Pool};
+use tokio::time::timeout;
 use trust::Refusal;
 use uuid::Uuid;
 
 use crate::access::{Access, AccessLog};
 use crate::answer::{self, Found, Wanted};
 
-/// How long a question may take in the database if its asker does not say.
-const USUAL_DEADLINE: Duration = Duration::from_secs(2);
 /// How long it may take at most.
-pub const LONGEST_DEADLINE: Duration = Duration::from_secs(10);
-/// How long it may take at least: less than this is no time to answer anything in.
-const SHORTEST_DEADLINE: Duration = Duration::from_millis(10);
-
-/// How long the parts of an answer took.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Times {
-    /// The transaction that reads.
-    pub read: Duration,
-    /// Until it was noted what was read.
-    pub note: Duration,
-}
+pub const LONGEST_DEADLINE: Duration = Duration::from_millis(limit::DEADLINE_MS_MOST);
+/// How much later than the deadline the database itself should have ended a question. Then it is told to.
+const GRACE: Duration = Duration::from_millis(50);
 
 /// What is needed to answer.
 pub struct Desk {
@@ -73,14 +63,14 @@ impl Desk {
         self.answer_timed(asked).await.0
     }
 
-    /// The same, and how long its parts took.
-    pub async fn answer_timed(&self, asked: Asked) -> (Result<Bytes, Refused>, Times) {
-        let mut times = Times::default();
-        let answer = self.go_through(asked, &mut times).await;
-        (answer, times)
+    /// The same, and how much of it was reading from the database.
+    pub async fn answer_timed(&self, asked: Asked) -> (Result<Bytes, Refused>, Duration) {
+        let mut read = Duration::ZERO;
+        let answer = self.go_through(asked, &mut read).await;
+        (answer, read)
     }
 
-    async fn go_through(&self, asked: Asked, times: &mut Times) -> Result<Bytes, Refused> {
+    async fn go_through(&self, asked: Asked, read: &mut Duration) -> Result<Bytes, Refused> {
         let since = Instant::now();
         let question_id = question_id(&asked)?;
         let deadline = deadline(&asked)?;
@@ -89,21 +79,25 @@ impl Desk {
         let wanted = Wanted::new(question)?;
         let reading = Instant::now();
         let looked = self.look(&grant, user, &wanted, deadline).await;
-        times.read = reading.elapsed();
+        *read = reading.elapsed();
         let found = match looked {
             Ok(found) => found,
             Err(fault) => return Err(self.judge(&asked, user, question_id, &fault, since, deadline).await),
         };
         let found = self.reveal(found).await?;
         let kind = if wanted.reveals() { "reveal" } else { "read" };
-        let access = Access { grant, user, question_id, kind, object: wanted.table(), rows: found.rows() };
-        let noting = Instant::now();
-        let noted = self.log.note(access).await;
-        times.note = noting.elapsed();
-        noted.map_err(|problem| {
-            tracing::warn!(worker = crate::NAME, problem, "what was read cannot be noted; it is not told");
-            Refused::unavailable("the access cannot be noted in the audit trail; ask again")
-        })?;
+        for (object, rows) in found.reads(&wanted) {
+            let grant = Arc::clone(&grant);
+            let noted = self.log.note(Access { grant, user, question_id, kind, object, rows }).await;
+            noted.map_err(|problem| {
+                tracing::warn!(
+                    worker = crate::NAME,
+                    problem,
+                    "what was read cannot be noted; it is not told"
+                );
+                Refused::unavailable("the access cannot be noted in the audit trail; ask again")
+            })?;
+        }
         found.into_body()
     }
 
@@ -136,9 +130,11 @@ impl Desk {
         }
         match admission {
             Admission::Granted(grant, user) => Ok((grant, user)),
-            Admission::TooOften => {
-                Err(Refused::told(429, "too-often", "the service asks too often; ask again later", None))
-            }
+            Admission::TooOften => Err(Refused::told(
+                AskErrorCode::TooOften,
+                "the service asks too often; ask again later",
+                None,
+            )),
             Admission::Denied(refusal, user) => Err(self.deny(asked, refusal, user, question_id).await),
         }
     }
@@ -162,7 +158,7 @@ impl Desk {
         let recorded =
             async { registry::record_refused(&mut *store::lend(&self.primary).await?, &[refused]).await };
         match recorded.await {
-            Ok(()) => Refused::told(403, "denied", "the token does not allow this question", None),
+            Ok(()) => Refused::told(AskErrorCode::Denied, "the token does not allow this question", None),
             Err(fault) => {
                 tracing::warn!(worker = crate::NAME, %fault, "a refusal cannot be recorded");
                 Refused::unavailable("the database cannot be reached; ask again")
@@ -170,7 +166,8 @@ impl Desk {
         }
     }
 
-    /// Reads, in a transaction under the user's context, in which PostgreSQL itself ends what takes too long.
+    /// Reads, in a transaction under the user's context. PostgreSQL ends a statement at the deadline; and what comes to it in
+    /// several statements is ended by a request to cancel it.
     async fn look(
         &self,
         grant: &str,
@@ -178,13 +175,31 @@ impl Desk {
         wanted: &Wanted,
         deadline: Duration,
     ) -> Result<Found, Fault> {
-        let mut connection = store::lend(&self.read).await?;
-        let found: Result<Found, Fault> = connection
-            .transaction(async |connection| {
-                security::open_context_for(connection, grant, deadline).await?;
-                answer::find(connection, user, wanted).await
-            })
-            .await;
+        let late = |reason: &str| Fault { kind: FaultKind::Transient, reason: reason.to_owned() };
+        let since = Instant::now();
+        let lent = timeout(deadline, store::lend(&self.read)).await;
+        let mut connection = lent.map_err(|_| late("every connection for reading is busy"))??;
+        // Zero would be no bound at all.
+        let left = deadline.saturating_sub(since.elapsed()).max(Duration::from_millis(1));
+        let cancel = connection.cancel_token();
+        let reading = connection.transaction(async |connection| {
+            security::open_context_for(connection, grant, left).await?;
+            answer::find(connection, user, wanted).await
+        });
+        let found: Result<Found, Fault> = match timeout(left + GRACE, reading).await {
+            Ok(found) => found,
+            Err(_) => {
+                // The connection is in the middle of something, and goes.
+                store::discard(connection);
+                let cancelled = timeout(deadline, store::cancel(&cancel)).await;
+                tracing::debug!(
+                    worker = crate::NAME,
+                    cancelled = matches!(cancelled, Ok(Ok(()))),
+                    "ended a question"
+                );
+                return Err(late("the question took too long"));
+            }
+        };
         if found
             .as_ref()
             .is_err_and(|fault| matches!(fault.kind, FaultKind::Unavailable | FaultKind::Severed))
@@ -206,7 +221,7 @@ impl Desk {
     ) -> Refused {
         if since.elapsed() >= deadline && fault.kind == FaultKind::Transient {
             let message = format!("there was no answer within {} ms", deadline.as_millis());
-            return Refused::told(504, "deadline", &message, None);
+            return Refused::told(AskErrorCode::Deadline, &message, None);
         }
         match fault.kind {
             FaultKind::Denied => {
@@ -222,7 +237,7 @@ impl Desk {
                 if let Err(problem) = recorded.await {
                     tracing::warn!(worker = crate::NAME, %problem, "a violation cannot be recorded");
                 }
-                Refused::told(403, "denied", "the token does not allow this question", None)
+                Refused::told(AskErrorCode::Denied, "the token does not allow this question", None)
             }
             FaultKind::Transient | FaultKind::Unavailable | FaultKind::Severed => {
                 tracing::warn!(worker = crate::NAME, %fault, "a question cannot be answered");
@@ -230,7 +245,7 @@ impl Desk {
             }
             FaultKind::Permanent | FaultKind::Unmet => {
                 tracing::error!(worker = crate::NAME, %fault, "a question cannot be answered");
-                Refused::told(500, "failed", "the question cannot be answered", None)
+                Refused::told(AskErrorCode::Failed, "the question cannot be answered", None)
             }
         }
     }
@@ -246,7 +261,7 @@ impl Desk {
             for (field, plain) in encrypted.iter().zip(plain) {
                 let plain = plain.map_err(|reason| {
                     tracing::error!(worker = crate::NAME, table = field.table, row = %field.row, reason, "a secret cannot be revealed");
-                    Refused::told(500, "failed", "a value cannot be decrypted; ask without reveal", None)
+                    Refused::told(AskErrorCode::Failed, "a value cannot be decrypted; ask without reveal", None)
                 })?;
                 found.put_back(field, &plain);
             }
@@ -265,10 +280,12 @@ fn question_id(asked: &Asked) -> Result<Uuid, Malformed> {
 }
 
 fn deadline(asked: &Asked) -> Result<Duration, Malformed> {
-    let Some(text) = value(asked, header::DEADLINE_MS) else { return Ok(USUAL_DEADLINE) };
-    let asked = text.parse().ok().map(Duration::from_millis);
-    asked.filter(|asked| (SHORTEST_DEADLINE..=LONGEST_DEADLINE).contains(asked)).ok_or_else(|| {
-        let (least, most) = (SHORTEST_DEADLINE.as_millis(), LONGEST_DEADLINE.as_millis());
+    let (least, most) = (limit::DEADLINE_MS_LEAST, limit::DEADLINE_MS_MOST);
+    let Some(text) = value(asked, header::DEADLINE_MS) else {
+        return Ok(Duration::from_millis(limit::DEADLINE_MS_USUAL));
+    };
+    let asked = text.parse().ok().filter(|asked| (least..=most).contains(asked)).map(Duration::from_millis);
+    asked.ok_or_else(|| {
         Malformed::new(
             header::DEADLINE_MS,
             format!("must be a number of milliseconds from {least} to {most}"),

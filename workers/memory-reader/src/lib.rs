@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use trust::role_of;
 
-pub use desk::{Desk, LONGEST_DEADLINE, Times};
+pub use desk::{Desk, LONGEST_DEADLINE};
 
 /// The name of its crate, its connection and its database role.
 pub const NAME: &str = contract::READER;

@@ -19,17 +19,22 @@ pub(crate) fn position<K: DeserializeOwned>(cursor: Option<&Cursor>) -> Result<O
     if json.windows(6).any(|part| part == b"\\u0000") { Err(unknown()) } else { Ok(Some(key)) }
 }
 
-/// Cuts what was read, one item more than a page has, and says where the next one begins.
+/// How many bytes the values of a page have together, if it has more than one item. A value is at most a request's body, and an
+/// answer must be one message.
+pub(crate) const PAGE_BYTES: i64 = 512 * 1024;
+
+/// Cuts what was read to a page and says where the next one begins. `found` counts what there was to read, which was one item
+/// more than a page has, or fewer: what was read may be less than that, for want of room.
 pub(crate) fn cut<T, K: Serialize>(
     mut items: Vec<T>,
     limit: i64,
+    found: i64,
     key: impl FnOnce(&T) -> K,
 ) -> (Vec<T>, Option<String>) {
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    if items.len() <= limit {
+    items.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+    if usize::try_from(found).unwrap_or(usize::MAX) <= items.len() {
         return (items, None);
     }
-    items.truncate(limit);
     let next = items.last().and_then(|last| serde_json::to_vec(&key(last)).ok());
     (items, next.map(|json| BASE64.encode(&json)))
 }
@@ -41,11 +46,15 @@ mod tests {
 
     #[test]
     fn a_page_leads_to_the_next_and_the_last_to_none() {
-        let (page, next) = cut(vec![1, 2, 3], 2, |item| ("k", *item));
+        let (page, next) = cut(vec![1, 2, 3], 2, 3, |item| ("k", *item));
         assert_eq!(page, [1, 2]);
         let cursor = Cursor::new(next.unwrap()).unwrap();
         assert_eq!(position::<(String, i32)>(Some(&cursor)).unwrap(), Some(("k".to_owned(), 2)));
-        assert_eq!(cut(vec![1, 2], 2, |item| *item), (vec![1, 2], None));
+        assert_eq!(cut(vec![1, 2], 2, 2, |item| *item), (vec![1, 2], None));
+        // The second one had no room.
+        let (page, next) = cut(vec![1], 2, 2, |item| ("k", *item));
+        assert!(page == [1] && next.is_some());
+        assert_eq!(cut(Vec::<i32>::new(), 2, 0, |item| *item), (vec![], None));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use contract::{Service, TokenAnswer, TokenAsk};
+use contract::{AskErrorCode, QUESTION_BYTES, Service, TokenAnswer, TokenAsk};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use runtime::ask::{Asked, Refused};
 use store::Pool;
@@ -13,10 +13,10 @@ use trust::{Scope, TokenIssuer, TokenRequest};
 
 /// How long a token is good when its asker does not say.
 const LIFE_S: u64 = 900;
+/// How many services have a rate of their own before those that have not asked lately are forgotten.
+const KEPT: usize = 1_000;
 /// How many tokens a second one service is given by one replica.
 const TOKENS_PER_SECOND: NonZeroU32 = NonZeroU32::MIN.saturating_add(199);
-/// The largest question, in bytes.
-const QUESTION_BYTES: usize = 16 * 1024;
 
 /// What is needed to answer.
 pub(crate) struct Desk {
@@ -40,8 +40,7 @@ impl Desk {
         }
         if self.rates.check_key(&request.service).is_err() {
             return Err(Refused::told(
-                429,
-                "too-often",
+                AskErrorCode::TooOften,
                 "too many tokens were asked for; ask again in a second",
                 None,
             ));
@@ -61,11 +60,8 @@ impl Desk {
     }
 }
 
-/// How many services have a rate of their own before those that have not asked lately are forgotten.
-const KEPT: usize = 1_000;
-
 fn read(service: Service, body: &[u8]) -> Result<TokenRequest, Refused> {
-    let malformed = |message: String, field| Refused::told(400, "malformed", &message, field);
+    let malformed = |message: String, field| Refused::told(AskErrorCode::Malformed, &message, field);
     if body.len() > QUESTION_BYTES {
         return Err(malformed(format!("the question has more than {QUESTION_BYTES} bytes"), None));
     }
@@ -83,15 +79,15 @@ fn read(service: Service, body: &[u8]) -> Result<TokenRequest, Refused> {
 
 fn refusal(refused: NotIssued) -> Refused {
     match refused {
-        NotIssued::UnknownService(_) => Refused::told(403, "denied", &refused.to_string(), None),
-        NotIssued::Scope { .. } => Refused::told(403, "denied", &refused.to_string(), Some("scopes")),
+        NotIssued::UnknownService(_) => Refused::told(AskErrorCode::Denied, &refused.to_string(), None),
+        NotIssued::Scope { .. } => Refused::told(AskErrorCode::Denied, &refused.to_string(), Some("scopes")),
         NotIssued::Issue(error) => {
             let field = match error {
                 trust::IssueError::Life(_) => Some("life_s"),
                 trust::IssueError::Scopes(_) | trust::IssueError::Nothing(_) => Some("scopes"),
                 trust::IssueError::Unwritable(_) => None,
             };
-            Refused::told(400, "malformed", &error.to_string(), field)
+            Refused::told(AskErrorCode::Malformed, &error.to_string(), field)
         }
         NotIssued::Registry(fault) => {
             tracing::warn!(worker = crate::NAME, %fault, "a token cannot be registered");

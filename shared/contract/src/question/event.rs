@@ -3,7 +3,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Limit, usual};
 use crate::event::Event;
-use crate::value::{Bounded, SessionId};
+use crate::number::Bounded;
+use crate::value::SessionId;
 
 /// Asks for the events of a session after a number. Whoever goes on from the last number it was given misses none.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

@@ -2,7 +2,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::value::{Bounded, Json, Name, Text};
+use crate::number::Bounded;
+use crate::value::{Json, Name, Text};
 
 /// Asks for the knowledge around a node: the nodes that its relations lead to, and theirs, to a depth. A node is told once, at
 /// the least depth it is found at, so that a circle ends.

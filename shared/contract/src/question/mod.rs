@@ -24,8 +24,9 @@ pub use memory::{
 pub use router::{AnalyticsRow, Dimension, RouterAnalytics, RouterAnswer};
 
 use crate::malformed::Malformed;
+use crate::number::Bounded;
 use crate::request::read;
-use crate::value::{Bounded, Text};
+use crate::value::Text;
 
 /// The beginning of the subjects of questions.
 pub const ASK_ROOT: &str = "memory.ask";

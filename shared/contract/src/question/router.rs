@@ -2,8 +2,9 @@ use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::number::Bounded;
 use crate::session::ChatMode;
-use crate::value::{Bounded, List, Text};
+use crate::value::{List, Text};
 
 /// What decisions are put together by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]

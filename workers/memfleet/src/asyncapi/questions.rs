@@ -21,8 +21,8 @@ pub(super) fn add(parts: &mut Parts<'_>) -> anyhow::Result<()> {
     let refusal = collect(root::<AskError>(), parts.schemas)?;
     let refusal = json!({
         "title": "Why a question has no answer",
-        "headers": headers(&["Nats-Service-Error-Code"], &[(
-            "Nats-Service-Error-Code",
+        "headers": headers(&[header::REFUSED], &[(
+            header::REFUSED,
             json!({ "type": "string", "pattern": "^[0-9]{3}$" }),
             "A code as of HTTP. Where it is absent, the message is an answer.",
         )]),
@@ -114,17 +114,18 @@ fn add_one(parts: &mut Parts<'_>, asked: &Asked<'_>, question: &str, answer: &st
 fn question_headers() -> Value {
     let bearer = json!({ "type": "string", "pattern": "^Bearer " });
     let uuid = json!({ "type": "string", "format": "uuid" });
-    let deadline = json!({ "type": "string", "pattern": "^[0-9]+$", "maxLength": limit::SERVICE_CHARS });
+    let deadline = json!({ "type": "string", "pattern": "^[0-9]{2,5}$" });
+    let (least, most) = (limit::DEADLINE_MS_LEAST, limit::DEADLINE_MS_MOST);
+    let about_deadline = format!(
+        "How many milliseconds it may take: {least} to {most}, {} if absent.",
+        limit::DEADLINE_MS_USUAL
+    );
     headers(
         &[header::AUTHORIZATION],
         &[
             (header::AUTHORIZATION, bearer, "The service token. The answer is about its user."),
             (header::MESSAGE_ID, uuid, "The id under which the question is found in the audit trail."),
-            (
-                header::DEADLINE_MS,
-                deadline,
-                "How many milliseconds it may take: 10 to 10000, 2000 if absent.",
-            ),
+            (header::DEADLINE_MS, deadline, &about_deadline),
         ],
     )
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use async_nats::HeaderMap;
 use clap::Args;
-use contract::{AskError, QUESTION_BYTES, QUESTIONS, QuestionKind, UserId, header};
+use contract::{AskError, QUESTION_BYTES, QUESTIONS, QuestionKind, UserId, header, limit};
 use runtime::{Settings, broker};
 use serde_json::Value;
 use topology::Service;
@@ -35,7 +35,7 @@ pub struct AskArgs {
     #[arg(long, env = "MEMFLEET_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     token: Option<String>,
     /// How many milliseconds the database may take, 10 to 10000.
-    #[arg(long, default_value_t = 2_000, value_name = "MS", value_parser = clap::value_parser!(u64).range(10..=10_000))]
+    #[arg(long, default_value_t = limit::DEADLINE_MS_USUAL, value_name = "MS", value_parser = clap::value_parser!(u64).range(limit::DEADLINE_MS_LEAST..=limit::DEADLINE_MS_MOST))]
     deadline: u64,
     /// The id under which the question is found in audit.data_access_log; by default a fresh one.
     #[arg(long, value_name = "UUID")]
@@ -71,9 +71,9 @@ pub async fn execute(args: AskArgs, settings: &Settings) -> anyhow::Result<()> {
     headers.insert(header::DEADLINE_MS, args.deadline.to_string());
     let mut tokens = Tokens::open(settings, args.token).await?;
     let name = service.parse().with_context(|| format!("the service {service:?}"))?;
-    // A token that is given is of its own user.
-    let user = UserId::new(args.user.unwrap_or(1)).map_err(anyhow::Error::msg)?;
-    let token = tokens.of_holder(name, user).await?;
+    let user = args.user.map(UserId::new).transpose().map_err(anyhow::Error::msg)?;
+    // Without a user there is a token that was given, which is of its own.
+    let token = tokens.of_holder(name, user.unwrap_or(UserId::PLATFORM)).await?;
     let token =
         token.context("no service token: give one with --token, or name the keys in the configuration")?;
     headers.insert(header::AUTHORIZATION, header::bearer(&token));
@@ -91,7 +91,7 @@ pub async fn execute(args: AskArgs, settings: &Settings) -> anyhow::Result<()> {
             kind.name()
         )
     })?;
-    let is_refusal = answer.headers.is_some_and(|headers| headers.get("Nats-Service-Error-Code").is_some());
+    let is_refusal = answer.headers.is_some_and(|headers| headers.get(header::REFUSED).is_some());
     if is_refusal {
         let error: AskError =
             serde_json::from_slice(&answer.payload).context("the refusal cannot be read")?;

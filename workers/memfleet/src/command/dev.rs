@@ -84,7 +84,7 @@ async fn serve(folder: &Path, local: &Local, fleet: &mut Fleet, listeners: &[Use
     write_private(&file, &configuration(&local.settings)?)
         .with_context(|| format!("{} cannot be written", file.display()))?;
     tell(&file, &local.settings);
-    tell_pages(folder, local, listeners);
+    tell_pages(folder, local, listeners)?;
     let ended = tokio::select! {
         ended = fleet.ended() => ended.and_then(|()| bail!("a worker ended by itself")),
         ended = server_ended(local.stack(), folder) => ended,
@@ -112,17 +112,19 @@ fn tell(file: &Path, settings: &Settings) {
 }
 
 /// What the example page is opened with. The seed stands after the #, which a browser sends to nobody.
-fn tell_pages(folder: &Path, local: &Local, listeners: &[UserId]) {
+fn tell_pages(folder: &Path, local: &Local, listeners: &[UserId]) -> anyhow::Result<()> {
     let socket = local.stack().and_then(|stack| stack.nats.websocket_url());
-    let Some(socket) = socket.filter(|_| !listeners.is_empty()) else { return };
+    let Some(socket) = socket.filter(|_| !listeners.is_empty()) else { return Ok(()) };
     outln!("For a web page, served with `scripts/live-client docs/examples` and");
     outln!("`python3 -m http.server -b 127.0.0.1 -d docs/examples 8000`:\n");
     for user in listeners {
         let seed = folder.join(format!("nkeys/live-{user}.nk"));
-        let seed = std::fs::read_to_string(&seed).unwrap_or_default();
+        let seed =
+            std::fs::read_to_string(&seed).with_context(|| format!("{} cannot be read", seed.display()))?;
         outln!("  http://127.0.0.1:8000/live.html?url={socket}&user={user}#seed={}", seed.trim());
     }
     outln!();
+    Ok(())
 }
 
 /// A configuration of somebody's own would be overwritten, and removed in the end.

@@ -28,15 +28,23 @@ impl List {
     }
 }
 
-const LIST: &str = "
-    SELECT id, session_id, agent_id, context_key, context_value::text AS context_value, is_shareable, version, expires_at,
+const LIST: &str = concat!(
+    "WITH page AS (SELECT id, session_id, agent_id, context_key, context_value::text AS context_value, is_shareable, version, expires_at,
         is_sensitive, updated_at
     FROM agent_context_states
     WHERE user_id = $1 AND memory_tier = $2::memorytier AND removed_at IS NULL AND ($3 IS NULL OR session_id = $3)
         AND ($4 IS NULL OR agent_id = $4) AND ($5 IS NULL OR starts_with(context_key, $5))
         AND ($6 OR expires_at IS NULL OR expires_at > now())
         AND ($7 IS NULL OR (session_id, agent_id, context_key) > ($7, $8, $9))
-    ORDER BY session_id, agent_id, context_key LIMIT $10";
+    ORDER BY session_id, agent_id, context_key LIMIT $10) ",
+    within_page!(
+        "octet_length(p.context_value)",
+        "agent_context_states",
+        "p.session_id, p.agent_id, p.context_key",
+        "$11",
+        "$12"
+    )
+);
 
 #[derive(QueryableByName)]
 struct Row {
@@ -60,6 +68,8 @@ struct Row {
     is_sensitive: bool,
     #[diesel(sql_type = Timestamptz)]
     updated_at: DateTime<Utc>,
+    #[diesel(sql_type = BigInt)]
+    found: i64,
 }
 
 impl Row {
@@ -95,9 +105,12 @@ pub(crate) async fn list(connection: &mut Connection, user: UserId, list: &List)
         .bind::<Nullable<Text>, _>(after.as_ref().map(|key| key.0.as_str()))
         .bind::<Nullable<Text>, _>(after.as_ref().map(|key| key.1.as_str()))
         .bind::<Nullable<Text>, _>(after.as_ref().map(|key| key.2.as_str()))
-        .bind::<BigInt, _>(one_more(limit));
+        .bind::<BigInt, _>(one_more(limit))
+        .bind::<Bool, _>(asked.reveal)
+        .bind::<BigInt, _>(page::PAGE_BYTES);
     let rows: Vec<Row> = store::prepared(query).load(connection).await?;
-    let (rows, next_cursor) = page::cut(rows, limit, Row::key);
+    let found = rows.as_slice().first().map_or(0, |row| row.found);
+    let (rows, next_cursor) = page::cut(rows, limit, found, Row::key);
     let secrets = secret_rows(asked.reveal, rows.iter().map(|row| (row.is_sensitive, row.id)));
     let ids = rows.iter().map(|row| row.id).collect();
     let contexts = rows.into_iter().map(Row::into_info).collect::<Result<_, Fault>>()?;

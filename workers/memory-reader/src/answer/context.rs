@@ -33,20 +33,21 @@ macro_rules! columns {
 }
 
 const LIST: &str = concat!(
-    "SELECT ",
+    "WITH page AS (SELECT ",
     columns!(),
     " FROM simple_chat_context
     WHERE user_id = $1 AND session_id = $2 AND removed_at IS NULL AND ($3 IS NULL OR context_type = $3::context_type)
         AND ($4 IS NULL OR access_level = $4::access_level) AND ($5 IS NULL OR starts_with(context_key, $5))
         AND ($6 OR expires_at IS NULL OR expires_at > now()) AND ($7 IS NULL OR context_key > $7)
-    ORDER BY context_key LIMIT $8"
+    ORDER BY context_key LIMIT $8) ",
+    within_page!("octet_length(p.context_value)", "simple_chat_context", "p.context_key", "$9", "$10")
 );
 
 /// One that has expired is not there.
 const GET: &str = concat!(
     "SELECT ",
     columns!(),
-    " FROM simple_chat_context
+    ", 1::bigint AS found FROM simple_chat_context
     WHERE user_id = $1 AND session_id = $2 AND context_key = $3 AND removed_at IS NULL
         AND (expires_at IS NULL OR expires_at > now())"
 );
@@ -75,6 +76,8 @@ struct Row {
     is_sensitive: bool,
     #[diesel(sql_type = Timestamptz)]
     updated_at: DateTime<Utc>,
+    #[diesel(sql_type = BigInt)]
+    found: i64,
 }
 
 impl Row {
@@ -105,9 +108,12 @@ pub(crate) async fn list(connection: &mut Connection, user: UserId, list: &List)
         .bind::<Nullable<Text>, _>(asked.key_prefix.as_ref().map(Name::as_str))
         .bind::<Bool, _>(asked.include_expired)
         .bind::<Nullable<Text>, _>(after.as_deref())
-        .bind::<BigInt, _>(one_more(limit));
+        .bind::<BigInt, _>(one_more(limit))
+        .bind::<Bool, _>(asked.reveal)
+        .bind::<BigInt, _>(page::PAGE_BYTES);
     let rows: Vec<Row> = store::prepared(query).load(connection).await?;
-    let (rows, next_cursor) = page::cut(rows, limit, |row| row.context_key.clone());
+    let found = rows.as_slice().first().map_or(0, |row| row.found);
+    let (rows, next_cursor) = page::cut(rows, limit, found, |row| row.context_key.clone());
     let secrets = secret_rows(asked.reveal, rows.iter().map(|row| (row.is_sensitive, row.id)));
     let ids = rows.iter().map(|row| row.id).collect();
     let contexts = rows.into_iter().map(Row::into_info).collect::<Result<_, Fault>>()?;

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{Answer, Found, json, label, one_more, secret_rows};
 use crate::page;
 
-const HISTORY: &str = "chat_history";
+pub(crate) const HISTORY: &str = "chat_history";
 pub(crate) const MESSAGES: &str = "chat_messages";
 
 #[derive(Debug)]
@@ -30,10 +30,14 @@ const FIND: &str = "
     SELECT id, summary, metadata::text AS metadata, is_sensitive FROM chat_history
     WHERE user_id = $1 AND conversation_id = $2";
 
-const READ: &str = r#"
-    SELECT id, role::text AS role, content, is_sensitive, "timestamp" AS sent_at FROM chat_messages
-    WHERE user_id = $1 AND history_id = $2 AND ($3 IS NULL OR ("timestamp", id) > ($3, $4))
-    ORDER BY "timestamp", id LIMIT $5"#;
+/// A text takes more bytes in JSON than by itself.
+const READ: &str = concat!(
+    r#"WITH page AS (
+        SELECT id, role::text AS role, content, is_sensitive, "timestamp" AS sent_at FROM chat_messages
+        WHERE user_id = $1 AND history_id = $2 AND ($3 IS NULL OR ("timestamp", id) > ($3, $4))
+        ORDER BY "timestamp", id LIMIT $5) "#,
+    within_page!("octet_length(to_json(p.content)::text)", "chat_messages", "p.sent_at, p.id", "$6", "$7")
+);
 
 #[derive(QueryableByName)]
 struct History {
@@ -59,6 +63,8 @@ struct Message {
     is_sensitive: bool,
     #[diesel(sql_type = Timestamptz)]
     sent_at: DateTime<Utc>,
+    #[diesel(sql_type = BigInt)]
+    found: i64,
 }
 
 impl Message {
@@ -88,9 +94,12 @@ pub(crate) async fn read(connection: &mut Connection, user: UserId, read: &Read)
         .bind::<SqlUuid, _>(history.id)
         .bind::<Nullable<Timestamptz>, _>(after.map(|(sent_at, _)| sent_at))
         .bind::<Nullable<SqlUuid>, _>(after.map(|(_, id)| id))
-        .bind::<BigInt, _>(one_more(limit));
+        .bind::<BigInt, _>(one_more(limit))
+        .bind::<Bool, _>(asked.reveal)
+        .bind::<BigInt, _>(page::PAGE_BYTES);
     let messages: Vec<Message> = store::prepared(query).load(connection).await?;
-    let (messages, next_cursor) = page::cut(messages, limit, |message| (message.sent_at, message.id));
+    let found = messages.as_slice().first().map_or(0, |message| message.found);
+    let (messages, next_cursor) = page::cut(messages, limit, found, |message| (message.sent_at, message.id));
     let secrets =
         secret_rows(asked.reveal, messages.iter().map(|message| (message.is_sensitive, message.id)));
     let own = secret_rows(asked.reveal, [(history.is_sensitive, history.id)].into_iter());

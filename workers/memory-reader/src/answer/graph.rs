@@ -8,9 +8,12 @@ use store::{Connection, Fault};
 use uuid::Uuid;
 
 use super::{Answer, json, one_more};
+use crate::page;
 
+pub(crate) const NODES: &str = "consensus_memory_nodes";
+pub(crate) const RELATIONS: &str = "consensus_memory_relations";
 /// How many relations an answer has at most.
-const RELATIONS: i64 = 2_000;
+const MOST_RELATIONS: i64 = 2_000;
 
 /// UNION drops what the walk has found before at the same depth, so that it visits each node once for each depth at most,
 /// however many ways lead there and whether they come back.
@@ -24,11 +27,16 @@ const WALK: &str = "
         WHERE w.depth < $4 AND ($5 IS NULL OR r.relation_type = $5)
     ), nearest AS (
         SELECT id, min(depth) AS depth FROM walk GROUP BY id
-    )
-    SELECT n.id, n.node_type, n.node_key, n.title, n.content::text AS content,
-        n.validation_status::text AS validation_status, n.consensus_score, w.depth
-    FROM nearest w JOIN consensus_memory_nodes n ON n.user_id = $1 AND n.id = w.id
-    ORDER BY w.depth, n.title, n.id LIMIT $6";
+    ), page AS (
+        SELECT n.id, n.node_type, n.node_key, n.title, n.content::text AS content,
+            n.validation_status::text AS validation_status, n.consensus_score, w.depth
+        FROM nearest w JOIN consensus_memory_nodes n ON n.user_id = $1 AND n.id = w.id
+        ORDER BY w.depth, n.title, n.id LIMIT $6
+    ), sized AS (
+        SELECT p.*, count(*) OVER () AS found, row_number() OVER in_order AS place,
+            sum(octet_length(p.content)) OVER in_order AS bytes
+        FROM page p WINDOW in_order AS (ORDER BY p.depth, p.title, p.id))
+    SELECT * FROM sized WHERE place = 1 OR bytes <= $7 ORDER BY place";
 
 const RELATE: &str = "
     SELECT source_node_id, target_node_id, relation_type, strength, confidence FROM consensus_memory_relations
@@ -54,6 +62,8 @@ struct Node {
     consensus_score: f64,
     #[diesel(sql_type = Integer)]
     depth: i32,
+    #[diesel(sql_type = BigInt)]
+    found: i64,
 }
 
 impl Node {
@@ -99,21 +109,21 @@ pub(crate) async fn walk(
         // Its bounds are within the type's.
         .bind::<Integer, _>(i32::try_from(walk.depth.get()).unwrap_or(0))
         .bind::<Nullable<Text>, _>(relation_type)
-        .bind::<BigInt, _>(one_more(limit));
+        .bind::<BigInt, _>(one_more(limit))
+        .bind::<BigInt, _>(page::PAGE_BYTES);
     let mut nodes: Vec<Node> = store::prepared(query).load(connection).await?;
-    if nodes.is_empty() {
+    let Some(found) = nodes.as_slice().first().map(|node| node.found) else {
         return Ok(Answer::Nothing("node_key"));
-    }
-    let kept = usize::try_from(limit).unwrap_or(usize::MAX);
-    let cut = nodes.len() > kept;
-    nodes.truncate(kept);
+    };
+    nodes.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+    let cut = usize::try_from(found).unwrap_or(usize::MAX) > nodes.len();
     let query = diesel::sql_query(RELATE)
         .bind::<Integer, _>(user.get())
         .bind::<Array<SqlUuid>, _>(nodes.iter().map(|node| node.id).collect::<Vec<_>>())
         .bind::<Nullable<Text>, _>(relation_type)
-        .bind::<BigInt, _>(one_more(RELATIONS));
+        .bind::<BigInt, _>(one_more(MOST_RELATIONS));
     let mut relations: Vec<Relation> = store::prepared(query).load(connection).await?;
-    let room = usize::try_from(RELATIONS).unwrap_or(usize::MAX);
+    let room = usize::try_from(MOST_RELATIONS).unwrap_or(usize::MAX);
     let truncated = cut || relations.len() > room;
     relations.truncate(room);
     Ok(Answer::Graph(GraphAnswer {

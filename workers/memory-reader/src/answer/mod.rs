@@ -1,5 +1,29 @@
 //! The SQL of each question, and what it finds.
 
+/// What of a `page` has room in an answer: the first row, and what follows while the bytes of its values, and of the secrets that
+/// shall be revealed in them, are within a bound. `found` counts all of the page.
+macro_rules! within_page {
+    ($size:literal, $table:literal, $order:literal, $reveal:literal, $bytes:literal) => {
+        concat!(
+            ", sized AS (SELECT p.*, count(*) OVER () AS found, row_number() OVER (ORDER BY ",
+            $order,
+            ") AS place, sum(",
+            $size,
+            " + CASE WHEN ",
+            $reveal,
+            " AND p.is_sensitive THEN (SELECT coalesce(sum(octet_length(e.ciphertext)), 0) FROM encrypted_fields e
+                WHERE e.user_id = $1 AND e.table_name = '",
+            $table,
+            "' AND e.row_id = p.id) ELSE 0 END) OVER (ORDER BY ",
+            $order,
+            ") AS bytes FROM page p)
+            SELECT * FROM sized WHERE place = 1 OR bytes <= ",
+            $bytes,
+            " ORDER BY place"
+        )
+    };
+}
+
 mod agent;
 mod context;
 mod conversation;
@@ -10,8 +34,8 @@ mod session;
 
 use bytes::Bytes;
 use contract::{
-    AgentContextPage, ContextAnswer, ContextPage, ConversationPage, EventPage, GraphAnswer, Json, Malformed,
-    Question, RouterAnswer, SessionPage, UserId,
+    AgentContextPage, AskErrorCode, ContextAnswer, ContextPage, ConversationPage, EventPage, GraphAnswer,
+    Json, Malformed, Question, RouterAnswer, SessionPage, UserId,
 };
 use keys::Encrypted;
 use runtime::ask::Refused;
@@ -52,16 +76,16 @@ impl Wanted {
         })
     }
 
-    /// The table that the audit trail names.
-    pub(crate) fn table(&self) -> &'static str {
+    /// The table that is looked into first.
+    fn table(&self) -> &'static str {
         match self {
-            Self::Sessions(_) => "chat_mode_sessions",
+            Self::Sessions(_) => session::TABLE,
             Self::Contexts(_) | Self::Context(_) => context::TABLE,
-            Self::Conversation(_) => conversation::MESSAGES,
+            Self::Conversation(_) => conversation::HISTORY,
             Self::AgentContexts(_) => agent::TABLE,
-            Self::Router(_) => "router_hourly_patterns",
-            Self::Graph(_) => "consensus_memory_nodes",
-            Self::Events(_) => "blackboard_events",
+            Self::Router(_) => router::TABLE,
+            Self::Graph(_) => graph::NODES,
+            Self::Events(_) => event::TABLE,
         }
     }
 
@@ -150,19 +174,16 @@ impl Found {
                 *value = plain;
             }
         };
+        let place = |rows: &[Uuid]| rows.iter().position(|row| *row == field.row);
         match &mut self.answer {
             Answer::Contexts(page, rows) => {
-                let found = rows.iter().position(|row| *row == field.row);
-                if let Some(context) = found.and_then(|index| page.contexts.get_mut(index)) {
-                    json(&mut context.context_value);
-                }
+                let found = place(rows).and_then(|index| page.contexts.get_mut(index));
+                found.into_iter().for_each(|context| json(&mut context.context_value));
             }
             Answer::Context(answer) => json(&mut answer.context.context_value),
             Answer::AgentContexts(page, rows) => {
-                let found = rows.iter().position(|row| *row == field.row);
-                if let Some(context) = found.and_then(|index| page.contexts.get_mut(index)) {
-                    json(&mut context.context_value);
-                }
+                let found = place(rows).and_then(|index| page.contexts.get_mut(index));
+                found.into_iter().for_each(|context| json(&mut context.context_value));
             }
             Answer::Conversation(page, row) => match field.column.as_str() {
                 "content" => {
@@ -182,18 +203,23 @@ impl Found {
         }
     }
 
-    /// How many rows are told of.
-    pub(crate) fn rows(&self) -> usize {
+    /// The tables that the answer is out of, each with how many of its rows are told of.
+    pub(crate) fn reads(&self, wanted: &Wanted) -> Vec<(&'static str, usize)> {
         match &self.answer {
-            Answer::Sessions(page) => page.sessions.len(),
-            Answer::Contexts(page, _) => page.contexts.len(),
-            Answer::Context(_) => 1,
-            Answer::Conversation(page, _) => page.messages.len(),
-            Answer::AgentContexts(page, _) => page.contexts.len(),
-            Answer::Router(answer) => answer.rows.len(),
-            Answer::Graph(answer) => answer.nodes.len(),
-            Answer::Events(page) => page.events.len(),
-            Answer::Nothing(_) => 0,
+            Answer::Sessions(page) => vec![(session::TABLE, page.sessions.len())],
+            Answer::Contexts(page, _) => vec![(context::TABLE, page.contexts.len())],
+            Answer::Context(_) => vec![(context::TABLE, 1)],
+            Answer::Conversation(page, _) => {
+                vec![(conversation::HISTORY, 1), (conversation::MESSAGES, page.messages.len())]
+            }
+            Answer::AgentContexts(page, _) => vec![(agent::TABLE, page.contexts.len())],
+            Answer::Router(answer) => vec![(router::TABLE, answer.rows.len())],
+            Answer::Graph(answer) => {
+                vec![(graph::NODES, answer.nodes.len()), (graph::RELATIONS, answer.relations.len())]
+            }
+            Answer::Events(page) => vec![(event::TABLE, page.events.len())],
+            // That there is none is told as well.
+            Answer::Nothing(_) => vec![(wanted.table(), 0)],
         }
     }
 
@@ -206,7 +232,7 @@ impl Found {
             let written = serde_json::to_vec(answer);
             written
                 .map(Bytes::from)
-                .map_err(|_| Refused::told(500, "failed", "the answer cannot be written", None))
+                .map_err(|_| Refused::told(AskErrorCode::Failed, "the answer cannot be written", None))
         }
         match &self.answer {
             Answer::Sessions(page) => body(page),
@@ -219,7 +245,7 @@ impl Found {
             Answer::Events(page) => body(page),
             Answer::Nothing(field) => {
                 let message = format!("{field}: the user has none of this name");
-                Err(Refused::told(404, "not-found", &message, Some(field)))
+                Err(Refused::told(AskErrorCode::NotFound, &message, Some(field)))
             }
         }
     }

@@ -11,6 +11,7 @@ use store::{Connection, Fault};
 
 use super::{Answer, label, one_more};
 
+pub(crate) const TABLE: &str = "router_hourly_patterns";
 /// The longest time that is asked about.
 const LONGEST: TimeDelta = TimeDelta::days(366);
 const USUAL: TimeDelta = TimeDelta::hours(24);
@@ -50,8 +51,8 @@ impl Analytics {
     }
 }
 
-/// What is not asked by is the same in every row, so that one statement serves every question. Percentiles come from the sums of
-/// the buckets.
+/// What is not asked by is the same in every row, so that one statement serves every question. The buckets of a row's times are
+/// summed by themselves, once each, and only of the rows that are told.
 const ANALYSE: &str = "
     WITH wanted AS MATERIALIZED (
         SELECT CASE WHEN $4 THEN hour ELSE '-infinity' END AS hour, CASE WHEN $5 THEN chat_mode::text ELSE '' END AS chat_mode,
@@ -62,25 +63,29 @@ const ANALYSE: &str = "
         WHERE user_id = $1 AND hour >= $2 AND hour < $3 AND ($9 IS NULL OR chat_mode = $9::chat_mode)
             AND ($10 IS NULL OR route = $10) AND ($12 IS NULL OR model = $12)
             AND CASE WHEN $11 IS NOT NULL THEN tool = $11 WHEN $7 THEN tool <> '' ELSE tool = '' END
-    ), summed AS (
+    ), summed AS MATERIALIZED (
         SELECT hour, chat_mode, route, tool, model, sum(decisions)::bigint AS decisions, sum(successes)::bigint AS successes,
             sum(timed)::bigint AS timed, sum(time_ms_sum)::float8 AS time_ms_sum, sum(tokens_sum)::bigint AS tokens_sum,
             sum(complexity_sum)::float8 AS complexity_sum, sum(confidence_sum)::float8 AS confidence_sum
         FROM wanted GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5 LIMIT $13
     ), buckets AS (
-        SELECT w.hour, w.chat_mode, w.route, w.tool, w.model, jsonb_object_agg(b.bucket, b.amount) AS times
-        FROM (SELECT DISTINCT hour, chat_mode, route, tool, model FROM wanted) AS w
-        CROSS JOIN LATERAL (
-            SELECT t.key AS bucket, sum(t.value::bigint) AS amount FROM wanted v, jsonb_each_text(v.times) AS t
-            WHERE (v.hour, v.chat_mode, v.route, v.tool, v.model) = (w.hour, w.chat_mode, w.route, w.tool, w.model)
-            GROUP BY t.key) AS b
-        GROUP BY 1, 2, 3, 4, 5
+        SELECT hour, chat_mode, route, tool, model, t.key::integer AS bucket, sum(t.value::bigint) AS amount
+        FROM wanted JOIN summed USING (hour, chat_mode, route, tool, model) CROSS JOIN LATERAL jsonb_each_text(wanted.times) AS t
+        GROUP BY 1, 2, 3, 4, 5, 6
+    ), reached AS (
+        SELECT hour, chat_mode, route, tool, model, bucket,
+            sum(amount) OVER (PARTITION BY hour, chat_mode, route, tool, model ORDER BY bucket)
+                >= 0.95 * sum(amount) OVER (PARTITION BY hour, chat_mode, route, tool, model) AS is_reached
+        FROM buckets
+    ), percentiles AS (
+        SELECT hour, chat_mode, route, tool, model, router_bucket_end(min(bucket)) AS p95
+        FROM reached WHERE is_reached GROUP BY 1, 2, 3, 4, 5
     )
     SELECT CASE WHEN $4 THEN s.hour END AS hour, s.chat_mode, s.route, s.tool, s.model, s.decisions,
         s.successes::float8 / s.decisions AS success_rate, s.time_ms_sum / nullif(s.timed, 0) AS mean_time_ms,
-        router_time_percentile(b.times, 0.95) AS p95_time_ms, s.complexity_sum / s.decisions AS mean_complexity,
+        p.p95 AS p95_time_ms, s.complexity_sum / s.decisions AS mean_complexity,
         s.confidence_sum / s.decisions AS mean_confidence, s.tokens_sum AS tokens_used
-    FROM summed s LEFT JOIN buckets b USING (hour, chat_mode, route, tool, model)
+    FROM summed s LEFT JOIN percentiles p USING (hour, chat_mode, route, tool, model)
     ORDER BY s.hour, s.chat_mode, s.route, s.tool, s.model";
 
 #[derive(QueryableByName)]

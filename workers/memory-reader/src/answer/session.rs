@@ -10,6 +10,8 @@ use store::{Connection, Fault};
 use super::{Answer, label, one_more};
 use crate::page;
 
+pub(crate) const TABLE: &str = "chat_mode_sessions";
+
 #[derive(Debug)]
 pub(crate) struct List {
     asked: SessionList,
@@ -66,7 +68,8 @@ pub(crate) async fn list(connection: &mut Connection, user: UserId, list: &List)
         .bind::<Nullable<Text>, _>(before.as_ref().map(|(_, session_id)| session_id.as_str()))
         .bind::<BigInt, _>(one_more(limit));
     let rows: Vec<Row> = store::prepared(query).load(connection).await?;
-    let (rows, next_cursor) = page::cut(rows, limit, |row| (row.created_at, row.session_id.clone()));
+    let found = i64::try_from(rows.len()).unwrap_or(i64::MAX);
+    let (rows, next_cursor) = page::cut(rows, limit, found, |row| (row.created_at, row.session_id.clone()));
     let sessions = rows.into_iter().map(Row::into_info).collect::<Result<_, Fault>>()?;
     Ok(Answer::Sessions(SessionPage { sessions, next_cursor }))
 }

@@ -1,7 +1,7 @@
 //! What the database alone can do: a worker's own statements, batch after batch on one connection, with nothing else going
 //! on.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -80,7 +80,7 @@ async fn write<W: Worker>(
             security::open_context(connection, &grants).await?;
             inbox::take(connection, W::NAME, &entries).await?;
             let verdicts = worker.write(connection, batch, &DataKeys::new()).await?;
-            let events: Vec<NewEvent<'_>> = batch
+            let mut events: Vec<NewEvent<'_>> = batch
                 .iter()
                 .zip(&verdicts)
                 .filter_map(|(message, verdict)| match verdict {
@@ -88,11 +88,25 @@ async fn write<W: Worker>(
                     Verdict::Unchanged(_) | Verdict::Unmet(_) | Verdict::Refused(_) => None,
                 })
                 .collect();
-            let sessions: BTreeSet<_> =
-                events.iter().map(|event| (event.user_id, event.session_id)).collect();
-            let known =
-                |(user_id, session_id)| Session { user_id, session_id, published: 0, handed: i64::MAX };
-            clock::take(connection, &sessions.into_iter().map(known).collect::<Vec<_>>()).await?;
+            let mut sessions: BTreeMap<_, i64> = BTreeMap::new();
+            for event in &events {
+                *sessions.entry((event.user_id, event.session_id)).or_default() += 1;
+            }
+            // Everything that is there is as good as published.
+            let (causes, published, enqueued) = (0, 0, i64::MAX);
+            let session = |((user_id, session_id), events)| Session {
+                user_id,
+                session_id,
+                events,
+                causes,
+                published,
+                enqueued,
+            };
+            let sessions: Vec<Session<'_>> = sessions.into_iter().map(session).collect();
+            let mut clocks = clock::take(connection, &sessions).await?;
+            for event in &mut events {
+                event.logical_timestamp = clocks.next(event.user_id, event.session_id);
+            }
             blackboard::append(connection, &events).await?;
             Ok(())
         })
@@ -114,5 +128,6 @@ fn event<'a, R>(message: &'a Message<R>, effect: &'a Effect) -> NewEvent<'a> {
             Payload::Redacted(json) => json,
         },
         cause: None,
+        logical_timestamp: 0,
     }
 }

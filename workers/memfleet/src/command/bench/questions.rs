@@ -9,7 +9,7 @@ use bytes::Bytes;
 use clap::Args;
 use contract::{ASK_ROOT, UserId, header};
 use diesel_async::SimpleAsyncConnection;
-use memory_reader::{Desk, Times};
+use memory_reader::Desk;
 use runtime::ask::Asked;
 use runtime::{Patience, Settings, broker};
 use serde::Serialize;
@@ -95,19 +95,17 @@ struct Question {
 pub(super) async fn execute(args: &QuestionsArgs, settings: &Settings) -> anyhow::Result<()> {
     let questions = on_private_servers(settings, async |settings| measure(args, settings).await).await?;
     let p99 = |name: &str| {
-        questions
-            .iter()
-            .find(|question| question.name == name)
-            .map_or(f64::NAN, |question| question.read_ms_p99)
+        let found = questions.iter().find(|question| question.name == name);
+        found.map(|question| question.read_ms_p99).with_context(|| format!("{name} was not measured"))
     };
     let added = questions.iter().map(|question| question.nats_ms_p50 - question.in_process_ms_p50);
     let report = Report {
         rows: args.rows,
         users: args.users,
-        session_lookup_ms_p99: p99("session_lookup"),
-        context_get_ms_p99: p99("context_get"),
-        analytics_ms_p99: p99("hourly_analytics"),
-        graph_walk_ms_p99: p99("graph_walk"),
+        session_lookup_ms_p99: p99("session_lookup")?,
+        context_get_ms_p99: p99("context_get")?,
+        analytics_ms_p99: p99("hourly_analytics")?,
+        graph_walk_ms_p99: p99("graph_walk")?,
         nats_added_ms_p50: rounded(added.fold(0.0, f64::max)),
         questions,
     };
@@ -184,12 +182,13 @@ impl Asker {
         })
     }
 
-    async fn in_process(&self, asked: Asked) -> anyhow::Result<(f64, Times)> {
+    /// How long the answer took, and how much of it the database.
+    async fn in_process(&self, asked: Asked) -> anyhow::Result<(f64, f64)> {
         let started = Instant::now();
-        let (answer, times) = self.desk.answer_timed(asked).await;
+        let (answer, read) = self.desk.answer_timed(asked).await;
         let took = ms(started.elapsed());
         ensure!(answer.is_ok(), "a question is refused: {answer:?}");
-        Ok((took, times))
+        Ok((took, ms(read)))
     }
 
     async fn over_nats(&self, asked: Asked) -> anyhow::Result<f64> {
@@ -198,7 +197,7 @@ impl Asker {
         let started = Instant::now();
         let answer = self.client.request_with_headers(subject, headers, asked.body).await?;
         let took = ms(started.elapsed());
-        let refused = answer.headers.is_some_and(|headers| headers.get("Nats-Service-Error-Code").is_some());
+        let refused = answer.headers.is_some_and(|headers| headers.get(header::REFUSED).is_some());
         ensure!(!refused, "a question is refused: {}", String::from_utf8_lossy(&answer.payload));
         Ok(took)
     }
@@ -237,9 +236,9 @@ async fn measure_one(
             match (number + turn) % 3 {
                 0 => note("bare", filled::time(owner, sql, user).await?),
                 1 => {
-                    let (took, parts) = asker.in_process(asker.question(question, user, body)?).await?;
+                    let (took, read) = asker.in_process(asker.question(question, user, body)?).await?;
                     note("in process", took);
-                    note("read", ms(parts.read));
+                    note("read", read);
                 }
                 _ => note("nats", asker.over_nats(asker.question(question, user, body)?).await?),
             }

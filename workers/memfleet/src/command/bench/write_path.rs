@@ -259,6 +259,7 @@ fn event(row: &Row) -> NewEvent<'_> {
         session_id: "s",
         payload: &row.value,
         cause: None,
+        logical_timestamp: 1,
     }
 }
 
