@@ -95,7 +95,15 @@ async fn nobody_is_answered_about_anybody_else() {
     assert!(reader.ask_with("context.get", Some(&of_session), one.clone(), &[]).await.is_ok());
     let forged = format!("{}x", token(1));
     let expired = issue(&|request| request.life = Duration::from_secs(1));
-    let refused: [(&str, Option<String>, Value); 6] = [
+    // To read is not to decrypt, and neither is everything there is to do with contexts.
+    let reading = issue(&|request| request.scopes = trust::Scope::parse_list("context:*").unwrap());
+    assert!(reader.ask_with("context.get", Some(&reading), one.clone(), &[]).await.is_ok());
+    let revealing = json!({ "session_id": "s0", "context_key": "pin", "reveal": true });
+    let both =
+        issue(&|request| request.scopes = trust::Scope::parse_list("context:get secret:reveal").unwrap());
+    assert!(reader.ask_with("context.get", Some(&both), revealing.clone(), &[]).await.is_ok());
+    let refused: [(&str, Option<String>, Value); 7] = [
+        ("context.get", Some(reading), revealing),
         ("context.get", None, one.clone()),
         ("context.get", Some(forged), one.clone()),
         ("context.get", Some(testkit::token::by(testkit::attack::key(), "other", 1)), one.clone()),
@@ -154,6 +162,20 @@ async fn every_read_is_noted_with_who_asked() {
     let many = (0..60).map(|n| reader.ask("session.list", 1 + n % 2, json!({})));
     assert!(futures::future::join_all(many).await.iter().all(Result::is_ok));
     assert_eq!(fixture.count("audit.data_access_log").await, before + 60);
+
+    // Each under the service that asked, also where several ask about one user at once.
+    fixture.register("beside", "*:*").await;
+    let of = |service: &str| testkit::token::by(testkit::attack::key(), service, 1);
+    let (test, beside) = (of("test"), of("beside"));
+    let mixed = (0..40).map(|n| {
+        let (service, token) = if n % 2 == 0 { ("test", &test) } else { ("beside", &beside) };
+        reader.ask_as(service, "session.list", Some(token), json!({}), &[])
+    });
+    assert!(futures::future::join_all(mixed).await.iter().all(Result::is_ok));
+    let services = fixture
+        .lines("service FROM audit.data_access_log WHERE access_type = 'read' GROUP BY service ORDER BY 1")
+        .await;
+    assert_eq!(services, ["beside", "test"]);
 
     // What cannot be noted is not told.
     fixture.execute("REVOKE EXECUTE ON FUNCTION audit.log_data_access FROM w_memory_reader").await;

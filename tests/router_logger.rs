@@ -173,6 +173,12 @@ async fn what_is_wrong_is_named() {
             decision(1, json!({ "confidence_score": -0.1 })),
             "malformed: confidence_score: -0.1 is not between 0 and 1",
         ),
+        (decision(1, json!({ "decided_at": "-262143-01-01T00:00:00Z" })), "malformed: decided_at"),
+        (
+            decision(1, json!({ "tools_invoked": [0, 0, 0, 0, 0] }))
+                .map_body(|body| body.replace("[0,0,0,0,0]", "[1e65536,1e65536,1e65536,1e65536,1e65536]")),
+            "malformed: body: holds numbers that take more than",
+        ),
         (decision(1, json!({ "tokens_used": 1.5 })), "malformed: tokens_used"),
         (decision(1, json!({ "tools_invoked": {} })), "malformed: tools_invoked"),
         (

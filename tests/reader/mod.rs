@@ -54,6 +54,18 @@ impl Reader {
         body: Value,
         headers: &[(&str, &str)],
     ) -> Result<Value, (String, Value)> {
+        self.ask_as("test", question, token, body, headers).await
+    }
+
+    /// The same of another service.
+    pub async fn ask_as(
+        &self,
+        service: &str,
+        question: &str,
+        token: Option<&str>,
+        body: Value,
+        headers: &[(&str, &str)],
+    ) -> Result<Value, (String, Value)> {
         let mut map = HeaderMap::new();
         if let Some(token) = token {
             map.insert(header::AUTHORIZATION, header::bearer(token));
@@ -61,9 +73,9 @@ impl Reader {
         for (name, value) in headers {
             map.insert(*name, *value);
         }
-        let reply = format!("_INBOX.test.{}", Uuid::now_v7().simple());
+        let reply = format!("_INBOX.{service}.{}", Uuid::now_v7().simple());
         let mut answers = self.client.subscribe(reply.clone()).await.expect("a subscription");
-        let subject = format!("memory.ask.{question}.test");
+        let subject = format!("memory.ask.{question}.{service}");
         let body = body.to_string().into();
         self.client.publish_with_reply_and_headers(subject, reply, map, body).await.expect("a question");
         let answer = testkit::next(&mut answers).await;

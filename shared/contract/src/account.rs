@@ -189,7 +189,7 @@ pub struct DevicePut {
     #[serde(default)]
     pub security_level: SecurityLevel,
     /// When it was last used.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::value::time")]
     pub last_seen_at: Option<DateTime<Utc>>,
 }
 

@@ -46,7 +46,7 @@ pub struct AgentContextPut {
     #[serde(default)]
     pub is_shareable: bool,
     /// When it stops being valid. Absent: never.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::value::time")]
     pub expires_at: Option<DateTime<Utc>>,
     /// Higher than that of every earlier put or remove of the key.
     pub version: Version,

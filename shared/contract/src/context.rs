@@ -76,7 +76,7 @@ pub struct ContextPut {
     /// Higher than that of every earlier put or remove of the key.
     pub version: Version,
     /// When it stops being valid. Absent: never.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::value::time")]
     pub expires_at: Option<DateTime<Utc>>,
     /// Whether it outlives the session's retention.
     #[serde(default)]

@@ -63,7 +63,7 @@ pub struct MessageAdd {
     /// What is said.
     pub content: Text<0, { limit::TEXT_CHARS }>,
     /// When it was said. Absent: when the message was published.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::value::time")]
     pub sent_at: Option<DateTime<Utc>>,
     /// Whether `content` is stored encrypted only, and stands in no event.
     #[serde(default)]

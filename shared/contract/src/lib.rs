@@ -53,8 +53,8 @@ pub use question::{
     ASK_ROOT, AgentContextInfo, AgentContextList, AgentContextPage, AnalyticsRow, ContextAnswer, ContextGet,
     ContextInfo, ContextList, ContextPage, ConversationPage, ConversationRead, Cursor, Dimension, EventList,
     EventPage, GraphAnswer, GraphNode, GraphRelation, GraphWalk, Limit, MessageInfo, QUESTION_BYTES,
-    QUESTIONS, Question, QuestionKind, READER, RouterAnalytics, RouterAnswer, SessionInfo, SessionList,
-    SessionPage,
+    QUESTIONS, Question, QuestionKind, READER, REVEAL, RouterAnalytics, RouterAnswer, SessionInfo,
+    SessionList, SessionPage,
 };
 pub use request::{ContextRequest, Request, RouterRequest};
 pub use router::{DecisionLog, ToolPhase, ToolReport};

@@ -16,7 +16,7 @@ use crate::malformed::Malformed;
 use crate::router::{DecisionLog, ToolReport};
 use crate::session::{SessionClose, SessionOpen};
 use crate::subject::{RequestSubject, UserId};
-use crate::value::SessionId;
+use crate::value::{SessionId, check_body};
 
 /// The one table of requests. From it come the enumerations, their decoder, the catalogue, and through that the
 /// streams' subjects and the AsyncAPI document: a new request is one line here.
@@ -41,6 +41,16 @@ macro_rules! requests {
             /// [`Malformed`] names the field that cannot be read, or `subject` when no request is published there.
             pub fn decode(subject: &RequestSubject, body: &[u8]) -> Result<Self, Malformed> {
                 check_size(body)?;
+                let request = Self::recorded(subject, body)?;
+                check_body(body).map_err(|problem| Malformed::new("body", problem))?;
+                Ok(request)
+            }
+
+            /// The same of a body out of an event, which has the size that the database has given it.
+            ///
+            /// # Errors
+            /// As [`Request::decode`].
+            pub fn recorded(subject: &RequestSubject, body: &[u8]) -> Result<Self, Malformed> {
                 check_platform(subject)?;
                 match (subject.noun.as_str(), subject.verb.as_str()) {
                     $($(($noun, $verb) => read(body).map(Self::$variant),)+)+

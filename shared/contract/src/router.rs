@@ -48,7 +48,7 @@ pub struct DecisionLog {
     #[serde(default)]
     pub error_details: Option<Json>,
     /// When it was decided. Absent, or later than that: when the message was published.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::value::time")]
     pub decided_at: Option<DateTime<Utc>>,
     /// Whether `user_request` and `error_details` are stored encrypted only, and stand in no event.
     #[serde(default)]

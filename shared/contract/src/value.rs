@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use chrono::{DateTime, Datelike, Utc};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::{self, Deserializer, Visitor};
@@ -203,6 +204,26 @@ impl Json {
     /// The JSON text.
     pub fn as_str(&self) -> &str {
         self.0.get()
+    }
+}
+
+/// Checks that a whole body, which is JSON, can be written down as the payload of an event: its values together may be more than
+/// each by itself.
+pub(crate) fn check_body(body: &[u8]) -> Result<(), String> {
+    let pairs = body.iter().zip(body.iter().skip(1));
+    let exponents =
+        pairs.fold(false, |seen, (before, byte)| seen | (before.is_ascii_digit() & (byte | 0x20 == b'e')));
+    if exponents { walk(body, Json::OF_A_BODY) } else { Ok(()) }
+}
+
+/// A time in a field that may be left out, in the years that PostgreSQL and RFC 3339 both know: 1 to 9999.
+pub(crate) fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DateTime<Utc>>, D::Error> {
+    let time = Option::<DateTime<Utc>>::deserialize(deserializer)?;
+    match time {
+        Some(time) if !(1..=9999).contains(&time.year()) => {
+            Err(de::Error::custom(format!("is in the year {}; it must be from 1 to 9999", time.year())))
+        }
+        Some(_) | None => Ok(time),
     }
 }
 

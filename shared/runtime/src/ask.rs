@@ -129,10 +129,10 @@ pub async fn serve<F>(
     about: About,
     endpoints: Vec<Endpoint>,
     stop: &CancellationToken,
-    answer: impl Fn(Asked) -> F,
+    answer: impl Fn(Asked) -> F + Clone + Send + Sync + 'static,
 ) -> Result<(), String>
 where
-    F: Future<Output = Result<Bytes, Refused>>,
+    F: Future<Output = Result<Bytes, Refused>> + Send + 'static,
 {
     let said = |error: async_nats::Error| error.to_string();
     let most = client.server_info().max_payload;
@@ -145,10 +145,17 @@ where
         questions.push(endpoint);
     }
     tracing::info!(worker = about.name, "started");
-    let answer = &answer;
     stream::select_all(questions)
         .take_until(stop.cancelled())
-        .for_each_concurrent(about.at_a_time, async |request| settle(about, most, &request, answer).await)
+        .for_each_concurrent(about.at_a_time, |request| {
+            // Each in a task of its own: to write a large answer takes long.
+            let settling = tokio::spawn(settle(about, most, request, answer.clone()));
+            async move {
+                if let Err(error) = settling.await {
+                    tracing::error!(worker = about.name, %error, "a question broke down");
+                }
+            }
+        })
         .await;
     if !stop.is_cancelled() {
         return Err("its questions ended".to_owned());
@@ -161,7 +168,7 @@ where
 }
 
 /// Answers one question, in at most as many bytes as the broker takes.
-async fn settle<F>(about: About, most: usize, request: &Request, answer: &impl Fn(Asked) -> F)
+async fn settle<F>(about: About, most: usize, request: Request, answer: impl Fn(Asked) -> F)
 where
     F: Future<Output = Result<Bytes, Refused>>,
 {

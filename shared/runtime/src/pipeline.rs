@@ -298,7 +298,7 @@ async fn write_stage<W: Worker>(
             continue;
         }
         let (messages, since) = (authorised.len(), Instant::now());
-        let settlements = writer.write(authorised).await;
+        let settlements = writer.write(authorised, &to_settle).await;
         tracing::debug!(worker = W::NAME, messages, elapsed = ?since.elapsed(), "written");
         if to_settle.send(ToSettle::Written(settlements)).await.is_err() {
             return;

@@ -68,17 +68,37 @@ pub(crate) struct Transacted {
     pub(crate) earlier: Vec<Event>,
 }
 
+/// Why a transaction is undone.
+#[derive(Debug)]
+pub(crate) enum Undone {
+    Fault(Fault),
+    /// So much was left unpublished in its sessions that this part of it goes out first.
+    Behind(Vec<Event>),
+}
+
+impl From<Fault> for Undone {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl From<diesel::result::Error> for Undone {
+    fn from(error: diesel::result::Error) -> Self {
+        Self::Fault(error.into())
+    }
+}
+
 /// Writes a batch.
 ///
 /// # Errors
-/// A [`Fault`]; then nothing of the batch may be committed.
+/// [`Undone`]; then nothing of the batch may be committed.
 pub(crate) async fn transact<W: Worker>(
     worker: &W,
     connection: &mut Connection,
     batch: &[Authorised<W::Request>],
     keys: &DataKeys,
     watermarks: &Watermarks,
-) -> Result<Transacted, Fault> {
+) -> Result<Transacted, Undone> {
     let entries: Vec<Entry> = batch.iter().map(|message| entry(message.message())).collect();
     let grants: BTreeSet<&str> = batch.iter().map(Authorised::grant).collect();
     security::open_context(connection, &Vec::from_iter(grants)).await?;
@@ -105,6 +125,9 @@ pub(crate) async fn transact<W: Worker>(
     let known = inbox::event_ids(connection, W::NAME, &repeats(&entries, &taken)).await?;
     let before = before(connection, &known).await?;
     let mut clocks = clock::take(connection, &sessions(&new_events, &before, watermarks)).await?;
+    if clocks.has_more {
+        return Err(Undone::Behind(clocks.earlier));
+    }
     for event in &mut new_events {
         event.logical_timestamp = clocks.next(event.user_id, event.session_id);
     }

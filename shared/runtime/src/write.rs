@@ -11,14 +11,16 @@ use keys::{DataKeys, KeyError, Keys};
 use store::registry::{self, RefusedToken};
 use store::security::{self, Violation};
 use store::{Fault, FaultKind, Pool};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::authorise::{Authorised, Denied};
 use crate::crash::{self, Point};
 use crate::published::Watermarks;
 use crate::retry;
+use crate::settle::ToSettle;
 use crate::stats::{self, Stats};
-use crate::transact::{Transacted, Written, transact};
+use crate::transact::{Transacted, Undone, Written, transact};
 use crate::worker::{Message, Worker};
 
 /// What is to be done with a message now. Only this module makes one.
@@ -83,32 +85,48 @@ pub(crate) struct Writer<W> {
 }
 
 impl<W: Worker> Writer<W> {
-    /// Writes a batch and says for every message of it, in order, what is to be done with it.
-    pub(crate) async fn write(&self, batch: Vec<Authorised<W::Request>>) -> Settlements<W::Request> {
+    /// Writes a batch and says for every message of it, in order, what is to be done with it: the last of it is given back, what
+    /// must go out before is sent on by itself.
+    pub(crate) async fn write(
+        &self,
+        mut batch: Vec<Authorised<W::Request>>,
+        to_settle: &mpsc::Sender<ToSettle<W::Request>>,
+    ) -> Settlements<W::Request> {
         let (mut decisions, mut earlier) = (Vec::with_capacity(batch.len()), Vec::new());
-        // Parts still to be written, the next one last, so that the order of the batch is kept.
-        let mut parts: Vec<&[Authorised<W::Request>]> = vec![&batch];
-        while let Some(messages) = parts.pop() {
+        // Parts still to be written, by their lengths, the next one last, so that the order of the batch is kept. Each begins
+        // where the decisions end.
+        let mut parts: Vec<usize> = vec![batch.len()];
+        while let Some(length) = parts.pop() {
+            let messages = &batch[decisions.len()..decisions.len() + length];
             match self.persist(messages).await {
                 Ok(transacted) => {
                     decisions.extend(transacted.written.into_iter().map(Written::after_commit));
                     earlier.extend(transacted.earlier);
                 }
-                Err(_) if messages.len() > 1 && !self.stop.is_cancelled() => {
-                    let (first, second) = messages.split_at(messages.len() / 2);
-                    parts.extend([second, first]);
+                Err(Undone::Behind(unpublished)) => {
+                    parts.push(length);
+                    let decided = settlements(batch.drain(..decisions.len()), &mut decisions, &mut earlier);
+                    let first = Settlements { settlements: Vec::new(), earlier: unpublished };
+                    for settlements in [decided, first] {
+                        // Where nobody settles any more, nobody pulls either, and all of it comes again.
+                        drop(to_settle.send(ToSettle::Written(settlements)).await);
+                    }
+                }
+                Err(Undone::Fault(_)) if length > 1 && !self.stop.is_cancelled() => {
+                    parts.extend([length - length / 2, length / 2]);
                 }
                 // Whose fault it is, is not known of several; another worker finds out.
-                Err(_) if messages.len() > 1 => decisions.extend(messages.iter().map(|_| Decision::HandBack)),
-                Err(fault) => {
+                Err(Undone::Fault(_)) if length > 1 => {
+                    decisions.extend(messages.iter().map(|_| Decision::HandBack));
+                }
+                Err(Undone::Fault(fault)) => {
                     for message in messages {
                         decisions.push(self.judge(message.message(), &fault).await);
                     }
                 }
             }
         }
-        let settle = |(message, decision)| Settlement { message, decision };
-        Settlements { settlements: batch.into_iter().zip(decisions).map(settle).collect(), earlier }
+        settlements(batch.drain(..), &mut decisions, &mut earlier)
     }
 
     /// Records refusals. False if they cannot be recorded before the worker stops: they must not be without a trace.
@@ -141,24 +159,24 @@ impl<W: Worker> Writer<W> {
 
     /// Tries one part until it is written or fails for a reason that lies in it. While the database is away, it
     /// waits.
-    async fn persist(&self, messages: &[Authorised<W::Request>]) -> Result<Transacted, Fault> {
+    async fn persist(&self, messages: &[Authorised<W::Request>]) -> Result<Transacted, Undone> {
         let (mut tries, mut outages, mut severed) = (0, 0, 0);
         loop {
             let fault = match self.attempt(messages).await {
-                Ok(transacted) => return Ok(transacted),
-                Err(fault) => fault,
+                Err(Undone::Fault(fault)) => fault,
+                done => return done,
             };
             let pause = match fault.kind {
-                FaultKind::Permanent | FaultKind::Denied | FaultKind::Unmet => return Err(fault),
+                FaultKind::Permanent | FaultKind::Denied | FaultKind::Unmet => return Err(fault.into()),
                 FaultKind::Transient => {
                     tries += 1;
                     if tries >= TRIES_AS_ONE {
-                        return Err(fault);
+                        return Err(fault.into());
                     }
                     retry::delay(tries, FIRST_PAUSE, LONGEST_PAUSE)
                 }
                 FaultKind::Severed if severed + 1 >= SEVERED_AS_ONE => {
-                    return Err(Fault { kind: FaultKind::Transient, ..fault });
+                    return Err(Fault { kind: FaultKind::Transient, ..fault }.into());
                 }
                 FaultKind::Severed | FaultKind::Unavailable => {
                     outages += 1;
@@ -168,7 +186,7 @@ impl<W: Worker> Writer<W> {
                 }
             };
             tokio::select! {
-                () = self.stop.cancelled(), if fault.kind != FaultKind::Transient => return Err(fault),
+                () = self.stop.cancelled(), if fault.kind != FaultKind::Transient => return Err(fault.into()),
                 () = tokio::time::sleep(pause) => {}
             }
         }
@@ -215,21 +233,26 @@ impl<W: Worker> Writer<W> {
     }
 
     /// One transaction.
-    async fn attempt(&self, messages: &[Authorised<W::Request>]) -> Result<Transacted, Fault> {
+    async fn attempt(&self, messages: &[Authorised<W::Request>]) -> Result<Transacted, Undone> {
         let keys = self.keys_for(messages).await?;
-        let mut connection = store::lend(&self.pool).await?;
+        let mut connection = store::lend(&self.pool).await.map_err(Fault::from)?;
         let (worker, watermarks) = (&*self.worker, &*self.watermarks);
-        let transacted: Result<Transacted, Fault> = connection
+        let transacted: Result<Transacted, Undone> = connection
             .transaction(async |connection| transact(worker, connection, messages, &keys, watermarks).await)
             .await;
         let transacted = match transacted {
             Ok(transacted) => transacted,
-            Err(fault) => {
+            Err(Undone::Behind(unpublished)) => {
+                // They are on their way before anything that is appended later.
+                watermarks.enqueued(unpublished.iter());
+                return Err(Undone::Behind(unpublished));
+            }
+            Err(Undone::Fault(fault)) => {
                 // The next one may reach another server, or know a schema that has changed since.
                 if matches!(fault.kind, FaultKind::Unavailable | FaultKind::Severed) {
                     store::discard(connection);
                 }
-                return Err(fault);
+                return Err(fault.into());
             }
         };
         crash::reach(Point::Committed);
@@ -251,6 +274,17 @@ impl<W: Worker> Writer<W> {
         });
         self.stats.committed(Utc::now(), committed);
     }
+}
+
+/// What was decided of these messages, which are as many as the decisions.
+fn settlements<R>(
+    messages: impl Iterator<Item = Authorised<R>>,
+    decisions: &mut Vec<Decision>,
+    earlier: &mut Vec<Event>,
+) -> Settlements<R> {
+    let decided = messages.zip(decisions.drain(..));
+    let settlements = decided.map(|(message, decision)| Settlement { message, decision }).collect();
+    Settlements { settlements, earlier: std::mem::take(earlier) }
 }
 
 fn verdict_of(fault: &Fault) -> Decision {

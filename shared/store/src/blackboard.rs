@@ -220,15 +220,16 @@ pub async fn after(
     bytes: i64,
 ) -> Result<(Vec<Event>, i64), Fault> {
     const AFTER: &str = concat!(
-        "WITH page AS (SELECT ",
-        event_columns!(),
-        " FROM blackboard_events e
-        WHERE e.user_id = $1 AND e.session_id = $2 AND e.event_sequence > $3 ORDER BY e.event_sequence LIMIT $4
+        "WITH page AS (
+            SELECT * FROM blackboard_events
+            WHERE user_id = $1 AND session_id = $2 AND event_sequence > $3 ORDER BY event_sequence LIMIT $4
         ), sized AS (
             SELECT p.*, count(*) OVER () AS found, row_number() OVER in_order AS place,
-                sum(octet_length(p.payload)) OVER in_order AS bytes
+                sum(octet_length(p.event_payload::text)) OVER in_order AS bytes
             FROM page p WINDOW in_order AS (ORDER BY p.event_sequence))
-        SELECT * FROM sized WHERE place = 1 OR bytes <= $5 ORDER BY place"
+        SELECT ",
+        event_columns!(),
+        ", e.found FROM sized e WHERE e.place = 1 OR e.bytes <= $5 ORDER BY e.place"
     );
     #[derive(QueryableByName)]
     struct Row {
@@ -257,8 +258,8 @@ pub struct Recorded {
     pub request_id: Uuid,
 }
 
-/// The events of a user in all sessions after a number and up to another one, in order; those that no request had are left out.
-/// For an administrator, who sees every row.
+/// The first events of a user in all sessions after a number and up to another one, in order; those that no request had are left
+/// out. One is given in any case, and others while their payloads have at most so many bytes together. For an administrator, who sees every row.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -268,13 +269,20 @@ pub async fn of_user(
     after: i64,
     until: i64,
     limit: i64,
+    bytes: i64,
 ) -> Result<Vec<Recorded>, Fault> {
     const OF_USER: &str = concat!(
-        "SELECT ",
+        "WITH page AS (
+            SELECT * FROM blackboard_events
+            WHERE user_id = $1 AND event_sequence > $2 AND event_sequence <= $3 AND request_id IS NOT NULL
+            ORDER BY event_sequence LIMIT $4
+        ), sized AS (
+            SELECT p.*, row_number() OVER in_order AS place,
+                sum(octet_length(p.event_payload::text)) OVER in_order AS bytes
+            FROM page p WINDOW in_order AS (ORDER BY p.event_sequence))
+        SELECT ",
         event_columns!(),
-        ", e.request_id FROM blackboard_events e
-        WHERE e.user_id = $1 AND e.event_sequence > $2 AND e.event_sequence <= $3 AND e.request_id IS NOT NULL
-        ORDER BY e.event_sequence LIMIT $4"
+        ", e.request_id FROM sized e WHERE e.place = 1 OR e.bytes <= $5 ORDER BY e.place"
     );
     #[derive(QueryableByName)]
     struct Row {
@@ -287,7 +295,8 @@ pub async fn of_user(
         .bind::<Integer, _>(user.get())
         .bind::<BigInt, _>(after)
         .bind::<BigInt, _>(until)
-        .bind::<BigInt, _>(limit);
+        .bind::<BigInt, _>(limit)
+        .bind::<BigInt, _>(bytes);
     let rows: Vec<Row> = prepared(query).load(connection).await?;
     let recorded = |row: Row| Ok(Recorded { event: row.event.into_event()?, request_id: row.request_id });
     rows.into_iter().map(recorded).collect()

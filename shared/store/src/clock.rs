@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use contract::{Event, UserId};
+use contract::{Event, EventType, UserId};
 use diesel::QueryableByName;
 use diesel::sql_types::{Array, BigInt, Integer, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
@@ -36,8 +36,11 @@ pub struct Session<'a> {
 pub struct Taken {
     /// By session, the time of the event before the next one.
     times: HashMap<(UserId, String), i64>,
-    /// Events in these sessions that may not have been published yet, in the order of their numbers.
+    /// Events in these sessions that may not have been published yet, each session's in the order of their numbers.
     pub earlier: Vec<Event>,
+    /// Whether there are more of them than that. Then nothing may be appended: these are published first, and the clocks are
+    /// taken anew.
+    pub has_more: bool,
 }
 
 impl Taken {
@@ -50,13 +53,15 @@ impl Taken {
     }
 }
 
-/// How many events of one session are read at once.
-const AT_ONCE: usize = 1_000;
+/// How many earlier events are read at once.
+const AT_ONCE: i64 = 2_000;
+/// How many bytes their payloads have together, unless a single one has more.
+const BYTES: i64 = 16 * 1024 * 1024;
 
 /// Takes the clocks of sessions, no two of which are the same.
 ///
-/// An event older than ten minutes is not among the earlier ones. Its message has been delivered again long since, to somebody
-/// who has published it; and a stream tells a repeat by its id for no longer than that.
+/// An event older than an hour is not among the earlier ones. Its message has been delivered again long since, to somebody who
+/// has published it. One of a type that this program does not know is left to a program that does.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -106,47 +111,52 @@ pub async fn take(connection: &mut AsyncPgConnection, sessions: &[Session<'_>]) 
             times.insert(key, clock.logical_time - session.events);
         }
     }
-    Ok(Taken { times, earlier: earlier(connection, seen).await? })
+    let (earlier, has_more) = earlier(connection, &seen).await?;
+    Ok(Taken { times, earlier, has_more })
 }
 
 /// A session and the number of the last of its events that is known.
 type Seen = ((UserId, String), i64);
 
-/// The events after those that were seen, in the order of their numbers.
-async fn earlier(connection: &mut AsyncPgConnection, mut seen: Vec<Seen>) -> Result<Vec<Event>, Fault> {
+/// The first events after those that were seen, and whether there are more.
+async fn earlier(connection: &mut AsyncPgConnection, seen: &[Seen]) -> Result<(Vec<Event>, bool), Fault> {
     // A statement of its own: one sees what was committed when it begins, and the one before may have waited.
     const FIND: &str = concat!(
-        "SELECT ",
+        "WITH page AS (
+            SELECT b.*, s.session FROM unnest($1::integer[], $2::text[], $3::bigint[])
+                WITH ORDINALITY AS s (user_id, session_id, seen, session)
+            CROSS JOIN LATERAL (
+                SELECT * FROM blackboard_events b
+                WHERE b.user_id = s.user_id AND b.session_id = s.session_id AND b.event_sequence > s.seen
+                    AND b.created_at >= now() - interval '1 hour' AND b.id >= uuid7_at(now() - interval '1 day')
+                    AND b.event_type::text = ANY ($4)
+                ORDER BY b.event_sequence LIMIT $5) AS b
+            ORDER BY s.session, b.event_sequence LIMIT $5
+        ), sized AS (
+            SELECT p.*, count(*) OVER () AS found, row_number() OVER in_order AS place,
+                sum(octet_length(p.event_payload::text)) OVER in_order AS bytes
+            FROM page p WINDOW in_order AS (ORDER BY p.session, p.event_sequence))
+        SELECT ",
         event_columns!(),
-        " FROM unnest($1::integer[], $2::text[], $3::bigint[]) AS s (user_id, session_id, seen)
-        CROSS JOIN LATERAL (
-            SELECT * FROM blackboard_events b
-            WHERE b.user_id = s.user_id AND b.session_id = s.session_id AND b.event_sequence > s.seen
-                AND b.created_at >= now() - interval '10 minutes' AND b.id >= uuid7_at(now() - interval '1 day')
-            ORDER BY b.event_sequence LIMIT $4) AS e"
+        ", e.found FROM sized e WHERE e.place = 1 OR e.bytes <= $6 ORDER BY e.place"
     );
-    let mut events: Vec<Event> = Vec::new();
-    while !seen.is_empty() {
-        let query = diesel::sql_query(FIND)
-            .bind::<Array<Integer>, _>(seen.iter().map(|((user, _), _)| user.get()).collect::<Vec<_>>())
-            .bind::<Array<Text>, _>(seen.iter().map(|((_, session), _)| session.as_str()).collect::<Vec<_>>())
-            .bind::<Array<BigInt>, _>(seen.iter().map(|(_, number)| *number).collect::<Vec<_>>())
-            .bind::<BigInt, _>(i64::try_from(AT_ONCE).unwrap_or(i64::MAX));
-        let rows: Vec<EventRow> = prepared(query).load(connection).await?;
-        let mut found: HashMap<(UserId, String), (usize, i64)> = HashMap::new();
-        for row in rows {
-            let event = row.into_event()?;
-            let (count, last) = found.entry((event.user_id, event.session_id.clone())).or_default();
-            (*count, *last) = (*count + 1, event.event_sequence.max(*last));
-            events.push(event);
-        }
-        // Where there may be more, all of it is wanted: what is left out would be published too late.
-        seen = found
-            .into_iter()
-            .filter(|(_, (count, _))| *count == AT_ONCE)
-            .map(|(key, (_, last))| (key, last))
-            .collect();
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(embed)]
+        event: EventRow,
+        #[diesel(sql_type = BigInt)]
+        found: i64,
     }
-    events.sort_by_key(|event| event.event_sequence);
-    Ok(events)
+    let known: Vec<&str> = EventType::ALL.iter().map(|known| known.as_str()).collect();
+    let query = diesel::sql_query(FIND)
+        .bind::<Array<Integer>, _>(seen.iter().map(|((user, _), _)| user.get()).collect::<Vec<_>>())
+        .bind::<Array<Text>, _>(seen.iter().map(|((_, session), _)| session.as_str()).collect::<Vec<_>>())
+        .bind::<Array<BigInt>, _>(seen.iter().map(|(_, number)| *number).collect::<Vec<_>>())
+        .bind::<Array<Text>, _>(known)
+        .bind::<BigInt, _>(AT_ONCE + 1)
+        .bind::<BigInt, _>(BYTES);
+    let rows: Vec<Row> = prepared(query).load(connection).await?;
+    let found = rows.as_slice().first().map_or(0, |row| row.found);
+    let has_more = found > AT_ONCE || usize::try_from(found).unwrap_or(usize::MAX) > rows.len();
+    Ok((rows.into_iter().map(|row| row.event.into_event()).collect::<Result<_, Fault>>()?, has_more))
 }

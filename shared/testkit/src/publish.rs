@@ -31,6 +31,13 @@ impl Published {
         self
     }
 
+    /// The same with another body.
+    #[must_use]
+    pub fn map_body(mut self, change: impl FnOnce(String) -> String) -> Self {
+        self.body = change(String::from_utf8_lossy(&self.body).into_owned()).into_bytes();
+        self
+    }
+
     /// The same with another service token.
     #[must_use]
     pub fn with_token(self, token: &str) -> Self {

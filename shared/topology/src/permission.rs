@@ -20,6 +20,9 @@ pub enum Account {
     Store,
     /// The services.
     Publishers,
+    /// Those who hear events as they happen, apart from the services: the broker does not check where a service wants the answer to
+    /// its question, and it could have it told as an event.
+    Listeners,
     /// The workers.
     Workers,
     /// The server itself: monitoring.
@@ -27,12 +30,13 @@ pub enum Account {
 }
 
 impl Account {
-    const ALL: [Self; 4] = [Self::Store, Self::Publishers, Self::Workers, Self::System];
+    const ALL: [Self; 5] = [Self::Store, Self::Publishers, Self::Listeners, Self::Workers, Self::System];
 
     fn name(self) -> &'static str {
         match self {
             Self::Store => "STORE",
             Self::Publishers => "PUBLISHERS",
+            Self::Listeners => "LISTENERS",
             Self::Workers => "WORKERS",
             Self::System => "SYSTEM",
         }
@@ -55,7 +59,7 @@ pub struct Identity {
 /// The worker that answers those who ask for tokens.
 pub(crate) const TOKEN_ISSUER: &str = "token-issuer";
 /// Where the broker tells of events once they are stored, within the account that stores them: the subject of an event with
-/// another beginning. Services hear it as `memory.event.>`.
+/// another beginning. Listeners hear it as `memory.event.>`.
 const TOLD: &str = "memory.told";
 /// Sees to streams, dead letters and keys.
 pub(crate) const OPERATOR: &str = "operator";
@@ -123,7 +127,7 @@ fn of_service(service: &Service) -> Identity {
     }
     let mut subscribe = vec![format!("_INBOX.{name}.>")];
     subscribe.extend(service.hears.iter().map(|user| format!("memory.event.*.*.{user}")));
-    let account = Account::Publishers;
+    let account = if service.hears.is_empty() { Account::Publishers } else { Account::Listeners };
     Identity { name: name.clone(), account, publish, subscribe }
 }
 
@@ -153,7 +157,8 @@ fn of_worker(worker: &str, topology: &Topology, services: &[Service]) -> Identit
     }
     publish.push("memory.event.>".to_owned());
     publish.push(format!("memory.dead.{worker}.*"));
-    publish.extend(services.iter().map(|service| format!("_INBOX.{}.>", service.service)));
+    let asking = services.iter().filter(|service| service.hears.is_empty());
+    publish.extend(asking.map(|service| format!("_INBOX.{}.>", service.service)));
     let (account, subscribe) = (Account::Workers, vec![format!("_INBOX.{worker}.>")]);
     Identity { name: worker.to_owned(), account, publish, subscribe }
 }
@@ -207,7 +212,8 @@ pub fn render(topology: &Topology, services: &[Service], nkeys: &str) -> String 
 
 /// What an account gives to others, and takes from them.
 fn exchange(account: Account, services: &[Service]) -> String {
-    let inboxes = || services.iter().map(|service| format!("_INBOX.{}.>", service.service));
+    let publishers = services.iter().filter(|service| service.hears.is_empty());
+    let inboxes = || publishers.clone().map(|service| format!("_INBOX.{}.>", service.service));
     let mut lines = Vec::new();
     let from = |kind: &str, account: &str, subject: &str| {
         format!("{{ {kind}: {{ account: {account}, subject: \"{subject}\" }} }}")
@@ -220,7 +226,7 @@ fn exchange(account: Account, services: &[Service]) -> String {
                 format!("{{ service: \"{subject}\", response: {response}, accounts: [WORKERS] }}")
             }));
             // Told anew once they are stored: what came in as a request of another account is handed on to none.
-            exports.push(format!("{{ stream: \"{TOLD}.>\", accounts: [PUBLISHERS] }}"));
+            exports.push(format!("{{ stream: \"{TOLD}.>\", accounts: [LISTENERS] }}"));
             let imports = [from("service", "WORKERS", "memory.ask.>"), from("service", "WORKERS", "$SRV.>")];
             lines.extend([list("exports", &exports), list("imports", &imports)]);
         }
@@ -228,14 +234,14 @@ fn exchange(account: Account, services: &[Service]) -> String {
             // Outcomes: a message into another account's inbox arrives as a request without an answer.
             let exports: Vec<String> =
                 inboxes().map(|inbox| format!("{{ service: \"{inbox}\", accounts: [WORKERS] }}")).collect();
+            let imports =
+                [from("service", "STORE", "memory.req.>"), from("service", "WORKERS", "memory.ask.>")];
+            lines.extend([list("exports", &exports), list("imports", &imports)]);
+        }
+        Account::Listeners => {
             let events =
                 format!("{{ stream: {{ account: STORE, subject: \"{TOLD}.>\" }}, to: \"memory.event.>\" }}");
-            let imports = [
-                from("service", "STORE", "memory.req.>"),
-                from("service", "WORKERS", "memory.ask.>"),
-                events,
-            ];
-            lines.extend([list("exports", &exports), list("imports", &imports)]);
+            lines.push(list("imports", &[events]));
         }
         Account::Workers => {
             let exports = [

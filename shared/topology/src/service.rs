@@ -18,7 +18,8 @@ pub struct Service {
     pub description: String,
     /// What it may publish and ask, as `noun:verb` or `noun:*`.
     pub scopes: Vec<String>,
-    /// Whose events it may hear as they happen: users by their numbers, or `*` for everybody's.
+    /// Whose events it may hear as they happen: users by their numbers, or `*` for everybody's. Who hears has no scopes: an
+    /// identity of its own, apart from those who publish and ask.
     #[serde(default)]
     pub hears: Vec<String>,
 }
@@ -86,6 +87,11 @@ impl Service {
         if let Some(scope) = self.scopes.iter().find(|scope| scope.parse::<Scope>().is_err()) {
             return Err(format!("{name}: a scope is noun:verb, noun:* or *:*; {scope:?} is none"));
         }
+        if !self.hears.is_empty() && !self.scopes.is_empty() {
+            return Err(format!(
+                "{name}: who hears events has no scopes; give it an identity of its own for that"
+            ));
+        }
         match self.hears.iter().find(|user| *user != "*" && user.parse::<contract::UserId>().is_err()) {
             Some(user) => Err(format!("{name}: it may hear a user's number or *; {user:?} is neither")),
             None => Ok(()),
@@ -131,6 +137,8 @@ mod tests {
             Service::parse("file", &serde_json::json!([service]).to_string())
         };
         assert!(hears("*").is_ok() && hears("42").is_ok());
+        let both = r#"[{"service":"a","description":"","scopes":["context:put"],"hears":["1"]}]"#;
+        assert!(Service::parse("file", both).unwrap_err().to_string().contains("has no scopes"));
         for user in ["", ">", "4.2", "-1", "a"] {
             assert!(hears(user).unwrap_err().to_string().contains("a user's number or *"), "{user:?}");
         }

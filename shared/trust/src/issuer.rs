@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
-use contract::{CATALOGUE, QUESTIONS, READER, Service, SessionId, UserId};
+use contract::{CATALOGUE, QUESTIONS, READER, REVEAL, Service, SessionId, UserId};
 use data_encoding::BASE64URL_NOPAD as BASE64;
 use uuid::Uuid;
 
@@ -154,7 +154,8 @@ fn roles(scopes: &[Scope]) -> Result<BTreeSet<String>, IssueError> {
         let requests =
             CATALOGUE.iter().filter(|kind| scope.allows(kind.noun, kind.verb)).map(|kind| kind.worker);
         let questions = QUESTIONS.iter().filter(|kind| scope.allows(kind.noun, kind.verb)).map(|_| READER);
-        let mut covered = requests.chain(questions).peekable();
+        let reveals = scope.allows(REVEAL.0, REVEAL.1).then_some(READER);
+        let mut covered = requests.chain(questions).chain(reveals).peekable();
         if covered.peek().is_none() {
             return Err(IssueError::Nothing(scope.clone()));
         }

@@ -63,6 +63,8 @@ const COMPARED: [Compared; 2] = [
 
 /// How many events are written with one round of statements.
 const TOGETHER: i64 = 1_000;
+/// How many bytes their payloads have together, unless a single one has more.
+const TOGETHER_BYTES: i64 = 16 * 1024 * 1024;
 /// How many differences are told of each table.
 const TOLD: i64 = 100;
 
@@ -120,7 +122,8 @@ async fn in_scratch(connection: &mut Connection, user: UserId, as_of: i64) -> Re
     connection.batch_execute(&make).await?;
     let mut replayed = Replayed::default();
     loop {
-        let recorded = blackboard::of_user(connection, user, replayed.as_of, as_of, TOGETHER).await?;
+        let recorded =
+            blackboard::of_user(connection, user, replayed.as_of, as_of, TOGETHER, TOGETHER_BYTES).await?;
         let Some(last) = recorded.last() else { break };
         replayed.as_of = last.event.event_sequence;
         let messages: Vec<_> = recorded.into_iter().filter_map(message).collect::<Result<_, Fault>>()?;
@@ -154,7 +157,8 @@ fn decode(
     let (noun, verb) = (kind.noun.to_owned(), kind.verb.to_owned());
     let subject = RequestSubject { service, noun, verb, user_id: event.user_id };
     let body = Bytes::from(event.payload.as_str().to_owned());
-    let decoded = ContextWriter.decode(&subject, &body);
+    let decoded = contract::Request::recorded(&subject, &body);
+    let decoded = decoded.and_then(context_writer::message::Parted::try_from);
     let mut request = decoded.map_err(|malformed| unreadable(malformed.to_string()))?;
     // An event has markers where secrets were, and they are none.
     request.secrets.clear();

@@ -5,7 +5,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use contract::UserId;
+use contract::{Service, UserId};
 use diesel_async::AsyncConnection;
 use store::{Connection, Fault, Pool, security};
 use tokio::sync::{mpsc, oneshot};
@@ -17,6 +17,8 @@ pub(crate) struct Access {
     /// Leave to act for the user.
     pub(crate) grant: Arc<str>,
     pub(crate) user: UserId,
+    /// Who asks.
+    pub(crate) service: Service,
     pub(crate) question_id: Uuid,
     /// `read`, or `reveal` if secrets were decrypted.
     pub(crate) kind: &'static str,
@@ -75,7 +77,19 @@ async fn follow(pool: Pool, mut waiting: mpsc::Receiver<(Access, Noted)>) {
     }
 }
 
+/// The database takes the service from the context, so that each service has a transaction of its own.
 async fn write(pool: &Pool, accesses: &[&Access]) -> Result<(), Fault> {
+    let mut of_services: HashMap<&Service, Vec<&Access>> = HashMap::new();
+    for access in accesses {
+        of_services.entry(&access.service).or_default().push(access);
+    }
+    for accesses in of_services.into_values() {
+        write_of_service(pool, &accesses).await?;
+    }
+    Ok(())
+}
+
+async fn write_of_service(pool: &Pool, accesses: &[&Access]) -> Result<(), Fault> {
     let grants: BTreeSet<&str> = accesses.iter().map(|access| &*access.grant).collect();
     let mut alike: HashMap<(&str, &str), Vec<&Access>> = HashMap::new();
     for access in accesses {

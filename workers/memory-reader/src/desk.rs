@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use crate::access::{Access, AccessLog};
 use crate::answer::{self, Found, Wanted};
+use crate::share::{Shares, Turn};
 
 /// How long it may take at most.
 pub const LONGEST_DEADLINE: Duration = Duration::from_millis(limit::DEADLINE_MS_MOST);
@@ -29,6 +30,7 @@ const GRACE: Duration = Duration::from_millis(50);
 /// What is needed to answer.
 pub struct Desk {
     gate: Arc<Gate>,
+    shares: Shares,
     read: Pool,
     primary: Pool,
     keys: Keys,
@@ -42,9 +44,9 @@ impl std::fmt::Debug for Desk {
 }
 
 impl Desk {
-    pub(crate) fn new(gate: Gate, read: Pool, primary: Pool, keys: Keys) -> Self {
+    pub(crate) fn new(gate: Gate, shares: Shares, read: Pool, primary: Pool, keys: Keys) -> Self {
         let log = AccessLog::start(primary.clone());
-        Self { gate: Arc::new(gate), read, primary, keys, log }
+        Self { gate: Arc::new(gate), shares, read, primary, keys, log }
     }
 
     pub(crate) fn gate(&self) -> Arc<Gate> {
@@ -77,8 +79,12 @@ impl Desk {
         let question = Question::decode(&asked.noun, &asked.verb, &asked.body)?;
         let (grant, user) = self.admit(&asked, &question, question_id).await?;
         let wanted = Wanted::new(question)?;
+        if wanted.reveals() {
+            self.admit_reveal(&asked, &wanted, question_id).await?;
+        }
+        let turn = self.shares.take(&asked.service).ok_or_else(too_often)?;
         let reading = Instant::now();
-        let looked = self.look(&grant, user, &wanted, deadline).await;
+        let looked = self.look(&turn, &grant, user, &wanted, deadline).await;
         *read = reading.elapsed();
         let found = match looked {
             Ok(found) => found,
@@ -88,7 +94,8 @@ impl Desk {
         let kind = if wanted.reveals() { "reveal" } else { "read" };
         for (object, rows) in found.reads(&wanted) {
             let grant = Arc::clone(&grant);
-            let noted = self.log.note(Access { grant, user, question_id, kind, object, rows }).await;
+            let service = asked.service.clone();
+            let noted = self.log.note(Access { grant, user, service, question_id, kind, object, rows }).await;
             noted.map_err(|problem| {
                 tracing::warn!(
                     worker = crate::NAME,
@@ -108,17 +115,23 @@ impl Desk {
         question: &Question,
         question_id: Uuid,
     ) -> Result<(Arc<str>, UserId), Refused> {
-        let judge = || {
-            let (service, session) = (&asked.service, question.session_id());
-            self.gate.admit_question(
-                asked.headers.as_ref(),
-                service,
-                &asked.noun,
-                &asked.verb,
-                session,
-                Utc::now(),
-            )
-        };
+        self.admit_as(asked, (&asked.noun, &asked.verb), question.session_id(), question_id).await
+    }
+
+    /// Whether the token allows to decrypt, which no scope for a question does.
+    async fn admit_reveal(&self, asked: &Asked, wanted: &Wanted, question_id: Uuid) -> Result<(), Refused> {
+        self.admit_as(asked, contract::REVEAL, wanted.session_id(), question_id).await.map(drop)
+    }
+
+    async fn admit_as(
+        &self,
+        asked: &Asked,
+        (noun, verb): (&str, &str),
+        session: Option<&str>,
+        question_id: Uuid,
+    ) -> Result<(Arc<str>, UserId), Refused> {
+        let headers = asked.headers.as_ref();
+        let judge = || self.gate.admit_question(headers, &asked.service, noun, verb, session, Utc::now());
         let mut admission = judge();
         // A token may have been made a moment ago, under a key or for a service that is new.
         if let Admission::Denied(refusal, _) = admission
@@ -130,11 +143,7 @@ impl Desk {
         }
         match admission {
             Admission::Granted(grant, user) => Ok((grant, user)),
-            Admission::TooOften => Err(Refused::told(
-                AskErrorCode::TooOften,
-                "the service asks too often; ask again later",
-                None,
-            )),
+            Admission::TooOften => Err(too_often()),
             Admission::Denied(refusal, user) => Err(self.deny(asked, refusal, user, question_id).await),
         }
     }
@@ -170,6 +179,7 @@ impl Desk {
     /// several statements is ended by a request to cancel it.
     async fn look(
         &self,
+        turn: &Turn,
         grant: &str,
         user: UserId,
         wanted: &Wanted,
@@ -177,8 +187,9 @@ impl Desk {
     ) -> Result<Found, Fault> {
         let late = |reason: &str| Fault { kind: FaultKind::Transient, reason: reason.to_owned() };
         let since = Instant::now();
-        let lent = timeout(deadline, store::lend(&self.read)).await;
-        let mut connection = lent.map_err(|_| late("every connection for reading is busy"))??;
+        let lent = timeout(deadline, async { (turn.read().await, store::lend(&self.read).await) }).await;
+        let (_reading, lent) = lent.map_err(|_| late("every connection for reading is busy"))?;
+        let mut connection = lent?;
         // Zero would be no bound at all.
         let left = deadline.saturating_sub(since.elapsed()).max(Duration::from_millis(1));
         let cancel = connection.cancel_token();
@@ -268,6 +279,10 @@ impl Desk {
         }
         Ok(found)
     }
+}
+
+fn too_often() -> Refused {
+    Refused::told(AskErrorCode::TooOften, "the service asks too often; ask again later", None)
 }
 
 /// The id under which the question is found in the audit trail: the asker's, or one of its own.

@@ -11,6 +11,7 @@ mod access;
 mod answer;
 mod desk;
 mod page;
+mod share;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,12 +26,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use trust::role_of;
 
+use share::Shares;
+
 pub use desk::{Desk, LONGEST_DEADLINE};
 
 /// The name of its crate, its connection and its database role.
 pub const NAME: &str = contract::READER;
 /// The most questions that a replica answers at a time. More of them wait.
-const AT_A_TIME: usize = 64;
+const AT_A_TIME: usize = 256;
 /// What an answer may take beyond its deadline, which PostgreSQL keeps, before it is given up.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -68,7 +71,7 @@ pub async fn run(settings: &Settings, stop: CancellationToken) -> Result<(), Run
     let following = watch::follow(NAME, desk.gate(), desk.primary(), stop.clone());
     let _following = AbortOnDropHandle::new(tokio::spawn(following));
     let endpoints = QUESTIONS.iter().map(|kind| endpoint(kind)).collect();
-    let answer = |asked| {
+    let answer = move |asked| {
         let desk = Arc::clone(&desk);
         async move { desk.answer(asked).await }
     };
@@ -129,12 +132,13 @@ pub async fn open(settings: &Settings, wait: &Patience) -> Result<Desk, RunError
         ACCESS_CONNECTIONS,
         Duration::from_millis(settings.postgres.statement_timeout_ms),
     )?;
+    let shares = Shares::new(AT_A_TIME / 4, settings.postgres.read_pool_size / 2);
     let keys = keys::Keys::open(&settings.keys, &role, NAME, patience)?;
     wait.for_it(|| runtime::check_database(&primary, NAME)).await?;
     wait.for_it(|| readable(&read)).await?;
     let state = wait.for_it(|| watch::read(&primary)).await?;
     let gate = runtime::authorise::Gate::new(&settings.trust, NAME, state);
-    Ok(Desk::new(gate, read, primary, keys))
+    Ok(Desk::new(gate, shares, read, primary, keys))
 }
 
 /// Connections for noting what was read, and for the registry.

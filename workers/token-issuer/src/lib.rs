@@ -71,7 +71,7 @@ pub async fn run(issuer: TokenIssuer, settings: &Settings, stop: CancellationTok
         metadata: HashMap::new(),
     };
     let desk = Arc::new(Desk::new(issuer, pool));
-    let answer = |asked| {
+    let answer = move |asked| {
         let desk = Arc::clone(&desk);
         async move { desk.answer(asked).await }
     };

@@ -34,11 +34,15 @@ pub const ASK_ROOT: &str = "memory.ask";
 /// The worker that answers questions.
 pub const READER: &str = "memory-reader";
 
+/// The noun and the verb of the scope that a question with `reveal` needs beside its own: whoever may write or read may not
+/// therefore decrypt.
+pub const REVEAL: (&str, &str) = ("secret", "reveal");
+
 /// The largest question, in bytes.
 pub const QUESTION_BYTES: usize = 16 * 1024;
 
 /// Where the page after another one begins, as that one said.
-pub type Cursor = Text<1, 1024>;
+pub type Cursor = Text<1, 4096>;
 
 /// How many items a page has at most.
 pub type Limit = Bounded<1, 200>;

@@ -27,10 +27,10 @@ pub enum Dimension {
 #[serde(deny_unknown_fields)]
 pub struct RouterAnalytics {
     /// From the beginning of this hour on. Absent: 24 hours before `until`.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::value::time")]
     pub from: Option<DateTime<Utc>>,
     /// Until the end of this hour. Absent: now. At most 366 days after `from`.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::value::time")]
     pub until: Option<DateTime<Utc>>,
     /// A row for each value of these. Empty: one row for all.
     #[serde(default = "hour")]

@@ -1,7 +1,7 @@
 //! `memfleet dead`
 
 mod letters;
-mod show;
+pub(super) mod show;
 
 use std::collections::VecDeque;
 

@@ -9,7 +9,7 @@ use crate::outln;
 use crate::replay::{Replayed, replay};
 use crate::table::grouped;
 
-/// Rebuilds a user's contexts, in all tiers, from the event stream alone, and compares them with what the tables hold.
+/// Rebuilds a user's contexts, in all tiers, from the events in the database alone, and compares them with what the tables hold.
 ///
 /// It is done in a scratch schema, in a transaction that is rolled back: nothing changes. Run it as an administrator, whom
 /// row-level security hides nothing from. The exit status is 1 if anything differs. With --as-of the contexts are those of an

@@ -13,6 +13,7 @@ use futures::StreamExt;
 use runtime::{Settings, broker};
 use uuid::Uuid;
 
+use super::dead::show::printable;
 use super::run::interrupted;
 use crate::outln;
 
@@ -98,9 +99,12 @@ async fn follow(args: &TailArgs, settings: &Settings) -> anyhow::Result<()> {
 
 fn line(event: &Event) -> String {
     let payload = event.payload.as_str();
-    let shown: String = payload.chars().take(SHOWN).collect();
-    let more = if shown.len() < payload.len() { "…" } else { "" };
-    let target = event.target_agent_id.as_ref().map_or(String::new(), |target| format!(" → {target}"));
+    let beginning: String = payload.chars().take(SHOWN).collect();
+    let more = if beginning.len() < payload.len() { "…" } else { "" };
+    // What a publisher wrote shall not steer the terminal.
+    let shown = printable(&beginning);
+    let target = event.target_agent_id.as_deref().map(printable);
+    let target = target.map_or(String::new(), |target| format!(" → {target}"));
     format!(
         "{:>8}  {}  {:<22}  {}  {}{target}  {shown}{more}",
         event.event_sequence,

@@ -29,16 +29,16 @@ impl List {
 }
 
 const LIST: &str = concat!(
-    "WITH page AS (SELECT id, session_id, agent_id, context_key, context_value::text AS context_value, is_shareable, version, expires_at,
-        is_sensitive, updated_at
-    FROM agent_context_states
+    "WITH page AS (SELECT * FROM agent_context_states
     WHERE user_id = $1 AND memory_tier = $2::memorytier AND removed_at IS NULL AND ($3 IS NULL OR session_id = $3)
         AND ($4 IS NULL OR agent_id = $4) AND ($5 IS NULL OR starts_with(context_key, $5))
         AND ($6 OR expires_at IS NULL OR expires_at > now())
         AND ($7 IS NULL OR (session_id, agent_id, context_key) > ($7, $8, $9))
     ORDER BY session_id, agent_id, context_key LIMIT $10) ",
     within_page!(
-        "octet_length(p.context_value)",
+        "id, session_id, agent_id, context_key, context_value::text AS context_value, is_shareable, version, expires_at,
+        is_sensitive, updated_at",
+        "octet_length(p.context_value::text)",
         "agent_context_states",
         "p.session_id, p.agent_id, p.context_key",
         "$11",

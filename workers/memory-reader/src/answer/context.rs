@@ -33,14 +33,12 @@ macro_rules! columns {
 }
 
 const LIST: &str = concat!(
-    "WITH page AS (SELECT ",
-    columns!(),
-    " FROM simple_chat_context
+    "WITH page AS (SELECT * FROM simple_chat_context
     WHERE user_id = $1 AND session_id = $2 AND removed_at IS NULL AND ($3 IS NULL OR context_type = $3::context_type)
         AND ($4 IS NULL OR access_level = $4::access_level) AND ($5 IS NULL OR starts_with(context_key, $5))
         AND ($6 OR expires_at IS NULL OR expires_at > now()) AND ($7 IS NULL OR context_key > $7)
     ORDER BY context_key LIMIT $8) ",
-    within_page!("octet_length(p.context_value)", "simple_chat_context", "p.context_key", "$9", "$10")
+    within_page!(columns!(), "octet_length(p.context_value::text)", "simple_chat_context", "p.context_key", "$9", "$10")
 );
 
 /// One that has expired is not there.

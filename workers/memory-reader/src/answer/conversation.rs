@@ -33,10 +33,17 @@ const FIND: &str = "
 /// A text takes more bytes in JSON than by itself.
 const READ: &str = concat!(
     r#"WITH page AS (
-        SELECT id, role::text AS role, content, is_sensitive, "timestamp" AS sent_at FROM chat_messages
+        SELECT * FROM chat_messages
         WHERE user_id = $1 AND history_id = $2 AND ($3 IS NULL OR ("timestamp", id) > ($3, $4))
         ORDER BY "timestamp", id LIMIT $5) "#,
-    within_page!("octet_length(to_json(p.content)::text)", "chat_messages", "p.sent_at, p.id", "$6", "$7")
+    within_page!(
+        r#"id, role::text AS role, content, is_sensitive, "timestamp" AS sent_at"#,
+        "octet_length(to_json(p.content)::text)",
+        "chat_messages",
+        r#"p."timestamp", p.id"#,
+        "$6",
+        "$7"
+    )
 );
 
 #[derive(QueryableByName)]

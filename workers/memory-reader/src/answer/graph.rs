@@ -28,15 +28,15 @@ const WALK: &str = "
     ), nearest AS (
         SELECT id, min(depth) AS depth FROM walk GROUP BY id
     ), page AS (
-        SELECT n.id, n.node_type, n.node_key, n.title, n.content::text AS content,
-            n.validation_status::text AS validation_status, n.consensus_score, w.depth
-        FROM nearest w JOIN consensus_memory_nodes n ON n.user_id = $1 AND n.id = w.id
+        SELECT n.*, w.depth FROM nearest w JOIN consensus_memory_nodes n ON n.user_id = $1 AND n.id = w.id
         ORDER BY w.depth, n.title, n.id LIMIT $6
     ), sized AS (
         SELECT p.*, count(*) OVER () AS found, row_number() OVER in_order AS place,
-            sum(octet_length(p.content)) OVER in_order AS bytes
+            sum(octet_length(p.content::text)) OVER in_order AS bytes
         FROM page p WINDOW in_order AS (ORDER BY p.depth, p.title, p.id))
-    SELECT * FROM sized WHERE place = 1 OR bytes <= $7 ORDER BY place";
+    SELECT id, node_type, node_key, title, content::text AS content, validation_status::text AS validation_status, consensus_score,
+        depth, found
+    FROM sized WHERE place = 1 OR bytes <= $7 ORDER BY place";
 
 const RELATE: &str = "
     SELECT source_node_id, target_node_id, relation_type, strength, confidence FROM consensus_memory_relations

@@ -1,23 +1,23 @@
 //! The SQL of each question, and what it finds.
 
-/// What of a `page` has room in an answer: the first row, and what follows while the bytes of its values, and of the secrets that
-/// shall be revealed in them, are within a bound. `found` counts all of the page.
+/// What of a `page`, rows of a table as they are, has room in an answer: the first row, and what follows while the bytes of its
+/// values, and of the secrets that shall be revealed in them, are within a bound. `found` counts all of the page. Values are
+/// written out for their sizes one after the other, and kept only where they are told.
 macro_rules! within_page {
-    ($size:literal, $table:literal, $order:literal, $reveal:literal, $bytes:literal) => {
+    ($columns:expr, $size:literal, $table:literal, $order:literal, $reveal:literal, $bytes:literal) => {
         concat!(
-            ", sized AS (SELECT p.*, count(*) OVER () AS found, row_number() OVER (ORDER BY ",
-            $order,
-            ") AS place, sum(",
+            ", sized AS (SELECT p.*, count(*) OVER () AS found, row_number() OVER in_order AS place, sum(",
             $size,
             " + CASE WHEN ",
             $reveal,
             " AND p.is_sensitive THEN (SELECT coalesce(sum(octet_length(e.ciphertext)), 0) FROM encrypted_fields e
                 WHERE e.user_id = $1 AND e.table_name = '",
             $table,
-            "' AND e.row_id = p.id) ELSE 0 END) OVER (ORDER BY ",
+            "' AND e.row_id = p.id) ELSE 0 END) OVER in_order AS bytes FROM page p WINDOW in_order AS (ORDER BY ",
             $order,
-            ") AS bytes FROM page p)
-            SELECT * FROM sized WHERE place = 1 OR bytes <= ",
+            ")) SELECT ",
+            $columns,
+            ", found FROM sized WHERE place = 1 OR bytes <= ",
             $bytes,
             " ORDER BY place"
         )
@@ -86,6 +86,20 @@ impl Wanted {
             Self::Router(_) => router::TABLE,
             Self::Graph(_) => graph::NODES,
             Self::Events(_) => event::TABLE,
+        }
+    }
+
+    /// The session of a question that may reveal something, if it is about one.
+    pub(crate) fn session_id(&self) -> Option<&str> {
+        match self {
+            Self::Contexts(list) => Some(list.asked.session_id.as_str()),
+            Self::Context(get) => Some(get.session_id.as_str()),
+            Self::AgentContexts(list) => list.asked.session_id.as_ref().map(contract::SessionId::as_str),
+            Self::Conversation(_)
+            | Self::Sessions(_)
+            | Self::Router(_)
+            | Self::Graph(_)
+            | Self::Events(_) => None,
         }
     }
 

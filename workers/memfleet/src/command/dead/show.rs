@@ -109,7 +109,7 @@ fn when(letter: &Letter) -> String {
 }
 
 /// What somebody else wrote, without what would steer a terminal.
-pub(super) fn printable(text: &str) -> String {
+pub(in crate::command) fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for character in text.chars() {
         if is_harmless(character) {
