@@ -58,9 +58,6 @@ pub struct Identity {
 
 /// The worker that answers those who ask for tokens.
 pub(crate) const TOKEN_ISSUER: &str = "token-issuer";
-/// Where the broker tells of events once they are stored, within the account that stores them: the subject of an event with
-/// another beginning. Listeners hear it as `memory.event.>`.
-const TOLD: &str = "memory.told";
 /// Sees to streams, dead letters and keys.
 pub(crate) const OPERATOR: &str = "operator";
 /// Reads what the server says of itself.
@@ -225,8 +222,6 @@ fn exchange(account: Account, services: &[Service]) -> String {
             exports.extend(SERVICES_OF_STORE.iter().map(|(subject, response)| {
                 format!("{{ service: \"{subject}\", response: {response}, accounts: [WORKERS] }}")
             }));
-            // Told anew once they are stored: what came in as a request of another account is handed on to none.
-            exports.push(format!("{{ stream: \"{TOLD}.>\", accounts: [LISTENERS] }}"));
             let imports = [from("service", "WORKERS", "memory.ask.>"), from("service", "WORKERS", "$SRV.>")];
             lines.extend([list("exports", &exports), list("imports", &imports)]);
         }
@@ -239,14 +234,14 @@ fn exchange(account: Account, services: &[Service]) -> String {
             lines.extend([list("exports", &exports), list("imports", &imports)]);
         }
         Account::Listeners => {
-            let events =
-                format!("{{ stream: {{ account: STORE, subject: \"{TOLD}.>\" }}, to: \"memory.event.>\" }}");
-            lines.push(list("imports", &[events]));
+            lines.push(list("imports", &[from("stream", "WORKERS", "memory.event.>")]));
         }
         Account::Workers => {
             let exports = [
                 "{ service: \"memory.ask.>\", accounts: [STORE, PUBLISHERS] }".to_owned(),
                 "{ service: \"$SRV.>\", response: stream, accounts: [STORE] }".to_owned(),
+                // Where it comes from: what the account of the streams is handed as a request it hands on to nobody.
+                "{ stream: \"memory.event.>\", accounts: [LISTENERS] }".to_owned(),
             ];
             let mut imports: Vec<String> = SERVICES_OF_STORE
                 .iter()
