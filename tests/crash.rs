@@ -4,14 +4,15 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
-use std::process::Stdio;
 use std::time::Duration;
 
 use context_writer::ContextWriter;
 use contract::{Event, header};
 use serde_json::json;
-use testkit::{Fixture, Published, deliver_again_after, eventually, forget_duplicates_after, request};
-use tokio::process::{Child, Command};
+use testkit::{
+    Fixture, Published, deliver_again_after, eventually, forget_duplicates_after, request, start_worker,
+};
+use tokio::process::Child;
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -62,20 +63,10 @@ fn load() -> Load {
 }
 
 fn start(fixture: &Fixture, crash_at: Option<String>) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_memfleet"));
-    command
-        .args(["run", "context-writer"])
-        .envs(fixture.environment())
-        .env("MEMFLEET_WORKER__BATCH_SIZE", "50")
-        .env("MEMFLEET_WORKER__RETRY_FIRST_DELAY_MS", "50")
-        .env("MEMFLEET_LOG__FILTER", "info")
-        .stdout(Stdio::null())
-        .stderr(testkit::logs::of_a_program("worker"))
-        .kill_on_drop(true);
-    if let Some(point) = crash_at {
-        command.env("MEMFLEET_CRASH_AT", point);
-    }
-    command.spawn().expect("a worker process")
+    let mut options =
+        vec![("MEMFLEET_WORKER__BATCH_SIZE", "50"), ("MEMFLEET_WORKER__RETRY_FIRST_DELAY_MS", "50")];
+    options.extend(crash_at.as_deref().map(|point| ("MEMFLEET_CRASH_AT", point)));
+    start_worker(env!("CARGO_BIN_EXE_memfleet"), fixture, "context-writer", &options)
 }
 
 fn assert_killed(status: std::process::ExitStatus) {

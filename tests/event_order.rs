@@ -3,7 +3,6 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, HashSet};
-use std::process::Stdio;
 use std::time::Duration;
 
 use context_writer::ContextWriter;
@@ -14,8 +13,10 @@ use runtime::Worker;
 use serde_json::json;
 use store::Fault;
 use testkit::attack::{grant, login};
-use testkit::{Fixture, Published, context, deliver_again_after, eventually, request, session, user};
-use tokio::process::Command;
+use testkit::{
+    Fixture, Published, context, deliver_again_after, eventually, request, session, start_worker, user,
+};
+use tokio::process::Child;
 use uuid::Uuid;
 
 const USERS: i32 = 6;
@@ -54,20 +55,10 @@ async fn assert_in_order(fixture: &Fixture) {
     }
 }
 
-fn start(fixture: &Fixture, worker: &str, crash_at: Option<&str>) -> tokio::process::Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_memfleet"));
-    command
-        .args(["run", worker])
-        .envs(fixture.environment())
-        .env("MEMFLEET_WORKER__BATCH_SIZE", "20")
-        .env("MEMFLEET_LOG__FILTER", "info")
-        .stdout(Stdio::null())
-        .stderr(testkit::logs::of_a_program("worker"))
-        .kill_on_drop(true);
-    if let Some(point) = crash_at {
-        command.env("MEMFLEET_CRASH_AT", point);
-    }
-    command.spawn().expect("a worker process")
+fn start(fixture: &Fixture, worker: &str, crash_at: Option<&str>) -> Child {
+    let mut options = vec![("MEMFLEET_WORKER__BATCH_SIZE", "20")];
+    options.extend(crash_at.map(|point| ("MEMFLEET_CRASH_AT", point)));
+    start_worker(env!("CARGO_BIN_EXE_memfleet"), fixture, worker, &options)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -200,20 +191,18 @@ async fn however_much_was_not_told_is_told_first() {
     })
     .await;
     fixture.carry(ContextWriter, [user(1), session(1, "s")]).await;
-    for batch in 0..3 {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_memfleet"));
-        command
-            .args(["run", "context-writer"])
-            .envs(fixture.environment())
-            .stdout(Stdio::null())
-            .kill_on_drop(true);
-        command.env("MEMFLEET_WORKER__BATCH_SIZE", "1000").env("MEMFLEET_WORKER__BATCH_WAIT_MS", "1000");
-        command.env("MEMFLEET_CRASH_AT", "Committed:1").stderr(testkit::logs::of_a_program("worker"));
+    for batch in 0..5 {
         fixture.publish((0..900).map(|n| context(1, "s", &format!("k{batch}.{n}"), 1))).await;
-        command.spawn().expect("a worker process").wait().await.expect("a status");
+        let options = [
+            ("MEMFLEET_WORKER__BATCH_SIZE", "1000"),
+            ("MEMFLEET_WORKER__BATCH_WAIT_MS", "1000"),
+            ("MEMFLEET_CRASH_AT", "Committed:1"),
+        ];
+        let program = env!("CARGO_BIN_EXE_memfleet");
+        start_worker(program, &fixture, "context-writer", &options).wait().await.expect("a status");
     }
     let untold = fixture.count("blackboard_events").await - published(&fixture).await.len() as i64;
-    assert!(untold > 1_000, "{untold}");
+    assert!(untold > 2_000, "{untold}");
     fixture.carry(RouterLogger, [decision(1)]).await;
     assert_in_order(&fixture).await;
 }

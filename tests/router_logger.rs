@@ -2,7 +2,6 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::process::Stdio;
 use std::time::Duration;
 
 use context_writer::ContextWriter;
@@ -10,9 +9,10 @@ use contract::header;
 use router_logger::RouterLogger;
 use serde_json::{Value, json};
 use testkit::{
-    CANARY, Fixture, Published, context, deliver_again_after, forget_duplicates_after, request, session, user,
+    CANARY, Fixture, Published, context, deliver_again_after, forget_duplicates_after, request, session,
+    start_worker, user,
 };
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use uuid::Uuid;
 
 fn decision(user: i32, fields: Value) -> Published {
@@ -266,19 +266,9 @@ fn many() -> Vec<Published> {
 }
 
 fn start(fixture: &Fixture, crash_at: Option<&str>) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_memfleet"));
-    command
-        .args(["run", "router-logger"])
-        .envs(fixture.environment())
-        .env("MEMFLEET_WORKER__BATCH_SIZE", "100")
-        .env("MEMFLEET_LOG__FILTER", "info")
-        .stdout(Stdio::null())
-        .stderr(testkit::logs::of_a_program("worker"))
-        .kill_on_drop(true);
-    if let Some(point) = crash_at {
-        command.env("MEMFLEET_CRASH_AT", point);
-    }
-    command.spawn().expect("a worker process")
+    let mut options = vec![("MEMFLEET_WORKER__BATCH_SIZE", "100")];
+    options.extend(crash_at.map(|point| ("MEMFLEET_CRASH_AT", point)));
+    start_worker(env!("CARGO_BIN_EXE_memfleet"), fixture, "router-logger", &options)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,6 +15,7 @@ pub mod logs;
 mod publish;
 pub mod token;
 mod wait;
+mod worker;
 
 pub use change::{deliver_again_after, forget_duplicates_after};
 pub use database::{
@@ -24,3 +25,4 @@ pub use fixture::{Fixture, Running, lines_on, next};
 pub use logs::LOGS_VARIABLE;
 pub use publish::{CANARY, Published, context, everything_of, request, session, user};
 pub use wait::{DEADLINE, eventually};
+pub use worker::start_worker;
