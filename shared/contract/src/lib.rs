@@ -26,6 +26,7 @@ mod locate;
 mod malformed;
 mod number;
 mod outcome;
+mod parted;
 mod question;
 mod request;
 mod router;
@@ -49,6 +50,7 @@ pub use event::{Event, EventType, Performative};
 pub use malformed::Malformed;
 pub use number::{Bounded, Priority, Score, Version};
 pub use outcome::{Outcome, OutcomeStatus};
+pub use parted::Parted;
 pub use question::{
     ASK_ROOT, AgentContextInfo, AgentContextList, AgentContextPage, AnalyticsRow, ContextAnswer, ContextGet,
     ContextInfo, ContextList, ContextPage, ConversationPage, ConversationRead, Cursor, Dimension, EventList,

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use contract::{ContextRequest as Request, Event, Performative};
 use runtime::{Effect, Message, Payload, Verdict};
 
-use crate::message::Parted;
+use crate::Parted;
 use crate::store::Done;
 
 pub(crate) fn verdict(message: &Message<Parted>, done: Done) -> Verdict {

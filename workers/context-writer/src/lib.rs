@@ -16,14 +16,15 @@
 //! [`Verdict::Unmet`], and the rest of the batch goes through.
 
 mod event;
-pub mod message;
 pub mod store;
 
 use ::store::{Connection, Fault};
-use contract::{Malformed, RequestSubject, SessionId};
+use contract::{ContextRequest, Malformed, RequestSubject, SessionId};
 use keys::DataKeys;
-use message::Parted;
 use runtime::{Message, Verdict, Worker};
+
+/// What the worker takes in.
+pub type Parted = contract::Parted<ContextRequest>;
 
 /// The worker.
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,7 +37,7 @@ impl Worker for ContextWriter {
     type Request = Parted;
 
     fn decode(&self, subject: &RequestSubject, body: &[u8]) -> Result<Parted, Malformed> {
-        message::decode(subject, body)
+        Parted::decode(subject, body)
     }
 
     fn session<'a>(&self, request: &'a Parted) -> Option<&'a str> {

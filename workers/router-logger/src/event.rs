@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use contract::{Performative, RouterRequest, ToolPhase};
 use runtime::{Effect, Message, Payload, Verdict};
 
-use crate::message::Parted;
+use crate::Parted;
 use crate::store::Done;
 
 pub(crate) fn verdict(message: &Message<Parted>, done: Done) -> Verdict {

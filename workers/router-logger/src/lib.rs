@@ -10,14 +10,15 @@
 //! A message whose session is not known waits for it: sessions are opened on another stream, which may be behind.
 
 mod event;
-pub mod message;
 pub mod store;
 
 use ::store::{Connection, Fault};
-use contract::{Malformed, RequestSubject, RouterRequest};
+use contract::{Malformed, RequestSubject, RouterRequest, SessionId};
 use keys::DataKeys;
-use message::Parted;
 use runtime::{Message, Verdict, Worker};
+
+/// What the worker takes in.
+pub type Parted = contract::Parted<RouterRequest>;
 
 /// The worker.
 #[derive(Clone, Copy, Debug, Default)]
@@ -30,14 +31,11 @@ impl Worker for RouterLogger {
     type Request = Parted;
 
     fn decode(&self, subject: &RequestSubject, body: &[u8]) -> Result<Parted, Malformed> {
-        message::decode(subject, body)
+        Parted::decode(subject, body)
     }
 
     fn session<'a>(&self, request: &'a Parted) -> Option<&'a str> {
-        Some(match &request.request {
-            RouterRequest::DecisionLog(log) => log.session_id.as_str(),
-            RouterRequest::ToolReport(report) => report.session_id.as_str(),
-        })
+        request.session_id.as_ref().map(SessionId::as_str)
     }
 
     fn needs_key(&self, request: &Parted) -> bool {

@@ -12,7 +12,7 @@ use keys::{DataKeys, Field};
 use runtime::Message;
 use uuid::Uuid;
 
-use crate::message::Parted;
+use crate::Parted;
 
 /// What a statement did for one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

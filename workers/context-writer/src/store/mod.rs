@@ -17,7 +17,7 @@ use keys::DataKeys;
 use runtime::Message;
 use uuid::Uuid;
 
-use crate::message::Parted;
+use crate::Parted;
 
 /// What a statement did for one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use store::{Connection, Fault};
 use uuid::Uuid;
 
 use super::Done;
-use crate::message::Parted;
+use crate::Parted;
 use runtime::Message;
 
 /// Encrypts and writes what the rows that were written hold no more. Of several messages of one row, the last one counts,
