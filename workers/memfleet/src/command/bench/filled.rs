@@ -1,6 +1,7 @@
 //! A database full of rows of many users, for benches of reads and indexes.
 
 use anyhow::Context;
+use clap::Args;
 use contract::UserId;
 use diesel::QueryableByName;
 use diesel::sql_types::{Integer, Text};
@@ -12,6 +13,36 @@ use trust::role_of;
 
 use super::grants::Grants;
 use crate::errln;
+
+/// How much is filled in, and how often it is read.
+#[derive(Debug, Args)]
+pub(super) struct FilledArgs {
+    /// Contexts, and as many router decisions and events.
+    #[arg(long, default_value_t = 1_000_000, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1_000..=20_000_000))]
+    pub(super) rows: u32,
+
+    /// Users that they belong to.
+    #[arg(long, default_value_t = 10_000, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
+    pub(super) users: u32,
+
+    /// Times that each is asked, of another user each time.
+    #[arg(long, default_value_t = 500, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(10..=100_000))]
+    pub(super) times: u32,
+}
+
+impl FilledArgs {
+    pub(super) fn size(&self) -> Size {
+        Size { rows: self.rows, users: self.users, sessions: 10 }
+    }
+}
+
+/// Of these users another one each time, far from the one before.
+///
+/// # Errors
+/// If there are more users than there are numbers for them.
+pub(super) fn user(number: u32, users: u32) -> anyhow::Result<UserId> {
+    Ok(UserId::new(i32::try_from(1 + u64::from(number) * 7_919 % u64::from(users))?)?)
+}
 
 /// How many rows of how many users.
 #[derive(Clone, Copy, Debug)]

@@ -183,7 +183,7 @@ struct Measured {
 }
 
 pub(super) async fn execute(args: &IndexesArgs, settings: &Settings) -> anyhow::Result<()> {
-    let indexes = on_private_servers(settings, async |settings| measure(args, settings).await).await?;
+    let indexes = on_private_servers(settings, async |local| measure(args, &local.settings).await).await?;
     let report = Report { rows: args.rows, users: args.users, indexes };
     if args.json {
         outln!("{}", serde_json::to_string(&report).context("the report cannot be written")?);
@@ -266,7 +266,7 @@ async fn times(
 ) -> anyhow::Result<(f64, f64)> {
     let (mut queries, mut inserts) = (Vec::new(), Vec::new());
     for number in 0..args.times {
-        let user = UserId::new(i32::try_from(1 + u64::from(number) * 7_919 % u64::from(args.users))?)?;
+        let user = filled::user(number, args.users)?;
         filled::begin_for(reader, grants, user).await?;
         queries.push(filled::time(reader, query, user).await?);
         reader.batch_execute("COMMIT").await?;

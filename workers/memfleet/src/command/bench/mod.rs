@@ -75,7 +75,7 @@ pub async fn execute(args: BenchArgs, settings: &Settings) -> anyhow::Result<()>
         What::WritePath(args) => write_path::execute(&args, settings).await,
         What::Indexes(args) => indexes::execute(&args, settings).await,
         What::Reads(args) => reads::execute(&args, settings).await,
-        What::Router(args) => router::execute(args, settings).await,
+        What::Router(args) => router::execute(&args, settings).await,
         What::Questions(args) => questions::execute(&args, settings).await,
         What::Trust(args) => trust::execute(&args, settings).await,
     }
@@ -84,12 +84,12 @@ pub async fn execute(args: BenchArgs, settings: &Settings) -> anyhow::Result<()>
 /// Measures something on private servers, which are stopped whatever comes of it, also by Ctrl-C.
 async fn on_private_servers<T>(
     settings: &Settings,
-    measure: impl AsyncFnOnce(&Settings) -> anyhow::Result<T>,
+    measure: impl AsyncFnOnce(&Local) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let starting = Local::temporary(settings, StackOptions::default());
     let local = step("starting private NATS and PostgreSQL", starting).await?;
     let measured = tokio::select! {
-        measured = measure(&local.settings) => measured,
+        measured = measure(&local) => measured,
         interrupted = super::run::interrupted() => interrupted.and_then(|()| anyhow::bail!("interrupted")),
     };
     let stopped = local.stop().await;

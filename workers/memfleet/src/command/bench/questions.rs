@@ -18,7 +18,7 @@ use store::registry::{self, Rates, ServiceEntry};
 use tokio::time::sleep;
 use trust::TokenRequest;
 
-use super::filled::{self, Size};
+use super::filled::{self, FilledArgs};
 use super::reads::QUERIES;
 use super::{on_private_servers, percentile, rounded};
 use crate::fleet::{Fleet, WorkerName};
@@ -27,17 +27,8 @@ use crate::{errln, outln, tokens};
 
 #[derive(Debug, Args)]
 pub(super) struct QuestionsArgs {
-    /// Contexts, and as many router decisions and events.
-    #[arg(long, default_value_t = 1_000_000, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1_000..=20_000_000))]
-    rows: u32,
-
-    /// Users that they belong to.
-    #[arg(long, default_value_t = 10_000, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
-    users: u32,
-
-    /// Times that each question is asked, of another user each time.
-    #[arg(long, default_value_t = 500, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(10..=100_000))]
-    times: u32,
+    #[command(flatten)]
+    filled: FilledArgs,
 
     /// Print one JSON object, on the last line of standard output.
     #[arg(long)]
@@ -93,15 +84,15 @@ struct Question {
 }
 
 pub(super) async fn execute(args: &QuestionsArgs, settings: &Settings) -> anyhow::Result<()> {
-    let questions = on_private_servers(settings, async |settings| measure(args, settings).await).await?;
+    let questions = on_private_servers(settings, async |local| measure(args, &local.settings).await).await?;
     let p99 = |name: &str| {
         let found = questions.iter().find(|question| question.name == name);
         found.map(|question| question.read_ms_p99).with_context(|| format!("{name} was not measured"))
     };
     let added = questions.iter().map(|question| question.nats_ms_p50 - question.in_process_ms_p50);
     let report = Report {
-        rows: args.rows,
-        users: args.users,
+        rows: args.filled.rows,
+        users: args.filled.users,
         session_lookup_ms_p99: p99("session_lookup")?,
         context_get_ms_p99: p99("context_get")?,
         analytics_ms_p99: p99("hourly_analytics")?,
@@ -118,7 +109,7 @@ pub(super) async fn execute(args: &QuestionsArgs, settings: &Settings) -> anyhow
 }
 
 async fn measure(args: &QuestionsArgs, settings: &Settings) -> anyhow::Result<Vec<Question>> {
-    let mut owner = filled::fill(settings, Size { rows: args.rows, users: args.users, sessions: 10 }).await?;
+    let mut owner = filled::fill(settings, args.filled.size()).await?;
     errln!("learning from the decisions");
     owner.batch_execute(&learn()).await.context("the patterns cannot be made")?;
     owner.batch_execute("VACUUM ANALYZE router_hourly_patterns").await?;
@@ -224,9 +215,9 @@ async fn measure_one(
     errln!("asking {question}");
     let (_, sql) = QUERIES.iter().find(|(query, _)| *query == name).context("no such query")?;
     let mut times: HashMap<&str, Vec<f64>> = HashMap::new();
-    for number in 0..WARM_UP + args.times {
+    for number in 0..WARM_UP + args.filled.times {
         // Users far apart. Of each all three ways, in turns, since whoever is first brings the pages into memory.
-        let user = UserId::new(i32::try_from(1 + u64::from(number) * 7_919 % u64::from(args.users))?)?;
+        let user = filled::user(number, args.filled.users)?;
         for turn in 0..3 {
             let mut note = |way, took| {
                 if number >= WARM_UP {

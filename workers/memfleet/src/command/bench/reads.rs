@@ -7,24 +7,15 @@ use diesel_async::SimpleAsyncConnection;
 use runtime::Settings;
 use serde::Serialize;
 
-use super::filled::{self, Size};
+use super::filled::{self, FilledArgs};
 use super::{median, on_private_servers, percentile, rounded};
 use crate::outln;
 use crate::table::{Align, Table};
 
 #[derive(Debug, Args)]
 pub(super) struct ReadsArgs {
-    /// Contexts, and as many router decisions and events.
-    #[arg(long, default_value_t = 1_000_000, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1_000..=20_000_000))]
-    rows: u32,
-
-    /// Users that they belong to.
-    #[arg(long, default_value_t = 10_000, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
-    users: u32,
-
-    /// Times that each query is asked, of another user each time.
-    #[arg(long, default_value_t = 500, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(10..=100_000))]
-    times: u32,
+    #[command(flatten)]
+    filled: FilledArgs,
 
     /// Print one JSON object, on the last line of standard output.
     #[arg(long)]
@@ -103,9 +94,9 @@ struct Query {
 }
 
 pub(super) async fn execute(args: &ReadsArgs, settings: &Settings) -> anyhow::Result<()> {
-    let queries = on_private_servers(settings, async |settings| measure(args, settings).await).await?;
+    let queries = on_private_servers(settings, async |local| measure(args, &local.settings).await).await?;
     let ratio = queries.iter().map(|query| query.ratio).fold(0.0, f64::max);
-    let report = Report { rows: args.rows, users: args.users, ratio, queries };
+    let report = Report { rows: args.filled.rows, users: args.filled.users, ratio, queries };
     if args.json {
         outln!("{}", serde_json::to_string(&report).context("the report cannot be written")?);
     } else {
@@ -118,7 +109,7 @@ pub(super) async fn execute(args: &ReadsArgs, settings: &Settings) -> anyhow::Re
 }
 
 async fn measure(args: &ReadsArgs, settings: &Settings) -> anyhow::Result<Vec<Query>> {
-    let mut owner = filled::fill(settings, Size { rows: args.rows, users: args.users, sessions: 10 }).await?;
+    let mut owner = filled::fill(settings, args.filled.size()).await?;
     filled::make_plan_function(&mut owner).await?;
     let (mut reader, grants) = filled::reader(settings).await?;
     // PostgreSQL reads an empty partition from end to end, which is nothing.
@@ -126,10 +117,10 @@ async fn measure(args: &ReadsArgs, settings: &Settings) -> anyhow::Result<Vec<Qu
     let mut measured = Vec::new();
     for (name, sql) in QUERIES {
         let (mut with, mut without) = (Vec::new(), Vec::new());
-        for number in 0..args.times {
+        for number in 0..args.filled.times {
             // Users far apart, and of each both ways at once, so that both find the same pages in memory: whoever is first
             // brings them there, and each is first every other time.
-            let user = UserId::new(i32::try_from(1 + u64::from(number) * 7_919 % u64::from(args.users))?)?;
+            let user = filled::user(number, args.filled.users)?;
             if number % 2 == 0 {
                 without.push(filled::time(&mut owner, sql, user).await?);
             }

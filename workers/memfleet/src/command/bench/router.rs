@@ -6,14 +6,12 @@ use context_writer::ContextWriter;
 use router_logger::RouterLogger;
 use runtime::Settings;
 use serde::Serialize;
-use stack::StackOptions;
 
 use super::ceiling;
 use super::corpus::Corpus;
 use super::pipeline::{Pipeline, Run, give_key};
 use super::process::Meter;
-use super::{median, rounded};
-use crate::carry::step;
+use super::{median, on_private_servers, rounded};
 use crate::local::Local;
 use crate::{errln, outln};
 
@@ -45,17 +43,8 @@ struct Report {
     peak_rss_mib: f64,
 }
 
-pub(super) async fn execute(args: RouterArgs, settings: &Settings) -> anyhow::Result<()> {
-    let starting = Local::temporary(settings, StackOptions::default());
-    let local = step("starting private NATS and PostgreSQL", starting).await?;
-    give_key(&local.settings)?;
-    let measured = tokio::select! {
-        measured = measure(&args, &local) => measured,
-        interrupted = crate::command::run::interrupted() => interrupted.and_then(|()| anyhow::bail!("interrupted")),
-    };
-    let stopped = local.stop().await;
-    let report = measured?;
-    stopped?;
+pub(super) async fn execute(args: &RouterArgs, settings: &Settings) -> anyhow::Result<()> {
+    let report = on_private_servers(settings, async |local| measure(args, local).await).await?;
     if args.json {
         outln!("{}", serde_json::to_string(&report).context("the report cannot be written")?);
         return Ok(());
@@ -68,6 +57,7 @@ pub(super) async fn execute(args: RouterArgs, settings: &Settings) -> anyhow::Re
 }
 
 async fn measure(args: &RouterArgs, local: &Local) -> anyhow::Result<Report> {
+    give_key(&local.settings)?;
     let mut corpus = Corpus::new();
     Pipeline::open::<ContextWriter>(&local.settings).await?.prepare(&corpus).await?;
     let pipeline = Pipeline::open::<RouterLogger>(&local.settings).await?;

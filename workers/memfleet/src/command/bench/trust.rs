@@ -69,7 +69,7 @@ struct Report {
 }
 
 pub(super) async fn execute(args: &TrustArgs, settings: &Settings) -> anyhow::Result<()> {
-    let steps = on_private_servers(settings, async |settings| measure(args, settings).await).await?;
+    let steps = on_private_servers(settings, async |local| measure(args, &local.settings).await).await?;
     let rates = secured::measure(settings, args.messages as usize, args.runs).await?;
     let report = Report {
         secured_ratio: rounded(rates.on / rates.off),

@@ -98,7 +98,7 @@ struct Mix {
 }
 
 pub(super) async fn execute(args: &WritePathArgs, settings: &Settings) -> anyhow::Result<()> {
-    let mixes = on_private_servers(settings, async |settings| measure(args, settings).await).await?;
+    let mixes = on_private_servers(settings, async |local| measure(args, &local.settings).await).await?;
     let worst = |of: fn(&Mix) -> f64| mixes.iter().map(of).fold(f64::INFINITY, f64::min);
     let most = |of: fn(&Mix) -> f64| mixes.iter().map(of).fold(0.0, f64::max);
     let report = Report {
