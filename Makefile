@@ -12,6 +12,7 @@ endif
 home := $(or $(MEMFLEET_HOME),.memfleet)
 # Our own copy of the program: another clone may replace the one in the shared folder at any time.
 program := $(home)/bin/memfleet
+engine := $(home)/bin/qdrant-local
 
 # What follows the command, as in `make bench ARGS="--help"`.
 ARGS ?=
@@ -28,7 +29,7 @@ claim = if [ "$$(cat "$(last_clone)" 2>/dev/null)" != "$(CURDIR)" ]; then \
 locked = mkdir -p "$(CARGO_TARGET_DIR)" && flock -o "$(lock)" sh -ec
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo dev bench test tests fmt clean program
+.PHONY: help setup build demo dev bench engine test tests fmt clean program
 
 help: ## list what make can do
 	@echo "memfleet: make TARGET"
@@ -39,15 +40,15 @@ setup: ## check the tools, fetch the private servers (NATS, PostgreSQL) into .me
 	@scripts/setup
 
 build: ## compile everything
-	@$(locked) '$(claim); cargo build --workspace --all-targets'
+	@$(locked) '$(claim); cargo build --workspace --exclude qdrant-local --all-targets'
 
-demo: program ## start everything, send real messages through it, show what came out
+demo: program engine ## start everything, send real messages through it, show what came out
 	@"$(program)" demo $(ARGS)
 
-dev: program ## start everything and keep it running
+dev: program engine ## start everything and keep it running
 	@"$(program)" dev $(ARGS)
 
-bench: program ## measure how fast this machine is
+bench: program engine ## measure how fast this machine is
 	@"$(program)" bench $(ARGS)
 
 program: setup
@@ -55,6 +56,15 @@ program: setup
 	@mkdir -p "$(home)/bin"
 	@$(locked) '$(claim); cargo build --release -p memfleet; new=$$(mktemp "$(program).XXXXXX"); \
 		cp "$(CARGO_TARGET_DIR)/release/memfleet" "$$new"; chmod 755 "$$new"; mv "$$new" "$(program)"'
+
+# The official vector engine takes minutes to build and changes with its version only: for all uses it is built once, and the
+# program is copied out of the shared folder.
+engine: setup ## build qdrant-local, the vector store of private servers
+	@echo "building qdrant-local (ten minutes the first time)"
+	@mkdir -p "$(home)/bin"
+	@$(locked) '$(claim); cargo build --profile engine -p qdrant-local; $(keep_engine)'
+keep_engine = new=$$(mktemp "$(engine).XXXXXX"); cp "$(CARGO_TARGET_DIR)/engine/qdrant-local" "$$new"; \
+	chmod 755 "$$new"; mv "$$new" "$(engine)"
 
 test: ## format, lints, licences, and every test on real servers
 	@scripts/setup --tests
@@ -67,14 +77,22 @@ features = --features memfleet/vault,memfleet/aws-kms
 tests:
 	cargo fmt --all --check
 	cargo clippy --package keys --package memfleet -- -D warnings
-	cargo clippy --workspace --all-targets $(features) -- -D warnings
+	cargo clippy --workspace --exclude qdrant-local --all-targets $(features) -- -D warnings
+	cargo clippy --profile engine --package qdrant-local --all-targets -- -D warnings
 	@if command -v cargo-deny >/dev/null; then echo "cargo deny check bans licenses sources" \
 		&& cargo deny check bans licenses sources; \
 		else echo "cargo-deny is not installed: licences are not checked"; fi
+	@echo "building qdrant-local (ten minutes the first time), then its own tests"
+	@mkdir -p "$(home)/bin"
+	cargo build --profile engine -p qdrant-local
+	@$(keep_engine)
+	@if command -v cargo-nextest >/dev/null; then cargo nextest run --cargo-profile engine -p qdrant-local; \
+		else cargo test --profile engine -p qdrant-local; fi
 	@if command -v cargo-nextest >/dev/null; then tests="nextest run"; else tests=test; fi; \
 		[ -d ../shared/data ] || echo "skipped: what needs the recorded dialogues, since there is no ../shared/data"; \
-		echo "cargo $$tests --workspace, on private servers" \
-		&& cargo run --quiet -p testkit --bin with-servers -- cargo $$tests --workspace $(features)
+		echo "cargo $$tests --workspace --exclude qdrant-local, on private servers" \
+		&& cargo run --quiet -p testkit --bin with-servers -- \
+			cargo $$tests --workspace --exclude qdrant-local $(features)
 
 fmt: ## format the code
 	cargo fmt --all

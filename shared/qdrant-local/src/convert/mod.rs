@@ -1,0 +1,13 @@
+//! Between the messages of the API and the types of the engine.
+//!
+//! `on_disk` and `always_ram` are deprecated in favour of `memory`, which servers before 1.18 and this engine do not know.
+
+#[expect(deprecated, reason = "on_disk and always_ram")]
+pub(crate) mod describe;
+pub(crate) mod filter;
+#[expect(deprecated, reason = "on_disk")]
+pub(crate) mod index;
+pub(crate) mod point;
+pub(crate) mod query;
+#[expect(deprecated, reason = "on_disk and always_ram")]
+pub(crate) mod settings;

@@ -1,0 +1,171 @@
+//! What can go wrong, in words that say what to do, and as the status that a Qdrant server answers with.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use qdrant_edge::OperationError;
+use tonic::Status;
+
+/// Why the program did not start or did not end well.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    /// Another process has the home folder.
+    #[error(
+        "{} is in use by another qdrant-local. Stop that process, or choose another folder with --home",
+        home.display()
+    )]
+    InUse {
+        /// The folder.
+        home: PathBuf,
+    },
+    /// The address cannot be had.
+    #[error(
+        "cannot listen at {address}: {source}. Choose another address with --listen; port 0 takes a free one"
+    )]
+    Listen {
+        /// The address asked for.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The catalogue of collections does not parse.
+    #[error("{} is not a catalogue of collections: {source}. Restore the file, or choose another folder with --home", path.display())]
+    Catalog {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong in it.
+        source: serde_json::Error,
+    },
+    /// A collection on disk does not open.
+    #[error("cannot open the collection {name} in {}: {source}. Remove that collection's folder and catalogue entry, or choose another folder with --home", folder.display())]
+    Collection {
+        /// Its name.
+        name: String,
+        /// Its folder.
+        folder: PathBuf,
+        /// Why not.
+        source: Box<Problem>,
+    },
+    /// The gRPC server failed.
+    #[error("the server at {address} failed: {reason}")]
+    Server {
+        /// Where it listens.
+        address: SocketAddr,
+        /// What happened.
+        reason: String,
+    },
+    /// Anything else with files or the operating system.
+    #[error("cannot {action} {}: {source}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl StartError {
+    pub(crate) fn file(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::File { action, path: path.to_path_buf(), source }
+    }
+}
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Problem {
+    /// There is no such collection.
+    #[error("Not found: Collection `{0}` doesn't exist!")]
+    NoCollection(String),
+    /// There is no such alias.
+    #[error("Not found: Alias {0} does not exists!")]
+    NoAlias(String),
+    /// The name is taken by a collection.
+    #[error("Wrong input: Collection `{0}` already exists!")]
+    CollectionExists(String),
+    /// The request makes no sense.
+    #[error("Wrong input: {0}")]
+    BadInput(String),
+    /// The engine refused.
+    #[error("{}", engine_message(.0))]
+    Engine(#[from] OperationError),
+    /// A file could not be handled.
+    #[error("Service internal error: cannot {action} {}: {source}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A part of this program gave way.
+    #[error("Service internal error: {0}")]
+    Internal(String),
+}
+
+impl Problem {
+    pub(crate) fn file(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::File { action, path: path.to_path_buf(), source }
+    }
+}
+
+impl From<Problem> for Status {
+    fn from(problem: Problem) -> Self {
+        let message = problem.to_string();
+        match problem {
+            Problem::NoCollection(_) | Problem::NoAlias(_) => Self::not_found(message),
+            Problem::CollectionExists(_) => Self::already_exists(message),
+            Problem::BadInput(_) => Self::invalid_argument(message),
+            Problem::Engine(error) => engine_status(&error, message),
+            Problem::File { .. } | Problem::Internal(_) => Self::internal(message),
+        }
+    }
+}
+
+/// What a Qdrant server says about an error of its engine. The backtrace of a service error stays here.
+fn engine_message(error: &OperationError) -> String {
+    match error {
+        OperationError::WrongVectorDimension { .. }
+        | OperationError::VectorNameNotExists { .. }
+        | OperationError::TypeError { .. }
+        | OperationError::TypeInferenceError { .. }
+        | OperationError::ValidationError { .. }
+        | OperationError::WrongSparse
+        | OperationError::WrongMulti
+        | OperationError::MissingRangeIndexForOrderBy { .. }
+        | OperationError::MissingMapIndexForFacet { .. }
+        | OperationError::VariableTypeError { .. }
+        | OperationError::NonFiniteNumber { .. } => format!("Wrong input: {error}"),
+        OperationError::PointIdError { .. } => format!("Not found: {error}"),
+        OperationError::ServiceError { .. }
+        | OperationError::InconsistentStorage { .. }
+        | OperationError::OutOfMemory { .. }
+        | OperationError::Cancelled { .. }
+        | OperationError::Timeout { .. } => format!("Service internal error: {error}"),
+    }
+}
+
+fn engine_status(error: &OperationError, message: String) -> Status {
+    match error {
+        OperationError::WrongVectorDimension { .. }
+        | OperationError::VectorNameNotExists { .. }
+        | OperationError::TypeError { .. }
+        | OperationError::TypeInferenceError { .. }
+        | OperationError::ValidationError { .. }
+        | OperationError::WrongSparse
+        | OperationError::WrongMulti
+        | OperationError::MissingRangeIndexForOrderBy { .. }
+        | OperationError::MissingMapIndexForFacet { .. }
+        | OperationError::VariableTypeError { .. }
+        | OperationError::NonFiniteNumber { .. } => Status::invalid_argument(message),
+        OperationError::PointIdError { .. } => Status::not_found(message),
+        OperationError::Timeout { .. } => Status::deadline_exceeded(message),
+        OperationError::ServiceError { .. }
+        | OperationError::InconsistentStorage { .. }
+        | OperationError::OutOfMemory { .. }
+        | OperationError::Cancelled { .. } => Status::internal(message),
+    }
+}

@@ -1,0 +1,128 @@
+//! Reading points.
+
+use std::time::Instant;
+
+use qdrant_client::qdrant::{
+    CountPoints, CountResponse, CountResult, GetPoints, GetResponse, QueryPoints, QueryResponse,
+    ScrollPoints, ScrollResponse,
+};
+use qdrant_edge::{CountRequest, ScrollRequest, WithPayloadInterface};
+use tonic::Status;
+
+use super::{Service, find};
+use crate::convert::{filter, point, query};
+use crate::error::Problem;
+use crate::refuse::{invalid, refuse_if};
+use crate::settings::count;
+
+/// How many points a scroll that says no limit gets from a Qdrant server.
+const USUAL_PAGE: u32 = 10;
+
+// In all of these, the consistency of reads goes without saying, because there is one copy of the data; and the client's
+// own deadline takes the place of `timeout`.
+impl Service {
+    pub(super) async fn answer_get(&self, request: GetPoints, began: Instant) -> Result<GetResponse, Status> {
+        let GetPoints {
+            collection_name,
+            ids,
+            with_payload,
+            with_vectors,
+            read_consistency: _,
+            shard_key_selector,
+            timeout: _,
+        } = request;
+        refuse_if(shard_key_selector.is_some(), "shard keys")?;
+        let ids = point::ids(ids)?;
+        let with_payload = point::with_payload(with_payload)?.unwrap_or(WithPayloadInterface::Bool(true));
+        let with_vectors = point::with_vectors(with_vectors)?;
+        let work = move |catalog: &_| {
+            let collection = find(catalog, &collection_name)?;
+            let records = collection.shard().retrieve(&ids, Some(with_payload), Some(with_vectors));
+            Ok(records.map_err(Problem::from)?.into_iter().map(point::retrieved).collect())
+        };
+        let result = self.read(work).await?;
+        Ok(GetResponse { result, time: began.elapsed().as_secs_f64(), usage: None })
+    }
+
+    pub(super) async fn answer_scroll(
+        &self,
+        request: ScrollPoints,
+        began: Instant,
+    ) -> Result<ScrollResponse, Status> {
+        let ScrollPoints {
+            collection_name,
+            filter,
+            offset,
+            limit,
+            with_payload,
+            with_vectors,
+            read_consistency: _,
+            shard_key_selector,
+            order_by,
+            timeout: _,
+        } = request;
+        refuse_if(shard_key_selector.is_some(), "shard keys")?;
+        refuse_if(order_by.is_some(), "scrolling in another order than that of ids")?;
+        let limit = limit.unwrap_or(USUAL_PAGE);
+        if limit == 0 {
+            return Err(invalid("Validation error in body: [limit: value 0 invalid, must be 1 or larger]"));
+        }
+        let page = ScrollRequest {
+            offset: offset.map(point::id).transpose()?,
+            limit: Some(count(limit.into())),
+            filter: filter.map(filter::filter).transpose()?,
+            with_payload: Some(
+                point::with_payload(with_payload)?.unwrap_or(WithPayloadInterface::Bool(true)),
+            ),
+            with_vector: point::with_vectors(with_vectors)?,
+            order_by: None,
+        };
+        let work = move |catalog: &_| {
+            let collection = find(catalog, &collection_name)?;
+            let (records, next) = collection.shard().scroll(page).map_err(Problem::from)?;
+            Ok((records.into_iter().map(point::retrieved).collect(), next.map(point::answered_id)))
+        };
+        let (result, next_page_offset) = self.read(work).await?;
+        Ok(ScrollResponse { next_page_offset, result, time: began.elapsed().as_secs_f64(), usage: None })
+    }
+
+    pub(super) async fn answer_count(
+        &self,
+        request: CountPoints,
+        began: Instant,
+    ) -> Result<CountResponse, Status> {
+        let CountPoints {
+            collection_name,
+            filter,
+            exact,
+            read_consistency: _,
+            shard_key_selector,
+            timeout: _,
+        } = request;
+        refuse_if(shard_key_selector.is_some(), "shard keys")?;
+        let wanted =
+            CountRequest { filter: filter.map(filter::filter).transpose()?, exact: exact.unwrap_or(true) };
+        let work = move |catalog: &_| {
+            let counted = find(catalog, &collection_name)?.shard().count(wanted).map_err(Problem::from)?;
+            Ok(CountResult { count: u64::try_from(counted).unwrap_or(u64::MAX) })
+        };
+        let result = Some(self.read(work).await?);
+        Ok(CountResponse { result, time: began.elapsed().as_secs_f64(), usage: None })
+    }
+
+    pub(super) async fn answer_query(
+        &self,
+        mut request: QueryPoints,
+        began: Instant,
+    ) -> Result<QueryResponse, Status> {
+        let name = std::mem::take(&mut request.collection_name);
+        let work = move |catalog: &_| {
+            let collection = find(catalog, &name)?;
+            let asked = query::query(request, count(collection.settings.vector.size))?;
+            let points = collection.shard().query(asked.request).map_err(Problem::from)?;
+            Ok(points.into_iter().skip(asked.skip).map(point::scored).collect())
+        };
+        let result = self.read(work).await?;
+        Ok(QueryResponse { result, time: began.elapsed().as_secs_f64(), usage: None })
+    }
+}
