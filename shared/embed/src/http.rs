@@ -1,0 +1,133 @@
+//! One request to a server, by a blocking client on a thread of Tokio's that may block.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::Serialize;
+use ureq::{Agent, http};
+
+use crate::answer::{self, Fault};
+use crate::settings::missing;
+use crate::{EmbedError, EmbedderSettings};
+
+/// What is sent for texts.
+#[derive(Serialize)]
+struct Request<'a> {
+    model: &'a str,
+    input: &'a [String],
+    encoding_format: &'static str,
+}
+
+/// Where requests go, and as whom.
+pub(crate) struct Server {
+    agent: Agent,
+    url: String,
+    pub(crate) model: String,
+    pub(crate) dimension: usize,
+    /// The value of the header: `Bearer …`.
+    authorization: Option<SecretString>,
+}
+
+impl Server {
+    /// Nobody is asked yet.
+    pub(crate) fn new(settings: &EmbedderSettings) -> Result<Self, EmbedError> {
+        let token = settings.token.as_ref().filter(|token| !token.expose_secret().is_empty());
+        if token.is_some_and(|token| !token.expose_secret().bytes().all(|byte| byte.is_ascii_graphic())) {
+            let problem = "embedder.token has letters that no header may have".to_owned();
+            return Err(EmbedError::Misconfigured(problem));
+        }
+        let config = Agent::config_builder()
+            .timeout_global(Some(Duration::from_millis(settings.timeout_ms)))
+            .http_status_as_error(false)
+            .max_redirects(0)
+            // A redirect is for who set the URL to see. It must not carry the token and the texts to another place.
+            .max_redirects_will_error(false)
+            .build();
+        Ok(Self {
+            agent: config.into(),
+            url: endpoint(settings.url.as_deref().ok_or_else(|| missing("url"))?)?,
+            model: settings.model.clone().ok_or_else(|| missing("model"))?,
+            dimension: settings.dimension.ok_or_else(|| missing("dimension"))?,
+            authorization: token.map(|token| format!("Bearer {}", token.expose_secret()).into()),
+        })
+    }
+
+    /// The request for texts, which can be sent again.
+    pub(crate) fn body(&self, texts: &[String]) -> Result<Arc<Vec<u8>>, Fault> {
+        let request = Request { model: &self.model, input: texts, encoding_format: "float" };
+        let body = serde_json::to_vec(&request);
+        body.map(Arc::new).map_err(|_| Fault::Refused("a text cannot be written as JSON".to_owned()))
+    }
+
+    /// Asks once for the vectors of so many texts.
+    pub(crate) fn ask(&self, body: &[u8], count: usize) -> Result<Vec<Vec<f32>>, Fault> {
+        let mut request = self.agent.post(&self.url).header("Content-Type", "application/json");
+        if let Some(authorization) = &self.authorization {
+            request = request.header("Authorization", authorization.expose_secret());
+        }
+        let mut answer = request.send(body).map_err(|error| self.failed(&error))?;
+        let status = answer.status().as_u16();
+        if status != 200 {
+            return Err(Fault::of_status(status, retry_after(answer.headers())));
+        }
+        let most = answer::most_bytes(count, self.dimension);
+        let body = answer.body_mut().with_config().limit(most).read_to_vec();
+        answer::vectors(&body.map_err(|error| self.failed(&error))?, count, self.dimension)
+    }
+
+    fn failed(&self, error: &ureq::Error) -> Fault {
+        let reason = format!("{} cannot be asked: {error}", self.url);
+        let ours = matches!(error, ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::Tls(_));
+        if ours { Fault::Misconfigured(reason) } else { Fault::later(reason) }
+    }
+}
+
+/// How long the server wants to be left alone. A date, which it may say as well, is passed over: clocks differ.
+fn retry_after(headers: &http::HeaderMap) -> Option<Duration> {
+    headers.get("retry-after")?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// Where embeddings are had. The URL is in logs and errors, so that it may hold no secret.
+fn endpoint(url: &str) -> Result<String, EmbedError> {
+    let misconfigured = |problem: &str| Err(EmbedError::Misconfigured(format!("embedder.url {problem}")));
+    let Some(place) = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://")) else {
+        return misconfigured("must begin with http:// or https://");
+    };
+    if place.contains(['@', '?', '#']) {
+        return misconfigured(
+            "must hold no user, no password and no parameters; a token goes to embedder.token",
+        );
+    }
+    let url = format!("{}/embeddings", url.trim_end_matches('/'));
+    match url.parse::<http::Uri>() {
+        Ok(parsed) if parsed.host().is_some_and(|host| !host.is_empty()) => Ok(url),
+        Ok(_) | Err(_) => misconfigured("is no URL"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+
+    #[test]
+    fn a_url_holds_no_secret() {
+        for good in ["http://127.0.0.1:11434/v1", "http://127.0.0.1:11434/v1/"] {
+            assert_eq!(endpoint(good).unwrap(), "http://127.0.0.1:11434/v1/embeddings");
+        }
+        for bad in [
+            "",
+            "ftp://a",
+            "a:80",
+            "http://",
+            "http:///v1",
+            "http://u:hush@a/v1",
+            "http://a/v1?key=hush",
+            "http://a b",
+        ] {
+            let told = endpoint(bad).unwrap_err().to_string();
+            assert!(told.contains("embedder.url") && !told.contains("hush"), "{told}");
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Vectors made in this process.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use tokenizers::Tokenizer;
+use tokio::sync::Semaphore;
+use tracing::info;
+
+use crate::bert::{self, Bert, Shape};
+use crate::chunk::{Cut, prefix};
+use crate::vector::normalised;
+use crate::weights::{Files, MODEL};
+use crate::{EmbedError, Refusal};
+
+/// How many tokens of a text the model reads, with the two that stand around every text. It was trained on no longer ones.
+const TOKENS: usize = 256;
+/// How many bytes of a text are looked at for them.
+const TEXT_BYTES: usize = 64 * 1024;
+/// The most tokens that are computed in one go, with those that fill up. More of them are no quicker, and take more memory.
+const BATCH_TOKENS: usize = 1_024;
+/// How many threads compute by default.
+const THREADS: usize = 2;
+
+/// The model, and the threads that compute. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Local {
+    model: Arc<Model>,
+    threads: Arc<ThreadPool>,
+    /// One for each computation that runs at once, so that no more of Tokio's threads wait for one than compute.
+    places: Arc<Semaphore>,
+}
+
+struct Model {
+    tokenizer: Tokenizer,
+    bert: Bert,
+    /// The tokens that stand before and after every text.
+    around: [u32; 2],
+}
+
+impl Local {
+    pub(crate) async fn open(folder: &Path, threads: Option<usize>) -> Result<Self, EmbedError> {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let threads = threads.unwrap_or(THREADS.min(cores)).max(1);
+        let pool =
+            ThreadPoolBuilder::new().num_threads(threads).thread_name(|at| format!("embed-{at}")).build();
+        let pool = pool.map_err(|error| misconfigured("no threads can be had", &error))?;
+        let path = folder.to_owned();
+        let model = tokio::task::spawn_blocking(move || Model::read(&path)).await;
+        let model = model.map_err(|error| EmbedError::Unavailable(format!("the weights: {error}")))??;
+        info!(model = MODEL, folder = %folder.display(), threads, "texts are embedded in this process");
+        Ok(Self {
+            model: Arc::new(model),
+            threads: Arc::new(pool),
+            places: Arc::new(Semaphore::new(threads)),
+        })
+    }
+
+    pub(crate) fn dimension(&self) -> usize {
+        self.model.bert.dimension()
+    }
+
+    pub(crate) fn chunks(&self, cut: Cut, text: &str) -> Vec<Range<usize>> {
+        let text = cut.readable(text);
+        // Of text, this tokenizer refuses nothing. If it did, the model would still have its beginning.
+        let encoding = self.model.tokenizer.encode(text, false);
+        let offsets = encoding.as_ref().map_or(&[][..], |encoding| encoding.get_offsets());
+        let places = offsets.iter().filter(|(start, end)| start < end).map(|&(start, end)| start..end);
+        cut.pieces(text, &places.collect::<Vec<_>>())
+    }
+
+    pub(crate) async fn embed(&self, texts: Vec<String>) -> Result<Vec<Vec<f32>>, EmbedError> {
+        let count = texts.len();
+        let tokens = self
+            .compute(move |model| texts.iter().map(|text| model.tokens(text)).collect::<Result<Vec<_>, _>>())
+            .await??;
+        let tokens = Arc::new(tokens);
+        let batches = stream::iter(batches(&tokens)).map(|batch| {
+            let tokens = Arc::clone(&tokens);
+            async move { self.compute(move |model| model.vectors(&tokens, &batch)).await? }
+        });
+        let made: Vec<Vec<(usize, Vec<f32>)>> =
+            batches.buffer_unordered(self.threads.current_num_threads()).try_collect().await?;
+        let mut vectors = vec![Vec::new(); count];
+        for (at, vector) in made.into_iter().flatten() {
+            vectors[at] = vector;
+        }
+        Ok(vectors)
+    }
+
+    /// Computes something, on the threads that are for it.
+    async fn compute<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Model) -> T + Send + 'static,
+    ) -> Result<T, EmbedError> {
+        let failed = |problem: String| EmbedError::Unavailable(format!("the model: {problem}"));
+        let place =
+            Arc::clone(&self.places).acquire_owned().await.map_err(|error| failed(error.to_string()))?;
+        let (model, threads) = (Arc::clone(&self.model), Arc::clone(&self.threads));
+        let computed = tokio::task::spawn_blocking(move || {
+            // Held by what computes, and not by who waits for it and may be gone.
+            let _place = place;
+            threads.install(|| work(&model))
+        });
+        computed.await.map_err(|error| failed(error.to_string()))
+    }
+}
+
+impl Model {
+    fn read(folder: &Path) -> Result<Self, EmbedError> {
+        let Files { config, tokenizer, weights } = Files::read(folder)?;
+        let shape: Shape =
+            serde_json::from_slice(&config).map_err(|error| misconfigured("config.json", &error))?;
+        let mut tokenizer = Tokenizer::from_bytes(&tokenizer)
+            .map_err(|error| EmbedError::Misconfigured(format!("tokenizer.json: {error}")))?;
+        // It asks for 128 tokens, never more and never fewer. The model takes twice as many, and fewer are quicker.
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(|error| EmbedError::Misconfigured(error.to_string()))?;
+        let around = ["[CLS]", "[SEP]"].map(|name| tokenizer.token_to_id(name));
+        let [Some(before), Some(after)] = around else {
+            return Err(EmbedError::Misconfigured("tokenizer.json lacks [CLS] or [SEP]".to_owned()));
+        };
+        let weights = bert::weights(weights).map_err(|error| misconfigured("model.safetensors", &error))?;
+        let bert =
+            Bert::load(&shape, &weights).map_err(|error| misconfigured("model.safetensors", &error))?;
+        Ok(Self { tokenizer, bert, around: [before, after] })
+    }
+
+    /// The tokens of a text that the model reads: at least two, at most [`TOKENS`].
+    fn tokens(&self, text: &str) -> Result<Vec<u32>, EmbedError> {
+        // What the tokenizer says of it may quote the text.
+        let encoding = self
+            .tokenizer
+            .encode_fast(prefix(text, TEXT_BYTES), false)
+            .map_err(|_| EmbedError::Unavailable("the tokenizer fails".to_owned()))?;
+        let [before, after] = self.around;
+        let ids = encoding.get_ids().iter().take(TOKENS - 2).copied();
+        Ok([before].into_iter().chain(ids).chain([after]).collect())
+    }
+
+    /// The vectors of the texts at these places, with their places.
+    fn vectors(&self, tokens: &[Vec<u32>], places: &[usize]) -> Result<Vec<(usize, Vec<f32>)>, EmbedError> {
+        let texts: Vec<&[u32]> = places.iter().map(|&at| tokens[at].as_slice()).collect();
+        let sums =
+            self.bert.sums(&texts).map_err(|error| EmbedError::Unavailable(format!("the model: {error}")))?;
+        places
+            .iter()
+            .zip(sums)
+            .map(|(&at, sum)| match normalised(sum) {
+                Some(vector) => Ok((at, vector)),
+                None => Err(EmbedError::Refused(Refusal {
+                    texts: vec![at],
+                    reason: "the model makes no vector of it".to_owned(),
+                })),
+            })
+            .collect()
+    }
+}
+
+/// The places of texts in batches of bounded size: similar lengths together, so that little is computed for nothing.
+fn batches(tokens: &[Vec<u32>]) -> Vec<Vec<usize>> {
+    let mut places: Vec<usize> = (0..tokens.len()).collect();
+    places.sort_by_key(|&at| std::cmp::Reverse(tokens[at].len()));
+    // The first of a batch is its longest.
+    let fits = |batch: &[usize], at: usize| {
+        let longest = tokens[batch[0]].len();
+        (batch.len() + 1) * longest <= BATCH_TOKENS && tokens[at].len() * 2 >= longest
+    };
+    let mut batches: Vec<Vec<usize>> = Vec::new();
+    for at in places {
+        match batches.last_mut() {
+            Some(batch) if fits(batch, at) => batch.push(at),
+            Some(_) | None => batches.push(vec![at]),
+        }
+    }
+    batches
+}
+
+fn misconfigured(what: &str, error: &dyn std::error::Error) -> EmbedError {
+    EmbedError::Misconfigured(format!("{what}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_are_bounded_and_hold_every_text_once() {
+        let lengths = [2, 256, 3, 256, 255, 256, 256, 2, 17, 100];
+        let tokens: Vec<Vec<u32>> = lengths.iter().map(|&length| vec![0; length]).collect();
+        let made = batches(&tokens);
+        assert_eq!(made, [vec![1, 3, 5, 6], vec![4], vec![9], vec![8], vec![2, 0, 7]]);
+        assert!(batches(&[]).is_empty());
+    }
+}

@@ -1,0 +1,163 @@
+//! What the tests share.
+#![allow(dead_code, clippy::unwrap_used, reason = "a test may panic, and each has its part")]
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use embed::{Embedder, EmbedderKind, EmbedderSettings};
+use serde_json::{Value, json};
+use stack::Places;
+
+/// A place in the folder of what `make setup` fetches.
+pub fn fetched(path: &str) -> PathBuf {
+    Places::of_this_process().home().join(path)
+}
+
+/// Says that a test is skipped for what is missing. CI has what setup fetches.
+pub fn skip(path: &std::path::Path, fetched: bool) {
+    let problem = format!("{} is not there", path.display());
+    assert!(!fetched || std::env::var_os("CI").is_none(), "{problem}; `scripts/setup --tests` gets it");
+    // Not by println!, which is shown for tests that fail only.
+    let mut stderr = std::io::stderr();
+    writeln!(stderr, "skipped: {problem}").unwrap();
+}
+
+/// The pieces of a text.
+pub fn cut<'a>(embedder: &Embedder, text: &'a str) -> Vec<&'a str> {
+    embedder.chunks(text).into_iter().map(|piece| &text[piece]).collect()
+}
+
+/// What a server was asked.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub path: String,
+    /// By their names in lower case.
+    pub headers: BTreeMap<String, String>,
+    pub body: Value,
+}
+
+impl Asked {
+    pub fn texts(&self) -> Vec<String> {
+        serde_json::from_value(self.body["input"].clone()).unwrap()
+    }
+}
+
+/// What a server does when it is asked.
+pub enum Reply {
+    /// Answers with a status, a header and a body.
+    Says(u16, &'static str, String),
+    /// Closes the connection, after these bytes.
+    Closes(&'static str),
+    /// Answers and never stops.
+    Floods,
+    /// Says nothing until the other side has gone.
+    Hangs,
+}
+
+impl Reply {
+    pub fn status(status: u16) -> Self {
+        Self::Says(status, "X-Nothing: 1", String::new())
+    }
+
+    /// Vectors, of one number for each byte value of the alphabet that the text begins with.
+    pub fn vectors(asked: &Asked) -> Self {
+        let texts = asked.texts();
+        let item = |(index, text): (usize, &String)| json!({"index": index, "embedding": vector(text)});
+        // Backwards, which the numbers are for.
+        let data: Vec<Value> = texts.iter().enumerate().rev().map(item).collect();
+        Self::data(&data)
+    }
+
+    pub fn data(data: &[Value]) -> Self {
+        Self::Says(200, "X-Nothing: 1", json!({"object": "list", "data": data, "model": "m"}).to_string())
+    }
+}
+
+/// The vector of a text in three dimensions, not at length one.
+pub fn vector(text: &str) -> [f32; 3] {
+    [text.len() as f32 + 1.0, f32::from(text.bytes().next().unwrap_or(1)), 2.0]
+}
+
+/// A server in this process, which does what it is told: the number of the request, from 0, and what was asked.
+pub struct Server {
+    pub url: String,
+    asked: Arc<Mutex<Vec<Asked>>>,
+}
+
+impl Server {
+    pub fn start(does: impl Fn(usize, &Asked) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/v1", listener.local_addr().unwrap());
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (all, does) = (Arc::clone(&asked), Arc::new(does));
+        thread::spawn(move || {
+            for connection in listener.incoming().flatten() {
+                let (all, does) = (Arc::clone(&all), Arc::clone(&does));
+                thread::spawn(move || {
+                    let Some(one) = read(&connection) else { return };
+                    let number = {
+                        let mut all = all.lock().unwrap();
+                        all.push(one.clone());
+                        all.len() - 1
+                    };
+                    reply(connection, does(number, &one));
+                });
+            }
+        });
+        Self { url, asked }
+    }
+
+    pub fn asked(&self) -> Vec<Asked> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    pub fn settings(&self) -> EmbedderSettings {
+        EmbedderSettings {
+            kind: EmbedderKind::Http,
+            url: Some(self.url.clone()),
+            model: Some("some-model".to_owned()),
+            dimension: Some(3),
+            ..EmbedderSettings::default()
+        }
+    }
+}
+
+fn read(connection: &TcpStream) -> Option<Asked> {
+    let mut lines = BufReader::new(connection);
+    let mut line = String::new();
+    lines.read_line(&mut line).ok()?;
+    let path = line.split(' ').nth(1)?.to_owned();
+    let mut headers = BTreeMap::new();
+    loop {
+        line.clear();
+        lines.read_line(&mut line).ok()?;
+        let Some((name, value)) = line.trim().split_once(':') else { break };
+        headers.insert(name.to_lowercase(), value.trim().to_owned());
+    }
+    let mut body = vec![0; headers.get("content-length")?.parse().ok()?];
+    lines.read_exact(&mut body).ok()?;
+    Some(Asked { path, headers, body: serde_json::from_slice(&body).ok()? })
+}
+
+/// The other side may have gone, which is no trouble here.
+fn reply(mut to: TcpStream, reply: Reply) {
+    let _ = match reply {
+        Reply::Says(status, header, body) => {
+            let head = format!("HTTP/1.1 {status} Words\r\n{header}\r\nContent-Length: {}", body.len());
+            write!(to, "{head}\r\nConnection: close\r\n\r\n{body}")
+        }
+        Reply::Closes(bytes) => to.write_all(bytes.as_bytes()),
+        Reply::Floods => {
+            let mut flooded = to.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{\"data\":[");
+            while flooded.is_ok() {
+                flooded = to.write_all(&[b' '; 4096]);
+            }
+            flooded
+        }
+        Reply::Hangs => to.read(&mut [0]).map(|_| ()),
+    };
+}
