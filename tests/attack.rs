@@ -150,8 +150,9 @@ async fn functions_paths_and_files_lead_nowhere() {
         worker.batch_execute("ROLLBACK").await.expect("its end");
         let others = "SELECT FROM blackboard_events WHERE user_id <> 1";
         assert_eq!(attempt_for(&mut worker, &grants, others).await, Ok(0), "{role}");
-        // The statistics that PostgreSQL shows of columns hold values of rows.
-        let statistics = "SELECT FROM pg_stats WHERE schemaname = 'public' AND most_common_vals IS NOT NULL";
+        // The statistics that PostgreSQL shows of columns hold values of rows. Two tables hold none of a user.
+        let statistics = "SELECT FROM pg_stats WHERE schemaname = 'public' AND most_common_vals IS NOT NULL
+            AND tablename NOT IN ('qdrant_access_control', 'vector_collections')";
         fixture.execute("ANALYZE").await;
         assert_eq!(attempt(&mut worker, statistics).await, Ok(0), "{role}");
     }

@@ -165,7 +165,7 @@ async fn what_the_server_cannot_change_is_refused_by_name() {
     let fixture = Fixture::new().await;
     let replicas = ["nats", "diff", "--replicas", "3"];
     let diff = memfleet(&fixture, &replicas).await.fine();
-    assert_eq!(diff.lines().count(), 6, "{diff}");
+    assert_eq!(diff.lines().count(), 7, "{diff}");
     Ended::line(&diff, "~ stream CONTEXT num_replicas: 1 -> 3");
     memfleet(&fixture, &["nats", "apply", "--replicas", "3"])
         .await
@@ -451,7 +451,15 @@ async fn status_shows_both_servers_or_says_which_is_away() {
         let named = streams.iter().map(count);
         named.filter_map(|(name, messages)| Some((name?, messages?))).collect()
     };
-    let expected = [("ADVISORY", 0), ("CONTEXT", 3), ("DEAD", 0), ("EVENTS", 0), ("ROUTER", 0), ("SEAL", 0)];
+    let expected = [
+        ("ADVISORY", 0),
+        ("CONTEXT", 3),
+        ("DEAD", 0),
+        ("EVENTS", 0),
+        ("ROUTER", 0),
+        ("SEAL", 0),
+        ("VECTOR", 0),
+    ];
     assert_eq!(messages(&status), expected.map(|(name, count)| (name.to_owned(), count)).into());
     let writer = status["nats"]["consumers"].as_array().expect("consumers").iter();
     let writer = writer.clone().find(|one| one["name"] == "context-writer").expect("the worker's consumer");

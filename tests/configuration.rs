@@ -180,7 +180,7 @@ async fn the_schema_is_listed_taken_back_and_brought_up() {
     let waits: Vec<String> = migrate(&["status"]).await.lines().map(str::to_owned).collect();
     assert_eq!(waits.iter().filter(|line| line.starts_with("waiting  ")).count(), 1);
     assert_eq!(*waits.last().expect("a line"), format!("waiting  {latest}"));
-    let newest = "information_schema.role_table_grants WHERE grantee = 'w_memory_reader' AND table_name = 'chat_messages'";
+    let newest = "information_schema.role_table_grants WHERE grantee = 'w_vector_indexer' AND table_name = 'unified_memory_vectors' AND privilege_type = 'SELECT'";
     assert_eq!(fixture.count(newest).await, 0);
     let status = fine(memfleet(&fixture, &["status"])).await;
     let applied =

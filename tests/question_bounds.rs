@@ -249,7 +249,7 @@ async fn a_question_that_is_wrong_is_told_what_is_wrong() {
             json!({ "from": "2024-01-01T00:00:00Z", "until": "2026-01-01T00:00:00Z" }),
             "from",
         ),
-        ("session.list", json!({ "chat_mode": "x".repeat(20_000) }), "body"),
+        ("session.list", json!({ "chat_mode": "x".repeat(200_000) }), "body"),
     ] {
         let (code, error) = reader.ask(question, 1, body.clone()).await.expect_err("wrong");
         assert_eq!(

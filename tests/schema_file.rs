@@ -24,10 +24,11 @@ const KEYS: &str = "concat_ws(' ', n.nspname, c.relname, string_agg(a.attname, '
     CROSS JOIN unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (attnum, place)
     JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
     WHERE i.indisprimary GROUP BY n.nspname, c.relname";
-/// Our enumerations, by schema.
-const TYPES: &str =
-    "concat_ws(' ', n.nspname, t.typname) FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
-    WHERE t.typtype = 'e' AND n.nspname IN ('public', 'audit') ORDER BY n.nspname DESC, t.typname";
+/// Our enumerations, by schema, and the one type of PostgreSQL that Diesel does not know.
+const TYPES: &str = "concat_ws(' ', CASE WHEN t.typtype = 'e' THEN n.nspname ELSE 'public' END, t.typname)
+    FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+    WHERE (t.typtype = 'e' AND n.nspname IN ('public', 'audit')) OR t.oid = 'tsvector'::regtype
+    ORDER BY n.nspname DESC, t.typname";
 
 fn camel(name: &str) -> String {
     let parts = name.split('_').map(|part| part[..1].to_uppercase() + &part[1..]);

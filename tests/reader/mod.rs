@@ -88,6 +88,7 @@ impl Reader {
 }
 
 /// Sessions and contexts of two users.
+#[allow(dead_code, reason = "tests of searches fill in their own")]
 pub async fn filled() -> Fixture {
     let fixture = Fixture::new().await;
     let mut requests = vec![user(1), user(2)];

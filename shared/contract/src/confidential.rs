@@ -77,7 +77,9 @@ impl Request {
             | Self::SessionOpen(_)
             | Self::SessionClose(_)
             | Self::ContextRemove(_)
-            | Self::AgentContextRemove(_) => {}
+            | Self::AgentContextRemove(_)
+            | Self::VectorIndex(_)
+            | Self::VectorRemove(_) => {}
         }
         (self, taken)
     }

@@ -86,6 +86,10 @@ labels! {
         DecisionLogged = "decision.logged",
         /// A tool was asked, has answered, or has failed.
         ToolReported = "tool.reported",
+        /// Texts were made findable.
+        VectorIndexed = "vector.indexed",
+        /// Texts were forgotten.
+        VectorRemoved = "vector.removed",
     }
 }
 

@@ -34,6 +34,7 @@ mod session;
 mod subject;
 mod token;
 mod value;
+mod vector;
 
 pub use account::{
     DevicePut, DeviceRemove, DeviceType, PasskeyPut, PasskeyRemove, ProfilePut, SecondFactorMethod,
@@ -55,12 +56,13 @@ pub use question::{
     ASK_ROOT, AgentContextInfo, AgentContextList, AgentContextPage, AnalyticsRow, ContextAnswer, ContextGet,
     ContextInfo, ContextList, ContextPage, ConversationPage, ConversationRead, Cursor, Dimension, EventList,
     EventPage, GraphAnswer, GraphNode, GraphRelation, GraphWalk, Limit, MessageInfo, QUESTION_BYTES,
-    QUESTIONS, Question, QuestionKind, READER, REVEAL, RouterAnalytics, RouterAnswer, SessionInfo,
-    SessionList, SessionPage,
+    QUESTIONS, Question, QuestionKind, READER, REVEAL, RouterAnalytics, RouterAnswer, ScoreParts,
+    SearchAnswer, SearchHit, SearchMode, SearchSimilar, SessionInfo, SessionList, SessionPage,
 };
-pub use request::{ContextRequest, Request, RouterRequest};
+pub use request::{ContextRequest, Request, RouterRequest, VectorRequest};
 pub use router::{DecisionLog, ToolPhase, ToolReport};
 pub use session::{ChatMode, SessionClose, SessionOpen};
 pub use subject::{DeadSubject, EventSubject, REQUEST_ROOT, RequestSubject, Service, SubjectError, UserId};
 pub use token::{AskError, AskErrorCode, TOKEN_ISSUE, TokenAnswer, TokenAsk};
-pub use value::{Json, JsonObject, List, Name, Secret, SessionId, Text};
+pub use value::{Json, JsonObject, List, Many, Name, Secret, SessionId, Text};
+pub use vector::{Embedding, Memory, VECTOR_DIMENSIONS, Vector, VectorIndex, VectorRemove, VectorType};

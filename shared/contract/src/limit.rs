@@ -36,6 +36,9 @@ pub const NAME_CHARS: usize = 200;
 /// The longest free text (a chat message, a summary), in characters.
 pub const TEXT_CHARS: usize = 256 * 1024;
 
+/// The longest text that is embedded along with another one, in characters.
+pub const PRECEDING_CHARS: usize = 4_096;
+
 /// The longest service name in a subject, in characters.
 pub const SERVICE_CHARS: usize = 64;
 

@@ -17,6 +17,7 @@ use crate::router::{DecisionLog, ToolReport};
 use crate::session::{SessionClose, SessionOpen};
 use crate::subject::{RequestSubject, UserId};
 use crate::value::{SessionId, check_body};
+use crate::vector::{VectorIndex, VectorRemove};
 
 /// The one table of requests. From it come the enumerations, their decoder, the catalogue, and through that the
 /// streams' subjects and the AsyncAPI document: a new request is one line here.
@@ -146,6 +147,11 @@ requests! {
         DecisionLog: "decision" "log" => DecisionLogged,
         ToolReport: "tool" "report" => ToolReported,
     }
+    /// What vector-indexer takes.
+    VectorRequest("VECTOR", "vector-indexer") {
+        VectorIndex: "vector" "index" => VectorIndexed,
+        VectorRemove: "vector" "remove" => VectorRemoved,
+    }
 }
 
 impl Request {
@@ -161,6 +167,8 @@ impl Request {
             Self::AgentContextRemove(remove) => Some(&remove.session_id),
             Self::DecisionLog(log) => Some(&log.session_id),
             Self::ToolReport(report) => Some(&report.session_id),
+            Self::VectorIndex(index) => index.session_id.as_ref(),
+            Self::VectorRemove(remove) => remove.session_id.as_ref(),
             Self::UserPut(_)
             | Self::ProfilePut(_)
             | Self::SettingPut(_)

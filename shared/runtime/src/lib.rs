@@ -40,4 +40,4 @@ pub use patience::{NotReady, Patience};
 pub use pipeline::{RunError, check_database, run};
 pub use settings::{Settings, SettingsError};
 pub use stats::{Stats, StatsReport};
-pub use worker::{Effect, FollowUp, Message, Payload, Verdict, Worker};
+pub use worker::{Effect, Ended, FollowUp, Message, Payload, Verdict, Worker};

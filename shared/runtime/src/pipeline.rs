@@ -212,8 +212,9 @@ struct PullStage<W: Worker> {
 
 impl<W: Worker> PullStage<W> {
     async fn run(self) {
-        let mut puller =
-            Puller::new(W::NAME, self.consumer.clone(), self.held.clone(), &self.settings.worker);
+        let mut settings = self.settings.worker.clone();
+        settings.batch_size = settings.batch_size.min(W::LARGEST_BATCH);
+        let mut puller = Puller::new(W::NAME, self.consumer.clone(), self.held.clone(), &settings);
         while let Some(deliveries) = puller.next(&self.stop).await {
             tracing::debug!(worker = W::NAME, messages = deliveries.len(), "pulled");
             crash::reach(Point::Pulled);

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use embed::{EmbedError, EmbedderSettings};
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use keys::KeySettings;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use vectors::VectorSettings;
 
 /// Everything that can be configured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -24,6 +26,12 @@ pub struct Settings {
     pub keys: KeySettings,
     /// The audit trail's seals.
     pub audit: AuditSettings,
+    /// Where vectors are.
+    pub vectors: VectorSettings,
+    /// Who makes them of texts.
+    pub embedder: EmbedderSettings,
+    /// Who makes those of another model, while `memfleet vectors migrate` goes over to it.
+    pub next_embedder: EmbedderSettings,
     /// How every worker of this process works.
     pub worker: WorkerSettings,
     /// What is logged.
@@ -365,6 +373,16 @@ impl Settings {
                 "keys.url names the main database; the key store must be another one, or its keys lie with what they encrypt"
                     .to_owned(),
             ));
+        }
+        self.vectors.check().map_err(SettingsError)?;
+        for (section, embedder) in [("embedder", &self.embedder), ("next_embedder", &self.next_embedder)] {
+            embedder.check().map_err(|error| match error {
+                // Its options are named as those of the section `embedder`.
+                EmbedError::Misconfigured(problem) => {
+                    SettingsError(problem.replacen("embedder.", &format!("{section}."), 1))
+                }
+                EmbedError::Unavailable(_) | EmbedError::Refused(_) => SettingsError(error.to_string()),
+            })?;
         }
         match bounds.iter().find(|(_, value, least, most)| value < least || value > most) {
             None => Ok(()),

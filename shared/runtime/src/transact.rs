@@ -97,6 +97,7 @@ pub(crate) async fn transact<W: Worker>(
     connection: &mut Connection,
     batch: &[Authorised<W::Request>],
     keys: &DataKeys,
+    prepared: &W::Prepared,
     watermarks: &Watermarks,
 ) -> Result<Transacted, Undone> {
     let entries: Vec<Entry> = batch.iter().map(|message| entry(message.message())).collect();
@@ -112,7 +113,7 @@ pub(crate) async fn transact<W: Worker>(
         .filter(|&index| taken.contains(&entries[index].event_id))
         .filter(|&index| !matches!(cause_of(batch[index].message()), Some(None)))
         .collect();
-    let mut verdicts = verdicts(worker, connection, batch, fresh, keys).await?;
+    let mut verdicts = verdicts(worker, connection, batch, fresh, keys, prepared).await?;
     let mut new_events: Vec<NewEvent<'_>> = (0..batch.len())
         .filter_map(|index| match verdicts.get(&index) {
             Some(Verdict::Applied(effect)) => {
@@ -179,6 +180,7 @@ async fn verdicts<W: Worker>(
     batch: &[Authorised<W::Request>],
     places: Vec<usize>,
     keys: &DataKeys,
+    prepared: &W::Prepared,
 ) -> Result<HashMap<usize, Verdict>, Fault> {
     let mut verdicts = HashMap::with_capacity(places.len());
     let mut open = Vec::with_capacity(places.len());
@@ -195,7 +197,7 @@ async fn verdicts<W: Worker>(
     }
     if !open.is_empty() {
         let messages: Vec<&Message<W::Request>> = open.iter().map(|&index| batch[index].message()).collect();
-        verdicts.extend(open.iter().copied().zip(worker.write(connection, &messages, keys).await?));
+        verdicts.extend(open.iter().copied().zip(worker.write(connection, &messages, keys, prepared).await?));
     }
     Ok(verdicts)
 }

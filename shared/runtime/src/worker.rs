@@ -18,8 +18,12 @@ pub trait Worker: Send + Sync + 'static {
     const STREAM: &'static str;
     /// Whether it ever stores anything encrypted. The key store is then waited for at start.
     const ENCRYPTS: bool = false;
+    /// The most messages that it takes together, however many `worker.batch_size` allows.
+    const LARGEST_BATCH: usize = usize::MAX;
     /// What it takes in.
     type Request: Send + Sync + 'static;
+    /// What it gets ready for a batch before the transaction opens; `()` if nothing.
+    type Prepared: Default + Send + Sync + 'static;
 
     /// Reads a body as its subject says.
     ///
@@ -37,6 +41,42 @@ pub trait Worker: Send + Sync + 'static {
         false
     }
 
+    /// Gets ready for a batch what other servers have to say or to take: no transaction is open, and nothing is locked. A message
+    /// comes here again with each delivery, also if it had its effect before. `grants` are the leave to act for the batch's
+    /// users.
+    ///
+    /// # Errors
+    /// A [`Fault`]. While a server is away (`Unavailable`), the batch waits. After another fault its parts are tried; a message
+    /// that fails by itself comes to [`write`](Self::write) without being prepared.
+    fn prepare<'a>(
+        &'a self,
+        batch: &'a [&'a Message<Self::Request>],
+        grants: &'a [&'a str],
+    ) -> impl Future<Output = Result<Self::Prepared, Fault>> + Send + 'a {
+        let _ = (batch, grants);
+        async { Ok(Self::Prepared::default()) }
+    }
+
+    /// Puts what was got ready for two parts of a batch together.
+    fn join(&self, one: Self::Prepared, other: Self::Prepared) -> Self::Prepared {
+        let _ = other;
+        one
+    }
+
+    /// Takes back at other servers what a message has made obsolete, or what was got ready for nothing. It comes after the commit
+    /// and before the acknowledgement, with every delivery, so that it happens whoever dies meanwhile.
+    ///
+    /// # Errors
+    /// A [`Fault`] of the kind `Unavailable`: it is tried again until it succeeds. Any other one is logged.
+    fn clean_up<'a>(
+        &'a self,
+        ended: &'a [Ended<'a, Self::Request>],
+        prepared: &'a Self::Prepared,
+    ) -> impl Future<Output = Result<(), Fault>> + Send + 'a {
+        let _ = (ended, prepared);
+        async { Ok(()) }
+    }
+
     /// Writes a batch inside a transaction that the runtime opens and commits, and gives a verdict for each
     /// message, in order. No message of the batch has had an effect before, and no two have the same request id.
     /// `keys` has the key of the user of each message that needs one.
@@ -48,6 +88,7 @@ pub trait Worker: Send + Sync + 'static {
         connection: &'a mut Connection,
         batch: &'a [&'a Message<Self::Request>],
         keys: &'a DataKeys,
+        prepared: &'a Self::Prepared,
     ) -> impl Future<Output = Result<Vec<Verdict>, Fault>> + Send + 'a;
 
     /// What else is to be published because of an event, beside the event itself. It depends on the event alone,
@@ -78,6 +119,15 @@ pub struct Message<R> {
     pub body: Bytes,
     /// The body, read.
     pub request: R,
+}
+
+/// A message that is about to be settled for good.
+#[derive(Debug)]
+pub struct Ended<'a, R> {
+    /// The message.
+    pub message: &'a Message<R>,
+    /// Whether its transaction has committed, now or before. Otherwise it is given up.
+    pub committed: bool,
 }
 
 /// What became of one message of a batch.

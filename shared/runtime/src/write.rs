@@ -21,7 +21,7 @@ use crate::retry;
 use crate::settle::ToSettle;
 use crate::stats::{self, Stats};
 use crate::transact::{Transacted, Undone, Written, transact};
-use crate::worker::{Message, Worker};
+use crate::worker::{Ended, Message, Worker};
 
 /// What is to be done with a message now. Only this module makes one.
 #[derive(Debug)]
@@ -93,18 +93,23 @@ impl<W: Worker> Writer<W> {
         to_settle: &mpsc::Sender<ToSettle<W::Request>>,
     ) -> Settlements<W::Request> {
         let (mut decisions, mut earlier) = (Vec::with_capacity(batch.len()), Vec::new());
+        let Some(prepared) = self.prepare(&batch).await else {
+            decisions.extend(batch.iter().map(|_| Decision::HandBack));
+            return settlements(batch.drain(..), &mut decisions, &mut earlier);
+        };
         // Parts still to be written, by their lengths, the next one last, so that the order of the batch is kept. Each begins
         // where the decisions end.
         let mut parts: Vec<usize> = vec![batch.len()];
         while let Some(length) = parts.pop() {
             let messages = &batch[decisions.len()..decisions.len() + length];
-            match self.persist(messages).await {
+            match self.persist(messages, &prepared).await {
                 Ok(transacted) => {
                     decisions.extend(transacted.written.into_iter().map(Written::after_commit));
                     earlier.extend(transacted.earlier);
                 }
                 Err(Undone::Behind(unpublished)) => {
                     parts.push(length);
+                    self.clean_up(&batch[..decisions.len()], &mut decisions, &prepared).await;
                     let decided = settlements(batch.drain(..decisions.len()), &mut decisions, &mut earlier);
                     let first = Settlements { settlements: Vec::new(), earlier: unpublished };
                     for settlements in [decided, first] {
@@ -126,7 +131,83 @@ impl<W: Worker> Writer<W> {
                 }
             }
         }
+        self.clean_up(&batch, &mut decisions, &prepared).await;
         settlements(batch.drain(..), &mut decisions, &mut earlier)
+    }
+
+    /// Has the worker get ready what the batch needs. None if it is stopped while another server is away.
+    async fn prepare(&self, batch: &[Authorised<W::Request>]) -> Option<W::Prepared> {
+        let mut prepared = W::Prepared::default();
+        // From where to where, the next part last.
+        let mut parts = vec![(0, batch.len())];
+        let mut tries = 0;
+        while let Some((start, end)) = parts.pop() {
+            let messages: Vec<&Message<W::Request>> =
+                batch[start..end].iter().map(Authorised::message).collect();
+            let grants: BTreeSet<&str> = batch[start..end].iter().map(Authorised::grant).collect();
+            let fault = match self.worker.prepare(&messages, &Vec::from_iter(grants)).await {
+                Ok(made) => {
+                    prepared = self.worker.join(prepared, made);
+                    continue;
+                }
+                Err(fault) => fault,
+            };
+            match fault.kind {
+                FaultKind::Unavailable | FaultKind::Severed => {
+                    tries += 1;
+                    tracing::warn!(worker = W::NAME, %fault, messages = end - start, "what the batch needs is away; waiting");
+                    tokio::select! {
+                        () = self.stop.cancelled() => return None,
+                        () = tokio::time::sleep(retry::delay(tries, FIRST_PAUSE, LONGEST_PAUSE)) => {}
+                    }
+                    parts.push((start, end));
+                }
+                FaultKind::Transient | FaultKind::Unmet | FaultKind::Permanent | FaultKind::Denied => {
+                    let middle = start + (end - start) / 2;
+                    if end - start > 1 {
+                        parts.extend([(middle, end), (start, middle)]);
+                    } else {
+                        // The transaction fails on the same, and says it better.
+                        tracing::debug!(worker = W::NAME, %fault, "a message is not prepared");
+                    }
+                }
+            }
+        }
+        Some(prepared)
+    }
+
+    /// Has the worker clean up after messages that end. While another server is away, it waits; if it is stopped then, they come
+    /// again.
+    async fn clean_up(
+        &self,
+        batch: &[Authorised<W::Request>],
+        decisions: &mut [Decision],
+        prepared: &W::Prepared,
+    ) {
+        let ended: Vec<Ended<'_, W::Request>> = batch
+            .iter()
+            .zip(decisions.iter())
+            .filter_map(|(message, decision)| match decision {
+                Decision::Committed(_) => Some(Ended { message: message.message(), committed: true }),
+                Decision::Never { .. } => Some(Ended { message: message.message(), committed: false }),
+                Decision::Later { .. } | Decision::HandBack => None,
+            })
+            .collect();
+        let mut tries = 0;
+        while let Err(fault) = self.worker.clean_up(&ended, prepared).await {
+            tracing::warn!(worker = W::NAME, %fault, messages = ended.len(), "cannot clean up");
+            if !matches!(fault.kind, FaultKind::Unavailable | FaultKind::Severed) {
+                return;
+            }
+            tries += 1;
+            tokio::select! {
+                () = self.stop.cancelled() => {
+                    decisions.fill_with(|| Decision::HandBack);
+                    return;
+                }
+                () = tokio::time::sleep(retry::delay(tries, FIRST_PAUSE, LONGEST_PAUSE)) => {}
+            }
+        }
     }
 
     /// Records refusals. False if they cannot be recorded before the worker stops: they must not be without a trace.
@@ -159,10 +240,14 @@ impl<W: Worker> Writer<W> {
 
     /// Tries one part until it is written or fails for a reason that lies in it. While the database is away, it
     /// waits.
-    async fn persist(&self, messages: &[Authorised<W::Request>]) -> Result<Transacted, Undone> {
+    async fn persist(
+        &self,
+        messages: &[Authorised<W::Request>],
+        prepared: &W::Prepared,
+    ) -> Result<Transacted, Undone> {
         let (mut tries, mut outages, mut severed) = (0, 0, 0);
         loop {
-            let fault = match self.attempt(messages).await {
+            let fault = match self.attempt(messages, prepared).await {
                 Err(Undone::Fault(fault)) => fault,
                 done => return done,
             };
@@ -233,12 +318,18 @@ impl<W: Worker> Writer<W> {
     }
 
     /// One transaction.
-    async fn attempt(&self, messages: &[Authorised<W::Request>]) -> Result<Transacted, Undone> {
+    async fn attempt(
+        &self,
+        messages: &[Authorised<W::Request>],
+        prepared: &W::Prepared,
+    ) -> Result<Transacted, Undone> {
         let keys = self.keys_for(messages).await?;
         let mut connection = store::lend(&self.pool).await.map_err(Fault::from)?;
         let (worker, watermarks) = (&*self.worker, &*self.watermarks);
         let transacted: Result<Transacted, Undone> = connection
-            .transaction(async |connection| transact(worker, connection, messages, &keys, watermarks).await)
+            .transaction(async |connection| {
+                transact(worker, connection, messages, &keys, prepared, watermarks).await
+            })
             .await;
         let transacted = match transacted {
             Ok(transacted) => transacted,

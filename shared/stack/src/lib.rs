@@ -28,6 +28,7 @@ mod outside;
 mod postgres;
 mod process;
 mod programs;
+mod qdrant;
 
 use std::path::Path;
 
@@ -37,29 +38,34 @@ pub use error::StackError;
 pub use nats::{Nats, NatsOptions};
 pub use postgres::{Postgres, PostgresOptions};
 pub use programs::{Places, Programs};
+pub use qdrant::Qdrant;
 
-/// How the two servers of a [`Stack`] run.
+/// How the servers of a [`Stack`] run.
 #[derive(Debug, Clone, Default)]
 pub struct StackOptions {
     /// How the NATS server runs.
     pub nats: NatsOptions,
     /// How PostgreSQL runs.
     pub postgres: PostgresOptions,
+    /// Whether there is a vector store.
+    pub vectors: bool,
 }
 
-/// A running NATS server and a running PostgreSQL. Dropping it kills both; prefer [`Stack::stop`].
+/// A running NATS server, a running PostgreSQL, and a vector store if one is wanted. Dropping it kills them; prefer [`Stack::stop`].
 #[derive(Debug)]
 pub struct Stack {
     /// The NATS server.
     pub nats: Nats,
     /// The PostgreSQL server.
     pub postgres: Postgres,
+    /// The vector store, if there is one.
+    pub qdrant: Option<Qdrant>,
     /// Last, so that a drop ends the servers before it removes their folder.
     temporary: Option<TempDir>,
 }
 
 impl Stack {
-    /// Starts both servers at once, with their data in `nats` and `postgres` under `dir`, which is made if it is not
+    /// Starts the servers at once, with their data in `nats`, `postgres` and `qdrant` under `dir`, which is made if it is not
     /// there and used again if it is. Takes about two seconds the first time, at most about two minutes.
     ///
     /// # Errors
@@ -78,12 +84,20 @@ impl Stack {
         dir: &Path,
         options: StackOptions,
     ) -> Result<Self, StackError> {
-        let (nats_dir, postgres_dir) = (dir.join("nats"), dir.join("postgres"));
-        let (nats, postgres) = tokio::try_join!(
+        let (nats_dir, postgres_dir, qdrant_dir) =
+            (dir.join("nats"), dir.join("postgres"), dir.join("qdrant"));
+        let qdrant = async {
+            match options.vectors {
+                true => Qdrant::start(programs, &qdrant_dir).await.map(Some),
+                false => Ok(None),
+            }
+        };
+        let (nats, postgres, qdrant) = tokio::try_join!(
             Nats::start(programs, &nats_dir, options.nats),
             Postgres::start(programs, &postgres_dir, options.postgres),
+            qdrant,
         )?;
-        Ok(Self { nats, postgres, temporary: None })
+        Ok(Self { nats, postgres, qdrant, temporary: None })
     }
 
     /// As [`Stack::start`], in a new folder that is removed when the stack stops or drops.
@@ -112,12 +126,18 @@ impl Stack {
     /// # Errors
     /// A server had ended by itself, or had to be killed; nothing runs any more then either.
     pub async fn stop(self) -> Result<(), StackError> {
-        let Self { nats, postgres, temporary } = self;
-        let (nats, postgres) = tokio::join!(nats.stop(), postgres.stop());
+        let Self { nats, postgres, qdrant, temporary } = self;
+        let vectors = async {
+            match qdrant {
+                Some(qdrant) => qdrant.stop().await,
+                None => Ok(()),
+            }
+        };
+        let (nats, postgres, vectors) = tokio::join!(nats.stop(), postgres.stop(), vectors);
         if let Some(folder) = temporary {
             let path = folder.path().to_path_buf();
             folder.close().map_err(|source| StackError::file("remove", &path, source))?;
         }
-        nats.and(postgres)
+        nats.and(postgres).and(vectors)
     }
 }

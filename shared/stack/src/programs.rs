@@ -19,6 +19,8 @@ pub struct Programs {
     pub nats_server: PathBuf,
     /// The folder that holds `postgres` and `initdb`.
     pub postgres_bin: PathBuf,
+    /// The `qdrant-local` program, or where it was looked for.
+    qdrant_local: Result<PathBuf, Vec<PathBuf>>,
 }
 
 impl Programs {
@@ -29,6 +31,9 @@ impl Programs {
     /// 2. `servers/nats/nats-server` and `servers/postgres/bin` in `.memfleet` of the current folder or of one above
     ///    it, or in the folder that `MEMFLEET_HOME` names instead;
     /// 3. for PostgreSQL, an installed `/usr/lib/postgresql/N/bin` with N at least 15, the highest first.
+    ///
+    /// And `qdrant-local`, which may be missing where no vectors are wanted: the one that `MEMFLEET_QDRANT_LOCAL` names, else
+    /// `bin/qdrant-local` in the same `.memfleet`.
     ///
     /// A name in the environment that leads nowhere is an error, never passed over.
     ///
@@ -43,7 +48,24 @@ impl Programs {
     /// # Errors
     /// As [`Programs::find`].
     pub fn find_in(places: &Places) -> Result<Self, StackError> {
-        Ok(Self { nats_server: find_nats(places)?, postgres_bin: find_postgres(places)? })
+        Ok(Self {
+            nats_server: find_nats(places)?,
+            postgres_bin: find_postgres(places)?,
+            qdrant_local: find_qdrant(places),
+        })
+    }
+
+    /// The `qdrant-local` program.
+    ///
+    /// # Errors
+    /// [`StackError::Missing`] says where it was looked for, and what to do.
+    pub fn qdrant_local(&self) -> Result<PathBuf, StackError> {
+        self.qdrant_local.clone().map_err(|looked| StackError::Missing {
+            what: "qdrant-local",
+            looked,
+            variable: "MEMFLEET_QDRANT_LOCAL",
+            meaning: "the path of the qdrant-local program, which `make engine` builds",
+        })
     }
 }
 
@@ -54,6 +76,8 @@ pub struct Places {
     pub nats_server: Option<PathBuf>,
     /// `MEMFLEET_PG_BIN`: the folder that holds `postgres` and `initdb`.
     pub postgres_bin: Option<PathBuf>,
+    /// `MEMFLEET_QDRANT_LOCAL`: the path of `qdrant-local`.
+    pub qdrant_local: Option<PathBuf>,
     /// `MEMFLEET_HOME`: the folder used in place of `.memfleet`.
     pub home: Option<PathBuf>,
     /// The folder whose `.memfleet`, or that of one above it, is looked into.
@@ -70,6 +94,7 @@ impl Places {
         Self {
             nats_server: named("MEMFLEET_NATS_SERVER"),
             postgres_bin: named("MEMFLEET_PG_BIN"),
+            qdrant_local: named("MEMFLEET_QDRANT_LOCAL"),
             home: named("MEMFLEET_HOME"),
             current: env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
             installed: PathBuf::from("/usr/lib/postgresql"),
@@ -114,6 +139,14 @@ fn find_nats(places: &Places) -> Result<PathBuf, StackError> {
         variable: "MEMFLEET_NATS_SERVER",
         meaning: "the path of a nats-server program",
     })
+}
+
+fn find_qdrant(places: &Places) -> Result<PathBuf, Vec<PathBuf>> {
+    let candidates = match &places.qdrant_local {
+        Some(named) => vec![named.clone()],
+        None => places.homes().iter().map(|home| home.join("bin/qdrant-local")).collect(),
+    };
+    first(candidates, is_program)
 }
 
 fn find_postgres(places: &Places) -> Result<PathBuf, StackError> {

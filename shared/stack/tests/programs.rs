@@ -27,6 +27,7 @@ fn places(root: &TempDir) -> Places {
     Places {
         nats_server: None,
         postgres_bin: None,
+        qdrant_local: None,
         home: None,
         current,
         installed: root.path().join("installed"),
@@ -39,8 +40,11 @@ fn programs_lie_in_the_private_folder_of_a_folder_above() {
     let nats_server = program(&root.path().join(".memfleet/servers/nats/nats-server"));
     let postgres_bin = postgres(&root.path().join(".memfleet/servers/postgres/bin"));
     postgres(&root.path().join("installed/17/bin"));
+    let qdrant_local = program(&root.path().join(".memfleet/bin/qdrant-local"));
     let places = places(&root);
-    assert_eq!(Programs::find_in(&places).unwrap(), Programs { nats_server, postgres_bin });
+    let found = Programs::find_in(&places).unwrap();
+    assert_eq!(found.qdrant_local().unwrap(), qdrant_local);
+    assert_eq!((found.nats_server, found.postgres_bin), (nats_server, postgres_bin));
     assert_eq!(places.home(), root.path().join(".memfleet"));
 }
 

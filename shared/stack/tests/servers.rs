@@ -219,7 +219,8 @@ async fn options_reach_the_servers() {
     };
     let mut postgres = PostgresOptions { fsync: true, max_connections: 33, ..quick() };
     postgres.settings.push(("application_name".to_owned(), "it's = here".to_owned()));
-    let stack = Stack::temporary_with(&programs(), StackOptions { nats, postgres }).await.unwrap();
+    let stack =
+        Stack::temporary_with(&programs(), StackOptions { nats, postgres, vectors: false }).await.unwrap();
     let info = join(&stack.nats).await.server_info();
     assert_eq!((info.max_payload, info.server_name.as_str()), (1234, "other-name"));
     for (name, value) in

@@ -101,8 +101,16 @@ pub mod sql_types {
     pub struct Validationstatus;
 
     #[derive(Clone, Copy, Debug, diesel::query_builder::QueryId, diesel::sql_types::SqlType)]
+    #[diesel(postgres_type(name = "vector_collection_state"))]
+    pub struct VectorCollectionState;
+
+    #[derive(Clone, Copy, Debug, diesel::query_builder::QueryId, diesel::sql_types::SqlType)]
     #[diesel(postgres_type(name = "vectortype"))]
     pub struct Vectortype;
+
+    #[derive(Clone, Copy, Debug, diesel::query_builder::QueryId, diesel::sql_types::SqlType)]
+    #[diesel(postgres_type(name = "tsvector"))]
+    pub struct Tsvector;
 
     #[derive(Clone, Copy, Debug, diesel::query_builder::QueryId, diesel::sql_types::SqlType)]
     #[diesel(postgres_type(name = "operation", schema = "audit"))]
@@ -625,7 +633,7 @@ diesel::table! {
     unified_memory_vectors (user_id, id) {
         id -> Uuid,
         user_id -> Integer,
-        memory_node_id -> Uuid,
+        memory_node_id -> Nullable<Uuid>,
         session_id -> Nullable<Text>,
         vector_type -> crate::schema::sql_types::Vectortype,
         content_text -> Text,
@@ -636,6 +644,16 @@ diesel::table! {
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
         request_id -> Nullable<Uuid>,
+        removed_at -> Nullable<Timestamptz>,
+        content_hash -> Nullable<Binary>,
+        point_count -> Integer,
+        is_brought -> Bool,
+        preceding_text -> Nullable<Text>,
+        content_words -> crate::schema::sql_types::Tsvector,
+        content_length -> Nullable<Integer>,
+        speaker -> Nullable<Text>,
+        occurred_at -> Timestamptz,
+        is_dated -> Bool,
     }
 }
 
@@ -682,6 +700,20 @@ diesel::table! {
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
         request_id -> Nullable<Uuid>,
+    }
+}
+
+diesel::table! {
+    use diesel::sql_types::*;
+    vector_collections (collection_name) {
+        collection_name -> Text,
+        alias -> Text,
+        model -> Text,
+        dimension -> Integer,
+        quantization -> Text,
+        state -> crate::schema::sql_types::VectorCollectionState,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
     }
 }
 

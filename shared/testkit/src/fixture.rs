@@ -169,6 +169,8 @@ impl Fixture {
             "MEMFLEET_TRUST__",
             "MEMFLEET_KEYS__",
             "MEMFLEET_AUDIT__",
+            "MEMFLEET_VECTORS__",
+            "MEMFLEET_EMBEDDER__",
         ];
         all.into_iter().filter(|(name, _)| servers.iter().any(|start| name.starts_with(start))).collect()
     }

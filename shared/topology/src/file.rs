@@ -44,8 +44,9 @@ macro_rules! shipped {
 }
 
 /// The files that are built into the program. A test compares the lists with the folders.
-const STREAMS: &[(&str, &str)] = &shipped!("streams": "ADVISORY" "CONTEXT" "DEAD" "EVENTS" "ROUTER" "SEAL");
-const CONSUMERS: &[(&str, &str)] = &shipped!("consumers": "context-writer" "context-writer-advisory" "router-logger" "router-logger-advisory");
+const STREAMS: &[(&str, &str)] =
+    &shipped!("streams": "ADVISORY" "CONTEXT" "DEAD" "EVENTS" "ROUTER" "SEAL" "VECTOR");
+const CONSUMERS: &[(&str, &str)] = &shipped!("consumers": "context-writer" "context-writer-advisory" "router-logger" "router-logger-advisory" "vector-indexer" "vector-indexer-advisory");
 
 impl Topology {
     /// The streams and consumers of this program, as the files under `nats/` were when it was built.

@@ -35,6 +35,7 @@ impl Worker for ContextWriter {
     const STREAM: &'static str = "CONTEXT";
     const ENCRYPTS: bool = true;
     type Request = Parted;
+    type Prepared = ();
 
     fn decode(&self, subject: &RequestSubject, body: &[u8]) -> Result<Parted, Malformed> {
         Parted::decode(subject, body)
@@ -53,6 +54,7 @@ impl Worker for ContextWriter {
         connection: &'a mut Connection,
         batch: &'a [&'a Message<Parted>],
         keys: &'a DataKeys,
+        (): &'a (),
     ) -> Result<Vec<Verdict>, Fault> {
         let done = store::write(connection, batch, keys).await?;
         Ok(batch.iter().zip(done).map(|(message, done)| event::verdict(message, done)).collect())

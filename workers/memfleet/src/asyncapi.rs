@@ -48,7 +48,7 @@ const GOLDEN: &[(&str, &str)] = golden!(
     "agent-context.put" "agent-context.remove" "context.put" "context.remove" "conversation.put" "decision.log" "device.put"
     "device.remove" "feedback.put" "message.add" "passkey.put" "passkey.remove" "profile.put"
     "second-factor.put" "second-factor.remove" "session.close" "session.open" "setting.put" "setting.remove"
-    "summary.put" "tool.report" "user.put"
+    "summary.put" "tool.report" "user.put" "vector.index" "vector.remove"
 );
 
 /// Makes the document, in YAML. The same contract always gives the same text.

@@ -8,7 +8,7 @@ use crate::command::{
     ask::AskArgs, audit::AuditArgs, bench::BenchArgs, contract::ContractArgs, dead::DeadArgs, demo::DemoArgs,
     dev::DevArgs, keys::KeysArgs, load::LoadArgs, migrate::MigrateArgs, nats::NatsArgs, publish::PublishArgs,
     replay::ReplayArgs, run::RunArgs, security::SecurityArgs, status::StatusArgs, tail::TailArgs,
-    token::TokenArgs,
+    token::TokenArgs, vectors::VectorsArgs,
 };
 
 /// The unified memory store of a multi-agent AI platform, as a fleet of message-queue workers.
@@ -63,6 +63,8 @@ pub enum Command {
     Security(SecurityArgs),
     /// Make and rotate the keys that encrypt fields and payloads.
     Keys(KeysArgs),
+    /// Make, compare and migrate collections of vectors; say who may use them.
+    Vectors(VectorsArgs),
     /// Issue, read and revoke service tokens; register services.
     Token(TokenArgs),
     /// Seal the audit trail, prove it, and read it.

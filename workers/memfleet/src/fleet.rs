@@ -9,6 +9,7 @@ use router_logger::RouterLogger;
 use runtime::{Settings, Stats, Worker};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use vector_indexer::VectorIndexer;
 
 use crate::tokens;
 
@@ -19,6 +20,8 @@ pub enum WorkerName {
     ContextWriter,
     /// Routing decisions, what is learnt from them, and the calls of tools.
     RouterLogger,
+    /// Texts that are found by what they mean and by their words.
+    VectorIndexer,
     /// Answers to questions.
     MemoryReader,
     /// Tokens for services that ask for them.
@@ -27,14 +30,26 @@ pub enum WorkerName {
 
 impl WorkerName {
     /// Every worker.
-    pub const ALL: &'static [Self] =
-        &[Self::ContextWriter, Self::RouterLogger, Self::MemoryReader, Self::TokenIssuer];
+    pub const ALL: &'static [Self] = &[
+        Self::ContextWriter,
+        Self::RouterLogger,
+        Self::VectorIndexer,
+        Self::MemoryReader,
+        Self::TokenIssuer,
+    ];
+
+    /// Every worker that has what it works on: there is no vector-indexer without a vector store.
+    pub fn of(settings: &Settings) -> Vec<Self> {
+        let works = |name: &Self| *name != Self::VectorIndexer || settings.vectors.url.is_some();
+        Self::ALL.iter().copied().filter(works).collect()
+    }
 
     /// The name of its crate, consumer and role.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::ContextWriter => ContextWriter::NAME,
             Self::RouterLogger => RouterLogger::NAME,
+            Self::VectorIndexer => VectorIndexer::NAME,
             Self::MemoryReader => memory_reader::NAME,
             Self::TokenIssuer => token_issuer::NAME,
         }
@@ -57,6 +72,7 @@ impl Fleet {
             match name {
                 WorkerName::ContextWriter => fleet.spawn(name, ContextWriter, settings),
                 WorkerName::RouterLogger => fleet.spawn(name, RouterLogger, settings),
+                WorkerName::VectorIndexer => fleet.spawn_indexer(settings),
                 WorkerName::MemoryReader => fleet.spawn_reader(settings),
                 WorkerName::TokenIssuer => fleet.spawn_issuer(settings),
             }
@@ -69,6 +85,19 @@ impl Fleet {
         self.stats.push((name, Arc::clone(&stats)));
         let (settings, stop) = (settings.clone(), self.stop.child_token());
         self.running.spawn(async move { Ok(runtime::run(Arc::new(worker), &settings, stats, stop).await?) });
+    }
+
+    fn spawn_indexer(&mut self, settings: &Settings) {
+        let stats = Arc::new(Stats::default());
+        self.stats.push((WorkerName::VectorIndexer, Arc::clone(&stats)));
+        let (settings, stop) = (settings.clone(), self.stop.child_token());
+        self.running.spawn(async move {
+            let opened = tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                opened = VectorIndexer::open(&settings) => opened?,
+            };
+            Ok(runtime::run(Arc::new(opened), &settings, stats, stop).await?)
+        });
     }
 
     fn spawn_reader(&mut self, settings: &Settings) {

@@ -5,6 +5,7 @@
 pub mod asyncapi;
 pub mod carry;
 pub mod cli;
+pub mod collection;
 pub mod command;
 pub mod dialogue;
 pub mod fleet;

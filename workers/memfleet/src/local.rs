@@ -10,16 +10,19 @@ use contract::UserId;
 use diesel::QueryableByName;
 use diesel::sql_types::Text;
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
+use embed::EmbedderKind;
 use keys::{KEK, KeySettings};
 use runtime::Settings;
 use runtime::broker;
-use stack::{Stack, StackOptions};
+use stack::{Places, Stack, StackOptions};
 use store::registry;
 use tempfile::TempDir;
 use topology::Service;
 use trust::{CipherKey, GrantKey, KeyRing, PrivateKey, Scope};
 use uuid::Uuid;
 use zeroize::Zeroizing;
+
+use crate::collection;
 
 /// Servers that are migrated and have their streams.
 pub struct Local {
@@ -187,6 +190,12 @@ async fn set_up_private(stack: &Stack, settings: &Settings, keys: &KeyFiles) -> 
     settings.keys = KeySettings { url: stack.postgres.url(KEY_STORE), ..KeySettings::default() };
     create_key_store(&settings).await?;
     set_up(&settings).await?;
+    if let Some(qdrant) = &stack.qdrant {
+        settings.vectors.url = Some(qdrant.url());
+        settings.vectors.api_key = None;
+        embed_here(&mut settings);
+        collection::apply(&settings).await?;
+    }
 
     let key = GrantKey::generate("private")?;
     keep(&keys.grant, &key.expose_line())?;
@@ -229,6 +238,23 @@ async fn set_up_private(stack: &Stack, settings: &Settings, keys: &KeyFiles) -> 
     settings.audit.seal_key_file = Some(keys.seal.display().to_string());
     settings.audit.public_keys_file = None;
     Ok(settings)
+}
+
+/// Texts become vectors in this process, if nothing else is configured and `make setup` has fetched the model; else requests
+/// bring theirs, as they do where the configuration says of which model.
+fn embed_here(settings: &mut Settings) {
+    if settings.embedder.kind != EmbedderKind::None {
+        return;
+    }
+    let (model, dimension) = collection::LOCAL;
+    let weights = Places::of_this_process().home().join("models").join(model);
+    if settings.vectors.model.is_none() && weights.join("model.safetensors").is_file() {
+        settings.embedder.kind = EmbedderKind::Local;
+        settings.embedder.weights = Some(weights);
+    } else {
+        settings.vectors.model.get_or_insert_with(|| model.to_owned());
+        settings.vectors.dimension.get_or_insert(dimension);
+    }
 }
 
 fn keep(file: &Path, line: &str) -> anyhow::Result<()> {

@@ -121,7 +121,7 @@ fn the_demo_adds_up_and_leaves_nothing_behind() {
     let folder = folder();
     let ended = run(folder.path(), &["demo", "--json"]);
     assert_eq!(ended.code, Some(0), "{}", ended.said);
-    assert!(ended.said.contains("starting private NATS and PostgreSQL"), "{}", ended.said);
+    assert!(ended.said.contains("starting private NATS, PostgreSQL and vector store"), "{}", ended.said);
     let result: Value = serde_json::from_str(ended.printed.lines().last().unwrap()).unwrap();
 
     let messages = &result["messages"];
@@ -308,10 +308,10 @@ async fn schema_guided_dialogues_arrive_once_however_often_they_are_loaded() {
     }
     let local = Local::temporary(&Settings::default(), StackOptions::default()).await.unwrap();
     forget_ids(&local.settings).await;
-    let mut fleet = Fleet::start(WorkerName::ALL, &local.settings);
+    let mut fleet = Fleet::start(&WorkerName::of(&local.settings), &local.settings);
     let stats = fleet.stats()[0].1.clone();
     let all: Vec<_> = fleet.stats().iter().map(|(_, stats)| stats.clone()).collect();
-    let order = Order { source: Source::File(PathBuf::from(&path)), users: 100, wait: true };
+    let order = Order { source: Source::File(PathBuf::from(&path)), users: 100, wait: true, vectors: false };
     let file = read(&path, 100);
     assert_eq!((file.dialogues, file.turns), (2_098, 38_768));
 

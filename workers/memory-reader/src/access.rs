@@ -2,6 +2,7 @@
 //!
 //! Questions that are answered at the same time share a transaction, so that a busy replica pays for few commits.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -20,12 +21,15 @@ pub(crate) struct Access {
     /// Who asks.
     pub(crate) service: Service,
     pub(crate) question_id: Uuid,
-    /// `read`, or `reveal` if secrets were decrypted.
+    /// `read`, `reveal` if secrets were decrypted, or [`VECTOR_SEARCH`].
     pub(crate) kind: &'static str,
-    /// The table.
-    pub(crate) object: &'static str,
+    /// The table, or the collection.
+    pub(crate) object: Cow<'static, str>,
     pub(crate) rows: usize,
 }
+
+/// What a search of the vector store is called in the log.
+pub(crate) const VECTOR_SEARCH: &str = "vector-search";
 
 type Noted = oneshot::Sender<Result<(), String>>;
 
@@ -93,7 +97,7 @@ async fn write_of_service(pool: &Pool, accesses: &[&Access]) -> Result<(), Fault
     let grants: BTreeSet<&str> = accesses.iter().map(|access| &*access.grant).collect();
     let mut alike: HashMap<(&str, &str), Vec<&Access>> = HashMap::new();
     for access in accesses {
-        alike.entry((access.kind, access.object)).or_default().push(access);
+        alike.entry((access.kind, &access.object)).or_default().push(access);
     }
     let mut connection = store::lend(pool).await?;
     let written: Result<(), Fault> = connection
@@ -125,5 +129,8 @@ async fn log(
             amount: i64::try_from(access.rows).unwrap_or(i64::MAX),
         })
         .collect();
+    if kind == VECTOR_SEARCH {
+        return store::vector::log_operations(connection, "search", object, &accesses).await;
+    }
     security::log_data_access(connection, kind, object, &accesses).await
 }

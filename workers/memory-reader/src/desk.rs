@@ -1,5 +1,6 @@
 //! One question and its answer.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,8 +19,9 @@ use tokio::time::timeout;
 use trust::Refusal;
 use uuid::Uuid;
 
-use crate::access::{Access, AccessLog};
+use crate::access::{Access, AccessLog, VECTOR_SEARCH};
 use crate::answer::{self, Found, Wanted};
+use crate::searcher::Searcher;
 use crate::share::{Shares, Turn};
 
 /// How long it may take at most.
@@ -35,6 +37,7 @@ pub struct Desk {
     primary: Pool,
     keys: Keys,
     log: AccessLog,
+    searcher: Searcher,
 }
 
 impl std::fmt::Debug for Desk {
@@ -44,9 +47,16 @@ impl std::fmt::Debug for Desk {
 }
 
 impl Desk {
-    pub(crate) fn new(gate: Gate, shares: Shares, read: Pool, primary: Pool, keys: Keys) -> Self {
+    pub(crate) fn new(
+        gate: Gate,
+        shares: Shares,
+        read: Pool,
+        primary: Pool,
+        keys: Keys,
+        searcher: Searcher,
+    ) -> Self {
         let log = AccessLog::start(primary.clone());
-        Self { gate: Arc::new(gate), shares, read, primary, keys, log }
+        Self { gate: Arc::new(gate), shares, read, primary, keys, log, searcher }
     }
 
     pub(crate) fn gate(&self) -> Arc<Gate> {
@@ -78,13 +88,24 @@ impl Desk {
         let deadline = deadline(&asked)?;
         let question = Question::decode(&asked.noun, &asked.verb, &asked.body)?;
         let (grant, user) = self.admit(&asked, &question, question_id).await?;
-        let wanted = Wanted::new(question)?;
+        let mut wanted = Wanted::new(question, asked.service.as_str())?;
         if wanted.reveals() {
             self.admit_reveal(&asked, &wanted, question_id).await?;
         }
         let turn = self.shares.take(&asked.service).ok_or_else(too_often)?;
         let reading = Instant::now();
-        let looked = self.look(&turn, &grant, user, &wanted, deadline).await;
+        if let Wanted::Ground(_) = &wanted {
+            let looked = self.look(&turn, &grant, user, &wanted, deadline).await;
+            let found = match looked {
+                Ok(found) => found,
+                Err(fault) => {
+                    return Err(self.judge(&asked, user, question_id, &fault, since, deadline).await);
+                }
+            };
+            wanted = self.searcher.look(wanted, found, deadline.saturating_sub(since.elapsed())).await?;
+        }
+        let left = deadline.saturating_sub(since.elapsed());
+        let looked = self.look(&turn, &grant, user, &wanted, left).await;
         *read = reading.elapsed();
         let found = match looked {
             Ok(found) => found,
@@ -92,7 +113,9 @@ impl Desk {
         };
         let found = self.reveal(found).await?;
         let kind = if wanted.reveals() { "reveal" } else { "read" };
-        for (object, rows) in found.reads(&wanted) {
+        let tables = found.reads(&wanted).into_iter().map(|(table, rows)| (kind, Cow::Borrowed(table), rows));
+        let searched = searched(&wanted);
+        for (kind, object, rows) in tables.chain(searched) {
             let grant = Arc::clone(&grant);
             let service = asked.service.clone();
             let noted = self.log.note(Access { grant, user, service, question_id, kind, object, rows }).await;
@@ -279,6 +302,13 @@ impl Desk {
         }
         Ok(found)
     }
+}
+
+/// The collection that was searched, and how many memories of the user it told of.
+fn searched(wanted: &Wanted) -> Option<(&'static str, Cow<'static, str>, usize)> {
+    let Wanted::Search(search) = wanted else { return None };
+    let collection = search.collection.as_ref()?;
+    Some((VECTOR_SEARCH, Cow::Owned(collection.collection_name.clone()), search.by_meaning.len()))
 }
 
 fn too_often() -> Refused {

@@ -11,6 +11,7 @@ mod access;
 mod answer;
 mod desk;
 mod page;
+mod searcher;
 mod share;
 
 use std::collections::HashMap;
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use trust::role_of;
 
+use searcher::Searcher;
 use share::Shares;
 
 pub use desk::{Desk, LONGEST_DEADLINE};
@@ -49,6 +51,9 @@ pub enum RunError {
     /// Something it needs did not appear in time.
     #[error(transparent)]
     Startup(#[from] NotReady),
+    /// The vector store or an embedder cannot be used as configured.
+    #[error("memory-reader cannot start: {0}")]
+    Search(String),
     /// The broker ended the service.
     #[error("memory-reader broke down: {0}")]
     BrokeDown(String),
@@ -138,7 +143,8 @@ pub async fn open(settings: &Settings, wait: &Patience) -> Result<Desk, RunError
     wait.for_it(|| readable(&read)).await?;
     let state = wait.for_it(|| watch::read(&primary)).await?;
     let gate = runtime::authorise::Gate::new(&settings.trust, NAME, state);
-    Ok(Desk::new(gate, shares, read, primary, keys))
+    let searcher = Searcher::open(settings).await.map_err(RunError::Search)?;
+    Ok(Desk::new(gate, shares, read, primary, keys, searcher))
 }
 
 /// Connections for noting what was read, and for the registry.

@@ -29,6 +29,7 @@ impl Worker for RouterLogger {
     const STREAM: &'static str = "ROUTER";
     const ENCRYPTS: bool = true;
     type Request = Parted;
+    type Prepared = ();
 
     fn decode(&self, subject: &RequestSubject, body: &[u8]) -> Result<Parted, Malformed> {
         Parted::decode(subject, body)
@@ -47,6 +48,7 @@ impl Worker for RouterLogger {
         connection: &'a mut Connection,
         batch: &'a [&'a Message<Parted>],
         keys: &'a DataKeys,
+        (): &'a (),
     ) -> Result<Vec<Verdict>, Fault> {
         let done = store::write(connection, batch, keys).await?;
         Ok(batch.iter().zip(done).map(|(message, done)| event::verdict(message, done)).collect())

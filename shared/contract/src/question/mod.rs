@@ -10,6 +10,7 @@ mod event;
 mod graph;
 mod memory;
 mod router;
+mod search;
 
 use schemars::{Schema, SchemaGenerator};
 use serde::Serialize;
@@ -22,6 +23,7 @@ pub use memory::{
     ContextList, ContextPage, SessionInfo, SessionList, SessionPage,
 };
 pub use router::{AnalyticsRow, Dimension, RouterAnalytics, RouterAnswer};
+pub use search::{ScoreParts, SearchAnswer, SearchHit, SearchMode, SearchSimilar};
 
 use crate::malformed::Malformed;
 use crate::number::Bounded;
@@ -39,7 +41,7 @@ pub const READER: &str = "memory-reader";
 pub const REVEAL: (&str, &str) = ("secret", "reveal");
 
 /// The largest question, in bytes.
-pub const QUESTION_BYTES: usize = 16 * 1024;
+pub const QUESTION_BYTES: usize = 192 * 1024;
 
 /// Where the page after another one begins, as that one said.
 pub type Cursor = Text<1, 4096>;
@@ -144,6 +146,7 @@ questions! {
     AgentContextList: "agent-context" "list" "What agents remember in one tier." => AgentContextPage,
     RouterAnalytics: "router" "analytics" "What is learnt from routing decisions over a time." => RouterAnswer,
     GraphWalk: "graph" "walk" "The knowledge around a node, to a depth." => GraphAnswer,
+    SearchSimilar: "search" "similar" "Memories that are like a text or a vector, the most alike first." => SearchAnswer,
     EventList: "event" "list" "The events of a session after a number." => EventPage,
 }
 
@@ -155,6 +158,7 @@ impl Question {
             Self::ContextGet(get) => Some(get.session_id.as_str()),
             Self::AgentContextList(list) => list.session_id.as_ref().map(crate::SessionId::as_str),
             Self::EventList(list) => list.session_id.as_ref().map(crate::SessionId::as_str),
+            Self::SearchSimilar(search) => search.session_id.as_ref().map(crate::SessionId::as_str),
             Self::SessionList(_)
             | Self::ConversationRead(_)
             | Self::RouterAnalytics(_)

@@ -22,6 +22,7 @@ use router_logger::RouterLogger;
 use runtime::{Settings, Stats, StatsReport, Worker, broker};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
+use vector_indexer::VectorIndexer;
 
 use crate::dialogue::{Corpus, DialogueError, Dialogues, Mapper, Prepared, SAMPLE};
 use crate::payloads::Payloads;
@@ -50,6 +51,8 @@ pub struct Order {
     pub users: u32,
     /// Whether to wait until the workers have committed it all.
     pub wait: bool,
+    /// Whether what was said is made findable too, for which there must be a vector store.
+    pub vectors: bool,
 }
 
 /// Publishing is given up when so many requests were refused: the rest would be too.
@@ -80,7 +83,7 @@ pub async fn carry(settings: &Settings, stats: Vec<Arc<Stats>>, order: &Order) -
     if !order.wait {
         return Ok(Carried { sent, arrived: None });
     }
-    broker.drained(&sent.published, settled_before, &mut progress).await?;
+    broker.drained(&sent.published, settled_before, order.vectors, &mut progress).await?;
     let seconds = began.elapsed().as_secs_f64();
     progress.finish();
 
@@ -108,7 +111,8 @@ async fn publish(
         .context("the thread that reads dialogues cannot be started")?;
     let mut sent = Sent::default();
     while let Some(dialogue) = dialogues.recv().await {
-        let dialogue = dialogue?;
+        let mut dialogue = dialogue?;
+        dialogue.requests.retain(|request| order.vectors || request.kind.stream != VectorIndexer::STREAM);
         sent.count(&dialogue);
         for request in dialogue.requests {
             let subject = request.subject.to_string();
@@ -205,11 +209,12 @@ impl Broker {
     }
 
     /// The consumers of the workers that take what is carried.
-    async fn consumers(&self) -> anyhow::Result<Vec<PullConsumer>> {
+    async fn consumers(&self, vectors: bool) -> anyhow::Result<Vec<PullConsumer>> {
         let mut consumers = Vec::new();
-        for (stream, name) in
-            [(ContextWriter::STREAM, ContextWriter::NAME), (RouterLogger::STREAM, RouterLogger::NAME)]
-        {
+        let workers =
+            [(ContextWriter::STREAM, ContextWriter::NAME), (RouterLogger::STREAM, RouterLogger::NAME)];
+        let indexer = vectors.then_some((VectorIndexer::STREAM, VectorIndexer::NAME));
+        for (stream, name) in workers.into_iter().chain(indexer) {
             let consumer = self.jetstream.get_consumer_from_stream(name, stream).await;
             consumers.push(consumer.with_context(|| {
                 format!(
@@ -225,9 +230,10 @@ impl Broker {
         &self,
         published: &Published,
         settled_before: u64,
+        vectors: bool,
         progress: &mut Progress,
     ) -> anyhow::Result<()> {
-        let mut consumers = self.consumers().await?;
+        let mut consumers = self.consumers(vectors).await?;
         let (mut last_seen, mut moved_at) = (None, Instant::now());
         loop {
             let (mut waiting, mut in_flight) = (0, 0);

@@ -20,19 +20,19 @@ pub struct PrivateFleet {
 }
 
 impl PrivateFleet {
-    /// Starts temporary servers and the workers. Ctrl-C gives it up.
+    /// Starts temporary servers and the workers, with vectors if they are wanted. Ctrl-C gives it up.
     ///
     /// # Errors
     /// If the servers cannot be started or set up, or it is interrupted.
-    pub async fn start(settings: &Settings) -> anyhow::Result<Self> {
-        let starting = Local::temporary(settings, StackOptions::default());
+    pub async fn start(settings: &Settings, vectors: bool) -> anyhow::Result<Self> {
+        let starting = Local::temporary(settings, StackOptions { vectors, ..StackOptions::default() });
         let local = tokio::select! {
             // First, so that signals are listened for before anything runs that would be left behind.
             biased;
             stopped = interrupted() => { stopped?; bail!("interrupted") }
             local = starting => local?,
         };
-        let fleet = Fleet::start(WorkerName::ALL, &local.settings);
+        let fleet = Fleet::start(&WorkerName::of(&local.settings), &local.settings);
         Ok(Self { local, fleet })
     }
 

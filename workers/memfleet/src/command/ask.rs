@@ -83,9 +83,26 @@ pub async fn execute(args: AskArgs, settings: &Settings) -> anyhow::Result<()> {
         .map_err(|malformed| anyhow::anyhow!("{malformed}"))?;
 
     let client = broker::connect(&settings.nats, &service).await?;
-    let within = Duration::from_millis(args.deadline) + GRACE;
+    let answer = ask(&client, kind, &service, headers, body).await?;
+    outln!("{}", serde_json::to_string_pretty(&answer)?);
+    Ok(())
+}
+
+/// Asks a question and gives the answer.
+///
+/// # Errors
+/// If nobody answers, or the answer is a refusal.
+pub async fn ask(
+    client: &async_nats::Client,
+    kind: &QuestionKind,
+    service: &str,
+    headers: HeaderMap,
+    body: String,
+) -> anyhow::Result<Value> {
+    let deadline = headers.get(header::DEADLINE_MS).and_then(|value| value.as_str().parse().ok());
+    let within = Duration::from_millis(deadline.unwrap_or(limit::DEADLINE_MS_USUAL)) + GRACE;
     let request = async_nats::Request::new().headers(headers).payload(body.into()).timeout(Some(within));
-    let answer = client.send_request(kind.subject(&service), request).await.with_context(|| {
+    let answer = client.send_request(kind.subject(service), request).await.with_context(|| {
         format!(
             "{} has no answer; `memfleet run memory-reader` answers questions, and nats/services.json says which {service} may ask",
             kind.name()
@@ -97,12 +114,14 @@ pub async fn execute(args: AskArgs, settings: &Settings) -> anyhow::Result<()> {
             serde_json::from_slice(&answer.payload).context("the refusal cannot be read")?;
         bail!("{}: {}", error.code, error.message);
     }
-    let answer: Value = serde_json::from_slice(&answer.payload).context("the answer is no JSON")?;
-    outln!("{}", serde_json::to_string_pretty(&answer)?);
-    Ok(())
+    serde_json::from_slice(&answer.payload).context("the answer is no JSON")
 }
 
-fn find(name: &str) -> anyhow::Result<&'static QuestionKind> {
+/// The question of this name.
+///
+/// # Errors
+/// If there is none.
+pub fn find(name: &str) -> anyhow::Result<&'static QuestionKind> {
     let names: Vec<String> = QUESTIONS.iter().map(|kind| kind.name()).collect();
     QUESTIONS
         .iter()

@@ -7,8 +7,10 @@ use clap::Args;
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Text};
 use diesel_async::RunQueryDsl;
+use embed::EmbedderKind;
 use runtime::{Settings, Stats};
 
+use super::demo_search::{Searched, searched};
 use super::run::interrupted;
 use super::this_program;
 use crate::carry::{Carried, Order, PrivateFleet, Source, carry, step};
@@ -37,46 +39,57 @@ pub struct DemoArgs {
 /// The conversation whose memory is shown, and who speaks.
 const SHOWN: (i32, &str) = (1, "garden-01");
 
+/// What was carried, what is remembered of one conversation, and what searches find.
+type Shown = (Carried, Vec<Memory>, Vec<Searched>);
+
 /// Carries out `memfleet demo`.
 ///
 /// # Errors
 /// If a server cannot be started, or not everything that was published came out.
 pub async fn execute(args: DemoArgs, settings: &Settings) -> anyhow::Result<()> {
-    let (carried, memories) =
+    let (carried, memories, found) =
         if args.running { on_running(settings).await? } else { on_private(settings).await? };
     if args.json {
         outln!("{}", serde_json::to_string(&carried)?);
     } else {
-        show(&carried, &memories);
+        show(&carried, &memories, &found);
     }
     // Servers that others use as well hold more than what was sent.
-    check(if args.running { carried.dead_letters() } else { carried.missing() }, &memories)
+    let problems = if args.running { carried.dead_letters() } else { carried.missing() };
+    check(problems, &memories, &found)
 }
 
-async fn on_running(settings: &Settings) -> anyhow::Result<(Carried, Vec<Memory>)> {
+async fn on_running(settings: &Settings) -> anyhow::Result<Shown> {
     tokio::select! {
         carried = carry_sample(settings, Vec::new()) => carried,
         stopped = interrupted() => { stopped?; bail!("interrupted; what is published stays published") }
     }
 }
 
-async fn on_private(settings: &Settings) -> anyhow::Result<(Carried, Vec<Memory>)> {
-    let mut fleet = step("starting private NATS and PostgreSQL", PrivateFleet::start(settings)).await?;
+async fn on_private(settings: &Settings) -> anyhow::Result<Shown> {
+    let mut fleet =
+        step("starting private NATS, PostgreSQL and vector store", PrivateFleet::start(settings, true))
+            .await?;
     let (inner, stats) = (fleet.settings().clone(), fleet.stats());
     let shown = fleet.during(carry_sample(&inner, stats)).await;
     let stopped = step("stopping everything", fleet.stop()).await;
     shown.and_then(|shown| stopped.map(|()| shown))
 }
 
-async fn carry_sample(settings: &Settings, stats: Vec<Arc<Stats>>) -> anyhow::Result<(Carried, Vec<Memory>)> {
-    let order = Order { source: Source::Sample, users: 1, wait: true };
+async fn carry_sample(settings: &Settings, stats: Vec<Arc<Stats>>) -> anyhow::Result<Shown> {
+    let vectors = settings.vectors.url.is_some() && settings.embedder.kind != EmbedderKind::None;
+    let order = Order { source: Source::Sample, users: 1, wait: true, vectors };
     errln!("publishing the sample conversations while the workers write them to PostgreSQL");
     let carried = carry(settings, stats, &order).await?;
     let memories = step("reading back what is remembered", remembered(&settings.postgres.url)).await?;
-    Ok((carried, memories))
+    let found = match vectors {
+        true => step("asking in plain words", searched(settings)).await?,
+        false => Vec::new(),
+    };
+    Ok((carried, memories, found))
 }
 
-fn show(carried: &Carried, memories: &[Memory]) {
+fn show(carried: &Carried, memories: &[Memory], found: &[Searched]) {
     let (user, session) = SHOWN;
     let mut table = Table::new([("context", Align::Left), ("value", Align::Left), ("version", Align::Right)]);
     for memory in memories {
@@ -85,6 +98,7 @@ fn show(carried: &Carried, memories: &[Memory]) {
     outln!();
     outln!("{}", carried.tables());
     outln!("What PostgreSQL remembers of user {user} at the end of the conversation {session}:\n\n{table}");
+    found.iter().for_each(Searched::show);
     let program = this_program();
     outln!("What you could look at next:");
     outln!("  {program} dev      keeps the same servers and workers running, and says how to reach them");
@@ -94,7 +108,9 @@ fn show(carried: &Carried, memories: &[Memory]) {
     outln!("  docs/PUBLISHING.md  every request, with examples");
 }
 
-fn check(mut problems: Vec<String>, memories: &[Memory]) -> anyhow::Result<()> {
+fn check(mut problems: Vec<String>, memories: &[Memory], found: &[Searched]) -> anyhow::Result<()> {
+    let empty = found.iter().filter(|searched| searched.answer.hits.is_empty());
+    problems.extend(empty.map(|searched| format!("nothing is found for {:?}", searched.question)));
     if memories.is_empty() {
         problems.push(format!("nothing is remembered of the conversation {}", SHOWN.1));
     }

@@ -63,11 +63,11 @@ pub async fn execute(args: DevArgs, settings: &Settings) -> anyhow::Result<()> {
             // First, so that signals are listened for before anything runs that would be left behind.
             biased;
             stopped = interrupted() => { stopped?; bail!("interrupted") }
-            local = Local::kept(settings, &folder, StackOptions::default(), &listeners) => local,
+            local = Local::kept(settings, &folder, StackOptions { vectors: true, ..StackOptions::default() }, &listeners) => local,
         }
     };
-    let local = step("starting private NATS and PostgreSQL", starting).await?;
-    let mut fleet = Fleet::start(WorkerName::ALL, &local.settings);
+    let local = step("starting private NATS, PostgreSQL and vector store", starting).await?;
+    let mut fleet = Fleet::start(&WorkerName::of(&local.settings), &local.settings);
     let ended = serve(&folder, &local, &mut fleet, &listeners).await;
     let stopping = async {
         let workers = fleet.stop().await;
@@ -97,11 +97,14 @@ async fn serve(folder: &Path, local: &Local, fleet: &mut Fleet, listeners: &[Use
 }
 
 fn tell(file: &Path, settings: &Settings) {
-    let workers: Vec<&str> = WorkerName::ALL.iter().map(|worker| worker.as_str()).collect();
+    let workers: Vec<&str> = WorkerName::of(settings).into_iter().map(WorkerName::as_str).collect();
     let (file, nats, postgres) = (file.display(), &settings.nats.url, &settings.postgres.url);
     outln!("\nRunning until Ctrl-C:\n");
     outln!("  NATS        {nats}");
     outln!("  PostgreSQL  {postgres}");
+    if let Some(vectors) = &settings.vectors.url {
+        outln!("  vectors     {vectors}");
+    }
     outln!("  workers     {}", workers.join(", "));
     outln!("\nFrom another terminal:\n");
     outln!("  alias memfleet='{} --config {file}'", this_program());
@@ -160,7 +163,9 @@ fn configuration(settings: &Settings) -> anyhow::Result<String> {
 async fn server_ended(stack: Option<&Stack>, folder: &Path) -> anyhow::Result<()> {
     let Some(stack) = stack else { return std::future::pending().await };
     loop {
-        for (name, pid) in [("nats-server", stack.nats.pid()), ("PostgreSQL", stack.postgres.pid())] {
+        let vectors = stack.qdrant.as_ref().map(|qdrant| ("qdrant-local", qdrant.pid()));
+        let both = [("nats-server", stack.nats.pid()), ("PostgreSQL", stack.postgres.pid())];
+        for (name, pid) in both.into_iter().chain(vectors) {
             if !runs(pid) {
                 bail!("{name} ended by itself; its log under {} says why", folder.display());
             }

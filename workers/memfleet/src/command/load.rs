@@ -63,12 +63,12 @@ pub async fn execute(args: LoadArgs, settings: &Settings) -> anyhow::Result<()> 
     check_path(&args.path)?;
     let source = Source::File(args.path);
     let (carried, problems) = if args.running {
-        let order = Order { source, users: args.users, wait: args.wait };
+        let order = Order { source, users: args.users, wait: args.wait, vectors: false };
         let carried = on_running(settings, &order).await?;
         let problems = carried.dead_letters();
         (carried, problems)
     } else {
-        let order = Order { source, users: args.users, wait: true };
+        let order = Order { source, users: args.users, wait: true, vectors: false };
         let carried = on_private(settings, &order).await?;
         let problems = carried.missing();
         (carried, problems)
@@ -105,7 +105,8 @@ async fn on_running(settings: &Settings, order: &Order) -> anyhow::Result<Carrie
 }
 
 async fn on_private(settings: &Settings, order: &Order) -> anyhow::Result<Carried> {
-    let mut fleet = step("starting private NATS and PostgreSQL", PrivateFleet::start(settings)).await?;
+    let mut fleet =
+        step("starting private NATS and PostgreSQL", PrivateFleet::start(settings, false)).await?;
     errln!("publishing the dialogues while the workers write them to PostgreSQL");
     let (inner, stats) = (fleet.settings().clone(), fleet.stats());
     let carried = fleet.during(carry(&inner, stats, order)).await;

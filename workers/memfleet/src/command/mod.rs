@@ -6,6 +6,7 @@ pub mod bench;
 pub mod contract;
 pub mod dead;
 pub mod demo;
+mod demo_search;
 pub mod dev;
 pub mod keys;
 pub mod load;
@@ -18,6 +19,7 @@ pub mod security;
 pub mod status;
 pub mod tail;
 pub mod token;
+pub mod vectors;
 
 use runtime::Settings;
 
@@ -51,6 +53,7 @@ pub async fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Dead(args) => dead::execute(args, &settings).await,
         Command::Security(args) => security::execute(args, &settings).await,
         Command::Keys(args) => keys::execute(args, &settings).await,
+        Command::Vectors(args) => vectors::execute(args, &settings).await,
         Command::Token(args) => token::execute(args, &settings).await,
         Command::Audit(args) => audit::execute(args, &settings).await,
         Command::Status(args) => status::execute(args, &settings).await,

@@ -10,7 +10,7 @@ use crate::fleet::{Fleet, WorkerName};
 /// Runs workers until SIGTERM, SIGHUP or Ctrl-C. Any number of processes may run the same worker: they share its work.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// Which workers; all of them if none is named.
+    /// Which workers; all of them if none is named, without vector-indexer where vectors.url is not set.
     #[arg(value_enum, value_name = "WORKER")]
     workers: Vec<WorkerName>,
 }
@@ -20,8 +20,8 @@ pub struct RunArgs {
 /// # Errors
 /// If a worker cannot start or breaks down.
 pub async fn execute(args: RunArgs, settings: &Settings) -> anyhow::Result<()> {
-    let names = if args.workers.is_empty() { WorkerName::ALL } else { &args.workers };
-    let mut fleet = Fleet::start(names, settings);
+    let names = if args.workers.is_empty() { WorkerName::of(settings) } else { args.workers };
+    let mut fleet = Fleet::start(&names, settings);
     let ended = tokio::select! {
         ended = fleet.ended() => ended,
         interrupted = interrupted() => interrupted,

@@ -4,7 +4,8 @@ use bytes::Bytes;
 use contract::{
     ChatMode, ContextPut, ContextRemove, ContextType, ConversationPut, Json, JsonObject, Kind, List,
     MessageAdd, MessageRole, Name, Priority, ProfilePut, Request, RequestSubject, Service, SessionClose,
-    SessionId, SessionOpen, SummaryPut, Text, UserId, UserPut, UserRole, UserStatus, Version,
+    SessionId, SessionOpen, SummaryPut, Text, UserId, UserPut, UserRole, UserStatus, VectorIndex,
+    VectorRemove, Version,
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -90,6 +91,10 @@ impl Mapper {
             spoken.turn(at)?;
         }
         spoken.summarise()?;
+        if self.corpus == Corpus::Sample {
+            let person = self.people.get(&user_id.get()).map(|person| person.first_name.clone());
+            spoken.remember(person.as_deref().unwrap_or("user"), self.dialogues)?;
+        }
         let Spoken { session_id, memory, .. } = spoken;
         if self.corpus == Corpus::Sample {
             sample::reflect(dialogue, &session_id, &memory.slots, self.dialogues, &mut out)?;
@@ -326,6 +331,36 @@ impl Spoken<'_> {
         };
         let parts: [&str; 3] = [&self.dialogue.dialogue_id, &at.to_string(), key];
         self.out.add(Request::ContextRemove(context), &parts, false)
+    }
+
+    /// Makes what was said findable, each turn with who said it.
+    fn remember(&mut self, person: &str, dialogues: u64) -> Result<(), String> {
+        let dialogue_id = &self.dialogue.dialogue_id;
+        let name = |speaker: Speaker| match speaker {
+            Speaker::User => person,
+            Speaker::System => "assistant",
+        };
+        let turns = &self.dialogue.turns;
+        let memories: Vec<serde_json::Value> = turns
+            .iter()
+            .enumerate()
+            .map(|(at, turn)| {
+                json!({ "memory_id": self.out.message_id(dialogue_id, at), "content_text": turn.utterance,
+                    "vector_type": match turn.speaker { Speaker::User => "query", Speaker::System => "response" },
+                    "speaker": name(turn.speaker), "metadata": { "services": self.dialogue.services.join(" ") } })
+            })
+            .collect();
+        let index = json!({ "session_id": self.session_id.as_str(), "memories": memories });
+        let index: VectorIndex = serde_json::from_value(index).map_err(|error| error.to_string())?;
+        self.out.add(Request::VectorIndex(index), &[dialogue_id], false)?;
+        // A goodbye is nothing to remember.
+        if dialogues.is_multiple_of(10) {
+            let last = self.out.message_id(dialogue_id, turns.len().saturating_sub(1));
+            let remove = json!({ "session_id": self.session_id.as_str(), "memory_ids": [last] });
+            let remove: VectorRemove = serde_json::from_value(remove).map_err(|error| error.to_string())?;
+            self.out.add(Request::VectorRemove(remove), &[dialogue_id], false)?;
+        }
+        Ok(())
     }
 
     fn summarise(&mut self) -> Result<(), String> {

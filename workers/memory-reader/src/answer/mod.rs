@@ -30,12 +30,13 @@ mod conversation;
 mod event;
 mod graph;
 mod router;
+pub(crate) mod search;
 mod session;
 
 use bytes::Bytes;
 use contract::{
     AgentContextPage, AskErrorCode, ContextAnswer, ContextPage, ConversationPage, EventPage, GraphAnswer,
-    Json, Malformed, Question, RouterAnswer, SessionPage, UserId,
+    Json, Malformed, Question, RouterAnswer, SearchAnswer, SessionPage, UserId,
 };
 use keys::Encrypted;
 use runtime::ask::Refused;
@@ -56,6 +57,9 @@ pub(crate) enum Wanted {
     Router(router::Analytics),
     Graph(contract::GraphWalk),
     Events(contract::EventList),
+    /// A search that does not know yet where to look.
+    Ground(Box<search::Search>),
+    Search(Box<search::Search>),
 }
 
 impl Wanted {
@@ -63,7 +67,7 @@ impl Wanted {
     ///
     /// # Errors
     /// [`Malformed`] names the field.
-    pub(crate) fn new(question: Question) -> Result<Self, Malformed> {
+    pub(crate) fn new(question: Question, service: &str) -> Result<Self, Malformed> {
         Ok(match question {
             Question::SessionList(list) => Self::Sessions(session::List::new(list)?),
             Question::ContextList(list) => Self::Contexts(context::List::new(list)?),
@@ -73,6 +77,7 @@ impl Wanted {
             Question::RouterAnalytics(analytics) => Self::Router(router::Analytics::new(analytics)?),
             Question::GraphWalk(walk) => Self::Graph(walk),
             Question::EventList(list) => Self::Events(list),
+            Question::SearchSimilar(asked) => Self::Ground(Box::new(search::Search::new(asked, service)?)),
         })
     }
 
@@ -86,6 +91,7 @@ impl Wanted {
             Self::Router(_) => router::TABLE,
             Self::Graph(_) => graph::NODES,
             Self::Events(_) => event::TABLE,
+            Self::Ground(_) | Self::Search(_) => search::TABLE,
         }
     }
 
@@ -99,7 +105,9 @@ impl Wanted {
             | Self::Sessions(_)
             | Self::Router(_)
             | Self::Graph(_)
-            | Self::Events(_) => None,
+            | Self::Events(_)
+            | Self::Ground(_)
+            | Self::Search(_) => None,
         }
     }
 
@@ -110,7 +118,12 @@ impl Wanted {
             Self::Context(get) => get.reveal,
             Self::Conversation(read) => read.asked.reveal,
             Self::AgentContexts(list) => list.asked.reveal,
-            Self::Sessions(_) | Self::Router(_) | Self::Graph(_) | Self::Events(_) => false,
+            Self::Sessions(_)
+            | Self::Router(_)
+            | Self::Graph(_)
+            | Self::Events(_)
+            | Self::Ground(_)
+            | Self::Search(_) => false,
         }
     }
 }
@@ -127,6 +140,9 @@ pub(crate) enum Answer {
     Router(RouterAnswer),
     Graph(GraphAnswer),
     Events(EventPage),
+    /// No answer yet: where to look.
+    Ground(search::Ground),
+    Search(SearchAnswer),
     /// There is nothing of that name: which field names it.
     Nothing(&'static str),
 }
@@ -158,6 +174,8 @@ pub(crate) async fn find(connection: &mut Connection, user: UserId, wanted: &Wan
         Wanted::Router(analytics) => Ok(router::analyse(connection, user, analytics).await?.into()),
         Wanted::Graph(walk) => Ok(graph::walk(connection, user, walk).await?.into()),
         Wanted::Events(list) => Ok(event::list(connection, user, list).await?.into()),
+        Wanted::Ground(search) => Ok(search::ground(connection, user, search).await?.into()),
+        Wanted::Search(search) => Ok(search::similar(connection, user, search).await?.into()),
     }
 }
 
@@ -173,6 +191,23 @@ impl Found {
             self.encrypted.extend(keys::load(connection, table, rows).await?);
         }
         Ok(self)
+    }
+
+    /// Where a search looks, if that is what was asked.
+    pub(crate) fn into_ground(self) -> Option<search::Ground> {
+        match self.answer {
+            Answer::Ground(ground) => Some(ground),
+            Answer::Sessions(_)
+            | Answer::Contexts(..)
+            | Answer::Context(_)
+            | Answer::Conversation(..)
+            | Answer::AgentContexts(..)
+            | Answer::Router(_)
+            | Answer::Graph(_)
+            | Answer::Events(_)
+            | Answer::Search(_)
+            | Answer::Nothing(_) => None,
+        }
     }
 
     pub(crate) fn take_encrypted(&mut self) -> Vec<Encrypted> {
@@ -213,6 +248,8 @@ impl Found {
             | Answer::Router(_)
             | Answer::Graph(_)
             | Answer::Events(_)
+            | Answer::Ground(_)
+            | Answer::Search(_)
             | Answer::Nothing(_) => {}
         }
     }
@@ -232,6 +269,8 @@ impl Found {
                 vec![(graph::NODES, answer.nodes.len()), (graph::RELATIONS, answer.relations.len())]
             }
             Answer::Events(page) => vec![(event::TABLE, page.events.len())],
+            Answer::Search(answer) => vec![(search::TABLE, answer.hits.len())],
+            Answer::Ground(_) => Vec::new(),
             // That there is none is told as well.
             Answer::Nothing(_) => vec![(wanted.table(), 0)],
         }
@@ -257,6 +296,10 @@ impl Found {
             Answer::Router(answer) => body(answer),
             Answer::Graph(answer) => body(answer),
             Answer::Events(page) => body(page),
+            Answer::Search(answer) => body(answer),
+            Answer::Ground(_) => {
+                Err(Refused::told(AskErrorCode::Failed, "the search was not finished", None))
+            }
             Answer::Nothing(field) => {
                 let message = format!("{field}: the user has none of this name");
                 Err(Refused::told(AskErrorCode::NotFound, &message, Some(field)))

@@ -89,7 +89,7 @@ async fn write<W: Worker>(
         .transaction(async |connection| {
             security::open_context(connection, &grants).await?;
             inbox::take(connection, W::NAME, &entries).await?;
-            let verdicts = worker.write(connection, batch, &DataKeys::new()).await?;
+            let verdicts = worker.write(connection, batch, &DataKeys::new(), &W::Prepared::default()).await?;
             let mut events: Vec<NewEvent<'_>> = batch
                 .iter()
                 .zip(&verdicts)

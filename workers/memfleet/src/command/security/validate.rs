@@ -132,7 +132,8 @@ const CHECKS: [(&str, &str); 10] = [
         "a table without forced policies",
         "SELECT c.oid::regclass::text AS line FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace
             AND c.relkind IN ('r', 'p') AND NOT c.relispartition AND NOT (c.relrowsecurity AND c.relforcerowsecurity)
-            AND c.relname NOT IN ('gpu_resources', 'qdrant_access_control', 'cross_service_auth', '__diesel_schema_migrations')",
+            AND c.relname NOT IN ('gpu_resources', 'qdrant_access_control', 'cross_service_auth', 'vector_collections',
+                '__diesel_schema_migrations')",
     ),
     (
         "a policy that is not ours",

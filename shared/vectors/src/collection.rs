@@ -1,0 +1,151 @@
+//! Collections: one for each model and dimension.
+
+use qdrant_client::qdrant::{
+    BinaryQuantizationBuilder, CollectionStatus, CreateAliasBuilder, CreateCollectionBuilder,
+    CreateFieldIndexCollectionBuilder, Distance, FieldType, HnswConfigDiffBuilder, IntegerIndexParamsBuilder,
+    KeywordIndexParamsBuilder, QuantizationType, ScalarQuantizationBuilder, UuidIndexParamsBuilder,
+    VectorParamsBuilder, payload_index_params::IndexParams,
+    quantization_config::Quantization as QdrantQuantization,
+};
+
+use crate::error::VectorError;
+use crate::point::{MEMORY, META, SESSION, TENANT, TIME, TYPE};
+use crate::settings::Quantization;
+use crate::vectors::Vectors;
+
+/// What a collection is made for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CollectionSpec {
+    /// The model.
+    pub model: String,
+    /// The length of its vectors.
+    pub dimension: usize,
+    /// How they are kept in memory.
+    pub quantization: Quantization,
+}
+
+impl CollectionSpec {
+    /// The name of the collection behind an alias.
+    pub fn name(&self, alias: &str) -> String {
+        let model: String = self
+            .model
+            .chars()
+            .map(|char| if char.is_ascii_alphanumeric() { char.to_ascii_lowercase() } else { '-' })
+            .take(60)
+            .collect();
+        format!("{alias}__{model}__{}__{}", self.dimension, self.quantization.as_str())
+    }
+}
+
+/// What the vector store says of a collection.
+#[derive(Clone, Copy, Debug)]
+pub struct CollectionInfo {
+    /// How many points it has.
+    pub points: u64,
+    /// How many vectors are in an index.
+    pub indexed: u64,
+    /// Whether everything that is to be optimised has been.
+    pub is_settled: bool,
+}
+
+impl Vectors {
+    /// Makes a collection and its indexes, as far as they are not there. Nothing is changed of what is.
+    ///
+    /// # Errors
+    /// [`VectorError`].
+    pub async fn make_collection(&self, name: &str, spec: &CollectionSpec) -> Result<(), VectorError> {
+        if !self.client.collection_exists(name).await? {
+            let size = u64::try_from(spec.dimension).unwrap_or(u64::MAX);
+            // A user's points have a graph of their own, and there is none of all: every search is of one user.
+            let hnsw = HnswConfigDiffBuilder::default().m(0).payload_m(16);
+            let vector = VectorParamsBuilder::new(size, Distance::Cosine)
+                .on_disk(spec.quantization != Quantization::None)
+                .hnsw_config(hnsw);
+            let quantization: Option<QdrantQuantization> = match spec.quantization {
+                Quantization::None => None,
+                Quantization::Int8 => Some(
+                    ScalarQuantizationBuilder::default()
+                        .r#type(QuantizationType::Int8.into())
+                        .quantile(0.99)
+                        .always_ram(true)
+                        .into(),
+                ),
+                Quantization::Binary => Some(BinaryQuantizationBuilder::new(true).into()),
+            };
+            let mut create = CreateCollectionBuilder::new(name).vectors_config(vector);
+            if let Some(quantization) = quantization {
+                create = create.quantization_config(quantization);
+            }
+            self.client.create_collection(create).await?;
+        }
+        // The tenant's first: graphs are made by it.
+        let tenant =
+            IndexParams::KeywordIndexParams(KeywordIndexParamsBuilder::default().is_tenant(true).build());
+        let keyword = || IndexParams::KeywordIndexParams(KeywordIndexParamsBuilder::default().build());
+        let indexes = [
+            (TENANT, FieldType::Keyword, tenant),
+            (
+                MEMORY,
+                FieldType::Uuid,
+                IndexParams::UuidIndexParams(UuidIndexParamsBuilder::default().build()),
+            ),
+            (SESSION, FieldType::Keyword, keyword()),
+            (TYPE, FieldType::Keyword, keyword()),
+            (
+                TIME,
+                FieldType::Integer,
+                IndexParams::IntegerIndexParams(IntegerIndexParamsBuilder::new(false, true).build()),
+            ),
+            (META, FieldType::Keyword, keyword()),
+        ];
+        for (field, field_type, params) in indexes {
+            let index = CreateFieldIndexCollectionBuilder::new(name, field, field_type)
+                .field_index_params(params)
+                .wait(true);
+            self.client.create_field_index(index).await?;
+        }
+        Ok(())
+    }
+
+    /// Has the alias lead to a collection from now on.
+    ///
+    /// # Errors
+    /// [`VectorError`].
+    pub async fn point_alias(&self, alias: &str, collection: &str) -> Result<(), VectorError> {
+        // An alias that is there is led elsewhere in one step: nobody finds it missing.
+        self.client.create_alias(CreateAliasBuilder::new(collection, alias)).await?;
+        Ok(())
+    }
+
+    /// Where the alias leads.
+    ///
+    /// # Errors
+    /// [`VectorError`].
+    pub async fn alias_target(&self, alias: &str) -> Result<Option<String>, VectorError> {
+        let there = self.client.list_aliases().await?;
+        Ok(there.aliases.into_iter().find(|one| one.alias_name == alias).map(|one| one.collection_name))
+    }
+
+    /// How a collection is.
+    ///
+    /// # Errors
+    /// [`VectorError`].
+    pub async fn collection_info(&self, name: &str) -> Result<CollectionInfo, VectorError> {
+        let answer = self.client.collection_info(name).await?;
+        let info = answer.result.ok_or_else(|| VectorError::Away("no answer".to_owned()))?;
+        Ok(CollectionInfo {
+            points: info.points_count.unwrap_or(0),
+            indexed: info.indexed_vectors_count.unwrap_or(0),
+            is_settled: info.status() == CollectionStatus::Green,
+        })
+    }
+
+    /// Removes a collection with everything in it.
+    ///
+    /// # Errors
+    /// [`VectorError`].
+    pub async fn drop_collection(&self, name: &str) -> Result<(), VectorError> {
+        self.client.delete_collection(name).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,127 @@
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Where the vector store is, and how collections are made in it.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VectorSettings {
+    /// The gRPC address of Qdrant 1.16 or newer, such as `http://127.0.0.1:6334`; `https://` for TLS. Absent: there is none, and
+    /// no vector-indexer and no search.
+    pub url: Option<String>,
+    /// The API key, if the server wants one.
+    #[serde(serialize_with = "write_key", deserialize_with = "read_key")]
+    pub api_key: Option<SecretString>,
+    /// How vectors are kept in memory. It holds for collections that are made from now on.
+    pub quantization: Quantization,
+    /// How many candidates are compared with their original vectors for each hit that is asked for, 1 to 100; with quantization.
+    pub oversampling: f64,
+    /// How long a call may take, in milliseconds, 10 to 60000.
+    pub timeout_ms: u64,
+    /// The model and dimension that a collection is made for where no embedder is configured and requests bring their vectors.
+    pub model: Option<String>,
+    /// See `model`; 1 to 8192.
+    pub dimension: Option<usize>,
+}
+
+/// How vectors are kept in memory. The originals are on disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Quantization {
+    /// As they are.
+    None,
+    /// A byte a number: a quarter of the memory.
+    #[default]
+    Int8,
+    /// A bit a number: a thirty-second of the memory.
+    Binary,
+}
+
+impl Quantization {
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Int8 => "int8",
+            Self::Binary => "binary",
+        }
+    }
+
+    /// The one of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "none" => Some(Self::None),
+            "int8" => Some(Self::Int8),
+            "binary" => Some(Self::Binary),
+            _ => None,
+        }
+    }
+}
+
+impl Default for VectorSettings {
+    fn default() -> Self {
+        Self {
+            url: None,
+            api_key: None,
+            quantization: Quantization::default(),
+            oversampling: 4.0,
+            timeout_ms: 5_000,
+            model: None,
+            dimension: None,
+        }
+    }
+}
+
+impl std::fmt::Debug for VectorSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VectorSettings")
+            .field("url", &self.url)
+            .field("quantization", &self.quantization)
+            .finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for VectorSettings {
+    fn eq(&self, other: &Self) -> bool {
+        // Taken apart, so that a new option cannot be forgotten here.
+        let Self { url, api_key, quantization, oversampling, timeout_ms, model, dimension } = self;
+        let exposed = |key: &Option<SecretString>| key.as_ref().map(|key| key.expose_secret().to_owned());
+        *url == other.url
+            && exposed(api_key) == exposed(&other.api_key)
+            && *quantization == other.quantization
+            && *oversampling == other.oversampling
+            && *timeout_ms == other.timeout_ms
+            && *model == other.model
+            && *dimension == other.dimension
+    }
+}
+
+impl VectorSettings {
+    /// Checks the bounds.
+    ///
+    /// # Errors
+    /// A sentence that names the first option that is out of bounds.
+    pub fn check(&self) -> Result<(), String> {
+        if !(1.0..=100.0).contains(&self.oversampling) {
+            return Err(format!("vectors.oversampling is {}; it must be from 1 to 100", self.oversampling));
+        }
+        if !(10..=60_000).contains(&self.timeout_ms) {
+            return Err(format!("vectors.timeout_ms is {}; it must be from 10 to 60000", self.timeout_ms));
+        }
+        match self.dimension {
+            Some(dimension) if !(1..=contract::VECTOR_DIMENSIONS).contains(&dimension) => Err(format!(
+                "vectors.dimension is {dimension}; it must be from 1 to {}",
+                contract::VECTOR_DIMENSIONS
+            )),
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+/// Settings are written for one purpose: to hand them to another process of ours, which needs the key as well.
+fn write_key<S: Serializer>(key: &Option<SecretString>, to: S) -> Result<S::Ok, S::Error> {
+    key.as_ref().map(ExposeSecret::expose_secret).serialize(to)
+}
+
+fn read_key<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SecretString>, D::Error> {
+    Ok(Option::<String>::deserialize(from)?.map(SecretString::from))
+}

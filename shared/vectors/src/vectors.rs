@@ -1,0 +1,185 @@
+//! The connection, and what happens to points.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use qdrant_client::Qdrant;
+use qdrant_client::qdrant::{
+    Condition, DeletePointsBuilder, Filter, GetPointsBuilder, PayloadIncludeSelector, PointId, PointsIdsList,
+    Range, ScrollPointsBuilder, UpsertPointsBuilder, vector_output::Vector, vectors_output::VectorsOptions,
+};
+use secrecy::ExposeSecret;
+use uuid::Uuid;
+
+use crate::error::VectorError;
+use crate::point::{MEMORY, Point, StoredPoint, Superseded, TENANT, WRITTEN, point_uuid};
+use crate::settings::VectorSettings;
+
+/// How many points a call carries at most: of the longest vectors they come to 32 MiB.
+const POINTS_A_CALL: usize = 500;
+
+/// A vector store.
+#[derive(Clone)]
+pub struct Vectors {
+    pub(crate) client: Qdrant,
+    pub(crate) oversampling: f64,
+}
+
+impl std::fmt::Debug for Vectors {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Vectors").finish_non_exhaustive()
+    }
+}
+
+impl Vectors {
+    /// Opens the one that is configured; none is if it has no URL. It is connected to when it is first asked.
+    ///
+    /// # Errors
+    /// [`VectorError::Refused`] if the settings make no sense.
+    pub fn open(settings: &VectorSettings) -> Result<Option<Self>, VectorError> {
+        settings.check().map_err(VectorError::Refused)?;
+        let Some(url) = &settings.url else { return Ok(None) };
+        let timeout = Duration::from_millis(settings.timeout_ms);
+        let client = Qdrant::from_url(url)
+            .api_key(settings.api_key.as_ref().map(|key| key.expose_secret().to_owned()))
+            .timeout(timeout)
+            .connect_timeout(timeout)
+            .skip_compatibility_check()
+            .build()
+            .map_err(|error| VectorError::Refused(format!("vectors.url: {error}")))?;
+        Ok(Some(Self { client, oversampling: settings.oversampling }))
+    }
+
+    /// Whether it answers.
+    ///
+    /// # Errors
+    /// [`VectorError`].
+    pub async fn check(&self) -> Result<(), VectorError> {
+        self.client.health_check().await?;
+        Ok(())
+    }
+
+    /// Stores points, and returns when searches find them and no crash of the store loses them. Points of the same ids are
+    /// replaced.
+    ///
+    /// # Errors
+    /// [`VectorError`].
+    pub async fn upsert(&self, collection: &str, points: Vec<Point>) -> Result<(), VectorError> {
+        let mut points = points.into_iter().map(Point::into_struct).peekable();
+        while points.peek().is_some() {
+            let some: Vec<_> = points.by_ref().take(POINTS_A_CALL).collect();
+            self.client.upsert_points(UpsertPointsBuilder::new(collection, some).wait(true)).await?;
+        }
+        Ok(())
+    }
+
+    /// The vectors of points, as far as they are there.
+    ///
+    /// # Errors
+    /// [`VectorError`].
+    pub async fn vectors(
+        &self,
+        collection: &str,
+        ids: &[Uuid],
+    ) -> Result<HashMap<Uuid, Vec<f32>>, VectorError> {
+        let mut found = HashMap::with_capacity(ids.len());
+        for ids in ids.chunks(POINTS_A_CALL) {
+            let ids: Vec<PointId> = ids.iter().map(|id| id.to_string().into()).collect();
+            let request = GetPointsBuilder::new(collection, ids).with_vectors(true).with_payload(false);
+            for point in self.client.get_points(request).await?.result {
+                let vector = match point.vectors.and_then(|vectors| vectors.vectors_options) {
+                    Some(VectorsOptions::Vector(vector)) => match vector.into_vector() {
+                        Vector::Dense(dense) => dense.data,
+                        Vector::Sparse(_) | Vector::MultiDense(_) => continue,
+                    },
+                    Some(VectorsOptions::Vectors(_)) | None => continue,
+                };
+                if let Some(id) = point.id.as_ref().and_then(point_uuid) {
+                    found.insert(id, vector);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Which of these points are there.
+    ///
+    /// # Errors
+    /// [`VectorError`].
+    pub async fn present(&self, collection: &str, ids: &[Uuid]) -> Result<HashSet<Uuid>, VectorError> {
+        let mut found = HashSet::with_capacity(ids.len());
+        for ids in ids.chunks(POINTS_A_CALL) {
+            let ids: Vec<PointId> = ids.iter().map(|id| id.to_string().into()).collect();
+            let request = GetPointsBuilder::new(collection, ids).with_vectors(false).with_payload(false);
+            let points = self.client.get_points(request).await?.result;
+            found.extend(points.iter().filter_map(|point| point_uuid(point.id.as_ref()?)));
+        }
+        Ok(found)
+    }
+
+    /// Deletes what later requests have made obsolete.
+    ///
+    /// # Errors
+    /// [`VectorError`].
+    pub async fn delete_superseded(
+        &self,
+        collection: &str,
+        superseded: &[Superseded],
+    ) -> Result<(), VectorError> {
+        for some in superseded.chunks(100) {
+            // Microseconds until the year 2255 are whole numbers in a double.
+            #[allow(clippy::cast_precision_loss)]
+            let condition = |one: &Superseded| {
+                let written = Range {
+                    gte: Some(one.written.start as f64),
+                    lt: Some(one.written.end as f64),
+                    ..Range::default()
+                };
+                Filter::must([
+                    Condition::matches(TENANT, one.tenant.token.to_string()),
+                    Condition::matches(MEMORY, one.memory.to_string()),
+                    Condition::range(WRITTEN, written),
+                ])
+                .into()
+            };
+            let filter = Filter::should(some.iter().map(condition));
+            self.client.delete_points(DeletePointsBuilder::new(collection).points(filter).wait(true)).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes points by their ids, whoever they belong to. For the reconciler.
+    ///
+    /// # Errors
+    /// [`VectorError`].
+    pub async fn delete(&self, collection: &str, ids: &[Uuid]) -> Result<(), VectorError> {
+        for ids in ids.chunks(POINTS_A_CALL) {
+            let ids = PointsIdsList { ids: ids.iter().map(|id| id.to_string().into()).collect() };
+            self.client.delete_points(DeletePointsBuilder::new(collection).points(ids).wait(true)).await?;
+        }
+        Ok(())
+    }
+
+    /// All points, in the order of their ids: some that come after another one, and where the next ones begin. For the reconciler.
+    ///
+    /// # Errors
+    /// [`VectorError`].
+    pub async fn scroll(
+        &self,
+        collection: &str,
+        from: Option<Uuid>,
+        limit: u32,
+    ) -> Result<(Vec<StoredPoint>, Option<Uuid>), VectorError> {
+        let fields = [TENANT, MEMORY, WRITTEN].map(str::to_owned).to_vec();
+        let mut request = ScrollPointsBuilder::new(collection)
+            .limit(limit)
+            .with_payload(PayloadIncludeSelector { fields })
+            .with_vectors(false);
+        if let Some(from) = from {
+            request = request.offset(PointId::from(from.to_string()));
+        }
+        let answer = self.client.scroll(request).await?;
+        let points = answer.result.iter().filter_map(StoredPoint::new).collect();
+        Ok((points, answer.next_page_offset.as_ref().and_then(point_uuid)))
+    }
+}

@@ -1,0 +1,226 @@
+//! Searches: what they find, how they say why, and that they find nothing of anybody else.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod reader;
+mod vectors;
+
+use reader::Reader;
+use serde_json::{Value, json};
+use uuid::Uuid;
+use vectors::{MODEL, Memories, index, memory, remove, vector};
+
+fn texts(answer: &Value) -> Vec<&str> {
+    answer["hits"].as_array().unwrap().iter().map(|hit| hit["content_text"].as_str().unwrap()).collect()
+}
+
+fn embedding(number: u64) -> Value {
+    json!({ "model": MODEL, "vector": vector(number) })
+}
+
+/// Memories of two users, who said much the same.
+async fn told() -> (Memories, Reader) {
+    let memories = Memories::new().await.with_users(&[1, 2]).await;
+    let said = [
+        ("query", "Which boat leaves for the island?", "Ada", "2026-03-01T10:00:00Z", 1),
+        ("response", "The ferry sails at nine.", "Bo", "2026-03-01T10:01:00Z", 2),
+        ("context", "Ada is afraid of deep water.", "Ada", "2026-03-02T10:00:00Z", 3),
+        ("knowledge", "Herring gulls nest on roofs.", "Bo", "2026-04-01T10:00:00Z", 4),
+    ];
+    for user in [1, 2] {
+        let all = said.iter().map(|&(vector_type, text, speaker, at, number)| {
+            let mut one = memory(Uuid::now_v7(), &format!("{text} ({user})"), number);
+            one["vector_type"] = vector_type.into();
+            one["speaker"] = speaker.into();
+            one["occurred_at"] = at.into();
+            one["metadata"] = json!({ "speaker": speaker, "turn": number, "deep": number == 3 });
+            one
+        });
+        memories.carry([index(user, all.collect())]).await;
+    }
+    assert_eq!(memories.fixture.dead_letters().await, Vec::<String>::new());
+    let reader = Reader::start(&memories.fixture).await;
+    (memories, reader)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memories_are_found_by_meaning_by_words_and_by_both() {
+    let (memories, reader) = told().await;
+    let by_meaning = json!({ "embedding": embedding(2), "mode": "vector", "exact": true });
+    let answer = reader.ask("search.similar", 1, by_meaning).await.unwrap();
+    assert_eq!(texts(&answer)[0], "The ferry sails at nine. (1)");
+    assert_eq!((texts(&answer).len(), &answer["model"]), (4, &json!(MODEL)));
+    let first = &answer["hits"][0];
+    assert!((first["parts"]["cosine"].as_f64().unwrap() - 1.0).abs() < 1e-3, "{first}");
+    assert_eq!((&first["parts"]["vector_rank"], &first["parts"]["fulltext_rank"]), (&json!(1), &Value::Null));
+    assert_eq!((&first["speaker"], &first["vector_type"]), (&json!("Bo"), &json!("response")));
+
+    let by_words = json!({ "text": "are gulls nesting?", "mode": "fulltext" });
+    let answer = reader.ask("search.similar", 1, by_words).await.unwrap();
+    assert_eq!(texts(&answer)[0], "Herring gulls nest on roofs. (1)");
+    assert_eq!(answer["model"], Value::Null);
+
+    let both = json!({ "text": "boats to the island", "embedding": embedding(2), "exact": true });
+    let answer = reader.ask("search.similar", 1, both).await.unwrap();
+    assert_eq!(texts(&answer)[0], "Which boat leaves for the island? (1)");
+    assert_eq!(texts(&answer)[1], "The ferry sails at nine. (1)", "it stands beside what was asked");
+    let hits = answer["hits"].as_array().unwrap();
+    for hit in hits {
+        let parts = &hit["parts"];
+        let of = |rank: &Value, weight: f64| rank.as_f64().map_or(0.0, |rank| weight / (10.0 + rank));
+        let fused = of(&parts["fulltext_rank"], 1.0) + of(&parts["vector_rank"], 0.5);
+        assert!((parts["fused"].as_f64().unwrap() - fused).abs() < 1e-9, "{hit}");
+        assert_eq!(hit["score"], parts["fused"]);
+    }
+    let noted = memories
+        .fixture
+        .lines("concat_ws('|', access_type, object_name, rows_returned) FROM audit.data_access_log WHERE role_name = 'w_memory_reader' ORDER BY 1")
+        .await;
+    let searched = format!("vector-search|{}|4", memories.collection.collection_name);
+    assert_eq!(noted.iter().filter(|line| **line == searched).count(), 2, "{noted:?}");
+    assert_eq!(noted.iter().filter(|line| line.starts_with("read|unified_memory_vectors|")).count(), 3);
+    reader.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn filters_hold_for_words_and_vectors() {
+    let (_memories, reader) = told().await;
+    let with = |filter: Value| {
+        let mut body = json!({ "text": "boat ferry deep gulls", "embedding": embedding(2), "exact": true });
+        body.as_object_mut().unwrap().extend(filter.as_object().unwrap().clone());
+        body
+    };
+    let cases = [
+        (json!({ "vector_types": ["response", "knowledge"] }), 2),
+        (json!({ "vector_types": ["knowledge"] }), 1),
+        (json!({ "session_id": "s" }), 4),
+        (json!({ "session_id": "another" }), 0),
+        (json!({ "since": "2026-03-01T10:01:00Z" }), 3),
+        (json!({ "until": "2026-03-01T10:01:00Z" }), 1),
+        (json!({ "since": "2026-03-01T10:01:00Z", "until": "2026-03-02T10:00:00.001Z" }), 2),
+        (json!({ "metadata": { "speaker": "Ada" } }), 2),
+        (json!({ "metadata": { "speaker": "Ada", "turn": 3.0 } }), 1),
+        (json!({ "metadata": { "deep": true } }), 1),
+        (json!({ "metadata": { "deep": "true" } }), 0),
+        (json!({ "limit": 2 }), 2),
+    ];
+    for (filter, expected) in cases {
+        for mode in ["hybrid", "vector", "fulltext"] {
+            let mut body = with(filter.clone());
+            body["mode"] = mode.into();
+            let answer = reader.ask("search.similar", 1, body).await.unwrap();
+            assert_eq!(texts(&answer).len(), expected, "{mode} {filter}: {answer}");
+        }
+    }
+    // What is recent, or agreed on, comes first if it is wanted so.
+    let recent = with(json!({ "recency_boost": 1.0, "recency_half_life_hours": 87600, "mode": "vector" }));
+    let answer = reader.ask("search.similar", 1, recent).await.unwrap();
+    let factors: Vec<f64> = answer["hits"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|hit| hit["parts"]["recency"].as_f64().unwrap())
+        .collect();
+    assert!(factors.iter().all(|factor| *factor > 1.0 && *factor < 2.0), "{factors:?}");
+    reader.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_finds_or_learns_anything_of_another_user() {
+    let (memories, reader) = told().await;
+    let theirs = memories.fixture.lines("id FROM unified_memory_vectors WHERE user_id = 2").await;
+    for number in 1..=4 {
+        for mode in ["vector", "hybrid", "fulltext"] {
+            let body = json!({ "text": "boat ferry deep gulls 2", "embedding": embedding(number), "mode": mode, "limit": 100 });
+            let answer = reader.ask("search.similar", 1, body).await.unwrap();
+            assert!(texts(&answer).iter().all(|text| text.ends_with("(1)")), "{answer}");
+            assert!(theirs.iter().all(|id| !answer.to_string().contains(id)), "{answer}");
+        }
+    }
+    // Filters are values, never conditions: neither a tenant nor a digest of somebody else's can be named.
+    let tenant = memories
+        .fixture
+        .lines("encode(substr(sha256(digest_key || 'vector tenant'), 1, 16), 'hex')::uuid FROM audit.subjects WHERE user_id = 2")
+        .await;
+    for metadata in
+        [json!({ "tenant": tenant[0] }), json!({ "tenant": { "$ne": 1 } }), json!({ "user_id": 2 })]
+    {
+        let body = json!({ "embedding": embedding(1), "mode": "vector", "metadata": metadata });
+        match reader.ask("search.similar", 1, body).await {
+            Ok(answer) => assert_eq!(texts(&answer).len(), 0),
+            Err((code, error)) => assert_eq!((code.as_str(), &error["field"]), ("400", &json!("metadata"))),
+        }
+    }
+    for unknown in ["user_id", "tenant", "filter"] {
+        let body = json!({ "embedding": embedding(1), unknown: 2 });
+        let (code, error) = reader.ask("search.similar", 1, body).await.unwrap_err();
+        assert_eq!((code.as_str(), &error["field"]), ("400", &json!(unknown)));
+    }
+    // A row that was moved to somebody else yields nothing for a point that stays behind.
+    memories.fixture.execute("DELETE FROM unified_memory_vectors WHERE user_id = 1").await;
+    let body = json!({ "embedding": embedding(1), "mode": "vector" });
+    let answer = reader.ask("search.similar", 1, body).await.unwrap();
+    assert_eq!(texts(&answer).len(), 0, "a point without a row says nothing");
+    reader.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_searches_what_it_has_a_right_to() {
+    let (memories, reader) = told().await;
+    memories.grant("test", false, true, true).await;
+    let body = json!({ "embedding": embedding(1), "mode": "vector" });
+    let (code, error) = reader.ask("search.similar", 1, body).await.unwrap_err();
+    assert_eq!((code.as_str(), &error["field"]), ("403", &json!("vector_types")));
+    reader.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_removed_or_replaced_is_found_no_more() {
+    let (memories, reader) = told().await;
+    let id = |text: &str| {
+        format!("id FROM unified_memory_vectors WHERE user_id = 1 AND content_text LIKE '{text}%'")
+    };
+    let ferry: Uuid = memories.fixture.lines(&id("The ferry")).await[0].parse().unwrap();
+    let gulls: Uuid = memories.fixture.lines(&id("Herring")).await[0].parse().unwrap();
+    memories.carry([remove(1, &[ferry]), index(1, vec![memory(gulls, "Puffins burrow.", 9)])]).await;
+    for mode in ["vector", "hybrid", "fulltext"] {
+        let body = json!({ "text": "ferry gulls puffins", "embedding": embedding(2), "mode": mode });
+        let answer = reader.ask("search.similar", 1, body).await.unwrap();
+        let found = texts(&answer).concat();
+        assert!(!found.contains("ferry sails") && !found.contains("gulls"), "{found}");
+        assert!(found.contains("Puffins"), "{found}");
+    }
+    reader.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_search_is_refused_by_its_field() {
+    let (memories, reader) = told().await;
+    let cases = [
+        (json!({}), "text"),
+        (json!({ "text": "  " }), "text"),
+        (json!({ "embedding": embedding(1), "mode": "fulltext" }), "text"),
+        (json!({ "text": "no embedder" }), "embedding"),
+        (json!({ "embedding": { "model": MODEL, "vector": [1, 2] } }), "embedding.vector"),
+        (json!({ "embedding": { "model": "x", "vector": vector(1) } }), "embedding.model"),
+        (json!({ "text": "x", "limit": 0 }), "limit"),
+        (json!({ "text": "x", "metadata": { "a": [1] } }), "metadata"),
+        (json!({ "text": "x", "since": "2026-01-02T00:00:00Z", "until": "2026-01-01T00:00:00Z" }), "until"),
+        (json!({ "text": "x", "recency_boost": 2 }), "recency_boost"),
+    ];
+    for (body, field) in cases {
+        let (code, error) = reader.ask("search.similar", 1, body.clone()).await.unwrap_err();
+        assert_eq!((code.as_str(), &error["field"]), ("400", &json!(field)), "{body}: {error}");
+    }
+    drop(memories.qdrant);
+    let body = json!({ "embedding": embedding(1), "mode": "vector" });
+    let (code, error) = reader.ask("search.similar", 1, body).await.unwrap_err();
+    assert_eq!(code, "503", "{error}");
+    let words = json!({ "text": "gulls", "mode": "fulltext" });
+    assert_eq!(
+        texts(&reader.ask("search.similar", 1, words).await.unwrap()).len(),
+        3,
+        "it, and what stands beside it"
+    );
+    reader.end().await;
+}

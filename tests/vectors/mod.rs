@@ -1,0 +1,114 @@
+//! A vector store of a test's own, and memories for it.
+
+#![allow(dead_code, reason = "no test uses all of it")]
+
+use contract::VectorType;
+use memfleet::collection;
+use serde_json::{Value, json};
+use stack::{Programs, Qdrant};
+use store::vector::{Collection, Right, put_right};
+use testkit::{Fixture, Published, request};
+use uuid::Uuid;
+use vector_indexer::VectorIndexer;
+use vectors::{ALIAS, Vectors};
+
+/// The model of vectors that tests bring, of eight numbers.
+pub const MODEL: &str = "test-8";
+
+/// A broker, a database and a vector store with a collection.
+pub struct Memories {
+    pub fixture: Fixture,
+    pub qdrant: Qdrant,
+    pub collection: Collection,
+    _folder: tempfile::TempDir,
+}
+
+impl Memories {
+    /// With vectors that are brought.
+    pub async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// With other settings.
+    pub async fn with(change: impl FnOnce(&mut runtime::Settings)) -> Self {
+        let mut fixture = Fixture::with_topology(|topology| {
+            let brief = std::time::Duration::from_millis(100);
+            testkit::forget_duplicates_after(topology, "VECTOR", brief);
+            // What a dead worker held comes back soon, and often enough for all the deaths.
+            let soon = std::time::Duration::from_secs(2);
+            testkit::deliver_again_after(topology, "vector-indexer", soon, 1_000);
+        })
+        .await;
+        let folder = tempfile::tempdir().unwrap();
+        let qdrant = Qdrant::start(&Programs::find().unwrap(), folder.path()).await.unwrap();
+        fixture.settings.vectors.url = Some(qdrant.url());
+        fixture.settings.vectors.model = Some(MODEL.to_owned());
+        fixture.settings.vectors.dimension = Some(8);
+        change(&mut fixture.settings);
+        let collection = collection::apply(&fixture.settings).await.unwrap();
+        let memories = Self { fixture, qdrant, collection, _folder: folder };
+        memories.grant("test", true, true, true).await;
+        memories
+    }
+
+    pub async fn grant(&self, service: &str, may_search: bool, may_write: bool, may_delete: bool) {
+        for vector_type in VectorType::ALL {
+            let (service, vector_type) = (service.to_owned(), vector_type.as_str().to_owned());
+            let right = Right { service, vector_type, may_search, may_write, may_delete };
+            put_right(&mut self.fixture.connection().await, ALIAS, &right).await.unwrap();
+        }
+    }
+
+    pub fn vectors(&self) -> Vectors {
+        Vectors::open(&self.fixture.settings.vectors).unwrap().unwrap()
+    }
+
+    pub async fn indexer(&self) -> VectorIndexer {
+        VectorIndexer::open(&self.fixture.settings).await.unwrap()
+    }
+
+    /// Users with a session `s` each.
+    pub async fn with_users(self, users: &[i32]) -> Self {
+        let opened = users.iter().flat_map(|&id| [testkit::user(id), testkit::session(id, "s")]);
+        self.fixture.carry(context_writer::ContextWriter, opened.collect::<Vec<_>>()).await;
+        self
+    }
+
+    pub async fn carry(&self, requests: impl IntoIterator<Item = Published>) {
+        self.fixture.carry(self.indexer().await, requests).await;
+    }
+
+    /// The points of the collection.
+    pub async fn points(&self) -> usize {
+        self.points_in(&self.collection.collection_name).await
+    }
+
+    pub async fn points_in(&self, collection: &str) -> usize {
+        self.vectors().scroll(collection, None, 10_000).await.unwrap().0.len()
+    }
+
+    /// Rows that are not removed.
+    pub async fn rows(&self) -> i64 {
+        self.fixture.count("unified_memory_vectors WHERE removed_at IS NULL").await
+    }
+}
+
+/// A direction: the same for the same number, and another for another one.
+pub fn vector(number: u64) -> Vec<f32> {
+    let mut random = fastrand::Rng::with_seed(number);
+    (0..8).map(|_| random.f32() * 2.0 - 1.0).collect()
+}
+
+/// A memory with a vector of its own.
+pub fn memory(id: Uuid, text: &str, number: u64) -> Value {
+    json!({ "memory_id": id, "vector_type": "context", "content_text": text,
+        "embedding": { "model": MODEL, "vector": vector(number) } })
+}
+
+pub fn index(user: i32, memories: Vec<Value>) -> Published {
+    request("vector.index", user, json!({ "session_id": "s", "memories": memories }))
+}
+
+pub fn remove(user: i32, memories: &[Uuid]) -> Published {
+    request("vector.remove", user, json!({ "memory_ids": memories }))
+}

@@ -1,0 +1,91 @@
+//! What `memfleet demo` asks at the end, in plain words.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use async_nats::HeaderMap;
+use contract::{SearchAnswer, SearchHit, UserId, header};
+use runtime::{Settings, broker};
+use serde_json::json;
+use uuid::Uuid;
+
+use super::ask::{ask, find};
+use crate::outln;
+use crate::table::{Align, Table};
+use crate::tokens::Tokens;
+
+/// Who asks what. No question has the words of its answer.
+const QUESTIONS: [(i32, &str); 3] = [
+    (1, "What could make the little girl ill?"),
+    (2, "When does the repair shop want my bicycle?"),
+    (3, "Which evening do I learn a foreign tongue?"),
+];
+/// The service that asks.
+const SERVICE: &str = "simple-chat";
+/// How many memories of each answer are shown.
+const SHOWN: usize = 3;
+
+/// A question and what it found.
+pub struct Searched {
+    /// Whose memory was asked.
+    pub user: i32,
+    /// What was asked.
+    pub question: &'static str,
+    /// What was found.
+    pub answer: SearchAnswer,
+    took: Duration,
+}
+
+/// Asks them, as a chat service would.
+///
+/// # Errors
+/// If one is not answered.
+pub async fn searched(settings: &Settings) -> anyhow::Result<Vec<Searched>> {
+    let kind = find("search.similar")?;
+    let client = broker::connect(&settings.nats, SERVICE).await?;
+    let mut tokens = Tokens::open(settings, None).await?;
+    let mut all = Vec::with_capacity(QUESTIONS.len());
+    for (user, question) in QUESTIONS {
+        let holder = UserId::new(user).map_err(anyhow::Error::msg)?;
+        let token = tokens.of_holder(SERVICE.parse().context("a service")?, holder).await?;
+        let token = token.context("no service token can be made: trust.token_key_file is not set")?;
+        let mut headers = HeaderMap::new();
+        headers.insert(header::MESSAGE_ID, Uuid::now_v7().to_string());
+        headers.insert(header::AUTHORIZATION, header::bearer(&token));
+        let since = Instant::now();
+        let body = json!({ "text": question, "limit": SHOWN }).to_string();
+        let answer = ask(&client, kind, SERVICE, headers, body).await?;
+        let took = since.elapsed();
+        let answer = serde_json::from_value(answer).context("the answer cannot be read")?;
+        all.push(Searched { user, question, answer, took });
+    }
+    Ok(all)
+}
+
+impl Searched {
+    /// Prints it.
+    pub fn show(&self) {
+        let mut table = Table::new([
+            ("score", Align::Right),
+            ("cosine", Align::Right),
+            ("words", Align::Right),
+            ("who", Align::Left),
+            ("what was said", Align::Left),
+        ]);
+        let number = |part: Option<f64>| part.map_or_else(|| "-".to_owned(), |part| format!("{part:.2}"));
+        for hit in self.answer.hits.iter().take(SHOWN) {
+            let SearchHit { score, parts, speaker, content_text, .. } = hit;
+            let said: String = content_text.chars().take(76).collect();
+            let cut = if said.len() < content_text.len() { "…" } else { "" };
+            table.row([
+                format!("{score:.3}"),
+                number(parts.cosine),
+                number(parts.fulltext),
+                speaker.clone().unwrap_or_default(),
+                format!("{said}{cut}"),
+            ]);
+        }
+        let Self { user, question, took, .. } = self;
+        outln!("User {user}: “{question}” ({} ms)\n\n{table}", took.as_millis());
+    }
+}

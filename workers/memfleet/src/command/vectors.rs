@@ -1,0 +1,345 @@
+//! `memfleet vectors`
+
+use std::time::Duration;
+
+use ::vectors::{ALIAS, CollectionSpec, Embedders, Quantization};
+use anyhow::{Context, bail, ensure};
+use clap::{Args, Subcommand, ValueEnum};
+use contract::Service;
+use runtime::Settings;
+use serde_json::json;
+use store::vector::{self, Collection, Right};
+use vector_indexer::reconcile::{Findings, Reconciler};
+
+use crate::collection;
+use crate::command::run::interrupted;
+use crate::table::{Align, Table, grouped};
+use crate::{errln, outln};
+
+/// Looks after the vector store.
+///
+/// A collection holds the vectors of one model. Searches go to the active one, which the alias unified_memory names too; while
+/// another one is being filled, vector-indexer writes to both.
+#[derive(Debug, Args)]
+pub struct VectorsArgs {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Make the active collection, if it is not there.
+    Apply,
+    /// Show the collections.
+    List {
+        /// Print one JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Compare the vector store with the database: points without a memory, memories without their points.
+    Reconcile(ReconcileArgs),
+    /// Go over to the model of `next_embedder`, or to another quantization, while the fleet works on; or go back.
+    Migrate(MigrateArgs),
+    /// Remove a former collection for good.
+    Drop {
+        /// The collection.
+        #[arg(value_name = "COLLECTION")]
+        name: String,
+    },
+    /// Show which service may search, write and delete what.
+    Rights {
+        /// Print one JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what a service may do with vectors. What is not named it may not do from then on.
+    Grant(GrantArgs),
+}
+
+#[derive(Debug, Args)]
+struct ReconcileArgs {
+    /// Delete what has no memory, and make missing vectors anew.
+    #[arg(long)]
+    repair: bool,
+    /// How long a point may be without its memory, in seconds: its transaction may be under way.
+    #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
+    grace: u64,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct MigrateArgs {
+    /// The model to go over to: that of `next_embedder`, or of `embedder` for going back or for another quantization.
+    #[arg(long, value_name = "MODEL")]
+    model: String,
+    /// How vectors are kept in memory; as configured by default.
+    #[arg(long, value_enum, value_name = "HOW")]
+    quantization: Option<QuantizationName>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum QuantizationName {
+    None,
+    Int8,
+    Binary,
+}
+
+#[derive(Debug, Args)]
+struct GrantArgs {
+    /// The service.
+    #[arg(value_name = "SERVICE")]
+    service: Service,
+    /// Only vectors of this type; all by default.
+    #[arg(long = "type", value_name = "TYPE", value_parser = ["query", "response", "context", "knowledge"])]
+    vector_type: Option<String>,
+    /// It may find them.
+    #[arg(long)]
+    search: bool,
+    /// It may index them.
+    #[arg(long)]
+    write: bool,
+    /// It may remove them.
+    #[arg(long)]
+    delete: bool,
+}
+
+/// Carries out `memfleet vectors`.
+///
+/// # Errors
+/// What happened, to what, and what to do about it.
+pub async fn execute(args: VectorsArgs, settings: &Settings) -> anyhow::Result<()> {
+    match args.action {
+        Action::Apply => {
+            let collection = collection::apply(settings).await?;
+            outln!(
+                "{} is active: {}, {} numbers, {}",
+                collection.collection_name,
+                collection.model,
+                collection.dimension,
+                collection.quantization
+            );
+            Ok(())
+        }
+        Action::List { json } => list(settings, json).await,
+        Action::Reconcile(args) => tokio::select! {
+            done = reconcile(&args, settings) => done,
+            stopped = interrupted() => { stopped?; bail!("interrupted; what is repaired stays repaired") }
+        },
+        Action::Migrate(args) => tokio::select! {
+            done = migrate(&args, settings) => done,
+            stopped = interrupted() => {
+                stopped?;
+                bail!("interrupted; searches go where they went, and the same command goes on where this one was")
+            }
+        },
+        Action::Drop { name } => drop_collection(&name, settings).await,
+        Action::Rights { json } => rights(settings, json).await,
+        Action::Grant(args) => grant(&args, settings).await,
+    }
+}
+
+async fn all(connection: &mut store::Connection) -> anyhow::Result<Vec<Collection>> {
+    Ok(vector::collections(connection, ALIAS, &["active", "filling", "former"]).await?)
+}
+
+async fn list(settings: &Settings, json: bool) -> anyhow::Result<()> {
+    let vectors = collection::vectors(settings)?;
+    let mut connection = store::connect(&settings.postgres.url).await?;
+    let mut table = Table::new([
+        ("collection", Align::Left),
+        ("state", Align::Left),
+        ("model", Align::Left),
+        ("numbers", Align::Right),
+        ("kept as", Align::Left),
+        ("points", Align::Right),
+        ("indexed", Align::Right),
+    ]);
+    for one in all(&mut connection).await? {
+        let info = vectors.collection_info(&one.collection_name).await?;
+        if json {
+            outln!(
+                "{}",
+                json!({ "collection": one.collection_name, "state": one.state, "model": one.model, "dimension": one.dimension,
+                    "quantization": one.quantization, "points": info.points, "indexed": info.indexed })
+            );
+        }
+        table.row([
+            one.collection_name,
+            one.state,
+            one.model,
+            one.dimension.to_string(),
+            one.quantization,
+            grouped(info.points),
+            grouped(info.indexed),
+        ]);
+    }
+    if !json {
+        outln!("{table}");
+    }
+    Ok(())
+}
+
+async fn reconcile(args: &ReconcileArgs, settings: &Settings) -> anyhow::Result<()> {
+    let vectors = collection::vectors(settings)?;
+    let embedders = Embedders::open(&[&settings.embedder, &settings.next_embedder]).await?;
+    let mut connection = store::connect(&settings.postgres.url).await?;
+    let collections = vector::collections(&mut connection, ALIAS, &["active", "filling"]).await?;
+    ensure!(!collections.is_empty(), "there is no collection; `memfleet vectors apply` makes it");
+    let mut open = 0;
+    for one in &collections {
+        let reconciler = Reconciler {
+            vectors: &vectors,
+            collection: one,
+            embedder: embedders.of(&one.model),
+            // What is missing in a collection that is being filled comes with `migrate`.
+            repair: args.repair && one.is_active(),
+            grace: Duration::from_secs(args.grace),
+        };
+        let found = reconciler.run(&mut connection).await?;
+        tell(one, &found, args.json);
+        if one.is_active() {
+            open += found.orphans + found.gaps - found.repaired;
+        }
+    }
+    ensure!(
+        open == 0,
+        "the stores differ in {open} places{}",
+        if args.repair { ", which cannot be repaired" } else { "; --repair mends them" }
+    );
+    Ok(())
+}
+
+fn tell(one: &Collection, found: &Findings, json: bool) {
+    let Findings { points, memories, orphans, gaps, repaired, lost } = *found;
+    if json {
+        outln!(
+            "{}",
+            json!({ "collection": one.collection_name, "state": one.state, "points": points, "memories": memories,
+                "orphans": orphans, "gaps": gaps, "repaired": repaired, "lost": lost })
+        );
+    } else {
+        outln!(
+            "{}: {} points of {} memories; {orphans} points without a memory, {gaps} memories without a point; {repaired} repaired, \
+             {lost} brought by their publishers, who alone can send them again",
+            one.collection_name,
+            grouped(points),
+            grouped(memories)
+        );
+    }
+}
+
+async fn migrate(args: &MigrateArgs, settings: &Settings) -> anyhow::Result<()> {
+    let vectors = collection::vectors(settings)?;
+    let embedders = Embedders::open(&[&settings.embedder, &settings.next_embedder]).await?;
+    let of_model = [&settings.next_embedder, &settings.embedder].into_iter().find_map(|embedder| {
+        collection::spec(settings, embedder).ok().filter(|spec| spec.model == args.model)
+    });
+    let spec = of_model.with_context(|| {
+        format!(
+            "no embedder makes vectors of {}; configure it as next_embedder, for the workers too",
+            args.model
+        )
+    })?;
+    let quantization = args.quantization.map_or(spec.quantization, |name| match name {
+        QuantizationName::None => Quantization::None,
+        QuantizationName::Int8 => Quantization::Int8,
+        QuantizationName::Binary => Quantization::Binary,
+    });
+    let spec = CollectionSpec { quantization, ..spec };
+    let mut connection = store::connect(&settings.postgres.url).await?;
+    let filling = collection::record(&spec, "filling")?;
+    let active = vector::collections(&mut connection, ALIAS, &["active"]).await?.into_iter().next();
+    ensure!(
+        active.is_none_or(|active| active.collection_name != filling.collection_name),
+        "{} is active already",
+        filling.collection_name
+    );
+    vectors.make_collection(&filling.collection_name, &spec).await?;
+    vector::put_collection(&mut connection, ALIAS, &filling).await?;
+    errln!(
+        "vector-indexer writes to {} too from now on; filling it with what was there before",
+        filling.collection_name
+    );
+    // Twice: what a worker wrote that did not know yet of the collection is found the second time.
+    for _ in 0..2 {
+        let reconciler = Reconciler {
+            vectors: &vectors,
+            collection: &filling,
+            embedder: embedders.of(&spec.model),
+            repair: true,
+            grace: Duration::from_secs(5),
+        };
+        let found = reconciler.run(&mut connection).await?;
+        tell(&filling, &found, false);
+        ensure!(found.lost == 0, "{} memories cannot be embedded; searches go where they went", found.lost);
+    }
+    let active = collection::record(&spec, "active")?;
+    vector::put_collection(&mut connection, ALIAS, &active).await?;
+    vectors.point_alias(ALIAS, &active.collection_name).await?;
+    outln!(
+        "{} is active. The former collection stays: the same command with its model goes back, `memfleet vectors drop` removes it",
+        active.collection_name
+    );
+    Ok(())
+}
+
+async fn drop_collection(name: &str, settings: &Settings) -> anyhow::Result<()> {
+    let vectors = collection::vectors(settings)?;
+    let mut connection = store::connect(&settings.postgres.url).await?;
+    let one = all(&mut connection).await?.into_iter().find(|one| one.collection_name == name);
+    let one =
+        one.with_context(|| format!("there is no collection {name}; `memfleet vectors list` shows them"))?;
+    ensure!(one.state == "former", "{name} is {}; only a former collection is removed", one.state);
+    vectors.drop_collection(name).await?;
+    vector::forget_collection(&mut connection, name).await?;
+    outln!("{name} is removed");
+    Ok(())
+}
+
+async fn rights(settings: &Settings, json: bool) -> anyhow::Result<()> {
+    let mut connection = store::connect(&settings.postgres.url).await?;
+    let mut table = Table::new([
+        ("service", Align::Left),
+        ("type", Align::Left),
+        ("search", Align::Left),
+        ("write", Align::Left),
+        ("delete", Align::Left),
+    ]);
+    let word = |may: bool| if may { "yes" } else { "no" }.to_owned();
+    for right in vector::all_rights(&mut connection, ALIAS).await? {
+        let Right { service, vector_type, may_search, may_write, may_delete } = right;
+        if json {
+            outln!(
+                "{}",
+                json!({ "service": service, "type": vector_type, "search": may_search, "write": may_write, "delete": may_delete })
+            );
+        } else {
+            table.row([service, vector_type, word(may_search), word(may_write), word(may_delete)]);
+        }
+    }
+    if !json {
+        outln!("{table}");
+    }
+    Ok(())
+}
+
+async fn grant(args: &GrantArgs, settings: &Settings) -> anyhow::Result<()> {
+    let mut connection = store::connect(&settings.postgres.url).await?;
+    let types: Vec<&str> = match &args.vector_type {
+        Some(one) => vec![one],
+        None => contract::VectorType::ALL.iter().map(|one| one.as_str()).collect(),
+    };
+    for vector_type in types {
+        let right = Right {
+            service: args.service.to_string(),
+            vector_type: vector_type.to_owned(),
+            may_search: args.search,
+            may_write: args.write,
+            may_delete: args.delete,
+        };
+        vector::put_right(&mut connection, ALIAS, &right).await?;
+    }
+    rights(settings, false).await
+}

@@ -1,0 +1,46 @@
+//! What an effect adds to the event stream.
+
+use std::borrow::Cow;
+
+use contract::{Event, Performative, VectorRequest};
+use runtime::{Effect, Message, Payload, Verdict};
+
+use crate::Parted;
+use crate::store::Done;
+
+pub(crate) fn verdict(message: &Message<Parted>, done: Done) -> Verdict {
+    match done {
+        Done::Applied => Verdict::Applied(effect(&message.request)),
+        Done::Late => Verdict::Unchanged("a later request has written or removed it"),
+        Done::Unmet(reason) => Verdict::Unmet(reason),
+        Done::Refused(reason) => Verdict::Refused(reason),
+    }
+}
+
+fn effect(parted: &Parted) -> Effect {
+    let session = parted.session_id.as_ref();
+    Effect {
+        event_type: parted.request.kind().event,
+        performative: Performative::Inform,
+        source_agent_id: None,
+        target_agent_id: None,
+        session_id: session
+            .map_or(Cow::Borrowed(Event::ACCOUNT_SESSION), |session| Cow::Owned(session.to_string())),
+        payload: payload(&parted.request),
+    }
+}
+
+/// Vectors are in the vector store, and stand in no event.
+fn payload(request: &VectorRequest) -> Payload {
+    match request {
+        VectorRequest::VectorIndex(index)
+            if index.memories.as_slice().iter().any(|memory| memory.embedding.is_some()) =>
+        {
+            let mut index = index.clone();
+            index.memories.as_mut_slice().iter_mut().for_each(|memory| memory.embedding = None);
+            // A request always has a JSON text; if it had none, nothing is told rather than the vectors.
+            Payload::Redacted(serde_json::to_string(&index).unwrap_or_else(|_| "{}".to_owned()))
+        }
+        VectorRequest::VectorIndex(_) | VectorRequest::VectorRemove(_) => Payload::Body,
+    }
+}

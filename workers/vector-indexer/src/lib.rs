@@ -1,0 +1,172 @@
+//! Text to searchable memory.
+//!
+//! Takes the stream `VECTOR`. Before a batch's transaction opens, its texts become vectors and are stored in Qdrant
+//! (`prepare.rs`); the transaction writes `unified_memory_vectors` (`store.rs`); after the commit, and before the
+//! acknowledgement, the points that a request has made obsolete are deleted (`clean_up.rs`). The row says which points count: a
+//! point that no row names is found by nobody.
+//!
+//! So the two stores agree whoever dies when. The ids of points follow from the request, so that a repeat writes the same ones, and
+//! two requests for one memory never write each other's. Points are deleted by the time of the requests that wrote them, so that a
+//! request that comes late deletes nothing newer. What a request that is given up has left behind, `reconcile.rs` finds.
+
+mod clean_up;
+mod event;
+mod known;
+mod prepare;
+pub mod reconcile;
+pub mod store;
+mod text;
+
+use std::time::Duration;
+
+use ::store::{Connection, Fault, Pool, PoolOptions};
+use contract::{Malformed, RequestSubject, SessionId, VectorRequest};
+use keys::DataKeys;
+use runtime::{Ended, Message, NotReady, Patience, Settings, Verdict, Worker};
+use trust::role_of;
+use vectors::{Embedders, VectorError, Vectors};
+
+pub use prepare::{Item, Prepared, Ready};
+pub use text::Embedded;
+
+/// What the worker takes in.
+pub type Parted = contract::Parted<VectorRequest>;
+
+/// The worker.
+pub struct VectorIndexer {
+    pool: Pool,
+    vectors: Vectors,
+    embedders: Embedders,
+}
+
+impl std::fmt::Debug for VectorIndexer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VectorIndexer").finish_non_exhaustive()
+    }
+}
+
+/// It cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The pool cannot be made.
+    #[error(transparent)]
+    Pool(#[from] ::store::PoolError),
+    /// The vector store cannot be used as configured.
+    #[error("vector-indexer cannot start: {0}")]
+    Vectors(#[from] VectorError),
+    /// An embedder cannot be used as configured.
+    #[error("vector-indexer cannot start: {0}")]
+    Embedder(#[from] embed::EmbedError),
+    /// No vector store is configured.
+    #[error("vector-indexer cannot start: vectors.url is not set")]
+    NoVectors,
+    /// Something it needs did not appear in time.
+    #[error(transparent)]
+    Startup(#[from] NotReady),
+}
+
+/// Connections for what is looked up before a transaction.
+const CONNECTIONS: usize = 2;
+
+impl VectorIndexer {
+    /// Opens the vector store and the embedders, and waits for the collections.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn open(settings: &Settings) -> Result<Self, OpenError> {
+        let worker = Self::open_now(settings).await?;
+        let wait = Patience::new(Self::NAME, settings);
+        wait.for_it(|| worker.check()).await?;
+        Ok(worker)
+    }
+
+    /// The same, without waiting.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn open_now(settings: &Settings) -> Result<Self, OpenError> {
+        let pool = ::store::open_pool(
+            &settings.postgres.url_of(&role_of(Self::NAME)),
+            &PoolOptions {
+                name: "vector-indexer look-up",
+                size: CONNECTIONS,
+                patience: Duration::from_millis(settings.postgres.connect_timeout_ms),
+                statement_timeout: Duration::from_millis(settings.postgres.statement_timeout_ms),
+            },
+        )?;
+        let vectors = Vectors::open(&settings.vectors)?.ok_or(OpenError::NoVectors)?;
+        let embedders = Embedders::open(&[&settings.embedder, &settings.next_embedder]).await?;
+        Ok(Self { pool, vectors, embedders })
+    }
+
+    /// Whether the vector store answers, and has the collections that the database says it has.
+    async fn check(&self) -> Result<(), String> {
+        runtime::check_database(&self.pool, Self::NAME).await?;
+        self.vectors
+            .check()
+            .await
+            .map_err(|error| format!("{error}; is it running, and is vectors.url right?"))?;
+        let mut connection = ::store::lend(&self.pool).await.map_err(|error| error.to_string())?;
+        let collections =
+            ::store::vector::collections(&mut connection, vectors::ALIAS, &["active", "filling"]).await;
+        let collections = collections.map_err(|fault| fault.to_string())?;
+        if collections.is_empty() {
+            return Err("there is no collection; `memfleet vectors apply` makes it".to_owned());
+        }
+        for collection in collections {
+            self.vectors
+                .collection_info(&collection.collection_name)
+                .await
+                .map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+}
+
+impl Worker for VectorIndexer {
+    const NAME: &'static str = "vector-indexer";
+    const STREAM: &'static str = "VECTOR";
+    /// A message may hold a hundred texts, each of which takes milliseconds to become a vector.
+    const LARGEST_BATCH: usize = 64;
+    type Request = Parted;
+    type Prepared = Prepared;
+
+    fn decode(&self, subject: &RequestSubject, body: &[u8]) -> Result<Parted, Malformed> {
+        Parted::decode(subject, body)
+    }
+
+    fn session<'a>(&self, request: &'a Parted) -> Option<&'a str> {
+        request.session_id.as_ref().map(SessionId::as_str)
+    }
+
+    async fn prepare<'a>(
+        &'a self,
+        batch: &'a [&'a Message<Parted>],
+        grants: &'a [&'a str],
+    ) -> Result<Prepared, Fault> {
+        self.prepare_batch(batch, grants).await
+    }
+
+    fn join(&self, one: Prepared, other: Prepared) -> Prepared {
+        one.with(other)
+    }
+
+    async fn write<'a>(
+        &'a self,
+        connection: &'a mut Connection,
+        batch: &'a [&'a Message<Parted>],
+        _: &'a DataKeys,
+        prepared: &'a Prepared,
+    ) -> Result<Vec<Verdict>, Fault> {
+        let done = store::write(connection, batch, prepared).await?;
+        Ok(batch.iter().zip(done).map(|(message, done)| event::verdict(message, done)).collect())
+    }
+
+    async fn clean_up<'a>(
+        &'a self,
+        ended: &'a [Ended<'a, Parted>],
+        prepared: &'a Prepared,
+    ) -> Result<(), Fault> {
+        self.clean_up_after(ended, prepared).await
+    }
+}

@@ -1,0 +1,430 @@
+//! Before the transaction: texts become vectors, and vectors are stored in Qdrant.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+
+use ::store::vector::{Collection, Right};
+use ::store::{Fault, FaultKind};
+use contract::{Memory, Service, UserId, VectorIndex, VectorRemove, VectorRequest};
+use embed::EmbedError;
+use runtime::Message;
+use uuid::Uuid;
+use vectors::{Point, PointKey, Tenant, VectorError, chunk_id, first_point_id, meta_digests};
+
+use crate::known::{self, Known, Row};
+use crate::{Embedded, Parted, VectorIndexer};
+
+/// What was got ready for a batch.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    /// The collections that are written to, the one that is searched first.
+    pub collections: Vec<Collection>,
+    /// What was got ready for each message, by the id of its event.
+    pub messages: HashMap<Uuid, Ready>,
+    /// Leave to act for the batch's users.
+    pub(crate) grants: Vec<String>,
+}
+
+/// What was got ready for a message.
+#[derive(Debug)]
+pub enum Ready {
+    /// Its memories, in their order: their points are stored.
+    Index(Vec<Item>),
+    /// Its memories, in their order.
+    Remove(Vec<Item>),
+    /// It had its effect before; its memories, for cleaning up after it.
+    Before(Vec<Item>),
+    /// What it needs is not there; says what.
+    Unmet(String),
+    /// It can never take effect; says why.
+    Refused(String),
+    /// Its service may not do this; says what.
+    Denied(String),
+}
+
+/// One memory of a message.
+#[derive(Debug)]
+pub struct Item {
+    /// Whose it is.
+    pub tenant: Tenant,
+    /// The memory.
+    pub memory: Uuid,
+    /// Its first point, and how many it has in the collection that is searched.
+    pub points: Option<(Uuid, i32)>,
+    /// The texts.
+    pub embedded: Option<Embedded>,
+    /// Points that were written before this time are obsolete, in microseconds; 0 if there were none.
+    pub floor: AtomicI64,
+    /// Whether the transaction wrote it: another message of the same request may have been quicker.
+    pub is_written: AtomicBool,
+}
+
+impl Item {
+    fn new(tenant: &Tenant, memory: Uuid, row: Option<&Row>) -> Self {
+        let floor = AtomicI64::new(row.map_or(0, |row| row.written));
+        let is_written = AtomicBool::new(false);
+        Self { tenant: tenant.clone(), memory, points: None, embedded: None, floor, is_written }
+    }
+
+    /// Notes that what was written before this time is obsolete.
+    pub fn raise_floor(&self, to: i64) {
+        self.floor.fetch_max(to, Ordering::Relaxed);
+    }
+}
+
+impl Prepared {
+    pub(crate) fn with(mut self, other: Self) -> Self {
+        if !other.collections.is_empty() {
+            self.collections = other.collections;
+        }
+        self.messages.extend(other.messages);
+        self.grants.extend(other.grants);
+        self
+    }
+}
+
+/// The place of a request among those for the same memory.
+pub(crate) fn written(message: &Message<Parted>) -> i64 {
+    message.stored_at.timestamp_micros()
+}
+
+/// A memory whose vectors are still to be made, or are there.
+struct Draft<'a> {
+    message: &'a Message<Parted>,
+    index: &'a VectorIndex,
+    memory: &'a Memory,
+    tenant: Tenant,
+}
+
+/// The vectors of a memory in one collection, one for each point.
+type Made = Vec<Vec<f32>>;
+
+impl VectorIndexer {
+    pub(crate) async fn prepare_batch(
+        &self,
+        batch: &[&Message<Parted>],
+        grants: &[&str],
+    ) -> Result<Prepared, Fault> {
+        let mut connection = ::store::lend(&self.pool).await?;
+        let known = known::of_batch(&mut connection, batch, grants).await;
+        if known.is_err() {
+            ::store::discard(connection);
+        } else {
+            drop(connection);
+        }
+        let known = known?;
+        if known.collections.is_empty() {
+            return Err(away("there is no collection; `memfleet vectors apply` makes it"));
+        }
+        let grants = grants.iter().map(|&grant| grant.to_owned()).collect();
+        let mut prepared =
+            Prepared { collections: known.collections.clone(), messages: HashMap::new(), grants };
+        for &message in batch {
+            prepared.messages.insert(message.event_id, self.judge(message, &known));
+        }
+        let open = |message: &&&Message<Parted>| {
+            matches!(prepared.messages.get(&message.event_id), Some(Ready::Index(_)))
+        };
+        let drafts: Vec<Draft<'_>> =
+            batch.iter().filter(open).flat_map(|message| drafts(message, &known)).collect();
+        let mut of_collections = Vec::with_capacity(known.collections.len());
+        for collection in &known.collections {
+            let made = self.vectors_of(collection, &drafts, &known).await?;
+            of_collections.push((collection, made));
+        }
+        self.store_points(&drafts, of_collections, &mut prepared).await?;
+        Ok(prepared)
+    }
+
+    /// What can be said of a message before any vector is made.
+    fn judge(&self, message: &Message<Parted>, known: &Known) -> Ready {
+        let user = message.subject.user_id;
+        let Some(tenant) = known.tenants.get(&user.get()) else {
+            return Ready::Unmet(format!("user {user} has no account"));
+        };
+        let item = |id: Uuid| Item::new(tenant, id, known.row(user, id));
+        let ids: Vec<Uuid> = match &message.request.request {
+            VectorRequest::VectorIndex(index) => {
+                index.memories.as_slice().iter().map(|one| one.memory_id).collect()
+            }
+            VectorRequest::VectorRemove(remove) => remove.memory_ids.as_slice().to_vec(),
+        };
+        if known.taken.contains(&(user.get(), message.request_id)) {
+            return Ready::Before(ids.into_iter().map(item).collect());
+        }
+        let problem = match &message.request.request {
+            VectorRequest::VectorIndex(index) => {
+                self.problem_of_index(user, &message.subject.service, index, known)
+            }
+            VectorRequest::VectorRemove(remove) => {
+                problem_of_remove(user, &message.subject.service, remove, known)
+            }
+        };
+        let missing = || {
+            let session = message.request.session_id.as_ref()?;
+            let there = known.sessions.contains(&(user.get(), session.as_str().to_owned()));
+            (!there).then(|| Ready::Unmet(format!("session_id: user {user} has opened no session {session}")))
+        };
+        problem.or_else(missing).unwrap_or_else(|| {
+            let items = ids.into_iter().map(item).collect();
+            match &message.request.request {
+                VectorRequest::VectorIndex(_) => Ready::Index(items),
+                VectorRequest::VectorRemove(_) => Ready::Remove(items),
+            }
+        })
+    }
+
+    fn problem_of_index(
+        &self,
+        user: UserId,
+        service: &Service,
+        index: &VectorIndex,
+        known: &Known,
+    ) -> Option<Ready> {
+        let active = known.collections.first()?;
+        let mut seen = std::collections::HashSet::new();
+        for (place, memory) in index.memories.as_slice().iter().enumerate() {
+            let vector_type = memory.vector_type.as_str();
+            if !known.may(service.as_str(), vector_type, |right: &Right| right.may_write) {
+                let name = vectors::ALIAS;
+                return Some(Ready::Denied(format!(
+                    "{service} may not index {vector_type} vectors in {name}"
+                )));
+            }
+            if !seen.insert(memory.memory_id) {
+                return Some(Ready::Refused(format!(
+                    "memories[{place}].memory_id: occurs twice in the request"
+                )));
+            }
+            if let Some(problem) = self.problem_of_embedding(active, memory) {
+                return Some(Ready::Refused(format!("memories[{place}].embedding{problem}")));
+            }
+            if let Some(node) =
+                memory.memory_node_id.filter(|node| !known.nodes.contains(&(user.get(), *node)))
+            {
+                let field = format!("memories[{place}].memory_node_id");
+                return Some(Ready::Unmet(format!("{field}: user {user} has no node {node}")));
+            }
+        }
+        None
+    }
+
+    /// What is wrong with the vector that a memory brings, or with bringing none.
+    fn problem_of_embedding(&self, active: &Collection, memory: &Memory) -> Option<String> {
+        let Collection { model, dimension, .. } = active;
+        let Some(embedding) = &memory.embedding else {
+            let absent = self.embedders.of(model).is_none();
+            return absent.then(|| format!(": is needed, since nobody here makes vectors of {model}"));
+        };
+        if embedding.model.as_str() != model {
+            return Some(format!(".model: is {}, and the collection is for {model}", embedding.model));
+        }
+        let length = embedding.vector.as_slice().len();
+        (usize::try_from(*dimension).ok() != Some(length))
+            .then(|| format!(".vector: has {length} numbers, and the collection is for {dimension}"))
+    }
+
+    /// The vectors of every draft in one collection: those that were brought, those of the same texts that are there, and the rest
+    /// made now. A text that the embedder refuses has the reason instead.
+    async fn vectors_of(
+        &self,
+        collection: &Collection,
+        drafts: &[Draft<'_>],
+        known: &Known,
+    ) -> Result<Vec<Result<Made, String>>, Fault> {
+        let stored = self.stored_vectors(collection, drafts, known).await?;
+        let embedder = self.embedders.of(&collection.model);
+        let mut texts: Vec<String> = Vec::new();
+        let mut places: HashMap<(i32, String), usize> = HashMap::new();
+        // For each draft: its vectors, or where its texts are among those to embed.
+        let mut plan: Vec<Result<Result<Made, String>, Vec<usize>>> = Vec::with_capacity(drafts.len());
+        for draft in drafts {
+            let user = draft.message.subject.user_id.get();
+            let brought =
+                draft.memory.embedding.as_ref().filter(|one| one.model.as_str() == collection.model);
+            let embedded = Embedded::new(draft.memory);
+            plan.push(match (brought, stored.get(&(user, embedded.hash())), embedder) {
+                (Some(embedding), _, _) => Ok(Ok(vec![embedding.vector.as_slice().to_vec()])),
+                (None, Some(made), _) => Ok(Ok(made.clone())),
+                (None, None, Some(embedder)) => {
+                    // Texts of other users are never asked for: how long it takes would tell that they are there.
+                    let place = |piece: String| {
+                        *places.entry((user, piece.clone())).or_insert_with(|| {
+                            texts.push(piece);
+                            texts.len() - 1
+                        })
+                    };
+                    Err(embedded.pieces(embedder).into_iter().map(place).collect())
+                }
+                (None, None, None) => {
+                    return Err(away(&format!("nobody here makes vectors of {}", collection.model)));
+                }
+            });
+        }
+        let made = match embedder {
+            Some(embedder) if !texts.is_empty() => embed_all(embedder, texts).await?,
+            Some(_) | None => Vec::new(),
+        };
+        let finish = |places: Vec<usize>| places.into_iter().map(|place| made[place].clone()).collect();
+        Ok(plan.into_iter().map(|one| one.unwrap_or_else(finish)).collect())
+    }
+
+    /// The vectors of texts that are there already.
+    async fn stored_vectors(
+        &self,
+        collection: &Collection,
+        drafts: &[Draft<'_>],
+        known: &Known,
+    ) -> Result<HashMap<(i32, [u8; 32]), Made>, Fault> {
+        let mut wanted: HashMap<(i32, [u8; 32]), Vec<Uuid>> = HashMap::new();
+        for draft in drafts.iter().filter(|draft| draft.memory.embedding.is_none()) {
+            let user = draft.message.subject.user_id.get();
+            let hash = Embedded::new(draft.memory).hash();
+            let same = known.same.get(&(user, hash.to_vec()));
+            if let Some(row) = same.filter(|row| row.embedding_model == collection.model)
+                && let Some(first) = row.qdrant_point_id
+            {
+                let count = usize::try_from(row.point_count).unwrap_or(0);
+                wanted.insert((user, hash), (0..count).map(|chunk| chunk_id(first, chunk)).collect());
+            }
+        }
+        if wanted.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let ids: Vec<Uuid> = wanted.values().flatten().copied().collect();
+        let found = self.vectors.vectors(&collection.collection_name, &ids).await.map_err(fault)?;
+        // One whose points are not all there is embedded again.
+        let whole = |(key, ids): ((i32, [u8; 32]), Vec<Uuid>)| {
+            let made: Option<Made> = ids.iter().map(|id| found.get(id).cloned()).collect();
+            made.map(|made| (key, made))
+        };
+        Ok(wanted.into_iter().filter_map(whole).collect())
+    }
+
+    /// Stores the points of the drafts, and notes them in what was got ready.
+    async fn store_points(
+        &self,
+        drafts: &[Draft<'_>],
+        of_collections: Vec<(&Collection, Vec<Result<Made, String>>)>,
+        prepared: &mut Prepared,
+    ) -> Result<(), Fault> {
+        for (_, made) in &of_collections {
+            for (draft, made) in drafts.iter().zip(made) {
+                if let Err(reason) = made {
+                    let refused = Ready::Refused(format!("memories: {reason}"));
+                    prepared.messages.insert(draft.message.event_id, refused);
+                }
+            }
+        }
+        for (place, (collection, made)) in of_collections.into_iter().enumerate() {
+            let mut points = Vec::new();
+            for (draft, made) in drafts.iter().zip(made) {
+                let Some(Ready::Index(items)) = prepared.messages.get_mut(&draft.message.event_id) else {
+                    continue;
+                };
+                let first = {
+                    let (request, memory) = (draft.message.request_id, draft.memory.memory_id);
+                    first_point_id(&draft.tenant, request, written(draft.message), memory)
+                };
+                let made = made.unwrap_or_default();
+                if let Some(item) =
+                    items.iter_mut().find(|item| item.memory == draft.memory.memory_id && place == 0)
+                {
+                    item.points = Some((first, i32::try_from(made.len()).unwrap_or(i32::MAX)));
+                    item.embedded = Some(Embedded::new(draft.memory));
+                }
+                points.extend(made.into_iter().enumerate().map(|(chunk, vector)| Point {
+                    id: chunk_id(first, chunk),
+                    vector,
+                    tenant: draft.tenant.clone(),
+                    key: key_of(draft),
+                }));
+            }
+            if !points.is_empty() {
+                self.vectors.upsert(&collection.collection_name, points).await.map_err(fault)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn drafts<'a>(message: &'a Message<Parted>, known: &Known) -> Vec<Draft<'a>> {
+    let (VectorRequest::VectorIndex(index), Some(tenant)) =
+        (&message.request.request, known.tenants.get(&message.subject.user_id.get()))
+    else {
+        return Vec::new();
+    };
+    let draft = |memory| Draft { message, index, memory, tenant: tenant.clone() };
+    index.memories.as_slice().iter().map(draft).collect()
+}
+
+fn key_of(draft: &Draft<'_>) -> PointKey {
+    let memory = draft.memory;
+    PointKey {
+        memory: memory.memory_id,
+        written: written(draft.message),
+        session: draft.index.session_id.clone(),
+        vector_type: memory.vector_type,
+        time: said_at(draft.message, memory).timestamp_millis(),
+        meta: meta_digests(&draft.tenant, memory.metadata.as_str()),
+    }
+}
+
+/// Nobody says anything in the future, whatever clock the publisher has.
+pub(crate) fn said_at(message: &Message<Parted>, memory: &Memory) -> chrono::DateTime<chrono::Utc> {
+    memory.occurred_at.map_or(message.stored_at, |time| time.min(message.stored_at))
+}
+
+fn problem_of_remove(user: UserId, service: &Service, remove: &VectorRemove, known: &Known) -> Option<Ready> {
+    remove.memory_ids.as_slice().iter().find_map(|&id| {
+        let row = known.row(user, id)?;
+        let may = known.may(service.as_str(), &row.vector_type, |right: &Right| right.may_delete);
+        let name = vectors::ALIAS;
+        (!may).then(|| {
+            Ready::Denied(format!("{service} may not remove {} vectors from {name}", row.vector_type))
+        })
+    })
+}
+
+/// A vector for each text, or why there is none.
+async fn embed_all(
+    embedder: &embed::Embedder,
+    texts: Vec<String>,
+) -> Result<Vec<Result<Vec<f32>, String>>, Fault> {
+    let mut made: BTreeMap<usize, Result<Vec<f32>, String>> = BTreeMap::new();
+    let mut open: Vec<usize> = (0..texts.len()).collect();
+    // Each round but the last finds at least one text that is at fault.
+    while !open.is_empty() {
+        let some: Vec<String> = open.iter().map(|&place| texts[place].clone()).collect();
+        match embedder.embed(some).await {
+            Ok(vectors) => {
+                made.extend(open.drain(..).zip(vectors.into_iter().map(Ok)));
+                break;
+            }
+            Err(EmbedError::Unavailable(reason) | EmbedError::Misconfigured(reason)) => {
+                return Err(away(&reason));
+            }
+            Err(EmbedError::Refused(refusal)) => {
+                let reason = format!("the embedder refuses the text: {}", refusal.reason);
+                let refused: Vec<usize> =
+                    refusal.texts.iter().filter_map(|&at| open.get(at).copied()).collect();
+                if refused.is_empty() {
+                    made.extend(open.drain(..).map(|place| (place, Err(reason.clone()))));
+                }
+                open.retain(|place| !refused.contains(place));
+                made.extend(refused.into_iter().map(|place| (place, Err(reason.clone()))));
+            }
+        }
+    }
+    Ok(made.into_values().collect())
+}
+
+fn away(reason: &str) -> Fault {
+    Fault { kind: FaultKind::Unavailable, reason: reason.to_owned() }
+}
+
+/// What an error of the vector store means for the batch.
+pub(crate) fn fault(error: VectorError) -> Fault {
+    let kind = if error.is_transient() { FaultKind::Unavailable } else { FaultKind::Permanent };
+    Fault { kind, reason: error.to_string() }
+}

@@ -1,0 +1,287 @@
+//! Whether the vector store has what the database says, and no more; and what to do where it has not.
+//!
+//! It reads the rows of all users, for which it needs a role that may (an administrator's, `postgres.url`). A point may be newer
+//! than its row: its transaction has not committed yet. So what looks like an orphan is looked at once more after a grace.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use ::store::vector::Collection;
+use ::store::{Connection, Fault, FaultKind};
+use chrono::{DateTime, Utc};
+use contract::{SessionId, VectorType};
+use diesel::QueryableByName;
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::RunQueryDsl;
+use embed::Embedder;
+use uuid::Uuid;
+use vectors::{Point, PointKey, StoredPoint, Tenant, Vectors, chunk_id, meta_digests};
+
+use crate::Embedded;
+use crate::prepare::fault;
+
+/// How many points or rows are looked at together.
+const PAGE: u32 = 500;
+
+/// What was found, and what was done about it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// Points in the collection.
+    pub points: u64,
+    /// Memories that should be in it.
+    pub memories: u64,
+    /// Points that no row names.
+    pub orphans: u64,
+    /// Memories of which a point is missing.
+    pub gaps: u64,
+    /// Orphans and gaps that are mended.
+    pub repaired: u64,
+    /// Gaps that cannot be mended: their vectors were brought, and nobody can make them anew.
+    pub lost: u64,
+}
+
+/// What looks into one collection.
+#[derive(Debug)]
+pub struct Reconciler<'a> {
+    /// The vector store.
+    pub vectors: &'a Vectors,
+    /// The collection.
+    pub collection: &'a Collection,
+    /// Makes missing vectors, if it is of the collection's model.
+    pub embedder: Option<&'a Embedder>,
+    /// Whether orphans are deleted and gaps filled.
+    pub repair: bool,
+    /// How long a point may be without its row.
+    pub grace: Duration,
+}
+
+const TENANTS: &str = "
+    SELECT user_id, encode(substr(sha256(digest_key || convert_to('vector tenant', 'UTF8')), 1, 16), 'hex')::uuid AS tenant,
+        sha256(digest_key || convert_to('vector filters', 'UTF8')) AS filter_key
+    FROM audit.subjects WHERE user_id IS NOT NULL";
+
+/// The points that have a row: by their ids, or as further ones of the same request.
+const NAMED: &str = "
+    SELECT i.id FROM unnest($1::uuid[], $2::integer[], $3::uuid[], $4::bigint[]) AS i (id, user_id, memory, written)
+    JOIN unified_memory_vectors v ON v.user_id = i.user_id AND v.id = i.memory AND v.removed_at IS NULL
+        AND (v.qdrant_point_id = i.id OR (extract(epoch FROM v.updated_at) * 1000000)::bigint = i.written)";
+
+const ROWS: &str = "
+    SELECT user_id, id, session_id, vector_type::text AS vector_type, content_text, speaker, preceding_text, embedding_model,
+        qdrant_point_id, point_count, is_brought, metadata::text AS metadata, occurred_at, is_dated,
+        (extract(epoch FROM updated_at) * 1000000)::bigint AS written
+    FROM unified_memory_vectors
+    WHERE (user_id, id) > ($1, $2) AND removed_at IS NULL AND qdrant_point_id IS NOT NULL ORDER BY user_id, id LIMIT $3";
+
+#[derive(QueryableByName)]
+struct TenantRow {
+    #[diesel(sql_type = Integer)]
+    user_id: i32,
+    #[diesel(sql_type = SqlUuid)]
+    tenant: Uuid,
+    #[diesel(sql_type = Binary)]
+    filter_key: Vec<u8>,
+}
+
+#[derive(QueryableByName)]
+struct Row {
+    #[diesel(sql_type = Integer)]
+    user_id: i32,
+    #[diesel(sql_type = SqlUuid)]
+    id: Uuid,
+    #[diesel(sql_type = Nullable<Text>)]
+    session_id: Option<String>,
+    #[diesel(sql_type = Text)]
+    vector_type: String,
+    #[diesel(sql_type = Text)]
+    content_text: String,
+    #[diesel(sql_type = Nullable<Text>)]
+    speaker: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    preceding_text: Option<String>,
+    #[diesel(sql_type = Text)]
+    embedding_model: String,
+    #[diesel(sql_type = SqlUuid)]
+    qdrant_point_id: Uuid,
+    #[diesel(sql_type = Integer)]
+    point_count: i32,
+    #[diesel(sql_type = Bool)]
+    is_brought: bool,
+    #[diesel(sql_type = Text)]
+    metadata: String,
+    #[diesel(sql_type = Timestamptz)]
+    occurred_at: DateTime<Utc>,
+    #[diesel(sql_type = Bool)]
+    is_dated: bool,
+    #[diesel(sql_type = BigInt)]
+    written: i64,
+}
+
+impl Row {
+    /// The points that the collection must have: all of them if they are of its model, else at least the first.
+    fn points(&self, model: &str) -> Vec<Uuid> {
+        let count =
+            if self.embedding_model == model { usize::try_from(self.point_count).unwrap_or(1) } else { 1 };
+        (0..count.max(1)).map(|chunk| chunk_id(self.qdrant_point_id, chunk)).collect()
+    }
+
+    fn embedded(&self) -> Embedded {
+        let said_at = self.is_dated.then_some(self.occurred_at);
+        Embedded::of(&self.content_text, self.speaker.as_deref(), self.preceding_text.as_deref(), said_at)
+    }
+}
+
+impl Reconciler<'_> {
+    /// Looks at the whole collection.
+    ///
+    /// # Errors
+    /// A [`Fault`] of one of the stores; what is repaired by then stays repaired.
+    pub async fn run(&self, connection: &mut Connection) -> Result<Findings, Fault> {
+        let mut findings = Findings::default();
+        let rows: Vec<TenantRow> = diesel::sql_query(TENANTS).load(connection).await?;
+        let tenants: HashMap<i32, Tenant> =
+            rows.into_iter().map(|row| (row.user_id, Tenant::new(row.tenant, row.filter_key))).collect();
+        self.find_orphans(connection, &tenants, &mut findings).await?;
+        self.find_gaps(connection, &tenants, &mut findings).await?;
+        Ok(findings)
+    }
+
+    async fn find_orphans(
+        &self,
+        connection: &mut Connection,
+        tenants: &HashMap<i32, Tenant>,
+        findings: &mut Findings,
+    ) -> Result<(), Fault> {
+        let users: HashMap<Uuid, i32> =
+            tenants.iter().map(|(user, tenant)| (tenant.token(), *user)).collect();
+        let (mut from, mut suspects) = (None, Vec::new());
+        loop {
+            let (points, next) =
+                self.vectors.scroll(&self.collection.collection_name, from, PAGE).await.map_err(fault)?;
+            findings.points += u64::try_from(points.len()).unwrap_or(0);
+            let named = named(connection, &points, &users).await?;
+            suspects.extend(points.into_iter().filter(|point| !named.contains(&point.id)));
+            match next {
+                Some(next) => from = Some(next),
+                None => break,
+            }
+        }
+        if suspects.is_empty() {
+            return Ok(());
+        }
+        tokio::time::sleep(self.grace).await;
+        for some in suspects.chunks(PAGE as usize) {
+            let named = named(connection, some, &users).await?;
+            let orphans: Vec<Uuid> =
+                some.iter().map(|point| point.id).filter(|id| !named.contains(id)).collect();
+            let count = u64::try_from(orphans.len()).unwrap_or(0);
+            findings.orphans += count;
+            if self.repair && !orphans.is_empty() {
+                self.vectors.delete(&self.collection.collection_name, &orphans).await.map_err(fault)?;
+                findings.repaired += count;
+            }
+        }
+        Ok(())
+    }
+
+    async fn find_gaps(
+        &self,
+        connection: &mut Connection,
+        tenants: &HashMap<i32, Tenant>,
+        findings: &mut Findings,
+    ) -> Result<(), Fault> {
+        let mut after = (i32::MIN, Uuid::nil());
+        loop {
+            let query = diesel::sql_query(ROWS)
+                .bind::<Integer, _>(after.0)
+                .bind::<SqlUuid, _>(after.1)
+                .bind::<BigInt, _>(i64::from(PAGE));
+            let rows: Vec<Row> = query.load(connection).await?;
+            let Some(last) = rows.as_slice().last() else { return Ok(()) };
+            after = (last.user_id, last.id);
+            findings.memories += u64::try_from(rows.len()).unwrap_or(0);
+            let ids: Vec<Uuid> = rows.iter().flat_map(|row| row.points(&self.collection.model)).collect();
+            let there = self.vectors.present(&self.collection.collection_name, &ids).await.map_err(fault)?;
+            let is_whole =
+                |row: &&Row| row.points(&self.collection.model).iter().all(|id| there.contains(id));
+            let missing: Vec<&Row> = rows.iter().filter(|row| !is_whole(row)).collect();
+            findings.gaps += u64::try_from(missing.len()).unwrap_or(0);
+            if self.repair {
+                self.fill(&missing, tenants, findings).await?;
+            }
+        }
+    }
+
+    /// Makes the points of memories anew, as the requests that wrote them did.
+    async fn fill(
+        &self,
+        rows: &[&Row],
+        tenants: &HashMap<i32, Tenant>,
+        findings: &mut Findings,
+    ) -> Result<(), Fault> {
+        let (mut texts, mut plan) = (Vec::new(), Vec::new());
+        for row in rows {
+            // The text of a brought vector can be embedded too, but not as its publisher does, unless the model is another.
+            let brought = row.is_brought && row.embedding_model == self.collection.model;
+            match (self.embedder.filter(|_| !brought), tenants.get(&row.user_id)) {
+                (Some(embedder), Some(tenant)) => {
+                    let pieces = row.embedded().pieces(embedder);
+                    plan.push((row, tenant, texts.len()..texts.len() + pieces.len()));
+                    texts.extend(pieces);
+                }
+                (None, _) | (_, None) => findings.lost += 1,
+            }
+        }
+        let Some(embedder) = self.embedder.filter(|_| !texts.is_empty()) else { return Ok(()) };
+        let made = embedder
+            .embed(texts)
+            .await
+            .map_err(|error| Fault { kind: FaultKind::Unavailable, reason: error.to_string() })?;
+        let mut points = Vec::new();
+        for (row, tenant, range) in plan {
+            findings.repaired += 1;
+            points.extend(made[range].iter().enumerate().map(|(chunk, vector)| Point {
+                id: chunk_id(row.qdrant_point_id, chunk),
+                vector: vector.clone(),
+                tenant: tenant.clone(),
+                key: key_of(row, tenant),
+            }));
+        }
+        self.vectors.upsert(&self.collection.collection_name, points).await.map_err(fault)
+    }
+}
+
+fn key_of(row: &Row, tenant: &Tenant) -> PointKey {
+    let vector_type = VectorType::ALL.iter().copied().find(|one| one.as_str() == row.vector_type);
+    PointKey {
+        memory: row.id,
+        written: row.written,
+        session: row.session_id.as_ref().and_then(|id| SessionId::new(id.clone()).ok()),
+        vector_type: vector_type.unwrap_or(VectorType::Context),
+        time: row.occurred_at.timestamp_millis(),
+        meta: meta_digests(tenant, &row.metadata),
+    }
+}
+
+async fn named(
+    connection: &mut Connection,
+    points: &[StoredPoint],
+    users: &HashMap<Uuid, i32>,
+) -> Result<HashSet<Uuid>, Fault> {
+    #[derive(QueryableByName)]
+    struct Id {
+        #[diesel(sql_type = SqlUuid)]
+        id: Uuid,
+    }
+    // A point of nobody, or of no memory, has no row.
+    let whose =
+        |point: &StoredPoint| Some((point.id, *users.get(&point.tenant?)?, point.memory?, point.written));
+    let known: Vec<(Uuid, i32, Uuid, i64)> = points.iter().filter_map(whose).collect();
+    let query = diesel::sql_query(NAMED)
+        .bind::<Array<SqlUuid>, _>(known.iter().map(|one| one.0).collect::<Vec<_>>())
+        .bind::<Array<Integer>, _>(known.iter().map(|one| one.1).collect::<Vec<_>>())
+        .bind::<Array<SqlUuid>, _>(known.iter().map(|one| one.2).collect::<Vec<_>>())
+        .bind::<Array<BigInt>, _>(known.iter().map(|one| one.3).collect::<Vec<_>>());
+    let rows: Vec<Id> = query.load(connection).await?;
+    Ok(rows.into_iter().map(|row| row.id).collect())
+}

@@ -1,0 +1,364 @@
+//! The worker's SQL.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
+
+use ::store::security::Access;
+use ::store::vector::log_operations;
+use ::store::{Connection, Fault, FaultKind};
+use chrono::{DateTime, Utc};
+use contract::{Memory, SessionId, VectorRequest};
+use diesel::QueryableByName;
+use diesel::sql_types::{
+    Array, BigInt, Binary, Bool, Double, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid,
+};
+use diesel_async::RunQueryDsl;
+use runtime::Message;
+use uuid::Uuid;
+
+use crate::Parted;
+use crate::prepare::{Item, Prepared, Ready, said_at, written};
+
+/// What became of one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// It took effect, at least for one of its memories.
+    Applied,
+    /// Later requests have written all of its memories.
+    Late,
+    /// What it needs is not there; says what.
+    Unmet(String),
+    /// It can never take effect; says why.
+    Refused(String),
+}
+
+/// A memory without a node is one by itself. Its title says no more than its type, so that forgetting the text forgets all of it.
+const NODES: &str = "
+    INSERT INTO consensus_memory_nodes (id, user_id, node_type, node_key, title, content, request_id)
+    SELECT id, user_id, 'memory', id::text, vector_type, jsonb_build_object('memory_id', id), request_id
+    FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::uuid[]) AS i (id, user_id, vector_type, request_id)
+    ORDER BY i.user_id, i.id
+    ON CONFLICT DO NOTHING";
+
+const INDEX: &str = "
+    INSERT INTO unified_memory_vectors AS t (id, user_id, memory_node_id, session_id, vector_type, content_text, speaker,
+        preceding_text, embedding_model, qdrant_point_id, point_count, content_hash, content_words, is_brought, metadata,
+        relevance_score, occurred_at, is_dated, created_at, updated_at, request_id)
+    SELECT id, user_id, node_id, session_id, vector_type::vectortype, content_text, speaker, preceding_text, $18, point_id,
+        point_count, content_hash, memory_words(own_text), is_brought, metadata::jsonb, relevance_score, occurred_at, is_dated,
+        stored_at, stored_at, request_id
+    FROM unnest($1::uuid[], $2::integer[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::uuid[],
+        $10::integer[], $11::bytea[], $12::text[], $13::boolean[], $14::text[], $15::float8[], $16::timestamptz[],
+        $17::boolean[], $19::timestamptz[], $20::uuid[])
+        AS i (id, user_id, node_id, session_id, vector_type, content_text, speaker, preceding_text, point_id, point_count,
+        content_hash, own_text, is_brought, metadata, relevance_score, occurred_at, is_dated, stored_at, request_id)
+    ORDER BY i.user_id, i.id
+    ON CONFLICT (user_id, id) DO UPDATE SET memory_node_id = excluded.memory_node_id, session_id = excluded.session_id,
+        vector_type = excluded.vector_type, content_text = excluded.content_text, speaker = excluded.speaker,
+        preceding_text = excluded.preceding_text, embedding_model = excluded.embedding_model,
+        qdrant_point_id = excluded.qdrant_point_id, point_count = excluded.point_count, content_hash = excluded.content_hash,
+        content_words = excluded.content_words, is_brought = excluded.is_brought, metadata = excluded.metadata,
+        relevance_score = excluded.relevance_score, occurred_at = excluded.occurred_at, is_dated = excluded.is_dated,
+        updated_at = excluded.updated_at, removed_at = NULL, request_id = excluded.request_id
+    WHERE excluded.updated_at >= t.updated_at
+    RETURNING user_id, id, xmax = 0 AS is_new";
+
+const REMOVE: &str = "
+    INSERT INTO unified_memory_vectors AS t (id, user_id, vector_type, content_text, embedding_model, point_count, created_at,
+        updated_at, removed_at, request_id)
+    SELECT id, user_id, 'context', '', '', 0, stored_at, stored_at, stored_at, request_id
+    FROM unnest($1::uuid[], $2::integer[], $3::timestamptz[], $4::uuid[]) AS i (id, user_id, stored_at, request_id)
+    ORDER BY i.user_id, i.id
+    ON CONFLICT (user_id, id) DO UPDATE SET content_text = '', speaker = NULL, preceding_text = NULL, qdrant_point_id = NULL,
+        point_count = 0, content_hash = NULL, content_words = '', metadata = '{}', relevance_score = NULL,
+        updated_at = excluded.updated_at, removed_at = excluded.removed_at, request_id = excluded.request_id
+    WHERE excluded.updated_at >= t.updated_at
+    RETURNING user_id, id, xmax = 0 AS is_new";
+
+const WRITTEN: &str = "
+    SELECT v.user_id, v.id, (extract(epoch FROM v.updated_at) * 1000000)::bigint AS written
+    FROM unnest($1::integer[], $2::uuid[]) AS i (user_id, id)
+    JOIN unified_memory_vectors v ON v.user_id = i.user_id AND v.id = i.id";
+
+#[derive(QueryableByName)]
+struct Won {
+    #[diesel(sql_type = Integer)]
+    user_id: i32,
+    #[diesel(sql_type = SqlUuid)]
+    id: Uuid,
+    #[diesel(sql_type = Bool)]
+    is_new: bool,
+}
+
+/// A memory of a message.
+struct Line<'a> {
+    index: usize,
+    message: &'a Message<Parted>,
+    item: &'a Item,
+    /// What it says; none if it is removed.
+    said: Option<(&'a Memory, Option<&'a SessionId>)>,
+}
+
+impl Line<'_> {
+    fn user(&self) -> i32 {
+        self.message.subject.user_id.get()
+    }
+
+    fn key(&self) -> (i32, Uuid) {
+        (self.user(), self.item.memory)
+    }
+}
+
+/// Writes a batch whose points are stored, and says what became of each request, in order.
+///
+/// # Errors
+/// A [`Fault`] of the database, or one that says who may not do what; then nothing of the batch may be committed.
+pub async fn write(
+    connection: &mut Connection,
+    batch: &[&Message<Parted>],
+    prepared: &Prepared,
+) -> Result<Vec<Done>, Fault> {
+    let mut done = Vec::with_capacity(batch.len());
+    let mut lines: Vec<Line<'_>> = Vec::new();
+    for (index, &message) in batch.iter().enumerate() {
+        let (kind, reason) = match prepared.messages.get(&message.event_id) {
+            Some(Ready::Index(items) | Ready::Remove(items)) => {
+                lines.extend(lines_of(index, message, items));
+                done.push(Done::Late);
+                continue;
+            }
+            Some(Ready::Unmet(reason)) => {
+                done.push(Done::Unmet(reason.clone()));
+                continue;
+            }
+            Some(Ready::Refused(reason)) => {
+                done.push(Done::Refused(reason.clone()));
+                continue;
+            }
+            Some(Ready::Denied(reason)) => (FaultKind::Denied, reason.clone()),
+            // It was taken by a transaction that has been undone since, or by none that can be seen.
+            Some(Ready::Before(_)) | None => {
+                (FaultKind::Transient, "the vectors of the message were not made in time".to_owned())
+            }
+        };
+        return Err(Fault { kind, reason });
+    }
+    // Of several requests for one memory, only the last one is written; the others have had their effect before it.
+    let mut last: HashMap<(i32, Uuid), usize> = HashMap::new();
+    for (place, line) in lines.iter().enumerate() {
+        let other = last.entry(line.key()).or_insert(place);
+        if (line.message.stored_at, line.message.sequence)
+            >= (lines[*other].message.stored_at, lines[*other].message.sequence)
+        {
+            *other = place;
+        }
+    }
+    let written: HashSet<usize> = last.values().copied().collect();
+    let chosen = |is_index: bool| {
+        let those = lines
+            .iter()
+            .enumerate()
+            .filter(|(place, line)| written.contains(place) && line.said.is_some() == is_index);
+        those.map(|(_, line)| line).collect::<Vec<_>>()
+    };
+    let (indexed, removed) = (chosen(true), chosen(false));
+    let model = prepared.collections.as_slice().first().map_or("", |one| one.model.as_str());
+    let mut won: HashMap<(i32, Uuid), bool> = HashMap::new();
+    for rows in [index(connection, &indexed, model).await?, remove(connection, &removed).await?] {
+        won.extend(rows.into_iter().map(|row| ((row.user_id, row.id), row.is_new)));
+    }
+    settle(connection, &lines, &last, &won, &mut done).await?;
+    note(connection, batch, prepared, &done).await?;
+    Ok(done)
+}
+
+fn lines_of<'a>(
+    index: usize,
+    message: &'a Message<Parted>,
+    items: &'a [Item],
+) -> Box<dyn Iterator<Item = Line<'a>> + Send + 'a> {
+    match &message.request.request {
+        VectorRequest::VectorIndex(request) => {
+            let said =
+                request.memories.as_slice().iter().map(|memory| Some((memory, request.session_id.as_ref())));
+            Box::new(items.iter().zip(said).map(move |(item, said)| Line { index, message, item, said }))
+        }
+        VectorRequest::VectorRemove(_) => {
+            Box::new(items.iter().map(move |item| Line { index, message, item, said: None }))
+        }
+    }
+}
+
+/// Says what became of each request, and from when on the points of each memory count.
+async fn settle(
+    connection: &mut Connection,
+    lines: &[Line<'_>],
+    last: &HashMap<(i32, Uuid), usize>,
+    won: &HashMap<(i32, Uuid), bool>,
+    done: &mut [Done],
+) -> Result<(), Fault> {
+    let mut lost = Vec::new();
+    for line in lines {
+        line.item.is_written.store(true, Ordering::Relaxed);
+        match (won.get(&line.key()), last.get(&line.key())) {
+            (Some(is_new), Some(&place)) => {
+                let winner = &lines[place];
+                done[line.index] = Done::Applied;
+                // Nothing is obsolete where there was nothing before, not even in this batch.
+                if !is_new || winner.index != line.index || winner.said.is_none() {
+                    let removed = i64::from(winner.said.is_none());
+                    line.item.raise_floor(written(winner.message) + removed);
+                    winner.item.raise_floor(written(winner.message) + removed);
+                }
+            }
+            _ => lost.push(line),
+        }
+    }
+    let keys: Vec<(i32, Uuid)> = lost.iter().map(|line| line.key()).collect();
+    let rows = when_written(connection, &keys).await?;
+    for line in lost {
+        if let Some(&written) = rows.get(&line.key()) {
+            line.item.raise_floor(written);
+        }
+    }
+    Ok(())
+}
+
+/// When the rows of memories were written, by user and memory, in microseconds.
+pub(crate) async fn when_written(
+    connection: &mut Connection,
+    memories: &[(i32, Uuid)],
+) -> Result<HashMap<(i32, Uuid), i64>, Fault> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = Integer)]
+        user_id: i32,
+        #[diesel(sql_type = SqlUuid)]
+        id: Uuid,
+        #[diesel(sql_type = BigInt)]
+        written: i64,
+    }
+    if memories.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let query = diesel::sql_query(WRITTEN)
+        .bind::<Array<Integer>, _>(memories.iter().map(|one| one.0).collect::<Vec<_>>())
+        .bind::<Array<SqlUuid>, _>(memories.iter().map(|one| one.1).collect::<Vec<_>>());
+    let rows: Vec<Row> = ::store::prepared(query).load(connection).await?;
+    Ok(rows.into_iter().map(|row| ((row.user_id, row.id), row.written)).collect())
+}
+
+/// Notes what happens in the vector store, in the name of the context.
+async fn note(
+    connection: &mut Connection,
+    batch: &[&Message<Parted>],
+    prepared: &Prepared,
+    done: &[Done],
+) -> Result<(), Fault> {
+    let (mut upserts, mut deletes) = (Vec::new(), Vec::new());
+    for (message, _) in batch.iter().zip(done).filter(|(_, done)| **done == Done::Applied) {
+        let access = |amount: i64| Access {
+            user_id: message.subject.user_id.get(),
+            request_id: message.request_id,
+            amount,
+        };
+        match prepared.messages.get(&message.event_id) {
+            Some(Ready::Index(items)) => {
+                let points =
+                    items.iter().filter_map(|item| item.points).map(|(_, count)| i64::from(count)).sum();
+                upserts.push(access(points));
+            }
+            Some(Ready::Remove(items)) => {
+                deletes.push(access(i64::try_from(items.len()).unwrap_or(i64::MAX)));
+            }
+            Some(Ready::Before(_) | Ready::Unmet(_) | Ready::Refused(_) | Ready::Denied(_)) | None => {}
+        }
+    }
+    for collection in &prepared.collections {
+        log_operations(connection, "upsert", &collection.collection_name, &upserts).await?;
+        log_operations(connection, "delete", &collection.collection_name, &deletes).await?;
+    }
+    Ok(())
+}
+
+fn column<'l, 'a, T>(lines: &'l [&'l Line<'a>], field: impl Fn(&'l Line<'a>) -> T) -> Vec<T> {
+    lines.iter().map(|line| field(line)).collect()
+}
+
+/// What a memory says, of a line that is indexed.
+fn said<'l, T>(lines: &'l [&'l Line<'_>], field: impl Fn(&'l Memory) -> T) -> Vec<T> {
+    lines.iter().filter_map(|line| line.said.map(|(memory, _)| field(memory))).collect()
+}
+
+async fn index(connection: &mut Connection, lines: &[&Line<'_>], model: &str) -> Result<Vec<Won>, Fault> {
+    if lines.is_empty() {
+        return Ok(Vec::new());
+    }
+    let own: Vec<&Line<'_>> = lines
+        .iter()
+        .copied()
+        .filter(|line| line.said.is_some_and(|(memory, _)| memory.memory_node_id.is_none()))
+        .collect();
+    if !own.is_empty() {
+        let query = diesel::sql_query(NODES)
+            .bind::<Array<SqlUuid>, _>(column(&own, |line| line.item.memory))
+            .bind::<Array<Integer>, _>(column(&own, Line::user))
+            .bind::<Array<Text>, _>(said(&own, |memory| memory.vector_type.as_str()))
+            .bind::<Array<SqlUuid>, _>(column(&own, |line| line.message.request_id));
+        ::store::prepared(query).execute(connection).await?;
+    }
+    let node =
+        |line: &Line<'_>| line.said.and_then(|(memory, _)| memory.memory_node_id).unwrap_or(line.item.memory);
+    let session = |line: &Line<'_>| line.said.and_then(|(_, session)| session.map(ToString::to_string));
+    let at = |line: &Line<'_>| {
+        line.said.map_or(line.message.stored_at, |(memory, _)| said_at(line.message, memory))
+    };
+    let embedded = |line: &Line<'_>| {
+        line.item.embedded.clone().unwrap_or_else(|| crate::Embedded::of("", None, None, None))
+    };
+    let optional = |text: Option<&str>| text.map(str::to_owned);
+    let query = diesel::sql_query(INDEX)
+        .bind::<Array<SqlUuid>, _>(column(lines, |line| line.item.memory))
+        .bind::<Array<Integer>, _>(column(lines, Line::user))
+        .bind::<Array<SqlUuid>, _>(column(lines, node))
+        .bind::<Array<Nullable<Text>>, _>(column(lines, session))
+        .bind::<Array<Text>, _>(said(lines, |memory| memory.vector_type.as_str()))
+        .bind::<Array<Text>, _>(said(lines, |memory| memory.content_text.as_str()))
+        .bind::<Array<Nullable<Text>>, _>(said(lines, |memory| {
+            optional(memory.speaker.as_ref().map(contract::Text::as_str))
+        }))
+        .bind::<Array<Nullable<Text>>, _>(said(lines, |memory| {
+            optional(memory.preceding_text.as_ref().map(contract::Text::as_str))
+        }))
+        .bind::<Array<Nullable<SqlUuid>>, _>(column(lines, |line| line.item.points.map(|(first, _)| first)))
+        .bind::<Array<Integer>, _>(column(lines, |line| line.item.points.map_or(0, |(_, count)| count)))
+        .bind::<Array<Binary>, _>(column(lines, |line| embedded(line).hash().to_vec()))
+        .bind::<Array<Text>, _>(column(lines, |line| embedded(line).own))
+        .bind::<Array<Bool>, _>(said(lines, |memory| memory.embedding.is_some()))
+        .bind::<Array<Text>, _>(said(lines, |memory| memory.metadata.as_str()))
+        .bind::<Array<Nullable<Double>>, _>(said(lines, |memory| {
+            memory.relevance_score.map(contract::Score::get)
+        }))
+        .bind::<Array<Timestamptz>, _>(column(lines, at))
+        .bind::<Array<Bool>, _>(said(lines, |memory| memory.occurred_at.is_some()))
+        .bind::<Text, _>(model)
+        .bind::<Array<Timestamptz>, _>(column(lines, |line| stored_at(line)))
+        .bind::<Array<SqlUuid>, _>(column(lines, |line| line.message.request_id));
+    Ok(::store::prepared(query).load(connection).await?)
+}
+
+async fn remove(connection: &mut Connection, lines: &[&Line<'_>]) -> Result<Vec<Won>, Fault> {
+    if lines.is_empty() {
+        return Ok(Vec::new());
+    }
+    let query = diesel::sql_query(REMOVE)
+        .bind::<Array<SqlUuid>, _>(column(lines, |line| line.item.memory))
+        .bind::<Array<Integer>, _>(column(lines, Line::user))
+        .bind::<Array<Timestamptz>, _>(column(lines, |line| stored_at(line)))
+        .bind::<Array<SqlUuid>, _>(column(lines, |line| line.message.request_id));
+    Ok(::store::prepared(query).load(connection).await?)
+}
+
+fn stored_at(line: &Line<'_>) -> DateTime<Utc> {
+    line.message.stored_at
+}
