@@ -104,3 +104,91 @@ async fn an_index_exists_only_where_it_serves_a_query() {
         assert!(index["insert_cost"].as_f64() > Some(0.0), "{index}");
     }
 }
+
+/// Two sessions, of which every turn is among ten memories.
+const RETRIEVAL: &str = r#"{
+    "speaker_a": "Ada", "speaker_b": "Bo",
+    "session_1_date_time": "1:56 pm on 8 May, 2023",
+    "session_1": [
+        { "speaker": "Ada", "dia_id": "D1:1", "text": "My sister keeps bees on the roof of her house." },
+        { "speaker": "Bo", "dia_id": "D1:2", "text": "Does she sell the honey?", "blip_caption": "a jar on a table" },
+        { "speaker": "Ada", "dia_id": "D1:3", "text": "Every Saturday, on the market of Delft." }
+    ],
+    "session_2_date_time": "10:05 am on 21 June, 2023",
+    "session_2": [
+        { "speaker": "Bo", "dia_id": "D2:1", "text": "I have learnt to play the cello at last." },
+        { "speaker": "Ada", "dia_id": "D2:2", "text": "Who taught you?" },
+        { "speaker": "Bo", "dia_id": "D2:3", "text": "My neighbour, who was in an orchestra for years." }
+    ],
+    "session_3_date_time": "10:05 am on 22 June, 2023",
+    "qa": [
+        { "question": "Where does Ada's sister sell honey?", "answer": "Delft", "evidence": ["D1:2; D1:3"], "category": 1 },
+        { "question": "Who taught Bo the cello?", "answer": "a neighbour", "evidence": ["D:2:3", "D9:9"], "category": 1 },
+        { "question": "What does nobody know?", "adversarial_answer": "all", "evidence": ["D"], "category": 5 }
+    ]
+}"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_searches_find_of_what_answers_a_question_is_measured() {
+    use std::io::Write as _;
+
+    let model = stack::Places::of_this_process().home().join("models/all-MiniLM-L6-v2/model.safetensors");
+    if !model.is_file() {
+        writeln!(std::io::stderr(), "skipped: {} is not there; `make setup` gets it", model.display())
+            .expect("standard error");
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("tiny.json"), RETRIEVAL).expect("a file");
+    let report = bench(&["retrieval", "--dataset", folder.path().to_str().expect("a path")]).await;
+    assert_eq!(report["questions"], 2, "{report}");
+    assert_eq!(report["memories"], 6, "{report}");
+    // As many are asked for as there are, so that whatever compares vectors finds them all.
+    for key in ["vector_recall_at_10", "hybrid_recall_at_10"] {
+        assert_eq!(report[key], 1.0, "{key}: {report}");
+    }
+    for key in ["fulltext_recall_at_5", "fulltext_recall_at_10", "vector_recall_at_5", "hybrid_recall_at_5"] {
+        assert!(report[key].as_f64().is_some_and(|value| (0.0..=1.0).contains(&value)), "{key}: {report}");
+    }
+    for key in ["hybrid_ms_p50", "hybrid_ms_p95"] {
+        assert!(report[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {report}");
+    }
+    let conversations = serde_json::json!([{ "name": "tiny", "questions": 2, "hybrid_recall_at_10": 1.0 }]);
+    assert_eq!(report["by_conversation"], conversations);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn searches_are_measured() {
+    let report = bench(&["search", "--points", "2000", "--users", "20", "--questions", "50"]).await;
+    for key in [
+        "points",
+        "users",
+        "engine_ms_p50",
+        "engine_ms_p95",
+        "engine_ms_p99",
+        "end_to_end_ms_p50",
+        "end_to_end_ms_p95",
+        "end_to_end_ms_p99",
+        "resident_mib",
+        "load_seconds",
+    ] {
+        assert!(report[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {report}");
+    }
+    assert_eq!(report["quantization"], "int8");
+    assert!(report["recall_at_10"].as_f64() >= Some(0.9), "{report}");
+    // So few points are not quantized, which is said by null.
+    for key in ["vector_bytes_per_point", "memory_ratio"] {
+        assert!(report.get(key).is_some(), "{key}: {report}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn indexing_is_measured() {
+    let report = bench(&["index", "--texts", "20", "--ready", "200", "--users", "20"]).await;
+    for key in ["ready_per_second", "publish_to_searchable_ms_p50", "publish_to_searchable_ms_p95"] {
+        assert!(report[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {report}");
+    }
+    assert_eq!(report["users"], 20);
+    // Texts are measured where `make setup` has fetched the model.
+    assert!(report.get("texts_per_second").is_some(), "{report}");
+}

@@ -145,6 +145,12 @@ impl Corpus {
         })
     }
 
+    /// A text of about twenty words, unlike that of any other number.
+    pub(super) fn text(&mut self, number: usize) -> String {
+        let words: Vec<&str> = (0..20).filter_map(|_| self.random.choice(WORDS)).collect();
+        format!("{} {number}", words.join(" "))
+    }
+
     fn body(&mut self, session: i32, key: usize, version: i64) -> String {
         let sensitive = self.random.u8(0..100) < self.sensitive;
         json!({

@@ -1,16 +1,21 @@
 //! `memfleet bench`
 
+mod asking;
 mod ceiling;
+mod clustered;
 mod context;
 mod corpus;
 mod filled;
 mod grants;
+mod index;
 mod indexes;
 mod pipeline;
 mod process;
 mod questions;
 mod reads;
+mod retrieval;
 mod router;
+mod search;
 mod secured;
 mod trust;
 mod write_path;
@@ -23,10 +28,13 @@ use stack::StackOptions;
 use crate::carry::step;
 use crate::local::Local;
 use context::ContextArgs;
+use index::IndexArgs;
 use indexes::IndexesArgs;
 use questions::QuestionsArgs;
 use reads::ReadsArgs;
+use retrieval::RetrievalArgs;
 use router::RouterArgs;
+use search::SearchArgs;
 use trust::TrustArgs;
 use write_path::WritePathArgs;
 
@@ -63,6 +71,17 @@ enum What {
     /// What it costs to believe a message and to keep a secret: a token, seen before or not, the grant in it, a field
     /// encrypted and decrypted; and the whole way with everything on beside the same with it off.
     Trust(TrustArgs),
+    /// What a search among vectors takes and finds: at the vector store, and over NATS with everything else.
+    ///
+    /// The vectors are made up and lie in clusters, some twenty for each user. Recall is what a search finds of what a comparison
+    /// with every vector finds.
+    Search(SearchArgs),
+    /// How many memories vector-indexer takes a second, and how long it is until a search finds one.
+    Index(IndexArgs),
+    /// How much of what answers a question searches find, by words, by meaning and by both.
+    ///
+    /// Conversations are told to the memory turn by turn, and it is asked questions of which is known which turns answer them.
+    Retrieval(RetrievalArgs),
 }
 
 /// Carries out `memfleet bench`.
@@ -78,6 +97,9 @@ pub async fn execute(args: BenchArgs, settings: &Settings) -> anyhow::Result<()>
         What::Router(args) => router::execute(&args, settings).await,
         What::Questions(args) => questions::execute(&args, settings).await,
         What::Trust(args) => trust::execute(&args, settings).await,
+        What::Search(args) => search::execute(&args, settings).await,
+        What::Index(args) => index::execute(&args, settings).await,
+        What::Retrieval(args) => retrieval::execute(&args, settings).await,
     }
 }
 
@@ -87,7 +109,22 @@ async fn on_private_servers<T>(
     measure: impl AsyncFnOnce(&Local) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let starting = Local::temporary(settings, StackOptions::default());
-    let local = step("starting private NATS and PostgreSQL", starting).await?;
+    on_servers(step("starting private NATS and PostgreSQL", starting).await?, measure).await
+}
+
+/// The same with a vector store.
+async fn on_private_servers_with_vectors<T>(
+    settings: &Settings,
+    measure: impl AsyncFnOnce(&Local) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let starting = Local::temporary(settings, StackOptions { vectors: true, ..StackOptions::default() });
+    on_servers(step("starting private NATS, PostgreSQL and vector store", starting).await?, measure).await
+}
+
+async fn on_servers<T>(
+    local: Local,
+    measure: impl AsyncFnOnce(&Local) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
     let measured = tokio::select! {
         measured = measure(&local) => measured,
         interrupted = super::run::interrupted() => interrupted.and_then(|()| anyhow::bail!("interrupted")),

@@ -75,11 +75,20 @@ fn family_ms(parent: u32) -> anyhow::Result<f64> {
 
 /// The most memory a process has held, in MiB.
 pub(super) fn peak_rss_mib(process: u32) -> anyhow::Result<f64> {
+    memory_mib(process, "VmHWM:")
+}
+
+/// The memory a process holds now, in MiB, pages of files that it has mapped included.
+pub(super) fn resident_mib(process: u32) -> anyhow::Result<f64> {
+    memory_mib(process, "VmRSS:")
+}
+
+fn memory_mib(process: u32, field: &str) -> anyhow::Result<f64> {
     let text = fs::read_to_string(format!("/proc/{process}/status"))
         .with_context(|| format!("the process {process} is gone"))?;
     let kib: f64 = text
         .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .find_map(|line| line.strip_prefix(field))
         .and_then(|rest| rest.trim().strip_suffix("kB"))
         .and_then(|number| number.trim().parse().ok())
         .context("/proc says nothing about memory")?;

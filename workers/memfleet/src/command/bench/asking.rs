@@ -1,0 +1,84 @@
+//! Asks `search.similar` over NATS, with a vector that is ready.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use async_nats::{Client, HeaderMap};
+use contract::{QuestionKind, SearchAnswer, UserId, header};
+use runtime::{Settings, broker};
+use serde::Serialize;
+use tokio::time::sleep;
+use uuid::Uuid;
+
+use crate::command::ask::{ask, find};
+use crate::tokens::Tokens;
+
+/// The service that publishes and asks. It is shipped, and may do everything with memories.
+pub(super) const SERVICE: &str = "simple-chat";
+/// How long memory-reader may take to appear.
+const START_WITHIN: Duration = Duration::from_secs(60);
+
+/// A vector and its model, as requests and questions bring them.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Ready<'a> {
+    pub(super) model: &'a str,
+    pub(super) vector: &'a [f32],
+}
+
+/// What is looked for. The vectors alone count.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Similar<'a> {
+    embedding: Ready<'a>,
+    mode: &'static str,
+    exact: bool,
+    limit: u32,
+}
+
+impl<'a> Similar<'a> {
+    pub(super) fn new(embedding: Ready<'a>, exact: bool, limit: u32) -> Self {
+        Self { embedding, mode: "vector", exact, limit }
+    }
+}
+
+/// Asks as a chat service does.
+pub(super) struct Asker {
+    client: Client,
+    tokens: Tokens,
+    kind: &'static QuestionKind,
+}
+
+impl Asker {
+    pub(super) async fn open(settings: &Settings) -> anyhow::Result<Self> {
+        let client = broker::connect_operator(&settings.nats, "bench-search").await?;
+        let tokens = Tokens::open(settings, None).await?;
+        Ok(Self { client, tokens, kind: find("search.similar")? })
+    }
+
+    /// What was found, and how many milliseconds it took from the question to the answer.
+    pub(super) async fn search(
+        &mut self,
+        user: i32,
+        similar: &Similar<'_>,
+    ) -> anyhow::Result<(SearchAnswer, f64)> {
+        let body = serde_json::to_string(similar).context("a question cannot be written")?;
+        let token = self.tokens.of_holder(SERVICE.parse()?, UserId::new(user)?).await?;
+        let token = token.context("the keys of tokens are not set")?;
+        let mut headers = HeaderMap::new();
+        headers.insert(header::MESSAGE_ID, Uuid::now_v7().to_string());
+        headers.insert(header::AUTHORIZATION, header::bearer(&token));
+        let started = Instant::now();
+        let answer = ask(&self.client, self.kind, SERVICE, headers, body).await?;
+        let took = started.elapsed().as_secs_f64() * 1_000.0;
+        Ok((serde_json::from_value(answer).context("the answer cannot be read")?, took))
+    }
+
+    /// Waits for memory-reader.
+    pub(super) async fn until_answered(&mut self, user: i32, similar: &Similar<'_>) -> anyhow::Result<()> {
+        let since = Instant::now();
+        while let Err(error) = self.search(user, similar).await {
+            ensure!(since.elapsed() < START_WITHIN, "memory-reader does not answer: {error:#}");
+            sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+}
