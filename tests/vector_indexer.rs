@@ -204,7 +204,7 @@ async fn a_service_indexes_and_removes_what_it_has_a_right_to() {
         letters,
         [
             "denied: test may not index context vectors in unified_memory",
-            "denied: test may not remove context vectors from unified_memory"
+            "denied: test may remove no vectors from unified_memory"
         ]
     );
     assert_eq!(memories.fixture.count("audit.security_violations").await, 2);

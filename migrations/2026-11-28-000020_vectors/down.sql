@@ -15,7 +15,7 @@ DROP FUNCTION sec.vector_tenants;
 DROP TABLE vector_collections;
 DROP TYPE vector_collection_state;
 DROP INDEX unified_memory_vectors_by_content, unified_memory_vectors_by_time;
-DELETE FROM unified_memory_vectors WHERE memory_node_id IS NULL;
+DELETE FROM unified_memory_vectors WHERE removed_at IS NOT NULL;
 ALTER TABLE unified_memory_vectors
     DROP CONSTRAINT unified_memory_vectors_has_node, DROP CONSTRAINT unified_memory_vectors_forgotten,
     DROP COLUMN is_dated, DROP COLUMN occurred_at, DROP COLUMN speaker, DROP COLUMN content_length, DROP COLUMN content_words, DROP COLUMN preceding_text, DROP COLUMN is_brought,

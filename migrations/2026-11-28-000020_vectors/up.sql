@@ -8,7 +8,7 @@ ALTER TYPE eventtype ADD VALUE IF NOT EXISTS 'vector.removed';
 -- The words that a text is found by. A text longer than this would not fit into a tsvector if it were all different words.
 CREATE FUNCTION memory_words(content text) RETURNS tsvector LANGUAGE sql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp AS $$
-    SELECT to_tsvector('pg_catalog.english'::regconfig, left(content, 150000))
+    SELECT to_tsvector('pg_catalog.english'::regconfig, left(content, 100000))
 $$;
 
 -- How many words that are, with their repeats.

@@ -69,7 +69,7 @@ pub struct Memory {
     /// Who said it. The name is searched with the text.
     #[serde(default)]
     pub speaker: Option<Text<1, { limit::NAME_CHARS }>>,
-    /// What was said before it, or whatever else helps to understand it. It is embedded with the text, and told to nobody.
+    /// What was said before it, or whatever else helps to understand it. It is embedded with the text, and stands in no event.
     #[serde(default)]
     pub preceding_text: Option<Text<1, { limit::PRECEDING_CHARS }>>,
     /// Its vector, if the publisher has made one. Absent: the worker makes it.
@@ -148,6 +148,15 @@ impl Vector {
     /// The numbers.
     pub fn as_slice(&self) -> &[f32] {
         &self.0
+    }
+
+    /// The same direction, of length 1: whoever compares vectors need not fear very long or very short ones.
+    pub fn normalised(&self) -> Vec<f32> {
+        let square: f64 = self.0.iter().map(|&number| f64::from(number) * f64::from(number)).sum();
+        let length = square.sqrt();
+        #[allow(clippy::cast_possible_truncation, reason = "at most 1")]
+        let shortened = |&number: &f32| (f64::from(number) / length) as f32;
+        self.0.iter().map(shortened).collect()
     }
 }
 

@@ -145,7 +145,13 @@ impl<W: Worker> Writer<W> {
             let messages: Vec<&Message<W::Request>> =
                 batch[start..end].iter().map(Authorised::message).collect();
             let grants: BTreeSet<&str> = batch[start..end].iter().map(Authorised::grant).collect();
-            let fault = match self.worker.prepare(&messages, &Vec::from_iter(grants)).await {
+            let grants = Vec::from_iter(grants);
+            let made = tokio::select! {
+                // What is got ready for nothing is got ready again.
+                () = self.stop.cancelled() => return None,
+                made = self.worker.prepare(&messages, &grants) => made,
+            };
+            let fault = match made {
                 Ok(made) => {
                     prepared = self.worker.join(prepared, made);
                     continue;

@@ -122,7 +122,8 @@ fn by_message(message: &str) -> FaultKind {
     ];
     const DENIED: [&str; 2] = ["row-level security policy", "the security context is"];
     // Class 22 (data exception) and 54 (program limit exceeded) as far as values can cause them.
-    const PERMANENT: [&str; 14] = [
+    const PERMANENT: [&str; 15] = [
+        "is too long for tsvector",
         "invalid memory alloc request size",
         "invalid input syntax",
         "invalid input value",

@@ -171,6 +171,7 @@ impl Fixture {
             "MEMFLEET_AUDIT__",
             "MEMFLEET_VECTORS__",
             "MEMFLEET_EMBEDDER__",
+            "MEMFLEET_NEXT_EMBEDDER__",
         ];
         all.into_iter().filter(|(name, _)| servers.iter().any(|start| name.starts_with(start))).collect()
     }

@@ -9,7 +9,7 @@ use qdrant_client::qdrant::{
 };
 
 use crate::error::VectorError;
-use crate::point::{MEMORY, META, SESSION, TENANT, TIME, TYPE};
+use crate::point::{MEMORY, META, SESSION, TENANT, TIME, TYPE, WRITTEN};
 use crate::settings::Quantization;
 use crate::vectors::Vectors;
 
@@ -81,6 +81,7 @@ impl Vectors {
         // The tenant's first: graphs are made by it.
         let tenant =
             IndexParams::KeywordIndexParams(KeywordIndexParamsBuilder::default().is_tenant(true).build());
+        let number = || IndexParams::IntegerIndexParams(IntegerIndexParamsBuilder::new(false, true).build());
         let keyword = || IndexParams::KeywordIndexParams(KeywordIndexParamsBuilder::default().build());
         let indexes = [
             (TENANT, FieldType::Keyword, tenant),
@@ -97,6 +98,8 @@ impl Vectors {
                 IndexParams::IntegerIndexParams(IntegerIndexParamsBuilder::new(false, true).build()),
             ),
             (META, FieldType::Keyword, keyword()),
+            // By it what is obsolete is deleted.
+            (WRITTEN, FieldType::Integer, number()),
         ];
         for (field, field_type, params) in indexes {
             let index = CreateFieldIndexCollectionBuilder::new(name, field, field_type)

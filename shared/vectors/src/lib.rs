@@ -1,6 +1,7 @@
 //! Qdrant: collections, points, and the one search, which needs a user.
 //!
-//! A point holds a vector and what it is filtered by, all of it opaque: no text, no user id, no session id. Who reads the vector
+//! A point holds a vector and what it is filtered by: its type, its time, the memory's own id, and digests. No text, no user id, no
+//! session id. Who reads the vector
 //! store alone learns neither whose a point is nor what it says. A [`Tenant`] is how one user is called in it; every call that
 //! reads or deletes points of users takes one, but for those of the reconciler.
 

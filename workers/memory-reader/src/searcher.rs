@@ -47,7 +47,7 @@ impl Searcher {
                 Some("vector_types"),
             ));
         }
-        search.types = ground.types;
+        (search.types, search.permitted) = (ground.types, ground.permitted);
         if search.by_vectors() {
             search.collection = ground.collection;
             let looking = self.look_for(&mut search, ground.tenant);

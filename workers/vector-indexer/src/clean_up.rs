@@ -1,17 +1,31 @@
-//! After the commit: points that a request has made obsolete are deleted.
+//! After the commit: points that no row names any more are deleted.
+//!
+//! What is obsolete the committed rows say, not what the transaction meant to do: it may have been undone, or another worker may
+//! have been quicker.
 
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
 use ::store::{Fault, security};
-use contract::UserId;
 use diesel_async::AsyncConnection;
 use runtime::Ended;
 use uuid::Uuid;
-use vectors::Superseded;
+use vectors::{Superseded, VectorError};
 
 use crate::prepare::{Item, Prepared, Ready, fault, written};
 use crate::store::when_written;
 use crate::{Parted, VectorIndexer};
+
+/// A memory of a message that ends.
+struct Left<'a> {
+    user: i32,
+    item: &'a Item,
+    /// When the message was stored, in microseconds.
+    own: i64,
+    committed: bool,
+    /// Whether the message was done before this delivery.
+    before: bool,
+}
 
 impl VectorIndexer {
     pub(crate) async fn clean_up_after(
@@ -19,54 +33,28 @@ impl VectorIndexer {
         ended: &[Ended<'_, Parted>],
         prepared: &Prepared,
     ) -> Result<(), Fault> {
-        let (mut superseded, mut elsewhere) = (Vec::new(), Vec::new());
-        for Ended { message, committed } in ended {
-            let own = written(message);
-            match prepared.messages.get(&message.event_id) {
-                Some(Ready::Index(items)) if !committed => {
-                    superseded.extend(items.iter().map(|item| obsolete(item, own..own + 1)));
-                }
-                Some(Ready::Index(items) | Ready::Remove(items) | Ready::Before(items)) if *committed => {
-                    let floor = |item: &Item| item.floor.load(Ordering::Relaxed);
-                    let some = items.iter().filter(|item| floor(item) > 0);
-                    superseded.extend(some.map(|item| obsolete(item, 0..floor(item))));
-                    let others = items.iter().filter(|item| is_elsewhere(item));
-                    elsewhere.extend(others.map(|item| (message.subject.user_id, item, own)));
-                }
-                Some(
-                    Ready::Index(_)
-                    | Ready::Remove(_)
-                    | Ready::Before(_)
-                    | Ready::Unmet(_)
-                    | Ready::Refused(_)
-                    | Ready::Denied(_),
-                )
-                | None => {}
-            }
+        let left: Vec<Left<'_>> = ended.iter().flat_map(|ended| left_by(ended, prepared)).collect();
+        if left.is_empty() {
+            return Ok(());
         }
-        superseded.extend(self.left_over(&elsewhere, prepared).await?);
-        if superseded.is_empty() {
+        let rows = self.rows(&left, prepared).await?;
+        let obsolete: Vec<Superseded> = left.iter().flat_map(|left| left.obsolete(&rows)).collect();
+        if obsolete.is_empty() {
             return Ok(());
         }
         for collection in &prepared.collections {
-            let deleted = self.vectors.delete_superseded(&collection.collection_name, &superseded).await;
-            deleted.map_err(fault)?;
+            match self.vectors.delete_superseded(&collection.collection_name, &obsolete).await {
+                // Where the collection is gone, so are the points.
+                Ok(()) | Err(VectorError::NoCollection(_)) => {}
+                Err(error) => return Err(fault(error)),
+            }
         }
         Ok(())
     }
 
-    /// The points of messages whose request another message has carried out meanwhile: unless it was this very message, at
-    /// another worker, its row does not name them.
-    async fn left_over(
-        &self,
-        elsewhere: &[(UserId, &Item, i64)],
-        prepared: &Prepared,
-    ) -> Result<Vec<Superseded>, Fault> {
-        if elsewhere.is_empty() {
-            return Ok(Vec::new());
-        }
-        let keys: Vec<(i32, Uuid)> =
-            elsewhere.iter().map(|(user, item, _)| (user.get(), item.memory)).collect();
+    /// When the rows of memories were written.
+    async fn rows(&self, left: &[Left<'_>], prepared: &Prepared) -> Result<HashMap<(i32, Uuid), i64>, Fault> {
+        let keys: Vec<(i32, Uuid)> = left.iter().map(|left| (left.user, left.item.memory)).collect();
         let grants: Vec<&str> = prepared.grants.iter().map(String::as_str).collect();
         let mut connection = ::store::lend(&self.pool).await?;
         let rows = connection
@@ -78,18 +66,39 @@ impl VectorIndexer {
         if rows.is_err() {
             ::store::discard(connection);
         }
-        let rows = rows?;
-        let named = |user: &UserId, item: &Item, own: i64| rows.get(&(user.get(), item.memory)) == Some(&own);
-        let left = elsewhere.iter().filter(|(user, item, own)| !named(user, item, *own));
-        Ok(left.map(|(_, item, own)| obsolete(item, *own..own + 1)).collect())
+        rows
     }
 }
 
-/// Whether points were stored for it and no transaction of this worker wrote its row.
-fn is_elsewhere(item: &Item) -> bool {
-    item.points.is_some() && !item.is_written.load(Ordering::Relaxed)
+fn left_by<'a>(ended: &Ended<'_, Parted>, prepared: &'a Prepared) -> Vec<Left<'a>> {
+    let (items, before) = match prepared.messages.get(&ended.message.event_id) {
+        Some(Ready::Index(items) | Ready::Remove(items)) => (items, false),
+        Some(Ready::Before(items)) => (items, true),
+        Some(Ready::Unmet(_) | Ready::Refused(_) | Ready::Denied(_)) | None => return Vec::new(),
+    };
+    let (user, own) = (ended.message.subject.user_id.get(), written(ended.message));
+    items.iter().map(|item| Left { user, item, own, committed: ended.committed, before }).collect()
 }
 
-fn obsolete(item: &Item, written: std::ops::Range<i64>) -> Superseded {
-    Superseded { tenant: item.tenant.clone(), memory: item.memory, written }
+impl Left<'_> {
+    /// What is obsolete of its points: what was written before the row, and its own if the row names others. Of a row that is not
+    /// there, or is not this message's, nothing newer is touched.
+    fn obsolete(&self, rows: &HashMap<(i32, Uuid), i64>) -> Vec<Superseded> {
+        let row = rows.get(&(self.user, self.item.memory)).copied();
+        let span = |written: std::ops::Range<i64>| Superseded {
+            tenant: self.item.tenant.clone(),
+            memory: self.item.memory,
+            written,
+        };
+        let mut obsolete = Vec::new();
+        if row != Some(self.own) && self.item.points.is_some() {
+            obsolete.push(span(self.own..self.own + 1));
+        }
+        let replacing =
+            self.before || self.item.is_replacing.load(Ordering::Relaxed) || row != Some(self.own);
+        if let Some(row) = row.filter(|_| self.committed && replacing) {
+            obsolete.push(span(0..row));
+        }
+        obsolete
+    }
 }

@@ -30,17 +30,17 @@ fn effect(parted: &Parted) -> Effect {
     }
 }
 
-/// Vectors are in the vector store, and stand in no event.
+/// Vectors are in the vector store, and stand in no event; nor does what was said before, which has events of its own.
 fn payload(request: &VectorRequest) -> Payload {
     match request {
-        VectorRequest::VectorIndex(index)
-            if index.memories.as_slice().iter().any(|memory| memory.embedding.is_some()) =>
-        {
+        VectorRequest::VectorIndex(index) => {
             let mut index = index.clone();
-            index.memories.as_mut_slice().iter_mut().for_each(|memory| memory.embedding = None);
+            for memory in index.memories.as_mut_slice() {
+                (memory.embedding, memory.preceding_text) = (None, None);
+            }
             // A request always has a JSON text; if it had none, nothing is told rather than the vectors.
             Payload::Redacted(serde_json::to_string(&index).unwrap_or_else(|_| "{}".to_owned()))
         }
-        VectorRequest::VectorIndex(_) | VectorRequest::VectorRemove(_) => Payload::Body,
+        VectorRequest::VectorRemove(_) => Payload::Body,
     }
 }

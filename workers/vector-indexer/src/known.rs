@@ -6,7 +6,7 @@ use ::store::vector::{self, Collection, Right};
 use ::store::{Connection, Fault, inbox, security};
 use contract::{UserId, VectorRequest};
 use diesel::QueryableByName;
-use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, Text, Uuid as SqlUuid};
+use diesel::sql_types::{Array, Binary, Bool, Integer, Nullable, Text, Uuid as SqlUuid};
 use diesel_async::{AsyncConnection, RunQueryDsl};
 use runtime::{Message, Worker};
 use uuid::Uuid;
@@ -38,8 +38,8 @@ pub(crate) struct Row {
     pub(crate) user_id: i32,
     #[diesel(sql_type = SqlUuid)]
     pub(crate) id: Uuid,
-    #[diesel(sql_type = BigInt)]
-    pub(crate) written: i64,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub(crate) session_id: Option<String>,
     #[diesel(sql_type = Text)]
     pub(crate) vector_type: String,
     #[diesel(sql_type = Nullable<Binary>)]
@@ -55,7 +55,8 @@ pub(crate) struct Row {
 }
 
 const ROWS: &str = "
-    SELECT DISTINCT v.user_id, v.id, (extract(epoch FROM v.updated_at) * 1000000)::bigint AS written, v.vector_type::text AS vector_type,
+    SELECT DISTINCT v.user_id, v.id, v.session_id,
+        v.vector_type::text AS vector_type,
         v.content_hash, v.embedding_model, v.qdrant_point_id, v.point_count, v.is_brought
     FROM unnest($1::integer[], $2::uuid[], $3::bytea[]) AS i (user_id, id, hash)
     CROSS JOIN LATERAL (
@@ -198,5 +199,10 @@ impl Known {
 
     pub(crate) fn row(&self, user: UserId, memory: Uuid) -> Option<&Row> {
         self.memories.get(&(user.get(), memory))
+    }
+
+    /// The same, if it is not removed.
+    pub(crate) fn live(&self, user: UserId, memory: Uuid) -> Option<&Row> {
+        self.row(user, memory).filter(|row| row.qdrant_point_id.is_some())
     }
 }

@@ -1,11 +1,11 @@
 //! Before the transaction: texts become vectors, and vectors are stored in Qdrant.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use ::store::vector::{Collection, Right};
 use ::store::{Fault, FaultKind};
-use contract::{Memory, Service, UserId, VectorIndex, VectorRemove, VectorRequest};
+use contract::{Memory, Service, SessionId, UserId, VectorIndex, VectorRemove, VectorRequest, VectorType};
 use embed::EmbedError;
 use runtime::Message;
 use uuid::Uuid;
@@ -53,22 +53,14 @@ pub struct Item {
     pub points: Option<(Uuid, i32)>,
     /// The texts.
     pub embedded: Option<Embedded>,
-    /// Points that were written before this time are obsolete, in microseconds; 0 if there were none.
-    pub floor: AtomicI64,
-    /// Whether the transaction wrote it: another message of the same request may have been quicker.
-    pub is_written: AtomicBool,
+    /// Whether there may be points of older requests. Once true it stays so, whatever becomes of the transaction.
+    pub(crate) is_replacing: AtomicBool,
 }
 
 impl Item {
     fn new(tenant: &Tenant, memory: Uuid, row: Option<&Row>) -> Self {
-        let floor = AtomicI64::new(row.map_or(0, |row| row.written));
-        let is_written = AtomicBool::new(false);
-        Self { tenant: tenant.clone(), memory, points: None, embedded: None, floor, is_written }
-    }
-
-    /// Notes that what was written before this time is obsolete.
-    pub fn raise_floor(&self, to: i64) {
-        self.floor.fetch_max(to, Ordering::Relaxed);
+        let is_replacing = AtomicBool::new(row.is_some());
+        Self { tenant: tenant.clone(), memory, points: None, embedded: None, is_replacing }
     }
 }
 
@@ -132,8 +124,16 @@ impl VectorIndexer {
             let made = self.vectors_of(collection, &drafts, &known).await?;
             of_collections.push((collection, made));
         }
-        self.store_points(&drafts, of_collections, &mut prepared).await?;
-        Ok(prepared)
+        match self.store_points(&drafts, of_collections, &mut prepared).await {
+            // Nobody else is to blame for what the vector store refuses of a message that is alone.
+            Err(fault) if fault.kind == FaultKind::Permanent && batch.len() == 1 => {
+                let refused =
+                    |message: &&Message<Parted>| (message.event_id, Ready::Refused(fault.reason.clone()));
+                prepared.messages = batch.iter().map(refused).collect();
+                Ok(prepared)
+            }
+            stored => stored.map(|()| prepared),
+        }
     }
 
     /// What can be said of a message before any vector is made.
@@ -191,6 +191,17 @@ impl VectorIndexer {
                     "{service} may not index {vector_type} vectors in {name}"
                 )));
             }
+            // What is there would be gone: whoever may not write it may not replace it either.
+            let replaced = known.live(user, memory.memory_id);
+            if let Some(problem) = foreign_session(index.session_id.as_ref(), replaced, user) {
+                return Some(problem);
+            }
+            if let Some(row) =
+                replaced.filter(|row| !known.may(service.as_str(), &row.vector_type, |right| right.may_write))
+            {
+                let (name, kind) = (vectors::ALIAS, &row.vector_type);
+                return Some(Ready::Denied(format!("{service} may not replace {kind} vectors in {name}")));
+            }
             if !seen.insert(memory.memory_id) {
                 return Some(Ready::Refused(format!(
                     "memories[{place}].memory_id: occurs twice in the request"
@@ -213,7 +224,8 @@ impl VectorIndexer {
     fn problem_of_embedding(&self, active: &Collection, memory: &Memory) -> Option<String> {
         let Collection { model, dimension, .. } = active;
         let Some(embedding) = &memory.embedding else {
-            let absent = self.embedders.of(model).is_none();
+            // Where others are made but these, somebody has yet to configure it: the message waits.
+            let absent = self.embedders.usual().is_none();
             return absent.then(|| format!(": is needed, since nobody here makes vectors of {model}"));
         };
         if embedding.model.as_str() != model {
@@ -244,7 +256,7 @@ impl VectorIndexer {
                 draft.memory.embedding.as_ref().filter(|one| one.model.as_str() == collection.model);
             let embedded = Embedded::new(draft.memory);
             plan.push(match (brought, stored.get(&(user, embedded.hash())), embedder) {
-                (Some(embedding), _, _) => Ok(Ok(vec![embedding.vector.as_slice().to_vec()])),
+                (Some(embedding), _, _) => Ok(Ok(vec![embedding.vector.normalised()])),
                 (None, Some(made), _) => Ok(Ok(made.clone())),
                 (None, None, Some(embedder)) => {
                     // Texts of other users are never asked for: how long it takes would tell that they are there.
@@ -375,11 +387,37 @@ pub(crate) fn said_at(message: &Message<Parted>, memory: &Memory) -> chrono::Dat
     memory.occurred_at.map_or(message.stored_at, |time| time.min(message.stored_at))
 }
 
+/// A request of one session leaves the memories of others alone: its token may be for that session only.
+fn foreign_session(session: Option<&SessionId>, live: Option<&Row>, user: UserId) -> Option<Ready> {
+    let (session, row) = (session?, live?);
+    let is_foreign = row.session_id.as_deref() != Some(session.as_str());
+    is_foreign.then(|| {
+        let id = row.id;
+        Ready::Refused(format!(
+            "session_id: the memory {id} of user {user} is not from the session {session}"
+        ))
+    })
+}
+
 fn problem_of_remove(user: UserId, service: &Service, remove: &VectorRemove, known: &Known) -> Option<Ready> {
-    remove.memory_ids.as_slice().iter().find_map(|&id| {
-        let row = known.row(user, id)?;
-        let may = known.may(service.as_str(), &row.vector_type, |right: &Right| right.may_delete);
-        let name = vectors::ALIAS;
+    let name = vectors::ALIAS;
+    if !known.rights.iter().any(|right| right.service == service.as_str() && right.may_delete) {
+        return Some(Ready::Denied(format!("{service} may remove no vectors from {name}")));
+    }
+    let may_delete =
+        |vector_type: &str| known.may(service.as_str(), vector_type, |right: &Right| right.may_delete);
+    let may_delete_all = VectorType::ALL.iter().all(|one| may_delete(one.as_str()));
+    remove.memory_ids.as_slice().iter().enumerate().find_map(|(place, &id)| {
+        let live = known.live(user, id);
+        if let Some(problem) = foreign_session(remove.session_id.as_ref(), live, user) {
+            return Some(problem);
+        }
+        // What it will be is not known yet, so that only who may remove all of it is not told to wait.
+        if known.row(user, id).is_none() && !may_delete_all {
+            return Some(Ready::Unmet(format!("memory_ids[{place}]: user {user} has no memory {id}")));
+        }
+        let row = live?;
+        let may = may_delete(&row.vector_type);
         (!may).then(|| {
             Ready::Denied(format!("{service} may not remove {} vectors from {name}", row.vector_type))
         })

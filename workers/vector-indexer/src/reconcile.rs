@@ -6,12 +6,12 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use ::store::vector::Collection;
+use ::store::vector::{Collection, all_tenants};
 use ::store::{Connection, Fault, FaultKind};
 use chrono::{DateTime, Utc};
 use contract::{SessionId, VectorType};
 use diesel::QueryableByName;
-use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use embed::Embedder;
 use uuid::Uuid;
@@ -19,6 +19,7 @@ use vectors::{Point, PointKey, StoredPoint, Tenant, Vectors, chunk_id, meta_dige
 
 use crate::Embedded;
 use crate::prepare::fault;
+use crate::store::when_written;
 
 /// How many points or rows are looked at together.
 const PAGE: u32 = 500;
@@ -55,11 +56,6 @@ pub struct Reconciler<'a> {
     pub grace: Duration,
 }
 
-const TENANTS: &str = "
-    SELECT user_id, encode(substr(sha256(digest_key || convert_to('vector tenant', 'UTF8')), 1, 16), 'hex')::uuid AS tenant,
-        sha256(digest_key || convert_to('vector filters', 'UTF8')) AS filter_key
-    FROM audit.subjects WHERE user_id IS NOT NULL";
-
 /// The points that have a row: by their ids, or as further ones of the same request.
 const NAMED: &str = "
     SELECT i.id FROM unnest($1::uuid[], $2::integer[], $3::uuid[], $4::bigint[]) AS i (id, user_id, memory, written)
@@ -72,16 +68,6 @@ const ROWS: &str = "
         (extract(epoch FROM updated_at) * 1000000)::bigint AS written
     FROM unified_memory_vectors
     WHERE (user_id, id) > ($1, $2) AND removed_at IS NULL AND qdrant_point_id IS NOT NULL ORDER BY user_id, id LIMIT $3";
-
-#[derive(QueryableByName)]
-struct TenantRow {
-    #[diesel(sql_type = Integer)]
-    user_id: i32,
-    #[diesel(sql_type = SqlUuid)]
-    tenant: Uuid,
-    #[diesel(sql_type = Binary)]
-    filter_key: Vec<u8>,
-}
 
 #[derive(QueryableByName)]
 struct Row {
@@ -138,7 +124,7 @@ impl Reconciler<'_> {
     /// A [`Fault`] of one of the stores; what is repaired by then stays repaired.
     pub async fn run(&self, connection: &mut Connection) -> Result<Findings, Fault> {
         let mut findings = Findings::default();
-        let rows: Vec<TenantRow> = diesel::sql_query(TENANTS).load(connection).await?;
+        let rows = all_tenants(connection).await?;
         let tenants: HashMap<i32, Tenant> =
             rows.into_iter().map(|row| (row.user_id, Tenant::new(row.tenant, row.filter_key))).collect();
         self.find_orphans(connection, &tenants, &mut findings).await?;
@@ -208,6 +194,7 @@ impl Reconciler<'_> {
             findings.gaps += u64::try_from(missing.len()).unwrap_or(0);
             if self.repair {
                 self.fill(&missing, tenants, findings).await?;
+                self.take_back_obsolete(connection, &missing).await?;
             }
         }
     }
@@ -248,6 +235,20 @@ impl Reconciler<'_> {
             }));
         }
         self.vectors.upsert(&self.collection.collection_name, points).await.map_err(fault)
+    }
+
+    /// What a request has replaced or removed while its old points were made is deleted again.
+    async fn take_back_obsolete(&self, connection: &mut Connection, rows: &[&Row]) -> Result<(), Fault> {
+        let keys: Vec<(i32, Uuid)> = rows.iter().map(|row| (row.user_id, row.id)).collect();
+        let now = when_written(connection, &keys).await?;
+        let changed = rows.iter().filter(|row| now.get(&(row.user_id, row.id)) != Some(&row.written));
+        let most = i64::from(PAGE);
+        let points: Vec<Uuid> = changed
+            .flat_map(|row| {
+                (0..usize::try_from(most).unwrap_or(1)).map(|chunk| chunk_id(row.qdrant_point_id, chunk))
+            })
+            .collect();
+        self.vectors.delete(&self.collection.collection_name, &points).await.map_err(fault)
     }
 }
 

@@ -17,7 +17,7 @@ use runtime::Message;
 use uuid::Uuid;
 
 use crate::Parted;
-use crate::prepare::{Item, Prepared, Ready, said_at, written};
+use crate::prepare::{Item, Prepared, Ready, said_at};
 
 /// What became of one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,7 +167,7 @@ pub async fn write(
     for rows in [index(connection, &indexed, model).await?, remove(connection, &removed).await?] {
         won.extend(rows.into_iter().map(|row| ((row.user_id, row.id), row.is_new)));
     }
-    settle(connection, &lines, &last, &won, &mut done).await?;
+    settle(&lines, &last, &won, &mut done);
     note(connection, batch, prepared, &done).await?;
     Ok(done)
 }
@@ -189,39 +189,27 @@ fn lines_of<'a>(
     }
 }
 
-/// Says what became of each request, and from when on the points of each memory count.
-async fn settle(
-    connection: &mut Connection,
+/// Says what became of each request, and which memories may have points of older ones.
+fn settle(
     lines: &[Line<'_>],
     last: &HashMap<(i32, Uuid), usize>,
     won: &HashMap<(i32, Uuid), bool>,
     done: &mut [Done],
-) -> Result<(), Fault> {
-    let mut lost = Vec::new();
+) {
     for line in lines {
-        line.item.is_written.store(true, Ordering::Relaxed);
-        match (won.get(&line.key()), last.get(&line.key())) {
-            (Some(is_new), Some(&place)) => {
-                let winner = &lines[place];
-                done[line.index] = Done::Applied;
-                // Nothing is obsolete where there was nothing before, not even in this batch.
-                if !is_new || winner.index != line.index || winner.said.is_none() {
-                    let removed = i64::from(winner.said.is_none());
-                    line.item.raise_floor(written(winner.message) + removed);
-                    winner.item.raise_floor(written(winner.message) + removed);
-                }
-            }
-            _ => lost.push(line),
+        let is_last = last.get(&line.key()).is_some_and(|&place| lines[place].index == line.index);
+        let is_new = won.get(&line.key());
+        if is_new.is_some() {
+            done[line.index] = Done::Applied;
+        }
+        // Nothing is obsolete where there was nothing before, not even in this batch.
+        if is_new != Some(&true) || !is_last {
+            last.get(&line.key()).into_iter().for_each(|&place| {
+                lines[place].item.is_replacing.store(true, Ordering::Relaxed);
+            });
+            line.item.is_replacing.store(true, Ordering::Relaxed);
         }
     }
-    let keys: Vec<(i32, Uuid)> = lost.iter().map(|line| line.key()).collect();
-    let rows = when_written(connection, &keys).await?;
-    for line in lost {
-        if let Some(&written) = rows.get(&line.key()) {
-            line.item.raise_floor(written);
-        }
-    }
-    Ok(())
 }
 
 /// When the rows of memories were written, by user and memory, in microseconds.

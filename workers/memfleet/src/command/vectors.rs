@@ -40,7 +40,7 @@ enum Action {
     Reconcile(ReconcileArgs),
     /// Go over to the model of `next_embedder`, or to another quantization, while the fleet works on; or go back.
     Migrate(MigrateArgs),
-    /// Remove a former collection for good.
+    /// Remove a former collection for good, or one that is being filled: that gives a migration up.
     Drop {
         /// The collection.
         #[arg(value_name = "COLLECTION")]
@@ -74,6 +74,9 @@ struct MigrateArgs {
     /// The model to go over to: that of `next_embedder`, or of `embedder` for going back or for another quantization.
     #[arg(long, value_name = "MODEL")]
     model: String,
+    /// How long a point may be without its memory, in seconds: its transaction may be under way.
+    #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
+    grace: u64,
     /// How vectors are kept in memory; as configured by default.
     #[arg(long, value_enum, value_name = "HOW")]
     quantization: Option<QuantizationName>,
@@ -262,15 +265,15 @@ async fn migrate(args: &MigrateArgs, settings: &Settings) -> anyhow::Result<()> 
         "vector-indexer writes to {} too from now on; filling it with what was there before",
         filling.collection_name
     );
-    // Twice: what a worker wrote that did not know yet of the collection is found the second time.
+    let reconciler = Reconciler {
+        vectors: &vectors,
+        collection: &filling,
+        embedder: embedders.of(&spec.model),
+        repair: true,
+        grace: Duration::from_secs(args.grace),
+    };
+    // What a worker was writing that did not know yet of the collection is found the second time.
     for _ in 0..2 {
-        let reconciler = Reconciler {
-            vectors: &vectors,
-            collection: &filling,
-            embedder: embedders.of(&spec.model),
-            repair: true,
-            grace: Duration::from_secs(5),
-        };
         let found = reconciler.run(&mut connection).await?;
         tell(&filling, &found, false);
         ensure!(found.lost == 0, "{} memories cannot be embedded; searches go where they went", found.lost);
@@ -278,6 +281,8 @@ async fn migrate(args: &MigrateArgs, settings: &Settings) -> anyhow::Result<()> 
     let active = collection::record(&spec, "active")?;
     vector::put_collection(&mut connection, ALIAS, &active).await?;
     vectors.point_alias(ALIAS, &active.collection_name).await?;
+    // And what one was still writing then.
+    tell(&active, &reconciler.run(&mut connection).await?, false);
     outln!(
         "{} is active. The former collection stays: the same command with its model goes back, `memfleet vectors drop` removes it",
         active.collection_name
@@ -291,7 +296,12 @@ async fn drop_collection(name: &str, settings: &Settings) -> anyhow::Result<()> 
     let one = all(&mut connection).await?.into_iter().find(|one| one.collection_name == name);
     let one =
         one.with_context(|| format!("there is no collection {name}; `memfleet vectors list` shows them"))?;
-    ensure!(one.state == "former", "{name} is {}; only a former collection is removed", one.state);
+    ensure!(
+        !one.is_active(),
+        "{name} is active; only a former collection is removed, or one that is being filled"
+    );
+    // Workers write to it no longer once they know.
+    vector::put_collection(&mut connection, ALIAS, &Collection { state: "former".to_owned(), ..one }).await?;
     vectors.drop_collection(name).await?;
     vector::forget_collection(&mut connection, name).await?;
     outln!("{name} is removed");

@@ -38,6 +38,8 @@ pub(crate) struct Search {
     pub(crate) asked: SearchSimilar,
     /// What the service may find.
     pub(crate) types: Vec<VectorType>,
+    /// What it could find if it asked: what it may not find must not show in what it does.
+    pub(crate) permitted: Vec<VectorType>,
     /// What the vectors have found.
     pub(crate) by_meaning: Vec<Found>,
     /// The collection that was searched; none where words alone count.
@@ -50,12 +52,12 @@ pub(crate) struct Search {
 pub(crate) struct Ground {
     pub(crate) tenant: Option<Tenant>,
     pub(crate) types: Vec<VectorType>,
+    pub(crate) permitted: Vec<VectorType>,
     pub(crate) collection: Option<Collection>,
 }
 
 impl Search {
     pub(crate) fn new(asked: SearchSimilar, service: &str) -> Result<Self, Malformed> {
-        let by_words = asked.text.is_some() && asked.mode != SearchMode::Vector;
         if asked.text.as_ref().is_some_and(|text| text.as_str().trim().is_empty()) {
             return Err(Malformed::new("text", "holds nothing but white space"));
         }
@@ -74,10 +76,10 @@ impl Search {
         {
             return Err(Malformed::new("until", "must be later than since"));
         }
-        tracing::trace!(by_words, "a search");
         Ok(Self {
             asked,
             types: Vec::new(),
+            permitted: Vec::new(),
             by_meaning: Vec::new(),
             collection: None,
             service: service.to_owned(),
@@ -114,16 +116,17 @@ pub(crate) async fn ground(
     let tenant = tenants.into_iter().find(|tenant| tenant.user_id == user.get());
     let rights = vector::rights(connection, vectors::ALIAS, &[&search.service]).await?;
     let wanted = search.asked.vector_types.as_slice();
-    let types = VectorType::ALL
+    let permitted: Vec<VectorType> = VectorType::ALL
         .iter()
         .copied()
-        .filter(|one| wanted.is_empty() || wanted.contains(one))
         .filter(|one| rights.iter().any(|right| right.vector_type == one.as_str() && right.may_search))
         .collect();
+    let types = permitted.iter().copied().filter(|one| wanted.is_empty() || wanted.contains(one)).collect();
     let collection = vector::collections(connection, vectors::ALIAS, &["active"]).await?.into_iter().next();
     Ok(Answer::Ground(Ground {
         tenant: tenant.map(|one| Tenant::new(one.tenant, one.filter_key)),
         types,
+        permitted,
         collection,
     }))
 }
@@ -138,7 +141,8 @@ const BY_WORDS: &str = "
     ), memories AS MATERIALIZED (
         SELECT m.id, coalesce(m.session_id, m.id::text) AS talk, m.content_length AS length,
             row_number() OVER (PARTITION BY coalesce(m.session_id, m.id::text) ORDER BY m.occurred_at, m.created_at, m.id) AS place
-        FROM unified_memory_vectors m WHERE m.user_id = $1 AND m.removed_at IS NULL
+        FROM unified_memory_vectors m WHERE m.user_id = $1 AND m.removed_at IS NULL AND m.vector_type::text = ANY ($9)
+            AND ($4 IS NULL OR m.session_id = $4)
     ), in_context AS MATERIALIZED (
         SELECT id, talk, place, length
             + 0.5 * (coalesce(lag(length, 1) OVER w, 0) + coalesce(lead(length, 1) OVER w, 0))
@@ -288,7 +292,8 @@ async fn by_words(
         .bind::<Nullable<Timestamptz>, _>(search.asked.since)
         .bind::<Nullable<Timestamptz>, _>(search.asked.until)
         .bind::<Text, _>(search.asked.metadata.as_str())
-        .bind::<BigInt, _>(DEPTH);
+        .bind::<BigInt, _>(DEPTH)
+        .bind::<Array<Text>, _>(search.permitted.iter().map(|one| one.as_str()).collect::<Vec<_>>());
     Ok(store::prepared(query).load(connection).await?)
 }
 
@@ -366,7 +371,7 @@ pub(crate) fn brought(search: &Search, collection: &Collection) -> Result<Option
         let problem = format!("has {length} numbers, and the collection is for {}", collection.dimension);
         return Err(Malformed::new("embedding.vector", problem));
     }
-    Ok(Some(embedding.vector.as_slice().to_vec()))
+    Ok(Some(embedding.vector.normalised()))
 }
 
 /// The text of the question.

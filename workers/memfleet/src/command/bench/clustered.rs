@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use contract::VectorType;
 use diesel::QueryableByName;
-use diesel::sql_types::{BigInt, Binary, Integer, Uuid as SqlUuid};
+use diesel::sql_types::{BigInt, Integer, Uuid as SqlUuid};
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
 use fastrand::Rng;
 use store::Connection;
@@ -53,25 +53,9 @@ const FILL: [&str; 5] = [
      FROM generate_series(1, {points}) AS n",
 ];
 
-/// As the reconciler asks it (`vector_indexer::reconcile`).
-const TENANTS: &str = "
-    SELECT user_id, encode(substr(sha256(digest_key || convert_to('vector tenant', 'UTF8')), 1, 16), 'hex')::uuid AS tenant,
-        sha256(digest_key || convert_to('vector filters', 'UTF8')) AS filter_key
-    FROM audit.subjects WHERE user_id IS NOT NULL";
-
 const MEMORIES: &str = "
     SELECT id, user_id, qdrant_point_id AS point, (extract(epoch FROM updated_at) * 1000000)::bigint AS written
     FROM unified_memory_vectors ORDER BY id";
-
-#[derive(QueryableByName)]
-struct TenantRow {
-    #[diesel(sql_type = Integer)]
-    user_id: i32,
-    #[diesel(sql_type = SqlUuid)]
-    tenant: Uuid,
-    #[diesel(sql_type = Binary)]
-    filter_key: Vec<u8>,
-}
 
 #[derive(QueryableByName)]
 struct Memory {
@@ -150,7 +134,7 @@ pub(super) async fn load(
     collection: &str,
 ) -> anyhow::Result<Loaded> {
     errln!("storing points");
-    let rows: Vec<TenantRow> = diesel::sql_query(TENANTS).load(owner).await?;
+    let rows = store::vector::all_tenants(owner).await?;
     let tenants =
         rows.into_iter().map(|row| (row.user_id, Tenant::new(row.tenant, row.filter_key))).collect();
     let memories: Vec<Memory> = diesel::sql_query(MEMORIES).load(owner).await?;

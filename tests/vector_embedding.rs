@@ -1,0 +1,213 @@
+//! Texts that become vectors on their way: none twice, none lost, and over to another model.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod vectors;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use embed::EmbedderKind;
+use serde_json::{Value, json};
+use testkit::request;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use uuid::Uuid;
+use vector_indexer::VectorIndexer;
+use vectors::{Memories, index};
+
+/// A server with OpenAI's API, whose vectors follow from the letters of a text.
+struct Server {
+    url: String,
+    /// How many texts it was given.
+    texts: Arc<AtomicUsize>,
+    /// How many requests it refuses from now on, as one that is busy does.
+    busy: Arc<AtomicUsize>,
+}
+
+impl Server {
+    async fn start(dimension: usize) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/v1", listener.local_addr().unwrap());
+        let (texts, busy) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (counted, refused) = (Arc::clone(&texts), Arc::clone(&busy));
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(stream, dimension, Arc::clone(&counted), Arc::clone(&refused)));
+            }
+        });
+        Self { url, texts, busy }
+    }
+}
+
+async fn serve(mut stream: TcpStream, dimension: usize, texts: Arc<AtomicUsize>, busy: Arc<AtomicUsize>) {
+    let mut received = Vec::new();
+    let body = loop {
+        let mut part = vec![0; 65_536];
+        let count = stream.read(&mut part).await.unwrap_or(0);
+        if count == 0 {
+            return;
+        }
+        received.extend_from_slice(&part[..count]);
+        let text = String::from_utf8_lossy(&received).into_owned();
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let length =
+            head.lines().find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok());
+        if body.len() >= length.unwrap_or(0) {
+            break body.to_owned();
+        }
+    };
+    let is_busy = busy.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+    let answer = if is_busy {
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_owned()
+    } else {
+        let asked: Value = serde_json::from_str(&body).unwrap();
+        let inputs = asked["input"].as_array().unwrap();
+        texts.fetch_add(inputs.len(), Ordering::SeqCst);
+        let data: Vec<Value> = inputs
+            .iter()
+            .enumerate()
+            .map(|(place, text)| json!({ "index": place, "embedding": letters(text.as_str().unwrap(), dimension) }))
+            .collect();
+        let body = json!({ "data": data, "model": asked["model"] }).to_string();
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+    };
+    let _ = stream.write_all(answer.as_bytes()).await;
+}
+
+fn letters(text: &str, dimension: usize) -> Vec<f64> {
+    let mut counts = vec![0.1; dimension];
+    text.bytes().for_each(|byte| counts[usize::from(byte) % dimension] += 1.0);
+    counts
+}
+
+async fn embedding_by(server: &Server, dimension: usize) -> Memories {
+    let url = server.url.clone();
+    let memories = Memories::with(|settings| {
+        settings.embedder.kind = EmbedderKind::Http;
+        settings.embedder.url = Some(url);
+        settings.embedder.model = Some("letters".to_owned());
+        settings.embedder.dimension = Some(dimension);
+    });
+    memories.await.with_users(&[1, 2]).await
+}
+
+fn said(id: Uuid, text: &str) -> Value {
+    json!({ "memory_id": id, "vector_type": "context", "content_text": text })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_text_is_embedded_once_for_each_user() {
+    let server = Server::start(16).await;
+    let memories = embedding_by(&server, 16).await;
+    let id = Uuid::now_v7;
+    memories
+        .carry([index(1, vec![said(id(), "twice"), said(id(), "twice")]), index(1, vec![said(id(), "once")])])
+        .await;
+    assert_eq!(server.texts.load(Ordering::SeqCst), 2, "within a batch");
+    memories.carry([index(1, vec![said(id(), "once")])]).await;
+    memories.carry([index(1, vec![said(id(), "twice")])]).await;
+    assert_eq!(server.texts.load(Ordering::SeqCst), 2, "and later");
+    memories.carry([index(2, vec![said(id(), "once")])]).await;
+    assert_eq!(server.texts.load(Ordering::SeqCst), 3, "but not across users, who would learn of it");
+    // What waits for its session is not embedded until that is there.
+    let waits =
+        request("vector.index", 1, json!({ "session_id": "later", "memories": [said(id(), "waits")] }));
+    memories.carry([waits]).await;
+    assert_eq!(server.texts.load(Ordering::SeqCst), 3);
+    assert_eq!((memories.rows().await, memories.points().await), (6, 6));
+    assert_eq!(memories.fixture.dead_letters().await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_text_has_a_point_for_each_piece() {
+    let server = Server::start(16).await;
+    let memories = embedding_by(&server, 16).await;
+    let (long, short) = (Uuid::now_v7(), Uuid::now_v7());
+    let text = "The harbour wall was built in the autumn of that year. ".repeat(200);
+    let mut after = said(short, "Yes.");
+    after["preceding_text"] = "Is it open?".into();
+    memories.carry([index(1, vec![said(long, &text), after])]).await;
+    assert_eq!(memories.fixture.dead_letters().await, Vec::<String>::new());
+    let counts =
+        memories.fixture.lines("point_count FROM unified_memory_vectors ORDER BY length(content_text)").await;
+    let counts: Vec<usize> = counts.iter().map(|count| count.parse().unwrap()).collect();
+    assert!(counts[0] == 2 && counts[1] > 5, "{counts:?}");
+    assert_eq!(memories.points().await, counts.iter().sum::<usize>());
+    memories.carry([vectors::remove(1, &[long, short])]).await;
+    assert_eq!(memories.points().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_embedder_is_busy_nothing_is_lost() {
+    let server = Server::start(16).await;
+    let memories = embedding_by(&server, 16).await;
+    server.busy.store(12, Ordering::SeqCst);
+    let texts = (0..10).map(|n| index(1, vec![said(Uuid::now_v7(), &format!("text {n}"))]));
+    memories.carry(texts).await;
+    assert_eq!(memories.fixture.dead_letters().await, Vec::<String>::new());
+    assert_eq!((memories.rows().await, memories.points().await), (10, 10));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_fleet_goes_over_to_another_model_and_back() {
+    let (server, other) = (Server::start(16).await, Server::start(24).await);
+    let mut memories = embedding_by(&server, 16).await;
+    let settings = &mut memories.fixture.settings;
+    settings.next_embedder = settings.embedder.clone();
+    settings.next_embedder.url = Some(other.url.clone());
+    settings.next_embedder.model = Some("more-letters".to_owned());
+    settings.next_embedder.dimension = Some(24);
+    let before: Vec<Uuid> = (0..20).map(|_| Uuid::now_v7()).collect();
+    memories.carry(before.iter().map(|&id| index(1, vec![said(id, &format!("before {id}"))]))).await;
+
+    let vectors = async |arguments: &[&str]| {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_memfleet"));
+        command.arg("vectors").args(arguments).envs(memories.fixture.environment());
+        let ended = command.output().await.unwrap();
+        let said =
+            format!("{}{}", String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
+        (ended.status.success(), said)
+    };
+    let (fine, said_of_it) = vectors(&["migrate", "--model", "nothing"]).await;
+    assert!(!fine && said_of_it.contains("no embedder makes vectors of nothing"), "{said_of_it}");
+    // While a worker goes on.
+    let worker = memories.fixture.run(memories.indexer().await);
+    let meanwhile: Vec<Uuid> = (0..20).map(|_| Uuid::now_v7()).collect();
+    let publishing = async {
+        for &id in &meanwhile {
+            memories.fixture.publish([index(1, vec![said(id, &format!("meanwhile {id}"))])]).await;
+        }
+    };
+    let ((fine, said_of_it), ()) =
+        tokio::join!(vectors(&["migrate", "--grace", "2", "--model", "more-letters"]), publishing);
+    assert!(fine && said_of_it.contains("__more-letters__24__int8 is active"), "{said_of_it}");
+    memories.fixture.drained::<VectorIndexer>().await;
+    let new = "unified_memory__more-letters__24__int8";
+    assert_eq!(memories.points_in(new).await, 40);
+    let store = memories.vectors();
+    assert_eq!(store.alias_target(::vectors::ALIAS).await.unwrap().as_deref(), Some(new));
+
+    let after = Uuid::now_v7();
+    memories.fixture.publish([index(1, vec![said(after, "after"), said(Uuid::now_v7(), "and after")])]).await;
+    memories.fixture.drained::<VectorIndexer>().await;
+    assert_eq!(memories.points_in(new).await, 42);
+    let (fine, said_of_it) = vectors(&["reconcile", "--grace", "0"]).await;
+    assert!(
+        fine && said_of_it.contains("42 points of 42 memories; 0 points without a memory, 0 memories"),
+        "{said_of_it}"
+    );
+    memories.fixture.publish([vectors::remove(1, &[before[0], after])]).await;
+    memories.fixture.drained::<VectorIndexer>().await;
+
+    let (fine, said_of_it) = vectors(&["migrate", "--grace", "2", "--model", "letters"]).await;
+    assert!(fine, "{said_of_it}");
+    let old = &memories.collection.collection_name;
+    assert_eq!(memories.points_in(old).await, 40, "what came and went meanwhile came and went there too");
+    let (fine, said_of_it) = vectors(&["drop", old]).await;
+    assert!(!fine && said_of_it.contains("is active; only a former collection is removed"), "{said_of_it}");
+    let (fine, said_of_it) = vectors(&["drop", new]).await;
+    assert!(fine, "{said_of_it}");
+    worker.stop().await.unwrap();
+    assert_eq!(memories.fixture.dead_letters().await, Vec::<String>::new());
+}
