@@ -51,8 +51,8 @@ pub struct Item {
     pub memory: Uuid,
     /// Its first point, and how many it has in the collection that is searched.
     pub points: Option<(Uuid, i32)>,
-    /// The texts.
-    pub embedded: Option<Embedded>,
+    /// The texts and their hash.
+    pub embedded: Option<(Embedded, [u8; 32])>,
     /// Whether there may be points of older requests. Once true it stays so, whatever becomes of the transaction.
     pub(crate) is_replacing: AtomicBool,
 }
@@ -86,6 +86,9 @@ struct Draft<'a> {
     index: &'a VectorIndex,
     memory: &'a Memory,
     tenant: Tenant,
+    embedded: Embedded,
+    /// Of what is embedded.
+    hash: [u8; 32],
 }
 
 /// The vectors of a memory in one collection, one for each point.
@@ -254,8 +257,7 @@ impl VectorIndexer {
             let user = draft.message.subject.user_id.get();
             let brought =
                 draft.memory.embedding.as_ref().filter(|one| one.model.as_str() == collection.model);
-            let embedded = Embedded::new(draft.memory);
-            plan.push(match (brought, stored.get(&(user, embedded.hash())), embedder) {
+            plan.push(match (brought, stored.get(&(user, draft.hash)), embedder) {
                 (Some(embedding), _, _) => Ok(Ok(vec![embedding.vector.normalised()])),
                 (None, Some(made), _) => Ok(Ok(made.clone())),
                 (None, None, Some(embedder)) => {
@@ -266,7 +268,7 @@ impl VectorIndexer {
                             texts.len() - 1
                         })
                     };
-                    Err(embedded.pieces(embedder).into_iter().map(place).collect())
+                    Err(draft.embedded.pieces(embedder).into_iter().map(place).collect())
                 }
                 (None, None, None) => {
                     return Err(away(&format!("nobody here makes vectors of {}", collection.model)));
@@ -291,13 +293,12 @@ impl VectorIndexer {
         let mut wanted: HashMap<(i32, [u8; 32]), Vec<Uuid>> = HashMap::new();
         for draft in drafts.iter().filter(|draft| draft.memory.embedding.is_none()) {
             let user = draft.message.subject.user_id.get();
-            let hash = Embedded::new(draft.memory).hash();
-            let same = known.same.get(&(user, hash.to_vec()));
+            let same = known.same.get(&(user, draft.hash.to_vec()));
             if let Some(row) = same.filter(|row| row.embedding_model == collection.model)
                 && let Some(first) = row.qdrant_point_id
             {
                 let count = usize::try_from(row.point_count).unwrap_or(0);
-                wanted.insert((user, hash), (0..count).map(|chunk| chunk_id(first, chunk)).collect());
+                wanted.insert((user, draft.hash), (0..count).map(|chunk| chunk_id(first, chunk)).collect());
             }
         }
         if wanted.is_empty() {
@@ -343,7 +344,7 @@ impl VectorIndexer {
                     items.iter_mut().find(|item| item.memory == draft.memory.memory_id && place == 0)
                 {
                     item.points = Some((first, i32::try_from(made.len()).unwrap_or(i32::MAX)));
-                    item.embedded = Some(Embedded::new(draft.memory));
+                    item.embedded = Some((draft.embedded.clone(), draft.hash));
                 }
                 points.extend(made.into_iter().enumerate().map(|(chunk, vector)| Point {
                     id: chunk_id(first, chunk),
@@ -366,7 +367,11 @@ fn drafts<'a>(message: &'a Message<Parted>, known: &Known) -> Vec<Draft<'a>> {
     else {
         return Vec::new();
     };
-    let draft = |memory| Draft { message, index, memory, tenant: tenant.clone() };
+    let draft = |memory| {
+        let embedded = Embedded::new(memory);
+        let hash = embedded.hash();
+        Draft { message, index, memory, tenant: tenant.clone(), embedded, hash }
+    };
     index.memories.as_slice().iter().map(draft).collect()
 }
 

@@ -297,31 +297,32 @@ async fn index(connection: &mut Connection, lines: &[&Line<'_>], model: &str) ->
     }
     let node =
         |line: &Line<'_>| line.said.and_then(|(memory, _)| memory.memory_node_id).unwrap_or(line.item.memory);
-    let session = |line: &Line<'_>| line.said.and_then(|(_, session)| session.map(ToString::to_string));
     let at = |line: &Line<'_>| {
         line.said.map_or(line.message.stored_at, |(memory, _)| said_at(line.message, memory))
     };
-    let embedded = |line: &Line<'_>| {
-        line.item.embedded.clone().unwrap_or_else(|| crate::Embedded::of("", None, None, None))
-    };
-    let optional = |text: Option<&str>| text.map(str::to_owned);
     let query = diesel::sql_query(INDEX)
         .bind::<Array<SqlUuid>, _>(column(lines, |line| line.item.memory))
         .bind::<Array<Integer>, _>(column(lines, Line::user))
         .bind::<Array<SqlUuid>, _>(column(lines, node))
-        .bind::<Array<Nullable<Text>>, _>(column(lines, session))
+        .bind::<Array<Nullable<Text>>, _>(column(lines, |line| {
+            line.said.and_then(|(_, session)| session.map(SessionId::as_str))
+        }))
         .bind::<Array<Text>, _>(said(lines, |memory| memory.vector_type.as_str()))
         .bind::<Array<Text>, _>(said(lines, |memory| memory.content_text.as_str()))
         .bind::<Array<Nullable<Text>>, _>(said(lines, |memory| {
-            optional(memory.speaker.as_ref().map(contract::Text::as_str))
+            memory.speaker.as_ref().map(contract::Text::as_str)
         }))
         .bind::<Array<Nullable<Text>>, _>(said(lines, |memory| {
-            optional(memory.preceding_text.as_ref().map(contract::Text::as_str))
+            memory.preceding_text.as_ref().map(contract::Text::as_str)
         }))
         .bind::<Array<Nullable<SqlUuid>>, _>(column(lines, |line| line.item.points.map(|(first, _)| first)))
         .bind::<Array<Integer>, _>(column(lines, |line| line.item.points.map_or(0, |(_, count)| count)))
-        .bind::<Array<Binary>, _>(column(lines, |line| embedded(line).hash().to_vec()))
-        .bind::<Array<Text>, _>(column(lines, |line| embedded(line).own))
+        .bind::<Array<Binary>, _>(column(lines, |line| {
+            line.item.embedded.as_ref().map_or_else(Vec::new, |(_, hash)| hash.to_vec())
+        }))
+        .bind::<Array<Text>, _>(column(lines, |line| {
+            line.item.embedded.as_ref().map_or("", |(embedded, _)| embedded.own.as_str())
+        }))
         .bind::<Array<Bool>, _>(said(lines, |memory| memory.embedding.is_some()))
         .bind::<Array<Text>, _>(said(lines, |memory| memory.metadata.as_str()))
         .bind::<Array<Nullable<Double>>, _>(said(lines, |memory| {
