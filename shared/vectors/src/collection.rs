@@ -78,25 +78,21 @@ impl Vectors {
             }
             self.client.create_collection(create).await?;
         }
-        // The tenant's first: graphs are made by it.
+        // The tenant's first: graphs are made by it. And by nothing else: no search is without a tenant, and graphs of all that is of
+        // one type would take hours to make and serve none.
         let tenant =
             IndexParams::KeywordIndexParams(KeywordIndexParamsBuilder::default().is_tenant(true).build());
-        let number = || IndexParams::IntegerIndexParams(IntegerIndexParamsBuilder::new(false, true).build());
-        let keyword = || IndexParams::KeywordIndexParams(KeywordIndexParamsBuilder::default().build());
+        let keyword = KeywordIndexParamsBuilder::default().enable_hnsw(false).build();
+        let keyword = || IndexParams::KeywordIndexParams(keyword.clone());
+        let number = IntegerIndexParamsBuilder::new(false, true).enable_hnsw(false).build();
+        let number = || IndexParams::IntegerIndexParams(number.clone());
+        let uuid = UuidIndexParamsBuilder::default().enable_hnsw(false).build();
         let indexes = [
             (TENANT, FieldType::Keyword, tenant),
-            (
-                MEMORY,
-                FieldType::Uuid,
-                IndexParams::UuidIndexParams(UuidIndexParamsBuilder::default().build()),
-            ),
+            (MEMORY, FieldType::Uuid, IndexParams::UuidIndexParams(uuid)),
             (SESSION, FieldType::Keyword, keyword()),
             (TYPE, FieldType::Keyword, keyword()),
-            (
-                TIME,
-                FieldType::Integer,
-                IndexParams::IntegerIndexParams(IntegerIndexParamsBuilder::new(false, true).build()),
-            ),
+            (TIME, FieldType::Integer, number()),
             (META, FieldType::Keyword, keyword()),
             // By it what is obsolete is deleted.
             (WRITTEN, FieldType::Integer, number()),
