@@ -3,6 +3,7 @@
 use async_nats::{Client, HeaderMap};
 use context_writer::ContextWriter;
 use contract::{QUESTIONS, header};
+use runtime::Readiness;
 use serde_json::{Value, json};
 use testkit::{CANARY, Fixture, context, eventually, request, session, user};
 use tokio::task::JoinHandle;
@@ -24,7 +25,9 @@ impl Reader {
     pub async fn start_with(fixture: &Fixture, settings: runtime::Settings) -> Self {
         let stop = CancellationToken::new();
         let stopped = stop.clone();
-        let task = tokio::spawn(async move { memory_reader::run(&settings, stopped).await });
+        let task = tokio::spawn(async move {
+            memory_reader::run(&settings, Readiness::new(memory_reader::NAME), stopped).await
+        });
         let client = fixture.jetstream.client();
         eventually("it can be found", async || {
             let found = client.request("$SRV.INFO.memory-reader", "".into()).await.ok()?;

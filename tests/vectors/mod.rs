@@ -4,6 +4,7 @@
 
 use contract::VectorType;
 use memfleet::collection;
+use runtime::{Readiness, Worker};
 use serde_json::{Value, json};
 use stack::{Programs, Qdrant};
 use store::vector::{Collection, Right, put_right};
@@ -64,7 +65,7 @@ impl Memories {
     }
 
     pub async fn indexer(&self) -> VectorIndexer {
-        VectorIndexer::open(&self.fixture.settings).await.unwrap()
+        VectorIndexer::open(&self.fixture.settings, &Readiness::new(VectorIndexer::NAME)).await.unwrap()
     }
 
     /// Users with a session `s` each.

@@ -91,6 +91,16 @@ impl Search {
         self.asked.mode != SearchMode::Fulltext
     }
 
+    /// How many points are asked for. Where nothing but vectors counts, the order is theirs, and the first ones are enough: those of
+    /// a long text, and of what was replaced a moment ago, are among them.
+    fn points(&self) -> u64 {
+        let SearchSimilar { text, mode, recency_boost, consensus_boost, limit, .. } = &self.asked;
+        let by_vectors_alone = text.is_none() || *mode == SearchMode::Vector;
+        let as_they_are = recency_boost.get() == 0.0 && consensus_boost.get() == 0.0;
+        let first_ones = u64::try_from(limit.get()).map_or(POINTS, |limit| (limit * 8).clamp(40, POINTS));
+        if by_vectors_alone && as_they_are { first_ones } else { POINTS }
+    }
+
     /// What the vector store is asked, for the vector of the question.
     pub(crate) fn query(&self, tenant: &Tenant, vector: Vec<f32>) -> Query {
         let millis = |time: Option<DateTime<Utc>>| time.map(|time| time.timestamp_millis());
@@ -101,7 +111,7 @@ impl Search {
             time: millis(self.asked.since)..millis(self.asked.until),
             meta: vectors::meta_digests(tenant, self.asked.metadata.as_str()),
             exact: self.asked.exact,
-            limit: POINTS,
+            limit: self.points(),
         }
     }
 }
@@ -133,18 +143,22 @@ pub(crate) async fn ground(
 
 /// BM25 over the user's memories, in which a word counts half in the turns beside the one that says it, and a quarter in those
 /// beside them: a conversation answers in the next sentence (docs/adr/0025). The filters leave the statistics as they are.
+///
+/// Nobody has counted the rows of these steps when the plan is made, and a nested loop over two of them takes time by the square of
+/// the memories. So the rows carry their words along, and the one join that is left is a full one, which is a hash or a merge join
+/// in every plan; what it has too much is without a lexeme or an id, and ends there.
 const BY_WORDS: &str = "
     WITH question AS MATERIALIZED (
         SELECT lexeme FROM unnest(memory_words($2))
     ), anywhere AS MATERIALIZED (
         SELECT replace(plainto_tsquery('pg_catalog.english', $2)::text, ' & ', ' | ')::tsquery AS words
     ), memories AS MATERIALIZED (
-        SELECT m.id, coalesce(m.session_id, m.id::text) AS talk, m.content_length AS length,
+        SELECT m.id, coalesce(m.session_id, m.id::text) AS talk, m.content_length AS length, m.content_words AS words,
             row_number() OVER (PARTITION BY coalesce(m.session_id, m.id::text) ORDER BY m.occurred_at, m.created_at, m.id) AS place
         FROM unified_memory_vectors m WHERE m.user_id = $1 AND m.removed_at IS NULL AND m.vector_type::text = ANY ($9)
             AND ($4 IS NULL OR m.session_id = $4)
     ), in_context AS MATERIALIZED (
-        SELECT id, talk, place, length
+        SELECT id, talk, place, words, length
             + 0.5 * (coalesce(lag(length, 1) OVER w, 0) + coalesce(lead(length, 1) OVER w, 0))
             + 0.25 * (coalesce(lag(length, 2) OVER w, 0) + coalesce(lead(length, 2) OVER w, 0)) AS length
         FROM memories WINDOW w AS (PARTITION BY talk ORDER BY place)
@@ -152,17 +166,17 @@ const BY_WORDS: &str = "
         SELECT count(*)::float8 AS memories, greatest(avg(length)::float8, 1) AS length FROM in_context
     ), said AS MATERIALIZED (
         SELECT c.talk, c.place, l.lexeme, cardinality(l.positions) AS times
-        FROM unified_memory_vectors m JOIN in_context c ON c.id = m.id, LATERAL unnest(m.content_words) AS l
-        WHERE m.user_id = $1 AND m.removed_at IS NULL AND m.content_words @@ (SELECT words FROM anywhere)
-            AND l.lexeme IN (SELECT lexeme FROM question)
+        FROM in_context c, LATERAL unnest(c.words) AS l
+        WHERE c.words @@ (SELECT words FROM anywhere) AND l.lexeme IN (SELECT lexeme FROM question)
     ), rare AS (
         SELECT s.lexeme, ln(1 + (o.memories - count(*) + 0.5) / (count(*) + 0.5)) AS weight
         FROM said s, overall o GROUP BY s.lexeme, o.memories
-    ), heard AS (
-        SELECT c.id, c.length, s.lexeme, sum(near.weight * s.times)::float8 AS times
+    ), spread AS (
+        SELECT s.talk, s.place + near.distance AS place, s.lexeme, sum(near.weight * s.times)::float8 AS times
         FROM said s CROSS JOIN (VALUES (0, 1.0), (-1, 0.5), (1, 0.5), (-2, 0.25), (2, 0.25)) AS near (distance, weight)
-        JOIN in_context c ON c.talk = s.talk AND c.place = s.place + near.distance
-        GROUP BY c.id, c.length, s.lexeme
+        GROUP BY s.talk, s.place + near.distance, s.lexeme
+    ), heard AS MATERIALIZED (
+        SELECT c.id, c.length, s.lexeme, s.times FROM spread s FULL JOIN in_context c USING (talk, place)
     ), scored AS (
         SELECT h.id, sum(r.weight * h.times * 2.2 / (h.times + 1.2 * (0.25 + 0.75 * h.length::float8 / o.length)))::float8 AS score
         FROM heard h JOIN rare r USING (lexeme), overall o GROUP BY h.id
