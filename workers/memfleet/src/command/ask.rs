@@ -8,6 +8,7 @@ use async_nats::HeaderMap;
 use clap::Args;
 use contract::{AskError, QUESTION_BYTES, QUESTIONS, QuestionKind, UserId, header, limit};
 use runtime::{Settings, broker};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use topology::Service;
 use uuid::Uuid;
@@ -66,9 +67,6 @@ pub async fn execute(args: AskArgs, settings: &Settings) -> anyhow::Result<()> {
         Some(service) => service,
         None => who_may(kind)?,
     };
-    let mut headers = HeaderMap::new();
-    headers.insert(header::MESSAGE_ID, args.id.unwrap_or_else(Uuid::now_v7).to_string());
-    headers.insert(header::DEADLINE_MS, args.deadline.to_string());
     let mut tokens = Tokens::open(settings, args.token).await?;
     let name = service.parse().with_context(|| format!("the service {service:?}"))?;
     let user = args.user.map(UserId::new).transpose().map_err(anyhow::Error::msg)?;
@@ -76,31 +74,58 @@ pub async fn execute(args: AskArgs, settings: &Settings) -> anyhow::Result<()> {
     let token = tokens.of_holder(name, user.unwrap_or(UserId::PLATFORM)).await?;
     let token =
         token.context("no service token: give one with --token, or name the keys in the configuration")?;
-    headers.insert(header::AUTHORIZATION, header::bearer(&token));
     let body = read(args.body)?;
     // It is refused as well where it is asked; here what is wrong is said without a broker.
     contract::Question::decode(kind.noun, kind.verb, body.as_bytes())
         .map_err(|malformed| anyhow::anyhow!("{malformed}"))?;
 
     let client = broker::connect(&settings.nats, &service).await?;
-    let answer = ask(&client, kind, &service, headers, body).await?;
+    let asking = Asking {
+        id: args.id.unwrap_or_else(Uuid::now_v7),
+        deadline_ms: args.deadline,
+        ..Asking::new(&service, &token)
+    };
+    let answer: Value = ask(&client, kind, &asking, body).await?;
     outln!("{}", serde_json::to_string_pretty(&answer)?);
     Ok(())
+}
+
+/// Who asks, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Asking<'a> {
+    /// The service that asks.
+    pub service: &'a str,
+    /// Its token for the user that is asked about.
+    pub token: &'a str,
+    /// The id of the question.
+    pub id: Uuid,
+    /// How long the answer may take, in milliseconds.
+    pub deadline_ms: u64,
+}
+
+impl<'a> Asking<'a> {
+    /// With an id of its own and the usual deadline.
+    pub fn new(service: &'a str, token: &'a str) -> Self {
+        Self { service, token, id: Uuid::now_v7(), deadline_ms: limit::DEADLINE_MS_USUAL }
+    }
 }
 
 /// Asks a question and gives the answer.
 ///
 /// # Errors
-/// If nobody answers, or the answer is a refusal.
-pub async fn ask(
+/// If nobody answers, or the answer is a refusal or no `T`.
+pub async fn ask<T: DeserializeOwned>(
     client: &async_nats::Client,
     kind: &QuestionKind,
-    service: &str,
-    headers: HeaderMap,
+    asking: &Asking<'_>,
     body: String,
-) -> anyhow::Result<Value> {
-    let deadline = headers.get(header::DEADLINE_MS).and_then(|value| value.as_str().parse().ok());
-    let within = Duration::from_millis(deadline.unwrap_or(limit::DEADLINE_MS_USUAL)) + GRACE;
+) -> anyhow::Result<T> {
+    let Asking { service, token, id, deadline_ms } = asking;
+    let mut headers = HeaderMap::new();
+    headers.insert(header::MESSAGE_ID, id.to_string());
+    headers.insert(header::AUTHORIZATION, header::bearer(token));
+    headers.insert(header::DEADLINE_MS, deadline_ms.to_string());
+    let within = Duration::from_millis(*deadline_ms) + GRACE;
     let request = async_nats::Request::new().headers(headers).payload(body.into()).timeout(Some(within));
     let answer = client.send_request(kind.subject(service), request).await.with_context(|| {
         format!(
@@ -114,7 +139,7 @@ pub async fn ask(
             serde_json::from_slice(&answer.payload).context("the refusal cannot be read")?;
         bail!("{}: {}", error.code, error.message);
     }
-    serde_json::from_slice(&answer.payload).context("the answer is no JSON")
+    serde_json::from_slice(&answer.payload).context("the answer cannot be read")
 }
 
 /// The question of this name.

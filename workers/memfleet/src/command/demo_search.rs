@@ -3,13 +3,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use async_nats::HeaderMap;
-use contract::{SearchAnswer, SearchHit, UserId, header};
+use contract::{SearchAnswer, SearchHit, UserId};
 use runtime::{Settings, broker};
 use serde_json::json;
-use uuid::Uuid;
 
-use super::ask::{ask, find};
+use super::ask::{Asking, ask, find};
 use crate::outln;
 use crate::table::{Align, Table};
 use crate::tokens::Tokens;
@@ -49,15 +47,10 @@ pub async fn searched(settings: &Settings) -> anyhow::Result<Vec<Searched>> {
         let holder = UserId::new(user).map_err(anyhow::Error::msg)?;
         let token = tokens.of_holder(SERVICE.parse().context("a service")?, holder).await?;
         let token = token.context("no service token can be made: trust.token_key_file is not set")?;
-        let mut headers = HeaderMap::new();
-        headers.insert(header::MESSAGE_ID, Uuid::now_v7().to_string());
-        headers.insert(header::AUTHORIZATION, header::bearer(&token));
         let since = Instant::now();
         let body = json!({ "text": question, "limit": SHOWN }).to_string();
-        let answer = ask(&client, kind, SERVICE, headers, body).await?;
-        let took = since.elapsed();
-        let answer = serde_json::from_value(answer).context("the answer cannot be read")?;
-        all.push(Searched { user, question, answer, took });
+        let answer = ask(&client, kind, &Asking::new(SERVICE, &token), body).await?;
+        all.push(Searched { user, question, answer, took: since.elapsed() });
     }
     Ok(all)
 }

@@ -3,14 +3,13 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use async_nats::{Client, HeaderMap};
-use contract::{QuestionKind, SearchAnswer, UserId, header};
+use async_nats::Client;
+use contract::{QuestionKind, SearchAnswer, UserId};
 use runtime::{Settings, broker};
 use serde::Serialize;
 use tokio::time::sleep;
-use uuid::Uuid;
 
-use crate::command::ask::{ask, find};
+use crate::command::ask::{Asking, ask, find};
 use crate::tokens::Tokens;
 
 /// The service that publishes and asks. It is shipped, and may do everything with memories.
@@ -63,13 +62,9 @@ impl Asker {
         let body = serde_json::to_string(similar).context("a question cannot be written")?;
         let token = self.tokens.of_holder(SERVICE.parse()?, UserId::new(user)?).await?;
         let token = token.context("the keys of tokens are not set")?;
-        let mut headers = HeaderMap::new();
-        headers.insert(header::MESSAGE_ID, Uuid::now_v7().to_string());
-        headers.insert(header::AUTHORIZATION, header::bearer(&token));
         let started = Instant::now();
-        let answer = ask(&self.client, self.kind, SERVICE, headers, body).await?;
-        let took = started.elapsed().as_secs_f64() * 1_000.0;
-        Ok((serde_json::from_value(answer).context("the answer cannot be read")?, took))
+        let answer = ask(&self.client, self.kind, &Asking::new(SERVICE, &token), body).await?;
+        Ok((answer, started.elapsed().as_secs_f64() * 1_000.0))
     }
 
     /// Waits for memory-reader.

@@ -11,7 +11,7 @@ use contract::{ASK_ROOT, UserId, header};
 use diesel_async::SimpleAsyncConnection;
 use memory_reader::Desk;
 use runtime::ask::Asked;
-use runtime::{Patience, Settings, broker};
+use runtime::{Patience, Readiness, Settings, broker};
 use serde::Serialize;
 use store::Connection;
 use store::registry::{self, Rates, ServiceEntry};
@@ -116,7 +116,7 @@ async fn measure(args: &QuestionsArgs, settings: &Settings) -> anyhow::Result<Ve
     let entry = ServiceEntry { scopes: vec!["*:*".parse()?], rates: Rates::default() };
     registry::put_service(&mut owner, &SERVICE.parse()?, &entry).await?;
     let asker = Asker {
-        desk: memory_reader::open(settings, &Patience::new("bench", settings)).await?,
+        desk: memory_reader::open(settings, &Patience::new(&Readiness::new("bench"), settings)).await?,
         client: broker::connect_operator(&settings.nats, SERVICE).await?,
         issuer: tokens::issuer(&settings.trust)?.context("the keys of tokens are not set")?,
     };

@@ -8,20 +8,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use async_nats::{Client, HeaderMap};
+use async_nats::Client;
 use clap::Args;
-use contract::{QuestionKind, SearchAnswer, UserId, header, limit};
+use contract::{QuestionKind, SearchAnswer, UserId, limit};
 use embed::EmbedderKind;
 use futures::{StreamExt, TryStreamExt, stream};
 use runtime::{Settings, Stats, broker};
 use serde::Serialize;
 use serde_json::json;
 use tokio::time::sleep;
-use uuid::Uuid;
 
 use super::{percentile, rounded};
 use crate::carry::{PrivateFleet, step};
-use crate::command::ask::{ask, find};
+use crate::command::ask::{Asking, ask, find};
 use crate::outln;
 use crate::table::{Align, Table};
 use crate::tokens::Tokens;
@@ -219,17 +218,14 @@ impl<'a> Asker<'a> {
 
     async fn ask(&self, job: &Job<'_>, mode: &str) -> anyhow::Result<Outcome> {
         let Question { text, evidence } = job.question;
-        let mut headers = HeaderMap::new();
-        headers.insert(header::MESSAGE_ID, Uuid::now_v7().to_string());
-        headers.insert(header::AUTHORIZATION, header::bearer(&job.token));
         // A slow machine is measured, too, instead of refused.
-        headers.insert(header::DEADLINE_MS, limit::DEADLINE_MS_MOST.to_string());
+        let asking = Asking { deadline_ms: limit::DEADLINE_MS_MOST, ..Asking::new(SERVICE, &job.token) };
         let body = json!({ "text": text, "mode": mode, "limit": LIMIT }).to_string();
         let since = Instant::now();
-        let answer = ask(&self.client, self.kind, SERVICE, headers, body).await;
+        let answer = ask(&self.client, self.kind, &asking, body).await;
         let ms = since.elapsed().as_secs_f64() * 1_000.0;
-        let answer = answer.with_context(|| format!("the question {text:?} of user {}", job.user))?;
-        let answer: SearchAnswer = serde_json::from_value(answer).context("the answer cannot be read")?;
+        let answer: SearchAnswer =
+            answer.with_context(|| format!("the question {text:?} of user {}", job.user))?;
         let recall = |most: usize| {
             let first = answer.hits.iter().take(most);
             let found = first.filter(|hit| evidence.contains(&hit.memory_id)).count();
