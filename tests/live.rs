@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use async_nats::{Client, ConnectOptions};
 use context_writer::ContextWriter;
+use runtime::Readiness;
 use serde_json::Value;
 use stack::Places;
 use testkit::{Fixture, context, eventually, next, session, user};
@@ -78,7 +79,9 @@ async fn the_workers_that_answer_can_be_discovered_by_the_operator() {
     let fixture = Fixture::secured().await;
     let (settings, stop) = (fixture.settings.clone(), tokio_util::sync::CancellationToken::new());
     let stopped = stop.clone();
-    let reader = tokio::spawn(async move { memory_reader::run(&settings, stopped).await });
+    let reader = tokio::spawn(async move {
+        memory_reader::run(&settings, Readiness::new(memory_reader::NAME), stopped).await
+    });
     let client = fixture.jetstream.client();
     let info = eventually("memory-reader says what it answers", async || {
         let found = client.request("$SRV.INFO.memory-reader", "".into()).await.ok()?;

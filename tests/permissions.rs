@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_nats::{Client, ConnectOptions, Event, jetstream};
 use context_writer::ContextWriter;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use runtime::{Worker, broker};
+use runtime::{Readiness, Worker, broker};
 use serde_json::{Value, json};
 use testkit::{Fixture, Published, context, eventually, next, session, token, user};
 use tokio::sync::Mutex;
@@ -78,7 +78,9 @@ async fn a_service_gets_its_tokens_over_the_broker_and_nobody_elses() {
     let fixture = Fixture::secured().await;
     let stop = CancellationToken::new();
     let (settings, stopped) = (fixture.settings.clone(), stop.clone());
-    let running = tokio::spawn(async move { token_issuer::run(token::issuer(), &settings, stopped).await });
+    let running = tokio::spawn(async move {
+        token_issuer::run(token::issuer(), &settings, Readiness::new(token_issuer::NAME), stopped).await
+    });
     let chat = broker::connect(&fixture.settings.nats, "simple-chat").await.expect("a connection");
     let ask = json!({ "user_id": 5 }).to_string();
     let answer = eventually("it answers", async || {

@@ -4,6 +4,7 @@
 
 use context_writer::ContextWriter;
 use futures::StreamExt;
+use runtime::Readiness;
 use serde_json::Value;
 use testkit::{Fixture, eventually, user};
 use tokio::process::Command;
@@ -176,8 +177,10 @@ async fn a_service_asks_for_its_tokens() {
     fixture.register("narrow", "user:put context:put").await;
     let stop = tokio_util::sync::CancellationToken::new();
     let (settings, stopped) = (fixture.settings.clone(), stop.clone());
-    let running =
-        tokio::spawn(async move { token_issuer::run(testkit::token::issuer(), &settings, stopped).await });
+    let running = tokio::spawn(async move {
+        token_issuer::run(testkit::token::issuer(), &settings, Readiness::new(token_issuer::NAME), stopped)
+            .await
+    });
     let on = format!("{}.narrow", contract::TOKEN_ISSUE);
     let client = fixture.jetstream.client();
     eventually("it can be found", async || {

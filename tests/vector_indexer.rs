@@ -2,13 +2,16 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod http;
 mod vectors;
 
 use std::time::Duration;
 
 use context_writer::ContextWriter;
+use memfleet::health;
+use runtime::{Readiness, Worker};
 use serde_json::{Value, json};
-use testkit::{Published, request, session, start_worker};
+use testkit::{Published, eventually, request, session, start_worker};
 use uuid::Uuid;
 use vector_indexer::VectorIndexer;
 use vector_indexer::reconcile::{Findings, Reconciler};
@@ -215,7 +218,19 @@ async fn a_service_indexes_and_removes_what_it_has_a_right_to() {
 async fn while_the_vector_store_is_away_the_stream_waits_and_the_fleet_goes_on() {
     let mut memories = Memories::new().await.with_users(&[1]).await;
     let indexer = memories.fixture.run(memories.indexer().await);
+    let anywhere = "127.0.0.1:0".parse().unwrap();
+    let (address, _answering) = health::serve(anywhere, vec![indexer.readiness.clone()]).await.unwrap();
+    let is = async |status: u16| {
+        let (answered, body) = http::get(address, "/readyz").await;
+        (answered == status).then_some(body)
+    };
+    eventually("vector-indexer is ready", async || is(200).await).await;
     memories.qdrant.kill().await;
+    let told = eventually("it says what is away", async || is(503).await).await;
+    let missing = &told["workers"][0]["missing"][0];
+    assert_eq!((&told["ready"], &missing["dependency"]), (&json!(false), &json!("qdrant")), "{told}");
+    assert!(missing["problem"].as_str().unwrap().starts_with("the vector store is away"), "{told}");
+    assert_eq!(http::get(address, "/healthz").await, (200, json!({ "alive": true })));
     let ids: Vec<Uuid> = (0..20).map(|_| Uuid::now_v7()).collect();
     memories.fixture.publish(ids.iter().map(|&id| index(1, vec![memory(id, "text", 1)]))).await;
     memories.fixture.carry(ContextWriter, [session(1, "meanwhile")]).await;
@@ -223,6 +238,7 @@ async fn while_the_vector_store_is_away_the_stream_waits_and_the_fleet_goes_on()
     assert_eq!(memories.rows().await, 0);
     memories.qdrant.resume().await.unwrap();
     memories.fixture.drained::<VectorIndexer>().await;
+    eventually("vector-indexer is ready again", async || is(200).await).await;
     indexer.stop().await.unwrap();
     assert_eq!(memories.fixture.dead_letters().await, Vec::<String>::new());
     assert_eq!(memories.rows().await, 20);
@@ -304,13 +320,16 @@ async fn without_a_collection_the_worker_says_what_to_do() {
     memories.fixture.execute("DELETE FROM vector_collections").await;
     let mut settings = memories.fixture.settings.clone();
     settings.worker.startup_timeout_s = 1;
-    let error = VectorIndexer::open(&settings).await.unwrap_err().to_string();
+    let error =
+        VectorIndexer::open(&settings, &Readiness::new(VectorIndexer::NAME)).await.unwrap_err().to_string();
     assert!(error.contains("`memfleet vectors apply` makes it"), "{error}");
     settings.vectors.url = Some("http://127.0.0.1:1".to_owned());
-    let error = VectorIndexer::open(&settings).await.unwrap_err().to_string();
+    let error =
+        VectorIndexer::open(&settings, &Readiness::new(VectorIndexer::NAME)).await.unwrap_err().to_string();
     assert!(error.contains("vectors.url"), "{error}");
     settings.vectors.url = None;
-    let error = VectorIndexer::open(&settings).await.unwrap_err().to_string();
+    let error =
+        VectorIndexer::open(&settings, &Readiness::new(VectorIndexer::NAME)).await.unwrap_err().to_string();
     assert!(error.contains("vectors.url is not set"), "{error}");
 }
 

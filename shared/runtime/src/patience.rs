@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use crate::readiness::{Dependency, Readiness};
 use crate::settings::Settings;
 
 /// Something that a worker needs did not appear in time.
@@ -25,37 +26,42 @@ const BETWEEN_TRIES: Duration = Duration::from_millis(500);
 /// How long a worker waits for all that it needs, from now on: `worker.startup_timeout_s`.
 #[derive(Debug)]
 pub struct Patience {
-    worker: &'static str,
+    readiness: Readiness,
     limit: Duration,
     since: Instant,
 }
 
 impl Patience {
     /// The patience of one worker.
-    pub fn new(worker: &'static str, settings: &Settings) -> Self {
-        Self { worker, limit: settings.worker.startup_timeout(), since: Instant::now() }
+    pub fn new(readiness: &Readiness, settings: &Settings) -> Self {
+        let limit = settings.worker.startup_timeout();
+        Self { readiness: readiness.clone(), limit, since: Instant::now() }
     }
 
-    /// Tries until it works. Why it does not is logged once.
+    /// Tries until it works.
     ///
     /// # Errors
     /// [`NotReady`] with the last problem when the time is over.
-    pub async fn for_it<T, E: Display, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T, NotReady>
+    pub async fn for_it<T, E: Display, F>(
+        &self,
+        dependency: Dependency,
+        mut attempt: impl FnMut() -> F,
+    ) -> Result<T, NotReady>
     where
         F: Future<Output = Result<T, E>>,
     {
-        let mut told = false;
         loop {
             let problem = match attempt().await {
-                Ok(found) => return Ok(found),
+                Ok(found) => {
+                    self.readiness.note(dependency, Ok::<(), String>(()));
+                    return Ok(found);
+                }
                 Err(error) => error.to_string(),
             };
+            self.readiness.note(dependency, Err(problem.as_str()));
             if self.since.elapsed() + BETWEEN_TRIES > self.limit {
-                return Err(NotReady { worker: self.worker, waited_s: self.limit.as_secs(), problem });
-            }
-            if !told {
-                tracing::warn!(worker = self.worker, %problem, "waiting");
-                told = true;
+                let worker = self.readiness.worker();
+                return Err(NotReady { worker, waited_s: self.limit.as_secs(), problem });
             }
             sleep(BETWEEN_TRIES).await;
         }

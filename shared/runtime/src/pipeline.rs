@@ -4,30 +4,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::Client;
-use async_nats::jetstream::{self, consumer::PullConsumer};
-use contract::{DeadClass, limit};
+use async_nats::jetstream::consumer::PullConsumer;
+use contract::DeadClass;
 use keys::Keys;
-use store::{Connection, Pool, PoolOptions, security};
+use store::Pool;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use trust::{Refusal, role_of};
+use trust::Refusal;
 
 use crate::advisory::Undertaker;
 use crate::authorise::{Denied, Gate, Judgement};
-use crate::broker;
 use crate::crash::{self, Point};
 use crate::decode::{Bodies, Decoded, decode};
 use crate::held::Held;
 use crate::outlet::Outlet;
-use crate::patience::{NotReady, Patience};
+use crate::patience::NotReady;
 use crate::published::Watermarks;
 use crate::pull::{Delivery, Puller};
+use crate::readiness::{Dependency, Phase, Readiness};
 use crate::retry::Budget;
 use crate::settings::{Settings, SettingsError};
 use crate::settle::{Settler, ToSettle};
+use crate::start::{Dependencies, start};
 use crate::stats::Stats;
 use crate::watch;
 use crate::worker::Worker;
@@ -65,18 +66,28 @@ pub enum RunError {
 pub async fn run<W: Worker>(
     worker: Arc<W>,
     settings: &Settings,
-    stats: Arc<Stats>,
+    observed: Observed,
     stop: CancellationToken,
 ) -> Result<(), RunError> {
     settings.check()?;
-    let Some(dependencies) = start::<W>(settings, &stop).await? else { return Ok(()) };
+    let Observed { stats, readiness } = observed;
+    let Some(dependencies) = start::<W>(settings, &readiness, &stop).await? else { return Ok(()) };
     tracing::info!(worker = W::NAME, stream = W::STREAM, "started");
     let held = Held::default();
     let ack_wait = dependencies.consumer.cached_info().config.ack_wait;
     // It goes on while the stages finish, and ends with them.
     let _renewing =
         AbortOnDropHandle::new(tokio::spawn(held.clone().renew(dependencies.client.clone(), ack_wait)));
-    let mut stages = spawn_stages(worker, settings, &dependencies, held, stats, &stop);
+    readiness.reached(Phase::Running);
+    let _looking = AbortOnDropHandle::new(tokio::spawn(look(
+        Arc::clone(&worker),
+        dependencies.keys.clone(),
+        dependencies.client.clone(),
+        readiness.clone(),
+        stop.clone(),
+    )));
+    let observed = Observed { stats, readiness: readiness.clone() };
+    let mut stages = spawn_stages(worker, settings, &dependencies, held, observed, &stop);
 
     let mut broken = None;
     tokio::select! {
@@ -88,6 +99,7 @@ pub async fn run<W: Worker>(
             stop.cancel();
         }
     }
+    readiness.reached(Phase::Stopping);
     let finished = timeout(settings.worker.shutdown_grace(), async {
         while let Some(ended) = stages.join_next().await {
             if let Err(error) = ended {
@@ -113,29 +125,52 @@ pub async fn run<W: Worker>(
     }
 }
 
+/// What others see of a worker while it runs.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// What it has done.
+    pub stats: Arc<Stats>,
+    /// What it has and lacks.
+    pub readiness: Readiness,
+}
+
+impl Observed {
+    /// That of a worker which has not started yet.
+    pub fn new(worker: &'static str) -> Self {
+        Self { stats: Arc::default(), readiness: Readiness::new(worker) }
+    }
+}
+
+/// Looks for the servers of a worker until `stop` is cancelled.
+async fn look<W: Worker>(
+    worker: Arc<W>,
+    keys: Option<Arc<Keys>>,
+    client: Client,
+    readiness: Readiness,
+    stop: CancellationToken,
+) {
+    let look = async || {
+        let mut looked = worker.look().await;
+        if let Some(keys) = &keys {
+            looked.push((Dependency::KeyStore, keys.check().await));
+        }
+        looked
+    };
+    readiness.follow(client, look, stop).await;
+}
+
 /// How long the last acknowledgements may take to leave.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
-
-struct Dependencies {
-    client: Client,
-    jetstream: jetstream::Context,
-    consumer: PullConsumer,
-    advisories: PullConsumer,
-    pool: Pool,
-    /// There for a worker that encrypts.
-    keys: Option<Arc<Keys>>,
-    bodies: Arc<Bodies>,
-    gate: Arc<Gate>,
-}
 
 fn spawn_stages<W: Worker>(
     worker: Arc<W>,
     settings: &Settings,
     dependencies: &Dependencies,
     held: Held,
-    stats: Arc<Stats>,
+    observed: Observed,
     stop: &CancellationToken,
 ) -> JoinSet<()> {
+    let Observed { stats, readiness } = observed;
     let mut stages = JoinSet::new();
     let (to_write, to_be_written) = mpsc::channel::<ToWrite<W::Request>>(1);
     let (to_settle, to_be_settled) = mpsc::channel(1);
@@ -188,7 +223,7 @@ fn spawn_stages<W: Worker>(
     stages.spawn(write_stage(writer, to_be_written, to_settle));
     stages.spawn(settle_stage(settler, to_be_settled));
     stages.spawn(burying);
-    stages.spawn(watch::follow(W::NAME, Arc::clone(gate), pool.clone(), stop.clone()));
+    stages.spawn(watch::follow(readiness, Arc::clone(gate), pool.clone(), stop.clone()));
     stages
 }
 
@@ -313,116 +348,4 @@ async fn settle_stage<W: Worker>(mut settler: Settler<W>, mut items: mpsc::Recei
         settler.settle(item).await;
         tracing::debug!(worker = W::NAME, elapsed = ?since.elapsed(), "settled");
     }
-}
-
-/// Waits for everything the worker needs. None if it is stopped first.
-async fn start<W: Worker>(
-    settings: &Settings,
-    stop: &CancellationToken,
-) -> Result<Option<Dependencies>, RunError> {
-    let patience = Duration::from_millis(settings.postgres.connect_timeout_ms);
-    let pool = store::open_pool(
-        &settings.postgres.url_of(&role_of(W::NAME)),
-        &PoolOptions {
-            name: W::NAME,
-            size: settings.postgres.write_pool_size,
-            patience,
-            statement_timeout: Duration::from_millis(settings.postgres.statement_timeout_ms),
-        },
-    )?;
-    let keys = match W::ENCRYPTS {
-        true => Some(Arc::new(Keys::open(&settings.keys, &role_of(W::NAME), W::NAME, patience)?)),
-        false => None,
-    };
-    let bodies = Arc::new(Bodies::new(settings.trust.payload_ring_file.as_deref()));
-    let ready = async {
-        let wait = Patience::new(W::NAME, settings);
-        let client = wait.for_it(|| connect_to_broker(settings, W::NAME)).await?;
-        let jetstream = match &settings.nats.api_prefix {
-            Some(prefix) => jetstream::with_prefix(client.clone(), prefix),
-            None => jetstream::new(client.clone()),
-        };
-        let consumer = wait.for_it(|| find_consumer(&jetstream, W::STREAM, W::NAME.to_owned())).await?;
-        let advisories = wait
-            .for_it(|| find_consumer(&jetstream, crate::advisory::STREAM, crate::advisory::consumer(W::NAME)))
-            .await?;
-        wait.for_it(|| check_database(&pool, W::NAME)).await?;
-        if let Some(keys) = &keys {
-            wait.for_it(|| keys.check()).await?;
-        }
-        wait.for_it(async || bodies.check()).await?;
-        let state = wait.for_it(|| watch::read(&pool)).await?;
-        let gate = Arc::new(Gate::new(&settings.trust, W::NAME, state));
-        Ok(Dependencies {
-            client,
-            jetstream,
-            consumer,
-            advisories,
-            pool: pool.clone(),
-            keys: keys.clone(),
-            bodies: Arc::clone(&bodies),
-            gate,
-        })
-    };
-    tokio::select! {
-        () = stop.cancelled() => Ok(None),
-        ready = ready => ready.map(Some),
-    }
-}
-
-async fn connect_to_broker(settings: &Settings, name: &str) -> Result<Client, String> {
-    let client = broker::connect(&settings.nats, name).await.map_err(|error| error.to_string())?;
-    let takes = client.server_info().max_payload;
-    if takes < limit::BROKER_PAYLOAD_BYTES {
-        return Err(format!(
-            "NATS takes messages of at most {takes} bytes, too few for the events of the largest requests; \
-             set max_payload of the server to {} or more",
-            limit::BROKER_PAYLOAD_BYTES
-        ));
-    }
-    Ok(client)
-}
-
-async fn find_consumer(
-    jetstream: &jetstream::Context,
-    stream: &str,
-    name: String,
-) -> Result<PullConsumer, String> {
-    jetstream.get_consumer_from_stream(&name, stream).await.map_err(|error| {
-        format!("the consumer {name} of the stream {stream} cannot be used ({error}); `memfleet nats apply` makes it")
-    })
-}
-
-/// Whether the database has the schema, and lets this worker do what it needs and no more.
-///
-/// # Errors
-/// What is missing or too much, and what to do about it.
-pub async fn check_database(pool: &Pool, worker: &str) -> Result<(), String> {
-    let mut connection = store::lend(pool)
-        .await
-        .map_err(|error| format!("{error}; is it running, and is postgres.url right?"))?;
-    let missing = store::migration::MAIN.missing(&mut connection).await.map_err(|fault| fault.to_string())?;
-    if let Some(name) = missing.first() {
-        return Err(format!(
-            "the database lacks the migration {name}; `memfleet migrate up` brings it up to date"
-        ));
-    }
-    check_role(&mut connection, worker).await
-}
-
-/// A worker that could do more than it needs is refused: isolation would rest on its code alone.
-async fn check_role(connection: &mut Connection, worker: &str) -> Result<(), String> {
-    let (role, needed) =
-        (security::role(connection).await.map_err(|fault| fault.to_string())?, role_of(worker));
-    let excess = security::excess_privileges(connection).await.map_err(|fault| fault.to_string())?;
-    if !excess.is_empty() {
-        return Err(format!(
-            "the database role {role} {}, which {worker} must not; run {worker} as {needed} and no more",
-            excess.join(", ")
-        ));
-    }
-    if role != needed {
-        return Err(format!("the database role {role} is not this worker's; run {worker} as {needed}"));
-    }
-    Ok(())
 }

@@ -1,6 +1,7 @@
 //! Configuration: a TOML file, overridden by the environment. docs/memfleet.toml shows every option.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ pub struct Settings {
     pub next_embedder: EmbedderSettings,
     /// How every worker of this process works.
     pub worker: WorkerSettings,
+    /// Whom it tells whether it has what it needs.
+    pub health: HealthSettings,
     /// What is logged.
     pub log: LogSettings,
 }
@@ -251,6 +254,15 @@ impl WorkerSettings {
     pub fn shutdown_grace(&self) -> Duration {
         Duration::from_secs(self.shutdown_grace_s)
     }
+}
+
+/// `/healthz` and `/readyz` over HTTP.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HealthSettings {
+    /// The address and port that `run` and `dev` answer on; nobody is answered by default. What is away is told there to whoever
+    /// asks, so that it is for an orchestrator and not for everybody.
+    pub listen: Option<SocketAddr>,
 }
 
 /// What is logged, to standard error.

@@ -10,6 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::authorise::Gate;
+use crate::readiness::{Dependency, Readiness};
 
 /// How often is asked for the registry's version. A change is seen after this and two questions.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -24,25 +25,20 @@ pub async fn read(pool: &Pool) -> Result<TrustState, Fault> {
     registry::trust_state(&mut *store::lend(pool).await?).await
 }
 
-/// Keeps a gate current until `stop` is cancelled. While the database is away it judges by what it knew: nothing is written
+/// Keeps a gate current, and with it what is known of the database, until `stop` is cancelled. While the database is away it judges by what it knew: nothing is written
 /// meanwhile, and the database checks every grant by itself.
-pub async fn follow(worker: &'static str, gate: Arc<Gate>, pool: Pool, stop: CancellationToken) {
+pub async fn follow(readiness: Readiness, gate: Arc<Gate>, pool: Pool, stop: CancellationToken) {
+    let worker = readiness.worker();
     let mut tick = interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut noted_at, mut away) = (Instant::now(), false);
+    let mut noted_at = Instant::now();
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
             _ = tick.tick() => {}
         }
-        match refresh(&gate, &pool).await {
-            Ok(()) => away = false,
-            Err(fault) if !away => {
-                tracing::warn!(worker, %fault, "the registry of services cannot be asked; asking on");
-                away = true;
-            }
-            Err(_) => {}
-        }
+        let refreshed = refresh(&gate, &pool).await;
+        readiness.note(Dependency::Postgres, refreshed.map_err(|fault| fault.to_string()));
         if noted_at.elapsed() >= NOTE_EVERY {
             noted_at = Instant::now();
             gate.tidy();

@@ -10,6 +10,8 @@ use keys::DataKeys;
 use store::{Connection, Fault};
 use uuid::Uuid;
 
+use crate::readiness::Looked;
+
 /// One kind of worker. Any number of replicas of it share a durable consumer.
 pub trait Worker: Send + Sync + 'static {
     /// The name of its crate, its durable consumer and its database role.
@@ -24,6 +26,11 @@ pub trait Worker: Send + Sync + 'static {
     type Request: Send + Sync + 'static;
     /// What it gets ready for a batch before the transaction opens; `()` if nothing.
     type Prepared: Default + Send + Sync + 'static;
+
+    /// Looks for the servers that it needs beside the broker, the database and the key store, every few seconds.
+    fn look(&self) -> impl Future<Output = Looked> + Send {
+        async { Looked::new() }
+    }
 
     /// Reads a body as its subject says.
     ///

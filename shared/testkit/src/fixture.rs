@@ -7,7 +7,7 @@ use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Nullable, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use futures::StreamExt;
-use runtime::{RunError, Settings, Stats, Worker, broker};
+use runtime::{Observed, Readiness, RunError, Settings, Stats, Worker, broker};
 use stack::{Nats, NatsOptions, Programs};
 use store::registry::{self, Rates, ServiceEntry};
 use tokio::task::JoinHandle;
@@ -37,6 +37,8 @@ pub struct Fixture {
 pub struct Running {
     /// What it has done.
     pub stats: Arc<Stats>,
+    /// What it has and lacks.
+    pub readiness: Readiness,
     stop: CancellationToken,
     task: JoinHandle<Result<(), RunError>>,
 }
@@ -183,11 +185,12 @@ impl Fixture {
 
     /// Starts a worker in this process with other settings.
     pub fn run_with<W: Worker>(&self, worker: W, settings: Settings) -> Running {
-        let (stats, stop) = (Arc::new(Stats::default()), CancellationToken::new());
-        let (counted, stopped) = (Arc::clone(&stats), stop.clone());
+        let (observed, stop) = (Observed::new(W::NAME), CancellationToken::new());
+        let (seen, stopped) = (observed.clone(), stop.clone());
         let task =
-            tokio::spawn(async move { runtime::run(Arc::new(worker), &settings, counted, stopped).await });
-        Running { stats, stop, task }
+            tokio::spawn(async move { runtime::run(Arc::new(worker), &settings, seen, stopped).await });
+        let Observed { stats, readiness } = observed;
+        Running { stats, readiness, stop, task }
     }
 
     /// Publishes requests and waits until the broker has stored them.

@@ -17,6 +17,8 @@ pub struct VectorSettings {
     pub oversampling: f64,
     /// How long a call may take, in milliseconds, 10 to 60000.
     pub timeout_ms: u64,
+    /// How often `memfleet vectors reconcile --follow` compares the stores, in seconds, 10 to 604800.
+    pub reconcile_every_s: u64,
     /// The model and dimension that a collection is made for where no embedder is configured and requests bring their vectors.
     pub model: Option<String>,
     /// See `model`; 1 to 8192.
@@ -65,6 +67,7 @@ impl Default for VectorSettings {
             quantization: Quantization::default(),
             oversampling: 4.0,
             timeout_ms: 5_000,
+            reconcile_every_s: 3_600,
             model: None,
             dimension: None,
         }
@@ -83,13 +86,23 @@ impl std::fmt::Debug for VectorSettings {
 impl PartialEq for VectorSettings {
     fn eq(&self, other: &Self) -> bool {
         // Taken apart, so that a new option cannot be forgotten here.
-        let Self { url, api_key, quantization, oversampling, timeout_ms, model, dimension } = self;
+        let Self {
+            url,
+            api_key,
+            quantization,
+            oversampling,
+            timeout_ms,
+            reconcile_every_s,
+            model,
+            dimension,
+        } = self;
         let exposed = |key: &Option<SecretString>| key.as_ref().map(|key| key.expose_secret().to_owned());
         *url == other.url
             && exposed(api_key) == exposed(&other.api_key)
             && *quantization == other.quantization
             && *oversampling == other.oversampling
             && *timeout_ms == other.timeout_ms
+            && *reconcile_every_s == other.reconcile_every_s
             && *model == other.model
             && *dimension == other.dimension
     }
@@ -106,6 +119,10 @@ impl VectorSettings {
         }
         if !(10..=60_000).contains(&self.timeout_ms) {
             return Err(format!("vectors.timeout_ms is {}; it must be from 10 to 60000", self.timeout_ms));
+        }
+        if !(10..=604_800).contains(&self.reconcile_every_s) {
+            let every = self.reconcile_every_s;
+            return Err(format!("vectors.reconcile_every_s is {every}; it must be from 10 to 604800"));
         }
         match self.dimension {
             Some(dimension) if !(1..=contract::VECTOR_DIMENSIONS).contains(&dimension) => Err(format!(

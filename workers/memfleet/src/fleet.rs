@@ -6,12 +6,13 @@ use anyhow::Context;
 use clap::ValueEnum;
 use context_writer::ContextWriter;
 use router_logger::RouterLogger;
-use runtime::{Settings, Stats, Worker};
+use runtime::{Observed, Readiness, Settings, Stats, Worker};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use vector_indexer::VectorIndexer;
 
-use crate::tokens;
+use crate::{health, tokens};
 
 /// The workers of this program. A new worker is a line here and one in [`Fleet::start`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -61,13 +62,19 @@ impl WorkerName {
 pub struct Fleet {
     running: JoinSet<anyhow::Result<()>>,
     stats: Vec<(WorkerName, Arc<Stats>)>,
+    readiness: Vec<Readiness>,
     stop: CancellationToken,
 }
 
 impl Fleet {
     /// Starts workers. Each waits for what it needs by itself.
     pub fn start(names: &[WorkerName], settings: &Settings) -> Self {
-        let mut fleet = Self { running: JoinSet::new(), stats: Vec::new(), stop: CancellationToken::new() };
+        let mut fleet = Self {
+            running: JoinSet::new(),
+            stats: Vec::new(),
+            readiness: Vec::new(),
+            stop: CancellationToken::new(),
+        };
         for &name in names {
             match name {
                 WorkerName::ContextWriter => fleet.spawn(name, ContextWriter, settings),
@@ -81,38 +88,62 @@ impl Fleet {
     }
 
     fn spawn<W: Worker>(&mut self, name: WorkerName, worker: W, settings: &Settings) {
-        let stats = Arc::new(Stats::default());
-        self.stats.push((name, Arc::clone(&stats)));
+        let observed = self.observe(name);
         let (settings, stop) = (settings.clone(), self.stop.child_token());
-        self.running.spawn(async move { Ok(runtime::run(Arc::new(worker), &settings, stats, stop).await?) });
+        self.running
+            .spawn(async move { Ok(runtime::run(Arc::new(worker), &settings, observed, stop).await?) });
     }
 
     fn spawn_indexer(&mut self, settings: &Settings) {
-        let stats = Arc::new(Stats::default());
-        self.stats.push((WorkerName::VectorIndexer, Arc::clone(&stats)));
+        let observed = self.observe(WorkerName::VectorIndexer);
         let (settings, stop) = (settings.clone(), self.stop.child_token());
         self.running.spawn(async move {
             let opened = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                opened = VectorIndexer::open(&settings) => opened?,
+                opened = VectorIndexer::open(&settings, &observed.readiness) => opened?,
             };
-            Ok(runtime::run(Arc::new(opened), &settings, stats, stop).await?)
+            Ok(runtime::run(Arc::new(opened), &settings, observed, stop).await?)
         });
     }
 
+    /// What is to be seen of a worker that takes messages.
+    fn observe(&mut self, name: WorkerName) -> Observed {
+        let observed = Observed { stats: Arc::default(), readiness: self.look_after(name) };
+        self.stats.push((name, Arc::clone(&observed.stats)));
+        observed
+    }
+
     fn spawn_reader(&mut self, settings: &Settings) {
+        let readiness = self.look_after(WorkerName::MemoryReader);
         let (settings, stop) = (settings.clone(), self.stop.child_token());
-        self.running.spawn(async move { Ok(memory_reader::run(&settings, stop).await?) });
+        self.running.spawn(async move { Ok(memory_reader::run(&settings, readiness, stop).await?) });
     }
 
     fn spawn_issuer(&mut self, settings: &Settings) {
+        let readiness = self.look_after(WorkerName::TokenIssuer);
         let (settings, stop) = (settings.clone(), self.stop.child_token());
         self.running.spawn(async move {
             let issuer = tokens::issuer(&settings.trust)?.context(
                 "token-issuer cannot start: trust.token_key_file and trust.grant_key_file are not set",
             )?;
-            Ok(token_issuer::run(issuer, &settings, stop).await?)
+            Ok(token_issuer::run(issuer, &settings, readiness, stop).await?)
         });
+    }
+
+    fn look_after(&mut self, name: WorkerName) -> Readiness {
+        let readiness = Readiness::new(name.as_str());
+        self.readiness.push(readiness.clone());
+        readiness
+    }
+
+    /// Answers whether each worker has what it needs, if it is configured, until what is returned is dropped.
+    ///
+    /// # Errors
+    /// If the address cannot be listened on.
+    pub async fn tell_health(&self, settings: &Settings) -> anyhow::Result<Option<AbortOnDropHandle<()>>> {
+        let Some(listen) = settings.health.listen else { return Ok(None) };
+        let (_, answering) = health::serve(listen, self.readiness.clone()).await?;
+        Ok(Some(answering))
     }
 
     /// What each worker has done so far.

@@ -9,6 +9,7 @@ pub mod collection;
 pub mod command;
 pub mod dialogue;
 pub mod fleet;
+pub mod health;
 pub mod local;
 pub mod logging;
 pub mod output;

@@ -11,7 +11,7 @@ use diesel_async::AsyncConnection;
 use keys::Keys;
 use runtime::ask::{Asked, Refused};
 use runtime::authorise::{Admission, Gate};
-use runtime::watch;
+use runtime::{Dependency, Looked, watch};
 use store::registry::{self, RefusedToken};
 use store::security::{self, Violation};
 use store::{Fault, FaultKind, Pool};
@@ -65,6 +65,16 @@ impl Desk {
 
     pub(crate) fn primary(&self) -> Pool {
         self.primary.clone()
+    }
+
+    /// What is there of what answers need. Without a vector store all but searches among vectors are answered: it is not among
+    /// this.
+    pub(crate) async fn look_around(&self) -> Looked {
+        let read = ::store::lend(&self.read).await.map(drop);
+        vec![
+            (Dependency::ReadDatabase, read.map_err(|error| error.to_string())),
+            (Dependency::KeyStore, self.keys.check().await),
+        ]
     }
 
     /// The answer to a question, as JSON.

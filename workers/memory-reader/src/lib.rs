@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use contract::{ASK_ROOT, QUESTIONS, QuestionKind};
 use runtime::ask::{self, About, Endpoint};
-use runtime::{NotReady, Patience, Settings, broker, watch};
+use runtime::{Dependency, NotReady, Patience, Phase, Readiness, Settings, broker, watch};
 use schemars::generate::SchemaSettings;
 use store::{Pool, PoolOptions};
 use tokio_util::sync::CancellationToken;
@@ -63,8 +63,8 @@ pub enum RunError {
 ///
 /// # Errors
 /// [`RunError`] if it cannot start or the broker ends it. Being stopped is no error.
-pub async fn run(settings: &Settings, stop: CancellationToken) -> Result<(), RunError> {
-    let Some((desk, client)) = start(settings, &stop).await? else { return Ok(()) };
+pub async fn run(settings: &Settings, readiness: Readiness, stop: CancellationToken) -> Result<(), RunError> {
+    let Some((desk, client)) = start(settings, &readiness, &stop).await? else { return Ok(()) };
     let about = About {
         name: NAME,
         version: env!("CARGO_PKG_VERSION"),
@@ -73,8 +73,16 @@ pub async fn run(settings: &Settings, stop: CancellationToken) -> Result<(), Run
         within: LONGEST_DEADLINE + GRACE,
     };
     let desk = Arc::new(desk);
-    let following = watch::follow(NAME, desk.gate(), desk.primary(), stop.clone());
+    readiness.reached(Phase::Running);
+    let following = watch::follow(readiness.clone(), desk.gate(), desk.primary(), stop.clone());
     let _following = AbortOnDropHandle::new(tokio::spawn(following));
+    let looked_at = Arc::clone(&desk);
+    let look = move || {
+        let desk = Arc::clone(&looked_at);
+        async move { desk.look_around().await }
+    };
+    let looking = readiness.clone().follow(client.clone(), look, stop.clone());
+    let _looking = AbortOnDropHandle::new(tokio::spawn(looking));
     let endpoints = QUESTIONS.iter().map(|kind| endpoint(kind)).collect();
     let answer = move |asked| {
         let desk = Arc::clone(&desk);
@@ -101,12 +109,13 @@ fn endpoint(kind: &QuestionKind) -> Endpoint {
 /// Makes what answers questions, and waits for the databases. None if it is stopped first.
 async fn start(
     settings: &Settings,
+    readiness: &Readiness,
     stop: &CancellationToken,
 ) -> Result<Option<(Desk, async_nats::Client)>, RunError> {
-    let wait = Patience::new(NAME, settings);
+    let wait = Patience::new(readiness, settings);
     let ready = async {
         let desk = open(settings, &wait).await?;
-        let client = wait.for_it(|| broker::connect(&settings.nats, NAME)).await?;
+        let client = wait.for_it(Dependency::Nats, || broker::connect(&settings.nats, NAME)).await?;
         Ok((desk, client))
     };
     tokio::select! {
@@ -139,9 +148,9 @@ pub async fn open(settings: &Settings, wait: &Patience) -> Result<Desk, RunError
     )?;
     let shares = Shares::new(AT_A_TIME / 4, settings.postgres.read_pool_size / 2);
     let keys = keys::Keys::open(&settings.keys, &role, NAME, patience)?;
-    wait.for_it(|| runtime::check_database(&primary, NAME)).await?;
-    wait.for_it(|| readable(&read)).await?;
-    let state = wait.for_it(|| watch::read(&primary)).await?;
+    wait.for_it(Dependency::Postgres, || runtime::check_database(&primary, NAME)).await?;
+    wait.for_it(Dependency::ReadDatabase, || readable(&read)).await?;
+    let state = wait.for_it(Dependency::Postgres, || watch::read(&primary)).await?;
     let gate = runtime::authorise::Gate::new(&settings.trust, NAME, state);
     let searcher = Searcher::open(settings).await.map_err(RunError::Search)?;
     Ok(Desk::new(gate, shares, read, primary, keys, searcher))

@@ -13,9 +13,10 @@ use std::time::Duration;
 
 use contract::TOKEN_ISSUE;
 use runtime::ask::{self, About, Endpoint};
-use runtime::{NotReady, Patience, Settings, broker};
+use runtime::{Dependency, NotReady, Patience, Phase, Readiness, Settings, broker};
 use store::{Pool, PoolOptions};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use trust::{TokenIssuer, role_of};
 
 use answer::Desk;
@@ -47,7 +48,12 @@ pub enum RunError {
 ///
 /// # Errors
 /// [`RunError`] if it cannot start or the broker ends it. Being stopped is no error.
-pub async fn run(issuer: TokenIssuer, settings: &Settings, stop: CancellationToken) -> Result<(), RunError> {
+pub async fn run(
+    issuer: TokenIssuer,
+    settings: &Settings,
+    readiness: Readiness,
+    stop: CancellationToken,
+) -> Result<(), RunError> {
     let pool = store::open_pool(
         &settings.postgres.url_of(&role_of(NAME)),
         &PoolOptions {
@@ -57,7 +63,17 @@ pub async fn run(issuer: TokenIssuer, settings: &Settings, stop: CancellationTok
             statement_timeout: ANSWER_WITHIN,
         },
     )?;
-    let Some(client) = start(settings, &pool, &stop).await? else { return Ok(()) };
+    let Some(client) = start(settings, &readiness, &pool, &stop).await? else { return Ok(()) };
+    readiness.reached(Phase::Running);
+    let looked_at = pool.clone();
+    let look = move || {
+        let pool = looked_at.clone();
+        async move {
+            let found = store::lend(&pool).await.map(drop);
+            vec![(Dependency::Postgres, found.map_err(|error| error.to_string()))]
+        }
+    };
+    let _looking = AbortOnDropHandle::new(tokio::spawn(readiness.follow(client.clone(), look, stop.clone())));
     let about = About {
         name: NAME,
         version: env!("CARGO_PKG_VERSION"),
@@ -81,13 +97,14 @@ pub async fn run(issuer: TokenIssuer, settings: &Settings, stop: CancellationTok
 /// Waits for the database, its schema and the broker. None if it is stopped first.
 async fn start(
     settings: &Settings,
+    readiness: &Readiness,
     pool: &Pool,
     stop: &CancellationToken,
 ) -> Result<Option<async_nats::Client>, RunError> {
-    let wait = Patience::new(NAME, settings);
+    let wait = Patience::new(readiness, settings);
     let ready = async {
-        wait.for_it(|| runtime::check_database(pool, NAME)).await?;
-        wait.for_it(|| broker::connect(&settings.nats, NAME)).await
+        wait.for_it(Dependency::Postgres, || runtime::check_database(pool, NAME)).await?;
+        wait.for_it(Dependency::Nats, || broker::connect(&settings.nats, NAME)).await
     };
     tokio::select! {
         () = stop.cancelled() => Ok(None),

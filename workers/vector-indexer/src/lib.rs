@@ -17,12 +17,13 @@ pub mod reconcile;
 pub mod store;
 mod text;
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ::store::{Connection, Fault, Pool, PoolOptions};
 use contract::{Malformed, RequestSubject, SessionId, VectorRequest};
 use keys::DataKeys;
-use runtime::{Ended, Message, NotReady, Patience, Settings, Verdict, Worker};
+use runtime::{Dependency, Ended, Looked, Message, NotReady, Patience, Readiness, Settings, Verdict, Worker};
 use trust::role_of;
 use vectors::{Embedders, VectorError, Vectors};
 
@@ -37,6 +38,8 @@ pub struct VectorIndexer {
     pool: Pool,
     vectors: Vectors,
     embedders: Embedders,
+    /// Why no vectors could be made when they were last needed, if so.
+    embedder_away: Mutex<Option<String>>,
 }
 
 impl std::fmt::Debug for VectorIndexer {
@@ -73,10 +76,11 @@ impl VectorIndexer {
     ///
     /// # Errors
     /// [`OpenError`].
-    pub async fn open(settings: &Settings) -> Result<Self, OpenError> {
+    pub async fn open(settings: &Settings, readiness: &Readiness) -> Result<Self, OpenError> {
         let worker = Self::open_now(settings).await?;
-        let wait = Patience::new(Self::NAME, settings);
-        wait.for_it(|| worker.check()).await?;
+        let wait = Patience::new(readiness, settings);
+        wait.for_it(Dependency::Postgres, || runtime::check_database(&worker.pool, Self::NAME)).await?;
+        wait.for_it(Dependency::Qdrant, || worker.check()).await?;
         Ok(worker)
     }
 
@@ -96,12 +100,11 @@ impl VectorIndexer {
         )?;
         let vectors = Vectors::open(&settings.vectors)?.ok_or(OpenError::NoVectors)?;
         let embedders = Embedders::open(&[&settings.embedder, &settings.next_embedder]).await?;
-        Ok(Self { pool, vectors, embedders })
+        Ok(Self { pool, vectors, embedders, embedder_away: Mutex::default() })
     }
 
     /// Whether the vector store answers, and has the collections that the database says it has.
     async fn check(&self) -> Result<(), String> {
-        runtime::check_database(&self.pool, Self::NAME).await?;
         self.vectors
             .check()
             .await
@@ -130,6 +133,11 @@ impl Worker for VectorIndexer {
     const LARGEST_BATCH: usize = 64;
     type Request = Parted;
     type Prepared = Prepared;
+
+    async fn look(&self) -> Looked {
+        let embedder = self.embedder_away.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        vec![(Dependency::Qdrant, self.check().await), (Dependency::Embedder, embedder.map_or(Ok(()), Err))]
+    }
 
     fn decode(&self, subject: &RequestSubject, body: &[u8]) -> Result<Parted, Malformed> {
         Parted::decode(subject, body)

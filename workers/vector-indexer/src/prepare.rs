@@ -1,17 +1,19 @@
 //! Before the transaction: texts become vectors, and vectors are stored in Qdrant.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 
 use ::store::vector::{Collection, Right};
 use ::store::{Fault, FaultKind};
 use contract::{Memory, Service, SessionId, UserId, VectorIndex, VectorRemove, VectorRequest, VectorType};
-use embed::EmbedError;
+use embed::{EmbedError, Embedder};
 use runtime::Message;
 use uuid::Uuid;
 use vectors::{Point, PointKey, Tenant, VectorError, chunk_id, first_point_id, meta_digests};
 
 use crate::known::{self, Known, Row};
+use crate::text::pieces_of;
 use crate::{Embedded, Parted, VectorIndexer};
 
 /// What was got ready for a batch.
@@ -249,38 +251,32 @@ impl VectorIndexer {
     ) -> Result<Vec<Result<Made, String>>, Fault> {
         let stored = self.stored_vectors(collection, drafts, known).await?;
         let embedder = self.embedders.of(&collection.model);
-        let mut texts: Vec<String> = Vec::new();
-        let mut places: HashMap<(i32, String), usize> = HashMap::new();
-        // For each draft: its vectors, or where its texts are among those to embed.
-        let mut plan: Vec<Result<Result<Made, String>, Vec<usize>>> = Vec::with_capacity(drafts.len());
+        // For each draft: its vectors, or none yet.
+        let mut made: Vec<Option<Result<Made, String>>> = Vec::with_capacity(drafts.len());
         for draft in drafts {
-            let user = draft.message.subject.user_id.get();
             let brought =
                 draft.memory.embedding.as_ref().filter(|one| one.model.as_str() == collection.model);
-            plan.push(match (brought, stored.get(&(user, draft.hash)), embedder) {
-                (Some(embedding), _, _) => Ok(Ok(vec![embedding.vector.normalised()])),
-                (None, Some(made), _) => Ok(Ok(made.clone())),
-                (None, None, Some(embedder)) => {
-                    // Texts of other users are never asked for: how long it takes would tell that they are there.
-                    let place = |piece: String| {
-                        *places.entry((user, piece.clone())).or_insert_with(|| {
-                            texts.push(piece);
-                            texts.len() - 1
-                        })
-                    };
-                    Err(draft.embedded.pieces(embedder).into_iter().map(place).collect())
-                }
-                (None, None, None) => {
-                    return Err(away(&format!("nobody here makes vectors of {}", collection.model)));
-                }
+            let key = (draft.message.subject.user_id.get(), draft.hash);
+            made.push(match (brought, stored.get(&key)) {
+                (Some(embedding), _) => Some(Ok(vec![embedding.vector.normalised()])),
+                (None, Some(made)) => Some(Ok(made.clone())),
+                (None, None) => None,
             });
         }
-        let made = match embedder {
-            Some(embedder) if !texts.is_empty() => embed_all(embedder, texts).await?,
-            Some(_) | None => Vec::new(),
+        let open = || drafts.iter().zip(&made).filter(|(_, made)| made.is_none()).map(|(draft, _)| draft);
+        if open().next().is_none() {
+            return Ok(made.into_iter().flatten().collect());
+        }
+        let Some(embedder) = embedder else {
+            return Err(away(&format!("nobody here makes vectors of {}", collection.model)));
         };
-        let finish = |places: Vec<usize>| places.into_iter().map(|place| made[place].clone()).collect();
-        Ok(plan.into_iter().map(|one| one.unwrap_or_else(finish)).collect())
+        let pieces = pieces_of(embedder, open().map(|draft| draft.embedded.clone()).collect()).await;
+        let users = open().map(|draft| draft.message.subject.user_id);
+        let embedded = embed_each(embedder, users.zip(pieces).collect()).await;
+        let away = embedded.as_ref().err().map(|fault| fault.reason.clone());
+        *self.embedder_away.lock().unwrap_or_else(PoisonError::into_inner) = away;
+        let mut embedded = embedded?.into_iter();
+        Ok(made.into_iter().filter_map(|one| one.or_else(|| embedded.next())).collect())
     }
 
     /// The vectors of texts that are there already.
@@ -429,11 +425,33 @@ fn problem_of_remove(user: UserId, service: &Service, remove: &VectorRemove, kno
     })
 }
 
+/// The vectors of memories, of which these are the users and the pieces. The same piece of one user is embedded once. Texts of other
+/// users are never asked for: how long it takes would tell that they are there.
+async fn embed_each(
+    embedder: &Embedder,
+    memories: Vec<(UserId, Vec<String>)>,
+) -> Result<Vec<Result<Made, String>>, Fault> {
+    let mut texts: Vec<String> = Vec::new();
+    let mut known: HashMap<(UserId, String), usize> = HashMap::new();
+    let mut place_of = |user: UserId, piece: String| {
+        *known.entry((user, piece)).or_insert_with_key(|(_, piece)| {
+            texts.push(piece.clone());
+            texts.len() - 1
+        })
+    };
+    let places: Vec<Vec<usize>> = memories
+        .into_iter()
+        .map(|(user, pieces)| pieces.into_iter().map(|piece| place_of(user, piece)).collect())
+        .collect();
+    let made = embed_all(embedder, texts).await?;
+    Ok(places
+        .into_iter()
+        .map(|places| places.into_iter().map(|place| made[place].clone()).collect())
+        .collect())
+}
+
 /// A vector for each text, or why there is none.
-async fn embed_all(
-    embedder: &embed::Embedder,
-    texts: Vec<String>,
-) -> Result<Vec<Result<Vec<f32>, String>>, Fault> {
+async fn embed_all(embedder: &Embedder, texts: Vec<String>) -> Result<Vec<Result<Vec<f32>, String>>, Fault> {
     let mut made: BTreeMap<usize, Result<Vec<f32>, String>> = BTreeMap::new();
     let mut open: Vec<usize> = (0..texts.len()).collect();
     // Each round but the last finds at least one text that is at fault.

@@ -20,6 +20,7 @@ use vectors::{Point, PointKey, StoredPoint, Tenant, Vectors, chunk_id, meta_dige
 use crate::Embedded;
 use crate::prepare::fault;
 use crate::store::when_written;
+use crate::text::pieces_of;
 
 /// How many points or rows are looked at together.
 const PAGE: u32 = 500;
@@ -206,20 +207,24 @@ impl Reconciler<'_> {
         tenants: &HashMap<i32, Tenant>,
         findings: &mut Findings,
     ) -> Result<(), Fault> {
+        // The text of a brought vector can be embedded too, but not as its publisher does, unless the model is another.
+        let can_be_made = |row: &Row| !row.is_brought || row.embedding_model != self.collection.model;
+        let known: Vec<(&Row, &Tenant)> = rows
+            .iter()
+            .filter(|row| can_be_made(row))
+            .filter_map(|row| Some((*row, tenants.get(&row.user_id)?)))
+            .collect();
+        let Some(embedder) = self.embedder.filter(|_| !known.is_empty()) else {
+            findings.lost += u64::try_from(rows.len()).unwrap_or(0);
+            return Ok(());
+        };
+        findings.lost += u64::try_from(rows.len() - known.len()).unwrap_or(0);
+        let pieces = pieces_of(embedder, known.iter().map(|(row, _)| row.embedded()).collect()).await;
         let (mut texts, mut plan) = (Vec::new(), Vec::new());
-        for row in rows {
-            // The text of a brought vector can be embedded too, but not as its publisher does, unless the model is another.
-            let brought = row.is_brought && row.embedding_model == self.collection.model;
-            match (self.embedder.filter(|_| !brought), tenants.get(&row.user_id)) {
-                (Some(embedder), Some(tenant)) => {
-                    let pieces = row.embedded().pieces(embedder);
-                    plan.push((row, tenant, texts.len()..texts.len() + pieces.len()));
-                    texts.extend(pieces);
-                }
-                (None, _) | (_, None) => findings.lost += 1,
-            }
+        for ((row, tenant), pieces) in known.into_iter().zip(pieces) {
+            plan.push((row, tenant, texts.len()..texts.len() + pieces.len()));
+            texts.extend(pieces);
         }
-        let Some(embedder) = self.embedder.filter(|_| !texts.is_empty()) else { return Ok(()) };
         let made = embedder
             .embed(texts)
             .await

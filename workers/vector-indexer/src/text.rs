@@ -5,6 +5,7 @@
 
 use chrono::{DateTime, Utc};
 use contract::{Memory, Text};
+use embed::Embedder;
 use sha2::{Digest, Sha256};
 
 /// The texts of a memory.
@@ -59,7 +60,7 @@ impl Embedded {
     }
 
     /// The pieces that an embedder makes vectors of, one for each point, in their order.
-    pub fn pieces(&self, embedder: &embed::Embedder) -> Vec<String> {
+    fn pieces(&self, embedder: &Embedder) -> Vec<String> {
         let mut pieces: Vec<String> =
             embedder.chunks(&self.own).into_iter().map(|range| self.own[range].to_owned()).collect();
         if let Some(in_context) = &self.in_context {
@@ -67,5 +68,20 @@ impl Embedded {
             pieces.extend(embedder.chunks(in_context).pop().map(|range| in_context[range].to_owned()));
         }
         pieces
+    }
+}
+
+/// The pieces of several memories, for each of them in order. Found on a thread that may be kept busy: a batch of long texts takes
+/// seconds, in which the runtime has heartbeats to answer.
+///
+/// # Panics
+/// If the tokenizer does.
+pub(crate) async fn pieces_of(embedder: &Embedder, texts: Vec<Embedded>) -> Vec<Vec<String>> {
+    let embedder = embedder.clone();
+    let split = move || texts.iter().map(|one| one.pieces(&embedder)).collect();
+    match tokio::task::spawn_blocking(split).await {
+        Ok(pieces) => pieces,
+        // It cannot be cancelled: nobody has its handle.
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     }
 }

@@ -22,6 +22,7 @@ pub struct RunArgs {
 pub async fn execute(args: RunArgs, settings: &Settings) -> anyhow::Result<()> {
     let names = if args.workers.is_empty() { WorkerName::of(settings) } else { args.workers };
     let mut fleet = Fleet::start(&names, settings);
+    let _health = fleet.tell_health(settings).await?;
     let ended = tokio::select! {
         ended = fleet.ended() => ended,
         interrupted = interrupted() => interrupted,

@@ -1,5 +1,7 @@
 //! `memfleet vectors`
 
+mod reconcile;
+
 use std::time::Duration;
 
 use ::vectors::{ALIAS, CollectionSpec, Embedders, Quantization};
@@ -9,12 +11,13 @@ use contract::Service;
 use runtime::Settings;
 use serde_json::json;
 use store::vector::{self, Collection, Right};
-use vector_indexer::reconcile::{Findings, Reconciler};
+use vector_indexer::reconcile::Reconciler;
 
 use crate::collection;
 use crate::command::run::interrupted;
 use crate::table::{Align, Table, grouped};
 use crate::{errln, outln};
+use reconcile::{ReconcileArgs, tell};
 
 /// Looks after the vector store.
 ///
@@ -54,19 +57,6 @@ enum Action {
     },
     /// Say what a service may do with vectors. What is not named it may not do from then on.
     Grant(GrantArgs),
-}
-
-#[derive(Debug, Args)]
-struct ReconcileArgs {
-    /// Delete what has no memory, and make missing vectors anew.
-    #[arg(long)]
-    repair: bool,
-    /// How long a point may be without its memory, in seconds: its transaction may be under way.
-    #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
-    grace: u64,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -126,10 +116,7 @@ pub async fn execute(args: VectorsArgs, settings: &Settings) -> anyhow::Result<(
             Ok(())
         }
         Action::List { json } => list(settings, json).await,
-        Action::Reconcile(args) => tokio::select! {
-            done = reconcile(&args, settings) => done,
-            stopped = interrupted() => { stopped?; bail!("interrupted; what is repaired stays repaired") }
-        },
+        Action::Reconcile(args) => reconcile::execute(&args, settings).await,
         Action::Migrate(args) => tokio::select! {
             done = migrate(&args, settings) => done,
             stopped = interrupted() => {
@@ -182,55 +169,6 @@ async fn list(settings: &Settings, json: bool) -> anyhow::Result<()> {
         outln!("{table}");
     }
     Ok(())
-}
-
-async fn reconcile(args: &ReconcileArgs, settings: &Settings) -> anyhow::Result<()> {
-    let vectors = collection::vectors(settings)?;
-    let embedders = Embedders::open(&[&settings.embedder, &settings.next_embedder]).await?;
-    let mut connection = store::connect(&settings.postgres.url).await?;
-    let collections = vector::collections(&mut connection, ALIAS, &["active", "filling"]).await?;
-    ensure!(!collections.is_empty(), "there is no collection; `memfleet vectors apply` makes it");
-    let mut open = 0;
-    for one in &collections {
-        let reconciler = Reconciler {
-            vectors: &vectors,
-            collection: one,
-            embedder: embedders.of(&one.model),
-            // What is missing in a collection that is being filled comes with `migrate`.
-            repair: args.repair && one.is_active(),
-            grace: Duration::from_secs(args.grace),
-        };
-        let found = reconciler.run(&mut connection).await?;
-        tell(one, &found, args.json);
-        if one.is_active() {
-            open += found.orphans + found.gaps - found.repaired;
-        }
-    }
-    ensure!(
-        open == 0,
-        "the stores differ in {open} places{}",
-        if args.repair { ", which cannot be repaired" } else { "; --repair mends them" }
-    );
-    Ok(())
-}
-
-fn tell(one: &Collection, found: &Findings, json: bool) {
-    let Findings { points, memories, orphans, gaps, repaired, lost } = *found;
-    if json {
-        outln!(
-            "{}",
-            json!({ "collection": one.collection_name, "state": one.state, "points": points, "memories": memories,
-                "orphans": orphans, "gaps": gaps, "repaired": repaired, "lost": lost })
-        );
-    } else {
-        outln!(
-            "{}: {} points of {} memories; {orphans} points without a memory, {gaps} memories without a point; {repaired} repaired, \
-             {lost} brought by their publishers, who alone can send them again",
-            one.collection_name,
-            grouped(points),
-            grouped(memories)
-        );
-    }
 }
 
 async fn migrate(args: &MigrateArgs, settings: &Settings) -> anyhow::Result<()> {

@@ -1,0 +1,109 @@
+//! `memfleet vectors reconcile`
+
+use std::time::Duration;
+
+use ::vectors::{ALIAS, Embedders};
+use anyhow::{bail, ensure};
+use clap::Args;
+use runtime::Settings;
+use serde_json::json;
+use store::vector::{self, Collection};
+use tokio::time::{MissedTickBehavior, interval};
+use vector_indexer::reconcile::{Findings, Reconciler};
+
+use crate::collection;
+use crate::command::run::interrupted;
+use crate::outln;
+use crate::table::grouped;
+
+#[derive(Debug, Args)]
+pub(super) struct ReconcileArgs {
+    /// Delete what has no memory, and make missing vectors anew.
+    #[arg(long)]
+    repair: bool,
+    /// Go on every vectors.reconcile_every_s seconds until SIGTERM or Ctrl-C, also after a failure.
+    #[arg(long)]
+    follow: bool,
+    /// How long a point may be without its memory, in seconds: its transaction may be under way.
+    #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
+    grace: u64,
+    /// Print one JSON object for each collection.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn execute(args: &ReconcileArgs, settings: &Settings) -> anyhow::Result<()> {
+    // What is configured wrong shows at once, and not in a log later.
+    collection::vectors(settings)?;
+    tokio::select! {
+        done = reconcile(args, settings), if !args.follow => done,
+        () = follow(args, settings), if args.follow => Ok(()),
+        stopped = interrupted() => {
+            stopped?;
+            if args.follow { Ok(()) } else { bail!("interrupted; what is repaired stays repaired") }
+        }
+    }
+}
+
+/// Compares again and again. It never ends by itself: a server that is away comes back.
+async fn follow(args: &ReconcileArgs, settings: &Settings) {
+    let mut ticks = interval(Duration::from_secs(settings.vectors.reconcile_every_s));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match reconcile(args, settings).await {
+            Ok(()) => tracing::info!("the vector store and the database agree"),
+            Err(error) => tracing::error!("vectors are not reconciled: {error:#}"),
+        }
+    }
+}
+
+/// Compares each collection once. An error if the stores differ, and are not repaired.
+async fn reconcile(args: &ReconcileArgs, settings: &Settings) -> anyhow::Result<()> {
+    let vectors = collection::vectors(settings)?;
+    let embedders = Embedders::open(&[&settings.embedder, &settings.next_embedder]).await?;
+    let mut connection = store::connect(&settings.postgres.url).await?;
+    let collections = vector::collections(&mut connection, ALIAS, &["active", "filling"]).await?;
+    ensure!(!collections.is_empty(), "there is no collection; `memfleet vectors apply` makes it");
+    let mut open = 0;
+    for one in &collections {
+        let reconciler = Reconciler {
+            vectors: &vectors,
+            collection: one,
+            embedder: embedders.of(&one.model),
+            // What is missing in a collection that is being filled comes with `migrate`.
+            repair: args.repair && one.is_active(),
+            grace: Duration::from_secs(args.grace),
+        };
+        let found = reconciler.run(&mut connection).await?;
+        tell(one, &found, args.json);
+        if one.is_active() {
+            open += found.orphans + found.gaps - found.repaired;
+        }
+    }
+    ensure!(
+        open == 0,
+        "the stores differ in {open} places{}",
+        if args.repair { ", which cannot be repaired" } else { "; --repair mends them" }
+    );
+    Ok(())
+}
+
+pub(super) fn tell(one: &Collection, found: &Findings, json: bool) {
+    let Findings { points, memories, orphans, gaps, repaired, lost } = *found;
+    if json {
+        outln!(
+            "{}",
+            json!({ "collection": one.collection_name, "state": one.state, "points": points, "memories": memories,
+                "orphans": orphans, "gaps": gaps, "repaired": repaired, "lost": lost })
+        );
+    } else {
+        outln!(
+            "{}: {} points of {} memories; {orphans} points without a memory, {gaps} memories without a point; {repaired} repaired, \
+             {lost} brought by their publishers, who alone can send them again",
+            one.collection_name,
+            grouped(points),
+            grouped(memories)
+        );
+    }
+}

@@ -1,0 +1,111 @@
+//! `/healthz` and `/readyz` over HTTP, for orchestrators.
+//!
+//! A worker that lacks something waits and goes on by itself, so that `/healthz` says no more than that the process answers: a
+//! restart would help nobody.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use runtime::{Readiness, ReadinessReport};
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Connections at a time; more of them wait to be accepted.
+const CONNECTIONS: usize = 64;
+/// How long a connection may take altogether: a question and its answer.
+const CONNECTION_WITHIN: Duration = Duration::from_secs(10);
+/// How long the headers of a question may take.
+const HEADERS_WITHIN: Duration = Duration::from_secs(5);
+/// How long nothing is accepted after that has failed, as it does where no file can be opened.
+const AFTER_FAILURE: Duration = Duration::from_millis(100);
+
+/// Answers for these workers, until what is returned is dropped. The address is the one that is listened on, whose port is chosen
+/// where the one asked for is 0.
+///
+/// # Errors
+/// If the address cannot be listened on.
+pub async fn serve(
+    listen: SocketAddr,
+    workers: Vec<Readiness>,
+) -> anyhow::Result<(SocketAddr, AbortOnDropHandle<()>)> {
+    let listener = TcpListener::bind(listen)
+        .await
+        .with_context(|| format!("health.listen {listen}: it cannot be listened on"))?;
+    let address = listener.local_addr().context("health.listen")?;
+    tracing::info!(%address, "answering /healthz and /readyz");
+    let workers: Arc<[Readiness]> = workers.into();
+    Ok((address, AbortOnDropHandle::new(tokio::spawn(accept(listener, workers)))))
+}
+
+async fn accept(listener: TcpListener, workers: Arc<[Readiness]>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    // It is never closed, so that there is a place in the end.
+    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "a connection for health is not accepted");
+                tokio::time::sleep(AFTER_FAILURE).await;
+                continue;
+            }
+        };
+        let workers = Arc::clone(&workers);
+        tokio::spawn(async move {
+            let _place = place;
+            answer(stream, &workers).await;
+        });
+    }
+}
+
+async fn answer(stream: TcpStream, workers: &[Readiness]) {
+    let service = service_fn(async |request: Request<Incoming>| {
+        Ok::<_, Infallible>(respond(request.method(), request.uri().path(), workers))
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS_WITHIN)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    // Who hangs up early, or asks for nothing in time, has no answer.
+    drop(timeout(CONNECTION_WITHIN, connection).await);
+}
+
+fn respond(method: &Method, path: &str, workers: &[Readiness]) -> Response<Full<Bytes>> {
+    let (status, body) = match path {
+        "/healthz" | "/readyz" if !matches!(*method, Method::GET | Method::HEAD) => {
+            (StatusCode::METHOD_NOT_ALLOWED, json!({ "error": "only GET and HEAD are answered" }))
+        }
+        "/healthz" => (StatusCode::OK, json!({ "alive": true })),
+        "/readyz" => readiness(workers.iter().map(Readiness::report).collect()),
+        _ => (StatusCode::NOT_FOUND, json!({ "error": "there are /healthz and /readyz" })),
+    };
+    let mut response = Response::new(Full::from(format!("{body}\n")));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, hyper::header::HeaderValue::from_static("no-store"));
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
+    }
+    response
+}
+
+/// Ready if all are: a process of one worker is ready when its worker is.
+fn readiness(workers: Vec<ReadinessReport>) -> (StatusCode, Value) {
+    let ready = workers.iter().all(|worker| worker.ready);
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, json!({ "ready": ready, "workers": workers }))
+}
