@@ -12,7 +12,7 @@ use memfleet::health;
 use runtime::{Dependency, Phase, Readiness};
 use serde_json::json;
 use testkit::{Fixture, eventually};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 
 #[tokio::test]
@@ -64,7 +64,7 @@ async fn a_worker_that_cannot_start_yet_says_what_it_waits_for() {
     program.stdin(Stdio::null()).stdout(Stdio::null()).stderr(testkit::logs::of_a_program("memfleet"));
     let mut program = program.kill_on_drop(true).spawn().unwrap();
     let told = eventually("it says what it waits for", async || {
-        TcpListener::bind(address).await.is_err().then_some(())?;
+        TcpStream::connect(address).await.ok()?;
         let (status, told) = http::get(address, "/readyz").await;
         (status == 503 && told["workers"][0]["missing"][0]["dependency"] == "nats").then_some(told)
     })

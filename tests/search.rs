@@ -7,7 +7,9 @@ mod vectors;
 
 use std::time::Instant;
 
+use ::vectors::{Point, PointKey, Query, Tenant};
 use context_writer::ContextWriter;
+use contract::VectorType;
 use reader::Reader;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -167,7 +169,39 @@ async fn nobody_finds_or_learns_anything_of_another_user() {
     reader.end().await;
 }
 
-/// Of so many pairs of questions, in how many the first one took longer, as a share. Each pair is asked back to back, in turns in both orders.
+/// A long text has many points, and all of them may be more alike than anything else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_text_leaves_room_for_others() {
+    let memories = Memories::new().await.with_users(&[1]).await;
+    let tenants = store::vector::all_tenants(&mut memories.fixture.connection().await).await.unwrap();
+    let tenant = tenants.into_iter().map(|row| Tenant::new(row.tenant, row.filter_key)).next().unwrap();
+    let point = |memory: Uuid, vector: Vec<f32>| Point {
+        id: Uuid::now_v7(),
+        vector,
+        tenant: tenant.clone(),
+        key: PointKey {
+            memory,
+            written: 1,
+            session: None,
+            vector_type: VectorType::Context,
+            time: 0,
+            meta: Vec::new(),
+        },
+    };
+    let (long, others) = (Uuid::now_v7(), [vector(2), vector(3), vector(4), vector(5)]);
+    let mut points: Vec<Point> = (0..65).map(|_| point(long, vector(1))).collect();
+    points.extend(others.map(|vector| point(Uuid::now_v7(), vector)));
+    let (vectors, collection) = (memories.vectors(), &memories.collection.collection_name);
+    vectors.upsert(collection, points).await.unwrap();
+    let query = Query { vector: vector(1), exact: true, limit: 200, ..Query::default() };
+    for (enough, expected) in [(Some(1), 1), (Some(5), 5), (Some(7), 5), (None, 5)] {
+        let found = vectors.search(&tenant, collection, &Query { enough, ..query.clone() }).await.unwrap();
+        assert_eq!((found.len(), found[0].memory), (expected, long), "{enough:?}");
+    }
+}
+
+/// Of so many pairs of questions, in how many the first one took longer, as a share. Each pair is asked back to back, in turns in both
+/// orders.
 async fn slower(reader: &Reader, user: i32, pairs: u32, [first, second]: &[Value; 2]) -> f64 {
     let ask = async |body: &Value| {
         let since = Instant::now();
@@ -184,6 +218,7 @@ async fn slower(reader: &Reader, user: i32, pairs: u32, [first, second]: &[Value
             }
         };
         assert_eq!(other.0, 0, "the second question has an empty answer");
+        assert!(user == 2 || one.0 == 0, "so has the first, of whoever owns nothing that fits it");
         slower += u32::from(one.1 > other.1);
     }
     f64::from(slower) / f64::from(pairs)
@@ -219,7 +254,7 @@ async fn how_long_an_empty_answer_takes_tells_nothing_of_other_users() {
     let by_session = [json!({ "session_id": "theirs" }), json!({ "session_id": "nobodys" })].map(asked);
     let by_metadata =
         [json!({ "metadata": { "who": "they" } }), json!({ "metadata": { "who": "none" } })].map(asked);
-    // Who owns the points waits for them: the measure sees a difference where there is one.
+    // Who owns the memories waits for them: the measure sees a difference where work is done.
     let owned = slower(&reader, 2, 20, &by_session).await;
     assert!(owned > 0.9, "{owned}");
     for questions in [by_session, by_metadata] {

@@ -24,7 +24,7 @@ use crate::outlet::Outlet;
 use crate::patience::NotReady;
 use crate::published::Watermarks;
 use crate::pull::{Delivery, Puller};
-use crate::readiness::{Dependency, Phase, Readiness};
+use crate::readiness::{Dependency, Phase, Readiness, look_for};
 use crate::retry::Budget;
 use crate::settings::{Settings, SettingsError};
 use crate::settle::{Settler, ToSettle};
@@ -82,6 +82,7 @@ pub async fn run<W: Worker>(
     let _looking = AbortOnDropHandle::new(tokio::spawn(look(
         Arc::clone(&worker),
         dependencies.keys.clone(),
+        dependencies.consumer.clone(),
         dependencies.client.clone(),
         readiness.clone(),
         stop.clone(),
@@ -145,14 +146,16 @@ impl Observed {
 async fn look<W: Worker>(
     worker: Arc<W>,
     keys: Option<Arc<Keys>>,
+    consumer: PullConsumer,
     client: Client,
     readiness: Readiness,
     stop: CancellationToken,
 ) {
     let look = async || {
         let mut looked = worker.look().await;
+        looked.push(look_for(Dependency::Nats, consumer.get_info()).await);
         if let Some(keys) = &keys {
-            looked.push((Dependency::KeyStore, keys.check().await));
+            looked.push(look_for(Dependency::KeyStore, keys.check()).await);
         }
         looked
     };

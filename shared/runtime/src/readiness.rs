@@ -3,6 +3,7 @@
 //! A worker that lacks something waits and loses nothing, so that being not ready is no reason to stop it.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use async_nats::connection::State;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// What a worker may be without.
@@ -21,11 +22,11 @@ pub enum Dependency {
     Nats,
     /// The database.
     Postgres,
-    /// The database that is read from, where that is another.
+    /// The database that questions are answered from, which may be another.
     ReadDatabase,
     /// The key store, and who keeps the keys of its keys.
     KeyStore,
-    /// The keys of bodies that travel encrypted.
+    /// The keys of bodies that travel encrypted, at start.
     PayloadKeys,
     /// The vector store.
     Qdrant,
@@ -95,6 +96,8 @@ pub struct MissingReport {
 const PROBLEM: usize = 300;
 /// How often a worker looks for its servers.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How long it looks for one.
+const LOOK_WITHIN: Duration = Duration::from_secs(5);
 
 impl Readiness {
     /// That of a worker which starts.
@@ -167,20 +170,43 @@ impl Readiness {
         let mut tick = interval(LOOK_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = tick.tick() => {}
+            }
+            let connected = match client.connection_state() {
+                State::Connected => Ok(()),
+                State::Pending | State::Disconnected => {
+                    Err("it cannot be reached; the client tries on".to_owned())
+                }
+            };
             let looked = tokio::select! {
                 () = stop.cancelled() => return,
-                looked = async { tick.tick().await; look().await } => looked,
+                looked = look() => looked,
             };
-            let broker = match client.connection_state() {
-                State::Connected => Ok(()),
-                State::Pending | State::Disconnected => Err("it cannot be reached; the client tries on"),
-            };
-            self.note(Dependency::Nats, broker);
-            for (dependency, found) in looked {
+            // What a worker finds out about the broker counts as long as there is a connection.
+            let mut all = BTreeMap::from([(Dependency::Nats, Ok(()))]);
+            all.extend(looked);
+            if connected.is_err() {
+                all.insert(Dependency::Nats, connected);
+            }
+            for (dependency, found) in all {
                 self.note(dependency, found);
             }
         }
     }
+}
+
+/// Looks for one server, no longer than a look may take: one that does not answer is as good as none.
+pub async fn look_for<T, E: Display>(
+    dependency: Dependency,
+    look: impl Future<Output = Result<T, E>>,
+) -> (Dependency, Result<(), String>) {
+    let found = match timeout(LOOK_WITHIN, look).await {
+        Ok(found) => found.map(drop).map_err(|error| error.to_string()),
+        Err(_) => Err(format!("no answer within {} s", LOOK_WITHIN.as_secs())),
+    };
+    (dependency, found)
 }
 
 impl MissingReport {

@@ -10,7 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::authorise::Gate;
-use crate::readiness::{Dependency, Readiness};
+use crate::readiness::{Dependency, Readiness, look_for};
 
 /// How often is asked for the registry's version. A change is seen after this and two questions.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -25,8 +25,8 @@ pub async fn read(pool: &Pool) -> Result<TrustState, Fault> {
     registry::trust_state(&mut *store::lend(pool).await?).await
 }
 
-/// Keeps a gate current, and with it what is known of the database, until `stop` is cancelled. While the database is away it judges by what it knew: nothing is written
-/// meanwhile, and the database checks every grant by itself.
+/// Keeps a gate current, and with it what is known of the database, until `stop` is cancelled. While the database is away it judges
+/// by what it knew: nothing is written meanwhile, and the database checks every grant by itself.
 pub async fn follow(readiness: Readiness, gate: Arc<Gate>, pool: Pool, stop: CancellationToken) {
     let worker = readiness.worker();
     let mut tick = interval(LOOK_EVERY);
@@ -37,8 +37,8 @@ pub async fn follow(readiness: Readiness, gate: Arc<Gate>, pool: Pool, stop: Can
             () = stop.cancelled() => break,
             _ = tick.tick() => {}
         }
-        let refreshed = refresh(&gate, &pool).await;
-        readiness.note(Dependency::Postgres, refreshed.map_err(|fault| fault.to_string()));
+        let (dependency, found) = look_for(Dependency::Postgres, refresh(&gate, &pool)).await;
+        readiness.note(dependency, found);
         if noted_at.elapsed() >= NOTE_EVERY {
             noted_at = Instant::now();
             gate.tidy();

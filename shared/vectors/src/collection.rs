@@ -79,7 +79,7 @@ impl Vectors {
             self.client.create_collection(create).await?;
         }
         // The tenant's first: graphs are made by it. And by nothing else: no search is without a tenant, and graphs of all that is of
-        // one type would take hours to make and serve none.
+        // one type would take long to make and serve none.
         let tenant =
             IndexParams::KeywordIndexParams(KeywordIndexParamsBuilder::default().is_tenant(true).build());
         let keyword = KeywordIndexParamsBuilder::default().enable_hnsw(false).build();

@@ -1,18 +1,24 @@
 //! The one search. It cannot be asked without a user.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::ops::Range;
 
 use contract::{SessionId, VectorType};
 use qdrant_client::qdrant::{
     Condition, Filter, PayloadIncludeSelector, QuantizationSearchParamsBuilder, QueryPointsBuilder,
-    Range as QdrantRange, SearchParamsBuilder,
+    Range as QdrantRange, ScoredPoint, SearchParamsBuilder,
 };
 use uuid::Uuid;
 
 use crate::error::VectorError;
 use crate::point::{MEMORY, META, SESSION, TENANT, TIME, TYPE, Tenant, text};
 use crate::vectors::Vectors;
+
+/// Where few memories are enough, so many points are asked for at first for each: texts that are not long have one or two, and what
+/// was replaced a moment ago has some.
+const POINTS_A_MEMORY: usize = 8;
+/// And at least so many.
+const FEWEST_POINTS: u64 = 40;
 
 /// What is looked for among the points of a user.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +37,8 @@ pub struct Query {
     pub exact: bool,
     /// The most points.
     pub limit: u64,
+    /// Where so many memories are enough: fewer points are asked for at first, and all of them only if those are of too few memories.
+    pub enough: Option<usize>,
 }
 
 /// A memory that was found: that of a point, and how like it is.
@@ -80,6 +88,26 @@ impl Vectors {
         collection: &str,
         query: &Query,
     ) -> Result<Vec<Found>, VectorError> {
+        let some = |enough: usize| u64::try_from(enough.saturating_mul(POINTS_A_MEMORY)).unwrap_or(u64::MAX);
+        let at_first =
+            query.enough.map_or(query.limit, |enough| some(enough).max(FEWEST_POINTS).min(query.limit));
+        let points = self.points(tenant, collection, query, at_first).await?;
+        let is_cut =
+            at_first < query.limit && u64::try_from(points.len()).is_ok_and(|count| count >= at_first);
+        let found = best_of_each(points);
+        if is_cut && query.enough.is_some_and(|enough| found.len() < enough) {
+            return Ok(best_of_each(self.points(tenant, collection, query, query.limit).await?));
+        }
+        Ok(found)
+    }
+
+    async fn points(
+        &self,
+        tenant: &Tenant,
+        collection: &str,
+        query: &Query,
+        limit: u64,
+    ) -> Result<Vec<ScoredPoint>, VectorError> {
         let quantization =
             QuantizationSearchParamsBuilder::default().rescore(true).oversampling(self.oversampling);
         let params = SearchParamsBuilder::default().exact(query.exact).quantization(quantization);
@@ -87,19 +115,18 @@ impl Vectors {
             .query(query.vector.clone())
             .filter(query.filter(tenant))
             .params(params)
-            .limit(query.limit)
+            .limit(limit)
             .with_payload(PayloadIncludeSelector { fields: vec![MEMORY.to_owned()] });
-        let answer = self.client.query(request).await?;
-        let mut best: HashMap<Uuid, usize> = HashMap::new();
-        let mut found: Vec<Found> = Vec::with_capacity(answer.result.len());
-        for point in answer.result {
-            let Some(memory) = text(&point.payload, MEMORY).and_then(|id| id.parse().ok()) else { continue };
-            // A long text has several points; its best one comes first.
-            best.entry(memory).or_insert_with(|| {
-                found.push(Found { memory, cosine: point.score });
-                found.len()
-            });
-        }
-        Ok(found)
+        Ok(self.client.query(request).await?.result)
     }
+}
+
+/// Each memory once, by its best point, in the order of these.
+fn best_of_each(points: Vec<ScoredPoint>) -> Vec<Found> {
+    let mut seen = HashSet::new();
+    let found = points.into_iter().filter_map(|point| {
+        let memory = text(&point.payload, MEMORY)?.parse().ok()?;
+        seen.insert(memory).then_some(Found { memory, cosine: point.score })
+    });
+    found.collect()
 }

@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::ValueEnum;
 use context_writer::ContextWriter;
 use router_logger::RouterLogger;
-use runtime::{Observed, Readiness, Settings, Stats, Worker};
+use runtime::{Observed, Phase, Readiness, Settings, Stats, Worker};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -168,6 +168,9 @@ impl Fleet {
     /// What the first worker that failed says.
     pub async fn stop(mut self) -> anyhow::Result<()> {
         self.stop.cancel();
+        for readiness in &self.readiness {
+            readiness.reached(Phase::Stopping);
+        }
         let mut failed = None;
         while let Some(ended) = self.running.join_next().await {
             let outcome = ended.context("a worker broke down").and_then(|ended| ended);

@@ -26,13 +26,13 @@ use tokio_util::task::AbortOnDropHandle;
 /// Connections at a time; more of them wait to be accepted.
 const CONNECTIONS: usize = 64;
 /// How long a connection may take altogether: a question and its answer.
-const CONNECTION_WITHIN: Duration = Duration::from_secs(10);
+const CONNECTION_WITHIN: Duration = Duration::from_secs(5);
 /// How long the headers of a question may take.
-const HEADERS_WITHIN: Duration = Duration::from_secs(5);
+const HEADERS_WITHIN: Duration = Duration::from_secs(1);
 /// How long nothing is accepted after that has failed, as it does where no file can be opened.
 const AFTER_FAILURE: Duration = Duration::from_millis(100);
 
-/// Answers for these workers, until what is returned is dropped. The address is the one that is listened on, whose port is chosen
+/// Answers for these workers. Nobody is accepted any more once what is returned is dropped. The address is the one that is listened on, whose port is chosen
 /// where the one asked for is 0.
 ///
 /// # Errors

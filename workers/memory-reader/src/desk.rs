@@ -11,6 +11,7 @@ use diesel_async::AsyncConnection;
 use keys::Keys;
 use runtime::ask::{Asked, Refused};
 use runtime::authorise::{Admission, Gate};
+use runtime::readiness::look_for;
 use runtime::{Dependency, Looked, watch};
 use store::registry::{self, RefusedToken};
 use store::security::{self, Violation};
@@ -67,14 +68,9 @@ impl Desk {
         self.primary.clone()
     }
 
-    /// What is there of what answers need. Without a vector store all but searches among vectors are answered: it is not among
-    /// this.
+    /// What is there of what answers need. Without a vector store or a key store all but some are answered: they are not among it.
     pub(crate) async fn look_around(&self) -> Looked {
-        let read = ::store::lend(&self.read).await.map(drop);
-        vec![
-            (Dependency::ReadDatabase, read.map_err(|error| error.to_string())),
-            (Dependency::KeyStore, self.keys.check().await),
-        ]
+        vec![look_for(Dependency::ReadDatabase, crate::readable(&self.read)).await]
     }
 
     /// The answer to a question, as JSON.

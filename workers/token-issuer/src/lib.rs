@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use contract::TOKEN_ISSUE;
 use runtime::ask::{self, About, Endpoint};
+use runtime::readiness::look_for;
 use runtime::{Dependency, NotReady, Patience, Phase, Readiness, Settings, broker};
 use store::{Pool, PoolOptions};
 use tokio_util::sync::CancellationToken;
@@ -68,10 +69,7 @@ pub async fn run(
     let looked_at = pool.clone();
     let look = move || {
         let pool = looked_at.clone();
-        async move {
-            let found = store::lend(&pool).await.map(drop);
-            vec![(Dependency::Postgres, found.map_err(|error| error.to_string()))]
-        }
+        async move { vec![look_for(Dependency::Postgres, runtime::check_database(&pool, NAME)).await] }
     };
     let _looking = AbortOnDropHandle::new(tokio::spawn(readiness.follow(client.clone(), look, stop.clone())));
     let about = About {

@@ -20,9 +20,11 @@ mod text;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use ::store::vector::Collection;
 use ::store::{Connection, Fault, Pool, PoolOptions};
 use contract::{Malformed, RequestSubject, SessionId, VectorRequest};
 use keys::DataKeys;
+use runtime::readiness::look_for;
 use runtime::{Dependency, Ended, Looked, Message, NotReady, Patience, Readiness, Settings, Verdict, Worker};
 use trust::role_of;
 use vectors::{Embedders, VectorError, Vectors};
@@ -105,22 +107,26 @@ impl VectorIndexer {
 
     /// Whether the vector store answers, and has the collections that the database says it has.
     async fn check(&self) -> Result<(), String> {
+        let collections = self.collections().await.map_err(|fault| fault.to_string())?;
+        self.check_vectors(&collections).await
+    }
+
+    async fn collections(&self) -> Result<Vec<Collection>, Fault> {
+        let mut connection = ::store::lend(&self.pool).await?;
+        ::store::vector::collections(&mut connection, vectors::ALIAS, &["active", "filling"]).await
+    }
+
+    async fn check_vectors(&self, collections: &[Collection]) -> Result<(), String> {
         self.vectors
             .check()
             .await
             .map_err(|error| format!("{error}; is it running, and is vectors.url right?"))?;
-        let mut connection = ::store::lend(&self.pool).await.map_err(|error| error.to_string())?;
-        let collections =
-            ::store::vector::collections(&mut connection, vectors::ALIAS, &["active", "filling"]).await;
-        let collections = collections.map_err(|fault| fault.to_string())?;
         if collections.is_empty() {
             return Err("there is no collection; `memfleet vectors apply` makes it".to_owned());
         }
         for collection in collections {
-            self.vectors
-                .collection_info(&collection.collection_name)
-                .await
-                .map_err(|error| error.to_string())?;
+            let info = self.vectors.collection_info(&collection.collection_name).await;
+            info.map_err(|error| error.to_string())?;
         }
         Ok(())
     }
@@ -136,7 +142,12 @@ impl Worker for VectorIndexer {
 
     async fn look(&self) -> Looked {
         let embedder = self.embedder_away.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        vec![(Dependency::Qdrant, self.check().await), (Dependency::Embedder, embedder.map_or(Ok(()), Err))]
+        let mut looked = vec![(Dependency::Embedder, embedder.map_or(Ok(()), Err))];
+        // Without the database nobody knows what the vector store should have; that it is away is told by itself.
+        if let Ok(collections) = self.collections().await {
+            looked.push(look_for(Dependency::Qdrant, self.check_vectors(&collections)).await);
+        }
+        looked
     }
 
     fn decode(&self, subject: &RequestSubject, body: &[u8]) -> Result<Parted, Malformed> {

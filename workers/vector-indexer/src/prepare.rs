@@ -129,6 +129,7 @@ impl VectorIndexer {
             let made = self.vectors_of(collection, &drafts, &known).await?;
             of_collections.push((collection, made));
         }
+        self.embedder_is(Ok(()));
         match self.store_points(&drafts, of_collections, &mut prepared).await {
             // Nobody else is to blame for what the vector store refuses of a message that is alone.
             Err(fault) if fault.kind == FaultKind::Permanent && batch.len() == 1 => {
@@ -139,6 +140,11 @@ impl VectorIndexer {
             }
             stored => stored.map(|()| prepared),
         }
+    }
+
+    /// Notes whether all the vectors that a batch needs could be made.
+    fn embedder_is(&self, found: Result<(), &str>) {
+        *self.embedder_away.lock().unwrap_or_else(PoisonError::into_inner) = found.err().map(str::to_owned);
     }
 
     /// What can be said of a message before any vector is made.
@@ -268,14 +274,14 @@ impl VectorIndexer {
             return Ok(made.into_iter().flatten().collect());
         }
         let Some(embedder) = embedder else {
-            return Err(away(&format!("nobody here makes vectors of {}", collection.model)));
+            let problem = format!("nobody here makes vectors of {}", collection.model);
+            self.embedder_is(Err(&problem));
+            return Err(away(&problem));
         };
         let pieces = pieces_of(embedder, open().map(|draft| draft.embedded.clone()).collect()).await;
         let users = open().map(|draft| draft.message.subject.user_id);
         let embedded = embed_each(embedder, users.zip(pieces).collect()).await;
-        let away = embedded.as_ref().err().map(|fault| fault.reason.clone());
-        *self.embedder_away.lock().unwrap_or_else(PoisonError::into_inner) = away;
-        let mut embedded = embedded?.into_iter();
+        let mut embedded = embedded.inspect_err(|fault| self.embedder_is(Err(&fault.reason)))?.into_iter();
         Ok(made.into_iter().filter_map(|one| one.or_else(|| embedded.next())).collect())
     }
 

@@ -85,6 +85,7 @@ async fn serve(folder: &Path, local: &Local, fleet: &mut Fleet, listeners: &[Use
         .with_context(|| format!("{} cannot be written", file.display()))?;
     tell(&file, &local.settings);
     tell_pages(folder, local, listeners)?;
+    let _health = fleet.tell_health(&local.settings).await?;
     let ended = tokio::select! {
         ended = fleet.ended() => ended.and_then(|()| bail!("a worker ended by itself")),
         ended = server_ended(local.stack(), folder) => ended,

@@ -4,7 +4,7 @@
 //! and what the service may find; the second one finds by words, puts both together and reads the memories. What the vector store
 //! says counts only as far as the user's own rows say the same.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use contract::{
@@ -91,14 +91,16 @@ impl Search {
         self.asked.mode != SearchMode::Fulltext
     }
 
-    /// How many points are asked for. Where nothing but vectors counts, the order is theirs, and the first ones are enough: those of
-    /// a long text, and of what was replaced a moment ago, are among them.
-    fn points(&self) -> u64 {
-        let SearchSimilar { text, mode, recency_boost, consensus_boost, limit, .. } = &self.asked;
-        let by_vectors_alone = text.is_none() || *mode == SearchMode::Vector;
-        let as_they_are = recency_boost.get() == 0.0 && consensus_boost.get() == 0.0;
-        let first_ones = u64::try_from(limit.get()).map_or(POINTS, |limit| (limit * 8).clamp(40, POINTS));
-        if by_vectors_alone && as_they_are { first_ones } else { POINTS }
+    /// Whether the order of the vectors is that of the answer: nothing else counts.
+    fn is_by_vectors_alone(&self) -> bool {
+        let SearchSimilar { text, mode, recency_boost, consensus_boost, .. } = &self.asked;
+        (text.is_none() || *mode == SearchMode::Vector)
+            && recency_boost.get() == 0.0
+            && consensus_boost.get() == 0.0
+    }
+
+    fn limit(&self) -> usize {
+        usize::try_from(self.asked.limit.get()).unwrap_or(0)
     }
 
     /// What the vector store is asked, for the vector of the question.
@@ -111,7 +113,8 @@ impl Search {
             time: millis(self.asked.since)..millis(self.asked.until),
             meta: vectors::meta_digests(tenant, self.asked.metadata.as_str()),
             exact: self.asked.exact,
-            limit: self.points(),
+            limit: POINTS,
+            enough: self.is_by_vectors_alone().then(|| self.limit()),
         }
     }
 }
@@ -145,7 +148,7 @@ pub(crate) async fn ground(
 /// beside them: a conversation answers in the next sentence (docs/adr/0025). The filters leave the statistics as they are.
 ///
 /// Nobody has counted the rows of these steps when the plan is made, and a nested loop over two of them takes time by the square of
-/// the memories. So the rows carry their words along, and the one join that is left is a full one, which is a hash or a merge join
+/// the memories. So the rows carry along all that is asked of them, and the one join of two steps that is left is a full one, which is a hash or a merge join
 /// in every plan; what it has too much is without a lexeme or an id, and ends there.
 const BY_WORDS: &str = "
     WITH question AS MATERIALIZED (
@@ -154,11 +157,13 @@ const BY_WORDS: &str = "
         SELECT replace(plainto_tsquery('pg_catalog.english', $2)::text, ' & ', ' | ')::tsquery AS words
     ), memories AS MATERIALIZED (
         SELECT m.id, coalesce(m.session_id, m.id::text) AS talk, m.content_length AS length, m.content_words AS words,
-            row_number() OVER (PARTITION BY coalesce(m.session_id, m.id::text) ORDER BY m.occurred_at, m.created_at, m.id) AS place
+            row_number() OVER (PARTITION BY coalesce(m.session_id, m.id::text) ORDER BY m.occurred_at, m.created_at, m.id) AS place,
+            m.vector_type::text = ANY ($3) AND ($5 IS NULL OR m.occurred_at >= $5) AND ($6 IS NULL OR m.occurred_at < $6)
+                AND m.metadata @> $7::jsonb AS is_wanted
         FROM unified_memory_vectors m WHERE m.user_id = $1 AND m.removed_at IS NULL AND m.vector_type::text = ANY ($9)
             AND ($4 IS NULL OR m.session_id = $4)
     ), in_context AS MATERIALIZED (
-        SELECT id, talk, place, words, length
+        SELECT id, talk, place, words, is_wanted, length
             + 0.5 * (coalesce(lag(length, 1) OVER w, 0) + coalesce(lead(length, 1) OVER w, 0))
             + 0.25 * (coalesce(lag(length, 2) OVER w, 0) + coalesce(lead(length, 2) OVER w, 0)) AS length
         FROM memories WINDOW w AS (PARTITION BY talk ORDER BY place)
@@ -176,15 +181,12 @@ const BY_WORDS: &str = "
         FROM said s CROSS JOIN (VALUES (0, 1.0), (-1, 0.5), (1, 0.5), (-2, 0.25), (2, 0.25)) AS near (distance, weight)
         GROUP BY s.talk, s.place + near.distance, s.lexeme
     ), heard AS MATERIALIZED (
-        SELECT c.id, c.length, s.lexeme, s.times FROM spread s FULL JOIN in_context c USING (talk, place)
+        SELECT c.id, c.length, c.is_wanted, s.lexeme, s.times FROM spread s FULL JOIN in_context c USING (talk, place)
     ), scored AS (
         SELECT h.id, sum(r.weight * h.times * 2.2 / (h.times + 1.2 * (0.25 + 0.75 * h.length::float8 / o.length)))::float8 AS score
-        FROM heard h JOIN rare r USING (lexeme), overall o GROUP BY h.id
+        FROM heard h JOIN rare r USING (lexeme), overall o WHERE h.is_wanted GROUP BY h.id
     )
-    SELECT s.id, s.score FROM scored s JOIN unified_memory_vectors m ON m.user_id = $1 AND m.id = s.id
-    WHERE m.vector_type::text = ANY ($3) AND ($4 IS NULL OR m.session_id = $4) AND ($5 IS NULL OR m.occurred_at >= $5)
-        AND ($6 IS NULL OR m.occurred_at < $6) AND m.metadata @> $7::jsonb
-    ORDER BY s.score DESC, s.id LIMIT $8";
+    SELECT id, score FROM scored ORDER BY score DESC, id LIMIT $8";
 
 #[derive(QueryableByName)]
 struct ByWords {
@@ -311,26 +313,35 @@ async fn by_words(
     Ok(store::prepared(query).load(connection).await?)
 }
 
+/// What ranking needs of the memories that were found. Where the order of the vectors is that of the answer, no further than the
+/// answer goes: each row is somewhere else on the disk.
 async fn ranked(
     connection: &mut Connection,
     user: UserId,
     search: &Search,
     by_words: &[ByWords],
 ) -> Result<HashMap<Uuid, Ranked>, Fault> {
-    let mut ids: Vec<Uuid> = by_words.iter().map(|one| one.id).collect();
-    ids.extend(search.by_meaning.iter().map(|found| found.memory));
-    ids.sort_unstable();
-    ids.dedup();
-    let query = diesel::sql_query(RANKED)
-        .bind::<Integer, _>(user.get())
-        .bind::<Array<SqlUuid>, _>(ids)
-        .bind::<Array<Text>, _>(search.types.iter().map(|one| one.as_str()).collect::<Vec<_>>())
-        .bind::<Nullable<Text>, _>(search.asked.session_id.as_ref().map(contract::SessionId::as_str))
-        .bind::<Nullable<Timestamptz>, _>(search.asked.since)
-        .bind::<Nullable<Timestamptz>, _>(search.asked.until)
-        .bind::<Text, _>(search.asked.metadata.as_str());
-    let rows: Vec<Ranked> = store::prepared(query).load(connection).await?;
-    Ok(rows.into_iter().map(|row| (row.id, row)).collect())
+    let mut seen = HashSet::new();
+    let found = by_words.iter().map(|one| one.id).chain(search.by_meaning.iter().map(|one| one.memory));
+    let ids: Vec<Uuid> = found.filter(|id| seen.insert(*id)).collect();
+    let enough = if search.is_by_vectors_alone() { search.limit() } else { ids.len() };
+    let mut ranked = HashMap::with_capacity(enough);
+    for some in ids.chunks(enough.max(1)) {
+        let query = diesel::sql_query(RANKED)
+            .bind::<Integer, _>(user.get())
+            .bind::<Array<SqlUuid>, _>(some)
+            .bind::<Array<Text>, _>(search.types.iter().map(|one| one.as_str()).collect::<Vec<_>>())
+            .bind::<Nullable<Text>, _>(search.asked.session_id.as_ref().map(contract::SessionId::as_str))
+            .bind::<Nullable<Timestamptz>, _>(search.asked.since)
+            .bind::<Nullable<Timestamptz>, _>(search.asked.until)
+            .bind::<Text, _>(search.asked.metadata.as_str());
+        let rows: Vec<Ranked> = store::prepared(query).load(connection).await?;
+        ranked.extend(rows.into_iter().map(|row| (row.id, row)));
+        if ranked.len() >= enough {
+            break;
+        }
+    }
+    Ok(ranked)
 }
 
 /// Puts both ways together, the best memories first, as many as were asked for.
@@ -369,7 +380,7 @@ fn fuse(
         })
         .collect();
     scored.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    scored.truncate(usize::try_from(search.asked.limit.get()).unwrap_or(0));
+    scored.truncate(search.limit());
     scored
 }
 

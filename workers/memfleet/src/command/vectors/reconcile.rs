@@ -35,9 +35,10 @@ pub(super) struct ReconcileArgs {
 pub(super) async fn execute(args: &ReconcileArgs, settings: &Settings) -> anyhow::Result<()> {
     // What is configured wrong shows at once, and not in a log later.
     collection::vectors(settings)?;
+    let embedders = Embedders::open(&[&settings.embedder, &settings.next_embedder]).await?;
     tokio::select! {
-        done = reconcile(args, settings), if !args.follow => done,
-        () = follow(args, settings), if args.follow => Ok(()),
+        done = reconcile(args, settings, &embedders), if !args.follow => done,
+        () = follow(args, settings, &embedders), if args.follow => Ok(()),
         stopped = interrupted() => {
             stopped?;
             if args.follow { Ok(()) } else { bail!("interrupted; what is repaired stays repaired") }
@@ -46,12 +47,12 @@ pub(super) async fn execute(args: &ReconcileArgs, settings: &Settings) -> anyhow
 }
 
 /// Compares again and again. It never ends by itself: a server that is away comes back.
-async fn follow(args: &ReconcileArgs, settings: &Settings) {
+async fn follow(args: &ReconcileArgs, settings: &Settings, embedders: &Embedders) {
     let mut ticks = interval(Duration::from_secs(settings.vectors.reconcile_every_s));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        match reconcile(args, settings).await {
+        match reconcile(args, settings, embedders).await {
             Ok(()) => tracing::info!("the vector store and the database agree"),
             Err(error) => tracing::error!("vectors are not reconciled: {error:#}"),
         }
@@ -59,9 +60,8 @@ async fn follow(args: &ReconcileArgs, settings: &Settings) {
 }
 
 /// Compares each collection once. An error if the stores differ, and are not repaired.
-async fn reconcile(args: &ReconcileArgs, settings: &Settings) -> anyhow::Result<()> {
+async fn reconcile(args: &ReconcileArgs, settings: &Settings, embedders: &Embedders) -> anyhow::Result<()> {
     let vectors = collection::vectors(settings)?;
-    let embedders = Embedders::open(&[&settings.embedder, &settings.next_embedder]).await?;
     let mut connection = store::connect(&settings.postgres.url).await?;
     let collections = vector::collections(&mut connection, ALIAS, &["active", "filling"]).await?;
     ensure!(!collections.is_empty(), "there is no collection; `memfleet vectors apply` makes it");
