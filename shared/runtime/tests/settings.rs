@@ -116,6 +116,7 @@ fn a_number_out_of_bounds_is_refused_by_name_with_the_bounds() {
         ("audit", "seal_every_s", 1, 3_600),
         ("vectors", "oversampling", 1, 100),
         ("vectors", "timeout_ms", 10, 60_000),
+        ("vectors", "reconcile_every_s", 10, 604_800),
         ("embedder", "batch", 1, 256),
         ("embedder", "timeout_ms", 100, 600_000),
         ("embedder", "retries", 0, 10),
