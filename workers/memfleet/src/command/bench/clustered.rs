@@ -8,13 +8,14 @@ use anyhow::{Context, ensure};
 use contract::VectorType;
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Integer, Uuid as SqlUuid};
-use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
+use diesel_async::RunQueryDsl;
 use fastrand::Rng;
 use store::Connection;
 use tokio::time::sleep;
 use uuid::Uuid;
 use vectors::{CollectionInfo, Point, PointKey, Tenant, Vectors};
 
+use super::filled::fill_tables;
 use crate::errln;
 
 /// The model that the vectors are said to be of.
@@ -106,25 +107,11 @@ impl Loaded {
     }
 }
 
-/// Fills the tables. Without triggers and foreign keys, which are not what is measured.
+/// Fills the tables.
 pub(super) async fn fill(owner: &mut Connection, points: u32, users: u32) -> anyhow::Result<()> {
-    owner
-        .batch_execute("SET session_replication_role = replica")
-        .await
-        .context("only a superuser can fill it")?;
-    for statement in FILL {
-        let table = statement.split_whitespace().nth(2).unwrap_or_default();
-        errln!("filling {table}");
-        let sql = statement
-            .replace("{points}", &points.to_string())
-            .replace("{users}", &users.to_string())
-            .replace("{model}", MODEL);
-        owner.batch_execute(&sql).await.with_context(|| format!("{table} cannot be filled"))?;
-    }
-    for sql in ["SET session_replication_role = origin", "VACUUM ANALYZE", "CHECKPOINT"] {
-        owner.batch_execute(sql).await.with_context(|| format!("no {sql}"))?;
-    }
-    Ok(())
+    let values =
+        [("{points}", points.to_string()), ("{users}", users.to_string()), ("{model}", MODEL.to_owned())];
+    fill_tables(owner, &FILL, &values).await
 }
 
 /// Stores the points of what was filled in.

@@ -96,27 +96,41 @@ const FILL: [&str; 9] = [
      FROM generate_series(0, {part} - 1) AS n",
 ];
 
-/// Fills the tables. Without triggers and foreign keys, which are not what is measured.
-pub(super) async fn fill(settings: &Settings, size: Size) -> anyhow::Result<Connection> {
-    let mut owner = store::connect(&settings.postgres.url).await?;
+/// Fills tables by these statements, with these values in the places of these names. Without triggers and foreign keys, which are
+/// not what is measured. Leaves nothing for a vacuum or a checkpoint to do.
+pub(super) async fn fill_tables(
+    owner: &mut Connection,
+    statements: &[&str],
+    values: &[(&str, String)],
+) -> anyhow::Result<()> {
     owner
         .batch_execute("SET session_replication_role = replica")
         .await
         .context("only a superuser can fill it")?;
-    for statement in FILL {
+    for statement in statements {
         let table = statement.split_whitespace().nth(2).unwrap_or_default();
         errln!("filling {table}");
-        let sql = statement
-            .replace("{rows}", &size.rows.to_string())
-            .replace("{part}", &(size.rows / 5).to_string())
-            .replace("{users}", &size.users.to_string())
-            .replace("{sessions}", &size.sessions.to_string());
+        let put = |sql: String, (name, value): &(&str, String)| sql.replace(name, value);
+        let sql = values.iter().fold((*statement).to_owned(), put);
         owner.batch_execute(&sql).await.with_context(|| format!("{table} cannot be filled"))?;
     }
-    let role = role_of(READER);
     for sql in ["SET session_replication_role = origin", "VACUUM ANALYZE", "CHECKPOINT"] {
         owner.batch_execute(sql).await.with_context(|| format!("no {sql}"))?;
     }
+    Ok(())
+}
+
+/// Fills the tables, and lets the reader read them.
+pub(super) async fn fill(settings: &Settings, size: Size) -> anyhow::Result<Connection> {
+    let mut owner = store::connect(&settings.postgres.url).await?;
+    let values = [
+        ("{rows}", size.rows.to_string()),
+        ("{part}", (size.rows / 5).to_string()),
+        ("{users}", size.users.to_string()),
+        ("{sessions}", size.sessions.to_string()),
+    ];
+    fill_tables(&mut owner, &FILL, &values).await?;
+    let role = role_of(READER);
     owner
         .batch_execute(&format!("GRANT SELECT, INSERT ON ALL TABLES IN SCHEMA public TO {role}"))
         .await
