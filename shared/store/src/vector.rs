@@ -124,6 +124,41 @@ pub async fn rights(
     Ok(prepared(query).load(connection).await?)
 }
 
+/// Where the searches of a service look, and for what.
+#[derive(Clone, Debug, QueryableByName)]
+pub struct Ground {
+    /// How the user is called in the vector store; none for a user without an account.
+    #[diesel(embed)]
+    pub tenant: Option<Tenant>,
+    /// The labels of the types that the service may find.
+    #[diesel(sql_type = Array<Text>)]
+    pub may_search: Vec<String>,
+    /// The collection that searches go to; none before there is one.
+    #[diesel(embed)]
+    pub active: Option<Collection>,
+}
+
+/// Where a search of this service for this user looks. The user is of the open context.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn ground(
+    connection: &mut AsyncPgConnection,
+    alias: &str,
+    service: &str,
+    user: i32,
+) -> Result<Ground, Fault> {
+    const ASK: &str = "
+        SELECT t.user_id, t.tenant, t.filter_key, c.collection_name, c.model, c.dimension, c.quantization, c.state::text AS state,
+            ARRAY(SELECT q.vector_type::text FROM qdrant_access_control q
+                WHERE q.collection_name = $1 AND q.service = $2 AND q.may_search) AS may_search
+        FROM (SELECT) AS one LEFT JOIN sec.vector_tenants() AS t ON t.user_id = $3
+            LEFT JOIN vector_collections c ON c.alias = $1 AND c.state = 'active'";
+    let query =
+        diesel::sql_query(ASK).bind::<Text, _>(alias).bind::<Text, _>(service).bind::<Integer, _>(user);
+    Ok(prepared(query).get_result(connection).await?)
+}
+
 /// Notes operations on the vector store in `audit.data_access_log`: `search`, `upsert` or `delete`, in the name of the open
 /// context, which has all their users.
 ///

@@ -33,15 +33,18 @@ pub(crate) const VECTOR_SEARCH: &str = "vector-search";
 
 type Noted = oneshot::Sender<Result<(), String>>;
 
-/// How many notes wait at most. Whoever brings more waits too.
+/// The notes of how many questions wait at most. Whoever brings more waits too.
 const WAITING: usize = 1_000;
-/// How many notes one transaction takes.
+/// Those of how many one transaction takes.
 const TOGETHER: usize = 500;
+
+/// All that was read for one question, and who waits until that is noted.
+type ToNote = (Vec<Access>, Noted);
 
 /// Where accesses are noted.
 #[derive(Debug)]
 pub(crate) struct AccessLog {
-    to_note: mpsc::Sender<(Access, Noted)>,
+    to_note: mpsc::Sender<ToNote>,
 }
 
 impl AccessLog {
@@ -52,28 +55,29 @@ impl AccessLog {
         Self { to_note }
     }
 
-    /// Notes an access and returns when it is committed.
+    /// Notes all accesses of a question, or none, and returns when they are committed.
     ///
     /// # Errors
-    /// Why it is not noted. Then nobody may be told what was read.
-    pub(crate) async fn note(&self, access: Access) -> Result<(), String> {
+    /// Why they are not noted. Then nobody may be told what was read.
+    pub(crate) async fn note(&self, accesses: Vec<Access>) -> Result<(), String> {
         let (noted, answer) = oneshot::channel();
         let gone = || "the access log has ended".to_owned();
-        self.to_note.send((access, noted)).await.map_err(|_| gone())?;
+        self.to_note.send((accesses, noted)).await.map_err(|_| gone())?;
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
 }
 
-async fn follow(pool: Pool, mut waiting: mpsc::Receiver<(Access, Noted)>) {
+async fn follow(pool: Pool, mut waiting: mpsc::Receiver<ToNote>) {
     let mut together = Vec::with_capacity(TOGETHER);
     while waiting.recv_many(&mut together, TOGETHER).await > 0 {
-        let accesses: Vec<&Access> = together.iter().map(|(access, _)| access).collect();
+        let accesses: Vec<&Access> = together.iter().flat_map(|(accesses, _)| accesses).collect();
         match write(&pool, &accesses).await {
             Ok(()) => together.drain(..).for_each(|(_, noted)| drop(noted.send(Ok(())))),
             // One of them may be at fault, such as a grant that was revoked meanwhile.
             Err(_) if together.len() > 1 => {
-                for (access, noted) in together.drain(..) {
-                    drop(noted.send(write(&pool, &[&access]).await.map_err(|fault| fault.to_string())));
+                for (accesses, noted) in together.drain(..) {
+                    let accesses: Vec<&Access> = accesses.iter().collect();
+                    drop(noted.send(write(&pool, &accesses).await.map_err(|fault| fault.to_string())));
                 }
             }
             Err(fault) => together.drain(..).for_each(|(_, noted)| drop(noted.send(Err(fault.to_string())))),

@@ -118,22 +118,7 @@ impl Desk {
             Err(fault) => return Err(self.judge(&asked, user, question_id, &fault, since, deadline).await),
         };
         let found = self.reveal(found).await?;
-        let kind = if wanted.reveals() { "reveal" } else { "read" };
-        let tables = found.reads(&wanted).into_iter().map(|(table, rows)| (kind, Cow::Borrowed(table), rows));
-        let searched = searched(&wanted);
-        for (kind, object, rows) in tables.chain(searched) {
-            let grant = Arc::clone(&grant);
-            let service = asked.service.clone();
-            let noted = self.log.note(Access { grant, user, service, question_id, kind, object, rows }).await;
-            noted.map_err(|problem| {
-                tracing::warn!(
-                    worker = crate::NAME,
-                    problem,
-                    "what was read cannot be noted; it is not told"
-                );
-                Refused::unavailable("the access cannot be noted in the audit trail; ask again")
-            })?;
-        }
+        self.note(&asked, &grant, (user, question_id), &wanted, &found).await?;
         found.into_body()
     }
 
@@ -247,6 +232,27 @@ impl Desk {
             store::discard(connection);
         }
         found
+    }
+
+    /// Notes what was read. It is told only after that.
+    async fn note(
+        &self,
+        asked: &Asked,
+        grant: &Arc<str>,
+        (user, question_id): (UserId, Uuid),
+        wanted: &Wanted,
+        found: &Found,
+    ) -> Result<(), Refused> {
+        let kind = if wanted.reveals() { "reveal" } else { "read" };
+        let tables = found.reads(wanted).into_iter().map(|(table, rows)| (kind, Cow::Borrowed(table), rows));
+        let accesses = tables.chain(searched(wanted)).map(|(kind, object, rows)| {
+            let (grant, service) = (Arc::clone(grant), asked.service.clone());
+            Access { grant, user, service, question_id, kind, object, rows }
+        });
+        self.log.note(accesses.collect()).await.map_err(|problem| {
+            tracing::warn!(worker = crate::NAME, problem, "what was read cannot be noted; it is not told");
+            Refused::unavailable("the access cannot be noted in the audit trail; ask again")
+        })
     }
 
     /// What the asker is told of a fault.

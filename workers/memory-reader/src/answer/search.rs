@@ -125,22 +125,19 @@ pub(crate) async fn ground(
     user: UserId,
     search: &Search,
 ) -> Result<Answer, Fault> {
-    let tenants = vector::tenants(connection).await?;
-    let tenant = tenants.into_iter().find(|tenant| tenant.user_id == user.get());
-    let rights = vector::rights(connection, vectors::ALIAS, &[&search.service]).await?;
+    let ground = vector::ground(connection, vectors::ALIAS, &search.service, user.get()).await?;
     let wanted = search.asked.vector_types.as_slice();
     let permitted: Vec<VectorType> = VectorType::ALL
         .iter()
         .copied()
-        .filter(|one| rights.iter().any(|right| right.vector_type == one.as_str() && right.may_search))
+        .filter(|one| ground.may_search.iter().any(|permitted| permitted == one.as_str()))
         .collect();
     let types = permitted.iter().copied().filter(|one| wanted.is_empty() || wanted.contains(one)).collect();
-    let collection = vector::collections(connection, vectors::ALIAS, &["active"]).await?.into_iter().next();
     Ok(Answer::Ground(Ground {
-        tenant: tenant.map(|one| Tenant::new(one.tenant, one.filter_key)),
+        tenant: ground.tenant.map(|one| Tenant::new(one.tenant, one.filter_key)),
         types,
         permitted,
-        collection,
+        collection: ground.active,
     }))
 }
 
