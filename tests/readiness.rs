@@ -9,7 +9,7 @@ use std::process::Stdio;
 
 use async_nats::jetstream::consumer::{FromConsumer, PullConsumer, pull};
 use memfleet::health;
-use runtime::{Dependency, Phase, Readiness};
+use runtime::{Dependency, Phase, Readiness, Settings};
 use serde_json::json;
 use testkit::{Fixture, eventually};
 use tokio::net::{TcpListener, TcpStream};
@@ -18,8 +18,8 @@ use tokio::process::Command;
 #[tokio::test]
 async fn a_process_is_ready_when_all_its_workers_are() {
     let (one, other) = (Readiness::new("one"), Readiness::new("other"));
-    let anywhere = "127.0.0.1:0".parse().unwrap();
-    let (address, answering) = health::serve(anywhere, vec![one.clone(), other.clone()]).await.unwrap();
+    let (address, listener) = http::listen().await;
+    let answering = health::serve(listener, vec![one.clone(), other.clone()]);
     one.reached(Phase::Running);
     let (status, told) = http::get(address, "/readyz").await;
     assert_eq!((status, &told["ready"]), (503, &json!(false)));
@@ -41,7 +41,9 @@ async fn a_process_is_ready_when_all_its_workers_are() {
     assert_eq!(http::get(address, "/healthz").await.0, 200, "a restart would bring nothing back");
     assert_eq!(http::get(address, "/").await.0, 404);
     assert_eq!(http::ask(address, "POST", "/readyz").await.0, 405);
-    let busy = health::serve(address, Vec::new()).await.unwrap_err().to_string();
+    let mut settings = Settings::default();
+    settings.health.listen = Some(address);
+    let busy = health::listen(&settings).await.unwrap_err().to_string();
     assert!(busy.contains("health.listen"), "{busy}");
     drop(answering);
     eventually("nobody listens any more", async || TcpListener::bind(address).await.ok()).await;

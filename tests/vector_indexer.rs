@@ -218,8 +218,8 @@ async fn a_service_indexes_and_removes_what_it_has_a_right_to() {
 async fn while_the_vector_store_is_away_the_stream_waits_and_the_fleet_goes_on() {
     let mut memories = Memories::new().await.with_users(&[1]).await;
     let indexer = memories.fixture.run(memories.indexer().await);
-    let anywhere = "127.0.0.1:0".parse().unwrap();
-    let (address, _answering) = health::serve(anywhere, vec![indexer.readiness.clone()]).await.unwrap();
+    let (address, listener) = http::listen().await;
+    let _answering = health::serve(listener, vec![indexer.readiness.clone()]);
     let is = async |status: u16| {
         let (answered, body) = http::get(address, "/readyz").await;
         (answered == status).then_some(body)

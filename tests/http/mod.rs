@@ -1,10 +1,10 @@
-//! One question over HTTP.
+//! Questions over HTTP, one a connection.
 
 use std::net::SocketAddr;
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 /// The status and the body, which is JSON.
 pub async fn get(address: SocketAddr, path: &str) -> (u16, Value) {
@@ -21,4 +21,10 @@ pub async fn ask(address: SocketAddr, method: &str, path: &str) -> (u16, Value) 
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
     (status, serde_json::from_str(body).expect("JSON"))
+}
+
+/// A port of this machine that is listened on.
+pub async fn listen() -> (SocketAddr, TcpListener) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    (listener.local_addr().unwrap(), listener)
 }

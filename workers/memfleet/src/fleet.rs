@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use context_writer::ContextWriter;
 use router_logger::RouterLogger;
 use runtime::{Observed, Phase, Readiness, Settings, Stats, Worker};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -136,14 +137,9 @@ impl Fleet {
         readiness
     }
 
-    /// Answers whether each worker has what it needs, if it is configured, until what is returned is dropped.
-    ///
-    /// # Errors
-    /// If the address cannot be listened on.
-    pub async fn tell_health(&self, settings: &Settings) -> anyhow::Result<Option<AbortOnDropHandle<()>>> {
-        let Some(listen) = settings.health.listen else { return Ok(None) };
-        let (_, answering) = health::serve(listen, self.readiness.clone()).await?;
-        Ok(Some(answering))
+    /// Answers whether each worker has what it needs, if anybody listens, until what is returned is dropped.
+    pub fn tell_health(&self, listener: Option<TcpListener>) -> Option<AbortOnDropHandle<()>> {
+        listener.map(|listener| health::serve(listener, self.readiness.clone()))
     }
 
     /// What each worker has done so far.

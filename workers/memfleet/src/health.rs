@@ -4,7 +4,6 @@
 //! restart would help nobody.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use runtime::{Readiness, ReadinessReport};
+use runtime::{Readiness, ReadinessReport, Settings};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -32,22 +31,23 @@ const HEADERS_WITHIN: Duration = Duration::from_secs(1);
 /// How long nothing is accepted after that has failed, as it does where no file can be opened.
 const AFTER_FAILURE: Duration = Duration::from_millis(100);
 
-/// Answers for these workers. Nobody is accepted any more once what is returned is dropped. The address is the one that is listened on, whose port is chosen
-/// where the one asked for is 0.
+/// Listens on the configured address, if there is one. Questions wait until they are [answered](serve).
 ///
 /// # Errors
-/// If the address cannot be listened on.
-pub async fn serve(
-    listen: SocketAddr,
-    workers: Vec<Readiness>,
-) -> anyhow::Result<(SocketAddr, AbortOnDropHandle<()>)> {
-    let listener = TcpListener::bind(listen)
+/// If it cannot be listened on.
+pub async fn listen(settings: &Settings) -> anyhow::Result<Option<TcpListener>> {
+    let Some(address) = settings.health.listen else { return Ok(None) };
+    let listener = TcpListener::bind(address)
         .await
-        .with_context(|| format!("health.listen {listen}: it cannot be listened on"))?;
+        .with_context(|| format!("health.listen {address}: it cannot be listened on"))?;
     let address = listener.local_addr().context("health.listen")?;
     tracing::info!(%address, "answering /healthz and /readyz");
-    let workers: Arc<[Readiness]> = workers.into();
-    Ok((address, AbortOnDropHandle::new(tokio::spawn(accept(listener, workers)))))
+    Ok(Some(listener))
+}
+
+/// Answers for these workers. Nobody is accepted any more once what is returned is dropped.
+pub fn serve(listener: TcpListener, workers: Vec<Readiness>) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(accept(listener, workers.into())))
 }
 
 async fn accept(listener: TcpListener, workers: Arc<[Readiness]>) {

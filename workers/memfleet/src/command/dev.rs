@@ -14,6 +14,7 @@ use super::run::interrupted;
 use super::this_program;
 use crate::carry::step;
 use crate::fleet::{Fleet, WorkerName};
+use crate::health;
 use crate::local::{Local, write_private};
 use crate::outln;
 
@@ -52,6 +53,7 @@ pub async fn execute(args: DevArgs, settings: &Settings) -> anyhow::Result<()> {
     let folder =
         std::path::absolute(&folder).with_context(|| format!("{} is no folder", folder.display()))?;
     refuse_foreign(&folder.join(FILE))?;
+    let listener = health::listen(settings).await?;
     let listeners: Vec<UserId> = args
         .live
         .iter()
@@ -68,6 +70,7 @@ pub async fn execute(args: DevArgs, settings: &Settings) -> anyhow::Result<()> {
     };
     let local = step("starting private NATS, PostgreSQL and vector store", starting).await?;
     let mut fleet = Fleet::start(&WorkerName::of(&local.settings), &local.settings);
+    let _health = fleet.tell_health(listener);
     let ended = serve(&folder, &local, &mut fleet, &listeners).await;
     let stopping = async {
         let workers = fleet.stop().await;
@@ -85,7 +88,6 @@ async fn serve(folder: &Path, local: &Local, fleet: &mut Fleet, listeners: &[Use
         .with_context(|| format!("{} cannot be written", file.display()))?;
     tell(&file, &local.settings);
     tell_pages(folder, local, listeners)?;
-    let _health = fleet.tell_health(&local.settings).await?;
     let ended = tokio::select! {
         ended = fleet.ended() => ended.and_then(|()| bail!("a worker ended by itself")),
         ended = server_ended(local.stack(), folder) => ended,

@@ -6,6 +6,7 @@ use runtime::Settings;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::fleet::{Fleet, WorkerName};
+use crate::health;
 
 /// Runs workers until SIGTERM, SIGHUP or Ctrl-C. Any number of processes may run the same worker: they share its work.
 #[derive(Debug, Args)]
@@ -21,8 +22,9 @@ pub struct RunArgs {
 /// If a worker cannot start or breaks down.
 pub async fn execute(args: RunArgs, settings: &Settings) -> anyhow::Result<()> {
     let names = if args.workers.is_empty() { WorkerName::of(settings) } else { args.workers };
+    let listener = health::listen(settings).await?;
     let mut fleet = Fleet::start(&names, settings);
-    let _health = fleet.tell_health(settings).await?;
+    let _health = fleet.tell_health(listener);
     let ended = tokio::select! {
         ended = fleet.ended() => ended,
         interrupted = interrupted() => interrupted,
