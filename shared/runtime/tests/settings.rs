@@ -43,6 +43,14 @@ fn options() -> Vec<(String, String)> {
 }
 
 #[test]
+fn a_vector_store_is_reached_over_http() {
+    assert_eq!(
+        refusal("scheme", "[vectors]\nurl = \"ftp://somewhere\"\n"),
+        "vectors.url must begin with http:// or https://"
+    );
+}
+
+#[test]
 fn the_documented_file_holds_the_defaults() {
     assert_eq!(Settings::load(Some(&documented())).unwrap(), Settings::default());
     assert_eq!(Settings::load(None).unwrap(), Settings::default());
@@ -209,7 +217,7 @@ fn every_option_can_be_passed_on_in_the_environment() {
                    keys.worker_url = \"w\"\nkeys.ring_file = \"r\"\nkeys.vault_url = \"u\"\nkeys.vault_token_file = \"t\"\n\
                    keys.vault_ca_file = \"c\"\nkeys.kms_key = \"k\"\nkeys.kms_region = \"r\"\nkeys.kms_url = \"u\"\n\
                    audit.seal_key_file = \"s\"\naudit.public_keys_file = \"p\"\nworker.batch_size = 7\n\
-                   vectors.url = \"u\"\nvectors.api_key = \"k\"\nvectors.model = \"m\"\nvectors.dimension = 3\nhealth.listen = \"127.0.0.1:1\"\n";
+                   vectors.url = \"http://u\"\nvectors.api_key = \"k\"\nvectors.model = \"m\"\nvectors.dimension = 3\nhealth.listen = \"127.0.0.1:1\"\n";
     let embedder = "weights = \"w\"\nthreads = 1\nurl = \"u\"\nmodel = \"m\"\ndimension = 3\ntoken = \"t\"\nrequests_per_second = 1\n";
     let content = &format!("{content}[embedder]\n{embedder}[next_embedder]\n{embedder}");
     let settings = load("passed-on", content).unwrap();

@@ -114,6 +114,9 @@ impl VectorSettings {
     /// # Errors
     /// A sentence that names the first option that is out of bounds.
     pub fn check(&self) -> Result<(), String> {
+        if self.url.as_ref().is_some_and(|url| !url.starts_with("http://") && !url.starts_with("https://")) {
+            return Err("vectors.url must begin with http:// or https://".to_owned());
+        }
         if !(1.0..=100.0).contains(&self.oversampling) {
             return Err(format!("vectors.oversampling is {}; it must be from 1 to 100", self.oversampling));
         }
