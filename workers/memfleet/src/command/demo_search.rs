@@ -14,8 +14,8 @@ use crate::tokens::Tokens;
 
 /// Who asks what. No question has the words of its answer.
 const QUESTIONS: [(i32, &str); 3] = [
-    (1, "What could make the little girl ill?"),
-    (2, "When does the repair shop want my bicycle?"),
+    (1, "Which disease do my vegetables have?"),
+    (2, "What is broken on my bicycle?"),
     (3, "Which evening do I learn a foreign tongue?"),
 ];
 /// The service that asks.
