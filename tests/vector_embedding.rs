@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
 use vector_indexer::VectorIndexer;
-use vectors::{Memories, index};
+use vectors::{Memories, index, remove};
 
 /// A server with OpenAI's API, whose vectors follow from the letters of a text.
 struct Server {
@@ -27,20 +27,32 @@ struct Server {
 
 impl Server {
     async fn start(dimension: usize) -> Self {
+        Self::refusing(dimension, None).await
+    }
+
+    /// One that refuses texts with this word.
+    async fn refusing(dimension: usize, unfit: Option<&'static str>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/v1", listener.local_addr().unwrap());
         let (texts, busy) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (counted, refused) = (Arc::clone(&texts), Arc::clone(&busy));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, dimension, Arc::clone(&counted), Arc::clone(&refused)));
+                let model = Model { dimension, unfit };
+                tokio::spawn(serve(stream, model, Arc::clone(&counted), Arc::clone(&refused)));
             }
         });
         Self { url, texts, busy }
     }
 }
 
-async fn serve(mut stream: TcpStream, dimension: usize, texts: Arc<AtomicUsize>, busy: Arc<AtomicUsize>) {
+#[derive(Clone, Copy)]
+struct Model {
+    dimension: usize,
+    unfit: Option<&'static str>,
+}
+
+async fn serve(mut stream: TcpStream, model: Model, texts: Arc<AtomicUsize>, busy: Arc<AtomicUsize>) {
     let mut received = Vec::new();
     let body = loop {
         let mut part = vec![0; 65_536];
@@ -60,6 +72,8 @@ async fn serve(mut stream: TcpStream, dimension: usize, texts: Arc<AtomicUsize>,
     let is_busy = busy.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
     let answer = if is_busy {
         "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_owned()
+    } else if model.unfit.is_some_and(|word| body.contains(word)) {
+        "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_owned()
     } else {
         let asked: Value = serde_json::from_str(&body).unwrap();
         let inputs = asked["input"].as_array().unwrap();
@@ -67,7 +81,7 @@ async fn serve(mut stream: TcpStream, dimension: usize, texts: Arc<AtomicUsize>,
         let data: Vec<Value> = inputs
             .iter()
             .enumerate()
-            .map(|(place, text)| json!({ "index": place, "embedding": letters(text.as_str().unwrap(), dimension) }))
+            .map(|(place, text)| json!({ "index": place, "embedding": letters(text.as_str().unwrap(), model.dimension) }))
             .collect();
         let body = json!({ "data": data, "model": asked["model"] }).to_string();
         format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
@@ -134,7 +148,7 @@ async fn a_long_text_has_a_point_for_each_piece() {
     let counts: Vec<usize> = counts.iter().map(|count| count.parse().unwrap()).collect();
     assert!(counts[0] == 2 && counts[1] > 5, "{counts:?}");
     assert_eq!(memories.points().await, counts.iter().sum::<usize>());
-    memories.carry([vectors::remove(1, &[long, short])]).await;
+    memories.carry([remove(1, &[long, short])]).await;
     assert_eq!(memories.points().await, 0);
 }
 
@@ -149,27 +163,63 @@ async fn while_the_embedder_is_busy_nothing_is_lost() {
     assert_eq!((memories.rows().await, memories.points().await), (10, 10));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_fleet_goes_over_to_another_model_and_back() {
-    let (server, other) = (Server::start(16).await, Server::start(24).await);
-    let mut memories = embedding_by(&server, 16).await;
+/// With a model to go over to, of 24 numbers.
+async fn embedding_by_then_by(server: &Server, other: &Server) -> Memories {
+    let mut memories = embedding_by(server, 16).await;
     let settings = &mut memories.fixture.settings;
     settings.next_embedder = settings.embedder.clone();
     settings.next_embedder.url = Some(other.url.clone());
     settings.next_embedder.model = Some("more-letters".to_owned());
     settings.next_embedder.dimension = Some(24);
+    memories
+}
+
+/// Whether `memfleet vectors` succeeds, and what it says.
+async fn memfleet_vectors(memories: &Memories, arguments: &[&str]) -> (bool, String) {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_memfleet"));
+    command.arg("vectors").args(arguments).envs(memories.fixture.environment());
+    let ended = command.output().await.unwrap();
+    let said =
+        format!("{}{}", String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
+    (ended.status.success(), said)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_the_next_model_refuses_is_left_out_if_that_is_wanted() {
+    let (server, other) = (Server::start(16).await, Server::refusing(24, Some("unfit")).await);
+    let memories = embedding_by_then_by(&server, &other).await;
+    let (before, meanwhile) = (Uuid::now_v7(), Uuid::now_v7());
+    memories.carry([index(1, vec![said(before, "unfit"), said(Uuid::now_v7(), "fine")])]).await;
+    let migrate = ["migrate", "--grace", "0", "--model", "more-letters"];
+    let (fine, said_of_it) = memfleet_vectors(&memories, &migrate).await;
+    assert!(!fine && said_of_it.contains("1 memories cannot be embedded"), "{said_of_it}");
+    assert!(said_of_it.contains(&before.to_string()) && said_of_it.contains("--without 1"), "{said_of_it}");
+
+    // Now it is written to both collections, and what one of them cannot have is no reason to refuse a request.
+    memories.carry([index(1, vec![said(meanwhile, "also unfit")])]).await;
+    assert_eq!(memories.fixture.dead_letters().await, Vec::<String>::new());
+    assert_eq!(memories.points_in(&memories.collection.collection_name).await, 3);
+
+    let (fine, said_of_it) = memfleet_vectors(&memories, &[&migrate[..], &["--without", "1"]].concat()).await;
+    assert!(!fine && said_of_it.contains("2 memories cannot be embedded"), "{said_of_it}");
+    let (fine, said_of_it) = memfleet_vectors(&memories, &[&migrate[..], &["--without", "2"]].concat()).await;
+    assert!(fine && said_of_it.contains("__more-letters__24__int8 is active"), "{said_of_it}");
+    assert_eq!(memories.points_in("unified_memory__more-letters__24__int8").await, 1);
+    let (fine, said_of_it) = memfleet_vectors(&memories, &["reconcile", "--repair", "--grace", "0"]).await;
+    assert!(
+        !fine && said_of_it.contains("2 memories without a point; 0 repaired, 2 cannot be"),
+        "{said_of_it}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_fleet_goes_over_to_another_model_and_back() {
+    let (server, other) = (Server::start(16).await, Server::start(24).await);
+    let memories = embedding_by_then_by(&server, &other).await;
     let before: Vec<Uuid> = (0..20).map(|_| Uuid::now_v7()).collect();
     memories.carry(before.iter().map(|&id| index(1, vec![said(id, &format!("before {id}"))]))).await;
 
-    let vectors = async |arguments: &[&str]| {
-        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_memfleet"));
-        command.arg("vectors").args(arguments).envs(memories.fixture.environment());
-        let ended = command.output().await.unwrap();
-        let said =
-            format!("{}{}", String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
-        (ended.status.success(), said)
-    };
-    let (fine, said_of_it) = vectors(&["migrate", "--model", "nothing"]).await;
+    let (fine, said_of_it) = memfleet_vectors(&memories, &["migrate", "--model", "nothing"]).await;
     assert!(!fine && said_of_it.contains("no embedder makes vectors of nothing"), "{said_of_it}");
     // While a worker goes on.
     let worker = memories.fixture.run(memories.indexer().await);
@@ -179,8 +229,10 @@ async fn the_fleet_goes_over_to_another_model_and_back() {
             memories.fixture.publish([index(1, vec![said(id, &format!("meanwhile {id}"))])]).await;
         }
     };
-    let ((fine, said_of_it), ()) =
-        tokio::join!(vectors(&["migrate", "--grace", "2", "--model", "more-letters"]), publishing);
+    let ((fine, said_of_it), ()) = tokio::join!(
+        memfleet_vectors(&memories, &["migrate", "--grace", "2", "--model", "more-letters"]),
+        publishing
+    );
     assert!(fine && said_of_it.contains("__more-letters__24__int8 is active"), "{said_of_it}");
     memories.fixture.drained::<VectorIndexer>().await;
     let new = "unified_memory__more-letters__24__int8";
@@ -192,21 +244,22 @@ async fn the_fleet_goes_over_to_another_model_and_back() {
     memories.fixture.publish([index(1, vec![said(after, "after"), said(Uuid::now_v7(), "and after")])]).await;
     memories.fixture.drained::<VectorIndexer>().await;
     assert_eq!(memories.points_in(new).await, 42);
-    let (fine, said_of_it) = vectors(&["reconcile", "--grace", "0"]).await;
+    let (fine, said_of_it) = memfleet_vectors(&memories, &["reconcile", "--grace", "0"]).await;
     assert!(
         fine && said_of_it.contains("42 points of 42 memories; 0 points without a memory, 0 memories"),
         "{said_of_it}"
     );
-    memories.fixture.publish([vectors::remove(1, &[before[0], after])]).await;
+    memories.fixture.publish([remove(1, &[before[0], after])]).await;
     memories.fixture.drained::<VectorIndexer>().await;
 
-    let (fine, said_of_it) = vectors(&["migrate", "--grace", "2", "--model", "letters"]).await;
+    let (fine, said_of_it) =
+        memfleet_vectors(&memories, &["migrate", "--grace", "2", "--model", "letters"]).await;
     assert!(fine, "{said_of_it}");
     let old = &memories.collection.collection_name;
     assert_eq!(memories.points_in(old).await, 40, "what came and went meanwhile came and went there too");
-    let (fine, said_of_it) = vectors(&["drop", old]).await;
+    let (fine, said_of_it) = memfleet_vectors(&memories, &["drop", old]).await;
     assert!(!fine && said_of_it.contains("is active; only a former collection is removed"), "{said_of_it}");
-    let (fine, said_of_it) = vectors(&["drop", new]).await;
+    let (fine, said_of_it) = memfleet_vectors(&memories, &["drop", new]).await;
     assert!(fine, "{said_of_it}");
     worker.stop().await.unwrap();
     assert_eq!(memories.fixture.dead_letters().await, Vec::<String>::new());

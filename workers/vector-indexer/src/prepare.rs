@@ -94,7 +94,7 @@ struct Draft<'a> {
 }
 
 /// The vectors of a memory in one collection, one for each point.
-type Made = Vec<Vec<f32>>;
+pub(crate) type Made = Vec<Vec<f32>>;
 
 impl VectorIndexer {
     pub(crate) async fn prepare_batch(
@@ -279,7 +279,7 @@ impl VectorIndexer {
             return Err(away(&problem));
         };
         let pieces = pieces_of(embedder, open().map(|draft| draft.embedded.clone()).collect()).await;
-        let users = open().map(|draft| draft.message.subject.user_id);
+        let users = open().map(|draft| draft.message.subject.user_id.get());
         let embedded = embed_each(embedder, users.zip(pieces).collect()).await;
         let mut embedded = embedded.inspect_err(|fault| self.embedder_is(Err(&fault.reason)))?.into_iter();
         Ok(made.into_iter().filter_map(|one| one.or_else(|| embedded.next())).collect())
@@ -323,12 +323,13 @@ impl VectorIndexer {
         of_collections: Vec<(&Collection, Vec<Result<Made, String>>)>,
         prepared: &mut Prepared,
     ) -> Result<(), Fault> {
-        for (_, made) in &of_collections {
-            for (draft, made) in drafts.iter().zip(made) {
-                if let Err(reason) = made {
-                    let refused = Ready::Refused(format!("memories: {reason}"));
-                    prepared.messages.insert(draft.message.event_id, refused);
-                }
+        // What only the model of a collection that is being filled refuses is no reason to refuse the message: it is missing
+        // there, which `memfleet vectors migrate` tells.
+        for (draft, made) in drafts.iter().zip(of_collections.first().into_iter().flat_map(|(_, made)| made))
+        {
+            if let Err(reason) = made {
+                let refused = Ready::Refused(format!("memories: {reason}"));
+                prepared.messages.insert(draft.message.event_id, refused);
             }
         }
         for (place, (collection, made)) in of_collections.into_iter().enumerate() {
@@ -432,14 +433,15 @@ fn problem_of_remove(user: UserId, service: &Service, remove: &VectorRemove, kno
 }
 
 /// The vectors of memories, of which these are the users and the pieces. The same piece of one user is embedded once. Texts of other
-/// users are never asked for: how long it takes would tell that they are there.
-async fn embed_each(
+/// users are never asked for: how long it takes would tell that they are there. A memory whose text the embedder refuses has the
+/// reason instead.
+pub(crate) async fn embed_each(
     embedder: &Embedder,
-    memories: Vec<(UserId, Vec<String>)>,
+    memories: Vec<(i32, Vec<String>)>,
 ) -> Result<Vec<Result<Made, String>>, Fault> {
     let mut texts: Vec<String> = Vec::new();
-    let mut known: HashMap<(UserId, String), usize> = HashMap::new();
-    let mut place_of = |user: UserId, piece: String| {
+    let mut known: HashMap<(i32, String), usize> = HashMap::new();
+    let mut place_of = |user: i32, piece: String| {
         *known.entry((user, piece)).or_insert_with_key(|(_, piece)| {
             texts.push(piece.clone());
             texts.len() - 1

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use ::store::vector::{Collection, all_tenants};
-use ::store::{Connection, Fault, FaultKind};
+use ::store::{Connection, Fault};
 use chrono::{DateTime, Utc};
 use contract::{SessionId, VectorType};
 use diesel::QueryableByName;
@@ -18,7 +18,7 @@ use uuid::Uuid;
 use vectors::{Point, PointKey, StoredPoint, Tenant, Vectors, chunk_id, meta_digests};
 
 use crate::Embedded;
-use crate::prepare::fault;
+use crate::prepare::{embed_each, fault};
 use crate::store::when_written;
 use crate::text::pieces_of;
 
@@ -38,7 +38,7 @@ pub struct Findings {
     pub gaps: u64,
     /// Orphans and gaps that are mended.
     pub repaired: u64,
-    /// Gaps that cannot be mended: their vectors were brought, and nobody can make them anew.
+    /// Gaps that cannot be mended: their vectors were brought, and nobody can make them anew; or the embedder refuses their texts.
     pub lost: u64,
 }
 
@@ -220,21 +220,22 @@ impl Reconciler<'_> {
         };
         findings.lost += u64::try_from(rows.len() - known.len()).unwrap_or(0);
         let pieces = pieces_of(embedder, known.iter().map(|(row, _)| row.embedded()).collect()).await;
-        let (mut texts, mut plan) = (Vec::new(), Vec::new());
-        for ((row, tenant), pieces) in known.into_iter().zip(pieces) {
-            plan.push((row, tenant, texts.len()..texts.len() + pieces.len()));
-            texts.extend(pieces);
-        }
-        let made = embedder
-            .embed(texts)
-            .await
-            .map_err(|error| Fault { kind: FaultKind::Unavailable, reason: error.to_string() })?;
+        let users = known.iter().map(|(row, _)| row.user_id);
+        let made = embed_each(embedder, users.zip(pieces).collect()).await?;
         let mut points = Vec::new();
-        for (row, tenant, range) in plan {
+        for ((row, tenant), made) in known.into_iter().zip(made) {
+            let made = match made {
+                Ok(made) => made,
+                Err(reason) => {
+                    findings.lost += 1;
+                    tracing::warn!(user = row.user_id, memory = %row.id, reason, "a memory has no vectors");
+                    continue;
+                }
+            };
             findings.repaired += 1;
-            points.extend(made[range].iter().enumerate().map(|(chunk, vector)| Point {
+            points.extend(made.into_iter().enumerate().map(|(chunk, vector)| Point {
                 id: chunk_id(row.qdrant_point_id, chunk),
-                vector: vector.clone(),
+                vector,
                 tenant: tenant.clone(),
                 key: key_of(row, tenant),
             }));

@@ -100,7 +100,7 @@ pub(super) fn tell(one: &Collection, found: &Findings, json: bool) {
     } else {
         outln!(
             "{}: {} points of {} memories; {orphans} points without a memory, {gaps} memories without a point; {repaired} repaired, \
-             {lost} brought by their publishers, who alone can send them again",
+             {lost} cannot be: brought by their publishers, who alone can send them again, or refused by the embedder",
             one.collection_name,
             grouped(points),
             grouped(memories)
