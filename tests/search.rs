@@ -88,6 +88,25 @@ async fn memories_are_found_by_meaning_by_words_and_by_both() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_search_is_noted_as_a_whole_or_not_told() {
+    let (memories, reader) = told().await;
+    let fixture = &memories.fixture;
+    fixture.execute("REVOKE EXECUTE ON FUNCTION audit.log_vector_operation FROM w_memory_reader").await;
+    // Of what is noted together, either may come first.
+    for _ in 0..8 {
+        let by_meaning = json!({ "embedding": embedding(2), "mode": "vector" });
+        let (code, _) = reader.ask("search.similar", 1, by_meaning).await.expect_err("not noted");
+        assert_eq!(code, "503");
+    }
+    let noted = "audit.data_access_log WHERE role_name = 'w_memory_reader'";
+    assert_eq!(fixture.count(noted).await, 0);
+    let by_words = json!({ "text": "ferry", "mode": "fulltext" });
+    reader.ask("search.similar", 1, by_words).await.expect("no vectors are searched");
+    assert_eq!(fixture.count(noted).await, 1);
+    reader.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn filters_hold_for_words_and_vectors() {
     let (_memories, reader) = told().await;
     let with = |filter: Value| {

@@ -12,7 +12,7 @@ use store::{Connection, Fault, Pool, security};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-/// What was read for one question.
+/// What was read of one table or collection for a question.
 #[derive(Clone, Debug)]
 pub(crate) struct Access {
     /// Leave to act for the user.
@@ -70,34 +70,40 @@ impl AccessLog {
 async fn follow(pool: Pool, mut waiting: mpsc::Receiver<ToNote>) {
     let mut together = Vec::with_capacity(TOGETHER);
     while waiting.recv_many(&mut together, TOGETHER).await > 0 {
-        let accesses: Vec<&Access> = together.iter().flat_map(|(accesses, _)| accesses).collect();
-        match write(&pool, &accesses).await {
-            Ok(()) => together.drain(..).for_each(|(_, noted)| drop(noted.send(Ok(())))),
-            // One of them may be at fault, such as a grant that was revoked meanwhile.
-            Err(_) if together.len() > 1 => {
-                for (accesses, noted) in together.drain(..) {
-                    let accesses: Vec<&Access> = accesses.iter().collect();
-                    drop(noted.send(write(&pool, &accesses).await.map_err(|fault| fault.to_string())));
-                }
-            }
-            Err(fault) => together.drain(..).for_each(|(_, noted)| drop(noted.send(Err(fault.to_string())))),
+        // The database takes the service from the context, so that each service has a transaction of its own.
+        let mut of_services: HashMap<Option<Service>, Vec<ToNote>> = HashMap::new();
+        for (accesses, noted) in together.drain(..) {
+            let service = accesses.first().map(|access| access.service.clone());
+            of_services.entry(service).or_default().push((accesses, noted));
+        }
+        for of_service in of_services.into_values() {
+            note_together(&pool, of_service).await;
         }
     }
 }
 
-/// The database takes the service from the context, so that each service has a transaction of its own.
-async fn write(pool: &Pool, accesses: &[&Access]) -> Result<(), Fault> {
-    let mut of_services: HashMap<&Service, Vec<&Access>> = HashMap::new();
-    for access in accesses {
-        of_services.entry(&access.service).or_default().push(access);
+/// Notes what was read for questions of one service.
+async fn note_together(pool: &Pool, questions: Vec<ToNote>) {
+    let accesses: Vec<&Access> = questions.iter().flat_map(|(accesses, _)| accesses).collect();
+    match write(pool, &accesses).await {
+        Ok(()) => questions.into_iter().for_each(|(_, noted)| drop(noted.send(Ok(())))),
+        // One of them may be at fault, such as a grant that was revoked meanwhile.
+        Err(_) if questions.len() > 1 => {
+            for (accesses, noted) in questions {
+                let accesses: Vec<&Access> = accesses.iter().collect();
+                drop(noted.send(write(pool, &accesses).await.map_err(|fault| fault.to_string())));
+            }
+        }
+        Err(fault) => {
+            questions.into_iter().for_each(|(_, noted)| drop(noted.send(Err(fault.to_string()))));
+        }
     }
-    for accesses in of_services.into_values() {
-        write_of_service(pool, &accesses).await?;
-    }
-    Ok(())
 }
 
-async fn write_of_service(pool: &Pool, accesses: &[&Access]) -> Result<(), Fault> {
+async fn write(pool: &Pool, accesses: &[&Access]) -> Result<(), Fault> {
+    if accesses.is_empty() {
+        return Ok(());
+    }
     let grants: BTreeSet<&str> = accesses.iter().map(|access| &*access.grant).collect();
     let mut alike: HashMap<(&str, &str), Vec<&Access>> = HashMap::new();
     for access in accesses {
