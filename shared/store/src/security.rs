@@ -28,6 +28,25 @@ pub async fn open_context(connection: &mut AsyncPgConnection, grants: &[&str]) -
     Ok(())
 }
 
+/// How PostgreSQL plans the prepared statements of a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plans {
+    /// For the values at hand where it expects that to be worth it.
+    AsItSeesFit,
+    /// Once for all values: for statements that are run in less time than they are planned, and alike whatever the values are.
+    Generic,
+}
+
+impl Plans {
+    /// The value of `plan_cache_mode`.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::AsItSeesFit => "auto",
+            Self::Generic => "force_generic_plan",
+        }
+    }
+}
+
 /// Opens the context of one grant for reading, in which no statement takes longer than this.
 ///
 /// # Errors
@@ -36,17 +55,21 @@ pub async fn open_context_for(
     connection: &mut AsyncPgConnection,
     grant: &str,
     deadline: Duration,
+    plans: Plans,
 ) -> Result<(), Fault> {
     const OPEN: &str =
-        "SELECT sec.open_context(ARRAY[$1]) AS users, set_config('statement_timeout', $2, true) AS deadline";
+        "SELECT sec.open_context(ARRAY[$1]) AS users, set_config('statement_timeout', $2, true) AS deadline,
+        set_config('plan_cache_mode', $3, true) AS plans";
     #[derive(QueryableByName)]
     struct Opened {
         #[allow(dead_code, reason = "the answer is the absence of an error")]
         #[diesel(sql_type = Integer)]
         users: i32,
     }
-    let query =
-        diesel::sql_query(OPEN).bind::<Text, _>(grant).bind::<Text, _>(format!("{}ms", deadline.as_millis()));
+    let query = diesel::sql_query(OPEN)
+        .bind::<Text, _>(grant)
+        .bind::<Text, _>(format!("{}ms", deadline.as_millis()))
+        .bind::<Text, _>(plans.as_str());
     let _: Vec<Opened> = prepared(query).load(connection).await?;
     Ok(())
 }

@@ -208,7 +208,7 @@ impl Desk {
         let left = deadline.saturating_sub(since.elapsed()).max(Duration::from_millis(1));
         let cancel = connection.cancel_token();
         let reading = connection.transaction(async |connection| {
-            security::open_context_for(connection, grant, left).await?;
+            security::open_context_for(connection, grant, left, wanted.plans()).await?;
             answer::find(connection, user, wanted).await
         });
         let found: Result<Found, Fault> = match timeout(left + GRACE, reading).await {

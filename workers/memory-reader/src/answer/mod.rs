@@ -43,6 +43,7 @@ use runtime::ask::Refused;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use store::security::Plans;
 use store::{Connection, Fault, FaultKind};
 use uuid::Uuid;
 
@@ -92,6 +93,21 @@ impl Wanted {
             Self::Graph(_) => graph::NODES,
             Self::Events(_) => event::TABLE,
             Self::Ground(_) | Self::Search(_) => search::TABLE,
+        }
+    }
+
+    /// How its statements are planned. Those of searches are planned for longer than they run, and take the same ways for every user.
+    pub(crate) fn plans(&self) -> Plans {
+        match self {
+            Self::Ground(_) | Self::Search(_) => Plans::Generic,
+            Self::Sessions(_)
+            | Self::Contexts(_)
+            | Self::Context(_)
+            | Self::Conversation(_)
+            | Self::AgentContexts(_)
+            | Self::Router(_)
+            | Self::Graph(_)
+            | Self::Events(_) => Plans::AsItSeesFit,
         }
     }
 

@@ -193,11 +193,13 @@ struct ByWords {
     score: f64,
 }
 
-/// What ranking needs of a memory. The same filters as the vector store's: what that says may be older than the row.
+/// What ranking needs of a memory; of its node only where that counts. The same filters as the vector store's: what that says may be
+/// older than the row.
 const RANKED: &str = "
-    SELECT m.id, m.occurred_at, CASE n.validation_status WHEN 'validated' THEN n.consensus_score WHEN 'pending' THEN 0.5 * n.consensus_score
-        ELSE 0 END AS agreement
-    FROM unified_memory_vectors m JOIN consensus_memory_nodes n ON n.user_id = m.user_id AND n.id = m.memory_node_id
+    SELECT m.id, m.occurred_at, CASE WHEN $8 THEN coalesce((
+        SELECT CASE n.validation_status WHEN 'validated' THEN n.consensus_score WHEN 'pending' THEN 0.5 * n.consensus_score END
+        FROM consensus_memory_nodes n WHERE n.user_id = m.user_id AND n.id = m.memory_node_id), 0) ELSE 0 END AS agreement
+    FROM unified_memory_vectors m
     WHERE m.user_id = $1 AND m.id = ANY ($2) AND m.removed_at IS NULL AND m.vector_type::text = ANY ($3)
         AND ($4 IS NULL OR m.session_id = $4) AND ($5 IS NULL OR m.occurred_at >= $5) AND ($6 IS NULL OR m.occurred_at < $6)
         AND m.metadata @> $7::jsonb";
@@ -331,7 +333,8 @@ async fn ranked(
             .bind::<Nullable<Text>, _>(search.asked.session_id.as_ref().map(contract::SessionId::as_str))
             .bind::<Nullable<Timestamptz>, _>(search.asked.since)
             .bind::<Nullable<Timestamptz>, _>(search.asked.until)
-            .bind::<Text, _>(search.asked.metadata.as_str());
+            .bind::<Text, _>(search.asked.metadata.as_str())
+            .bind::<Bool, _>(search.asked.consensus_boost.get() > 0.0);
         let rows: Vec<Ranked> = store::prepared(query).load(connection).await?;
         ranked.extend(rows.into_iter().map(|row| (row.id, row)));
         if ranked.len() >= enough {
