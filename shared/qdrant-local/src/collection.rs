@@ -34,6 +34,8 @@ pub(crate) struct Collection {
     /// Writes so far, and how many of them the optimiser has seen.
     written: AtomicU64,
     settled: AtomicU64,
+    /// Whether the optimiser is at work, be it on what is indexed already: it merges segments.
+    optimizing: AtomicBool,
     /// How many writes are durable; none is the most there can be, so that a new collection is flushed too.
     flushed: AtomicU64,
     /// Why the optimiser failed last, where it did.
@@ -92,6 +94,7 @@ impl Collection {
             gate: FlushGate::default(),
             written: AtomicU64::new(0),
             settled: AtomicU64::new(0),
+            optimizing: AtomicBool::new(false),
             flushed: AtomicU64::new(u64::MAX),
             failure: Mutex::new(None),
             keeper: Mutex::new(None),
@@ -220,7 +223,9 @@ impl Collection {
             return Ok(());
         }
         self.journal().begin().map_err(|source| self.journal_problem("begin the journal in", source))?;
+        self.optimizing.store(true, Ordering::Release);
         let done = self.shard.optimize();
+        self.optimizing.store(false, Ordering::Release);
         // Also where it failed: the engine has then taken its changes back.
         let mut journal = self.journal();
         self.flush_holding(&mut journal)?;
@@ -233,8 +238,11 @@ impl Collection {
         Ok(())
     }
 
-    /// Whether the optimiser has seen every write, or would find too little to do.
+    /// Whether the optimiser has nothing to do: it has seen every write, or would find too little.
     pub(crate) fn is_settled(&self, info: &ShardInfo) -> bool {
+        if self.optimizing.load(Ordering::Acquire) {
+            return false;
+        }
         if self.settled.load(Ordering::Acquire) == self.written.load(Ordering::Acquire) {
             return true;
         }
