@@ -49,6 +49,19 @@ async fn a_process_is_ready_when_all_its_workers_are() {
     eventually("nobody listens any more", async || TcpListener::bind(address).await.ok()).await;
 }
 
+#[tokio::test]
+async fn nothing_is_started_where_health_cannot_be_told() {
+    let (address, _listener) = http::listen().await;
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("dev");
+    let mut program = Command::new(env!("CARGO_BIN_EXE_memfleet"));
+    program.arg("dev").arg("--dir").arg(&dir).env("MEMFLEET_HEALTH__LISTEN", address.to_string());
+    let ended = program.stdin(Stdio::null()).kill_on_drop(true).output().await.unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(!ended.status.success() && said.contains("health.listen"), "{said}");
+    assert!(!dir.exists(), "no server has run in it");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_cannot_start_yet_says_what_it_waits_for() {
     let fixture = Fixture::new().await;

@@ -41,7 +41,7 @@ pub async fn listen(settings: &Settings) -> anyhow::Result<Option<TcpListener>> 
         .await
         .with_context(|| format!("health.listen {address}: it cannot be listened on"))?;
     let address = listener.local_addr().context("health.listen")?;
-    tracing::info!(%address, "answering /healthz and /readyz");
+    tracing::info!(%address, "listening for /healthz and /readyz");
     Ok(Some(listener))
 }
 
