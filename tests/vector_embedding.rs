@@ -185,6 +185,22 @@ async fn memfleet_vectors(memories: &Memories, arguments: &[&str]) -> (bool, Str
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_text_that_the_model_refuses_keeps_its_request_out_and_no_other() {
+    let server = Server::refusing(16, Some("unfit")).await;
+    let memories = embedding_by(&server, 16).await;
+    let said = |text: &str| said(Uuid::now_v7(), text);
+    memories
+        .carry([
+            index(1, vec![said("fine"), said("unfit"), said("also fine")]),
+            index(1, vec![said("fine as well")]),
+            index(2, vec![said("fine")]),
+        ])
+        .await;
+    assert_eq!(memories.fixture.dead_letters().await.len(), 1);
+    assert_eq!((memories.rows().await, memories.points().await), (2, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_only_the_next_model_refuses_is_left_out_if_that_is_wanted() {
     let (server, other) = (Server::start(16).await, Server::refusing(24, Some("unfit")).await);
     let memories = embedding_by_then_by(&server, &other).await;
@@ -196,16 +212,23 @@ async fn what_only_the_next_model_refuses_is_left_out_if_that_is_wanted() {
     assert!(said_of_it.contains(&before.to_string()) && said_of_it.contains("--without 1"), "{said_of_it}");
 
     // Now it is written to both collections, and what one of them cannot have is no reason to refuse a request.
-    memories.carry([index(1, vec![said(meanwhile, "also unfit")])]).await;
+    let new = "unified_memory__more-letters__24__int8";
+    memories.carry([index(1, vec![said(meanwhile, "also unfit"), said(Uuid::now_v7(), "also fine")])]).await;
     assert_eq!(memories.fixture.dead_letters().await, Vec::<String>::new());
-    assert_eq!(memories.points_in(&memories.collection.collection_name).await, 3);
+    assert_eq!(memories.points().await, 4);
+    assert_eq!(memories.points_in(new).await, 2);
+    let noted = format!("rows_returned::text FROM audit.data_access_log WHERE object_name = '{new}'");
+    assert_eq!(memories.fixture.lines(&noted).await, ["1"], "what is stored is noted, and no more");
 
     let (fine, said_of_it) = memfleet_vectors(&memories, &[&migrate[..], &["--without", "1"]].concat()).await;
     assert!(!fine && said_of_it.contains("2 memories cannot be embedded"), "{said_of_it}");
     let (fine, said_of_it) = memfleet_vectors(&memories, &[&migrate[..], &["--without", "2"]].concat()).await;
     assert!(fine && said_of_it.contains("__more-letters__24__int8 is active"), "{said_of_it}");
-    assert_eq!(memories.points_in("unified_memory__more-letters__24__int8").await, 1);
-    let (fine, said_of_it) = memfleet_vectors(&memories, &["reconcile", "--repair", "--grace", "0"]).await;
+    assert_eq!(memories.points_in(new).await, 2);
+    let repair = ["reconcile", "--repair", "--grace", "0"];
+    let (fine, said_of_it) = memfleet_vectors(&memories, &[&repair[..], &["--without", "2"]].concat()).await;
+    assert!(fine, "{said_of_it}");
+    let (fine, said_of_it) = memfleet_vectors(&memories, &repair).await;
     assert!(
         !fine && said_of_it.contains("2 memories without a point; 0 repaired, 2 cannot be"),
         "{said_of_it}"

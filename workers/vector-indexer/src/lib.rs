@@ -1,6 +1,6 @@
 //! Text to searchable memory.
 //!
-//! Takes the stream `VECTOR`. Before a batch's transaction opens, its texts become vectors and are stored in Qdrant
+//! Takes the stream `VECTOR`. Before a batch's transaction opens, its texts become vectors (`embedding.rs`) and are stored in Qdrant
 //! (`prepare.rs`); the transaction writes `unified_memory_vectors` (`store.rs`); after the commit, and before the
 //! acknowledgement, the points that a request has made obsolete are deleted (`clean_up.rs`). The row says which points count: a
 //! point that no row names is found by nobody.
@@ -10,6 +10,7 @@
 //! request that comes late deletes nothing newer. What a request that is given up has left behind, `reconcile.rs` finds.
 
 mod clean_up;
+mod embedding;
 mod event;
 mod known;
 mod prepare;

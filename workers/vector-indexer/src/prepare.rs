@@ -1,17 +1,17 @@
 //! Before the transaction: texts become vectors, and vectors are stored in Qdrant.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 
 use ::store::vector::{Collection, Right};
 use ::store::{Fault, FaultKind};
 use contract::{Memory, Service, SessionId, UserId, VectorIndex, VectorRemove, VectorRequest, VectorType};
-use embed::{EmbedError, Embedder};
-use runtime::Message;
+use runtime::{Message, Worker};
 use uuid::Uuid;
 use vectors::{Point, PointKey, Tenant, VectorError, chunk_id, first_point_id, meta_digests};
 
+use crate::embedding::{Made, away, embed_each};
 use crate::known::{self, Known, Row};
 use crate::text::pieces_of;
 use crate::{Embedded, Parted, VectorIndexer};
@@ -23,6 +23,8 @@ pub struct Prepared {
     pub collections: Vec<Collection>,
     /// What was got ready for each message, by the id of its event.
     pub messages: HashMap<Uuid, Ready>,
+    /// How many points were stored, by collection and by the id of the event.
+    pub(crate) stored: HashMap<String, HashMap<Uuid, i64>>,
     /// Leave to act for the batch's users.
     pub(crate) grants: Vec<String>,
 }
@@ -30,7 +32,7 @@ pub struct Prepared {
 /// What was got ready for a message.
 #[derive(Debug)]
 pub enum Ready {
-    /// Its memories, in their order: their points are stored.
+    /// Its memories, in their order: their points are stored in the collection that is searched.
     Index(Vec<Item>),
     /// Its memories, in their order.
     Remove(Vec<Item>),
@@ -72,6 +74,9 @@ impl Prepared {
             self.collections = other.collections;
         }
         self.messages.extend(other.messages);
+        for (collection, stored) in other.stored {
+            self.stored.entry(collection).or_default().extend(stored);
+        }
         self.grants.extend(other.grants);
         self
     }
@@ -93,9 +98,6 @@ struct Draft<'a> {
     hash: [u8; 32],
 }
 
-/// The vectors of a memory in one collection, one for each point.
-pub(crate) type Made = Vec<Vec<f32>>;
-
 impl VectorIndexer {
     pub(crate) async fn prepare_batch(
         &self,
@@ -114,8 +116,8 @@ impl VectorIndexer {
             return Err(away("there is no collection; `memfleet vectors apply` makes it"));
         }
         let grants = grants.iter().map(|&grant| grant.to_owned()).collect();
-        let mut prepared =
-            Prepared { collections: known.collections.clone(), messages: HashMap::new(), grants };
+        let collections = known.collections.clone();
+        let mut prepared = Prepared { collections, grants, ..Prepared::default() };
         for &message in batch {
             prepared.messages.insert(message.event_id, self.judge(message, &known));
         }
@@ -323,8 +325,6 @@ impl VectorIndexer {
         of_collections: Vec<(&Collection, Vec<Result<Made, String>>)>,
         prepared: &mut Prepared,
     ) -> Result<(), Fault> {
-        // What only the model of a collection that is being filled refuses is no reason to refuse the message: it is missing
-        // there, which `memfleet vectors migrate` tells.
         for (draft, made) in drafts.iter().zip(of_collections.first().into_iter().flat_map(|(_, made)| made))
         {
             if let Err(reason) = made {
@@ -333,35 +333,57 @@ impl VectorIndexer {
             }
         }
         for (place, (collection, made)) in of_collections.into_iter().enumerate() {
-            let mut points = Vec::new();
-            for (draft, made) in drafts.iter().zip(made) {
-                let Some(Ready::Index(items)) = prepared.messages.get_mut(&draft.message.event_id) else {
-                    continue;
-                };
-                let first = {
-                    let (request, memory) = (draft.message.request_id, draft.memory.memory_id);
-                    first_point_id(&draft.tenant, request, written(draft.message), memory)
-                };
-                let made = made.unwrap_or_default();
-                if let Some(item) =
-                    items.iter_mut().find(|item| item.memory == draft.memory.memory_id && place == 0)
-                {
-                    item.points = Some((first, i32::try_from(made.len()).unwrap_or(i32::MAX)));
-                    item.embedded = Some((draft.embedded.clone(), draft.hash));
+            let name = &collection.collection_name;
+            let (points, counts) = points_of(drafts, made, place == 0, prepared);
+            match self.vectors.upsert(name, points).await {
+                Ok(()) => {
+                    prepared.stored.insert(name.clone(), counts);
                 }
-                points.extend(made.into_iter().enumerate().map(|(chunk, vector)| Point {
-                    id: chunk_id(first, chunk),
-                    vector,
-                    tenant: draft.tenant.clone(),
-                    key: key_of(draft),
-                }));
-            }
-            if !points.is_empty() {
-                self.vectors.upsert(&collection.collection_name, points).await.map_err(fault)?;
+                // What only a collection that is being filled cannot have is no reason to refuse a message: it is missing there,
+                // which `memfleet vectors migrate` tells. The same holds for a text that only its model refuses.
+                Err(VectorError::Refused(reason)) if place > 0 => {
+                    tracing::warn!(worker = Self::NAME, collection = %name, reason, "points are missing in a new collection");
+                }
+                Err(error) => return Err(fault(error)),
             }
         }
         Ok(())
     }
+}
+
+/// The points of the drafts in one collection, and how many each message has of them. Notes them in what was got ready if it is the
+/// collection that is searched.
+fn points_of(
+    drafts: &[Draft<'_>],
+    made: Vec<Result<Made, String>>,
+    is_searched: bool,
+    prepared: &mut Prepared,
+) -> (Vec<Point>, HashMap<Uuid, i64>) {
+    let (mut points, mut counts) = (Vec::new(), HashMap::new());
+    for (draft, made) in drafts.iter().zip(made) {
+        let event = draft.message.event_id;
+        let (Some(Ready::Index(items)), Ok(made)) = (prepared.messages.get_mut(&event), made) else {
+            continue;
+        };
+        let first = {
+            let (request, memory) = (draft.message.request_id, draft.memory.memory_id);
+            first_point_id(&draft.tenant, request, written(draft.message), memory)
+        };
+        let count = i32::try_from(made.len()).unwrap_or(i32::MAX);
+        *counts.entry(event).or_insert(0) += i64::from(count);
+        if is_searched && let Some(item) = items.iter_mut().find(|item| item.memory == draft.memory.memory_id)
+        {
+            item.points = Some((first, count));
+            item.embedded = Some((draft.embedded.clone(), draft.hash));
+        }
+        points.extend(made.into_iter().enumerate().map(|(chunk, vector)| Point {
+            id: chunk_id(first, chunk),
+            vector,
+            tenant: draft.tenant.clone(),
+            key: key_of(draft),
+        }));
+    }
+    (points, counts)
 }
 
 fn drafts<'a>(message: &'a Message<Parted>, known: &Known) -> Vec<Draft<'a>> {
@@ -430,66 +452,6 @@ fn problem_of_remove(user: UserId, service: &Service, remove: &VectorRemove, kno
             Ready::Denied(format!("{service} may not remove {} vectors from {name}", row.vector_type))
         })
     })
-}
-
-/// The vectors of memories, of which these are the users and the pieces. The same piece of one user is embedded once. Texts of other
-/// users are never asked for: how long it takes would tell that they are there. A memory whose text the embedder refuses has the
-/// reason instead.
-pub(crate) async fn embed_each(
-    embedder: &Embedder,
-    memories: Vec<(i32, Vec<String>)>,
-) -> Result<Vec<Result<Made, String>>, Fault> {
-    let mut texts: Vec<String> = Vec::new();
-    let mut known: HashMap<(i32, String), usize> = HashMap::new();
-    let mut place_of = |user: i32, piece: String| {
-        *known.entry((user, piece)).or_insert_with_key(|(_, piece)| {
-            texts.push(piece.clone());
-            texts.len() - 1
-        })
-    };
-    let places: Vec<Vec<usize>> = memories
-        .into_iter()
-        .map(|(user, pieces)| pieces.into_iter().map(|piece| place_of(user, piece)).collect())
-        .collect();
-    let made = embed_all(embedder, texts).await?;
-    Ok(places
-        .into_iter()
-        .map(|places| places.into_iter().map(|place| made[place].clone()).collect())
-        .collect())
-}
-
-/// A vector for each text, or why there is none.
-async fn embed_all(embedder: &Embedder, texts: Vec<String>) -> Result<Vec<Result<Vec<f32>, String>>, Fault> {
-    let mut made: BTreeMap<usize, Result<Vec<f32>, String>> = BTreeMap::new();
-    let mut open: Vec<usize> = (0..texts.len()).collect();
-    // Each round but the last finds at least one text that is at fault.
-    while !open.is_empty() {
-        let some: Vec<String> = open.iter().map(|&place| texts[place].clone()).collect();
-        match embedder.embed(some).await {
-            Ok(vectors) => {
-                made.extend(open.drain(..).zip(vectors.into_iter().map(Ok)));
-                break;
-            }
-            Err(EmbedError::Unavailable(reason) | EmbedError::Misconfigured(reason)) => {
-                return Err(away(&reason));
-            }
-            Err(EmbedError::Refused(refusal)) => {
-                let reason = format!("the embedder refuses the text: {}", refusal.reason);
-                let refused: Vec<usize> =
-                    refusal.texts.iter().filter_map(|&at| open.get(at).copied()).collect();
-                if refused.is_empty() {
-                    made.extend(open.drain(..).map(|place| (place, Err(reason.clone()))));
-                }
-                open.retain(|place| !refused.contains(place));
-                made.extend(refused.into_iter().map(|place| (place, Err(reason.clone()))));
-            }
-        }
-    }
-    Ok(made.into_values().collect())
-}
-
-fn away(reason: &str) -> Fault {
-    Fault { kind: FaultKind::Unavailable, reason: reason.to_owned() }
 }
 
 /// What an error of the vector store means for the batch.

@@ -18,7 +18,8 @@ use uuid::Uuid;
 use vectors::{Point, PointKey, StoredPoint, Tenant, Vectors, chunk_id, meta_digests};
 
 use crate::Embedded;
-use crate::prepare::{embed_each, fault};
+use crate::embedding::embed_each;
+use crate::prepare::fault;
 use crate::store::when_written;
 use crate::text::pieces_of;
 

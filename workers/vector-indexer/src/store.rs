@@ -243,26 +243,28 @@ async fn note(
     prepared: &Prepared,
     done: &[Done],
 ) -> Result<(), Fault> {
-    let (mut upserts, mut deletes) = (Vec::new(), Vec::new());
-    for (message, _) in batch.iter().zip(done).filter(|(_, done)| **done == Done::Applied) {
-        let access = |amount: i64| Access {
-            user_id: message.subject.user_id.get(),
-            request_id: message.request_id,
-            amount,
-        };
-        match prepared.messages.get(&message.event_id) {
-            Some(Ready::Index(items)) => {
-                let points =
-                    items.iter().filter_map(|item| item.points).map(|(_, count)| i64::from(count)).sum();
-                upserts.push(access(points));
-            }
+    let applied =
+        || batch.iter().zip(done).filter(|(_, done)| **done == Done::Applied).map(|(message, _)| message);
+    let access = |message: &Message<Parted>, amount: i64| Access {
+        user_id: message.subject.user_id.get(),
+        request_id: message.request_id,
+        amount,
+    };
+    let deletes: Vec<Access> = applied()
+        .filter_map(|message| match prepared.messages.get(&message.event_id) {
             Some(Ready::Remove(items)) => {
-                deletes.push(access(i64::try_from(items.len()).unwrap_or(i64::MAX)));
+                Some(access(message, i64::try_from(items.len()).unwrap_or(i64::MAX)))
             }
-            Some(Ready::Before(_) | Ready::Unmet(_) | Ready::Refused(_) | Ready::Denied(_)) | None => {}
-        }
-    }
+            Some(
+                Ready::Index(_) | Ready::Before(_) | Ready::Unmet(_) | Ready::Refused(_) | Ready::Denied(_),
+            )
+            | None => None,
+        })
+        .collect();
     for collection in &prepared.collections {
+        let stored = prepared.stored.get(&collection.collection_name);
+        let upserts: Vec<Access> =
+            applied().filter_map(|message| Some(access(message, *stored?.get(&message.event_id)?))).collect();
         log_operations(connection, "upsert", &collection.collection_name, &upserts).await?;
         log_operations(connection, "delete", &collection.collection_name, &deletes).await?;
     }

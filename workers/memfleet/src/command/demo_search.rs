@@ -12,7 +12,7 @@ use crate::outln;
 use crate::table::{Align, Table};
 use crate::tokens::Tokens;
 
-/// Who asks what. No question has the words of its answer.
+/// Who asks what. No question has more than one word of its answer.
 const QUESTIONS: [(i32, &str); 3] = [
     (1, "Which disease do my vegetables have?"),
     (2, "What is broken on my bicycle?"),

@@ -194,9 +194,12 @@ async fn migrate(args: &MigrateArgs, settings: &Settings) -> anyhow::Result<()> 
     let spec = CollectionSpec { quantization, ..spec };
     let mut connection = store::connect(&settings.postgres.url).await?;
     let filling = collection::record(&spec, "filling")?;
+    // Workers take the first of two collections for the active one.
     let active = vector::collections(&mut connection, ALIAS, &["active"]).await?.into_iter().next();
+    let active =
+        active.context("there is no collection to migrate; `memfleet vectors apply` makes the first one")?;
     ensure!(
-        active.is_none_or(|active| active.collection_name != filling.collection_name),
+        active.collection_name != filling.collection_name,
         "{} is active already",
         filling.collection_name
     );
@@ -228,11 +231,14 @@ async fn migrate(args: &MigrateArgs, settings: &Settings) -> anyhow::Result<()> 
     vector::put_collection(&mut connection, ALIAS, &active).await?;
     vectors.point_alias(ALIAS, &active.collection_name).await?;
     // And what one was still writing then.
-    tell(&active, &reconciler.run(&mut connection).await?, false);
+    let found = reconciler.run(&mut connection).await?;
+    tell(&active, &found, false);
     outln!(
         "{} is active. The former collection stays: the same command with its model goes back, `memfleet vectors drop` removes it",
         active.collection_name
     );
+    let lost = found.lost;
+    ensure!(lost <= args.without, "{lost} memories cannot be embedded; some came while searches went over");
     Ok(())
 }
 
