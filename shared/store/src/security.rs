@@ -33,7 +33,7 @@ pub async fn open_context(connection: &mut AsyncPgConnection, grants: &[&str]) -
 pub enum Plans {
     /// For the values at hand where it expects that to be worth it.
     AsItSeesFit,
-    /// Once for all values: for statements that are run in less time than they are planned, and alike whatever the values are.
+    /// Once for all values: for statements that take the same way whatever the values are.
     Generic,
 }
 

@@ -1,6 +1,6 @@
 //! Notes what was read, before the answer leaves.
 //!
-//! Questions that are answered at the same time share a transaction, so that a busy replica pays for few commits.
+//! Questions of one service that are answered at the same time share a transaction, so that a busy replica pays for few commits.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use contract::{Service, UserId};
 use diesel_async::AsyncConnection;
-use store::{Connection, Fault, Pool, security};
+use store::{Connection, Fault, FaultKind, Pool, security};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
@@ -87,8 +87,11 @@ async fn note_together(pool: &Pool, questions: Vec<ToNote>) {
     let accesses: Vec<&Access> = questions.iter().flat_map(|(accesses, _)| accesses).collect();
     match write(pool, &accesses).await {
         Ok(()) => questions.into_iter().for_each(|(_, noted)| drop(noted.send(Ok(())))),
-        // One of them may be at fault, such as a grant that was revoked meanwhile.
-        Err(_) if questions.len() > 1 => {
+        // One of them may be at fault, such as a grant that was revoked meanwhile. Where the database was lost instead, nobody knows
+        // whether they are noted, and they would be twice.
+        Err(fault)
+            if questions.len() > 1 && !matches!(fault.kind, FaultKind::Unavailable | FaultKind::Severed) =>
+        {
             for (accesses, noted) in questions {
                 let accesses: Vec<&Access> = accesses.iter().collect();
                 drop(noted.send(write(pool, &accesses).await.map_err(|fault| fault.to_string())));

@@ -96,10 +96,11 @@ impl Wanted {
         }
     }
 
-    /// How its statements are planned. Those of searches are planned for longer than they run, and take the same ways for every user.
+    /// How its statements are planned.
     pub(crate) fn plans(&self) -> Plans {
         match self {
-            Self::Ground(_) | Self::Search(_) => Plans::Generic,
+            Self::Ground(_) => Plans::Generic,
+            Self::Search(search) => search.plans(),
             Self::Sessions(_)
             | Self::Contexts(_)
             | Self::Context(_)

@@ -14,6 +14,7 @@ use contract::{
 use diesel::QueryableByName;
 use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
+use store::security::Plans;
 use store::vector::{self, Collection};
 use store::{Connection, Fault};
 use uuid::Uuid;
@@ -97,6 +98,14 @@ impl Search {
         (text.is_none() || *mode == SearchMode::Vector)
             && recency_boost.get() == 0.0
             && consensus_boost.get() == 0.0
+    }
+
+    /// The statements are planned for longer than they run and take the same way whatever the values are, but for words in one
+    /// session, which have an index of their own.
+    pub(super) fn plans(&self) -> Plans {
+        let SearchSimilar { text, mode, session_id, .. } = &self.asked;
+        let by_words = text.is_some() && *mode != SearchMode::Vector;
+        if by_words && session_id.is_some() { Plans::AsItSeesFit } else { Plans::Generic }
     }
 
     fn limit(&self) -> usize {
