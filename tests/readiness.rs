@@ -6,6 +6,7 @@ mod http;
 
 use std::net::SocketAddr;
 use std::process::Stdio;
+use std::time::Duration;
 
 use async_nats::jetstream::consumer::{FromConsumer, PullConsumer, pull};
 use memfleet::health;
@@ -14,6 +15,7 @@ use serde_json::json;
 use testkit::{Fixture, eventually};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
+use tokio::time::timeout;
 
 #[tokio::test]
 async fn a_process_is_ready_when_all_its_workers_are() {
@@ -56,7 +58,8 @@ async fn nothing_is_started_where_health_cannot_be_told() {
     let dir = folder.path().join("dev");
     let mut program = Command::new(env!("CARGO_BIN_EXE_memfleet"));
     program.arg("dev").arg("--dir").arg(&dir).env("MEMFLEET_HEALTH__LISTEN", address.to_string());
-    let ended = program.stdin(Stdio::null()).kill_on_drop(true).output().await.unwrap();
+    let ended = program.stdin(Stdio::null()).kill_on_drop(true).output();
+    let ended = timeout(Duration::from_secs(60), ended).await.expect("it ends by itself").unwrap();
     let said = String::from_utf8_lossy(&ended.stderr);
     assert!(!ended.status.success() && said.contains("health.listen"), "{said}");
     assert!(!dir.exists(), "no server has run in it");

@@ -339,8 +339,9 @@ impl VectorIndexer {
                 Ok(()) => {
                     prepared.stored.insert(name.clone(), counts);
                 }
-                // What only a collection that is being filled cannot have is no reason to refuse a message: it is missing there,
-                // which `memfleet vectors migrate` tells. The same holds for a text that only its model refuses.
+                // What only a collection that is being filled cannot have is no reason to refuse a message, as a text is not that only
+                // its model refuses: it is missing there, with what was stored together with it, until `memfleet vectors migrate`
+                // has looked.
                 Err(VectorError::Refused(reason)) if place > 0 => {
                     tracing::warn!(worker = Self::NAME, collection = %name, reason, "points are missing in a new collection");
                 }

@@ -27,7 +27,7 @@ pub(super) struct ReconcileArgs {
     /// How long a point may be without its memory, in seconds: its transaction may be under way.
     #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
     grace: u64,
-    /// In how many places the stores may differ: what `migrate --without` has left out.
+    /// How many memories may be without their points: what `migrate --without` has left out.
     #[arg(long, default_value_t = 0, value_name = "COUNT")]
     without: u64,
     /// Print one JSON object for each collection.
@@ -56,7 +56,7 @@ async fn follow(args: &ReconcileArgs, settings: &Settings, embedders: &Embedders
     loop {
         ticks.tick().await;
         match reconcile(args, settings, embedders).await {
-            Ok(()) => tracing::info!("the vector store and the database agree"),
+            Ok(()) => tracing::info!(without = args.without, "the vector store and the database agree"),
             Err(error) => tracing::error!("vectors are not reconciled: {error:#}"),
         }
     }
@@ -68,7 +68,7 @@ async fn reconcile(args: &ReconcileArgs, settings: &Settings, embedders: &Embedd
     let mut connection = store::connect(&settings.postgres.url).await?;
     let collections = vector::collections(&mut connection, ALIAS, &["active", "filling"]).await?;
     ensure!(!collections.is_empty(), "there is no collection; `memfleet vectors apply` makes it");
-    let mut open = 0;
+    let (mut orphans, mut gaps) = (0, 0);
     for one in &collections {
         let reconciler = Reconciler {
             vectors: &vectors,
@@ -81,12 +81,15 @@ async fn reconcile(args: &ReconcileArgs, settings: &Settings, embedders: &Embedd
         let found = reconciler.run(&mut connection).await?;
         tell(one, &found, args.json);
         if one.is_active() {
-            open += found.orphans + found.gaps - found.repaired;
+            // All orphans are repaired where any are.
+            orphans += if args.repair { 0 } else { found.orphans };
+            gaps += if args.repair { found.orphans + found.gaps - found.repaired } else { found.gaps };
         }
     }
     ensure!(
-        open <= args.without,
-        "the stores differ in {open} places{}",
+        orphans == 0 && gaps <= args.without,
+        "the stores differ in {} places{}",
+        orphans + gaps,
         if args.repair { ", which cannot be repaired" } else { "; --repair mends them" }
     );
     Ok(())
