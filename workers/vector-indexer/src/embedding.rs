@@ -1,12 +1,29 @@
-//! Vectors of texts, and which texts have none.
+//! Vectors of texts and their points, and which texts have none.
 
 use std::collections::{BTreeMap, HashMap};
 
 use ::store::{Fault, FaultKind};
 use embed::{EmbedError, Embedder};
+use uuid::Uuid;
+use vectors::{Point, PointKey, Tenant, chunk_id};
 
 /// The vectors of a memory in one collection, one for each point.
 pub(crate) type Made = Vec<Vec<f32>>;
+
+/// The points of a memory, of which this is the first one's id.
+pub(crate) fn points_of(
+    first: Uuid,
+    made: Made,
+    tenant: &Tenant,
+    key: &PointKey,
+) -> impl Iterator<Item = Point> {
+    made.into_iter().enumerate().map(move |(chunk, vector)| Point {
+        id: chunk_id(first, chunk),
+        vector,
+        tenant: tenant.clone(),
+        key: key.clone(),
+    })
+}
 
 /// The vectors of memories, of which these are the users and the pieces. The same piece of one user is embedded once. Texts of other
 /// users are never asked for: how long it takes would tell that they are there. A memory whose text the embedder refuses has the

@@ -11,7 +11,7 @@ use runtime::{Message, Worker};
 use uuid::Uuid;
 use vectors::{Point, PointKey, Tenant, VectorError, chunk_id, first_point_id, meta_digests};
 
-use crate::embedding::{Made, away, embed_each};
+use crate::embedding::{Made, away, embed_each, points_of};
 use crate::known::{self, Known, Row};
 use crate::text::pieces_of;
 use crate::{Embedded, Parted, VectorIndexer};
@@ -334,7 +334,7 @@ impl VectorIndexer {
         }
         for (place, (collection, made)) in of_collections.into_iter().enumerate() {
             let name = &collection.collection_name;
-            let (points, counts) = points_of(drafts, made, place == 0, prepared);
+            let (points, counts) = points_of_drafts(drafts, made, place == 0, prepared);
             match self.vectors.upsert(name, points).await {
                 Ok(()) => {
                     prepared.stored.insert(name.clone(), counts);
@@ -354,7 +354,7 @@ impl VectorIndexer {
 
 /// The points of the drafts in one collection, and how many each message has of them. Notes them in what was got ready if it is the
 /// collection that is searched.
-fn points_of(
+fn points_of_drafts(
     drafts: &[Draft<'_>],
     made: Vec<Result<Made, String>>,
     is_searched: bool,
@@ -377,12 +377,7 @@ fn points_of(
             item.points = Some((first, count));
             item.embedded = Some((draft.embedded.clone(), draft.hash));
         }
-        points.extend(made.into_iter().enumerate().map(|(chunk, vector)| Point {
-            id: chunk_id(first, chunk),
-            vector,
-            tenant: draft.tenant.clone(),
-            key: key_of(draft),
-        }));
+        points.extend(points_of(first, made, &draft.tenant, &key_of(draft)));
     }
     (points, counts)
 }

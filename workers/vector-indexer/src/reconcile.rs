@@ -15,10 +15,10 @@ use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Timestampt
 use diesel_async::RunQueryDsl;
 use embed::Embedder;
 use uuid::Uuid;
-use vectors::{Point, PointKey, StoredPoint, Tenant, Vectors, chunk_id, meta_digests};
+use vectors::{PointKey, StoredPoint, Tenant, Vectors, chunk_id, meta_digests};
 
 use crate::Embedded;
-use crate::embedding::embed_each;
+use crate::embedding::{embed_each, points_of};
 use crate::prepare::fault;
 use crate::store::when_written;
 use crate::text::pieces_of;
@@ -234,12 +234,7 @@ impl Reconciler<'_> {
                 }
             };
             findings.repaired += 1;
-            points.extend(made.into_iter().enumerate().map(|(chunk, vector)| Point {
-                id: chunk_id(row.qdrant_point_id, chunk),
-                vector,
-                tenant: tenant.clone(),
-                key: key_of(row, tenant),
-            }));
+            points.extend(points_of(row.qdrant_point_id, made, tenant, &key_of(row, tenant)));
         }
         self.vectors.upsert(&self.collection.collection_name, points).await.map_err(fault)
     }

@@ -81,9 +81,8 @@ async fn reconcile(args: &ReconcileArgs, settings: &Settings, embedders: &Embedd
         let found = reconciler.run(&mut connection).await?;
         tell(one, &found, args.json);
         if one.is_active() {
-            // All orphans are repaired where any are.
-            orphans += if args.repair { 0 } else { found.orphans };
-            gaps += if args.repair { found.orphans + found.gaps - found.repaired } else { found.gaps };
+            // A repair leaves no orphan, and of the gaps those that nobody can mend.
+            (orphans, gaps) = if args.repair { (0, found.lost) } else { (found.orphans, found.gaps) };
         }
     }
     ensure!(
