@@ -25,7 +25,7 @@ export CARGO_INCREMENTAL ?= 0
 lock = $(CARGO_TARGET_DIR)/memfleet.lock
 last_clone = $(CARGO_TARGET_DIR)/memfleet.clone
 claim = if [ "$$(cat "$(last_clone)" 2>/dev/null)" != "$(CURDIR)" ]; then \
-		find shared workers tests migrations nats -type f -exec touch {} + && echo "$(CURDIR)" > "$(last_clone)"; fi
+		find shared tools workers tests migrations nats -type f -exec touch {} + && echo "$(CURDIR)" > "$(last_clone)"; fi
 locked = mkdir -p "$(CARGO_TARGET_DIR)" && flock -o "$(lock)" sh -ec
 
 .DEFAULT_GOAL := help

@@ -249,19 +249,19 @@ async fn uses_of_data_are_noted_in_the_name_of_the_context() {
         ),
         (
             format!(
-                "audit.log_data_access('question', 'sessions', ARRAY[1, 1], ARRAY['{request}', '{request}']::uuid[], ARRAY[3, 4])"
+                "audit.log_data_access('query', 'sessions', ARRAY[1, 1], ARRAY['{request}', '{request}']::uuid[], ARRAY[3, 4])"
             ),
             None,
         ),
         (
             format!(
-                "audit.log_data_access('question', 'sessions', ARRAY[1, 2], ARRAY['{request}', '{request}']::uuid[], ARRAY[3, 4])"
+                "audit.log_data_access('query', 'sessions', ARRAY[1, 2], ARRAY['{request}', '{request}']::uuid[], ARRAY[3, 4])"
             ),
             Some("a user who is not in the security context"),
         ),
         (
             format!(
-                "audit.log_data_access('question', 'sessions', ARRAY[1], ARRAY['{request}', '{request}']::uuid[], ARRAY[3])"
+                "audit.log_data_access('query', 'sessions', ARRAY[1], ARRAY['{request}', '{request}']::uuid[], ARRAY[3])"
             ),
             Some("must be as many as each other"),
         ),
@@ -289,7 +289,7 @@ async fn uses_of_data_are_noted_in_the_name_of_the_context() {
     let line = |what: &str| format!("1 {what} w_vector_indexer test {request}");
     assert_eq!(
         noted,
-        [line("question sessions 3"), line("question sessions 4"), line("vector-search unified_memory 5")]
+        [line("query sessions 3"), line("query sessions 4"), line("vector-search unified_memory 5")]
     );
 }
 

@@ -347,24 +347,27 @@ async fn a_dead_letter_is_shown_replayed_and_gone() {
         memfleet_reads(&fixture, &["publish", "--wait", subject, "-"], body).await
     };
     publish("memory.req.test.user.put.7", USER).await.fine();
-    let unmet = "session_id: user 7 has opened no session s";
+    let missing_prerequisite = "session_id: user 7 has opened no session s";
     let ended = publish("memory.req.test.context.put.7", CONTEXT).await.failed("1 became dead letters");
-    assert!(Ended::line(&ended.out, "dead: ").ends_with(unmet), "{}", ended.out);
+    assert!(Ended::line(&ended.out, "dead: ").ends_with(missing_prerequisite), "{}", ended.out);
 
     let list = memfleet(&fixture, &["dead", "list"]).await.fine();
     let row: Vec<String> =
         list.lines().last().expect("a row").split_whitespace().map(str::to_owned).collect();
-    assert_eq!(row[..5], ["1", "unmet", "7", "memory.req.test.context.put.7", "12"]);
-    assert!(list.trim_end().ends_with(unmet), "{list}");
+    assert_eq!(row[..5], ["1", "missing-prerequisite", "7", "memory.req.test.context.put.7", "12"]);
+    assert!(list.trim_end().ends_with(missing_prerequisite), "{list}");
     let json = memfleet(&fixture, &["dead", "list", "--json"]).await.fine();
     let letters: Value = serde_json::from_str(&json).expect("JSON");
     let letter = &letters[0];
     let request_id = letter["request_id"].as_str().expect("an id").to_owned();
     assert_eq!(letter["sequence"], 1);
     assert_eq!(letter["source"], format!("CONTEXT/{}", fixture.stored("CONTEXT").await));
-    assert_eq!((&letter["class"], &letter["reason"]), (&json!("unmet"), &json!(unmet)));
+    assert_eq!(
+        (&letter["class"], &letter["reason"]),
+        (&json!("missing-prerequisite"), &json!(missing_prerequisite))
+    );
     for (option, value, rows) in [
-        ("--class", "unmet", 1),
+        ("--class", "missing-prerequisite", 1),
         ("--class", "denied", 0),
         ("--worker", "context-writer", 1),
         ("--worker", "x", 0),
@@ -389,7 +392,8 @@ async fn a_dead_letter_is_shown_replayed_and_gone() {
     assert_eq!(sequences, [2], "replayed and died again");
 
     publish("memory.req.test.session.open.7", SESSION).await.fine();
-    let replayed = memfleet(&fixture, &["dead", "replay", "--all", "--class", "unmet"]).await.fine();
+    let replayed =
+        memfleet(&fixture, &["dead", "replay", "--all", "--class", "missing-prerequisite"]).await.fine();
     Ended::line(&replayed, "2  replayed to CONTEXT as request ");
     Ended::line(&replayed, "replayed 1, not replayed 0");
     fixture.drained::<ContextWriter>().await;
@@ -428,7 +432,10 @@ async fn dead_letters_are_dropped_by_number_or_all_of_a_kind() {
     assert_eq!(fixture.stored("DEAD").await, 2, "none of these dropped any");
 
     assert_eq!(drop(&["--all", "--class", "malformed", "--yes"]).await.fine(), "dropped 1\n");
-    assert_eq!(fixture.dead_letters().await, ["unmet: session_id: user 5 has opened no session s"]);
+    assert_eq!(
+        fixture.dead_letters().await,
+        ["missing_prerequisite: session_id: user 5 has opened no session s"]
+    );
     assert_eq!(drop(&["--all", "--yes"]).await.fine(), "dropped 1\n");
     assert_eq!(drop(&["--all", "--yes"]).await.fine(), "dropped 0\n");
     worker.stop().await.expect("a clean end");

@@ -3,7 +3,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use context_writer::ContextWriter;
-use contract::CATALOGUE;
+use contract::REQUESTS;
 use serde_json::{Value, json};
 use testkit::{Fixture, Published, request};
 use uuid::Uuid;
@@ -280,7 +280,7 @@ async fn users_with_the_same_names_for_things_do_not_meet() {
 fn every_kind_of_the_stream_is_tried() {
     let tried: Vec<String> = stores().iter().map(|request| request.subject.clone()).collect();
     let removed = ["setting", "device", "second-factor", "passkey", "context", "agent-context"];
-    for kind in CATALOGUE.iter().filter(|kind| kind.stream == "CONTEXT") {
+    for kind in REQUESTS.iter().filter(|kind| kind.stream == "CONTEXT") {
         let known = tried.iter().any(|subject| subject.contains(&format!(".{}.", kind.name())))
             || (kind.verb == "remove" && removed.contains(&kind.noun))
             || kind.name() == "session.close";

@@ -23,7 +23,7 @@ const FIRST_FED: i32 = 1_000;
 const REPLICAS: usize = 2;
 /// Every stage boundary of `runtime`, and how often each is died at.
 const POINTS: [&str; 8] =
-    ["Pulled", "Authorised", "Taken", "Written", "Committed", "FollowedUp", "Acknowledging", "Buried"];
+    ["Pulled", "Authorized", "Taken", "Written", "Committed", "FollowedUp", "Acknowledging", "DeadLettered"];
 const DEATHS_AT_EACH: usize = 5;
 const RANDOM_DEATHS: usize = 15;
 

@@ -69,7 +69,10 @@ async fn a_context_waits_for_its_session_and_is_given_up_if_none_comes() {
     fixture.drained::<ContextWriter>().await;
 
     assert_eq!(fixture.lines("session_id FROM simple_chat_context").await, ["late"]);
-    assert_eq!(fixture.dead_letters().await, ["unmet: session_id: user 1 has opened no session never"]);
+    assert_eq!(
+        fixture.dead_letters().await,
+        ["missing_prerequisite: session_id: user 1 has opened no session never"]
+    );
     let dead = &fixture.messages("DEAD").await[0];
     assert_eq!(dead.headers.get(header::DEAD_TRIES).map(async_nats::HeaderValue::as_str), Some("12"));
     assert_eq!(dead.subject.as_str(), "memory.dead.context-writer.1");
@@ -283,7 +286,7 @@ async fn a_worker_says_what_it_waits_for_and_gives_up_in_time() {
     let mut settings = fixture.settings.clone();
     settings.worker.startup_timeout_s = 1;
     let starts =
-        async |settings: runtime::Settings| match fixture.run_with(ContextWriter, settings).failure().await {
+        async |settings: config::Settings| match fixture.run_with(ContextWriter, settings).failure().await {
             Err(RunError::Startup(NotReady { problem, .. })) => problem,
             other => panic!("expected a failure at start, got {other:?}"),
         };

@@ -390,7 +390,8 @@ async fn a_key_that_cannot_be_opened_stops_its_own_user_only() {
     let letters = fixture.dead_letters().await;
     assert_eq!(letters.len(), 1, "{letters:?}");
     assert!(
-        letters[0].starts_with("unmet: the data key of user 1 cannot be opened: does not open"),
+        letters[0]
+            .starts_with("missing_prerequisite: the data key of user 1 cannot be opened: does not open"),
         "{letters:?}"
     );
     assert_eq!(

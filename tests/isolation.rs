@@ -371,7 +371,7 @@ async fn the_documents_functions_open_and_tell_the_context() {
 async fn a_worker_with_too_much_or_too_little_refuses_to_start() {
     let fixture = Fixture::new().await;
     let problem =
-        async |settings: runtime::Settings| match fixture.run_with(ContextWriter, settings).failure().await {
+        async |settings: config::Settings| match fixture.run_with(ContextWriter, settings).failure().await {
             Err(RunError::Startup(NotReady { problem, .. })) => problem,
             Err(other) => other.to_string(),
             Ok(()) => panic!("it started"),

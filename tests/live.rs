@@ -89,10 +89,10 @@ async fn the_workers_that_answer_can_be_discovered_by_the_operator() {
     })
     .await;
     let endpoints = info["endpoints"].as_array().expect("endpoints");
-    assert_eq!(endpoints.len(), contract::QUESTIONS.len());
+    assert_eq!(endpoints.len(), contract::QUERIES.len());
     for endpoint in endpoints {
         let schema: Value =
-            serde_json::from_str(endpoint["metadata"]["question"].as_str().expect("a schema")).expect("JSON");
+            serde_json::from_str(endpoint["metadata"]["query"].as_str().expect("a schema")).expect("JSON");
         assert_eq!(schema["type"], "object", "{endpoint}");
     }
     stop.cancel();

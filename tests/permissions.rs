@@ -65,7 +65,7 @@ async fn everybody_can_do_what_they_must_and_nothing_is_refused() {
     assert_eq!(told, ["applied", "applied", "applied", "dead"]);
     fixture.drained::<ContextWriter>().await;
     assert_eq!((fixture.stored("EVENTS").await, fixture.stored("DEAD").await), (3, 1));
-    // Many more messages than one answer's worth come through one question for messages.
+    // Many more messages than one answer's worth come through one query for messages.
     let many: Vec<Published> = (0..1_200).map(|n| of_chat(context(1, "s", &n.to_string(), 1))).collect();
     fixture.publish(many).await;
     fixture.drained::<ContextWriter>().await;
@@ -148,7 +148,7 @@ async fn the_shipped_configuration_encrypts_what_travels_and_what_is_kept() {
     })
     .await;
 
-    let mut settings = runtime::settings::NatsSettings {
+    let mut settings = config::NatsSettings {
         url: format!("tls://127.0.0.1:{port}"),
         nkey_file: Some(path("nkeys/{name}.nk").to_str().expect("a path").to_owned()),
         ..Default::default()

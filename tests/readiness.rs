@@ -9,8 +9,9 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{FromConsumer, PullConsumer, pull};
+use config::Settings;
 use memfleet::health;
-use runtime::{Dependency, Phase, Readiness, Settings};
+use runtime::{Dependency, Phase, Readiness};
 use serde_json::json;
 use testkit::{Fixture, eventually};
 use tokio::net::{TcpListener, TcpStream};

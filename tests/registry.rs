@@ -164,7 +164,7 @@ async fn ask(fixture: &Fixture, subject: &str, inbox: &str, body: &str) -> Optio
     let client = fixture.jetstream.client();
     let reply = format!("{inbox}.{}", uuid::Uuid::now_v7().simple());
     let mut answers = fixture.subscribe(&reply).await;
-    client.publish_with_reply(subject.to_owned(), reply, body.to_owned().into()).await.expect("a question");
+    client.publish_with_reply(subject.to_owned(), reply, body.to_owned().into()).await.expect("a query");
     let answer = tokio::time::timeout(std::time::Duration::from_secs(8), answers.next()).await.ok()??;
     let code = answer.headers.as_ref().and_then(|headers| headers.get("Nats-Service-Error-Code"));
     let code = code.map_or_else(String::new, |code| code.as_str().to_owned());

@@ -84,7 +84,7 @@ async fn two_copies_in_one_batch_share_their_fate() {
     let report = worker.stats.report();
     assert_eq!((report.applied, report.repeated), (1, stored / 2 - 1), "the user, and its copies");
     assert_eq!(
-        report.dead.get("unmet"),
+        report.dead.get("missing-prerequisite"),
         Some(&(stored / 2)),
         "no copy passed for one that was written before"
     );
@@ -175,7 +175,10 @@ async fn the_brokers_bound_is_never_reached_by_messages_that_are_put_off() {
     let worker = fixture.run(ContextWriter);
     fixture.publish([user(1), context(1, "never", "k", 1)]).await;
     fixture.drained::<ContextWriter>().await;
-    assert_eq!(fixture.dead_letters().await, ["unmet: session_id: user 1 has opened no session never"]);
+    assert_eq!(
+        fixture.dead_letters().await,
+        ["missing_prerequisite: session_id: user 1 has opened no session never"]
+    );
     assert_eq!(worker.stats.report().retried, 2);
     worker.stop().await.expect("a clean end");
 }

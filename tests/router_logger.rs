@@ -183,7 +183,7 @@ async fn what_is_wrong_is_named() {
         (decision(1, json!({ "tools_invoked": {} })), "malformed: tools_invoked"),
         (
             decision(1, json!({ "session_id": "never" })),
-            "unmet: session_id: user 1 has opened no session never",
+            "missing_prerequisite: session_id: user 1 has opened no session never",
         ),
         (
             decision(1, json!({})).with(header::PARENT_EVENT, &foreign),
@@ -199,7 +199,7 @@ async fn what_is_wrong_is_named() {
                 1,
                 json!({ "session_id": "never", "tool": "t", "call_id": Uuid::nil(), "phase": "failed" }),
             ),
-            "unmet: session_id: user 1 has opened no session never",
+            "missing_prerequisite: session_id: user 1 has opened no session never",
         ),
         (
             request(
@@ -312,9 +312,9 @@ async fn what_is_learnt_is_what_the_log_says_also_after_repeats_and_deaths() {
 fn each_worker_takes_its_own_requests_only() {
     let of_another = context(1, "s", "k", 1);
     let subject = of_another.subject.parse().unwrap();
-    let refused = router_logger::Parted::decode(&subject, &of_another.body).unwrap_err();
+    let refused = router_logger::Redacted::decode(&subject, &of_another.body).unwrap_err();
     assert_eq!(refused.to_string(), "subject: context.put is not for router-logger");
     let own = decision(1, json!({}));
-    let refused = context_writer::Parted::decode(&own.subject.parse().unwrap(), &own.body).unwrap_err();
+    let refused = context_writer::Redacted::decode(&own.subject.parse().unwrap(), &own.body).unwrap_err();
     assert_eq!(refused.to_string(), "subject: decision.log is not for context-writer");
 }

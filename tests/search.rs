@@ -7,7 +7,7 @@ mod vectors;
 
 use std::time::Instant;
 
-use ::vectors::{Point, PointKey, Query, Tenant};
+use ::vectors::{Point, PointKey, Tenant, VectorQuery};
 use context_writer::ContextWriter;
 use contract::VectorType;
 use reader::Reader;
@@ -212,14 +212,15 @@ async fn a_long_text_leaves_room_for_others() {
     points.extend(others.map(|vector| point(Uuid::now_v7(), vector)));
     let (vectors, collection) = (memories.vectors(), &memories.collection.collection_name);
     vectors.upsert(collection, points).await.unwrap();
-    let query = Query { vector: vector(1), exact: true, limit: 200, ..Query::default() };
+    let query = VectorQuery { vector: vector(1), exact: true, limit: 200, ..VectorQuery::default() };
     for (enough, expected) in [(Some(1), 1), (Some(5), 5), (Some(7), 5), (None, 5)] {
-        let found = vectors.search(&tenant, collection, &Query { enough, ..query.clone() }).await.unwrap();
+        let found =
+            vectors.search(&tenant, collection, &VectorQuery { enough, ..query.clone() }).await.unwrap();
         assert_eq!((found.len(), found[0].memory), (expected, long), "{enough:?}");
     }
 }
 
-/// Of so many pairs of questions, in how many the first one took longer, as a share. Each pair is asked back to back, in turns in both
+/// Of so many pairs of queries, in how many the first one took longer, as a share. Each pair is asked back to back, in turns in both
 /// orders.
 async fn slower(reader: &Reader, user: i32, pairs: u32, [first, second]: &[Value; 2]) -> f64 {
     let ask = async |body: &Value| {
@@ -236,14 +237,14 @@ async fn slower(reader: &Reader, user: i32, pairs: u32, [first, second]: &[Value
                 (ask(first).await, other)
             }
         };
-        assert_eq!(other.0, 0, "the second question has an empty answer");
+        assert_eq!(other.0, 0, "the second query has an empty answer");
         assert!(user == 2 || one.0 == 0, "so has the first, of whoever owns nothing that fits it");
         slower += u32::from(one.1 > other.1);
     }
     f64::from(slower) / f64::from(pairs)
 }
 
-/// Two questions with empty answers take as long, whether there are points of another user that fit one of them or not.
+/// Two queries with empty answers take as long, whether there are points of another user that fit one of them or not.
 #[tokio::test(flavor = "multi_thread")]
 async fn how_long_an_empty_answer_takes_tells_nothing_of_other_users() {
     let memories = Memories::new().await.with_users(&[1, 2]).await;
@@ -276,10 +277,10 @@ async fn how_long_an_empty_answer_takes_tells_nothing_of_other_users() {
     // Who owns the memories waits for them: the measure sees a difference where work is done.
     let owned = slower(&reader, 2, 20, &by_session).await;
     assert!(owned > 0.9, "{owned}");
-    for questions in [by_session, by_metadata] {
-        let share = slower(&reader, 1, 80, &questions).await;
+    for queries in [by_session, by_metadata] {
+        let share = slower(&reader, 1, 80, &queries).await;
         // By chance it is beyond these bounds once in a million runs.
-        assert!((0.22..=0.78).contains(&share), "{questions:?}: {share}");
+        assert!((0.22..=0.78).contains(&share), "{queries:?}: {share}");
     }
     reader.end().await;
 }

@@ -278,12 +278,12 @@ async fn a_refusal_that_cannot_be_recorded_waits() {
 async fn a_message_is_judged_by_when_it_was_stored() {
     let fixture = Fixture::new().await;
     let state = registry::trust_state(&mut fixture.connection().await).await.expect("a state");
-    let gate = runtime::authorise::Gate::new(&fixture.settings.trust, ContextWriter::NAME, state);
+    let authorizer = runtime::authorize::Authorizer::new(&fixture.settings.trust, ContextWriter::NAME, state);
     let published = request("user.put", 1, json!({}));
     let subject: RequestSubject = published.subject.parse().expect("a subject");
     let (then, day) = (SystemTime::now(), Duration::from_secs(86_400));
     let headers = published.with_token(&issued_at(&token::issuer(), then - 3 * day)).header_map();
-    let judge = |at: SystemTime| gate.judge(Some(&headers), &subject, None, at.into()).map(drop);
+    let judge = |at: SystemTime| authorizer.grant_for(Some(&headers), &subject, None, at.into()).map(drop);
     assert_eq!(judge(then - 3 * day), Ok(()), "stored in time, read three days later");
     assert_eq!(judge(then), Err(trust::Refusal::Expired));
 }

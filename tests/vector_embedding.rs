@@ -7,7 +7,7 @@ mod vectors;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use embed::EmbedderKind;
+use config::EmbedderKind;
 use serde_json::{Value, json};
 use testkit::request;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

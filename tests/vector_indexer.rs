@@ -129,7 +129,7 @@ async fn what_cannot_be_indexed_is_refused_by_its_field() {
         ),
         (
             with(&|one| one["memory_node_id"] = json!(Uuid::nil())),
-            "unmet: memories[0].memory_node_id: user 1 has no node",
+            "missing_prerequisite: memories[0].memory_node_id: user 1 has no node",
         ),
         (
             request(
@@ -137,7 +137,7 @@ async fn what_cannot_be_indexed_is_refused_by_its_field() {
                 1,
                 json!({ "session_id": "theirs", "memories": [memory(id, "text", 1)] }),
             ),
-            "unmet: session_id: user 1 has opened no session theirs",
+            "missing_prerequisite: session_id: user 1 has opened no session theirs",
         ),
         (
             index(1, vec![memory(id, "text", 1), memory(id, "text", 1)]),

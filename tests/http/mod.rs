@@ -1,4 +1,4 @@
-//! Questions over HTTP, one a connection.
+//! Queries over HTTP, one a connection.
 
 use std::net::SocketAddr;
 

@@ -2,7 +2,7 @@
 
 use async_nats::{Client, HeaderMap};
 use context_writer::ContextWriter;
-use contract::{QUESTIONS, header};
+use contract::{QUERIES, header};
 use runtime::Readiness;
 use serde_json::{Value, json};
 use testkit::{CANARY, Fixture, context, eventually, request, session, user};
@@ -22,7 +22,7 @@ impl Reader {
         Self::start_with(fixture, fixture.settings.clone()).await
     }
 
-    pub async fn start_with(fixture: &Fixture, settings: runtime::Settings) -> Self {
+    pub async fn start_with(fixture: &Fixture, settings: config::Settings) -> Self {
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let task = tokio::spawn(async move {
@@ -32,7 +32,7 @@ impl Reader {
         eventually("it can be found", async || {
             let found = client.request("$SRV.INFO.memory-reader", "".into()).await.ok()?;
             let info: Value = serde_json::from_slice(&found.payload).ok()?;
-            (info["endpoints"].as_array()?.len() == QUESTIONS.len()).then_some(())
+            (info["endpoints"].as_array()?.len() == QUERIES.len()).then_some(())
         })
         .await;
         Self { client, stop, task }
@@ -44,27 +44,26 @@ impl Reader {
     }
 
     /// Asks as the service `test`.
-    pub async fn ask(&self, question: &str, user: i32, body: Value) -> Result<Value, (String, Value)> {
-        self.ask_with(question, Some(&testkit::token::by(testkit::attack::key(), "test", user)), body, &[])
-            .await
+    pub async fn ask(&self, query: &str, user: i32, body: Value) -> Result<Value, (String, Value)> {
+        self.ask_with(query, Some(&testkit::token::by(testkit::attack::key(), "test", user)), body, &[]).await
     }
 
     /// The answer; or the code and the body of the refusal.
     pub async fn ask_with(
         &self,
-        question: &str,
+        query: &str,
         token: Option<&str>,
         body: Value,
         headers: &[(&str, &str)],
     ) -> Result<Value, (String, Value)> {
-        self.ask_as("test", question, token, body, headers).await
+        self.ask_as("test", query, token, body, headers).await
     }
 
     /// The same of another service.
     pub async fn ask_as(
         &self,
         service: &str,
-        question: &str,
+        query: &str,
         token: Option<&str>,
         body: Value,
         headers: &[(&str, &str)],
@@ -78,9 +77,9 @@ impl Reader {
         }
         let reply = format!("_INBOX.{service}.{}", Uuid::now_v7().simple());
         let mut answers = self.client.subscribe(reply.clone()).await.expect("a subscription");
-        let subject = format!("memory.ask.{question}.{service}");
+        let subject = format!("memory.ask.{query}.{service}");
         let body = body.to_string().into();
-        self.client.publish_with_reply_and_headers(subject, reply, map, body).await.expect("a question");
+        self.client.publish_with_reply_and_headers(subject, reply, map, body).await.expect("a query");
         let answer = testkit::next(&mut answers).await;
         let value: Value = serde_json::from_slice(&answer.payload).expect("JSON");
         match answer.headers.as_ref().and_then(|headers| headers.get("Nats-Service-Error-Code")) {

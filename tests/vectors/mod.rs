@@ -31,7 +31,7 @@ impl Memories {
     }
 
     /// With other settings.
-    pub async fn with(change: impl FnOnce(&mut runtime::Settings)) -> Self {
+    pub async fn with(change: impl FnOnce(&mut config::Settings)) -> Self {
         let mut fixture = Fixture::with_topology(|topology| {
             let brief = std::time::Duration::from_millis(100);
             testkit::forget_duplicates_after(topology, "VECTOR", brief);

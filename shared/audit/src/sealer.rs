@@ -61,7 +61,7 @@ enum Step {
     },
 }
 
-/// The oldest transaction that is not finished: no row of an earlier one can still appear. Asked for in a statement of its
+/// The oldest transaction that is not finished: no row of an earlier one can still appear. IncomingQuery for in a statement of its
 /// own, so that the one that reads the rows sees all of them.
 const HORIZON: &str = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS number";
 

@@ -20,7 +20,7 @@ pub struct Confidential {
 
 impl Request {
     /// Takes out what must be encrypted and leaves [`ENCRYPTED`] in its place.
-    pub fn part(mut self) -> (Self, Vec<Confidential>) {
+    pub fn redact(mut self) -> (Self, Vec<Confidential>) {
         let mut taken = Vec::new();
         let mut keep = |field, value| taken.push(Confidential { field, value });
         match &mut self {
@@ -139,9 +139,9 @@ mod tests {
 
     use super::*;
 
-    fn part(noun_verb: &str, body: serde_json::Value) -> (String, Vec<(&'static str, String)>) {
+    fn redact(noun_verb: &str, body: serde_json::Value) -> (String, Vec<(&'static str, String)>) {
         let subject = format!("memory.req.test.{noun_verb}.1").parse().unwrap();
-        let (request, taken) = Request::decode(&subject, body.to_string().as_bytes()).unwrap().part();
+        let (request, taken) = Request::decode(&subject, body.to_string().as_bytes()).unwrap().redact();
         let show = |one: &Confidential| (one.field, one.value.expose_secret().to_owned());
         (serde_json::to_string(&request).unwrap(), taken.iter().map(show).collect())
     }
@@ -189,12 +189,12 @@ mod tests {
         for (noun_verb, body, without) in cases {
             let mut body: serde_json::Value = serde_json::from_str(&body.replace("ID", id)).unwrap();
             if without == "sensitive" {
-                let (plain, taken) = part(noun_verb, body.clone());
+                let (plain, taken) = redact(noun_verb, body.clone());
                 assert!(plain.contains("hush") && taken.is_empty(), "{noun_verb}: {plain}");
                 body["sensitive"] = true.into();
             }
-            let (parted, taken) = part(noun_verb, body.clone());
-            assert!(!parted.contains("hush") && parted.contains(ENCRYPTED), "{noun_verb}: {parted}");
+            let (redacted, taken) = redact(noun_verb, body.clone());
+            assert!(!redacted.contains("hush") && redacted.contains(ENCRYPTED), "{noun_verb}: {redacted}");
             assert!(!taken.is_empty());
             for (field, value) in taken {
                 let given = &body[field];
@@ -208,7 +208,7 @@ mod tests {
                 );
             }
             if without.starts_with('{') {
-                assert!(part(noun_verb, serde_json::from_str(without).unwrap()).1.is_empty());
+                assert!(redact(noun_verb, serde_json::from_str(without).unwrap()).1.is_empty());
             }
         }
     }
@@ -218,6 +218,6 @@ mod tests {
         let subject = "memory.req.test.passkey.put.1".parse().unwrap();
         let request = Request::decode(&subject, br#"{"credential_id":"c","public_key":"hush"}"#).unwrap();
         assert!(!format!("{request:?}").contains("hush"));
-        assert!(!format!("{:?}", request.part()).contains("hush"));
+        assert!(!format!("{:?}", request.redact()).contains("hush"));
     }
 }

@@ -11,7 +11,7 @@ pub enum DeadClass {
     /// The database refuses it for good, whatever it is tried with.
     Permanent,
     /// What it needs has not appeared within the retry budget.
-    Unmet,
+    MissingPrerequisite,
     /// It kept failing for passing reasons until the retry budget was spent.
     Exhausted,
     /// It was delivered `max_deliver` times and never settled: a worker may have died on it.
@@ -20,8 +20,14 @@ pub enum DeadClass {
 
 impl DeadClass {
     /// Every class.
-    pub const ALL: [Self; 6] =
-        [Self::Malformed, Self::Denied, Self::Permanent, Self::Unmet, Self::Exhausted, Self::Undeliverable];
+    pub const ALL: [Self; 6] = [
+        Self::Malformed,
+        Self::Denied,
+        Self::Permanent,
+        Self::MissingPrerequisite,
+        Self::Exhausted,
+        Self::Undeliverable,
+    ];
 
     /// The word that travels in [`header::DEAD_CLASS`](crate::header::DEAD_CLASS).
     pub fn as_str(self) -> &'static str {
@@ -29,7 +35,7 @@ impl DeadClass {
             Self::Malformed => "malformed",
             Self::Denied => "denied",
             Self::Permanent => "permanent",
-            Self::Unmet => "unmet",
+            Self::MissingPrerequisite => "missing-prerequisite",
             Self::Exhausted => "exhausted",
             Self::Undeliverable => "undeliverable",
         }

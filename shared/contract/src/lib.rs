@@ -14,7 +14,6 @@
 
 mod account;
 mod agent;
-mod catalogue;
 mod confidential;
 mod context;
 mod conversation;
@@ -26,15 +25,17 @@ mod locate;
 mod malformed;
 mod number;
 mod outcome;
-mod parted;
-mod question;
+mod query;
+mod redacted;
 mod request;
+mod request_kind;
 mod router;
 mod session;
 mod subject;
 mod token;
 mod value;
 mod vector;
+mod workers;
 
 pub use account::{
     DevicePut, DeviceRemove, DeviceType, PasskeyPut, PasskeyRemove, ProfilePut, SecondFactorMethod,
@@ -42,7 +43,6 @@ pub use account::{
     UserStatus,
 };
 pub use agent::{AgentContextPut, AgentContextRemove, MemoryTier};
-pub use catalogue::{CATALOGUE, Kind};
 pub use confidential::{Confidential, ENCRYPTED};
 pub use context::{AccessLevel, ContextPut, ContextRemove, ContextType};
 pub use conversation::{ConversationPut, FeedbackPut, FeedbackType, MessageAdd, MessageRole, SummaryPut};
@@ -51,18 +51,22 @@ pub use event::{Event, EventType, Performative};
 pub use malformed::Malformed;
 pub use number::{Bounded, Priority, Score, Version};
 pub use outcome::{Outcome, OutcomeStatus};
-pub use parted::Parted;
-pub use question::{
-    ASK_ROOT, AgentContextInfo, AgentContextList, AgentContextPage, AnalyticsRow, ContextAnswer, ContextGet,
+pub use query::{
+    AgentContextInfo, AgentContextList, AgentContextPage, AnalyticsRow, ContextAnswer, ContextGet,
     ContextInfo, ContextList, ContextPage, ConversationPage, ConversationRead, Cursor, Dimension, EventList,
-    EventPage, GraphAnswer, GraphNode, GraphRelation, GraphWalk, Limit, MessageInfo, QUESTION_BYTES,
-    QUESTIONS, Question, QuestionKind, READER, REVEAL, RouterAnalytics, RouterAnswer, ScoreParts,
-    SearchAnswer, SearchHit, SearchMode, SearchSimilar, SessionInfo, SessionList, SessionPage,
+    EventPage, GraphAnswer, GraphNode, GraphRelation, GraphWalk, Limit, MessageInfo, QUERIES, QUERY_BYTES,
+    QUERY_ROOT, Query, QueryKind, READER, REVEAL, RouterAnalytics, RouterAnswer, ScoreParts, SearchAnswer,
+    SearchHit, SearchMode, SearchSimilar, SessionInfo, SessionList, SessionPage,
 };
+pub use redacted::Redacted;
 pub use request::{ContextRequest, Request, RouterRequest, VectorRequest};
+pub use request_kind::{REQUESTS, RequestKind};
 pub use router::{DecisionLog, ToolPhase, ToolReport};
 pub use session::{ChatMode, SessionClose, SessionOpen};
 pub use subject::{DeadSubject, EventSubject, REQUEST_ROOT, RequestSubject, Service, SubjectError, UserId};
-pub use token::{AskError, AskErrorCode, TOKEN_ISSUE, TokenAnswer, TokenAsk};
+pub use token::{QueryError, QueryErrorCode, TOKEN_ISSUE, TokenAnswer, TokenAsk};
 pub use value::{Json, JsonObject, List, Many, Name, Secret, SessionId, Text};
 pub use vector::{Embedding, Memory, VECTOR_DIMENSIONS, Vector, VectorIndex, VectorRemove, VectorType};
+pub use workers::{
+    CONTEXT_WRITER, MEMORY_READER, ROUTER_LOGGER, TOKEN_ISSUER, VECTOR_INDEXER, WORKERS, WorkerInfo,
+};

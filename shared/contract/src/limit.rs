@@ -46,7 +46,7 @@ pub const SERVICE_CHARS: usize = 64;
 /// that does not fit its `max_control_line`, 4096 bytes by default.
 pub const REPLY_SUBJECT_BYTES: usize = 256;
 
-/// How long a question may take in the database, in milliseconds: at least, at most, and if its asker does not say.
+/// How long a query may take in the database, in milliseconds: at least, at most, and if its asker does not say.
 pub const DEADLINE_MS_LEAST: u64 = 10;
 /// See [`DEADLINE_MS_LEAST`].
 pub const DEADLINE_MS_MOST: u64 = 10_000;

@@ -6,23 +6,24 @@ use crate::account::{
     SettingPut, SettingRemove, UserPut,
 };
 use crate::agent::{AgentContextPut, AgentContextRemove};
-use crate::catalogue::Kind;
 use crate::context::{ContextPut, ContextRemove};
 use crate::conversation::{ConversationPut, FeedbackPut, MessageAdd, SummaryPut};
 use crate::event::EventType;
 use crate::limit;
 use crate::locate::locate;
 use crate::malformed::Malformed;
+use crate::request_kind::RequestKind;
 use crate::router::{DecisionLog, ToolReport};
 use crate::session::{SessionClose, SessionOpen};
 use crate::subject::{RequestSubject, UserId};
 use crate::value::{SessionId, check_body};
 use crate::vector::{VectorIndex, VectorRemove};
+use crate::workers;
 
 /// The one table of requests. From it come the enumerations, their decoder, the catalogue, and through that the
 /// streams' subjects and the AsyncAPI document: a new request is one line here.
 macro_rules! requests {
-    ($($(#[$doc:meta])* $own:ident($stream:literal, $worker:literal) {
+    ($($(#[$doc:meta])* $own:ident($worker:ident) {
         $($variant:ident: $noun:literal $verb:literal => $event:ident,)+
     })+) => {
         /// A decoded request.
@@ -60,7 +61,7 @@ macro_rules! requests {
             }
 
             /// What kind of request this is.
-            pub fn kind(&self) -> &'static Kind {
+            pub fn kind(&self) -> &'static RequestKind {
                 match self { $($(Self::$variant(_) => &kinds::$variant,)+)+ }
             }
         }
@@ -78,7 +79,7 @@ macro_rules! requests {
 
             impl $own {
                 /// What kind of request this is.
-                pub fn kind(&self) -> &'static Kind {
+                pub fn kind(&self) -> &'static RequestKind {
                     match self { $(Self::$variant(_) => &kinds::$variant,)+ }
                 }
             }
@@ -91,7 +92,7 @@ macro_rules! requests {
                         $(Request::$variant(request) => Ok(Self::$variant(request)),)+
                         other => Err(Malformed::new(
                             "subject",
-                            format!("{} is not for {}", other.kind().name(), $worker),
+                            format!("{} is not for {}", other.kind().name(), workers::$worker.name),
                         )),
                     }
                 }
@@ -100,11 +101,11 @@ macro_rules! requests {
 
         #[allow(non_upper_case_globals)]
         mod kinds {
-            use super::{EventType, Kind};
+            use super::{EventType, RequestKind, workers};
             $($(
-                pub static $variant: Kind = Kind {
-                    stream: $stream,
-                    worker: $worker,
+                pub static $variant: RequestKind = RequestKind {
+                    stream: match workers::$worker.stream { Some(stream) => stream, None => "" },
+                    worker: workers::$worker.name,
                     noun: $noun,
                     verb: $verb,
                     event: EventType::$event,
@@ -114,13 +115,13 @@ macro_rules! requests {
         }
 
         /// Every request, by stream.
-        pub static CATALOGUE: &[&Kind] = &[$($(&kinds::$variant,)+)+];
+        pub static REQUESTS: &[&RequestKind] = &[$($(&kinds::$variant,)+)+];
     };
 }
 
 requests! {
     /// What context-writer takes.
-    ContextRequest("CONTEXT", "context-writer") {
+    ContextRequest(CONTEXT_WRITER) {
         UserPut: "user" "put" => UserStored,
         ProfilePut: "profile" "put" => ProfileStored,
         SettingPut: "setting" "put" => SettingStored,
@@ -143,12 +144,12 @@ requests! {
         AgentContextRemove: "agent-context" "remove" => AgentContextRemoved,
     }
     /// What router-logger takes.
-    RouterRequest("ROUTER", "router-logger") {
+    RouterRequest(ROUTER_LOGGER) {
         DecisionLog: "decision" "log" => DecisionLogged,
         ToolReport: "tool" "report" => ToolReported,
     }
     /// What vector-indexer takes.
-    VectorRequest("VECTOR", "vector-indexer") {
+    VectorRequest(VECTOR_INDEXER) {
         VectorIndex: "vector" "index" => VectorIndexed,
         VectorRemove: "vector" "remove" => VectorRemoved,
     }

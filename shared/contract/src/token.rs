@@ -41,8 +41,8 @@ pub struct TokenAnswer {
 /// What kind of reason there is for no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum AskErrorCode {
-    /// The question is wrong, in the field that is named.
+pub enum QueryErrorCode {
+    /// The query is wrong, in the field that is named.
     Malformed,
     /// The token, or the registry, does not allow it.
     Denied,
@@ -60,7 +60,7 @@ pub enum AskErrorCode {
     Deadline,
 }
 
-impl AskErrorCode {
+impl QueryErrorCode {
     /// The word, which stays the same.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -90,17 +90,17 @@ impl AskErrorCode {
     }
 }
 
-impl std::fmt::Display for AskErrorCode {
+impl std::fmt::Display for QueryErrorCode {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.as_str())
     }
 }
 
-/// Why a question has no answer.
+/// Why a query has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct AskError {
+pub struct QueryError {
     /// What kind of reason.
-    pub code: AskErrorCode,
+    pub code: QueryErrorCode,
     /// A sentence.
     pub message: String,
     /// The field that is wrong, if one is.

@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use contract::{CATALOGUE, Kind, Request, RequestSubject};
+use contract::{REQUESTS, Request, RequestKind, RequestSubject};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -24,13 +24,13 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
 }
 
-fn golden(kind: &Kind) -> Golden {
+fn golden(kind: &RequestKind) -> Golden {
     let file = folder().join(format!("{}.json", kind.name()));
     let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
 }
 
-fn decode(kind: &Kind, body: &Map<String, Value>) -> Request {
+fn decode(kind: &RequestKind, body: &Map<String, Value>) -> Request {
     let subject: RequestSubject = format!("memory.req.simple-chat.{}.42", kind.name()).parse().unwrap();
     let body = serde_json::to_vec(body).unwrap();
     Request::decode(&subject, &body).unwrap_or_else(|error| panic!("{}: {error}", kind.name()))
@@ -46,13 +46,13 @@ fn every_kind_has_its_golden_file_and_every_file_its_kind() {
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
-    let kinds: BTreeSet<String> = CATALOGUE.iter().map(|kind| format!("{}.json", kind.name())).collect();
+    let kinds: BTreeSet<String> = REQUESTS.iter().map(|kind| format!("{}.json", kind.name())).collect();
     assert_eq!(files, kinds);
 }
 
 #[test]
 fn the_full_request_comes_back_as_it_was() {
-    for kind in CATALOGUE {
+    for kind in REQUESTS {
         let full = golden(kind).full;
         let request = decode(kind, &full);
         assert_eq!(request.kind().name(), kind.name());
@@ -62,7 +62,7 @@ fn the_full_request_comes_back_as_it_was() {
 
 #[test]
 fn the_minimal_request_comes_back_with_its_defaults() {
-    for kind in CATALOGUE {
+    for kind in REQUESTS {
         let Golden { minimal, defaults, .. } = golden(kind);
         let request = decode(kind, &minimal);
         let mut filled = minimal;
@@ -74,7 +74,7 @@ fn the_minimal_request_comes_back_with_its_defaults() {
 
 #[test]
 fn every_field_of_the_minimal_request_is_needed() {
-    for kind in CATALOGUE {
+    for kind in REQUESTS {
         let minimal = golden(kind).minimal;
         let subject: RequestSubject = format!("memory.req.simple-chat.{}.42", kind.name()).parse().unwrap();
         for field in minimal.keys() {
@@ -88,7 +88,7 @@ fn every_field_of_the_minimal_request_is_needed() {
 
 #[test]
 fn the_schema_has_the_shape_of_the_golden_messages() {
-    for kind in CATALOGUE {
+    for kind in REQUESTS {
         let golden = golden(kind);
         let schema = (kind.schema)(schemars::SchemaGenerator::default());
         let schema = schema.as_object().unwrap();

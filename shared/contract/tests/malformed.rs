@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use contract::{CATALOGUE, Malformed, Request, RequestSubject, limit};
+use contract::{Malformed, REQUESTS, Request, RequestSubject, limit};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -268,8 +268,8 @@ fn nearly_right() -> impl Strategy<Value = (usize, Value)> {
                 .prop_map(|map| Value::Object(map.into_iter().collect())),
         ]
     });
-    (0..CATALOGUE.len(), prop::collection::vec((value, 0..8_u8), 12)).prop_map(|(at, values)| {
-        let schema = (CATALOGUE[at].schema)(schemars::SchemaGenerator::default());
+    (0..REQUESTS.len(), prop::collection::vec((value, 0..8_u8), 12)).prop_map(|(at, values)| {
+        let schema = (REQUESTS[at].schema)(schemars::SchemaGenerator::default());
         let fields = schema.get("properties").and_then(Value::as_object).cloned().unwrap_or_default();
         let mut body = serde_json::Map::new();
         for ((field, _), (value, coin)) in fields.into_iter().zip(values) {
@@ -296,13 +296,13 @@ fn check(name: &str, body: &[u8]) -> Result<(), TestCaseError> {
 
 proptest! {
     #[test]
-    fn any_bytes_are_read_or_refused(at in 0..CATALOGUE.len(), body in prop::collection::vec(any::<u8>(), 0..200)) {
-        check(&CATALOGUE[at].name(), &body)?;
+    fn any_bytes_are_read_or_refused(at in 0..REQUESTS.len(), body in prop::collection::vec(any::<u8>(), 0..200)) {
+        check(&REQUESTS[at].name(), &body)?;
     }
 
     #[test]
     fn any_body_is_read_or_refused((at, body) in nearly_right()) {
-        check(&CATALOGUE[at].name(), body.to_string().as_bytes())?;
+        check(&REQUESTS[at].name(), body.to_string().as_bytes())?;
     }
 
     #[test]
@@ -312,8 +312,8 @@ proptest! {
         let mut bytes = body.to_string().into_bytes();
         let place = cut.index(bytes.len());
         bytes[place] = byte;
-        check(&CATALOGUE[at].name(), &bytes)?;
+        check(&REQUESTS[at].name(), &bytes)?;
         bytes.truncate(place);
-        check(&CATALOGUE[at].name(), &bytes)?;
+        check(&REQUESTS[at].name(), &bytes)?;
     }
 }

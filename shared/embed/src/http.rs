@@ -8,8 +8,9 @@ use serde::Serialize;
 use ureq::{Agent, http};
 
 use crate::answer::{self, Fault};
-use crate::settings::missing;
-use crate::{EmbedError, EmbedderSettings};
+use config::EmbedderSettings;
+
+use crate::{EmbedError, missing};
 
 /// What is sent for texts.
 #[derive(Serialize)]

@@ -17,7 +17,6 @@ mod error;
 mod http;
 mod local;
 mod remote;
-mod settings;
 mod vector;
 mod weights;
 
@@ -25,11 +24,11 @@ use std::fmt;
 use std::ops::Range;
 
 use chunk::Cut;
+use config::{EmbedderKind, EmbedderSettings};
 use local::Local;
 use remote::Remote;
 
 pub use error::{EmbedError, Refusal};
-pub use settings::{EmbedderKind, EmbedderSettings};
 
 /// Makes vectors of texts. Cheap to clone: the clones share the model, its threads and the limits.
 #[derive(Clone)]
@@ -53,11 +52,11 @@ impl Embedder {
     /// [`EmbedError::Misconfigured`] names the option that is missing, out of bounds or wrong, or the file of the weights that
     /// is missing or another.
     pub async fn open(settings: &EmbedderSettings) -> Result<Option<Self>, EmbedError> {
-        settings.check()?;
+        settings.check().map_err(EmbedError::Misconfigured)?;
         let by = match (settings.kind, &settings.weights) {
             (EmbedderKind::None, _) => return Ok(None),
             (EmbedderKind::Local, Some(folder)) => By::Local(Local::open(folder, settings.threads).await?),
-            (EmbedderKind::Local, None) => return Err(settings::missing("weights")),
+            (EmbedderKind::Local, None) => return Err(missing("weights")),
             (EmbedderKind::Http, _) => By::Http(Remote::open(settings)?),
         };
         let EmbedderSettings { chunk_tokens: tokens, chunk_overlap: overlap, chunk_limit: pieces, .. } =
@@ -112,6 +111,10 @@ impl Embedder {
             By::Http(remote) => remote.embed(texts).await,
         }
     }
+}
+
+pub(crate) fn missing(option: &str) -> EmbedError {
+    EmbedError::Misconfigured(config::missing_embedder_option(option))
 }
 
 impl fmt::Debug for Embedder {

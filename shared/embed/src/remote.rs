@@ -14,7 +14,9 @@ use tracing::{debug, info};
 use crate::answer::Fault;
 use crate::chunk::{Cut, guessed_tokens};
 use crate::http::Server;
-use crate::{EmbedError, EmbedderSettings, Refusal};
+use config::EmbedderSettings;
+
+use crate::{EmbedError, Refusal};
 
 /// How long it takes at least until a failed request is repeated; twice as long each time.
 const FIRST_DELAY: Duration = Duration::from_millis(200);

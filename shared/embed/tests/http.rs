@@ -5,8 +5,9 @@ mod kit;
 
 use std::time::{Duration, Instant};
 
-use embed::{EmbedError, Embedder, EmbedderSettings, Refusal};
-use kit::{Asked, Reply, Server, vector};
+use config::EmbedderSettings;
+use embed::{EmbedError, Embedder, Refusal};
+use kit::{IncomingQuery, Reply, Server, vector};
 use serde_json::{Value, json};
 
 /// Stands in texts and in tokens, and in no error and no log.
@@ -23,8 +24,8 @@ fn texts(count: usize) -> Vec<String> {
 /// Asks for the vectors of a few texts, of a server that does this.
 async fn embed(
     retries: u32,
-    does: impl Fn(usize, &Asked) -> Reply + Send + Sync + 'static,
-) -> (Result<Vec<Vec<f32>>, EmbedError>, Vec<Asked>) {
+    does: impl Fn(usize, &IncomingQuery) -> Reply + Send + Sync + 'static,
+) -> (Result<Vec<Vec<f32>>, EmbedError>, Vec<IncomingQuery>) {
     let server = Server::start(does);
     let settings = EmbedderSettings {
         retries,
@@ -84,7 +85,7 @@ async fn what_fails_for_now_is_tried_again() {
 
 #[tokio::test]
 async fn what_goes_on_failing_is_unavailable_after_so_many_tries() {
-    type Does = fn(&Asked) -> Reply;
+    type Does = fn(&IncomingQuery) -> Reply;
     let wrong: [Does; 9] = [
         |_| Reply::status(500),
         |_| Reply::status(429),

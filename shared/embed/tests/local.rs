@@ -7,7 +7,8 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
-use embed::{Embedder, EmbedderKind, EmbedderSettings};
+use config::{EmbedderKind, EmbedderSettings};
+use embed::Embedder;
 use serde::Deserialize;
 
 /// How far a number may be from the reference implementation's, and from its own in another batch.

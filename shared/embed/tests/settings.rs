@@ -1,7 +1,8 @@
 //! What can be configured.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use embed::{EmbedError, Embedder, EmbedderKind, EmbedderSettings};
+use config::{EmbedderKind, EmbedderSettings};
+use embed::{EmbedError, Embedder};
 use serde_json::json;
 
 fn read(settings: serde_json::Value) -> EmbedderSettings {

@@ -10,7 +10,7 @@ use store::{Connection, Fault, FaultKind};
 use trust::{Bound, CipherError, CipherKey};
 use uuid::Uuid;
 
-use crate::keeper::DataKeys;
+use crate::key_cache::DataKeys;
 
 /// A field that is to be written.
 #[derive(Clone, Copy, Debug)]

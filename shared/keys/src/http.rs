@@ -1,4 +1,4 @@
-//! HTTP to those who keep key-encryption keys. Asked once for the keys of a batch that are not known yet, so that a blocking
+//! HTTP to those who keep key-encryption keys. IncomingQuery once for the keys of a batch that are not known yet, so that a blocking
 //! client on a thread of its own is enough.
 
 use std::path::Path;

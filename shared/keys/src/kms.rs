@@ -14,10 +14,10 @@ use zeroize::Zeroizing;
 
 use crate::KeyError;
 use crate::http::{self, Answer};
+use crate::key_store::WrappedKey;
 use crate::provider::{Unwrapped, key_of};
-use crate::settings::KeySettings;
-use crate::shelf::WrappedKey;
 use crate::sigv4::{Signer, amz_date};
+use config::KeySettings;
 
 /// How many requests are under way at once: KMS takes one key in each.
 const AT_ONCE: usize = 8;

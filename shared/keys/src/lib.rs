@@ -16,13 +16,12 @@
 mod field;
 #[cfg(any(feature = "vault", feature = "aws-kms"))]
 mod http;
-mod keeper;
+mod key_cache;
+mod key_store;
 #[cfg(feature = "aws-kms")]
 mod kms;
 mod provider;
 mod rotate;
-mod settings;
-mod shelf;
 #[cfg(feature = "aws-kms")]
 mod sigv4;
 #[cfg(feature = "vault")]
@@ -32,10 +31,9 @@ use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use store::migration::Schema;
 
 pub use field::{Encrypted, Field, conceal, load, seal, write};
-pub use keeper::{DataKeys, Keys};
+pub use key_cache::{DataKeys, Keys};
 pub use provider::KEK;
 pub use rotate::{Census, Renewed, census, check_operator, reencrypt, renew, rewrap};
-pub use settings::{KeySettings, ProviderName};
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
 

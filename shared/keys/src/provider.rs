@@ -7,12 +7,12 @@ use contract::UserId;
 use trust::{Bound, CipherKey, KeyRing, RingFile};
 
 use crate::KeyError;
+use crate::key_store::WrappedKey;
 #[cfg(feature = "aws-kms")]
 use crate::kms::Kms;
-use crate::settings::{KeySettings, ProviderName};
-use crate::shelf::WrappedKey;
 #[cfg(feature = "vault")]
 use crate::vault::Vault;
+use config::{KeySettings, ProviderName};
 
 /// The name of key-encryption keys in a ring.
 pub const KEK: &str = "kek";

@@ -14,8 +14,8 @@ use uuid::Uuid;
 
 use crate::KeyError;
 use crate::field::{Encrypted, Row};
-use crate::keeper::{Keys, open};
-use crate::shelf::{self, WrappedKey};
+use crate::key_cache::{Keys, open};
+use crate::key_store::{self, WrappedKey};
 
 /// How many data keys are wrapped anew at a time.
 const KEYS_AT_ONCE: i64 = 200;
@@ -99,8 +99,8 @@ pub async fn rewrap(keys: &Keys) -> Result<Renewed, KeyError> {
     let kek = keys.provider().current().await?;
     let (mut renewed, mut after) = (Renewed::default(), (-1, 0));
     loop {
-        let mut connection = store::lend(keys.pool()).await?;
-        let read = shelf::wrapped_otherwise(&mut connection, &kek, after, KEYS_AT_ONCE).await?;
+        let mut connection = store::acquire(keys.pool()).await?;
+        let read = key_store::wrapped_otherwise(&mut connection, &kek, after, KEYS_AT_ONCE).await?;
         let Some(last) = read.last() else { return Ok(renewed) };
         after = (last.user.get(), last.version);
         let (mut old, mut plain) = (Vec::new(), Vec::new());
@@ -115,7 +115,7 @@ pub async fn rewrap(keys: &Keys) -> Result<Renewed, KeyError> {
             }
         }
         let anew = keys.provider().wrap(&plain).await?;
-        renewed.done += shelf::replace(&mut connection, &old, &anew).await?;
+        renewed.done += key_store::replace(&mut connection, &old, &anew).await?;
     }
 }
 
@@ -137,7 +137,7 @@ pub async fn renew(keys: &Keys, before: DateTime<Utc>, only: Option<UserId>) -> 
         ORDER BY user_id LIMIT $4";
     let (mut done, mut after) = (0, -1);
     loop {
-        let mut connection = store::lend(keys.pool()).await?;
+        let mut connection = store::acquire(keys.pool()).await?;
         let old: Vec<Old> = diesel::sql_query(OLD)
             .bind::<Integer, _>(after)
             .bind::<Nullable<Integer>, _>(only.map(UserId::get))
@@ -156,7 +156,7 @@ pub async fn renew(keys: &Keys, before: DateTime<Utc>, only: Option<UserId>) -> 
         }
         for (version, users) in by_version {
             let made: Vec<WrappedKey> = keys.make(&users, version).await?;
-            done += shelf::add(&mut connection, &made).await?.len();
+            done += key_store::add(&mut connection, &made).await?.len();
         }
     }
 }

@@ -11,9 +11,9 @@ use zeroize::Zeroizing;
 
 use crate::KeyError;
 use crate::http::{self, Answer};
+use crate::key_store::WrappedKey;
 use crate::provider::{Unwrapped, key_of};
-use crate::settings::KeySettings;
-use crate::shelf::WrappedKey;
+use config::KeySettings;
 
 /// A key of a transit engine.
 pub(crate) struct Vault {

@@ -9,10 +9,11 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use config::{KeySettings, ProviderName};
 use contract::UserId;
 use data_encoding::BASE64;
-use fake::{Asked, Fake};
-use keys::{KeyError, KeySettings, Keys, ProviderName};
+use fake::{Fake, IncomingQuery};
+use keys::{KeyError, Keys};
 use serde_json::{Value, json};
 use testkit::{Fixture, create_key_store};
 
@@ -33,7 +34,7 @@ fn open(settings: &KeySettings) -> Keys {
 }
 
 /// The transit engine, with its own idea of encryption: base64 with what it belongs to.
-fn vault(latest: &'static AtomicU64) -> impl Fn(&Asked) -> (u16, Value) + Send + Sync + 'static {
+fn vault(latest: &'static AtomicU64) -> impl Fn(&IncomingQuery) -> (u16, Value) + Send + Sync + 'static {
     move |asked| {
         if asked.header("x-vault-token") != Some("s.token") {
             return (403, json!({ "errors": ["permission denied"] }));
@@ -93,7 +94,8 @@ async fn vault_wraps_a_batch_at_once_and_opens_it_for_the_same_user_only() {
 
     // One request for both, as Vault's API describes it.
     let asked = fake.asked();
-    let encrypt: Vec<&Asked> = asked.iter().filter(|asked| asked.path.contains("/encrypt/")).collect();
+    let encrypt: Vec<&IncomingQuery> =
+        asked.iter().filter(|asked| asked.path.contains("/encrypt/")).collect();
     assert_eq!(encrypt.len(), 1);
     assert_eq!(encrypt[0].method, "POST");
     assert_eq!(encrypt[0].header("x-vault-request"), Some("true"));
@@ -167,7 +169,7 @@ async fn what_vault_refuses_keeps_everybody_waiting_and_says_why() {
 const ARN: &str = "arn:aws:kms:eu-central-1:1:key/x";
 
 /// KMS, which opens a blob for the encryption context that it was made with.
-fn kms(disabled: &'static AtomicBool) -> impl Fn(&Asked) -> (u16, Value) + Send + Sync + 'static {
+fn kms(disabled: &'static AtomicBool) -> impl Fn(&IncomingQuery) -> (u16, Value) + Send + Sync + 'static {
     move |asked| {
         let body = asked.json();
         if disabled.load(Ordering::SeqCst) {

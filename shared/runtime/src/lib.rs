@@ -1,47 +1,33 @@
-//! The way of a message, one file per stage.
+//! The path of a message from the stream to its acknowledgement.
 //!
 //! ```text
-//! pull ─▶ decode ─▶ authorise ─▶ write ─▶ settle
-//! batch   malformed  refused     one       ack · nak(delay) · dead letter + term
-//!         ─▶ dead    ─▶ dead     transaction
+//! pull ─▶ decode ─▶ authorize ─▶ write ─▶ settle
+//! batch   malformed  refused      one       ack · nak(delay) · dead letter + term
+//!         ─▶ dead    ─▶ dead      transaction
 //! ```
 //!
-//! [`run`] drives one [`Worker`] along it. Three tasks share the way: one pulls, decodes and authorises the next
-//! batch while a second writes the current one and a third settles the one before. Channels between them hold one
-//! batch each, which is all the back-pressure there is.
+//! [`run`] drives one [`Worker`]. Three tasks share the work: one pulls, decodes and authorizes the next batch while a second
+//! writes the current one and a third settles the one before. Channels between them hold one batch each; that is the only
+//! back-pressure.
 //!
 //! A message is acknowledged only after its transaction has committed, by construction: `settle` takes a
-//! [`write::Settlement`], and only `write` can make one that says so.
+//! [`Settlement`](stages::write::Settlement), and only `write` creates one.
+//!
+//! - [`stages`]: one file per stage.
+//! - [`delivery`]: what happens around a message: renewal, retries, publishing, dead letters.
+//! - [`process`]: start, stop, connections, readiness, counters.
 
-mod advisory;
-pub mod ask;
-pub mod authorise;
-pub mod broker;
-mod crash;
-pub mod dead;
-pub mod decode;
-mod held;
-mod outlet;
-mod patience;
-mod pipeline;
-mod published;
-pub mod pull;
-mod rate;
-pub mod readiness;
-pub mod retry;
-pub mod settings;
-pub mod settle;
-mod start;
-pub mod stats;
-mod transact;
-pub mod watch;
+pub mod delivery;
+pub mod process;
+pub mod query;
+pub mod stages;
 pub mod worker;
-pub mod write;
 
-pub use patience::{NotReady, Patience};
-pub use pipeline::{Observed, RunError, run};
-pub use readiness::{Dependency, Looked, Phase, Readiness, ReadinessReport};
-pub use settings::{Settings, SettingsError};
-pub use start::check_database;
-pub use stats::{Stats, StatsReport};
+pub use process::pipeline::{Observed, RunError, run};
+pub use process::readiness::{Dependency, Phase, ProbeResults, Readiness, ReadinessReport};
+pub use process::start::check_database;
+pub use process::startup_deadline::{NotReady, StartupDeadline};
+pub use process::stats::{Stats, StatsReport};
+pub use process::{broker, readiness, trust_refresh};
+pub use stages::authorize;
 pub use worker::{Effect, Ended, FollowUp, Message, Payload, Verdict, Worker};

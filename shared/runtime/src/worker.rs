@@ -10,7 +10,7 @@ use keys::DataKeys;
 use store::{Connection, Fault};
 use uuid::Uuid;
 
-use crate::readiness::Looked;
+use crate::process::readiness::ProbeResults;
 
 /// One kind of worker. Any number of replicas of it share a durable consumer.
 pub trait Worker: Send + Sync + 'static {
@@ -28,8 +28,8 @@ pub trait Worker: Send + Sync + 'static {
     type Prepared: Default + Send + Sync + 'static;
 
     /// Looks for the servers that it needs beside the broker, the database and the key store, every few seconds.
-    fn look(&self) -> impl Future<Output = Looked> + Send {
-        async { Looked::new() }
+    fn look(&self) -> impl Future<Output = ProbeResults> + Send {
+        async { ProbeResults::new() }
     }
 
     /// Reads a body as its subject says.
@@ -145,7 +145,7 @@ pub enum Verdict {
     /// It was fine and changed nothing; says why.
     Unchanged(&'static str),
     /// What it needs is not there yet; says what. It is tried again within the retry budget.
-    Unmet(String),
+    MissingPrerequisite(String),
     /// It can never take effect; says why.
     Refused(String),
 }

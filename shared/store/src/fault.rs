@@ -15,7 +15,7 @@ pub enum FaultKind {
     /// time looks the same.
     Severed,
     /// Something that must be there first is not: a foreign key has no target.
-    Unmet,
+    MissingPrerequisite,
     /// The same statement with the same values fails for ever.
     Permanent,
     /// A policy stands against it.
@@ -63,7 +63,7 @@ fn classify(error: &Error) -> FaultKind {
             DatabaseErrorKind::ClosedConnection => FaultKind::Severed,
             DatabaseErrorKind::SerializationFailure => FaultKind::Transient,
             DatabaseErrorKind::ReadOnlyTransaction => FaultKind::Unavailable,
-            DatabaseErrorKind::ForeignKeyViolation => FaultKind::Unmet,
+            DatabaseErrorKind::ForeignKeyViolation => FaultKind::MissingPrerequisite,
             // Every key that a request can meet twice has its ON CONFLICT. A table with two keys can still meet a
             // neighbour's row on the other one, in the moment before it is seen; the next try sees it.
             DatabaseErrorKind::UniqueViolation => FaultKind::Transient,
@@ -244,6 +244,6 @@ mod tests {
         ] {
             assert_eq!(kind(DatabaseErrorKind::Unknown, message), FaultKind::Denied, "{message}");
         }
-        assert_eq!(kind(DatabaseErrorKind::ForeignKeyViolation, ""), FaultKind::Unmet);
+        assert_eq!(kind(DatabaseErrorKind::ForeignKeyViolation, ""), FaultKind::MissingPrerequisite);
     }
 }

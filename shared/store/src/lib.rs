@@ -18,5 +18,5 @@ pub mod vector;
 
 pub use diesel_async::AsyncPgConnection as Connection;
 pub use fault::{Fault, FaultKind};
-pub use pool::{Pool, PoolError, PoolOptions, cancel, connect, discard, lend, open_pool, same_database};
+pub use pool::{Pool, PoolError, PoolOptions, acquire, cancel, connect, discard, open_pool};
 pub use statement::prepared;

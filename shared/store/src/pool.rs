@@ -16,7 +16,7 @@ use crate::fault::{Fault, FaultKind};
 /// Connections to one database under one role.
 pub type Pool = deadpool::Pool<AsyncPgConnection>;
 
-/// A connection lent by a [`Pool`]; dropped, it goes back.
+/// A connection acquired by a [`Pool`]; dropped, it goes back.
 pub type Pooled = Object<AsyncPgConnection>;
 
 /// What a pool is like.
@@ -78,17 +78,6 @@ pub fn open_pool(url: &str, options: &PoolOptions<'_>) -> Result<Pool, PoolError
         .map_err(|error| PoolError::Build(error.to_string()))
 }
 
-/// Whether two URLs name the same database, whoever logs in. A URL that cannot be read names none.
-pub fn same_database(one: &str, other: &str) -> bool {
-    let place = |url: &str| {
-        let config: Config = url.parse().ok()?;
-        let ports = if config.get_ports().is_empty() { vec![5432] } else { config.get_ports().to_vec() };
-        let database = config.get_dbname().or(config.get_user()).map(str::to_owned);
-        Some((config.get_hosts().to_vec(), config.get_hostaddrs().to_vec(), ports, database))
-    };
-    place(one).is_some_and(|place_of_one| place(other) == Some(place_of_one))
-}
-
 /// What the URL says, and what it says nothing about.
 fn configure(url: &str, options: &PoolOptions<'_>) -> Result<Config, PoolError> {
     let mut config: Config = url.parse().map_err(|error| PoolError::Build(format!("its URL: {error}")))?;
@@ -127,7 +116,7 @@ fn said(error: tokio_postgres::Error) -> ConnectionError {
 ///
 /// # Errors
 /// [`PoolError::Connect`] if none comes in time, with what the server or the network says.
-pub async fn lend(pool: &Pool) -> Result<Pooled, PoolError> {
+pub async fn acquire(pool: &Pool) -> Result<Pooled, PoolError> {
     pool.get().await.map_err(|error| {
         let reason = if let deadpool::PoolError::Backend(ManagerError::ConnectionError(error)) = error {
             error.to_string()
@@ -185,18 +174,6 @@ mod tests {
             config.get_options(),
             Some("-c statement_timeout=7000 -c idle_in_transaction_session_timeout=10000")
         );
-    }
-
-    #[test]
-    fn one_database_has_many_urls() {
-        let main = "postgres://h/d";
-        for other in [main, "postgres://u:p@h:5432/d", "postgres://h/d?application_name=x", "host=h dbname=d"]
-        {
-            assert!(same_database(main, other), "{other}");
-        }
-        for other in ["postgres://h/e", "postgres://g/d", "postgres://h:5433/d", "nonsense"] {
-            assert!(!same_database(main, other), "{other}");
-        }
     }
 
     #[test]

@@ -79,7 +79,7 @@ pub async fn open_context_for(
 pub struct Access {
     /// Whose it is.
     pub user_id: i32,
-    /// The question or request.
+    /// The query or request.
     pub request_id: Uuid,
     /// How many rows or points it was.
     pub amount: i64,

@@ -60,7 +60,7 @@ pub enum TopologyError {
 /// What the broker lacks of a topology, streams before consumers. Changes nothing.
 ///
 /// # Errors
-/// [`TopologyError::Unknown`] if the broker cannot be asked. Each question has the deadline of the JetStream
+/// [`TopologyError::Unknown`] if the broker cannot be asked. Each query has the deadline of the JetStream
 /// context.
 pub async fn diff(broker: &jetstream::Context, topology: &Topology) -> Result<Vec<Change>, TopologyError> {
     let steps = plan::plan(broker, topology).await?;

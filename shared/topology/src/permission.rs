@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use contract::{CATALOGUE, QUESTIONS, READER, TOKEN_ISSUE};
+use contract::{QUERIES, READER, REQUESTS, TOKEN_ISSUE};
 use trust::Scope;
 
 use crate::{Service, Topology};
@@ -21,7 +21,7 @@ pub enum Account {
     /// The services.
     Publishers,
     /// Those who hear events as they happen, apart from the services: the broker does not check where a service wants the answer to
-    /// its question, and it could have it told as an event.
+    /// its query, and it could have it told as an event.
     Listeners,
     /// The workers.
     Workers,
@@ -76,7 +76,7 @@ pub fn identities(topology: &Topology, services: &[Service]) -> Vec<Identity> {
     all.extend(services.iter().filter(|service| !workers.contains(&service.service)).map(of_service));
     all.extend(workers.iter().map(|worker| of_worker(worker, topology, services)));
     all.push(answers(TOKEN_ISSUER, [format!("{TOKEN_ISSUE}.*")]));
-    all.push(answers(READER, QUESTIONS.iter().map(|kind| kind.subject("*"))));
+    all.push(answers(READER, QUERIES.iter().map(|kind| kind.subject("*"))));
     all.push(Identity {
         name: MONITOR.to_owned(),
         account: Account::System,
@@ -90,9 +90,9 @@ pub fn identities(topology: &Topology, services: &[Service]) -> Vec<Identity> {
     all
 }
 
-/// A worker that answers questions: whoever has asked, once. It tells of itself as well.
-fn answers(name: &str, questions: impl IntoIterator<Item = String>) -> Identity {
-    let mut subscribe: Vec<String> = questions.into_iter().collect();
+/// A worker that answers queries: whoever has asked, once. It tells of itself as well.
+fn answers(name: &str, queries: impl IntoIterator<Item = String>) -> Identity {
+    let mut subscribe: Vec<String> = queries.into_iter().collect();
     subscribe.push(format!("_INBOX.{name}.>"));
     subscribe.push("$SRV.*".to_owned());
     subscribe.push(format!("$SRV.*.{name}"));
@@ -110,13 +110,13 @@ fn of_service(service: &Service) -> Identity {
     let scopes: Vec<Scope> = service.scopes.iter().filter_map(|scope| scope.parse().ok()).collect();
     let mut publish: Vec<String> = scopes
         .iter()
-        .filter(|scope| CATALOGUE.iter().any(|kind| scope.allows(kind.noun, kind.verb)))
+        .filter(|scope| REQUESTS.iter().any(|kind| scope.allows(kind.noun, kind.verb)))
         .filter_map(|scope| {
             let text = scope.to_string();
             text.split_once(':').map(|(noun, verb)| format!("memory.req.{name}.{noun}.{verb}.*"))
         })
         .collect();
-    let asked = QUESTIONS.iter().filter(|kind| scopes.iter().any(|scope| scope.allows(kind.noun, kind.verb)));
+    let asked = QUERIES.iter().filter(|kind| scopes.iter().any(|scope| scope.allows(kind.noun, kind.verb)));
     publish.extend(asked.map(|kind| kind.subject(name)));
     // Who only listens has no use for a token.
     if !scopes.is_empty() {

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use contract::CATALOGUE;
+use contract::REQUESTS;
 use serde_json::{Value, json};
 use topology::{Topology, TopologyError};
 
@@ -24,16 +24,16 @@ fn every_file_is_built_in() {
 
 #[test]
 fn a_stream_takes_exactly_the_nouns_of_its_requests() {
-    let request_streams: BTreeSet<&str> = CATALOGUE.iter().map(|kind| kind.stream).collect();
+    let request_streams: BTreeSet<&str> = REQUESTS.iter().map(|kind| kind.stream).collect();
     for name in request_streams {
-        let nouns: BTreeSet<String> = CATALOGUE
+        let nouns: BTreeSet<String> = REQUESTS
             .iter()
             .filter(|kind| kind.stream == name)
             .map(|kind| format!("memory.req.*.{}.>", kind.noun))
             .collect();
         let stream = shipped().streams.into_iter().find(|stream| stream.name == name).unwrap();
         let subjects: BTreeSet<String> = serde_json::from_value(stream.config["subjects"].clone()).unwrap();
-        assert_eq!(subjects, nouns, "nats/streams/{name}.json against contract::CATALOGUE");
+        assert_eq!(subjects, nouns, "nats/streams/{name}.json against contract::REQUESTS");
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
-use contract::{CATALOGUE, QUESTIONS, READER, REVEAL, Service, SessionId, UserId};
+use contract::{QUERIES, READER, REQUESTS, REVEAL, Service, SessionId, UserId};
 use data_encoding::BASE64URL_NOPAD as BASE64;
 use uuid::Uuid;
 
@@ -57,8 +57,8 @@ pub enum IssueError {
     /// It would allow nothing, or too many things.
     #[error("a token has 1 to {SCOPES} scopes, not {0}")]
     Scopes(usize),
-    /// A scope names no request and no question that there is.
-    #[error("the scope {0} covers no request and no question; `memfleet contract list` shows them")]
+    /// A scope names no request and no query that there is.
+    #[error("the scope {0} covers no request and no query; `memfleet contract list` shows them")]
     Nothing(Scope),
     /// It cannot be written as JSON.
     #[error("the token cannot be written: {0}")]
@@ -152,10 +152,10 @@ fn roles(scopes: &[Scope]) -> Result<BTreeSet<String>, IssueError> {
     let mut roles = BTreeSet::new();
     for scope in scopes {
         let requests =
-            CATALOGUE.iter().filter(|kind| scope.allows(kind.noun, kind.verb)).map(|kind| kind.worker);
-        let questions = QUESTIONS.iter().filter(|kind| scope.allows(kind.noun, kind.verb)).map(|_| READER);
+            REQUESTS.iter().filter(|kind| scope.allows(kind.noun, kind.verb)).map(|kind| kind.worker);
+        let queries = QUERIES.iter().filter(|kind| scope.allows(kind.noun, kind.verb)).map(|_| READER);
         let reveals = scope.allows(REVEAL.0, REVEAL.1).then_some(READER);
-        let mut covered = requests.chain(questions).chain(reveals).peekable();
+        let mut covered = requests.chain(queries).chain(reveals).peekable();
         if covered.peek().is_none() {
             return Err(IssueError::Nothing(scope.clone()));
         }

@@ -21,7 +21,7 @@ pub struct Scope {
 pub struct ScopeError(String);
 
 impl Scope {
-    /// Whether it covers a request or question of this noun and verb.
+    /// Whether it covers a request or query of this noun and verb.
     pub fn allows(&self, noun: &str, verb: &str) -> bool {
         self.noun.as_deref().is_none_or(|own| own == noun)
             && self.verb.as_deref().is_none_or(|own| own == verb)

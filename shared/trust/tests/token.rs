@@ -87,7 +87,7 @@ fn what_is_issued_is_read_and_carries_the_grant_of_its_worker() {
     assert_eq!((token.id(), token.key_name(), token.service().as_str()), (issued.id, "main", "simple-chat"));
     assert_eq!((token.user_id().get(), token.not_before(), token.expires()), (42, NOW, NOW + 900));
     let role = role_of("context-writer");
-    // Its scopes cover requests and questions about contexts.
+    // Its scopes cover requests and queries about contexts.
     assert_eq!(token.roles().collect::<Vec<_>>(), [role.as_str(), "w_memory_reader"]);
     let grant = grants().seal(&Grant {
         user_id: token.user_id(),

@@ -10,8 +10,8 @@ use qdrant_client::qdrant::{
 
 use crate::error::VectorError;
 use crate::point::{MEMORY, META, SESSION, TENANT, TIME, TYPE, WRITTEN};
-use crate::settings::Quantization;
 use crate::vectors::Vectors;
+use config::Quantization;
 
 /// What a collection is made for.
 #[derive(Clone, Debug, PartialEq, Eq)]

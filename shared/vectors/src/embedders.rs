@@ -1,4 +1,5 @@
-use embed::{EmbedError, Embedder, EmbedderSettings};
+use config::EmbedderSettings;
+use embed::{EmbedError, Embedder};
 
 /// The embedders of this process: the usual one, and one for a collection that is being filled, if that has another model.
 #[derive(Clone, Debug, Default)]

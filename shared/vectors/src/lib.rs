@@ -10,15 +10,13 @@ mod embedders;
 mod error;
 mod point;
 mod search;
-mod settings;
 mod vectors;
 
 pub use collection::{CollectionInfo, CollectionSpec};
 pub use embedders::Embedders;
 pub use error::VectorError;
 pub use point::{Point, PointKey, StoredPoint, Superseded, Tenant, chunk_id, first_point_id, meta_digests};
-pub use search::{Found, Query};
-pub use settings::{Quantization, VectorSettings};
+pub use search::{Found, VectorQuery};
 pub use vectors::Vectors;
 
 /// The alias under which the collection that is searched is known to others, and the name that access is given by.

@@ -22,7 +22,7 @@ const FEWEST_POINTS: u64 = 40;
 
 /// What is looked for among the points of a user.
 #[derive(Clone, Debug, Default)]
-pub struct Query {
+pub struct VectorQuery {
     /// The vector.
     pub vector: Vec<f32>,
     /// Only points of these types; none: of any.
@@ -50,7 +50,7 @@ pub struct Found {
     pub cosine: f32,
 }
 
-impl Query {
+impl VectorQuery {
     /// Whose it is always comes first: there is no filter without it.
     fn filter(&self, tenant: &Tenant) -> Filter {
         let mut must = vec![Condition::matches(TENANT, tenant.token.to_string())];
@@ -86,7 +86,7 @@ impl Vectors {
         &self,
         tenant: &Tenant,
         collection: &str,
-        query: &Query,
+        query: &VectorQuery,
     ) -> Result<Vec<Found>, VectorError> {
         let some = |enough: usize| u64::try_from(enough.saturating_mul(POINTS_A_MEMORY)).unwrap_or(u64::MAX);
         let at_first =
@@ -105,7 +105,7 @@ impl Vectors {
         &self,
         tenant: &Tenant,
         collection: &str,
-        query: &Query,
+        query: &VectorQuery,
         limit: u64,
     ) -> Result<Vec<ScoredPoint>, VectorError> {
         let quantization =

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::error::VectorError;
 use crate::point::{MEMORY, Point, StoredPoint, Superseded, TENANT, WRITTEN, point_uuid};
-use crate::settings::VectorSettings;
+use config::VectorSettings;
 
 /// How many points a call carries at most: of the longest vectors they come to 32 MiB.
 const POINTS_A_CALL: usize = 500;

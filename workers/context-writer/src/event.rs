@@ -5,18 +5,18 @@ use std::borrow::Cow;
 use contract::{ContextRequest as Request, Event, Performative};
 use runtime::{Effect, Message, Payload, Verdict};
 
-use crate::Parted;
+use crate::Redacted;
 use crate::store::Done;
 
-pub(crate) fn verdict(message: &Message<Parted>, done: Done) -> Verdict {
+pub(crate) fn verdict(message: &Message<Redacted>, done: Done) -> Verdict {
     match done {
         Done::Applied(_) => Verdict::Applied(effect(message)),
         Done::Stale => Verdict::Unchanged(stale(&message.request.request)),
-        Done::Missing => Verdict::Unmet(missing(message)),
+        Done::Missing => Verdict::MissingPrerequisite(missing(message)),
     }
 }
 
-fn effect(message: &Message<Parted>) -> Effect {
+fn effect(message: &Message<Redacted>) -> Effect {
     let request = &message.request.request;
     Effect {
         event_type: request.kind().event,
@@ -81,12 +81,12 @@ fn session(request: &Request) -> Cow<'static, str> {
 }
 
 /// The request itself, but never a secret: events are read by whoever may see the user's memory.
-fn payload(parted: &Parted) -> Payload {
-    if parted.secrets.is_empty() {
+fn payload(redacted: &Redacted) -> Payload {
+    if redacted.secrets.is_empty() {
         return Payload::Body;
     }
     // A request always has a JSON text; if it had none, nothing is told rather than the body.
-    Payload::Redacted(serde_json::to_string(&parted.request).unwrap_or_else(|_| "{}".to_owned()))
+    Payload::Redacted(serde_json::to_string(&redacted.request).unwrap_or_else(|_| "{}".to_owned()))
 }
 
 fn stale(request: &Request) -> &'static str {
@@ -115,7 +115,7 @@ fn stale(request: &Request) -> &'static str {
 }
 
 /// What a request needs and did not find.
-fn missing(message: &Message<Parted>) -> String {
+fn missing(message: &Message<Redacted>) -> String {
     let user = message.subject.user_id;
     match &message.request.request {
         Request::SessionClose(close) => not_open(&close.session_id, user),

@@ -1,11 +1,11 @@
 //! The AsyncAPI 3.0 document, made from the contract itself. `nats/asyncapi.yaml` is a copy that a test keeps
 //! current.
 
-mod questions;
+mod queries;
 
 use anyhow::{Context, ensure};
-use contract::{CATALOGUE, DeadClass, Event, Kind, Outcome, QuestionKind, header, limit};
-use questions::Parts;
+use contract::{DeadClass, Event, Outcome, QueryKind, REQUESTS, RequestKind, header, limit};
+use queries::Parts;
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
@@ -58,7 +58,7 @@ const GOLDEN: &[(&str, &str)] = golden!(
 pub fn document() -> anyhow::Result<String> {
     let mut schemas = Map::new();
     let (mut channels, mut operations, mut messages) = (Map::new(), Map::new(), Map::new());
-    for kind in CATALOGUE {
+    for kind in REQUESTS {
         let name = kind.name();
         let payload = collect((kind.schema)(generator()), &mut schemas)?;
         channels.insert(name.clone(), request_channel(kind));
@@ -94,7 +94,7 @@ pub fn document() -> anyhow::Result<String> {
     );
     add_other_channels(&mut channels);
     add_other_operations(&mut operations);
-    questions::add(&mut Parts {
+    queries::add(&mut Parts {
         schemas: &mut schemas,
         channels: &mut channels,
         operations: &mut operations,
@@ -116,15 +116,15 @@ pub fn document() -> anyhow::Result<String> {
     serde_saphyr::to_string_with_options(&document, options).context("the document cannot be written as YAML")
 }
 
-/// The JSON Schemas of a question and its answer, draft 2020-12.
-pub fn question_schema(kind: &QuestionKind) -> Value {
+/// The JSON Schemas of a query and its answer, draft 2020-12.
+pub fn query_schema(kind: &QueryKind) -> Value {
     let schema =
         |make: fn(SchemaGenerator) -> Schema| without_links(Value::from(make(SchemaGenerator::default())));
-    json!({ "question": schema(kind.question), "answer": schema(kind.answer) })
+    json!({ "query": schema(kind.query), "answer": schema(kind.answer) })
 }
 
 /// The JSON Schema of a request's body, draft 2020-12.
-pub fn schema(kind: &Kind) -> Value {
+pub fn schema(kind: &RequestKind) -> Value {
     without_links(Value::from((kind.schema)(SchemaGenerator::default())))
 }
 
@@ -132,7 +132,7 @@ pub fn schema(kind: &Kind) -> Value {
 ///
 /// # Errors
 /// If it is no JSON.
-pub fn examples(kind: &Kind) -> anyhow::Result<Option<(Value, Value)>> {
+pub fn examples(kind: &RequestKind) -> anyhow::Result<Option<(Value, Value)>> {
     let name = kind.name();
     let Some((_, text)) = GOLDEN.iter().find(|(golden, _)| *golden == name) else { return Ok(None) };
     let mut golden: Value =
@@ -160,7 +160,7 @@ fn servers() -> Value {
     })
 }
 
-fn request_channel(kind: &Kind) -> Value {
+fn request_channel(kind: &RequestKind) -> Value {
     json!({
         "address": format!("{}.{{service}}.{}.{}.{{userId}}", contract::REQUEST_ROOT, kind.noun, kind.verb),
         "description": format!(
@@ -181,7 +181,7 @@ fn user_parameter() -> Value {
     json!({ "description": "Whose memory: a number from 0 to 2147483647. 0 is the platform, which has settings only." })
 }
 
-fn request_operation(kind: &Kind) -> Value {
+fn request_operation(kind: &RequestKind) -> Value {
     let channel = format!("#/channels/{}", kind.name());
     json!({
         "action": "send",
@@ -196,7 +196,7 @@ fn request_operation(kind: &Kind) -> Value {
     })
 }
 
-fn request_message(kind: &Kind, payload: &str) -> anyhow::Result<Value> {
+fn request_message(kind: &RequestKind, payload: &str) -> anyhow::Result<Value> {
     let mut message = json!({
         "title": kind.name(),
         "headers": schema_ref("RequestHeaders"),

@@ -49,7 +49,7 @@ pub enum Command {
     Nats(NatsArgs),
     /// Publish requests.
     Publish(PublishArgs),
-    /// Ask the memory a question.
+    /// Ask the memory a query.
     Ask(AskArgs),
     /// Rebuild a user's contexts from the event stream, and compare.
     Replay(ReplayArgs),

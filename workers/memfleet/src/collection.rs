@@ -1,8 +1,7 @@
 //! Collections of vectors: made, filled, switched.
 
 use anyhow::{Context, bail, ensure};
-use embed::{EmbedderKind, EmbedderSettings};
-use runtime::Settings;
+use config::{EmbedderKind, EmbedderSettings, Settings};
 use store::vector::{self, Collection};
 use vectors::{ALIAS, CollectionSpec, Vectors};
 
@@ -76,7 +75,7 @@ pub async fn apply(settings: &Settings) -> anyhow::Result<Collection> {
         }
         None => record(&spec, "active")?,
     };
-    let quantization = vectors::Quantization::from_name(&collection.quantization).unwrap_or_default();
+    let quantization = config::Quantization::from_name(&collection.quantization).unwrap_or_default();
     let spec = CollectionSpec { quantization, ..spec };
     vectors.make_collection(&collection.collection_name, &spec).await?;
     vectors.point_alias(ALIAS, &collection.collection_name).await?;

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::ValueEnum;
+use config::Settings;
 use context_writer::ContextWriter;
 use router_logger::RouterLogger;
-use runtime::{Observed, Phase, Readiness, Settings, Stats, Worker};
+use runtime::{Observed, Phase, Readiness, Stats, Worker};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +25,7 @@ pub enum WorkerName {
     RouterLogger,
     /// Texts that are found by what they mean and by their words.
     VectorIndexer,
-    /// Answers to questions.
+    /// Answers to queries.
     MemoryReader,
     /// Tokens for services that ask for them.
     TokenIssuer,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use config::Settings;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
@@ -15,7 +16,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use runtime::{Readiness, ReadinessReport, Settings};
+use runtime::{Readiness, ReadinessReport};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -24,14 +25,14 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// Connections at a time; more of them wait to be accepted.
 const CONNECTIONS: usize = 64;
-/// How long a connection may take altogether: a question and its answer.
+/// How long a connection may take altogether: a query and its answer.
 const CONNECTION_WITHIN: Duration = Duration::from_secs(5);
-/// How long the headers of a question may take.
+/// How long the headers of a query may take.
 const HEADERS_WITHIN: Duration = Duration::from_secs(1);
 /// How long nothing is accepted after that has failed, as it does where no file can be opened.
 const AFTER_FAILURE: Duration = Duration::from_millis(100);
 
-/// Listens on the configured address, if there is one. Questions wait until they are [answered](serve).
+/// Listens on the configured address, if there is one. Queries wait until they are [answered](serve).
 ///
 /// # Errors
 /// If it cannot be listened on.

@@ -6,13 +6,12 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use config::{EmbedderKind, KeySettings, Settings};
 use contract::UserId;
 use diesel::QueryableByName;
 use diesel::sql_types::Text;
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
-use embed::EmbedderKind;
-use keys::{KEK, KeySettings};
-use runtime::Settings;
+use keys::KEK;
 use runtime::broker;
 use stack::{Places, Stack, StackOptions};
 use store::registry;

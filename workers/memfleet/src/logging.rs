@@ -1,7 +1,7 @@
 //! The log, on standard error.
 
 use anyhow::Context;
-use runtime::settings::{LogFormat, LogSettings, may_be_logged};
+use config::{LogFormat, LogSettings, may_be_logged};
 use tracing_subscriber::filter::{FilterExt as _, filter_fn};
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;

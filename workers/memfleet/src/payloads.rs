@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use bytes::Bytes;
+use config::TrustSettings;
 use contract::RequestSubject;
-use runtime::settings::TrustSettings;
 use trust::{Bound, KeyRing, key_id, parse_key_id};
 
 /// The keys of services.

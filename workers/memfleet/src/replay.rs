@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use context_writer::ContextWriter;
-use contract::{CATALOGUE, Event, Kind, RequestSubject, Service, UserId};
+use contract::{Event, REQUESTS, RequestKind, RequestSubject, Service, UserId};
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Integer, Text};
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
@@ -138,13 +138,17 @@ async fn in_scratch(connection: &mut Connection, user: UserId, as_of: i64) -> Re
 }
 
 /// The request that an event carries, if it is one of context-writer's.
-fn message(recorded: Recorded) -> Option<Result<Message<context_writer::Parted>, Fault>> {
+fn message(recorded: Recorded) -> Option<Result<Message<context_writer::Redacted>, Fault>> {
     let Recorded { event, request_id } = recorded;
-    let kind = CATALOGUE.iter().find(|kind| kind.event == event.event_type)?;
+    let kind = REQUESTS.iter().find(|kind| kind.event == event.event_type)?;
     (kind.worker == ContextWriter::NAME).then(|| decode(event, request_id, kind))
 }
 
-fn decode(event: Event, request_id: Uuid, kind: &Kind) -> Result<Message<context_writer::Parted>, Fault> {
+fn decode(
+    event: Event,
+    request_id: Uuid,
+    kind: &RequestKind,
+) -> Result<Message<context_writer::Redacted>, Fault> {
     let unreadable = |problem: String| Fault {
         kind: FaultKind::Permanent,
         reason: format!("the event {} cannot be replayed: {problem}", event.event_sequence),
@@ -154,7 +158,7 @@ fn decode(event: Event, request_id: Uuid, kind: &Kind) -> Result<Message<context
     let subject = RequestSubject { service, noun, verb, user_id: event.user_id };
     let body = Bytes::from(event.payload.as_str().to_owned());
     let decoded = contract::Request::recorded(&subject, &body);
-    let decoded = decoded.and_then(context_writer::Parted::new);
+    let decoded = decoded.and_then(context_writer::Redacted::new);
     let mut request = decoded.map_err(|malformed| unreadable(malformed.to_string()))?;
     // An event has markers where secrets were, and they are none.
     request.secrets.clear();

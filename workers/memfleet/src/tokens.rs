@@ -5,9 +5,8 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
+use config::{Settings, TrustSettings};
 use contract::{RequestSubject, Service, UserId};
-use runtime::Settings;
-use runtime::settings::TrustSettings;
 use store::Connection;
 use store::registry;
 use trust::{GrantKey, PrivateKey, TokenIssuer, TokenRequest};

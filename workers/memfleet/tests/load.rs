@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use config::Settings;
 use diesel::QueryableByName;
 use diesel::sql_types::{Integer, Jsonb, Text};
 use diesel_async::RunQueryDsl;
@@ -15,7 +16,7 @@ use flate2::read::GzDecoder;
 use memfleet::carry::{Carried, Contents, Order, Source, carry};
 use memfleet::fleet::{Fleet, WorkerName};
 use memfleet::local::Local;
-use runtime::{Settings, broker};
+use runtime::broker;
 use serde_json::Value;
 use stack::StackOptions;
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use async_nats::jetstream::stream::Config;
 use bytes::Bytes;
+use config::NatsSettings;
 use memfleet::publisher::{Publisher, PublisherOptions};
 use runtime::broker;
-use runtime::settings::NatsSettings;
 use stack::{Nats, NatsOptions, Programs};
 use uuid::Uuid;
 

@@ -1,6 +1,6 @@
 //! Notes what was read, before the answer leaves.
 //!
-//! Questions of one service that are answered at the same time share a transaction, so that a busy replica pays for few commits.
+//! Queries of one service that are answered at the same time share a transaction, so that a busy replica pays for few commits.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
@@ -12,7 +12,7 @@ use store::{Connection, Fault, FaultKind, Pool, security};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-/// What was read of one table or collection for a question.
+/// What was read of one table or collection for a query.
 #[derive(Clone, Debug)]
 pub(crate) struct Access {
     /// Leave to act for the user.
@@ -20,7 +20,7 @@ pub(crate) struct Access {
     pub(crate) user: UserId,
     /// Who asks.
     pub(crate) service: Service,
-    pub(crate) question_id: Uuid,
+    pub(crate) query_id: Uuid,
     /// `read`, `reveal` if secrets were decrypted, or [`VECTOR_SEARCH`].
     pub(crate) kind: &'static str,
     /// The table, or the collection.
@@ -33,12 +33,12 @@ pub(crate) const VECTOR_SEARCH: &str = "vector-search";
 
 type Noted = oneshot::Sender<Result<(), String>>;
 
-/// The notes of how many questions wait at most. Whoever brings more waits too.
+/// The notes of how many queries wait at most. Whoever brings more waits too.
 const WAITING: usize = 1_000;
 /// Those of how many one transaction takes.
 const TOGETHER: usize = 500;
 
-/// All that was read for one question, and who waits until that is noted.
+/// All that was read for one query, and who waits until that is noted.
 type ToNote = (Vec<Access>, Noted);
 
 /// Where accesses are noted.
@@ -55,7 +55,7 @@ impl AccessLog {
         Self { to_note }
     }
 
-    /// Notes all accesses of a question, or none, and returns when they are committed.
+    /// Notes all accesses of a query, or none, and returns when they are committed.
     ///
     /// # Errors
     /// Why they are not noted. Then nobody may be told what was read.
@@ -82,23 +82,23 @@ async fn follow(pool: Pool, mut waiting: mpsc::Receiver<ToNote>) {
     }
 }
 
-/// Notes what was read for questions of one service.
-async fn note_together(pool: &Pool, questions: Vec<ToNote>) {
-    let accesses: Vec<&Access> = questions.iter().flat_map(|(accesses, _)| accesses).collect();
+/// Notes what was read for queries of one service.
+async fn note_together(pool: &Pool, queries: Vec<ToNote>) {
+    let accesses: Vec<&Access> = queries.iter().flat_map(|(accesses, _)| accesses).collect();
     match write(pool, &accesses).await {
-        Ok(()) => questions.into_iter().for_each(|(_, noted)| drop(noted.send(Ok(())))),
+        Ok(()) => queries.into_iter().for_each(|(_, noted)| drop(noted.send(Ok(())))),
         // One of them may be at fault, such as a grant that was revoked meanwhile. Where the database was lost instead, nobody knows
         // whether they are noted, and they would be twice.
         Err(fault)
-            if questions.len() > 1 && !matches!(fault.kind, FaultKind::Unavailable | FaultKind::Severed) =>
+            if queries.len() > 1 && !matches!(fault.kind, FaultKind::Unavailable | FaultKind::Severed) =>
         {
-            for (accesses, noted) in questions {
+            for (accesses, noted) in queries {
                 let accesses: Vec<&Access> = accesses.iter().collect();
                 drop(noted.send(write(pool, &accesses).await.map_err(|fault| fault.to_string())));
             }
         }
         Err(fault) => {
-            questions.into_iter().for_each(|(_, noted)| drop(noted.send(Err(fault.to_string()))));
+            queries.into_iter().for_each(|(_, noted)| drop(noted.send(Err(fault.to_string()))));
         }
     }
 }
@@ -112,7 +112,7 @@ async fn write(pool: &Pool, accesses: &[&Access]) -> Result<(), Fault> {
     for access in accesses {
         alike.entry((access.kind, &access.object)).or_default().push(access);
     }
-    let mut connection = store::lend(pool).await?;
+    let mut connection = store::acquire(pool).await?;
     let written: Result<(), Fault> = connection
         .transaction(async |connection| {
             security::open_context(connection, &Vec::from_iter(grants)).await?;
@@ -138,7 +138,7 @@ async fn log(
         .iter()
         .map(|access| security::Access {
             user_id: access.user.get(),
-            request_id: access.question_id,
+            request_id: access.query_id,
             amount: i64::try_from(access.rows).unwrap_or(i64::MAX),
         })
         .collect();

@@ -1,4 +1,4 @@
-//! One question and its answer.
+//! One query and its answer.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chrono::Utc;
-use contract::{AskErrorCode, Malformed, Question, UserId, header, limit};
+use contract::{Malformed, Query, QueryErrorCode, UserId, header, limit};
 use diesel_async::AsyncConnection;
 use keys::Keys;
-use runtime::ask::{Asked, Refused};
-use runtime::authorise::{Admission, Gate};
-use runtime::readiness::look_for;
-use runtime::{Dependency, Looked, watch};
+use runtime::authorize::{Admission, Authorizer};
+use runtime::query::{IncomingQuery, QueryRefusal};
+use runtime::readiness::probe;
+use runtime::{Dependency, ProbeResults, trust_refresh};
 use store::registry::{self, RefusedToken};
 use store::security::{self, Violation};
 use store::{Fault, FaultKind, Pool};
@@ -27,12 +27,12 @@ use crate::share::{Shares, Turn};
 
 /// How long it may take at most.
 pub const LONGEST_DEADLINE: Duration = Duration::from_millis(limit::DEADLINE_MS_MOST);
-/// How much later than the deadline the database itself should have ended a question. Then it is told to.
+/// How much later than the deadline the database itself should have ended a query. Then it is told to.
 const GRACE: Duration = Duration::from_millis(50);
 
 /// What is needed to answer.
 pub struct Desk {
-    gate: Arc<Gate>,
+    authorizer: Arc<Authorizer>,
     shares: Shares,
     read: Pool,
     primary: Pool,
@@ -49,7 +49,7 @@ impl std::fmt::Debug for Desk {
 
 impl Desk {
     pub(crate) fn new(
-        gate: Gate,
+        authorizer: Authorizer,
         shares: Shares,
         read: Pool,
         primary: Pool,
@@ -57,11 +57,11 @@ impl Desk {
         searcher: Searcher,
     ) -> Self {
         let log = AccessLog::start(primary.clone());
-        Self { gate: Arc::new(gate), shares, read, primary, keys, log, searcher }
+        Self { authorizer: Arc::new(authorizer), shares, read, primary, keys, log, searcher }
     }
 
-    pub(crate) fn gate(&self) -> Arc<Gate> {
-        Arc::clone(&self.gate)
+    pub(crate) fn authorizer(&self) -> Arc<Authorizer> {
+        Arc::clone(&self.authorizer)
     }
 
     pub(crate) fn primary(&self) -> Pool {
@@ -69,34 +69,34 @@ impl Desk {
     }
 
     /// What is there of what answers need. Without a vector store or a key store all but some are answered: they are not among it.
-    pub(crate) async fn look_around(&self) -> Looked {
-        vec![look_for(Dependency::ReadDatabase, crate::readable(&self.read)).await]
+    pub(crate) async fn look_around(&self) -> ProbeResults {
+        vec![probe(Dependency::ReadDatabase, crate::readable(&self.read)).await]
     }
 
-    /// The answer to a question, as JSON.
+    /// The answer to a query, as JSON.
     ///
     /// # Errors
-    /// [`Refused`], which says what the asker is told.
-    pub async fn answer(&self, asked: Asked) -> Result<Bytes, Refused> {
+    /// [`QueryRefusal`], which says what the asker is told.
+    pub async fn answer(&self, asked: IncomingQuery) -> Result<Bytes, QueryRefusal> {
         self.answer_timed(asked).await.0
     }
 
     /// The same, and how much of it was reading from the database.
-    pub async fn answer_timed(&self, asked: Asked) -> (Result<Bytes, Refused>, Duration) {
+    pub async fn answer_timed(&self, asked: IncomingQuery) -> (Result<Bytes, QueryRefusal>, Duration) {
         let mut read = Duration::ZERO;
         let answer = self.go_through(asked, &mut read).await;
         (answer, read)
     }
 
-    async fn go_through(&self, asked: Asked, read: &mut Duration) -> Result<Bytes, Refused> {
+    async fn go_through(&self, asked: IncomingQuery, read: &mut Duration) -> Result<Bytes, QueryRefusal> {
         let since = Instant::now();
-        let question_id = question_id(&asked)?;
+        let query_id = query_id(&asked)?;
         let deadline = deadline(&asked)?;
-        let question = Question::decode(&asked.noun, &asked.verb, &asked.body)?;
-        let (grant, user) = self.admit(&asked, &question, question_id).await?;
-        let mut wanted = Wanted::new(question, asked.service.as_str())?;
+        let query = Query::decode(&asked.noun, &asked.verb, &asked.body)?;
+        let (grant, user) = self.admit(&asked, &query, query_id).await?;
+        let mut wanted = Wanted::new(query, asked.service.as_str())?;
         if wanted.reveals() {
-            self.admit_reveal(&asked, &wanted, question_id).await?;
+            self.admit_reveal(&asked, &wanted, query_id).await?;
         }
         let turn = self.shares.take(&asked.service).ok_or_else(too_often)?;
         let reading = Instant::now();
@@ -105,7 +105,7 @@ impl Desk {
             let found = match looked {
                 Ok(found) => found,
                 Err(fault) => {
-                    return Err(self.judge(&asked, user, question_id, &fault, since, deadline).await);
+                    return Err(self.judge(&asked, user, query_id, &fault, since, deadline).await);
                 }
             };
             wanted = self.searcher.look(wanted, found, deadline.saturating_sub(since.elapsed())).await?;
@@ -115,76 +115,81 @@ impl Desk {
         *read = reading.elapsed();
         let found = match looked {
             Ok(found) => found,
-            Err(fault) => return Err(self.judge(&asked, user, question_id, &fault, since, deadline).await),
+            Err(fault) => return Err(self.judge(&asked, user, query_id, &fault, since, deadline).await),
         };
         let found = self.reveal(found).await?;
-        self.note(&asked, &grant, (user, question_id), &wanted, &found).await?;
+        self.note(&asked, &grant, (user, query_id), &wanted, &found).await?;
         found.into_body()
     }
 
     /// Whose memory it may be about.
     async fn admit(
         &self,
-        asked: &Asked,
-        question: &Question,
-        question_id: Uuid,
-    ) -> Result<(Arc<str>, UserId), Refused> {
-        self.admit_as(asked, (&asked.noun, &asked.verb), question.session_id(), question_id).await
+        asked: &IncomingQuery,
+        query: &Query,
+        query_id: Uuid,
+    ) -> Result<(Arc<str>, UserId), QueryRefusal> {
+        self.admit_as(asked, (&asked.noun, &asked.verb), query.session_id(), query_id).await
     }
 
-    /// Whether the token allows to decrypt, which no scope for a question does.
-    async fn admit_reveal(&self, asked: &Asked, wanted: &Wanted, question_id: Uuid) -> Result<(), Refused> {
-        self.admit_as(asked, contract::REVEAL, wanted.session_id(), question_id).await.map(drop)
+    /// Whether the token allows to decrypt, which no scope for a query does.
+    async fn admit_reveal(
+        &self,
+        asked: &IncomingQuery,
+        wanted: &Wanted,
+        query_id: Uuid,
+    ) -> Result<(), QueryRefusal> {
+        self.admit_as(asked, contract::REVEAL, wanted.session_id(), query_id).await.map(drop)
     }
 
     async fn admit_as(
         &self,
-        asked: &Asked,
+        asked: &IncomingQuery,
         (noun, verb): (&str, &str),
         session: Option<&str>,
-        question_id: Uuid,
-    ) -> Result<(Arc<str>, UserId), Refused> {
+        query_id: Uuid,
+    ) -> Result<(Arc<str>, UserId), QueryRefusal> {
         let headers = asked.headers.as_ref();
-        let judge = || self.gate.admit_question(headers, &asked.service, noun, verb, session, Utc::now());
+        let judge = || self.authorizer.admit_query(headers, &asked.service, noun, verb, session, Utc::now());
         let mut admission = judge();
         // A token may have been made a moment ago, under a key or for a service that is new.
         if let Admission::Denied(refusal, _) = admission
-            && Gate::may_be_news(refusal)
+            && Authorizer::may_be_stale(refusal)
         {
-            let away = |_| Refused::unavailable("the registry of services cannot be reached; ask again");
-            watch::refresh(&self.gate, &self.primary).await.map_err(away)?;
+            let away = |_| QueryRefusal::unavailable("the registry of services cannot be reached; ask again");
+            trust_refresh::refresh(&self.authorizer, &self.primary).await.map_err(away)?;
             admission = judge();
         }
         match admission {
             Admission::Granted(grant, user) => Ok((grant, user)),
-            Admission::TooOften => Err(too_often()),
-            Admission::Denied(refusal, user) => Err(self.deny(asked, refusal, user, question_id).await),
+            Admission::RateLimited => Err(too_often()),
+            Admission::Denied(refusal, user) => Err(self.deny(asked, refusal, user, query_id).await),
         }
     }
 
     /// Records a refusal, which must not be without a trace. The asker learns no more than that.
     async fn deny(
         &self,
-        asked: &Asked,
+        asked: &IncomingQuery,
         refusal: Refusal,
         user: Option<UserId>,
-        question_id: Uuid,
-    ) -> Refused {
+        query_id: Uuid,
+    ) -> QueryRefusal {
         let reason = refusal.to_string();
         let refused = RefusedToken {
             kind: refusal.as_str(),
             reason: &reason,
             user_id: user,
             service: &asked.service,
-            request_id: question_id,
+            request_id: query_id,
         };
         let recorded =
-            async { registry::record_refused(&mut *store::lend(&self.primary).await?, &[refused]).await };
+            async { registry::record_refused(&mut *store::acquire(&self.primary).await?, &[refused]).await };
         match recorded.await {
-            Ok(()) => Refused::told(AskErrorCode::Denied, "the token does not allow this question", None),
+            Ok(()) => QueryRefusal::told(QueryErrorCode::Denied, "the token does not allow this query", None),
             Err(fault) => {
                 tracing::warn!(worker = crate::NAME, %fault, "a refusal cannot be recorded");
-                Refused::unavailable("the database cannot be reached; ask again")
+                QueryRefusal::unavailable("the database cannot be reached; ask again")
             }
         }
     }
@@ -201,9 +206,10 @@ impl Desk {
     ) -> Result<Found, Fault> {
         let late = |reason: &str| Fault { kind: FaultKind::Transient, reason: reason.to_owned() };
         let since = Instant::now();
-        let lent = timeout(deadline, async { (turn.read().await, store::lend(&self.read).await) }).await;
-        let (_reading, lent) = lent.map_err(|_| late("every connection for reading is busy"))?;
-        let mut connection = lent?;
+        let acquired =
+            timeout(deadline, async { (turn.read().await, store::acquire(&self.read).await) }).await;
+        let (_reading, acquired) = acquired.map_err(|_| late("every connection for reading is busy"))?;
+        let mut connection = acquired?;
         // Zero would be no bound at all.
         let left = deadline.saturating_sub(since.elapsed()).max(Duration::from_millis(1));
         let cancel = connection.cancel_token();
@@ -220,9 +226,9 @@ impl Desk {
                 tracing::debug!(
                     worker = crate::NAME,
                     cancelled = matches!(cancelled, Ok(Ok(()))),
-                    "ended a question"
+                    "ended a query"
                 );
-                return Err(late("the question took too long"));
+                return Err(late("the query took too long"));
             }
         };
         if found
@@ -237,37 +243,37 @@ impl Desk {
     /// Notes what was read. It is told only after that.
     async fn note(
         &self,
-        asked: &Asked,
+        asked: &IncomingQuery,
         grant: &Arc<str>,
-        (user, question_id): (UserId, Uuid),
+        (user, query_id): (UserId, Uuid),
         wanted: &Wanted,
         found: &Found,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), QueryRefusal> {
         let kind = if wanted.reveals() { "reveal" } else { "read" };
         let tables = found.reads(wanted).into_iter().map(|(table, rows)| (kind, Cow::Borrowed(table), rows));
         let accesses = tables.chain(searched(wanted)).map(|(kind, object, rows)| {
             let (grant, service) = (Arc::clone(grant), asked.service.clone());
-            Access { grant, user, service, question_id, kind, object, rows }
+            Access { grant, user, service, query_id, kind, object, rows }
         });
         self.log.note(accesses.collect()).await.map_err(|problem| {
             tracing::warn!(worker = crate::NAME, problem, "what was read cannot be noted; it is not told");
-            Refused::unavailable("the access cannot be noted in the audit trail; ask again")
+            QueryRefusal::unavailable("the access cannot be noted in the audit trail; ask again")
         })
     }
 
     /// What the asker is told of a fault.
     async fn judge(
         &self,
-        asked: &Asked,
+        asked: &IncomingQuery,
         user: UserId,
-        question_id: Uuid,
+        query_id: Uuid,
         fault: &Fault,
         since: Instant,
         deadline: Duration,
-    ) -> Refused {
+    ) -> QueryRefusal {
         if since.elapsed() >= deadline && fault.kind == FaultKind::Transient {
             let message = format!("there was no answer within {} ms", deadline.as_millis());
-            return Refused::told(AskErrorCode::Deadline, &message, None);
+            return QueryRefusal::told(QueryErrorCode::Deadline, &message, None);
         }
         match fault.kind {
             FaultKind::Denied => {
@@ -275,39 +281,39 @@ impl Desk {
                     message: &fault.reason,
                     user_id: user.get(),
                     service: asked.service.as_str(),
-                    request_id: question_id,
+                    request_id: query_id,
                 };
                 let recorded = async {
-                    security::record_violation(&mut *store::lend(&self.primary).await?, &violation).await
+                    security::record_violation(&mut *store::acquire(&self.primary).await?, &violation).await
                 };
                 if let Err(problem) = recorded.await {
                     tracing::warn!(worker = crate::NAME, %problem, "a violation cannot be recorded");
                 }
-                Refused::told(AskErrorCode::Denied, "the token does not allow this question", None)
+                QueryRefusal::told(QueryErrorCode::Denied, "the token does not allow this query", None)
             }
             FaultKind::Transient | FaultKind::Unavailable | FaultKind::Severed => {
-                tracing::warn!(worker = crate::NAME, %fault, "a question cannot be answered");
-                Refused::unavailable("the database cannot answer now; ask again")
+                tracing::warn!(worker = crate::NAME, %fault, "a query cannot be answered");
+                QueryRefusal::unavailable("the database cannot answer now; ask again")
             }
-            FaultKind::Permanent | FaultKind::Unmet => {
-                tracing::error!(worker = crate::NAME, %fault, "a question cannot be answered");
-                Refused::told(AskErrorCode::Failed, "the question cannot be answered", None)
+            FaultKind::Permanent | FaultKind::MissingPrerequisite => {
+                tracing::error!(worker = crate::NAME, %fault, "a query cannot be answered");
+                QueryRefusal::told(QueryErrorCode::Failed, "the query cannot be answered", None)
             }
         }
     }
 
     /// Decrypts what the answer shall tell.
-    async fn reveal(&self, mut found: Found) -> Result<Found, Refused> {
+    async fn reveal(&self, mut found: Found) -> Result<Found, QueryRefusal> {
         let encrypted = found.take_encrypted();
         if !encrypted.is_empty() {
             let plain = self.keys.reveal(&encrypted).await.map_err(|error| {
                 tracing::warn!(worker = crate::NAME, %error, "secrets cannot be revealed");
-                Refused::unavailable("the key store cannot be reached; ask again, or without reveal")
+                QueryRefusal::unavailable("the key store cannot be reached; ask again, or without reveal")
             })?;
             for (field, plain) in encrypted.iter().zip(plain) {
                 let plain = plain.map_err(|reason| {
                     tracing::error!(worker = crate::NAME, table = field.table, row = %field.row, reason, "a secret cannot be revealed");
-                    Refused::told(AskErrorCode::Failed, "a value cannot be decrypted; ask without reveal", None)
+                    QueryRefusal::told(QueryErrorCode::Failed, "a value cannot be decrypted; ask without reveal", None)
                 })?;
                 found.put_back(field, &plain);
             }
@@ -323,12 +329,12 @@ fn searched(wanted: &Wanted) -> Option<(&'static str, Cow<'static, str>, usize)>
     Some((VECTOR_SEARCH, Cow::Owned(collection.collection_name.clone()), search.by_meaning.len()))
 }
 
-fn too_often() -> Refused {
-    Refused::told(AskErrorCode::TooOften, "the service asks too often; ask again later", None)
+fn too_often() -> QueryRefusal {
+    QueryRefusal::told(QueryErrorCode::TooOften, "the service asks too often; ask again later", None)
 }
 
-/// The id under which the question is found in the audit trail: the asker's, or one of its own.
-fn question_id(asked: &Asked) -> Result<Uuid, Malformed> {
+/// The id under which the query is found in the audit trail: the asker's, or one of its own.
+fn query_id(asked: &IncomingQuery) -> Result<Uuid, Malformed> {
     match value(asked, header::MESSAGE_ID) {
         None => Ok(Uuid::now_v7()),
         Some(text) => Uuid::try_parse(text)
@@ -336,7 +342,7 @@ fn question_id(asked: &Asked) -> Result<Uuid, Malformed> {
     }
 }
 
-fn deadline(asked: &Asked) -> Result<Duration, Malformed> {
+fn deadline(asked: &IncomingQuery) -> Result<Duration, Malformed> {
     let (least, most) = (limit::DEADLINE_MS_LEAST, limit::DEADLINE_MS_MOST);
     let Some(text) = value(asked, header::DEADLINE_MS) else {
         return Ok(Duration::from_millis(limit::DEADLINE_MS_USUAL));
@@ -350,6 +356,6 @@ fn deadline(asked: &Asked) -> Result<Duration, Malformed> {
     })
 }
 
-fn value<'a>(asked: &'a Asked, name: &str) -> Option<&'a str> {
+fn value<'a>(asked: &'a IncomingQuery, name: &str) -> Option<&'a str> {
     asked.headers.as_ref()?.get(name).map(async_nats::HeaderValue::as_str)
 }

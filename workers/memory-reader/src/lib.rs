@@ -1,11 +1,11 @@
-//! Answers questions to the memory over request/reply.
+//! Answers queries to the memory over request/reply.
 //!
 //! A service asks on `memory.ask.<noun>.<verb>.<service>` with its token, and is answered about the token's user under that
 //! user's security context: the database itself shows nothing of anybody else. Reading is done on connections of its own, which
 //! may lead to a replica (`postgres.read_url`). Before an answer leaves, it is noted in `audit.data_access_log`, on the primary.
 //!
-//! What is in one place here: [`Desk`] goes through a question from its token to its answer, `answer/` has the SQL of each
-//! question, `access.rs` notes what was read, `page.rs` says where a page begins.
+//! What is in one place here: [`Desk`] goes through a query from its token to its answer, `answer/` has the SQL of each
+//! query, `access.rs` notes what was read, `page.rs` says where a page begins.
 
 mod access;
 mod answer;
@@ -18,9 +18,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use contract::{ASK_ROOT, QUESTIONS, QuestionKind};
-use runtime::ask::{self, About, Endpoint};
-use runtime::{Dependency, NotReady, Patience, Phase, Readiness, Settings, broker, watch};
+use config::Settings;
+use contract::{QUERIES, QUERY_ROOT, QueryKind};
+use runtime::query::{self, About, Endpoint};
+use runtime::{Dependency, NotReady, Phase, Readiness, StartupDeadline, broker, trust_refresh};
 use schemars::generate::SchemaSettings;
 use store::{Pool, PoolOptions};
 use tokio_util::sync::CancellationToken;
@@ -34,7 +35,7 @@ pub use desk::{Desk, LONGEST_DEADLINE};
 
 /// The name of its crate, its connection and its database role.
 pub const NAME: &str = contract::READER;
-/// The most questions that a replica answers at a time. More of them wait.
+/// The most queries that a replica answers at a time. More of them wait.
 const AT_A_TIME: usize = 256;
 /// What an answer may take beyond its deadline, which PostgreSQL keeps, before it is given up.
 const GRACE: Duration = Duration::from_secs(5);
@@ -68,13 +69,13 @@ pub async fn run(settings: &Settings, readiness: Readiness, stop: CancellationTo
     let about = About {
         name: NAME,
         version: env!("CARGO_PKG_VERSION"),
-        description: "Answers questions to the memory",
+        description: "Answers queries to the memory",
         at_a_time: AT_A_TIME,
         within: LONGEST_DEADLINE + GRACE,
     };
     let desk = Arc::new(desk);
     readiness.reached(Phase::Running);
-    let following = watch::follow(readiness.clone(), desk.gate(), desk.primary(), stop.clone());
+    let following = trust_refresh::follow(readiness.clone(), desk.authorizer(), desk.primary(), stop.clone());
     let _following = AbortOnDropHandle::new(tokio::spawn(following));
     let looked_at = Arc::clone(&desk);
     let look = move || {
@@ -83,39 +84,39 @@ pub async fn run(settings: &Settings, readiness: Readiness, stop: CancellationTo
     };
     let looking = readiness.clone().follow(client.clone(), look, stop.clone());
     let _looking = AbortOnDropHandle::new(tokio::spawn(looking));
-    let endpoints = QUESTIONS.iter().map(|kind| endpoint(kind)).collect();
+    let endpoints = QUERIES.iter().map(|kind| endpoint(kind)).collect();
     let answer = move |asked| {
         let desk = Arc::clone(&desk);
         async move { desk.answer(asked).await }
     };
-    ask::serve(&client, about, endpoints, &stop, answer).await.map_err(RunError::BrokeDown)
+    query::serve(&client, about, endpoints, &stop, answer).await.map_err(RunError::BrokeDown)
 }
 
-fn endpoint(kind: &QuestionKind) -> Endpoint {
+fn endpoint(kind: &QueryKind) -> Endpoint {
     let schema = |make: fn(schemars::SchemaGenerator) -> schemars::Schema| {
         make(SchemaSettings::draft07().into_generator()).to_value().to_string()
     };
     Endpoint {
         name: format!("{}-{}", kind.noun, kind.verb),
-        subject: format!("{ASK_ROOT}.{}.{}.*", kind.noun, kind.verb),
+        subject: format!("{QUERY_ROOT}.{}.{}.*", kind.noun, kind.verb),
         metadata: HashMap::from([
             ("description".to_owned(), kind.description.to_owned()),
-            ("question".to_owned(), schema(kind.question)),
+            ("query".to_owned(), schema(kind.query)),
             ("answer".to_owned(), schema(kind.answer)),
         ]),
     }
 }
 
-/// Makes what answers questions, and waits for the databases. None if it is stopped first.
+/// Makes what answers queries, and waits for the databases. None if it is stopped first.
 async fn start(
     settings: &Settings,
     readiness: &Readiness,
     stop: &CancellationToken,
 ) -> Result<Option<(Desk, async_nats::Client)>, RunError> {
-    let wait = Patience::new(readiness, settings);
+    let wait = StartupDeadline::new(readiness, settings);
     let ready = async {
         let desk = open(settings, &wait).await?;
-        let client = wait.for_it(Dependency::Nats, || broker::connect(&settings.nats, NAME)).await?;
+        let client = wait.wait_for(Dependency::Nats, || broker::connect(&settings.nats, NAME)).await?;
         Ok((desk, client))
     };
     tokio::select! {
@@ -128,7 +129,7 @@ async fn start(
 ///
 /// # Errors
 /// [`RunError`] if a database is not ready in time.
-pub async fn open(settings: &Settings, wait: &Patience) -> Result<Desk, RunError> {
+pub async fn open(settings: &Settings, wait: &StartupDeadline) -> Result<Desk, RunError> {
     let role = role_of(NAME);
     let patience = Duration::from_millis(settings.postgres.connect_timeout_ms);
     let pool = |url: &str, name: &str, size: usize, statement_timeout: Duration| {
@@ -148,12 +149,12 @@ pub async fn open(settings: &Settings, wait: &Patience) -> Result<Desk, RunError
     )?;
     let shares = Shares::new(AT_A_TIME / 4, settings.postgres.read_pool_size / 2);
     let keys = keys::Keys::open(&settings.keys, &role, NAME, patience)?;
-    wait.for_it(Dependency::Postgres, || runtime::check_database(&primary, NAME)).await?;
-    wait.for_it(Dependency::ReadDatabase, || readable(&read)).await?;
-    let state = wait.for_it(Dependency::Postgres, || watch::read(&primary)).await?;
-    let gate = runtime::authorise::Gate::new(&settings.trust, NAME, state);
+    wait.wait_for(Dependency::Postgres, || runtime::check_database(&primary, NAME)).await?;
+    wait.wait_for(Dependency::ReadDatabase, || readable(&read)).await?;
+    let state = wait.wait_for(Dependency::Postgres, || trust_refresh::read(&primary)).await?;
+    let authorizer = runtime::authorize::Authorizer::new(&settings.trust, NAME, state);
     let searcher = Searcher::open(settings).await.map_err(RunError::Search)?;
-    Ok(Desk::new(gate, shares, read, primary, keys, searcher))
+    Ok(Desk::new(authorizer, shares, read, primary, keys, searcher))
 }
 
 /// Connections for noting what was read, and for the registry.

@@ -9,10 +9,10 @@ use serde::de::DeserializeOwned;
 /// may see.
 ///
 /// # Errors
-/// [`Malformed`] for one that no page of this question gave.
+/// [`Malformed`] for one that no page of this query gave.
 pub(crate) fn position<K: DeserializeOwned>(cursor: Option<&Cursor>) -> Result<Option<K>, Malformed> {
     let Some(cursor) = cursor else { return Ok(None) };
-    let unknown = || Malformed::new("cursor", "is none that a page of this question gave");
+    let unknown = || Malformed::new("cursor", "is none that a page of this query gave");
     let json = BASE64.decode(cursor.as_str().as_bytes()).map_err(|_| unknown())?;
     let value: serde_json::Value = serde_json::from_slice(&json).map_err(|_| unknown())?;
     // PostgreSQL can store no such text, so it is none of its keys.
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_cursor_of_the_question_is_refused() {
+    fn what_is_no_cursor_of_the_query_is_refused() {
         let nul = BASE64.encode(br#"["a\u0000",1]"#);
         for text in ["x", "!", "bnVsbA", &BASE64.encode(b"[1]"), &nul] {
             let refused = position::<(String, i32)>(Some(&Cursor::new(text).unwrap())).unwrap_err();

@@ -2,17 +2,17 @@
 
 use std::time::Duration;
 
-use contract::AskErrorCode;
+use config::Settings;
+use contract::QueryErrorCode;
 use embed::EmbedError;
-use runtime::Settings;
-use runtime::ask::Refused;
+use runtime::query::QueryRefusal;
 use tokio::time::timeout;
 use vectors::{Embedders, VectorError, Vectors};
 
 use crate::answer::search::{self, Search};
 use crate::answer::{Found, Wanted};
 
-/// Makes vectors of questions and looks for those of memories.
+/// Makes vectors of queries and looks for those of memories.
 #[derive(Debug)]
 pub(crate) struct Searcher {
     vectors: Option<Vectors>,
@@ -30,19 +30,19 @@ impl Searcher {
     /// Looks for what a search wants, where the database said it may look.
     ///
     /// # Errors
-    /// [`Refused`].
+    /// [`QueryRefusal`].
     pub(crate) async fn look(
         &self,
         wanted: Wanted,
         found: Found,
         within: Duration,
-    ) -> Result<Wanted, Refused> {
+    ) -> Result<Wanted, QueryRefusal> {
         let (Wanted::Ground(mut search), Some(ground)) = (wanted, found.into_ground()) else {
-            return Err(Refused::told(AskErrorCode::Failed, "the search cannot be answered", None));
+            return Err(QueryRefusal::told(QueryErrorCode::Failed, "the search cannot be answered", None));
         };
         if ground.types.is_empty() {
-            return Err(Refused::told(
-                AskErrorCode::Denied,
+            return Err(QueryRefusal::told(
+                QueryErrorCode::Denied,
                 "the service may not search memories of these types",
                 Some("vector_types"),
             ));
@@ -50,17 +50,17 @@ impl Searcher {
         (search.types, search.permitted) = (ground.types, ground.permitted);
         if search.by_vectors() {
             search.collection = ground.collection;
-            let looking = self.look_for(&mut search, ground.tenant);
+            let looking = self.probe(&mut search, ground.tenant);
             timeout(within, looking).await.map_err(|_| {
-                Refused::told(AskErrorCode::Deadline, "the vectors were not compared in time", None)
+                QueryRefusal::told(QueryErrorCode::Deadline, "the vectors were not compared in time", None)
             })??;
         }
         Ok(Wanted::Search(search))
     }
 
-    async fn look_for(&self, search: &mut Search, tenant: Option<vectors::Tenant>) -> Result<(), Refused> {
+    async fn probe(&self, search: &mut Search, tenant: Option<vectors::Tenant>) -> Result<(), QueryRefusal> {
         let unavailable =
-            |what: &str| Refused::unavailable(&format!("{what}; ask again, or in the mode fulltext"));
+            |what: &str| QueryRefusal::unavailable(&format!("{what}; ask again, or in the mode fulltext"));
         let vectors = self.vectors.as_ref().ok_or_else(|| unavailable("there is no vector store"))?;
         let Some(collection) = search.collection.clone() else {
             return Err(unavailable("there is no collection of vectors yet"));
@@ -81,27 +81,31 @@ impl Searcher {
                 }
                 VectorError::Refused(_) => {
                     tracing::error!(worker = crate::NAME, %error, "a search cannot be answered");
-                    Refused::told(AskErrorCode::Failed, "the search cannot be answered", None)
+                    QueryRefusal::told(QueryErrorCode::Failed, "the search cannot be answered", None)
                 }
             },
         )?;
         Ok(())
     }
 
-    async fn embed(&self, model: &str, text: &str) -> Result<Vec<f32>, Refused> {
+    async fn embed(&self, model: &str, text: &str) -> Result<Vec<f32>, QueryRefusal> {
         let Some(embedder) = self.embedders.of(model) else {
             let message = format!("embedding: is needed, since nobody here makes vectors of {model}");
-            return Err(Refused::told(AskErrorCode::Malformed, &message, Some("embedding")));
+            return Err(QueryRefusal::told(QueryErrorCode::Malformed, &message, Some("embedding")));
         };
         let made = embedder.embed(vec![text.to_owned()]).await.map_err(|error| match error {
             EmbedError::Unavailable(_) | EmbedError::Misconfigured(_) => {
-                tracing::warn!(worker = crate::NAME, %error, "a question cannot be embedded");
-                Refused::unavailable("the embedder cannot be reached; ask again, or in the mode fulltext")
+                tracing::warn!(worker = crate::NAME, %error, "a query cannot be embedded");
+                QueryRefusal::unavailable(
+                    "the embedder cannot be reached; ask again, or in the mode fulltext",
+                )
             }
             EmbedError::Refused(_) => {
-                Refused::told(AskErrorCode::Malformed, "text: the embedder refuses it", Some("text"))
+                QueryRefusal::told(QueryErrorCode::Malformed, "text: the embedder refuses it", Some("text"))
             }
         })?;
-        made.into_iter().next().ok_or_else(|| Refused::told(AskErrorCode::Failed, "there is no vector", None))
+        made.into_iter()
+            .next()
+            .ok_or_else(|| QueryRefusal::told(QueryErrorCode::Failed, "there is no vector", None))
     }
 }

@@ -9,8 +9,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// What each service has under way.
 #[derive(Debug)]
 pub(crate) struct Shares {
-    /// Questions of one service at a time, those that wait included.
-    questions: usize,
+    /// Queries of one service at a time, those that wait included.
+    queries: usize,
     /// Of them, those that read from the database.
     reads: usize,
     /// Of services that the registry knows, of which there is a bounded number.
@@ -19,32 +19,32 @@ pub(crate) struct Shares {
 
 #[derive(Clone, Debug)]
 struct Share {
-    questions: Arc<Semaphore>,
+    queries: Arc<Semaphore>,
     reads: Arc<Semaphore>,
 }
 
-/// A question that is under way.
+/// A query that is under way.
 pub(crate) struct Turn {
-    _question: OwnedSemaphorePermit,
+    _query: OwnedSemaphorePermit,
     reads: Arc<Semaphore>,
 }
 
 impl Shares {
     /// Shares of these sizes, at least one each.
-    pub(crate) fn new(questions: usize, reads: usize) -> Self {
-        Self { questions: questions.max(1), reads: reads.max(1), services: Mutex::default() }
+    pub(crate) fn new(queries: usize, reads: usize) -> Self {
+        Self { queries: queries.max(1), reads: reads.max(1), services: Mutex::default() }
     }
 
-    /// Takes a question up. None if the service has as many under way as it may.
+    /// Takes a query up. None if the service has as many under way as it may.
     pub(crate) fn take(&self, service: &Service) -> Option<Turn> {
         // Nothing panics under the lock.
         let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
         let share = services.entry(service.clone()).or_insert_with(|| Share {
-            questions: Arc::new(Semaphore::new(self.questions)),
+            queries: Arc::new(Semaphore::new(self.queries)),
             reads: Arc::new(Semaphore::new(self.reads)),
         });
-        let question = Arc::clone(&share.questions).try_acquire_owned().ok()?;
-        Some(Turn { _question: question, reads: Arc::clone(&share.reads) })
+        let query = Arc::clone(&share.queries).try_acquire_owned().ok()?;
+        Some(Turn { _query: query, reads: Arc::clone(&share.reads) })
     }
 }
 

@@ -18,7 +18,7 @@ use keys::DataKeys;
 use runtime::{Message, Verdict, Worker};
 
 /// What the worker takes in.
-pub type Parted = contract::Parted<RouterRequest>;
+pub type Redacted = contract::Redacted<RouterRequest>;
 
 /// The worker.
 #[derive(Clone, Copy, Debug, Default)]
@@ -28,25 +28,25 @@ impl Worker for RouterLogger {
     const NAME: &'static str = "router-logger";
     const STREAM: &'static str = "ROUTER";
     const ENCRYPTS: bool = true;
-    type Request = Parted;
+    type Request = Redacted;
     type Prepared = ();
 
-    fn decode(&self, subject: &RequestSubject, body: &[u8]) -> Result<Parted, Malformed> {
-        Parted::decode(subject, body)
+    fn decode(&self, subject: &RequestSubject, body: &[u8]) -> Result<Redacted, Malformed> {
+        Redacted::decode(subject, body)
     }
 
-    fn session<'a>(&self, request: &'a Parted) -> Option<&'a str> {
+    fn session<'a>(&self, request: &'a Redacted) -> Option<&'a str> {
         request.session_id.as_ref().map(SessionId::as_str)
     }
 
-    fn needs_key(&self, request: &Parted) -> bool {
+    fn needs_key(&self, request: &Redacted) -> bool {
         !request.secrets.is_empty()
     }
 
     async fn write<'a>(
         &'a self,
         connection: &'a mut Connection,
-        batch: &'a [&'a Message<Parted>],
+        batch: &'a [&'a Message<Redacted>],
         keys: &'a DataKeys,
         (): &'a (),
     ) -> Result<Vec<Verdict>, Fault> {

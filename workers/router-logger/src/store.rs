@@ -12,7 +12,7 @@ use keys::{DataKeys, Field};
 use runtime::Message;
 use uuid::Uuid;
 
-use crate::Parted;
+use crate::Redacted;
 
 /// What a statement did for one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub enum Done {
 
 struct Item<'a, T> {
     index: usize,
-    message: &'a Message<Parted>,
+    message: &'a Message<Redacted>,
     request: &'a T,
 }
 
@@ -103,7 +103,7 @@ const WRITE: &str = concat!(
 /// A [`Fault`] of the database; then nothing of the batch may be committed.
 pub async fn write(
     connection: &mut Connection,
-    batch: &[&Message<Parted>],
+    batch: &[&Message<Redacted>],
     keys: &DataKeys,
 ) -> Result<Vec<Done>, Fault> {
     let (mut decisions, mut reports) = (Vec::new(), Vec::new());

@@ -1,12 +1,12 @@
-//! One question and its answer.
+//! One query and its answer.
 
 use std::num::NonZeroU32;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use contract::{AskErrorCode, QUESTION_BYTES, Service, TokenAnswer, TokenAsk};
+use contract::{QUERY_BYTES, QueryErrorCode, Service, TokenAnswer, TokenAsk};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
-use runtime::ask::{Asked, Refused};
+use runtime::query::{IncomingQuery, QueryRefusal};
 use store::Pool;
 use store::registry::{self, NotIssued};
 use trust::{Scope, TokenIssuer, TokenRequest};
@@ -30,22 +30,22 @@ impl Desk {
         Self { issuer, pool, rates: RateLimiter::keyed(Quota::per_second(TOKENS_PER_SECOND)) }
     }
 
-    /// The answer to a question.
-    pub(crate) async fn answer(&self, asked: Asked) -> Result<Bytes, Refused> {
-        let Asked { service, body, .. } = asked;
+    /// The answer to a query.
+    pub(crate) async fn answer(&self, asked: IncomingQuery) -> Result<Bytes, QueryRefusal> {
+        let IncomingQuery { service, body, .. } = asked;
         // Of services that nobody has registered, none is kept: these are asked about first.
         let request = read(service, &body)?;
         if self.rates.len() > KEPT {
             self.rates.retain_recent();
         }
         if self.rates.check_key(&request.service).is_err() {
-            return Err(Refused::told(
-                AskErrorCode::TooOften,
+            return Err(QueryRefusal::told(
+                QueryErrorCode::TooOften,
                 "too many tokens were asked for; ask again in a second",
                 None,
             ));
         }
-        let mut connection = store::lend(&self.pool).await.map_err(|_| unavailable())?;
+        let mut connection = store::acquire(&self.pool).await.map_err(|_| unavailable())?;
         let now = SystemTime::now();
         let (request, issued) =
             registry::issue(&mut connection, &self.issuer, request, now).await.map_err(refusal)?;
@@ -60,13 +60,13 @@ impl Desk {
     }
 }
 
-fn read(service: Service, body: &[u8]) -> Result<TokenRequest, Refused> {
-    let malformed = |message: String, field| Refused::told(AskErrorCode::Malformed, &message, field);
-    if body.len() > QUESTION_BYTES {
-        return Err(malformed(format!("the question has more than {QUESTION_BYTES} bytes"), None));
+fn read(service: Service, body: &[u8]) -> Result<TokenRequest, QueryRefusal> {
+    let malformed = |message: String, field| QueryRefusal::told(QueryErrorCode::Malformed, &message, field);
+    if body.len() > QUERY_BYTES {
+        return Err(malformed(format!("the query has more than {QUERY_BYTES} bytes"), None));
     }
     let ask: TokenAsk = serde_json::from_slice(body)
-        .map_err(|error| malformed(format!("the question cannot be read: {error}"), None))?;
+        .map_err(|error| malformed(format!("the query cannot be read: {error}"), None))?;
     let scopes: Vec<Scope> = ask
         .scopes
         .iter()
@@ -77,17 +77,21 @@ fn read(service: Service, body: &[u8]) -> Result<TokenRequest, Refused> {
     Ok(TokenRequest { service, user_id: ask.user_id, session: ask.session_id, scopes, life })
 }
 
-fn refusal(refused: NotIssued) -> Refused {
+fn refusal(refused: NotIssued) -> QueryRefusal {
     match refused {
-        NotIssued::UnknownService(_) => Refused::told(AskErrorCode::Denied, &refused.to_string(), None),
-        NotIssued::Scope { .. } => Refused::told(AskErrorCode::Denied, &refused.to_string(), Some("scopes")),
+        NotIssued::UnknownService(_) => {
+            QueryRefusal::told(QueryErrorCode::Denied, &refused.to_string(), None)
+        }
+        NotIssued::Scope { .. } => {
+            QueryRefusal::told(QueryErrorCode::Denied, &refused.to_string(), Some("scopes"))
+        }
         NotIssued::Issue(error) => {
             let field = match error {
                 trust::IssueError::Life(_) => Some("life_s"),
                 trust::IssueError::Scopes(_) | trust::IssueError::Nothing(_) => Some("scopes"),
                 trust::IssueError::Unwritable(_) => None,
             };
-            Refused::told(AskErrorCode::Malformed, &error.to_string(), field)
+            QueryRefusal::told(QueryErrorCode::Malformed, &error.to_string(), field)
         }
         NotIssued::Registry(fault) => {
             tracing::warn!(worker = crate::NAME, %fault, "a token cannot be registered");
@@ -96,6 +100,6 @@ fn refusal(refused: NotIssued) -> Refused {
     }
 }
 
-fn unavailable() -> Refused {
-    Refused::unavailable("the registry of services cannot be reached; ask again")
+fn unavailable() -> QueryRefusal {
+    QueryRefusal::unavailable("the registry of services cannot be reached; ask again")
 }

@@ -11,10 +11,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use config::Settings;
 use contract::TOKEN_ISSUE;
-use runtime::ask::{self, About, Endpoint};
-use runtime::readiness::look_for;
-use runtime::{Dependency, NotReady, Patience, Phase, Readiness, Settings, broker};
+use runtime::query::{self, About, Endpoint};
+use runtime::readiness::probe;
+use runtime::{Dependency, NotReady, Phase, Readiness, StartupDeadline, broker};
 use store::{Pool, PoolOptions};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -24,11 +25,11 @@ use answer::Desk;
 
 /// The name of its crate, its connection and its database role.
 pub const NAME: &str = "token-issuer";
-/// The most questions that it answers at a time.
+/// The most queries that it answers at a time.
 const AT_A_TIME: usize = 16;
 /// Connections to the database.
 const POOL: usize = 4;
-/// How long a question may take before its asker is told to try again.
+/// How long a query may take before its asker is told to try again.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// It cannot start, or broke down.
@@ -69,7 +70,7 @@ pub async fn run(
     let looked_at = pool.clone();
     let look = move || {
         let pool = looked_at.clone();
-        async move { vec![look_for(Dependency::Postgres, runtime::check_database(&pool, NAME)).await] }
+        async move { vec![probe(Dependency::Postgres, runtime::check_database(&pool, NAME)).await] }
     };
     let _looking = AbortOnDropHandle::new(tokio::spawn(readiness.follow(client.clone(), look, stop.clone())));
     let about = About {
@@ -89,7 +90,7 @@ pub async fn run(
         let desk = Arc::clone(&desk);
         async move { desk.answer(asked).await }
     };
-    ask::serve(&client, about, vec![endpoint], &stop, answer).await.map_err(RunError::BrokeDown)
+    query::serve(&client, about, vec![endpoint], &stop, answer).await.map_err(RunError::BrokeDown)
 }
 
 /// Waits for the database, its schema and the broker. None if it is stopped first.
@@ -99,10 +100,10 @@ async fn start(
     pool: &Pool,
     stop: &CancellationToken,
 ) -> Result<Option<async_nats::Client>, RunError> {
-    let wait = Patience::new(readiness, settings);
+    let wait = StartupDeadline::new(readiness, settings);
     let ready = async {
-        wait.for_it(Dependency::Postgres, || runtime::check_database(pool, NAME)).await?;
-        wait.for_it(Dependency::Nats, || broker::connect(&settings.nats, NAME)).await
+        wait.wait_for(Dependency::Postgres, || runtime::check_database(pool, NAME)).await?;
+        wait.wait_for(Dependency::Nats, || broker::connect(&settings.nats, NAME)).await
     };
     tokio::select! {
         () = stop.cancelled() => Ok(None),

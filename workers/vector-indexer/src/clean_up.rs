@@ -14,7 +14,7 @@ use vectors::{Superseded, VectorError};
 
 use crate::prepare::{Item, Prepared, Ready, fault, written};
 use crate::store::when_written;
-use crate::{Parted, VectorIndexer};
+use crate::{Redacted, VectorIndexer};
 
 /// A memory of a message that ends.
 struct Left<'a> {
@@ -30,7 +30,7 @@ struct Left<'a> {
 impl VectorIndexer {
     pub(crate) async fn clean_up_after(
         &self,
-        ended: &[Ended<'_, Parted>],
+        ended: &[Ended<'_, Redacted>],
         prepared: &Prepared,
     ) -> Result<(), Fault> {
         let left: Vec<Left<'_>> = ended.iter().flat_map(|ended| left_by(ended, prepared)).collect();
@@ -56,7 +56,7 @@ impl VectorIndexer {
     async fn rows(&self, left: &[Left<'_>], prepared: &Prepared) -> Result<HashMap<(i32, Uuid), i64>, Fault> {
         let keys: Vec<(i32, Uuid)> = left.iter().map(|left| (left.user, left.item.memory)).collect();
         let grants: Vec<&str> = prepared.grants.iter().map(String::as_str).collect();
-        let mut connection = ::store::lend(&self.pool).await?;
+        let mut connection = ::store::acquire(&self.pool).await?;
         let rows = connection
             .transaction(async |connection| {
                 security::open_context(connection, &grants).await?;
@@ -70,11 +70,13 @@ impl VectorIndexer {
     }
 }
 
-fn left_by<'a>(ended: &Ended<'_, Parted>, prepared: &'a Prepared) -> Vec<Left<'a>> {
+fn left_by<'a>(ended: &Ended<'_, Redacted>, prepared: &'a Prepared) -> Vec<Left<'a>> {
     let (items, before) = match prepared.messages.get(&ended.message.event_id) {
         Some(Ready::Index(items) | Ready::Remove(items)) => (items, false),
         Some(Ready::Before(items)) => (items, true),
-        Some(Ready::Unmet(_) | Ready::Refused(_) | Ready::Denied(_)) | None => return Vec::new(),
+        Some(Ready::MissingPrerequisite(_) | Ready::Refused(_) | Ready::Denied(_)) | None => {
+            return Vec::new();
+        }
     };
     let (user, own) = (ended.message.subject.user_id.get(), written(ended.message));
     items.iter().map(|item| Left { user, item, own, committed: ended.committed, before }).collect()

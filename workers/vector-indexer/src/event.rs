@@ -5,28 +5,28 @@ use std::borrow::Cow;
 use contract::{Event, Performative, VectorRequest};
 use runtime::{Effect, Message, Payload, Verdict};
 
-use crate::Parted;
+use crate::Redacted;
 use crate::store::Done;
 
-pub(crate) fn verdict(message: &Message<Parted>, done: Done) -> Verdict {
+pub(crate) fn verdict(message: &Message<Redacted>, done: Done) -> Verdict {
     match done {
         Done::Applied => Verdict::Applied(effect(&message.request)),
         Done::Late => Verdict::Unchanged("a later request has written or removed it"),
-        Done::Unmet(reason) => Verdict::Unmet(reason),
+        Done::MissingPrerequisite(reason) => Verdict::MissingPrerequisite(reason),
         Done::Refused(reason) => Verdict::Refused(reason),
     }
 }
 
-fn effect(parted: &Parted) -> Effect {
-    let session = parted.session_id.as_ref();
+fn effect(redacted: &Redacted) -> Effect {
+    let session = redacted.session_id.as_ref();
     Effect {
-        event_type: parted.request.kind().event,
+        event_type: redacted.request.kind().event,
         performative: Performative::Inform,
         source_agent_id: None,
         target_agent_id: None,
         session_id: session
             .map_or(Cow::Borrowed(Event::ACCOUNT_SESSION), |session| Cow::Owned(session.to_string())),
-        payload: payload(&parted.request),
+        payload: payload(&redacted.request),
     }
 }
 

@@ -12,7 +12,7 @@ use runtime::{Message, Worker};
 use uuid::Uuid;
 use vectors::Tenant;
 
-use crate::{Embedded, Parted, VectorIndexer};
+use crate::{Embedded, Redacted, VectorIndexer};
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -73,7 +73,7 @@ const PARENTS: &str = "
 /// Asks for it, in a transaction under the batch's context.
 pub(crate) async fn of_batch(
     connection: &mut Connection,
-    batch: &[&Message<Parted>],
+    batch: &[&Message<Redacted>],
     grants: &[&str],
 ) -> Result<Known, Fault> {
     connection
@@ -109,7 +109,7 @@ pub(crate) async fn of_batch(
 
 async fn rows(
     connection: &mut Connection,
-    batch: &[&Message<Parted>],
+    batch: &[&Message<Redacted>],
     known: &mut Known,
 ) -> Result<(), Fault> {
     let (mut users, mut ids, mut hashes) = (Vec::new(), Vec::new(), Vec::new());
@@ -151,7 +151,7 @@ async fn rows(
 
 async fn parents(
     connection: &mut Connection,
-    batch: &[&Message<Parted>],
+    batch: &[&Message<Redacted>],
     known: &mut Known,
 ) -> Result<(), Fault> {
     #[derive(QueryableByName)]

@@ -23,10 +23,13 @@ use std::time::Duration;
 
 use ::store::vector::Collection;
 use ::store::{Connection, Fault, Pool, PoolOptions};
+use config::Settings;
 use contract::{Malformed, RequestSubject, SessionId, VectorRequest};
 use keys::DataKeys;
-use runtime::readiness::look_for;
-use runtime::{Dependency, Ended, Looked, Message, NotReady, Patience, Readiness, Settings, Verdict, Worker};
+use runtime::readiness::probe;
+use runtime::{
+    Dependency, Ended, Message, NotReady, ProbeResults, Readiness, StartupDeadline, Verdict, Worker,
+};
 use trust::role_of;
 use vectors::{Embedders, VectorError, Vectors};
 
@@ -34,7 +37,7 @@ pub use prepare::{Item, Prepared, Ready};
 pub use text::Embedded;
 
 /// What the worker takes in.
-pub type Parted = contract::Parted<VectorRequest>;
+pub type Redacted = contract::Redacted<VectorRequest>;
 
 /// The worker.
 pub struct VectorIndexer {
@@ -81,9 +84,9 @@ impl VectorIndexer {
     /// [`OpenError`].
     pub async fn open(settings: &Settings, readiness: &Readiness) -> Result<Self, OpenError> {
         let worker = Self::open_now(settings).await?;
-        let wait = Patience::new(readiness, settings);
-        wait.for_it(Dependency::Postgres, || runtime::check_database(&worker.pool, Self::NAME)).await?;
-        wait.for_it(Dependency::Qdrant, || worker.check()).await?;
+        let wait = StartupDeadline::new(readiness, settings);
+        wait.wait_for(Dependency::Postgres, || runtime::check_database(&worker.pool, Self::NAME)).await?;
+        wait.wait_for(Dependency::Qdrant, || worker.check()).await?;
         Ok(worker)
     }
 
@@ -113,7 +116,7 @@ impl VectorIndexer {
     }
 
     async fn collections(&self) -> Result<Vec<Collection>, Fault> {
-        let mut connection = ::store::lend(&self.pool).await?;
+        let mut connection = ::store::acquire(&self.pool).await?;
         ::store::vector::collections(&mut connection, vectors::ALIAS, &["active", "filling"]).await
     }
 
@@ -138,30 +141,30 @@ impl Worker for VectorIndexer {
     const STREAM: &'static str = "VECTOR";
     /// A message may hold a hundred texts, each of which takes milliseconds to become a vector.
     const LARGEST_BATCH: usize = 64;
-    type Request = Parted;
+    type Request = Redacted;
     type Prepared = Prepared;
 
-    async fn look(&self) -> Looked {
+    async fn look(&self) -> ProbeResults {
         let embedder = self.embedder_away.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut looked = vec![(Dependency::Embedder, embedder.map_or(Ok(()), Err))];
         // Without the database nobody knows what the vector store should have; that it is away is told by itself.
         if let Ok(collections) = self.collections().await {
-            looked.push(look_for(Dependency::Qdrant, self.check_vectors(&collections)).await);
+            looked.push(probe(Dependency::Qdrant, self.check_vectors(&collections)).await);
         }
         looked
     }
 
-    fn decode(&self, subject: &RequestSubject, body: &[u8]) -> Result<Parted, Malformed> {
-        Parted::decode(subject, body)
+    fn decode(&self, subject: &RequestSubject, body: &[u8]) -> Result<Redacted, Malformed> {
+        Redacted::decode(subject, body)
     }
 
-    fn session<'a>(&self, request: &'a Parted) -> Option<&'a str> {
+    fn session<'a>(&self, request: &'a Redacted) -> Option<&'a str> {
         request.session_id.as_ref().map(SessionId::as_str)
     }
 
     async fn prepare<'a>(
         &'a self,
-        batch: &'a [&'a Message<Parted>],
+        batch: &'a [&'a Message<Redacted>],
         grants: &'a [&'a str],
     ) -> Result<Prepared, Fault> {
         self.prepare_batch(batch, grants).await
@@ -174,7 +177,7 @@ impl Worker for VectorIndexer {
     async fn write<'a>(
         &'a self,
         connection: &'a mut Connection,
-        batch: &'a [&'a Message<Parted>],
+        batch: &'a [&'a Message<Redacted>],
         _: &'a DataKeys,
         prepared: &'a Prepared,
     ) -> Result<Vec<Verdict>, Fault> {
@@ -184,7 +187,7 @@ impl Worker for VectorIndexer {
 
     async fn clean_up<'a>(
         &'a self,
-        ended: &'a [Ended<'a, Parted>],
+        ended: &'a [Ended<'a, Redacted>],
         prepared: &'a Prepared,
     ) -> Result<(), Fault> {
         self.clean_up_after(ended, prepared).await

@@ -14,7 +14,7 @@ use vectors::{Point, PointKey, Tenant, VectorError, chunk_id, first_point_id, me
 use crate::embedding::{Made, away, embed_each, points_of};
 use crate::known::{self, Known, Row};
 use crate::text::pieces_of;
-use crate::{Embedded, Parted, VectorIndexer};
+use crate::{Embedded, Redacted, VectorIndexer};
 
 /// What was got ready for a batch.
 #[derive(Debug, Default)]
@@ -39,7 +39,7 @@ pub enum Ready {
     /// It had its effect before; its memories, for cleaning up after it.
     Before(Vec<Item>),
     /// What it needs is not there; says what.
-    Unmet(String),
+    MissingPrerequisite(String),
     /// It can never take effect; says why.
     Refused(String),
     /// Its service may not do this; says what.
@@ -83,13 +83,13 @@ impl Prepared {
 }
 
 /// The place of a request among those for the same memory.
-pub(crate) fn written(message: &Message<Parted>) -> i64 {
+pub(crate) fn written(message: &Message<Redacted>) -> i64 {
     message.stored_at.timestamp_micros()
 }
 
 /// A memory whose vectors are still to be made, or are there.
 struct Draft<'a> {
-    message: &'a Message<Parted>,
+    message: &'a Message<Redacted>,
     index: &'a VectorIndex,
     memory: &'a Memory,
     tenant: Tenant,
@@ -101,10 +101,10 @@ struct Draft<'a> {
 impl VectorIndexer {
     pub(crate) async fn prepare_batch(
         &self,
-        batch: &[&Message<Parted>],
+        batch: &[&Message<Redacted>],
         grants: &[&str],
     ) -> Result<Prepared, Fault> {
-        let mut connection = ::store::lend(&self.pool).await?;
+        let mut connection = ::store::acquire(&self.pool).await?;
         let known = known::of_batch(&mut connection, batch, grants).await;
         if known.is_err() {
             ::store::discard(connection);
@@ -121,7 +121,7 @@ impl VectorIndexer {
         for &message in batch {
             prepared.messages.insert(message.event_id, self.judge(message, &known));
         }
-        let open = |message: &&&Message<Parted>| {
+        let open = |message: &&&Message<Redacted>| {
             matches!(prepared.messages.get(&message.event_id), Some(Ready::Index(_)))
         };
         let drafts: Vec<Draft<'_>> =
@@ -136,7 +136,7 @@ impl VectorIndexer {
             // Nobody else is to blame for what the vector store refuses of a message that is alone.
             Err(fault) if fault.kind == FaultKind::Permanent && batch.len() == 1 => {
                 let refused =
-                    |message: &&Message<Parted>| (message.event_id, Ready::Refused(fault.reason.clone()));
+                    |message: &&Message<Redacted>| (message.event_id, Ready::Refused(fault.reason.clone()));
                 prepared.messages = batch.iter().map(refused).collect();
                 Ok(prepared)
             }
@@ -150,10 +150,10 @@ impl VectorIndexer {
     }
 
     /// What can be said of a message before any vector is made.
-    fn judge(&self, message: &Message<Parted>, known: &Known) -> Ready {
+    fn judge(&self, message: &Message<Redacted>, known: &Known) -> Ready {
         let user = message.subject.user_id;
         let Some(tenant) = known.tenants.get(&user.get()) else {
-            return Ready::Unmet(format!("user {user} has no account"));
+            return Ready::MissingPrerequisite(format!("user {user} has no account"));
         };
         let item = |id: Uuid| Item::new(tenant, id, known.row(user, id));
         let ids: Vec<Uuid> = match &message.request.request {
@@ -176,7 +176,9 @@ impl VectorIndexer {
         let missing = || {
             let session = message.request.session_id.as_ref()?;
             let there = known.sessions.contains(&(user.get(), session.as_str().to_owned()));
-            (!there).then(|| Ready::Unmet(format!("session_id: user {user} has opened no session {session}")))
+            (!there).then(|| {
+                Ready::MissingPrerequisite(format!("session_id: user {user} has opened no session {session}"))
+            })
         };
         problem.or_else(missing).unwrap_or_else(|| {
             let items = ids.into_iter().map(item).collect();
@@ -227,7 +229,7 @@ impl VectorIndexer {
                 memory.memory_node_id.filter(|node| !known.nodes.contains(&(user.get(), *node)))
             {
                 let field = format!("memories[{place}].memory_node_id");
-                return Some(Ready::Unmet(format!("{field}: user {user} has no node {node}")));
+                return Some(Ready::MissingPrerequisite(format!("{field}: user {user} has no node {node}")));
             }
         }
         None
@@ -382,7 +384,7 @@ fn points_of_drafts(
     (points, counts)
 }
 
-fn drafts<'a>(message: &'a Message<Parted>, known: &Known) -> Vec<Draft<'a>> {
+fn drafts<'a>(message: &'a Message<Redacted>, known: &Known) -> Vec<Draft<'a>> {
     let (VectorRequest::VectorIndex(index), Some(tenant)) =
         (&message.request.request, known.tenants.get(&message.subject.user_id.get()))
     else {
@@ -409,7 +411,7 @@ fn key_of(draft: &Draft<'_>) -> PointKey {
 }
 
 /// Nobody says anything in the future, whatever clock the publisher has.
-pub(crate) fn said_at(message: &Message<Parted>, memory: &Memory) -> chrono::DateTime<chrono::Utc> {
+pub(crate) fn said_at(message: &Message<Redacted>, memory: &Memory) -> chrono::DateTime<chrono::Utc> {
     memory.occurred_at.map_or(message.stored_at, |time| time.min(message.stored_at))
 }
 
@@ -440,7 +442,9 @@ fn problem_of_remove(user: UserId, service: &Service, remove: &VectorRemove, kno
         }
         // What it will be is not known yet, so that only who may remove all of it is not told to wait.
         if known.row(user, id).is_none() && !may_delete_all {
-            return Some(Ready::Unmet(format!("memory_ids[{place}]: user {user} has no memory {id}")));
+            return Some(Ready::MissingPrerequisite(format!(
+                "memory_ids[{place}]: user {user} has no memory {id}"
+            )));
         }
         let row = live?;
         let may = may_delete(&row.vector_type);

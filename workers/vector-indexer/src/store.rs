@@ -16,7 +16,7 @@ use diesel_async::RunQueryDsl;
 use runtime::Message;
 use uuid::Uuid;
 
-use crate::Parted;
+use crate::Redacted;
 use crate::prepare::{Item, Prepared, Ready, said_at};
 
 /// What became of one request.
@@ -27,7 +27,7 @@ pub enum Done {
     /// Later requests have written all of its memories.
     Late,
     /// What it needs is not there; says what.
-    Unmet(String),
+    MissingPrerequisite(String),
     /// It can never take effect; says why.
     Refused(String),
 }
@@ -93,7 +93,7 @@ struct Won {
 /// A memory of a message.
 struct Line<'a> {
     index: usize,
-    message: &'a Message<Parted>,
+    message: &'a Message<Redacted>,
     item: &'a Item,
     /// What it says; none if it is removed.
     said: Option<(&'a Memory, Option<&'a SessionId>)>,
@@ -115,7 +115,7 @@ impl Line<'_> {
 /// A [`Fault`] of the database, or one that says who may not do what; then nothing of the batch may be committed.
 pub async fn write(
     connection: &mut Connection,
-    batch: &[&Message<Parted>],
+    batch: &[&Message<Redacted>],
     prepared: &Prepared,
 ) -> Result<Vec<Done>, Fault> {
     let mut done = Vec::with_capacity(batch.len());
@@ -127,8 +127,8 @@ pub async fn write(
                 done.push(Done::Late);
                 continue;
             }
-            Some(Ready::Unmet(reason)) => {
-                done.push(Done::Unmet(reason.clone()));
+            Some(Ready::MissingPrerequisite(reason)) => {
+                done.push(Done::MissingPrerequisite(reason.clone()));
                 continue;
             }
             Some(Ready::Refused(reason)) => {
@@ -174,7 +174,7 @@ pub async fn write(
 
 fn lines_of<'a>(
     index: usize,
-    message: &'a Message<Parted>,
+    message: &'a Message<Redacted>,
     items: &'a [Item],
 ) -> Box<dyn Iterator<Item = Line<'a>> + Send + 'a> {
     match &message.request.request {
@@ -239,13 +239,13 @@ pub(crate) async fn when_written(
 /// Notes what happens in the vector store, in the name of the context.
 async fn note(
     connection: &mut Connection,
-    batch: &[&Message<Parted>],
+    batch: &[&Message<Redacted>],
     prepared: &Prepared,
     done: &[Done],
 ) -> Result<(), Fault> {
     let applied =
         || batch.iter().zip(done).filter(|(_, done)| **done == Done::Applied).map(|(message, _)| message);
-    let access = |message: &Message<Parted>, amount: i64| Access {
+    let access = |message: &Message<Redacted>, amount: i64| Access {
         user_id: message.subject.user_id.get(),
         request_id: message.request_id,
         amount,
@@ -256,7 +256,11 @@ async fn note(
                 Some(access(message, i64::try_from(items.len()).unwrap_or(i64::MAX)))
             }
             Some(
-                Ready::Index(_) | Ready::Before(_) | Ready::Unmet(_) | Ready::Refused(_) | Ready::Denied(_),
+                Ready::Index(_)
+                | Ready::Before(_)
+                | Ready::MissingPrerequisite(_)
+                | Ready::Refused(_)
+                | Ready::Denied(_),
             )
             | None => None,
         })

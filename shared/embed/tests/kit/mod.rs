@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use embed::{Embedder, EmbedderKind, EmbedderSettings};
+use config::{EmbedderKind, EmbedderSettings};
+use embed::Embedder;
 use serde_json::{Value, json};
 use stack::Places;
 
@@ -33,14 +34,14 @@ pub fn cut<'a>(embedder: &Embedder, text: &'a str) -> Vec<&'a str> {
 
 /// What a server was asked.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub struct IncomingQuery {
     pub path: String,
     /// By their names in lower case.
     pub headers: BTreeMap<String, String>,
     pub body: Value,
 }
 
-impl Asked {
+impl IncomingQuery {
     pub fn texts(&self) -> Vec<String> {
         serde_json::from_value(self.body["input"].clone()).unwrap()
     }
@@ -64,7 +65,7 @@ impl Reply {
     }
 
     /// Vectors, of one number for each byte value of the alphabet that the text begins with.
-    pub fn vectors(asked: &Asked) -> Self {
+    pub fn vectors(asked: &IncomingQuery) -> Self {
         let texts = asked.texts();
         let item = |(index, text): (usize, &String)| json!({"index": index, "embedding": vector(text)});
         // Backwards, which the numbers are for.
@@ -85,11 +86,11 @@ pub fn vector(text: &str) -> [f32; 3] {
 /// A server in this process, which does what it is told: the number of the request, from 0, and what was asked.
 pub struct Server {
     pub url: String,
-    asked: Arc<Mutex<Vec<Asked>>>,
+    asked: Arc<Mutex<Vec<IncomingQuery>>>,
 }
 
 impl Server {
-    pub fn start(does: impl Fn(usize, &Asked) -> Reply + Send + Sync + 'static) -> Self {
+    pub fn start(does: impl Fn(usize, &IncomingQuery) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/v1", listener.local_addr().unwrap());
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -111,7 +112,7 @@ impl Server {
         Self { url, asked }
     }
 
-    pub fn asked(&self) -> Vec<Asked> {
+    pub fn asked(&self) -> Vec<IncomingQuery> {
         self.asked.lock().unwrap().clone()
     }
 
@@ -126,7 +127,7 @@ impl Server {
     }
 }
 
-fn read(connection: &TcpStream) -> Option<Asked> {
+fn read(connection: &TcpStream) -> Option<IncomingQuery> {
     let mut lines = BufReader::new(connection);
     let mut line = String::new();
     lines.read_line(&mut line).ok()?;
@@ -140,7 +141,7 @@ fn read(connection: &TcpStream) -> Option<Asked> {
     }
     let mut body = vec![0; headers.get("content-length")?.parse().ok()?];
     lines.read_exact(&mut body).ok()?;
-    Some(Asked { path, headers, body: serde_json::from_slice(&body).ok()? })
+    Some(IncomingQuery { path, headers, body: serde_json::from_slice(&body).ok()? })
 }
 
 /// The other side may have gone, which is no trouble here.

@@ -10,14 +10,14 @@ use serde_json::Value;
 
 /// A request as it came.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub struct IncomingQuery {
     pub method: String,
     pub path: String,
     pub headers: Vec<(String, String)>,
     pub body: String,
 }
 
-impl Asked {
+impl IncomingQuery {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(have, _)| have == name).map(|(_, value)| value.as_str())
     }
@@ -30,12 +30,12 @@ impl Asked {
 /// The server.
 pub struct Fake {
     pub url: String,
-    asked: Arc<Mutex<Vec<Asked>>>,
+    asked: Arc<Mutex<Vec<IncomingQuery>>>,
 }
 
 impl Fake {
     /// Starts one that answers with a status and a JSON.
-    pub fn start(answer: impl Fn(&Asked) -> (u16, Value) + Send + Sync + 'static) -> Self {
+    pub fn start(answer: impl Fn(&IncomingQuery) -> (u16, Value) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -50,7 +50,7 @@ impl Fake {
     }
 
     /// What it was asked so far.
-    pub fn asked(&self) -> Vec<Asked> {
+    pub fn asked(&self) -> Vec<IncomingQuery> {
         self.asked.lock().unwrap().clone()
     }
 }
@@ -58,8 +58,8 @@ impl Fake {
 /// One request of a connection. None at its end.
 fn serve(
     mut stream: &TcpStream,
-    kept: &Mutex<Vec<Asked>>,
-    answer: &(dyn Fn(&Asked) -> (u16, Value) + Sync),
+    kept: &Mutex<Vec<IncomingQuery>>,
+    answer: &(dyn Fn(&IncomingQuery) -> (u16, Value) + Sync),
 ) -> Option<()> {
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
@@ -77,7 +77,7 @@ fn serve(
     let length = length.and_then(|(_, value)| value.parse().ok()).unwrap_or(0);
     let mut body = vec![0; length];
     reader.read_exact(&mut body).ok()?;
-    let asked = Asked { method, path, headers, body: String::from_utf8(body).unwrap() };
+    let asked = IncomingQuery { method, path, headers, body: String::from_utf8(body).unwrap() };
     kept.lock().unwrap().push(asked.clone());
     let (status, reply) = answer(&asked);
     let text = reply.to_string();

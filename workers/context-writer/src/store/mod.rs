@@ -17,7 +17,7 @@ use keys::DataKeys;
 use runtime::Message;
 use uuid::Uuid;
 
-use crate::Parted;
+use crate::Redacted;
 
 /// What a statement did for one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub enum Done {
 #[derive(Clone, Copy)]
 pub(crate) struct Item<'a, T> {
     pub(crate) index: usize,
-    pub(crate) message: &'a Message<Parted>,
+    pub(crate) message: &'a Message<Redacted>,
     pub(crate) request: T,
 }
 
@@ -57,7 +57,7 @@ struct Tables<'a> {
 /// A [`Fault`] of the database; then nothing of the batch may be committed.
 pub async fn write(
     connection: &mut Connection,
-    batch: &[&Message<Parted>],
+    batch: &[&Message<Redacted>],
     keys: &DataKeys,
 ) -> Result<Vec<Done>, Fault> {
     let tables = sort(batch);
@@ -76,7 +76,7 @@ pub async fn write(
     Ok(done)
 }
 
-fn sort<'a>(batch: &[&'a Message<Parted>]) -> Tables<'a> {
+fn sort<'a>(batch: &[&'a Message<Redacted>]) -> Tables<'a> {
     let mut tables = Tables::default();
     for (index, &message) in batch.iter().enumerate() {
         macro_rules! item {

@@ -8,21 +8,21 @@ use store::{Connection, Fault};
 use uuid::Uuid;
 
 use super::Done;
-use crate::Parted;
+use crate::Redacted;
 use runtime::Message;
 
 /// Encrypts and writes what the rows that were written hold no more. Of several messages of one row, the last one counts,
 /// whether it has secrets or not: the row is as that one left it.
 pub(super) async fn write(
     connection: &mut Connection,
-    batch: &[&Message<Parted>],
+    batch: &[&Message<Redacted>],
     done: &[Done],
     keys: &DataKeys,
 ) -> Result<(), Fault> {
     if batch.iter().all(|message| message.request.secrets.is_empty()) {
         return Ok(());
     }
-    let mut last: HashMap<(&str, i32, Uuid), &Message<Parted>> = HashMap::new();
+    let mut last: HashMap<(&str, i32, Uuid), &Message<Redacted>> = HashMap::new();
     for (&message, done) in batch.iter().zip(done) {
         if let (Some(table), Done::Applied(row)) = (table(&message.request.request), done) {
             last.insert((table, message.subject.user_id.get(), *row), message);

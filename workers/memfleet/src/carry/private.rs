@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use runtime::{Settings, Stats};
+use config::Settings;
+use runtime::Stats;
 use stack::StackOptions;
 
 use crate::command::run::interrupted;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use contract::CATALOGUE;
+use contract::REQUESTS;
 use runtime::StatsReport;
 use serde::Serialize;
 
@@ -164,7 +164,7 @@ impl Carried {
 
     fn messages(&self) -> Table {
         let mut table = Table::new([("message", Align::Left), ("published", Align::Right)]);
-        for kind in CATALOGUE {
+        for kind in REQUESTS {
             if let Some(count) = self.sent.messages.get(&kind.name()) {
                 table.row([kind.name(), grouped(*count)]);
             }

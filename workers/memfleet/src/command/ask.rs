@@ -6,8 +6,9 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use async_nats::HeaderMap;
 use clap::Args;
-use contract::{AskError, QUESTION_BYTES, QUESTIONS, QuestionKind, UserId, header, limit};
-use runtime::{Settings, broker};
+use config::Settings;
+use contract::{QUERIES, QUERY_BYTES, QueryError, QueryKind, UserId, header, limit};
+use runtime::broker;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use topology::Service;
@@ -16,14 +17,14 @@ use uuid::Uuid;
 use crate::outln;
 use crate::tokens::Tokens;
 
-/// Asks the memory a question, as a service does, and prints the answer in JSON.
+/// Asks the memory a query, as a service does, and prints the answer in JSON.
 #[derive(Debug, Args)]
 #[command(after_help = help())]
 pub struct AskArgs {
     /// What to ask, such as session.list.
     #[arg(value_name = "NOUN.VERB")]
-    question: String,
-    /// The question, in JSON; `-` is standard input.
+    query: String,
+    /// The query, in JSON; `-` is standard input.
     #[arg(default_value = "{}", value_name = "JSON|-")]
     body: String,
     /// About which user. A token that is given says it itself.
@@ -38,7 +39,7 @@ pub struct AskArgs {
     /// How many milliseconds the database may take, 10 to 10000.
     #[arg(long, default_value_t = limit::DEADLINE_MS_USUAL, value_name = "MS", value_parser = clap::value_parser!(u64).range(limit::DEADLINE_MS_LEAST..=limit::DEADLINE_MS_MOST))]
     deadline: u64,
-    /// The id under which the question is found in audit.data_access_log; by default a fresh one.
+    /// The id under which the query is found in audit.data_access_log; by default a fresh one.
     #[arg(long, value_name = "UUID")]
     id: Option<Uuid>,
 }
@@ -47,11 +48,11 @@ pub struct AskArgs {
 const GRACE: Duration = Duration::from_secs(3);
 
 fn help() -> String {
-    let width = QUESTIONS.iter().map(|kind| kind.name().len()).max().unwrap_or_default();
+    let width = QUERIES.iter().map(|kind| kind.name().len()).max().unwrap_or_default();
     let lines: Vec<String> =
-        QUESTIONS.iter().map(|kind| format!("  {:width$}  {}", kind.name(), kind.description)).collect();
+        QUERIES.iter().map(|kind| format!("  {:width$}  {}", kind.name(), kind.description)).collect();
     format!(
-        "Questions; `memfleet contract schema NOUN.VERB` shows what each takes:\n{}\n\nExamples:\n  memfleet ask session.list \
+        "Queries; `memfleet contract schema NOUN.VERB` shows what each takes:\n{}\n\nExamples:\n  memfleet ask session.list \
          --user 1\n  memfleet ask context.get --user 1 '{{\"session_id\": \"s1\", \"context_key\": \"k\"}}'",
         lines.join("\n")
     )
@@ -60,9 +61,9 @@ fn help() -> String {
 /// Carries out `memfleet ask`.
 ///
 /// # Errors
-/// If there is no such question, nobody answers, or the answer is a refusal.
+/// If there is no such query, nobody answers, or the answer is a refusal.
 pub async fn execute(args: AskArgs, settings: &Settings) -> anyhow::Result<()> {
-    let kind = find(&args.question)?;
+    let kind = find(&args.query)?;
     let service = match args.service {
         Some(service) => service,
         None => who_may(kind)?,
@@ -76,7 +77,7 @@ pub async fn execute(args: AskArgs, settings: &Settings) -> anyhow::Result<()> {
         token.context("no service token: give one with --token, or name the keys in the configuration")?;
     let body = read(args.body)?;
     // It is refused as well where it is asked; here what is wrong is said without a broker.
-    contract::Question::decode(kind.noun, kind.verb, body.as_bytes())
+    contract::Query::decode(kind.noun, kind.verb, body.as_bytes())
         .map_err(|malformed| anyhow::anyhow!("{malformed}"))?;
 
     let client = broker::connect(&settings.nats, &service).await?;
@@ -97,7 +98,7 @@ pub struct Asking<'a> {
     pub service: &'a str,
     /// Its token for the user that is asked about.
     pub token: &'a str,
-    /// The id of the question.
+    /// The id of the query.
     pub id: Uuid,
     /// How long the answer may take, in milliseconds.
     pub deadline_ms: u64,
@@ -110,13 +111,13 @@ impl<'a> Asking<'a> {
     }
 }
 
-/// Asks a question and gives the answer.
+/// Asks a query and gives the answer.
 ///
 /// # Errors
 /// If nobody answers, or the answer is a refusal or no `T`.
 pub async fn ask<T: DeserializeOwned>(
     client: &async_nats::Client,
-    kind: &QuestionKind,
+    kind: &QueryKind,
     asking: &Asking<'_>,
     body: String,
 ) -> anyhow::Result<T> {
@@ -129,33 +130,33 @@ pub async fn ask<T: DeserializeOwned>(
     let request = async_nats::Request::new().headers(headers).payload(body.into()).timeout(Some(within));
     let answer = client.send_request(kind.subject(service), request).await.with_context(|| {
         format!(
-            "{} has no answer; `memfleet run memory-reader` answers questions, and nats/services.json says which {service} may ask",
+            "{} has no answer; `memfleet run memory-reader` answers queries, and nats/services.json says which {service} may ask",
             kind.name()
         )
     })?;
     let is_refusal = answer.headers.is_some_and(|headers| headers.get(header::REFUSED).is_some());
     if is_refusal {
-        let error: AskError =
+        let error: QueryError =
             serde_json::from_slice(&answer.payload).context("the refusal cannot be read")?;
         bail!("{}: {}", error.code, error.message);
     }
     serde_json::from_slice(&answer.payload).context("the answer cannot be read")
 }
 
-/// The question of this name.
+/// The query of this name.
 ///
 /// # Errors
 /// If there is none.
-pub fn find(name: &str) -> anyhow::Result<&'static QuestionKind> {
-    let names: Vec<String> = QUESTIONS.iter().map(|kind| kind.name()).collect();
-    QUESTIONS
+pub fn find(name: &str) -> anyhow::Result<&'static QueryKind> {
+    let names: Vec<String> = QUERIES.iter().map(|kind| kind.name()).collect();
+    QUERIES
         .iter()
         .find(|kind| kind.name() == name)
         .copied()
-        .with_context(|| format!("there is no question {name:?}; there are {}", names.join(", ")))
+        .with_context(|| format!("there is no query {name:?}; there are {}", names.join(", ")))
 }
 
-fn who_may(kind: &QuestionKind) -> anyhow::Result<String> {
+fn who_may(kind: &QueryKind) -> anyhow::Result<String> {
     let allows = |service: &Service| {
         let scopes = service.scopes.iter().filter_map(|scope| scope.parse::<trust::Scope>().ok());
         scopes.into_iter().any(|scope| scope.allows(kind.noun, kind.verb))
@@ -171,7 +172,7 @@ fn read(body: String) -> anyhow::Result<String> {
     if body != "-" {
         return Ok(body);
     }
-    let (mut text, longest) = (String::new(), QUESTION_BYTES as u64 + 1);
+    let (mut text, longest) = (String::new(), QUERY_BYTES as u64 + 1);
     std::io::stdin().take(longest).read_to_string(&mut text).context("standard input cannot be read")?;
     Ok(text)
 }

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use audit::anchor::Anchors;
 use clap::{Args, Subcommand};
-use runtime::{Settings, broker};
+use config::Settings;
+use runtime::broker;
 use store::Connection;
 use trust::{PrivateKey, PublicKey};
 

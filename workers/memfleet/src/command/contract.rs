@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use contract::{CATALOGUE, Kind, QUESTIONS, QuestionKind, REQUEST_ROOT};
+use contract::{QUERIES, QueryKind, REQUEST_ROOT, REQUESTS, RequestKind};
 
 use crate::asyncapi;
 use crate::table::{Align, Table};
@@ -17,9 +17,9 @@ pub struct ContractArgs {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// List every request: its subject, its stream, and the event that tells of its effect; and every question.
+    /// List every request: its subject, its stream, and the event that tells of its effect; and every query.
     List,
-    /// Print the JSON Schema (draft 2020-12) of one request's body, or those of a question and its answer.
+    /// Print the JSON Schema (draft 2020-12) of one request's body, or those of a query and its answer.
     Schema {
         /// Which, as `memfleet contract list` shows it.
         #[arg(value_name = "NOUN.VERB")]
@@ -46,8 +46,8 @@ pub fn execute(args: &ContractArgs) -> anyhow::Result<()> {
     match &args.action {
         Action::List => list(),
         Action::Schema { name } => {
-            let schema = match question(name) {
-                Some(kind) => asyncapi::question_schema(kind),
+            let schema = match query(name) {
+                Some(kind) => asyncapi::query_schema(kind),
                 None => asyncapi::schema(find(name)?),
             };
             outln!("{}", serde_json::to_string_pretty(&schema)?);
@@ -69,7 +69,7 @@ fn list() {
         ("stream", Align::Left),
         ("event", Align::Left),
     ]);
-    for kind in CATALOGUE {
+    for kind in REQUESTS {
         table.row([
             kind.name(),
             format!("{REQUEST_ROOT}.<service>.{}.<user_id>", kind.name()),
@@ -78,19 +78,19 @@ fn list() {
         ]);
     }
     out!("{table}");
-    let mut table = Table::new([("question", Align::Left), ("subject", Align::Left)]);
-    for kind in QUESTIONS {
+    let mut table = Table::new([("query", Align::Left), ("subject", Align::Left)]);
+    for kind in QUERIES {
         table.row([kind.name(), kind.subject("<service>")]);
     }
     out!("\n{table}");
 }
 
-fn question(name: &str) -> Option<&'static QuestionKind> {
-    QUESTIONS.iter().find(|kind| kind.name() == name).copied()
+fn query(name: &str) -> Option<&'static QueryKind> {
+    QUERIES.iter().find(|kind| kind.name() == name).copied()
 }
 
-fn find(name: &str) -> anyhow::Result<&'static Kind> {
-    name.split_once('.').and_then(|(noun, verb)| Kind::find(noun, verb)).with_context(|| {
-        format!("no request and no question is named {name:?}; `memfleet contract list` shows all")
+fn find(name: &str) -> anyhow::Result<&'static RequestKind> {
+    name.split_once('.').and_then(|(noun, verb)| RequestKind::find(noun, verb)).with_context(|| {
+        format!("no request and no query is named {name:?}; `memfleet contract list` shows all")
     })
 }

@@ -10,9 +10,10 @@ use async_nats::jetstream;
 use chrono::{DateTime, Utc};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
+use config::Settings;
 use contract::{DeadClass, header};
 use letters::{Letter, Letters};
-use runtime::{Settings, broker};
+use runtime::broker;
 
 use crate::payloads::Payloads;
 use crate::table::grouped;
@@ -22,7 +23,7 @@ use crate::{errln, outln};
 /// Looks at, replays or drops dead letters: messages that a worker gave up, with the reason.
 ///
 /// Each is known by its sequence, which `memfleet dead list` shows. Classes: malformed (cannot be read), denied
-/// (may not do that), permanent (the database refuses it for good), unmet (what it needs did not appear in time),
+/// (may not do that), permanent (the database refuses it for good), missing_prerequisite (what it needs did not appear in time),
 /// exhausted (kept failing for passing reasons), undeliverable (a worker may have died of it).
 #[derive(Debug, Args)]
 pub struct DeadArgs {

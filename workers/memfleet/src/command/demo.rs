@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use config::{EmbedderKind, Settings};
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Text};
 use diesel_async::RunQueryDsl;
-use embed::EmbedderKind;
-use runtime::{Settings, Stats};
+use runtime::Stats;
 
 use super::demo_search::{Searched, searched};
 use super::run::interrupted;
@@ -110,7 +110,7 @@ fn show(carried: &Carried, memories: &[Memory], found: &[Searched]) {
 
 fn check(mut problems: Vec<String>, memories: &[Memory], found: &[Searched]) -> anyhow::Result<()> {
     let empty = found.iter().filter(|searched| searched.answer.hits.is_empty());
-    problems.extend(empty.map(|searched| format!("nothing is found for {:?}", searched.question)));
+    problems.extend(empty.map(|searched| format!("nothing is found for {:?}", searched.query)));
     if memories.is_empty() {
         problems.push(format!("nothing is remembered of the conversation {}", SHOWN.1));
     }

@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use config::Settings;
 use contract::{SearchAnswer, SearchHit, UserId};
-use runtime::{Settings, broker};
+use runtime::broker;
 use serde_json::json;
 
 use super::ask::{Asking, ask, find};
@@ -12,8 +13,8 @@ use crate::outln;
 use crate::table::{Align, Table};
 use crate::tokens::Tokens;
 
-/// Who asks what. No question has more than one word of its answer.
-const QUESTIONS: [(i32, &str); 3] = [
+/// Who asks what. No query has more than one word of its answer.
+const QUERIES: [(i32, &str); 3] = [
     (1, "Which disease do my vegetables have?"),
     (2, "What is broken on my bicycle?"),
     (3, "Which evening do I learn a foreign tongue?"),
@@ -23,12 +24,12 @@ const SERVICE: &str = "simple-chat";
 /// How many memories of each answer are shown.
 const SHOWN: usize = 3;
 
-/// A question and what it found.
+/// A query and what it found.
 pub struct Searched {
     /// Whose memory was asked.
     pub user: i32,
     /// What was asked.
-    pub question: &'static str,
+    pub query: &'static str,
     /// What was found.
     pub answer: SearchAnswer,
     took: Duration,
@@ -42,15 +43,15 @@ pub async fn searched(settings: &Settings) -> anyhow::Result<Vec<Searched>> {
     let kind = find("search.similar")?;
     let client = broker::connect(&settings.nats, SERVICE).await?;
     let mut tokens = Tokens::open(settings, None).await?;
-    let mut all = Vec::with_capacity(QUESTIONS.len());
-    for (user, question) in QUESTIONS {
+    let mut all = Vec::with_capacity(QUERIES.len());
+    for (user, query) in QUERIES {
         let holder = UserId::new(user).map_err(anyhow::Error::msg)?;
         let token = tokens.of_holder(SERVICE.parse().context("a service")?, holder).await?;
         let token = token.context("no service token can be made: trust.token_key_file is not set")?;
         let since = Instant::now();
-        let body = json!({ "text": question, "limit": SHOWN }).to_string();
+        let body = json!({ "text": query, "limit": SHOWN }).to_string();
         let answer = ask(&client, kind, &Asking::new(SERVICE, &token), body).await?;
-        all.push(Searched { user, question, answer, took: since.elapsed() });
+        all.push(Searched { user, query, answer, took: since.elapsed() });
     }
     Ok(all)
 }
@@ -78,7 +79,7 @@ impl Searched {
                 format!("{said}{cut}"),
             ]);
         }
-        let Self { user, question, took, .. } = self;
-        outln!("User {user}: “{question}” ({} ms)\n\n{table}", took.as_millis());
+        let Self { user, query, took, .. } = self;
+        outln!("User {user}: “{query}” ({} ms)\n\n{table}", took.as_millis());
     }
 }

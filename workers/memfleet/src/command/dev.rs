@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use config::Settings;
 use contract::UserId;
-use runtime::Settings;
 use stack::{Places, Stack, StackOptions};
 
 use super::audit::seal;

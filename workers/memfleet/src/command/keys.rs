@@ -6,12 +6,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ::keys::{KEK, Keys, ProviderName, Renewed};
+use ::keys::{KEK, Keys, Renewed};
 use anyhow::{Context, ensure};
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand};
+use config::ProviderName;
+use config::Settings;
 use contract::UserId;
-use runtime::Settings;
 use trust::{CipherKey, KeyRing};
 use zeroize::Zeroizing;
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use runtime::Settings;
+use config::Settings;
 
 use super::run::interrupted;
 use crate::carry::{Carried, Order, PrivateFleet, Source, carry, step};

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use runtime::Settings;
+use config::Settings;
 use store::{migration, partition};
 
 use crate::outln;

@@ -21,10 +21,9 @@ pub mod tail;
 pub mod token;
 pub mod vectors;
 
-use runtime::Settings;
-
 use crate::cli::{Cli, Command};
 use crate::logging;
+use config::Settings;
 
 /// What to type to run this program again.
 fn this_program() -> String {

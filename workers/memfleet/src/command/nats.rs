@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use async_nats::jetstream;
 use clap::{Args, Subcommand};
-use runtime::{Settings, broker};
+use config::Settings;
+use runtime::broker;
 use topology::{Change, INCLUDED_NKEYS, Service, Topology};
 
 use crate::{out, outln};

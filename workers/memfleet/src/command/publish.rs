@@ -10,10 +10,11 @@ use std::time::Duration;
 use anyhow::Context;
 use async_nats::Client;
 use clap::Args;
-use contract::{CATALOGUE, REQUEST_ROOT, Request, RequestSubject, SubjectError};
+use config::Settings;
+use contract::{REQUEST_ROOT, REQUESTS, Request, RequestSubject, SubjectError};
 use input::{Input, Item};
 use outcomes::Outcomes;
-use runtime::{Settings, broker};
+use runtime::broker;
 use send::Sender;
 use uuid::Uuid;
 
@@ -159,7 +160,7 @@ fn check(subject: &Result<RequestSubject, SubjectError>, body: &[u8]) -> Result<
 fn is_taken(subject: &str) -> bool {
     let rest = subject.strip_prefix(REQUEST_ROOT).and_then(|rest| rest.strip_prefix('.'));
     let noun = rest.and_then(|rest| rest.split('.').nth(1));
-    CATALOGUE.iter().any(|kind| Some(kind.noun) == noun)
+    REQUESTS.iter().any(|kind| Some(kind.noun) == noun)
 }
 
 /// What was published without an answer would be lost at exit.

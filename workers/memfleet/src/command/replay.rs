@@ -2,8 +2,8 @@
 
 use anyhow::{Context, bail};
 use clap::Args;
+use config::Settings;
 use contract::UserId;
-use runtime::Settings;
 
 use crate::outln;
 use crate::replay::{Replayed, replay};

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use clap::Args;
-use runtime::Settings;
+use config::Settings;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::fleet::{Fleet, WorkerName};

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use runtime::Settings;
+use config::Settings;
 use trust::GrantKey;
 
 use crate::{out, outln};

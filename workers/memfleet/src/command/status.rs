@@ -5,9 +5,8 @@ mod database_part;
 
 use broker_part::BrokerStatus;
 use clap::Args;
+use config::{Settings, without_password};
 use database_part::DatabaseStatus;
-use runtime::Settings;
-use runtime::settings::without_password;
 use serde::Serialize;
 
 use crate::outln;

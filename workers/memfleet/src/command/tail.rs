@@ -8,9 +8,10 @@ use async_nats::jetstream;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
 use clap::Args;
+use config::Settings;
 use contract::Event;
 use futures::StreamExt;
-use runtime::{Settings, broker};
+use runtime::broker;
 use uuid::Uuid;
 
 use super::dead::show::printable;

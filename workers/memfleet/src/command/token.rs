@@ -9,7 +9,7 @@ mod service;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use runtime::Settings;
+use config::Settings;
 use store::Connection;
 
 const HELP: &str = "\

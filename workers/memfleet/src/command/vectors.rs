@@ -4,11 +4,12 @@ mod reconcile;
 
 use std::time::Duration;
 
-use ::vectors::{ALIAS, CollectionSpec, Embedders, Quantization};
+use ::vectors::{ALIAS, CollectionSpec, Embedders};
 use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
+use config::Quantization;
+use config::Settings;
 use contract::Service;
-use runtime::Settings;
 use serde_json::json;
 use store::vector::{self, Collection, Right};
 use vector_indexer::reconcile::Reconciler;

@@ -2,8 +2,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
 use contract::{
-    ChatMode, ContextPut, ContextRemove, ContextType, ConversationPut, Json, JsonObject, Kind, List,
-    MessageAdd, MessageRole, Name, Priority, ProfilePut, Request, RequestSubject, Service, SessionClose,
+    ChatMode, ContextPut, ContextRemove, ContextType, ConversationPut, Json, JsonObject, List, MessageAdd,
+    MessageRole, Name, Priority, ProfilePut, Request, RequestKind, RequestSubject, Service, SessionClose,
     SessionId, SessionOpen, SummaryPut, Text, UserId, UserPut, UserRole, UserStatus, VectorIndex,
     VectorRemove, Version,
 };
@@ -21,7 +21,7 @@ pub struct Prepared {
     /// Its id, which is the same each time.
     pub id: Uuid,
     /// What kind it is.
-    pub kind: &'static Kind,
+    pub kind: &'static RequestKind,
     /// The body.
     pub body: Bytes,
     /// Whether its effect is a new row, where the database is fresh.

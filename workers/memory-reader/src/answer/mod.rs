@@ -1,4 +1,4 @@
-//! The SQL of each question, and what it finds.
+//! The SQL of each query, and what it finds.
 
 /// What of a `page`, rows of a table as they are, has room in an answer: the first row, and what follows while the bytes of its
 /// values, and of the secrets that shall be revealed in them, are within a bound. `found` counts all of the page. Values are
@@ -35,11 +35,11 @@ mod session;
 
 use bytes::Bytes;
 use contract::{
-    AgentContextPage, AskErrorCode, ContextAnswer, ContextPage, ConversationPage, EventPage, GraphAnswer,
-    Json, Malformed, Question, RouterAnswer, SearchAnswer, SessionPage, UserId,
+    AgentContextPage, ContextAnswer, ContextPage, ConversationPage, EventPage, GraphAnswer, Json, Malformed,
+    Query, QueryErrorCode, RouterAnswer, SearchAnswer, SessionPage, UserId,
 };
 use keys::Encrypted;
-use runtime::ask::Refused;
+use runtime::query::QueryRefusal;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -47,7 +47,7 @@ use store::security::Plans;
 use store::{Connection, Fault, FaultKind};
 use uuid::Uuid;
 
-/// A question whose page and bounds have been checked.
+/// A query whose page and bounds have been checked.
 #[derive(Debug)]
 pub(crate) enum Wanted {
     Sessions(session::List),
@@ -64,21 +64,21 @@ pub(crate) enum Wanted {
 }
 
 impl Wanted {
-    /// Checks what the types of the question do not.
+    /// Checks what the types of the query do not.
     ///
     /// # Errors
     /// [`Malformed`] names the field.
-    pub(crate) fn new(question: Question, service: &str) -> Result<Self, Malformed> {
-        Ok(match question {
-            Question::SessionList(list) => Self::Sessions(session::List::new(list)?),
-            Question::ContextList(list) => Self::Contexts(context::List::new(list)?),
-            Question::ContextGet(get) => Self::Context(get),
-            Question::ConversationRead(read) => Self::Conversation(conversation::Read::new(read)?),
-            Question::AgentContextList(list) => Self::AgentContexts(agent::List::new(list)?),
-            Question::RouterAnalytics(analytics) => Self::Router(router::Analytics::new(analytics)?),
-            Question::GraphWalk(walk) => Self::Graph(walk),
-            Question::EventList(list) => Self::Events(list),
-            Question::SearchSimilar(asked) => Self::Ground(Box::new(search::Search::new(asked, service)?)),
+    pub(crate) fn new(query: Query, service: &str) -> Result<Self, Malformed> {
+        Ok(match query {
+            Query::SessionList(list) => Self::Sessions(session::List::new(list)?),
+            Query::ContextList(list) => Self::Contexts(context::List::new(list)?),
+            Query::ContextGet(get) => Self::Context(get),
+            Query::ConversationRead(read) => Self::Conversation(conversation::Read::new(read)?),
+            Query::AgentContextList(list) => Self::AgentContexts(agent::List::new(list)?),
+            Query::RouterAnalytics(analytics) => Self::Router(router::Analytics::new(analytics)?),
+            Query::GraphWalk(walk) => Self::Graph(walk),
+            Query::EventList(list) => Self::Events(list),
+            Query::SearchSimilar(asked) => Self::Ground(Box::new(search::Search::new(asked, service)?)),
         })
     }
 
@@ -112,7 +112,7 @@ impl Wanted {
         }
     }
 
-    /// The session of a question that may reveal something, if it is about one.
+    /// The session of a query that may reveal something, if it is about one.
     pub(crate) fn session_id(&self) -> Option<&str> {
         match self {
             Self::Contexts(list) => Some(list.asked.session_id.as_str()),
@@ -145,7 +145,7 @@ impl Wanted {
     }
 }
 
-/// What a question found, with the keys of the rows that may hold secrets.
+/// What a query found, with the keys of the rows that may hold secrets.
 #[derive(Debug)]
 pub(crate) enum Answer {
     Sessions(SessionPage),
@@ -177,7 +177,7 @@ impl From<Answer> for Found {
     }
 }
 
-/// Answers a question in a transaction that has the user's context.
+/// Answers a query in a transaction that has the user's context.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -296,13 +296,13 @@ impl Found {
     /// What is sent to the asker.
     ///
     /// # Errors
-    /// [`Refused`] where there is nothing of that name.
-    pub(crate) fn into_body(self) -> Result<Bytes, Refused> {
-        fn body(answer: &impl Serialize) -> Result<Bytes, Refused> {
+    /// [`QueryRefusal`] where there is nothing of that name.
+    pub(crate) fn into_body(self) -> Result<Bytes, QueryRefusal> {
+        fn body(answer: &impl Serialize) -> Result<Bytes, QueryRefusal> {
             let written = serde_json::to_vec(answer);
             written
                 .map(Bytes::from)
-                .map_err(|_| Refused::told(AskErrorCode::Failed, "the answer cannot be written", None))
+                .map_err(|_| QueryRefusal::told(QueryErrorCode::Failed, "the answer cannot be written", None))
         }
         match &self.answer {
             Answer::Sessions(page) => body(page),
@@ -315,11 +315,11 @@ impl Found {
             Answer::Events(page) => body(page),
             Answer::Search(answer) => body(answer),
             Answer::Ground(_) => {
-                Err(Refused::told(AskErrorCode::Failed, "the search was not finished", None))
+                Err(QueryRefusal::told(QueryErrorCode::Failed, "the search was not finished", None))
             }
             Answer::Nothing(field) => {
                 let message = format!("{field}: the user has none of this name");
-                Err(Refused::told(AskErrorCode::NotFound, &message, Some(field)))
+                Err(QueryRefusal::told(QueryErrorCode::NotFound, &message, Some(field)))
             }
         }
     }

@@ -51,7 +51,7 @@ impl Analytics {
     }
 }
 
-/// What is not asked by is the same in every row, so that one statement serves every question. The buckets of a row's times are
+/// What is not asked by is the same in every row, so that one statement serves every query. The buckets of a row's times are
 /// summed by themselves, once each, and only of the rows that are told.
 const ANALYSE: &str = "
     WITH wanted AS MATERIALIZED (

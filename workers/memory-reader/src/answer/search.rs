@@ -18,7 +18,7 @@ use store::security::Plans;
 use store::vector::{self, Collection};
 use store::{Connection, Fault};
 use uuid::Uuid;
-use vectors::{Found, Query, Tenant};
+use vectors::{Found, Tenant, VectorQuery};
 
 use super::{Answer, json, label};
 use crate::page;
@@ -112,10 +112,10 @@ impl Search {
         usize::try_from(self.asked.limit.get()).unwrap_or(0)
     }
 
-    /// What the vector store is asked, for the vector of the question.
-    pub(crate) fn query(&self, tenant: &Tenant, vector: Vec<f32>) -> Query {
+    /// What the vector store is asked, for the vector of the query.
+    pub(crate) fn query(&self, tenant: &Tenant, vector: Vec<f32>) -> VectorQuery {
         let millis = |time: Option<DateTime<Utc>>| time.map(|time| time.timestamp_millis());
-        Query {
+        VectorQuery {
             vector,
             vector_types: self.types.clone(),
             session: self.asked.session_id.clone(),
@@ -157,7 +157,7 @@ pub(crate) async fn ground(
 /// the memories. So the rows carry along all that is asked of them, and the one join of two steps that is left is a full one, which is a hash or a merge join
 /// in every plan; what it has too much is without a lexeme or an id, and ends there.
 const BY_WORDS: &str = "
-    WITH question AS MATERIALIZED (
+    WITH query AS MATERIALIZED (
         SELECT lexeme FROM unnest(memory_words($2))
     ), anywhere AS MATERIALIZED (
         SELECT replace(plainto_tsquery('pg_catalog.english', $2)::text, ' & ', ' | ')::tsquery AS words
@@ -178,7 +178,7 @@ const BY_WORDS: &str = "
     ), said AS MATERIALIZED (
         SELECT c.talk, c.place, l.lexeme, cardinality(l.positions) AS times
         FROM in_context c, LATERAL unnest(c.words) AS l
-        WHERE c.words @@ (SELECT words FROM anywhere) AND l.lexeme IN (SELECT lexeme FROM question)
+        WHERE c.words @@ (SELECT words FROM anywhere) AND l.lexeme IN (SELECT lexeme FROM query)
     ), rare AS (
         SELECT s.lexeme, ln(1 + (o.memories - count(*) + 0.5) / (count(*) + 0.5)) AS weight
         FROM said s, overall o GROUP BY s.lexeme, o.memories
@@ -393,7 +393,7 @@ fn fuse(
     scored
 }
 
-/// The vector of the question, if it brings one that fits the collection.
+/// The vector of the query, if it brings one that fits the collection.
 pub(crate) fn brought(search: &Search, collection: &Collection) -> Result<Option<Vec<f32>>, Malformed> {
     let Some(embedding) = &search.asked.embedding else { return Ok(None) };
     if embedding.model.as_str() != collection.model {
@@ -408,7 +408,7 @@ pub(crate) fn brought(search: &Search, collection: &Collection) -> Result<Option
     Ok(Some(embedding.vector.normalised()))
 }
 
-/// The text of the question.
+/// The text of the query.
 pub(crate) fn text(search: &Search) -> Option<&str> {
     search.asked.text.as_ref().map(BoundedText::as_str)
 }

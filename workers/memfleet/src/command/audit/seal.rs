@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use clap::Args;
-use runtime::Settings;
+use config::Settings;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{anchors, database, seal_key};

@@ -4,8 +4,8 @@ use anyhow::Context;
 use audit::Deed;
 use chrono::SecondsFormat;
 use clap::Args;
+use config::Settings;
 use contract::UserId;
-use runtime::Settings;
 use serde_json::json;
 
 use super::database;

@@ -3,7 +3,7 @@
 use anyhow::{Context, bail};
 use audit::Report;
 use clap::Args;
-use runtime::Settings;
+use config::Settings;
 
 use super::{anchors, database, public_keys};
 use crate::outln;

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use async_nats::Client;
-use contract::{QuestionKind, SearchAnswer, UserId};
-use runtime::{Settings, broker};
+use config::Settings;
+use contract::{QueryKind, SearchAnswer, UserId};
+use runtime::broker;
 use serde::Serialize;
 use tokio::time::sleep;
 
@@ -43,7 +44,7 @@ impl<'a> Similar<'a> {
 pub(super) struct Asker {
     client: Client,
     tokens: Tokens,
-    kind: &'static QuestionKind,
+    kind: &'static QueryKind,
 }
 
 impl Asker {

@@ -7,10 +7,11 @@ use std::time::Instant;
 
 use anyhow::Context;
 use chrono::Utc;
+use config::Settings;
 use contract::RequestSubject;
 use diesel_async::{AsyncConnection, SimpleAsyncConnection};
 use keys::DataKeys;
-use runtime::{Effect, Message, Payload, Settings, Verdict, Worker};
+use runtime::{Effect, Message, Payload, Verdict, Worker};
 use store::blackboard::{self, NewEvent};
 use store::clock::{self, Session};
 use store::inbox::{self, Entry};
@@ -95,7 +96,7 @@ async fn write<W: Worker>(
                 .zip(&verdicts)
                 .filter_map(|(message, verdict)| match verdict {
                     Verdict::Applied(effect) => Some(event(message, effect)),
-                    Verdict::Unchanged(_) | Verdict::Unmet(_) | Verdict::Refused(_) => None,
+                    Verdict::Unchanged(_) | Verdict::MissingPrerequisite(_) | Verdict::Refused(_) => None,
                 })
                 .collect();
             let mut sessions: BTreeMap<_, i64> = BTreeMap::new();

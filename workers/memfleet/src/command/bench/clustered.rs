@@ -85,7 +85,7 @@ pub(super) struct Loaded {
 }
 
 /// A question of a user.
-pub(super) struct Asked {
+pub(super) struct IncomingQuery {
     pub(super) user: i32,
     pub(super) vector: Vec<f32>,
 }
@@ -96,12 +96,12 @@ impl Loaded {
     }
 
     /// Questions of users at random, each close to one of the user's memories.
-    pub(super) fn questions(&self, count: usize, seed: u64) -> Vec<Asked> {
+    pub(super) fn questions(&self, count: usize, seed: u64) -> Vec<IncomingQuery> {
         let mut random = Rng::with_seed(seed);
         let asked = (0..count).filter_map(|_| {
             let memory = random.choice(self.memories.as_slice())?;
             let vector = moved(&memory.vector(), NEAR, &mut random);
-            Some(Asked { user: memory.user_id, vector })
+            Some(IncomingQuery { user: memory.user_id, vector })
         });
         asked.collect()
     }

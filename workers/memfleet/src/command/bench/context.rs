@@ -2,8 +2,8 @@
 
 use anyhow::Context;
 use clap::Args;
+use config::Settings;
 use context_writer::ContextWriter;
-use runtime::Settings;
 use serde::Serialize;
 use stack::StackOptions;
 

@@ -2,11 +2,11 @@
 
 use anyhow::Context;
 use clap::Args;
+use config::Settings;
 use contract::UserId;
 use diesel::QueryableByName;
 use diesel::sql_types::{Integer, Text};
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
-use runtime::Settings;
 use serde_json::Value;
 use store::{Connection, security};
 use trust::role_of;

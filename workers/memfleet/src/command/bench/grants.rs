@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
+use config::TrustSettings;
 use contract::RequestSubject;
-use runtime::settings::TrustSettings;
 use trust::{Grant, GrantKey, role_of};
 use uuid::Uuid;
 

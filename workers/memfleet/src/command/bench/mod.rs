@@ -22,7 +22,7 @@ mod write_path;
 
 use anyhow::ensure;
 use clap::{Args, Subcommand};
-use runtime::Settings;
+use config::Settings;
 use stack::StackOptions;
 
 use crate::carry::step;

@@ -7,11 +7,12 @@ use anyhow::{Context, ensure};
 use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
 use clap::Args;
-use contract::{ASK_ROOT, UserId, header};
+use config::Settings;
+use contract::{QUERY_ROOT, UserId, header};
 use diesel_async::SimpleAsyncConnection;
 use memory_reader::Desk;
-use runtime::ask::Asked;
-use runtime::{Patience, Readiness, Settings, broker};
+use runtime::query::IncomingQuery;
+use runtime::{Readiness, StartupDeadline, broker};
 use serde::Serialize;
 use store::Connection;
 use store::registry::{self, Rates, ServiceEntry};
@@ -37,7 +38,7 @@ pub(super) struct QuestionsArgs {
 
 /// The service that asks.
 const SERVICE: &str = "bench";
-/// Asked before anything is measured, so that connections are open and statements are prepared.
+/// IncomingQuery before anything is measured, so that connections are open and statements are prepared.
 const WARM_UP: u32 = 20;
 /// How long memory-reader may take to appear.
 const START_WITHIN: Duration = Duration::from_secs(60);
@@ -116,7 +117,8 @@ async fn measure(args: &QuestionsArgs, settings: &Settings) -> anyhow::Result<Ve
     let entry = ServiceEntry { scopes: vec!["*:*".parse()?], rates: Rates::default() };
     registry::put_service(&mut owner, &SERVICE.parse()?, &entry).await?;
     let asker = Asker {
-        desk: memory_reader::open(settings, &Patience::new(&Readiness::new("bench"), settings)).await?,
+        desk: memory_reader::open(settings, &StartupDeadline::new(&Readiness::new("bench"), settings))
+            .await?,
         client: broker::connect_operator(&settings.nats, SERVICE).await?,
         issuer: tokens::issuer(&settings.trust)?.context("the keys of tokens are not set")?,
     };
@@ -151,7 +153,7 @@ struct Asker {
 
 impl Asker {
     /// A question of the service, with a token for the user.
-    fn question(&self, question: &str, user: UserId, body: &'static str) -> anyhow::Result<Asked> {
+    fn question(&self, question: &str, user: UserId, body: &'static str) -> anyhow::Result<IncomingQuery> {
         let request = TokenRequest {
             service: SERVICE.parse()?,
             user_id: user,
@@ -164,7 +166,7 @@ impl Asker {
         headers.insert(header::AUTHORIZATION, header::bearer(&token));
         let (noun, verb) = question.split_once('.').context("a question has a noun and a verb")?;
         let body = Bytes::from_static(body.as_bytes());
-        Ok(Asked {
+        Ok(IncomingQuery {
             service: request.service,
             noun: noun.to_owned(),
             verb: verb.to_owned(),
@@ -174,7 +176,7 @@ impl Asker {
     }
 
     /// How long the answer took, and how much of it the database.
-    async fn in_process(&self, asked: Asked) -> anyhow::Result<(f64, f64)> {
+    async fn in_process(&self, asked: IncomingQuery) -> anyhow::Result<(f64, f64)> {
         let started = Instant::now();
         let (answer, read) = self.desk.answer_timed(asked).await;
         let took = ms(started.elapsed());
@@ -182,8 +184,8 @@ impl Asker {
         Ok((took, ms(read)))
     }
 
-    async fn over_nats(&self, asked: Asked) -> anyhow::Result<f64> {
-        let subject = format!("{ASK_ROOT}.{}.{}.{SERVICE}", asked.noun, asked.verb);
+    async fn over_nats(&self, asked: IncomingQuery) -> anyhow::Result<f64> {
+        let subject = format!("{QUERY_ROOT}.{}.{}.{SERVICE}", asked.noun, asked.verb);
         let headers = asked.headers.unwrap_or_default();
         let started = Instant::now();
         let answer = self.client.request_with_headers(subject, headers, asked.body).await?;

@@ -2,9 +2,9 @@
 
 use anyhow::{Context, bail};
 use clap::Args;
+use config::Settings;
 use contract::UserId;
 use diesel_async::SimpleAsyncConnection;
-use runtime::Settings;
 use serde::Serialize;
 
 use super::filled::{self, FilledArgs};

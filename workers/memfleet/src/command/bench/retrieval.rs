@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use async_nats::Client;
 use clap::Args;
-use contract::{QuestionKind, SearchAnswer, UserId, limit};
-use embed::EmbedderKind;
+use config::{EmbedderKind, Settings};
+use contract::{QueryKind, SearchAnswer, UserId, limit};
 use futures::{StreamExt, TryStreamExt, stream};
-use runtime::{Settings, Stats, broker};
+use runtime::{Stats, broker};
 use serde::Serialize;
 use serde_json::json;
 use tokio::time::sleep;
@@ -167,7 +167,7 @@ struct Job<'a> {
 
 struct Asker<'a> {
     client: Client,
-    kind: &'static QuestionKind,
+    kind: &'static QueryKind,
     jobs: Vec<Job<'a>>,
 }
 

@@ -2,9 +2,9 @@
 
 use anyhow::Context;
 use clap::Args;
+use config::Settings;
 use context_writer::ContextWriter;
 use router_logger::RouterLogger;
-use runtime::Settings;
 use serde::Serialize;
 
 use super::ceiling;

@@ -8,15 +8,14 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use clap::Args;
+use config::{EmbedderSettings, Quantization, Settings};
 use contract::VectorType;
-use embed::EmbedderSettings;
-use runtime::Settings;
 use serde::Serialize;
 use uuid::Uuid;
-use vectors::{ALIAS, CollectionInfo, Quantization, Query, Vectors};
+use vectors::{ALIAS, CollectionInfo, VectorQuery, Vectors};
 
 use super::asking::{Asker, Ready, Similar};
-use super::clustered::{self, Asked, DIMENSION, Loaded, MODEL};
+use super::clustered::{self, DIMENSION, IncomingQuery, Loaded, MODEL};
 use super::process::resident_mib;
 use super::{on_private_servers_with_vectors, percentile, rounded};
 use crate::fleet::{Fleet, WorkerName};
@@ -50,7 +49,7 @@ fn quantization(name: &str) -> Result<Quantization, String> {
     Quantization::from_name(name).ok_or_else(|| "must be none, int8 or binary".to_owned())
 }
 
-/// Asked before anything is measured, so that connections are open and statements are prepared.
+/// IncomingQuery before anything is measured, so that connections are open and statements are prepared.
 const WARM_UP: usize = 20;
 /// How many memories a timed question asks for.
 const TOP: u32 = 5;
@@ -153,13 +152,18 @@ async fn measure(args: &SearchArgs, local: &Local) -> anyhow::Result<Report> {
 
 impl Searched {
     /// The memories that are found, with the filters of a question to memory-reader that has none of its own.
-    async fn search(&self, asked: &Asked, exact: bool, limit: u64) -> anyhow::Result<(HashSet<Uuid>, f64)> {
-        let query = Query {
+    async fn search(
+        &self,
+        asked: &IncomingQuery,
+        exact: bool,
+        limit: u64,
+    ) -> anyhow::Result<(HashSet<Uuid>, f64)> {
+        let query = VectorQuery {
             vector: asked.vector.clone(),
             vector_types: VectorType::ALL.to_vec(),
             exact,
             limit,
-            ..Query::default()
+            ..VectorQuery::default()
         };
         let tenant = self.loaded.tenant(asked.user)?;
         let started = Instant::now();
@@ -170,7 +174,7 @@ impl Searched {
     }
 
     /// Milliseconds of each question, one after the other.
-    async fn times(&self, asked: &[Asked]) -> anyhow::Result<Vec<f64>> {
+    async fn times(&self, asked: &[IncomingQuery]) -> anyhow::Result<Vec<f64>> {
         let mut times = Vec::with_capacity(asked.len());
         for (number, one) in asked.iter().enumerate() {
             let (_, took) = self.search(one, false, u64::from(TOP)).await?;
@@ -194,7 +198,7 @@ impl Searched {
 }
 
 /// Milliseconds of each question, one after the other, with memory-reader in this process.
-async fn over_nats(settings: &Settings, asked: &[Asked]) -> anyhow::Result<Vec<f64>> {
+async fn over_nats(settings: &Settings, asked: &[IncomingQuery]) -> anyhow::Result<Vec<f64>> {
     let mut fleet = Fleet::start(&[WorkerName::MemoryReader], settings);
     let asking = async {
         let mut asker = Asker::open(settings).await?;

@@ -3,8 +3,8 @@
 //! Off: a broker without accounts, nkeys and encryption at rest, bodies as they are, nothing marked sensitive. What the worker
 //! cannot go without is on in both: it judges tokens, and the database isolates users and keeps its audit trail.
 
+use config::Settings;
 use context_writer::ContextWriter;
-use runtime::Settings;
 
 use super::corpus::Corpus;
 use super::median;

@@ -7,11 +7,12 @@ use anyhow::Context;
 use async_nats::HeaderMap;
 use chrono::Utc;
 use clap::Args;
+use config::Settings;
 use context_writer::ContextWriter;
 use contract::{RequestSubject, UserId, header};
 use diesel_async::AsyncConnection;
-use runtime::authorise::Gate;
-use runtime::{Settings, Worker};
+use runtime::Worker;
+use runtime::authorize::Authorizer;
 use serde::Serialize;
 use store::{Fault, registry, security};
 use uuid::Uuid;
@@ -85,15 +86,15 @@ pub(super) async fn execute(args: &TrustArgs, settings: &Settings) -> anyhow::Re
     Ok(())
 }
 
-/// A request as the gate sees it.
-struct Asked {
+/// A request as the authorizer sees it.
+struct IncomingQuery {
     subject: RequestSubject,
     headers: HeaderMap,
     grant: String,
     bytes: usize,
 }
 
-fn ask(issuer: &TokenIssuer, user: u32) -> anyhow::Result<Asked> {
+fn ask(issuer: &TokenIssuer, user: u32) -> anyhow::Result<IncomingQuery> {
     let subject: RequestSubject = format!("memory.req.simple-chat.context.put.{user}").parse()?;
     let request = TokenRequest {
         service: subject.service.clone(),
@@ -108,17 +109,19 @@ fn ask(issuer: &TokenIssuer, user: u32) -> anyhow::Result<Asked> {
     let key = issuer.signing().public();
     let known = verify(&token, issuer.audience(), |_| Some(&key)).ok().context("no good token")?;
     let grant = known.grant(&role_of(ContextWriter::NAME)).ok().context("no grant")?.to_string();
-    Ok(Asked { subject, headers, grant, bytes: token.len() })
+    Ok(IncomingQuery { subject, headers, grant, bytes: token.len() })
 }
 
 async fn measure(args: &TrustArgs, settings: &Settings) -> anyhow::Result<Report> {
     let issuer = tokens::issuer(&settings.trust)?.context("there are no keys")?;
     let mut owner = store::connect(&settings.postgres.url).await?;
-    let gate = Gate::new(&settings.trust, ContextWriter::NAME, registry::trust_state(&mut owner).await?);
-    let asked: Vec<Asked> = (1..=args.times).map(|user| ask(&issuer, user)).collect::<anyhow::Result<_>>()?;
-    let judge = |asked: &Asked| -> anyhow::Result<f64> {
+    let authorizer =
+        Authorizer::new(&settings.trust, ContextWriter::NAME, registry::trust_state(&mut owner).await?);
+    let asked: Vec<IncomingQuery> =
+        (1..=args.times).map(|user| ask(&issuer, user)).collect::<anyhow::Result<_>>()?;
+    let judge = |asked: &IncomingQuery| -> anyhow::Result<f64> {
         let began = Instant::now();
-        let judged = gate.judge(Some(&asked.headers), &asked.subject, None, Utc::now());
+        let judged = authorizer.grant_for(Some(&asked.headers), &asked.subject, None, Utc::now());
         let taken = began.elapsed().as_secs_f64();
         judged.map(|_| taken).context("a good token is refused")
     };

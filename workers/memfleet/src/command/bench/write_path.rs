@@ -6,11 +6,12 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::Args;
+use config::Settings;
 use context_writer::ContextWriter;
 use contract::{EventType, Performative, RequestSubject};
 use diesel::sql_types::{Array, Integer, Text, Uuid as SqlUuid};
 use diesel_async::{AsyncConnection, RunQueryDsl, SimpleAsyncConnection};
-use runtime::{Settings, Worker};
+use runtime::Worker;
 use serde::Serialize;
 use store::blackboard::{self, NewEvent};
 use store::{Connection, Fault, security};

@@ -189,7 +189,7 @@ impl Letters {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use runtime::dead::{Corpse, DeadLetter, Death};
+    use runtime::delivery::dead_letter::{DeadLetter, DeadLetterReason, FailedMessage};
 
     use super::*;
 
@@ -198,7 +198,7 @@ mod tests {
         headers.insert(header::MESSAGE_ID, "0192f0c4-7b1e-7c3a-9d7e-5a1f0c2b3d4e");
         headers.insert(header::TRACEPARENT, "00-1-2-01");
         let subject = "memory.req.simple-chat.context.put.42";
-        let corpse = Corpse {
+        let corpse = FailedMessage {
             worker: "context-writer",
             stream: "CONTEXT",
             sequence: 7,
@@ -206,7 +206,11 @@ mod tests {
             headers: Some(&headers),
             body,
         };
-        let death = Death { class: contract::DeadClass::Unmet, reason: "no session".to_owned(), tries: 8 };
+        let death = DeadLetterReason {
+            class: contract::DeadClass::MissingPrerequisite,
+            reason: "no session".to_owned(),
+            tries: 8,
+        };
         let dead = DeadLetter::new(&corpse, &death, max_payload);
         Letter {
             sequence: 1,

@@ -6,11 +6,11 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use clap::Args;
+use config::Settings;
 use contract::{Service, UserId};
 use diesel::QueryableByName;
 use diesel::sql_types::Text;
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
-use runtime::Settings;
 use serde::Serialize;
 use trust::{Grant, GrantKey};
 use uuid::Uuid;

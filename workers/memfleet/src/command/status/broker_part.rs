@@ -5,8 +5,9 @@ use std::time::Duration;
 use anyhow::Context;
 use async_nats::jetstream::{self, consumer, stream};
 use chrono::{DateTime, SecondsFormat, Utc};
+use config::Settings;
 use futures::{StreamExt, TryStreamExt};
-use runtime::{Settings, broker};
+use runtime::broker;
 use serde::Serialize;
 use tokio::time::timeout;
 

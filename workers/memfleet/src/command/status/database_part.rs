@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use anyhow::Context;
+use config::Settings;
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Text};
 use diesel_async::RunQueryDsl;
-use runtime::Settings;
 use serde::Serialize;
 use store::migration;
 use tokio::time::timeout;

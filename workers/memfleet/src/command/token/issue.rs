@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use clap::Args;
+use config::Settings;
 use contract::{Service, SessionId, UserId};
-use runtime::Settings;
 use store::registry;
 use trust::{LONGEST_LIFE, Scope, TokenRequest};
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 use clap::Subcommand;
-use runtime::Settings;
+use config::Settings;
 use store::registry;
 use trust::PrivateKey;
 

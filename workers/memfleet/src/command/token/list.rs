@@ -2,8 +2,8 @@
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::Args;
+use config::Settings;
 use contract::{Service, UserId};
-use runtime::Settings;
 use store::registry::{self, Registered, Which};
 
 use crate::outln;

@@ -1,8 +1,8 @@
 //! `memfleet token revoke`
 
 use clap::Args;
+use config::Settings;
 use contract::{Service, UserId};
-use runtime::Settings;
 use store::registry::{self, Which};
 use uuid::Uuid;
 

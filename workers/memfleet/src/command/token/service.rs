@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::ensure;
 use clap::{Args, Subcommand};
+use config::Settings;
 use contract::Service;
-use runtime::Settings;
 use store::registry::{self, Rates, ServiceEntry};
 use trust::{SCOPES, Scope};
 

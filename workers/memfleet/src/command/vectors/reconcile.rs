@@ -5,7 +5,7 @@ use std::time::Duration;
 use ::vectors::{ALIAS, Embedders};
 use anyhow::{bail, ensure};
 use clap::Args;
-use runtime::Settings;
+use config::Settings;
 use serde_json::json;
 use store::vector::{self, Collection};
 use tokio::time::{MissedTickBehavior, interval};

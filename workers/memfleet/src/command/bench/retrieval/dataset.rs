@@ -45,7 +45,7 @@ struct Turn {
 }
 
 #[derive(Deserialize)]
-struct Asked {
+struct IncomingQuery {
     question: String,
     #[serde(default)]
     evidence: Vec<String>,
@@ -94,7 +94,7 @@ fn conversation(file: &Path) -> anyhow::Result<Conversation> {
         }
         sessions.push(session(&name, number, &turns, &began).context(key)?);
     }
-    let asked: Vec<Asked> = take(&mut parts, "qa")?;
+    let asked: Vec<IncomingQuery> = take(&mut parts, "qa")?;
     let questions = asked.into_iter().filter_map(|asked| {
         let ids = asked.evidence.iter().flat_map(|text| ids_in(text));
         let evidence: HashSet<Uuid> = ids.filter_map(|id| known.get(&id).copied()).collect();

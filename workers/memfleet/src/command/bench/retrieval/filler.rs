@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
 use async_nats::Client;
+use config::Settings;
 use contract::{
     ChatMode, JsonObject, Request, RequestSubject, SessionOpen, Text, UserId, UserPut, UserRole, UserStatus,
 };
-use runtime::{Settings, Stats, StatsReport, broker};
+use runtime::{Stats, StatsReport, broker};
 use tokio::time::sleep;
 use uuid::Uuid;
 

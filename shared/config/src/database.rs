@@ -1,0 +1,31 @@
+//! Which database a URL names.
+
+use tokio_postgres::Config;
+
+/// Whether two URLs name the same database, whoever logs in. A URL that cannot be read names none.
+pub(crate) fn same_database(one: &str, other: &str) -> bool {
+    let place = |url: &str| {
+        let config: Config = url.parse().ok()?;
+        let ports = if config.get_ports().is_empty() { vec![5432] } else { config.get_ports().to_vec() };
+        let database = config.get_dbname().or(config.get_user()).map(str::to_owned);
+        Some((config.get_hosts().to_vec(), config.get_hostaddrs().to_vec(), ports, database))
+    };
+    place(one).is_some_and(|place_of_one| place(other) == Some(place_of_one))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_database_has_many_urls() {
+        let main = "postgres://h/d";
+        for other in [main, "postgres://u:p@h:5432/d", "postgres://h/d?application_name=x", "host=h dbname=d"]
+        {
+            assert!(same_database(main, other), "{other}");
+        }
+        for other in ["postgres://h/e", "postgres://g/d", "postgres://h:5433/d", "nonsense"] {
+            assert!(!same_database(main, other), "{other}");
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! What happens around a message while it is processed: renewal, retries, publishing, dead letters.
+
+pub mod dead_letter;
+pub(crate) mod event_publisher;
+pub(crate) mod in_flight;
+pub(crate) mod rate;
+pub mod retry;
+pub(crate) mod undeliverable;
+pub(crate) mod watermarks;

@@ -1,0 +1,49 @@
+//! Places where a crash is worst, for the crash tests. Without the feature `crash-points` this is nothing.
+
+/// A boundary between stages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "crash-points"), allow(dead_code))]
+pub(crate) enum Point {
+    /// A batch has been pulled.
+    Pulled,
+    /// It has been decoded and authorized.
+    Authorized,
+    /// The transaction holds the inbox rows.
+    Taken,
+    /// The transaction holds the effects and their events.
+    Written,
+    /// The transaction has committed; the broker knows nothing of it.
+    Committed,
+    /// The follow-ups are stored; no message is acknowledged.
+    FollowedUp,
+    /// Some messages of the batch are acknowledged.
+    Acknowledging,
+    /// A dead letter is stored; its message is not settled.
+    DeadLettered,
+}
+
+/// Dies here if `MEMFLEET_CRASH_AT` says so: `Committed:3` is the third time this process gets to `Committed`.
+#[cfg(feature = "crash-points")]
+pub(crate) fn reach(point: Point) {
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    static TIMES: AtomicU32 = AtomicU32::new(0);
+    static WANTED: OnceLock<Option<(String, u32)>> = OnceLock::new();
+    let wanted = WANTED.get_or_init(|| {
+        let wanted = std::env::var("MEMFLEET_CRASH_AT").ok()?;
+        let (name, times) = wanted.split_once(':')?;
+        Some((name.to_owned(), times.parse().ok()?))
+    });
+    let Some((name, times)) = wanted else { return };
+    if format!("{point:?}") == *name && TIMES.fetch_add(1, Ordering::Relaxed) + 1 == *times {
+        // SIGKILL, as the kernel's out-of-memory killer would send: nothing is flushed, nothing unwinds.
+        let killed = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        tracing::error!(?killed, "the process outlived SIGKILL");
+    }
+}
+
+/// Nothing.
+#[cfg(not(feature = "crash-points"))]
+#[inline(always)]
+pub(crate) fn reach(_: Point) {}

@@ -1,0 +1,10 @@
+//! A worker as a process: start, stop, connections, readiness, counters.
+
+pub mod broker;
+pub(crate) mod crash;
+pub mod pipeline;
+pub mod readiness;
+pub mod start;
+pub mod startup_deadline;
+pub mod stats;
+pub mod trust_refresh;

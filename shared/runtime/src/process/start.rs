@@ -1,0 +1,155 @@
+//! What a worker needs, and waits for before its stages start.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::Client;
+use async_nats::jetstream::{self, consumer::PullConsumer};
+use config::Settings;
+use contract::limit;
+use keys::Keys;
+use store::{Connection, Pool, PoolOptions, security};
+use tokio_util::sync::CancellationToken;
+use trust::role_of;
+
+use crate::process::pipeline::RunError;
+use crate::process::readiness::{Dependency, Readiness};
+use crate::process::startup_deadline::StartupDeadline;
+use crate::process::{broker, trust_refresh};
+use crate::stages::authorize::Authorizer;
+use crate::stages::decode::Bodies;
+use crate::worker::Worker;
+
+/// What a worker's stages share.
+pub(crate) struct Dependencies {
+    pub(crate) client: Client,
+    pub(crate) jetstream: jetstream::Context,
+    pub(crate) consumer: PullConsumer,
+    pub(crate) advisories: PullConsumer,
+    pub(crate) pool: Pool,
+    /// There for a worker that encrypts.
+    pub(crate) keys: Option<Arc<Keys>>,
+    pub(crate) bodies: Arc<Bodies>,
+    pub(crate) authorizer: Arc<Authorizer>,
+}
+
+/// Waits for everything the worker needs. None if it is stopped first.
+pub(crate) async fn start<W: Worker>(
+    settings: &Settings,
+    readiness: &Readiness,
+    stop: &CancellationToken,
+) -> Result<Option<Dependencies>, RunError> {
+    let patience = Duration::from_millis(settings.postgres.connect_timeout_ms);
+    let pool = store::open_pool(
+        &settings.postgres.url_of(&role_of(W::NAME)),
+        &PoolOptions {
+            name: W::NAME,
+            size: settings.postgres.write_pool_size,
+            patience,
+            statement_timeout: Duration::from_millis(settings.postgres.statement_timeout_ms),
+        },
+    )?;
+    let keys = match W::ENCRYPTS {
+        true => Some(Arc::new(Keys::open(&settings.keys, &role_of(W::NAME), W::NAME, patience)?)),
+        false => None,
+    };
+    let bodies = Arc::new(Bodies::new(settings.trust.payload_ring_file.as_deref()));
+    let ready = async {
+        let wait = StartupDeadline::new(readiness, settings);
+        let client = wait.wait_for(Dependency::Nats, || connect_to_broker(settings, W::NAME)).await?;
+        let jetstream = match &settings.nats.api_prefix {
+            Some(prefix) => jetstream::with_prefix(client.clone(), prefix),
+            None => jetstream::new(client.clone()),
+        };
+        let consumer = wait
+            .wait_for(Dependency::Nats, || find_consumer(&jetstream, W::STREAM, W::NAME.to_owned()))
+            .await?;
+        let advisories = wait
+            .wait_for(Dependency::Nats, || {
+                find_consumer(
+                    &jetstream,
+                    crate::delivery::undeliverable::STREAM,
+                    crate::delivery::undeliverable::consumer(W::NAME),
+                )
+            })
+            .await?;
+        wait.wait_for(Dependency::Postgres, || check_database(&pool, W::NAME)).await?;
+        if let Some(keys) = &keys {
+            wait.wait_for(Dependency::KeyStore, || keys.check()).await?;
+        }
+        wait.wait_for(Dependency::PayloadKeys, async || bodies.check()).await?;
+        let state = wait.wait_for(Dependency::Postgres, || trust_refresh::read(&pool)).await?;
+        let authorizer = Arc::new(Authorizer::new(&settings.trust, W::NAME, state));
+        Ok(Dependencies {
+            client,
+            jetstream,
+            consumer,
+            advisories,
+            pool: pool.clone(),
+            keys: keys.clone(),
+            bodies: Arc::clone(&bodies),
+            authorizer,
+        })
+    };
+    tokio::select! {
+        () = stop.cancelled() => Ok(None),
+        ready = ready => ready.map(Some),
+    }
+}
+
+async fn connect_to_broker(settings: &Settings, name: &str) -> Result<Client, String> {
+    let client = broker::connect(&settings.nats, name).await.map_err(|error| error.to_string())?;
+    let takes = client.server_info().max_payload;
+    if takes < limit::BROKER_PAYLOAD_BYTES {
+        return Err(format!(
+            "NATS takes messages of at most {takes} bytes, too few for the events of the largest requests; \
+             set max_payload of the server to {} or more",
+            limit::BROKER_PAYLOAD_BYTES
+        ));
+    }
+    Ok(client)
+}
+
+async fn find_consumer(
+    jetstream: &jetstream::Context,
+    stream: &str,
+    name: String,
+) -> Result<PullConsumer, String> {
+    jetstream.get_consumer_from_stream(&name, stream).await.map_err(|error| {
+        format!("the consumer {name} of the stream {stream} cannot be used ({error}); `memfleet nats apply` makes it")
+    })
+}
+
+/// Whether the database has the schema, and lets this worker do what it needs and no more.
+///
+/// # Errors
+/// What is missing or too much, and what to do about it.
+pub async fn check_database(pool: &Pool, worker: &str) -> Result<(), String> {
+    let mut connection = store::acquire(pool)
+        .await
+        .map_err(|error| format!("{error}; is it running, and is postgres.url right?"))?;
+    let missing = store::migration::MAIN.missing(&mut connection).await.map_err(|fault| fault.to_string())?;
+    if let Some(name) = missing.first() {
+        return Err(format!(
+            "the database lacks the migration {name}; `memfleet migrate up` brings it up to date"
+        ));
+    }
+    check_role(&mut connection, worker).await
+}
+
+/// A worker that could do more than it needs is refused: isolation would rest on its code alone.
+async fn check_role(connection: &mut Connection, worker: &str) -> Result<(), String> {
+    let (role, needed) =
+        (security::role(connection).await.map_err(|fault| fault.to_string())?, role_of(worker));
+    let excess = security::excess_privileges(connection).await.map_err(|fault| fault.to_string())?;
+    if !excess.is_empty() {
+        return Err(format!(
+            "the database role {role} {}, which {worker} must not; run {worker} as {needed} and no more",
+            excess.join(", ")
+        ));
+    }
+    if role != needed {
+        return Err(format!("the database role {role} is not this worker's; run {worker} as {needed}"));
+    }
+    Ok(())
+}

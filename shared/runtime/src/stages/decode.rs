@@ -1,0 +1,136 @@
+//! Stage two: bytes to a typed request, or a dead letter whose reason names the field.
+
+use std::path::Path;
+
+use async_nats::HeaderMap;
+use bytes::Bytes;
+use contract::{Malformed, RequestSubject, header};
+use trust::{Bound, RingFile};
+use uuid::Uuid;
+
+use crate::stages::pull::Delivery;
+use crate::worker::{Message, Worker};
+
+/// A message that could be read.
+#[derive(Debug)]
+pub struct Decoded<R> {
+    pub(crate) message: Message<R>,
+    pub(crate) delivery: Delivery,
+}
+
+/// Opens bodies that travel encrypted.
+#[derive(Debug)]
+pub(crate) struct Bodies {
+    ring: Option<RingFile>,
+}
+
+impl Bodies {
+    /// With the keys of a file, if there is one.
+    pub(crate) fn new(ring_file: Option<&str>) -> Self {
+        Self { ring: ring_file.map(|file| RingFile::new(Path::new(file))) }
+    }
+
+    /// Whether the file can be read, for a worker that starts.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let read = self.ring.as_ref().map_or(Ok(()), |ring| ring.ring().map(drop));
+        read.map_err(|error| error.to_string())
+    }
+
+    /// The body of a request, decrypted if its header says that it is encrypted.
+    pub(crate) fn open(
+        &self,
+        headers: Option<&HeaderMap>,
+        subject: &str,
+        parsed: &RequestSubject,
+        body: &Bytes,
+    ) -> Result<Bytes, Malformed> {
+        let Some(id) = headers.and_then(|headers| headers.get(header::ENCRYPTION)) else {
+            return Ok(body.clone());
+        };
+        let wrong = |problem: String| Malformed::new(header::ENCRYPTION, problem);
+        let (name, version) = trust::parse_key_id(id.as_str())
+            .ok_or_else(|| wrong("names no key; it is <service>.<version>".to_owned()))?;
+        // Each service has keys of its own, so that none reads what another has published.
+        if name != parsed.service.as_str() {
+            return Err(wrong(format!("names a key of another service than {}", parsed.service)));
+        }
+        let ring = self.ring.as_ref().ok_or_else(|| {
+            wrong("names a key, and this worker has none; trust.payload_ring_file is not set".to_owned())
+        })?;
+        let ring = ring.ring().map_err(|error| wrong(format!("cannot be followed: {error}")))?;
+        let key = ring
+            .get(name, version)
+            .ok_or_else(|| wrong(format!("names {name}.{version}, a key that this worker does not have")))?;
+        let plain = key
+            .open(body, Bound::Payload { subject })
+            .map_err(|error| Malformed::new("body", error.to_string()))?;
+        Ok(Bytes::copy_from_slice(&plain))
+    }
+}
+
+/// Reads a message.
+///
+/// # Errors
+/// The message itself, with what is wrong with it.
+pub(crate) fn decode<W: Worker>(
+    worker: &W,
+    bodies: &Bodies,
+    delivery: Delivery,
+) -> Result<Decoded<W::Request>, Box<(Delivery, Malformed)>> {
+    match read(worker, bodies, &delivery) {
+        Ok(message) => Ok(Decoded { message, delivery }),
+        Err(malformed) => Err(Box::new((delivery, malformed))),
+    }
+}
+
+fn read<W: Worker>(
+    worker: &W,
+    bodies: &Bodies,
+    delivery: &Delivery,
+) -> Result<Message<W::Request>, Malformed> {
+    let message = &delivery.message;
+    let subject: RequestSubject = message
+        .subject
+        .as_str()
+        .parse()
+        .map_err(|error| Malformed::new("subject", format!("{error}, got {}", message.subject)))?;
+    let headers = message.headers.as_ref();
+    check_contract(headers)?;
+    let request_id = id(headers, header::MESSAGE_ID)?.ok_or_else(|| {
+        Malformed::new(header::MESSAGE_ID, "is missing; give every request a UUID of its own")
+    })?;
+    let body = bodies.open(headers, message.subject.as_str(), &subject, &message.payload)?;
+    Ok(Message {
+        parent_event_id: id(headers, header::PARENT_EVENT)?,
+        request: worker.decode(&subject, &body)?,
+        body,
+        stored_at: delivery.stored_at,
+        sequence: delivery.sequence,
+        event_id: Uuid::now_v7(),
+        subject,
+        request_id,
+    })
+}
+
+fn check_contract(headers: Option<&HeaderMap>) -> Result<(), Malformed> {
+    match headers.and_then(|headers| headers.get(header::CONTRACT)) {
+        None => Ok(()),
+        Some(version) if version.as_str() == header::CONTRACT_VERSION => Ok(()),
+        Some(version) => {
+            let shown: String = version.as_str().chars().take(20).collect();
+            let problem =
+                format!("version {shown:?} is unknown; this worker knows {:?}", header::CONTRACT_VERSION);
+            Err(Malformed::new(header::CONTRACT, problem))
+        }
+    }
+}
+
+/// Reads a header that holds a UUID.
+pub(crate) fn id(headers: Option<&HeaderMap>, name: &str) -> Result<Option<Uuid>, Malformed> {
+    match headers.and_then(|headers| headers.get(name)) {
+        None => Ok(None),
+        Some(value) => Uuid::try_parse(value.as_str())
+            .map(Some)
+            .map_err(|error| Malformed::new(name, format!("is no UUID: {error}"))),
+    }
+}

@@ -1,0 +1,8 @@
+//! The stages of a message, in order.
+
+pub mod authorize;
+pub mod decode;
+pub mod pull;
+pub mod settle;
+pub(crate) mod transact;
+pub mod write;

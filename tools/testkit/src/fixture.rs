@@ -1,0 +1,348 @@
+use std::path::Path;
+use std::sync::Arc;
+
+use async_nats::jetstream::{self, consumer::PullConsumer};
+use config::Settings;
+use contract::UserId;
+use diesel::QueryableByName;
+use diesel::sql_types::{BigInt, Nullable, Text};
+use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
+use futures::StreamExt;
+use runtime::{Observed, Readiness, RunError, Stats, Worker, broker};
+use stack::{Nats, NatsOptions, Programs};
+use store::registry::{self, Rates, ServiceEntry};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use topology::Topology;
+use trust::Scope;
+
+use crate::database::{
+    GRANT_KEY, KEK_RING, PAYLOAD_RING, SEAL_KEY, TOKEN_KEY, create_database, create_key_store, worker_url,
+};
+use crate::logs;
+use crate::publish::Published;
+use crate::wait::eventually;
+
+/// The servers of one test.
+pub struct Fixture {
+    /// How a worker reaches them.
+    pub settings: Settings,
+    /// The broker, which a test may kill and resume.
+    pub nats: Nats,
+    /// A client of the broker that may do anything.
+    pub jetstream: jetstream::Context,
+    folder: tempfile::TempDir,
+}
+
+/// A worker that runs in the test's process.
+pub struct Running {
+    /// What it has done.
+    pub stats: Arc<Stats>,
+    /// What it has and lacks.
+    pub readiness: Readiness,
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), RunError>>,
+}
+
+#[allow(clippy::expect_used)]
+impl Running {
+    /// Stops it as SIGTERM would, and waits for its end.
+    ///
+    /// # Errors
+    /// What the worker says.
+    ///
+    /// # Panics
+    /// If the worker panicked.
+    pub async fn stop(self) -> Result<(), RunError> {
+        self.stop.cancel();
+        self.task.await.expect("the worker did not panic")
+    }
+
+    /// Waits for it to end by itself, which it does only if it cannot work.
+    ///
+    /// # Errors
+    /// What the worker says.
+    ///
+    /// # Panics
+    /// If the worker panicked.
+    pub async fn failure(self) -> Result<(), RunError> {
+        self.task.await.expect("the worker did not panic")
+    }
+}
+
+#[derive(QueryableByName)]
+struct Number {
+    #[diesel(sql_type = BigInt)]
+    number: i64,
+}
+
+#[derive(QueryableByName)]
+struct Line {
+    #[diesel(sql_type = Nullable<Text>)]
+    line: Option<String>,
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        logs::keep_file("nats", &self.folder.path().join("nats.log"));
+    }
+}
+
+/// A failure here is a failure of the test's surroundings, so it panics and says what failed.
+#[allow(clippy::expect_used, clippy::missing_panics_doc)]
+impl Fixture {
+    /// Servers with the current schema and the shipped streams.
+    pub async fn new() -> Self {
+        Self::with_topology(|_| {}).await
+    }
+
+    /// Servers with the current schema and streams changed by `change`.
+    pub async fn with_topology(change: impl FnOnce(&mut Topology)) -> Self {
+        Self::with(change, |_| None).await
+    }
+
+    /// Servers of which the broker knows who may do what, as a private or a production one does. The fixture's own client is
+    /// the operator.
+    pub async fn secured() -> Self {
+        Self::listened([]).await
+    }
+
+    /// The same, where the events of these users can be heard by listeners of their own, also over WebSocket.
+    pub async fn listened(users: impl IntoIterator<Item = i32>) -> Self {
+        let make = |folder: &Path| {
+            let topology = Topology::shipped().expect("the shipped streams");
+            let mut services = topology::Service::shipped().expect("the shipped services");
+            let listeners = users.into_iter().map(|user| UserId::new(user).expect("a user"));
+            services.extend(listeners.map(topology::Service::listener));
+            let identities = topology::identities(&topology, &services);
+            let public = topology::make_nkeys(&folder.join("nkeys"), &identities).expect("keys");
+            Some(topology::render(&topology, &services, &public))
+        };
+        Self::with(|_| {}, make).await
+    }
+
+    async fn with(
+        change: impl FnOnce(&mut Topology),
+        accounts: impl FnOnce(&Path) -> Option<String>,
+    ) -> Self {
+        logs::start();
+        let folder = tempfile::tempdir().expect("a folder for the broker");
+        let programs = Programs::find().expect("the servers' programs");
+        let accounts = accounts(folder.path());
+        let options = NatsOptions { websocket: accounts.is_some(), accounts, ..NatsOptions::default() };
+        let nkeys = options.accounts.as_ref().map(|_| folder.path().join("nkeys/{name}.nk"));
+        let (nats, url, key_store) = tokio::join!(
+            Nats::start(&programs, folder.path(), options),
+            create_database(),
+            create_key_store()
+        );
+        let nats = nats.expect("a broker");
+        let mut settings = Settings::default();
+        settings.nats.url = nats.url().to_owned();
+        settings.nats.api_prefix = nkeys.as_ref().map(|_| topology::API_PREFIX.to_owned());
+        settings.nats.nkey_file = nkeys.map(|file| file.to_str().expect("a path").to_owned());
+        settings.postgres.url = url.expect("a database");
+        settings.postgres.worker_url = Some(worker_url(&settings.postgres.url));
+        settings.keys.url = key_store.expect("a key store");
+        settings.keys.worker_url = Some(worker_url(&settings.keys.url));
+        let key_file = |name: &str, content: &str| Some(write_file(folder.path(), name, content));
+        settings.trust.grant_key_file = key_file("grant.key", GRANT_KEY);
+        settings.trust.token_key_file = key_file("token.key", TOKEN_KEY);
+        settings.trust.payload_ring_file = key_file("payload.ring", PAYLOAD_RING);
+        settings.audit.seal_key_file = key_file("seal.key", SEAL_KEY);
+        settings.keys.ring_file = key_file("kek.ring", KEK_RING);
+        settings.worker.retry_first_delay_ms = 20;
+        settings.worker.retry_longest_delay_ms = 200;
+        settings.worker.startup_timeout_s = 30;
+        let client =
+            broker::connect_operator(&settings.nats, "test").await.expect("a connection to the broker");
+        let jetstream = jetstream::new(client);
+        let mut topology = Topology::shipped().expect("the shipped streams");
+        change(&mut topology);
+        topology::apply(&jetstream, &topology).await.expect("streams and consumers");
+        Self { settings, nats, jetstream, folder }
+    }
+
+    /// The environment in which the program reaches the servers.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        let all = self.settings.to_environment().expect("an environment");
+        let servers = [
+            "MEMFLEET_NATS__",
+            "MEMFLEET_POSTGRES__",
+            "MEMFLEET_TRUST__",
+            "MEMFLEET_KEYS__",
+            "MEMFLEET_AUDIT__",
+            "MEMFLEET_VECTORS__",
+            "MEMFLEET_EMBEDDER__",
+            "MEMFLEET_NEXT_EMBEDDER__",
+        ];
+        all.into_iter().filter(|(name, _)| servers.iter().any(|start| name.starts_with(start))).collect()
+    }
+
+    /// Starts a worker in this process.
+    pub fn run<W: Worker>(&self, worker: W) -> Running {
+        self.run_with(worker, self.settings.clone())
+    }
+
+    /// Starts a worker in this process with other settings.
+    pub fn run_with<W: Worker>(&self, worker: W, settings: Settings) -> Running {
+        let (observed, stop) = (Observed::new(W::NAME), CancellationToken::new());
+        let (seen, stopped) = (observed.clone(), stop.clone());
+        let task =
+            tokio::spawn(async move { runtime::run(Arc::new(worker), &settings, seen, stopped).await });
+        let Observed { stats, readiness } = observed;
+        Running { stats, readiness, stop, task }
+    }
+
+    /// Publishes requests and waits until the broker has stored them.
+    pub async fn publish(&self, requests: impl IntoIterator<Item = Published>) {
+        let mut waiting = Vec::new();
+        for request in requests {
+            let headers = request.header_map();
+            let sent = self.jetstream.publish_with_headers(request.subject, headers, request.body.into());
+            waiting.push(sent.await.expect("a publish"));
+        }
+        for acknowledged in waiting {
+            acknowledged.await.expect("an acknowledged publish");
+        }
+    }
+
+    /// Listens on a subject.
+    pub async fn subscribe(&self, subject: &str) -> async_nats::Subscriber {
+        let client = self.jetstream.client();
+        let subscriber = client.subscribe(subject.to_owned()).await.expect("a subscription");
+        client.flush().await.expect("a broker that has it");
+        subscriber
+    }
+
+    /// The secret half of an identity's nkey, at a broker that knows identities.
+    pub fn seed(&self, identity: &str) -> String {
+        let file = self.folder.path().join(format!("nkeys/{identity}.nk"));
+        std::fs::read_to_string(file).expect("a key").trim().to_owned()
+    }
+
+    /// A consumer of the broker.
+    pub async fn consumer(&self, stream: &str, name: &str) -> PullConsumer {
+        self.jetstream.get_consumer_from_stream(name, stream).await.expect("a consumer")
+    }
+
+    /// Waits until everything a worker's stream holds is settled.
+    pub async fn drained<W: Worker>(&self) {
+        let consumer = self.consumer(W::STREAM, W::NAME).await;
+        // For a moment after a publish the server may not count the message as one that the consumer has before it.
+        let stream = self.jetstream.get_stream(W::STREAM).await.expect("a stream");
+        let last = stream.cached_info().state.last_sequence;
+        eventually("everything in the stream is settled", async || {
+            let info = consumer.get_info().await.ok()?;
+            let delivered = info.delivered.stream_sequence >= last;
+            (delivered && info.num_pending == 0 && info.num_ack_pending == 0).then_some(())
+        })
+        .await;
+    }
+
+    /// Registers a service, which may do what these scopes say: `register("alpha", "context:* session:open")`.
+    pub async fn register(&self, service: &str, scopes: &str) {
+        let scopes = Scope::parse_list(scopes).expect("scopes");
+        let entry = ServiceEntry { scopes, rates: Rates::default() };
+        let service = service.parse().expect("a service");
+        registry::put_service(&mut self.connection().await, &service, &entry).await.expect("a service");
+    }
+
+    /// A connection to the test's database.
+    pub async fn connection(&self) -> AsyncPgConnection {
+        store::connect(&self.settings.postgres.url).await.expect("a connection to the database")
+    }
+
+    /// Runs statements.
+    pub async fn execute(&self, sql: &str) {
+        self.connection().await.batch_execute(sql).await.expect("a statement");
+    }
+
+    /// The number of rows that a FROM clause with its conditions yields: `count("inbox WHERE user_id = 1")`.
+    pub async fn count(&self, from: &str) -> i64 {
+        let query = format!("SELECT count(*) AS number FROM {from}");
+        let rows: Vec<Number> =
+            diesel::sql_query(query).load(&mut self.connection().await).await.expect("a count");
+        rows.iter().map(|row| row.number).sum()
+    }
+
+    /// What an expression yields for each row, as text: `lines("session_id FROM chat_mode_sessions ORDER BY 1")`.
+    pub async fn lines(&self, select: &str) -> Vec<String> {
+        lines_on(&mut self.connection().await, select).await
+    }
+
+    /// Runs requests through a worker of this process and waits until all are settled.
+    pub async fn carry<W: Worker>(&self, worker: W, requests: impl IntoIterator<Item = Published>) {
+        let worker = self.run(worker);
+        self.publish(requests).await;
+        self.drained::<W>().await;
+        worker.stop().await.expect("a clean end");
+    }
+
+    /// A file with this content, which goes with the fixture.
+    pub fn key_file(&self, name: &str, content: &str) -> String {
+        write_file(self.folder.path(), name, content)
+    }
+
+    /// The number of messages a stream holds.
+    pub async fn stored(&self, stream: &str) -> u64 {
+        self.jetstream.get_stream(stream).await.expect("a stream").cached_info().state.messages
+    }
+
+    /// The messages of a stream, oldest first.
+    pub async fn messages(&self, stream: &str) -> Vec<jetstream::message::StreamMessage> {
+        let stream = self.jetstream.get_stream(stream).await.expect("a stream");
+        let state = &stream.cached_info().state;
+        let mut messages = Vec::new();
+        for sequence in state.first_sequence..=state.last_sequence {
+            if let Ok(message) = stream.get_raw_message(sequence).await {
+                messages.push(message);
+            }
+        }
+        messages
+    }
+
+    /// `class: reason` of every dead letter, oldest first.
+    pub async fn dead_letters(&self) -> Vec<String> {
+        let header = |message: &jetstream::message::StreamMessage, name: &str| {
+            message.headers.get(name).map_or_else(String::new, |value| value.as_str().to_owned())
+        };
+        self.messages("DEAD")
+            .await
+            .iter()
+            .map(|message| {
+                let class = header(message, contract::header::DEAD_CLASS);
+                format!("{class}: {}", header(message, contract::header::DEAD_REASON))
+            })
+            .collect()
+    }
+}
+
+#[allow(clippy::expect_used)]
+fn write_file(folder: &Path, name: &str, content: &str) -> String {
+    let file = folder.join(name);
+    std::fs::write(&file, content).expect("a key file");
+    file.to_str().expect("a path").to_owned()
+}
+
+/// The next message of a subscription.
+///
+/// # Panics
+/// If none comes before the deadline.
+#[allow(clippy::expect_used)]
+pub async fn next(subscriber: &mut async_nats::Subscriber) -> async_nats::Message {
+    let next = tokio::time::timeout(crate::wait::DEADLINE, subscriber.next()).await;
+    next.expect("a message in time").expect("a subscription that goes on")
+}
+
+/// What [`Fixture::lines`] gives, on a connection whose settings a test has chosen.
+///
+/// # Panics
+/// If the statement fails.
+#[allow(clippy::expect_used)]
+pub async fn lines_on(connection: &mut AsyncPgConnection, select: &str) -> Vec<String> {
+    let (expression, rest) = select.split_once(" FROM ").expect("a FROM clause");
+    let query = format!("SELECT ({expression})::text AS line FROM {rest}");
+    let rows: Vec<Line> = diesel::sql_query(query).load(connection).await.expect("a query");
+    rows.into_iter().map(|row| row.line.unwrap_or_else(|| "NULL".to_owned())).collect()
+}
