@@ -22,8 +22,16 @@ const USERS: i32 = 40;
 const FIRST_FED: i32 = 1_000;
 const REPLICAS: usize = 2;
 /// Every stage boundary of `runtime`, and how often each is died at.
-const POINTS: [&str; 8] =
-    ["Pulled", "Authorized", "Taken", "Written", "Committed", "FollowedUp", "Acknowledging", "DeadLettered"];
+const POINTS: [&str; 8] = [
+    "Pulled",
+    "Authorized",
+    "Taken",
+    "Written",
+    "Committed",
+    "EventsPublished",
+    "Acknowledging",
+    "DeadLettered",
+];
 const DEATHS_AT_EACH: usize = 5;
 const RANDOM_DEATHS: usize = 15;
 

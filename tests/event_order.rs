@@ -64,7 +64,7 @@ fn start(fixture: &Fixture, worker: &str, crash_at: Option<&str>) -> Child {
 #[tokio::test(flavor = "multi_thread")]
 async fn replicas_of_two_workers_publish_the_events_of_a_session_in_order_also_when_they_die() {
     let fixture = Fixture::with_topology(|topology| {
-        for worker in [ContextWriter::NAME, RouterLogger::NAME] {
+        for worker in [contract::CONTEXT_WRITER.name, contract::ROUTER_LOGGER.name] {
             deliver_again_after(topology, worker, Duration::from_secs(2), 1_000);
         }
     })
@@ -88,7 +88,7 @@ async fn replicas_of_two_workers_publish_the_events_of_a_session_in_order_also_w
         for number in [2, 3, 4] {
             let mut victim = start(&fixture, "context-writer", Some(&format!("Committed:{number}")));
             // There may be nothing left for it to die of.
-            let consumer = fixture.consumer("CONTEXT", ContextWriter::NAME).await;
+            let consumer = fixture.consumer("CONTEXT", contract::CONTEXT_WRITER.name).await;
             let idle = eventually("nothing is left to do", async || {
                 (consumer.get_info().await.ok()?.num_pending == 0).then_some(())
             });

@@ -293,7 +293,7 @@ async fn a_worker_that_was_taken_over_stores_no_request() {
     let own = "_INBOX.context-writer.x";
     let mut answers = worker.subscribe(own).await.expect("a subscription");
     worker.flush().await.expect("a broker");
-    let pull = format!("{API_PREFIX}.CONSUMER.MSG.NEXT.{}.{}", ContextWriter::STREAM, ContextWriter::NAME);
+    let pull = format!("{API_PREFIX}.CONSUMER.MSG.NEXT.{}.{}", "CONTEXT", contract::CONTEXT_WRITER.name);
     let ask = json!({ "batch": 1, "expires": 2_000_000_000 }).to_string();
     // Delivered to the subject of a request, the message would be stored again as if another service had published it.
     let forged = "memory.req.smart-router.user.put.2";
@@ -302,7 +302,7 @@ async fn a_worker_that_was_taken_over_stores_no_request() {
     worker.publish_with_reply(pull, own, ask.into()).await.expect("a publish");
     let answer = next(&mut answers).await;
     assert_eq!(answer.subject.as_str(), "memory.req.simple-chat.user.put.1");
-    assert_eq!(fixture.stored(ContextWriter::STREAM).await, 1);
+    assert_eq!(fixture.stored("CONTEXT").await, 1);
     assert!(refused.lock().await.is_empty());
 }
 

@@ -283,7 +283,7 @@ async fn what_is_learnt_is_what_the_log_says_also_after_repeats_and_deaths() {
         }
     };
     let dying = async {
-        for point in ["Taken:2", "Written:3", "Committed:2", "FollowedUp:2", "Acknowledging:120"] {
+        for point in ["Taken:2", "Written:3", "Committed:2", "EventsPublished:2", "Acknowledging:120"] {
             let mut pair = [start(&fixture, Some(point)), start(&fixture, Some(point))];
             let ended = tokio::time::timeout(testkit::DEADLINE, pair[0].wait()).await;
             assert!(!ended.expect("it dies where it should").expect("a status").success());

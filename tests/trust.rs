@@ -152,7 +152,7 @@ async fn a_revoked_token_is_refused_by_every_replica_within_a_second() {
     let seen = revoked.elapsed();
     assert!(seen < Duration::from_secs(5), "{seen:?} on a busy machine");
     assert_eq!(fixture.count("simple_chat_context").await, 0, "nothing was written after the revocation");
-    assert_eq!(fixture.stored("DEAD").await, fixture.stored(ContextWriter::STREAM).await - 2);
+    assert_eq!(fixture.stored("DEAD").await, fixture.stored("CONTEXT").await - 2);
     for replica in replicas {
         replica.stop().await.expect("a clean end");
     }
@@ -260,7 +260,7 @@ async fn a_refusal_that_cannot_be_recorded_waits() {
     fixture.execute(hide).await;
     let worker = fixture.run(ContextWriter);
     fixture.publish([user(1).without_token()]).await;
-    let consumer = fixture.consumer(ContextWriter::STREAM, ContextWriter::NAME).await;
+    let consumer = fixture.consumer("CONTEXT", contract::CONTEXT_WRITER.name).await;
     eventually("the worker holds it", async || {
         (consumer.get_info().await.ok()?.num_ack_pending == 1).then_some(())
     })
@@ -278,7 +278,8 @@ async fn a_refusal_that_cannot_be_recorded_waits() {
 async fn a_message_is_judged_by_when_it_was_stored() {
     let fixture = Fixture::new().await;
     let state = registry::trust_state(&mut fixture.connection().await).await.expect("a state");
-    let authorizer = runtime::authorize::Authorizer::new(&fixture.settings.trust, ContextWriter::NAME, state);
+    let authorizer =
+        runtime::authorize::Authorizer::new(&fixture.settings.trust, contract::CONTEXT_WRITER.name, state);
     let published = request("user.put", 1, json!({}));
     let subject: RequestSubject = published.subject.parse().expect("a subject");
     let (then, day) = (SystemTime::now(), Duration::from_secs(86_400));

@@ -263,8 +263,15 @@ async fn whoever_dies_when_both_stores_agree() {
     // A request that is published again counts as later than what came between, if the second one is carried out first: so only
     // of the last round.
     let again: Vec<Published> = requests.iter().skip(270).step_by(5).cloned().collect();
-    let points =
-        ["Pulled:2", "Taken:1", "Written:1", "Committed:1", "Committed:2", "FollowedUp:1", "Acknowledging:3"];
+    let points = [
+        "Pulled:2",
+        "Taken:1",
+        "Written:1",
+        "Committed:1",
+        "Committed:2",
+        "EventsPublished:1",
+        "Acknowledging:3",
+    ];
     let half = requests.len() / 2;
     let rest = requests.split_off(half);
     memories.fixture.publish(requests).await;
@@ -320,16 +327,22 @@ async fn without_a_collection_the_worker_says_what_to_do() {
     memories.fixture.execute("DELETE FROM vector_collections").await;
     let mut settings = memories.fixture.settings.clone();
     settings.worker.startup_timeout_s = 1;
-    let error =
-        VectorIndexer::open(&settings, &Readiness::new(VectorIndexer::NAME)).await.unwrap_err().to_string();
+    let error = VectorIndexer::open(&settings, &Readiness::new(contract::VECTOR_INDEXER.name))
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("`memfleet vectors apply` makes it"), "{error}");
     settings.vectors.url = Some("http://127.0.0.1:1".to_owned());
-    let error =
-        VectorIndexer::open(&settings, &Readiness::new(VectorIndexer::NAME)).await.unwrap_err().to_string();
+    let error = VectorIndexer::open(&settings, &Readiness::new(contract::VECTOR_INDEXER.name))
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("vectors.url"), "{error}");
     settings.vectors.url = None;
-    let error =
-        VectorIndexer::open(&settings, &Readiness::new(VectorIndexer::NAME)).await.unwrap_err().to_string();
+    let error = VectorIndexer::open(&settings, &Readiness::new(contract::VECTOR_INDEXER.name))
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("vectors.url is not set"), "{error}");
 }
 

@@ -65,7 +65,9 @@ impl Memories {
     }
 
     pub async fn indexer(&self) -> VectorIndexer {
-        VectorIndexer::open(&self.fixture.settings, &Readiness::new(VectorIndexer::NAME)).await.unwrap()
+        VectorIndexer::open(&self.fixture.settings, &Readiness::new(contract::VECTOR_INDEXER.name))
+            .await
+            .unwrap()
     }
 
     /// Users with a session `s` each.

@@ -6,8 +6,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::facts::RequestFacts;
 use crate::limit;
 use crate::number::Bounded;
+use crate::redaction::SecretFields;
 use crate::value::{Json, JsonObject, List, Name, Secret, Text};
 
 /// What a user may do on the platform.
@@ -277,3 +279,42 @@ pub struct PasskeyRemove {
     /// The credential to remove.
     pub credential_id: Text<1, 1400>,
 }
+
+impl RequestFacts for UserPut {
+    fn redact(&mut self, secrets: &mut SecretFields) {
+        secrets.take_some("password_hash", &mut self.password_hash);
+    }
+}
+
+impl RequestFacts for ProfilePut {}
+
+impl RequestFacts for SettingPut {
+    fn redact(&mut self, secrets: &mut SecretFields) {
+        if self.sensitive {
+            secrets.take("setting_value", &mut self.setting_value);
+        }
+    }
+}
+
+impl RequestFacts for SettingRemove {}
+
+impl RequestFacts for DevicePut {}
+
+impl RequestFacts for DeviceRemove {}
+
+impl RequestFacts for SecondFactorPut {
+    fn redact(&mut self, secrets: &mut SecretFields) {
+        secrets.take("secret_key", &mut self.secret_key);
+        secrets.take("backup_codes", &mut self.backup_codes);
+    }
+}
+
+impl RequestFacts for SecondFactorRemove {}
+
+impl RequestFacts for PasskeyPut {
+    fn redact(&mut self, secrets: &mut SecretFields) {
+        secrets.take("public_key", &mut self.public_key);
+    }
+}
+
+impl RequestFacts for PasskeyRemove {}

@@ -2,7 +2,9 @@ use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::facts::RequestFacts;
 use crate::number::Version;
+use crate::redaction::SecretFields;
 use crate::value::{Json, Name, SessionId};
 
 /// Who may see what an agent remembers. The type `memorytier` of the reference document.
@@ -69,4 +71,41 @@ pub struct AgentContextRemove {
     pub context_key: Name,
     /// Higher than that of every earlier put or remove of the key.
     pub version: Version,
+}
+
+/// Why a put or remove with an old version changes nothing.
+pub(crate) const OLD_VERSION: &str = "this version or a newer one is there";
+
+impl RequestFacts for AgentContextPut {
+    fn session_id(&self) -> Option<&SessionId> {
+        Some(&self.session_id)
+    }
+
+    fn source_agent(&self) -> Option<&str> {
+        Some(self.agent_id.as_str())
+    }
+
+    fn unchanged_reason(&self) -> &'static str {
+        OLD_VERSION
+    }
+
+    fn redact(&mut self, secrets: &mut SecretFields) {
+        if self.sensitive {
+            secrets.take("context_value", &mut self.context_value);
+        }
+    }
+}
+
+impl RequestFacts for AgentContextRemove {
+    fn session_id(&self) -> Option<&SessionId> {
+        Some(&self.session_id)
+    }
+
+    fn source_agent(&self) -> Option<&str> {
+        Some(self.agent_id.as_str())
+    }
+
+    fn unchanged_reason(&self) -> &'static str {
+        OLD_VERSION
+    }
 }

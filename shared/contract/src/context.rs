@@ -2,7 +2,10 @@ use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::agent::OLD_VERSION;
+use crate::facts::{Prerequisite, RequestFacts};
 use crate::number::{Priority, Version};
+use crate::redaction::SecretFields;
 use crate::value::{Json, Name, SessionId};
 
 /// What a context holds. The column `simple_chat_context.context_type` of the reference document.
@@ -105,4 +108,38 @@ pub struct ContextRemove {
     pub context_key: Name,
     /// Higher than that of every earlier put or remove of the key.
     pub version: Version,
+}
+
+impl RequestFacts for ContextPut {
+    fn session_id(&self) -> Option<&SessionId> {
+        Some(&self.session_id)
+    }
+
+    fn prerequisite(&self) -> Prerequisite<'_> {
+        Prerequisite::Session(&self.session_id)
+    }
+
+    fn unchanged_reason(&self) -> &'static str {
+        OLD_VERSION
+    }
+
+    fn redact(&mut self, secrets: &mut SecretFields) {
+        if self.sensitive {
+            secrets.take("context_value", &mut self.context_value);
+        }
+    }
+}
+
+impl RequestFacts for ContextRemove {
+    fn session_id(&self) -> Option<&SessionId> {
+        Some(&self.session_id)
+    }
+
+    fn prerequisite(&self) -> Prerequisite<'_> {
+        Prerequisite::Session(&self.session_id)
+    }
+
+    fn unchanged_reason(&self) -> &'static str {
+        OLD_VERSION
+    }
 }

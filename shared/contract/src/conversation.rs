@@ -3,8 +3,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::facts::{Prerequisite, RequestFacts};
 use crate::limit;
 use crate::number::Bounded;
+use crate::redaction::SecretFields;
 use crate::value::{JsonObject, List, Name, SessionId, Text};
 
 /// Describes a conversation. A message may come before it.
@@ -126,4 +128,64 @@ pub struct FeedbackPut {
     /// Whether `comment` is stored encrypted only, and stands in no event.
     #[serde(default)]
     pub sensitive: bool,
+}
+
+impl RequestFacts for ConversationPut {
+    /// The events of a conversation are filed under its id.
+    fn event_session(&self) -> &str {
+        self.conversation_id.as_str()
+    }
+
+    fn redact(&mut self, secrets: &mut SecretFields) {
+        if self.sensitive {
+            secrets.take_some("summary", &mut self.summary);
+            secrets.take("metadata", &mut self.metadata);
+        }
+    }
+}
+
+impl RequestFacts for MessageAdd {
+    /// The events of a conversation are filed under its id.
+    fn event_session(&self) -> &str {
+        self.conversation_id.as_str()
+    }
+
+    fn unchanged_reason(&self) -> &'static str {
+        "a message with this message_id is there"
+    }
+
+    fn redact(&mut self, secrets: &mut SecretFields) {
+        if self.sensitive {
+            secrets.take("content", &mut self.content);
+        }
+    }
+}
+
+impl RequestFacts for SummaryPut {
+    fn session_id(&self) -> Option<&SessionId> {
+        Some(&self.session_id)
+    }
+
+    fn prerequisite(&self) -> Prerequisite<'_> {
+        Prerequisite::Session(&self.session_id)
+    }
+
+    fn redact(&mut self, secrets: &mut SecretFields) {
+        if self.sensitive {
+            secrets.take("summary", &mut self.summary);
+            secrets.take("key_topics", &mut self.key_topics);
+        }
+    }
+}
+
+impl RequestFacts for FeedbackPut {
+    fn prerequisite(&self) -> Prerequisite<'_> {
+        Prerequisite::Message(self.message_id)
+    }
+
+    fn redact(&mut self, secrets: &mut SecretFields) {
+        if self.sensitive {
+            secrets.take_some("comment", &mut self.comment);
+        }
+    }
 }

@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use crate::request::EventType;
 use crate::subject::UserId;
 use crate::value::Json;
 
@@ -38,60 +39,7 @@ macro_rules! labels {
         }
     };
 }
-
-labels! {
-    /// What has happened: `noun.verb`, as in the subject of the event. The PostgreSQL type `eventtype`.
-    EventType {
-        /// A user was mirrored.
-        UserStored = "user.stored",
-        /// A profile was mirrored.
-        ProfileStored = "profile.stored",
-        /// A setting was stored.
-        SettingStored = "setting.stored",
-        /// A setting was removed.
-        SettingRemoved = "setting.removed",
-        /// A device was mirrored.
-        DeviceStored = "device.stored",
-        /// A device was removed.
-        DeviceRemoved = "device.removed",
-        /// A second factor was mirrored.
-        SecondFactorStored = "second-factor.stored",
-        /// A second factor was removed.
-        SecondFactorRemoved = "second-factor.removed",
-        /// A WebAuthn credential was mirrored.
-        PasskeyStored = "passkey.stored",
-        /// A WebAuthn credential was removed.
-        PasskeyRemoved = "passkey.removed",
-        /// A session was opened, or opened again.
-        SessionOpened = "session.opened",
-        /// A session was closed.
-        SessionClosed = "session.closed",
-        /// A context was stored.
-        ContextStored = "context.stored",
-        /// A context was removed.
-        ContextRemoved = "context.removed",
-        /// A conversation was described.
-        ConversationStored = "conversation.stored",
-        /// A message was added to a conversation.
-        MessageAdded = "message.added",
-        /// A summary was stored.
-        SummaryStored = "summary.stored",
-        /// Feedback was stored.
-        FeedbackStored = "feedback.stored",
-        /// An agent's context was stored.
-        AgentContextStored = "agent-context.stored",
-        /// An agent's context was removed.
-        AgentContextRemoved = "agent-context.removed",
-        /// A routing decision was logged.
-        DecisionLogged = "decision.logged",
-        /// A tool was asked, has answered, or has failed.
-        ToolReported = "tool.reported",
-        /// Texts were made findable.
-        VectorIndexed = "vector.indexed",
-        /// Texts were forgotten.
-        VectorRemoved = "vector.removed",
-    }
-}
+pub(crate) use labels;
 
 labels! {
     /// What an event means between agents: the communicative acts of FIPA SC00037J. The PostgreSQL type

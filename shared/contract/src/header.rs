@@ -56,3 +56,9 @@ pub const DEAD_TRIES: &str = "Memfleet-Dead-Tries";
 /// On a dead letter: the request id of the message, if it had one. It is not in [`MESSAGE_ID`], which is the
 /// dead letter's own.
 pub const DEAD_REQUEST_ID: &str = "Memfleet-Dead-Request-Id";
+
+/// Of a tick: the subject of the schedule that published it. The server sets it.
+pub const SCHEDULER: &str = "Nats-Scheduler";
+
+/// Of a tick: when the schedule publishes the next one, in RFC 3339, or `purge` for its last one. The server sets it.
+pub const SCHEDULE_NEXT: &str = "Nats-Schedule-Next";

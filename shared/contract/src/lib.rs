@@ -14,11 +14,11 @@
 
 mod account;
 mod agent;
-mod confidential;
 mod context;
 mod conversation;
 mod dead;
 mod event;
+mod facts;
 pub mod header;
 pub mod limit;
 mod locate;
@@ -27,11 +27,13 @@ mod number;
 mod outcome;
 mod query;
 mod redacted;
+mod redaction;
 mod request;
 mod request_kind;
 mod router;
 mod session;
 mod subject;
+mod tick;
 mod token;
 mod value;
 mod vector;
@@ -43,11 +45,11 @@ pub use account::{
     UserStatus,
 };
 pub use agent::{AgentContextPut, AgentContextRemove, MemoryTier};
-pub use confidential::{Confidential, ENCRYPTED};
 pub use context::{AccessLevel, ContextPut, ContextRemove, ContextType};
 pub use conversation::{ConversationPut, FeedbackPut, FeedbackType, MessageAdd, MessageRole, SummaryPut};
 pub use dead::{DeadClass, UnknownDeadClass};
 pub use event::{Event, EventType, Performative};
+pub use facts::{Prerequisite, RequestFacts};
 pub use malformed::Malformed;
 pub use number::{Bounded, Priority, Score, Version};
 pub use outcome::{Outcome, OutcomeStatus};
@@ -58,12 +60,14 @@ pub use query::{
     QUERY_ROOT, Query, QueryKind, READER, REVEAL, RouterAnalytics, RouterAnswer, ScoreParts, SearchAnswer,
     SearchHit, SearchMode, SearchSimilar, SessionInfo, SessionList, SessionPage,
 };
-pub use redacted::Redacted;
+pub use redacted::{Redacted, StreamRequest};
+pub use redaction::{ENCRYPTED, SecretField, SecretFields};
 pub use request::{ContextRequest, Request, RouterRequest, VectorRequest};
 pub use request_kind::{REQUESTS, RequestKind};
 pub use router::{DecisionLog, ToolPhase, ToolReport};
 pub use session::{ChatMode, SessionClose, SessionOpen};
 pub use subject::{DeadSubject, EventSubject, REQUEST_ROOT, RequestSubject, Service, SubjectError, UserId};
+pub use tick::{JOB_ROOT, Job, JobSubject, Tick};
 pub use token::{QueryError, QueryErrorCode, TOKEN_ISSUE, TokenAnswer, TokenAsk};
 pub use value::{Json, JsonObject, List, Many, Name, Secret, SessionId, Text};
 pub use vector::{Embedding, Memory, VECTOR_DIMENSIONS, Vector, VectorIndex, VectorRemove, VectorType};

@@ -1,5 +1,8 @@
-use serde::Serialize;
+use std::fmt;
+
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::account::{
     DevicePut, DeviceRemove, PasskeyPut, PasskeyRemove, ProfilePut, SecondFactorPut, SecondFactorRemove,
@@ -8,23 +11,25 @@ use crate::account::{
 use crate::agent::{AgentContextPut, AgentContextRemove};
 use crate::context::{ContextPut, ContextRemove};
 use crate::conversation::{ConversationPut, FeedbackPut, MessageAdd, SummaryPut};
-use crate::event::EventType;
+use crate::event::labels;
+use crate::facts::RequestFacts;
 use crate::limit;
 use crate::locate::locate;
 use crate::malformed::Malformed;
+use crate::redacted::StreamRequest;
 use crate::request_kind::RequestKind;
 use crate::router::{DecisionLog, ToolReport};
 use crate::session::{SessionClose, SessionOpen};
 use crate::subject::{RequestSubject, UserId};
-use crate::value::{SessionId, check_body};
+use crate::value::check_body;
 use crate::vector::{VectorIndex, VectorRemove};
 use crate::workers;
 
-/// The one table of requests. From it come the enumerations, their decoder, the catalogue, and through that the
-/// streams' subjects and the AsyncAPI document: a new request is one line here.
+/// The table of requests. The enumerations of requests and events, the decoder, [`REQUESTS`], the streams' subjects, the broker
+/// permissions and the AsyncAPI document follow from it: a new request is one line here.
 macro_rules! requests {
     ($($(#[$doc:meta])* $own:ident($worker:ident) {
-        $($variant:ident: $noun:literal $verb:literal => $event:ident,)+
+        $($variant:ident: $noun:literal $verb:literal => $event:ident $label:literal $event_doc:literal,)+
     })+) => {
         /// A decoded request.
         #[derive(Clone, Debug, Serialize)]
@@ -64,6 +69,16 @@ macro_rules! requests {
             pub fn kind(&self) -> &'static RequestKind {
                 match self { $($(Self::$variant(_) => &kinds::$variant,)+)+ }
             }
+
+            /// What it says about itself.
+            pub fn facts(&self) -> &dyn RequestFacts {
+                match self { $($(Self::$variant(request) => request,)+)+ }
+            }
+
+            /// The same, for changing it.
+            pub fn facts_mut(&mut self) -> &mut dyn RequestFacts {
+                match self { $($(Self::$variant(request) => request,)+)+ }
+            }
         }
 
         $(
@@ -77,10 +92,17 @@ macro_rules! requests {
                 )+
             }
 
-            impl $own {
-                /// What kind of request this is.
-                pub fn kind(&self) -> &'static RequestKind {
+            impl StreamRequest for $own {
+                fn kind(&self) -> &'static RequestKind {
                     match self { $(Self::$variant(_) => &kinds::$variant,)+ }
+                }
+
+                fn facts(&self) -> &dyn RequestFacts {
+                    match self { $(Self::$variant(request) => request,)+ }
+                }
+
+                fn facts_mut(&mut self) -> &mut dyn RequestFacts {
+                    match self { $(Self::$variant(request) => request,)+ }
                 }
             }
 
@@ -98,6 +120,16 @@ macro_rules! requests {
                 }
             }
         )+
+
+        labels! {
+            /// What has happened: `noun.verb`, as in the subject of the event. The PostgreSQL type `eventtype`.
+            EventType {
+                $($(
+                    #[doc = $event_doc]
+                    $event = $label,
+                )+)+
+            }
+        }
 
         #[allow(non_upper_case_globals)]
         mod kinds {
@@ -122,68 +154,36 @@ macro_rules! requests {
 requests! {
     /// What context-writer takes.
     ContextRequest(CONTEXT_WRITER) {
-        UserPut: "user" "put" => UserStored,
-        ProfilePut: "profile" "put" => ProfileStored,
-        SettingPut: "setting" "put" => SettingStored,
-        SettingRemove: "setting" "remove" => SettingRemoved,
-        DevicePut: "device" "put" => DeviceStored,
-        DeviceRemove: "device" "remove" => DeviceRemoved,
-        SecondFactorPut: "second-factor" "put" => SecondFactorStored,
-        SecondFactorRemove: "second-factor" "remove" => SecondFactorRemoved,
-        PasskeyPut: "passkey" "put" => PasskeyStored,
-        PasskeyRemove: "passkey" "remove" => PasskeyRemoved,
-        SessionOpen: "session" "open" => SessionOpened,
-        SessionClose: "session" "close" => SessionClosed,
-        ContextPut: "context" "put" => ContextStored,
-        ContextRemove: "context" "remove" => ContextRemoved,
-        ConversationPut: "conversation" "put" => ConversationStored,
-        MessageAdd: "message" "add" => MessageAdded,
-        SummaryPut: "summary" "put" => SummaryStored,
-        FeedbackPut: "feedback" "put" => FeedbackStored,
-        AgentContextPut: "agent-context" "put" => AgentContextStored,
-        AgentContextRemove: "agent-context" "remove" => AgentContextRemoved,
+        UserPut: "user" "put" => UserStored "user.stored" "A user was mirrored.",
+        ProfilePut: "profile" "put" => ProfileStored "profile.stored" "A profile was mirrored.",
+        SettingPut: "setting" "put" => SettingStored "setting.stored" "A setting was stored.",
+        SettingRemove: "setting" "remove" => SettingRemoved "setting.removed" "A setting was removed.",
+        DevicePut: "device" "put" => DeviceStored "device.stored" "A device was mirrored.",
+        DeviceRemove: "device" "remove" => DeviceRemoved "device.removed" "A device was removed.",
+        SecondFactorPut: "second-factor" "put" => SecondFactorStored "second-factor.stored" "A second factor was mirrored.",
+        SecondFactorRemove: "second-factor" "remove" => SecondFactorRemoved "second-factor.removed" "A second factor was removed.",
+        PasskeyPut: "passkey" "put" => PasskeyStored "passkey.stored" "A WebAuthn credential was mirrored.",
+        PasskeyRemove: "passkey" "remove" => PasskeyRemoved "passkey.removed" "A WebAuthn credential was removed.",
+        SessionOpen: "session" "open" => SessionOpened "session.opened" "A session was opened, or opened again.",
+        SessionClose: "session" "close" => SessionClosed "session.closed" "A session was closed.",
+        ContextPut: "context" "put" => ContextStored "context.stored" "A context was stored.",
+        ContextRemove: "context" "remove" => ContextRemoved "context.removed" "A context was removed.",
+        ConversationPut: "conversation" "put" => ConversationStored "conversation.stored" "A conversation was described.",
+        MessageAdd: "message" "add" => MessageAdded "message.added" "A message was added to a conversation.",
+        SummaryPut: "summary" "put" => SummaryStored "summary.stored" "A summary was stored.",
+        FeedbackPut: "feedback" "put" => FeedbackStored "feedback.stored" "Feedback was stored.",
+        AgentContextPut: "agent-context" "put" => AgentContextStored "agent-context.stored" "An agent's context was stored.",
+        AgentContextRemove: "agent-context" "remove" => AgentContextRemoved "agent-context.removed" "An agent's context was removed.",
     }
     /// What router-logger takes.
     RouterRequest(ROUTER_LOGGER) {
-        DecisionLog: "decision" "log" => DecisionLogged,
-        ToolReport: "tool" "report" => ToolReported,
+        DecisionLog: "decision" "log" => DecisionLogged "decision.logged" "A routing decision was logged.",
+        ToolReport: "tool" "report" => ToolReported "tool.reported" "A tool was asked, has answered, or has failed.",
     }
     /// What vector-indexer takes.
     VectorRequest(VECTOR_INDEXER) {
-        VectorIndex: "vector" "index" => VectorIndexed,
-        VectorRemove: "vector" "remove" => VectorRemoved,
-    }
-}
-
-impl Request {
-    /// The session that it belongs to; none for what belongs to the user as such.
-    pub fn session_id(&self) -> Option<&SessionId> {
-        match self {
-            Self::SessionOpen(open) => Some(&open.session_id),
-            Self::SessionClose(close) => Some(&close.session_id),
-            Self::ContextPut(put) => Some(&put.session_id),
-            Self::ContextRemove(remove) => Some(&remove.session_id),
-            Self::SummaryPut(put) => Some(&put.session_id),
-            Self::AgentContextPut(put) => Some(&put.session_id),
-            Self::AgentContextRemove(remove) => Some(&remove.session_id),
-            Self::DecisionLog(log) => Some(&log.session_id),
-            Self::ToolReport(report) => Some(&report.session_id),
-            Self::VectorIndex(index) => index.session_id.as_ref(),
-            Self::VectorRemove(remove) => remove.session_id.as_ref(),
-            Self::UserPut(_)
-            | Self::ProfilePut(_)
-            | Self::SettingPut(_)
-            | Self::SettingRemove(_)
-            | Self::DevicePut(_)
-            | Self::DeviceRemove(_)
-            | Self::SecondFactorPut(_)
-            | Self::SecondFactorRemove(_)
-            | Self::PasskeyPut(_)
-            | Self::PasskeyRemove(_)
-            | Self::ConversationPut(_)
-            | Self::MessageAdd(_)
-            | Self::FeedbackPut(_) => None,
-        }
+        VectorIndex: "vector" "index" => VectorIndexed "vector.indexed" "Texts were made findable.",
+        VectorRemove: "vector" "remove" => VectorRemoved "vector.removed" "Texts were forgotten.",
     }
 }
 

@@ -3,8 +3,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::event::Performative;
+use crate::facts::{Prerequisite, RequestFacts};
 use crate::limit;
 use crate::number::{Bounded, Score};
+use crate::redaction::SecretFields;
 use crate::value::{Json, List, SessionId, Text};
 
 /// Logs how a request of the user was routed, once it is known how it ended. A decision never changes.
@@ -93,4 +96,47 @@ pub struct ToolReport {
     /// Its arguments, its result, or what went wrong. Everybody who may hear of the session's events reads it.
     #[serde(default)]
     pub detail: Option<Json>,
+}
+
+impl RequestFacts for DecisionLog {
+    fn session_id(&self) -> Option<&SessionId> {
+        Some(&self.session_id)
+    }
+
+    fn prerequisite(&self) -> Prerequisite<'_> {
+        Prerequisite::Session(&self.session_id)
+    }
+
+    fn unchanged_reason(&self) -> &'static str {
+        "a decision with this decision_id is there"
+    }
+
+    fn redact(&mut self, secrets: &mut SecretFields) {
+        if self.sensitive {
+            secrets.take("user_request", &mut self.user_request);
+            secrets.take_some("error_details", &mut self.error_details);
+        }
+    }
+}
+
+impl RequestFacts for ToolReport {
+    fn session_id(&self) -> Option<&SessionId> {
+        Some(&self.session_id)
+    }
+
+    fn target_agent(&self) -> Option<&str> {
+        Some(self.tool.as_str())
+    }
+
+    fn performative(&self) -> Performative {
+        match self.phase {
+            ToolPhase::Requested => Performative::Request,
+            ToolPhase::Succeeded => Performative::Inform,
+            ToolPhase::Failed => Performative::Failure,
+        }
+    }
+
+    fn prerequisite(&self) -> Prerequisite<'_> {
+        Prerequisite::Session(&self.session_id)
+    }
 }

@@ -1,6 +1,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::facts::{Prerequisite, RequestFacts};
 use crate::value::{JsonObject, SessionId};
 
 /// Which service leads a session. The column `chat_mode_sessions.chat_mode` of the reference document.
@@ -54,4 +55,20 @@ pub struct SessionOpen {
 pub struct SessionClose {
     /// A session that has been opened.
     pub session_id: SessionId,
+}
+
+impl RequestFacts for SessionOpen {
+    fn session_id(&self) -> Option<&SessionId> {
+        Some(&self.session_id)
+    }
+}
+
+impl RequestFacts for SessionClose {
+    fn session_id(&self) -> Option<&SessionId> {
+        Some(&self.session_id)
+    }
+
+    fn prerequisite(&self) -> Prerequisite<'_> {
+        Prerequisite::Session(&self.session_id)
+    }
 }

@@ -19,6 +19,9 @@ pub enum SubjectError {
     /// A service name with other characters than `a-z 0-9 -`.
     #[error("the service must be 1 to {} characters out of a-z 0-9 -", limit::SERVICE_CHARS)]
     Service,
+    /// A job name with other characters than `a-z 0-9 -`.
+    #[error("the job must be 1 to {} characters out of a-z 0-9 -", limit::SERVICE_CHARS)]
+    Job,
     /// No decimal number from 0 to 2147483647.
     #[error("the user id must be a number from 0 to 2147483647 without leading zeros")]
     User,

@@ -6,6 +6,7 @@ use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::facts::{Prerequisite, RequestFacts};
 use crate::limit;
 use crate::number::Score;
 use crate::value::{JsonObject, Many, SessionId, Text};
@@ -179,5 +180,46 @@ impl JsonSchema for Vector {
         json_schema!({
             "type": "array", "items": { "type": "number" }, "minItems": 1, "maxItems": VECTOR_DIMENSIONS
         })
+    }
+}
+
+/// Why a request that comes late changes nothing.
+const LATE: &str = "a later request has written or removed it";
+
+impl RequestFacts for VectorIndex {
+    fn session_id(&self) -> Option<&SessionId> {
+        self.session_id.as_ref()
+    }
+
+    fn prerequisite(&self) -> Prerequisite<'_> {
+        self.session_id.as_ref().map_or(Prerequisite::User, Prerequisite::Session)
+    }
+
+    fn unchanged_reason(&self) -> &'static str {
+        LATE
+    }
+
+    /// The request without vectors, which are in the vector store, and without what was said before, which has events of its own.
+    fn event_payload(&self) -> Option<String> {
+        let mut index = self.clone();
+        for memory in index.memories.as_mut_slice() {
+            (memory.embedding, memory.preceding_text) = (None, None);
+        }
+        // A request always has a JSON text; if it had none, its event carries nothing rather than the vectors.
+        Some(serde_json::to_string(&index).unwrap_or_else(|_| "{}".to_owned()))
+    }
+}
+
+impl RequestFacts for VectorRemove {
+    fn session_id(&self) -> Option<&SessionId> {
+        self.session_id.as_ref()
+    }
+
+    fn prerequisite(&self) -> Prerequisite<'_> {
+        self.session_id.as_ref().map_or(Prerequisite::User, Prerequisite::Session)
+    }
+
+    fn unchanged_reason(&self) -> &'static str {
+        LATE
     }
 }

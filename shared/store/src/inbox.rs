@@ -18,8 +18,30 @@ pub struct Entry {
     pub user_id: i32,
     /// The request id.
     pub message_id: Uuid,
-    /// The id that the event of its effect will have. Unique for every delivery.
+    /// The id of the first event that it causes. Unique for every delivery.
     pub event_id: Uuid,
+    /// How many events it causes.
+    pub event_count: i32,
+}
+
+impl Entry {
+    /// The ids of its events, in order.
+    pub fn event_ids(&self) -> impl Iterator<Item = Uuid> + use<> {
+        event_ids(self.event_id, usize::try_from(self.event_count).unwrap_or(0))
+    }
+}
+
+/// The low bits of a UUIDv7 that are random: `rand_b` of RFC 9562, section 5.7.
+const RANDOM_BITS: u128 = (1 << 62) - 1;
+
+/// The ids of the events of one message, in order. They follow from the first, a UUIDv7, so that the inbox needs to keep only
+/// that one and their number; they have its time, and so lie in the same partition.
+pub fn event_ids(first: Uuid, count: usize) -> impl Iterator<Item = Uuid> + use<> {
+    let first = first.as_u128();
+    (0..count as u128).map(move |n| {
+        let random = (first & RANDOM_BITS).wrapping_add(n) & RANDOM_BITS;
+        Uuid::from_u128((first & !RANDOM_BITS) | random)
+    })
 }
 
 #[derive(QueryableByName)]
@@ -60,20 +82,23 @@ pub async fn take(
     Ok(taken.into_iter().map(|row| row.event_id).collect())
 }
 
-/// Gives back messages taken in this transaction that had no effect and shall be tried again.
+/// Releases messages taken in this transaction that had no effect and are tried again or dead-lettered.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
-pub async fn give_back(
+pub async fn release(
     connection: &mut AsyncPgConnection,
     worker: &str,
     entries: &[Entry],
 ) -> Result<(), Fault> {
-    const GIVE_BACK: &str = "
+    const RELEASE: &str = "
         DELETE FROM inbox USING unnest($2::integer[], $3::uuid[]) AS m (user_id, message_id)
         WHERE inbox.worker = $1 AND inbox.user_id = m.user_id AND inbox.message_id = m.message_id";
+    if entries.is_empty() {
+        return Ok(());
+    }
     prepared(
-        diesel::sql_query(GIVE_BACK)
+        diesel::sql_query(RELEASE)
             .bind::<Text, _>(worker)
             .bind::<Array<Integer>, _>(column(entries, |entry| entry.user_id))
             .bind::<Array<SqlUuid>, _>(column(entries, |entry| entry.message_id)),
@@ -83,17 +108,45 @@ pub async fn give_back(
     Ok(())
 }
 
-/// The event ids that the transactions which took these messages gave them, by user and message.
+/// Keeps how many events messages taken in this transaction caused, where it is not one.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
-pub async fn event_ids(
+pub async fn count_events(
+    connection: &mut AsyncPgConnection,
+    worker: &str,
+    entries: &[Entry],
+) -> Result<(), Fault> {
+    const COUNT: &str = "
+        UPDATE inbox SET event_count = m.event_count
+        FROM unnest($2::integer[], $3::uuid[], $4::integer[]) AS m (user_id, message_id, event_count)
+        WHERE inbox.worker = $1 AND inbox.user_id = m.user_id AND inbox.message_id = m.message_id";
+    if entries.is_empty() {
+        return Ok(());
+    }
+    prepared(
+        diesel::sql_query(COUNT)
+            .bind::<Text, _>(worker)
+            .bind::<Array<Integer>, _>(column(entries, |entry| entry.user_id))
+            .bind::<Array<SqlUuid>, _>(column(entries, |entry| entry.message_id))
+            .bind::<Array<Integer>, _>(column(entries, |entry| entry.event_count)),
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// What the transactions that took these messages noted of them.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn find(
     connection: &mut AsyncPgConnection,
     worker: &str,
     entries: &[Entry],
 ) -> Result<Vec<Entry>, Fault> {
     const FIND: &str = "
-        SELECT i.user_id, i.message_id, i.event_id
+        SELECT i.user_id, i.message_id, i.event_id, i.event_count
         FROM unnest($2::integer[], $3::uuid[]) AS m (user_id, message_id)
         JOIN inbox i ON i.worker = $1 AND i.user_id = m.user_id AND i.message_id = m.message_id";
     #[derive(QueryableByName)]
@@ -104,6 +157,8 @@ pub async fn event_ids(
         message_id: Uuid,
         #[diesel(sql_type = SqlUuid)]
         event_id: Uuid,
+        #[diesel(sql_type = Integer)]
+        event_count: i32,
     }
     if entries.is_empty() {
         return Ok(Vec::new());
@@ -118,7 +173,12 @@ pub async fn event_ids(
     .await?;
     Ok(rows
         .into_iter()
-        .map(|row| Entry { user_id: row.user_id, message_id: row.message_id, event_id: row.event_id })
+        .map(|Row { user_id, message_id, event_id, event_count }| Entry {
+            user_id,
+            message_id,
+            event_id,
+            event_count,
+        })
         .collect())
 }
 
@@ -149,4 +209,25 @@ pub async fn forget_before(
 
 fn column<T>(entries: &[Entry], field: impl Fn(&Entry) -> T) -> Vec<T> {
     entries.iter().map(field).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ids_of_events_follow_from_the_first_and_keep_its_time() {
+        let first = Uuid::now_v7();
+        let ids: Vec<Uuid> = event_ids(first, 1_000).collect();
+        assert_eq!(ids.first(), Some(&first));
+        assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), 1_000);
+        // The time, the version and the variant are all but the low 62 bits.
+        assert!(
+            ids.iter().all(|id| id.as_u128() >> 62 == first.as_u128() >> 62 && id.get_version_num() == 7)
+        );
+        // Also where the random bits end in ones only.
+        let last = Uuid::from_u128(first.as_u128() | RANDOM_BITS);
+        assert!(event_ids(last, 3).all(|id| id.as_u128() >> 62 == first.as_u128() >> 62));
+        assert_eq!(event_ids(first, 0).count(), 0);
+    }
 }

@@ -8,7 +8,7 @@ use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Nullable, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use futures::StreamExt;
-use runtime::{Observed, Readiness, RunError, Stats, Worker, broker};
+use runtime::{ExternalWorker, Observed, Readiness, RunError, Stats, broker};
 use stack::{Nats, NatsOptions, Programs};
 use store::registry::{self, Rates, ServiceEntry};
 use tokio::task::JoinHandle;
@@ -180,13 +180,13 @@ impl Fixture {
     }
 
     /// Starts a worker in this process.
-    pub fn run<W: Worker>(&self, worker: W) -> Running {
+    pub fn run<W: ExternalWorker>(&self, worker: W) -> Running {
         self.run_with(worker, self.settings.clone())
     }
 
     /// Starts a worker in this process with other settings.
-    pub fn run_with<W: Worker>(&self, worker: W, settings: Settings) -> Running {
-        let (observed, stop) = (Observed::new(W::NAME), CancellationToken::new());
+    pub fn run_with<W: ExternalWorker>(&self, worker: W, settings: Settings) -> Running {
+        let (observed, stop) = (Observed::new(W::INFO.name), CancellationToken::new());
         let (seen, stopped) = (observed.clone(), stop.clone());
         let task =
             tokio::spawn(async move { runtime::run(Arc::new(worker), &settings, seen, stopped).await });
@@ -227,10 +227,10 @@ impl Fixture {
     }
 
     /// Waits until everything a worker's stream holds is settled.
-    pub async fn drained<W: Worker>(&self) {
-        let consumer = self.consumer(W::STREAM, W::NAME).await;
+    pub async fn drained<W: ExternalWorker>(&self) {
+        let consumer = self.consumer(W::INFO.stream.expect("a stream"), W::INFO.name).await;
         // For a moment after a publish the server may not count the message as one that the consumer has before it.
-        let stream = self.jetstream.get_stream(W::STREAM).await.expect("a stream");
+        let stream = self.jetstream.get_stream(W::INFO.stream.expect("a stream")).await.expect("a stream");
         let last = stream.cached_info().state.last_sequence;
         eventually("everything in the stream is settled", async || {
             let info = consumer.get_info().await.ok()?;
@@ -272,7 +272,7 @@ impl Fixture {
     }
 
     /// Runs requests through a worker of this process and waits until all are settled.
-    pub async fn carry<W: Worker>(&self, worker: W, requests: impl IntoIterator<Item = Published>) {
+    pub async fn carry<W: ExternalWorker>(&self, worker: W, requests: impl IntoIterator<Item = Published>) {
         let worker = self.run(worker);
         self.publish(requests).await;
         self.drained::<W>().await;

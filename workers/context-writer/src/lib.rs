@@ -9,54 +9,41 @@
 //! - A context carries a version, and a higher one wins. A removed context leaves its version behind.
 //! - Any other record that can change carries none; of two, the one that JetStream stored later wins.
 //!
-//! What is secret, or marked `sensitive`, is taken out of a request when it is read, and written to `encrypted_fields` once the
+//! What is secret, or marked `sensitive`, is taken out of a request when it is decoded, and written to `encrypted_fields` once the
 //! row it belongs to is there.
 //!
-//! A message that needs something that is not there (a context whose session is not open yet) is given the verdict
-//! [`Verdict::MissingPrerequisite`], and the rest of the batch goes through.
+//! A message whose prerequisite is missing (a context whose session is not open yet) is retried later; the rest of the batch is
+//! unaffected.
 
-mod event;
 pub mod store;
 
 use ::store::{Connection, Fault};
-use contract::{ContextRequest, Malformed, RequestSubject, SessionId};
+use contract::{CONTEXT_WRITER, ContextRequest, WorkerInfo};
 use keys::DataKeys;
 use runtime::{Message, Verdict, Worker};
-
-/// What the worker takes in.
-pub type Redacted = contract::Redacted<ContextRequest>;
+use store::Done;
 
 /// The worker.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ContextWriter;
 
 impl Worker for ContextWriter {
-    const NAME: &'static str = "context-writer";
-    const STREAM: &'static str = "CONTEXT";
+    const INFO: &'static WorkerInfo = &CONTEXT_WRITER;
     const ENCRYPTS: bool = true;
-    type Request = Redacted;
-    type Prepared = ();
-
-    fn decode(&self, subject: &RequestSubject, body: &[u8]) -> Result<Redacted, Malformed> {
-        Redacted::decode(subject, body)
-    }
-
-    fn session<'a>(&self, request: &'a Redacted) -> Option<&'a str> {
-        request.session_id.as_ref().map(SessionId::as_str)
-    }
-
-    fn needs_key(&self, request: &Redacted) -> bool {
-        !request.secrets.is_empty()
-    }
+    type Item = ContextRequest;
 
     async fn write<'a>(
         &'a self,
         connection: &'a mut Connection,
-        batch: &'a [&'a Message<Redacted>],
+        batch: &'a [&'a Message<ContextRequest>],
         keys: &'a DataKeys,
-        (): &'a (),
     ) -> Result<Vec<Verdict>, Fault> {
         let done = store::write(connection, batch, keys).await?;
-        Ok(batch.iter().zip(done).map(|(message, done)| event::verdict(message, done)).collect())
+        let verdict = |(message, done): (&&Message<ContextRequest>, Done)| match done {
+            Done::Applied(_) => Verdict::applied(message),
+            Done::Stale => Verdict::unchanged(message),
+            Done::Missing => Verdict::missing_prerequisite(message),
+        };
+        Ok(batch.iter().zip(done).map(verdict).collect())
     }
 }

@@ -50,9 +50,9 @@ impl WorkerName {
     /// The name of its crate, consumer and role.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::ContextWriter => ContextWriter::NAME,
-            Self::RouterLogger => RouterLogger::NAME,
-            Self::VectorIndexer => VectorIndexer::NAME,
+            Self::ContextWriter => contract::CONTEXT_WRITER.name,
+            Self::RouterLogger => contract::ROUTER_LOGGER.name,
+            Self::VectorIndexer => contract::VECTOR_INDEXER.name,
             Self::MemoryReader => memory_reader::NAME,
             Self::TokenIssuer => token_issuer::NAME,
         }

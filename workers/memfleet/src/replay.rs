@@ -8,13 +8,12 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use context_writer::ContextWriter;
-use contract::{Event, REQUESTS, RequestKind, RequestSubject, Service, UserId};
+use contract::{ContextRequest, Event, REQUESTS, Redacted, RequestKind, RequestSubject, Service, UserId};
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Integer, Text};
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
 use keys::DataKeys;
-use runtime::{Message, Worker};
+use runtime::{Message, Source};
 use serde::Serialize;
 use store::blackboard::{self, Recorded};
 use store::{Connection, Fault, FaultKind};
@@ -138,17 +137,13 @@ async fn in_scratch(connection: &mut Connection, user: UserId, as_of: i64) -> Re
 }
 
 /// The request that an event carries, if it is one of context-writer's.
-fn message(recorded: Recorded) -> Option<Result<Message<context_writer::Redacted>, Fault>> {
+fn message(recorded: Recorded) -> Option<Result<Message<ContextRequest>, Fault>> {
     let Recorded { event, request_id } = recorded;
     let kind = REQUESTS.iter().find(|kind| kind.event == event.event_type)?;
-    (kind.worker == ContextWriter::NAME).then(|| decode(event, request_id, kind))
+    (kind.worker == contract::CONTEXT_WRITER.name).then(|| decode(event, request_id, kind))
 }
 
-fn decode(
-    event: Event,
-    request_id: Uuid,
-    kind: &RequestKind,
-) -> Result<Message<context_writer::Redacted>, Fault> {
+fn decode(event: Event, request_id: Uuid, kind: &RequestKind) -> Result<Message<ContextRequest>, Fault> {
     let unreadable = |problem: String| Fault {
         kind: FaultKind::Permanent,
         reason: format!("the event {} cannot be replayed: {problem}", event.event_sequence),
@@ -158,13 +153,13 @@ fn decode(
     let subject = RequestSubject { service, noun, verb, user_id: event.user_id };
     let body = Bytes::from(event.payload.as_str().to_owned());
     let decoded = contract::Request::recorded(&subject, &body);
-    let decoded = decoded.and_then(context_writer::Redacted::new);
-    let mut request = decoded.map_err(|malformed| unreadable(malformed.to_string()))?;
-    // An event has markers where secrets were, and they are none.
-    request.secrets.clear();
+    let decoded = decoded.and_then(Redacted::new);
+    let Redacted { request, .. } = decoded.map_err(|malformed| unreadable(malformed.to_string()))?;
     Ok(Message {
         request,
-        subject,
+        // An event has markers where secrets were, and they are none.
+        secrets: Vec::new(),
+        source: Source::Request(subject),
         request_id,
         parent_event_id: None,
         // Of two records without a version the later one wins: later is what has the higher number.

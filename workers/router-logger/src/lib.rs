@@ -9,48 +9,35 @@
 //!
 //! A message whose session is not known waits for it: sessions are opened on another stream, which may be behind.
 
-mod event;
 pub mod store;
 
 use ::store::{Connection, Fault};
-use contract::{Malformed, RequestSubject, RouterRequest, SessionId};
+use contract::{ROUTER_LOGGER, RouterRequest, WorkerInfo};
 use keys::DataKeys;
 use runtime::{Message, Verdict, Worker};
-
-/// What the worker takes in.
-pub type Redacted = contract::Redacted<RouterRequest>;
+use store::Done;
 
 /// The worker.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RouterLogger;
 
 impl Worker for RouterLogger {
-    const NAME: &'static str = "router-logger";
-    const STREAM: &'static str = "ROUTER";
+    const INFO: &'static WorkerInfo = &ROUTER_LOGGER;
     const ENCRYPTS: bool = true;
-    type Request = Redacted;
-    type Prepared = ();
-
-    fn decode(&self, subject: &RequestSubject, body: &[u8]) -> Result<Redacted, Malformed> {
-        Redacted::decode(subject, body)
-    }
-
-    fn session<'a>(&self, request: &'a Redacted) -> Option<&'a str> {
-        request.session_id.as_ref().map(SessionId::as_str)
-    }
-
-    fn needs_key(&self, request: &Redacted) -> bool {
-        !request.secrets.is_empty()
-    }
+    type Item = RouterRequest;
 
     async fn write<'a>(
         &'a self,
         connection: &'a mut Connection,
-        batch: &'a [&'a Message<Redacted>],
+        batch: &'a [&'a Message<RouterRequest>],
         keys: &'a DataKeys,
-        (): &'a (),
     ) -> Result<Vec<Verdict>, Fault> {
         let done = store::write(connection, batch, keys).await?;
-        Ok(batch.iter().zip(done).map(|(message, done)| event::verdict(message, done)).collect())
+        let verdict = |(message, done): (&&Message<RouterRequest>, Done)| match done {
+            Done::Applied => Verdict::applied(message),
+            Done::There => Verdict::unchanged(message),
+            Done::Missing => Verdict::missing_prerequisite(message),
+        };
+        Ok(batch.iter().zip(done).map(verdict).collect())
     }
 }

@@ -12,8 +12,6 @@ use keys::{DataKeys, Field};
 use runtime::Message;
 use uuid::Uuid;
 
-use crate::Redacted;
-
 /// What a statement did for one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Done {
@@ -27,7 +25,7 @@ pub enum Done {
 
 struct Item<'a, T> {
     index: usize,
-    message: &'a Message<Redacted>,
+    message: &'a Message<RouterRequest>,
     request: &'a T,
 }
 
@@ -103,12 +101,12 @@ const WRITE: &str = concat!(
 /// A [`Fault`] of the database; then nothing of the batch may be committed.
 pub async fn write(
     connection: &mut Connection,
-    batch: &[&Message<Redacted>],
+    batch: &[&Message<RouterRequest>],
     keys: &DataKeys,
 ) -> Result<Vec<Done>, Fault> {
     let (mut decisions, mut reports) = (Vec::new(), Vec::new());
     for (index, &message) in batch.iter().enumerate() {
-        match &message.request.request {
+        match &message.request {
             RouterRequest::DecisionLog(request) => decisions.push(Item { index, message, request }),
             RouterRequest::ToolReport(request) => reports.push(Item { index, message, request }),
         }
@@ -142,7 +140,7 @@ async fn write_decisions(
     };
     let query = diesel::sql_query(WRITE)
         .bind::<Array<SqlUuid>, _>(column(items, |item| item.request.decision_id))
-        .bind::<Array<Integer>, _>(column(items, |item| item.message.subject.user_id.get()))
+        .bind::<Array<Integer>, _>(column(items, |item| item.message.user_id().get()))
         .bind::<Array<Text>, _>(column(items, |item| item.request.session_id.as_str()))
         .bind::<Array<Text>, _>(column(items, |item| item.request.user_request.as_str()))
         .bind::<Array<Text>, _>(column(items, |item| item.request.routing_decision.as_str()))
@@ -172,12 +170,12 @@ async fn write_decisions(
     for answer in answers {
         let item = usize::try_from(answer.ordinal).ok().and_then(|ordinal| items.get(ordinal));
         if let Some(item) = item {
-            known.insert((item.message.subject.user_id.get(), item.request.decision_id));
+            known.insert((item.message.user_id().get(), item.request.decision_id));
             done[item.index] = if answer.is_new { Done::Applied } else { Done::There };
         }
     }
     for item in items.iter().filter(|item| done[item.index] == Done::Missing).collect::<Vec<_>>() {
-        if known.contains(&(item.message.subject.user_id.get(), item.request.decision_id)) {
+        if known.contains(&(item.message.user_id().get(), item.request.decision_id)) {
             done[item.index] = Done::There;
         }
     }
@@ -213,7 +211,7 @@ async fn note_reports(
         return Ok(());
     }
     let query = diesel::sql_query(FIND)
-        .bind::<Array<Integer>, _>(column(items, |item| item.message.subject.user_id.get()))
+        .bind::<Array<Integer>, _>(column(items, |item| item.message.user_id().get()))
         .bind::<Array<Text>, _>(column(items, |item| item.request.session_id.as_str()));
     let found: Vec<Found> = ::store::prepared(query).load(connection).await?;
     for Found { ordinal } in found {
@@ -233,10 +231,10 @@ async fn write_secrets(
 ) -> Result<(), Fault> {
     let new = items.iter().filter(|item| done[item.index] == Done::Applied);
     let secrets: Vec<_> = new
-        .flat_map(|item| item.message.request.secrets.iter().map(move |secret| (item, secret)))
+        .flat_map(|item| item.message.secrets.iter().map(move |secret| (item, secret)))
         .map(|(item, secret)| {
             let field = Field {
-                user: item.message.subject.user_id,
+                user: item.message.user_id(),
                 table: "router_decision_log",
                 column: secret.field,
                 row: item.request.decision_id,

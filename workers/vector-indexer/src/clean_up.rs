@@ -4,17 +4,17 @@
 //! have been quicker.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
 
 use ::store::{Fault, security};
+use contract::VectorRequest;
 use diesel_async::AsyncConnection;
 use runtime::Ended;
 use uuid::Uuid;
 use vectors::{Superseded, VectorError};
 
+use crate::VectorIndexer;
 use crate::prepare::{Item, Prepared, Ready, fault, written};
-use crate::store::when_written;
-use crate::{Redacted, VectorIndexer};
+use crate::store::{Replaced, when_written};
 
 /// A memory of a message that ends.
 struct Left<'a> {
@@ -23,14 +23,14 @@ struct Left<'a> {
     /// When the message was stored, in microseconds.
     own: i64,
     committed: bool,
-    /// Whether the message was done before this delivery.
-    before: bool,
+    /// Whether there may be points of older requests.
+    replacing: bool,
 }
 
 impl VectorIndexer {
     pub(crate) async fn clean_up_after(
         &self,
-        ended: &[Ended<'_, Redacted>],
+        ended: &[Ended<'_, VectorRequest, Replaced>],
         prepared: &Prepared,
     ) -> Result<(), Fault> {
         let left: Vec<Left<'_>> = ended.iter().flat_map(|ended| left_by(ended, prepared)).collect();
@@ -70,16 +70,23 @@ impl VectorIndexer {
     }
 }
 
-fn left_by<'a>(ended: &Ended<'_, Redacted>, prepared: &'a Prepared) -> Vec<Left<'a>> {
+fn left_by<'a>(ended: &Ended<'_, VectorRequest, Replaced>, prepared: &'a Prepared) -> Vec<Left<'a>> {
     let (items, before) = match prepared.messages.get(&ended.message.event_id) {
         Some(Ready::Index(items) | Ready::Remove(items)) => (items, false),
         Some(Ready::Before(items)) => (items, true),
-        Some(Ready::MissingPrerequisite(_) | Ready::Refused(_) | Ready::Denied(_)) | None => {
+        Some(Ready::MissingPrerequisite(_) | Ready::Rejected(_) | Ready::Denied(_)) | None => {
             return Vec::new();
         }
     };
-    let (user, own) = (ended.message.subject.user_id.get(), written(ended.message));
-    items.iter().map(|item| Left { user, item, own, committed: ended.committed, before }).collect()
+    let (user, own) = (ended.message.user_id().get(), written(ended.message));
+    // A message that was written before this delivery may have replaced anything.
+    let replacing = |item: &Item| {
+        before || item.is_replacing || ended.findings.iter().any(|Replaced(memory)| *memory == item.memory)
+    };
+    items
+        .iter()
+        .map(|item| Left { user, item, own, committed: ended.committed, replacing: replacing(item) })
+        .collect()
 }
 
 impl Left<'_> {
@@ -96,8 +103,7 @@ impl Left<'_> {
         if row != Some(self.own) && self.item.points.is_some() {
             obsolete.push(span(self.own..self.own + 1));
         }
-        let replacing =
-            self.before || self.item.is_replacing.load(Ordering::Relaxed) || row != Some(self.own);
+        let replacing = self.replacing || row != Some(self.own);
         if let Some(row) = row.filter(|_| self.committed && replacing) {
             obsolete.push(span(0..row));
         }

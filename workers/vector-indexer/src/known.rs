@@ -4,15 +4,15 @@ use std::collections::{HashMap, HashSet};
 
 use ::store::vector::{self, Collection, Right};
 use ::store::{Connection, Fault, inbox, security};
-use contract::{UserId, VectorRequest};
+use contract::{StreamRequest, UserId, VECTOR_INDEXER, VectorRequest};
 use diesel::QueryableByName;
 use diesel::sql_types::{Array, Binary, Bool, Integer, Nullable, Text, Uuid as SqlUuid};
 use diesel_async::{AsyncConnection, RunQueryDsl};
-use runtime::{Message, Worker};
+use runtime::Message;
 use uuid::Uuid;
 use vectors::Tenant;
 
-use crate::{Embedded, Redacted, VectorIndexer};
+use crate::Embedded;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -73,7 +73,7 @@ const PARENTS: &str = "
 /// Asks for it, in a transaction under the batch's context.
 pub(crate) async fn of_batch(
     connection: &mut Connection,
-    batch: &[&Message<Redacted>],
+    batch: &[&Message<VectorRequest>],
     grants: &[&str],
 ) -> Result<Known, Fault> {
     connection
@@ -83,8 +83,7 @@ pub(crate) async fn of_batch(
             for tenant in vector::tenants(connection).await? {
                 known.tenants.insert(tenant.user_id, Tenant::new(tenant.tenant, tenant.filter_key));
             }
-            let mut services: Vec<&str> =
-                batch.iter().map(|message| message.subject.service.as_str()).collect();
+            let mut services: Vec<&str> = batch.iter().map(|message| message.publisher()).collect();
             services.sort_unstable();
             services.dedup();
             known.rights = vector::rights(connection, vectors::ALIAS, &services).await?;
@@ -93,12 +92,13 @@ pub(crate) async fn of_batch(
             let entries: Vec<inbox::Entry> = batch
                 .iter()
                 .map(|message| inbox::Entry {
-                    user_id: message.subject.user_id.get(),
+                    user_id: message.user_id().get(),
                     message_id: message.request_id,
                     event_id: message.event_id,
+                    event_count: 1,
                 })
                 .collect();
-            let taken = inbox::event_ids(connection, VectorIndexer::NAME, &entries).await?;
+            let taken = inbox::find(connection, VECTOR_INDEXER.name, &entries).await?;
             known.taken = taken.into_iter().map(|entry| (entry.user_id, entry.message_id)).collect();
             rows(connection, batch, &mut known).await?;
             parents(connection, batch, &mut known).await?;
@@ -109,18 +109,18 @@ pub(crate) async fn of_batch(
 
 async fn rows(
     connection: &mut Connection,
-    batch: &[&Message<Redacted>],
+    batch: &[&Message<VectorRequest>],
     known: &mut Known,
 ) -> Result<(), Fault> {
     let (mut users, mut ids, mut hashes) = (Vec::new(), Vec::new(), Vec::new());
     for message in batch {
-        let user = message.subject.user_id.get();
+        let user = message.user_id().get();
         let mut wanted = |id, hash: Option<[u8; 32]>| {
             users.push(user);
             ids.push(id);
             hashes.push(hash.map(|hash| hash.to_vec()));
         };
-        match &message.request.request {
+        match &message.request {
             VectorRequest::VectorIndex(index) => {
                 for memory in index.memories.as_slice() {
                     let hash = memory.embedding.is_none().then(|| Embedded::new(memory).hash());
@@ -151,7 +151,7 @@ async fn rows(
 
 async fn parents(
     connection: &mut Connection,
-    batch: &[&Message<Redacted>],
+    batch: &[&Message<VectorRequest>],
     known: &mut Known,
 ) -> Result<(), Fault> {
     #[derive(QueryableByName)]
@@ -165,11 +165,11 @@ async fn parents(
     }
     let mut wanted: HashSet<(i32, Option<&str>, Option<Uuid>)> = HashSet::new();
     for message in batch {
-        let user = message.subject.user_id.get();
-        if let Some(session) = &message.request.session_id {
+        let user = message.user_id().get();
+        if let Some(session) = StreamRequest::facts(&message.request).session_id() {
             wanted.insert((user, Some(session.as_str()), None));
         }
-        if let VectorRequest::VectorIndex(index) = &message.request.request {
+        if let VectorRequest::VectorIndex(index) = &message.request {
             let nodes = index.memories.as_slice().iter().filter_map(|memory| memory.memory_node_id);
             wanted.extend(nodes.map(|node| (user, None, Some(node))));
         }

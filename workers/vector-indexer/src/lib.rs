@@ -11,7 +11,6 @@
 
 mod clean_up;
 mod embedding;
-mod event;
 mod known;
 mod prepare;
 pub mod reconcile;
@@ -24,20 +23,20 @@ use std::time::Duration;
 use ::store::vector::Collection;
 use ::store::{Connection, Fault, Pool, PoolOptions};
 use config::Settings;
-use contract::{Malformed, RequestSubject, SessionId, VectorRequest};
+use contract::{VECTOR_INDEXER, VectorRequest, WorkerInfo};
 use keys::DataKeys;
 use runtime::readiness::probe;
 use runtime::{
-    Dependency, Ended, Message, NotReady, ProbeResults, Readiness, StartupDeadline, Verdict, Worker,
+    Dependency, Ended, ExternalWorker, Message, NotReady, ProbeResults, Readiness, Retry, StartupDeadline,
+    Verdict, Written,
 };
 use trust::role_of;
 use vectors::{Embedders, VectorError, Vectors};
 
 pub use prepare::{Item, Prepared, Ready};
+use store::Done;
+pub use store::Replaced;
 pub use text::Embedded;
-
-/// What the worker takes in.
-pub type Redacted = contract::Redacted<VectorRequest>;
 
 /// The worker.
 pub struct VectorIndexer {
@@ -85,7 +84,8 @@ impl VectorIndexer {
     pub async fn open(settings: &Settings, readiness: &Readiness) -> Result<Self, OpenError> {
         let worker = Self::open_now(settings).await?;
         let wait = StartupDeadline::new(readiness, settings);
-        wait.wait_for(Dependency::Postgres, || runtime::check_database(&worker.pool, Self::NAME)).await?;
+        wait.wait_for(Dependency::Postgres, || runtime::check_database(&worker.pool, VECTOR_INDEXER.name))
+            .await?;
         wait.wait_for(Dependency::Qdrant, || worker.check()).await?;
         Ok(worker)
     }
@@ -96,7 +96,7 @@ impl VectorIndexer {
     /// [`OpenError`].
     pub async fn open_now(settings: &Settings) -> Result<Self, OpenError> {
         let pool = ::store::open_pool(
-            &settings.postgres.url_of(&role_of(Self::NAME)),
+            &settings.postgres.url_of(&role_of(VECTOR_INDEXER.name)),
             &PoolOptions {
                 name: "vector-indexer look-up",
                 size: CONNECTIONS,
@@ -136,35 +136,27 @@ impl VectorIndexer {
     }
 }
 
-impl Worker for VectorIndexer {
-    const NAME: &'static str = "vector-indexer";
-    const STREAM: &'static str = "VECTOR";
+impl ExternalWorker for VectorIndexer {
+    const INFO: &'static WorkerInfo = &VECTOR_INDEXER;
     /// A message may hold a hundred texts, each of which takes milliseconds to become a vector.
-    const LARGEST_BATCH: usize = 64;
-    type Request = Redacted;
+    const MAX_BATCH: usize = 64;
+    type Item = VectorRequest;
     type Prepared = Prepared;
+    type Finding = Replaced;
 
-    async fn look(&self) -> ProbeResults {
+    async fn probe(&self) -> ProbeResults {
         let embedder = self.embedder_away.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut looked = vec![(Dependency::Embedder, embedder.map_or(Ok(()), Err))];
-        // Without the database nobody knows what the vector store should have; that it is away is told by itself.
+        let mut results = vec![(Dependency::Embedder, embedder.map_or(Ok(()), Err))];
+        // Without the database nobody knows what the vector store should have; that it is unreachable is reported by itself.
         if let Ok(collections) = self.collections().await {
-            looked.push(probe(Dependency::Qdrant, self.check_vectors(&collections)).await);
+            results.push(probe(Dependency::Qdrant, self.check_vectors(&collections)).await);
         }
-        looked
-    }
-
-    fn decode(&self, subject: &RequestSubject, body: &[u8]) -> Result<Redacted, Malformed> {
-        Redacted::decode(subject, body)
-    }
-
-    fn session<'a>(&self, request: &'a Redacted) -> Option<&'a str> {
-        request.session_id.as_ref().map(SessionId::as_str)
+        results
     }
 
     async fn prepare<'a>(
         &'a self,
-        batch: &'a [&'a Message<Redacted>],
+        batch: &'a [&'a Message<VectorRequest>],
         grants: &'a [&'a str],
     ) -> Result<Prepared, Fault> {
         self.prepare_batch(batch, grants).await
@@ -177,17 +169,23 @@ impl Worker for VectorIndexer {
     async fn write<'a>(
         &'a self,
         connection: &'a mut Connection,
-        batch: &'a [&'a Message<Redacted>],
+        batch: &'a [&'a Message<VectorRequest>],
         _: &'a DataKeys,
         prepared: &'a Prepared,
-    ) -> Result<Vec<Verdict>, Fault> {
-        let done = store::write(connection, batch, prepared).await?;
-        Ok(batch.iter().zip(done).map(|(message, done)| event::verdict(message, done)).collect())
+    ) -> Result<Written<Replaced>, Fault> {
+        let (done, findings) = store::write(connection, batch, prepared).await?;
+        let verdict = |(message, done): (&&Message<VectorRequest>, Done)| match done {
+            Done::Applied => Verdict::applied(message),
+            Done::Late => Verdict::unchanged(message),
+            Done::MissingPrerequisite(reason) => Verdict::Retry(Retry::WithinBudget, reason),
+            Done::Rejected(reason) => Verdict::Rejected(reason),
+        };
+        Ok(Written { verdicts: batch.iter().zip(done).map(verdict).collect(), findings })
     }
 
     async fn clean_up<'a>(
         &'a self,
-        ended: &'a [Ended<'a, Redacted>],
+        ended: &'a [Ended<'a, VectorRequest, Replaced>],
         prepared: &'a Prepared,
     ) -> Result<(), Fault> {
         self.clean_up_after(ended, prepared).await

@@ -2,19 +2,21 @@
 
 use std::collections::HashMap;
 use std::sync::PoisonError;
-use std::sync::atomic::AtomicBool;
 
 use ::store::vector::{Collection, Right};
 use ::store::{Fault, FaultKind};
-use contract::{Memory, Service, SessionId, UserId, VectorIndex, VectorRemove, VectorRequest, VectorType};
-use runtime::{Message, Worker};
+use contract::{
+    Memory, SessionId, StreamRequest, UserId, VECTOR_INDEXER, VectorIndex, VectorRemove, VectorRequest,
+    VectorType,
+};
+use runtime::Message;
 use uuid::Uuid;
 use vectors::{Point, PointKey, Tenant, VectorError, chunk_id, first_point_id, meta_digests};
 
 use crate::embedding::{Made, away, embed_each, points_of};
 use crate::known::{self, Known, Row};
 use crate::text::pieces_of;
-use crate::{Embedded, Redacted, VectorIndexer};
+use crate::{Embedded, VectorIndexer};
 
 /// What was got ready for a batch.
 #[derive(Debug, Default)]
@@ -41,7 +43,7 @@ pub enum Ready {
     /// What it needs is not there; says what.
     MissingPrerequisite(String),
     /// It can never take effect; says why.
-    Refused(String),
+    Rejected(String),
     /// Its service may not do this; says what.
     Denied(String),
 }
@@ -57,13 +59,13 @@ pub struct Item {
     pub points: Option<(Uuid, i32)>,
     /// The texts and their hash.
     pub embedded: Option<(Embedded, [u8; 32])>,
-    /// Whether there may be points of older requests. Once true it stays so, whatever becomes of the transaction.
-    pub(crate) is_replacing: AtomicBool,
+    /// Whether there were points of older requests when it was prepared.
+    pub(crate) is_replacing: bool,
 }
 
 impl Item {
     fn new(tenant: &Tenant, memory: Uuid, row: Option<&Row>) -> Self {
-        let is_replacing = AtomicBool::new(row.is_some());
+        let is_replacing = row.is_some();
         Self { tenant: tenant.clone(), memory, points: None, embedded: None, is_replacing }
     }
 }
@@ -83,13 +85,13 @@ impl Prepared {
 }
 
 /// The place of a request among those for the same memory.
-pub(crate) fn written(message: &Message<Redacted>) -> i64 {
+pub(crate) fn written(message: &Message<VectorRequest>) -> i64 {
     message.stored_at.timestamp_micros()
 }
 
 /// A memory whose vectors are still to be made, or are there.
 struct Draft<'a> {
-    message: &'a Message<Redacted>,
+    message: &'a Message<VectorRequest>,
     index: &'a VectorIndex,
     memory: &'a Memory,
     tenant: Tenant,
@@ -101,7 +103,7 @@ struct Draft<'a> {
 impl VectorIndexer {
     pub(crate) async fn prepare_batch(
         &self,
-        batch: &[&Message<Redacted>],
+        batch: &[&Message<VectorRequest>],
         grants: &[&str],
     ) -> Result<Prepared, Fault> {
         let mut connection = ::store::acquire(&self.pool).await?;
@@ -121,7 +123,7 @@ impl VectorIndexer {
         for &message in batch {
             prepared.messages.insert(message.event_id, self.judge(message, &known));
         }
-        let open = |message: &&&Message<Redacted>| {
+        let open = |message: &&&Message<VectorRequest>| {
             matches!(prepared.messages.get(&message.event_id), Some(Ready::Index(_)))
         };
         let drafts: Vec<Draft<'_>> =
@@ -135,8 +137,9 @@ impl VectorIndexer {
         match self.store_points(&drafts, of_collections, &mut prepared).await {
             // Nobody else is to blame for what the vector store refuses of a message that is alone.
             Err(fault) if fault.kind == FaultKind::Permanent && batch.len() == 1 => {
-                let refused =
-                    |message: &&Message<Redacted>| (message.event_id, Ready::Refused(fault.reason.clone()));
+                let refused = |message: &&Message<VectorRequest>| {
+                    (message.event_id, Ready::Rejected(fault.reason.clone()))
+                };
                 prepared.messages = batch.iter().map(refused).collect();
                 Ok(prepared)
             }
@@ -150,13 +153,13 @@ impl VectorIndexer {
     }
 
     /// What can be said of a message before any vector is made.
-    fn judge(&self, message: &Message<Redacted>, known: &Known) -> Ready {
-        let user = message.subject.user_id;
+    fn judge(&self, message: &Message<VectorRequest>, known: &Known) -> Ready {
+        let user = message.user_id();
         let Some(tenant) = known.tenants.get(&user.get()) else {
             return Ready::MissingPrerequisite(format!("user {user} has no account"));
         };
         let item = |id: Uuid| Item::new(tenant, id, known.row(user, id));
-        let ids: Vec<Uuid> = match &message.request.request {
+        let ids: Vec<Uuid> = match &message.request {
             VectorRequest::VectorIndex(index) => {
                 index.memories.as_slice().iter().map(|one| one.memory_id).collect()
             }
@@ -165,16 +168,16 @@ impl VectorIndexer {
         if known.taken.contains(&(user.get(), message.request_id)) {
             return Ready::Before(ids.into_iter().map(item).collect());
         }
-        let problem = match &message.request.request {
+        let problem = match &message.request {
             VectorRequest::VectorIndex(index) => {
-                self.problem_of_index(user, &message.subject.service, index, known)
+                self.problem_of_index(user, message.publisher(), index, known)
             }
             VectorRequest::VectorRemove(remove) => {
-                problem_of_remove(user, &message.subject.service, remove, known)
+                problem_of_remove(user, message.publisher(), remove, known)
             }
         };
         let missing = || {
-            let session = message.request.session_id.as_ref()?;
+            let session = StreamRequest::facts(&message.request).session_id()?;
             let there = known.sessions.contains(&(user.get(), session.as_str().to_owned()));
             (!there).then(|| {
                 Ready::MissingPrerequisite(format!("session_id: user {user} has opened no session {session}"))
@@ -182,7 +185,7 @@ impl VectorIndexer {
         };
         problem.or_else(missing).unwrap_or_else(|| {
             let items = ids.into_iter().map(item).collect();
-            match &message.request.request {
+            match &message.request {
                 VectorRequest::VectorIndex(_) => Ready::Index(items),
                 VectorRequest::VectorRemove(_) => Ready::Remove(items),
             }
@@ -192,7 +195,7 @@ impl VectorIndexer {
     fn problem_of_index(
         &self,
         user: UserId,
-        service: &Service,
+        service: &str,
         index: &VectorIndex,
         known: &Known,
     ) -> Option<Ready> {
@@ -200,7 +203,7 @@ impl VectorIndexer {
         let mut seen = std::collections::HashSet::new();
         for (place, memory) in index.memories.as_slice().iter().enumerate() {
             let vector_type = memory.vector_type.as_str();
-            if !known.may(service.as_str(), vector_type, |right: &Right| right.may_write) {
+            if !known.may(service, vector_type, |right: &Right| right.may_write) {
                 let name = vectors::ALIAS;
                 return Some(Ready::Denied(format!(
                     "{service} may not index {vector_type} vectors in {name}"
@@ -212,18 +215,18 @@ impl VectorIndexer {
                 return Some(problem);
             }
             if let Some(row) =
-                replaced.filter(|row| !known.may(service.as_str(), &row.vector_type, |right| right.may_write))
+                replaced.filter(|row| !known.may(service, &row.vector_type, |right| right.may_write))
             {
                 let (name, kind) = (vectors::ALIAS, &row.vector_type);
                 return Some(Ready::Denied(format!("{service} may not replace {kind} vectors in {name}")));
             }
             if !seen.insert(memory.memory_id) {
-                return Some(Ready::Refused(format!(
+                return Some(Ready::Rejected(format!(
                     "memories[{place}].memory_id: occurs twice in the request"
                 )));
             }
             if let Some(problem) = self.problem_of_embedding(active, memory) {
-                return Some(Ready::Refused(format!("memories[{place}].embedding{problem}")));
+                return Some(Ready::Rejected(format!("memories[{place}].embedding{problem}")));
             }
             if let Some(node) =
                 memory.memory_node_id.filter(|node| !known.nodes.contains(&(user.get(), *node)))
@@ -266,7 +269,7 @@ impl VectorIndexer {
         for draft in drafts {
             let brought =
                 draft.memory.embedding.as_ref().filter(|one| one.model.as_str() == collection.model);
-            let key = (draft.message.subject.user_id.get(), draft.hash);
+            let key = (draft.message.user_id().get(), draft.hash);
             made.push(match (brought, stored.get(&key)) {
                 (Some(embedding), _) => Some(Ok(vec![embedding.vector.normalised()])),
                 (None, Some(made)) => Some(Ok(made.clone())),
@@ -283,7 +286,7 @@ impl VectorIndexer {
             return Err(away(&problem));
         };
         let pieces = pieces_of(embedder, open().map(|draft| draft.embedded.clone()).collect()).await;
-        let users = open().map(|draft| draft.message.subject.user_id.get());
+        let users = open().map(|draft| draft.message.user_id().get());
         let embedded = embed_each(embedder, users.zip(pieces).collect()).await;
         let mut embedded = embedded.inspect_err(|fault| self.embedder_is(Err(&fault.reason)))?.into_iter();
         Ok(made.into_iter().filter_map(|one| one.or_else(|| embedded.next())).collect())
@@ -298,7 +301,7 @@ impl VectorIndexer {
     ) -> Result<HashMap<(i32, [u8; 32]), Made>, Fault> {
         let mut wanted: HashMap<(i32, [u8; 32]), Vec<Uuid>> = HashMap::new();
         for draft in drafts.iter().filter(|draft| draft.memory.embedding.is_none()) {
-            let user = draft.message.subject.user_id.get();
+            let user = draft.message.user_id().get();
             let same = known.same.get(&(user, draft.hash.to_vec()));
             if let Some(row) = same.filter(|row| row.embedding_model == collection.model)
                 && let Some(first) = row.qdrant_point_id
@@ -330,7 +333,7 @@ impl VectorIndexer {
         for (draft, made) in drafts.iter().zip(of_collections.first().into_iter().flat_map(|(_, made)| made))
         {
             if let Err(reason) = made {
-                let refused = Ready::Refused(format!("memories: {reason}"));
+                let refused = Ready::Rejected(format!("memories: {reason}"));
                 prepared.messages.insert(draft.message.event_id, refused);
             }
         }
@@ -345,7 +348,7 @@ impl VectorIndexer {
                 // its model refuses: it is missing there, with what was stored together with it, until `memfleet vectors migrate`
                 // has looked.
                 Err(VectorError::Refused(reason)) if place > 0 => {
-                    tracing::warn!(worker = Self::NAME, collection = %name, reason, "points are missing in a new collection");
+                    tracing::warn!(worker = VECTOR_INDEXER.name, collection = %name, reason, "points are missing in a new collection");
                 }
                 Err(error) => return Err(fault(error)),
             }
@@ -384,9 +387,9 @@ fn points_of_drafts(
     (points, counts)
 }
 
-fn drafts<'a>(message: &'a Message<Redacted>, known: &Known) -> Vec<Draft<'a>> {
+fn drafts<'a>(message: &'a Message<VectorRequest>, known: &Known) -> Vec<Draft<'a>> {
     let (VectorRequest::VectorIndex(index), Some(tenant)) =
-        (&message.request.request, known.tenants.get(&message.subject.user_id.get()))
+        (&message.request, known.tenants.get(&message.user_id().get()))
     else {
         return Vec::new();
     };
@@ -411,7 +414,7 @@ fn key_of(draft: &Draft<'_>) -> PointKey {
 }
 
 /// Nobody says anything in the future, whatever clock the publisher has.
-pub(crate) fn said_at(message: &Message<Redacted>, memory: &Memory) -> chrono::DateTime<chrono::Utc> {
+pub(crate) fn said_at(message: &Message<VectorRequest>, memory: &Memory) -> chrono::DateTime<chrono::Utc> {
     memory.occurred_at.map_or(message.stored_at, |time| time.min(message.stored_at))
 }
 
@@ -421,19 +424,18 @@ fn foreign_session(session: Option<&SessionId>, live: Option<&Row>, user: UserId
     let is_foreign = row.session_id.as_deref() != Some(session.as_str());
     is_foreign.then(|| {
         let id = row.id;
-        Ready::Refused(format!(
+        Ready::Rejected(format!(
             "session_id: the memory {id} of user {user} is not from the session {session}"
         ))
     })
 }
 
-fn problem_of_remove(user: UserId, service: &Service, remove: &VectorRemove, known: &Known) -> Option<Ready> {
+fn problem_of_remove(user: UserId, service: &str, remove: &VectorRemove, known: &Known) -> Option<Ready> {
     let name = vectors::ALIAS;
-    if !known.rights.iter().any(|right| right.service == service.as_str() && right.may_delete) {
+    if !known.rights.iter().any(|right| right.service == service && right.may_delete) {
         return Some(Ready::Denied(format!("{service} may remove no vectors from {name}")));
     }
-    let may_delete =
-        |vector_type: &str| known.may(service.as_str(), vector_type, |right: &Right| right.may_delete);
+    let may_delete = |vector_type: &str| known.may(service, vector_type, |right: &Right| right.may_delete);
     let may_delete_all = VectorType::ALL.iter().all(|one| may_delete(one.as_str()));
     remove.memory_ids.as_slice().iter().enumerate().find_map(|(place, &id)| {
         let live = known.live(user, id);

@@ -1,7 +1,6 @@
 //! The worker's SQL.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::Ordering;
 
 use ::store::security::Access;
 use ::store::vector::log_operations;
@@ -16,7 +15,6 @@ use diesel_async::RunQueryDsl;
 use runtime::Message;
 use uuid::Uuid;
 
-use crate::Redacted;
 use crate::prepare::{Item, Prepared, Ready, said_at};
 
 /// What became of one request.
@@ -29,8 +27,12 @@ pub enum Done {
     /// What it needs is not there; says what.
     MissingPrerequisite(String),
     /// It can never take effect; says why.
-    Refused(String),
+    Rejected(String),
 }
+
+/// A finding about a message: it replaced what an older request had written of this memory, whose points are obsolete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replaced(pub Uuid);
 
 /// A memory without a node is one by itself. Its title says no more than its type, so that forgetting the text forgets all of it.
 const NODES: &str = "
@@ -93,7 +95,7 @@ struct Won {
 /// A memory of a message.
 struct Line<'a> {
     index: usize,
-    message: &'a Message<Redacted>,
+    message: &'a Message<VectorRequest>,
     item: &'a Item,
     /// What it says; none if it is removed.
     said: Option<(&'a Memory, Option<&'a SessionId>)>,
@@ -101,7 +103,7 @@ struct Line<'a> {
 
 impl Line<'_> {
     fn user(&self) -> i32 {
-        self.message.subject.user_id.get()
+        self.message.user_id().get()
     }
 
     fn key(&self) -> (i32, Uuid) {
@@ -115,9 +117,9 @@ impl Line<'_> {
 /// A [`Fault`] of the database, or one that says who may not do what; then nothing of the batch may be committed.
 pub async fn write(
     connection: &mut Connection,
-    batch: &[&Message<Redacted>],
+    batch: &[&Message<VectorRequest>],
     prepared: &Prepared,
-) -> Result<Vec<Done>, Fault> {
+) -> Result<(Vec<Done>, Vec<(Uuid, Replaced)>), Fault> {
     let mut done = Vec::with_capacity(batch.len());
     let mut lines: Vec<Line<'_>> = Vec::new();
     for (index, &message) in batch.iter().enumerate() {
@@ -131,8 +133,8 @@ pub async fn write(
                 done.push(Done::MissingPrerequisite(reason.clone()));
                 continue;
             }
-            Some(Ready::Refused(reason)) => {
-                done.push(Done::Refused(reason.clone()));
+            Some(Ready::Rejected(reason)) => {
+                done.push(Done::Rejected(reason.clone()));
                 continue;
             }
             Some(Ready::Denied(reason)) => (FaultKind::Denied, reason.clone()),
@@ -167,17 +169,17 @@ pub async fn write(
     for rows in [index(connection, &indexed, model).await?, remove(connection, &removed).await?] {
         won.extend(rows.into_iter().map(|row| ((row.user_id, row.id), row.is_new)));
     }
-    settle(&lines, &last, &won, &mut done);
+    let replaced = mark_applied(&lines, &last, &won, &mut done);
     note(connection, batch, prepared, &done).await?;
-    Ok(done)
+    Ok((done, replaced))
 }
 
 fn lines_of<'a>(
     index: usize,
-    message: &'a Message<Redacted>,
+    message: &'a Message<VectorRequest>,
     items: &'a [Item],
 ) -> Box<dyn Iterator<Item = Line<'a>> + Send + 'a> {
-    match &message.request.request {
+    match &message.request {
         VectorRequest::VectorIndex(request) => {
             let said =
                 request.memories.as_slice().iter().map(|memory| Some((memory, request.session_id.as_ref())));
@@ -189,13 +191,14 @@ fn lines_of<'a>(
     }
 }
 
-/// Says what became of each request, and which memories may have points of older ones.
-fn settle(
+/// Marks the requests that took effect, and gives which of their memories may have points of older requests.
+fn mark_applied(
     lines: &[Line<'_>],
     last: &HashMap<(i32, Uuid), usize>,
     won: &HashMap<(i32, Uuid), bool>,
     done: &mut [Done],
-) {
+) -> Vec<(Uuid, Replaced)> {
+    let mut replaced = Vec::new();
     for line in lines {
         let is_last = last.get(&line.key()).is_some_and(|&place| lines[place].index == line.index);
         let is_new = won.get(&line.key());
@@ -204,12 +207,12 @@ fn settle(
         }
         // Nothing is obsolete where there was nothing before, not even in this batch.
         if is_new != Some(&true) || !is_last {
-            last.get(&line.key()).into_iter().for_each(|&place| {
-                lines[place].item.is_replacing.store(true, Ordering::Relaxed);
-            });
-            line.item.is_replacing.store(true, Ordering::Relaxed);
+            let last = last.get(&line.key()).map(|&place| &lines[place]);
+            let both = last.into_iter().chain([line]);
+            replaced.extend(both.map(|line| (line.message.event_id, Replaced(line.item.memory))));
         }
     }
+    replaced
 }
 
 /// When the rows of memories were written, by user and memory, in microseconds.
@@ -239,14 +242,14 @@ pub(crate) async fn when_written(
 /// Notes what happens in the vector store, in the name of the context.
 async fn note(
     connection: &mut Connection,
-    batch: &[&Message<Redacted>],
+    batch: &[&Message<VectorRequest>],
     prepared: &Prepared,
     done: &[Done],
 ) -> Result<(), Fault> {
     let applied =
         || batch.iter().zip(done).filter(|(_, done)| **done == Done::Applied).map(|(message, _)| message);
-    let access = |message: &Message<Redacted>, amount: i64| Access {
-        user_id: message.subject.user_id.get(),
+    let access = |message: &Message<VectorRequest>, amount: i64| Access {
+        user_id: message.user_id().get(),
         request_id: message.request_id,
         amount,
     };
@@ -259,7 +262,7 @@ async fn note(
                 Ready::Index(_)
                 | Ready::Before(_)
                 | Ready::MissingPrerequisite(_)
-                | Ready::Refused(_)
+                | Ready::Rejected(_)
                 | Ready::Denied(_),
             )
             | None => None,

@@ -1,4 +1,4 @@
-//! What a worker publishes: events, follow-ups and dead letters. Nothing here returns before the broker has it.
+//! What a worker publishes: events and dead letters. Nothing here returns before the broker has stored it.
 
 use std::time::Duration;
 
@@ -10,7 +10,6 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::delivery::retry;
-use crate::worker::{FollowUp, Worker};
 
 /// The broker did not take something that must be there before the acknowledgement. The message stays unsettled
 /// and is delivered again.
@@ -21,22 +20,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How often a publish is tried while the worker is stopping; otherwise it is tried until the broker is back.
 const TRIES_WHEN_STOPPING: u32 = 3;
 
-/// An event as it is published.
-pub(crate) fn publication(event: &Event) -> FollowUp {
-    let subject = EventSubject { event_type: event.event_type, user_id: event.user_id }.to_string();
-    // An event holds JSON, texts and numbers, all of which can be written as JSON.
-    let body = serde_json::to_vec(event).unwrap_or_default();
-    FollowUp { subject, id: event.event_id, body: body.into() }
-}
-
-/// What is published because of an event: the event itself, and what the worker makes of it.
-pub(crate) fn consequences<W: Worker>(worker: &W, event: &Event) -> Vec<FollowUp> {
-    let mut all = vec![publication(event)];
-    all.extend(worker.follow_ups(event));
-    all
-}
-
-/// The way out of one worker.
+/// What one worker publishes.
 #[derive(Clone)]
 pub(crate) struct EventPublisher {
     pub(crate) worker: &'static str,
@@ -45,37 +29,38 @@ pub(crate) struct EventPublisher {
 }
 
 impl EventPublisher {
-    /// Publishes all at once and waits for every acknowledgement; what failed is published again, which its id
-    /// makes harmless.
-    pub(crate) async fn publish_all(&self, follow_ups: Vec<FollowUp>) -> Result<(), NotPublished> {
+    /// Publishes all events at once and waits for every acknowledgement; what failed is published again, which its id makes
+    /// harmless.
+    pub(crate) async fn publish_all<'a>(
+        &self,
+        events: impl Iterator<Item = &'a Event>,
+    ) -> Result<(), NotPublished> {
         let mut unsure = Vec::new();
-        let mut waiting = Vec::with_capacity(follow_ups.len());
-        for follow_up in follow_ups {
-            let headers = id_header(follow_up.id);
-            let publish = self.jetstream.publish_with_headers(
-                follow_up.subject.clone(),
-                headers,
-                follow_up.body.clone(),
-            );
-            match publish.await {
-                Ok(acknowledged) => waiting.push((follow_up, acknowledged)),
-                Err(_) => unsure.push(follow_up),
+        let mut waiting = Vec::new();
+        for event in events {
+            let subject = EventSubject { event_type: event.event_type, user_id: event.user_id }.to_string();
+            // An event holds JSON, texts and numbers, all of which can be written as JSON.
+            let body = Bytes::from(serde_json::to_vec(event).unwrap_or_default());
+            let headers = id_header(event.event_id);
+            match self.jetstream.publish_with_headers(subject.clone(), headers.clone(), body.clone()).await {
+                Ok(acknowledged) => waiting.push(((subject, headers, body), acknowledged)),
+                Err(_) => unsure.push((subject, headers, body)),
             }
         }
         let acknowledged = join_all(
             waiting
                 .into_iter()
-                .map(async |(follow_up, acknowledged)| acknowledged.await.err().map(|_| follow_up)),
+                .map(async |(message, acknowledged)| acknowledged.await.err().map(|_| message)),
         );
         unsure.extend(acknowledged.await.into_iter().flatten());
-        for follow_up in unsure {
-            let headers = id_header(follow_up.id);
-            self.publish_until_taken(&follow_up.subject, &headers, &follow_up.body).await?;
+        for (subject, headers, body) in unsure {
+            self.publish_until_stored(&subject, &headers, &body).await?;
         }
         Ok(())
     }
 
-    pub(crate) async fn publish_until_taken(
+    /// Publishes a message again and again until the broker has stored it; only so often while the worker stops.
+    pub(crate) async fn publish_until_stored(
         &self,
         subject: &str,
         headers: &HeaderMap,
@@ -93,7 +78,7 @@ impl EventPublisher {
                 Err(error) => error,
             };
             tries += 1;
-            tracing::warn!(worker = self.worker, subject, %error, tries, "the broker did not take a message; trying again");
+            tracing::warn!(worker = self.worker, subject, %error, tries, "the broker did not store a message; trying again");
             if self.stop.is_cancelled() && tries >= TRIES_WHEN_STOPPING {
                 return Err(NotPublished);
             }

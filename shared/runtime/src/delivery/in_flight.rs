@@ -1,6 +1,6 @@
 //! Messages that this replica holds for long. JetStream is told that they are still worked on, or it would deliver
 //! them to another replica when `ack_wait` runs out: while the database is away, a batch is split, or the broker
-//! does not take a follow-up.
+//! does not store an event.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

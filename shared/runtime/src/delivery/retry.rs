@@ -18,29 +18,32 @@ pub fn delay(tries: u32, first: Duration, longest: Duration) -> Duration {
     full.mul_f64(fastrand::f64().mul_add(-0.5, 1.0))
 }
 
-/// Tries spent, by stream sequence.
+/// A message of the broker: its stream, and its sequence there.
+pub(crate) type MessageKey = (&'static str, u64);
+
+/// Tries spent, by message.
 #[derive(Debug, Default)]
-pub struct Budget {
-    spent: HashMap<u64, u32>,
+pub(crate) struct Budget {
+    spent: HashMap<MessageKey, u32>,
 }
 
 impl Budget {
     /// Spends one try of a message and gives how many it has spent.
-    pub fn spend(&mut self, sequence: u64) -> u32 {
+    pub(crate) fn spend(&mut self, message: MessageKey) -> u32 {
         if self.spent.len() >= REMEMBERED
-            && !self.spent.contains_key(&sequence)
-            && let Some(oldest) = self.spent.keys().min().copied()
+            && !self.spent.contains_key(&message)
+            && let Some(oldest) = self.spent.keys().min_by_key(|(_, sequence)| *sequence).copied()
         {
             self.spent.remove(&oldest);
         }
-        let tries = self.spent.entry(sequence).or_insert(0);
+        let tries = self.spent.entry(message).or_insert(0);
         *tries = tries.saturating_add(1);
         *tries
     }
 
     /// Forgets a message that is settled, and gives how many tries it had spent.
-    pub fn forget(&mut self, sequence: u64) -> u32 {
-        self.spent.remove(&sequence).unwrap_or(0)
+    pub(crate) fn forget(&mut self, message: &MessageKey) -> u32 {
+        self.spent.remove(message).unwrap_or(0)
     }
 }
 
@@ -61,10 +64,11 @@ mod tests {
     #[test]
     fn the_count_is_kept_per_message_and_bounded() {
         let mut budget = Budget::default();
-        assert_eq!((budget.spend(7), budget.spend(7), budget.spend(8)), (1, 2, 1));
-        assert_eq!((budget.forget(7), budget.spend(7)), (2, 1));
+        let (seventh, other) = (("CONTEXT", 7), ("JOBS", 7));
+        assert_eq!((budget.spend(seventh), budget.spend(seventh), budget.spend(other)), (1, 2, 1));
+        assert_eq!((budget.forget(&seventh), budget.spend(seventh)), (2, 1));
         for sequence in 0..=REMEMBERED as u64 + 10 {
-            budget.spend(sequence);
+            budget.spend(("CONTEXT", sequence));
         }
         assert!(budget.spent.len() <= REMEMBERED);
     }

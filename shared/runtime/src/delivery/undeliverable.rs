@@ -3,6 +3,7 @@
 //! The server tells so once, in an advisory that a stream keeps. Here each advisory becomes a dead letter, unless
 //! the message had its effect after all.
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use async_nats::jetstream::{self, AckKind};
 use bytes::Bytes;
 use chrono::DateTime;
 use config::WorkerSettings;
-use contract::{DeadClass, Event, RequestSubject, header};
+use contract::{DeadClass, Event, Redacted, RequestFacts, RequestSubject, SessionId, header};
 use diesel_async::AsyncConnection;
 use serde::Deserialize;
 use store::blackboard;
@@ -23,32 +24,28 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::delivery::dead_letter::{DeadLetter, DeadLetterReason, FailedMessage};
-use crate::delivery::event_publisher::{EventPublisher, NotPublished, consequences};
+use crate::delivery::event_publisher::{EventPublisher, NotPublished};
 use crate::delivery::in_flight::InFlight;
 use crate::process::stats::Stats;
 use crate::stages::authorize::Authorizer;
 use crate::stages::decode::{self, Bodies};
 use crate::stages::pull::Puller;
-use crate::worker::Worker;
+use crate::worker::{ExternalWorker, WorkItem};
 
 /// The stream that keeps advisories.
 pub(crate) const STREAM: &str = "ADVISORY";
 
-/// The durable consumer of a worker's advisories.
-pub(crate) fn consumer(worker: &str) -> String {
-    format!("{worker}-advisory")
-}
-
 /// The part of the server's advisory (`io.nats.jetstream.advisory.v1.max_deliver`) that is needed.
 #[derive(Deserialize)]
 struct MaxDeliver {
+    stream: String,
     stream_seq: u64,
     deliveries: u64,
 }
 
 /// Turns the advisories of one worker into dead letters.
 pub(crate) struct UndeliverableHandler<W> {
-    pub(crate) worker: Arc<W>,
+    pub(crate) worker: PhantomData<fn() -> W>,
     pub(crate) bodies: Arc<Bodies>,
     pub(crate) authorizer: Arc<Authorizer>,
     pub(crate) client: Client,
@@ -60,7 +57,7 @@ pub(crate) struct UndeliverableHandler<W> {
 
 const AFTER_ERROR: Duration = Duration::from_secs(5);
 
-impl<W: Worker> UndeliverableHandler<W> {
+impl<W: ExternalWorker> UndeliverableHandler<W> {
     pub(crate) async fn run(
         self,
         consumer: PullConsumer,
@@ -68,37 +65,38 @@ impl<W: Worker> UndeliverableHandler<W> {
         settings: WorkerSettings,
         stop: CancellationToken,
     ) {
-        let mut puller = Puller::new(W::NAME, consumer, in_flight, &settings);
+        let mut puller = Puller::new(W::INFO.name, STREAM, consumer, in_flight, &settings);
         while let Some(advisories) = puller.next(&stop).await {
             for advisory in advisories {
                 let settled = match serde_json::from_slice::<MaxDeliver>(&advisory.message.payload) {
                     Ok(max_deliver) => self.dead_letter(&max_deliver).await,
                     Err(error) => {
-                        tracing::error!(worker = W::NAME, %error, "an advisory cannot be read");
+                        tracing::error!(worker = W::INFO.name, %error, "an advisory cannot be read");
                         Ok(())
                     }
                 };
                 let kind = match settled {
                     Ok(()) => AckKind::Ack,
                     Err(problem) => {
-                        tracing::warn!(worker = W::NAME, problem, "an advisory is put off");
+                        tracing::warn!(worker = W::INFO.name, problem, "an advisory is retried later");
                         AckKind::Nak(Some(AFTER_ERROR))
                     }
                 };
                 if let Err(error) = advisory.message.ack_with(kind).await {
-                    tracing::debug!(worker = W::NAME, %error, "an advisory is not acknowledged");
+                    tracing::debug!(worker = W::INFO.name, %error, "an advisory is not acknowledged");
                 }
             }
         }
     }
 
     async fn dead_letter(&self, advisory: &MaxDeliver) -> Result<(), String> {
-        let stream = self.jetstream.get_stream_no_info(W::STREAM).await.map_err(|error| error.to_string())?;
+        let stream =
+            self.jetstream.get_stream_no_info(&advisory.stream).await.map_err(|error| error.to_string())?;
         let message = match stream.get_raw_message(advisory.stream_seq).await {
             Ok(message) => message,
             Err(error) if error.kind() == jetstream::stream::RawMessageErrorKind::NoMessageFound => {
                 tracing::error!(
-                    worker = W::NAME,
+                    worker = W::INFO.name,
                     sequence = advisory.stream_seq,
                     "an undeliverable message is gone from its stream"
                 );
@@ -106,18 +104,14 @@ impl<W: Worker> UndeliverableHandler<W> {
             }
             Err(error) => return Err(error.to_string()),
         };
-        if let Some(event) = self.committed(&message).await? {
-            // The effect is there and may never have been told.
-            let told = event.map(|event| consequences(&*self.worker, &event)).unwrap_or_default();
-            return self
-                .event_publisher
-                .publish_all(told)
-                .await
-                .map_err(|NotPublished| "the worker stops".to_owned());
+        if let Some(events) = self.committed(&message).await? {
+            // The effect is there, and its events may never have been published.
+            let published = self.event_publisher.publish_all(events.iter()).await;
+            return published.map_err(|NotPublished| "the worker stops".to_owned());
         }
         let failed = FailedMessage {
-            worker: W::NAME,
-            stream: W::STREAM,
+            worker: W::INFO.name,
+            stream: &advisory.stream,
             sequence: advisory.stream_seq,
             subject: &message.subject,
             headers: Some(&message.headers),
@@ -135,33 +129,35 @@ impl<W: Worker> UndeliverableHandler<W> {
         let sent = self.jetstream.publish_with_headers(letter.subject, letter.headers, letter.body).await;
         let acknowledged = sent.map_err(|error| error.to_string())?;
         acknowledged.await.map_err(|error| error.to_string())?;
-        self.stats.died(DeadClass::Undeliverable);
+        self.stats.dead_lettered(DeadClass::Undeliverable);
         Ok(())
     }
 
-    /// The event of the effect, if a delivery was committed and not acknowledged in time: none in it if it changed
-    /// nothing.
-    async fn committed(&self, message: &StreamMessage) -> Result<Option<Option<Event>>, String> {
+    /// The events of the effect, if a delivery was committed and not acknowledged in time. None for a tick: the next one does what
+    /// is due.
+    async fn committed(&self, message: &StreamMessage) -> Result<Option<Vec<Event>>, String> {
         let headers = &message.headers;
         let Ok(subject) = message.subject.as_str().parse::<RequestSubject>() else { return Ok(None) };
         let Ok(Some(message_id)) = decode::id(Some(headers), header::MESSAGE_ID) else { return Ok(None) };
         let opened = self.bodies.open(Some(headers), message.subject.as_str(), &subject, &message.payload);
         let Ok(body) = opened else { return Ok(None) };
-        let Ok(request) = self.worker.decode(&subject, &body) else { return Ok(None) };
-        let entry = Entry { user_id: subject.user_id.get(), message_id, event_id: Uuid::nil() };
+        let Ok(Redacted { request, .. }) = W::Item::from_request(&subject, &body) else { return Ok(None) };
+        let entry =
+            Entry { user_id: subject.user_id.get(), message_id, event_id: Uuid::nil(), event_count: 0 };
         let nanos = i64::try_from(message.time.unix_timestamp_nanos()).unwrap_or_default();
         let stored_at = DateTime::from_timestamp_nanos(nanos);
-        let authorized =
-            self.authorizer.grant_for(Some(headers), &subject, self.worker.session(&request), stored_at);
+        let session = request.facts().and_then(RequestFacts::session_id).map(SessionId::as_str);
+        let authorized = self.authorizer.grant_for(Some(headers), &subject, session, stored_at);
         // It can have had no effect, or nobody may look any more whether it had.
         let Ok(grant) = authorized else { return Ok(None) };
         let mut connection = store::acquire(&self.pool).await.map_err(|error| error.to_string())?;
-        let found: Result<Option<Option<Event>>, Fault> = connection
+        let found: Result<Option<Vec<Event>>, Fault> = connection
             .transaction(async |connection| {
                 security::open_context(connection, &[&grant]).await?;
-                let found = inbox::event_ids(connection, W::NAME, &[entry]).await?;
+                let found = inbox::find(connection, W::INFO.name, &[entry]).await?;
                 let Some(entry) = found.first() else { return Ok(None) };
-                Ok(Some(blackboard::read(connection, &[entry.event_id]).await?.pop()))
+                let ids: Vec<Uuid> = entry.event_ids().collect();
+                Ok(Some(blackboard::read(connection, &ids).await?))
             })
             .await;
         match found {

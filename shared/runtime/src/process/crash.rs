@@ -14,8 +14,8 @@ pub(crate) enum Point {
     Written,
     /// The transaction has committed; the broker knows nothing of it.
     Committed,
-    /// The follow-ups are stored; no message is acknowledged.
-    FollowedUp,
+    /// The events are stored; no message is acknowledged.
+    EventsPublished,
     /// Some messages of the batch are acknowledged.
     Acknowledging,
     /// A dead letter is stored; its message is not settled.

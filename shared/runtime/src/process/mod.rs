@@ -4,6 +4,7 @@ pub mod broker;
 pub(crate) mod crash;
 pub mod pipeline;
 pub mod readiness;
+pub mod run_error;
 pub mod start;
 pub mod startup_deadline;
 pub mod stats;

@@ -1,12 +1,13 @@
 //! One worker from start to stop.
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::Client;
 use async_nats::jetstream::consumer::PullConsumer;
-use config::{Settings, SettingsError};
-use contract::DeadClass;
+use config::Settings;
+use contract::{DeadClass, RequestSubject};
 use keys::Keys;
 use store::Pool;
 use tokio::sync::mpsc;
@@ -23,47 +24,23 @@ use crate::delivery::undeliverable::UndeliverableHandler;
 use crate::delivery::watermarks::Watermarks;
 use crate::process::crash::{self, Point};
 use crate::process::readiness::{Dependency, Phase, Readiness, probe};
-use crate::process::start::{Dependencies, start};
-use crate::process::startup_deadline::NotReady;
+use crate::process::run_error::RunError;
+use crate::process::start::{Dependencies, JOBS, start};
 use crate::process::stats::Stats;
 use crate::process::trust_refresh;
 use crate::stages::authorize::{Authorization, Authorizer, Denied};
 use crate::stages::decode::{Bodies, Decoded, decode};
+use crate::stages::disposition::Disposition;
 use crate::stages::pull::{Delivery, Puller};
-use crate::stages::settle::{Settler, ToSettle};
-use crate::stages::write::{ToWrite, Writer};
-use crate::worker::Worker;
-
-/// A worker cannot start, or broke down.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// Something it needs did not appear in time.
-    #[error(transparent)]
-    Startup(#[from] NotReady),
-    /// The configuration is out of bounds.
-    #[error(transparent)]
-    Settings(#[from] SettingsError),
-    /// The database pool cannot be made.
-    #[error(transparent)]
-    Pool(#[from] store::PoolError),
-    /// The key store or the key provider cannot be used as configured.
-    #[error(transparent)]
-    Keys(#[from] keys::KeyError),
-    /// A stage panicked. What was in flight is delivered again.
-    #[error("{worker} broke down: {problem}")]
-    BrokeDown {
-        /// The worker.
-        worker: &'static str,
-        /// What the stage said.
-        problem: String,
-    },
-}
+use crate::stages::settle::Settler;
+use crate::stages::write::{ToSettle, ToWrite, Writer};
+use crate::worker::ExternalWorker;
 
 /// Runs a worker until `stop` is cancelled, then finishes what is in flight and hands back the rest.
 ///
 /// # Errors
 /// [`RunError`] if it cannot start or a stage breaks down. Being stopped is no error.
-pub async fn run<W: Worker>(
+pub async fn run<W: ExternalWorker>(
     worker: Arc<W>,
     settings: &Settings,
     observed: Observed,
@@ -72,7 +49,7 @@ pub async fn run<W: Worker>(
     settings.check()?;
     let Observed { stats, readiness } = observed;
     let Some(dependencies) = start::<W>(settings, &readiness, &stop).await? else { return Ok(()) };
-    tracing::info!(worker = W::NAME, stream = W::STREAM, "started");
+    tracing::info!(worker = W::INFO.name, stream = W::INFO.stream, "started");
     let in_flight = InFlight::default();
     let ack_wait = dependencies.consumer.cached_info().config.ack_wait;
     // It goes on while the stages finish, and ends with them.
@@ -109,18 +86,18 @@ pub async fn run<W: Worker>(
         }
         // Acknowledgements leave with this; without a broker they cannot.
         let flushed = timeout(FLUSH_WITHIN, dependencies.client.flush()).await;
-        tracing::debug!(worker = W::NAME, flushed = flushed.is_ok(), "finished");
+        tracing::debug!(worker = W::INFO.name, flushed = flushed.is_ok(), "finished");
     });
     if finished.await.is_err() {
         tracing::warn!(
-            worker = W::NAME,
+            worker = W::INFO.name,
             "not finished within the grace period; what is in flight comes again"
         );
     }
     match broken {
-        Some(problem) => Err(RunError::BrokeDown { worker: W::NAME, problem }),
+        Some(problem) => Err(RunError::BrokeDown { worker: W::INFO.name, problem }),
         None => {
-            tracing::info!(worker = W::NAME, "stopped");
+            tracing::info!(worker = W::INFO.name, "stopped");
             Ok(())
         }
     }
@@ -143,7 +120,7 @@ impl Observed {
 }
 
 /// Looks for the servers of a worker until `stop` is cancelled.
-async fn look<W: Worker>(
+async fn look<W: ExternalWorker>(
     worker: Arc<W>,
     keys: Option<Arc<Keys>>,
     consumer: PullConsumer,
@@ -152,7 +129,7 @@ async fn look<W: Worker>(
     stop: CancellationToken,
 ) {
     let look = async || {
-        let mut looked = worker.look().await;
+        let mut looked = worker.probe().await;
         looked.push(probe(Dependency::Nats, consumer.get_info()).await);
         if let Some(keys) = &keys {
             looked.push(probe(Dependency::KeyStore, keys.check()).await);
@@ -165,7 +142,7 @@ async fn look<W: Worker>(
 /// How long the last acknowledgements may take to leave.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
 
-fn spawn_stages<W: Worker>(
+fn spawn_stages<W: ExternalWorker>(
     worker: Arc<W>,
     settings: &Settings,
     dependencies: &Dependencies,
@@ -175,10 +152,20 @@ fn spawn_stages<W: Worker>(
 ) -> JoinSet<()> {
     let Observed { stats, readiness } = observed;
     let mut stages = JoinSet::new();
-    let (to_write, to_be_written) = mpsc::channel::<ToWrite<W::Request>>(1);
+    let (to_write, to_be_written) = mpsc::channel::<ToWrite<W::Item>>(1);
     let (to_settle, to_be_settled) = mpsc::channel(1);
-    let Dependencies { client, jetstream, consumer, advisories, pool, keys, bodies, authorizer } =
-        dependencies;
+    let Dependencies {
+        client,
+        jetstream,
+        stream,
+        consumer,
+        jobs,
+        advisories,
+        pool,
+        keys,
+        bodies,
+        authorizer,
+    } = dependencies;
 
     let watermarks = Arc::new(Watermarks::default());
     let writer = Writer {
@@ -190,9 +177,9 @@ fn spawn_stages<W: Worker>(
         stop: stop.clone(),
     };
     let event_publisher =
-        EventPublisher { worker: W::NAME, jetstream: jetstream.clone(), stop: stop.clone() };
-    let undeliverable_handler = UndeliverableHandler {
-        worker: Arc::clone(&worker),
+        EventPublisher { worker: W::INFO.name, jetstream: jetstream.clone(), stop: stop.clone() };
+    let undeliverable_handler = UndeliverableHandler::<W> {
+        worker: PhantomData,
         bodies: Arc::clone(bodies),
         authorizer: Arc::clone(authorizer),
         client: client.clone(),
@@ -202,7 +189,7 @@ fn spawn_stages<W: Worker>(
         stats: Arc::clone(&stats),
     };
     let settler = Settler {
-        worker: Arc::clone(&worker),
+        worker: W::INFO.name,
         client: client.clone(),
         event_publisher,
         settings: settings.worker.clone(),
@@ -217,19 +204,25 @@ fn spawn_stages<W: Worker>(
         settings.worker.clone(),
         stop.clone(),
     );
-    let pulling = PullStage {
-        worker,
-        consumer: consumer.clone(),
+    let requests = Pulled { stream, consumer: consumer.clone(), max_batch: W::MAX_BATCH };
+    // A tick is a batch of its own: its job grants are for it alone.
+    let ticks = jobs.clone().map(|consumer| Pulled { stream: JOBS, consumer, max_batch: 1 });
+    let puller = |pulled| PullStage::<W> {
+        worker: PhantomData,
+        pulled,
         authorizer: Arc::clone(authorizer),
         bodies: Arc::clone(bodies),
         pool: pool.clone(),
-        in_flight,
+        in_flight: in_flight.clone(),
         settings: settings.clone(),
         stop: stop.clone(),
-        to_write,
+        to_write: to_write.clone(),
         to_settle: to_settle.clone(),
     };
-    stages.spawn(pulling.run());
+    for pulled in std::iter::once(requests).chain(ticks) {
+        stages.spawn(puller(pulled).run());
+    }
+    drop(to_write);
     stages.spawn(write_stage(writer, to_be_written, to_settle));
     stages.spawn(settle_stage(settler, to_be_settled));
     stages.spawn(dead_lettering);
@@ -241,104 +234,128 @@ fn spawn_stages<W: Worker>(
 /// broker's bound of deliveries only after an hour.
 const WITHOUT_REGISTRY: Duration = Duration::from_secs(30);
 
-/// The first three stages.
-struct PullStage<W: Worker> {
-    worker: Arc<W>,
+/// What is pulled.
+#[derive(Clone)]
+struct Pulled {
+    stream: &'static str,
     consumer: PullConsumer,
+    max_batch: usize,
+}
+
+/// The first three stages.
+struct PullStage<W: ExternalWorker> {
+    worker: PhantomData<fn() -> W>,
+    pulled: Pulled,
     authorizer: Arc<Authorizer>,
     bodies: Arc<Bodies>,
     pool: Pool,
     in_flight: InFlight,
     settings: Settings,
     stop: CancellationToken,
-    to_write: mpsc::Sender<ToWrite<W::Request>>,
-    to_settle: mpsc::Sender<ToSettle<W::Request>>,
+    to_write: mpsc::Sender<ToWrite<W::Item>>,
+    to_settle: mpsc::Sender<ToSettle<W::Item>>,
 }
 
-impl<W: Worker> PullStage<W> {
+impl<W: ExternalWorker> PullStage<W> {
     async fn run(self) {
         let mut settings = self.settings.worker.clone();
-        settings.batch_size = settings.batch_size.min(W::LARGEST_BATCH);
-        let mut puller = Puller::new(W::NAME, self.consumer.clone(), self.in_flight.clone(), &settings);
+        let Pulled { stream, consumer, max_batch } = self.pulled.clone();
+        settings.batch_size = settings.batch_size.min(max_batch);
+        let mut puller = Puller::new(W::INFO.name, stream, consumer, self.in_flight.clone(), &settings);
         while let Some(deliveries) = puller.next(&self.stop).await {
-            tracing::debug!(worker = W::NAME, messages = deliveries.len(), "pulled");
+            tracing::debug!(worker = W::INFO.name, messages = deliveries.len(), "pulled");
             crash::reach(Point::Pulled);
             if !self.forward(deliveries).await {
                 break;
             }
         }
         let handed_back = puller.hand_back().await;
-        tracing::debug!(worker = W::NAME, handed_back, "stopped pulling");
+        tracing::debug!(worker = W::INFO.name, handed_back, "stopped pulling");
     }
 
     /// Decodes and authorizes a batch and passes it on. False when the later stages are gone.
     async fn forward(&self, deliveries: Vec<Delivery>) -> bool {
-        let mut batch = Vec::with_capacity(deliveries.len());
-        let (mut denied, mut rate_limited, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
-        let mut take = |decoded, denied: &mut Vec<(Decoded<W::Request>, Refusal)>| match self
-            .authorizer
-            .authorize(&*self.worker, decoded)
-        {
-            Authorization::Authorized(authorized) => batch.push(*authorized),
-            Authorization::Denied(decoded, refusal) => denied.push((*decoded, refusal)),
-            Authorization::RateLimited(delivery, delay) => {
-                rate_limited.push(ToSettle::NotNow(delivery, delay))
-            }
-        };
+        let mut sorted = Sorted { to_write: ToWrite::default(), unsure: Vec::new(), to_settle: Vec::new() };
         for delivery in deliveries {
-            match decode(&*self.worker, &self.bodies, delivery) {
-                Ok(decoded) => take(decoded, &mut denied),
+            match decode::<W::Item>(&self.bodies, delivery) {
+                Ok(decoded) => sorted.add(self.authorizer.authorize(decoded)),
                 Err(refused) => {
                     let (delivery, malformed) = *refused;
-                    let reason = malformed.to_string();
-                    let rejected = ToSettle::Rejected(Box::new(delivery), DeadClass::Malformed, reason);
-                    if self.to_settle.send(rejected).await.is_err() {
-                        return false;
-                    }
+                    let (class, reason) = (DeadClass::Malformed, malformed.to_string());
+                    let disposition = Disposition::DeadLetter { class, reason };
+                    sorted.to_settle.push(ToSettle::Single(Box::new(delivery), disposition));
                 }
             }
         }
-        if denied.iter().any(|(_, refusal)| Authorizer::may_be_stale(*refusal)) {
-            let refreshed = trust_refresh::refresh(&self.authorizer, &self.pool).await.is_ok();
-            tracing::debug!(worker = W::NAME, refreshed, "asked for news of the registry");
-            for (decoded, refusal) in std::mem::take(&mut denied) {
-                if refreshed {
-                    take(decoded, &mut denied);
-                } else if Authorizer::may_be_stale(refusal) {
-                    // Whether it is refused, nobody can say before the registry is back.
-                    unknown.push(ToSettle::NotNow(Box::new(decoded.delivery), WITHOUT_REGISTRY));
-                } else {
-                    denied.push((decoded, refusal));
-                }
-            }
+        if !sorted.unsure.is_empty() {
+            self.authorize_anew(&mut sorted).await;
         }
         crash::reach(Point::Authorized);
-        for delayed in rate_limited.into_iter().chain(unknown) {
-            if self.to_settle.send(delayed).await.is_err() {
+        for item in sorted.to_settle {
+            if self.to_settle.send(item).await.is_err() {
                 return false;
             }
         }
-        let denied: Vec<Denied> =
-            denied.into_iter().map(|(decoded, refusal)| Denied::new(decoded, refusal)).collect();
-        let nothing = batch.is_empty() && denied.is_empty();
-        nothing || self.to_write.send(ToWrite { authorized: batch, denied }).await.is_ok()
+        let nothing = sorted.to_write.authorized.is_empty() && sorted.to_write.denied.is_empty();
+        nothing || self.to_write.send(sorted.to_write).await.is_ok()
+    }
+
+    /// Authorizes with the latest state of the registry what may be allowed by it.
+    async fn authorize_anew(&self, sorted: &mut Sorted<W::Item>) {
+        let refreshed = trust_refresh::refresh(&self.authorizer, &self.pool).await.is_ok();
+        tracing::debug!(worker = W::INFO.name, refreshed, "refreshed the state of the registry");
+        for (decoded, ..) in std::mem::take(&mut sorted.unsure) {
+            if refreshed {
+                sorted.add(self.authorizer.authorize(decoded));
+            } else {
+                // Whether it is refused, nobody can say before the registry is reachable again.
+                let delivery = Box::new(decoded.delivery);
+                sorted.to_settle.push(ToSettle::Single(delivery, Disposition::Redeliver(WITHOUT_REGISTRY)));
+            }
+        }
+        for (decoded, subject, refusal) in std::mem::take(&mut sorted.unsure) {
+            sorted.to_write.denied.push(Denied::new(decoded, subject, refusal));
+        }
     }
 }
 
-async fn write_stage<W: Worker>(
+/// A batch, sorted by where it goes next.
+struct Sorted<I> {
+    to_write: ToWrite<I>,
+    /// What the latest state of the registry may allow.
+    unsure: Vec<(Decoded<I>, RequestSubject, Refusal)>,
+    to_settle: Vec<ToSettle<I>>,
+}
+
+impl<I> Sorted<I> {
+    fn add(&mut self, authorization: Authorization<I>) {
+        match authorization {
+            Authorization::Authorized(authorized) => self.to_write.authorized.push(*authorized),
+            Authorization::Denied(denied) => self.to_write.denied.push(*denied),
+            Authorization::Unsure(decoded, subject, refusal) => {
+                self.unsure.push((*decoded, subject, refusal))
+            }
+            Authorization::RateLimited(delivery, delay) => {
+                self.to_settle.push(ToSettle::Single(delivery, Disposition::Redeliver(delay)));
+            }
+        }
+    }
+}
+
+async fn write_stage<W: ExternalWorker>(
     writer: Writer<W>,
-    mut batches: mpsc::Receiver<ToWrite<W::Request>>,
-    to_settle: mpsc::Sender<ToSettle<W::Request>>,
+    mut batches: mpsc::Receiver<ToWrite<W::Item>>,
+    to_settle: mpsc::Sender<ToSettle<W::Item>>,
 ) {
     while let Some(ToWrite { authorized, denied }) = batches.recv().await {
         let recorded = denied.is_empty() || writer.record_denied(&denied).await;
         for Denied { delivery, refusal, .. } in denied {
-            let refused = if recorded {
-                ToSettle::Rejected(Box::new(delivery), DeadClass::Denied, refusal.to_string())
+            let disposition = if recorded {
+                Disposition::DeadLetter { class: DeadClass::Denied, reason: refusal.to_string() }
             } else {
-                ToSettle::NotNow(Box::new(delivery), Duration::ZERO)
+                Disposition::HAND_BACK
             };
-            if to_settle.send(refused).await.is_err() {
+            if to_settle.send(ToSettle::Single(Box::new(delivery), disposition)).await.is_err() {
                 return;
             }
         }
@@ -347,17 +364,17 @@ async fn write_stage<W: Worker>(
         }
         let (messages, since) = (authorized.len(), Instant::now());
         let settlements = writer.write(authorized, &to_settle).await;
-        tracing::debug!(worker = W::NAME, messages, elapsed = ?since.elapsed(), "written");
-        if to_settle.send(ToSettle::Written(settlements)).await.is_err() {
+        tracing::debug!(worker = W::INFO.name, messages, elapsed = ?since.elapsed(), "written");
+        if to_settle.send(ToSettle::Batch(settlements)).await.is_err() {
             return;
         }
     }
 }
 
-async fn settle_stage<W: Worker>(mut settler: Settler<W>, mut items: mpsc::Receiver<ToSettle<W::Request>>) {
+async fn settle_stage<I>(mut settler: Settler, mut items: mpsc::Receiver<ToSettle<I>>) {
     while let Some(item) = items.recv().await {
         let since = Instant::now();
         settler.settle(item).await;
-        tracing::debug!(worker = W::NAME, elapsed = ?since.elapsed(), "settled");
+        tracing::debug!(worker = settler.worker, elapsed = ?since.elapsed(), "settled");
     }
 }

@@ -12,19 +12,22 @@ use store::{Connection, Pool, PoolOptions, security};
 use tokio_util::sync::CancellationToken;
 use trust::role_of;
 
-use crate::process::pipeline::RunError;
 use crate::process::readiness::{Dependency, Readiness};
+use crate::process::run_error::RunError;
 use crate::process::startup_deadline::StartupDeadline;
 use crate::process::{broker, trust_refresh};
 use crate::stages::authorize::Authorizer;
 use crate::stages::decode::Bodies;
-use crate::worker::Worker;
+use crate::worker::ExternalWorker;
 
 /// What a worker's stages share.
 pub(crate) struct Dependencies {
     pub(crate) client: Client,
     pub(crate) jetstream: jetstream::Context,
+    pub(crate) stream: &'static str,
     pub(crate) consumer: PullConsumer,
+    /// There for a worker with jobs: their ticks.
+    pub(crate) jobs: Option<PullConsumer>,
     pub(crate) advisories: PullConsumer,
     pub(crate) pool: Pool,
     /// There for a worker that encrypts.
@@ -33,57 +36,66 @@ pub(crate) struct Dependencies {
     pub(crate) authorizer: Arc<Authorizer>,
 }
 
+/// The stream of the ticks of all jobs.
+pub(crate) const JOBS: &str = "JOBS";
+
 /// Waits for everything the worker needs. None if it is stopped first.
-pub(crate) async fn start<W: Worker>(
+pub(crate) async fn start<W: ExternalWorker>(
     settings: &Settings,
     readiness: &Readiness,
     stop: &CancellationToken,
 ) -> Result<Option<Dependencies>, RunError> {
+    let worker = W::INFO.name;
+    let stream = W::INFO.stream.ok_or(RunError::NoStream { worker })?;
     let patience = Duration::from_millis(settings.postgres.connect_timeout_ms);
     let pool = store::open_pool(
-        &settings.postgres.url_of(&role_of(W::NAME)),
+        &settings.postgres.url_of(&role_of(worker)),
         &PoolOptions {
-            name: W::NAME,
+            name: worker,
             size: settings.postgres.write_pool_size,
             patience,
             statement_timeout: Duration::from_millis(settings.postgres.statement_timeout_ms),
         },
     )?;
     let keys = match W::ENCRYPTS {
-        true => Some(Arc::new(Keys::open(&settings.keys, &role_of(W::NAME), W::NAME, patience)?)),
+        true => Some(Arc::new(Keys::open(&settings.keys, &role_of(worker), worker, patience)?)),
         false => None,
     };
     let bodies = Arc::new(Bodies::new(settings.trust.payload_ring_file.as_deref()));
     let ready = async {
         let wait = StartupDeadline::new(readiness, settings);
-        let client = wait.wait_for(Dependency::Nats, || connect_to_broker(settings, W::NAME)).await?;
+        let client = wait.wait_for(Dependency::Nats, || connect_to_broker(settings, worker)).await?;
         let jetstream = match &settings.nats.api_prefix {
             Some(prefix) => jetstream::with_prefix(client.clone(), prefix),
             None => jetstream::new(client.clone()),
         };
-        let consumer = wait
-            .wait_for(Dependency::Nats, || find_consumer(&jetstream, W::STREAM, W::NAME.to_owned()))
-            .await?;
+        let consumer =
+            wait.wait_for(Dependency::Nats, || find_consumer(&jetstream, stream, worker.to_owned())).await?;
+        let jobs = match W::INFO.jobs {
+            [] => None,
+            _ => {
+                let find = || find_consumer(&jetstream, JOBS, format!("{worker}-jobs"));
+                Some(wait.wait_for(Dependency::Nats, find).await?)
+            }
+        };
         let advisories = wait
             .wait_for(Dependency::Nats, || {
-                find_consumer(
-                    &jetstream,
-                    crate::delivery::undeliverable::STREAM,
-                    crate::delivery::undeliverable::consumer(W::NAME),
-                )
+                find_consumer(&jetstream, crate::delivery::undeliverable::STREAM, W::INFO.advisory_consumer())
             })
             .await?;
-        wait.wait_for(Dependency::Postgres, || check_database(&pool, W::NAME)).await?;
+        wait.wait_for(Dependency::Postgres, || check_database(&pool, worker)).await?;
         if let Some(keys) = &keys {
             wait.wait_for(Dependency::KeyStore, || keys.check()).await?;
         }
         wait.wait_for(Dependency::PayloadKeys, async || bodies.check()).await?;
         let state = wait.wait_for(Dependency::Postgres, || trust_refresh::read(&pool)).await?;
-        let authorizer = Arc::new(Authorizer::new(&settings.trust, W::NAME, state));
+        let authorizer = Arc::new(Authorizer::new(&settings.trust, worker, state));
         Ok(Dependencies {
             client,
             jetstream,
+            stream,
             consumer,
+            jobs,
             advisories,
             pool: pool.clone(),
             keys: keys.clone(),

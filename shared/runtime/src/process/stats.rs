@@ -9,6 +9,8 @@ use contract::DeadClass;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use crate::stages::disposition::Effect;
+
 /// Counts and times of one worker of this process.
 #[derive(Debug)]
 pub struct Stats {
@@ -72,14 +74,6 @@ impl Default for Stats {
     }
 }
 
-/// What became of one committed message, for counting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Committed {
-    Applied,
-    Unchanged,
-    Repeated,
-}
-
 impl Stats {
     fn with<T>(&self, work: impl FnOnce(&mut Inner) -> T) -> T {
         // A poisoned count is still a count.
@@ -89,17 +83,17 @@ impl Stats {
     pub(crate) fn committed(
         &self,
         now: DateTime<Utc>,
-        messages: impl Iterator<Item = (Committed, DateTime<Utc>)>,
+        messages: impl Iterator<Item = (Effect, DateTime<Utc>)>,
     ) {
         self.with(|inner| {
             inner.batches += 1;
             for (what, stored_at) in messages {
                 match what {
-                    Committed::Applied => inner.applied += 1,
-                    Committed::Unchanged => inner.unchanged += 1,
-                    Committed::Repeated => inner.repeated += 1,
+                    Effect::Applied => inner.applied += 1,
+                    Effect::Unchanged => inner.unchanged += 1,
+                    Effect::Repeated => inner.repeated += 1,
                 }
-                if what == Committed::Repeated {
+                if what == Effect::Repeated {
                     continue;
                 }
                 let micros = (now - stored_at).num_microseconds().unwrap_or(i64::MAX);
@@ -118,7 +112,7 @@ impl Stats {
         self.with(|inner| inner.delayed += 1);
     }
 
-    pub(crate) fn died(&self, class: DeadClass) {
+    pub(crate) fn dead_lettered(&self, class: DeadClass) {
         self.with(|inner| *inner.dead.entry(class.as_str()).or_insert(0) += 1);
     }
 

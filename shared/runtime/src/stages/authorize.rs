@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use chrono::{DateTime, Utc};
 use config::TrustSettings;
-use contract::{RequestSubject, Service, UserId, header};
+use contract::{RequestFacts, RequestSubject, Service, SessionId, UserId, header};
 use sha2::{Digest, Sha256};
 use store::registry::{Rates, TrustState};
 use trust::{Refusal, Token, role_of, verify};
@@ -19,19 +19,28 @@ use uuid::Uuid;
 use crate::delivery::rate::{self, Limits, Use};
 use crate::stages::decode::Decoded;
 use crate::stages::pull::Delivery;
-use crate::worker::{Message, Worker};
+use crate::worker::{Message, Source, WorkItem};
 
 /// A message that may be written.
 #[derive(Debug)]
-pub struct Authorized<R> {
-    message: Message<R>,
+pub struct Authorized<I> {
+    message: Message<I>,
     delivery: Delivery,
-    grant: Arc<str>,
+    authority: Authority,
 }
 
-impl<R> Authorized<R> {
+/// What lets the database act for users.
+#[derive(Clone, Debug)]
+enum Authority {
+    /// The grant of a service token.
+    Grant(Arc<str>),
+    /// Job grants, which the database mints when the tick is written, for the users whose work is due.
+    Job,
+}
+
+impl<I> Authorized<I> {
     /// The message.
-    pub fn message(&self) -> &Message<R> {
+    pub fn message(&self) -> &Message<I> {
         &self.message
     }
 
@@ -40,9 +49,12 @@ impl<R> Authorized<R> {
         &self.delivery
     }
 
-    /// Leave to act for the message's user, which the database checks by itself.
-    pub fn grant(&self) -> &str {
-        &self.grant
+    /// The grant to act for the message's user, which the database checks by itself; none for a tick.
+    pub fn grant(&self) -> Option<&str> {
+        match &self.authority {
+            Authority::Grant(grant) => Some(grant),
+            Authority::Job => None,
+        }
     }
 
     pub(crate) fn into_delivery(self) -> Delivery {
@@ -60,17 +72,19 @@ pub(crate) struct Denied {
 }
 
 impl Denied {
-    pub(crate) fn new<R>(decoded: Decoded<R>, refusal: Refusal) -> Self {
-        let Decoded { message: Message { subject, request_id, .. }, delivery } = decoded;
-        Self { delivery, subject, request_id, refusal }
+    pub(crate) fn new<I>(decoded: Decoded<I>, subject: RequestSubject, refusal: Refusal) -> Self {
+        let Decoded { message, delivery } = decoded;
+        Self { delivery, subject, request_id: message.request_id, refusal }
     }
 }
 
 /// What becomes of a message.
-pub(crate) enum Authorization<R> {
-    Authorized(Box<Authorized<R>>),
-    Denied(Box<Decoded<R>>, Refusal),
-    /// Its service asks too often; it comes again after this.
+pub(crate) enum Authorization<I> {
+    Authorized(Box<Authorized<I>>),
+    Denied(Box<Denied>),
+    /// Whether it is allowed, the registry knows, and this replica may not have its latest state.
+    Unsure(Box<Decoded<I>>, RequestSubject, Refusal),
+    /// Its service publishes too much; it is delivered again after this.
     RateLimited(Box<Delivery>, Duration),
 }
 
@@ -105,7 +119,7 @@ pub struct Authorizer {
 }
 
 impl Authorizer {
-    /// A authorizer for one worker, which judges by this state until it is told another one.
+    /// An authorizer for one worker, which judges by this state until it is told another one.
     pub fn new(settings: &TrustSettings, worker: &str, state: TrustState) -> Self {
         Self {
             role: role_of(worker),
@@ -197,20 +211,35 @@ impl Authorizer {
         Ok((grant, self.rates_of(entry.rates)))
     }
 
-    /// Judges a message.
-    pub(crate) fn authorize<W: Worker>(
-        &self,
-        worker: &W,
-        decoded: Decoded<W::Request>,
-    ) -> Authorization<W::Request> {
+    /// Authorizes a message. Only the server's scheduler can publish a tick: no service has a permission for its subject, and what
+    /// the tick may do, the database decides.
+    pub(crate) fn authorize<I: WorkItem>(&self, decoded: Decoded<I>) -> Authorization<I> {
         let Decoded { message, delivery } = decoded;
-        let (headers, session) = (delivery.message.headers.as_ref(), worker.session(&message.request));
-        match self.admit(headers, &message.subject, session, message.stored_at) {
-            Ok((grant, rates)) => match self.delay(rates, &message.subject, delivery.deliveries) {
+        let subject = match &message.source {
+            Source::Request(subject) => subject,
+            Source::Tick(_) => {
+                let authority = Authority::Job;
+                return Authorization::Authorized(Box::new(Authorized { message, delivery, authority }));
+            }
+        };
+        let headers = delivery.message.headers.as_ref();
+        let session = message.request.facts().and_then(RequestFacts::session_id).map(SessionId::as_str);
+        match self.admit(headers, subject, session, message.stored_at) {
+            Ok((grant, rates)) => match self.delay(rates, subject, delivery.deliveries) {
                 Some(delay) => Authorization::RateLimited(Box::new(delivery), delay),
-                None => Authorization::Authorized(Box::new(Authorized { message, delivery, grant })),
+                None => {
+                    let authority = Authority::Grant(grant);
+                    Authorization::Authorized(Box::new(Authorized { message, delivery, authority }))
+                }
             },
-            Err(refusal) => Authorization::Denied(Box::new(Decoded { message, delivery }), refusal),
+            Err(refusal) => {
+                let subject = subject.clone();
+                let decoded = Decoded { message, delivery };
+                match Self::may_be_stale(refusal) {
+                    true => Authorization::Unsure(Box::new(decoded), subject, refusal),
+                    false => Authorization::Denied(Box::new(Denied::new(decoded, subject, refusal))),
+                }
+            }
         }
     }
 

@@ -1,15 +1,16 @@
 //! Stage two: bytes to a typed request, or a dead letter whose reason names the field.
 
 use std::path::Path;
+use std::str::FromStr;
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use contract::{Malformed, RequestSubject, header};
+use contract::{JOB_ROOT, JobSubject, Malformed, Redacted, RequestSubject, SubjectError, Tick, header};
 use trust::{Bound, RingFile};
 use uuid::Uuid;
 
 use crate::stages::pull::Delivery;
-use crate::worker::{Message, Worker};
+use crate::worker::{Message, Source, WorkItem};
 
 /// A message that could be read.
 #[derive(Debug)]
@@ -68,48 +69,77 @@ impl Bodies {
     }
 }
 
-/// Reads a message.
+/// Decodes a message.
 ///
 /// # Errors
 /// The message itself, with what is wrong with it.
-pub(crate) fn decode<W: Worker>(
-    worker: &W,
+pub(crate) fn decode<I: WorkItem>(
     bodies: &Bodies,
     delivery: Delivery,
-) -> Result<Decoded<W::Request>, Box<(Delivery, Malformed)>> {
-    match read(worker, bodies, &delivery) {
+) -> Result<Decoded<I>, Box<(Delivery, Malformed)>> {
+    let decoded = if delivery.message.subject.starts_with(JOB_ROOT) {
+        decode_tick(&delivery)
+    } else {
+        decode_request(bodies, &delivery)
+    };
+    match decoded {
         Ok(message) => Ok(Decoded { message, delivery }),
         Err(malformed) => Err(Box::new((delivery, malformed))),
     }
 }
 
-fn read<W: Worker>(
-    worker: &W,
-    bodies: &Bodies,
-    delivery: &Delivery,
-) -> Result<Message<W::Request>, Malformed> {
+fn decode_request<I: WorkItem>(bodies: &Bodies, delivery: &Delivery) -> Result<Message<I>, Malformed> {
     let message = &delivery.message;
-    let subject: RequestSubject = message
-        .subject
-        .as_str()
-        .parse()
-        .map_err(|error| Malformed::new("subject", format!("{error}, got {}", message.subject)))?;
+    let subject: RequestSubject = subject(delivery)?;
     let headers = message.headers.as_ref();
     check_contract(headers)?;
     let request_id = id(headers, header::MESSAGE_ID)?.ok_or_else(|| {
         Malformed::new(header::MESSAGE_ID, "is missing; give every request a UUID of its own")
     })?;
     let body = bodies.open(headers, message.subject.as_str(), &subject, &message.payload)?;
+    let parent_event_id = id(headers, header::PARENT_EVENT)?;
+    let Redacted { request, secrets } = I::from_request(&subject, &body)?;
     Ok(Message {
-        parent_event_id: id(headers, header::PARENT_EVENT)?,
-        request: worker.decode(&subject, &body)?,
+        parent_event_id,
+        request,
+        secrets,
         body,
         stored_at: delivery.stored_at,
         sequence: delivery.sequence,
         event_id: Uuid::now_v7(),
-        subject,
+        source: Source::Request(subject),
         request_id,
     })
+}
+
+/// A tick has no id and no body of its own.
+fn decode_tick<I: WorkItem>(delivery: &Delivery) -> Result<Message<I>, Malformed> {
+    let JobSubject(job) = subject(delivery)?;
+    let headers = delivery.message.headers.as_ref();
+    let header = |name: &str| {
+        let value = headers.and_then(|headers| headers.get(name));
+        value
+            .map(ToString::to_string)
+            .ok_or_else(|| Malformed::new(name, "is missing; only a schedule publishes ticks"))
+    };
+    let (scheduler, next) = (header(header::SCHEDULER)?, header(header::SCHEDULE_NEXT)?);
+    let tick = Tick { job, scheduler, stored_at: delivery.stored_at };
+    Ok(Message {
+        parent_event_id: None,
+        request: I::from_tick(&tick)?,
+        secrets: Vec::new(),
+        body: Bytes::new(),
+        stored_at: delivery.stored_at,
+        sequence: delivery.sequence,
+        event_id: Uuid::now_v7(),
+        request_id: Tick::message_id(&tick.scheduler, &next),
+        source: Source::Tick(tick),
+    })
+}
+
+fn subject<S: FromStr<Err = SubjectError>>(delivery: &Delivery) -> Result<S, Malformed> {
+    let subject = delivery.message.subject.as_str();
+    subject.parse().map_err(|error| Malformed::new("subject", format!("{error}, got {subject}")))
 }
 
 fn check_contract(headers: Option<&HeaderMap>) -> Result<(), Malformed> {

@@ -2,6 +2,7 @@
 
 pub mod authorize;
 pub mod decode;
+pub(crate) mod disposition;
 pub mod pull;
 pub mod settle;
 pub(crate) mod transact;

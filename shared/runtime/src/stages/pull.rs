@@ -13,12 +13,15 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::delivery::in_flight::{InFlight, InFlightGuard};
+use crate::delivery::retry::MessageKey;
 
 /// A message as JetStream delivered it. As long as it is not dropped, JetStream is told that it is worked on.
 #[derive(Debug)]
 pub struct Delivery {
     /// The message.
     pub message: jetstream::Message,
+    /// The stream that holds it.
+    pub stream: &'static str,
     /// Its place in the stream.
     pub sequence: u64,
     /// When JetStream stored it.
@@ -30,19 +33,28 @@ pub struct Delivery {
 
 impl Delivery {
     /// Reads what JetStream says about a message; none if it was not delivered by a consumer.
-    fn new(message: jetstream::Message, in_flight: &InFlight) -> Option<Self> {
+    fn new(message: jetstream::Message, stream: &'static str, in_flight: &InFlight) -> Option<Self> {
         let info = message.info().ok()?;
         let (sequence, deliveries) = (info.stream_sequence, info.delivered);
         let nanos = i64::try_from(info.published.unix_timestamp_nanos()).ok()?;
         let hold = in_flight.hold(message.reply.clone()?);
         let stored_at = DateTime::from_timestamp_nanos(nanos);
-        Some(Self { sequence, stored_at, deliveries, message, _in_flight: hold })
+        Some(Self { stream, sequence, stored_at, deliveries, message, _in_flight: hold })
+    }
+}
+
+impl Delivery {
+    /// What tells it from every other message of the broker.
+    pub(crate) fn key(&self) -> MessageKey {
+        (self.stream, self.sequence)
     }
 }
 
 /// Batches out of one consumer.
 pub(crate) struct Puller {
     worker: &'static str,
+    /// The stream that its consumer is on.
+    stream_name: &'static str,
     consumer: PullConsumer,
     /// None before the first pull and after an error.
     stream: Option<Stream>,
@@ -66,12 +78,22 @@ const AFTER_ERROR: Duration = Duration::from_millis(250);
 impl Puller {
     pub(crate) fn new(
         worker: &'static str,
+        stream_name: &'static str,
         consumer: PullConsumer,
         in_flight: InFlight,
         settings: &WorkerSettings,
     ) -> Self {
         let (batch_size, batch_wait) = (settings.batch_size, settings.batch_wait());
-        Self { worker, consumer, stream: None, received: VecDeque::new(), in_flight, batch_size, batch_wait }
+        Self {
+            worker,
+            stream_name,
+            consumer,
+            stream: None,
+            received: VecDeque::new(),
+            in_flight,
+            batch_size,
+            batch_wait,
+        }
     }
 
     /// The next batch: everything that comes within `batch_wait` of its first message, up to `batch_size` messages
@@ -108,7 +130,7 @@ impl Puller {
         }
         let problem = match &mut self.stream {
             Some(stream) => match stream.next().await {
-                Some(Ok(message)) => return Delivery::new(message, &self.in_flight),
+                Some(Ok(message)) => return Delivery::new(message, self.stream_name, &self.in_flight),
                 Some(Err(error)) => error.to_string(),
                 None => "the consumer's messages ended".to_owned(),
             },
@@ -143,7 +165,7 @@ impl Puller {
         let Some(mut stream) = self.stream.take() else { return };
         // Unconstrained, or the task's budget of polls would end this after some dozens of messages.
         while let Some(Some(Ok(message))) = tokio::task::unconstrained(stream.next()).now_or_never() {
-            self.received.extend(Delivery::new(message, &self.in_flight));
+            self.received.extend(Delivery::new(message, self.stream_name, &self.in_flight));
         }
     }
 

@@ -1,4 +1,4 @@
-//! Stage five: follow-ups, answers, then the acknowledgement; or a delay; or a dead letter.
+//! Stage five: events, outcomes, then the acknowledgement; or a delay; or a dead letter.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,32 +6,25 @@ use std::time::Duration;
 
 use async_nats::Client;
 use async_nats::jetstream::AckKind;
+use chrono::{DateTime, Utc};
 use config::WorkerSettings;
 use contract::{DeadClass, Event, Outcome, OutcomeStatus, RequestSubject, header};
 use uuid::Uuid;
 
 use crate::delivery::dead_letter::{DeadLetter, DeadLetterReason, FailedMessage};
-use crate::delivery::event_publisher::{EventPublisher, consequences, publication};
+use crate::delivery::event_publisher::EventPublisher;
 use crate::delivery::retry::{self, Budget};
 use crate::delivery::watermarks::Watermarks;
 use crate::process::crash::{self, Point};
 use crate::process::stats::Stats;
 use crate::stages::decode;
+use crate::stages::disposition::{Commit, Disposition, Effect};
 use crate::stages::pull::Delivery;
-use crate::stages::write::{Decision, Settlement, Settlements};
-use crate::worker::Worker;
-
-/// What comes out of the stages before: written batches, and messages that never got that far.
-pub(crate) enum ToSettle<R> {
-    Written(Settlements<R>),
-    Rejected(Box<Delivery>, DeadClass, String),
-    /// It comes again after this, and has spent no try.
-    NotNow(Box<Delivery>, Duration),
-}
+use crate::stages::write::{Settlements, ToSettle};
 
 /// Settles messages of one worker.
-pub(crate) struct Settler<W> {
-    pub(crate) worker: Arc<W>,
+pub(crate) struct Settler {
+    pub(crate) worker: &'static str,
     pub(crate) client: Client,
     pub(crate) event_publisher: EventPublisher,
     pub(crate) settings: WorkerSettings,
@@ -42,101 +35,123 @@ pub(crate) struct Settler<W> {
     pub(crate) last_delivery: Option<i64>,
 }
 
-impl<W: Worker> Settler<W> {
-    pub(crate) async fn settle(&mut self, item: ToSettle<W::Request>) {
-        match item {
-            ToSettle::Rejected(delivery, class, reason) => {
-                self.dead_letter(&delivery, DeadLetterReason { class, reason, tries: 1 }).await;
+impl Settler {
+    pub(crate) async fn settle<I>(&mut self, item: ToSettle<I>) {
+        let (items, earlier) = match item {
+            ToSettle::Single(delivery, disposition) => (vec![(*delivery, disposition)], Vec::new()),
+            ToSettle::Batch(Settlements { settlements, earlier }) => {
+                let parts = settlements.into_iter().map(|settlement| {
+                    let (message, disposition) = settlement.into_parts();
+                    (message.into_delivery(), disposition)
+                });
+                (parts.collect(), earlier)
             }
-            ToSettle::NotNow(delivery, delay) => {
-                self.stats.delayed();
-                acknowledge(&delivery, AckKind::Nak(Some(delay))).await;
-            }
-            ToSettle::Written(Settlements { settlements, earlier }) => {
-                let committed = self.split_off_failures(settlements).await;
-                self.finish(committed, earlier).await;
-            }
+        };
+        let mut committed = Vec::with_capacity(items.len());
+        for (delivery, disposition) in items {
+            committed.extend(self.carry_out(delivery, disposition).await);
         }
+        self.finish(committed, earlier).await;
     }
 
-    /// Deals with what was not committed and gives back what was.
-    async fn split_off_failures(
+    /// Carries out what becomes of a message that was not committed, and gives back one that was.
+    async fn carry_out(
         &mut self,
-        settlements: Vec<Settlement<W::Request>>,
-    ) -> Vec<(Delivery, Option<Event>, Option<&'static str>)> {
-        let mut committed = Vec::with_capacity(settlements.len());
-        for Settlement { message, decision } in settlements {
-            let delivery = message.into_delivery();
-            match decision {
-                Decision::Committed(commit) => committed.push((delivery, commit.event, commit.reason)),
-                Decision::Later { reason, class } => self.put_off(&delivery, reason, class).await,
-                Decision::Never { reason, class } => {
-                    let tries = self.budget.forget(delivery.sequence).saturating_add(1);
-                    self.dead_letter(&delivery, DeadLetterReason { class, reason, tries }).await;
+        delivery: Delivery,
+        disposition: Disposition,
+    ) -> Option<(Delivery, Commit)> {
+        match disposition {
+            Disposition::Committed(commit) => return Some((delivery, commit)),
+            Disposition::Retry { reason, class } => self.retry(&delivery, reason, class).await,
+            Disposition::RetryNotBefore { time, deadline, reason } => {
+                self.retry_not_before(&delivery, time, deadline, reason).await;
+            }
+            Disposition::Redeliver(delay) => {
+                let delay = (!delay.is_zero()).then_some(delay);
+                if delay.is_some() {
+                    self.stats.delayed();
                 }
-                Decision::HandBack => acknowledge(&delivery, AckKind::Nak(None)).await,
+                acknowledge(&delivery, AckKind::Nak(delay)).await;
+            }
+            Disposition::DeadLetter { reason, class } => {
+                let tries = self.budget.forget(&delivery.key()).saturating_add(1);
+                self.dead_letter(&delivery, DeadLetterReason { class, reason, tries }).await;
             }
         }
-        committed
+        None
     }
 
-    /// Publishes what the effects cause, in the order of the events, waits until the broker has it, and acknowledges.
-    async fn finish(
-        &mut self,
-        committed: Vec<(Delivery, Option<Event>, Option<&'static str>)>,
-        earlier: Vec<Event>,
-    ) {
-        let own: BTreeMap<i64, &Event> = committed
-            .iter()
-            .filter_map(|(_, event, _)| event.as_ref())
-            .map(|event| (event.event_sequence, event))
-            .collect();
-        let mut events: BTreeMap<i64, (&Event, bool)> =
-            earlier.iter().map(|event| (event.event_sequence, (event, false))).collect();
-        events.extend(own.into_iter().map(|(sequence, event)| (sequence, (event, true))));
-        // What another one has appended has its own follow-ups there.
-        let publish = events.values().flat_map(|(event, is_own)| match is_own {
-            true => consequences(&*self.worker, event),
-            false => vec![publication(event)],
-        });
-        if self.event_publisher.publish_all(publish.collect()).await.is_err() {
+    /// Publishes the events of what is committed, in their order, waits until the broker has stored them, and acknowledges.
+    async fn finish(&mut self, committed: Vec<(Delivery, Commit)>, earlier: Vec<Event>) {
+        let own = committed.iter().flat_map(|(_, commit)| &commit.events);
+        let events: BTreeMap<i64, &Event> =
+            earlier.iter().chain(own).map(|event| (event.event_sequence, event)).collect();
+        if self.event_publisher.publish_all(events.values().copied()).await.is_err() {
             return;
         }
-        self.watermarks.published(events.values().map(|(event, _)| *event));
-        crash::reach(Point::FollowedUp);
-        for (delivery, event, reason) in committed {
-            self.budget.forget(delivery.sequence);
-            let status = if event.is_some() { OutcomeStatus::Applied } else { OutcomeStatus::Unchanged };
-            let event_id = event.map(|event| event.event_id);
-            self.answer(&delivery, status, event_id, reason.map(str::to_owned)).await;
+        self.watermarks.published(events.values().copied());
+        crash::reach(Point::EventsPublished);
+        for (delivery, Commit { effect, events, reason }) in committed {
+            self.budget.forget(&delivery.key());
+            let status = match effect {
+                Effect::Applied => OutcomeStatus::Applied,
+                Effect::Repeated if !events.is_empty() => OutcomeStatus::Applied,
+                Effect::Unchanged | Effect::Repeated => OutcomeStatus::Unchanged,
+            };
+            let event_id = events.as_slice().first().map(|event| event.event_id);
+            self.send_outcome(&delivery, status, event_id, reason.map(|reason| reason.into_owned())).await;
             acknowledge(&delivery, AckKind::Ack).await;
             crash::reach(Point::Acknowledging);
         }
     }
 
-    /// Spends a try: the message comes again later, or is given up.
-    async fn put_off(&mut self, delivery: &Delivery, reason: String, class: DeadClass) {
-        let tries = self.budget.spend(delivery.sequence);
-        // Replicas count for themselves, so together they may come to the broker's bound before any of them to its own.
-        let last = self.last_delivery.is_some_and(|last| delivery.deliveries >= last);
-        if tries >= self.settings.retry_attempts || last {
-            self.budget.forget(delivery.sequence);
+    /// Spends a try: the message is delivered again later, or dead-lettered.
+    async fn retry(&mut self, delivery: &Delivery, reason: String, class: DeadClass) {
+        let tries = self.budget.spend(delivery.key());
+        if tries >= self.settings.retry_attempts || self.is_last(delivery) {
+            self.budget.forget(&delivery.key());
             self.dead_letter(delivery, DeadLetterReason { class, reason, tries }).await;
             return;
         }
         let delay =
             retry::delay(tries, self.settings.retry_first_delay(), self.settings.retry_longest_delay());
-        tracing::debug!(worker = W::NAME, sequence = delivery.sequence, tries, ?delay, %reason, "put off");
+        tracing::debug!(worker = self.worker, sequence = delivery.sequence, tries, ?delay, %reason, "retried later");
         self.stats.retried();
         acknowledge(delivery, AckKind::Nak(Some(delay))).await;
+    }
+
+    /// Has a message delivered again at a time, or dead-letters it when its deadline is over.
+    async fn retry_not_before(
+        &mut self,
+        delivery: &Delivery,
+        time: DateTime<Utc>,
+        deadline: DateTime<Utc>,
+        reason: String,
+    ) {
+        let now = Utc::now();
+        if now >= deadline || self.is_last(delivery) {
+            let tries = self.budget.forget(&delivery.key()).saturating_add(1);
+            let class = DeadClass::MissingPrerequisite;
+            self.dead_letter(delivery, DeadLetterReason { class, reason, tries }).await;
+            return;
+        }
+        let delay = (time.min(deadline) - now).to_std().unwrap_or_default().max(SHORTEST_DELAY);
+        tracing::debug!(worker = self.worker, sequence = delivery.sequence, ?delay, %reason, "retried later");
+        self.stats.delayed();
+        acknowledge(delivery, AckKind::Nak(Some(delay))).await;
+    }
+
+    /// Replicas count tries for themselves, so together they may come to the broker's limit before any of them to its own.
+    fn is_last(&self, delivery: &Delivery) -> bool {
+        self.last_delivery.is_some_and(|last| delivery.deliveries >= last)
     }
 
     /// Publishes the dead letter, and only then takes the message out of the consumer.
     async fn dead_letter(&mut self, delivery: &Delivery, cause: DeadLetterReason) {
         let message = &delivery.message;
         let failed = FailedMessage {
-            worker: W::NAME,
-            stream: W::STREAM,
+            worker: self.worker,
+            stream: delivery.stream,
             sequence: delivery.sequence,
             subject: &message.subject,
             headers: message.headers.as_ref(),
@@ -145,22 +160,22 @@ impl<W: Worker> Settler<W> {
         let letter = DeadLetter::new(&failed, &cause, self.client.server_info().max_payload);
         if self
             .event_publisher
-            .publish_until_taken(&letter.subject, &letter.headers, &letter.body)
+            .publish_until_stored(&letter.subject, &letter.headers, &letter.body)
             .await
             .is_err()
         {
             return;
         }
         crash::reach(Point::DeadLettered);
-        tracing::warn!(worker = W::NAME, sequence = delivery.sequence, class = %cause.class,
+        tracing::warn!(worker = self.worker, sequence = delivery.sequence, class = %cause.class,
             reason = %cause.reason, tries = cause.tries, "dead letter");
-        self.stats.died(cause.class);
-        self.answer(delivery, OutcomeStatus::Dead, None, Some(told(&cause))).await;
+        self.stats.dead_lettered(cause.class);
+        self.send_outcome(delivery, OutcomeStatus::Dead, None, Some(reason_for_publisher(&cause))).await;
         acknowledge(delivery, AckKind::Term).await;
     }
 
     /// Sends the outcome to the publisher's own inbox, if it named one. Nobody waits for it to arrive.
-    async fn answer(
+    async fn send_outcome(
         &self,
         delivery: &Delivery,
         status: OutcomeStatus,
@@ -171,20 +186,23 @@ impl<W: Worker> Settler<W> {
         let Some(reply_to) = headers.and_then(|headers| headers.get(header::REPLY_TO)) else { return };
         let Ok(subject) = delivery.message.subject.parse::<RequestSubject>() else { return };
         if !subject.service.owns_inbox(reply_to.as_str()) {
-            tracing::warn!(worker = W::NAME, service = %subject.service, "the answer's subject is not in the service's inbox");
+            tracing::warn!(worker = self.worker, service = %subject.service, "the reply subject is not in the service's inbox");
             return;
         }
         let request_id = decode::id(headers, header::MESSAGE_ID).ok().flatten();
         let outcome = Outcome { request_id, status, event_id, reason };
         let Ok(body) = serde_json::to_vec(&outcome) else { return };
         if let Err(error) = self.client.publish(reply_to.as_str().to_owned(), body.into()).await {
-            tracing::debug!(worker = W::NAME, %error, "the outcome was not sent");
+            tracing::debug!(worker = self.worker, %error, "the outcome was not sent");
         }
     }
 }
 
-/// What the publisher is told. Why something was denied is nobody's business but the operator's.
-fn told(cause: &DeadLetterReason) -> String {
+/// The shortest delay of a message that waits for a time.
+const SHORTEST_DELAY: Duration = Duration::from_millis(10);
+
+/// What the publisher learns. Why something was denied is for the operator alone.
+fn reason_for_publisher(cause: &DeadLetterReason) -> String {
     if cause.class == DeadClass::Denied { cause.class.to_string() } else { cause.reason.clone() }
 }
 

@@ -1,6 +1,6 @@
 //! One transaction for a batch, and what it did for each message.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use contract::{DeadClass, Event, Json, UserId};
 use keys::DataKeys;
@@ -13,200 +13,255 @@ use uuid::Uuid;
 use crate::delivery::watermarks::{Marks, Watermarks};
 use crate::process::crash::{self, Point};
 use crate::stages::authorize::Authorized;
-use crate::stages::write::{Commit, Decision};
-use crate::worker::{Effect, Message, Payload, Verdict, Worker};
+use crate::stages::disposition::{Commit, Disposition, Effect};
+use crate::worker::{EventDraft, ExternalWorker, Message, Retry, Verdict, Written};
 
-/// What a transaction did for a message, before it is known to have committed.
-#[derive(Clone)]
-pub(crate) enum Written {
-    Effect(Event),
-    None(&'static str),
-    /// An earlier transaction took the message; its event, if it had an effect.
-    Before(Option<Event>),
-    MissingPrerequisite(String),
-    Refused(String),
-}
-
-impl Written {
-    /// The event that is to be published.
-    pub(crate) fn event(&self) -> Option<&Event> {
-        match self {
-            Self::Effect(event) | Self::Before(Some(event)) => Some(event),
-            Self::Before(None) | Self::None(_) | Self::MissingPrerequisite(_) | Self::Refused(_) => None,
-        }
-    }
-
-    /// What is true of a further copy of the same message in the same batch. It must not be taken for one that was
-    /// written before: the acknowledgement of either copy is one of both.
-    fn of_a_copy(&self) -> Self {
-        match self {
-            Self::Effect(event) => Self::Before(Some(event.clone())),
-            Self::None(_) => Self::Before(None),
-            Self::Before(_) | Self::MissingPrerequisite(_) | Self::Refused(_) => self.clone(),
-        }
-    }
-
-    pub(crate) fn after_commit(self) -> Decision {
-        match self {
-            Self::Effect(event) => Decision::Committed(Commit { event: Some(event), reason: None }),
-            Self::None(reason) => Decision::Committed(Commit { event: None, reason: Some(reason) }),
-            Self::Before(event) => {
-                let reason = event.is_none().then_some("a message with this id was taken before");
-                Decision::Committed(Commit { event, reason })
-            }
-            Self::MissingPrerequisite(reason) => {
-                Decision::Later { reason, class: DeadClass::MissingPrerequisite }
-            }
-            Self::Refused(reason) => Decision::Never { reason, class: DeadClass::Permanent },
-        }
-    }
-}
+/// The most events that one message causes.
+const MAX_EVENTS: usize = 1_000;
+/// The most events that a batch causes. A batch with more is split.
+const MAX_EVENTS_OF_A_BATCH: usize = 10_000;
 
 /// What a transaction did, before it is known to have committed.
 pub(crate) struct Transacted {
-    /// For each message, in order.
-    pub(crate) written: Vec<Written>,
+    /// For each message, in order: true once the transaction has committed.
+    pub(crate) dispositions: Vec<Disposition>,
     /// Events of the same sessions that others have appended before, and that nobody may have published yet.
     pub(crate) earlier: Vec<Event>,
 }
 
-/// Why a transaction is undone.
+/// Why a transaction is rolled back.
 #[derive(Debug)]
-pub(crate) enum Undone {
+pub(crate) enum RolledBack {
     Fault(Fault),
     /// So much was left unpublished in its sessions that this part of it goes out first.
     Behind(Vec<Event>),
 }
 
-impl From<Fault> for Undone {
+impl From<Fault> for RolledBack {
     fn from(fault: Fault) -> Self {
         Self::Fault(fault)
     }
 }
 
-impl From<diesel::result::Error> for Undone {
+impl From<diesel::result::Error> for RolledBack {
     fn from(error: diesel::result::Error) -> Self {
         Self::Fault(error.into())
     }
 }
 
-/// Writes a batch.
-///
-/// # Errors
-/// [`Undone`]; then nothing of the batch may be committed.
-pub(crate) async fn transact<W: Worker>(
-    worker: &W,
-    connection: &mut Connection,
-    batch: &[Authorized<W::Request>],
-    keys: &DataKeys,
-    prepared: &W::Prepared,
-    watermarks: &Watermarks,
-) -> Result<Transacted, Undone> {
-    let entries: Vec<Entry> = batch.iter().map(|message| entry(message.message())).collect();
-    let grants: BTreeSet<&str> = batch.iter().map(Authorized::grant).collect();
-    security::open_context(connection, &Vec::from_iter(grants)).await?;
-    let taken = inbox::take(connection, W::NAME, &entries).await?;
-    crash::reach(Point::Taken);
-    let causes = causes(connection, batch).await?;
-    let cause_of = |message: &Message<W::Request>| {
-        message.parent_event_id.map(|parent| causes.get(&(message.subject.user_id, parent)))
-    };
-    let fresh: Vec<usize> = (0..batch.len())
-        .filter(|&index| taken.contains(&entries[index].event_id))
-        .filter(|&index| !matches!(cause_of(batch[index].message()), Some(None)))
-        .collect();
-    let mut verdicts = verdicts(worker, connection, batch, fresh, keys, prepared).await?;
-    let mut new_events: Vec<NewEvent<'_>> = (0..batch.len())
-        .filter_map(|index| match verdicts.get(&index) {
-            Some(Verdict::Applied(effect)) => {
-                let message = batch[index].message();
-                Some(new_event(entries[index].event_id, message, effect, cause_of(message).flatten()))
-            }
-            Some(Verdict::Unchanged(_) | Verdict::MissingPrerequisite(_) | Verdict::Refused(_)) | None => {
-                None
-            }
-        })
-        .collect();
-    let known = inbox::event_ids(connection, W::NAME, &repeats(&entries, &taken)).await?;
-    let before = before(connection, &known).await?;
-    let mut clocks = clock::take(connection, &sessions(&new_events, &before, watermarks)).await?;
-    if clocks.has_more {
-        return Err(Undone::Behind(clocks.earlier));
-    }
-    for event in &mut new_events {
-        event.logical_timestamp = clocks.next(event.user_id, event.session_id);
-    }
-    let appended = blackboard::append(connection, &new_events).await?;
-    let mut events: HashMap<Uuid, Event> = new_events
-        .iter()
-        .filter_map(|event| Some((event.id, published(event, appended.get(&event.id)?)?)))
-        .collect();
+/// What a worker found out about messages, in every attempt to write them, by the ids of their events.
+pub(crate) type Findings<F> = HashMap<Uuid, Vec<F>>;
 
-    let mut written: Vec<Option<Written>> = Vec::with_capacity(batch.len());
-    for (index, entry) in entries.iter().enumerate() {
-        written.push(if taken.contains(&entry.event_id) {
-            Some(match verdicts.remove(&index) {
-                Some(Verdict::Applied(_)) => {
-                    Written::Effect(events.remove(&entry.event_id).ok_or_else(|| Fault {
-                        kind: FaultKind::Permanent,
-                        reason: "its event cannot be made".to_owned(),
-                    })?)
-                }
-                Some(Verdict::Unchanged(reason)) => Written::None(reason),
-                Some(Verdict::MissingPrerequisite(reason)) => Written::MissingPrerequisite(reason),
-                Some(Verdict::Refused(reason)) => Written::Refused(reason),
-                // An event is told of once it is committed: one that is not there is none of this user's, and never will be.
-                None => Written::Refused(format!(
-                    "{}: there is no such event of this user",
-                    contract::header::PARENT_EVENT
-                )),
-            })
-        } else {
-            None
-        });
-    }
-    let written = with_copies(&entries, written, &known, &before);
-    give_back(connection, W::NAME, &entries, &written).await?;
-    crash::reach(Point::Written);
-    Ok(Transacted { written, earlier: clocks.earlier })
+/// One attempt to write a batch.
+pub(crate) struct Attempt<'a, W: ExternalWorker> {
+    pub(crate) worker: &'a W,
+    pub(crate) batch: &'a [Authorized<W::Item>],
+    pub(crate) keys: &'a DataKeys,
+    pub(crate) prepared: &'a W::Prepared,
+    /// The grants of the batch's tokens, or the job grants of its tick.
+    pub(crate) grants: &'a [&'a str],
+    pub(crate) watermarks: &'a Watermarks,
 }
 
-fn entry<R>(message: &Message<R>) -> Entry {
-    let user_id = message.subject.user_id.get();
-    Entry { user_id, message_id: message.request_id, event_id: message.event_id }
-}
+impl<W: ExternalWorker> Attempt<'_, W> {
+    /// Writes the batch. What the worker found out is in `findings` whatever becomes of the transaction.
+    ///
+    /// # Errors
+    /// [`RolledBack`]; then nothing of the batch may be committed.
+    pub(crate) async fn transact(
+        &self,
+        connection: &mut Connection,
+        findings: &mut Findings<W::Finding>,
+    ) -> Result<Transacted, RolledBack> {
+        security::open_context(connection, self.grants).await?;
+        let entries: Vec<Entry> = self.messages().map(entry).collect();
+        let taken = inbox::take(connection, W::INFO.name, &entries).await?;
+        crash::reach(Point::Taken);
+        let causes = self.causes(connection).await?;
+        let has_cause = |message: &Message<W::Item>| {
+            message.parent_event_id.is_none_or(|parent| causes.contains_key(&(message.user_id(), parent)))
+        };
+        let fresh: Vec<usize> = (0..self.batch.len())
+            .filter(|&index| taken.contains(&entries[index].event_id) && has_cause(self.message(index)))
+            .collect();
+        let mut verdicts = self.verdicts(connection, fresh, findings).await?;
+        let repeats: Vec<Entry> =
+            entries.iter().filter(|entry| !taken.contains(&entry.event_id)).copied().collect();
+        let known = inbox::find(connection, W::INFO.name, &repeats).await?;
+        let before = events_of(connection, &known).await?;
 
-/// What the worker says of the messages at these places. Those whose user's data key cannot be opened wait for somebody who
-/// mends it, within the retry budget.
-async fn verdicts<W: Worker>(
-    worker: &W,
-    connection: &mut Connection,
-    batch: &[Authorized<W::Request>],
-    places: Vec<usize>,
-    keys: &DataKeys,
-    prepared: &W::Prepared,
-) -> Result<HashMap<usize, Verdict>, Fault> {
-    let mut verdicts = HashMap::with_capacity(places.len());
-    let mut open = Vec::with_capacity(places.len());
-    for index in places {
-        let message = batch[index].message();
-        match keys.get(&message.subject.user_id) {
-            Some(Err(reason)) if worker.needs_key(&message.request) => {
-                let user = message.subject.user_id;
-                let reason = format!("the data key of user {user} cannot be opened: {reason}");
-                verdicts.insert(index, Verdict::MissingPrerequisite(reason));
-            }
-            Some(_) | None => open.push(index),
+        let mut new_events = self.new_events(&verdicts, &causes)?;
+        let mut clocks = clock::take(connection, &sessions(&new_events, &before, self.watermarks)).await?;
+        if clocks.has_more {
+            return Err(RolledBack::Behind(clocks.earlier));
         }
+        for event in &mut new_events {
+            event.logical_timestamp = clocks.next(event.user_id, event.session_id);
+        }
+        let appended = blackboard::append(connection, &new_events).await?;
+        let events: HashMap<Uuid, Event> = new_events
+            .iter()
+            .filter_map(|event| Some((event.id, published(event, appended.get(&event.id)?)?)))
+            .collect();
+        drop(new_events);
+
+        let mut dispositions: Vec<Option<Disposition>> = Vec::with_capacity(entries.len());
+        for (index, entry) in entries.iter().enumerate() {
+            dispositions.push(match taken.contains(&entry.event_id) {
+                true => Some(disposition(entry, verdicts.remove(&index), &events)?),
+                false => None,
+            });
+        }
+        let dispositions = with_copies(&entries, dispositions, &known, &before);
+        self.update_inbox(connection, &entries, &dispositions).await?;
+        crash::reach(Point::Written);
+        Ok(Transacted { dispositions, earlier: clocks.earlier })
     }
-    if !open.is_empty() {
-        let messages: Vec<&Message<W::Request>> = open.iter().map(|&index| batch[index].message()).collect();
-        verdicts.extend(open.iter().copied().zip(worker.write(connection, &messages, keys, prepared).await?));
+
+    fn message(&self, index: usize) -> &Message<W::Item> {
+        self.batch[index].message()
     }
-    Ok(verdicts)
+
+    fn messages(&self) -> impl Iterator<Item = &Message<W::Item>> {
+        self.batch.iter().map(Authorized::message)
+    }
+
+    async fn causes(&self, connection: &mut Connection) -> Result<HashMap<(UserId, Uuid), Cause>, Fault> {
+        let parents: Vec<_> = self
+            .messages()
+            .filter_map(|message| message.parent_event_id.map(|parent| (message.user_id(), parent)))
+            .collect();
+        blackboard::causes(connection, &parents).await
+    }
+
+    /// The worker's verdicts on the messages at these places. Those whose user's data key cannot be opened are tried again within
+    /// the retry budget, until an operator has repaired it.
+    async fn verdicts(
+        &self,
+        connection: &mut Connection,
+        places: Vec<usize>,
+        findings: &mut Findings<W::Finding>,
+    ) -> Result<HashMap<usize, Verdict>, Fault> {
+        let mut verdicts = HashMap::with_capacity(places.len());
+        let mut open = Vec::with_capacity(places.len());
+        for index in places {
+            let message = self.message(index);
+            match self.keys.get(&message.user_id()) {
+                Some(Err(reason)) if !message.secrets.is_empty() => {
+                    let user = message.user_id();
+                    let reason = format!("the data key of user {user} cannot be opened: {reason}");
+                    verdicts.insert(index, Verdict::Retry(Retry::WithinBudget, reason));
+                }
+                Some(_) | None => open.push(index),
+            }
+        }
+        if !open.is_empty() {
+            let messages: Vec<&Message<W::Item>> = open.iter().map(|&index| self.message(index)).collect();
+            let written = self.worker.write(connection, &messages, self.keys, self.prepared).await?;
+            let Written { verdicts: given, findings: found } = written;
+            for (event_id, finding) in found {
+                findings.entry(event_id).or_default().push(finding);
+            }
+            verdicts.extend(open.into_iter().zip(given));
+        }
+        Ok(verdicts)
+    }
+
+    /// The events that the verdicts cause, in the order of the batch.
+    fn new_events<'a>(
+        &'a self,
+        verdicts: &'a HashMap<usize, Verdict>,
+        causes: &'a HashMap<(UserId, Uuid), Cause>,
+    ) -> Result<Vec<NewEvent<'a>>, Fault> {
+        let too_many = |whose: &str, count: usize, most: usize| Fault {
+            kind: FaultKind::Permanent,
+            reason: format!("{whose} would cause {count} events, more than {most}"),
+        };
+        let mut events = Vec::with_capacity(verdicts.len());
+        for (index, message) in self.messages().enumerate() {
+            let drafts = match verdicts.get(&index) {
+                Some(Verdict::Applied(drafts)) => drafts,
+                Some(Verdict::Unchanged(_) | Verdict::Retry(..) | Verdict::Rejected(_)) | None => continue,
+            };
+            if drafts.len() > MAX_EVENTS {
+                return Err(too_many("the message", drafts.len(), MAX_EVENTS));
+            }
+            let cause = message.parent_event_id.and_then(|parent| causes.get(&(message.user_id(), parent)));
+            let ids = inbox::event_ids(message.event_id, drafts.len());
+            events.extend(ids.zip(drafts).map(|(id, draft)| new_event(id, message, draft, cause)));
+        }
+        if events.len() > MAX_EVENTS_OF_A_BATCH {
+            return Err(too_many("the batch", events.len(), MAX_EVENTS_OF_A_BATCH));
+        }
+        Ok(events)
+    }
+
+    /// Messages that are tried again or dead-lettered leave no trace in the inbox; of those with several events, it keeps how many.
+    async fn update_inbox(
+        &self,
+        connection: &mut Connection,
+        entries: &[Entry],
+        dispositions: &[Disposition],
+    ) -> Result<(), Fault> {
+        let (mut released, mut counted) = (Vec::new(), Vec::new());
+        for (entry, disposition) in entries.iter().zip(dispositions) {
+            match disposition.commit() {
+                None => released.push(*entry),
+                Some(commit) if commit.effect == Effect::Applied && commit.events.len() != 1 => {
+                    let event_count = i32::try_from(commit.events.len()).unwrap_or(i32::MAX);
+                    counted.push(Entry { event_count, ..*entry });
+                }
+                Some(_) => {}
+            }
+        }
+        inbox::release(connection, W::INFO.name, &released).await?;
+        inbox::count_events(connection, W::INFO.name, &counted).await
+    }
 }
 
-/// The sessions that the batch tells of, also of what an earlier transaction wrote.
+fn entry<I>(message: &Message<I>) -> Entry {
+    Entry {
+        user_id: message.user_id().get(),
+        message_id: message.request_id,
+        event_id: message.event_id,
+        event_count: 1,
+    }
+}
+
+/// What becomes of a message that this transaction has taken.
+fn disposition(
+    entry: &Entry,
+    verdict: Option<Verdict>,
+    events: &HashMap<Uuid, Event>,
+) -> Result<Disposition, Fault> {
+    Ok(match verdict {
+        Some(Verdict::Applied(drafts)) => {
+            let events: Option<Vec<Event>> =
+                inbox::event_ids(entry.event_id, drafts.len()).map(|id| events.get(&id).cloned()).collect();
+            let missing = || Fault {
+                kind: FaultKind::Permanent,
+                reason: "an event of it cannot be appended".to_owned(),
+            };
+            let events = events.ok_or_else(missing)?;
+            Disposition::Committed(Commit { effect: Effect::Applied, events, reason: None })
+        }
+        Some(Verdict::Unchanged(reason)) => Disposition::unchanged(reason),
+        Some(Verdict::Retry(Retry::WithinBudget, reason)) => {
+            Disposition::Retry { class: DeadClass::MissingPrerequisite, reason }
+        }
+        Some(Verdict::Retry(Retry::NotBefore { time, deadline }, reason)) => {
+            Disposition::RetryNotBefore { time, deadline, reason }
+        }
+        Some(Verdict::Rejected(reason)) => Disposition::DeadLetter { class: DeadClass::Permanent, reason },
+        // An event is published once it is committed: one that is not there is none of this user's, and never will be.
+        None => Disposition::DeadLetter {
+            class: DeadClass::Permanent,
+            reason: format!("{}: no event with this id for this user", contract::header::PARENT_EVENT),
+        },
+    })
+}
+
+/// The sessions that the batch has events of, also of what an earlier transaction wrote.
 fn sessions<'a>(
     new_events: &'a [NewEvent<'_>],
     before: &'a HashMap<Uuid, Event>,
@@ -229,67 +284,59 @@ fn sessions<'a>(
     sessions.into_iter().map(session).collect()
 }
 
-/// Says of the messages that were not taken what is true of the one that was: by an earlier transaction, or by this one
-/// as another copy.
+/// Gives the messages that were not taken the disposition of the one that was: by an earlier transaction, or by this one as
+/// another copy.
 fn with_copies(
     entries: &[Entry],
-    mut written: Vec<Option<Written>>,
+    mut dispositions: Vec<Option<Disposition>>,
     known: &[Entry],
     before: &HashMap<Uuid, Event>,
-) -> Vec<Written> {
-    let missing: Vec<usize> = (0..written.len()).filter(|&index| written[index].is_none()).collect();
+) -> Vec<Disposition> {
+    let missing: Vec<usize> =
+        (0..dispositions.len()).filter(|&index| dispositions[index].is_none()).collect();
     // Nearly every batch has no message that came before.
     if !missing.is_empty() {
         let places: HashMap<Uuid, usize> =
             entries.iter().enumerate().map(|(index, entry)| (entry.event_id, index)).collect();
-        let known: HashMap<(i32, Uuid), Uuid> =
-            known.iter().map(|entry| ((entry.user_id, entry.message_id), entry.event_id)).collect();
+        let known: HashMap<(i32, Uuid), &Entry> =
+            known.iter().map(|entry| ((entry.user_id, entry.message_id), entry)).collect();
         for index in missing {
-            let event_id = known.get(&(entries[index].user_id, entries[index].message_id));
-            let original = event_id.and_then(|id| written[*places.get(id)?].as_ref());
-            let event = event_id.and_then(|id| before.get(id).cloned());
-            written[index] = Some(original.map_or(Written::Before(event), Written::of_a_copy));
+            let first = known.get(&(entries[index].user_id, entries[index].message_id)).copied();
+            let original = first.and_then(|first| dispositions[*places.get(&first.event_id)?].as_ref());
+            let events = || {
+                let ids = first.into_iter().flat_map(|first| first.event_ids());
+                ids.filter_map(|id| before.get(&id).cloned()).collect()
+            };
+            let copy = original.map_or_else(|| Disposition::repeated(events()), Disposition::of_a_copy);
+            dispositions[index] = Some(copy);
         }
     }
-    written.into_iter().flatten().collect()
+    dispositions.into_iter().flatten().collect()
 }
 
-async fn causes<R>(
-    connection: &mut Connection,
-    batch: &[Authorized<R>],
-) -> Result<HashMap<(UserId, Uuid), Cause>, Fault> {
-    let parents: Vec<_> = batch
-        .iter()
-        .filter_map(|message| {
-            let message = message.message();
-            message.parent_event_id.map(|parent| (message.subject.user_id, parent))
-        })
-        .collect();
-    blackboard::causes(connection, &parents).await
-}
-
-fn new_event<'a, R>(
+fn new_event<'a, I>(
     id: Uuid,
-    message: &'a Message<R>,
-    effect: &'a Effect,
+    message: &'a Message<I>,
+    draft: &'a EventDraft,
     cause: Option<&'a Cause>,
 ) -> NewEvent<'a> {
     NewEvent {
         id,
         request_id: message.request_id,
-        event_type: effect.event_type,
-        performative: effect.performative,
-        source_agent_id: effect.source_agent_id.as_deref().unwrap_or(message.subject.service.as_str()),
-        target_agent_id: effect.target_agent_id.as_deref(),
-        user_id: message.subject.user_id,
-        session_id: &effect.session_id,
-        payload: match &effect.payload {
-            // A decoded body is JSON, and JSON is UTF-8; an empty object would be refused by nobody and tell nothing.
-            Payload::Body => std::str::from_utf8(&message.body).unwrap_or("{}"),
-            Payload::Redacted(json) => json,
+        event_type: draft.event_type,
+        performative: draft.performative,
+        source_agent_id: draft.source_agent_id.as_deref().unwrap_or(message.publisher()),
+        target_agent_id: draft.target_agent_id.as_deref(),
+        user_id: draft.user_id,
+        session_id: &draft.session_id,
+        // A decoded body is JSON, and JSON is UTF-8; an empty object would be refused by nobody and say nothing.
+        payload: match &draft.payload {
+            Some(json) => json,
+            None if message.body.is_empty() => "{}",
+            None => std::str::from_utf8(&message.body).unwrap_or("{}"),
         },
-        cause,
-        // The session's clock says it, which is taken last.
+        cause: cause.filter(|_| draft.user_id == message.user_id()),
+        // The session's clock gives it, which is taken last.
         logical_timestamp: 0,
     }
 }
@@ -311,36 +358,9 @@ fn published(event: &NewEvent<'_>, appended: &Appended) -> Option<Event> {
     })
 }
 
-/// The messages that this transaction has not taken, copies of those it has among them.
-fn repeats(entries: &[Entry], taken: &HashSet<Uuid>) -> Vec<Entry> {
-    entries.iter().filter(|entry| !taken.contains(&entry.event_id)).copied().collect()
-}
-
-/// The events of what earlier transactions took, as far as it had an effect.
-async fn before(connection: &mut Connection, known: &[Entry]) -> Result<HashMap<Uuid, Event>, Fault> {
-    let ids: Vec<Uuid> = known.iter().map(|entry| entry.event_id).collect();
+/// The events of what earlier transactions took, by their ids.
+async fn events_of(connection: &mut Connection, known: &[Entry]) -> Result<HashMap<Uuid, Event>, Fault> {
+    let ids: Vec<Uuid> = known.iter().flat_map(Entry::event_ids).collect();
     let events = blackboard::read(connection, &ids).await?;
     Ok(events.into_iter().map(|event| (event.event_id, event)).collect())
-}
-
-/// Messages without an effect that are tried again or given up leave no trace in the inbox.
-async fn give_back(
-    connection: &mut Connection,
-    worker: &str,
-    entries: &[Entry],
-    written: &[Written],
-) -> Result<(), Fault> {
-    let missing_prerequisite: Vec<Entry> = entries
-        .iter()
-        .zip(written)
-        .filter(|(_, written)| match written {
-            Written::MissingPrerequisite(_) | Written::Refused(_) => true,
-            Written::Effect(_) | Written::None(_) | Written::Before(_) => false,
-        })
-        .map(|(entry, _)| *entry)
-        .collect();
-    if missing_prerequisite.is_empty() {
-        return Ok(());
-    }
-    inbox::give_back(connection, worker, &missing_prerequisite).await
 }

@@ -1,108 +1,20 @@
 //! The account mirror. Of two records of one key, the one stored later by JetStream wins; a removed one keeps its
 //! row without its values, so that an older one arriving late does not bring it back.
 
-use contract::ContextRequest as Request;
-use serde::{Serialize, Serializer};
-use store::{Connection, Fault};
+use super::table::{Table, Writer};
 
-use super::{Done, Item, record, rounds};
-
-/// A table of the mirror and the statement that writes it.
-pub(crate) struct Table {
-    sql: &'static str,
+const fn table(name: &'static str, statement: &'static str) -> Table {
+    Table { name, writer: Writer::Records { put: statement, remove: statement } }
 }
 
-/// The tables, what others refer to first.
-pub(crate) static TABLES: [Table; 6] = [
-    Table { sql: USERS },
-    Table { sql: PROFILES },
-    Table { sql: SETTINGS },
-    Table { sql: DEVICES },
-    Table { sql: SECOND_FACTORS },
-    Table { sql: PASSKEYS },
-];
+pub(crate) static USERS: Table = table("users", WRITE_USERS);
+pub(crate) static PROFILES: Table = table("user_profiles", WRITE_PROFILES);
+pub(crate) static SETTINGS: Table = table("system_settings", WRITE_SETTINGS);
+pub(crate) static DEVICES: Table = table("registered_devices", WRITE_DEVICES);
+pub(crate) static SECOND_FACTORS: Table = table("user_two_factor_auth", WRITE_SECOND_FACTORS);
+pub(crate) static PASSKEYS: Table = table("passkey_credentials", WRITE_PASSKEYS);
 
-/// A change of one record.
-#[derive(Clone, Copy)]
-pub(crate) struct Change<'a> {
-    request: &'a Request,
-    removes: bool,
-}
-
-impl Serialize for Change<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.request.serialize(serializer)
-    }
-}
-
-impl<'a> Change<'a> {
-    /// The place of its table in [`TABLES`], and the change; none if the request changes no account.
-    pub(crate) fn new(request: &'a Request) -> Option<(usize, Self)> {
-        let (table, removes) = match request {
-            Request::UserPut(_) => (0, false),
-            Request::ProfilePut(_) => (1, false),
-            Request::SettingPut(_) => (2, false),
-            Request::SettingRemove(_) => (2, true),
-            Request::DevicePut(_) => (3, false),
-            Request::DeviceRemove(_) => (3, true),
-            Request::SecondFactorPut(_) => (4, false),
-            Request::SecondFactorRemove(_) => (4, true),
-            Request::PasskeyPut(_) => (5, false),
-            Request::PasskeyRemove(_) => (5, true),
-            Request::SessionOpen(_)
-            | Request::SessionClose(_)
-            | Request::ContextPut(_)
-            | Request::ContextRemove(_)
-            | Request::ConversationPut(_)
-            | Request::MessageAdd(_)
-            | Request::SummaryPut(_)
-            | Request::FeedbackPut(_)
-            | Request::AgentContextPut(_)
-            | Request::AgentContextRemove(_) => return None,
-        };
-        Some((table, Self { request, removes }))
-    }
-
-    /// What is unique for a user.
-    fn key(&self) -> String {
-        match self.request {
-            Request::SettingPut(put) => put.setting_key.to_string(),
-            Request::SettingRemove(remove) => remove.setting_key.to_string(),
-            Request::DevicePut(put) => put.device_id.to_string(),
-            Request::DeviceRemove(remove) => remove.device_id.to_string(),
-            Request::SecondFactorPut(put) => put.method.as_str().to_owned(),
-            Request::SecondFactorRemove(remove) => remove.method.as_str().to_owned(),
-            Request::PasskeyPut(put) => put.credential_id.to_string(),
-            Request::PasskeyRemove(remove) => remove.credential_id.to_string(),
-            Request::UserPut(_)
-            | Request::ProfilePut(_)
-            | Request::SessionOpen(_)
-            | Request::SessionClose(_)
-            | Request::ContextPut(_)
-            | Request::ContextRemove(_)
-            | Request::ConversationPut(_)
-            | Request::MessageAdd(_)
-            | Request::SummaryPut(_)
-            | Request::FeedbackPut(_)
-            | Request::AgentContextPut(_)
-            | Request::AgentContextRemove(_) => String::new(),
-        }
-    }
-}
-
-pub(crate) async fn write(
-    connection: &mut Connection,
-    table: &Table,
-    changes: Vec<Item<'_, Change<'_>>>,
-    done: &mut [Done],
-) -> Result<(), Fault> {
-    for round in rounds(changes, |item| (item.message.subject.user_id, item.request.key())) {
-        record::write(connection, table.sql, &round, |change| change.removes, done).await?;
-    }
-    Ok(())
-}
-
-const USERS: &str = "
+const WRITE_USERS: &str = "
     WITH input AS (
         SELECT * FROM jsonb_to_recordset($1::jsonb) AS i (ordinal integer, user_id integer, request_id uuid, stored_at timestamptz,
             username text, email text, password_hash text, role user_role, status user_status)
@@ -118,7 +30,7 @@ const USERS: &str = "
     )
     SELECT i.ordinal, CASE WHEN w.id IS NOT NULL THEN '00000000-0000-0000-0000-000000000000'::uuid END AS row_id FROM input i LEFT JOIN written w ON w.id = i.user_id";
 
-const PROFILES: &str = "
+const WRITE_PROFILES: &str = "
     WITH input AS (
         SELECT i.* FROM jsonb_to_recordset($1::jsonb) AS i (ordinal integer, id uuid, user_id integer,
             request_id uuid, stored_at timestamptz, first_name text, last_name text, timezone text, preferences jsonb)
@@ -135,7 +47,7 @@ const PROFILES: &str = "
     )
     SELECT i.ordinal, w.id AS row_id FROM input i LEFT JOIN written w USING (user_id)";
 
-const SETTINGS: &str = "
+const WRITE_SETTINGS: &str = "
     WITH input AS (
         SELECT i.* FROM jsonb_to_recordset($1::jsonb) AS i (ordinal integer, id uuid, user_id integer,
             request_id uuid, stored_at timestamptz, removed boolean, setting_key text, setting_value jsonb,
@@ -155,7 +67,7 @@ const SETTINGS: &str = "
     SELECT i.ordinal, w.id AS row_id
     FROM input i LEFT JOIN written w ON w.user_id = i.user_id AND w.setting_key = i.setting_key";
 
-const DEVICES: &str = "
+const WRITE_DEVICES: &str = "
     WITH input AS (
         SELECT i.* FROM jsonb_to_recordset($1::jsonb) AS i (ordinal integer, user_id integer,
             request_id uuid, stored_at timestamptz, removed boolean, device_id uuid, device_name text, device_type device_type,
@@ -176,7 +88,7 @@ const DEVICES: &str = "
     SELECT i.ordinal, w.id AS row_id
     FROM input i LEFT JOIN written w ON w.user_id = i.user_id AND w.id = i.device_id";
 
-const SECOND_FACTORS: &str = "
+const WRITE_SECOND_FACTORS: &str = "
     WITH input AS (
         SELECT i.* FROM jsonb_to_recordset($1::jsonb) AS i (ordinal integer, id uuid, user_id integer,
             request_id uuid, stored_at timestamptz, removed boolean, method second_factor_method, secret_key text,
@@ -197,7 +109,7 @@ const SECOND_FACTORS: &str = "
     SELECT i.ordinal, w.id AS row_id
     FROM input i LEFT JOIN written w ON w.user_id = i.user_id AND w.method = i.method";
 
-const PASSKEYS: &str = "
+const WRITE_PASSKEYS: &str = "
     WITH input AS (
         SELECT i.* FROM jsonb_to_recordset($1::jsonb) AS i (ordinal integer, id uuid, user_id integer,
             request_id uuid, stored_at timestamptz, removed boolean, credential_id text, public_key text, sign_count bigint,

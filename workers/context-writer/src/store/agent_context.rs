@@ -1,20 +1,17 @@
 //! What agents remember, in three tiers. A higher version wins.
 
 use chrono::{DateTime, Utc};
-use contract::{AgentContextPut, AgentContextRemove, MemoryTier, Name, SessionId};
+use contract::{ContextRequest as Request, MemoryTier, Name, SessionId};
 use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use store::{Connection, Fault};
 use uuid::Uuid;
 
+use super::table::{Change, Table, Writer};
 use super::{Done, Item, record, rounds};
 
-/// A change of what an agent remembers.
-#[derive(Clone, Copy)]
-pub(crate) enum Change<'a> {
-    Put(&'a AgentContextPut),
-    Remove(&'a AgentContextRemove),
-}
+pub(crate) static AGENT_CONTEXTS: Table =
+    Table { name: "agent_context_states", writer: Writer::AgentContexts };
 
 struct Columns<'a> {
     agent_id: &'a SessionId,
@@ -28,10 +25,11 @@ struct Columns<'a> {
     is_sensitive: bool,
 }
 
-impl<'a> Change<'a> {
-    fn columns(&self) -> Columns<'a> {
-        match *self {
-            Self::Put(put) => Columns {
+impl<'a> Columns<'a> {
+    /// Those of a request that writes this table.
+    fn of(request: &'a Request) -> Option<Self> {
+        if let Request::AgentContextPut(put) = request {
+            return Some(Columns {
                 agent_id: &put.agent_id,
                 session_id: &put.session_id,
                 memory_tier: put.memory_tier,
@@ -41,19 +39,20 @@ impl<'a> Change<'a> {
                 expires_at: put.expires_at,
                 version: put.version.get(),
                 is_sensitive: put.sensitive,
-            },
-            Self::Remove(remove) => Columns {
-                agent_id: &remove.agent_id,
-                session_id: &remove.session_id,
-                memory_tier: remove.memory_tier,
-                context_key: &remove.context_key,
-                value: None,
-                is_shareable: false,
-                expires_at: None,
-                version: remove.version.get(),
-                is_sensitive: false,
-            },
+            });
         }
+        let Request::AgentContextRemove(remove) = request else { return None };
+        Some(Columns {
+            agent_id: &remove.agent_id,
+            session_id: &remove.session_id,
+            memory_tier: remove.memory_tier,
+            context_key: &remove.context_key,
+            value: None,
+            is_shareable: false,
+            expires_at: None,
+            version: remove.version.get(),
+            is_sensitive: false,
+        })
     }
 }
 
@@ -86,19 +85,32 @@ const WRITE: &str = "
 
 pub(crate) async fn write(
     connection: &mut Connection,
-    changes: Vec<Item<'_, Change<'_>>>,
+    items: Vec<Item<'_, &Change>>,
     done: &mut [Done],
 ) -> Result<(), Fault> {
-    let key = |item: &Item<'_, Change<'_>>| {
-        let Columns { session_id, agent_id, memory_tier, context_key, .. } = item.request.columns();
-        (item.message.subject.user_id, session_id.clone(), agent_id.clone(), memory_tier, context_key.clone())
+    let items: Vec<Item<'_, Columns<'_>>> = items
+        .into_iter()
+        .filter_map(|Item { index, message, .. }| {
+            let request = Columns::of(&message.request)?;
+            Some(Item { index, message, request })
+        })
+        .collect();
+    let key = |item: &Item<'_, Columns<'_>>| {
+        let row = &item.request;
+        (
+            item.message.user_id(),
+            row.session_id.clone(),
+            row.agent_id.clone(),
+            row.memory_tier,
+            row.context_key.clone(),
+        )
     };
-    for round in rounds(changes, key) {
-        let rows: Vec<Columns<'_>> = round.iter().map(|item| item.request.columns()).collect();
+    for round in rounds(items, key) {
+        let rows: Vec<&Columns<'_>> = round.iter().map(|item| &item.request).collect();
         let ids: Vec<Uuid> = rows.iter().map(|_| Uuid::now_v7()).collect();
         let stored: Vec<DateTime<Utc>> = round.iter().map(|item| item.message.stored_at).collect();
         let requests: Vec<Uuid> = round.iter().map(|item| item.message.request_id).collect();
-        let users: Vec<i32> = round.iter().map(|item| item.message.subject.user_id.get()).collect();
+        let users: Vec<i32> = round.iter().map(|item| item.message.user_id().get()).collect();
         let query = diesel::sql_query(WRITE)
             .bind::<Array<SqlUuid>, _>(ids)
             .bind::<Array<Integer>, _>(users)
@@ -119,6 +131,6 @@ pub(crate) async fn write(
     Ok(())
 }
 
-fn column<'r, 'a, T>(rows: &'r [Columns<'a>], field: impl Fn(&'r Columns<'a>) -> T) -> Vec<T> {
-    rows.iter().map(field).collect()
+fn column<'r, 'a, T>(rows: &[&'r Columns<'a>], field: impl Fn(&'r Columns<'a>) -> T) -> Vec<T> {
+    rows.iter().map(|row| field(row)).collect()
 }

@@ -1,20 +1,16 @@
 //! Contexts of sessions: the busiest table. A higher version wins.
 
 use chrono::{DateTime, Utc};
-use contract::{AccessLevel, ContextPut, ContextRemove, ContextType, Name, SessionId};
+use contract::{AccessLevel, ContextRequest as Request, ContextType, Name, SessionId};
 use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use store::{Connection, Fault};
 use uuid::Uuid;
 
+use super::table::{Change, Table, Writer};
 use super::{Done, Item, record, rounds};
 
-/// A change of a context.
-#[derive(Clone, Copy)]
-pub(crate) enum Change<'a> {
-    Put(&'a ContextPut),
-    Remove(&'a ContextRemove),
-}
+pub(crate) static CONTEXTS: Table = Table { name: "simple_chat_context", writer: Writer::Contexts };
 
 /// Everything a row is made of. What a removal leaves out takes its default and is never read: the row is a
 /// tombstone.
@@ -31,10 +27,11 @@ struct Columns<'a> {
     is_sensitive: bool,
 }
 
-impl<'a> Change<'a> {
-    fn columns(&self) -> Columns<'a> {
-        match *self {
-            Self::Put(put) => Columns {
+impl<'a> Columns<'a> {
+    /// Those of a request that writes this table.
+    fn of(request: &'a Request) -> Option<Self> {
+        if let Request::ContextPut(put) = request {
+            return Some(Columns {
                 session_id: &put.session_id,
                 context_key: &put.context_key,
                 value: Some(put.context_value.as_str()),
@@ -46,20 +43,21 @@ impl<'a> Change<'a> {
                 expires_at: put.expires_at,
                 is_persistent: put.is_persistent,
                 is_sensitive: put.sensitive,
-            },
-            Self::Remove(remove) => Columns {
-                session_id: &remove.session_id,
-                context_key: &remove.context_key,
-                value: None,
-                context_type: ContextType::default(),
-                access_level: AccessLevel::default(),
-                priority: 1,
-                version: remove.version.get(),
-                expires_at: None,
-                is_persistent: false,
-                is_sensitive: false,
-            },
+            });
         }
+        let Request::ContextRemove(remove) = request else { return None };
+        Some(Columns {
+            session_id: &remove.session_id,
+            context_key: &remove.context_key,
+            value: None,
+            context_type: ContextType::default(),
+            access_level: AccessLevel::default(),
+            priority: 1,
+            version: remove.version.get(),
+            expires_at: None,
+            is_persistent: false,
+            is_sensitive: false,
+        })
     }
 }
 
@@ -95,19 +93,26 @@ pub const WRITE: &str = "
 
 pub(crate) async fn write(
     connection: &mut Connection,
-    changes: Vec<Item<'_, Change<'_>>>,
+    items: Vec<Item<'_, &Change>>,
     done: &mut [Done],
 ) -> Result<(), Fault> {
-    let key = |item: &Item<'_, Change<'_>>| {
-        let columns = item.request.columns();
-        (item.message.subject.user_id, columns.session_id.clone(), columns.context_key.clone())
+    let items: Vec<Item<'_, Columns<'_>>> = items
+        .into_iter()
+        .filter_map(|Item { index, message, .. }| {
+            let request = Columns::of(&message.request)?;
+            Some(Item { index, message, request })
+        })
+        .collect();
+    let key = |item: &Item<'_, Columns<'_>>| {
+        let row = &item.request;
+        (item.message.user_id(), row.session_id.clone(), row.context_key.clone())
     };
-    for round in rounds(changes, key) {
-        let rows: Vec<Columns<'_>> = round.iter().map(|item| item.request.columns()).collect();
+    for round in rounds(items, key) {
+        let rows: Vec<&Columns<'_>> = round.iter().map(|item| &item.request).collect();
         let ids: Vec<Uuid> = rows.iter().map(|_| Uuid::now_v7()).collect();
         let stored: Vec<DateTime<Utc>> = round.iter().map(|item| item.message.stored_at).collect();
         let requests: Vec<Uuid> = round.iter().map(|item| item.message.request_id).collect();
-        let users: Vec<i32> = round.iter().map(|item| item.message.subject.user_id.get()).collect();
+        let users: Vec<i32> = round.iter().map(|item| item.message.user_id().get()).collect();
         let query = diesel::sql_query(WRITE)
             .bind::<Array<SqlUuid>, _>(ids)
             .bind::<Array<Integer>, _>(users)
@@ -129,6 +134,6 @@ pub(crate) async fn write(
     Ok(())
 }
 
-fn column<'r, 'a, T>(rows: &'r [Columns<'a>], field: impl Fn(&'r Columns<'a>) -> T) -> Vec<T> {
-    rows.iter().map(field).collect()
+fn column<'r, 'a, T>(rows: &[&'r Columns<'a>], field: impl Fn(&'r Columns<'a>) -> T) -> Vec<T> {
+    rows.iter().map(|row| field(row)).collect()
 }

@@ -1,19 +1,27 @@
 //! Conversations, their messages, and feedback on them.
 
-use contract::{ConversationPut, FeedbackPut, MessageAdd, SessionId, UserId};
+use contract::{ContextRequest as Request, ConversationPut, MessageAdd, SessionId, UserId};
 use diesel::sql_types::{Array, Bool, Integer, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use store::{Connection, Fault};
 use uuid::Uuid;
 
+use super::table::{Change, Table, Writer};
 use super::{Done, Item, record, rounds};
+
+pub(crate) static CONVERSATIONS: Table = Table { name: "chat_history", writer: Writer::Conversations };
+pub(crate) static MESSAGES: Table = Table { name: "chat_messages", writer: Writer::Messages };
+pub(crate) static FEEDBACK: Table = Table {
+    name: "message_feedback",
+    writer: Writer::Records { put: WRITE_FEEDBACK, remove: WRITE_FEEDBACK },
+};
 
 /// The row of a conversation, whichever of its requests comes first.
 fn history_id(user_id: UserId, conversation_id: &SessionId) -> Uuid {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("chat_history {user_id} {conversation_id}").as_bytes())
 }
 
-const CONVERSATIONS: &str = "
+const WRITE_CONVERSATIONS: &str = "
     WITH input AS (
         SELECT i.* FROM jsonb_to_recordset($1::jsonb) AS i (ordinal integer, history_id uuid, user_id integer,
             request_id uuid, stored_at timestamptz, conversation_id text, summary text, metadata jsonb,
@@ -33,7 +41,7 @@ const CONVERSATIONS: &str = "
 
 // A conversation that comes into being with a message is as old as time, so that the request that describes it
 // is the newer one whenever it comes.
-const MESSAGES: &str = "
+const WRITE_MESSAGES: &str = "
     WITH input AS (
         SELECT (i.ordinal - 1)::integer AS ordinal, i.id, i.user_id, i.history_id, i.conversation_id, i.role,
             i.content, i.is_sensitive, i.sent_at, i.stored_at, i.request_id
@@ -58,7 +66,7 @@ const MESSAGES: &str = "
     SELECT i.ordinal, w.id AS row_id
     FROM input i LEFT JOIN written w ON w.user_id = i.user_id AND w.id = i.id";
 
-const FEEDBACK: &str = "
+const WRITE_FEEDBACK: &str = "
     WITH input AS (
         SELECT i.* FROM jsonb_to_recordset($1::jsonb) AS i (ordinal integer, id uuid, user_id integer,
             request_id uuid, stored_at timestamptz, message_id uuid, feedback_type feedback_type, rating integer, comment text,
@@ -88,34 +96,44 @@ struct Description<'a> {
 
 pub(crate) async fn write(
     connection: &mut Connection,
-    conversations: Vec<Item<'_, &ConversationPut>>,
+    items: Vec<Item<'_, &Change>>,
     done: &mut [Done],
 ) -> Result<(), Fault> {
-    for round in rounds(conversations, |item| (item.message.subject.user_id, &item.request.conversation_id)) {
+    let conversations: Vec<Item<'_, &ConversationPut>> = items
+        .into_iter()
+        .filter_map(|Item { index, message, .. }| {
+            let Request::ConversationPut(request) = &message.request else { return None };
+            Some(Item { index, message, request })
+        })
+        .collect();
+    for round in rounds(conversations, |item| (item.message.user_id(), &item.request.conversation_id)) {
         let described: Vec<_> = round
             .iter()
-            .map(|item| Item {
-                index: item.index,
-                message: item.message,
-                request: Description {
-                    history_id: history_id(item.message.subject.user_id, &item.request.conversation_id),
-                    put: item.request,
-                },
+            .map(|&Item { index, message, request: put }| {
+                let history_id = history_id(message.user_id(), &put.conversation_id);
+                Item { index, message, request: Description { history_id, put } }
             })
             .collect();
-        record::write(connection, CONVERSATIONS, &described, |_| false, done).await?;
+        record::write_as(connection, WRITE_CONVERSATIONS, &described, done).await?;
     }
     Ok(())
 }
 
 pub(crate) async fn write_messages(
     connection: &mut Connection,
-    messages: Vec<Item<'_, &MessageAdd>>,
+    items: Vec<Item<'_, &Change>>,
     done: &mut [Done],
 ) -> Result<(), Fault> {
-    for round in rounds(messages, |item| (item.message.subject.user_id, item.request.message_id)) {
-        let user = |item: &Item<'_, &MessageAdd>| item.message.subject.user_id;
-        let query = diesel::sql_query(MESSAGES)
+    let messages: Vec<Item<'_, &MessageAdd>> = items
+        .into_iter()
+        .filter_map(|Item { index, message, .. }| {
+            let Request::MessageAdd(request) = &message.request else { return None };
+            Some(Item { index, message, request })
+        })
+        .collect();
+    for round in rounds(messages, |item| (item.message.user_id(), item.request.message_id)) {
+        let user = |item: &Item<'_, &MessageAdd>| item.message.user_id();
+        let query = diesel::sql_query(WRITE_MESSAGES)
             .bind::<Array<SqlUuid>, _>(column(&round, |item| item.request.message_id))
             .bind::<Array<Integer>, _>(column(&round, |item| user(item).get()))
             .bind::<Array<SqlUuid>, _>(column(&round, |item| {
@@ -132,20 +150,6 @@ pub(crate) async fn write_messages(
             .bind::<Array<Bool>, _>(column(&round, |item| item.request.sensitive));
         let answers = store::prepared(query).load(connection).await?;
         record::note(answers, &round, done);
-    }
-    Ok(())
-}
-
-pub(crate) async fn write_feedback(
-    connection: &mut Connection,
-    feedback: Vec<Item<'_, &FeedbackPut>>,
-    done: &mut [Done],
-) -> Result<(), Fault> {
-    let key = |item: &Item<'_, &FeedbackPut>| {
-        (item.message.subject.user_id, item.request.message_id, item.request.feedback_type)
-    };
-    for round in rounds(feedback, key) {
-        record::write(connection, FEEDBACK, &round, |_| false, done).await?;
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ mod conversation;
 mod record;
 mod secret;
 mod session;
+mod table;
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -15,9 +16,8 @@ use ::store::{Connection, Fault};
 use contract::ContextRequest as Request;
 use keys::DataKeys;
 use runtime::Message;
+use table::{Change, TABLES, Table, Writer};
 use uuid::Uuid;
-
-use crate::Redacted;
 
 /// What a statement did for one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,88 +34,58 @@ pub enum Done {
 #[derive(Clone, Copy)]
 pub(crate) struct Item<'a, T> {
     pub(crate) index: usize,
-    pub(crate) message: &'a Message<Redacted>,
+    pub(crate) message: &'a Message<Request>,
     pub(crate) request: T,
 }
 
-/// The requests of a batch by table.
-#[derive(Default)]
-struct Tables<'a> {
-    accounts: [Vec<Item<'a, account::Change<'a>>>; account::TABLES.len()],
-    sessions: Vec<Item<'a, session::Change<'a>>>,
-    contexts: Vec<Item<'a, context::Change<'a>>>,
-    summaries: Vec<Item<'a, &'a contract::SummaryPut>>,
-    conversations: Vec<Item<'a, &'a contract::ConversationPut>>,
-    messages: Vec<Item<'a, &'a contract::MessageAdd>>,
-    feedback: Vec<Item<'a, &'a contract::FeedbackPut>>,
-    agent_contexts: Vec<Item<'a, agent_context::Change<'a>>>,
-}
-
-/// Writes a batch, with the data keys of the users whose secrets are in it, and says what became of each request, in order.
+/// Writes a batch, with the data keys of the users whose secrets are in it, and gives what became of each request, in order.
 ///
 /// # Errors
 /// A [`Fault`] of the database; then nothing of the batch may be committed.
 pub async fn write(
     connection: &mut Connection,
-    batch: &[&Message<Redacted>],
+    batch: &[&Message<Request>],
     keys: &DataKeys,
 ) -> Result<Vec<Done>, Fault> {
-    let tables = sort(batch);
+    let changes: Vec<Change> = batch.iter().map(|message| Change::of(&message.request)).collect();
     let mut done = vec![Done::Missing; batch.len()];
-    for (table, changes) in account::TABLES.iter().zip(tables.accounts) {
-        account::write(connection, table, changes, &mut done).await?;
+    for table in TABLES {
+        let items: Vec<Item<'_, &Change>> = batch
+            .iter()
+            .zip(&changes)
+            .enumerate()
+            .filter(|(_, (_, change))| std::ptr::eq(change.table, table))
+            .map(|(index, (&message, request))| Item { index, message, request })
+            .collect();
+        if !items.is_empty() {
+            write_table(connection, table, items, &mut done).await?;
+        }
     }
-    session::write(connection, tables.sessions, &mut done).await?;
-    context::write(connection, tables.contexts, &mut done).await?;
-    session::write_summaries(connection, tables.summaries, &mut done).await?;
-    conversation::write(connection, tables.conversations, &mut done).await?;
-    conversation::write_messages(connection, tables.messages, &mut done).await?;
-    conversation::write_feedback(connection, tables.feedback, &mut done).await?;
-    agent_context::write(connection, tables.agent_contexts, &mut done).await?;
-    secret::write(connection, batch, &done, keys).await?;
+    secret::write(connection, batch, &changes, &done, keys).await?;
     Ok(done)
 }
 
-fn sort<'a>(batch: &[&'a Message<Redacted>]) -> Tables<'a> {
-    let mut tables = Tables::default();
-    for (index, &message) in batch.iter().enumerate() {
-        macro_rules! item {
-            ($request:expr) => {
-                Item { index, message, request: $request }
-            };
+async fn write_table(
+    connection: &mut Connection,
+    table: &Table,
+    items: Vec<Item<'_, &Change>>,
+    done: &mut [Done],
+) -> Result<(), Fault> {
+    match table.writer {
+        Writer::Records { put, remove } => {
+            for round in rounds(items, |item| (item.message.user_id(), item.request.key.as_str())) {
+                let (removals, puts): (Vec<_>, Vec<_>) =
+                    round.into_iter().partition(|item| item.request.removes && put != remove);
+                record::write(connection, put, &puts, done).await?;
+                record::write(connection, remove, &removals, done).await?;
+            }
+            Ok(())
         }
-        match &message.request.request {
-            Request::SessionOpen(open) => tables.sessions.push(item!(session::Change::Open(open))),
-            Request::SessionClose(close) => tables.sessions.push(item!(session::Change::Close(close))),
-            Request::ContextPut(put) => tables.contexts.push(item!(context::Change::Put(put))),
-            Request::ContextRemove(remove) => tables.contexts.push(item!(context::Change::Remove(remove))),
-            Request::SummaryPut(put) => tables.summaries.push(item!(put)),
-            Request::ConversationPut(put) => tables.conversations.push(item!(put)),
-            Request::MessageAdd(add) => tables.messages.push(item!(add)),
-            Request::FeedbackPut(put) => tables.feedback.push(item!(put)),
-            Request::AgentContextPut(put) => {
-                tables.agent_contexts.push(item!(agent_context::Change::Put(put)));
-            }
-            Request::AgentContextRemove(remove) => {
-                tables.agent_contexts.push(item!(agent_context::Change::Remove(remove)));
-            }
-            Request::UserPut(_)
-            | Request::ProfilePut(_)
-            | Request::SettingPut(_)
-            | Request::SettingRemove(_)
-            | Request::DevicePut(_)
-            | Request::DeviceRemove(_)
-            | Request::SecondFactorPut(_)
-            | Request::SecondFactorRemove(_)
-            | Request::PasskeyPut(_)
-            | Request::PasskeyRemove(_) => {
-                if let Some((table, change)) = account::Change::new(&message.request.request) {
-                    tables.accounts[table].push(item!(change));
-                }
-            }
-        }
+        Writer::Contexts => context::write(connection, items, done).await,
+        Writer::Conversations => conversation::write(connection, items, done).await,
+        Writer::Messages => conversation::write_messages(connection, items, done).await,
+        Writer::AgentContexts => agent_context::write(connection, items, done).await,
     }
-    tables
 }
 
 /// Splits items into rounds in which no key comes twice, so that one statement can write a round, and keeps the

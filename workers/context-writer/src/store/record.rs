@@ -1,6 +1,7 @@
 //! Records that change seldom travel to PostgreSQL as one JSON array, whose fields are the request's own.
 
 use chrono::{DateTime, Utc};
+use contract::ContextRequest;
 use diesel::QueryableByName;
 use diesel::sql_types::{Integer, Nullable, Text, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
@@ -8,6 +9,7 @@ use serde::Serialize;
 use store::{Connection, Fault, FaultKind};
 use uuid::Uuid;
 
+use super::table::Change;
 use super::{Done, Item};
 
 /// A row of the array. A field that the request lacks is NULL in SQL.
@@ -18,7 +20,6 @@ struct Record<'a, T> {
     user_id: i32,
     request_id: Uuid,
     stored_at: DateTime<Utc>,
-    removed: bool,
     #[serde(flatten)]
     request: &'a T,
 }
@@ -33,12 +34,36 @@ pub(crate) struct Answer {
     row_id: Option<Uuid>,
 }
 
-/// Runs a statement whose only parameter is the array of records, `$1`.
-pub(crate) async fn write<T: Serialize>(
+/// Runs a statement whose only parameter is the array of records, `$1`: those of the requests as they are.
+pub(crate) async fn write(
+    connection: &mut Connection,
+    sql: &'static str,
+    items: &[Item<'_, &Change>],
+    done: &mut [Done],
+) -> Result<(), Fault> {
+    let records: Vec<_> = items
+        .iter()
+        .map(|&Item { index, message, request: change }| {
+            let request = Removable { removed: change.removes, request: &message.request };
+            Item { index, message, request }
+        })
+        .collect();
+    write_as(connection, sql, &records, done).await
+}
+
+/// A request, and whether it removes.
+#[derive(Serialize)]
+struct Removable<'a> {
+    removed: bool,
+    #[serde(flatten)]
+    request: &'a ContextRequest,
+}
+
+/// The same with records of another shape.
+pub(crate) async fn write_as<T: Serialize>(
     connection: &mut Connection,
     sql: &'static str,
     items: &[Item<'_, T>],
-    removed: impl Fn(&T) -> bool,
     done: &mut [Done],
 ) -> Result<(), Fault> {
     if items.is_empty() {
@@ -50,10 +75,9 @@ pub(crate) async fn write<T: Serialize>(
         .map(|(ordinal, item)| Record {
             ordinal,
             id: Uuid::now_v7(),
-            user_id: item.message.subject.user_id.get(),
+            user_id: item.message.user_id().get(),
             request_id: item.message.request_id,
             stored_at: item.message.stored_at,
-            removed: removed(&item.request),
             request: &item.request,
         })
         .collect();

@@ -7,32 +7,34 @@ use keys::{DataKeys, Field};
 use store::{Connection, Fault};
 use uuid::Uuid;
 
-use super::Done;
-use crate::Redacted;
 use runtime::Message;
+
+use super::Done;
+use super::table::Change;
 
 /// Encrypts and writes what the rows that were written hold no more. Of several messages of one row, the last one counts,
 /// whether it has secrets or not: the row is as that one left it.
 pub(super) async fn write(
     connection: &mut Connection,
-    batch: &[&Message<Redacted>],
+    batch: &[&Message<Request>],
+    changes: &[Change],
     done: &[Done],
     keys: &DataKeys,
 ) -> Result<(), Fault> {
-    if batch.iter().all(|message| message.request.secrets.is_empty()) {
+    if batch.iter().all(|message| message.secrets.is_empty()) {
         return Ok(());
     }
-    let mut last: HashMap<(&str, i32, Uuid), &Message<Redacted>> = HashMap::new();
-    for (&message, done) in batch.iter().zip(done) {
-        if let (Some(table), Done::Applied(row)) = (table(&message.request.request), done) {
-            last.insert((table, message.subject.user_id.get(), *row), message);
+    let mut last: HashMap<(&str, i32, Uuid), &Message<Request>> = HashMap::new();
+    for ((&message, change), done) in batch.iter().zip(changes).zip(done) {
+        if let Done::Applied(row) = done {
+            last.insert((change.table.name, message.user_id().get(), *row), message);
         }
     }
     let mut secrets = Vec::new();
     for ((table, _, row), message) in last {
-        for secret in &message.request.secrets {
+        for secret in &message.secrets {
             let field = Field {
-                user: message.subject.user_id,
+                user: message.user_id(),
                 table,
                 column: secret.field,
                 row,
@@ -43,25 +45,4 @@ pub(super) async fn write(
         }
     }
     keys::conceal(connection, &secrets, keys).await
-}
-
-/// The table of the row that a request writes, if it may hold a secret.
-fn table(request: &Request) -> Option<&'static str> {
-    match request {
-        Request::UserPut(_) => Some("users"),
-        Request::SettingPut(_) | Request::SettingRemove(_) => Some("system_settings"),
-        Request::SecondFactorPut(_) | Request::SecondFactorRemove(_) => Some("user_two_factor_auth"),
-        Request::PasskeyPut(_) | Request::PasskeyRemove(_) => Some("passkey_credentials"),
-        Request::ContextPut(_) | Request::ContextRemove(_) => Some("simple_chat_context"),
-        Request::SummaryPut(_) => Some("chat_session_summary"),
-        Request::ConversationPut(_) => Some("chat_history"),
-        Request::MessageAdd(_) => Some("chat_messages"),
-        Request::FeedbackPut(_) => Some("message_feedback"),
-        Request::AgentContextPut(_) | Request::AgentContextRemove(_) => Some("agent_context_states"),
-        Request::ProfilePut(_)
-        | Request::DevicePut(_)
-        | Request::DeviceRemove(_)
-        | Request::SessionOpen(_)
-        | Request::SessionClose(_) => None,
-    }
 }

@@ -1,25 +1,13 @@
 //! Sessions and their summaries.
 
-use contract::{SessionClose, SessionId, SessionOpen, SummaryPut};
-use store::{Connection, Fault};
+use super::table::{Table, Writer};
 
-use super::{Done, Item, record, rounds};
-
-/// A change of a session.
-#[derive(Clone, Copy)]
-pub(crate) enum Change<'a> {
-    Open(&'a SessionOpen),
-    Close(&'a SessionClose),
-}
-
-impl<'a> Change<'a> {
-    fn session_id(&self) -> &'a SessionId {
-        match self {
-            Self::Open(open) => &open.session_id,
-            Self::Close(close) => &close.session_id,
-        }
-    }
-}
+pub(crate) static SESSIONS: Table =
+    Table { name: "chat_mode_sessions", writer: Writer::Records { put: OPEN, remove: CLOSE } };
+pub(crate) static SUMMARIES: Table = Table {
+    name: "chat_session_summary",
+    writer: Writer::Records { put: WRITE_SUMMARIES, remove: WRITE_SUMMARIES },
+};
 
 const OPEN: &str = "
     WITH input AS (
@@ -59,7 +47,7 @@ const CLOSE: &str = "
     SELECT i.ordinal, w.id AS row_id
     FROM input i LEFT JOIN written w ON w.user_id = i.user_id AND w.session_id = i.session_id";
 
-const SUMMARIES: &str = "
+const WRITE_SUMMARIES: &str = "
     WITH input AS (
         SELECT i.* FROM jsonb_to_recordset($1::jsonb) AS i (ordinal integer, id uuid, user_id integer,
             request_id uuid, stored_at timestamptz, session_id text, summary text, key_topics jsonb,
@@ -76,33 +64,3 @@ const SUMMARIES: &str = "
     )
     SELECT i.ordinal, w.id AS row_id
     FROM input i LEFT JOIN written w ON w.user_id = i.user_id AND w.session_id = i.session_id";
-
-pub(crate) async fn write(
-    connection: &mut Connection,
-    changes: Vec<Item<'_, Change<'_>>>,
-    done: &mut [Done],
-) -> Result<(), Fault> {
-    for round in rounds(changes, |item| (item.message.subject.user_id, item.request.session_id())) {
-        let (mut opens, mut closes) = (Vec::new(), Vec::new());
-        for Item { index, message, request } in round {
-            match request {
-                Change::Open(open) => opens.push(Item { index, message, request: open }),
-                Change::Close(close) => closes.push(Item { index, message, request: close }),
-            }
-        }
-        record::write(connection, OPEN, &opens, |_| false, done).await?;
-        record::write(connection, CLOSE, &closes, |_| true, done).await?;
-    }
-    Ok(())
-}
-
-pub(crate) async fn write_summaries(
-    connection: &mut Connection,
-    summaries: Vec<Item<'_, &SummaryPut>>,
-    done: &mut [Done],
-) -> Result<(), Fault> {
-    for round in rounds(summaries, |item| (item.message.subject.user_id, &item.request.session_id)) {
-        record::write(connection, SUMMARIES, &round, |_| false, done).await?;
-    }
-    Ok(())
-}

@@ -18,12 +18,9 @@ use anyhow::{Context, bail};
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::PullConsumer;
 use config::Settings;
-use context_writer::ContextWriter;
-use router_logger::RouterLogger;
-use runtime::{Stats, StatsReport, Worker, broker};
+use runtime::{Stats, StatsReport, broker};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
-use vector_indexer::VectorIndexer;
 
 use crate::dialogue::{Corpus, DialogueError, Dialogues, Mapper, Prepared, SAMPLE};
 use crate::payloads::Payloads;
@@ -113,7 +110,7 @@ async fn publish(
     let mut sent = Sent::default();
     while let Some(dialogue) = dialogues.recv().await {
         let mut dialogue = dialogue?;
-        dialogue.requests.retain(|request| order.vectors || request.kind.stream != VectorIndexer::STREAM);
+        dialogue.requests.retain(|request| order.vectors || request.kind.stream != "VECTOR");
         sent.count(&dialogue);
         for request in dialogue.requests {
             let subject = request.subject.to_string();
@@ -212,9 +209,8 @@ impl Broker {
     /// The consumers of the workers that take what is carried.
     async fn consumers(&self, vectors: bool) -> anyhow::Result<Vec<PullConsumer>> {
         let mut consumers = Vec::new();
-        let workers =
-            [(ContextWriter::STREAM, ContextWriter::NAME), (RouterLogger::STREAM, RouterLogger::NAME)];
-        let indexer = vectors.then_some((VectorIndexer::STREAM, VectorIndexer::NAME));
+        let workers = [("CONTEXT", contract::CONTEXT_WRITER.name), ("ROUTER", contract::ROUTER_LOGGER.name)];
+        let indexer = vectors.then_some(("VECTOR", contract::VECTOR_INDEXER.name));
         for (stream, name) in workers.into_iter().chain(indexer) {
             let consumer = self.jetstream.get_consumer_from_stream(name, stream).await;
             consumers.push(consumer.with_context(|| {

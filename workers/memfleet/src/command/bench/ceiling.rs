@@ -8,10 +8,10 @@ use std::time::Instant;
 use anyhow::Context;
 use chrono::Utc;
 use config::Settings;
-use contract::RequestSubject;
+use contract::{Redacted, RequestSubject};
 use diesel_async::{AsyncConnection, SimpleAsyncConnection};
 use keys::DataKeys;
-use runtime::{Effect, Message, Payload, Verdict, Worker};
+use runtime::{EventDraft, Message, Source, Verdict, WorkItem, Worker};
 use store::blackboard::{self, NewEvent};
 use store::clock::{self, Session};
 use store::inbox::{self, Entry};
@@ -29,15 +29,15 @@ pub(super) async fn measure<W: Worker>(
     settings: &Settings,
     messages: Vec<Prepared>,
 ) -> anyhow::Result<f64> {
-    let decoded: Vec<Message<W::Request>> = messages
+    let decoded: Vec<Message<W::Item>> = messages
         .into_iter()
         .enumerate()
-        .map(|(sequence, prepared)| decode(worker, sequence, prepared))
+        .map(|(sequence, prepared)| decode(sequence, prepared))
         .collect::<anyhow::Result<_>>()?;
-    let batches: Vec<Vec<&Message<W::Request>>> =
+    let batches: Vec<Vec<&Message<W::Item>>> =
         decoded.chunks(settings.worker.batch_size).map(|batch| batch.iter().collect()).collect();
-    let grants_of = Grants::open(&settings.trust, W::NAME)?;
-    let mut connection = store::connect(&settings.postgres.url_of(&role_of(W::NAME))).await?;
+    let grants_of = Grants::open(&settings.trust, W::INFO.name)?;
+    let mut connection = store::connect(&settings.postgres.url_of(&role_of(W::INFO.name))).await?;
     // The first statement of a connection is prepared; the worker has done that before its run, too.
     let started = Instant::now();
     for batch in &batches {
@@ -56,11 +56,13 @@ async fn tell_nobody(settings: &Settings) -> anyhow::Result<()> {
     owner.batch_execute(MARK).await.context("the events of the ceiling cannot be marked as published")
 }
 
-fn decode<W: Worker>(worker: &W, sequence: usize, prepared: Prepared) -> anyhow::Result<Message<W::Request>> {
+fn decode<I: WorkItem>(sequence: usize, prepared: Prepared) -> anyhow::Result<Message<I>> {
     let subject: RequestSubject = prepared.subject.parse()?;
+    let Redacted { request, secrets } = I::from_request(&subject, &prepared.body)?;
     Ok(Message {
-        request: worker.decode(&subject, &prepared.body)?,
-        subject,
+        request,
+        secrets,
+        source: Source::Request(subject),
         request_id: prepared.id,
         parent_event_id: None,
         stored_at: Utc::now(),
@@ -74,29 +76,39 @@ async fn write<W: Worker>(
     worker: &W,
     connection: &mut Connection,
     grants_of: &Grants,
-    batch: &[&Message<W::Request>],
+    batch: &[&Message<W::Item>],
 ) -> Result<(), Fault> {
-    let grants: BTreeSet<Arc<str>> = batch.iter().map(|message| grants_of.of(&message.subject)).collect();
+    let grant = |message: &&Message<W::Item>| match &message.source {
+        Source::Request(subject) => Some(grants_of.of(subject)),
+        Source::Tick(_) => None,
+    };
+    let grants: BTreeSet<Arc<str>> = batch.iter().filter_map(grant).collect();
     let grants: Vec<&str> = grants.iter().map(|grant| &**grant).collect();
     let entries: Vec<Entry> = batch
         .iter()
         .map(|message| Entry {
-            user_id: message.subject.user_id.get(),
+            user_id: message.user_id().get(),
             message_id: message.request_id,
             event_id: message.event_id,
+            event_count: 1,
         })
         .collect();
     connection
         .transaction(async |connection| {
             security::open_context(connection, &grants).await?;
-            inbox::take(connection, W::NAME, &entries).await?;
-            let verdicts = worker.write(connection, batch, &DataKeys::new(), &W::Prepared::default()).await?;
+            inbox::take(connection, W::INFO.name, &entries).await?;
+            let verdicts = worker.write(connection, batch, &DataKeys::new()).await?;
             let mut events: Vec<NewEvent<'_>> = batch
                 .iter()
                 .zip(&verdicts)
-                .filter_map(|(message, verdict)| match verdict {
-                    Verdict::Applied(effect) => Some(event(message, effect)),
-                    Verdict::Unchanged(_) | Verdict::MissingPrerequisite(_) | Verdict::Refused(_) => None,
+                .flat_map(|(message, verdict)| {
+                    let drafts = match verdict {
+                        Verdict::Applied(drafts) => drafts.as_slice(),
+                        Verdict::Unchanged(_) | Verdict::Retry(..) | Verdict::Rejected(_) => &[],
+                    };
+                    inbox::event_ids(message.event_id, drafts.len())
+                        .zip(drafts)
+                        .map(|(id, draft)| event(id, message, draft))
                 })
                 .collect();
             let mut sessions: BTreeMap<_, i64> = BTreeMap::new();
@@ -124,19 +136,19 @@ async fn write<W: Worker>(
         .await
 }
 
-fn event<'a, R>(message: &'a Message<R>, effect: &'a Effect) -> NewEvent<'a> {
+fn event<'a, I>(id: Uuid, message: &'a Message<I>, draft: &'a EventDraft) -> NewEvent<'a> {
     NewEvent {
-        id: message.event_id,
+        id,
         request_id: message.request_id,
-        event_type: effect.event_type,
-        performative: effect.performative,
-        source_agent_id: message.subject.service.as_str(),
-        target_agent_id: effect.target_agent_id.as_deref(),
-        user_id: message.subject.user_id,
-        session_id: &effect.session_id,
-        payload: match &effect.payload {
-            Payload::Body => std::str::from_utf8(&message.body).unwrap_or("{}"),
-            Payload::Redacted(json) => json,
+        event_type: draft.event_type,
+        performative: draft.performative,
+        source_agent_id: message.publisher(),
+        target_agent_id: draft.target_agent_id.as_deref(),
+        user_id: message.user_id(),
+        session_id: &draft.session_id,
+        payload: match &draft.payload {
+            Some(json) => json,
+            None => std::str::from_utf8(&message.body).unwrap_or("{}"),
         },
         cause: None,
         logical_timestamp: 0,

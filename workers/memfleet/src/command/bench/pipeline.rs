@@ -65,9 +65,10 @@ impl Pipeline {
         let entry = ServiceEntry { scopes: vec!["*:*".parse()?], rates: Rates::default() };
         registry::put_service(&mut registry, &"bench".parse()?, &entry).await?;
         let jetstream = jetstream::new(client.clone());
-        let stream = jetstream.get_stream_no_info(W::STREAM).await?;
-        let consumer = jetstream.get_consumer_from_stream(W::NAME, W::STREAM).await?;
-        Ok(Self { worker: W::NAME, settings: settings.clone(), client, stream, consumer })
+        let stream = jetstream.get_stream_no_info(W::INFO.stream.unwrap_or_default()).await?;
+        let consumer =
+            jetstream.get_consumer_from_stream(W::INFO.name, W::INFO.stream.unwrap_or_default()).await?;
+        Ok(Self { worker: W::INFO.name, settings: settings.clone(), client, stream, consumer })
     }
 
     fn publisher(&self) -> anyhow::Result<Publisher> {

@@ -8,10 +8,8 @@ use async_nats::HeaderMap;
 use chrono::Utc;
 use clap::Args;
 use config::Settings;
-use context_writer::ContextWriter;
 use contract::{RequestSubject, UserId, header};
 use diesel_async::AsyncConnection;
-use runtime::Worker;
 use runtime::authorize::Authorizer;
 use serde::Serialize;
 use store::{Fault, registry, security};
@@ -108,15 +106,18 @@ fn ask(issuer: &TokenIssuer, user: u32) -> anyhow::Result<IncomingQuery> {
     headers.insert(header::AUTHORIZATION, header::bearer(&token));
     let key = issuer.signing().public();
     let known = verify(&token, issuer.audience(), |_| Some(&key)).ok().context("no good token")?;
-    let grant = known.grant(&role_of(ContextWriter::NAME)).ok().context("no grant")?.to_string();
+    let grant = known.grant(&role_of(contract::CONTEXT_WRITER.name)).ok().context("no grant")?.to_string();
     Ok(IncomingQuery { subject, headers, grant, bytes: token.len() })
 }
 
 async fn measure(args: &TrustArgs, settings: &Settings) -> anyhow::Result<Report> {
     let issuer = tokens::issuer(&settings.trust)?.context("there are no keys")?;
     let mut owner = store::connect(&settings.postgres.url).await?;
-    let authorizer =
-        Authorizer::new(&settings.trust, ContextWriter::NAME, registry::trust_state(&mut owner).await?);
+    let authorizer = Authorizer::new(
+        &settings.trust,
+        contract::CONTEXT_WRITER.name,
+        registry::trust_state(&mut owner).await?,
+    );
     let asked: Vec<IncomingQuery> =
         (1..=args.times).map(|user| ask(&issuer, user)).collect::<anyhow::Result<_>>()?;
     let judge = |asked: &IncomingQuery| -> anyhow::Result<f64> {
@@ -128,7 +129,8 @@ async fn measure(args: &TrustArgs, settings: &Settings) -> anyhow::Result<Report
     let cold: Vec<f64> = asked.iter().map(judge).collect::<anyhow::Result<_>>()?;
     let cached: Vec<f64> = asked.iter().map(judge).collect::<anyhow::Result<_>>()?;
 
-    let mut worker = store::connect(&settings.postgres.url_of(&role_of(ContextWriter::NAME))).await?;
+    let mut worker =
+        store::connect(&settings.postgres.url_of(&role_of(contract::CONTEXT_WRITER.name))).await?;
     let mut grants = Vec::with_capacity(asked.len());
     for one in &asked {
         let mut taken = 0.0;

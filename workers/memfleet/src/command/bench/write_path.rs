@@ -7,11 +7,9 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::Args;
 use config::Settings;
-use context_writer::ContextWriter;
 use contract::{EventType, Performative, RequestSubject};
 use diesel::sql_types::{Array, Integer, Text, Uuid as SqlUuid};
 use diesel_async::{AsyncConnection, RunQueryDsl, SimpleAsyncConnection};
-use runtime::Worker;
 use serde::Serialize;
 use store::blackboard::{self, NewEvent};
 use store::{Connection, Fault, security};
@@ -127,8 +125,9 @@ async fn measure(args: &WritePathArgs, settings: &Settings) -> anyhow::Result<Ve
         prepare(&mut owner, layer).await.with_context(|| format!("{} cannot be made", layer.table()))?;
     }
     // The worker's own role and its grants: no layer is measured with more rights than it has in production.
-    let grants_of = Grants::open(&settings.trust, ContextWriter::NAME)?;
-    let mut worker = store::connect(&settings.postgres.url_of(&role_of(ContextWriter::NAME))).await?;
+    let grants_of = Grants::open(&settings.trust, contract::CONTEXT_WRITER.name)?;
+    let mut worker =
+        store::connect(&settings.postgres.url_of(&role_of(contract::CONTEXT_WRITER.name))).await?;
     let mut corpus = Corpus::new();
     let mut mixes = Vec::new();
     for users in MIXES {
@@ -153,7 +152,7 @@ async fn prepare(owner: &mut Connection, layer: Layer) -> anyhow::Result<()> {
              FOREIGN KEY (user_id, session_id) REFERENCES chat_mode_sessions (user_id, session_id));
          ALTER TABLE {table} OWNER TO memfleet_owner;
          GRANT SELECT, INSERT ON {table} TO {};",
-        role_of(ContextWriter::NAME)
+        role_of(contract::CONTEXT_WRITER.name)
     );
     if layer != Layer::Bare {
         sql.push_str(&format!(

@@ -2,7 +2,6 @@
 
 use secrecy::SecretString;
 
-use crate::request::Request;
 use crate::value::{Json, JsonObject, List, Secret, Text};
 
 /// What stands in the place of a value that is encrypted: in its table, in events, and wherever else the request is written
@@ -11,116 +10,78 @@ pub const ENCRYPTED: &str = "$encrypted";
 
 /// A value that was taken out of a request.
 #[derive(Clone, Debug)]
-pub struct Confidential {
+pub struct SecretField {
     /// The field that held it.
     pub field: &'static str,
     /// The value: a text as it is, anything else as JSON.
     pub value: SecretString,
 }
 
-impl Request {
-    /// Takes out what must be encrypted and leaves [`ENCRYPTED`] in its place.
-    pub fn redact(mut self) -> (Self, Vec<Confidential>) {
-        let mut taken = Vec::new();
-        let mut keep = |field, value| taken.push(Confidential { field, value });
-        match &mut self {
-            Self::UserPut(put) => {
-                if let Some(hash) = &mut put.password_hash {
-                    keep("password_hash", hash.take());
-                }
-            }
-            Self::SecondFactorPut(put) => {
-                keep("secret_key", put.secret_key.take());
-                keep("backup_codes", take_secrets(&mut put.backup_codes));
-            }
-            Self::PasskeyPut(put) => keep("public_key", put.public_key.take()),
-            Self::SettingPut(put) if put.sensitive => keep("setting_value", put.setting_value.take()),
-            Self::ContextPut(put) if put.sensitive => keep("context_value", put.context_value.take()),
-            Self::AgentContextPut(put) if put.sensitive => keep("context_value", put.context_value.take()),
-            Self::ConversationPut(put) if put.sensitive => {
-                if let Some(summary) = &mut put.summary {
-                    keep("summary", summary.take());
-                }
-                keep("metadata", put.metadata.take());
-            }
-            Self::MessageAdd(add) if add.sensitive => keep("content", add.content.take()),
-            Self::SummaryPut(put) if put.sensitive => {
-                keep("summary", put.summary.take());
-                keep("key_topics", take_texts(&mut put.key_topics));
-            }
-            Self::FeedbackPut(put) if put.sensitive => {
-                if let Some(comment) = &mut put.comment {
-                    keep("comment", comment.take());
-                }
-            }
-            Self::DecisionLog(log) if log.sensitive => {
-                keep("user_request", log.user_request.take());
-                if let Some(details) = &mut log.error_details {
-                    keep("error_details", details.take());
-                }
-            }
-            Self::SettingPut(_)
-            | Self::ContextPut(_)
-            | Self::AgentContextPut(_)
-            | Self::ConversationPut(_)
-            | Self::MessageAdd(_)
-            | Self::SummaryPut(_)
-            | Self::FeedbackPut(_)
-            | Self::DecisionLog(_)
-            | Self::ToolReport(_)
-            | Self::ProfilePut(_)
-            | Self::SettingRemove(_)
-            | Self::DevicePut(_)
-            | Self::DeviceRemove(_)
-            | Self::SecondFactorRemove(_)
-            | Self::PasskeyRemove(_)
-            | Self::SessionOpen(_)
-            | Self::SessionClose(_)
-            | Self::ContextRemove(_)
-            | Self::AgentContextRemove(_)
-            | Self::VectorIndex(_)
-            | Self::VectorRemove(_) => {}
+/// Where a request puts the values that it gives up.
+#[derive(Debug, Default)]
+pub struct SecretFields(Vec<SecretField>);
+
+impl SecretFields {
+    /// Takes the value out of a field and leaves [`ENCRYPTED`] in its place.
+    pub(crate) fn take(&mut self, field: &'static str, from: &mut impl Redact) {
+        self.0.push(SecretField { field, value: from.redact() });
+    }
+
+    /// The same for a field that may be absent.
+    pub(crate) fn take_some(&mut self, field: &'static str, from: &mut Option<impl Redact>) {
+        if let Some(from) = from {
+            self.take(field, from);
         }
-        (self, taken)
+    }
+
+    /// What was taken.
+    pub fn into_vec(self) -> Vec<SecretField> {
+        self.0
     }
 }
 
-impl Secret {
-    fn take(&mut self) -> SecretString {
+/// A value that can be replaced by a marker.
+pub(crate) trait Redact {
+    /// Gives up the value and keeps the marker.
+    fn redact(&mut self) -> SecretString;
+}
+
+impl Redact for Secret {
+    fn redact(&mut self) -> SecretString {
         std::mem::replace(&mut self.0, ENCRYPTED.into())
     }
 }
 
-impl<const MIN: usize, const MAX: usize> Text<MIN, MAX> {
-    fn take(&mut self) -> SecretString {
+impl<const MIN: usize, const MAX: usize> Redact for Text<MIN, MAX> {
+    fn redact(&mut self) -> SecretString {
         std::mem::replace(&mut self.0, ENCRYPTED.to_owned()).into()
     }
 }
 
-impl Json {
-    fn take(&mut self) -> SecretString {
+impl Redact for Json {
+    fn redact(&mut self) -> SecretString {
         let text: Box<str> = std::mem::replace(&mut self.0, raw(&ENCRYPTED)).into();
         text.into()
     }
 }
 
-impl JsonObject {
-    fn take(&mut self) -> SecretString {
+impl Redact for JsonObject {
+    fn redact(&mut self) -> SecretString {
         let marker = Self(Json(raw(&serde_json::json!({ (ENCRYPTED): true }))));
-        std::mem::replace(self, marker).0.take()
+        std::mem::replace(self, marker).0.redact()
     }
 }
 
-fn take_texts<const MIN: usize, const LONG: usize, const MAX: usize>(
-    list: &mut List<Text<MIN, LONG>, MAX>,
-) -> SecretString {
-    let texts = std::mem::replace(&mut list.0, vec![Text(ENCRYPTED.to_owned())]);
-    as_json(&texts)
+impl<const MIN: usize, const LONG: usize, const MAX: usize> Redact for List<Text<MIN, LONG>, MAX> {
+    fn redact(&mut self) -> SecretString {
+        as_json(&std::mem::replace(&mut self.0, vec![Text(ENCRYPTED.to_owned())]))
+    }
 }
 
-fn take_secrets<const MAX: usize>(list: &mut List<Secret, MAX>) -> SecretString {
-    let secrets = std::mem::replace(&mut list.0, vec![Secret(ENCRYPTED.into())]);
-    as_json(&secrets)
+impl<const MAX: usize> Redact for List<Secret, MAX> {
+    fn redact(&mut self) -> SecretString {
+        as_json(&std::mem::replace(&mut self.0, vec![Secret(ENCRYPTED.into())]))
+    }
 }
 
 fn as_json<T: serde::Serialize>(list: &[T]) -> SecretString {
@@ -138,11 +99,18 @@ mod tests {
     use secrecy::ExposeSecret;
 
     use super::*;
+    use crate::Request;
+
+    fn redacted(mut request: Request) -> (Request, Vec<SecretField>) {
+        let mut taken = SecretFields::default();
+        request.facts_mut().redact(&mut taken);
+        (request, taken.into_vec())
+    }
 
     fn redact(noun_verb: &str, body: serde_json::Value) -> (String, Vec<(&'static str, String)>) {
         let subject = format!("memory.req.test.{noun_verb}.1").parse().unwrap();
-        let (request, taken) = Request::decode(&subject, body.to_string().as_bytes()).unwrap().redact();
-        let show = |one: &Confidential| (one.field, one.value.expose_secret().to_owned());
+        let (request, taken) = redacted(Request::decode(&subject, body.to_string().as_bytes()).unwrap());
+        let show = |one: &SecretField| (one.field, one.value.expose_secret().to_owned());
         (serde_json::to_string(&request).unwrap(), taken.iter().map(show).collect())
     }
 
@@ -218,6 +186,6 @@ mod tests {
         let subject = "memory.req.test.passkey.put.1".parse().unwrap();
         let request = Request::decode(&subject, br#"{"credential_id":"c","public_key":"hush"}"#).unwrap();
         assert!(!format!("{request:?}").contains("hush"));
-        assert!(!format!("{:?}", request.redact()).contains("hush"));
+        assert!(!format!("{:?}", redacted(request)).contains("hush"));
     }
 }
