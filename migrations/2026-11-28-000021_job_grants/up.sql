@@ -238,7 +238,7 @@ BEGIN
     END IF;
     -- With the platform's they are as many as one context may have.
     IF tick IS NULL OR (max_users BETWEEN 1 AND 9999) IS NOT TRUE THEN
-        RAISE invalid_parameter_value USING MESSAGE = 'job grants need a tick and a limit of 1 to 9999 users';
+        RAISE invalid_parameter_value USING MESSAGE = 'job grants: the tick is missing, or max_users is out of range (1 to 9999)';
     END IF;
     -- An old snapshot would show work as due that has been done since.
     IF current_setting('transaction_isolation') <> 'read committed' THEN

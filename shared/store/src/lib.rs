@@ -7,6 +7,7 @@ pub mod blackboard;
 pub mod clock;
 pub mod fault;
 pub mod inbox;
+pub mod job_grants;
 pub mod migration;
 pub mod partition;
 pub mod pool;
