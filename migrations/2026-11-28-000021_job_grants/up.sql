@@ -142,7 +142,7 @@ BEGIN
     EXECUTE format('REVOKE ALL ON DATABASE %I FROM %I', current_database(), worker);
 END $$;
 
--- The workers that there are.
+-- The existing workers that take messages.
 SELECT sec.grant_worker(role_name) FROM sec.worker_privileges WHERE table_name = 'inbox'::regclass;
 
 -- Who the functions belong to that determine whose work is due. They read rows of all users, but only the columns that migrations
@@ -206,8 +206,8 @@ BEGIN
     END IF;
     -- STABLE, so that it can write nothing; with the rights of its owner, who is not who calls it.
     SELECT format('%I.%I', n.nspname, p.proname) INTO due_function FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
-    WHERE p.oid = due AND p.prokind = 'f' AND p.pronargs = 1 AND p.proargtypes[0] = 'integer'::regtype AND p.prorettype = 'integer'::regtype AND p.proretset
-        AND p.provolatile = 's' AND p.prosecdef AND 'search_path=pg_catalog, pg_temp' = ANY (p.proconfig);
+    WHERE p.oid = due AND p.prokind = 'f' AND p.pronargs = 1 AND p.proargtypes[0] = 'integer'::regtype
+        AND p.prorettype = 'integer'::regtype AND p.proretset AND p.provolatile = 's' AND p.prosecdef AND 'search_path=pg_catalog, pg_temp' = ANY (p.proconfig);
     IF due_function IS NULL THEN
         RAISE invalid_parameter_value USING MESSAGE = format('%s does not determine whose work is due', due), HINT =
             'It takes an integer, returns SETOF integer, and is STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp.';
@@ -252,7 +252,7 @@ BEGIN
 
     INSERT INTO sec.minted_job_grants (mint_id, job, tick, role_name, users, expires_at)
     VALUES (mint, job, tick, session_user, cardinality(users), to_timestamp(expiry));
-    -- A few more than are added, so that they never pile up and no tick pays for many.
+    -- More than are added, so that they never pile up; not all, so that no tick pays for many.
     DELETE FROM sec.minted_job_grants m WHERE m.mint_id IN (SELECT o.mint_id FROM sec.minted_job_grants o
         WHERE o.expires_at < clock_timestamp() LIMIT 100 FOR UPDATE SKIP LOCKED);
     -- The platform's row has the number of users.
