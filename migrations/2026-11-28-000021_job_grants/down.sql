@@ -1,4 +1,4 @@
--- Roles stay: they are of the whole cluster. An inbox that holds messages with several events keeps the first event of each alone.
+-- Roles stay: they are of the whole cluster. Of messages with several events, the inbox keeps the first event alone.
 SET LOCAL lock_timeout = '100ms';
 
 ALTER TABLE inbox DROP COLUMN event_count;
