@@ -207,7 +207,8 @@ BEGIN
     -- STABLE, so that it can write nothing; with the rights of its owner, who is not who calls it.
     SELECT format('%I.%I', n.nspname, p.proname) INTO due_function FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
     WHERE p.oid = due AND p.prokind = 'f' AND p.pronargs = 1 AND p.proargtypes[0] = 'integer'::regtype
-        AND p.prorettype = 'integer'::regtype AND p.proretset AND p.provolatile = 's' AND p.prosecdef AND 'search_path=pg_catalog, pg_temp' = ANY (p.proconfig);
+        AND p.prorettype = 'integer'::regtype AND p.proretset AND p.provolatile = 's' AND p.prosecdef
+        AND 'search_path=pg_catalog, pg_temp' = ANY (p.proconfig);
     IF due_function IS NULL THEN
         RAISE invalid_parameter_value USING MESSAGE = format('%s does not determine whose work is due', due), HINT =
             'It takes an integer, returns SETOF integer, and is STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp.';
