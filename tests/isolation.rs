@@ -529,6 +529,11 @@ async fn the_validation_finds_nothing_in_order_and_whatever_is_out_of_it() {
             "an owner that can log in",
         ),
         (
+            "GRANT SELECT ON users TO memfleet_due",
+            "REVOKE SELECT ON users FROM memfleet_due",
+            "a due function's role that reads more than columns",
+        ),
+        (
             "CREATE VIEW everybody AS SELECT * FROM users",
             "DROP VIEW everybody",
             "a view that sees more than who asks",

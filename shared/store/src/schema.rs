@@ -418,6 +418,7 @@ diesel::table! {
         message_id -> Uuid,
         event_id -> Uuid,
         received_at -> Timestamptz,
+        event_count -> Integer,
     }
 }
 

@@ -114,11 +114,17 @@ pub(super) fn around(role: &str, roles: &[String], partitions: &[String]) -> Vec
         sql: format!("SELECT WHERE pg_has_role('{role}', '{other}', 'MEMBER')"),
         expected: Expected::Nothing,
     }));
-    const WAYS: [(&str, &str); 24] = [
+    const WAYS: [(&str, &str); 30] = [
         ("keys", "SELECT FROM sec.keys"),
         ("keys", "SELECT FROM sec.revoked_grants"),
         ("keys", "SELECT sec.add_key('mine', 'grant', sha256('x'))"),
         ("keys", "SELECT sec.seal('1||')"),
+        ("keys", "SELECT sec.add_key('mine', 'job', sha256('x'))"),
+        ("job grants", "SELECT FROM sec.jobs"),
+        ("job grants", "SELECT FROM sec.minted_job_grants"),
+        ("job grants", "UPDATE sec.minted_job_grants SET expires_at = now() + interval '1 day'"),
+        ("job grants", "SELECT sec.add_job('mine', session_user::name, 'sec.excess_privileges()')"),
+        ("job grants", "SELECT sec.grant_worker(session_user::name)"),
         ("audit", "SELECT FROM audit.audit_log"),
         ("audit", "INSERT INTO audit.audit_log DEFAULT VALUES"),
         ("audit", "DELETE FROM audit.audit_log"),

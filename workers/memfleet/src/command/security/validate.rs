@@ -127,7 +127,7 @@ const PARTITIONS: &str = "SELECT inhrelid::regclass::text AS line FROM pg_inheri
     JOIN pg_class c ON c.oid = inhparent AND c.relkind = 'p' ORDER BY 1";
 
 /// Each gives a line for whatever is not as it must be.
-const CHECKS: [(&str, &str); 10] = [
+const CHECKS: [(&str, &str); 11] = [
     (
         "a table without forced policies",
         "SELECT c.oid::regclass::text AS line FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace
@@ -162,6 +162,18 @@ const CHECKS: [(&str, &str); 10] = [
         "SELECT c.oid::regclass || ' of ' || r.rolname AS line FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner
             WHERE c.relnamespace::regnamespace::text IN ('public', 'sec', 'audit') AND c.relkind IN ('r', 'p')
             AND c.relname <> '__diesel_schema_migrations' AND r.rolcanlogin",
+    ),
+    (
+        "a due function's role that reads more than columns",
+        "SELECT 'it can log in' AS line FROM pg_roles WHERE rolname = 'memfleet_due' AND rolcanlogin
+         UNION ALL SELECT c.oid::regclass || ' ' || acl.privilege_type FROM pg_class c, aclexplode(c.relacl) AS acl
+            WHERE acl.grantee = 'memfleet_due'::regrole
+         UNION ALL SELECT a.attrelid::regclass || '.' || a.attname || ' ' || acl.privilege_type
+            FROM pg_attribute a, aclexplode(a.attacl) AS acl
+            WHERE acl.grantee = 'memfleet_due'::regrole AND acl.privilege_type <> 'SELECT'
+         UNION ALL SELECT p.oid::regprocedure::text FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+            WHERE p.proowner = 'memfleet_due'::regrole
+            AND NOT EXISTS (SELECT FROM sec.jobs j WHERE j.due_function = format('%I.%I', n.nspname, p.proname))",
     ),
     (
         "a view that sees more than who asks",

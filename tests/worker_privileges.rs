@@ -1,0 +1,146 @@
+//! What a worker's role may do: what `sec.grant_worker` gives, and no more.
+
+#![allow(clippy::expect_used, reason = "a test fails by panicking")]
+
+use diesel_async::SimpleAsyncConnection;
+use testkit::Fixture;
+use testkit::attack::{self, attempt, attempt_for, refused};
+
+/// What is recorded of workers' privileges but not granted, or granted but not recorded.
+const UNRECORDED: &str = "concat_ws(' ', role, name, privilege) FROM (
+    (SELECT w.role_name AS role, w.table_name AS name, unnest(w.privileges) AS privilege FROM sec.worker_privileges w
+     EXCEPT SELECT a.grantee::regrole::name, c.oid::regclass, a.privilege_type FROM pg_class c, aclexplode(c.relacl) AS a WHERE a.grantee > 0)
+    UNION ALL
+    (SELECT a.grantee::regrole::name, c.oid::regclass, a.privilege_type FROM pg_class c, aclexplode(c.relacl) AS a
+     WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND a.grantee::regrole::text LIKE 'w\\_%' AND c.relname <> '__diesel_schema_migrations'
+     EXCEPT SELECT w.role_name, w.table_name, unnest(w.privileges) FROM sec.worker_privileges w)
+    ) AS d ORDER BY 1";
+/// What everybody may do.
+const PUBLIC: &str = "what FROM (
+    SELECT c.oid::regclass::text AS what FROM pg_class c, aclexplode(c.relacl) AS a
+        WHERE c.relnamespace::regnamespace::text IN ('public', 'sec', 'audit') AND a.grantee = 0
+    UNION ALL SELECT p.oid::regprocedure::text FROM pg_proc p
+        WHERE p.pronamespace::regnamespace::text IN ('public', 'sec', 'audit') AND has_function_privilege('public', p.oid, 'EXECUTE')
+    UNION ALL SELECT n.nspname FROM pg_namespace n, aclexplode(n.nspacl) AS a
+        WHERE n.nspname IN ('public', 'sec', 'audit') AND a.grantee = 0) AS w";
+
+/// Every privilege that a role has in this database.
+fn held(role: &str) -> String {
+    format!(
+        "what FROM (
+            SELECT c.oid::regclass || ' ' || a.privilege_type AS what FROM pg_class c, aclexplode(c.relacl) AS a
+                WHERE a.grantee = '{role}'::regrole
+            UNION ALL SELECT t.attrelid::regclass || '.' || t.attname || ' ' || a.privilege_type
+                FROM pg_attribute t, aclexplode(t.attacl) AS a WHERE a.grantee = '{role}'::regrole
+            UNION ALL SELECT p.oid::regprocedure::text FROM pg_proc p, aclexplode(p.proacl) AS a WHERE a.grantee = '{role}'::regrole
+            UNION ALL SELECT n.nspname || ' ' || a.privilege_type FROM pg_namespace n, aclexplode(n.nspacl) AS a
+                WHERE a.grantee = '{role}'::regrole
+            UNION ALL SELECT 'the database ' || a.privilege_type FROM pg_database d, aclexplode(d.datacl) AS a
+                WHERE d.datname = current_database() AND a.grantee = '{role}'::regrole
+            UNION ALL SELECT 'recorded ' || table_name::text FROM sec.worker_privileges WHERE role_name = '{role}') AS h ORDER BY 1"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_function_gives_a_worker_what_it_needs_and_no_more() {
+    const SCRATCH: &str = "w_scratch_worker";
+    let fixture = Fixture::new().await;
+    fixture
+        .execute(
+            "INSERT INTO users (id, username, email) VALUES (1, 'u', 'e'), (2, 'u', 'e');
+             INSERT INTO chat_mode_sessions (id, user_id, session_id, chat_mode)
+                 SELECT gen_random_uuid(), n, 's', 'simple' FROM generate_series(1, 2) AS n",
+        )
+        .await;
+    let nothing = Vec::<String>::new();
+    assert_eq!(fixture.lines(UNRECORDED).await, nothing, "as it is shipped");
+    let call = format!(
+        "SELECT sec.grant_worker('{SCRATCH}', '{{\"gpu_resources\": [\"SELECT\", \"UPDATE\"], \"chat_mode_sessions\": [\"INSERT\"]}}',
+            '{{router_bucket_end(integer)}}')"
+    );
+    fixture.execute(&call).await;
+    let first = fixture.lines(&held(SCRATCH)).await;
+    fixture.execute(&call).await;
+    assert_eq!(fixture.lines(&held(SCRATCH)).await, first, "again");
+    assert_eq!(fixture.lines(UNRECORDED).await, nothing);
+    assert_eq!(fixture.lines(PUBLIC).await, nothing);
+    // As a worker that was there before, but for its own tables.
+    let own = ["gpu_resources", "router_bucket_end", "chat_mode_sessions INSERT"];
+    let base: Vec<String> =
+        first.iter().filter(|line| own.iter().all(|name| !line.contains(name))).cloned().collect();
+    assert_eq!(fixture.lines(&held("w_memory_sync")).await, base);
+    assert_eq!(first.len(), base.len() + 5, "{first:?}");
+
+    let mut worker = fixture.connection().await;
+    worker.batch_execute(&format!("SET SESSION AUTHORIZATION {SCRATCH}")).await.expect("a superuser");
+    assert_eq!(store::security::excess_privileges(&mut worker).await.expect("an answer"), nothing);
+    let good = attack::grant(1, SCRATCH);
+    assert_eq!(
+        attempt_for(&mut worker, std::slice::from_ref(&good), "SELECT FROM chat_mode_sessions").await,
+        Ok(1)
+    );
+    assert_eq!(attempt_for(&mut worker, &[good], "SELECT id FROM users").await, Ok(1));
+    for sql in [
+        "SELECT email FROM users",
+        "SELECT FROM chat_messages",
+        "DELETE FROM gpu_resources",
+        "SET ROLE memfleet_due",
+    ] {
+        refused(attempt(&mut worker, sql).await, "permission denied", sql);
+    }
+    // Whatever is given beside the function is found.
+    fixture.execute(&format!("GRANT DELETE ON gpu_resources TO {SCRATCH}")).await;
+    assert_eq!(
+        store::security::excess_privileges(&mut worker).await.expect("an answer"),
+        ["may DELETE public.gpu_resources"]
+    );
+    assert_eq!(fixture.lines(UNRECORDED).await, [format!("{SCRATCH} gpu_resources DELETE")]);
+    fixture.execute(&format!("REVOKE DELETE ON gpu_resources FROM {SCRATCH}")).await;
+
+    // What is named goes, and what every worker needs stays.
+    fixture
+        .execute(&format!(
+            "SELECT sec.revoke_worker('{SCRATCH}', '{{\"gpu_resources\": [\"SELECT\", \"UPDATE\"],
+                \"chat_mode_sessions\": [\"SELECT\", \"INSERT\"], \"inbox\": [\"UPDATE\"]}}', '{{router_bucket_end(integer)}}')"
+        ))
+        .await;
+    assert_eq!(fixture.lines(&held(SCRATCH)).await, base);
+    assert_eq!(fixture.lines(UNRECORDED).await, nothing);
+    fixture.execute(&format!("SELECT sec.revoke_worker('{SCRATCH}')")).await;
+    assert_eq!(fixture.lines(&held(SCRATCH)).await, nothing);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_takes_no_messages_gets_no_inbox() {
+    let fixture = Fixture::new().await;
+    let before = fixture.lines(&held("w_memory_reader")).await;
+    fixture.execute("SELECT sec.grant_worker('w_memory_reader', '{}', takes_messages => false)").await;
+    assert_eq!(fixture.lines(&held("w_memory_reader")).await, before);
+    fixture
+        .execute("SELECT sec.grant_worker('w_memory_reader', '{\"users\": [\"SELECT\"]}', takes_messages => false)")
+        .await;
+    assert_eq!(fixture.lines(&held("w_memory_reader")).await.len(), before.len() + 2);
+    fixture.execute("SELECT sec.revoke_worker('w_memory_reader', '{\"users\": [\"SELECT\"]}')").await;
+    assert_eq!(fixture.lines(&held("w_memory_reader")).await, before);
+
+    let mut admin = fixture.connection().await;
+    for (arguments, by) in [
+        ("'postgres'", "is not the name of a worker's role"),
+        ("'w_x; DROP TABLE users'", "is not the name of a worker's role"),
+        ("'w_memory_reader', '{\"no_such\": [\"SELECT\"]}'", "'no_such' is not a table of the schema public"),
+        ("'w_memory_reader', '{\"keys\": [\"SELECT\"]}'", "'keys' is not a table of the schema public"),
+        (
+            "'w_memory_reader', '{\"blackboard_events_default\": [\"SELECT\"]}'",
+            "is not a table of the schema public",
+        ),
+        (
+            "'w_memory_reader', '{\"users\": [\"TRUNCATE\"]}'",
+            "expected some of SELECT, INSERT, UPDATE, DELETE",
+        ),
+        ("'w_memory_reader', '{\"users\": [\"SELECT ON sec.keys TO PUBLIC\"]}'", "expected some of SELECT"),
+        ("'w_memory_reader', '{\"users\": []}'", "expected some of SELECT, INSERT, UPDATE, DELETE"),
+    ] {
+        let call = format!("SELECT sec.grant_worker({arguments}, takes_messages => false)");
+        refused(attempt(&mut admin, &call).await, by, arguments);
+    }
+}
