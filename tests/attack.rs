@@ -1,20 +1,13 @@
 //! Attacks that go around the tables of users, or that need rows to be there: copies of others' rows, functions and paths of
 //! one's own, locks, and looking over others' shoulders.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use context_writer::ContextWriter;
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 use serde_json::json;
 use testkit::attack::{attempt, attempt_for, grant, login, refused, roles, tables};
-use testkit::{Fixture, everything_of, request, user};
+use testkit::{Fixture, request, user};
 
-/// Two users with a row in every table that context-writer writes.
-async fn two_users() -> Fixture {
-    let fixture = Fixture::new().await;
-    fixture.carry(ContextWriter, [1, 2].into_iter().flat_map(everything_of)).await;
-    fixture
-}
+use crate::support::two_users;
 
 /// A statement that inserts a row of a user again, changed by an expression of JSON.
 async fn copy(fixture: &Fixture, table: &str, owner: &str, change: &str) -> Option<String> {

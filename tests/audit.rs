@@ -1,7 +1,5 @@
 //! The audit trail: every effect leaves a row that tells who, what and whose, and nothing of what a user wrote.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::collections::BTreeSet;
 
 use context_writer::ContextWriter;

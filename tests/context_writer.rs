@@ -1,7 +1,5 @@
 //! Every request of the context-writer, found again in its table.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use context_writer::ContextWriter;
 use contract::REQUESTS;
 use serde_json::{Value, json};

@@ -1,20 +1,18 @@
 //! Workers killed with SIGKILL at every stage boundary and at random, under load: every valid message has exactly
 //! one effect, every bad one exactly one dead letter, nothing is pending.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use context_writer::ContextWriter;
 use contract::{Event, header};
 use serde_json::json;
-use testkit::{
-    Fixture, Published, deliver_again_after, eventually, forget_duplicates_after, request, start_worker,
-};
+use testkit::{Fixture, Published, deliver_again_after, eventually, forget_duplicates_after, request};
 use tokio::process::Child;
 use tokio::time::timeout;
 use uuid::Uuid;
+
+use crate::support::program::start_worker;
 
 const MESSAGES: usize = 20_000;
 const USERS: i32 = 40;
@@ -63,10 +61,8 @@ fn load() -> Load {
 }
 
 fn start(fixture: &Fixture, crash_at: Option<String>) -> Child {
-    let mut options =
-        vec![("MEMFLEET_WORKER__BATCH_SIZE", "50"), ("MEMFLEET_WORKER__RETRY_FIRST_DELAY_MS", "50")];
-    options.extend(crash_at.as_deref().map(|point| ("MEMFLEET_CRASH_AT", point)));
-    start_worker(env!("CARGO_BIN_EXE_memfleet"), fixture, "context-writer", &options)
+    let options = [("MEMFLEET_WORKER__BATCH_SIZE", "50"), ("MEMFLEET_WORKER__RETRY_FIRST_DELAY_MS", "50")];
+    start_worker(fixture, "context-writer", crash_at.as_deref(), &options)
 }
 
 fn assert_killed(status: std::process::ExitStatus) {

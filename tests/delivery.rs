@@ -1,7 +1,5 @@
 //! The way of a message: once, in order, whatever happens to the servers.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::time::Duration;
 
 use async_nats::jetstream::AckKind;

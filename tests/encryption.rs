@@ -1,28 +1,18 @@
 //! What is secret is stored encrypted only, comes back to a reader with the context, and is lost with nothing that goes wrong.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use context_writer::ContextWriter;
 use contract::header;
-use diesel_async::{AsyncConnection, SimpleAsyncConnection};
-use keys::Keys;
-use secrecy::ExposeSecret;
+use diesel_async::SimpleAsyncConnection;
 use serde_json::{Value, json};
-use store::Fault;
-use testkit::attack::{grant, login};
 use testkit::{CANARY, Fixture, Published, context, eventually, request, session, user};
 use trust::{CipherKey, KeyRing};
 use uuid::Uuid;
 
-const ROLE: &str = "w_context_writer";
-const MESSAGE: &str = "0193c0de-0000-7000-8000-000000000001";
+use crate::support::encryption;
 
-fn open_keys(fixture: &Fixture) -> Keys {
-    Keys::open(&fixture.settings.keys, ROLE, "test", Duration::from_secs(5)).expect("keys")
-}
+const MESSAGE: &str = "0193c0de-0000-7000-8000-000000000001";
 
 fn sensitive(mut body: Value) -> Value {
     body["sensitive"] = true.into();
@@ -123,38 +113,12 @@ const TABLES: [&str; 10] = [
     "agent_context_states",
 ];
 
-/// What a reader with the context of a user is told of an encrypted field, after its `table.column`.
-type Told = (String, Result<String, String>);
-
-/// What a reader with the context of a user is told of all its encrypted fields.
 async fn revealed(fixture: &Fixture, user_id: i32) -> Vec<Told> {
-    let mut reader = login(fixture, ROLE).await;
-    let grant = grant(user_id, ROLE);
-    let rows: Vec<Uuid> = fixture
-        .lines("row_id FROM encrypted_fields")
-        .await
-        .iter()
-        .map(|id| id.parse().expect("an id"))
-        .collect();
-    let loaded: Result<Vec<keys::Encrypted>, Fault> = reader
-        .transaction(async |reader| {
-            store::security::open_context(reader, &[&grant]).await?;
-            let mut all = Vec::new();
-            for table in TABLES {
-                all.extend(keys::load(reader, table, &rows).await?);
-            }
-            Ok(all)
-        })
-        .await;
-    let fields = loaded.expect("fields");
-    let told = open_keys(fixture).reveal(&fields).await.expect("keys");
-    let place = |field: &keys::Encrypted| format!("{}.{}", field.table, field.column);
-    fields
-        .iter()
-        .zip(told)
-        .map(|(field, told)| (place(field), told.map(|secret| secret.expose_secret().to_owned())))
-        .collect()
+    encryption::revealed(fixture, user_id, &TABLES).await
 }
+
+/// A field, as `table.column`, and its value, or why it does not open.
+type Told = (String, Result<String, String>);
 
 fn good(told: Vec<Told>) -> BTreeMap<String, String> {
     told.into_iter().map(|(place, told)| (place, told.expect("it opens"))).collect()

@@ -1,7 +1,5 @@
 //! The events of a session: numbered, seen and published in one order, whoever appends them and whatever happens to whom.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
@@ -13,11 +11,11 @@ use runtime::Worker;
 use serde_json::json;
 use store::Fault;
 use testkit::attack::{grant, login};
-use testkit::{
-    Fixture, Published, context, deliver_again_after, eventually, request, session, start_worker, user,
-};
+use testkit::{Fixture, Published, context, deliver_again_after, eventually, request, session, user};
 use tokio::process::Child;
 use uuid::Uuid;
+
+use crate::support::program::start_worker;
 
 const USERS: i32 = 6;
 
@@ -56,9 +54,7 @@ async fn assert_in_order(fixture: &Fixture) {
 }
 
 fn start(fixture: &Fixture, worker: &str, crash_at: Option<&str>) -> Child {
-    let mut options = vec![("MEMFLEET_WORKER__BATCH_SIZE", "20")];
-    options.extend(crash_at.map(|point| ("MEMFLEET_CRASH_AT", point)));
-    start_worker(env!("CARGO_BIN_EXE_memfleet"), fixture, worker, &options)
+    start_worker(fixture, worker, crash_at, &[("MEMFLEET_WORKER__BATCH_SIZE", "20")])
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -193,13 +189,9 @@ async fn however_much_was_not_told_is_told_first() {
     fixture.carry(ContextWriter, [user(1), session(1, "s")]).await;
     for batch in 0..5 {
         fixture.publish((0..900).map(|n| context(1, "s", &format!("k{batch}.{n}"), 1))).await;
-        let options = [
-            ("MEMFLEET_WORKER__BATCH_SIZE", "1000"),
-            ("MEMFLEET_WORKER__BATCH_WAIT_MS", "1000"),
-            ("MEMFLEET_CRASH_AT", "Committed:1"),
-        ];
-        let program = env!("CARGO_BIN_EXE_memfleet");
-        start_worker(program, &fixture, "context-writer", &options).wait().await.expect("a status");
+        let options = [("MEMFLEET_WORKER__BATCH_SIZE", "1000"), ("MEMFLEET_WORKER__BATCH_WAIT_MS", "1000")];
+        let mut worker = start_worker(&fixture, "context-writer", Some("Committed:1"), &options);
+        worker.wait().await.expect("a status");
     }
     let untold = fixture.count("blackboard_events").await - published(&fixture).await.len() as i64;
     assert!(untold > 2_000, "{untold}");

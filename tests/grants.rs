@@ -1,13 +1,11 @@
 //! Grants that are nearly right, as the database reads them.
 
-#![allow(clippy::expect_used, reason = "a test fails by panicking")]
-
 use diesel_async::SimpleAsyncConnection;
 use testkit::Fixture;
 use testkit::attack::{self, key, login};
 use uuid::Uuid;
 
-const ROLE: &str = "w_context_writer";
+use crate::support::ROLE;
 
 /// Grants that are nearly right, read by the database: each is refused as a grant, and none is anything else. A part of the
 /// million of `MEMFLEET_FUZZ_INPUTS`; `shared/trust/tests/fuzz.rs` has the others.

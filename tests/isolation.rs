@@ -2,8 +2,6 @@
 //!
 //! Tables, roles and partitions come from the catalogue, so that a new one cannot be forgotten.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use context_writer::ContextWriter;
 use diesel_async::SimpleAsyncConnection;
 use runtime::{NotReady, RunError};
@@ -13,15 +11,8 @@ use testkit::{Fixture, everything_of, token};
 use trust::GrantKey;
 use uuid::Uuid;
 
-const ROLE: &str = "w_context_writer";
-
-/// Two users with a row in every table that context-writer writes.
-async fn two_users() -> Fixture {
-    let fixture = Fixture::new().await;
-    fixture.carry(ContextWriter, [1, 2].into_iter().flat_map(everything_of)).await;
-    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
-    fixture
-}
+use crate::support::program::{Ended, memfleet, output};
+use crate::support::{ROLE, two_users};
 
 fn grant(user: i32) -> String {
     attack::grant(user, ROLE)
@@ -468,19 +459,9 @@ async fn the_issuer_of_tokens_registers_them_and_does_nothing_else() {
 
 /// `memfleet security validate --json`.
 async fn validate(fixture: &Fixture) -> (bool, serde_json::Value) {
-    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_memfleet"));
-    command
-        .args(["security", "validate", "--json"])
-        .env_remove("MEMFLEET_CONFIG")
-        .envs(fixture.environment());
-    let output = tokio::time::timeout(testkit::DEADLINE, command.output())
-        .await
-        .expect("in time")
-        .expect("the program");
-    testkit::logs::keep("memfleet", &output.stderr);
-    let text = String::from_utf8(output.stdout).expect("text");
-    let last = text.lines().last().unwrap_or_else(|| panic!("{}", String::from_utf8_lossy(&output.stderr)));
-    (output.status.success(), serde_json::from_str(last).expect("an object"))
+    let ended: Ended = output(memfleet(fixture, &["security", "validate", "--json"])).await.into();
+    let last = ended.out.lines().last().unwrap_or_else(|| panic!("{}", ended.err));
+    (ended.is_success(), serde_json::from_str(last).expect("an object"))
 }
 
 #[tokio::test(flavor = "multi_thread")]

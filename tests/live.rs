@@ -1,13 +1,8 @@
 //! Events as they happen: heard by whom they may be heard, in a terminal and in a browser.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex};
 
-use async_nats::{Client, ConnectOptions};
 use context_writer::ContextWriter;
 use runtime::Readiness;
 use serde_json::Value;
@@ -16,20 +11,9 @@ use testkit::{Fixture, context, eventually, next, session, user};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
-/// A client with the key of this identity, and what the server refuses it.
-async fn connect(fixture: &Fixture, identity: &str) -> (Client, Arc<Mutex<Vec<String>>>) {
-    let refused = Arc::new(Mutex::new(Vec::new()));
-    let told = Arc::clone(&refused);
-    let options = ConnectOptions::with_nkey(fixture.seed(identity))
-        .custom_inbox_prefix(format!("_INBOX.{identity}"))
-        .event_callback(move |event| {
-            if let async_nats::Event::ServerError(error) = event {
-                told.lock().expect("a list").push(error.to_string());
-            }
-            std::future::ready(())
-        });
-    (options.connect(fixture.nats.url()).await.expect("a connection"), refused)
-}
+use crate::support::broker::{connect, discovered};
+use crate::support::program::{memfleet, signal};
+use crate::support::{in_repository, skipped};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_listener_hears_its_own_user_and_may_do_nothing_else() {
@@ -45,12 +29,10 @@ async fn a_listener_hears_its_own_user_and_may_do_nothing_else() {
         assert_eq!((&event["event_type"], &event["user_id"]), (&expected.into(), &1.into()));
     }
     for subject in ["memory.event.*.*.2", "memory.event.>", ">", "$JS.>", "_INBOX.>"] {
-        let before = refused.lock().expect("a list").len();
+        let before = refused.list().len();
         let _kept = listener.subscribe(subject).await.expect("the client asks");
-        eventually(&format!("{subject} is refused"), async || {
-            (refused.lock().expect("a list").len() > before).then_some(())
-        })
-        .await;
+        eventually(&format!("{subject} is refused"), async || (refused.list().len() > before).then_some(()))
+            .await;
     }
     for subject in [
         "memory.req.live-1.user.put.1",
@@ -58,20 +40,12 @@ async fn a_listener_hears_its_own_user_and_may_do_nothing_else() {
         "memory.ask.session.list.live-1",
         "$JS.API.INFO",
     ] {
-        let before = refused.lock().expect("a list").len();
+        let before = refused.list().len();
         listener.publish(subject, "{}".into()).await.expect("the client sends");
-        eventually(&format!("{subject} is refused"), async || {
-            (refused.lock().expect("a list").len() > before).then_some(())
-        })
-        .await;
+        eventually(&format!("{subject} is refused"), async || (refused.list().len() > before).then_some(()))
+            .await;
     }
-    assert!(
-        refused
-            .lock()
-            .expect("a list")
-            .iter()
-            .all(|said| said.to_lowercase().contains("permissions violation"))
-    );
+    assert!(refused.list().iter().all(|error| error.contains("permissions violation")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -83,11 +57,7 @@ async fn the_workers_that_answer_can_be_discovered_by_the_operator() {
         memory_reader::run(&settings, Readiness::new(memory_reader::NAME), stopped).await
     });
     let client = fixture.jetstream.client();
-    let info = eventually("memory-reader says what it answers", async || {
-        let found = client.request("$SRV.INFO.memory-reader", "".into()).await.ok()?;
-        serde_json::from_slice::<Value>(&found.payload).ok().filter(|info| info["endpoints"].is_array())
-    })
-    .await;
+    let info = discovered(&client, "memory-reader", |info| info["endpoints"].is_array()).await;
     let endpoints = info["endpoints"].as_array().expect("endpoints");
     assert_eq!(endpoints.len(), contract::QUERIES.len());
     for endpoint in endpoints {
@@ -100,9 +70,8 @@ async fn the_workers_that_answer_can_be_discovered_by_the_operator() {
 }
 
 fn program(fixture: &Fixture, arguments: &[&str]) -> (Child, Lines<BufReader<ChildStdout>>) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_memfleet"));
-    command.args(arguments).envs(fixture.environment()).stdout(Stdio::piped()).kill_on_drop(true);
-    command.stderr(testkit::logs::of_a_program("tail"));
+    let mut command = memfleet(fixture, arguments);
+    command.stdout(Stdio::piped()).stderr(testkit::logs::of_a_program("tail"));
     let mut child = command.spawn().expect("the program");
     let lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
     (child, lines)
@@ -140,8 +109,7 @@ async fn tail_prints_what_happens_to_a_user() {
     // Ctrl-C is how it ends.
     let (mut child, mut lines) = program(&fixture, &["tail", "--user", "1", "--since", "3600"]);
     assert!(lines.next_line().await.expect("a pipe").is_some(), "it follows");
-    let pid = child.id().expect("a process").to_string();
-    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().expect("kill").success());
+    signal("INT", child.id().expect("a process"));
     assert!(child.wait().await.expect("a status").success());
 }
 
@@ -160,7 +128,6 @@ async fn serve(folder: &Path) -> (Child, String) {
 /// The example page beside the client that it loads. None where a browser or the client is missing, which is a failure where
 /// everything must be tested.
 fn site() -> Option<tempfile::TempDir> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let client: PathBuf = Places::of_this_process().home().join("live/nats-core.js");
     let browser =
         |name: &str| std::process::Command::new(name).arg("--version").stdout(Stdio::null()).status().is_ok();
@@ -170,13 +137,13 @@ fn site() -> Option<tempfile::TempDir> {
         "there is no Chromium".to_owned()
     } else {
         let folder = tempfile::tempdir().expect("a folder");
-        std::fs::copy(root.join("docs/examples/live.html"), folder.path().join("live.html")).expect("a copy");
+        std::fs::copy(in_repository("docs/examples/live.html"), folder.path().join("live.html"))
+            .expect("a copy");
         std::fs::copy(&client, folder.path().join("nats-core.js")).expect("a copy");
         return Some(folder);
     };
     assert!(std::env::var_os("CI").is_none(), "{missing}; `scripts/setup --tests` gets it");
-    writeln!(std::io::stderr(), "skipped: {missing}; `scripts/setup --tests` gets it")
-        .expect("standard error");
+    skipped(&format!("{missing}; `scripts/setup --tests` gets it"));
     None
 }
 
@@ -188,7 +155,7 @@ async fn a_browser_shows_them() {
     let (_server, address) = serve(site.path()).await;
     let socket = fixture.nats.websocket_url().expect("a WebSocket").to_owned();
     let page = format!("{address}/live.html?url={socket}&user=1#seed={}", fixture.seed("live-1"));
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/browser.py");
+    let script = in_repository("scripts/browser.py");
     let mut browser = Command::new("python3");
     browser.arg(script).args([
         "--page",

@@ -1,8 +1,6 @@
 //! Migrations while others write and read: nobody waits for long, nothing fails, nothing is lost; and each can be taken back
 //! when the database is full of rows.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 

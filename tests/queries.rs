@@ -1,9 +1,5 @@
 //! Queries to the memory, each answered from what was written.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod reader;
-
 use context_writer::ContextWriter;
 use diesel_async::SimpleAsyncConnection;
 use router_logger::RouterLogger;
@@ -11,7 +7,7 @@ use serde_json::{Value, json};
 use testkit::{CANARY, Fixture, everything_of, request, session, user};
 use uuid::Uuid;
 
-use reader::{Reader, filled};
+use crate::support::reader::{Reader, filled};
 
 /// The values of a field of a list's items.
 fn column<'a>(answer: &'a Value, list: &str, field: &str) -> Vec<&'a Value> {

@@ -1,9 +1,5 @@
 //! Who is answered, for how long, how much, and that it is noted.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod reader;
-
 use std::time::Duration;
 
 use context_writer::ContextWriter;
@@ -13,7 +9,7 @@ use serde_json::{Value, json};
 use testkit::{Fixture, eventually, request, session, user};
 use uuid::Uuid;
 
-use reader::{Reader, filled};
+use crate::support::reader::{Reader, filled};
 
 /// An answer is one message of the broker, however large the values are.
 #[tokio::test(flavor = "multi_thread")]

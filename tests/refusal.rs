@@ -1,7 +1,5 @@
 //! Bad messages: each becomes a dead letter whose reason names the field, and the rest of the batch goes through.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use context_writer::ContextWriter;
 use contract::header;
 use serde_json::{Value, json};

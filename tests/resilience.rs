@@ -1,7 +1,5 @@
 //! What an attacker, an operator or a broken server does to a worker, and what must not come of it.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::time::Duration;
 
 use context_writer::ContextWriter;

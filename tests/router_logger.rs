@@ -1,7 +1,5 @@
 //! Routing decisions: found in their table, in the event stream, and in what is learnt from them.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::time::Duration;
 
 use context_writer::ContextWriter;
@@ -9,11 +7,12 @@ use contract::header;
 use router_logger::RouterLogger;
 use serde_json::{Value, json};
 use testkit::{
-    CANARY, Fixture, Published, context, deliver_again_after, forget_duplicates_after, request, session,
-    start_worker, user,
+    CANARY, Fixture, Published, context, deliver_again_after, forget_duplicates_after, request, session, user,
 };
 use tokio::process::Child;
 use uuid::Uuid;
+
+use crate::support::program::start_worker;
 
 fn decision(user: i32, fields: Value) -> Published {
     let mut body = json!({ "decision_id": Uuid::now_v7(), "session_id": "s", "user_request": "Plan it",
@@ -266,9 +265,7 @@ fn many() -> Vec<Published> {
 }
 
 fn start(fixture: &Fixture, crash_at: Option<&str>) -> Child {
-    let mut options = vec![("MEMFLEET_WORKER__BATCH_SIZE", "100")];
-    options.extend(crash_at.map(|point| ("MEMFLEET_CRASH_AT", point)));
-    start_worker(env!("CARGO_BIN_EXE_memfleet"), fixture, "router-logger", &options)
+    start_worker(fixture, "router-logger", crash_at, &[("MEMFLEET_WORKER__BATCH_SIZE", "100")])
 }
 
 #[tokio::test(flavor = "multi_thread")]

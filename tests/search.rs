@@ -1,19 +1,15 @@
 //! Searches: what they find, how they say why, and that they find nothing of anybody else.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod reader;
-mod vectors;
-
 use std::time::Instant;
 
-use ::vectors::{Point, PointKey, Tenant, VectorQuery};
 use context_writer::ContextWriter;
 use contract::VectorType;
-use reader::Reader;
 use serde_json::{Value, json};
 use uuid::Uuid;
-use vectors::{MODEL, Memories, index, memory, remove, vector};
+use vectors::{Point, PointKey, Tenant, VectorQuery};
+
+use crate::support::memories::{MODEL, Memories, index, memory, remove, vector};
+use crate::support::reader::Reader;
 
 fn texts(answer: &Value) -> Vec<&str> {
     answer["hits"].as_array().unwrap().iter().map(|hit| hit["content_text"].as_str().unwrap()).collect()

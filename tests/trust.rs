@@ -1,7 +1,5 @@
 //! Service tokens on real servers: what is refused, what is recorded of it, and how soon the registry is heeded.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::time::{Duration, Instant, SystemTime};
 
 use context_writer::ContextWriter;

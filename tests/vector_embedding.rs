@@ -1,20 +1,18 @@
 //! Texts that become vectors on their way: none twice, none lost, and over to another model.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod vectors;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use config::EmbedderKind;
 use serde_json::{Value, json};
-use testkit::request;
+use testkit::{DEADLINE, request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
 use vector_indexer::VectorIndexer;
-use vectors::{Memories, index, remove};
+
+use crate::support::memories::{Memories, index, remove};
+use crate::support::program::{Ended, memfleet, output_within};
 
 /// A server with OpenAI's API, whose vectors follow from the letters of a text.
 struct Server {
@@ -176,12 +174,9 @@ async fn embedding_by_then_by(server: &Server, other: &Server) -> Memories {
 
 /// Whether `memfleet vectors` succeeds, and what it says.
 async fn memfleet_vectors(memories: &Memories, arguments: &[&str]) -> (bool, String) {
-    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_memfleet"));
-    command.arg("vectors").args(arguments).envs(memories.fixture.environment());
-    let ended = command.output().await.unwrap();
-    let said =
-        format!("{}{}", String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
-    (ended.status.success(), said)
+    let command = memfleet(&memories.fixture, &[&["vectors"], arguments].concat());
+    let ended: Ended = output_within(2 * DEADLINE, command).await.into();
+    (ended.is_success(), ended.all())
 }
 
 #[tokio::test(flavor = "multi_thread")]

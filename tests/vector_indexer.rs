@@ -1,21 +1,19 @@
 //! Memories: in both stores or in neither, whoever dies when.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod http;
-mod vectors;
-
 use std::time::Duration;
 
 use context_writer::ContextWriter;
 use memfleet::health;
 use runtime::{Readiness, Worker};
 use serde_json::{Value, json};
-use testkit::{Published, eventually, request, session, start_worker};
+use testkit::{Published, eventually, request, session};
 use uuid::Uuid;
 use vector_indexer::VectorIndexer;
 use vector_indexer::reconcile::{Findings, Reconciler};
-use vectors::{MODEL, Memories, index, memory, remove, vector};
+
+use crate::support::http;
+use crate::support::memories::{MODEL, Memories, index, memory, remove, vector};
+use crate::support::program::start_worker;
 
 async fn reconcile(memories: &Memories, repair: bool) -> Findings {
     let vectors = memories.vectors();
@@ -270,10 +268,10 @@ async fn whoever_dies_when_both_stores_agree() {
     memories.fixture.publish(requests).await;
     for point in points {
         let mut dying = start_worker(
-            env!("CARGO_BIN_EXE_memfleet"),
             &memories.fixture,
             "vector-indexer",
-            &[("MEMFLEET_CRASH_AT", point), ("MEMFLEET_WORKER__BATCH_SIZE", "20")],
+            Some(point),
+            &[("MEMFLEET_WORKER__BATCH_SIZE", "20")],
         );
         let ended =
             tokio::time::timeout(testkit::DEADLINE, dying.wait()).await.expect("it dies in time").unwrap();

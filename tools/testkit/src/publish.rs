@@ -5,13 +5,13 @@ use uuid::Uuid;
 
 use crate::token;
 
-/// What secrets in tests are made of. No log, no event and no table may ever show it.
+/// The content of every secret in tests. It may be in no log, no event and no table.
 pub const CANARY: &str = "canary-5c1e9d07";
 
 /// A request as a publisher sends it.
 #[derive(Clone, Debug)]
 pub struct Published {
-    /// Where.
+    /// Its subject.
     pub subject: String,
     /// Its request id.
     pub id: Uuid,
@@ -19,32 +19,32 @@ pub struct Published {
     pub headers: Vec<(&'static str, String)>,
     /// The body.
     pub body: Vec<u8>,
-    /// Whether a good token goes along, unless a header says otherwise.
+    /// Whether a valid token is added, if there is no such header yet.
     pub has_token: bool,
 }
 
 impl Published {
-    /// The same with a header.
+    /// Adds a header.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: impl ToString) -> Self {
         self.headers.push((name, value.to_string()));
         self
     }
 
-    /// The same with another body.
+    /// Changes the body.
     #[must_use]
     pub fn map_body(mut self, change: impl FnOnce(String) -> String) -> Self {
         self.body = change(String::from_utf8_lossy(&self.body).into_owned()).into_bytes();
         self
     }
 
-    /// The same with another service token.
+    /// Replaces the service token.
     #[must_use]
     pub fn with_token(self, token: &str) -> Self {
         self.with(header::AUTHORIZATION, header::bearer(token))
     }
 
-    /// The same with its body encrypted under a key of [`PAYLOAD_RING`](crate::PAYLOAD_RING), such as `test.1`.
+    /// Encrypts the body under a key of [`PAYLOAD_RING`](crate::PAYLOAD_RING), such as `test.1`.
     #[must_use]
     #[allow(clippy::expect_used, clippy::missing_panics_doc, reason = "a failure here is one of the test")]
     pub fn encrypted(mut self, key_id: &str) -> Self {
@@ -55,13 +55,13 @@ impl Published {
         self.with(header::ENCRYPTION, key_id)
     }
 
-    /// The same without a service token.
+    /// Sends it without a service token.
     #[must_use]
     pub fn without_token(self) -> Self {
         Self { has_token: false, ..self }
     }
 
-    /// The headers on the wire.
+    /// All headers.
     pub fn header_map(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
         headers.insert(header::MESSAGE_ID, self.id.to_string());
@@ -88,7 +88,7 @@ pub fn request(kind: &str, user: i32, body: Value) -> Published {
     }
 }
 
-/// A request that makes a user known.
+/// A request that stores a user.
 pub fn user(id: i32) -> Published {
     let body = json!({ "username": format!("user{id}"), "email": format!("user{id}@example.org") });
     request("user.put", id, body)
@@ -99,7 +99,7 @@ pub fn session(user: i32, id: &str) -> Published {
     request("session.open", user, json!({ "session_id": id, "chat_mode": "simple" }))
 }
 
-/// A request that puts a context, whose value tells its version.
+/// A request that stores a context, whose value is its version.
 pub fn context(user: i32, session: &str, key: &str, version: i64) -> Published {
     let value = json!({ "v": version });
     let body =
@@ -107,7 +107,7 @@ pub fn context(user: i32, session: &str, key: &str, version: i64) -> Published {
     request("context.put", user, body)
 }
 
-/// A request for every table that context-writer writes, of one user, in an order in which all are met.
+/// For one user, a request for every table that context-writer writes, in an order in which none lacks a prerequisite.
 pub fn everything_of(user: i32) -> Vec<Published> {
     let message = Uuid::now_v7();
     vec![

@@ -1,7 +1,5 @@
 //! A vector store of a test's own, and memories for it.
 
-#![allow(dead_code, reason = "no test uses all of it")]
-
 use contract::VectorType;
 use memfleet::collection;
 use runtime::{Readiness, Worker};
