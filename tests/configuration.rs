@@ -133,8 +133,8 @@ async fn a_key_of_grants_is_made_and_taken() {
     assert_eq!(said, "the database accepts grants of the key main\n");
 
     // A token with its grants lets a worker write.
-    let token = token::by(GrantKey::parse(&key).expect("a key"), "test", 1);
-    fixture.carry(ContextWriter, [user(1).with_token(&token)]).await;
+    let token = token::with_grant_key(GrantKey::parse(&key).expect("a key"), "test", 1);
+    fixture.process(ContextWriter, [user(1).with_token(&token)]).await;
     assert_eq!(fixture.count("users WHERE id = 1").await, 1);
 
     let message = failure(memfleet(&fixture, &["security", "key", "generate", "No Name"])).await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use context_writer::ContextWriter;
 use contract::{Event, header};
 use serde_json::json;
-use testkit::{Fixture, Published, deliver_again_after, eventually, forget_duplicates_after, request};
+use testkit::{Fixture, RequestMessage, eventually, request, set_duplicate_window, set_redelivery};
 use tokio::process::Child;
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -27,7 +27,7 @@ const RANDOM_DEATHS: usize = 15;
 
 /// What has been published: ids that must have an effect, and ids that must be dead letters.
 struct Load {
-    requests: Vec<Published>,
+    requests: Vec<RequestMessage>,
     valid: usize,
     bad: usize,
 }
@@ -73,9 +73,9 @@ fn assert_killed(status: std::process::ExitStatus) {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_and_nothing_happens_twice() {
     let fixture = Fixture::with_topology(|topology| {
-        forget_duplicates_after(topology, "CONTEXT", Duration::from_millis(100));
+        set_duplicate_window(topology, "CONTEXT", Duration::from_millis(100));
         // What a dead worker held comes back soon, and often enough for all the deaths.
-        deliver_again_after(topology, "context-writer", Duration::from_secs(2), 1_000);
+        set_redelivery(topology, "context-writer", Duration::from_secs(2), 1_000);
     })
     .await;
     let load = load();
@@ -92,7 +92,7 @@ async fn nothing_is_lost_and_nothing_happens_twice() {
 
 /// Publishes everything while workers die, and every seventh message twice or thrice, so long apart that the
 /// broker has forgotten the first.
-async fn publish_slowly(fixture: &Fixture, requests: &[Published]) {
+async fn publish_slowly(fixture: &Fixture, requests: &[RequestMessage]) {
     for chunk in requests.chunks(500) {
         fixture.publish(chunk.to_vec()).await;
         fixture.publish(chunk.iter().step_by(7).cloned()).await;

@@ -2,7 +2,7 @@
 
 use diesel_async::SimpleAsyncConnection;
 use testkit::Fixture;
-use testkit::attack::{self, key, login};
+use testkit::attack::{self, grant_key, login};
 use uuid::Uuid;
 
 use crate::support::ROLE;
@@ -14,7 +14,7 @@ async fn changed_grants_are_refused_and_break_nothing() {
     let fixture = Fixture::new().await;
     let all = std::env::var("MEMFLEET_FUZZ_INPUTS").ok().and_then(|count| count.parse().ok());
     let inputs = all.unwrap_or(1_000_000_u64) / 20;
-    let good = attack::grant_by(&key(), 1, ROLE, 3_600);
+    let good = attack::grant_with_key(&grant_key(), 1, ROLE, 3_600);
     let seed = std::env::var("MEMFLEET_FUZZ_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed: u32 = seed.unwrap_or_else(|| Uuid::now_v7().as_u64_pair().1 as u32 % 1_000_000);
     // Shown when the test fails.

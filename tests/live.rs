@@ -17,11 +17,11 @@ use crate::support::{in_repository, skipped};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_listener_hears_its_own_user_and_may_do_nothing_else() {
-    let fixture = Fixture::listened([1]).await;
+    let fixture = Fixture::with_listeners([1]).await;
     let (listener, refused) = connect(&fixture, "live-1").await;
     let mut events = listener.subscribe("memory.event.*.*.1").await.expect("a subscription");
     listener.flush().await.expect("a broker that has it");
-    fixture.carry(ContextWriter, [user(2), user(1), session(2, "s"), session(1, "s")]).await;
+    fixture.process(ContextWriter, [user(2), user(1), session(2, "s"), session(1, "s")]).await;
     for expected in ["user.stored", "session.opened"] {
         let message = next(&mut events).await;
         assert_eq!(message.subject.as_str(), format!("memory.event.{expected}.1"));
@@ -71,7 +71,7 @@ async fn the_workers_that_answer_can_be_discovered_by_the_operator() {
 
 fn program(fixture: &Fixture, arguments: &[&str]) -> (Child, Lines<BufReader<ChildStdout>>) {
     let mut command = memfleet(fixture, arguments);
-    command.stdout(Stdio::piped()).stderr(testkit::logs::of_a_program("tail"));
+    command.stdout(Stdio::piped()).stderr(testkit::logs::stderr_for("tail"));
     let mut child = command.spawn().expect("the program");
     let lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
     (child, lines)
@@ -80,14 +80,14 @@ fn program(fixture: &Fixture, arguments: &[&str]) -> (Child, Lines<BufReader<Chi
 #[tokio::test(flavor = "multi_thread")]
 async fn tail_prints_what_happens_to_a_user() {
     let fixture = Fixture::new().await;
-    fixture.carry(ContextWriter, [user(1), user(2), session(1, "s"), session(1, "t")]).await;
+    fixture.process(ContextWriter, [user(1), user(2), session(1, "s"), session(1, "t")]).await;
     // What has happened before, of one session.
     let arguments = ["tail", "--user", "1", "--since", "3600", "--session", "s", "--count", "2"];
     let (mut child, mut lines) = program(&fixture, &arguments);
     let first = lines.next_line().await.expect("a pipe").expect("a line");
     assert!(first.contains("session.opened") && first.contains("  s  test  {"), "{first}");
     fixture
-        .carry(ContextWriter, [context(1, "t", "k", 1), context(2, "s", "k", 1), context(1, "s", "k", 1)])
+        .process(ContextWriter, [context(1, "t", "k", 1), context(2, "s", "k", 1), context(1, "s", "k", 1)])
         .await;
     let second = lines.next_line().await.expect("a pipe").expect("a line");
     assert!(second.contains("context.stored"), "{second}");
@@ -150,8 +150,8 @@ fn site() -> Option<tempfile::TempDir> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_browser_shows_them() {
     let Some(site) = site() else { return };
-    let fixture = Fixture::listened([1]).await;
-    fixture.carry(ContextWriter, [user(1), user(2), session(1, "seen"), session(2, "hidden")]).await;
+    let fixture = Fixture::with_listeners([1]).await;
+    fixture.process(ContextWriter, [user(1), user(2), session(1, "seen"), session(2, "hidden")]).await;
     let (_server, address) = serve(site.path()).await;
     let socket = fixture.nats.websocket_url().expect("a WebSocket").to_owned();
     let page = format!("{address}/live.html?url={socket}&user=1#seed={}", fixture.seed("live-1"));
@@ -167,7 +167,7 @@ async fn a_browser_shows_them() {
         "--timeout",
         "60",
     ]);
-    browser.stdout(Stdio::piped()).stderr(testkit::logs::of_a_program("browser")).kill_on_drop(true);
+    browser.stdout(Stdio::piped()).stderr(testkit::logs::stderr_for("browser")).kill_on_drop(true);
     let mut browser = browser.spawn().expect("python3");
     let mut lines = BufReader::new(browser.stdout.take().expect("a pipe")).lines();
     assert_eq!(lines.next_line().await.expect("a pipe").as_deref(), Some("ready"));
@@ -177,7 +177,7 @@ async fn a_browser_shows_them() {
         1,
         serde_json::json!({ "session_id": "seen", "context_key": "k", "version": 2 }),
     );
-    fixture.carry(ContextWriter, [context(1, "seen", "k", 1), context(2, "hidden", "k", 1), remove]).await;
+    fixture.process(ContextWriter, [context(1, "seen", "k", 1), context(2, "hidden", "k", 1), remove]).await;
     let mut shown = Vec::new();
     while let Some(line) = lines.next_line().await.expect("a pipe") {
         shown.push(line);

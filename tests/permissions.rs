@@ -8,7 +8,7 @@ use context_writer::ContextWriter;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use runtime::{Readiness, Worker, broker};
 use serde_json::{Value, json};
-use testkit::{Fixture, Published, context, eventually, next, session, token, user};
+use testkit::{Fixture, RequestMessage, context, eventually, next, session, token, user};
 use tokio_util::sync::CancellationToken;
 use topology::{API_PREFIX, INCLUDED_NKEYS, Service, Topology, identities};
 use uuid::Uuid;
@@ -17,12 +17,12 @@ use crate::support::broker::connect;
 use crate::support::in_repository;
 
 /// The same request of simple-chat.
-fn of_chat(mut request: Published) -> Published {
+fn of_chat(mut request: RequestMessage) -> RequestMessage {
     request.subject = request.subject.replace(".test.", ".simple-chat.");
     request
 }
 
-async fn publish(client: &Client, request: Published) {
+async fn publish(client: &Client, request: RequestMessage) {
     let jetstream = jetstream::new(client.clone());
     let headers = request.header_map();
     let sent = jetstream.publish_with_headers(request.subject, headers, request.body.into()).await;
@@ -49,7 +49,7 @@ async fn everybody_can_do_what_they_must_and_nothing_is_refused() {
     let mut outcomes = chat.subscribe("_INBOX.simple-chat.outcomes").await.expect("a subscription");
     chat.flush().await.expect("a broker that has it");
     let reply =
-        |request: Published| of_chat(request).with("Memfleet-Reply-To", "_INBOX.simple-chat.outcomes");
+        |request: RequestMessage| of_chat(request).with("Memfleet-Reply-To", "_INBOX.simple-chat.outcomes");
     for request in
         [user(1), session(1, "s"), context(1, "s", "k", 1), context(1, "unknown", "k", 1).without_token()]
     {
@@ -65,7 +65,7 @@ async fn everybody_can_do_what_they_must_and_nothing_is_refused() {
     fixture.drained::<ContextWriter>().await;
     assert_eq!((fixture.stored("EVENTS").await, fixture.stored("DEAD").await), (3, 1));
     // Many more messages than one answer's worth come through one query for messages.
-    let many: Vec<Published> = (0..1_200).map(|n| of_chat(context(1, "s", &n.to_string(), 1))).collect();
+    let many: Vec<RequestMessage> = (0..1_200).map(|n| of_chat(context(1, "s", &n.to_string(), 1))).collect();
     fixture.publish(many).await;
     fixture.drained::<ContextWriter>().await;
     assert_eq!(fixture.count("simple_chat_context").await, 1_201);

@@ -73,7 +73,7 @@ async fn a_worker_that_cannot_start_yet_says_what_it_waits_for() {
     stream.delete_consumer("context-writer").await.unwrap();
     let mut program = memfleet(&fixture, &["run", "context-writer"]);
     program.env("MEMFLEET_HEALTH__LISTEN", address.to_string());
-    program.stdout(Stdio::null()).stderr(testkit::logs::of_a_program("memfleet"));
+    program.stdout(Stdio::null()).stderr(testkit::logs::stderr_for("memfleet"));
     let mut program = program.spawn().unwrap();
     let told = eventually("it says what it waits for", async || {
         TcpStream::connect(address).await.ok()?;

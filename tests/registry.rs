@@ -79,7 +79,7 @@ async fn from_no_keys_to_a_token_that_works_and_is_revoked() {
 
     let mut request = user(42).with_token(token);
     request.subject = request.subject.replace(".test.", ".newcomer.");
-    fixture.carry(ContextWriter, [request]).await;
+    fixture.process(ContextWriter, [request]).await;
     assert_eq!(fixture.count("users WHERE id = 42").await, 1);
     let id = told["id"].as_str().expect("an id");
     let listed = fine(&fixture, &[], &["token", "list", "--service", "newcomer"]).await;
@@ -188,7 +188,7 @@ async fn a_service_asks_for_its_tokens() {
     assert_eq!((code.as_str(), &answer["scopes"]), ("", &serde_json::json!(["user:put"])));
     let mut request = user(7).with_token(answer["token"].as_str().expect("a token"));
     request.subject = request.subject.replace(".test.", ".narrow.");
-    fixture.carry(ContextWriter, [request]).await;
+    fixture.process(ContextWriter, [request]).await;
     assert_eq!(fixture.count("users WHERE id = 7").await, 1);
     assert_eq!(fixture.lines("service FROM cross_service_auth WHERE user_id = 7").await, ["narrow"]);
 

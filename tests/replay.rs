@@ -3,7 +3,7 @@
 use context_writer::ContextWriter;
 use router_logger::RouterLogger;
 use serde_json::{Value, json};
-use testkit::{CANARY, Fixture, Published, context, everything_of, request, session};
+use testkit::{CANARY, Fixture, RequestMessage, context, request, requests_for_all_tables, session};
 use uuid::Uuid;
 
 use crate::support::program::{Ended, memfleet, output};
@@ -20,7 +20,7 @@ async fn replay(
     (ended.is_success(), ended.out, ended.err)
 }
 
-fn agent(tier: &str, version: i64, sensitive: bool) -> Published {
+fn agent(tier: &str, version: i64, sensitive: bool) -> RequestMessage {
     request(
         "agent-context.put",
         1,
@@ -37,9 +37,11 @@ async fn filled() -> Fixture {
         1,
         json!({ "decision_id": Uuid::now_v7(), "session_id": "x", "user_request": "q", "routing_decision": 1 }),
     );
-    fixture.carry(ContextWriter, everything_of(1).into_iter().chain(everything_of(2))).await;
     fixture
-        .carry(ContextWriter, [
+        .process(ContextWriter, requests_for_all_tables(1).into_iter().chain(requests_for_all_tables(2)))
+        .await;
+    fixture
+        .process(ContextWriter, [
             session(1, "x"),
             context(1, "x", "twice", 1),
             context(1, "x", "twice", 3),
@@ -55,8 +57,8 @@ async fn filled() -> Fixture {
             request("session.close", 1, json!({ "session_id": "x" })),
         ])
         .await;
-    fixture.carry(RouterLogger, [decision]).await;
-    fixture.carry(ContextWriter, [session(1, "x"), context(1, "x", "late", 1)]).await;
+    fixture.process(RouterLogger, [decision]).await;
+    fixture.process(ContextWriter, [session(1, "x"), context(1, "x", "late", 1)]).await;
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
     fixture
 }

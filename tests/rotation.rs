@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use context_writer::ContextWriter;
 use diesel_async::SimpleAsyncConnection;
 use serde_json::json;
-use testkit::{CANARY, DEADLINE, Fixture, Published, eventually, request, session, user};
+use testkit::{CANARY, DEADLINE, Fixture, RequestMessage, eventually, request, session, user};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use crate::support::program::{self, Ended, output};
 use crate::support::{ROLE, encryption};
 
-fn put(user_id: i32, key: &str, version: i64) -> Published {
+fn put(user_id: i32, key: &str, version: i64) -> RequestMessage {
     let value = format!("{CANARY}-{version}");
     let body = json!({ "session_id": "s", "context_key": key, "context_value": value, "version": version, "sensitive": true });
     request("context.put", user_id, body)
@@ -104,7 +104,7 @@ async fn with_users() -> Arc<Fixture> {
     fixture.settings.keys.cache_s = 1;
     let users = (1..=USERS).flat_map(|id| [user(id), session(id, "s")]);
     let puts = (1..=USERS).flat_map(|id| KEYS.map(|key| put(id, key, 1)));
-    fixture.carry(ContextWriter, users.chain(puts)).await;
+    fixture.process(ContextWriter, users.chain(puts)).await;
     Arc::new(fixture)
 }
 
@@ -187,9 +187,9 @@ async fn data_keys_are_changed_while_writers_write() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rotation_that_was_killed_goes_on_where_it_was() {
     let fixture = with_users().await;
-    let many: Vec<Published> =
+    let many: Vec<RequestMessage> =
         (1..=USERS).flat_map(|id| (0..200).map(move |at| put(id, &format!("k{at:03}"), 1))).collect();
-    fixture.carry(ContextWriter, many).await;
+    fixture.process(ContextWriter, many).await;
     let all = fixture.count("encrypted_fields").await;
     assert_eq!(all, i64::from(USERS) * 204);
     // It is stopped in the middle by a lock on the second half of the fields.
@@ -329,6 +329,6 @@ async fn the_key_store_is_migrated_and_never_the_main_database() {
 
 async fn with_users_of_its_own() -> Fixture {
     let fixture = Fixture::new().await;
-    fixture.carry(ContextWriter, [user(1), session(1, "s"), put(1, "a", 1)]).await;
+    fixture.process(ContextWriter, [user(1), session(1, "s"), put(1, "a", 1)]).await;
     fixture
 }

@@ -180,7 +180,7 @@ async fn a_trail_cut_off_is_found_out_by_what_the_broker_knows() {
     let alone = verify(&mut fixture.connection().await, None, &keys).await.expect("a report");
     assert_eq!(alone.findings, [], "the database alone cannot know it");
     // Whoever holds the key too makes another third seal; the broker knows the true one.
-    fixture.carry(ContextWriter, [context(1, "s", "d", 1)]).await;
+    fixture.process(ContextWriter, [context(1, "s", "d", 1)]).await;
     seal_everything(&fixture).await;
     let found = report(&fixture).await.findings;
     assert!(found.len() == 1 && found[0].to_string().contains("told of another seal"), "{found:?}");

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use context_writer::ContextWriter;
-use testkit::{Fixture, everything_of};
+use testkit::{Fixture, requests_for_all_tables};
 
 pub mod broker;
 pub mod encryption;
@@ -39,7 +39,7 @@ pub fn skipped(reason: &str) {
 /// Two users with a row in every table that context-writer writes.
 pub async fn two_users() -> Fixture {
     let fixture = Fixture::new().await;
-    fixture.carry(ContextWriter, [1, 2].into_iter().flat_map(everything_of)).await;
+    fixture.process(ContextWriter, [1, 2].into_iter().flat_map(requests_for_all_tables)).await;
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
     fixture
 }

@@ -98,7 +98,7 @@ pub fn start_worker(
     let mut command = memfleet(fixture, &["run", worker]);
     command.env("MEMFLEET_LOG__FILTER", "info").envs(options.iter().copied());
     command.envs(crash_at.map(|point| ("MEMFLEET_CRASH_AT", point)));
-    command.stdout(Stdio::null()).stderr(logs::of_a_program("worker")).spawn().expect("a worker process")
+    command.stdout(Stdio::null()).stderr(logs::stderr_for("worker")).spawn().expect("a worker process")
 }
 
 /// Sends a signal, such as `INT`, to a process.

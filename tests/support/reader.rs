@@ -44,7 +44,13 @@ impl Reader {
 
     /// Asks as the service `test`.
     pub async fn ask(&self, query: &str, user: i32, body: Value) -> Result<Value, (String, Value)> {
-        self.ask_with(query, Some(&testkit::token::by(testkit::attack::key(), "test", user)), body, &[]).await
+        self.ask_with(
+            query,
+            Some(&testkit::token::with_grant_key(testkit::attack::grant_key(), "test", user)),
+            body,
+            &[],
+        )
+        .await
     }
 
     /// The answer; or the code and the body of the refusal.
@@ -115,7 +121,7 @@ pub async fn filled() -> Fixture {
             "version": 1, "sensitive": true }),
         ));
     }
-    fixture.carry(ContextWriter, requests).await;
+    fixture.process(ContextWriter, requests).await;
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
     fixture
 }

@@ -13,12 +13,12 @@ use crate::database::GRANT_KEY;
 use crate::fixture::Fixture;
 
 /// The key that seals the grants of the tests.
-pub fn key() -> GrantKey {
+pub fn grant_key() -> GrantKey {
     GrantKey::parse(GRANT_KEY).expect("the tests' key")
 }
 
 /// A grant that is sealed with this key and valid for `valid_s` seconds. Below zero, it has expired already.
-pub fn grant_by(key: &GrantKey, user: i32, role: &str, valid_s: i64) -> String {
+pub fn grant_with_key(key: &GrantKey, user: i32, role: &str, valid_s: i64) -> String {
     let now = SystemTime::now();
     let expires_at = match u64::try_from(valid_s) {
         Ok(seconds) => now + Duration::from_secs(seconds),
@@ -37,7 +37,7 @@ pub fn grant_by(key: &GrantKey, user: i32, role: &str, valid_s: i64) -> String {
 
 /// A valid grant for a user and a role.
 pub fn grant(user: i32, role: &str) -> String {
-    grant_by(&key(), user, role, 60)
+    grant_with_key(&grant_key(), user, role, 60)
 }
 
 /// A connection with the login of a worker's role.
@@ -72,7 +72,7 @@ pub async fn attempt_for(
 
 /// Panics unless the database refused an attempt with an error that contains `by`.
 #[track_caller]
-pub fn refused(done: Result<usize, String>, by: &str, what: &str) {
+pub fn assert_refused(done: Result<usize, String>, by: &str, what: &str) {
     match done {
         Err(error) => assert!(error.contains(by), "{what}: expected {by:?}, got {error}"),
         Ok(rows) => panic!("{what}: {rows} rows went through"),

@@ -20,7 +20,7 @@ use crate::database::{
     GRANT_KEY, KEK_RING, PAYLOAD_RING, SEAL_KEY, TOKEN_KEY, create_database, create_key_store, worker_url,
 };
 use crate::logs;
-use crate::publish::Published;
+use crate::publish::RequestMessage;
 use crate::wait::eventually;
 
 /// The servers of one test.
@@ -35,7 +35,7 @@ pub struct Fixture {
 }
 
 /// A worker that runs in the test's process.
-pub struct Running {
+pub struct RunningWorker {
     /// Its counters.
     pub stats: Arc<Stats>,
     /// Its phase and missing dependencies.
@@ -45,7 +45,7 @@ pub struct Running {
 }
 
 #[allow(clippy::expect_used)]
-impl Running {
+impl RunningWorker {
     /// Stops the worker as SIGTERM would, and waits for its end.
     ///
     /// # Errors
@@ -104,11 +104,11 @@ impl Fixture {
     /// Starts servers whose broker has accounts with permissions, as in production. The fixture's own client is the
     /// operator.
     pub async fn secured() -> Self {
-        Self::listened([]).await
+        Self::with_listeners([]).await
     }
 
     /// As [`Fixture::secured`], with a listener for the events of each of these users, also over WebSocket.
-    pub async fn listened(users: impl IntoIterator<Item = i32>) -> Self {
+    pub async fn with_listeners(users: impl IntoIterator<Item = i32>) -> Self {
         let accounts = |folder: &Path| {
             let topology = Topology::shipped().expect("the shipped streams");
             let mut services = topology::Service::shipped().expect("the shipped services");
@@ -180,22 +180,22 @@ impl Fixture {
     }
 
     /// Starts a worker in this process.
-    pub fn run<W: Worker>(&self, worker: W) -> Running {
+    pub fn run<W: Worker>(&self, worker: W) -> RunningWorker {
         self.run_with(worker, self.settings.clone())
     }
 
     /// Starts a worker in this process with other settings.
-    pub fn run_with<W: Worker>(&self, worker: W, settings: Settings) -> Running {
+    pub fn run_with<W: Worker>(&self, worker: W, settings: Settings) -> RunningWorker {
         let (observed, stop) = (Observed::new(W::NAME), CancellationToken::new());
         let (seen, stopped) = (observed.clone(), stop.clone());
         let task =
             tokio::spawn(async move { runtime::run(Arc::new(worker), &settings, seen, stopped).await });
         let Observed { stats, readiness } = observed;
-        Running { stats, readiness, stop, task }
+        RunningWorker { stats, readiness, stop, task }
     }
 
     /// Publishes requests and waits until the broker has stored them.
-    pub async fn publish(&self, requests: impl IntoIterator<Item = Published>) {
+    pub async fn publish(&self, requests: impl IntoIterator<Item = RequestMessage>) {
         let mut waiting = Vec::new();
         for request in requests {
             let headers = request.header_map();
@@ -272,7 +272,7 @@ impl Fixture {
     }
 
     /// Publishes requests, has a worker in this process process them, and waits until all are acknowledged.
-    pub async fn carry<W: Worker>(&self, worker: W, requests: impl IntoIterator<Item = Published>) {
+    pub async fn process<W: Worker>(&self, worker: W, requests: impl IntoIterator<Item = RequestMessage>) {
         let worker = self.run(worker);
         self.publish(requests).await;
         self.drained::<W>().await;

@@ -18,8 +18,8 @@ mod wait;
 pub use database::{
     GRANT_KEY, KEK_RING, PAYLOAD_RING, POSTGRES_VARIABLE, TOKEN_KEY, create_database, create_key_store,
 };
-pub use fixture::{Fixture, Running, lines_on, next};
+pub use fixture::{Fixture, RunningWorker, lines_on, next};
 pub use logs::LOGS_VARIABLE;
-pub use publish::{CANARY, Published, context, everything_of, request, session, user};
-pub use topology_changes::{deliver_again_after, forget_duplicates_after};
+pub use publish::{CANARY, RequestMessage, context, request, requests_for_all_tables, session, user};
+pub use topology_changes::{set_duplicate_window, set_redelivery};
 pub use wait::{DEADLINE, eventually};

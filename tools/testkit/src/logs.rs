@@ -60,7 +60,7 @@ pub fn keep(name: &str, stderr: &[u8]) {
 }
 
 /// The standard error for a program that is started: a kept log, or else that of the test.
-pub fn of_a_program(name: &str) -> Stdio {
+pub fn stderr_for(name: &str) -> Stdio {
     new_file(name).and_then(|path| File::create(path).ok()).map_or_else(Stdio::inherit, Stdio::from)
 }
 
@@ -78,7 +78,7 @@ pub fn secrets() -> Vec<String> {
     secrets.extend(PAYLOAD_RING.lines().map(digits));
     secrets.push(format!(":{WORKER_PASSWORD}@"));
     // The beginning of every token and every grant of the tests.
-    let token = token::by(crate::attack::key(), "test", 1);
+    let token = token::with_grant_key(crate::attack::grant_key(), "test", 1);
     secrets.push(token.split('.').next().unwrap_or_default().to_owned());
     secrets.push("v1|test|".to_owned());
     let canary = CANARY.as_bytes();
@@ -144,7 +144,7 @@ mod tests {
             BASE64.encode(format!("xx{CANARY}y").as_bytes()),
             BASE64.encode(format!("xxx{CANARY}y").as_bytes()),
             format!("kek {KEK_RING}"),
-            format!("Bearer {}", token::by(crate::attack::key(), "simple-chat", 7)),
+            format!("Bearer {}", token::with_grant_key(crate::attack::grant_key(), "simple-chat", 7)),
             format!("grant {grant}"),
             format!("postgres://w_context_writer:{WORKER_PASSWORD}@127.0.0.1/x"),
         ];

@@ -10,7 +10,7 @@ pub const CANARY: &str = "canary-5c1e9d07";
 
 /// A request as a publisher sends it.
 #[derive(Clone, Debug)]
-pub struct Published {
+pub struct RequestMessage {
     /// Its subject.
     pub subject: String,
     /// Its request id.
@@ -23,7 +23,7 @@ pub struct Published {
     pub has_token: bool,
 }
 
-impl Published {
+impl RequestMessage {
     /// Adds a header.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: impl ToString) -> Self {
@@ -68,7 +68,7 @@ impl Published {
         if self.has_token
             && let Ok(subject) = self.subject.parse::<RequestSubject>()
         {
-            headers.insert(header::AUTHORIZATION, header::bearer(&token::of(&subject)));
+            headers.insert(header::AUTHORIZATION, header::bearer(&token::for_subject(&subject)));
         }
         for (name, value) in &self.headers {
             headers.insert(*name, value.as_str());
@@ -78,8 +78,8 @@ impl Published {
 }
 
 /// A request of the service `test` with a fresh id: `request("context.put", 42, json!({…}))`.
-pub fn request(kind: &str, user: i32, body: Value) -> Published {
-    Published {
+pub fn request(kind: &str, user: i32, body: Value) -> RequestMessage {
+    RequestMessage {
         subject: format!("memory.req.test.{kind}.{user}"),
         id: Uuid::now_v7(),
         headers: Vec::new(),
@@ -89,18 +89,18 @@ pub fn request(kind: &str, user: i32, body: Value) -> Published {
 }
 
 /// A request that stores a user.
-pub fn user(id: i32) -> Published {
+pub fn user(id: i32) -> RequestMessage {
     let body = json!({ "username": format!("user{id}"), "email": format!("user{id}@example.org") });
     request("user.put", id, body)
 }
 
 /// A request that opens a session.
-pub fn session(user: i32, id: &str) -> Published {
+pub fn session(user: i32, id: &str) -> RequestMessage {
     request("session.open", user, json!({ "session_id": id, "chat_mode": "simple" }))
 }
 
 /// A request that stores a context, whose value is its version.
-pub fn context(user: i32, session: &str, key: &str, version: i64) -> Published {
+pub fn context(user: i32, session: &str, key: &str, version: i64) -> RequestMessage {
     let value = json!({ "v": version });
     let body =
         json!({ "session_id": session, "context_key": key, "context_value": value, "version": version });
@@ -108,7 +108,7 @@ pub fn context(user: i32, session: &str, key: &str, version: i64) -> Published {
 }
 
 /// For one user, a request for every table that context-writer writes, in an order in which none lacks a prerequisite.
-pub fn everything_of(user: i32) -> Vec<Published> {
+pub fn requests_for_all_tables(user: i32) -> Vec<RequestMessage> {
     let message = Uuid::now_v7();
     vec![
         request("user.put", user, json!({ "username": "u", "email": "u@example.org" })),
