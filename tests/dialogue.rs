@@ -1,4 +1,5 @@
 //! Dialogues become requests: valid ones, all of them, the same each time, and they add up to what the file says.
+
 use std::collections::{BTreeMap, HashSet};
 use std::io::{Read, Write};
 use std::path::Path;

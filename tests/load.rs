@@ -1,4 +1,5 @@
 //! Dialogues carried through real servers, by the program and by its parts.
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};

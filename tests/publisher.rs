@@ -1,4 +1,5 @@
 //! The publisher against a real server.
+
 use std::time::Duration;
 
 use async_nats::jetstream::stream::Config;
