@@ -1,20 +1,13 @@
 //! Attacks that go around the tables of users, or that need rows to be there: copies of others' rows, functions and paths of
 //! one's own, locks, and looking over others' shoulders.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use context_writer::ContextWriter;
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 use serde_json::json;
-use testkit::attack::{attempt, attempt_for, grant, login, refused, roles, tables};
-use testkit::{Fixture, everything_of, request, user};
+use testkit::attack::{assert_refused, attempt, attempt_for, grant, login, roles, tables};
+use testkit::{Fixture, request, user};
 
-/// Two users with a row in every table that context-writer writes.
-async fn two_users() -> Fixture {
-    let fixture = Fixture::new().await;
-    fixture.carry(ContextWriter, [1, 2].into_iter().flat_map(everything_of)).await;
-    fixture
-}
+use crate::support::two_users;
 
 /// A statement that inserts a row of a user again, changed by an expression of JSON.
 async fn copy(fixture: &Fixture, table: &str, owner: &str, change: &str) -> Option<String> {
@@ -68,7 +61,7 @@ async fn keys_of_others_cannot_be_probed() {
     let fixture = two_users().await;
     let mut worker = login(&fixture, "w_context_writer").await;
     fixture
-        .carry(
+        .process(
             ContextWriter,
             [user(3), request("session.open", 3, json!({ "session_id": "other", "chat_mode": "simple" }))],
         )
@@ -139,7 +132,7 @@ async fn functions_paths_and_files_lead_nowhere() {
             // A role without any right to the table is refused before anything else is looked at.
             let early = done.as_ref().is_err_and(|error| error.contains("permission denied for table users"));
             if !early {
-                refused(done, by, &format!("{role}: {sql}"));
+                assert_refused(done, by, &format!("{role}: {sql}"));
             }
         }
         // A path of one's own changes nothing: policies and functions name what they mean.
@@ -170,7 +163,7 @@ async fn no_worker_can_take_an_advisory_lock() {
             "pg_try_advisory_xact_lock_shared(1)",
             "pg_advisory_unlock_all()",
         ] {
-            refused(
+            assert_refused(
                 attempt(&mut worker, &format!("SELECT {call}")).await,
                 "permission denied for function",
                 &role,
@@ -188,7 +181,7 @@ async fn activity(connection: &mut AsyncPgConnection, text: &str) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_sees_what_others_do() {
     let fixture = Fixture::new().await;
-    fixture.carry(ContextWriter, [user(1)]).await;
+    fixture.process(ContextWriter, [user(1)]).await;
     // Somebody of another role: the statement is hidden as a whole.
     let mut other = login(&fixture, "w_router_logger").await;
     let mut writer = login(&fixture, "w_context_writer").await;

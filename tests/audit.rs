@@ -1,13 +1,11 @@
 //! The audit trail: every effect leaves a row that tells who, what and whose, and nothing of what a user wrote.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::collections::BTreeSet;
 
 use context_writer::ContextWriter;
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 use serde_json::{Value, json};
-use testkit::{Fixture, Published, context, eventually, everything_of, session, user};
+use testkit::{Fixture, RequestMessage, context, eventually, requests_for_all_tables, session, user};
 use testkit::{attack, token};
 use trust::GrantKey;
 use uuid::Uuid;
@@ -43,9 +41,9 @@ async fn every_table_of_a_user_is_watched() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_row_written_leaves_one_with_its_own_request() {
     let fixture = Fixture::new().await;
-    let requests: Vec<Published> = [1, 2].into_iter().flat_map(everything_of).collect();
+    let requests: Vec<RequestMessage> = [1, 2].into_iter().flat_map(requests_for_all_tables).collect();
     let ids: BTreeSet<String> = requests.iter().map(|request| request.id.to_string()).collect();
-    fixture.carry(ContextWriter, requests).await;
+    fixture.process(ContextWriter, requests).await;
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
 
     for table in
@@ -78,7 +76,7 @@ async fn an_update_tells_what_changed_and_from_what() {
     let put = |version| context(1, "s", "k", version);
     let (first, second) = (put(1), put(2));
     let ids = [first.id.to_string(), second.id.to_string()];
-    fixture.carry(ContextWriter, [user(1), session(1, "s"), first, second, put(1)]).await;
+    fixture.process(ContextWriter, [user(1), session(1, "s"), first, second, put(1)]).await;
     let columns = "operation, request_id, changed_columns";
     assert_eq!(
         told(&fixture, columns, "simple_chat_context").await,
@@ -112,7 +110,7 @@ async fn an_update_tells_what_changed_and_from_what() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_told_of_what_did_not_happen() {
     let fixture = Fixture::new().await;
-    fixture.carry(ContextWriter, [user(1), session(1, "s")]).await;
+    fixture.process(ContextWriter, [user(1), session(1, "s")]).await;
     let before = fixture.count("audit.audit_log").await;
     let mut connection = fixture.connection().await;
     let write = "UPDATE users SET username = 'x'; DELETE FROM chat_mode_sessions;";
@@ -133,7 +131,7 @@ async fn nothing_is_told_of_what_did_not_happen() {
 async fn the_trail_holds_no_user_and_no_value() {
     let fixture = Fixture::new().await;
     let (id, secret) = (1_234_567, "Zanzibar-Secret-42");
-    let requests = everything_of(id).into_iter().map(|mut request| {
+    let requests = requests_for_all_tables(id).into_iter().map(|mut request| {
         let mut body: Value = serde_json::from_slice(&request.body).expect("JSON");
         for field in
             ["username", "first_name", "setting_value", "secret_key", "context_value", "content", "summary"]
@@ -145,7 +143,7 @@ async fn the_trail_holds_no_user_and_no_value() {
         request.body = body.to_string().into_bytes();
         request
     });
-    fixture.carry(ContextWriter, requests).await;
+    fixture.process(ContextWriter, requests).await;
     assert!(fixture.count("audit.audit_log").await >= 13);
     assert!(
         fixture.count(&format!("blackboard_events WHERE event_payload::text LIKE '%{secret}%'")).await > 0
@@ -176,7 +174,7 @@ async fn services_are_those_of_the_grants() {
     for service in ["alpha", "beta", "gamma"] {
         fixture.register(service, "user:put session:open").await;
     }
-    let of = |service: &str, mut request: Published| {
+    let of = |service: &str, mut request: RequestMessage| {
         request.subject = request.subject.replacen(".test.", &format!(".{service}."), 1);
         request
     };
@@ -188,7 +186,7 @@ async fn services_are_those_of_the_grants() {
             of("beta", session(1, "t")),
         ])
         .await;
-    fixture.carry(ContextWriter, []).await;
+    fixture.process(ContextWriter, []).await;
     // One batch has all of it, so that user 1 acts through both.
     let named = async |table: &str| {
         let from = format!(
@@ -198,19 +196,19 @@ async fn services_are_those_of_the_grants() {
         fixture.lines(&from).await
     };
     assert_eq!(named("users").await, ["alpha, beta 1", "beta 2"]);
-    fixture.carry(ContextWriter, [of("gamma", session(2, "s"))]).await;
+    fixture.process(ContextWriter, [of("gamma", session(2, "s"))]).await;
     assert_eq!(named("chat_mode_sessions").await.last().map(String::as_str), Some("gamma 2"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_is_recorded_although_its_transaction_is_gone() {
     let fixture = Fixture::new().await;
-    fixture.carry(ContextWriter, [user(1), session(1, "s")]).await;
-    let token = token::by(GrantKey::generate("other").expect("a key"), "test", 1);
+    fixture.process(ContextWriter, [user(1), session(1, "s")]).await;
+    let token = token::with_grant_key(GrantKey::generate("other").expect("a key"), "test", 1);
     let refused =
         [context(1, "s", "k", 1), context(1, "s", "l", 1)].map(|request| request.with_token(&token));
     let ids: Vec<String> = refused.iter().map(|request| request.id.to_string()).collect();
-    fixture.carry(ContextWriter, refused).await;
+    fixture.process(ContextWriter, refused).await;
     let letters = fixture.dead_letters().await;
     assert!(letters.len() == 2 && letters.iter().all(|letter| letter.starts_with("denied: ")), "{letters:?}");
     let columns = "concat_ws('|', request_id, role_name, service, violation_type, severity, reason)";
@@ -238,7 +236,7 @@ async fn acting_for(fixture: &Fixture, id: i32) -> AsyncPgConnection {
 #[tokio::test(flavor = "multi_thread")]
 async fn uses_of_data_are_noted_in_the_name_of_the_context() {
     let fixture = Fixture::new().await;
-    fixture.carry(ContextWriter, [user(1), user(2)]).await;
+    fixture.process(ContextWriter, [user(1), user(2)]).await;
     let request = Uuid::now_v7();
     for (call, refused) in [
         (
@@ -296,7 +294,7 @@ async fn uses_of_data_are_noted_in_the_name_of_the_context() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_worker_can_touch_the_trail() {
     let fixture = Fixture::new().await;
-    fixture.carry(ContextWriter, [user(1)]).await;
+    fixture.process(ContextWriter, [user(1)]).await;
     let mut worker = acting_for(&fixture, 1).await;
     worker.batch_execute("COMMIT").await.expect("its end");
     for table in

@@ -1,25 +1,15 @@
 //! The benches of the database run, and what they find does not depend on the machine.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
-use std::process::Stdio;
-
 use serde_json::Value;
 use testkit::DEADLINE;
-use tokio::process::Command;
-use tokio::time::timeout;
+
+use crate::support::program::{Ended, bare, output_within};
 
 async fn bench(arguments: &[&str]) -> Value {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_memfleet"));
-    command.arg("bench").args(arguments).arg("--json").env_remove("MEMFLEET_CONFIG");
-    command.stdin(Stdio::null()).kill_on_drop(true);
-    let output =
-        timeout(2 * DEADLINE, command.output()).await.expect("it ends in time").expect("the program");
-    testkit::logs::keep("bench", &output.stderr);
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{error}");
-    let text = String::from_utf8(output.stdout).expect("text");
-    serde_json::from_str(text.lines().last().expect("a line")).expect("JSON")
+    let command = bare(&[&["bench"], arguments, &["--json"]].concat());
+    let ended: Ended = output_within(2 * DEADLINE, command).await.into();
+    assert!(ended.is_success(), "{}", ended.err);
+    serde_json::from_str(ended.out.lines().last().expect("a line")).expect("JSON")
 }
 
 #[tokio::test(flavor = "multi_thread")]

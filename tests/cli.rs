@@ -1,62 +1,31 @@
 //! What an operator does with the program: set up streams, publish, look after dead letters, look at it all.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::collections::BTreeMap;
-use std::process::Stdio;
 use std::time::Duration;
 
 use context_writer::ContextWriter;
 use contract::header;
 use serde_json::{Value, json};
-use testkit::{DEADLINE, Fixture, request};
-use tokio::io::AsyncWriteExt as _;
-use tokio::process::Command;
-use tokio::time::timeout;
+use testkit::{Fixture, request};
 use topology::Topology;
 use uuid::Uuid;
+
+use crate::support::program::{self, Ended, output_with_input};
 
 const USER: &str = r#"{"username":"u","email":"u@example.org"}"#;
 const SESSION: &str = r#"{"session_id":"s","chat_mode":"simple"}"#;
 const CONTEXT: &str = r#"{"session_id":"s","context_key":"k","context_value":{"v":1},"version":1}"#;
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// What a run of the program left.
-#[derive(Debug)]
-struct Ended {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
 async fn memfleet(fixture: &Fixture, arguments: &[&str]) -> Ended {
     memfleet_reads(fixture, arguments, "").await
 }
 
 async fn memfleet_reads(fixture: &Fixture, arguments: &[&str], input: &str) -> Ended {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_memfleet"))
-        .args(arguments)
-        .env_remove("MEMFLEET_CONFIG")
-        .envs(fixture.environment())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("the program");
-    let mut stdin = child.stdin.take().expect("its input");
-    let all = async {
-        // A program that reads nothing may be gone by now, and its pipe with it.
-        let _ = stdin.write_all(input.as_bytes()).await;
-        drop(stdin);
-        child.wait_with_output().await.expect("its output")
-    };
-    let output = timeout(DEADLINE, all).await.expect("it ends in time");
-    testkit::logs::keep("memfleet", &output.stderr);
-    let text = |bytes| String::from_utf8(bytes).expect("text");
-    Ended { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+    output_with_input(program::memfleet(fixture, arguments), input).await.into()
 }
 
+/// What a test of the command line expects of a run.
 impl Ended {
     #[track_caller]
     fn fine(self) -> String {

@@ -1,9 +1,7 @@
 //! How the program is configured, migrates, and runs workers until it is told to stop.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::path::Path;
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use context_writer::ContextWriter;
@@ -13,25 +11,7 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 use trust::GrantKey;
 
-/// The program without any configuration.
-fn bare(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_memfleet"));
-    command.args(arguments).env_remove("MEMFLEET_CONFIG").stdin(Stdio::null()).kill_on_drop(true);
-    command
-}
-
-/// The program with the fixture's servers in its environment.
-fn memfleet(fixture: &Fixture, arguments: &[&str]) -> Command {
-    let mut command = bare(arguments);
-    command.envs(fixture.environment());
-    command
-}
-
-async fn output(mut command: Command) -> Output {
-    let output = timeout(DEADLINE, command.output()).await.expect("it ends in time").expect("the program");
-    testkit::logs::keep("memfleet", &output.stderr);
-    output
-}
+use crate::support::program::{bare, memfleet, output, signal};
 
 async fn fine(command: Command) -> String {
     let output = output(command).await;
@@ -153,8 +133,8 @@ async fn a_key_of_grants_is_made_and_taken() {
     assert_eq!(said, "the database accepts grants of the key main\n");
 
     // A token with its grants lets a worker write.
-    let token = token::by(GrantKey::parse(&key).expect("a key"), "test", 1);
-    fixture.carry(ContextWriter, [user(1).with_token(&token)]).await;
+    let token = token::with_grant_key(GrantKey::parse(&key).expect("a key"), "test", 1);
+    fixture.process(ContextWriter, [user(1).with_token(&token)]).await;
     assert_eq!(fixture.count("users WHERE id = 1").await, 1);
 
     let message = failure(memfleet(&fixture, &["security", "key", "generate", "No Name"])).await;
@@ -213,9 +193,7 @@ fn run(fixture: &Fixture) -> Child {
 
 /// Ends it as a process manager does.
 async fn terminate(mut child: Child) -> Option<i32> {
-    let pid = child.id().expect("it runs").to_string();
-    let sent = Command::new("sh").args(["-c", "kill -TERM \"$0\"", &pid]).status().await.expect("a shell");
-    assert!(sent.success());
+    signal("TERM", child.id().expect("it runs"));
     timeout(DEADLINE, child.wait()).await.expect("it ends in time").expect("a status").code()
 }
 

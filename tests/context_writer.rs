@@ -1,18 +1,16 @@
 //! Every request of the context-writer, found again in its table.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use context_writer::ContextWriter;
 use contract::REQUESTS;
 use serde_json::{Value, json};
-use testkit::{Fixture, Published, request};
+use testkit::{Fixture, RequestMessage, request};
 use uuid::Uuid;
 
 const MESSAGE: &str = "0193c0de-0000-7000-8000-000000000001";
 const DEVICE: &str = "0193c0de-0000-7000-8000-000000000002";
 
 /// One of each kind that stores something, in the order of need.
-fn stores() -> Vec<Published> {
+fn stores() -> Vec<RequestMessage> {
     vec![
         request(
             "user.put",
@@ -249,7 +247,7 @@ async fn users_with_the_same_names_for_things_do_not_meet() {
     let worker = fixture.run(ContextWriter);
     let of = |user: i32| {
         stores().into_iter().filter(|request| !request.subject.ends_with(".0")).map(move |request| {
-            Published {
+            RequestMessage {
                 subject: request.subject.replace(".1", &format!(".{user}")),
                 id: Uuid::now_v7(),
                 ..request

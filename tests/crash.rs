@@ -1,20 +1,18 @@
 //! Workers killed with SIGKILL at every stage boundary and at random, under load: every valid message has exactly
 //! one effect, every bad one exactly one dead letter, nothing is pending.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use context_writer::ContextWriter;
 use contract::{Event, header};
 use serde_json::json;
-use testkit::{
-    Fixture, Published, deliver_again_after, eventually, forget_duplicates_after, request, start_worker,
-};
+use testkit::{Fixture, RequestMessage, eventually, request, set_duplicate_window, set_redelivery};
 use tokio::process::Child;
 use tokio::time::timeout;
 use uuid::Uuid;
+
+use crate::support::program::start_worker;
 
 const MESSAGES: usize = 20_000;
 const USERS: i32 = 40;
@@ -37,7 +35,7 @@ const RANDOM_DEATHS: usize = 15;
 
 /// What has been published: ids that must have an effect, and ids that must be dead letters.
 struct Load {
-    requests: Vec<Published>,
+    requests: Vec<RequestMessage>,
     valid: usize,
     bad: usize,
 }
@@ -71,10 +69,8 @@ fn load() -> Load {
 }
 
 fn start(fixture: &Fixture, crash_at: Option<String>) -> Child {
-    let mut options =
-        vec![("MEMFLEET_WORKER__BATCH_SIZE", "50"), ("MEMFLEET_WORKER__RETRY_FIRST_DELAY_MS", "50")];
-    options.extend(crash_at.as_deref().map(|point| ("MEMFLEET_CRASH_AT", point)));
-    start_worker(env!("CARGO_BIN_EXE_memfleet"), fixture, "context-writer", &options)
+    let options = [("MEMFLEET_WORKER__BATCH_SIZE", "50"), ("MEMFLEET_WORKER__RETRY_FIRST_DELAY_MS", "50")];
+    start_worker(fixture, "context-writer", crash_at.as_deref(), &options)
 }
 
 fn assert_killed(status: std::process::ExitStatus) {
@@ -85,9 +81,9 @@ fn assert_killed(status: std::process::ExitStatus) {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_and_nothing_happens_twice() {
     let fixture = Fixture::with_topology(|topology| {
-        forget_duplicates_after(topology, "CONTEXT", Duration::from_millis(100));
+        set_duplicate_window(topology, "CONTEXT", Duration::from_millis(100));
         // What a dead worker held comes back soon, and often enough for all the deaths.
-        deliver_again_after(topology, "context-writer", Duration::from_secs(2), 1_000);
+        set_redelivery(topology, "context-writer", Duration::from_secs(2), 1_000);
     })
     .await;
     let load = load();
@@ -104,7 +100,7 @@ async fn nothing_is_lost_and_nothing_happens_twice() {
 
 /// Publishes everything while workers die, and every seventh message twice or thrice, so long apart that the
 /// broker has forgotten the first.
-async fn publish_slowly(fixture: &Fixture, requests: &[Published]) {
+async fn publish_slowly(fixture: &Fixture, requests: &[RequestMessage]) {
     for chunk in requests.chunks(500) {
         fixture.publish(chunk.to_vec()).await;
         fixture.publish(chunk.iter().step_by(7).cloned()).await;

@@ -1,7 +1,5 @@
 //! The way of a message: once, in order, whatever happens to the servers.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::time::Duration;
 
 use async_nats::jetstream::AckKind;
@@ -10,15 +8,13 @@ use contract::{Event, Outcome, OutcomeStatus, header};
 use futures::StreamExt;
 use runtime::{NotReady, RunError};
 use serde_json::json;
-use testkit::{
-    Fixture, context, deliver_again_after, eventually, forget_duplicates_after, request, session, user,
-};
+use testkit::{Fixture, context, eventually, request, session, set_duplicate_window, set_redelivery, user};
 use uuid::Uuid;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_effect_its_event_and_its_follow_up_happen_once() {
     let fixture = Fixture::with_topology(|topology| {
-        forget_duplicates_after(topology, "CONTEXT", Duration::from_millis(100));
+        set_duplicate_window(topology, "CONTEXT", Duration::from_millis(100));
     })
     .await;
     let requests = vec![user(1), session(1, "s"), context(1, "s", "k", 1)];
@@ -171,7 +167,7 @@ async fn a_database_that_goes_away_costs_no_try() {
 async fn a_broker_that_is_restarted_loses_nothing() {
     // A broker that is killed forgets acknowledgements it has not written down, and delivers again.
     let mut fixture = Fixture::with_topology(|topology| {
-        deliver_again_after(topology, "context-writer", Duration::from_secs(1), 64);
+        set_redelivery(topology, "context-writer", Duration::from_secs(1), 64);
     })
     .await;
     let worker = fixture.run(ContextWriter);
@@ -197,7 +193,7 @@ async fn a_broker_that_is_restarted_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_never_settled_becomes_a_dead_letter() {
     let fixture = Fixture::with_topology(|topology| {
-        deliver_again_after(topology, "context-writer", Duration::from_millis(300), 2);
+        set_redelivery(topology, "context-writer", Duration::from_millis(300), 2);
     })
     .await;
     fixture.publish([user(7)]).await;

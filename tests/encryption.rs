@@ -1,28 +1,18 @@
 //! What is secret is stored encrypted only, comes back to a reader with the context, and is lost with nothing that goes wrong.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use context_writer::ContextWriter;
 use contract::header;
-use diesel_async::{AsyncConnection, SimpleAsyncConnection};
-use keys::Keys;
-use secrecy::ExposeSecret;
+use diesel_async::SimpleAsyncConnection;
 use serde_json::{Value, json};
-use store::Fault;
-use testkit::attack::{grant, login};
-use testkit::{CANARY, Fixture, Published, context, eventually, request, session, user};
+use testkit::{CANARY, Fixture, RequestMessage, context, eventually, request, session, user};
 use trust::{CipherKey, KeyRing};
 use uuid::Uuid;
 
-const ROLE: &str = "w_context_writer";
-const MESSAGE: &str = "0193c0de-0000-7000-8000-000000000001";
+use crate::support::encryption;
 
-fn open_keys(fixture: &Fixture) -> Keys {
-    Keys::open(&fixture.settings.keys, ROLE, "test", Duration::from_secs(5)).expect("keys")
-}
+const MESSAGE: &str = "0193c0de-0000-7000-8000-000000000001";
 
 fn sensitive(mut body: Value) -> Value {
     body["sensitive"] = true.into();
@@ -30,7 +20,7 @@ fn sensitive(mut body: Value) -> Value {
 }
 
 /// A secret of every sort, of one user.
-fn secrets(user_id: i32) -> Vec<Published> {
+fn secrets(user_id: i32) -> Vec<RequestMessage> {
     let secret = |name: &str| format!("{CANARY}-{user_id}-{name}");
     let ask = |kind: &str, body: Value| request(kind, user_id, body);
     vec![
@@ -123,38 +113,12 @@ const TABLES: [&str; 10] = [
     "agent_context_states",
 ];
 
-/// What a reader with the context of a user is told of an encrypted field, after its `table.column`.
-type Told = (String, Result<String, String>);
-
-/// What a reader with the context of a user is told of all its encrypted fields.
 async fn revealed(fixture: &Fixture, user_id: i32) -> Vec<Told> {
-    let mut reader = login(fixture, ROLE).await;
-    let grant = grant(user_id, ROLE);
-    let rows: Vec<Uuid> = fixture
-        .lines("row_id FROM encrypted_fields")
-        .await
-        .iter()
-        .map(|id| id.parse().expect("an id"))
-        .collect();
-    let loaded: Result<Vec<keys::Encrypted>, Fault> = reader
-        .transaction(async |reader| {
-            store::security::open_context(reader, &[&grant]).await?;
-            let mut all = Vec::new();
-            for table in TABLES {
-                all.extend(keys::load(reader, table, &rows).await?);
-            }
-            Ok(all)
-        })
-        .await;
-    let fields = loaded.expect("fields");
-    let told = open_keys(fixture).reveal(&fields).await.expect("keys");
-    let place = |field: &keys::Encrypted| format!("{}.{}", field.table, field.column);
-    fields
-        .iter()
-        .zip(told)
-        .map(|(field, told)| (place(field), told.map(|secret| secret.expose_secret().to_owned())))
-        .collect()
+    encryption::revealed(fixture, user_id, &TABLES).await
 }
+
+/// A field, as `table.column`, and its value, or why it does not open.
+type Told = (String, Result<String, String>);
 
 fn good(told: Vec<Told>) -> BTreeMap<String, String> {
     told.into_iter().map(|(place, told)| (place, told.expect("it opens"))).collect()
@@ -182,7 +146,7 @@ async fn leaking(fixture: &Fixture) -> Vec<String> {
 async fn a_secret_is_nowhere_but_with_a_reader_who_has_the_context() {
     let fixture = Fixture::new().await;
     let mut events = fixture.subscribe("memory.event.>").await;
-    fixture.carry(ContextWriter, [1, 2].into_iter().flat_map(secrets)).await;
+    fixture.process(ContextWriter, [1, 2].into_iter().flat_map(secrets)).await;
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
 
     assert_eq!(leaking(&fixture).await, Vec::<String>::new());
@@ -226,37 +190,37 @@ async fn a_ciphertext_goes_with_the_value_it_stands_for() {
     };
     let context = "simple_chat_context.context_value";
     let count = async || fixture.count("encrypted_fields WHERE table_name = 'simple_chat_context'").await;
-    fixture.carry(ContextWriter, [user(1), session(1, "s"), put(1, true)]).await;
+    fixture.process(ContextWriter, [user(1), session(1, "s"), put(1, true)]).await;
     assert_eq!(good(revealed(&fixture, 1).await)[context], format!("\"{CANARY}-1\""));
-    fixture.carry(ContextWriter, [put(2, true)]).await;
+    fixture.process(ContextWriter, [put(2, true)]).await;
     assert_eq!(good(revealed(&fixture, 1).await)[context], format!("\"{CANARY}-2\""));
     assert_eq!(count().await, 1, "in the place of the earlier one");
-    fixture.carry(ContextWriter, [put(3, false)]).await;
+    fixture.process(ContextWriter, [put(3, false)]).await;
     assert_eq!(count().await, 0, "the value is no secret any more");
     assert_eq!(fixture.lines("context_value FROM simple_chat_context").await, [format!("\"{CANARY}-3\"")]);
-    fixture.carry(ContextWriter, [put(4, true), put(1, true)]).await;
+    fixture.process(ContextWriter, [put(4, true), put(1, true)]).await;
     assert_eq!(
         good(revealed(&fixture, 1).await)[context],
         format!("\"{CANARY}-4\""),
         "an old one changes nothing"
     );
-    fixture.carry(ContextWriter, [remove(5)]).await;
+    fixture.process(ContextWriter, [remove(5)]).await;
     assert_eq!(count().await, 0, "a removed value leaves nothing");
     // In one batch, the last one that takes effect counts.
-    fixture.carry(ContextWriter, [put(6, true), put(7, false)]).await;
+    fixture.process(ContextWriter, [put(6, true), put(7, false)]).await;
     assert_eq!(count().await, 0);
-    fixture.carry(ContextWriter, [put(8, false), put(9, true)]).await;
+    fixture.process(ContextWriter, [put(8, false), put(9, true)]).await;
     assert_eq!(good(revealed(&fixture, 1).await)[context], format!("\"{CANARY}-9\""));
     fixture.execute("DELETE FROM simple_chat_context").await;
     assert_eq!(count().await, 0, "a row that is deleted takes its ciphertext along");
 
     // Secrets that always are some go with their records, and so does one of two values that a request leaves out.
-    fixture.carry(ContextWriter, secrets(1)).await;
+    fixture.process(ContextWriter, secrets(1)).await;
     let without_summary = sensitive(json!({ "conversation_id": "c", "metadata": { "a": CANARY } }));
     let without_comment = sensitive(json!({ "message_id": MESSAGE, "feedback_type": "report", "rating": 1 }));
     let requests =
         [request("conversation.put", 1, without_summary), request("feedback.put", 1, without_comment)];
-    fixture.carry(ContextWriter, requests).await;
+    fixture.process(ContextWriter, requests).await;
     let of_conversations =
         "column_name FROM encrypted_fields WHERE table_name IN ('chat_history', 'message_feedback')";
     assert_eq!(fixture.lines(of_conversations).await, ["metadata"]);
@@ -265,7 +229,7 @@ async fn a_ciphertext_goes_with_the_value_it_stands_for() {
         json!({ "a": CANARY }).to_string()
     );
     fixture
-        .carry(
+        .process(
             ContextWriter,
             [
                 request("second-factor.remove", 1, json!({ "method": "totp" })),
@@ -304,7 +268,7 @@ async fn a_ciphertext_in_another_place_does_not_open() {
         json!({ "method": "totp", "secret_key": CANARY, "backup_codes": [] }),
     );
     let passkey = request("passkey.put", 1, json!({ "credential_id": "c", "public_key": CANARY }));
-    fixture.carry(ContextWriter, two(1).into_iter().chain(two(2)).chain([factor, passkey])).await;
+    fixture.process(ContextWriter, two(1).into_iter().chain(two(2)).chain([factor, passkey])).await;
     // Each exchanges the ciphertexts of two fields, as somebody with the whole database could.
     let row = |key: &str, user_id: i32| {
         format!(
@@ -374,19 +338,19 @@ async fn while_the_key_store_is_away_messages_wait_and_none_is_lost() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_cannot_be_opened_stops_its_own_user_only() {
     let fixture = Fixture::new().await;
-    fixture.carry(ContextWriter, [1, 2].into_iter().flat_map(|id| [user(id), session(id, "s")])).await;
+    fixture.process(ContextWriter, [1, 2].into_iter().flat_map(|id| [user(id), session(id, "s")])).await;
     let put = |user_id: i32, version: i64| {
         let body = json!({ "session_id": "s", "context_key": "k", "context_value": CANARY, "version": version, "sensitive": true });
         request("context.put", user_id, body)
     };
-    fixture.carry(ContextWriter, [put(1, 1), put(2, 1)]).await;
+    fixture.process(ContextWriter, [put(1, 1), put(2, 1)]).await;
     let mut store = store::connect(&fixture.settings.keys.url).await.expect("the key store");
     store
         .batch_execute("UPDATE data_keys SET wrapped = set_byte(wrapped, 90, get_byte(wrapped, 90) # 1) WHERE user_id = 1")
         .await
         .expect("a spoilt key");
     // A worker that has not opened it before, with plain messages of the same user around.
-    fixture.carry(ContextWriter, [put(1, 2), put(2, 2), context(1, "s", "plain", 1)]).await;
+    fixture.process(ContextWriter, [put(1, 2), put(2, 2), context(1, "s", "plain", 1)]).await;
     let letters = fixture.dead_letters().await;
     assert_eq!(letters.len(), 1, "{letters:?}");
     assert!(
@@ -430,7 +394,7 @@ async fn a_worker_without_its_keys_does_not_start_and_says_why() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_may_travel_encrypted() {
     let fixture = Fixture::new().await;
-    fixture.carry(ContextWriter, [user(1), user(2), session(1, "s"), session(2, "s")]).await;
+    fixture.process(ContextWriter, [user(1), user(2), session(1, "s"), session(2, "s")]).await;
     let good = context(1, "s", "good", 1).encrypted("test.1");
     assert!(!good.body.windows(4).any(|part| part == b"good"));
     let mut moved = context(1, "s", "moved", 1).encrypted("test.1");
@@ -454,8 +418,8 @@ async fn a_body_may_travel_encrypted() {
         ),
         (context(1, "s", "plain", 1).with(header::ENCRYPTION, "test.1"), "malformed: body: is no ciphertext"),
     ];
-    let bad: Vec<Published> = cases.iter().map(|(request, _)| request.clone()).collect();
-    fixture.carry(ContextWriter, std::iter::once(good).chain(bad)).await;
+    let bad: Vec<RequestMessage> = cases.iter().map(|(request, _)| request.clone()).collect();
+    fixture.process(ContextWriter, std::iter::once(good).chain(bad)).await;
     assert_eq!(fixture.lines("context_key FROM simple_chat_context").await, ["good"]);
     let event = "event_payload->>'context_key' FROM blackboard_events WHERE event_type = 'context.stored'";
     assert_eq!(fixture.lines(event).await, ["good"], "the event tells the body as it is");

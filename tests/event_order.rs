@@ -1,7 +1,5 @@
 //! The events of a session: numbered, seen and published in one order, whoever appends them and whatever happens to whom.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
@@ -13,15 +11,15 @@ use runtime::Worker;
 use serde_json::json;
 use store::Fault;
 use testkit::attack::{grant, login};
-use testkit::{
-    Fixture, Published, context, deliver_again_after, eventually, request, session, start_worker, user,
-};
+use testkit::{Fixture, RequestMessage, context, eventually, request, session, set_redelivery, user};
 use tokio::process::Child;
 use uuid::Uuid;
 
+use crate::support::program::start_worker;
+
 const USERS: i32 = 6;
 
-fn decision(user: i32) -> Published {
+fn decision(user: i32) -> RequestMessage {
     request(
         "decision.log",
         user,
@@ -56,21 +54,19 @@ async fn assert_in_order(fixture: &Fixture) {
 }
 
 fn start(fixture: &Fixture, worker: &str, crash_at: Option<&str>) -> Child {
-    let mut options = vec![("MEMFLEET_WORKER__BATCH_SIZE", "20")];
-    options.extend(crash_at.map(|point| ("MEMFLEET_CRASH_AT", point)));
-    start_worker(env!("CARGO_BIN_EXE_memfleet"), fixture, worker, &options)
+    start_worker(fixture, worker, crash_at, &[("MEMFLEET_WORKER__BATCH_SIZE", "20")])
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn replicas_of_two_workers_publish_the_events_of_a_session_in_order_also_when_they_die() {
     let fixture = Fixture::with_topology(|topology| {
         for worker in [contract::CONTEXT_WRITER.name, contract::ROUTER_LOGGER.name] {
-            deliver_again_after(topology, worker, Duration::from_secs(2), 1_000);
+            set_redelivery(topology, worker, Duration::from_secs(2), 1_000);
         }
     })
     .await;
     fixture
-        .carry(ContextWriter, (1..=USERS).flat_map(|id| [user(id), session(id, "s")]).collect::<Vec<_>>())
+        .process(ContextWriter, (1..=USERS).flat_map(|id| [user(id), session(id, "s")]).collect::<Vec<_>>())
         .await;
     // Few sessions and small batches: nearly every batch has a neighbour in the same sessions.
     let writers = [start(&fixture, "context-writer", None), start(&fixture, "context-writer", None)];
@@ -115,17 +111,17 @@ async fn replicas_of_two_workers_publish_the_events_of_a_session_in_order_also_w
 async fn what_was_not_told_is_told_before_what_comes_after_it() {
     let fixture = Fixture::with_topology(|topology| {
         // What the dead one held does not come back while this is looked at.
-        deliver_again_after(topology, "context-writer", Duration::from_secs(3_600), 1_000);
+        set_redelivery(topology, "context-writer", Duration::from_secs(3_600), 1_000);
     })
     .await;
-    fixture.carry(ContextWriter, [user(1), session(1, "s")]).await;
+    fixture.process(ContextWriter, [user(1), session(1, "s")]).await;
     let mut victim = start(&fixture, "context-writer", Some("Committed:1"));
     fixture.publish([context(1, "s", "first", 1)]).await;
     victim.wait().await.expect("a status");
     assert_eq!(fixture.count("simple_chat_context").await, 1);
     assert_eq!(published(&fixture).await.len(), 2, "nobody was told");
 
-    fixture.carry(RouterLogger, [decision(1)]).await;
+    fixture.process(RouterLogger, [decision(1)]).await;
     let told: Vec<String> =
         published(&fixture).await.iter().map(|event| event.event_type.to_string()).collect();
     assert_eq!(told, ["user.stored", "session.opened", "context.stored", "decision.logged"]);
@@ -137,7 +133,7 @@ async fn what_was_not_told_is_told_before_what_comes_after_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn numbers_become_visible_in_the_order_in_which_they_are_drawn() {
     let fixture = Fixture::new().await;
-    fixture.carry(ContextWriter, [user(1), session(1, "s"), session(1, "other")]).await;
+    fixture.process(ContextWriter, [user(1), session(1, "s"), session(1, "other")]).await;
     let mut slow = login(&fixture, "w_context_writer").await;
     let (begun, go_on) =
         (std::sync::Arc::new(tokio::sync::Notify::new()), std::sync::Arc::new(tokio::sync::Notify::new()));
@@ -187,23 +183,19 @@ async fn numbers_become_visible_in_the_order_in_which_they_are_drawn() {
 #[tokio::test(flavor = "multi_thread")]
 async fn however_much_was_not_told_is_told_first() {
     let fixture = Fixture::with_topology(|topology| {
-        deliver_again_after(topology, "context-writer", Duration::from_secs(3_600), 1_000);
+        set_redelivery(topology, "context-writer", Duration::from_secs(3_600), 1_000);
     })
     .await;
-    fixture.carry(ContextWriter, [user(1), session(1, "s")]).await;
+    fixture.process(ContextWriter, [user(1), session(1, "s")]).await;
     for batch in 0..5 {
         fixture.publish((0..900).map(|n| context(1, "s", &format!("k{batch}.{n}"), 1))).await;
-        let options = [
-            ("MEMFLEET_WORKER__BATCH_SIZE", "1000"),
-            ("MEMFLEET_WORKER__BATCH_WAIT_MS", "1000"),
-            ("MEMFLEET_CRASH_AT", "Committed:1"),
-        ];
-        let program = env!("CARGO_BIN_EXE_memfleet");
-        start_worker(program, &fixture, "context-writer", &options).wait().await.expect("a status");
+        let options = [("MEMFLEET_WORKER__BATCH_SIZE", "1000"), ("MEMFLEET_WORKER__BATCH_WAIT_MS", "1000")];
+        let mut worker = start_worker(&fixture, "context-writer", Some("Committed:1"), &options);
+        worker.wait().await.expect("a status");
     }
     let untold = fixture.count("blackboard_events").await - published(&fixture).await.len() as i64;
     assert!(untold > 2_000, "{untold}");
-    fixture.carry(RouterLogger, [decision(1)]).await;
+    fixture.process(RouterLogger, [decision(1)]).await;
     assert_in_order(&fixture).await;
 }
 
@@ -213,14 +205,14 @@ async fn logical_time_grows_in_a_session_and_follows_causes_between_sessions() {
     let fixture = Fixture::new().await;
     let many = (0..40).map(|n| context(1, "busy", &format!("k{n}"), 1));
     fixture
-        .carry(ContextWriter, [user(1), session(1, "busy"), session(1, "s")].into_iter().chain(many))
+        .process(ContextWriter, [user(1), session(1, "busy"), session(1, "s")].into_iter().chain(many))
         .await;
     let last = fixture.lines("concat_ws(' ', id, logical_timestamp) FROM blackboard_events WHERE session_id = 'busy' ORDER BY event_sequence DESC LIMIT 1").await.remove(0);
     let (cause, time) = last.split_once(' ').unwrap();
     assert_eq!(time, "41");
     let caused = decision(1).with(header::PARENT_EVENT, cause);
-    fixture.carry(RouterLogger, [decision(1), caused, decision(1)]).await;
-    fixture.carry(ContextWriter, [context(1, "s", "k", 1), context(1, "busy", "again", 1)]).await;
+    fixture.process(RouterLogger, [decision(1), caused, decision(1)]).await;
+    fixture.process(ContextWriter, [context(1, "s", "k", 1), context(1, "busy", "again", 1)]).await;
     let times = |session: &str| {
         format!(
             "logical_timestamp FROM blackboard_events WHERE session_id = '{session}' ORDER BY event_sequence"
@@ -237,7 +229,7 @@ async fn logical_time_grows_in_a_session_and_follows_causes_between_sessions() {
 #[tokio::test(flavor = "multi_thread")]
 async fn causes_are_kept_and_clocks_follow_them() {
     let fixture = Fixture::new().await;
-    fixture.carry(ContextWriter, [user(1), session(1, "s")]).await;
+    fixture.process(ContextWriter, [user(1), session(1, "s")]).await;
     let mut parent =
         fixture.lines("id FROM blackboard_events WHERE event_type = 'session.opened'").await.remove(0);
     let mut chain = vec![parent.clone()];
@@ -249,9 +241,9 @@ async fn causes_are_kept_and_clocks_follow_them() {
         };
         let caused = of.with(header::PARENT_EVENT, &parent);
         if number % 2 == 0 {
-            fixture.carry(RouterLogger, [caused]).await;
+            fixture.process(RouterLogger, [caused]).await;
         } else {
-            fixture.carry(ContextWriter, [caused]).await;
+            fixture.process(ContextWriter, [caused]).await;
         }
         let line = fixture
             .lines(&format!("concat_ws(' ', id, logical_timestamp, parent_event_id, causality_chain) FROM blackboard_events WHERE event_type = '{id}' ORDER BY event_sequence DESC LIMIT 1"))
@@ -269,7 +261,7 @@ async fn causes_are_kept_and_clocks_follow_them() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_changes_or_deletes_an_event() {
     let fixture = Fixture::new().await;
-    fixture.carry(ContextWriter, [user(1), session(1, "s")]).await;
+    fixture.process(ContextWriter, [user(1), session(1, "s")]).await;
     for role in fixture.lines("role_name FROM sec.worker_privileges GROUP BY role_name").await {
         let mut worker = login(&fixture, &role).await;
         for statement in [

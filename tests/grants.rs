@@ -1,13 +1,11 @@
 //! Grants that are nearly right, as the database reads them.
 
-#![allow(clippy::expect_used, reason = "a test fails by panicking")]
-
 use diesel_async::SimpleAsyncConnection;
 use testkit::Fixture;
-use testkit::attack::{self, key, login};
+use testkit::attack::{self, grant_key, login};
 use uuid::Uuid;
 
-const ROLE: &str = "w_context_writer";
+use crate::support::ROLE;
 
 /// Grants that are nearly right, read by the database: each is refused as a grant, and none is anything else. A part of the
 /// million of `MEMFLEET_FUZZ_INPUTS`; `shared/trust/tests/fuzz.rs` has the others.
@@ -16,7 +14,7 @@ async fn changed_grants_are_refused_and_break_nothing() {
     let fixture = Fixture::new().await;
     let all = std::env::var("MEMFLEET_FUZZ_INPUTS").ok().and_then(|count| count.parse().ok());
     let inputs = all.unwrap_or(1_000_000_u64) / 20;
-    let good = attack::grant_by(&key(), 1, ROLE, 3_600);
+    let good = attack::grant_with_key(&grant_key(), 1, ROLE, 3_600);
     let seed = std::env::var("MEMFLEET_FUZZ_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed: u32 = seed.unwrap_or_else(|| Uuid::now_v7().as_u64_pair().1 as u32 % 1_000_000);
     // Shown when the test fails.

@@ -2,26 +2,19 @@
 //!
 //! Tables, roles and partitions come from the catalogue, so that a new one cannot be forgotten.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use context_writer::ContextWriter;
 use diesel_async::SimpleAsyncConnection;
 use runtime::{NotReady, RunError};
 use serde_json::json;
-use testkit::attack::{self, attempt, attempt_for, grant_by, key, login, refused, roles, tables};
-use testkit::{Fixture, everything_of, token};
+use testkit::attack::{
+    self, assert_refused, attempt, attempt_for, grant_key, grant_with_key, login, roles, tables,
+};
+use testkit::{Fixture, requests_for_all_tables, token};
 use trust::GrantKey;
 use uuid::Uuid;
 
-const ROLE: &str = "w_context_writer";
-
-/// Two users with a row in every table that context-writer writes.
-async fn two_users() -> Fixture {
-    let fixture = Fixture::new().await;
-    fixture.carry(ContextWriter, [1, 2].into_iter().flat_map(everything_of)).await;
-    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
-    fixture
-}
+use crate::support::program::{Ended, memfleet, output};
+use crate::support::{ROLE, two_users};
 
 fn grant(user: i32) -> String {
     attack::grant(user, ROLE)
@@ -69,7 +62,11 @@ async fn roles_are_what_the_list_says_and_no_more() {
         let excess = store::security::excess_privileges(&mut worker).await.expect("an answer");
         assert_eq!(excess, Vec::<String>::new(), "{role}");
         for other in roles.iter().filter(|other| *other != role).chain([&"memfleet_owner".to_owned()]) {
-            refused(attempt(&mut worker, &format!("SET ROLE {other}")).await, "permission denied", role);
+            assert_refused(
+                attempt(&mut worker, &format!("SET ROLE {other}")).await,
+                "permission denied",
+                role,
+            );
         }
         for (sql, by) in [
             ("CREATE TABLE public.mine (x integer)", "permission denied for schema public"),
@@ -100,7 +97,7 @@ async fn roles_are_what_the_list_says_and_no_more() {
             ("COPY users FROM '/etc/passwd'", "permission denied"),
             ("SET session_replication_role = replica", "permission denied to set parameter"),
         ] {
-            refused(attempt(&mut worker, sql).await, by, &format!("{role}: {sql}"));
+            assert_refused(attempt(&mut worker, sql).await, by, &format!("{role}: {sql}"));
         }
     }
     assert_eq!(fixture.count("pg_roles WHERE rolname = 'memfleet_owner' AND NOT rolcanlogin").await, 1);
@@ -121,7 +118,7 @@ async fn a_partition_cannot_be_reached_past_its_parent() {
     let mut worker = login(&fixture, ROLE).await;
     for partition in partitions {
         for verb in [format!("SELECT * FROM {partition}"), format!("DELETE FROM {partition}")] {
-            refused(attempt_for(&mut worker, &[grant(1)], &verb).await, "permission denied", &verb);
+            assert_refused(attempt_for(&mut worker, &[grant(1)], &verb).await, "permission denied", &verb);
         }
     }
     let events = attempt_for(&mut worker, &[grant(1)], "SELECT FROM blackboard_events").await.expect("rows");
@@ -134,7 +131,7 @@ async fn no_role_sees_or_touches_a_row_without_its_users_grant() {
     let tables = tables(&fixture).await;
     for role in roles(&fixture).await {
         let mut worker = login(&fixture, &role).await;
-        let of = |user: i32| vec![grant_by(&key(), user, &role, 60)];
+        let of = |user: i32| vec![grant_with_key(&grant_key(), user, &role, 60)];
         for (table, column) in &tables {
             let may = async |privilege: &str| {
                 let held = format!("has_table_privilege('{role}', '{table}', '{privilege}')");
@@ -146,13 +143,13 @@ async fn no_role_sees_or_touches_a_row_without_its_users_grant() {
                 if fixture.count(&format!("(SELECT 1) AS one WHERE {any_column}")).await == 1 {
                     // Some know which of the batch's users there are, and nothing else of an account.
                     assert_eq!((table.as_str(), seen), ("users", Ok(0)), "{role}");
-                    refused(
+                    assert_refused(
                         attempt(&mut worker, "SELECT email FROM users").await,
                         "permission denied",
                         &role,
                     );
                 } else {
-                    refused(seen, "permission denied", table);
+                    assert_refused(seen, "permission denied", table);
                 }
                 continue;
             }
@@ -223,7 +220,7 @@ async fn no_row_can_be_written_for_another_user_by_any_way() {
             "violates foreign key constraint",
         ),
     ] {
-        refused(attempt_for(&mut worker, &[grant(1)], &sql).await, by, &sql);
+        assert_refused(attempt_for(&mut worker, &[grant(1)], &sql).await, by, &sql);
     }
     // What is another's key is free for oneself, so that nobody learns of it.
     let taken = fixture.lines("id FROM chat_messages WHERE user_id = 2").await[0].clone();
@@ -237,7 +234,7 @@ async fn no_row_can_be_written_for_another_user_by_any_way() {
         "INSERT INTO chat_messages (id, user_id, history_id, role, content, \"timestamp\")
          VALUES ('{nil}', 1, '{history}', 'user', 'x', now())"
     );
-    refused(
+    assert_refused(
         attempt_for(&mut worker, &[grant(1)], &refer).await,
         "violates foreign key constraint",
         "a foreign reference",
@@ -261,14 +258,14 @@ async fn no_context_can_be_made_or_kept_without_a_grant() {
     let id = revoked.split('|').nth(6).expect("its id");
     fixture.execute(&format!("INSERT INTO sec.revoked_grants (grant_id) VALUES ('{id}')")).await;
     for (bad, why) in [
-        (grant_by(&other, 1, ROLE, 60), "forged"),
+        (grant_with_key(&other, 1, ROLE, 60), "forged"),
         (swapped, "forged"),
         (longer, "forged"),
         (format!("{good}0"), "forged"),
         (good[..good.len() - 1].to_owned(), "forged"),
-        (grant_by(&unknown, 1, ROLE, 60), "unknown key"),
-        (grant_by(&key(), 1, "w_router_logger", 60), "of another role"),
-        (grant_by(&key(), 1, ROLE, -1), "expired"),
+        (grant_with_key(&unknown, 1, ROLE, 60), "unknown key"),
+        (grant_with_key(&grant_key(), 1, "w_router_logger", 60), "of another role"),
+        (grant_with_key(&grant_key(), 1, ROLE, -1), "expired"),
         (revoked.clone(), "revoked"),
         (String::new(), "malformed"),
         ("v1|test|1".to_owned(), "malformed"),
@@ -276,13 +273,25 @@ async fn no_context_can_be_made_or_kept_without_a_grant() {
         (good.replacen("|1||", "|99999999999||", 1), "forged"),
     ] {
         let by = format!("the security context is refused: a grant is {why}");
-        refused(attempt_for(&mut worker, std::slice::from_ref(&bad), "SELECT FROM users").await, &by, &bad);
+        assert_refused(
+            attempt_for(&mut worker, std::slice::from_ref(&bad), "SELECT FROM users").await,
+            &by,
+            &bad,
+        );
         // One bad grant spoils a batch: nothing is done for the users of the others.
-        refused(attempt_for(&mut worker, &[good.clone(), bad.clone()], "SELECT FROM users").await, &by, &bad);
+        assert_refused(
+            attempt_for(&mut worker, &[good.clone(), bad.clone()], "SELECT FROM users").await,
+            &by,
+            &bad,
+        );
     }
     let none = "the security context is refused: it needs 1 to 10000 grants";
     for nothing in ["NULL", "NULL, '2', 'x'", "'{}', '2', 'x'", "ARRAY[]::text[], '1,2', 'x'"] {
-        refused(attempt(&mut worker, &format!("SELECT sec.open_context({nothing})")).await, none, nothing);
+        assert_refused(
+            attempt(&mut worker, &format!("SELECT sec.open_context({nothing})")).await,
+            none,
+            nothing,
+        );
     }
     for missing in ["NULL, 'x'", "'s', NULL", "NULL, NULL"] {
         worker.batch_execute("BEGIN").await.expect("a transaction");
@@ -293,7 +302,7 @@ async fn no_context_can_be_made_or_kept_without_a_grant() {
         assert_eq!(attempt(&mut worker, "SELECT FROM users").await, Ok(1), "{missing}");
         worker.batch_execute("ROLLBACK").await.expect("its end");
     }
-    refused(attempt_for(&mut worker, &[], "SELECT FROM users").await, none, "no grant");
+    assert_refused(attempt_for(&mut worker, &[], "SELECT FROM users").await, none, "no grant");
 
     // Written by hand, or changed, or copied from another transaction of the same connection: the seal is wrong.
     let held = "current_setting('memfleet.context')";
@@ -312,7 +321,7 @@ async fn no_context_can_be_made_or_kept_without_a_grant() {
             .expect("a setting");
         let done = attempt(&mut worker, "SELECT FROM users").await;
         worker.batch_execute("ROLLBACK").await.expect("its end");
-        refused(done, "the security context is not genuine", &forged);
+        assert_refused(done, "the security context is not genuine", &forged);
     }
     worker
         .batch_execute(&format!("BEGIN; SELECT sec.open_context(ARRAY['{good}']); SELECT set_config('memfleet.kept', {held}, false); COMMIT"))
@@ -327,7 +336,7 @@ async fn no_context_can_be_made_or_kept_without_a_grant() {
         .batch_execute("BEGIN; SELECT set_config('memfleet.context', current_setting('memfleet.kept'), true)")
         .await
         .expect("a setting");
-    refused(
+    assert_refused(
         attempt(&mut worker, "SELECT FROM users").await,
         "not genuine",
         "a context of another transaction",
@@ -356,11 +365,11 @@ async fn the_documents_functions_open_and_tell_the_context() {
             assert_eq!(attempt(&mut worker, &telling("1 s test t")).await, Ok(1));
             assert_eq!(attempt(&mut worker, "SELECT FROM users").await, Ok(1));
         } else {
-            refused(opened, "holds no grant for it", arguments);
+            assert_refused(opened, "holds no grant for it", arguments);
         }
         worker.batch_execute("ROLLBACK").await.expect("its end");
     }
-    refused(
+    assert_refused(
         attempt(&mut worker, "SELECT set_security_context(1, 's', 'test')").await,
         "holds no grant",
         "no grant",
@@ -410,9 +419,9 @@ async fn a_worker_with_too_much_or_too_little_refuses_to_start() {
 async fn a_grant_that_the_database_refuses_is_a_denied_message() {
     let fixture = Fixture::new().await;
     // An issuer of tokens that has no key of grants that the database knows.
-    let token = token::by(GrantKey::generate("stolen").expect("a key"), "test", 1);
-    let stolen = everything_of(1).into_iter().map(|request| request.with_token(&token));
-    fixture.carry(ContextWriter, stolen).await;
+    let token = token::with_grant_key(GrantKey::generate("stolen").expect("a key"), "test", 1);
+    let stolen = requests_for_all_tables(1).into_iter().map(|request| request.with_token(&token));
+    fixture.process(ContextWriter, stolen).await;
     let letters = fixture.dead_letters().await;
     assert_eq!(letters.len(), 13);
     assert!(
@@ -433,7 +442,11 @@ async fn the_issuer_of_tokens_registers_them_and_does_nothing_else() {
         Vec::<String>::new()
     );
     for (table, _) in tables(&fixture).await {
-        refused(attempt(&mut issuer, &format!("SELECT FROM {table}")).await, "permission denied", &table);
+        assert_refused(
+            attempt(&mut issuer, &format!("SELECT FROM {table}")).await,
+            "permission denied",
+            &table,
+        );
     }
     for sql in [
         "SELECT sec.open_context('{}')",
@@ -446,10 +459,10 @@ async fn the_issuer_of_tokens_registers_them_and_does_nothing_else() {
         "DELETE FROM sec.revoked_grants",
         "SET ROLE memfleet_owner",
     ] {
-        refused(attempt(&mut issuer, sql).await, "permission denied", sql);
+        assert_refused(attempt(&mut issuer, sql).await, "permission denied", sql);
     }
     let foreign = r#"SELECT sec.register_tokens('[{"service": "nobody"}]')"#;
-    refused(attempt(&mut issuer, foreign).await, "the service nobody is not registered", foreign);
+    assert_refused(attempt(&mut issuer, foreign).await, "the service nobody is not registered", foreign);
     // And no worker registers or revokes one.
     for role in roles(&fixture).await {
         let mut worker = login(&fixture, &role).await;
@@ -461,26 +474,16 @@ async fn the_issuer_of_tokens_registers_them_and_does_nothing_else() {
             "SELECT * FROM sec.token_keys",
             "UPDATE sec.trust_version SET version = 0",
         ] {
-            refused(attempt(&mut worker, sql).await, "permission denied", &format!("{role}: {sql}"));
+            assert_refused(attempt(&mut worker, sql).await, "permission denied", &format!("{role}: {sql}"));
         }
     }
 }
 
 /// `memfleet security validate --json`.
 async fn validate(fixture: &Fixture) -> (bool, serde_json::Value) {
-    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_memfleet"));
-    command
-        .args(["security", "validate", "--json"])
-        .env_remove("MEMFLEET_CONFIG")
-        .envs(fixture.environment());
-    let output = tokio::time::timeout(testkit::DEADLINE, command.output())
-        .await
-        .expect("in time")
-        .expect("the program");
-    testkit::logs::keep("memfleet", &output.stderr);
-    let text = String::from_utf8(output.stdout).expect("text");
-    let last = text.lines().last().unwrap_or_else(|| panic!("{}", String::from_utf8_lossy(&output.stderr)));
-    (output.status.success(), serde_json::from_str(last).expect("an object"))
+    let ended: Ended = output(memfleet(fixture, &["security", "validate", "--json"])).await.into();
+    let last = ended.out.lines().last().unwrap_or_else(|| panic!("{}", ended.err));
+    (ended.is_success(), serde_json::from_str(last).expect("an object"))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,5 @@
 //! Job grants: how far a scheduled job reaches, and what a worker that is taken over makes of it.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 use store::FaultKind;

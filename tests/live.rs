@@ -1,13 +1,8 @@
 //! Events as they happen: heard by whom they may be heard, in a terminal and in a browser.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex};
 
-use async_nats::{Client, ConnectOptions};
 use context_writer::ContextWriter;
 use runtime::Readiness;
 use serde_json::Value;
@@ -16,28 +11,17 @@ use testkit::{Fixture, context, eventually, next, session, user};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
-/// A client with the key of this identity, and what the server refuses it.
-async fn connect(fixture: &Fixture, identity: &str) -> (Client, Arc<Mutex<Vec<String>>>) {
-    let refused = Arc::new(Mutex::new(Vec::new()));
-    let told = Arc::clone(&refused);
-    let options = ConnectOptions::with_nkey(fixture.seed(identity))
-        .custom_inbox_prefix(format!("_INBOX.{identity}"))
-        .event_callback(move |event| {
-            if let async_nats::Event::ServerError(error) = event {
-                told.lock().expect("a list").push(error.to_string());
-            }
-            std::future::ready(())
-        });
-    (options.connect(fixture.nats.url()).await.expect("a connection"), refused)
-}
+use crate::support::broker::{connect, discovered};
+use crate::support::program::{memfleet, signal};
+use crate::support::{in_repository, skipped};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_listener_hears_its_own_user_and_may_do_nothing_else() {
-    let fixture = Fixture::listened([1]).await;
+    let fixture = Fixture::with_listeners([1]).await;
     let (listener, refused) = connect(&fixture, "live-1").await;
     let mut events = listener.subscribe("memory.event.*.*.1").await.expect("a subscription");
     listener.flush().await.expect("a broker that has it");
-    fixture.carry(ContextWriter, [user(2), user(1), session(2, "s"), session(1, "s")]).await;
+    fixture.process(ContextWriter, [user(2), user(1), session(2, "s"), session(1, "s")]).await;
     for expected in ["user.stored", "session.opened"] {
         let message = next(&mut events).await;
         assert_eq!(message.subject.as_str(), format!("memory.event.{expected}.1"));
@@ -45,12 +29,10 @@ async fn a_listener_hears_its_own_user_and_may_do_nothing_else() {
         assert_eq!((&event["event_type"], &event["user_id"]), (&expected.into(), &1.into()));
     }
     for subject in ["memory.event.*.*.2", "memory.event.>", ">", "$JS.>", "_INBOX.>"] {
-        let before = refused.lock().expect("a list").len();
+        let before = refused.list().len();
         let _kept = listener.subscribe(subject).await.expect("the client asks");
-        eventually(&format!("{subject} is refused"), async || {
-            (refused.lock().expect("a list").len() > before).then_some(())
-        })
-        .await;
+        eventually(&format!("{subject} is refused"), async || (refused.list().len() > before).then_some(()))
+            .await;
     }
     for subject in [
         "memory.req.live-1.user.put.1",
@@ -58,20 +40,12 @@ async fn a_listener_hears_its_own_user_and_may_do_nothing_else() {
         "memory.ask.session.list.live-1",
         "$JS.API.INFO",
     ] {
-        let before = refused.lock().expect("a list").len();
+        let before = refused.list().len();
         listener.publish(subject, "{}".into()).await.expect("the client sends");
-        eventually(&format!("{subject} is refused"), async || {
-            (refused.lock().expect("a list").len() > before).then_some(())
-        })
-        .await;
+        eventually(&format!("{subject} is refused"), async || (refused.list().len() > before).then_some(()))
+            .await;
     }
-    assert!(
-        refused
-            .lock()
-            .expect("a list")
-            .iter()
-            .all(|said| said.to_lowercase().contains("permissions violation"))
-    );
+    assert!(refused.list().iter().all(|error| error.contains("permissions violation")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -83,11 +57,7 @@ async fn the_workers_that_answer_can_be_discovered_by_the_operator() {
         memory_reader::run(&settings, Readiness::new(memory_reader::NAME), stopped).await
     });
     let client = fixture.jetstream.client();
-    let info = eventually("memory-reader says what it answers", async || {
-        let found = client.request("$SRV.INFO.memory-reader", "".into()).await.ok()?;
-        serde_json::from_slice::<Value>(&found.payload).ok().filter(|info| info["endpoints"].is_array())
-    })
-    .await;
+    let info = discovered(&client, "memory-reader", |info| info["endpoints"].is_array()).await;
     let endpoints = info["endpoints"].as_array().expect("endpoints");
     assert_eq!(endpoints.len(), contract::QUERIES.len());
     for endpoint in endpoints {
@@ -100,9 +70,8 @@ async fn the_workers_that_answer_can_be_discovered_by_the_operator() {
 }
 
 fn program(fixture: &Fixture, arguments: &[&str]) -> (Child, Lines<BufReader<ChildStdout>>) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_memfleet"));
-    command.args(arguments).envs(fixture.environment()).stdout(Stdio::piped()).kill_on_drop(true);
-    command.stderr(testkit::logs::of_a_program("tail"));
+    let mut command = memfleet(fixture, arguments);
+    command.stdout(Stdio::piped()).stderr(testkit::logs::stderr_for("tail"));
     let mut child = command.spawn().expect("the program");
     let lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
     (child, lines)
@@ -111,14 +80,14 @@ fn program(fixture: &Fixture, arguments: &[&str]) -> (Child, Lines<BufReader<Chi
 #[tokio::test(flavor = "multi_thread")]
 async fn tail_prints_what_happens_to_a_user() {
     let fixture = Fixture::new().await;
-    fixture.carry(ContextWriter, [user(1), user(2), session(1, "s"), session(1, "t")]).await;
+    fixture.process(ContextWriter, [user(1), user(2), session(1, "s"), session(1, "t")]).await;
     // What has happened before, of one session.
     let arguments = ["tail", "--user", "1", "--since", "3600", "--session", "s", "--count", "2"];
     let (mut child, mut lines) = program(&fixture, &arguments);
     let first = lines.next_line().await.expect("a pipe").expect("a line");
     assert!(first.contains("session.opened") && first.contains("  s  test  {"), "{first}");
     fixture
-        .carry(ContextWriter, [context(1, "t", "k", 1), context(2, "s", "k", 1), context(1, "s", "k", 1)])
+        .process(ContextWriter, [context(1, "t", "k", 1), context(2, "s", "k", 1), context(1, "s", "k", 1)])
         .await;
     let second = lines.next_line().await.expect("a pipe").expect("a line");
     assert!(second.contains("context.stored"), "{second}");
@@ -140,8 +109,7 @@ async fn tail_prints_what_happens_to_a_user() {
     // Ctrl-C is how it ends.
     let (mut child, mut lines) = program(&fixture, &["tail", "--user", "1", "--since", "3600"]);
     assert!(lines.next_line().await.expect("a pipe").is_some(), "it follows");
-    let pid = child.id().expect("a process").to_string();
-    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().expect("kill").success());
+    signal("INT", child.id().expect("a process"));
     assert!(child.wait().await.expect("a status").success());
 }
 
@@ -160,7 +128,6 @@ async fn serve(folder: &Path) -> (Child, String) {
 /// The example page beside the client that it loads. None where a browser or the client is missing, which is a failure where
 /// everything must be tested.
 fn site() -> Option<tempfile::TempDir> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let client: PathBuf = Places::of_this_process().home().join("live/nats-core.js");
     let browser =
         |name: &str| std::process::Command::new(name).arg("--version").stdout(Stdio::null()).status().is_ok();
@@ -170,25 +137,25 @@ fn site() -> Option<tempfile::TempDir> {
         "there is no Chromium".to_owned()
     } else {
         let folder = tempfile::tempdir().expect("a folder");
-        std::fs::copy(root.join("docs/examples/live.html"), folder.path().join("live.html")).expect("a copy");
+        std::fs::copy(in_repository("docs/examples/live.html"), folder.path().join("live.html"))
+            .expect("a copy");
         std::fs::copy(&client, folder.path().join("nats-core.js")).expect("a copy");
         return Some(folder);
     };
     assert!(std::env::var_os("CI").is_none(), "{missing}; `scripts/setup --tests` gets it");
-    writeln!(std::io::stderr(), "skipped: {missing}; `scripts/setup --tests` gets it")
-        .expect("standard error");
+    skipped(&format!("{missing}; `scripts/setup --tests` gets it"));
     None
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_browser_shows_them() {
     let Some(site) = site() else { return };
-    let fixture = Fixture::listened([1]).await;
-    fixture.carry(ContextWriter, [user(1), user(2), session(1, "seen"), session(2, "hidden")]).await;
+    let fixture = Fixture::with_listeners([1]).await;
+    fixture.process(ContextWriter, [user(1), user(2), session(1, "seen"), session(2, "hidden")]).await;
     let (_server, address) = serve(site.path()).await;
     let socket = fixture.nats.websocket_url().expect("a WebSocket").to_owned();
     let page = format!("{address}/live.html?url={socket}&user=1#seed={}", fixture.seed("live-1"));
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/browser.py");
+    let script = in_repository("scripts/browser.py");
     let mut browser = Command::new("python3");
     browser.arg(script).args([
         "--page",
@@ -200,7 +167,7 @@ async fn a_browser_shows_them() {
         "--timeout",
         "60",
     ]);
-    browser.stdout(Stdio::piped()).stderr(testkit::logs::of_a_program("browser")).kill_on_drop(true);
+    browser.stdout(Stdio::piped()).stderr(testkit::logs::stderr_for("browser")).kill_on_drop(true);
     let mut browser = browser.spawn().expect("python3");
     let mut lines = BufReader::new(browser.stdout.take().expect("a pipe")).lines();
     assert_eq!(lines.next_line().await.expect("a pipe").as_deref(), Some("ready"));
@@ -210,7 +177,7 @@ async fn a_browser_shows_them() {
         1,
         serde_json::json!({ "session_id": "seen", "context_key": "k", "version": 2 }),
     );
-    fixture.carry(ContextWriter, [context(1, "seen", "k", 1), context(2, "hidden", "k", 1), remove]).await;
+    fixture.process(ContextWriter, [context(1, "seen", "k", 1), context(2, "hidden", "k", 1), remove]).await;
     let mut shown = Vec::new();
     while let Some(line) = lines.next_line().await.expect("a pipe") {
         shown.push(line);

@@ -1,14 +1,12 @@
 //! Migrations while others write and read: nobody waits for long, nothing fails, nothing is lost; and each can be taken back
 //! when the database is full of rows.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use context_writer::ContextWriter;
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
-use testkit::{Fixture, eventually, everything_of};
+use testkit::{Fixture, eventually, requests_for_all_tables};
 use tokio::task::JoinHandle;
 
 /// How long a statement may wait for a lock: with a migration that keeps one for longer it fails.
@@ -122,7 +120,7 @@ async fn nobody_waits_for_a_migration_and_nothing_fails() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_migration_can_be_taken_back_and_made_again_with_rows_in_every_table() {
     let fixture = Fixture::new().await;
-    fixture.carry(ContextWriter, (1..=20).flat_map(everything_of)).await;
+    fixture.process(ContextWriter, (1..=20).flat_map(requests_for_all_tables)).await;
     fixture
         .execute(
             "INSERT INTO audit.security_violations (role_name, service, violation_type, severity, reason)

@@ -1,29 +1,28 @@
 //! Who may publish and hear what, on a real server with the accounts that are shipped.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{Client, ConnectOptions, Event, jetstream};
+use async_nats::{Client, jetstream};
 use context_writer::ContextWriter;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use runtime::{Readiness, Worker, broker};
 use serde_json::{Value, json};
-use testkit::{Fixture, Published, context, eventually, next, session, token, user};
-use tokio::sync::Mutex;
+use testkit::{Fixture, RequestMessage, context, eventually, next, session, token, user};
 use tokio_util::sync::CancellationToken;
 use topology::{API_PREFIX, INCLUDED_NKEYS, Service, Topology, identities};
 use uuid::Uuid;
 
+use crate::support::broker::connect;
+use crate::support::in_repository;
+
 /// The same request of simple-chat.
-fn of_chat(mut request: Published) -> Published {
+fn of_chat(mut request: RequestMessage) -> RequestMessage {
     request.subject = request.subject.replace(".test.", ".simple-chat.");
     request
 }
 
-async fn publish(client: &Client, request: Published) {
+async fn publish(client: &Client, request: RequestMessage) {
     let jetstream = jetstream::new(client.clone());
     let headers = request.header_map();
     let sent = jetstream.publish_with_headers(request.subject, headers, request.body.into()).await;
@@ -33,7 +32,7 @@ async fn publish(client: &Client, request: Published) {
 #[test]
 fn the_files_are_what_the_table_says() {
     let (topology, services) = (Topology::shipped().unwrap(), Service::shipped().unwrap());
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats/accounts.conf");
+    let file = in_repository("nats/accounts.conf");
     let shipped = std::fs::read_to_string(file).expect("nats/accounts.conf");
     assert_eq!(
         shipped,
@@ -50,7 +49,7 @@ async fn everybody_can_do_what_they_must_and_nothing_is_refused() {
     let mut outcomes = chat.subscribe("_INBOX.simple-chat.outcomes").await.expect("a subscription");
     chat.flush().await.expect("a broker that has it");
     let reply =
-        |request: Published| of_chat(request).with("Memfleet-Reply-To", "_INBOX.simple-chat.outcomes");
+        |request: RequestMessage| of_chat(request).with("Memfleet-Reply-To", "_INBOX.simple-chat.outcomes");
     for request in
         [user(1), session(1, "s"), context(1, "s", "k", 1), context(1, "unknown", "k", 1).without_token()]
     {
@@ -66,7 +65,7 @@ async fn everybody_can_do_what_they_must_and_nothing_is_refused() {
     fixture.drained::<ContextWriter>().await;
     assert_eq!((fixture.stored("EVENTS").await, fixture.stored("DEAD").await), (3, 1));
     // Many more messages than one answer's worth come through one query for messages.
-    let many: Vec<Published> = (0..1_200).map(|n| of_chat(context(1, "s", &n.to_string(), 1))).collect();
+    let many: Vec<RequestMessage> = (0..1_200).map(|n| of_chat(context(1, "s", &n.to_string(), 1))).collect();
     fixture.publish(many).await;
     fixture.drained::<ContextWriter>().await;
     assert_eq!(fixture.count("simple_chat_context").await, 1_201);
@@ -122,7 +121,7 @@ fn certificates(folder: &Path) -> [String; 3] {
 async fn the_shipped_configuration_encrypts_what_travels_and_what_is_kept() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = |name: &str| folder.path().join(name);
-    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats");
+    let shipped = in_repository("nats");
     for file in ["server.conf", "accounts.conf"] {
         std::fs::copy(shipped.join(file), path(file)).expect("a copy");
     }
@@ -176,32 +175,6 @@ fn walk(folder: &Path) -> Vec<std::path::PathBuf> {
     entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
 }
 
-/// A client with this identity's key, whatever its inbox, and what the server refuses it.
-async fn attacker(fixture: &Fixture, identity: &str) -> (Client, Arc<Mutex<Vec<String>>>) {
-    let file = fixture.settings.nats.nkey_file.as_ref().expect("keys").replace("{name}", identity);
-    let seed = std::fs::read_to_string(file).expect("a key").trim().to_owned();
-    let refused = Arc::new(Mutex::new(Vec::new()));
-    let list = Arc::clone(&refused);
-    let inbox = format!("_INBOX.{identity}");
-    let options = ConnectOptions::with_nkey(seed).custom_inbox_prefix(inbox).event_callback(move |event| {
-        let list = Arc::clone(&list);
-        async move {
-            if let Event::ServerError(error) = event {
-                list.lock().await.push(error.to_string().to_lowercase());
-            }
-        }
-    });
-    (options.connect(&fixture.settings.nats.url).await.expect("a connection"), refused)
-}
-
-async fn refusals(refused: &Mutex<Vec<String>>, count: usize) -> Vec<String> {
-    eventually("the server refuses", async || {
-        let list = refused.lock().await;
-        (list.len() >= count).then(|| list.clone())
-    })
-    .await
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_publishes_or_hears_anything_else() {
     let fixture = Fixture::secured().await;
@@ -241,7 +214,7 @@ async fn nobody_publishes_or_hears_anything_else() {
         "$SYS.>",
     ];
     for identity in identities(&topology, &services).iter().filter(|identity| identity.name != "operator") {
-        let (client, refused) = attacker(&fixture, &identity.name).await;
+        let (client, refused) = connect(&fixture, &identity.name).await;
         // What it may do is its own; everything else is refused by name.
         let covers = |list: &[String], subject: &str| list.iter().any(|allowed| covers(allowed, subject));
         let not_allowed: Vec<&str> =
@@ -256,7 +229,7 @@ async fn nobody_publishes_or_hears_anything_else() {
         for subject in &not_heard {
             let _ = client.subscribe(*subject).await.expect("a subscription");
         }
-        let refused = refusals(&refused, not_allowed.len() + not_heard.len()).await;
+        let refused = refused.at_least(not_allowed.len() + not_heard.len()).await;
         for subject in not_allowed.iter().chain(&not_heard) {
             let quoted = format!("\"{}\"", subject.to_lowercase());
             assert!(
@@ -287,9 +260,9 @@ fn covers(pattern: &str, subject: &str) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_was_taken_over_stores_no_request() {
     let fixture = Fixture::secured().await;
-    let (chat, _) = attacker(&fixture, "simple-chat").await;
+    let (chat, _) = connect(&fixture, "simple-chat").await;
     publish(&chat, of_chat(user(1))).await;
-    let (worker, refused) = attacker(&fixture, "context-writer").await;
+    let (worker, refused) = connect(&fixture, "context-writer").await;
     let own = "_INBOX.context-writer.x";
     let mut answers = worker.subscribe(own).await.expect("a subscription");
     worker.flush().await.expect("a broker");
@@ -303,13 +276,13 @@ async fn a_worker_that_was_taken_over_stores_no_request() {
     let answer = next(&mut answers).await;
     assert_eq!(answer.subject.as_str(), "memory.req.simple-chat.user.put.1");
     assert_eq!(fixture.stored("CONTEXT").await, 1);
-    assert!(refused.lock().await.is_empty());
+    assert_eq!(refused.list(), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn headers_that_are_orders_to_the_broker_change_nothing_of_others() {
     let fixture = Fixture::secured().await;
-    let (chat, _) = attacker(&fixture, "simple-chat").await;
+    let (chat, _) = connect(&fixture, "simple-chat").await;
     publish(&chat, of_chat(user(1))).await;
     let jetstream = jetstream::new(chat);
     for (name, value) in [

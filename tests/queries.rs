@@ -1,17 +1,13 @@
 //! Queries to the memory, each answered from what was written.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod reader;
-
 use context_writer::ContextWriter;
 use diesel_async::SimpleAsyncConnection;
 use router_logger::RouterLogger;
 use serde_json::{Value, json};
-use testkit::{CANARY, Fixture, everything_of, request, session, user};
+use testkit::{CANARY, Fixture, request, requests_for_all_tables, session, user};
 use uuid::Uuid;
 
-use reader::{Reader, filled};
+use crate::support::reader::{Reader, filled};
 
 /// The values of a field of a list's items.
 fn column<'a>(answer: &'a Value, list: &str, field: &str) -> Vec<&'a Value> {
@@ -93,14 +89,14 @@ async fn sessions_and_contexts() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_sensitive_is_told_only_if_it_is_asked_for() {
     let fixture = Fixture::new().await;
-    fixture.carry(ContextWriter, everything_of(1)).await;
+    fixture.process(ContextWriter, requests_for_all_tables(1)).await;
     let secret = |kind: &str, body: Value| {
         let mut body = body;
         body["sensitive"] = true.into();
         request(kind, 1, body)
     };
     fixture
-        .carry(ContextWriter, [
+        .process(ContextWriter, [
             session(1, "x"),
             secret("context.put", json!({ "session_id": "x", "context_key": "pin", "context_value": { "pin": CANARY }, "version": 1 })),
             secret("agent-context.put", json!({ "agent_id": "a", "session_id": "x", "memory_tier": "private", "context_key": "pin", "context_value": [CANARY], "version": 1 })),
@@ -176,7 +172,7 @@ async fn conversations_agents_and_events() {
         agent("shared", "a", "y"),
         agent("consensus", "a", "z"),
     ]);
-    fixture.carry(ContextWriter, requests).await;
+    fixture.process(ContextWriter, requests).await;
     let reader = Reader::start(&fixture).await;
 
     let (mut said, mut cursor) = (Vec::new(), Value::Null);
@@ -233,7 +229,7 @@ async fn conversations_agents_and_events() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_learnt_from_decisions() {
     let fixture = Fixture::new().await;
-    fixture.carry(ContextWriter, [user(1), user(2), session(1, "s"), session(2, "s")]).await;
+    fixture.process(ContextWriter, [user(1), user(2), session(1, "s"), session(2, "s")]).await;
     let decision = |id: i32, hour: u32, route: &str, tools: &[&str], time: Option<i64>, success: bool| {
         request(
             "decision.log",
@@ -251,7 +247,7 @@ async fn what_is_learnt_from_decisions() {
     ];
     decisions.extend((0..97).map(|_| decision(1, 11, "direct", &[], Some(100), true)));
     decisions.extend((0..3).map(|_| decision(1, 11, "direct", &[], Some(5_000), true)));
-    fixture.carry(RouterLogger, decisions).await;
+    fixture.process(RouterLogger, decisions).await;
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
     let reader = Reader::start(&fixture).await;
     let day = |more: Value| {
@@ -310,7 +306,7 @@ async fn what_is_learnt_from_decisions() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_graph_around_a_node_also_in_circles() {
     let fixture = Fixture::new().await;
-    fixture.carry(ContextWriter, [user(1), user(2)]).await;
+    fixture.process(ContextWriter, [user(1), user(2)]).await;
     // a → b → c → a, c → d → e; another user's nodes have the same keys.
     fixture
         .execute(

@@ -1,9 +1,5 @@
 //! Who is answered, for how long, how much, and that it is noted.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod reader;
-
 use std::time::Duration;
 
 use context_writer::ContextWriter;
@@ -13,7 +9,7 @@ use serde_json::{Value, json};
 use testkit::{Fixture, eventually, request, session, user};
 use uuid::Uuid;
 
-use reader::{Reader, filled};
+use crate::support::reader::{Reader, filled};
 
 /// An answer is one message of the broker, however large the values are.
 #[tokio::test(flavor = "multi_thread")]
@@ -33,9 +29,9 @@ async fn pages_end_where_an_answer_has_no_more_room() {
             json!({ "message_id": Uuid::now_v7(), "conversation_id": "c", "role": "user", "content": format!("{n}{}", "\u{1}".repeat(150_000)) }),
         )
     };
-    fixture.carry(ContextWriter, [user(1), session(1, "s")]).await;
+    fixture.process(ContextWriter, [user(1), session(1, "s")]).await;
     for n in 0..5 {
-        fixture.carry(ContextWriter, [large(n, false), large(n, true), said(n)]).await;
+        fixture.process(ContextWriter, [large(n, false), large(n, true), said(n)]).await;
     }
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
     let reader = Reader::start(&fixture).await;
@@ -79,7 +75,7 @@ async fn nobody_is_answered_about_anybody_else() {
     let fixture = filled().await;
     fixture.register("narrow", "context:get").await;
     let reader = Reader::start(&fixture).await;
-    let token = |user: i32| testkit::token::by(testkit::attack::key(), "test", user);
+    let token = |user: i32| testkit::token::with_grant_key(testkit::attack::grant_key(), "test", user);
     let issue = |change: &dyn Fn(&mut trust::TokenRequest)| {
         let mut request = testkit::token::request("test", 1);
         change(&mut request);
@@ -106,7 +102,11 @@ async fn nobody_is_answered_about_anybody_else() {
         ("context.get", Some(reading), revealing),
         ("context.get", None, one.clone()),
         ("context.get", Some(forged), one.clone()),
-        ("context.get", Some(testkit::token::by(testkit::attack::key(), "other", 1)), one.clone()),
+        (
+            "context.get",
+            Some(testkit::token::with_grant_key(testkit::attack::grant_key(), "other", 1)),
+            one.clone(),
+        ),
         (
             "context.get",
             Some(issue(&|request| request.scopes = trust::Scope::parse_list("context:put").unwrap())),
@@ -148,7 +148,7 @@ async fn every_read_is_noted_with_who_asked() {
     let fixture = filled().await;
     let reader = Reader::start(&fixture).await;
     let id = Uuid::now_v7().to_string();
-    let token = testkit::token::by(testkit::attack::key(), "test", 1);
+    let token = testkit::token::with_grant_key(testkit::attack::grant_key(), "test", 1);
     let body = json!({ "session_id": "s0" });
     let page =
         reader.ask_with("context.list", Some(&token), body, &[(header::MESSAGE_ID, &id)]).await.unwrap();
@@ -165,7 +165,7 @@ async fn every_read_is_noted_with_who_asked() {
 
     // Each under the service that asked, also where several ask about one user at once.
     fixture.register("beside", "*:*").await;
-    let of = |service: &str| testkit::token::by(testkit::attack::key(), service, 1);
+    let of = |service: &str| testkit::token::with_grant_key(testkit::attack::grant_key(), service, 1);
     let (test, beside) = (of("test"), of("beside"));
     let mixed = (0..40).map(|n| {
         let (service, token) = if n % 2 == 0 { ("test", &test) } else { ("beside", &beside) };
@@ -188,7 +188,7 @@ async fn every_read_is_noted_with_who_asked() {
 async fn a_slow_query_is_ended_in_the_database_too() {
     let fixture = filled().await;
     let reader = Reader::start(&fixture).await;
-    let token = testkit::token::by(testkit::attack::key(), "test", 1);
+    let token = testkit::token::with_grant_key(testkit::attack::grant_key(), "test", 1);
     let mut holder = fixture.connection().await;
     holder.batch_execute("BEGIN; LOCK TABLE chat_mode_sessions IN ACCESS EXCLUSIVE MODE").await.unwrap();
     let (code, error) = reader
@@ -200,7 +200,7 @@ async fn a_slow_query_is_ended_in_the_database_too() {
     let waiting = "pg_stat_activity WHERE datname = current_database() AND application_name = 'memfleet memory-reader' AND state = 'active'";
     assert_eq!(fixture.count(waiting).await, 0, "nothing goes on in PostgreSQL");
     // Also where it is the second statement that takes long.
-    fixture.carry(ContextWriter, [request("conversation.put", 1, json!({ "conversation_id": "c" }))]).await;
+    fixture.process(ContextWriter, [request("conversation.put", 1, json!({ "conversation_id": "c" }))]).await;
     holder.batch_execute("COMMIT; BEGIN; LOCK TABLE chat_messages IN ACCESS EXCLUSIVE MODE").await.unwrap();
     let asked = std::time::Instant::now();
     let (code, _) = reader

@@ -1,12 +1,7 @@
 //! What the program says of itself over HTTP.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod http;
-
 use std::net::SocketAddr;
 use std::process::Stdio;
-use std::time::Duration;
 
 use async_nats::jetstream::consumer::{FromConsumer, PullConsumer, pull};
 use config::Settings;
@@ -15,8 +10,9 @@ use runtime::{Dependency, Phase, Readiness};
 use serde_json::json;
 use testkit::{Fixture, eventually};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::process::Command;
-use tokio::time::timeout;
+
+use crate::support::http;
+use crate::support::program::{Ended, bare, memfleet, output};
 
 #[tokio::test]
 async fn a_process_is_ready_when_all_its_workers_are() {
@@ -57,12 +53,10 @@ async fn nothing_is_started_where_health_cannot_be_told() {
     let (address, _listener) = http::listen().await;
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("dev");
-    let mut program = Command::new(env!("CARGO_BIN_EXE_memfleet"));
-    program.arg("dev").arg("--dir").arg(&dir).env("MEMFLEET_HEALTH__LISTEN", address.to_string());
-    let ended = program.stdin(Stdio::null()).kill_on_drop(true).output();
-    let ended = timeout(Duration::from_secs(60), ended).await.expect("it ends by itself").unwrap();
-    let said = String::from_utf8_lossy(&ended.stderr);
-    assert!(!ended.status.success() && said.contains("health.listen"), "{said}");
+    let mut program = bare(&["dev"]);
+    program.arg("--dir").arg(&dir).env("MEMFLEET_HEALTH__LISTEN", address.to_string());
+    let ended: Ended = output(program).await.into();
+    assert!(!ended.is_success() && ended.err.contains("health.listen"), "{}", ended.err);
     assert!(!dir.exists(), "no server has run in it");
 }
 
@@ -77,11 +71,10 @@ async fn a_worker_that_cannot_start_yet_says_what_it_waits_for() {
     let consumer: PullConsumer = stream.get_consumer("context-writer").await.unwrap();
     let kept = pull::Config::try_from_consumer_config(consumer.cached_info().config.clone()).unwrap();
     stream.delete_consumer("context-writer").await.unwrap();
-    let mut program = Command::new(env!("CARGO_BIN_EXE_memfleet"));
-    program.args(["run", "context-writer"]).envs(fixture.environment());
+    let mut program = memfleet(&fixture, &["run", "context-writer"]);
     program.env("MEMFLEET_HEALTH__LISTEN", address.to_string());
-    program.stdin(Stdio::null()).stdout(Stdio::null()).stderr(testkit::logs::of_a_program("memfleet"));
-    let mut program = program.kill_on_drop(true).spawn().unwrap();
+    program.stdout(Stdio::null()).stderr(testkit::logs::stderr_for("memfleet"));
+    let mut program = program.spawn().unwrap();
     let told = eventually("it says what it waits for", async || {
         TcpStream::connect(address).await.ok()?;
         let (status, told) = http::get(address, "/readyz").await;

@@ -1,25 +1,23 @@
 //! Bad messages: each becomes a dead letter whose reason names the field, and the rest of the batch goes through.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use context_writer::ContextWriter;
 use contract::header;
 use serde_json::{Value, json};
-use testkit::{Fixture, Published, request};
+use testkit::{Fixture, RequestMessage, request};
 use uuid::Uuid;
 
-fn put(field: &str, value: Value) -> Published {
+fn put(field: &str, value: Value) -> RequestMessage {
     let mut body = json!({ "session_id": "s", "context_key": "bad", "context_value": {}, "version": 1 });
     body[field] = value;
     request("context.put", 1, body)
 }
 
-fn raw(body: impl Into<Vec<u8>>) -> Published {
-    Published { body: body.into(), ..put("version", json!(1)) }
+fn raw(body: impl Into<Vec<u8>>) -> RequestMessage {
+    RequestMessage { body: body.into(), ..put("version", json!(1)) }
 }
 
 /// A bad message, and how its dead letter's reason begins.
-fn bad() -> Vec<(Published, &'static str)> {
+fn bad() -> Vec<(RequestMessage, &'static str)> {
     let large = "x".repeat(1024 * 1024);
     let deep = format!("{}1{}", "[".repeat(65), "]".repeat(65));
     let with_value = |value: &str| {
@@ -132,16 +130,16 @@ async fn a_message_without_an_id_is_a_dead_letter_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_users_request_id_does_not_hide_anothers() {
     let fixture = Fixture::with_topology(|topology| {
-        testkit::forget_duplicates_after(topology, "CONTEXT", std::time::Duration::from_millis(100));
+        testkit::set_duplicate_window(topology, "CONTEXT", std::time::Duration::from_millis(100));
     })
     .await;
     let id = Uuid::now_v7();
     let body = |name: &str| json!({ "username": name, "email": "u@example.org" });
     let worker = fixture.run(ContextWriter);
-    fixture.publish([Published { id, ..request("user.put", 1, body("one")) }]).await;
+    fixture.publish([RequestMessage { id, ..request("user.put", 1, body("one")) }]).await;
     fixture.drained::<ContextWriter>().await;
     testkit::eventually("the broker takes the id again", async || {
-        fixture.publish([Published { id, ..request("user.put", 2, body("two")) }]).await;
+        fixture.publish([RequestMessage { id, ..request("user.put", 2, body("two")) }]).await;
         (fixture.stored("CONTEXT").await == 2).then_some(())
     })
     .await;

@@ -1,22 +1,21 @@
 //! What an administrator does with the registry of services: keys, services, tokens.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
+use async_nats::HeaderMap;
 use context_writer::ContextWriter;
 use futures::StreamExt;
 use runtime::Readiness;
 use serde_json::Value;
-use testkit::{Fixture, eventually, user};
-use tokio::process::Command;
+use testkit::{Fixture, user};
+
+use crate::support::broker::{answer, discovered, send_query};
+use crate::support::program::{self, Ended, output};
 
 /// What the program prints, and whether it ended well.
 async fn memfleet(fixture: &Fixture, more: &[(&str, &str)], arguments: &[&str]) -> (bool, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_memfleet"));
-    command.args(arguments).envs(fixture.environment()).envs(more.iter().copied());
-    let output = command.env_remove("MEMFLEET_CONFIG").output().await.expect("the program");
-    testkit::logs::keep("memfleet", &output.stderr);
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
-    (output.status.success(), text(output.stdout), text(output.stderr))
+    let mut command = program::memfleet(fixture, arguments);
+    command.envs(more.iter().copied());
+    let ended: Ended = output(command).await.into();
+    (ended.is_success(), ended.out, ended.err)
 }
 
 async fn fine(fixture: &Fixture, more: &[(&str, &str)], arguments: &[&str]) -> String {
@@ -80,7 +79,7 @@ async fn from_no_keys_to_a_token_that_works_and_is_revoked() {
 
     let mut request = user(42).with_token(token);
     request.subject = request.subject.replace(".test.", ".newcomer.");
-    fixture.carry(ContextWriter, [request]).await;
+    fixture.process(ContextWriter, [request]).await;
     assert_eq!(fixture.count("users WHERE id = 42").await, 1);
     let id = told["id"].as_str().expect("an id");
     let listed = fine(&fixture, &[], &["token", "list", "--service", "newcomer"]).await;
@@ -162,13 +161,11 @@ async fn what_cannot_be_is_named() {
 /// A service asks over NATS, as `memory.ask.token.issue.<service>`.
 async fn ask(fixture: &Fixture, subject: &str, inbox: &str, body: &str) -> Option<(String, Value)> {
     let client = fixture.jetstream.client();
-    let reply = format!("{inbox}.{}", uuid::Uuid::now_v7().simple());
-    let mut answers = fixture.subscribe(&reply).await;
-    client.publish_with_reply(subject.to_owned(), reply, body.to_owned().into()).await.expect("a query");
-    let answer = tokio::time::timeout(std::time::Duration::from_secs(8), answers.next()).await.ok()??;
-    let code = answer.headers.as_ref().and_then(|headers| headers.get("Nats-Service-Error-Code"));
-    let code = code.map_or_else(String::new, |code| code.as_str().to_owned());
-    Some((code, serde_json::from_slice(&answer.payload).expect("JSON")))
+    let (subject, body) = (subject.to_owned(), body.to_owned());
+    let mut answers = send_query(&client, subject, inbox, HeaderMap::new(), body).await;
+    let message = tokio::time::timeout(std::time::Duration::from_secs(8), answers.next()).await.ok()??;
+    let (code, body) = answer(&message);
+    Some((code.unwrap_or_default(), body))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -183,12 +180,7 @@ async fn a_service_asks_for_its_tokens() {
     });
     let on = format!("{}.narrow", contract::TOKEN_ISSUE);
     let client = fixture.jetstream.client();
-    eventually("it can be found", async || {
-        let found = client.request("$SRV.INFO.token-issuer", "".into()).await.ok()?;
-        let info: Value = serde_json::from_slice(&found.payload).ok()?;
-        info["endpoints"][0]["subject"].as_str().map(str::to_owned)
-    })
-    .await;
+    discovered(&client, "token-issuer", |info| info["endpoints"][0]["subject"].is_string()).await;
 
     let asked =
         ask(&fixture, &on, "_INBOX.narrow", r#"{"user_id": 7, "scopes": ["user:put"], "life_s": 60}"#).await;
@@ -196,7 +188,7 @@ async fn a_service_asks_for_its_tokens() {
     assert_eq!((code.as_str(), &answer["scopes"]), ("", &serde_json::json!(["user:put"])));
     let mut request = user(7).with_token(answer["token"].as_str().expect("a token"));
     request.subject = request.subject.replace(".test.", ".narrow.");
-    fixture.carry(ContextWriter, [request]).await;
+    fixture.process(ContextWriter, [request]).await;
     assert_eq!(fixture.count("users WHERE id = 7").await, 1);
     assert_eq!(fixture.lines("service FROM cross_service_auth WHERE user_id = 7").await, ["narrow"]);
 

@@ -1,15 +1,12 @@
 //! A user's contexts come out of the events alone as the tables hold them; and what differs is found.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
-use std::process::Stdio;
-
 use context_writer::ContextWriter;
 use router_logger::RouterLogger;
 use serde_json::{Value, json};
-use testkit::{CANARY, Fixture, Published, context, everything_of, request, session};
-use tokio::process::Command;
+use testkit::{CANARY, Fixture, RequestMessage, context, request, requests_for_all_tables, session};
 use uuid::Uuid;
+
+use crate::support::program::{Ended, memfleet, output};
 
 /// Exit status, what was printed, and what was said.
 async fn replay(
@@ -17,16 +14,13 @@ async fn replay(
     arguments: &[&str],
     environment: &[(&str, &str)],
 ) -> (bool, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_memfleet"));
-    command.arg("replay").args(arguments).envs(fixture.environment());
-    command.envs(environment.iter().copied()).stdin(Stdio::null()).kill_on_drop(true);
-    let ended = tokio::time::timeout(testkit::DEADLINE, command.output()).await;
-    let output = ended.expect("it ends in time").expect("the program");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
-    (output.status.success(), text(output.stdout), text(output.stderr))
+    let mut command = memfleet(fixture, &[&["replay"], arguments].concat());
+    command.envs(environment.iter().copied());
+    let ended: Ended = output(command).await.into();
+    (ended.is_success(), ended.out, ended.err)
 }
 
-fn agent(tier: &str, version: i64, sensitive: bool) -> Published {
+fn agent(tier: &str, version: i64, sensitive: bool) -> RequestMessage {
     request(
         "agent-context.put",
         1,
@@ -43,9 +37,11 @@ async fn filled() -> Fixture {
         1,
         json!({ "decision_id": Uuid::now_v7(), "session_id": "x", "user_request": "q", "routing_decision": 1 }),
     );
-    fixture.carry(ContextWriter, everything_of(1).into_iter().chain(everything_of(2))).await;
     fixture
-        .carry(ContextWriter, [
+        .process(ContextWriter, requests_for_all_tables(1).into_iter().chain(requests_for_all_tables(2)))
+        .await;
+    fixture
+        .process(ContextWriter, [
             session(1, "x"),
             context(1, "x", "twice", 1),
             context(1, "x", "twice", 3),
@@ -61,8 +57,8 @@ async fn filled() -> Fixture {
             request("session.close", 1, json!({ "session_id": "x" })),
         ])
         .await;
-    fixture.carry(RouterLogger, [decision]).await;
-    fixture.carry(ContextWriter, [session(1, "x"), context(1, "x", "late", 1)]).await;
+    fixture.process(RouterLogger, [decision]).await;
+    fixture.process(ContextWriter, [session(1, "x"), context(1, "x", "late", 1)]).await;
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
     fixture
 }

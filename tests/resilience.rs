@@ -1,7 +1,5 @@
 //! What an attacker, an operator or a broken server does to a worker, and what must not come of it.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::time::Duration;
 
 use context_writer::ContextWriter;
@@ -11,8 +9,7 @@ use runtime::{NotReady, RunError};
 use serde_json::json;
 use stack::{Nats, NatsOptions, Programs};
 use testkit::{
-    DEADLINE, Fixture, context, deliver_again_after, eventually, forget_duplicates_after, request, session,
-    user,
+    DEADLINE, Fixture, context, eventually, request, session, set_duplicate_window, set_redelivery, user,
 };
 use tokio::time::timeout;
 use topology::Topology;
@@ -21,7 +18,7 @@ use uuid::Uuid;
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_is_held_for_long_is_not_delivered_again() {
     let fixture = Fixture::with_topology(|topology| {
-        deliver_again_after(topology, "context-writer", Duration::from_millis(900), 64);
+        set_redelivery(topology, "context-writer", Duration::from_millis(900), 64);
     })
     .await;
     let worker = fixture.run(ContextWriter);
@@ -67,7 +64,7 @@ async fn a_consumer_that_is_made_again_is_found_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_copies_in_one_batch_share_their_fate() {
     let fixture = Fixture::with_topology(|topology| {
-        forget_duplicates_after(topology, "CONTEXT", Duration::from_millis(100));
+        set_duplicate_window(topology, "CONTEXT", Duration::from_millis(100));
     })
     .await;
     let (fine, waiting) = (user(1), context(1, "never", "k", 1));
@@ -134,7 +131,7 @@ async fn a_reply_subject_too_long_for_the_broker_costs_no_connection() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_effect_that_was_never_told_is_told_by_the_backstop() {
     let fixture = Fixture::with_topology(|topology| {
-        deliver_again_after(topology, "context-writer", Duration::from_millis(300), 1);
+        set_redelivery(topology, "context-writer", Duration::from_millis(300), 1);
     })
     .await;
     let request = user(7);
@@ -169,7 +166,7 @@ async fn an_effect_that_was_never_told_is_told_by_the_backstop() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_brokers_bound_is_never_reached_by_messages_that_are_put_off() {
     let fixture = Fixture::with_topology(|topology| {
-        deliver_again_after(topology, "context-writer", Duration::from_secs(30), 3);
+        set_redelivery(topology, "context-writer", Duration::from_secs(30), 3);
     })
     .await;
     let worker = fixture.run(ContextWriter);

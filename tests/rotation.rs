@@ -1,63 +1,39 @@
 //! Keys are changed while writers write: nothing waits, nothing is lost, and what is interrupted goes on.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::time::Duration;
 
 use context_writer::ContextWriter;
-use diesel_async::{AsyncConnection, SimpleAsyncConnection};
-use keys::{Encrypted, Keys};
-use secrecy::ExposeSecret;
+use diesel_async::SimpleAsyncConnection;
 use serde_json::json;
-use store::Fault;
-use testkit::attack::{grant, login};
-use testkit::{CANARY, DEADLINE, Fixture, Published, eventually, request, session, user};
+use testkit::{CANARY, DEADLINE, Fixture, RequestMessage, eventually, request, session, user};
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 use tokio::time::timeout;
-use uuid::Uuid;
 
-const ROLE: &str = "w_context_writer";
+use crate::support::program::{self, Ended, output};
+use crate::support::{ROLE, encryption};
 
-fn put(user_id: i32, key: &str, version: i64) -> Published {
+fn put(user_id: i32, key: &str, version: i64) -> RequestMessage {
     let value = format!("{CANARY}-{version}");
     let body = json!({ "session_id": "s", "context_key": key, "context_value": value, "version": version, "sensitive": true });
     request("context.put", user_id, body)
 }
 
-fn memfleet(fixture: &Fixture, arguments: &[&str]) -> Child {
-    program(fixture, arguments).spawn().expect("the program")
-}
-
-fn program(fixture: &Fixture, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_memfleet"));
+fn memfleet(fixture: &Fixture, arguments: &[&str]) -> Command {
+    let mut command = program::memfleet(fixture, arguments);
+    // A rotation of data keys waits for as long as a batch may take.
     command
-        .args(arguments)
-        .env_remove("MEMFLEET_CONFIG")
-        .envs(fixture.environment())
-        // A rotation of data keys waits for as long as a batch may take.
         .env("MEMFLEET_POSTGRES__CONNECT_TIMEOUT_MS", "1000")
-        .env("MEMFLEET_POSTGRES__STATEMENT_TIMEOUT_MS", "1000")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
+        .env("MEMFLEET_POSTGRES__STATEMENT_TIMEOUT_MS", "1000");
     command
 }
 
 /// Runs it to its end and gives what it printed.
 async fn run(fixture: &Fixture, arguments: &[&str]) -> (bool, String) {
-    let ended =
-        timeout(DEADLINE, memfleet(fixture, arguments).wait_with_output()).await.expect("it ends in time");
-    let ended = ended.expect("its output");
-    testkit::logs::keep("memfleet", &ended.stderr);
-    (
-        ended.status.success(),
-        format!("{}{}", String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr)),
-    )
+    let ended: Ended = output(memfleet(fixture, arguments)).await.into();
+    (ended.is_success(), ended.all())
 }
 
 async fn fine(fixture: &Fixture, arguments: &[&str]) -> String {
@@ -66,25 +42,10 @@ async fn fine(fixture: &Fixture, arguments: &[&str]) -> String {
     told
 }
 
-/// What every encrypted field of a user holds, read by a replica that knows nothing yet.
+/// The values of a user's sensitive contexts.
 async fn revealed(fixture: &Fixture, user_id: i32) -> Vec<String> {
-    let rows: Vec<Uuid> = fixture
-        .lines(&format!("id FROM simple_chat_context WHERE user_id = {user_id} ORDER BY context_key"))
-        .await
-        .iter()
-        .map(|id| id.parse().expect("an id"))
-        .collect();
-    let (mut reader, grant) = (login(fixture, ROLE).await, grant(user_id, ROLE));
-    let loaded: Result<Vec<Encrypted>, Fault> = reader
-        .transaction(async |reader| {
-            store::security::open_context(reader, &[&grant]).await?;
-            keys::load(reader, "simple_chat_context", &rows).await
-        })
-        .await;
-    let fields = loaded.expect("fields");
-    let keys = Keys::open(&fixture.settings.keys, ROLE, "test", Duration::from_secs(5)).expect("keys");
-    let told = keys.reveal(&fields).await.expect("keys");
-    told.into_iter().map(|told| told.expect("it opens").expose_secret().to_owned()).collect()
+    let fields = encryption::revealed(fixture, user_id, &["simple_chat_context"]).await;
+    fields.into_iter().map(|(_, value)| value.expect("it opens")).collect()
 }
 
 async fn key_store(fixture: &Fixture, select: &str) -> Vec<String> {
@@ -143,7 +104,7 @@ async fn with_users() -> Arc<Fixture> {
     fixture.settings.keys.cache_s = 1;
     let users = (1..=USERS).flat_map(|id| [user(id), session(id, "s")]);
     let puts = (1..=USERS).flat_map(|id| KEYS.map(|key| put(id, key, 1)));
-    fixture.carry(ContextWriter, users.chain(puts)).await;
+    fixture.process(ContextWriter, users.chain(puts)).await;
     Arc::new(fixture)
 }
 
@@ -226,9 +187,9 @@ async fn data_keys_are_changed_while_writers_write() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rotation_that_was_killed_goes_on_where_it_was() {
     let fixture = with_users().await;
-    let many: Vec<Published> =
+    let many: Vec<RequestMessage> =
         (1..=USERS).flat_map(|id| (0..200).map(move |at| put(id, &format!("k{at:03}"), 1))).collect();
-    fixture.carry(ContextWriter, many).await;
+    fixture.process(ContextWriter, many).await;
     let all = fixture.count("encrypted_fields").await;
     assert_eq!(all, i64::from(USERS) * 204);
     // It is stopped in the middle by a lock on the second half of the fields.
@@ -237,7 +198,11 @@ async fn a_rotation_that_was_killed_goes_on_where_it_was() {
         .batch_execute("BEGIN; SELECT FROM encrypted_fields WHERE user_id > 4 FOR UPDATE")
         .await
         .expect("a lock");
-    let mut rotation = memfleet(&fixture, &["keys", "rotate", "--data"]);
+    let mut rotation = memfleet(&fixture, &["keys", "rotate", "--data"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program");
     let mut told = BufReader::new(rotation.stderr.take().expect("its errors")).lines();
     let hint = timeout(DEADLINE, told.next_line()).await.expect("in time").expect("a line").expect("a hint");
     let before = hint.rsplit_once("--before ").expect("how to go on").1.to_owned();
@@ -300,13 +265,11 @@ async fn what_cannot_be_rotated_is_named_and_stays() {
 
 /// What the program says that fails with one other variable.
 async fn refused(fixture: &Fixture, variable: &(&str, String), arguments: &[&str]) -> String {
-    let mut command = program(fixture, arguments);
+    let mut command = memfleet(fixture, arguments);
     command.env(variable.0, &variable.1);
-    let ended = timeout(DEADLINE, command.output()).await.expect("it ends in time").expect("the program");
-    testkit::logs::keep("memfleet", &ended.stderr);
-    let told = String::from_utf8_lossy(&ended.stderr).into_owned();
-    assert!(!ended.status.success(), "{arguments:?}: {told}");
-    told
+    let ended: Ended = output(command).await.into();
+    assert!(!ended.is_success(), "{arguments:?}: {}", ended.err);
+    ended.err
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -366,6 +329,6 @@ async fn the_key_store_is_migrated_and_never_the_main_database() {
 
 async fn with_users_of_its_own() -> Fixture {
     let fixture = Fixture::new().await;
-    fixture.carry(ContextWriter, [user(1), session(1, "s"), put(1, "a", 1)]).await;
+    fixture.process(ContextWriter, [user(1), session(1, "s"), put(1, "a", 1)]).await;
     fixture
 }

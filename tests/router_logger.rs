@@ -1,7 +1,5 @@
 //! Routing decisions: found in their table, in the event stream, and in what is learnt from them.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::time::Duration;
 
 use context_writer::ContextWriter;
@@ -9,13 +7,14 @@ use contract::header;
 use router_logger::RouterLogger;
 use serde_json::{Value, json};
 use testkit::{
-    CANARY, Fixture, Published, context, deliver_again_after, forget_duplicates_after, request, session,
-    start_worker, user,
+    CANARY, Fixture, RequestMessage, context, request, session, set_duplicate_window, set_redelivery, user,
 };
 use tokio::process::Child;
 use uuid::Uuid;
 
-fn decision(user: i32, fields: Value) -> Published {
+use crate::support::program::start_worker;
+
+fn decision(user: i32, fields: Value) -> RequestMessage {
     let mut body = json!({ "decision_id": Uuid::now_v7(), "session_id": "s", "user_request": "Plan it",
         "routing_decision": { "route": "direct" } });
     let given = fields.as_object().expect("fields").clone();
@@ -26,14 +25,14 @@ fn decision(user: i32, fields: Value) -> Published {
 /// Users with a session each.
 async fn with_sessions(users: impl IntoIterator<Item = i32>) -> Fixture {
     let fixture = Fixture::with_topology(|topology| {
-        forget_duplicates_after(topology, "ROUTER", Duration::from_millis(100));
+        set_duplicate_window(topology, "ROUTER", Duration::from_millis(100));
         // What a dead worker held comes back soon, and often enough for all the deaths.
-        deliver_again_after(topology, "router-logger", Duration::from_secs(2), 1_000);
+        set_redelivery(topology, "router-logger", Duration::from_secs(2), 1_000);
     })
     .await;
     let users: Vec<i32> = users.into_iter().collect();
     let opened = users.iter().map(|&id| user(id)).chain(users.iter().map(|&id| session(id, "s")));
-    fixture.carry(ContextWriter, opened.collect::<Vec<_>>()).await;
+    fixture.process(ContextWriter, opened.collect::<Vec<_>>()).await;
     fixture
 }
 
@@ -58,7 +57,7 @@ async fn a_decision_is_found_in_its_table_its_event_and_its_patterns() {
         "tools_invoked": ["kettle", { "name": "cup", "n": 2 }, { "tool": "kettle" }, 7], "complexity_score": 0.1,
         "confidence_score": 0.75, "processing_time_ms": 1000, "tokens_used": 64, "model_used": "small", "success": false,
         "error_details": { "kettle": "cold" }, "decided_at": "2026-03-01T10:59:59.5Z" });
-    fixture.carry(RouterLogger, [decision(1, full), decision(1, json!({}))]).await;
+    fixture.process(RouterLogger, [decision(1, full), decision(1, json!({}))]).await;
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
 
     let rows = fixture
@@ -98,7 +97,7 @@ async fn whatever_shape_a_route_has_it_is_kept_and_counted() {
         (json!("é".repeat(300)), &*"é".repeat(200)),
     ];
     let logged = shapes.iter().map(|(shape, _)| decision(1, json!({ "routing_decision": shape })));
-    fixture.carry(RouterLogger, logged.collect::<Vec<_>>()).await;
+    fixture.process(RouterLogger, logged.collect::<Vec<_>>()).await;
     let kept = fixture.lines("routing_decision FROM router_decision_log ORDER BY id").await;
     let kept: Vec<Value> = kept.iter().map(|text| serde_json::from_str(text).unwrap()).collect();
     assert_eq!(kept, shapes.clone().map(|(shape, _)| shape));
@@ -144,7 +143,7 @@ async fn the_calls_of_tools_go_to_the_event_stream() {
         request("tool.report", 1, body)
     };
     let mut events = fixture.subscribe("memory.event.tool.reported.1").await;
-    fixture.carry(RouterLogger, ["requested", "succeeded", "failed"].map(report)).await;
+    fixture.process(RouterLogger, ["requested", "succeeded", "failed"].map(report)).await;
     for performative in ["request", "inform", "failure"] {
         let event = testkit::next(&mut events).await;
         let event: Value = serde_json::from_slice(&event.payload).unwrap();
@@ -213,7 +212,7 @@ async fn what_is_wrong_is_named() {
     // The foreign event is in the same batch's context, too.
     let good = decision(2, json!({}));
     let asked = cases.iter().map(|(request, _)| request.clone()).chain([good]);
-    fixture.carry(RouterLogger, asked.collect::<Vec<_>>()).await;
+    fixture.process(RouterLogger, asked.collect::<Vec<_>>()).await;
     let (mut dead, mut expected) = (fixture.dead_letters().await, cases.map(|(_, reason)| reason));
     dead.sort();
     expected.sort_unstable();
@@ -229,7 +228,7 @@ async fn what_is_wrong_is_named() {
 async fn a_sensitive_decision_is_stored_encrypted_only() {
     let fixture = with_sessions([1]).await;
     let secret = json!({ "user_request": CANARY, "error_details": { "what": CANARY }, "sensitive": true });
-    fixture.carry(RouterLogger, [decision(1, secret)]).await;
+    fixture.process(RouterLogger, [decision(1, secret)]).await;
     let rows = fixture
         .lines("concat_ws(' ', user_request, error_details, is_sensitive) FROM router_decision_log")
         .await;
@@ -251,7 +250,7 @@ const USERS: i32 = 20;
 const DECISIONS: usize = 3_000;
 
 /// Decisions of all sorts over several hours.
-fn many() -> Vec<Published> {
+fn many() -> Vec<RequestMessage> {
     let mut random = fastrand::Rng::with_seed(11);
     let mut any = |number: usize| {
         let tools: Vec<&str> = ["a", "b", "c", "d"].into_iter().take(random.usize(..5)).collect();
@@ -266,9 +265,7 @@ fn many() -> Vec<Published> {
 }
 
 fn start(fixture: &Fixture, crash_at: Option<&str>) -> Child {
-    let mut options = vec![("MEMFLEET_WORKER__BATCH_SIZE", "100")];
-    options.extend(crash_at.map(|point| ("MEMFLEET_CRASH_AT", point)));
-    start_worker(env!("CARGO_BIN_EXE_memfleet"), fixture, "router-logger", &options)
+    start_worker(fixture, "router-logger", crash_at, &[("MEMFLEET_WORKER__BATCH_SIZE", "100")])
 }
 
 #[tokio::test(flavor = "multi_thread")]

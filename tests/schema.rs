@@ -1,7 +1,5 @@
 //! Migrations: up, down and up again leave the same schema.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use testkit::Fixture;
 
 /// Everything the catalogue says about our schema, a line each.

@@ -1,12 +1,11 @@
 //! `store/src/schema.rs` is what the migrated database has, for Diesel's DSL. `UPDATE_SCHEMA=1` writes it anew.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
 
 use testkit::Fixture;
+
+use crate::support::in_repository;
 
 /// Every column of every table that is no partition, in order: schema, table, column, type, whether it may be NULL.
 const COLUMNS: &str = "concat_ws(' ', n.nspname, c.relname, a.attname, t.typname, a.attnotnull)
@@ -109,7 +108,7 @@ async fn generate(fixture: &Fixture) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_file_is_the_database() {
     let made = generate(&Fixture::new().await).await;
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/store/src/schema.rs");
+    let path = in_repository("shared/store/src/schema.rs");
     if std::env::var_os("UPDATE_SCHEMA").is_some() {
         std::fs::write(&path, &made).expect("the file");
     }

@@ -1,18 +1,16 @@
 //! Seals: whoever changes the trail afterwards is found out, also a superuser of the database.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::path::Path;
-use std::process::{Output, Stdio};
+use std::process::Output;
 
 use audit::anchor::Anchors;
 use audit::{Report, seal_all, verify};
 use context_writer::ContextWriter;
 use diesel_async::SimpleAsyncConnection;
-use testkit::{DEADLINE, Fixture, context, eventually, session, user};
-use tokio::process::Command;
-use tokio::time::timeout;
+use testkit::{Fixture, context, eventually, session, user};
 use trust::{PrivateKey, PublicKey};
+
+use crate::support::program::{memfleet, output, text};
 
 /// A fixture whose trail has three seals: of the users, of sessions and contexts, and of more contexts.
 async fn sealed() -> Fixture {
@@ -182,7 +180,7 @@ async fn a_trail_cut_off_is_found_out_by_what_the_broker_knows() {
     let alone = verify(&mut fixture.connection().await, None, &keys).await.expect("a report");
     assert_eq!(alone.findings, [], "the database alone cannot know it");
     // Whoever holds the key too makes another third seal; the broker knows the true one.
-    fixture.carry(ContextWriter, [context(1, "s", "d", 1)]).await;
+    fixture.process(ContextWriter, [context(1, "s", "d", 1)]).await;
     seal_everything(&fixture).await;
     let found = report(&fixture).await.findings;
     assert!(found.len() == 1 && found[0].to_string().contains("told of another seal"), "{found:?}");
@@ -326,16 +324,7 @@ async fn what_the_broker_was_not_told_is_told_later() {
 }
 
 async fn program(fixture: &Fixture, arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_memfleet"));
-    command.arg("audit").args(arguments).env_remove("MEMFLEET_CONFIG").envs(fixture.environment());
-    command.stdin(Stdio::null()).kill_on_drop(true);
-    let output = timeout(DEADLINE, command.output()).await.expect("it ends in time").expect("the program");
-    testkit::logs::keep("memfleet", &output.stderr);
-    output
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).expect("text")
+    output(memfleet(fixture, &[&["audit"], arguments].concat())).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,19 +1,15 @@
 //! Searches: what they find, how they say why, and that they find nothing of anybody else.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod reader;
-mod vectors;
-
 use std::time::Instant;
 
-use ::vectors::{Point, PointKey, Tenant, VectorQuery};
 use context_writer::ContextWriter;
 use contract::VectorType;
-use reader::Reader;
 use serde_json::{Value, json};
 use uuid::Uuid;
-use vectors::{MODEL, Memories, index, memory, remove, vector};
+use vectors::{Point, PointKey, Tenant, VectorQuery};
+
+use crate::support::memories::{MODEL, Memories, index, memory, remove, vector};
+use crate::support::reader::Reader;
 
 fn texts(answer: &Value) -> Vec<&str> {
     answer["hits"].as_array().unwrap().iter().map(|hit| hit["content_text"].as_str().unwrap()).collect()
@@ -41,7 +37,7 @@ async fn told() -> (Memories, Reader) {
             one["metadata"] = json!({ "speaker": speaker, "turn": number, "deep": number == 3 });
             one
         });
-        memories.carry([index(user, all.collect())]).await;
+        memories.process([index(user, all.collect())]).await;
     }
     assert_eq!(memories.fixture.dead_letters().await, Vec::<String>::new());
     let reader = Reader::start(&memories.fixture).await;
@@ -248,7 +244,7 @@ async fn slower(reader: &Reader, user: i32, pairs: u32, [first, second]: &[Value
 #[tokio::test(flavor = "multi_thread")]
 async fn how_long_an_empty_answer_takes_tells_nothing_of_other_users() {
     let memories = Memories::new().await.with_users(&[1, 2]).await;
-    memories.fixture.carry(ContextWriter, [testkit::session(2, "theirs")]).await;
+    memories.fixture.process(ContextWriter, [testkit::session(2, "theirs")]).await;
     let many = (0..20_u64).map(|message| {
         let some = (0..100).map(|place| {
             let mut one = memory(Uuid::now_v7(), "The boat is theirs.", message * 100 + place);
@@ -261,8 +257,8 @@ async fn how_long_an_empty_answer_takes_tells_nothing_of_other_users() {
             json!({ "session_id": "theirs", "memories": some.collect::<Vec<_>>() }),
         )
     });
-    memories.carry(many.collect::<Vec<_>>()).await;
-    memories.carry([index(1, vec![memory(Uuid::now_v7(), "Mine.", 5_000)])]).await;
+    memories.process(many.collect::<Vec<_>>()).await;
+    memories.process([index(1, vec![memory(Uuid::now_v7(), "Mine.", 5_000)])]).await;
     assert_eq!((memories.rows().await, memories.points().await), (2_001, 2_001));
 
     let reader = Reader::start(&memories.fixture).await;
@@ -303,7 +299,7 @@ async fn what_is_removed_or_replaced_is_found_no_more() {
     };
     let ferry: Uuid = memories.fixture.lines(&id("The ferry")).await[0].parse().unwrap();
     let gulls: Uuid = memories.fixture.lines(&id("Herring")).await[0].parse().unwrap();
-    memories.carry([remove(1, &[ferry]), index(1, vec![memory(gulls, "Puffins burrow.", 9)])]).await;
+    memories.process([remove(1, &[ferry]), index(1, vec![memory(gulls, "Puffins burrow.", 9)])]).await;
     for mode in ["vector", "hybrid", "fulltext"] {
         let body = json!({ "text": "ferry gulls puffins", "embedding": embedding(2), "mode": mode });
         let answer = reader.ask("search.similar", 1, body).await.unwrap();

@@ -1,7 +1,5 @@
 //! Service tokens on real servers: what is refused, what is recorded of it, and how soon the registry is heeded.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::time::{Duration, Instant, SystemTime};
 
 use context_writer::ContextWriter;
@@ -9,7 +7,7 @@ use contract::{RequestSubject, SessionId};
 use runtime::Worker;
 use serde_json::json;
 use store::registry;
-use testkit::{Fixture, Published, context, eventually, request, session, token, user};
+use testkit::{Fixture, RequestMessage, context, eventually, request, session, token, user};
 use trust::{PrivateKey, Scope, TokenIssuer, TokenRequest};
 use uuid::Uuid;
 
@@ -25,19 +23,22 @@ fn issued_at(issuer: &TokenIssuer, at: SystemTime) -> String {
 }
 
 /// What is refused: a name for it, the request, the class and word of the refusal.
-fn refused() -> Vec<(Published, &'static str)> {
+fn refused() -> Vec<(RequestMessage, &'static str)> {
     let put = |number: i64| context(1, "s", &format!("k{number}"), number);
     let ours = token::issuer();
     let stranger = TokenIssuer::new(
         PrivateKey::generate("stranger").expect("a key"),
-        testkit::attack::key(),
+        testkit::attack::grant_key(),
         "memfleet",
     );
-    let impostor =
-        TokenIssuer::new(PrivateKey::generate("test").expect("a key"), testkit::attack::key(), "memfleet");
+    let impostor = TokenIssuer::new(
+        PrivateKey::generate("test").expect("a key"),
+        testkit::attack::grant_key(),
+        "memfleet",
+    );
     let staging = TokenIssuer::new(
         PrivateKey::parse(testkit::TOKEN_KEY).expect("a key"),
-        testkit::attack::key(),
+        testkit::attack::grant_key(),
         "staging",
     );
     let (now, hour) = (SystemTime::now(), Duration::from_secs(3_600));
@@ -80,12 +81,12 @@ fn scopes(list: &str) -> Vec<Scope> {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_refusal_is_recorded_and_a_dead_letter_and_its_publisher_learns_the_class_only() {
     let fixture = Fixture::new().await;
-    fixture.carry(ContextWriter, [user(1), session(1, "s")]).await;
+    fixture.process(ContextWriter, [user(1), session(1, "s")]).await;
     let cases = refused();
     let inbox = "_INBOX.test.outcomes";
     let mut outcomes = fixture.subscribe(inbox).await;
     let asked = cases.iter().map(|(request, _)| request.clone().with("Memfleet-Reply-To", inbox));
-    fixture.carry(ContextWriter, asked).await;
+    fixture.process(ContextWriter, asked).await;
 
     let columns = "concat_ws(' ', request_id, role_name, violation_type)";
     let recorded =
@@ -116,10 +117,10 @@ async fn every_refusal_is_recorded_and_a_dead_letter_and_its_publisher_learns_th
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_of_a_session_is_good_for_its_session_only() {
     let fixture = Fixture::new().await;
-    fixture.carry(ContextWriter, [user(1), session(1, "s"), session(1, "t")]).await;
+    fixture.process(ContextWriter, [user(1), session(1, "s"), session(1, "t")]).await;
     let bound = issue(&token::issuer(), |wanted| wanted.session = SessionId::new("s").ok());
     let requests = [context(1, "s", "k", 1), context(1, "t", "k", 1), user(1)];
-    fixture.carry(ContextWriter, requests.map(|request| request.with_token(&bound))).await;
+    fixture.process(ContextWriter, requests.map(|request| request.with_token(&bound))).await;
     assert_eq!(fixture.lines("session_id FROM simple_chat_context").await, ["s"]);
     let denied = "denied: the service token is for another session";
     assert_eq!(fixture.dead_letters().await, [denied, denied]);
@@ -133,7 +134,7 @@ async fn a_revoked_token_is_refused_by_every_replica_within_a_second() {
     let wanted = token::request("test", 1);
     let (_, issued) =
         registry::issue(&mut operator, &token::issuer(), wanted, SystemTime::now()).await.unwrap();
-    let with = |request: Published| request.with_token(&issued.token);
+    let with = |request: RequestMessage| request.with_token(&issued.token);
     fixture.publish([with(user(1)), with(session(1, "s"))]).await;
     fixture.drained::<ContextWriter>().await;
 
@@ -169,7 +170,7 @@ async fn keys_change_while_messages_flow_and_none_is_refused() {
     let new = PrivateKey::generate("next").expect("a key");
     assert!(registry::add_token_key(&mut operator, &new.public()).await.expect("a key"));
     // At once, before any replica has asked for news.
-    let next = TokenIssuer::new(new.clone(), testkit::attack::key(), "memfleet");
+    let next = TokenIssuer::new(new.clone(), testkit::attack::grant_key(), "memfleet");
     let token = issue(&next, |_| {});
     fixture.publish((0..50).map(|n| context(1, "s", &format!("new{n}"), 1).with_token(&token))).await;
     fixture.publish((0..50).map(|n| context(1, "s", &format!("old{n}"), 1))).await;
@@ -197,7 +198,7 @@ async fn keys_change_while_messages_flow_and_none_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_service_may_do_is_what_the_registry_says_now() {
     let fixture = Fixture::new().await;
-    let of = |mut request: Published| {
+    let of = |mut request: RequestMessage| {
         request.subject = request.subject.replace(".test.", ".newcomer.");
         request
     };

@@ -1,20 +1,18 @@
 //! Texts that become vectors on their way: none twice, none lost, and over to another model.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod vectors;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use config::EmbedderKind;
 use serde_json::{Value, json};
-use testkit::request;
+use testkit::{DEADLINE, request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
 use vector_indexer::VectorIndexer;
-use vectors::{Memories, index, remove};
+
+use crate::support::memories::{Memories, index, remove};
+use crate::support::program::{Ended, memfleet, output_within};
 
 /// A server with OpenAI's API, whose vectors follow from the letters of a text.
 struct Server {
@@ -116,18 +114,21 @@ async fn the_same_text_is_embedded_once_for_each_user() {
     let memories = embedding_by(&server, 16).await;
     let id = Uuid::now_v7;
     memories
-        .carry([index(1, vec![said(id(), "twice"), said(id(), "twice")]), index(1, vec![said(id(), "once")])])
+        .process([
+            index(1, vec![said(id(), "twice"), said(id(), "twice")]),
+            index(1, vec![said(id(), "once")]),
+        ])
         .await;
     assert_eq!(server.texts.load(Ordering::SeqCst), 2, "within a batch");
-    memories.carry([index(1, vec![said(id(), "once")])]).await;
-    memories.carry([index(1, vec![said(id(), "twice")])]).await;
+    memories.process([index(1, vec![said(id(), "once")])]).await;
+    memories.process([index(1, vec![said(id(), "twice")])]).await;
     assert_eq!(server.texts.load(Ordering::SeqCst), 2, "and later");
-    memories.carry([index(2, vec![said(id(), "once")])]).await;
+    memories.process([index(2, vec![said(id(), "once")])]).await;
     assert_eq!(server.texts.load(Ordering::SeqCst), 3, "but not across users, who would learn of it");
     // What waits for its session is not embedded until that is there.
     let waits =
         request("vector.index", 1, json!({ "session_id": "later", "memories": [said(id(), "waits")] }));
-    memories.carry([waits]).await;
+    memories.process([waits]).await;
     assert_eq!(server.texts.load(Ordering::SeqCst), 3);
     assert_eq!((memories.rows().await, memories.points().await), (6, 6));
     assert_eq!(memories.fixture.dead_letters().await.len(), 1);
@@ -141,14 +142,14 @@ async fn a_long_text_has_a_point_for_each_piece() {
     let text = "The harbour wall was built in the autumn of that year. ".repeat(200);
     let mut after = said(short, "Yes.");
     after["preceding_text"] = "Is it open?".into();
-    memories.carry([index(1, vec![said(long, &text), after])]).await;
+    memories.process([index(1, vec![said(long, &text), after])]).await;
     assert_eq!(memories.fixture.dead_letters().await, Vec::<String>::new());
     let counts =
         memories.fixture.lines("point_count FROM unified_memory_vectors ORDER BY length(content_text)").await;
     let counts: Vec<usize> = counts.iter().map(|count| count.parse().unwrap()).collect();
     assert!(counts[0] == 2 && counts[1] > 5, "{counts:?}");
     assert_eq!(memories.points().await, counts.iter().sum::<usize>());
-    memories.carry([remove(1, &[long, short])]).await;
+    memories.process([remove(1, &[long, short])]).await;
     assert_eq!(memories.points().await, 0);
 }
 
@@ -158,7 +159,7 @@ async fn while_the_embedder_is_busy_nothing_is_lost() {
     let memories = embedding_by(&server, 16).await;
     server.busy.store(12, Ordering::SeqCst);
     let texts = (0..10).map(|n| index(1, vec![said(Uuid::now_v7(), &format!("text {n}"))]));
-    memories.carry(texts).await;
+    memories.process(texts).await;
     assert_eq!(memories.fixture.dead_letters().await, Vec::<String>::new());
     assert_eq!((memories.rows().await, memories.points().await), (10, 10));
 }
@@ -176,12 +177,9 @@ async fn embedding_by_then_by(server: &Server, other: &Server) -> Memories {
 
 /// Whether `memfleet vectors` succeeds, and what it says.
 async fn memfleet_vectors(memories: &Memories, arguments: &[&str]) -> (bool, String) {
-    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_memfleet"));
-    command.arg("vectors").args(arguments).envs(memories.fixture.environment());
-    let ended = command.output().await.unwrap();
-    let said =
-        format!("{}{}", String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
-    (ended.status.success(), said)
+    let command = memfleet(&memories.fixture, &[&["vectors"], arguments].concat());
+    let ended: Ended = output_within(2 * DEADLINE, command).await.into();
+    (ended.is_success(), ended.all())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -190,7 +188,7 @@ async fn a_text_that_the_model_refuses_keeps_its_request_out_and_no_other() {
     let memories = embedding_by(&server, 16).await;
     let said = |text: &str| said(Uuid::now_v7(), text);
     memories
-        .carry([
+        .process([
             index(1, vec![said("fine"), said("unfit"), said("also fine")]),
             index(1, vec![said("fine as well")]),
             index(2, vec![said("fine")]),
@@ -205,7 +203,7 @@ async fn what_only_the_next_model_refuses_is_left_out_if_that_is_wanted() {
     let (server, other) = (Server::start(16).await, Server::refusing(24, Some("unfit")).await);
     let memories = embedding_by_then_by(&server, &other).await;
     let (before, meanwhile) = (Uuid::now_v7(), Uuid::now_v7());
-    memories.carry([index(1, vec![said(before, "unfit"), said(Uuid::now_v7(), "fine")])]).await;
+    memories.process([index(1, vec![said(before, "unfit"), said(Uuid::now_v7(), "fine")])]).await;
     let migrate = ["migrate", "--grace", "0", "--model", "more-letters"];
     let (fine, said_of_it) = memfleet_vectors(&memories, &migrate).await;
     assert!(!fine && said_of_it.contains("1 memories cannot be embedded"), "{said_of_it}");
@@ -213,7 +211,9 @@ async fn what_only_the_next_model_refuses_is_left_out_if_that_is_wanted() {
 
     // Now it is written to both collections, and what one of them cannot have is no reason to refuse a request.
     let new = "unified_memory__more-letters__24__int8";
-    memories.carry([index(1, vec![said(meanwhile, "also unfit"), said(Uuid::now_v7(), "also fine")])]).await;
+    memories
+        .process([index(1, vec![said(meanwhile, "also unfit"), said(Uuid::now_v7(), "also fine")])])
+        .await;
     assert_eq!(memories.fixture.dead_letters().await, Vec::<String>::new());
     assert_eq!(memories.points().await, 4);
     assert_eq!(memories.points_in(new).await, 2);
@@ -240,7 +240,7 @@ async fn the_fleet_goes_over_to_another_model_and_back() {
     let (server, other) = (Server::start(16).await, Server::start(24).await);
     let memories = embedding_by_then_by(&server, &other).await;
     let before: Vec<Uuid> = (0..20).map(|_| Uuid::now_v7()).collect();
-    memories.carry(before.iter().map(|&id| index(1, vec![said(id, &format!("before {id}"))]))).await;
+    memories.process(before.iter().map(|&id| index(1, vec![said(id, &format!("before {id}"))]))).await;
 
     let (fine, said_of_it) = memfleet_vectors(&memories, &["migrate", "--model", "nothing"]).await;
     assert!(!fine && said_of_it.contains("no embedder makes vectors of nothing"), "{said_of_it}");

@@ -1,21 +1,19 @@
 //! Memories: in both stores or in neither, whoever dies when.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod http;
-mod vectors;
-
 use std::time::Duration;
 
 use context_writer::ContextWriter;
 use memfleet::health;
 use runtime::{Readiness, Worker};
 use serde_json::{Value, json};
-use testkit::{Published, eventually, request, session, start_worker};
+use testkit::{RequestMessage, eventually, request, session};
 use uuid::Uuid;
 use vector_indexer::VectorIndexer;
 use vector_indexer::reconcile::{Findings, Reconciler};
-use vectors::{MODEL, Memories, index, memory, remove, vector};
+
+use crate::support::http;
+use crate::support::memories::{MODEL, Memories, index, memory, remove, vector};
+use crate::support::program::start_worker;
 
 async fn reconcile(memories: &Memories, repair: bool) -> Findings {
     let vectors = memories.vectors();
@@ -45,7 +43,7 @@ async fn a_memory_is_in_both_stores_and_its_text_in_one() {
     one["metadata"] = json!({ "place": "the pier" });
     one["occurred_at"] = "2026-03-01T10:00:00Z".into();
     let mut heard = memories.fixture.subscribe("memory.event.vector.indexed.1903657241").await;
-    memories.carry([index(1_903_657_241, vec![one])]).await;
+    memories.process([index(1_903_657_241, vec![one])]).await;
     assert_eq!(memories.fixture.dead_letters().await, Vec::<String>::new());
     assert_eq!(
         memories
@@ -86,7 +84,7 @@ async fn a_memory_is_in_both_stores_and_its_text_in_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_indexed_is_refused_by_its_field() {
     let memories = Memories::new().await.with_users(&[1, 2]).await;
-    memories.fixture.carry(ContextWriter, [session(2, "theirs")]).await;
+    memories.fixture.process(ContextWriter, [session(2, "theirs")]).await;
     let id = Uuid::now_v7();
     let with = |change: &dyn Fn(&mut Value)| {
         let mut one = memory(id, "text", 1);
@@ -99,7 +97,7 @@ async fn what_cannot_be_indexed_is_refused_by_its_field() {
             body.replace(&vector, text)
         })
     };
-    let cases: Vec<(Published, &str)> = vec![
+    let cases: Vec<(RequestMessage, &str)> = vec![
         (
             embedding("[1,2,3]"),
             "permanent: memories[0].embedding.vector: has 3 numbers, and the collection is for 8",
@@ -147,7 +145,7 @@ async fn what_cannot_be_indexed_is_refused_by_its_field() {
         (remove(1, &[]), "malformed: memory_ids: is empty"),
     ];
     let (requests, expected): (Vec<_>, Vec<_>) = cases.into_iter().unzip();
-    memories.carry(requests).await;
+    memories.process(requests).await;
     let letters = memories.fixture.dead_letters().await;
     for expected in &expected {
         assert!(
@@ -165,7 +163,7 @@ async fn the_later_request_wins_and_a_removed_memory_stays_away() {
     let ids: Vec<Uuid> = (0..4).map(|_| Uuid::now_v7()).collect();
     // In one batch.
     memories
-        .carry([
+        .process([
             index(1, vec![memory(ids[0], "first", 1), memory(ids[1], "stays", 2)]),
             index(1, vec![memory(ids[0], "second", 3)]),
             index(1, vec![memory(ids[2], "goes", 4)]),
@@ -177,8 +175,8 @@ async fn the_later_request_wins_and_a_removed_memory_stays_away() {
     assert_agreement(&memories).await;
     assert_eq!(memories.points().await, 2);
     // And one after the other.
-    memories.carry([index(1, vec![memory(ids[0], "third", 5)])]).await;
-    memories.carry([remove(1, &[ids[1]])]).await;
+    memories.process([index(1, vec![memory(ids[0], "third", 5)])]).await;
+    memories.process([remove(1, &[ids[1]])]).await;
     assert_eq!(memories.fixture.lines(texts).await, ["third"]);
     assert_agreement(&memories).await;
     assert_eq!(memories.points().await, 1);
@@ -187,7 +185,7 @@ async fn the_later_request_wins_and_a_removed_memory_stays_away() {
     assert_eq!(memories.fixture.lines(kept).await, ["{}", "{}", "{}"]);
     memories.fixture.execute("UPDATE unified_memory_vectors SET updated_at = now() + interval '1 hour' WHERE removed_at IS NOT NULL").await;
     memories
-        .carry([index(1, vec![memory(ids[3], "late", 6)]), index(1, vec![memory(ids[1], "late", 7)])])
+        .process([index(1, vec![memory(ids[3], "late", 6)]), index(1, vec![memory(ids[1], "late", 7)])])
         .await;
     assert_eq!(memories.fixture.lines(texts).await, ["third"]);
     assert_eq!(memories.points().await, 1, "what came late has left no point");
@@ -198,9 +196,9 @@ async fn the_later_request_wins_and_a_removed_memory_stays_away() {
 async fn a_service_indexes_and_removes_what_it_has_a_right_to() {
     let memories = Memories::new().await.with_users(&[1]).await;
     let (kept, foreign) = (Uuid::now_v7(), Uuid::now_v7());
-    memories.carry([index(1, vec![memory(kept, "kept", 1)])]).await;
+    memories.process([index(1, vec![memory(kept, "kept", 1)])]).await;
     memories.grant("test", true, false, false).await;
-    memories.carry([index(1, vec![memory(foreign, "foreign", 2)]), remove(1, &[kept])]).await;
+    memories.process([index(1, vec![memory(foreign, "foreign", 2)]), remove(1, &[kept])]).await;
     let mut letters = memories.fixture.dead_letters().await;
     letters.sort();
     assert_eq!(
@@ -233,7 +231,7 @@ async fn while_the_vector_store_is_away_the_stream_waits_and_the_fleet_goes_on()
     assert_eq!(http::get(address, "/healthz").await, (200, json!({ "alive": true })));
     let ids: Vec<Uuid> = (0..20).map(|_| Uuid::now_v7()).collect();
     memories.fixture.publish(ids.iter().map(|&id| index(1, vec![memory(id, "text", 1)]))).await;
-    memories.fixture.carry(ContextWriter, [session(1, "meanwhile")]).await;
+    memories.fixture.process(ContextWriter, [session(1, "meanwhile")]).await;
     assert_eq!(memories.fixture.count("chat_mode_sessions WHERE session_id = 'meanwhile'").await, 1);
     assert_eq!(memories.rows().await, 0);
     memories.qdrant.resume().await.unwrap();
@@ -262,25 +260,18 @@ async fn whoever_dies_when_both_stores_agree() {
     }
     // A request that is published again counts as later than what came between, if the second one is carried out first: so only
     // of the last round.
-    let again: Vec<Published> = requests.iter().skip(270).step_by(5).cloned().collect();
-    let points = [
-        "Pulled:2",
-        "Taken:1",
-        "Written:1",
-        "Committed:1",
-        "Committed:2",
-        "EventsPublished:1",
-        "Acknowledging:3",
-    ];
+    let again: Vec<RequestMessage> = requests.iter().skip(270).step_by(5).cloned().collect();
+    let points =
+        ["Pulled:2", "Taken:1", "Written:1", "Committed:1", "Committed:2", "EventsPublished:1", "Acknowledging:3"];
     let half = requests.len() / 2;
     let rest = requests.split_off(half);
     memories.fixture.publish(requests).await;
     for point in points {
         let mut dying = start_worker(
-            env!("CARGO_BIN_EXE_memfleet"),
             &memories.fixture,
             "vector-indexer",
-            &[("MEMFLEET_CRASH_AT", point), ("MEMFLEET_WORKER__BATCH_SIZE", "20")],
+            Some(point),
+            &[("MEMFLEET_WORKER__BATCH_SIZE", "20")],
         );
         let ended =
             tokio::time::timeout(testkit::DEADLINE, dying.wait()).await.expect("it dies in time").unwrap();
@@ -288,7 +279,7 @@ async fn whoever_dies_when_both_stores_agree() {
     }
     memories.fixture.publish(rest).await;
     memories.fixture.publish(again).await;
-    memories.carry([]).await;
+    memories.process([]).await;
     assert_eq!(memories.fixture.dead_letters().await, Vec::<String>::new());
     assert_agreement(&memories).await;
     assert_eq!(i64::try_from(memories.points().await).unwrap(), memories.rows().await);
@@ -308,7 +299,7 @@ async fn whoever_dies_when_both_stores_agree() {
 async fn the_reconciler_finds_orphans_and_gaps() {
     let memories = Memories::new().await.with_users(&[1]).await;
     let ids: Vec<Uuid> = (0..5).map(|_| Uuid::now_v7()).collect();
-    memories.carry([index(1, ids.iter().map(|&id| memory(id, "text", 1)).collect())]).await;
+    memories.process([index(1, ids.iter().map(|&id| memory(id, "text", 1)).collect())]).await;
     memories.fixture.execute(&format!("DELETE FROM unified_memory_vectors WHERE id = '{}'", ids[0])).await;
     let point = format!("qdrant_point_id FROM unified_memory_vectors WHERE id = '{}'", ids[1]);
     let point: Uuid = memories.fixture.lines(&point).await[0].parse().unwrap();
@@ -351,9 +342,9 @@ async fn without_a_collection_the_worker_says_what_to_do() {
 async fn the_same_memory_of_two_users_is_two() {
     let memories = Memories::new().await.with_users(&[1, 2]).await;
     let id = Uuid::now_v7();
-    memories.carry([index(1, vec![memory(id, "same", 1)]), index(2, vec![memory(id, "same", 1)])]).await;
+    memories.process([index(1, vec![memory(id, "same", 1)]), index(2, vec![memory(id, "same", 1)])]).await;
     assert_eq!((memories.rows().await, memories.points().await), (2, 2));
-    memories.carry([remove(1, &[id])]).await;
+    memories.process([remove(1, &[id])]).await;
     assert_eq!((memories.rows().await, memories.points().await), (1, 1));
     assert_agreement(&memories).await;
 }

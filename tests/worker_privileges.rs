@@ -1,6 +1,5 @@
 //! What a worker's role may do: what `sec.grant_worker` gives, and no more.
 
-#![allow(clippy::expect_used, reason = "a test fails by panicking")]
 
 use diesel_async::SimpleAsyncConnection;
 use testkit::Fixture;

@@ -100,12 +100,12 @@ pub fn first_point_id(tenant: &Tenant, request: Uuid, written: i64, memory: Uuid
     Uuid::new_v5(&NAMESPACE, &name)
 }
 
-/// The point of a piece of a long text.
-pub fn chunk_id(first: Uuid, chunk: usize) -> Uuid {
-    match chunk {
+/// The ids of the points of a long text, one for each chunk, from that of the first one.
+pub fn chunk_ids(first: Uuid, count: usize) -> impl Iterator<Item = Uuid> {
+    (0..count).map(move |chunk| match chunk {
         0 => first,
         _ => Uuid::new_v5(&first, &u64::try_from(chunk).unwrap_or(u64::MAX).to_be_bytes()),
-    }
+    })
 }
 
 /// What is known of the points of a memory besides their vectors.

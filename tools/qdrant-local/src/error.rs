@@ -125,47 +125,53 @@ impl From<Problem> for Status {
     }
 }
 
-/// What a Qdrant server says about an error of its engine. The backtrace of a service error stays here.
-fn engine_message(error: &OperationError) -> String {
-    match error {
-        OperationError::WrongVectorDimension { .. }
-        | OperationError::VectorNameNotExists { .. }
-        | OperationError::TypeError { .. }
-        | OperationError::TypeInferenceError { .. }
-        | OperationError::ValidationError { .. }
-        | OperationError::WrongSparse
-        | OperationError::WrongMulti
-        | OperationError::MissingRangeIndexForOrderBy { .. }
-        | OperationError::MissingMapIndexForFacet { .. }
-        | OperationError::VariableTypeError { .. }
-        | OperationError::NonFiniteNumber { .. } => format!("Wrong input: {error}"),
-        OperationError::PointIdError { .. } => format!("Not found: {error}"),
-        OperationError::ServiceError { .. }
-        | OperationError::InconsistentStorage { .. }
-        | OperationError::OutOfMemory { .. }
-        | OperationError::Cancelled { .. }
-        | OperationError::Timeout { .. } => format!("Service internal error: {error}"),
+/// The class of an engine's error. The message and the status that a Qdrant server answers with follow from it.
+enum EngineErrorClass {
+    WrongInput,
+    NotFound,
+    Timeout,
+    Internal,
+}
+
+impl From<&OperationError> for EngineErrorClass {
+    fn from(error: &OperationError) -> Self {
+        match error {
+            OperationError::WrongVectorDimension { .. }
+            | OperationError::VectorNameNotExists { .. }
+            | OperationError::TypeError { .. }
+            | OperationError::TypeInferenceError { .. }
+            | OperationError::ValidationError { .. }
+            | OperationError::WrongSparse
+            | OperationError::WrongMulti
+            | OperationError::MissingRangeIndexForOrderBy { .. }
+            | OperationError::MissingMapIndexForFacet { .. }
+            | OperationError::VariableTypeError { .. }
+            | OperationError::NonFiniteNumber { .. } => Self::WrongInput,
+            OperationError::PointIdError { .. } => Self::NotFound,
+            OperationError::Timeout { .. } => Self::Timeout,
+            OperationError::ServiceError { .. }
+            | OperationError::InconsistentStorage { .. }
+            | OperationError::OutOfMemory { .. }
+            | OperationError::Cancelled { .. } => Self::Internal,
+        }
     }
 }
 
+/// The message of an engine's error, without the backtrace that a service error holds.
+fn engine_message(error: &OperationError) -> String {
+    let prefix = match EngineErrorClass::from(error) {
+        EngineErrorClass::WrongInput => "Wrong input",
+        EngineErrorClass::NotFound => "Not found",
+        EngineErrorClass::Timeout | EngineErrorClass::Internal => "Service internal error",
+    };
+    format!("{prefix}: {error}")
+}
+
 fn engine_status(error: &OperationError, message: String) -> Status {
-    match error {
-        OperationError::WrongVectorDimension { .. }
-        | OperationError::VectorNameNotExists { .. }
-        | OperationError::TypeError { .. }
-        | OperationError::TypeInferenceError { .. }
-        | OperationError::ValidationError { .. }
-        | OperationError::WrongSparse
-        | OperationError::WrongMulti
-        | OperationError::MissingRangeIndexForOrderBy { .. }
-        | OperationError::MissingMapIndexForFacet { .. }
-        | OperationError::VariableTypeError { .. }
-        | OperationError::NonFiniteNumber { .. } => Status::invalid_argument(message),
-        OperationError::PointIdError { .. } => Status::not_found(message),
-        OperationError::Timeout { .. } => Status::deadline_exceeded(message),
-        OperationError::ServiceError { .. }
-        | OperationError::InconsistentStorage { .. }
-        | OperationError::OutOfMemory { .. }
-        | OperationError::Cancelled { .. } => Status::internal(message),
+    match EngineErrorClass::from(error) {
+        EngineErrorClass::WrongInput => Status::invalid_argument(message),
+        EngineErrorClass::NotFound => Status::not_found(message),
+        EngineErrorClass::Timeout => Status::deadline_exceeded(message),
+        EngineErrorClass::Internal => Status::internal(message),
     }
 }

@@ -1,4 +1,4 @@
-//! What can go wrong with a private server, in words that say what to do.
+//! The errors of private servers. Each message says what to do.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,17 +7,17 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StackError {
-    /// A server program is nowhere to be found.
+    /// A server program was not found.
     #[error(
-        "{what} is not found. ProbeResults at: {}. Run `make setup` in the memfleet folder to fetch it, \
+        "{what} is not found. Searched: {}. Run `make setup` in the memfleet folder to fetch it, \
          or set {variable} to {meaning}",
-        list(looked)
+        list(searched)
     )]
     Missing {
         /// The program.
         what: &'static str,
         /// Every place that was tried, in order.
-        looked: Vec<PathBuf>,
+        searched: Vec<PathBuf>,
         /// The environment variable that can name it.
         variable: &'static str,
         /// What that variable holds.
@@ -28,19 +28,19 @@ pub enum StackError {
     TooOld {
         /// The program.
         program: PathBuf,
-        /// What it said its version is.
+        /// What it reports as its version.
         found: String,
     },
-    /// The data were made by another major version of PostgreSQL.
+    /// The data were created by another major version of PostgreSQL.
     #[error(
-        "the data in {} were made by PostgreSQL {made_by}, but the programs are version {found}. \
+        "the data in {} were created by PostgreSQL {made_by}, but the programs are version {found}. \
          Set MEMFLEET_PG_BIN to the programs of version {made_by}, or remove the folder to start empty",
         data.display()
     )]
     OtherVersion {
         /// The data folder.
         data: PathBuf,
-        /// The major version that made it.
+        /// The major version that created it.
         made_by: u32,
         /// The major version of the programs.
         found: u32,
@@ -50,45 +50,45 @@ pub enum StackError {
     InUse {
         /// The folder.
         dir: PathBuf,
-        /// The process that holds it; 0 when it has not said so yet.
+        /// The process that holds the lock; 0 where it has not written its pid yet.
         pid: u32,
     },
     /// A file or folder could not be handled.
     #[error("cannot {action} {}: {source}", path.display())]
     File {
-        /// What was tried: "create", "read", …
+        /// What failed: "create", "read", …
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// A folder in a shared place belongs to somebody else, and so cannot be trusted.
-    #[error("{} exists but does not belong to this user alone. Remove it, then try again", path.display())]
+    /// A folder in a shared place can be written by another user, and so cannot be trusted.
+    #[error("{} exists, but another user owns it or can write to it. Remove it, then try again", path.display())]
     NotOurs {
         /// The folder.
         path: PathBuf,
     },
-    /// We are root, PostgreSQL refuses root, and there is no other user.
+    /// This process runs as root, PostgreSQL refuses root, and there is no unprivileged user.
     #[error(
         "PostgreSQL refuses to run as root, and neither the user postgres nor nobody exists in /etc/passwd. \
          Add one of them, or run memfleet as a normal user"
     )]
-    NoAccount,
-    /// The program could not be run at all.
+    NoUnprivilegedUser,
+    /// The program could not be started.
     #[error("cannot run {}: {source}", program.display())]
     Spawn {
         /// The program.
         program: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// The server ended though nobody stopped it.
+    /// The server ended without being stopped.
     #[error("{server} ended by itself ({status}). Its log, {}, ends with:\n{tail}", log.display())]
     Ended {
         /// The server or program.
         server: &'static str,
-        /// How it ended.
+        /// Its exit status or signal.
         status: String,
         /// Its log file.
         log: PathBuf,
@@ -107,7 +107,7 @@ pub enum StackError {
         /// The last 20 lines of that log.
         tail: String,
     },
-    /// The server ignored the request to stop.
+    /// The server did not stop after its stop signal.
     #[error(
         "{server} (pid {pid}) did not stop within {seconds} seconds and was killed. Its data are kept, \
          and it recovers them when it starts again"
@@ -120,12 +120,12 @@ pub enum StackError {
         /// How long it was given.
         seconds: u64,
     },
-    /// PostgreSQL answered, but not as it should.
+    /// PostgreSQL refused a connection or a statement.
     #[error("PostgreSQL started, but {action} failed: {}", in_full(source))]
     Database {
-        /// What was tried.
+        /// What failed.
         action: &'static str,
-        /// What it answered.
+        /// The error of the database.
         source: tokio_postgres::Error,
     },
 }
@@ -141,7 +141,7 @@ fn list(paths: &[PathBuf]) -> String {
     shown.join(", ")
 }
 
-/// The error of a database driver says little by itself; its cause says the rest.
+/// The driver's error with the database's own message, which it does not show by itself.
 fn in_full(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
         Some(cause) => format!("{error}: {cause}"),

@@ -1,46 +1,66 @@
 //! Folders, secrets and logs on disk.
 
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use crate::account;
 use crate::error::StackError;
+use crate::os_user;
 
 /// Lines of a log that an error carries.
 const TAIL_LINES: usize = 20;
-/// Bytes at the end of a log that are looked at.
+/// Bytes at the end of a log that are read for it.
 const TAIL_BYTES: u64 = 16 * 1024;
 
-/// Makes the folder and those above it where they are missing, and returns its full path. What is made can be passed
-/// through by other users, whatever the umask says: under root, PostgreSQL runs as one of them.
+/// Creates the folder and those above it where they are missing, and returns its full path. Other users can enter what is
+/// created, whatever the umask says: under root, PostgreSQL runs as one of them.
 pub(crate) fn prepare(dir: &Path) -> Result<PathBuf, StackError> {
     let missing: Vec<&Path> = dir.ancestors().take_while(|folder| !folder.exists()).collect();
     let missing: Vec<&Path> = missing.into_iter().filter(|folder| !folder.as_os_str().is_empty()).collect();
     fs::create_dir_all(dir).map_err(|source| StackError::file("create the folder", dir, source))?;
     for folder in missing {
-        allow_passage(folder)?;
+        allow_entry(folder)?;
     }
     fs::canonicalize(dir).map_err(|source| StackError::file("open the folder", dir, source))
 }
 
-fn allow_passage(folder: &Path) -> Result<(), StackError> {
+fn allow_entry(folder: &Path) -> Result<(), StackError> {
     fs::set_permissions(folder, Permissions::from_mode(0o711))
         .map_err(|source| StackError::file("set the permissions of", folder, source))
 }
 
-/// A new folder that its owner removes when it drops. Under root it lies where an unprivileged user can reach it.
+/// A new folder, which is removed when it is dropped. Under root it is where an unprivileged user can enter it.
 pub(crate) fn temporary_folder() -> Result<TempDir, StackError> {
-    let usual = std::env::temp_dir();
-    let base =
-        if account::is_root() && !account::reachable(&usual) { PathBuf::from("/var/tmp") } else { usual };
+    let default = std::env::temp_dir();
+    let base = if os_user::is_root() && !os_user::is_reachable_by_all(&default) {
+        PathBuf::from("/var/tmp")
+    } else {
+        default
+    };
     let folder = tempfile::Builder::new().prefix("memfleet-").tempdir_in(&base);
     let folder = folder.map_err(|source| StackError::file("create a folder in", &base, source))?;
-    allow_passage(folder.path())?;
+    allow_entry(folder.path())?;
     Ok(folder)
+}
+
+/// Removes a file, if it exists.
+pub(crate) fn remove_file(path: &Path) -> Result<(), StackError> {
+    removed(path, fs::remove_file(path))
+}
+
+/// Removes a folder with all it holds, if it exists.
+pub(crate) fn remove_folder(path: &Path) -> Result<(), StackError> {
+    removed(path, fs::remove_dir_all(path))
+}
+
+fn removed(path: &Path, result: io::Result<()>) -> Result<(), StackError> {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StackError::file("remove", path, error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// Writes a file that only this user can read.
@@ -53,12 +73,12 @@ pub(crate) fn write_private(path: &Path, content: &str) -> Result<(), StackError
     write().map_err(|source| StackError::file("write", path, source))
 }
 
-/// The password kept in the file, or a new one that is kept there from now on: 32 hexadecimal digits, 128 random bits.
+/// The password in the file, or a new one that is written to it: 32 hexadecimal digits, 128 random bits.
 pub(crate) fn password(path: &Path) -> Result<String, StackError> {
     match fs::read_to_string(path) {
         Ok(kept) if !kept.trim().is_empty() => return Ok(kept.trim().to_owned()),
         Ok(_) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(source) => return Err(StackError::file("read", path, source)),
     }
     let source = Path::new("/dev/urandom");
@@ -71,7 +91,7 @@ pub(crate) fn password(path: &Path) -> Result<String, StackError> {
     Ok(password)
 }
 
-/// The log of a server: one file, of which the part since the last start of the server matters.
+/// The log of a server: one file, of which the part since the last start of the server is shown in errors.
 #[derive(Debug)]
 pub(crate) struct Log {
     pub(crate) path: PathBuf,
@@ -82,7 +102,7 @@ impl Log {
     /// Begins a new log and keeps one earlier one beside it, so that logs do not grow from start to start.
     pub(crate) fn begin(path: PathBuf) -> Self {
         let earlier = path.with_extension("log.previous");
-        // A log that cannot be moved is written on: not worth refusing to start.
+        // If it cannot be renamed, it is appended to; that is no reason not to start.
         let _ = fs::rename(&path, &earlier);
         Self { path, from: 0 }
     }
@@ -103,7 +123,7 @@ impl Log {
             file.seek(SeekFrom::Start(self.from.max(length.saturating_sub(TAIL_BYTES))))?;
             let mut bytes = Vec::new();
             file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
-            Ok::<_, std::io::Error>(bytes)
+            Ok::<_, io::Error>(bytes)
         };
         let bytes = read().unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes);

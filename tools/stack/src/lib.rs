@@ -11,24 +11,23 @@
 //!
 //! What a reader should know first:
 //!
-//! - [`Programs::find`] says where the server programs are; `make setup` puts them there.
-//! - Each server owns one folder. It holds the data, the log, the password and a lock, so one folder serves one
-//!   server at a time, and a later start on the same folder finds the same data.
-//! - The servers die with this process, however it ends: by `stop`, by drop, or, where `setpriv` of util-linux is
+//! - [`Programs::find`] finds the server programs, which `make setup` installs.
+//! - All servers have one life cycle, [`Server`]; each describes what is particular about it.
+//! - Each server owns one folder, with its data, log, password and a lock. One server at a time runs in a folder, and a
+//!   later start in the same folder finds the same data.
+//! - The servers end with this process, however it ends: by `stop`, by drop, or, where `setpriv` of util-linux is
 //!   installed, by the kernel.
-//! - PostgreSQL refuses to run as root. Under root it runs as `postgres` or `nobody`, and where that user cannot
-//!   reach the folder, its data go to `/var/tmp` and are noted for `make clean` (`account.rs`, `outside.rs`).
+//! - PostgreSQL refuses to run as root. Under root it runs as `postgres` or `nobody`, and where that user cannot enter
+//!   the folder, its data are kept in `/var/tmp`, which `make clean` knows of (`os_user.rs`, `postgres/relocate.rs`).
 
-mod account;
-mod claim;
 mod error;
 mod files;
 mod nats;
-mod outside;
+mod os_user;
 mod postgres;
-mod process;
 mod programs;
 mod qdrant;
+mod server;
 
 use std::path::Path;
 
@@ -39,6 +38,7 @@ pub use nats::{Nats, NatsOptions};
 pub use postgres::{Postgres, PostgresOptions};
 pub use programs::{Places, Programs};
 pub use qdrant::Qdrant;
+pub use server::Server;
 
 /// How the servers of a [`Stack`] run.
 #[derive(Debug, Clone, Default)]
@@ -47,11 +47,12 @@ pub struct StackOptions {
     pub nats: NatsOptions,
     /// How PostgreSQL runs.
     pub postgres: PostgresOptions,
-    /// Whether there is a vector store.
+    /// Whether a vector store runs.
     pub vectors: bool,
 }
 
-/// A running NATS server, a running PostgreSQL, and a vector store if one is wanted. Dropping it kills them; prefer [`Stack::stop`].
+/// A running NATS server, a running PostgreSQL, and a vector store if one is wanted. Dropping it kills them; prefer
+/// [`Stack::stop`].
 #[derive(Debug)]
 pub struct Stack {
     /// The NATS server.
@@ -65,20 +66,20 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Starts the servers at once, with their data in `nats`, `postgres` and `qdrant` under `dir`, which is made if it is not
-    /// there and used again if it is. Takes about two seconds the first time, at most about two minutes.
+    /// Starts the servers at the same time, with their data in `nats`, `postgres` and `qdrant` under `dir`, which is created
+    /// where it is missing. Takes about two seconds the first time, at most about two minutes.
     ///
     /// # Errors
-    /// The programs are missing, the folder is in use, or a server does not start; the other is stopped then.
+    /// The programs are missing, the folder is in use, or a server does not start; the others are stopped then.
     pub async fn start(dir: &Path, options: StackOptions) -> Result<Self, StackError> {
         let programs = Programs::find()?;
         Self::start_with(&programs, dir, options).await
     }
 
-    /// As [`Stack::start`], with the programs named.
+    /// As [`Stack::start`], with these programs.
     ///
     /// # Errors
-    /// The folder is in use, or a server does not start; the other is stopped then.
+    /// The folder is in use, or a server does not start; the others are stopped then.
     pub async fn start_with(
         programs: &Programs,
         dir: &Path,
@@ -103,16 +104,16 @@ impl Stack {
     /// As [`Stack::start`], in a new folder that is removed when the stack stops or drops.
     ///
     /// # Errors
-    /// As [`Stack::start`], or the folder cannot be made.
+    /// As [`Stack::start`], or the folder cannot be created.
     pub async fn temporary(options: StackOptions) -> Result<Self, StackError> {
         let programs = Programs::find()?;
         Self::temporary_with(&programs, options).await
     }
 
-    /// As [`Stack::temporary`], with the programs named.
+    /// As [`Stack::temporary`], with these programs.
     ///
     /// # Errors
-    /// As [`Stack::start_with`], or the folder cannot be made.
+    /// As [`Stack::start_with`], or the folder cannot be created.
     pub async fn temporary_with(programs: &Programs, options: StackOptions) -> Result<Self, StackError> {
         let folder = files::temporary_folder()?;
         let mut stack = Self::start_with(programs, folder.path(), options).await?;
@@ -120,11 +121,10 @@ impl Stack {
         Ok(stack)
     }
 
-    /// Stops both servers and waits for their end, at most 20 seconds each, both at once; then removes a temporary
-    /// folder.
+    /// Stops all servers at the same time and waits for their end, at most 20 seconds; then removes a temporary folder.
     ///
     /// # Errors
-    /// A server had ended by itself, or had to be killed; nothing runs any more then either.
+    /// A server had ended by itself, or had to be killed; no server runs any more then either.
     pub async fn stop(self) -> Result<(), StackError> {
         let Self { nats, postgres, qdrant, temporary } = self;
         let vectors = async {

@@ -1,4 +1,4 @@
-//! Where the server programs are.
+//! Finding the server programs.
 
 use std::env;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::StackError;
 
-/// The name of the folder that holds everything private, in the memfleet folder.
+/// The name of the private folder, in the memfleet folder.
 const HOME: &str = ".memfleet";
 /// The oldest PostgreSQL that memfleet runs on.
 pub(crate) const OLDEST_POSTGRES: u32 = 15;
@@ -19,7 +19,7 @@ pub struct Programs {
     pub nats_server: PathBuf,
     /// The folder that holds `postgres` and `initdb`.
     pub postgres_bin: PathBuf,
-    /// The `qdrant-local` program, or where it was looked for.
+    /// The `qdrant-local` program, or where it was searched for.
     qdrant_local: Result<PathBuf, Vec<PathBuf>>,
 }
 
@@ -35,10 +35,10 @@ impl Programs {
     /// And `qdrant-local`, which may be missing where no vectors are wanted: the one that `MEMFLEET_QDRANT_LOCAL` names, else
     /// `bin/qdrant-local` in the same `.memfleet`.
     ///
-    /// A name in the environment that leads nowhere is an error, never passed over.
+    /// A path in the environment that does not exist is an error; the search does not go on.
     ///
     /// # Errors
-    /// [`StackError::Missing`] says which program, where it was looked for, and what to do.
+    /// [`StackError::Missing`] names the program, where it was searched for, and what to do.
     pub fn find() -> Result<Self, StackError> {
         Self::find_in(&Places::of_this_process())
     }
@@ -58,18 +58,18 @@ impl Programs {
     /// The `qdrant-local` program.
     ///
     /// # Errors
-    /// [`StackError::Missing`] says where it was looked for, and what to do.
+    /// [`StackError::Missing`] names where it was searched for, and what to do.
     pub fn qdrant_local(&self) -> Result<PathBuf, StackError> {
-        self.qdrant_local.clone().map_err(|looked| StackError::Missing {
+        self.qdrant_local.clone().map_err(|searched| StackError::Missing {
             what: "qdrant-local",
-            looked,
+            searched,
             variable: "MEMFLEET_QDRANT_LOCAL",
             meaning: "the path of the qdrant-local program, which `make engine` builds",
         })
     }
 }
 
-/// Where [`Programs::find_in`] looks.
+/// Where [`Programs::find_in`] searches.
 #[derive(Debug, Clone)]
 pub struct Places {
     /// `MEMFLEET_NATS_SERVER`: the path of `nats-server`.
@@ -80,14 +80,14 @@ pub struct Places {
     pub qdrant_local: Option<PathBuf>,
     /// `MEMFLEET_HOME`: the folder used in place of `.memfleet`.
     pub home: Option<PathBuf>,
-    /// The folder whose `.memfleet`, or that of one above it, is looked into.
+    /// The folder whose `.memfleet`, or that of one above it, is searched.
     pub current: PathBuf,
     /// The folder of installed versions of PostgreSQL, each `N/bin`.
     pub installed: PathBuf,
 }
 
 impl Places {
-    /// The places that the environment and the current folder of this process name.
+    /// The places given by the environment and the current folder of this process.
     #[must_use]
     pub fn of_this_process() -> Self {
         let named = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -101,8 +101,8 @@ impl Places {
         }
     }
 
-    /// The folder of everything private: the named one, else the nearest `.memfleet` that exists, else the one that
-    /// would be made in the current folder.
+    /// The private folder: the one that `MEMFLEET_HOME` names, else the nearest `.memfleet` that exists, else `.memfleet` in
+    /// the current folder, which does not exist yet.
     #[must_use]
     pub fn home(&self) -> PathBuf {
         let homes = self.homes();
@@ -133,9 +133,9 @@ fn find_nats(places: &Places) -> Result<PathBuf, StackError> {
         Some(named) => vec![named.clone()],
         None => places.homes().iter().map(|home| home.join("servers/nats/nats-server")).collect(),
     };
-    first(candidates, is_program).map_err(|looked| StackError::Missing {
+    first(candidates, is_program).map_err(|searched| StackError::Missing {
         what: "nats-server",
-        looked,
+        searched,
         variable: "MEMFLEET_NATS_SERVER",
         meaning: "the path of a nats-server program",
     })
@@ -158,9 +158,9 @@ fn find_postgres(places: &Places) -> Result<PathBuf, StackError> {
         }
     };
     let holds_both = |bin: &Path| is_program(&bin.join("postgres")) && is_program(&bin.join("initdb"));
-    first(candidates, holds_both).map_err(|looked| StackError::Missing {
+    first(candidates, holds_both).map_err(|searched| StackError::Missing {
         what: "PostgreSQL (the programs postgres and initdb)",
-        looked,
+        searched,
         variable: "MEMFLEET_PG_BIN",
         meaning: "the folder that holds these programs of PostgreSQL 15 or newer",
     })

@@ -1,29 +1,27 @@
-//! The official vector engine behind Qdrant's gRPC API: `qdrant-local`, a program of this workspace.
+//! A private vector store: `qdrant-local`, a program of this workspace with the official engine and Qdrant's gRPC API.
 
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::Signal;
 
 use crate::error::StackError;
 use crate::files::{self, Log};
-use crate::process::{self, LOOK_EVERY, Process, Program};
 use crate::programs::Programs;
+use crate::server::lock::FolderLock;
+use crate::server::process::ProcessSpec;
+use crate::server::{Server, ServerKind};
 
-const NAME: &str = "qdrant-local";
-const READY_WITHIN: Duration = Duration::from_secs(60);
+/// A vector store that this process runs. Dropping it kills it; prefer [`Server::stop`].
+pub type Qdrant = Server<QdrantServer>;
 
-/// A vector store that this process runs. Dropping it kills it; prefer [`Qdrant::stop`].
+/// What is particular about the vector store.
 #[derive(Debug)]
-pub struct Qdrant {
-    process: Option<Process>,
+pub struct QdrantServer {
     program: PathBuf,
     dir: PathBuf,
-    log: Log,
-    port: u16,
-    pid: u32,
 }
 
 impl Qdrant {
@@ -35,102 +33,63 @@ impl Qdrant {
     pub async fn start(programs: &Programs, dir: &Path) -> Result<Self, StackError> {
         let program = programs.qdrant_local()?;
         let dir = files::prepare(dir)?;
+        let lock = FolderLock::acquire(&dir, &data(&dir), Signal::TERM).await?;
         let log = Log::begin(dir.join("qdrant.log"));
-        let mut qdrant = Self { process: None, program, dir, log, port: 0, pid: 0 };
-        qdrant.launch().await?;
-        Ok(qdrant)
+        Self::launch(QdrantServer { program, dir }, log, lock).await
     }
 
-    /// Where clients connect, `http://127.0.0.1:PORT`. It stays the same over [`Qdrant::kill`] and [`Qdrant::resume`].
+    /// The URL for clients, `http://127.0.0.1:PORT`. It stays the same over [`Server::kill`] and [`Server::resume`].
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("http://127.0.0.1:{}", self.port())
     }
 
     /// The folder with its collections.
     #[must_use]
     pub fn data(&self) -> PathBuf {
-        self.dir.join("data")
+        data(&self.kind.dir)
     }
+}
 
-    /// The process of the program, or of the last one while it is killed.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.pid
+impl QdrantServer {
+    /// The file into which the program writes its port once it answers there.
+    fn port_file(&self) -> PathBuf {
+        self.dir.join("port")
     }
+}
 
-    /// Stops the program and waits for its end, at most 20 seconds. A killed one is stopped already.
-    ///
-    /// # Errors
-    /// It had ended by itself, or had to be killed.
-    pub async fn stop(mut self) -> Result<(), StackError> {
-        match self.process.take() {
-            Some(process) => process.stop(&self.log).await,
-            None => Ok(()),
-        }
-    }
+impl ServerKind for QdrantServer {
+    const NAME: &'static str = "qdrant-local";
+    const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
-    /// Kills the program at once, as a crash would.
-    pub async fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            process.kill();
-        }
-    }
-
-    /// Starts a killed program again, on the same port and data; nothing where it runs.
-    ///
-    /// # Errors
-    /// The program does not start, or another process took its port meanwhile.
-    pub async fn resume(&mut self) -> Result<(), StackError> {
-        if self.process.is_some() {
-            return Ok(());
-        }
-        self.launch().await
-    }
-
-    async fn launch(&mut self) -> Result<(), StackError> {
-        let port_file = self.dir.join("port");
-        match fs::remove_file(&port_file) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(StackError::file("remove", &port_file, error));
-            }
-            _ => {}
-        }
-        let paths = [("--home", self.data()), ("--port-file", port_file.clone())];
-        let listen = ["--listen".into(), format!("127.0.0.1:{}", self.port).into()];
+    fn process(&self, port: u16) -> ProcessSpec<'_> {
+        let paths = [("--home", data(&self.dir)), ("--port-file", self.port_file())];
+        let listen = ["--listen".into(), format!("127.0.0.1:{port}").into()];
         let arguments: Vec<OsString> = paths
             .into_iter()
             .flat_map(|(flag, path)| [flag.into(), path.into_os_string()])
             .chain(listen)
             .collect();
-        let program = Program {
-            name: NAME,
+        ProcessSpec {
+            name: Self::NAME,
             path: self.program.clone(),
             arguments,
             folder: &self.dir,
-            account: None,
-            stop_by: Signal::TERM,
-            drop_by: Signal::KILL,
-        };
-        let mut process = Process::start(&program, &mut self.log).await?;
-        self.port = self.ready(&mut process, &port_file).await?;
-        self.pid = process.pid();
-        self.process = Some(process);
-        Ok(())
-    }
-
-    /// Waits until the program says its port, which it does once it answers there.
-    async fn ready(&self, process: &mut Process, port_file: &Path) -> Result<u16, StackError> {
-        let deadline = Instant::now() + READY_WITHIN;
-        loop {
-            process.still_runs(&self.log)?;
-            if let Some(port) = fs::read_to_string(port_file).ok().and_then(|text| text.trim().parse().ok()) {
-                return Ok(port);
-            }
-            if Instant::now() >= deadline {
-                return Err(process::not_ready(NAME, READY_WITHIN, &self.log));
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
+            user: None,
+            stop_signal: Signal::TERM,
+            drop_signal: Signal::KILL,
         }
     }
+
+    fn remove_reports(&self) -> Result<(), StackError> {
+        files::remove_file(&self.port_file())
+    }
+
+    async fn probe(&self, _pid: u32, _port: u16) -> Option<u16> {
+        fs::read_to_string(self.port_file()).ok()?.trim().parse().ok()
+    }
+}
+
+fn data(dir: &Path) -> PathBuf {
+    dir.join("data")
 }

@@ -75,7 +75,7 @@ fn the_highest_installed_postgresql_that_is_new_enough_is_taken() {
 fn a_missing_program_is_named_with_the_places_and_the_remedy() {
     let root = TempDir::new().unwrap();
     let error = Programs::find_in(&places(&root)).unwrap_err().to_string();
-    assert!(error.starts_with("nats-server is not found. ProbeResults at: "), "{error}");
+    assert!(error.starts_with("nats-server is not found. Searched: "), "{error}");
     let looked = root.path().join("one/two/.memfleet/servers/nats/nats-server");
     for part in [looked.to_str().unwrap(), "Run `make setup`", "set MEMFLEET_NATS_SERVER to the path"] {
         assert!(error.contains(part), "{part:?} is not in: {error}");
@@ -99,6 +99,6 @@ fn a_name_that_leads_nowhere_is_not_passed_over() {
     let wrong_postgres = Places { postgres_bin: Some(nowhere.clone()), ..places(&root) };
     for places in [wrong_nats, wrong_postgres] {
         let error = Programs::find_in(&places).unwrap_err().to_string();
-        assert!(error.contains(&format!("ProbeResults at: {}. ", nowhere.display())), "{error}");
+        assert!(error.contains(&format!("Searched: {}. ", nowhere.display())), "{error}");
     }
 }

@@ -263,7 +263,7 @@ async fn data_of_another_version_are_refused_with_a_remedy() {
     fs::create_dir(dir.path().join("data")).unwrap();
     fs::write(dir.path().join("data/PG_VERSION"), "13\n").unwrap();
     let error = Postgres::start(&programs(), dir.path(), quick()).await.unwrap_err().to_string();
-    assert!(error.contains("were made by PostgreSQL 13, but the programs are version"), "{error}");
+    assert!(error.contains("were created by PostgreSQL 13, but the programs are version"), "{error}");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! What a test does that plays an attacker with a worker's login.
+//! What an attacker can try who has a worker's database login.
 
 #![allow(clippy::expect_used, clippy::missing_panics_doc, clippy::unwrap_used)]
 
@@ -12,17 +12,17 @@ use uuid::Uuid;
 use crate::database::GRANT_KEY;
 use crate::fixture::Fixture;
 
-/// The key of grants in every test's database.
-pub fn key() -> GrantKey {
+/// The key that seals the grants of the tests.
+pub fn grant_key() -> GrantKey {
     GrantKey::parse(GRANT_KEY).expect("the tests' key")
 }
 
-/// A grant of this key, good for so many seconds; below zero it has expired.
-pub fn grant_by(key: &GrantKey, user: i32, role: &str, good_for: i64) -> String {
+/// A grant that is sealed with this key and valid for `valid_s` seconds. Below zero, it has expired already.
+pub fn grant_with_key(key: &GrantKey, user: i32, role: &str, valid_s: i64) -> String {
     let now = SystemTime::now();
-    let expires_at = match u64::try_from(good_for) {
+    let expires_at = match u64::try_from(valid_s) {
         Ok(seconds) => now + Duration::from_secs(seconds),
-        Err(_) => now - Duration::from_secs(good_for.unsigned_abs()),
+        Err(_) => now - Duration::from_secs(valid_s.unsigned_abs()),
     };
     let service = "test".parse().expect("a service");
     key.seal(&Grant {
@@ -35,24 +35,24 @@ pub fn grant_by(key: &GrantKey, user: i32, role: &str, good_for: i64) -> String 
     })
 }
 
-/// A good grant for a user and a role.
+/// A valid grant for a user and a role.
 pub fn grant(user: i32, role: &str) -> String {
-    grant_by(&key(), user, role, 60)
+    grant_with_key(&grant_key(), user, role, 60)
 }
 
-/// A login of a worker's role.
+/// A connection with the login of a worker's role.
 pub async fn login(fixture: &Fixture, role: &str) -> AsyncPgConnection {
     store::connect(&fixture.settings.postgres.url_of(role)).await.expect("a login")
 }
 
-/// Runs a statement and gives the number of rows it touched or showed, or what the database says against it.
+/// Runs a statement and returns the number of rows that it changed or selected, or the error of the database.
 pub async fn attempt(connection: &mut AsyncPgConnection, sql: &str) -> Result<usize, String> {
-    // Only here, since it gives everything a method `execute`.
+    // Imported here only, since it gives every type a method `execute`.
     use diesel_async::RunQueryDsl as _;
     diesel::sql_query(sql).execute(connection).await.map_err(|error| error.to_string())
 }
 
-/// The same in a transaction with the context of some grants, which is rolled back.
+/// As [`attempt`], in a transaction with the security context of these grants, which is rolled back.
 pub async fn attempt_for(
     connection: &mut AsyncPgConnection,
     grants: &[String],
@@ -70,16 +70,16 @@ pub async fn attempt_for(
     done
 }
 
-/// Panics unless the database refused it with this phrase.
+/// Panics unless the database refused an attempt with an error that contains `by`.
 #[track_caller]
-pub fn refused(done: Result<usize, String>, by: &str, what: &str) {
+pub fn assert_refused(done: Result<usize, String>, by: &str, what: &str) {
     match done {
         Err(error) => assert!(error.contains(by), "{what}: expected {by:?}, got {error}"),
         Ok(rows) => panic!("{what}: {rows} rows went through"),
     }
 }
 
-/// The tables that hold users' rows, and the column that says whose.
+/// The tables with users' rows, each with the column of the user's id.
 pub async fn tables(fixture: &Fixture) -> Vec<(String, String)> {
     let rows = fixture
         .lines(
@@ -92,7 +92,7 @@ pub async fn tables(fixture: &Fixture) -> Vec<(String, String)> {
     rows.iter().map(|row| row.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap()).collect()
 }
 
-/// The roles of the workers that act for users. The issuer of tokens acts for none.
+/// The roles of the workers that act for users. The token issuer acts for none.
 pub async fn roles(fixture: &Fixture) -> Vec<String> {
     fixture
         .lines("role_name FROM (SELECT DISTINCT role_name FROM sec.worker_privileges WHERE 'INSERT' = ANY (privileges)) AS r ORDER BY 1")

@@ -9,7 +9,7 @@ use tokio::sync::OnceCell;
 use trust::{GrantKey, PrivateKey};
 use uuid::Uuid;
 
-/// Names the server that holds the tests' databases, as the URL of its database `postgres`.
+/// The environment variable with the server of the tests' databases: the URL of its database `postgres`.
 pub const POSTGRES_VARIABLE: &str = "MEMFLEET_TEST_POSTGRES";
 
 /// The migrated database that others are copied from.
@@ -17,24 +17,24 @@ const TEMPLATE: &str = "memfleet_template";
 /// The migrated key store that others are copied from.
 const KEYS_TEMPLATE: &str = "memfleet_keys_template";
 
-/// The key of grants in every test's database.
+/// The key that seals grants, in every test's database.
 pub const GRANT_KEY: &str = "test 6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b";
 /// The key that signs tokens in every test's database.
 pub const TOKEN_KEY: &str = "test private 7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a\n";
-/// The services of every test's database, which may do everything.
+/// The services that are registered in every test's database, with all scopes.
 const SERVICES: [&str; 6] = ["test", "account", "simple-chat", "smart-router", "expert-group", "bench"];
 /// The key-encryption key of every test.
 pub const KEK_RING: &str = "kek.1 4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b\n";
-/// The keys with which services of tests encrypt what they publish.
+/// The payload keys of the services of tests.
 pub const PAYLOAD_RING: &str = "test.1 5041594c4f41445041594c4f41445041594c4f41445041594c4f41445041594c\n\
     simple-chat.1 5041594c4f41445041594c4f41445041594c4f41445041594c4f41445041594d\n";
-/// The key of seals in every test.
+/// The key that signs seals of the audit trail in every test.
 pub(crate) const SEAL_KEY: &str =
     "test private 5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e\n";
 /// The password of the workers' roles.
 pub(crate) const WORKER_PASSWORD: &str = "worker-9b41c7";
 
-/// Where test processes queue to make the template.
+/// The advisory lock under which test processes create the templates.
 const LOCK: i64 = 0x7465_6d70_6c61_7465;
 
 static OWN: OnceCell<(Postgres, tempfile::TempDir)> = OnceCell::const_new();
@@ -60,7 +60,7 @@ async fn server() -> anyhow::Result<String> {
     Ok(postgres.url("postgres"))
 }
 
-/// Makes a database of the current schema and gives its URL.
+/// Creates a database with the current schema and returns its URL.
 ///
 /// # Errors
 /// If the server cannot be reached, or refuses.
@@ -68,7 +68,7 @@ pub async fn create_database() -> anyhow::Result<String> {
     copy("test", TEMPLATE, "SELECT sec.guard_database()").await
 }
 
-/// Makes an empty key store and gives its URL.
+/// Creates an empty key store and returns its URL.
 ///
 /// # Errors
 /// If the server cannot be reached, or refuses.
@@ -76,31 +76,31 @@ pub async fn create_key_store() -> anyhow::Result<String> {
     copy("keys", KEYS_TEMPLATE, "SELECT guard_database()").await
 }
 
-/// Makes a database like a template. Rights on the database itself are not copied, so that it is guarded anew.
+/// Creates a database from a template. PostgreSQL does not copy privileges on the database itself, so they are set again.
 async fn copy(prefix: &str, template: &str, guard: &str) -> anyhow::Result<String> {
     let server = server().await?;
     let mut connection = store::connect(&server).await?;
-    make_template(&server, &mut connection).await.context("the template database cannot be made")?;
+    create_templates(&server, &mut connection).await.context("cannot create the template database")?;
     let name = format!("{prefix}_{}", Uuid::now_v7().simple());
     connection.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE {template}")).await?;
-    let url = beside(&server, &name);
+    let url = url_on_same_server(&server, &name);
     store::connect(&url).await?.batch_execute(guard).await?;
     Ok(url)
 }
 
-/// How the workers' roles reach a database.
+/// The URL with which the workers' roles connect to a database.
 pub(crate) fn worker_url(database: &str) -> String {
     let place = database.rsplit_once('@').map_or(database, |(_, place)| place);
     format!("postgres://{{role}}:{WORKER_PASSWORD}@{place}")
 }
 
-fn beside(server: &str, database: &str) -> String {
+fn url_on_same_server(server: &str, database: &str) -> String {
     let base = server.rsplit_once('/').map_or(server, |(base, _)| base);
     format!("{base}/{database}")
 }
 
-/// Makes the templates, once for a server. The main one comes last, so that it tells that both are there.
-async fn make_template(server: &str, connection: &mut AsyncPgConnection) -> anyhow::Result<()> {
+/// Creates the templates, once on a server. The main one is created last: if it exists, both do.
+async fn create_templates(server: &str, connection: &mut AsyncPgConnection) -> anyhow::Result<()> {
     connection.batch_execute(&format!("SELECT pg_advisory_lock({LOCK})")).await?;
     let exists: Vec<Exists> =
         diesel::sql_query("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1) AS exists")
@@ -109,15 +109,15 @@ async fn make_template(server: &str, connection: &mut AsyncPgConnection) -> anyh
             .await?;
     if !exists.iter().any(|row| row.exists) {
         connection.batch_execute(&format!("DROP DATABASE IF EXISTS {KEYS_TEMPLATE}")).await?;
-        make(server, connection, KEYS_TEMPLATE, keys::SCHEMA, async |_| Ok(())).await?;
-        make(server, connection, TEMPLATE, store::migration::MAIN, fill).await?;
+        create_template(server, connection, KEYS_TEMPLATE, keys::SCHEMA, async |_| Ok(())).await?;
+        create_template(server, connection, TEMPLATE, store::migration::MAIN, fill).await?;
     }
     connection.batch_execute(&format!("SELECT pg_advisory_unlock({LOCK})")).await?;
     Ok(())
 }
 
-/// Makes one database of a schema, under its name when it is ready.
-async fn make(
+/// Creates a database with a schema. It gets its name when it is complete.
+async fn create_template(
     server: &str,
     connection: &mut AsyncPgConnection,
     name: &str,
@@ -127,10 +127,10 @@ async fn make(
     let unfinished = format!("{name}_new");
     connection.batch_execute(&format!("DROP DATABASE IF EXISTS {unfinished}")).await?;
     connection.batch_execute(&format!("CREATE DATABASE {unfinished}")).await?;
-    schema.up(store::connect(&beside(server, &unfinished)).await?).await?;
-    let mut made = store::connect(&beside(server, &unfinished)).await?;
-    fill(&mut made).await?;
-    drop(made);
+    schema.up(store::connect(&url_on_same_server(server, &unfinished)).await?).await?;
+    let mut database = store::connect(&url_on_same_server(server, &unfinished)).await?;
+    fill(&mut database).await?;
+    drop(database);
     // The migration's connection may still be closing, and a database in use cannot be renamed.
     let rename = format!("ALTER DATABASE {unfinished} RENAME TO {name}");
     let drop_others =
@@ -145,16 +145,16 @@ async fn make(
     Ok(())
 }
 
-/// What every test's main database knows.
-async fn fill(made: &mut AsyncPgConnection) -> anyhow::Result<()> {
+/// Registers the keys and services of every test's main database.
+async fn fill(database: &mut AsyncPgConnection) -> anyhow::Result<()> {
     let key = GrantKey::parse(GRANT_KEY)?;
-    store::security::add_grant_key(made, key.name(), key.expose()).await?;
-    registry::add_token_key(made, &PrivateKey::parse(TOKEN_KEY)?.public()).await?;
+    store::security::add_grant_key(database, key.name(), key.expose()).await?;
+    registry::add_token_key(database, &PrivateKey::parse(TOKEN_KEY)?.public()).await?;
     for service in SERVICES {
         let entry = ServiceEntry { scopes: vec!["*:*".parse()?], rates: Rates::default() };
-        registry::put_service(made, &service.parse()?, &entry).await?;
+        registry::put_service(database, &service.parse()?, &entry).await?;
     }
-    // Roles are of the server, and so are their passwords: once is enough.
-    store::security::set_worker_passwords(made, WORKER_PASSWORD).await?;
+    // Roles and their passwords belong to the server, so that once is enough.
+    store::security::set_worker_passwords(database, WORKER_PASSWORD).await?;
     Ok(())
 }

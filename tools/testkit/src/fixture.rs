@@ -20,36 +20,36 @@ use crate::database::{
     GRANT_KEY, KEK_RING, PAYLOAD_RING, SEAL_KEY, TOKEN_KEY, create_database, create_key_store, worker_url,
 };
 use crate::logs;
-use crate::publish::Published;
+use crate::publish::RequestMessage;
 use crate::wait::eventually;
 
 /// The servers of one test.
 pub struct Fixture {
-    /// How a worker reaches them.
+    /// The settings with which a worker connects to them.
     pub settings: Settings,
-    /// The broker, which a test may kill and resume.
+    /// The broker. A test may kill and resume it.
     pub nats: Nats,
-    /// A client of the broker that may do anything.
+    /// A client of the broker with all permissions.
     pub jetstream: jetstream::Context,
     folder: tempfile::TempDir,
 }
 
 /// A worker that runs in the test's process.
-pub struct Running {
-    /// What it has done.
+pub struct RunningWorker {
+    /// Its counters.
     pub stats: Arc<Stats>,
-    /// What it has and lacks.
+    /// Its phase and missing dependencies.
     pub readiness: Readiness,
     stop: CancellationToken,
     task: JoinHandle<Result<(), RunError>>,
 }
 
 #[allow(clippy::expect_used)]
-impl Running {
-    /// Stops it as SIGTERM would, and waits for its end.
+impl RunningWorker {
+    /// Stops the worker as SIGTERM would, and waits for its end.
     ///
     /// # Errors
-    /// What the worker says.
+    /// The error with which the worker ended.
     ///
     /// # Panics
     /// If the worker panicked.
@@ -58,10 +58,10 @@ impl Running {
         self.task.await.expect("the worker did not panic")
     }
 
-    /// Waits for it to end by itself, which it does only if it cannot work.
+    /// Waits for the worker to end by itself, which it does only if it cannot work.
     ///
     /// # Errors
-    /// What the worker says.
+    /// The error with which the worker ended.
     ///
     /// # Panics
     /// If the worker panicked.
@@ -88,28 +88,28 @@ impl Drop for Fixture {
     }
 }
 
-/// A failure here is a failure of the test's surroundings, so it panics and says what failed.
+/// An error here is no result of the test, so every method panics with what failed.
 #[allow(clippy::expect_used, clippy::missing_panics_doc)]
 impl Fixture {
-    /// Servers with the current schema and the shipped streams.
+    /// Starts servers with the current schema and the shipped streams.
     pub async fn new() -> Self {
         Self::with_topology(|_| {}).await
     }
 
-    /// Servers with the current schema and streams changed by `change`.
+    /// Starts servers with the current schema and streams that `change` has changed.
     pub async fn with_topology(change: impl FnOnce(&mut Topology)) -> Self {
         Self::with(change, |_| None).await
     }
 
-    /// Servers of which the broker knows who may do what, as a private or a production one does. The fixture's own client is
-    /// the operator.
+    /// Starts servers whose broker has accounts with permissions, as in production. The fixture's own client is the
+    /// operator.
     pub async fn secured() -> Self {
-        Self::listened([]).await
+        Self::with_listeners([]).await
     }
 
-    /// The same, where the events of these users can be heard by listeners of their own, also over WebSocket.
-    pub async fn listened(users: impl IntoIterator<Item = i32>) -> Self {
-        let make = |folder: &Path| {
+    /// As [`Fixture::secured`], with a listener for the events of each of these users, also over WebSocket.
+    pub async fn with_listeners(users: impl IntoIterator<Item = i32>) -> Self {
+        let accounts = |folder: &Path| {
             let topology = Topology::shipped().expect("the shipped streams");
             let mut services = topology::Service::shipped().expect("the shipped services");
             let listeners = users.into_iter().map(|user| UserId::new(user).expect("a user"));
@@ -118,7 +118,7 @@ impl Fixture {
             let public = topology::make_nkeys(&folder.join("nkeys"), &identities).expect("keys");
             Some(topology::render(&topology, &services, &public))
         };
-        Self::with(|_| {}, make).await
+        Self::with(|_| {}, accounts).await
     }
 
     async fn with(
@@ -163,7 +163,7 @@ impl Fixture {
         Self { settings, nats, jetstream, folder }
     }
 
-    /// The environment in which the program reaches the servers.
+    /// The environment variables with which the program connects to the servers.
     pub fn environment(&self) -> Vec<(String, String)> {
         let all = self.settings.to_environment().expect("an environment");
         let servers = [
@@ -180,22 +180,22 @@ impl Fixture {
     }
 
     /// Starts a worker in this process.
-    pub fn run<W: ExternalWorker>(&self, worker: W) -> Running {
+    pub fn run<W: ExternalWorker>(&self, worker: W) -> RunningWorker {
         self.run_with(worker, self.settings.clone())
     }
 
     /// Starts a worker in this process with other settings.
-    pub fn run_with<W: ExternalWorker>(&self, worker: W, settings: Settings) -> Running {
+    pub fn run_with<W: ExternalWorker>(&self, worker: W, settings: Settings) -> RunningWorker {
         let (observed, stop) = (Observed::new(W::INFO.name), CancellationToken::new());
         let (seen, stopped) = (observed.clone(), stop.clone());
         let task =
             tokio::spawn(async move { runtime::run(Arc::new(worker), &settings, seen, stopped).await });
         let Observed { stats, readiness } = observed;
-        Running { stats, readiness, stop, task }
+        RunningWorker { stats, readiness, stop, task }
     }
 
     /// Publishes requests and waits until the broker has stored them.
-    pub async fn publish(&self, requests: impl IntoIterator<Item = Published>) {
+    pub async fn publish(&self, requests: impl IntoIterator<Item = RequestMessage>) {
         let mut waiting = Vec::new();
         for request in requests {
             let headers = request.header_map();
@@ -207,7 +207,7 @@ impl Fixture {
         }
     }
 
-    /// Listens on a subject.
+    /// Subscribes to a subject.
     pub async fn subscribe(&self, subject: &str) -> async_nats::Subscriber {
         let client = self.jetstream.client();
         let subscriber = client.subscribe(subject.to_owned()).await.expect("a subscription");
@@ -215,7 +215,7 @@ impl Fixture {
         subscriber
     }
 
-    /// The secret half of an identity's nkey, at a broker that knows identities.
+    /// The seed of an identity's nkey, at a broker with accounts.
     pub fn seed(&self, identity: &str) -> String {
         let file = self.folder.path().join(format!("nkeys/{identity}.nk"));
         std::fs::read_to_string(file).expect("a key").trim().to_owned()
@@ -226,13 +226,13 @@ impl Fixture {
         self.jetstream.get_consumer_from_stream(name, stream).await.expect("a consumer")
     }
 
-    /// Waits until everything a worker's stream holds is settled.
+    /// Waits until a worker has acknowledged every message of its stream.
     pub async fn drained<W: ExternalWorker>(&self) {
         let consumer = self.consumer(W::INFO.stream.expect("a stream"), W::INFO.name).await;
-        // For a moment after a publish the server may not count the message as one that the consumer has before it.
+        // For a moment after a publish, the server may not count the message as pending for the consumer.
         let stream = self.jetstream.get_stream(W::INFO.stream.expect("a stream")).await.expect("a stream");
         let last = stream.cached_info().state.last_sequence;
-        eventually("everything in the stream is settled", async || {
+        eventually("every message of the stream is acknowledged", async || {
             let info = consumer.get_info().await.ok()?;
             let delivered = info.delivered.stream_sequence >= last;
             (delivered && info.num_pending == 0 && info.num_ack_pending == 0).then_some(())
@@ -240,7 +240,7 @@ impl Fixture {
         .await;
     }
 
-    /// Registers a service, which may do what these scopes say: `register("alpha", "context:* session:open")`.
+    /// Registers a service with these scopes: `register("alpha", "context:* session:open")`.
     pub async fn register(&self, service: &str, scopes: &str) {
         let scopes = Scope::parse_list(scopes).expect("scopes");
         let entry = ServiceEntry { scopes, rates: Rates::default() };
@@ -266,20 +266,20 @@ impl Fixture {
         rows.iter().map(|row| row.number).sum()
     }
 
-    /// What an expression yields for each row, as text: `lines("session_id FROM chat_mode_sessions ORDER BY 1")`.
+    /// The value of an expression for each row, as text: `lines("session_id FROM chat_mode_sessions ORDER BY 1")`.
     pub async fn lines(&self, select: &str) -> Vec<String> {
         lines_on(&mut self.connection().await, select).await
     }
 
-    /// Runs requests through a worker of this process and waits until all are settled.
-    pub async fn carry<W: ExternalWorker>(&self, worker: W, requests: impl IntoIterator<Item = Published>) {
+    /// Publishes requests, has a worker in this process process them, and waits until all are acknowledged.
+    pub async fn process<W: ExternalWorker>(&self, worker: W, requests: impl IntoIterator<Item = RequestMessage>) {
         let worker = self.run(worker);
         self.publish(requests).await;
         self.drained::<W>().await;
         worker.stop().await.expect("a clean end");
     }
 
-    /// A file with this content, which goes with the fixture.
+    /// Writes a file with this content, which is removed with the fixture.
     pub fn key_file(&self, name: &str, content: &str) -> String {
         write_file(self.folder.path(), name, content)
     }
@@ -335,7 +335,7 @@ pub async fn next(subscriber: &mut async_nats::Subscriber) -> async_nats::Messag
     next.expect("a message in time").expect("a subscription that goes on")
 }
 
-/// What [`Fixture::lines`] gives, on a connection whose settings a test has chosen.
+/// As [`Fixture::lines`], on this connection.
 ///
 /// # Panics
 /// If the statement fails.

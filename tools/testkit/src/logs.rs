@@ -1,6 +1,6 @@
-//! What the tests' workers, programs and servers log is kept, and at the end of the suite no secret may be in it.
+//! The logs of the tests' workers, programs and servers are kept, and at the end of the suite they are searched for secrets.
 //!
-//! The program `with-servers` names a folder in [`LOGS_VARIABLE`], and looks through it when the tests have ended.
+//! The program `with-servers` names a folder in [`LOGS_VARIABLE`], and searches it when the tests have ended.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -19,10 +19,10 @@ use crate::database::{GRANT_KEY, KEK_RING, PAYLOAD_RING, SEAL_KEY, TOKEN_KEY, WO
 use crate::publish::CANARY;
 use crate::token;
 
-/// The folder that keeps the logs of a run of the suite.
+/// The environment variable with the folder that keeps the logs of a run of the suite.
 pub const LOGS_VARIABLE: &str = "MEMFLEET_TEST_LOGS";
 
-/// Everything that our own code says, and what the libraries below it say to whoever looks for a fault.
+/// All of our own log lines, and those of the libraries that help to find a fault.
 const EVERYTHING: &str = "debug,async_nats=trace,audit=trace,context_writer=trace,keys=trace,memfleet=trace,runtime=trace,store=trace,\
                           topology=trace,trust=trace";
 
@@ -34,11 +34,11 @@ fn new_file(name: &str) -> Option<PathBuf> {
     Some(Path::new(&folder).join(format!("{name}-{}.log", Uuid::now_v7().simple())))
 }
 
-/// Starts logging: to the test's output what RUST_LOG asks for, and to the kept log everything.
+/// Starts logging: the lines that RUST_LOG selects go to the test's output, and all go to the kept log.
 pub(crate) fn start() {
     let shown = fmt::layer().with_test_writer().with_filter(EnvFilter::from_default_env());
     let kept = OWN.as_ref().and_then(|path| OpenOptions::new().append(true).create(true).open(path).ok());
-    // With what the program itself adds to every filter.
+    // The program itself adds this condition to every filter too.
     let filter = || EnvFilter::new(EVERYTHING).and(filter_fn(config::may_be_logged));
     let kept = kept.map(|file| {
         fmt::layer().with_ansi(false).with_writer(std::sync::Mutex::new(file)).with_filter(filter())
@@ -46,45 +46,45 @@ pub(crate) fn start() {
     let _ = tracing_subscriber::registry().with(shown).with(kept).try_init();
 }
 
-/// What this process's workers have logged so far; nothing if logs are not kept.
+/// The log of this process so far; empty if logs are not kept.
 pub fn own() -> String {
     OWN.as_ref().and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default()
 }
 
-/// Keeps what a program has said on standard error.
-pub fn keep(name: &str, said: &[u8]) {
+/// Keeps the standard error of a program that has ended.
+pub fn keep(name: &str, stderr: &[u8]) {
     if let Some(path) = new_file(name) {
         // A log that is not kept is seen by whoever counts them.
-        let _ = File::create(path).and_then(|mut file| file.write_all(said));
+        let _ = File::create(path).and_then(|mut file| file.write_all(stderr));
     }
 }
 
-/// Where a program that goes on says what it says: into a log that is kept, or else to the test's own.
-pub fn of_a_program(name: &str) -> Stdio {
+/// The standard error for a program that is started: a kept log, or else that of the test.
+pub fn stderr_for(name: &str) -> Stdio {
     new_file(name).and_then(|path| File::create(path).ok()).map_or_else(Stdio::inherit, Stdio::from)
 }
 
-/// Keeps the log of a server that goes.
+/// Keeps the log of a server that ends.
 pub(crate) fn keep_file(name: &str, log: &Path) {
     if let (Some(path), true) = (new_file(name), log.exists()) {
         let _ = std::fs::copy(log, path);
     }
 }
 
-/// What must be in no log: the canary and every key of the tests, as they are and as bytes often show.
+/// What must be in no log: the canary and every key of the tests, as text and in the usual encodings of bytes.
 pub fn secrets() -> Vec<String> {
     let digits = |line: &str| line.split_whitespace().last().unwrap_or_default().to_owned();
     let mut secrets: Vec<String> = [GRANT_KEY, TOKEN_KEY, SEAL_KEY, KEK_RING].map(digits).to_vec();
     secrets.extend(PAYLOAD_RING.lines().map(digits));
     secrets.push(format!(":{WORKER_PASSWORD}@"));
-    // How every token and every grant of the tests begins.
-    let token = token::by(crate::attack::key(), "test", 1);
+    // The beginning of every token and every grant of the tests.
+    let token = token::with_grant_key(crate::attack::grant_key(), "test", 1);
     secrets.push(token.split('.').next().unwrap_or_default().to_owned());
     secrets.push("v1|test|".to_owned());
     let canary = CANARY.as_bytes();
     secrets.push(CANARY.to_owned());
     secrets.push(HEXLOWER.encode(canary));
-    // In base64, a text shows in one of three ways, by where it begins; the letters at the ends depend on what is beside it.
+    // In base64, a text has one of three forms, by its offset; the characters at its ends depend on its neighbours.
     for before in 0..3 {
         let padded = [vec![b' '; before], canary.to_vec()].concat();
         let text = BASE64.encode(&padded);
@@ -95,18 +95,18 @@ pub fn secrets() -> Vec<String> {
     secrets
 }
 
-/// What was looked through.
+/// The result of a search.
 #[derive(Debug, Default)]
 pub struct Search {
-    /// How many files.
+    /// The number of files.
     pub files: usize,
-    /// How many bytes.
+    /// The number of bytes.
     pub bytes: usize,
     /// `file: line` of every secret that was found, at most twenty.
     pub found: Vec<String>,
 }
 
-/// Looks through every file of a folder for secrets.
+/// Searches every file of a folder for secrets.
 ///
 /// # Errors
 /// If the folder or a file of it cannot be read.
@@ -144,7 +144,7 @@ mod tests {
             BASE64.encode(format!("xx{CANARY}y").as_bytes()),
             BASE64.encode(format!("xxx{CANARY}y").as_bytes()),
             format!("kek {KEK_RING}"),
-            format!("Bearer {}", token::by(crate::attack::key(), "simple-chat", 7)),
+            format!("Bearer {}", token::with_grant_key(crate::attack::grant_key(), "simple-chat", 7)),
             format!("grant {grant}"),
             format!("postgres://w_context_writer:{WORKER_PASSWORD}@127.0.0.1/x"),
         ];

@@ -5,13 +5,13 @@ use uuid::Uuid;
 
 use crate::token;
 
-/// What secrets in tests are made of. No log, no event and no table may ever show it.
+/// The content of every secret in tests. It may be in no log, no event and no table.
 pub const CANARY: &str = "canary-5c1e9d07";
 
 /// A request as a publisher sends it.
 #[derive(Clone, Debug)]
-pub struct Published {
-    /// Where.
+pub struct RequestMessage {
+    /// Its subject.
     pub subject: String,
     /// Its request id.
     pub id: Uuid,
@@ -19,32 +19,32 @@ pub struct Published {
     pub headers: Vec<(&'static str, String)>,
     /// The body.
     pub body: Vec<u8>,
-    /// Whether a good token goes along, unless a header says otherwise.
+    /// Whether a valid token is added, if there is no such header yet.
     pub has_token: bool,
 }
 
-impl Published {
-    /// The same with a header.
+impl RequestMessage {
+    /// Adds a header.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: impl ToString) -> Self {
         self.headers.push((name, value.to_string()));
         self
     }
 
-    /// The same with another body.
+    /// Changes the body.
     #[must_use]
     pub fn map_body(mut self, change: impl FnOnce(String) -> String) -> Self {
         self.body = change(String::from_utf8_lossy(&self.body).into_owned()).into_bytes();
         self
     }
 
-    /// The same with another service token.
+    /// Replaces the service token.
     #[must_use]
     pub fn with_token(self, token: &str) -> Self {
         self.with(header::AUTHORIZATION, header::bearer(token))
     }
 
-    /// The same with its body encrypted under a key of [`PAYLOAD_RING`](crate::PAYLOAD_RING), such as `test.1`.
+    /// Encrypts the body under a key of [`PAYLOAD_RING`](crate::PAYLOAD_RING), such as `test.1`.
     #[must_use]
     #[allow(clippy::expect_used, clippy::missing_panics_doc, reason = "a failure here is one of the test")]
     pub fn encrypted(mut self, key_id: &str) -> Self {
@@ -55,20 +55,20 @@ impl Published {
         self.with(header::ENCRYPTION, key_id)
     }
 
-    /// The same without a service token.
+    /// Sends it without a service token.
     #[must_use]
     pub fn without_token(self) -> Self {
         Self { has_token: false, ..self }
     }
 
-    /// The headers on the wire.
+    /// All headers.
     pub fn header_map(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
         headers.insert(header::MESSAGE_ID, self.id.to_string());
         if self.has_token
             && let Ok(subject) = self.subject.parse::<RequestSubject>()
         {
-            headers.insert(header::AUTHORIZATION, header::bearer(&token::of(&subject)));
+            headers.insert(header::AUTHORIZATION, header::bearer(&token::for_subject(&subject)));
         }
         for (name, value) in &self.headers {
             headers.insert(*name, value.as_str());
@@ -78,8 +78,8 @@ impl Published {
 }
 
 /// A request of the service `test` with a fresh id: `request("context.put", 42, json!({…}))`.
-pub fn request(kind: &str, user: i32, body: Value) -> Published {
-    Published {
+pub fn request(kind: &str, user: i32, body: Value) -> RequestMessage {
+    RequestMessage {
         subject: format!("memory.req.test.{kind}.{user}"),
         id: Uuid::now_v7(),
         headers: Vec::new(),
@@ -88,27 +88,27 @@ pub fn request(kind: &str, user: i32, body: Value) -> Published {
     }
 }
 
-/// A request that makes a user known.
-pub fn user(id: i32) -> Published {
+/// A request that stores a user.
+pub fn user(id: i32) -> RequestMessage {
     let body = json!({ "username": format!("user{id}"), "email": format!("user{id}@example.org") });
     request("user.put", id, body)
 }
 
 /// A request that opens a session.
-pub fn session(user: i32, id: &str) -> Published {
+pub fn session(user: i32, id: &str) -> RequestMessage {
     request("session.open", user, json!({ "session_id": id, "chat_mode": "simple" }))
 }
 
-/// A request that puts a context, whose value tells its version.
-pub fn context(user: i32, session: &str, key: &str, version: i64) -> Published {
+/// A request that stores a context, whose value is its version.
+pub fn context(user: i32, session: &str, key: &str, version: i64) -> RequestMessage {
     let value = json!({ "v": version });
     let body =
         json!({ "session_id": session, "context_key": key, "context_value": value, "version": version });
     request("context.put", user, body)
 }
 
-/// A request for every table that context-writer writes, of one user, in an order in which all are met.
-pub fn everything_of(user: i32) -> Vec<Published> {
+/// For one user, a request for every table that context-writer writes, in an order in which none lacks a prerequisite.
+pub fn requests_for_all_tables(user: i32) -> Vec<RequestMessage> {
     let message = Uuid::now_v7();
     vec![
         request("user.put", user, json!({ "username": "u", "email": "u@example.org" })),

@@ -16,14 +16,14 @@ static ISSUED: LazyLock<Mutex<HashMap<(Service, UserId), String>>> = LazyLock::n
 
 /// An issuer with the keys of every test's database.
 pub fn issuer() -> TokenIssuer {
-    issuer_with(attack::key())
+    issuer_with(attack::grant_key())
 }
 
 fn issuer_with(grants: GrantKey) -> TokenIssuer {
     TokenIssuer::new(PrivateKey::parse(TOKEN_KEY).expect("the tests' key"), grants, "memfleet")
 }
 
-/// What a token that allows everything for a user is asked for with.
+/// The request for a token with all scopes for a user.
 pub fn request(service: &str, user: i32) -> TokenRequest {
     TokenRequest {
         service: service.parse().expect("a service"),
@@ -34,15 +34,15 @@ pub fn request(service: &str, user: i32) -> TokenRequest {
     }
 }
 
-/// A token that allows everything for a user, with grants of this key.
-pub fn by(grants: GrantKey, service: &str, user: i32) -> String {
+/// A token with all scopes for a user, whose grants are sealed with this key.
+pub fn with_grant_key(grants: GrantKey, service: &str, user: i32) -> String {
     issuer_with(grants).issue(&request(service, user), SystemTime::now()).expect("a token").token
 }
 
-/// A good token for whom a subject names, which is not registered.
-pub fn of(subject: &RequestSubject) -> String {
+/// A valid token for the service and user of a subject. It is not in the registry.
+pub fn for_subject(subject: &RequestSubject) -> String {
     let mut issued = ISSUED.lock().unwrap_or_else(PoisonError::into_inner);
     let holder = (subject.service.clone(), subject.user_id);
-    let make = || by(attack::key(), holder.0.as_str(), holder.1.get());
+    let make = || with_grant_key(attack::grant_key(), holder.0.as_str(), holder.1.get());
     issued.entry(holder.clone()).or_insert_with(make).clone()
 }

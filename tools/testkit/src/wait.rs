@@ -1,25 +1,25 @@
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-/// How long a test waits for anything. Far more than it takes, since the machine may be busy with other things.
+/// How long a test waits for anything: far more than it takes, since the machine may be busy.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Looks again and again until there is something to see.
+/// Probes until there is a result.
 ///
 /// # Panics
 /// With `what`, if the [`DEADLINE`] passes first.
-pub async fn eventually<T, F>(what: &str, mut look: impl FnMut() -> F) -> T
+pub async fn eventually<T, F>(what: &str, mut probe: impl FnMut() -> F) -> T
 where
     F: Future<Output = Option<T>>,
 {
     let since = Instant::now();
     loop {
-        if let Some(seen) = look().await {
-            return seen;
+        if let Some(result) = probe().await {
+            return result;
         }
         assert!(since.elapsed() < DEADLINE, "waited {DEADLINE:?} for: {what}");
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }

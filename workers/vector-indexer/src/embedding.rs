@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use ::store::{Fault, FaultKind};
 use embed::{EmbedError, Embedder};
 use uuid::Uuid;
-use vectors::{Point, PointKey, Tenant, chunk_id};
+use vectors::{Point, PointKey, Tenant, chunk_ids};
 
 /// The vectors of a memory in one collection, one for each point.
 pub(crate) type Made = Vec<Vec<f32>>;
@@ -17,8 +17,8 @@ pub(crate) fn points_of(
     tenant: &Tenant,
     key: &PointKey,
 ) -> impl Iterator<Item = Point> {
-    made.into_iter().enumerate().map(move |(chunk, vector)| Point {
-        id: chunk_id(first, chunk),
+    chunk_ids(first, made.len()).zip(made).map(move |(id, vector)| Point {
+        id,
         vector,
         tenant: tenant.clone(),
         key: key.clone(),

@@ -11,7 +11,7 @@ use contract::{
 };
 use runtime::Message;
 use uuid::Uuid;
-use vectors::{Point, PointKey, Tenant, VectorError, chunk_id, first_point_id, meta_digests};
+use vectors::{Point, PointKey, Tenant, VectorError, chunk_ids, first_point_id, meta_digests};
 
 use crate::embedding::{Made, away, embed_each, points_of};
 use crate::known::{self, Known, Row};
@@ -307,7 +307,7 @@ impl VectorIndexer {
                 && let Some(first) = row.qdrant_point_id
             {
                 let count = usize::try_from(row.point_count).unwrap_or(0);
-                wanted.insert((user, draft.hash), (0..count).map(|chunk| chunk_id(first, chunk)).collect());
+                wanted.insert((user, draft.hash), chunk_ids(first, count).collect());
             }
         }
         if wanted.is_empty() {

@@ -15,7 +15,7 @@ use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Timestampt
 use diesel_async::RunQueryDsl;
 use embed::Embedder;
 use uuid::Uuid;
-use vectors::{PointKey, StoredPoint, Tenant, Vectors, chunk_id, meta_digests};
+use vectors::{PointKey, StoredPoint, Tenant, Vectors, chunk_ids, meta_digests};
 
 use crate::Embedded;
 use crate::embedding::{embed_each, points_of};
@@ -110,7 +110,7 @@ impl Row {
     fn points(&self, model: &str) -> Vec<Uuid> {
         let count =
             if self.embedding_model == model { usize::try_from(self.point_count).unwrap_or(1) } else { 1 };
-        (0..count.max(1)).map(|chunk| chunk_id(self.qdrant_point_id, chunk)).collect()
+        chunk_ids(self.qdrant_point_id, count.max(1)).collect()
     }
 
     fn embedded(&self) -> Embedded {
@@ -246,9 +246,7 @@ impl Reconciler<'_> {
         let changed = rows.iter().filter(|row| now.get(&(row.user_id, row.id)) != Some(&row.written));
         let most = i64::from(PAGE);
         let points: Vec<Uuid> = changed
-            .flat_map(|row| {
-                (0..usize::try_from(most).unwrap_or(1)).map(|chunk| chunk_id(row.qdrant_point_id, chunk))
-            })
+            .flat_map(|row| chunk_ids(row.qdrant_point_id, usize::try_from(most).unwrap_or(1)))
             .collect();
         self.vectors.delete(&self.collection.collection_name, &points).await.map_err(fault)
     }

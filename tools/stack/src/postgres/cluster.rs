@@ -1,30 +1,28 @@
-//! The data folder of PostgreSQL, and the programs that work on it.
+//! The data folder of PostgreSQL, and the programs that run on it.
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
 
-use super::{NAME, USER};
-use crate::account::Account;
-use crate::claim::Claim;
+use super::{NAME, USER, relocate};
 use crate::error::StackError;
 use crate::files::{self, Log};
-use crate::outside;
-use crate::process::{Process, Program};
+use crate::os_user::OsUser;
 use crate::programs::{OLDEST_POSTGRES, Programs};
+use crate::server::lock::FolderLock;
+use crate::server::process::{Process, ProcessSpec};
 
-const FILL_WITHIN: Duration = Duration::from_secs(60);
-const CHECK_WITHIN: Duration = Duration::from_secs(10);
+const INITDB_TIMEOUT: Duration = Duration::from_secs(60);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(super) struct Cluster {
     bin: PathBuf,
-    account: Option<Account>,
+    user: Option<OsUser>,
     /// The folder that holds `data`, and in which the programs run.
     folder: PathBuf,
     /// What PostgreSQL calls its data directory.
@@ -33,14 +31,14 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    /// Finds out where and as whom PostgreSQL runs for this folder, and claims it.
-    pub(super) async fn open(programs: &Programs, dir: &Path) -> Result<(Self, Claim), StackError> {
-        let usual = Account::to_drop_to()?;
-        let folder = outside::for_data(usual, dir)?;
+    /// Determines where, and as which user, PostgreSQL runs for this folder, and locks the folder.
+    pub(super) async fn open(programs: &Programs, dir: &Path) -> Result<(Self, FolderLock), StackError> {
+        let preferred = OsUser::unprivileged()?;
+        let folder = relocate::data_folder(preferred, dir)?;
         let data = folder.join("data");
-        // PostgreSQL runs as the owner of its data only, and that user may not be the one chosen today.
-        let account = usual.map(|usual| Account::owner_of(&data).unwrap_or(usual));
-        let claim = Claim::take(dir, &data, Signal::INT).await?;
+        // PostgreSQL runs as the owner of its data only, which may be another user than the preferred one.
+        let user = preferred.map(|preferred| OsUser::owner_of(&data).unwrap_or(preferred));
+        let lock = FolderLock::acquire(dir, &data, Signal::INT).await?;
         let original = programs.postgres_bin.clone();
         let version = version_of(&original.join("postgres"))?;
         if let Ok(text) = fs::read_to_string(data.join("PG_VERSION"))
@@ -50,64 +48,63 @@ impl Cluster {
             return Err(StackError::OtherVersion { data, made_by, found: version });
         }
         // Under root this may copy some 50 MB, once.
-        let copy = tokio::task::spawn_blocking(move || outside::for_programs(account, &original)).await;
+        let copy = tokio::task::spawn_blocking(move || relocate::program_folder(user, &original)).await;
         let bin =
             copy.map_err(|source| StackError::file("copy", &programs.postgres_bin, source.into()))??;
         let password = files::password(&dir.join("password"))?;
-        Ok((Self { bin, account, folder, data, password }, claim))
+        Ok((Self { bin, user, folder, data, password }, lock))
     }
 
     /// One of the programs, to run on this folder.
-    pub(super) fn program(&self, name: &'static str, file: &str, arguments: Vec<OsString>) -> Program<'_> {
-        Program {
+    pub(super) fn process(
+        &self,
+        name: &'static str,
+        file: &str,
+        arguments: Vec<OsString>,
+    ) -> ProcessSpec<'_> {
+        ProcessSpec {
             name,
             path: self.bin.join(file),
             arguments,
             folder: &self.folder,
-            account: self.account,
-            stop_by: Signal::INT,
-            // What PostgreSQL calls an immediate shutdown: as fast as a kill, but it leaves no shared memory behind.
-            drop_by: Signal::QUIT,
+            user: self.user,
+            stop_signal: Signal::INT,
+            // An immediate shutdown: as fast as a kill, but it releases the shared memory.
+            drop_signal: Signal::QUIT,
         }
     }
 
-    /// Makes the data where there are none. It works beside the final place and moves there last, so that data that
-    /// are there are whole.
-    pub(super) async fn fill(&self, log: &mut Log) -> Result<(), StackError> {
+    /// Creates the data folder where it is missing. It is created under another name and renamed last, so that a folder
+    /// that exists is complete.
+    pub(super) async fn initialize(&self, log: &mut Log) -> Result<(), StackError> {
         if self.data.exists() {
             return Ok(());
         }
         let (work, secret) = (self.folder.join("data.new"), self.folder.join("secret"));
-        match fs::remove_dir_all(&work) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(StackError::file("remove", &work, error));
-            }
-            _ => {}
-        }
+        files::remove_folder(&work)?;
         fs::create_dir(&work).map_err(|source| StackError::file("create the folder", &work, source))?;
         files::write_private(&secret, &self.password)?;
-        if let Some(account) = self.account {
-            account.give(&work)?;
-            account.give(&secret)?;
+        if let Some(user) = self.user {
+            user.own(&work)?;
+            user.own(&secret)?;
         }
-        let made = self.make(&work, &secret, log).await;
+        let created = self.initdb(&work, &secret, log).await;
         let removed = fs::remove_file(&secret);
-        made?;
+        created?;
         removed.map_err(|source| StackError::file("remove", &secret, source))?;
         fs::rename(&work, &self.data).map_err(|source| StackError::file("move to its place", &work, source))
     }
 
-    async fn make(&self, work: &Path, secret: &Path, log: &mut Log) -> Result<(), StackError> {
+    async fn initdb(&self, work: &Path, secret: &Path, log: &mut Log) -> Result<(), StackError> {
         let mut arguments = vec![OsString::from("-D"), work.into(), "--pwfile".into(), secret.into()];
         arguments.extend(
             ["-U", USER, "--auth=scram-sha-256", "--locale=C", "--encoding=UTF8"].map(OsString::from),
         );
-        // Without --no-sync, initdb waits for the disk for seconds; a power cut in the first seconds of a new, empty
-        // database costs nothing.
+        // Without --no-sync, initdb waits for the disk for seconds, and an empty database is no loss.
         arguments.extend(["--no-instructions", "--no-sync"].map(OsString::from));
         let name = "PostgreSQL's initdb";
-        let process = Process::start(&self.program(name, "initdb", arguments), log).await?;
-        let status = process.finish(FILL_WITHIN, log).await?;
+        let process = Process::start(&self.process(name, "initdb", arguments), log).await?;
+        let status = process.finish(INITDB_TIMEOUT, log).await?;
         if status.success() {
             return Ok(());
         }
@@ -115,7 +112,7 @@ impl Cluster {
         Err(StackError::Ended { server: name, status: status.to_string(), log, tail })
     }
 
-    /// Whether these programs, which can be built with or without much, know the value of a setting.
+    /// Whether these programs support this value of a setting, which depends on how they were built.
     pub(super) async fn accepts(
         &self,
         setting: &str,
@@ -124,8 +121,8 @@ impl Cluster {
     ) -> Result<bool, StackError> {
         let arguments = ["-C", setting, "-c", &format!("{setting}={value}"), "-D"].map(OsString::from);
         let arguments = arguments.into_iter().chain([self.data.clone().into_os_string()]).collect();
-        let process = Process::start(&self.program(NAME, "postgres", arguments), log).await?;
-        Ok(process.finish(CHECK_WITHIN, log).await?.success())
+        let process = Process::start(&self.process(NAME, "postgres", arguments), log).await?;
+        Ok(process.finish(CHECK_TIMEOUT, log).await?.success())
     }
 }
 

@@ -1,5 +1,5 @@
-//! Runs a command, such as the test runner, beside a private PostgreSQL that its tests share, and looks through everything
-//! that was logged meanwhile for secrets.
+//! Runs a command, such as the test runner, with a private PostgreSQL that its tests share, and then searches everything that
+//! was logged for secrets.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -19,7 +19,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     let options = PostgresOptions { fsync: false, settings, max_connections: 500 };
     let postgres = Postgres::start(&Programs::find()?, folder.path(), options).await?;
     let url = postgres.url("postgres");
-    // A signal of the terminal reaches the command as well; its end is waited for, so that nothing is left behind.
+    // A signal of the terminal reaches the command too. Its end is waited for, so that no process is left behind.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let running = Command::new(&program)
@@ -30,16 +30,16 @@ async fn main() -> anyhow::Result<ExitCode> {
     let status = match running {
         Ok(mut child) => loop {
             tokio::select! {
-                status = child.wait() => break status.context("its end is unknown"),
+                status = child.wait() => break status.context("cannot wait for the command"),
                 _ = terminate.recv() => child.start_kill()?,
                 _ = interrupt.recv() => {}
             }
         },
-        Err(error) => Err(error).with_context(|| format!("{} cannot be run", program.display())),
+        Err(error) => Err(error).with_context(|| format!("cannot run {}", program.display())),
     };
     postgres.stop().await?;
     let status = status?;
-    let clean = look_through(folder.path(), kept.path(), &url)?;
+    let clean = search_logs(folder.path(), kept.path(), &url)?;
     Ok(match status.code() {
         Some(0) if clean => ExitCode::SUCCESS,
         Some(0) | None => ExitCode::FAILURE,
@@ -47,19 +47,19 @@ async fn main() -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Whether no secret is in what was logged.
-fn look_through(server: &Path, kept: &Path, url: &str) -> anyhow::Result<bool> {
-    let log = std::fs::read(server.join("postgres.log")).context("the server's log is not there")?;
-    // Tests that play attackers write grants into their statements, and PostgreSQL logs those that it refuses. The product
-    // hands over all values as parameters, which are not logged.
+/// Searches the logs and reports whether no secret is in them.
+fn search_logs(server: &Path, kept: &Path, url: &str) -> anyhow::Result<bool> {
+    let log = std::fs::read(server.join("postgres.log")).context("cannot read the log of PostgreSQL")?;
+    // Tests of attacks write grants into their statements, and PostgreSQL logs statements that it refuses. The product
+    // passes all values as parameters, which are not logged.
     let log = String::from_utf8_lossy(&log).replace("'v1|test|", "'a test's own grant|");
-    std::fs::write(kept.join("postgres.log"), log).context("the server's log cannot be kept")?;
+    std::fs::write(kept.join("postgres.log"), log).context("cannot keep the log of PostgreSQL")?;
     let mut secrets = logs::secrets();
     secrets.extend(url.split_once('@').and_then(|(user, _)| Some(user.rsplit_once(':')?.1.to_owned())));
-    let search = logs::search(kept, &secrets).context("the logs cannot be read")?;
+    let search = logs::search(kept, &secrets).context("cannot read the logs")?;
     let size = search.bytes >> 20;
     eprintln!(
-        "looked through {} logs of {size} MiB for {} secrets: {} found",
+        "searched {} logs ({size} MiB) for {} secrets: {} found",
         search.files,
         secrets.len(),
         search.found.len()

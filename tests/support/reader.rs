@@ -5,10 +5,11 @@ use context_writer::ContextWriter;
 use contract::{QUERIES, header};
 use runtime::Readiness;
 use serde_json::{Value, json};
-use testkit::{CANARY, Fixture, context, eventually, request, session, user};
+use testkit::{CANARY, Fixture, context, request, session, user};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
+
+use super::broker::{answer, discovered, send_query};
 
 /// A memory-reader that runs in the test's process.
 pub struct Reader {
@@ -29,10 +30,8 @@ impl Reader {
             memory_reader::run(&settings, Readiness::new(memory_reader::NAME), stopped).await
         });
         let client = fixture.jetstream.client();
-        eventually("it can be found", async || {
-            let found = client.request("$SRV.INFO.memory-reader", "".into()).await.ok()?;
-            let info: Value = serde_json::from_slice(&found.payload).ok()?;
-            (info["endpoints"].as_array()?.len() == QUERIES.len()).then_some(())
+        discovered(&client, "memory-reader", |info| {
+            info["endpoints"].as_array().is_some_and(|endpoints| endpoints.len() == QUERIES.len())
         })
         .await;
         Self { client, stop, task }
@@ -45,7 +44,13 @@ impl Reader {
 
     /// Asks as the service `test`.
     pub async fn ask(&self, query: &str, user: i32, body: Value) -> Result<Value, (String, Value)> {
-        self.ask_with(query, Some(&testkit::token::by(testkit::attack::key(), "test", user)), body, &[]).await
+        self.ask_with(
+            query,
+            Some(&testkit::token::with_grant_key(testkit::attack::grant_key(), "test", user)),
+            body,
+            &[],
+        )
+        .await
     }
 
     /// The answer; or the code and the body of the refusal.
@@ -75,22 +80,16 @@ impl Reader {
         for (name, value) in headers {
             map.insert(*name, *value);
         }
-        let reply = format!("_INBOX.{service}.{}", Uuid::now_v7().simple());
-        let mut answers = self.client.subscribe(reply.clone()).await.expect("a subscription");
-        let subject = format!("memory.ask.{query}.{service}");
-        let body = body.to_string().into();
-        self.client.publish_with_reply_and_headers(subject, reply, map, body).await.expect("a query");
-        let answer = testkit::next(&mut answers).await;
-        let value: Value = serde_json::from_slice(&answer.payload).expect("JSON");
-        match answer.headers.as_ref().and_then(|headers| headers.get("Nats-Service-Error-Code")) {
-            Some(code) => Err((code.as_str().to_owned(), value)),
-            None => Ok(value),
+        let (subject, inbox) = (format!("memory.ask.{query}.{service}"), format!("_INBOX.{service}"));
+        let mut answers = send_query(&self.client, subject, &inbox, map, body.to_string()).await;
+        match answer(&testkit::next(&mut answers).await) {
+            (Some(code), value) => Err((code, value)),
+            (None, value) => Ok(value),
         }
     }
 }
 
 /// Sessions and contexts of two users.
-#[allow(dead_code, reason = "tests of searches fill in their own")]
 pub async fn filled() -> Fixture {
     let fixture = Fixture::new().await;
     let mut requests = vec![user(1), user(2)];
@@ -122,7 +121,7 @@ pub async fn filled() -> Fixture {
             "version": 1, "sensitive": true }),
         ));
     }
-    fixture.carry(ContextWriter, requests).await;
+    fixture.process(ContextWriter, requests).await;
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
     fixture
 }

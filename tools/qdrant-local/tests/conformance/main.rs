@@ -4,17 +4,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../common/mod.rs"]
 mod common;
 
-#[path = "conformance/aliases.rs"]
 mod aliases;
-#[path = "conformance/collections.rs"]
 mod collections;
-#[path = "conformance/filters.rs"]
 mod filters;
-#[path = "conformance/indexing.rs"]
 mod indexing;
-#[path = "conformance/points.rs"]
 mod points;
-#[path = "conformance/queries.rs"]
 mod queries;

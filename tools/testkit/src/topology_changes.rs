@@ -3,15 +3,15 @@ use std::time::Duration;
 use serde_json::Value;
 use topology::Topology;
 
-/// Makes the broker forget message ids of a stream soon, so that repeats reach the inbox.
-pub fn forget_duplicates_after(topology: &mut Topology, stream: &str, window: Duration) {
+/// Shortens the duplicate window of a stream, so that repeated messages reach the inbox.
+pub fn set_duplicate_window(topology: &mut Topology, stream: &str, window: Duration) {
     for stream in topology.streams.iter_mut().filter(|known| known.name == stream) {
         stream.config.insert("duplicate_window".to_owned(), nanoseconds(window));
     }
 }
 
-/// Changes after how long a message counts as not settled, and how often it is delivered at most.
-pub fn deliver_again_after(topology: &mut Topology, consumer: &str, ack_wait: Duration, max_deliver: i64) {
+/// Changes when a consumer delivers an unacknowledged message again, and how often at most.
+pub fn set_redelivery(topology: &mut Topology, consumer: &str, ack_wait: Duration, max_deliver: i64) {
     for consumer in topology.consumers.iter_mut().filter(|known| known.name == consumer) {
         consumer.config.insert("ack_wait".to_owned(), nanoseconds(ack_wait));
         consumer.config.insert("max_deliver".to_owned(), max_deliver.into());

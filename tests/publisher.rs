@@ -1,5 +1,4 @@
 //! The publisher against a real server.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::time::Duration;
 

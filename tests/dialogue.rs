@@ -1,9 +1,8 @@
 //! Dialogues become requests: valid ones, all of them, the same each time, and they add up to what the file says.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use contract::{MessageRole, Request, UserId};
 use flate2::Compression;
@@ -12,17 +11,7 @@ use flate2::write::GzEncoder;
 use memfleet::dialogue::{Corpus, Dialogue, Dialogues, Mapper, Prepared, SAMPLE, Speaker};
 use serde_json::Value;
 
-/// The Schema-Guided Dialogue data set beside the checkout, if it is there.
-fn sgd() -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/sgd/dialogues.jsonl.gz");
-    if path.is_file() {
-        return Some(path);
-    }
-    // Not by println!, which is shown for tests that fail only.
-    let mut stderr = std::io::stderr();
-    writeln!(stderr, "skipped: {} is not there", path.display()).unwrap();
-    None
-}
+use crate::support::schema_guided_dialogues;
 
 fn sample() -> Vec<Dialogue> {
     Dialogues::from_bytes("the sample", SAMPLE).unwrap().map(Result::unwrap).collect()
@@ -170,7 +159,7 @@ fn what_the_sample_refers_to_came_before() {
 
 #[test]
 fn schema_guided_dialogues_become_requests() {
-    let Some(path) = sgd() else { return };
+    let Some(path) = schema_guided_dialogues() else { return };
     let dialogues: Vec<Dialogue> = Dialogues::open(&path).unwrap().map(Result::unwrap).collect();
     let mut text = String::new();
     GzDecoder::new(std::fs::File::open(&path).unwrap()).read_to_string(&mut text).unwrap();

@@ -1,4 +1,4 @@
-//! One folder, one server: a lock file that the kernel releases when its holder ends, however it ends.
+//! A lock on the folder of a server, so that one server at a time runs in it. The kernel releases it when its holder ends.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -7,24 +7,25 @@ use std::time::Instant;
 
 use rustix::process::{Signal, kill_process};
 
+use super::process::{POLL_INTERVAL, STOP_TIMEOUT, pid_of};
 use crate::error::StackError;
-use crate::process::{LOOK_EVERY, STOP_WITHIN, pid_of};
 
-/// The right to run a server in a folder, given back by a drop.
+/// The right to run a server in a folder, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Claim {
+pub(crate) struct FolderLock {
+    /// The file that holds the pid of the server.
     server: PathBuf,
-    /// Open for as long as the claim lasts, because the lock goes with it.
+    /// The lock lasts for as long as this file is open.
     _lock: File,
 }
 
-impl Claim {
-    /// Claims the folder. `marker` is a path that the command line of the folder's server holds: a server that still
-    /// runs here though the process that started it is gone is recognised by it, and stopped with `stop_by`.
+impl FolderLock {
+    /// Locks the folder, and stops an orphan: a server that still runs in it although the process that started it has
+    /// ended. It is recognized by `marker`, a path among the arguments of the folder's server, and gets `stop_signal`.
     ///
     /// # Errors
     /// [`StackError::InUse`] where another process, or this one, runs a server in the folder.
-    pub(crate) async fn take(dir: &Path, marker: &Path, stop_by: Signal) -> Result<Self, StackError> {
+    pub(crate) async fn acquire(dir: &Path, marker: &Path, stop_signal: Signal) -> Result<Self, StackError> {
         let path = dir.join("lock");
         let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let mut lock = open.map_err(|source| StackError::file("open", &path, source))?;
@@ -46,41 +47,41 @@ impl Claim {
             writeln!(lock, "{}", std::process::id())
         };
         write(&mut lock).map_err(|source| StackError::file("write", &path, source))?;
-        let claim = Self { server: dir.join("server.pid"), _lock: lock };
-        claim.end_orphan(dir, marker, stop_by).await?;
-        Ok(claim)
+        let folder = Self { server: dir.join("server.pid"), _lock: lock };
+        folder.stop_orphan(dir, marker, stop_signal).await?;
+        Ok(folder)
     }
 
-    /// Notes which process serves the folder now.
-    pub(crate) fn note(&self, pid: u32) -> Result<(), StackError> {
+    /// Records the process that is the folder's server now.
+    pub(crate) fn record_server(&self, pid: u32) -> Result<(), StackError> {
         fs::write(&self.server, format!("{pid}\n"))
             .map_err(|source| StackError::file("write", &self.server, source))
     }
 
-    /// We hold the lock, so whoever started a server that still runs here is gone, and it is about to end or, where
-    /// nothing tells it that its parent died, runs for nobody.
-    async fn end_orphan(&self, dir: &Path, marker: &Path, stop_by: Signal) -> Result<(), StackError> {
+    /// The lock is held, so the process that started a server which still runs here has ended. The server is about to end
+    /// too, or, where the kernel does not signal it, runs for nobody.
+    async fn stop_orphan(&self, dir: &Path, marker: &Path, stop_signal: Signal) -> Result<(), StackError> {
         let Some(number) = fs::read_to_string(&self.server).ok().and_then(|text| text.trim().parse().ok())
         else {
             return Ok(());
         };
-        let Some(pid) = pid_of(number).filter(|_| serves(number, marker)) else { return Ok(()) };
-        tracing::warn!(dir = %dir.display(), pid = number, "stopping a server that its owner left behind");
-        // It may have ended since, or belong to another user; then the wait below says so.
-        let _ = kill_process(pid, stop_by);
-        let deadline = Instant::now() + STOP_WITHIN;
-        while serves(number, marker) {
+        let Some(pid) = pid_of(number).filter(|_| is_server(number, marker)) else { return Ok(()) };
+        tracing::warn!(dir = %dir.display(), pid = number, "stopping an orphaned server");
+        // It may have ended since, or belong to another user, which the wait below finds out.
+        let _ = kill_process(pid, stop_signal);
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        while is_server(number, marker) {
             if Instant::now() >= deadline {
                 return Err(StackError::InUse { dir: dir.to_path_buf(), pid: number });
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
         Ok(())
     }
 }
 
-/// Whether the process runs, and its command line names the marker. A process that has ended has an empty one.
-fn serves(pid: u32, marker: &Path) -> bool {
+/// Whether the process runs and has the marker among its arguments. A process that has ended has no arguments.
+fn is_server(pid: u32, marker: &Path) -> bool {
     let marker = marker.as_os_str().as_encoded_bytes();
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     line.split(|byte| *byte == 0).any(|word| word == marker)

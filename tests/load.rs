@@ -1,5 +1,4 @@
 //! Dialogues carried through real servers, by the program and by its parts.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,6 +19,9 @@ use runtime::broker;
 use serde_json::Value;
 use stack::StackOptions;
 
+use crate::support::program::{PROGRAM, signal};
+use crate::support::{in_repository, schema_guided_dialogues};
+
 const WITHIN: Duration = Duration::from_secs(180);
 
 /// The program while it runs; a test that fails takes it along.
@@ -35,7 +37,7 @@ impl Drop for Running {
 
 /// Starts the program with its temporary files, and what it prints and says, in a folder.
 fn start(folder: &Path, arguments: &[&str]) -> Running {
-    let child = Command::new(env!("CARGO_BIN_EXE_memfleet"))
+    let child = Command::new(PROGRAM)
         .args(arguments)
         .env("TMPDIR", folder)
         .stdout(File::create(printed_in(folder)).unwrap())
@@ -81,11 +83,6 @@ fn end(folder: &Path, mut program: Running) -> Ended {
 
 fn run(folder: &Path, arguments: &[&str]) -> Ended {
     end(folder, start(folder, arguments))
-}
-
-fn send(signal: &str, program: &Running) {
-    let sent = Command::new("kill").args([signal, &program.0.id().to_string()]).status().unwrap();
-    assert!(sent.success());
 }
 
 /// A folder that PostgreSQL can reach as another user.
@@ -168,7 +165,7 @@ fn interrupted_it_leaves_nothing_behind() {
     eventually("it publishes", || {
         std::fs::read_to_string(said_in(folder.path())).unwrap().contains("publishing the dialogues")
     });
-    send("-INT", &program);
+    signal("INT", program.0.id());
     let ended = end(folder.path(), program);
     assert_eq!(ended.code, Some(1), "{}", ended.said);
     assert!(ended.said.ends_with("memfleet: interrupted\n"), "{}", ended.said);
@@ -187,9 +184,19 @@ fn dev_runs_until_it_is_told_to_stop_and_can_be_used_meanwhile() {
     });
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
 
-    let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/sample/dialogues.jsonl");
+    let sample = in_repository("workers/memfleet/sample/dialogues.jsonl");
     let config = file.to_str().unwrap();
-    let load = ["--config", config, "load", "--format", "sgd", "--running", "--wait", "--json", sample];
+    let load = [
+        "--config",
+        config,
+        "load",
+        "--format",
+        "sgd",
+        "--running",
+        "--wait",
+        "--json",
+        sample.to_str().unwrap(),
+    ];
     let [first, second] = [(); 2].map(|()| {
         let ended = run(other.path(), &load);
         assert_eq!(ended.code, Some(0), "{}", ended.said);
@@ -206,7 +213,7 @@ fn dev_runs_until_it_is_told_to_stop_and_can_be_used_meanwhile() {
         assert!(ended.printed.contains(told), "{}", ended.printed);
     }
 
-    send("-TERM", &program);
+    signal("TERM", program.0.id());
     let ended = end(folder.path(), program);
     assert_eq!(ended.code, Some(0), "{}", ended.said);
     assert!(ended.printed.contains(&format!("/memfleet --config {config}'\n")), "{}", ended.printed);
@@ -300,13 +307,7 @@ async fn assert_as_in_file(settings: &Settings, carried: &Carried, file: &InFile
 
 #[tokio::test(flavor = "multi_thread")]
 async fn schema_guided_dialogues_arrive_once_however_often_they_are_loaded() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/sgd/dialogues.jsonl.gz");
-    if !path.is_file() {
-        // Not by println!, which is shown for tests that fail only.
-        let mut stderr = std::io::stderr();
-        writeln!(stderr, "skipped: {} is not there", path.display()).unwrap();
-        return;
-    }
+    let Some(path) = schema_guided_dialogues() else { return };
     let local = Local::temporary(&Settings::default(), StackOptions::default()).await.unwrap();
     forget_ids(&local.settings).await;
     let mut fleet = Fleet::start(&WorkerName::of(&local.settings), &local.settings);

@@ -1,16 +1,13 @@
 //! The AsyncAPI document in the repository is the one that the contract makes.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-use std::path::Path;
-
 use contract::{REQUESTS, Request, RequestSubject};
 use memfleet::asyncapi;
 
+use crate::support::in_repository;
+
 #[test]
 fn the_document_is_current() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats/asyncapi.yaml");
-    let written = std::fs::read_to_string(&file).unwrap_or_default();
+    let written = std::fs::read_to_string(in_repository("nats/asyncapi.yaml")).unwrap_or_default();
     let made = asyncapi::document().unwrap();
     let line = written.lines().zip(made.lines()).position(|(written, made)| written != made);
     let line = line.unwrap_or_else(|| written.lines().count().min(made.lines().count())) + 1;

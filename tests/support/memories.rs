@@ -1,14 +1,12 @@
 //! A vector store of a test's own, and memories for it.
 
-#![allow(dead_code, reason = "no test uses all of it")]
-
 use contract::VectorType;
 use memfleet::collection;
 use runtime::{Readiness, Worker};
 use serde_json::{Value, json};
 use stack::{Programs, Qdrant};
 use store::vector::{Collection, Right, put_right};
-use testkit::{Fixture, Published, request};
+use testkit::{Fixture, RequestMessage, request};
 use uuid::Uuid;
 use vector_indexer::VectorIndexer;
 use vectors::{ALIAS, Vectors};
@@ -34,10 +32,10 @@ impl Memories {
     pub async fn with(change: impl FnOnce(&mut config::Settings)) -> Self {
         let mut fixture = Fixture::with_topology(|topology| {
             let brief = std::time::Duration::from_millis(100);
-            testkit::forget_duplicates_after(topology, "VECTOR", brief);
+            testkit::set_duplicate_window(topology, "VECTOR", brief);
             // What a dead worker held comes back soon, and often enough for all the deaths.
             let soon = std::time::Duration::from_secs(2);
-            testkit::deliver_again_after(topology, "vector-indexer", soon, 1_000);
+            testkit::set_redelivery(topology, "vector-indexer", soon, 1_000);
         })
         .await;
         let folder = tempfile::tempdir().unwrap();
@@ -73,12 +71,12 @@ impl Memories {
     /// Users with a session `s` each.
     pub async fn with_users(self, users: &[i32]) -> Self {
         let opened = users.iter().flat_map(|&id| [testkit::user(id), testkit::session(id, "s")]);
-        self.fixture.carry(context_writer::ContextWriter, opened.collect::<Vec<_>>()).await;
+        self.fixture.process(context_writer::ContextWriter, opened.collect::<Vec<_>>()).await;
         self
     }
 
-    pub async fn carry(&self, requests: impl IntoIterator<Item = Published>) {
-        self.fixture.carry(self.indexer().await, requests).await;
+    pub async fn process(&self, requests: impl IntoIterator<Item = RequestMessage>) {
+        self.fixture.process(self.indexer().await, requests).await;
     }
 
     /// The points of the collection.
@@ -108,10 +106,10 @@ pub fn memory(id: Uuid, text: &str, number: u64) -> Value {
         "embedding": { "model": MODEL, "vector": vector(number) } })
 }
 
-pub fn index(user: i32, memories: Vec<Value>) -> Published {
+pub fn index(user: i32, memories: Vec<Value>) -> RequestMessage {
     request("vector.index", user, json!({ "session_id": "s", "memories": memories }))
 }
 
-pub fn remove(user: i32, memories: &[Uuid]) -> Published {
+pub fn remove(user: i32, memories: &[Uuid]) -> RequestMessage {
     request("vector.remove", user, json!({ "memory_ids": memories }))
 }

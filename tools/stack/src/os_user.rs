@@ -1,4 +1,5 @@
-//! Whom PostgreSQL runs as: us, or, because it refuses root, an unprivileged user that exists.
+//! The operating-system user that PostgreSQL runs as: the one of this process or, since PostgreSQL refuses root, an
+//! existing unprivileged one.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -8,7 +9,7 @@ use crate::error::StackError;
 
 /// An unprivileged user of this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Account {
+pub(crate) struct OsUser {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
 }
@@ -18,18 +19,18 @@ pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-impl Account {
-    /// The user to drop to; none when we are not root and PostgreSQL can run as we do.
-    pub(crate) fn to_drop_to() -> Result<Option<Self>, StackError> {
+impl OsUser {
+    /// The user to run PostgreSQL as; none where this process does not run as root and PostgreSQL can run as the same user.
+    pub(crate) fn unprivileged() -> Result<Option<Self>, StackError> {
         if !is_root() {
             return Ok(None);
         }
         let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
         let found = Self::named(&users, "postgres").or_else(|| Self::named(&users, "nobody"));
-        found.map(Some).ok_or(StackError::NoAccount)
+        found.map(Some).ok_or(StackError::NoUnprivilegedUser)
     }
 
-    /// The owner of a file or folder that exists and does not belong to root.
+    /// The owner of a file or folder, if it exists and does not belong to root.
     pub(crate) fn owner_of(path: &Path) -> Option<Self> {
         let meta = fs::metadata(path).ok().filter(|meta| meta.uid() != 0)?;
         Some(Self { uid: meta.uid(), gid: meta.gid() })
@@ -45,15 +46,15 @@ impl Account {
         Some(Self { uid, gid })
     }
 
-    /// Gives the file or folder to this user.
-    pub(crate) fn give(self, path: &Path) -> Result<(), StackError> {
+    /// Makes this user the owner of a file or folder.
+    pub(crate) fn own(self, path: &Path) -> Result<(), StackError> {
         chown(path, Some(self.uid), Some(self.gid))
             .map_err(|source| StackError::file("change the owner of", path, source))
     }
 }
 
-/// Whether every user can pass through the folder and all above it.
-pub(crate) fn reachable(folder: &Path) -> bool {
+/// Whether every user can enter the folder and all above it.
+pub(crate) fn is_reachable_by_all(folder: &Path) -> bool {
     folder
         .ancestors()
         .filter(|ancestor| !ancestor.as_os_str().is_empty())
@@ -65,10 +66,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_account_is_read_from_the_list_of_users() {
+    fn a_user_is_read_from_the_list_of_users() {
         let users = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65533:nobody:/:/bin/false\n";
-        assert_eq!(Account::named(users, "nobody"), Some(Account { uid: 65534, gid: 65533 }));
-        assert_eq!(Account::named(users, "postgres"), None);
-        assert_eq!(Account::named(users, "root"), None, "dropping to root is no drop");
+        assert_eq!(OsUser::named(users, "nobody"), Some(OsUser { uid: 65534, gid: 65533 }));
+        assert_eq!(OsUser::named(users, "postgres"), None);
+        assert_eq!(OsUser::named(users, "root"), None, "root is not unprivileged");
     }
 }

@@ -1,8 +1,8 @@
-//! Child processes that end when we end.
+//! Child processes that end with this process.
 //!
-//! `setpriv --pdeathsig` asks the kernel to signal the child when its parent dies. The kernel means the *thread* that
-//! made the child, and threads of tests and of the async runtime come and go. So one thread, which lives as long as
-//! this process, makes all of them.
+//! `setpriv --pdeathsig` asks the kernel to signal the child when its parent ends. To the kernel, the parent is the
+//! *thread* that spawned the child, and threads of tests and of the async runtime come and go. So one thread, which lives
+//! as long as this process, spawns all of them.
 
 use std::env;
 use std::ffi::OsString;
@@ -18,31 +18,31 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::oneshot;
 
-use crate::account::Account;
 use crate::error::StackError;
 use crate::files::Log;
+use crate::os_user::OsUser;
 
-/// How often a condition is looked at while it is waited for.
-pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// How long a server has to end after a polite request.
-pub(crate) const STOP_WITHIN: Duration = Duration::from_secs(20);
+/// How often a condition is checked while it is waited for.
+pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// How long a server has to end after the stop signal.
+pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a server has to end when it is dropped, which blocks its thread.
-const DROP_WITHIN: Duration = Duration::from_secs(2);
+const DROP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What to run.
-pub(crate) struct Program<'a> {
-    /// What people call it.
+/// What to run, and how to end it.
+pub struct ProcessSpec<'a> {
+    /// The name in messages.
     pub(crate) name: &'static str,
     pub(crate) path: PathBuf,
     pub(crate) arguments: Vec<OsString>,
     /// The folder it runs in.
     pub(crate) folder: &'a Path,
-    /// Whom it runs as, where not as us.
-    pub(crate) account: Option<Account>,
-    /// The signal that asks it to stop; it also gets it when we die.
-    pub(crate) stop_by: Signal,
+    /// The user it runs as, where that is not the one of this process.
+    pub(crate) user: Option<OsUser>,
+    /// The signal that asks it to stop. The kernel sends it too when this process ends.
+    pub(crate) stop_signal: Signal,
     /// The signal that ends it when it is dropped.
-    pub(crate) drop_by: Signal,
+    pub(crate) drop_signal: Signal,
 }
 
 /// A running child process. Dropping it ends it.
@@ -50,19 +50,20 @@ pub(crate) struct Program<'a> {
 pub(crate) struct Process {
     child: Child,
     name: &'static str,
-    stop_by: Signal,
-    drop_by: Signal,
+    stop_signal: Signal,
+    drop_signal: Signal,
 }
 
 impl Process {
     /// Starts the program with its output going to the log.
-    pub(crate) async fn start(program: &Program<'_>, log: &mut Log) -> Result<Self, StackError> {
-        let failed = |source| StackError::Spawn { program: program.path.clone(), source };
+    pub(crate) async fn start(spec: &ProcessSpec<'_>, log: &mut Log) -> Result<Self, StackError> {
+        let failed = |source| StackError::Spawn { program: spec.path.clone(), source };
         let output = log.open()?;
-        let command = command(program, output).map_err(failed)?;
+        let command = command(spec, output).map_err(failed)?;
         let (reply, answer) = oneshot::channel();
-        let order = Order { command, name: program.name, signals: (program.stop_by, program.drop_by), reply };
-        spawner().and_then(|thread| thread.send(order).map_err(io::Error::other)).map_err(failed)?;
+        let request =
+            SpawnRequest { command, name: spec.name, signals: (spec.stop_signal, spec.drop_signal), reply };
+        spawner().and_then(|thread| thread.send(request).map_err(io::Error::other)).map_err(failed)?;
         answer.await.map_err(io::Error::other).and_then(|started| started).map_err(failed)
     }
 
@@ -79,7 +80,7 @@ impl Process {
     }
 
     /// An error when the process has ended.
-    pub(crate) fn still_runs(&mut self, log: &Log) -> Result<(), StackError> {
+    pub(crate) fn ensure_running(&mut self, log: &Log) -> Result<(), StackError> {
         match self.ended() {
             None => Ok(()),
             Some(status) => {
@@ -88,37 +89,40 @@ impl Process {
         }
     }
 
-    /// Waits for the end of a process that ends by itself.
+    /// Waits for a process that ends by itself.
     pub(crate) async fn finish(mut self, within: Duration, log: &Log) -> Result<ExitStatus, StackError> {
         let deadline = Instant::now() + within;
         loop {
             match self.child.try_wait() {
                 Ok(Some(status)) => return Ok(status),
-                Ok(None) if Instant::now() < deadline => tokio::time::sleep(LOOK_EVERY).await,
+                Ok(None) if Instant::now() < deadline => tokio::time::sleep(POLL_INTERVAL).await,
                 Ok(None) => return Err(not_ready(self.name, within, log)),
                 Err(source) => return Err(StackError::file("wait for", Path::new(self.name), source)),
             }
         }
     }
 
-    /// Asks the process to stop, waits, and kills it when it takes too long.
+    /// Asks the process to stop, waits, and kills it after the timeout.
     pub(crate) async fn stop(mut self, log: &Log) -> Result<(), StackError> {
-        self.still_runs(log)?;
-        self.signal(self.stop_by);
-        let deadline = Instant::now() + STOP_WITHIN;
+        self.ensure_running(log)?;
+        self.signal(self.stop_signal);
+        let deadline = Instant::now() + STOP_TIMEOUT;
         while self.ended().is_none() {
             if Instant::now() >= deadline {
-                let killed =
-                    StackError::Killed { server: self.name, pid: self.pid(), seconds: STOP_WITHIN.as_secs() };
+                let killed = StackError::Killed {
+                    server: self.name,
+                    pid: self.pid(),
+                    seconds: STOP_TIMEOUT.as_secs(),
+                };
                 self.kill();
                 return Err(killed);
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
         Ok(())
     }
 
-    /// Ends the process and its own children at once, with no chance to tidy up, as a crash would.
+    /// Kills the process and its own children at once, as a crash would.
     pub(crate) fn kill(&mut self) {
         let children = children_of(self.pid());
         self.signal(Signal::KILL);
@@ -126,14 +130,14 @@ impl Process {
             // It may have ended with its parent.
             let _ = kill_process(child, Signal::KILL);
         }
-        // Only fails where there is no such child, which is then over anyway.
+        // Fails only where there is no such child any more.
         let _ = self.child.wait();
     }
 
-    /// Safe against hitting another process: until we have waited for it, the kernel keeps its pid.
+    /// It cannot reach another process: the kernel does not use the pid again until this one has been waited for.
     fn signal(&self, signal: Signal) {
         if let Some(pid) = pid_of(self.pid()) {
-            // Fails only when it has ended already, which is what was wanted.
+            // Fails only when it has ended already.
             let _ = kill_process(pid, signal);
         }
     }
@@ -144,14 +148,14 @@ impl Drop for Process {
         if self.ended().is_some() {
             return;
         }
-        self.signal(self.drop_by);
-        let deadline = Instant::now() + DROP_WITHIN;
+        self.signal(self.drop_signal);
+        let deadline = Instant::now() + DROP_TIMEOUT;
         while self.ended().is_none() {
             if Instant::now() >= deadline {
                 self.kill();
                 return;
             }
-            thread::sleep(LOOK_EVERY);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 }
@@ -164,75 +168,76 @@ pub(crate) fn pid_of(number: u32) -> Option<Pid> {
     i32::try_from(number).ok().and_then(Pid::from_raw)
 }
 
-fn command(program: &Program<'_>, output: File) -> io::Result<Command> {
+fn command(spec: &ProcessSpec<'_>, output: File) -> io::Result<Command> {
     let mut command = match setpriv() {
         Some(setpriv) => {
             let mut command = Command::new(setpriv);
-            command.arg("--pdeathsig").arg(name_of(program.stop_by)).arg("--").arg(&program.path);
+            command.arg("--pdeathsig").arg(name_of(spec.stop_signal)).arg("--").arg(&spec.path);
             command
         }
-        None => Command::new(&program.path),
+        None => Command::new(&spec.path),
     };
-    command.args(&program.arguments).current_dir(program.folder);
-    // A group of its own: Ctrl-C in a terminal is for us, and we stop the servers after their clients.
+    command.args(&spec.arguments).current_dir(spec.folder);
+    // A process group of its own: Ctrl-C in a terminal reaches this process only, which stops the servers after their
+    // clients.
     command.process_group(0).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-    // Messages that we look for must not be translated, and a PG… variable could turn a private server into
-    // something else.
+    // Messages that are searched for must not be translated, and no PG… variable may change how a private server runs.
     command.env("LC_ALL", "C");
     for (name, _) in env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"PG")) {
         command.env_remove(name);
     }
-    if let Some(account) = program.account {
+    if let Some(user) = spec.user {
         // Under root this also gives up the supplementary groups.
-        command.gid(account.gid).uid(account.uid);
+        command.gid(user.gid).uid(user.uid);
     }
     Ok(command)
 }
 
-/// What `setpriv` calls the two signals that ask our servers to stop.
-fn name_of(stop_by: Signal) -> &'static str {
-    if stop_by == Signal::INT { "INT" } else { "TERM" }
+/// The name of a stop signal, as `setpriv` expects it.
+fn name_of(stop_signal: Signal) -> &'static str {
+    if stop_signal == Signal::INT { "INT" } else { "TERM" }
 }
 
-/// The `setpriv` program, where there is one that knows `--pdeathsig` (the one of busybox does not).
+/// The `setpriv` program, where there is one that supports `--pdeathsig` (the one of busybox does not).
 fn setpriv() -> Option<&'static Path> {
     static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
     let found = FOUND.get_or_init(|| {
         let path = env::var_os("PATH")?;
         let candidates = env::split_paths(&path).map(|folder| folder.join("setpriv"));
-        let knows = |program: &PathBuf| {
+        let supports = |program: &PathBuf| {
             Command::new(program)
                 .args(["--pdeathsig", "KILL", "--", "true"])
                 .output()
                 .is_ok_and(|ran| ran.status.success())
         };
-        candidates.filter(|candidate| candidate.is_file()).find(knows)
+        candidates.filter(|candidate| candidate.is_file()).find(supports)
     });
     found.as_deref()
 }
 
-struct Order {
+struct SpawnRequest {
     command: Command,
     name: &'static str,
     signals: (Signal, Signal),
     reply: oneshot::Sender<io::Result<Process>>,
 }
 
-/// The way to the thread that makes all children.
-fn spawner() -> io::Result<&'static mpsc::Sender<Order>> {
-    static SPAWNER: OnceLock<io::Result<mpsc::Sender<Order>>> = OnceLock::new();
+/// The channel to the thread that spawns all children.
+fn spawner() -> io::Result<&'static mpsc::Sender<SpawnRequest>> {
+    static SPAWNER: OnceLock<io::Result<mpsc::Sender<SpawnRequest>>> = OnceLock::new();
     let spawner = SPAWNER.get_or_init(|| {
-        let (orders, inbox) = mpsc::channel::<Order>();
+        let (requests, inbox) = mpsc::channel::<SpawnRequest>();
         thread::Builder::new().name("stack-spawner".to_owned()).spawn(move || {
-            for mut order in inbox {
-                let (stop_by, drop_by) = order.signals;
-                let started = order.command.spawn();
-                let started = started.map(|child| Process { child, name: order.name, stop_by, drop_by });
-                // Nobody waits for it any more: the unsent process drops here, and so ends.
-                let _ = order.reply.send(started);
+            for mut request in inbox {
+                let (stop_signal, drop_signal) = request.signals;
+                let started = request.command.spawn();
+                let started =
+                    started.map(|child| Process { child, name: request.name, stop_signal, drop_signal });
+                // If nobody waits for it any more, the process is dropped here, which ends it.
+                let _ = request.reply.send(started);
             }
         })?;
-        Ok(orders)
+        Ok(requests)
     });
     spawner.as_ref().map_err(|error| io::Error::new(error.kind(), error.to_string()))
 }

@@ -1,0 +1,46 @@
+//! Tests of the whole fleet, on real servers.
+//!
+//! They are one program, so that it is linked once and all share one harness, [`support`]. A test may run beside any
+//! other one as a thread of the same process: none changes what belongs to the process, such as its environment.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+mod asyncapi;
+mod attack;
+mod audit;
+mod bench;
+mod cli;
+mod configuration;
+mod context_writer;
+mod crash;
+mod delivery;
+mod dialogue;
+mod encryption;
+mod event_order;
+mod grants;
+mod isolation;
+mod job_grants;
+mod live;
+mod load;
+mod migration;
+mod permissions;
+mod publisher;
+mod queries;
+mod query_bounds;
+mod readiness;
+mod refusal;
+mod registry;
+mod replay;
+mod resilience;
+mod rotation;
+mod router_logger;
+mod schema;
+mod schema_file;
+mod seal;
+mod search;
+mod trust;
+mod vector_embedding;
+mod vector_indexer;
+mod worker_privileges;

@@ -1,0 +1,45 @@
+//! What several test modules share.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use context_writer::ContextWriter;
+use testkit::{Fixture, requests_for_all_tables};
+
+pub mod broker;
+pub mod encryption;
+pub mod http;
+pub mod memories;
+pub mod program;
+pub mod reader;
+
+/// The database role of context-writer.
+pub const ROLE: &str = "w_context_writer";
+
+/// A file or folder of the repository.
+pub fn in_repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
+}
+
+/// The Schema-Guided Dialogue data set beside the checkout, if it is there.
+pub fn schema_guided_dialogues() -> Option<PathBuf> {
+    let path = in_repository("../shared/data/sgd/dialogues.jsonl.gz");
+    if path.is_file() {
+        return Some(path);
+    }
+    skipped(&format!("{} is not there", path.display()));
+    None
+}
+
+/// Reports that a test was skipped. Not by `println!`, whose output is shown for failed tests only.
+pub fn skipped(reason: &str) {
+    writeln!(std::io::stderr(), "skipped: {reason}").expect("standard error");
+}
+
+/// Two users with a row in every table that context-writer writes.
+pub async fn two_users() -> Fixture {
+    let fixture = Fixture::new().await;
+    fixture.process(ContextWriter, [1, 2].into_iter().flat_map(requests_for_all_tables)).await;
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    fixture
+}
