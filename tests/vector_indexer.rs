@@ -8,7 +8,7 @@ mod vectors;
 use std::time::Duration;
 
 use context_writer::ContextWriter;
-use memfleet::health;
+use fleet::health;
 use runtime::{Readiness, Worker};
 use serde_json::{Value, json};
 use testkit::{Published, eventually, request, session, start_worker};

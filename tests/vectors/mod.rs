@@ -3,7 +3,6 @@
 #![allow(dead_code, reason = "no test uses all of it")]
 
 use contract::VectorType;
-use memfleet::collection;
 use runtime::{Readiness, Worker};
 use serde_json::{Value, json};
 use stack::{Programs, Qdrant};
@@ -11,6 +10,7 @@ use store::vector::{Collection, Right, put_right};
 use testkit::{Fixture, Published, request};
 use uuid::Uuid;
 use vector_indexer::VectorIndexer;
+use vector_indexer::collection;
 use vectors::{ALIAS, Vectors};
 
 /// The model of vectors that tests bring, of eight numbers.
