@@ -526,7 +526,7 @@ async fn the_validation_finds_nothing_in_order_and_whatever_is_out_of_it() {
         (
             "ALTER TABLE users OWNER TO memfleet",
             "ALTER TABLE users OWNER TO memfleet_owner",
-            "an owner that can log in",
+            "table owner that can log in",
         ),
         ("CREATE VIEW everybody AS SELECT * FROM users", "DROP VIEW everybody", "view that bypasses RLS"),
         (

@@ -11,6 +11,8 @@ use futures::future::BoxFuture;
 use crate::error::ClientError;
 use crate::query::request;
 
+/// What a query for a token is called in errors.
+const NAME: &str = "token.issue";
 /// How long token-issuer may take.
 const ISSUED_WITHIN: Duration = Duration::from_secs(10);
 /// How many tokens are cached. With more users at a time than that, the cache starts over.
@@ -54,16 +56,13 @@ impl NatsTokens {
     }
 
     async fn issue(&self, user: UserId) -> Result<String, ClientError> {
-        let name = "token.issue".to_owned();
         let ask = TokenAsk { user_id: user, session_id: None, scopes: Vec::new(), life_s: None };
-        let body = match serde_json::to_vec(&ask) {
-            Ok(body) => body,
-            Err(source) => return Err(ClientError::Encode { name, source }),
-        };
+        let unwritable = |source| ClientError::Encode { name: NAME.to_owned(), source };
+        let body = serde_json::to_vec(&ask).map_err(unwritable)?;
         let subject = format!("{TOKEN_ISSUE}.{}", self.service);
         let message = async_nats::Request::new().payload(body.into()).timeout(Some(ISSUED_WITHIN));
         let issued: TokenAnswer =
-            request(&self.connection, subject, message, &name, &self.service).await.map_err(|error| {
+            request(&self.connection, subject, message, NAME, &self.service).await.map_err(|error| {
                 ClientError::Token(format!(
                     "token-issuer issued none to {} for user {user}: {error}",
                     self.service

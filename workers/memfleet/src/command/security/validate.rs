@@ -158,7 +158,7 @@ const CHECKS: [(&str, &str); 10] = [
             AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY (p.proconfig), false)",
     ),
     (
-        "an owner that can log in",
+        "table owner that can log in",
         "SELECT c.oid::regclass || ' of ' || r.rolname AS line FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner
             WHERE c.relnamespace::regnamespace::text IN ('public', 'sec', 'audit') AND c.relkind IN ('r', 'p')
             AND c.relname <> '__diesel_schema_migrations' AND r.rolcanlogin",
