@@ -76,7 +76,7 @@ features = --features memfleet/vault,memfleet/aws-kms
 # What `test` runs while it holds the folder.
 tests:
 	cargo fmt --all --check
-	cargo clippy --package keys --package memfleet -- -D warnings
+	cargo clippy --package keys --package memfleet --no-default-features -- -D warnings
 	cargo clippy --workspace --exclude qdrant-local --all-targets $(features) -- -D warnings
 	cargo clippy --profile engine --package qdrant-local --all-targets -- -D warnings
 	@if command -v cargo-deny >/dev/null; then echo "cargo deny check bans licenses sources" \

@@ -221,7 +221,7 @@ async fn wrong_input_is_named_by_line_and_field_and_hurts_no_other() {
     Ended::line(&ended.out, "published 8, duplicates 0, refused 2");
     Ended::line(&ended.out, "line 9: no stream takes this subject; is it right, ");
     Ended::line(&ended.out, "line 10: is no {\"subject\", \"id\", \"body\"}: ");
-    Ended::line(&ended.out, "applied 4, unchanged 0, dead 4, without an outcome 0");
+    Ended::line(&ended.out, "applied 4, unchanged 0, dead 4, no outcome yet (timed out) 0");
     assert_eq!(
         fixture.lines("context_key FROM simple_chat_context ORDER BY 1").await,
         ["k", "last"],
@@ -303,7 +303,7 @@ async fn what_no_stream_takes_and_what_nobody_answers_is_said() {
     let alone = ["publish", "--wait", "--timeout", "1", user, "-"];
     let alone = memfleet_reads(&bare, &alone, USER).await;
     let alone = alone.failed("1 without an outcome after 1 s; is the worker running?");
-    Ended::line(&alone.out, "applied 0, unchanged 0, dead 0, without an outcome 1");
+    Ended::line(&alone.out, "applied 0, unchanged 0, dead 0, no outcome yet (timed out) 1");
 }
 
 #[tokio::test(flavor = "multi_thread")]

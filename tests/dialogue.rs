@@ -8,7 +8,7 @@ use contract::{MessageRole, Request, UserId};
 use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
-use memfleet::dialogue::{Corpus, Dialogue, Dialogues, Mapper, Prepared, SAMPLE, Speaker};
+use playground::dialogue::{Corpus, Dialogue, Dialogues, Mapper, Prepared, SAMPLE, Speaker};
 use serde_json::Value;
 
 use crate::support::schema_guided_dialogues;
@@ -192,7 +192,7 @@ fn plain_and_compressed_files_are_told_apart() {
 
 #[test]
 fn a_line_that_is_no_dialogue_is_named() {
-    let too_long = format!("{DIALOGUE}\n{}", " ".repeat(memfleet::dialogue::LINE_BYTES + 1));
+    let too_long = format!("{DIALOGUE}\n{}", " ".repeat(playground::dialogue::LINE_BYTES + 1));
     let cases = [
         (format!("{DIALOGUE}\n{{\"dialogue_id\":3}}"), "line 2: is no dialogue: invalid type"),
         (too_long, "line 2: is longer than"),

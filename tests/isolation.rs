@@ -498,58 +498,54 @@ async fn the_validation_finds_nothing_in_order_and_whatever_is_out_of_it() {
         (
             "ALTER TABLE chat_messages NO FORCE ROW LEVEL SECURITY",
             "ALTER TABLE chat_messages FORCE ROW LEVEL SECURITY",
-            "a table without forced policies",
+            "table without forced RLS",
         ),
         ("CREATE POLICY leak ON users USING (true)", "DROP POLICY leak ON users", "read without a context"),
         (
             "GRANT TRUNCATE ON users TO w_gpu_allocator",
             "REVOKE TRUNCATE ON users FROM w_gpu_allocator",
-            "a right too much",
+            "excess privilege",
         ),
         (
             "GRANT SELECT ON blackboard_events_default TO w_router_logger",
             "REVOKE SELECT ON blackboard_events_default FROM w_router_logger",
-            "a partition past its parent",
+            "partition accessed directly",
         ),
         (
             "ALTER FUNCTION sec.current_user_ids RESET ALL",
             "ALTER FUNCTION sec.current_user_ids SET search_path = pg_catalog, pg_temp",
-            "a function that acts for its owner without a fixed path",
+            "SECURITY DEFINER function without a fixed search_path",
         ),
         (
             "ALTER TABLE users DISABLE TRIGGER audit_update",
             "ALTER TABLE users ENABLE TRIGGER audit_update",
-            "a table that leaves no trail",
+            "table without audit trigger",
         ),
         (
             "GRANT EXECUTE ON FUNCTION pg_advisory_lock(bigint) TO PUBLIC",
             "REVOKE EXECUTE ON FUNCTION pg_advisory_lock(bigint) FROM PUBLIC",
-            "an advisory lock that everybody may take",
+            "advisory lock function granted to PUBLIC",
         ),
         (
             "ALTER TABLE users OWNER TO memfleet",
             "ALTER TABLE users OWNER TO memfleet_owner",
-            "an owner that can log in",
+            "table owner that can log in",
         ),
         (
             "GRANT SELECT ON users TO memfleet_due",
             "REVOKE SELECT ON users FROM memfleet_due",
             "a due function's role that reads more than columns",
         ),
-        (
-            "CREATE VIEW everybody AS SELECT * FROM users",
-            "DROP VIEW everybody",
-            "a view that sees more than who asks",
-        ),
+        ("CREATE VIEW everybody AS SELECT * FROM users", "DROP VIEW everybody", "view that bypasses RLS"),
         (
             "CREATE TABLE forgotten (user_id integer); GRANT SELECT ON forgotten TO w_memory_sync",
             "DROP TABLE forgotten",
-            "a table without forced policies",
+            "table without forced RLS",
         ),
         (
             "GRANT EXECUTE ON FUNCTION sec.seal TO PUBLIC",
             "REVOKE EXECUTE ON FUNCTION sec.seal FROM PUBLIC",
-            "a right of everybody",
+            "privilege granted to PUBLIC",
         ),
     ] {
         fixture.execute(break_it).await;

@@ -12,9 +12,9 @@ use diesel::QueryableByName;
 use diesel::sql_types::{Integer, Jsonb, Text};
 use diesel_async::RunQueryDsl;
 use flate2::read::GzDecoder;
-use memfleet::carry::{Carried, Contents, Order, Source, carry};
-use memfleet::fleet::{Fleet, WorkerName};
-use memfleet::local::Local;
+use fleet::{Fleet, WorkerName};
+use playground::Local;
+use playground::ingest::{Contents, IngestOptions, Ingested, Source, ingest};
 use runtime::broker;
 use serde_json::Value;
 use stack::StackOptions;
@@ -184,7 +184,7 @@ fn dev_runs_until_it_is_told_to_stop_and_can_be_used_meanwhile() {
     });
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
 
-    let sample = in_repository("workers/memfleet/sample/dialogues.jsonl");
+    let sample = in_repository("tools/playground/sample/dialogues.jsonl");
     let config = file.to_str().unwrap();
     let load = [
         "--config",
@@ -291,9 +291,9 @@ async fn forget_ids(settings: &Settings) {
     jetstream.update_stream(&config).await.unwrap();
 }
 
-async fn assert_as_in_file(settings: &Settings, carried: &Carried, file: &InFile) -> Contents {
-    assert_eq!(carried.dead_letters(), Vec::<String>::new());
-    assert_eq!(carried.sent.published.refused, 0);
+async fn assert_as_in_file(settings: &Settings, ingested: &Ingested, file: &InFile) -> Contents {
+    assert_eq!(ingested.dead_letters(), Vec::<String>::new());
+    assert_eq!(ingested.sent.published.refused, 0);
     let contents = Contents::read(&settings.postgres.url).await.unwrap();
     assert_eq!(contents.rows["chat_mode_sessions"], file.dialogues);
     assert_eq!(contents.rows["chat_messages"], file.turns);
@@ -313,16 +313,17 @@ async fn schema_guided_dialogues_arrive_once_however_often_they_are_loaded() {
     let mut fleet = Fleet::start(&WorkerName::of(&local.settings), &local.settings);
     let stats = fleet.stats()[0].1.clone();
     let all: Vec<_> = fleet.stats().iter().map(|(_, stats)| stats.clone()).collect();
-    let order = Order { source: Source::File(PathBuf::from(&path)), users: 100, wait: true, vectors: false };
+    let options =
+        IngestOptions { source: Source::File(PathBuf::from(&path)), users: 100, wait: true, vectors: false };
     let file = read(&path, 100);
     assert_eq!((file.dialogues, file.turns), (2_098, 38_768));
 
     let work = async {
-        let first = carry(&local.settings, all.clone(), &order).await.unwrap();
+        let first = ingest(&local.settings, all.clone(), &options).await.unwrap();
         assert_eq!(first.missing(), Vec::<String>::new());
         let after_first = assert_as_in_file(&local.settings, &first, &file).await;
 
-        let second = carry(&local.settings, all.clone(), &order).await.unwrap();
+        let second = ingest(&local.settings, all.clone(), &options).await.unwrap();
         let published = &second.sent.published;
         assert_eq!((published.stored, published.duplicate), (first.sent.published.stored, 0));
         let after_second = assert_as_in_file(&local.settings, &second, &file).await;
@@ -341,7 +342,7 @@ async fn schema_guided_dialogues_arrive_once_however_often_they_are_loaded() {
         }
         assert_eq!(
             (events, contexts),
-            (first.arrived.unwrap().events, after_first.rows["simple_chat_context"])
+            (first.stored.unwrap().events, after_first.rows["simple_chat_context"])
         );
     };
     tokio::select! {

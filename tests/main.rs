@@ -12,6 +12,7 @@ mod attack;
 mod audit;
 mod bench;
 mod cli;
+mod client_library;
 mod configuration;
 mod context_writer;
 mod crash;

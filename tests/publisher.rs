@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use async_nats::jetstream::stream::Config;
 use bytes::Bytes;
+use client::{Publisher, PublisherOptions};
 use config::NatsSettings;
-use memfleet::publisher::{Publisher, PublisherOptions};
 use runtime::broker;
 use stack::{Nats, NatsOptions, Programs};
 use uuid::Uuid;

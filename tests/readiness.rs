@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use async_nats::jetstream::consumer::{FromConsumer, PullConsumer, pull};
 use config::Settings;
-use memfleet::health;
+use fleet::health;
 use runtime::{Dependency, Phase, Readiness};
 use serde_json::json;
 use testkit::{Fixture, eventually};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use context_writer::ContextWriter;
-use memfleet::health;
+use fleet::health;
 use runtime::{Readiness, Worker};
 use serde_json::{Value, json};
 use testkit::{RequestMessage, eventually, request, session};

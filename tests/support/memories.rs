@@ -1,7 +1,6 @@
 //! A vector store of a test's own, and memories for it.
 
 use contract::VectorType;
-use memfleet::collection;
 use runtime::{Readiness, Worker};
 use serde_json::{Value, json};
 use stack::{Programs, Qdrant};
@@ -9,6 +8,7 @@ use store::vector::{Collection, Right, put_right};
 use testkit::{Fixture, RequestMessage, request};
 use uuid::Uuid;
 use vector_indexer::VectorIndexer;
+use vector_indexer::collection;
 use vectors::{ALIAS, Vectors};
 
 /// The model of vectors that tests bring, of eight numbers.

@@ -14,6 +14,8 @@
 
 mod account;
 mod agent;
+#[cfg(feature = "asyncapi")]
+pub mod asyncapi;
 mod context;
 mod conversation;
 mod dead;
@@ -57,13 +59,13 @@ pub use query::{
     AgentContextInfo, AgentContextList, AgentContextPage, AnalyticsRow, ContextAnswer, ContextGet,
     ContextInfo, ContextList, ContextPage, ConversationPage, ConversationRead, Cursor, Dimension, EventList,
     EventPage, GraphAnswer, GraphNode, GraphRelation, GraphWalk, Limit, MessageInfo, QUERIES, QUERY_BYTES,
-    QUERY_ROOT, Query, QueryKind, READER, REVEAL, RouterAnalytics, RouterAnswer, ScoreParts, SearchAnswer,
-    SearchHit, SearchMode, SearchSimilar, SessionInfo, SessionList, SessionPage,
+    QUERY_ROOT, Query, QueryKind, QueryType, READER, REVEAL, RouterAnalytics, RouterAnswer, ScoreParts,
+    SearchAnswer, SearchHit, SearchMode, SearchSimilar, SessionInfo, SessionList, SessionPage,
 };
 pub use redacted::{Redacted, StreamRequest};
 pub use redaction::{ENCRYPTED, SecretField, SecretFields};
 pub use request::{ContextRequest, Request, RouterRequest, VectorRequest};
-pub use request_kind::{REQUESTS, RequestKind};
+pub use request_kind::{REQUESTS, RequestKind, RequestType};
 pub use router::{DecisionLog, ToolPhase, ToolReport};
 pub use session::{ChatMode, SessionClose, SessionOpen};
 pub use subject::{DeadSubject, EventSubject, REQUEST_ROOT, RequestSubject, Service, SubjectError, UserId};

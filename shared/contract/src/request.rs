@@ -142,9 +142,17 @@ macro_rules! requests {
                     verb: $verb,
                     event: EventType::$event,
                     schema: schemars::SchemaGenerator::into_root_schema_for::<super::$variant>,
+                    #[cfg(feature = "asyncapi")]
+                    golden: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/", $noun, ".", $verb, ".json")),
                 };
             )+)+
         }
+
+        $($(
+            impl crate::RequestType for $variant {
+                const KIND: &'static RequestKind = &kinds::$variant;
+            }
+        )+)+
 
         /// Every request, by stream.
         pub static REQUESTS: &[&RequestKind] = &[$($(&kinds::$variant,)+)+];

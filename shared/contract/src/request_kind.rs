@@ -1,4 +1,5 @@
 use schemars::{Schema, SchemaGenerator};
+use serde::Serialize;
 
 use crate::event::EventType;
 pub use crate::request::REQUESTS;
@@ -18,6 +19,15 @@ pub struct RequestKind {
     pub event: EventType,
     /// Makes the JSON Schema of its body.
     pub schema: fn(SchemaGenerator) -> Schema,
+    /// Its golden file, whose messages are the examples of the AsyncAPI document.
+    #[cfg(feature = "asyncapi")]
+    pub golden: &'static str,
+}
+
+/// The body of one kind of request.
+pub trait RequestType: Serialize {
+    /// Its kind.
+    const KIND: &'static RequestKind;
 }
 
 impl RequestKind {

@@ -1,20 +1,8 @@
-//! The one program. Every command is a file under `command`; what several of them need is beside it.
+//! The one program. Every command is a file under `command`; what they share is in the crate `cli`.
 
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
-pub mod asyncapi;
-pub mod carry;
-pub mod cli;
-pub mod collection;
+pub mod arguments;
 pub mod command;
-pub mod dialogue;
-pub mod fleet;
-pub mod health;
-pub mod local;
 pub mod logging;
-pub mod output;
-pub mod payloads;
-pub mod publisher;
 pub mod replay;
-pub mod table;
-pub mod tokens;

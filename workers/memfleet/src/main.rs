@@ -3,13 +3,12 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-
-use memfleet::errln;
+use cli::errln;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let cli = memfleet::cli::Cli::parse();
-    match memfleet::command::execute(cli).await {
+    let arguments = memfleet::arguments::Arguments::parse();
+    match memfleet::command::execute(arguments).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             errln!("memfleet: {error:#}");

@@ -6,6 +6,7 @@
 //! It is the only worker that holds the keys that tokens are made with, and can do nothing in the database but register them.
 
 mod answer;
+mod keys;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 use trust::{TokenIssuer, role_of};
 
 use answer::Desk;
+pub use keys::{IssuerKeyError, issuer};
 
 /// The name of its crate, its connection and its database role.
 pub const NAME: &str = "token-issuer";

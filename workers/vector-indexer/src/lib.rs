@@ -10,6 +10,7 @@
 //! request that comes late deletes nothing newer. What a request that is given up has left behind, `reconcile.rs` finds.
 
 mod clean_up;
+pub mod collection;
 mod embedding;
 mod known;
 mod prepare;

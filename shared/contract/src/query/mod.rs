@@ -14,6 +14,7 @@ mod search;
 
 use schemars::{Schema, SchemaGenerator};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 pub use conversation::{ConversationPage, ConversationRead, MessageInfo};
 pub use event::{EventList, EventPage};
@@ -84,6 +85,14 @@ impl QueryKind {
     }
 }
 
+/// The body of one kind of query.
+pub trait QueryType: Serialize {
+    /// What answers it.
+    type Answer: DeserializeOwned;
+    /// Its kind.
+    const KIND: &'static QueryKind;
+}
+
 /// The one table of queries.
 macro_rules! queries {
     ($($variant:ident: $noun:literal $verb:literal $description:literal => $answer:ident,)+) => {
@@ -132,6 +141,13 @@ macro_rules! queries {
                 };
             )+
         }
+
+        $(
+            impl QueryType for $variant {
+                type Answer = $answer;
+                const KIND: &'static QueryKind = &kinds::$variant;
+            }
+        )+
 
         /// Every query.
         pub static QUERIES: &[&QueryKind] = &[$(&kinds::$variant,)+];

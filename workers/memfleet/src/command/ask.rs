@@ -1,21 +1,19 @@
 //! `memfleet ask`
 
 use std::io::Read;
-use std::time::Duration;
 
-use anyhow::{Context, bail};
-use async_nats::HeaderMap;
+use anyhow::{Context, ensure};
 use clap::Args;
+use cli::outln;
+use cli::tokens::Tokens;
+use client::{Client, ClientOptions, QueryOptions};
 use config::Settings;
-use contract::{QUERIES, QUERY_BYTES, QueryError, QueryKind, UserId, header, limit};
+use contract::{QUERIES, QUERY_BYTES, QueryKind, UserId, limit};
 use runtime::broker;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use topology::Service;
 use uuid::Uuid;
-
-use crate::outln;
-use crate::tokens::Tokens;
 
 /// Asks the memory a query, as a service does, and prints the answer in JSON.
 #[derive(Debug, Args)]
@@ -44,9 +42,6 @@ pub struct AskArgs {
     id: Option<Uuid>,
 }
 
-/// How much longer than the database's deadline is waited for the answer.
-const GRACE: Duration = Duration::from_secs(3);
-
 fn help() -> String {
     let width = QUERIES.iter().map(|kind| kind.name().len()).max().unwrap_or_default();
     let lines: Vec<String> =
@@ -68,86 +63,37 @@ pub async fn execute(args: AskArgs, settings: &Settings) -> anyhow::Result<()> {
         Some(service) => service,
         None => who_may(kind)?,
     };
-    let mut tokens = Tokens::open(settings, args.token).await?;
-    let name = service.parse().with_context(|| format!("the service {service:?}"))?;
-    let user = args.user.map(UserId::new).transpose().map_err(anyhow::Error::msg)?;
-    // Without a user there is a token that was given, which is of its own.
-    let token = tokens.of_holder(name, user.unwrap_or(UserId::PLATFORM)).await?;
-    let token =
-        token.context("no service token: give one with --token, or name the keys in the configuration")?;
+    let tokens = Tokens::open(settings, args.token).await?;
+    ensure!(
+        !tokens.is_none(),
+        "no service token: give one with --token, or name the keys in the configuration"
+    );
+    let options = ClientOptions::new(
+        &settings.nats.url,
+        service.parse().with_context(|| format!("the service {service:?}"))?,
+    );
     let body = read(args.body)?;
-    // It is refused as well where it is asked; here what is wrong is said without a broker.
+    // memory-reader checks it as well; here mistakes are reported without a broker.
     contract::Query::decode(kind.noun, kind.verb, body.as_bytes())
         .map_err(|malformed| anyhow::anyhow!("{malformed}"))?;
+    let body = RawValue::from_string(body).context("the query is no JSON")?;
 
-    let client = broker::connect(&settings.nats, &service).await?;
-    let asking = Asking {
-        id: args.id.unwrap_or_else(Uuid::now_v7),
-        deadline_ms: args.deadline,
-        ..Asking::new(&service, &token)
-    };
-    let answer: Value = ask(&client, kind, &asking, body).await?;
+    let connection = broker::connect(&settings.nats, &service).await?;
+    let client = Client::over(connection, tokens.of_service(options.service.clone()), &options)?;
+    // Without a user there is a token that was given, which has its own.
+    let user = client.user(args.user.unwrap_or(UserId::PLATFORM.get()));
+    let id = args.id.unwrap_or_else(Uuid::now_v7);
+    let answer: Value =
+        user.query_with(kind, &body, &QueryOptions { id, deadline_ms: args.deadline }).await?;
     outln!("{}", serde_json::to_string_pretty(&answer)?);
     Ok(())
-}
-
-/// Who asks, and how.
-#[derive(Clone, Copy, Debug)]
-pub struct Asking<'a> {
-    /// The service that asks.
-    pub service: &'a str,
-    /// Its token for the user that is asked about.
-    pub token: &'a str,
-    /// The id of the query.
-    pub id: Uuid,
-    /// How long the answer may take, in milliseconds.
-    pub deadline_ms: u64,
-}
-
-impl<'a> Asking<'a> {
-    /// With an id of its own and the usual deadline.
-    pub fn new(service: &'a str, token: &'a str) -> Self {
-        Self { service, token, id: Uuid::now_v7(), deadline_ms: limit::DEADLINE_MS_USUAL }
-    }
-}
-
-/// Asks a query and gives the answer.
-///
-/// # Errors
-/// If nobody answers, or the answer is a refusal or no `T`.
-pub async fn ask<T: DeserializeOwned>(
-    client: &async_nats::Client,
-    kind: &QueryKind,
-    asking: &Asking<'_>,
-    body: String,
-) -> anyhow::Result<T> {
-    let Asking { service, token, id, deadline_ms } = asking;
-    let mut headers = HeaderMap::new();
-    headers.insert(header::MESSAGE_ID, id.to_string());
-    headers.insert(header::AUTHORIZATION, header::bearer(token));
-    headers.insert(header::DEADLINE_MS, deadline_ms.to_string());
-    let within = Duration::from_millis(*deadline_ms) + GRACE;
-    let request = async_nats::Request::new().headers(headers).payload(body.into()).timeout(Some(within));
-    let answer = client.send_request(kind.subject(service), request).await.with_context(|| {
-        format!(
-            "{} has no answer; `memfleet run memory-reader` answers queries, and nats/services.json says which {service} may ask",
-            kind.name()
-        )
-    })?;
-    let is_refusal = answer.headers.is_some_and(|headers| headers.get(header::REFUSED).is_some());
-    if is_refusal {
-        let error: QueryError =
-            serde_json::from_slice(&answer.payload).context("the refusal cannot be read")?;
-        bail!("{}: {}", error.code, error.message);
-    }
-    serde_json::from_slice(&answer.payload).context("the answer cannot be read")
 }
 
 /// The query of this name.
 ///
 /// # Errors
 /// If there is none.
-pub fn find(name: &str) -> anyhow::Result<&'static QueryKind> {
+fn find(name: &str) -> anyhow::Result<&'static QueryKind> {
     let names: Vec<String> = QUERIES.iter().map(|kind| kind.name()).collect();
     QUERIES
         .iter()

@@ -2,13 +2,12 @@
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use cli::table::{Align, Table};
+use cli::{out, outln};
+use contract::asyncapi;
 use contract::{QUERIES, QueryKind, REQUEST_ROOT, REQUESTS, RequestKind};
 
-use crate::asyncapi;
-use crate::table::{Align, Table};
-use crate::{out, outln};
-
-/// Prints the contract with publishers: what may be published where, and what it looks like.
+/// Prints the message contract: subjects, schemas, examples.
 #[derive(Debug, Args)]
 pub struct ContractArgs {
     #[command(subcommand)]
@@ -17,7 +16,7 @@ pub struct ContractArgs {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// List every request: its subject, its stream, and the event that tells of its effect; and every query.
+    /// List every request with its subject, its stream and its event, and every query.
     List,
     /// Print the JSON Schema (draft 2020-12) of one request's body, or those of a query and its answer.
     Schema {
@@ -30,7 +29,7 @@ enum Action {
         /// Which, as `memfleet contract list` shows it.
         #[arg(value_name = "NOUN.VERB")]
         name: String,
-        /// With the fields that must be there, and no others.
+        /// Only the required fields.
         #[arg(long)]
         minimal: bool,
     },
@@ -53,8 +52,7 @@ pub fn execute(args: &ContractArgs) -> anyhow::Result<()> {
             outln!("{}", serde_json::to_string_pretty(&schema)?);
         }
         Action::Example { name, minimal } => {
-            let examples = asyncapi::examples(find(name)?)?;
-            let (full, least) = examples.with_context(|| format!("there is no example of {name}"))?;
+            let (full, least) = asyncapi::examples(find(name)?)?;
             outln!("{}", if *minimal { least } else { full });
         }
         Action::Asyncapi => out!("{}", asyncapi::document()?),

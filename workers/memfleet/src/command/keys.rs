@@ -1,24 +1,20 @@
 //! `memfleet keys`
 
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ::keys::{KEK, Keys, Renewed};
 use anyhow::{Context, ensure};
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand};
+use cli::key_file::add_key;
+use cli::signal::interrupted;
+use cli::table::{Align, Table, grouped};
+use cli::{errln, outln};
 use config::ProviderName;
 use config::Settings;
 use contract::UserId;
-use trust::{CipherKey, KeyRing};
-use zeroize::Zeroizing;
-
-use crate::command::run::interrupted;
-use crate::table::{Align, Table, grouped};
-use crate::{errln, outln};
+use trust::KeyRing;
 
 /// Looks after the keys that encrypt fields and payloads.
 ///
@@ -127,25 +123,6 @@ fn generate(args: &GenerateArgs, settings: &Settings) -> anyhow::Result<()> {
         outln!("When every replica has this file, `memfleet keys rotate` wraps the data keys with it.");
     }
     Ok(())
-}
-
-/// Makes a key by chance and adds it to a ring's file.
-///
-/// # Errors
-/// If the file cannot be written.
-pub(super) fn add_key(ring: &Path, name: &str, version: u32) -> anyhow::Result<()> {
-    append(ring, &KeyRing::expose_line(name, &CipherKey::generate(version)?))
-        .with_context(|| format!("{} cannot be written", ring.display()))
-}
-
-/// Adds a line, in one write, to a file that only its owner can read. A last line that has no end is ended first.
-fn append(file: &Path, line: &str) -> std::io::Result<()> {
-    let held = std::fs::read(file).map(Zeroizing::new);
-    let has_end = held.is_ok_and(|held| held.last().is_none_or(|last| *last == b'\n')) || !file.exists();
-    let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(file)?;
-    let text = Zeroizing::new(format!("{}{line}", if has_end { "" } else { "\n" }));
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
 }
 
 /// How long an operator's command waits for a connection.

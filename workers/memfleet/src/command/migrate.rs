@@ -2,10 +2,9 @@
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use cli::outln;
 use config::Settings;
 use store::{migration, partition};
-
-use crate::outln;
 
 /// Brings the schema of the configured database up to date, or takes it back.
 #[derive(Debug, Args)]

@@ -2,14 +2,9 @@
 
 pub mod ask;
 pub mod audit;
-pub mod bench;
 pub mod contract;
 pub mod dead;
-pub mod demo;
-mod demo_search;
-pub mod dev;
 pub mod keys;
-pub mod load;
 pub mod migrate;
 pub mod nats;
 pub mod publish;
@@ -21,34 +16,32 @@ pub mod tail;
 pub mod token;
 pub mod vectors;
 
-use crate::cli::{Cli, Command};
-use crate::logging;
 use config::Settings;
 
-/// What to type to run this program again.
-fn this_program() -> String {
-    std::env::current_exe().map_or_else(|_| "memfleet".to_owned(), |path| path.display().to_string())
-}
+use crate::arguments::{Arguments, Command};
+use crate::logging;
 
 /// Carries out a command line.
 ///
 /// # Errors
 /// What happened, to what, and what to do about it.
-pub async fn execute(cli: Cli) -> anyhow::Result<()> {
-    let settings = Settings::load(cli.config.as_deref())?;
-    let stays = matches!(cli.command, Command::Run(_) | Command::Dev(_));
-    logging::start(&settings.log, stays)?;
-    match cli.command {
+pub async fn execute(arguments: Arguments) -> anyhow::Result<()> {
+    let settings = Settings::load(arguments.config.as_deref())?;
+    logging::start(&settings.log, runs_until_stopped(&arguments.command))?;
+    match arguments.command {
         Command::Run(args) => run::execute(args, &settings).await,
-        Command::Dev(args) => dev::execute(args, &settings).await,
-        Command::Demo(args) => demo::execute(args, &settings).await,
+        #[cfg(feature = "dev")]
+        Command::Dev(args) => playground::dev::execute(args, &settings).await,
+        #[cfg(feature = "dev")]
+        Command::Demo(args) => playground::demo::execute(args, &settings).await,
         Command::Migrate(args) => migrate::execute(args, &settings).await,
         Command::Nats(args) => nats::execute(args, &settings).await,
         Command::Publish(args) => publish::execute(args, &settings).await,
         Command::Ask(args) => ask::execute(args, &settings).await,
         Command::Replay(args) => replay::execute(args, &settings).await,
         Command::Tail(args) => tail::execute(args, &settings).await,
-        Command::Load(args) => load::execute(args, &settings).await,
+        #[cfg(feature = "dev")]
+        Command::Load(args) => playground::load::execute(args, &settings).await,
         Command::Dead(args) => dead::execute(args, &settings).await,
         Command::Security(args) => security::execute(args, &settings).await,
         Command::Keys(args) => keys::execute(args, &settings).await,
@@ -56,7 +49,17 @@ pub async fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Token(args) => token::execute(args, &settings).await,
         Command::Audit(args) => audit::execute(args, &settings).await,
         Command::Status(args) => status::execute(args, &settings).await,
+        #[cfg(feature = "dev")]
         Command::Bench(args) => bench::execute(args, &settings).await,
         Command::Contract(args) => contract::execute(&args),
     }
+}
+
+/// Whether a command runs workers until it is stopped. Its log shows more than warnings.
+fn runs_until_stopped(command: &Command) -> bool {
+    #[cfg(feature = "dev")]
+    if matches!(command, Command::Dev(_)) {
+        return true;
+    }
+    matches!(command, Command::Run(_))
 }

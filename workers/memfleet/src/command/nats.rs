@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use async_nats::jetstream;
 use clap::{Args, Subcommand};
+use cli::{out, outln};
 use config::Settings;
 use runtime::broker;
 use topology::{Change, INCLUDED_NKEYS, Service, Topology};
-
-use crate::{out, outln};
 
 /// Makes the broker's streams and consumers what the files say, and the files that say who may connect.
 ///

@@ -2,12 +2,12 @@
 
 use anyhow::{Context, bail};
 use clap::Args;
+use cli::outln;
+use cli::table::grouped;
 use config::Settings;
 use contract::UserId;
 
-use crate::outln;
 use crate::replay::{Replayed, replay};
-use crate::table::grouped;
 
 /// Rebuilds a user's contexts, in all tiers, from the events in the database alone, and compares them with what the tables hold.
 ///

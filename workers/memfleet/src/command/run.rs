@@ -1,12 +1,9 @@
 //! `memfleet run`
 
-use anyhow::Context;
 use clap::Args;
+use cli::signal::interrupted;
 use config::Settings;
-use tokio::signal::unix::{SignalKind, signal};
-
-use crate::fleet::{Fleet, WorkerName};
-use crate::health;
+use fleet::{Fleet, WorkerName, health};
 
 /// Runs workers until SIGTERM, SIGHUP or Ctrl-C. Any number of processes may run the same worker: they share its work.
 #[derive(Debug, Args)]
@@ -24,28 +21,12 @@ pub async fn execute(args: RunArgs, settings: &Settings) -> anyhow::Result<()> {
     let names = if args.workers.is_empty() { WorkerName::of(settings) } else { args.workers };
     let listener = health::listen(settings).await?;
     let mut fleet = Fleet::start(&names, settings);
-    let _health = fleet.tell_health(listener);
+    let _health = fleet.serve_health(listener);
     let ended = tokio::select! {
-        ended = fleet.ended() => ended,
+        ended = fleet.ended() => ended.map_err(anyhow::Error::from),
         interrupted = interrupted() => interrupted,
     };
-    // The first failure is the cause; what stopping the others says comes second.
+    // The first failure is the cause; errors of stopping the others come second.
     let stopped = fleet.stop().await;
-    ended.and(stopped)
-}
-
-/// Waits for SIGTERM, SIGINT, or the end of the terminal (SIGHUP).
-///
-/// # Errors
-/// If signals cannot be listened for.
-pub async fn interrupted() -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be listened for")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be listened for")?;
-    let mut hang_up = signal(SignalKind::hangup()).context("SIGHUP cannot be listened for")?;
-    tokio::select! {
-        _ = hang_up.recv() => tracing::info!("SIGHUP"),
-        _ = terminate.recv() => tracing::info!("SIGTERM"),
-        _ = interrupt.recv() => tracing::info!("SIGINT"),
-    }
-    Ok(())
+    ended.and(stopped.map_err(Into::into))
 }

@@ -8,6 +8,8 @@ use async_nats::jetstream;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
 use clap::Args;
+use cli::outln;
+use cli::signal::interrupted;
 use config::Settings;
 use contract::Event;
 use futures::StreamExt;
@@ -15,8 +17,6 @@ use runtime::broker;
 use uuid::Uuid;
 
 use super::dead::show::printable;
-use super::run::interrupted;
-use crate::outln;
 
 /// Prints a user's events as they happen, until Ctrl-C.
 ///
@@ -78,7 +78,7 @@ async fn follow(args: &TailArgs, settings: &Settings) -> anyhow::Result<()> {
         .with_context(|| format!("the stream {STREAM} cannot be followed; `memfleet nats apply` makes it"))?;
     let mut messages = consumer.messages().await.context("the events cannot be followed")?;
     if args.count.is_none() {
-        crate::errln!("following the events of user {} until Ctrl-C", args.user);
+        cli::errln!("following the events of user {} until Ctrl-C", args.user);
     }
     let (mut seen, mut printed) = (Seen::default(), 0);
     while args.count.is_none_or(|count| printed < count) {

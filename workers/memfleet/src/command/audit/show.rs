@@ -4,13 +4,13 @@ use anyhow::Context;
 use audit::Deed;
 use chrono::SecondsFormat;
 use clap::Args;
+use cli::table::{Align, Table};
+use cli::{out, outln};
 use config::Settings;
 use contract::UserId;
 use serde_json::json;
 
 use super::database;
-use crate::table::{Align, Table};
-use crate::{out, outln};
 
 /// Shows what the trail tells of a user: what was written, by which role and service, for which request.
 #[derive(Debug, Args)]

@@ -3,11 +3,12 @@
 use anyhow::{Context, bail};
 use audit::Report;
 use clap::Args;
+use cli::outln;
+use cli::table::grouped;
 use config::Settings;
+use fleet::sealer::anchors;
 
-use super::{anchors, database, public_keys};
-use crate::outln;
-use crate::table::grouped;
+use super::{database, public_keys};
 
 /// Recomputes the whole trail. Exits with 1 if anything is not as it was sealed; the first line names what comes first.
 #[derive(Debug, Args)]
@@ -47,7 +48,7 @@ fn show(report: &Report) {
     outln!("rows sealed      {:>12}", grouped(report.rows));
     outln!("seals            {:>12}", grouped(report.seals));
     if let Some(anchored) = report.anchored {
-        outln!("told the broker  {:>12}", grouped(anchored));
+        outln!("anchored in NATS {:>12}", grouped(anchored));
     }
     outln!("erased since     {:>12}", grouped(report.accounted));
     outln!("not sealed yet   {:>12}", grouped(report.unsealed));

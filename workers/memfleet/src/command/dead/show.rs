@@ -5,12 +5,12 @@ use std::io::Write as _;
 
 use async_nats::HeaderValue;
 use chrono::SecondsFormat;
+use cli::table::{Align, Table};
+use cli::{out, outln};
 use contract::header;
 use serde_json::{Value, json};
 
 use super::letters::{Letter, STREAM};
-use crate::table::{Align, Table};
-use crate::{out, outln};
 
 /// The most of a body that is shown, in characters of what is shown.
 const BODY_CHARS: usize = 16 * 1024;

@@ -7,6 +7,10 @@ use async_nats::jetstream::Context;
 use async_nats::jetstream::context::{ContextBuilder, PublishError, PublishErrorKind};
 use async_nats::jetstream::publish::PublishAck;
 use async_nats::{Client, HeaderMap};
+use cli::table::grouped;
+use cli::tokens::Tokens;
+use cli::{errln, outln};
+use client::{Payload, PayloadKeys};
 use contract::header;
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -15,10 +19,6 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::Instant;
 
 use super::input::ToPublish;
-use crate::payloads::{Payload, Payloads};
-use crate::table::grouped;
-use crate::tokens::Tokens;
-use crate::{errln, outln};
 
 /// The most requests that wait for their acknowledgement.
 const IN_FLIGHT: usize = 256;
@@ -31,7 +31,7 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 
 type Acknowledged = BoxFuture<'static, (u64, Result<PublishAck, PublishError>)>;
 
-/// What became of the requests.
+/// Counts of the requests.
 #[derive(Debug, Default)]
 pub(super) struct Report {
     /// Stored for the first time.
@@ -67,11 +67,11 @@ impl Report {
     }
 }
 
-/// Publishes requests and counts what the broker says.
+/// Publishes requests and counts the acknowledgements.
 pub(super) struct Sender {
     jetstream: Context,
     tokens: Tokens,
-    payloads: Payloads,
+    payload_keys: PayloadKeys,
     reply_to: Option<String>,
     in_flight: FuturesUnordered<Acknowledged>,
     report: Report,
@@ -80,13 +80,18 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    pub(super) fn new(client: Client, tokens: Tokens, payloads: Payloads, reply_to: Option<String>) -> Self {
+    pub(super) fn new(
+        client: Client,
+        tokens: Tokens,
+        payload_keys: PayloadKeys,
+        reply_to: Option<String>,
+    ) -> Self {
         let jetstream =
             ContextBuilder::new().timeout(ACKNOWLEDGED_WITHIN).max_ack_inflight(IN_FLIGHT * 2).build(client);
         Self {
             jetstream,
             tokens,
-            payloads,
+            payload_keys,
             reply_to,
             in_flight: FuturesUnordered::new(),
             report: Report::default(),
@@ -122,7 +127,7 @@ impl Sender {
                 return Ok(());
             }
         }
-        let body = match self.payloads.close(&request.subject, request.body) {
+        let body = match self.payload_keys.encrypt(&request.subject, request.body) {
             Ok(Payload { key_id, body }) => {
                 if let Some(key_id) = key_id {
                     headers.insert(header::ENCRYPTION, key_id);
@@ -130,7 +135,7 @@ impl Sender {
                 body
             }
             Err(error) => {
-                self.refuse(line, format!("{error:#}"));
+                self.refuse(line, error.to_string());
                 return Ok(());
             }
         };

@@ -53,12 +53,12 @@ pub(super) fn without_a_grant(targets: &[Target]) -> Vec<Attempt> {
             Expected::Refused(DENIED),
         );
         add(
-            "a policy of one's own",
+            "create own RLS policy",
             format!("CREATE POLICY mine ON {table} USING (true)"),
             Expected::Refused(DENIED),
         );
         add(
-            "a trigger of one's own",
+            "create own trigger",
             format!(
                 "CREATE TRIGGER mine BEFORE INSERT ON {table} EXECUTE FUNCTION suppress_redundant_updates_trigger()"
             ),
@@ -69,7 +69,7 @@ pub(super) fn without_a_grant(targets: &[Target]) -> Vec<Attempt> {
     for forged in ["1|||", "1,2|||00", "rubbish"] {
         for Target { table, .. } in targets {
             all.push(Attempt {
-                kind: "a context written by hand",
+                kind: "security context set by hand",
                 sql: format!("SELECT set_config('memfleet.context', '{forged}', true); SELECT FROM {table}"),
                 expected: Expected::NotGenuine,
             });
@@ -103,7 +103,7 @@ pub(super) fn around(role: &str, roles: &[String], partitions: &[String]) -> Vec
     let mut all: Vec<Attempt> = partitions
         .iter()
         .map(|partition| Attempt {
-            kind: "a partition past its parent",
+            kind: "partition accessed directly",
             sql: format!("SELECT FROM {partition}"),
             expected: Expected::Refused(DENIED),
         })
@@ -138,10 +138,10 @@ pub(super) fn around(role: &str, roles: &[String], partitions: &[String]) -> Vec
         ("files", "COPY blackboard_events TO '/tmp/events'"),
         ("files", "COPY (SELECT 1) TO PROGRAM 'cat'"),
         ("files", "SELECT pg_read_file('/etc/passwd')"),
-        ("objects of one's own", "CREATE TABLE public.mine (x integer)"),
-        ("objects of one's own", "CREATE TEMP TABLE mine (x integer)"),
-        ("objects of one's own", "CREATE FUNCTION public.mine() RETURNS integer LANGUAGE sql AS 'SELECT 1'"),
-        ("objects of one's own", "CREATE SCHEMA mine"),
+        ("create own objects", "CREATE TABLE public.mine (x integer)"),
+        ("create own objects", "CREATE TEMP TABLE mine (x integer)"),
+        ("create own objects", "CREATE FUNCTION public.mine() RETURNS integer LANGUAGE sql AS 'SELECT 1'"),
+        ("create own objects", "CREATE SCHEMA mine"),
         ("history", "UPDATE blackboard_events SET event_payload = '{}'"),
         ("history", "DELETE FROM blackboard_events"),
         ("history", "SELECT make_month_partitions('blackboard_events', 1)"),
@@ -177,7 +177,7 @@ pub(super) fn bad_grants(
     .map(|grant| format!("ARRAY['{grant}']"))
     .chain([format!("NULL, '{user}', 'x'"), format!("ARRAY[]::text[], '{user}', 'x'")])
     .map(|arguments| Attempt {
-        kind: "a context of a bad grant",
+        kind: "security context from an invalid grant",
         sql: format!("SELECT sec.open_context({arguments})"),
         expected: Expected::Refused(&["the security context is refused"]),
     })

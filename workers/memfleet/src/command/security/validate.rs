@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use clap::Args;
+use cli::outln;
+use cli::table::{Align, Table, grouped};
 use config::Settings;
 use contract::{Service, UserId};
 use diesel::QueryableByName;
@@ -16,8 +18,6 @@ use trust::{Grant, GrantKey};
 use uuid::Uuid;
 
 use super::attack::{self, Attempt, Expected, Target};
-use crate::outln;
-use crate::table::{Align, Table, grouped};
 
 /// Attacks the database with every worker's role. Needs a superuser's login; changes nothing.
 #[derive(Debug, Args)]
@@ -129,20 +129,20 @@ const PARTITIONS: &str = "SELECT inhrelid::regclass::text AS line FROM pg_inheri
 /// Each gives a line for whatever is not as it must be.
 const CHECKS: [(&str, &str); 11] = [
     (
-        "a table without forced policies",
+        "table without forced RLS",
         "SELECT c.oid::regclass::text AS line FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace
             AND c.relkind IN ('r', 'p') AND NOT c.relispartition AND NOT (c.relrowsecurity AND c.relforcerowsecurity)
             AND c.relname NOT IN ('gpu_resources', 'qdrant_access_control', 'cross_service_auth', 'vector_collections',
                 '__diesel_schema_migrations')",
     ),
     (
-        "a policy that is not ours",
+        "unknown RLS policy",
         "SELECT polrelid::regclass || ' ' || polname AS line FROM pg_policy
             WHERE polname <> 'own_rows' OR pg_get_expr(polqual, polrelid) IS DISTINCT FROM pg_get_expr(polwithcheck, polrelid)
             OR pg_get_expr(polqual, polrelid) !~ '^\\((user_id|id) = ANY \\(\\( SELECT sec.current_user_ids\\(\\) AS current_user_ids\\)::integer\\[\\]\\)\\)$'",
     ),
     (
-        "a right of everybody",
+        "privilege granted to PUBLIC",
         "SELECT c.oid::regclass || ' ' || acl.privilege_type AS line FROM pg_class c, aclexplode(c.relacl) AS acl
             WHERE c.relnamespace::regnamespace::text IN ('public', 'sec', 'audit') AND acl.grantee = 0
          UNION ALL SELECT p.oid::regprocedure::text FROM pg_proc p
@@ -152,13 +152,13 @@ const CHECKS: [(&str, &str); 11] = [
             WHERE d.datname = current_database() AND acl.grantee = 0",
     ),
     (
-        "a function that acts for its owner without a fixed path",
+        "SECURITY DEFINER function without a fixed search_path",
         "SELECT p.oid::regprocedure::text AS line FROM pg_proc p
             WHERE p.pronamespace::regnamespace::text IN ('public', 'sec', 'audit') AND p.prosecdef
             AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY (p.proconfig), false)",
     ),
     (
-        "an owner that can log in",
+        "table owner that can log in",
         "SELECT c.oid::regclass || ' of ' || r.rolname AS line FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner
             WHERE c.relnamespace::regnamespace::text IN ('public', 'sec', 'audit') AND c.relkind IN ('r', 'p')
             AND c.relname <> '__diesel_schema_migrations' AND r.rolcanlogin",
@@ -176,19 +176,19 @@ const CHECKS: [(&str, &str); 11] = [
             AND NOT EXISTS (SELECT FROM sec.jobs j WHERE j.due_function = format('%I.%I', n.nspname, p.proname))",
     ),
     (
-        "a view that sees more than who asks",
+        "view that bypasses RLS",
         "SELECT c.oid::regclass::text AS line FROM pg_class c
             WHERE c.relnamespace::regnamespace::text IN ('public', 'sec', 'audit') AND c.relkind IN ('v', 'm')
             AND NOT coalesce('security_invoker=true' = ANY (c.reloptions), false)",
     ),
     (
-        "a trigger of somebody else",
+        "unknown trigger",
         "SELECT t.tgrelid::regclass || ' ' || t.tgname AS line FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
             JOIN pg_class c ON c.oid = t.tgrelid AND c.relnamespace::regnamespace::text IN ('public', 'sec', 'audit')
             WHERE NOT t.tgisinternal AND p.proowner <> 'memfleet_owner'::regrole",
     ),
     (
-        "a table that leaves no trail",
+        "table without audit trigger",
         "SELECT c.oid::regclass || ' on ' || o.operation AS line FROM pg_policy p
             JOIN pg_class c ON c.oid = p.polrelid AND NOT c.relispartition AND c.oid <> ALL (ARRAY['inbox', 'session_clocks',
                 'router_hourly_patterns']::regclass[])
@@ -198,12 +198,12 @@ const CHECKS: [(&str, &str); 11] = [
                 AND t.tgfoid = 'audit.audit_trigger_function'::regproc AND t.tgtype & o.bit > 0)",
     ),
     (
-        "an advisory lock that everybody may take",
+        "advisory lock function granted to PUBLIC",
         "SELECT p.oid::regprocedure::text AS line FROM pg_proc p WHERE p.pronamespace = 'pg_catalog'::regnamespace
             AND p.proname ~ '^pg_(try_)?advisory_' AND has_function_privilege('public', p.oid, 'EXECUTE')",
     ),
     (
-        "a foreign key that crosses users",
+        "foreign key without user_id",
         "SELECT conrelid::regclass || ' ' || conname AS line FROM pg_constraint c
             WHERE contype = 'f' AND conparentid = 0 AND connamespace = 'public'::regnamespace
             AND confrelid <> ALL (ARRAY['users', 'gpu_resources']::regclass[])
@@ -255,7 +255,7 @@ async fn attack_all(connection: &mut AsyncPgConnection, report: &mut Report) -> 
         store::security::add_grant_key(connection, key.name(), key.expose()).await?;
         connection.batch_execute(&format!("SET LOCAL SESSION AUTHORIZATION {role}")).await?;
         for what in lines(connection, excess).await? {
-            let kind = "a right too much";
+            let kind = "excess privilege";
             let finding = Finding { kind, role: Some(role.clone()), what, outcome: "is there".to_owned() };
             report.note(kind, Some(finding));
         }

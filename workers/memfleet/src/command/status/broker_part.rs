@@ -5,6 +5,8 @@ use std::time::Duration;
 use anyhow::Context;
 use async_nats::jetstream::{self, consumer, stream};
 use chrono::{DateTime, SecondsFormat, Utc};
+use cli::table::{Align, Table, grouped};
+use cli::{out, outln};
 use config::Settings;
 use futures::{StreamExt, TryStreamExt};
 use runtime::broker;
@@ -12,8 +14,6 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use crate::command::dead::time_of;
-use crate::table::{Align, Table, grouped};
-use crate::{out, outln};
 
 /// The most streams, and consumers of each, that are shown.
 const MOST: usize = 256;

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use anyhow::Context;
+use cli::table::{Align, Table, grouped};
+use cli::{out, outln};
 use config::Settings;
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Text};
@@ -10,9 +12,6 @@ use diesel_async::RunQueryDsl;
 use serde::Serialize;
 use store::migration;
 use tokio::time::timeout;
-
-use crate::table::{Align, Table, grouped};
-use crate::{out, outln};
 
 const DEADLINE: Duration = Duration::from_secs(15);
 /// The most tables that are shown, the largest first.

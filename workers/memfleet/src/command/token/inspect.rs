@@ -5,13 +5,12 @@ use std::io::Read;
 use anyhow::{Context, bail};
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::Args;
+use cli::outln;
 use config::Settings;
 use contract::SessionId;
 use serde_json::json;
 use store::registry::{self, TrustState};
 use trust::{Refusal, Scope, TOKEN_BYTES, Token, verify};
-
-use crate::outln;
 
 #[derive(Debug, Args)]
 pub(super) struct InspectArgs {

@@ -4,13 +4,11 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use clap::Args;
+use cli::outln;
 use config::Settings;
 use contract::{Service, SessionId, UserId};
 use store::registry;
 use trust::{LONGEST_LIFE, Scope, TokenRequest};
-
-use crate::outln;
-use crate::tokens;
 
 #[derive(Debug, Args)]
 pub(super) struct IssueArgs {
@@ -32,7 +30,7 @@ pub(super) struct IssueArgs {
 }
 
 pub(super) async fn execute(args: &IssueArgs, settings: &Settings) -> anyhow::Result<()> {
-    let issuer = tokens::issuer(&settings.trust)?.context(
+    let issuer = token_issuer::issuer(&settings.trust)?.context(
         "trust.token_key_file and trust.grant_key_file are not set; tokens are made with these keys",
     )?;
     let mut connection = super::registry(settings).await?;

@@ -4,12 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 use clap::Subcommand;
+use cli::table::{Align, Table};
+use cli::{out, outln};
 use config::Settings;
 use store::registry;
 use trust::PrivateKey;
-
-use crate::table::{Align, Table};
-use crate::{out, outln};
 
 /// To change keys without a pause: generate a new one under a new name, add it, have the issuers use it, and retire the old
 /// one when the last of its tokens has ended and the messages that were stored with it are written.

@@ -2,12 +2,11 @@
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::Args;
+use cli::outln;
+use cli::table::{Align, Table};
 use config::Settings;
 use contract::{Service, UserId};
 use store::registry::{self, Registered, Which};
-
-use crate::outln;
-use crate::table::{Align, Table};
 
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {

@@ -1,12 +1,11 @@
 //! `memfleet token revoke`
 
 use clap::Args;
+use cli::outln;
 use config::Settings;
 use contract::{Service, UserId};
 use store::registry::{self, Which};
 use uuid::Uuid;
-
-use crate::outln;
 
 #[derive(Debug, Args)]
 pub(super) struct RevokeArgs {

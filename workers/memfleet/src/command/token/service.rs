@@ -4,14 +4,13 @@ use std::path::PathBuf;
 
 use anyhow::ensure;
 use clap::{Args, Subcommand};
+use cli::outln;
+use cli::services;
+use cli::table::{Align, Table};
 use config::Settings;
 use contract::Service;
 use store::registry::{self, Rates, ServiceEntry};
 use trust::{SCOPES, Scope};
-
-use crate::local::register_services;
-use crate::outln;
-use crate::table::{Align, Table};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ServiceCommand {
@@ -23,7 +22,7 @@ pub(super) enum ServiceCommand {
         /// The file.
         file: Option<PathBuf>,
     },
-    /// Have nothing of a service believed any more, on every replica within a second.
+    /// Disable a service: reject all its tokens, on every replica within one second.
     Disable {
         /// Its name.
         service: Service,
@@ -74,7 +73,7 @@ pub(super) async fn execute(command: ServiceCommand, settings: &Settings) -> any
                 None => topology::Service::shipped()?,
             };
             let names: Vec<String> = services.iter().map(|service| service.service.clone()).collect();
-            let disabled = register_services(&mut connection, services).await?;
+            let disabled = services::register(&mut connection, services).await?;
             outln!("registered {}", names.join(", "));
             if !disabled.is_empty() {
                 outln!("still disabled: {}; `memfleet token service put` enables one", disabled.join(", "));
@@ -85,7 +84,7 @@ pub(super) async fn execute(command: ServiceCommand, settings: &Settings) -> any
                 registry::disable_service(&mut connection, &service).await?,
                 "the service {service} is not registered"
             );
-            outln!("nothing of {service} is believed any more");
+            outln!("{service} is disabled; its tokens are rejected");
         }
         ServiceCommand::List => list(registry::trust_state(&mut connection).await?),
     }

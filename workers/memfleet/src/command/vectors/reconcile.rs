@@ -5,16 +5,15 @@ use std::time::Duration;
 use ::vectors::{ALIAS, Embedders};
 use anyhow::{bail, ensure};
 use clap::Args;
+use cli::outln;
+use cli::signal::interrupted;
+use cli::table::grouped;
 use config::Settings;
 use serde_json::json;
 use store::vector::{self, Collection};
 use tokio::time::{MissedTickBehavior, interval};
+use vector_indexer::collection;
 use vector_indexer::reconcile::{Findings, Reconciler};
-
-use crate::collection;
-use crate::command::run::interrupted;
-use crate::outln;
-use crate::table::grouped;
 
 #[derive(Debug, Args)]
 pub(super) struct ReconcileArgs {

@@ -1,0 +1,54 @@
+//! What a command prints. The reader may be gone before the end, as `head` is after its lines: the command then completes all
+//! the same, and failed writes are ignored.
+
+use std::fmt::Arguments;
+use std::future::Future;
+use std::io::{Write, stderr, stdout};
+use std::time::Instant;
+
+use crate::errln;
+
+/// Writes to standard output.
+pub fn out(text: Arguments<'_>) {
+    let _ = stdout().write_fmt(text);
+}
+
+/// Writes to standard error.
+pub fn err(text: Arguments<'_>) {
+    let _ = stderr().write_fmt(text);
+}
+
+/// Runs a step, and prints on standard error what it is and how long it took.
+///
+/// # Errors
+/// The error of the step.
+pub async fn step<T>(what: &str, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    err(format_args!("{what} … "));
+    let began = Instant::now();
+    let done = work.await;
+    let seconds = began.elapsed().as_secs_f64();
+    match &done {
+        Ok(_) => errln!("{seconds:.1} s"),
+        Err(_) => errln!("failed after {seconds:.1} s"),
+    }
+    done
+}
+
+/// Prints to standard output.
+#[macro_export]
+macro_rules! out {
+    ($($text:tt)*) => { $crate::output::out(format_args!($($text)*)) };
+}
+
+/// Prints a line to standard output.
+#[macro_export]
+macro_rules! outln {
+    () => { $crate::output::out(format_args!("\n")) };
+    ($($text:tt)*) => { $crate::output::out(format_args!("{}\n", format_args!($($text)*))) };
+}
+
+/// Prints a line to standard error.
+#[macro_export]
+macro_rules! errln {
+    ($($text:tt)*) => { $crate::output::err(format_args!("{}\n", format_args!($($text)*))) };
+}

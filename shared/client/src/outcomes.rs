@@ -1,0 +1,125 @@
+//! Outcomes, which workers send into the inbox of the service.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_nats::{Client, Subscriber};
+use contract::{Outcome, Service};
+use futures::StreamExt;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+use crate::error::ClientError;
+
+/// A subscription to outcomes, in an inbox of the service.
+pub struct Outcomes {
+    subject: String,
+    subscriber: Subscriber,
+}
+
+impl Outcomes {
+    /// Subscribes. Requests that name [`Outcomes::subject`] in [`contract::header::REPLY_TO`] are answered here from then on.
+    ///
+    /// # Errors
+    /// [`ClientError::Connection`].
+    pub async fn subscribe(connection: &Client, service: &Service) -> Result<Self, ClientError> {
+        let failed = |problem: String| ClientError::Connection {
+            url: connection.server_info().host,
+            problem: format!("no subscription to the inbox of {service}: {problem}"),
+        };
+        let subject = format!("_INBOX.{service}.{}", Uuid::now_v7().simple());
+        let subscriber = connection.subscribe(subject.clone()).await;
+        let subscriber = subscriber.map_err(|error| failed(error.to_string()))?;
+        // The server must have it before the first request is answered.
+        connection.flush().await.map_err(|error| failed(error.to_string()))?;
+        Ok(Self { subject, subscriber })
+    }
+
+    /// Where outcomes are to be sent.
+    pub fn subject(&self) -> &str {
+        &self.subject
+    }
+
+    /// The next outcome; none when the connection is closed. A request that is delivered again has its outcome again.
+    pub async fn next(&mut self) -> Option<Outcome> {
+        while let Some(message) = self.subscriber.next().await {
+            match serde_json::from_slice(&message.payload) {
+                Ok(outcome) => return Some(outcome),
+                Err(error) => tracing::warn!(%error, "an outcome cannot be read"),
+            }
+        }
+        None
+    }
+}
+
+/// Hands each outcome to whoever waits for it.
+pub(crate) struct OutcomeRouter {
+    subject: String,
+    waiting: Waiting,
+    task: JoinHandle<()>,
+}
+
+type Waiting = Arc<Mutex<HashMap<Uuid, oneshot::Sender<Outcome>>>>;
+
+impl OutcomeRouter {
+    pub(crate) async fn start(connection: &Client, service: &Service) -> Result<Self, ClientError> {
+        let mut outcomes = Outcomes::subscribe(connection, service).await?;
+        let (subject, waiting) = (outcomes.subject().to_owned(), Waiting::default());
+        let expected = Arc::clone(&waiting);
+        let task = tokio::spawn(async move {
+            while let Some(outcome) = outcomes.next().await {
+                let waits = outcome.request_id.and_then(|id| lock(&expected).remove(&id));
+                if let Some(waits) = waits {
+                    // Nobody receives it if the wait has just timed out.
+                    let _ = waits.send(outcome);
+                }
+            }
+        });
+        Ok(Self { subject, waiting, task })
+    }
+
+    /// Where outcomes are to be sent.
+    pub(crate) fn subject(&self) -> &str {
+        &self.subject
+    }
+
+    /// Expects the outcome of a request, which must not be published yet.
+    pub(crate) fn expect(&self, request_id: Uuid) -> Expected {
+        let (sender, outcome) = oneshot::channel();
+        lock(&self.waiting).insert(request_id, sender);
+        Expected { request_id, outcome, waiting: Arc::clone(&self.waiting) }
+    }
+}
+
+impl Drop for OutcomeRouter {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// An outcome that is waited for.
+pub(crate) struct Expected {
+    request_id: Uuid,
+    outcome: oneshot::Receiver<Outcome>,
+    waiting: Waiting,
+}
+
+impl Expected {
+    /// The outcome; none if the connection is closed first.
+    pub(crate) async fn outcome(&mut self) -> Option<Outcome> {
+        (&mut self.outcome).await.ok()
+    }
+}
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        lock(&self.waiting).remove(&self.request_id);
+    }
+}
+
+fn lock(
+    waiting: &Mutex<HashMap<Uuid, oneshot::Sender<Outcome>>>,
+) -> std::sync::MutexGuard<'_, HashMap<Uuid, oneshot::Sender<Outcome>>> {
+    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+}

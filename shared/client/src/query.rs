@@ -1,0 +1,76 @@
+//! Queries over request/reply.
+
+use std::time::Duration;
+
+use async_nats::{HeaderMap, Request};
+use bytes::Bytes;
+use contract::{QueryError, QueryKind, Service, header, limit};
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+use crate::error::ClientError;
+
+/// How much longer than memory-reader's own deadline is waited for an answer.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// What goes with a query beside its token.
+#[derive(Clone, Copy, Debug)]
+pub struct QueryOptions {
+    /// The id of the query, under which it is found in `audit.data_access_log`.
+    pub id: Uuid,
+    /// How long memory-reader may take, in milliseconds.
+    pub deadline_ms: u64,
+}
+
+impl Default for QueryOptions {
+    fn default() -> Self {
+        Self { id: Uuid::now_v7(), deadline_ms: limit::DEADLINE_MS_USUAL }
+    }
+}
+
+/// The headers of a query.
+pub fn query_headers(token: &str, options: &QueryOptions) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::MESSAGE_ID, options.id.to_string());
+    headers.insert(header::AUTHORIZATION, header::bearer(token));
+    headers.insert(header::DEADLINE_MS, options.deadline_ms.to_string());
+    headers
+}
+
+/// Asks a query, whose body is JSON, and returns its answer.
+///
+/// # Errors
+/// [`ClientError::Refused`], or if nobody answers or the answer is no `T`.
+pub async fn ask<T: DeserializeOwned>(
+    connection: &async_nats::Client,
+    service: &Service,
+    kind: &QueryKind,
+    token: &str,
+    options: &QueryOptions,
+    body: Bytes,
+) -> Result<T, ClientError> {
+    let within = Duration::from_millis(options.deadline_ms) + GRACE;
+    let message = Request::new().headers(query_headers(token, options)).payload(body).timeout(Some(within));
+    request(connection, kind.subject(service.as_str()), message, &kind.name(), service).await
+}
+
+/// Sends a message and reads its reply, which is an answer or a refusal.
+pub(crate) async fn request<T: DeserializeOwned>(
+    connection: &async_nats::Client,
+    subject: String,
+    message: Request,
+    name: &str,
+    service: &Service,
+) -> Result<T, ClientError> {
+    let reply = connection.send_request(subject, message).await.map_err(|error| ClientError::NoAnswer {
+        name: name.to_owned(),
+        service: service.to_string(),
+        problem: error.to_string(),
+    })?;
+    let unreadable = |source| ClientError::Answer { name: name.to_owned(), source };
+    if reply.headers.is_some_and(|headers| headers.get(header::REFUSED).is_some()) {
+        let refusal: QueryError = serde_json::from_slice(&reply.payload).map_err(unreadable)?;
+        return Err(ClientError::Refused(refusal));
+    }
+    serde_json::from_slice(&reply.payload).map_err(unreadable)
+}

@@ -1,0 +1,119 @@
+//! HTTP health endpoints for orchestrators: `/healthz` and `/readyz`.
+//!
+//! A worker whose dependency is unavailable waits and recovers by itself. So `/healthz` reports only that the process answers:
+//! a restart would not help.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use config::Settings;
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use runtime::{Readiness, ReadinessReport};
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Connections at a time; more of them wait to be accepted.
+const CONNECTIONS: usize = 64;
+/// How long a connection may take altogether: a request and its response.
+const CONNECTION_WITHIN: Duration = Duration::from_secs(5);
+/// How long the headers of a request may take.
+const HEADERS_WITHIN: Duration = Duration::from_secs(1);
+/// How long nothing is accepted after that has failed, as it does where no file can be opened.
+const AFTER_FAILURE: Duration = Duration::from_millis(100);
+
+/// The configured address cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("health.listen {address}: cannot be listened on: {source}")]
+pub struct ListenError {
+    address: SocketAddr,
+    source: std::io::Error,
+}
+
+/// Listens on the configured address, if there is one. Requests wait until they are [answered](serve).
+///
+/// # Errors
+/// [`ListenError`].
+pub async fn listen(settings: &Settings) -> Result<Option<TcpListener>, ListenError> {
+    let Some(address) = settings.health.listen else { return Ok(None) };
+    let failed = |source| ListenError { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    tracing::info!(%address, "listening for /healthz and /readyz");
+    Ok(Some(listener))
+}
+
+/// Answers for these workers, until the returned handle is dropped.
+pub fn serve(listener: TcpListener, workers: Vec<Readiness>) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(accept(listener, workers.into())))
+}
+
+async fn accept(listener: TcpListener, workers: Arc<[Readiness]>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    // It is never closed, so that there is a place in the end.
+    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "a connection for health is not accepted");
+                tokio::time::sleep(AFTER_FAILURE).await;
+                continue;
+            }
+        };
+        let workers = Arc::clone(&workers);
+        tokio::spawn(async move {
+            let _place = place;
+            answer(stream, &workers).await;
+        });
+    }
+}
+
+async fn answer(stream: TcpStream, workers: &[Readiness]) {
+    let service = service_fn(async |request: Request<Incoming>| {
+        Ok::<_, Infallible>(respond(request.method(), request.uri().path(), workers))
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS_WITHIN)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    // Who hangs up early, or asks for nothing in time, has no answer.
+    drop(timeout(CONNECTION_WITHIN, connection).await);
+}
+
+fn respond(method: &Method, path: &str, workers: &[Readiness]) -> Response<Full<Bytes>> {
+    let (status, body) = match path {
+        "/healthz" | "/readyz" if !matches!(*method, Method::GET | Method::HEAD) => {
+            (StatusCode::METHOD_NOT_ALLOWED, json!({ "error": "only GET and HEAD are answered" }))
+        }
+        "/healthz" => (StatusCode::OK, json!({ "alive": true })),
+        "/readyz" => readiness(workers.iter().map(Readiness::report).collect()),
+        _ => (StatusCode::NOT_FOUND, json!({ "error": "there are /healthz and /readyz" })),
+    };
+    let mut response = Response::new(Full::from(format!("{body}\n")));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, hyper::header::HeaderValue::from_static("no-store"));
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
+    }
+    response
+}
+
+/// Ready if all are: a process of one worker is ready when its worker is.
+fn readiness(workers: Vec<ReadinessReport>) -> (StatusCode, Value) {
+    let ready = workers.iter().all(|worker| worker.ready);
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, json!({ "ready": ready, "workers": workers }))
+}

@@ -1,0 +1,156 @@
+//! What the database alone can do: a worker's own statements, batch after batch on one connection, with nothing else going
+//! on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+use chrono::Utc;
+use config::Settings;
+use contract::{Redacted, RequestSubject};
+use diesel_async::{AsyncConnection, SimpleAsyncConnection};
+use keys::DataKeys;
+use runtime::{EventDraft, Message, Source, Verdict, WorkItem, Worker};
+use store::blackboard::{self, NewEvent};
+use store::clock::{self, Session};
+use store::inbox::{self, Entry};
+use store::security;
+use store::{Connection, Fault};
+use trust::role_of;
+use uuid::Uuid;
+
+use super::bulk::Prepared;
+use super::grants::Grants;
+
+/// Rows a second.
+pub(super) async fn measure<W: Worker>(
+    worker: &W,
+    settings: &Settings,
+    messages: Vec<Prepared>,
+) -> anyhow::Result<f64> {
+    let decoded: Vec<Message<W::Item>> = messages
+        .into_iter()
+        .enumerate()
+        .map(|(sequence, prepared)| decode(sequence, prepared))
+        .collect::<anyhow::Result<_>>()?;
+    let batches: Vec<Vec<&Message<W::Item>>> =
+        decoded.chunks(settings.worker.batch_size).map(|batch| batch.iter().collect()).collect();
+    let grants_of = Grants::open(&settings.trust, W::INFO.name)?;
+    let mut connection = store::connect(&settings.postgres.url_of(&role_of(W::INFO.name))).await?;
+    // The first statement of a connection is prepared; the worker has done that before its run, too.
+    let started = Instant::now();
+    for batch in &batches {
+        write(worker, &mut connection, &grants_of, batch).await.context("the database refuses a batch")?;
+    }
+    let rows_per_second = decoded.len() as f64 / started.elapsed().as_secs_f64();
+    tell_nobody(settings).await?;
+    Ok(rows_per_second)
+}
+
+/// The events of the ceiling were never published, and the worker that is measured next must not take it upon itself.
+async fn tell_nobody(settings: &Settings) -> anyhow::Result<()> {
+    const MARK: &str =
+        "UPDATE session_clocks SET published_sequence = (SELECT last_value FROM blackboard_event_sequence)";
+    let mut owner = store::connect(&settings.postgres.url).await?;
+    owner.batch_execute(MARK).await.context("the events of the ceiling cannot be marked as published")
+}
+
+fn decode<I: WorkItem>(sequence: usize, prepared: Prepared) -> anyhow::Result<Message<I>> {
+    let subject: RequestSubject = prepared.subject.parse()?;
+    let Redacted { request, secrets } = I::from_request(&subject, &prepared.body)?;
+    Ok(Message {
+        request,
+        secrets,
+        source: Source::Request(subject),
+        request_id: prepared.id,
+        parent_event_id: None,
+        stored_at: Utc::now(),
+        sequence: sequence as u64,
+        event_id: Uuid::now_v7(),
+        body: prepared.body,
+    })
+}
+
+async fn write<W: Worker>(
+    worker: &W,
+    connection: &mut Connection,
+    grants_of: &Grants,
+    batch: &[&Message<W::Item>],
+) -> Result<(), Fault> {
+    let grant = |message: &&Message<W::Item>| match &message.source {
+        Source::Request(subject) => Some(grants_of.of(subject)),
+        Source::Tick(_) => None,
+    };
+    let grants: BTreeSet<Arc<str>> = batch.iter().filter_map(grant).collect();
+    let grants: Vec<&str> = grants.iter().map(|grant| &**grant).collect();
+    let entries: Vec<Entry> = batch
+        .iter()
+        .map(|message| Entry {
+            user_id: message.user_id().get(),
+            message_id: message.request_id,
+            event_id: message.event_id,
+            event_count: 1,
+        })
+        .collect();
+    connection
+        .transaction(async |connection| {
+            security::open_context(connection, &grants).await?;
+            inbox::take(connection, W::INFO.name, &entries).await?;
+            let verdicts = worker.write(connection, batch, &DataKeys::new()).await?;
+            let mut events: Vec<NewEvent<'_>> = batch
+                .iter()
+                .zip(&verdicts)
+                .flat_map(|(message, verdict)| {
+                    let drafts = match verdict {
+                        Verdict::Applied(drafts) => drafts.as_slice(),
+                        Verdict::Unchanged(_) | Verdict::Retry(..) | Verdict::Rejected(_) => &[],
+                    };
+                    inbox::event_ids(message.event_id, drafts.len())
+                        .zip(drafts)
+                        .map(|(id, draft)| event(id, message, draft))
+                })
+                .collect();
+            let mut sessions: BTreeMap<_, i64> = BTreeMap::new();
+            for event in &events {
+                *sessions.entry((event.user_id, event.session_id)).or_default() += 1;
+            }
+            // Everything that is there is as good as published.
+            let (causes, published, enqueued) = (0, 0, i64::MAX);
+            let session = |((user_id, session_id), events)| Session {
+                user_id,
+                session_id,
+                events,
+                causes,
+                published,
+                enqueued,
+            };
+            let sessions: Vec<Session<'_>> = sessions.into_iter().map(session).collect();
+            let mut clocks = clock::take(connection, &sessions).await?;
+            for event in &mut events {
+                event.logical_timestamp = clocks.next(event.user_id, event.session_id);
+            }
+            blackboard::append(connection, &events).await?;
+            Ok(())
+        })
+        .await
+}
+
+fn event<'a, I>(id: Uuid, message: &'a Message<I>, draft: &'a EventDraft) -> NewEvent<'a> {
+    NewEvent {
+        id,
+        request_id: message.request_id,
+        event_type: draft.event_type,
+        performative: draft.performative,
+        source_agent_id: message.publisher(),
+        target_agent_id: draft.target_agent_id.as_deref(),
+        user_id: message.user_id(),
+        session_id: &draft.session_id,
+        payload: match &draft.payload {
+            Some(json) => json,
+            None => std::str::from_utf8(&message.body).unwrap_or("{}"),
+        },
+        cause: None,
+        logical_timestamp: 0,
+    }
+}

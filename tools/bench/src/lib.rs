@@ -1,0 +1,162 @@
+//! `memfleet bench`: benchmarks on private servers. Commands of the program behind its feature `dev`.
+
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
+mod asking;
+mod bulk;
+mod ceiling;
+mod clustered;
+mod context;
+mod corpus;
+mod filled;
+mod grants;
+mod index;
+mod indexes;
+mod pipeline;
+mod process;
+mod questions;
+mod reads;
+mod retrieval;
+mod router;
+mod search;
+mod secured;
+mod trust;
+mod write_path;
+
+use anyhow::ensure;
+use clap::{Args, Subcommand};
+use cli::output::step;
+use cli::signal::interrupted;
+use config::Settings;
+use playground::Local;
+use stack::StackOptions;
+
+use context::ContextArgs;
+use index::IndexArgs;
+use indexes::IndexesArgs;
+use questions::QuestionsArgs;
+use reads::ReadsArgs;
+use retrieval::RetrievalArgs;
+use router::RouterArgs;
+use search::SearchArgs;
+use trust::TrustArgs;
+use write_path::WritePathArgs;
+
+/// Runs benchmarks on private servers, which are removed afterwards.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Contexts through context-writer, compared with the same statements on the database alone.
+    ///
+    /// Messages of 1 KB, a quarter of them updates of earlier keys, are stored in the broker first; then one worker
+    /// process consumes them all. The ceiling is the same statements on the same server, from prebuilt batches.
+    /// Both run alternately, and the medians are printed.
+    Context(ContextArgs),
+    /// The cost of row-level security, events and the audit trail for a batch of inserts, layer by layer.
+    ///
+    /// The same batches go to four tables like the one of contexts: a bare one, one with row-level security under a batch's
+    /// context, the same with an event for each row, and that with the audit trail. They alternate, batch by batch.
+    WritePath(WritePathArgs),
+    /// For each index the query that it serves, and what it costs a batch of inserts.
+    Indexes(IndexesArgs),
+    /// The cost of row-level security for the reads of the reference document, over many rows of many users.
+    Reads(ReadsArgs),
+    /// Routing decisions through router-logger, compared with the same statements on the database alone.
+    ///
+    /// As for contexts. A decision is written to the log and added to the hourly routing statistics.
+    Router(RouterArgs),
+    /// The latency of memory-reader in PostgreSQL, in one process and over NATS, compared with the bare SQL queries.
+    Questions(QuestionsArgs),
+    /// The cost of security: verifying a token, cached or not, and the grant in it; encrypting and decrypting a field; and the
+    /// whole path with security on compared with the same with it off.
+    Trust(TrustArgs),
+    /// The latency and the recall of vector searches, at the vector store and over NATS.
+    ///
+    /// The vectors are synthetic and lie in clusters, some twenty for each user. Recall is the share that a search finds of what
+    /// an exact search finds.
+    Search(SearchArgs),
+    /// The throughput of vector-indexer, and the time from publish until a search finds the memory.
+    Index(IndexArgs),
+    /// The recall of searches by words, by meaning and by both.
+    ///
+    /// Conversations are indexed turn by turn, and searched with questions whose answering turns are known.
+    Retrieval(RetrievalArgs),
+}
+
+/// Carries out `memfleet bench`.
+///
+/// # Errors
+/// If the servers do not start or not everything arrives.
+pub async fn execute(args: BenchArgs, settings: &Settings) -> anyhow::Result<()> {
+    match args.what {
+        What::Context(args) => context::execute(args, settings).await,
+        What::WritePath(args) => write_path::execute(&args, settings).await,
+        What::Indexes(args) => indexes::execute(&args, settings).await,
+        What::Reads(args) => reads::execute(&args, settings).await,
+        What::Router(args) => router::execute(&args, settings).await,
+        What::Questions(args) => questions::execute(&args, settings).await,
+        What::Trust(args) => trust::execute(&args, settings).await,
+        What::Search(args) => search::execute(&args, settings).await,
+        What::Index(args) => index::execute(&args, settings).await,
+        What::Retrieval(args) => retrieval::execute(&args, settings).await,
+    }
+}
+
+/// Measures something on private servers, which are stopped whatever the result, also by Ctrl-C.
+async fn on_private_servers<T>(
+    settings: &Settings,
+    measure: impl AsyncFnOnce(&Local) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let starting = Local::temporary(settings, StackOptions::default());
+    on_servers(step("starting private NATS and PostgreSQL", starting).await?, measure).await
+}
+
+/// The same with a vector store.
+async fn on_private_servers_with_vectors<T>(
+    settings: &Settings,
+    measure: impl AsyncFnOnce(&Local) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let starting = Local::temporary(settings, StackOptions { vectors: true, ..StackOptions::default() });
+    on_servers(step("starting private NATS, PostgreSQL and vector store", starting).await?, measure).await
+}
+
+async fn on_servers<T>(
+    local: Local,
+    measure: impl AsyncFnOnce(&Local) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let measured = tokio::select! {
+        measured = measure(&local) => measured,
+        interrupted = interrupted() => interrupted.and_then(|()| anyhow::bail!("interrupted")),
+    };
+    let stopped = local.stop().await;
+    let report = measured?;
+    stopped?;
+    Ok(report)
+}
+
+fn median(values: impl IntoIterator<Item = f64>) -> anyhow::Result<f64> {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    ensure!(!values.is_empty(), "nothing was measured");
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
+    Ok(if values.len().is_multiple_of(2) { f64::midpoint(at(middle - 1), at(middle)) } else { at(middle) })
+}
+
+fn rounded(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+/// The value below which this share of all lies.
+fn percentile(values: &[f64], share: f64) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    // Of a hundred values the 99th is the one at the 99th percentile.
+    let place = (share * values.len() as f64).ceil() as usize;
+    values.get(place.saturating_sub(1)).copied().unwrap_or(f64::NAN)
+}

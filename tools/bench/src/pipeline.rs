@@ -1,0 +1,236 @@
+//! The whole path: messages stored in the broker before, then taken by a worker process of its own.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use async_nats::jetstream::consumer::PullConsumer;
+use async_nats::jetstream::{self, stream::Stream};
+use cli::key_file::add_key;
+use config::{ENVIRONMENT_PREFIX, Settings};
+use fleet::{Fleet, WorkerName};
+use runtime::Worker;
+use store::registry::{self, Rates, ServiceEntry};
+use tokio::process::{Child, Command};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use trust::KeyRing;
+
+use super::bulk::{Bulk, Prepared, stored};
+use super::corpus::Corpus;
+use super::process::{Meter, Reading, peak_rss_mib};
+
+/// The figures of one run.
+pub(super) struct Run {
+    pub(super) messages_per_second: f64,
+    pub(super) client_ms_per_1k: f64,
+    pub(super) nats_ms_per_1k: Option<f64>,
+    pub(super) postgres_ms_per_1k: Option<f64>,
+    pub(super) peak_rss_mib: f64,
+}
+
+/// Milliseconds from stored to committed.
+pub(super) struct Delay {
+    pub(super) p50: f64,
+    pub(super) p99: f64,
+}
+
+/// The path through one worker.
+pub(super) struct Pipeline {
+    worker: &'static str,
+    settings: Settings,
+    bulk: Bulk,
+    stream: Stream<()>,
+    consumer: PullConsumer,
+}
+
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// A run in which nothing moves for this long has failed.
+const STUCK_AFTER: Duration = Duration::from_secs(60);
+/// How long the delay is measured.
+const DELAY_FOR: Duration = Duration::from_secs(8);
+/// How often messages are published while the delay is measured.
+const PULSE: Duration = Duration::from_millis(10);
+/// The consumer goes on by itself after this, should nobody be left to tell it.
+const PAUSE: Duration = Duration::from_secs(120);
+/// What the worker writes before the delay is measured, so that it has its connection and its statements.
+const WARM_UP: usize = 200;
+
+impl Pipeline {
+    pub(super) async fn open<W: Worker>(settings: &Settings) -> anyhow::Result<Self> {
+        let mut registry = store::connect(&settings.postgres.url).await?;
+        let entry = ServiceEntry { scopes: vec!["*:*".parse()?], rates: Rates::default() };
+        registry::put_service(&mut registry, &"bench".parse()?, &entry).await?;
+        let bulk = Bulk::open(settings).await?;
+        let jetstream = jetstream::new(bulk.client().clone());
+        let stream = jetstream.get_stream_no_info(W::INFO.stream.unwrap_or_default()).await?;
+        let consumer = jetstream.get_consumer_from_stream(W::INFO.name, W::INFO.stream.unwrap_or_default()).await?;
+        Ok(Self { worker: W::INFO.name, settings: settings.clone(), bulk, stream, consumer })
+    }
+
+    /// Writes the users and sessions that the messages need, through context-writer.
+    pub(super) async fn prepare(&self, corpus: &Corpus) -> anyhow::Result<()> {
+        self.bulk.publish(corpus.accounts()).await?;
+        let fleet = Fleet::start(&[WorkerName::ContextWriter], &self.settings);
+        let settled = self.settled().await;
+        fleet.stop().await?;
+        settled
+    }
+
+    /// One run: the consumer is paused until the worker waits for it.
+    pub(super) async fn measure(&self, messages: &[Prepared], meter: &Meter) -> anyhow::Result<Run> {
+        self.bulk.publish(messages.iter().cloned()).await?;
+        let (mut worker, process) = self.start_waiting_worker().await?;
+        let (started, before) = self.first_delivery(process, meter).await?;
+        self.settled().await?;
+        let seconds = started.elapsed().as_secs_f64();
+        let after = meter.read(process)?;
+        let peak_rss_mib = peak_rss_mib(process)?;
+        worker.kill().await.context("the worker process cannot be ended")?;
+        let count = messages.len() as f64;
+        let per_1k = |after: f64, before: f64| (after - before) / count * 1_000.0;
+        Ok(Run {
+            messages_per_second: count / seconds,
+            client_ms_per_1k: per_1k(after.client, before.client),
+            nats_ms_per_1k: after.nats.zip(before.nats).map(|(after, before)| per_1k(after, before)),
+            postgres_ms_per_1k: after
+                .postgres
+                .zip(before.postgres)
+                .map(|(after, before)| per_1k(after, before)),
+            peak_rss_mib,
+        })
+    }
+
+    /// A worker process whose pull waits at the server. The consumer goes on in any case.
+    async fn start_waiting_worker(&self) -> anyhow::Result<(Child, u32)> {
+        let until = time_in(PAUSE)?;
+        self.stream.pause_consumer(self.worker, until).await.context("the consumer cannot be paused")?;
+        let waiting = async {
+            let mut worker = self.start_worker()?;
+            let process = worker.id().context("the worker process ended at once")?;
+            self.wait_for(&mut worker, "the worker to wait for messages", |info| info.num_waiting > 0)
+                .await?;
+            Ok((worker, process))
+        };
+        let started = waiting.await;
+        self.resume().await?;
+        started
+    }
+
+    /// Lets the consumer go on, whether it was paused or not.
+    pub(super) async fn resume(&self) -> anyhow::Result<()> {
+        let resumed = self.stream.resume_consumer(self.worker).await;
+        resumed.map(drop).context("the consumer cannot be resumed")
+    }
+
+    /// When the first message was delivered, and what had been spent by then. The broker lets a resumed consumer
+    /// wait for some seconds, which is not the worker's time.
+    async fn first_delivery(&self, process: u32, meter: &Meter) -> anyhow::Result<(Instant, Reading)> {
+        let since = Instant::now();
+        let delivered = self.consumer.get_info().await?.delivered.consumer_sequence;
+        loop {
+            let before = (Instant::now(), meter.read(process)?);
+            if self.consumer.get_info().await?.delivered.consumer_sequence > delivered {
+                return Ok(before);
+            }
+            ensure!(since.elapsed() < STUCK_AFTER, "waited {STUCK_AFTER:?} for a first delivery");
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    fn start_worker(&self) -> anyhow::Result<Child> {
+        let program = std::env::current_exe().context("this program's own file is unknown")?;
+        let mut command = Command::new(program);
+        command.args(["run", self.worker]).stdout(Stdio::null()).kill_on_drop(true);
+        // Its options are those of this process, wherever these came from.
+        let inherited = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+        for name in inherited.filter(|name| name.starts_with(ENVIRONMENT_PREFIX)) {
+            command.env_remove(name);
+        }
+        command.envs(self.settings.to_environment().context("the configuration cannot be passed on")?);
+        command.spawn().context("the worker process cannot be started")
+    }
+
+    async fn wait_for(
+        &self,
+        worker: &mut Child,
+        what: &str,
+        seen: impl Fn(&jetstream::consumer::Info) -> bool,
+    ) -> anyhow::Result<()> {
+        let since = Instant::now();
+        loop {
+            if let Some(status) = worker.try_wait()? {
+                bail!("the worker process ended: {status}");
+            }
+            if seen(&self.consumer.get_info().await?) {
+                return Ok(());
+            }
+            ensure!(since.elapsed() < STUCK_AFTER, "waited {STUCK_AFTER:?} for {what}");
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Waits until everything is settled, as long as something moves.
+    async fn settled(&self) -> anyhow::Result<()> {
+        let (mut moved, mut left) = (Instant::now(), u64::MAX);
+        loop {
+            let info = self.consumer.get_info().await?;
+            let now_left = info.num_pending + info.num_ack_pending as u64;
+            if now_left == 0 {
+                return Ok(());
+            }
+            if now_left != left {
+                (moved, left) = (Instant::now(), now_left);
+            }
+            ensure!(moved.elapsed() < STUCK_AFTER, "{left} messages were not settled within {STUCK_AFTER:?}");
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Publishes contexts at a steady rate that does not saturate, and reads the delay from context-writer's counters.
+    pub(super) async fn delay(&self, corpus: &mut Corpus, rate: u32) -> anyhow::Result<Delay> {
+        let fleet = Fleet::start(&[WorkerName::ContextWriter], &self.settings);
+        let (_, stats) = fleet.stats().first().context("no worker runs")?;
+        self.bulk.publish(corpus.messages(WARM_UP)).await?;
+        self.settled().await?;
+        stats.reset();
+        let pulses = DELAY_FOR.as_millis() / PULSE.as_millis();
+        let messages = corpus.messages((f64::from(rate) * DELAY_FOR.as_secs_f64()) as usize);
+        let mut publisher = self.bulk.publisher();
+        let mut tick = interval(PULSE);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let share = (messages.len() / usize::try_from(pulses)?).max(1);
+        for pulse in messages.chunks(share) {
+            tick.tick().await;
+            for message in pulse {
+                self.bulk.send(&mut publisher, message.clone()).await?;
+            }
+        }
+        stored(&publisher.finish().await)?;
+        let settled = self.settled().await;
+        let report = stats.report();
+        fleet.stop().await?;
+        settled?;
+        ensure!(
+            report.applied == messages.len() as u64,
+            "{} of {} messages took effect",
+            report.applied,
+            messages.len()
+        );
+        Ok(Delay { p50: report.publish_to_commit_ms_p50, p99: report.publish_to_commit_ms_p99 })
+    }
+}
+
+/// On private servers, the service that measures encrypts its bodies as every other does.
+pub(super) fn give_key(settings: &Settings) -> anyhow::Result<()> {
+    let Some(ring) = settings.trust.payload_ring_file.as_ref().map(Path::new) else { return Ok(()) };
+    if KeyRing::read(ring)?.current("bench").is_none() {
+        add_key(ring, "bench", 1)?;
+    }
+    Ok(())
+}
+
+fn time_in(pause: Duration) -> anyhow::Result<time::OffsetDateTime> {
+    let now = time::OffsetDateTime::now_utc();
+    now.checked_add(time::Duration::try_from(pause)?).context("no such time")
+}

@@ -1,0 +1,389 @@
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use bytes::Bytes;
+use contract::{
+    ChatMode, ContextPut, ContextRemove, ContextType, ConversationPut, Json, JsonObject, List, MessageAdd,
+    MessageRole, Name, Priority, ProfilePut, Request, RequestKind, RequestSubject, Service, SessionClose,
+    SessionId, SessionOpen, SummaryPut, Text, UserId, UserPut, UserRole, UserStatus, VectorIndex,
+    VectorRemove, Version,
+};
+use serde_json::json;
+use uuid::Uuid;
+
+use super::sample::{self, Person};
+use super::{Corpus, Dialogue, DialogueError, Frame, NO_INTENT, Speaker};
+
+/// A request that is ready to be published.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// Where.
+    pub subject: RequestSubject,
+    /// Its id, which is the same each time.
+    pub id: Uuid,
+    /// What kind it is.
+    pub kind: &'static RequestKind,
+    /// The body.
+    pub body: Bytes,
+    /// Whether its effect is a new row, where the database is fresh.
+    pub adds_row: bool,
+}
+
+/// Turns dialogues into requests, in the order in which they were spoken.
+pub struct Mapper {
+    corpus: Corpus,
+    users: u32,
+    dialogues: u64,
+    people: BTreeMap<i32, Person>,
+    /// The latest session of every user who has spoken.
+    latest: HashMap<UserId, SessionId>,
+    seen: HashSet<Uuid>,
+}
+
+/// The service that publishes account records.
+const ACCOUNT_SERVICE: &str = "account";
+
+impl Mapper {
+    /// Maps a corpus. Dialogues without a user are distributed over `users` users.
+    ///
+    /// # Errors
+    /// If the built-in sample cannot be read.
+    pub fn new(corpus: Corpus, users: u32) -> Result<Self, DialogueError> {
+        let people = match corpus {
+            Corpus::Sgd => BTreeMap::new(),
+            Corpus::Sample => sample::people()?,
+        };
+        let (latest, seen) = (HashMap::new(), HashSet::new());
+        Ok(Self { corpus, users: users.max(1), dialogues: 0, people, latest, seen })
+    }
+
+    /// How many users have spoken so far.
+    pub fn users(&self) -> usize {
+        self.latest.len()
+    }
+
+    /// The requests of the next dialogue.
+    ///
+    /// # Errors
+    /// If a part of it breaks a bound of the contract, or its id came before.
+    pub fn requests(&mut self, dialogue: &Dialogue) -> Result<Vec<Prepared>, DialogueError> {
+        self.map(dialogue).map_err(|problem| {
+            let id: String = dialogue.dialogue_id.chars().take(contract::limit::IDENTIFIER_CHARS).collect();
+            DialogueError::new(format!("dialogue {id:?}"), problem)
+        })
+    }
+
+    fn map(&mut self, dialogue: &Dialogue) -> Result<Vec<Prepared>, String> {
+        check(dialogue)?;
+        if !self.seen.insert(id(&[&dialogue.dialogue_id])) {
+            return Err("came before in the same file".to_owned());
+        }
+        let user_id = self.user_of(dialogue)?;
+        self.dialogues += 1;
+        let session_id = SessionId::new(self.corpus.session_id(&dialogue.dialogue_id))?;
+        let parent = self.latest.insert(user_id, session_id.clone());
+        let mut out = Out::new(self.corpus, user_id);
+        if parent.is_none() {
+            self.introduce(user_id, &mut out)?;
+        }
+        let mut spoken = Spoken { dialogue, session_id, memory: Memory::default(), out: &mut out };
+        spoken.open(parent)?;
+        for at in 0..dialogue.turns.len() {
+            spoken.turn(at)?;
+        }
+        spoken.summarise()?;
+        if self.corpus == Corpus::Sample {
+            let person = self.people.get(&user_id.get()).map(|person| person.first_name.clone());
+            spoken.remember(person.as_deref().unwrap_or("user"), self.dialogues)?;
+        }
+        let Spoken { session_id, memory, .. } = spoken;
+        if self.corpus == Corpus::Sample {
+            sample::reflect(dialogue, &session_id, &memory.slots, self.dialogues, &mut out)?;
+        }
+        out.add(Request::SessionClose(SessionClose { session_id }), &[&dialogue.dialogue_id], false)?;
+        Ok(out.requests)
+    }
+
+    fn user_of(&self, dialogue: &Dialogue) -> Result<UserId, String> {
+        let number = match dialogue.user {
+            Some(number) => number,
+            None => {
+                let number = 1 + self.dialogues % u64::from(self.users);
+                i32::try_from(number).map_err(|_| format!("there is no user {number}"))?
+            }
+        };
+        match UserId::new(number) {
+            Ok(user_id) if user_id != UserId::PLATFORM => Ok(user_id),
+            Ok(_) | Err(_) => Err(format!("user is {number}; it must be from 1 to {}", i32::MAX)),
+        }
+    }
+
+    /// What has to be known of a user before the first session.
+    fn introduce(&self, user_id: UserId, out: &mut Out) -> Result<(), String> {
+        let number = user_id.get();
+        let known = self.people.get(&number);
+        let person = known.cloned().unwrap_or_else(|| Person::generated(number));
+        out.service = ACCOUNT_SERVICE;
+        let user = UserPut {
+            username: Text::new(&person.username)?,
+            email: Text::new(&person.email)?,
+            password_hash: None,
+            role: UserRole::default(),
+            status: UserStatus::default(),
+        };
+        let profile = ProfilePut {
+            first_name: Some(Text::new(&person.first_name)?),
+            last_name: Some(Text::new(&person.last_name)?),
+            timezone: Some(Text::new(&person.timezone)?),
+            preferences: object(&person.preferences)?,
+        };
+        out.add(Request::UserPut(user), &[], true)?;
+        out.add(Request::ProfilePut(profile), &[], true)?;
+        if self.corpus == Corpus::Sample {
+            sample::equip(&person, self.latest.len() == 1, out)?;
+        }
+        Ok(())
+    }
+}
+
+/// What the mapping relies on and the contract does not check.
+fn check(dialogue: &Dialogue) -> Result<(), String> {
+    for (at, turn) in dialogue.turns.iter().enumerate() {
+        let mut services = HashSet::new();
+        for frame in &turn.frames {
+            let service = &frame.service;
+            if !services.insert(service) {
+                return Err(format!("turns[{at}] has two frames for {service}"));
+            }
+            // Keys are <service>.<slot>, and <service>.intent is one of them.
+            if service.contains('.') || frame.slot_values.contains_key("intent") {
+                return Err(format!(
+                    "turns[{at}]: a service must have no dot in its name, and no slot named intent ({service})"
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The id of everything that the parts name together.
+pub(super) fn id(parts: &[&str]) -> Uuid {
+    let namespace = Uuid::new_v5(&Uuid::NAMESPACE_OID, b"memfleet dialogues");
+    // A separator that no part holds keeps ("a", "bc") apart from ("ab", "c").
+    Uuid::new_v5(&namespace, parts.join("\u{1f}").as_bytes())
+}
+
+/// JSON as a bounded object.
+pub(super) fn object(value: &serde_json::Value) -> Result<JsonObject, String> {
+    JsonObject::new(value.to_string())
+}
+
+/// Collects the requests of one user.
+pub(super) struct Out {
+    corpus: Corpus,
+    pub(super) user_id: UserId,
+    /// Who publishes.
+    pub(super) service: &'static str,
+    requests: Vec<Prepared>,
+}
+
+impl Out {
+    fn new(corpus: Corpus, user_id: UserId) -> Self {
+        Self { corpus, user_id, service: ACCOUNT_SERVICE, requests: Vec::new() }
+    }
+
+    /// Adds a request. The parts tell it apart from others of the same kind and user.
+    pub(super) fn add(&mut self, request: Request, parts: &[&str], adds_row: bool) -> Result<(), String> {
+        let (user_id, kind) = (self.user_id, request.kind());
+        let (user, name) = (user_id.to_string(), kind.name());
+        let service: Service = self.service.parse().map_err(|_| "the service's name is wrong".to_owned())?;
+        let subject =
+            RequestSubject { service, noun: kind.noun.to_owned(), verb: kind.verb.to_owned(), user_id };
+        let id = id(&[&[self.corpus.as_str(), &user, &name], parts].concat());
+        let body = serde_json::to_vec(&request).map_err(|error| format!("{name}: {error}"))?;
+        if body.len() > contract::limit::BODY_BYTES {
+            return Err(format!(
+                "{name} would have {} bytes, more than {}",
+                body.len(),
+                contract::limit::BODY_BYTES
+            ));
+        }
+        self.requests.push(Prepared { subject, id, kind, body: body.into(), adds_row });
+        Ok(())
+    }
+
+    /// The id of a message of the user.
+    pub(super) fn message_id(&self, dialogue_id: &str, turn: usize) -> Uuid {
+        let (user, turn) = (self.user_id.to_string(), turn.to_string());
+        id(&[self.corpus.as_str(), &user, "message", dialogue_id, &turn])
+    }
+}
+
+/// The slots of every service, as the latest frame of each said.
+pub(super) type Slots = BTreeMap<String, BTreeMap<String, Vec<String>>>;
+
+/// What is known at one point of a dialogue.
+#[derive(Default)]
+struct Memory {
+    slots: Slots,
+    intents: BTreeMap<String, String>,
+    keys: HashSet<String>,
+}
+
+/// A dialogue while it is replayed.
+struct Spoken<'a> {
+    dialogue: &'a Dialogue,
+    session_id: SessionId,
+    memory: Memory,
+    out: &'a mut Out,
+}
+
+impl Spoken<'_> {
+    fn open(&mut self, parent: Option<SessionId>) -> Result<(), String> {
+        let Dialogue { dialogue_id, services, .. } = self.dialogue;
+        let chat_mode = if services.len() > 1 { ChatMode::SmartRouter } else { ChatMode::Simple };
+        self.out.service = if services.len() > 1 { "smart-router" } else { "simple-chat" };
+        let source = self.out.corpus.as_str();
+        let session = SessionOpen {
+            session_id: self.session_id.clone(),
+            chat_mode,
+            configuration: object(&json!({ "services": services }))?,
+            parent_session_id: parent,
+            session_metadata: object(&json!({ "source": source }))?,
+        };
+        let conversation = ConversationPut {
+            conversation_id: self.session_id.clone(),
+            summary: None,
+            metadata: object(&json!({ "source": source, "session_id": self.session_id.as_str() }))?,
+            sensitive: false,
+        };
+        self.out.add(Request::SessionOpen(session), &[dialogue_id], true)?;
+        self.out.add(Request::ConversationPut(conversation), &[dialogue_id], true)
+    }
+
+    fn turn(&mut self, at: usize) -> Result<(), String> {
+        let Some(turn) = self.dialogue.turns.get(at) else { return Ok(()) };
+        let dialogue_id = &self.dialogue.dialogue_id;
+        let message = MessageAdd {
+            message_id: self.out.message_id(dialogue_id, at),
+            conversation_id: self.session_id.clone(),
+            role: match turn.speaker {
+                Speaker::User => MessageRole::User,
+                Speaker::System => MessageRole::Assistant,
+            },
+            content: Text::new(&turn.utterance)
+                .map_err(|problem| format!("turns[{at}].utterance {problem}"))?,
+            sent_at: None,
+            sensitive: false,
+        };
+        self.out.add(Request::MessageAdd(message), &[dialogue_id, &at.to_string()], true)?;
+        if turn.speaker == Speaker::User {
+            for frame in &turn.frames {
+                self.frame(at, frame)
+                    .map_err(|problem| format!("turns[{at}], service {}: {problem}", frame.service))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn frame(&mut self, at: usize, frame: &Frame) -> Result<(), String> {
+        let service = &frame.service;
+        let before = self.memory.slots.insert(service.clone(), frame.slot_values.clone()).unwrap_or_default();
+        for (slot, values) in
+            frame.slot_values.iter().filter(|(slot, values)| before.get(*slot) != Some(values))
+        {
+            let value = serde_json::to_string(values).map_err(|error| error.to_string())?;
+            self.put(at, &format!("{service}.{slot}"), value, ContextType::State)?;
+        }
+        for slot in before.keys().filter(|slot| !frame.slot_values.contains_key(*slot)) {
+            self.remove(at, &format!("{service}.{slot}"))?;
+        }
+        if frame.intent != NO_INTENT && self.memory.intents.get(service) != Some(&frame.intent) {
+            self.memory.intents.insert(service.clone(), frame.intent.clone());
+            let value = serde_json::to_string(&frame.intent).map_err(|error| error.to_string())?;
+            self.put(at, &format!("{service}.intent"), value, ContextType::Conversation)?;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, at: usize, key: &str, value: String, context_type: ContextType) -> Result<(), String> {
+        let context = ContextPut {
+            session_id: self.session_id.clone(),
+            context_key: Name::new(key)?,
+            context_value: Json::new(value).map_err(|problem| format!("{key} {problem}"))?,
+            context_type,
+            access_level: contract::AccessLevel::default(),
+            priority: Priority::new(1)?,
+            version: version(at)?,
+            expires_at: None,
+            is_persistent: false,
+            sensitive: false,
+        };
+        let is_new = self.memory.keys.insert(key.to_owned());
+        let parts: [&str; 3] = [&self.dialogue.dialogue_id, &at.to_string(), key];
+        self.out.add(Request::ContextPut(context), &parts, is_new)
+    }
+
+    fn remove(&mut self, at: usize, key: &str) -> Result<(), String> {
+        let context = ContextRemove {
+            session_id: self.session_id.clone(),
+            context_key: Name::new(key)?,
+            version: version(at)?,
+        };
+        let parts: [&str; 3] = [&self.dialogue.dialogue_id, &at.to_string(), key];
+        self.out.add(Request::ContextRemove(context), &parts, false)
+    }
+
+    /// Makes what was said findable, each turn with who said it.
+    fn remember(&mut self, person: &str, dialogues: u64) -> Result<(), String> {
+        let dialogue_id = &self.dialogue.dialogue_id;
+        let name = |speaker: Speaker| match speaker {
+            Speaker::User => person,
+            Speaker::System => "assistant",
+        };
+        let turns = &self.dialogue.turns;
+        let memories: Vec<serde_json::Value> = turns
+            .iter()
+            .enumerate()
+            .map(|(at, turn)| {
+                json!({ "memory_id": self.out.message_id(dialogue_id, at), "content_text": turn.utterance,
+                    "vector_type": match turn.speaker { Speaker::User => "query", Speaker::System => "response" },
+                    "speaker": name(turn.speaker), "metadata": { "services": self.dialogue.services.join(" ") } })
+            })
+            .collect();
+        let index = json!({ "session_id": self.session_id.as_str(), "memories": memories });
+        let index: VectorIndex = serde_json::from_value(index).map_err(|error| error.to_string())?;
+        self.out.add(Request::VectorIndex(index), &[dialogue_id], false)?;
+        // A goodbye is nothing to remember.
+        if dialogues.is_multiple_of(10) {
+            let last = self.out.message_id(dialogue_id, turns.len().saturating_sub(1));
+            let remove = json!({ "session_id": self.session_id.as_str(), "memory_ids": [last] });
+            let remove: VectorRemove = serde_json::from_value(remove).map_err(|error| error.to_string())?;
+            self.out.add(Request::VectorRemove(remove), &[dialogue_id], false)?;
+        }
+        Ok(())
+    }
+
+    fn summarise(&mut self) -> Result<(), String> {
+        let Dialogue { dialogue_id, services, turns, .. } = self.dialogue;
+        let mut text = format!("{} turns about {}.", turns.len(), services.join(", "));
+        for (service, slots) in self.memory.slots.iter().filter(|(_, slots)| !slots.is_empty()) {
+            let settled: Vec<String> =
+                slots.iter().map(|(slot, values)| format!("{slot} is {}", values.join(" or "))).collect();
+            text.push_str(&format!(" {service}: {}.", settled.join(", ")));
+        }
+        let topics: List<Name, 64> =
+            serde_json::from_value(json!(services)).map_err(|error| format!("services: {error}"))?;
+        let summary = SummaryPut {
+            session_id: self.session_id.clone(),
+            summary: Text::new(text).map_err(|problem| format!("its summary {problem}"))?,
+            key_topics: topics,
+            sensitive: false,
+        };
+        self.out.add(Request::SummaryPut(summary), &[dialogue_id], true)
+    }
+}
+
+/// The version of what is said in a turn.
+fn version(turn: usize) -> Result<Version, String> {
+    Version::new(i64::try_from(turn).unwrap_or(i64::MAX).saturating_add(1))
+}

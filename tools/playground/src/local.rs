@@ -1,0 +1,272 @@
+//! The servers a command works on: a private stack of its own, or those that the configuration names.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use cli::key_file::write_private;
+use cli::services;
+use config::{EmbedderKind, KeySettings, Settings};
+use contract::UserId;
+use diesel::QueryableByName;
+use diesel::sql_types::Text;
+use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
+use keys::KEK;
+use runtime::broker;
+use stack::{Places, Stack, StackOptions};
+use store::registry;
+use tempfile::TempDir;
+use topology::Service;
+use trust::{CipherKey, GrantKey, KeyRing, PrivateKey};
+use uuid::Uuid;
+use vector_indexer::collection;
+use zeroize::Zeroizing;
+
+/// Servers that are migrated and have their streams.
+pub struct Local {
+    /// How to reach them.
+    pub settings: Settings,
+    stack: Option<Stack>,
+    /// Removed with this.
+    _keys: Option<TempDir>,
+}
+
+impl Local {
+    /// Starts private servers in a folder that is removed when they stop.
+    ///
+    /// # Errors
+    /// If a server's program is missing, or one does not start, or cannot be set up.
+    pub async fn temporary(settings: &Settings, options: StackOptions) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir().context("a folder for keys cannot be created")?;
+        let keys = KeyFiles::of(folder.path());
+        let stack = Stack::temporary(secured(options, &keys, &[])?).await?;
+        let settings = set_up_private(&stack, &with_accounts(settings, &keys), &keys).await?;
+        Ok(Self { settings, stack: Some(stack), _keys: Some(folder) })
+    }
+
+    /// The same without accounts, encryption at rest and payload encryption in the broker: the baseline for measuring what these
+    /// cost.
+    ///
+    /// # Errors
+    /// As [`Local::temporary`].
+    pub async fn unsecured(settings: &Settings) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir().context("a folder for keys cannot be created")?;
+        let stack = Stack::temporary(StackOptions::default()).await?;
+        let mut inner = settings.clone();
+        (inner.nats.nkey_file, inner.nats.api_prefix) = (None, None);
+        inner.nats.url = stack.nats.url().to_owned();
+        let mut settings = set_up_private(&stack, &inner, &KeyFiles::of(folder.path())).await?;
+        settings.trust.payload_ring_file = None;
+        Ok(Self { settings, stack: Some(stack), _keys: Some(folder) })
+    }
+
+    /// Starts private servers in a folder that stays, where web pages may subscribe to the events of these users.
+    ///
+    /// # Errors
+    /// If a server's program is missing, or one does not start, or cannot be set up.
+    pub async fn kept(
+        settings: &Settings,
+        folder: &Path,
+        mut options: StackOptions,
+        listeners: &[UserId],
+    ) -> anyhow::Result<Self> {
+        let keys = KeyFiles::of(folder);
+        options.nats.websocket = !listeners.is_empty();
+        let stack = Stack::start(folder, secured(options, &keys, listeners)?).await?;
+        let settings = set_up_private(&stack, &with_accounts(settings, &keys), &keys).await?;
+        Ok(Self { settings, stack: Some(stack), _keys: None })
+    }
+
+    /// Uses the servers that the configuration names, as they are.
+    pub fn running(settings: &Settings) -> Self {
+        Self { settings: settings.clone(), stack: None, _keys: None }
+    }
+
+    /// The private servers, if they are private.
+    pub fn stack(&self) -> Option<&Stack> {
+        self.stack.as_ref()
+    }
+
+    /// Stops the servers if they are private.
+    ///
+    /// # Errors
+    /// If one does not stop.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        match self.stack {
+            Some(stack) => stack.stop().await.context("the private servers did not stop as they should"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Where the keys of private servers are.
+struct KeyFiles {
+    grant: PathBuf,
+    token: PathBuf,
+    seal: PathBuf,
+    /// Key-encryption keys.
+    kek: PathBuf,
+    /// The keys of services for bodies that travel encrypted.
+    payload: PathBuf,
+    /// Encrypts what the broker keeps.
+    storage: PathBuf,
+    /// One for each identity of the broker.
+    nkeys: PathBuf,
+}
+
+impl KeyFiles {
+    fn of(folder: &Path) -> Self {
+        let file = |name| folder.join(name);
+        Self {
+            grant: file("grant.key"),
+            token: file("token.key"),
+            seal: file("seal.key"),
+            kek: file("kek.ring"),
+            payload: file("payload.ring"),
+            storage: file("storage.key"),
+            nkeys: file("nkeys"),
+        }
+    }
+}
+
+/// A private broker authenticates everybody by nkey, as one in production does, and encrypts what it stores.
+fn secured(mut options: StackOptions, keys: &KeyFiles, listeners: &[UserId]) -> anyhow::Result<StackOptions> {
+    let (topology, mut services) = (topology::Topology::shipped()?, Service::shipped()?);
+    services.extend(listeners.iter().copied().map(Service::listener));
+    let public = topology::make_nkeys(&keys.nkeys, &topology::identities(&topology, &services))?;
+    options.nats.accounts = Some(topology::render(&topology, &services, &public));
+    if is_empty(&keys.storage) {
+        keep(&keys.storage, &Uuid::new_v4().simple().to_string())?;
+    }
+    let key = std::fs::read_to_string(&keys.storage)
+        .with_context(|| format!("{} cannot be read", keys.storage.display()))?;
+    options.nats.storage_key = Some(key.trim().to_owned());
+    Ok(options)
+}
+
+/// How a broker with accounts is reached.
+fn with_accounts(settings: &Settings, keys: &KeyFiles) -> Settings {
+    let mut settings = settings.clone();
+    settings.nats.nkey_file = Some(keys.nkeys.join("{name}.nk").display().to_string());
+    settings.nats.api_prefix = Some(topology::API_PREFIX.to_owned());
+    settings
+}
+
+fn is_empty(file: &Path) -> bool {
+    std::fs::metadata(file).map_or(0, |file| file.len()) == 0
+}
+
+/// Sets private servers up, with a key for grants and a password for the workers' roles that are made anew each time. The
+/// key of seals stays with the seals, and the key of tokens with the database that knows it.
+async fn set_up_private(stack: &Stack, settings: &Settings, keys: &KeyFiles) -> anyhow::Result<Settings> {
+    let mut settings = settings.clone();
+    let url = stack.postgres.url("memfleet");
+    settings.nats.url = stack.nats.url().to_owned();
+    settings.nats.credentials_file = None;
+    settings.nats.ca_file = None;
+    settings.postgres.url = url.clone();
+    settings.keys = KeySettings { url: stack.postgres.url(KEY_STORE), ..KeySettings::default() };
+    create_key_store(&settings).await?;
+    set_up(&settings).await?;
+    if let Some(qdrant) = &stack.qdrant {
+        settings.vectors.url = Some(qdrant.url());
+        settings.vectors.api_key = None;
+        embed_here(&mut settings);
+        collection::apply(&settings).await?;
+    }
+
+    let key = GrantKey::generate("private")?;
+    keep(&keys.grant, &key.expose_line())?;
+    if is_empty(&keys.token) {
+        keep(&keys.token, &PrivateKey::generate("private")?.expose_line())?;
+    }
+    if is_empty(&keys.seal) {
+        keep(&keys.seal, &PrivateKey::generate("private")?.expose_line())?;
+    }
+    // Without the old one, what it has wrapped could not be read any more: it stays as long as the folder.
+    if is_empty(&keys.kek) {
+        keep(&keys.kek, &KeyRing::expose_line(KEK, &CipherKey::generate(1)?))?;
+    }
+    if is_empty(&keys.payload) {
+        let line = |service: &Service| Ok(KeyRing::expose_line(&service.service, &CipherKey::generate(1)?));
+        let lines: Vec<Zeroizing<String>> =
+            Service::shipped()?.iter().map(line).collect::<anyhow::Result<_>>()?;
+        keep(&keys.payload, &lines.iter().map(|line| line.as_str()).collect::<String>())?;
+    }
+    let token_key = PrivateKey::read(&keys.token)?;
+    let password = Uuid::new_v4().simple().to_string();
+    let mut connection = store::connect(&url).await?;
+    store::security::add_grant_key(&mut connection, key.name(), key.expose()).await?;
+    anyhow::ensure!(
+        registry::add_token_key(&mut connection, &token_key.public()).await?,
+        "{} holds another key than the one that the database knows under its name",
+        keys.token.display()
+    );
+    services::register(&mut connection, Service::shipped()?).await?;
+    store::security::set_worker_passwords(&mut connection, &password).await?;
+    let place = url.rsplit_once('@').map_or(url.as_str(), |(_, place)| place);
+    let server = place.rsplit_once('/').map_or(place, |(server, _)| server);
+    settings.postgres.worker_url = Some(format!("postgres://{{role}}:{password}@{place}"));
+    // Roles are of the server, which is the same.
+    settings.keys.worker_url = Some(format!("postgres://{{role}}:{password}@{server}/{KEY_STORE}"));
+    settings.keys.ring_file = Some(keys.kek.display().to_string());
+    settings.trust.payload_ring_file = Some(keys.payload.display().to_string());
+    settings.trust.grant_key_file = Some(keys.grant.display().to_string());
+    settings.trust.token_key_file = Some(keys.token.display().to_string());
+    settings.audit.seal_key_file = Some(keys.seal.display().to_string());
+    settings.audit.public_keys_file = None;
+    Ok(settings)
+}
+
+/// Texts are embedded in this process, if nothing else is configured and `make setup` has fetched the model. Otherwise
+/// publishers bring their vectors.
+fn embed_here(settings: &mut Settings) {
+    if settings.embedder.kind != EmbedderKind::None {
+        return;
+    }
+    let (model, dimension) = collection::LOCAL;
+    let weights = Places::of_this_process().home().join("models").join(model);
+    if settings.vectors.model.is_none() && weights.join("model.safetensors").is_file() {
+        settings.embedder.kind = EmbedderKind::Local;
+        settings.embedder.weights = Some(weights);
+    } else {
+        settings.vectors.model.get_or_insert_with(|| model.to_owned());
+        settings.vectors.dimension.get_or_insert(dimension);
+    }
+}
+
+fn keep(file: &Path, line: &str) -> anyhow::Result<()> {
+    write_private(file, line).with_context(|| format!("{} cannot be written", file.display()))
+}
+
+/// The key store of private servers: another database, though on one server with the main one.
+const KEY_STORE: &str = "memfleet_keys";
+
+/// Creates the key store's database, if it does not exist.
+async fn create_key_store(settings: &Settings) -> anyhow::Result<()> {
+    #[derive(QueryableByName)]
+    struct Name {
+        #[diesel(sql_type = Text)]
+        #[allow(dead_code, reason = "only whether there is one matters")]
+        name: String,
+    }
+    let mut connection = store::connect(&settings.postgres.url).await?;
+    let query = diesel::sql_query("SELECT datname::text AS name FROM pg_database WHERE datname = $1");
+    let there: Vec<Name> = query.bind::<Text, _>(KEY_STORE).load(&mut connection).await?;
+    if there.is_empty() {
+        connection.batch_execute(&format!("CREATE DATABASE {KEY_STORE}")).await?;
+    }
+    Ok(())
+}
+
+/// Migrates the database and the key store, and creates streams and consumers.
+async fn set_up(settings: &Settings) -> anyhow::Result<()> {
+    let url = &settings.postgres.url;
+    store::migration::MAIN.up(store::connect(url).await?).await?;
+    keys::SCHEMA.up(store::connect(&settings.keys.url).await?).await?;
+    // A folder that stays may have been made months ago.
+    store::partition::make_ahead(&mut store::connect(url).await?, store::partition::MONTHS_AHEAD).await?;
+    let client = broker::connect_operator(&settings.nats, "provision").await?;
+    let jetstream = async_nats::jetstream::new(client);
+    topology::apply(&jetstream, &topology::Topology::shipped()?).await?;
+    Ok(())
+}
