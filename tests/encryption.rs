@@ -141,7 +141,7 @@ async fn revealed(fixture: &Fixture, user_id: i32) -> Vec<Told> {
             store::security::open_context(reader, &[&grant]).await?;
             let mut all = Vec::new();
             for table in TABLES {
-                all.extend(keys::load(reader, table, &rows).await?);
+                all.extend(keys::load_fields(reader, table, &rows).await?);
             }
             Ok(all)
         })

@@ -78,7 +78,7 @@ async fn revealed(fixture: &Fixture, user_id: i32) -> Vec<String> {
     let loaded: Result<Vec<Encrypted>, Fault> = reader
         .transaction(async |reader| {
             store::security::open_context(reader, &[&grant]).await?;
-            keys::load(reader, "simple_chat_context", &rows).await
+            keys::load_fields(reader, "simple_chat_context", &rows).await
         })
         .await;
     let fields = loaded.expect("fields");

@@ -64,7 +64,7 @@ pub fn seal(field: Field<'_>, plain: &SecretString, key: &CipherKey) -> Result<V
 ///
 /// # Errors
 /// A [`Fault`] of the database; a permanent one if a user's data key is not there.
-pub async fn conceal(
+pub async fn encrypt_fields(
     connection: &mut Connection,
     secrets: &[(Field<'_>, &SecretString)],
     keys: &DataKeys,

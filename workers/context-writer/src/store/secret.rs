@@ -42,7 +42,7 @@ pub(super) async fn write(
             secrets.push((field, &secret.value));
         }
     }
-    keys::conceal(connection, &secrets, keys).await
+    keys::encrypt_fields(connection, &secrets, keys).await
 }
 
 /// The table of the row that a request writes, if it may hold a secret.

@@ -205,7 +205,7 @@ impl Found {
         rows: &[Uuid],
     ) -> Result<Self, Fault> {
         if !rows.is_empty() {
-            self.encrypted.extend(keys::load(connection, table, rows).await?);
+            self.encrypted.extend(keys::load_fields(connection, table, rows).await?);
         }
         Ok(self)
     }
