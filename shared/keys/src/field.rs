@@ -55,7 +55,7 @@ impl Encrypted {
 ///
 /// # Errors
 /// [`CipherError`].
-pub fn seal(field: Field<'_>, plain: &SecretString, key: &CipherKey) -> Result<Vec<u8>, CipherError> {
+fn encrypt_field(field: Field<'_>, plain: &SecretString, key: &CipherKey) -> Result<Vec<u8>, CipherError> {
     let Field { user, table, column, row, .. } = field;
     key.seal(plain.expose_secret().as_bytes(), Bound::Field { table, column, row, user })
 }
@@ -78,7 +78,7 @@ pub async fn encrypt_fields(
         // A message whose user's key cannot be opened is not written at all.
         let key = keys.get(&field.user).and_then(|key| key.as_ref().ok());
         let key = key.ok_or_else(|| cannot("its user's data key is not there".to_owned()))?;
-        fields.push((*field, seal(*field, value, key).map_err(|error| cannot(error.to_string()))?));
+        fields.push((*field, encrypt_field(*field, value, key).map_err(|error| cannot(error.to_string()))?));
     }
     write(connection, &fields).await
 }
@@ -87,7 +87,7 @@ pub async fn encrypt_fields(
 ///
 /// # Errors
 /// A [`Fault`] of the database.
-pub async fn write(connection: &mut Connection, fields: &[(Field<'_>, Vec<u8>)]) -> Result<(), Fault> {
+async fn write(connection: &mut Connection, fields: &[(Field<'_>, Vec<u8>)]) -> Result<(), Fault> {
     // Sorted, so that two workers with the same fields take them in one order.
     const WRITE: &str = "
         INSERT INTO encrypted_fields AS t (id, user_id, table_name, column_name, row_id, ciphertext, request_id, created_at,
@@ -147,7 +147,7 @@ impl Row {
 ///
 /// # Errors
 /// A [`Fault`] of the database.
-pub async fn load(connection: &mut Connection, table: &str, rows: &[Uuid]) -> Result<Vec<Encrypted>, Fault> {
+pub async fn load_fields(connection: &mut Connection, table: &str, rows: &[Uuid]) -> Result<Vec<Encrypted>, Fault> {
     const LOAD: &str = "
         SELECT user_id, table_name::text, column_name::text, row_id, ciphertext FROM encrypted_fields
         WHERE user_id = ANY ((SELECT sec.current_user_ids())::integer[]) AND table_name = $1 AND row_id = ANY ($2)";

@@ -30,7 +30,7 @@ mod vault;
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use store::migration::Schema;
 
-pub use field::{Encrypted, Field, encrypt_fields, load, seal, write};
+pub use field::{Encrypted, Field, encrypt_fields, load_fields};
 pub use key_cache::{DataKeys, Keys};
 pub use provider::KEK;
 pub use rotate::{Census, Renewed, census, check_operator, reencrypt, renew, rewrap};
