@@ -56,7 +56,7 @@ impl Renewed {
 
 /// What a key-encryption key has wrapped.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Census {
+pub struct KekUsage {
     /// Which key-encryption key.
     pub kek: String,
     /// How many data keys.
@@ -71,7 +71,7 @@ pub struct Census {
 ///
 /// # Errors
 /// [`KeyError::Store`].
-pub async fn census(connection: &mut Connection) -> Result<Vec<Census>, KeyError> {
+pub async fn kek_usage(connection: &mut Connection) -> Result<Vec<KekUsage>, KeyError> {
     #[derive(QueryableByName)]
     struct Counted {
         #[diesel(sql_type = Text)]
@@ -87,7 +87,7 @@ pub async fn census(connection: &mut Connection) -> Result<Vec<Census>, KeyError
         SELECT kek::text, count(*) AS data_keys, count(DISTINCT user_id) AS users, min(created_at) AS oldest
         FROM data_keys GROUP BY kek ORDER BY kek";
     let rows: Vec<Counted> = diesel::sql_query(CENSUS).load(connection).await.map_err(Fault::from)?;
-    let census = |Counted { kek, data_keys, users, oldest }| Census { kek, data_keys, users, oldest };
+    let census = |Counted { kek, data_keys, users, oldest }| KekUsage { kek, data_keys, users, oldest };
     Ok(rows.into_iter().map(census).collect())
 }
 

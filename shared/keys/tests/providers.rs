@@ -25,8 +25,8 @@ fn users(ids: &[i32]) -> BTreeSet<UserId> {
     ids.iter().map(|id| user(*id)).collect()
 }
 
-async fn census(store: &str) -> Vec<keys::Census> {
-    keys::census(&mut store::connect(store).await.unwrap()).await.unwrap()
+async fn kek_usage(store: &str) -> Vec<keys::KekUsage> {
+    keys::kek_usage(&mut store::connect(store).await.unwrap()).await.unwrap()
 }
 
 fn open(settings: &KeySettings) -> Keys {

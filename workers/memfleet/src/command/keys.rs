@@ -161,7 +161,7 @@ fn open(settings: &Settings) -> anyhow::Result<Keys> {
 async fn list(settings: &Settings, json: bool) -> anyhow::Result<()> {
     let mut connection =
         store::connect(&settings.keys.url).await.context("data keys are where keys.url says")?;
-    let census = ::keys::census(&mut connection).await?;
+    let census = ::keys::kek_usage(&mut connection).await?;
     let oldest = |at: Option<DateTime<Utc>>| at.map(|at| at.to_rfc3339_opts(SecondsFormat::Secs, true));
     if json {
         for one in census {
