@@ -26,7 +26,7 @@ const FIELDS_AT_ONCE: i64 = 200;
 
 /// What a rotation has done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Renewed {
+pub struct RotationReport {
     /// How many were made anew.
     pub done: usize,
     /// How many could not be opened. They stay as they were.
@@ -38,7 +38,7 @@ pub struct Renewed {
 /// The most problems that are told.
 const TOLD: usize = 20;
 
-impl Renewed {
+impl RotationReport {
     fn fail(&mut self, what: String) {
         self.failed += 1;
         if self.problems.len() < TOLD {
@@ -83,25 +83,25 @@ pub async fn kek_usage(connection: &mut Connection) -> Result<Vec<KekUsage>, Key
         #[diesel(sql_type = Nullable<Timestamptz>)]
         oldest: Option<DateTime<Utc>>,
     }
-    const CENSUS: &str = "
+    const USAGE: &str = "
         SELECT kek::text, count(*) AS data_keys, count(DISTINCT user_id) AS users, min(created_at) AS oldest
         FROM data_keys GROUP BY kek ORDER BY kek";
-    let rows: Vec<Counted> = diesel::sql_query(CENSUS).load(connection).await.map_err(Fault::from)?;
-    let census = |Counted { kek, data_keys, users, oldest }| KekUsage { kek, data_keys, users, oldest };
-    Ok(rows.into_iter().map(census).collect())
+    let rows: Vec<Counted> = diesel::sql_query(USAGE).load(connection).await.map_err(Fault::from)?;
+    let usage = |Counted { kek, data_keys, users, oldest }| KekUsage { kek, data_keys, users, oldest };
+    Ok(rows.into_iter().map(usage).collect())
 }
 
 /// Wraps every data key that another key-encryption key has wrapped with the current one. Fields are not touched.
 ///
 /// # Errors
 /// [`KeyError`] if the key store or a provider is away; what is done stays done.
-pub async fn rewrap(keys: &Keys) -> Result<Renewed, KeyError> {
+pub async fn rewrap(keys: &Keys) -> Result<RotationReport, KeyError> {
     let kek = keys.provider().current().await?;
-    let (mut renewed, mut after) = (Renewed::default(), (-1, 0));
+    let (mut report, mut after) = (RotationReport::default(), (-1, 0));
     loop {
         let mut connection = store::acquire(keys.pool()).await?;
         let read = key_store::wrapped_otherwise(&mut connection, &kek, after, KEYS_AT_ONCE).await?;
-        let Some(last) = read.last() else { return Ok(renewed) };
+        let Some(last) = read.last() else { return Ok(report) };
         after = (last.user.get(), last.version);
         let (mut old, mut plain) = (Vec::new(), Vec::new());
         for (key, opened) in read.iter().zip(keys.provider().unwrap(&read).await?) {
@@ -115,7 +115,7 @@ pub async fn rewrap(keys: &Keys) -> Result<Renewed, KeyError> {
             }
         }
         let anew = keys.provider().wrap(&plain).await?;
-        renewed.done += key_store::replace(&mut connection, &old, &anew).await?;
+        report.done += key_store::replace(&mut connection, &old, &anew).await?;
     }
 }
 
@@ -123,7 +123,11 @@ pub async fn rewrap(keys: &Keys) -> Result<Renewed, KeyError> {
 ///
 /// # Errors
 /// [`KeyError`]; what is done stays done.
-pub async fn renew(keys: &Keys, before: DateTime<Utc>, only: Option<UserId>) -> Result<usize, KeyError> {
+pub async fn rotate_data_keys(
+    keys: &Keys,
+    before: DateTime<Utc>,
+    only: Option<UserId>,
+) -> Result<usize, KeyError> {
     #[derive(QueryableByName)]
     struct Old {
         #[diesel(sql_type = Integer)]
@@ -187,18 +191,18 @@ pub async fn reencrypt(
     main: &mut Connection,
     keys: &Keys,
     only: Option<UserId>,
-) -> Result<Renewed, KeyError> {
-    let mut renewed = Renewed::default();
+) -> Result<RotationReport, KeyError> {
+    let mut report = RotationReport::default();
     if let Some(user) = only {
-        reencrypt_of(main, keys, &BTreeSet::from([user]), &mut renewed).await?;
-        return Ok(renewed);
+        reencrypt_of(main, keys, &BTreeSet::from([user]), &mut report).await?;
+        return Ok(report);
     }
     let mut after = -1;
     loop {
         let page = users(main, after).await.map_err(main_database)?;
-        let Some(last) = page.last() else { return Ok(renewed) };
+        let Some(last) = page.last() else { return Ok(report) };
         after = last.get();
-        reencrypt_of(main, keys, &page.into_iter().collect(), &mut renewed).await?;
+        reencrypt_of(main, keys, &page.into_iter().collect(), &mut report).await?;
     }
 }
 
@@ -248,14 +252,14 @@ async fn reencrypt_of(
     main: &mut Connection,
     keys: &Keys,
     users: &BTreeSet<UserId>,
-    renewed: &mut Renewed,
+    report: &mut RotationReport,
 ) -> Result<(), KeyError> {
     let mut current = BTreeMap::new();
     let mut known = keys.existing(users).await?;
     for user in users {
         match known.remove(user) {
             Some(Ok(key)) => drop(current.insert(*user, key)),
-            Some(Err(reason)) => renewed.fail(format!("the data key of user {user}: {reason}")),
+            Some(Err(reason)) => report.fail(format!("the data key of user {user}: {reason}")),
             None => renewed
                 .fail(format!("user {user} has no data key; is the key store older than the main database?")),
         }
@@ -267,7 +271,7 @@ async fn reencrypt_of(
         after = (last.user_id, last.id);
         let openers: Openers =
             keys.of_versions(old.iter().filter_map(Place::key)).await?.into_iter().collect();
-        renewed.add(exchange_patiently(main, &old, &current, &openers).await.map_err(main_database)?);
+        report.add(exchange_patiently(main, &old, &current, &openers).await.map_err(main_database)?);
     }
 }
 
@@ -283,10 +287,10 @@ async fn exchange_patiently(
     old: &[Place],
     current: &BTreeMap<UserId, CipherKey>,
     openers: &Openers,
-) -> Result<Renewed, Fault> {
+) -> Result<RotationReport, Fault> {
     let mut tries = 0;
     loop {
-        let step: Result<Renewed, Fault> =
+        let step: Result<RotationReport, Fault> =
             main.transaction(async |main| exchange(main, old, current, openers).await).await;
         match step {
             Err(fault) if fault.kind == FaultKind::Transient && tries < TRIES => tries += 1,
@@ -323,7 +327,7 @@ async fn exchange(
     old: &[Place],
     current: &BTreeMap<UserId, CipherKey>,
     openers: &Openers,
-) -> Result<Renewed, Fault> {
+) -> Result<RotationReport, Fault> {
     const READ: &str = "
         SELECT e.user_id, e.table_name::text, e.column_name::text, e.row_id, e.ciphertext
         FROM unnest($1::integer[], $2::uuid[]) AS i (user_id, id)
@@ -334,7 +338,7 @@ async fn exchange(
         FROM unnest($1::integer[], $2::text[], $3::text[], $4::uuid[], $5::bytea[])
             AS i (user_id, table_name, column_name, row_id, ciphertext)
         WHERE e.user_id = i.user_id AND e.table_name = i.table_name AND e.column_name = i.column_name AND e.row_id = i.row_id";
-    let mut renewed = Renewed::default();
+    let mut report = RotationReport::default();
     let rows: Vec<Row> = diesel::sql_query(READ)
         .bind::<Array<Integer>, _>(old.iter().map(|place| place.user_id).collect::<Vec<_>>())
         .bind::<Array<SqlUuid>, _>(old.iter().map(|place| place.id).collect::<Vec<_>>())
@@ -346,7 +350,7 @@ async fn exchange(
         match again(&field, key, openers) {
             Ok(Some(ciphertext)) => anew.push((field, ciphertext)),
             Ok(None) => {}
-            Err(reason) => renewed.fail(format!(
+            Err(reason) => report.fail(format!(
                 "{}.{} of the row {} of user {}: {reason}",
                 field.table, field.column, field.row, field.user
             )),
@@ -359,9 +363,9 @@ async fn exchange(
             .bind::<Array<Text>, _>(anew.iter().map(|(field, _)| field.column.as_str()).collect::<Vec<_>>())
             .bind::<Array<SqlUuid>, _>(anew.iter().map(|(field, _)| field.row).collect::<Vec<_>>())
             .bind::<Array<Binary>, _>(anew.iter().map(|(_, sealed)| sealed.as_slice()).collect::<Vec<_>>());
-        renewed.done = query.execute(main).await?;
+        report.done = query.execute(main).await?;
     }
-    Ok(renewed)
+    Ok(report)
 }
 
 /// A field under another key. None if somebody has written it with that key meanwhile.

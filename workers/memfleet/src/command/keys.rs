@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ::keys::{KEK, Keys, Renewed};
+use ::keys::{KEK, Keys, RotationReport};
 use anyhow::{Context, ensure};
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand};
@@ -226,7 +226,7 @@ async fn rotate_data(args: &RotateArgs, settings: &Settings, keys: &Keys) -> any
         .await
         .context("the fields are in the database that postgres.url names")?;
     ::keys::check_operator(&mut main).await?;
-    let made = ::keys::renew(keys, before, user).await?;
+    let made = ::keys::rotate_data_keys(keys, before, user).await?;
     outln!("made {} new data keys", grouped(made as u64));
     let first = ::keys::reencrypt(&mut main, keys, user).await?;
     outln!("encrypted {} fields anew", grouped(first.done as u64));
@@ -246,7 +246,7 @@ fn longest_use(settings: &Settings) -> Duration {
 }
 
 /// Says what could not be opened.
-fn told(renewed: &Renewed) -> usize {
+fn told(renewed: &RotationReport) -> usize {
     for problem in &renewed.problems {
         errln!("{problem}");
     }
