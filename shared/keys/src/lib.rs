@@ -33,7 +33,9 @@ use store::migration::Schema;
 pub use field::{Encrypted, Field, encrypt_fields, load_fields};
 pub use key_cache::{DataKeys, Keys};
 pub use provider::KEK;
-pub use rotate::{KekUsage, RotationReport, check_operator, kek_usage, reencrypt, rewrap, rotate_data_keys};
+pub use rotate::{
+    KekUsage, RotationReport, check_bypasses_rls, kek_usage, reencrypt, rewrap, rotate_data_keys,
+};
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
 

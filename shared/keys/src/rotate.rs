@@ -183,7 +183,7 @@ async fn users(main: &mut Connection, after: i32) -> Result<Vec<UserId>, Fault> 
 }
 
 /// Encrypts every field of users that an older data key has encrypted with the current one. The connection is one that
-/// [`check_operator`] has found good.
+/// [`check_bypasses_rls`] has found good.
 ///
 /// # Errors
 /// [`KeyError`] if a database or a provider is away; what is done stays done.
@@ -214,7 +214,7 @@ fn main_database(fault: Fault) -> KeyError {
 ///
 /// # Errors
 /// [`KeyError::Settings`] if row-level security stops it, [`KeyError::Main`] if the database cannot be asked.
-pub async fn check_operator(main: &mut Connection) -> Result<(), KeyError> {
+pub async fn check_bypasses_rls(main: &mut Connection) -> Result<(), KeyError> {
     #[derive(QueryableByName)]
     struct Active {
         #[diesel(sql_type = Bool)]
