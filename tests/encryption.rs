@@ -147,7 +147,7 @@ async fn revealed(fixture: &Fixture, user_id: i32) -> Vec<Told> {
         })
         .await;
     let fields = loaded.expect("fields");
-    let told = open_keys(fixture).reveal(&fields).await.expect("keys");
+    let told = open_keys(fixture).decrypt(&fields).await.expect("keys");
     let place = |field: &keys::Encrypted| format!("{}.{}", field.table, field.column);
     fields
         .iter()

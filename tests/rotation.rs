@@ -83,7 +83,7 @@ async fn revealed(fixture: &Fixture, user_id: i32) -> Vec<String> {
         .await;
     let fields = loaded.expect("fields");
     let keys = Keys::open(&fixture.settings.keys, ROLE, "test", Duration::from_secs(5)).expect("keys");
-    let told = keys.reveal(&fields).await.expect("keys");
+    let told = keys.decrypt(&fields).await.expect("keys");
     told.into_iter().map(|told| told.expect("it opens").expose_secret().to_owned()).collect()
 }
 

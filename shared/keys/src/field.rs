@@ -143,11 +143,15 @@ impl Row {
 }
 
 /// The encrypted fields of rows of a table, as far as the security context of the transaction lets them be seen. What they
-/// hold, [`Keys::reveal`](crate::Keys::reveal) tells, best after the transaction.
+/// hold, [`Keys::decrypt`](crate::Keys::decrypt) tells, best after the transaction.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
-pub async fn load_fields(connection: &mut Connection, table: &str, rows: &[Uuid]) -> Result<Vec<Encrypted>, Fault> {
+pub async fn load_fields(
+    connection: &mut Connection,
+    table: &str,
+    rows: &[Uuid],
+) -> Result<Vec<Encrypted>, Fault> {
     const LOAD: &str = "
         SELECT user_id, table_name::text, column_name::text, row_id, ciphertext FROM encrypted_fields
         WHERE user_id = ANY ((SELECT sec.current_user_ids())::integer[]) AND table_name = $1 AND row_id = ANY ($2)";

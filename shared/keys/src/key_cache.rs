@@ -192,7 +192,7 @@ impl Keys {
     /// # Errors
     /// As [`Keys::current`]. A field that cannot be decrypted has the reason in its place: its key is gone, or it was
     /// changed or moved.
-    pub async fn reveal(&self, fields: &[Encrypted]) -> Result<Vec<Result<SecretString, String>>, KeyError> {
+    pub async fn decrypt(&self, fields: &[Encrypted]) -> Result<Vec<Result<SecretString, String>>, KeyError> {
         let keys = self
             .of_versions(fields.iter().filter_map(|field| Some((field.user, field.key_version()?))))
             .await?;

@@ -306,7 +306,7 @@ impl Desk {
     async fn reveal(&self, mut found: Found) -> Result<Found, QueryRefusal> {
         let encrypted = found.take_encrypted();
         if !encrypted.is_empty() {
-            let plain = self.keys.reveal(&encrypted).await.map_err(|error| {
+            let plain = self.keys.decrypt(&encrypted).await.map_err(|error| {
                 tracing::warn!(worker = crate::NAME, %error, "secrets cannot be revealed");
                 QueryRefusal::unavailable("the key store cannot be reached; ask again, or without reveal")
             })?;
