@@ -196,7 +196,7 @@ impl Keys {
         let keys = self
             .of_versions(fields.iter().filter_map(|field| Some((field.user, field.key_version()?))))
             .await?;
-        Ok(fields.iter().map(|field| reveal(field, &keys)).collect())
+        Ok(fields.iter().map(|field| decrypt(field, &keys)).collect())
     }
 
     /// New keys for users, wrapped and not yet in the key store.
@@ -245,7 +245,7 @@ impl Keys {
     }
 }
 
-fn reveal(field: &Encrypted, keys: &HashMap<(UserId, u32), Unwrapped>) -> Result<SecretString, String> {
+fn decrypt(field: &Encrypted, keys: &HashMap<(UserId, u32), Unwrapped>) -> Result<SecretString, String> {
     let version = field.key_version().ok_or("it is no ciphertext")?;
     let key = match keys.get(&(field.user, version)) {
         Some(Ok(key)) => key,
