@@ -19,7 +19,7 @@ mod verify;
 pub use leaf::{Leaf, Source};
 pub use seal::{Digest, Seal, Statement};
 pub use sealer::{MOST_LEAVES, seal_all};
-pub use trail::{Deed, trail};
+pub use trail::{TrailEntry, trail};
 pub use verify::{Finding, Report, verify};
 
 /// Sealing or proving cannot go on. It says nothing about whether the trail is whole: see [`Finding`].

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 /// One row of the trail.
 #[derive(Clone, Debug, QueryableByName, Serialize)]
-pub struct Deed {
+pub struct TrailEntry {
     /// When its transaction began.
     #[diesel(sql_type = Timestamptz)]
     pub occurred_at: DateTime<Utc>,
@@ -49,7 +49,7 @@ pub async fn trail(
     connection: &mut AsyncPgConnection,
     user_id: i32,
     limit: u32,
-) -> Result<Option<Vec<Deed>>, Fault> {
+) -> Result<Option<Vec<TrailEntry>>, Fault> {
     const SUBJECT: &str = "SELECT token FROM audit.subjects WHERE user_id = $1";
     // Each part is cut to the limit by its index before all are put together.
     const TRAIL: &str = "
