@@ -18,7 +18,7 @@ mod verify;
 
 pub use leaf::{Leaf, Source};
 pub use seal::{Digest, Seal, Statement};
-pub use sealer::{MOST_LEAVES, seal_all};
+pub use sealer::{MAX_LEAVES, seal_all};
 pub use trail::{TrailEntry, trail};
 pub use verify::{Finding, Report, verify};
 

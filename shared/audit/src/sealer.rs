@@ -14,7 +14,7 @@ use crate::seal::{Digest, Seal, Statement};
 use trust::PrivateKey;
 
 /// The most rows under one seal.
-pub const MOST_LEAVES: usize = 10_000;
+pub const MAX_LEAVES: usize = 10_000;
 
 /// The advisory lock that only one sealer holds: "memseals" in ASCII.
 const LOCK: i64 = 0x6d65_6d73_6561_6c73;
@@ -82,10 +82,10 @@ async fn seal_next(connection: &mut AsyncPgConnection, key: &PrivateKey) -> Resu
     if after.0 > present {
         return Ok(Step::Behind { sealed: after.0, present });
     }
-    let rows = leaf::read(connection, after, (present, Uuid::nil()), MOST_LEAVES).await?;
+    let rows = leaf::read(connection, after, (present, Uuid::nil()), MAX_LEAVES).await?;
     let through = match rows.last() {
         None => return Ok(Step::Nothing),
-        Some(last) if rows.len() == MOST_LEAVES => last.place,
+        Some(last) if rows.len() == MAX_LEAVES => last.place,
         // Nothing more can come of earlier transactions, and what appears there later was not written then.
         Some(_) => (present, Uuid::nil()),
     };

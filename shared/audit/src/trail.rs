@@ -76,11 +76,11 @@ pub async fn trail(
     let subject: Vec<Subject> =
         diesel::sql_query(SUBJECT).bind::<Integer, _>(user_id).load(connection).await?;
     let Some(Subject { token }) = subject.into_iter().next() else { return Ok(None) };
-    let deeds = diesel::sql_query(TRAIL)
+    let entries = diesel::sql_query(TRAIL)
         .bind::<SqlUuid, _>(token)
         .bind::<BigInt, _>(i64::from(limit))
         .bind::<Integer, _>(user_id)
         .load(connection)
         .await?;
-    Ok(Some(deeds))
+    Ok(Some(entries))
 }

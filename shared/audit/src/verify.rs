@@ -15,12 +15,12 @@ use crate::AuditError;
 use crate::anchor::Anchors;
 use crate::leaf::{self, Leaf, Place, Placed, Source};
 use crate::seal::{Digest, Seal, Statement};
-use crate::sealer::{BEGINNING, Header, MOST_LEAVES};
+use crate::sealer::{BEGINNING, Header, MAX_LEAVES};
 use crate::tree;
 use trust::PublicKey;
 
 /// The most findings that are reported. A trail with more has one fate.
-const MOST_FINDINGS: usize = 100;
+const MAX_FINDINGS: usize = 100;
 
 /// Something that is not as it was sealed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -110,7 +110,7 @@ pub async fn verify(
             Some(finding) => Some(finding),
             None => check_rows(connection, &seal, after, sealed_before, &mut report.accounted).await?,
         };
-        if report.findings.len() < MOST_FINDINGS {
+        if report.findings.len() < MAX_FINDINGS {
             report.findings.extend(found);
         }
         (number, previous) = (statement.number, statement.hash());
@@ -183,7 +183,7 @@ async fn check_rows(
     let statement = &seal.statement;
     let through = (statement.through_transaction, statement.through_id);
     // One more than there may be under a seal is one that was added.
-    let rows = leaf::read(connection, after, through, MOST_LEAVES + 1).await?;
+    let rows = leaf::read(connection, after, through, MAX_LEAVES + 1).await?;
     if rows.iter().map(|row| &row.leaf).eq(seal.leaves.iter()) {
         return Ok(misdated(seal, &rows, sealed_before));
     }
