@@ -484,8 +484,9 @@ async fn a_new_payload_key_needs_no_restart() {
     let line = KeyRing::expose_line("test", &key);
     std::fs::write(&ring, format!("{}{}", testkit::PAYLOAD_RING, *line)).expect("a ring");
     let mut request = context(1, "s", "k", 1);
-    request.body =
-        key.seal(&request.body, trust::Bound::Payload { subject: &request.subject }).expect("sealed");
+    request.body = key
+        .seal(&request.body, trust::AssociatedData::Payload { subject: &request.subject })
+        .expect("sealed");
     fixture
         .publish([request.with(header::ENCRYPTION, "test.2"), context(1, "s", "k2", 1).encrypted("test.1")])
         .await;

@@ -7,7 +7,7 @@ use diesel::sql_types::{Array, Binary, Integer, Text, Timestamptz, Uuid as SqlUu
 use diesel_async::RunQueryDsl;
 use secrecy::{ExposeSecret, SecretString};
 use store::{Connection, Fault, FaultKind};
-use trust::{Bound, CipherError, CipherKey};
+use trust::{AssociatedData, CipherError, CipherKey};
 use uuid::Uuid;
 
 use crate::key_cache::DataKeys;
@@ -57,7 +57,7 @@ impl Encrypted {
 /// [`CipherError`].
 fn encrypt_field(field: Field<'_>, plain: &SecretString, key: &CipherKey) -> Result<Vec<u8>, CipherError> {
     let Field { user, table, column, row, .. } = field;
-    key.seal(plain.expose_secret().as_bytes(), Bound::Field { table, column, row, user })
+    key.seal(plain.expose_secret().as_bytes(), AssociatedData::Field { table, column, row, user })
 }
 
 /// Encrypts secrets and writes them in the transaction of what they belong to. No field may come twice.

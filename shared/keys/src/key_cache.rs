@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use contract::UserId;
 use secrecy::SecretString;
 use store::{Pool, PoolOptions};
-use trust::{Bound, CipherKey};
+use trust::{AssociatedData, CipherKey};
 use zeroize::Zeroizing;
 
 use crate::field::Encrypted;
@@ -259,6 +259,6 @@ fn decrypt(field: &Encrypted, keys: &HashMap<(UserId, u32), Unwrapped>) -> Resul
 
 pub(crate) fn open(field: &Encrypted, key: &CipherKey) -> Result<Zeroizing<Vec<u8>>, String> {
     let Encrypted { user, table, column, row, ciphertext } = field;
-    let bound = Bound::Field { table, column, row: *row, user: *user };
+    let bound = AssociatedData::Field { table, column, row: *row, user: *user };
     key.open(ciphertext, bound).map_err(|error| format!("it {error}"))
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use contract::UserId;
-use trust::{Bound, CipherKey, KeyRing, RingFile};
+use trust::{AssociatedData, CipherKey, KeyRing, RingFile};
 
 use crate::KeyError;
 use crate::key_store::WrappedKey;
@@ -168,7 +168,7 @@ impl Ring {
         let name = format!("ring:{}", trust::key_id(KEK, kek.version()));
         keys.iter()
             .map(|(user, key)| {
-                let bound = Bound::DataKey { user: *user, version: key.version() };
+                let bound = AssociatedData::DataKey { user: *user, version: key.version() };
                 let wrapped =
                     kek.seal(key.expose(), bound).map_err(|error| KeyError::Provider(error.to_string()))?;
                 Ok(WrappedKey { user: *user, version: key.version(), kek: name.clone(), wrapped })
@@ -189,7 +189,7 @@ impl Ring {
                     let lacking = self.without(Some(&key.kek));
                     return if is_newer { Err(lacking) } else { Ok(Err(lacking.to_string())) };
                 };
-                let bound = Bound::DataKey { user: key.user, version: key.version };
+                let bound = AssociatedData::DataKey { user: key.user, version: key.version };
                 Ok(match kek.open(&key.wrapped, bound) {
                     Ok(bytes) => key_of(key.version, &bytes),
                     Err(error) => Err(error.to_string()),

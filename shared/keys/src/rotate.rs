@@ -9,7 +9,7 @@ use diesel::QueryableByName;
 use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{AsyncConnection, RunQueryDsl};
 use store::{Connection, Fault, FaultKind};
-use trust::{Bound, CipherKey};
+use trust::{AssociatedData, CipherKey};
 use uuid::Uuid;
 
 use crate::KeyError;
@@ -383,6 +383,6 @@ fn again(field: &Encrypted, key: &CipherKey, openers: &Openers) -> Result<Option
     };
     let plain = open(field, old)?;
     let Encrypted { user, table, column, row, .. } = field;
-    let bound = Bound::Field { table, column, row: *row, user: *user };
+    let bound = AssociatedData::Field { table, column, row: *row, user: *user };
     key.seal(&plain, bound).map(Some).map_err(|error| format!("it {error}"))
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use contract::UserId;
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
-use trust::{Bound, CipherKey};
+use trust::{AssociatedData, CipherKey};
 use ureq::Agent;
 use zeroize::Zeroizing;
 
@@ -205,7 +205,7 @@ fn key_path(kek: &str) -> &str {
 }
 
 fn associated(user: UserId, version: u32) -> String {
-    BASE64.encode(&Bound::DataKey { user, version }.to_bytes())
+    BASE64.encode(&AssociatedData::DataKey { user, version }.to_bytes())
 }
 
 fn opened(key: &WrappedKey, outcome: Outcome) -> Unwrapped {

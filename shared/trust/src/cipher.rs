@@ -39,7 +39,7 @@ pub const PLAINTEXT_BYTES: usize = 2 * 1024 * 1024 - OVERHEAD;
 
 /// What a ciphertext belongs to. Opened as anything else's, it is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bound<'a> {
+pub enum AssociatedData<'a> {
     /// A column of a row of a user.
     Field {
         /// The table.
@@ -65,7 +65,7 @@ pub enum Bound<'a> {
     },
 }
 
-impl Bound<'_> {
+impl AssociatedData<'_> {
     /// The associated data: the sort, then every part after its length, so that no two of them are alike.
     pub fn to_bytes(self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(96);
@@ -167,7 +167,7 @@ impl CipherKey {
     ///
     /// # Errors
     /// [`CipherError::TooLong`] and [`CipherError::NoRandomness`].
-    pub fn seal(&self, plain: &[u8], bound: Bound<'_>) -> Result<Vec<u8>, CipherError> {
+    pub fn seal(&self, plain: &[u8], bound: AssociatedData<'_>) -> Result<Vec<u8>, CipherError> {
         if plain.len() > PLAINTEXT_BYTES {
             return Err(CipherError::TooLong);
         }
@@ -194,7 +194,7 @@ impl CipherKey {
     ///
     /// # Errors
     /// Every [`CipherError`] but the last two.
-    pub fn open(&self, sealed: &[u8], bound: Bound<'_>) -> Result<Zeroizing<Vec<u8>>, CipherError> {
+    pub fn open(&self, sealed: &[u8], bound: AssociatedData<'_>) -> Result<Zeroizing<Vec<u8>>, CipherError> {
         let version = key_version(sealed)?;
         if version != self.version {
             return Err(CipherError::OtherVersion(version));
@@ -234,7 +234,7 @@ impl CipherKey {
 }
 
 /// What GCM authenticates beside the content: all that stands before it, and what it belongs to.
-fn associated(head: &[u8], bound: Bound<'_>) -> Vec<u8> {
+fn associated(head: &[u8], bound: AssociatedData<'_>) -> Vec<u8> {
     let mut bytes = head.to_vec();
     bytes.extend(bound.to_bytes());
     bytes

@@ -18,7 +18,7 @@ mod scope;
 pub mod text;
 mod token;
 
-pub use cipher::{Bound, CipherError, CipherKey, OVERHEAD, PLAINTEXT_BYTES, key_version};
+pub use cipher::{AssociatedData, CipherError, CipherKey, OVERHEAD, PLAINTEXT_BYTES, key_version};
 pub use grant::{Grant, GrantKey, role_of};
 pub use issuer::{GRANT_OUTLIVES_TOKEN, IssueError, Issued, TokenIssuer, TokenRequest};
 pub use key::{PrivateKey, PublicKey};

@@ -10,7 +10,7 @@ use contract::UserId;
 use data_encoding::HEXLOWER;
 use hkdf::Hkdf;
 use sha2::Sha256;
-use trust::{Bound, CipherError, CipherKey, OVERHEAD, PLAINTEXT_BYTES, key_version};
+use trust::{AssociatedData, CipherError, CipherKey, OVERHEAD, PLAINTEXT_BYTES, key_version};
 use uuid::{Uuid, uuid};
 
 const ROW: Uuid = uuid!("0193d5a0-0000-7000-8000-000000000001");
@@ -27,8 +27,12 @@ fn user(id: i32) -> UserId {
     UserId::new(id).unwrap()
 }
 
-const FIELD: Bound<'static> =
-    Bound::Field { table: "passkey_credentials", column: "public_key", row: ROW, user: UserId::PLATFORM };
+const FIELD: AssociatedData<'static> = AssociatedData::Field {
+    table: "passkey_credentials",
+    column: "public_key",
+    row: ROW,
+    user: UserId::PLATFORM,
+};
 
 /// The AES-256 cases of the specification that was submitted to NIST (test cases 13, 14 and 16), on the library that is used.
 #[test]
@@ -75,7 +79,12 @@ fn a_ciphertext_of_another_implementation_opens() {
     let sealed = hex(
         "0101000000076465666768696a6b6c6d6e6f707172737475767778797a7b7c7d7e7f8081828345d31cda228f8ff02f17552239f7b9d4af32f06bb93216841144e049d3efdae408082c953428d3cd1bcedd34369fd1e7dc3ca66a48cc9e74858ba02880b3f950",
     );
-    let bound = Bound::Field { table: "passkey_credentials", column: "public_key", row: ROW, user: user(42) };
+    let bound = AssociatedData::Field {
+        table: "passkey_credentials",
+        column: "public_key",
+        row: ROW,
+        user: user(42),
+    };
     assert_eq!(key_version(&sealed), Ok(7));
     assert_eq!(key(7).open(&sealed, bound).unwrap().as_slice(), b"pQECAyYgASFYIEq8");
 }
@@ -122,17 +131,27 @@ fn it_opens_nowhere_else() {
     let key = key(1);
     let places = [
         FIELD,
-        Bound::Field { table: "user_two_factor_auth", column: "public_key", row: ROW, user: user(0) },
-        Bound::Field { table: "passkey_credentials", column: "secret_key", row: ROW, user: user(0) },
-        Bound::Field { table: "passkey_credentials", column: "public_key", row: Uuid::nil(), user: user(0) },
-        Bound::Field { table: "passkey_credentials", column: "public_key", row: ROW, user: user(1) },
+        AssociatedData::Field {
+            table: "user_two_factor_auth",
+            column: "public_key",
+            row: ROW,
+            user: user(0),
+        },
+        AssociatedData::Field { table: "passkey_credentials", column: "secret_key", row: ROW, user: user(0) },
+        AssociatedData::Field {
+            table: "passkey_credentials",
+            column: "public_key",
+            row: Uuid::nil(),
+            user: user(0),
+        },
+        AssociatedData::Field { table: "passkey_credentials", column: "public_key", row: ROW, user: user(1) },
         // The same letters, cut in another place.
-        Bound::Field { table: "passkey_credentialsp", column: "ublic_key", row: ROW, user: user(0) },
-        Bound::DataKey { user: user(0), version: 1 },
-        Bound::DataKey { user: user(0), version: 2 },
-        Bound::DataKey { user: user(1), version: 1 },
-        Bound::Payload { subject: "memory.req.test.passkey.put.0" },
-        Bound::Payload { subject: "memory.req.test.passkey.put.1" },
+        AssociatedData::Field { table: "passkey_credentialsp", column: "ublic_key", row: ROW, user: user(0) },
+        AssociatedData::DataKey { user: user(0), version: 1 },
+        AssociatedData::DataKey { user: user(0), version: 2 },
+        AssociatedData::DataKey { user: user(1), version: 1 },
+        AssociatedData::Payload { subject: "memory.req.test.passkey.put.0" },
+        AssociatedData::Payload { subject: "memory.req.test.passkey.put.1" },
     ];
     for (at, made) in places.iter().enumerate() {
         let sealed = key.seal(b"secret", *made).unwrap();

@@ -10,7 +10,8 @@ use contract::UserId;
 use data_encoding::BASE64URL_NOPAD as BASE64;
 use fastrand::Rng;
 use trust::{
-    Bound, CipherKey, GrantKey, KeyRing, PrivateKey, Scope, TokenIssuer, TokenRequest, key_version, verify,
+    AssociatedData, CipherKey, GrantKey, KeyRing, PrivateKey, Scope, TokenIssuer, TokenRequest, key_version,
+    verify,
 };
 use uuid::Uuid;
 
@@ -106,7 +107,7 @@ fn signed_nonsense() {
 fn changed_ciphertexts() {
     let mut rng = rng();
     let key = CipherKey::generate(1).unwrap();
-    let bound = Bound::Field { table: "t", column: "c", row: Uuid::nil(), user: UserId::PLATFORM };
+    let bound = AssociatedData::Field { table: "t", column: "c", row: Uuid::nil(), user: UserId::PLATFORM };
     let good = key.seal(br#"{"slot":"area","value":"Alfama"}"#, bound).unwrap();
     for _ in 0..inputs(40) {
         let mut bytes = good.clone();

@@ -7,7 +7,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use config::TrustSettings;
 use contract::RequestSubject;
-use trust::{Bound, KeyRing, key_id, parse_key_id};
+use trust::{AssociatedData, KeyRing, key_id, parse_key_id};
 
 /// The keys of services.
 #[derive(Clone, Debug, Default)]
@@ -52,7 +52,7 @@ impl Payloads {
         let service = subject.parse::<RequestSubject>().ok().map(|subject| subject.service);
         let key = service.as_ref().and_then(|service| self.ring.current(service.as_str()));
         let (Some(service), Some(key)) = (service, key) else { return Ok(Payload::plain(body)) };
-        let sealed = key.seal(&body, Bound::Payload { subject }).context("the body")?;
+        let sealed = key.seal(&body, AssociatedData::Payload { subject }).context("the body")?;
         Ok(Payload { key_id: Some(key_id(service.as_str(), key.version())), body: sealed.into() })
     }
 
@@ -63,7 +63,7 @@ impl Payloads {
     pub fn open_body(&self, id: &str, subject: &str, body: &[u8]) -> anyhow::Result<Vec<u8>> {
         let key = parse_key_id(id).and_then(|(name, version)| self.ring.get(name, version));
         let key = key.with_context(|| format!("trust.payload_ring_file has no key {id}"))?;
-        let plain = key.open(body, Bound::Payload { subject }).context("the body")?;
+        let plain = key.open(body, AssociatedData::Payload { subject }).context("the body")?;
         Ok(plain.to_vec())
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use contract::{Malformed, RequestSubject, header};
-use trust::{Bound, RingFile};
+use trust::{AssociatedData, RingFile};
 use uuid::Uuid;
 
 use crate::stages::pull::Delivery;
@@ -62,7 +62,7 @@ impl Bodies {
             .get(name, version)
             .ok_or_else(|| wrong(format!("names {name}.{version}, a key that this worker does not have")))?;
         let plain = key
-            .open(body, Bound::Payload { subject })
+            .open(body, AssociatedData::Payload { subject })
             .map_err(|error| Malformed::new("body", error.to_string()))?;
         Ok(Bytes::copy_from_slice(&plain))
     }

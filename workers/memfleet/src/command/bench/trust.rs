@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use ::trust::{Bound, CipherKey, TokenIssuer, TokenRequest, role_of, verify};
+use ::trust::{AssociatedData, CipherKey, TokenIssuer, TokenRequest, role_of, verify};
 use anyhow::Context;
 use async_nats::HeaderMap;
 use chrono::Utc;
@@ -168,7 +168,7 @@ fn ciphers(times: u32) -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
     let (key, plain) = (CipherKey::generate(1)?, [7_u8; 1024]);
     let (mut encrypted, mut decrypted) = (Vec::new(), Vec::new());
     for row in 0..times {
-        let bound = Bound::Field {
+        let bound = AssociatedData::Field {
             table: "simple_chat_context",
             column: "context_value",
             row: Uuid::from_u128(row.into()),
