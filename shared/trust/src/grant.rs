@@ -29,7 +29,7 @@ pub struct Grant<'a> {
 }
 
 /// The database role of a worker: `w_context_writer` of `context-writer`.
-pub fn role_of(worker: &str) -> String {
+pub fn worker_role(worker: &str) -> String {
     format!("w_{}", worker.replace('-', "_"))
 }
 
@@ -174,7 +174,7 @@ mod tests {
             user_id: UserId::new(42).unwrap(),
             session: None,
             service: &"simple-chat".parse().unwrap(),
-            role: &role_of("context-writer"),
+            role: &worker_role("context-writer"),
             id: Uuid::nil(),
             expires_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
         };

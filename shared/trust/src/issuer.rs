@@ -7,7 +7,7 @@ use contract::{QUERIES, READER, REQUESTS, REVEAL, Service, SessionId, UserId};
 use data_encoding::BASE64URL_NOPAD as BASE64;
 use uuid::Uuid;
 
-use crate::grant::{Grant, GrantKey, role_of};
+use crate::grant::{Grant, GrantKey, worker_role};
 use crate::key::PrivateKey;
 use crate::scope::{SCOPES, Scope};
 use crate::token::{ALGORITHM, Claims, GrantClaim, Header, ISSUER, LONGEST_LIFE, TYPE};
@@ -159,7 +159,7 @@ fn roles(scopes: &[Scope]) -> Result<BTreeSet<String>, IssueError> {
         if covered.peek().is_none() {
             return Err(IssueError::Nothing(scope.clone()));
         }
-        roles.extend(covered.map(role_of));
+        roles.extend(covered.map(worker_role));
     }
     Ok(roles)
 }

@@ -19,7 +19,7 @@ pub mod text;
 mod token;
 
 pub use cipher::{AssociatedData, CipherError, CipherKey, OVERHEAD, PLAINTEXT_BYTES, key_version};
-pub use grant::{Grant, GrantKey, role_of};
+pub use grant::{Grant, GrantKey, worker_role};
 pub use issuer::{GRANT_OUTLIVES_TOKEN, IssueError, Issued, TokenIssuer, TokenRequest};
 pub use key::{PrivateKey, PublicKey};
 pub use refusal::Refusal;

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use trust::{
     Grant, GrantKey, IssueError, LONGEST_LIFE, PrivateKey, PublicKey, Refusal, Scope, TOKEN_BYTES, Token,
-    TokenIssuer, TokenRequest, role_of, verify,
+    TokenIssuer, TokenRequest, verify, worker_role,
 };
 
 fn signing() -> PrivateKey {
@@ -86,7 +86,7 @@ fn what_is_issued_is_read_and_carries_the_grant_of_its_worker() {
     let token = read(&issued.token).unwrap();
     assert_eq!((token.id(), token.key_name(), token.service().as_str()), (issued.id, "main", "simple-chat"));
     assert_eq!((token.user_id().get(), token.not_before(), token.expires()), (42, NOW, NOW + 900));
-    let role = role_of("context-writer");
+    let role = worker_role("context-writer");
     // Its scopes cover requests and queries about contexts.
     assert_eq!(token.roles().collect::<Vec<_>>(), [role.as_str(), "w_memory_reader"]);
     let grant = grants().seal(&Grant {

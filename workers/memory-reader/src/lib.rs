@@ -26,7 +26,7 @@ use schemars::generate::SchemaSettings;
 use store::{Pool, PoolOptions};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use trust::role_of;
+use trust::worker_role;
 
 use searcher::Searcher;
 use share::Shares;
@@ -130,7 +130,7 @@ async fn start(
 /// # Errors
 /// [`RunError`] if a database is not ready in time.
 pub async fn open(settings: &Settings, wait: &StartupDeadline) -> Result<Desk, RunError> {
-    let role = role_of(NAME);
+    let role = worker_role(NAME);
     let patience = Duration::from_millis(settings.postgres.connect_timeout_ms);
     let pool = |url: &str, name: &str, size: usize, statement_timeout: Duration| {
         store::open_pool(url, &PoolOptions { name, size, patience, statement_timeout })

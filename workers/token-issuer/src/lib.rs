@@ -19,7 +19,7 @@ use runtime::{Dependency, NotReady, Phase, Readiness, StartupDeadline, broker};
 use store::{Pool, PoolOptions};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use trust::{TokenIssuer, role_of};
+use trust::{TokenIssuer, worker_role};
 
 use answer::Desk;
 
@@ -57,7 +57,7 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), RunError> {
     let pool = store::open_pool(
-        &settings.postgres.url_of(&role_of(NAME)),
+        &settings.postgres.url_of(&worker_role(NAME)),
         &PoolOptions {
             name: NAME,
             size: POOL,

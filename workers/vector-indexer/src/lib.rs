@@ -30,7 +30,7 @@ use runtime::readiness::probe;
 use runtime::{
     Dependency, Ended, Message, NotReady, ProbeResults, Readiness, StartupDeadline, Verdict, Worker,
 };
-use trust::role_of;
+use trust::worker_role;
 use vectors::{Embedders, VectorError, Vectors};
 
 pub use prepare::{Item, Prepared, Ready};
@@ -96,7 +96,7 @@ impl VectorIndexer {
     /// [`OpenError`].
     pub async fn open_now(settings: &Settings) -> Result<Self, OpenError> {
         let pool = ::store::open_pool(
-            &settings.postgres.url_of(&role_of(Self::NAME)),
+            &settings.postgres.url_of(&worker_role(Self::NAME)),
             &PoolOptions {
                 name: "vector-indexer look-up",
                 size: CONNECTIONS,

@@ -13,7 +13,7 @@ use config::TrustSettings;
 use contract::{RequestSubject, Service, UserId, header};
 use sha2::{Digest, Sha256};
 use store::registry::{Rates, TrustState};
-use trust::{Refusal, Token, role_of, verify};
+use trust::{Refusal, Token, verify, worker_role};
 use uuid::Uuid;
 
 use crate::delivery::rate::{self, Limits, Use};
@@ -108,7 +108,7 @@ impl Authorizer {
     /// A authorizer for one worker, which judges by this state until it is told another one.
     pub fn new(settings: &TrustSettings, worker: &str, state: TrustState) -> Self {
         Self {
-            role: role_of(worker),
+            role: worker_role(worker),
             audience: settings.audience.clone(),
             rates: Rates {
                 of_service: Some(settings.service_per_second),

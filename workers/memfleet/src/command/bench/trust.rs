@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use ::trust::{AssociatedData, CipherKey, TokenIssuer, TokenRequest, role_of, verify};
+use ::trust::{AssociatedData, CipherKey, TokenIssuer, TokenRequest, verify, worker_role};
 use anyhow::Context;
 use async_nats::HeaderMap;
 use chrono::Utc;
@@ -108,7 +108,7 @@ fn ask(issuer: &TokenIssuer, user: u32) -> anyhow::Result<IncomingQuery> {
     headers.insert(header::AUTHORIZATION, header::bearer(&token));
     let key = issuer.signing().public();
     let known = verify(&token, issuer.audience(), |_| Some(&key)).ok().context("no good token")?;
-    let grant = known.grant(&role_of(ContextWriter::NAME)).ok().context("no grant")?.to_string();
+    let grant = known.grant(&worker_role(ContextWriter::NAME)).ok().context("no grant")?.to_string();
     Ok(IncomingQuery { subject, headers, grant, bytes: token.len() })
 }
 
@@ -128,7 +128,7 @@ async fn measure(args: &TrustArgs, settings: &Settings) -> anyhow::Result<Report
     let cold: Vec<f64> = asked.iter().map(judge).collect::<anyhow::Result<_>>()?;
     let cached: Vec<f64> = asked.iter().map(judge).collect::<anyhow::Result<_>>()?;
 
-    let mut worker = store::connect(&settings.postgres.url_of(&role_of(ContextWriter::NAME))).await?;
+    let mut worker = store::connect(&settings.postgres.url_of(&worker_role(ContextWriter::NAME))).await?;
     let mut grants = Vec::with_capacity(asked.len());
     for one in &asked {
         let mut taken = 0.0;
