@@ -259,6 +259,6 @@ fn decrypt(field: &Encrypted, keys: &HashMap<(UserId, u32), Unwrapped>) -> Resul
 
 pub(crate) fn open(field: &Encrypted, key: &CipherKey) -> Result<Zeroizing<Vec<u8>>, String> {
     let Encrypted { user, table, column, row, ciphertext } = field;
-    let bound = AssociatedData::Field { table, column, row: *row, user: *user };
-    key.open(ciphertext, bound).map_err(|error| format!("it {error}"))
+    let aad = AssociatedData::Field { table, column, row: *row, user: *user };
+    key.open(ciphertext, aad).map_err(|error| format!("it {error}"))
 }

@@ -168,9 +168,9 @@ impl Ring {
         let name = format!("ring:{}", trust::key_id(KEK, kek.version()));
         keys.iter()
             .map(|(user, key)| {
-                let bound = AssociatedData::DataKey { user: *user, version: key.version() };
+                let aad = AssociatedData::DataKey { user: *user, version: key.version() };
                 let wrapped =
-                    kek.seal(key.expose(), bound).map_err(|error| KeyError::Provider(error.to_string()))?;
+                    kek.seal(key.expose(), aad).map_err(|error| KeyError::Provider(error.to_string()))?;
                 Ok(WrappedKey { user: *user, version: key.version(), kek: name.clone(), wrapped })
             })
             .collect()
@@ -189,8 +189,8 @@ impl Ring {
                     let lacking = self.without(Some(&key.kek));
                     return if is_newer { Err(lacking) } else { Ok(Err(lacking.to_string())) };
                 };
-                let bound = AssociatedData::DataKey { user: key.user, version: key.version };
-                Ok(match kek.open(&key.wrapped, bound) {
+                let aad = AssociatedData::DataKey { user: key.user, version: key.version };
+                Ok(match kek.open(&key.wrapped, aad) {
                     Ok(bytes) => key_of(key.version, &bytes),
                     Err(error) => Err(error.to_string()),
                 })

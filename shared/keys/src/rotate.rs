@@ -383,6 +383,6 @@ fn again(field: &Encrypted, key: &CipherKey, openers: &Openers) -> Result<Option
     };
     let plain = open(field, old)?;
     let Encrypted { user, table, column, row, .. } = field;
-    let bound = AssociatedData::Field { table, column, row: *row, user: *user };
-    key.seal(&plain, bound).map(Some).map_err(|error| format!("it {error}"))
+    let aad = AssociatedData::Field { table, column, row: *row, user: *user };
+    key.seal(&plain, aad).map(Some).map_err(|error| format!("it {error}"))
 }

@@ -89,8 +89,8 @@ async fn vault_wraps_a_batch_at_once_and_opens_it_for_the_same_user_only() {
     let keys = open(&settings);
     keys.check().await.unwrap();
     let made = keys.current(&users(&[1, 2])).await.unwrap();
-    let census = census(&store).await;
-    assert_eq!((census[0].kek.as_str(), census[0].data_keys), ("vault:secrets/transit/fleet.3", 2));
+    let usage = kek_usage(&store).await;
+    assert_eq!((usage[0].kek.as_str(), usage[0].data_keys), ("vault:secrets/transit/fleet.3", 2));
 
     // One request for both, as Vault's API describes it.
     let asked = fake.asked();
@@ -132,8 +132,8 @@ async fn a_new_version_in_vault_wraps_what_is_rotated() {
     LATEST.store(2, Ordering::SeqCst);
     let renewed = keys::rewrap(&open(&settings)).await.unwrap();
     assert_eq!((renewed.done, renewed.failed), (3, 0));
-    let census = census(&settings.url).await;
-    assert_eq!((census.len(), census[0].kek.as_str()), (1, "vault:secrets/transit/fleet.2"));
+    let usage = kek_usage(&settings.url).await;
+    assert_eq!((usage.len(), usage[0].kek.as_str()), (1, "vault:secrets/transit/fleet.2"));
     let again = open(&settings).current(&users(&[1, 2, 3])).await.unwrap();
     assert_eq!(again[&user(3)].as_ref().unwrap().expose(), made[&user(3)].as_ref().unwrap().expose());
     assert_eq!(keys::rewrap(&open(&settings)).await.unwrap().done, 0, "once is enough");
@@ -239,7 +239,7 @@ async fn kms_with_credentials() {
     let made = keys.current(&users(&[1, 2])).await.unwrap();
     let again = open(&settings).current(&users(&[1, 2])).await.unwrap();
     assert_eq!(again[&user(1)].as_ref().unwrap().expose(), made[&user(1)].as_ref().unwrap().expose());
-    assert_eq!(census(&store).await[0].kek, format!("aws-kms:{ARN}"));
+    assert_eq!(kek_usage(&store).await[0].kek, format!("aws-kms:{ARN}"));
 
     let asked = fake.asked();
     // They are asked for several at a time, in any order.
@@ -308,7 +308,7 @@ async fn what_another_key_of_vaults_has_wrapped_opens_and_moves() {
     let found = open(&after).current(&users(&[1])).await.unwrap();
     assert_eq!(found[&user(1)].as_ref().unwrap().expose(), made[&user(1)].as_ref().unwrap().expose());
     assert_eq!(keys::rewrap(&open(&after)).await.unwrap().done, 1);
-    assert_eq!(census(&after.url).await[0].kek, "vault:other/fleet.1");
+    assert_eq!(kek_usage(&after.url).await[0].kek, "vault:other/fleet.1");
 }
 
 #[tokio::test(flavor = "multi_thread")]

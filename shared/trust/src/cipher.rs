@@ -167,7 +167,7 @@ impl CipherKey {
     ///
     /// # Errors
     /// [`CipherError::TooLong`] and [`CipherError::NoRandomness`].
-    pub fn seal(&self, plain: &[u8], bound: AssociatedData<'_>) -> Result<Vec<u8>, CipherError> {
+    pub fn seal(&self, plain: &[u8], aad: AssociatedData<'_>) -> Result<Vec<u8>, CipherError> {
         if plain.len() > PLAINTEXT_BYTES {
             return Err(CipherError::TooLong);
         }
@@ -180,7 +180,7 @@ impl CipherKey {
         sealed.extend(salt);
         sealed.extend(once.commitment);
         let start = sealed.len();
-        let associated = associated(&sealed, bound);
+        let associated = associated(&sealed, aad);
         sealed.extend(plain);
         let tag = once
             .cipher
@@ -194,7 +194,7 @@ impl CipherKey {
     ///
     /// # Errors
     /// Every [`CipherError`] but the last two.
-    pub fn open(&self, sealed: &[u8], bound: AssociatedData<'_>) -> Result<Zeroizing<Vec<u8>>, CipherError> {
+    pub fn open(&self, sealed: &[u8], aad: AssociatedData<'_>) -> Result<Zeroizing<Vec<u8>>, CipherError> {
         let version = key_version(sealed)?;
         if version != self.version {
             return Err(CipherError::OtherVersion(version));
@@ -210,7 +210,7 @@ impl CipherKey {
         once.cipher
             .decrypt_inout_detached(
                 &Nonce::from(once.nonce),
-                &associated(head, bound),
+                &associated(head, aad),
                 plain.as_mut_slice().into(),
                 &Tag::from(*tag),
             )
@@ -234,9 +234,9 @@ impl CipherKey {
 }
 
 /// What GCM authenticates beside the content: all that stands before it, and what it belongs to.
-fn associated(head: &[u8], bound: AssociatedData<'_>) -> Vec<u8> {
+fn associated(head: &[u8], aad: AssociatedData<'_>) -> Vec<u8> {
     let mut bytes = head.to_vec();
-    bytes.extend(bound.to_bytes());
+    bytes.extend(aad.to_bytes());
     bytes
 }
 

@@ -79,14 +79,14 @@ fn a_ciphertext_of_another_implementation_opens() {
     let sealed = hex(
         "0101000000076465666768696a6b6c6d6e6f707172737475767778797a7b7c7d7e7f8081828345d31cda228f8ff02f17552239f7b9d4af32f06bb93216841144e049d3efdae408082c953428d3cd1bcedd34369fd1e7dc3ca66a48cc9e74858ba02880b3f950",
     );
-    let bound = AssociatedData::Field {
+    let aad = AssociatedData::Field {
         table: "passkey_credentials",
         column: "public_key",
         row: ROW,
         user: user(42),
     };
     assert_eq!(key_version(&sealed), Ok(7));
-    assert_eq!(key(7).open(&sealed, bound).unwrap().as_slice(), b"pQECAyYgASFYIEq8");
+    assert_eq!(key(7).open(&sealed, aad).unwrap().as_slice(), b"pQECAyYgASFYIEq8");
 }
 
 #[test]

@@ -107,13 +107,13 @@ fn signed_nonsense() {
 fn changed_ciphertexts() {
     let mut rng = rng();
     let key = CipherKey::generate(1).unwrap();
-    let bound = AssociatedData::Field { table: "t", column: "c", row: Uuid::nil(), user: UserId::PLATFORM };
-    let good = key.seal(br#"{"slot":"area","value":"Alfama"}"#, bound).unwrap();
+    let aad = AssociatedData::Field { table: "t", column: "c", row: Uuid::nil(), user: UserId::PLATFORM };
+    let good = key.seal(br#"{"slot":"area","value":"Alfama"}"#, aad).unwrap();
     for _ in 0..inputs(40) {
         let mut bytes = good.clone();
         mutate(&mut rng, &mut bytes);
         let _ = key_version(&bytes);
-        assert!(key.open(&bytes, bound).is_err() || bytes == good, "{bytes:?}");
+        assert!(key.open(&bytes, aad).is_err() || bytes == good, "{bytes:?}");
     }
 }
 

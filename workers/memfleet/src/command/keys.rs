@@ -161,10 +161,10 @@ fn open(settings: &Settings) -> anyhow::Result<Keys> {
 async fn list(settings: &Settings, json: bool) -> anyhow::Result<()> {
     let mut connection =
         store::connect(&settings.keys.url).await.context("data keys are where keys.url says")?;
-    let census = ::keys::kek_usage(&mut connection).await?;
+    let usage = ::keys::kek_usage(&mut connection).await?;
     let oldest = |at: Option<DateTime<Utc>>| at.map(|at| at.to_rfc3339_opts(SecondsFormat::Secs, true));
     if json {
-        for one in census {
+        for one in usage {
             outln!(
                 "{}",
                 serde_json::json!({ "kek": one.kek, "data_keys": one.data_keys, "users": one.users, "oldest": oldest(one.oldest) })
@@ -172,7 +172,7 @@ async fn list(settings: &Settings, json: bool) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    if census.is_empty() {
+    if usage.is_empty() {
         outln!("no data keys: nothing was ever encrypted");
         return Ok(());
     }
@@ -183,7 +183,7 @@ async fn list(settings: &Settings, json: bool) -> anyhow::Result<()> {
         ("the oldest made", Align::Left),
     ]);
     let count = |count: i64| grouped(u64::try_from(count).unwrap_or_default());
-    for one in census {
+    for one in usage {
         table.row([one.kek, count(one.data_keys), count(one.users), oldest(one.oldest).unwrap_or_default()]);
     }
     outln!("{table}");
