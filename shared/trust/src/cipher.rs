@@ -33,9 +33,9 @@ const TAG: usize = 16;
 /// Format, algorithm, and the key's version.
 const HEADER: usize = 6;
 /// How many bytes longer a ciphertext is than what it holds.
-pub const OVERHEAD: usize = HEADER + SALT + COMMITMENT + TAG;
+pub const CIPHERTEXT_OVERHEAD: usize = HEADER + SALT + COMMITMENT + TAG;
 /// The most bytes that one ciphertext holds: what a broker takes as one message, and room to spare.
-pub const PLAINTEXT_BYTES: usize = 2 * 1024 * 1024 - OVERHEAD;
+pub const MAX_PLAINTEXT_BYTES: usize = 2 * 1024 * 1024 - CIPHERTEXT_OVERHEAD;
 
 /// What a ciphertext belongs to. Opened as anything else's, it is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +108,7 @@ pub enum CipherError {
     #[error("does not open: it was made with another key, was changed, or belongs elsewhere")]
     Refused,
     /// There is too much to encrypt.
-    #[error("is longer than {PLAINTEXT_BYTES} bytes")]
+    #[error("is longer than {MAX_PLAINTEXT_BYTES} bytes")]
     TooLong,
     /// The operating system gives no random bytes.
     #[error("cannot be encrypted: the operating system gives no random bytes")]
@@ -168,13 +168,13 @@ impl CipherKey {
     /// # Errors
     /// [`CipherError::TooLong`] and [`CipherError::NoRandomness`].
     pub fn seal(&self, plain: &[u8], aad: AssociatedData<'_>) -> Result<Vec<u8>, CipherError> {
-        if plain.len() > PLAINTEXT_BYTES {
+        if plain.len() > MAX_PLAINTEXT_BYTES {
             return Err(CipherError::TooLong);
         }
         let mut salt = [0; SALT];
         getrandom::fill(&mut salt).map_err(|_| CipherError::NoRandomness)?;
         let once = self.once(&salt);
-        let mut sealed = Vec::with_capacity(plain.len() + OVERHEAD);
+        let mut sealed = Vec::with_capacity(plain.len() + CIPHERTEXT_OVERHEAD);
         sealed.extend([FORMAT, ALGORITHM]);
         sealed.extend(self.version.to_be_bytes());
         sealed.extend(salt);
@@ -247,7 +247,8 @@ fn associated(head: &[u8], aad: AssociatedData<'_>) -> Vec<u8> {
 pub fn key_version(sealed: &[u8]) -> Result<u32, CipherError> {
     match sealed {
         [FORMAT, ALGORITHM, a, b, c, d, rest @ ..]
-            if (OVERHEAD - HEADER..=OVERHEAD - HEADER + PLAINTEXT_BYTES).contains(&rest.len()) =>
+            if (CIPHERTEXT_OVERHEAD - HEADER..=CIPHERTEXT_OVERHEAD - HEADER + MAX_PLAINTEXT_BYTES)
+                .contains(&rest.len()) =>
         {
             Ok(u32::from_be_bytes([*a, *b, *c, *d]))
         }

@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use crate::grant::{Grant, GrantKey, worker_role};
 use crate::key::PrivateKey;
-use crate::scope::{SCOPES, Scope};
-use crate::token::{ALGORITHM, Claims, GrantClaim, Header, ISSUER, LONGEST_LIFE, TYPE};
+use crate::scope::{MAX_SCOPES, Scope};
+use crate::token::{ALGORITHM, Claims, GrantClaim, Header, ISSUER, MAX_TOKEN_LIFETIME, TYPE};
 
 /// How long after its token a grant is still good: longer than a message stays in its stream, which is seven days. A message
 /// is judged by when it was stored, and written when its turn comes.
@@ -27,7 +27,7 @@ pub struct TokenRequest {
     pub session: Option<SessionId>,
     /// What it allows.
     pub scopes: Vec<Scope>,
-    /// How long it is good, 1 s to [`LONGEST_LIFE`].
+    /// How long it is good, 1 s to [`MAX_TOKEN_LIFETIME`].
     pub life: Duration,
 }
 
@@ -52,10 +52,10 @@ pub struct Issued {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IssueError {
     /// Its life is out of bounds.
-    #[error("a token lives for 1 to {longest} seconds, not {0}", longest = LONGEST_LIFE.as_secs())]
+    #[error("a token lives for 1 to {longest} seconds, not {0}", longest = MAX_TOKEN_LIFETIME.as_secs())]
     Life(u64),
     /// It would allow nothing, or too many things.
-    #[error("a token has 1 to {SCOPES} scopes, not {0}")]
+    #[error("a token has 1 to {MAX_SCOPES} scopes, not {0}")]
     Scopes(usize),
     /// A scope names no request and no query that there is.
     #[error("the scope {0} covers no request and no query; `memfleet contract list` shows them")]
@@ -94,10 +94,10 @@ impl TokenIssuer {
     /// # Errors
     /// [`IssueError`] if there can be no such token. Whether the service may have it, its caller must know.
     pub fn issue(&self, request: &TokenRequest, now: SystemTime) -> Result<Issued, IssueError> {
-        if !(1..=LONGEST_LIFE.as_secs()).contains(&request.life.as_secs()) {
+        if !(1..=MAX_TOKEN_LIFETIME.as_secs()).contains(&request.life.as_secs()) {
             return Err(IssueError::Life(request.life.as_secs()));
         }
-        if !(1..=SCOPES).contains(&request.scopes.len()) {
+        if !(1..=MAX_SCOPES).contains(&request.scopes.len()) {
             return Err(IssueError::Scopes(request.scopes.len()));
         }
         let (id, not_before) = (Uuid::now_v7(), now);

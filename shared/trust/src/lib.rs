@@ -18,12 +18,14 @@ mod scope;
 pub mod text;
 mod token;
 
-pub use cipher::{AssociatedData, CipherError, CipherKey, OVERHEAD, PLAINTEXT_BYTES, key_version};
+pub use cipher::{
+    AssociatedData, CIPHERTEXT_OVERHEAD, CipherError, CipherKey, MAX_PLAINTEXT_BYTES, key_version,
+};
 pub use grant::{Grant, GrantKey, worker_role};
 pub use issuer::{GRANT_OUTLIVES_TOKEN, IssueError, Issued, TokenIssuer, TokenRequest};
 pub use key::{PrivateKey, PublicKey};
 pub use refusal::Refusal;
 pub use ring::{KeyRing, RingFile, is_ring_name, key_id, parse_key_id};
-pub use scope::{SCOPES, Scope, ScopeError};
+pub use scope::{MAX_SCOPES, Scope, ScopeError};
 pub use text::KeyError;
-pub use token::{LONGEST_LIFE, TOKEN_BYTES, Token, verify};
+pub use token::{MAX_TOKEN_BYTES, MAX_TOKEN_LIFETIME, Token, verify};

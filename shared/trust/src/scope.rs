@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// The most scopes that a token or a service has.
-pub const SCOPES: usize = 64;
+pub const MAX_SCOPES: usize = 64;
 /// The most characters of a noun or a verb.
 const WORD_CHARS: usize = 32;
 
@@ -36,10 +36,15 @@ impl Scope {
     /// Reads several, separated by single spaces (RFC 6749, section 3.3).
     ///
     /// # Errors
-    /// [`ScopeError`] for the first that is none, or if there are none or more than [`SCOPES`].
+    /// [`ScopeError`] for the first that is none, or if there are none or more than [`MAX_SCOPES`].
     pub fn parse_list(text: &str) -> Result<Vec<Self>, ScopeError> {
-        let scopes: Vec<Self> = text.split(' ').take(SCOPES + 1).map(str::parse).collect::<Result<_, _>>()?;
-        if scopes.len() > SCOPES { Err(ScopeError(format!("more than {SCOPES}"))) } else { Ok(scopes) }
+        let scopes: Vec<Self> =
+            text.split(' ').take(MAX_SCOPES + 1).map(str::parse).collect::<Result<_, _>>()?;
+        if scopes.len() > MAX_SCOPES {
+            Err(ScopeError(format!("more than {MAX_SCOPES}")))
+        } else {
+            Ok(scopes)
+        }
     }
 
     /// What [`Scope::parse_list`] reads.
@@ -101,8 +106,8 @@ mod tests {
     fn a_list_is_read_as_it_is_written_and_bounded() {
         let text = "context:put second-factor:* *:*";
         assert_eq!(Scope::list(&Scope::parse_list(text).unwrap()), text);
-        let many = vec!["a:b"; SCOPES];
-        assert_eq!(Scope::parse_list(&many.join(" ")).unwrap().len(), SCOPES);
+        let many = vec!["a:b"; MAX_SCOPES];
+        assert_eq!(Scope::parse_list(&many.join(" ")).unwrap().len(), MAX_SCOPES);
         assert!(Scope::parse_list(&format!("{} a:b", many.join(" "))).is_err());
     }
 

@@ -32,11 +32,11 @@ pub(crate) const TYPE: &str = "memfleet+jwt";
 /// Who issues every token.
 pub(crate) const ISSUER: &str = "memfleet";
 /// The longest life of a token.
-pub const LONGEST_LIFE: Duration = Duration::from_secs(86_400);
+pub const MAX_TOKEN_LIFETIME: Duration = Duration::from_secs(86_400);
 /// How far the issuer's clock may be ahead of the broker's, in seconds.
 const CLOCK_SKEW_S: u64 = 5;
 /// The largest token that is looked at, in bytes.
-pub const TOKEN_BYTES: usize = 8 * 1024;
+pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -191,7 +191,7 @@ pub fn verify<'k>(
     audience: &str,
     key: impl FnOnce(&str) -> Option<&'k PublicKey>,
 ) -> Result<Token, Refusal> {
-    if token.len() > TOKEN_BYTES {
+    if token.len() > MAX_TOKEN_BYTES {
         return Err(Refusal::Malformed);
     }
     let (signed, signature) = token.rsplit_once('.').ok_or(Refusal::Malformed)?;
@@ -224,7 +224,8 @@ fn read(claims: Claims, audience: &str, key_name: &str) -> Result<Token, Refusal
     if claims.aud != audience {
         return Err(Refusal::Audience);
     }
-    let life = claims.exp.checked_sub(claims.nbf).filter(|life| (1..=LONGEST_LIFE.as_secs()).contains(life));
+    let life =
+        claims.exp.checked_sub(claims.nbf).filter(|life| (1..=MAX_TOKEN_LIFETIME.as_secs()).contains(life));
     if life.is_none() {
         return Err(Refusal::Lifetime);
     }

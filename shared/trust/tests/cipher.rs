@@ -10,7 +10,7 @@ use contract::UserId;
 use data_encoding::HEXLOWER;
 use hkdf::Hkdf;
 use sha2::Sha256;
-use trust::{AssociatedData, CipherError, CipherKey, OVERHEAD, PLAINTEXT_BYTES, key_version};
+use trust::{AssociatedData, CIPHERTEXT_OVERHEAD, CipherError, CipherKey, MAX_PLAINTEXT_BYTES, key_version};
 use uuid::{Uuid, uuid};
 
 const ROW: Uuid = uuid!("0193d5a0-0000-7000-8000-000000000001");
@@ -95,11 +95,11 @@ fn what_is_sealed_opens_whatever_its_length() {
     for length in [0, 1, 15, 16, 17, 1024, 70_000] {
         let plain = vec![7; length];
         let sealed = key.seal(&plain, FIELD).unwrap();
-        assert_eq!(sealed.len(), length + OVERHEAD);
+        assert_eq!(sealed.len(), length + CIPHERTEXT_OVERHEAD);
         assert_eq!(key.open(&sealed, FIELD).unwrap().as_slice(), plain);
     }
-    assert_eq!(key.seal(&vec![0; PLAINTEXT_BYTES + 1], FIELD), Err(CipherError::TooLong));
-    let largest = key.seal(&vec![0; PLAINTEXT_BYTES], FIELD).unwrap();
+    assert_eq!(key.seal(&vec![0; MAX_PLAINTEXT_BYTES + 1], FIELD), Err(CipherError::TooLong));
+    let largest = key.seal(&vec![0; MAX_PLAINTEXT_BYTES], FIELD).unwrap();
     assert_eq!(largest.len(), 2 << 20, "the table's own bound");
     assert!(key.open(&largest, FIELD).is_ok());
 }

@@ -9,8 +9,8 @@ use data_encoding::BASE64URL_NOPAD as BASE64;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use trust::{
-    Grant, GrantKey, IssueError, LONGEST_LIFE, PrivateKey, PublicKey, Refusal, Scope, TOKEN_BYTES, Token,
-    TokenIssuer, TokenRequest, verify, worker_role,
+    Grant, GrantKey, IssueError, MAX_TOKEN_BYTES, MAX_TOKEN_LIFETIME, PrivateKey, PublicKey, Refusal, Scope,
+    Token, TokenIssuer, TokenRequest, verify, worker_role,
 };
 
 fn signing() -> PrivateKey {
@@ -148,7 +148,7 @@ fn no_token_is_believed_that_is_not_exactly_one_of_ours() {
     };
     let none = BASE64.encode(with(header(), "alg", json!("none")).to_string().as_bytes());
     let public = signing().public().to_bytes();
-    let long = "x".repeat(TOKEN_BYTES);
+    let long = "x".repeat(MAX_TOKEN_BYTES);
     let cases = [
         ("nothing", String::new(), Refusal::Malformed),
         ("a word", "token".to_owned(), Refusal::Malformed),
@@ -202,7 +202,7 @@ fn no_token_is_believed_that_is_not_exactly_one_of_ours() {
         ),
         (
             "a day and a second",
-            signed(&header(), &with(claims(), "exp", json!(NOW + LONGEST_LIFE.as_secs() + 1))),
+            signed(&header(), &with(claims(), "exp", json!(NOW + MAX_TOKEN_LIFETIME.as_secs() + 1))),
             Refusal::Lifetime,
         ),
         ("for ever", signed(&header(), &with(claims(), "exp", json!(u64::MAX))), Refusal::Lifetime),
@@ -256,7 +256,10 @@ fn what_can_be_no_token_is_not_issued() {
         issuer().issue(&wanted, now()).unwrap_err()
     };
     assert_eq!(issue(|wanted| wanted.life = Duration::ZERO), IssueError::Life(0));
-    assert_eq!(issue(|wanted| wanted.life = LONGEST_LIFE + Duration::from_secs(1)), IssueError::Life(86_401));
+    assert_eq!(
+        issue(|wanted| wanted.life = MAX_TOKEN_LIFETIME + Duration::from_secs(1)),
+        IssueError::Life(86_401)
+    );
     assert_eq!(issue(|wanted| wanted.scopes.clear()), IssueError::Scopes(0));
     let nothing: Scope = "contexts:put".parse().unwrap();
     let told = issue(|wanted| wanted.scopes = vec!["contexts:put".parse().unwrap()]);

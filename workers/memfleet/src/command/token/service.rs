@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use config::Settings;
 use contract::Service;
 use store::registry::{self, Rates, ServiceEntry};
-use trust::{SCOPES, Scope};
+use trust::{MAX_SCOPES, Scope};
 
 use crate::local::register_services;
 use crate::outln;
@@ -58,7 +58,7 @@ pub(super) async fn execute(command: ServiceCommand, settings: &Settings) -> any
     let mut connection = super::registry(settings).await?;
     match command {
         ServiceCommand::Put(args) => {
-            ensure!(args.scopes.len() <= SCOPES, "a service has at most {SCOPES} scopes");
+            ensure!(args.scopes.len() <= MAX_SCOPES, "a service has at most {MAX_SCOPES} scopes");
             let rates = Rates {
                 of_service: args.per_second,
                 of_scope: args.scope_per_second,
