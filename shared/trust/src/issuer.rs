@@ -33,7 +33,7 @@ pub struct TokenRequest {
 
 /// A token, and what the registry keeps of it.
 #[derive(Clone, Debug)]
-pub struct Issued {
+pub struct IssuedToken {
     /// The token itself. Whoever holds it may do what it allows.
     pub token: String,
     /// Its id.
@@ -93,7 +93,7 @@ impl TokenIssuer {
     ///
     /// # Errors
     /// [`IssueError`] if there can be no such token. Whether the service may have it, its caller must know.
-    pub fn issue(&self, request: &TokenRequest, now: SystemTime) -> Result<Issued, IssueError> {
+    pub fn issue(&self, request: &TokenRequest, now: SystemTime) -> Result<IssuedToken, IssueError> {
         if !(1..=MAX_TOKEN_LIFETIME.as_secs()).contains(&request.life.as_secs()) {
             return Err(IssueError::Life(request.life.as_secs()));
         }
@@ -132,7 +132,7 @@ impl TokenIssuer {
         };
         let token = self.sign(&claims).map_err(|error| IssueError::Unwritable(error.to_string()))?;
         let key_name = self.signing.name().to_owned();
-        Ok(Issued { token, id, key_name, not_before, expires, grants_expire })
+        Ok(IssuedToken { token, id, key_name, not_before, expires, grants_expire })
     }
 
     pub(crate) fn sign(&self, claims: &Claims) -> Result<String, serde_json::Error> {

@@ -22,7 +22,7 @@ pub use cipher::{
     AssociatedData, CIPHERTEXT_OVERHEAD, CipherError, CipherKey, MAX_PLAINTEXT_BYTES, key_version,
 };
 pub use grant::{Grant, GrantKey, worker_role};
-pub use issuer::{GRANT_OUTLIVES_TOKEN, IssueError, Issued, TokenIssuer, TokenRequest};
+pub use issuer::{GRANT_OUTLIVES_TOKEN, IssueError, IssuedToken, TokenIssuer, TokenRequest};
 pub use key::{PrivateKey, PublicKey};
 pub use refusal::Refusal;
 pub use ring::{KeyRing, RingFile, is_ring_name, key_id, parse_key_id};
