@@ -15,7 +15,9 @@ mod vectors;
 pub use collection::{CollectionInfo, CollectionSpec};
 pub use embedders::Embedders;
 pub use error::VectorError;
-pub use point::{Point, PointKey, StoredPoint, Superseded, Tenant, chunk_id, first_point_id, meta_digests};
+pub use point::{
+    Point, PointKey, StoredPoint, SupersededPoints, Tenant, chunk_id, first_point_id, meta_digests,
+};
 pub use search::{Found, VectorQuery};
 pub use vectors::Vectors;
 

@@ -162,7 +162,7 @@ impl Point {
 
 /// The points of a memory that a later request has made obsolete.
 #[derive(Clone, Debug)]
-pub struct Superseded {
+pub struct SupersededPoints {
     /// Whose it is.
     pub tenant: Tenant,
     /// The memory.

@@ -12,7 +12,7 @@ use secrecy::ExposeSecret;
 use uuid::Uuid;
 
 use crate::error::VectorError;
-use crate::point::{MEMORY, Point, StoredPoint, Superseded, TENANT, WRITTEN, point_uuid};
+use crate::point::{MEMORY, Point, StoredPoint, SupersededPoints, TENANT, WRITTEN, point_uuid};
 use config::VectorSettings;
 
 /// How many points a call carries at most: of the longest vectors they come to 32 MiB.
@@ -124,12 +124,12 @@ impl Vectors {
     pub async fn delete_superseded(
         &self,
         collection: &str,
-        superseded: &[Superseded],
+        superseded: &[SupersededPoints],
     ) -> Result<(), VectorError> {
         for some in superseded.chunks(100) {
             // Microseconds until the year 2255 are whole numbers in a double.
             #[allow(clippy::cast_precision_loss)]
-            let condition = |one: &Superseded| {
+            let condition = |one: &SupersededPoints| {
                 let written = Range {
                     gte: Some(one.written.start as f64),
                     lt: Some(one.written.end as f64),

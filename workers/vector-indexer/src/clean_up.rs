@@ -10,7 +10,7 @@ use ::store::{Fault, security};
 use diesel_async::AsyncConnection;
 use runtime::Ended;
 use uuid::Uuid;
-use vectors::{Superseded, VectorError};
+use vectors::{SupersededPoints, VectorError};
 
 use crate::prepare::{Item, Prepared, Ready, fault, written};
 use crate::store::when_written;
@@ -38,7 +38,7 @@ impl VectorIndexer {
             return Ok(());
         }
         let rows = self.rows(&left, prepared).await?;
-        let obsolete: Vec<Superseded> = left.iter().flat_map(|left| left.obsolete(&rows)).collect();
+        let obsolete: Vec<SupersededPoints> = left.iter().flat_map(|left| left.obsolete(&rows)).collect();
         if obsolete.is_empty() {
             return Ok(());
         }
@@ -85,9 +85,9 @@ fn left_by<'a>(ended: &Ended<'_, Redacted>, prepared: &'a Prepared) -> Vec<Left<
 impl Left<'_> {
     /// What is obsolete of its points: what was written before the row, and its own if the row names others. Of a row that is not
     /// there, or is not this message's, nothing newer is touched.
-    fn obsolete(&self, rows: &HashMap<(i32, Uuid), i64>) -> Vec<Superseded> {
+    fn obsolete(&self, rows: &HashMap<(i32, Uuid), i64>) -> Vec<SupersededPoints> {
         let row = rows.get(&(self.user, self.item.memory)).copied();
-        let span = |written: std::ops::Range<i64>| Superseded {
+        let span = |written: std::ops::Range<i64>| SupersededPoints {
             tenant: self.item.tenant.clone(),
             memory: self.item.memory,
             written,
