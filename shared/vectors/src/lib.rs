@@ -18,7 +18,7 @@ pub use error::VectorError;
 pub use point::{
     Point, PointKey, StoredPoint, SupersededPoints, Tenant, chunk_id, first_point_id, meta_digests,
 };
-pub use search::{Found, VectorQuery};
+pub use search::{ScoredMemory, VectorQuery};
 pub use vectors::Vectors;
 
 /// The alias under which the collection that is searched is known to others, and the name that access is given by.

@@ -43,7 +43,7 @@ pub struct VectorQuery {
 
 /// A memory that was found: that of a point, and how like it is.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Found {
+pub struct ScoredMemory {
     /// The memory.
     pub memory: Uuid,
     /// The cosine.
@@ -87,7 +87,7 @@ impl Vectors {
         tenant: &Tenant,
         collection: &str,
         query: &VectorQuery,
-    ) -> Result<Vec<Found>, VectorError> {
+    ) -> Result<Vec<ScoredMemory>, VectorError> {
         let some = |enough: usize| u64::try_from(enough.saturating_mul(POINTS_A_MEMORY)).unwrap_or(u64::MAX);
         let at_first =
             query.enough.map_or(query.limit, |enough| some(enough).max(FEWEST_POINTS).min(query.limit));
@@ -122,11 +122,11 @@ impl Vectors {
 }
 
 /// Each memory once, by its best point, in the order of these.
-fn best_of_each(points: Vec<ScoredPoint>) -> Vec<Found> {
+fn best_of_each(points: Vec<ScoredPoint>) -> Vec<ScoredMemory> {
     let mut seen = HashSet::new();
     let found = points.into_iter().filter_map(|point| {
         let memory = text(&point.payload, MEMORY)?.parse().ok()?;
-        seen.insert(memory).then_some(Found { memory, cosine: point.score })
+        seen.insert(memory).then_some(ScoredMemory { memory, cosine: point.score })
     });
     found.collect()
 }

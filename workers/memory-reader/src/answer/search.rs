@@ -18,7 +18,7 @@ use store::security::Plans;
 use store::vector::{self, Collection};
 use store::{Connection, Fault};
 use uuid::Uuid;
-use vectors::{Found, Tenant, VectorQuery};
+use vectors::{ScoredMemory, Tenant, VectorQuery};
 
 use super::{Answer, json, label};
 use crate::page;
@@ -42,7 +42,7 @@ pub(crate) struct Search {
     /// What it could find if it asked: what it may not find must not show in what it does.
     pub(crate) permitted: Vec<VectorType>,
     /// What the vectors have found.
-    pub(crate) by_meaning: Vec<Found>,
+    pub(crate) by_meaning: Vec<ScoredMemory>,
     /// The collection that was searched; none where words alone count.
     pub(crate) collection: Option<Collection>,
     service: String,
