@@ -16,7 +16,7 @@ pub use collection::{CollectionInfo, CollectionSpec};
 pub use embedders::Embedders;
 pub use error::VectorError;
 pub use point::{
-    Point, PointKey, StoredPoint, SupersededPoints, Tenant, chunk_id, first_point_id, meta_digests,
+    Point, PointKey, StoredPoint, SupersededPoints, Tenant, chunk_id, first_point_id, metadata_digests,
 };
 pub use search::{ScoredMemory, VectorQuery};
 pub use vectors::Vectors;

@@ -71,7 +71,7 @@ impl Tenant {
 }
 
 /// What the values directly in metadata are called in filters: of texts, numbers and booleans, the first 64.
-pub fn meta_digests(tenant: &Tenant, metadata: &str) -> Vec<String> {
+pub fn metadata_digests(tenant: &Tenant, metadata: &str) -> Vec<String> {
     let Ok(Value::Object(values)) = serde_json::from_str(metadata) else { return Vec::new() };
     let digest = |(key, value): (&String, &Value)| {
         let (kind, text) = match value {
@@ -121,7 +121,7 @@ pub struct PointKey {
     pub vector_type: VectorType,
     /// When it was said, in milliseconds since 1970.
     pub time: i64,
-    /// See [`meta_digests`].
+    /// See [`metadata_digests`].
     pub meta: Vec<String>,
 }
 

@@ -31,7 +31,7 @@ pub struct VectorQuery {
     pub session: Option<SessionId>,
     /// Only what was said in this time, in milliseconds since 1970.
     pub time: Range<Option<i64>>,
-    /// Only those that have all of these. See [`meta_digests`](crate::meta_digests).
+    /// Only those that have all of these. See [`metadata_digests`](crate::metadata_digests).
     pub meta: Vec<String>,
     /// Whether every point is compared, by its original vector.
     pub exact: bool,

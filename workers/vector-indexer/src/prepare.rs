@@ -9,7 +9,7 @@ use ::store::{Fault, FaultKind};
 use contract::{Memory, Service, SessionId, UserId, VectorIndex, VectorRemove, VectorRequest, VectorType};
 use runtime::{Message, Worker};
 use uuid::Uuid;
-use vectors::{Point, PointKey, Tenant, VectorError, chunk_id, first_point_id, meta_digests};
+use vectors::{Point, PointKey, Tenant, VectorError, chunk_id, first_point_id, metadata_digests};
 
 use crate::embedding::{Made, away, embed_each, points_of};
 use crate::known::{self, Known, Row};
@@ -406,7 +406,7 @@ fn key_of(draft: &Draft<'_>) -> PointKey {
         session: draft.index.session_id.clone(),
         vector_type: memory.vector_type,
         time: said_at(draft.message, memory).timestamp_millis(),
-        meta: meta_digests(&draft.tenant, memory.metadata.as_str()),
+        meta: metadata_digests(&draft.tenant, memory.metadata.as_str()),
     }
 }
 

@@ -15,7 +15,7 @@ use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Timestampt
 use diesel_async::RunQueryDsl;
 use embed::Embedder;
 use uuid::Uuid;
-use vectors::{PointKey, StoredPoint, Tenant, Vectors, chunk_id, meta_digests};
+use vectors::{PointKey, StoredPoint, Tenant, Vectors, chunk_id, metadata_digests};
 
 use crate::Embedded;
 use crate::embedding::{embed_each, points_of};
@@ -262,7 +262,7 @@ fn key_of(row: &Row, tenant: &Tenant) -> PointKey {
         session: row.session_id.as_ref().and_then(|id| SessionId::new(id.clone()).ok()),
         vector_type: vector_type.unwrap_or(VectorType::Context),
         time: row.occurred_at.timestamp_millis(),
-        meta: meta_digests(tenant, &row.metadata),
+        meta: metadata_digests(tenant, &row.metadata),
     }
 }
 

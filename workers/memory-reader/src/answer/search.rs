@@ -120,7 +120,7 @@ impl Search {
             vector_types: self.types.clone(),
             session: self.asked.session_id.clone(),
             time: millis(self.asked.since)..millis(self.asked.until),
-            meta: vectors::meta_digests(tenant, self.asked.metadata.as_str()),
+            meta: vectors::metadata_digests(tenant, self.asked.metadata.as_str()),
             exact: self.asked.exact,
             limit: POINTS,
             enough: self.is_by_vectors_alone().then(|| self.limit()),
