@@ -131,7 +131,7 @@ impl Vectors {
     /// [`VectorError`].
     pub async fn collection_info(&self, name: &str) -> Result<CollectionInfo, VectorError> {
         let answer = self.client.collection_info(name).await?;
-        let info = answer.result.ok_or_else(|| VectorError::Away("no answer".to_owned()))?;
+        let info = answer.result.ok_or_else(|| VectorError::Unavailable("no answer".to_owned()))?;
         Ok(CollectionInfo {
             points: info.points_count.unwrap_or(0),
             indexed: info.indexed_vectors_count.unwrap_or(0),

@@ -6,7 +6,7 @@ use tonic::Code;
 pub enum VectorError {
     /// Not now: it cannot be reached, is starting, or is overloaded.
     #[error("the vector store is away: {0}")]
-    Away(String),
+    Unavailable(String),
     /// The collection is not there.
     #[error("the vector store has no such collection: {0}; `memfleet vectors apply` makes it")]
     NoCollection(String),
@@ -19,7 +19,7 @@ impl VectorError {
     /// Whether the same call may succeed later.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Away(_) | Self::NoCollection(_) => true,
+            Self::Unavailable(_) | Self::NoCollection(_) => true,
             Self::Refused(_) => false,
         }
     }
@@ -29,7 +29,9 @@ impl From<QdrantError> for VectorError {
     fn from(error: QdrantError) -> Self {
         let status = match error {
             QdrantError::ResponseError { status } => status,
-            QdrantError::ResourceExhaustedError { status, .. } => return Self::Away(told(status.message())),
+            QdrantError::ResourceExhaustedError { status, .. } => {
+                return Self::Unavailable(told(status.message()));
+            }
             other @ (QdrantError::ConversionError(_)
             | QdrantError::InvalidUri(_)
             | QdrantError::NoSnapshotFound(_)
@@ -55,7 +57,7 @@ impl From<QdrantError> for VectorError {
             | Code::Aborted
             | Code::Internal
             | Code::Unavailable
-            | Code::DataLoss => Self::Away(format!("{:?}: {message}", status.code())),
+            | Code::DataLoss => Self::Unavailable(format!("{:?}: {message}", status.code())),
         }
     }
 }

@@ -75,7 +75,7 @@ impl Searcher {
         let query = search.query(&tenant, vector);
         search.by_meaning = vectors.search(&tenant, &collection.collection_name, &query).await.map_err(
             |error| match error {
-                VectorError::Away(_) | VectorError::NoCollection(_) => {
+                VectorError::Unavailable(_) | VectorError::NoCollection(_) => {
                     tracing::warn!(worker = crate::NAME, %error, "a search cannot be answered");
                     unavailable("the vector store cannot be reached")
                 }
