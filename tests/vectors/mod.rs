@@ -11,7 +11,7 @@ use store::vector::{Collection, Right, put_right};
 use testkit::{Fixture, Published, request};
 use uuid::Uuid;
 use vector_indexer::VectorIndexer;
-use vectors::{ALIAS, Vectors};
+use vectors::{ALIAS, VectorStore};
 
 /// The model of vectors that tests bring, of eight numbers.
 pub const MODEL: &str = "test-8";
@@ -60,8 +60,8 @@ impl Memories {
         }
     }
 
-    pub fn vectors(&self) -> Vectors {
-        Vectors::open(&self.fixture.settings.vectors).unwrap().unwrap()
+    pub fn vectors(&self) -> VectorStore {
+        VectorStore::open(&self.fixture.settings.vectors).unwrap().unwrap()
     }
 
     pub async fn indexer(&self) -> VectorIndexer {

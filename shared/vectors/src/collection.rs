@@ -48,7 +48,7 @@ pub struct CollectionInfo {
     pub is_settled: bool,
 }
 
-impl Vectors {
+impl VectorStore {
     /// Makes a collection and its indexes, as far as they are not there. Nothing is changed of what is.
     ///
     /// # Errors

@@ -77,7 +77,7 @@ impl VectorQuery {
     }
 }
 
-impl Vectors {
+impl VectorStore {
     /// The memories of a user that are most like a vector, each once, the most alike first.
     ///
     /// # Errors

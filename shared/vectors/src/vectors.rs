@@ -20,18 +20,18 @@ const POINTS_A_CALL: usize = 500;
 
 /// A vector store.
 #[derive(Clone)]
-pub struct Vectors {
+pub struct VectorStore {
     pub(crate) client: Qdrant,
     pub(crate) oversampling: f64,
 }
 
-impl std::fmt::Debug for Vectors {
+impl std::fmt::Debug for VectorStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Vectors").finish_non_exhaustive()
+        f.debug_struct("VectorStore").finish_non_exhaustive()
     }
 }
 
-impl Vectors {
+impl VectorStore {
     /// Opens the one that is configured; none is if it has no URL. It is connected to when it is first asked.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use anyhow::{Context, bail, ensure};
 use config::{EmbedderKind, EmbedderSettings, Settings};
 use store::vector::{self, Collection};
-use vectors::{ALIAS, CollectionSpec, Vectors};
+use vectors::{ALIAS, CollectionSpec, VectorStore};
 
 /// The model of the local embedder, and the length of its vectors.
 pub const LOCAL: (&str, usize) = ("all-MiniLM-L6-v2", 384);
@@ -12,8 +12,9 @@ pub const LOCAL: (&str, usize) = ("all-MiniLM-L6-v2", 384);
 ///
 /// # Errors
 /// If there is none.
-pub fn vectors(settings: &Settings) -> anyhow::Result<Vectors> {
-    Vectors::open(&settings.vectors)?.context("vectors.url is not set; it names the gRPC address of Qdrant")
+pub fn vectors(settings: &Settings) -> anyhow::Result<VectorStore> {
+    VectorStore::open(&settings.vectors)?
+        .context("vectors.url is not set; it names the gRPC address of Qdrant")
 }
 
 /// What a collection for an embedder is made for.

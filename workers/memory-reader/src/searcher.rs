@@ -7,7 +7,7 @@ use contract::QueryErrorCode;
 use embed::EmbedError;
 use runtime::query::QueryRefusal;
 use tokio::time::timeout;
-use vectors::{Embedders, VectorError, Vectors};
+use vectors::{Embedders, VectorError, VectorStore};
 
 use crate::answer::search::{self, Search};
 use crate::answer::{Found, Wanted};
@@ -15,14 +15,14 @@ use crate::answer::{Found, Wanted};
 /// Makes vectors of queries and looks for those of memories.
 #[derive(Debug)]
 pub(crate) struct Searcher {
-    vectors: Option<Vectors>,
+    vectors: Option<VectorStore>,
     embedders: Embedders,
 }
 
 impl Searcher {
     /// Opens what is configured. Without a vector store, searches by words alone are answered.
     pub(crate) async fn open(settings: &Settings) -> Result<Self, String> {
-        let vectors = Vectors::open(&settings.vectors).map_err(|error| error.to_string())?;
+        let vectors = VectorStore::open(&settings.vectors).map_err(|error| error.to_string())?;
         let embedders = Embedders::open(&[&settings.embedder, &settings.next_embedder]).await;
         Ok(Self { vectors, embedders: embedders.map_err(|error| error.to_string())? })
     }

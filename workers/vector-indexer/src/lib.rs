@@ -31,7 +31,7 @@ use runtime::{
     Dependency, Ended, Message, NotReady, ProbeResults, Readiness, StartupDeadline, Verdict, Worker,
 };
 use trust::worker_role;
-use vectors::{Embedders, VectorError, Vectors};
+use vectors::{Embedders, VectorError, VectorStore};
 
 pub use prepare::{Item, Prepared, Ready};
 pub use text::Embedded;
@@ -42,7 +42,7 @@ pub type Redacted = contract::Redacted<VectorRequest>;
 /// The worker.
 pub struct VectorIndexer {
     pool: Pool,
-    vectors: Vectors,
+    vectors: VectorStore,
     embedders: Embedders,
     /// Why no vectors could be made when they were last needed, if so.
     embedder_away: Mutex<Option<String>>,
@@ -104,7 +104,7 @@ impl VectorIndexer {
                 statement_timeout: Duration::from_millis(settings.postgres.statement_timeout_ms),
             },
         )?;
-        let vectors = Vectors::open(&settings.vectors)?.ok_or(OpenError::NoVectors)?;
+        let vectors = VectorStore::open(&settings.vectors)?.ok_or(OpenError::NoVectors)?;
         let embedders = Embedders::open(&[&settings.embedder, &settings.next_embedder]).await?;
         Ok(Self { pool, vectors, embedders, embedder_away: Mutex::default() })
     }

@@ -15,7 +15,7 @@ use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Timestampt
 use diesel_async::RunQueryDsl;
 use embed::Embedder;
 use uuid::Uuid;
-use vectors::{PointKey, StoredPoint, Tenant, Vectors, chunk_id, metadata_digests};
+use vectors::{PointKey, StoredPoint, Tenant, VectorStore, chunk_id, metadata_digests};
 
 use crate::Embedded;
 use crate::embedding::{embed_each, points_of};
@@ -47,7 +47,7 @@ pub struct Findings {
 #[derive(Debug)]
 pub struct Reconciler<'a> {
     /// The vector store.
-    pub vectors: &'a Vectors,
+    pub vectors: &'a VectorStore,
     /// The collection.
     pub collection: &'a Collection,
     /// Makes missing vectors, if it is of the collection's model.
