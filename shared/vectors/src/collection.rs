@@ -10,7 +10,7 @@ use qdrant_client::qdrant::{
 
 use crate::error::VectorError;
 use crate::point::{MEMORY, META, SESSION, TENANT, TIME, TYPE, WRITTEN};
-use crate::vectors::Vectors;
+use crate::store::VectorStore;
 use config::Quantization;
 
 /// What a collection is made for.

@@ -10,7 +10,7 @@ mod embedders;
 mod error;
 mod point;
 mod search;
-mod vectors;
+mod store;
 
 pub use collection::{CollectionInfo, CollectionSpec};
 pub use embedders::Embedders;
@@ -19,7 +19,7 @@ pub use point::{
     Point, PointKey, StoredPoint, SupersededPoints, Tenant, chunk_id, first_point_id, metadata_digests,
 };
 pub use search::{ScoredMemory, VectorQuery};
-pub use vectors::Vectors;
+pub use store::VectorStore;
 
 /// The alias under which the collection that is searched is known to others, and the name that access is given by.
 pub const ALIAS: &str = "unified_memory";

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::error::VectorError;
 use crate::point::{MEMORY, META, SESSION, TENANT, TIME, TYPE, Tenant, text};
-use crate::vectors::Vectors;
+use crate::store::VectorStore;
 
 /// Where few memories are enough, so many points are asked for at first for each: texts that are not long have one or two, and what
 /// was replaced a moment ago has some.
