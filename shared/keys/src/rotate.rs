@@ -110,7 +110,7 @@ pub async fn rewrap(keys: &Keys) -> Result<RotationReport, KeyError> {
                     old.push(key.clone());
                     plain.push((key.user, open));
                 }
-                Err(reason) => renewed
+                Err(reason) => report
                     .fail(format!("version {} of the data key of user {}: {reason}", key.version, key.user)),
             }
         }
@@ -260,7 +260,7 @@ async fn reencrypt_of(
         match known.remove(user) {
             Some(Ok(key)) => drop(current.insert(*user, key)),
             Some(Err(reason)) => report.fail(format!("the data key of user {user}: {reason}")),
-            None => renewed
+            None => report
                 .fail(format!("user {user} has no data key; is the key store older than the main database?")),
         }
     }
