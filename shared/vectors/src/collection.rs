@@ -53,7 +53,7 @@ impl VectorStore {
     ///
     /// # Errors
     /// [`VectorError`].
-    pub async fn make_collection(&self, name: &str, spec: &CollectionSpec) -> Result<(), VectorError> {
+    pub async fn create_collection(&self, name: &str, spec: &CollectionSpec) -> Result<(), VectorError> {
         if !self.client.collection_exists(name).await? {
             let size = u64::try_from(spec.dimension).unwrap_or(u64::MAX);
             // A user's points have a graph of their own, and there is none of all: every search is of one user.

@@ -78,7 +78,7 @@ pub async fn apply(settings: &Settings) -> anyhow::Result<Collection> {
     };
     let quantization = config::Quantization::from_name(&collection.quantization).unwrap_or_default();
     let spec = CollectionSpec { quantization, ..spec };
-    vectors.make_collection(&collection.collection_name, &spec).await?;
+    vectors.create_collection(&collection.collection_name, &spec).await?;
     vectors.point_alias(ALIAS, &collection.collection_name).await?;
     vector::put_collection(&mut connection, ALIAS, &collection).await?;
     Ok(collection)
