@@ -24,7 +24,7 @@ impl Embedders {
     }
 
     /// The usual one.
-    pub fn usual(&self) -> Option<&Embedder> {
+    pub fn primary(&self) -> Option<&Embedder> {
         self.0.first()
     }
 }

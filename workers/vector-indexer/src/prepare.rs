@@ -240,7 +240,7 @@ impl VectorIndexer {
         let Collection { model, dimension, .. } = active;
         let Some(embedding) = &memory.embedding else {
             // Where others are made but these, somebody has yet to configure it: the message waits.
-            let absent = self.embedders.usual().is_none();
+            let absent = self.embedders.primary().is_none();
             return absent.then(|| format!(": is needed, since nobody here makes vectors of {model}"));
         };
         if embedding.model.as_str() != model {
