@@ -65,7 +65,7 @@ pub use router::{DecisionLog, ToolPhase, ToolReport};
 pub use session::{ChatMode, SessionClose, SessionOpen};
 pub use subject::{DeadSubject, EventSubject, REQUEST_ROOT, RequestSubject, Service, SubjectError, UserId};
 pub use token::{QueryError, QueryErrorCode, TOKEN_ISSUE, TokenAnswer, TokenAsk};
-pub use value::{Json, JsonObject, List, Many, Name, Secret, SessionId, Text};
+pub use value::{Json, JsonObject, List, Name, NonEmptyList, Secret, SessionId, Text};
 pub use vector::{Embedding, Memory, VECTOR_DIMENSIONS, Vector, VectorIndex, VectorRemove, VectorType};
 pub use workers::{
     CONTEXT_WRITER, MEMORY_READER, ROUTER_LOGGER, TOKEN_ISSUER, VECTOR_INDEXER, WORKERS, WorkerInfo,

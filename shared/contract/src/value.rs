@@ -413,9 +413,9 @@ impl<T: JsonSchema, const MAX: usize> JsonSchema for List<T, MAX> {
 /// One to `MAX` items.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
-pub struct Many<T, const MAX: usize>(List<T, MAX>);
+pub struct NonEmptyList<T, const MAX: usize>(List<T, MAX>);
 
-impl<T, const MAX: usize> Many<T, MAX> {
+impl<T, const MAX: usize> NonEmptyList<T, MAX> {
     /// The items.
     pub fn as_slice(&self) -> &[T] {
         self.0.as_slice()
@@ -427,7 +427,7 @@ impl<T, const MAX: usize> Many<T, MAX> {
     }
 }
 
-impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for Many<T, MAX> {
+impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for NonEmptyList<T, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let items = List::deserialize(deserializer)?;
         if items.as_slice().is_empty() {
@@ -437,7 +437,7 @@ impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for Many<T, MA
     }
 }
 
-impl<T: JsonSchema, const MAX: usize> JsonSchema for Many<T, MAX> {
+impl<T: JsonSchema, const MAX: usize> JsonSchema for NonEmptyList<T, MAX> {
     fn inline_schema() -> bool {
         true
     }

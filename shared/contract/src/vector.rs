@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::limit;
 use crate::number::Score;
-use crate::value::{JsonObject, Many, SessionId, Text};
+use crate::value::{JsonObject, NonEmptyList, SessionId, Text};
 
 /// What a text is in a conversation. The type `vectortype` of the reference document's "Unified Memory Vectors".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -48,7 +48,7 @@ pub struct VectorIndex {
     #[serde(default)]
     pub session_id: Option<SessionId>,
     /// The texts, 1 to 100.
-    pub memories: Many<Memory, 100>,
+    pub memories: NonEmptyList<Memory, 100>,
 }
 
 /// A text to remember.
@@ -104,7 +104,7 @@ pub struct VectorRemove {
     #[serde(default)]
     pub session_id: Option<SessionId>,
     /// The memories, 1 to 100.
-    pub memory_ids: Many<Uuid, 100>,
+    pub memory_ids: NonEmptyList<Uuid, 100>,
 }
 
 /// A vector and the model that made it.
