@@ -38,7 +38,7 @@ pub const DEADLINE_MS: &str = "Memfleet-Deadline-Ms";
 /// On a refusal in the place of an answer: a code as of HTTP. The NATS service API names it.
 pub const REFUSED: &str = "Nats-Service-Error-Code";
 
-/// On a dead letter: its [`DeadClass`](crate::DeadClass).
+/// On a dead letter: its [`DeadLetterClass`](crate::DeadLetterClass).
 pub const DEAD_CLASS: &str = "Memfleet-Dead-Class";
 
 /// On a dead letter: why, in one sentence that names the field or the condition.

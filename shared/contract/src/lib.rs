@@ -17,7 +17,7 @@ mod agent;
 mod confidential;
 mod context;
 mod conversation;
-mod dead;
+mod dead_letter;
 mod event;
 pub mod header;
 pub mod limit;
@@ -46,7 +46,7 @@ pub use agent::{AgentContextPut, AgentContextRemove, MemoryTier};
 pub use confidential::{Confidential, ENCRYPTED};
 pub use context::{AccessLevel, ContextPut, ContextRemove, ContextType};
 pub use conversation::{ConversationPut, FeedbackPut, FeedbackType, MessageAdd, MessageRole, SummaryPut};
-pub use dead::{DeadClass, UnknownDeadClass};
+pub use dead_letter::{DeadLetterClass, UnknownDeadLetterClass};
 pub use event::{Event, EventType, Performative};
 pub use malformed::Malformed;
 pub use number::{Bounded, Priority, Score, Version};
@@ -63,7 +63,9 @@ pub use request::{ContextRequest, Request, RouterRequest, VectorRequest};
 pub use request_kind::{REQUESTS, RequestKind};
 pub use router::{DecisionLog, ToolPhase, ToolReport};
 pub use session::{ChatMode, SessionClose, SessionOpen};
-pub use subject::{DeadSubject, EventSubject, REQUEST_ROOT, RequestSubject, Service, SubjectError, UserId};
+pub use subject::{
+    DeadLetterSubject, EventSubject, REQUEST_ROOT, RequestSubject, Service, SubjectError, UserId,
+};
 pub use token::{QueryError, QueryErrorCode, TOKEN_ISSUE, TokenAnswer, TokenAsk};
 pub use value::{Json, JsonObject, List, Name, NonEmptyList, Secret, SessionId, Text};
 pub use vector::{Embedding, Memory, VECTOR_DIMENSIONS, Vector, VectorIndex, VectorRemove, VectorType};

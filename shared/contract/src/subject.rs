@@ -179,14 +179,14 @@ impl fmt::Display for EventSubject {
 
 /// `memory.dead.<worker>.<user_id>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DeadSubject<'a> {
+pub struct DeadLetterSubject<'a> {
     /// The worker that gave the message up.
     pub worker: &'a str,
     /// Whose message it was; unknown if its subject is malformed.
     pub user_id: Option<UserId>,
 }
 
-impl fmt::Display for DeadSubject<'_> {
+impl fmt::Display for DeadLetterSubject<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.user_id {
             Some(user_id) => write!(f, "memory.dead.{}.{user_id}", self.worker),

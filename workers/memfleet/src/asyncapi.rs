@@ -4,7 +4,7 @@
 mod queries;
 
 use anyhow::{Context, ensure};
-use contract::{DeadClass, Event, Outcome, QueryKind, REQUESTS, RequestKind, header, limit};
+use contract::{DeadLetterClass, Event, Outcome, QueryKind, REQUESTS, RequestKind, header, limit};
 use queries::Parts;
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -317,7 +317,7 @@ fn event_headers() -> Value {
 }
 
 fn dead_letter_headers() -> Value {
-    let classes = DeadClass::ALL.map(DeadClass::as_str);
+    let classes = DeadLetterClass::ALL.map(DeadLetterClass::as_str);
     let required = [
         header::MESSAGE_ID,
         header::DEAD_CLASS,

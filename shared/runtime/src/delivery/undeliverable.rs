@@ -13,7 +13,7 @@ use async_nats::jetstream::{self, AckKind};
 use bytes::Bytes;
 use chrono::DateTime;
 use config::WorkerSettings;
-use contract::{DeadClass, Event, RequestSubject, header};
+use contract::{DeadLetterClass, Event, RequestSubject, header};
 use diesel_async::AsyncConnection;
 use serde::Deserialize;
 use store::blackboard;
@@ -124,7 +124,7 @@ impl<W: Worker> UndeliverableHandler<W> {
             body: &Bytes::clone(&message.payload),
         };
         let cause = DeadLetterReason {
-            class: DeadClass::Undeliverable,
+            class: DeadLetterClass::Undeliverable,
             reason: format!(
                 "delivered {} times and never settled; a worker may have died of it",
                 advisory.deliveries
@@ -135,7 +135,7 @@ impl<W: Worker> UndeliverableHandler<W> {
         let sent = self.jetstream.publish_with_headers(letter.subject, letter.headers, letter.body).await;
         let acknowledged = sent.map_err(|error| error.to_string())?;
         acknowledged.await.map_err(|error| error.to_string())?;
-        self.stats.died(DeadClass::Undeliverable);
+        self.stats.died(DeadLetterClass::Undeliverable);
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_nats::Client;
 use async_nats::jetstream::consumer::PullConsumer;
 use config::{Settings, SettingsError};
-use contract::DeadClass;
+use contract::DeadLetterClass;
 use keys::Keys;
 use store::Pool;
 use tokio::sync::mpsc;
@@ -291,7 +291,7 @@ impl<W: Worker> PullStage<W> {
                 Err(refused) => {
                     let (delivery, malformed) = *refused;
                     let reason = malformed.to_string();
-                    let rejected = ToSettle::Rejected(Box::new(delivery), DeadClass::Malformed, reason);
+                    let rejected = ToSettle::Rejected(Box::new(delivery), DeadLetterClass::Malformed, reason);
                     if self.to_settle.send(rejected).await.is_err() {
                         return false;
                     }
@@ -334,7 +334,7 @@ async fn write_stage<W: Worker>(
         let recorded = denied.is_empty() || writer.record_denied(&denied).await;
         for Denied { delivery, refusal, .. } in denied {
             let refused = if recorded {
-                ToSettle::Rejected(Box::new(delivery), DeadClass::Denied, refusal.to_string())
+                ToSettle::Rejected(Box::new(delivery), DeadLetterClass::Denied, refusal.to_string())
             } else {
                 ToSettle::NotNow(Box::new(delivery), Duration::ZERO)
             };

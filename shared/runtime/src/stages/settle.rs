@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_nats::Client;
 use async_nats::jetstream::AckKind;
 use config::WorkerSettings;
-use contract::{DeadClass, Event, Outcome, OutcomeStatus, RequestSubject, header};
+use contract::{DeadLetterClass, Event, Outcome, OutcomeStatus, RequestSubject, header};
 use uuid::Uuid;
 
 use crate::delivery::dead_letter::{DeadLetter, DeadLetterReason, FailedMessage};
@@ -24,7 +24,7 @@ use crate::worker::Worker;
 /// What comes out of the stages before: written batches, and messages that never got that far.
 pub(crate) enum ToSettle<R> {
     Written(Settlements<R>),
-    Rejected(Box<Delivery>, DeadClass, String),
+    Rejected(Box<Delivery>, DeadLetterClass, String),
     /// It comes again after this, and has spent no try.
     NotNow(Box<Delivery>, Duration),
 }
@@ -115,7 +115,7 @@ impl<W: Worker> Settler<W> {
     }
 
     /// Spends a try: the message comes again later, or is given up.
-    async fn put_off(&mut self, delivery: &Delivery, reason: String, class: DeadClass) {
+    async fn put_off(&mut self, delivery: &Delivery, reason: String, class: DeadLetterClass) {
         let tries = self.budget.spend(delivery.sequence);
         // Replicas count for themselves, so together they may come to the broker's bound before any of them to its own.
         let last = self.last_delivery.is_some_and(|last| delivery.deliveries >= last);
@@ -185,7 +185,7 @@ impl<W: Worker> Settler<W> {
 
 /// What the publisher is told. Why something was denied is nobody's business but the operator's.
 fn told(cause: &DeadLetterReason) -> String {
-    if cause.class == DeadClass::Denied { cause.class.to_string() } else { cause.reason.clone() }
+    if cause.class == DeadLetterClass::Denied { cause.class.to_string() } else { cause.reason.clone() }
 }
 
 /// An acknowledgement that does not reach the broker costs a redelivery, which the inbox bears.

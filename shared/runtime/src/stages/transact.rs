@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use contract::{DeadClass, Event, Json, UserId};
+use contract::{DeadLetterClass, Event, Json, UserId};
 use keys::DataKeys;
 use store::blackboard::{self, Appended, Cause, NewEvent};
 use store::clock::{self, Session};
@@ -55,9 +55,9 @@ impl Written {
                 Decision::Committed(Commit { event, reason })
             }
             Self::MissingPrerequisite(reason) => {
-                Decision::Later { reason, class: DeadClass::MissingPrerequisite }
+                Decision::Later { reason, class: DeadLetterClass::MissingPrerequisite }
             }
-            Self::Refused(reason) => Decision::Never { reason, class: DeadClass::Permanent },
+            Self::Refused(reason) => Decision::Never { reason, class: DeadLetterClass::Permanent },
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;
-use contract::{DeadClass, Event, UserId};
+use contract::{DeadLetterClass, Event, UserId};
 use diesel_async::AsyncConnection;
 use keys::{DataKeys, KeyError, Keys};
 use store::registry::{self, RefusedToken};
@@ -44,9 +44,9 @@ pub(crate) enum Decision {
     /// Its transaction has committed.
     Committed(Commit),
     /// It may work later.
-    Later { reason: String, class: DeadClass },
+    Later { reason: String, class: DeadLetterClass },
     /// It never will.
-    Never { reason: String, class: DeadClass },
+    Never { reason: String, class: DeadLetterClass },
     /// The worker stops; another one takes it.
     HandBack,
 }
@@ -393,9 +393,11 @@ fn verdict_of(fault: &Fault) -> Decision {
     let reason = fault.reason.clone();
     match fault.kind {
         FaultKind::Unavailable | FaultKind::Severed => Decision::HandBack,
-        FaultKind::Transient => Decision::Later { reason, class: DeadClass::Exhausted },
-        FaultKind::MissingPrerequisite => Decision::Later { reason, class: DeadClass::MissingPrerequisite },
-        FaultKind::Permanent => Decision::Never { reason, class: DeadClass::Permanent },
-        FaultKind::Denied => Decision::Never { reason, class: DeadClass::Denied },
+        FaultKind::Transient => Decision::Later { reason, class: DeadLetterClass::Exhausted },
+        FaultKind::MissingPrerequisite => {
+            Decision::Later { reason, class: DeadLetterClass::MissingPrerequisite }
+        }
+        FaultKind::Permanent => Decision::Never { reason, class: DeadLetterClass::Permanent },
+        FaultKind::Denied => Decision::Never { reason, class: DeadLetterClass::Denied },
     }
 }

@@ -3,7 +3,7 @@ use std::str::FromStr;
 
 /// Why a message became a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DeadClass {
+pub enum DeadLetterClass {
     /// It cannot be decoded.
     Malformed,
     /// It may not do what it asks for.
@@ -18,7 +18,7 @@ pub enum DeadClass {
     Undeliverable,
 }
 
-impl DeadClass {
+impl DeadLetterClass {
     /// Every class.
     pub const ALL: [Self; 6] = [
         Self::Malformed,
@@ -42,24 +42,24 @@ impl DeadClass {
     }
 }
 
-impl fmt::Display for DeadClass {
+impl fmt::Display for DeadLetterClass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
 }
 
-/// A word that names no [`DeadClass`].
+/// A word that names no [`DeadLetterClass`].
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is no class of dead letters")]
-pub struct UnknownDeadClass(String);
+pub struct UnknownDeadLetterClass(String);
 
-impl FromStr for DeadClass {
-    type Err = UnknownDeadClass;
+impl FromStr for DeadLetterClass {
+    type Err = UnknownDeadLetterClass;
 
     fn from_str(word: &str) -> Result<Self, Self::Err> {
         Self::ALL
             .into_iter()
             .find(|class| class.as_str() == word)
-            .ok_or_else(|| UnknownDeadClass(word.to_owned()))
+            .ok_or_else(|| UnknownDeadLetterClass(word.to_owned()))
     }
 }
