@@ -66,7 +66,7 @@ pub use session::{ChatMode, SessionClose, SessionOpen};
 pub use subject::{
     DeadLetterSubject, EventSubject, REQUEST_ROOT, RequestSubject, Service, SubjectError, UserId,
 };
-pub use token::{QueryError, QueryErrorCode, TOKEN_ISSUE, TokenAnswer, TokenAsk};
+pub use token::{QueryError, QueryErrorCode, TOKEN_ISSUE, TokenAnswer, TokenQuery};
 pub use value::{Json, JsonObject, List, Name, NonEmptyList, Secret, SessionId, Text};
 pub use vector::{Embedding, Memory, VECTOR_DIMENSIONS, Vector, VectorIndex, VectorRemove, VectorType};
 pub use workers::{

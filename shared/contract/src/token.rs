@@ -11,7 +11,7 @@ pub const TOKEN_ISSUE: &str = "memory.ask.token.issue";
 /// Asks for a token. The service is in the subject, which the broker's permissions bind.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct TokenAsk {
+pub struct TokenQuery {
     /// For which user it shall act.
     pub user_id: UserId,
     /// For one session only.

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use contract::{QUERY_BYTES, QueryErrorCode, Service, TokenAnswer, TokenAsk};
+use contract::{QUERY_BYTES, QueryErrorCode, Service, TokenAnswer, TokenQuery};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use runtime::query::{IncomingQuery, QueryRefusal};
 use store::Pool;
@@ -65,7 +65,7 @@ fn read(service: Service, body: &[u8]) -> Result<TokenRequest, QueryRefusal> {
     if body.len() > QUERY_BYTES {
         return Err(malformed(format!("the query has more than {QUERY_BYTES} bytes"), None));
     }
-    let ask: TokenAsk = serde_json::from_slice(body)
+    let ask: TokenQuery = serde_json::from_slice(body)
         .map_err(|error| malformed(format!("the query cannot be read: {error}"), None))?;
     let scopes: Vec<Scope> = ask
         .scopes

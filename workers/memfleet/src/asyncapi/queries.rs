@@ -1,7 +1,7 @@
 //! Queries and their answers in the AsyncAPI document.
 
 use contract::{
-    QUERIES, QUERY_ROOT, QueryError, QueryKind, TOKEN_ISSUE, TokenAnswer, TokenAsk, header, limit,
+    QUERIES, QUERY_ROOT, QueryError, QueryKind, TOKEN_ISSUE, TokenAnswer, TokenQuery, header, limit,
 };
 use serde_json::{Map, Value, json};
 
@@ -42,7 +42,7 @@ pub(super) fn add(parts: &mut Parts<'_>) -> anyhow::Result<()> {
         let answer = collect((kind.answer)(generator()), parts.schemas)?;
         add_one(parts, &IncomingQuery::of(kind), &query, &answer);
     }
-    let query = collect(root::<TokenAsk>(), parts.schemas)?;
+    let query = collect(root::<TokenQuery>(), parts.schemas)?;
     let answer = collect(root::<TokenAnswer>(), parts.schemas)?;
     let token = IncomingQuery {
         name: "token.issue".to_owned(),
