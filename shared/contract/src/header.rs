@@ -31,7 +31,7 @@ pub const ENCRYPTION: &str = "Memfleet-Encryption";
 /// The id of the blackboard event that caused this request, a UUID.
 pub const PARENT_EVENT: &str = "Memfleet-Parent-Event";
 
-/// On a query: how many milliseconds it may take, within the bounds of [`limit`](crate::limit::DEADLINE_MS_LEAST). What takes
+/// On a query: how many milliseconds it may take, within the bounds of [`limit`](crate::limit::DEADLINE_MS_MIN). What takes
 /// longer is ended in the database, too.
 pub const DEADLINE_MS: &str = "Memfleet-Deadline-Ms";
 

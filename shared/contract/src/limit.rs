@@ -47,11 +47,11 @@ pub const SERVICE_CHARS: usize = 64;
 pub const REPLY_SUBJECT_BYTES: usize = 256;
 
 /// How long a query may take in the database, in milliseconds: at least, at most, and if its asker does not say.
-pub const DEADLINE_MS_LEAST: u64 = 10;
-/// See [`DEADLINE_MS_LEAST`].
-pub const DEADLINE_MS_MOST: u64 = 10_000;
-/// See [`DEADLINE_MS_LEAST`].
-pub const DEADLINE_MS_USUAL: u64 = 2_000;
+pub const DEADLINE_MS_MIN: u64 = 10;
+/// See [`DEADLINE_MS_MIN`].
+pub const DEADLINE_MS_MAX: u64 = 10_000;
+/// See [`DEADLINE_MS_MIN`].
+pub const DEADLINE_MS_DEFAULT: u64 = 2_000;
 
 /// The longest reason carried by a dead letter or an outcome, in characters; the rest is cut.
 pub const REASON_CHARS: usize = 500;

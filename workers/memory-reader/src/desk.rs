@@ -26,7 +26,7 @@ use crate::searcher::Searcher;
 use crate::share::{Shares, Turn};
 
 /// How long it may take at most.
-pub const LONGEST_DEADLINE: Duration = Duration::from_millis(limit::DEADLINE_MS_MOST);
+pub const LONGEST_DEADLINE: Duration = Duration::from_millis(limit::DEADLINE_MS_MAX);
 /// How much later than the deadline the database itself should have ended a query. Then it is told to.
 const GRACE: Duration = Duration::from_millis(50);
 
@@ -343,9 +343,9 @@ fn query_id(asked: &IncomingQuery) -> Result<Uuid, Malformed> {
 }
 
 fn deadline(asked: &IncomingQuery) -> Result<Duration, Malformed> {
-    let (least, most) = (limit::DEADLINE_MS_LEAST, limit::DEADLINE_MS_MOST);
+    let (least, most) = (limit::DEADLINE_MS_MIN, limit::DEADLINE_MS_MAX);
     let Some(text) = value(asked, header::DEADLINE_MS) else {
-        return Ok(Duration::from_millis(limit::DEADLINE_MS_USUAL));
+        return Ok(Duration::from_millis(limit::DEADLINE_MS_DEFAULT));
     };
     let asked = text.parse().ok().filter(|asked| (least..=most).contains(asked)).map(Duration::from_millis);
     asked.ok_or_else(|| {

@@ -115,10 +115,10 @@ fn query_headers() -> Value {
     let bearer = json!({ "type": "string", "pattern": "^Bearer " });
     let uuid = json!({ "type": "string", "format": "uuid" });
     let deadline = json!({ "type": "string", "pattern": "^[0-9]{2,5}$" });
-    let (least, most) = (limit::DEADLINE_MS_LEAST, limit::DEADLINE_MS_MOST);
+    let (least, most) = (limit::DEADLINE_MS_MIN, limit::DEADLINE_MS_MAX);
     let about_deadline = format!(
         "How many milliseconds it may take: {least} to {most}, {} if absent.",
-        limit::DEADLINE_MS_USUAL
+        limit::DEADLINE_MS_DEFAULT
     );
     headers(
         &[header::AUTHORIZATION],

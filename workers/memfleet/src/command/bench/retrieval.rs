@@ -219,7 +219,7 @@ impl<'a> Asker<'a> {
     async fn ask(&self, job: &Job<'_>, mode: &str) -> anyhow::Result<Outcome> {
         let Question { text, evidence } = job.question;
         // A slow machine is measured, too, instead of refused.
-        let asking = Asking { deadline_ms: limit::DEADLINE_MS_MOST, ..Asking::new(SERVICE, &job.token) };
+        let asking = Asking { deadline_ms: limit::DEADLINE_MS_MAX, ..Asking::new(SERVICE, &job.token) };
         let body = json!({ "text": text, "mode": mode, "limit": LIMIT }).to_string();
         let since = Instant::now();
         let answer = ask(&self.client, self.kind, &asking, body).await;
