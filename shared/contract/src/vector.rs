@@ -151,7 +151,7 @@ impl Vector {
     }
 
     /// The same direction, of length 1: whoever compares vectors need not fear very long or very short ones.
-    pub fn normalised(&self) -> Vec<f32> {
+    pub fn normalized(&self) -> Vec<f32> {
         let square: f64 = self.0.iter().map(|&number| f64::from(number) * f64::from(number)).sum();
         let length = square.sqrt();
         #[allow(clippy::cast_possible_truncation, reason = "at most 1")]

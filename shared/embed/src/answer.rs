@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::vector::normalised;
+use crate::vector::normalized;
 
 /// Why a request did not give its vectors. Nothing of the answer is quoted: servers repeat the texts in what they refuse.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ pub(crate) fn vectors(body: &[u8], count: usize, dimension: usize) -> Result<Vec
             )));
         }
         let numbers = embedding.into_iter().map(|number| number.unwrap_or(f32::NAN)).collect();
-        let Some(vector) = normalised(numbers) else {
+        let Some(vector) = normalized(numbers) else {
             return Err(Fault::Refused(
                 "the server's vector has a number that is not finite, or zeros only".to_owned(),
             ));

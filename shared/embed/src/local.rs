@@ -13,7 +13,7 @@ use tracing::info;
 
 use crate::bert::{self, Bert, Shape};
 use crate::chunk::{Cut, prefix};
-use crate::vector::normalised;
+use crate::vector::normalized;
 use crate::weights::{Files, MODEL};
 use crate::{EmbedError, Refusal};
 
@@ -150,7 +150,7 @@ impl Model {
         places
             .iter()
             .zip(sums)
-            .map(|(&at, sum)| match normalised(sum) {
+            .map(|(&at, sum)| match normalized(sum) {
                 Some(vector) => Ok((at, vector)),
                 None => Err(EmbedError::Refused(Refusal {
                     texts: vec![at],

@@ -268,7 +268,7 @@ impl VectorIndexer {
                 draft.memory.embedding.as_ref().filter(|one| one.model.as_str() == collection.model);
             let key = (draft.message.subject.user_id.get(), draft.hash);
             made.push(match (brought, stored.get(&key)) {
-                (Some(embedding), _) => Some(Ok(vec![embedding.vector.normalised()])),
+                (Some(embedding), _) => Some(Ok(vec![embedding.vector.normalized()])),
                 (None, Some(made)) => Some(Ok(made.clone())),
                 (None, None) => None,
             });

@@ -405,7 +405,7 @@ pub(crate) fn brought(search: &Search, collection: &Collection) -> Result<Option
         let problem = format!("has {length} numbers, and the collection is for {}", collection.dimension);
         return Err(Malformed::new("embedding.vector", problem));
     }
-    Ok(Some(embedding.vector.normalised()))
+    Ok(Some(embedding.vector.normalized()))
 }
 
 /// The text of the query.
