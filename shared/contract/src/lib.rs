@@ -51,13 +51,7 @@ pub use event::{Event, EventType, Performative};
 pub use malformed::Malformed;
 pub use number::{Bounded, Priority, Score, Version};
 pub use outcome::{Outcome, OutcomeStatus};
-pub use query::{
-    AgentContextInfo, AgentContextList, AgentContextPage, AnalyticsRow, ContextAnswer, ContextGet,
-    ContextInfo, ContextList, ContextPage, ConversationPage, ConversationRead, Cursor, Dimension, EventList,
-    EventPage, GraphAnswer, GraphNode, GraphRelation, GraphWalk, Limit, MessageInfo, QUERIES, QUERY_BYTES,
-    QUERY_ROOT, Query, QueryKind, READER, REVEAL, RouterAnalytics, RouterAnswer, ScoreParts, SearchAnswer,
-    SearchHit, SearchMode, SearchSimilar, SessionInfo, SessionList, SessionPage,
-};
+pub use query::*;
 pub use redacted::Redacted;
 pub use request::{ContextRequest, Request, RouterRequest, VectorRequest};
 pub use request_kind::{REQUESTS, RequestKind};

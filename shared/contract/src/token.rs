@@ -38,30 +38,30 @@ pub struct TokenAnswer {
     pub expires: u64,
 }
 
-/// What kind of reason there is for no answer.
+/// Why a query failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum QueryErrorCode {
-    /// The query is wrong, in the field that is named.
+    /// The query is invalid; `field` names where.
     Malformed,
-    /// The token, or the registry, does not allow it.
+    /// The token, or the registry of services, does not allow it.
     Denied,
-    /// The user has none of that name.
+    /// The user has nothing of that name; `field` names it.
     NotFound,
-    /// The answer would be larger than a message.
+    /// The answer is larger than a message may be.
     TooLarge,
-    /// The service asks too often; ask again later.
+    /// A rate or concurrency limit of the service is reached; retry later.
     TooOften,
-    /// Something is wrong that only an operator can mend.
+    /// Internal error; contact the operator.
     Failed,
-    /// A server is away; ask again.
+    /// A server is unreachable; retry later.
     Unavailable,
-    /// It took too long.
+    /// The deadline has passed.
     Deadline,
 }
 
 impl QueryErrorCode {
-    /// The word, which stays the same.
+    /// Its name, which is stable.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Malformed => "malformed",
@@ -75,7 +75,7 @@ impl QueryErrorCode {
         }
     }
 
-    /// The number of it in HTTP (RFC 9110, RFC 6585), which the NATS service API shows.
+    /// Its HTTP status (RFC 9110, RFC 6585), which goes into the header of the NATS service API.
     pub fn status(self) -> u16 {
         match self {
             Self::Malformed => 400,
@@ -96,14 +96,14 @@ impl std::fmt::Display for QueryErrorCode {
     }
 }
 
-/// Why a query has no answer.
+/// The reply to a query that failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct QueryError {
-    /// What kind of reason.
+    /// The class of the error.
     pub code: QueryErrorCode,
-    /// A sentence.
+    /// What is wrong, for people.
     pub message: String,
-    /// The field that is wrong, if one is.
+    /// The field that is at fault, if it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
 }
