@@ -74,14 +74,14 @@ pub(crate) enum Authorization<R> {
     RateLimited(Box<Delivery>, Duration),
 }
 
-/// What becomes of a query.
+/// Whether a query is authorized.
 #[derive(Clone, Debug)]
-pub enum Admission {
-    /// It may be answered about this user, under this grant.
-    Granted(Arc<str>, UserId),
-    /// It may not; the user, if the token is believed that far.
+pub enum QueryAuthorization {
+    /// It may read the data of this user, under this grant.
+    Authorized(Arc<str>, UserId),
+    /// Why it may not, and the user, if the token is authentic.
     Denied(Refusal, Option<UserId>),
-    /// Its service asks too often.
+    /// A rate limit of its service is reached.
     RateLimited,
 }
 
@@ -105,7 +105,7 @@ pub struct Authorizer {
 }
 
 impl Authorizer {
-    /// A authorizer for one worker, which judges by this state until it is told another one.
+    /// An authorizer for one worker, which applies this state until the next refresh.
     pub fn new(settings: &TrustSettings, worker: &str, state: TrustState) -> Self {
         Self {
             role: worker_role(worker),
@@ -136,8 +136,8 @@ impl Authorizer {
         self.admit(headers, subject, session, stored_at).map(|(grant, _)| grant)
     }
 
-    /// Judges a query of a service, which is about the user of its token.
-    pub fn admit_query(
+    /// Authorizes a query of a service, which is about the user of its token.
+    pub fn authorize_query(
         &self,
         headers: Option<&HeaderMap>,
         service: &Service,
@@ -145,21 +145,21 @@ impl Authorizer {
         verb: &str,
         session: Option<&str>,
         now: DateTime<Utc>,
-    ) -> Admission {
+    ) -> QueryAuthorization {
         let state = self.state();
         let token = match bearer(headers).and_then(|token| self.verified(token, &state)) {
             Ok(token) => token,
-            Err(refusal) => return Admission::Denied(refusal, None),
+            Err(refusal) => return QueryAuthorization::Denied(refusal, None),
         };
         let user_id = token.user_id();
         let (service, noun, verb) = (service.clone(), noun.to_owned(), verb.to_owned());
         let subject = RequestSubject { service, noun, verb, user_id };
         match self.admit_token(&state, &token, &subject, session, now) {
             Ok((grant, rates)) => match self.limits.wait(rates, used(&subject)) {
-                Some(_) => Admission::RateLimited,
-                None => Admission::Granted(grant, user_id),
+                Some(_) => QueryAuthorization::RateLimited,
+                None => QueryAuthorization::Authorized(grant, user_id),
             },
-            Err(refusal) => Admission::Denied(refusal, Some(user_id)),
+            Err(refusal) => QueryAuthorization::Denied(refusal, Some(user_id)),
         }
     }
 

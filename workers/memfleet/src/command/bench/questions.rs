@@ -10,7 +10,7 @@ use clap::Args;
 use config::Settings;
 use contract::{QUERY_ROOT, UserId, header};
 use diesel_async::SimpleAsyncConnection;
-use memory_reader::Desk;
+use memory_reader::QueryHandler;
 use runtime::query::IncomingQuery;
 use runtime::{Readiness, StartupDeadline, broker};
 use serde::Serialize;
@@ -117,7 +117,7 @@ async fn measure(args: &QuestionsArgs, settings: &Settings) -> anyhow::Result<Ve
     let entry = ServiceEntry { scopes: vec!["*:*".parse()?], rates: Rates::default() };
     registry::put_service(&mut owner, &SERVICE.parse()?, &entry).await?;
     let asker = Asker {
-        desk: memory_reader::open(settings, &StartupDeadline::new(&Readiness::new("bench"), settings))
+        handler: memory_reader::open(settings, &StartupDeadline::new(&Readiness::new("bench"), settings))
             .await?,
         client: broker::connect_operator(&settings.nats, SERVICE).await?,
         issuer: tokens::issuer(&settings.trust)?.context("the keys of tokens are not set")?,
@@ -146,7 +146,7 @@ fn learn() -> String {
 }
 
 struct Asker {
-    desk: Desk,
+    handler: QueryHandler,
     client: Client,
     issuer: trust::TokenIssuer,
 }
@@ -178,7 +178,7 @@ impl Asker {
     /// How long the answer took, and how much of it the database.
     async fn in_process(&self, asked: IncomingQuery) -> anyhow::Result<(f64, f64)> {
         let started = Instant::now();
-        let (answer, read) = self.desk.answer_timed(asked).await;
+        let (answer, read) = self.handler.handle_timed(asked).await;
         let took = ms(started.elapsed());
         ensure!(answer.is_ok(), "a question is refused: {answer:?}");
         Ok((took, ms(read)))

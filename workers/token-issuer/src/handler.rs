@@ -1,4 +1,4 @@
-//! One query and its answer.
+//! What a token query goes through, from its body to the token.
 
 use std::num::NonZeroU32;
 use std::time::{Duration, SystemTime};
@@ -11,37 +11,36 @@ use store::Pool;
 use store::registry::{self, NotIssued};
 use trust::{Scope, TokenIssuer, TokenRequest};
 
-/// How long a token is good when its asker does not say.
-const LIFE_S: u64 = 900;
-/// How many services have a rate of their own before those that have not asked lately are forgotten.
-const KEPT: usize = 1_000;
-/// How many tokens a second one service is given by one replica.
+/// The default lifetime of a token, in seconds.
+const DEFAULT_LIFE_S: u64 = 900;
+/// The number of rate limiters above which those of idle services are dropped.
+const MAX_RATE_LIMITERS: usize = 1_000;
+/// The maximum rate at which a replica issues tokens to one service.
 const TOKENS_PER_SECOND: NonZeroU32 = NonZeroU32::MIN.saturating_add(199);
 
-/// What is needed to answer.
-pub(crate) struct Desk {
+/// Answers token queries.
+pub(crate) struct QueryHandler {
     issuer: TokenIssuer,
     pool: Pool,
-    rates: DefaultKeyedRateLimiter<Service>,
+    rate_limiters: DefaultKeyedRateLimiter<Service>,
 }
 
-impl Desk {
+impl QueryHandler {
     pub(crate) fn new(issuer: TokenIssuer, pool: Pool) -> Self {
-        Self { issuer, pool, rates: RateLimiter::keyed(Quota::per_second(TOKENS_PER_SECOND)) }
+        Self { issuer, pool, rate_limiters: RateLimiter::keyed(Quota::per_second(TOKENS_PER_SECOND)) }
     }
 
-    /// The answer to a query.
-    pub(crate) async fn answer(&self, asked: IncomingQuery) -> Result<Bytes, QueryRefusal> {
-        let IncomingQuery { service, body, .. } = asked;
-        // Of services that nobody has registered, none is kept: these are asked about first.
-        let request = read(service, &body)?;
-        if self.rates.len() > KEPT {
-            self.rates.retain_recent();
+    /// The answer to a query, as JSON.
+    pub(crate) async fn handle(&self, incoming: IncomingQuery) -> Result<Bytes, QueryRefusal> {
+        let IncomingQuery { service, body, .. } = incoming;
+        let request = decode(service, &body)?;
+        if self.rate_limiters.len() > MAX_RATE_LIMITERS {
+            self.rate_limiters.retain_recent();
         }
-        if self.rates.check_key(&request.service).is_err() {
-            return Err(QueryRefusal::told(
+        if self.rate_limiters.check_key(&request.service).is_err() {
+            return Err(QueryRefusal::new(
                 QueryErrorCode::TooOften,
-                "too many tokens were asked for; ask again in a second",
+                "the service requests too many tokens; retry in a second",
                 None,
             ));
         }
@@ -60,30 +59,28 @@ impl Desk {
     }
 }
 
-fn read(service: Service, body: &[u8]) -> Result<TokenRequest, QueryRefusal> {
-    let malformed = |message: String, field| QueryRefusal::told(QueryErrorCode::Malformed, &message, field);
+fn decode(service: Service, body: &[u8]) -> Result<TokenRequest, QueryRefusal> {
+    let malformed = |message: String, field| QueryRefusal::new(QueryErrorCode::Malformed, &message, field);
     if body.len() > QUERY_BYTES {
         return Err(malformed(format!("the query has more than {QUERY_BYTES} bytes"), None));
     }
-    let ask: TokenQuery = serde_json::from_slice(body)
+    let query: TokenQuery = serde_json::from_slice(body)
         .map_err(|error| malformed(format!("the query cannot be read: {error}"), None))?;
-    let scopes: Vec<Scope> = ask
+    let scopes: Vec<Scope> = query
         .scopes
         .iter()
         .map(|scope| scope.parse())
         .collect::<Result<_, trust::ScopeError>>()
         .map_err(|error| malformed(error.to_string(), Some("scopes")))?;
-    let life = Duration::from_secs(ask.life_s.unwrap_or(LIFE_S));
-    Ok(TokenRequest { service, user_id: ask.user_id, session: ask.session_id, scopes, life })
+    let life = Duration::from_secs(query.life_s.unwrap_or(DEFAULT_LIFE_S));
+    Ok(TokenRequest { service, user_id: query.user_id, session: query.session_id, scopes, life })
 }
 
 fn refusal(refused: NotIssued) -> QueryRefusal {
     match refused {
-        NotIssued::UnknownService(_) => {
-            QueryRefusal::told(QueryErrorCode::Denied, &refused.to_string(), None)
-        }
+        NotIssued::UnknownService(_) => QueryRefusal::new(QueryErrorCode::Denied, &refused.to_string(), None),
         NotIssued::Scope { .. } => {
-            QueryRefusal::told(QueryErrorCode::Denied, &refused.to_string(), Some("scopes"))
+            QueryRefusal::new(QueryErrorCode::Denied, &refused.to_string(), Some("scopes"))
         }
         NotIssued::Issue(error) => {
             let field = match error {
@@ -91,15 +88,15 @@ fn refusal(refused: NotIssued) -> QueryRefusal {
                 trust::IssueError::Scopes(_) | trust::IssueError::Nothing(_) => Some("scopes"),
                 trust::IssueError::Unwritable(_) => None,
             };
-            QueryRefusal::told(QueryErrorCode::Malformed, &error.to_string(), field)
+            QueryRefusal::new(QueryErrorCode::Malformed, &error.to_string(), field)
         }
         NotIssued::Registry(fault) => {
-            tracing::warn!(worker = crate::NAME, %fault, "a token cannot be registered");
+            tracing::warn!(worker = crate::NAME, %fault, "cannot register a token");
             unavailable()
         }
     }
 }
 
 fn unavailable() -> QueryRefusal {
-    QueryRefusal::unavailable("the registry of services cannot be reached; ask again")
+    QueryRefusal::unavailable("the registry of services is unreachable; retry later")
 }
