@@ -44,6 +44,23 @@ pub(crate) fn replace_json(value: &mut Json, plain: &str) {
     }
 }
 
+/// The secrets of JSON values. `rows` are the rows of the answer in their order, and `value` returns that of one of them.
+pub(crate) fn of_json<A: 'static>(
+    encrypted: Vec<Encrypted>,
+    rows: &[Uuid],
+    value: fn(&mut A, usize) -> Option<&mut Json>,
+) -> Vec<Secret<A>> {
+    let secret = |field: Encrypted| {
+        let index = rows.iter().position(|row| *row == field.row)?;
+        Some(Secret::new(field, move |answer: &mut A, plain| {
+            if let Some(value) = value(answer, index) {
+                replace_json(value, plain);
+            }
+        }))
+    };
+    encrypted.into_iter().filter_map(secret).collect()
+}
+
 /// Decrypts values into an answer.
 ///
 /// # Errors

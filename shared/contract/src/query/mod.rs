@@ -3,7 +3,7 @@
 //! A service publishes a query on `memory.ask.<noun>.<verb>.<service>`, with its token in the header
 //! [`header::AUTHORIZATION`]. The answer is about the user of the token. Pages are bounded; each names the cursor of the next.
 //!
-//! One file has the queries of one noun, each with its facts ([`QueryType`]) and its answer. The table [`queries!`] lists them.
+//! One file has the queries of one noun, each with its facts ([`QueryType`]) and its answer. The table `queries!` lists them.
 //!
 //! [`header::AUTHORIZATION`]: crate::header::AUTHORIZATION
 

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::column::json;
 use crate::page::{self, within_page};
 use crate::query_context::QueryContext;
-use crate::secret::{self, Secret};
+use crate::secret;
 use crate::validated_query::{Answered, QueryFailure, ValidatedQuery};
 
 const TABLE: &str = "agent_context_states";
@@ -138,13 +138,8 @@ impl List {
         let sensitive = rows.iter().map(|row| (row.is_sensitive, row.id));
         let encrypted = secret::load(connection, query.reveal, TABLE, sensitive).await?;
         let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
-        let secrets = encrypted.into_iter().map(|field| {
-            let place = ids.iter().position(|id| *id == field.row);
-            Secret::new(field, move |page: &mut AgentContextPage, plain| {
-                if let Some(context) = place.and_then(|place| page.contexts.get_mut(place)) {
-                    secret::replace_json(&mut context.context_value, plain);
-                }
-            })
+        let secrets = secret::of_json(encrypted, &ids, |page: &mut AgentContextPage, index| {
+            page.contexts.get_mut(index).map(|context| &mut context.context_value)
         });
         let contexts = rows.into_iter().map(Row::into_info).collect::<Result<_, Fault>>()?;
         let page = AgentContextPage { contexts, next_cursor };

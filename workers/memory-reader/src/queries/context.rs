@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::column::{json, label};
 use crate::page::{self, within_page};
 use crate::query_context::QueryContext;
-use crate::secret::{self, Secret};
+use crate::secret;
 use crate::validated_query::{Answered, QueryFailure, ValidatedQuery};
 
 const TABLE: &str = "simple_chat_context";
@@ -153,13 +153,8 @@ impl List {
         let sensitive = rows.iter().map(|row| (row.is_sensitive, row.id));
         let encrypted = secret::load(connection, query.reveal, TABLE, sensitive).await?;
         let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
-        let secrets = encrypted.into_iter().map(|field| {
-            let place = ids.iter().position(|id| *id == field.row);
-            Secret::new(field, move |page: &mut ContextPage, plain| {
-                if let Some(context) = place.and_then(|place| page.contexts.get_mut(place)) {
-                    secret::replace_json(&mut context.context_value, plain);
-                }
-            })
+        let secrets = secret::of_json(encrypted, &ids, |page: &mut ContextPage, index| {
+            page.contexts.get_mut(index).map(|context| &mut context.context_value)
         });
         let contexts = rows.into_iter().map(Row::into_info).collect::<Result<_, Fault>>()?;
         Ok(Answered::new(ContextPage { contexts, next_cursor }, TABLE, ids.len()).with_secrets(secrets))
@@ -185,10 +180,8 @@ impl Get {
         };
         let sensitive = [(row.is_sensitive, row.id)];
         let encrypted = secret::load(connection, query.reveal, TABLE, sensitive).await?;
-        let secrets = encrypted.into_iter().map(|field| {
-            Secret::new(field, |answer: &mut ContextAnswer, plain| {
-                secret::replace_json(&mut answer.context.context_value, plain);
-            })
+        let secrets = secret::of_json(encrypted, &[row.id], |answer: &mut ContextAnswer, _| {
+            Some(&mut answer.context.context_value)
         });
         let answer = ContextAnswer { context: row.into_info()? };
         Ok(Answered::new(answer, TABLE, 1).with_secrets(secrets))
