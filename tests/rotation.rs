@@ -269,7 +269,7 @@ async fn what_cannot_be_rotated_is_named_and_stays() {
     assert!(!good, "{told}");
     assert!(
         told.contains("4 could not be opened and stay as they were")
-            && told.contains("of user 1: it does not open"),
+            && told.contains("of user 1: it cannot be decrypted"),
         "{told}"
     );
     let stayed = fixture.count("encrypted_fields WHERE get_byte(ciphertext, 5) = 1").await;
