@@ -53,16 +53,16 @@ pub struct IssuedToken {
 pub enum IssueError {
     /// The lifetime is out of range.
     #[error("the lifetime of a token must be 1 to {longest} seconds, not {0}", longest = MAX_TOKEN_LIFETIME.as_secs())]
-    Life(u64),
+    Lifetime(u64),
     /// There are no scopes, or too many.
     #[error("a token must have 1 to {MAX_SCOPES} scopes, not {0}")]
     Scopes(usize),
     /// A scope matches no request and no query.
     #[error("the scope {0} matches no request and no query; `memfleet contract list` lists them")]
-    Nothing(Scope),
+    UnmatchedScope(Scope),
     /// The claims cannot be encoded as JSON.
     #[error("the claims of the token cannot be encoded: {0}")]
-    Unwritable(String),
+    Encoding(String),
 }
 
 /// Issues tokens with its signing key and its grant key. `Debug` shows the names of the keys only.
@@ -95,7 +95,7 @@ impl TokenIssuer {
     /// [`IssueError`] if a parameter is invalid.
     pub fn issue(&self, request: &TokenRequest, now: SystemTime) -> Result<IssuedToken, IssueError> {
         if !(1..=MAX_TOKEN_LIFETIME.as_secs()).contains(&request.life.as_secs()) {
-            return Err(IssueError::Life(request.life.as_secs()));
+            return Err(IssueError::Lifetime(request.life.as_secs()));
         }
         if !(1..=MAX_SCOPES).contains(&request.scopes.len()) {
             return Err(IssueError::Scopes(request.scopes.len()));
@@ -130,7 +130,7 @@ impl TokenIssuer {
             exp: seconds(expires),
             grant: GrantClaim { key: self.grants.name().to_owned(), exp: seconds(grants_expire), seals },
         };
-        let token = self.sign(&claims).map_err(|error| IssueError::Unwritable(error.to_string()))?;
+        let token = self.sign(&claims).map_err(|error| IssueError::Encoding(error.to_string()))?;
         let key_name = self.signing.name().to_owned();
         Ok(IssuedToken { token, id, key_name, not_before, expires, grants_expire })
     }
@@ -157,7 +157,7 @@ fn roles(scopes: &[Scope]) -> Result<BTreeSet<String>, IssueError> {
         let reveals = scope.allows(REVEAL.0, REVEAL.1).then_some(READER);
         let mut covered = requests.chain(queries).chain(reveals).peekable();
         if covered.peek().is_none() {
-            return Err(IssueError::Nothing(scope.clone()));
+            return Err(IssueError::UnmatchedScope(scope.clone()));
         }
         roles.extend(covered.map(worker_role));
     }

@@ -255,15 +255,15 @@ fn what_can_be_no_token_is_not_issued() {
         change(&mut wanted);
         issuer().issue(&wanted, now()).unwrap_err()
     };
-    assert_eq!(issue(|wanted| wanted.life = Duration::ZERO), IssueError::Life(0));
+    assert_eq!(issue(|wanted| wanted.life = Duration::ZERO), IssueError::Lifetime(0));
     assert_eq!(
         issue(|wanted| wanted.life = MAX_TOKEN_LIFETIME + Duration::from_secs(1)),
-        IssueError::Life(86_401)
+        IssueError::Lifetime(86_401)
     );
     assert_eq!(issue(|wanted| wanted.scopes.clear()), IssueError::Scopes(0));
     let nothing: Scope = "contexts:put".parse().unwrap();
     let told = issue(|wanted| wanted.scopes = vec!["contexts:put".parse().unwrap()]);
-    assert_eq!(told, IssueError::Nothing(nothing));
+    assert_eq!(told, IssueError::UnmatchedScope(nothing));
     assert!(format!("{:?}", issuer()).contains("main") && !format!("{:?}", issuer()).contains("6b6b"));
 }
 

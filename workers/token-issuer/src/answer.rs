@@ -87,9 +87,9 @@ fn refusal(refused: NotIssued) -> QueryRefusal {
         }
         NotIssued::Issue(error) => {
             let field = match error {
-                trust::IssueError::Life(_) => Some("life_s"),
-                trust::IssueError::Scopes(_) | trust::IssueError::Nothing(_) => Some("scopes"),
-                trust::IssueError::Unwritable(_) => None,
+                trust::IssueError::Lifetime(_) => Some("life_s"),
+                trust::IssueError::Scopes(_) | trust::IssueError::UnmatchedScope(_) => Some("scopes"),
+                trust::IssueError::Encoding(_) => None,
             };
             QueryRefusal::told(QueryErrorCode::Malformed, &error.to_string(), field)
         }
