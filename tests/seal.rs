@@ -187,7 +187,7 @@ async fn a_trail_cut_off_is_found_out_by_what_the_broker_knows() {
     fixture.carry(ContextWriter, [context(1, "s", "d", 1)]).await;
     seal_everything(&fixture).await;
     let found = report(&fixture).await.findings;
-    assert!(found.len() == 1 && found[0].to_string().contains("told of another seal"), "{found:?}");
+    assert!(found.len() == 1 && found[0].to_string().contains("an anchor of another seal"), "{found:?}");
     let stream = fixture.jetstream.get_stream("SEAL").await.expect("the stream");
     stream.purge().await.expect_err("nothing is ever removed from it");
     stream.delete_message(3).await.expect_err("nothing is ever removed from it");
