@@ -151,7 +151,8 @@ async fn what_an_operator_must_mend_is_said_at_once() {
         Reply::data(&(0..3).map(|index| json!({"index": index, "embedding": four})).collect::<Vec<Value>>())
     })
     .await;
-    let told = "the embedder is misconfigured: the server's vectors have 4 numbers; embedder.dimension is 3";
+    let told =
+        "the embedder is misconfigured: the server's vectors have 4 dimensions, but embedder.dimension is 3";
     assert_eq!(made.unwrap_err().to_string(), told);
 }
 
