@@ -410,7 +410,7 @@ async fn a_worker_without_its_keys_does_not_start_and_says_why() {
     settings.worker.startup_timeout_s = 1;
     for (change, problem) in [
         ("ring", "keys.ring_file is not set"),
-        ("empty", "has no key-encryption key; `memfleet keys generate` makes one"),
+        ("empty", "has no key-encryption key; `memfleet keys generate` creates one"),
         ("spoilt", "line 1 is not a line of a key ring"),
         ("store", "the key store: PostgreSQL cannot be reached"),
         ("payload", "cannot be read"),
