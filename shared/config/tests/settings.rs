@@ -90,8 +90,17 @@ fn a_file_overrides_the_defaults() {
 fn an_unknown_option_is_refused_by_name() {
     let problem = refusal("unknown-option", "[worker]\nbatchsize = 7\n");
     assert!(problem.contains("worker") && problem.contains("batchsize"), "{problem}");
+    assert!(problem.contains("did you mean `batch_size`?"), "{problem}");
     let problem = refusal("unknown-section", "[wroker]\nbatch_size = 7\n");
     assert!(problem.contains("wroker"), "{problem}");
+    assert!(problem.contains("did you mean `worker`?"), "{problem}");
+    let problem = refusal("unknown-option", "[health]\ninterval = 7\n");
+    assert!(problem.contains("there is no option `interval`; expected one of `listen`"), "{problem}");
+    let problem = refusal("unknown-value", "[log]\nformat = \"xml\"\n");
+    assert!(
+        problem.contains("log.format: \"xml\" is not allowed; expected one of `text`, `json`"),
+        "{problem}"
+    );
 }
 
 #[test]
