@@ -310,5 +310,5 @@ async fn a_port_that_is_taken_is_named() {
     let second = command(other.path()).args(["--listen", &address]).output().unwrap();
     assert_eq!(second.status.code(), Some(1));
     let said = String::from_utf8(second.stderr).unwrap();
-    assert!(said.contains(&format!("cannot listen at {address}")), "{said}");
+    assert!(said.contains(&format!("cannot listen on {address}")), "{said}");
 }
