@@ -11,14 +11,14 @@ use store::Pool;
 use store::registry::{self, NotIssued};
 use trust::{Scope, TokenIssuer, TokenRequest};
 
-/// How long a token is good when its asker does not say.
+/// The default lifetime of a token, in seconds.
 const LIFE_S: u64 = 900;
-/// How many services have a rate of their own before those that have not asked lately are forgotten.
+/// The number of rate limiters above which those of inactive services are removed.
 const KEPT: usize = 1_000;
-/// How many tokens a second one service is given by one replica.
+/// The most tokens per second that a replica issues to a service.
 const TOKENS_PER_SECOND: NonZeroU32 = NonZeroU32::MIN.saturating_add(199);
 
-/// What is needed to answer.
+/// Answers queries.
 pub(crate) struct Desk {
     issuer: TokenIssuer,
     pool: Pool,
@@ -33,7 +33,7 @@ impl Desk {
     /// The answer to a query.
     pub(crate) async fn answer(&self, asked: IncomingQuery) -> Result<Bytes, QueryRefusal> {
         let IncomingQuery { service, body, .. } = asked;
-        // Of services that nobody has registered, none is kept: these are asked about first.
+        // A decoded query comes first, so that malformed queries create no rate limiters.
         let request = read(service, &body)?;
         if self.rates.len() > KEPT {
             self.rates.retain_recent();
@@ -94,7 +94,7 @@ fn refusal(refused: NotIssued) -> QueryRefusal {
             QueryRefusal::told(QueryErrorCode::Malformed, &error.to_string(), field)
         }
         NotIssued::Registry(fault) => {
-            tracing::warn!(worker = crate::NAME, %fault, "a token cannot be registered");
+            tracing::warn!(worker = crate::NAME, %fault, "a token could not be registered");
             unavailable()
         }
     }

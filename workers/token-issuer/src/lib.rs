@@ -1,9 +1,9 @@
-//! Issues service tokens over request/reply to services that are authenticated to the broker.
+//! Issues service tokens over request/reply to services that are authenticated to NATS.
 //!
-//! A service asks on `memory.ask.token.issue.<service>`. The broker's permissions let nobody else publish there, and nobody
-//! else hear the answer: it goes into the service's own inbox or nowhere. What the service may have, the registry says.
+//! A service sends its query to `memory.ask.token.issue.<service>`. NATS permissions allow nobody else to publish there or to read
+//! the reply, which is sent to the service's own inbox only. The service registry decides which scopes the service may have.
 //!
-//! It is the only worker that holds the keys that tokens are made with, and can do nothing in the database but register them.
+//! It is the only worker with the signing key and the grant key, and its database role can only register tokens.
 
 mod answer;
 
@@ -23,33 +23,33 @@ use trust::{TokenIssuer, worker_role};
 
 use answer::Desk;
 
-/// The name of its crate, its connection and its database role.
+/// The name of the worker, its NATS connection and its database role.
 pub const NAME: &str = "token-issuer";
-/// The most queries that it answers at a time.
+/// The most concurrent queries.
 const AT_A_TIME: usize = 16;
 /// Connections to the database.
 const POOL: usize = 4;
-/// How long a query may take before its asker is told to try again.
+/// The timeout of a query, after which the service is told to retry.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
-/// It cannot start, or broke down.
+/// Why it could not start or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The pool cannot be made.
+    /// The connection pool cannot be created.
     #[error(transparent)]
     Pool(#[from] store::PoolError),
-    /// Something it needs did not appear in time.
+    /// A dependency did not become available in time.
     #[error(transparent)]
     Startup(#[from] NotReady),
-    /// The broker ended the service.
-    #[error("token-issuer broke down: {0}")]
+    /// NATS ended the subscription.
+    #[error("token-issuer failed: {0}")]
     BrokeDown(String),
 }
 
-/// Answers until `stop` is cancelled.
+/// Answers queries until `stop` is cancelled.
 ///
 /// # Errors
-/// [`RunError`] if it cannot start or the broker ends it. Being stopped is no error.
+/// [`RunError`] if it cannot start or NATS ends the subscription. Being stopped is not an error.
 pub async fn run(
     issuer: TokenIssuer,
     settings: &Settings,
@@ -93,7 +93,7 @@ pub async fn run(
     query::serve(&client, about, vec![endpoint], &stop, answer).await.map_err(RunError::BrokeDown)
 }
 
-/// Waits for the database, its schema and the broker. None if it is stopped first.
+/// Waits for the database, its schema and NATS. None if it is stopped first.
 async fn start(
     settings: &Settings,
     readiness: &Readiness,
