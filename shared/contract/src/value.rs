@@ -182,7 +182,7 @@ impl Json {
     /// Checks that the text is one JSON value within the limits of a body.
     ///
     /// # Errors
-    /// A sentence that says what is wrong.
+    /// A sentence that names what is wrong.
     pub fn new(text: impl Into<String>) -> Result<Self, String> {
         let raw = RawValue::from_string(text.into()).map_err(|error| error.to_string())?;
         Self::checked(raw, Self::BODY_LIMITS)
@@ -336,7 +336,7 @@ impl JsonObject {
     /// Checks that the text is one JSON object within the limits.
     ///
     /// # Errors
-    /// A sentence that says what is wrong.
+    /// A sentence that names what is wrong.
     pub fn new(text: impl Into<String>) -> Result<Self, String> {
         Self::checked(Json::new(text)?)
     }

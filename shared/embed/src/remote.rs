@@ -153,12 +153,12 @@ impl Remote {
             sleep(early.wait_time_from(self.0.clock.now())).await;
         }
         let (server, body) = (Arc::clone(&self.0.server), Arc::clone(body));
-        let asked = tokio::task::spawn_blocking(move || {
+        let response = tokio::task::spawn_blocking(move || {
             // The request holds the permit, because its caller may be cancelled.
             let _place = place;
             server.ask(&body, count)
         });
-        asked.await.unwrap_or_else(|error| Err(Fault::later(error.to_string())))
+        response.await.unwrap_or_else(|error| Err(Fault::later(error.to_string())))
     }
 }
 

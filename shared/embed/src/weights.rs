@@ -82,11 +82,11 @@ mod tests {
     #[test]
     fn a_file_that_is_another_is_not_opened() {
         let folder = tempfile::tempdir().unwrap();
-        let told = |folder: &Path| CONFIG.read(folder).unwrap_err().to_string();
-        assert!(told(folder.path()).contains("cannot be read"));
+        let error = |folder: &Path| CONFIG.read(folder).unwrap_err().to_string();
+        assert!(error(folder.path()).contains("cannot be read"));
         for content in [vec![b' '; 612], Vec::new(), vec![b'{'; 5_000]] {
             std::fs::write(folder.path().join("config.json"), content).unwrap();
-            assert!(told(folder.path()).contains("its SHA-256 differs"));
+            assert!(error(folder.path()).contains("its SHA-256 differs"));
         }
     }
 }

@@ -62,7 +62,7 @@ pub(crate) async fn ask(
     let place = url.clone();
     let failed =
         move |problem: String| KeyError::Provider(format!("the request to {place} failed: {problem}"));
-    let asked = tokio::task::spawn_blocking(move || {
+    let response = tokio::task::spawn_blocking(move || {
         let mut answer = match body {
             Some(body) => {
                 let request = headers
@@ -78,7 +78,7 @@ pub(crate) async fn ask(
         let body = answer.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_to_vec()?;
         Ok::<_, ureq::Error>(Answer { status: answer.status().as_u16(), body: Zeroizing::new(body) })
     });
-    match asked.await {
+    match response.await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) => Err(failed(error.to_string())),
         Err(error) => Err(failed(error.to_string())),

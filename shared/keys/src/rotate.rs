@@ -94,7 +94,7 @@ pub async fn kek_usage(connection: &mut Connection) -> Result<Vec<KekUsage>, Key
 /// Rewraps every data key that another KEK wraps with the current KEK. Fields are not changed.
 ///
 /// # Errors
-/// [`KeyError`] if the key store or a provider is away; what is done stays done.
+/// [`KeyError`] if the key store or a provider is unavailable. Completed steps are kept.
 pub async fn rewrap(keys: &Keys) -> Result<RotationReport, KeyError> {
     let kek = keys.provider().current().await?;
     let (mut report, mut after) = (RotationReport::default(), (-1, 0));
@@ -123,7 +123,7 @@ pub async fn rewrap(keys: &Keys) -> Result<RotationReport, KeyError> {
 /// number of new data keys.
 ///
 /// # Errors
-/// [`KeyError`]; what is done stays done.
+/// [`KeyError`]. Completed steps are kept.
 pub async fn rotate_data_keys(
     keys: &Keys,
     before: DateTime<Utc>,
@@ -187,7 +187,7 @@ async fn users(main: &mut Connection, after: i32) -> Result<Vec<UserId>, Fault> 
 /// connection must have passed [`check_bypasses_rls`].
 ///
 /// # Errors
-/// [`KeyError`] if a database or a provider is away; what is done stays done.
+/// [`KeyError`] if a database or a provider is unavailable. Completed steps are kept.
 pub async fn reencrypt(
     main: &mut Connection,
     keys: &Keys,

@@ -143,7 +143,7 @@ impl Service {
                     tracing::warn!(
                         collection = name,
                         error = status.message(),
-                        "nobody waited for a write that failed"
+                        "a write without wait failed"
                     );
                     Ok(())
                 }
