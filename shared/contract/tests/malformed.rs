@@ -308,7 +308,7 @@ fn what_is_odd_but_right_is_taken() {
     }
 }
 
-/// A body that is close to right: the fields of a request, with values of any kind.
+/// A nearly valid body: the fields of a request with arbitrary values.
 fn nearly_right() -> impl Strategy<Value = (usize, Value)> {
     let leaf = prop_oneof![
         Just(Value::Null),

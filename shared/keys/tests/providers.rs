@@ -1,4 +1,4 @@
-//! Key-encryption keys in Vault and AWS KMS: what is asked of them, and what is made of their answers.
+//! Vault and AWS KMS as KEK providers: requests and responses.
 
 #![cfg(all(feature = "vault", feature = "aws-kms"))]
 #![allow(missing_docs, clippy::unwrap_used)]
@@ -12,7 +12,7 @@ use std::time::Duration;
 use config::{KeySettings, ProviderName};
 use contract::UserId;
 use data_encoding::BASE64;
-use fake::{Fake, IncomingQuery};
+use fake::{Fake, ReceivedRequest};
 use keys::{KeyError, Keys};
 use serde_json::{Value, json};
 use testkit::{Fixture, create_key_store};
@@ -33,8 +33,8 @@ fn open(settings: &KeySettings) -> Keys {
     Keys::open(settings, "", "test", Duration::from_secs(5)).unwrap()
 }
 
-/// The transit engine, with its own idea of encryption: base64 with what it belongs to.
-fn vault(latest: &'static AtomicU64) -> impl Fn(&IncomingQuery) -> (u16, Value) + Send + Sync + 'static {
+/// A fake transit engine, whose encryption is base64 of the plaintext and the associated data.
+fn vault(latest: &'static AtomicU64) -> impl Fn(&ReceivedRequest) -> (u16, Value) + Send + Sync + 'static {
     move |asked| {
         if asked.header("x-vault-token") != Some("s.token") {
             return (403, json!({ "errors": ["permission denied"] }));
@@ -94,7 +94,7 @@ async fn vault_wraps_a_batch_at_once_and_opens_it_for_the_same_user_only() {
 
     // One request for both, as Vault's API describes it.
     let asked = fake.asked();
-    let encrypt: Vec<&IncomingQuery> =
+    let encrypt: Vec<&ReceivedRequest> =
         asked.iter().filter(|asked| asked.path.contains("/encrypt/")).collect();
     assert_eq!(encrypt.len(), 1);
     assert_eq!(encrypt[0].method, "POST");
@@ -165,11 +165,11 @@ async fn what_vault_refuses_keeps_everybody_waiting_and_says_why() {
     );
 }
 
-/// What the alias names.
+/// The key that the alias names.
 const ARN: &str = "arn:aws:kms:eu-central-1:1:key/x";
 
-/// KMS, which opens a blob for the encryption context that it was made with.
-fn kms(disabled: &'static AtomicBool) -> impl Fn(&IncomingQuery) -> (u16, Value) + Send + Sync + 'static {
+/// A fake KMS, which decrypts a blob with the same encryption context only.
+fn kms(disabled: &'static AtomicBool) -> impl Fn(&ReceivedRequest) -> (u16, Value) + Send + Sync + 'static {
     move |asked| {
         let body = asked.json();
         if disabled.load(Ordering::SeqCst) {
@@ -209,7 +209,7 @@ fn kms_settings(url: &str, store: String) -> KeySettings {
     }
 }
 
-/// Credentials are in the environment of a process, so that the test is one of its own.
+/// Credentials are in the environment of the process, so that the test runs in a process of its own.
 #[test]
 fn kms_is_asked_as_its_api_describes() {
     let output = std::process::Command::new(std::env::current_exe().unwrap())
@@ -346,7 +346,10 @@ fn a_provider_that_lacks_an_option_is_refused_by_its_name() {
         vault_token_file: Some("t".to_owned()),
         ..vault.clone()
     };
-    assert_eq!(refused(in_clear), "keys.vault_url must begin with https://, because data keys are sent there");
+    assert_eq!(
+        refused(in_clear),
+        "keys.vault_url must begin with https://, because data keys are sent there"
+    );
     let no_token = KeySettings { vault_url: Some("https://v".to_owned()), ..vault };
     assert_eq!(refused(no_token), "keys.vault_url is set, but keys.vault_token_file is not");
     let kms = KeySettings { provider: ProviderName::AwsKms, kms_key: Some("k".to_owned()), ..ring };

@@ -58,7 +58,7 @@ pub enum IssueError {
     #[error("a token must have 1 to {MAX_SCOPES} scopes, not {0}")]
     Scopes(usize),
     /// A scope matches no request and no query.
-    #[error("the scope {0} matches no request and no query; `memfleet contract list` lists them")]
+    #[error("the scope {0} matches no request and no query{}; `memfleet contract list` lists them", suggestion(.0))]
     UnmatchedScope(Scope),
     /// The claims cannot be encoded as JSON.
     #[error("the claims of the token cannot be encoded: {0}")]
@@ -145,6 +145,15 @@ impl TokenIssuer {
         let signature = self.signing.sign(signed.as_bytes());
         Ok(format!("{signed}.{}", BASE64.encode(&signature)))
     }
+}
+
+/// The scope that was probably meant, for a message.
+fn suggestion(scope: &Scope) -> String {
+    let requests = REQUESTS.iter().map(|kind| format!("{}:{}", kind.noun, kind.verb));
+    let queries = QUERIES.iter().map(|kind| format!("{}:{}", kind.noun, kind.verb));
+    let known: Vec<String> = requests.chain(queries).collect();
+    let near = contract::nearest(&scope.to_string(), known.iter().map(String::as_str));
+    near.map_or_else(String::new, |near| format!(" (did you mean {near}?)"))
 }
 
 /// The database roles of the workers that process the requests and queries of these scopes.
