@@ -1,16 +1,16 @@
-//! What travels through memfleet: subjects, headers, requests and events.
+//! The message contract of memfleet: subjects, headers, requests, queries and events.
 //!
-//! A publisher written in Rust depends on this crate alone. It holds types and their bounds, and neither
-//! connects to a server nor touches a database. Every request is a JSON object published on
+//! A publisher written in Rust needs this crate alone. It contains types and their limits, and connects to no server and no
+//! database. Every request is a JSON object published on
 //!
 //! ```text
 //! memory.req.<service>.<noun>.<verb>.<user_id>
 //! ```
 //!
-//! with its request id, a UUID, in the header [`header::MESSAGE_ID`]. [`Request::decode`] turns the noun, the
-//! verb and the body into a typed request, or into a [`Malformed`] that names the offending field.
+//! with its request id, a UUID, in the header [`header::MESSAGE_ID`]. [`Request::decode`] decodes the noun, the verb and the
+//! body into a typed request, or returns a [`Malformed`] that names the field at fault.
 //!
-//! The same types make the JSON Schemas of the AsyncAPI document (`nats/asyncapi.yaml`).
+//! The JSON Schemas of the AsyncAPI document (`nats/asyncapi.yaml`) are generated from the same types.
 
 mod account;
 mod agent;
@@ -32,6 +32,7 @@ mod request_kind;
 mod router;
 mod session;
 mod subject;
+mod suggest;
 mod token;
 mod value;
 mod vector;
@@ -60,6 +61,7 @@ pub use session::{ChatMode, SessionClose, SessionOpen};
 pub use subject::{
     DeadLetterSubject, EventSubject, REQUEST_ROOT, RequestSubject, Service, SubjectError, UserId,
 };
+pub use suggest::nearest;
 pub use token::{QueryError, QueryErrorCode, TOKEN_ISSUE, TokenAnswer, TokenQuery};
 pub use value::{Json, JsonObject, List, Name, NonEmptyList, Secret, SessionId, Text};
 pub use vector::{Embedding, Memory, VECTOR_DIMENSIONS, Vector, VectorIndex, VectorRemove, VectorType};

@@ -1,6 +1,6 @@
-//! A vector of numbers.
+//! Normalization of vectors.
 
-/// The vector at length one; `None` if a number of it is not finite, or all are zero.
+/// The vector with length 1; `None` if a number is not finite, or if all are zero.
 pub(crate) fn normalized(mut vector: Vec<f32>) -> Option<Vec<f32>> {
     let length = vector.iter().map(|&number| f64::from(number).powi(2)).sum::<f64>().sqrt();
     if !length.is_finite() || length <= f64::MIN_POSITIVE {

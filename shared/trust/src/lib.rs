@@ -1,12 +1,13 @@
-//! Who may act for whom.
+//! Service tokens, database grants and encryption keys.
 //!
-//! A service publishes with a [`Token`], signed by an issuer, that says what it may do for which user. It carries grants.
+//! A service publishes with a [`Token`], signed by a [`TokenIssuer`], that states what the service may do for which user. The
+//! token contains grants.
 //!
-//! A [`Grant`] says that a database role may act for a user until a moment. It is sealed with a key that an issuer and
-//! PostgreSQL hold. Workers only carry grants: `sec.open_context` in the database checks each of them and opens the
-//! security context of a transaction, without which no role sees or writes a row of any user.
+//! A [`Grant`] allows a database role to act for a user until it expires. It is authenticated with a key that only the issuer
+//! and PostgreSQL have. Workers pass grants on: `sec.open_context` in the database verifies each one and opens the security
+//! context of the transaction, without which row-level security hides every user's rows.
 //!
-//! A [`CipherKey`] encrypts what must not be read without it; a [`KeyRing`] is a file of them.
+//! A [`CipherKey`] encrypts fields, data keys and payloads; a [`KeyRing`] is a file of such keys.
 
 mod cipher;
 mod grant;

@@ -1,4 +1,4 @@
-//! What a ciphertext is, and what it does not open for.
+//! The format of ciphertexts, and what they do not decrypt with.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -73,7 +73,7 @@ fn a_known_answer_of_hkdf() {
     assert_eq!(HEXLOWER.encode(&made), known);
 }
 
-/// Made by another implementation of the format (Python's `cryptography`): what is written today can be read in ten years.
+/// A ciphertext of another implementation of the format (Python's `cryptography`), so that the format stays stable.
 #[test]
 fn a_ciphertext_of_another_implementation_opens() {
     let sealed = hex(
@@ -182,8 +182,8 @@ fn a_key_shows_in_no_log() {
     assert_eq!(bytes, [0; 32], "what it was made of is wiped");
 }
 
-/// A key and a nonce are made of the record's salt, so that they repeat only if it does. No salt does, and neither does what
-/// is made of it: the commitment is a part of the same output of HKDF.
+/// The key and the nonce are derived from the record's salt, so that they repeat only if the salt does. No salt repeats, and
+/// neither does the commitment, which is part of the same HKDF output.
 #[test]
 fn no_salt_and_no_key_comes_twice() {
     let records: usize =

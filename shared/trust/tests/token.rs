@@ -1,4 +1,4 @@
-//! What a service token must be to be believed, and for what it is good.
+//! Which service tokens are accepted, and what they authorize.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -50,7 +50,7 @@ fn subject(text: &str) -> RequestSubject {
     text.parse().unwrap()
 }
 
-/// A token with these parts, signed as it should be.
+/// A correctly signed token with this header and these claims.
 fn signed(header: &Value, claims: &Value) -> String {
     let text = format!(
         "{}.{}",
@@ -255,15 +255,18 @@ fn what_can_be_no_token_is_not_issued() {
         change(&mut wanted);
         issuer().issue(&wanted, now()).unwrap_err()
     };
-    assert_eq!(issue(|wanted| wanted.life = Duration::ZERO), IssueError::Life(0));
+    assert_eq!(issue(|wanted| wanted.life = Duration::ZERO), IssueError::Lifetime(0));
     assert_eq!(
         issue(|wanted| wanted.life = MAX_TOKEN_LIFETIME + Duration::from_secs(1)),
-        IssueError::Life(86_401)
+        IssueError::Lifetime(86_401)
     );
     assert_eq!(issue(|wanted| wanted.scopes.clear()), IssueError::Scopes(0));
     let nothing: Scope = "contexts:put".parse().unwrap();
     let told = issue(|wanted| wanted.scopes = vec!["contexts:put".parse().unwrap()]);
-    assert_eq!(told, IssueError::Nothing(nothing));
+    assert!(told.to_string().contains("no query (did you mean context:put?); "), "{told}");
+    assert_eq!(told, IssueError::UnmatchedScope(nothing));
+    let far: Scope = "unicorn:ride".parse().unwrap();
+    assert!(!IssueError::UnmatchedScope(far).to_string().contains("did you mean"));
     assert!(format!("{:?}", issuer()).contains("main") && !format!("{:?}", issuer()).contains("6b6b"));
 }
 

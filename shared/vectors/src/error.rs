@@ -1,17 +1,17 @@
 use qdrant_client::QdrantError;
 use tonic::Code;
 
-/// What the vector store says instead of an answer. No reason quotes a vector or a payload.
+/// An error of the vector store. No message quotes a vector or a payload.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum VectorError {
-    /// Not now: it cannot be reached, is starting, or is overloaded.
-    #[error("the vector store is away: {0}")]
+    /// A transient failure: it is unreachable, starting or overloaded.
+    #[error("the vector store is unavailable: {0}")]
     Unavailable(String),
-    /// The collection is not there.
-    #[error("the vector store has no such collection: {0}; `memfleet vectors apply` makes it")]
+    /// The collection does not exist.
+    #[error("the vector store has no such collection: {0}; `memfleet vectors apply` creates it")]
     NoCollection(String),
-    /// It does not take what it was given, however often it is tried.
-    #[error("the vector store refuses: {0}")]
+    /// It rejects the call permanently.
+    #[error("the vector store rejected the call: {0}")]
     Refused(String),
 }
 
@@ -30,16 +30,16 @@ impl From<QdrantError> for VectorError {
         let status = match error {
             QdrantError::ResponseError { status } => status,
             QdrantError::ResourceExhaustedError { status, .. } => {
-                return Self::Unavailable(told(status.message()));
+                return Self::Unavailable(truncated(status.message()));
             }
             other @ (QdrantError::ConversionError(_)
             | QdrantError::InvalidUri(_)
             | QdrantError::NoSnapshotFound(_)
             | QdrantError::Io(_)
             | QdrantError::JsonToPayload(_)
-            | QdrantError::PayloadDeserialization(_)) => return Self::Refused(told(&other.to_string())),
+            | QdrantError::PayloadDeserialization(_)) => return Self::Refused(truncated(&other.to_string())),
         };
-        let message = told(status.message());
+        let message = truncated(status.message());
         match status.code() {
             Code::NotFound => Self::NoCollection(message),
             Code::InvalidArgument
@@ -62,7 +62,7 @@ impl From<QdrantError> for VectorError {
     }
 }
 
-/// A message of the server, bounded.
-fn told(message: &str) -> String {
+/// A message of the server, truncated.
+fn truncated(message: &str) -> String {
     message.chars().take(300).collect()
 }

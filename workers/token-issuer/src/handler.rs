@@ -33,6 +33,7 @@ impl QueryHandler {
     /// The answer to a query, as JSON.
     pub(crate) async fn handle(&self, incoming: IncomingQuery) -> Result<Bytes, QueryRefusal> {
         let IncomingQuery { service, body, .. } = incoming;
+        // Decoding comes first, so that malformed queries create no rate limiters.
         let request = decode(service, &body)?;
         if self.rate_limiters.len() > MAX_RATE_LIMITERS {
             self.rate_limiters.retain_recent();
@@ -84,9 +85,9 @@ fn refusal(refused: NotIssued) -> QueryRefusal {
         }
         NotIssued::Issue(error) => {
             let field = match error {
-                trust::IssueError::Life(_) => Some("life_s"),
-                trust::IssueError::Scopes(_) | trust::IssueError::Nothing(_) => Some("scopes"),
-                trust::IssueError::Unwritable(_) => None,
+                trust::IssueError::Lifetime(_) => Some("life_s"),
+                trust::IssueError::Scopes(_) | trust::IssueError::UnmatchedScope(_) => Some("scopes"),
+                trust::IssueError::Encoding(_) => None,
             };
             QueryRefusal::new(QueryErrorCode::Malformed, &error.to_string(), field)
         }

@@ -1,4 +1,4 @@
-//! Issues service tokens over request/reply to services that are authenticated to the broker.
+//! Issues service tokens over request/reply to services that are authenticated to NATS.
 //!
 //! A service publishes a query on `memory.ask.token.issue.<service>`. The broker's permissions let no other client publish there
 //! or receive the answer, which goes to the service's own inbox or is not sent. The registry of services determines which
@@ -24,7 +24,7 @@ use trust::{TokenIssuer, worker_role};
 
 use handler::QueryHandler;
 
-/// The name of its crate, its connection and its database role.
+/// The name of the worker, its NATS connection and its database role.
 pub const NAME: &str = "token-issuer";
 /// The maximum number of queries that it processes concurrently.
 const MAX_CONCURRENT: usize = 16;
@@ -50,7 +50,7 @@ pub enum RunError {
 /// Answers queries until `stop` is cancelled.
 ///
 /// # Errors
-/// [`RunError`] if it cannot start or the broker ends it. Being stopped is no error.
+/// [`RunError`] if it cannot start or NATS ends the subscription. Being stopped is not an error.
 pub async fn run(
     issuer: TokenIssuer,
     settings: &Settings,
@@ -95,7 +95,7 @@ pub async fn run(
     query::serve(&client, info, vec![endpoint], &stop, handle).await.map_err(RunError::ServiceEnded)
 }
 
-/// Waits for the database, its schema and the broker. None if it is stopped first.
+/// Waits for the database, its schema and NATS. None if it is stopped first.
 async fn start(
     settings: &Settings,
     readiness: &Readiness,

@@ -1,7 +1,7 @@
-//! After the commit: points that no row names any more are deleted.
+//! Deletes superseded points after the commit.
 //!
-//! What is obsolete the committed rows say, not what the transaction meant to do: it may have been undone, or another worker may
-//! have been quicker.
+//! The committed rows decide which points are superseded, not what the transaction intended: it may have been rolled back, or
+//! another worker may have written a newer row.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -16,14 +16,14 @@ use crate::prepare::{Item, Prepared, Ready, fault, written};
 use crate::store::when_written;
 use crate::{Redacted, VectorIndexer};
 
-/// A memory of a message that ends.
+/// A memory of a message that has been processed.
 struct Left<'a> {
     user: i32,
     item: &'a Item,
-    /// When the message was stored, in microseconds.
+    /// When JetStream stored the message, in microseconds since 1970.
     own: i64,
     committed: bool,
-    /// Whether the message was done before this delivery.
+    /// Whether an earlier delivery of the message was committed.
     before: bool,
 }
 
@@ -44,7 +44,7 @@ impl VectorIndexer {
         }
         for collection in &prepared.collections {
             match self.vectors.delete_superseded(&collection.collection_name, &obsolete).await {
-                // Where the collection is gone, so are the points.
+                // If the collection was deleted, its points are gone too.
                 Ok(()) | Err(VectorError::NoCollection(_)) => {}
                 Err(error) => return Err(fault(error)),
             }
@@ -52,7 +52,7 @@ impl VectorIndexer {
         Ok(())
     }
 
-    /// When the rows of memories were written.
+    /// When the current rows of the memories were written.
     async fn rows(&self, left: &[Left<'_>], prepared: &Prepared) -> Result<HashMap<(i32, Uuid), i64>, Fault> {
         let keys: Vec<(i32, Uuid)> = left.iter().map(|left| (left.user, left.item.memory)).collect();
         let grants: Vec<&str> = prepared.grants.iter().map(String::as_str).collect();
@@ -83,8 +83,8 @@ fn left_by<'a>(ended: &Ended<'_, Redacted>, prepared: &'a Prepared) -> Vec<Left<
 }
 
 impl Left<'_> {
-    /// What is obsolete of its points: what was written before the row, and its own if the row names others. Of a row that is not
-    /// there, or is not this message's, nothing newer is touched.
+    /// Its superseded points: those that were written before the row, and its own if the row names others. If the row is missing or
+    /// belongs to another message, newer points are not deleted.
     fn obsolete(&self, rows: &HashMap<(i32, Uuid), i64>) -> Vec<SupersededPoints> {
         let row = rows.get(&(self.user, self.item.memory)).copied();
         let span = |written: std::ops::Range<i64>| SupersededPoints {
