@@ -232,7 +232,10 @@ async fn wrong_input_is_named_by_line_and_field_and_hurts_no_other() {
     let publish = ["publish", "--plain", "--wait", "memory.req.test.context.put.1", "-"];
     let ended =
         memfleet_reads(&fixture, &publish, "{\"session_id\":\n").await.failed("1 became dead letters");
-    Ended::line(&ended.err, "line 1: body: EOF while parsing a value at line 1 column 14; the worker will");
+    Ended::line(
+        &ended.err,
+        "line 1: body: is not valid JSON: EOF while parsing a value at line 1 column 14; the worker will",
+    );
     Ended::line(&ended.out, "published 1, duplicates 0, refused 0");
     let letters = fixture.messages("DEAD").await;
     assert_eq!(letters.last().expect("a letter").payload, "{\"session_id\":", "byte for byte");

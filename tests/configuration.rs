@@ -141,7 +141,7 @@ async fn a_key_of_grants_is_made_and_taken() {
     has_all(&message, &["the name of 1 to 32 out of a-z 0-9 -"]);
     std::fs::write(path, "main secret").expect("a file");
     let message = failure(memfleet(&fixture, &["security", "key", "add", path])).await;
-    has_all(&message, &["a key of grants is `<name> <64 to 128 hex digits>`"]);
+    has_all(&message, &["not a grant key: expected `<name> <64 to 128 hex digits>`"]);
     assert!(!message.contains("secret"), "{message}");
 }
 

@@ -293,7 +293,7 @@ async fn a_ciphertext_in_another_place_does_not_open() {
         let told = revealed(&fixture, 1).await;
         let refused: Vec<&String> = told.iter().filter_map(|(_, told)| told.as_ref().err()).collect();
         assert!(!refused.is_empty(), "{what}: {told:?}");
-        assert!(refused.iter().all(|reason| reason.contains("does not open")), "{what}: {refused:?}");
+        assert!(refused.iter().all(|reason| reason.contains("cannot be decrypted")), "{what}: {refused:?}");
         fixture.execute(&swap).await;
     }
     // A field is moved as a whole, to a row of another user: row-level security hides it, and it would not open.
@@ -354,8 +354,9 @@ async fn a_key_that_cannot_be_opened_stops_its_own_user_only() {
     let letters = fixture.dead_letters().await;
     assert_eq!(letters.len(), 1, "{letters:?}");
     assert!(
-        letters[0]
-            .starts_with("missing_prerequisite: the data key of user 1 cannot be opened: does not open"),
+        letters[0].starts_with(
+            "missing_prerequisite: the data key of user 1 cannot be opened: cannot be decrypted"
+        ),
         "{letters:?}"
     );
     assert_eq!(
@@ -373,8 +374,8 @@ async fn a_worker_without_its_keys_does_not_start_and_says_why() {
     settings.worker.startup_timeout_s = 1;
     for (change, problem) in [
         ("ring", "keys.ring_file is not set"),
-        ("empty", "has no key-encryption key; `memfleet keys generate` makes one"),
-        ("spoilt", "line 1 is none"),
+        ("empty", "has no key-encryption key; `memfleet keys generate` creates one"),
+        ("spoilt", "line 1 is not a line of a key ring"),
         ("store", "the key store: PostgreSQL cannot be reached"),
         ("payload", "cannot be read"),
     ] {
@@ -402,8 +403,8 @@ async fn a_body_may_travel_encrypted() {
     let mut changed = context(1, "s", "changed", 1).encrypted("test.1");
     *changed.body.last_mut().expect("a byte") ^= 1;
     let cases = [
-        (moved, "malformed: body: does not open"),
-        (changed, "malformed: body: does not open"),
+        (moved, "malformed: body: cannot be decrypted"),
+        (changed, "malformed: body: cannot be decrypted"),
         (
             context(1, "s", "other", 1).encrypted("simple-chat.1"),
             "malformed: Memfleet-Encryption: names a key of another service than test",
@@ -416,7 +417,10 @@ async fn a_body_may_travel_encrypted() {
             context(1, "s", "no key", 1).with(header::ENCRYPTION, "none"),
             "malformed: Memfleet-Encryption: names no key",
         ),
-        (context(1, "s", "plain", 1).with(header::ENCRYPTION, "test.1"), "malformed: body: is no ciphertext"),
+        (
+            context(1, "s", "plain", 1).with(header::ENCRYPTION, "test.1"),
+            "malformed: body: is not a ciphertext",
+        ),
     ];
     let bad: Vec<RequestMessage> = cases.iter().map(|(request, _)| request.clone()).collect();
     fixture.process(ContextWriter, std::iter::once(good).chain(bad)).await;
@@ -448,8 +452,9 @@ async fn a_new_payload_key_needs_no_restart() {
     let line = KeyRing::expose_line("test", &key);
     std::fs::write(&ring, format!("{}{}", testkit::PAYLOAD_RING, *line)).expect("a ring");
     let mut request = context(1, "s", "k", 1);
-    request.body =
-        key.seal(&request.body, trust::Bound::Payload { subject: &request.subject }).expect("sealed");
+    request.body = key
+        .seal(&request.body, trust::AssociatedData::Payload { subject: &request.subject })
+        .expect("sealed");
     fixture
         .publish([request.with(header::ENCRYPTION, "test.2"), context(1, "s", "k2", 1).encrypted("test.1")])
         .await;

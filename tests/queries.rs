@@ -82,6 +82,7 @@ async fn sessions_and_contexts() {
             ("404", &json!("not-found"), &json!("context_key")),
             "{gone}"
         );
+        assert_eq!(error["message"], format!("no context \"{gone}\" in session \"s0\" of user 1"));
     }
     reader.end().await;
 }
@@ -190,9 +191,9 @@ async fn conversations_agents_and_events() {
         (said, cursor),
         (vec![json!("m0"), json!("m1"), json!("m2"), json!("m3"), json!("m4")], Value::Null)
     );
-    let (code, _) =
+    let (code, error) =
         reader.ask("conversation.read", 1, json!({ "conversation_id": "other" })).await.expect_err("none");
-    assert_eq!(code, "404");
+    assert_eq!((code.as_str(), &error["message"]), ("404", &json!("no conversation \"other\" of user 1")));
 
     for (body, agents) in [
         (json!({ "memory_tier": "private" }), vec!["a", "b"]),
@@ -343,5 +344,6 @@ async fn the_graph_around_a_node_also_in_circles() {
     assert_eq!((depths(&cut).len(), &cut["truncated"]), (2, &json!(true)));
     let (code, error) = reader.ask("graph.walk", 1, json!({ "node_key": "z" })).await.expect_err("none");
     assert_eq!((code.as_str(), &error["field"]), ("404", &json!("node_key")));
+    assert_eq!(error["message"], "no node \"z\" of user 1");
     reader.end().await;
 }

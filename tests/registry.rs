@@ -121,11 +121,11 @@ async fn what_cannot_be_is_named() {
         (&["token", "issue", "--service", "test", "--user", "01"], "without leading zeros"),
         (
             &["token", "issue", "--service", "test", "--user", "1", "--scope", "contexts:put"],
-            "the scope contexts:put covers no request",
+            "the scope contexts:put matches no request",
         ),
         (
             &["token", "issue", "--service", "test", "--user", "1", "--scope", "context"],
-            "a scope is noun:verb, noun:* or *:*",
+            "is not a scope; expected noun:verb, noun:* or *:*",
         ),
         (
             &["token", "issue", "--service", "narrow", "--user", "1", "--scope", "context:*"],
@@ -135,7 +135,7 @@ async fn what_cannot_be_is_named() {
             &["token", "issue", "--service", "test", "--user", "1", "--life", "86401"],
             "86401 is not in 1..=86400",
         ),
-        (&["token", "inspect", "x.y.z"], "the service token cannot be read"),
+        (&["token", "inspect", "x.y.z"], "the service token cannot be decoded"),
         (&["token", "revoke"], "required arguments were not provided"),
         (&["token", "revoke", "x"], "invalid value 'x'"),
         (&["token", "key", "generate", "Main"], "the name of 1 to 32 out of a-z 0-9 -"),

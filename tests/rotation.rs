@@ -234,7 +234,7 @@ async fn what_cannot_be_rotated_is_named_and_stays() {
     assert!(!good, "{told}");
     assert!(
         told.contains("4 could not be opened and stay as they were")
-            && told.contains("of user 1: it does not open"),
+            && told.contains("of user 1: it cannot be decrypted"),
         "{told}"
     );
     let stayed = fixture.count("encrypted_fields WHERE get_byte(ciphertext, 5) = 1").await;
@@ -243,7 +243,7 @@ async fn what_cannot_be_rotated_is_named_and_stays() {
     // A role that sees no rows would find nothing to do.
     let restricted = ("MEMFLEET_POSTGRES__URL", fixture.settings.postgres.url_of(ROLE));
     let told = refused(&fixture, &restricted, &["keys", "rotate", "--data"]).await;
-    assert!(told.contains("names a role that row-level security stops"), "{told}");
+    assert!(told.contains("names a role that does not bypass row-level security"), "{told}");
     // A ring that has lost a key says which.
     let lost = fixture.key_file("lost.ring", &testkit::KEK_RING.replace("kek.1", "kek.9"));
     let told = refused(&fixture, &("MEMFLEET_KEYS__RING_FILE", lost), &["keys", "rotate"]).await;
@@ -319,7 +319,7 @@ async fn the_key_store_is_migrated_and_never_the_main_database() {
     settings.worker.startup_timeout_s = 1;
     assert_eq!(keys::SCHEMA.down(store().await, 1).await.expect("down").len(), 1);
     let waits = fixture.run_with(ContextWriter, settings).failure().await.expect_err("no key store");
-    assert!(waits.to_string().contains("`memfleet keys migrate` brings it up to date"), "{waits}");
+    assert!(waits.to_string().contains("`memfleet keys migrate` applies it"), "{waits}");
     // Under another spelling, the configuration cannot see that it is the main database; the migration does.
     let main = fixture.settings.postgres.url.clone();
     fixture.settings.keys.url = format!("{main}?hostaddr=127.0.0.1");

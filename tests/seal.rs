@@ -124,13 +124,13 @@ async fn a_row_dated_back_is_named() {
     // Among the rows of a transaction that is sealed, after its last one, and under another id.
     tamper(&fixture, &copy("jsonb_build_object('id', uuid7_at(now()))")).await;
     let found = report(&fixture).await.findings;
-    assert!(found.len() == 1 && found[0].to_string().contains("dated back"), "{found:?}");
+    assert!(found.len() == 1 && found[0].to_string().contains("with an earlier position"), "{found:?}");
     tamper(&fixture, "DELETE FROM audit.audit_log WHERE id = (SELECT max(id::text)::uuid FROM audit.audit_log WHERE id::text LIKE '%-0000-0000-000000000000')").await;
     assert_eq!(report(&fixture).await.findings, []);
     tamper(&fixture, &copy("jsonb_build_object('transaction_id', 3)")).await;
     let found = report(&fixture).await.findings;
     assert!(
-        found.len() == 1 && found[0].seal == 1 && found[0].to_string().contains("dated back"),
+        found.len() == 1 && found[0].seal == 1 && found[0].to_string().contains("with an earlier position"),
         "{found:?}"
     );
     tamper(&fixture, "DELETE FROM audit.audit_log WHERE transaction_id = 3").await;
@@ -140,7 +140,9 @@ async fn a_row_dated_back_is_named() {
     seal_everything(&fixture).await;
     let found = report(&fixture).await.findings;
     assert!(
-        found.len() == 1 && found[0].seal == 4 && found[0].to_string().contains("tells a time"),
+        found.len() == 1
+            && found[0].seal == 4
+            && found[0].to_string().contains("its timestamp is more than a day away"),
         "{found:?}"
     );
 }
@@ -175,7 +177,7 @@ async fn a_trail_cut_off_is_found_out_by_what_the_broker_knows() {
     )
     .await;
     let found = report(&fixture).await.findings;
-    assert!(found.len() == 1 && found[0].to_string().contains("the broker was told of 3"), "{found:?}");
+    assert!(found.len() == 1 && found[0].to_string().contains("NATS has anchors up to seal 3"), "{found:?}");
     let keys = [key(&fixture).public()];
     let alone = verify(&mut fixture.connection().await, None, &keys).await.expect("a report");
     assert_eq!(alone.findings, [], "the database alone cannot know it");
@@ -183,7 +185,7 @@ async fn a_trail_cut_off_is_found_out_by_what_the_broker_knows() {
     fixture.process(ContextWriter, [context(1, "s", "d", 1)]).await;
     seal_everything(&fixture).await;
     let found = report(&fixture).await.findings;
-    assert!(found.len() == 1 && found[0].to_string().contains("told of another seal"), "{found:?}");
+    assert!(found.len() == 1 && found[0].to_string().contains("an anchor of another seal"), "{found:?}");
     let stream = fixture.jetstream.get_stream("SEAL").await.expect("the stream");
     stream.purge().await.expect_err("nothing is ever removed from it");
     stream.delete_message(3).await.expect_err("nothing is ever removed from it");
@@ -195,7 +197,7 @@ async fn seals_cannot_be_changed_removed_or_made_by_others() {
     for (change, says) in [
         (
             "UPDATE audit.seals SET root = sha256(root) WHERE number = 2",
-            "its signature is not one of the key test",
+            "its signature is not a valid signature of the key test",
         ),
         (
             "UPDATE audit.seals SET sealed_at = sealed_at - interval '1 day' WHERE number = 2",
@@ -210,7 +212,10 @@ async fn seals_cannot_be_changed_removed_or_made_by_others() {
             "UPDATE audit.seals SET leaves = overlay(leaves PLACING '\\x09' FROM 1) WHERE number = 2",
             "its signature is not",
         ),
-        ("UPDATE audit.seals SET key_name = 'mine' WHERE number = 2", "the key mine, which is not given"),
+        (
+            "UPDATE audit.seals SET key_name = 'mine' WHERE number = 2",
+            "the key mine, which is not among the given public keys",
+        ),
         ("DELETE FROM audit.seals WHERE number = 2", "seal 2 is missing"),
         ("DELETE FROM audit.seals WHERE number < 3", "seals 1 to 2 are missing"),
         ("DELETE FROM audit.seals", "the last seals are missing"),
@@ -313,7 +318,7 @@ async fn what_the_broker_was_not_told_is_told_later() {
     eventually("the broker is asked", async || {
         let error =
             seal_all(&mut fixture.connection().await, &anchors(&fixture), &key(&fixture)).await.err()?;
-        assert!(error.to_string().contains("`memfleet nats apply` makes it"), "{error}");
+        assert!(error.to_string().contains("`memfleet nats apply` creates it"), "{error}");
         (fixture.count("audit.seals").await == 1).then_some(())
     })
     .await;

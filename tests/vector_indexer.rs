@@ -227,7 +227,7 @@ async fn while_the_vector_store_is_away_the_stream_waits_and_the_fleet_goes_on()
     let told = eventually("it says what is away", async || is(503).await).await;
     let missing = &told["workers"][0]["missing"][0];
     assert_eq!((&told["ready"], &missing["dependency"]), (&json!(false), &json!("qdrant")), "{told}");
-    assert!(missing["problem"].as_str().unwrap().starts_with("the vector store is away"), "{told}");
+    assert!(missing["problem"].as_str().unwrap().starts_with("the vector store is unavailable"), "{told}");
     assert_eq!(http::get(address, "/healthz").await, (200, json!({ "alive": true })));
     let ids: Vec<Uuid> = (0..20).map(|_| Uuid::now_v7()).collect();
     memories.fixture.publish(ids.iter().map(|&id| index(1, vec![memory(id, "text", 1)]))).await;

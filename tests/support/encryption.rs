@@ -31,7 +31,7 @@ pub async fn revealed(
             store::security::open_context(reader, &[&grant]).await?;
             let mut all = Vec::new();
             for table in tables {
-                all.extend(keys::load(reader, table, &rows).await?);
+                all.extend(keys::load_fields(reader, table, &rows).await?);
             }
             Ok(all)
         })

@@ -9,7 +9,7 @@ use testkit::{Fixture, RequestMessage, request};
 use uuid::Uuid;
 use vector_indexer::VectorIndexer;
 use vector_indexer::collection;
-use vectors::{ALIAS, Vectors};
+use vectors::{ALIAS, VectorStore};
 
 /// The model of vectors that tests bring, of eight numbers.
 pub const MODEL: &str = "test-8";
@@ -58,8 +58,8 @@ impl Memories {
         }
     }
 
-    pub fn vectors(&self) -> Vectors {
-        Vectors::open(&self.fixture.settings.vectors).unwrap().unwrap()
+    pub fn vectors(&self) -> VectorStore {
+        VectorStore::open(&self.fixture.settings.vectors).unwrap().unwrap()
     }
 
     pub async fn indexer(&self) -> VectorIndexer {

@@ -1,5 +1,5 @@
-//! What the broker knows of seals: their hashes, in a stream from which nothing can be deleted. Whoever rules the database
-//! can remove seals from its end, and so the rows that they cover; here it shows.
+//! Anchors: the hashes of seals in a NATS stream that denies deletion. A database administrator could delete the last seals
+//! together with the rows that they cover; the anchors reveal it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,14 +14,14 @@ use crate::AuditError;
 use crate::seal::Digest;
 use trust::text::from_hex;
 
-/// The stream; `nats/streams/SEAL.json` describes it.
+/// The stream, configured in `nats/streams/SEAL.json`.
 pub const STREAM: &str = "SEAL";
-/// The subjects of it: `memory.seal.<number>`.
+/// Its subjects: `memory.seal.<number>`.
 const SUBJECTS: &str = "memory.seal.>";
-/// How long the broker may take for the next of its messages.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The timeout for the next message of the stream.
+const NEXT_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The body of a message.
+/// The body of an anchor message.
 #[derive(Debug, Serialize, Deserialize)]
 struct Anchor {
     number: i64,
@@ -39,7 +39,7 @@ fn failed(problem: impl ToString) -> AuditError {
 }
 
 impl Anchors {
-    /// The anchors of this broker.
+    /// The anchors on this NATS server.
     pub fn new(jetstream: jetstream::Context) -> Self {
         Self { jetstream }
     }
@@ -48,10 +48,10 @@ impl Anchors {
         self.jetstream
             .get_stream(STREAM)
             .await
-            .map_err(|error| failed(format!("{error}; `memfleet nats apply` makes it")))
+            .map_err(|error| failed(format!("{error}; `memfleet nats apply` creates it")))
     }
 
-    /// The number of the last seal that it knows; 0 if it knows none.
+    /// The number of the last anchored seal; 0 if there is none.
     pub(crate) async fn last(&self) -> Result<i64, AuditError> {
         match self.stream().await?.get_last_raw_message_by_subject(SUBJECTS).await {
             Ok(message) => Ok(serde_json::from_slice::<Anchor>(&message.payload).map_err(failed)?.number),
@@ -60,8 +60,8 @@ impl Anchors {
         }
     }
 
-    /// Tells it of a seal. A number that it knows already stays what it is.
-    pub(crate) async fn tell(&self, number: i64, hash: &Digest) -> Result<(), AuditError> {
+    /// Anchors a seal. An existing anchor of the same number is kept.
+    pub(crate) async fn publish(&self, number: i64, hash: &Digest) -> Result<(), AuditError> {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Expected-Last-Subject-Sequence", "0");
         let body = serde_json::to_vec(&Anchor { number, hash: to_hex(hash) }).map_err(failed)?;
@@ -77,7 +77,7 @@ impl Anchors {
         }
     }
 
-    /// All that it knows, by number. A message that is none of ours counts as a seal with a hash of zeros, which none has.
+    /// All anchored hashes by seal number. A message that is not an anchor yields a hash of zeros, which no seal has.
     pub(crate) async fn read(&self) -> Result<BTreeMap<i64, Digest>, AuditError> {
         let mut known = BTreeMap::new();
         let stream = self.stream().await?;
@@ -91,11 +91,16 @@ impl Anchors {
         let consumer = stream.create_consumer(config).await.map_err(failed)?;
         let mut messages = consumer.messages().await.map_err(failed)?;
         loop {
-            let next = tokio::time::timeout(PATIENCE, messages.next()).await;
+            let next = tokio::time::timeout(NEXT_MESSAGE_TIMEOUT, messages.next()).await;
             let message = match next {
                 Ok(Some(message)) => message.map_err(failed)?,
-                Ok(None) => return Err(failed("it ended before its last message")),
-                Err(_) => return Err(failed(format!("no message came within {} s", PATIENCE.as_secs()))),
+                Ok(None) => return Err(failed("the consumer ended before the last message")),
+                Err(_) => {
+                    return Err(failed(format!(
+                        "no message arrived within {} s",
+                        NEXT_MESSAGE_TIMEOUT.as_secs()
+                    )));
+                }
             };
             let sequence = message.info().map_err(failed)?.stream_sequence;
             let number = message.subject.rsplit('.').next().and_then(|number| number.parse().ok());

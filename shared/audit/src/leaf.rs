@@ -1,4 +1,4 @@
-//! The rows that are sealed, and what of a row a seal holds.
+//! The rows that are sealed, and the leaf of the Merkle tree that each becomes.
 
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Binary, Nullable, SmallInt, Text, Uuid as SqlUuid};
@@ -18,14 +18,14 @@ pub enum Source {
     Violations,
     /// `audit.data_access_log`
     DataAccess,
-    /// `blackboard_events`: an event says itself who did what.
+    /// `blackboard_events`: an event is an audit record itself.
     Events,
 }
 
 impl Source {
     const ALL: [Self; 4] = [Self::AuditLog, Self::Violations, Self::DataAccess, Self::Events];
 
-    /// Its table.
+    /// The name of the table.
     pub fn table(self) -> &'static str {
         match self {
             Self::AuditLog => "audit.audit_log",
@@ -49,22 +49,22 @@ impl Source {
     }
 }
 
-/// What a seal holds of a row.
+/// A leaf of the Merkle tree of a seal: a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leaf {
     /// Its table.
     pub source: Source,
-    /// Its id there.
+    /// The id of the row.
     pub id: Uuid,
-    /// SHA-256 of its content; of an event, keyed with the key of its subject, since it holds what a user wrote.
+    /// SHA-256 of its columns. The digest of an event is keyed with the digest key of its user, because it contains user data.
     pub digest: Digest,
 }
 
-/// How many bytes [`Leaf::to_bytes`] gives.
+/// The length of an encoded leaf, in bytes.
 pub(crate) const LEAF_BYTES: usize = 49;
 
 impl Leaf {
-    /// The table (1 byte), the id (16) and the digest (32).
+    /// Encodes it: the table (1 byte), the id (16) and the digest (32).
     pub fn to_bytes(&self) -> [u8; LEAF_BYTES] {
         let mut bytes = [0; LEAF_BYTES];
         bytes[0] = self.source.code();
@@ -73,7 +73,7 @@ impl Leaf {
         bytes
     }
 
-    /// Reads leaves one after another. None if it is no list of leaves.
+    /// Decodes a list of leaves. None if it is malformed.
     pub(crate) fn read_all(bytes: &[u8]) -> Option<Vec<Self>> {
         let chunks = bytes.chunks_exact(LEAF_BYTES);
         if !chunks.remainder().is_empty() {
@@ -91,21 +91,21 @@ impl Leaf {
     }
 }
 
-/// A place in the order in which rows are sealed: the transaction that wrote a row, and its id.
+/// A position in the order in which rows are sealed: the transaction that wrote the row, and the id of the row.
 pub(crate) type Place = (i64, Uuid);
 
-/// A row and its place.
+/// A row and its position.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Placed {
     pub(crate) place: Place,
-    /// When it happened, as the row says, in microseconds since 1970.
+    /// The timestamp in the row, in microseconds since 1970.
     pub(crate) at: i64,
     pub(crate) leaf: Leaf,
 }
 
-/// Every column of the rows, one text each: JSON arrays, whose numbers, times in microseconds since 1970 and hex digits
-/// depend on no setting of the session. A column that is added to a table later must not be added here, or old rows would
-/// have another digest: it would need a second version of this statement.
+/// Reads rows as JSON arrays of all their columns. Numbers, times in microseconds since 1970 and hex digits do not depend on
+/// settings of the session. A column that is added to a table later must not be added here, because it would change the digest
+/// of old rows; it would need a second version of this statement.
 const READ: &str = "
     SELECT r.transaction_id, r.source, r.id, (extract(epoch FROM r.at) * 1000000)::bigint AS at, r.content, r.key FROM (
         SELECT transaction_id, 1::smallint AS source, id, occurred_at AS at, json_build_array(transaction_id, id,
@@ -149,7 +149,7 @@ struct Row {
     key: Option<Vec<u8>>,
 }
 
-/// The rows after one place and up to another, at most `limit` of them, in order.
+/// The rows after one position and up to another, in order, at most `limit` of them.
 pub(crate) async fn read(
     connection: &mut AsyncPgConnection,
     after: Place,

@@ -1,12 +1,12 @@
-//! The audit trail, proven.
+//! Seals of the audit trail, and their verification.
 //!
-//! Triggers in the database write the trail, and whoever rules the database could change it afterwards. So its rows are
-//! sealed: taken in the order of their transactions as the leaves of Merkle trees ([`tree`]), whose roots are chained, signed
-//! with a key that the database does not hold ([`trust::PrivateKey`]), and told to the broker, which deletes nothing ([`anchor`]).
-//! [`verify()`] recomputes all of it and names the first row that is not what was sealed.
+//! Triggers in the database write the trail, and a database administrator could change it afterwards. Its rows are therefore
+//! sealed: in the order of their transactions they become the leaves of Merkle trees ([`tree`]). The roots are chained, signed
+//! with a key that the database does not have ([`trust::PrivateKey`]), and published to a NATS stream that denies deletion
+//! ([`anchor`]). [`verify()`] recomputes all of it and reports the first row of each seal that differs.
 //!
-//! Writers wait for none of it: a row is sealed some seconds after its transaction, and until then it is only as safe as the
-//! database.
+//! Writers do not wait for the sealer: a row is sealed some seconds after its transaction, and until then nothing proves a
+//! change of it.
 
 pub mod anchor;
 mod leaf;
@@ -18,31 +18,32 @@ mod verify;
 
 pub use leaf::{Leaf, Source};
 pub use seal::{Digest, Seal, Statement};
-pub use sealer::{MOST_LEAVES, seal_all};
-pub use trail::{Deed, trail};
+pub use sealer::{MAX_LEAVES, seal_all};
+pub use trail::{TrailEntry, trail};
 pub use verify::{Finding, Report, verify};
 
-/// Sealing or proving cannot go on. It says nothing about whether the trail is whole: see [`Finding`].
+/// Sealing or verification failed. That says nothing about the trail itself: see [`Finding`].
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
-    /// The database.
+    /// The database returned an error.
     #[error("the database: {0}")]
     Database(#[from] store::Fault),
-    /// The broker's stream of anchors.
+    /// The NATS stream of anchors returned an error.
     #[error("the stream {stream}: {problem}", stream = anchor::STREAM)]
     Anchor {
-        /// What the server or the network says.
+        /// The error of the server or the network.
         problem: String,
     },
-    /// The last seal lies in the future of this database's transactions.
+    /// The last seal covers a transaction id that this database has not reached.
     #[error(
-        "the last seal covers transaction {sealed}, and the database is only at {present}: it was restored from a dump into \
-         another cluster; set the next transaction beyond it with `pg_resetwal --epoch`, or what is written now is never sealed"
+        "the last seal covers transaction {sealed}, but the database is only at transaction {present}: it was restored from a \
+         dump into another cluster; advance the next transaction id beyond it with `pg_resetwal --epoch`, or new rows are never \
+         sealed"
     )]
     Behind {
-        /// The last transaction that is sealed.
+        /// The last sealed transaction.
         sealed: i64,
-        /// The oldest transaction that is not finished.
+        /// The oldest transaction in progress.
         present: i64,
     },
 }

@@ -1,4 +1,4 @@
-//! A seal: what is signed, byte by byte.
+//! Seals, and the exact bytes that are signed.
 
 use chrono::{DateTime, Utc};
 use sha2::{Digest as _, Sha256};
@@ -7,34 +7,34 @@ use uuid::Uuid;
 use crate::leaf::Leaf;
 use crate::tree;
 
-/// A SHA-256.
+/// A SHA-256 digest.
 pub type Digest = [u8; 32];
 
-/// What a seal states about the rows that it covers.
+/// The signed part of a seal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Statement {
-    /// Counts from 1 without a gap.
+    /// The number of the seal, from 1 without gaps.
     pub number: i64,
-    /// The hash of the seal before; zeros for the first.
+    /// The hash of the previous seal; zeros for the first.
     pub previous: Digest,
-    /// Up to which place in the order of transactions and ids it covers everything: its last row, if it is full; else the
-    /// oldest transaction that was not finished.
+    /// The seal covers all rows up to this transaction and `through_id`: the position of its last row if it is full, or else the
+    /// oldest transaction that was in progress.
     pub through_transaction: i64,
-    /// The row of that transaction; nil if none is covered.
+    /// The last covered row of that transaction; nil if none is covered.
     pub through_id: Uuid,
-    /// How many rows.
+    /// The number of rows.
     pub count: u32,
-    /// The root of their tree.
+    /// The root of their Merkle tree.
     pub root: Digest,
-    /// When, in whole microseconds.
+    /// When it was sealed, in whole microseconds.
     pub sealed_at: DateTime<Utc>,
 }
 
-/// What comes first in what is hashed, so that the hash is of nothing else that a key may sign.
+/// The prefix of the hashed bytes, for domain separation from other messages that the key may sign.
 const CONTEXT: &[u8] = b"memfleet audit seal v1\n";
 
 impl Statement {
-    /// The statement about these leaves, after the seal `previous` with the number before.
+    /// The statement about these leaves. `previous` is the hash of the previous seal.
     pub fn new(
         number: i64,
         previous: Digest,
@@ -53,8 +53,8 @@ impl Statement {
         }
     }
 
-    /// What is signed, and what the next seal names: SHA-256 over all fields in their order, numbers as eight bytes, the
-    /// highest first, the time in microseconds since 1970.
+    /// The hash that is signed and that the next seal contains: SHA-256 of all fields in order, with numbers as eight bytes
+    /// big-endian and the time in microseconds since 1970.
     pub fn hash(&self) -> Digest {
         Sha256::new()
             .chain_update(CONTEXT)
@@ -70,15 +70,15 @@ impl Statement {
     }
 }
 
-/// A statement, the leaves that it is about, and its signature.
+/// A statement with its leaves and its signature.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seal {
-    /// What is signed.
+    /// The signed statement.
     pub statement: Statement,
-    /// The rows in their order.
+    /// The leaves in order.
     pub leaves: Vec<Leaf>,
-    /// Whose signature.
+    /// The name of the key that signed it.
     pub key_name: String,
-    /// Over the statement's hash.
+    /// The signature of the statement's hash.
     pub signature: [u8; 64],
 }

@@ -1,4 +1,4 @@
-//! Seals what is finished.
+//! The sealer: seals the rows of finished transactions.
 
 use chrono::{DateTime, SubsecRound, Utc};
 use diesel::QueryableByName;
@@ -13,23 +13,23 @@ use crate::leaf::{self, Leaf, Place};
 use crate::seal::{Digest, Seal, Statement};
 use trust::PrivateKey;
 
-/// The most rows under one seal.
-pub const MOST_LEAVES: usize = 10_000;
+/// The most rows of a seal.
+pub const MAX_LEAVES: usize = 10_000;
 
-/// The advisory lock that only one sealer holds: "memseals" in ASCII.
+/// The advisory lock that makes sure that only one sealer is active: "memseals" in ASCII.
 const LOCK: i64 = 0x6d65_6d73_6561_6c73;
 
-/// Before the first row.
+/// The position before the first row.
 pub(crate) const BEGINNING: Place = (0, Uuid::nil());
 
-/// Seals every row whose transaction is finished, and tells the broker of every seal that it does not know yet. Gives the
-/// numbers of seals and rows.
+/// Seals every row whose transaction is finished, and anchors every seal that is not anchored yet. Returns the numbers of seals
+/// and rows.
 ///
-/// It may be called by any number of processes; one of them does the work. A transaction that stays open keeps the rows of all
-/// later ones from being sealed, since rows with an earlier place could still come.
+/// Any number of processes may call it; one of them does the work. An open transaction delays the sealing of all later
+/// transactions, because rows with an earlier position may still appear.
 ///
 /// # Errors
-/// [`AuditError`] of the database or the broker. What was sealed before stays, and is told the next time.
+/// [`AuditError`] of the database or of NATS. Seals that were written are kept, and are anchored by the next call.
 pub async fn seal_all(
     connection: &mut AsyncPgConnection,
     anchors: &Anchors,
@@ -47,13 +47,13 @@ pub async fn seal_all(
             Step::Behind { sealed, present } => return Err(AuditError::Behind { sealed, present }),
         }
     }
-    tell(connection, anchors).await?;
+    anchor(connection, anchors).await?;
     Ok((seals, rows))
 }
 
 enum Step {
     Sealed(usize),
-    /// Everything finished is sealed, or another process is at it.
+    /// All finished transactions are sealed, or another process is sealing.
     Nothing,
     Behind {
         sealed: i64,
@@ -61,8 +61,8 @@ enum Step {
     },
 }
 
-/// The oldest transaction that is not finished: no row of an earlier one can still appear. IncomingQuery for in a statement of its
-/// own, so that the one that reads the rows sees all of them.
+/// The oldest transaction in progress: no row of an earlier one can still appear. A statement of its own, so that the snapshot
+/// of the one that reads the rows includes all of them.
 const HORIZON: &str = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS number";
 
 #[derive(QueryableByName)]
@@ -82,16 +82,16 @@ async fn seal_next(connection: &mut AsyncPgConnection, key: &PrivateKey) -> Resu
     if after.0 > present {
         return Ok(Step::Behind { sealed: after.0, present });
     }
-    let rows = leaf::read(connection, after, (present, Uuid::nil()), MOST_LEAVES).await?;
+    let rows = leaf::read(connection, after, (present, Uuid::nil()), MAX_LEAVES).await?;
     let through = match rows.last() {
         None => return Ok(Step::Nothing),
-        Some(last) if rows.len() == MOST_LEAVES => last.place,
-        // Nothing more can come of earlier transactions, and what appears there later was not written then.
+        Some(last) if rows.len() == MAX_LEAVES => last.place,
+        // Earlier transactions can write no more rows: a row that appears there later was backdated.
         Some(_) => (present, Uuid::nil()),
     };
     let leaves: Vec<Leaf> = rows.iter().map(|row| row.leaf).collect();
     let (number, previous) = last.map_or((1, [0; 32]), |last| (last.number + 1, last.hash()));
-    // PostgreSQL keeps microseconds, and what is signed must be what it gives back.
+    // PostgreSQL stores microseconds, and the signed time must equal the stored one.
     let statement = Statement::new(number, previous, through, &leaves, Utc::now().trunc_subsecs(6));
     let signature = key.sign(&statement.hash());
     insert(connection, &Seal { statement, leaves, key_name: key.name().to_owned(), signature }).await?;
@@ -133,26 +133,26 @@ async fn insert(connection: &mut AsyncPgConnection, seal: &Seal) -> Result<(), F
     Ok(())
 }
 
-/// How many seals are told at a time.
-const TOLD_AT_ONCE: i64 = 1_000;
+/// How many seals are read at a time to be anchored.
+const ANCHOR_PAGE: i64 = 1_000;
 
-/// Tells the broker what it does not know yet, in order.
-async fn tell(connection: &mut AsyncPgConnection, anchors: &Anchors) -> Result<(), AuditError> {
+/// Anchors the seals that are not anchored yet, in order.
+async fn anchor(connection: &mut AsyncPgConnection, anchors: &Anchors) -> Result<(), AuditError> {
     let mut known = anchors.last().await?;
     loop {
-        let mut next = read_statements(connection, known + TOLD_AT_ONCE, TOLD_AT_ONCE).await?;
+        let mut next = read_statements(connection, known + ANCHOR_PAGE, ANCHOR_PAGE).await?;
         next.retain(|statement| statement.number > known);
         if next.is_empty() {
             return Ok(());
         }
         for statement in next {
-            anchors.tell(statement.number, &statement.hash()).await?;
+            anchors.publish(statement.number, &statement.hash()).await?;
             known = statement.number;
         }
     }
 }
 
-/// A seal's row without its leaves and its signature.
+/// The row of a seal without its leaves and its signature.
 #[derive(QueryableByName)]
 pub(crate) struct Header {
     #[diesel(sql_type = BigInt)]
@@ -185,7 +185,7 @@ impl From<Header> for Statement {
     }
 }
 
-/// A column of 32 bytes; what has another length is not what was signed, and neither are zeros.
+/// A digest from a column of 32 bytes. Another length yields zeros, which do not match any signed statement.
 fn digest(bytes: Vec<u8>) -> Digest {
     bytes.try_into().unwrap_or([0; 32])
 }

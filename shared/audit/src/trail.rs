@@ -1,4 +1,4 @@
-//! What the trail tells of one user.
+//! The audit trail of one user.
 
 use chrono::{DateTime, Utc};
 use diesel::QueryableByName;
@@ -8,40 +8,40 @@ use serde::Serialize;
 use store::Fault;
 use uuid::Uuid;
 
-/// One row of the trail.
+/// An entry of the audit trail.
 #[derive(Clone, Debug, QueryableByName, Serialize)]
-pub struct Deed {
-    /// When its transaction began.
+pub struct TrailEntry {
+    /// When the transaction began.
     #[diesel(sql_type = Timestamptz)]
     pub occurred_at: DateTime<Utc>,
     /// `insert`, `update`, `delete`, `event`, `access` or `refused`.
     #[diesel(sql_type = Text)]
     pub operation: String,
-    /// The table; of an access what was read; of an event its type.
+    /// The table; for an access, the object that was read; for an event, its type.
     #[diesel(sql_type = Nullable<Text>)]
     pub object: Option<String>,
     /// The row.
     #[diesel(sql_type = Nullable<SqlUuid>)]
     pub row_id: Option<Uuid>,
-    /// The columns that an update changed; of an access its sort; of a refusal the reason.
+    /// For an update, the changed columns; for an access, its type and row count; for a refusal, its type and reason.
     #[diesel(sql_type = Array<Text>)]
     pub details: Vec<String>,
-    /// In whose name; several if the user acted through several in the same transaction.
+    /// The service; several if the transaction acted for the user through several services.
     #[diesel(sql_type = Nullable<Text>)]
     pub service: Option<String>,
     /// The database role.
     #[diesel(sql_type = Nullable<Text>)]
     pub role_name: Option<String>,
-    /// The request.
+    /// The id of the request.
     #[diesel(sql_type = Nullable<SqlUuid>)]
     pub request_id: Option<Uuid>,
-    /// The trail's own id.
+    /// The id of the entry.
     #[diesel(sql_type = SqlUuid)]
     pub id: Uuid,
 }
 
-/// The last `limit` deeds concerning a user, the newest first. None if the trail knows no such user: there never was one, or
-/// all was erased, and with it who the rows are about.
+/// The last `limit` entries about a user, newest first. None if the trail does not know the user: the user never existed, or
+/// was erased together with the link between the user and the entries.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -49,9 +49,9 @@ pub async fn trail(
     connection: &mut AsyncPgConnection,
     user_id: i32,
     limit: u32,
-) -> Result<Option<Vec<Deed>>, Fault> {
+) -> Result<Option<Vec<TrailEntry>>, Fault> {
     const SUBJECT: &str = "SELECT token FROM audit.subjects WHERE user_id = $1";
-    // Each part is cut to the limit by its index before all are put together.
+    // Each part is limited by its index before the parts are merged.
     const TRAIL: &str = "
         (SELECT occurred_at, lower(operation::text) AS operation, table_name::text AS object, row_id,
             changed_columns AS details, service, role_name, request_id, id
@@ -76,11 +76,11 @@ pub async fn trail(
     let subject: Vec<Subject> =
         diesel::sql_query(SUBJECT).bind::<Integer, _>(user_id).load(connection).await?;
     let Some(Subject { token }) = subject.into_iter().next() else { return Ok(None) };
-    let deeds = diesel::sql_query(TRAIL)
+    let entries = diesel::sql_query(TRAIL)
         .bind::<SqlUuid, _>(token)
         .bind::<BigInt, _>(i64::from(limit))
         .bind::<Integer, _>(user_id)
         .load(connection)
         .await?;
-    Ok(Some(deeds))
+    Ok(Some(entries))
 }

@@ -1,10 +1,10 @@
-//! Merkle trees as RFC 6962 section 2.1 makes them.
+//! Merkle trees as in RFC 6962, section 2.1.
 
 use sha2::{Digest as _, Sha256};
 
 use crate::seal::Digest;
 
-/// The hash of a leaf: of a zero byte and its content, so that no leaf can be taken for a node.
+/// The hash of a leaf: SHA-256 of a zero byte and the content. The zero byte distinguishes leaves from nodes.
 pub fn leaf_hash(content: &[u8]) -> Digest {
     Sha256::new().chain_update([0]).chain_update(content).finalize().into()
 }
@@ -13,9 +13,9 @@ fn node_hash(left: &Digest, right: &Digest) -> Digest {
     Sha256::new().chain_update([1]).chain_update(left).chain_update(right).finalize().into()
 }
 
-/// The root over leaf hashes; of none, the hash of nothing.
+/// The root of leaf hashes; of an empty list, the hash of the empty string.
 pub fn root(leaves: impl IntoIterator<Item = Digest>) -> Digest {
-    // The roots of complete subtrees, the widest first: those of the binary digits of the number of leaves so far.
+    // The roots of complete subtrees, largest first: one for each one bit of the number of leaves so far.
     let mut subtrees: Vec<Digest> = Vec::new();
     for (count, leaf) in leaves.into_iter().enumerate() {
         let mut node = leaf;

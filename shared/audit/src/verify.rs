@@ -1,4 +1,4 @@
-//! Recomputes every digest, root, chain link and signature, and says what is not as it was sealed.
+//! Verification: recomputes every digest, root, chain link and signature, and reports what differs from the seals.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -15,23 +15,23 @@ use crate::AuditError;
 use crate::anchor::Anchors;
 use crate::leaf::{self, Leaf, Place, Placed, Source};
 use crate::seal::{Digest, Seal, Statement};
-use crate::sealer::{BEGINNING, Header, MOST_LEAVES};
+use crate::sealer::{BEGINNING, Header, MAX_LEAVES};
 use crate::tree;
 use trust::PublicKey;
 
-/// The most findings that are reported. A trail with more has one fate.
-const MOST_FINDINGS: usize = 100;
+/// The most findings that are reported.
+const MAX_FINDINGS: usize = 100;
 
-/// Something that is not as it was sealed.
+/// A difference between the trail and its seals.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// The seal.
+    /// The number of the seal.
     pub seal: i64,
-    /// The place of the row under it, from 0 on, if it is about a row that was sealed.
+    /// The index of the row in the seal, from 0; none for a row that was not sealed.
     pub leaf: Option<u32>,
-    /// The row's table.
+    /// The table of the row.
     pub table: Option<&'static str>,
-    /// The row's id.
+    /// The id of the row.
     pub row: Option<Uuid>,
     /// What is wrong.
     pub problem: String,
@@ -42,10 +42,10 @@ impl Finding {
         Self { seal, leaf: None, table: None, row: None, problem: problem.into() }
     }
 
-    fn row(seal: i64, place: Option<usize>, leaf: &Leaf, problem: &str) -> Self {
+    fn row(seal: i64, index: Option<usize>, leaf: &Leaf, problem: &str) -> Self {
         Self {
             seal,
-            leaf: place.and_then(|place| u32::try_from(place).ok()),
+            leaf: index.and_then(|index| u32::try_from(index).ok()),
             table: Some(leaf.source.table()),
             row: Some(leaf.id),
             problem: problem.to_owned(),
@@ -66,35 +66,34 @@ impl fmt::Display for Finding {
     }
 }
 
-/// What was found.
+/// The result of a verification.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// Seals that were read.
+    /// The number of seals.
     pub seals: u64,
-    /// Rows under them.
+    /// The number of rows that they cover.
     pub rows: u64,
-    /// Events that are gone or changed by a deed which the trail itself tells of, as an erasure is.
+    /// Events that were deleted or changed by an operation that the trail itself records, such as an erasure.
     pub accounted: u64,
-    /// Seals that the broker knows; none if it was not asked.
+    /// The number of anchored seals; none if the anchors were not checked.
     pub anchored: Option<u64>,
-    /// Rows that no seal covers yet.
+    /// Rows that are not sealed yet.
     pub unsealed: u64,
-    /// The first of each seal, in order; at most 100.
+    /// The first finding of each seal, in order; at most 100.
     pub findings: Vec<Finding>,
 }
 
-/// Reads the whole trail and proves it: with the keys that may have signed, and, unless the broker is left out, with what it
-/// was told. Reads one seal and its rows at a time, and changes nothing.
+/// Verifies the whole trail with the public keys that may have signed it and, if given, with the anchors. It reads one seal with
+/// its rows at a time and changes nothing.
 ///
 /// # Errors
-/// [`AuditError`] if the database or the broker cannot be read. What is wrong with the trail is no error: see
-/// [`Report::findings`].
+/// [`AuditError`] if the database or the anchors cannot be read. A manipulated trail is not an error: see [`Report::findings`].
 pub async fn verify(
     connection: &mut AsyncPgConnection,
     anchors: Option<&Anchors>,
     keys: &[PublicKey],
 ) -> Result<Report, AuditError> {
-    // First, so that a seal made meanwhile is one that the broker need not know.
+    // Read first, because a seal that is written meanwhile need not be anchored.
     let known = match anchors {
         Some(anchors) => Some(anchors.read().await?),
         None => None,
@@ -110,7 +109,7 @@ pub async fn verify(
             Some(finding) => Some(finding),
             None => check_rows(connection, &seal, after, sealed_before, &mut report.accounted).await?,
         };
-        if report.findings.len() < MOST_FINDINGS {
+        if report.findings.len() < MAX_FINDINGS {
             report.findings.extend(found);
         }
         (number, previous) = (statement.number, statement.hash());
@@ -120,14 +119,14 @@ pub async fn verify(
     if let Some(last) =
         known.and_then(|known| known.keys().next_back().copied()).filter(|last| *last > number)
     {
-        let problem = format!("the last seals are missing: the broker was told of {last}");
+        let problem = format!("the last seals are missing: NATS has anchors up to seal {last}");
         report.findings.push(Finding::seal(number + 1, problem));
     }
     report.unsealed = count_after(connection, after).await?;
     Ok(report)
 }
 
-/// What is wrong with a seal by itself and in the chain.
+/// The first problem of a seal itself or of its place in the chain.
 fn check_seal(
     seal: &Seal,
     expected: i64,
@@ -148,31 +147,31 @@ fn check_seal(
     let Some(key) = keys.iter().find(|key| key.name() == key_name) else {
         return Some(Finding::seal(
             number,
-            format!("it is signed with the key {key_name}, which is not given"),
+            format!("it is signed with the key {key_name}, which is not among the given public keys"),
         ));
     };
     let hash = statement.hash();
     if !key.verifies(&hash, signature) {
         return Some(Finding::seal(
             number,
-            format!("its signature is not one of the key {key_name} over it"),
+            format!("its signature is not a valid signature of the key {key_name}"),
         ));
     }
     if statement.previous != *previous {
-        return Some(Finding::seal(number, "it does not follow the seal before it"));
+        return Some(Finding::seal(number, "it does not contain the hash of the previous seal"));
     }
     if tree::root(leaves.iter().map(|leaf| tree::leaf_hash(&leaf.to_bytes()))) != statement.root {
-        return Some(Finding::seal(number, "its list of rows is not the one that was signed"));
+        return Some(Finding::seal(number, "its list of rows is not the signed one"));
     }
     match known.map(|known| known.get(&number)) {
-        Some(Some(told)) if *told != hash => {
-            Some(Finding::seal(number, "the broker was told of another seal with this number"))
+        Some(Some(anchored)) if *anchored != hash => {
+            Some(Finding::seal(number, "NATS has an anchor of another seal with this number"))
         }
         Some(Some(_) | None) | None => None,
     }
 }
 
-/// The first row under a seal that is not as it was sealed.
+/// The first row of a seal that differs from the seal.
 async fn check_rows(
     connection: &mut AsyncPgConnection,
     seal: &Seal,
@@ -182,8 +181,8 @@ async fn check_rows(
 ) -> Result<Option<Finding>, Fault> {
     let statement = &seal.statement;
     let through = (statement.through_transaction, statement.through_id);
-    // One more than there may be under a seal is one that was added.
-    let rows = leaf::read(connection, after, through, MOST_LEAVES + 1).await?;
+    // One more than a seal may cover: such a row was added later.
+    let rows = leaf::read(connection, after, through, MAX_LEAVES + 1).await?;
     if rows.iter().map(|row| &row.leaf).eq(seal.leaves.iter()) {
         return Ok(misdated(seal, &rows, sealed_before));
     }
@@ -191,18 +190,18 @@ async fn check_rows(
     Ok(first_difference(statement.number, &seal.leaves, &rows, &excused, accounted))
 }
 
-/// How far the time that a row tells may lie outside of the time between its seal and the one before. A transaction that was
-/// open for longer when it was sealed is worth a look.
+/// How far the timestamp of a row may lie outside of the time between the previous seal and its own. A transaction that was open
+/// for longer is reported too.
 const TOLERANCE: TimeDelta = TimeDelta::days(1);
 
-/// The first row that was sealed as new and tells another time: it was written in to look old, or its server's clock was
-/// wrong.
+/// The first row whose timestamp does not fit the time of its seal: it was inserted with a false timestamp, or the clock of its
+/// server was wrong.
 fn misdated(seal: &Seal, rows: &[Placed], sealed_before: Option<DateTime<Utc>>) -> Option<Finding> {
     let earliest = sealed_before.map(|time| (time - TOLERANCE).timestamp_micros());
     let latest = (seal.statement.sealed_at + TOLERANCE).timestamp_micros();
     let wrong = |row: &Placed| earliest.is_some_and(|earliest| row.at < earliest) || row.at > latest;
     let place = rows.iter().position(wrong)?;
-    let problem = "it tells a time far outside of that in which it was sealed";
+    let problem = "its timestamp is more than a day away from the time in which it was sealed";
     rows.get(place).map(|row| Finding::row(seal.statement.number, Some(place), &row.leaf, problem))
 }
 
@@ -234,7 +233,7 @@ fn first_difference(
                 rows.next();
             }
             Some(row) if !known.contains(&(row.source, row.id)) => {
-                let problem = "it was added among sealed rows, dated back";
+                let problem = "it was added among sealed rows with an earlier position";
                 return Some(Finding::row(number, Some(place), row, problem));
             }
             Some(_) | None => {
@@ -247,11 +246,10 @@ fn first_difference(
         }
     }
     let added = rows.next()?;
-    Some(Finding::row(number, None, added, "it was added among sealed rows, dated back"))
+    Some(Finding::row(number, None, added, "it was added among sealed rows with an earlier position"))
 }
 
-/// The events under a seal that differ, and of which the trail itself says that they were changed or deleted: by a row of
-/// `audit_log`, which is sealed like every other.
+/// The events of a seal that differ and whose change or deletion is recorded in `audit_log`, which is sealed itself.
 async fn excused(
     connection: &mut AsyncPgConnection,
     seal: &Seal,
@@ -291,7 +289,7 @@ struct SealRow {
     signature: Vec<u8>,
 }
 
-/// The first seal with a number above this one.
+/// The first seal with a higher number.
 async fn read_seal(connection: &mut AsyncPgConnection, above: i64) -> Result<Option<Seal>, Fault> {
     const READ: &str = "
         SELECT number, previous_hash, through_transaction, through_id, (octet_length(leaves) / 49)::bigint AS count, root,
@@ -300,7 +298,7 @@ async fn read_seal(connection: &mut AsyncPgConnection, above: i64) -> Result<Opt
     let rows: Vec<SealRow> =
         store::prepared(diesel::sql_query(READ).bind::<BigInt, _>(above)).load(connection).await?;
     Ok(rows.into_iter().next().map(|row| {
-        // A list that is none has no leaf, and so not the root that was signed.
+        // A malformed list becomes an empty one, whose root is not the signed one.
         let leaves = Leaf::read_all(&row.leaves).unwrap_or_default();
         Seal {
             statement: Statement {

@@ -38,7 +38,7 @@ impl ClientOptions {
             ca_file: None,
             payload_ring_file: None,
             outcome_timeout: Duration::from_secs(30),
-            query_deadline: Duration::from_millis(limit::DEADLINE_MS_USUAL),
+            query_deadline: Duration::from_millis(limit::DEADLINE_MS_DEFAULT),
         }
     }
 

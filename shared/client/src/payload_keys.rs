@@ -42,7 +42,7 @@ impl PayloadKeys {
         let service = subject.parse::<RequestSubject>().ok().map(|subject| subject.service);
         let key = service.as_ref().and_then(|service| self.ring.current(service.as_str()));
         let (Some(service), Some(key)) = (service, key) else { return Ok(Payload { key_id: None, body }) };
-        let sealed = key.seal(&body, Bound::Payload { subject })?;
+        let sealed = key.seal(&body, AssociatedData::Payload { subject })?;
         Ok(Payload { key_id: Some(key_id(service.as_str(), key.version())), body: sealed.into() })
     }
 
@@ -53,6 +53,6 @@ impl PayloadKeys {
     pub fn decrypt(&self, id: &str, subject: &str, body: &[u8]) -> Result<Vec<u8>, ClientError> {
         let key = parse_key_id(id).and_then(|(name, version)| self.ring.get(name, version));
         let key = key.ok_or_else(|| ClientError::UnknownPayloadKey(id.to_owned()))?;
-        Ok(key.open(body, Bound::Payload { subject })?.to_vec())
+        Ok(key.open(body, AssociatedData::Payload { subject })?.to_vec())
     }
 }

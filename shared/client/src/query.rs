@@ -24,7 +24,7 @@ pub struct QueryOptions {
 
 impl Default for QueryOptions {
     fn default() -> Self {
-        Self { id: Uuid::now_v7(), deadline_ms: limit::DEADLINE_MS_USUAL }
+        Self { id: Uuid::now_v7(), deadline_ms: limit::DEADLINE_MS_DEFAULT }
     }
 }
 

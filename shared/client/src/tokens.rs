@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use contract::{Service, TOKEN_ISSUE, TokenAnswer, TokenAsk, UserId};
+use contract::{Service, TOKEN_ISSUE, TokenAnswer, TokenQuery, UserId};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
@@ -56,7 +56,7 @@ impl NatsTokens {
     }
 
     async fn issue(&self, user: UserId) -> Result<String, ClientError> {
-        let ask = TokenAsk { user_id: user, session_id: None, scopes: Vec::new(), life_s: None };
+        let ask = TokenQuery { user_id: user, session_id: None, scopes: Vec::new(), life_s: None };
         let unwritable = |source| ClientError::Encode { name: NAME.to_owned(), source };
         let body = serde_json::to_vec(&ask).map_err(unwritable)?;
         let subject = format!("{TOKEN_ISSUE}.{}", self.service);

@@ -1,16 +1,16 @@
-//! Which database a URL names.
+//! Comparison of database URLs.
 
 use tokio_postgres::Config;
 
-/// Whether two URLs name the same database, whoever logs in. A URL that cannot be read names none.
+/// Whether two URLs name the same database, regardless of the user. An invalid URL names none.
 pub(crate) fn same_database(one: &str, other: &str) -> bool {
-    let place = |url: &str| {
+    let location = |url: &str| {
         let config: Config = url.parse().ok()?;
         let ports = if config.get_ports().is_empty() { vec![5432] } else { config.get_ports().to_vec() };
         let database = config.get_dbname().or(config.get_user()).map(str::to_owned);
         Some((config.get_hosts().to_vec(), config.get_hostaddrs().to_vec(), ports, database))
     };
-    place(one).is_some_and(|place_of_one| place(other) == Some(place_of_one))
+    location(one).is_some_and(|one| location(other) == Some(one))
 }
 
 #[cfg(test)]

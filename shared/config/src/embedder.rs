@@ -1,4 +1,4 @@
-//! How texts become vectors.
+//! Settings of the embedder.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -6,53 +6,53 @@ use std::path::PathBuf;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// How texts become vectors.
+/// The embedder, which computes vectors of texts.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EmbedderSettings {
-    /// Who makes the vectors.
+    /// The kind of embedder.
     pub kind: EmbedderKind,
     /// For `local`: the folder with `config.json`, `tokenizer.json` and `model.safetensors` of all-MiniLM-L6-v2. `make setup`
-    /// puts them into `.memfleet/models/all-MiniLM-L6-v2`.
+    /// downloads them to `.memfleet/models/all-MiniLM-L6-v2`.
     pub weights: Option<PathBuf>,
-    /// For `local`: how many threads compute, 1 to 64. By default two, or one on a machine with one core.
+    /// For `local`: the number of threads, 1 to 64. Default: 2, or 1 on a machine with one core.
     pub threads: Option<usize>,
-    /// For `http`: where the API is, such as `http://127.0.0.1:11434/v1`; `/embeddings` is added.
+    /// For `http`: the URL of the API, such as `http://127.0.0.1:11434/v1`; `/embeddings` is appended.
     pub url: Option<String>,
-    /// For `http`: the name of the model, as the server knows it.
+    /// For `http`: the name of the model on the server.
     pub model: Option<String>,
-    /// For `http`: how many numbers a vector of that model has, 1 to 8192.
+    /// For `http`: the number of dimensions of the model, 1 to 8192.
     pub dimension: Option<usize>,
-    /// For `http`: the bearer token, if the server wants one.
+    /// For `http`: the bearer token, if the server requires one.
     #[serde(serialize_with = "write_token", deserialize_with = "read_token")]
     pub token: Option<SecretString>,
-    /// For `http`: how many texts a request has at most, 1 to 256.
+    /// For `http`: the most texts of a request, 1 to 256.
     pub batch: usize,
-    /// For `http`: how long a request may take, in milliseconds, 100 to 600000.
+    /// For `http`: the timeout of a request, in milliseconds, 100 to 600000.
     pub timeout_ms: u64,
-    /// For `http`: how often a request is repeated that failed for now, 0 to 10.
+    /// For `http`: how often a request is retried after a transient failure, 0 to 10.
     pub retries: u32,
-    /// For `http`: how many requests are sent a second at most, 1 to 10000. No limit by default.
+    /// For `http`: the most requests per second, 1 to 10000. Default: no limit.
     pub requests_per_second: Option<u32>,
-    /// How many tokens a piece of a text has at most, 16 to 8192; for `local` at most 254, which is what the model reads. For
-    /// `http` tokens are guessed from letters, rather too many than too few.
+    /// The most tokens of a chunk of a text, 16 to 8192; for `local` at most 254, the limit of the model. For `http`, the number of
+    /// tokens is estimated from the characters, rather too high than too low.
     pub chunk_tokens: usize,
-    /// How many tokens a piece shares with the one before it, 0 to half of `chunk_tokens`.
+    /// The number of tokens that a chunk shares with the previous one, 0 to half of `chunk_tokens`.
     pub chunk_overlap: usize,
-    /// How many pieces a text is split into at most, 1 to 4096. What comes after them is left out.
+    /// The most chunks of a text, 1 to 4096. The rest of a longer text is not embedded.
     pub chunk_limit: usize,
 }
 
-/// Who makes the vectors.
+/// The kind of embedder.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EmbedderKind {
-    /// Nobody: there are no vectors.
+    /// No embedder: no vectors are computed.
     #[default]
     None,
-    /// This process, with all-MiniLM-L6-v2.
+    /// all-MiniLM-L6-v2 in this process.
     Local,
-    /// A server with the API of OpenAI, such as Ollama, vLLM or TEI.
+    /// A server with the OpenAI API, such as Ollama, vLLM or TEI.
     Http,
 }
 
@@ -89,7 +89,7 @@ impl fmt::Debug for EmbedderSettings {
 
 impl PartialEq for EmbedderSettings {
     fn eq(&self, other: &Self) -> bool {
-        // Taken apart, so that a new option cannot be forgotten here.
+        // Destructured, so that a new option without a comparison does not compile.
         let Self {
             kind,
             weights,
@@ -126,14 +126,14 @@ impl PartialEq for EmbedderSettings {
 }
 
 impl EmbedderSettings {
-    /// Checks the bounds of every number, and that what the kind needs is there.
+    /// Checks the range of every number, and that the options that the kind requires are set.
     ///
     /// # Errors
-    /// A sentence that names the first option that is missing or out of bounds, and the bounds.
+    /// A sentence that names the first option that is missing or out of range, and the range.
     pub fn check(&self) -> Result<(), String> {
         let size = |value: usize| u64::try_from(value).unwrap_or(u64::MAX);
-        // What the model reads, without the two tokens that stand around every text.
-        let most_tokens = match self.kind {
+        // The limit of the model, without the tokens `[CLS]` and `[SEP]`.
+        let max_tokens = match self.kind {
             EmbedderKind::Local => 254,
             EmbedderKind::None | EmbedderKind::Http => 8_192,
         };
@@ -144,7 +144,7 @@ impl EmbedderSettings {
             ("timeout_ms", self.timeout_ms, 100, 600_000),
             ("retries", self.retries.into(), 0, 10),
             ("requests_per_second", self.requests_per_second.map_or(1, u64::from), 1, 10_000),
-            ("chunk_tokens", size(self.chunk_tokens), 16, most_tokens),
+            ("chunk_tokens", size(self.chunk_tokens), 16, max_tokens),
             ("chunk_overlap", size(self.chunk_overlap), 0, size(self.chunk_tokens / 2)),
             ("chunk_limit", size(self.chunk_limit), 1, 4_096),
         ];
@@ -165,12 +165,12 @@ impl EmbedderSettings {
     }
 }
 
-/// Says that an option is not set which the kind of the embedder needs.
+/// The message that an option that the kind of the embedder requires is not set.
 pub fn missing(option: &str) -> String {
-    format!("embedder.{option} is not set, which this embedder.kind needs")
+    format!("embedder.{option} is not set, but embedder.kind requires it")
 }
 
-/// Settings are written for one purpose: to hand them to another process of ours, which needs the token as well.
+/// Settings are serialized only to pass them to another process of memfleet, which needs the token too.
 fn write_token<S: Serializer>(token: &Option<SecretString>, to: S) -> Result<S::Ok, S::Error> {
     token.as_ref().map(ExposeSecret::expose_secret).serialize(to)
 }

@@ -3,45 +3,45 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Where data keys are, and who wraps them.
+/// The key store and the KEK provider.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KeySettings {
-    /// The key store: `postgres://user:password@host:port/database`. Never the main database.
+    /// The URL of the key store, `postgres://user:password@host:port/database`. It must not be the main database.
     pub url: String,
-    /// How workers reach it, if not by `url`: `{role}` stands for the database role of the worker.
+    /// The URL for workers, where `{role}` is replaced by the database role of the worker. Default: `url`.
     pub worker_url: Option<String>,
-    /// Who wraps data keys from now on. Those that others have wrapped can still be opened, as long as these are
-    /// configured.
+    /// The KEK provider that wraps new data keys. Keys that other providers wrapped can be unwrapped as long as those providers
+    /// are configured.
     pub provider: ProviderName,
-    /// For `ring`: a file with key-encryption keys, `kek.<version> <64 hex digits>` a line.
+    /// For `ring`: a file with KEKs, one `kek.<version> <64 hex digits>` per line.
     pub ring_file: Option<String>,
-    /// For `vault`: where it is, such as `https://vault.example.com:8200`.
+    /// For `vault`: the URL, such as `https://vault.example.com:8200`.
     pub vault_url: Option<String>,
-    /// For `vault`: a file with the token, read anew each time.
+    /// For `vault`: a file with the token. It is read for every request.
     pub vault_token_file: Option<String>,
-    /// For `vault`: where the transit engine is mounted.
+    /// For `vault`: the mount path of the transit engine.
     pub vault_mount: String,
-    /// For `vault`: the name of the key.
+    /// For `vault`: the name of the transit key.
     pub vault_key: String,
-    /// For `vault`: a file with the certificates of who signed its own, in PEM, if not one of those that everybody knows.
+    /// For `vault`: a PEM file with the CA certificates. Default: the public CAs.
     pub vault_ca_file: Option<String>,
     /// For `aws-kms`: the id, alias or ARN of the key. Credentials are taken from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY
     /// and AWS_SESSION_TOKEN.
     pub kms_key: Option<String>,
     /// For `aws-kms`: the region.
     pub kms_region: Option<String>,
-    /// For `aws-kms`: where it is, if not at the region's own address.
+    /// For `aws-kms`: the URL of the endpoint. Default: the endpoint of the region.
     pub kms_url: Option<String>,
-    /// How long a replica uses a data key before it asks the key store again, in seconds, 1 to 3600.
+    /// How long a process caches a data key, in seconds, 1 to 3600.
     pub cache_s: u64,
 }
 
-/// Who wraps data keys.
+/// A KEK provider.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProviderName {
-    /// A file.
+    /// A key ring file.
     #[default]
     Ring,
     /// The transit engine of HashiCorp Vault or OpenBao.
@@ -77,7 +77,7 @@ impl fmt::Debug for KeySettings {
 }
 
 impl KeySettings {
-    /// How a worker of this role reaches the key store.
+    /// The URL of the key store for a worker with this database role.
     pub fn url_of(&self, role: &str) -> String {
         self.worker_url.as_ref().map_or_else(|| self.url.clone(), |url| url.replace("{role}", role))
     }

@@ -1,7 +1,7 @@
-//! Settings: a TOML file, overridden by the environment. docs/memfleet.toml shows every option.
+//! Settings: a TOML file, overridden by environment variables. docs/memfleet.toml documents every option.
 //!
-//! Everything that can be configured is here, with its bounds, so that whoever needs a section depends on nothing that the
-//! other sections are for.
+//! All options and their limits are in this crate, so that a crate that needs one section does not depend on the crates that the
+//! other sections configure.
 
 mod database;
 mod embedder;

@@ -1,4 +1,4 @@
-//! Configuration: a TOML file, overridden by the environment. docs/memfleet.toml shows every option.
+//! All settings, and how they are read.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use figment::Figment;
+use figment::error::Kind;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -15,48 +16,48 @@ use crate::embedder::EmbedderSettings;
 use crate::keys::KeySettings;
 use crate::vectors::VectorSettings;
 
-/// Everything that can be configured.
+/// The settings of memfleet, one field per section.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// The broker.
+    /// The NATS server.
     pub nats: NatsSettings,
-    /// The database.
+    /// The main database.
     pub postgres: PostgresSettings,
-    /// Who may act for whom.
+    /// Tokens, grants and rate limits.
     pub trust: TrustSettings,
-    /// Where data keys are, and who wraps them.
+    /// The key store and the KEK provider.
     pub keys: KeySettings,
-    /// The audit trail's seals.
+    /// Seals of the audit trail.
     pub audit: AuditSettings,
-    /// Where vectors are.
+    /// The vector store.
     pub vectors: VectorSettings,
-    /// Who makes them of texts.
+    /// The embedder.
     pub embedder: EmbedderSettings,
-    /// Who makes those of another model, while `memfleet vectors migrate` goes over to it.
+    /// The embedder of the model that `memfleet vectors migrate` migrates to.
     pub next_embedder: EmbedderSettings,
-    /// How every worker of this process works.
+    /// Batches, retries and timeouts of the workers of this process.
     pub worker: WorkerSettings,
-    /// Whom it tells whether it has what it needs.
+    /// HTTP health endpoints.
     pub health: HealthSettings,
-    /// What is logged.
+    /// Logging.
     pub log: LogSettings,
 }
 
-/// The broker.
+/// The NATS server.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct NatsSettings {
-    /// `nats://[user:password@]host:port`, several separated by commas.
+    /// The URL, `nats://[user:password@]host:port`; several are separated by commas.
     pub url: String,
-    /// A file with the credentials of an nkey or a JWT; none by default.
+    /// A credentials file with a JWT or an nkey. Default: none.
     pub credentials_file: Option<String>,
-    /// A file with the seed of an nkey; `{name}` stands for the worker or service, or for `operator`.
+    /// A file with an nkey seed. `{name}` is replaced by the name of the worker or service, or by `operator`.
     pub nkey_file: Option<String>,
-    /// Under which subjects workers ask the API of JetStream, where their account has none of its own: `STORE.API` with the
-    /// accounts that are shipped. `$JS.API` by default.
+    /// The subject prefix of the JetStream API for workers whose NATS account imports it: `STORE.API` with the shipped accounts.
+    /// Default: `$JS.API`.
     pub api_prefix: Option<String>,
-    /// A file with the certificates of who signed the server's, in PEM. With it, connections are encrypted or fail.
+    /// A PEM file with the CA certificates of the server. If it is set, connections require TLS.
     pub ca_file: Option<String>,
 }
 
@@ -78,23 +79,23 @@ impl std::fmt::Debug for NatsSettings {
     }
 }
 
-/// The database.
+/// The main database.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PostgresSettings {
-    /// `postgres://user:password@host:port/database`.
+    /// The URL, `postgres://user:password@host:port/database`.
     pub url: String,
-    /// How workers connect, if not by `url`: `{role}` stands for the database role of the worker.
+    /// The URL for workers, where `{role}` is replaced by the database role of the worker. Default: `url`.
     pub worker_url: Option<String>,
-    /// Where memory-reader reads, if not where it writes: a replica, with `{role}` as in `worker_url`.
+    /// The URL of a read replica for memory-reader, with `{role}` as in `worker_url`. Default: the primary.
     pub read_url: Option<String>,
-    /// Connections for reading, 1 to 200.
+    /// The size of the connection pool for reading, 1 to 200.
     pub read_pool_size: usize,
-    /// Connections for writing, 1 to 200. Every worker of the process holds one while it writes.
+    /// The size of the connection pool for writing, 1 to 200. Every worker of the process uses one connection while it writes.
     pub write_pool_size: usize,
-    /// How long to wait for a connection, in milliseconds, 100 to 60000.
+    /// The timeout for a connection, in milliseconds, 100 to 60000.
     pub connect_timeout_ms: u64,
-    /// How long a statement may take before the server stops it, in milliseconds, 1000 to 600000.
+    /// The `statement_timeout`, in milliseconds, 1000 to 600000.
     pub statement_timeout_ms: u64,
 }
 
@@ -122,38 +123,39 @@ impl std::fmt::Debug for PostgresSettings {
 }
 
 impl PostgresSettings {
-    /// How a worker of this role connects.
+    /// The URL for a worker with this database role.
     pub fn url_of(&self, role: &str) -> String {
         self.worker_url.as_ref().map_or_else(|| self.url.clone(), |url| url.replace("{role}", role))
     }
 
-    /// How a worker of this role connects for reading.
+    /// The URL for reading for a worker with this database role.
     pub fn read_url_of(&self, role: &str) -> String {
         self.read_url.as_ref().map_or_else(|| self.url_of(role), |url| url.replace("{role}", role))
     }
 }
 
-/// Who may act for whom. Workers need none of the files: they take the keys that verify tokens from the database.
+/// Tokens, grants and rate limits. Workers need none of the key files except `payload_ring_file`: they read public keys from the
+/// database.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrustSettings {
-    /// The deployment that tokens are for: a token for another audience is refused.
+    /// The audience of tokens, which identifies the deployment. Tokens for another audience are rejected.
     pub audience: String,
-    /// For issuing tokens: a file with the key that signs them, `<name> private <64 hex digits>`. The registry must know
-    /// its public half.
+    /// For issuing tokens: a file with the signing key, `<name> private <64 hex digits>`. Its public key must be registered in the
+    /// database.
     pub token_key_file: Option<String>,
-    /// For issuing tokens: a file with the key that seals the grants in them, `<name> <64 to 128 hex digits>`. The database
-    /// must know the same key.
+    /// For issuing tokens: a file with the grant key, `<name> <64 to 128 hex digits>`. The same key must be registered in the
+    /// database.
     pub grant_key_file: Option<String>,
-    /// For bodies that travel encrypted: a file with the keys of services, `<service>.<version> <64 hex digits>` a line.
-    /// Workers need those of all services, a publisher needs its own.
+    /// For encrypted payloads: a file with the keys of services, one `<service>.<version> <64 hex digits>` per line. Workers need
+    /// the keys of all services, a publisher its own.
     pub payload_ring_file: Option<String>,
-    /// How many requests a second of one service a replica lets through, where the registry says nothing else; 1 to
+    /// The most requests per second of a service that a replica processes, unless the registry sets another limit; 1 to
     /// 1000000.
     pub service_per_second: u32,
-    /// The same for one noun and verb of a service.
+    /// The same for each noun and verb of a service.
     pub scope_per_second: u32,
-    /// The same for one user of a service.
+    /// The same for each user of a service.
     pub user_per_second: u32,
 }
 
@@ -171,16 +173,16 @@ impl Default for TrustSettings {
     }
 }
 
-/// The audit trail's seals.
+/// Seals of the audit trail.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AuditSettings {
-    /// A file with the key that signs seals: `<name> private <64 hex digits>`.
+    /// A file with the signing key of seals, `<name> private <64 hex digits>`.
     pub seal_key_file: Option<String>,
-    /// A file with the keys whose signatures are good, a line each: `<name> public <64 hex digits>`. Without it, only those of
-    /// `seal_key_file` are.
+    /// A file with the accepted public keys, one `<name> public <64 hex digits>` per line. Default: the public key of
+    /// `seal_key_file`.
     pub public_keys_file: Option<String>,
-    /// How often finished rows are sealed, in seconds, 1 to 3600.
+    /// The interval at which rows are sealed, in seconds, 1 to 3600.
     pub seal_every_s: u64,
 }
 
@@ -197,7 +199,7 @@ impl AuditSettings {
     }
 }
 
-/// How a worker works.
+/// Batches, retries and timeouts of workers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WorkerSettings {
@@ -205,15 +207,15 @@ pub struct WorkerSettings {
     pub batch_size: usize,
     /// How long a batch waits for more messages after its first, in milliseconds, 0 to 1000.
     pub batch_wait_ms: u64,
-    /// How often a message is tried before it becomes a dead letter, 1 to 100.
+    /// The number of attempts before a message is dead-lettered, 1 to 100.
     pub retry_attempts: u32,
-    /// The delay before the second try, in milliseconds, 1 to 60000. It doubles with every further try.
+    /// The delay before the first retry, in milliseconds, 1 to 60000. It doubles with every retry.
     pub retry_first_delay_ms: u64,
-    /// The longest delay between tries, in milliseconds, 1 to 3600000.
+    /// The longest delay before a retry, in milliseconds, 1 to 3600000.
     pub retry_longest_delay_ms: u64,
-    /// How long to wait for the broker, the database and their set-up at start, in seconds, 1 to 3600.
+    /// How long to wait at start for NATS, the database and their schema, in seconds, 1 to 3600.
     pub startup_timeout_s: u64,
-    /// How long to finish what is in flight after SIGTERM, in seconds, 1 to 600.
+    /// How long messages in flight may take to finish after SIGTERM, in seconds, 1 to 600.
     pub shutdown_grace_s: u64,
 }
 
@@ -258,21 +260,20 @@ impl WorkerSettings {
     }
 }
 
-/// `/healthz` and `/readyz` over HTTP.
+/// The HTTP health endpoints `/healthz` and `/readyz`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HealthSettings {
-    /// The address and port that `run` and `dev` answer on; nobody is answered by default. What is away is told there to whoever
-    /// asks, so that it is for an orchestrator and not for everybody.
+    /// The address and port that `run` and `dev` listen on. Default: none. The endpoints report unreachable dependencies to every
+    /// client, so make them reachable for the orchestrator only.
     pub listen: Option<SocketAddr>,
 }
 
-/// What is logged, to standard error.
+/// Logging to standard error.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogSettings {
-    /// A filter such as `info` or `warn,runtime=debug`. Commands that end by themselves show warnings only,
-    /// unless this is set.
+    /// The filter, such as `info` or `warn,runtime=debug`. One-shot commands log warnings only, unless this is set.
     pub filter: String,
     /// `text` or `json`.
     pub format: LogFormat,
@@ -284,37 +285,36 @@ impl Default for LogSettings {
     }
 }
 
-/// Whether a line may be logged, whatever the filter says: the NATS client tells of whole messages, with their bodies and tokens,
-/// to whoever looks for a fault in it.
+/// Whether an event may be logged, regardless of the filter: at debug level, the NATS client logs whole messages with their bodies
+/// and tokens.
 pub fn may_be_logged(metadata: &tracing::Metadata<'_>) -> bool {
     *metadata.level() <= tracing::Level::INFO || !metadata.target().starts_with("async_nats")
 }
 
-/// How a line of the log looks.
+/// The format of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Text.
     Text,
-    /// For machines, an object a line.
+    /// JSON, one object per line.
     Json,
 }
 
-/// The configuration cannot be used. The message names the option and where it came from.
+/// The configuration is invalid. The message names the option and its source.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct SettingsError(String);
 
-/// The prefix of environment variables that are options; `__` separates the section from the option, as in
+/// The prefix of environment variables with options. `__` separates the section from the option, as in
 /// `MEMFLEET_WORKER__BATCH_SIZE`.
 pub const ENVIRONMENT_PREFIX: &str = "MEMFLEET_";
 
 impl Settings {
-    /// Reads the defaults, the file if there is one, and the environment, each overriding the one before.
+    /// Reads the defaults, the file if one is given, and the environment. Each overrides the previous.
     ///
     /// # Errors
-    /// [`SettingsError`] for a file that cannot be read, an unknown option, a value of the wrong type, or one
-    /// out of bounds.
+    /// [`SettingsError`] for a file that cannot be read, an unknown option, a value of the wrong type, or a value out of range.
     pub fn load(file: Option<&Path>) -> Result<Self, SettingsError> {
         let mut figment = Figment::from(Serialized::defaults(Self::default()));
         if let Some(path) = file {
@@ -331,10 +331,10 @@ impl Settings {
         Ok(settings)
     }
 
-    /// The environment variables under which another process has these settings.
+    /// The environment variables that pass these settings to another process.
     ///
     /// # Errors
-    /// [`SettingsError`] if a value has no text, which none has.
+    /// [`SettingsError`] if a value cannot be serialized; none is such a value.
     pub fn to_environment(&self) -> Result<Vec<(String, String)>, SettingsError> {
         let failed = |error: serde_json::Error| SettingsError(error.to_string());
         let sections: BTreeMap<String, BTreeMap<String, Value>> =
@@ -351,10 +351,10 @@ impl Settings {
             .collect())
     }
 
-    /// Checks the bounds of every number.
+    /// Checks the range of every number.
     ///
     /// # Errors
-    /// [`SettingsError`] names the first option out of bounds, and the bounds.
+    /// [`SettingsError`] names the first option that is out of range, and the range.
     pub fn check(&self) -> Result<(), SettingsError> {
         let worker = &self.worker;
         let size = |value: usize| u64::try_from(value).unwrap_or(u64::MAX);
@@ -376,7 +376,7 @@ impl Settings {
             ("worker.startup_timeout_s", worker.startup_timeout_s, 1, 3_600),
             ("worker.shutdown_grace_s", worker.shutdown_grace_s, 1, 600),
         ];
-        // Those of workers differ in the role only.
+        // The URLs of different workers differ in the role only.
         let role = "w";
         let pairs = [
             (self.keys.url.clone(), self.postgres.url.clone()),
@@ -384,13 +384,13 @@ impl Settings {
         ];
         if pairs.iter().any(|(keys, main)| same_database(keys, main)) {
             return Err(SettingsError(
-                "keys.url names the main database; the key store must be another one, or its keys lie with what they encrypt"
+                "keys.url names the main database; the key store must be another database, so that keys are stored apart from the data"
                     .to_owned(),
             ));
         }
         self.vectors.check().map_err(SettingsError)?;
         for (section, embedder) in [("embedder", &self.embedder), ("next_embedder", &self.next_embedder)] {
-            // Its options are named as those of the section `embedder`.
+            // The check names options of the section `embedder`.
             embedder
                 .check()
                 .map_err(|problem| SettingsError(problem.replacen("embedder.", &format!("{section}."), 1)))?;
@@ -411,18 +411,35 @@ fn describe(error: &figment::Error) -> String {
         format!(" (from {place})")
     });
     let named = if option.is_empty() { "the configuration".to_owned() } else { option };
-    // A file that is no TOML is quoted between the first line and the last, and the line may hold a password.
-    let problem = error.kind.to_string();
-    let (mut lines, last) = (problem.lines(), problem.lines().last().unwrap_or_default());
-    let problem = match lines.next() {
-        Some(first) if first != last => format!("{first}: {last}"),
-        Some(_) | None => last.to_owned(),
-    };
+    let problem = problem(&error.kind);
     format!("{named}: {problem}{source}")
 }
 
-/// A URL fit for a log: whatever stands between `://` and the last `@` is replaced, and so are the parameters, where
-/// PostgreSQL takes a password too.
+fn problem(kind: &Kind) -> String {
+    if let Kind::UnknownField(name, known) = kind {
+        return match contract::nearest(name, known.iter().copied()) {
+            Some(near) => format!("there is no option `{name}`; did you mean `{near}`?"),
+            None => format!("there is no option `{name}`; expected one of {}", quoted(known)),
+        };
+    }
+    if let Kind::UnknownVariant(value, known) = kind {
+        return format!("{value:?} is not allowed; expected one of {}", quoted(known));
+    }
+    // A TOML syntax error quotes the file between its first and its last line, and the quoted line may contain a password.
+    let problem = kind.to_string();
+    let (mut lines, last) = (problem.lines(), problem.lines().last().unwrap_or_default());
+    match lines.next() {
+        Some(first) if first != last => format!("{first}: {last}"),
+        Some(_) | None => last.to_owned(),
+    }
+}
+
+fn quoted(names: &[&str]) -> String {
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
+/// A URL for logs: the credentials between `://` and the last `@` are replaced, and so are the parameters, which may contain a
+/// password for PostgreSQL.
 pub fn without_password(url: &str) -> String {
     let (start, place) = match (url.find("://"), url.rfind('@')) {
         (Some(scheme), Some(at)) if scheme + 3 <= at => (format!("{}***", &url[..scheme + 3]), &url[at..]),

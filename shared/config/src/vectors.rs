@@ -1,45 +1,45 @@
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Where the vector store is, and how collections are made in it.
+/// The vector store and its collections.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct VectorSettings {
-    /// The gRPC address of Qdrant 1.16 or newer, such as `http://127.0.0.1:6334`; `https://` for TLS. Absent: there is none, and
-    /// no vector-indexer and no search.
+    /// The gRPC URL of Qdrant 1.16 or newer, such as `http://127.0.0.1:6334`; `https://` for TLS. Absent: no vector-indexer and no
+    /// search.
     pub url: Option<String>,
-    /// The API key, if the server wants one.
+    /// The API key, if the server requires one.
     #[serde(serialize_with = "write_key", deserialize_with = "read_key")]
     pub api_key: Option<SecretString>,
-    /// How vectors are kept in memory. It holds for collections that are made from now on.
+    /// The quantization of new collections.
     pub quantization: Quantization,
-    /// How many candidates are compared with their original vectors for each hit that is asked for, 1 to 100; with quantization.
+    /// With quantization: how many candidates per requested hit are rescored with their original vectors, 1 to 100.
     pub oversampling: f64,
-    /// How long a call may take, in milliseconds, 10 to 60000.
+    /// The timeout of a call, in milliseconds, 10 to 60000.
     pub timeout_ms: u64,
-    /// How often `memfleet vectors reconcile --follow` compares the stores, in seconds, 10 to 604800.
+    /// The interval of `memfleet vectors reconcile --follow`, in seconds, 10 to 604800.
     pub reconcile_every_s: u64,
-    /// The model and dimension that a collection is made for where no embedder is configured and requests bring their vectors.
+    /// The model of new collections if no embedder is configured, because publishers send the vectors.
     pub model: Option<String>,
-    /// See `model`; 1 to 8192.
+    /// The number of dimensions of `model`, 1 to 8192.
     pub dimension: Option<usize>,
 }
 
-/// How vectors are kept in memory. The originals are on disk.
+/// The quantization of vectors in memory. The original vectors are on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Quantization {
-    /// As they are.
+    /// None: the original vectors.
     None,
-    /// A byte a number: a quarter of the memory.
+    /// One byte per dimension: a quarter of the memory.
     #[default]
     Int8,
-    /// A bit a number: a thirty-second of the memory.
+    /// One bit per dimension: 1/32 of the memory.
     Binary,
 }
 
 impl Quantization {
-    /// Its name.
+    /// The name in settings and collection names.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -48,7 +48,7 @@ impl Quantization {
         }
     }
 
-    /// The one of this name.
+    /// The quantization of this name.
     pub fn from_name(name: &str) -> Option<Self> {
         match name {
             "none" => Some(Self::None),
@@ -85,7 +85,7 @@ impl std::fmt::Debug for VectorSettings {
 
 impl PartialEq for VectorSettings {
     fn eq(&self, other: &Self) -> bool {
-        // Taken apart, so that a new option cannot be forgotten here.
+        // Destructured, so that a new option without a comparison does not compile.
         let Self {
             url,
             api_key,
@@ -109,10 +109,10 @@ impl PartialEq for VectorSettings {
 }
 
 impl VectorSettings {
-    /// Checks the bounds.
+    /// Checks the range of every number.
     ///
     /// # Errors
-    /// A sentence that names the first option that is out of bounds.
+    /// A sentence that names the first option that is out of range.
     pub fn check(&self) -> Result<(), String> {
         if self.url.as_ref().is_some_and(|url| !url.starts_with("http://") && !url.starts_with("https://")) {
             return Err("vectors.url must begin with http:// or https://".to_owned());
@@ -137,7 +137,7 @@ impl VectorSettings {
     }
 }
 
-/// Settings are written for one purpose: to hand them to another process of ours, which needs the key as well.
+/// Settings are serialized only to pass them to another process of memfleet, which needs the key too.
 fn write_key<S: Serializer>(key: &Option<SecretString>, to: S) -> Result<S::Ok, S::Error> {
     key.as_ref().map(ExposeSecret::expose_secret).serialize(to)
 }

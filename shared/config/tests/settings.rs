@@ -1,4 +1,4 @@
-//! Configuration: docs/memfleet.toml is complete and true, and what is wrong is refused by name.
+//! Settings: docs/memfleet.toml is complete and correct, and an invalid option is rejected by its name.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -12,7 +12,7 @@ fn documented() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/memfleet.toml")
 }
 
-/// Loads a file of this content.
+/// Loads a file with this content.
 fn load(name: &str, content: &str) -> Result<Settings, SettingsError> {
     let file = std::env::temp_dir().join(format!("memfleet-settings-{}-{name}.toml", std::process::id()));
     std::fs::write(&file, content).unwrap();
@@ -21,7 +21,7 @@ fn load(name: &str, content: &str) -> Result<Settings, SettingsError> {
     settings
 }
 
-/// What is said about a file that must be refused.
+/// The error of a file that must be rejected.
 fn refusal(name: &str, content: &str) -> String {
     match load(name, content) {
         Err(error) => error.to_string(),
@@ -29,7 +29,7 @@ fn refusal(name: &str, content: &str) -> String {
     }
 }
 
-/// Every option, as section and name.
+/// All options, as section and name.
 fn options() -> Vec<(String, String)> {
     let Value::Object(sections) = serde_json::to_value(Settings::default()).unwrap() else {
         panic!("the settings are no object")
@@ -90,8 +90,17 @@ fn a_file_overrides_the_defaults() {
 fn an_unknown_option_is_refused_by_name() {
     let problem = refusal("unknown-option", "[worker]\nbatchsize = 7\n");
     assert!(problem.contains("worker") && problem.contains("batchsize"), "{problem}");
+    assert!(problem.contains("did you mean `batch_size`?"), "{problem}");
     let problem = refusal("unknown-section", "[wroker]\nbatch_size = 7\n");
     assert!(problem.contains("wroker"), "{problem}");
+    assert!(problem.contains("did you mean `worker`?"), "{problem}");
+    let problem = refusal("unknown-option", "[health]\ninterval = 7\n");
+    assert!(problem.contains("there is no option `interval`; expected one of `listen`"), "{problem}");
+    let problem = refusal("unknown-value", "[log]\nformat = \"xml\"\n");
+    assert!(
+        problem.contains("log.format: \"xml\" is not allowed; expected one of `text`, `json`"),
+        "{problem}"
+    );
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! The account mirror: what memfleet keeps of the platform's own account records. The platform stays their
-//! authority; of two records of one key, the one that JetStream stored later wins.
+//! The account mirror: memfleet's copies of the platform's account records. The platform remains authoritative. Of two
+//! requests for the same key, the one that JetStream stored later wins.
 
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
@@ -12,21 +12,21 @@ use crate::number::Bounded;
 use crate::redaction::SecretFields;
 use crate::value::{Json, JsonObject, List, Name, Secret, Text};
 
-/// What a user may do on the platform.
+/// The role of a user on the platform.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum UserRole {
-    /// Uses it.
+    /// An ordinary user.
     #[default]
     User,
-    /// Runs it.
+    /// An administrator.
     Admin,
-    /// Is a program.
+    /// A program.
     Service,
 }
 
 impl UserRole {
-    /// The label of the PostgreSQL enumeration `user_role`.
+    /// The label in the PostgreSQL enumeration `user_role`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::User => "user",
@@ -36,23 +36,23 @@ impl UserRole {
     }
 }
 
-/// Where an account stands.
+/// The state of an account.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum UserStatus {
-    /// Not confirmed yet.
+    /// Not yet confirmed.
     Pending,
     /// In use.
     #[default]
     Active,
     /// Locked.
     Suspended,
-    /// Given up.
+    /// Closed for good.
     Closed,
 }
 
 impl UserStatus {
-    /// The label of the PostgreSQL enumeration `user_status`.
+    /// The label in the PostgreSQL enumeration `user_status`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "pending",
@@ -63,21 +63,21 @@ impl UserStatus {
     }
 }
 
-/// Mirrors a user. The id is the subject's. Everything else of a user needs this first.
+/// Mirrors a user. The user id is the one in the subject. Every other request of a user requires that the user exists.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UserPut {
-    /// The name to log in with.
+    /// The login name.
     pub username: Text<1, { limit::NAME_CHARS }>,
-    /// The address.
+    /// The e-mail address.
     pub email: Text<3, 320>,
-    /// The password's hash in PHC string format, if the platform wants it mirrored. It is stored encrypted only.
+    /// The password hash in PHC string format, if the platform mirrors it. It is stored encrypted only.
     #[serde(default)]
     pub password_hash: Option<Secret>,
-    /// What the user may do.
+    /// The role.
     #[serde(default)]
     pub role: UserRole,
-    /// Where the account stands.
+    /// The state of the account.
     #[serde(default)]
     pub status: UserStatus,
 }
@@ -92,23 +92,23 @@ pub struct ProfilePut {
     /// Family name.
     #[serde(default)]
     pub last_name: Option<Text<0, { limit::NAME_CHARS }>>,
-    /// A name of the IANA time zone database.
+    /// The time zone, a name of the IANA time zone database.
     #[serde(default)]
     pub timezone: Option<Text<1, 64>>,
-    /// What the user prefers.
+    /// The preferences.
     #[serde(default)]
     pub preferences: JsonObject,
 }
 
-/// Stores a setting of a user, or of the platform when the subject's user is 0.
+/// Stores a setting of a user, or of the platform if the user in the subject is 0.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SettingPut {
-    /// Unique for the user.
+    /// The key, unique for the user.
     pub setting_key: Name,
     /// The value.
     pub setting_value: Json,
-    /// Whether `setting_value` is stored encrypted only, and stands in no event.
+    /// Whether `setting_value` is stored encrypted only and omitted from events.
     #[serde(default)]
     pub sensitive: bool,
 }
@@ -121,26 +121,26 @@ pub struct SettingRemove {
     pub setting_key: Name,
 }
 
-/// What a device is.
+/// The kind of device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeviceType {
-    /// A computer on a desk.
+    /// A desktop computer.
     Desktop,
-    /// A portable computer.
+    /// A laptop.
     Laptop,
-    /// A telephone.
+    /// A phone.
     Phone,
     /// A tablet.
     Tablet,
-    /// A browser that is not bound to a device.
+    /// A browser.
     Browser,
     /// Anything else.
     Other,
 }
 
 impl DeviceType {
-    /// The label of the PostgreSQL enumeration `device_type`.
+    /// The label in the PostgreSQL enumeration `device_type`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Desktop => "desktop",
@@ -153,11 +153,11 @@ impl DeviceType {
     }
 }
 
-/// How far a device is trusted.
+/// The trust level of a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SecurityLevel {
-    /// Seen, not more.
+    /// Known, but not confirmed.
     #[default]
     Basic,
     /// Confirmed by the user.
@@ -167,7 +167,7 @@ pub enum SecurityLevel {
 }
 
 impl SecurityLevel {
-    /// The label of the PostgreSQL enumeration `security_level`.
+    /// The label in the PostgreSQL enumeration `security_level`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Basic => "basic",
@@ -181,13 +181,13 @@ impl SecurityLevel {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DevicePut {
-    /// Unique among the devices of its user.
+    /// The device id, unique for the user.
     pub device_id: Uuid,
-    /// What the user calls it.
+    /// The name that the user gave it.
     pub device_name: Text<1, { limit::NAME_CHARS }>,
-    /// What it is.
+    /// The kind of device.
     pub device_type: DeviceType,
-    /// How far it is trusted.
+    /// The trust level.
     #[serde(default)]
     pub security_level: SecurityLevel,
     /// When it was last used.
@@ -203,20 +203,20 @@ pub struct DeviceRemove {
     pub device_id: Uuid,
 }
 
-/// How a second factor is proven.
+/// The method of a second factor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SecondFactorMethod {
-    /// Time-based one-time passwords, RFC 6238.
+    /// Time-based one-time passwords (RFC 6238).
     Totp,
     /// A code by text message.
     Sms,
-    /// A code by mail.
+    /// A code by e-mail.
     Email,
 }
 
 impl SecondFactorMethod {
-    /// The label of the PostgreSQL enumeration `second_factor_method`.
+    /// The label in the PostgreSQL enumeration `second_factor_method`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Totp => "totp",
@@ -226,18 +226,18 @@ impl SecondFactorMethod {
     }
 }
 
-/// Mirrors a second factor. Its secrets are stored encrypted only, and never appear in an event.
+/// Mirrors a second factor. Its secrets are stored encrypted only and omitted from events.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SecondFactorPut {
-    /// Unique for the user.
+    /// The method, unique for the user.
     pub method: SecondFactorMethod,
     /// The shared secret.
     pub secret_key: Secret,
-    /// Hashes of codes that work once.
+    /// Hashes of single-use backup codes.
     #[serde(default)]
     pub backup_codes: List<Secret, 32>,
-    /// Whether it is asked for.
+    /// Whether it is required at login.
     #[serde(default)]
     pub is_enabled: bool,
 }
@@ -250,18 +250,18 @@ pub struct SecondFactorRemove {
     pub method: SecondFactorMethod,
 }
 
-/// Mirrors a WebAuthn credential. Its key is stored encrypted only, and never appears in an event.
+/// Mirrors a WebAuthn credential. Its public key is stored encrypted only and omitted from events.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PasskeyPut {
-    /// The credential id in base64url; unique for the user.
+    /// The credential id in base64url, unique for the user.
     pub credential_id: Text<1, 1400>,
     /// The COSE public key in base64url.
     pub public_key: Secret,
     /// The authenticator's signature counter.
     #[serde(default)]
     pub sign_count: Bounded<0, { u32::MAX as i64 }>,
-    /// What the user calls it.
+    /// The name that the user gave it.
     #[serde(default)]
     pub passkey_name: Option<Text<1, { limit::NAME_CHARS }>>,
 }

@@ -7,20 +7,20 @@ use crate::number::Version;
 use crate::redaction::SecretFields;
 use crate::value::{Json, Name, SessionId};
 
-/// Who may see what an agent remembers. The type `memorytier` of the reference document.
+/// The visibility of an agent's memory. The type `memorytier` of the reference document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum MemoryTier {
-    /// The agent itself.
+    /// Visible to the agent itself.
     Private,
-    /// The agents that work with it.
+    /// Visible to the agents that work with it.
     Shared,
-    /// Everybody, as agreed knowledge.
+    /// Visible to all agents, as agreed knowledge.
     Consensus,
 }
 
 impl MemoryTier {
-    /// The label of the PostgreSQL enumeration `memorytier`.
+    /// The label in the PostgreSQL enumeration `memorytier`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Private => "private",
@@ -30,46 +30,46 @@ impl MemoryTier {
     }
 }
 
-/// Stores what an agent remembers, by tier. Versions work as in [`ContextPut`](crate::ContextPut).
+/// Stores a memory of an agent in a tier. Versions work as in [`ContextPut`](crate::ContextPut).
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AgentContextPut {
     /// The agent.
     pub agent_id: SessionId,
-    /// The session it works in. It need not be a chat session.
+    /// The session that the agent works in. It need not be a chat session.
     pub session_id: SessionId,
-    /// Who may see it.
+    /// The tier, which decides who may see it.
     pub memory_tier: MemoryTier,
-    /// Unique for the agent, the session and the tier.
+    /// The key, unique for the agent, the session and the tier.
     pub context_key: Name,
-    /// What it remembers.
+    /// The value.
     pub context_value: Json,
     /// Whether it may be promoted to a wider tier.
     #[serde(default)]
     pub is_shareable: bool,
-    /// When it stops being valid. Absent: never.
+    /// When it expires. Absent: never.
     #[serde(default, deserialize_with = "crate::value::time")]
     pub expires_at: Option<DateTime<Utc>>,
-    /// Higher than that of every earlier put or remove of the key.
+    /// The version; it must be higher than that of every earlier put or remove of the key.
     pub version: Version,
-    /// Whether `context_value` is stored encrypted only, and stands in no event.
+    /// Whether `context_value` is stored encrypted only and omitted from events.
     #[serde(default)]
     pub sensitive: bool,
 }
 
-/// Removes what an agent remembers under a key in one tier.
+/// Removes a memory of an agent by its key from one tier.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AgentContextRemove {
     /// The agent.
     pub agent_id: SessionId,
-    /// The session it works in.
+    /// The session that the agent works in.
     pub session_id: SessionId,
     /// The tier.
     pub memory_tier: MemoryTier,
     /// The key to remove.
     pub context_key: Name,
-    /// Higher than that of every earlier put or remove of the key.
+    /// The version; it must be higher than that of every earlier put or remove of the key.
     pub version: Version,
 }
 

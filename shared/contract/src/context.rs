@@ -8,21 +8,21 @@ use crate::number::{Priority, Version};
 use crate::redaction::SecretFields;
 use crate::value::{Json, Name, SessionId};
 
-/// What a context holds. The column `simple_chat_context.context_type` of the reference document.
+/// The kind of context. The column `simple_chat_context.context_type` of the reference document.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ContextType {
-    /// Something said.
+    /// Part of a conversation.
     #[default]
     Conversation,
-    /// Something the user likes.
+    /// A preference of the user.
     Preference,
-    /// Where a task stands.
+    /// The state of a task.
     State,
 }
 
 impl ContextType {
-    /// The label of the PostgreSQL enumeration `context_type`.
+    /// The label in the PostgreSQL enumeration `context_type`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Conversation => "conversation",
@@ -32,21 +32,21 @@ impl ContextType {
     }
 }
 
-/// How far a context may travel between services. It never leaves its user.
+/// Where a context may be used. It is always limited to its user.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum AccessLevel {
-    /// Stays in its session.
+    /// In its session only.
     #[default]
     Private,
-    /// May be synchronised into other sessions of the user.
+    /// It may be copied to other sessions of the user.
     Shared,
-    /// May be read by every service that acts for the user.
+    /// Every service that acts for the user may read it.
     Public,
 }
 
 impl AccessLevel {
-    /// The label of the PostgreSQL enumeration `access_level`.
+    /// The label in the PostgreSQL enumeration `access_level`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Private => "private",
@@ -56,35 +56,35 @@ impl AccessLevel {
     }
 }
 
-/// Stores one context of a session. It takes effect if its version is higher than what is stored or removed
-/// under the same key; an older or equal version arriving late changes nothing and is no error.
+/// Stores a context of a session. It is applied if its version is higher than the stored or removed version of the same key.
+/// An older or equal version changes nothing; that is not an error.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ContextPut {
-    /// A session that is open or has been.
+    /// A session that is or was open.
     pub session_id: SessionId,
-    /// Unique in the session.
+    /// The key, unique in the session.
     pub context_key: Name,
-    /// The context itself.
+    /// The value.
     pub context_value: Json,
-    /// What it holds.
+    /// The kind of context.
     #[serde(default)]
     pub context_type: ContextType,
-    /// How far it may travel.
+    /// Where it may be used.
     #[serde(default)]
     pub access_level: AccessLevel,
-    /// How much it matters.
+    /// The priority, 0 to 100. Default: 1.
     #[serde(default = "one")]
     pub priority: Priority,
-    /// Higher than that of every earlier put or remove of the key.
+    /// The version; it must be higher than that of every earlier put or remove of the key.
     pub version: Version,
-    /// When it stops being valid. Absent: never.
+    /// When it expires. Absent: never.
     #[serde(default, deserialize_with = "crate::value::time")]
     pub expires_at: Option<DateTime<Utc>>,
-    /// Whether it outlives the session's retention.
+    /// Whether it is kept when the retention period of the session ends.
     #[serde(default)]
     pub is_persistent: bool,
-    /// Whether `context_value` is stored encrypted only, and stands in no event.
+    /// Whether `context_value` is stored encrypted only and omitted from events.
     #[serde(default)]
     pub sensitive: bool,
 }
@@ -97,16 +97,16 @@ impl Priority {
     const ONE: Self = Self::literal(1);
 }
 
-/// Removes one context of a session. The value is gone; the version is remembered, so that an older put
-/// arriving late does not bring it back.
+/// Removes a context of a session. The value is deleted; the version is kept, so that an older put that arrives late does not
+/// restore it.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ContextRemove {
-    /// A session that is open or has been.
+    /// A session that is or was open.
     pub session_id: SessionId,
     /// The key to remove.
     pub context_key: Name,
-    /// Higher than that of every earlier put or remove of the key.
+    /// The version; it must be higher than that of every earlier put or remove of the key.
     pub version: Version,
 }
 

@@ -9,39 +9,39 @@ use crate::number::Bounded;
 use crate::redaction::SecretFields;
 use crate::value::{JsonObject, List, Name, SessionId, Text};
 
-/// Describes a conversation. A message may come before it.
+/// Stores the description of a conversation. Messages may arrive before it.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConversationPut {
-    /// Unique among the conversations of its user.
+    /// The conversation id, unique for the user.
     pub conversation_id: SessionId,
-    /// What it was about.
+    /// A summary.
     #[serde(default)]
     pub summary: Option<Text<0, { limit::TEXT_CHARS }>>,
-    /// Anything else worth keeping.
+    /// Additional data.
     #[serde(default)]
     pub metadata: JsonObject,
-    /// Whether `summary` and `metadata` are stored encrypted only, and stand in no event.
+    /// Whether `summary` and `metadata` are stored encrypted only and omitted from events.
     #[serde(default)]
     pub sensitive: bool,
 }
 
-/// Who speaks.
+/// The author of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum MessageRole {
-    /// The person.
+    /// The user.
     User,
     /// The assistant.
     Assistant,
-    /// The instructions.
+    /// The system prompt.
     System,
     /// A tool that was called.
     Tool,
 }
 
 impl MessageRole {
-    /// The label of the PostgreSQL enumeration `message_role`.
+    /// The label in the PostgreSQL enumeration `message_role`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::User => "user",
@@ -52,22 +52,22 @@ impl MessageRole {
     }
 }
 
-/// Adds a message to a conversation, which comes into being with its first one. A message never changes.
+/// Adds a message to a conversation, which is created with its first message. Messages are immutable.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MessageAdd {
-    /// Unique among the messages of its user.
+    /// The message id, unique for the user.
     pub message_id: Uuid,
     /// The conversation.
     pub conversation_id: SessionId,
-    /// Who speaks.
+    /// The author.
     pub role: MessageRole,
-    /// What is said.
+    /// The text.
     pub content: Text<0, { limit::TEXT_CHARS }>,
-    /// When it was said. Absent: when the message was published.
+    /// When it was sent. Absent: when JetStream stored the request.
     #[serde(default, deserialize_with = "crate::value::time")]
     pub sent_at: Option<DateTime<Utc>>,
-    /// Whether `content` is stored encrypted only, and stands in no event.
+    /// Whether `content` is stored encrypted only and omitted from events.
     #[serde(default)]
     pub sensitive: bool,
 }
@@ -76,32 +76,32 @@ pub struct MessageAdd {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SummaryPut {
-    /// A session that is open or has been.
+    /// A session that is or was open.
     pub session_id: SessionId,
     /// The summary.
     pub summary: Text<1, { limit::TEXT_CHARS }>,
-    /// What it was about.
+    /// The main topics.
     #[serde(default)]
     pub key_topics: List<Name, 64>,
-    /// Whether `summary` and `key_topics` are stored encrypted only, and stand in no event.
+    /// Whether `summary` and `key_topics` are stored encrypted only and omitted from events.
     #[serde(default)]
     pub sensitive: bool,
 }
 
-/// What kind of feedback is given.
+/// The kind of feedback.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum FeedbackType {
-    /// Thumbs up or down, or stars.
+    /// A rating, such as thumbs up or stars.
     Rating,
-    /// What should have been said.
+    /// The answer that would have been right.
     Correction,
-    /// Something harmful or wrong.
+    /// A report of harmful or wrong content.
     Report,
 }
 
 impl FeedbackType {
-    /// The label of the PostgreSQL enumeration `feedback_type`.
+    /// The label in the PostgreSQL enumeration `feedback_type`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Rating => "rating",
@@ -117,15 +117,15 @@ impl FeedbackType {
 pub struct FeedbackPut {
     /// A message of the same user.
     pub message_id: Uuid,
-    /// What kind it is.
+    /// The kind of feedback.
     pub feedback_type: FeedbackType,
-    /// From -5 (bad) to 5 (good).
+    /// The rating, from -5 (bad) to 5 (good).
     #[serde(default)]
     pub rating: Option<Bounded<-5, 5>>,
-    /// In words.
+    /// A comment.
     #[serde(default)]
     pub comment: Option<Text<1, 8192>>,
-    /// Whether `comment` is stored encrypted only, and stands in no event.
+    /// Whether `comment` is stored encrypted only and omitted from events.
     #[serde(default)]
     pub sensitive: bool,
 }

@@ -1,16 +1,16 @@
-//! What travels through memfleet: subjects, headers, requests and events.
+//! The message contract of memfleet: subjects, headers, requests, queries and events.
 //!
-//! A publisher written in Rust depends on this crate alone. It holds types and their bounds, and neither
-//! connects to a server nor touches a database. Every request is a JSON object published on
+//! A publisher written in Rust needs this crate alone. It contains types and their limits, and connects to no server and no
+//! database. Every request is a JSON object published on
 //!
 //! ```text
 //! memory.req.<service>.<noun>.<verb>.<user_id>
 //! ```
 //!
-//! with its request id, a UUID, in the header [`header::MESSAGE_ID`]. [`Request::decode`] turns the noun, the
-//! verb and the body into a typed request, or into a [`Malformed`] that names the offending field.
+//! with its request id, a UUID, in the header [`header::MESSAGE_ID`]. [`Request::decode`] decodes the noun, the verb and the
+//! body into a typed request, or returns a [`Malformed`] that names the field at fault.
 //!
-//! The same types make the JSON Schemas of the AsyncAPI document (`nats/asyncapi.yaml`).
+//! The JSON Schemas of the AsyncAPI document (`nats/asyncapi.yaml`) are generated from the same types.
 
 mod account;
 mod agent;
@@ -18,7 +18,7 @@ mod agent;
 pub mod asyncapi;
 mod context;
 mod conversation;
-mod dead;
+mod dead_letter;
 mod event;
 mod facts;
 pub mod header;
@@ -35,44 +35,38 @@ mod request_kind;
 mod router;
 mod session;
 mod subject;
+mod suggest;
 mod tick;
 mod token;
 mod value;
 mod vector;
 mod workers;
 
-pub use account::{
-    DevicePut, DeviceRemove, DeviceType, PasskeyPut, PasskeyRemove, ProfilePut, SecondFactorMethod,
-    SecondFactorPut, SecondFactorRemove, SecurityLevel, SettingPut, SettingRemove, UserPut, UserRole,
-    UserStatus,
-};
-pub use agent::{AgentContextPut, AgentContextRemove, MemoryTier};
-pub use context::{AccessLevel, ContextPut, ContextRemove, ContextType};
-pub use conversation::{ConversationPut, FeedbackPut, FeedbackType, MessageAdd, MessageRole, SummaryPut};
-pub use dead::{DeadClass, UnknownDeadClass};
+pub use account::*;
+pub use agent::*;
+pub use context::*;
+pub use conversation::*;
+pub use dead_letter::{DeadLetterClass, UnknownDeadLetterClass};
 pub use event::{Event, EventType, Performative};
 pub use facts::{Prerequisite, RequestFacts};
 pub use malformed::Malformed;
 pub use number::{Bounded, Priority, Score, Version};
 pub use outcome::{Outcome, OutcomeStatus};
-pub use query::{
-    AgentContextInfo, AgentContextList, AgentContextPage, AnalyticsRow, ContextAnswer, ContextGet,
-    ContextInfo, ContextList, ContextPage, ConversationPage, ConversationRead, Cursor, Dimension, EventList,
-    EventPage, GraphAnswer, GraphNode, GraphRelation, GraphWalk, Limit, MessageInfo, QUERIES, QUERY_BYTES,
-    QUERY_ROOT, Query, QueryKind, QueryType, READER, REVEAL, RouterAnalytics, RouterAnswer, ScoreParts,
-    SearchAnswer, SearchHit, SearchMode, SearchSimilar, SessionInfo, SessionList, SessionPage,
-};
+pub use query::*;
 pub use redacted::{Redacted, StreamRequest};
 pub use redaction::{ENCRYPTED, SecretField, SecretFields};
 pub use request::{ContextRequest, Request, RouterRequest, VectorRequest};
 pub use request_kind::{REQUESTS, RequestKind, RequestType};
-pub use router::{DecisionLog, ToolPhase, ToolReport};
-pub use session::{ChatMode, SessionClose, SessionOpen};
-pub use subject::{DeadSubject, EventSubject, REQUEST_ROOT, RequestSubject, Service, SubjectError, UserId};
+pub use router::*;
+pub use session::*;
+pub use subject::{
+    DeadLetterSubject, EventSubject, REQUEST_ROOT, RequestSubject, Service, SubjectError, UserId,
+};
+pub use suggest::nearest;
 pub use tick::{JOB_ROOT, Job, JobSubject, Tick};
-pub use token::{QueryError, QueryErrorCode, TOKEN_ISSUE, TokenAnswer, TokenAsk};
-pub use value::{Json, JsonObject, List, Many, Name, Secret, SessionId, Text};
-pub use vector::{Embedding, Memory, VECTOR_DIMENSIONS, Vector, VectorIndex, VectorRemove, VectorType};
+pub use token::{QueryError, QueryErrorCode, TOKEN_ISSUE, TokenAnswer, TokenQuery};
+pub use value::{Json, JsonObject, List, Name, NonEmptyList, Secret, SessionId, Text};
+pub use vector::*;
 pub use workers::{
     CONTEXT_WRITER, MEMORY_READER, ROUTER_LOGGER, TOKEN_ISSUER, VECTOR_INDEXER, WORKERS, WorkerInfo,
 };

@@ -1,8 +1,14 @@
 use serde::de::DeserializeOwned;
+use serde_json::Value;
+use serde_path_to_error::{Path, Segment};
 
 use crate::malformed::Malformed;
+use crate::suggest::nearest;
 
-/// Reads a body that cannot be read once more, slowly, to find which field is at fault.
+/// The most characters of a wrong value that are repeated.
+const ECHOED_CHARS: usize = 40;
+
+/// Decodes a body that was rejected a second time, slowly, to find the field at fault.
 pub(crate) fn locate<T: DeserializeOwned>(body: &[u8]) -> Malformed {
     let mut reader = serde_json::Deserializer::from_slice(body);
     let error = match serde_path_to_error::deserialize::<_, T>(&mut reader) {
@@ -20,9 +26,13 @@ pub(crate) fn locate<T: DeserializeOwned>(body: &[u8]) -> Malformed {
     let (problem, place) = split_place(&message);
     if error.inner().is_eof() {
         // The path would be that of the field before.
-        return Malformed::new("body", format!("{problem}{place}"));
+        return Malformed::new("body", format!("is not valid JSON: {problem}{place}"));
     }
-    let fault = Fault::read(problem);
+    let fault = match problem.strip_prefix(UNKNOWN_VARIANT) {
+        Some(rest) => Fault::of_enumeration(rest, error.path(), body),
+        None if error.inner().is_syntax() => Fault::plain(format!("is not valid JSON: {problem}")),
+        None => Fault::read(problem),
+    };
     let field = match fault.field {
         // The path of an unknown field ends with it; that of a missing one does not.
         Some(field) if path.is_empty() => field.to_owned(),
@@ -39,7 +49,10 @@ fn split_place(message: &str) -> (&str, &str) {
     message.rfind(" at line ").map_or((message, ""), |at| message.split_at(at))
 }
 
-/// What serde says, without the value that it says it about: it may be a secret.
+/// How serde starts the message about an unknown value of an enumeration; the value follows.
+const UNKNOWN_VARIANT: &str = "unknown variant `";
+
+/// A problem that serde reports, without the value that it is about, which may be a secret.
 struct Fault<'a> {
     field: Option<&'a str>,
     is_missing: bool,
@@ -47,38 +60,84 @@ struct Fault<'a> {
 }
 
 impl<'a> Fault<'a> {
+    fn plain(problem: String) -> Self {
+        Self { field: None, is_missing: false, problem }
+    }
+
+    /// An unknown value of an enumeration. It is repeated if it is a short word, so that a misspelling is seen; anything else
+    /// may be free text or a secret.
+    fn of_enumeration(rest: &str, path: &Path, body: &[u8]) -> Self {
+        let value = rest.rsplit_once(", expected ").and_then(|(value, _)| value.strip_suffix('`'));
+        let is_given = |word: &&str| value_at(body, path).is_some_and(|value| value == **word);
+        let shown = value.filter(|value| is_short_word(value)).filter(is_given);
+        let shown = shown.map_or_else(|| "the value".to_owned(), |word| format!("{word:?}"));
+        Self::plain(format!("{shown} is not allowed; {}", expected(rest)))
+    }
+
     fn read(message: &'a str) -> Self {
-        let plain = |problem: String| Fault { field: None, is_missing: false, problem };
         if let Some(field) = quoted(message, "missing field `", "`") {
-            return Fault { field: Some(field), is_missing: true, ..plain("is missing".to_owned()) };
+            return Self { field: Some(field), is_missing: true, ..Self::plain("is missing".to_owned()) };
         }
         if let Some(field) = quoted(message, "duplicate field `", "`") {
-            return Fault { field: Some(field), ..plain("is given twice".to_owned()) };
+            return Self { field: Some(field), ..Self::plain("is given twice".to_owned()) };
         }
-        if message.starts_with("unknown field `") {
-            return plain(format!("is unknown; {}", expected(message)));
-        }
-        if message.starts_with("unknown variant `") {
-            return plain(format!("is none of the values it may have; {}", expected(message)));
+        if let Some(rest) = message.strip_prefix("unknown field `") {
+            return Self::plain(format!("is unknown; {}", expected_field(rest)));
         }
         if let Some(found) = message.strip_prefix("invalid type: ") {
-            return plain(format!("is {}; {}", kind(found), expected(message)));
+            return Self::plain(format!("is {}; {}", kind(found), expected(message)));
         }
         if message.starts_with("invalid value: ") || message.starts_with("invalid length ") {
-            return plain(format!("is out of range; {}", expected(message)));
+            return Self::plain(format!("is out of range; {}", expected(message)));
         }
-        plain(message.to_owned())
+        if message.starts_with("UUID parsing failed") {
+            return Self::plain("is not a UUID, such as 018f2c5e-7b1a-7c3d-9e4f-5a6b7c8d9e0f".to_owned());
+        }
+        Self::plain(message.to_owned())
     }
+}
+
+/// Whether a value is fit to be repeated: 1 to 40 ASCII letters, digits, `-` and `_`.
+fn is_short_word(value: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    (1..=ECHOED_CHARS).contains(&value.len()) && value.bytes().all(allowed)
+}
+
+/// The value that a body has at a path. Of a field that is given twice, the second value.
+fn value_at(body: &[u8], path: &Path) -> Option<Value> {
+    let mut value: Value = serde_json::from_slice(body).ok()?;
+    for segment in path {
+        let inner = match segment {
+            Segment::Map { key } => value.get_mut(key),
+            Segment::Seq { index } => value.get_mut(*index),
+            Segment::Enum { .. } | Segment::Unknown => None,
+        };
+        value = inner?.take();
+    }
+    Some(value)
 }
 
 fn quoted<'a>(message: &'a str, before: &str, after: &str) -> Option<&'a str> {
     message.strip_prefix(before)?.strip_suffix(after)
 }
 
-/// The part of the message that we and the standard library wrote; what the publisher wrote stands before it.
+/// The known fields, and the one that was probably meant.
+fn expected_field(rest: &str) -> String {
+    let expected = expected(rest);
+    let (Some((field, _)), known) = (rest.split_once("`, "), expected.split('`').skip(1).step_by(2)) else {
+        return expected;
+    };
+    match nearest(field, known) {
+        Some(near) => format!("did you mean `{near}`? ({expected})"),
+        None => expected,
+    }
+}
+
+/// The part of the message that lists what is expected: this crate, serde and the standard library wrote it. The publisher's
+/// own text stands before it.
 fn expected(message: &str) -> String {
     match message.rsplit_once(", expected ").or_else(|| message.rsplit_once(", there are ")) {
-        // The standard library's names of numbers say nothing to a publisher.
+        // A publisher knows integers, and not Rust's types of them.
         Some((_, "i32" | "i64" | "u32")) => "expected an integer".to_owned(),
         Some((_, expected)) => format!("expected {expected}"),
         None => "something else is expected".to_owned(),

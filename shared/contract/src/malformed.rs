@@ -2,20 +2,21 @@ use std::fmt;
 
 use crate::limit;
 
-/// Why a message cannot be read. It is a permanent fault: the same bytes never become valid.
+/// Why a message cannot be decoded. The error is permanent: the same bytes never become valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Malformed {
-    /// Where: a path into the body (`configuration`, `key_topics[2]`), a header's name, `subject`, or `body`
-    /// for the body as a whole.
+    /// The field at fault: a path into the body (`configuration`, `key_topics[2]`), the name of a header, `subject`, or
+    /// `body` for the body as a whole.
     pub field: String,
-    /// What is wrong with it, and where it helps, what would be right. Never what a text says: it may be a secret.
+    /// What is wrong with it and, where it helps, what is expected. It repeats numbers, and the wrong value of an enumeration if
+    /// that is a short word; never free text, which may be a secret.
     pub problem: String,
 }
 
 impl Malformed {
-    /// A fault of the named field.
+    /// An error of the named field.
     pub fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
-        // The name of an unknown field is the publisher's, and as long as it likes.
+        // The name of an unknown field is chosen by the publisher and has no maximum length.
         Self { field: cut(field.into(), limit::KEY_CHARS), problem: cut(problem.into(), limit::REASON_CHARS) }
     }
 }

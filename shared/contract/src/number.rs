@@ -1,4 +1,4 @@
-//! Bounded numbers, as [`value`](crate::value) has bounded texts.
+//! Numbers with limits.
 
 use std::borrow::Cow;
 
@@ -11,24 +11,24 @@ use serde::{Deserialize, Serialize};
 #[serde(transparent)]
 pub struct Bounded<const MIN: i64, const MAX: i64>(i64);
 
-/// The version of a keyed record: 1 and up. Whoever writes a key decides what its versions are: a counter, or
-/// a clock in milliseconds.
+/// The version of a keyed record, from 1. The writer of a key chooses its versions: a counter, or the time in
+/// milliseconds.
 pub type Version = Bounded<1, { i64::MAX }>;
 
-/// How much a context matters: 0 to 100, more is more.
+/// The priority of a context: 0 to 100, higher is more important.
 pub type Priority = Bounded<0, 100>;
 
 impl<const MIN: i64, const MAX: i64> Bounded<MIN, MAX> {
-    /// A value written in the source; one out of bounds does not compile where it is used in a constant.
+    /// A constant. One that is out of range does not compile in a constant expression.
     pub(crate) const fn literal(value: i64) -> Self {
-        assert!(MIN <= value && value <= MAX, "out of bounds");
+        assert!(MIN <= value && value <= MAX, "out of range");
         Self(value)
     }
 
-    /// Checks the bounds.
+    /// Checks the range.
     ///
     /// # Errors
-    /// A sentence that names them.
+    /// A sentence that names the range.
     pub fn new(value: i64) -> Result<Self, String> {
         if (MIN..=MAX).contains(&value) {
             Ok(Self(value))
@@ -69,10 +69,10 @@ impl<const MIN: i64, const MAX: i64> JsonSchema for Bounded<MIN, MAX> {
 pub struct Score(f64);
 
 impl Score {
-    /// Checks the bounds.
+    /// Checks the range.
     ///
     /// # Errors
-    /// A sentence that names them.
+    /// A sentence that names the range.
     pub fn new(value: f64) -> Result<Self, String> {
         if (0.0..=1.0).contains(&value) {
             Ok(Self(value))

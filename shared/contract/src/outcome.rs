@@ -2,31 +2,31 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// How a request ended.
+/// The result of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OutcomeStatus {
-    /// It took effect; the effect is committed.
+    /// It was applied and committed.
     Applied,
-    /// It was fine and changed nothing: a newer version was there.
+    /// It was valid and changed nothing, for example because a newer version is stored.
     Unchanged,
-    /// It is a dead letter.
+    /// It was dead-lettered.
     Dead,
 }
 
-/// What a publisher is told on the subject it named in [`header::REPLY_TO`](crate::header::REPLY_TO).
+/// The outcome of a request, published on the subject that the publisher named in [`header::REPLY_TO`](crate::header::REPLY_TO).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Outcome {
-    /// The request this is about, if it had an id.
+    /// The id of the request, if it had one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<Uuid>,
-    /// How it ended.
+    /// The result.
     pub status: OutcomeStatus,
-    /// The event of its effect, if it had one.
+    /// The id of the event that it emitted, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub event_id: Option<Uuid>,
-    /// Why it was left unchanged or is dead.
+    /// The reason why it changed nothing or was dead-lettered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }

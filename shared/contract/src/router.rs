@@ -10,50 +10,50 @@ use crate::number::{Bounded, Score};
 use crate::redaction::SecretFields;
 use crate::value::{Json, List, SessionId, Text};
 
-/// Logs how a request of the user was routed, once it is known how it ended. A decision never changes.
+/// Logs how a request of the user was routed, after it finished. Decisions are immutable.
 ///
-/// Learning is done by the hour, mode, route, tool and model. The route is `routing_decision` itself if it is a text, or
-/// its text under `route`; a tool is a text, or an object's text under `name` or `tool`. Whatever has another shape is
-/// stored as it is and counted as `unknown`.
+/// Statistics are kept by hour, mode, route, tool and model. The route is `routing_decision` if that is a string, or else its
+/// string `route`; a tool is a string, or else its string `name` or `tool`. A value of another shape is stored unchanged and
+/// counted as `unknown`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DecisionLog {
-    /// Unique among the decisions of its user.
+    /// The decision id, unique for the user.
     pub decision_id: Uuid,
-    /// A session that is open or has been.
+    /// A session that is or was open.
     pub session_id: SessionId,
-    /// What the user asked for.
+    /// The request of the user.
     pub user_request: Text<0, { limit::TEXT_CHARS }>,
-    /// Where it was routed and why.
+    /// The chosen route and the reason.
     pub routing_decision: Json,
     /// The tools that were invoked, in order.
     #[serde(default)]
     pub tools_invoked: List<Json, 64>,
-    /// How hard the request was, 0 to 1.
+    /// The complexity of the request, 0 to 1.
     #[serde(default)]
     pub complexity_score: Score,
-    /// How sure the router was, 0 to 1.
+    /// The confidence of the router, 0 to 1.
     #[serde(default)]
     pub confidence_score: Score,
-    /// How long it took, in milliseconds, at most a day.
+    /// The duration in milliseconds, at most one day.
     #[serde(default)]
     pub processing_time_ms: Option<Bounded<0, 86_400_000>>,
-    /// How many tokens the model used.
+    /// The number of tokens that the model used.
     #[serde(default)]
     pub tokens_used: Option<Bounded<0, 1_000_000_000>>,
-    /// Which model answered.
+    /// The model that answered.
     #[serde(default)]
     pub model_used: Option<Text<1, 100>>,
-    /// Whether it ended well.
+    /// Whether the request succeeded. Default: true.
     #[serde(default = "yes")]
     pub success: bool,
-    /// What went wrong.
+    /// The error.
     #[serde(default)]
     pub error_details: Option<Json>,
-    /// When it was decided. Absent, or later than that: when the message was published.
+    /// When it was decided. Absent, or later than the time at which JetStream stored the request: that time.
     #[serde(default, deserialize_with = "crate::value::time")]
     pub decided_at: Option<DateTime<Utc>>,
-    /// Whether `user_request` and `error_details` are stored encrypted only, and stand in no event.
+    /// Whether `user_request` and `error_details` are stored encrypted only and omitted from events.
     #[serde(default)]
     pub sensitive: bool,
 }
@@ -62,38 +62,38 @@ fn yes() -> bool {
     true
 }
 
-/// How far the call of a tool has come.
+/// The phase of a tool call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ToolPhase {
-    /// The tool was asked.
+    /// The tool was called.
     Requested,
-    /// It answered.
+    /// It returned a result.
     Succeeded,
-    /// It did not, or not in time.
+    /// It failed or timed out.
     Failed,
 }
 
-/// Tells of the call of a tool while a request is worked on. It goes to the event stream alone, where agents that work on
-/// the same session hear of it; what a decision came to is logged with [`DecisionLog`].
+/// Reports a tool call while a request is processed. It is emitted as an event and stored nowhere else; agents that work on the
+/// same session subscribe to it. The result of a decision is logged with [`DecisionLog`].
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ToolReport {
-    /// A session that is open or has been.
+    /// A session that is or was open.
     pub session_id: SessionId,
     /// The tool.
     pub tool: Text<1, { limit::IDENTIFIER_CHARS }>,
-    /// The call, the same in each of its reports.
+    /// The id of the call, the same in all of its reports.
     pub call_id: Uuid,
-    /// How far it has come.
+    /// The phase of the call.
     pub phase: ToolPhase,
-    /// The decision it belongs to, if that has an id yet.
+    /// The decision that it belongs to, if it has an id already.
     #[serde(default)]
     pub decision_id: Option<Uuid>,
-    /// How long it took, in milliseconds, at most a day.
+    /// The duration in milliseconds, at most one day.
     #[serde(default)]
     pub processing_time_ms: Option<Bounded<0, 86_400_000>>,
-    /// Its arguments, its result, or what went wrong. Everybody who may hear of the session's events reads it.
+    /// The arguments, the result or the error. Every subscriber to the events of the session can read it.
     #[serde(default)]
     pub detail: Option<Json>,
 }

@@ -4,22 +4,22 @@ use serde::{Deserialize, Serialize};
 use crate::facts::{Prerequisite, RequestFacts};
 use crate::value::{JsonObject, SessionId};
 
-/// Which service leads a session. The column `chat_mode_sessions.chat_mode` of the reference document.
+/// The chat mode of a session: the service that leads it. The column `chat_mode_sessions.chat_mode` of the reference document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ChatMode {
     /// One assistant.
     Simple,
-    /// A router that picks tools and models.
+    /// A router that selects tools and models.
     SmartRouter,
     /// Several agents that build consensus.
     ExpertGroup,
-    /// An assistant that asks rather than answers.
+    /// An assistant that asks questions instead of answering.
     Socratic,
 }
 
 impl ChatMode {
-    /// The label of the PostgreSQL enumeration `chat_mode`.
+    /// The label in the PostgreSQL enumeration `chat_mode`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Simple => "simple",
@@ -30,30 +30,30 @@ impl ChatMode {
     }
 }
 
-/// Opens a session, or opens it again: configuration and metadata are replaced and its end is forgotten.
+/// Opens a session, or reopens it: configuration and metadata are replaced, and its end time is cleared.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SessionOpen {
-    /// Unique among the sessions of its user.
+    /// The session id, unique for the user.
     pub session_id: SessionId,
-    /// Which service leads it.
+    /// The chat mode.
     pub chat_mode: ChatMode,
     /// Settings of the session, such as the model.
     #[serde(default)]
     pub configuration: JsonObject,
-    /// The session of the same user that this one continues. It need not be known.
+    /// The session of the same user that this one continues. It need not exist.
     #[serde(default)]
     pub parent_session_id: Option<SessionId>,
-    /// Anything else worth keeping.
+    /// Additional data.
     #[serde(default)]
     pub session_metadata: JsonObject,
 }
 
-/// Ends a session. What it holds stays, and what is still under way for it is still taken.
+/// Closes a session. Its contents are kept, and requests for it that arrive later are still applied.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SessionClose {
-    /// A session that has been opened.
+    /// A session that was opened.
     pub session_id: SessionId,
 }
 

@@ -7,27 +7,27 @@ use serde::{Deserialize, Serialize};
 use crate::event::EventType;
 use crate::limit;
 
-/// The root of all requests.
+/// The root of request subjects.
 pub const REQUEST_ROOT: &str = "memory.req";
 
-/// A subject that is none of ours.
+/// A subject that is not one of memfleet.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubjectError {
-    /// The wrong number of tokens, or another root.
+    /// It has the wrong number of tokens, or another root.
     #[error("expected memory.req.<service>.<noun>.<verb>.<user_id>")]
     Shape,
-    /// A service name with other characters than `a-z 0-9 -`.
+    /// The service is not 1 to 64 of `a-z 0-9 -`.
     #[error("the service must be 1 to {} characters out of a-z 0-9 -", limit::SERVICE_CHARS)]
     Service,
-    /// A job name with other characters than `a-z 0-9 -`.
+    /// The job is not 1 to 64 of `a-z 0-9 -`.
     #[error("the job must be 1 to {} characters out of a-z 0-9 -", limit::SERVICE_CHARS)]
     Job,
-    /// No decimal number from 0 to 2147483647.
+    /// The user id is not a decimal number from 0 to 2147483647.
     #[error("the user id must be a number from 0 to 2147483647 without leading zeros")]
     User,
 }
 
-/// A user of the platform, or the platform itself.
+/// The id of a user of the platform; 0 is the platform itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "i32", into = "i32")]
 pub struct UserId(#[schemars(range(min = 0))] i32);
@@ -47,10 +47,10 @@ impl From<UserId> for i32 {
 }
 
 impl UserId {
-    /// The platform itself: the owner of settings that are nobody's.
+    /// The platform itself, which owns the settings that belong to no user.
     pub const PLATFORM: Self = Self(0);
 
-    /// A user by number, which is not negative.
+    /// A user by id, which is not negative.
     ///
     /// # Errors
     /// [`SubjectError::User`] for a negative number.
@@ -58,7 +58,7 @@ impl UserId {
         if id < 0 { Err(SubjectError::User) } else { Ok(Self(id)) }
     }
 
-    /// The number.
+    /// The id.
     pub fn get(self) -> i32 {
         self.0
     }
@@ -74,7 +74,7 @@ impl FromStr for UserId {
     type Err = SubjectError;
 
     fn from_str(token: &str) -> Result<Self, SubjectError> {
-        // Two spellings of one user would be two subjects for permissions and for purging.
+        // Permissions and purges match subjects literally: every user must have exactly one spelling.
         let canonical =
             token.bytes().all(|byte| byte.is_ascii_digit()) && (token == "0" || !token.starts_with('0'));
         if !canonical {
@@ -94,7 +94,7 @@ impl Service {
         &self.0
     }
 
-    /// Whether a subject is in the service's own inbox, the only place that answers are sent to.
+    /// Whether a subject is below the service's own inbox `_INBOX.<service>.`: replies are sent nowhere else.
     pub fn owns_inbox(&self, subject: &str) -> bool {
         if subject.len() > limit::REPLY_SUBJECT_BYTES {
             return false;
@@ -123,16 +123,16 @@ impl fmt::Display for Service {
     }
 }
 
-/// `memory.req.<service>.<noun>.<verb>.<user_id>`.
+/// The subject of a request, `memory.req.<service>.<noun>.<verb>.<user_id>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestSubject {
-    /// Who publishes. A server permission binds it.
+    /// The publishing service. NATS permissions restrict a service to its own name.
     pub service: Service,
-    /// What it is about.
+    /// The kind of record.
     pub noun: String,
-    /// What is to be done with it.
+    /// The operation.
     pub verb: String,
-    /// Whose memory it concerns.
+    /// The user whose memory it changes.
     pub user_id: UserId,
 }
 
@@ -165,12 +165,12 @@ impl fmt::Display for RequestSubject {
     }
 }
 
-/// `memory.event.<noun>.<verb>.<user_id>`.
+/// The subject of an event, `memory.event.<noun>.<verb>.<user_id>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EventSubject {
-    /// What happened.
+    /// The type of the event.
     pub event_type: EventType,
-    /// Whose memory changed.
+    /// The user whose memory changed.
     pub user_id: UserId,
 }
 
@@ -180,16 +180,16 @@ impl fmt::Display for EventSubject {
     }
 }
 
-/// `memory.dead.<worker>.<user_id>`.
+/// The subject of a dead letter, `memory.dead.<worker>.<user_id>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DeadSubject<'a> {
-    /// The worker that gave the message up.
+pub struct DeadLetterSubject<'a> {
+    /// The worker that dead-lettered the message.
     pub worker: &'a str,
-    /// Whose message it was; unknown if its subject is malformed.
+    /// The user of the message; none if its subject is malformed.
     pub user_id: Option<UserId>,
 }
 
-impl fmt::Display for DeadSubject<'_> {
+impl fmt::Display for DeadLetterSubject<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.user_id {
             Some(user_id) => write!(f, "memory.dead.{}.{user_id}", self.worker),

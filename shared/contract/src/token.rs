@@ -5,63 +5,63 @@ use uuid::Uuid;
 use crate::subject::UserId;
 use crate::value::SessionId;
 
-/// The subject on which a service asks for its tokens, without its name: `memory.ask.token.issue.<service>`.
+/// The subject on which a service requests its tokens, without the name of the service: `memory.ask.token.issue.<service>`.
 pub const TOKEN_ISSUE: &str = "memory.ask.token.issue";
 
-/// Asks for a token. The service is in the subject, which the broker's permissions bind.
+/// Requests a token. The service is taken from the subject, which NATS permissions restrict to that service.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct TokenAsk {
-    /// For which user it shall act.
+pub struct TokenQuery {
+    /// The user that the token acts for.
     pub user_id: UserId,
-    /// For one session only.
+    /// The only session that the token is valid for. Absent: every session of the user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_id: Option<SessionId>,
-    /// What it shall allow, as `noun:verb` or `noun:*`; all that the service may do by default.
+    /// The scopes, as `noun:verb` or `noun:*`. Default: every scope that the service may have.
     #[serde(default)]
     pub scopes: Vec<String>,
-    /// How long it shall be good, in seconds, 1 to 86400; 900 by default.
+    /// The lifetime in seconds, 1 to 86400. Default: 900.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub life_s: Option<u64>,
 }
 
-/// A token.
+/// An issued token.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct TokenAnswer {
-    /// For the header `Authorization`, after `Bearer `.
+    /// The token, for the header `Authorization: Bearer <token>`.
     pub token: String,
-    /// By which it is revoked.
+    /// Its id, for revocation.
     pub token_id: Uuid,
-    /// What it allows.
+    /// Its scopes.
     pub scopes: Vec<String>,
-    /// When it ends, in seconds since 1970.
+    /// When it expires, in seconds since 1970.
     pub expires: u64,
 }
 
-/// What kind of reason there is for no answer.
+/// Why a query was not answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum QueryErrorCode {
-    /// The query is wrong, in the field that is named.
+    /// The query is invalid; `field` names the field at fault.
     Malformed,
-    /// The token, or the registry, does not allow it.
+    /// The token or the service registry does not allow it.
     Denied,
-    /// The user has none of that name.
+    /// The user has no such record.
     NotFound,
-    /// The answer would be larger than a message.
+    /// The answer exceeds the largest message; request a smaller page.
     TooLarge,
-    /// The service asks too often; ask again later.
+    /// The service exceeded its rate limit; retry later.
     TooOften,
-    /// Something is wrong that only an operator can mend.
+    /// Internal error; contact the operator.
     Failed,
-    /// A server is away; ask again.
+    /// A server is unreachable; retry.
     Unavailable,
-    /// It took too long.
+    /// The query exceeded its deadline.
     Deadline,
 }
 
 impl QueryErrorCode {
-    /// The word, which stays the same.
+    /// The code as text. It is part of the contract.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Malformed => "malformed",
@@ -75,7 +75,7 @@ impl QueryErrorCode {
         }
     }
 
-    /// The number of it in HTTP (RFC 9110, RFC 6585), which the NATS service API shows.
+    /// The corresponding HTTP status code (RFC 9110, RFC 6585), for the NATS service API.
     pub fn status(self) -> u16 {
         match self {
             Self::Malformed => 400,
@@ -96,14 +96,14 @@ impl std::fmt::Display for QueryErrorCode {
     }
 }
 
-/// Why a query has no answer.
+/// The reply to a query that was not answered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct QueryError {
-    /// What kind of reason.
+    /// The kind of error.
     pub code: QueryErrorCode,
-    /// A sentence.
+    /// The error message, one sentence.
     pub message: String,
-    /// The field that is wrong, if one is.
+    /// The field at fault, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
 }

@@ -1,5 +1,5 @@
-//! Bounded values. A bound is part of the type, so that it is checked where the field is read, is named with the
-//! field's path when it is broken, and appears in the JSON Schema.
+//! Values with limits. A limit is part of the type: it is checked when the field is decoded, reported with the field's path
+//! when it is exceeded, and appears in the JSON Schema.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -24,10 +24,10 @@ pub struct Text<const MIN: usize, const MAX: usize>(pub(crate) String);
 pub type Name = Text<1, { limit::KEY_CHARS }>;
 
 impl<const MIN: usize, const MAX: usize> Text<MIN, MAX> {
-    /// Checks the bounds.
+    /// Checks the length and the characters.
     ///
     /// # Errors
-    /// A sentence that says which bound is broken.
+    /// A sentence that names the limit that is exceeded.
     pub fn new(text: impl Into<String>) -> Result<Self, String> {
         let text = text.into();
         // Bytes are an upper bound of characters, so most texts need no counting.
@@ -101,7 +101,7 @@ impl<const MIN: usize, const MAX: usize> JsonSchema for Text<MIN, MAX> {
 
 /// The identifier of a session, an agent or a conversation: 1 to 128 of `A-Z a-z 0-9 . _ : -`.
 ///
-/// The restriction keeps identifiers printable and leaves `@` for names that memfleet gives itself.
+/// The restriction keeps identifiers printable and reserves `@` for names that memfleet assigns.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct SessionId(String);
@@ -110,7 +110,7 @@ impl SessionId {
     /// Checks the alphabet and the length.
     ///
     /// # Errors
-    /// A sentence that says what an identifier may hold.
+    /// A sentence that names the allowed length and characters.
     pub fn new(id: impl Into<String>) -> Result<Self, String> {
         let id = id.into();
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
@@ -160,43 +160,44 @@ impl JsonSchema for SessionId {
     }
 }
 
-/// Any JSON value, kept as the text it came in: it is parsed once, by PostgreSQL.
+/// Any JSON value, kept as its original text: PostgreSQL parses it, and nothing else does.
 ///
-/// It holds no NUL character. In a request it nests at most [`limit::JSON_DEPTH`] levels, and its numbers grow by at
-/// most [`limit::JSON_EXPANSION`] digits when they are written without an exponent.
+/// It contains no NUL character. In a request it nests at most [`limit::JSON_DEPTH`] levels, and its numbers grow by at most
+/// [`limit::JSON_EXPANSION`] digits when they are written without an exponent.
 #[derive(Clone, Debug)]
 pub struct Json(pub(crate) Box<RawValue>);
 
-/// How deep a value may nest and how much longer its numbers may get.
+/// The deepest nesting of a value, and the most digits that its numbers may grow by.
 #[derive(Clone, Copy)]
-struct Bounds {
+struct JsonLimits {
     depth: usize,
     expansion: usize,
 }
 
 impl Json {
-    const OF_A_VALUE: Bounds = Bounds { depth: limit::JSON_DEPTH, expansion: limit::JSON_EXPANSION };
-    const OF_A_BODY: Bounds = Bounds { depth: limit::BODY_DEPTH, expansion: limit::BODY_EXPANSION };
+    const VALUE_LIMITS: JsonLimits =
+        JsonLimits { depth: limit::JSON_DEPTH, expansion: limit::JSON_EXPANSION };
+    const BODY_LIMITS: JsonLimits = JsonLimits { depth: limit::BODY_DEPTH, expansion: limit::BODY_EXPANSION };
 
-    /// Checks that the text is one JSON value within the bounds of a body.
+    /// Checks that the text is one JSON value within the limits of a body.
     ///
     /// # Errors
-    /// A sentence that says what is wrong.
+    /// A sentence that names what is wrong.
     pub fn new(text: impl Into<String>) -> Result<Self, String> {
         let raw = RawValue::from_string(text.into()).map_err(|error| error.to_string())?;
-        Self::checked(raw, Self::OF_A_BODY)
+        Self::checked(raw, Self::BODY_LIMITS)
     }
 
-    fn checked(raw: Box<RawValue>, bounds: Bounds) -> Result<Self, String> {
+    fn checked(raw: Box<RawValue>, limits: JsonLimits) -> Result<Self, String> {
         let bytes = raw.get().as_bytes();
         let opened = bytes.iter().filter(|&&byte| byte == b'[' || byte == b'{').count();
-        // Without a way out in the middle and without branches, for the processor to look at many bytes at once.
+        // No early exit and no branches, so that the compiler can vectorize the loop.
         let pairs = bytes.iter().zip(bytes.iter().skip(1));
         let exponents = pairs
             .fold(false, |seen, (before, byte)| seen | (before.is_ascii_digit() & (byte | 0x20 == b'e')));
-        // Nearly every value passes these cheap tests and needs no walk through its structure.
-        if opened > bounds.depth || exponents || raw.get().contains("\\u") {
-            walk(bytes, bounds)?;
+        // Nearly every value passes these cheap tests and is not scanned in detail.
+        if opened > limits.depth || exponents || raw.get().contains("\\u") {
+            scan(bytes, limits)?;
         }
         Ok(Self(raw))
     }
@@ -207,18 +208,30 @@ impl Json {
     }
 }
 
-/// Checks that a whole body, which is JSON, can be written down as the payload of an event: its values together may be more than
-/// each by itself.
+/// Checks that a whole body, which is valid JSON, fits the payload of an event: its values together may exceed the limit that
+/// each of them keeps.
 pub(crate) fn check_body(body: &[u8]) -> Result<(), String> {
     let pairs = body.iter().zip(body.iter().skip(1));
     let exponents =
         pairs.fold(false, |seen, (before, byte)| seen | (before.is_ascii_digit() & (byte | 0x20 == b'e')));
-    if exponents { walk(body, Json::OF_A_BODY) } else { Ok(()) }
+    if exponents { scan(body, Json::BODY_LIMITS) } else { Ok(()) }
 }
 
-/// A time in a field that may be left out, in the years that PostgreSQL and RFC 3339 both know: 1 to 9999.
+/// A time, read from RFC 3339.
+struct Time(DateTime<Utc>);
+
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = deserializer.deserialize_string(StringVisitor)?;
+        text.parse()
+            .map(Self)
+            .map_err(|_| de::Error::custom("is not a time in RFC 3339, such as 2026-01-31T12:00:00Z"))
+    }
+}
+
+/// An optional time, in the years that both PostgreSQL and RFC 3339 support: 1 to 9999.
 pub(crate) fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DateTime<Utc>>, D::Error> {
-    let time = Option::<DateTime<Utc>>::deserialize(deserializer)?;
+    let time = Option::<Time>::deserialize(deserializer)?.map(|Time(time)| time);
     match time {
         Some(time) if !(1..=9999).contains(&time.year()) => {
             Err(de::Error::custom(format!("is in the year {}; it must be from 1 to 9999", time.year())))
@@ -227,8 +240,8 @@ pub(crate) fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<
     }
 }
 
-/// Follows strings, escapes, brackets and numbers of a text that is known to be valid JSON.
-fn walk(json: &[u8], bounds: Bounds) -> Result<(), String> {
+/// Checks strings, escapes, nesting and numbers of a text that is known to be valid JSON.
+fn scan(json: &[u8], limits: JsonLimits) -> Result<(), String> {
     let (mut depth, mut in_string, mut expansion, mut at) = (0_usize, false, 0_usize, 0);
     while let Some(&byte) = json.get(at) {
         match byte {
@@ -243,18 +256,18 @@ fn walk(json: &[u8], bounds: Bounds) -> Result<(), String> {
             b'"' => in_string = !in_string,
             b'[' | b'{' if !in_string => {
                 depth += 1;
-                if depth > bounds.depth {
-                    return Err(format!("nests deeper than {} levels", bounds.depth));
+                if depth > limits.depth {
+                    return Err(format!("nests deeper than {} levels", limits.depth));
                 }
             }
             b']' | b'}' if !in_string => depth -= 1,
-            // Outside of strings an e after a digit starts an exponent; those of true and false follow letters.
+            // Outside of strings, an e after a digit starts an exponent; the e of true and false follows a letter.
             b'e' | b'E' if !in_string && at > 0 && json[at - 1].is_ascii_digit() => {
                 expansion = expansion.saturating_add(exponent(&json[at + 1..]));
-                if expansion > bounds.expansion {
+                if expansion > limits.expansion {
                     return Err(format!(
                         "holds numbers that take more than {} further digits when written out",
-                        bounds.expansion
+                        limits.expansion
                     ));
                 }
             }
@@ -265,7 +278,7 @@ fn walk(json: &[u8], bounds: Bounds) -> Result<(), String> {
     Ok(())
 }
 
-/// The size of the exponent that a text starts with, with or without a sign.
+/// The absolute value of the exponent that a text starts with.
 fn exponent(text: &[u8]) -> usize {
     let digits =
         text.iter().skip_while(|byte| matches!(byte, b'+' | b'-')).take_while(|byte| byte.is_ascii_digit());
@@ -276,7 +289,7 @@ fn is_surrogate(escape: &[u8]) -> bool {
     matches!(escape, [b'u', b'd' | b'D', b'8'..=b'9' | b'a'..=b'f' | b'A'..=b'F', ..])
 }
 
-/// The place of the second half of a surrogate pair that starts at `at`; PostgreSQL refuses half a pair.
+/// The position of the second half of a surrogate pair that starts at `at`; PostgreSQL rejects half a pair.
 fn paired(json: &[u8], at: usize) -> Result<usize, String> {
     let high = |escape: &[u8]| matches!(escape, [_, _, b'8' | b'9' | b'a' | b'b' | b'A' | b'B', ..]);
     match (json.get(at + 1..at + 6), json.get(at + 6), json.get(at + 7..at + 12)) {
@@ -295,7 +308,7 @@ impl Serialize for Json {
 
 impl<'de> Deserialize<'de> for Json {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::checked(Box::<RawValue>::deserialize(deserializer)?, Self::OF_A_VALUE)
+        Self::checked(Box::<RawValue>::deserialize(deserializer)?, Self::VALUE_LIMITS)
             .map_err(de::Error::custom)
     }
 }
@@ -314,22 +327,22 @@ impl JsonSchema for Json {
     }
 }
 
-/// A JSON object, with the bounds of [`Json`]. The default is `{}`.
+/// A JSON object, with the limits of [`Json`]. The default is `{}`.
 #[derive(Clone, Debug, Serialize)]
 #[serde(transparent)]
 pub struct JsonObject(pub(crate) Json);
 
 impl JsonObject {
-    /// Checks that the text is one JSON object within the bounds.
+    /// Checks that the text is one JSON object within the limits.
     ///
     /// # Errors
-    /// A sentence that says what is wrong.
+    /// A sentence that names what is wrong.
     pub fn new(text: impl Into<String>) -> Result<Self, String> {
         Self::checked(Json::new(text)?)
     }
 
     fn checked(json: Json) -> Result<Self, String> {
-        // RawValue holds no surrounding white space.
+        // A RawValue has no surrounding white space.
         if json.as_str().starts_with('{') { Ok(Self(json)) } else { Err("must be a JSON object".to_owned()) }
     }
 
@@ -367,7 +380,7 @@ impl JsonSchema for JsonObject {
     }
 }
 
-/// At most `MAX` items.
+/// A list of at most `MAX` items.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct List<T, const MAX: usize>(pub(crate) Vec<T>);
@@ -410,34 +423,34 @@ impl<T: JsonSchema, const MAX: usize> JsonSchema for List<T, MAX> {
     }
 }
 
-/// One to `MAX` items.
+/// A list of 1 to `MAX` items.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
-pub struct Many<T, const MAX: usize>(List<T, MAX>);
+pub struct NonEmptyList<T, const MAX: usize>(List<T, MAX>);
 
-impl<T, const MAX: usize> Many<T, MAX> {
+impl<T, const MAX: usize> NonEmptyList<T, MAX> {
     /// The items.
     pub fn as_slice(&self) -> &[T] {
         self.0.as_slice()
     }
 
-    /// The items, to be changed.
+    /// The items, mutable.
     pub fn as_mut_slice(&mut self) -> &mut [T] {
         &mut self.0.0
     }
 }
 
-impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for Many<T, MAX> {
+impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for NonEmptyList<T, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let items = List::deserialize(deserializer)?;
         if items.as_slice().is_empty() {
-            return Err(de::Error::custom("is empty"));
+            return Err(de::Error::custom("is empty; it must have at least one item"));
         }
         Ok(Self(items))
     }
 }
 
-impl<T: JsonSchema, const MAX: usize> JsonSchema for Many<T, MAX> {
+impl<T: JsonSchema, const MAX: usize> JsonSchema for NonEmptyList<T, MAX> {
     fn inline_schema() -> bool {
         true
     }
@@ -452,14 +465,14 @@ impl<T: JsonSchema, const MAX: usize> JsonSchema for Many<T, MAX> {
     }
 }
 
-/// A text of 1 to 4096 characters that never shows in a log, and is wiped from memory when it goes.
+/// A secret text of 1 to 4096 characters. Its `Debug` does not show it, and its memory is wiped on drop.
 #[derive(Clone, Debug)]
 pub struct Secret(pub(crate) SecretString);
 
-/// What a [`Secret`] may be.
+/// The limits of a [`Secret`].
 type SecretText = Text<1, 4096>;
 
-/// For publishers, who send it.
+/// For publishers, which send it.
 impl Serialize for Secret {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.0.expose_secret())
@@ -483,7 +496,7 @@ impl JsonSchema for Secret {
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         let mut schema = SecretText::json_schema(generator);
-        schema.insert("description".to_owned(), "A text that is stored encrypted only.".into());
+        schema.insert("description".to_owned(), "A secret text, stored encrypted only.".into());
         schema
     }
 }

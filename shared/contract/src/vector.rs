@@ -9,19 +9,19 @@ use uuid::Uuid;
 use crate::facts::{Prerequisite, RequestFacts};
 use crate::limit;
 use crate::number::Score;
-use crate::value::{JsonObject, Many, SessionId, Text};
+use crate::value::{JsonObject, NonEmptyList, SessionId, Text};
 
-/// What a text is in a conversation. The type `vectortype` of the reference document's "Unified Memory Vectors".
+/// The role of a text in a conversation. The type `vectortype` of the reference document's "Unified Memory Vectors".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum VectorType {
-    /// Somebody asked it.
+    /// A question.
     Query,
-    /// Somebody answered it.
+    /// An answer.
     Response,
-    /// It was said around them.
+    /// The context of a question or an answer.
     Context,
-    /// It is known apart from a conversation.
+    /// Knowledge that is independent of a conversation.
     Knowledge,
 }
 
@@ -29,7 +29,7 @@ impl VectorType {
     /// Every type.
     pub const ALL: &'static [Self] = &[Self::Query, Self::Response, Self::Context, Self::Knowledge];
 
-    /// The label of the PostgreSQL enumeration `vectortype`.
+    /// The label in the PostgreSQL enumeration `vectortype`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Query => "query",
@@ -40,50 +40,50 @@ impl VectorType {
     }
 }
 
-/// Makes texts findable by what they mean and by their words. Of two requests for one memory, the one that was stored later
-/// wins. Either all the memories of a request take effect or none.
+/// Indexes texts for semantic search and full-text search. Of two requests for the same memory, the one that JetStream stored
+/// later wins. A request is applied as a whole or not at all.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VectorIndex {
-    /// The session that they are from; absent: none.
+    /// The session of the memories. Absent: none.
     #[serde(default)]
     pub session_id: Option<SessionId>,
-    /// The texts, 1 to 100.
-    pub memories: Many<Memory, 100>,
+    /// The memories to index, 1 to 100.
+    pub memories: NonEmptyList<Memory, 100>,
 }
 
-/// A text to remember.
+/// A memory: a text to index.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Memory {
-    /// Unique among the memories of its user, and within the request.
+    /// The memory id, unique for the user and within the request.
     pub memory_id: Uuid,
-    /// The node of the knowledge graph that it tells of. Absent: the memory is a node of its own, with its id, of the type
-    /// `memory`.
+    /// The node of the knowledge graph that the memory describes. Absent: the memory is a node itself, with its own id and the
+    /// type `memory`.
     #[serde(default)]
     pub memory_node_id: Option<Uuid>,
-    /// What it is in a conversation.
+    /// The role of the text in a conversation.
     pub vector_type: VectorType,
-    /// The text. White space alone is none.
+    /// The text. It must contain more than white space.
     #[serde(deserialize_with = "not_blank")]
     pub content_text: Text<1, { limit::TEXT_CHARS }>,
-    /// Who said it. The name is searched with the text.
+    /// The speaker. The name is indexed together with the text.
     #[serde(default)]
     pub speaker: Option<Text<1, { limit::NAME_CHARS }>>,
-    /// What was said before it, or whatever else helps to understand it. It is embedded with the text, and stands in no event.
+    /// The preceding text, or other context of the text. It is embedded together with the text and omitted from events.
     #[serde(default)]
     pub preceding_text: Option<Text<1, { limit::PRECEDING_CHARS }>>,
-    /// Its vector, if the publisher has made one. Absent: the worker makes it.
+    /// Its vector, if the publisher computes it. Absent: the worker computes it.
     #[serde(default)]
     pub embedding: Option<Embedding>,
-    /// Who said it, where, and whatever else searches filter by: the values directly in it, if they are texts, numbers or
-    /// booleans.
+    /// Metadata. Searches can filter by its top-level strings, numbers and booleans.
     #[serde(default)]
     pub metadata: JsonObject,
-    /// How much it matters, 0 to 1.
+    /// The relevance, 0 to 1.
     #[serde(default)]
     pub relevance_score: Option<Score>,
-    /// When it was said; the date is searched with the text. Absent, or later than that: when the message was published.
+    /// When it was said; the date is indexed together with the text. Absent, or later than the time at which JetStream stored the
+    /// request: that time.
     #[serde(default, deserialize_with = "crate::value::time")]
     pub occurred_at: Option<DateTime<Utc>>,
 }
@@ -91,57 +91,57 @@ pub struct Memory {
 fn not_blank<'de, D: Deserializer<'de>>(from: D) -> Result<Text<1, { limit::TEXT_CHARS }>, D::Error> {
     let text = Text::deserialize(from)?;
     if text.as_str().trim().is_empty() {
-        return Err(de::Error::custom("holds nothing but white space"));
+        return Err(de::Error::custom("contains only white space"));
     }
     Ok(text)
 }
 
-/// Makes memories unfindable and forgets their texts. Those that are not there yet are not indexed later by a request that
-/// was published before.
+/// Removes memories from the index and deletes their texts. A request to index one of them that was stored earlier, but is
+/// processed later, does not restore it.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VectorRemove {
-    /// The session that they are from; absent: whichever.
+    /// The session of the memories. Absent: any session.
     #[serde(default)]
     pub session_id: Option<SessionId>,
-    /// The memories, 1 to 100.
-    pub memory_ids: Many<Uuid, 100>,
+    /// The memories to remove, 1 to 100.
+    pub memory_ids: NonEmptyList<Uuid, 100>,
 }
 
-/// A vector and the model that made it.
+/// A vector and the model that computed it.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Embedding {
-    /// The name of the model, which the collection must be for.
+    /// The name of the model. It must be the model of the collection.
     pub model: Text<1, 100>,
-    /// The vector. Its length need not be 1.
+    /// The vector. It need not be normalized.
     pub vector: Vector,
 }
 
-/// The most numbers of a vector.
+/// The most dimensions of a vector.
 pub const VECTOR_DIMENSIONS: usize = 8_192;
 
-/// Finite numbers, of which not all are zero.
+/// A vector of finite numbers that are not all zero.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(transparent)]
 pub struct Vector(Vec<f32>);
 
 impl Vector {
-    /// Checks the bounds.
+    /// Checks the number of dimensions and the numbers.
     ///
     /// # Errors
-    /// A sentence that says which number is wrong.
+    /// A sentence that names what is wrong.
     pub fn new(numbers: Vec<f32>) -> Result<Self, String> {
         if numbers.is_empty() || numbers.len() > VECTOR_DIMENSIONS {
             return Err(format!("has {} numbers; it must have 1 to {VECTOR_DIMENSIONS}", numbers.len()));
         }
         if let Some(place) = numbers.iter().position(|number| !number.is_finite()) {
-            return Err(format!("its number {place} is not finite"));
+            return Err(format!("the number at index {place} is not finite"));
         }
         let square: f64 = numbers.iter().map(|&number| f64::from(number) * f64::from(number)).sum();
-        // What is shorter has no direction left once its numbers are rounded.
+        // A shorter vector loses its direction when its numbers are rounded.
         if square < 1e-24 {
-            return Err("has no direction: all its numbers are zero, or nearly so".to_owned());
+            return Err("has no direction: all of its numbers are zero or nearly zero".to_owned());
         }
         Ok(Self(numbers))
     }
@@ -151,8 +151,8 @@ impl Vector {
         &self.0
     }
 
-    /// The same direction, of length 1: whoever compares vectors need not fear very long or very short ones.
-    pub fn normalised(&self) -> Vec<f32> {
+    /// The same direction with length 1.
+    pub fn normalized(&self) -> Vec<f32> {
         let square: f64 = self.0.iter().map(|&number| f64::from(number) * f64::from(number)).sum();
         let length = square.sqrt();
         #[allow(clippy::cast_possible_truncation, reason = "at most 1")]

@@ -1,7 +1,7 @@
-//! Golden messages: what publishers send today stays readable tomorrow.
+//! Golden messages: the message contract stays backward compatible.
 //!
-//! `tests/golden/<noun>.<verb>.json` holds a `full` request that uses every field, a `minimal` one with only what
-//! must be there, and the `defaults` that reading adds to the minimal one.
+//! `tests/golden/<noun>.<verb>.json` contains a `full` request with every field, a `minimal` one with the required fields only, and
+//! the `defaults` that decoding adds to the minimal one.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

@@ -1,10 +1,11 @@
-//! What cannot be read is refused by the name of the field.
+//! A body that cannot be decoded is rejected with the name of the field at fault.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use contract::{Malformed, REQUESTS, Request, RequestSubject, limit};
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 fn subject(name: &str) -> RequestSubject {
     format!("memory.req.simple-chat.{name}.42").parse().unwrap()
@@ -115,7 +116,13 @@ fn the_field_at_fault_is_named() {
         ("id out of its alphabet", context("session_id", json!("@account")), "session_id", "A-Z a-z 0-9"),
         ("empty key", context("context_key", json!("")), "context_key", "is empty"),
         ("long key", context("context_key", json!(long)), "context_key", "longer than 256 characters"),
-        ("bad time", context("expires_at", json!("tomorrow")), "expires_at", ""),
+        ("bad time", context("expires_at", json!("tomorrow")), "expires_at", "is not a time in RFC 3339"),
+        (
+            "number for a time",
+            context("expires_at", json!(5)),
+            "expires_at",
+            "is an integer; expected a string",
+        ),
         (
             "trailing garbage",
             [context("version", json!(2)), b" x".to_vec()].concat(),
@@ -133,6 +140,7 @@ fn the_field_at_fault_is_named() {
         ("null", b"null".to_vec(), "body", "must be a JSON object"),
         ("nothing", Vec::new(), "body", "is empty"),
         ("no JSON", b"{session_id}".to_vec(), "body", "line 1 column 2"),
+        ("no JSON, and said so", b"{session_id}".to_vec(), "body", "is not valid JSON: "),
         ("cut off", br#"{"session_id":"s""#.to_vec(), "body", "EOF"),
         (
             "cut off before a value",
@@ -183,6 +191,58 @@ fn no_text_of_the_publisher_is_repeated() {
                 assert!(!malformed.problem.contains("hunter2"), "{malformed}");
             }
         }
+    }
+}
+
+#[test]
+fn a_wrong_word_in_an_enumeration_is_repeated() {
+    const EXPECTED: &str =
+        "is not allowed; expected one of `simple`, `smart-router`, `expert-group`, `socratic`";
+    let problem = |mode: &str| {
+        let malformed =
+            refusal("session.open", format!(r#"{{"session_id":"s","chat_mode":{mode}}}"#).as_bytes());
+        assert_eq!(malformed.field, "chat_mode", "{mode}: {malformed}");
+        malformed.problem
+    };
+    let longest = "x".repeat(40);
+    for word in ["simpel", "Smart_Router-2", &longest] {
+        assert_eq!(problem(&format!("{word:?}")), format!("{word:?} {EXPECTED}"));
+    }
+    // Anything else may be free text or a secret.
+    let long = "x".repeat(41);
+    for text in ["", "a word", "hunter2!", "é", "a`b", "x`, expected `y", "a\"b", &long] {
+        assert_eq!(problem(&json!(text).to_string()), format!("the value {EXPECTED}"), "{text}");
+    }
+    // Which of two values is at fault cannot be seen, and the key of an object is no value.
+    assert_eq!(problem(r#""simpel","chat_mode":"other""#), format!("the value {EXPECTED}"));
+    assert_eq!(problem(r#"{"simpel":1}"#), format!("the value {EXPECTED}"));
+}
+
+#[test]
+fn a_wrong_word_in_a_list_is_repeated() {
+    let memory = json!({ "memory_id": Uuid::nil(), "vector_type": "anwser", "content_text": "x" });
+    let malformed = refusal("vector.index", json!({ "memories": [memory] }).to_string().as_bytes());
+    assert_eq!(
+        malformed.to_string(),
+        "memories[0].vector_type: \"anwser\" is not allowed; expected one of `query`, `response`, `context`, `knowledge`"
+    );
+}
+
+#[test]
+fn a_misspelt_field_is_followed_by_the_right_one() {
+    let malformed = refusal("context.put", &context("contextKey", json!("k")));
+    assert_eq!(malformed.field, "contextKey");
+    let expected = "is unknown; did you mean `context_key`? (expected one of `session_id`, ";
+    assert!(malformed.problem.starts_with(expected), "{malformed}");
+}
+
+#[test]
+fn what_is_no_uuid_is_not_repeated() {
+    for wrong in ["hunter2", "018f2c5e-7b1a-7c3d-9e4f-5a6b7c8d9e0x"] {
+        let body = json!({ "message_id": wrong, "feedback_type": "rating" });
+        let malformed = refusal("feedback.put", body.to_string().as_bytes());
+        let expected = "message_id: is not a UUID, such as 018f2c5e-7b1a-7c3d-9e4f-5a6b7c8d9e0f";
+        assert_eq!(malformed.to_string(), expected);
     }
 }
 
@@ -248,7 +308,7 @@ fn what_is_odd_but_right_is_taken() {
     }
 }
 
-/// A body that is close to right: the fields of a request, with values of any kind.
+/// A nearly valid body: the fields of a request with arbitrary values.
 fn nearly_right() -> impl Strategy<Value = (usize, Value)> {
     let leaf = prop_oneof![
         Just(Value::Null),

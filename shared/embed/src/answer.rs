@@ -1,19 +1,19 @@
-//! What a server answers, and what is wrong with it.
+//! Responses of an embedding server, and their errors.
 
 use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::vector::normalised;
+use crate::vector::normalized;
 
-/// Why a request did not give its vectors. Nothing of the answer is quoted: servers repeat the texts in what they refuse.
+/// Why a request failed. No message quotes the response, because servers repeat rejected texts in it.
 #[derive(Debug)]
 pub(crate) enum Fault {
-    /// Perhaps in a while; the server may say after which time.
+    /// Transient; the server may state when to retry.
     Later { reason: String, after: Option<Duration> },
-    /// Not with these texts.
+    /// The server rejects these texts.
     Refused(String),
-    /// Not before somebody mends something.
+    /// An operator must correct something.
     Misconfigured(String),
 }
 
@@ -22,28 +22,28 @@ impl Fault {
         Self::Later { reason: reason.into(), after: None }
     }
 
-    /// What an answer means that has another status than 200.
+    /// The meaning of a response with a status other than 200.
     pub(crate) fn of_status(status: u16, after: Option<Duration>) -> Self {
         match status {
-            400 | 413 | 422 => Self::Refused(format!("the server answers with status {status}")),
+            400 | 413 | 422 => Self::Refused(format!("the server responds with status {status}")),
             401 | 403 => Self::Misconfigured(format!(
-                "the server answers with status {status}: embedder.token is missing, wrong or not enough"
+                "the server responds with status {status}: embedder.token is missing, wrong or lacks permissions"
             )),
             404 => Self::Misconfigured(
-                "the server answers with status 404: it has no such API or model; see embedder.url and embedder.model"
+                "the server responds with status 404: it has no such API or model; check embedder.url and embedder.model"
                     .to_owned(),
             ),
             402 | 408 | 409 | 425 | 429 | 500.. => {
-                Self::Later { reason: format!("the server answers with status {status}"), after }
+                Self::Later { reason: format!("the server responds with status {status}"), after }
             }
             _ => Self::Misconfigured(format!(
-                "the server answers with status {status}, which is no answer to this; see embedder.url"
+                "the server responds with the unexpected status {status}; check embedder.url"
             )),
         }
     }
 }
 
-/// The most bytes of an answer with so many vectors: a number has at most some twenty-five, and few need these.
+/// The largest response with so many vectors, in bytes: 32 bytes per number, of which few numbers need more than 25.
 pub(crate) fn most_bytes(count: usize, dimension: usize) -> u64 {
     let bytes = (count.saturating_mul(dimension.saturating_mul(32) + 1_024)).saturating_add(64 * 1_024);
     u64::try_from(bytes).unwrap_or(u64::MAX)
@@ -56,40 +56,38 @@ struct Answer {
 
 #[derive(Deserialize)]
 struct Item {
-    /// Where it is not said, vectors are in the order of the texts.
+    /// The index of the text. Absent: vectors are in the order of the texts.
     index: Option<usize>,
-    /// What is not a number arrives as `null`.
+    /// A number that is not finite arrives as `null`.
     embedding: Vec<Option<f32>>,
 }
 
-/// The vectors in an answer, in the order of the texts, at length one.
+/// The vectors of a response, normalized, in the order of the texts.
 pub(crate) fn vectors(body: &[u8], count: usize, dimension: usize) -> Result<Vec<Vec<f32>>, Fault> {
     let Answer { data } = serde_json::from_slice(body)
-        .map_err(|_| Fault::later("the server answers with what is no list of embeddings"))?;
+        .map_err(|_| Fault::later("the response of the server is not a list of embeddings"))?;
     if data.len() != count {
-        return Err(Fault::later(format!(
-            "the server answers with {} vectors for {count} texts",
-            data.len()
-        )));
+        return Err(Fault::later(format!("the server returned {} vectors for {count} texts", data.len())));
     }
     let mut vectors = vec![Vec::new(); count];
     for (at, Item { index, embedding }) in data.into_iter().enumerate() {
         if embedding.len() != dimension {
             return Err(Fault::Misconfigured(format!(
-                "the server's vectors have {} numbers; embedder.dimension is {dimension}",
+                "the server's vectors have {} dimensions, but embedder.dimension is {dimension}",
                 embedding.len()
             )));
         }
         let numbers = embedding.into_iter().map(|number| number.unwrap_or(f32::NAN)).collect();
-        let Some(vector) = normalised(numbers) else {
+        let Some(vector) = normalized(numbers) else {
             return Err(Fault::Refused(
-                "the server's vector has a number that is not finite, or zeros only".to_owned(),
+                "the server returned a vector with a number that is not finite, or with zeros only"
+                    .to_owned(),
             ));
         };
         match vectors.get_mut(index.unwrap_or(at)) {
             Some(place) if place.is_empty() => *place = vector,
             Some(_) | None => {
-                return Err(Fault::later("the server's vectors are not numbered as the texts are"));
+                return Err(Fault::later("the indexes of the server's vectors do not match the texts"));
             }
         }
     }

@@ -1,13 +1,13 @@
-//! The model: an encoder of the kind BERT, for reading only.
+//! The model: a BERT encoder, for inference only.
 //!
-//! It is written out here rather than taken from candle-transformers, which compiles a hundred models for the one.
+//! It does not use candle-transformers, which would compile a hundred other models.
 
 use candle_core::{DType, Device, IndexOp, Module, Result, Tensor};
 use candle_nn::ops::softmax_last_dim;
 use candle_nn::{LayerNorm, VarBuilder, layer_norm};
 use serde::Deserialize;
 
-/// The sizes of a model, as its `config.json` has them.
+/// The dimensions of a model, from its `config.json`.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Shape {
     pub(crate) hidden_size: usize,
@@ -23,7 +23,7 @@ pub(crate) struct Shape {
 /// The model.
 pub(crate) struct Bert {
     words: Tensor,
-    /// What a place adds, and what being of the first sentence adds, which every text is.
+    /// The position embeddings plus the token type embedding of the first sentence, which every text is.
     places: Tensor,
     norm: LayerNorm,
     layers: Vec<Layer>,
@@ -45,12 +45,12 @@ impl Bert {
         })
     }
 
-    /// How many numbers a vector has.
+    /// The number of dimensions of its vectors.
     pub(crate) fn dimension(&self) -> usize {
         self.words.dims().get(1).copied().unwrap_or_default()
     }
 
-    /// For each text, of at least one token, the sum of the vectors of its tokens. It points where their mean does.
+    /// For each text of at least one token, the sum of its token vectors, which has the direction of their mean.
     pub(crate) fn sums(&self, texts: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
         let longest = texts.iter().map(|text| text.len()).max().unwrap_or_default();
         let (count, device) = (texts.len(), &Device::Cpu);
@@ -62,8 +62,8 @@ impl Bert {
             present[start..start + text.len()].fill(1.0);
         }
         let present = Tensor::from_vec(present, (count, 1, longest), device)?;
-        // Texts of one length have no padding to look away from.
-        let away = match texts.iter().all(|text| text.len() == longest) {
+        // Texts of equal length have no padding and need no attention mask.
+        let mask = match texts.iter().all(|text| text.len() == longest) {
             true => None,
             false => Some(((&present - 1.0)? * f64::from(f32::MAX))?.reshape((count, 1, 1, longest))?),
         };
@@ -71,21 +71,21 @@ impl Bert {
         let words = words.reshape((count, longest, self.dimension()))?;
         let mut state = self.norm.forward(&words.broadcast_add(&self.places.narrow(0, 0, longest)?)?)?;
         for layer in &self.layers {
-            state = layer.forward(&state, away.as_ref())?;
+            state = layer.forward(&state, mask.as_ref())?;
         }
         present.matmul(&state)?.squeeze(1)?.to_vec2()
     }
 }
 
-/// One of its layers: attention, then two steps forward.
+/// A layer: self-attention, then the feed-forward network.
 struct Layer {
-    /// The queries, keys and values in one, since one large product is quicker than three.
-    asked: Dense,
-    joined: Dense,
-    joined_norm: LayerNorm,
-    widened: Dense,
-    narrowed: Dense,
-    narrowed_norm: LayerNorm,
+    /// Queries, keys and values together, because one large product is faster than three.
+    qkv: Dense,
+    attention_output: Dense,
+    attention_norm: LayerNorm,
+    intermediate: Dense,
+    output: Dense,
+    output_norm: LayerNorm,
     heads: usize,
 }
 
@@ -93,50 +93,50 @@ impl Layer {
     fn load(shape: &Shape, weights: &VarBuilder<'_>) -> Result<Self> {
         let (hidden, wide, eps) = (shape.hidden_size, shape.intermediate_size, shape.layer_norm_eps);
         let attention = weights.pp("attention");
-        let asked = ["query", "key", "value"].map(|part| attention.pp("self").pp(part));
+        let qkv = ["query", "key", "value"].map(|part| attention.pp("self").pp(part));
         Ok(Self {
-            asked: Dense::load(hidden, hidden, &asked)?,
-            joined: Dense::load(hidden, hidden, &[attention.pp("output.dense")])?,
-            joined_norm: layer_norm(hidden, eps, attention.pp("output.LayerNorm"))?,
-            widened: Dense::load(hidden, wide, &[weights.pp("intermediate.dense")])?,
-            narrowed: Dense::load(wide, hidden, &[weights.pp("output.dense")])?,
-            narrowed_norm: layer_norm(hidden, eps, weights.pp("output.LayerNorm"))?,
+            qkv: Dense::load(hidden, hidden, &qkv)?,
+            attention_output: Dense::load(hidden, hidden, &[attention.pp("output.dense")])?,
+            attention_norm: layer_norm(hidden, eps, attention.pp("output.LayerNorm"))?,
+            intermediate: Dense::load(hidden, wide, &[weights.pp("intermediate.dense")])?,
+            output: Dense::load(wide, hidden, &[weights.pp("output.dense")])?,
+            output_norm: layer_norm(hidden, eps, weights.pp("output.LayerNorm"))?,
             heads: shape.num_attention_heads,
         })
     }
 
-    fn forward(&self, state: &Tensor, away: Option<&Tensor>) -> Result<Tensor> {
-        let joined = self.joined.forward(&self.attend(state, away)?)?;
-        let state = self.joined_norm.forward(&(joined + state)?)?;
-        let wide = self.widened.forward(&state)?.gelu_erf()?;
-        self.narrowed_norm.forward(&(self.narrowed.forward(&wide)? + &state)?)
+    fn forward(&self, state: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+        let attended = self.attention_output.forward(&self.attend(state, mask)?)?;
+        let state = self.attention_norm.forward(&(attended + state)?)?;
+        let wide = self.intermediate.forward(&state)?.gelu_erf()?;
+        self.output_norm.forward(&(self.output.forward(&wide)? + &state)?)
     }
 
-    fn attend(&self, state: &Tensor, away: Option<&Tensor>) -> Result<Tensor> {
+    fn attend(&self, state: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
         let (count, length, hidden) = state.dims3()?;
         let size = hidden / self.heads;
         // From (count, length, 3 × heads × size) to 3 of (count, heads, length, size).
-        let asked = self.asked.forward(state)?.reshape((count, length, 3, self.heads, size))?;
-        let part = |at: usize| asked.i((.., .., at))?.transpose(1, 2)?.contiguous();
+        let qkv = self.qkv.forward(state)?.reshape((count, length, 3, self.heads, size))?;
+        let part = |at: usize| qkv.i((.., .., at))?.transpose(1, 2)?.contiguous();
         let (query, key, value) = ((part(0)? * (size as f64).powf(-0.5))?, part(1)?, part(2)?);
         let mut scores = query.matmul(&key.t()?)?;
-        if let Some(away) = away {
-            scores = scores.broadcast_add(away)?;
+        if let Some(mask) = mask {
+            scores = scores.broadcast_add(mask)?;
         }
-        let seen = softmax_last_dim(&scores)?.matmul(&value)?;
-        seen.transpose(1, 2)?.contiguous()?.reshape((count, length, hidden))
+        let context = softmax_last_dim(&scores)?.matmul(&value)?;
+        context.transpose(1, 2)?.contiguous()?.reshape((count, length, hidden))
     }
 }
 
-/// A product with a matrix, and a sum.
+/// A linear layer: a product with a matrix, plus a bias.
 struct Dense {
-    /// A column for each number that comes out. Files have it the other way round, which every product would have to turn.
+    /// One column per output. Model files store it transposed, and transposing it here saves that for every product.
     matrix: Tensor,
     bias: Tensor,
 }
 
 impl Dense {
-    /// What comes out is what these weights give, side by side.
+    /// Loads layers and concatenates their outputs.
     fn load(from: usize, to: usize, weights: &[VarBuilder<'_>]) -> Result<Self> {
         let matrices =
             weights.iter().map(|part| part.get((to, from), "weight")).collect::<Result<Vec<_>>>()?;
@@ -144,7 +144,7 @@ impl Dense {
         Ok(Self { matrix: Tensor::cat(&matrices, 0)?.t()?.contiguous()?, bias: Tensor::cat(&biases, 0)? })
     }
 
-    /// Of each row of the last dimension of three.
+    /// Applies it to the last of three dimensions.
     fn forward(&self, state: &Tensor) -> Result<Tensor> {
         let (count, length, from) = state.dims3()?;
         let product = state.reshape((count * length, from))?.matmul(&self.matrix)?;
@@ -152,7 +152,7 @@ impl Dense {
     }
 }
 
-/// The weights of a model, from the bytes of a file in the format safetensors.
+/// The weights of a model, from a safetensors file.
 pub(crate) fn weights(file: Vec<u8>) -> Result<VarBuilder<'static>> {
     VarBuilder::from_buffered_safetensors(file, DType::F32, &Device::Cpu)
 }
@@ -163,7 +163,7 @@ mod tests {
     use super::*;
     use std::collections::HashMap;
 
-    /// Weights of no meaning.
+    /// Random weights.
     fn random(shape: &Shape) -> HashMap<String, Tensor> {
         let (hidden, wide) = (shape.hidden_size, shape.intermediate_size);
         let mut sizes = vec![

@@ -1,21 +1,21 @@
-//! Why texts did not become vectors.
+//! Errors of embedding.
 
-/// Why texts did not become vectors. No reason quotes a text, an answer or a token.
+/// Why texts were not embedded. No message quotes a text, a response or a token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EmbedError {
-    /// Not now: the server cannot be reached, is busy, fails or answers nonsense. Try again later.
-    #[error("texts cannot be embedded now: {0}")]
+    /// A transient failure: the server is unreachable, busy or failing, or its response is invalid. Retry later.
+    #[error("the embedder is unavailable: {0}")]
     Unavailable(String),
-    /// Never: some of these texts are not taken, however often they are tried. The others are.
+    /// Some of the texts are rejected permanently. The others can be embedded.
     #[error("{0}")]
     Refused(Refusal),
-    /// Not before an operator mends the configuration, the server or the file of the weights.
+    /// An operator must correct the configuration, the server or the model files.
     #[error("the embedder is misconfigured: {0}")]
     Misconfigured(String),
 }
 
 impl EmbedError {
-    /// Whether the same texts may succeed later, without anybody changing them.
+    /// Whether the same texts may succeed later.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
@@ -25,13 +25,13 @@ impl EmbedError {
     }
 }
 
-/// Which texts are refused, and why.
+/// The texts that are rejected, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{} of the texts are refused: {reason}", texts.len())]
+#[error("{} of the texts are rejected: {reason}", texts.len())]
 pub struct Refusal {
-    /// The places of the texts that are known to be at fault, in the order of the call, ascending, at least one. There may
-    /// be more: the search for them is bounded.
+    /// The indexes of rejected texts in the call, ascending, at least one. There may be more rejected texts, because the search for
+    /// them is limited.
     pub texts: Vec<usize>,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }

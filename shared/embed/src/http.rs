@@ -1,4 +1,4 @@
-//! One request to a server, by a blocking client on a thread of Tokio's that may block.
+//! Requests to an embedding server, with a blocking client for the blocking threads of Tokio.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use config::EmbedderSettings;
 
 use crate::{EmbedError, missing};
 
-/// What is sent for texts.
+/// The body of a request.
 #[derive(Serialize)]
 struct Request<'a> {
     model: &'a str,
@@ -20,7 +20,7 @@ struct Request<'a> {
     encoding_format: &'static str,
 }
 
-/// Where requests go, and as whom.
+/// The server, and the credentials for it.
 pub(crate) struct Server {
     agent: Agent,
     url: String,
@@ -31,18 +31,18 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Nobody is asked yet.
+    /// Checks the settings. It sends no request.
     pub(crate) fn new(settings: &EmbedderSettings) -> Result<Self, EmbedError> {
         let token = settings.token.as_ref().filter(|token| !token.expose_secret().is_empty());
         if token.is_some_and(|token| !token.expose_secret().bytes().all(|byte| byte.is_ascii_graphic())) {
-            let problem = "embedder.token has letters that no header may have".to_owned();
+            let problem = "embedder.token contains characters that are not allowed in a header".to_owned();
             return Err(EmbedError::Misconfigured(problem));
         }
         let config = Agent::config_builder()
             .timeout_global(Some(Duration::from_millis(settings.timeout_ms)))
             .http_status_as_error(false)
             .max_redirects(0)
-            // A redirect is for who set the URL to see. It must not carry the token and the texts to another place.
+            // A redirect would send the token and the texts to another server; the operator must correct the URL instead.
             .max_redirects_will_error(false)
             .build();
         Ok(Self {
@@ -54,14 +54,14 @@ impl Server {
         })
     }
 
-    /// The request for texts, which can be sent again.
+    /// The body of a request for these texts, shared by its retries.
     pub(crate) fn body(&self, texts: &[String]) -> Result<Arc<Vec<u8>>, Fault> {
         let request = Request { model: &self.model, input: texts, encoding_format: "float" };
         let body = serde_json::to_vec(&request);
-        body.map(Arc::new).map_err(|_| Fault::Refused("a text cannot be written as JSON".to_owned()))
+        body.map(Arc::new).map_err(|_| Fault::Refused("a text cannot be encoded as JSON".to_owned()))
     }
 
-    /// Asks once for the vectors of so many texts.
+    /// Sends one request for the vectors of `count` texts.
     pub(crate) fn ask(&self, body: &[u8], count: usize) -> Result<Vec<Vec<f32>>, Fault> {
         let mut request = self.agent.post(&self.url).header("Content-Type", "application/json");
         if let Some(authorization) = &self.authorization {
@@ -78,18 +78,18 @@ impl Server {
     }
 
     fn failed(&self, error: &ureq::Error) -> Fault {
-        let reason = format!("{} cannot be asked: {error}", self.url);
+        let reason = format!("the request to {} failed: {error}", self.url);
         let ours = matches!(error, ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::Tls(_));
         if ours { Fault::Misconfigured(reason) } else { Fault::later(reason) }
     }
 }
 
-/// How long the server wants to be left alone. A date, which it may say as well, is passed over: clocks differ.
+/// The `Retry-After` of the server in seconds. A date is ignored, because clocks differ.
 fn retry_after(headers: &http::HeaderMap) -> Option<Duration> {
     headers.get("retry-after")?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
 }
 
-/// Where embeddings are had. The URL is in logs and errors, so that it may hold no secret.
+/// The URL of the embeddings endpoint. It appears in logs and errors, so it must contain no secret.
 fn endpoint(url: &str) -> Result<String, EmbedError> {
     let misconfigured = |problem: &str| Err(EmbedError::Misconfigured(format!("embedder.url {problem}")));
     let Some(place) = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://")) else {
@@ -97,13 +97,13 @@ fn endpoint(url: &str) -> Result<String, EmbedError> {
     };
     if place.contains(['@', '?', '#']) {
         return misconfigured(
-            "must hold no user, no password and no parameters; a token goes to embedder.token",
+            "must contain no user, no password and no parameters; set the token as embedder.token",
         );
     }
     let url = format!("{}/embeddings", url.trim_end_matches('/'));
     match url.parse::<http::Uri>() {
         Ok(parsed) if parsed.host().is_some_and(|host| !host.is_empty()) => Ok(url),
-        Ok(_) | Err(_) => misconfigured("is no URL"),
+        Ok(_) | Err(_) => misconfigured("is not a URL"),
     }
 }
 

@@ -1,14 +1,14 @@
-//! Texts to vectors, by a model in this process or by a server.
+//! Text embeddings, computed by a model in this process or by a server.
 //!
 //! ```text
-//! kind = "local"  all-MiniLM-L6-v2: 384 numbers, computed here
-//! kind = "http"   any model, by a server with the API of OpenAI (`/v1/embeddings`): Ollama, vLLM, TEI and others
-//! kind = "none"   no vectors
+//! kind = "local"  all-MiniLM-L6-v2, 384 dimensions, in this process
+//! kind = "http"   any model on a server with the OpenAI API (`/v1/embeddings`), such as Ollama, vLLM or TEI
+//! kind = "none"   no embeddings
 //! ```
 //!
-//! A model reads the beginning of a text only, so a text is split into pieces first ([`Embedder::chunks`]), and each piece has
-//! a vector of its own ([`Embedder::embed`]). Vectors of different models cannot be compared: who keeps one keeps the name of
-//! its model with it.
+//! A model reads only the beginning of a text. A text is therefore split into chunks ([`Embedder::chunks`]), and each chunk is
+//! embedded by itself ([`Embedder::embed`]). Vectors of different models cannot be compared: store the name of the model with
+//! every vector.
 
 mod answer;
 mod bert;
@@ -23,92 +23,94 @@ mod weights;
 use std::fmt;
 use std::ops::Range;
 
-use chunk::Cut;
+use chunk::Chunking;
 use config::{EmbedderKind, EmbedderSettings};
 use local::Local;
 use remote::Remote;
 
 pub use error::{EmbedError, Refusal};
 
-/// Makes vectors of texts. Cheap to clone: the clones share the model, its threads and the limits.
+/// Computes vectors of texts. Cheap to clone: clones share the model, its threads and the rate limits.
 #[derive(Clone)]
 pub struct Embedder {
-    by: By,
-    cut: Cut,
+    backend: Backend,
+    chunking: Chunking,
 }
 
-/// Who makes the vectors.
+/// What computes the vectors.
 #[derive(Clone)]
-enum By {
+enum Backend {
     Local(Local),
     Http(Remote),
 }
 
 impl Embedder {
-    /// Opens the embedder that is configured; `None` for the kind `none`. For `local` this reads 90 MB; for `http` nobody is
-    /// asked yet, so that a server may come later.
+    /// Opens the configured embedder; `None` for the kind `none`. For `local`, it reads 90 MB of weights. For `http`, it sends no
+    /// request, so that the server may start later.
     ///
     /// # Errors
-    /// [`EmbedError::Misconfigured`] names the option that is missing, out of bounds or wrong, or the file of the weights that
-    /// is missing or another.
+    /// [`EmbedError::Misconfigured`] names the option that is missing, out of range or wrong, or the model file that is missing
+    /// or has another checksum.
     pub async fn open(settings: &EmbedderSettings) -> Result<Option<Self>, EmbedError> {
         settings.check().map_err(EmbedError::Misconfigured)?;
-        let by = match (settings.kind, &settings.weights) {
+        let backend = match (settings.kind, &settings.weights) {
             (EmbedderKind::None, _) => return Ok(None),
-            (EmbedderKind::Local, Some(folder)) => By::Local(Local::open(folder, settings.threads).await?),
+            (EmbedderKind::Local, Some(folder)) => {
+                Backend::Local(Local::open(folder, settings.threads).await?)
+            }
             (EmbedderKind::Local, None) => return Err(missing("weights")),
-            (EmbedderKind::Http, _) => By::Http(Remote::open(settings)?),
+            (EmbedderKind::Http, _) => Backend::Http(Remote::open(settings)?),
         };
-        let EmbedderSettings { chunk_tokens: tokens, chunk_overlap: overlap, chunk_limit: pieces, .. } =
+        let EmbedderSettings { chunk_tokens: tokens, chunk_overlap: overlap, chunk_limit: limit, .. } =
             *settings;
-        Ok(Some(Self { by, cut: Cut { tokens, overlap, pieces } }))
+        Ok(Some(Self { backend, chunking: Chunking { tokens, overlap, limit } }))
     }
 
     /// The name of the model, such as `all-MiniLM-L6-v2`.
     #[must_use]
     pub fn model(&self) -> &str {
-        match &self.by {
-            By::Local(_) => weights::MODEL,
-            By::Http(remote) => remote.model(),
+        match &self.backend {
+            Backend::Local(_) => weights::MODEL,
+            Backend::Http(remote) => remote.model(),
         }
     }
 
-    /// How many numbers a vector has.
+    /// The number of dimensions of its vectors.
     #[must_use]
     pub fn dimension(&self) -> usize {
-        match &self.by {
-            By::Local(local) => local.dimension(),
-            By::Http(remote) => remote.dimension(),
+        match &self.backend {
+            Backend::Local(local) => local.dimension(),
+            Backend::Http(remote) => remote.dimension(),
         }
     }
 
-    /// The pieces of a text that fit the model, as places of bytes, in order, in whole letters. Each shares some words with the
-    /// one before it, and ends with a sentence where one ends nearby. At least one for a text that is not blank, none for one
-    /// that is, and at most `chunk_limit`: the rest of the text is left out.
+    /// The chunks of a text that fit the model, as byte ranges at character boundaries, in order. Each chunk shares some words
+    /// with the previous one and ends at the end of a sentence if there is one nearby. A blank text has no chunks, any other text
+    /// 1 to `chunk_limit`; the rest of a longer text is left out.
     ///
-    /// A text of 100 kB takes some 50 ms, and a longer one that is left out no more than what is read of it.
+    /// A text of 100 kB takes about 50 ms. A longer text takes no more than the part of it that is read.
     #[must_use]
     pub fn chunks(&self, text: &str) -> Vec<Range<usize>> {
-        match &self.by {
-            By::Local(local) => local.chunks(self.cut, text),
-            By::Http(remote) => remote.chunks(self.cut, text),
+        match &self.backend {
+            Backend::Local(local) => local.chunks(self.chunking, text),
+            Backend::Http(remote) => remote.chunks(self.chunking, text),
         }
     }
 
-    /// A vector for each text, in their order: [`Embedder::dimension`] numbers, finite, of length one. Of a text that is longer
-    /// than the model reads, its beginning counts, or else the server refuses it. Who needs them soon asks for few at a time.
+    /// Computes a vector for each text, in order: normalized, with [`Embedder::dimension`] finite numbers. Of a text that is longer
+    /// than the model reads, the beginning is embedded, or the server rejects it. Pass few texts at a time for a low latency.
     ///
     /// # Errors
-    /// [`EmbedError::Unavailable`] after all retries, and [`EmbedError::Misconfigured`]: the same texts can be tried later.
-    /// [`EmbedError::Refused`] names texts that are not taken; there are no vectors for the others then either, before they are
-    /// asked for without these.
+    /// [`EmbedError::Unavailable`] after all retries, and [`EmbedError::Misconfigured`]: retry the same texts later.
+    /// [`EmbedError::Refused`] names rejected texts. It returns no vectors for the other texts: call again without the rejected
+    /// ones.
     pub async fn embed(&self, texts: Vec<String>) -> Result<Vec<Vec<f32>>, EmbedError> {
         if texts.is_empty() {
             return Ok(Vec::new());
         }
-        match &self.by {
-            By::Local(local) => local.embed(texts).await,
-            By::Http(remote) => remote.embed(texts).await,
+        match &self.backend {
+            Backend::Local(local) => local.embed(texts).await,
+            Backend::Http(remote) => remote.embed(texts).await,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Vectors made in this process.
+//! Embedding in this process.
 
 use std::ops::Range;
 use std::path::Path;
@@ -12,34 +12,34 @@ use tokio::sync::Semaphore;
 use tracing::info;
 
 use crate::bert::{self, Bert, Shape};
-use crate::chunk::{Cut, prefix};
-use crate::vector::normalised;
+use crate::chunk::{Chunking, prefix};
+use crate::vector::normalized;
 use crate::weights::{Files, MODEL};
 use crate::{EmbedError, Refusal};
 
-/// How many tokens of a text the model reads, with the two that stand around every text. It was trained on no longer ones.
+/// The most tokens that the model reads, including `[CLS]` and `[SEP]`. It was trained on no longer texts.
 const TOKENS: usize = 256;
-/// How many bytes of a text are looked at for them.
+/// The most bytes of a text that are tokenized.
 const TEXT_BYTES: usize = 64 * 1024;
-/// The most tokens that are computed in one go, with those that fill up. More of them are no quicker, and take more memory.
+/// The most tokens of a batch, including padding. Larger batches are not faster and need more memory.
 const BATCH_TOKENS: usize = 1_024;
-/// How many threads compute by default.
+/// The default number of threads.
 const THREADS: usize = 2;
 
-/// The model, and the threads that compute. Cheap to clone.
+/// The model and its thread pool. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Local {
     model: Arc<Model>,
     threads: Arc<ThreadPool>,
-    /// One for each computation that runs at once, so that no more of Tokio's threads wait for one than compute.
+    /// A permit per concurrent computation, so that no further blocking threads of Tokio wait for the pool.
     places: Arc<Semaphore>,
 }
 
 struct Model {
     tokenizer: Tokenizer,
     bert: Bert,
-    /// The tokens that stand before and after every text.
-    around: [u32; 2],
+    /// The tokens before and after every text: `[CLS]` and `[SEP]`.
+    special: [u32; 2],
 }
 
 impl Local {
@@ -48,11 +48,11 @@ impl Local {
         let threads = threads.unwrap_or(THREADS.min(cores)).max(1);
         let pool =
             ThreadPoolBuilder::new().num_threads(threads).thread_name(|at| format!("embed-{at}")).build();
-        let pool = pool.map_err(|error| misconfigured("no threads can be had", &error))?;
+        let pool = pool.map_err(|error| misconfigured("cannot start threads", &error))?;
         let path = folder.to_owned();
         let model = tokio::task::spawn_blocking(move || Model::read(&path)).await;
         let model = model.map_err(|error| EmbedError::Unavailable(format!("the weights: {error}")))??;
-        info!(model = MODEL, folder = %folder.display(), threads, "texts are embedded in this process");
+        info!(model = MODEL, folder = %folder.display(), threads, "embedding texts in this process");
         Ok(Self {
             model: Arc::new(model),
             threads: Arc::new(pool),
@@ -64,13 +64,13 @@ impl Local {
         self.model.bert.dimension()
     }
 
-    pub(crate) fn chunks(&self, cut: Cut, text: &str) -> Vec<Range<usize>> {
-        let text = cut.readable(text);
-        // Of text, this tokenizer refuses nothing. If it did, the model would still have its beginning.
+    pub(crate) fn chunks(&self, chunking: Chunking, text: &str) -> Vec<Range<usize>> {
+        let text = chunking.readable(text);
+        // This tokenizer accepts every text. If it failed, the text would be a single chunk.
         let encoding = self.model.tokenizer.encode(text, false);
         let offsets = encoding.as_ref().map_or(&[][..], |encoding| encoding.get_offsets());
         let places = offsets.iter().filter(|(start, end)| start < end).map(|&(start, end)| start..end);
-        cut.pieces(text, &places.collect::<Vec<_>>())
+        chunking.split(text, &places.collect::<Vec<_>>())
     }
 
     pub(crate) async fn embed(&self, texts: Vec<String>) -> Result<Vec<Vec<f32>>, EmbedError> {
@@ -92,7 +92,7 @@ impl Local {
         Ok(vectors)
     }
 
-    /// Computes something, on the threads that are for it.
+    /// Runs a computation on the thread pool of the model.
     async fn compute<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Model) -> T + Send + 'static,
@@ -102,7 +102,7 @@ impl Local {
             Arc::clone(&self.places).acquire_owned().await.map_err(|error| failed(error.to_string()))?;
         let (model, threads) = (Arc::clone(&self.model), Arc::clone(&self.threads));
         let computed = tokio::task::spawn_blocking(move || {
-            // Held by what computes, and not by who waits for it and may be gone.
+            // The computation holds the permit, because its caller may be cancelled.
             let _place = place;
             threads.install(|| work(&model))
         });
@@ -127,22 +127,22 @@ impl Model {
         let weights = bert::weights(weights).map_err(|error| misconfigured("model.safetensors", &error))?;
         let bert =
             Bert::load(&shape, &weights).map_err(|error| misconfigured("model.safetensors", &error))?;
-        Ok(Self { tokenizer, bert, around: [before, after] })
+        Ok(Self { tokenizer, bert, special: [before, after] })
     }
 
-    /// The tokens of a text that the model reads: at least two, at most [`TOKENS`].
+    /// The tokens of a text for the model: at least two, at most [`TOKENS`].
     fn tokens(&self, text: &str) -> Result<Vec<u32>, EmbedError> {
-        // What the tokenizer says of it may quote the text.
+        // The error of the tokenizer may quote the text.
         let encoding = self
             .tokenizer
             .encode_fast(prefix(text, TEXT_BYTES), false)
-            .map_err(|_| EmbedError::Unavailable("the tokenizer fails".to_owned()))?;
-        let [before, after] = self.around;
+            .map_err(|_| EmbedError::Unavailable("the tokenizer failed".to_owned()))?;
+        let [before, after] = self.special;
         let ids = encoding.get_ids().iter().take(TOKENS - 2).copied();
         Ok([before].into_iter().chain(ids).chain([after]).collect())
     }
 
-    /// The vectors of the texts at these places, with their places.
+    /// The vectors of the texts at these indexes, with the indexes.
     fn vectors(&self, tokens: &[Vec<u32>], places: &[usize]) -> Result<Vec<(usize, Vec<f32>)>, EmbedError> {
         let texts: Vec<&[u32]> = places.iter().map(|&at| tokens[at].as_slice()).collect();
         let sums =
@@ -150,22 +150,22 @@ impl Model {
         places
             .iter()
             .zip(sums)
-            .map(|(&at, sum)| match normalised(sum) {
+            .map(|(&at, sum)| match normalized(sum) {
                 Some(vector) => Ok((at, vector)),
                 None => Err(EmbedError::Refused(Refusal {
                     texts: vec![at],
-                    reason: "the model makes no vector of it".to_owned(),
+                    reason: "the model computes no usable vector of it".to_owned(),
                 })),
             })
             .collect()
     }
 }
 
-/// The places of texts in batches of bounded size: similar lengths together, so that little is computed for nothing.
+/// The indexes of the texts in batches of limited size, grouped by similar length to minimize padding.
 fn batches(tokens: &[Vec<u32>]) -> Vec<Vec<usize>> {
     let mut places: Vec<usize> = (0..tokens.len()).collect();
     places.sort_by_key(|&at| std::cmp::Reverse(tokens[at].len()));
-    // The first of a batch is its longest.
+    // The first text of a batch is its longest.
     let fits = |batch: &[usize], at: usize| {
         let longest = tokens[batch[0]].len();
         (batch.len() + 1) * longest <= BATCH_TOKENS && tokens[at].len() * 2 >= longest

@@ -1,4 +1,4 @@
-//! Vectors made by a server: patiently, in batches, and without those that it refuses.
+//! Embedding by a server, with batches, retries and a search for the texts that it rejects.
 
 use std::num::NonZeroU32;
 use std::ops::Range;
@@ -12,24 +12,24 @@ use tokio::time::sleep;
 use tracing::{debug, info};
 
 use crate::answer::Fault;
-use crate::chunk::{Cut, guessed_tokens};
+use crate::chunk::{Chunking, estimated_tokens};
 use crate::http::Server;
 use config::EmbedderSettings;
 
 use crate::{EmbedError, Refusal};
 
-/// How long it takes at least until a failed request is repeated; twice as long each time.
+/// The delay before the first retry of a request. It doubles with every retry.
 const FIRST_DELAY: Duration = Duration::from_millis(200);
-/// How long it takes at most, whatever the server asks for.
+/// The longest delay before a retry, whatever the server requests.
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
-/// How many requests are under way at once.
+/// The most concurrent requests.
 const AT_ONCE: usize = 4;
-/// How many requests more than its batches a call may make to find the texts that the server refuses.
+/// The most additional requests of a call to find the texts that the server rejects.
 const SEARCH: usize = 64;
-/// A text that every model takes.
+/// A text that every model accepts.
 const HARMLESS: &str = "a";
 
-/// A server, and how it is asked. Cheap to clone.
+/// A server with its batch size, retries and rate limit. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Remote(Arc<Inner>);
 
@@ -45,7 +45,7 @@ struct Inner {
 impl Remote {
     pub(crate) fn open(settings: &EmbedderSettings) -> Result<Self, EmbedError> {
         let server = Server::new(settings)?;
-        info!(model = server.model, dimension = server.dimension, "texts are embedded by a server");
+        info!(model = server.model, dimension = server.dimension, "embedding texts with a server");
         let rate = settings.requests_per_second.and_then(NonZeroU32::new);
         Ok(Self(Arc::new(Inner {
             server: Arc::new(server),
@@ -65,15 +65,15 @@ impl Remote {
         self.0.server.dimension
     }
 
-    pub(crate) fn chunks(&self, cut: Cut, text: &str) -> Vec<Range<usize>> {
-        let text = cut.readable(text);
-        cut.pieces(text, &guessed_tokens(text))
+    pub(crate) fn chunks(&self, chunking: Chunking, text: &str) -> Vec<Range<usize>> {
+        let text = chunking.readable(text);
+        chunking.split(text, &estimated_tokens(text))
     }
 
-    /// Where the server refuses a batch, its halves are tried, and theirs, to find which texts it does not take.
+    /// Embeds texts. If the server rejects a batch, the batch is halved recursively to find the rejected texts.
     pub(crate) async fn embed(&self, texts: Vec<String>) -> Result<Vec<Vec<f32>>, EmbedError> {
         let starts = (0..texts.len()).step_by(self.0.batch);
-        // The last one is the next.
+        // A stack: the next range is at the end.
         let mut left: Vec<Range<usize>> =
             starts.rev().map(|start| start..texts.len().min(start + self.0.batch)).collect();
         let mut vectors = vec![Vec::new(); texts.len()];
@@ -81,7 +81,7 @@ impl Remote {
         let mut searched = 0;
         let mut taken = false;
         while let Some(range) = left.pop() {
-            match self.ask(&texts[range.clone()]).await {
+            match self.embed_batch(&texts[range.clone()]).await {
                 Ok(made) => {
                     taken = true;
                     for (at, vector) in range.zip(made) {
@@ -100,7 +100,7 @@ impl Remote {
                 Err(Fault::Later { reason, .. }) => return Err(EmbedError::Unavailable(reason)),
                 Err(Fault::Misconfigured(reason)) => return Err(EmbedError::Misconfigured(reason)),
             }
-            // One of 256 is found within 17 requests, so that whoever leaves out what is found gets on.
+            // One of 256 texts is found within 17 requests, so that a caller that leaves out what was found makes progress.
             if searched >= SEARCH && refused.is_some() {
                 break;
             }
@@ -112,25 +112,25 @@ impl Remote {
         }
     }
 
-    /// What it means that the server has refused all that it was asked: it may refuse everything, which is not for a text to
-    /// be lost for.
+    /// Distinguishes rejected texts from a server that rejects every text, which is a misconfiguration and no reason to dead-letter
+    /// a text.
     async fn refusal(&self, refusal: Refusal) -> EmbedError {
-        match self.ask(&[HARMLESS.to_owned()]).await {
+        match self.embed_batch(&[HARMLESS.to_owned()]).await {
             Ok(_) => EmbedError::Refused(refusal),
             Err(Fault::Refused(reason)) => EmbedError::Misconfigured(format!(
-                "{reason}, whatever the text; see embedder.model and embedder.url"
+                "{reason} for every text; check embedder.model and embedder.url"
             )),
             Err(Fault::Misconfigured(reason)) => EmbedError::Misconfigured(reason),
             Err(Fault::Later { reason, .. }) => EmbedError::Unavailable(reason),
         }
     }
 
-    /// Asks for the vectors of a batch, again and again while the server fails for now.
-    async fn ask(&self, texts: &[String]) -> Result<Vec<Vec<f32>>, Fault> {
+    /// Embeds a batch, with retries of transient failures.
+    async fn embed_batch(&self, texts: &[String]) -> Result<Vec<Vec<f32>>, Fault> {
         let body = self.0.server.body(texts)?;
         let mut tried = 0;
         loop {
-            let (reason, after) = match self.ask_once(&body, texts.len()).await {
+            let (reason, after) = match self.send(&body, texts.len()).await {
                 Err(Fault::Later { reason, after }) => (reason, after),
                 Ok(vectors) => return Ok(vectors),
                 Err(fault @ (Fault::Refused(_) | Fault::Misconfigured(_))) => return Err(fault),
@@ -140,30 +140,30 @@ impl Remote {
             }
             let delay = delay(tried, after);
             tried += 1;
-            debug!(reason, ?delay, tried, "a request for embeddings is repeated");
+            debug!(reason, ?delay, tried, "retrying an embedding request");
             sleep(delay).await;
         }
     }
 
-    async fn ask_once(&self, body: &Arc<Vec<u8>>, count: usize) -> Result<Vec<Vec<f32>>, Fault> {
+    async fn send(&self, body: &Arc<Vec<u8>>, count: usize) -> Result<Vec<Vec<f32>>, Fault> {
         let place = Arc::clone(&self.0.places).acquire_owned().await;
         let place = place.map_err(|error| Fault::later(error.to_string()))?;
-        // One that waits holds its place: those behind it would have to wait as well.
+        // A request that waits keeps its permit: the requests behind it would have to wait as well.
         while let Some(Err(early)) = self.0.rate.as_ref().map(DefaultDirectRateLimiter::check) {
             sleep(early.wait_time_from(self.0.clock.now())).await;
         }
         let (server, body) = (Arc::clone(&self.0.server), Arc::clone(body));
-        let asked = tokio::task::spawn_blocking(move || {
-            // Held by what asks, and not by who waits for it and may be gone.
+        let response = tokio::task::spawn_blocking(move || {
+            // The request holds the permit, because its caller may be cancelled.
             let _place = place;
             server.ask(&body, count)
         });
-        asked.await.unwrap_or_else(|error| Err(Fault::later(error.to_string())))
+        response.await.unwrap_or_else(|error| Err(Fault::later(error.to_string())))
     }
 }
 
-/// How long to wait before the next try, after so many that failed: at random, so that those who fail together do not come
-/// back together, and not before the server wants.
+/// The delay before the next attempt, after so many failed ones: with jitter, so that clients that failed together do not retry
+/// together, and not shorter than the server requests.
 fn delay(tried: u32, after: Option<Duration>) -> Duration {
     let most = FIRST_DELAY.saturating_mul(1 << tried.min(16)).min(LONGEST_DELAY);
     let share = 0.5 + fastrand::f64() / 2.0;

@@ -1,7 +1,7 @@
-//! A vector of numbers.
+//! Normalization of vectors.
 
-/// The vector at length one; `None` if a number of it is not finite, or all are zero.
-pub(crate) fn normalised(mut vector: Vec<f32>) -> Option<Vec<f32>> {
+/// The vector with length 1; `None` if a number is not finite, or if all are zero.
+pub(crate) fn normalized(mut vector: Vec<f32>) -> Option<Vec<f32>> {
     let length = vector.iter().map(|&number| f64::from(number).powi(2)).sum::<f64>().sqrt();
     if !length.is_finite() || length <= f64::MIN_POSITIVE {
         return None;
@@ -18,10 +18,10 @@ mod tests {
 
     #[test]
     fn only_a_vector_that_points_somewhere_is_normalised() {
-        assert_eq!(normalised(vec![3.0, -4.0]), Some(vec![0.6, -0.8]));
-        assert_eq!(normalised(vec![f32::MAX, 0.0]), Some(vec![1.0, 0.0]));
+        assert_eq!(normalized(vec![3.0, -4.0]), Some(vec![0.6, -0.8]));
+        assert_eq!(normalized(vec![f32::MAX, 0.0]), Some(vec![1.0, 0.0]));
         for nowhere in [vec![], vec![0.0, 0.0], vec![f32::NAN, 1.0], vec![1.0, f32::INFINITY]] {
-            assert_eq!(normalised(nowhere), None);
+            assert_eq!(normalized(nowhere), None);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The files of the model, opened once their bytes are known to be the ones we mean.
+//! The model files, with pinned checksums.
 
 use std::fs::File;
 use std::io::Read;
@@ -9,10 +9,10 @@ use sha2::{Digest, Sha256};
 
 use crate::EmbedError;
 
-/// The model whose files are named here.
+/// The name of the model.
 pub(crate) const MODEL: &str = "all-MiniLM-L6-v2";
 
-/// A file of the model, by its name, length and sha256. Whoever served it, it is this one or it is not opened.
+/// A model file with its name, length and SHA-256. A file with another checksum is not used, wherever it came from.
 struct Pinned {
     name: &'static str,
     bytes: u64,
@@ -35,7 +35,7 @@ const WEIGHTS: Pinned = Pinned {
     sha256: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 };
 
-/// What the files hold.
+/// The contents of the model files.
 pub(crate) struct Files {
     pub(crate) config: Vec<u8>,
     pub(crate) tokenizer: Vec<u8>,
@@ -43,7 +43,7 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// Reads the files in a folder.
+    /// Reads the model files from a folder.
     pub(crate) fn read(folder: &Path) -> Result<Self, EmbedError> {
         Ok(Self {
             config: CONFIG.read(folder)?,
@@ -54,12 +54,12 @@ impl Files {
 }
 
 impl Pinned {
-    /// The bytes that were looked at are the ones that are used: the file may change in between.
+    /// Reads the file once, so that the verified bytes are the ones that are used.
     fn read(&self, folder: &Path) -> Result<Vec<u8>, EmbedError> {
         let path = folder.join(self.name);
         let failed = |problem: String| {
             EmbedError::Misconfigured(format!(
-                "{} {problem}. Run `make setup` in the memfleet folder to fetch {MODEL}, or correct embedder.weights",
+                "{} {problem}. Run `make setup` in the memfleet folder to download {MODEL}, or correct embedder.weights",
                 path.display()
             ))
         };
@@ -68,7 +68,7 @@ impl Pinned {
             .and_then(|file| file.take(self.bytes + 1).read_to_end(&mut bytes))
             .map_err(|error| failed(format!("cannot be read: {error}")))?;
         if HEXLOWER.encode(&Sha256::digest(&bytes)) != self.sha256 {
-            return Err(failed(format!("is not the file of {MODEL}: its sha256 is another")));
+            return Err(failed(format!("is not the file of {MODEL}: its SHA-256 differs")));
         }
         Ok(bytes)
     }
@@ -82,11 +82,11 @@ mod tests {
     #[test]
     fn a_file_that_is_another_is_not_opened() {
         let folder = tempfile::tempdir().unwrap();
-        let told = |folder: &Path| CONFIG.read(folder).unwrap_err().to_string();
-        assert!(told(folder.path()).contains("cannot be read"));
+        let error = |folder: &Path| CONFIG.read(folder).unwrap_err().to_string();
+        assert!(error(folder.path()).contains("cannot be read"));
         for content in [vec![b' '; 612], Vec::new(), vec![b'{'; 5_000]] {
             std::fs::write(folder.path().join("config.json"), content).unwrap();
-            assert!(told(folder.path()).contains("its sha256 is another"));
+            assert!(error(folder.path()).contains("its SHA-256 differs"));
         }
     }
 }

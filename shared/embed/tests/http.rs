@@ -1,4 +1,4 @@
-//! A server that makes vectors, and everything that it may do instead.
+//! Embedding by a server, and everything that a server may do wrong.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod kit;
@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use config::EmbedderSettings;
 use embed::{EmbedError, Embedder, Refusal};
-use kit::{IncomingQuery, Reply, Server, vector};
+use kit::{ReceivedRequest, Reply, Server, vector};
 use serde_json::{Value, json};
 
-/// Stands in texts and in tokens, and in no error and no log.
+/// Occurs in texts and tokens, and must occur in no error and no log.
 const CANARY: &str = "canary-7f3a";
 
 async fn open(settings: &EmbedderSettings) -> Embedder {
@@ -21,11 +21,11 @@ fn texts(count: usize) -> Vec<String> {
     (0..count).map(|at| format!("{}{CANARY} {}", char::from(b'a' + at as u8), "-".repeat(at))).collect()
 }
 
-/// Asks for the vectors of a few texts, of a server that does this.
+/// Embeds a few texts with a server that behaves like this.
 async fn embed(
     retries: u32,
-    does: impl Fn(usize, &IncomingQuery) -> Reply + Send + Sync + 'static,
-) -> (Result<Vec<Vec<f32>>, EmbedError>, Vec<IncomingQuery>) {
+    does: impl Fn(usize, &ReceivedRequest) -> Reply + Send + Sync + 'static,
+) -> (Result<Vec<Vec<f32>>, EmbedError>, Vec<ReceivedRequest>) {
     let server = Server::start(does);
     let settings = EmbedderSettings {
         retries,
@@ -85,7 +85,7 @@ async fn what_fails_for_now_is_tried_again() {
 
 #[tokio::test]
 async fn what_goes_on_failing_is_unavailable_after_so_many_tries() {
-    type Does = fn(&IncomingQuery) -> Reply;
+    type Does = fn(&ReceivedRequest) -> Reply;
     let wrong: [Does; 9] = [
         |_| Reply::status(500),
         |_| Reply::status(429),
@@ -151,11 +151,12 @@ async fn what_an_operator_must_mend_is_said_at_once() {
         Reply::data(&(0..3).map(|index| json!({"index": index, "embedding": four})).collect::<Vec<Value>>())
     })
     .await;
-    let told = "the embedder is misconfigured: the server's vectors have 4 numbers; embedder.dimension is 3";
+    let told =
+        "the embedder is misconfigured: the server's vectors have 4 dimensions, but embedder.dimension is 3";
     assert_eq!(made.unwrap_err().to_string(), told);
 }
 
-/// A server that refuses texts with an exclamation mark, in one of the ways in which servers do.
+/// A server that rejects texts with an exclamation mark, with this status.
 fn picky(status: u16) -> Server {
     Server::start(move |_, asked| {
         if !asked.texts().iter().any(|text| text.ends_with('!')) {

@@ -1,4 +1,4 @@
-//! The model in this process, against the reference implementation of it.
+//! The model in this process, compared with its reference implementation.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod kit;
@@ -11,10 +11,10 @@ use config::{EmbedderKind, EmbedderSettings};
 use embed::Embedder;
 use serde::Deserialize;
 
-/// How far a number may be from the reference implementation's, and from its own in another batch.
+/// The tolerance of a number, compared with the reference implementation and with another batch.
 const NEAR: f32 = 1e-5;
 
-/// The settings, if the weights are there.
+/// The settings, if the model files exist.
 fn settings() -> Option<EmbedderSettings> {
     let weights = kit::fetched("models/all-MiniLM-L6-v2");
     if !weights.is_dir() {

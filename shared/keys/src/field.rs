@@ -7,64 +7,60 @@ use diesel::sql_types::{Array, Binary, Integer, Text, Timestamptz, Uuid as SqlUu
 use diesel_async::RunQueryDsl;
 use secrecy::{ExposeSecret, SecretString};
 use store::{Connection, Fault, FaultKind};
-use trust::{Bound, CipherError, CipherKey};
+use trust::{AssociatedData, CipherError, CipherKey};
 use uuid::Uuid;
 
 use crate::key_cache::DataKeys;
 
-/// A field that is to be written.
+/// A field to encrypt.
 #[derive(Clone, Copy, Debug)]
 pub struct Field<'a> {
-    /// Whose it is.
+    /// The user.
     pub user: UserId,
-    /// The table that has it.
+    /// The table.
     pub table: &'a str,
-    /// Its column.
+    /// The column.
     pub column: &'a str,
     /// The primary key of its row.
     pub row: Uuid,
-    /// The request that wrote it.
+    /// The id of the request that writes it.
     pub request_id: Uuid,
-    /// When that was stored.
+    /// When JetStream stored the request.
     pub stored_at: DateTime<Utc>,
 }
 
-/// A field as `encrypted_fields` has it.
+/// A row of `encrypted_fields`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Encrypted {
-    /// Whose it is.
+    /// The user.
     pub user: UserId,
-    /// The table whose row it belongs to.
+    /// The table.
     pub table: String,
-    /// Its column.
+    /// The column.
     pub column: String,
-    /// The primary key of that row.
+    /// The primary key of its row.
     pub row: Uuid,
-    /// In the format of [`trust::CipherKey::seal`].
+    /// The ciphertext, as [`trust::CipherKey::seal`] returns it.
     pub ciphertext: Vec<u8>,
 }
 
 impl Encrypted {
-    /// The version of the user's data key that opens it; none if it is no ciphertext at all.
+    /// The version of the data key that decrypts it; none if it is not a ciphertext.
     pub fn key_version(&self) -> Option<u32> {
         trust::key_version(&self.ciphertext).ok()
     }
 }
 
-/// Encrypts a field.
-///
-/// # Errors
-/// [`CipherError`].
-pub fn seal(field: Field<'_>, plain: &SecretString, key: &CipherKey) -> Result<Vec<u8>, CipherError> {
+fn encrypt_field(field: Field<'_>, plain: &SecretString, key: &CipherKey) -> Result<Vec<u8>, CipherError> {
     let Field { user, table, column, row, .. } = field;
-    key.seal(plain.expose_secret().as_bytes(), Bound::Field { table, column, row, user })
+    key.seal(plain.expose_secret().as_bytes(), AssociatedData::Field { table, column, row, user })
 }
 
-/// Encrypts secrets and writes them in the transaction of what they belong to. No field may come twice.
+/// Encrypts fields and writes them in the transaction of their rows. No field may occur twice.
 ///
 /// # Errors
-/// A [`Fault`] of the database; a permanent one if a user's data key is not there.
-pub async fn conceal(
+/// A [`Fault`] of the database; a permanent one if the data key of a user is missing.
+pub async fn encrypt_fields(
     connection: &mut Connection,
     secrets: &[(Field<'_>, &SecretString)],
     keys: &DataKeys,
@@ -75,20 +71,20 @@ pub async fn conceal(
     };
     let mut fields = Vec::with_capacity(secrets.len());
     for (field, value) in secrets {
-        // A message whose user's key cannot be opened is not written at all.
+        // A message is rejected earlier if the data key of its user cannot be decrypted.
         let key = keys.get(&field.user).and_then(|key| key.as_ref().ok());
-        let key = key.ok_or_else(|| cannot("its user's data key is not there".to_owned()))?;
-        fields.push((*field, seal(*field, value, key).map_err(|error| cannot(error.to_string()))?));
+        let key = key.ok_or_else(|| cannot("the data key of its user is missing".to_owned()))?;
+        fields.push((*field, encrypt_field(*field, value, key).map_err(|error| cannot(error.to_string()))?));
     }
     write(connection, &fields).await
 }
 
-/// Writes ciphertexts in the transaction of what they belong to, each in the place of an earlier one. No field may come twice.
+/// Writes ciphertexts in the transaction of their rows, and replaces earlier ones. No field may occur twice.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
-pub async fn write(connection: &mut Connection, fields: &[(Field<'_>, Vec<u8>)]) -> Result<(), Fault> {
-    // Sorted, so that two workers with the same fields take them in one order.
+async fn write(connection: &mut Connection, fields: &[(Field<'_>, Vec<u8>)]) -> Result<(), Fault> {
+    // Sorted, so that two workers with the same fields lock them in the same order.
     const WRITE: &str = "
         INSERT INTO encrypted_fields AS t (id, user_id, table_name, column_name, row_id, ciphertext, request_id, created_at,
             updated_at)
@@ -135,23 +131,27 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// Foreign keys keep the id from being anything but a user's.
-    pub(crate) fn known(self) -> Option<Encrypted> {
+    /// None for an invalid user id, which the foreign key rules out.
+    pub(crate) fn decode(self) -> Option<Encrypted> {
         let Self { user_id, table_name: table, column_name: column, row_id: row, ciphertext } = self;
         Some(Encrypted { user: UserId::new(user_id).ok()?, table, column, row, ciphertext })
     }
 }
 
-/// The encrypted fields of rows of a table, as far as the security context of the transaction lets them be seen. What they
-/// hold, [`Keys::reveal`](crate::Keys::reveal) tells, best after the transaction.
+/// The encrypted fields of rows of a table that the security context of the transaction allows to read. Decrypt them with
+/// [`Keys::decrypt`](crate::Keys::decrypt), preferably after the transaction.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
-pub async fn load(connection: &mut Connection, table: &str, rows: &[Uuid]) -> Result<Vec<Encrypted>, Fault> {
+pub async fn load_fields(
+    connection: &mut Connection,
+    table: &str,
+    rows: &[Uuid],
+) -> Result<Vec<Encrypted>, Fault> {
     const LOAD: &str = "
         SELECT user_id, table_name::text, column_name::text, row_id, ciphertext FROM encrypted_fields
         WHERE user_id = ANY ((SELECT sec.current_user_ids())::integer[]) AND table_name = $1 AND row_id = ANY ($2)";
     let query = diesel::sql_query(LOAD).bind::<Text, _>(table).bind::<Array<SqlUuid>, _>(rows.to_vec());
     let found: Vec<Row> = store::prepared(query).load(connection).await?;
-    Ok(found.into_iter().filter_map(Row::known).collect())
+    Ok(found.into_iter().filter_map(Row::decode).collect())
 }

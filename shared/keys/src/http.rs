@@ -1,5 +1,5 @@
-//! HTTP to those who keep key-encryption keys. IncomingQuery once for the keys of a batch that are not known yet, so that a blocking
-//! client on a thread of its own is enough.
+//! HTTP requests to KEK providers. There is at most one per batch, for the keys that are not cached, so that a blocking client on
+//! a blocking thread is sufficient.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,19 +12,19 @@ use zeroize::Zeroizing;
 
 use crate::KeyError;
 
-/// How long a request may take.
-const WITHIN: Duration = Duration::from_secs(10);
-/// The most bytes of an answer.
-const ANSWER_BYTES: u64 = 4 * 1024 * 1024;
+/// The timeout of a request.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// The largest response, in bytes.
+const MAX_ANSWER_BYTES: u64 = 4 * 1024 * 1024;
 
-/// What a server has answered.
+/// A response.
 pub(crate) struct Answer {
     pub(crate) status: u16,
-    /// It may hold a data key.
+    /// It may contain a data key.
     pub(crate) body: Zeroizing<Vec<u8>>,
 }
 
-/// A client, which trusts the certificates of a file in PEM, if there is one, or else those that everybody knows.
+/// A client that trusts the CA certificates of a PEM file, or the public CAs if there is no file.
 pub(crate) fn agent(ca_file: Option<&str>) -> Result<Agent, KeyError> {
     let mut tls = TlsConfig::builder();
     if let Some(file) = ca_file {
@@ -38,12 +38,12 @@ pub(crate) fn agent(ca_file: Option<&str>) -> Result<Agent, KeyError> {
             })
             .collect::<Result<_, _>>()?;
         if certificates.is_empty() {
-            return Err(failed("it holds no certificate in PEM".to_owned()));
+            return Err(failed("it contains no PEM certificate".to_owned()));
         }
         tls = tls.root_certs(RootCerts::new_with_certs(&certificates));
     }
     let config = Agent::config_builder()
-        .timeout_global(Some(WITHIN))
+        .timeout_global(Some(TIMEOUT))
         .http_status_as_error(false)
         .max_redirects(0)
         .tls_config(tls.build())
@@ -51,7 +51,7 @@ pub(crate) fn agent(ca_file: Option<&str>) -> Result<Agent, KeyError> {
     Ok(config.into())
 }
 
-/// Sends a request: a POST with a body, or else a GET.
+/// Sends a request: a POST if there is a body, or else a GET.
 pub(crate) async fn ask(
     agent: &Agent,
     url: String,
@@ -60,8 +60,9 @@ pub(crate) async fn ask(
 ) -> Result<Answer, KeyError> {
     let agent = agent.clone();
     let place = url.clone();
-    let failed = move |problem: String| KeyError::Provider(format!("{place} cannot be asked: {problem}"));
-    let asked = tokio::task::spawn_blocking(move || {
+    let failed =
+        move |problem: String| KeyError::Provider(format!("the request to {place} failed: {problem}"));
+    let response = tokio::task::spawn_blocking(move || {
         let mut answer = match body {
             Some(body) => {
                 let request = headers
@@ -74,19 +75,19 @@ pub(crate) async fn ask(
                 .fold(agent.get(&url), |request, (name, value)| request.header(name, value))
                 .call()?,
         };
-        let body = answer.body_mut().with_config().limit(ANSWER_BYTES).read_to_vec()?;
+        let body = answer.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_to_vec()?;
         Ok::<_, ureq::Error>(Answer { status: answer.status().as_u16(), body: Zeroizing::new(body) })
     });
-    match asked.await {
+    match response.await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) => Err(failed(error.to_string())),
         Err(error) => Err(failed(error.to_string())),
     }
 }
 
-/// What an answer says of what is wrong, for a message to a person. Nothing else of it is repeated: it may hold a data key.
+/// The status and the error messages of a response. Nothing else of it is quoted, because it may contain a data key.
 pub(crate) fn problem(answer: &Answer) -> String {
-    /// What Vault and KMS have in the answers of theirs that refuse.
+    /// The error responses of Vault and KMS.
     #[derive(Default, Deserialize)]
     #[serde(default)]
     struct Refusal {
@@ -97,21 +98,23 @@ pub(crate) fn problem(answer: &Answer) -> String {
         message: Option<String>,
     }
     let Refusal { errors, name, message } = serde_json::from_slice(&answer.body).unwrap_or_default();
-    let told: Vec<String> = name.into_iter().chain(message).chain(errors).collect();
-    let told = if told.is_empty() {
-        format!("{} bytes that say no more", answer.body.len())
+    let messages: Vec<String> = name.into_iter().chain(message).chain(errors).collect();
+    let messages = if messages.is_empty() {
+        format!("no error message in {} bytes", answer.body.len())
     } else {
-        told.join("; ")
+        messages.join("; ")
     };
-    let told: String = told.chars().filter(|letter| !letter.is_control()).take(300).collect();
-    format!("{}: {told}", answer.status)
+    let messages: String = messages.chars().filter(|letter| !letter.is_control()).take(300).collect();
+    format!("{}: {messages}", answer.status)
 }
 
-/// Keys travel to it, so that it is spoken to under TLS, or on this machine.
+/// Requires TLS, or a server on this machine: data keys are sent to it.
 pub(crate) fn check_url(option: &str, url: &str) -> Result<(), KeyError> {
     let here = ["http://127.0.0.1:", "http://[::1]:", "http://localhost:"];
     if url.starts_with("https://") || here.iter().any(|start| url.starts_with(start)) {
         return Ok(());
     }
-    Err(KeyError::Settings(format!("keys.{option} must begin with https://, since data keys travel there")))
+    Err(KeyError::Settings(format!(
+        "keys.{option} must begin with https://, because data keys are sent there"
+    )))
 }

@@ -1,4 +1,4 @@
-//! Data keys as a replica uses them: asked for a batch at a time, and kept for a while.
+//! The cache of decrypted data keys of a process.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use contract::UserId;
 use secrecy::SecretString;
 use store::{Pool, PoolOptions};
-use trust::{Bound, CipherKey};
+use trust::{AssociatedData, CipherKey};
 use zeroize::Zeroizing;
 
 use crate::field::Encrypted;
@@ -17,21 +17,21 @@ use crate::provider::{Provider, Unwrapped};
 use crate::{KeyError, SCHEMA};
 use config::KeySettings;
 
-/// The keys that encrypt for the users of a batch. A user whose key cannot be opened has the reason in its place, and keeps
-/// nobody else waiting.
+/// The current data keys of the users of a batch, or for a user whose key cannot be decrypted, the reason. Such a user does not
+/// affect the others.
 pub type DataKeys = HashMap<UserId, Unwrapped>;
 
-/// How many keys a replica keeps. More of them at a time are asked for anew.
-const KEPT: usize = 20_000;
-/// Connections to the key store. A replica asks for a batch's keys at once.
+/// The most cached keys. When it is reached, the cache is cleared.
+const MAX_CACHED_KEYS: usize = 20_000;
+/// Connections to the key store. The keys of a batch are read with one query.
 const CONNECTIONS: usize = 2;
 
-/// The data keys of users. The first secret of a user makes the user's key.
+/// The data keys of users. The first encrypted field of a user creates the data key of the user.
 pub struct Keys {
     pool: Pool,
     provider: Provider,
-    life: Duration,
-    kept: Mutex<Kept>,
+    lifetime: Duration,
+    cache: Mutex<Cache>,
 }
 
 impl fmt::Debug for Keys {
@@ -40,27 +40,27 @@ impl fmt::Debug for Keys {
     }
 }
 
-/// What a replica remembers, each with when it was learnt.
+/// The cached keys, each with the time at which it was read.
 #[derive(Default)]
-struct Kept {
+struct Cache {
     keys: HashMap<(UserId, u32), (CipherKey, Instant)>,
     current: HashMap<UserId, (u32, Instant)>,
 }
 
-impl Kept {
-    fn current(&self, user: UserId, life: Duration) -> Option<CipherKey> {
+impl Cache {
+    fn current(&self, user: UserId, lifetime: Duration) -> Option<CipherKey> {
         let (version, since) = self.current.get(&user)?;
-        if since.elapsed() < life { self.key(user, *version, life) } else { None }
+        if since.elapsed() < lifetime { self.key(user, *version, lifetime) } else { None }
     }
 
-    fn key(&self, user: UserId, version: u32, life: Duration) -> Option<CipherKey> {
+    fn key(&self, user: UserId, version: u32, lifetime: Duration) -> Option<CipherKey> {
         let (key, since) = self.keys.get(&(user, version))?;
-        (since.elapsed() < life).then(|| key.clone())
+        (since.elapsed() < lifetime).then(|| key.clone())
     }
 
-    /// Keeps what the key store had at a moment.
-    fn keep(&mut self, user: UserId, key: &CipherKey, is_current: bool, at: Instant) {
-        if self.keys.len() >= KEPT {
+    /// Caches a key that was read from the key store at a time.
+    fn insert(&mut self, user: UserId, key: &CipherKey, is_current: bool, at: Instant) {
+        if self.keys.len() >= MAX_CACHED_KEYS {
             self.keys.clear();
             self.current.clear();
         }
@@ -70,18 +70,18 @@ impl Kept {
         }
     }
 
-    /// Lets go of what is too old to be used, so that no key stays in memory for longer than it is good.
-    fn sweep(&mut self, life: Duration) {
-        self.keys.retain(|_, (_, since)| since.elapsed() < life);
-        self.current.retain(|_, (_, since)| since.elapsed() < life);
+    /// Removes expired entries, so that no key stays in memory longer than its lifetime.
+    fn evict_expired(&mut self, lifetime: Duration) {
+        self.keys.retain(|_, (_, since)| since.elapsed() < lifetime);
+        self.current.retain(|_, (_, since)| since.elapsed() < lifetime);
     }
 }
 
 impl Keys {
-    /// The keys that the configuration describes, for a database role. It connects when a key is first asked for.
+    /// Opens the configured key store and KEK provider for a database role. It connects with the first request.
     ///
     /// # Errors
-    /// [`KeyError::Settings`] if the provider cannot be used, [`KeyError::Store`] for a URL that is none.
+    /// [`KeyError::Settings`] if the provider is misconfigured, [`KeyError::Store`] if the URL is invalid.
     pub fn open(
         settings: &KeySettings,
         role: &str,
@@ -97,71 +97,71 @@ impl Keys {
         Ok(Self {
             pool: store::open_pool(&settings.url_of(role), &options)?,
             provider: Provider::open(settings)?,
-            life: settings.cache(),
-            kept: Mutex::default(),
+            lifetime: settings.cache(),
+            cache: Mutex::default(),
         })
     }
 
-    /// Whether the key store has its schema and the provider a key, for a worker that starts.
+    /// Checks that the key store has its schema and that the KEK provider has a key, when a worker starts.
     ///
     /// # Errors
-    /// What is missing, and what to do about it.
+    /// What is missing, and how to correct it.
     pub async fn check(&self) -> Result<(), String> {
         let mut connection = store::acquire(&self.pool)
             .await
-            .map_err(|error| format!("the key store: {error}; is it running, and is keys.url right?"))?;
+            .map_err(|error| format!("the key store: {error}; is it running, and is keys.url correct?"))?;
         let missing = SCHEMA.missing(&mut connection).await.map_err(|fault| fault.to_string())?;
         if let Some(name) = missing.first() {
             return Err(format!(
-                "the key store lacks the migration {name}; `memfleet keys migrate` brings it up to date"
+                "the key store lacks the migration {name}; `memfleet keys migrate` applies it"
             ));
         }
         self.provider.current().await.map(drop).map_err(|error| error.to_string())
     }
 
-    /// The keys that encrypt for these users now, at most 10,000 of them. A user without one is given one.
+    /// The current data keys of at most 10,000 users. A data key is created for a user without one.
     ///
     /// # Errors
-    /// [`KeyError`] if the key store or the provider is away, or lacks a key-encryption key: then nobody's is known.
+    /// [`KeyError`] if the key store or the provider is unavailable, or lacks a KEK. The error concerns all users.
     pub async fn current(&self, users: &BTreeSet<UserId>) -> Result<DataKeys, KeyError> {
         let mut found = self.existing(users).await?;
         let new: BTreeSet<UserId> = users.iter().filter(|user| !found.contains_key(user)).copied().collect();
         if !new.is_empty() {
-            let (asked_at, made) = (Instant::now(), self.make(&new, 1).await?);
+            let (read_at, made) = (Instant::now(), self.generate(&new, 1).await?);
             let mut connection = store::acquire(&self.pool).await?;
-            // Of two replicas with one new user, one is the quicker; both go on with its key.
+            // Of two processes that create a key for the same user, the first one wins, and both use its key.
             key_store::add(&mut connection, &made).await?;
             let wrapped = key_store::current(&mut connection, &new).await?;
             drop(connection);
-            self.open_all(&wrapped, Some(asked_at), |key, opened| drop(found.insert(key.user, opened)))
+            self.unwrap_all(&wrapped, Some(read_at), |key, opened| drop(found.insert(key.user, opened)))
                 .await?;
         }
         Ok(found)
     }
 
-    /// The keys that encrypt for those of these users who have one.
+    /// The current data keys of those of these users who have one.
     pub(crate) async fn existing(&self, users: &BTreeSet<UserId>) -> Result<DataKeys, KeyError> {
         let mut found = DataKeys::with_capacity(users.len());
         let mut wanted = BTreeSet::new();
         {
-            let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
             for &user in users {
-                match kept.current(user, self.life) {
+                match cache.current(user, self.lifetime) {
                     Some(key) => drop(found.insert(user, Ok(key))),
                     None => drop(wanted.insert(user)),
                 }
             }
         }
         if !wanted.is_empty() {
-            let asked_at = Instant::now();
+            let read_at = Instant::now();
             let wrapped = key_store::current(&mut *store::acquire(&self.pool).await?, &wanted).await?;
-            self.open_all(&wrapped, Some(asked_at), |key, opened| drop(found.insert(key.user, opened)))
+            self.unwrap_all(&wrapped, Some(read_at), |key, opened| drop(found.insert(key.user, opened)))
                 .await?;
         }
         Ok(found)
     }
 
-    /// Keys that have encrypted something, by user and version.
+    /// The data keys of these users and versions.
     ///
     /// # Errors
     /// As [`Keys::current`].
@@ -171,9 +171,9 @@ impl Keys {
     ) -> Result<HashMap<(UserId, u32), Unwrapped>, KeyError> {
         let (mut found, mut wanted) = (HashMap::new(), BTreeSet::new());
         {
-            let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
             for (user, version) in keys {
-                match kept.key(user, version, self.life) {
+                match cache.key(user, version, self.lifetime) {
                     Some(key) => drop(found.insert((user, version), Ok(key))),
                     None => drop(wanted.insert((user, version))),
                 }
@@ -182,7 +182,7 @@ impl Keys {
         if !wanted.is_empty() {
             let wrapped = key_store::of_versions(&mut *store::acquire(&self.pool).await?, &wanted).await?;
             let take = |key: &WrappedKey, opened| drop(found.insert((key.user, key.version), opened));
-            self.open_all(&wrapped, None, take).await?;
+            self.unwrap_all(&wrapped, None, take).await?;
         }
         Ok(found)
     }
@@ -190,17 +190,17 @@ impl Keys {
     /// Decrypts fields, in order.
     ///
     /// # Errors
-    /// As [`Keys::current`]. A field that cannot be decrypted has the reason in its place: its key is gone, or it was
-    /// changed or moved.
-    pub async fn reveal(&self, fields: &[Encrypted]) -> Result<Vec<Result<SecretString, String>>, KeyError> {
+    /// As [`Keys::current`]. A field that cannot be decrypted yields the reason: its key was deleted, or it was modified or moved
+    /// to another row.
+    pub async fn decrypt(&self, fields: &[Encrypted]) -> Result<Vec<Result<SecretString, String>>, KeyError> {
         let keys = self
             .of_versions(fields.iter().filter_map(|field| Some((field.user, field.key_version()?))))
             .await?;
-        Ok(fields.iter().map(|field| reveal(field, &keys)).collect())
+        Ok(fields.iter().map(|field| decrypt(field, &keys)).collect())
     }
 
-    /// New keys for users, wrapped and not yet in the key store.
-    pub(crate) async fn make(
+    /// Generates and wraps data keys of users. They are not stored yet.
+    pub(crate) async fn generate(
         &self,
         users: &BTreeSet<UserId>,
         version: u32,
@@ -220,23 +220,28 @@ impl Keys {
         &self.provider
     }
 
-    /// Opens keys and keeps them. Those that were the current ones at a moment are kept as such, from that moment on.
-    async fn open_all(
+    /// Unwraps and caches keys. `current_at` is the time at which they were the current keys of their users, if they were.
+    async fn unwrap_all(
         &self,
         wrapped: &[WrappedKey],
         current_at: Option<Instant>,
         mut take: impl FnMut(&WrappedKey, Unwrapped),
     ) -> Result<(), KeyError> {
         let opened = self.provider.unwrap(wrapped).await?;
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.sweep(self.life);
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.evict_expired(self.lifetime);
         for (key, opened) in wrapped.iter().zip(opened) {
             match &opened {
                 Ok(open) => {
-                    kept.keep(key.user, open, current_at.is_some(), current_at.unwrap_or_else(Instant::now));
+                    cache.insert(
+                        key.user,
+                        open,
+                        current_at.is_some(),
+                        current_at.unwrap_or_else(Instant::now),
+                    );
                 }
                 Err(reason) => {
-                    tracing::warn!(user = key.user.get(), version = key.version, %reason, "a data key cannot be opened");
+                    tracing::warn!(user = key.user.get(), version = key.version, %reason, "a data key cannot be unwrapped");
                 }
             }
             take(key, opened);
@@ -245,20 +250,20 @@ impl Keys {
     }
 }
 
-fn reveal(field: &Encrypted, keys: &HashMap<(UserId, u32), Unwrapped>) -> Result<SecretString, String> {
-    let version = field.key_version().ok_or("it is no ciphertext")?;
+fn decrypt(field: &Encrypted, keys: &HashMap<(UserId, u32), Unwrapped>) -> Result<SecretString, String> {
+    let version = field.key_version().ok_or("it is not a ciphertext")?;
     let key = match keys.get(&(field.user, version)) {
         Some(Ok(key)) => key,
-        Some(Err(reason)) => return Err(format!("its data key cannot be opened: {reason}")),
+        Some(Err(reason)) => return Err(format!("its data key cannot be unwrapped: {reason}")),
         None => return Err(format!("the key store has no version {version} of its user's data key")),
     };
-    let plain = open(field, key)?;
-    let text = std::str::from_utf8(&plain).map_err(|_| "it holds no text")?;
+    let plain = decrypt_with(field, key)?;
+    let text = std::str::from_utf8(&plain).map_err(|_| "its plaintext is not UTF-8")?;
     Ok(SecretString::from(text))
 }
 
-pub(crate) fn open(field: &Encrypted, key: &CipherKey) -> Result<Zeroizing<Vec<u8>>, String> {
+pub(crate) fn decrypt_with(field: &Encrypted, key: &CipherKey) -> Result<Zeroizing<Vec<u8>>, String> {
     let Encrypted { user, table, column, row, ciphertext } = field;
-    let bound = Bound::Field { table, column, row: *row, user: *user };
-    key.open(ciphertext, bound).map_err(|error| format!("it {error}"))
+    let aad = AssociatedData::Field { table, column, row: *row, user: *user };
+    key.open(ciphertext, aad).map_err(|error| format!("it {error}"))
 }

@@ -8,12 +8,12 @@ use diesel::sql_types::{Array, BigInt, Binary, Integer, Text};
 use diesel_async::RunQueryDsl;
 use store::{Connection, Fault};
 
-/// A data key as the key store has it.
+/// A wrapped data key, a row of the key store.
 #[derive(Clone, Debug)]
 pub(crate) struct WrappedKey {
     pub(crate) user: UserId,
     pub(crate) version: u32,
-    /// Which key-encryption key wraps it.
+    /// The KEK that wraps it.
     pub(crate) kek: String,
     pub(crate) wrapped: Vec<u8>,
 }
@@ -31,8 +31,8 @@ struct Row {
 }
 
 impl Row {
-    /// The table's own bounds keep both numbers from being out of range.
-    fn known(self) -> Option<WrappedKey> {
+    /// None for numbers out of range, which the constraints of the table rule out.
+    fn decode(self) -> Option<WrappedKey> {
         let Self { user_id, version, kek, wrapped } = self;
         Some(WrappedKey {
             user: UserId::new(user_id).ok()?,
@@ -43,15 +43,15 @@ impl Row {
     }
 }
 
-fn known(rows: Vec<Row>) -> Vec<WrappedKey> {
-    rows.into_iter().filter_map(Row::known).collect()
+fn decode(rows: Vec<Row>) -> Vec<WrappedKey> {
+    rows.into_iter().filter_map(Row::decode).collect()
 }
 
 pub(crate) fn ids(users: &BTreeSet<UserId>) -> Vec<i32> {
     users.iter().map(|user| user.get()).collect()
 }
 
-/// The keys that encrypt now: of each user the highest version.
+/// The current keys of users: the highest version of each.
 pub(crate) async fn current(
     connection: &mut Connection,
     users: &BTreeSet<UserId>,
@@ -60,10 +60,10 @@ pub(crate) async fn current(
         SELECT k.user_id, k.version, k.kek, k.wrapped FROM unnest($1::integer[]) AS u (id)
         CROSS JOIN LATERAL (SELECT * FROM data_keys d WHERE d.user_id = u.id ORDER BY d.version DESC LIMIT 1) AS k";
     let query = diesel::sql_query(CURRENT).bind::<Array<Integer>, _>(ids(users));
-    Ok(known(store::prepared(query).load(connection).await?))
+    Ok(decode(store::prepared(query).load(connection).await?))
 }
 
-/// Keys of these versions.
+/// The keys of these users and versions.
 pub(crate) async fn of_versions(
     connection: &mut Connection,
     wanted: &BTreeSet<(UserId, u32)>,
@@ -74,10 +74,10 @@ pub(crate) async fn of_versions(
     let users: Vec<i32> = wanted.iter().map(|(user, _)| user.get()).collect();
     let versions: Vec<i64> = wanted.iter().map(|(_, version)| i64::from(*version)).collect();
     let query = diesel::sql_query(KEYS).bind::<Array<Integer>, _>(users).bind::<Array<BigInt>, _>(versions);
-    Ok(known(store::prepared(query).load(connection).await?))
+    Ok(decode(store::prepared(query).load(connection).await?))
 }
 
-/// Adds keys and gives those that are now there of them: another one may have been quicker with the same user and version.
+/// Inserts keys and returns those that were inserted: another process may have inserted the same user and version first.
 pub(crate) async fn add(
     connection: &mut Connection,
     keys: &[WrappedKey],
@@ -92,12 +92,12 @@ pub(crate) async fn add(
         .bind::<Array<Integer>, _>(versions(keys))
         .bind::<Array<Text>, _>(keys.iter().map(|key| key.kek.as_str()).collect::<Vec<_>>())
         .bind::<Array<Binary>, _>(keys.iter().map(|key| key.wrapped.as_slice()).collect::<Vec<_>>());
-    let added: Vec<WrappedKey> = known(store::prepared(query).load(connection).await?);
+    let added: Vec<WrappedKey> = decode(store::prepared(query).load(connection).await?);
     Ok(added.into_iter().map(|key| (key.user, key.version)).collect())
 }
 
-/// The next keys, by user and version, that another key-encryption key wraps than this one.
-pub(crate) async fn wrapped_otherwise(
+/// The next keys, by user and version, that a KEK other than this one wraps.
+pub(crate) async fn wrapped_by_others(
     connection: &mut Connection,
     kek: &str,
     after: (i32, u32),
@@ -111,30 +111,29 @@ pub(crate) async fn wrapped_otherwise(
         .bind::<Integer, _>(after.0)
         .bind::<BigInt, _>(i64::from(after.1))
         .bind::<BigInt, _>(limit);
-    Ok(known(query.load(connection).await?))
+    Ok(decode(query.load(connection).await?))
 }
 
-/// Puts keys, wrapped anew, in the place of those that were read. One that has changed since stays as it is. Gives the number
-/// of those that were replaced.
+/// Replaces wrapped keys by rewrapped ones, unless they changed since they were read. Returns the number of replaced keys.
 pub(crate) async fn replace(
     connection: &mut Connection,
     read: &[WrappedKey],
-    anew: &[WrappedKey],
+    rewrapped: &[WrappedKey],
 ) -> Result<usize, Fault> {
     const REPLACE: &str = "
         UPDATE data_keys k SET kek = i.kek, wrapped = i.wrapped, wrapped_at = now()
         FROM unnest($1::integer[], $2::integer[], $3::text[], $4::bytea[], $5::bytea[]) AS i (user_id, version, kek, wrapped, old)
         WHERE k.user_id = i.user_id AND k.version = i.version AND k.wrapped = i.old";
     let query = diesel::sql_query(REPLACE)
-        .bind::<Array<Integer>, _>(anew.iter().map(|key| key.user.get()).collect::<Vec<_>>())
-        .bind::<Array<Integer>, _>(versions(anew))
-        .bind::<Array<Text>, _>(anew.iter().map(|key| key.kek.as_str()).collect::<Vec<_>>())
-        .bind::<Array<Binary>, _>(anew.iter().map(|key| key.wrapped.as_slice()).collect::<Vec<_>>())
+        .bind::<Array<Integer>, _>(rewrapped.iter().map(|key| key.user.get()).collect::<Vec<_>>())
+        .bind::<Array<Integer>, _>(versions(rewrapped))
+        .bind::<Array<Text>, _>(rewrapped.iter().map(|key| key.kek.as_str()).collect::<Vec<_>>())
+        .bind::<Array<Binary>, _>(rewrapped.iter().map(|key| key.wrapped.as_slice()).collect::<Vec<_>>())
         .bind::<Array<Binary>, _>(read.iter().map(|key| key.wrapped.as_slice()).collect::<Vec<_>>());
     Ok(query.execute(connection).await?)
 }
 
 fn versions(keys: &[WrappedKey]) -> Vec<i32> {
-    // A version counts rotations of one user's key, and the table bounds it.
+    // A version counts the rotations of one user's key, and a constraint limits it.
     keys.iter().map(|key| i32::try_from(key.version).unwrap_or(i32::MAX)).collect()
 }

@@ -1,4 +1,4 @@
-//! AWS KMS: it wraps and opens data keys, and never gives its own key away.
+//! AWS KMS as KEK provider. The KEK never leaves KMS.
 
 use std::collections::BTreeMap;
 
@@ -19,10 +19,10 @@ use crate::provider::{Unwrapped, key_of};
 use crate::sigv4::{Signer, amz_date};
 use config::KeySettings;
 
-/// How many requests are under way at once: KMS takes one key in each.
+/// The most concurrent requests. KMS accepts one key per request.
 const AT_ONCE: usize = 8;
 
-/// A key of AWS KMS.
+/// A key in AWS KMS.
 pub(crate) struct Kms {
     agent: Agent,
     url: String,
@@ -40,7 +40,7 @@ impl std::fmt::Debug for Kms {
     }
 }
 
-/// What a data key is wrapped for. KMS opens it only for the same, and shows it in CloudTrail.
+/// The encryption context of a data key. KMS unwraps the key with the same context only, and logs it in CloudTrail.
 type EncryptionContext = BTreeMap<&'static str, String>;
 
 #[derive(Serialize)]
@@ -55,7 +55,7 @@ struct Encrypt<'a> {
 #[serde(rename_all = "PascalCase")]
 struct Encrypted {
     ciphertext_blob: String,
-    /// The ARN of the key, whatever it was named by.
+    /// The ARN of the key, also if the request named an alias.
     key_id: String,
 }
 
@@ -92,7 +92,7 @@ struct Decrypted {
 }
 
 #[derive(Deserialize)]
-struct Refusal {
+struct ErrorBody {
     #[serde(rename = "__type")]
     name: String,
 }
@@ -101,12 +101,13 @@ impl Kms {
     pub(crate) fn open(settings: &KeySettings) -> Result<Option<Self>, KeyError> {
         let Some(key) = settings.kms_key.clone() else { return Ok(None) };
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let needed = |name: &str| {
-            variable(name)
-                .ok_or_else(|| KeyError::Settings(format!("keys.kms_key is set, and {name} is not")))
+        let required = |name: &str| {
+            variable(name).ok_or_else(|| {
+                KeyError::Settings(format!("keys.kms_key is set, but the environment variable {name} is not"))
+            })
         };
         let region = settings.kms_region.clone().ok_or_else(|| {
-            KeyError::Settings("keys.kms_key is set, and keys.kms_region is not".to_owned())
+            KeyError::Settings("keys.kms_key is set, but keys.kms_region is not".to_owned())
         })?;
         let url = match &settings.kms_url {
             Some(url) => url.trim_end_matches('/').to_owned(),
@@ -120,18 +121,18 @@ impl Kms {
             url,
             region,
             key,
-            access_key: needed("AWS_ACCESS_KEY_ID")?,
-            secret_key: needed("AWS_SECRET_ACCESS_KEY")?.into(),
+            access_key: required("AWS_ACCESS_KEY_ID")?,
+            secret_key: required("AWS_SECRET_ACCESS_KEY")?.into(),
             session_token: variable("AWS_SESSION_TOKEN").map(SecretString::from),
         }))
     }
 
-    /// `aws-kms:<ARN>`: an alias may name another key tomorrow. Which of its own versions of a key it uses, KMS keeps to itself.
+    /// `aws-kms:<ARN>`, because an alias may name another key later. KMS does not reveal which version of the key it uses.
     pub(crate) async fn current(&self) -> Result<String, KeyError> {
         let answer = self.ask("DescribeKey", &DescribeKey { key_id: &self.key }).await?;
         match serde_json::from_slice::<Described>(&answer.body) {
             Ok(described) if answer.status == 200 => Ok(format!("aws-kms:{}", described.key_metadata.arn)),
-            Ok(_) | Err(_) => Err(refused(&answer)),
+            Ok(_) | Err(_) => Err(error_of(&answer)),
         }
     }
 
@@ -145,11 +146,11 @@ impl Kms {
             let answer = self.ask("Encrypt", &request).await?;
             let encrypted: Encrypted = match serde_json::from_slice(&answer.body) {
                 Ok(encrypted) if answer.status == 200 => encrypted,
-                Ok(_) | Err(_) => return Err(refused(&answer)),
+                Ok(_) | Err(_) => return Err(error_of(&answer)),
             };
             let wrapped = BASE64
                 .decode(encrypted.ciphertext_blob.as_bytes())
-                .map_err(|_| KeyError::Provider("the answer of KMS is no base64".to_owned()))?;
+                .map_err(|_| KeyError::Provider("the response of KMS is not base64".to_owned()))?;
             let kek = format!("aws-kms:{}", encrypted.key_id);
             Ok(WrappedKey { user, version: key.version(), kek, wrapped })
         };
@@ -163,7 +164,7 @@ impl Kms {
     }
 
     async fn unwrap_one(&self, key: WrappedKey) -> Result<Unwrapped, KeyError> {
-        // Which key it was, so that a blob that somebody has wrapped with a key of their own does not open.
+        // The key id is passed so that a blob that was wrapped with an attacker's key is rejected.
         let request = Decrypt {
             key_id: key.kek.strip_prefix("aws-kms:").unwrap_or_default(),
             ciphertext_blob: BASE64.encode(&key.wrapped),
@@ -171,18 +172,18 @@ impl Kms {
         };
         let answer = self.ask("Decrypt", &request).await?;
         if answer.status == 200 {
-            let decrypted: Decrypted = serde_json::from_slice(&answer.body).map_err(|_| refused(&answer))?;
+            let decrypted: Decrypted = serde_json::from_slice(&answer.body).map_err(|_| error_of(&answer))?;
             let bytes = BASE64
                 .decode(decrypted.plaintext.as_bytes())
-                .map_err(|_| KeyError::Provider("the answer of KMS is no base64".to_owned()))?;
+                .map_err(|_| KeyError::Provider("the response of KMS is not base64".to_owned()))?;
             return Ok(key_of(key.version, &Zeroizing::new(bytes)));
         }
-        // This one is of the blob; anything else, such as a key that is disabled, an operator can mend.
-        match serde_json::from_slice::<Refusal>(&answer.body) {
-            Ok(refusal) if refusal.name.ends_with("InvalidCiphertextException") => {
-                Ok(Err(format!("KMS does not open it: {}", refusal.name)))
+        // This error is about the blob; any other, such as a disabled key, is for the operator to correct.
+        match serde_json::from_slice::<ErrorBody>(&answer.body) {
+            Ok(error) if error.name.ends_with("InvalidCiphertextException") => {
+                Ok(Err(format!("KMS cannot unwrap it: {}", error.name)))
             }
-            Ok(_) | Err(_) => Err(refused(&answer)),
+            Ok(_) | Err(_) => Err(error_of(&answer)),
         }
     }
 
@@ -223,6 +224,6 @@ fn context(user: UserId, version: u32) -> EncryptionContext {
     ])
 }
 
-fn refused(answer: &Answer) -> KeyError {
-    KeyError::Provider(format!("KMS answers {}", http::problem(answer)))
+fn error_of(answer: &Answer) -> KeyError {
+    KeyError::Provider(format!("KMS responded with {}", http::problem(answer)))
 }

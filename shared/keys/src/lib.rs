@@ -1,17 +1,17 @@
-//! Field encryption: what must not be read by whoever holds the database.
+//! Field encryption, with data keys that are stored apart from the data.
 //!
-//! A field that is a secret, or that a message marks `sensitive`, is encrypted under its user's *data key*
-//! ([`trust::CipherKey`]). The ciphertext is in `encrypted_fields` of the main database, and the field itself holds a marker.
-//! Data keys are in another database, the *key store*, wrapped by a *key-encryption key* that is in neither: in a file, in
-//! Vault, or in AWS KMS ([`Provider`]).
+//! A field that is a secret, or that a message marks `sensitive`, is encrypted with the *data key* of its user
+//! ([`trust::CipherKey`]). The ciphertext is stored in `encrypted_fields` of the main database, and the field itself contains a
+//! marker. Data keys are stored in another database, the *key store*, wrapped by a *key-encryption key* (KEK) that is in neither
+//! database: it is in a file, in Vault or in AWS KMS ([`Provider`]).
 //!
 //! ```text
 //! key-encryption key  --wraps-->  data key of a user  --encrypts-->  field
 //! file, Vault, KMS                key store                          main database
 //! ```
 //!
-//! So a copy of the main database shows no such field, a copy of the key store shows nothing at all, and a user whose data
-//! keys are destroyed is unreadable in every backup.
+//! A copy of the main database therefore reveals no encrypted field, a copy of the key store reveals nothing, and deleting the
+//! data keys of a user makes the encrypted fields of the user unreadable in every backup.
 
 mod field;
 #[cfg(any(feature = "vault", feature = "aws-kms"))]
@@ -30,29 +30,31 @@ mod vault;
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use store::migration::Schema;
 
-pub use field::{Encrypted, Field, conceal, load, seal, write};
+pub use field::{Encrypted, Field, encrypt_fields, load_fields};
 pub use key_cache::{DataKeys, Keys};
 pub use provider::KEK;
-pub use rotate::{Census, Renewed, census, check_operator, reencrypt, renew, rewrap};
+pub use rotate::{
+    KekUsage, RotationReport, check_bypasses_rls, kek_usage, reencrypt, rewrap, rotate_data_keys,
+};
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
 
 /// The key store's schema.
 pub const SCHEMA: Schema = Schema::new(|| MIGRATIONS);
 
-/// Keys cannot be had now.
+/// Why keys are not available.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// The key store cannot be reached, or refuses.
+    /// The key store is unreachable or returned an error.
     #[error("the key store: {0}")]
     Store(String),
-    /// The main database cannot be reached, or refuses.
+    /// The main database is unreachable or returned an error.
     #[error("the main database: {0}")]
     Main(String),
-    /// Who wraps keys cannot be reached, refuses, or lacks a key.
+    /// The KEK provider is unreachable, returned an error or lacks a key.
     #[error("the key provider: {0}")]
     Provider(String),
-    /// The configuration names no provider that can be used.
+    /// The configuration is invalid.
     #[error("{0}")]
     Settings(String),
 }

@@ -1,10 +1,10 @@
-//! Who wraps data keys.
+//! KEK providers: they wrap and unwrap data keys.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use contract::UserId;
-use trust::{Bound, CipherKey, KeyRing, RingFile};
+use trust::{AssociatedData, CipherKey, KeyRing, RingFile};
 
 use crate::KeyError;
 use crate::key_store::WrappedKey;
@@ -14,16 +14,16 @@ use crate::kms::Kms;
 use crate::vault::Vault;
 use config::{KeySettings, ProviderName};
 
-/// The name of key-encryption keys in a ring.
+/// The name of KEKs in a key ring.
 pub const KEK: &str = "kek";
 
-/// A data key, or why this one cannot be had while others can.
+/// A data key, or the reason why this one cannot be unwrapped.
 pub(crate) type Unwrapped = Result<CipherKey, String>;
 
-/// The providers that are configured. One of them wraps; each opens what it has wrapped.
+/// The configured KEK providers. One of them wraps new data keys; each unwraps the keys that it wrapped.
 #[derive(Debug)]
 pub struct Provider {
-    wraps: ProviderName,
+    wrapping: ProviderName,
     ring: Option<Ring>,
     #[cfg(feature = "vault")]
     vault: Option<Vault>,
@@ -32,16 +32,16 @@ pub struct Provider {
 }
 
 impl Provider {
-    /// The providers that the configuration describes.
+    /// Opens the configured providers.
     ///
     /// # Errors
-    /// [`KeyError::Settings`] if the one that wraps lacks an option, or is not in this build.
+    /// [`KeyError::Settings`] if the wrapping provider lacks an option or is not part of this build.
     pub fn open(settings: &KeySettings) -> Result<Self, KeyError> {
         let missing = |option: &str| {
-            KeyError::Settings(format!("keys.{option} is not set, which the provider of keys needs"))
+            KeyError::Settings(format!("keys.{option} is not set, but keys.provider requires it"))
         };
         let provider = Self {
-            wraps: settings.provider,
+            wrapping: settings.provider,
             ring: settings.ring_file.as_ref().map(|file| Ring(RingFile::new(Path::new(file)))),
             #[cfg(feature = "vault")]
             vault: Vault::open(settings)?,
@@ -63,12 +63,12 @@ impl Provider {
         }
     }
 
-    /// The key-encryption key that wraps now.
+    /// The id of the current KEK.
     ///
     /// # Errors
-    /// [`KeyError::Provider`] if it cannot be had.
+    /// [`KeyError::Provider`] if it is not available.
     pub async fn current(&self) -> Result<String, KeyError> {
-        match self.wraps {
+        match self.wrapping {
             ProviderName::Ring => self.ring()?.current(),
             #[cfg(feature = "vault")]
             ProviderName::Vault => self.vault()?.current().await,
@@ -86,7 +86,7 @@ impl Provider {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
-        match self.wraps {
+        match self.wrapping {
             ProviderName::Ring => self.ring()?.wrap(keys),
             #[cfg(feature = "vault")]
             ProviderName::Vault => self.vault()?.wrap(keys).await,
@@ -99,7 +99,7 @@ impl Provider {
         }
     }
 
-    /// Opens data keys, in order, each by who has wrapped it.
+    /// Unwraps data keys, in order, each with the provider that wrapped it.
     pub(crate) async fn unwrap(&self, keys: &[WrappedKey]) -> Result<Vec<Unwrapped>, KeyError> {
         let mut opened: Vec<Option<Unwrapped>> = keys.iter().map(|_| None).collect();
         for name in ["ring:", "vault:", "aws-kms:"] {
@@ -120,7 +120,8 @@ impl Provider {
                 opened[at] = Some(key);
             }
         }
-        let unknown = |key: &WrappedKey| Err(format!("nobody here opens what {} has wrapped", key.kek));
+        let unknown =
+            |key: &WrappedKey| Err(format!("it is wrapped by {}, which is not a known provider", key.kek));
         Ok(opened.into_iter().zip(keys).map(|(found, key)| found.unwrap_or_else(|| unknown(key))).collect())
     }
 
@@ -140,14 +141,14 @@ impl Provider {
 }
 
 fn not_configured(name: &str, option: &str) -> KeyError {
-    KeyError::Provider(format!("a data key is wrapped by {name}, and keys.{option} is not set"))
+    KeyError::Provider(format!("a data key is wrapped by {name}, but keys.{option} is not set"))
 }
 
 fn not_built(name: &str) -> KeyError {
-    KeyError::Settings(format!("this memfleet is built without the feature {name}"))
+    KeyError::Settings(format!("this build of memfleet lacks the feature {name}"))
 }
 
-/// A file of key-encryption keys.
+/// A file of KEKs.
 #[derive(Debug)]
 struct Ring(RingFile);
 
@@ -158,19 +159,19 @@ impl Ring {
 
     fn current(&self) -> Result<String, KeyError> {
         let ring = self.read()?;
-        let key = ring.current(KEK).ok_or_else(|| self.without(None))?;
+        let key = ring.current(KEK).ok_or_else(|| self.missing_kek(None))?;
         Ok(format!("ring:{}", trust::key_id(KEK, key.version())))
     }
 
     fn wrap(&self, keys: &[(UserId, CipherKey)]) -> Result<Vec<WrappedKey>, KeyError> {
         let ring = self.read()?;
-        let kek = ring.current(KEK).ok_or_else(|| self.without(None))?;
+        let kek = ring.current(KEK).ok_or_else(|| self.missing_kek(None))?;
         let name = format!("ring:{}", trust::key_id(KEK, kek.version()));
         keys.iter()
             .map(|(user, key)| {
-                let bound = Bound::DataKey { user: *user, version: key.version() };
+                let aad = AssociatedData::DataKey { user: *user, version: key.version() };
                 let wrapped =
-                    kek.seal(key.expose(), bound).map_err(|error| KeyError::Provider(error.to_string()))?;
+                    kek.seal(key.expose(), aad).map_err(|error| KeyError::Provider(error.to_string()))?;
                 Ok(WrappedKey { user: *user, version: key.version(), kek: name.clone(), wrapped })
             })
             .collect()
@@ -183,14 +184,14 @@ impl Ring {
             .map(|key| {
                 let named = key.kek.strip_prefix("ring:").and_then(trust::parse_key_id);
                 let Some(kek) = named.and_then(|(name, version)| ring.get(name, version)) else {
-                    // A newer one is on its way to this replica's file, and nobody's message is at fault. An older one or
-                    // one of another name is lost, which is its users' trouble alone.
+                    // A newer KEK has not reached the file of this replica yet: an error for the whole batch, which is retried.
+                    // An older KEK, or one of another name, is lost: an error for its users only.
                     let is_newer = named.is_some_and(|(name, version)| name == KEK && version > newest);
-                    let lacking = self.without(Some(&key.kek));
-                    return if is_newer { Err(lacking) } else { Ok(Err(lacking.to_string())) };
+                    let missing = self.missing_kek(Some(&key.kek));
+                    return if is_newer { Err(missing) } else { Ok(Err(missing.to_string())) };
                 };
-                let bound = Bound::DataKey { user: key.user, version: key.version };
-                Ok(match kek.open(&key.wrapped, bound) {
+                let aad = AssociatedData::DataKey { user: key.user, version: key.version };
+                Ok(match kek.open(&key.wrapped, aad) {
                     Ok(bytes) => key_of(key.version, &bytes),
                     Err(error) => Err(error.to_string()),
                 })
@@ -198,21 +199,21 @@ impl Ring {
             .collect()
     }
 
-    fn without(&self, kek: Option<&str>) -> KeyError {
+    fn missing_kek(&self, kek: Option<&str>) -> KeyError {
         let file = self.0.path().display();
         KeyError::Provider(match kek.map(|kek| kek.trim_start_matches("ring:")) {
-            None => format!("{file} has no key-encryption key; `memfleet keys generate` makes one"),
-            // Another key under that name would open nothing that the real one has wrapped.
-            Some(kek) => format!(
-                "{file} lacks the key-encryption key {kek}; copy its line from a replica or a backup that has it"
-            ),
+            None => format!("{file} has no key-encryption key; `memfleet keys generate` creates one"),
+            // A new key of that name could not unwrap anything.
+            Some(kek) => {
+                format!("{file} lacks the key-encryption key {kek}; copy its line from a replica or a backup")
+            }
         })
     }
 }
 
-/// A data key from what was in its wrapping.
+/// A data key from its unwrapped bytes.
 pub(crate) fn key_of(version: u32, bytes: &[u8]) -> Unwrapped {
     let mut key =
-        <[u8; 32]>::try_from(bytes).map_err(|_| "its wrapping holds no key of 32 bytes".to_owned())?;
+        <[u8; 32]>::try_from(bytes).map_err(|_| "its plaintext is not a key of 32 bytes".to_owned())?;
     Ok(CipherKey::new(version, &mut key))
 }

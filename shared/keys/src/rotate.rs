@@ -1,5 +1,5 @@
-//! Rotation, while workers write. Everything is done in small steps that each leave all readable, so that it can be stopped
-//! at any moment and begun again.
+//! Key rotation while workers write. It proceeds in small steps, each of which leaves every field readable, so that it can be
+//! stopped at any time and started again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,40 +9,40 @@ use diesel::QueryableByName;
 use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{AsyncConnection, RunQueryDsl};
 use store::{Connection, Fault, FaultKind};
-use trust::{Bound, CipherKey};
+use trust::{AssociatedData, CipherKey};
 use uuid::Uuid;
 
 use crate::KeyError;
 use crate::field::{Encrypted, Row};
-use crate::key_cache::{Keys, open};
+use crate::key_cache::{Keys, decrypt_with};
 use crate::key_store::{self, WrappedKey};
 
-/// How many data keys are wrapped anew at a time.
-const KEYS_AT_ONCE: i64 = 200;
-/// How many users are looked at at a time.
-const USERS_AT_ONCE: i64 = 500;
-/// How many fields are encrypted anew in one transaction: writers of the same fields wait for it some milliseconds.
-const FIELDS_AT_ONCE: i64 = 200;
+/// How many data keys are rewrapped at a time.
+const KEY_PAGE: i64 = 200;
+/// How many users are read at a time.
+const USER_PAGE: i64 = 500;
+/// How many fields are reencrypted in a transaction. Writers of the same fields wait some milliseconds for it.
+const FIELD_PAGE: i64 = 200;
 
-/// What a rotation has done.
+/// The result of a rotation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Renewed {
-    /// How many were made anew.
+pub struct RotationReport {
+    /// The number of rewrapped keys or reencrypted fields.
     pub done: usize,
-    /// How many could not be opened. They stay as they were.
+    /// The number of those that could not be decrypted. They are unchanged.
     pub failed: usize,
-    /// Which ones, and why, of the first of them.
+    /// The first of those, with the reasons.
     pub problems: Vec<String>,
 }
 
-/// The most problems that are told.
-const TOLD: usize = 20;
+/// The most problems that are reported.
+const MAX_PROBLEMS: usize = 20;
 
-impl Renewed {
-    fn fail(&mut self, what: String) {
+impl RotationReport {
+    fn fail(&mut self, problem: String) {
         self.failed += 1;
-        if self.problems.len() < TOLD {
-            self.problems.push(what);
+        if self.problems.len() < MAX_PROBLEMS {
+            self.problems.push(problem);
         }
     }
 
@@ -50,28 +50,28 @@ impl Renewed {
         self.done += other.done;
         self.failed += other.failed;
         self.problems.extend(other.problems);
-        self.problems.truncate(TOLD);
+        self.problems.truncate(MAX_PROBLEMS);
     }
 }
 
-/// What a key-encryption key has wrapped.
+/// The data keys that a KEK wraps.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Census {
-    /// Which key-encryption key.
+pub struct KekUsage {
+    /// The id of the KEK.
     pub kek: String,
-    /// How many data keys.
+    /// The number of data keys.
     pub data_keys: i64,
-    /// Of how many users.
+    /// The number of their users.
     pub users: i64,
-    /// When the oldest of them was made.
+    /// When the oldest of them was created.
     pub oldest: Option<DateTime<Utc>>,
 }
 
-/// What is in the key store, by key-encryption key.
+/// The data keys in the key store, by KEK.
 ///
 /// # Errors
 /// [`KeyError::Store`].
-pub async fn census(connection: &mut Connection) -> Result<Vec<Census>, KeyError> {
+pub async fn kek_usage(connection: &mut Connection) -> Result<Vec<KekUsage>, KeyError> {
     #[derive(QueryableByName)]
     struct Counted {
         #[diesel(sql_type = Text)]
@@ -83,25 +83,25 @@ pub async fn census(connection: &mut Connection) -> Result<Vec<Census>, KeyError
         #[diesel(sql_type = Nullable<Timestamptz>)]
         oldest: Option<DateTime<Utc>>,
     }
-    const CENSUS: &str = "
+    const USAGE: &str = "
         SELECT kek::text, count(*) AS data_keys, count(DISTINCT user_id) AS users, min(created_at) AS oldest
         FROM data_keys GROUP BY kek ORDER BY kek";
-    let rows: Vec<Counted> = diesel::sql_query(CENSUS).load(connection).await.map_err(Fault::from)?;
-    let census = |Counted { kek, data_keys, users, oldest }| Census { kek, data_keys, users, oldest };
-    Ok(rows.into_iter().map(census).collect())
+    let rows: Vec<Counted> = diesel::sql_query(USAGE).load(connection).await.map_err(Fault::from)?;
+    let usage = |Counted { kek, data_keys, users, oldest }| KekUsage { kek, data_keys, users, oldest };
+    Ok(rows.into_iter().map(usage).collect())
 }
 
-/// Wraps every data key that another key-encryption key has wrapped with the current one. Fields are not touched.
+/// Rewraps every data key that another KEK wraps with the current KEK. Fields are not changed.
 ///
 /// # Errors
-/// [`KeyError`] if the key store or a provider is away; what is done stays done.
-pub async fn rewrap(keys: &Keys) -> Result<Renewed, KeyError> {
+/// [`KeyError`] if the key store or a provider is unavailable. Completed steps are kept.
+pub async fn rewrap(keys: &Keys) -> Result<RotationReport, KeyError> {
     let kek = keys.provider().current().await?;
-    let (mut renewed, mut after) = (Renewed::default(), (-1, 0));
+    let (mut report, mut after) = (RotationReport::default(), (-1, 0));
     loop {
         let mut connection = store::acquire(keys.pool()).await?;
-        let read = key_store::wrapped_otherwise(&mut connection, &kek, after, KEYS_AT_ONCE).await?;
-        let Some(last) = read.last() else { return Ok(renewed) };
+        let read = key_store::wrapped_by_others(&mut connection, &kek, after, KEY_PAGE).await?;
+        let Some(last) = read.last() else { return Ok(report) };
         after = (last.user.get(), last.version);
         let (mut old, mut plain) = (Vec::new(), Vec::new());
         for (key, opened) in read.iter().zip(keys.provider().unwrap(&read).await?) {
@@ -110,20 +110,25 @@ pub async fn rewrap(keys: &Keys) -> Result<Renewed, KeyError> {
                     old.push(key.clone());
                     plain.push((key.user, open));
                 }
-                Err(reason) => renewed
+                Err(reason) => report
                     .fail(format!("version {} of the data key of user {}: {reason}", key.version, key.user)),
             }
         }
-        let anew = keys.provider().wrap(&plain).await?;
-        renewed.done += key_store::replace(&mut connection, &old, &anew).await?;
+        let rewrapped = keys.provider().wrap(&plain).await?;
+        report.done += key_store::replace(&mut connection, &old, &rewrapped).await?;
     }
 }
 
-/// Gives users whose current data key was made before a moment a new one: all, or one. Returns how many.
+/// Creates new data keys for users whose current data key was created before a time, for all users or for one. Returns the
+/// number of new data keys.
 ///
 /// # Errors
-/// [`KeyError`]; what is done stays done.
-pub async fn renew(keys: &Keys, before: DateTime<Utc>, only: Option<UserId>) -> Result<usize, KeyError> {
+/// [`KeyError`]. Completed steps are kept.
+pub async fn rotate_data_keys(
+    keys: &Keys,
+    before: DateTime<Utc>,
+    only: Option<UserId>,
+) -> Result<usize, KeyError> {
     #[derive(QueryableByName)]
     struct Old {
         #[diesel(sql_type = Integer)]
@@ -142,7 +147,7 @@ pub async fn renew(keys: &Keys, before: DateTime<Utc>, only: Option<UserId>) -> 
             .bind::<Integer, _>(after)
             .bind::<Nullable<Integer>, _>(only.map(UserId::get))
             .bind::<Timestamptz, _>(before)
-            .bind::<BigInt, _>(KEYS_AT_ONCE)
+            .bind::<BigInt, _>(KEY_PAGE)
             .load(&mut *connection)
             .await
             .map_err(Fault::from)?;
@@ -155,13 +160,13 @@ pub async fn renew(keys: &Keys, before: DateTime<Utc>, only: Option<UserId>) -> 
             }
         }
         for (version, users) in by_version {
-            let made: Vec<WrappedKey> = keys.make(&users, version).await?;
+            let made: Vec<WrappedKey> = keys.generate(&users, version).await?;
             done += key_store::add(&mut connection, &made).await?.len();
         }
     }
 }
 
-/// Users with encrypted fields, the next ones after a number.
+/// The next users with encrypted fields, after a user id.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -173,32 +178,32 @@ async fn users(main: &mut Connection, after: i32) -> Result<Vec<UserId>, Fault> 
     }
     const USERS: &str =
         "SELECT DISTINCT user_id FROM encrypted_fields WHERE user_id > $1 ORDER BY user_id LIMIT $2";
-    let query = diesel::sql_query(USERS).bind::<Integer, _>(after).bind::<BigInt, _>(USERS_AT_ONCE);
+    let query = diesel::sql_query(USERS).bind::<Integer, _>(after).bind::<BigInt, _>(USER_PAGE);
     let rows: Vec<Id> = query.load(main).await?;
     Ok(rows.into_iter().filter_map(|row| UserId::new(row.user_id).ok()).collect())
 }
 
-/// Encrypts every field of users that an older data key has encrypted with the current one. The connection is one that
-/// [`check_operator`] has found good.
+/// Reencrypts every field that an older data key encrypts with the current data key of its user, for all users or for one. The
+/// connection must have passed [`check_bypasses_rls`].
 ///
 /// # Errors
-/// [`KeyError`] if a database or a provider is away; what is done stays done.
+/// [`KeyError`] if a database or a provider is unavailable. Completed steps are kept.
 pub async fn reencrypt(
     main: &mut Connection,
     keys: &Keys,
     only: Option<UserId>,
-) -> Result<Renewed, KeyError> {
-    let mut renewed = Renewed::default();
+) -> Result<RotationReport, KeyError> {
+    let mut report = RotationReport::default();
     if let Some(user) = only {
-        reencrypt_of(main, keys, &BTreeSet::from([user]), &mut renewed).await?;
-        return Ok(renewed);
+        reencrypt_of(main, keys, &BTreeSet::from([user]), &mut report).await?;
+        return Ok(report);
     }
     let mut after = -1;
     loop {
         let page = users(main, after).await.map_err(main_database)?;
-        let Some(last) = page.last() else { return Ok(renewed) };
+        let Some(last) = page.last() else { return Ok(report) };
         after = last.get();
-        reencrypt_of(main, keys, &page.into_iter().collect(), &mut renewed).await?;
+        reencrypt_of(main, keys, &page.into_iter().collect(), &mut report).await?;
     }
 }
 
@@ -206,11 +211,12 @@ fn main_database(fault: Fault) -> KeyError {
     KeyError::Main(fault.reason)
 }
 
-/// Whether the connection sees every row: to a role that sees none, everything would look done.
+/// Checks that the role of the connection bypasses row-level security. A role that does not would see no rows, and the rotation
+/// would seem complete.
 ///
 /// # Errors
-/// [`KeyError::Settings`] if row-level security stops it, [`KeyError::Main`] if the database cannot be asked.
-pub async fn check_operator(main: &mut Connection) -> Result<(), KeyError> {
+/// [`KeyError::Settings`] if it does not, [`KeyError::Main`] if the query fails.
+pub async fn check_bypasses_rls(main: &mut Connection) -> Result<(), KeyError> {
     #[derive(QueryableByName)]
     struct Active {
         #[diesel(sql_type = Bool)]
@@ -220,15 +226,16 @@ pub async fn check_operator(main: &mut Connection) -> Result<(), KeyError> {
     let rows: Vec<Active> = query.load(main).await.map_err(|error| main_database(error.into()))?;
     if rows.iter().any(|row| row.active) {
         return Err(KeyError::Settings(
-            "postgres.url names a role that row-level security stops; data keys are rotated by one that it does not"
+            "postgres.url names a role that does not bypass row-level security; rotate data keys with a role that does"
                 .to_owned(),
         ));
     }
     Ok(())
 }
 
+/// The position of an encrypted field, and the version of its data key.
 #[derive(QueryableByName)]
-struct Place {
+struct FieldPosition {
     #[diesel(sql_type = SqlUuid)]
     id: Uuid,
     #[diesel(sql_type = Integer)]
@@ -237,7 +244,7 @@ struct Place {
     key_version: Vec<u8>,
 }
 
-impl Place {
+impl FieldPosition {
     fn key(&self) -> Option<(UserId, u32)> {
         let version = <[u8; 4]>::try_from(self.key_version.as_slice()).ok()?;
         Some((UserId::new(self.user_id).ok()?, u32::from_be_bytes(version)))
@@ -248,82 +255,84 @@ async fn reencrypt_of(
     main: &mut Connection,
     keys: &Keys,
     users: &BTreeSet<UserId>,
-    renewed: &mut Renewed,
+    report: &mut RotationReport,
 ) -> Result<(), KeyError> {
     let mut current = BTreeMap::new();
     let mut known = keys.existing(users).await?;
     for user in users {
         match known.remove(user) {
             Some(Ok(key)) => drop(current.insert(*user, key)),
-            Some(Err(reason)) => renewed.fail(format!("the data key of user {user}: {reason}")),
-            None => renewed
+            Some(Err(reason)) => report.fail(format!("the data key of user {user}: {reason}")),
+            None => report
                 .fail(format!("user {user} has no data key; is the key store older than the main database?")),
         }
     }
     let mut after = (-1, Uuid::nil());
     loop {
-        let old = places(main, &current, after).await.map_err(main_database)?;
+        let old = outdated_fields(main, &current, after).await.map_err(main_database)?;
         let Some(last) = old.last() else { return Ok(()) };
         after = (last.user_id, last.id);
-        let openers: Openers =
-            keys.of_versions(old.iter().filter_map(Place::key)).await?.into_iter().collect();
-        renewed.add(exchange_patiently(main, &old, &current, &openers).await.map_err(main_database)?);
+        let old_keys: OldKeys =
+            keys.of_versions(old.iter().filter_map(FieldPosition::key)).await?.into_iter().collect();
+        report.add(reencrypt_page(main, &old, &current, &old_keys).await.map_err(main_database)?);
     }
 }
 
-/// Data keys by user and version, or why one cannot be opened.
-type Openers = BTreeMap<(UserId, u32), Result<CipherKey, String>>;
+/// Data keys by user and version, or the reason why one cannot be unwrapped.
+type OldKeys = BTreeMap<(UserId, u32), Result<CipherKey, String>>;
 
-/// How often a step is tried whose locks are in the way of a writer's.
-const TRIES: u32 = 20;
+/// The most retries of a step that a conflict with a writer aborted.
+const RETRIES: u32 = 20;
 
-/// One step, again if a writer was in the way: triggers of other tables delete ciphertexts in the order of those tables.
-async fn exchange_patiently(
+/// Reencrypts a page of fields, with retries: triggers of other tables delete ciphertexts in the order of those tables, which can
+/// cause deadlocks.
+async fn reencrypt_page(
     main: &mut Connection,
-    old: &[Place],
+    old: &[FieldPosition],
     current: &BTreeMap<UserId, CipherKey>,
-    openers: &Openers,
-) -> Result<Renewed, Fault> {
+    old_keys: &OldKeys,
+) -> Result<RotationReport, Fault> {
     let mut tries = 0;
     loop {
-        let step: Result<Renewed, Fault> =
-            main.transaction(async |main| exchange(main, old, current, openers).await).await;
+        let step: Result<RotationReport, Fault> =
+            main.transaction(async |main| try_reencrypt_page(main, old, current, old_keys).await).await;
         match step {
-            Err(fault) if fault.kind == FaultKind::Transient && tries < TRIES => tries += 1,
+            Err(fault) if fault.kind == FaultKind::Transient && tries < RETRIES => tries += 1,
             step => return step,
         }
     }
 }
 
-/// Where fields are whose key is older than the current one. A ciphertext says so itself, in its bytes 3 to 6.
-async fn places(
+/// The positions of the next fields whose data key is older than the current one. Bytes 3 to 6 of a ciphertext are the version of
+/// its key.
+async fn outdated_fields(
     main: &mut Connection,
     current: &BTreeMap<UserId, CipherKey>,
     after: (i32, Uuid),
-) -> Result<Vec<Place>, Fault> {
-    const PLACES: &str = "
+) -> Result<Vec<FieldPosition>, Fault> {
+    const OUTDATED: &str = "
         SELECT e.id, e.user_id, substr(e.ciphertext, 3, 4) AS key_version
         FROM unnest($1::integer[], $2::integer[]) AS c (user_id, version)
         JOIN encrypted_fields e ON e.user_id = c.user_id AND substr(e.ciphertext, 3, 4) < int4send(c.version)
         WHERE (e.user_id, e.id) > ($3, $4) ORDER BY e.user_id, e.id LIMIT $5";
-    let query = diesel::sql_query(PLACES)
+    let query = diesel::sql_query(OUTDATED)
         .bind::<Array<Integer>, _>(current.keys().map(|user| user.get()).collect::<Vec<_>>())
         .bind::<Array<Integer>, _>(
             current.values().map(|key| key.version().cast_signed()).collect::<Vec<_>>(),
         )
         .bind::<Integer, _>(after.0)
         .bind::<SqlUuid, _>(after.1)
-        .bind::<BigInt, _>(FIELDS_AT_ONCE);
+        .bind::<BigInt, _>(FIELD_PAGE);
     Ok(query.load(main).await?)
 }
 
-/// One transaction: the fields as they are now, under locks in the order in which workers write them.
-async fn exchange(
+/// Reencrypts a page of fields in a transaction. It locks the rows in the order in which workers write them.
+async fn try_reencrypt_page(
     main: &mut Connection,
-    old: &[Place],
+    old: &[FieldPosition],
     current: &BTreeMap<UserId, CipherKey>,
-    openers: &Openers,
-) -> Result<Renewed, Fault> {
+    old_keys: &OldKeys,
+) -> Result<RotationReport, Fault> {
     const READ: &str = "
         SELECT e.user_id, e.table_name::text, e.column_name::text, e.row_id, e.ciphertext
         FROM unnest($1::integer[], $2::uuid[]) AS i (user_id, id)
@@ -334,51 +343,59 @@ async fn exchange(
         FROM unnest($1::integer[], $2::text[], $3::text[], $4::uuid[], $5::bytea[])
             AS i (user_id, table_name, column_name, row_id, ciphertext)
         WHERE e.user_id = i.user_id AND e.table_name = i.table_name AND e.column_name = i.column_name AND e.row_id = i.row_id";
-    let mut renewed = Renewed::default();
+    let mut report = RotationReport::default();
     let rows: Vec<Row> = diesel::sql_query(READ)
         .bind::<Array<Integer>, _>(old.iter().map(|place| place.user_id).collect::<Vec<_>>())
         .bind::<Array<SqlUuid>, _>(old.iter().map(|place| place.id).collect::<Vec<_>>())
         .load(main)
         .await?;
-    let mut anew: Vec<(Encrypted, Vec<u8>)> = Vec::with_capacity(rows.len());
-    for field in rows.into_iter().filter_map(Row::known) {
+    let mut rewritten: Vec<(Encrypted, Vec<u8>)> = Vec::with_capacity(rows.len());
+    for field in rows.into_iter().filter_map(Row::decode) {
         let Some(key) = current.get(&field.user) else { continue };
-        match again(&field, key, openers) {
-            Ok(Some(ciphertext)) => anew.push((field, ciphertext)),
+        match reencrypted(&field, key, old_keys) {
+            Ok(Some(ciphertext)) => rewritten.push((field, ciphertext)),
             Ok(None) => {}
-            Err(reason) => renewed.fail(format!(
+            Err(reason) => report.fail(format!(
                 "{}.{} of the row {} of user {}: {reason}",
                 field.table, field.column, field.row, field.user
             )),
         }
     }
-    if !anew.is_empty() {
+    if !rewritten.is_empty() {
         let query = diesel::sql_query(WRITE)
-            .bind::<Array<Integer>, _>(anew.iter().map(|(field, _)| field.user.get()).collect::<Vec<_>>())
-            .bind::<Array<Text>, _>(anew.iter().map(|(field, _)| field.table.as_str()).collect::<Vec<_>>())
-            .bind::<Array<Text>, _>(anew.iter().map(|(field, _)| field.column.as_str()).collect::<Vec<_>>())
-            .bind::<Array<SqlUuid>, _>(anew.iter().map(|(field, _)| field.row).collect::<Vec<_>>())
-            .bind::<Array<Binary>, _>(anew.iter().map(|(_, sealed)| sealed.as_slice()).collect::<Vec<_>>());
-        renewed.done = query.execute(main).await?;
+            .bind::<Array<Integer>, _>(
+                rewritten.iter().map(|(field, _)| field.user.get()).collect::<Vec<_>>(),
+            )
+            .bind::<Array<Text>, _>(
+                rewritten.iter().map(|(field, _)| field.table.as_str()).collect::<Vec<_>>(),
+            )
+            .bind::<Array<Text>, _>(
+                rewritten.iter().map(|(field, _)| field.column.as_str()).collect::<Vec<_>>(),
+            )
+            .bind::<Array<SqlUuid>, _>(rewritten.iter().map(|(field, _)| field.row).collect::<Vec<_>>())
+            .bind::<Array<Binary>, _>(
+                rewritten.iter().map(|(_, sealed)| sealed.as_slice()).collect::<Vec<_>>(),
+            );
+        report.done = query.execute(main).await?;
     }
-    Ok(renewed)
+    Ok(report)
 }
 
-/// A field under another key. None if somebody has written it with that key meanwhile.
-fn again(field: &Encrypted, key: &CipherKey, openers: &Openers) -> Result<Option<Vec<u8>>, String> {
-    let version = field.key_version().ok_or("it is no ciphertext")?;
+/// A field encrypted with another key. None if a writer has used that key meanwhile.
+fn reencrypted(field: &Encrypted, key: &CipherKey, old_keys: &OldKeys) -> Result<Option<Vec<u8>>, String> {
+    let version = field.key_version().ok_or("it is not a ciphertext")?;
     if version >= key.version() {
         return Ok(None);
     }
-    let old = match openers.get(&(field.user, version)) {
+    let old = match old_keys.get(&(field.user, version)) {
         Some(Ok(old)) => old,
         Some(Err(reason)) => {
-            return Err(format!("version {version} of its data key cannot be opened: {reason}"));
+            return Err(format!("version {version} of its data key cannot be unwrapped: {reason}"));
         }
         None => return Err(format!("the key store has no version {version} of its user's data key")),
     };
-    let plain = open(field, old)?;
+    let plain = decrypt_with(field, old)?;
     let Encrypted { user, table, column, row, .. } = field;
-    let bound = Bound::Field { table, column, row: *row, user: *user };
-    key.seal(&plain, bound).map(Some).map_err(|error| format!("it {error}"))
+    let aad = AssociatedData::Field { table, column, row: *row, user: *user };
+    key.seal(&plain, aad).map(Some).map_err(|error| format!("it {error}"))
 }

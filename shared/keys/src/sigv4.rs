@@ -1,4 +1,4 @@
-//! AWS Signature Version 4, as far as a POST to the root of a service needs it
+//! AWS Signature Version 4, for requests to the root path of a service
 //! (<https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html>).
 
 use chrono::{DateTime, Utc};
@@ -7,7 +7,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
-/// Who signs, and for what.
+/// The credentials and the scope of a signature.
 pub(crate) struct Signer<'a> {
     pub(crate) access_key: &'a str,
     pub(crate) secret_key: &'a SecretString,
@@ -16,8 +16,8 @@ pub(crate) struct Signer<'a> {
 }
 
 impl Signer<'_> {
-    /// The header `Authorization` of a request with these headers, which are all that it has to sign: names in lower case,
-    /// in their order, `host` and `x-amz-date` among them.
+    /// The header `Authorization` of a request. `headers` are the signed headers, sorted, with names in lower case, including
+    /// `host` and `x-amz-date`.
     pub(crate) fn authorization(
         &self,
         method: &str,
@@ -56,7 +56,7 @@ pub(crate) fn amz_date(now: DateTime<Utc>) -> String {
 }
 
 fn hmac(key: &[u8], message: &[u8]) -> Vec<u8> {
-    // HMAC takes keys of any length.
+    // HMAC accepts a key of any length.
     let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else { return Vec::new() };
     mac.update(message);
     mac.finalize().into_bytes().to_vec()

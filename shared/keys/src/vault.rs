@@ -1,11 +1,11 @@
-//! The transit engine of HashiCorp Vault, or of OpenBao: it wraps and opens data keys, and never gives its own key away.
+//! The transit engine of HashiCorp Vault or OpenBao as KEK provider. The KEK never leaves Vault.
 
 use std::collections::BTreeMap;
 
 use contract::UserId;
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
-use trust::{Bound, CipherKey};
+use trust::{AssociatedData, CipherKey};
 use ureq::Agent;
 use zeroize::Zeroizing;
 
@@ -15,10 +15,10 @@ use crate::key_store::WrappedKey;
 use crate::provider::{Unwrapped, key_of};
 use config::KeySettings;
 
-/// A key of a transit engine.
+/// A key in a transit engine.
 pub(crate) struct Vault {
     agent: Agent,
-    /// `https://vault.example.com:8200`.
+    /// The URL, such as `https://vault.example.com:8200`.
     server: String,
     mount: String,
     key: String,
@@ -31,16 +31,16 @@ impl std::fmt::Debug for Vault {
     }
 }
 
-/// One data key to be wrapped.
+/// A data key to wrap.
 #[derive(Serialize)]
-struct Plain {
+struct EncryptItem {
     plaintext: Zeroizing<String>,
     associated_data: String,
 }
 
-/// One to be opened.
+/// A data key to unwrap.
 #[derive(Serialize)]
-struct Cipher {
+struct DecryptItem {
     ciphertext: String,
     associated_data: String,
 }
@@ -79,7 +79,7 @@ impl Vault {
     pub(crate) fn open(settings: &KeySettings) -> Result<Option<Self>, KeyError> {
         let Some(url) = &settings.vault_url else { return Ok(None) };
         let token_file = settings.vault_token_file.clone().ok_or_else(|| {
-            KeyError::Settings("keys.vault_url is set, and keys.vault_token_file is not".to_owned())
+            KeyError::Settings("keys.vault_url is set, but keys.vault_token_file is not".to_owned())
         })?;
         http::check_url("vault_url", url)?;
         let mount = settings.vault_mount.trim_matches('/').to_owned();
@@ -92,7 +92,7 @@ impl Vault {
         }))
     }
 
-    /// `vault:<mount>/<key>.<version>`.
+    /// The id of a KEK: `vault:<mount>/<key>.<version>`.
     fn name(&self, version: &str) -> String {
         format!("vault:{}/{}.{version}", self.mount, self.key)
     }
@@ -104,7 +104,7 @@ impl Vault {
     }
 
     pub(crate) async fn wrap(&self, keys: &[(UserId, CipherKey)]) -> Result<Vec<WrappedKey>, KeyError> {
-        let plain = |(user, key): &(UserId, CipherKey)| Plain {
+        let plain = |(user, key): &(UserId, CipherKey)| EncryptItem {
             plaintext: Zeroizing::new(BASE64.encode(key.expose())),
             associated_data: associated(*user, key.version()),
         };
@@ -115,9 +115,12 @@ impl Vault {
             .zip(results)
             .map(|((user, key), outcome)| {
                 let wrapped = outcome.ciphertext.ok_or_else(|| {
-                    KeyError::Provider(format!("Vault wraps no key: {}", outcome.error.unwrap_or_default()))
+                    KeyError::Provider(format!(
+                        "Vault cannot wrap a data key: {}",
+                        outcome.error.unwrap_or_default()
+                    ))
                 })?;
-                // vault:v3:…
+                // The ciphertext starts with its key version: `vault:v3:…`.
                 let version =
                     wrapped.split(':').nth(1).and_then(|part| part.strip_prefix('v')).unwrap_or_default();
                 let (kek, user) = (self.name(version), *user);
@@ -126,13 +129,14 @@ impl Vault {
             .collect()
     }
 
-    /// Opens keys, each with the key of Vault's that has wrapped it, which need not be the one that wraps now.
+    /// Unwraps keys, each with the transit key that wrapped it, which need not be the configured one.
     pub(crate) async fn unwrap(&self, keys: &[&WrappedKey]) -> Result<Vec<Unwrapped>, KeyError> {
         let mut by_key: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
         for (at, key) in keys.iter().enumerate() {
             by_key.entry(key_path(&key.kek)).or_default().push(at);
         }
-        let mut found: Vec<Unwrapped> = keys.iter().map(|_| Err("Vault was not asked".to_owned())).collect();
+        let mut found: Vec<Unwrapped> =
+            keys.iter().map(|_| Err("Vault returned no result".to_owned())).collect();
         for (path, places) in by_key {
             let (mount, name) = path.rsplit_once('/').unwrap_or((&self.mount, path));
             let wrapped: Vec<&WrappedKey> = places.iter().map(|&at| keys[at]).collect();
@@ -149,19 +153,19 @@ impl Vault {
         name: &str,
         keys: &[&WrappedKey],
     ) -> Result<Vec<Unwrapped>, KeyError> {
-        let cipher = |key: &&WrappedKey| Cipher {
-            // What is no text was not wrapped by Vault, which will say so.
+        let cipher = |key: &&WrappedKey| DecryptItem {
+            // Bytes that are not UTF-8 were not wrapped by Vault, which rejects them.
             ciphertext: String::from_utf8_lossy(&key.wrapped).into_owned(),
             associated_data: associated(key.user, key.version),
         };
         let batch = Batch { batch_input: keys.iter().map(cipher).collect() };
         let answer = self.ask(&format!("{mount}/decrypt/{name}"), Some(text(&batch)?)).await?;
         let results = self.results(&answer, keys.len())?;
-        Ok(keys.iter().zip(results).map(|(key, outcome)| opened(key, outcome)).collect())
+        Ok(keys.iter().zip(results).map(|(key, outcome)| unwrapped(key, outcome)).collect())
     }
 
     async fn ask(&self, path: &str, body: Option<Zeroizing<Vec<u8>>>) -> Result<Answer, KeyError> {
-        // An agent of Vault's renews it while we run.
+        // Read for every request, because a Vault agent may renew the token.
         let token = std::fs::read_to_string(&self.token_file)
             .map(Zeroizing::new)
             .map_err(|error| KeyError::Provider(format!("{} cannot be read: {error}", self.token_file)))?;
@@ -173,12 +177,12 @@ impl Vault {
         http::ask(&self.agent, format!("{}/v1/{path}", self.server), headers, body).await
     }
 
-    /// The results of a batch. Vault answers 400 where some of them failed, and says each one's error all the same.
+    /// The results of a batch. If some items fail, Vault responds with 400 and still returns a result for each item.
     fn results(&self, answer: &Answer, wanted: usize) -> Result<Vec<Outcome>, KeyError> {
-        let partly = serde_json::from_slice::<Reply<Results>>(&answer.body).ok();
-        match partly.map(|reply| reply.data.batch_results) {
+        let reply = serde_json::from_slice::<Reply<Results>>(&answer.body).ok();
+        match reply.map(|reply| reply.data.batch_results) {
             Some(results) if results.len() == wanted && matches!(answer.status, 200 | 400) => Ok(results),
-            Some(_) | None => Err(refused(answer)),
+            Some(_) | None => Err(error_of(answer)),
         }
     }
 }
@@ -186,12 +190,12 @@ impl Vault {
 fn read<T: for<'a> Deserialize<'a>>(answer: &Answer) -> Result<T, KeyError> {
     match serde_json::from_slice::<Reply<T>>(&answer.body) {
         Ok(reply) if answer.status == 200 => Ok(reply.data),
-        Ok(_) | Err(_) => Err(refused(answer)),
+        Ok(_) | Err(_) => Err(error_of(answer)),
     }
 }
 
-fn refused(answer: &Answer) -> KeyError {
-    KeyError::Provider(format!("Vault answers {}", http::problem(answer)))
+fn error_of(answer: &Answer) -> KeyError {
+    KeyError::Provider(format!("Vault responded with {}", http::problem(answer)))
 }
 
 fn text<T: Serialize>(batch: &T) -> Result<Zeroizing<Vec<u8>>, KeyError> {
@@ -205,14 +209,15 @@ fn key_path(kek: &str) -> &str {
 }
 
 fn associated(user: UserId, version: u32) -> String {
-    BASE64.encode(&Bound::DataKey { user, version }.to_bytes())
+    BASE64.encode(&AssociatedData::DataKey { user, version }.to_bytes())
 }
 
-fn opened(key: &WrappedKey, outcome: Outcome) -> Unwrapped {
+fn unwrapped(key: &WrappedKey, outcome: Outcome) -> Unwrapped {
     let plain = match (outcome.plaintext, outcome.error) {
         (Some(plain), None) => plain,
-        (_, error) => return Err(format!("Vault does not open it: {}", error.unwrap_or_default())),
+        (_, error) => return Err(format!("Vault cannot unwrap it: {}", error.unwrap_or_default())),
     };
-    let bytes = BASE64.decode(plain.as_bytes()).map_err(|_| "Vault's answer is no base64".to_owned())?;
+    let bytes =
+        BASE64.decode(plain.as_bytes()).map_err(|_| "the response of Vault is not base64".to_owned())?;
     key_of(key.version, &Zeroizing::new(bytes))
 }

@@ -1,4 +1,4 @@
-//! Key-encryption keys in Vault and AWS KMS: what is asked of them, and what is made of their answers.
+//! Vault and AWS KMS as KEK providers: requests and responses.
 
 #![cfg(all(feature = "vault", feature = "aws-kms"))]
 #![allow(missing_docs, clippy::unwrap_used)]
@@ -12,7 +12,7 @@ use std::time::Duration;
 use config::{KeySettings, ProviderName};
 use contract::UserId;
 use data_encoding::BASE64;
-use fake::{Fake, IncomingQuery};
+use fake::{Fake, ReceivedRequest};
 use keys::{KeyError, Keys};
 use serde_json::{Value, json};
 use testkit::{Fixture, create_key_store};
@@ -25,16 +25,16 @@ fn users(ids: &[i32]) -> BTreeSet<UserId> {
     ids.iter().map(|id| user(*id)).collect()
 }
 
-async fn census(store: &str) -> Vec<keys::Census> {
-    keys::census(&mut store::connect(store).await.unwrap()).await.unwrap()
+async fn kek_usage(store: &str) -> Vec<keys::KekUsage> {
+    keys::kek_usage(&mut store::connect(store).await.unwrap()).await.unwrap()
 }
 
 fn open(settings: &KeySettings) -> Keys {
     Keys::open(settings, "", "test", Duration::from_secs(5)).unwrap()
 }
 
-/// The transit engine, with its own idea of encryption: base64 with what it belongs to.
-fn vault(latest: &'static AtomicU64) -> impl Fn(&IncomingQuery) -> (u16, Value) + Send + Sync + 'static {
+/// A fake transit engine, whose encryption is base64 of the plaintext and the associated data.
+fn vault(latest: &'static AtomicU64) -> impl Fn(&ReceivedRequest) -> (u16, Value) + Send + Sync + 'static {
     move |asked| {
         if asked.header("x-vault-token") != Some("s.token") {
             return (403, json!({ "errors": ["permission denied"] }));
@@ -89,12 +89,12 @@ async fn vault_wraps_a_batch_at_once_and_opens_it_for_the_same_user_only() {
     let keys = open(&settings);
     keys.check().await.unwrap();
     let made = keys.current(&users(&[1, 2])).await.unwrap();
-    let census = census(&store).await;
-    assert_eq!((census[0].kek.as_str(), census[0].data_keys), ("vault:secrets/transit/fleet.3", 2));
+    let usage = kek_usage(&store).await;
+    assert_eq!((usage[0].kek.as_str(), usage[0].data_keys), ("vault:secrets/transit/fleet.3", 2));
 
     // One request for both, as Vault's API describes it.
     let asked = fake.asked();
-    let encrypt: Vec<&IncomingQuery> =
+    let encrypt: Vec<&ReceivedRequest> =
         asked.iter().filter(|asked| asked.path.contains("/encrypt/")).collect();
     assert_eq!(encrypt.len(), 1);
     assert_eq!(encrypt[0].method, "POST");
@@ -117,7 +117,7 @@ async fn vault_wraps_a_batch_at_once_and_opens_it_for_the_same_user_only() {
     let found = open(&settings).current(&users(&[1, 2, 3])).await.unwrap();
     for id in [1, 2] {
         let reason = found[&user(id)].as_ref().unwrap_err();
-        assert_eq!(reason, "Vault does not open it: cipher: message authentication failed");
+        assert_eq!(reason, "Vault cannot unwrap it: cipher: message authentication failed");
     }
     assert!(found[&user(3)].is_ok());
 }
@@ -132,8 +132,8 @@ async fn a_new_version_in_vault_wraps_what_is_rotated() {
     LATEST.store(2, Ordering::SeqCst);
     let renewed = keys::rewrap(&open(&settings)).await.unwrap();
     assert_eq!((renewed.done, renewed.failed), (3, 0));
-    let census = census(&settings.url).await;
-    assert_eq!((census.len(), census[0].kek.as_str()), (1, "vault:secrets/transit/fleet.2"));
+    let usage = kek_usage(&settings.url).await;
+    assert_eq!((usage.len(), usage[0].kek.as_str()), (1, "vault:secrets/transit/fleet.2"));
     let again = open(&settings).current(&users(&[1, 2, 3])).await.unwrap();
     assert_eq!(again[&user(3)].as_ref().unwrap().expose(), made[&user(3)].as_ref().unwrap().expose());
     assert_eq!(keys::rewrap(&open(&settings)).await.unwrap().done, 0, "once is enough");
@@ -149,7 +149,7 @@ async fn what_vault_refuses_keeps_everybody_waiting_and_says_why() {
     let keys = open(&settings);
     let refused = keys.current(&users(&[1])).await.unwrap_err();
     assert!(matches!(refused, KeyError::Provider(_)));
-    assert_eq!(refused.to_string(), "the key provider: Vault answers 403: permission denied");
+    assert_eq!(refused.to_string(), "the key provider: Vault responded with 403: permission denied");
     assert!(keys.check().await.unwrap_err().contains("permission denied"));
     // A token that somebody renews is taken at once.
     std::fs::write(folder.path().join("token"), "s.token").unwrap();
@@ -159,17 +159,17 @@ async fn what_vault_refuses_keeps_everybody_waiting_and_says_why() {
     let refused = open(&gone).current(&users(&[1])).await.unwrap_err().to_string();
     assert!(
         refused.starts_with(
-            "the key provider: http://127.0.0.1:1/v1/secrets/transit/decrypt/fleet cannot be asked"
+            "the key provider: the request to http://127.0.0.1:1/v1/secrets/transit/decrypt/fleet failed"
         ),
         "{refused}"
     );
 }
 
-/// What the alias names.
+/// The key that the alias names.
 const ARN: &str = "arn:aws:kms:eu-central-1:1:key/x";
 
-/// KMS, which opens a blob for the encryption context that it was made with.
-fn kms(disabled: &'static AtomicBool) -> impl Fn(&IncomingQuery) -> (u16, Value) + Send + Sync + 'static {
+/// A fake KMS, which decrypts a blob with the same encryption context only.
+fn kms(disabled: &'static AtomicBool) -> impl Fn(&ReceivedRequest) -> (u16, Value) + Send + Sync + 'static {
     move |asked| {
         let body = asked.json();
         if disabled.load(Ordering::SeqCst) {
@@ -209,7 +209,7 @@ fn kms_settings(url: &str, store: String) -> KeySettings {
     }
 }
 
-/// Credentials are in the environment of a process, so that the test is one of its own.
+/// Credentials are in the environment of the process, so that the test runs in a process of its own.
 #[test]
 fn kms_is_asked_as_its_api_describes() {
     let output = std::process::Command::new(std::env::current_exe().unwrap())
@@ -239,7 +239,7 @@ async fn kms_with_credentials() {
     let made = keys.current(&users(&[1, 2])).await.unwrap();
     let again = open(&settings).current(&users(&[1, 2])).await.unwrap();
     assert_eq!(again[&user(1)].as_ref().unwrap().expose(), made[&user(1)].as_ref().unwrap().expose());
-    assert_eq!(census(&store).await[0].kek, format!("aws-kms:{ARN}"));
+    assert_eq!(kek_usage(&store).await[0].kek, format!("aws-kms:{ARN}"));
 
     let asked = fake.asked();
     // They are asked for several at a time, in any order.
@@ -273,10 +273,10 @@ async fn kms_with_credentials() {
     let swap = "UPDATE data_keys k SET wrapped = o.wrapped FROM data_keys o WHERE o.user_id = 3 - k.user_id";
     diesel_async::SimpleAsyncConnection::batch_execute(&mut connection, swap).await.unwrap();
     let found = open(&settings).current(&users(&[1])).await.unwrap();
-    assert_eq!(found[&user(1)].as_ref().unwrap_err(), "KMS does not open it: InvalidCiphertextException");
+    assert_eq!(found[&user(1)].as_ref().unwrap_err(), "KMS cannot unwrap it: InvalidCiphertextException");
     DISABLED.store(true, Ordering::SeqCst);
     let refused = open(&settings).current(&users(&[1])).await.unwrap_err().to_string();
-    assert!(refused.contains("KMS answers 400") && refused.contains("DisabledException"), "{refused}");
+    assert!(refused.contains("KMS responded with 400") && refused.contains("DisabledException"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -292,7 +292,7 @@ async fn an_answer_that_refuses_is_told_without_the_keys_in_it() {
     let settings = KeySettings { url, ..vault_settings(&fake.url, folder.path()) };
     let refused = open(&settings).current(&users(&[1, 2])).await.unwrap_err().to_string();
     assert!(
-        refused.starts_with("the key provider: Vault answers 500: ") && !refused.contains("a2V5"),
+        refused.starts_with("the key provider: Vault responded with 500: ") && !refused.contains("a2V5"),
         "{refused}"
     );
 }
@@ -308,7 +308,7 @@ async fn what_another_key_of_vaults_has_wrapped_opens_and_moves() {
     let found = open(&after).current(&users(&[1])).await.unwrap();
     assert_eq!(found[&user(1)].as_ref().unwrap().expose(), made[&user(1)].as_ref().unwrap().expose());
     assert_eq!(keys::rewrap(&open(&after)).await.unwrap().done, 1);
-    assert_eq!(census(&after.url).await[0].kek, "vault:other/fleet.1");
+    assert_eq!(kek_usage(&after.url).await[0].kek, "vault:other/fleet.1");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -338,17 +338,20 @@ fn a_provider_that_lacks_an_option_is_refused_by_its_name() {
         Keys::open(&settings, "", "test", Duration::from_secs(1)).map(drop).unwrap_err().to_string()
     };
     let ring = KeySettings::default();
-    assert_eq!(refused(ring.clone()), "keys.ring_file is not set, which the provider of keys needs");
+    assert_eq!(refused(ring.clone()), "keys.ring_file is not set, but keys.provider requires it");
     let vault = KeySettings { provider: ProviderName::Vault, ..ring.clone() };
-    assert_eq!(refused(vault.clone()), "keys.vault_url is not set, which the provider of keys needs");
+    assert_eq!(refused(vault.clone()), "keys.vault_url is not set, but keys.provider requires it");
     let in_clear = KeySettings {
         vault_url: Some("http://v:8200".to_owned()),
         vault_token_file: Some("t".to_owned()),
         ..vault.clone()
     };
-    assert_eq!(refused(in_clear), "keys.vault_url must begin with https://, since data keys travel there");
+    assert_eq!(
+        refused(in_clear),
+        "keys.vault_url must begin with https://, because data keys are sent there"
+    );
     let no_token = KeySettings { vault_url: Some("https://v".to_owned()), ..vault };
-    assert_eq!(refused(no_token), "keys.vault_url is set, and keys.vault_token_file is not");
+    assert_eq!(refused(no_token), "keys.vault_url is set, but keys.vault_token_file is not");
     let kms = KeySettings { provider: ProviderName::AwsKms, kms_key: Some("k".to_owned()), ..ring };
-    assert_eq!(refused(kms), "keys.kms_key is set, and keys.kms_region is not");
+    assert_eq!(refused(kms), "keys.kms_key is set, but keys.kms_region is not");
 }

@@ -1,7 +1,7 @@
-//! Queries over the NATS service API.
+//! Serves queries through the NATS service API.
 //!
-//! A query is asked on `memory.ask.<noun>.<verb>.<service>`. The broker's permissions let nobody but that service publish
-//! there, and the answer goes into its own inbox or nowhere.
+//! A service publishes a query on `memory.ask.<noun>.<verb>.<service>`. The broker's permissions let no other service publish
+//! there. The answer goes to the inbox of that service or is not sent.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -15,10 +15,10 @@ use futures::{StreamExt, stream};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-/// A query as it came.
+/// A query as received.
 #[derive(Clone, Debug)]
 pub struct IncomingQuery {
-    /// Who asks.
+    /// The service that sent it.
     pub service: Service,
     /// The noun of its subject.
     pub noun: String,
@@ -26,15 +26,15 @@ pub struct IncomingQuery {
     pub verb: String,
     /// Its headers.
     pub headers: Option<HeaderMap>,
-    /// What is asked.
+    /// Its payload.
     pub body: Bytes,
 }
 
 impl IncomingQuery {
-    /// Takes a query as it arrives.
+    /// Reads the subject and checks the reply subject of a query.
     ///
     /// # Errors
-    /// [`QueryRefusal::Silently`] for one whose subject names no service or whose answer would reach somebody else.
+    /// [`QueryRefusal::Dropped`] if the subject names no service, or if the reply would reach another client.
     pub fn new(
         subject: &str,
         reply: Option<&str>,
@@ -49,155 +49,162 @@ impl IncomingQuery {
         let (Some(noun), Some(verb), Some(service), None) =
             (tokens.next(), tokens.next(), tokens.next(), tokens.next())
         else {
-            return Err(QueryRefusal::Silently("its subject names no service"));
+            return Err(QueryRefusal::Dropped("its subject names no service"));
         };
         let service: Service =
-            service.parse().map_err(|_| QueryRefusal::Silently("its subject names no service"))?;
-        // Where services have an account of their own, the server hands their queries over with a reply subject that it has
-        // made and that leads back to whoever asked. No client of this account may ask.
-        if !reply.is_some_and(|reply| service.owns_inbox(reply) || reply.starts_with(HANDED_OVER)) {
-            return Err(QueryRefusal::Silently("its reply subject is not in the service's inbox"));
+            service.parse().map_err(|_| QueryRefusal::Dropped("its subject names no service"))?;
+        // Where services have an account of their own, the server imports their queries with a reply subject that it
+        // generates and that leads back to the sender. No client of this account may publish queries.
+        if !reply.is_some_and(|reply| service.owns_inbox(reply) || reply.starts_with(IMPORTED_REPLY_PREFIX)) {
+            return Err(QueryRefusal::Dropped("its reply subject is not in the inbox of its service"));
         }
         Ok(Self { service, noun: noun.to_owned(), verb: verb.to_owned(), headers, body })
     }
 }
 
-/// What an answer may have beside its body, in bytes.
-const HEADERS: usize = 1024;
-/// How the server begins the reply subjects that it makes.
-const HANDED_OVER: &str = "_R_.";
+/// The bytes reserved for the headers of a reply.
+const REPLY_HEADER_BYTES: usize = 1024;
+/// The prefix of the reply subjects that the server generates for imported services.
+const IMPORTED_REPLY_PREFIX: &str = "_R_.";
 
-/// Why there is no answer.
+/// Why a query is not answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum QueryRefusal {
-    /// The answer would reach somebody else.
-    Silently(&'static str),
-    /// The asker is told.
-    Told(QueryError),
+    /// Nothing is sent, since a reply would reach another client. The reason is logged.
+    Dropped(&'static str),
+    /// The sender receives this error.
+    Replied(QueryError),
 }
 
 impl QueryRefusal {
-    /// A refusal that the asker is told.
-    pub fn told(code: QueryErrorCode, message: &str, field: Option<&str>) -> Self {
-        Self::Told(QueryError { code, message: message.to_owned(), field: field.map(str::to_owned) })
+    /// A refusal that the sender receives.
+    pub fn new(code: QueryErrorCode, message: &str, field: Option<&str>) -> Self {
+        Self::Replied(QueryError { code, message: message.to_owned(), field: field.map(str::to_owned) })
     }
 
-    /// Something that is needed is away; the same query may be answered later.
+    /// A dependency is unreachable; the same query may succeed later.
     pub fn unavailable(message: &str) -> Self {
-        Self::told(QueryErrorCode::Unavailable, message, None)
+        Self::new(QueryErrorCode::Unavailable, message, None)
+    }
+
+    /// An error that the sender cannot fix. Its cause belongs in the log.
+    pub fn internal() -> Self {
+        Self::new(QueryErrorCode::Failed, "internal error; contact the operator", None)
     }
 }
 
 impl From<Malformed> for QueryRefusal {
     fn from(malformed: Malformed) -> Self {
-        Self::told(QueryErrorCode::Malformed, &malformed.to_string(), Some(&malformed.field))
+        Self::new(QueryErrorCode::Malformed, &malformed.to_string(), Some(&malformed.field))
     }
 }
 
-/// A service as the broker's tools show it.
+/// A service as `nats micro` shows it, and its limits.
 #[derive(Clone, Copy, Debug)]
-pub struct About {
-    /// The worker.
+pub struct ServiceInfo {
+    /// Its name: that of the worker.
     pub name: &'static str,
     /// Its version.
     pub version: &'static str,
     /// What it does.
     pub description: &'static str,
-    /// The most queries that are answered at a time.
-    pub at_a_time: usize,
-    /// How long an answer may take, at the very most.
-    pub within: Duration,
+    /// The maximum number of queries that a replica processes concurrently.
+    pub max_concurrent: usize,
+    /// The maximum time to process one query.
+    pub timeout: Duration,
 }
 
-/// One kind of query that a service takes.
+/// An endpoint of a service: one type of query.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     /// Its name.
     pub name: String,
-    /// The subjects on which it is asked.
+    /// The subject it subscribes to, which may have wildcards.
     pub subject: String,
-    /// What tools show about it, such as its schema.
+    /// What `nats micro info` shows about it, such as its schemas.
     pub metadata: HashMap<String, String>,
 }
 
-/// Answers queries until `stop` is cancelled. Replicas share them.
+/// Passes queries to `handler` and sends its answers, until `stop` is cancelled. Replicas share the queries in a queue group.
 ///
 /// # Errors
-/// What the broker says if it ends the service.
+/// The broker's reason if it ends the service.
 pub async fn serve<F>(
     client: &Client,
-    about: About,
+    info: ServiceInfo,
     endpoints: Vec<Endpoint>,
     stop: &CancellationToken,
-    answer: impl Fn(IncomingQuery) -> F + Clone + Send + Sync + 'static,
+    handler: impl Fn(IncomingQuery) -> F + Clone + Send + Sync + 'static,
 ) -> Result<(), String>
 where
     F: Future<Output = Result<Bytes, QueryRefusal>> + Send + 'static,
 {
-    let said = |error: async_nats::Error| error.to_string();
-    let most = client.server_info().max_payload;
-    let service = client.service_builder().description(about.description);
-    let service = service.start(about.name, about.version).await.map_err(said)?;
+    let reason = |error: async_nats::Error| error.to_string();
+    let max_payload = client.server_info().max_payload;
+    let service = client.service_builder().description(info.description);
+    let service = service.start(info.name, info.version).await.map_err(reason)?;
     let mut queries = Vec::with_capacity(endpoints.len());
     for Endpoint { name, subject, metadata } in endpoints {
         let endpoint =
-            service.endpoint_builder().name(name).metadata(metadata).add(subject).await.map_err(said)?;
+            service.endpoint_builder().name(name).metadata(metadata).add(subject).await.map_err(reason)?;
         queries.push(endpoint);
     }
-    tracing::info!(worker = about.name, "started");
+    tracing::info!(worker = info.name, "started");
     stream::select_all(queries)
         .take_until(stop.cancelled())
-        .for_each_concurrent(about.at_a_time, |request| {
-            // Each in a task of its own: to write a large answer takes long.
-            let settling = tokio::spawn(settle(about, most, request, answer.clone()));
+        .for_each_concurrent(info.max_concurrent, |request| {
+            // A task for each: serializing a large answer would delay the others.
+            let responding = tokio::spawn(respond(info, max_payload, request, handler.clone()));
             async move {
-                if let Err(error) = settling.await {
-                    tracing::error!(worker = about.name, %error, "a query broke down");
+                if let Err(error) = responding.await {
+                    tracing::error!(worker = info.name, %error, "query handler panicked");
                 }
             }
         })
         .await;
     if !stop.is_cancelled() {
-        return Err("its queries ended".to_owned());
+        return Err("the subscriptions to its queries ended".to_owned());
     }
     if let Err(error) = service.stop().await {
-        tracing::debug!(worker = about.name, %error, "the service did not end in order");
+        tracing::debug!(worker = info.name, %error, "cannot deregister the service");
     }
-    tracing::info!(worker = about.name, "stopped");
+    tracing::info!(worker = info.name, "stopped");
     Ok(())
 }
 
-/// Answers one query, in at most as many bytes as the broker takes.
-async fn settle<F>(about: About, most: usize, request: Request, answer: impl Fn(IncomingQuery) -> F)
-where
+/// Processes one query and sends the answer, which must fit into one message, or the error.
+async fn respond<F>(
+    info: ServiceInfo,
+    max_payload: usize,
+    request: Request,
+    handler: impl Fn(IncomingQuery) -> F,
+) where
     F: Future<Output = Result<Bytes, QueryRefusal>>,
 {
     let message = &request.message;
     let reply = message.reply.as_ref().map(async_nats::Subject::as_str);
-    let asked = IncomingQuery::new(&message.subject, reply, message.headers.clone(), message.payload.clone());
-    let answered = async { answer(asked?).await };
-    let late =
-        || QueryRefusal::told(QueryErrorCode::Deadline, "there was no answer in time; ask again", None);
-    let answered = timeout(about.within, answered).await.unwrap_or_else(|_| Err(late()));
-    let answered = answered.and_then(|body| match body.len() + HEADERS <= most {
+    let query = IncomingQuery::new(&message.subject, reply, message.headers.clone(), message.payload.clone());
+    let answer = timeout(info.timeout, async { handler(query?).await }).await.unwrap_or_else(|_| {
+        Err(QueryRefusal::new(QueryErrorCode::Deadline, "the query timed out; retry later", None))
+    });
+    let answer = answer.and_then(|body| match body.len() + REPLY_HEADER_BYTES <= max_payload {
         true => Ok(body),
-        false => Err(QueryRefusal::told(
+        false => Err(QueryRefusal::new(
             QueryErrorCode::TooLarge,
-            "the answer is larger than a message; ask for less",
+            "the answer is larger than a NATS message may be; lower the limit of the query",
             None,
         )),
     });
-    let sent = match answered {
+    let sent = match answer {
         Ok(body) => request.respond(Ok(body)).await,
-        Err(QueryRefusal::Silently(reason)) => {
-            // Whoever is meant by the reply subject has not asked.
-            tracing::warn!(worker = about.name, reason, "a query is not answered");
+        Err(QueryRefusal::Dropped(reason)) => {
+            tracing::warn!(worker = info.name, reason, "query dropped");
             return;
         }
-        Err(QueryRefusal::Told(error)) => {
-            tracing::debug!(worker = about.name, code = %error.code, error.message, "refused");
-            // The client's own way of saying an error has no room for its fields. The message may repeat what the asker
-            // wrote, which no header can hold whatever it is; so the header has the code.
+        Err(QueryRefusal::Replied(error)) => {
+            tracing::debug!(worker = info.name, code = %error.code, error.message, "query refused");
+            // The client library's error reply has no room for the fields. The message may quote the query, which may have
+            // characters that no header may have; so the header has the code only.
             let mut headers = HeaderMap::new();
             headers.insert(NATS_SERVICE_ERROR, error.code.as_str());
             headers.insert(NATS_SERVICE_ERROR_CODE, error.code.status().to_string());
@@ -206,6 +213,6 @@ where
         }
     };
     if let Err(error) = sent {
-        tracing::debug!(worker = about.name, %error, "an answer was not sent");
+        tracing::debug!(worker = info.name, %error, "cannot send the answer");
     }
 }

@@ -12,7 +12,7 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use serde::Deserialize;
 use serde_json::json;
 use trust::text::from_hex;
-use trust::{IssueError, Issued, PublicKey, Scope, TokenIssuer, TokenRequest};
+use trust::{IssueError, IssuedToken, PublicKey, Scope, TokenIssuer, TokenRequest};
 use uuid::Uuid;
 
 use crate::fault::{Fault, FaultKind};
@@ -190,7 +190,7 @@ pub async fn record_refused(
 /// A [`Fault`] of the database, which refuses tokens of services that are not registered.
 pub async fn register(
     connection: &mut AsyncPgConnection,
-    tokens: &[(&TokenRequest, &Issued)],
+    tokens: &[(&TokenRequest, &IssuedToken)],
 ) -> Result<(), Fault> {
     let time = |time| DateTime::<Utc>::from(time).to_rfc3339();
     let rows: Vec<serde_json::Value> = tokens
@@ -252,7 +252,7 @@ pub async fn issue(
     issuer: &TokenIssuer,
     mut request: TokenRequest,
     now: SystemTime,
-) -> Result<(TokenRequest, Issued), NotIssued> {
+) -> Result<(TokenRequest, IssuedToken), NotIssued> {
     let state = trust_state(connection).await?;
     let Some(entry) = state.services.get(&request.service) else {
         return Err(NotIssued::UnknownService(request.service));

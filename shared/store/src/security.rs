@@ -28,21 +28,20 @@ pub async fn open_context(connection: &mut AsyncPgConnection, grants: &[&str]) -
     Ok(())
 }
 
-/// How PostgreSQL plans the prepared statements of a transaction.
+/// The `plan_cache_mode` of a transaction: how PostgreSQL plans its prepared statements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Plans {
-    /// For the values at hand where it expects that to be worth it.
-    AsItSeesFit,
-    /// Once for all values: for statements that take the same way whatever the values are.
-    Generic,
+pub enum PlanCacheMode {
+    /// PostgreSQL chooses between a plan for the values at hand and a generic one.
+    Auto,
+    /// One plan for all values: for statements whose best plan does not depend on the values.
+    ForceGenericPlan,
 }
 
-impl Plans {
-    /// The value of `plan_cache_mode`.
+impl PlanCacheMode {
     fn as_str(self) -> &'static str {
         match self {
-            Self::AsItSeesFit => "auto",
-            Self::Generic => "force_generic_plan",
+            Self::Auto => "auto",
+            Self::ForceGenericPlan => "force_generic_plan",
         }
     }
 }
@@ -55,11 +54,11 @@ pub async fn open_context_for(
     connection: &mut AsyncPgConnection,
     grant: &str,
     deadline: Duration,
-    plans: Plans,
+    plan_cache_mode: PlanCacheMode,
 ) -> Result<(), Fault> {
     const OPEN: &str =
         "SELECT sec.open_context(ARRAY[$1]) AS users, set_config('statement_timeout', $2, true) AS deadline,
-        set_config('plan_cache_mode', $3, true) AS plans";
+        set_config('plan_cache_mode', $3, true) AS plan_cache_mode";
     #[derive(QueryableByName)]
     struct Opened {
         #[allow(dead_code, reason = "the answer is the absence of an error")]
@@ -69,7 +68,7 @@ pub async fn open_context_for(
     let query = diesel::sql_query(OPEN)
         .bind::<Text, _>(grant)
         .bind::<Text, _>(format!("{}ms", deadline.as_millis()))
-        .bind::<Text, _>(plans.as_str());
+        .bind::<Text, _>(plan_cache_mode.as_str());
     let _: Vec<Opened> = prepared(query).load(connection).await?;
     Ok(())
 }

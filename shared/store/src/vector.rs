@@ -124,30 +124,30 @@ pub async fn rights(
     Ok(prepared(query).load(connection).await?)
 }
 
-/// Where the searches of a service look, and for what.
+/// What a search of a service for a user may search.
 #[derive(Clone, Debug, QueryableByName)]
-pub struct Ground {
-    /// How the user is called in the vector store; none for a user without an account.
+pub struct SearchScope {
+    /// The tenant of the user in the vector store; none for a user without an account.
     #[diesel(embed)]
     pub tenant: Option<Tenant>,
-    /// The labels of the types that the service may find.
+    /// The labels of the vector types that the service may search.
     #[diesel(sql_type = Array<Text>)]
     pub may_search: Vec<String>,
-    /// The collection that searches go to; none before there is one.
+    /// The active collection; none before there is one.
     #[diesel(embed)]
     pub active: Option<Collection>,
 }
 
-/// Where a search of this service for this user looks. The user is of the open context.
+/// Reads the scope of a search of this service for this user, who must be of the open context.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
-pub async fn ground(
+pub async fn search_scope(
     connection: &mut AsyncPgConnection,
     alias: &str,
     service: &str,
     user: i32,
-) -> Result<Ground, Fault> {
+) -> Result<SearchScope, Fault> {
     const ASK: &str = "
         SELECT t.user_id, t.tenant, t.filter_key, c.collection_name, c.model, c.dimension, c.quantization, c.state::text AS state,
             ARRAY(SELECT q.vector_type::text FROM qdrant_access_control q

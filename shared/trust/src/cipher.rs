@@ -1,13 +1,13 @@
-//! Ciphertexts: AES-256-GCM (NIST SP 800-38D) under keys that are each used once.
+//! Authenticated encryption: AES-256-GCM (NIST SP 800-38D) with a derived key for each record.
 //!
 //! ```text
 //! version 1 | algorithm 1 | key version 4, big-endian | salt 32 | commitment 32 | ciphertext | tag 16
 //! ```
 //!
-//! HKDF-SHA256 (RFC 5869) makes key, nonce and commitment of a record out of the long-lived key and the record's own random
-//! salt. So no two records share a key and a nonce unless their salts are the same 256 random bits: among 2^40 records that
-//! comes to pass with a chance of 2^-177. The commitment, which is compared before anything is decrypted, makes a ciphertext
-//! one of exactly one key; GCM by itself would let somebody write one that opens under two.
+//! HKDF-SHA256 (RFC 5869) derives the key, the nonce and the commitment of a record from the long-lived key and the record's
+//! random salt. Two records share a key and a nonce only if their 256-bit salts collide: among 2^40 records, with a probability
+//! of 2^-177. The commitment binds a ciphertext to exactly one key and is compared before anything is decrypted; with GCM alone,
+//! an attacker can build a ciphertext that decrypts under two keys.
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,51 +22,51 @@ use subtle::ConstantTimeEq;
 use uuid::Uuid;
 use zeroize::{Zeroize, Zeroizing};
 
-/// The only format so far.
+/// The only format.
 const FORMAT: u8 = 1;
-/// HKDF-SHA256 and AES-256-GCM, the only algorithms so far.
+/// HKDF-SHA256 and AES-256-GCM, the only algorithms.
 const ALGORITHM: u8 = 1;
 const SALT: usize = 32;
 const COMMITMENT: usize = 32;
 const NONCE: usize = 12;
 const TAG: usize = 16;
-/// Format, algorithm, and the key's version.
+/// The format, the algorithm and the version of the key.
 const HEADER: usize = 6;
-/// How many bytes longer a ciphertext is than what it holds.
-pub const OVERHEAD: usize = HEADER + SALT + COMMITMENT + TAG;
-/// The most bytes that one ciphertext holds: what a broker takes as one message, and room to spare.
-pub const PLAINTEXT_BYTES: usize = 2 * 1024 * 1024 - OVERHEAD;
+/// How many bytes a ciphertext is longer than its plaintext.
+pub const CIPHERTEXT_OVERHEAD: usize = HEADER + SALT + COMMITMENT + TAG;
+/// The largest plaintext, in bytes: more than the largest message that the NATS server accepts.
+pub const MAX_PLAINTEXT_BYTES: usize = 2 * 1024 * 1024 - CIPHERTEXT_OVERHEAD;
 
-/// What a ciphertext belongs to. Opened as anything else's, it is refused.
+/// The record that a ciphertext belongs to, authenticated as associated data. A ciphertext does not decrypt with any other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bound<'a> {
-    /// A column of a row of a user.
+pub enum AssociatedData<'a> {
+    /// A column of a row.
     Field {
         /// The table.
         table: &'a str,
-        /// Its column.
+        /// The column.
         column: &'a str,
-        /// The row's primary key.
+        /// The primary key of the row.
         row: Uuid,
-        /// Whose it is.
+        /// The user.
         user: UserId,
     },
     /// The data key of a user.
     DataKey {
-        /// Whose it is.
+        /// The user.
         user: UserId,
-        /// Which of the user's.
+        /// The version of the key.
         version: u32,
     },
-    /// The body of a request. Not its id, which a dead letter changes when it is replayed.
+    /// The body of a request. The request id is left out, because it changes when a dead letter is replayed.
     Payload {
-        /// Where it is published.
+        /// The subject of the request.
         subject: &'a str,
     },
 }
 
-impl Bound<'_> {
-    /// The associated data: the sort, then every part after its length, so that no two of them are alike.
+impl AssociatedData<'_> {
+    /// The encoding: the kind and the fields, each preceded by its length, so that no two values have the same encoding.
     pub fn to_bytes(self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(96);
         let mut part = |part: &[u8]| {
@@ -95,27 +95,27 @@ impl Bound<'_> {
     }
 }
 
-/// Why a ciphertext cannot be made or opened. Nothing of its content is told.
+/// Why encryption or decryption failed. No message contains plaintext.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CipherError {
-    /// It is none, or of another format.
-    #[error("is no ciphertext of format {FORMAT}")]
+    /// The bytes are not a ciphertext of this format.
+    #[error("is not a ciphertext of format {FORMAT}")]
     Malformed,
-    /// It is of another version of the key.
-    #[error("is encrypted with version {0} of its key, and not with this one")]
+    /// The ciphertext is encrypted with another version of the key.
+    #[error("is encrypted with version {0} of the key, not with the given one")]
     OtherVersion(u32),
-    /// The key is another one, or the ciphertext was changed or belongs elsewhere.
-    #[error("does not open: it was made with another key, was changed, or belongs elsewhere")]
+    /// The key is wrong, the ciphertext was modified, or it belongs to another record.
+    #[error("cannot be decrypted: wrong key, modified ciphertext, or a ciphertext of another record")]
     Refused,
-    /// There is too much to encrypt.
-    #[error("is longer than {PLAINTEXT_BYTES} bytes")]
+    /// The plaintext exceeds [`MAX_PLAINTEXT_BYTES`].
+    #[error("is longer than {MAX_PLAINTEXT_BYTES} bytes")]
     TooLong,
-    /// The operating system gives no random bytes.
-    #[error("cannot be encrypted: the operating system gives no random bytes")]
+    /// The operating system provides no random bytes.
+    #[error("cannot be encrypted: the operating system provides no random bytes")]
     NoRandomness,
 }
 
-/// A key that encrypts, with its version. Its `Debug` shows the version only, and its bytes are wiped when it goes.
+/// An encryption key with its version. `Debug` shows the version only, and the key is wiped on drop.
 #[derive(Clone)]
 pub struct CipherKey {
     version: u32,
@@ -128,22 +128,22 @@ impl fmt::Debug for CipherKey {
     }
 }
 
-/// What HKDF makes for one record.
-struct Once {
+/// The values that HKDF derives for one record.
+struct RecordKey {
     cipher: Aes256Gcm,
     nonce: [u8; NONCE],
     commitment: [u8; COMMITMENT],
 }
 
 impl CipherKey {
-    /// A key from its bytes, which are wiped.
+    /// A key from its bytes. The given bytes are wiped.
     pub fn new(version: u32, bytes: &mut [u8; 32]) -> Self {
         let key = SecretBox::init_with_mut(|key: &mut [u8; 32]| key.copy_from_slice(bytes));
         bytes.zeroize();
         Self { version, key: Arc::new(key) }
     }
 
-    /// Makes a key by chance.
+    /// Generates a random key.
     ///
     /// # Errors
     /// [`CipherError::NoRandomness`].
@@ -153,64 +153,65 @@ impl CipherKey {
         Ok(Self::new(version, &mut bytes))
     }
 
-    /// Which key it is, among those of its owner.
+    /// Its version.
     pub fn version(&self) -> u32 {
         self.version
     }
 
-    /// Its bytes. Every use is a place to look at.
+    /// Its bytes. Review every use.
     pub fn expose(&self) -> &[u8; 32] {
         self.key.expose_secret()
     }
 
-    /// Encrypts.
+    /// Encrypts a plaintext and authenticates the associated data.
     ///
     /// # Errors
     /// [`CipherError::TooLong`] and [`CipherError::NoRandomness`].
-    pub fn seal(&self, plain: &[u8], bound: Bound<'_>) -> Result<Vec<u8>, CipherError> {
-        if plain.len() > PLAINTEXT_BYTES {
+    pub fn seal(&self, plain: &[u8], aad: AssociatedData<'_>) -> Result<Vec<u8>, CipherError> {
+        if plain.len() > MAX_PLAINTEXT_BYTES {
             return Err(CipherError::TooLong);
         }
         let mut salt = [0; SALT];
         getrandom::fill(&mut salt).map_err(|_| CipherError::NoRandomness)?;
-        let once = self.once(&salt);
-        let mut sealed = Vec::with_capacity(plain.len() + OVERHEAD);
+        let record = self.derive(&salt);
+        let mut sealed = Vec::with_capacity(plain.len() + CIPHERTEXT_OVERHEAD);
         sealed.extend([FORMAT, ALGORITHM]);
         sealed.extend(self.version.to_be_bytes());
         sealed.extend(salt);
-        sealed.extend(once.commitment);
+        sealed.extend(record.commitment);
         let start = sealed.len();
-        let associated = associated(&sealed, bound);
+        let associated = associated(&sealed, aad);
         sealed.extend(plain);
-        let tag = once
+        let tag = record
             .cipher
-            .encrypt_inout_detached(&Nonce::from(once.nonce), &associated, (&mut sealed[start..]).into())
+            .encrypt_inout_detached(&Nonce::from(record.nonce), &associated, (&mut sealed[start..]).into())
             .map_err(|_| CipherError::TooLong)?;
         sealed.extend(tag);
         Ok(sealed)
     }
 
-    /// Decrypts.
+    /// Decrypts a ciphertext of this associated data.
     ///
     /// # Errors
-    /// Every [`CipherError`] but the last two.
-    pub fn open(&self, sealed: &[u8], bound: Bound<'_>) -> Result<Zeroizing<Vec<u8>>, CipherError> {
+    /// [`CipherError::Malformed`], [`CipherError::OtherVersion`] and [`CipherError::Refused`].
+    pub fn open(&self, sealed: &[u8], aad: AssociatedData<'_>) -> Result<Zeroizing<Vec<u8>>, CipherError> {
         let version = key_version(sealed)?;
         if version != self.version {
             return Err(CipherError::OtherVersion(version));
         }
-        let (head, rest) =
+        let (header, rest) =
             sealed.split_at_checked(HEADER + SALT + COMMITMENT).ok_or(CipherError::Malformed)?;
-        let (held, tag) = rest.split_last_chunk::<TAG>().ok_or(CipherError::Malformed)?;
-        let once = self.once(&head[HEADER..HEADER + SALT]);
-        if !bool::from(once.commitment.ct_eq(&head[HEADER + SALT..])) {
+        let (ciphertext, tag) = rest.split_last_chunk::<TAG>().ok_or(CipherError::Malformed)?;
+        let record = self.derive(&header[HEADER..HEADER + SALT]);
+        if !bool::from(record.commitment.ct_eq(&header[HEADER + SALT..])) {
             return Err(CipherError::Refused);
         }
-        let mut plain = Zeroizing::new(held.to_vec());
-        once.cipher
+        let mut plain = Zeroizing::new(ciphertext.to_vec());
+        record
+            .cipher
             .decrypt_inout_detached(
-                &Nonce::from(once.nonce),
-                &associated(head, bound),
+                &Nonce::from(record.nonce),
+                &associated(header, aad),
                 plain.as_mut_slice().into(),
                 &Tag::from(*tag),
             )
@@ -218,36 +219,37 @@ impl CipherKey {
         Ok(plain)
     }
 
-    fn once(&self, salt: &[u8]) -> Once {
-        let mut made = Zeroizing::new([0_u8; 32 + NONCE + COMMITMENT]);
-        // HKDF gives up to 255 times 32 bytes, so that this much never fails; were it to, all would be refused alike.
-        let _ = Hkdf::<Sha256>::new(Some(salt), self.expose()).expand(b"memfleet record 1", &mut *made);
+    fn derive(&self, salt: &[u8]) -> RecordKey {
+        let mut derived = Zeroizing::new([0_u8; 32 + NONCE + COMMITMENT]);
+        // HKDF fails above 255 * 32 bytes only. If it did fail, encryption and decryption would both use zeros.
+        let _ = Hkdf::<Sha256>::new(Some(salt), self.expose()).expand(b"memfleet record 1", &mut *derived);
         let (mut nonce, mut commitment) = ([0; NONCE], [0; COMMITMENT]);
-        nonce.copy_from_slice(&made[32..32 + NONCE]);
-        commitment.copy_from_slice(&made[32 + NONCE..]);
+        nonce.copy_from_slice(&derived[32..32 + NONCE]);
+        commitment.copy_from_slice(&derived[32 + NONCE..]);
         let mut key = [0_u8; 32];
-        key.copy_from_slice(&made[..32]);
+        key.copy_from_slice(&derived[..32]);
         let cipher = Aes256Gcm::new(&key.into());
         key.zeroize();
-        Once { cipher, nonce, commitment }
+        RecordKey { cipher, nonce, commitment }
     }
 }
 
-/// What GCM authenticates beside the content: all that stands before it, and what it belongs to.
-fn associated(head: &[u8], bound: Bound<'_>) -> Vec<u8> {
-    let mut bytes = head.to_vec();
-    bytes.extend(bound.to_bytes());
+/// What GCM authenticates besides the plaintext: the bytes before the ciphertext, and the associated data.
+fn associated(header: &[u8], aad: AssociatedData<'_>) -> Vec<u8> {
+    let mut bytes = header.to_vec();
+    bytes.extend(aad.to_bytes());
     bytes
 }
 
-/// The version of the key that a ciphertext is made with.
+/// The version of the key that a ciphertext is encrypted with.
 ///
 /// # Errors
 /// [`CipherError::Malformed`].
 pub fn key_version(sealed: &[u8]) -> Result<u32, CipherError> {
     match sealed {
         [FORMAT, ALGORITHM, a, b, c, d, rest @ ..]
-            if (OVERHEAD - HEADER..=OVERHEAD - HEADER + PLAINTEXT_BYTES).contains(&rest.len()) =>
+            if (CIPHERTEXT_OVERHEAD - HEADER..=CIPHERTEXT_OVERHEAD - HEADER + MAX_PLAINTEXT_BYTES)
+                .contains(&rest.len()) =>
         {
             Ok(u32::from_be_bytes([*a, *b, *c, *d]))
         }

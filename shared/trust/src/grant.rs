@@ -11,32 +11,32 @@ use uuid::Uuid;
 
 use crate::text::{KeyError, from_hex, is_key_name, to_hex};
 
-/// Leave for a database role to act for a user.
+/// Permission for a database role to act for a user.
 #[derive(Clone, Debug)]
 pub struct Grant<'a> {
-    /// For whom.
+    /// The user.
     pub user_id: UserId,
-    /// For one session only, as far as whoever carries it looks.
+    /// The only session it is for. Workers enforce it, the database does not.
     pub session: Option<&'a SessionId>,
-    /// The service in whose name.
+    /// The service that the token was issued to.
     pub service: &'a Service,
     /// The only database role that may use it.
     pub role: &'a str,
-    /// By which it can be revoked.
+    /// Its id, for revocation.
     pub id: Uuid,
-    /// From then on it is worth nothing, by the database's clock.
+    /// When it expires, by the clock of the database.
     pub expires_at: SystemTime,
 }
 
 /// The database role of a worker: `w_context_writer` of `context-writer`.
-pub fn role_of(worker: &str) -> String {
+pub fn worker_role(worker: &str) -> String {
     format!("w_{}", worker.replace('-', "_"))
 }
 
-/// The least and the most bytes of a key; SHA-256 works on blocks of 64.
+/// The length of a key in bytes, up to the block size of SHA-256.
 const KEY_BYTES: std::ops::RangeInclusive<usize> = 32..=64;
 
-/// A key that seals grants, by its name. Its `Debug` shows the name only.
+/// The HMAC key that seals grants. `Debug` shows its name only.
 #[derive(Clone)]
 pub struct GrantKey {
     name: String,
@@ -53,7 +53,7 @@ impl GrantKey {
     /// Reads `<name> <hex digits>`.
     ///
     /// # Errors
-    /// [`KeyError::Grant`], which repeats nothing of the text.
+    /// [`KeyError::Grant`], which quotes nothing of the text.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
         let (name, digits) = text.trim().split_once(' ').ok_or(KeyError::Grant)?;
         let named = is_key_name(name);
@@ -62,45 +62,45 @@ impl GrantKey {
         if named { Ok(Self { name: name.to_owned(), key }) } else { Err(KeyError::Grant) }
     }
 
-    /// Reads a file that holds a key.
+    /// Reads a key file.
     ///
     /// # Errors
-    /// [`KeyError`] if the file cannot be read or holds none.
+    /// [`KeyError`] if the file cannot be read or does not contain a key.
     pub fn read(path: &Path) -> Result<Self, KeyError> {
         Self::parse(&crate::text::content(path)?)
     }
 
-    /// Makes a key by chance, of 366 random bits.
+    /// Generates a key of 366 random bits.
     pub fn generate(name: &str) -> Result<Self, KeyError> {
-        let chance: Vec<u8> = (0..3).flat_map(|_| Uuid::new_v4().into_bytes()).collect();
-        Self::parse(&format!("{name} {}", to_hex(&chance)))
+        let random: Vec<u8> = (0..3).flat_map(|_| Uuid::new_v4().into_bytes()).collect();
+        Self::parse(&format!("{name} {}", to_hex(&random)))
     }
 
-    /// The name under which the database knows it.
+    /// Its name, by which the database selects the key.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The key itself. Every use is a place to look at.
+    /// Its bytes. Review every use.
     pub fn expose(&self) -> &[u8] {
         self.key.expose_secret()
     }
 
-    /// The line that [`GrantKey::parse`] reads. Every use is a place to look at.
+    /// The line that [`GrantKey::parse`] reads. Review every use.
     pub fn expose_line(&self) -> String {
         format!("{} {}\n", self.name, to_hex(self.expose()))
     }
 
-    /// Seals a grant: `v1|key|user|session|service|role|id|expiry|HMAC-SHA256 in hex`. No part can hold a `|`: names of
-    /// keys, services and roles are out of `a-z 0-9 - _`, sessions out of `A-Z a-z 0-9 . _ : -`, the rest are numbers. The
-    /// session is empty in a grant for all sessions of its user.
+    /// Seals a grant: `v1|key|user|session|service|role|id|expiry|HMAC-SHA256 in hex`. No field can contain `|`: names of keys,
+    /// services and roles consist of `a-z 0-9 - _`, session ids of `A-Z a-z 0-9 . _ : -`, and the others are numbers or UUIDs.
+    /// The session is empty in a grant for all sessions of the user.
     pub fn seal(&self, grant: &Grant<'_>) -> String {
         format!("{}|{}", self.content(grant), to_hex(&self.mac(grant)))
     }
 
     /// The HMAC alone.
     pub(crate) fn mac(&self, grant: &Grant<'_>) -> Vec<u8> {
-        // HMAC takes a key of any length; the arm is never taken, and what it gives is refused by the database.
+        // HMAC accepts a key of any length. The database would reject the empty result.
         Hmac::<Sha256>::new_from_slice(self.expose()).map_or_else(
             |_| Vec::new(),
             |mut mac| {
@@ -117,7 +117,7 @@ impl GrantKey {
     }
 }
 
-/// What a grant's seal is over.
+/// The part of a sealed grant that its HMAC authenticates.
 pub(crate) fn content(
     key: &str,
     user_id: UserId,
@@ -174,7 +174,7 @@ mod tests {
             user_id: UserId::new(42).unwrap(),
             session: None,
             service: &"simple-chat".parse().unwrap(),
-            role: &role_of("context-writer"),
+            role: &worker_role("context-writer"),
             id: Uuid::nil(),
             expires_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
         };

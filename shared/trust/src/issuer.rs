@@ -1,4 +1,4 @@
-//! Issues service tokens, with the grants in them.
+//! Issues service tokens and the grants in them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
@@ -7,65 +7,65 @@ use contract::{QUERIES, READER, REQUESTS, REVEAL, Service, SessionId, UserId};
 use data_encoding::BASE64URL_NOPAD as BASE64;
 use uuid::Uuid;
 
-use crate::grant::{Grant, GrantKey, role_of};
+use crate::grant::{Grant, GrantKey, worker_role};
 use crate::key::PrivateKey;
-use crate::scope::{SCOPES, Scope};
-use crate::token::{ALGORITHM, Claims, GrantClaim, Header, ISSUER, LONGEST_LIFE, TYPE};
+use crate::scope::{MAX_SCOPES, Scope};
+use crate::token::{ALGORITHM, Claims, GrantClaim, Header, ISSUER, MAX_TOKEN_LIFETIME, TYPE};
 
-/// How long after its token a grant is still good: longer than a message stays in its stream, which is seven days. A message
-/// is judged by when it was stored, and written when its turn comes.
+/// How long a grant is valid after its token expires: longer than the seven days that streams keep messages. A token must be
+/// valid when JetStream stores the message, its grant when the worker processes it.
 pub const GRANT_OUTLIVES_TOKEN: Duration = Duration::from_secs(8 * 86_400);
 
-/// What a token shall be.
+/// The parameters of a token to issue.
 #[derive(Clone, Debug)]
 pub struct TokenRequest {
-    /// For which service.
+    /// The service.
     pub service: Service,
-    /// For which user it may act.
+    /// The user that the token acts for.
     pub user_id: UserId,
-    /// For one session only.
+    /// The only session that it is for; none for all sessions of the user.
     pub session: Option<SessionId>,
-    /// What it allows.
+    /// Its scopes, at most [`MAX_SCOPES`].
     pub scopes: Vec<Scope>,
-    /// How long it is good, 1 s to [`LONGEST_LIFE`].
+    /// Its lifetime, 1 s to [`MAX_TOKEN_LIFETIME`].
     pub life: Duration,
 }
 
-/// A token, and what the registry keeps of it.
+/// A token, and the data that the registry stores about it.
 #[derive(Clone, Debug)]
-pub struct Issued {
-    /// The token itself. Whoever holds it may do what it allows.
+pub struct IssuedToken {
+    /// The token, a bearer secret.
     pub token: String,
     /// Its id.
     pub id: Uuid,
-    /// The key that signed it.
+    /// The name of the key that signed it.
     pub key_name: String,
-    /// When it becomes good.
+    /// From when on it is valid.
     pub not_before: SystemTime,
-    /// When it ends.
+    /// When it expires.
     pub expires: SystemTime,
-    /// When its grants end.
+    /// When its grants expire.
     pub grants_expire: SystemTime,
 }
 
-/// A token that is not issued.
+/// Why a token cannot be issued.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IssueError {
-    /// Its life is out of bounds.
-    #[error("a token lives for 1 to {longest} seconds, not {0}", longest = LONGEST_LIFE.as_secs())]
-    Life(u64),
-    /// It would allow nothing, or too many things.
-    #[error("a token has 1 to {SCOPES} scopes, not {0}")]
+    /// The lifetime is out of range.
+    #[error("the lifetime of a token must be 1 to {longest} seconds, not {0}", longest = MAX_TOKEN_LIFETIME.as_secs())]
+    Lifetime(u64),
+    /// There are no scopes, or too many.
+    #[error("a token must have 1 to {MAX_SCOPES} scopes, not {0}")]
     Scopes(usize),
-    /// A scope names no request and no query that there is.
-    #[error("the scope {0} covers no request and no query; `memfleet contract list` shows them")]
-    Nothing(Scope),
-    /// It cannot be written as JSON.
-    #[error("the token cannot be written: {0}")]
-    Unwritable(String),
+    /// A scope matches no request and no query.
+    #[error("the scope {0} matches no request and no query{hint}; `memfleet contract list` lists them", hint = suggestion(.0))]
+    UnmatchedScope(Scope),
+    /// The claims cannot be encoded as JSON.
+    #[error("the claims of the token cannot be encoded: {0}")]
+    Encoding(String),
 }
 
-/// Holds the keys that make tokens. Its `Debug` shows their names only.
+/// Issues tokens with its signing key and its grant key. `Debug` shows the names of the keys only.
 #[derive(Clone, Debug)]
 pub struct TokenIssuer {
     signing: PrivateKey,
@@ -79,25 +79,25 @@ impl TokenIssuer {
         Self { signing, grants, audience: audience.to_owned() }
     }
 
-    /// The key that signs.
+    /// The signing key.
     pub fn signing(&self) -> &PrivateKey {
         &self.signing
     }
 
-    /// The deployment that its tokens are for.
+    /// The deployment that the tokens are for, their `aud`.
     pub fn audience(&self) -> &str {
         &self.audience
     }
 
-    /// Issues a token that is good from now on.
+    /// Issues a token that is valid from `now` on. The caller must have checked that the service may have it.
     ///
     /// # Errors
-    /// [`IssueError`] if there can be no such token. Whether the service may have it, its caller must know.
-    pub fn issue(&self, request: &TokenRequest, now: SystemTime) -> Result<Issued, IssueError> {
-        if !(1..=LONGEST_LIFE.as_secs()).contains(&request.life.as_secs()) {
-            return Err(IssueError::Life(request.life.as_secs()));
+    /// [`IssueError`] if a parameter is invalid.
+    pub fn issue(&self, request: &TokenRequest, now: SystemTime) -> Result<IssuedToken, IssueError> {
+        if !(1..=MAX_TOKEN_LIFETIME.as_secs()).contains(&request.life.as_secs()) {
+            return Err(IssueError::Lifetime(request.life.as_secs()));
         }
-        if !(1..=SCOPES).contains(&request.scopes.len()) {
+        if !(1..=MAX_SCOPES).contains(&request.scopes.len()) {
             return Err(IssueError::Scopes(request.scopes.len()));
         }
         let (id, not_before) = (Uuid::now_v7(), now);
@@ -130,9 +130,9 @@ impl TokenIssuer {
             exp: seconds(expires),
             grant: GrantClaim { key: self.grants.name().to_owned(), exp: seconds(grants_expire), seals },
         };
-        let token = self.sign(&claims).map_err(|error| IssueError::Unwritable(error.to_string()))?;
+        let token = self.sign(&claims).map_err(|error| IssueError::Encoding(error.to_string()))?;
         let key_name = self.signing.name().to_owned();
-        Ok(Issued { token, id, key_name, not_before, expires, grants_expire })
+        Ok(IssuedToken { token, id, key_name, not_before, expires, grants_expire })
     }
 
     pub(crate) fn sign(&self, claims: &Claims) -> Result<String, serde_json::Error> {
@@ -147,7 +147,16 @@ impl TokenIssuer {
     }
 }
 
-/// The database roles of the workers that take what the scopes allow.
+/// The scope that was probably meant, for a message.
+fn suggestion(scope: &Scope) -> String {
+    let requests = REQUESTS.iter().map(|kind| format!("{}:{}", kind.noun, kind.verb));
+    let queries = QUERIES.iter().map(|kind| format!("{}:{}", kind.noun, kind.verb));
+    let known: Vec<String> = requests.chain(queries).collect();
+    let near = contract::nearest(&scope.to_string(), known.iter().map(String::as_str));
+    near.map_or_else(String::new, |near| format!(" (did you mean {near}?)"))
+}
+
+/// The database roles of the workers that process the requests and queries of these scopes.
 fn roles(scopes: &[Scope]) -> Result<BTreeSet<String>, IssueError> {
     let mut roles = BTreeSet::new();
     for scope in scopes {
@@ -157,9 +166,9 @@ fn roles(scopes: &[Scope]) -> Result<BTreeSet<String>, IssueError> {
         let reveals = scope.allows(REVEAL.0, REVEAL.1).then_some(READER);
         let mut covered = requests.chain(queries).chain(reveals).peekable();
         if covered.peek().is_none() {
-            return Err(IssueError::Nothing(scope.clone()));
+            return Err(IssueError::UnmatchedScope(scope.clone()));
         }
-        roles.extend(covered.map(role_of));
+        roles.extend(covered.map(worker_role));
     }
     Ok(roles)
 }

@@ -1,5 +1,4 @@
-//! Keys that sign: Ed25519 (RFC 8032). The private one stays with whoever signs, the public one goes to whoever verifies. The
-//! audit trail's seals have theirs, service tokens have others.
+//! Ed25519 signing keys (RFC 8032). Seals of the audit trail and service tokens use different keys.
 
 use std::fmt;
 use std::path::Path;
@@ -10,7 +9,7 @@ use uuid::Uuid;
 
 use crate::text::{KeyError, content, from_hex, is_key_name, to_hex};
 
-/// The key that signs. Its `Debug` shows the name only.
+/// A private key. `Debug` shows its name only.
 #[derive(Clone)]
 pub struct PrivateKey {
     name: String,
@@ -23,7 +22,7 @@ impl fmt::Debug for PrivateKey {
     }
 }
 
-/// The key that verifies.
+/// A public key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublicKey {
     name: String,
@@ -31,44 +30,44 @@ pub struct PublicKey {
 }
 
 impl PrivateKey {
-    /// Makes a key by chance.
+    /// Generates a random key.
     ///
     /// # Errors
-    /// [`KeyError::Signing`] for a name that is none.
+    /// [`KeyError::Signing`] if the name is invalid.
     pub fn generate(name: &str) -> Result<Self, KeyError> {
         check_name(name, "a private key")?;
-        let chance: Vec<u8> = (0..3).flat_map(|_| Uuid::new_v4().into_bytes()).collect();
-        Ok(Self { name: name.to_owned(), key: SigningKey::from_bytes(&Sha256::digest(chance).into()) })
+        let random: Vec<u8> = (0..3).flat_map(|_| Uuid::new_v4().into_bytes()).collect();
+        Ok(Self { name: name.to_owned(), key: SigningKey::from_bytes(&Sha256::digest(random).into()) })
     }
 
-    /// Reads a file with `<name> private <64 hex digits>`.
+    /// Reads a key file: `<name> private <64 hex digits>`.
     ///
     /// # Errors
-    /// [`KeyError`] if the file cannot be read or holds none.
+    /// [`KeyError`] if the file cannot be read or does not contain a key.
     pub fn read(path: &Path) -> Result<Self, KeyError> {
         Self::parse(&content(path)?)
     }
 
-    /// Reads such a line.
+    /// Reads the line of a key file.
     ///
     /// # Errors
-    /// [`KeyError::Signing`], which repeats nothing of the text.
+    /// [`KeyError::Signing`], which quotes nothing of the text.
     pub fn parse(line: &str) -> Result<Self, KeyError> {
         let (name, bytes) = parse(line, "private", "a private key")?;
         Ok(Self { name, key: SigningKey::from_bytes(&bytes) })
     }
 
-    /// By which it is named beside its signatures.
+    /// Its name, which is stored with its signatures.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The line that [`PrivateKey::parse`] reads. Every use is a place to look at.
+    /// The line that [`PrivateKey::parse`] reads. Review every use.
     pub fn expose_line(&self) -> String {
         format!("{} private {}\n", self.name, to_hex(&self.key.to_bytes()))
     }
 
-    /// Its other half.
+    /// Its public key.
     pub fn public(&self) -> PublicKey {
         PublicKey { name: self.name.clone(), key: self.key.verifying_key() }
     }
@@ -80,10 +79,10 @@ impl PrivateKey {
 }
 
 impl PublicKey {
-    /// Reads a file of keys, a line each: `<name> public <64 hex digits>`.
+    /// Reads a file of public keys, one per line: `<name> public <64 hex digits>`.
     ///
     /// # Errors
-    /// [`KeyError`] if the file cannot be read or holds none.
+    /// [`KeyError`] if the file cannot be read or does not contain a key.
     pub fn read_all(path: &Path) -> Result<Vec<Self>, KeyError> {
         let text = content(path)?;
         let keys: Vec<Self> =
@@ -99,7 +98,7 @@ impl PublicKey {
     /// A key of this name from its 32 bytes.
     ///
     /// # Errors
-    /// [`KeyError::Signing`] if they are none.
+    /// [`KeyError::Signing`] if the name or the bytes are invalid.
     pub fn from_bytes(name: &str, bytes: &[u8; 32]) -> Result<Self, KeyError> {
         check_name(name, "a public key")?;
         let key = VerifyingKey::from_bytes(bytes).map_err(|_| KeyError::Signing("a public key"))?;
@@ -111,7 +110,7 @@ impl PublicKey {
         self.key.to_bytes()
     }
 
-    /// By which it is named beside its signatures.
+    /// Its name, which is stored with its signatures.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -121,8 +120,8 @@ impl PublicKey {
         format!("{} public {}\n", self.name, to_hex(self.key.as_bytes()))
     }
 
-    /// Whether the signature is this key's over the message. Keys of small order and signatures that are not canonical are
-    /// refused, so that one message has one signature.
+    /// Verifies a signature of a message. Keys of small order and non-canonical signatures are rejected, so that a message has
+    /// exactly one valid signature.
     pub fn verifies(&self, message: &[u8], signature: &[u8; 64]) -> bool {
         self.key.verify_strict(message, &Signature::from_bytes(signature)).is_ok()
     }
@@ -132,7 +131,7 @@ fn check_name(name: &str, needed: &'static str) -> Result<(), KeyError> {
     if is_key_name(name) { Ok(()) } else { Err(KeyError::Signing(needed)) }
 }
 
-fn parse(text: &str, sort: &str, needed: &'static str) -> Result<(String, [u8; 32]), KeyError> {
+fn parse(text: &str, kind: &str, needed: &'static str) -> Result<(String, [u8; 32]), KeyError> {
     let mut parts = text.split_whitespace();
     let (Some(name), Some(named), Some(digits), None) =
         (parts.next(), parts.next(), parts.next(), parts.next())
@@ -140,7 +139,7 @@ fn parse(text: &str, sort: &str, needed: &'static str) -> Result<(String, [u8; 3
         return Err(KeyError::Signing(needed));
     };
     check_name(name, needed)?;
-    let bytes = (named == sort)
+    let bytes = (named == kind)
         .then(|| from_hex(digits)?.try_into().ok())
         .flatten()
         .ok_or(KeyError::Signing(needed))?;

@@ -1,12 +1,13 @@
-//! Who may act for whom.
+//! Service tokens, database grants and encryption keys.
 //!
-//! A service publishes with a [`Token`], signed by an issuer, that says what it may do for which user. It carries grants.
+//! A service publishes with a [`Token`], signed by a [`TokenIssuer`], that states what the service may do for which user. The
+//! token contains grants.
 //!
-//! A [`Grant`] says that a database role may act for a user until a moment. It is sealed with a key that an issuer and
-//! PostgreSQL hold. Workers only carry grants: `sec.open_context` in the database checks each of them and opens the
-//! security context of a transaction, without which no role sees or writes a row of any user.
+//! A [`Grant`] allows a database role to act for a user until it expires. It is authenticated with a key that only the issuer
+//! and PostgreSQL have. Workers pass grants on: `sec.open_context` in the database verifies each one and opens the security
+//! context of the transaction, without which row-level security hides every user's rows.
 //!
-//! A [`CipherKey`] encrypts what must not be read without it; a [`KeyRing`] is a file of them.
+//! A [`CipherKey`] encrypts fields, data keys and payloads; a [`KeyRing`] is a file of such keys.
 
 mod cipher;
 mod grant;
@@ -18,12 +19,14 @@ mod scope;
 pub mod text;
 mod token;
 
-pub use cipher::{Bound, CipherError, CipherKey, OVERHEAD, PLAINTEXT_BYTES, key_version};
-pub use grant::{Grant, GrantKey, role_of};
-pub use issuer::{GRANT_OUTLIVES_TOKEN, IssueError, Issued, TokenIssuer, TokenRequest};
+pub use cipher::{
+    AssociatedData, CIPHERTEXT_OVERHEAD, CipherError, CipherKey, MAX_PLAINTEXT_BYTES, key_version,
+};
+pub use grant::{Grant, GrantKey, worker_role};
+pub use issuer::{GRANT_OUTLIVES_TOKEN, IssueError, IssuedToken, TokenIssuer, TokenRequest};
 pub use key::{PrivateKey, PublicKey};
 pub use refusal::Refusal;
 pub use ring::{KeyRing, RingFile, is_ring_name, key_id, parse_key_id};
-pub use scope::{SCOPES, Scope, ScopeError};
+pub use scope::{MAX_SCOPES, Scope, ScopeError};
 pub use text::KeyError;
-pub use token::{LONGEST_LIFE, TOKEN_BYTES, Token, verify};
+pub use token::{MAX_TOKEN_BYTES, MAX_TOKEN_LIFETIME, Token, verify};

@@ -1,39 +1,39 @@
-//! Why a token is not good for what is asked for.
+//! Why a token does not authorize a request.
 
-/// A refusal. The publisher learns only that there was one; the audit trail and the operator learn which.
+/// Why a token was rejected. The publisher is told only that it was; the audit trail and the operator get the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Refusal {
     /// There is no token.
     #[error("there is no service token in the header Authorization")]
     Missing,
-    /// It is no JWT of this product's shape.
-    #[error("the service token cannot be read")]
+    /// It is not a JWT with the expected claims.
+    #[error("the service token cannot be decoded")]
     Malformed,
-    /// It is signed with another algorithm, or none.
+    /// It is signed with another algorithm, or not signed.
     #[error("the service token is not signed with EdDSA")]
     Algorithm,
-    /// It is a JWT for something else.
+    /// The `typ` of the JWT is another.
     #[error("the service token is of another type")]
     Type,
-    /// No key of this name is in use.
+    /// The registry has no active key of this name.
     #[error("the service token is signed with an unknown or retired key")]
     UnknownKey,
-    /// The key did not sign it.
+    /// The signature is invalid.
     #[error("the service token's signature is wrong")]
     Signature,
-    /// Somebody else issued it.
-    #[error("the service token is of another issuer")]
+    /// It was issued by another issuer.
+    #[error("the service token is from another issuer")]
     Issuer,
     /// It is for another deployment.
     #[error("the service token is for another audience")]
     Audience,
-    /// It is good for longer than any token may be, or for no time.
-    #[error("the service token's lifetime is out of bounds")]
+    /// Its lifetime is zero or exceeds the maximum.
+    #[error("the service token's lifetime is out of range")]
     Lifetime,
-    /// It was used before its time.
+    /// It was used before its `nbf`.
     #[error("the service token was not yet valid")]
     NotYetValid,
-    /// It was used after its time.
+    /// It was used after its `exp`.
     #[error("the service token had expired")]
     Expired,
     /// It belongs to another service than the one in the subject.
@@ -42,10 +42,10 @@ pub enum Refusal {
     /// It is for another user than the one in the subject.
     #[error("the service token is for another user")]
     User,
-    /// It is for one session, and the request is not of it.
+    /// It is limited to a session, and the request belongs to another or to none.
     #[error("the service token is for another session")]
     Session,
-    /// It does not allow this noun and verb.
+    /// No scope allows this noun and verb.
     #[error("the service token's scopes do not allow this")]
     Scope,
     /// It was revoked.
@@ -54,16 +54,16 @@ pub enum Refusal {
     /// The service is not registered, or is disabled.
     #[error("the service is not registered or is disabled")]
     UnknownService,
-    /// The service itself may not do this, whatever its token says.
+    /// The service itself is not allowed to do this, whatever its token allows.
     #[error("the service may not do this")]
     ServiceScope,
-    /// It carries no grant for the worker that has the request.
-    #[error("the service token carries no grant for this worker")]
+    /// It contains no grant for the worker that processes the request.
+    #[error("the service token contains no grant for this worker")]
     Grant,
 }
 
 impl Refusal {
-    /// The word under which `audit.security_violations` keeps it.
+    /// The reason as stored in `audit.security_violations`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Missing => "token-missing",

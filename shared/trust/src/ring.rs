@@ -1,4 +1,4 @@
-//! Key rings: files of keys that encrypt, several versions of each name.
+//! Key rings: files of encryption keys, with several versions of each name.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,26 +15,26 @@ use crate::text::{KeyError, content, from_hex, to_hex};
 /// The most lines of a ring.
 const LINES: usize = 10_000;
 
-/// The keys of a file, a line each: `<name>.<version> <64 hex digits>`. Empty lines and those that start with `#` are passed
-/// over. The highest version of a name is the one that encrypts; the others open what they have encrypted.
+/// The keys of a file, one per line: `<name>.<version> <64 hex digits>`. Empty lines and lines that start with `#` are ignored.
+/// The highest version of a name encrypts; every version decrypts.
 #[derive(Clone, Debug, Default)]
 pub struct KeyRing {
     keys: BTreeMap<String, BTreeMap<u32, CipherKey>>,
 }
 
 impl KeyRing {
-    /// Reads a file.
+    /// Reads a key ring file.
     ///
     /// # Errors
-    /// [`KeyError`] if the file cannot be read or a line of it is no key.
+    /// [`KeyError`] if the file cannot be read or a line is not a key.
     pub fn read(path: &Path) -> Result<Self, KeyError> {
         Self::parse(&SecretString::from(content(path)?))
     }
 
-    /// Reads the lines of a file.
+    /// Reads the contents of a key ring file.
     ///
     /// # Errors
-    /// [`KeyError::Ring`], which names the line and repeats nothing of it.
+    /// [`KeyError::Ring`], which names the line number and quotes nothing of the line.
     pub fn parse(text: &SecretString) -> Result<Self, KeyError> {
         let mut ring = Self::default();
         let lines = text.expose_secret().lines().enumerate();
@@ -61,46 +61,45 @@ impl KeyRing {
         self.keys.get(name)?.last_key_value().map(|(_, key)| key)
     }
 
-    /// The line of a key that a ring is read from. Every use is a place to look at.
+    /// The line of a key in a key ring file. Review every use.
     pub fn expose_line(name: &str, key: &CipherKey) -> Zeroizing<String> {
         Zeroizing::new(format!("{} {}\n", key_id(name, key.version()), *Zeroizing::new(to_hex(key.expose()))))
     }
 }
 
-/// A ring's file, read again whenever it has changed, so that a new key needs no restart.
+/// A key ring file that is reloaded when it changes, so that a new key needs no restart.
 #[derive(Debug)]
 pub struct RingFile {
     path: PathBuf,
     read: Mutex<Option<(Stamp, Arc<KeyRing>)>>,
 }
 
-/// By which a changed file is known: when it was written, and how long it is.
+/// The modification time and the length, by which a change is detected.
 type Stamp = (SystemTime, u64);
 
 impl RingFile {
-    /// The ring of this file, which is not read yet.
+    /// A key ring file. It is not read yet.
     pub fn new(path: &Path) -> Self {
         Self { path: path.to_owned(), read: Mutex::new(None) }
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The ring as the file has it now. While the file cannot be read, or is none because somebody is just copying it, the ring
-    /// is the one that was read before.
+    /// The current key ring. While the file is missing, incomplete or being replaced, it is the last one that was read.
     ///
     /// # Errors
-    /// As [`KeyRing::read`], if it was never read.
+    /// As [`KeyRing::read`], if no key ring was read yet.
     pub fn ring(&self) -> Result<Arc<KeyRing>, KeyError> {
-        self.changed().or_else(|error| {
+        self.reload().or_else(|error| {
             let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
             read.as_ref().map(|(_, ring)| Arc::clone(ring)).ok_or(error)
         })
     }
 
-    fn changed(&self) -> Result<Arc<KeyRing>, KeyError> {
+    fn reload(&self) -> Result<Arc<KeyRing>, KeyError> {
         let unreadable = |error: std::io::Error| KeyError::Unreadable {
             path: self.path.display().to_string(),
             problem: error.to_string(),
@@ -108,8 +107,8 @@ impl RingFile {
         let file = std::fs::metadata(&self.path).map_err(unreadable)?;
         let stamp = (file.modified().map_err(unreadable)?, file.len());
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((held, ring)) = &*read
-            && *held == stamp
+        if let Some((known, ring)) = &*read
+            && *known == stamp
         {
             return Ok(Arc::clone(ring));
         }
@@ -122,20 +121,20 @@ impl RingFile {
     }
 }
 
-/// How a key is named beside what it has encrypted: `simple-chat.3`.
+/// The id of a key, such as `simple-chat.3`. It is stored with the ciphertexts of the key.
 pub fn key_id(name: &str, version: u32) -> String {
     format!("{name}.{version}")
 }
 
-/// The name and the version in such an id. None if it is none.
+/// The name and the version of a key id. None if it is malformed.
 pub fn parse_key_id(id: &str) -> Option<(&str, u32)> {
     let (name, version) = id.rsplit_once('.')?;
-    // A plus sign and leading zeros would give one key several names.
+    // A plus sign or leading zeros would give a key several ids.
     let plain = !version.starts_with(['0', '+']);
     Some((name, version.parse().ok()?)).filter(|_| plain && is_ring_name(name))
 }
 
-/// Whether it is the name of keys of a ring: that of a service is.
+/// Whether it is a valid name of keys in a ring: the same rule as for services.
 pub fn is_ring_name(name: &str) -> bool {
     name.parse::<Service>().is_ok()
 }

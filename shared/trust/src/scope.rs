@@ -1,48 +1,53 @@
-//! What a token allows: nouns and verbs of subjects.
+//! Scopes of tokens: nouns and verbs of subjects.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// The most scopes that a token or a service has.
-pub const SCOPES: usize = 64;
+/// The most scopes of a token or a service.
+pub const MAX_SCOPES: usize = 64;
 /// The most characters of a noun or a verb.
 const WORD_CHARS: usize = 32;
 
-/// `noun:verb`, `noun:*` for every verb, or `*:*` for everything.
+/// A scope: `noun:verb`, `noun:*` for every verb, or `*:*` for everything.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Scope {
     noun: Option<String>,
     verb: Option<String>,
 }
 
-/// A text that is no scope.
+/// A text that is not a scope.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a scope is noun:verb, noun:* or *:*, in words of a-z and -; {0:?} is none")]
+#[error("{0:?} is not a scope; expected noun:verb, noun:* or *:*, with words of a-z and -")]
 pub struct ScopeError(String);
 
 impl Scope {
-    /// Whether it covers a request or query of this noun and verb.
+    /// Whether it allows a request or query of this noun and verb.
     pub fn allows(&self, noun: &str, verb: &str) -> bool {
         self.noun.as_deref().is_none_or(|own| own == noun)
             && self.verb.as_deref().is_none_or(|own| own == verb)
     }
 
-    /// Whether it covers everything that the other one covers.
+    /// Whether it allows everything that the other one allows.
     pub fn contains(&self, other: &Self) -> bool {
         let covers = |own: &Option<String>, theirs: &Option<String>| own.is_none() || own == theirs;
         covers(&self.noun, &other.noun) && covers(&self.verb, &other.verb)
     }
 
-    /// Reads several, separated by single spaces (RFC 6749, section 3.3).
+    /// Reads a list of scopes, separated by single spaces (RFC 6749, section 3.3).
     ///
     /// # Errors
-    /// [`ScopeError`] for the first that is none, or if there are none or more than [`SCOPES`].
+    /// [`ScopeError`] for the first invalid one, or if there are none or more than [`MAX_SCOPES`].
     pub fn parse_list(text: &str) -> Result<Vec<Self>, ScopeError> {
-        let scopes: Vec<Self> = text.split(' ').take(SCOPES + 1).map(str::parse).collect::<Result<_, _>>()?;
-        if scopes.len() > SCOPES { Err(ScopeError(format!("more than {SCOPES}"))) } else { Ok(scopes) }
+        let scopes: Vec<Self> =
+            text.split(' ').take(MAX_SCOPES + 1).map(str::parse).collect::<Result<_, _>>()?;
+        if scopes.len() > MAX_SCOPES {
+            Err(ScopeError(format!("more than {MAX_SCOPES}")))
+        } else {
+            Ok(scopes)
+        }
     }
 
-    /// What [`Scope::parse_list`] reads.
+    /// The list that [`Scope::parse_list`] reads.
     pub fn list(scopes: &[Self]) -> String {
         scopes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
     }
@@ -60,7 +65,7 @@ impl FromStr for Scope {
         };
         let (noun, verb) = text.split_once(':').ok_or_else(shown)?;
         let scope = Self { noun: word(noun).ok_or_else(shown)?, verb: word(verb).ok_or_else(shown)? };
-        // A verb of every noun says nothing that anybody means.
+        // `*:verb` has no useful meaning: the same verb means different things for different nouns.
         if scope.noun.is_none() && scope.verb.is_some() { Err(shown()) } else { Ok(scope) }
     }
 }
@@ -101,8 +106,8 @@ mod tests {
     fn a_list_is_read_as_it_is_written_and_bounded() {
         let text = "context:put second-factor:* *:*";
         assert_eq!(Scope::list(&Scope::parse_list(text).unwrap()), text);
-        let many = vec!["a:b"; SCOPES];
-        assert_eq!(Scope::parse_list(&many.join(" ")).unwrap().len(), SCOPES);
+        let many = vec!["a:b"; MAX_SCOPES];
+        assert_eq!(Scope::parse_list(&many.join(" ")).unwrap().len(), MAX_SCOPES);
         assert!(Scope::parse_list(&format!("{} a:b", many.join(" "))).is_err());
     }
 

@@ -1,8 +1,8 @@
-//! Keys as text: their files, their names and their digits.
+//! The text format of keys: files, names and hex digits.
 
 use std::path::Path;
 
-/// A key that cannot be used. Nothing of its text is repeated.
+/// A key that cannot be read. No message quotes the text of a key.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The file cannot be read.
@@ -10,27 +10,27 @@ pub enum KeyError {
     Unreadable {
         /// The file.
         path: String,
-        /// What the system says.
+        /// The error of the operating system.
         problem: String,
     },
-    /// It does not hold a key of grants.
+    /// The text is not a grant key.
     #[error(
-        "a key of grants is `<name> <64 to 128 hex digits>`, the name of 1 to 32 out of a-z 0-9 -; this is none"
+        "not a grant key: expected `<name> <64 to 128 hex digits>`, with a name of 1 to 32 characters out of a-z 0-9 -"
     )]
     Grant,
-    /// It does not hold a key of this sort that signs.
+    /// The text is not a signing key of the expected kind.
     #[error(
-        "a key that signs is `<name> private|public <64 hex digits>`, the name of 1 to 32 out of a-z 0-9 -; {0} is needed here"
+        "{0} is needed here: expected `<name> private|public <64 hex digits>`, with a name of 1 to 32 characters out of a-z 0-9 -"
     )]
     Signing(&'static str),
-    /// It holds no ring of keys that encrypt.
+    /// The line of this number is not a line of a key ring, or repeats a version.
     #[error(
-        "a key ring has lines `<name>.<version> <64 hex digits>`, the name of 1 to 64 out of a-z 0-9 -, no version of a name twice; line {0} is none"
+        "line {0} is not a line of a key ring: expected `<name>.<version> <64 hex digits>`, with a name of 1 to 64 characters out of a-z 0-9 - and each version of a name once"
     )]
     Ring(usize),
 }
 
-/// What a key's file holds.
+/// The contents of a key file.
 pub(crate) fn content(path: &Path) -> Result<String, KeyError> {
     std::fs::read_to_string(path).map_err(|error| KeyError::Unreadable {
         path: path.display().to_string(),
@@ -38,21 +38,21 @@ pub(crate) fn content(path: &Path) -> Result<String, KeyError> {
     })
 }
 
-/// The most characters a key's name has.
+/// The longest name of a key, in characters.
 const NAME_CHARS: usize = 32;
 
-/// Whether it is a name of a key: 1 to 32 of `a-z 0-9 -`.
+/// Whether it is a valid name of a key: 1 to 32 of `a-z 0-9 -`.
 pub fn is_key_name(name: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     (1..=NAME_CHARS).contains(&name.len()) && name.bytes().all(allowed)
 }
 
-/// Hex digits in lower case.
+/// Encodes bytes as lower-case hex digits.
 pub fn to_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The bytes of pairs of hex digits. None if they are none.
+/// Decodes pairs of hex digits. None if the text is anything else.
 pub fn from_hex(digits: &str) -> Option<Vec<u8>> {
     if !digits.is_ascii() || !digits.len().is_multiple_of(2) {
         return None;

@@ -1,5 +1,5 @@
-//! Service tokens: JSON Web Tokens (RFC 7519) as RFC 8725 wants them: one algorithm that no header can change, a type of
-//! their own, issuer and audience checked, a short life.
+//! Service tokens: JSON Web Tokens (RFC 7519) that follow RFC 8725: a single algorithm that no header can change, an explicit
+//! type, checked issuer and audience, and a short lifetime.
 //!
 //! ```text
 //! {"alg":"EdDSA","typ":"memfleet+jwt","kid":"main"}
@@ -8,7 +8,7 @@
 //!  "grant":{"key":"main","exp":1800692100,"seals":{"w_context_writer":"…"}}}
 //! ```
 //!
-//! A token is judged by the time at which its message was stored, and not by the clock of whoever reads it.
+//! A token must be valid when JetStream stored the message; the clock of the reader does not matter.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,16 +27,16 @@ use crate::text::to_hex;
 
 /// The only algorithm (RFC 8037).
 pub(crate) const ALGORITHM: &str = "EdDSA";
-/// Explicit typing (RFC 8725, section 3.11): no other JWT is taken for one of these.
+/// Explicit typing (RFC 8725, section 3.11): no other kind of JWT is accepted.
 pub(crate) const TYPE: &str = "memfleet+jwt";
-/// Who issues every token.
+/// The issuer of every token.
 pub(crate) const ISSUER: &str = "memfleet";
-/// The longest life of a token.
-pub const LONGEST_LIFE: Duration = Duration::from_secs(86_400);
+/// The longest lifetime of a token.
+pub const MAX_TOKEN_LIFETIME: Duration = Duration::from_secs(86_400);
 /// How far the issuer's clock may be ahead of the broker's, in seconds.
 const CLOCK_SKEW_S: u64 = 5;
-/// The largest token that is looked at, in bytes.
-pub const TOKEN_BYTES: usize = 8 * 1024;
+/// The largest token that is accepted, in bytes.
+pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -62,17 +62,17 @@ pub(crate) struct Claims {
     pub(crate) grant: GrantClaim,
 }
 
-/// Grants without what the claims say already.
+/// Grants without the fields that the other claims contain.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct GrantClaim {
     pub(crate) key: String,
     pub(crate) exp: u64,
-    /// By database role.
+    /// The HMAC of the grant of each database role.
     pub(crate) seals: BTreeMap<String, String>,
 }
 
-/// A token whose signature is good. What it is good for, [`Token::check`] says.
+/// A token with a verified signature. [`Token::check`] decides what it authorizes.
 #[derive(Clone, Debug)]
 pub struct Token {
     id: Uuid,
@@ -87,61 +87,61 @@ pub struct Token {
 }
 
 impl Token {
-    /// Its `jti`, by which it is revoked.
+    /// Its `jti`, for revocation.
     pub fn id(&self) -> Uuid {
         self.id
     }
 
-    /// The key that signed it.
+    /// The name of the key that signed it.
     pub fn key_name(&self) -> &str {
         &self.key_name
     }
 
-    /// To whom it was issued.
+    /// The service that it was issued to.
     pub fn service(&self) -> &Service {
         &self.service
     }
 
-    /// For whom it may act.
+    /// The user that it acts for.
     pub fn user_id(&self) -> UserId {
         self.user_id
     }
 
-    /// The only session it is for, if it is for one.
+    /// The only session that it is for; none for all sessions of the user.
     pub fn session(&self) -> Option<&SessionId> {
         self.session.as_ref()
     }
 
-    /// What it allows.
+    /// Its scopes.
     pub fn scopes(&self) -> &[Scope] {
         &self.scopes
     }
 
-    /// From then on it is good, in seconds since 1970.
+    /// From when on it is valid, in seconds since 1970.
     pub fn not_before(&self) -> u64 {
         self.not_before
     }
 
-    /// From then on it is not, in seconds since 1970.
+    /// When it expires, in seconds since 1970.
     pub fn expires(&self) -> u64 {
         self.expires
     }
 
-    /// Leave for a database role to act for the user.
+    /// The grant for a database role.
     ///
     /// # Errors
-    /// [`Refusal::Grant`] if the token's scopes do not reach this role.
+    /// [`Refusal::Grant`] if the scopes of the token do not need this role.
     pub fn grant(&self, role: &str) -> Result<&Arc<str>, Refusal> {
         self.grants.get(role).ok_or(Refusal::Grant)
     }
 
-    /// The roles that it carries grants for.
+    /// The database roles that it contains grants for.
     pub fn roles(&self) -> impl Iterator<Item = &str> {
         self.grants.keys().map(String::as_str)
     }
 
-    /// Whether it allows a request on this subject, of this session if it is of one, that was stored at this time in
-    /// seconds since 1970.
+    /// Checks that it authorizes a request on this subject, of this session, that JetStream stored at this time, in seconds since
+    /// 1970.
     ///
     /// # Errors
     /// The first [`Refusal`].
@@ -167,7 +167,7 @@ impl Token {
         }
     }
 
-    /// Whether it is good at this time, in seconds since 1970.
+    /// Checks that it is valid at this time, in seconds since 1970.
     ///
     /// # Errors
     /// [`Refusal::NotYetValid`] or [`Refusal::Expired`].
@@ -182,16 +182,16 @@ impl Token {
     }
 }
 
-/// Reads a token and verifies its signature, its issuer and its audience. `key` finds the public key of a name.
+/// Decodes a token and verifies its signature, issuer and audience. `key` returns the public key of a name.
 ///
 /// # Errors
-/// The first [`Refusal`]. Nothing of the claims is believed before the signature is.
+/// The first [`Refusal`]. The claims are not read before the signature is verified.
 pub fn verify<'k>(
     token: &str,
     audience: &str,
     key: impl FnOnce(&str) -> Option<&'k PublicKey>,
 ) -> Result<Token, Refusal> {
-    if token.len() > TOKEN_BYTES {
+    if token.len() > MAX_TOKEN_BYTES {
         return Err(Refusal::Malformed);
     }
     let (signed, signature) = token.rsplit_once('.').ok_or(Refusal::Malformed)?;
@@ -224,7 +224,8 @@ fn read(claims: Claims, audience: &str, key_name: &str) -> Result<Token, Refusal
     if claims.aud != audience {
         return Err(Refusal::Audience);
     }
-    let life = claims.exp.checked_sub(claims.nbf).filter(|life| (1..=LONGEST_LIFE.as_secs()).contains(life));
+    let life =
+        claims.exp.checked_sub(claims.nbf).filter(|life| (1..=MAX_TOKEN_LIFETIME.as_secs()).contains(life));
     if life.is_none() {
         return Err(Refusal::Lifetime);
     }

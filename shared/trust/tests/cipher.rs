@@ -1,4 +1,4 @@
-//! What a ciphertext is, and what it does not open for.
+//! The format of ciphertexts, and what they do not decrypt with.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -10,7 +10,7 @@ use contract::UserId;
 use data_encoding::HEXLOWER;
 use hkdf::Hkdf;
 use sha2::Sha256;
-use trust::{Bound, CipherError, CipherKey, OVERHEAD, PLAINTEXT_BYTES, key_version};
+use trust::{AssociatedData, CIPHERTEXT_OVERHEAD, CipherError, CipherKey, MAX_PLAINTEXT_BYTES, key_version};
 use uuid::{Uuid, uuid};
 
 const ROW: Uuid = uuid!("0193d5a0-0000-7000-8000-000000000001");
@@ -27,8 +27,12 @@ fn user(id: i32) -> UserId {
     UserId::new(id).unwrap()
 }
 
-const FIELD: Bound<'static> =
-    Bound::Field { table: "passkey_credentials", column: "public_key", row: ROW, user: UserId::PLATFORM };
+const FIELD: AssociatedData<'static> = AssociatedData::Field {
+    table: "passkey_credentials",
+    column: "public_key",
+    row: ROW,
+    user: UserId::PLATFORM,
+};
 
 /// The AES-256 cases of the specification that was submitted to NIST (test cases 13, 14 and 16), on the library that is used.
 #[test]
@@ -69,15 +73,20 @@ fn a_known_answer_of_hkdf() {
     assert_eq!(HEXLOWER.encode(&made), known);
 }
 
-/// Made by another implementation of the format (Python's `cryptography`): what is written today can be read in ten years.
+/// A ciphertext of another implementation of the format (Python's `cryptography`), so that the format stays stable.
 #[test]
 fn a_ciphertext_of_another_implementation_opens() {
     let sealed = hex(
         "0101000000076465666768696a6b6c6d6e6f707172737475767778797a7b7c7d7e7f8081828345d31cda228f8ff02f17552239f7b9d4af32f06bb93216841144e049d3efdae408082c953428d3cd1bcedd34369fd1e7dc3ca66a48cc9e74858ba02880b3f950",
     );
-    let bound = Bound::Field { table: "passkey_credentials", column: "public_key", row: ROW, user: user(42) };
+    let aad = AssociatedData::Field {
+        table: "passkey_credentials",
+        column: "public_key",
+        row: ROW,
+        user: user(42),
+    };
     assert_eq!(key_version(&sealed), Ok(7));
-    assert_eq!(key(7).open(&sealed, bound).unwrap().as_slice(), b"pQECAyYgASFYIEq8");
+    assert_eq!(key(7).open(&sealed, aad).unwrap().as_slice(), b"pQECAyYgASFYIEq8");
 }
 
 #[test]
@@ -86,11 +95,11 @@ fn what_is_sealed_opens_whatever_its_length() {
     for length in [0, 1, 15, 16, 17, 1024, 70_000] {
         let plain = vec![7; length];
         let sealed = key.seal(&plain, FIELD).unwrap();
-        assert_eq!(sealed.len(), length + OVERHEAD);
+        assert_eq!(sealed.len(), length + CIPHERTEXT_OVERHEAD);
         assert_eq!(key.open(&sealed, FIELD).unwrap().as_slice(), plain);
     }
-    assert_eq!(key.seal(&vec![0; PLAINTEXT_BYTES + 1], FIELD), Err(CipherError::TooLong));
-    let largest = key.seal(&vec![0; PLAINTEXT_BYTES], FIELD).unwrap();
+    assert_eq!(key.seal(&vec![0; MAX_PLAINTEXT_BYTES + 1], FIELD), Err(CipherError::TooLong));
+    let largest = key.seal(&vec![0; MAX_PLAINTEXT_BYTES], FIELD).unwrap();
     assert_eq!(largest.len(), 2 << 20, "the table's own bound");
     assert!(key.open(&largest, FIELD).is_ok());
 }
@@ -122,17 +131,27 @@ fn it_opens_nowhere_else() {
     let key = key(1);
     let places = [
         FIELD,
-        Bound::Field { table: "user_two_factor_auth", column: "public_key", row: ROW, user: user(0) },
-        Bound::Field { table: "passkey_credentials", column: "secret_key", row: ROW, user: user(0) },
-        Bound::Field { table: "passkey_credentials", column: "public_key", row: Uuid::nil(), user: user(0) },
-        Bound::Field { table: "passkey_credentials", column: "public_key", row: ROW, user: user(1) },
+        AssociatedData::Field {
+            table: "user_two_factor_auth",
+            column: "public_key",
+            row: ROW,
+            user: user(0),
+        },
+        AssociatedData::Field { table: "passkey_credentials", column: "secret_key", row: ROW, user: user(0) },
+        AssociatedData::Field {
+            table: "passkey_credentials",
+            column: "public_key",
+            row: Uuid::nil(),
+            user: user(0),
+        },
+        AssociatedData::Field { table: "passkey_credentials", column: "public_key", row: ROW, user: user(1) },
         // The same letters, cut in another place.
-        Bound::Field { table: "passkey_credentialsp", column: "ublic_key", row: ROW, user: user(0) },
-        Bound::DataKey { user: user(0), version: 1 },
-        Bound::DataKey { user: user(0), version: 2 },
-        Bound::DataKey { user: user(1), version: 1 },
-        Bound::Payload { subject: "memory.req.test.passkey.put.0" },
-        Bound::Payload { subject: "memory.req.test.passkey.put.1" },
+        AssociatedData::Field { table: "passkey_credentialsp", column: "ublic_key", row: ROW, user: user(0) },
+        AssociatedData::DataKey { user: user(0), version: 1 },
+        AssociatedData::DataKey { user: user(0), version: 2 },
+        AssociatedData::DataKey { user: user(1), version: 1 },
+        AssociatedData::Payload { subject: "memory.req.test.passkey.put.0" },
+        AssociatedData::Payload { subject: "memory.req.test.passkey.put.1" },
     ];
     for (at, made) in places.iter().enumerate() {
         let sealed = key.seal(b"secret", *made).unwrap();
@@ -163,8 +182,8 @@ fn a_key_shows_in_no_log() {
     assert_eq!(bytes, [0; 32], "what it was made of is wiped");
 }
 
-/// A key and a nonce are made of the record's salt, so that they repeat only if it does. No salt does, and neither does what
-/// is made of it: the commitment is a part of the same output of HKDF.
+/// The key and the nonce are derived from the record's salt, so that they repeat only if the salt does. No salt repeats, and
+/// neither does the commitment, which is part of the same HKDF output.
 #[test]
 fn no_salt_and_no_key_comes_twice() {
     let records: usize =

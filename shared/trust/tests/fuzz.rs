@@ -1,6 +1,6 @@
-//! A million inputs that are nearly right, for everything that reads what somebody else has written.
+//! A million nearly valid inputs for all parsers of untrusted input.
 //!
-//! `MEMFLEET_FUZZ_INPUTS` says how many; `MEMFLEET_FUZZ_SEED` repeats a run.
+//! `MEMFLEET_FUZZ_INPUTS` sets the number of inputs; `MEMFLEET_FUZZ_SEED` repeats a run.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -10,7 +10,8 @@ use contract::UserId;
 use data_encoding::BASE64URL_NOPAD as BASE64;
 use fastrand::Rng;
 use trust::{
-    Bound, CipherKey, GrantKey, KeyRing, PrivateKey, Scope, TokenIssuer, TokenRequest, key_version, verify,
+    AssociatedData, CipherKey, GrantKey, KeyRing, PrivateKey, Scope, TokenIssuer, TokenRequest, key_version,
+    verify,
 };
 use uuid::Uuid;
 
@@ -27,7 +28,7 @@ fn rng() -> Rng {
     Rng::with_seed(seed)
 }
 
-/// Changes a few bytes, cuts some out, repeats some, or puts others in.
+/// Changes, removes, repeats or inserts a few bytes.
 fn mutate(rng: &mut Rng, bytes: &mut Vec<u8>) {
     for _ in 0..rng.usize(1..=4) {
         let at = rng.usize(0..=bytes.len());
@@ -63,7 +64,7 @@ fn token() -> String {
     TokenIssuer::new(signing(), grants, "memfleet").issue(&request, now).unwrap().token
 }
 
-/// Tokens that were changed on their way: none is believed.
+/// Modified tokens: none is accepted.
 #[test]
 fn changed_tokens() {
     let (mut rng, good, key) = (rng(), token(), signing().public());
@@ -76,8 +77,8 @@ fn changed_tokens() {
     }
 }
 
-/// What an issuer that is taken over could sign: claims and grants that are nearly right. What is read can be used without a
-/// panic, and its grant is a line of text.
+/// Nearly valid claims and grants that a compromised issuer could sign. A decoded token can be used without a panic, and its grant
+/// is a line of text.
 #[test]
 fn signed_nonsense() {
     let (mut rng, good, (signing, key)) = (rng(), token(), (signing(), signing().public()));
@@ -101,22 +102,22 @@ fn signed_nonsense() {
     assert!(read > 0, "some are still readable, or nothing was tried");
 }
 
-/// Ciphertexts that were changed: none opens.
+/// Modified ciphertexts: none decrypts.
 #[test]
 fn changed_ciphertexts() {
     let mut rng = rng();
     let key = CipherKey::generate(1).unwrap();
-    let bound = Bound::Field { table: "t", column: "c", row: Uuid::nil(), user: UserId::PLATFORM };
-    let good = key.seal(br#"{"slot":"area","value":"Alfama"}"#, bound).unwrap();
+    let aad = AssociatedData::Field { table: "t", column: "c", row: Uuid::nil(), user: UserId::PLATFORM };
+    let good = key.seal(br#"{"slot":"area","value":"Alfama"}"#, aad).unwrap();
     for _ in 0..inputs(40) {
         let mut bytes = good.clone();
         mutate(&mut rng, &mut bytes);
         let _ = key_version(&bytes);
-        assert!(key.open(&bytes, bound).is_err() || bytes == good, "{bytes:?}");
+        assert!(key.open(&bytes, aad).is_err() || bytes == good, "{bytes:?}");
     }
 }
 
-/// Key files that an operator has spoilt.
+/// Corrupted key files.
 #[test]
 fn spoilt_key_files() {
     let mut rng = rng();

@@ -1,4 +1,4 @@
-//! What a service token must be to be believed, and for what it is good.
+//! Which service tokens are accepted, and what they authorize.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -9,8 +9,8 @@ use data_encoding::BASE64URL_NOPAD as BASE64;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use trust::{
-    Grant, GrantKey, IssueError, LONGEST_LIFE, PrivateKey, PublicKey, Refusal, Scope, TOKEN_BYTES, Token,
-    TokenIssuer, TokenRequest, role_of, verify,
+    Grant, GrantKey, IssueError, MAX_TOKEN_BYTES, MAX_TOKEN_LIFETIME, PrivateKey, PublicKey, Refusal, Scope,
+    Token, TokenIssuer, TokenRequest, verify, worker_role,
 };
 
 fn signing() -> PrivateKey {
@@ -50,7 +50,7 @@ fn subject(text: &str) -> RequestSubject {
     text.parse().unwrap()
 }
 
-/// A token with these parts, signed as it should be.
+/// A correctly signed token with this header and these claims.
 fn signed(header: &Value, claims: &Value) -> String {
     let text = format!(
         "{}.{}",
@@ -86,7 +86,7 @@ fn what_is_issued_is_read_and_carries_the_grant_of_its_worker() {
     let token = read(&issued.token).unwrap();
     assert_eq!((token.id(), token.key_name(), token.service().as_str()), (issued.id, "main", "simple-chat"));
     assert_eq!((token.user_id().get(), token.not_before(), token.expires()), (42, NOW, NOW + 900));
-    let role = role_of("context-writer");
+    let role = worker_role("context-writer");
     // Its scopes cover requests and queries about contexts.
     assert_eq!(token.roles().collect::<Vec<_>>(), [role.as_str(), "w_memory_reader"]);
     let grant = grants().seal(&Grant {
@@ -148,7 +148,7 @@ fn no_token_is_believed_that_is_not_exactly_one_of_ours() {
     };
     let none = BASE64.encode(with(header(), "alg", json!("none")).to_string().as_bytes());
     let public = signing().public().to_bytes();
-    let long = "x".repeat(TOKEN_BYTES);
+    let long = "x".repeat(MAX_TOKEN_BYTES);
     let cases = [
         ("nothing", String::new(), Refusal::Malformed),
         ("a word", "token".to_owned(), Refusal::Malformed),
@@ -202,7 +202,7 @@ fn no_token_is_believed_that_is_not_exactly_one_of_ours() {
         ),
         (
             "a day and a second",
-            signed(&header(), &with(claims(), "exp", json!(NOW + LONGEST_LIFE.as_secs() + 1))),
+            signed(&header(), &with(claims(), "exp", json!(NOW + MAX_TOKEN_LIFETIME.as_secs() + 1))),
             Refusal::Lifetime,
         ),
         ("for ever", signed(&header(), &with(claims(), "exp", json!(u64::MAX))), Refusal::Lifetime),
@@ -255,12 +255,18 @@ fn what_can_be_no_token_is_not_issued() {
         change(&mut wanted);
         issuer().issue(&wanted, now()).unwrap_err()
     };
-    assert_eq!(issue(|wanted| wanted.life = Duration::ZERO), IssueError::Life(0));
-    assert_eq!(issue(|wanted| wanted.life = LONGEST_LIFE + Duration::from_secs(1)), IssueError::Life(86_401));
+    assert_eq!(issue(|wanted| wanted.life = Duration::ZERO), IssueError::Lifetime(0));
+    assert_eq!(
+        issue(|wanted| wanted.life = MAX_TOKEN_LIFETIME + Duration::from_secs(1)),
+        IssueError::Lifetime(86_401)
+    );
     assert_eq!(issue(|wanted| wanted.scopes.clear()), IssueError::Scopes(0));
     let nothing: Scope = "contexts:put".parse().unwrap();
     let told = issue(|wanted| wanted.scopes = vec!["contexts:put".parse().unwrap()]);
-    assert_eq!(told, IssueError::Nothing(nothing));
+    assert!(told.to_string().contains("no query (did you mean context:put?); "), "{told}");
+    assert_eq!(told, IssueError::UnmatchedScope(nothing));
+    let far: Scope = "unicorn:ride".parse().unwrap();
+    assert!(!IssueError::UnmatchedScope(far).to_string().contains("did you mean"));
     assert!(format!("{:?}", issuer()).contains("main") && !format!("{:?}", issuer()).contains("6b6b"));
 }
 

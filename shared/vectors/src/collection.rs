@@ -1,4 +1,4 @@
-//! Collections: one for each model and dimension.
+//! Collections: one per model, dimension and quantization.
 
 use qdrant_client::qdrant::{
     BinaryQuantizationBuilder, CollectionStatus, CreateAliasBuilder, CreateCollectionBuilder,
@@ -10,17 +10,17 @@ use qdrant_client::qdrant::{
 
 use crate::error::VectorError;
 use crate::point::{MEMORY, META, SESSION, TENANT, TIME, TYPE, WRITTEN};
-use crate::vectors::Vectors;
+use crate::store::VectorStore;
 use config::Quantization;
 
-/// What a collection is made for.
+/// The parameters of a collection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CollectionSpec {
     /// The model.
     pub model: String,
-    /// The length of its vectors.
+    /// The number of dimensions.
     pub dimension: usize,
-    /// How they are kept in memory.
+    /// How vectors are quantized in memory.
     pub quantization: Quantization,
 }
 
@@ -37,26 +37,26 @@ impl CollectionSpec {
     }
 }
 
-/// What the vector store says of a collection.
+/// The state of a collection, as the vector store reports it.
 #[derive(Clone, Copy, Debug)]
 pub struct CollectionInfo {
-    /// How many points it has.
+    /// The number of points.
     pub points: u64,
-    /// How many vectors are in an index.
+    /// The number of indexed vectors.
     pub indexed: u64,
-    /// Whether everything that is to be optimised has been.
+    /// Whether the optimizer is idle (status green).
     pub is_settled: bool,
 }
 
-impl Vectors {
-    /// Makes a collection and its indexes, as far as they are not there. Nothing is changed of what is.
+impl VectorStore {
+    /// Creates a collection and its payload indexes unless they exist. Existing ones are not changed.
     ///
     /// # Errors
     /// [`VectorError`].
-    pub async fn make_collection(&self, name: &str, spec: &CollectionSpec) -> Result<(), VectorError> {
+    pub async fn create_collection(&self, name: &str, spec: &CollectionSpec) -> Result<(), VectorError> {
         if !self.client.collection_exists(name).await? {
             let size = u64::try_from(spec.dimension).unwrap_or(u64::MAX);
-            // A user's points have a graph of their own, and there is none of all: every search is of one user.
+            // An HNSW graph per tenant and none across tenants: every search filters by one user.
             let hnsw = HnswConfigDiffBuilder::default().m(0).payload_m(16);
             let vector = VectorParamsBuilder::new(size, Distance::Cosine)
                 .on_disk(spec.quantization != Quantization::None)
@@ -78,8 +78,8 @@ impl Vectors {
             }
             self.client.create_collection(create).await?;
         }
-        // The tenant's first: graphs are made by it. And by nothing else: no search is without a tenant, and graphs of all that is of
-        // one type would take long to make and serve none.
+        // The tenant's index comes first, because graphs are built per tenant. The other indexes build no graphs: every search has a
+        // tenant, and a graph per type would take long to build and serve no search.
         let tenant =
             IndexParams::KeywordIndexParams(KeywordIndexParamsBuilder::default().is_tenant(true).build());
         let keyword = KeywordIndexParamsBuilder::default().enable_hnsw(false).build();
@@ -94,7 +94,7 @@ impl Vectors {
             (TYPE, FieldType::Keyword, keyword()),
             (TIME, FieldType::Integer, number()),
             (META, FieldType::Keyword, keyword()),
-            // By it what is obsolete is deleted.
+            // Used to delete superseded points.
             (WRITTEN, FieldType::Integer, number()),
         ];
         for (field, field_type, params) in indexes {
@@ -106,17 +106,17 @@ impl Vectors {
         Ok(())
     }
 
-    /// Has the alias lead to a collection from now on.
+    /// Points the alias to a collection.
     ///
     /// # Errors
     /// [`VectorError`].
     pub async fn point_alias(&self, alias: &str, collection: &str) -> Result<(), VectorError> {
-        // An alias that is there is led elsewhere in one step: nobody finds it missing.
+        // Qdrant replaces an existing alias atomically.
         self.client.create_alias(CreateAliasBuilder::new(collection, alias)).await?;
         Ok(())
     }
 
-    /// Where the alias leads.
+    /// The collection that the alias points to.
     ///
     /// # Errors
     /// [`VectorError`].
@@ -125,13 +125,15 @@ impl Vectors {
         Ok(there.aliases.into_iter().find(|one| one.alias_name == alias).map(|one| one.collection_name))
     }
 
-    /// How a collection is.
+    /// The state of a collection.
     ///
     /// # Errors
     /// [`VectorError`].
     pub async fn collection_info(&self, name: &str) -> Result<CollectionInfo, VectorError> {
         let answer = self.client.collection_info(name).await?;
-        let info = answer.result.ok_or_else(|| VectorError::Away("no answer".to_owned()))?;
+        let info = answer
+            .result
+            .ok_or_else(|| VectorError::Unavailable("the response contains no collection info".to_owned()))?;
         Ok(CollectionInfo {
             points: info.points_count.unwrap_or(0),
             indexed: info.indexed_vectors_count.unwrap_or(0),
@@ -139,7 +141,7 @@ impl Vectors {
         })
     }
 
-    /// Removes a collection with everything in it.
+    /// Deletes a collection and all of its points.
     ///
     /// # Errors
     /// [`VectorError`].

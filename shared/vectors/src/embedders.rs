@@ -1,12 +1,12 @@
 use config::EmbedderSettings;
 use embed::{EmbedError, Embedder};
 
-/// The embedders of this process: the usual one, and one for a collection that is being filled, if that has another model.
+/// The embedders of this process: the primary one, and one for the collection of another model that a migration fills.
 #[derive(Clone, Debug, Default)]
 pub struct Embedders(Vec<Embedder>);
 
 impl Embedders {
-    /// Opens those that are configured.
+    /// Opens the configured embedders.
     ///
     /// # Errors
     /// [`EmbedError::Misconfigured`].
@@ -18,13 +18,13 @@ impl Embedders {
         Ok(Self(opened))
     }
 
-    /// The one that makes vectors of this model.
+    /// The embedder of this model.
     pub fn of(&self, model: &str) -> Option<&Embedder> {
         self.0.iter().find(|embedder| embedder.model() == model)
     }
 
-    /// The usual one.
-    pub fn usual(&self) -> Option<&Embedder> {
+    /// The embedder of the section `embedder`.
+    pub fn primary(&self) -> Option<&Embedder> {
         self.0.first()
     }
 }

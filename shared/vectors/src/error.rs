@@ -1,17 +1,17 @@
 use qdrant_client::QdrantError;
 use tonic::Code;
 
-/// What the vector store says instead of an answer. No reason quotes a vector or a payload.
+/// An error of the vector store. No message quotes a vector or a payload.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum VectorError {
-    /// Not now: it cannot be reached, is starting, or is overloaded.
-    #[error("the vector store is away: {0}")]
-    Away(String),
-    /// The collection is not there.
-    #[error("the vector store has no such collection: {0}; `memfleet vectors apply` makes it")]
+    /// A transient failure: it is unreachable, starting or overloaded.
+    #[error("the vector store is unavailable: {0}")]
+    Unavailable(String),
+    /// The collection does not exist.
+    #[error("the vector store has no such collection: {0}; `memfleet vectors apply` creates it")]
     NoCollection(String),
-    /// It does not take what it was given, however often it is tried.
-    #[error("the vector store refuses: {0}")]
+    /// It rejects the call permanently.
+    #[error("the vector store rejected the call: {0}")]
     Refused(String),
 }
 
@@ -19,7 +19,7 @@ impl VectorError {
     /// Whether the same call may succeed later.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Away(_) | Self::NoCollection(_) => true,
+            Self::Unavailable(_) | Self::NoCollection(_) => true,
             Self::Refused(_) => false,
         }
     }
@@ -29,15 +29,17 @@ impl From<QdrantError> for VectorError {
     fn from(error: QdrantError) -> Self {
         let status = match error {
             QdrantError::ResponseError { status } => status,
-            QdrantError::ResourceExhaustedError { status, .. } => return Self::Away(told(status.message())),
+            QdrantError::ResourceExhaustedError { status, .. } => {
+                return Self::Unavailable(truncated(status.message()));
+            }
             other @ (QdrantError::ConversionError(_)
             | QdrantError::InvalidUri(_)
             | QdrantError::NoSnapshotFound(_)
             | QdrantError::Io(_)
             | QdrantError::JsonToPayload(_)
-            | QdrantError::PayloadDeserialization(_)) => return Self::Refused(told(&other.to_string())),
+            | QdrantError::PayloadDeserialization(_)) => return Self::Refused(truncated(&other.to_string())),
         };
-        let message = told(status.message());
+        let message = truncated(status.message());
         match status.code() {
             Code::NotFound => Self::NoCollection(message),
             Code::InvalidArgument
@@ -55,12 +57,12 @@ impl From<QdrantError> for VectorError {
             | Code::Aborted
             | Code::Internal
             | Code::Unavailable
-            | Code::DataLoss => Self::Away(format!("{:?}: {message}", status.code())),
+            | Code::DataLoss => Self::Unavailable(format!("{:?}: {message}", status.code())),
         }
     }
 }
 
-/// A message of the server, bounded.
-fn told(message: &str) -> String {
+/// A message of the server, truncated.
+fn truncated(message: &str) -> String {
     message.chars().take(300).collect()
 }

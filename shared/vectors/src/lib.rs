@@ -1,23 +1,23 @@
-//! Qdrant: collections, points, and the one search, which needs a user.
+//! The vector store, Qdrant: collections, points and the search, which always filters by user.
 //!
-//! A point holds a vector and what it is filtered by: its type, its time, the memory's own id, and digests. No text, no user id, no
-//! session id. Who reads the vector
-//! store alone learns neither whose a point is nor what it says. A [`Tenant`] is how one user is called in it; every call that
-//! reads or deletes points of users takes one, but for those of the reconciler.
+//! A point consists of a vector and the payload that searches filter by: its type, its time, the id of the memory, and keyed
+//! digests. It contains no text, no user id and no session id, so the vector store alone reveals neither the user nor the text of
+//! a point. A [`Tenant`] is the pseudonym of a user in the vector store. Every call that reads or deletes points requires a
+//! tenant, except for the calls of the reconciler.
 
 mod collection;
 mod embedders;
 mod error;
 mod point;
 mod search;
-mod vectors;
+mod store;
 
 pub use collection::{CollectionInfo, CollectionSpec};
 pub use embedders::Embedders;
 pub use error::VectorError;
-pub use point::{Point, PointKey, StoredPoint, Superseded, Tenant, chunk_ids, first_point_id, meta_digests};
+pub use point::{Point, PointKey, StoredPoint, SupersededPoints, Tenant, chunk_ids, first_point_id, metadata_digests};
 pub use search::{Found, VectorQuery};
-pub use vectors::Vectors;
+pub use vectors::VectorStore;
 
-/// The alias under which the collection that is searched is known to others, and the name that access is given by.
+/// The Qdrant alias of the collection that is searched, and the object name of searches in the access log.
 pub const ALIAS: &str = "unified_memory";

@@ -1,4 +1,4 @@
-//! What a point is, and how the users, sessions and values of its filters are called in it.
+//! Points, and the pseudonyms of users, sessions and filter values in their payloads.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use serde_json::Value;
 use sha2::Sha256;
 use uuid::Uuid;
 
-/// The fields of a payload. The first one is the tenant's, which is indexed as such.
+/// The fields of a payload. The first one is the tenant, which has a tenant index.
 pub(crate) const TENANT: &str = "tenant";
 pub(crate) const MEMORY: &str = "memory";
 pub(crate) const WRITTEN: &str = "written";
@@ -20,18 +20,18 @@ pub(crate) const TYPE: &str = "type";
 pub(crate) const TIME: &str = "time";
 pub(crate) const META: &str = "meta";
 
-/// How many values of a memory's metadata can be filtered by.
-const MOST_META: usize = 64;
-/// The namespace of point ids.
+/// The most metadata values of a memory that searches can filter by.
+const MAX_META: usize = 64;
+/// The UUID namespace of point ids.
 const NAMESPACE: Uuid = Uuid::from_u128(0x5b3c_5d3f_6f0a_4e3d_9c59_6f1d_7a50_f1e1);
 
-/// How one user is called in the vector store. The database says it, and only of users in the security context
+/// The pseudonym of a user in the vector store. The database returns it for users in the security context only
 /// (`sec.vector_tenants`).
 #[derive(Clone)]
 pub struct Tenant {
-    /// The name.
+    /// The pseudonym.
     pub(crate) token: Uuid,
-    /// With it filters become digests.
+    /// The HMAC key of filter values.
     filter_key: Vec<u8>,
 }
 
@@ -42,19 +42,19 @@ impl std::fmt::Debug for Tenant {
 }
 
 impl Tenant {
-    /// As the database says it.
+    /// A tenant as stored in the database.
     pub fn new(token: Uuid, filter_key: Vec<u8>) -> Self {
         Self { token, filter_key }
     }
 
-    /// The name.
+    /// The pseudonym.
     pub fn token(&self) -> Uuid {
         self.token
     }
 
-    /// What a value is called in a filter of this kind, so that nobody guesses it from there.
+    /// The keyed digest of a filter value, from which the value cannot be guessed without the key.
     fn digest(&self, kind: &str, parts: &[&str]) -> String {
-        // A key of any length is taken.
+        // HMAC accepts a key of any length.
         let Ok(mut mac) = <Hmac<Sha256> as KeyInit>::new_from_slice(&self.filter_key) else {
             return String::new();
         };
@@ -70,14 +70,14 @@ impl Tenant {
     }
 }
 
-/// What the values directly in metadata are called in filters: of texts, numbers and booleans, the first 64.
-pub fn meta_digests(tenant: &Tenant, metadata: &str) -> Vec<String> {
+/// The filter digests of the top-level strings, numbers and booleans of metadata, at most 64.
+pub fn metadata_digests(tenant: &Tenant, metadata: &str) -> Vec<String> {
     let Ok(Value::Object(values)) = serde_json::from_str(metadata) else { return Vec::new() };
     let digest = |(key, value): (&String, &Value)| {
         let (kind, text) = match value {
             Value::String(text) => ("text", text.clone()),
             Value::Bool(value) => ("boolean", value.to_string()),
-            // 1 and 1.0 are one number, as in PostgreSQL.
+            // 1 and 1.0 are equal, as in PostgreSQL.
             Value::Number(number) => {
                 ("number", number.as_f64().map_or(number.to_string(), |value| value.to_string()))
             }
@@ -85,12 +85,12 @@ pub fn meta_digests(tenant: &Tenant, metadata: &str) -> Vec<String> {
         };
         Some(tenant.digest("meta", &[key, kind, &text]))
     };
-    values.iter().filter_map(digest).take(MOST_META).collect()
+    values.iter().filter_map(digest).take(MAX_META).collect()
 }
 
-/// The first point of a memory that a message writes. It follows from the request and from when it was stored, so that a
-/// redelivery writes the same one, and no other message ever writes it: not even a second one with the same request id, which
-/// another worker may have in its hands at the same time.
+/// The id of the first point that a message writes for a memory. It is derived from the request id and from the time at which
+/// JetStream stored the message: a redelivery writes the same point, and no other message does, not even one with the same
+/// request id that another worker processes at the same time.
 pub fn first_point_id(tenant: &Tenant, request: Uuid, written: i64, memory: Uuid) -> Uuid {
     let mut name = [0; 56];
     name[..16].copy_from_slice(tenant.token.as_bytes());
@@ -108,12 +108,12 @@ pub fn chunk_ids(first: Uuid, count: usize) -> impl Iterator<Item = Uuid> {
     })
 }
 
-/// What is known of the points of a memory besides their vectors.
+/// The payload that the points of a memory share.
 #[derive(Clone, Debug)]
 pub struct PointKey {
     /// The memory.
     pub memory: Uuid,
-    /// The request's place among others for the same memory: when it was stored, in microseconds.
+    /// When JetStream stored the request, in microseconds since 1970. It orders the requests of a memory.
     pub written: i64,
     /// The session.
     pub session: Option<SessionId>,
@@ -121,20 +121,20 @@ pub struct PointKey {
     pub vector_type: VectorType,
     /// When it was said, in milliseconds since 1970.
     pub time: i64,
-    /// See [`meta_digests`].
+    /// See [`metadata_digests`].
     pub meta: Vec<String>,
 }
 
-/// A vector and what it is filtered by.
+/// A point: a vector with its payload.
 #[derive(Clone, Debug)]
 pub struct Point {
     /// Its id.
     pub id: Uuid,
-    /// Its numbers.
+    /// The vector.
     pub vector: Vec<f32>,
-    /// Whose it is.
+    /// The tenant.
     pub tenant: Tenant,
-    /// What it is filtered by.
+    /// Its payload.
     pub key: PointKey,
 }
 
@@ -160,27 +160,27 @@ impl Point {
     }
 }
 
-/// The points of a memory that a later request has made obsolete.
+/// The points of a memory that a later request superseded.
 #[derive(Clone, Debug)]
-pub struct Superseded {
-    /// Whose it is.
+pub struct SupersededPoints {
+    /// The tenant.
     pub tenant: Tenant,
     /// The memory.
     pub memory: Uuid,
-    /// From when on they were written, in microseconds, and before when.
+    /// The range of [`PointKey::written`] of the points.
     pub written: std::ops::Range<i64>,
 }
 
-/// A point as the reconciler finds it.
+/// A point as the reconciler reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoredPoint {
     /// Its id.
     pub id: Uuid,
-    /// Whose it is.
+    /// The tenant.
     pub tenant: Option<Uuid>,
     /// The memory.
     pub memory: Option<Uuid>,
-    /// When it was written, in microseconds.
+    /// See [`PointKey::written`].
     pub written: i64,
 }
 

@@ -1,4 +1,4 @@
-//! The one search. It cannot be asked without a user.
+//! Search. A query without a tenant cannot be expressed.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -12,46 +12,47 @@ use uuid::Uuid;
 
 use crate::error::VectorError;
 use crate::point::{MEMORY, META, SESSION, TENANT, TIME, TYPE, Tenant, text};
-use crate::vectors::Vectors;
+use crate::store::VectorStore;
 
-/// Where few memories are enough, so many points are asked for at first for each: texts that are not long have one or two, and what
-/// was replaced a moment ago has some.
-const POINTS_A_MEMORY: usize = 8;
-/// And at least so many.
-const FEWEST_POINTS: u64 = 40;
+/// How many points are requested per memory at first if few memories are enough: short texts have one or two points, and
+/// superseded points may not be deleted yet.
+const POINTS_PER_MEMORY: usize = 8;
+/// The fewest points that are requested at first.
+const MIN_POINTS: u64 = 40;
 
-/// What is looked for among the points of a user.
+/// A search among the points of a user.
 #[derive(Clone, Debug, Default)]
 pub struct VectorQuery {
     /// The vector.
     pub vector: Vec<f32>,
-    /// Only points of these types; none: of any.
+    /// The types to search; empty for all.
     pub vector_types: Vec<VectorType>,
-    /// Only those of this session.
+    /// The session to search; none for all.
     pub session: Option<SessionId>,
-    /// Only what was said in this time, in milliseconds since 1970.
+    /// The range of times to search, in milliseconds since 1970.
     pub time: Range<Option<i64>>,
-    /// Only those that have all of these. See [`meta_digests`](crate::meta_digests).
+    /// The metadata values that a memory must have, all of them. See [`metadata_digests`](crate::metadata_digests).
     pub meta: Vec<String>,
-    /// Whether every point is compared, by its original vector.
+    /// Whether to compare every point by its original vector, without the index and quantization.
     pub exact: bool,
-    /// The most points.
+    /// The most points to read.
     pub limit: u64,
-    /// Where so many memories are enough: fewer points are asked for at first, and all of them only if those are of too few memories.
+    /// How many memories are enough. Fewer points are read at first, and `limit` points only if the first ones belong to too few
+    /// memories.
     pub enough: Option<usize>,
 }
 
-/// A memory that was found: that of a point, and how like it is.
+/// A memory with the score of its best point.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Found {
+pub struct ScoredMemory {
     /// The memory.
     pub memory: Uuid,
-    /// The cosine.
+    /// The cosine similarity.
     pub cosine: f32,
 }
 
 impl VectorQuery {
-    /// Whose it is always comes first: there is no filter without it.
+    /// The filter. The tenant is always its first condition.
     fn filter(&self, tenant: &Tenant) -> Filter {
         let mut must = vec![Condition::matches(TENANT, tenant.token.to_string())];
         if !self.vector_types.is_empty() {
@@ -77,8 +78,8 @@ impl VectorQuery {
     }
 }
 
-impl Vectors {
-    /// The memories of a user that are most like a vector, each once, the most alike first.
+impl VectorStore {
+    /// The memories of a user that are most similar to a vector, each once, most similar first.
     ///
     /// # Errors
     /// [`VectorError`].
@@ -87,16 +88,17 @@ impl Vectors {
         tenant: &Tenant,
         collection: &str,
         query: &VectorQuery,
-    ) -> Result<Vec<Found>, VectorError> {
-        let some = |enough: usize| u64::try_from(enough.saturating_mul(POINTS_A_MEMORY)).unwrap_or(u64::MAX);
+    ) -> Result<Vec<ScoredMemory>, VectorError> {
+        let some =
+            |enough: usize| u64::try_from(enough.saturating_mul(POINTS_PER_MEMORY)).unwrap_or(u64::MAX);
         let at_first =
-            query.enough.map_or(query.limit, |enough| some(enough).max(FEWEST_POINTS).min(query.limit));
+            query.enough.map_or(query.limit, |enough| some(enough).max(MIN_POINTS).min(query.limit));
         let points = self.points(tenant, collection, query, at_first).await?;
         let is_cut =
             at_first < query.limit && u64::try_from(points.len()).is_ok_and(|count| count >= at_first);
-        let found = best_of_each(points);
+        let found = best_per_memory(points);
         if is_cut && query.enough.is_some_and(|enough| found.len() < enough) {
-            return Ok(best_of_each(self.points(tenant, collection, query, query.limit).await?));
+            return Ok(best_per_memory(self.points(tenant, collection, query, query.limit).await?));
         }
         Ok(found)
     }
@@ -121,12 +123,12 @@ impl Vectors {
     }
 }
 
-/// Each memory once, by its best point, in the order of these.
-fn best_of_each(points: Vec<ScoredPoint>) -> Vec<Found> {
+/// Each memory once, by its best point, in the order of the points.
+fn best_per_memory(points: Vec<ScoredPoint>) -> Vec<ScoredMemory> {
     let mut seen = HashSet::new();
     let found = points.into_iter().filter_map(|point| {
         let memory = text(&point.payload, MEMORY)?.parse().ok()?;
-        seen.insert(memory).then_some(Found { memory, cosine: point.score })
+        seen.insert(memory).then_some(ScoredMemory { memory, cosine: point.score })
     });
     found.collect()
 }

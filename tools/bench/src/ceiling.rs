@@ -17,7 +17,7 @@ use store::clock::{self, Session};
 use store::inbox::{self, Entry};
 use store::security;
 use store::{Connection, Fault};
-use trust::role_of;
+use trust::worker_role;
 use uuid::Uuid;
 
 use super::bulk::Prepared;
@@ -37,7 +37,7 @@ pub(super) async fn measure<W: Worker>(
     let batches: Vec<Vec<&Message<W::Item>>> =
         decoded.chunks(settings.worker.batch_size).map(|batch| batch.iter().collect()).collect();
     let grants_of = Grants::open(&settings.trust, W::INFO.name)?;
-    let mut connection = store::connect(&settings.postgres.url_of(&role_of(W::INFO.name))).await?;
+    let mut connection = store::connect(&settings.postgres.url_of(&worker_role(W::INFO.name))).await?;
     // The first statement of a connection is prepared; the worker has done that before its run, too.
     let started = Instant::now();
     for batch in &batches {

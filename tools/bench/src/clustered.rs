@@ -14,7 +14,7 @@ use fastrand::Rng;
 use store::Connection;
 use tokio::time::sleep;
 use uuid::Uuid;
-use vectors::{CollectionInfo, Point, PointKey, Tenant, Vectors};
+use vectors::{CollectionInfo, Point, PointKey, Tenant, VectorStore};
 
 use super::filled::fill_tables;
 
@@ -117,7 +117,7 @@ pub(super) async fn fill(owner: &mut Connection, points: u32, users: u32) -> any
 /// Stores the points of what was filled in.
 pub(super) async fn load(
     owner: &mut Connection,
-    vectors: &Vectors,
+    vectors: &VectorStore,
     collection: &str,
 ) -> anyhow::Result<Loaded> {
     errln!("storing points");
@@ -153,7 +153,10 @@ fn point(memory: &Memory, loaded: &Loaded) -> anyhow::Result<Point> {
 }
 
 /// Waits until the vector store has built its indexes: how it is then, and how many seconds that took.
-pub(super) async fn settled(vectors: &Vectors, collection: &str) -> anyhow::Result<(CollectionInfo, f64)> {
+pub(super) async fn settled(
+    vectors: &VectorStore,
+    collection: &str,
+) -> anyhow::Result<(CollectionInfo, f64)> {
     errln!("waiting for its indexes");
     let began = Instant::now();
     // Since when it has said so, with how many vectors in an index.

@@ -10,7 +10,7 @@ use diesel::sql_types::{Integer, Text};
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
 use serde_json::Value;
 use store::{Connection, security};
-use trust::role_of;
+use trust::worker_role;
 
 use super::grants::Grants;
 
@@ -130,7 +130,7 @@ pub(super) async fn fill(settings: &Settings, size: Size) -> anyhow::Result<Conn
         ("{sessions}", size.sessions.to_string()),
     ];
     fill_tables(&mut owner, &FILL, &values).await?;
-    let role = role_of(READER);
+    let role = worker_role(READER);
     owner
         .batch_execute(&format!("GRANT SELECT, INSERT ON ALL TABLES IN SCHEMA public TO {role}"))
         .await
@@ -141,7 +141,7 @@ pub(super) async fn fill(settings: &Settings, size: Size) -> anyhow::Result<Conn
 /// A login that reads under row-level security.
 pub(super) async fn reader(settings: &Settings) -> anyhow::Result<(Connection, Grants)> {
     let grants = Grants::open(&settings.trust, READER)?;
-    Ok((store::connect(&settings.postgres.url_of(&role_of(READER))).await?, grants))
+    Ok((store::connect(&settings.postgres.url_of(&worker_role(READER))).await?, grants))
 }
 
 /// Begins a transaction with the context of a user.
@@ -184,7 +184,7 @@ pub(super) async fn make_plan_function(owner: &mut Connection) -> anyhow::Result
                  RETURN plan::text;
              END $$;
              GRANT EXECUTE ON FUNCTION bench_plan TO {}",
-            role_of(READER)
+            worker_role(READER)
         ))
         .await?;
     Ok(())

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use config::TrustSettings;
 use contract::RequestSubject;
-use trust::{Grant, GrantKey, role_of};
+use trust::{Grant, GrantKey, worker_role};
 use uuid::Uuid;
 
 const GOOD_FOR: Duration = Duration::from_secs(86_400);
@@ -23,7 +23,7 @@ impl Grants {
     pub(super) fn open(settings: &TrustSettings, worker: &str) -> anyhow::Result<Self> {
         let file = settings.grant_key_file.as_ref().context("trust.grant_key_file is not set")?;
         let key = GrantKey::read(Path::new(file)).context("trust.grant_key_file")?;
-        Ok(Self { key, role: role_of(worker), expires_at: SystemTime::now() + GOOD_FOR })
+        Ok(Self { key, role: worker_role(worker), expires_at: SystemTime::now() + GOOD_FOR })
     }
 
     /// A grant for whom a subject names.

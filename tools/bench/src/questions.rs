@@ -14,7 +14,7 @@ use config::Settings;
 use contract::{QUERY_ROOT, UserId, header};
 use diesel_async::SimpleAsyncConnection;
 use fleet::{Fleet, WorkerName};
-use memory_reader::Desk;
+use memory_reader::QueryHandler;
 use runtime::query::IncomingQuery;
 use runtime::{Readiness, StartupDeadline, broker};
 use serde::Serialize;
@@ -118,7 +118,7 @@ async fn measure(args: &QuestionsArgs, settings: &Settings) -> anyhow::Result<Ve
     let entry = ServiceEntry { scopes: vec!["*:*".parse()?], rates: Rates::default() };
     registry::put_service(&mut owner, &SERVICE.parse()?, &entry).await?;
     let asker = Asker {
-        desk: memory_reader::open(settings, &StartupDeadline::new(&Readiness::new("bench"), settings))
+        handler: memory_reader::open(settings, &StartupDeadline::new(&Readiness::new("bench"), settings))
             .await?,
         client: broker::connect_operator(&settings.nats, SERVICE).await?,
         issuer: token_issuer::issuer(&settings.trust)?.context("the keys of tokens are not set")?,
@@ -147,7 +147,7 @@ fn routing_statistics() -> String {
 }
 
 struct Asker {
-    desk: Desk,
+    handler: QueryHandler,
     client: Client,
     issuer: trust::TokenIssuer,
 }
@@ -178,7 +178,7 @@ impl Asker {
     /// How long the answer took, and how much of it the database.
     async fn in_process(&self, asked: IncomingQuery) -> anyhow::Result<(f64, f64)> {
         let started = Instant::now();
-        let (answer, read) = self.desk.answer_timed(asked).await;
+        let (answer, read) = self.handler.handle_timed(asked).await;
         let took = ms(started.elapsed());
         ensure!(answer.is_ok(), "a question is refused: {answer:?}");
         Ok((took, ms(read)))

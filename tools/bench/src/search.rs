@@ -15,7 +15,7 @@ use fleet::{Fleet, WorkerName};
 use playground::Local;
 use serde::Serialize;
 use uuid::Uuid;
-use vectors::{ALIAS, CollectionInfo, VectorQuery, Vectors};
+use vectors::{ALIAS, CollectionInfo, VectorQuery, VectorStore};
 
 use super::asking::{Asker, Ready, Similar};
 use super::clustered::{self, DIMENSION, Loaded, MODEL, Search};
@@ -106,7 +106,7 @@ pub(super) async fn execute(args: &SearchArgs, settings: &Settings) -> anyhow::R
 
 /// The collection that is searched.
 struct Searched {
-    vectors: Vectors,
+    vectors: VectorStore,
     collection: String,
     loaded: Loaded,
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use ::trust::{Bound, CipherKey, TokenIssuer, TokenRequest, role_of, verify};
+use ::trust::{AssociatedData, CipherKey, TokenIssuer, TokenRequest, verify, worker_role};
 use anyhow::Context;
 use async_nats::HeaderMap;
 use chrono::Utc;
@@ -106,7 +106,7 @@ fn ask(issuer: &TokenIssuer, user: u32) -> anyhow::Result<Sample> {
     headers.insert(header::AUTHORIZATION, header::bearer(&token));
     let key = issuer.signing().public();
     let known = verify(&token, issuer.audience(), |_| Some(&key)).ok().context("no good token")?;
-    let grant = known.grant(&role_of(contract::CONTEXT_WRITER.name)).ok().context("no grant")?.to_string();
+    let grant = known.grant(&worker_role(contract::CONTEXT_WRITER.name)).ok().context("no grant")?.to_string();
     Ok(Sample { subject, headers, grant, bytes: token.len() })
 }
 
@@ -127,7 +127,7 @@ async fn measure(args: &TrustArgs, settings: &Settings) -> anyhow::Result<Report
     let cached: Vec<f64> = asked.iter().map(verify_one).collect::<anyhow::Result<_>>()?;
 
     let mut worker =
-        store::connect(&settings.postgres.url_of(&role_of(contract::CONTEXT_WRITER.name))).await?;
+        store::connect(&settings.postgres.url_of(&worker_role(contract::CONTEXT_WRITER.name))).await?;
     let mut grants = Vec::with_capacity(asked.len());
     for one in &asked {
         let mut taken = 0.0;
@@ -167,7 +167,7 @@ fn ciphers(times: u32) -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
     let (key, plain) = (CipherKey::generate(1)?, [7_u8; 1024]);
     let (mut encrypted, mut decrypted) = (Vec::new(), Vec::new());
     for row in 0..times {
-        let bound = Bound::Field {
+        let bound = AssociatedData::Field {
             table: "simple_chat_context",
             column: "context_value",
             row: Uuid::from_u128(row.into()),

@@ -15,7 +15,7 @@ use diesel_async::{AsyncConnection, RunQueryDsl, SimpleAsyncConnection};
 use serde::Serialize;
 use store::blackboard::{self, NewEvent};
 use store::{Connection, Fault, security};
-use trust::role_of;
+use trust::worker_role;
 use uuid::Uuid;
 
 use super::corpus::Corpus;
@@ -127,7 +127,7 @@ async fn measure(args: &WritePathArgs, settings: &Settings) -> anyhow::Result<Ve
     // The worker's own role and its grants: no layer is measured with more rights than it has in production.
     let grants_of = Grants::open(&settings.trust, contract::CONTEXT_WRITER.name)?;
     let mut worker =
-        store::connect(&settings.postgres.url_of(&role_of(contract::CONTEXT_WRITER.name))).await?;
+        store::connect(&settings.postgres.url_of(&worker_role(contract::CONTEXT_WRITER.name))).await?;
     let mut corpus = Corpus::new();
     let mut mixes = Vec::new();
     for users in MIXES {
@@ -152,7 +152,7 @@ async fn prepare(owner: &mut Connection, layer: Layer) -> anyhow::Result<()> {
              FOREIGN KEY (user_id, session_id) REFERENCES chat_mode_sessions (user_id, session_id));
          ALTER TABLE {table} OWNER TO memfleet_owner;
          GRANT SELECT, INSERT ON {table} TO {};",
-        role_of(contract::CONTEXT_WRITER.name)
+        worker_role(contract::CONTEXT_WRITER.name)
     );
     if layer != Layer::Bare {
         sql.push_str(&format!(

@@ -1,4 +1,4 @@
-//! The collections by name, and the aliases that lead to them.
+//! The open collections by name, and their aliases.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -7,60 +7,60 @@ use uuid::Uuid;
 
 use crate::collection::Collection;
 use crate::error::{Problem, StartError};
-use crate::home::{Catalogue, Entry, Home};
-use crate::keeper;
+use crate::maintenance;
 use crate::settings::Settings;
+use crate::storage::{Entry, Manifest, Storage};
 
 /// One change of an alias.
 #[derive(Debug)]
 pub(crate) enum AliasChange {
-    /// Leads to the collection from now on, whatever it led to before.
+    /// Points an alias to a collection, replacing an existing alias.
     Create {
         /// The alias.
         alias: String,
         /// The name of the collection.
         collection: String,
     },
-    /// Has another name from now on.
+    /// Renames an alias.
     Rename {
-        /// Its name so far.
+        /// The old name.
         from: String,
-        /// Its new name.
+        /// The new name.
         to: String,
     },
-    /// Is no more.
+    /// Deletes an alias.
     Delete {
         /// The alias.
         alias: String,
     },
 }
 
-/// Every collection of a home folder.
+/// All collections of a home folder.
 #[derive(Debug)]
 pub(crate) struct Catalog {
-    home: Home,
-    /// Held while the catalogue changes on disk.
+    storage: Storage,
+    /// Held while the manifest is changed.
     changes: Mutex<()>,
     state: RwLock<State>,
 }
 
 #[derive(Debug)]
 struct State {
-    catalogue: Catalogue,
+    manifest: Manifest,
     open: HashMap<String, Arc<Collection>>,
 }
 
 impl Catalog {
     /// Opens every collection of the home folder.
-    pub(crate) fn open(home: Home) -> Result<Self, StartError> {
-        let catalogue = home.read()?;
-        home.remove_strays(&catalogue)?;
+    pub(crate) fn open(storage: Storage) -> Result<Self, StartError> {
+        let manifest = storage.read()?;
+        storage.remove_orphans(&manifest)?;
         let mut open = HashMap::new();
-        for (name, entry) in &catalogue.collections {
-            let folder = home.folder(entry);
+        for (name, entry) in &manifest.collections {
+            let folder = storage.folder(entry);
             let loaded = Collection::load(&folder, entry.settings.clone()).and_then(|loaded| {
                 let loaded = Arc::new(loaded);
-                keeper::start(name, &loaded).map(|()| loaded)
+                maintenance::start(name, &loaded).map(|()| loaded)
             });
             let loaded = loaded.map_err(|source| StartError::Collection {
                 name: name.clone(),
@@ -69,13 +69,13 @@ impl Catalog {
             })?;
             open.insert(name.clone(), loaded);
         }
-        Ok(Self { home, changes: Mutex::new(()), state: RwLock::new(State { catalogue, open }) })
+        Ok(Self { storage, changes: Mutex::new(()), state: RwLock::new(State { manifest, open }) })
     }
 
-    /// The collection of this name, or the one that the alias of this name leads to.
+    /// The collection of this name, or the collection that the alias of this name points to.
     pub(crate) fn find(&self, name: &str) -> Result<Arc<Collection>, Problem> {
         self.reading(|state| {
-            let name = state.catalogue.aliases.get(name).map_or(name, String::as_str);
+            let name = state.manifest.aliases.get(name).map_or(name, String::as_str);
             state.open.get(name).cloned()
         })
         .ok_or_else(|| Problem::NoCollection(name.to_owned()))
@@ -83,71 +83,71 @@ impl Catalog {
 
     /// The names of all collections.
     pub(crate) fn names(&self) -> Vec<String> {
-        self.reading(|state| state.catalogue.collections.keys().cloned().collect())
+        self.reading(|state| state.manifest.collections.keys().cloned().collect())
     }
 
     /// All aliases, each with its collection.
     pub(crate) fn aliases(&self) -> Vec<(String, String)> {
         self.reading(|state| {
-            state.catalogue.aliases.iter().map(|(alias, to)| (alias.clone(), to.clone())).collect()
+            state.manifest.aliases.iter().map(|(alias, to)| (alias.clone(), to.clone())).collect()
         })
     }
 
-    /// Makes an empty collection.
+    /// Creates an empty collection.
     pub(crate) fn create(&self, name: String, settings: Settings) -> Result<(), Problem> {
         let _changing = self.change();
-        let mut catalogue = self.reading(|state| state.catalogue.clone());
-        if catalogue.collections.contains_key(&name) {
+        let mut manifest = self.reading(|state| state.manifest.clone());
+        if manifest.collections.contains_key(&name) {
             return Err(Problem::CollectionExists(name));
         }
-        if catalogue.aliases.contains_key(&name) {
+        if manifest.aliases.contains_key(&name) {
             return Err(Problem::BadInput(format!(
                 "Can't create collection with name {name}. Alias with the same name already exists"
             )));
         }
         let entry = Entry { folder: Uuid::new_v4().simple().to_string(), settings: settings.clone() };
-        let collection = Arc::new(Collection::create(&self.home.folder(&entry), settings)?);
-        keeper::start(&name, &collection)?;
-        catalogue.collections.insert(name.clone(), entry);
-        if let Err(problem) = self.home.write(&catalogue) {
-            collection.doom();
+        let collection = Arc::new(Collection::create(&self.storage.folder(&entry), settings)?);
+        maintenance::start(&name, &collection)?;
+        manifest.collections.insert(name.clone(), entry);
+        if let Err(problem) = self.storage.write(&manifest) {
+            collection.mark_deleted();
             return Err(problem);
         }
         self.writing(|state| {
-            state.catalogue = catalogue;
+            state.manifest = manifest;
             state.open.insert(name, collection);
         });
         Ok(())
     }
 
-    /// Deletes the collection and the aliases that lead to it; false where there is none of this name.
+    /// Deletes a collection and its aliases. False if there is no collection of this name.
     pub(crate) fn delete(&self, name: &str) -> Result<bool, Problem> {
         let _changing = self.change();
-        let mut catalogue = self.reading(|state| state.catalogue.clone());
-        if catalogue.collections.remove(name).is_none() {
+        let mut manifest = self.reading(|state| state.manifest.clone());
+        if manifest.collections.remove(name).is_none() {
             return Ok(false);
         }
-        catalogue.aliases.retain(|_, to| to != name);
-        self.home.write(&catalogue)?;
+        manifest.aliases.retain(|_, to| to != name);
+        self.storage.write(&manifest)?;
         let removed = self.writing(|state| {
-            state.catalogue = catalogue;
+            state.manifest = manifest;
             state.open.remove(name)
         });
         if let Some(collection) = removed {
-            collection.doom();
+            collection.mark_deleted();
         }
         Ok(true)
     }
 
-    /// Makes all of the changes, or none.
+    /// Applies all of the changes, or none.
     pub(crate) fn change_aliases(&self, changes: Vec<AliasChange>) -> Result<(), Problem> {
         let _changing = self.change();
-        let mut catalogue = self.reading(|state| state.catalogue.clone());
+        let mut manifest = self.reading(|state| state.manifest.clone());
         for change in changes {
-            apply(&mut catalogue, change)?;
+            apply(&mut manifest, change)?;
         }
-        self.home.write(&catalogue)?;
-        self.writing(|state| state.catalogue = catalogue);
+        self.storage.write(&manifest)?;
+        self.writing(|state| state.manifest = manifest);
         Ok(())
     }
 
@@ -157,7 +157,7 @@ impl Catalog {
             .reading(|state| state.open.iter().map(|(name, one)| (name.clone(), Arc::clone(one))).collect());
         for (name, collection) in open {
             if let Err(error) = collection.flush() {
-                tracing::error!(collection = name, %error, "could not flush before the end");
+                tracing::error!(collection = name, %error, "could not flush the collection before stopping");
             }
         }
     }
@@ -175,26 +175,26 @@ impl Catalog {
     }
 }
 
-fn apply(catalogue: &mut Catalogue, change: AliasChange) -> Result<(), Problem> {
+fn apply(manifest: &mut Manifest, change: AliasChange) -> Result<(), Problem> {
     match change {
         AliasChange::Create { alias, collection } => {
-            if !catalogue.collections.contains_key(&collection) {
+            if !manifest.collections.contains_key(&collection) {
                 return Err(Problem::NoCollection(collection));
             }
-            if catalogue.collections.contains_key(&alias) {
+            if manifest.collections.contains_key(&alias) {
                 return Err(Problem::CollectionExists(alias));
             }
-            catalogue.aliases.insert(alias, collection);
+            manifest.aliases.insert(alias, collection);
         }
         AliasChange::Rename { from, to } => {
-            let Some(collection) = catalogue.aliases.remove(&from) else {
+            let Some(collection) = manifest.aliases.remove(&from) else {
                 return Err(Problem::NoAlias(from));
             };
-            catalogue.aliases.insert(to, collection);
+            manifest.aliases.insert(to, collection);
         }
         AliasChange::Delete { alias } => {
-            // As a Qdrant server does, an alias that is not there is as good as deleted.
-            catalogue.aliases.remove(&alias);
+            // As in a Qdrant server, deleting an alias that does not exist succeeds.
+            manifest.aliases.remove(&alias);
         }
     }
     Ok(())

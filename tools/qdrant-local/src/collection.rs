@@ -1,4 +1,4 @@
-//! One collection: a shard of the engine, its writes, and what it says about itself.
+//! A collection: a shard of the engine, with its writes, flushes and optimizer.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,10 +17,11 @@ use crate::error::Problem;
 use crate::files;
 use crate::flush::{self, FlushGate};
 use crate::journal::Journal;
-use crate::repair;
+use crate::recovery;
 use crate::settings::Settings;
 
-/// How often a flush tries to find the engine's locks free, a millisecond apart. The optimiser holds them for less.
+/// How often a flush is tried, a millisecond apart, until the locks of the engine are free. The optimizer holds them for less
+/// time.
 const FLUSH_TRIES: u32 = 2000;
 
 /// An open collection.
@@ -28,87 +29,87 @@ const FLUSH_TRIES: u32 = 2000;
 pub(crate) struct Collection {
     pub(crate) settings: Settings,
     shard: EdgeShard,
-    /// Held by whoever writes or flushes: a flush panics where a write is under way.
+    /// Locked for every write and flush, because a flush panics during a write.
     journal: Mutex<Journal>,
     gate: FlushGate,
-    /// Writes so far, and how many of them the optimiser has seen.
+    /// The number of writes, and how many of them the optimizer has processed.
     written: AtomicU64,
     settled: AtomicU64,
-    /// Whether the optimiser is at work, be it on what is indexed already: it merges segments.
+    /// Whether the optimizer is running, which includes merging of indexed segments.
     optimizing: AtomicBool,
-    /// How many writes are durable; none is the most there can be, so that a new collection is flushed too.
+    /// How many writes are durable. It starts at the largest number, so that a new collection is flushed too.
     flushed: AtomicU64,
-    /// Why the optimiser failed last, where it did.
+    /// Why the last run of the optimizer failed, if it did.
     failure: Mutex<Option<String>>,
-    keeper: Mutex<Option<SyncSender<()>>>,
-    /// After the shard, which writes to it when it closes.
+    maintenance: Mutex<Option<SyncSender<()>>>,
+    /// Dropped after the shard, which writes to the folder when it closes.
     folder: Folder,
 }
 
-/// The folder of a collection, which goes with the last user of a deleted collection.
+/// The folder of a collection. If the collection is deleted, the folder is removed on drop.
 #[derive(Debug)]
 struct Folder {
     path: PathBuf,
-    doomed: AtomicBool,
+    deleted: AtomicBool,
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        if self.doomed.load(Ordering::Acquire)
+        if self.deleted.load(Ordering::Acquire)
             && let Err(error) = files::remove_folder(&self.path)
         {
-            tracing::warn!(folder = %self.path.display(), %error, "a deleted collection stays until the next start");
+            tracing::warn!(folder = %self.path.display(), %error, "cannot remove the folder of a deleted collection; the next start removes it");
         }
     }
 }
 
 impl Collection {
-    /// Makes an empty collection in a new folder.
+    /// Creates an empty collection in a new folder.
     pub(crate) fn create(folder: &Path, settings: Settings) -> Result<Self, Problem> {
         fs::create_dir_all(folder).map_err(|source| Problem::file("create the folder", folder, source))?;
         let shard = EdgeShard::new(folder, settings.engine_config())?;
-        let collection = Self::over(shard, folder, settings);
+        let collection = Self::from_shard(shard, folder, settings);
         collection.flush()?;
         files::sync_folder_of(folder).map_err(|source| Problem::file("make durable", folder, source))?;
         Ok(collection)
     }
 
-    /// Opens the collection in the folder, and makes good what a crash left.
+    /// Opens the collection in a folder, with recovery after a crash.
     pub(crate) fn load(folder: &Path, settings: Settings) -> Result<Self, Problem> {
-        repair::tidy(folder)?;
+        recovery::remove_leftovers(folder)?;
         let shard = EdgeShard::load(folder, Some(settings.engine_config()))?;
-        let collection = Self::over(shard, folder, settings);
-        if collection.journal().was_left() {
-            collection.make_good()?;
+        let collection = Self::from_shard(shard, folder, settings);
+        if collection.journal().exists() {
+            collection.recover()?;
         }
-        // The optimiser may have been cut short, or never begun.
+        // The optimizer may have been interrupted, or never started.
         collection.written.store(1, Ordering::Release);
         Ok(collection)
     }
 
-    fn over(shard: EdgeShard, folder: &Path, settings: Settings) -> Self {
+    fn from_shard(shard: EdgeShard, folder: &Path, settings: Settings) -> Self {
         Self {
             settings,
             shard,
-            journal: Mutex::new(Journal::of(folder)),
+            journal: Mutex::new(Journal::new(folder)),
             gate: FlushGate::default(),
             written: AtomicU64::new(0),
             settled: AtomicU64::new(0),
             optimizing: AtomicBool::new(false),
             flushed: AtomicU64::new(u64::MAX),
             failure: Mutex::new(None),
-            keeper: Mutex::new(None),
-            folder: Folder { path: folder.to_path_buf(), doomed: AtomicBool::new(false) },
+            maintenance: Mutex::new(None),
+            folder: Folder { path: folder.to_path_buf(), deleted: AtomicBool::new(false) },
         }
     }
 
-    fn make_good(&self) -> Result<(), Problem> {
-        tracing::info!(folder = %self.folder.path.display(), "the optimiser was cut short: applying its journal");
-        repair::remove_duplicates(&self.shard)?;
+    fn recover(&self) -> Result<(), Problem> {
+        tracing::info!(folder = %self.folder.path.display(), "the optimizer was interrupted: applying its journal");
+        recovery::remove_duplicates(&self.shard)?;
         let mut journal = self.journal();
         let replayed = journal.replay(|operation| {
             if let Err(error) = self.shard.update(operation) {
-                // It failed the first time too.
+                // It failed when it was first applied, too.
                 tracing::debug!(%error, "an operation of the journal failed again");
             }
         });
@@ -117,40 +118,40 @@ impl Collection {
         journal.end().map_err(|source| self.journal_problem("remove the journal in", source))
     }
 
-    /// The engine, to read from.
+    /// The shard of the engine, for reading.
     pub(crate) fn shard(&self) -> &EdgeShard {
         &self.shard
     }
 
-    /// Writes. Durable when it returns where `wait` says so; otherwise the keeper flushes it soon.
+    /// Applies a write. With `wait` it is durable on return; otherwise the maintenance thread flushes it soon.
     pub(crate) fn write(&self, operation: UpdateOperation, wait: bool) -> Result<(), Problem> {
         let done = self.apply(operation);
-        self.wake_keeper();
+        self.wake_maintenance();
         done?;
         if wait { self.flush() } else { Ok(()) }
     }
 
     fn apply(&self, operation: UpdateOperation) -> Result<(), Problem> {
         let mut journal = self.journal();
-        let operation = if journal.is_open() { self.keep(&mut journal, operation)? } else { operation };
+        let operation = if journal.is_open() { self.record(&mut journal, operation)? } else { operation };
         let done = self.shard.update(operation);
         self.written.fetch_add(1, Ordering::AcqRel);
         Ok(done?)
     }
 
-    /// Puts the operation into the journal, with the ids in the place of a filter: when it is applied again, other points
-    /// may fit the filter.
-    fn keep(&self, journal: &mut Journal, operation: UpdateOperation) -> Result<UpdateOperation, Problem> {
+    /// Records an operation in the journal, with a filter replaced by the matching ids: when the journal is replayed, other points
+    /// may match the filter.
+    fn record(&self, journal: &mut Journal, operation: UpdateOperation) -> Result<UpdateOperation, Problem> {
         let operation = self.with_ids(operation)?;
-        // New points are in a segment that the optimiser leaves alone. This keeps a bulk load out of the journal; once
-        // something is in it, the order matters.
+        // New points are in a segment that the optimizer does not change. This keeps bulk loads out of the journal. Once the journal
+        // contains an operation, the order matters, and every operation is recorded.
         if journal.is_empty()
             && let Some(ids) = operation.upsert_point_ids()
             && self.shard.retrieve(&ids, Some(WithPayloadInterface::Bool(false)), None)?.is_empty()
         {
             return Ok(operation);
         }
-        journal.keep(&operation).map_err(|source| self.journal_problem("write the journal in", source))?;
+        journal.record(&operation).map_err(|source| self.journal_problem("write the journal in", source))?;
         Ok(operation)
     }
 
@@ -200,7 +201,7 @@ impl Collection {
 
     fn flush_holding(&self, journal: &mut Journal) -> Result<(), Problem> {
         journal.sync().map_err(|source| self.journal_problem("make durable the journal in", source))?;
-        // Nobody writes while the journal is held.
+        // There are no writes while the journal is locked.
         let written = self.written.load(Ordering::Acquire);
         let mut last = String::new();
         for _ in 0..FLUSH_TRIES {
@@ -216,7 +217,7 @@ impl Collection {
         Err(Problem::Internal(format!("cannot flush {}: {last}", self.folder.path.display())))
     }
 
-    /// Builds indexes where the engine finds that there are enough points for it. Reads and writes go on meanwhile.
+    /// Runs the optimizer, which builds indexes of segments with enough points. Reads and writes continue meanwhile.
     pub(crate) fn optimize(&self) -> Result<(), Problem> {
         let seen = self.written.load(Ordering::Acquire);
         if self.settled.load(Ordering::Acquire) == seen {
@@ -226,7 +227,7 @@ impl Collection {
         self.optimizing.store(true, Ordering::Release);
         let done = self.shard.optimize();
         self.optimizing.store(false, Ordering::Release);
-        // Also where it failed: the engine has then taken its changes back.
+        // Also after a failure: the engine has then undone its changes.
         let mut journal = self.journal();
         self.flush_holding(&mut journal)?;
         journal.end().map_err(|source| self.journal_problem("remove the journal in", source))?;
@@ -238,7 +239,7 @@ impl Collection {
         Ok(())
     }
 
-    /// Whether the optimiser has nothing to do: it has seen every write, or would find too little.
+    /// Whether the optimizer has nothing to do: it has processed every write, or too few points are unindexed.
     pub(crate) fn is_settled(&self, info: &ShardInfo) -> bool {
         if self.optimizing.load(Ordering::Acquire) {
             return false;
@@ -250,29 +251,29 @@ impl Collection {
         unindexed < self.settings.points_worth_indexing()
     }
 
-    /// Why the optimiser failed last, where it did.
+    /// Why the last run of the optimizer failed, if it did.
     pub(crate) fn failure(&self) -> Option<String> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Has the folder removed once nobody uses the collection any more.
-    pub(crate) fn doom(&self) {
-        self.folder.doomed.store(true, Ordering::Release);
-        *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// Marks the collection as deleted: its folder is removed on drop, and its maintenance thread ends.
+    pub(crate) fn mark_deleted(&self) {
+        self.folder.deleted.store(true, Ordering::Release);
+        *self.maintenance.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    pub(crate) fn is_doomed(&self) -> bool {
-        self.folder.doomed.load(Ordering::Acquire)
+    pub(crate) fn is_deleted(&self) -> bool {
+        self.folder.deleted.load(Ordering::Acquire)
     }
 
-    pub(crate) fn set_keeper(&self, keeper: SyncSender<()>) {
-        *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(keeper);
+    pub(crate) fn set_maintenance(&self, wake: SyncSender<()>) {
+        *self.maintenance.lock().unwrap_or_else(PoisonError::into_inner) = Some(wake);
     }
 
-    pub(crate) fn wake_keeper(&self) {
-        if let Some(keeper) = &*self.keeper.lock().unwrap_or_else(PoisonError::into_inner) {
-            // Full: it will look anyway. Closed: it has ended, with the collection.
-            let _ = keeper.try_send(());
+    pub(crate) fn wake_maintenance(&self) {
+        if let Some(wake) = &*self.maintenance.lock().unwrap_or_else(PoisonError::into_inner) {
+            // Full: it is already woken. Closed: it has ended with the collection.
+            let _ = wake.try_send(());
         }
     }
 

@@ -1,4 +1,4 @@
-//! What can go wrong, in words that say what to do, and as the status that a Qdrant server answers with.
+//! Errors at start, and errors of calls with the status that a Qdrant server returns.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use qdrant_edge::OperationError;
 use tonic::Status;
 
-/// Why the program did not start or did not end well.
+/// Why the program could not start or failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
-    /// Another process has the home folder.
+    /// Another process uses the home folder.
     #[error(
         "{} is in use by another qdrant-local. Stop that process, or choose another folder with --home",
         home.display()
@@ -19,50 +19,50 @@ pub(crate) enum StartError {
         /// The folder.
         home: PathBuf,
     },
-    /// The address cannot be had.
+    /// The address is not available.
     #[error(
-        "cannot listen at {address}: {source}. Choose another address with --listen; port 0 takes a free one"
+        "cannot listen on {address}: {source}. Choose another address with --listen; port 0 selects a free port"
     )]
     Listen {
-        /// The address asked for.
+        /// The requested address.
         address: SocketAddr,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// The catalogue of collections does not parse.
-    #[error("{} is not a catalogue of collections: {source}. Restore the file, or choose another folder with --home", path.display())]
+    /// The manifest of collections is invalid.
+    #[error("{} is not a manifest of collections: {source}. Restore the file, or choose another folder with --home", path.display())]
     Catalog {
         /// The file.
         path: PathBuf,
-        /// What is wrong in it.
+        /// What is wrong with it.
         source: serde_json::Error,
     },
-    /// A collection on disk does not open.
-    #[error("cannot open the collection {name} in {}: {source}. Remove that collection's folder and catalogue entry, or choose another folder with --home", folder.display())]
+    /// A collection on disk cannot be opened.
+    #[error("cannot open the collection {name} in {}: {source}. Remove its folder and its entry in catalog.json, or choose another folder with --home", folder.display())]
     Collection {
         /// Its name.
         name: String,
         /// Its folder.
         folder: PathBuf,
-        /// Why not.
+        /// The cause.
         source: Box<Problem>,
     },
     /// The gRPC server failed.
     #[error("the server at {address} failed: {reason}")]
     Server {
-        /// Where it listens.
+        /// The address that it listens on.
         address: SocketAddr,
         /// What happened.
         reason: String,
     },
-    /// Anything else with files or the operating system.
+    /// Another error of files or the operating system.
     #[error("cannot {action} {}: {source}", path.display())]
     File {
-        /// What was tried.
+        /// The operation.
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
 }
@@ -85,23 +85,23 @@ pub(crate) enum Problem {
     /// The name is taken by a collection.
     #[error("Wrong input: Collection `{0}` already exists!")]
     CollectionExists(String),
-    /// The request makes no sense.
+    /// The request is invalid.
     #[error("Wrong input: {0}")]
     BadInput(String),
-    /// The engine refused.
+    /// The engine returned an error.
     #[error("{}", engine_message(.0))]
     Engine(#[from] OperationError),
-    /// A file could not be handled.
+    /// A file operation failed.
     #[error("Service internal error: cannot {action} {}: {source}", path.display())]
     File {
-        /// What was tried.
+        /// The operation.
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// A part of this program gave way.
+    /// An internal error.
     #[error("Service internal error: {0}")]
     Internal(String),
 }

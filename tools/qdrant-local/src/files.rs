@@ -1,10 +1,10 @@
-//! Files that are either the old or the new one, whatever happens.
+//! Atomic replacement of files.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
-/// Writes the file beside its place, makes it durable, and puts it in its place.
+/// Writes a temporary file, makes it durable and renames it to the path.
 pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     let beside = path.with_extension("new");
     let mut file = File::create(&beside)?;
@@ -14,7 +14,7 @@ pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     sync_folder_of(path)
 }
 
-/// Makes durable which files the folder of this file holds.
+/// Makes the directory entries of the folder of this file durable.
 pub(crate) fn sync_folder_of(path: &Path) -> io::Result<()> {
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -23,7 +23,7 @@ pub(crate) fn sync_folder_of(path: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Removes the folder where it exists.
+/// Removes a folder if it exists.
 pub(crate) fn remove_folder(path: &Path) -> io::Result<()> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

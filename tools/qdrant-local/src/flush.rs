@@ -1,8 +1,8 @@
-//! Making writes durable, many at a time.
+//! Group commit: one flush makes many writes durable.
 //!
-//! The engine does not read its write-ahead log when it loads a collection: what was not flushed is gone after a crash.
-//! So a write is answered after a flush that began after it. A flush costs about the same for one write as for a
-//! hundred; writers that wait at the same time share one.
+//! The engine does not read its write-ahead log when it loads a collection, so a crash loses everything that was not flushed. A
+//! write with `wait` therefore returns after a flush that began after it. A flush costs about the same for one write as for a
+//! hundred, and concurrent writers share one.
 
 use std::cell::Cell;
 use std::panic;
@@ -14,19 +14,19 @@ thread_local! {
     static FLUSHING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Has the panics of a flush that meets the optimiser left out of the output: they are caught, see [`catching`].
-pub(crate) fn quieten_expected_panics() {
+/// Silences the panics of a flush that runs into the optimizer. They are caught, see [`catching`].
+pub(crate) fn silence_expected_panics() {
     let usual = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         if FLUSHING.get() {
-            tracing::debug!("a flush met the optimiser: {info}");
+            tracing::debug!("a flush ran into the optimizer: {info}");
         } else {
             usual(info);
         }
     }));
 }
 
-/// Runs a flush of the engine. It panics where it would have to wait for a lock; that is no more than a "not now".
+/// Runs a flush of the engine. The engine panics where it would have to wait for a lock; the flush can be tried again.
 pub(crate) fn catching(flush: impl FnOnce()) -> Result<(), String> {
     FLUSHING.set(true);
     let done = panic::catch_unwind(panic::AssertUnwindSafe(flush));
@@ -39,7 +39,7 @@ pub(crate) fn catching(flush: impl FnOnce()) -> Result<(), String> {
     })
 }
 
-/// Who flushes for whom.
+/// Coordinates writers, so that one flush serves all that wait.
 #[derive(Debug, Default)]
 pub(crate) struct FlushGate {
     state: Mutex<State>,
@@ -48,15 +48,15 @@ pub(crate) struct FlushGate {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Flushes that have begun.
+    /// The number of flushes that have begun.
     begun: u64,
-    /// The latest flush that ended well.
+    /// The number of the latest successful flush.
     done: u64,
     running: bool,
 }
 
 impl FlushGate {
-    /// Returns once a flush that began after this call has ended well; runs it, or waits for another writer's.
+    /// Returns after a successful flush that began after this call. It runs the flush, or waits for the flush of another writer.
     pub(crate) fn pass(&self, flush: impl Fn() -> Result<(), Problem>) -> Result<(), Problem> {
         let mut state = self.lock();
         let wanted = state.begun + 1;
@@ -76,7 +76,7 @@ impl FlushGate {
                 state.done = this;
             }
             self.changed.notify_all();
-            // The others find that it is not done, and the next of them tries.
+            // After a failure, the next waiting writer tries.
             flushed?;
         }
         Ok(())

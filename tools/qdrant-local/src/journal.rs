@@ -1,8 +1,8 @@
-//! What was written while the optimiser ran.
+//! The journal of operations during a run of the optimizer.
 //!
-//! While the engine builds a segment, it keeps the deletions and index changes that concern the old ones in memory, and
-//! applies them to the new one at the end. Flushing does not make them durable, and the engine does not read its
-//! write-ahead log again. So they stand here as well, and are applied anew when a collection was not closed well.
+//! While the engine builds a segment, it keeps deletions and index changes of the old segments in memory and applies them to the
+//! new segment at the end. A flush does not make them durable, and the engine does not read its write-ahead log. The journal
+//! records them, and it is replayed if the collection was not closed cleanly.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
@@ -14,7 +14,7 @@ use crate::files;
 
 const FILE: &str = "journal.jsonl";
 
-/// The journal of a collection: a file that exists only while the optimiser runs, an operation a line.
+/// The journal of a collection: a file that exists only while the optimizer runs, with one operation per line.
 #[derive(Debug)]
 pub(crate) struct Journal {
     path: PathBuf,
@@ -29,16 +29,16 @@ struct Open {
 }
 
 impl Journal {
-    pub(crate) fn of(folder: &Path) -> Self {
+    pub(crate) fn new(folder: &Path) -> Self {
         Self { path: folder.join(FILE), open: None }
     }
 
-    /// Whether the optimiser was cut short when the collection was last open.
-    pub(crate) fn was_left(&self) -> bool {
+    /// Whether there is a journal: the optimizer was interrupted when the collection was last open.
+    pub(crate) fn exists(&self) -> bool {
         self.path.exists()
     }
 
-    /// From now on, operations are kept.
+    /// Starts recording.
     pub(crate) fn begin(&mut self) -> io::Result<()> {
         let file = OpenOptions::new().create(true).append(true).open(&self.path)?;
         files::sync_folder_of(&self.path)?;
@@ -46,18 +46,18 @@ impl Journal {
         Ok(())
     }
 
-    /// Whether operations must be kept.
+    /// Whether operations must be recorded.
     pub(crate) fn is_open(&self) -> bool {
         self.open.is_some()
     }
 
-    /// Whether nothing was kept since the journal was begun.
+    /// Whether nothing was recorded yet.
     pub(crate) fn is_empty(&self) -> bool {
         self.open.as_ref().is_none_or(|open| open.empty)
     }
 
-    /// Keeps an operation; durable once the journal is synced.
-    pub(crate) fn keep(&mut self, operation: &UpdateOperation) -> io::Result<()> {
+    /// Records an operation. It is durable after [`Journal::sync`].
+    pub(crate) fn record(&mut self, operation: &UpdateOperation) -> io::Result<()> {
         let Some(open) = &mut self.open else { return Ok(()) };
         let mut line = serde_json::to_vec(operation).map_err(io::Error::other)?;
         line.push(b'\n');
@@ -78,7 +78,7 @@ impl Journal {
         }
     }
 
-    /// Everything kept is durable in the engine: the journal goes.
+    /// Removes the journal, when all recorded operations are durable in the engine.
     pub(crate) fn end(&mut self) -> io::Result<()> {
         self.open = None;
         match fs::remove_file(&self.path) {
@@ -87,12 +87,12 @@ impl Journal {
         }
     }
 
-    /// Calls for each operation that was kept, in order.
+    /// Calls `apply` for each recorded operation, in order.
     pub(crate) fn replay(&self, mut apply: impl FnMut(UpdateOperation)) -> io::Result<()> {
         let mut lines = BufReader::new(File::open(&self.path)?);
         let mut line = Vec::new();
         while lines.read_until(b'\n', &mut line)? > 0 {
-            // A last line without an end was being written when the process died: nobody was answered.
+            // An incomplete last line was being written during the crash: its write did not return.
             if line.last() != Some(&b'\n') {
                 return Ok(());
             }

@@ -1,7 +1,7 @@
-//! `qdrant-local`: the official vector engine, the crate qdrant-edge, behind Qdrant's own gRPC API.
+//! `qdrant-local`: Qdrant's vector engine, the crate qdrant-edge, behind Qdrant's gRPC API.
 //!
-//! It is for development and tests on machines where no Qdrant server is to be had: programs that speak to a Qdrant
-//! server through qdrant-client speak to this one unchanged. What it does not support it refuses, see `refuse`.
+//! It is for development and tests on machines without a Qdrant server. Programs that use a Qdrant server through qdrant-client
+//! work with it unchanged. It rejects what it does not support, see `reject`.
 
 mod catalog;
 mod collection;
@@ -9,14 +9,14 @@ mod convert;
 mod error;
 mod files;
 mod flush;
-mod home;
 mod journal;
-mod keeper;
-mod refuse;
-mod repair;
+mod maintenance;
+mod recovery;
+mod reject;
 mod serve;
 mod service;
 mod settings;
+mod storage;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -25,17 +25,17 @@ use std::process::ExitCode;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
-/// The official vector engine of Qdrant behind Qdrant's gRPC API, for development and tests.
+/// Qdrant's vector engine behind Qdrant's gRPC API, for development and tests.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
-    /// The folder that holds the collections; it is made where it is missing, and used by one process at a time.
+    /// The folder of the collections. It is created if it is missing, and only one process can use it at a time
     #[arg(long, value_name = "DIR")]
     home: PathBuf,
-    /// The address to serve gRPC at; port 0 takes a free one.
+    /// The address to serve gRPC on; port 0 selects a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:6334")]
     listen: SocketAddr,
-    /// A file that gets the number of the port, once the server answers.
+    /// A file to which the port is written when the server is ready
     #[arg(long, value_name = "PATH")]
     port_file: Option<PathBuf>,
 }
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    flush::quieten_expected_panics();
+    flush::silence_expected_panics();
     match serve::run(&arguments.home, arguments.listen, arguments.port_file.as_deref()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,4 +1,4 @@
-//! From the arguments to the end of the process.
+//! Start, serving and shutdown.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -25,24 +25,24 @@ use tonic::transport::{Endpoint, Server};
 use crate::catalog::Catalog;
 use crate::error::StartError;
 use crate::files;
-use crate::home::Home;
 use crate::service::Service;
+use crate::storage::Storage;
 
-/// The longest message taken: what qdrant-client sends at most by itself.
-const LONGEST_MESSAGE: usize = 64 * 1024 * 1024;
-/// How long calls under way have when the program is asked to stop.
-const STOP_WITHIN: Duration = Duration::from_secs(5);
-/// How long the answers to the last calls have to leave.
-const LEAVE_WITHIN: Duration = Duration::from_millis(50);
-/// How long the program's own first call may take.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
+/// The largest message, the default limit of qdrant-client.
+const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+/// How long calls in flight may take to finish at shutdown.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+/// How long the last responses may take to be sent.
+const SEND_TIMEOUT: Duration = Duration::from_millis(50);
+/// The timeout of the readiness check at start.
+const READY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Serves until it is asked to stop. It then ends the process: the engine's optimiser cannot be stopped, and needs not
-/// to be, because what was written while it ran is in the journal.
+/// Serves until SIGTERM or SIGINT, then ends the process. The engine's optimizer cannot be stopped and need not be, because the
+/// writes during its run are in the journal.
 pub(crate) fn run(home: &Path, listen: SocketAddr, port_file: Option<&Path>) -> Result<(), StartError> {
-    let home = Home::open(home)?;
+    let storage = Storage::open(home)?;
     if let Some(path) = port_file {
-        // One of an earlier run would lead its reader astray; that there is none is as well.
+        // The port file of an earlier run would mislead its reader. It may not exist.
         let _ = fs::remove_file(path);
     }
     let runtime =
@@ -50,7 +50,7 @@ pub(crate) fn run(home: &Path, listen: SocketAddr, port_file: Option<&Path>) -> 
     let listening = |source| StartError::Listen { address: listen, source };
     let listener = runtime.block_on(TcpListener::bind(listen)).map_err(listening)?;
     let address = listener.local_addr().map_err(listening)?;
-    let catalog = Arc::new(Catalog::open(home)?);
+    let catalog = Arc::new(Catalog::open(storage)?);
     runtime.block_on(serve(listener, address, Arc::clone(&catalog), port_file))?;
     catalog.flush();
     tracing::info!("stopped");
@@ -70,7 +70,7 @@ async fn serve(
     let service = Service::new(catalog);
     let mut server = start(listener, service.clone(), stopped);
     tokio::select! {
-        answered = first_answer(address) => answered?,
+        answered = wait_until_ready(address) => answered?,
         ended = &mut server => return Err(failed(format!("{ended:?}"))),
     }
     if let Some(path) = port_file {
@@ -84,15 +84,15 @@ async fn serve(
         ended = &mut server => return Err(failed(format!("{ended:?}"))),
     }
     tracing::info!("stopping");
-    // It cannot have ended: then the select above had returned.
+    // The server is still running, or the select above would have returned an error.
     let _ = stop.send(());
     let finish = async {
         service.finish().await;
-        // Ends early where all clients have closed their connections.
-        let _ = time::timeout(LEAVE_WITHIN, server).await;
+        // Ends early if all clients have closed their connections.
+        let _ = time::timeout(SEND_TIMEOUT, server).await;
     };
-    if time::timeout(STOP_WITHIN, finish).await.is_err() {
-        tracing::warn!(within = ?STOP_WITHIN, "calls under way did not end and are cut off");
+    if time::timeout(SHUTDOWN_GRACE, finish).await.is_err() {
+        tracing::warn!(within = ?SHUTDOWN_GRACE, "calls in flight did not finish and are aborted");
     }
     Ok(())
 }
@@ -107,25 +107,25 @@ fn start(
         .add_service(SnapshotsServer::new(service.clone()))
         .add_service(
             CollectionsServer::new(service.clone())
-                .max_decoding_message_size(LONGEST_MESSAGE)
+                .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 .max_encoding_message_size(usize::MAX),
         )
         .add_service(
             PointsServer::new(service)
-                .max_decoding_message_size(LONGEST_MESSAGE)
+                .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 .max_encoding_message_size(usize::MAX),
         );
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     tokio::spawn(server.serve_with_incoming_shutdown(incoming, async {
-        // Also where the sender is gone, and with it the program.
+        // The sender is dropped only when the program ends.
         let _ = stopped.await;
     }))
 }
 
-/// Calls the server as a client does: whoever finds the port file may call at once.
-async fn first_answer(address: SocketAddr) -> Result<(), StartError> {
+/// Waits until the server responds to a client, so that it is ready when the port file exists.
+async fn wait_until_ready(address: SocketAddr) -> Result<(), StartError> {
     let failed = |reason: String| StartError::Server { address, reason };
-    // An address like 0.0.0.0 is one to listen at, not one to call.
+    // An unspecified address such as 0.0.0.0 can be listened on, but not connected to.
     let host = if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { address.ip().to_string() };
     let host = if address.is_ipv6() && !address.ip().is_unspecified() { format!("[{host}]") } else { host };
     let endpoint = Endpoint::from_shared(format!("http://{host}:{}", address.port()));
@@ -136,7 +136,7 @@ async fn first_answer(address: SocketAddr) -> Result<(), StartError> {
         client.health_check(HealthCheckRequest {}).await.map_err(|status| failed(status.to_string()))?;
         Ok(())
     };
-    time::timeout(ANSWERS_WITHIN, call)
+    time::timeout(READY_TIMEOUT, call)
         .await
-        .map_err(|_| failed(format!("no answer to its own call in {ANSWERS_WITHIN:?}")))?
+        .map_err(|_| failed(format!("it did not respond to a health check within {READY_TIMEOUT:?}")))?
 }

@@ -1,4 +1,4 @@
-//! How a collection was asked to be, as it is kept in the catalogue.
+//! Settings of a collection, as stored in the manifest.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use qdrant_edge::{
 };
 use serde::{Deserialize, Serialize};
 
-/// The defaults of a Qdrant server, which the engine has too.
+/// The defaults of a Qdrant server and of the engine.
 pub(crate) const M: u64 = 16;
 pub(crate) const EF_CONSTRUCT: u64 = 100;
 pub(crate) const FULL_SCAN_THRESHOLD: u64 = 10_000;
@@ -16,7 +16,7 @@ pub(crate) const INDEXING_THRESHOLD: u64 = 10_000;
 pub(crate) const DELETED_THRESHOLD: f64 = 0.2;
 pub(crate) const VACUUM_MIN_VECTORS: u64 = 1000;
 
-/// What was asked for when the collection was made.
+/// The settings with which a collection was created.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Settings {
@@ -27,7 +27,7 @@ pub(crate) struct Settings {
     pub(crate) optimizers: OptimizerSettings,
 }
 
-/// The one vector that every point has.
+/// The settings of the unnamed vector.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct VectorSettings {
@@ -38,7 +38,7 @@ pub(crate) struct VectorSettings {
     pub(crate) quantization: Option<QuantizationConfig>,
 }
 
-/// The graph; what is missing is the default.
+/// The settings of the HNSW graph; an absent one has its default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct HnswSettings {
@@ -50,7 +50,7 @@ pub(crate) struct HnswSettings {
     pub(crate) payload_m: Option<u64>,
 }
 
-/// When segments are built anew; what is missing is the default.
+/// The settings of the optimizer; an absent one has its default.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct OptimizerSettings {
@@ -62,7 +62,7 @@ pub(crate) struct OptimizerSettings {
 }
 
 impl Settings {
-    /// As the engine takes it.
+    /// The configuration of the engine.
     pub(crate) fn engine_config(&self) -> EdgeConfig {
         let VectorSettings { size, distance, on_disk, hnsw, quantization } = &self.vector;
         let vector = EdgeVectorParams {
@@ -72,7 +72,7 @@ impl Settings {
             multivector_config: None,
             datatype: None,
             quantization_config: quantization.clone(),
-            hnsw_config: hnsw.as_ref().map(|own| own.over(&self.hnsw).engine_config()),
+            hnsw_config: hnsw.as_ref().map(|own| own.or_defaults(&self.hnsw).engine_config()),
         };
         let OptimizerSettings {
             deleted_threshold,
@@ -99,10 +99,10 @@ impl Settings {
         }
     }
 
-    /// How many points without an index the optimiser takes for worth one.
+    /// The number of unindexed points from which the optimizer builds an index.
     pub(crate) fn points_worth_indexing(&self) -> usize {
         match self.optimizers.indexing_threshold.unwrap_or(INDEXING_THRESHOLD) {
-            // Zero stands for never.
+            // Zero means never.
             0 => usize::MAX,
             kilobytes => count(kilobytes.saturating_mul(1024).div_ceil(self.vector.size.max(1) * 4)),
         }
@@ -110,15 +110,15 @@ impl Settings {
 }
 
 impl HnswSettings {
-    /// These, and the others' where these say nothing.
-    pub(crate) fn over(&self, others: &Self) -> Self {
+    /// These settings, with absent ones taken from the defaults.
+    pub(crate) fn or_defaults(&self, defaults: &Self) -> Self {
         Self {
-            m: self.m.or(others.m),
-            ef_construct: self.ef_construct.or(others.ef_construct),
-            full_scan_threshold: self.full_scan_threshold.or(others.full_scan_threshold),
-            max_indexing_threads: self.max_indexing_threads.or(others.max_indexing_threads),
-            on_disk: self.on_disk.or(others.on_disk),
-            payload_m: self.payload_m.or(others.payload_m),
+            m: self.m.or(defaults.m),
+            ef_construct: self.ef_construct.or(defaults.ef_construct),
+            full_scan_threshold: self.full_scan_threshold.or(defaults.full_scan_threshold),
+            max_indexing_threads: self.max_indexing_threads.or(defaults.max_indexing_threads),
+            on_disk: self.on_disk.or(defaults.on_disk),
+            payload_m: self.payload_m.or(defaults.payload_m),
         }
     }
 
@@ -135,7 +135,7 @@ impl HnswSettings {
     }
 }
 
-/// A number of the API as the engine takes it.
+/// A number of the API as the engine expects it.
 pub(crate) fn count(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }

@@ -1,4 +1,4 @@
-//! What is particular to this program: what it refuses, and what survives.
+//! The behaviour that is specific to this program: rejected features and durability.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -28,7 +28,7 @@ use common::{Program, command, eventually, ids, numbers, point, refusal, vector}
 
 const SIZE: usize = 64;
 
-/// A server of our own, whatever QDRANT_URL says.
+/// A server of this program, regardless of QDRANT_URL.
 fn own() -> (TempDir, Program) {
     let folder = TempDir::new().unwrap();
     let program = Program::start(folder.path());
@@ -163,7 +163,7 @@ async fn acknowledged_writes_survive_a_crash() {
     assert_eq!(ids(&client, "x", None).await, numbers(0..100));
 }
 
-/// Replaces, changes and deletes points while the optimiser works, and crashes in the middle of it.
+/// Replaces, changes and deletes points while the optimizer runs, and crashes meanwhile.
 #[tokio::test]
 async fn writes_survive_a_crash_of_the_optimiser() {
     const ADDED: u64 = 8000;
@@ -207,7 +207,7 @@ async fn writes_survive_a_crash_of_the_optimiser() {
     green(&program.client(), "x").await;
 }
 
-/// How long the journal of the only collection is, while the optimiser runs.
+/// The length of the journal of the only collection, while the optimizer runs.
 fn journal(folder: &Path) -> Option<u64> {
     let collections = fs::read_dir(folder.join("home/collections")).unwrap();
     let mut journals = collections.map(|found| found.unwrap().path().join("journal.jsonl"));
@@ -310,5 +310,5 @@ async fn a_port_that_is_taken_is_named() {
     let second = command(other.path()).args(["--listen", &address]).output().unwrap();
     assert_eq!(second.status.code(), Some(1));
     let said = String::from_utf8(second.stderr).unwrap();
-    assert!(said.contains(&format!("cannot listen at {address}")), "{said}");
+    assert!(said.contains(&format!("cannot listen on {address}")), "{said}");
 }

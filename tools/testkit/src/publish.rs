@@ -50,8 +50,8 @@ impl RequestMessage {
     pub fn encrypted(mut self, key_id: &str) -> Self {
         let ring = trust::KeyRing::parse(&crate::PAYLOAD_RING.to_owned().into()).expect("a ring");
         let (name, version) = trust::parse_key_id(key_id).expect("an id of a key");
-        let bound = trust::Bound::Payload { subject: &self.subject };
-        self.body = ring.get(name, version).expect("a key").seal(&self.body, bound).expect("a ciphertext");
+        let aad = trust::AssociatedData::Payload { subject: &self.subject };
+        self.body = ring.get(name, version).expect("a key").seal(&self.body, aad).expect("a ciphertext");
         self.with(header::ENCRYPTION, key_id)
     }
 

@@ -1,21 +1,20 @@
-//! Where a page begins: the sort key of the last item of the page before, as an opaque text.
+//! Pages: where one starts, which is the sort key of the last item of the page before, and where it ends.
 
 use contract::{Cursor, Malformed};
 use data_encoding::BASE64URL_NOPAD as BASE64;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// The position that a cursor stands for. It is no secret and needs no seal: it only says from where on, among what the asker
-/// may see.
+/// The sort key that a cursor encodes. It is neither secret nor signed: it selects only among rows that the sender may see.
 ///
 /// # Errors
-/// [`Malformed`] for one that no page of this query gave.
+/// [`Malformed`] if no page of this type of query returns such a cursor.
 pub(crate) fn position<K: DeserializeOwned>(cursor: Option<&Cursor>) -> Result<Option<K>, Malformed> {
     let Some(cursor) = cursor else { return Ok(None) };
-    let unknown = || Malformed::new("cursor", "is none that a page of this query gave");
+    let unknown = || Malformed::new("cursor", "is not a next_cursor of this query");
     let json = BASE64.decode(cursor.as_str().as_bytes()).map_err(|_| unknown())?;
     let value: serde_json::Value = serde_json::from_slice(&json).map_err(|_| unknown())?;
-    // PostgreSQL can store no such text, so it is none of its keys.
+    // PostgreSQL cannot store such a text, so no key has it.
     if has_nul(&value) {
         return Err(unknown());
     }
@@ -26,7 +25,7 @@ fn has_nul(value: &serde_json::Value) -> bool {
     match value {
         serde_json::Value::String(text) => text.contains('\0'),
         serde_json::Value::Array(parts) => parts.iter().any(has_nul),
-        // No key of an item is anything else.
+        // A key consists of texts, numbers and arrays.
         serde_json::Value::Null
         | serde_json::Value::Bool(_)
         | serde_json::Value::Number(_)
@@ -34,12 +33,12 @@ fn has_nul(value: &serde_json::Value) -> bool {
     }
 }
 
-/// How many bytes the values of a page have together, if it has more than one item. A value is at most a request's body, and an
-/// answer must be one message.
+/// The maximum size of the values of a page with more than one item, in bytes. A value is at most as large as the body of a
+/// request, and an answer must fit into one message.
 pub(crate) const PAGE_BYTES: i64 = 512 * 1024;
 
-/// Cuts what was read to a page and says where the next one begins. `found` counts what there was to read, which was one item
-/// more than a page has, or fewer: what was read may be less than that, for want of room.
+/// Cuts rows to a page and returns the cursor of the next one. `found` is the number of rows up to one more than the limit;
+/// `items` may be fewer, because of [`PAGE_BYTES`].
 pub(crate) fn cut<T, K: Serialize>(
     mut items: Vec<T>,
     limit: i64,
@@ -53,6 +52,36 @@ pub(crate) fn cut<T, K: Serialize>(
     let next = items.last().and_then(|last| serde_json::to_vec(&key(last)).ok());
     (items, next.map(|json| BASE64.encode(&json)))
 }
+
+/// The `LIMIT` of a statement for a page: one more row shows that there is another page.
+pub(crate) fn one_more(limit: i64) -> i64 {
+    limit + 1
+}
+
+/// The end of a statement that cuts the rows of its `page` to those that fit into an answer: the first row, and further rows
+/// while the bytes of their values, and of the secrets to be revealed in them, are within a limit. `found` counts all rows of
+/// `page`. The values are serialized one after the other to measure them, and kept only for the rows of the answer.
+macro_rules! within_page {
+    ($columns:expr, $size:literal, $table:literal, $order:literal, $reveal:literal, $bytes:literal) => {
+        concat!(
+            ", sized AS (SELECT p.*, count(*) OVER () AS found, row_number() OVER in_order AS place, sum(",
+            $size,
+            " + CASE WHEN ",
+            $reveal,
+            " AND p.is_sensitive THEN (SELECT coalesce(sum(octet_length(e.ciphertext)), 0) FROM encrypted_fields e
+                WHERE e.user_id = $1 AND e.table_name = '",
+            $table,
+            "' AND e.row_id = p.id) ELSE 0 END) OVER in_order AS bytes FROM page p WINDOW in_order AS (ORDER BY ",
+            $order,
+            ")) SELECT ",
+            $columns,
+            ", found FROM sized WHERE place = 1 OR bytes <= ",
+            $bytes,
+            " ORDER BY place"
+        )
+    };
+}
+pub(crate) use within_page;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]

@@ -244,5 +244,5 @@ async fn write_secrets(
             (field, &secret.value)
         })
         .collect();
-    keys::conceal(connection, &secrets, keys).await
+    keys::encrypt_fields(connection, &secrets, keys).await
 }

@@ -1,11 +1,12 @@
-//! Issues service tokens over request/reply to services that are authenticated to the broker.
+//! Issues service tokens over request/reply to services that are authenticated to NATS.
 //!
-//! A service asks on `memory.ask.token.issue.<service>`. The broker's permissions let nobody else publish there, and nobody
-//! else hear the answer: it goes into the service's own inbox or nowhere. What the service may have, the registry says.
+//! A service publishes a query on `memory.ask.token.issue.<service>`. The broker's permissions let no other client publish there
+//! or receive the answer, which goes to the service's own inbox or is not sent. The registry of services determines which
+//! scopes a token may have.
 //!
-//! It is the only worker that holds the keys that tokens are made with, and can do nothing in the database but register them.
+//! It is the only worker that holds the keys that sign tokens. In the database it may only register them.
 
-mod answer;
+mod handler;
 mod keys;
 
 use std::collections::HashMap;
@@ -14,44 +15,45 @@ use std::time::Duration;
 
 use config::Settings;
 use contract::TOKEN_ISSUE;
-use runtime::query::{self, About, Endpoint};
+use runtime::query::{self, Endpoint, ServiceInfo};
 use runtime::readiness::probe;
 use runtime::{Dependency, NotReady, Phase, Readiness, StartupDeadline, broker};
 use store::{Pool, PoolOptions};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use trust::{TokenIssuer, role_of};
+use trust::{TokenIssuer, worker_role};
 
-use answer::Desk;
+use handler::QueryHandler;
+
 pub use keys::{IssuerKeyError, issuer};
 
-/// The name of its crate, its connection and its database role.
+/// The name of the worker, its NATS connection and its database role.
 pub const NAME: &str = "token-issuer";
-/// The most queries that it answers at a time.
-const AT_A_TIME: usize = 16;
-/// Connections to the database.
-const POOL: usize = 4;
-/// How long a query may take before its asker is told to try again.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// The maximum number of queries that it processes concurrently.
+const MAX_CONCURRENT: usize = 16;
+/// The size of its connection pool.
+const POOL_SIZE: usize = 4;
+/// The maximum time to answer a query.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// It cannot start, or broke down.
+/// Why it cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The pool cannot be made.
+    /// The connection pool cannot be created.
     #[error(transparent)]
     Pool(#[from] store::PoolError),
-    /// Something it needs did not appear in time.
+    /// A dependency was not ready in time.
     #[error(transparent)]
     Startup(#[from] NotReady),
     /// The broker ended the service.
-    #[error("token-issuer broke down: {0}")]
-    BrokeDown(String),
+    #[error("token-issuer: the NATS service ended: {0}")]
+    ServiceEnded(String),
 }
 
-/// Answers until `stop` is cancelled.
+/// Answers queries until `stop` is cancelled.
 ///
 /// # Errors
-/// [`RunError`] if it cannot start or the broker ends it. Being stopped is no error.
+/// [`RunError`] if it cannot start or NATS ends the subscription. Being stopped is not an error.
 pub async fn run(
     issuer: TokenIssuer,
     settings: &Settings,
@@ -59,43 +61,44 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), RunError> {
     let pool = store::open_pool(
-        &settings.postgres.url_of(&role_of(NAME)),
+        &settings.postgres.url_of(&worker_role(NAME)),
         &PoolOptions {
             name: NAME,
-            size: POOL,
+            size: POOL_SIZE,
             patience: Duration::from_millis(settings.postgres.connect_timeout_ms),
-            statement_timeout: ANSWER_WITHIN,
+            statement_timeout: QUERY_TIMEOUT,
         },
     )?;
     let Some(client) = start(settings, &readiness, &pool, &stop).await? else { return Ok(()) };
     readiness.reached(Phase::Running);
-    let looked_at = pool.clone();
-    let look = move || {
-        let pool = looked_at.clone();
+    let probed = pool.clone();
+    let probe_all = move || {
+        let pool = probed.clone();
         async move { vec![probe(Dependency::Postgres, runtime::check_database(&pool, NAME)).await] }
     };
-    let _looking = AbortOnDropHandle::new(tokio::spawn(readiness.follow(client.clone(), look, stop.clone())));
-    let about = About {
+    let probing = readiness.follow(client.clone(), probe_all, stop.clone());
+    let _probing = AbortOnDropHandle::new(tokio::spawn(probing));
+    let info = ServiceInfo {
         name: NAME,
         version: env!("CARGO_PKG_VERSION"),
         description: "Issues service tokens",
-        at_a_time: AT_A_TIME,
-        within: ANSWER_WITHIN,
+        max_concurrent: MAX_CONCURRENT,
+        timeout: QUERY_TIMEOUT,
     };
     let endpoint = Endpoint {
         name: "token-issue".to_owned(),
         subject: format!("{TOKEN_ISSUE}.*"),
         metadata: HashMap::new(),
     };
-    let desk = Arc::new(Desk::new(issuer, pool));
-    let answer = move |asked| {
-        let desk = Arc::clone(&desk);
-        async move { desk.answer(asked).await }
+    let handler = Arc::new(QueryHandler::new(issuer, pool));
+    let handle = move |incoming| {
+        let handler = Arc::clone(&handler);
+        async move { handler.handle(incoming).await }
     };
-    query::serve(&client, about, vec![endpoint], &stop, answer).await.map_err(RunError::BrokeDown)
+    query::serve(&client, info, vec![endpoint], &stop, handle).await.map_err(RunError::ServiceEnded)
 }
 
-/// Waits for the database, its schema and the broker. None if it is stopped first.
+/// Waits for the database, its schema and NATS. None if it is stopped first.
 async fn start(
     settings: &Settings,
     readiness: &Readiness,

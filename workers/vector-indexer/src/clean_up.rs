@@ -1,7 +1,7 @@
-//! After the commit: points that no row names any more are deleted.
+//! Deletes superseded points after the commit.
 //!
-//! What is obsolete the committed rows say, not what the transaction meant to do: it may have been undone, or another worker may
-//! have been quicker.
+//! The committed rows decide which points are superseded, not what the transaction intended: it may have been rolled back, or
+//! another worker may have written a newer row.
 
 use std::collections::HashMap;
 
@@ -10,17 +10,17 @@ use contract::VectorRequest;
 use diesel_async::AsyncConnection;
 use runtime::Ended;
 use uuid::Uuid;
-use vectors::{Superseded, VectorError};
+use vectors::{SupersededPoints, VectorError};
 
 use crate::VectorIndexer;
 use crate::prepare::{Item, Prepared, Ready, fault, written};
 use crate::store::{Replaced, when_written};
 
-/// A memory of a message that ends.
+/// A memory of a message that has been processed.
 struct Left<'a> {
     user: i32,
     item: &'a Item,
-    /// When the message was stored, in microseconds.
+    /// When JetStream stored the message, in microseconds since 1970.
     own: i64,
     committed: bool,
     /// Whether there may be points of older requests.
@@ -38,13 +38,13 @@ impl VectorIndexer {
             return Ok(());
         }
         let rows = self.rows(&left, prepared).await?;
-        let obsolete: Vec<Superseded> = left.iter().flat_map(|left| left.obsolete(&rows)).collect();
+        let obsolete: Vec<SupersededPoints> = left.iter().flat_map(|left| left.obsolete(&rows)).collect();
         if obsolete.is_empty() {
             return Ok(());
         }
         for collection in &prepared.collections {
             match self.vectors.delete_superseded(&collection.collection_name, &obsolete).await {
-                // Where the collection is gone, so are the points.
+                // If the collection was deleted, its points are gone too.
                 Ok(()) | Err(VectorError::NoCollection(_)) => {}
                 Err(error) => return Err(fault(error)),
             }
@@ -52,7 +52,7 @@ impl VectorIndexer {
         Ok(())
     }
 
-    /// When the rows of memories were written.
+    /// When the current rows of the memories were written.
     async fn rows(&self, left: &[Left<'_>], prepared: &Prepared) -> Result<HashMap<(i32, Uuid), i64>, Fault> {
         let keys: Vec<(i32, Uuid)> = left.iter().map(|left| (left.user, left.item.memory)).collect();
         let grants: Vec<&str> = prepared.grants.iter().map(String::as_str).collect();
@@ -90,11 +90,11 @@ fn left_by<'a>(ended: &Ended<'_, VectorRequest, Replaced>, prepared: &'a Prepare
 }
 
 impl Left<'_> {
-    /// What is obsolete of its points: what was written before the row, and its own if the row names others. Of a row that is not
-    /// there, or is not this message's, nothing newer is touched.
-    fn obsolete(&self, rows: &HashMap<(i32, Uuid), i64>) -> Vec<Superseded> {
+    /// Its superseded points: those that were written before the row, and its own if the row names others. If the row is missing or
+    /// belongs to another message, newer points are not deleted.
+    fn obsolete(&self, rows: &HashMap<(i32, Uuid), i64>) -> Vec<SupersededPoints> {
         let row = rows.get(&(self.user, self.item.memory)).copied();
-        let span = |written: std::ops::Range<i64>| Superseded {
+        let span = |written: std::ops::Range<i64>| SupersededPoints {
             tenant: self.item.tenant.clone(),
             memory: self.item.memory,
             written,

@@ -2,7 +2,7 @@
 
 use ::store::vector::{self, Collection};
 use config::{EmbedderKind, EmbedderSettings, Settings};
-use vectors::{ALIAS, CollectionSpec, VectorError, Vectors};
+use vectors::{ALIAS, CollectionSpec, VectorError, VectorStore};
 
 /// A collection cannot be created or used.
 #[derive(Debug, thiserror::Error)]
@@ -56,8 +56,8 @@ pub const LOCAL: (&str, usize) = ("all-MiniLM-L6-v2", 384);
 ///
 /// # Errors
 /// [`CollectionError::NoStore`].
-pub fn vectors(settings: &Settings) -> Result<Vectors, CollectionError> {
-    Vectors::open(&settings.vectors)?.ok_or(CollectionError::NoStore)
+pub fn vectors(settings: &Settings) -> Result<VectorStore, CollectionError> {
+    VectorStore::open(&settings.vectors)?.ok_or(CollectionError::NoStore)
 }
 
 /// The model, the dimension and the quantization of a collection for an embedder.
@@ -120,7 +120,7 @@ pub async fn apply(settings: &Settings) -> Result<Collection, CollectionError> {
     };
     let quantization = config::Quantization::from_name(&collection.quantization).unwrap_or_default();
     let spec = CollectionSpec { quantization, ..spec };
-    vectors.make_collection(&collection.collection_name, &spec).await?;
+    vectors.create_collection(&collection.collection_name, &spec).await?;
     vectors.point_alias(ALIAS, &collection.collection_name).await?;
     vector::put_collection(&mut connection, ALIAS, &collection).await?;
     Ok(collection)

@@ -1,4 +1,4 @@
-//! Vectors of texts and their points, and which texts have none.
+//! Embedding of memories.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,10 +7,10 @@ use embed::{EmbedError, Embedder};
 use uuid::Uuid;
 use vectors::{Point, PointKey, Tenant, chunk_ids};
 
-/// The vectors of a memory in one collection, one for each point.
+/// The vectors of a memory in a collection, one per point.
 pub(crate) type Made = Vec<Vec<f32>>;
 
-/// The points of a memory, of which this is the first one's id.
+/// The points of a memory. `first` is the id of the first one.
 pub(crate) fn points_of(
     first: Uuid,
     made: Made,
@@ -25,9 +25,9 @@ pub(crate) fn points_of(
     })
 }
 
-/// The vectors of memories, of which these are the users and the pieces. The same piece of one user is embedded once. Texts of other
-/// users are never asked for: how long it takes would tell that they are there. A memory whose text the embedder refuses has the
-/// reason instead.
+/// Embeds the chunks of memories, given with their users. Equal chunks of a user are embedded once. Chunks of different users are
+/// never shared, because the response time would reveal that another user has the same text. For a memory with a text that the
+/// embedder rejects, the result is the reason.
 pub(crate) async fn embed_each(
     embedder: &Embedder,
     memories: Vec<(i32, Vec<String>)>,
@@ -51,11 +51,11 @@ pub(crate) async fn embed_each(
         .collect())
 }
 
-/// A vector for each text, or why there is none.
+/// A vector for each text, or the reason why the embedder rejects it.
 async fn embed_all(embedder: &Embedder, texts: Vec<String>) -> Result<Vec<Result<Vec<f32>, String>>, Fault> {
     let mut made: BTreeMap<usize, Result<Vec<f32>, String>> = BTreeMap::new();
     let mut open: Vec<usize> = (0..texts.len()).collect();
-    // Each round but the last finds at least one text that is at fault.
+    // Each round except the last finds at least one rejected text.
     while !open.is_empty() {
         let some: Vec<String> = open.iter().map(|&place| texts[place].clone()).collect();
         match embedder.embed(some).await {

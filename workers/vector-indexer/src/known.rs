@@ -1,4 +1,4 @@
-//! What the database knows of a batch before its transaction.
+//! The rows that a batch needs, read before its transaction.
 
 use std::collections::{HashMap, HashSet};
 
@@ -14,24 +14,24 @@ use vectors::Tenant;
 
 use crate::Embedded;
 
-/// See the module.
+/// The rows that a batch needs.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
     pub(crate) tenants: HashMap<i32, Tenant>,
     pub(crate) rights: Vec<Right>,
     pub(crate) collections: Vec<Collection>,
-    /// The requests that have had their effect, by user.
+    /// The requests that were applied already, by user.
     pub(crate) taken: HashSet<(i32, Uuid)>,
-    /// The memories of the batch that are there.
+    /// The memories of the batch that exist.
     pub(crate) memories: HashMap<(i32, Uuid), Row>,
-    /// Points of the same texts, by user and hash.
+    /// Memories with the same texts, by user and hash.
     pub(crate) same: HashMap<(i32, Vec<u8>), Row>,
-    /// The sessions and nodes of the batch that are there.
+    /// The sessions and nodes of the batch that exist.
     pub(crate) sessions: HashSet<(i32, String)>,
     pub(crate) nodes: HashSet<(i32, Uuid)>,
 }
 
-/// A memory as it is stored.
+/// A stored memory.
 #[derive(Clone, Debug, QueryableByName)]
 pub(crate) struct Row {
     #[diesel(sql_type = Integer)]
@@ -70,7 +70,7 @@ const PARENTS: &str = "
     LEFT JOIN chat_mode_sessions s ON s.user_id = i.user_id AND s.session_id = i.session_id
     LEFT JOIN consensus_memory_nodes n ON n.user_id = i.user_id AND n.id = i.node_id";
 
-/// Asks for it, in a transaction under the batch's context.
+/// Reads them in a transaction with the security context of the batch.
 pub(crate) async fn of_batch(
     connection: &mut Connection,
     batch: &[&Message<VectorRequest>],
@@ -190,7 +190,7 @@ async fn parents(
 }
 
 impl Known {
-    /// Whether a service may do something with a type of vectors.
+    /// Whether a service has a right on a vector type.
     pub(crate) fn may(&self, service: &str, vector_type: &str, what: fn(&Right) -> bool) -> bool {
         self.rights
             .iter()
@@ -201,7 +201,7 @@ impl Known {
         self.memories.get(&(user.get(), memory))
     }
 
-    /// The same, if it is not removed.
+    /// The row of a memory that is not removed.
     pub(crate) fn live(&self, user: UserId, memory: Uuid) -> Option<&Row> {
         self.row(user, memory).filter(|row| row.qdrant_point_id.is_some())
     }

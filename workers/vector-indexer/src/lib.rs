@@ -31,8 +31,8 @@ use runtime::{
     Dependency, Ended, ExternalWorker, Message, NotReady, ProbeResults, Readiness, Retry, StartupDeadline,
     Verdict, Written,
 };
-use trust::role_of;
-use vectors::{Embedders, VectorError, Vectors};
+use trust::worker_role;
+use vectors::{Embedders, VectorError, VectorStore};
 
 pub use prepare::{Item, Prepared, Ready};
 use store::Done;
@@ -42,7 +42,7 @@ pub use text::Embedded;
 /// The worker.
 pub struct VectorIndexer {
     pool: Pool,
-    vectors: Vectors,
+    vectors: VectorStore,
     embedders: Embedders,
     /// Why no vectors could be made when they were last needed, if so.
     embedder_away: Mutex<Option<String>>,
@@ -97,7 +97,7 @@ impl VectorIndexer {
     /// [`OpenError`].
     pub async fn open_now(settings: &Settings) -> Result<Self, OpenError> {
         let pool = ::store::open_pool(
-            &settings.postgres.url_of(&role_of(VECTOR_INDEXER.name)),
+            &settings.postgres.url_of(&worker_role(VECTOR_INDEXER.name)),
             &PoolOptions {
                 name: "vector-indexer look-up",
                 size: CONNECTIONS,
@@ -105,7 +105,7 @@ impl VectorIndexer {
                 statement_timeout: Duration::from_millis(settings.postgres.statement_timeout_ms),
             },
         )?;
-        let vectors = Vectors::open(&settings.vectors)?.ok_or(OpenError::NoVectors)?;
+        let vectors = VectorStore::open(&settings.vectors)?.ok_or(OpenError::NoVectors)?;
         let embedders = Embedders::open(&[&settings.embedder, &settings.next_embedder]).await?;
         Ok(Self { pool, vectors, embedders, embedder_away: Mutex::default() })
     }

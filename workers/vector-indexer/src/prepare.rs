@@ -11,7 +11,7 @@ use contract::{
 };
 use runtime::Message;
 use uuid::Uuid;
-use vectors::{Point, PointKey, Tenant, VectorError, chunk_ids, first_point_id, meta_digests};
+use vectors::{Point, PointKey, Tenant, VectorError, chunk_ids, first_point_id, metadata_digests};
 
 use crate::embedding::{Made, away, embed_each, points_of};
 use crate::known::{self, Known, Row};
@@ -243,7 +243,7 @@ impl VectorIndexer {
         let Collection { model, dimension, .. } = active;
         let Some(embedding) = &memory.embedding else {
             // Where others are made but these, somebody has yet to configure it: the message waits.
-            let absent = self.embedders.usual().is_none();
+            let absent = self.embedders.primary().is_none();
             return absent.then(|| format!(": is needed, since nobody here makes vectors of {model}"));
         };
         if embedding.model.as_str() != model {
@@ -271,7 +271,7 @@ impl VectorIndexer {
                 draft.memory.embedding.as_ref().filter(|one| one.model.as_str() == collection.model);
             let key = (draft.message.user_id().get(), draft.hash);
             made.push(match (brought, stored.get(&key)) {
-                (Some(embedding), _) => Some(Ok(vec![embedding.vector.normalised()])),
+                (Some(embedding), _) => Some(Ok(vec![embedding.vector.normalized()])),
                 (None, Some(made)) => Some(Ok(made.clone())),
                 (None, None) => None,
             });
@@ -409,7 +409,7 @@ fn key_of(draft: &Draft<'_>) -> PointKey {
         session: draft.index.session_id.clone(),
         vector_type: memory.vector_type,
         time: said_at(draft.message, memory).timestamp_millis(),
-        meta: meta_digests(&draft.tenant, memory.metadata.as_str()),
+        meta: metadata_digests(&draft.tenant, memory.metadata.as_str()),
     }
 }
 

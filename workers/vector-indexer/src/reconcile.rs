@@ -1,7 +1,7 @@
-//! Whether the vector store has what the database says, and no more; and what to do where it has not.
+//! The reconciler: compares the vector store with the database and repairs differences.
 //!
-//! It reads the rows of all users, for which it needs a role that may (an administrator's, `postgres.url`). A point may be newer
-//! than its row: its transaction has not committed yet. So what looks like an orphan is looked at once more after a grace.
+//! It reads the rows of all users, for which it needs an administrator's role (`postgres.url`). A point may be newer than its row,
+//! because its transaction has not committed yet. An apparent orphan is therefore checked again after a grace period.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Timestampt
 use diesel_async::RunQueryDsl;
 use embed::Embedder;
 use uuid::Uuid;
-use vectors::{PointKey, StoredPoint, Tenant, Vectors, chunk_ids, meta_digests};
+use vectors::{PointKey, StoredPoint, Tenant, VectorStore, chunk_ids, metadata_digests};
 
 use crate::Embedded;
 use crate::embedding::{embed_each, points_of};
@@ -23,42 +23,42 @@ use crate::prepare::fault;
 use crate::store::when_written;
 use crate::text::pieces_of;
 
-/// How many points or rows are looked at together.
+/// How many points or rows are read at a time.
 const PAGE: u32 = 500;
 
-/// What was found, and what was done about it.
+/// The result of a reconciliation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Findings {
-    /// Points in the collection.
+    /// The number of points in the collection.
     pub points: u64,
-    /// Memories that should be in it.
+    /// The number of memories that it should contain.
     pub memories: u64,
-    /// Points that no row names.
+    /// Orphans: points without a row.
     pub orphans: u64,
-    /// Memories of which a point is missing.
+    /// Gaps: memories with a missing point.
     pub gaps: u64,
-    /// Orphans and gaps that are mended.
+    /// Repaired orphans and gaps.
     pub repaired: u64,
-    /// Gaps that cannot be mended: their vectors were brought, and nobody can make them anew; or the embedder refuses their texts.
+    /// Gaps that cannot be repaired: the publisher supplied the vector, or the embedder rejects the text.
     pub lost: u64,
 }
 
-/// What looks into one collection.
+/// Reconciles one collection.
 #[derive(Debug)]
 pub struct Reconciler<'a> {
     /// The vector store.
-    pub vectors: &'a Vectors,
+    pub vectors: &'a VectorStore,
     /// The collection.
     pub collection: &'a Collection,
-    /// Makes missing vectors, if it is of the collection's model.
+    /// The embedder of the collection's model, for missing vectors.
     pub embedder: Option<&'a Embedder>,
-    /// Whether orphans are deleted and gaps filled.
+    /// Whether to delete orphans and fill gaps.
     pub repair: bool,
-    /// How long a point may be without its row.
+    /// The grace period after which a point without a row is an orphan.
     pub grace: Duration,
 }
 
-/// The points that have a row: by their ids, or as further ones of the same request.
+/// The points that have a row: by their id, or as further points of the same request.
 const NAMED: &str = "
     SELECT i.id FROM unnest($1::uuid[], $2::integer[], $3::uuid[], $4::bigint[]) AS i (id, user_id, memory, written)
     JOIN unified_memory_vectors v ON v.user_id = i.user_id AND v.id = i.memory AND v.removed_at IS NULL
@@ -106,7 +106,7 @@ struct Row {
 }
 
 impl Row {
-    /// The points that the collection must have: all of them if they are of its model, else at least the first.
+    /// The points that the collection must contain: all of them if they are of its model, or else at least the first.
     fn points(&self, model: &str) -> Vec<Uuid> {
         let count =
             if self.embedding_model == model { usize::try_from(self.point_count).unwrap_or(1) } else { 1 };
@@ -120,10 +120,10 @@ impl Row {
 }
 
 impl Reconciler<'_> {
-    /// Looks at the whole collection.
+    /// Reconciles the whole collection.
     ///
     /// # Errors
-    /// A [`Fault`] of one of the stores; what is repaired by then stays repaired.
+    /// A [`Fault`] of one of the stores. Repairs up to then are kept.
     pub async fn run(&self, connection: &mut Connection) -> Result<Findings, Fault> {
         let mut findings = Findings::default();
         let rows = all_tenants(connection).await?;
@@ -201,14 +201,14 @@ impl Reconciler<'_> {
         }
     }
 
-    /// Makes the points of memories anew, as the requests that wrote them did.
+    /// Embeds memories again and writes their points, as the original requests did.
     async fn fill(
         &self,
         rows: &[&Row],
         tenants: &HashMap<i32, Tenant>,
         findings: &mut Findings,
     ) -> Result<(), Fault> {
-        // The text of a brought vector can be embedded too, but not as its publisher does, unless the model is another.
+        // A vector from the publisher cannot be computed here, unless the collection is for another model.
         let can_be_made = |row: &Row| !row.is_brought || row.embedding_model != self.collection.model;
         let known: Vec<(&Row, &Tenant)> = rows
             .iter()
@@ -229,7 +229,7 @@ impl Reconciler<'_> {
                 Ok(made) => made,
                 Err(reason) => {
                     findings.lost += 1;
-                    tracing::warn!(user = row.user_id, memory = %row.id, reason, "a memory has no vectors");
+                    tracing::warn!(user = row.user_id, memory = %row.id, reason, "a memory cannot be embedded");
                     continue;
                 }
             };
@@ -239,7 +239,7 @@ impl Reconciler<'_> {
         self.vectors.upsert(&self.collection.collection_name, points).await.map_err(fault)
     }
 
-    /// What a request has replaced or removed while its old points were made is deleted again.
+    /// Deletes the points of memories that requests replaced or removed while the points were computed.
     async fn take_back_obsolete(&self, connection: &mut Connection, rows: &[&Row]) -> Result<(), Fault> {
         let keys: Vec<(i32, Uuid)> = rows.iter().map(|row| (row.user_id, row.id)).collect();
         let now = when_written(connection, &keys).await?;
@@ -260,7 +260,7 @@ fn key_of(row: &Row, tenant: &Tenant) -> PointKey {
         session: row.session_id.as_ref().and_then(|id| SessionId::new(id.clone()).ok()),
         vector_type: vector_type.unwrap_or(VectorType::Context),
         time: row.occurred_at.timestamp_millis(),
-        meta: meta_digests(tenant, &row.metadata),
+        meta: metadata_digests(tenant, &row.metadata),
     }
 }
 
@@ -274,7 +274,7 @@ async fn named(
         #[diesel(sql_type = SqlUuid)]
         id: Uuid,
     }
-    // A point of nobody, or of no memory, has no row.
+    // A point without a tenant or without a memory has no row.
     let whose =
         |point: &StoredPoint| Some((point.id, *users.get(&point.tenant?)?, point.memory?, point.written));
     let known: Vec<(Uuid, i32, Uuid, i64)> = points.iter().filter_map(whose).collect();

@@ -1,7 +1,7 @@
-//! What of a memory is embedded, and what its words are.
+//! The texts of a memory that are embedded and indexed.
 //!
-//! A turn of a conversation says little alone: "Yes, on Friday." So its words are kept with who said it and when, and it is embedded
-//! twice if what was said before is known: by itself, and with that (docs/adr/0025).
+//! A turn of a conversation means little by itself: "Yes, on Friday." It is therefore indexed with its speaker and its date, and if
+//! the preceding text is known, it is embedded twice: by itself, and together with the preceding text (docs/adr/0025).
 
 use chrono::{DateTime, Utc};
 use contract::{Memory, Text};
@@ -11,14 +11,14 @@ use sha2::{Digest, Sha256};
 /// The texts of a memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Embedded {
-    /// The text with its speaker and its date: what is found by words, and embedded piece by piece.
+    /// The text with its speaker and its date. It is indexed for full-text search and embedded in chunks.
     pub own: String,
-    /// The text after what was said before it.
+    /// The preceding text followed by the text.
     pub in_context: Option<String>,
 }
 
 impl Embedded {
-    /// The texts of a memory that was said then.
+    /// The texts of a memory.
     pub fn new(memory: &Memory) -> Self {
         Self::of(
             memory.content_text.as_str(),
@@ -28,7 +28,7 @@ impl Embedded {
         )
     }
 
-    /// The same of its parts, as a row has them.
+    /// The texts of a memory from the columns of its row.
     pub fn of(
         text: &str,
         speaker: Option<&str>,
@@ -49,7 +49,7 @@ impl Embedded {
         Self { own, in_context }
     }
 
-    /// The same texts have the same hash, and no others have.
+    /// The hash of the texts, with a length before each one.
     pub fn hash(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
         for text in [Some(&self.own), self.in_context.as_ref()].into_iter().flatten() {
@@ -59,29 +59,29 @@ impl Embedded {
         hash.finalize().into()
     }
 
-    /// The pieces that an embedder makes vectors of, one for each point, in their order.
+    /// The chunks to embed, one per point, in order.
     fn pieces(&self, embedder: &Embedder) -> Vec<String> {
         let mut pieces: Vec<String> =
             embedder.chunks(&self.own).into_iter().map(|range| self.own[range].to_owned()).collect();
         if let Some(in_context) = &self.in_context {
-            // The text itself comes last; what does not fit is what came long before.
+            // The text itself is at the end; the beginning of a long preceding text is left out.
             pieces.extend(embedder.chunks(in_context).pop().map(|range| in_context[range].to_owned()));
         }
         pieces
     }
 }
 
-/// The pieces of several memories, for each of them in order. Found on a thread that may be kept busy: a batch of long texts takes
-/// seconds, in which the runtime has heartbeats to answer.
+/// The chunks of several memories, in order. It runs on a blocking thread: a batch of long texts takes seconds, in which the async
+/// runtime must answer heartbeats.
 ///
 /// # Panics
-/// If the tokenizer does.
+/// If the tokenizer panics.
 pub(crate) async fn pieces_of(embedder: &Embedder, texts: Vec<Embedded>) -> Vec<Vec<String>> {
     let embedder = embedder.clone();
     let split = move || texts.iter().map(|one| one.pieces(&embedder)).collect();
     match tokio::task::spawn_blocking(split).await {
         Ok(pieces) => pieces,
-        // It cannot be cancelled: nobody has its handle.
+        // It cannot be cancelled, because its handle is not shared.
         Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     }
 }

@@ -7,7 +7,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::{DeadClass, Event, Outcome, QueryKind, REQUESTS, RequestKind, header, limit};
+use crate::{DeadLetterClass, Event, Outcome, QueryKind, REQUESTS, RequestKind, header, limit};
 use queries::Parts;
 
 /// The document, or an example in it, cannot be generated.
@@ -319,7 +319,7 @@ fn event_headers() -> Value {
 }
 
 fn dead_letter_headers() -> Value {
-    let classes = DeadClass::ALL.map(DeadClass::as_str);
+    let classes = DeadLetterClass::ALL.map(DeadLetterClass::as_str);
     let required = [
         header::MESSAGE_ID,
         header::DEAD_CLASS,

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{AsyncApiError, collect, generator, headers, root, schema_ref, service_parameter};
-use crate::{QUERIES, QUERY_ROOT, QueryError, QueryKind, TOKEN_ISSUE, TokenAnswer, TokenAsk, header, limit};
+use crate::{QUERIES, QUERY_ROOT, QueryError, QueryKind, TOKEN_ISSUE, TokenAnswer, TokenQuery, header, limit};
 
 /// The parts of the document that are being put together.
 pub(super) struct Parts<'a> {
@@ -40,7 +40,7 @@ pub(super) fn add(parts: &mut Parts<'_>) -> Result<(), AsyncApiError> {
         let answer = collect((kind.answer)(generator()), parts.schemas)?;
         add_one(parts, &Channel::of(kind), &query, &answer);
     }
-    let query = collect(root::<TokenAsk>(), parts.schemas)?;
+    let query = collect(root::<TokenQuery>(), parts.schemas)?;
     let answer = collect(root::<TokenAnswer>(), parts.schemas)?;
     let token = Channel {
         name: "token.issue".to_owned(),
@@ -114,10 +114,10 @@ fn query_headers() -> Value {
     let bearer = json!({ "type": "string", "pattern": "^Bearer " });
     let uuid = json!({ "type": "string", "format": "uuid" });
     let deadline = json!({ "type": "string", "pattern": "^[0-9]{2,5}$" });
-    let (least, most) = (limit::DEADLINE_MS_LEAST, limit::DEADLINE_MS_MOST);
+    let (least, most) = (limit::DEADLINE_MS_MIN, limit::DEADLINE_MS_MAX);
     let about_deadline = format!(
         "How many milliseconds it may take: {least} to {most}, {} if absent.",
-        limit::DEADLINE_MS_USUAL
+        limit::DEADLINE_MS_DEFAULT
     );
     headers(
         &[header::AUTHORIZATION],

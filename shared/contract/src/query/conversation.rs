@@ -3,53 +3,67 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Cursor, Limit, usual};
+use super::{Cursor, Limit, QueryKind, QueryType, default_limit};
 use crate::conversation::MessageRole;
 use crate::value::{Json, SessionId};
 
-/// Asks for a conversation with its messages, the oldest first.
+/// Reads a conversation and a page of its messages, the oldest first.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConversationRead {
     /// The conversation.
     pub conversation_id: SessionId,
-    /// Whether what is stored encrypted is told; otherwise a marker stands for it.
+    /// Whether encrypted values are decrypted; otherwise a marker takes their place.
     #[serde(default)]
     pub reveal: bool,
-    /// Where the page begins.
+    /// Where the page starts: `next_cursor` of the page before.
     #[serde(default)]
     pub cursor: Option<Cursor>,
-    /// The most messages.
-    #[serde(default = "usual")]
+    /// The maximum number of messages.
+    #[serde(default = "default_limit")]
     pub limit: Limit,
+}
+
+impl QueryType for ConversationRead {
+    type Answer = ConversationPage;
+
+    const KIND: &'static QueryKind = &QueryKind::new::<Self>(
+        "conversation",
+        "read",
+        "A conversation with its messages, the oldest first.",
+    );
+
+    fn session_id(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// A message.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct MessageInfo {
-    /// The message.
+    /// Its id.
     pub message_id: Uuid,
-    /// Who speaks.
+    /// Who wrote it.
     pub role: MessageRole,
-    /// What is said.
+    /// Its text.
     pub content: String,
-    /// Whether `content` is stored encrypted only.
+    /// Whether `content` is stored encrypted.
     pub sensitive: bool,
-    /// When it was said.
+    /// When it was sent.
     pub sent_at: DateTime<Utc>,
 }
 
 /// A conversation and a page of its messages.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ConversationPage {
-    /// What it was about.
+    /// Its summary.
     pub summary: Option<String>,
-    /// Whatever else was kept.
+    /// Its metadata.
     pub metadata: Json,
-    /// Whether `summary` and `metadata` are stored encrypted only.
+    /// Whether `summary` and `metadata` are stored encrypted.
     pub sensitive: bool,
     /// The messages.
     pub messages: Vec<MessageInfo>,
-    /// Where the next page begins; absent on the last one.
+    /// The `cursor` of the next page; absent on the last one.
     pub next_cursor: Option<String>,
 }

@@ -1,37 +1,48 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Limit, usual};
+use super::{Limit, QueryKind, QueryType, default_limit};
 use crate::event::Event;
 use crate::number::Bounded;
 use crate::value::SessionId;
 
-/// Asks for the events of a session after a number. Whoever goes on from the last number it was given misses none.
+/// Lists the events of a session after a sequence number. A reader that continues from `last` of each page misses none.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EventList {
-    /// The session or conversation. Absent: what belongs to the account and to no session.
+    /// The session or conversation. Absent: the events of the account, which belong to no session.
     #[serde(default)]
     pub session_id: Option<SessionId>,
-    /// Only events with a higher number.
+    /// Only events with a higher sequence number.
     #[serde(default = "zero")]
     pub after: Bounded<0, { i64::MAX }>,
-    /// The most events.
-    #[serde(default = "usual")]
+    /// The maximum number of events.
+    #[serde(default = "default_limit")]
     pub limit: Limit,
+}
+
+impl QueryType for EventList {
+    type Answer = EventPage;
+
+    const KIND: &'static QueryKind =
+        &QueryKind::new::<Self>("event", "list", "The events of a session after a sequence number.");
+
+    fn session_id(&self) -> Option<&str> {
+        self.session_id.as_ref().map(SessionId::as_str)
+    }
 }
 
 fn zero() -> Bounded<0, { i64::MAX }> {
     Bounded::literal(0)
 }
 
-/// Events in the order of their numbers.
+/// A page of events, ordered by sequence number.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct EventPage {
     /// The events.
     pub events: Vec<Event>,
-    /// The number to ask after next: that of the last event, or the one that was asked after.
+    /// The value of `after` for the next page: the sequence number of the last event, or `after` of this query if there is none.
     pub last: i64,
-    /// Whether there are more.
+    /// Whether there are more events.
     pub more: bool,
 }

@@ -2,28 +2,40 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::{QueryKind, QueryType};
 use crate::number::Bounded;
 use crate::value::{Json, Name, Text};
 
-/// Asks for the knowledge around a node: the nodes that its relations lead to, and theirs, to a depth. A node is told once, at
-/// the least depth it is found at, so that a circle ends.
+/// Walks the knowledge graph from a node along its relations, to a depth. Each node is returned once, at the smallest depth at
+/// which it is reached, so that cycles end.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GraphWalk {
-    /// The key of the nodes to begin at.
+    /// The key of the nodes to start from.
     pub node_key: Name,
-    /// Their type; absent: whatever it is.
+    /// Their type; absent: any type.
     #[serde(default)]
     pub node_type: Option<Text<1, 128>>,
-    /// Only along relations of this type.
+    /// Follow only relations of this type.
     #[serde(default)]
     pub relation_type: Option<Text<1, 128>>,
-    /// How many relations far.
+    /// The maximum number of relations from the start.
     #[serde(default = "three")]
     pub depth: Bounded<0, 8>,
-    /// The most nodes, the nearest ones.
+    /// The maximum number of nodes; the nearest are returned.
     #[serde(default = "two_hundred")]
     pub limit: Bounded<1, 1000>,
+}
+
+impl QueryType for GraphWalk {
+    type Answer = GraphAnswer;
+
+    const KIND: &'static QueryKind =
+        &QueryKind::new::<Self>("graph", "walk", "The knowledge graph around a node, to a depth.");
+
+    fn session_id(&self) -> Option<&str> {
+        None
+    }
 }
 
 fn three() -> Bounded<0, 8> {
@@ -37,46 +49,46 @@ fn two_hundred() -> Bounded<1, 1000> {
 /// A node of the knowledge graph.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct GraphNode {
-    /// The node.
+    /// Its id.
     pub node_id: Uuid,
     /// Its type.
     pub node_type: String,
-    /// Its key, unique among the nodes of its type.
+    /// Its key, unique among nodes of its type.
     pub node_key: String,
     /// Its title.
     pub title: String,
-    /// What it holds.
+    /// Its content.
     pub content: Json,
-    /// Whether the agents agree: `unvalidated`, `pending`, `validated`, `disputed`, `rejected` or `superseded`.
+    /// The state of the agents' consensus on it: `unvalidated`, `pending`, `validated`, `disputed`, `rejected` or `superseded`.
     pub validation_status: String,
-    /// How much they agree, 0 to 1.
+    /// How strongly the agents agree, 0 to 1.
     pub consensus_score: f64,
-    /// How many relations away from where the walk began.
+    /// The number of relations from the start.
     pub depth: i32,
 }
 
 /// A relation between two nodes of the answer.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct GraphRelation {
-    /// Where it begins.
+    /// The id of its source node.
     pub source: Uuid,
-    /// Where it leads.
+    /// The id of its target node.
     pub target: Uuid,
     /// Its type.
     pub relation_type: String,
-    /// How strong it is, 0 to 1.
+    /// Its strength, 0 to 1.
     pub strength: f64,
-    /// How sure it is, 0 to 1.
+    /// Its confidence, 0 to 1.
     pub confidence: f64,
 }
 
 /// A part of the knowledge graph.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct GraphAnswer {
-    /// The nodes, the nearest first, then by their titles.
+    /// The nodes, the nearest first, then ordered by title.
     pub nodes: Vec<GraphNode>,
-    /// The relations among them, as far as the answer has room.
+    /// The relations between these nodes, up to a limit.
     pub relations: Vec<GraphRelation>,
-    /// Whether something was left out for want of room.
+    /// Whether nodes or relations were left out because of a limit.
     pub truncated: bool,
 }

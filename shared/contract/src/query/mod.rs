@@ -1,184 +1,189 @@
-//! Queries to the memory and their answers, over request/reply.
+//! Queries to the memory and their answers, over NATS request/reply.
 //!
-//! A service asks on `memory.ask.<noun>.<verb>.<service>`, with its token in the header [`header::AUTHORIZATION`]. The answer is
-//! about the user of the token. A page has a bounded number of items and says where the next one begins.
+//! A service publishes a query on `memory.ask.<noun>.<verb>.<service>`, with its token in the header
+//! [`header::AUTHORIZATION`]. The answer is about the user of the token. Pages are bounded; each names the cursor of the next.
+//!
+//! One file has the queries of one noun, each with its facts ([`QueryType`]) and its answer. The table `queries!` lists them.
 //!
 //! [`header::AUTHORIZATION`]: crate::header::AUTHORIZATION
 
+mod agent;
+mod context;
 mod conversation;
 mod event;
 mod graph;
-mod memory;
 mod router;
 mod search;
+mod session;
 
-use schemars::{Schema, SchemaGenerator};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use conversation::{ConversationPage, ConversationRead, MessageInfo};
-pub use event::{EventList, EventPage};
-pub use graph::{GraphAnswer, GraphNode, GraphRelation, GraphWalk};
-pub use memory::{
-    AgentContextInfo, AgentContextList, AgentContextPage, ContextAnswer, ContextGet, ContextInfo,
-    ContextList, ContextPage, SessionInfo, SessionList, SessionPage,
-};
-pub use router::{AnalyticsRow, Dimension, RouterAnalytics, RouterAnswer};
-pub use search::{ScoreParts, SearchAnswer, SearchHit, SearchMode, SearchSimilar};
+pub use agent::*;
+pub use context::*;
+pub use conversation::*;
+pub use event::*;
+pub use graph::*;
+pub use router::*;
+pub use search::*;
+pub use session::*;
 
 use crate::malformed::Malformed;
 use crate::number::Bounded;
 use crate::request::read;
 use crate::value::Text;
 
-/// The beginning of the subjects of queries.
+/// The prefix of the subjects of queries.
 pub const QUERY_ROOT: &str = "memory.ask";
 
 /// The worker that answers queries.
 pub const READER: &str = "memory-reader";
 
-/// The noun and the verb of the scope that a query with `reveal` needs beside its own: whoever may write or read may not
-/// therefore decrypt.
+/// The noun and the verb of the scope that a query with `reveal` needs in addition to its own. The right to read or write does
+/// not include the right to decrypt.
 pub const REVEAL: (&str, &str) = ("secret", "reveal");
 
-/// The largest query, in bytes.
+/// The maximum size of a query, in bytes.
 pub const QUERY_BYTES: usize = 192 * 1024;
 
-/// Where the page after another one begins, as that one said.
+/// Where a page starts: an opaque text from the page before.
 pub type Cursor = Text<1, 4096>;
 
-/// How many items a page has at most.
+/// The maximum number of items of a page.
 pub type Limit = Bounded<1, 200>;
 
-impl Limit {
-    const USUAL: Self = Self::literal(50);
+fn default_limit() -> Limit {
+    Limit::literal(50)
 }
 
-fn usual() -> Limit {
-    Limit::USUAL
+/// A type of query, with its facts.
+pub trait QueryType: Serialize + DeserializeOwned + JsonSchema + Send + 'static {
+    /// Its answer.
+    type Answer: Serialize + DeserializeOwned + JsonSchema + Send + 'static;
+
+    /// Its subject, its description and its schemas.
+    const KIND: &'static QueryKind;
+
+    /// The session that it is about, if it is limited to one. A token that is bound to a session allows no other query.
+    fn session_id(&self) -> Option<&str>;
 }
 
-/// One kind of query.
+/// The facts of a type of query, as values.
 #[derive(Debug)]
 pub struct QueryKind {
     /// The noun of its subject.
     pub noun: &'static str,
     /// The verb of its subject.
     pub verb: &'static str,
-    /// What it asks.
+    /// What it returns.
     pub description: &'static str,
-    /// Makes the JSON Schema of the query.
+    /// Creates the JSON Schema of the query.
     pub query: fn(SchemaGenerator) -> Schema,
-    /// Makes the JSON Schema of the answer.
+    /// Creates the JSON Schema of the answer.
     pub answer: fn(SchemaGenerator) -> Schema,
 }
 
 impl QueryKind {
+    const fn new<Q: QueryType>(noun: &'static str, verb: &'static str, description: &'static str) -> Self {
+        Self {
+            noun,
+            verb,
+            description,
+            query: SchemaGenerator::into_root_schema_for::<Q>,
+            answer: SchemaGenerator::into_root_schema_for::<Q::Answer>,
+        }
+    }
+
     /// `noun.verb`.
     pub fn name(&self) -> String {
         format!("{}.{}", self.noun, self.verb)
     }
 
-    /// The subject on which a service asks it.
+    /// The subject on which a service publishes it.
     pub fn subject(&self, service: &str) -> String {
         format!("{QUERY_ROOT}.{}.{}.{service}", self.noun, self.verb)
     }
 }
 
-/// The body of one kind of query.
-pub trait QueryType: Serialize {
-    /// What answers it.
-    type Answer: DeserializeOwned;
-    /// Its kind.
-    const KIND: &'static QueryKind;
-}
-
-/// The one table of queries.
+/// The table of queries.
 macro_rules! queries {
-    ($($variant:ident: $noun:literal $verb:literal $description:literal => $answer:ident,)+) => {
-        /// A query that could be read.
+    ($($query:ident,)+) => {
+        /// A decoded query of any type.
         #[derive(Clone, Debug, Serialize)]
         #[serde(untagged)]
         pub enum Query {
             $(
-                #[doc = $description]
-                $variant($variant),
+                #[doc = concat!("[`", stringify!($query), "`].")]
+                $query($query),
             )+
         }
 
         impl Query {
-            /// Reads the body of a query of this noun and verb.
+            /// Decodes the body of the query with this noun and verb.
             ///
             /// # Errors
-            /// [`Malformed`] names the field that cannot be read, or `subject` when there is no such query.
+            /// [`Malformed`] names the field that is wrong, or `subject` if there is no such query.
             pub fn decode(noun: &str, verb: &str, body: &[u8]) -> Result<Self, Malformed> {
                 if body.len() > QUERY_BYTES {
                     let problem = format!("has {} bytes, more than {QUERY_BYTES}", body.len());
                     return Err(Malformed::new("body", problem));
                 }
-                match (noun, verb) {
-                    $(($noun, $verb) => read(body).map(Self::$variant),)+
-                    (noun, verb) => Err(Malformed::new("subject", format!("no query is named {noun}.{verb}"))),
-                }
+                $(
+                    if (noun, verb) == ($query::KIND.noun, $query::KIND.verb) {
+                        return read(body).map(Self::$query);
+                    }
+                )+
+                Err(Malformed::new("subject", format!("no query is named {noun}.{verb}")))
             }
 
-            /// What kind of query this is.
+            /// The facts of its type.
             pub fn kind(&self) -> &'static QueryKind {
-                match self { $(Self::$variant(_) => &kinds::$variant,)+ }
+                match self { $(Self::$query(_) => $query::KIND,)+ }
+            }
+
+            /// The session that it is about, if it is limited to one.
+            pub fn session_id(&self) -> Option<&str> {
+                match self { $(Self::$query(query) => query.session_id(),)+ }
             }
         }
 
-        #[allow(non_upper_case_globals)]
-        mod kinds {
-            use super::QueryKind;
-            $(
-                pub static $variant: QueryKind = QueryKind {
-                    noun: $noun,
-                    verb: $verb,
-                    description: $description,
-                    query: schemars::SchemaGenerator::into_root_schema_for::<super::$variant>,
-                    answer: schemars::SchemaGenerator::into_root_schema_for::<super::$answer>,
-                };
-            )+
-        }
-
-        $(
-            impl QueryType for $variant {
-                type Answer = $answer;
-                const KIND: &'static QueryKind = &kinds::$variant;
-            }
-        )+
-
-        /// Every query.
-        pub static QUERIES: &[&QueryKind] = &[$(&kinds::$variant,)+];
+        /// Every type of query.
+        pub static QUERIES: &[&QueryKind] = &[$($query::KIND,)+];
     };
 }
 
 queries! {
-    SessionList: "session" "list" "The sessions of the user, the latest first, with how many contexts each has." => SessionPage,
-    ContextList: "context" "list" "The contexts of a session, by their keys." => ContextPage,
-    ContextGet: "context" "get" "One context of a session." => ContextAnswer,
-    ConversationRead: "conversation" "read" "A conversation with its messages, the oldest first." => ConversationPage,
-    AgentContextList: "agent-context" "list" "What agents remember in one tier." => AgentContextPage,
-    RouterAnalytics: "router" "analytics" "What is learnt from routing decisions over a time." => RouterAnswer,
-    GraphWalk: "graph" "walk" "The knowledge around a node, to a depth." => GraphAnswer,
-    SearchSimilar: "search" "similar" "Memories that are like a text or a vector, the most alike first." => SearchAnswer,
-    EventList: "event" "list" "The events of a session after a number." => EventPage,
+    SessionList,
+    ContextList,
+    ContextGet,
+    ConversationRead,
+    AgentContextList,
+    RouterAnalytics,
+    GraphWalk,
+    SearchSimilar,
+    EventList,
 }
 
-impl Query {
-    /// The session that it is about, if it is about one: a token for one session answers nothing else.
-    pub fn session_id(&self) -> Option<&str> {
-        match self {
-            Self::ContextList(list) => Some(list.session_id.as_str()),
-            Self::ContextGet(get) => Some(get.session_id.as_str()),
-            Self::AgentContextList(list) => list.session_id.as_ref().map(crate::SessionId::as_str),
-            Self::EventList(list) => list.session_id.as_ref().map(crate::SessionId::as_str),
-            Self::SearchSimilar(search) => search.session_id.as_ref().map(crate::SessionId::as_str),
-            Self::SessionList(_)
-            | Self::ConversationRead(_)
-            | Self::RouterAnalytics(_)
-            | Self::GraphWalk(_) => None,
-        }
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn no_two_queries_have_the_same_subject() {
+        let names: HashSet<String> = QUERIES.iter().map(|kind| kind.name()).collect();
+        assert_eq!(names.len(), QUERIES.len());
+    }
+
+    #[test]
+    fn a_query_is_decoded_as_the_type_of_its_subject() {
+        let query = Query::decode("context", "get", br#"{"session_id":"s","context_key":"k"}"#).unwrap();
+        assert!(matches!(query, Query::ContextGet(_)));
+        assert_eq!((query.kind().name().as_str(), query.session_id()), ("context.get", Some("s")));
+        let unknown = Query::decode("context", "burn", b"{}").unwrap_err();
+        assert_eq!(unknown.to_string(), "subject: no query is named context.burn");
     }
 }

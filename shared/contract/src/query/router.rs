@@ -2,40 +2,41 @@ use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::{QueryKind, QueryType};
 use crate::number::Bounded;
 use crate::session::ChatMode;
 use crate::value::{List, Text};
 
-/// What decisions are put together by.
+/// What routing decisions are grouped by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Dimension {
     /// The hour (UTC) of the decision.
     Hour,
-    /// The mode of the session.
+    /// The chat mode of the session.
     ChatMode,
     /// The route.
     Route,
-    /// The tool. A decision counts for each tool that it invoked, and not at all if it invoked none.
+    /// The tool. A decision counts for each tool it invoked, and is left out if it invoked none.
     Tool,
     /// The model.
     Model,
 }
 
-/// Asks what is learnt from the routing decisions of the user over a time.
+/// Reads statistics of the routing decisions of the user over a time range.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RouterAnalytics {
-    /// From the beginning of this hour on. Absent: 24 hours before `until`.
+    /// From the start of this hour. Absent: 24 hours before `until`.
     #[serde(default, deserialize_with = "crate::value::time")]
     pub from: Option<DateTime<Utc>>,
-    /// Until the end of this hour. Absent: now. At most 366 days after `from`.
+    /// To the end of this hour. Absent: now. At most 366 days after `from`.
     #[serde(default, deserialize_with = "crate::value::time")]
     pub until: Option<DateTime<Utc>>,
-    /// A row for each value of these. Empty: one row for all.
+    /// What the rows are grouped by. Empty: one row for all decisions.
     #[serde(default = "hour")]
     pub by: List<Dimension, 5>,
-    /// Only decisions in this mode.
+    /// Only decisions in this chat mode.
     #[serde(default)]
     pub chat_mode: Option<ChatMode>,
     /// Only decisions for this route.
@@ -44,12 +45,23 @@ pub struct RouterAnalytics {
     /// Only decisions that invoked this tool.
     #[serde(default)]
     pub tool: Option<Text<1, 200>>,
-    /// Only decisions of this model.
+    /// Only decisions made by this model.
     #[serde(default)]
     pub model: Option<Text<1, 100>>,
-    /// The most rows, the first ones.
+    /// The maximum number of rows; the first are returned.
     #[serde(default = "five_hundred")]
     pub limit: Bounded<1, 1000>,
+}
+
+impl QueryType for RouterAnalytics {
+    type Answer = RouterAnswer;
+
+    const KIND: &'static QueryKind =
+        &QueryKind::new::<Self>("router", "analytics", "Statistics of routing decisions over a time range.");
+
+    fn session_id(&self) -> Option<&str> {
+        None
+    }
 }
 
 fn hour() -> List<Dimension, 5> {
@@ -60,13 +72,13 @@ fn five_hundred() -> Bounded<1, 1000> {
     Bounded::literal(500)
 }
 
-/// What some decisions add up to.
+/// The statistics of a group of decisions.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct AnalyticsRow {
-    /// When the hour begins, if asked by it; likewise the next four.
+    /// The start of the hour. This and the next four fields are present if the rows are grouped by them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hour: Option<DateTime<Utc>>,
-    /// The mode.
+    /// The chat mode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat_mode: Option<ChatMode>,
     /// The route; `unknown` where a decision names none.
@@ -78,31 +90,31 @@ pub struct AnalyticsRow {
     /// The model; empty where a decision names none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// How many decisions.
+    /// The number of decisions.
     pub decisions: i64,
-    /// The share of those that ended well, 0 to 1.
+    /// The share of successful decisions, 0 to 1.
     pub success_rate: f64,
-    /// How long they took on average, in milliseconds, as far as it is known.
+    /// The mean processing time in milliseconds, of the decisions that report one.
     pub mean_time_ms: Option<f64>,
-    /// Within which time 95 of 100 ended, in milliseconds: at most a tenth too much, and never too little.
+    /// The 95th percentile of the processing time in milliseconds: at most 10 % too high, never too low.
     pub p95_time_ms: Option<f64>,
-    /// How hard they were on average, 0 to 1.
+    /// The mean complexity score, 0 to 1.
     pub mean_complexity: f64,
-    /// How sure the router was on average, 0 to 1.
+    /// The mean confidence score, 0 to 1.
     pub mean_confidence: f64,
-    /// How many tokens they used together.
+    /// The total number of tokens used.
     pub tokens_used: i64,
 }
 
-/// What is learnt from decisions.
+/// Statistics of routing decisions.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct RouterAnswer {
-    /// When the first hour begins.
+    /// The start of the first hour.
     pub from: DateTime<Utc>,
-    /// When the last hour ends.
+    /// The end of the last hour.
     pub until: DateTime<Utc>,
-    /// By what was asked for, in this order: hour, mode, route, tool, model.
+    /// The groups, ordered by hour, chat mode, route, tool and model.
     pub rows: Vec<AnalyticsRow>,
-    /// Whether there are more rows than were asked for.
+    /// Whether there are more rows than `limit`.
     pub truncated: bool,
 }

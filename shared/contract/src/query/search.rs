@@ -3,54 +3,69 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::{QueryKind, QueryType};
 use crate::number::{Bounded, Score};
 use crate::value::{JsonObject, List, SessionId, Text};
 use crate::vector::{Embedding, VectorType};
 
-/// Asks for memories that are like a text or a vector, the most alike first.
+/// Searches for memories similar to a text or a vector, the most similar first.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SearchSimilar {
-    /// What is looked for, in plain words. Needed unless there is an embedding.
+    /// The text to search for. Required unless there is an embedding.
     #[serde(default)]
     pub text: Option<Text<1, 4096>>,
-    /// Its vector. Absent: it is made of the text.
+    /// Its vector. Absent: the text is embedded.
     #[serde(default)]
     pub embedding: Option<Embedding>,
-    /// What counts.
+    /// How memories are ranked.
     #[serde(default)]
     pub mode: SearchMode,
-    /// Only memories of these types; none: of any that the service may search.
+    /// Only memories of these types. Empty: all types that the service may search.
     #[serde(default)]
     pub vector_types: List<VectorType, 4>,
-    /// Only those of this session.
+    /// Only memories of this session.
     #[serde(default)]
     pub session_id: Option<SessionId>,
-    /// Only what was said at this time or later.
+    /// Only memories from this time or later.
     #[serde(default, deserialize_with = "crate::value::time")]
     pub since: Option<DateTime<Utc>>,
-    /// Only what was said before this time.
+    /// Only memories from before this time.
     #[serde(default, deserialize_with = "crate::value::time")]
     pub until: Option<DateTime<Utc>>,
-    /// Only those whose metadata hold all of these values: at most 16 texts, numbers or booleans.
+    /// Only memories whose metadata contain all of these values: at most 16 strings, numbers or booleans.
     #[serde(default)]
     pub metadata: JsonObject,
-    /// How much later memories are preferred, 0 to 1: of equally alike ones, what was said now has so much more than what was
-    /// said long ago.
+    /// How much recent memories are preferred, 0 to 1: of two equally similar memories, one from now scores this share higher
+    /// than one from long ago.
     #[serde(default)]
     pub recency_boost: Score,
-    /// In how many hours the preference for what was said now halves.
+    /// The half-life of the preference for recent memories, in hours.
     #[serde(default = "a_week")]
     pub recency_half_life_hours: Bounded<1, 87_600>,
-    /// How much memories are preferred whose node agents agree on, 0 to 1.
+    /// How much memories are preferred whose node the agents agree on, 0 to 1.
     #[serde(default)]
     pub consensus_boost: Score,
-    /// Whether every vector of the user is compared, instead of those that an index leads to.
+    /// Whether every vector of the user is compared, instead of an approximate search in the index.
     #[serde(default)]
     pub exact: bool,
-    /// The most memories.
+    /// The maximum number of memories.
     #[serde(default = "ten")]
     pub limit: Bounded<1, 100>,
+}
+
+impl QueryType for SearchSimilar {
+    type Answer = SearchAnswer;
+
+    const KIND: &'static QueryKind = &QueryKind::new::<Self>(
+        "search",
+        "similar",
+        "Memories similar to a text or a vector, the most similar first.",
+    );
+
+    fn session_id(&self) -> Option<&str> {
+        self.session_id.as_ref().map(SessionId::as_str)
+    }
 }
 
 fn a_week() -> Bounded<1, 87_600> {
@@ -61,68 +76,68 @@ fn ten() -> Bounded<1, 100> {
     Bounded::literal(10)
 }
 
-/// What counts in a search.
+/// How a search ranks memories.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SearchMode {
-    /// Meaning and words, fused by reciprocal rank; without a text, meaning alone.
+    /// Vectors and full text, combined by reciprocal rank fusion; without a text, vectors only.
     #[default]
     Hybrid,
-    /// The vectors alone.
+    /// Vectors only.
     Vector,
-    /// The words alone.
+    /// Full text only.
     Fulltext,
 }
 
-/// The memories that were found.
+/// The memories found by a search.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct SearchAnswer {
-    /// The most alike first.
+    /// The memories, the most similar first.
     pub hits: Vec<SearchHit>,
-    /// The model whose vectors were compared; absent where words alone count.
+    /// The embedding model of the compared vectors; absent in full-text searches.
     pub model: Option<String>,
 }
 
-/// A memory that was found.
+/// A memory found by a search.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct SearchHit {
-    /// The memory.
+    /// Its id.
     pub memory_id: Uuid,
-    /// The node of the knowledge graph that it tells of.
+    /// The node of the knowledge graph it belongs to.
     pub memory_node_id: Uuid,
-    /// The session that it is from.
+    /// The session it is from.
     pub session_id: Option<String>,
-    /// What it is in a conversation.
+    /// Its type.
     pub vector_type: VectorType,
-    /// Who said it.
+    /// Who said or wrote it.
     pub speaker: Option<String>,
-    /// The text.
+    /// Its text.
     pub content_text: String,
-    /// What came with it.
+    /// Its metadata.
     pub metadata: crate::Json,
-    /// When it was said.
+    /// When it was said or written.
     pub occurred_at: DateTime<Utc>,
-    /// What it is ordered by.
+    /// The score that the hits are ordered by.
     pub score: f64,
-    /// What the score is made of.
+    /// The parts of the score.
     pub parts: ScoreParts,
 }
 
-/// What a score is made of. A part that found nothing is absent.
+/// The parts of a score. What did not contribute is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ScoreParts {
-    /// The cosine between its vector and that of the query, -1 to 1.
+    /// The cosine similarity of its vector and that of the query, -1 to 1.
     pub cosine: Option<f64>,
-    /// Its place among the vectors, from 1.
+    /// Its rank by vector similarity, from 1.
     pub vector_rank: Option<u32>,
-    /// How well its words fit, BM25.
+    /// Its full-text score (BM25).
     pub fulltext: Option<f64>,
-    /// Its place by words, from 1.
+    /// Its full-text rank, from 1.
     pub fulltext_rank: Option<u32>,
-    /// Both places fused.
+    /// Both ranks, combined by reciprocal rank fusion.
     pub fused: f64,
-    /// What it has been multiplied with for being recent, from 1 on.
+    /// The factor for recency, 1 or more.
     pub recency: f64,
-    /// What it has been multiplied with for being agreed on, from 1 on.
+    /// The factor for consensus, 1 or more.
     pub consensus: f64,
 }

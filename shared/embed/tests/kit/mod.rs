@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Helpers of the tests.
 #![allow(dead_code, clippy::unwrap_used, reason = "a test may panic, and each has its part")]
 
 use std::collections::BTreeMap;
@@ -13,12 +13,12 @@ use embed::Embedder;
 use serde_json::{Value, json};
 use stack::Places;
 
-/// A place in the folder of what `make setup` fetches.
+/// A path in the folder of the downloads of `make setup`.
 pub fn fetched(path: &str) -> PathBuf {
     Places::of_this_process().home().join(path)
 }
 
-/// Says that a test is skipped for what is missing. CI has what setup fetches.
+/// Reports that a test is skipped because a download is missing. CI has all downloads.
 pub fn skip(path: &std::path::Path, fetched: bool) {
     let problem = format!("{} is not there", path.display());
     assert!(!fetched || std::env::var_os("CI").is_none(), "{problem}; `scripts/setup --tests` gets it");
@@ -27,35 +27,35 @@ pub fn skip(path: &std::path::Path, fetched: bool) {
     writeln!(stderr, "skipped: {problem}").unwrap();
 }
 
-/// The pieces of a text.
+/// The chunks of a text.
 pub fn cut<'a>(embedder: &Embedder, text: &'a str) -> Vec<&'a str> {
     embedder.chunks(text).into_iter().map(|piece| &text[piece]).collect()
 }
 
-/// What a server was asked.
+/// A request that a server received.
 #[derive(Clone, Debug)]
-pub struct IncomingQuery {
+pub struct ReceivedRequest {
     pub path: String,
-    /// By their names in lower case.
+    /// The headers by their names in lower case.
     pub headers: BTreeMap<String, String>,
     pub body: Value,
 }
 
-impl IncomingQuery {
+impl ReceivedRequest {
     pub fn texts(&self) -> Vec<String> {
         serde_json::from_value(self.body["input"].clone()).unwrap()
     }
 }
 
-/// What a server does when it is asked.
+/// The behaviour of a server.
 pub enum Reply {
-    /// Answers with a status, a header and a body.
+    /// It responds with a status, a header and a body.
     Says(u16, &'static str, String),
-    /// Closes the connection, after these bytes.
+    /// It closes the connection after these bytes.
     Closes(&'static str),
-    /// Answers and never stops.
+    /// It sends an endless response.
     Floods,
-    /// Says nothing until the other side has gone.
+    /// It does not respond.
     Hangs,
 }
 
@@ -64,11 +64,11 @@ impl Reply {
         Self::Says(status, "X-Nothing: 1", String::new())
     }
 
-    /// Vectors, of one number for each byte value of the alphabet that the text begins with.
-    pub fn vectors(asked: &IncomingQuery) -> Self {
+    /// A response with the vectors of the texts.
+    pub fn vectors(asked: &ReceivedRequest) -> Self {
         let texts = asked.texts();
         let item = |(index, text): (usize, &String)| json!({"index": index, "embedding": vector(text)});
-        // Backwards, which the numbers are for.
+        // In reverse order, so that the indexes matter.
         let data: Vec<Value> = texts.iter().enumerate().rev().map(item).collect();
         Self::data(&data)
     }
@@ -78,19 +78,19 @@ impl Reply {
     }
 }
 
-/// The vector of a text in three dimensions, not at length one.
+/// A vector of a text with three dimensions, not normalized.
 pub fn vector(text: &str) -> [f32; 3] {
     [text.len() as f32 + 1.0, f32::from(text.bytes().next().unwrap_or(1)), 2.0]
 }
 
-/// A server in this process, which does what it is told: the number of the request, from 0, and what was asked.
+/// A server in this process. It calls a function with the number of the request, from 0, and the request.
 pub struct Server {
     pub url: String,
-    asked: Arc<Mutex<Vec<IncomingQuery>>>,
+    asked: Arc<Mutex<Vec<ReceivedRequest>>>,
 }
 
 impl Server {
-    pub fn start(does: impl Fn(usize, &IncomingQuery) -> Reply + Send + Sync + 'static) -> Self {
+    pub fn start(does: impl Fn(usize, &ReceivedRequest) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/v1", listener.local_addr().unwrap());
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -112,7 +112,7 @@ impl Server {
         Self { url, asked }
     }
 
-    pub fn asked(&self) -> Vec<IncomingQuery> {
+    pub fn asked(&self) -> Vec<ReceivedRequest> {
         self.asked.lock().unwrap().clone()
     }
 
@@ -127,7 +127,7 @@ impl Server {
     }
 }
 
-fn read(connection: &TcpStream) -> Option<IncomingQuery> {
+fn read(connection: &TcpStream) -> Option<ReceivedRequest> {
     let mut lines = BufReader::new(connection);
     let mut line = String::new();
     lines.read_line(&mut line).ok()?;
@@ -141,10 +141,10 @@ fn read(connection: &TcpStream) -> Option<IncomingQuery> {
     }
     let mut body = vec![0; headers.get("content-length")?.parse().ok()?];
     lines.read_exact(&mut body).ok()?;
-    Some(IncomingQuery { path, headers, body: serde_json::from_slice(&body).ok()? })
+    Some(ReceivedRequest { path, headers, body: serde_json::from_slice(&body).ok()? })
 }
 
-/// The other side may have gone, which is no trouble here.
+/// Ignores errors, because the client may have closed the connection.
 fn reply(mut to: TcpStream, reply: Reply) {
     let _ = match reply {
         Reply::Says(status, header, body) => {

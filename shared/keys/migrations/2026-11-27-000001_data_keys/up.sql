@@ -1,15 +1,15 @@
--- The key store: a database of its own, apart from the one whose fields its keys encrypt and from that one's backups, so
--- that whoever holds one of the two holds nothing.
+-- The key store: a database of its own, separate from the main database and its backups, so that a copy of either of them
+-- reveals nothing.
 SET LOCAL lock_timeout = '100ms';
 
 DO $$
 BEGIN
     IF to_regclass('public.inbox') IS NOT NULL THEN
-        RAISE 'this is the main database; the key store must be another one, or its keys lie with what they encrypt';
+        RAISE 'this is the main database; the key store must be another database, so that keys are stored apart from the data';
     END IF;
 END $$;
 
--- The same roles as in the main database. Roles are of the whole cluster, which may be the same or another one.
+-- The same roles as in the main database. Roles belong to the cluster, which may be the same or another one.
 DO $$
 DECLARE
     role_name text;
@@ -24,12 +24,12 @@ BEGIN
     END LOOP;
 END $$;
 
--- A user's keys. The highest version encrypts; the others open what they have encrypted, in backups too.
+-- The data keys of users. The highest version encrypts; every version decrypts, also fields in backups.
 CREATE TABLE data_keys (
     user_id integer NOT NULL CHECK (user_id >= 0),
-    -- One more for each rotation.
+    -- Incremented by every rotation.
     version integer NOT NULL CHECK (version BETWEEN 1 AND 1000000),
-    -- Which key-encryption key wraps it: `ring:kek.3`.
+    -- The key-encryption key that wraps it, such as `ring:kek.3`.
     kek varchar(512) NOT NULL,
     wrapped bytea NOT NULL CHECK (octet_length(wrapped) BETWEEN 32 AND 8192),
     created_at timestamptz NOT NULL DEFAULT now(),
@@ -41,11 +41,11 @@ CREATE INDEX data_keys_by_kek ON data_keys (kek);
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
 GRANT USAGE ON SCHEMA public TO w_context_writer;
 GRANT SELECT ON __diesel_schema_migrations TO w_context_writer;
--- A worker makes keys and reads them. It changes none and destroys none.
+-- A worker creates and reads keys. It cannot change or delete them.
 GRANT SELECT, INSERT ON data_keys TO w_context_writer;
 ALTER TABLE data_keys OWNER TO memfleet_owner;
 
--- Who comes from nowhere may not even connect. It is for this database, and not copied with it when it is a template.
+-- Only the worker roles may connect. Database privileges are not copied from a template, so a copy must call this again.
 CREATE FUNCTION guard_database() RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());

@@ -1,4 +1,4 @@
--- router-logger makes keys for what its requests mark, as context-writer does; memory-reader only opens what is there.
+-- router-logger creates keys for sensitive fields, as context-writer does; memory-reader only reads them.
 SET LOCAL lock_timeout = '100ms';
 
 DO $$

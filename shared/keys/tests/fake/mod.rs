@@ -1,4 +1,4 @@
-//! A small HTTP server in the place of Vault and KMS: it answers as they do and keeps what it was asked.
+//! A fake HTTP server for Vault and KMS, which records its requests.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -8,16 +8,16 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 
-/// A request as it came.
+/// A received request.
 #[derive(Clone, Debug)]
-pub struct IncomingQuery {
+pub struct ReceivedRequest {
     pub method: String,
     pub path: String,
     pub headers: Vec<(String, String)>,
     pub body: String,
 }
 
-impl IncomingQuery {
+impl ReceivedRequest {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(have, _)| have == name).map(|(_, value)| value.as_str())
     }
@@ -30,12 +30,12 @@ impl IncomingQuery {
 /// The server.
 pub struct Fake {
     pub url: String,
-    asked: Arc<Mutex<Vec<IncomingQuery>>>,
+    asked: Arc<Mutex<Vec<ReceivedRequest>>>,
 }
 
 impl Fake {
-    /// Starts one that answers with a status and a JSON.
-    pub fn start(answer: impl Fn(&IncomingQuery) -> (u16, Value) + Send + Sync + 'static) -> Self {
+    /// Starts a server that responds with a status and a JSON body.
+    pub fn start(answer: impl Fn(&ReceivedRequest) -> (u16, Value) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -49,17 +49,17 @@ impl Fake {
         Self { url, asked }
     }
 
-    /// What it was asked so far.
-    pub fn asked(&self) -> Vec<IncomingQuery> {
+    /// The requests so far.
+    pub fn asked(&self) -> Vec<ReceivedRequest> {
         self.asked.lock().unwrap().clone()
     }
 }
 
-/// One request of a connection. None at its end.
+/// The next request of a connection. None at its end.
 fn serve(
     mut stream: &TcpStream,
-    kept: &Mutex<Vec<IncomingQuery>>,
-    answer: &(dyn Fn(&IncomingQuery) -> (u16, Value) + Sync),
+    kept: &Mutex<Vec<ReceivedRequest>>,
+    answer: &(dyn Fn(&ReceivedRequest) -> (u16, Value) + Sync),
 ) -> Option<()> {
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
@@ -77,7 +77,7 @@ fn serve(
     let length = length.and_then(|(_, value)| value.parse().ok()).unwrap_or(0);
     let mut body = vec![0; length];
     reader.read_exact(&mut body).ok()?;
-    let asked = IncomingQuery { method, path, headers, body: String::from_utf8(body).unwrap() };
+    let asked = ReceivedRequest { method, path, headers, body: String::from_utf8(body).unwrap() };
     kept.lock().unwrap().push(asked.clone());
     let (status, reply) = answer(&asked);
     let text = reply.to_string();

@@ -2,14 +2,14 @@
 
 use async_nats::{HeaderMap, Subject};
 use bytes::Bytes;
-use contract::{DeadClass, DeadSubject, RequestSubject, header, limit};
+use contract::{DeadLetterClass, DeadLetterSubject, RequestSubject, header, limit};
 use uuid::Uuid;
 
 /// Why a message is given up.
 #[derive(Clone, Debug)]
 pub struct DeadLetterReason {
     /// The class.
-    pub class: DeadClass,
+    pub class: DeadLetterClass,
     /// One sentence that names the field or the condition.
     pub reason: String,
     /// How often it was tried.
@@ -84,7 +84,7 @@ impl DeadLetter {
             headers.insert(header::DEAD_REQUEST_ID, request_id);
         }
         let user_id = user(failed.subject);
-        let subject = DeadSubject { worker: failed.worker, user_id }.to_string().into();
+        let subject = DeadLetterSubject { worker: failed.worker, user_id }.to_string().into();
         Self { subject, headers, body: if fits { failed.body.clone() } else { Bytes::new() } }
     }
 }

@@ -14,7 +14,7 @@ use async_nats::jetstream::{self, AckKind};
 use bytes::Bytes;
 use chrono::DateTime;
 use config::WorkerSettings;
-use contract::{DeadClass, Event, Redacted, RequestFacts, RequestSubject, SessionId, header};
+use contract::{DeadLetterClass, Event, Redacted, RequestFacts, RequestSubject, SessionId, header};
 use diesel_async::AsyncConnection;
 use serde::Deserialize;
 use store::blackboard;
@@ -118,7 +118,7 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
             body: &Bytes::clone(&message.payload),
         };
         let cause = DeadLetterReason {
-            class: DeadClass::Undeliverable,
+            class: DeadLetterClass::Undeliverable,
             reason: format!(
                 "delivered {} times and never settled; a worker may have died of it",
                 advisory.deliveries
@@ -129,7 +129,7 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
         let sent = self.jetstream.publish_with_headers(letter.subject, letter.headers, letter.body).await;
         let acknowledged = sent.map_err(|error| error.to_string())?;
         acknowledged.await.map_err(|error| error.to_string())?;
-        self.stats.dead_lettered(DeadClass::Undeliverable);
+        self.stats.dead_lettered(DeadLetterClass::Undeliverable);
         Ok(())
     }
 

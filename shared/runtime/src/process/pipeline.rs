@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_nats::Client;
 use async_nats::jetstream::consumer::PullConsumer;
 use config::Settings;
-use contract::{DeadClass, RequestSubject};
+use contract::{DeadLetterClass, RequestSubject};
 use keys::Keys;
 use store::Pool;
 use tokio::sync::mpsc;
@@ -281,7 +281,7 @@ impl<W: ExternalWorker> PullStage<W> {
                 Ok(decoded) => sorted.add(self.authorizer.authorize(decoded)),
                 Err(refused) => {
                     let (delivery, malformed) = *refused;
-                    let (class, reason) = (DeadClass::Malformed, malformed.to_string());
+                    let (class, reason) = (DeadLetterClass::Malformed, malformed.to_string());
                     let disposition = Disposition::DeadLetter { class, reason };
                     sorted.to_settle.push(ToSettle::Single(Box::new(delivery), disposition));
                 }
@@ -351,7 +351,7 @@ async fn write_stage<W: ExternalWorker>(
         let recorded = denied.is_empty() || writer.record_denied(&denied).await;
         for Denied { delivery, refusal, .. } in denied {
             let disposition = if recorded {
-                Disposition::DeadLetter { class: DeadClass::Denied, reason: refusal.to_string() }
+                Disposition::DeadLetter { class: DeadLetterClass::Denied, reason: refusal.to_string() }
             } else {
                 Disposition::HAND_BACK
             };

@@ -10,7 +10,7 @@ use contract::limit;
 use keys::Keys;
 use store::{Connection, Pool, PoolOptions, security};
 use tokio_util::sync::CancellationToken;
-use trust::role_of;
+use trust::worker_role;
 
 use crate::process::readiness::{Dependency, Readiness};
 use crate::process::run_error::RunError;
@@ -49,7 +49,7 @@ pub(crate) async fn start<W: ExternalWorker>(
     let stream = W::INFO.stream.ok_or(RunError::NoStream { worker })?;
     let patience = Duration::from_millis(settings.postgres.connect_timeout_ms);
     let pool = store::open_pool(
-        &settings.postgres.url_of(&role_of(worker)),
+        &settings.postgres.url_of(&worker_role(worker)),
         &PoolOptions {
             name: worker,
             size: settings.postgres.write_pool_size,
@@ -58,7 +58,7 @@ pub(crate) async fn start<W: ExternalWorker>(
         },
     )?;
     let keys = match W::ENCRYPTS {
-        true => Some(Arc::new(Keys::open(&settings.keys, &role_of(worker), worker, patience)?)),
+        true => Some(Arc::new(Keys::open(&settings.keys, &worker_role(worker), worker, patience)?)),
         false => None,
     };
     let bodies = Arc::new(Bodies::new(settings.trust.payload_ring_file.as_deref()));
@@ -152,7 +152,7 @@ pub async fn check_database(pool: &Pool, worker: &str) -> Result<(), String> {
 /// A worker that could do more than it needs is refused: isolation would rest on its code alone.
 async fn check_role(connection: &mut Connection, worker: &str) -> Result<(), String> {
     let (role, needed) =
-        (security::role(connection).await.map_err(|fault| fault.to_string())?, role_of(worker));
+        (security::role(connection).await.map_err(|fault| fault.to_string())?, worker_role(worker));
     let excess = security::excess_privileges(connection).await.map_err(|fault| fault.to_string())?;
     if !excess.is_empty() {
         return Err(format!(

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use contract::DeadClass;
+use contract::DeadLetterClass;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
@@ -112,7 +112,7 @@ impl Stats {
         self.with(|inner| inner.delayed += 1);
     }
 
-    pub(crate) fn dead_lettered(&self, class: DeadClass) {
+    pub(crate) fn dead_lettered(&self, class: DeadLetterClass) {
         self.with(|inner| *inner.dead.entry(class.as_str()).or_insert(0) += 1);
     }
 

@@ -13,7 +13,7 @@ use config::TrustSettings;
 use contract::{RequestFacts, RequestSubject, Service, SessionId, UserId, header};
 use sha2::{Digest, Sha256};
 use store::registry::{Rates, TrustState};
-use trust::{Refusal, Token, role_of, verify};
+use trust::{Refusal, Token, verify, worker_role};
 use uuid::Uuid;
 
 use crate::delivery::rate::{self, Limits, Use};
@@ -88,14 +88,14 @@ pub(crate) enum Authorization<I> {
     RateLimited(Box<Delivery>, Duration),
 }
 
-/// What becomes of a query.
+/// Whether a query is authorized.
 #[derive(Clone, Debug)]
-pub enum Admission {
-    /// It may be answered about this user, under this grant.
-    Granted(Arc<str>, UserId),
-    /// It may not; the user, if the token is believed that far.
+pub enum QueryAuthorization {
+    /// It may read the data of this user, under this grant.
+    Authorized(Arc<str>, UserId),
+    /// Why it may not, and the user, if the token is authentic.
     Denied(Refusal, Option<UserId>),
-    /// Its service asks too often.
+    /// A rate limit of its service is reached.
     RateLimited,
 }
 
@@ -122,7 +122,7 @@ impl Authorizer {
     /// An authorizer for one worker, which judges by this state until it is told another one.
     pub fn new(settings: &TrustSettings, worker: &str, state: TrustState) -> Self {
         Self {
-            role: role_of(worker),
+            role: worker_role(worker),
             audience: settings.audience.clone(),
             rates: Rates {
                 of_service: Some(settings.service_per_second),
@@ -150,8 +150,8 @@ impl Authorizer {
         self.admit(headers, subject, session, stored_at).map(|(grant, _)| grant)
     }
 
-    /// Judges a query of a service, which is about the user of its token.
-    pub fn admit_query(
+    /// Authorizes a query of a service, which is about the user of its token.
+    pub fn authorize_query(
         &self,
         headers: Option<&HeaderMap>,
         service: &Service,
@@ -159,21 +159,21 @@ impl Authorizer {
         verb: &str,
         session: Option<&str>,
         now: DateTime<Utc>,
-    ) -> Admission {
+    ) -> QueryAuthorization {
         let state = self.state();
         let token = match bearer(headers).and_then(|token| self.verified(token, &state)) {
             Ok(token) => token,
-            Err(refusal) => return Admission::Denied(refusal, None),
+            Err(refusal) => return QueryAuthorization::Denied(refusal, None),
         };
         let user_id = token.user_id();
         let (service, noun, verb) = (service.clone(), noun.to_owned(), verb.to_owned());
         let subject = RequestSubject { service, noun, verb, user_id };
         match self.admit_token(&state, &token, &subject, session, now) {
             Ok((grant, rates)) => match self.limits.wait(rates, used(&subject)) {
-                Some(_) => Admission::RateLimited,
-                None => Admission::Granted(grant, user_id),
+                Some(_) => QueryAuthorization::RateLimited,
+                None => QueryAuthorization::Authorized(grant, user_id),
             },
-            Err(refusal) => Admission::Denied(refusal, Some(user_id)),
+            Err(refusal) => QueryAuthorization::Denied(refusal, Some(user_id)),
         }
     }
 

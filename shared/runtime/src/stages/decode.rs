@@ -6,7 +6,7 @@ use std::str::FromStr;
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use contract::{JOB_ROOT, JobSubject, Malformed, Redacted, RequestSubject, SubjectError, Tick, header};
-use trust::{Bound, RingFile};
+use trust::{AssociatedData, RingFile};
 use uuid::Uuid;
 
 use crate::stages::pull::Delivery;
@@ -63,7 +63,7 @@ impl Bodies {
             .get(name, version)
             .ok_or_else(|| wrong(format!("names {name}.{version}, a key that this worker does not have")))?;
         let plain = key
-            .open(body, Bound::Payload { subject })
+            .open(body, AssociatedData::Payload { subject })
             .map_err(|error| Malformed::new("body", error.to_string()))?;
         Ok(Bytes::copy_from_slice(&plain))
     }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use contract::{DeadClass, Event};
+use contract::{DeadLetterClass, Event};
 use store::{Fault, FaultKind};
 
 /// What is to be done with a message.
@@ -13,13 +13,13 @@ pub(crate) enum Disposition {
     /// Its transaction has committed: its events are published, then it is acknowledged.
     Committed(Commit),
     /// It is tried again, with growing delay and within the retry budget; then it is dead-lettered under this class.
-    Retry { class: DeadClass, reason: String },
+    Retry { class: DeadLetterClass, reason: String },
     /// It is tried again after a time and spends no try; after the deadline it is dead-lettered.
     RetryNotBefore { time: DateTime<Utc>, deadline: DateTime<Utc>, reason: String },
     /// It is delivered again after a delay and spends no try: nothing is known against it.
     Redeliver(Duration),
     /// It can never take effect.
-    DeadLetter { class: DeadClass, reason: String },
+    DeadLetter { class: DeadLetterClass, reason: String },
 }
 
 /// What a committed transaction did for a message.
@@ -73,10 +73,10 @@ impl Disposition {
         let reason = fault.reason.clone();
         match fault.kind {
             FaultKind::Unavailable | FaultKind::Severed => Self::HAND_BACK,
-            FaultKind::Transient => Self::Retry { reason, class: DeadClass::Exhausted },
-            FaultKind::MissingPrerequisite => Self::Retry { reason, class: DeadClass::MissingPrerequisite },
-            FaultKind::Permanent => Self::DeadLetter { reason, class: DeadClass::Permanent },
-            FaultKind::Denied => Self::DeadLetter { reason, class: DeadClass::Denied },
+            FaultKind::Transient => Self::Retry { reason, class: DeadLetterClass::Exhausted },
+            FaultKind::MissingPrerequisite => Self::Retry { reason, class: DeadLetterClass::MissingPrerequisite },
+            FaultKind::Permanent => Self::DeadLetter { reason, class: DeadLetterClass::Permanent },
+            FaultKind::Denied => Self::DeadLetter { reason, class: DeadLetterClass::Denied },
         }
     }
 

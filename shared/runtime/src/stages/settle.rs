@@ -8,7 +8,7 @@ use async_nats::Client;
 use async_nats::jetstream::AckKind;
 use chrono::{DateTime, Utc};
 use config::WorkerSettings;
-use contract::{DeadClass, Event, Outcome, OutcomeStatus, RequestSubject, header};
+use contract::{DeadLetterClass, Event, Outcome, OutcomeStatus, RequestSubject, header};
 use uuid::Uuid;
 
 use crate::delivery::dead_letter::{DeadLetter, DeadLetterReason, FailedMessage};
@@ -106,7 +106,7 @@ impl Settler {
     }
 
     /// Spends a try: the message is delivered again later, or dead-lettered.
-    async fn retry(&mut self, delivery: &Delivery, reason: String, class: DeadClass) {
+    async fn retry(&mut self, delivery: &Delivery, reason: String, class: DeadLetterClass) {
         let tries = self.budget.spend(delivery.key());
         if tries >= self.settings.retry_attempts || self.is_last(delivery) {
             self.budget.forget(&delivery.key());
@@ -131,7 +131,7 @@ impl Settler {
         let now = Utc::now();
         if now >= deadline || self.is_last(delivery) {
             let tries = self.budget.forget(&delivery.key()).saturating_add(1);
-            let class = DeadClass::MissingPrerequisite;
+            let class = DeadLetterClass::MissingPrerequisite;
             self.dead_letter(delivery, DeadLetterReason { class, reason, tries }).await;
             return;
         }
@@ -203,7 +203,7 @@ const SHORTEST_DELAY: Duration = Duration::from_millis(10);
 
 /// What the publisher learns. Why something was denied is for the operator alone.
 fn reason_for_publisher(cause: &DeadLetterReason) -> String {
-    if cause.class == DeadClass::Denied { cause.class.to_string() } else { cause.reason.clone() }
+    if cause.class == DeadLetterClass::Denied { cause.class.to_string() } else { cause.reason.clone() }
 }
 
 /// An acknowledgement that does not reach the broker costs a redelivery, which the inbox bears.

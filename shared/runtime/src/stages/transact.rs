@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use contract::{DeadClass, Event, Json, UserId};
+use contract::{DeadLetterClass, Event, Json, UserId};
 use keys::DataKeys;
 use store::blackboard::{self, Appended, Cause, NewEvent};
 use store::clock::{self, Session};
@@ -247,15 +247,15 @@ fn disposition(
         }
         Some(Verdict::Unchanged(reason)) => Disposition::unchanged(reason),
         Some(Verdict::Retry(Retry::WithinBudget, reason)) => {
-            Disposition::Retry { class: DeadClass::MissingPrerequisite, reason }
+            Disposition::Retry { class: DeadLetterClass::MissingPrerequisite, reason }
         }
         Some(Verdict::Retry(Retry::NotBefore { time, deadline }, reason)) => {
             Disposition::RetryNotBefore { time, deadline, reason }
         }
-        Some(Verdict::Rejected(reason)) => Disposition::DeadLetter { class: DeadClass::Permanent, reason },
+        Some(Verdict::Rejected(reason)) => Disposition::DeadLetter { class: DeadLetterClass::Permanent, reason },
         // An event is published once it is committed: one that is not there is none of this user's, and never will be.
         None => Disposition::DeadLetter {
-            class: DeadClass::Permanent,
+            class: DeadLetterClass::Permanent,
             reason: format!("{}: no event with this id for this user", contract::header::PARENT_EVENT),
         },
     })

@@ -219,7 +219,7 @@ impl<'a> Asker<'a> {
     async fn ask(&self, job: &Job<'_>, mode: &str) -> anyhow::Result<Measured> {
         let Question { text, evidence } = job.question;
         // A slow machine is measured, too, instead of refused.
-        let options = QueryOptions { deadline_ms: limit::DEADLINE_MS_MOST, ..QueryOptions::default() };
+        let options = QueryOptions { deadline_ms: limit::DEADLINE_MS_MAX, ..QueryOptions::default() };
         let body = json!({ "text": text, "mode": mode, "limit": LIMIT }).to_string();
         let kind = SearchSimilar::KIND;
         let since = Instant::now();

@@ -1,4 +1,4 @@
-//! What a collection says about itself.
+//! Information about a collection.
 
 use qdrant_client::qdrant::binary_quantization_query_encoding::{Setting, Variant};
 use qdrant_client::qdrant::quantization_config::Quantization;
@@ -60,14 +60,14 @@ fn config(settings: &Settings) -> CollectionConfig {
     };
     CollectionConfig {
         params: Some(params),
-        hnsw_config: Some(self::hnsw(&hnsw.over(&defaults()))),
+        hnsw_config: Some(self::hnsw(&hnsw.or_defaults(&defaults()))),
         optimizer_config: Some(self::optimizers(optimizers)),
         quantization_config: quantization.as_ref().and_then(self::quantization),
         ..CollectionConfig::default()
     }
 }
 
-/// A collection's own graph is described in full, as a Qdrant server does.
+/// The graph settings of a collection are described in full, as a Qdrant server does.
 fn defaults() -> HnswSettings {
     HnswSettings {
         m: Some(M),
@@ -147,7 +147,7 @@ fn quantization(config: &engine::QuantizationConfig) -> Option<QuantizationConfi
                 ..Default::default()
             })
         }
-        // Such collections cannot be made here.
+        // Such collections cannot be created.
         engine::QuantizationConfig::Product(_) | engine::QuantizationConfig::Turbo(_) => return None,
     };
     Some(QuantizationConfig { quantization: Some(quantization) })

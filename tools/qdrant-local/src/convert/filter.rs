@@ -12,13 +12,13 @@ use qdrant_edge::external::ordered_float::OrderedFloat;
 use tonic::Status;
 
 use crate::convert::point;
-use crate::refuse::{invalid, refuse_if, unsupported};
+use crate::reject::{invalid, reject_if, unsupported};
 use crate::settings::count;
 
-/// How deep conditions may lie in each other: the engine walks them on the stack.
+/// The deepest nesting of conditions: the engine evaluates them recursively.
 const DEEPEST: usize = 32;
 
-/// The filter as the engine takes it.
+/// The filter of the engine.
 pub(crate) fn filter(filter: Filter) -> Result<engine::Filter, Status> {
     nested_filter(filter, 0)
 }
@@ -87,7 +87,7 @@ fn field(condition: FieldCondition) -> Result<engine::FieldCondition, Status> {
         is_null,
     } = condition;
     let geo = geo_bounding_box.is_some() || geo_radius.is_some() || geo_polygon.is_some();
-    refuse_if(geo, "geographic conditions")?;
+    reject_if(geo, "geographic conditions")?;
     let range = match (range, datetime_range) {
         (Some(_), Some(_)) => return Err(invalid("Malformed field condition: two ranges")),
         (Some(range), None) => Some(engine::RangeInterface::Float(self::range(range))),
@@ -176,7 +176,7 @@ fn counted(values: ValuesCount) -> engine::ValuesCount {
     engine::ValuesCount { lt: lt.map(count), gt: gt.map(count), gte: gte.map(count), lte: lte.map(count) }
 }
 
-/// The place of a value in a payload.
+/// The path of a value in a payload.
 pub(crate) fn path(key: &str) -> Result<engine::JsonPath, Status> {
     key.parse().map_err(|()| invalid(format!("Invalid json path: '{key}'")))
 }

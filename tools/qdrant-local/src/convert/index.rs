@@ -9,9 +9,9 @@ use qdrant_edge as engine;
 use qdrant_edge::{PayloadFieldSchema, PayloadSchemaParams};
 use tonic::Status;
 
-use crate::refuse::{invalid, refuse_if, unsupported};
+use crate::reject::{invalid, reject_if, unsupported};
 
-/// The kind of index asked for, as the engine takes it.
+/// The requested index, as a type of the engine.
 pub(crate) fn schema(
     field_type: Option<i32>,
     params: Option<PayloadIndexParams>,
@@ -53,14 +53,14 @@ fn params(params: IndexParams) -> Result<PayloadSchemaParams, Status> {
 }
 
 fn refuse_new(memory: Option<i32>, nested: Option<&String>) -> Result<(), Status> {
-    refuse_if(memory.is_some(), "memory placement of indexes (on_disk is)")?;
-    refuse_if(nested.is_some(), "nested indexes")
+    reject_if(memory.is_some(), "memory placement of indexes (on_disk is)")?;
+    reject_if(nested.is_some(), "nested indexes")
 }
 
 fn keyword(params: KeywordIndexParams) -> Result<PayloadSchemaParams, Status> {
     let KeywordIndexParams { is_tenant, on_disk, enable_hnsw, prefix, memory, nested } = params;
     refuse_new(memory, nested.as_ref())?;
-    refuse_if(prefix.is_some(), "prefix indexes")?;
+    reject_if(prefix.is_some(), "prefix indexes")?;
     let r#type = Default::default();
     Ok(PayloadSchemaParams::Keyword(engine::KeywordIndexParams { r#type, is_tenant, on_disk, enable_hnsw }))
 }
@@ -119,7 +119,7 @@ fn uuid(params: UuidIndexParams) -> Result<PayloadSchemaParams, Status> {
     Ok(PayloadSchemaParams::Uuid(engine::UuidIndexParams { r#type, is_tenant, on_disk, enable_hnsw }))
 }
 
-/// An index as it is answered.
+/// An index in a response.
 pub(crate) fn described(index: engine::PayloadIndexInfo) -> PayloadSchemaInfo {
     let engine::PayloadIndexInfo { data_type, params, points } = index;
     let data_type = match data_type {
@@ -176,7 +176,7 @@ fn described_params(params: PayloadSchemaParams) -> Option<IndexParams> {
             let params = UuidIndexParams { is_tenant, on_disk, enable_hnsw, memory, nested };
             Some(IndexParams::UuidIndexParams(params))
         }
-        // Such indexes cannot be made here.
+        // Such indexes cannot be created.
         PayloadSchemaParams::Geo(_) | PayloadSchemaParams::Text(_) => None,
     }
 }

@@ -18,9 +18,9 @@ use tonic::Status;
 use uuid::Uuid;
 
 use crate::convert::filter;
-use crate::refuse::{invalid, refuse_if, unsupported};
+use crate::reject::{invalid, reject_if, unsupported};
 
-/// The id as the engine takes it.
+/// The id as a type of the engine.
 pub(crate) fn id(id: PointId) -> Result<engine::PointId, Status> {
     match id.point_id_options {
         Some(PointIdOptions::Num(number)) => Ok(engine::PointId::NumId(number)),
@@ -31,20 +31,20 @@ pub(crate) fn id(id: PointId) -> Result<engine::PointId, Status> {
     }
 }
 
-/// The ids as the engine takes them.
+/// The ids as types of the engine.
 pub(crate) fn ids(listed: Vec<PointId>) -> Result<Vec<engine::PointId>, Status> {
     listed.into_iter().map(id).collect()
 }
 
-/// Which points are meant.
+/// A selection of points.
 pub(crate) enum Selected {
-    /// Those of these ids.
+    /// The points of these ids.
     Ids(Vec<engine::PointId>),
-    /// Those that fit.
+    /// The points that match a filter.
     Filter(Box<engine::Filter>),
 }
 
-/// The points meant.
+/// The selected points.
 pub(crate) fn selected(selector: Option<PointsSelector>) -> Result<Selected, Status> {
     match selector.and_then(|selector| selector.points_selector_one_of) {
         Some(PointsSelectorOneOf::Points(PointsIdsList { ids: listed })) => Ok(Selected::Ids(ids(listed)?)),
@@ -53,7 +53,7 @@ pub(crate) fn selected(selector: Option<PointsSelector>) -> Result<Selected, Sta
     }
 }
 
-/// A point to be written.
+/// A point to write.
 pub(crate) fn point(point: PointStruct) -> Result<engine::PointStructPersisted, Status> {
     let PointStruct { id, payload, vectors } = point;
     let id = self::id(id.ok_or_else(|| invalid("Empty ID is not allowed"))?)?;
@@ -63,15 +63,15 @@ pub(crate) fn point(point: PointStruct) -> Result<engine::PointStructPersisted, 
         None => return Err(invalid("Expected some vectors")),
     };
     let vector = engine::VectorStructPersisted::Single(vector);
-    // The engine keeps the old payload of a point that it moves and that comes without one; a Qdrant server does not.
+    // The engine keeps the old payload of a point that is replaced by one without a payload; a Qdrant server does not.
     Ok(engine::PointStructPersisted { id, vector, payload: Some(self::payload(payload)) })
 }
 
 #[expect(deprecated, reason = "older clients send vectors in the deprecated fields")]
 fn dense(vector: Vector) -> Result<Vec<f32>, Status> {
     let Vector { data, indices, vectors_count, vector } = vector;
-    refuse_if(indices.is_some(), "sparse vectors")?;
-    refuse_if(vectors_count.is_some(), "multivectors")?;
+    reject_if(indices.is_some(), "sparse vectors")?;
+    reject_if(vectors_count.is_some(), "multivectors")?;
     match vector {
         Some(vector::Vector::Dense(DenseVector { data })) => Ok(data),
         Some(vector::Vector::Sparse(_)) => Err(unsupported("sparse vectors")),
@@ -83,16 +83,16 @@ fn dense(vector: Vector) -> Result<Vec<f32>, Status> {
     }
 }
 
-/// Refuses points whose vector has another length, as the engine would, but before it has written some of them.
+/// Rejects points whose vector has another length, as the engine does, but before some of them are written.
 pub(crate) fn check_sizes(points: &[engine::PointStructPersisted], size: usize) -> Result<(), Status> {
     points.iter().try_for_each(|point| match &point.vector {
         engine::VectorStructPersisted::Single(vector) => check_size(vector, size),
-        // Such points are refused before.
+        // Such points are rejected earlier.
         engine::VectorStructPersisted::MultiDense(_) | engine::VectorStructPersisted::Named(_) => Ok(()),
     })
 }
 
-/// Refuses a vector of another length.
+/// Rejects a vector of another length.
 pub(crate) fn check_size(vector: &[f32], size: usize) -> Result<(), Status> {
     if vector.len() == size {
         return Ok(());
@@ -101,13 +101,13 @@ pub(crate) fn check_size(vector: &[f32], size: usize) -> Result<(), Status> {
     Err(invalid(format!("Wrong input: Vector dimension error: expected dim: {size}, got {got}")))
 }
 
-/// The payload as the engine takes it.
+/// The payload as a type of the engine.
 pub(crate) fn payload(values: HashMap<String, Value>) -> engine::Payload {
     let fields = values.into_iter().map(|(key, value)| (key, serde_json::Value::from(value)));
     engine::Payload(fields.collect())
 }
 
-/// Which of the payload is wanted, where that is said.
+/// The requested part of the payload, if the request names one.
 pub(crate) fn with_payload(
     selector: Option<WithPayloadSelector>,
 ) -> Result<Option<engine::WithPayloadInterface>, Status> {
@@ -129,7 +129,7 @@ pub(crate) fn with_payload(
     Ok(Some(selector))
 }
 
-/// Whether the vector is wanted.
+/// Whether the vector is requested.
 pub(crate) fn with_vectors(selector: Option<WithVectorsSelector>) -> Result<engine::WithVector, Status> {
     let Some(selector) = selector else { return Ok(engine::WithVector::Bool(false)) };
     match selector.selector_options {
@@ -139,7 +139,7 @@ pub(crate) fn with_vectors(selector: Option<WithVectorsSelector>) -> Result<engi
     }
 }
 
-/// A point as it is answered.
+/// A point in a response.
 pub(crate) fn retrieved(record: engine::Record) -> RetrievedPoint {
     let engine::Record { id, payload, vector, shard_key: _, order_value: _ } = record;
     RetrievedPoint {
@@ -151,7 +151,7 @@ pub(crate) fn retrieved(record: engine::Record) -> RetrievedPoint {
     }
 }
 
-/// A point as it is answered, with its score.
+/// A point in a response, with its score.
 pub(crate) fn scored(point: engine::ScoredPoint) -> ScoredPoint {
     let engine::ScoredPoint { id, version, score, payload, vector, shard_key: _, order_value: _ } = point;
     ScoredPoint {
@@ -165,7 +165,7 @@ pub(crate) fn scored(point: engine::ScoredPoint) -> ScoredPoint {
     }
 }
 
-/// An id as it is answered.
+/// An id in a response.
 pub(crate) fn answered_id(id: engine::PointId) -> PointId {
     let options = match id {
         engine::PointId::NumId(number) => PointIdOptions::Num(number),
@@ -179,12 +179,12 @@ fn answered_payload(payload: Option<engine::Payload>) -> HashMap<String, Value> 
     fields.into_iter().map(|(key, value)| (key, Value::from(value))).collect()
 }
 
-/// The vector in the old and in the new fields: clients of every version find it.
+/// The vector in the old and the new fields, for clients of every version.
 #[expect(deprecated, reason = "older clients read vectors from the deprecated fields")]
 fn answered_vectors(vector: engine::VectorStructInternal) -> Option<VectorsOutput> {
     let data = match vector {
         engine::VectorStructInternal::Single(data) => data,
-        // Such collections cannot be made here.
+        // Such collections cannot be created.
         engine::VectorStructInternal::MultiDense(_) | engine::VectorStructInternal::Named(_) => return None,
     };
     let vector = vector_output::Vector::Dense(DenseVector { data: data.clone() });

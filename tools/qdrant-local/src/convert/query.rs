@@ -9,16 +9,16 @@ use qdrant_edge::external::ordered_float::OrderedFloat;
 use tonic::Status;
 
 use crate::convert::{filter, point};
-use crate::refuse::{invalid, refuse_if, unsupported};
+use crate::reject::{invalid, reject_if, unsupported};
 use crate::settings::count;
 
-/// How many points a query that says no limit gets from a Qdrant server.
+/// The limit of a query that names none, as in a Qdrant server.
 const USUAL_LIMIT: u64 = 10;
 
-/// A query as the engine takes it.
+/// A query as a type of the engine.
 pub(crate) struct Asked {
     pub(crate) request: engine::QueryRequest,
-    /// How many of the best to leave out. The engine reads on for them, but leaves that to its caller.
+    /// How many of the best points to skip. The engine reads them, and its caller has to skip them.
     pub(crate) skip: usize,
 }
 
@@ -36,17 +36,17 @@ pub(crate) fn query(request: QueryPoints, size: usize) -> Result<Asked, Status> 
         offset,
         with_vectors,
         with_payload,
-        // There is one copy of the data, and every read sees every write before it.
+        // There is a single copy of the data, and every read sees all earlier writes.
         read_consistency: _,
         shard_key_selector,
         lookup_from,
-        // A query of this size of data ends; the client's own deadline holds.
+        // The deadline of the client applies.
         timeout: _,
     } = request;
-    refuse_if(!prefetch.is_empty(), "prefetches")?;
-    refuse_if(using.is_some_and(|using| !using.is_empty()), "named vectors")?;
-    refuse_if(shard_key_selector.is_some(), "shard keys")?;
-    refuse_if(lookup_from.is_some(), "lookup_from")?;
+    reject_if(!prefetch.is_empty(), "prefetches")?;
+    reject_if(using.is_some_and(|using| !using.is_empty()), "named vectors")?;
+    reject_if(shard_key_selector.is_some(), "shard keys")?;
+    reject_if(lookup_from.is_some(), "lookup_from")?;
     let limit = limit.unwrap_or(USUAL_LIMIT);
     if limit == 0 {
         return Err(invalid("Validation error in body: [limit: value 0 invalid, must be 1 or larger]"));
@@ -101,8 +101,8 @@ fn nearest(query: Option<Query>) -> Result<Vec<f32>, Status> {
 
 fn params(params: SearchParams) -> Result<engine::SearchParams, Status> {
     let SearchParams { hnsw_ef, exact, quantization, indexed_only, acorn, idf } = params;
-    refuse_if(acorn.is_some(), "params.acorn")?;
-    refuse_if(idf.is_some(), "params.idf")?;
+    reject_if(acorn.is_some(), "params.acorn")?;
+    reject_if(idf.is_some(), "params.idf")?;
     Ok(engine::SearchParams {
         hnsw_ef: hnsw_ef.map(count),
         exact: exact.unwrap_or(false),

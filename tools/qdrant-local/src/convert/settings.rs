@@ -1,4 +1,4 @@
-//! The request that makes a collection.
+//! The request to create a collection.
 
 use qdrant_client::qdrant::binary_quantization_query_encoding::Variant;
 use qdrant_client::qdrant::quantization_config::Quantization;
@@ -11,15 +11,15 @@ use qdrant_client::qdrant::{
 use qdrant_edge as engine;
 use tonic::Status;
 
-use crate::refuse::{invalid, refuse_if, unsupported};
+use crate::reject::{invalid, reject_if, unsupported};
 use crate::settings::{HnswSettings, OptimizerSettings, Settings, VectorSettings};
 
-/// The longest vector of a Qdrant server.
+/// The most dimensions of a vector in a Qdrant server.
 const LONGEST_VECTOR: u64 = 65_536;
-/// The characters that a Qdrant server does not let into the name of a collection.
+/// The characters that a Qdrant server does not allow in the name of a collection.
 const NOT_IN_NAMES: &[char] = &['<', '>', ':', '"', '/', '\\', '|', '?', '*', '\0', '\u{1F}'];
 
-/// The name and the settings of the collection asked for.
+/// The name and the settings of the requested collection.
 pub(crate) fn collection(request: CreateCollection) -> Result<(String, Settings), Status> {
     let CreateCollection {
         collection_name,
@@ -28,7 +28,7 @@ pub(crate) fn collection(request: CreateCollection) -> Result<(String, Settings)
         optimizers_config,
         shard_number,
         on_disk_payload,
-        // Made here before the answer goes out: there are no other nodes to wait for.
+        // The collection is created before the response: there are no other nodes to wait for.
         timeout: _,
         vectors_config,
         replication_factor,
@@ -42,20 +42,20 @@ pub(crate) fn collection(request: CreateCollection) -> Result<(String, Settings)
         id_tracker,
     } = request;
     check_name(&collection_name)?;
-    refuse_if(wal_config.is_some(), "wal_config")?;
-    // One of each is what a single node has.
-    refuse_if(shard_number.is_some_and(|number| number != 1), "more shards than one")?;
-    refuse_if(replication_factor.is_some_and(|factor| factor != 1), "more replicas than one")?;
-    refuse_if(write_consistency_factor.is_some_and(|factor| factor != 1), "more replicas than one")?;
-    refuse_if(
+    reject_if(wal_config.is_some(), "wal_config")?;
+    // A single node has one of each.
+    reject_if(shard_number.is_some_and(|number| number != 1), "more shards than one")?;
+    reject_if(replication_factor.is_some_and(|factor| factor != 1), "more replicas than one")?;
+    reject_if(write_consistency_factor.is_some_and(|factor| factor != 1), "more replicas than one")?;
+    reject_if(
         sharding_method.is_some_and(|method| method != ShardingMethod::Auto as i32),
         "custom sharding",
     )?;
-    refuse_if(sparse_vectors_config.is_some_and(|sparse| !sparse.map.is_empty()), "sparse vectors")?;
-    refuse_if(strict_mode_config.is_some(), "strict mode")?;
-    refuse_if(!metadata.is_empty(), "metadata of collections")?;
-    refuse_if(payload.is_some(), "payload storage parameters (on_disk_payload is)")?;
-    refuse_if(id_tracker.is_some(), "id tracker parameters")?;
+    reject_if(sparse_vectors_config.is_some_and(|sparse| !sparse.map.is_empty()), "sparse vectors")?;
+    reject_if(strict_mode_config.is_some(), "strict mode")?;
+    reject_if(!metadata.is_empty(), "metadata of collections")?;
+    reject_if(payload.is_some(), "payload storage parameters (on_disk_payload is)")?;
+    reject_if(id_tracker.is_some(), "id tracker parameters")?;
     let settings = Settings {
         vector: vectors(vectors_config)?,
         hnsw: hnsw_config.map(hnsw).transpose()?.unwrap_or_default(),
@@ -66,7 +66,7 @@ pub(crate) fn collection(request: CreateCollection) -> Result<(String, Settings)
     Ok((collection_name, settings))
 }
 
-/// Refuses names that a Qdrant server refuses.
+/// Rejects names that a Qdrant server rejects.
 pub(crate) fn check_name(name: &str) -> Result<(), Status> {
     if name.is_empty() || name.len() > 255 {
         return Err(invalid("Validation error in body: [collection_name: must be from 1 to 255 bytes long]"));
@@ -104,9 +104,9 @@ fn vector(params: VectorParams) -> Result<VectorSettings, Status> {
         )));
     }
     let plain = [Datatype::Default as i32, Datatype::Float32 as i32];
-    refuse_if(datatype.is_some_and(|datatype| !plain.contains(&datatype)), "vectors other than float32")?;
-    refuse_if(multivector_config.is_some(), "multivectors")?;
-    refuse_if(memory.is_some(), "memory placement of vectors (on_disk is)")?;
+    reject_if(datatype.is_some_and(|datatype| !plain.contains(&datatype)), "vectors other than float32")?;
+    reject_if(multivector_config.is_some(), "multivectors")?;
+    reject_if(memory.is_some(), "memory placement of vectors (on_disk is)")?;
     let distance = match Distance::try_from(distance) {
         Ok(Distance::Cosine) => engine::Distance::Cosine,
         Ok(Distance::Euclid) => engine::Distance::Euclid,
@@ -134,8 +134,8 @@ fn hnsw(config: HnswConfigDiff) -> Result<HnswSettings, Status> {
         inline_storage,
         memory,
     } = config;
-    refuse_if(inline_storage.is_some(), "hnsw_config.inline_storage")?;
-    refuse_if(memory.is_some(), "memory placement of the graph (on_disk is)")?;
+    reject_if(inline_storage.is_some(), "hnsw_config.inline_storage")?;
+    reject_if(memory.is_some(), "memory placement of the graph (on_disk is)")?;
     if ef_construct.is_some_and(|ef| ef < 4) {
         return Err(invalid("Validation error in body: [hnsw_config.ef_construct: must be 4 or larger]"));
     }
@@ -155,11 +155,11 @@ fn optimizers(config: OptimizersConfigDiff) -> Result<OptimizerSettings, Status>
         max_optimization_threads,
         prevent_unoptimized,
     } = config;
-    refuse_if(memmap_threshold.is_some(), "optimizers_config.memmap_threshold")?;
-    refuse_if(flush_interval_sec.is_some(), "optimizers_config.flush_interval_sec")?;
+    reject_if(memmap_threshold.is_some(), "optimizers_config.memmap_threshold")?;
+    reject_if(flush_interval_sec.is_some(), "optimizers_config.flush_interval_sec")?;
     let threads = deprecated_max_optimization_threads.is_some() || max_optimization_threads.is_some();
-    refuse_if(threads, "optimizers_config.max_optimization_threads")?;
-    refuse_if(prevent_unoptimized == Some(true), "optimizers_config.prevent_unoptimized")?;
+    reject_if(threads, "optimizers_config.max_optimization_threads")?;
+    reject_if(prevent_unoptimized == Some(true), "optimizers_config.prevent_unoptimized")?;
     Ok(OptimizerSettings {
         deleted_threshold,
         vacuum_min_vector_number,
@@ -181,7 +181,7 @@ fn quantization(config: QuantizationConfig) -> Result<engine::QuantizationConfig
 
 fn scalar(config: ScalarQuantization) -> Result<engine::QuantizationConfig, Status> {
     let ScalarQuantization { r#type, quantile, always_ram, memory } = config;
-    refuse_if(memory.is_some(), "memory placement of quantized vectors (always_ram is)")?;
+    reject_if(memory.is_some(), "memory placement of quantized vectors (always_ram is)")?;
     if QuantizationType::try_from(r#type) != Ok(QuantizationType::Int8) {
         return Err(invalid("Unknown quantization type"));
     }
@@ -191,7 +191,7 @@ fn scalar(config: ScalarQuantization) -> Result<engine::QuantizationConfig, Stat
 
 fn binary(config: BinaryQuantization) -> Result<engine::QuantizationConfig, Status> {
     let BinaryQuantization { always_ram, encoding, query_encoding, memory } = config;
-    refuse_if(memory.is_some(), "memory placement of quantized vectors (always_ram is)")?;
+    reject_if(memory.is_some(), "memory placement of quantized vectors (always_ram is)")?;
     let encoding = encoding.map(|encoding| match BinaryQuantizationEncoding::try_from(encoding) {
         Ok(BinaryQuantizationEncoding::OneBit) => Ok(engine::BinaryQuantizationEncoding::OneBit),
         Ok(BinaryQuantizationEncoding::TwoBits) => Ok(engine::BinaryQuantizationEncoding::TwoBits),

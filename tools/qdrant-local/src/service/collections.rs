@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status};
 use super::{Service, find};
 use crate::catalog::AliasChange;
 use crate::convert::{describe, settings};
-use crate::refuse::{invalid, unsupported};
+use crate::reject::{invalid, unsupported};
 
 #[tonic::async_trait]
 impl Collections for Service {
@@ -61,7 +61,7 @@ impl Collections for Service {
         request: Request<DeleteCollection>,
     ) -> Result<Response<CollectionOperationResponse>, Status> {
         let began = Instant::now();
-        // It is gone before the answer goes out: there are no other nodes to wait for.
+        // It is deleted before the response: there are no other nodes to wait for.
         let DeleteCollection { collection_name, timeout: _ } = request.into_inner();
         let existed = self.write(move |catalog| Ok(catalog.delete(&collection_name)?)).await?;
         Ok(done(existed, began))

@@ -18,44 +18,43 @@ use tonic::{Request, Response, Status};
 use crate::catalog::Catalog;
 use crate::collection::Collection;
 
-/// The version of Qdrant whose API this is. Clients compare it with their own.
+/// The Qdrant version of this API. Clients compare it with their own.
 const VERSION: &str = "1.16.0";
-/// Writes of all collections at a time. The engine makes them one by one for each collection; those that wait share a
+/// The most concurrent writes of all collections. The engine serializes the writes of a collection, and writes that wait share a
 /// flush.
 const WRITES: u32 = 16;
 
-/// Answers all calls; clones are one.
+/// The gRPC services. Clones share their state.
 #[derive(Debug, Clone)]
 pub(crate) struct Service {
     catalog: Arc<Catalog>,
     reads: Arc<Semaphore>,
-    /// How many permits for reads there are.
-    at_a_time: u32,
+    /// The number of read permits.
+    read_permits: u32,
     writes: Arc<Semaphore>,
 }
 
 impl Service {
     pub(crate) fn new(catalog: Arc<Catalog>) -> Self {
-        // The engine computes in the thread of its caller: more of them than cores only wait for each other.
+        // The engine computes on the thread of its caller: many more threads than cores would only wait for each other.
         let cores = thread::available_parallelism().map_or(2, usize::from);
-        let at_a_time = u32::try_from(cores * 2).unwrap_or(u32::MAX);
+        let read_permits = u32::try_from(cores * 2).unwrap_or(u32::MAX);
         let reads = Arc::new(Semaphore::new(cores * 2));
-        Self { catalog, reads, at_a_time, writes: Arc::new(Semaphore::new(WRITES as usize)) }
+        Self { catalog, reads, read_permits, writes: Arc::new(Semaphore::new(WRITES as usize)) }
     }
 
-    /// Returns when the calls so far are done; later ones are not begun any more. A client that keeps its connection
-    /// open need not be waited for.
+    /// Waits for the calls in flight and starts no further ones. Clients may keep their connections open.
     pub(crate) async fn finish(&self) {
-        // They fail where the semaphores are closed, which nobody does.
+        // The semaphores are never closed.
         if let (Ok(reads), Ok(writes)) =
-            (self.reads.acquire_many(self.at_a_time).await, self.writes.acquire_many(WRITES).await)
+            (self.reads.acquire_many(self.read_permits).await, self.writes.acquire_many(WRITES).await)
         {
             reads.forget();
             writes.forget();
         }
     }
 
-    /// Reads, where the engine may block.
+    /// Runs a read on a blocking thread.
     async fn read<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Catalog) -> Result<T, Status> + Send + 'static,
@@ -63,7 +62,7 @@ impl Service {
         self.blocking(&self.reads, work).await
     }
 
-    /// Writes, where the engine may block.
+    /// Runs a write on a blocking thread.
     async fn write<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Catalog) -> Result<T, Status> + Send + 'static,
@@ -81,7 +80,7 @@ impl Service {
         let catalog = Arc::clone(&self.catalog);
         let done = task::spawn_blocking(move || {
             let done = work(&catalog);
-            // Held until the work is over, also where the caller has gone meanwhile.
+            // Held until the work is done, even if the call was cancelled.
             drop(permit);
             done
         });

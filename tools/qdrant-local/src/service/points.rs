@@ -1,4 +1,4 @@
-//! The table of all calls about points: which are answered, and which are refused.
+//! All calls about points: the supported ones, and the rejected ones.
 
 use std::time::Instant;
 
@@ -18,7 +18,7 @@ use qdrant_client::qdrant::{
 use tonic::{Request, Response, Status};
 
 use super::Service;
-use crate::refuse::unsupported;
+use crate::reject::unsupported;
 
 #[tonic::async_trait]
 impl Points for Service {

@@ -1,4 +1,4 @@
-//! Reading points.
+//! Reads of points.
 
 use std::time::Instant;
 
@@ -12,14 +12,14 @@ use tonic::Status;
 use super::{Service, find};
 use crate::convert::{filter, point, query};
 use crate::error::Problem;
-use crate::refuse::{invalid, refuse_if};
+use crate::reject::{invalid, reject_if};
 use crate::settings::count;
 
-/// How many points a scroll that says no limit gets from a Qdrant server.
+/// The limit of a scroll that names none, as in a Qdrant server.
 const USUAL_PAGE: u32 = 10;
 
-// In all of these, the consistency of reads goes without saying, because there is one copy of the data; and the client's
-// own deadline takes the place of `timeout`.
+// All reads ignore the read consistency, because there is a single copy of the data, and `timeout`, because the deadline of the
+// client applies.
 impl Service {
     pub(super) async fn answer_get(&self, request: GetPoints, began: Instant) -> Result<GetResponse, Status> {
         let GetPoints {
@@ -31,7 +31,7 @@ impl Service {
             shard_key_selector,
             timeout: _,
         } = request;
-        refuse_if(shard_key_selector.is_some(), "shard keys")?;
+        reject_if(shard_key_selector.is_some(), "shard keys")?;
         let ids = point::ids(ids)?;
         let with_payload = point::with_payload(with_payload)?.unwrap_or(WithPayloadInterface::Bool(true));
         let with_vectors = point::with_vectors(with_vectors)?;
@@ -61,8 +61,8 @@ impl Service {
             order_by,
             timeout: _,
         } = request;
-        refuse_if(shard_key_selector.is_some(), "shard keys")?;
-        refuse_if(order_by.is_some(), "scrolling in another order than that of ids")?;
+        reject_if(shard_key_selector.is_some(), "shard keys")?;
+        reject_if(order_by.is_some(), "scrolling in another order than that of ids")?;
         let limit = limit.unwrap_or(USUAL_PAGE);
         if limit == 0 {
             return Err(invalid("Validation error in body: [limit: value 0 invalid, must be 1 or larger]"));
@@ -99,7 +99,7 @@ impl Service {
             shard_key_selector,
             timeout: _,
         } = request;
-        refuse_if(shard_key_selector.is_some(), "shard keys")?;
+        reject_if(shard_key_selector.is_some(), "shard keys")?;
         let wanted =
             CountRequest { filter: filter.map(filter::filter).transpose()?, exact: exact.unwrap_or(true) };
         let work = move |catalog: &_| {

@@ -1,4 +1,4 @@
-//! Snapshots, all of which are refused.
+//! Snapshots, which are not supported.
 
 use qdrant_client::qdrant::snapshots_server::Snapshots;
 use qdrant_client::qdrant::{
@@ -9,7 +9,7 @@ use qdrant_client::qdrant::{
 use tonic::{Request, Response, Status};
 
 use super::Service;
-use crate::refuse::unsupported;
+use crate::reject::unsupported;
 
 #[tonic::async_trait]
 impl Snapshots for Service {

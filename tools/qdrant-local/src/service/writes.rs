@@ -1,4 +1,4 @@
-//! Writing points and indexes.
+//! Writes of points and indexes.
 
 use std::time::Instant;
 
@@ -16,11 +16,11 @@ use super::{Service, find};
 use crate::collection::Collection;
 use crate::convert::point::Selected;
 use crate::convert::{filter, index, point};
-use crate::refuse::{invalid, refuse_if};
+use crate::reject::{invalid, reject_if};
 use crate::settings::count;
 
-// In all of these, the order of writes goes without saying, because there is one copy of the data that they reach one
-// after another; and the client's own deadline takes the place of `timeout`.
+// All writes ignore the write ordering, because there is a single copy of the data with serialized writes, and `timeout`, because
+// the deadline of the client applies.
 impl Service {
     pub(super) async fn answer_upsert(
         &self,
@@ -37,10 +37,10 @@ impl Service {
             timeout: _,
             update_mode,
         } = request;
-        refuse_if(shard_key_selector.is_some(), "shard keys")?;
-        refuse_if(update_filter.is_some(), "conditional upserts (update_filter)")?;
+        reject_if(shard_key_selector.is_some(), "shard keys")?;
+        reject_if(update_filter.is_some(), "conditional upserts (update_filter)")?;
         let other_mode = update_mode.is_some_and(|mode| mode != UpdateMode::Upsert as i32);
-        refuse_if(other_mode, "upserts that only insert or only update (update_mode)")?;
+        reject_if(other_mode, "upserts that only insert or only update (update_mode)")?;
         if points.is_empty() {
             return Err(invalid("Bad request: Empty update request"));
         }
@@ -59,7 +59,7 @@ impl Service {
     ) -> Result<PointsOperationResponse, Status> {
         let DeletePoints { collection_name, wait, points, ordering: _, shard_key_selector, timeout: _ } =
             request;
-        refuse_if(shard_key_selector.is_some(), "shard keys")?;
+        reject_if(shard_key_selector.is_some(), "shard keys")?;
         let operation = match point::selected(points)? {
             Selected::Ids(ids) => PointOperations::DeletePoints { ids },
             Selected::Filter(filter) => PointOperations::DeletePointsByFilter(*filter),
@@ -82,7 +82,7 @@ impl Service {
             key,
             timeout: _,
         } = request;
-        refuse_if(shard_key_selector.is_some(), "shard keys")?;
+        reject_if(shard_key_selector.is_some(), "shard keys")?;
         let (points, filter) = match point::selected(points_selector)? {
             Selected::Ids(ids) => (Some(ids), None),
             Selected::Filter(filter) => (None, Some(*filter)),
@@ -126,8 +126,8 @@ impl Service {
             .await
     }
 
-    /// Makes the change. Where nobody waits for it, a Qdrant server answers before it looks whether the collection takes
-    /// it: so is it here, and a change that fails is only in the log.
+    /// Applies a write. Without `wait`, a Qdrant server responds before it validates the write against the collection: the same is
+    /// done here, and a failure is only logged.
     async fn change(
         &self,
         name: String,
@@ -143,7 +143,7 @@ impl Service {
                     tracing::warn!(
                         collection = name,
                         error = status.message(),
-                        "nobody waited for a write that failed"
+                        "a write without wait failed"
                     );
                     Ok(())
                 }

@@ -1,4 +1,4 @@
-//! A server to try: the one that QDRANT_URL names, or a program of our own in a temporary folder.
+//! The server under test: the one that QDRANT_URL names, or this program in a temporary folder.
 
 #![allow(dead_code)]
 
@@ -20,10 +20,10 @@ use tempfile::TempDir;
 use tonic::Code;
 use uuid::Uuid;
 
-/// How long anything may take before a test fails.
+/// The timeout of every step of a test.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The program, running.
+/// The running program.
 #[derive(Debug)]
 pub struct Program {
     child: Child,
@@ -31,7 +31,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// Starts it in the folder and waits until it answers.
+    /// Starts it in a folder and waits until it is ready.
     pub fn start(home: &Path) -> Self {
         let port_file = home.join("port");
         let _ = fs::remove_file(&port_file);
@@ -52,13 +52,13 @@ impl Program {
         }
     }
 
-    /// Ends it as a crash would.
+    /// Kills it, as a crash would.
     pub fn crash(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Asks it to end.
+    /// Asks it to stop.
     pub fn stop(mut self) -> ExitStatus {
         let asked = Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
         assert!(asked.success());
@@ -77,7 +77,7 @@ impl Drop for Program {
     }
 }
 
-/// The program, to be run with this home.
+/// The command of the program with this home folder.
 pub fn command(home: &Path) -> Command {
     let mut command = Command::new(PathBuf::from(env!("CARGO_BIN_EXE_qdrant-local")));
     command.arg("--home").arg(home.join("home")).stdin(Stdio::null());
@@ -88,7 +88,7 @@ pub fn client(url: &str) -> Qdrant {
     Qdrant::from_url(url).timeout(PATIENCE).skip_compatibility_check().build().unwrap()
 }
 
-/// A server and a name for a collection there, which is deleted in the end.
+/// A server with the name of a collection, which is deleted at the end.
 pub struct Fixture {
     pub client: Qdrant,
     pub name: String,
@@ -115,7 +115,7 @@ impl Fixture {
         }
     }
 
-    /// With a collection of vectors of this size.
+    /// Creates the collection with vectors of this size.
     pub async fn with(size: u64, distance: Distance) -> Self {
         let fixture = Self::new();
         fixture.create(&fixture.name, size, distance).await;
@@ -134,7 +134,7 @@ impl Fixture {
         self.client.upsert_points(UpsertPointsBuilder::new(&self.name, points).wait(true)).await.unwrap();
     }
 
-    /// The collection, once it is green.
+    /// Waits until the collection is green.
     pub async fn green(&self) -> GetCollectionInfoResponse {
         eventually("green", || async {
             let info = self.client.collection_info(&self.name).await.unwrap();
@@ -144,12 +144,12 @@ impl Fixture {
         .await
     }
 
-    /// Deletes the collection. Not in `Drop`, which cannot wait; a test that fails leaves it behind.
+    /// Deletes the collection. Not in `Drop`, which cannot be async; a failing test leaves it behind.
     pub async fn end(self) {
         self.client.delete_collection(&self.name).await.unwrap();
     }
 
-    /// All ids there, in order.
+    /// All ids of the collection, in order.
     pub async fn ids(&self, filter: Option<qdrant_client::qdrant::Filter>) -> Vec<PointId> {
         ids(&self.client, &self.name, filter).await
     }
@@ -164,7 +164,7 @@ pub async fn ids(client: &Qdrant, name: &str, filter: Option<qdrant_client::qdra
     page.result.into_iter().map(|point| point.id.unwrap()).collect()
 }
 
-/// Tries until there is an answer.
+/// Retries until there is a result.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {

@@ -1,6 +1,6 @@
-//! What a Qdrant server (1.16 or newer) does and this one too: asked through qdrant-client.
+//! The behaviour that this program shares with a Qdrant server (1.16 or newer), tested through qdrant-client.
 //!
-//! With QDRANT_URL set, the same is asked of the server there.
+//! If QDRANT_URL is set, the tests run against that server.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

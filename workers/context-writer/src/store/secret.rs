@@ -44,5 +44,5 @@ pub(super) async fn write(
             secrets.push((field, &secret.value));
         }
     }
-    keys::conceal(connection, &secrets, keys).await
+    keys::encrypt_fields(connection, &secrets, keys).await
 }

@@ -35,7 +35,7 @@ pub struct AskArgs {
     #[arg(long, env = "MEMFLEET_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     token: Option<String>,
     /// How many milliseconds the database may take, 10 to 10000.
-    #[arg(long, default_value_t = limit::DEADLINE_MS_USUAL, value_name = "MS", value_parser = clap::value_parser!(u64).range(limit::DEADLINE_MS_LEAST..=limit::DEADLINE_MS_MOST))]
+    #[arg(long, default_value_t = limit::DEADLINE_MS_DEFAULT, value_name = "MS", value_parser = clap::value_parser!(u64).range(limit::DEADLINE_MS_MIN..=limit::DEADLINE_MS_MAX))]
     deadline: u64,
     /// The id under which the query is found in audit.data_access_log; by default a fresh one.
     #[arg(long, value_name = "UUID")]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ::keys::{KEK, Keys, Renewed};
+use ::keys::{KEK, Keys, RotationReport};
 use anyhow::{Context, ensure};
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand};
@@ -138,10 +138,10 @@ fn open(settings: &Settings) -> anyhow::Result<Keys> {
 async fn list(settings: &Settings, json: bool) -> anyhow::Result<()> {
     let mut connection =
         store::connect(&settings.keys.url).await.context("data keys are where keys.url says")?;
-    let census = ::keys::census(&mut connection).await?;
+    let usage = ::keys::kek_usage(&mut connection).await?;
     let oldest = |at: Option<DateTime<Utc>>| at.map(|at| at.to_rfc3339_opts(SecondsFormat::Secs, true));
     if json {
-        for one in census {
+        for one in usage {
             outln!(
                 "{}",
                 serde_json::json!({ "kek": one.kek, "data_keys": one.data_keys, "users": one.users, "oldest": oldest(one.oldest) })
@@ -149,7 +149,7 @@ async fn list(settings: &Settings, json: bool) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    if census.is_empty() {
+    if usage.is_empty() {
         outln!("no data keys: nothing was ever encrypted");
         return Ok(());
     }
@@ -160,7 +160,7 @@ async fn list(settings: &Settings, json: bool) -> anyhow::Result<()> {
         ("the oldest made", Align::Left),
     ]);
     let count = |count: i64| grouped(u64::try_from(count).unwrap_or_default());
-    for one in census {
+    for one in usage {
         table.row([one.kek, count(one.data_keys), count(one.users), oldest(one.oldest).unwrap_or_default()]);
     }
     outln!("{table}");
@@ -202,8 +202,8 @@ async fn rotate_data(args: &RotateArgs, settings: &Settings, keys: &Keys) -> any
     let mut main = store::connect(&settings.postgres.url)
         .await
         .context("the fields are in the database that postgres.url names")?;
-    ::keys::check_operator(&mut main).await?;
-    let made = ::keys::renew(keys, before, user).await?;
+    ::keys::check_bypasses_rls(&mut main).await?;
+    let made = ::keys::rotate_data_keys(keys, before, user).await?;
     outln!("made {} new data keys", grouped(made as u64));
     let first = ::keys::reencrypt(&mut main, keys, user).await?;
     outln!("encrypted {} fields anew", grouped(first.done as u64));
@@ -223,7 +223,7 @@ fn longest_use(settings: &Settings) -> Duration {
 }
 
 /// Says what could not be opened.
-fn told(renewed: &Renewed) -> usize {
+fn told(renewed: &RotationReport) -> usize {
     for problem in &renewed.problems {
         errln!("{problem}");
     }

@@ -1,7 +1,7 @@
 //! `memfleet audit trail`
 
 use anyhow::Context;
-use audit::Deed;
+use audit::TrailEntry;
 use chrono::SecondsFormat;
 use clap::Args;
 use cli::table::{Align, Table};
@@ -55,7 +55,7 @@ pub(super) async fn execute(args: &TrailArgs, settings: &Settings) -> anyhow::Re
     Ok(())
 }
 
-fn line(deed: &Deed) -> [String; 8] {
+fn line(deed: &TrailEntry) -> [String; 8] {
     let id = |id: Option<uuid::Uuid>| id.map_or_else(String::new, |id| id.to_string());
     [
         deed.occurred_at.to_rfc3339_opts(SecondsFormat::Millis, true),

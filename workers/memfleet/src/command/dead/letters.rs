@@ -207,7 +207,7 @@ mod tests {
             body,
         };
         let death = DeadLetterReason {
-            class: contract::DeadClass::MissingPrerequisite,
+            class: contract::DeadLetterClass::MissingPrerequisite,
             reason: "no session".to_owned(),
             tries: 8,
         };

@@ -16,7 +16,7 @@ use cli::tokens::Tokens;
 use cli::{errln, outln};
 use client::PayloadKeys;
 use config::Settings;
-use contract::{DeadClass, header};
+use contract::{DeadLetterClass, header};
 use letters::{Letter, Letters};
 use runtime::broker;
 
@@ -86,7 +86,7 @@ struct Filter {
     worker: Option<String>,
     /// Only those of a class.
     #[arg(long, value_parser = classes())]
-    class: Option<DeadClass>,
+    class: Option<DeadLetterClass>,
 }
 
 #[derive(Debug, Args)]
@@ -102,7 +102,7 @@ struct Which {
     worker: Option<String>,
     /// With --all: only those of a class.
     #[arg(long, requires = "all", value_parser = classes())]
-    class: Option<DeadClass>,
+    class: Option<DeadLetterClass>,
 }
 
 /// It becomes a token of a subject.
@@ -112,8 +112,9 @@ fn worker_name(name: &str) -> Result<String, String> {
         .map_err(|_| "a worker's name is made of a-z 0-9 -".to_owned())
 }
 
-fn classes() -> impl TypedValueParser<Value = DeadClass> {
-    PossibleValuesParser::new(DeadClass::ALL.map(DeadClass::as_str)).try_map(|word| word.parse::<DeadClass>())
+fn classes() -> impl TypedValueParser<Value = DeadLetterClass> {
+    PossibleValuesParser::new(DeadLetterClass::ALL.map(DeadLetterClass::as_str))
+        .try_map(|word| word.parse::<DeadLetterClass>())
 }
 
 /// Carries out `memfleet dead`.
@@ -218,7 +219,7 @@ async fn replay_one(
     tokens: &Tokens,
 ) -> anyhow::Result<String> {
     let letter = found(letters, sequence).await?;
-    if !denied && letter.header(header::DEAD_CLASS) == DeadClass::Denied.as_str() {
+    if !denied && letter.header(header::DEAD_CLASS) == DeadLetterClass::Denied.as_str() {
         anyhow::bail!("it was denied; look at it, and add --denied if it shall have its effect all the same");
     }
     if let Some(reason) = letter.left_behind() {
@@ -271,7 +272,7 @@ async fn chosen(letters: &Letters, which: &Which) -> anyhow::Result<Vec<u64>> {
     Ok(sequences)
 }
 
-fn fits(letter: &Letter, class: Option<DeadClass>) -> bool {
+fn fits(letter: &Letter, class: Option<DeadLetterClass>) -> bool {
     class.is_none_or(|class| letter.header(header::DEAD_CLASS) == class.as_str())
 }
 

@@ -10,7 +10,7 @@ use config::Settings;
 use contract::SessionId;
 use serde_json::json;
 use store::registry::{self, TrustState};
-use trust::{Refusal, Scope, TOKEN_BYTES, Token, verify};
+use trust::{MAX_TOKEN_BYTES, Refusal, Scope, Token, verify};
 
 #[derive(Debug, Args)]
 pub(super) struct InspectArgs {
@@ -42,7 +42,7 @@ pub(super) async fn execute(args: InspectArgs, settings: &Settings) -> anyhow::R
 
 fn from_standard_input() -> anyhow::Result<String> {
     let mut text = String::new();
-    let bound = u64::try_from(TOKEN_BYTES)? + 64;
+    let bound = u64::try_from(MAX_TOKEN_BYTES)? + 64;
     std::io::stdin().take(bound).read_to_string(&mut text).context("standard input cannot be read")?;
     Ok(text)
 }

@@ -8,7 +8,7 @@ use cli::outln;
 use config::Settings;
 use contract::{Service, SessionId, UserId};
 use store::registry;
-use trust::{LONGEST_LIFE, Scope, TokenRequest};
+use trust::{MAX_TOKEN_LIFETIME, Scope, TokenRequest};
 
 #[derive(Debug, Args)]
 pub(super) struct IssueArgs {
@@ -25,7 +25,7 @@ pub(super) struct IssueArgs {
     #[arg(long = "scope", value_name = "SCOPE")]
     scopes: Vec<Scope>,
     /// How long it is good, in seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 900, value_parser = clap::value_parser!(u64).range(1..=LONGEST_LIFE.as_secs()))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 900, value_parser = clap::value_parser!(u64).range(1..=MAX_TOKEN_LIFETIME.as_secs()))]
     life: u64,
 }
 

@@ -10,7 +10,7 @@ use cli::table::{Align, Table};
 use config::Settings;
 use contract::Service;
 use store::registry::{self, Rates, ServiceEntry};
-use trust::{SCOPES, Scope};
+use trust::{MAX_SCOPES, Scope};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ServiceCommand {
@@ -57,7 +57,7 @@ pub(super) async fn execute(command: ServiceCommand, settings: &Settings) -> any
     let mut connection = super::registry(settings).await?;
     match command {
         ServiceCommand::Put(args) => {
-            ensure!(args.scopes.len() <= SCOPES, "a service has at most {SCOPES} scopes");
+            ensure!(args.scopes.len() <= MAX_SCOPES, "a service has at most {MAX_SCOPES} scopes");
             let rates = Rates {
                 of_service: args.per_second,
                 of_scope: args.scope_per_second,

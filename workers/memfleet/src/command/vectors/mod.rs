@@ -204,7 +204,7 @@ async fn migrate(args: &MigrateArgs, settings: &Settings) -> anyhow::Result<()> 
         "{} is active already",
         filling.collection_name
     );
-    vectors.make_collection(&filling.collection_name, &spec).await?;
+    vectors.create_collection(&filling.collection_name, &spec).await?;
     vector::put_collection(&mut connection, ALIAS, &filling).await?;
     errln!(
         "vector-indexer writes to {} too from now on; filling it with what was there before",

@@ -1,4 +1,4 @@
-//! Opening a collection that was not closed well.
+//! Recovery of a collection that was not closed cleanly.
 
 use std::fs;
 use std::io;
@@ -13,19 +13,19 @@ use qdrant_edge::{
 use crate::error::Problem;
 use crate::files;
 
-/// Points looked at in one go.
+/// How many points are read at a time.
 const PAGE: usize = 1000;
 
-/// Removes what the engine leaves behind: half-built segments, and the part of its write-ahead log that it never reads.
-pub(crate) fn tidy(folder: &Path) -> Result<(), Problem> {
+/// Removes leftovers of the engine: incomplete segments, and the part of its write-ahead log that it never reads.
+pub(crate) fn remove_leftovers(folder: &Path) -> Result<(), Problem> {
     let temporary = folder.join("temp_segments");
     files::remove_folder(&temporary).map_err(|source| Problem::file("remove", &temporary, source))?;
     let log = folder.join("wal");
     trim(&log).map_err(|source| Problem::file("trim", &log, source))
 }
 
-/// Keeps the newest closed file of the log. The engine counts its operations on from there, and would pass over
-/// operations with smaller numbers than its points have.
+/// Removes all closed files of the log except the newest. The engine continues its operation numbers from there, and would ignore
+/// operations with lower numbers than its points have.
 fn trim(log: &Path) -> io::Result<()> {
     let mut closed = Vec::new();
     for found in fs::read_dir(log)? {
@@ -40,8 +40,8 @@ fn trim(log: &Path) -> io::Result<()> {
     closed.iter().try_for_each(|(_, path)| fs::remove_file(path))
 }
 
-/// The optimiser was cut short between adding a segment and removing those that it replaces: points are in both. The
-/// newest copy of each is written again, and the engine then removes the others.
+/// Removes duplicate points after the optimizer was interrupted between adding a segment and removing the segments that it
+/// replaces. The newest copy of each point is written again, and the engine then removes the other copies.
 pub(crate) fn remove_duplicates(shard: &EdgeShard) -> Result<(), Problem> {
     let mut offset = None;
     loop {
@@ -55,7 +55,7 @@ pub(crate) fn remove_duplicates(shard: &EdgeShard) -> Result<(), Problem> {
         };
         let (records, next) = shard.scroll(page)?;
         let ids: Vec<PointId> = records.iter().map(|record| record.id).collect();
-        // The engine's count takes every copy of a point for one.
+        // The engine counts every copy of a point.
         let filter = Filter::new_must(Condition::HasId(ids.iter().copied().collect::<HasIdCondition>()));
         if shard.count(CountRequest { filter: Some(filter), exact: true })? > ids.len() {
             write_again(shard, &ids)?;

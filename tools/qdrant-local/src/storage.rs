@@ -1,4 +1,4 @@
-//! The folder that holds everything, and the lock that keeps it for one process.
+//! The home folder with the manifest and the collections, and its lock.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -15,33 +15,34 @@ const LOCK: &str = "lock";
 const CATALOG: &str = "catalog.json";
 const COLLECTIONS: &str = "collections";
 
-/// The home folder, locked for as long as this lives.
+/// The home folder, locked until drop.
 #[derive(Debug)]
-pub(crate) struct Home {
+pub(crate) struct Storage {
     path: PathBuf,
-    /// The kernel gives the lock back when the process ends, however it ends.
+    /// The kernel releases the lock when the process ends.
     _lock: File,
 }
 
-/// What the catalogue file says: the collections by name, and which alias leads to which of them.
+/// The contents of `catalog.json`: the collections by name, and the collection of each alias.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Catalogue {
+pub(crate) struct Manifest {
     pub(crate) collections: BTreeMap<String, Entry>,
     pub(crate) aliases: BTreeMap<String, String>,
 }
 
-/// One collection in the catalogue.
+/// A collection in the manifest.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Entry {
-    /// The name of its folder: never that of the collection, which may be made anew while the old one still goes.
+    /// The name of its folder. It differs from the name of the collection, which may be created again while the old folder is
+    /// being removed.
     pub(crate) folder: String,
     pub(crate) settings: Settings,
 }
 
-impl Home {
-    /// Makes the folder where it is missing, and locks it.
+impl Storage {
+    /// Creates the folder if it is missing, and locks it.
     pub(crate) fn open(path: &Path) -> Result<Self, StartError> {
         let collections = path.join(COLLECTIONS);
         fs::create_dir_all(&collections)
@@ -58,39 +59,39 @@ impl Home {
         }
     }
 
-    /// Where the collection of this catalogue entry lies.
+    /// The folder of a collection.
     pub(crate) fn folder(&self, entry: &Entry) -> PathBuf {
         self.path.join(COLLECTIONS).join(&entry.folder)
     }
 
-    /// What the catalogue file says, or an empty catalogue in a new home.
-    pub(crate) fn read(&self) -> Result<Catalogue, StartError> {
+    /// Reads the manifest. It is empty in a new home folder.
+    pub(crate) fn read(&self) -> Result<Manifest, StartError> {
         let path = self.path.join(CATALOG);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Catalogue::default()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Manifest::default()),
             Err(source) => return Err(StartError::file("read", &path, source)),
         };
         serde_json::from_slice(&bytes).map_err(|source| StartError::Catalog { path, source })
     }
 
-    /// Makes this the catalogue, durably.
-    pub(crate) fn write(&self, catalogue: &Catalogue) -> Result<(), Problem> {
+    /// Replaces the manifest durably.
+    pub(crate) fn write(&self, manifest: &Manifest) -> Result<(), Problem> {
         let path = self.path.join(CATALOG);
-        let bytes = serde_json::to_vec_pretty(catalogue).map_err(io::Error::other);
+        let bytes = serde_json::to_vec_pretty(manifest).map_err(io::Error::other);
         bytes
             .and_then(|bytes| files::write_atomically(&path, &bytes))
             .map_err(|source| Problem::file("write", &path, source))
     }
 
-    /// Removes the folders that no catalogue entry names: a crash came between them and the catalogue.
-    pub(crate) fn remove_strays(&self, catalogue: &Catalogue) -> Result<(), StartError> {
+    /// Removes the folders that the manifest does not contain, which a crash left behind.
+    pub(crate) fn remove_orphans(&self, manifest: &Manifest) -> Result<(), StartError> {
         let collections = self.path.join(COLLECTIONS);
         let listed = |source| StartError::file("list", &collections, source);
         for found in fs::read_dir(&collections).map_err(listed)? {
             let path = found.map_err(listed)?.path();
-            if !catalogue.collections.values().any(|entry| self.folder(entry) == path) {
-                tracing::info!(folder = %path.display(), "removing a folder that belongs to no collection");
+            if !manifest.collections.values().any(|entry| self.folder(entry) == path) {
+                tracing::info!(folder = %path.display(), "removing a folder of no collection");
                 files::remove_folder(&path).map_err(|source| StartError::file("remove", &path, source))?;
             }
         }

@@ -1,30 +1,41 @@
-//! Sessions of a user, with the numbers of their contexts: the reference document's "Cross-service session lookup".
+//! `session.list`: the reference document's "Cross-service session lookup".
 
 use chrono::{DateTime, Utc};
 use contract::{Malformed, SessionInfo, SessionList, SessionPage, UserId};
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text, Timestamptz};
 use diesel_async::RunQueryDsl;
+use store::security::PlanCacheMode;
 use store::{Connection, Fault};
 
-use super::{Answer, label, one_more};
+use crate::column::label;
 use crate::page;
+use crate::query_context::QueryContext;
+use crate::validated_query::{Answered, QueryFailure, ValidatedQuery};
 
-pub(crate) const TABLE: &str = "chat_mode_sessions";
+const TABLE: &str = "chat_mode_sessions";
 
 #[derive(Debug)]
 pub(crate) struct List {
-    asked: SessionList,
+    query: SessionList,
     before: Option<(DateTime<Utc>, String)>,
 }
 
-impl List {
-    pub(crate) fn new(asked: SessionList) -> Result<Self, Malformed> {
-        Ok(Self { before: page::position(asked.cursor.as_ref())?, asked })
+impl ValidatedQuery for List {
+    type Query = SessionList;
+
+    fn validate(query: SessionList) -> Result<Self, Malformed> {
+        Ok(Self { before: page::position(query.cursor.as_ref())?, query })
+    }
+
+    async fn answer(self, context: &mut QueryContext<'_>) -> Result<Answered<SessionPage>, QueryFailure> {
+        let user = context.user;
+        let page = context.read(PlanCacheMode::Auto, async |connection| self.page(connection, user).await);
+        Ok(page.await?)
     }
 }
 
-/// Counts the contexts of the sessions of the page alone.
+/// Counts contexts only of the sessions of the page.
 const LIST: &str = "
     WITH page AS MATERIALIZED (
         SELECT session_id, chat_mode, is_active, parent_session_id, created_at, ended_at FROM chat_mode_sessions
@@ -57,21 +68,26 @@ struct Row {
     context_count: i64,
 }
 
-pub(crate) async fn list(connection: &mut Connection, user: UserId, list: &List) -> Result<Answer, Fault> {
-    let List { asked, before } = list;
-    let limit = asked.limit.get();
-    let query = diesel::sql_query(LIST)
-        .bind::<Integer, _>(user.get())
-        .bind::<Nullable<Bool>, _>(asked.active)
-        .bind::<Nullable<Text>, _>(asked.chat_mode.map(contract::ChatMode::as_str))
-        .bind::<Nullable<Timestamptz>, _>(before.as_ref().map(|(created_at, _)| *created_at))
-        .bind::<Nullable<Text>, _>(before.as_ref().map(|(_, session_id)| session_id.as_str()))
-        .bind::<BigInt, _>(one_more(limit));
-    let rows: Vec<Row> = store::prepared(query).load(connection).await?;
-    let found = i64::try_from(rows.len()).unwrap_or(i64::MAX);
-    let (rows, next_cursor) = page::cut(rows, limit, found, |row| (row.created_at, row.session_id.clone()));
-    let sessions = rows.into_iter().map(Row::into_info).collect::<Result<_, Fault>>()?;
-    Ok(Answer::Sessions(SessionPage { sessions, next_cursor }))
+impl List {
+    async fn page(&self, connection: &mut Connection, user: UserId) -> Result<Answered<SessionPage>, Fault> {
+        let Self { query, before } = self;
+        let limit = query.limit.get();
+        let statement = diesel::sql_query(LIST)
+            .bind::<Integer, _>(user.get())
+            .bind::<Nullable<Bool>, _>(query.active)
+            .bind::<Nullable<Text>, _>(query.chat_mode.map(contract::ChatMode::as_str))
+            .bind::<Nullable<Timestamptz>, _>(before.as_ref().map(|(created_at, _)| *created_at))
+            .bind::<Nullable<Text>, _>(before.as_ref().map(|(_, session_id)| session_id.as_str()))
+            .bind::<BigInt, _>(page::one_more(limit));
+        let rows: Vec<Row> = store::prepared(statement).load(connection).await?;
+        let found = i64::try_from(rows.len()).unwrap_or(i64::MAX);
+        let (rows, next_cursor) =
+            page::cut(rows, limit, found, |row| (row.created_at, row.session_id.clone()));
+        let sessions: Vec<SessionInfo> =
+            rows.into_iter().map(Row::into_info).collect::<Result<_, Fault>>()?;
+        let read = sessions.len();
+        Ok(Answered::new(SessionPage { sessions, next_cursor }, TABLE, read))
+    }
 }
 
 impl Row {

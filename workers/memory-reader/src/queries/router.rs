@@ -1,4 +1,4 @@
-//! What is learnt from routing decisions: the reference document's "Router performance analytics", out of the hourly patterns.
+//! `router.analytics`: the reference document's "Router performance analytics", from the hourly patterns.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use contract::{
@@ -7,53 +7,67 @@ use contract::{
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Bool, Double, Integer, Nullable, Text, Timestamptz};
 use diesel_async::RunQueryDsl;
+use store::security::PlanCacheMode;
 use store::{Connection, Fault};
 
-use super::{Answer, label, one_more};
+use crate::column::label;
+use crate::page;
+use crate::query_context::QueryContext;
+use crate::validated_query::{Answered, QueryFailure, ValidatedQuery};
 
-pub(crate) const TABLE: &str = "router_hourly_patterns";
-/// The longest time that is asked about.
-const LONGEST: TimeDelta = TimeDelta::days(366);
-const USUAL: TimeDelta = TimeDelta::hours(24);
+const TABLE: &str = "router_hourly_patterns";
+/// The maximum time range.
+const MAX_RANGE: TimeDelta = TimeDelta::days(366);
+const DEFAULT_RANGE: TimeDelta = TimeDelta::hours(24);
 
 #[derive(Debug)]
 pub(crate) struct Analytics {
-    asked: RouterAnalytics,
+    query: RouterAnalytics,
     from: DateTime<Utc>,
     until: DateTime<Utc>,
 }
 
-impl Analytics {
-    pub(crate) fn new(asked: RouterAnalytics) -> Result<Self, Malformed> {
+impl ValidatedQuery for Analytics {
+    type Query = RouterAnalytics;
+
+    fn validate(query: RouterAnalytics) -> Result<Self, Malformed> {
         let out_of_range = |field: &str| Malformed::new(field, "is too far from now");
-        let until = asked.until.unwrap_or_else(Utc::now);
-        let from = match asked.from {
+        let until = query.until.unwrap_or_else(Utc::now);
+        let from = match query.from {
             Some(from) => from,
-            None => until.checked_sub_signed(USUAL).ok_or_else(|| out_of_range("until"))?,
+            None => until.checked_sub_signed(DEFAULT_RANGE).ok_or_else(|| out_of_range("until"))?,
         };
         if from > until {
             return Err(Malformed::new("from", "is later than until"));
         }
-        if until.signed_duration_since(from) > LONGEST {
+        if until.signed_duration_since(from) > MAX_RANGE {
             return Err(Malformed::new("from", "is more than 366 days before until"));
         }
-        // Whole hours are counted, so that whole hours are told.
+        // The patterns are of whole hours.
         let hour = |time: DateTime<Utc>| {
             DateTime::from_timestamp(time.timestamp().div_euclid(3_600).checked_mul(3_600)?, 0)
         };
         let from = hour(from).ok_or_else(|| out_of_range("from"))?;
         let last = hour(until).and_then(|last| last.checked_add_signed(TimeDelta::hours(1)));
-        Ok(Self { asked, from, until: last.ok_or_else(|| out_of_range("until"))? })
+        Ok(Self { query, from, until: last.ok_or_else(|| out_of_range("until"))? })
     }
 
-    fn by(&self, dimension: Dimension) -> bool {
-        self.asked.by.as_slice().contains(&dimension)
+    async fn answer(self, context: &mut QueryContext<'_>) -> Result<Answered<RouterAnswer>, QueryFailure> {
+        let user = context.user;
+        let rows = context.read(PlanCacheMode::Auto, async |connection| self.rows(connection, user).await);
+        Ok(rows.await?)
     }
 }
 
-/// What is not asked by is the same in every row, so that one statement serves every query. The buckets of a row's times are
-/// summed by themselves, once each, and only of the rows that are told.
-const ANALYSE: &str = "
+impl Analytics {
+    fn by(&self, dimension: Dimension) -> bool {
+        self.query.by.as_slice().contains(&dimension)
+    }
+}
+
+/// A dimension that the query does not group by has the same value in every row, so that one statement serves every query. The
+/// histograms of the times are summed in a step of their own, and only for the rows of the answer.
+const ANALYZE: &str = "
     WITH wanted AS MATERIALIZED (
         SELECT CASE WHEN $4 THEN hour ELSE '-infinity' END AS hour, CASE WHEN $5 THEN chat_mode::text ELSE '' END AS chat_mode,
             CASE WHEN $6 THEN route ELSE '' END AS route, CASE WHEN $7 THEN tool ELSE '' END AS tool,
@@ -117,14 +131,14 @@ struct Row {
 }
 
 impl Row {
-    fn into_info(self, wanted: &Analytics) -> Result<AnalyticsRow, Fault> {
-        let chat_mode = wanted.by(Dimension::ChatMode).then(|| label(&self.chat_mode)).transpose()?;
+    fn into_info(self, query: &Analytics) -> Result<AnalyticsRow, Fault> {
+        let chat_mode = query.by(Dimension::ChatMode).then(|| label(&self.chat_mode)).transpose()?;
         Ok(AnalyticsRow {
             hour: self.hour,
             chat_mode,
-            route: wanted.by(Dimension::Route).then_some(self.route),
-            tool: wanted.by(Dimension::Tool).then_some(self.tool),
-            model: wanted.by(Dimension::Model).then_some(self.model),
+            route: query.by(Dimension::Route).then_some(self.route),
+            tool: query.by(Dimension::Tool).then_some(self.tool),
+            model: query.by(Dimension::Model).then_some(self.model),
             decisions: self.decisions,
             success_rate: self.success_rate,
             mean_time_ms: self.mean_time_ms,
@@ -136,33 +150,32 @@ impl Row {
     }
 }
 
-pub(crate) async fn analyse(
-    connection: &mut Connection,
-    user: UserId,
-    wanted: &Analytics,
-) -> Result<Answer, Fault> {
-    let asked = &wanted.asked;
-    let limit = asked.limit.get();
-    let query = diesel::sql_query(ANALYSE)
-        .bind::<Integer, _>(user.get())
-        .bind::<Timestamptz, _>(wanted.from)
-        .bind::<Timestamptz, _>(wanted.until)
-        .bind::<Bool, _>(wanted.by(Dimension::Hour))
-        .bind::<Bool, _>(wanted.by(Dimension::ChatMode))
-        .bind::<Bool, _>(wanted.by(Dimension::Route))
-        .bind::<Bool, _>(wanted.by(Dimension::Tool))
-        .bind::<Bool, _>(wanted.by(Dimension::Model))
-        .bind::<Nullable<Text>, _>(asked.chat_mode.map(contract::ChatMode::as_str))
-        .bind::<Nullable<Text>, _>(asked.route.as_ref().map(BoundedText::as_str))
-        .bind::<Nullable<Text>, _>(asked.tool.as_ref().map(BoundedText::as_str))
-        .bind::<Nullable<Text>, _>(asked.model.as_ref().map(BoundedText::as_str))
-        .bind::<BigInt, _>(one_more(limit));
-    let mut rows: Vec<Row> = store::prepared(query).load(connection).await?;
-    let kept = usize::try_from(limit).unwrap_or(usize::MAX);
-    let truncated = rows.len() > kept;
-    rows.truncate(kept);
-    let rows = rows.into_iter().map(|row| row.into_info(wanted)).collect::<Result<_, Fault>>()?;
-    Ok(Answer::Router(RouterAnswer { from: wanted.from, until: wanted.until, rows, truncated }))
+impl Analytics {
+    async fn rows(&self, connection: &mut Connection, user: UserId) -> Result<Answered<RouterAnswer>, Fault> {
+        let Self { query, from, until } = self;
+        let limit = query.limit.get();
+        let statement = diesel::sql_query(ANALYZE)
+            .bind::<Integer, _>(user.get())
+            .bind::<Timestamptz, _>(from)
+            .bind::<Timestamptz, _>(until)
+            .bind::<Bool, _>(self.by(Dimension::Hour))
+            .bind::<Bool, _>(self.by(Dimension::ChatMode))
+            .bind::<Bool, _>(self.by(Dimension::Route))
+            .bind::<Bool, _>(self.by(Dimension::Tool))
+            .bind::<Bool, _>(self.by(Dimension::Model))
+            .bind::<Nullable<Text>, _>(query.chat_mode.map(contract::ChatMode::as_str))
+            .bind::<Nullable<Text>, _>(query.route.as_ref().map(BoundedText::as_str))
+            .bind::<Nullable<Text>, _>(query.tool.as_ref().map(BoundedText::as_str))
+            .bind::<Nullable<Text>, _>(query.model.as_ref().map(BoundedText::as_str))
+            .bind::<BigInt, _>(page::one_more(limit));
+        let mut rows: Vec<Row> = store::prepared(statement).load(connection).await?;
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let truncated = rows.len() > limit;
+        rows.truncate(limit);
+        let read = rows.len();
+        let rows = rows.into_iter().map(|row| row.into_info(self)).collect::<Result<_, Fault>>()?;
+        Ok(Answered::new(RouterAnswer { from: *from, until: *until, rows, truncated }, TABLE, read))
+    }
 }
 
 #[cfg(test)]
@@ -170,19 +183,19 @@ pub(crate) async fn analyse(
 mod tests {
     use super::*;
 
-    fn asked(json: &str) -> Result<Analytics, String> {
-        Analytics::new(serde_json::from_str(json).unwrap()).map_err(|malformed| malformed.to_string())
+    fn validated(json: &str) -> Result<Analytics, String> {
+        Analytics::validate(serde_json::from_str(json).unwrap()).map_err(|malformed| malformed.to_string())
     }
 
     #[test]
     fn whole_hours_are_asked_about_and_not_too_many() {
-        let day = asked(r#"{"from":"2026-11-01T10:59:00Z","until":"2026-11-01T12:00:00Z"}"#).unwrap();
+        let day = validated(r#"{"from":"2026-11-01T10:59:00Z","until":"2026-11-01T12:00:00Z"}"#).unwrap();
         assert_eq!(
             (day.from.to_rfc3339(), day.until.to_rfc3339()),
             ("2026-11-01T10:00:00+00:00".into(), "2026-11-01T13:00:00+00:00".into())
         );
-        assert_eq!(asked(r#"{"until":"1969-12-31T23:30:00Z"}"#).unwrap().until.timestamp(), 0);
-        assert!(asked("{}").is_ok());
+        assert_eq!(validated(r#"{"until":"1969-12-31T23:30:00Z"}"#).unwrap().until.timestamp(), 0);
+        assert!(validated("{}").is_ok());
         for (json, problem) in [
             (
                 r#"{"from":"2026-11-02T00:00:00Z","until":"2026-11-01T00:00:00Z"}"#,
@@ -193,7 +206,7 @@ mod tests {
                 "from: is more than 366 days before until",
             ),
         ] {
-            assert_eq!(asked(json).unwrap_err(), problem);
+            assert_eq!(validated(json).unwrap_err(), problem);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The connection, and what happens to points.
+//! The connection to Qdrant, and the operations on points.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -12,30 +12,30 @@ use secrecy::ExposeSecret;
 use uuid::Uuid;
 
 use crate::error::VectorError;
-use crate::point::{MEMORY, Point, StoredPoint, Superseded, TENANT, WRITTEN, point_uuid};
+use crate::point::{MEMORY, Point, StoredPoint, SupersededPoints, TENANT, WRITTEN, point_uuid};
 use config::VectorSettings;
 
-/// How many points a call carries at most: of the longest vectors they come to 32 MiB.
-const POINTS_A_CALL: usize = 500;
+/// The most points of a call: 32 MiB with the longest vectors.
+const POINTS_PER_CALL: usize = 500;
 
 /// A vector store.
 #[derive(Clone)]
-pub struct Vectors {
+pub struct VectorStore {
     pub(crate) client: Qdrant,
     pub(crate) oversampling: f64,
 }
 
-impl std::fmt::Debug for Vectors {
+impl std::fmt::Debug for VectorStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Vectors").finish_non_exhaustive()
+        f.debug_struct("VectorStore").finish_non_exhaustive()
     }
 }
 
-impl Vectors {
-    /// Opens the one that is configured; none is if it has no URL. It is connected to when it is first asked.
+impl VectorStore {
+    /// Opens the configured vector store; none if there is no URL. It connects with the first call.
     ///
     /// # Errors
-    /// [`VectorError::Refused`] if the settings make no sense.
+    /// [`VectorError::Refused`] if the settings are invalid.
     pub fn open(settings: &VectorSettings) -> Result<Option<Self>, VectorError> {
         settings.check().map_err(VectorError::Refused)?;
         let Some(url) = &settings.url else { return Ok(None) };
@@ -50,7 +50,7 @@ impl Vectors {
         Ok(Some(Self { client, oversampling: settings.oversampling }))
     }
 
-    /// Whether it answers.
+    /// Checks that it responds.
     ///
     /// # Errors
     /// [`VectorError`].
@@ -59,21 +59,20 @@ impl Vectors {
         Ok(())
     }
 
-    /// Stores points, and returns when searches find them and no crash of the store loses them. Points of the same ids are
-    /// replaced.
+    /// Stores points, and replaces points of the same ids. It returns when the points are searchable and durable.
     ///
     /// # Errors
     /// [`VectorError`].
     pub async fn upsert(&self, collection: &str, points: Vec<Point>) -> Result<(), VectorError> {
         let mut points = points.into_iter().map(Point::into_struct).peekable();
         while points.peek().is_some() {
-            let some: Vec<_> = points.by_ref().take(POINTS_A_CALL).collect();
+            let some: Vec<_> = points.by_ref().take(POINTS_PER_CALL).collect();
             self.client.upsert_points(UpsertPointsBuilder::new(collection, some).wait(true)).await?;
         }
         Ok(())
     }
 
-    /// The vectors of points, as far as they are there.
+    /// The vectors of those of these points that exist.
     ///
     /// # Errors
     /// [`VectorError`].
@@ -83,7 +82,7 @@ impl Vectors {
         ids: &[Uuid],
     ) -> Result<HashMap<Uuid, Vec<f32>>, VectorError> {
         let mut found = HashMap::with_capacity(ids.len());
-        for ids in ids.chunks(POINTS_A_CALL) {
+        for ids in ids.chunks(POINTS_PER_CALL) {
             let ids: Vec<PointId> = ids.iter().map(|id| id.to_string().into()).collect();
             let request = GetPointsBuilder::new(collection, ids).with_vectors(true).with_payload(false);
             for point in self.client.get_points(request).await?.result {
@@ -102,13 +101,13 @@ impl Vectors {
         Ok(found)
     }
 
-    /// Which of these points are there.
+    /// The ids of those of these points that exist.
     ///
     /// # Errors
     /// [`VectorError`].
     pub async fn present(&self, collection: &str, ids: &[Uuid]) -> Result<HashSet<Uuid>, VectorError> {
         let mut found = HashSet::with_capacity(ids.len());
-        for ids in ids.chunks(POINTS_A_CALL) {
+        for ids in ids.chunks(POINTS_PER_CALL) {
             let ids: Vec<PointId> = ids.iter().map(|id| id.to_string().into()).collect();
             let request = GetPointsBuilder::new(collection, ids).with_vectors(false).with_payload(false);
             let points = self.client.get_points(request).await?.result;
@@ -117,19 +116,19 @@ impl Vectors {
         Ok(found)
     }
 
-    /// Deletes what later requests have made obsolete.
+    /// Deletes points that later requests superseded.
     ///
     /// # Errors
     /// [`VectorError`].
     pub async fn delete_superseded(
         &self,
         collection: &str,
-        superseded: &[Superseded],
+        superseded: &[SupersededPoints],
     ) -> Result<(), VectorError> {
         for some in superseded.chunks(100) {
             // Microseconds until the year 2255 are whole numbers in a double.
             #[allow(clippy::cast_precision_loss)]
-            let condition = |one: &Superseded| {
+            let condition = |one: &SupersededPoints| {
                 let written = Range {
                     gte: Some(one.written.start as f64),
                     lt: Some(one.written.end as f64),
@@ -148,19 +147,20 @@ impl Vectors {
         Ok(())
     }
 
-    /// Deletes points by their ids, whoever they belong to. For the reconciler.
+    /// Deletes points of any tenant by their ids. For the reconciler.
     ///
     /// # Errors
     /// [`VectorError`].
     pub async fn delete(&self, collection: &str, ids: &[Uuid]) -> Result<(), VectorError> {
-        for ids in ids.chunks(POINTS_A_CALL) {
+        for ids in ids.chunks(POINTS_PER_CALL) {
             let ids = PointsIdsList { ids: ids.iter().map(|id| id.to_string().into()).collect() };
             self.client.delete_points(DeletePointsBuilder::new(collection).points(ids).wait(true)).await?;
         }
         Ok(())
     }
 
-    /// All points, in the order of their ids: some that come after another one, and where the next ones begin. For the reconciler.
+    /// A page of the points of all tenants, in the order of their ids, and the id at which the next page starts. For the
+    /// reconciler.
     ///
     /// # Errors
     /// [`VectorError`].

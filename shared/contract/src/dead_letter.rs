@@ -1,24 +1,24 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// Why a message became a dead letter.
+/// The reason class of a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DeadClass {
-    /// It cannot be decoded.
+pub enum DeadLetterClass {
+    /// The message cannot be decoded.
     Malformed,
-    /// It may not do what it asks for.
+    /// Its token does not authorize it.
     Denied,
-    /// The database refuses it for good, whatever it is tried with.
+    /// The database rejects it permanently; a retry cannot succeed.
     Permanent,
-    /// What it needs has not appeared within the retry budget.
+    /// A prerequisite, such as its session, did not appear within the retry budget.
     MissingPrerequisite,
-    /// It kept failing for passing reasons until the retry budget was spent.
+    /// Transient failures exhausted the retry budget.
     Exhausted,
-    /// It was delivered `max_deliver` times and never settled: a worker may have died on it.
+    /// It was delivered `max_deliver` times without an acknowledgement: the worker may have crashed on it.
     Undeliverable,
 }
 
-impl DeadClass {
+impl DeadLetterClass {
     /// Every class.
     pub const ALL: [Self; 6] = [
         Self::Malformed,
@@ -29,7 +29,7 @@ impl DeadClass {
         Self::Undeliverable,
     ];
 
-    /// The word that travels in [`header::DEAD_CLASS`](crate::header::DEAD_CLASS).
+    /// The value of [`header::DEAD_CLASS`](crate::header::DEAD_CLASS).
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Malformed => "malformed",
@@ -42,24 +42,26 @@ impl DeadClass {
     }
 }
 
-impl fmt::Display for DeadClass {
+impl fmt::Display for DeadLetterClass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
 }
 
-/// A word that names no [`DeadClass`].
+/// The name of no [`DeadLetterClass`].
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no class of dead letters")]
-pub struct UnknownDeadClass(String);
+#[error(
+    "{0:?} is not a class of dead letters; the classes are malformed, denied, permanent, missing-prerequisite, exhausted and undeliverable"
+)]
+pub struct UnknownDeadLetterClass(String);
 
-impl FromStr for DeadClass {
-    type Err = UnknownDeadClass;
+impl FromStr for DeadLetterClass {
+    type Err = UnknownDeadLetterClass;
 
     fn from_str(word: &str) -> Result<Self, Self::Err> {
         Self::ALL
             .into_iter()
             .find(|class| class.as_str() == word)
-            .ok_or_else(|| UnknownDeadClass(word.to_owned()))
+            .ok_or_else(|| UnknownDeadLetterClass(word.to_owned()))
     }
 }

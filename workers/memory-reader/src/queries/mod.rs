@@ -1,0 +1,36 @@
+//! The queries: one file for those of one noun, with their SQL.
+
+mod agent;
+mod context;
+mod conversation;
+mod event;
+mod graph;
+mod router;
+mod search;
+mod session;
+
+use contract::{Malformed, Query};
+
+use crate::validated_query::{AnyQuery, ValidatedQuery};
+
+/// Validates a query as the type that answers it. A query of the contract without such a type does not compile.
+///
+/// # Errors
+/// [`Malformed`] names the field.
+pub(crate) fn validate(query: Query) -> Result<Box<dyn AnyQuery>, Malformed> {
+    match query {
+        Query::SessionList(query) => any::<session::List>(query),
+        Query::ContextList(query) => any::<context::List>(query),
+        Query::ContextGet(query) => any::<context::Get>(query),
+        Query::ConversationRead(query) => any::<conversation::Read>(query),
+        Query::AgentContextList(query) => any::<agent::List>(query),
+        Query::RouterAnalytics(query) => any::<router::Analytics>(query),
+        Query::GraphWalk(query) => any::<graph::Walk>(query),
+        Query::SearchSimilar(query) => any::<search::Search>(query),
+        Query::EventList(query) => any::<event::List>(query),
+    }
+}
+
+fn any<V: ValidatedQuery>(query: V::Query) -> Result<Box<dyn AnyQuery>, Malformed> {
+    Ok(Box::new(V::validate(query)?))
+}

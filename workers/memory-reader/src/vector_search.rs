@@ -1,0 +1,82 @@
+//! The vector store and the embedders, as searches use them.
+
+use config::Settings;
+use contract::QueryErrorCode;
+use embed::EmbedError;
+use runtime::query::QueryRefusal;
+use vectors::{Embedders, ScoredMemory, Tenant, VectorError, VectorQuery, VectorStore};
+
+/// Embeds texts and searches a collection of vectors.
+#[derive(Debug)]
+pub(crate) struct VectorSearch {
+    store: Option<VectorStore>,
+    embedders: Embedders,
+}
+
+impl VectorSearch {
+    /// Opens the configured vector store and embedders. Without a vector store, only full-text searches are answered.
+    pub(crate) async fn open(settings: &Settings) -> Result<Self, String> {
+        let store = VectorStore::open(&settings.vectors).map_err(|error| error.to_string())?;
+        let embedders = Embedders::open(&[&settings.embedder, &settings.next_embedder]).await;
+        Ok(Self { store, embedders: embedders.map_err(|error| error.to_string())? })
+    }
+
+    /// The configured vector store.
+    ///
+    /// # Errors
+    /// [`QueryRefusal`] if none is configured.
+    pub(crate) fn store(&self) -> Result<&VectorStore, QueryRefusal> {
+        self.store.as_ref().ok_or_else(|| unavailable("no vector store is configured"))
+    }
+
+    /// Embeds a text with a model.
+    ///
+    /// # Errors
+    /// [`QueryRefusal`] if no embedder is configured for the model, if it is unreachable or if it rejects the text.
+    pub(crate) async fn embed(&self, model: &str, text: &str) -> Result<Vec<f32>, QueryRefusal> {
+        let Some(embedder) = self.embedders.of(model) else {
+            let message = format!("embedding: is required, since no embedder is configured for {model}");
+            return Err(QueryRefusal::new(QueryErrorCode::Malformed, &message, Some("embedding")));
+        };
+        let vectors = embedder.embed(vec![text.to_owned()]).await.map_err(|error| match error {
+            EmbedError::Unavailable(_) | EmbedError::Misconfigured(_) => {
+                tracing::warn!(worker = crate::NAME, %error, "cannot embed the text of a search");
+                unavailable("the embedder is unreachable")
+            }
+            EmbedError::Refused(_) => {
+                QueryRefusal::new(QueryErrorCode::Malformed, "text: the embedder rejects it", Some("text"))
+            }
+        })?;
+        vectors.into_iter().next().ok_or_else(|| {
+            tracing::error!(worker = crate::NAME, model, "the embedder returned no vector");
+            QueryRefusal::internal()
+        })
+    }
+}
+
+/// Searches a collection for the vectors of one tenant.
+///
+/// # Errors
+/// [`QueryRefusal`] if the vector store is unreachable or rejects the query.
+pub(crate) async fn search(
+    store: &VectorStore,
+    tenant: &Tenant,
+    collection: &str,
+    query: &VectorQuery,
+) -> Result<Vec<ScoredMemory>, QueryRefusal> {
+    store.search(tenant, collection, query).await.map_err(|error| match error {
+        VectorError::Unavailable(_) | VectorError::NoCollection(_) => {
+            tracing::warn!(worker = crate::NAME, %error, "vector search failed");
+            unavailable("the vector store is unreachable")
+        }
+        VectorError::Refused(_) => {
+            tracing::error!(worker = crate::NAME, %error, "vector search failed");
+            QueryRefusal::internal()
+        }
+    })
+}
+
+/// What is missing, and what the sender can do.
+pub(crate) fn unavailable(problem: &str) -> QueryRefusal {
+    QueryRefusal::unavailable(&format!("{problem}; retry later, or use the mode fulltext"))
+}
