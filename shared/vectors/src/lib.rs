@@ -16,8 +16,8 @@ pub use collection::{CollectionInfo, CollectionSpec};
 pub use embedders::Embedders;
 pub use error::VectorError;
 pub use point::{Point, PointKey, StoredPoint, SupersededPoints, Tenant, chunk_ids, first_point_id, metadata_digests};
-pub use search::{Found, VectorQuery};
-pub use vectors::VectorStore;
+pub use search::{ScoredMemory, VectorQuery};
+pub use store::VectorStore;
 
 /// The Qdrant alias of the collection that is searched, and the object name of searches in the access log.
 pub const ALIAS: &str = "unified_memory";
