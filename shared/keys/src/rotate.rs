@@ -5,9 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use contract::UserId;
-use diesel::QueryableByName;
-use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::dsl::{count, count_star, max, min};
+use diesel::pg::Pg;
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Text, Uuid as SqlUuid};
 use diesel_async::{AsyncConnection, RunQueryDsl};
+use store::schema::encrypted_fields;
 use store::{Connection, Fault, FaultKind};
 use trust::{Bound, CipherKey};
 use uuid::Uuid;
@@ -16,6 +19,7 @@ use crate::KeyError;
 use crate::field::{Encrypted, Row};
 use crate::key_cache::{Keys, open};
 use crate::key_store::{self, WrappedKey};
+use crate::schema::data_keys;
 
 /// How many data keys are wrapped anew at a time.
 const KEYS_AT_ONCE: i64 = 200;
@@ -55,7 +59,7 @@ impl Renewed {
 }
 
 /// What a key-encryption key has wrapped.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Queryable)]
 pub struct Census {
     /// Which key-encryption key.
     pub kek: String,
@@ -72,23 +76,18 @@ pub struct Census {
 /// # Errors
 /// [`KeyError::Store`].
 pub async fn census(connection: &mut Connection) -> Result<Vec<Census>, KeyError> {
-    #[derive(QueryableByName)]
-    struct Counted {
-        #[diesel(sql_type = Text)]
-        kek: String,
-        #[diesel(sql_type = BigInt)]
-        data_keys: i64,
-        #[diesel(sql_type = BigInt)]
-        users: i64,
-        #[diesel(sql_type = Nullable<Timestamptz>)]
-        oldest: Option<DateTime<Utc>>,
-    }
-    const CENSUS: &str = "
-        SELECT kek::text, count(*) AS data_keys, count(DISTINCT user_id) AS users, min(created_at) AS oldest
-        FROM data_keys GROUP BY kek ORDER BY kek";
-    let rows: Vec<Counted> = diesel::sql_query(CENSUS).load(connection).await.map_err(Fault::from)?;
-    let census = |Counted { kek, data_keys, users, oldest }| Census { kek, data_keys, users, oldest };
-    Ok(rows.into_iter().map(census).collect())
+    Ok(data_keys::table
+        .group_by(data_keys::kek)
+        .select((
+            data_keys::kek,
+            count_star(),
+            count(data_keys::user_id).aggregate_distinct(),
+            min(data_keys::created_at),
+        ))
+        .order(data_keys::kek)
+        .load(connection)
+        .await
+        .map_err(Fault::from)?)
 }
 
 /// Wraps every data key that another key-encryption key has wrapped with the current one. Fields are not touched.
@@ -124,32 +123,25 @@ pub async fn rewrap(keys: &Keys) -> Result<Renewed, KeyError> {
 /// # Errors
 /// [`KeyError`]; what is done stays done.
 pub async fn renew(keys: &Keys, before: DateTime<Utc>, only: Option<UserId>) -> Result<usize, KeyError> {
-    #[derive(QueryableByName)]
-    struct Old {
-        #[diesel(sql_type = Integer)]
-        user_id: i32,
-        #[diesel(sql_type = Integer)]
-        version: i32,
-    }
-    const OLD: &str = "
-        SELECT user_id, max(version) AS version FROM data_keys
-        WHERE user_id > $1 AND ($2 IS NULL OR user_id = $2) GROUP BY user_id HAVING max(created_at) < $3
-        ORDER BY user_id LIMIT $4";
     let (mut done, mut after) = (0, -1);
     loop {
         let mut connection = store::acquire(keys.pool()).await?;
-        let old: Vec<Old> = diesel::sql_query(OLD)
-            .bind::<Integer, _>(after)
-            .bind::<Nullable<Integer>, _>(only.map(UserId::get))
-            .bind::<Timestamptz, _>(before)
-            .bind::<BigInt, _>(KEYS_AT_ONCE)
-            .load(&mut *connection)
-            .await
-            .map_err(Fault::from)?;
-        let Some(last) = old.last() else { return Ok(done) };
-        after = last.user_id;
+        let mut query = data_keys::table
+            .group_by(data_keys::user_id)
+            .having(max(data_keys::created_at).lt(before))
+            .select((data_keys::user_id, max(data_keys::version).assume_not_null()))
+            .order(data_keys::user_id)
+            .limit(KEYS_AT_ONCE)
+            .into_boxed::<Pg>()
+            .filter(data_keys::user_id.gt(after));
+        if let Some(user) = only {
+            query = query.filter(data_keys::user_id.eq(user.get()));
+        }
+        let old: Vec<(i32, i32)> = query.load(&mut *connection).await.map_err(Fault::from)?;
+        let Some((last, _)) = old.last() else { return Ok(done) };
+        after = *last;
         let mut by_version: BTreeMap<u32, BTreeSet<UserId>> = BTreeMap::new();
-        for Old { user_id, version } in old {
+        for (user_id, version) in old {
             if let (Ok(user), Ok(version)) = (UserId::new(user_id), u32::try_from(version)) {
                 by_version.entry(version + 1).or_default().insert(user);
             }
@@ -166,16 +158,15 @@ pub async fn renew(keys: &Keys, before: DateTime<Utc>, only: Option<UserId>) -> 
 /// # Errors
 /// A [`Fault`] of the database.
 async fn users(main: &mut Connection, after: i32) -> Result<Vec<UserId>, Fault> {
-    #[derive(QueryableByName)]
-    struct Id {
-        #[diesel(sql_type = Integer)]
-        user_id: i32,
-    }
-    const USERS: &str =
-        "SELECT DISTINCT user_id FROM encrypted_fields WHERE user_id > $1 ORDER BY user_id LIMIT $2";
-    let query = diesel::sql_query(USERS).bind::<Integer, _>(after).bind::<BigInt, _>(USERS_AT_ONCE);
-    let rows: Vec<Id> = query.load(main).await?;
-    Ok(rows.into_iter().filter_map(|row| UserId::new(row.user_id).ok()).collect())
+    let ids: Vec<i32> = encrypted_fields::table
+        .filter(encrypted_fields::user_id.gt(after))
+        .select(encrypted_fields::user_id)
+        .distinct()
+        .order(encrypted_fields::user_id)
+        .limit(USERS_AT_ONCE)
+        .load(main)
+        .await?;
+    Ok(ids.into_iter().filter_map(|id| UserId::new(id).ok()).collect())
 }
 
 /// Encrypts every field of users that an older data key has encrypted with the current one. The connection is one that

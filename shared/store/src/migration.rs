@@ -2,12 +2,20 @@
 
 use std::time::Duration;
 
-use diesel::QueryableByName;
+use diesel::prelude::*;
 use diesel::sql_types::{Nullable, Text};
 use diesel_async::{AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use crate::fault::{Fault, FaultKind};
+
+mod schema {
+    diesel::table! {
+        __diesel_schema_migrations (version) {
+            version -> Text,
+        }
+    }
+}
 
 /// The migrations of one database.
 #[derive(Clone, Copy, Debug)]
@@ -109,21 +117,23 @@ impl Schema {
         const TABLE: &str = "
             SELECT t::text AS name FROM to_regclass('__diesel_schema_migrations') AS t
             WHERE has_table_privilege(t, 'SELECT')";
-        const APPLIED: &str = "SELECT version::text AS name FROM __diesel_schema_migrations";
         #[derive(QueryableByName)]
         struct Row {
             #[diesel(sql_type = Nullable<Text>)]
             name: Option<String>,
         }
         let table: Vec<Row> = diesel::sql_query(TABLE).load(connection).await?;
-        let applied: Vec<Row> = if table.iter().any(|row| row.name.is_some()) {
-            diesel::sql_query(APPLIED).load(connection).await?
+        let applied: Vec<String> = if table.iter().any(|row| row.name.is_some()) {
+            use schema::__diesel_schema_migrations::dsl::{
+                __diesel_schema_migrations as migrations, version,
+            };
+            migrations.select(version).load(connection).await?
         } else {
             Vec::new()
         };
         let names =
             self.names().map_err(|error| Fault { kind: FaultKind::Permanent, reason: error.to_string() })?;
-        let has = |name: &String| applied.iter().any(|row| row.name.as_ref() == Some(&version_of(name)));
+        let has = |name: &String| applied.contains(&version_of(name));
         Ok(names.into_iter().filter(|name| !has(name)).collect())
     }
 

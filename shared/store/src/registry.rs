@@ -6,8 +6,11 @@ use std::time::SystemTime;
 
 use chrono::{DateTime, Utc};
 use contract::{Service, SessionId, UserId};
-use diesel::QueryableByName;
-use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::dsl;
+use diesel::pg::Pg;
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::upsert::excluded;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use serde::Deserialize;
 use serde_json::json;
@@ -17,6 +20,13 @@ use uuid::Uuid;
 
 use crate::fault::{Fault, FaultKind};
 use crate::prepared;
+use crate::schema::{cross_service_auth, services, token_keys};
+
+diesel::define_sql_function! {
+    /// The time that is there, or else this one.
+    #[sql_name = "coalesce"]
+    fn time_or(time: Nullable<Timestamptz>, otherwise: Timestamptz) -> Timestamptz;
+}
 
 /// Requests a second that one replica lets through. None where nothing is said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -270,27 +280,30 @@ pub async fn issue(
     Ok((request, issued))
 }
 
+/// The tokens of the service and the user that are asked for, whatever their state.
+fn tokens_of(which: &Which) -> cross_service_auth::BoxedQuery<'_, Pg> {
+    let mut tokens = cross_service_auth::table.into_boxed();
+    if let Some(service) = &which.service {
+        tokens = tokens.filter(cross_service_auth::service.eq(service.as_str()));
+    }
+    if let Some(user_id) = which.user_id {
+        tokens = tokens.filter(cross_service_auth::user_id.eq(user_id.get()));
+    }
+    tokens
+}
+
 /// The ids of tokens whose grants could still be used, at most `which.limit` of them.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
 pub async fn revocable(connection: &mut AsyncPgConnection, which: &Which) -> Result<Vec<Uuid>, Fault> {
-    #[derive(QueryableByName)]
-    struct Row {
-        #[diesel(sql_type = SqlUuid)]
-        token_id: Uuid,
-    }
-    let rows: Vec<Row> = diesel::sql_query(
-        "SELECT token_id FROM cross_service_auth
-        WHERE ($1 IS NULL OR service = $1) AND ($2 IS NULL OR user_id = $2)
-            AND revoked_at IS NULL AND grants_expire_at > now() LIMIT $3",
-    )
-    .bind::<Nullable<Text>, _>(which.service.as_ref().map(Service::as_str))
-    .bind::<Nullable<Integer>, _>(which.user_id.map(UserId::get))
-    .bind::<BigInt, _>(which.limit)
-    .load(connection)
-    .await?;
-    Ok(rows.into_iter().map(|row| row.token_id).collect())
+    Ok(tokens_of(which)
+        .filter(cross_service_auth::revoked_at.is_null())
+        .filter(cross_service_auth::grants_expire_at.gt(dsl::now))
+        .select(cross_service_auth::token_id)
+        .limit(which.limit)
+        .load(connection)
+        .await?)
 }
 
 /// Revokes tokens by id and gives how many were not revoked before. For an administrator.
@@ -311,37 +324,28 @@ pub async fn revoke(connection: &mut AsyncPgConnection, ids: &[Uuid]) -> Result<
 }
 
 /// A token as the registry knows it.
-#[derive(Clone, Debug, PartialEq, Eq, QueryableByName, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, serde::Serialize)]
+#[diesel(table_name = cross_service_auth, check_for_backend(Pg))]
 pub struct Registered {
     /// Its `jti`.
-    #[diesel(sql_type = SqlUuid)]
     pub token_id: Uuid,
     /// To whom it was issued.
-    #[diesel(sql_type = Text)]
     pub service: String,
     /// For whom it may act.
-    #[diesel(sql_type = Integer)]
     pub user_id: i32,
     /// The only session it is for, if it is for one.
-    #[diesel(sql_type = Nullable<Text>)]
     pub session_id: Option<String>,
     /// What it allows.
-    #[diesel(sql_type = Array<Text>)]
     pub scopes: Vec<String>,
     /// The key that signed it.
-    #[diesel(sql_type = Text)]
     pub key_id: String,
     /// When it was issued.
-    #[diesel(sql_type = Timestamptz)]
     pub issued_at: DateTime<Utc>,
     /// When it ends.
-    #[diesel(sql_type = Timestamptz)]
     pub expires_at: DateTime<Utc>,
     /// When a request of it was stored last, to within some seconds.
-    #[diesel(sql_type = Nullable<Timestamptz>)]
     pub last_used_at: Option<DateTime<Utc>>,
     /// When it was revoked.
-    #[diesel(sql_type = Nullable<Timestamptz>)]
     pub revoked_at: Option<DateTime<Utc>>,
 }
 
@@ -363,17 +367,16 @@ pub struct Which {
 /// # Errors
 /// A [`Fault`] of the database.
 pub async fn list(connection: &mut AsyncPgConnection, which: &Which) -> Result<Vec<Registered>, Fault> {
-    const LIST: &str = "
-        SELECT token_id, service, user_id, session_id, scopes, key_id, issued_at, expires_at, last_used_at, revoked_at
-        FROM cross_service_auth
-        WHERE ($1 IS NULL OR service = $1) AND ($2 IS NULL OR user_id = $2)
-            AND ($3 OR (revoked_at IS NULL AND expires_at > now()))
-        ORDER BY token_id DESC LIMIT $4";
-    Ok(diesel::sql_query(LIST)
-        .bind::<Nullable<Text>, _>(which.service.as_ref().map(Service::as_str))
-        .bind::<Nullable<Integer>, _>(which.user_id.map(UserId::get))
-        .bind::<Bool, _>(which.all)
-        .bind::<BigInt, _>(which.limit)
+    let mut tokens = tokens_of(which);
+    if !which.all {
+        tokens = tokens
+            .filter(cross_service_auth::revoked_at.is_null())
+            .filter(cross_service_auth::expires_at.gt(dsl::now));
+    }
+    Ok(tokens
+        .order(cross_service_auth::token_id.desc())
+        .limit(which.limit)
+        .select(Registered::as_select())
         .load(connection)
         .await?)
 }
@@ -387,25 +390,31 @@ pub async fn put_service(
     service: &Service,
     entry: &ServiceEntry,
 ) -> Result<(), Fault> {
-    const PUT: &str = "
-        INSERT INTO sec.services AS s (service, scopes, per_second, scope_per_second, user_per_second)
-        VALUES ($1, $2, $3, $4, $5)
-        ON CONFLICT (service) DO UPDATE SET scopes = excluded.scopes, per_second = excluded.per_second,
-            scope_per_second = excluded.scope_per_second, user_per_second = excluded.user_per_second,
-            updated_at = now(), disabled_at = NULL";
     let rate = |rate: Option<u32>| rate.map(|rate| i32::try_from(rate).unwrap_or(i32::MAX));
-    diesel::sql_query(PUT)
-        .bind::<Text, _>(service.as_str())
-        .bind::<Array<Text>, _>(entry.scopes.iter().map(ToString::to_string).collect::<Vec<_>>())
-        .bind::<Nullable<Integer>, _>(rate(entry.rates.of_service))
-        .bind::<Nullable<Integer>, _>(rate(entry.rates.of_scope))
-        .bind::<Nullable<Integer>, _>(rate(entry.rates.of_user))
+    diesel::insert_into(services::table)
+        .values((
+            services::service.eq(service.as_str()),
+            services::scopes.eq(texts(&entry.scopes)),
+            services::per_second.eq(rate(entry.rates.of_service)),
+            services::scope_per_second.eq(rate(entry.rates.of_scope)),
+            services::user_per_second.eq(rate(entry.rates.of_user)),
+        ))
+        .on_conflict(services::service)
+        .do_update()
+        .set((
+            services::scopes.eq(excluded(services::scopes)),
+            services::per_second.eq(excluded(services::per_second)),
+            services::scope_per_second.eq(excluded(services::scope_per_second)),
+            services::user_per_second.eq(excluded(services::user_per_second)),
+            services::updated_at.eq(dsl::now),
+            services::disabled_at.eq(None::<DateTime<Utc>>),
+        ))
         .execute(connection)
         .await?;
     Ok(())
 }
 
-/// Registers a service, or changes what it may do and nothing else. False if it is disabled, which it then stays. For an
+/// Registers a service, or changes its scopes and nothing else. False if it is disabled, which it then stays. For an
 /// administrator who loads a list.
 ///
 /// # Errors
@@ -415,71 +424,66 @@ pub async fn load_service(
     service: &Service,
     scopes: &[Scope],
 ) -> Result<bool, Fault> {
-    const LOAD: &str = "
-        INSERT INTO sec.services AS s (service, scopes) VALUES ($1, $2)
-        ON CONFLICT (service) DO UPDATE SET scopes = excluded.scopes, updated_at = now()
-        RETURNING disabled_at IS NULL AS enabled";
-    #[derive(QueryableByName)]
-    struct Row {
-        #[diesel(sql_type = Bool)]
-        enabled: bool,
-    }
-    let rows: Vec<Row> = diesel::sql_query(LOAD)
-        .bind::<Text, _>(service.as_str())
-        .bind::<Array<Text>, _>(scopes.iter().map(ToString::to_string).collect::<Vec<_>>())
-        .load(connection)
-        .await?;
-    Ok(rows.iter().all(|row| row.enabled))
+    Ok(diesel::insert_into(services::table)
+        .values((services::service.eq(service.as_str()), services::scopes.eq(texts(scopes))))
+        .on_conflict(services::service)
+        .do_update()
+        .set((services::scopes.eq(excluded(services::scopes)), services::updated_at.eq(dsl::now)))
+        .returning(services::disabled_at.is_null())
+        .get_result(connection)
+        .await?)
 }
 
-/// Disables a service: none of its tokens is believed any more. False if it is not registered. For an administrator.
+fn texts(scopes: &[Scope]) -> Vec<String> {
+    scopes.iter().map(ToString::to_string).collect()
+}
+
+/// Disables a service: none of its tokens is accepted any more. False if it is not registered. For an administrator.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
 pub async fn disable_service(connection: &mut AsyncPgConnection, service: &Service) -> Result<bool, Fault> {
-    let disabled = diesel::sql_query(
-        "UPDATE sec.services SET disabled_at = coalesce(disabled_at, now()), updated_at = now() WHERE service = $1",
-    )
-    .bind::<Text, _>(service.as_str())
-    .execute(connection)
-    .await?;
+    let disabled = diesel::update(services::table.find(service.as_str()))
+        .set((
+            services::disabled_at.eq(time_or(services::disabled_at, dsl::now).nullable()),
+            services::updated_at.eq(dsl::now),
+        ))
+        .execute(connection)
+        .await?;
     Ok(disabled > 0)
 }
 
-/// Has tokens believed that this key signs. False if there is another key of this name or this key under another name: a
+/// Accepts tokens that this key signs. False if there is another key of this name or this key under another name: a
 /// name stands for one key for ever. For an administrator.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
 pub async fn add_token_key(connection: &mut AsyncPgConnection, key: &PublicKey) -> Result<bool, Fault> {
-    const ADD: &str = "
-        INSERT INTO sec.token_keys AS k (key_id, public_key) VALUES ($1, $2)
-        ON CONFLICT DO NOTHING";
-    const SAME: &str = "
-        UPDATE sec.token_keys SET retired_at = NULL WHERE key_id = $1 AND public_key = $2";
-    for statement in [ADD, SAME] {
-        let done = diesel::sql_query(statement)
-            .bind::<Text, _>(key.name())
-            .bind::<Binary, _>(key.to_bytes().to_vec())
-            .execute(connection)
-            .await?;
-        if done > 0 {
-            return Ok(true);
-        }
+    let public_key = key.to_bytes().to_vec();
+    let added = diesel::insert_into(token_keys::table)
+        .values((token_keys::key_id.eq(key.name()), token_keys::public_key.eq(&public_key)))
+        .on_conflict_do_nothing()
+        .execute(connection)
+        .await?;
+    if added > 0 {
+        return Ok(true);
     }
-    Ok(false)
+    let same = token_keys::table.find(key.name()).filter(token_keys::public_key.eq(&public_key));
+    let enabled = diesel::update(same)
+        .set(token_keys::retired_at.eq(None::<DateTime<Utc>>))
+        .execute(connection)
+        .await?;
+    Ok(enabled > 0)
 }
 
-/// Has tokens believed no more that the key of this name signed. False if there is none. For an administrator.
+/// Rejects every token that the key of this name signed. False if there is no such key. For an administrator.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
 pub async fn retire_token_key(connection: &mut AsyncPgConnection, name: &str) -> Result<bool, Fault> {
-    let retired = diesel::sql_query(
-        "UPDATE sec.token_keys SET retired_at = coalesce(retired_at, now()) WHERE key_id = $1",
-    )
-    .bind::<Text, _>(name)
-    .execute(connection)
-    .await?;
+    let retired = diesel::update(token_keys::table.find(name))
+        .set(token_keys::retired_at.eq(time_or(token_keys::retired_at, dsl::now).nullable()))
+        .execute(connection)
+        .await?;
     Ok(retired > 0)
 }
