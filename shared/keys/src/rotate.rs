@@ -2,15 +2,17 @@
 //! at any moment and begun again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
 use contract::UserId;
 use diesel::dsl::{count, count_star, max, min};
 use diesel::pg::Pg;
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Text, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Uuid as SqlUuid};
 use diesel_async::{AsyncConnection, RunQueryDsl};
 use store::schema::encrypted_fields;
+use store::unnest::{UnnestRow, with_rows};
 use store::{Connection, Fault, FaultKind};
 use trust::{Bound, CipherKey};
 use uuid::Uuid;
@@ -308,6 +310,26 @@ async fn places(
     Ok(query.load(main).await?)
 }
 
+store::unnest_row! {
+    /// A field that is encrypted anew.
+    struct Reencrypted<'a> {
+        user_id: i32,
+        table_name: &'a str,
+        column_name: &'a str,
+        row_id: Uuid,
+        ciphertext: &'a [u8],
+    }
+}
+
+static WRITE: LazyLock<String> = LazyLock::new(|| {
+    let (arrays, names) = (Reencrypted::arrays(1), Reencrypted::names());
+    format!(
+        "UPDATE encrypted_fields e SET ciphertext = i.ciphertext
+        FROM unnest({arrays}) AS i ({names})
+        WHERE e.user_id = i.user_id AND e.table_name = i.table_name AND e.column_name = i.column_name AND e.row_id = i.row_id"
+    )
+});
+
 /// One transaction: the fields as they are now, under locks in the order in which workers write them.
 async fn exchange(
     main: &mut Connection,
@@ -320,11 +342,6 @@ async fn exchange(
         FROM unnest($1::integer[], $2::uuid[]) AS i (user_id, id)
         JOIN encrypted_fields e ON e.user_id = i.user_id AND e.id = i.id
         ORDER BY e.user_id, e.table_name, e.column_name, e.row_id FOR UPDATE OF e";
-    const WRITE: &str = "
-        UPDATE encrypted_fields e SET ciphertext = i.ciphertext
-        FROM unnest($1::integer[], $2::text[], $3::text[], $4::uuid[], $5::bytea[])
-            AS i (user_id, table_name, column_name, row_id, ciphertext)
-        WHERE e.user_id = i.user_id AND e.table_name = i.table_name AND e.column_name = i.column_name AND e.row_id = i.row_id";
     let mut renewed = Renewed::default();
     let rows: Vec<Row> = diesel::sql_query(READ)
         .bind::<Array<Integer>, _>(old.iter().map(|place| place.user_id).collect::<Vec<_>>())
@@ -344,13 +361,14 @@ async fn exchange(
         }
     }
     if !anew.is_empty() {
-        let query = diesel::sql_query(WRITE)
-            .bind::<Array<Integer>, _>(anew.iter().map(|(field, _)| field.user.get()).collect::<Vec<_>>())
-            .bind::<Array<Text>, _>(anew.iter().map(|(field, _)| field.table.as_str()).collect::<Vec<_>>())
-            .bind::<Array<Text>, _>(anew.iter().map(|(field, _)| field.column.as_str()).collect::<Vec<_>>())
-            .bind::<Array<SqlUuid>, _>(anew.iter().map(|(field, _)| field.row).collect::<Vec<_>>())
-            .bind::<Array<Binary>, _>(anew.iter().map(|(_, sealed)| sealed.as_slice()).collect::<Vec<_>>());
-        renewed.done = query.execute(main).await?;
+        let rows = anew.iter().map(|(field, sealed)| Reencrypted {
+            user_id: field.user.get(),
+            table_name: &field.table,
+            column_name: &field.column,
+            row_id: field.row,
+            ciphertext: sealed,
+        });
+        renewed.done = with_rows(&WRITE, rows.collect()).execute(main).await?;
     }
     Ok(renewed)
 }

@@ -14,6 +14,7 @@ pub mod registry;
 pub mod schema;
 pub mod security;
 mod statement;
+pub mod unnest;
 pub mod vector;
 
 pub use diesel_async::AsyncPgConnection as Connection;

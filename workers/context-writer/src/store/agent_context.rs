@@ -1,9 +1,11 @@
 //! What agents remember, in three tiers. A higher version wins.
 
+use std::sync::LazyLock;
+
 use chrono::{DateTime, Utc};
 use contract::{AgentContextPut, AgentContextRemove, MemoryTier, Name, SessionId};
-use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
+use store::unnest::{UnnestRow, with_rows};
 use store::{Connection, Fault};
 use uuid::Uuid;
 
@@ -16,56 +18,77 @@ pub(crate) enum Change<'a> {
     Remove(&'a AgentContextRemove),
 }
 
-struct Columns<'a> {
-    agent_id: &'a SessionId,
-    session_id: &'a SessionId,
-    memory_tier: MemoryTier,
-    context_key: &'a Name,
-    value: Option<&'a str>,
-    is_shareable: bool,
-    expires_at: Option<DateTime<Utc>>,
-    version: i64,
-    is_sensitive: bool,
-}
-
 impl<'a> Change<'a> {
-    fn columns(&self) -> Columns<'a> {
+    fn key(&self) -> (&'a SessionId, &'a SessionId, MemoryTier, &'a Name) {
         match *self {
-            Self::Put(put) => Columns {
-                agent_id: &put.agent_id,
-                session_id: &put.session_id,
-                memory_tier: put.memory_tier,
-                context_key: &put.context_key,
-                value: Some(put.context_value.as_str()),
-                is_shareable: put.is_shareable,
-                expires_at: put.expires_at,
-                version: put.version.get(),
-                is_sensitive: put.sensitive,
-            },
-            Self::Remove(remove) => Columns {
-                agent_id: &remove.agent_id,
-                session_id: &remove.session_id,
-                memory_tier: remove.memory_tier,
-                context_key: &remove.context_key,
-                value: None,
-                is_shareable: false,
-                expires_at: None,
-                version: remove.version.get(),
-                is_sensitive: false,
-            },
+            Self::Put(put) => (&put.session_id, &put.agent_id, put.memory_tier, &put.context_key),
+            Self::Remove(remove) => {
+                (&remove.session_id, &remove.agent_id, remove.memory_tier, &remove.context_key)
+            }
         }
     }
 }
 
-const WRITE: &str = "
-    WITH input AS (
+store::unnest_row! {
+    /// A row of [`WRITE`].
+    struct Row<'a> {
+        id: Uuid,
+        user_id: i32,
+        session_id: &'a str,
+        agent_id: &'a str,
+        memory_tier: &'a str,
+        context_key: &'a str,
+        context_value: Option<&'a str>,
+        is_shareable: bool,
+        expires_at: Option<DateTime<Utc>>,
+        version: i64,
+        is_sensitive: bool,
+        stored_at: DateTime<Utc>,
+        request_id: Uuid,
+    }
+}
+
+impl<'a> Row<'a> {
+    fn new(item: &Item<'a, Change<'a>>) -> Self {
+        let (session_id, agent_id, memory_tier, context_key) = item.request.key();
+        // What a removal leaves out is never read: the row is a tombstone.
+        let row = Self {
+            id: Uuid::now_v7(),
+            user_id: item.message.subject.user_id.get(),
+            session_id: session_id.as_str(),
+            agent_id: agent_id.as_str(),
+            memory_tier: memory_tier.as_str(),
+            context_key: context_key.as_str(),
+            context_value: None,
+            is_shareable: false,
+            expires_at: None,
+            version: 0,
+            is_sensitive: false,
+            stored_at: item.message.stored_at,
+            request_id: item.message.request_id,
+        };
+        match item.request {
+            Change::Put(put) => Self {
+                context_value: Some(put.context_value.as_str()),
+                is_shareable: put.is_shareable,
+                expires_at: put.expires_at,
+                version: put.version.get(),
+                is_sensitive: put.sensitive,
+                ..row
+            },
+            Change::Remove(remove) => Self { version: remove.version.get(), ..row },
+        }
+    }
+}
+
+static WRITE: LazyLock<String> = LazyLock::new(|| {
+    let (arrays, names) = (Row::arrays(1), Row::names());
+    format!(
+        "WITH input AS (
         SELECT (i.ordinal - 1)::integer AS ordinal, i.id, i.user_id, i.session_id, i.agent_id,
             i.memory_tier::memorytier AS memory_tier, i.context_key, i.context_value, i.is_shareable, i.expires_at,
             i.version, i.is_sensitive, i.stored_at, i.request_id
-        FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
-            $8::boolean[], $9::timestamptz[], $10::bigint[], $11::timestamptz[], $12::uuid[], $13::boolean[])
-            WITH ORDINALITY AS i (id, user_id, session_id, agent_id, memory_tier, context_key, context_value,
-            is_shareable, expires_at, version, stored_at, request_id, is_sensitive, ordinal)
+        FROM unnest({arrays}) WITH ORDINALITY AS i ({names}, ordinal)
         JOIN users u ON u.id = i.user_id
     ), written AS (
         INSERT INTO agent_context_states AS t (id, user_id, session_id, agent_id, memory_tier, context_key,
@@ -82,43 +105,19 @@ const WRITE: &str = "
     )
     SELECT i.ordinal, w.id AS row_id
     FROM input i LEFT JOIN written w ON w.user_id = i.user_id AND w.session_id = i.session_id
-        AND w.agent_id = i.agent_id AND w.memory_tier = i.memory_tier AND w.context_key = i.context_key";
+        AND w.agent_id = i.agent_id AND w.memory_tier = i.memory_tier AND w.context_key = i.context_key"
+    )
+});
 
 pub(crate) async fn write(
     connection: &mut Connection,
     changes: Vec<Item<'_, Change<'_>>>,
     done: &mut [Done],
 ) -> Result<(), Fault> {
-    let key = |item: &Item<'_, Change<'_>>| {
-        let Columns { session_id, agent_id, memory_tier, context_key, .. } = item.request.columns();
-        (item.message.subject.user_id, session_id.clone(), agent_id.clone(), memory_tier, context_key.clone())
-    };
-    for round in rounds(changes, key) {
-        let rows: Vec<Columns<'_>> = round.iter().map(|item| item.request.columns()).collect();
-        let ids: Vec<Uuid> = rows.iter().map(|_| Uuid::now_v7()).collect();
-        let stored: Vec<DateTime<Utc>> = round.iter().map(|item| item.message.stored_at).collect();
-        let requests: Vec<Uuid> = round.iter().map(|item| item.message.request_id).collect();
-        let users: Vec<i32> = round.iter().map(|item| item.message.subject.user_id.get()).collect();
-        let query = diesel::sql_query(WRITE)
-            .bind::<Array<SqlUuid>, _>(ids)
-            .bind::<Array<Integer>, _>(users)
-            .bind::<Array<Text>, _>(column(&rows, |row| row.session_id.as_str()))
-            .bind::<Array<Text>, _>(column(&rows, |row| row.agent_id.as_str()))
-            .bind::<Array<Text>, _>(column(&rows, |row| row.memory_tier.as_str()))
-            .bind::<Array<Text>, _>(column(&rows, |row| row.context_key.as_str()))
-            .bind::<Array<Nullable<Text>>, _>(column(&rows, |row| row.value))
-            .bind::<Array<Bool>, _>(column(&rows, |row| row.is_shareable))
-            .bind::<Array<Nullable<Timestamptz>>, _>(column(&rows, |row| row.expires_at))
-            .bind::<Array<BigInt>, _>(column(&rows, |row| row.version))
-            .bind::<Array<Timestamptz>, _>(stored)
-            .bind::<Array<SqlUuid>, _>(requests)
-            .bind::<Array<Bool>, _>(column(&rows, |row| row.is_sensitive));
-        let answers = store::prepared(query).load(connection).await?;
+    for round in rounds(changes, |item| (item.message.subject.user_id, item.request.key())) {
+        let rows = round.iter().map(Row::new).collect();
+        let answers = with_rows(&WRITE, rows).load(connection).await?;
         record::note(answers, &round, done);
     }
     Ok(())
-}
-
-fn column<'r, 'a, T>(rows: &'r [Columns<'a>], field: impl Fn(&'r Columns<'a>) -> T) -> Vec<T> {
-    rows.iter().map(field).collect()
 }
