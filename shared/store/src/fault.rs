@@ -13,7 +13,7 @@ pub enum FaultKind {
     Unavailable,
     /// The connection broke in the middle. Mostly the database is away; but a statement that kills its backend each
     /// time looks the same.
-    Severed,
+    ConnectionLost,
     /// Something that must be there first is not: a foreign key has no target.
     MissingPrerequisite,
     /// The same statement with the same values fails for ever.
@@ -60,7 +60,7 @@ fn classify(error: &Error) -> FaultKind {
     match error {
         Error::DatabaseError(kind, info) => match kind {
             DatabaseErrorKind::UnableToSendCommand => unsent(info.message()),
-            DatabaseErrorKind::ClosedConnection => FaultKind::Severed,
+            DatabaseErrorKind::ClosedConnection => FaultKind::ConnectionLost,
             DatabaseErrorKind::SerializationFailure => FaultKind::Transient,
             DatabaseErrorKind::ReadOnlyTransaction => FaultKind::Unavailable,
             DatabaseErrorKind::ForeignKeyViolation => FaultKind::MissingPrerequisite,
@@ -73,7 +73,7 @@ fn classify(error: &Error) -> FaultKind {
             | DatabaseErrorKind::ExclusionViolation => FaultKind::Permanent,
             _ => by_message(info.message()),
         },
-        Error::BrokenTransactionManager => FaultKind::Severed,
+        Error::BrokenTransactionManager => FaultKind::ConnectionLost,
         Error::SerializationError(_)
         | Error::QueryBuilderError(_)
         | Error::DeserializationError(_)
@@ -89,7 +89,7 @@ fn unsent(message: &str) -> FaultKind {
     if PERMANENT.iter().any(|phrase| message.starts_with(phrase)) {
         FaultKind::Permanent
     } else {
-        FaultKind::Severed
+        FaultKind::ConnectionLost
     }
 }
 
@@ -97,7 +97,7 @@ fn unsent(message: &str) -> FaultKind {
 /// under `lc_messages = C`, which the production files set. In another language everything here is transient:
 /// it is then tried more often than it need be, and nothing is lost.
 fn by_message(message: &str) -> FaultKind {
-    const SEVERED: [&str; 2] = ["terminating connection", "connection closed"];
+    const CONNECTION_LOST: [&str; 2] = ["terminating connection", "connection closed"];
     // Class 57 (operator intervention), 53 (insufficient resources), 58 (system error), and of class 42 what is not
     // there or not granted (42P01, 42703, 42704, 42883, 42501): no value of a message causes them, and an operator
     // can put them right.
@@ -145,8 +145,8 @@ fn by_message(message: &str) -> FaultKind {
         FaultKind::Permanent
     } else if says(&DENIED) {
         FaultKind::Denied
-    } else if says(&SEVERED) {
-        FaultKind::Severed
+    } else if says(&CONNECTION_LOST) {
+        FaultKind::ConnectionLost
     } else if says(&UNAVAILABLE) {
         FaultKind::Unavailable
     } else {
@@ -189,13 +189,13 @@ mod tests {
         {
             assert_eq!(
                 kind(DatabaseErrorKind::UnableToSendCommand, message),
-                FaultKind::Severed,
+                FaultKind::ConnectionLost,
                 "{message}"
             );
         }
         let message = "terminating connection due to administrator command";
-        assert_eq!(kind(DatabaseErrorKind::Unknown, message), FaultKind::Severed);
-        assert_eq!(Fault::from(Error::BrokenTransactionManager).kind, FaultKind::Severed);
+        assert_eq!(kind(DatabaseErrorKind::Unknown, message), FaultKind::ConnectionLost);
+        assert_eq!(Fault::from(Error::BrokenTransactionManager).kind, FaultKind::ConnectionLost);
     }
 
     #[test]

@@ -90,7 +90,8 @@ async fn note_together(pool: &Pool, queries: Vec<ToNote>) {
         // One of them may be at fault, such as a grant that was revoked meanwhile. Where the database was lost instead, nobody knows
         // whether they are noted, and they would be twice.
         Err(fault)
-            if queries.len() > 1 && !matches!(fault.kind, FaultKind::Unavailable | FaultKind::Severed) =>
+            if queries.len() > 1
+                && !matches!(fault.kind, FaultKind::Unavailable | FaultKind::ConnectionLost) =>
         {
             for (accesses, noted) in queries {
                 let accesses: Vec<&Access> = accesses.iter().collect();

@@ -233,7 +233,7 @@ impl Desk {
         };
         if found
             .as_ref()
-            .is_err_and(|fault| matches!(fault.kind, FaultKind::Unavailable | FaultKind::Severed))
+            .is_err_and(|fault| matches!(fault.kind, FaultKind::Unavailable | FaultKind::ConnectionLost))
         {
             store::discard(connection);
         }
@@ -291,7 +291,7 @@ impl Desk {
                 }
                 QueryRefusal::told(QueryErrorCode::Denied, "the token does not allow this query", None)
             }
-            FaultKind::Transient | FaultKind::Unavailable | FaultKind::Severed => {
+            FaultKind::Transient | FaultKind::Unavailable | FaultKind::ConnectionLost => {
                 tracing::warn!(worker = crate::NAME, %fault, "a query cannot be answered");
                 QueryRefusal::unavailable("the database cannot answer now; ask again")
             }

@@ -159,7 +159,7 @@ impl<W: Worker> Writer<W> {
                 Err(fault) => fault,
             };
             match fault.kind {
-                FaultKind::Unavailable | FaultKind::Severed => {
+                FaultKind::Unavailable | FaultKind::ConnectionLost => {
                     tries += 1;
                     tracing::warn!(worker = W::NAME, %fault, messages = end - start, "what the batch needs is away; waiting");
                     tokio::select! {
@@ -205,7 +205,7 @@ impl<W: Worker> Writer<W> {
         let mut tries = 0;
         while let Err(fault) = self.worker.clean_up(&ended, prepared).await {
             tracing::warn!(worker = W::NAME, %fault, messages = ended.len(), "cannot clean up");
-            if !matches!(fault.kind, FaultKind::Unavailable | FaultKind::Severed) {
+            if !matches!(fault.kind, FaultKind::Unavailable | FaultKind::ConnectionLost) {
                 return;
             }
             tries += 1;
@@ -271,12 +271,12 @@ impl<W: Worker> Writer<W> {
                     }
                     retry::delay(tries, FIRST_PAUSE, LONGEST_PAUSE)
                 }
-                FaultKind::Severed if severed + 1 >= SEVERED_AS_ONE => {
+                FaultKind::ConnectionLost if severed + 1 >= SEVERED_AS_ONE => {
                     return Err(Fault { kind: FaultKind::Transient, ..fault }.into());
                 }
-                FaultKind::Severed | FaultKind::Unavailable => {
+                FaultKind::ConnectionLost | FaultKind::Unavailable => {
                     outages += 1;
-                    severed += u32::from(fault.kind == FaultKind::Severed);
+                    severed += u32::from(fault.kind == FaultKind::ConnectionLost);
                     tracing::warn!(worker = W::NAME, %fault, messages = messages.len(), "the database or the key store is away; waiting");
                     retry::delay(outages, FIRST_PAUSE, LONGEST_PAUSE)
                 }
@@ -351,7 +351,7 @@ impl<W: Worker> Writer<W> {
             }
             Err(Undone::Fault(fault)) => {
                 // The next one may reach another server, or know a schema that has changed since.
-                if matches!(fault.kind, FaultKind::Unavailable | FaultKind::Severed) {
+                if matches!(fault.kind, FaultKind::Unavailable | FaultKind::ConnectionLost) {
                     store::discard(connection);
                 }
                 return Err(fault.into());
@@ -392,7 +392,7 @@ fn settlements<R>(
 fn verdict_of(fault: &Fault) -> Decision {
     let reason = fault.reason.clone();
     match fault.kind {
-        FaultKind::Unavailable | FaultKind::Severed => Decision::HandBack,
+        FaultKind::Unavailable | FaultKind::ConnectionLost => Decision::HandBack,
         FaultKind::Transient => Decision::Later { reason, class: DeadClass::Exhausted },
         FaultKind::MissingPrerequisite => Decision::Later { reason, class: DeadClass::MissingPrerequisite },
         FaultKind::Permanent => Decision::Never { reason, class: DeadClass::Permanent },
