@@ -64,16 +64,16 @@ pub async fn take(
 ///
 /// # Errors
 /// A [`Fault`] of the database.
-pub async fn give_back(
+pub async fn release(
     connection: &mut AsyncPgConnection,
     worker: &str,
     entries: &[Entry],
 ) -> Result<(), Fault> {
-    const GIVE_BACK: &str = "
+    const RELEASE: &str = "
         DELETE FROM inbox USING unnest($2::integer[], $3::uuid[]) AS m (user_id, message_id)
         WHERE inbox.worker = $1 AND inbox.user_id = m.user_id AND inbox.message_id = m.message_id";
     prepared(
-        diesel::sql_query(GIVE_BACK)
+        diesel::sql_query(RELEASE)
             .bind::<Text, _>(worker)
             .bind::<Array<Integer>, _>(column(entries, |entry| entry.user_id))
             .bind::<Array<SqlUuid>, _>(column(entries, |entry| entry.message_id)),

@@ -17,7 +17,7 @@ pub const MONTHS_AHEAD: i32 = 3;
 ///
 /// # Errors
 /// A [`Fault`] of the database.
-pub async fn make_ahead(connection: &mut AsyncPgConnection, months: i32) -> Result<i32, Fault> {
+pub async fn create_ahead(connection: &mut AsyncPgConnection, months: i32) -> Result<i32, Fault> {
     const MAKE: &str = "SELECT make_month_partitions($1::regclass, $2) AS made";
     #[derive(QueryableByName)]
     struct Made {

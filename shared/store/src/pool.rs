@@ -27,7 +27,7 @@ pub struct PoolOptions<'a> {
     /// The most connections.
     pub size: usize,
     /// How long whoever asks for a connection waits.
-    pub patience: Duration,
+    pub acquire_timeout: Duration,
     /// How long a statement may run before the server ends it. Zero: as long as it takes.
     pub statement_timeout: Duration,
 }
@@ -70,9 +70,9 @@ pub fn open_pool(url: &str, options: &PoolOptions<'_>) -> Result<Pool, PoolError
     manager.recycling_method = RecyclingMethod::Fast;
     Pool::builder(AsyncDieselConnectionManager::new_with_config(url, manager))
         .max_size(options.size)
-        .wait_timeout(Some(options.patience))
-        .create_timeout(Some(options.patience))
-        .recycle_timeout(Some(options.patience))
+        .wait_timeout(Some(options.acquire_timeout))
+        .create_timeout(Some(options.acquire_timeout))
+        .recycle_timeout(Some(options.acquire_timeout))
         .runtime(::deadpool::Runtime::Tokio1)
         .build()
         .map_err(|error| PoolError::Build(error.to_string()))
@@ -93,7 +93,7 @@ fn configure(url: &str, options: &PoolOptions<'_>) -> Result<Config, PoolError> 
     let own = format!("-c statement_timeout={timeout} -c idle_in_transaction_session_timeout={idle}");
     let asked = config.get_options().unwrap_or_default().to_owned();
     config.options(format!("{own} {asked}").trim_end());
-    config.connect_timeout(options.patience).keepalives_idle(SILENCE).keepalives_interval(SILENCE / 3);
+    config.connect_timeout(options.acquire_timeout).keepalives_idle(SILENCE).keepalives_interval(SILENCE / 3);
     Ok(config)
 }
 
@@ -148,8 +148,12 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// # Errors
 /// [`PoolError::Build`] for a URL that cannot be read, [`PoolError::Connect`] with what the server or the network says.
 pub async fn connect(url: &str) -> Result<AsyncPgConnection, PoolError> {
-    let options =
-        PoolOptions { name: "command", size: 1, patience: CONNECT_WITHIN, statement_timeout: Duration::ZERO };
+    let options = PoolOptions {
+        name: "command",
+        size: 1,
+        acquire_timeout: CONNECT_WITHIN,
+        statement_timeout: Duration::ZERO,
+    };
     establish(configure(url, &options)?).await.map_err(|error| PoolError::Connect(error.to_string()))
 }
 
@@ -161,7 +165,7 @@ mod tests {
     const OPTIONS: PoolOptions<'static> = PoolOptions {
         name: "some-worker",
         size: 1,
-        patience: Duration::from_secs(1),
+        acquire_timeout: Duration::from_secs(1),
         statement_timeout: Duration::from_secs(7),
     };
 

@@ -139,7 +139,7 @@ fn unreadable(problem: &str) -> Fault {
 ///
 /// # Errors
 /// A [`Fault`] of the database.
-pub async fn note_use(
+pub async fn record_use(
     connection: &mut AsyncPgConnection,
     used: &HashMap<Uuid, DateTime<Utc>>,
 ) -> Result<(), Fault> {
@@ -281,7 +281,7 @@ pub async fn issue(
 }
 
 /// The tokens of the service and the user that are asked for, whatever their state.
-fn tokens_of(which: &Which) -> cross_service_auth::BoxedQuery<'_, Pg> {
+fn tokens_of(which: &TokenFilter) -> cross_service_auth::BoxedQuery<'_, Pg> {
     let mut tokens = cross_service_auth::table.into_boxed();
     if let Some(service) = &which.service {
         tokens = tokens.filter(cross_service_auth::service.eq(service.as_str()));
@@ -296,7 +296,7 @@ fn tokens_of(which: &Which) -> cross_service_auth::BoxedQuery<'_, Pg> {
 ///
 /// # Errors
 /// A [`Fault`] of the database.
-pub async fn revocable(connection: &mut AsyncPgConnection, which: &Which) -> Result<Vec<Uuid>, Fault> {
+pub async fn revocable(connection: &mut AsyncPgConnection, which: &TokenFilter) -> Result<Vec<Uuid>, Fault> {
     Ok(tokens_of(which)
         .filter(cross_service_auth::revoked_at.is_null())
         .filter(cross_service_auth::grants_expire_at.gt(dsl::now))
@@ -326,7 +326,7 @@ pub async fn revoke(connection: &mut AsyncPgConnection, ids: &[Uuid]) -> Result<
 /// A token as the registry knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, serde::Serialize)]
 #[diesel(table_name = cross_service_auth, check_for_backend(Pg))]
-pub struct Registered {
+pub struct RegisteredToken {
     /// Its `jti`.
     pub token_id: Uuid,
     /// To whom it was issued.
@@ -349,9 +349,9 @@ pub struct Registered {
     pub revoked_at: Option<DateTime<Utc>>,
 }
 
-/// Which tokens a list shows.
+/// TokenFilter tokens a list shows.
 #[derive(Clone, Debug, Default)]
-pub struct Which {
+pub struct TokenFilter {
     /// Those of a service.
     pub service: Option<Service>,
     /// Those for a user.
@@ -366,7 +366,10 @@ pub struct Which {
 ///
 /// # Errors
 /// A [`Fault`] of the database.
-pub async fn list(connection: &mut AsyncPgConnection, which: &Which) -> Result<Vec<Registered>, Fault> {
+pub async fn list(
+    connection: &mut AsyncPgConnection,
+    which: &TokenFilter,
+) -> Result<Vec<RegisteredToken>, Fault> {
     let mut tokens = tokens_of(which);
     if !which.all {
         tokens = tokens
@@ -376,7 +379,7 @@ pub async fn list(connection: &mut AsyncPgConnection, which: &Which) -> Result<V
     Ok(tokens
         .order(cross_service_auth::token_id.desc())
         .limit(which.limit)
-        .select(Registered::as_select())
+        .select(RegisteredToken::as_select())
         .load(connection)
         .await?)
 }

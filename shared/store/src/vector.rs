@@ -267,8 +267,8 @@ pub async fn all_rights(connection: &mut AsyncPgConnection, alias: &str) -> Resu
 ///
 /// # Errors
 /// A [`Fault`] of the database.
-pub async fn forget_collection(connection: &mut AsyncPgConnection, name: &str) -> Result<(), Fault> {
-    const FORGET: &str = "DELETE FROM vector_collections WHERE collection_name = $1 AND state = 'former'";
-    diesel::sql_query(FORGET).bind::<Text, _>(name).execute(connection).await?;
+pub async fn delete_collection(connection: &mut AsyncPgConnection, name: &str) -> Result<(), Fault> {
+    const DELETE: &str = "DELETE FROM vector_collections WHERE collection_name = $1 AND state = 'former'";
+    diesel::sql_query(DELETE).bind::<Text, _>(name).execute(connection).await?;
     Ok(())
 }

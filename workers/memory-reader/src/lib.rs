@@ -131,9 +131,9 @@ async fn start(
 /// [`RunError`] if a database is not ready in time.
 pub async fn open(settings: &Settings, wait: &StartupDeadline) -> Result<Desk, RunError> {
     let role = role_of(NAME);
-    let patience = Duration::from_millis(settings.postgres.connect_timeout_ms);
+    let acquire_timeout = Duration::from_millis(settings.postgres.connect_timeout_ms);
     let pool = |url: &str, name: &str, size: usize, statement_timeout: Duration| {
-        store::open_pool(url, &PoolOptions { name, size, patience, statement_timeout })
+        store::open_pool(url, &PoolOptions { name, size, acquire_timeout, statement_timeout })
     };
     let read = pool(
         &settings.postgres.read_url_of(&role),
@@ -148,7 +148,7 @@ pub async fn open(settings: &Settings, wait: &StartupDeadline) -> Result<Desk, R
         Duration::from_millis(settings.postgres.statement_timeout_ms),
     )?;
     let shares = Shares::new(AT_A_TIME / 4, settings.postgres.read_pool_size / 2);
-    let keys = keys::Keys::open(&settings.keys, &role, NAME, patience)?;
+    let keys = keys::Keys::open(&settings.keys, &role, NAME, acquire_timeout)?;
     wait.wait_for(Dependency::Postgres, || runtime::check_database(&primary, NAME)).await?;
     wait.wait_for(Dependency::ReadDatabase, || readable(&read)).await?;
     let state = wait.wait_for(Dependency::Postgres, || trust_refresh::read(&primary)).await?;

@@ -61,7 +61,7 @@ pub async fn run(
         &PoolOptions {
             name: NAME,
             size: POOL,
-            patience: Duration::from_millis(settings.postgres.connect_timeout_ms),
+            acquire_timeout: Duration::from_millis(settings.postgres.connect_timeout_ms),
             statement_timeout: ANSWER_WITHIN,
         },
     )?;

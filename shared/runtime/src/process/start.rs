@@ -39,18 +39,18 @@ pub(crate) async fn start<W: Worker>(
     readiness: &Readiness,
     stop: &CancellationToken,
 ) -> Result<Option<Dependencies>, RunError> {
-    let patience = Duration::from_millis(settings.postgres.connect_timeout_ms);
+    let acquire_timeout = Duration::from_millis(settings.postgres.connect_timeout_ms);
     let pool = store::open_pool(
         &settings.postgres.url_of(&role_of(W::NAME)),
         &PoolOptions {
             name: W::NAME,
             size: settings.postgres.write_pool_size,
-            patience,
+            acquire_timeout,
             statement_timeout: Duration::from_millis(settings.postgres.statement_timeout_ms),
         },
     )?;
     let keys = match W::ENCRYPTS {
-        true => Some(Arc::new(Keys::open(&settings.keys, &role_of(W::NAME), W::NAME, patience)?)),
+        true => Some(Arc::new(Keys::open(&settings.keys, &role_of(W::NAME), W::NAME, acquire_timeout)?)),
         false => None,
     };
     let bodies = Arc::new(Bodies::new(settings.trust.payload_ring_file.as_deref()));

@@ -342,5 +342,5 @@ async fn give_back(
     if missing_prerequisite.is_empty() {
         return Ok(());
     }
-    inbox::give_back(connection, worker, &missing_prerequisite).await
+    inbox::release(connection, worker, &missing_prerequisite).await
 }
