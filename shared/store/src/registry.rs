@@ -1,5 +1,5 @@
-//! The registry of services: who they are, which keys sign their tokens, which tokens there are and which were revoked. What
-//! workers see of it is a [`TrustState`].
+//! The registry of services: their scopes and rate limits, the keys that sign their tokens, the issued tokens and which of them
+//! are revoked. Workers read it as a [`TrustState`].
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::SystemTime;
@@ -23,44 +23,44 @@ use crate::prepared;
 use crate::schema::{cross_service_auth, services, token_keys};
 
 diesel::define_sql_function! {
-    /// The time that is there, or else this one.
+    /// A time, or another one if it is NULL.
     #[sql_name = "coalesce"]
     fn time_or(time: Nullable<Timestamptz>, otherwise: Timestamptz) -> Timestamptz;
 }
 
-/// Requests a second that one replica lets through. None where nothing is said.
+/// Rate limits: requests per second and replica. None: the limit of the replica's settings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Rates {
-    /// Of a service.
+    /// For a service.
     #[serde(rename = "per_second")]
     pub of_service: Option<u32>,
-    /// Of one noun and verb of a service.
+    /// For one noun and verb of a service.
     #[serde(rename = "scope_per_second")]
     pub of_scope: Option<u32>,
-    /// Of a service for one user.
+    /// For one user of a service.
     #[serde(rename = "user_per_second")]
     pub of_user: Option<u32>,
 }
 
-/// What a service may do at most.
+/// The scopes and rate limits of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceEntry {
-    /// What its tokens may allow.
+    /// The scopes that its tokens may have.
     pub scopes: Vec<Scope>,
-    /// How often.
+    /// The rate limits.
     pub rates: Rates,
 }
 
-/// All that tokens are judged by, as of one moment.
+/// A snapshot of everything that the authorization of a token depends on.
 #[derive(Clone, Debug, Default)]
 pub struct TrustState {
-    /// It grows with every change.
+    /// Increases with every change.
     pub version: i64,
-    /// The keys in use, by name.
+    /// The active keys, by name.
     pub keys: HashMap<String, PublicKey>,
-    /// The services that are registered and not disabled.
+    /// The registered services that are not disabled.
     pub services: HashMap<Service, ServiceEntry>,
-    /// Tokens that were revoked and could still be used.
+    /// Revoked tokens that have not expired.
     pub revoked: HashSet<Uuid>,
 }
 
@@ -70,7 +70,7 @@ struct Version {
     version: i64,
 }
 
-/// The version that [`trust_state`] would have now.
+/// The current version of the [`trust_state`].
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -80,10 +80,10 @@ pub async fn trust_version(connection: &mut AsyncPgConnection) -> Result<i64, Fa
     Ok(rows.iter().map(|row| row.version).max().unwrap_or_default())
 }
 
-/// Reads all that tokens are judged by.
+/// Reads the current snapshot.
 ///
 /// # Errors
-/// A [`Fault`] of the database, also if it holds what this program cannot read.
+/// A [`Fault`] of the database, also if it contains values that this program cannot parse.
 pub async fn trust_state(connection: &mut AsyncPgConnection) -> Result<TrustState, Fault> {
     #[derive(QueryableByName)]
     struct Row {
@@ -110,10 +110,10 @@ pub async fn trust_state(connection: &mut AsyncPgConnection) -> Result<TrustStat
     let keys = state.keys.into_iter().map(|(name, digits)| {
         let bytes = from_hex(&digits).and_then(|bytes| bytes.try_into().ok());
         let key = bytes.and_then(|bytes| PublicKey::from_bytes(&name, &bytes).ok());
-        Ok((name.clone(), key.ok_or_else(|| unreadable(&format!("the key {name} is none")))?))
+        Ok((name.clone(), key.ok_or_else(|| unreadable(&format!("the key {name} is not a public key")))?))
     });
     let services = state.services.into_iter().map(|(name, Entry { scopes, rates })| {
-        let service = name.parse().map_err(|_| unreadable(&format!("the service {name:?} is none")))?;
+        let service = name.parse().map_err(|_| unreadable(&format!("{name:?} is not a service name")))?;
         let scopes = scopes
             .iter()
             .map(|scope| scope.parse::<Scope>().map_err(|error| unreadable(&format!("{name}: {error}"))))
@@ -135,7 +135,7 @@ fn unreadable(problem: &str) -> Fault {
     }
 }
 
-/// Notes when tokens were used last. Those that are not registered are passed over.
+/// Records when tokens were last used. Unregistered tokens are ignored.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -156,22 +156,22 @@ pub async fn record_use(
     Ok(())
 }
 
-/// A token that was refused.
+/// A token that was rejected.
 #[derive(Clone, Copy, Debug)]
 pub struct RefusedToken<'a> {
-    /// Why, in a word.
+    /// The reason, as a label.
     pub kind: &'static str,
-    /// Why, in a sentence.
+    /// The reason, as a sentence.
     pub reason: &'a str,
-    /// For whom the request was, as far as is known.
+    /// The user of the request, if known.
     pub user_id: Option<UserId>,
     /// The service in its subject.
     pub service: &'a Service,
-    /// The request.
+    /// The id of the request.
     pub request_id: Uuid,
 }
 
-/// Records refusals in `audit.security_violations`.
+/// Records rejected tokens in `audit.security_violations`.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -194,10 +194,10 @@ pub async fn record_refused(
     Ok(())
 }
 
-/// Registers tokens that were just issued, in one statement. For the issuer or an administrator.
+/// Registers issued tokens in one statement. For the token issuer or an administrator.
 ///
 /// # Errors
-/// A [`Fault`] of the database, which refuses tokens of services that are not registered.
+/// A [`Fault`] of the database, which rejects tokens of unregistered services.
 pub async fn register(
     connection: &mut AsyncPgConnection,
     tokens: &[(&TokenRequest, &Issued)],
@@ -228,32 +228,32 @@ pub async fn register(
     Ok(())
 }
 
-/// Why a token is not issued.
+/// Why a token was not issued.
 #[derive(Debug, thiserror::Error)]
 pub enum NotIssued {
-    /// Nobody knows the service.
+    /// The service is unknown.
     #[error("the service {0} is not registered or is disabled")]
     UnknownService(Service),
-    /// The service may not do that.
+    /// The service may not have that scope.
     #[error("the service {service} may not have the scope {scope}; it may have {may}")]
     Scope {
         /// The service.
         service: Service,
-        /// What it may not do.
+        /// The scope.
         scope: Scope,
-        /// What it may.
+        /// The scopes that it may have.
         may: String,
     },
-    /// There can be no such token.
+    /// The token would be invalid.
     #[error(transparent)]
     Issue(#[from] IssueError),
-    /// The registry cannot be asked, or does not take it.
+    /// The registry cannot be read, or rejects the token.
     #[error("the token cannot be registered: {0}")]
     Registry(#[from] Fault),
 }
 
-/// Issues a token if its service may have it, and registers it. No scopes in the request stand for all that the service may
-/// have. Gives the request with its scopes, and the token.
+/// Issues a token if its service may have it, and registers it. A request without scopes asks for all scopes of the service.
+/// Returns the request with its scopes, and the token.
 ///
 /// # Errors
 /// [`NotIssued`].
@@ -280,33 +280,33 @@ pub async fn issue(
     Ok((request, issued))
 }
 
-/// The tokens of the service and the user that are asked for, whatever their state.
-fn tokens_of(which: &TokenFilter) -> cross_service_auth::BoxedQuery<'_, Pg> {
+/// The tokens of the filter's service and user, in any state.
+fn tokens_of(filter: &TokenFilter) -> cross_service_auth::BoxedQuery<'_, Pg> {
     let mut tokens = cross_service_auth::table.into_boxed();
-    if let Some(service) = &which.service {
+    if let Some(service) = &filter.service {
         tokens = tokens.filter(cross_service_auth::service.eq(service.as_str()));
     }
-    if let Some(user_id) = which.user_id {
+    if let Some(user_id) = filter.user_id {
         tokens = tokens.filter(cross_service_auth::user_id.eq(user_id.get()));
     }
     tokens
 }
 
-/// The ids of tokens whose grants could still be used, at most `which.limit` of them.
+/// The ids of tokens whose grants have not expired, at most as many as the filter's limit.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
-pub async fn revocable(connection: &mut AsyncPgConnection, which: &TokenFilter) -> Result<Vec<Uuid>, Fault> {
-    Ok(tokens_of(which)
+pub async fn revocable(connection: &mut AsyncPgConnection, filter: &TokenFilter) -> Result<Vec<Uuid>, Fault> {
+    Ok(tokens_of(filter)
         .filter(cross_service_auth::revoked_at.is_null())
         .filter(cross_service_auth::grants_expire_at.gt(dsl::now))
         .select(cross_service_auth::token_id)
-        .limit(which.limit)
+        .limit(filter.limit)
         .load(connection)
         .await?)
 }
 
-/// Revokes tokens by id and gives how many were not revoked before. For an administrator.
+/// Revokes tokens by id and returns how many were not revoked before. For an administrator.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -323,42 +323,42 @@ pub async fn revoke(connection: &mut AsyncPgConnection, ids: &[Uuid]) -> Result<
     Ok(rows.iter().map(|row| usize::try_from(row.revoked).unwrap_or_default()).sum())
 }
 
-/// A token as the registry knows it.
+/// The registry's record of a token.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, serde::Serialize)]
 #[diesel(table_name = cross_service_auth, check_for_backend(Pg))]
 pub struct RegisteredToken {
-    /// Its `jti`.
+    /// The `jti` of the token.
     pub token_id: Uuid,
-    /// To whom it was issued.
+    /// The service that it was issued to.
     pub service: String,
-    /// For whom it may act.
+    /// The user that it may act for.
     pub user_id: i32,
-    /// The only session it is for, if it is for one.
+    /// The session that it is restricted to, if any.
     pub session_id: Option<String>,
-    /// What it allows.
+    /// Its scopes.
     pub scopes: Vec<String>,
     /// The key that signed it.
     pub key_id: String,
     /// When it was issued.
     pub issued_at: DateTime<Utc>,
-    /// When it ends.
+    /// When it expires.
     pub expires_at: DateTime<Utc>,
-    /// When a request of it was stored last, to within some seconds.
+    /// When a request with it was last stored, accurate to a few seconds.
     pub last_used_at: Option<DateTime<Utc>>,
     /// When it was revoked.
     pub revoked_at: Option<DateTime<Utc>>,
 }
 
-/// TokenFilter tokens a list shows.
+/// Selects tokens.
 #[derive(Clone, Debug, Default)]
 pub struct TokenFilter {
-    /// Those of a service.
+    /// Only those of this service.
     pub service: Option<Service>,
-    /// Those for a user.
+    /// Only those for this user.
     pub user_id: Option<UserId>,
-    /// Those that have ended or were revoked too.
+    /// Also expired and revoked ones.
     pub all: bool,
-    /// At most so many.
+    /// The maximum number of tokens.
     pub limit: i64,
 }
 
@@ -368,23 +368,23 @@ pub struct TokenFilter {
 /// A [`Fault`] of the database.
 pub async fn list(
     connection: &mut AsyncPgConnection,
-    which: &TokenFilter,
+    filter: &TokenFilter,
 ) -> Result<Vec<RegisteredToken>, Fault> {
-    let mut tokens = tokens_of(which);
-    if !which.all {
+    let mut tokens = tokens_of(filter);
+    if !filter.all {
         tokens = tokens
             .filter(cross_service_auth::revoked_at.is_null())
             .filter(cross_service_auth::expires_at.gt(dsl::now));
     }
     Ok(tokens
         .order(cross_service_auth::token_id.desc())
-        .limit(which.limit)
+        .limit(filter.limit)
         .select(RegisteredToken::as_select())
         .load(connection)
         .await?)
 }
 
-/// Registers a service, or changes it. A disabled one is enabled again. For an administrator.
+/// Registers a service or updates it. A disabled service is enabled again. For an administrator.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -417,8 +417,8 @@ pub async fn put_service(
     Ok(())
 }
 
-/// Registers a service, or changes its scopes and nothing else. False if it is disabled, which it then stays. For an
-/// administrator who loads a list.
+/// Registers a service or updates its scopes only. False if the service is disabled; it stays disabled. For an administrator who
+/// loads a list.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -441,7 +441,7 @@ fn texts(scopes: &[Scope]) -> Vec<String> {
     scopes.iter().map(ToString::to_string).collect()
 }
 
-/// Disables a service: none of its tokens is accepted any more. False if it is not registered. For an administrator.
+/// Disables a service: all its tokens are rejected. False if it is not registered. For an administrator.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -456,8 +456,8 @@ pub async fn disable_service(connection: &mut AsyncPgConnection, service: &Servi
     Ok(disabled > 0)
 }
 
-/// Accepts tokens that this key signs. False if there is another key of this name or this key under another name: a
-/// name stands for one key for ever. For an administrator.
+/// Adds a signing key, or enables it again: tokens that it signs are accepted. False if there is another key of this name or this
+/// key under another name: a name always refers to the same key. For an administrator.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -479,7 +479,7 @@ pub async fn add_token_key(connection: &mut AsyncPgConnection, key: &PublicKey) 
     Ok(enabled > 0)
 }
 
-/// Rejects every token that the key of this name signed. False if there is no such key. For an administrator.
+/// Retires a signing key: every token that it signed is rejected. False if there is no such key. For an administrator.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
