@@ -97,14 +97,14 @@ async fn partitions_are_made_ahead_and_take_in_what_came_too_early() {
     assert!(!before[..2].contains(&before[2]), "{before:?}");
 
     let mut connection = fixture.connection().await;
-    let made = store::partition::make_ahead(&mut connection, 8).await.expect("partitions");
+    let made = store::partition::create_ahead(&mut connection, 8).await.expect("partitions");
     assert_eq!(made, 10, "five months of each of two tables");
-    assert_eq!(store::partition::make_ahead(&mut connection, 8).await.expect("nothing to do"), 0);
+    assert_eq!(store::partition::create_ahead(&mut connection, 8).await.expect("nothing to do"), 0);
     let after = places().await;
     assert_eq!(after[..2], before[..2]);
     assert!(after[2].starts_with("blackboard_events_2"), "it has moved: {after:?}");
 
     assert_eq!(fixture.count("blackboard_events").await, 3);
-    let refused = store::partition::make_ahead(&mut connection, 121).await.expect_err("too many");
+    let refused = store::partition::create_ahead(&mut connection, 121).await.expect_err("too many");
     assert!(refused.to_string().contains("it must be from 0 to 120"), "{refused}");
 }

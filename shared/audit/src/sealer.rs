@@ -1,15 +1,17 @@
 //! The sealer: seals the rows of finished transactions.
 
 use chrono::{DateTime, SubsecRound, Utc};
-use diesel::QueryableByName;
-use diesel::sql_types::{BigInt, Binary, Bool, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::pg::Pg;
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Binary, Bool};
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
 use store::Fault;
+use store::schema::seals;
 use uuid::Uuid;
 
 use crate::AuditError;
 use crate::anchor::Anchors;
-use crate::leaf::{self, Leaf, Place};
+use crate::leaf::{self, LEAF_BYTES, Leaf, Place};
 use crate::seal::{Digest, Seal, Statement};
 use trust::PrivateKey;
 
@@ -112,22 +114,20 @@ async fn lock(connection: &mut AsyncPgConnection) -> Result<bool, Fault> {
 }
 
 async fn insert(connection: &mut AsyncPgConnection, seal: &Seal) -> Result<(), Fault> {
-    const INSERT: &str = "
-        INSERT INTO audit.seals (number, previous_hash, through_transaction, through_id, leaves, root, sealed_at, key_name,
-            signature)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
     let leaves: Vec<u8> = seal.leaves.iter().flat_map(Leaf::to_bytes).collect();
     let statement = &seal.statement;
-    diesel::sql_query(INSERT)
-        .bind::<BigInt, _>(statement.number)
-        .bind::<Binary, _>(statement.previous.as_slice())
-        .bind::<BigInt, _>(statement.through_transaction)
-        .bind::<SqlUuid, _>(statement.through_id)
-        .bind::<Binary, _>(leaves)
-        .bind::<Binary, _>(statement.root.as_slice())
-        .bind::<Timestamptz, _>(statement.sealed_at)
-        .bind::<Text, _>(&seal.key_name)
-        .bind::<Binary, _>(seal.signature.as_slice())
+    diesel::insert_into(seals::table)
+        .values((
+            seals::number.eq(statement.number),
+            seals::previous_hash.eq(statement.previous.as_slice()),
+            seals::through_transaction.eq(statement.through_transaction),
+            seals::through_id.eq(statement.through_id),
+            seals::leaves.eq(leaves),
+            seals::root.eq(statement.root.as_slice()),
+            seals::sealed_at.eq(statement.sealed_at),
+            seals::key_name.eq(&seal.key_name),
+            seals::signature.eq(seal.signature.as_slice()),
+        ))
         .execute(connection)
         .await?;
     Ok(())
@@ -152,22 +152,22 @@ async fn anchor(connection: &mut AsyncPgConnection, anchors: &Anchors) -> Result
     }
 }
 
+diesel::define_sql_function! {
+    /// The number of bytes.
+    fn octet_length(bytes: Binary) -> Integer;
+}
+
 /// The row of a seal without its leaves and its signature.
-#[derive(QueryableByName)]
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = seals, check_for_backend(Pg))]
 pub(crate) struct Header {
-    #[diesel(sql_type = BigInt)]
     number: i64,
-    #[diesel(sql_type = Binary)]
     previous_hash: Vec<u8>,
-    #[diesel(sql_type = BigInt)]
     through_transaction: i64,
-    #[diesel(sql_type = SqlUuid)]
     through_id: Uuid,
-    #[diesel(sql_type = BigInt)]
-    count: i64,
-    #[diesel(sql_type = Binary)]
+    #[diesel(select_expression = octet_length(seals::leaves))]
+    leaf_bytes: i32,
     root: Vec<u8>,
-    #[diesel(sql_type = Timestamptz)]
     sealed_at: DateTime<Utc>,
 }
 
@@ -178,7 +178,10 @@ impl From<Header> for Statement {
             previous: digest(row.previous_hash),
             through_transaction: row.through_transaction,
             through_id: row.through_id,
-            count: u32::try_from(row.count).unwrap_or(u32::MAX),
+            count: usize::try_from(row.leaf_bytes)
+                .ok()
+                .and_then(|bytes| u32::try_from(bytes / LEAF_BYTES).ok())
+                .unwrap_or(u32::MAX),
             root: digest(row.root),
             sealed_at: row.sealed_at,
         }
@@ -196,11 +199,12 @@ async fn read_statements(
     through: i64,
     limit: i64,
 ) -> Result<Vec<Statement>, Fault> {
-    const READ: &str = "
-        SELECT number, previous_hash, through_transaction, through_id, (octet_length(leaves) / 49)::bigint AS count, root,
-            sealed_at
-        FROM audit.seals WHERE number <= $1 ORDER BY number DESC LIMIT $2";
-    let rows: Vec<Header> =
-        diesel::sql_query(READ).bind::<BigInt, _>(through).bind::<BigInt, _>(limit).load(connection).await?;
+    let rows = seals::table
+        .filter(seals::number.le(through))
+        .order(seals::number.desc())
+        .limit(limit)
+        .select(Header::as_select())
+        .load(connection)
+        .await?;
     Ok(rows.into_iter().rev().map(Statement::from).collect())
 }

@@ -1,11 +1,12 @@
 //! The audit trail of one user.
 
 use chrono::{DateTime, Utc};
-use diesel::QueryableByName;
+use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use serde::Serialize;
 use store::Fault;
+use store::schema::subjects;
 use uuid::Uuid;
 
 /// An entry of the audit trail.
@@ -50,7 +51,6 @@ pub async fn trail(
     user_id: i32,
     limit: u32,
 ) -> Result<Option<Vec<TrailEntry>>, Fault> {
-    const SUBJECT: &str = "SELECT token FROM audit.subjects WHERE user_id = $1";
     // Each part is limited by its index before the parts are merged.
     const TRAIL: &str = "
         (SELECT occurred_at, lower(operation::text) AS operation, table_name::text AS object, row_id,
@@ -68,14 +68,8 @@ pub async fn trail(
         (SELECT created_at, 'event', event_type::text, id, '{}', source_agent_id, NULL, request_id, id
         FROM blackboard_events WHERE user_id = $3 ORDER BY id DESC LIMIT $2)
         ORDER BY occurred_at DESC, id DESC LIMIT $2";
-    #[derive(QueryableByName)]
-    struct Subject {
-        #[diesel(sql_type = SqlUuid)]
-        token: Uuid,
-    }
-    let subject: Vec<Subject> =
-        diesel::sql_query(SUBJECT).bind::<Integer, _>(user_id).load(connection).await?;
-    let Some(Subject { token }) = subject.into_iter().next() else { return Ok(None) };
+    let subject = subjects::table.find(user_id).select(subjects::token);
+    let Some(token) = subject.first::<Uuid>(connection).await.optional()? else { return Ok(None) };
     let entries = diesel::sql_query(TRAIL)
         .bind::<SqlUuid, _>(token)
         .bind::<BigInt, _>(i64::from(limit))

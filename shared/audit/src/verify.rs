@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use diesel::QueryableByName;
-use diesel::sql_types::{Array, BigInt, Binary, Text, Uuid as SqlUuid};
+use diesel::pg::Pg;
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use serde::Serialize;
 use store::Fault;
+use store::schema::seals;
 use uuid::Uuid;
 
 use crate::AuditError;
@@ -277,27 +279,26 @@ async fn excused(
     Ok(rows.into_iter().map(|row| row.row_id).collect())
 }
 
-#[derive(QueryableByName)]
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = seals, check_for_backend(Pg))]
 struct SealRow {
     #[diesel(embed)]
     header: Header,
-    #[diesel(sql_type = Binary)]
     leaves: Vec<u8>,
-    #[diesel(sql_type = Text)]
     key_name: String,
-    #[diesel(sql_type = Binary)]
     signature: Vec<u8>,
 }
 
 /// The first seal with a higher number.
 async fn read_seal(connection: &mut AsyncPgConnection, above: i64) -> Result<Option<Seal>, Fault> {
-    const READ: &str = "
-        SELECT number, previous_hash, through_transaction, through_id, (octet_length(leaves) / 49)::bigint AS count, root,
-            sealed_at, leaves, key_name, signature
-        FROM audit.seals WHERE number > $1 ORDER BY number LIMIT 1";
-    let rows: Vec<SealRow> =
-        store::prepared(diesel::sql_query(READ).bind::<BigInt, _>(above)).load(connection).await?;
-    Ok(rows.into_iter().next().map(|row| {
+    let row = seals::table
+        .filter(seals::number.gt(above))
+        .order(seals::number)
+        .select(SealRow::as_select())
+        .first(connection)
+        .await
+        .optional()?;
+    Ok(row.map(|row| {
         // A malformed list becomes an empty one, whose root is not the signed one.
         let leaves = Leaf::read_all(&row.leaves).unwrap_or_default();
         Seal {

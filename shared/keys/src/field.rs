@@ -1,11 +1,14 @@
 //! Encrypted fields in the main database.
 
+use std::sync::LazyLock;
+
 use chrono::{DateTime, Utc};
 use contract::UserId;
 use diesel::QueryableByName;
-use diesel::sql_types::{Array, Binary, Integer, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, Binary, Integer, Text, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use secrecy::{ExposeSecret, SecretString};
+use store::unnest::{UnnestRow, with_rows};
 use store::{Connection, Fault, FaultKind};
 use trust::{AssociatedData, CipherError, CipherKey};
 use uuid::Uuid;
@@ -79,41 +82,54 @@ pub async fn encrypt_fields(
     write(connection, &fields).await
 }
 
+store::unnest_row! {
+    /// A row of [`WRITE`].
+    struct NewRow<'a> {
+        id: Uuid,
+        user_id: i32,
+        table_name: &'a str,
+        column_name: &'a str,
+        row_id: Uuid,
+        ciphertext: &'a [u8],
+        request_id: Uuid,
+        stored_at: DateTime<Utc>,
+    }
+}
+
+/// Sorted, so that two workers with the same fields lock them in the same order.
+static WRITE: LazyLock<String> = LazyLock::new(|| {
+    let (arrays, names) = (NewRow::arrays(1), NewRow::names());
+    format!(
+        "INSERT INTO encrypted_fields AS t (id, user_id, table_name, column_name, row_id, ciphertext, request_id, created_at,
+            updated_at)
+        SELECT id, user_id, table_name, column_name, row_id, ciphertext, request_id, stored_at, stored_at
+        FROM unnest({arrays}) AS i ({names})
+        ORDER BY user_id, table_name, column_name, row_id
+        ON CONFLICT (user_id, table_name, column_name, row_id) DO UPDATE SET ciphertext = excluded.ciphertext,
+            request_id = excluded.request_id, updated_at = excluded.updated_at"
+    )
+});
+
 /// Writes ciphertexts in the transaction of their rows, and replaces earlier ones. No field may occur twice.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
 async fn write(connection: &mut Connection, fields: &[(Field<'_>, Vec<u8>)]) -> Result<(), Fault> {
-    // Sorted, so that two workers with the same fields lock them in the same order.
-    const WRITE: &str = "
-        INSERT INTO encrypted_fields AS t (id, user_id, table_name, column_name, row_id, ciphertext, request_id, created_at,
-            updated_at)
-        SELECT id, user_id, table_name, column_name, row_id, ciphertext, request_id, stored_at, stored_at
-        FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::uuid[], $6::bytea[], $7::uuid[], $8::timestamptz[])
-            AS i (id, user_id, table_name, column_name, row_id, ciphertext, request_id, stored_at)
-        ORDER BY user_id, table_name, column_name, row_id
-        ON CONFLICT (user_id, table_name, column_name, row_id) DO UPDATE SET ciphertext = excluded.ciphertext,
-            request_id = excluded.request_id, updated_at = excluded.updated_at";
     if fields.is_empty() {
         return Ok(());
     }
-    let query = diesel::sql_query(WRITE)
-        .bind::<Array<SqlUuid>, _>(fields.iter().map(|_| Uuid::now_v7()).collect::<Vec<_>>())
-        .bind::<Array<Integer>, _>(column(fields, |field| field.user.get()))
-        .bind::<Array<Text>, _>(column(fields, |field| field.table))
-        .bind::<Array<Text>, _>(column(fields, |field| field.column))
-        .bind::<Array<SqlUuid>, _>(column(fields, |field| field.row))
-        .bind::<Array<Binary>, _>(
-            fields.iter().map(|(_, ciphertext)| ciphertext.as_slice()).collect::<Vec<_>>(),
-        )
-        .bind::<Array<SqlUuid>, _>(column(fields, |field| field.request_id))
-        .bind::<Array<Timestamptz>, _>(column(fields, |field| field.stored_at));
-    store::prepared(query).execute(connection).await?;
+    let rows = fields.iter().map(|(field, ciphertext)| NewRow {
+        id: Uuid::now_v7(),
+        user_id: field.user.get(),
+        table_name: field.table,
+        column_name: field.column,
+        row_id: field.row,
+        ciphertext,
+        request_id: field.request_id,
+        stored_at: field.stored_at,
+    });
+    with_rows(&WRITE, rows.collect()).execute(connection).await?;
     Ok(())
-}
-
-fn column<'a, T>(fields: &[(Field<'a>, Vec<u8>)], value: impl Fn(&Field<'a>) -> T) -> Vec<T> {
-    fields.iter().map(|(field, _)| value(field)).collect()
 }
 
 #[derive(QueryableByName)]

@@ -86,13 +86,13 @@ impl Keys {
         settings: &KeySettings,
         role: &str,
         name: &str,
-        patience: Duration,
+        acquire_timeout: Duration,
     ) -> Result<Self, KeyError> {
         let options = PoolOptions {
             name,
             size: CONNECTIONS,
-            patience,
-            statement_timeout: patience.max(Duration::from_secs(5)),
+            acquire_timeout,
+            statement_timeout: acquire_timeout.max(Duration::from_secs(5)),
         };
         Ok(Self {
             pool: store::open_pool(&settings.url_of(role), &options)?,

@@ -1,12 +1,16 @@
 //! The table of wrapped data keys.
 
 use std::collections::BTreeSet;
+use std::sync::LazyLock;
 
 use contract::UserId;
-use diesel::QueryableByName;
-use diesel::sql_types::{Array, BigInt, Binary, Integer, Text};
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Integer, Text};
 use diesel_async::RunQueryDsl;
+use store::unnest::{UnnestRow, with_rows};
 use store::{Connection, Fault};
+
+use crate::schema::data_keys;
 
 /// A wrapped data key, a row of the key store.
 #[derive(Clone, Debug)]
@@ -19,14 +23,11 @@ pub(crate) struct WrappedKey {
 }
 
 #[derive(QueryableByName)]
+#[diesel(table_name = data_keys)]
 struct Row {
-    #[diesel(sql_type = Integer)]
     user_id: i32,
-    #[diesel(sql_type = Integer)]
     version: i32,
-    #[diesel(sql_type = Text)]
     kek: String,
-    #[diesel(sql_type = Binary)]
     wrapped: Vec<u8>,
 }
 
@@ -77,22 +78,38 @@ pub(crate) async fn of_versions(
     Ok(decode(store::prepared(query).load(connection).await?))
 }
 
+store::unnest_row! {
+    /// A key to insert.
+    struct NewRow<'a> {
+        user_id: i32,
+        version: i32,
+        kek: &'a str,
+        wrapped: &'a [u8],
+    }
+}
+
+static ADD: LazyLock<String> = LazyLock::new(|| {
+    let (arrays, names) = (NewRow::arrays(1), NewRow::names());
+    format!(
+        "INSERT INTO data_keys ({names})
+        SELECT {names} FROM unnest({arrays}) AS k ({names})
+        ORDER BY user_id, version
+        ON CONFLICT DO NOTHING RETURNING user_id, version, kek, ''::bytea AS wrapped"
+    )
+});
+
 /// Inserts keys and returns those that were inserted: another process may have inserted the same user and version first.
 pub(crate) async fn add(
     connection: &mut Connection,
     keys: &[WrappedKey],
 ) -> Result<BTreeSet<(UserId, u32)>, Fault> {
-    const ADD: &str = "
-        INSERT INTO data_keys (user_id, version, kek, wrapped)
-        SELECT * FROM unnest($1::integer[], $2::integer[], $3::text[], $4::bytea[]) AS k (user_id, version, kek, wrapped)
-        ORDER BY user_id, version
-        ON CONFLICT DO NOTHING RETURNING user_id, version, kek, ''::bytea AS wrapped";
-    let query = diesel::sql_query(ADD)
-        .bind::<Array<Integer>, _>(keys.iter().map(|key| key.user.get()).collect::<Vec<_>>())
-        .bind::<Array<Integer>, _>(versions(keys))
-        .bind::<Array<Text>, _>(keys.iter().map(|key| key.kek.as_str()).collect::<Vec<_>>())
-        .bind::<Array<Binary>, _>(keys.iter().map(|key| key.wrapped.as_slice()).collect::<Vec<_>>());
-    let added: Vec<WrappedKey> = decode(store::prepared(query).load(connection).await?);
+    let rows = keys.iter().map(|key| NewRow {
+        user_id: key.user.get(),
+        version: version(key),
+        kek: &key.kek,
+        wrapped: &key.wrapped,
+    });
+    let added = decode(with_rows(&ADD, rows.collect()).load(connection).await?);
     Ok(added.into_iter().map(|key| (key.user, key.version)).collect())
 }
 
@@ -114,26 +131,43 @@ pub(crate) async fn wrapped_by_others(
     Ok(decode(query.load(connection).await?))
 }
 
+store::unnest_row! {
+    /// A rewrapped key.
+    struct RewrappedRow<'a> {
+        user_id: i32,
+        version: i32,
+        kek: &'a str,
+        wrapped: &'a [u8],
+        old: &'a [u8],
+    }
+}
+
+static REPLACE: LazyLock<String> = LazyLock::new(|| {
+    let (arrays, names) = (RewrappedRow::arrays(1), RewrappedRow::names());
+    format!(
+        "UPDATE data_keys k SET kek = i.kek, wrapped = i.wrapped, wrapped_at = now()
+        FROM unnest({arrays}) AS i ({names})
+        WHERE k.user_id = i.user_id AND k.version = i.version AND k.wrapped = i.old"
+    )
+});
+
 /// Replaces wrapped keys by rewrapped ones, unless they changed since they were read. Returns the number of replaced keys.
 pub(crate) async fn replace(
     connection: &mut Connection,
     read: &[WrappedKey],
     rewrapped: &[WrappedKey],
 ) -> Result<usize, Fault> {
-    const REPLACE: &str = "
-        UPDATE data_keys k SET kek = i.kek, wrapped = i.wrapped, wrapped_at = now()
-        FROM unnest($1::integer[], $2::integer[], $3::text[], $4::bytea[], $5::bytea[]) AS i (user_id, version, kek, wrapped, old)
-        WHERE k.user_id = i.user_id AND k.version = i.version AND k.wrapped = i.old";
-    let query = diesel::sql_query(REPLACE)
-        .bind::<Array<Integer>, _>(rewrapped.iter().map(|key| key.user.get()).collect::<Vec<_>>())
-        .bind::<Array<Integer>, _>(versions(rewrapped))
-        .bind::<Array<Text>, _>(rewrapped.iter().map(|key| key.kek.as_str()).collect::<Vec<_>>())
-        .bind::<Array<Binary>, _>(rewrapped.iter().map(|key| key.wrapped.as_slice()).collect::<Vec<_>>())
-        .bind::<Array<Binary>, _>(read.iter().map(|key| key.wrapped.as_slice()).collect::<Vec<_>>());
-    Ok(query.execute(connection).await?)
+    let rows = rewrapped.iter().zip(read).map(|(key, old)| RewrappedRow {
+        user_id: key.user.get(),
+        version: version(key),
+        kek: &key.kek,
+        wrapped: &key.wrapped,
+        old: &old.wrapped,
+    });
+    Ok(with_rows(&REPLACE, rows.collect()).execute(connection).await?)
 }
 
-fn versions(keys: &[WrappedKey]) -> Vec<i32> {
+fn version(key: &WrappedKey) -> i32 {
     // A version counts the rotations of one user's key, and a constraint limits it.
-    keys.iter().map(|key| i32::try_from(key.version).unwrap_or(i32::MAX)).collect()
+    i32::try_from(key.version).unwrap_or(i32::MAX)
 }

@@ -22,6 +22,7 @@ mod key_store;
 mod kms;
 mod provider;
 mod rotate;
+mod schema;
 #[cfg(feature = "aws-kms")]
 mod sigv4;
 #[cfg(feature = "vault")]

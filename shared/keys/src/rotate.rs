@@ -2,12 +2,17 @@
 //! stopped at any time and started again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
 use contract::UserId;
-use diesel::QueryableByName;
-use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::dsl::{count, count_star, max, min};
+use diesel::pg::Pg;
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Uuid as SqlUuid};
 use diesel_async::{AsyncConnection, RunQueryDsl};
+use store::schema::encrypted_fields;
+use store::unnest::{UnnestRow, with_rows};
 use store::{Connection, Fault, FaultKind};
 use trust::{AssociatedData, CipherKey};
 use uuid::Uuid;
@@ -16,6 +21,7 @@ use crate::KeyError;
 use crate::field::{Encrypted, Row};
 use crate::key_cache::{Keys, decrypt_with};
 use crate::key_store::{self, WrappedKey};
+use crate::schema::data_keys;
 
 /// How many data keys are rewrapped at a time.
 const KEY_PAGE: i64 = 200;
@@ -55,7 +61,7 @@ impl RotationReport {
 }
 
 /// The data keys that a KEK wraps.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Queryable)]
 pub struct KekUsage {
     /// The id of the KEK.
     pub kek: String,
@@ -72,23 +78,18 @@ pub struct KekUsage {
 /// # Errors
 /// [`KeyError::Store`].
 pub async fn kek_usage(connection: &mut Connection) -> Result<Vec<KekUsage>, KeyError> {
-    #[derive(QueryableByName)]
-    struct Counted {
-        #[diesel(sql_type = Text)]
-        kek: String,
-        #[diesel(sql_type = BigInt)]
-        data_keys: i64,
-        #[diesel(sql_type = BigInt)]
-        users: i64,
-        #[diesel(sql_type = Nullable<Timestamptz>)]
-        oldest: Option<DateTime<Utc>>,
-    }
-    const USAGE: &str = "
-        SELECT kek::text, count(*) AS data_keys, count(DISTINCT user_id) AS users, min(created_at) AS oldest
-        FROM data_keys GROUP BY kek ORDER BY kek";
-    let rows: Vec<Counted> = diesel::sql_query(USAGE).load(connection).await.map_err(Fault::from)?;
-    let usage = |Counted { kek, data_keys, users, oldest }| KekUsage { kek, data_keys, users, oldest };
-    Ok(rows.into_iter().map(usage).collect())
+    Ok(data_keys::table
+        .group_by(data_keys::kek)
+        .select((
+            data_keys::kek,
+            count_star(),
+            count(data_keys::user_id).aggregate_distinct(),
+            min(data_keys::created_at),
+        ))
+        .order(data_keys::kek)
+        .load(connection)
+        .await
+        .map_err(Fault::from)?)
 }
 
 /// Rewraps every data key that another KEK wraps with the current KEK. Fields are not changed.
@@ -124,37 +125,26 @@ pub async fn rewrap(keys: &Keys) -> Result<RotationReport, KeyError> {
 ///
 /// # Errors
 /// [`KeyError`]. Completed steps are kept.
-pub async fn rotate_data_keys(
-    keys: &Keys,
-    before: DateTime<Utc>,
-    only: Option<UserId>,
-) -> Result<usize, KeyError> {
-    #[derive(QueryableByName)]
-    struct Old {
-        #[diesel(sql_type = Integer)]
-        user_id: i32,
-        #[diesel(sql_type = Integer)]
-        version: i32,
-    }
-    const OLD: &str = "
-        SELECT user_id, max(version) AS version FROM data_keys
-        WHERE user_id > $1 AND ($2 IS NULL OR user_id = $2) GROUP BY user_id HAVING max(created_at) < $3
-        ORDER BY user_id LIMIT $4";
+pub async fn rotate_data_keys(keys: &Keys, before: DateTime<Utc>, only: Option<UserId>) -> Result<usize, KeyError> {
     let (mut done, mut after) = (0, -1);
     loop {
         let mut connection = store::acquire(keys.pool()).await?;
-        let old: Vec<Old> = diesel::sql_query(OLD)
-            .bind::<Integer, _>(after)
-            .bind::<Nullable<Integer>, _>(only.map(UserId::get))
-            .bind::<Timestamptz, _>(before)
-            .bind::<BigInt, _>(KEY_PAGE)
-            .load(&mut *connection)
-            .await
-            .map_err(Fault::from)?;
-        let Some(last) = old.last() else { return Ok(done) };
-        after = last.user_id;
+        let mut query = data_keys::table
+            .group_by(data_keys::user_id)
+            .having(max(data_keys::created_at).lt(before))
+            .select((data_keys::user_id, max(data_keys::version).assume_not_null()))
+            .order(data_keys::user_id)
+            .limit(KEY_PAGE)
+            .into_boxed::<Pg>()
+            .filter(data_keys::user_id.gt(after));
+        if let Some(user) = only {
+            query = query.filter(data_keys::user_id.eq(user.get()));
+        }
+        let old: Vec<(i32, i32)> = query.load(&mut *connection).await.map_err(Fault::from)?;
+        let Some((last, _)) = old.last() else { return Ok(done) };
+        after = *last;
         let mut by_version: BTreeMap<u32, BTreeSet<UserId>> = BTreeMap::new();
-        for Old { user_id, version } in old {
+        for (user_id, version) in old {
             if let (Ok(user), Ok(version)) = (UserId::new(user_id), u32::try_from(version)) {
                 by_version.entry(version + 1).or_default().insert(user);
             }
@@ -171,16 +161,15 @@ pub async fn rotate_data_keys(
 /// # Errors
 /// A [`Fault`] of the database.
 async fn users(main: &mut Connection, after: i32) -> Result<Vec<UserId>, Fault> {
-    #[derive(QueryableByName)]
-    struct Id {
-        #[diesel(sql_type = Integer)]
-        user_id: i32,
-    }
-    const USERS: &str =
-        "SELECT DISTINCT user_id FROM encrypted_fields WHERE user_id > $1 ORDER BY user_id LIMIT $2";
-    let query = diesel::sql_query(USERS).bind::<Integer, _>(after).bind::<BigInt, _>(USER_PAGE);
-    let rows: Vec<Id> = query.load(main).await?;
-    Ok(rows.into_iter().filter_map(|row| UserId::new(row.user_id).ok()).collect())
+    let ids: Vec<i32> = encrypted_fields::table
+        .filter(encrypted_fields::user_id.gt(after))
+        .select(encrypted_fields::user_id)
+        .distinct()
+        .order(encrypted_fields::user_id)
+        .limit(USER_PAGE)
+        .load(main)
+        .await?;
+    Ok(ids.into_iter().filter_map(|id| UserId::new(id).ok()).collect())
 }
 
 /// Reencrypts every field that an older data key encrypts with the current data key of its user, for all users or for one. The
@@ -326,6 +315,26 @@ async fn outdated_fields(
     Ok(query.load(main).await?)
 }
 
+store::unnest_row! {
+    /// A reencrypted field.
+    struct Reencrypted<'a> {
+        user_id: i32,
+        table_name: &'a str,
+        column_name: &'a str,
+        row_id: Uuid,
+        ciphertext: &'a [u8],
+    }
+}
+
+static WRITE: LazyLock<String> = LazyLock::new(|| {
+    let (arrays, names) = (Reencrypted::arrays(1), Reencrypted::names());
+    format!(
+        "UPDATE encrypted_fields e SET ciphertext = i.ciphertext
+        FROM unnest({arrays}) AS i ({names})
+        WHERE e.user_id = i.user_id AND e.table_name = i.table_name AND e.column_name = i.column_name AND e.row_id = i.row_id"
+    )
+});
+
 /// Reencrypts a page of fields in a transaction. It locks the rows in the order in which workers write them.
 async fn try_reencrypt_page(
     main: &mut Connection,
@@ -338,11 +347,6 @@ async fn try_reencrypt_page(
         FROM unnest($1::integer[], $2::uuid[]) AS i (user_id, id)
         JOIN encrypted_fields e ON e.user_id = i.user_id AND e.id = i.id
         ORDER BY e.user_id, e.table_name, e.column_name, e.row_id FOR UPDATE OF e";
-    const WRITE: &str = "
-        UPDATE encrypted_fields e SET ciphertext = i.ciphertext
-        FROM unnest($1::integer[], $2::text[], $3::text[], $4::uuid[], $5::bytea[])
-            AS i (user_id, table_name, column_name, row_id, ciphertext)
-        WHERE e.user_id = i.user_id AND e.table_name = i.table_name AND e.column_name = i.column_name AND e.row_id = i.row_id";
     let mut report = RotationReport::default();
     let rows: Vec<Row> = diesel::sql_query(READ)
         .bind::<Array<Integer>, _>(old.iter().map(|place| place.user_id).collect::<Vec<_>>())
@@ -362,21 +366,14 @@ async fn try_reencrypt_page(
         }
     }
     if !rewritten.is_empty() {
-        let query = diesel::sql_query(WRITE)
-            .bind::<Array<Integer>, _>(
-                rewritten.iter().map(|(field, _)| field.user.get()).collect::<Vec<_>>(),
-            )
-            .bind::<Array<Text>, _>(
-                rewritten.iter().map(|(field, _)| field.table.as_str()).collect::<Vec<_>>(),
-            )
-            .bind::<Array<Text>, _>(
-                rewritten.iter().map(|(field, _)| field.column.as_str()).collect::<Vec<_>>(),
-            )
-            .bind::<Array<SqlUuid>, _>(rewritten.iter().map(|(field, _)| field.row).collect::<Vec<_>>())
-            .bind::<Array<Binary>, _>(
-                rewritten.iter().map(|(_, sealed)| sealed.as_slice()).collect::<Vec<_>>(),
-            );
-        report.done = query.execute(main).await?;
+        let rows = rewritten.iter().map(|(field, sealed)| Reencrypted {
+            user_id: field.user.get(),
+            table_name: &field.table,
+            column_name: &field.column,
+            row_id: field.row,
+            ciphertext: sealed,
+        });
+        report.done = with_rows(&WRITE, rows.collect()).execute(main).await?;
     }
     Ok(report)
 }

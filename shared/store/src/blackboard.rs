@@ -1,6 +1,7 @@
 //! The event stream: who did what and why, appended in the transaction of the effect.
 
 use std::collections::HashMap;
+use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
 use contract::{Event, EventType, Json, Performative, UserId};
@@ -11,6 +12,7 @@ use uuid::Uuid;
 
 use crate::fault::{Fault, FaultKind};
 use crate::prepared;
+use crate::unnest::{UnnestRow, with_rows};
 
 /// What [`EventRow`] is read from.
 macro_rules! event_columns {
@@ -72,6 +74,39 @@ pub struct Appended {
     pub created_at: DateTime<Utc>,
 }
 
+crate::unnest_row! {
+    /// A row of [`APPEND`].
+    struct NewRow<'a> {
+        id: Uuid,
+        event_type: &'a str,
+        performative: &'a str,
+        source_agent_id: &'a str,
+        user_id: i32,
+        session_id: &'a str,
+        payload: &'a str,
+        parent_event_id: Option<Uuid>,
+        causality_chain: String,
+        logical_timestamp: i64,
+        request_id: Uuid,
+        target_agent_id: Option<&'a str>,
+    }
+}
+
+static APPEND: LazyLock<String> = LazyLock::new(|| {
+    let (arrays, names) = (NewRow::arrays(1), NewRow::names());
+    format!(
+        "INSERT INTO blackboard_events (id, event_type, performative, source_agent_id, user_id, session_id,
+            event_payload, parent_event_id, causality_chain, logical_timestamp, request_id, target_agent_id)
+        SELECT e.id, e.event_type::eventtype, e.performative::performative, e.source_agent_id, e.user_id,
+            e.session_id, e.payload::jsonb, e.parent_event_id, e.causality_chain::jsonb, e.logical_timestamp,
+            e.request_id, e.target_agent_id
+        FROM unnest({arrays}) WITH ORDINALITY AS e ({names}, ordinal)
+        JOIN users u ON u.id = e.user_id
+        ORDER BY e.ordinal
+        RETURNING id, event_sequence, created_at"
+    )
+});
+
 /// Appends events in the order given and says what they were given, by id.
 ///
 /// # Errors
@@ -80,19 +115,6 @@ pub async fn append(
     connection: &mut AsyncPgConnection,
     events: &[NewEvent<'_>],
 ) -> Result<HashMap<Uuid, Appended>, Fault> {
-    const APPEND: &str = "
-        INSERT INTO blackboard_events (id, event_type, performative, source_agent_id, user_id, session_id,
-            event_payload, parent_event_id, causality_chain, logical_timestamp, request_id, target_agent_id)
-        SELECT e.id, e.event_type::eventtype, e.performative::performative, e.source_agent_id, e.user_id,
-            e.session_id, e.payload::jsonb, e.parent_event_id, e.causality_chain::jsonb, e.logical_timestamp,
-            e.request_id, e.target_agent_id
-        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::integer[], $6::text[], $7::text[],
-            $8::uuid[], $9::text[], $10::bigint[], $11::uuid[], $12::text[])
-            WITH ORDINALITY AS e (id, event_type, performative, source_agent_id, user_id, session_id, payload,
-            parent_event_id, causality_chain, logical_timestamp, request_id, target_agent_id, ordinal)
-        JOIN users u ON u.id = e.user_id
-        ORDER BY e.ordinal
-        RETURNING id, event_sequence, created_at";
     #[derive(QueryableByName)]
     struct Row {
         #[diesel(sql_type = SqlUuid)]
@@ -105,34 +127,25 @@ pub async fn append(
     if events.is_empty() {
         return Ok(HashMap::new());
     }
-    let chains: Vec<String> = events.iter().map(|event| chain_json(event.cause)).collect();
-    let rows: Vec<Row> = prepared(
-        diesel::sql_query(APPEND)
-            .bind::<Array<SqlUuid>, _>(column(events, |event| event.id))
-            .bind::<Array<Text>, _>(column(events, |event| event.event_type.as_str()))
-            .bind::<Array<Text>, _>(column(events, |event| event.performative.as_str()))
-            .bind::<Array<Text>, _>(column(events, |event| event.source_agent_id))
-            .bind::<Array<Integer>, _>(column(events, |event| event.user_id.get()))
-            .bind::<Array<Text>, _>(column(events, |event| event.session_id))
-            .bind::<Array<Text>, _>(column(events, |event| event.payload))
-            .bind::<Array<Nullable<SqlUuid>>, _>(column(events, |event| {
-                event.cause.map(|cause| cause.parent_event_id)
-            }))
-            .bind::<Array<Text>, _>(chains)
-            .bind::<Array<BigInt>, _>(column(events, |event| event.logical_timestamp))
-            .bind::<Array<SqlUuid>, _>(column(events, |event| event.request_id))
-            .bind::<Array<Nullable<Text>>, _>(column(events, |event| event.target_agent_id)),
-    )
-    .load(connection)
-    .await?;
+    let new = events.iter().map(|event| NewRow {
+        id: event.id,
+        event_type: event.event_type.as_str(),
+        performative: event.performative.as_str(),
+        source_agent_id: event.source_agent_id,
+        user_id: event.user_id.get(),
+        session_id: event.session_id,
+        payload: event.payload,
+        parent_event_id: event.cause.map(|cause| cause.parent_event_id),
+        causality_chain: chain_json(event.cause),
+        logical_timestamp: event.logical_timestamp,
+        request_id: event.request_id,
+        target_agent_id: event.target_agent_id,
+    });
+    let rows: Vec<Row> = with_rows(&APPEND, new.collect()).load(connection).await?;
     Ok(rows
         .into_iter()
         .map(|row| (row.id, Appended { event_sequence: row.event_sequence, created_at: row.created_at }))
         .collect())
-}
-
-fn column<'a, T>(events: &'a [NewEvent<'a>], field: impl Fn(&'a NewEvent<'a>) -> T) -> Vec<T> {
-    events.iter().map(field).collect()
 }
 
 fn chain_json(cause: Option<&Cause>) -> String {

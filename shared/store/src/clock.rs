@@ -4,6 +4,7 @@
 //! visible in the order in which they were drawn: whoever has seen one has seen all that come before it.
 
 use std::collections::HashMap;
+use std::sync::LazyLock;
 
 use contract::{Event, EventType, UserId};
 use diesel::QueryableByName;
@@ -13,6 +14,7 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use crate::blackboard::{EventRow, event_columns};
 use crate::fault::Fault;
 use crate::prepared;
+use crate::unnest::{UnnestRow, with_rows};
 
 /// A session whose clock is taken, and what is known of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +60,34 @@ const AT_ONCE: i64 = 2_000;
 /// How many bytes their payloads have together, unless a single one has more.
 const BYTES: i64 = 16 * 1024 * 1024;
 
+crate::unnest_row! {
+    /// A row of [`TAKE`].
+    struct Row<'a> {
+        user_id: i32,
+        session_id: &'a str,
+        published: i64,
+        events: i64,
+        causes: i64,
+    }
+}
+
+/// Sorted, so that two replicas take clocks in one order. Nothing but appending is left to do then, so that nobody who holds one
+/// waits for anything that a neighbour has locked.
+static TAKE: LazyLock<String> = LazyLock::new(|| {
+    let (arrays, names) = (Row::arrays(1), Row::names());
+    format!(
+        "INSERT INTO session_clocks AS c (user_id, session_id, published_sequence, events, logical_time)
+        SELECT user_id, session_id, published, events, causes + events
+        FROM unnest({arrays}) AS s ({names})
+        ORDER BY user_id, session_id
+        ON CONFLICT (user_id, session_id) DO UPDATE SET
+            published_sequence = greatest(c.published_sequence, excluded.published_sequence),
+            events = c.events + excluded.events,
+            logical_time = greatest(c.logical_time + excluded.events, excluded.logical_time)
+        RETURNING user_id, session_id, published_sequence, logical_time"
+    )
+});
+
 /// Takes the clocks of sessions, no two of which are the same.
 ///
 /// An event older than an hour is not among the earlier ones. Its message has been delivered again long since, to somebody who
@@ -66,19 +96,6 @@ const BYTES: i64 = 16 * 1024 * 1024;
 /// # Errors
 /// A [`Fault`] of the database.
 pub async fn take(connection: &mut AsyncPgConnection, sessions: &[Session<'_>]) -> Result<Taken, Fault> {
-    // Sorted, so that two replicas take them in one order. Nothing but appending is left to do then, so that nobody who holds
-    // one waits for anything that a neighbour has locked.
-    const TAKE: &str = "
-        INSERT INTO session_clocks AS c (user_id, session_id, published_sequence, events, logical_time)
-        SELECT user_id, session_id, published, events, causes + events
-        FROM unnest($1::integer[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[])
-            AS s (user_id, session_id, published, events, causes)
-        ORDER BY user_id, session_id
-        ON CONFLICT (user_id, session_id) DO UPDATE SET
-            published_sequence = greatest(c.published_sequence, excluded.published_sequence),
-            events = c.events + excluded.events,
-            logical_time = greatest(c.logical_time + excluded.events, excluded.logical_time)
-        RETURNING user_id, session_id, published_sequence, logical_time";
     #[derive(QueryableByName)]
     struct Clock {
         #[diesel(sql_type = Integer)]
@@ -93,14 +110,14 @@ pub async fn take(connection: &mut AsyncPgConnection, sessions: &[Session<'_>]) 
     if sessions.is_empty() {
         return Ok(Taken::default());
     }
-    let column = |field: fn(&Session<'_>) -> i64| sessions.iter().map(field).collect::<Vec<_>>();
-    let query = diesel::sql_query(TAKE)
-        .bind::<Array<Integer>, _>(sessions.iter().map(|session| session.user_id.get()).collect::<Vec<_>>())
-        .bind::<Array<Text>, _>(sessions.iter().map(|session| session.session_id).collect::<Vec<_>>())
-        .bind::<Array<BigInt>, _>(column(|session| session.published))
-        .bind::<Array<BigInt>, _>(column(|session| session.events))
-        .bind::<Array<BigInt>, _>(column(|session| session.causes));
-    let clocks: Vec<Clock> = prepared(query).load(connection).await?;
+    let rows = sessions.iter().map(|session| Row {
+        user_id: session.user_id.get(),
+        session_id: session.session_id,
+        published: session.published,
+        events: session.events,
+        causes: session.causes,
+    });
+    let clocks: Vec<Clock> = with_rows(&TAKE, rows.collect()).load(connection).await?;
     let asked: HashMap<(i32, &str), &Session<'_>> =
         sessions.iter().map(|session| ((session.user_id.get(), session.session_id), session)).collect();
     let (mut times, mut seen) = (HashMap::with_capacity(clocks.len()), Vec::with_capacity(clocks.len()));

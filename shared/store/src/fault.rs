@@ -1,33 +1,33 @@
-//! What a database error means for the message that met it. The only place that decides.
+//! Classification of database errors: what to do with a message whose statement failed. No other place classifies them.
 
 use std::fmt;
 
 use diesel::result::{DatabaseErrorKind, Error};
 
-/// What to do about an error.
+/// The class of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FaultKind {
-    /// It may work next time: a deadlock, a timeout, or an error this list does not know.
+    /// A retry may succeed: a deadlock, a timeout, or an unknown error.
     Transient,
-    /// The database is away, out of room, or not set up. No message's fault, and no try is spent.
+    /// The database is unreachable, out of disk space, or not migrated. The message is not the cause, and no retry is counted.
     Unavailable,
-    /// The connection broke in the middle. Mostly the database is away; but a statement that kills its backend each
-    /// time looks the same.
-    Severed,
-    /// Something that must be there first is not: a foreign key has no target.
+    /// The connection was lost during a statement. Usually the database is unreachable; a statement that crashes its backend
+    /// looks the same.
+    ConnectionLost,
+    /// A prerequisite is missing: the target of a foreign key.
     MissingPrerequisite,
-    /// The same statement with the same values fails for ever.
+    /// The same statement with the same values always fails.
     Permanent,
-    /// A policy stands against it.
+    /// Row-level security rejects it.
     Denied,
 }
 
-/// An error of the database with its meaning.
+/// A classified error of the database.
 #[derive(Debug)]
 pub struct Fault {
-    /// What to do about it.
+    /// Its class.
     pub kind: FaultKind,
-    /// What the database said, without values.
+    /// The message of the database, without values.
     pub reason: String,
 }
 
@@ -41,7 +41,7 @@ impl std::error::Error for Fault {}
 
 impl From<Error> for Fault {
     fn from(error: Error) -> Self {
-        // The details of a database error quote values, which belong into no log and no dead letter.
+        // The details of a database error quote values, which must not reach a log or a dead letter.
         let reason = if let Error::DatabaseError(_, info) = &error {
             match info.constraint_name() {
                 Some(constraint) => format!("{} (constraint {constraint})", info.message()),
@@ -54,18 +54,18 @@ impl From<Error> for Fault {
     }
 }
 
-/// The kind of an error.
+/// Classifies an error.
 #[allow(clippy::wildcard_enum_match_arm, reason = "both enumerations of diesel are non-exhaustive")]
 fn classify(error: &Error) -> FaultKind {
     match error {
         Error::DatabaseError(kind, info) => match kind {
-            DatabaseErrorKind::UnableToSendCommand => unsent(info.message()),
-            DatabaseErrorKind::ClosedConnection => FaultKind::Severed,
+            DatabaseErrorKind::UnableToSendCommand => client_error(info.message()),
+            DatabaseErrorKind::ClosedConnection => FaultKind::ConnectionLost,
             DatabaseErrorKind::SerializationFailure => FaultKind::Transient,
             DatabaseErrorKind::ReadOnlyTransaction => FaultKind::Unavailable,
             DatabaseErrorKind::ForeignKeyViolation => FaultKind::MissingPrerequisite,
-            // Every key that a request can meet twice has its ON CONFLICT. A table with two keys can still meet a
-            // neighbour's row on the other one, in the moment before it is seen; the next try sees it.
+            // Every key that a request can repeat has its ON CONFLICT. In a table with two keys, a concurrent row can still
+            // conflict on the other key before it is visible; a retry sees it.
             DatabaseErrorKind::UniqueViolation => FaultKind::Transient,
             DatabaseErrorKind::NotNullViolation
             | DatabaseErrorKind::CheckViolation
@@ -73,7 +73,7 @@ fn classify(error: &Error) -> FaultKind {
             | DatabaseErrorKind::ExclusionViolation => FaultKind::Permanent,
             _ => by_message(info.message()),
         },
-        Error::BrokenTransactionManager => FaultKind::Severed,
+        Error::BrokenTransactionManager => FaultKind::ConnectionLost,
         Error::SerializationError(_)
         | Error::QueryBuilderError(_)
         | Error::DeserializationError(_)
@@ -82,25 +82,25 @@ fn classify(error: &Error) -> FaultKind {
     }
 }
 
-/// Errors that did not come from the server. Nearly all of them are of the connection; but a statement that the
-/// client cannot put on the wire stays so, and waiting for the database would be waiting for ever.
-fn unsent(message: &str) -> FaultKind {
+/// Errors that the client reports, not the server. Nearly all are connection errors; but a statement that the client cannot
+/// encode never succeeds, so waiting for the database would never end.
+fn client_error(message: &str) -> FaultKind {
     const PERMANENT: [&str; 2] = ["error serializing parameter", "error encoding message to server"];
     if PERMANENT.iter().any(|phrase| message.starts_with(phrase)) {
         FaultKind::Permanent
     } else {
-        FaultKind::Severed
+        FaultKind::ConnectionLost
     }
 }
 
-/// diesel-async hands on no SQLSTATE for these, only the server's message. The servers' messages are English
-/// under `lc_messages = C`, which the production files set. In another language everything here is transient:
-/// it is then tried more often than it need be, and nothing is lost.
+/// For these errors diesel-async passes on no SQLSTATE, only the server's message. Messages are English under
+/// `lc_messages = C`, which the production files set. In another language all of them are classified as transient: they are
+/// retried more often than necessary, and nothing is lost.
 fn by_message(message: &str) -> FaultKind {
-    const SEVERED: [&str; 2] = ["terminating connection", "connection closed"];
-    // Class 57 (operator intervention), 53 (insufficient resources), 58 (system error), and of class 42 what is not
-    // there or not granted (42P01, 42703, 42704, 42883, 42501): no value of a message causes them, and an operator
-    // can put them right.
+    const CONNECTION_LOST: [&str; 2] = ["terminating connection", "connection closed"];
+    // Classes 57 (operator intervention), 53 (insufficient resources) and 58 (system error), and of class 42 the errors for
+    // missing objects and privileges (42P01, 42703, 42704, 42883, 42501): no value of a message causes them, and an operator
+    // can resolve them.
     const UNAVAILABLE: [&str; 17] = [
         "the database system is",
         "remaining connection slots are reserved",
@@ -121,7 +121,7 @@ fn by_message(message: &str) -> FaultKind {
         "cached plan must not change result type",
     ];
     const DENIED: [&str; 2] = ["row-level security policy", "the security context is"];
-    // Class 22 (data exception) and 54 (program limit exceeded) as far as values can cause them.
+    // Classes 22 (data exception) and 54 (program limit exceeded), as far as values can cause them.
     const PERMANENT: [&str; 15] = [
         "is too long for tsvector",
         "invalid memory alloc request size",
@@ -139,15 +139,15 @@ fn by_message(message: &str) -> FaultKind {
         "index row size",
         "index row requires",
     ];
-    let says = |phrases: &[&str]| phrases.iter().any(|phrase| message.contains(phrase));
-    // What values can cause comes first: such a message quotes the value, which may hold any other phrase.
-    if says(&PERMANENT) {
+    let contains_any = |phrases: &[&str]| phrases.iter().any(|phrase| message.contains(phrase));
+    // Errors that values can cause come first: their messages quote the value, which may contain any other phrase.
+    if contains_any(&PERMANENT) {
         FaultKind::Permanent
-    } else if says(&DENIED) {
+    } else if contains_any(&DENIED) {
         FaultKind::Denied
-    } else if says(&SEVERED) {
-        FaultKind::Severed
-    } else if says(&UNAVAILABLE) {
+    } else if contains_any(&CONNECTION_LOST) {
+        FaultKind::ConnectionLost
+    } else if contains_any(&UNAVAILABLE) {
         FaultKind::Unavailable
     } else {
         FaultKind::Transient
@@ -189,13 +189,13 @@ mod tests {
         {
             assert_eq!(
                 kind(DatabaseErrorKind::UnableToSendCommand, message),
-                FaultKind::Severed,
+                FaultKind::ConnectionLost,
                 "{message}"
             );
         }
         let message = "terminating connection due to administrator command";
-        assert_eq!(kind(DatabaseErrorKind::Unknown, message), FaultKind::Severed);
-        assert_eq!(Fault::from(Error::BrokenTransactionManager).kind, FaultKind::Severed);
+        assert_eq!(kind(DatabaseErrorKind::Unknown, message), FaultKind::ConnectionLost);
+        assert_eq!(Fault::from(Error::BrokenTransactionManager).kind, FaultKind::ConnectionLost);
     }
 
     #[test]

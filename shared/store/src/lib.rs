@@ -1,7 +1,7 @@
-//! PostgreSQL: pools, migrations, the inbox, the blackboard, and what its errors mean.
+//! PostgreSQL: connection pools, migrations, the inbox, the blackboard, and the classification of errors.
 //!
-//! A worker's SQL lives in the worker's own `store.rs`; what every worker's transaction needs is here.
-//! Nothing here knows about messages.
+//! A worker's own statements are in its `store` module; this crate has what the transactions of all workers share. It does not
+//! depend on messages.
 
 pub mod blackboard;
 pub mod clock;
@@ -15,6 +15,7 @@ pub mod registry;
 pub mod schema;
 pub mod security;
 mod statement;
+pub mod unnest;
 pub mod vector;
 
 pub use diesel_async::AsyncPgConnection as Connection;

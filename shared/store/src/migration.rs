@@ -1,57 +1,65 @@
-//! Schemas' migrations, built into the program and run without libpq.
+//! Migrations, built into the program and run without libpq.
 
 use std::time::Duration;
 
-use diesel::QueryableByName;
+use diesel::prelude::*;
 use diesel::sql_types::{Nullable, Text};
 use diesel_async::{AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use crate::fault::{Fault, FaultKind};
 
-/// The migrations of one database.
+mod schema {
+    diesel::table! {
+        __diesel_schema_migrations (version) {
+            version -> Text,
+        }
+    }
+}
+
+/// The migrations of a database.
 #[derive(Clone, Copy, Debug)]
 pub struct Schema {
     migrations: fn() -> EmbeddedMigrations,
 }
 
-const OF_MAIN: EmbeddedMigrations = embed_migrations!("../../migrations");
+const MAIN_MIGRATIONS: EmbeddedMigrations = embed_migrations!("../../migrations");
 
 /// The main database.
-pub const MAIN: Schema = Schema::new(|| OF_MAIN);
+pub const MAIN: Schema = Schema::new(|| MAIN_MIGRATIONS);
 
-/// The advisory lock that two programs migrating at once queue at: "memfleet" in ASCII.
+/// The advisory lock that serializes migrations: "memfleet" in ASCII.
 const LOCK: i64 = 0x6d65_6d66_6c65_6574;
 
-/// A migration failed. The ones before it stay.
+/// A migration failed. Those before it stay applied.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct MigrationError(String);
 
-/// One migration and whether the database has it.
+/// A migration and whether it is applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MigrationState {
-    /// Its folder's name.
+    /// The name of its folder.
     pub name: String,
-    /// Whether it has run.
+    /// Whether it is applied.
     pub applied: bool,
 }
 
 impl Schema {
-    /// Those that `embed_migrations!` has made a constant of.
+    /// A schema of the migrations that `embed_migrations!` has built in.
     pub const fn new(migrations: fn() -> EmbeddedMigrations) -> Self {
         Self { migrations }
     }
 
-    /// Runs what has not run yet, each migration in a transaction of its own. Gives the names.
+    /// Applies the pending migrations, each in a transaction of its own. Returns their names.
     ///
     /// # Errors
-    /// [`MigrationError`] names the migration that failed, and why.
+    /// [`MigrationError`] with the name of the migration that failed, and the reason.
     pub async fn up(&self, connection: AsyncPgConnection) -> Result<Vec<String>, MigrationError> {
         with_lock(connection, |harness| {
             let mut done = Vec::new();
             while let Some(next) = self.pending(harness)?.into_iter().next() {
-                patiently(&next, || harness.run_next_migration((self.migrations)()).map(drop))?;
+                retry_on_lock_timeout(&next, || harness.run_next_migration((self.migrations)()).map(drop))?;
                 done.push(next);
             }
             Ok(done)
@@ -59,7 +67,7 @@ impl Schema {
         .await
     }
 
-    /// Takes back the latest `count` migrations. Gives the names.
+    /// Rolls back the latest `count` migrations. Returns their names.
     ///
     /// # Errors
     /// [`MigrationError`] if one fails.
@@ -73,10 +81,12 @@ impl Schema {
             while done.len() < count
                 && let Some(version) = applied(harness)?.into_iter().next()
             {
-                // One that another version of the program has applied has no name here.
+                // A migration that another version of the program applied has no name here.
                 let name =
                     self.names()?.into_iter().find(|name| version_of(name) == version).unwrap_or(version);
-                patiently(&name, || harness.revert_last_migration((self.migrations)()).map(drop))?;
+                retry_on_lock_timeout(&name, || {
+                    harness.revert_last_migration((self.migrations)()).map(drop)
+                })?;
                 done.push(name);
             }
             Ok(done)
@@ -87,7 +97,7 @@ impl Schema {
     /// Every migration of this program, oldest first.
     ///
     /// # Errors
-    /// [`MigrationError`] if the database cannot be asked.
+    /// [`MigrationError`] if the database cannot be read.
     pub async fn status(&self, connection: AsyncPgConnection) -> Result<Vec<MigrationState>, MigrationError> {
         let mut harness = AsyncMigrationHarness::new(connection);
         tokio::task::block_in_place(|| {
@@ -100,30 +110,32 @@ impl Schema {
         })
     }
 
-    /// The migrations of this program that the database lacks, asked for without any right but to read.
+    /// The migrations of this program that are not applied. It needs no privilege but to read.
     ///
     /// # Errors
     /// A [`Fault`] of the database.
     pub async fn missing(&self, connection: &mut AsyncPgConnection) -> Result<Vec<String>, Fault> {
-        // A role that may not read it has lost its rights with the schema.
+        // A role that may not read the table lost its privileges when the schema was rolled back.
         const TABLE: &str = "
             SELECT t::text AS name FROM to_regclass('__diesel_schema_migrations') AS t
             WHERE has_table_privilege(t, 'SELECT')";
-        const APPLIED: &str = "SELECT version::text AS name FROM __diesel_schema_migrations";
         #[derive(QueryableByName)]
         struct Row {
             #[diesel(sql_type = Nullable<Text>)]
             name: Option<String>,
         }
         let table: Vec<Row> = diesel::sql_query(TABLE).load(connection).await?;
-        let applied: Vec<Row> = if table.iter().any(|row| row.name.is_some()) {
-            diesel::sql_query(APPLIED).load(connection).await?
+        let applied: Vec<String> = if table.iter().any(|row| row.name.is_some()) {
+            use schema::__diesel_schema_migrations::dsl::{
+                __diesel_schema_migrations as migrations, version,
+            };
+            migrations.select(version).load(connection).await?
         } else {
             Vec::new()
         };
         let names =
             self.names().map_err(|error| Fault { kind: FaultKind::Permanent, reason: error.to_string() })?;
-        let has = |name: &String| applied.iter().any(|row| row.name.as_ref() == Some(&version_of(name)));
+        let has = |name: &String| applied.contains(&version_of(name));
         Ok(names.into_iter().filter(|name| !has(name)).collect())
     }
 
@@ -164,12 +176,12 @@ async fn with_lock<T>(
 }
 
 /// How often a migration is tried that cannot lock a table.
-const TRIES: u32 = 100;
+const MAX_TRIES: u32 = 100;
 /// The longest pause between two tries.
-const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+const MAX_PAUSE: Duration = Duration::from_millis(200);
 
-/// A migration waits for no lock for long, since everybody else waits behind it: it gives up, lets them pass, and tries again.
-fn patiently(
+/// Retries a migration on a lock timeout. Its lock timeout is short, because all other statements on the table queue behind it.
+fn retry_on_lock_timeout(
     name: &str,
     mut migrate: impl FnMut() -> diesel::migration::Result<()>,
 ) -> Result<(), MigrationError> {
@@ -178,11 +190,11 @@ fn patiently(
     while let Err(error) = migrate() {
         tries += 1;
         let message = error.to_string();
-        if tries == TRIES || !BUSY.iter().any(|busy| message.contains(busy)) {
+        if tries == MAX_TRIES || !BUSY.iter().any(|busy| message.contains(busy)) {
             return Err(failed(name, &*error));
         }
-        // Chance keeps it from meeting the same busy moment of a regular writer again.
-        std::thread::sleep(LONGEST_PAUSE.mul_f64(fastrand::f64()));
+        // A random pause, so as not to meet a periodic writer again and again.
+        std::thread::sleep(MAX_PAUSE.mul_f64(fastrand::f64()));
     }
     Ok(())
 }

@@ -6,32 +6,32 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
 use crate::fault::Fault;
 
-/// The tables, by ranges of ids, which are ranges of time.
+/// The partitioned tables. They are partitioned by ranges of UUIDv7 ids, which are ranges of time.
 pub const TABLES: [&str; 2] = ["blackboard_events", "audit.audit_log"];
 
-/// How many months after this one have their partitions made.
+/// For how many months after the current one partitions are created.
 pub const MONTHS_AHEAD: i32 = 3;
 
-/// Makes the partitions of this month and of the next `months` where they are missing, and gives how many it made. It
-/// needs the right to make tables. Without it rows go to the default partition, from where the next time moves them.
+/// Creates the missing partitions of this month and the next `months`, and returns how many it created. It needs the privilege
+/// to create tables. Rows of a month without a partition go to the default partition, and the next call moves them.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
-pub async fn make_ahead(connection: &mut AsyncPgConnection, months: i32) -> Result<i32, Fault> {
-    const MAKE: &str = "SELECT make_month_partitions($1::regclass, $2) AS made";
+pub async fn create_ahead(connection: &mut AsyncPgConnection, months: i32) -> Result<i32, Fault> {
+    const CREATE: &str = "SELECT make_month_partitions($1::regclass, $2) AS created";
     #[derive(QueryableByName)]
-    struct Made {
+    struct Created {
         #[diesel(sql_type = Integer)]
-        made: i32,
+        created: i32,
     }
-    let mut made = 0;
+    let mut created = 0;
     for table in TABLES {
-        let rows: Vec<Made> = diesel::sql_query(MAKE)
+        let rows: Vec<Created> = diesel::sql_query(CREATE)
             .bind::<Text, _>(table)
             .bind::<Integer, _>(months)
             .load(connection)
             .await?;
-        made += rows.iter().map(|row| row.made).sum::<i32>();
+        created += rows.iter().map(|row| row.created).sum::<i32>();
     }
-    Ok(made)
+    Ok(created)
 }

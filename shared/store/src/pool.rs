@@ -1,4 +1,4 @@
-//! Connections to the database.
+//! Connections to a database.
 
 use std::time::Duration;
 
@@ -16,29 +16,29 @@ use crate::fault::{Fault, FaultKind};
 /// Connections to one database under one role.
 pub type Pool = deadpool::Pool<AsyncPgConnection>;
 
-/// A connection acquired by a [`Pool`]; dropped, it goes back.
+/// A connection of a [`Pool`]. Dropping it returns it to the pool.
 pub type Pooled = Object<AsyncPgConnection>;
 
-/// What a pool is like.
+/// Options of a pool.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolOptions<'a> {
-    /// What the connections are called in `pg_stat_activity`, after `memfleet `.
+    /// The connections' `application_name`, after `memfleet `.
     pub name: &'a str,
-    /// The most connections.
+    /// The maximum number of connections.
     pub size: usize,
-    /// How long whoever asks for a connection waits.
-    pub patience: Duration,
-    /// How long a statement may run before the server ends it. Zero: as long as it takes.
+    /// How long to wait for a connection: for a free one, and for a new one to be established.
+    pub acquire_timeout: Duration,
+    /// The server cancels a statement that runs longer. Zero: no limit.
     pub statement_timeout: Duration,
 }
 
-/// No pool, or no connection out of it.
+/// Why there is no pool, or no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum PoolError {
-    /// The pool cannot be made as asked for.
-    #[error("the PostgreSQL pool cannot be made: {0}")]
+    /// The options or the URL are invalid.
+    #[error("the PostgreSQL pool cannot be created: {0}")]
     Build(String),
-    /// The server cannot be reached, or refuses us.
+    /// The server is unreachable or rejects the connection.
     #[error("PostgreSQL cannot be reached: {0}")]
     Connect(String),
 }
@@ -49,61 +49,64 @@ impl From<PoolError> for Fault {
     }
 }
 
-/// A peer that acknowledges nothing for so long is taken for gone. Without it, a network that swallows packets would
-/// hold a worker for as long as TCP tries, a quarter of an hour.
-const SILENCE: Duration = Duration::from_secs(30);
+/// The TCP user timeout: a peer that acknowledges nothing for this long counts as lost. By default a network that drops packets
+/// would block a worker for about 15 minutes.
+const TCP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A transaction that does nothing for so long belongs to a process that is frozen or cut off. The server ends it, since
-/// other replicas wait for what it has locked.
-const IDLE_TRANSACTION: Duration = Duration::from_secs(10);
+/// The server ends a transaction that is idle for this long: its process is frozen or disconnected, and other replicas wait for
+/// its locks.
+const IDLE_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Makes a pool. It connects when a connection is first asked for.
+/// Creates a pool. It connects when a connection is first acquired.
 ///
 /// # Errors
-/// [`PoolError::Build`] if the URL cannot be read or the pool cannot be made.
+/// [`PoolError::Build`] if the URL is invalid or the pool cannot be created.
 pub fn open_pool(url: &str, options: &PoolOptions<'_>) -> Result<Pool, PoolError> {
     let config = configure(url, options)?;
     let mut manager = ManagerConfig::default();
     manager.custom_setup = Box::new(move |_| establish(config.clone()).boxed());
-    // A connection that died unnoticed fails the transaction, which is then tried on another one; asking each
-    // time would cost every batch a round trip.
+    // A connection that was lost unnoticed fails the transaction, which is then retried on another one. Testing it each time
+    // would cost every batch a round trip.
     manager.recycling_method = RecyclingMethod::Fast;
     Pool::builder(AsyncDieselConnectionManager::new_with_config(url, manager))
         .max_size(options.size)
-        .wait_timeout(Some(options.patience))
-        .create_timeout(Some(options.patience))
-        .recycle_timeout(Some(options.patience))
+        .wait_timeout(Some(options.acquire_timeout))
+        .create_timeout(Some(options.acquire_timeout))
+        .recycle_timeout(Some(options.acquire_timeout))
         .runtime(::deadpool::Runtime::Tokio1)
         .build()
         .map_err(|error| PoolError::Build(error.to_string()))
 }
 
-/// What the URL says, and what it says nothing about.
+/// The URL's options, and defaults for those that it does not set.
 fn configure(url: &str, options: &PoolOptions<'_>) -> Result<Config, PoolError> {
     let mut config: Config = url.parse().map_err(|error| PoolError::Build(format!("its URL: {error}")))?;
     if config.get_application_name().is_none() {
         config.application_name(format!("memfleet {}", options.name));
     }
     if config.get_tcp_user_timeout().is_none() {
-        config.tcp_user_timeout(SILENCE);
+        config.tcp_user_timeout(TCP_TIMEOUT);
     }
     let timeout = options.statement_timeout.as_millis();
-    // What the URL asks for comes later and wins.
-    let idle = IDLE_TRANSACTION.as_millis();
-    let own = format!("-c statement_timeout={timeout} -c idle_in_transaction_session_timeout={idle}");
+    // Options of the URL come later and take precedence.
+    let idle = IDLE_TRANSACTION_TIMEOUT.as_millis();
+    let defaults = format!("-c statement_timeout={timeout} -c idle_in_transaction_session_timeout={idle}");
     let asked = config.get_options().unwrap_or_default().to_owned();
-    config.options(format!("{own} {asked}").trim_end());
-    config.connect_timeout(options.patience).keepalives_idle(SILENCE).keepalives_interval(SILENCE / 3);
+    config.options(format!("{defaults} {asked}").trim_end());
+    config
+        .connect_timeout(options.acquire_timeout)
+        .keepalives_idle(TCP_TIMEOUT)
+        .keepalives_interval(TCP_TIMEOUT / 3);
     Ok(config)
 }
 
 async fn establish(config: Config) -> ConnectionResult<AsyncPgConnection> {
-    let (client, connection) = config.connect(NoTls).await.map_err(said)?;
+    let (client, connection) = config.connect(NoTls).await.map_err(connection_error)?;
     AsyncPgConnection::try_from_client_and_connection(client, connection).await
 }
 
-/// What the server said, or else the client with the cause, such as "connection refused".
-fn said(error: tokio_postgres::Error) -> ConnectionError {
+/// The message of the server, or else of the client with its cause, such as "connection refused".
+fn connection_error(error: tokio_postgres::Error) -> ConnectionError {
     let cause = std::error::Error::source(&error);
     ConnectionError::BadConnection(match (error.as_db_error(), cause) {
         (Some(server), _) => server.message().to_owned(),
@@ -112,10 +115,10 @@ fn said(error: tokio_postgres::Error) -> ConnectionError {
     })
 }
 
-/// Lends a connection.
+/// Acquires a connection.
 ///
 /// # Errors
-/// [`PoolError::Connect`] if none comes in time, with what the server or the network says.
+/// [`PoolError::Connect`] if none is available in time, with the error of the server or the network.
 pub async fn acquire(pool: &Pool) -> Result<Pooled, PoolError> {
     pool.get().await.map_err(|error| {
         let reason = if let deadpool::PoolError::Backend(ManagerError::ConnectionError(error)) = error {
@@ -127,29 +130,33 @@ pub async fn acquire(pool: &Pool) -> Result<Pooled, PoolError> {
     })
 }
 
-/// Asks the server to end what a connection is busy with.
+/// Asks the server to cancel the statement that a connection is running.
 ///
 /// # Errors
-/// [`PoolError::Connect`] if it cannot be asked.
+/// [`PoolError::Connect`] if the server cannot be reached.
 pub async fn cancel(token: &CancelToken) -> Result<(), PoolError> {
     token.cancel_query(NoTls).await.map_err(|error| PoolError::Connect(error.to_string()))
 }
 
-/// Closes a connection instead of giving it back.
+/// Closes a connection instead of returning it to its pool.
 pub fn discard(connection: Pooled) {
     drop(Object::take(connection));
 }
 
-/// How long [`connect`] waits.
-const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+/// The timeout of [`connect`].
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Opens a single connection outside of any pool, whose statements may take as long as they need.
+/// Opens a single connection without a pool and without a statement timeout.
 ///
 /// # Errors
-/// [`PoolError::Build`] for a URL that cannot be read, [`PoolError::Connect`] with what the server or the network says.
+/// [`PoolError::Build`] for an invalid URL, [`PoolError::Connect`] with the error of the server or the network.
 pub async fn connect(url: &str) -> Result<AsyncPgConnection, PoolError> {
-    let options =
-        PoolOptions { name: "command", size: 1, patience: CONNECT_WITHIN, statement_timeout: Duration::ZERO };
+    let options = PoolOptions {
+        name: "command",
+        size: 1,
+        acquire_timeout: CONNECT_TIMEOUT,
+        statement_timeout: Duration::ZERO,
+    };
     establish(configure(url, &options)?).await.map_err(|error| PoolError::Connect(error.to_string()))
 }
 
@@ -161,7 +168,7 @@ mod tests {
     const OPTIONS: PoolOptions<'static> = PoolOptions {
         name: "some-worker",
         size: 1,
-        patience: Duration::from_secs(1),
+        acquire_timeout: Duration::from_secs(1),
         statement_timeout: Duration::from_secs(7),
     };
 
@@ -169,7 +176,7 @@ mod tests {
     fn what_the_url_says_nothing_about_is_bounded() {
         let config = configure("postgres://h/d", &OPTIONS).expect("a URL");
         assert_eq!(config.get_application_name(), Some("memfleet some-worker"));
-        assert_eq!(config.get_tcp_user_timeout(), Some(&SILENCE));
+        assert_eq!(config.get_tcp_user_timeout(), Some(&TCP_TIMEOUT));
         assert_eq!(
             config.get_options(),
             Some("-c statement_timeout=7000 -c idle_in_transaction_session_timeout=10000")

@@ -1,13 +1,16 @@
-//! The registry of services: who they are, which keys sign their tokens, which tokens there are and which were revoked. What
-//! workers see of it is a [`TrustState`].
+//! The registry of services: their scopes and rate limits, the keys that sign their tokens, the issued tokens and which of them
+//! are revoked. Workers read it as a [`TrustState`].
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::SystemTime;
 
 use chrono::{DateTime, Utc};
 use contract::{Service, SessionId, UserId};
-use diesel::QueryableByName;
-use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::dsl;
+use diesel::pg::Pg;
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::upsert::excluded;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use serde::Deserialize;
 use serde_json::json;
@@ -17,40 +20,47 @@ use uuid::Uuid;
 
 use crate::fault::{Fault, FaultKind};
 use crate::prepared;
+use crate::schema::{cross_service_auth, services, token_keys};
 
-/// Requests a second that one replica lets through. None where nothing is said.
+diesel::define_sql_function! {
+    /// A time, or another one if it is NULL.
+    #[sql_name = "coalesce"]
+    fn time_or(time: Nullable<Timestamptz>, otherwise: Timestamptz) -> Timestamptz;
+}
+
+/// Rate limits: requests per second and replica. None: the limit of the replica's settings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Rates {
-    /// Of a service.
+    /// For a service.
     #[serde(rename = "per_second")]
     pub of_service: Option<u32>,
-    /// Of one noun and verb of a service.
+    /// For one noun and verb of a service.
     #[serde(rename = "scope_per_second")]
     pub of_scope: Option<u32>,
-    /// Of a service for one user.
+    /// For one user of a service.
     #[serde(rename = "user_per_second")]
     pub of_user: Option<u32>,
 }
 
-/// What a service may do at most.
+/// The scopes and rate limits of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceEntry {
-    /// What its tokens may allow.
+    /// The scopes that its tokens may have.
     pub scopes: Vec<Scope>,
-    /// How often.
+    /// The rate limits.
     pub rates: Rates,
 }
 
-/// All that tokens are judged by, as of one moment.
+/// A snapshot of everything that the authorization of a token depends on.
 #[derive(Clone, Debug, Default)]
 pub struct TrustState {
-    /// It grows with every change.
+    /// Increases with every change.
     pub version: i64,
-    /// The keys in use, by name.
+    /// The active keys, by name.
     pub keys: HashMap<String, PublicKey>,
-    /// The services that are registered and not disabled.
+    /// The registered services that are not disabled.
     pub services: HashMap<Service, ServiceEntry>,
-    /// Tokens that were revoked and could still be used.
+    /// Revoked tokens that have not expired.
     pub revoked: HashSet<Uuid>,
 }
 
@@ -60,7 +70,7 @@ struct Version {
     version: i64,
 }
 
-/// The version that [`trust_state`] would have now.
+/// The current version of the [`trust_state`].
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -70,10 +80,10 @@ pub async fn trust_version(connection: &mut AsyncPgConnection) -> Result<i64, Fa
     Ok(rows.iter().map(|row| row.version).max().unwrap_or_default())
 }
 
-/// Reads all that tokens are judged by.
+/// Reads the current snapshot.
 ///
 /// # Errors
-/// A [`Fault`] of the database, also if it holds what this program cannot read.
+/// A [`Fault`] of the database, also if it contains values that this program cannot parse.
 pub async fn trust_state(connection: &mut AsyncPgConnection) -> Result<TrustState, Fault> {
     #[derive(QueryableByName)]
     struct Row {
@@ -100,10 +110,10 @@ pub async fn trust_state(connection: &mut AsyncPgConnection) -> Result<TrustStat
     let keys = state.keys.into_iter().map(|(name, digits)| {
         let bytes = from_hex(&digits).and_then(|bytes| bytes.try_into().ok());
         let key = bytes.and_then(|bytes| PublicKey::from_bytes(&name, &bytes).ok());
-        Ok((name.clone(), key.ok_or_else(|| unreadable(&format!("the key {name} is none")))?))
+        Ok((name.clone(), key.ok_or_else(|| unreadable(&format!("the key {name} is not a public key")))?))
     });
     let services = state.services.into_iter().map(|(name, Entry { scopes, rates })| {
-        let service = name.parse().map_err(|_| unreadable(&format!("the service {name:?} is none")))?;
+        let service = name.parse().map_err(|_| unreadable(&format!("{name:?} is not a service name")))?;
         let scopes = scopes
             .iter()
             .map(|scope| scope.parse::<Scope>().map_err(|error| unreadable(&format!("{name}: {error}"))))
@@ -125,11 +135,11 @@ fn unreadable(problem: &str) -> Fault {
     }
 }
 
-/// Notes when tokens were used last. Those that are not registered are passed over.
+/// Records when tokens were last used. Unregistered tokens are ignored.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
-pub async fn note_use(
+pub async fn record_use(
     connection: &mut AsyncPgConnection,
     used: &HashMap<Uuid, DateTime<Utc>>,
 ) -> Result<(), Fault> {
@@ -146,22 +156,22 @@ pub async fn note_use(
     Ok(())
 }
 
-/// A token that was refused.
+/// A token that was rejected.
 #[derive(Clone, Copy, Debug)]
 pub struct RefusedToken<'a> {
-    /// Why, in a word.
+    /// The reason, as a label.
     pub kind: &'static str,
-    /// Why, in a sentence.
+    /// The reason, as a sentence.
     pub reason: &'a str,
-    /// For whom the request was, as far as is known.
+    /// The user of the request, if known.
     pub user_id: Option<UserId>,
     /// The service in its subject.
     pub service: &'a Service,
-    /// The request.
+    /// The id of the request.
     pub request_id: Uuid,
 }
 
-/// Records refusals in `audit.security_violations`.
+/// Records rejected tokens in `audit.security_violations`.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -184,10 +194,10 @@ pub async fn record_refused(
     Ok(())
 }
 
-/// Registers tokens that were just issued, in one statement. For the issuer or an administrator.
+/// Registers issued tokens in one statement. For the token issuer or an administrator.
 ///
 /// # Errors
-/// A [`Fault`] of the database, which refuses tokens of services that are not registered.
+/// A [`Fault`] of the database, which rejects tokens of unregistered services.
 pub async fn register(
     connection: &mut AsyncPgConnection,
     tokens: &[(&TokenRequest, &IssuedToken)],
@@ -218,32 +228,32 @@ pub async fn register(
     Ok(())
 }
 
-/// Why a token is not issued.
+/// Why a token was not issued.
 #[derive(Debug, thiserror::Error)]
 pub enum NotIssued {
-    /// Nobody knows the service.
+    /// The service is unknown.
     #[error("the service {0} is not registered or is disabled")]
     UnknownService(Service),
-    /// The service may not do that.
+    /// The service may not have that scope.
     #[error("the service {service} may not have the scope {scope}; it may have {may}")]
     Scope {
         /// The service.
         service: Service,
-        /// What it may not do.
+        /// The scope.
         scope: Scope,
-        /// What it may.
+        /// The scopes that it may have.
         may: String,
     },
-    /// There can be no such token.
+    /// The token would be invalid.
     #[error(transparent)]
     Issue(#[from] IssueError),
-    /// The registry cannot be asked, or does not take it.
+    /// The registry cannot be read, or rejects the token.
     #[error("the token cannot be registered: {0}")]
     Registry(#[from] Fault),
 }
 
-/// Issues a token if its service may have it, and registers it. No scopes in the request stand for all that the service may
-/// have. Gives the request with its scopes, and the token.
+/// Issues a token if its service may have it, and registers it. A request without scopes asks for all scopes of the service.
+/// Returns the request with its scopes, and the token.
 ///
 /// # Errors
 /// [`NotIssued`].
@@ -270,30 +280,33 @@ pub async fn issue(
     Ok((request, issued))
 }
 
-/// The ids of tokens whose grants could still be used, at most `which.limit` of them.
+/// The tokens of the filter's service and user, in any state.
+fn tokens_of(filter: &TokenFilter) -> cross_service_auth::BoxedQuery<'_, Pg> {
+    let mut tokens = cross_service_auth::table.into_boxed();
+    if let Some(service) = &filter.service {
+        tokens = tokens.filter(cross_service_auth::service.eq(service.as_str()));
+    }
+    if let Some(user_id) = filter.user_id {
+        tokens = tokens.filter(cross_service_auth::user_id.eq(user_id.get()));
+    }
+    tokens
+}
+
+/// The ids of tokens whose grants have not expired, at most as many as the filter's limit.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
-pub async fn revocable(connection: &mut AsyncPgConnection, which: &Which) -> Result<Vec<Uuid>, Fault> {
-    #[derive(QueryableByName)]
-    struct Row {
-        #[diesel(sql_type = SqlUuid)]
-        token_id: Uuid,
-    }
-    let rows: Vec<Row> = diesel::sql_query(
-        "SELECT token_id FROM cross_service_auth
-        WHERE ($1 IS NULL OR service = $1) AND ($2 IS NULL OR user_id = $2)
-            AND revoked_at IS NULL AND grants_expire_at > now() LIMIT $3",
-    )
-    .bind::<Nullable<Text>, _>(which.service.as_ref().map(Service::as_str))
-    .bind::<Nullable<Integer>, _>(which.user_id.map(UserId::get))
-    .bind::<BigInt, _>(which.limit)
-    .load(connection)
-    .await?;
-    Ok(rows.into_iter().map(|row| row.token_id).collect())
+pub async fn revocable(connection: &mut AsyncPgConnection, filter: &TokenFilter) -> Result<Vec<Uuid>, Fault> {
+    Ok(tokens_of(filter)
+        .filter(cross_service_auth::revoked_at.is_null())
+        .filter(cross_service_auth::grants_expire_at.gt(dsl::now))
+        .select(cross_service_auth::token_id)
+        .limit(filter.limit)
+        .load(connection)
+        .await?)
 }
 
-/// Revokes tokens by id and gives how many were not revoked before. For an administrator.
+/// Revokes tokens by id and returns how many were not revoked before. For an administrator.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -310,51 +323,42 @@ pub async fn revoke(connection: &mut AsyncPgConnection, ids: &[Uuid]) -> Result<
     Ok(rows.iter().map(|row| usize::try_from(row.revoked).unwrap_or_default()).sum())
 }
 
-/// A token as the registry knows it.
-#[derive(Clone, Debug, PartialEq, Eq, QueryableByName, serde::Serialize)]
-pub struct Registered {
-    /// Its `jti`.
-    #[diesel(sql_type = SqlUuid)]
+/// The registry's record of a token.
+#[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable, serde::Serialize)]
+#[diesel(table_name = cross_service_auth, check_for_backend(Pg))]
+pub struct RegisteredToken {
+    /// The `jti` of the token.
     pub token_id: Uuid,
-    /// To whom it was issued.
-    #[diesel(sql_type = Text)]
+    /// The service that it was issued to.
     pub service: String,
-    /// For whom it may act.
-    #[diesel(sql_type = Integer)]
+    /// The user that it may act for.
     pub user_id: i32,
-    /// The only session it is for, if it is for one.
-    #[diesel(sql_type = Nullable<Text>)]
+    /// The session that it is restricted to, if any.
     pub session_id: Option<String>,
-    /// What it allows.
-    #[diesel(sql_type = Array<Text>)]
+    /// Its scopes.
     pub scopes: Vec<String>,
     /// The key that signed it.
-    #[diesel(sql_type = Text)]
     pub key_id: String,
     /// When it was issued.
-    #[diesel(sql_type = Timestamptz)]
     pub issued_at: DateTime<Utc>,
-    /// When it ends.
-    #[diesel(sql_type = Timestamptz)]
+    /// When it expires.
     pub expires_at: DateTime<Utc>,
-    /// When a request of it was stored last, to within some seconds.
-    #[diesel(sql_type = Nullable<Timestamptz>)]
+    /// When a request with it was last stored, accurate to a few seconds.
     pub last_used_at: Option<DateTime<Utc>>,
     /// When it was revoked.
-    #[diesel(sql_type = Nullable<Timestamptz>)]
     pub revoked_at: Option<DateTime<Utc>>,
 }
 
-/// Which tokens a list shows.
+/// Selects tokens.
 #[derive(Clone, Debug, Default)]
-pub struct Which {
-    /// Those of a service.
+pub struct TokenFilter {
+    /// Only those of this service.
     pub service: Option<Service>,
-    /// Those for a user.
+    /// Only those for this user.
     pub user_id: Option<UserId>,
-    /// Those that have ended or were revoked too.
+    /// Also expired and revoked ones.
     pub all: bool,
-    /// At most so many.
+    /// The maximum number of tokens.
     pub limit: i64,
 }
 
@@ -362,23 +366,25 @@ pub struct Which {
 ///
 /// # Errors
 /// A [`Fault`] of the database.
-pub async fn list(connection: &mut AsyncPgConnection, which: &Which) -> Result<Vec<Registered>, Fault> {
-    const LIST: &str = "
-        SELECT token_id, service, user_id, session_id, scopes, key_id, issued_at, expires_at, last_used_at, revoked_at
-        FROM cross_service_auth
-        WHERE ($1 IS NULL OR service = $1) AND ($2 IS NULL OR user_id = $2)
-            AND ($3 OR (revoked_at IS NULL AND expires_at > now()))
-        ORDER BY token_id DESC LIMIT $4";
-    Ok(diesel::sql_query(LIST)
-        .bind::<Nullable<Text>, _>(which.service.as_ref().map(Service::as_str))
-        .bind::<Nullable<Integer>, _>(which.user_id.map(UserId::get))
-        .bind::<Bool, _>(which.all)
-        .bind::<BigInt, _>(which.limit)
+pub async fn list(
+    connection: &mut AsyncPgConnection,
+    filter: &TokenFilter,
+) -> Result<Vec<RegisteredToken>, Fault> {
+    let mut tokens = tokens_of(filter);
+    if !filter.all {
+        tokens = tokens
+            .filter(cross_service_auth::revoked_at.is_null())
+            .filter(cross_service_auth::expires_at.gt(dsl::now));
+    }
+    Ok(tokens
+        .order(cross_service_auth::token_id.desc())
+        .limit(filter.limit)
+        .select(RegisteredToken::as_select())
         .load(connection)
         .await?)
 }
 
-/// Registers a service, or changes it. A disabled one is enabled again. For an administrator.
+/// Registers a service or updates it. A disabled service is enabled again. For an administrator.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -387,26 +393,32 @@ pub async fn put_service(
     service: &Service,
     entry: &ServiceEntry,
 ) -> Result<(), Fault> {
-    const PUT: &str = "
-        INSERT INTO sec.services AS s (service, scopes, per_second, scope_per_second, user_per_second)
-        VALUES ($1, $2, $3, $4, $5)
-        ON CONFLICT (service) DO UPDATE SET scopes = excluded.scopes, per_second = excluded.per_second,
-            scope_per_second = excluded.scope_per_second, user_per_second = excluded.user_per_second,
-            updated_at = now(), disabled_at = NULL";
     let rate = |rate: Option<u32>| rate.map(|rate| i32::try_from(rate).unwrap_or(i32::MAX));
-    diesel::sql_query(PUT)
-        .bind::<Text, _>(service.as_str())
-        .bind::<Array<Text>, _>(entry.scopes.iter().map(ToString::to_string).collect::<Vec<_>>())
-        .bind::<Nullable<Integer>, _>(rate(entry.rates.of_service))
-        .bind::<Nullable<Integer>, _>(rate(entry.rates.of_scope))
-        .bind::<Nullable<Integer>, _>(rate(entry.rates.of_user))
+    diesel::insert_into(services::table)
+        .values((
+            services::service.eq(service.as_str()),
+            services::scopes.eq(texts(&entry.scopes)),
+            services::per_second.eq(rate(entry.rates.of_service)),
+            services::scope_per_second.eq(rate(entry.rates.of_scope)),
+            services::user_per_second.eq(rate(entry.rates.of_user)),
+        ))
+        .on_conflict(services::service)
+        .do_update()
+        .set((
+            services::scopes.eq(excluded(services::scopes)),
+            services::per_second.eq(excluded(services::per_second)),
+            services::scope_per_second.eq(excluded(services::scope_per_second)),
+            services::user_per_second.eq(excluded(services::user_per_second)),
+            services::updated_at.eq(dsl::now),
+            services::disabled_at.eq(None::<DateTime<Utc>>),
+        ))
         .execute(connection)
         .await?;
     Ok(())
 }
 
-/// Registers a service, or changes what it may do and nothing else. False if it is disabled, which it then stays. For an
-/// administrator who loads a list.
+/// Registers a service or updates its scopes only. False if the service is disabled; it stays disabled. For an administrator who
+/// loads a list.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -415,71 +427,66 @@ pub async fn load_service(
     service: &Service,
     scopes: &[Scope],
 ) -> Result<bool, Fault> {
-    const LOAD: &str = "
-        INSERT INTO sec.services AS s (service, scopes) VALUES ($1, $2)
-        ON CONFLICT (service) DO UPDATE SET scopes = excluded.scopes, updated_at = now()
-        RETURNING disabled_at IS NULL AS enabled";
-    #[derive(QueryableByName)]
-    struct Row {
-        #[diesel(sql_type = Bool)]
-        enabled: bool,
-    }
-    let rows: Vec<Row> = diesel::sql_query(LOAD)
-        .bind::<Text, _>(service.as_str())
-        .bind::<Array<Text>, _>(scopes.iter().map(ToString::to_string).collect::<Vec<_>>())
-        .load(connection)
-        .await?;
-    Ok(rows.iter().all(|row| row.enabled))
+    Ok(diesel::insert_into(services::table)
+        .values((services::service.eq(service.as_str()), services::scopes.eq(texts(scopes))))
+        .on_conflict(services::service)
+        .do_update()
+        .set((services::scopes.eq(excluded(services::scopes)), services::updated_at.eq(dsl::now)))
+        .returning(services::disabled_at.is_null())
+        .get_result(connection)
+        .await?)
 }
 
-/// Disables a service: none of its tokens is believed any more. False if it is not registered. For an administrator.
+fn texts(scopes: &[Scope]) -> Vec<String> {
+    scopes.iter().map(ToString::to_string).collect()
+}
+
+/// Disables a service: all its tokens are rejected. False if it is not registered. For an administrator.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
 pub async fn disable_service(connection: &mut AsyncPgConnection, service: &Service) -> Result<bool, Fault> {
-    let disabled = diesel::sql_query(
-        "UPDATE sec.services SET disabled_at = coalesce(disabled_at, now()), updated_at = now() WHERE service = $1",
-    )
-    .bind::<Text, _>(service.as_str())
-    .execute(connection)
-    .await?;
+    let disabled = diesel::update(services::table.find(service.as_str()))
+        .set((
+            services::disabled_at.eq(time_or(services::disabled_at, dsl::now).nullable()),
+            services::updated_at.eq(dsl::now),
+        ))
+        .execute(connection)
+        .await?;
     Ok(disabled > 0)
 }
 
-/// Has tokens believed that this key signs. False if there is another key of this name or this key under another name: a
-/// name stands for one key for ever. For an administrator.
+/// Adds a signing key, or enables it again: tokens that it signs are accepted. False if there is another key of this name or this
+/// key under another name: a name always refers to the same key. For an administrator.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
 pub async fn add_token_key(connection: &mut AsyncPgConnection, key: &PublicKey) -> Result<bool, Fault> {
-    const ADD: &str = "
-        INSERT INTO sec.token_keys AS k (key_id, public_key) VALUES ($1, $2)
-        ON CONFLICT DO NOTHING";
-    const SAME: &str = "
-        UPDATE sec.token_keys SET retired_at = NULL WHERE key_id = $1 AND public_key = $2";
-    for statement in [ADD, SAME] {
-        let done = diesel::sql_query(statement)
-            .bind::<Text, _>(key.name())
-            .bind::<Binary, _>(key.to_bytes().to_vec())
-            .execute(connection)
-            .await?;
-        if done > 0 {
-            return Ok(true);
-        }
+    let public_key = key.to_bytes().to_vec();
+    let added = diesel::insert_into(token_keys::table)
+        .values((token_keys::key_id.eq(key.name()), token_keys::public_key.eq(&public_key)))
+        .on_conflict_do_nothing()
+        .execute(connection)
+        .await?;
+    if added > 0 {
+        return Ok(true);
     }
-    Ok(false)
+    let same = token_keys::table.find(key.name()).filter(token_keys::public_key.eq(&public_key));
+    let enabled = diesel::update(same)
+        .set(token_keys::retired_at.eq(None::<DateTime<Utc>>))
+        .execute(connection)
+        .await?;
+    Ok(enabled > 0)
 }
 
-/// Has tokens believed no more that the key of this name signed. False if there is none. For an administrator.
+/// Retires a signing key: every token that it signed is rejected. False if there is no such key. For an administrator.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
 pub async fn retire_token_key(connection: &mut AsyncPgConnection, name: &str) -> Result<bool, Fault> {
-    let retired = diesel::sql_query(
-        "UPDATE sec.token_keys SET retired_at = coalesce(retired_at, now()) WHERE key_id = $1",
-    )
-    .bind::<Text, _>(name)
-    .execute(connection)
-    .await?;
+    let retired = diesel::update(token_keys::table.find(name))
+        .set(token_keys::retired_at.eq(time_or(token_keys::retired_at, dsl::now).nullable()))
+        .execute(connection)
+        .await?;
     Ok(retired > 0)
 }

@@ -1,4 +1,4 @@
-//! The security context of a transaction, what was refused, and what the role of a connection may do too much.
+//! The security context of a transaction, the record of rejected accesses, and the privilege check of a worker's role.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use uuid::Uuid;
 use crate::fault::{Fault, FaultKind};
 use crate::prepared;
 
-/// Opens the context of this transaction for the users of these grants. Without one, the transaction sees no row of any
-/// user and writes none. The context ends with the transaction.
+/// Opens the security context of this transaction for the users of these grants. Without a context, a transaction can neither
+/// read nor write any user's rows. The context ends with the transaction.
 ///
 /// # Errors
-/// A [`Fault`] of the kind `Denied` if the database refuses a grant.
+/// A [`Fault`] of the kind `Denied` if the database rejects a grant.
 pub async fn open_context(connection: &mut AsyncPgConnection, grants: &[&str]) -> Result<(), Fault> {
     const OPEN: &str = "SELECT sec.open_context($1) AS users";
     #[derive(QueryableByName)]
@@ -46,10 +46,10 @@ impl PlanCacheMode {
     }
 }
 
-/// Opens the context of one grant for reading, in which no statement takes longer than this.
+/// Opens the security context of one grant for reading, with a statement timeout.
 ///
 /// # Errors
-/// A [`Fault`] of the kind `Denied` if the grant is not good.
+/// A [`Fault`] of the kind `Denied` if the database rejects the grant.
 pub async fn open_context_for(
     connection: &mut AsyncPgConnection,
     grant: &str,
@@ -73,18 +73,18 @@ pub async fn open_context_for(
     Ok(())
 }
 
-/// A use of a user's data that leaves no row behind.
+/// An access to a user's data that writes no row.
 #[derive(Clone, Copy, Debug)]
 pub struct Access {
-    /// Whose it is.
+    /// The user.
     pub user_id: i32,
-    /// The query or request.
+    /// The id of the query or request.
     pub request_id: Uuid,
-    /// How many rows or points it was.
+    /// The number of rows or points.
     pub amount: i64,
 }
 
-/// Notes uses of one kind in `audit.data_access_log`, in the name of the open context, which has all their users.
+/// Records accesses of one kind in `audit.data_access_log`, under the open context, which must include all their users.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -111,8 +111,8 @@ pub async fn log_data_access(
     Ok(())
 }
 
-/// What the role of this connection is or may beyond what a worker's role needs, a phrase each: `is a superuser`, `may
-/// DELETE users`.
+/// The attributes and privileges of this connection's role beyond those that a worker's role needs, one phrase each:
+/// `is a superuser`, `may DELETE users`.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -127,7 +127,7 @@ pub async fn excess_privileges(connection: &mut AsyncPgConnection) -> Result<Vec
     Ok(rows.into_iter().map(|row| row.excess).collect())
 }
 
-/// The role that this connection has logged in with.
+/// The role of this connection's login.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -141,28 +141,28 @@ pub async fn role(connection: &mut AsyncPgConnection) -> Result<String, Fault> {
     Ok(rows.into_iter().map(|row| row.role).collect())
 }
 
-/// A refusal by the database.
+/// A statement that the database rejected.
 #[derive(Clone, Copy, Debug)]
 pub struct Violation<'a> {
-    /// What the database said. Only its sort is recorded.
+    /// The error message of the database. Only its kind is recorded.
     pub message: &'a str,
-    /// For whom the request was.
+    /// The user of the request.
     pub user_id: i32,
-    /// Who published it.
+    /// The service that published it.
     pub service: &'a str,
-    /// The request.
+    /// The id of the request.
     pub request_id: Uuid,
 }
 
-/// Records a refusal in `audit.security_violations`. Not in the transaction that was refused, which is rolled back.
+/// Records a violation in `audit.security_violations`. Call it outside the rejected transaction, which is rolled back.
 ///
 /// # Errors
-/// A [`Fault`] of the database, also if it does not take the error for a violation.
+/// A [`Fault`] of the database, also if the database does not classify the error as a violation.
 pub async fn record_violation(
     connection: &mut AsyncPgConnection,
     violation: &Violation<'_>,
 ) -> Result<(), Fault> {
-    // The SQLSTATE of a refusal, insufficient_privilege: what a fault of the kind `Denied` is.
+    // insufficient_privilege: the SQLSTATE of a fault of the kind `Denied`.
     const RECORD: &str = "SELECT audit.check_security_violation('42501', $1, $2, $3, $4) AS recorded";
     #[derive(QueryableByName)]
     struct Row {
@@ -184,7 +184,7 @@ pub async fn record_violation(
     Err(Fault { kind: FaultKind::Permanent, reason: "the violation was not recorded".to_owned() })
 }
 
-/// Makes a key for grants known to the database, or replaces the one of this name. For an administrator.
+/// Adds a key that signs grants, or replaces the key of this name. For an administrator.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -197,13 +197,12 @@ pub async fn add_grant_key(connection: &mut AsyncPgConnection, name: &str, key: 
     Ok(())
 }
 
-/// Gives every worker's role this password. For an administrator of a private server: in production each role has its
-/// own.
+/// Sets this password for every worker's role. For an administrator of a private server: in production each role has its own.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
 pub async fn set_worker_passwords(connection: &mut AsyncPgConnection, password: &str) -> Result<(), Fault> {
-    // A role's password is no value that a statement takes as a parameter, so it is quoted by the server.
+    // ALTER ROLE takes no parameters, so the server quotes the password.
     let rows: Vec<Statement> = diesel::sql_query(
         "SELECT DISTINCT format('ALTER ROLE %I PASSWORD %L', role_name, $1) AS statement FROM sec.worker_privileges",
     )

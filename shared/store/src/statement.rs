@@ -2,11 +2,10 @@ use diesel::QueryResult;
 use diesel::pg::Pg;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 
-/// A statement written as SQL text, prepared once per connection.
+/// A statement written as SQL text that is prepared once per connection.
 ///
-/// Diesel prepares a [`diesel::sql_query`] anew each time, since it cannot know that the text is the same every
-/// time. Here it is: give this only queries whose text is a constant, or the connection's cache grows without
-/// bound.
+/// Diesel prepares a [`diesel::sql_query`] each time, because its text may differ each time. Pass only queries whose text is
+/// always the same: the connection caches every text without limit.
 pub fn prepared<Q>(query: Q) -> Prepared<Q> {
     Prepared(query)
 }
@@ -27,7 +26,7 @@ impl<Q: QueryFragment<Pg>> QueryFragment<Pg> for Prepared<Q> {
 
 impl<Q> QueryId for Prepared<Q> {
     type QueryId = ();
-    // The statement cache then goes by the SQL text and the types of the binds.
+    // The statement cache then uses the SQL text and the types of the binds as its key.
     const HAS_STATIC_QUERY_ID: bool = false;
 }
 

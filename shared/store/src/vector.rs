@@ -1,4 +1,4 @@
-//! What the database knows of the vector store: its collections, who may use them, and how users are called there.
+//! The vector store's part of the database: collections, access rights of services, and tenants.
 
 use diesel::QueryableByName;
 use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Text, Uuid as SqlUuid};
@@ -9,19 +9,19 @@ use crate::fault::Fault;
 use crate::prepared;
 use crate::security::Access;
 
-/// A collection that is in use.
+/// A collection of the vector store.
 #[derive(Clone, Debug, PartialEq, Eq, QueryableByName)]
 pub struct Collection {
     /// Its name.
     #[diesel(sql_type = Text)]
     pub collection_name: String,
-    /// The model whose vectors it has.
+    /// The model of its vectors.
     #[diesel(sql_type = Text)]
     pub model: String,
-    /// The length of its vectors.
+    /// The dimension of its vectors.
     #[diesel(sql_type = Integer)]
     pub dimension: i32,
-    /// How they are kept: `none`, `int8` or `binary`.
+    /// `none`, `int8` or `binary`.
     #[diesel(sql_type = Text)]
     pub quantization: String,
     /// `active`, `filling` or `former`.
@@ -30,7 +30,7 @@ pub struct Collection {
 }
 
 impl Collection {
-    /// Whether searches go to it.
+    /// Whether it is the one that is searched.
     pub fn is_active(&self) -> bool {
         self.state == "active"
     }
@@ -52,21 +52,21 @@ pub async fn collections(
     Ok(prepared(query).load(connection).await?)
 }
 
-/// How a user of the context is called in the vector store.
+/// The tenant of a user in the vector store.
 #[derive(Clone, Debug, QueryableByName)]
 pub struct Tenant {
     /// The user.
     #[diesel(sql_type = Integer)]
     pub user_id: i32,
-    /// The name.
+    /// The id of the tenant.
     #[diesel(sql_type = SqlUuid)]
     pub tenant: Uuid,
-    /// The key of filters.
+    /// The key that filter values are hashed with.
     #[diesel(sql_type = Binary)]
     pub filter_key: Vec<u8>,
 }
 
-/// How the users of the open context are called in the vector store. Users without an account have no name.
+/// The tenants of the users of the open context. Users without an account have none.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -75,12 +75,12 @@ pub async fn tenants(connection: &mut AsyncPgConnection) -> Result<Vec<Tenant>, 
     Ok(prepared(diesel::sql_query(ASK)).load(connection).await?)
 }
 
-/// How every user is called there. For an administrator: a worker learns of the users of its context only.
+/// The tenants of all users. For an administrator: a worker can read those of its context only.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
 pub async fn all_tenants(connection: &mut AsyncPgConnection) -> Result<Vec<Tenant>, Fault> {
-    // As `sec.vector_tenants` has it.
+    // The same derivation as in `sec.vector_tenants`.
     const ASK: &str = "
         SELECT user_id, encode(substr(sha256(digest_key || convert_to('vector tenant', 'UTF8')), 1, 16), 'hex')::uuid AS tenant,
             sha256(digest_key || convert_to('vector filters', 'UTF8')) AS filter_key
@@ -88,27 +88,27 @@ pub async fn all_tenants(connection: &mut AsyncPgConnection) -> Result<Vec<Tenan
     Ok(diesel::sql_query(ASK).load(connection).await?)
 }
 
-/// What a service may do with one type of vectors.
+/// The access rights of a service to one vector type.
 #[derive(Clone, Debug, QueryableByName)]
 pub struct Right {
     /// The service.
     #[diesel(sql_type = Text)]
     pub service: String,
-    /// The label of the type.
+    /// The label of the vector type.
     #[diesel(sql_type = Text)]
     pub vector_type: String,
-    /// Whether it may find them.
+    /// Whether it may search.
     #[diesel(sql_type = Bool)]
     pub may_search: bool,
-    /// Whether it may index them.
+    /// Whether it may index.
     #[diesel(sql_type = Bool)]
     pub may_write: bool,
-    /// Whether it may remove them.
+    /// Whether it may remove.
     #[diesel(sql_type = Bool)]
     pub may_delete: bool,
 }
 
-/// What these services may do in an alias's collections (`qdrant_access_control`). What is not there they may not.
+/// The access rights of these services to the collections of an alias (`qdrant_access_control`). What is not listed is denied.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -159,8 +159,8 @@ pub async fn search_scope(
     Ok(prepared(query).get_result(connection).await?)
 }
 
-/// Notes operations on the vector store in `audit.data_access_log`: `search`, `upsert` or `delete`, in the name of the open
-/// context, which has all their users.
+/// Records operations on the vector store in `audit.data_access_log`: `search`, `upsert` or `delete`, under the open context,
+/// which must include all their users.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -190,8 +190,8 @@ pub async fn log_operations(
     Ok(())
 }
 
-/// Notes a collection that is made, or has another state from now on; the one that had this state among those of the alias, if
-/// only one can, becomes a former one. For an administrator.
+/// Registers a collection or changes its state. If the alias has another collection in this state and only one may have it, that
+/// one becomes `former`. For an administrator.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -204,13 +204,13 @@ pub async fn put_collection(
         INSERT INTO vector_collections (collection_name, alias, model, dimension, quantization, state)
         VALUES ($1, $2, $3, $4, $5, $6::vector_collection_state)
         ON CONFLICT (collection_name) DO UPDATE SET state = excluded.state, updated_at = now()";
-    // In two steps, since a unique index does not wait for the end of a statement.
-    const STEP_DOWN: &str = "
+    // In two statements, because a unique index is checked row by row and not at the end of a statement.
+    const RETIRE: &str = "
         UPDATE vector_collections SET state = 'former', updated_at = now()
         WHERE alias = $1 AND state::text = $2 AND state <> 'former' AND collection_name <> $3";
     connection
         .transaction(async |connection| {
-            diesel::sql_query(STEP_DOWN)
+            diesel::sql_query(RETIRE)
                 .bind::<Text, _>(alias)
                 .bind::<Text, _>(&collection.state)
                 .bind::<Text, _>(&collection.collection_name)
@@ -230,7 +230,7 @@ pub async fn put_collection(
         .await
 }
 
-/// Sets what a service may do with one type of vectors. For an administrator.
+/// Sets the access rights of a service to one vector type. For an administrator.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -252,7 +252,7 @@ pub async fn put_right(connection: &mut AsyncPgConnection, alias: &str, right: &
     Ok(())
 }
 
-/// What every service may do in an alias's collections, by service and type. For an administrator.
+/// The access rights of all services to the collections of an alias, by service and vector type. For an administrator.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -263,12 +263,12 @@ pub async fn all_rights(connection: &mut AsyncPgConnection, alias: &str) -> Resu
     Ok(diesel::sql_query(LIST).bind::<Text, _>(alias).load(connection).await?)
 }
 
-/// Forgets a collection that is no more. For an administrator.
+/// Deletes the record of a former collection. For an administrator.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
-pub async fn forget_collection(connection: &mut AsyncPgConnection, name: &str) -> Result<(), Fault> {
-    const FORGET: &str = "DELETE FROM vector_collections WHERE collection_name = $1 AND state = 'former'";
-    diesel::sql_query(FORGET).bind::<Text, _>(name).execute(connection).await?;
+pub async fn delete_collection(connection: &mut AsyncPgConnection, name: &str) -> Result<(), Fault> {
+    const DELETE: &str = "DELETE FROM vector_collections WHERE collection_name = $1 AND state = 'former'";
+    diesel::sql_query(DELETE).bind::<Text, _>(name).execute(connection).await?;
     Ok(())
 }

@@ -264,7 +264,7 @@ async fn set_up(settings: &Settings) -> anyhow::Result<()> {
     store::migration::MAIN.up(store::connect(url).await?).await?;
     keys::SCHEMA.up(store::connect(&settings.keys.url).await?).await?;
     // A folder that stays may have been made months ago.
-    store::partition::make_ahead(&mut store::connect(url).await?, store::partition::MONTHS_AHEAD).await?;
+    store::partition::create_ahead(&mut store::connect(url).await?, store::partition::MONTHS_AHEAD).await?;
     let client = broker::connect_operator(&settings.nats, "provision").await?;
     let jetstream = async_nats::jetstream::new(client);
     topology::apply(&jetstream, &topology::Topology::shipped()?).await?;

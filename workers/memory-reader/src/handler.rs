@@ -247,7 +247,7 @@ impl QueryHandler {
                 }
                 denied()
             }
-            FaultKind::Transient | FaultKind::Unavailable | FaultKind::Severed => {
+            FaultKind::Transient | FaultKind::Unavailable | FaultKind::ConnectionLost => {
                 tracing::warn!(worker = crate::NAME, %fault, "query failed");
                 QueryRefusal::unavailable("the database is unavailable; retry later")
             }

@@ -139,9 +139,9 @@ async fn start(
 /// [`RunError`] if a database is not ready in time.
 pub async fn open(settings: &Settings, wait: &StartupDeadline) -> Result<QueryHandler, RunError> {
     let role = worker_role(NAME);
-    let patience = Duration::from_millis(settings.postgres.connect_timeout_ms);
+    let acquire_timeout = Duration::from_millis(settings.postgres.connect_timeout_ms);
     let pool = |url: &str, name: &str, size: usize, statement_timeout: Duration| {
-        store::open_pool(url, &PoolOptions { name, size, patience, statement_timeout })
+        store::open_pool(url, &PoolOptions { name, size, acquire_timeout, statement_timeout })
     };
     let read =
         pool(&settings.postgres.read_url_of(&role), NAME, settings.postgres.read_pool_size, MAX_DEADLINE)?;
@@ -152,7 +152,7 @@ pub async fn open(settings: &Settings, wait: &StartupDeadline) -> Result<QueryHa
         Duration::from_millis(settings.postgres.statement_timeout_ms),
     )?;
     let limits = ServiceLimits::new(MAX_CONCURRENT / 4, settings.postgres.read_pool_size / 2);
-    let keys = keys::Keys::open(&settings.keys, &role, NAME, patience)?;
+    let keys = keys::Keys::open(&settings.keys, &role, NAME, acquire_timeout)?;
     wait.wait_for(Dependency::Postgres, || runtime::check_database(&primary, NAME)).await?;
     wait.wait_for(Dependency::ReadDatabase, || check_read_database(&read)).await?;
     let state = wait.wait_for(Dependency::Postgres, || trust_refresh::read(&primary)).await?;

@@ -1,12 +1,14 @@
 //! The worker's SQL.
 
 use std::collections::HashSet;
+use std::sync::LazyLock;
 
+use ::store::unnest::{UnnestRow, with_rows};
 use ::store::{Connection, Fault};
 use chrono::{DateTime, Utc};
 use contract::{DecisionLog, RouterRequest, ToolReport};
 use diesel::QueryableByName;
-use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, Bool, Integer, Text};
 use diesel_async::RunQueryDsl;
 use keys::{DataKeys, Field};
 use runtime::Message;
@@ -58,15 +60,62 @@ macro_rules! patterns_of {
 /// The patterns as they follow from the log: `router_hourly_patterns` holds the same rows, or something is wrong.
 pub const RECOMPUTED: &str = patterns_of!("router_decision_log");
 
-const WRITE: &str = concat!(
-    "WITH input AS MATERIALIZED (
+::store::unnest_row! {
+    /// A row of [`WRITE`].
+    struct Row<'a> {
+        id: Uuid,
+        user_id: i32,
+        session_id: &'a str,
+        user_request: &'a str,
+        routing_decision: &'a str,
+        tools_invoked: String,
+        complexity_score: f64,
+        confidence_score: f64,
+        processing_time_ms: Option<i64>,
+        tokens_used: Option<i64>,
+        model_used: Option<&'a str>,
+        success: bool,
+        error_details: Option<&'a str>,
+        created_at: DateTime<Utc>,
+        is_sensitive: bool,
+        event_id: Uuid,
+        request_id: Uuid,
+    }
+}
+
+impl<'a> Row<'a> {
+    fn new(item: &Item<'a, DecisionLog>) -> Self {
+        let Item { message, request, .. } = *item;
+        let tools: Vec<&str> = request.tools_invoked.as_slice().iter().map(contract::Json::as_str).collect();
+        Self {
+            id: request.decision_id,
+            user_id: message.user_id().get(),
+            session_id: request.session_id.as_str(),
+            user_request: request.user_request.as_str(),
+            routing_decision: request.routing_decision.as_str(),
+            tools_invoked: format!("[{}]", tools.join(",")),
+            complexity_score: request.complexity_score.get(),
+            confidence_score: request.confidence_score.get(),
+            processing_time_ms: request.processing_time_ms.map(contract::Bounded::get),
+            tokens_used: request.tokens_used.map(contract::Bounded::get),
+            model_used: request.model_used.as_ref().map(contract::Text::as_str),
+            success: request.success,
+            error_details: request.error_details.as_ref().map(contract::Json::as_str),
+            created_at: decided_at(item),
+            is_sensitive: request.sensitive,
+            event_id: message.event_id,
+            request_id: message.request_id,
+        }
+    }
+}
+
+static WRITE: LazyLock<String> = LazyLock::new(|| {
+    let (arrays, names) = (Row::arrays(1), Row::names());
+    let patterns = patterns_of!("written");
+    format!(
+        "WITH input AS MATERIALIZED (
         SELECT DISTINCT ON (i.user_id, i.id) (i.place - 1)::integer AS ordinal, i.*, s.chat_mode
-        FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::text[], $6::text[], $7::float8[], $8::float8[],
-            $9::bigint[], $10::bigint[], $11::text[], $12::boolean[], $13::text[], $14::timestamptz[], $15::boolean[],
-            $16::uuid[], $17::uuid[])
-            WITH ORDINALITY AS i (id, user_id, session_id, user_request, routing_decision, tools_invoked, complexity_score,
-            confidence_score, processing_time_ms, tokens_used, model_used, success, error_details, created_at, is_sensitive,
-            event_id, request_id, place)
+        FROM unnest({arrays}) WITH ORDINALITY AS i ({names}, place)
         JOIN chat_mode_sessions s ON s.user_id = i.user_id AND s.session_id = i.session_id
         ORDER BY i.user_id, i.id, i.place
     ), written AS (
@@ -82,9 +131,7 @@ const WRITE: &str = concat!(
     ), learnt AS (
         INSERT INTO router_hourly_patterns AS p (user_id, hour, chat_mode, route, tool, model, decisions, successes, timed,
             times, time_ms_sum, tokens_sum, complexity_sum, confidence_sum)
-        ",
-    patterns_of!("written"),
-    " ORDER BY 1, 2, 3, 4, 5, 6
+        {patterns} ORDER BY 1, 2, 3, 4, 5, 6
         ON CONFLICT (user_id, hour, chat_mode, route, tool, model) DO UPDATE SET
             decisions = p.decisions + excluded.decisions, successes = p.successes + excluded.successes,
             timed = p.timed + excluded.timed, times = add_counts(p.times, excluded.times),
@@ -93,7 +140,8 @@ const WRITE: &str = concat!(
             confidence_sum = p.confidence_sum + excluded.confidence_sum
     )
     SELECT i.ordinal, w.id IS NOT NULL AS is_new FROM input i LEFT JOIN written w ON w.user_id = i.user_id AND w.id = i.id"
-);
+    )
+});
 
 /// Writes a batch, with the data keys of the users whose secrets are in it, and says what became of each request, in order.
 ///
@@ -133,38 +181,8 @@ async fn write_decisions(
     if items.is_empty() {
         return Ok(());
     }
-    let tools = |item: &Item<'_, DecisionLog>| {
-        let tools: Vec<&str> =
-            item.request.tools_invoked.as_slice().iter().map(contract::Json::as_str).collect();
-        format!("[{}]", tools.join(","))
-    };
-    let query = diesel::sql_query(WRITE)
-        .bind::<Array<SqlUuid>, _>(column(items, |item| item.request.decision_id))
-        .bind::<Array<Integer>, _>(column(items, |item| item.message.user_id().get()))
-        .bind::<Array<Text>, _>(column(items, |item| item.request.session_id.as_str()))
-        .bind::<Array<Text>, _>(column(items, |item| item.request.user_request.as_str()))
-        .bind::<Array<Text>, _>(column(items, |item| item.request.routing_decision.as_str()))
-        .bind::<Array<Text>, _>(column(items, tools))
-        .bind::<Array<Double>, _>(column(items, |item| item.request.complexity_score.get()))
-        .bind::<Array<Double>, _>(column(items, |item| item.request.confidence_score.get()))
-        .bind::<Array<Nullable<BigInt>>, _>(column(items, |item| {
-            item.request.processing_time_ms.map(contract::Bounded::get)
-        }))
-        .bind::<Array<Nullable<BigInt>>, _>(column(items, |item| {
-            item.request.tokens_used.map(contract::Bounded::get)
-        }))
-        .bind::<Array<Nullable<Text>>, _>(column(items, |item| {
-            item.request.model_used.as_ref().map(contract::Text::as_str)
-        }))
-        .bind::<Array<Bool>, _>(column(items, |item| item.request.success))
-        .bind::<Array<Nullable<Text>>, _>(column(items, |item| {
-            item.request.error_details.as_ref().map(contract::Json::as_str)
-        }))
-        .bind::<Array<Timestamptz>, _>(column(items, decided_at))
-        .bind::<Array<Bool>, _>(column(items, |item| item.request.sensitive))
-        .bind::<Array<SqlUuid>, _>(column(items, |item| item.message.event_id))
-        .bind::<Array<SqlUuid>, _>(column(items, |item| item.message.request_id));
-    let answers: Vec<Answer> = ::store::prepared(query).load(connection).await?;
+    let rows = items.iter().map(Row::new).collect();
+    let answers: Vec<Answer> = with_rows(&WRITE, rows).load(connection).await?;
     // Of two decisions with one id in a batch, the first one is the one that is there.
     let mut known: HashSet<(i32, Uuid)> = HashSet::new();
     for answer in answers {

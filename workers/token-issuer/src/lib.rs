@@ -65,7 +65,7 @@ pub async fn run(
         &PoolOptions {
             name: NAME,
             size: POOL_SIZE,
-            patience: Duration::from_millis(settings.postgres.connect_timeout_ms),
+            acquire_timeout: Duration::from_millis(settings.postgres.connect_timeout_ms),
             statement_timeout: QUERY_TIMEOUT,
         },
     )?;

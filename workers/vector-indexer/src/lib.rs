@@ -101,7 +101,7 @@ impl VectorIndexer {
             &PoolOptions {
                 name: "vector-indexer look-up",
                 size: CONNECTIONS,
-                patience: Duration::from_millis(settings.postgres.connect_timeout_ms),
+                acquire_timeout: Duration::from_millis(settings.postgres.connect_timeout_ms),
                 statement_timeout: Duration::from_millis(settings.postgres.statement_timeout_ms),
             },
         )?;

@@ -1,16 +1,16 @@
 //! The worker's SQL.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::LazyLock;
 
 use ::store::security::Access;
+use ::store::unnest::{UnnestRow, with_rows};
 use ::store::vector::log_operations;
 use ::store::{Connection, Fault, FaultKind};
 use chrono::{DateTime, Utc};
 use contract::{Memory, SessionId, VectorRequest};
 use diesel::QueryableByName;
-use diesel::sql_types::{
-    Array, BigInt, Binary, Bool, Double, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid,
-};
+use diesel::sql_types::{Array, BigInt, Bool, Integer, Text, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use runtime::Message;
 use uuid::Uuid;
@@ -35,25 +35,105 @@ pub enum Done {
 pub struct Replaced(pub Uuid);
 
 /// A memory without a node is one by itself. Its title says no more than its type, so that forgetting the text forgets all of it.
-const NODES: &str = "
-    INSERT INTO consensus_memory_nodes (id, user_id, node_type, node_key, title, content, request_id)
-    SELECT id, user_id, 'memory', id::text, vector_type, jsonb_build_object('memory_id', id), request_id
-    FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::uuid[]) AS i (id, user_id, vector_type, request_id)
-    ORDER BY i.user_id, i.id
-    ON CONFLICT DO NOTHING";
+static NODES: LazyLock<String> = LazyLock::new(|| {
+    let (arrays, names) = (NodeRow::arrays(1), NodeRow::names());
+    format!(
+        "INSERT INTO consensus_memory_nodes (id, user_id, node_type, node_key, title, content, request_id)
+        SELECT id, user_id, 'memory', id::text, vector_type, jsonb_build_object('memory_id', id), request_id
+        FROM unnest({arrays}) AS i ({names})
+        ORDER BY i.user_id, i.id
+        ON CONFLICT DO NOTHING"
+    )
+});
 
-const INDEX: &str = "
-    INSERT INTO unified_memory_vectors AS t (id, user_id, memory_node_id, session_id, vector_type, content_text, speaker,
+::store::unnest_row! {
+    /// A row of [`NODES`].
+    struct NodeRow<'a> {
+        id: Uuid,
+        user_id: i32,
+        vector_type: &'a str,
+        request_id: Uuid,
+    }
+}
+
+impl<'l> NodeRow<'l> {
+    /// None if the memory has a node, or is removed.
+    fn new(line: &'l Line<'_>) -> Option<Self> {
+        let (memory, _) = line.said.filter(|(memory, _)| memory.memory_node_id.is_none())?;
+        Some(Self {
+            id: line.item.memory,
+            user_id: line.user(),
+            vector_type: memory.vector_type.as_str(),
+            request_id: line.message.request_id,
+        })
+    }
+}
+
+::store::unnest_row! {
+    /// A row of [`INDEX`].
+    struct IndexRow<'a> {
+        id: Uuid,
+        user_id: i32,
+        node_id: Uuid,
+        session_id: Option<&'a str>,
+        vector_type: &'a str,
+        content_text: &'a str,
+        speaker: Option<&'a str>,
+        preceding_text: Option<&'a str>,
+        point_id: Option<Uuid>,
+        point_count: i32,
+        content_hash: &'a [u8],
+        own_text: &'a str,
+        is_brought: bool,
+        metadata: &'a str,
+        relevance_score: Option<f64>,
+        occurred_at: DateTime<Utc>,
+        is_dated: bool,
+        stored_at: DateTime<Utc>,
+        request_id: Uuid,
+    }
+}
+
+impl<'l> IndexRow<'l> {
+    /// None if the line removes its memory.
+    fn new(line: &'l Line<'_>) -> Option<Self> {
+        let (memory, session_id) = line.said?;
+        let embedded = line.item.embedded.as_ref();
+        Some(Self {
+            id: line.item.memory,
+            user_id: line.user(),
+            node_id: memory.memory_node_id.unwrap_or(line.item.memory),
+            session_id: session_id.map(SessionId::as_str),
+            vector_type: memory.vector_type.as_str(),
+            content_text: memory.content_text.as_str(),
+            speaker: memory.speaker.as_ref().map(contract::Text::as_str),
+            preceding_text: memory.preceding_text.as_ref().map(contract::Text::as_str),
+            point_id: line.item.points.map(|(first, _)| first),
+            point_count: line.item.points.map_or(0, |(_, count)| count),
+            content_hash: embedded.map_or(&[][..], |(_, hash)| &hash[..]),
+            own_text: embedded.map_or("", |(embedded, _)| embedded.own.as_str()),
+            is_brought: memory.embedding.is_some(),
+            metadata: memory.metadata.as_str(),
+            relevance_score: memory.relevance_score.map(contract::Score::get),
+            occurred_at: said_at(line.message, memory),
+            is_dated: memory.occurred_at.is_some(),
+            stored_at: line.message.stored_at,
+            request_id: line.message.request_id,
+        })
+    }
+}
+
+/// The first parameter is the model.
+static INDEX: LazyLock<String> = LazyLock::new(|| {
+    let (arrays, names) = (IndexRow::arrays(2), IndexRow::names());
+    format!(
+        "INSERT INTO unified_memory_vectors AS t (id, user_id, memory_node_id, session_id, vector_type, content_text, speaker,
         preceding_text, embedding_model, qdrant_point_id, point_count, content_hash, content_words, is_brought, metadata,
         relevance_score, occurred_at, is_dated, created_at, updated_at, request_id)
-    SELECT id, user_id, node_id, session_id, vector_type::vectortype, content_text, speaker, preceding_text, $18, point_id,
+    SELECT id, user_id, node_id, session_id, vector_type::vectortype, content_text, speaker, preceding_text, $1, point_id,
         point_count, content_hash, memory_words(own_text), is_brought, metadata::jsonb, relevance_score, occurred_at, is_dated,
         stored_at, stored_at, request_id
-    FROM unnest($1::uuid[], $2::integer[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::uuid[],
-        $10::integer[], $11::bytea[], $12::text[], $13::boolean[], $14::text[], $15::float8[], $16::timestamptz[],
-        $17::boolean[], $19::timestamptz[], $20::uuid[])
-        AS i (id, user_id, node_id, session_id, vector_type, content_text, speaker, preceding_text, point_id, point_count,
-        content_hash, own_text, is_brought, metadata, relevance_score, occurred_at, is_dated, stored_at, request_id)
+    FROM unnest({arrays}) AS i ({names})
     ORDER BY i.user_id, i.id
     ON CONFLICT (user_id, id) DO UPDATE SET memory_node_id = excluded.memory_node_id, session_id = excluded.session_id,
         vector_type = excluded.vector_type, content_text = excluded.content_text, speaker = excluded.speaker,
@@ -63,19 +143,35 @@ const INDEX: &str = "
         relevance_score = excluded.relevance_score, occurred_at = excluded.occurred_at, is_dated = excluded.is_dated,
         updated_at = excluded.updated_at, removed_at = NULL, request_id = excluded.request_id
     WHERE excluded.updated_at >= t.updated_at
-    RETURNING user_id, id, xmax = 0 AS is_new";
+    RETURNING user_id, id, xmax = 0 AS is_new"
+    )
+});
 
-const REMOVE: &str = "
-    INSERT INTO unified_memory_vectors AS t (id, user_id, vector_type, content_text, embedding_model, point_count, created_at,
+::store::unnest_row! {
+    /// A row of [`REMOVE`].
+    struct RemoveRow {
+        id: Uuid,
+        user_id: i32,
+        stored_at: DateTime<Utc>,
+        request_id: Uuid,
+    }
+}
+
+static REMOVE: LazyLock<String> = LazyLock::new(|| {
+    let (arrays, names) = (RemoveRow::arrays(1), RemoveRow::names());
+    format!(
+        "INSERT INTO unified_memory_vectors AS t (id, user_id, vector_type, content_text, embedding_model, point_count, created_at,
         updated_at, removed_at, request_id)
     SELECT id, user_id, 'context', '', '', 0, stored_at, stored_at, stored_at, request_id
-    FROM unnest($1::uuid[], $2::integer[], $3::timestamptz[], $4::uuid[]) AS i (id, user_id, stored_at, request_id)
+    FROM unnest({arrays}) AS i ({names})
     ORDER BY i.user_id, i.id
     ON CONFLICT (user_id, id) DO UPDATE SET content_text = '', speaker = NULL, preceding_text = NULL, qdrant_point_id = NULL,
-        point_count = 0, content_hash = NULL, content_words = '', metadata = '{}', relevance_score = NULL,
+        point_count = 0, content_hash = NULL, content_words = '', metadata = '{{}}', relevance_score = NULL,
         updated_at = excluded.updated_at, removed_at = excluded.removed_at, request_id = excluded.request_id
     WHERE excluded.updated_at >= t.updated_at
-    RETURNING user_id, id, xmax = 0 AS is_new";
+    RETURNING user_id, id, xmax = 0 AS is_new"
+    )
+});
 
 const WRITTEN: &str = "
     SELECT v.user_id, v.id, (extract(epoch FROM v.updated_at) * 1000000)::bigint AS written
@@ -278,85 +374,28 @@ async fn note(
     Ok(())
 }
 
-fn column<'l, 'a, T>(lines: &'l [&'l Line<'a>], field: impl Fn(&'l Line<'a>) -> T) -> Vec<T> {
-    lines.iter().map(|line| field(line)).collect()
-}
-
-/// What a memory says, of a line that is indexed.
-fn said<'l, T>(lines: &'l [&'l Line<'_>], field: impl Fn(&'l Memory) -> T) -> Vec<T> {
-    lines.iter().filter_map(|line| line.said.map(|(memory, _)| field(memory))).collect()
-}
-
 async fn index(connection: &mut Connection, lines: &[&Line<'_>], model: &str) -> Result<Vec<Won>, Fault> {
     if lines.is_empty() {
         return Ok(Vec::new());
     }
-    let own: Vec<&Line<'_>> = lines
-        .iter()
-        .copied()
-        .filter(|line| line.said.is_some_and(|(memory, _)| memory.memory_node_id.is_none()))
-        .collect();
-    if !own.is_empty() {
-        let query = diesel::sql_query(NODES)
-            .bind::<Array<SqlUuid>, _>(column(&own, |line| line.item.memory))
-            .bind::<Array<Integer>, _>(column(&own, Line::user))
-            .bind::<Array<Text>, _>(said(&own, |memory| memory.vector_type.as_str()))
-            .bind::<Array<SqlUuid>, _>(column(&own, |line| line.message.request_id));
-        ::store::prepared(query).execute(connection).await?;
+    let nodes: Vec<NodeRow<'_>> = lines.iter().filter_map(|line| NodeRow::new(line)).collect();
+    if !nodes.is_empty() {
+        with_rows(&NODES, nodes).execute(connection).await?;
     }
-    let node =
-        |line: &Line<'_>| line.said.and_then(|(memory, _)| memory.memory_node_id).unwrap_or(line.item.memory);
-    let at = |line: &Line<'_>| {
-        line.said.map_or(line.message.stored_at, |(memory, _)| said_at(line.message, memory))
-    };
-    let query = diesel::sql_query(INDEX)
-        .bind::<Array<SqlUuid>, _>(column(lines, |line| line.item.memory))
-        .bind::<Array<Integer>, _>(column(lines, Line::user))
-        .bind::<Array<SqlUuid>, _>(column(lines, node))
-        .bind::<Array<Nullable<Text>>, _>(column(lines, |line| {
-            line.said.and_then(|(_, session)| session.map(SessionId::as_str))
-        }))
-        .bind::<Array<Text>, _>(said(lines, |memory| memory.vector_type.as_str()))
-        .bind::<Array<Text>, _>(said(lines, |memory| memory.content_text.as_str()))
-        .bind::<Array<Nullable<Text>>, _>(said(lines, |memory| {
-            memory.speaker.as_ref().map(contract::Text::as_str)
-        }))
-        .bind::<Array<Nullable<Text>>, _>(said(lines, |memory| {
-            memory.preceding_text.as_ref().map(contract::Text::as_str)
-        }))
-        .bind::<Array<Nullable<SqlUuid>>, _>(column(lines, |line| line.item.points.map(|(first, _)| first)))
-        .bind::<Array<Integer>, _>(column(lines, |line| line.item.points.map_or(0, |(_, count)| count)))
-        .bind::<Array<Binary>, _>(column(lines, |line| {
-            line.item.embedded.as_ref().map_or_else(Vec::new, |(_, hash)| hash.to_vec())
-        }))
-        .bind::<Array<Text>, _>(column(lines, |line| {
-            line.item.embedded.as_ref().map_or("", |(embedded, _)| embedded.own.as_str())
-        }))
-        .bind::<Array<Bool>, _>(said(lines, |memory| memory.embedding.is_some()))
-        .bind::<Array<Text>, _>(said(lines, |memory| memory.metadata.as_str()))
-        .bind::<Array<Nullable<Double>>, _>(said(lines, |memory| {
-            memory.relevance_score.map(contract::Score::get)
-        }))
-        .bind::<Array<Timestamptz>, _>(column(lines, at))
-        .bind::<Array<Bool>, _>(said(lines, |memory| memory.occurred_at.is_some()))
-        .bind::<Text, _>(model)
-        .bind::<Array<Timestamptz>, _>(column(lines, |line| stored_at(line)))
-        .bind::<Array<SqlUuid>, _>(column(lines, |line| line.message.request_id));
-    Ok(::store::prepared(query).load(connection).await?)
+    let rows = lines.iter().filter_map(|line| IndexRow::new(line)).collect();
+    let query = diesel::sql_query(INDEX.as_str()).into_boxed().bind::<Text, _>(model);
+    Ok(::store::prepared(IndexRow::bind(query, rows)).load(connection).await?)
 }
 
 async fn remove(connection: &mut Connection, lines: &[&Line<'_>]) -> Result<Vec<Won>, Fault> {
     if lines.is_empty() {
         return Ok(Vec::new());
     }
-    let query = diesel::sql_query(REMOVE)
-        .bind::<Array<SqlUuid>, _>(column(lines, |line| line.item.memory))
-        .bind::<Array<Integer>, _>(column(lines, Line::user))
-        .bind::<Array<Timestamptz>, _>(column(lines, |line| stored_at(line)))
-        .bind::<Array<SqlUuid>, _>(column(lines, |line| line.message.request_id));
-    Ok(::store::prepared(query).load(connection).await?)
-}
-
-fn stored_at(line: &Line<'_>) -> DateTime<Utc> {
-    line.message.stored_at
+    let rows = lines.iter().map(|line| RemoveRow {
+        id: line.item.memory,
+        user_id: line.user(),
+        stored_at: line.message.stored_at,
+        request_id: line.message.request_id,
+    });
+    Ok(with_rows(&REMOVE, rows.collect()).load(connection).await?)
 }

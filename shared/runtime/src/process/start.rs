@@ -47,18 +47,18 @@ pub(crate) async fn start<W: ExternalWorker>(
 ) -> Result<Option<Dependencies>, RunError> {
     let worker = W::INFO.name;
     let stream = W::INFO.stream.ok_or(RunError::NoStream { worker })?;
-    let patience = Duration::from_millis(settings.postgres.connect_timeout_ms);
+    let acquire_timeout = Duration::from_millis(settings.postgres.connect_timeout_ms);
     let pool = store::open_pool(
         &settings.postgres.url_of(&worker_role(worker)),
         &PoolOptions {
             name: worker,
             size: settings.postgres.write_pool_size,
-            patience,
+            acquire_timeout,
             statement_timeout: Duration::from_millis(settings.postgres.statement_timeout_ms),
         },
     )?;
     let keys = match W::ENCRYPTS {
-        true => Some(Arc::new(Keys::open(&settings.keys, &worker_role(worker), worker, patience)?)),
+        true => Some(Arc::new(Keys::open(&settings.keys, &worker_role(worker), worker, acquire_timeout)?)),
         false => None,
     };
     let bodies = Arc::new(Bodies::new(settings.trust.payload_ring_file.as_deref()));

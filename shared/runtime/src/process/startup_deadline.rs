@@ -32,7 +32,7 @@ pub struct StartupDeadline {
 }
 
 impl StartupDeadline {
-    /// The patience of one worker.
+    /// The acquire_timeout of one worker.
     pub fn new(readiness: &Readiness, settings: &Settings) -> Self {
         let limit = settings.worker.startup_timeout();
         Self { readiness: readiness.clone(), limit, since: Instant::now() }

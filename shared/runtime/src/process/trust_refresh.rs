@@ -65,7 +65,7 @@ async fn note(worker: &'static str, authorizer: &Authorizer, pool: &Pool) {
     if used.is_empty() {
         return;
     }
-    let noted = async { registry::note_use(&mut *store::acquire(pool).await?, &used).await };
+    let noted = async { registry::record_use(&mut *store::acquire(pool).await?, &used).await };
     if let Err(fault) = noted.await {
         // It says when a token was used last, to within some seconds; the next use says it again.
         tracing::debug!(worker, %fault, "the use of tokens is not noted");

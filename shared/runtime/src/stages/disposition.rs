@@ -72,7 +72,7 @@ impl Disposition {
     pub(crate) fn of_fault(fault: &Fault) -> Self {
         let reason = fault.reason.clone();
         match fault.kind {
-            FaultKind::Unavailable | FaultKind::Severed => Self::HAND_BACK,
+            FaultKind::Unavailable | FaultKind::ConnectionLost => Self::HAND_BACK,
             FaultKind::Transient => Self::Retry { reason, class: DeadLetterClass::Exhausted },
             FaultKind::MissingPrerequisite => Self::Retry { reason, class: DeadLetterClass::MissingPrerequisite },
             FaultKind::Permanent => Self::DeadLetter { reason, class: DeadLetterClass::Permanent },

@@ -165,7 +165,7 @@ impl<W: ExternalWorker> Writer<W> {
                 Err(fault) => fault,
             };
             match fault.kind {
-                FaultKind::Unavailable | FaultKind::Severed => {
+                FaultKind::Unavailable | FaultKind::ConnectionLost => {
                     tries += 1;
                     tracing::warn!(worker = W::INFO.name, %fault, messages = end - start, "dependency unavailable, batch on hold");
                     tokio::select! {
@@ -214,7 +214,7 @@ impl<W: ExternalWorker> Writer<W> {
         let mut tries = 0;
         while let Err(fault) = self.worker.clean_up(&ended, &progress.prepared).await {
             tracing::warn!(worker = W::INFO.name, %fault, messages = ended.len(), "cannot clean up");
-            if !matches!(fault.kind, FaultKind::Unavailable | FaultKind::Severed) {
+            if !matches!(fault.kind, FaultKind::Unavailable | FaultKind::ConnectionLost) {
                 return;
             }
             tries += 1;
@@ -279,12 +279,12 @@ impl<W: ExternalWorker> Writer<W> {
                     }
                     retry::delay(tries, FIRST_PAUSE, LONGEST_PAUSE)
                 }
-                FaultKind::Severed if severed + 1 >= LOST_CONNECTIONS => {
+                FaultKind::ConnectionLost if severed + 1 >= LOST_CONNECTIONS => {
                     return Err(Fault { kind: FaultKind::Transient, ..fault }.into());
                 }
-                FaultKind::Severed | FaultKind::Unavailable => {
+                FaultKind::ConnectionLost | FaultKind::Unavailable => {
                     outages += 1;
-                    severed += u32::from(fault.kind == FaultKind::Severed);
+                    severed += u32::from(fault.kind == FaultKind::ConnectionLost);
                     tracing::warn!(worker = W::INFO.name, %fault, messages = messages.len(), "dependency unavailable, batch on hold");
                     retry::delay(outages, FIRST_PAUSE, LONGEST_PAUSE)
                 }
@@ -367,7 +367,7 @@ impl<W: ExternalWorker> Writer<W> {
             }
             Err(RolledBack::Fault(fault)) => {
                 // The next one may reach another server, or know a schema that has changed since.
-                if matches!(fault.kind, FaultKind::Unavailable | FaultKind::Severed) {
+                if matches!(fault.kind, FaultKind::Unavailable | FaultKind::ConnectionLost) {
                     store::discard(connection);
                 }
                 return Err(fault.into());

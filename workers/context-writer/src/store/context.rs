@@ -1,9 +1,12 @@
 //! Contexts of sessions: the busiest table. A higher version wins.
 
+use std::sync::LazyLock;
+
 use chrono::{DateTime, Utc};
-use contract::{AccessLevel, ContextRequest as Request, ContextType, Name, SessionId};
-use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use contract::{AccessLevel, ContextRequest as Request, ContextType};
 use diesel_async::RunQueryDsl;
+use runtime::Message;
+use store::unnest::{UnnestRow, with_rows};
 use store::{Connection, Fault};
 use uuid::Uuid;
 
@@ -12,65 +15,80 @@ use super::{Done, Item, record, rounds};
 
 pub(crate) static CONTEXTS: Table = Table { name: "simple_chat_context", writer: Writer::Contexts };
 
-/// Everything a row is made of. What a removal leaves out takes its default and is never read: the row is a
-/// tombstone.
-struct Columns<'a> {
-    session_id: &'a SessionId,
-    context_key: &'a Name,
-    value: Option<&'a str>,
-    context_type: ContextType,
-    access_level: AccessLevel,
-    priority: i32,
-    version: i64,
-    expires_at: Option<DateTime<Utc>>,
-    is_persistent: bool,
-    is_sensitive: bool,
+store::unnest_row! {
+    /// A row of [`WRITE`].
+    struct Row<'a> {
+        id: Uuid,
+        user_id: i32,
+        session_id: &'a str,
+        context_key: &'a str,
+        context_value: Option<&'a str>,
+        context_type: &'a str,
+        access_level: &'a str,
+        priority: i32,
+        version: i64,
+        expires_at: Option<DateTime<Utc>>,
+        is_persistent: bool,
+        is_sensitive: bool,
+        stored_at: DateTime<Utc>,
+        request_id: Uuid,
+    }
 }
 
-impl<'a> Columns<'a> {
-    /// Those of a request that writes this table.
-    fn of(request: &'a Request) -> Option<Self> {
-        if let Request::ContextPut(put) = request {
-            return Some(Columns {
-                session_id: &put.session_id,
-                context_key: &put.context_key,
-                value: Some(put.context_value.as_str()),
-                context_type: put.context_type,
-                access_level: put.access_level,
+impl<'a> Row<'a> {
+    /// The row of a request that writes this table.
+    fn new(message: &'a Message<Request>) -> Option<Self> {
+        // What a removal leaves out takes its default and is never read: the row is a tombstone.
+        let row = Self {
+            id: Uuid::now_v7(),
+            user_id: message.user_id().get(),
+            session_id: "",
+            context_key: "",
+            context_value: None,
+            context_type: ContextType::default().as_str(),
+            access_level: AccessLevel::default().as_str(),
+            priority: 1,
+            version: 0,
+            expires_at: None,
+            is_persistent: false,
+            is_sensitive: false,
+            stored_at: message.stored_at,
+            request_id: message.request_id,
+        };
+        if let Request::ContextPut(put) = &message.request {
+            return Some(Self {
+                session_id: put.session_id.as_str(),
+                context_key: put.context_key.as_str(),
+                context_value: Some(put.context_value.as_str()),
+                context_type: put.context_type.as_str(),
+                access_level: put.access_level.as_str(),
                 // Its bounds are those of the type.
                 priority: i32::try_from(put.priority.get()).unwrap_or(1),
                 version: put.version.get(),
                 expires_at: put.expires_at,
                 is_persistent: put.is_persistent,
                 is_sensitive: put.sensitive,
+                ..row
             });
         }
-        let Request::ContextRemove(remove) = request else { return None };
-        Some(Columns {
-            session_id: &remove.session_id,
-            context_key: &remove.context_key,
-            value: None,
-            context_type: ContextType::default(),
-            access_level: AccessLevel::default(),
-            priority: 1,
+        let Request::ContextRemove(remove) = &message.request else { return None };
+        Some(Self {
+            session_id: remove.session_id.as_str(),
+            context_key: remove.context_key.as_str(),
             version: remove.version.get(),
-            expires_at: None,
-            is_persistent: false,
-            is_sensitive: false,
+            ..row
         })
     }
 }
 
-/// The statement, for measuring what the database alone can do with it.
-pub const WRITE: &str = "
-    WITH input AS (
+static WRITE: LazyLock<String> = LazyLock::new(|| {
+    let (arrays, names) = (Row::arrays(1), Row::names());
+    format!(
+        "WITH input AS (
         SELECT (i.ordinal - 1)::integer AS ordinal, i.id, i.user_id, i.session_id, i.context_key, i.context_value,
             i.context_type, i.access_level, i.priority, i.version, i.expires_at, i.is_persistent, i.is_sensitive,
             i.stored_at, i.request_id
-        FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
-            $8::integer[], $9::bigint[], $10::timestamptz[], $11::boolean[], $12::timestamptz[], $13::uuid[], $14::boolean[])
-            WITH ORDINALITY AS i (id, user_id, session_id, context_key, context_value, context_type, access_level,
-            priority, version, expires_at, is_persistent, stored_at, request_id, is_sensitive, ordinal)
+        FROM unnest({arrays}) WITH ORDINALITY AS i ({names}, ordinal)
         JOIN chat_mode_sessions s ON s.user_id = i.user_id AND s.session_id = i.session_id
     ), written AS (
         INSERT INTO simple_chat_context AS t (id, user_id, session_id, context_key, context_value, context_type,
@@ -89,51 +107,24 @@ pub const WRITE: &str = "
     )
     SELECT i.ordinal, w.id AS row_id
     FROM input i LEFT JOIN written w
-        ON w.user_id = i.user_id AND w.session_id = i.session_id AND w.context_key = i.context_key";
+        ON w.user_id = i.user_id AND w.session_id = i.session_id AND w.context_key = i.context_key"
+    )
+});
 
 pub(crate) async fn write(
     connection: &mut Connection,
     items: Vec<Item<'_, &Change>>,
     done: &mut [Done],
 ) -> Result<(), Fault> {
-    let items: Vec<Item<'_, Columns<'_>>> = items
+    let items: Vec<Item<'_, Row<'_>>> = items
         .into_iter()
-        .filter_map(|Item { index, message, .. }| {
-            let request = Columns::of(&message.request)?;
-            Some(Item { index, message, request })
-        })
+        .filter_map(|Item { index, message, .. }| Some(Item { index, message, request: Row::new(message)? }))
         .collect();
-    let key = |item: &Item<'_, Columns<'_>>| {
-        let row = &item.request;
-        (item.message.user_id(), row.session_id.clone(), row.context_key.clone())
-    };
-    for round in rounds(items, key) {
-        let rows: Vec<&Columns<'_>> = round.iter().map(|item| &item.request).collect();
-        let ids: Vec<Uuid> = rows.iter().map(|_| Uuid::now_v7()).collect();
-        let stored: Vec<DateTime<Utc>> = round.iter().map(|item| item.message.stored_at).collect();
-        let requests: Vec<Uuid> = round.iter().map(|item| item.message.request_id).collect();
-        let users: Vec<i32> = round.iter().map(|item| item.message.user_id().get()).collect();
-        let query = diesel::sql_query(WRITE)
-            .bind::<Array<SqlUuid>, _>(ids)
-            .bind::<Array<Integer>, _>(users)
-            .bind::<Array<Text>, _>(column(&rows, |row| row.session_id.as_str()))
-            .bind::<Array<Text>, _>(column(&rows, |row| row.context_key.as_str()))
-            .bind::<Array<Nullable<Text>>, _>(column(&rows, |row| row.value))
-            .bind::<Array<Text>, _>(column(&rows, |row| row.context_type.as_str()))
-            .bind::<Array<Text>, _>(column(&rows, |row| row.access_level.as_str()))
-            .bind::<Array<Integer>, _>(column(&rows, |row| row.priority))
-            .bind::<Array<BigInt>, _>(column(&rows, |row| row.version))
-            .bind::<Array<Nullable<Timestamptz>>, _>(column(&rows, |row| row.expires_at))
-            .bind::<Array<Bool>, _>(column(&rows, |row| row.is_persistent))
-            .bind::<Array<Timestamptz>, _>(stored)
-            .bind::<Array<SqlUuid>, _>(requests)
-            .bind::<Array<Bool>, _>(column(&rows, |row| row.is_sensitive));
-        let answers = store::prepared(query).load(connection).await?;
-        record::note(answers, &round, done);
+    for round in rounds(items, |Item { request: row, .. }| (row.user_id, row.session_id, row.context_key)) {
+        let (places, rows): (Vec<usize>, Vec<Row<'_>>) =
+            round.into_iter().map(|item| (item.index, item.request)).unzip();
+        let answers = with_rows(&WRITE, rows).load(connection).await?;
+        record::mark(answers, &places, done);
     }
     Ok(())
-}
-
-fn column<'r, 'a, T>(rows: &[&'r Columns<'a>], field: impl Fn(&'r Columns<'a>) -> T) -> Vec<T> {
-    rows.iter().map(|row| field(row)).collect()
 }

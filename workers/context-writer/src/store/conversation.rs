@@ -1,8 +1,11 @@
 //! Conversations, their messages, and feedback on them.
 
+use std::sync::LazyLock;
+
+use chrono::{DateTime, Utc};
 use contract::{ContextRequest as Request, ConversationPut, MessageAdd, SessionId, UserId};
-use diesel::sql_types::{Array, Bool, Integer, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
+use store::unnest::{UnnestRow, with_rows};
 use store::{Connection, Fault};
 use uuid::Uuid;
 
@@ -39,16 +42,49 @@ const WRITE_CONVERSATIONS: &str = "
     SELECT i.ordinal, w.id AS row_id
     FROM input i LEFT JOIN written w ON w.user_id = i.user_id AND w.conversation_id = i.conversation_id";
 
-// A conversation that comes into being with a message is as old as time, so that the request that describes it
-// is the newer one whenever it comes.
-const WRITE_MESSAGES: &str = "
-    WITH input AS (
+store::unnest_row! {
+    /// A row of [`WRITE_MESSAGES`].
+    struct Row<'a> {
+        id: Uuid,
+        user_id: i32,
+        history_id: Uuid,
+        conversation_id: &'a str,
+        role: &'a str,
+        content: &'a str,
+        sent_at: DateTime<Utc>,
+        stored_at: DateTime<Utc>,
+        request_id: Uuid,
+        is_sensitive: bool,
+    }
+}
+
+impl<'a> Row<'a> {
+    fn new(item: &Item<'a, &'a MessageAdd>) -> Self {
+        let Item { message, request, .. } = *item;
+        Self {
+            id: request.message_id,
+            user_id: message.user_id().get(),
+            history_id: history_id(message.user_id(), &request.conversation_id),
+            conversation_id: request.conversation_id.as_str(),
+            role: request.role.as_str(),
+            content: request.content.as_str(),
+            sent_at: request.sent_at.unwrap_or(message.stored_at),
+            stored_at: message.stored_at,
+            request_id: message.request_id,
+            is_sensitive: request.sensitive,
+        }
+    }
+}
+
+/// A conversation that is created with a message is as old as time, so that the request that describes it is the newer one
+/// whenever it comes.
+static WRITE_MESSAGES: LazyLock<String> = LazyLock::new(|| {
+    let (arrays, names) = (Row::arrays(1), Row::names());
+    format!(
+        "WITH input AS (
         SELECT (i.ordinal - 1)::integer AS ordinal, i.id, i.user_id, i.history_id, i.conversation_id, i.role,
             i.content, i.is_sensitive, i.sent_at, i.stored_at, i.request_id
-        FROM unnest($1::uuid[], $2::integer[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::timestamptz[],
-            $8::timestamptz[], $9::uuid[], $10::boolean[])
-            WITH ORDINALITY AS i (id, user_id, history_id, conversation_id, role, content, sent_at, stored_at, request_id,
-            is_sensitive, ordinal)
+        FROM unnest({arrays}) WITH ORDINALITY AS i ({names}, ordinal)
         JOIN users u ON u.id = i.user_id
     ), history AS (
         INSERT INTO chat_history (id, user_id, conversation_id, request_id, created_at, updated_at)
@@ -64,7 +100,9 @@ const WRITE_MESSAGES: &str = "
         RETURNING user_id, id
     )
     SELECT i.ordinal, w.id AS row_id
-    FROM input i LEFT JOIN written w ON w.user_id = i.user_id AND w.id = i.id";
+    FROM input i LEFT JOIN written w ON w.user_id = i.user_id AND w.id = i.id"
+    )
+});
 
 const WRITE_FEEDBACK: &str = "
     WITH input AS (
@@ -132,28 +170,9 @@ pub(crate) async fn write_messages(
         })
         .collect();
     for round in rounds(messages, |item| (item.message.user_id(), item.request.message_id)) {
-        let user = |item: &Item<'_, &MessageAdd>| item.message.user_id();
-        let query = diesel::sql_query(WRITE_MESSAGES)
-            .bind::<Array<SqlUuid>, _>(column(&round, |item| item.request.message_id))
-            .bind::<Array<Integer>, _>(column(&round, |item| user(item).get()))
-            .bind::<Array<SqlUuid>, _>(column(&round, |item| {
-                history_id(user(item), &item.request.conversation_id)
-            }))
-            .bind::<Array<Text>, _>(column(&round, |item| item.request.conversation_id.as_str()))
-            .bind::<Array<Text>, _>(column(&round, |item| item.request.role.as_str()))
-            .bind::<Array<Text>, _>(column(&round, |item| item.request.content.as_str()))
-            .bind::<Array<Timestamptz>, _>(column(&round, |item| {
-                item.request.sent_at.unwrap_or(item.message.stored_at)
-            }))
-            .bind::<Array<Timestamptz>, _>(column(&round, |item| item.message.stored_at))
-            .bind::<Array<SqlUuid>, _>(column(&round, |item| item.message.request_id))
-            .bind::<Array<Bool>, _>(column(&round, |item| item.request.sensitive));
-        let answers = store::prepared(query).load(connection).await?;
-        record::note(answers, &round, done);
+        let rows = round.iter().map(Row::new).collect();
+        let answers = with_rows(&WRITE_MESSAGES, rows).load(connection).await?;
+        record::mark_items(answers, &round, done);
     }
     Ok(())
-}
-
-fn column<'r, 'a, T, U>(round: &'r [Item<'a, T>], field: impl Fn(&'r Item<'a, T>) -> U) -> Vec<U> {
-    round.iter().map(field).collect()
 }

@@ -84,15 +84,21 @@ pub(crate) async fn write_as<T: Serialize>(
     let records = serde_json::to_string(&records)
         .map_err(|error| Fault { kind: FaultKind::Permanent, reason: error.to_string() })?;
     let answers = store::prepared(diesel::sql_query(sql).bind::<Text, _>(records)).load(connection).await?;
-    note(answers, items, done);
+    mark_items(answers, items, done);
     Ok(())
 }
 
-/// Notes what a statement did for each item.
-pub(crate) fn note<T>(answers: Vec<Answer>, items: &[Item<'_, T>], done: &mut [Done]) {
+/// Marks what a statement did for each item.
+pub(crate) fn mark_items<T>(answers: Vec<Answer>, items: &[Item<'_, T>], done: &mut [Done]) {
+    let places: Vec<usize> = items.iter().map(|item| item.index).collect();
+    mark(answers, &places, done);
+}
+
+/// Marks what a statement did for the requests at these places of the batch.
+pub(crate) fn mark(answers: Vec<Answer>, places: &[usize], done: &mut [Done]) {
     for answer in answers {
-        let item = usize::try_from(answer.ordinal).ok().and_then(|ordinal| items.get(ordinal));
-        if let Some(slot) = item.and_then(|item| done.get_mut(item.index)) {
+        let place = usize::try_from(answer.ordinal).ok().and_then(|ordinal| places.get(ordinal));
+        if let Some(slot) = place.and_then(|&place| done.get_mut(place)) {
             *slot = answer.row_id.map_or(Done::Stale, Done::Applied);
         }
     }

@@ -44,7 +44,7 @@ pub async fn execute(args: MigrateArgs, settings: &Settings) -> anyhow::Result<(
     match args.action {
         Action::Up => {
             tell("up", &migration::MAIN.up(connection).await?, "nothing to do: the schema is up to date");
-            partition::make_ahead(&mut store::connect(url).await?, partition::MONTHS_AHEAD).await?;
+            partition::create_ahead(&mut store::connect(url).await?, partition::MONTHS_AHEAD).await?;
         }
         Action::Down { count } => {
             tell(
@@ -54,7 +54,7 @@ pub async fn execute(args: MigrateArgs, settings: &Settings) -> anyhow::Result<(
             );
         }
         Action::Partitions { months } => {
-            let made = partition::make_ahead(&mut connection, months).await?;
+            let made = partition::create_ahead(&mut connection, months).await?;
             outln!("made {made} partitions");
         }
         Action::Status => {

@@ -6,7 +6,7 @@ use cli::outln;
 use cli::table::{Align, Table};
 use config::Settings;
 use contract::{Service, UserId};
-use store::registry::{self, Registered, Which};
+use store::registry::{self, RegisteredToken, TokenFilter};
 
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
@@ -29,7 +29,8 @@ pub(super) struct ListArgs {
 
 pub(super) async fn execute(args: ListArgs, settings: &Settings) -> anyhow::Result<()> {
     let mut connection = super::registry(settings).await?;
-    let which = Which { service: args.service, user_id: args.user, all: args.all, limit: args.limit.into() };
+    let which =
+        TokenFilter { service: args.service, user_id: args.user, all: args.all, limit: args.limit.into() };
     let tokens = registry::list(&mut connection, &which).await?;
     if args.json {
         outln!("{}", serde_json::json!({ "tokens": tokens }));
@@ -41,7 +42,7 @@ pub(super) async fn execute(args: ListArgs, settings: &Settings) -> anyhow::Resu
     Ok(())
 }
 
-fn table(tokens: &[Registered], now: DateTime<Utc>) -> Table {
+fn table(tokens: &[RegisteredToken], now: DateTime<Utc>) -> Table {
     let mut table = Table::new([
         ("id", Align::Left),
         ("service", Align::Left),

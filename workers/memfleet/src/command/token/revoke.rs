@@ -4,7 +4,7 @@ use clap::Args;
 use cli::outln;
 use config::Settings;
 use contract::{Service, UserId};
-use store::registry::{self, Which};
+use store::registry::{self, TokenFilter};
 use uuid::Uuid;
 
 #[derive(Debug, Args)]
@@ -28,8 +28,12 @@ pub(super) async fn execute(args: &RevokeArgs, settings: &Settings) -> anyhow::R
     let mut revoked = 0;
     if args.ids.is_empty() {
         // Those whose time is over may still have messages waiting that were stored in time.
-        let which =
-            Which { service: args.service.clone(), user_id: args.user, limit: BATCH, ..Which::default() };
+        let which = TokenFilter {
+            service: args.service.clone(),
+            user_id: args.user,
+            limit: BATCH,
+            ..TokenFilter::default()
+        };
         loop {
             let ids = registry::revocable(&mut connection, &which).await?;
             if ids.is_empty() {

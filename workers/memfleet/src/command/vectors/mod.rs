@@ -256,7 +256,7 @@ async fn drop_collection(name: &str, settings: &Settings) -> anyhow::Result<()> 
     // Workers write to it no longer once they know.
     vector::put_collection(&mut connection, ALIAS, &Collection { state: "former".to_owned(), ..one }).await?;
     vectors.drop_collection(name).await?;
-    vector::forget_collection(&mut connection, name).await?;
+    vector::delete_collection(&mut connection, name).await?;
     outln!("{name} is removed");
     Ok(())
 }
