@@ -55,8 +55,8 @@ pub use query::{
     AgentContextInfo, AgentContextList, AgentContextPage, AnalyticsRow, ContextAnswer, ContextGet,
     ContextInfo, ContextList, ContextPage, ConversationPage, ConversationRead, Cursor, Dimension, EventList,
     EventPage, GraphAnswer, GraphNode, GraphRelation, GraphWalk, Limit, MessageInfo, QUERIES, QUERY_BYTES,
-    QUERY_ROOT, Query, QueryKind, READER, REVEAL, RouterAnalytics, RouterAnswer, ScoreParts, SearchAnswer,
-    SearchHit, SearchMode, SearchSimilar, SessionInfo, SessionList, SessionPage,
+    QUERY_ROOT, Query, QueryKind, REVEAL, RouterAnalytics, RouterAnswer, ScoreParts, SearchAnswer, SearchHit,
+    SearchMode, SearchSimilar, SessionInfo, SessionList, SessionPage,
 };
 pub use redacted::Redacted;
 pub use request::{ContextRequest, Request, RouterRequest, VectorRequest};
@@ -68,5 +68,6 @@ pub use token::{QueryError, QueryErrorCode, TOKEN_ISSUE, TokenAnswer, TokenAsk};
 pub use value::{Json, JsonObject, List, Many, Name, Secret, SessionId, Text};
 pub use vector::{Embedding, Memory, VECTOR_DIMENSIONS, Vector, VectorIndex, VectorRemove, VectorType};
 pub use workers::{
-    CONTEXT_WRITER, MEMORY_READER, ROUTER_LOGGER, TOKEN_ISSUER, VECTOR_INDEXER, WORKERS, WorkerInfo,
+    CONTEXT_WRITER, JOB_ROOT, MEMORY_READER, ROUTER_LOGGER, SCHEDULE_ROOT, TOKEN_ISSUER, VECTOR_INDEXER,
+    WORKERS, WorkerInfo, role_of,
 };

@@ -28,11 +28,6 @@ pub struct Grant<'a> {
     pub expires_at: SystemTime,
 }
 
-/// The database role of a worker: `w_context_writer` of `context-writer`.
-pub fn role_of(worker: &str) -> String {
-    format!("w_{}", worker.replace('-', "_"))
-}
-
 /// The least and the most bytes of a key; SHA-256 works on blocks of 64.
 const KEY_BYTES: std::ops::RangeInclusive<usize> = 32..=64;
 
@@ -174,7 +169,7 @@ mod tests {
             user_id: UserId::new(42).unwrap(),
             session: None,
             service: &"simple-chat".parse().unwrap(),
-            role: &role_of("context-writer"),
+            role: &contract::CONTEXT_WRITER.role(),
             id: Uuid::nil(),
             expires_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
         };

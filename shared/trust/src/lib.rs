@@ -19,7 +19,8 @@ pub mod text;
 mod token;
 
 pub use cipher::{Bound, CipherError, CipherKey, OVERHEAD, PLAINTEXT_BYTES, key_version};
-pub use grant::{Grant, GrantKey, role_of};
+pub use contract::role_of;
+pub use grant::{Grant, GrantKey};
 pub use issuer::{GRANT_OUTLIVES_TOKEN, IssueError, Issued, TokenIssuer, TokenRequest};
 pub use key::{PrivateKey, PublicKey};
 pub use refusal::Refusal;

@@ -34,7 +34,7 @@ use share::Shares;
 pub use desk::{Desk, LONGEST_DEADLINE};
 
 /// The name of its crate, its connection and its database role.
-pub const NAME: &str = contract::READER;
+pub const NAME: &str = contract::MEMORY_READER.name;
 /// The most queries that a replica answers at a time. More of them wait.
 const AT_A_TIME: usize = 256;
 /// What an answer may take beyond its deadline, which PostgreSQL keeps, before it is given up.

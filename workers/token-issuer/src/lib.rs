@@ -24,7 +24,7 @@ use trust::{TokenIssuer, role_of};
 use answer::Desk;
 
 /// The name of its crate, its connection and its database role.
-pub const NAME: &str = "token-issuer";
+pub const NAME: &str = contract::TOKEN_ISSUER.name;
 /// The most queries that it answers at a time.
 const AT_A_TIME: usize = 16;
 /// Connections to the database.

@@ -33,9 +33,6 @@ use crate::value::Text;
 /// The beginning of the subjects of queries.
 pub const QUERY_ROOT: &str = "memory.ask";
 
-/// The worker that answers queries.
-pub const READER: &str = "memory-reader";
-
 /// The noun and the verb of the scope that a query with `reveal` needs beside its own: whoever may write or read may not
 /// therefore decrypt.
 pub const REVEAL: (&str, &str) = ("secret", "reveal");
