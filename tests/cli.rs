@@ -66,7 +66,7 @@ async fn streams_and_consumers_are_shown_and_then_made() {
     let streams = shipped.streams.iter().map(|stream| format!("+ stream {}", stream.name));
     let consumers = shipped.consumers.iter().map(|one| format!("+ consumer {}/{}", one.stream, one.name));
     let expected: Vec<String> = streams.chain(consumers).collect();
-    let differing = "the broker differs from the files; `memfleet nats apply`";
+    let differing = "the broker's streams or consumers differ; `memfleet nats apply`";
 
     let diff = memfleet(&fixture, &["nats", "diff"]).await.fine();
     assert_eq!(diff.lines().collect::<Vec<_>>(), expected);
@@ -77,7 +77,7 @@ async fn streams_and_consumers_are_shown_and_then_made() {
     assert_eq!(applied, format!("{diff}applied {} changes\n", expected.len()));
     for again in [["diff"].as_slice(), &["diff", "--check"], &["apply"]] {
         let out = memfleet(&fixture, &[&["nats"], again].concat()).await.fine();
-        assert_eq!(out, "nothing to do: the broker has every stream and consumer as the files say\n");
+        assert_eq!(out, "nothing to do: the broker's streams and consumers are up to date\n");
     }
     // What was made is what a worker needs.
     let worker = fixture.run(ContextWriter);
@@ -163,13 +163,13 @@ async fn what_the_server_cannot_change_is_refused_by_name() {
     write("consumers/none.txt", "not read");
     let refused = memfleet(&fixture, &["nats", "apply", "--dir", directory]).await;
     let refused = refused.failed("the broker refuses to change stream EVENTS, storage: file -> memory: ");
-    assert!(refused.err.contains("nothing was deleted, what was done before stays"), "{}", refused.err);
+    assert!(refused.err.contains("nothing was deleted, earlier changes stay applied"), "{}", refused.err);
     fixture.jetstream.get_stream("A").await.expect("the stream that was made before");
 
     write("streams/EVENTS.json", &stream(json!({ "max_aeg": 1 })));
     memfleet(&fixture, &["nats", "apply", "--dir", directory])
         .await
-        .failed("streams/EVENTS.json: max_aeg is no field of the JetStream API");
+        .failed("streams/EVENTS.json: max_aeg is not a field of the JetStream API");
 }
 
 /// A line of `publish --requests`.

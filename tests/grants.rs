@@ -1,5 +1,8 @@
-//! Grants that are nearly right, as the database reads them.
+//! Grants that are nearly right, as the database reads them, and the roles that they are for.
 
+use std::collections::BTreeSet;
+
+use contract::{WORKERS, WorkerInfo, worker_role};
 use diesel_async::SimpleAsyncConnection;
 use testkit::Fixture;
 use testkit::attack::{self, grant_key, login};
@@ -47,4 +50,55 @@ async fn changed_grants_are_refused_and_break_nothing() {
          END $$"
     );
     worker.batch_execute(&sql).await.expect("each is refused as a grant");
+}
+
+/// Workers of the design that have a role in the database and no entry in the catalogue yet.
+const PLANNED: [&str; 4] = ["consensus-builder", "memory-sync", "retention-cleaner", "gpu-allocator"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_roles_of_the_database_are_those_of_the_catalogue() {
+    let fixture = Fixture::new().await;
+    let roles: BTreeSet<String> =
+        fixture.lines("role_name FROM sec.worker_privileges GROUP BY role_name").await.into_iter().collect();
+    let catalogue: BTreeSet<String> = WORKERS.iter().map(WorkerInfo::role).collect();
+    let planned: BTreeSet<String> = PLANNED.into_iter().map(worker_role).collect();
+    let missing: Vec<&String> = catalogue.difference(&roles).collect();
+    assert!(missing.is_empty(), "a migration has to grant these roles their rights: {missing:?}");
+    let unknown: Vec<&String> =
+        roles.iter().filter(|role| !catalogue.contains(*role) && !planned.contains(*role)).collect();
+    assert!(unknown.is_empty(), "no worker has these roles: {unknown:?}");
+
+    let attributes = "rolname FROM pg_roles WHERE rolcanlogin AND NOT (rolinherit OR rolsuper OR rolbypassrls
+        OR rolcreaterole OR rolcreatedb OR rolreplication)";
+    let logins: BTreeSet<String> = fixture.lines(attributes).await.into_iter().collect();
+    assert!(roles.is_subset(&logins), "a login of its own without further attributes: {roles:?}, {logins:?}");
+    let not_granted = fixture
+        .lines(
+            "concat_ws(' ', w.role_name, w.table_name, p.privilege) FROM sec.worker_privileges w,
+             LATERAL unnest(w.privileges) AS p (privilege)
+             WHERE NOT has_table_privilege(w.role_name, w.table_name, p.privilege)",
+        )
+        .await;
+    assert!(not_granted.is_empty(), "listed and not granted: {not_granted:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_consuming_worker_may_write_its_inbox_and_its_events() {
+    let fixture = Fixture::new().await;
+    for worker in WORKERS.iter().filter(|worker| worker.stream.is_some() || !worker.jobs.is_empty()) {
+        for (table, privileges) in [
+            ("inbox", "SELECT,INSERT,DELETE"),
+            ("blackboard_events", "SELECT,INSERT"),
+            ("session_clocks", "SELECT,INSERT,UPDATE"),
+        ] {
+            let role = worker.role();
+            let listed = fixture
+                .lines(&format!(
+                    "privileges @> '{{{privileges}}}'::text[] FROM sec.worker_privileges
+                     WHERE role_name = '{role}' AND table_name = '{table}'::regclass"
+                ))
+                .await;
+            assert_eq!(listed, ["true"], "{role} may {privileges} {table}");
+        }
+    }
 }

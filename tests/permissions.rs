@@ -31,13 +31,13 @@ async fn publish(client: &Client, request: RequestMessage) {
 
 #[test]
 fn the_files_are_what_the_table_says() {
-    let (topology, services) = (Topology::shipped().unwrap(), Service::shipped().unwrap());
+    let services = Service::shipped().unwrap();
     let file = in_repository("nats/accounts.conf");
     let shipped = std::fs::read_to_string(file).expect("nats/accounts.conf");
     assert_eq!(
         shipped,
-        topology::render(&topology, &services, INCLUDED_NKEYS),
-        "`memfleet nats render` makes it anew"
+        topology::render(&services, INCLUDED_NKEYS),
+        "renew it with `memfleet nats render > nats/accounts.conf`"
     );
 }
 
@@ -126,7 +126,7 @@ async fn the_shipped_configuration_encrypts_what_travels_and_what_is_kept() {
         std::fs::copy(shipped.join(file), path(file)).expect("a copy");
     }
     let (topology, services) = (Topology::shipped().unwrap(), Service::shipped().unwrap());
-    let public = topology::make_nkeys(&path("nkeys"), &identities(&topology, &services)).expect("keys");
+    let public = topology::make_nkeys(&path("nkeys"), &identities(&services)).expect("keys");
     std::fs::write(path("nkeys.conf"), public).expect("a file");
     let [certificate, key, authority] = certificates(folder.path());
     let program = stack::Programs::find().expect("the servers' programs").nats_server;
@@ -178,7 +178,7 @@ fn walk(folder: &Path) -> Vec<std::path::PathBuf> {
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_publishes_or_hears_anything_else() {
     let fixture = Fixture::secured().await;
-    let (topology, services) = (Topology::shipped().unwrap(), Service::shipped().unwrap());
+    let services = Service::shipped().unwrap();
     let publish = [
         "memory.req.other.context.put.1",
         "memory.req.other.anything.put.1",
@@ -213,7 +213,7 @@ async fn nobody_publishes_or_hears_anything_else() {
         "$JS.>",
         "$SYS.>",
     ];
-    for identity in identities(&topology, &services).iter().filter(|identity| identity.name != "operator") {
+    for identity in identities(&services).iter().filter(|identity| identity.name != "operator") {
         let (client, refused) = connect(&fixture, &identity.name).await;
         // What it may do is its own; everything else is refused by name.
         let covers = |list: &[String], subject: &str| list.iter().any(|allowed| covers(allowed, subject));

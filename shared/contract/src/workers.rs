@@ -1,6 +1,10 @@
 //! The workers of the fleet.
 
 use crate::request_kind::{REQUESTS, RequestKind};
+use crate::tick::JOB_ROOT;
+
+/// The root of the subjects of schedules: `memory.schedule.<job>`.
+pub const SCHEDULE_ROOT: &str = "memory.schedule";
 
 /// A worker of the fleet. Its stream, consumers and broker permissions follow from this entry, and so do the requests that it
 /// takes (`request.rs`). One name is used everywhere: the crate, the durable consumer, the database role, the metric label.
@@ -10,16 +14,21 @@ pub struct WorkerInfo {
     pub name: &'static str,
     /// The stream of its requests; none for a worker that answers queries.
     pub stream: Option<&'static str>,
+    /// The size limit of that stream in bytes, which the server reserves on disk; 0 without a stream.
+    pub stream_bytes: u64,
     /// What it does, in one sentence.
     pub description: &'static str,
     /// The scheduled jobs that it runs: ticks on `memory.job.<job>`.
     pub jobs: &'static [&'static str],
 }
 
+const GIB: u64 = 1 << 30;
+
 /// Sessions, contexts, conversations, accounts and the contexts of agents.
 pub const CONTEXT_WRITER: WorkerInfo = WorkerInfo {
     name: "context-writer",
     stream: Some("CONTEXT"),
+    stream_bytes: 8 * GIB,
     description: "Writes sessions, contexts, conversations, accounts and the contexts of agents",
     jobs: &[],
 };
@@ -27,6 +36,7 @@ pub const CONTEXT_WRITER: WorkerInfo = WorkerInfo {
 pub const ROUTER_LOGGER: WorkerInfo = WorkerInfo {
     name: "router-logger",
     stream: Some("ROUTER"),
+    stream_bytes: 8 * GIB,
     description: "Writes routing decisions, hourly routing statistics and tool calls",
     jobs: &[],
 };
@@ -34,19 +44,30 @@ pub const ROUTER_LOGGER: WorkerInfo = WorkerInfo {
 pub const VECTOR_INDEXER: WorkerInfo = WorkerInfo {
     name: "vector-indexer",
     stream: Some("VECTOR"),
+    stream_bytes: 4 * GIB,
     description: "Maintains the semantic search index",
     jobs: &[],
 };
-/// Answers to queries.
-pub const MEMORY_READER: WorkerInfo =
-    WorkerInfo { name: "memory-reader", stream: None, description: "Answers queries", jobs: &[] };
 /// Service tokens.
-pub const TOKEN_ISSUER: WorkerInfo =
-    WorkerInfo { name: "token-issuer", stream: None, description: "Issues service tokens", jobs: &[] };
+pub const TOKEN_ISSUER: WorkerInfo = WorkerInfo {
+    name: "token-issuer",
+    stream: None,
+    stream_bytes: 0,
+    description: "Issues service tokens",
+    jobs: &[],
+};
+/// Answers to queries.
+pub const MEMORY_READER: WorkerInfo = WorkerInfo {
+    name: "memory-reader",
+    stream: None,
+    stream_bytes: 0,
+    description: "Answers queries",
+    jobs: &[],
+};
 
 /// Every worker.
 pub static WORKERS: &[WorkerInfo] =
-    &[CONTEXT_WRITER, ROUTER_LOGGER, VECTOR_INDEXER, MEMORY_READER, TOKEN_ISSUER];
+    &[CONTEXT_WRITER, ROUTER_LOGGER, VECTOR_INDEXER, TOKEN_ISSUER, MEMORY_READER];
 
 impl WorkerInfo {
     /// The worker of a name.
@@ -56,7 +77,7 @@ impl WorkerInfo {
 
     /// Its login role in the database.
     pub fn role(&self) -> String {
-        format!("w_{}", self.name.replace('-', "_"))
+        worker_role(self.name)
     }
 
     /// The durable consumer of the advisories about messages that it never settled.
@@ -64,9 +85,51 @@ impl WorkerInfo {
         format!("{}-advisory", self.name)
     }
 
+    /// The durable consumer of the ticks of its jobs.
+    pub fn jobs_consumer(&self) -> String {
+        format!("{}-jobs", self.name)
+    }
+
+    /// The subjects of the ticks of its jobs.
+    pub fn job_subjects(&self) -> impl Iterator<Item = String> {
+        self.jobs.iter().map(|job| format!("{JOB_ROOT}.{job}"))
+    }
+
     /// The requests that it takes.
     pub fn requests(&self) -> impl Iterator<Item = &'static RequestKind> {
         let name = self.name;
         REQUESTS.iter().copied().filter(move |kind| kind.worker == name)
+    }
+}
+
+/// The login role of the worker of a name: `w_context_writer` of `context-writer`.
+pub fn worker_role(worker: &str) -> String {
+    format!("w_{}", worker.replace('-', "_"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_worker_has_names_of_its_own_and_a_stream_if_it_takes_requests() {
+        for worker in WORKERS {
+            let same = |other: &&WorkerInfo| {
+                other.name == worker.name || (other.stream.is_some() && other.stream == worker.stream)
+            };
+            assert_eq!(WORKERS.iter().filter(same).count(), 1, "{}", worker.name);
+            assert_eq!(worker.stream.is_some(), worker.requests().next().is_some(), "{}", worker.name);
+            assert_eq!(worker.stream.is_some(), worker.stream_bytes > 0, "{}", worker.name);
+            assert_eq!(WorkerInfo::find(worker.name), Some(worker));
+        }
+    }
+
+    #[test]
+    fn a_job_belongs_to_one_worker() {
+        let mut jobs: Vec<&str> = WORKERS.iter().flat_map(|worker| worker.jobs).copied().collect();
+        let count = jobs.len();
+        jobs.sort_unstable();
+        jobs.dedup();
+        assert_eq!(jobs.len(), count, "{jobs:?}");
     }
 }

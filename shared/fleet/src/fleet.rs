@@ -1,8 +1,10 @@
 use std::sync::Arc;
 
 use clap::ValueEnum;
+use clap::builder::PossibleValue;
 use config::Settings;
 use context_writer::ContextWriter;
+use contract::WorkerInfo;
 use router_logger::RouterLogger;
 use runtime::{Observed, Phase, Readiness, Stats, Worker};
 use tokio::net::TcpListener;
@@ -36,32 +38,55 @@ pub enum FleetError {
     Panicked(#[from] JoinError),
 }
 
-/// The workers of this program. A new worker is a line here and one in [`Fleet::start`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum WorkerName {
-    /// Sessions, contexts, conversations, accounts, and what agents remember.
-    ContextWriter,
-    /// Routing decisions, hourly routing statistics, and tool calls.
-    RouterLogger,
-    /// The semantic search index.
-    VectorIndexer,
-    /// Answers to queries.
-    MemoryReader,
-    /// Tokens for services that ask for them.
-    TokenIssuer,
+/// The workers of this program: each with its entry in the catalogue, and how it starts. A new worker is a line in the list below.
+macro_rules! workers {
+    ($($name:ident($info:ident) => $start:expr,)+) => {
+        /// A worker of the catalogue that this program can run.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum WorkerName {
+            $(
+                #[doc = concat!("`contract::", stringify!($info), "`.")]
+                $name,
+            )+
+        }
+
+        impl WorkerName {
+            /// Every worker.
+            pub const ALL: &'static [Self] = &[$(Self::$name),+];
+
+            /// Its entry in the catalogue.
+            pub fn info(self) -> &'static WorkerInfo {
+                match self { $(Self::$name => &contract::$info,)+ }
+            }
+
+            fn start(self, fleet: &mut Fleet, settings: &Settings) {
+                let start: fn(&mut Fleet, Self, &Settings) = match self { $(Self::$name => $start,)+ };
+                start(fleet, self, settings);
+            }
+        }
+    };
+}
+
+workers! {
+    ContextWriter(CONTEXT_WRITER) => |fleet, name, settings| fleet.spawn(name, ContextWriter, settings),
+    RouterLogger(ROUTER_LOGGER) => |fleet, name, settings| fleet.spawn(name, RouterLogger, settings),
+    VectorIndexer(VECTOR_INDEXER) => Fleet::spawn_indexer,
+    MemoryReader(MEMORY_READER) => Fleet::spawn_reader,
+    TokenIssuer(TOKEN_ISSUER) => Fleet::spawn_issuer,
+}
+
+impl ValueEnum for WorkerName {
+    fn value_variants<'a>() -> &'a [Self] {
+        Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.as_str()).help(self.info().description))
+    }
 }
 
 impl WorkerName {
-    /// Every worker.
-    pub const ALL: &'static [Self] = &[
-        Self::ContextWriter,
-        Self::RouterLogger,
-        Self::VectorIndexer,
-        Self::MemoryReader,
-        Self::TokenIssuer,
-    ];
-
-    /// Every worker that has what it works on: there is no vector-indexer without a vector store.
+    /// Every worker that has the servers it needs: vector-indexer needs a vector store.
     pub fn of(settings: &Settings) -> Vec<Self> {
         let works = |name: &Self| *name != Self::VectorIndexer || settings.vectors.url.is_some();
         Self::ALL.iter().copied().filter(works).collect()
@@ -69,13 +94,7 @@ impl WorkerName {
 
     /// The name of its crate, consumer and role.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::ContextWriter => contract::CONTEXT_WRITER.name,
-            Self::RouterLogger => contract::ROUTER_LOGGER.name,
-            Self::VectorIndexer => contract::VECTOR_INDEXER.name,
-            Self::MemoryReader => memory_reader::NAME,
-            Self::TokenIssuer => token_issuer::NAME,
-        }
+        self.info().name
     }
 }
 
@@ -98,13 +117,7 @@ impl Fleet {
             stop: CancellationToken::new(),
         };
         for &name in names {
-            match name {
-                WorkerName::ContextWriter => fleet.spawn(name, ContextWriter, settings),
-                WorkerName::RouterLogger => fleet.spawn(name, RouterLogger, settings),
-                WorkerName::VectorIndexer => fleet.spawn_indexer(settings),
-                WorkerName::MemoryReader => fleet.spawn_reader(settings),
-                WorkerName::TokenIssuer => fleet.spawn_issuer(settings),
-            }
+            name.start(&mut fleet, settings);
         }
         fleet
     }
@@ -116,8 +129,8 @@ impl Fleet {
             .spawn(async move { Ok(runtime::run(Arc::new(worker), &settings, observed, stop).await?) });
     }
 
-    fn spawn_indexer(&mut self, settings: &Settings) {
-        let observed = self.observe(WorkerName::VectorIndexer);
+    fn spawn_indexer(&mut self, name: WorkerName, settings: &Settings) {
+        let observed = self.observe(name);
         let (settings, stop) = (settings.clone(), self.stop.child_token());
         self.running.spawn(async move {
             let opened = tokio::select! {
@@ -135,14 +148,14 @@ impl Fleet {
         observed
     }
 
-    fn spawn_reader(&mut self, settings: &Settings) {
-        let readiness = self.track_readiness(WorkerName::MemoryReader);
+    fn spawn_reader(&mut self, name: WorkerName, settings: &Settings) {
+        let readiness = self.track_readiness(name);
         let (settings, stop) = (settings.clone(), self.stop.child_token());
         self.running.spawn(async move { Ok(memory_reader::run(&settings, readiness, stop).await?) });
     }
 
-    fn spawn_issuer(&mut self, settings: &Settings) {
-        let readiness = self.track_readiness(WorkerName::TokenIssuer);
+    fn spawn_issuer(&mut self, name: WorkerName, settings: &Settings) {
+        let readiness = self.track_readiness(name);
         let (settings, stop) = (settings.clone(), self.stop.child_token());
         self.running.spawn(async move {
             let issuer =
@@ -193,5 +206,27 @@ impl Fleet {
             failed = failed.or(outcome.err());
         }
         failed.map_or(Ok(()), Err)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_program_runs_every_worker_of_the_catalogue() {
+        let run: BTreeSet<&str> = WorkerName::ALL.iter().map(|name| name.as_str()).collect();
+        let all: BTreeSet<&str> = contract::WORKERS.iter().map(|worker| worker.name).collect();
+        assert_eq!(run, all);
+        let own = [
+            contract::CONTEXT_WRITER.name,
+            contract::ROUTER_LOGGER.name,
+            contract::VECTOR_INDEXER.name,
+            memory_reader::NAME,
+            token_issuer::NAME,
+        ];
+        assert_eq!(WorkerName::ALL.iter().map(|name| name.as_str()).collect::<Vec<_>>(), own);
     }
 }

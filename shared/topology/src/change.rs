@@ -24,9 +24,9 @@ impl fmt::Display for Target {
 /// `~ stream CONTEXT max_age: 1d -> 7d`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Change {
-    /// What differs.
+    /// The stream or consumer that differs.
     pub target: Target,
-    /// How; none if the broker lacks it altogether.
+    /// The field that differs; none if the broker lacks the stream or consumer.
     pub field: Option<FieldChange>,
 }
 
@@ -35,9 +35,9 @@ pub struct Change {
 pub struct FieldChange {
     /// Its name in the JetStream API.
     pub name: String,
-    /// What the broker has; null for a default that it leaves unsaid.
+    /// The broker's value; null for a default that it omits.
     pub from: Value,
-    /// What the file says; null as above.
+    /// The document's value; null as above.
     pub to: Value,
 }
 
@@ -60,7 +60,7 @@ impl fmt::Display for FieldChange {
     }
 }
 
-/// Two long lists are told apart by what comes and what goes.
+/// Long lists are compared by what is added and removed.
 fn difference(from: &[Value], to: &[Value]) -> String {
     let gone = from.iter().filter(|item| !to.contains(item)).map(|item| format!("-{}", plain(item)));
     let new = to.iter().filter(|item| !from.contains(item)).map(|item| format!("+{}", plain(item)));
@@ -72,7 +72,7 @@ fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// Durations of the API, which are nanoseconds.
+/// Durations of the JetStream API, in nanoseconds.
 const NANOSECONDS: [&str; 7] = [
     "max_age",
     "duplicate_window",
@@ -111,7 +111,7 @@ fn bytes(count: i64) -> String {
     in_units(count, &UNITS).unwrap_or_else(|| "unlimited".to_owned())
 }
 
-/// In the largest unit that leaves no rest; none unless the number is positive.
+/// In the largest unit that divides it; none unless the number is positive.
 fn in_units(number: i64, units: &[(i64, &str)]) -> Option<String> {
     let (size, name) = units.iter().find(|(size, _)| number > 0 && number % size == 0)?;
     Some(format!("{}{name}", number / size))

@@ -1,68 +1,58 @@
 use std::path::Path;
 
 use async_nats::jetstream::{consumer, stream};
+use contract::WorkerInfo;
 use serde_json::{Map, Value};
 
 use crate::TopologyError;
+use crate::document::{self, Document};
 
-/// A stream as its file describes it.
+/// A stream as its document describes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stream {
     /// Its name.
     pub name: String,
-    /// The fields that the file names, as the JetStream API spells them.
+    /// The fields that the document names, as the JetStream API spells them.
     pub config: Map<String, Value>,
 }
 
-/// A durable consumer as its file describes it.
+/// A durable consumer as its document describes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Consumer {
     /// The stream it consumes.
     pub stream: String,
     /// Its durable name.
     pub name: String,
-    /// The fields that the file names, as the JetStream API spells them.
+    /// The fields that the document names, as the JetStream API spells them.
     pub config: Map<String, Value>,
 }
 
 /// Streams and consumers that a broker should have.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Topology {
-    /// Each by its name.
+    /// In the order of their names.
     pub streams: Vec<Stream>,
-    /// Each by its stream and name. The stream need not be among `streams`.
+    /// In the order of their names. The stream of a consumer need not be among `streams`.
     pub consumers: Vec<Consumer>,
 }
 
-macro_rules! shipped {
-    ($kind:literal: $($name:literal)+) => {
-        [$((
-            concat!("nats/", $kind, "/", $name, ".json"),
-            include_str!(concat!("../../../nats/", $kind, "/", $name, ".json")),
-        )),+]
-    };
-}
-
-/// The files that are built into the program. A test compares the lists with the folders.
-const STREAMS: &[(&str, &str)] =
-    &shipped!("streams": "ADVISORY" "CONTEXT" "DEAD" "EVENTS" "ROUTER" "SEAL" "VECTOR");
-const CONSUMERS: &[(&str, &str)] = &shipped!("consumers": "context-writer" "context-writer-advisory" "router-logger" "router-logger-advisory" "vector-indexer" "vector-indexer-advisory");
-
 impl Topology {
-    /// The streams and consumers of this program, as the files under `nats/` were when it was built.
+    /// The streams and consumers of the workers of the catalogue.
     ///
     /// # Errors
-    /// [`TopologyError::Invalid`] for a file that is no configuration; a test sees to it that none is.
+    /// [`TopologyError::Invalid`] for a field that the JetStream API does not have; a test rules it out.
     pub fn shipped() -> Result<Self, TopologyError> {
+        Self::of(contract::WORKERS)
+    }
+
+    /// The streams and consumers of these workers.
+    ///
+    /// # Errors
+    /// As [`Topology::shipped`].
+    pub fn of(workers: &[WorkerInfo]) -> Result<Self, TopologyError> {
         Ok(Self {
-            streams: STREAMS
-                .iter()
-                .map(|(file, text)| Stream::parse(file, text))
-                .collect::<Result<_, _>>()?,
-            consumers: CONSUMERS
-                .iter()
-                .map(|(file, text)| Consumer::parse(file, text))
-                .collect::<Result<_, _>>()?,
+            streams: parse_all(&document::streams(workers)?, Stream::parse)?,
+            consumers: parse_all(&document::consumers(workers)?, Consumer::parse)?,
         })
     }
 
@@ -70,7 +60,7 @@ impl Topology {
     ///
     /// # Errors
     /// [`TopologyError::Unreadable`] for a folder or file that cannot be read, [`TopologyError::Invalid`] for a
-    /// file that is no configuration.
+    /// file that is not a configuration.
     pub fn read(folder: &Path) -> Result<Self, TopologyError> {
         Ok(Self {
             streams: read_folder(&folder.join("streams"), Stream::parse)?,
@@ -78,7 +68,7 @@ impl Topology {
         })
     }
 
-    /// The same, with every stream on `replicas` servers of a cluster. Consumers follow their streams.
+    /// The same, with every stream replicated on `replicas` servers of a cluster. Consumers follow their streams.
     pub fn with_replicas(mut self, replicas: usize) -> Self {
         for stream in &mut self.streams {
             stream.config.insert("num_replicas".to_owned(), replicas.into());
@@ -125,16 +115,18 @@ pub(crate) fn as_consumer(config: &Map<String, Value>) -> Result<Map<String, Val
 fn as_map(value: serde_json::Result<Value>) -> Result<Map<String, Value>, String> {
     match value {
         Ok(Value::Object(map)) => Ok(map),
-        Ok(_) => Err("is no JSON object".to_owned()),
+        Ok(_) => Err("is not a JSON object".to_owned()),
         Err(error) => Err(error.to_string()),
     }
 }
 
-/// A misspelt field would otherwise be ignored in silence. The client leaves out what has its default value, so
-/// such a field proves nothing and passes.
+/// Refuses a misspelt field, which would otherwise be ignored. The client omits fields with their default value, so such a field
+/// cannot be checked and passes.
 fn check_known(config: &Map<String, Value>, known: &Map<String, Value>) -> Result<(), String> {
     match config.iter().find(|(field, value)| !known.contains_key(*field) && !is_default(value)) {
-        Some((field, _)) => Err(format!("{field} is no field of the JetStream API that this program knows")),
+        Some((field, _)) => {
+            Err(format!("{field} is not a field of the JetStream API that this program knows"))
+        }
         None => Ok(()),
     }
 }
@@ -148,6 +140,13 @@ fn is_default(value: &Value) -> bool {
         Value::Object(fields) => fields.is_empty(),
         Value::Bool(true) => false,
     }
+}
+
+fn parse_all<T>(
+    documents: &[Document],
+    parse: impl Fn(&str, &str) -> Result<T, TopologyError>,
+) -> Result<Vec<T>, TopologyError> {
+    documents.iter().map(|document| parse(&document.path, &document.text)).collect()
 }
 
 fn read_folder<T>(
@@ -181,7 +180,7 @@ fn object(file: &str, value: Value) -> Result<Map<String, Value>, TopologyError>
     match value {
         Value::Object(map) => Ok(map),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
-            Err(invalid(file, "a JSON object is expected".to_owned()))
+            Err(invalid(file, "expected a JSON object".to_owned()))
         }
     }
 }
@@ -189,7 +188,7 @@ fn object(file: &str, value: Value) -> Result<Map<String, Value>, TopologyError>
 fn text_of(file: &str, map: &Map<String, Value>, field: &str) -> Result<String, TopologyError> {
     match map.get(field).and_then(Value::as_str) {
         Some(text) if !text.is_empty() => Ok(text.to_owned()),
-        Some(_) | None => Err(invalid(file, format!("{field} is missing or no text"))),
+        Some(_) | None => Err(invalid(file, format!("{field} is missing or not a string"))),
     }
 }
 

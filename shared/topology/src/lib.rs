@@ -1,11 +1,15 @@
-//! Streams and consumers as files, and what a broker lacks of them.
+//! The streams, consumers and identities that a broker needs, and what a broker lacks of them.
 //!
-//! The files are JSON as the JetStream API takes it, durations in nanoseconds, in two folders:
-//! `streams/*.json` holds a `StreamConfig` each, `consumers/*.json` a consumer's `{"stream_name", "config"}`.
+//! They follow from the catalogue of workers (`contract::WORKERS`) and from `nats/services.json`. The folder `nats/` has them as
+//! documents, which operators can change and apply instead: `streams/*.json` holds a `StreamConfig` each, `consumers/*.json` a
+//! consumer's `{"stream_name", "config"}`, as the JetStream API spells them, with durations in nanoseconds.
 //!
-//! Only what a file names is compared and changed; the rest stays as the server has it. Nothing is ever deleted.
+//! Only the fields that a document names are compared and changed; the others stay as the server has them. Nothing is deleted.
 
+mod catalogue;
 mod change;
+mod config;
+mod document;
 mod file;
 mod nkeys;
 mod permission;
@@ -13,6 +17,7 @@ mod plan;
 mod service;
 
 pub use change::{Change, FieldChange, Target};
+pub use document::{Document, documents};
 pub use file::{Consumer, Stream, Topology};
 pub use nkeys::make_nkeys;
 pub use permission::{API_PREFIX, Account, INCLUDED_NKEYS, Identity, identities, render, variable};
@@ -20,39 +25,39 @@ pub use service::Service;
 
 use async_nats::jetstream;
 
-/// Streams and consumers cannot be read or made as they should be.
+/// Why a topology cannot be read or applied.
 #[derive(Debug, thiserror::Error)]
 pub enum TopologyError {
-    /// A file or folder cannot be read.
+    /// A file or folder cannot be read or written.
     #[error("{path}: {problem}")]
     Unreadable {
-        /// Which.
+        /// Its path.
         path: String,
-        /// What the system says.
+        /// The system's error.
         problem: String,
     },
-    /// A file holds no configuration of a stream or a consumer.
+    /// A file is not a configuration of a stream, a consumer or a service.
     #[error("{file}: {problem}")]
     Invalid {
-        /// Which.
+        /// Its path.
         file: String,
         /// What is wrong, and where.
         problem: String,
     },
-    /// The server does not say what it has.
-    #[error("the broker cannot be asked about {target}: {problem}")]
+    /// The broker's current configuration cannot be read.
+    #[error("cannot read the configuration of {target} from the broker: {problem}")]
     Unknown {
         /// The stream or consumer.
         target: Target,
-        /// What the server or the network says.
+        /// The error of the server or of the connection.
         problem: String,
     },
-    /// The server refuses what the file asks for.
-    #[error("the broker refuses {refused}: {problem}; nothing was deleted, what was done before stays")]
+    /// The broker refuses a change.
+    #[error("the broker refuses {refused}: {problem}; nothing was deleted, earlier changes stay applied")]
     Refused {
-        /// What it refuses: the stream or consumer, and the fields that would change.
+        /// The stream or consumer, and the fields that would change.
         refused: String,
-        /// What the server or the network says.
+        /// The error of the server or of the connection.
         problem: String,
     },
 }
@@ -60,24 +65,22 @@ pub enum TopologyError {
 /// What the broker lacks of a topology, streams before consumers. Changes nothing.
 ///
 /// # Errors
-/// [`TopologyError::Unknown`] if the broker cannot be asked. Each query has the deadline of the JetStream
-/// context.
+/// [`TopologyError::Unknown`] if the broker's configuration cannot be read. Each request has the timeout of the JetStream context.
 pub async fn diff(broker: &jetstream::Context, topology: &Topology) -> Result<Vec<Change>, TopologyError> {
     let steps = plan::plan(broker, topology).await?;
     Ok(steps.into_iter().flat_map(|step| step.changes).collect())
 }
 
-/// Creates and updates what the broker lacks of a topology, and says what that was. Applied again, it does
-/// nothing.
+/// Creates and updates what the broker lacks of a topology, and returns the changes. Applied again, it does nothing.
 ///
 /// # Errors
-/// [`TopologyError::Unknown`] if the broker cannot be asked, [`TopologyError::Refused`] at the first stream or
-/// consumer that it refuses, for example because storage cannot change.
+/// [`TopologyError::Unknown`] if the broker's configuration cannot be read, [`TopologyError::Refused`] at the first stream or
+/// consumer that it refuses, for example because the storage type of a stream cannot change.
 pub async fn apply(broker: &jetstream::Context, topology: &Topology) -> Result<Vec<Change>, TopologyError> {
     let steps = plan::plan(broker, topology).await?;
     let mut done = Vec::new();
     for step in steps {
-        plan::carry_out(broker, &step).await?;
+        plan::execute(broker, &step).await?;
         done.extend(step.changes);
     }
     Ok(done)

@@ -1,31 +1,33 @@
-//! Who may publish and hear what: one table, from which the server's configuration is made.
+//! Who may publish and subscribe where: one table, from which the server's configuration is generated.
 //!
-//! Three accounts keep each other out by their subjects. `STORE` has the streams. `PUBLISHERS` are the services, whose
-//! requests it takes in. `WORKERS` pull, acknowledge and publish what comes of it. A worker that pulled a message and had it
-//! delivered to the subject of a request would otherwise store it a second time as that service (tried): in its own account
-//! that subject leads nowhere.
+//! Separate accounts keep identities apart by their subjects. `STORE` has the streams. `PUBLISHERS` has the services, whose
+//! requests it imports. `WORKERS` has the workers, which pull, acknowledge and publish. A worker could have a pulled message
+//! delivered to the subject of a request, where a stream of the same account would store it again as another service's request
+//! (tried): no stream of the account `WORKERS` stores that subject.
 
-use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use contract::{QUERIES, READER, REQUESTS, TOKEN_ISSUE};
+use contract::{
+    MEMORY_READER, QUERIES, REQUEST_ROOT, REQUESTS, TOKEN_ISSUE, TOKEN_ISSUER, WORKERS, WorkerInfo,
+};
 use trust::Scope;
 
-use crate::{Service, Topology};
+use crate::Service;
+use crate::catalogue::{self, ADVISORY};
 
-/// Where an identity lives.
+/// The broker's account of an identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Account {
-    /// The streams, and those who look after them.
+    /// The streams and their operator.
     Store,
     /// The services.
     Publishers,
-    /// Those who hear events as they happen, apart from the services: the broker does not check where a service wants the answer to
-    /// its query, and it could have it told as an event.
+    /// Subscribers to events. They are apart from the services, because the broker does not check the reply subject of a service's
+    /// query: a service could have an answer published as an event.
     Listeners,
     /// The workers.
     Workers,
-    /// The server itself: monitoring.
+    /// The server's own account, for monitoring.
     System,
 }
 
@@ -43,44 +45,44 @@ impl Account {
     }
 }
 
-/// Somebody who connects, with a key of its own.
+/// An identity that connects, with its own nkey.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The service, the worker, `operator` or `monitor`.
     pub name: String,
-    /// Where it lives.
+    /// Its account.
     pub account: Account,
-    /// Subjects that it may publish on, and no others.
+    /// The only subjects on which it may publish.
     pub publish: Vec<String>,
-    /// Subjects that it may hear, and no others.
+    /// The only subjects to which it may subscribe.
     pub subscribe: Vec<String>,
 }
 
-/// The worker that answers those who ask for tokens.
-pub(crate) const TOKEN_ISSUER: &str = "token-issuer";
-/// Sees to streams, dead letters and keys.
+/// Manages streams, dead letters and keys.
 pub(crate) const OPERATOR: &str = "operator";
-/// Reads what the server says of itself.
+/// Reads the server's own statistics.
 pub(crate) const MONITOR: &str = "monitor";
 
-/// Everybody who may connect.
-pub fn identities(topology: &Topology, services: &[Service]) -> Vec<Identity> {
+/// Every identity that may connect: the operator, the services, the workers of the catalogue, and the monitor.
+pub fn identities(services: &[Service]) -> Vec<Identity> {
+    identities_of(WORKERS, services)
+}
+
+fn identities_of(workers: &[WorkerInfo], services: &[Service]) -> Vec<Identity> {
     let mut all = vec![Identity {
         name: OPERATOR.to_owned(),
         account: Account::Store,
         publish: vec![">".to_owned()],
         subscribe: vec![">".to_owned()],
     }];
-    let workers = workers(topology);
     // One name is one identity, with one key and one inbox.
-    all.extend(services.iter().filter(|service| !workers.contains(&service.service)).map(of_service));
-    all.extend(workers.iter().map(|worker| of_worker(worker, topology, services)));
-    all.push(answers(TOKEN_ISSUER, [format!("{TOKEN_ISSUE}.*")]));
-    all.push(answers(READER, QUERIES.iter().map(|kind| kind.subject("*"))));
+    let is_worker = |service: &&Service| workers.iter().any(|worker| worker.name == service.service);
+    all.extend(services.iter().filter(|service| !is_worker(service)).map(of_service));
+    all.extend(workers.iter().map(|worker| of_worker(worker, services)));
     all.push(Identity {
         name: MONITOR.to_owned(),
         account: Account::System,
-        // Not all of $SYS.REQ.SERVER: clients can be thrown out and the configuration reloaded there.
+        // Not all of $SYS.REQ.SERVER, which also disconnects clients and reloads the configuration.
         publish: ["VARZ", "CONNZ", "JSZ", "HEALTHZ", "STATSZ"]
             .iter()
             .flat_map(|what| [format!("$SYS.REQ.SERVER.PING.{what}"), format!("$SYS.REQ.SERVER.*.{what}")])
@@ -88,21 +90,6 @@ pub fn identities(topology: &Topology, services: &[Service]) -> Vec<Identity> {
         subscribe: vec!["$SYS.SERVER.>".to_owned(), format!("_INBOX.{MONITOR}.>")],
     });
     all
-}
-
-/// A worker that answers queries: whoever has asked, once. It tells of itself as well.
-fn answers(name: &str, queries: impl IntoIterator<Item = String>) -> Identity {
-    let mut subscribe: Vec<String> = queries.into_iter().collect();
-    subscribe.push(format!("_INBOX.{name}.>"));
-    subscribe.push("$SRV.*".to_owned());
-    subscribe.push(format!("$SRV.*.{name}"));
-    subscribe.push(format!("$SRV.*.{name}.*"));
-    Identity {
-        name: name.to_owned(),
-        account: Account::Workers,
-        publish: vec!["_R_.>".to_owned()],
-        subscribe,
-    }
 }
 
 fn of_service(service: &Service) -> Identity {
@@ -113,12 +100,12 @@ fn of_service(service: &Service) -> Identity {
         .filter(|scope| REQUESTS.iter().any(|kind| scope.allows(kind.noun, kind.verb)))
         .filter_map(|scope| {
             let text = scope.to_string();
-            text.split_once(':').map(|(noun, verb)| format!("memory.req.{name}.{noun}.{verb}.*"))
+            text.split_once(':').map(|(noun, verb)| format!("{REQUEST_ROOT}.{name}.{noun}.{verb}.*"))
         })
         .collect();
-    let asked = QUERIES.iter().filter(|kind| scopes.iter().any(|scope| scope.allows(kind.noun, kind.verb)));
-    publish.extend(asked.map(|kind| kind.subject(name)));
-    // Who only listens has no use for a token.
+    let queries = QUERIES.iter().filter(|kind| scopes.iter().any(|scope| scope.allows(kind.noun, kind.verb)));
+    publish.extend(queries.map(|kind| kind.subject(name)));
+    // A subscriber without scopes needs no token.
     if !scopes.is_empty() {
         publish.push(format!("{TOKEN_ISSUE}.{name}"));
     }
@@ -128,36 +115,60 @@ fn of_service(service: &Service) -> Identity {
     Identity { name: name.clone(), account, publish, subscribe }
 }
 
-/// The workers with a stream of their own.
-fn workers(topology: &Topology) -> BTreeSet<String> {
-    let own = topology.consumers.iter().filter(|consumer| consumer.stream != ADVISORY);
-    own.map(|consumer| consumer.name.clone()).collect()
+fn of_worker(worker: &WorkerInfo, services: &[Service]) -> Identity {
+    let (name, queries) = (worker.name, queries(worker));
+    let mut publish = consumed(worker);
+    if !publish.is_empty() {
+        publish.push("memory.event.>".to_owned());
+        publish.push(format!("memory.dead.{name}.*"));
+        publish.extend(publishers(services).map(|service| format!("_INBOX.{}.>", service.service)));
+    }
+    let mut subscribe = vec![format!("_INBOX.{name}.>")];
+    if !queries.is_empty() {
+        // The broker allows one answer to each query, and the NATS service API describes the worker.
+        publish.push("_R_.>".to_owned());
+        subscribe.extend(["$SRV.*".to_owned(), format!("$SRV.*.{name}"), format!("$SRV.*.{name}.*")]);
+    }
+    let subscribe = queries.into_iter().chain(subscribe).collect();
+    Identity { name: name.to_owned(), account: Account::Workers, publish, subscribe }
 }
 
-const ADVISORY: &str = "ADVISORY";
-
-fn of_worker(worker: &str, topology: &Topology, services: &[Service]) -> Identity {
-    let advisory = format!("{worker}-advisory");
+/// What a worker publishes to pull its messages, acknowledge them, and read again those that it never settled.
+fn consumed(worker: &WorkerInfo) -> Vec<String> {
+    let sources = catalogue::sources(worker);
     let mut publish = Vec::new();
-    for consumer in &topology.consumers {
-        let (stream, name) = (&consumer.stream, &consumer.name);
-        if name != worker && *name != advisory {
-            continue;
-        }
-        publish.push(format!("{API_PREFIX}.CONSUMER.INFO.{stream}.{name}"));
-        publish.push(format!("{API_PREFIX}.CONSUMER.MSG.NEXT.{stream}.{name}"));
-        publish.push(format!("$JS.ACK.{stream}.{name}.>"));
-        if name == worker {
-            // What was never settled is read once more.
-            publish.push(format!("{API_PREFIX}.STREAM.MSG.GET.{stream}"));
-        }
+    for source in &sources {
+        publish.extend(pulled(source.stream, &source.consumer));
+        publish.push(format!("{API_PREFIX}.STREAM.MSG.GET.{}", source.stream));
     }
-    publish.push("memory.event.>".to_owned());
-    publish.push(format!("memory.dead.{worker}.*"));
-    let asking = services.iter().filter(|service| service.hears.is_empty());
-    publish.extend(asking.map(|service| format!("_INBOX.{}.>", service.service)));
-    let (account, subscribe) = (Account::Workers, vec![format!("_INBOX.{worker}.>")]);
-    Identity { name: worker.to_owned(), account, publish, subscribe }
+    if !sources.is_empty() {
+        publish.extend(pulled(ADVISORY, &worker.advisory_consumer()));
+    }
+    publish
+}
+
+fn pulled(stream: &str, consumer: &str) -> [String; 3] {
+    [
+        format!("{API_PREFIX}.CONSUMER.INFO.{stream}.{consumer}"),
+        format!("{API_PREFIX}.CONSUMER.MSG.NEXT.{stream}.{consumer}"),
+        format!("$JS.ACK.{stream}.{consumer}.>"),
+    ]
+}
+
+/// The subjects of the queries that a worker answers.
+fn queries(worker: &WorkerInfo) -> Vec<String> {
+    if worker.name == MEMORY_READER.name {
+        QUERIES.iter().map(|kind| kind.subject("*")).collect()
+    } else if worker.name == TOKEN_ISSUER.name {
+        vec![format!("{TOKEN_ISSUE}.*")]
+    } else {
+        Vec::new()
+    }
+}
+
+/// The services that publish requests and queries, which get outcomes and answers in their inboxes.
+fn publishers(services: &[Service]) -> impl Iterator<Item = &Service> {
+    services.iter().filter(|service| service.hears.is_empty())
 }
 
 /// The variable of the server's configuration that holds an identity's public key.
@@ -165,16 +176,16 @@ pub fn variable(identity: &str) -> String {
     format!("NKEY_{}", identity.replace('-', "_").to_uppercase())
 }
 
-/// What a file of accounts begins with that finds the public keys in another file beside it.
+/// The first line of an accounts file that has the public keys in another file beside it.
 pub const INCLUDED_NKEYS: &str = "include \"nkeys.conf\"\n";
 
 /// The accounts as a file of the server's configuration. It refers to the public keys by their [`variable`]s, which `nkeys`
 /// sets: the text of [`make_nkeys`](crate::make_nkeys), or [`INCLUDED_NKEYS`].
-pub fn render(topology: &Topology, services: &[Service], nkeys: &str) -> String {
-    let identities = identities(topology, services);
+pub fn render(services: &[Service], nkeys: &str) -> String {
+    let identities = identities(services);
     let mut text = format!(
-        "# Made by `memfleet nats render` from nats/services.json, nats/consumers and the table in\n\
-         # shared/topology/src/permission.rs. The public keys come from nkeys.conf, which `memfleet nats keys` makes.\n\n\
+        "# Generated by `memfleet nats render` from nats/services.json and the catalogue of workers. The public keys come from\n\
+         # nkeys.conf, which `memfleet nats keys` generates.\n\n\
          {nkeys}\nsystem_account: SYSTEM\n\naccounts {{\n",
     );
     for account in Account::ALL {
@@ -183,7 +194,7 @@ pub fn render(topology: &Topology, services: &[Service], nkeys: &str) -> String 
         text.push_str(&exchange(account, services));
         text.push_str("    users = [\n");
         for identity in identities.iter().filter(|identity| identity.account == account) {
-            // To the server, nothing that is allowed is nothing that is said.
+            // The server takes an empty list for no restriction.
             let list = |subjects: &[String]| match subjects {
                 [] => "deny: [\">\"]".to_owned(),
                 _ => {
@@ -207,10 +218,9 @@ pub fn render(topology: &Topology, services: &[Service], nkeys: &str) -> String 
     text
 }
 
-/// What an account gives to others, and takes from them.
+/// What an account exports to others and imports from them.
 fn exchange(account: Account, services: &[Service]) -> String {
-    let publishers = services.iter().filter(|service| service.hears.is_empty());
-    let inboxes = || publishers.clone().map(|service| format!("_INBOX.{}.>", service.service));
+    let inboxes = || publishers(services).map(|service| format!("_INBOX.{}.>", service.service));
     let mut lines = Vec::new();
     let from = |kind: &str, account: &str, subject: &str| {
         format!("{{ {kind}: {{ account: {account}, subject: \"{subject}\" }} }}")
@@ -226,7 +236,7 @@ fn exchange(account: Account, services: &[Service]) -> String {
             lines.extend([list("exports", &exports), list("imports", &imports)]);
         }
         Account::Publishers => {
-            // Outcomes: a message into another account's inbox arrives as a request without an answer.
+            // Outcomes: a message to an inbox of another account is a request without a reply.
             let exports: Vec<String> =
                 inboxes().map(|inbox| format!("{{ service: \"{inbox}\", accounts: [WORKERS] }}")).collect();
             let imports =
@@ -240,7 +250,8 @@ fn exchange(account: Account, services: &[Service]) -> String {
             let exports = [
                 "{ service: \"memory.ask.>\", accounts: [STORE, PUBLISHERS] }".to_owned(),
                 "{ service: \"$SRV.>\", response: stream, accounts: [STORE] }".to_owned(),
-                // Where it comes from: what the account of the streams is handed as a request it hands on to nobody.
+                // From the account that publishes events: the account of the streams receives them as requests, which it cannot
+                // export as a stream.
                 "{ stream: \"memory.event.>\", accounts: [LISTENERS] }".to_owned(),
             ];
             let mut imports: Vec<String> = SERVICES_OF_STORE
@@ -260,11 +271,11 @@ fn exchange(account: Account, services: &[Service]) -> String {
     lines.iter().fold(String::new(), |text, line| format!("{text}    {line}\n"))
 }
 
-/// Under which subjects workers ask the API of JetStream, in place of `$JS.API`: on those the server answers that their own
-/// account has no JetStream.
+/// The prefix of the JetStream API for workers, in place of `$JS.API`: there the server answers that the workers' own account has
+/// no JetStream.
 pub const API_PREFIX: &str = "STORE.API";
 
-/// What workers ask of the streams, and whether one answer comes or many.
+/// What workers may request from the account of the streams, with the type of the response.
 const SERVICES_OF_STORE: [(&str, &str); 6] = [
     ("$JS.API.CONSUMER.INFO.*.*", "singleton"),
     ("$JS.API.CONSUMER.MSG.NEXT.*.*", "stream"),
@@ -277,4 +288,49 @@ const SERVICES_OF_STORE: [(&str, &str); 6] = [
 fn list(name: &str, items: &[String]) -> String {
     let items: String = items.iter().map(|item| format!("      {item}\n")).collect();
     format!("{name} = [\n{items}    ]")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use contract::CONTEXT_WRITER;
+
+    use super::*;
+
+    fn only(worker: WorkerInfo) -> Identity {
+        identities_of(&[worker], &[]).into_iter().find(|one| one.name == worker.name).unwrap()
+    }
+
+    #[test]
+    fn jobs_add_what_their_ticks_need_and_nothing_else() {
+        let without: BTreeSet<String> = only(CONTEXT_WRITER).publish.into_iter().collect();
+        let worker = only(WorkerInfo { jobs: &["retention-sweep"], ..CONTEXT_WRITER });
+        let with: BTreeSet<String> = worker.publish.into_iter().collect();
+        let added: Vec<&str> = with.difference(&without).map(String::as_str).collect();
+        let expected = [
+            "$JS.ACK.JOBS.context-writer-jobs.>",
+            "STORE.API.CONSUMER.INFO.JOBS.context-writer-jobs",
+            "STORE.API.CONSUMER.MSG.NEXT.JOBS.context-writer-jobs",
+            "STORE.API.STREAM.MSG.GET.JOBS",
+        ];
+        assert_eq!(added, expected);
+        assert!(without.is_subset(&with));
+        assert_eq!(worker.subscribe, ["_INBOX.context-writer.>"]);
+    }
+
+    #[test]
+    fn every_worker_of_the_catalogue_is_one_identity() {
+        let identities = identities(&Service::shipped().unwrap());
+        for worker in WORKERS {
+            let own: Vec<&Identity> = identities.iter().filter(|one| one.name == worker.name).collect();
+            let [identity] = own.as_slice() else { panic!("{}: {own:?}", worker.name) };
+            assert_eq!(identity.account, Account::Workers);
+            let pulls = identity.publish.iter().any(|subject| subject.contains("MSG.NEXT"));
+            assert_eq!(pulls, worker.stream.is_some() || !worker.jobs.is_empty(), "{}", worker.name);
+            let answers = identity.subscribe.iter().any(|subject| subject.starts_with(contract::QUERY_ROOT));
+            assert!(pulls || answers, "{} neither consumes nor answers", worker.name);
+        }
+    }
 }

@@ -29,7 +29,7 @@ pub(crate) async fn plan(
     Ok(steps)
 }
 
-pub(crate) async fn carry_out(broker: &jetstream::Context, step: &Step) -> Result<(), TopologyError> {
+pub(crate) async fn execute(broker: &jetstream::Context, step: &Step) -> Result<(), TopologyError> {
     let refused = |problem: String| {
         let fields: Vec<String> =
             step.changes.iter().filter_map(|change| change.field.as_ref()).map(ToString::to_string).collect();
@@ -58,7 +58,7 @@ const RESERVED: &str = "the server reserves the max_bytes of every stream out of
 
 async fn stream_step(broker: &jetstream::Context, stream: &Stream) -> Result<Option<Step>, TopologyError> {
     let target = Target::Stream(stream.name.clone());
-    let Some(has) = ask(broker, &target, format!("STREAM.INFO.{}", stream.name)).await? else {
+    let Some(has) = current_config(broker, &target, format!("STREAM.INFO.{}", stream.name)).await? else {
         let subject = format!("STREAM.CREATE.{}", stream.name);
         return Ok(Some(creation(target, subject, Value::Object(stream.config.clone()))));
     };
@@ -79,14 +79,14 @@ async fn consumer_step(
     let target = Target::Consumer(stream.clone(), name.clone());
     let subject = format!("CONSUMER.CREATE.{stream}.{name}");
     let payload = |action: &str, config: Map<String, Value>| json!({ "stream_name": stream, "config": config, "action": action });
-    let Some(has) = ask(broker, &target, format!("CONSUMER.INFO.{stream}.{name}")).await? else {
+    let Some(has) = current_config(broker, &target, format!("CONSUMER.INFO.{stream}.{name}")).await? else {
         return Ok(Some(creation(target, subject, payload("create", config.clone()))));
     };
     let unknown = |problem| TopologyError::Unknown { target: target.clone(), problem };
     let known = as_consumer(&has).map_err(unknown)?;
     let wanted = as_consumer(config).map_err(unknown)?;
     let changes = compare(&target, config, &known, &wanted);
-    let payload = payload("update", overlaid(has, config));
+    let payload = payload("update", overlaid(without_other_filter(has, config), config));
     Ok((!changes.is_empty()).then_some(Step { target, subject, payload, changes }))
 }
 
@@ -95,14 +95,14 @@ fn creation(target: Target, subject: String, payload: Value) -> Step {
     Step { target, subject, payload, changes }
 }
 
-/// The configuration that the server has, or none if there is no such stream or consumer.
-async fn ask(
+/// The configuration that the server has; none if it has no such stream or consumer.
+async fn current_config(
     broker: &jetstream::Context,
     target: &Target,
     subject: String,
 ) -> Result<Option<Map<String, Value>>, TopologyError> {
     let unknown = |problem: String| TopologyError::Unknown { target: target.clone(), problem };
-    // Not through the context, which sends `null` where the server wants nothing.
+    // Not through the context, which sends `null` where the server expects an empty payload.
     let answer = broker
         .client()
         .request(format!("$JS.API.{subject}"), Bytes::new())
@@ -113,7 +113,7 @@ async fn ask(
     match response {
         Response::Ok(mut info) => match info.get_mut("config").map(Value::take) {
             Some(Value::Object(config)) => Ok(Some(config)),
-            Some(_) | None => Err(unknown("its answer holds no configuration".to_owned())),
+            Some(_) | None => Err(unknown("the answer has no configuration".to_owned())),
         },
         Response::Err { error } => match error.error_code() {
             ErrorCode::STREAM_NOT_FOUND | ErrorCode::CONSUMER_NOT_FOUND => Ok(None),
@@ -122,7 +122,7 @@ async fn ask(
     }
 }
 
-/// Compares the fields that the file names, both sides as the client knows them.
+/// Compares the fields that the document names, both sides as the client knows them.
 fn compare(
     target: &Target,
     file: &Map<String, Value>,
@@ -137,7 +137,17 @@ fn compare(
         .collect()
 }
 
-/// What the server has, with what the file names put in its place.
+/// A consumer has one filter field or the other: the server refuses both, so naming one replaces the other.
+fn without_other_filter(mut has: Map<String, Value>, file: &Map<String, Value>) -> Map<String, Value> {
+    for (named, other) in [("filter_subject", "filter_subjects"), ("filter_subjects", "filter_subject")] {
+        if file.contains_key(named) && !file.contains_key(other) {
+            has.remove(other);
+        }
+    }
+    has
+}
+
+/// What the server has, overridden by what the document names.
 fn overlaid(mut has: Map<String, Value>, file: &Map<String, Value>) -> Map<String, Value> {
     for (field, value) in file {
         has.insert(field.clone(), value.clone());

@@ -1,14 +1,15 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use contract::WorkerInfo;
 use serde::Deserialize;
 use trust::Scope;
 
 use crate::TopologyError;
 use crate::file::invalid;
-use crate::permission::{MONITOR, OPERATOR, TOKEN_ISSUER};
+use crate::permission::{MONITOR, OPERATOR};
 
-/// A service that publishes, as `nats/services.json` describes it.
+/// A service that publishes requests and queries, or subscribes to events, as `nats/services.json` describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Service {
@@ -16,24 +17,21 @@ pub struct Service {
     pub service: String,
     /// What it is.
     pub description: String,
-    /// What it may publish and ask, as `noun:verb` or `noun:*`.
+    /// Which requests and queries it may publish, as `noun:verb` or `noun:*`.
     pub scopes: Vec<String>,
-    /// Whose events it may hear as they happen: users by their numbers, or `*` for everybody's. Who hears has no scopes: an
-    /// identity of its own, apart from those who publish and ask.
+    /// The users whose events it subscribes to: their numbers, or `*` for all users. An identity that subscribes has no scopes: it
+    /// is another one than the identity that publishes.
     #[serde(default)]
     pub hears: Vec<String>,
 }
-
-/// Names of others at the broker. Those of workers with a stream are refused where subjects are made of them.
-const RESERVED: [&str; 4] = [OPERATOR, MONITOR, TOKEN_ISSUER, contract::READER];
 
 const FILE: &str = "nats/services.json";
 const SHIPPED: &str = include_str!("../../../nats/services.json");
 
 impl Service {
-    /// Somebody who hears the events of one user as they happen, such as a web page of that user, and may do nothing else.
+    /// An identity that subscribes to the events of one user, such as a web page of that user, and may do nothing else.
     pub fn listener(user: contract::UserId) -> Self {
-        let description = format!("Hears the events of user {user}.");
+        let description = format!("Subscribes to the events of user {user}.");
         Self {
             service: format!("live-{user}"),
             description,
@@ -69,31 +67,32 @@ impl Service {
         for service in &services {
             service.check().map_err(|problem| invalid(file, problem))?;
             if !known.insert(&service.service) {
-                return Err(invalid(file, format!("{} is there twice", service.service)));
+                return Err(invalid(file, format!("duplicate service {}", service.service)));
             }
         }
         Ok(services)
     }
 
-    /// Its name and its scopes become parts of subjects and of the server's configuration.
+    /// Whether its name, scopes and users can be parts of subjects and of the server's configuration. The other identities at the
+    /// broker have their own names.
     fn check(&self) -> Result<(), String> {
         let name = &self.service;
         if name.parse::<contract::Service>().is_err() {
-            return Err(format!("{name:?} is no name of a service: it is 1 to 64 of a-z 0-9 -"));
+            return Err(format!("{name:?} is not a valid service name: 1 to 64 of a-z 0-9 -"));
         }
-        if RESERVED.contains(&name.as_str()) {
-            return Err(format!("a service cannot be named {name}"));
+        if [OPERATOR, MONITOR].contains(&name.as_str()) || WorkerInfo::find(name).is_some() {
+            return Err(format!("a service cannot be named {name}: the name is reserved"));
         }
         if let Some(scope) = self.scopes.iter().find(|scope| scope.parse::<Scope>().is_err()) {
-            return Err(format!("{name}: a scope is noun:verb, noun:* or *:*; {scope:?} is none"));
+            return Err(format!("{name}: {scope:?} is not a scope; a scope is noun:verb, noun:* or *:*"));
         }
         if !self.hears.is_empty() && !self.scopes.is_empty() {
             return Err(format!(
-                "{name}: who hears events has no scopes; give it an identity of its own for that"
+                "{name}: an entry with `hears` has no scopes; add a separate entry that subscribes to events"
             ));
         }
         match self.hears.iter().find(|user| *user != "*" && user.parse::<contract::UserId>().is_err()) {
-            Some(user) => Err(format!("{name}: it may hear a user's number or *; {user:?} is neither")),
+            Some(user) => Err(format!("{name}: `hears` lists user numbers or *, not {user:?}")),
             None => Ok(()),
         }
     }
@@ -125,6 +124,7 @@ mod tests {
             "monitor",
             "token-issuer",
             "memory-reader",
+            "context-writer",
         ] {
             assert!(parse(name, "context:*").unwrap_err().starts_with("file: "), "{name:?}");
         }
@@ -140,11 +140,11 @@ mod tests {
         let both = r#"[{"service":"a","description":"","scopes":["context:put"],"hears":["1"]}]"#;
         assert!(Service::parse("file", both).unwrap_err().to_string().contains("has no scopes"));
         for user in ["", ">", "4.2", "-1", "a"] {
-            assert!(hears(user).unwrap_err().to_string().contains("a user's number or *"), "{user:?}");
+            assert!(hears(user).unwrap_err().to_string().contains("user numbers or *"), "{user:?}");
         }
         let twice =
             r#"[{"service":"a","description":"","scopes":[]},{"service":"a","description":"","scopes":[]}]"#;
-        assert!(Service::parse("file", twice).unwrap_err().to_string().contains("a is there twice"));
+        assert!(Service::parse("file", twice).unwrap_err().to_string().contains("duplicate service a"));
         assert!(!Service::shipped().unwrap().is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! The files under `nats/`: built in completely, and in step with the contract.
+//! The files under `nats/`, which follow from the catalogue.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -7,18 +7,24 @@ use std::path::Path;
 
 use contract::REQUESTS;
 use serde_json::{Value, json};
-use topology::{Topology, TopologyError};
+use topology::{Service, Topology, TopologyError, documents};
+
+const RENEW: &str = "renew the files with `memfleet nats render --folder nats`";
 
 fn shipped() -> Topology {
     Topology::shipped().unwrap()
 }
 
 #[test]
-fn every_file_is_built_in() {
+fn the_folder_is_what_the_catalogue_gives() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats");
+    for document in documents(&Service::shipped().unwrap()).unwrap() {
+        let text = std::fs::read_to_string(folder.join(&document.path)).unwrap_or_default();
+        assert_eq!(text, document.text, "nats/{}; {RENEW}", document.path);
+    }
     assert!(
         Topology::read(&folder).unwrap() == shipped(),
-        "the lists in shared/topology/src/file.rs are not nats/"
+        "nats/ has other files too; {RENEW}, and delete them"
     );
 }
 
@@ -44,8 +50,8 @@ fn every_stream_is_bounded_and_loses_nothing_when_full() {
         assert!(field("max_age").as_i64() > Some(0), "{} max_age", stream.name);
         assert!(field("max_bytes").as_i64() > Some(0), "{} max_bytes", stream.name);
         // A full stream refuses what is held nowhere else. Events are in the database too, and a worker that
-        // cannot publish one must not stand still for it.
-        let copies = ["EVENTS", "ADVISORY"].contains(&stream.name.as_str());
+        // cannot publish one must not stand still for it. Ticks are repeated, and schedules need it.
+        let copies = ["EVENTS", "ADVISORY", "JOBS"].contains(&stream.name.as_str());
         assert_eq!(field("discard"), if copies { "old" } else { "new" }, "{}", stream.name);
         assert_eq!(field("storage"), "file", "{}", stream.name);
         assert_eq!(field("duplicate_window"), json!(600_000_000_000_i64), "{}", stream.name);

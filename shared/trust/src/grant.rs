@@ -28,11 +28,6 @@ pub struct Grant<'a> {
     pub expires_at: SystemTime,
 }
 
-/// The database role of a worker: `w_context_writer` of `context-writer`.
-pub fn worker_role(worker: &str) -> String {
-    format!("w_{}", worker.replace('-', "_"))
-}
-
 /// The length of a key in bytes, up to the block size of SHA-256.
 const KEY_BYTES: std::ops::RangeInclusive<usize> = 32..=64;
 
@@ -174,7 +169,7 @@ mod tests {
             user_id: UserId::new(42).unwrap(),
             session: None,
             service: &"simple-chat".parse().unwrap(),
-            role: &worker_role("context-writer"),
+            role: &contract::CONTEXT_WRITER.role(),
             id: Uuid::nil(),
             expires_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
         };

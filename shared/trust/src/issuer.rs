@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
-use contract::{QUERIES, READER, REQUESTS, REVEAL, Service, SessionId, UserId};
+use contract::{MEMORY_READER, QUERIES, REQUESTS, REVEAL, Service, SessionId, UserId, worker_role};
 use data_encoding::BASE64URL_NOPAD as BASE64;
 use uuid::Uuid;
 
-use crate::grant::{Grant, GrantKey, worker_role};
+use crate::grant::{Grant, GrantKey};
 use crate::key::PrivateKey;
 use crate::scope::{MAX_SCOPES, Scope};
 use crate::token::{ALGORITHM, Claims, GrantClaim, Header, ISSUER, MAX_TOKEN_LIFETIME, TYPE};
@@ -162,8 +162,9 @@ fn roles(scopes: &[Scope]) -> Result<BTreeSet<String>, IssueError> {
     for scope in scopes {
         let requests =
             REQUESTS.iter().filter(|kind| scope.allows(kind.noun, kind.verb)).map(|kind| kind.worker);
-        let queries = QUERIES.iter().filter(|kind| scope.allows(kind.noun, kind.verb)).map(|_| READER);
-        let reveals = scope.allows(REVEAL.0, REVEAL.1).then_some(READER);
+        let queries =
+            QUERIES.iter().filter(|kind| scope.allows(kind.noun, kind.verb)).map(|_| MEMORY_READER.name);
+        let reveals = scope.allows(REVEAL.0, REVEAL.1).then_some(MEMORY_READER.name);
         let mut covered = requests.chain(queries).chain(reveals).peekable();
         if covered.peek().is_none() {
             return Err(IssueError::UnmatchedScope(scope.clone()));

@@ -22,7 +22,8 @@ mod token;
 pub use cipher::{
     AssociatedData, CIPHERTEXT_OVERHEAD, CipherError, CipherKey, MAX_PLAINTEXT_BYTES, key_version,
 };
-pub use grant::{Grant, GrantKey, worker_role};
+pub use contract::worker_role;
+pub use grant::{Grant, GrantKey};
 pub use issuer::{GRANT_OUTLIVES_TOKEN, IssueError, IssuedToken, TokenIssuer, TokenRequest};
 pub use key::{PrivateKey, PublicKey};
 pub use refusal::Refusal;

@@ -130,10 +130,10 @@ impl KeyFiles {
 
 /// A private broker authenticates everybody by nkey, as one in production does, and encrypts what it stores.
 fn secured(mut options: StackOptions, keys: &KeyFiles, listeners: &[UserId]) -> anyhow::Result<StackOptions> {
-    let (topology, mut services) = (topology::Topology::shipped()?, Service::shipped()?);
+    let mut services = Service::shipped()?;
     services.extend(listeners.iter().copied().map(Service::listener));
-    let public = topology::make_nkeys(&keys.nkeys, &topology::identities(&topology, &services))?;
-    options.nats.accounts = Some(topology::render(&topology, &services, &public));
+    let public = topology::make_nkeys(&keys.nkeys, &topology::identities(&services))?;
+    options.nats.accounts = Some(topology::render(&services, &public));
     if is_empty(&keys.storage) {
         keep(&keys.storage, &Uuid::new_v4().simple().to_string())?;
     }

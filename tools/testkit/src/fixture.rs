@@ -110,13 +110,12 @@ impl Fixture {
     /// As [`Fixture::secured`], with a listener for the events of each of these users, also over WebSocket.
     pub async fn with_listeners(users: impl IntoIterator<Item = i32>) -> Self {
         let accounts = |folder: &Path| {
-            let topology = Topology::shipped().expect("the shipped streams");
             let mut services = topology::Service::shipped().expect("the shipped services");
             let listeners = users.into_iter().map(|user| UserId::new(user).expect("a user"));
             services.extend(listeners.map(topology::Service::listener));
-            let identities = topology::identities(&topology, &services);
+            let identities = topology::identities(&services);
             let public = topology::make_nkeys(&folder.join("nkeys"), &identities).expect("keys");
-            Some(topology::render(&topology, &services, &public))
+            Some(topology::render(&services, &public))
         };
         Self::with(|_| {}, accounts).await
     }

@@ -39,7 +39,7 @@ use vector_search::VectorSearch;
 pub use handler::{MAX_DEADLINE, QueryHandler};
 
 /// The name of its crate, its connection and its database role.
-pub const NAME: &str = contract::READER;
+pub const NAME: &str = contract::MEMORY_READER.name;
 /// The maximum number of queries that a replica processes concurrently. More of them wait.
 const MAX_CONCURRENT: usize = 256;
 /// How long a query may take beyond its deadline, for what is not a read, before it is aborted.

@@ -28,7 +28,7 @@ use handler::QueryHandler;
 pub use keys::{IssuerKeyError, issuer};
 
 /// The name of the worker, its NATS connection and its database role.
-pub const NAME: &str = "token-issuer";
+pub const NAME: &str = contract::TOKEN_ISSUER.name;
 /// The maximum number of queries that it processes concurrently.
 const MAX_CONCURRENT: usize = 16;
 /// The size of its connection pool.

@@ -37,9 +37,6 @@ use crate::value::Text;
 /// The prefix of the subjects of queries.
 pub const QUERY_ROOT: &str = "memory.ask";
 
-/// The worker that answers queries.
-pub const READER: &str = "memory-reader";
-
 /// The noun and the verb of the scope that a query with `reveal` needs in addition to its own. The right to read or write does
 /// not include the right to decrypt.
 pub const REVEAL: (&str, &str) = ("secret", "reveal");

@@ -74,7 +74,7 @@ pub(crate) async fn start<W: ExternalWorker>(
         let jobs = match W::INFO.jobs {
             [] => None,
             _ => {
-                let find = || find_consumer(&jetstream, JOBS, format!("{worker}-jobs"));
+                let find = || find_consumer(&jetstream, JOBS, W::INFO.jobs_consumer());
                 Some(wait.wait_for(Dependency::Nats, find).await?)
             }
         };

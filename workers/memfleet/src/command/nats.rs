@@ -8,12 +8,12 @@ use clap::{Args, Subcommand};
 use cli::{out, outln};
 use config::Settings;
 use runtime::broker;
-use topology::{Change, INCLUDED_NKEYS, Service, Topology};
+use topology::{Change, Document, INCLUDED_NKEYS, Service, Topology};
 
-/// Makes the broker's streams and consumers what the files say, and the files that say who may connect.
+/// Creates and updates the broker's streams and consumers, and generates its accounts and keys.
 ///
-/// The files are built into the program; `--dir` names others. Only what a file names is compared and changed.
-/// Nothing is ever deleted, and applying twice does nothing the second time.
+/// Streams and consumers follow from the workers of this program; `--dir` names a folder of files to use instead. Only the fields
+/// that they name are compared and changed. Nothing is ever deleted, and applying twice does nothing the second time.
 #[derive(Debug, Args)]
 pub struct NatsArgs {
     #[command(subcommand)]
@@ -24,7 +24,7 @@ pub struct NatsArgs {
 enum Action {
     /// Show what `apply` would do, and do nothing.
     ///
-    /// A line each: `+` is created, `~` is changed, from what the broker has to what the file says.
+    /// One line for each change: `+` is created, `~` is changed, from the broker's value to the new one.
     Diff {
         #[command(flatten)]
         source: Source,
@@ -32,18 +32,21 @@ enum Action {
         #[arg(long)]
         check: bool,
     },
-    /// Print accounts.conf: who may publish and hear what, for the server's configuration.
+    /// Print accounts.conf: who may publish and subscribe where, for the server's configuration.
     Render {
-        /// The services, as nats/services.json is; that file by default.
+        /// The services, in the form of nats/services.json; that file by default.
         #[arg(long, value_name = "FILE")]
         services: Option<PathBuf>,
+        /// Write `accounts.conf`, `streams/*.json` and `consumers/*.json` into this folder instead.
+        #[arg(long, value_name = "DIR")]
+        folder: Option<PathBuf>,
     },
-    /// Make a key for everybody who may connect and has none yet, and print nkeys.conf with the public ones.
+    /// Create a key for every identity that has none yet, and print nkeys.conf with the public keys.
     Keys {
-        /// The services, as nats/services.json is; that file by default.
+        /// The services, in the form of nats/services.json; that file by default.
         #[arg(long, value_name = "FILE")]
         services: Option<PathBuf>,
-        /// Where the private keys are kept, a file <name>.nk each. Give each service and worker its own and no other.
+        /// The folder of the private keys, a file <name>.nk each. Give each service and worker its own and no other.
         #[arg(value_name = "DIR")]
         dir: PathBuf,
     },
@@ -56,10 +59,10 @@ enum Action {
 
 #[derive(Debug, Args)]
 struct Source {
-    /// Folder that holds `streams/*.json` and `consumers/*.json`, instead of the files that are built in.
+    /// Folder with `streams/*.json` and `consumers/*.json`, instead of the streams and consumers of this program.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Servers that keep each stream, in place of the files' `num_replicas`: 3 for a production cluster.
+    /// Servers that store each stream (`num_replicas`): 3 for a production cluster.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=5))]
     replicas: Option<u8>,
 }
@@ -85,16 +88,17 @@ pub async fn execute(args: NatsArgs, settings: &Settings) -> anyhow::Result<()> 
     let (source, check, to_apply) = match &args.action {
         Action::Diff { source, check } => (source, *check, false),
         Action::Apply { source } => (source, false, true),
-        Action::Render { services } => {
-            out!(
-                "{}",
-                topology::render(&Topology::shipped()?, &services_of(services.as_deref())?, INCLUDED_NKEYS)
-            );
+        Action::Render { services, folder } => {
+            let services = services_of(services.as_deref())?;
+            match folder {
+                Some(folder) => write_all(folder, &topology::documents(&services)?)?,
+                None => out!("{}", topology::render(&services, INCLUDED_NKEYS)),
+            }
             return Ok(());
         }
         Action::Keys { services, dir } => {
             let services = services_of(services.as_deref())?;
-            out!("{}", topology::make_nkeys(dir, &topology::identities(&Topology::shipped()?, &services))?);
+            out!("{}", topology::make_nkeys(dir, &topology::identities(&services))?);
             return Ok(());
         }
     };
@@ -106,12 +110,12 @@ pub async fn execute(args: NatsArgs, settings: &Settings) -> anyhow::Result<()> 
         .context("is JetStream enabled on this server, and may these credentials manage streams?")?;
     show(&changes);
     if changes.is_empty() {
-        outln!("nothing to do: the broker has every stream and consumer as the files say");
+        outln!("nothing to do: the broker's streams and consumers are up to date");
     } else if to_apply {
         let done = topology::apply(&jetstream, &topology).await?;
         outln!("applied {} {}", done.len(), if done.len() == 1 { "change" } else { "changes" });
     } else if check {
-        anyhow::bail!("the broker differs from the files; `memfleet nats apply` makes it what they say");
+        anyhow::bail!("the broker's streams or consumers differ; `memfleet nats apply` updates them");
     }
     Ok(())
 }
@@ -121,6 +125,19 @@ fn services_of(file: Option<&Path>) -> anyhow::Result<Vec<Service>> {
         Some(file) => Service::read(file)?,
         None => Service::shipped()?,
     })
+}
+
+/// Writes documents into a folder, which it creates.
+fn write_all(folder: &Path, documents: &[Document]) -> anyhow::Result<()> {
+    for Document { path, text } in documents {
+        let file = folder.join(path);
+        let written = file.parent().map_or(Ok(()), std::fs::create_dir_all);
+        written
+            .and_then(|()| std::fs::write(&file, text))
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    outln!("wrote {} files to {}", documents.len(), folder.display());
+    Ok(())
 }
 
 fn show(changes: &[Change]) {

@@ -88,11 +88,21 @@ async fn oldest<T>(stream: &stream::Stream<T>, info: &consumer::Info) -> Option<
     if info.num_pending == 0 && info.num_ack_pending == 0 {
         return None;
     }
-    let filter =
-        if info.config.filter_subject.is_empty() { ">" } else { info.config.filter_subject.as_str() };
+    let single = [info.config.filter_subject.as_str()];
+    let several = info.config.filter_subjects.iter().map(String::as_str);
+    let mut filters: Vec<&str> =
+        single.into_iter().filter(|subject| !subject.is_empty()).chain(several).collect();
+    if filters.is_empty() {
+        filters.push(">");
+    }
     let next = info.ack_floor.stream_sequence + 1;
-    let message = stream.raw_message_builder().sequence(next).next_by_subject(filter).send().await.ok()?;
-    time_of(message.time.unix_timestamp_nanos())
+    let mut oldest: Option<DateTime<Utc>> = None;
+    for filter in filters {
+        let found = stream.raw_message_builder().sequence(next).next_by_subject(filter).send().await;
+        let stored = found.ok().and_then(|message| time_of(message.time.unix_timestamp_nanos()));
+        oldest = oldest.into_iter().chain(stored).min();
+    }
+    oldest
 }
 
 impl StreamStatus {
