@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use contract::RequestSubject;
-use trust::{Bound, KeyRing, key_id, parse_key_id};
+use trust::{AssociatedData, KeyRing, key_id, parse_key_id};
 
 use crate::error::ClientError;
 
