@@ -1,6 +1,5 @@
 //! The client of a service, against real servers with accounts.
 
-
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,13 +9,13 @@ use contract::{ContextGet, ContextPut, OutcomeStatus, QueryErrorCode, SessionLis
 use runtime::{Readiness, RunError};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use testkit::{Fixture, Running, eventually};
+use testkit::{Fixture, RunningWorker, eventually};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// context-writer, memory-reader and token-issuer in the test's process.
 struct Workers {
-    writer: Running,
+    writer: RunningWorker,
     stop: CancellationToken,
     reader: JoinHandle<Result<(), memory_reader::RunError>>,
     issuer: JoinHandle<Result<(), token_issuer::RunError>>,
@@ -159,7 +158,7 @@ async fn a_token_without_the_scope_is_refused_with_the_reason() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_outcome_is_reported_as_such_and_the_request_is_kept() {
     let fixture = Fixture::secured().await;
-    let token = testkit::token::with_grant_key(testkit::attack::key(), "simple-chat", 42);
+    let token = testkit::token::with_grant_key(testkit::attack::grant_key(), "simple-chat", 42);
     let options =
         ClientOptions { outcome_timeout: Duration::from_millis(300), ..options(&fixture, "simple-chat") };
     let connection = runtime::broker::connect(&fixture.settings.nats, "simple-chat").await.unwrap();

@@ -7,7 +7,6 @@ use context_writer::ContextWriter;
 use contract::{Event, header};
 use diesel_async::{AsyncConnection, SimpleAsyncConnection};
 use router_logger::RouterLogger;
-use runtime::Worker;
 use serde_json::json;
 use store::Fault;
 use testkit::attack::{grant, login};

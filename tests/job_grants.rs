@@ -1,11 +1,10 @@
 //! Job grants: how far a scheduled job reaches, and what a worker that is taken over makes of it.
 
-
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 use store::FaultKind;
 use store::job_grants::{self, JobGrant};
 use testkit::Fixture;
-use testkit::attack::{attempt, attempt_for, login, refused, roles};
+use testkit::attack::{assert_refused, attempt, attempt_for, login, roles};
 use uuid::Uuid;
 
 const JOB: &str = "expire-contexts";
@@ -122,7 +121,7 @@ async fn a_job_is_minted_by_its_own_role_alone() {
     let call = |job: &str| format!("SELECT FROM sec.job_grants('{job}', gen_random_uuid(), 10)");
     for role in roles(&fixture).await.iter().filter(|role| *role != ROLE) {
         let mut worker = login(&fixture, role).await;
-        refused(
+        assert_refused(
             attempt(&mut worker, &call(JOB)).await,
             "permission denied for function job_grants",
             &format!("{role} has no job"),
@@ -145,7 +144,7 @@ async fn a_job_is_minted_by_its_own_role_alone() {
         let fault = job_grants::mint(&mut own, nothing, Uuid::now_v7(), 10).await.expect_err("no job");
         assert_eq!(fault.kind, FaultKind::Denied, "{fault}");
     }
-    refused(
+    assert_refused(
         attempt(&mut own, "SELECT FROM sec.job_grants(NULL, gen_random_uuid(), 10)").await,
         "this role has no such job",
         "NULL",
@@ -158,7 +157,7 @@ async fn a_job_grant_that_is_changed_or_another_roles_is_refused() {
     let (mut worker, mut other) = (login(&fixture, ROLE).await, login(&fixture, OTHER_ROLE).await);
     let good = of(&mint(&mut worker, 10).await, 1);
     assert_eq!(open(&mut worker, &good).await, Ok(1));
-    refused(open(&mut other, &good).await, "a grant is of another role", "another role");
+    assert_refused(open(&mut other, &good).await, "a grant is of another role", "another role");
     let edit = |place: usize, value: &str| {
         let mut parts: Vec<&str> = good.split('|').collect();
         parts[place] = value;
@@ -179,13 +178,13 @@ async fn a_job_grant_that_is_changed_or_another_roles_is_refused() {
         (format!("{good}0"), "forged"),
         (good[..good.len() - 1].to_owned(), "forged"),
     ] {
-        refused(open(&mut worker, &changed).await, &format!("a grant is {why}"), &changed);
+        assert_refused(open(&mut worker, &changed).await, &format!("a grant is {why}"), &changed);
     }
     let theirs = edit(5, OTHER_ROLE);
-    refused(open(&mut other, &theirs).await, "a grant is forged", "made out to another role");
+    assert_refused(open(&mut other, &theirs).await, "a grant is forged", "made out to another role");
     // One bad grant spoils the good ones beside it.
     let both = [good.clone(), edit(2, "3")];
-    refused(
+    assert_refused(
         attempt_for(&mut worker, &both, "SELECT FROM simple_chat_context").await,
         "a grant is forged",
         "both",
@@ -217,23 +216,23 @@ async fn job_grants_end() {
         "it is sealed as it must be"
     );
     let expired = "the security context is refused: a grant is expired";
-    refused(open(&mut worker, &sealed(&fixture, &id, 0).await).await, expired, "expired");
+    assert_refused(open(&mut worker, &sealed(&fixture, &id, 0).await).await, expired, "expired");
     // Without its mint, however good its seal is.
     let unknown = sealed(&fixture, &Uuid::now_v7().to_string(), 60).await;
-    refused(open(&mut worker, &unknown).await, UNCOMMITTED, "of no mint");
+    assert_refused(open(&mut worker, &unknown).await, UNCOMMITTED, "of no mint");
     // By the row of its mint, by its revocation, and with its job.
     let whole = "UPDATE sec.minted_job_grants SET expires_at = now()";
     fixture.execute(whole).await;
-    refused(open(&mut worker, &good).await, expired, "its mint has expired");
+    assert_refused(open(&mut worker, &good).await, expired, "its mint has expired");
     let good = of(&mint(&mut worker, 10).await, 1);
     let id = good.split('|').nth(6).expect("its mint");
     assert_eq!(fixture.count("sec.minted_job_grants").await, 1, "a mint deletes those that have expired");
     fixture.execute(&format!("SELECT sec.revoke_tokens(ARRAY['{id}']::uuid[])")).await;
-    refused(open(&mut worker, &good).await, "a grant is revoked", "revoked");
+    assert_refused(open(&mut worker, &good).await, "a grant is revoked", "revoked");
     let good = of(&mint(&mut worker, 10).await, 1);
     assert_eq!(open(&mut worker, &good).await, Ok(1));
     fixture.execute(&format!("SELECT sec.drop_job('{JOB}')")).await;
-    refused(open(&mut worker, &good).await, UNCOMMITTED, "of a job that is gone");
+    assert_refused(open(&mut worker, &good).await, UNCOMMITTED, "of a job that is gone");
     let fault = job_grants::mint(&mut worker, JOB, Uuid::now_v7(), 10).await.expect_err("no job");
     assert!(fault.reason.contains("permission denied for function job_grants"), "{fault}");
 }
@@ -246,20 +245,20 @@ async fn a_mint_that_is_not_committed_gives_nothing() {
     worker.batch_execute("BEGIN").await.expect("a transaction");
     let grants = mint(&mut worker, 10).await;
     let call = format!("SELECT sec.open_context(ARRAY['{}'])", of(&grants, 1));
-    refused(attempt(&mut worker, &call).await, UNCOMMITTED, "in its own transaction");
+    assert_refused(attempt(&mut worker, &call).await, UNCOMMITTED, "in its own transaction");
     worker.batch_execute("ROLLBACK").await.expect("its end");
     // On another connection, while the transaction is open and after it was rolled back.
     worker.batch_execute("BEGIN").await.expect("a transaction");
     let grants = mint(&mut worker, 10).await;
-    refused(open(&mut accomplice, &of(&grants, 1)).await, UNCOMMITTED, "not committed yet");
+    assert_refused(open(&mut accomplice, &of(&grants, 1)).await, UNCOMMITTED, "not committed yet");
     worker.batch_execute("ROLLBACK").await.expect("its end");
-    refused(open(&mut accomplice, &of(&grants, 1)).await, UNCOMMITTED, "rolled back");
-    refused(open(&mut worker, &of(&grants, 1)).await, UNCOMMITTED, "rolled back");
+    assert_refused(open(&mut accomplice, &of(&grants, 1)).await, UNCOMMITTED, "rolled back");
+    assert_refused(open(&mut worker, &of(&grants, 1)).await, UNCOMMITTED, "rolled back");
     // In a part of a transaction.
     worker.batch_execute("BEGIN; SAVEPOINT part").await.expect("a transaction");
     let grants = mint(&mut worker, 10).await;
     worker.batch_execute("ROLLBACK TO SAVEPOINT part; COMMIT").await.expect("its end");
-    refused(open(&mut worker, &of(&grants, 1)).await, UNCOMMITTED, "rolled back to a savepoint");
+    assert_refused(open(&mut worker, &of(&grants, 1)).await, UNCOMMITTED, "rolled back to a savepoint");
     assert_eq!(fixture.count("sec.minted_job_grants").await, 0);
     assert_eq!(fixture.count("audit.data_access_log").await, 0);
 
@@ -299,7 +298,7 @@ async fn a_job_cannot_make_others_due() {
         "INSERT INTO simple_chat_context (id, user_id, session_id, context_key, context_value, expires_at)
              VALUES (gen_random_uuid(), 3, 's', 'x', '1', now() - interval '1 hour')",
     ] {
-        refused(attempt_for(&mut worker, &all, theirs).await, policy, theirs);
+        assert_refused(attempt_for(&mut worker, &all, theirs).await, policy, theirs);
     }
     assert_eq!(users(&mint(&mut worker, 10).await), [0, 1, 2]);
     // Whatever a due function gives, its users are cut to the limit, each once, and none is the platform.
@@ -339,7 +338,7 @@ async fn what_job_grants_rest_on_is_out_of_reach() {
             "SELECT sec.worker_functions()",
             "SET ROLE memfleet_due",
         ] {
-            refused(attempt(&mut worker, sql).await, "permission denied", &format!("{role}: {sql}"));
+            assert_refused(attempt(&mut worker, sql).await, "permission denied", &format!("{role}: {sql}"));
         }
     }
 }
@@ -356,7 +355,7 @@ async fn the_number_of_users_is_bounded() {
     }
     for missing in ["NULL::uuid, 10", "gen_random_uuid(), NULL"] {
         let sql = format!("SELECT FROM sec.job_grants('{JOB}', {missing})");
-        refused(attempt(&mut worker, &sql).await, "job grants: the tick is missing", missing);
+        assert_refused(attempt(&mut worker, &sql).await, "job grants: the tick is missing", missing);
     }
     assert_eq!(users(&mint(&mut worker, 1).await), [0, 1]);
     // As many as possible still fit into one context.
@@ -446,7 +445,7 @@ async fn due_functions_read_what_is_granted_and_nobody_logs_in_as_their_owner() 
         "CREATE TABLE public.mine (x integer)",
         "SELECT sec.job_grants('expire-contexts', gen_random_uuid(), 1)",
     ] {
-        refused(attempt(&mut due, sql).await, "permission denied", sql);
+        assert_refused(attempt(&mut due, sql).await, "permission denied", sql);
     }
     // A due function that reads more than it may gives nobody a grant.
     let greedy = due_function("due_greedy", "SELECT id FROM public.users WHERE email <> ''");
@@ -484,7 +483,7 @@ async fn only_a_function_that_reads_for_its_own_owner_determines_what_is_due() {
         (format!("'', '{ROLE}', 'sec.due_good(integer)'"), "jobs_job_check"),
     ] {
         let add = format!("SELECT sec.add_job({arguments})");
-        refused(attempt(&mut admin, &add).await, by, &arguments);
+        assert_refused(attempt(&mut admin, &add).await, by, &arguments);
     }
     assert_eq!(fixture.count("sec.jobs").await, 0);
     // What is registered twice is registered once, and whoever loses the job loses the function that mints.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_nats::{Client, jetstream};
 use context_writer::ContextWriter;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use runtime::{Readiness, Worker, broker};
+use runtime::{Readiness, broker};
 use serde_json::{Value, json};
 use testkit::{Fixture, RequestMessage, context, eventually, next, session, token, user};
 use tokio_util::sync::CancellationToken;

@@ -309,9 +309,12 @@ async fn what_is_learnt_is_what_the_log_says_also_after_repeats_and_deaths() {
 fn each_worker_takes_its_own_requests_only() {
     let of_another = context(1, "s", "k", 1);
     let subject = of_another.subject.parse().unwrap();
-    let refused = router_logger::Redacted::decode(&subject, &of_another.body).unwrap_err();
+    let refused =
+        contract::Redacted::<contract::RouterRequest>::decode(&subject, &of_another.body).unwrap_err();
     assert_eq!(refused.to_string(), "subject: context.put is not for router-logger");
     let own = decision(1, json!({}));
-    let refused = context_writer::Redacted::decode(&own.subject.parse().unwrap(), &own.body).unwrap_err();
+    let refused =
+        contract::Redacted::<contract::ContextRequest>::decode(&own.subject.parse().unwrap(), &own.body)
+            .unwrap_err();
     assert_eq!(refused.to_string(), "subject: decision.log is not for context-writer");
 }

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use context_writer::ContextWriter;
 use contract::{RequestSubject, SessionId};
-use runtime::Worker;
 use serde_json::json;
 use store::registry;
 use testkit::{Fixture, RequestMessage, context, eventually, request, session, token, user};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use context_writer::ContextWriter;
 use fleet::health;
-use runtime::{Readiness, Worker};
+use runtime::Readiness;
 use serde_json::{Value, json};
 use testkit::{RequestMessage, eventually, request, session};
 use uuid::Uuid;
@@ -261,8 +261,15 @@ async fn whoever_dies_when_both_stores_agree() {
     // A request that is published again counts as later than what came between, if the second one is carried out first: so only
     // of the last round.
     let again: Vec<RequestMessage> = requests.iter().skip(270).step_by(5).cloned().collect();
-    let points =
-        ["Pulled:2", "Taken:1", "Written:1", "Committed:1", "Committed:2", "EventsPublished:1", "Acknowledging:3"];
+    let points = [
+        "Pulled:2",
+        "Taken:1",
+        "Written:1",
+        "Committed:1",
+        "Committed:2",
+        "EventsPublished:1",
+        "Acknowledging:3",
+    ];
     let half = requests.len() / 2;
     let rest = requests.split_off(half);
     memories.fixture.publish(requests).await;

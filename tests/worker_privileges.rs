@@ -1,9 +1,8 @@
 //! What a worker's role may do: what `sec.grant_worker` gives, and no more.
 
-
 use diesel_async::SimpleAsyncConnection;
 use testkit::Fixture;
-use testkit::attack::{self, attempt, attempt_for, refused};
+use testkit::attack::{self, assert_refused, attempt, attempt_for};
 
 /// What is recorded of workers' privileges but not granted, or granted but not recorded.
 const UNRECORDED: &str = "concat_ws(' ', role, name, privilege) FROM (
@@ -85,7 +84,7 @@ async fn one_function_gives_a_worker_what_it_needs_and_no_more() {
         "DELETE FROM gpu_resources",
         "SET ROLE memfleet_due",
     ] {
-        refused(attempt(&mut worker, sql).await, "permission denied", sql);
+        assert_refused(attempt(&mut worker, sql).await, "permission denied", sql);
     }
     // Whatever is given beside the function is found.
     fixture.execute(&format!("GRANT DELETE ON gpu_resources TO {SCRATCH}")).await;
@@ -140,6 +139,6 @@ async fn a_worker_that_takes_no_messages_gets_no_inbox() {
         ("'w_memory_reader', '{\"users\": []}'", "expected some of SELECT, INSERT, UPDATE, DELETE"),
     ] {
         let call = format!("SELECT sec.grant_worker({arguments}, takes_messages => false)");
-        refused(attempt(&mut admin, &call).await, by, arguments);
+        assert_refused(attempt(&mut admin, &call).await, by, arguments);
     }
 }

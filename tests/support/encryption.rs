@@ -37,7 +37,7 @@ pub async fn revealed(
         })
         .await;
     let fields = loaded.expect("fields");
-    let values = open_keys(fixture).reveal(&fields).await.expect("keys");
+    let values = open_keys(fixture).decrypt(&fields).await.expect("keys");
     let value = |value: Result<SecretString, String>| value.map(|value| value.expose_secret().to_owned());
     let name = |field: &Encrypted| format!("{}.{}", field.table, field.column);
     fields.iter().zip(values).map(|(field, one)| (name(field), value(one))).collect()

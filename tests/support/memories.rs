@@ -1,7 +1,7 @@
 //! A vector store of a test's own, and memories for it.
 
 use contract::VectorType;
-use runtime::{Readiness, Worker};
+use runtime::Readiness;
 use serde_json::{Value, json};
 use stack::{Programs, Qdrant};
 use store::vector::{Collection, Right, put_right};

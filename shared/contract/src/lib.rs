@@ -68,6 +68,6 @@ pub use token::{QueryError, QueryErrorCode, TOKEN_ISSUE, TokenAnswer, TokenQuery
 pub use value::{Json, JsonObject, List, Name, NonEmptyList, Secret, SessionId, Text};
 pub use vector::*;
 pub use workers::{
-    CONTEXT_WRITER, MEMORY_READER, ROUTER_LOGGER, SCHEDULE_ROOT, TOKEN_ISSUER, VECTOR_INDEXER,
-    WORKERS, WorkerInfo, worker_role,
+    CONTEXT_WRITER, MEMORY_READER, ROUTER_LOGGER, SCHEDULE_ROOT, TOKEN_ISSUER, VECTOR_INDEXER, WORKERS,
+    WorkerInfo, worker_role,
 };

@@ -125,7 +125,11 @@ pub async fn rewrap(keys: &Keys) -> Result<RotationReport, KeyError> {
 ///
 /// # Errors
 /// [`KeyError`]. Completed steps are kept.
-pub async fn rotate_data_keys(keys: &Keys, before: DateTime<Utc>, only: Option<UserId>) -> Result<usize, KeyError> {
+pub async fn rotate_data_keys(
+    keys: &Keys,
+    before: DateTime<Utc>,
+    only: Option<UserId>,
+) -> Result<usize, KeyError> {
     let (mut done, mut after) = (0, -1);
     loop {
         let mut connection = store::acquire(keys.pool()).await?;

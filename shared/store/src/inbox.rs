@@ -219,8 +219,8 @@ mod tests {
     fn the_ids_of_events_follow_from_the_first_and_keep_its_time() {
         let first = Uuid::now_v7();
         let ids: Vec<Uuid> = event_ids(first, 1_000).collect();
-        assert_eq!(ids.first(), Some(&first));
-        assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), 1_000);
+        assert_eq!(ids.as_slice().first(), Some(&first));
+        assert_eq!(ids.iter().collect::<HashSet<_>>().len(), 1_000);
         // The time, the version and the variant are all but the low 62 bits.
         assert!(
             ids.iter().all(|id| id.as_u128() >> 62 == first.as_u128() >> 62 && id.get_version_num() == 7)

@@ -15,7 +15,9 @@ mod store;
 pub use collection::{CollectionInfo, CollectionSpec};
 pub use embedders::Embedders;
 pub use error::VectorError;
-pub use point::{Point, PointKey, StoredPoint, SupersededPoints, Tenant, chunk_ids, first_point_id, metadata_digests};
+pub use point::{
+    Point, PointKey, StoredPoint, SupersededPoints, Tenant, chunk_ids, first_point_id, metadata_digests,
+};
 pub use search::{ScoredMemory, VectorQuery};
 pub use store::VectorStore;
 

@@ -64,7 +64,8 @@ impl Pipeline {
         let bulk = Bulk::open(settings).await?;
         let jetstream = jetstream::new(bulk.client().clone());
         let stream = jetstream.get_stream_no_info(W::INFO.stream.unwrap_or_default()).await?;
-        let consumer = jetstream.get_consumer_from_stream(W::INFO.name, W::INFO.stream.unwrap_or_default()).await?;
+        let consumer =
+            jetstream.get_consumer_from_stream(W::INFO.name, W::INFO.stream.unwrap_or_default()).await?;
         Ok(Self { worker: W::INFO.name, settings: settings.clone(), bulk, stream, consumer })
     }
 

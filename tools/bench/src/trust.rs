@@ -106,15 +106,19 @@ fn ask(issuer: &TokenIssuer, user: u32) -> anyhow::Result<Sample> {
     headers.insert(header::AUTHORIZATION, header::bearer(&token));
     let key = issuer.signing().public();
     let known = verify(&token, issuer.audience(), |_| Some(&key)).ok().context("no good token")?;
-    let grant = known.grant(&worker_role(contract::CONTEXT_WRITER.name)).ok().context("no grant")?.to_string();
+    let grant =
+        known.grant(&worker_role(contract::CONTEXT_WRITER.name)).ok().context("no grant")?.to_string();
     Ok(Sample { subject, headers, grant, bytes: token.len() })
 }
 
 async fn measure(args: &TrustArgs, settings: &Settings) -> anyhow::Result<Report> {
     let issuer = token_issuer::issuer(&settings.trust)?.context("there are no keys")?;
     let mut owner = store::connect(&settings.postgres.url).await?;
-    let authorizer =
-        Authorizer::new(&settings.trust, contract::CONTEXT_WRITER.name, registry::trust_state(&mut owner).await?);
+    let authorizer = Authorizer::new(
+        &settings.trust,
+        contract::CONTEXT_WRITER.name,
+        registry::trust_state(&mut owner).await?,
+    );
     let asked: Vec<Sample> =
         (1..=args.times).map(|user| ask(&issuer, user)).collect::<anyhow::Result<_>>()?;
     let verify_one = |asked: &Sample| -> anyhow::Result<f64> {

@@ -271,7 +271,11 @@ impl Fixture {
     }
 
     /// Publishes requests, has a worker in this process process them, and waits until all are acknowledged.
-    pub async fn process<W: ExternalWorker>(&self, worker: W, requests: impl IntoIterator<Item = RequestMessage>) {
+    pub async fn process<W: ExternalWorker>(
+        &self,
+        worker: W,
+        requests: impl IntoIterator<Item = RequestMessage>,
+    ) {
         let worker = self.run(worker);
         self.publish(requests).await;
         self.drained::<W>().await;

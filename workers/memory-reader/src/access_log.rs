@@ -95,7 +95,8 @@ async fn write_together(pool: &Pool, queries: Vec<Pending>) {
         // One query may be at fault, for example by a grant that has been revoked since. If the connection was lost instead, the
         // entries may have been committed, and writing again would duplicate them.
         Err(fault)
-            if queries.len() > 1 && !matches!(fault.kind, FaultKind::Unavailable | FaultKind::ConnectionLost) =>
+            if queries.len() > 1
+                && !matches!(fault.kind, FaultKind::Unavailable | FaultKind::ConnectionLost) =>
         {
             for (entries, sender) in queries {
                 let entries: Vec<&LogEntry> = entries.iter().collect();

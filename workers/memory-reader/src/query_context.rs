@@ -115,7 +115,8 @@ impl QueryContext<'_> {
                 return Err(late("the query exceeded its deadline"));
             }
         };
-        let is_lost = |fault: &Fault| matches!(fault.kind, FaultKind::Unavailable | FaultKind::ConnectionLost);
+        let is_lost =
+            |fault: &Fault| matches!(fault.kind, FaultKind::Unavailable | FaultKind::ConnectionLost);
         if result.as_ref().is_err_and(is_lost) {
             store::discard(connection);
         }

@@ -3,7 +3,9 @@
 use serde_json::{Map, Value, json};
 
 use super::{AsyncApiError, collect, generator, headers, root, schema_ref, service_parameter};
-use crate::{QUERIES, QUERY_ROOT, QueryError, QueryKind, TOKEN_ISSUE, TokenAnswer, TokenQuery, header, limit};
+use crate::{
+    QUERIES, QUERY_ROOT, QueryError, QueryKind, TOKEN_ISSUE, TokenAnswer, TokenQuery, header, limit,
+};
 
 /// The parts of the document that are being put together.
 pub(super) struct Parts<'a> {

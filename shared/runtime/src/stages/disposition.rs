@@ -74,7 +74,9 @@ impl Disposition {
         match fault.kind {
             FaultKind::Unavailable | FaultKind::ConnectionLost => Self::HAND_BACK,
             FaultKind::Transient => Self::Retry { reason, class: DeadLetterClass::Exhausted },
-            FaultKind::MissingPrerequisite => Self::Retry { reason, class: DeadLetterClass::MissingPrerequisite },
+            FaultKind::MissingPrerequisite => {
+                Self::Retry { reason, class: DeadLetterClass::MissingPrerequisite }
+            }
             FaultKind::Permanent => Self::DeadLetter { reason, class: DeadLetterClass::Permanent },
             FaultKind::Denied => Self::DeadLetter { reason, class: DeadLetterClass::Denied },
         }

@@ -252,7 +252,9 @@ fn disposition(
         Some(Verdict::Retry(Retry::NotBefore { time, deadline }, reason)) => {
             Disposition::RetryNotBefore { time, deadline, reason }
         }
-        Some(Verdict::Rejected(reason)) => Disposition::DeadLetter { class: DeadLetterClass::Permanent, reason },
+        Some(Verdict::Rejected(reason)) => {
+            Disposition::DeadLetter { class: DeadLetterClass::Permanent, reason }
+        }
         // An event is published once it is committed: one that is not there is none of this user's, and never will be.
         None => Disposition::DeadLetter {
             class: DeadLetterClass::Permanent,

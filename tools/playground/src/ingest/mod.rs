@@ -111,7 +111,9 @@ async fn publish(
     let mut sent = Sent::default();
     while let Some(dialogue) = dialogues.recv().await {
         let mut dialogue = dialogue?;
-        dialogue.requests.retain(|request| options.vectors || request.kind.worker != contract::VECTOR_INDEXER.name);
+        dialogue
+            .requests
+            .retain(|request| options.vectors || request.kind.worker != contract::VECTOR_INDEXER.name);
         sent.count(&dialogue);
         for request in dialogue.requests {
             let subject = request.subject.to_string();

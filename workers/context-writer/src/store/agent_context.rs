@@ -117,7 +117,9 @@ pub(crate) async fn write(
         .into_iter()
         .filter_map(|Item { index, message, .. }| Some(Item { index, message, request: Row::new(message)? }))
         .collect();
-    for round in rounds(items, |Item { request: row, .. }| (row.user_id, row.session_id, row.agent_id, row.memory_tier, row.context_key)) {
+    for round in rounds(items, |Item { request: row, .. }| {
+        (row.user_id, row.session_id, row.agent_id, row.memory_tier, row.context_key)
+    }) {
         let (places, rows): (Vec<usize>, Vec<Row<'_>>) =
             round.into_iter().map(|item| (item.index, item.request)).unzip();
         let answers = with_rows(&WRITE, rows).load(connection).await?;
