@@ -58,7 +58,7 @@ pub enum IssueError {
     #[error("a token must have 1 to {MAX_SCOPES} scopes, not {0}")]
     Scopes(usize),
     /// A scope matches no request and no query.
-    #[error("the scope {0} matches no request and no query{near}; `memfleet contract list` lists them", near = suggestion(.0))]
+    #[error("the scope {0} matches no request and no query{hint}; `memfleet contract list` lists them", hint = suggestion(.0))]
     UnmatchedScope(Scope),
     /// The claims cannot be encoded as JSON.
     #[error("the claims of the token cannot be encoded: {0}")]
