@@ -30,6 +30,10 @@ pub(crate) fn locate<T: DeserializeOwned>(body: &[u8]) -> Malformed {
     }
     let fault = match problem.strip_prefix(UNKNOWN_VARIANT) {
         Some(rest) => Fault::of_enumeration(rest, error.path(), body),
+        // JSON has no largest number and no deepest nesting: serde_json has.
+        None if matches!(problem, "number out of range" | "recursion limit exceeded") => {
+            Fault::plain(problem.to_owned())
+        }
         None if error.inner().is_syntax() => Fault::plain(format!("is not valid JSON: {problem}")),
         None => Fault::read(problem),
     };
