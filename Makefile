@@ -12,7 +12,6 @@ endif
 home := $(or $(MEMFLEET_HOME),.memfleet)
 # This clone's own copy of the program: another clone may replace the one in the shared folder at any time.
 program := $(home)/bin/memfleet
-engine := $(home)/bin/qdrant-local
 
 # Further arguments of the command, as in `make bench ARGS="--help"`.
 ARGS ?=
@@ -28,7 +27,7 @@ claim = if [ "$$(cat "$(last_clone)" 2>/dev/null)" != "$(CURDIR)" ]; then \
 locked = mkdir -p "$(CARGO_TARGET_DIR)" && flock -o "$(lock)" sh -ec
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo dev bench engine test tests fmt clean program
+.PHONY: help setup build demo dev bench programs built test tests fmt clean
 
 help: ## list the targets
 	@echo "memfleet: make TARGET"
@@ -41,29 +40,30 @@ setup: ## check the tools, download the private servers (NATS, PostgreSQL) into 
 build: ## compile everything
 	@$(locked) '$(claim); cargo build --workspace --exclude qdrant-local --all-targets'
 
-demo: program engine ## start everything, process sample messages, print the results
+demo: programs ## start everything, process sample messages, print the results
 	@"$(program)" demo $(ARGS)
 
-dev: program engine ## start everything and keep it running
+dev: programs ## start everything and keep it running
 	@"$(program)" dev $(ARGS)
 
-bench: program engine ## run benchmarks
+bench: programs ## run benchmarks; with PROFILE=dist, of the program as it is shipped
 	@"$(program)" bench $(ARGS)
 
-program: setup
-	@echo "building memfleet (the first time takes some minutes)"
-	@mkdir -p "$(home)/bin"
-	@$(locked) '$(claim); cargo build --release -p memfleet; new=$$(mktemp "$(program).XXXXXX"); \
-		cp "$(CARGO_TARGET_DIR)/release/memfleet" "$$new"; chmod 755 "$$new"; mv "$$new" "$(program)"'
+# The build profile of the programs.
+PROFILE ?= release
 
-# The official vector engine takes minutes to build and changes only with its version. It is built once for all uses and copied out
-# of the shared folder.
-engine: setup ## build qdrant-local, the vector store of private servers
-	@echo "building qdrant-local (the first time takes ten minutes)"
+programs: setup ## build memfleet and qdrant-local, the vector store of private servers
+	@$(locked) '$(claim); $(MAKE) --no-print-directory built'
+
+# Both programs in one go: they share most of their dependencies, and each of them alone leaves one core idle for minutes.
+built:
+	@echo "building memfleet and qdrant-local (the first time takes about ten minutes on two cores)"
 	@mkdir -p "$(home)/bin"
-	@$(locked) '$(claim); cargo build --profile engine -p qdrant-local; $(keep_engine)'
-keep_engine = new=$$(mktemp "$(engine).XXXXXX"); cp "$(CARGO_TARGET_DIR)/engine/qdrant-local" "$$new"; \
-	chmod 755 "$$new"; mv "$$new" "$(engine)"
+	cargo build --profile $(PROFILE) -p memfleet -p qdrant-local
+	@for built in memfleet qdrant-local; do \
+		new=$$(mktemp "$(home)/bin/$$built.XXXXXX") \
+		&& cp "$(CARGO_TARGET_DIR)/$(PROFILE)/$$built" "$$new" && chmod 755 "$$new" && mv "$$new" "$(home)/bin/$$built" \
+		|| exit 1; done
 
 test: ## format, lints, licences, and every test on real servers
 	@scripts/setup --tests
@@ -76,17 +76,11 @@ features = --features memfleet/vault,memfleet/aws-kms
 tests:
 	cargo fmt --all --check
 	cargo clippy --package keys --package memfleet --no-default-features -- -D warnings
-	cargo clippy --workspace --exclude qdrant-local --all-targets $(features) -- -D warnings
-	cargo clippy --profile engine --package qdrant-local --all-targets -- -D warnings
+	cargo clippy --workspace --all-targets $(features) -- -D warnings
 	@if command -v cargo-deny >/dev/null; then echo "cargo deny check bans licenses sources" \
 		&& cargo deny check bans licenses sources; \
 		else echo "cargo-deny is not installed: licences are not checked"; fi
-	@echo "building qdrant-local (the first time takes ten minutes), then its own tests"
-	@mkdir -p "$(home)/bin"
-	cargo build --profile engine -p qdrant-local
-	@$(keep_engine)
-	@if command -v cargo-nextest >/dev/null; then cargo nextest run --cargo-profile engine -p qdrant-local; \
-		else cargo test --profile engine -p qdrant-local; fi
+	@$(MAKE) --no-print-directory built
 	@if command -v cargo-nextest >/dev/null; then tests="nextest run"; else tests=test; fi; \
 		[ -d ../shared/data ] || echo "skipped: tests that need the recorded dialogues, because ../shared/data does not exist"; \
 		echo "cargo $$tests --workspace --exclude qdrant-local, on private servers" \

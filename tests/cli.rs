@@ -406,7 +406,7 @@ async fn dead_letters_are_dropped_by_number_or_all_of_a_kind() {
     assert_eq!(drop(&["--all", "--class", "malformed", "--yes"]).await.fine(), "dropped 1\n");
     assert_eq!(
         fixture.dead_letters().await,
-        ["missing_prerequisite: session_id: user 5 has opened no session s"]
+        ["missing-prerequisite: session_id: user 5 has opened no session s"]
     );
     assert_eq!(drop(&["--all", "--yes"]).await.fine(), "dropped 1\n");
     assert_eq!(drop(&["--all", "--yes"]).await.fine(), "dropped 0\n");

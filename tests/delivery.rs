@@ -67,7 +67,7 @@ async fn a_context_waits_for_its_session_and_is_given_up_if_none_comes() {
     assert_eq!(fixture.lines("session_id FROM simple_chat_context").await, ["late"]);
     assert_eq!(
         fixture.dead_letters().await,
-        ["missing_prerequisite: session_id: user 1 has opened no session never"]
+        ["missing-prerequisite: session_id: user 1 has opened no session never"]
     );
     let dead = &fixture.messages("DEAD").await[0];
     assert_eq!(dead.headers.get(header::DEAD_TRIES).map(async_nats::HeaderValue::as_str), Some("12"));

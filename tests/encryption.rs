@@ -355,7 +355,7 @@ async fn a_key_that_cannot_be_opened_stops_its_own_user_only() {
     assert_eq!(letters.len(), 1, "{letters:?}");
     assert!(
         letters[0].starts_with(
-            "missing_prerequisite: the data key of user 1 cannot be opened: cannot be decrypted"
+            "missing-prerequisite: the data key of user 1 cannot be opened: cannot be decrypted"
         ),
         "{letters:?}"
     );

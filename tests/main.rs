@@ -28,6 +28,7 @@ mod load;
 mod migration;
 mod permissions;
 mod publisher;
+mod qdrant_local;
 mod queries;
 mod query_bounds;
 mod readiness;

@@ -174,7 +174,7 @@ async fn the_brokers_bound_is_never_reached_by_messages_that_are_put_off() {
     fixture.drained::<ContextWriter>().await;
     assert_eq!(
         fixture.dead_letters().await,
-        ["missing_prerequisite: session_id: user 1 has opened no session never"]
+        ["missing-prerequisite: session_id: user 1 has opened no session never"]
     );
     assert_eq!(worker.stats.report().retried, 2);
     worker.stop().await.expect("a clean end");

@@ -182,7 +182,7 @@ async fn what_is_wrong_is_named() {
         (decision(1, json!({ "tools_invoked": {} })), "malformed: tools_invoked"),
         (
             decision(1, json!({ "session_id": "never" })),
-            "missing_prerequisite: session_id: user 1 has opened no session never",
+            "missing-prerequisite: session_id: user 1 has opened no session never",
         ),
         (
             decision(1, json!({})).with(header::PARENT_EVENT, &foreign),
@@ -198,7 +198,7 @@ async fn what_is_wrong_is_named() {
                 1,
                 json!({ "session_id": "never", "tool": "t", "call_id": Uuid::nil(), "phase": "failed" }),
             ),
-            "missing_prerequisite: session_id: user 1 has opened no session never",
+            "missing-prerequisite: session_id: user 1 has opened no session never",
         ),
         (
             request(

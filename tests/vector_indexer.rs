@@ -127,7 +127,7 @@ async fn what_cannot_be_indexed_is_refused_by_its_field() {
         ),
         (
             with(&|one| one["memory_node_id"] = json!(Uuid::nil())),
-            "missing_prerequisite: memories[0].memory_node_id: user 1 has no node",
+            "missing-prerequisite: memories[0].memory_node_id: user 1 has no node",
         ),
         (
             request(
@@ -135,7 +135,7 @@ async fn what_cannot_be_indexed_is_refused_by_its_field() {
                 1,
                 json!({ "session_id": "theirs", "memories": [memory(id, "text", 1)] }),
             ),
-            "missing_prerequisite: session_id: user 1 has opened no session theirs",
+            "missing-prerequisite: session_id: user 1 has opened no session theirs",
         ),
         (
             index(1, vec![memory(id, "text", 1), memory(id, "text", 1)]),

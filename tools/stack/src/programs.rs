@@ -64,7 +64,7 @@ impl Programs {
             what: "qdrant-local",
             searched,
             variable: "MEMFLEET_QDRANT_LOCAL",
-            meaning: "the path of the qdrant-local program, which `make engine` builds",
+            meaning: "the path of the qdrant-local program, which `make programs` builds",
         })
     }
 }

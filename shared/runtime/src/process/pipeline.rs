@@ -333,7 +333,7 @@ impl<I> Sorted<I> {
             Authorization::Authorized(authorized) => self.to_write.authorized.push(*authorized),
             Authorization::Denied(denied) => self.to_write.denied.push(*denied),
             Authorization::Unsure(decoded, subject, refusal) => {
-                self.unsure.push((*decoded, subject, refusal))
+                self.unsure.push((*decoded, subject, refusal));
             }
             Authorization::RateLimited(delivery, delay) => {
                 self.to_settle.push(ToSettle::Single(delivery, Disposition::Redeliver(delay)));

@@ -1,5 +1,6 @@
 //! Stage five: events, outcomes, then the acknowledgement; or a delay; or a dead letter.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -99,7 +100,7 @@ impl Settler {
                 Effect::Unchanged | Effect::Repeated => OutcomeStatus::Unchanged,
             };
             let event_id = events.as_slice().first().map(|event| event.event_id);
-            self.send_outcome(&delivery, status, event_id, reason.map(|reason| reason.into_owned())).await;
+            self.send_outcome(&delivery, status, event_id, reason.map(Cow::into_owned)).await;
             acknowledge(&delivery, AckKind::Ack).await;
             crash::reach(Point::Acknowledging);
         }

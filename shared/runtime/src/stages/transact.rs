@@ -306,7 +306,7 @@ fn with_copies(
             let first = known.get(&(entries[index].user_id, entries[index].message_id)).copied();
             let original = first.and_then(|first| dispositions[*places.get(&first.event_id)?].as_ref());
             let events = || {
-                let ids = first.into_iter().flat_map(|first| first.event_ids());
+                let ids = first.into_iter().flat_map(Entry::event_ids);
                 ids.filter_map(|id| before.get(&id).cloned()).collect()
             };
             let copy = original.map_or_else(|| Disposition::repeated(events()), Disposition::of_a_copy);

@@ -9,7 +9,7 @@ use qdrant_client::qdrant::{
 };
 use tonic::Code;
 
-use crate::common::{Fixture, refusal};
+use crate::qdrant_local::common::{Fixture, refusal};
 
 #[tokio::test]
 async fn the_server_says_what_it_is() {

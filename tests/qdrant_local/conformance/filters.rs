@@ -8,7 +8,7 @@ use qdrant_client::qdrant::{
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::common::{Fixture, numbers, point};
+use crate::qdrant_local::common::{Fixture, numbers, point};
 
 const EXTERNAL: &str = "8c3c8f3e-8f0f-4d0b-9c56-0d2c3a6f3b11";
 

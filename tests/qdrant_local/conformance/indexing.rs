@@ -12,7 +12,7 @@ use qdrant_client::qdrant::{
 use serde_json::json;
 use tonic::Code;
 
-use crate::common::{Fixture, numbers, point, refusal, vector};
+use crate::qdrant_local::common::{Fixture, numbers, point, refusal, vector};
 
 const SIZE: usize = 64;
 const POINTS: u64 = 4000;

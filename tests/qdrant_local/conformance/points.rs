@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tonic::Code;
 use uuid::Uuid;
 
-use crate::common::{Fixture, eventually, numbers, point, refusal};
+use crate::qdrant_local::common::{Fixture, eventually, numbers, point, refusal};
 
 fn payload(point: &RetrievedPoint) -> Value {
     Payload::from(point.payload.clone()).into()

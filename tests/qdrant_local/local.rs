@@ -1,9 +1,5 @@
 //! The behaviour that is specific to this program: rejected features and durability.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod common;
-
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
@@ -24,7 +20,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use tonic::Code;
 
-use common::{Program, command, eventually, ids, numbers, point, refusal, vector};
+use super::common::{self, Program, command, eventually, ids, numbers, point, refusal, vector};
 
 const SIZE: usize = 64;
 

@@ -2,11 +2,6 @@
 //!
 //! If QDRANT_URL is set, the tests run against that server.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-#[path = "../common/mod.rs"]
-mod common;
-
 mod aliases;
 mod collections;
 mod filters;

@@ -10,7 +10,7 @@ use qdrant_client::qdrant::{
 use serde_json::json;
 use tonic::{Code, Status};
 
-use crate::common::{Fixture, point, refusal};
+use crate::qdrant_local::common::{Fixture, point, refusal};
 
 /// Makes all of the changes in one call.
 async fn change(fixture: &Fixture, actions: Vec<Action>) -> Result<(), Status> {

@@ -8,7 +8,7 @@ use qdrant_client::qdrant::{
 use serde_json::{Value, json};
 use tonic::Code;
 
-use crate::common::{Fixture, numbers, point, refusal};
+use crate::qdrant_local::common::{Fixture, numbers, point, refusal};
 
 /// Points 1 to 6, each more to the right.
 async fn fan(distance: Distance) -> Fixture {

@@ -1,7 +1,5 @@
 //! The server under test: the one that QDRANT_URL names, or this program in a temporary folder.
 
-#![allow(dead_code)]
-
 use std::env;
 use std::fs;
 use std::future::Future;
@@ -77,9 +75,14 @@ impl Drop for Program {
     }
 }
 
+/// The program that `make programs` has built.
+fn program() -> PathBuf {
+    stack::Programs::find().unwrap().qdrant_local().unwrap()
+}
+
 /// The command of the program with this home folder.
 pub fn command(home: &Path) -> Command {
-    let mut command = Command::new(PathBuf::from(env!("CARGO_BIN_EXE_qdrant-local")));
+    let mut command = Command::new(program());
     command.arg("--home").arg(home.join("home")).stdin(Stdio::null());
     command
 }
