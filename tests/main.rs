@@ -45,4 +45,5 @@ mod search;
 mod trust;
 mod vector_embedding;
 mod vector_indexer;
+mod worker_contract;
 mod worker_privileges;

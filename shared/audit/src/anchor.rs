@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use trust::text::to_hex;
 
 use crate::AuditError;
-use crate::seal::Digest;
+use crate::digest::Digest;
 use trust::text::from_hex;
 
 /// The stream, configured in `nats/streams/SEAL.json`.

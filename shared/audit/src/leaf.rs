@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 use store::Fault;
 use uuid::Uuid;
 
-use crate::seal::Digest;
+use crate::digest::Digest;
 
 /// The tables whose rows are sealed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

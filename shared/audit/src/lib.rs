@@ -9,6 +9,7 @@
 //! change of it.
 
 pub mod anchor;
+mod digest;
 mod leaf;
 mod seal;
 mod sealer;
@@ -16,8 +17,9 @@ mod trail;
 pub mod tree;
 mod verify;
 
+pub use digest::Digest;
 pub use leaf::{Leaf, Source};
-pub use seal::{Digest, Seal, Statement};
+pub use seal::{Seal, Statement};
 pub use sealer::{MAX_LEAVES, seal_all};
 pub use trail::{TrailEntry, trail};
 pub use verify::{Finding, Report, verify};

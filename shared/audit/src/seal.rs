@@ -4,11 +4,9 @@ use chrono::{DateTime, Utc};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
+use crate::digest::Digest;
 use crate::leaf::Leaf;
 use crate::tree;
-
-/// A SHA-256 digest.
-pub type Digest = [u8; 32];
 
 /// The signed part of a seal.
 #[derive(Clone, Debug, PartialEq, Eq)]

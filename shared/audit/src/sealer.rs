@@ -11,8 +11,9 @@ use uuid::Uuid;
 
 use crate::AuditError;
 use crate::anchor::Anchors;
+use crate::digest::Digest;
 use crate::leaf::{self, LEAF_BYTES, Leaf, Place};
-use crate::seal::{Digest, Seal, Statement};
+use crate::seal::{Seal, Statement};
 use trust::PrivateKey;
 
 /// The most rows of a seal.

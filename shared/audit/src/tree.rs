@@ -2,7 +2,7 @@
 
 use sha2::{Digest as _, Sha256};
 
-use crate::seal::Digest;
+use crate::digest::Digest;
 
 /// The hash of a leaf: SHA-256 of a zero byte and the content. The zero byte distinguishes leaves from nodes.
 pub fn leaf_hash(content: &[u8]) -> Digest {

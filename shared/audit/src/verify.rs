@@ -15,8 +15,9 @@ use uuid::Uuid;
 
 use crate::AuditError;
 use crate::anchor::Anchors;
+use crate::digest::Digest;
 use crate::leaf::{self, Leaf, Place, Placed, Source};
-use crate::seal::{Digest, Seal, Statement};
+use crate::seal::{Seal, Statement};
 use crate::sealer::{BEGINNING, Header, MAX_LEAVES};
 use crate::tree;
 use trust::PublicKey;

@@ -11,7 +11,6 @@ use crate::outcomes::OutcomeRouter;
 use crate::payload_keys::PayloadKeys;
 use crate::publisher::{PublisherOptions, jetstream};
 use crate::tokens::{NatsTokens, TokenSource};
-use crate::user::User;
 
 /// A service that is connected to the broker. Clones share the connection.
 #[derive(Clone)]
@@ -65,11 +64,6 @@ impl Client {
             outcomes: OnceCell::new(),
         };
         Ok(Self { shared: Arc::new(shared) })
-    }
-
-    /// The memory of a user. An id that no user can have is reported when it is used.
-    pub fn user(&self, id: i32) -> User {
-        User::new(self.clone(), UserId::new(id).map_err(|_| id))
     }
 }
 

@@ -115,11 +115,17 @@ impl Publisher {
         &self.published
     }
 
-    /// Waits for the acknowledgements that are missing. Each has its own deadline.
-    pub async fn finish(mut self) -> Published {
+    /// Waits for the acknowledgements that are missing, each of which has its own deadline, and returns the counts.
+    pub async fn flush(&mut self) -> &Published {
         while let Some(outcome) = self.in_flight.next().await {
             self.count(outcome);
         }
+        &self.published
+    }
+
+    /// Waits as [`Publisher::flush`] does, and ends.
+    pub async fn finish(mut self) -> Published {
+        self.flush().await;
         self.published
     }
 

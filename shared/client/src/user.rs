@@ -18,6 +18,13 @@ pub struct User {
     id: Result<UserId, i32>,
 }
 
+impl Client {
+    /// The memory of a user. An id that no user can have is reported when it is used.
+    pub fn user(&self, id: i32) -> User {
+        User::new(self.clone(), UserId::new(id).map_err(|_| id))
+    }
+}
+
 impl User {
     pub(crate) fn new(client: Client, id: Result<UserId, i32>) -> Self {
         Self { client, id }

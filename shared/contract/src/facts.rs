@@ -4,10 +4,13 @@ use std::fmt;
 
 use uuid::Uuid;
 
-use crate::event::{Event, Performative};
+use crate::performative::Performative;
 use crate::redaction::SecretFields;
 use crate::subject::UserId;
 use crate::value::SessionId;
+
+/// The session id of events that belong to no session. No request can name it.
+pub(crate) const ACCOUNT_SESSION: &str = "@account";
 
 /// The facts of a request that depend on its body. Its subject, stream, worker and event are in its line of the table in
 /// `request.rs`.
@@ -19,7 +22,7 @@ pub trait RequestFacts {
 
     /// The session that its event is filed under.
     fn event_session(&self) -> &str {
-        self.session_id().map_or(Event::ACCOUNT_SESSION, SessionId::as_str)
+        self.session_id().map_or(ACCOUNT_SESSION, SessionId::as_str)
     }
 
     /// The agent that acts, if it is not the publishing service itself.

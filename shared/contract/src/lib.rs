@@ -22,16 +22,17 @@ mod dead_letter;
 mod event;
 mod facts;
 pub mod header;
+mod label;
 pub mod limit;
 mod locate;
 mod malformed;
 mod number;
 mod outcome;
+mod performative;
 mod query;
 mod redacted;
 mod redaction;
 mod request;
-mod request_kind;
 mod router;
 mod session;
 mod subject;
@@ -47,21 +48,22 @@ pub use agent::*;
 pub use context::*;
 pub use conversation::*;
 pub use dead_letter::{DeadLetterClass, UnknownDeadLetterClass};
-pub use event::{Event, EventType, Performative};
+pub use event::{Event, EventSubject};
 pub use facts::{Prerequisite, RequestFacts};
 pub use malformed::Malformed;
 pub use number::{Bounded, Priority, Score, Version};
 pub use outcome::{Outcome, OutcomeStatus};
+pub use performative::Performative;
 pub use query::*;
-pub use redacted::{Redacted, StreamRequest};
+pub use redacted::Redacted;
 pub use redaction::{ENCRYPTED, SecretField, SecretFields};
-pub use request::{ContextRequest, Request, RouterRequest, VectorRequest};
-pub use request_kind::{REQUESTS, RequestKind, RequestType};
+pub use request::{
+    ContextRequest, EventType, REQUESTS, Request, RequestKind, RequestType, RouterRequest, StreamRequest,
+    VectorRequest,
+};
 pub use router::*;
 pub use session::*;
-pub use subject::{
-    DeadLetterSubject, EventSubject, REQUEST_ROOT, RequestSubject, Service, SubjectError, UserId,
-};
+pub use subject::{DeadLetterSubject, REQUEST_ROOT, RequestSubject, Service, SubjectError, UserId};
 pub use suggest::nearest;
 pub use tick::{JOB_ROOT, Job, JobSubject, Tick};
 pub use token::{QueryError, QueryErrorCode, TOKEN_ISSUE, TokenAnswer, TokenQuery};

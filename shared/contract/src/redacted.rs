@@ -1,23 +1,7 @@
-use crate::facts::RequestFacts;
 use crate::malformed::Malformed;
 use crate::redaction::{SecretField, SecretFields};
-use crate::request::Request;
-use crate::request_kind::RequestKind;
+use crate::request::{Request, StreamRequest};
 use crate::subject::RequestSubject;
-
-/// The requests of one stream.
-pub trait StreamRequest:
-    TryFrom<Request, Error = Malformed> + serde::Serialize + Clone + Send + Sync + 'static
-{
-    /// What kind of request this is.
-    fn kind(&self) -> &'static RequestKind;
-
-    /// What it says about itself.
-    fn facts(&self) -> &dyn RequestFacts;
-
-    /// The same, for changing it.
-    fn facts_mut(&mut self) -> &mut dyn RequestFacts;
-}
 
 /// A request without its secrets, which were taken out when it was decoded: no statement, event or log line of the request
 /// holds one.

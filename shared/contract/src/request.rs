@@ -1,6 +1,6 @@
 use std::fmt;
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -11,19 +11,77 @@ use crate::account::{
 use crate::agent::{AgentContextPut, AgentContextRemove};
 use crate::context::{ContextPut, ContextRemove};
 use crate::conversation::{ConversationPut, FeedbackPut, MessageAdd, SummaryPut};
-use crate::event::labels;
 use crate::facts::RequestFacts;
+use crate::label::labels;
 use crate::limit;
 use crate::locate::locate;
 use crate::malformed::Malformed;
-use crate::redacted::StreamRequest;
-use crate::request_kind::RequestKind;
 use crate::router::{DecisionLog, ToolReport};
 use crate::session::{SessionClose, SessionOpen};
 use crate::subject::{RequestSubject, UserId};
 use crate::value::check_body;
 use crate::vector::{VectorIndex, VectorRemove};
-use crate::workers;
+use crate::workers::{self, WorkerInfo};
+
+/// One kind of request: where it is published, what it looks like, what it causes.
+#[derive(Debug)]
+pub struct RequestKind {
+    /// The stream that stores it.
+    pub stream: &'static str,
+    /// The worker that takes it.
+    pub worker: &'static str,
+    /// The noun of its subject.
+    pub noun: &'static str,
+    /// The verb of its subject.
+    pub verb: &'static str,
+    /// The event that its effect appends.
+    pub event: EventType,
+    /// Makes the JSON Schema of its body.
+    pub schema: fn(SchemaGenerator) -> Schema,
+    /// Its golden file, whose messages are the examples of the AsyncAPI document.
+    #[cfg(feature = "asyncapi")]
+    pub golden: &'static str,
+}
+
+/// The body of one kind of request.
+pub trait RequestType: Serialize {
+    /// Its kind.
+    const KIND: &'static RequestKind;
+}
+
+impl RequestKind {
+    /// The kind that a noun and a verb name.
+    pub fn find(noun: &str, verb: &str) -> Option<&'static Self> {
+        REQUESTS.iter().find(|kind| kind.noun == noun && kind.verb == verb).copied()
+    }
+
+    /// `noun.verb`.
+    pub fn name(&self) -> String {
+        format!("{}.{}", self.noun, self.verb)
+    }
+}
+
+/// The requests of one stream.
+pub trait StreamRequest:
+    TryFrom<Request, Error = Malformed> + serde::Serialize + Clone + Send + Sync + 'static
+{
+    /// What kind of request this is.
+    fn kind(&self) -> &'static RequestKind;
+
+    /// What it says about itself.
+    fn facts(&self) -> &dyn RequestFacts;
+
+    /// The same, for changing it.
+    fn facts_mut(&mut self) -> &mut dyn RequestFacts;
+}
+
+impl WorkerInfo {
+    /// The requests that it takes.
+    pub fn requests(&self) -> impl Iterator<Item = &'static RequestKind> {
+        let name = self.name;
+        REQUESTS.iter().copied().filter(move |kind| kind.worker == name)
+    }
+}
 
 /// The table of requests. The enumerations of requests and events, the decoder, [`REQUESTS`], the streams' subjects, the broker
 /// permissions and the AsyncAPI document follow from it: a new request is one line here.

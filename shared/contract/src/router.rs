@@ -3,10 +3,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::event::Performative;
 use crate::facts::{Prerequisite, RequestFacts};
 use crate::limit;
 use crate::number::{Bounded, Score};
+use crate::performative::Performative;
 use crate::redaction::SecretFields;
 use crate::value::{Json, List, SessionId, Text};
 

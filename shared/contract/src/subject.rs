@@ -4,7 +4,6 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::event::EventType;
 use crate::limit;
 
 /// The root of request subjects.
@@ -162,21 +161,6 @@ impl FromStr for RequestSubject {
 impl fmt::Display for RequestSubject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{REQUEST_ROOT}.{}.{}.{}.{}", self.service, self.noun, self.verb, self.user_id)
-    }
-}
-
-/// The subject of an event, `memory.event.<noun>.<verb>.<user_id>`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EventSubject {
-    /// The type of the event.
-    pub event_type: EventType,
-    /// The user whose memory changed.
-    pub user_id: UserId,
-}
-
-impl fmt::Display for EventSubject {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "memory.event.{}.{}", self.event_type, self.user_id)
     }
 }
 

@@ -1,6 +1,5 @@
 //! The workers of the fleet.
 
-use crate::request_kind::{REQUESTS, RequestKind};
 use crate::tick::JOB_ROOT;
 
 /// The root of the subjects of schedules: `memory.schedule.<job>`.
@@ -93,12 +92,6 @@ impl WorkerInfo {
     /// The subjects of the ticks of its jobs.
     pub fn job_subjects(&self) -> impl Iterator<Item = String> {
         self.jobs.iter().map(|job| format!("{JOB_ROOT}.{job}"))
-    }
-
-    /// The requests that it takes.
-    pub fn requests(&self) -> impl Iterator<Item = &'static RequestKind> {
-        let name = self.name;
-        REQUESTS.iter().copied().filter(move |kind| kind.worker == name)
     }
 }
 

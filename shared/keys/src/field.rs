@@ -13,7 +13,7 @@ use store::{Connection, Fault, FaultKind};
 use trust::{AssociatedData, CipherError, CipherKey};
 use uuid::Uuid;
 
-use crate::key_cache::DataKeys;
+use crate::data_key::DataKeys;
 
 /// A field to encrypt.
 #[derive(Clone, Copy, Debug)]

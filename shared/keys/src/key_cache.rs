@@ -11,15 +11,12 @@ use store::{Pool, PoolOptions};
 use trust::{AssociatedData, CipherKey};
 use zeroize::Zeroizing;
 
+use crate::data_key::{DataKeys, Unwrapped};
 use crate::field::Encrypted;
 use crate::key_store::{self, WrappedKey};
-use crate::provider::{Provider, Unwrapped};
+use crate::provider::Provider;
 use crate::{KeyError, SCHEMA};
 use config::KeySettings;
-
-/// The current data keys of the users of a batch, or for a user whose key cannot be decrypted, the reason. Such a user does not
-/// affect the others.
-pub type DataKeys = HashMap<UserId, Unwrapped>;
 
 /// The most cached keys. When it is reached, the cache is cleared.
 const MAX_CACHED_KEYS: usize = 20_000;

@@ -13,9 +13,9 @@ use ureq::Agent;
 use zeroize::Zeroizing;
 
 use crate::KeyError;
+use crate::data_key::{Unwrapped, key_of};
 use crate::http::{self, Answer};
 use crate::key_store::WrappedKey;
-use crate::provider::{Unwrapped, key_of};
 use crate::sigv4::{Signer, amz_date};
 use config::KeySettings;
 

@@ -13,6 +13,7 @@
 //! A copy of the main database therefore reveals no encrypted field, a copy of the key store reveals nothing, and deleting the
 //! data keys of a user makes the encrypted fields of the user unreadable in every backup.
 
+mod data_key;
 mod field;
 #[cfg(any(feature = "vault", feature = "aws-kms"))]
 mod http;
@@ -31,8 +32,9 @@ mod vault;
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use store::migration::Schema;
 
+pub use data_key::DataKeys;
 pub use field::{Encrypted, Field, encrypt_fields, load_fields};
-pub use key_cache::{DataKeys, Keys};
+pub use key_cache::Keys;
 pub use provider::KEK;
 pub use rotate::{
     KekUsage, RotationReport, check_bypasses_rls, kek_usage, reencrypt, rewrap, rotate_data_keys,

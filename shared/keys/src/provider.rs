@@ -7,6 +7,7 @@ use contract::UserId;
 use trust::{AssociatedData, CipherKey, KeyRing, RingFile};
 
 use crate::KeyError;
+use crate::data_key::{Unwrapped, key_of};
 use crate::key_store::WrappedKey;
 #[cfg(feature = "aws-kms")]
 use crate::kms::Kms;
@@ -16,9 +17,6 @@ use config::{KeySettings, ProviderName};
 
 /// The name of KEKs in a key ring.
 pub const KEK: &str = "kek";
-
-/// A data key, or the reason why this one cannot be unwrapped.
-pub(crate) type Unwrapped = Result<CipherKey, String>;
 
 /// The configured KEK providers. One of them wraps new data keys; each unwraps the keys that it wrapped.
 #[derive(Debug)]
@@ -209,11 +207,4 @@ impl Ring {
             }
         })
     }
-}
-
-/// A data key from its unwrapped bytes.
-pub(crate) fn key_of(version: u32, bytes: &[u8]) -> Unwrapped {
-    let mut key =
-        <[u8; 32]>::try_from(bytes).map_err(|_| "its plaintext is not a key of 32 bytes".to_owned())?;
-    Ok(CipherKey::new(version, &mut key))
 }

@@ -10,9 +10,9 @@ use ureq::Agent;
 use zeroize::Zeroizing;
 
 use crate::KeyError;
+use crate::data_key::{Unwrapped, key_of};
 use crate::http::{self, Answer};
 use crate::key_store::WrappedKey;
-use crate::provider::{Unwrapped, key_of};
 use config::KeySettings;
 
 /// A key in a transit engine.

@@ -3,7 +3,7 @@
 use contract::{WORKERS, WorkerInfo};
 use serde::Serialize;
 
-use crate::file::invalid;
+use crate::invalid;
 use crate::permission::{INCLUDED_NKEYS, render};
 use crate::{Service, TopologyError, catalogue};
 

@@ -4,8 +4,8 @@ use async_nats::jetstream::{consumer, stream};
 use contract::WorkerInfo;
 use serde_json::{Map, Value};
 
-use crate::TopologyError;
 use crate::document::{self, Document};
+use crate::{TopologyError, invalid};
 
 /// A stream as its document describes it.
 #[derive(Clone, Debug, PartialEq)]
@@ -190,8 +190,4 @@ fn text_of(file: &str, map: &Map<String, Value>, field: &str) -> Result<String, 
         Some(text) if !text.is_empty() => Ok(text.to_owned()),
         Some(_) | None => Err(invalid(file, format!("{field} is missing or not a string"))),
     }
-}
-
-pub(crate) fn invalid(file: &str, problem: String) -> TopologyError {
-    TopologyError::Invalid { file: file.to_owned(), problem }
 }

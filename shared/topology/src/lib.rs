@@ -85,3 +85,7 @@ pub async fn apply(broker: &jetstream::Context, topology: &Topology) -> Result<V
     }
     Ok(done)
 }
+
+pub(crate) fn invalid(file: &str, problem: String) -> TopologyError {
+    TopologyError::Invalid { file: file.to_owned(), problem }
+}

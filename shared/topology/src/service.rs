@@ -6,7 +6,7 @@ use serde::Deserialize;
 use trust::Scope;
 
 use crate::TopologyError;
-use crate::file::invalid;
+use crate::invalid;
 use crate::permission::{MONITOR, OPERATOR};
 
 /// A service that publishes requests and queries, or subscribes to events, as `nats/services.json` describes it.

@@ -9,6 +9,8 @@ use tokio::sync::OnceCell;
 use trust::{GrantKey, PrivateKey};
 use uuid::Uuid;
 
+use crate::secrets::{GRANT_KEY, KEK_RING, PAYLOAD_RING, SEAL_KEY, TOKEN_KEY, WORKER_PASSWORD};
+
 /// The environment variable with the server of the tests' databases: the URL of its database `postgres`.
 pub const POSTGRES_VARIABLE: &str = "MEMFLEET_TEST_POSTGRES";
 
@@ -17,22 +19,8 @@ const TEMPLATE: &str = "memfleet_template";
 /// The migrated key store that others are copied from.
 const KEYS_TEMPLATE: &str = "memfleet_keys_template";
 
-/// The key that seals grants, in every test's database.
-pub const GRANT_KEY: &str = "test 6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b";
-/// The key that signs tokens in every test's database.
-pub const TOKEN_KEY: &str = "test private 7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a\n";
 /// The services that are registered in every test's database, with all scopes.
 const SERVICES: [&str; 6] = ["test", "account", "simple-chat", "smart-router", "expert-group", "bench"];
-/// The key-encryption key of every test.
-pub const KEK_RING: &str = "kek.1 4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b4b\n";
-/// The payload keys of the services of tests.
-pub const PAYLOAD_RING: &str = "test.1 5041594c4f41445041594c4f41445041594c4f41445041594c4f41445041594c\n\
-    simple-chat.1 5041594c4f41445041594c4f41445041594c4f41445041594c4f41445041594d\n";
-/// The key that signs seals of the audit trail in every test.
-pub(crate) const SEAL_KEY: &str =
-    "test private 5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e\n";
-/// The password of the workers' roles.
-pub(crate) const WORKER_PASSWORD: &str = "worker-9b41c7";
 
 /// The advisory lock under which test processes create the templates.
 const LOCK: i64 = 0x7465_6d70_6c61_7465;

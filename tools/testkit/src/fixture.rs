@@ -16,11 +16,10 @@ use tokio_util::sync::CancellationToken;
 use topology::Topology;
 use trust::Scope;
 
-use crate::database::{
-    GRANT_KEY, KEK_RING, PAYLOAD_RING, SEAL_KEY, TOKEN_KEY, create_database, create_key_store, worker_url,
-};
+use crate::database::{create_database, create_key_store, worker_url};
 use crate::logs;
 use crate::publish::RequestMessage;
+use crate::secrets::{GRANT_KEY, KEK_RING, PAYLOAD_RING, SEAL_KEY, TOKEN_KEY};
 use crate::wait::eventually;
 
 /// The servers of one test.

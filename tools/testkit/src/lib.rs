@@ -9,17 +9,18 @@
 pub mod attack;
 mod database;
 mod fixture;
+mod grant;
 pub mod logs;
 mod publish;
+mod secrets;
 pub mod token;
 mod topology_changes;
 mod wait;
 
-pub use database::{
-    GRANT_KEY, KEK_RING, PAYLOAD_RING, POSTGRES_VARIABLE, TOKEN_KEY, create_database, create_key_store,
-};
+pub use database::{POSTGRES_VARIABLE, create_database, create_key_store};
 pub use fixture::{Fixture, RunningWorker, lines_on, next};
 pub use logs::LOGS_VARIABLE;
-pub use publish::{CANARY, RequestMessage, context, request, requests_for_all_tables, session, user};
+pub use publish::{RequestMessage, context, request, requests_for_all_tables, session, user};
+pub use secrets::{CANARY, GRANT_KEY, KEK_RING, PAYLOAD_RING, TOKEN_KEY};
 pub use topology_changes::{set_duplicate_window, set_redelivery};
 pub use wait::{DEADLINE, eventually};

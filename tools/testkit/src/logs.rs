@@ -15,9 +15,8 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, fmt};
 use uuid::Uuid;
 
-use crate::database::{GRANT_KEY, KEK_RING, PAYLOAD_RING, SEAL_KEY, TOKEN_KEY, WORKER_PASSWORD};
-use crate::publish::CANARY;
-use crate::token;
+use crate::secrets::{CANARY, GRANT_KEY, KEK_RING, PAYLOAD_RING, SEAL_KEY, TOKEN_KEY, WORKER_PASSWORD};
+use crate::{grant, token};
 
 /// The environment variable with the folder that keeps the logs of a run of the suite.
 pub const LOGS_VARIABLE: &str = "MEMFLEET_TEST_LOGS";
@@ -78,7 +77,7 @@ pub fn secrets() -> Vec<String> {
     secrets.extend(PAYLOAD_RING.lines().map(digits));
     secrets.push(format!(":{WORKER_PASSWORD}@"));
     // The beginning of every token and every grant of the tests.
-    let token = token::with_grant_key(crate::attack::grant_key(), "test", 1);
+    let token = token::with_grant_key(grant::grant_key(), "test", 1);
     secrets.push(token.split('.').next().unwrap_or_default().to_owned());
     secrets.push("v1|test|".to_owned());
     let canary = CANARY.as_bytes();
@@ -135,7 +134,7 @@ mod tests {
     #[test]
     fn a_secret_is_found_however_it_is_written() {
         let folder = tempfile::tempdir().unwrap();
-        let grant = crate::attack::grant(1, "w_context_writer");
+        let sealed = grant::grant(1, "w_context_writer");
         let lines = [
             format!("a body {{\"a\":\"{CANARY}\"}}"),
             format!("bytes {:?}", CANARY.as_bytes()),
@@ -144,8 +143,8 @@ mod tests {
             BASE64.encode(format!("xx{CANARY}y").as_bytes()),
             BASE64.encode(format!("xxx{CANARY}y").as_bytes()),
             format!("kek {KEK_RING}"),
-            format!("Bearer {}", token::with_grant_key(crate::attack::grant_key(), "simple-chat", 7)),
-            format!("grant {grant}"),
+            format!("Bearer {}", token::with_grant_key(grant::grant_key(), "simple-chat", 7)),
+            format!("grant {sealed}"),
             format!("postgres://w_context_writer:{WORKER_PASSWORD}@127.0.0.1/x"),
         ];
         for line in &lines {

@@ -3,10 +3,8 @@ use contract::{RequestSubject, header};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::secrets::CANARY;
 use crate::token;
-
-/// The content of every secret in tests. It may be in no log, no event and no table.
-pub const CANARY: &str = "canary-5c1e9d07";
 
 /// A request as a publisher sends it.
 #[derive(Clone, Debug)]

@@ -9,14 +9,14 @@ use std::time::{Duration, SystemTime};
 use contract::{RequestSubject, Service, UserId};
 use trust::{GrantKey, PrivateKey, Scope, TokenIssuer, TokenRequest};
 
-use crate::attack;
-use crate::database::TOKEN_KEY;
+use crate::grant::grant_key;
+use crate::secrets::TOKEN_KEY;
 
 static ISSUED: LazyLock<Mutex<HashMap<(Service, UserId), String>>> = LazyLock::new(Mutex::default);
 
 /// An issuer with the keys of every test's database.
 pub fn issuer() -> TokenIssuer {
-    issuer_with(attack::grant_key())
+    issuer_with(grant_key())
 }
 
 fn issuer_with(grants: GrantKey) -> TokenIssuer {
@@ -43,6 +43,6 @@ pub fn with_grant_key(grants: GrantKey, service: &str, user: i32) -> String {
 pub fn for_subject(subject: &RequestSubject) -> String {
     let mut issued = ISSUED.lock().unwrap_or_else(PoisonError::into_inner);
     let holder = (subject.service.clone(), subject.user_id);
-    let make = || with_grant_key(attack::grant_key(), holder.0.as_str(), holder.1.get());
+    let make = || with_grant_key(grant_key(), holder.0.as_str(), holder.1.get());
     issued.entry(holder.clone()).or_insert_with(make).clone()
 }

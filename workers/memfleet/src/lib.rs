@@ -4,5 +4,6 @@
 
 pub mod arguments;
 pub mod command;
+pub mod dispatch;
 pub mod logging;
 pub mod replay;

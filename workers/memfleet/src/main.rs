@@ -8,7 +8,7 @@ use cli::errln;
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = memfleet::arguments::Arguments::parse();
-    match memfleet::command::execute(arguments).await {
+    match memfleet::dispatch::execute(arguments).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             errln!("memfleet: {error:#}");

@@ -5,6 +5,7 @@
 //! them, one JSON object a line; [`Mapper`] turns each into requests. Both are deterministic: the same file gives
 //! the same requests with the same ids, so that loading it twice has no second effect.
 
+mod prepare;
 mod read;
 mod requests;
 mod sample;
@@ -13,8 +14,9 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+pub use prepare::Prepared;
 pub use read::{Dialogues, LINE_BYTES};
-pub use requests::{Mapper, Prepared};
+pub use requests::Mapper;
 pub use sample::DIALOGUES as SAMPLE;
 
 /// One conversation.

@@ -10,23 +10,9 @@ use contract::{
 use serde_json::json;
 use uuid::Uuid;
 
+use super::prepare::{ACCOUNT_SERVICE, Out, Prepared, Slots, id, object};
 use super::sample::{self, Person};
 use super::{Corpus, Dialogue, DialogueError, Frame, NO_INTENT, Speaker};
-
-/// A request that is ready to be published.
-#[derive(Clone, Debug)]
-pub struct Prepared {
-    /// Where.
-    pub subject: RequestSubject,
-    /// Its id, which is the same each time.
-    pub id: Uuid,
-    /// What kind it is.
-    pub kind: &'static RequestKind,
-    /// The body.
-    pub body: Bytes,
-    /// Whether its effect is a new row, where the database is fresh.
-    pub adds_row: bool,
-}
 
 /// Turns dialogues into requests, in the order in which they were spoken.
 pub struct Mapper {
@@ -38,9 +24,6 @@ pub struct Mapper {
     latest: HashMap<UserId, SessionId>,
     seen: HashSet<Uuid>,
 }
-
-/// The service that publishes account records.
-const ACCOUNT_SERVICE: &str = "account";
 
 impl Mapper {
     /// Maps a corpus. Dialogues without a user are distributed over `users` users.
@@ -164,62 +147,6 @@ fn check(dialogue: &Dialogue) -> Result<(), String> {
     }
     Ok(())
 }
-
-/// The id of everything that the parts name together.
-pub(super) fn id(parts: &[&str]) -> Uuid {
-    let namespace = Uuid::new_v5(&Uuid::NAMESPACE_OID, b"memfleet dialogues");
-    // A separator that no part holds keeps ("a", "bc") apart from ("ab", "c").
-    Uuid::new_v5(&namespace, parts.join("\u{1f}").as_bytes())
-}
-
-/// JSON as a bounded object.
-pub(super) fn object(value: &serde_json::Value) -> Result<JsonObject, String> {
-    JsonObject::new(value.to_string())
-}
-
-/// Collects the requests of one user.
-pub(super) struct Out {
-    corpus: Corpus,
-    pub(super) user_id: UserId,
-    /// Who publishes.
-    pub(super) service: &'static str,
-    requests: Vec<Prepared>,
-}
-
-impl Out {
-    fn new(corpus: Corpus, user_id: UserId) -> Self {
-        Self { corpus, user_id, service: ACCOUNT_SERVICE, requests: Vec::new() }
-    }
-
-    /// Adds a request. The parts tell it apart from others of the same kind and user.
-    pub(super) fn add(&mut self, request: Request, parts: &[&str], adds_row: bool) -> Result<(), String> {
-        let (user_id, kind) = (self.user_id, request.kind());
-        let (user, name) = (user_id.to_string(), kind.name());
-        let service: Service = self.service.parse().map_err(|_| "the service's name is wrong".to_owned())?;
-        let subject =
-            RequestSubject { service, noun: kind.noun.to_owned(), verb: kind.verb.to_owned(), user_id };
-        let id = id(&[&[self.corpus.as_str(), &user, &name], parts].concat());
-        let body = serde_json::to_vec(&request).map_err(|error| format!("{name}: {error}"))?;
-        if body.len() > contract::limit::BODY_BYTES {
-            return Err(format!(
-                "{name} would have {} bytes, more than {}",
-                body.len(),
-                contract::limit::BODY_BYTES
-            ));
-        }
-        self.requests.push(Prepared { subject, id, kind, body: body.into(), adds_row });
-        Ok(())
-    }
-
-    /// The id of a message of the user.
-    pub(super) fn message_id(&self, dialogue_id: &str, turn: usize) -> Uuid {
-        let (user, turn) = (self.user_id.to_string(), turn.to_string());
-        id(&[self.corpus.as_str(), &user, "message", dialogue_id, &turn])
-    }
-}
-
-/// The slots of every service, as the latest frame of each said.
-pub(super) type Slots = BTreeMap<String, BTreeMap<String, Vec<String>>>;
 
 /// What is known at one point of a dialogue.
 #[derive(Default)]

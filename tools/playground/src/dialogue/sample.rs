@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::requests::{Out, Slots, id};
+use super::prepare::{Out, Slots, id};
 use super::{Dialogue, DialogueError, Speaker};
 
 /// The dialogues, as JSON Lines.

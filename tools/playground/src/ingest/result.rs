@@ -1,6 +1,7 @@
 //! What was sent and what was stored.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use cli::table::{Align, Table, grouped};
 use client::Published;
@@ -54,6 +55,24 @@ pub struct Delay {
     pub p99: f64,
 }
 
+/// The texts that were embedded, after everything else was committed.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Embedding {
+    /// How many.
+    pub texts: u64,
+    /// From the first publish until the last of them can be found.
+    pub seconds: f64,
+    /// Texts in each of them.
+    pub texts_per_second: f64,
+}
+
+impl Embedding {
+    pub(super) fn new(texts: u64, time: Duration) -> Self {
+        let seconds = time.as_secs_f64();
+        Self { texts, seconds: rounded(seconds), texts_per_second: per_second(texts, seconds) }
+    }
+}
+
 /// What was stored.
 #[derive(Clone, Debug, Serialize)]
 pub struct Stored {
@@ -66,10 +85,13 @@ pub struct Stored {
     /// Messages that took effect, as the workers of this process count them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub applied: Option<u64>,
-    /// From the first publish to the last commit.
+    /// From the first publish to the last commit of what is not to be embedded.
     pub seconds: f64,
     /// Messages in each of them.
     pub messages_per_second: f64,
+    /// The texts that followed, where any are to be embedded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embedding: Option<Embedding>,
     /// Known where the workers run in this process.
     pub publish_to_commit_ms: Option<Delay>,
 }
@@ -80,26 +102,30 @@ impl Stored {
         dead_letters: u64,
         reports: &[StatsReport],
         seconds: f64,
-        sent: &Sent,
+        written: &Published,
+        embedding: Option<Embedding>,
     ) -> Self {
-        let taken = sent.published.stored + sent.published.duplicate;
         let delay = |report: &StatsReport| Delay {
             p50: rounded(report.publish_to_commit_ms_p50),
             p99: rounded(report.publish_to_commit_ms_p99),
         };
-        #[allow(clippy::cast_precision_loss, reason = "nobody publishes 2^53 messages")]
-        let messages_per_second = (taken as f64 / seconds.max(f64::EPSILON)).round();
         Self {
             rows: contents.rows,
             events: contents.events,
             dead_letters,
             applied: (!reports.is_empty()).then(|| reports.iter().map(|report| report.applied).sum()),
             seconds: rounded(seconds),
-            messages_per_second,
+            messages_per_second: per_second(written.stored + written.duplicate, seconds),
+            embedding,
             // A decision may wait for its session, which comes another way: the delay is context-writer's.
             publish_to_commit_ms: reports.first().map(delay),
         }
     }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "nobody publishes 2^53 messages")]
+fn per_second(count: u64, seconds: f64) -> f64 {
+    (count as f64 / seconds.max(f64::EPSILON)).round()
 }
 
 fn rounded(number: f64) -> f64 {
@@ -191,12 +217,17 @@ fn figures(sent: &Sent, stored: &Stored) -> Table {
     row("events", grouped(stored.events));
     row("dead letters", grouped(stored.dead_letters));
     row("duplicates", grouped(sent.published.duplicate));
-    row("time", format!("{:.1} s", stored.seconds));
+    row("time until committed", format!("{:.1} s", stored.seconds));
     row("throughput", format!("{:.0} messages/s", stored.messages_per_second));
     let delay = |of: fn(&Delay) -> f64| {
         stored.publish_to_commit_ms.as_ref().map_or("-".to_owned(), |delay| format!("{:.1} ms", of(delay)))
     };
     row("publish to commit, p50", delay(|delay| delay.p50));
     row("publish to commit, p99", delay(|delay| delay.p99));
+    if let Some(Embedding { texts, seconds, texts_per_second }) = stored.embedding {
+        row("texts embedded after that", grouped(texts));
+        row("time until searchable", format!("{seconds:.1} s"));
+        row("throughput of the embedding", format!("{texts_per_second:.0} texts/s"));
+    }
     table
 }

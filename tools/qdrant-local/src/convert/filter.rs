@@ -11,7 +11,7 @@ use qdrant_edge as engine;
 use qdrant_edge::external::ordered_float::OrderedFloat;
 use tonic::Status;
 
-use crate::convert::point;
+use crate::convert::id;
 use crate::reject::{invalid, reject_if, unsupported};
 use crate::settings::count;
 
@@ -54,7 +54,7 @@ fn condition(condition: Condition, depth: usize) -> Result<engine::Condition, St
             Ok(engine::Condition::Filter(nested_filter(filter, depth + 1)?))
         }
         Some(ConditionOneOf::HasId(HasIdCondition { has_id })) => {
-            let ids = has_id.into_iter().map(point::id).collect::<Result<engine::HasIdCondition, _>>()?;
+            let ids = has_id.into_iter().map(id::id).collect::<Result<engine::HasIdCondition, _>>()?;
             Ok(engine::Condition::HasId(ids))
         }
         Some(ConditionOneOf::IsEmpty(IsEmptyCondition { key })) => {

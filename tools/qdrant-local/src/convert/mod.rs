@@ -5,6 +5,7 @@
 #[expect(deprecated, reason = "on_disk and always_ram")]
 pub(crate) mod describe;
 pub(crate) mod filter;
+pub(crate) mod id;
 #[expect(deprecated, reason = "on_disk")]
 pub(crate) mod index;
 pub(crate) mod point;

@@ -2,39 +2,22 @@
 
 use std::collections::HashMap;
 
-use qdrant_client::qdrant::point_id::PointIdOptions;
 use qdrant_client::qdrant::points_selector::PointsSelectorOneOf;
 use qdrant_client::qdrant::vectors::VectorsOptions;
 use qdrant_client::qdrant::with_payload_selector::SelectorOptions as PayloadOptions;
 use qdrant_client::qdrant::with_vectors_selector::SelectorOptions as VectorOptions;
 use qdrant_client::qdrant::{
-    DenseVector, PointId, PointStruct, PointsIdsList, PointsSelector, RetrievedPoint, ScoredPoint, Value,
-    Vector, VectorOutput, Vectors, VectorsOutput, WithPayloadSelector, WithVectorsSelector, vector,
-    vector_output, vectors_output,
+    DenseVector, PointStruct, PointsIdsList, PointsSelector, RetrievedPoint, ScoredPoint, Value, Vector,
+    VectorOutput, Vectors, VectorsOutput, WithPayloadSelector, WithVectorsSelector, vector, vector_output,
+    vectors_output,
 };
 use qdrant_edge as engine;
 use qdrant_edge::external::serde_json;
 use tonic::Status;
-use uuid::Uuid;
 
 use crate::convert::filter;
+use crate::convert::id::{self, ids};
 use crate::reject::{invalid, reject_if, unsupported};
-
-/// The id as a type of the engine.
-pub(crate) fn id(id: PointId) -> Result<engine::PointId, Status> {
-    match id.point_id_options {
-        Some(PointIdOptions::Num(number)) => Ok(engine::PointId::NumId(number)),
-        Some(PointIdOptions::Uuid(text)) => Uuid::parse_str(&text)
-            .map(engine::PointId::Uuid)
-            .map_err(|_| invalid(format!("Unable to parse UUID: {text}"))),
-        None => Err(invalid("No ID options provided")),
-    }
-}
-
-/// The ids as types of the engine.
-pub(crate) fn ids(listed: Vec<PointId>) -> Result<Vec<engine::PointId>, Status> {
-    listed.into_iter().map(id).collect()
-}
 
 /// A selection of points.
 pub(crate) enum Selected {
@@ -56,7 +39,7 @@ pub(crate) fn selected(selector: Option<PointsSelector>) -> Result<Selected, Sta
 /// A point to write.
 pub(crate) fn point(point: PointStruct) -> Result<engine::PointStructPersisted, Status> {
     let PointStruct { id, payload, vectors } = point;
-    let id = self::id(id.ok_or_else(|| invalid("Empty ID is not allowed"))?)?;
+    let id = id::id(id.ok_or_else(|| invalid("Empty ID is not allowed"))?)?;
     let vector = match vectors.and_then(|Vectors { vectors_options }| vectors_options) {
         Some(VectorsOptions::Vector(vector)) => dense(vector)?,
         Some(VectorsOptions::Vectors(_)) => return Err(unsupported("named vectors")),
@@ -143,7 +126,7 @@ pub(crate) fn with_vectors(selector: Option<WithVectorsSelector>) -> Result<engi
 pub(crate) fn retrieved(record: engine::Record) -> RetrievedPoint {
     let engine::Record { id, payload, vector, shard_key: _, order_value: _ } = record;
     RetrievedPoint {
-        id: Some(answered_id(id)),
+        id: Some(id::answered(id)),
         payload: answered_payload(payload),
         vectors: vector.and_then(answered_vectors),
         shard_key: None,
@@ -155,7 +138,7 @@ pub(crate) fn retrieved(record: engine::Record) -> RetrievedPoint {
 pub(crate) fn scored(point: engine::ScoredPoint) -> ScoredPoint {
     let engine::ScoredPoint { id, version, score, payload, vector, shard_key: _, order_value: _ } = point;
     ScoredPoint {
-        id: Some(answered_id(id)),
+        id: Some(id::answered(id)),
         payload: answered_payload(payload),
         score,
         version,
@@ -163,15 +146,6 @@ pub(crate) fn scored(point: engine::ScoredPoint) -> ScoredPoint {
         shard_key: None,
         order_value: None,
     }
-}
-
-/// An id in a response.
-pub(crate) fn answered_id(id: engine::PointId) -> PointId {
-    let options = match id {
-        engine::PointId::NumId(number) => PointIdOptions::Num(number),
-        engine::PointId::Uuid(uuid) => PointIdOptions::Uuid(uuid.to_string()),
-    };
-    PointId { point_id_options: Some(options) }
 }
 
 fn answered_payload(payload: Option<engine::Payload>) -> HashMap<String, Value> {

@@ -10,7 +10,7 @@ use qdrant_edge::{CountRequest, ScrollRequest, WithPayloadInterface};
 use tonic::Status;
 
 use super::{Service, find};
-use crate::convert::{filter, point, query};
+use crate::convert::{filter, id, point, query};
 use crate::error::Problem;
 use crate::reject::{invalid, reject_if};
 use crate::settings::count;
@@ -32,7 +32,7 @@ impl Service {
             timeout: _,
         } = request;
         reject_if(shard_key_selector.is_some(), "shard keys")?;
-        let ids = point::ids(ids)?;
+        let ids = id::ids(ids)?;
         let with_payload = point::with_payload(with_payload)?.unwrap_or(WithPayloadInterface::Bool(true));
         let with_vectors = point::with_vectors(with_vectors)?;
         let work = move |catalog: &_| {
@@ -68,7 +68,7 @@ impl Service {
             return Err(invalid("Validation error in body: [limit: value 0 invalid, must be 1 or larger]"));
         }
         let page = ScrollRequest {
-            offset: offset.map(point::id).transpose()?,
+            offset: offset.map(id::id).transpose()?,
             limit: Some(count(limit.into())),
             filter: filter.map(filter::filter).transpose()?,
             with_payload: Some(
@@ -80,7 +80,7 @@ impl Service {
         let work = move |catalog: &_| {
             let collection = find(catalog, &collection_name)?;
             let (records, next) = collection.shard().scroll(page).map_err(Problem::from)?;
-            Ok((records.into_iter().map(point::retrieved).collect(), next.map(point::answered_id)))
+            Ok((records.into_iter().map(point::retrieved).collect(), next.map(id::answered)))
         };
         let (result, next_page_offset) = self.read(work).await?;
         Ok(ScrollResponse { next_page_offset, result, time: began.elapsed().as_secs_f64(), usage: None })

@@ -2,6 +2,7 @@
 
 mod account;
 mod agent_context;
+mod change;
 mod context;
 mod conversation;
 mod record;
@@ -13,10 +14,11 @@ use std::collections::HashMap;
 use std::hash::Hash;
 
 use ::store::{Connection, Fault};
+use change::TABLES;
 use contract::ContextRequest as Request;
 use keys::DataKeys;
 use runtime::Message;
-use table::{Change, TABLES, Table, Writer};
+use table::{Change, Table, Writer};
 use uuid::Uuid;
 
 /// What a statement did for one request.

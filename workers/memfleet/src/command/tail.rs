@@ -9,14 +9,13 @@ use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
 use clap::Args;
 use cli::outln;
+use cli::output::printable;
 use cli::signal::interrupted;
 use config::Settings;
 use contract::Event;
 use futures::StreamExt;
 use runtime::broker;
 use uuid::Uuid;
-
-use super::dead::show::printable;
 
 /// Prints a user's events as they happen, until Ctrl-C.
 ///

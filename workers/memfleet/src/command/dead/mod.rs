@@ -11,6 +11,7 @@ use async_nats::jetstream;
 use chrono::{DateTime, Utc};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
+use cli::output::printable;
 use cli::table::grouped;
 use cli::tokens::Tokens;
 use cli::{errln, outln};
@@ -223,7 +224,7 @@ async fn replay_one(
         anyhow::bail!("it was denied; look at it, and add --denied if it shall have its effect all the same");
     }
     if let Some(reason) = letter.left_behind() {
-        anyhow::bail!("its body stayed behind ({})", show::printable(reason));
+        anyhow::bail!("its body stayed behind ({})", printable(reason));
     }
     let (subject, mut headers) = letter.revived()?;
     if let Some(token) = tokens.of(&subject).await? {
@@ -236,7 +237,7 @@ async fn replay_one(
         Err(error) => Err(error),
     };
     let acknowledged =
-        acknowledged.with_context(|| format!("no stream took it on {}", show::printable(&subject)))?;
+        acknowledged.with_context(|| format!("no stream took it on {}", printable(&subject)))?;
     letters.delete(sequence).await.context("it was replayed, and stays a dead letter")?;
     let note = if acknowledged.duplicate { ", which had taken it before" } else { "" };
     Ok(format!("replayed to {}{note} as request {request_id}", acknowledged.stream))

@@ -5,6 +5,7 @@ use std::io::Write as _;
 
 use async_nats::HeaderValue;
 use chrono::SecondsFormat;
+use cli::output::printable;
 use cli::table::{Align, Table};
 use cli::{out, outln};
 use contract::header;
@@ -108,25 +109,6 @@ fn when(letter: &Letter) -> String {
     letter.died_at.map_or_else(String::new, |time| time.to_rfc3339_opts(SecondsFormat::Secs, true))
 }
 
-/// What somebody else wrote, without what would steer a terminal.
-pub(in crate::command) fn printable(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for character in text.chars() {
-        if is_harmless(character) {
-            shown.push(character);
-        } else {
-            shown.extend(character.escape_unicode());
-        }
-    }
-    shown
-}
-
-/// Neither a control character nor one that turns the direction of writing.
-fn is_harmless(character: char) -> bool {
-    !character.is_control()
-        && !matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
 fn body(bytes: &[u8]) -> String {
     if bytes.is_empty() {
         return "(no body)".to_owned();
@@ -168,12 +150,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_steers_the_terminal() {
-        assert_eq!(printable("a\u{1b}[2Jb\u{202e}é"), "a\\u{1b}[2Jb\\u{202e}é");
-        assert_eq!(body(b"{\"a\":\x1b1}"), "{\"a\":\\u{1b}1}");
-    }
-
-    #[test]
     fn a_body_is_shown_as_what_it_is() {
         assert_eq!(body(b""), "(no body)");
         assert_eq!(body(b"{\"a\":1}"), "{\n  \"a\": 1\n}");
@@ -181,6 +157,11 @@ mod tests {
         assert!(body(b"a\0").starts_with("000000  61 00  "));
         assert!(body(b"\xffabc").starts_with("000000  ff 61 62 63  "));
         assert!(body(&[b'x'; 40_000]).ends_with("40000 bytes in all, --body prints them"));
+    }
+
+    #[test]
+    fn a_body_does_not_steer_the_terminal() {
+        assert_eq!(body(b"{\"a\":\x1b1}"), "{\"a\":\\u{1b}1}");
     }
 
     #[test]

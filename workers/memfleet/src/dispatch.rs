@@ -1,0 +1,49 @@
+//! From a command line to the command that carries it out.
+
+use config::Settings;
+
+use crate::arguments::{Arguments, Command};
+use crate::{command, logging};
+
+/// Carries out a command line.
+///
+/// # Errors
+/// What happened, to what, and what to do about it.
+pub async fn execute(arguments: Arguments) -> anyhow::Result<()> {
+    let settings = Settings::load(arguments.config.as_deref())?;
+    logging::start(&settings.log, runs_until_stopped(&arguments.command))?;
+    match arguments.command {
+        Command::Run(args) => command::run::execute(args, &settings).await,
+        #[cfg(feature = "dev")]
+        Command::Dev(args) => playground::dev::execute(args, &settings).await,
+        #[cfg(feature = "dev")]
+        Command::Demo(args) => playground::demo::execute(args, &settings).await,
+        Command::Migrate(args) => command::migrate::execute(args, &settings).await,
+        Command::Nats(args) => command::nats::execute(args, &settings).await,
+        Command::Publish(args) => command::publish::execute(args, &settings).await,
+        Command::Ask(args) => command::ask::execute(args, &settings).await,
+        Command::Replay(args) => command::replay::execute(args, &settings).await,
+        Command::Tail(args) => command::tail::execute(args, &settings).await,
+        #[cfg(feature = "dev")]
+        Command::Load(args) => playground::load::execute(args, &settings).await,
+        Command::Dead(args) => command::dead::execute(args, &settings).await,
+        Command::Security(args) => command::security::execute(args, &settings).await,
+        Command::Keys(args) => command::keys::execute(args, &settings).await,
+        Command::Vectors(args) => command::vectors::execute(args, &settings).await,
+        Command::Token(args) => command::token::execute(args, &settings).await,
+        Command::Audit(args) => command::audit::execute(args, &settings).await,
+        Command::Status(args) => command::status::execute(args, &settings).await,
+        #[cfg(feature = "dev")]
+        Command::Bench(args) => bench::execute(args, &settings).await,
+        Command::Contract(args) => command::contract::execute(&args),
+    }
+}
+
+/// Whether a command runs workers until it is stopped. Its log shows more than warnings.
+fn runs_until_stopped(command: &Command) -> bool {
+    #[cfg(feature = "dev")]
+    if matches!(command, Command::Dev(_)) {
+        return true;
+    }
+    matches!(command, Command::Run(_))
+}
