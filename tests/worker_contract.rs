@@ -12,7 +12,6 @@ use contract::{
 };
 use diesel::QueryableByName;
 use diesel::sql_types::Integer;
-use diesel_async::RunQueryDsl;
 use keys::DataKeys;
 use runtime::{EventDraft, Message, Retry, Verdict, WorkItem, Worker};
 use serde_json::{Value, json};
@@ -273,6 +272,7 @@ impl Worker for Cleaner {
             #[diesel(sql_type = Integer)]
             user_id: i32,
         }
+        use diesel_async::RunQueryDsl as _;
         assert_eq!(batch.len(), 1, "a tick is a batch of its own");
         assert_eq!(batch[0].request.job, "expire-contexts");
         assert_eq!((batch[0].user_id(), batch[0].publisher()), (UserId::PLATFORM, "expire-contexts"));

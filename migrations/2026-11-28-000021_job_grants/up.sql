@@ -1,5 +1,5 @@
 -- Privileges of workers, given by one function; and job grants, by which a scheduled job acts for the users whose work is due
--- (docs/adr/0028, docs/SECURITY.md).
+-- (docs/adr/0031, docs/SECURITY.md).
 SET LOCAL lock_timeout = '100ms';
 
 -- A message may cause several events. Their ids follow from the first one, event_id.
@@ -157,25 +157,26 @@ GRANT USAGE ON SCHEMA public TO memfleet_due;
 
 -- A job of a schedule, and the only role that may act for the users whose work is due.
 CREATE TABLE sec.jobs (
-    job varchar(48) PRIMARY KEY CHECK (job ~ '^[a-z0-9-]+$'),
+    job varchar(48) PRIMARY KEY CHECK (job ~ '^[a-z][a-z0-9-]*$'),
     role_name name NOT NULL,
     -- The function by its name, as format('%I.%I') writes it: pg_upgrade refuses columns of the type regprocedure.
     due_function text NOT NULL
 );
 
--- The mints whose grants are good. A grant is worth nothing without its mint's row.
+-- The mints whose grants are good. A grant is worth nothing without its mint's row. A row is kept for a day, so that a tick which is
+-- delivered again finds the events of the users it has served.
 CREATE TABLE sec.minted_job_grants (
     mint_id uuid PRIMARY KEY,
     job varchar(48) NOT NULL REFERENCES sec.jobs ON DELETE CASCADE,
     tick uuid NOT NULL,
     role_name name NOT NULL,
-    -- How many users were due.
-    users integer NOT NULL CHECK (users >= 0),
+    -- The users who were due.
+    users integer[] NOT NULL,
     minted_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     expires_at timestamptz NOT NULL,
     transaction_id bigint NOT NULL DEFAULT pg_current_xact_id()::text::bigint
 );
-CREATE INDEX minted_job_grants_by_job ON sec.minted_job_grants (job);
+CREATE INDEX minted_job_grants_by_tick ON sec.minted_job_grants (job, tick);
 
 -- Like the key of contexts, the key of job grants never leaves the database.
 ALTER TABLE sec.keys DROP CONSTRAINT keys_purpose_check;
@@ -221,15 +222,19 @@ BEGIN
     EXECUTE format('GRANT EXECUTE ON FUNCTION sec.job_grants TO %I', worker);
 END $$;
 
--- Mints grants by which the role of a job acts for the users whose work is due, at most max_users of them, and for the platform
--- (user 0), whose message a tick is. They are good for five minutes, and only when this transaction has been committed, and with
--- it who acted for whom: a role that mints and rolls back has nothing. A tick that is delivered again mints again.
-CREATE FUNCTION sec.job_grants(job text, tick uuid, max_users integer) RETURNS TABLE (user_id integer, grant_text text)
+-- Mints grants by which the role of a job acts for the users whose work is due, at most max_users of them; for the platform
+-- (user 0), whose message a tick is; and, if the tick is delivered again, for the users for whom it was minted before, so that its
+-- events are found. is_due distinguishes the first from the others; user 0 is due if the job's function gives it. The grants are good
+-- for five minutes, and only when this transaction has been committed, and with it who acted for whom: a role that mints and rolls
+-- back has nothing.
+CREATE FUNCTION sec.job_grants(job text, tick uuid, max_users integer)
+RETURNS TABLE (user_id integer, is_due boolean, grant_text text)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     mint CONSTANT uuid := gen_random_uuid();
     expiry CONSTANT bigint := extract(epoch FROM clock_timestamp() + interval '5 minutes');
     due_function text;
+    due integer[];
     users integer[];
     signing record;
 BEGIN
@@ -237,9 +242,9 @@ BEGIN
     IF due_function IS NULL THEN
         RAISE insufficient_privilege USING MESSAGE = 'the security context is refused: this role has no such job';
     END IF;
-    -- With the platform's they are as many as one context may have.
-    IF tick IS NULL OR (max_users BETWEEN 1 AND 9999) IS NOT TRUE THEN
-        RAISE invalid_parameter_value USING MESSAGE = 'job grants: the tick is missing, or max_users is out of range (1 to 9999)';
+    -- With as many of earlier mints and the platform's they are as many as one context may have.
+    IF tick IS NULL OR (max_users BETWEEN 1 AND 4999) IS NOT TRUE THEN
+        RAISE invalid_parameter_value USING MESSAGE = 'job grants: the tick is missing, or max_users is out of range (1 to 4999)';
     END IF;
     -- An old snapshot would show work as due that has been done since.
     IF current_setting('transaction_isolation') <> 'read committed' THEN
@@ -248,20 +253,31 @@ BEGIN
     END IF;
     SELECT k.key_id, k.inner_pad, k.outer_pad INTO STRICT signing FROM sec.keys k
     WHERE k.purpose = 'job' AND k.retired_at IS NULL ORDER BY k.created_at DESC LIMIT 1;
-    EXECUTE format('SELECT coalesce(array_agg(DISTINCT u), ''{}'') FROM (SELECT u FROM %s($1) AS u WHERE u > 0 LIMIT $1) AS due',
-        due_function) INTO users USING max_users;
+    BEGIN
+        EXECUTE format('SELECT coalesce(array_agg(DISTINCT u), ''{}'') FROM (SELECT u FROM %s($1) AS u WHERE u >= 0 LIMIT $1) AS d',
+            due_function) INTO due USING max_users;
+    EXCEPTION WHEN insufficient_privilege OR undefined_function OR undefined_table OR undefined_column THEN
+        -- One broken job must not look like an unavailable database, for which its worker would wait.
+        RAISE insufficient_privilege USING MESSAGE = format('the security context is refused: %s of the job %s fails (SQLSTATE %s)',
+            due_function, job, SQLSTATE), DETAIL = SQLERRM;
+    END;
+    users := ARRAY(SELECT u FROM (SELECT u, max(m.minted_at) AS latest FROM sec.minted_job_grants m, unnest(m.users) AS u
+        WHERE m.job = job_grants.job AND m.tick = job_grants.tick AND m.role_name = session_user AND u <> 0 AND u <> ALL (due)
+        GROUP BY u ORDER BY latest DESC LIMIT 4999) AS earlier);
 
     INSERT INTO sec.minted_job_grants (mint_id, job, tick, role_name, users, expires_at)
-    VALUES (mint, job, tick, session_user, cardinality(users), to_timestamp(expiry));
+    VALUES (mint, job, tick, session_user, due, to_timestamp(expiry));
     -- More than are added, so that they never pile up; not all, so that no tick pays for many.
     DELETE FROM sec.minted_job_grants m WHERE m.mint_id IN (SELECT o.mint_id FROM sec.minted_job_grants o
-        WHERE o.expires_at < clock_timestamp() LIMIT 100 FOR UPDATE SKIP LOCKED);
+        WHERE o.expires_at < clock_timestamp() - interval '1 day' LIMIT 100 FOR UPDATE SKIP LOCKED);
+    users := array_remove(due, 0) || users;
     -- The platform's row has the number of users.
     INSERT INTO audit.data_access_log (subject_token, role_name, service, request_id, access_type, object_name, rows_returned)
     SELECT s.token, session_user, 'job:' || job, tick, 'job-grant', job, CASE u.id WHEN 0 THEN cardinality(users) ELSE 1 END
     FROM unnest(0 || users) AS u (id) LEFT JOIN audit.subjects s ON s.user_id = u.id;
     RETURN QUERY
-    SELECT g.id, g.content || '|' || encode(sec.hmac(signing.inner_pad, signing.outer_pad, convert_to(g.content, 'UTF8')), 'hex')
+    SELECT g.id, g.id = ANY (due),
+        g.content || '|' || encode(sec.hmac(signing.inner_pad, signing.outer_pad, convert_to(g.content, 'UTF8')), 'hex')
     FROM (SELECT u.id, concat_ws('|', 'v1', signing.key_id, u.id, '', 'job:' || job, session_user, mint, expiry) AS content
         FROM unnest(0 || users) AS u (id)) AS g;
 END $$;

@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
-use contract::{Service, UserId};
+use contract::Service;
 use tokio::sync::OnceCell;
 
 use crate::error::ClientError;

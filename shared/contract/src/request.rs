@@ -63,7 +63,7 @@ impl RequestKind {
 
 /// The requests of one stream.
 pub trait StreamRequest:
-    TryFrom<Request, Error = Malformed> + serde::Serialize + Clone + Send + Sync + 'static
+    TryFrom<Request, Error = Malformed> + Serialize + Clone + Send + Sync + 'static
 {
     /// What kind of request this is.
     fn kind(&self) -> &'static RequestKind;

@@ -77,7 +77,7 @@ struct Delay {
     p99: f64,
 }
 
-/// Carries out `memfleet bench context`.
+/// Runs `memfleet bench context`.
 pub(super) async fn execute(args: ContextArgs, settings: &Settings) -> anyhow::Result<()> {
     let local = if args.running {
         Local::running(settings)

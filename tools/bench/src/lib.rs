@@ -88,7 +88,7 @@ enum What {
     Retrieval(RetrievalArgs),
 }
 
-/// Carries out `memfleet bench`.
+/// Runs `memfleet bench`.
 ///
 /// # Errors
 /// If the servers do not start or not everything arrives.

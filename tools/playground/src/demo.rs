@@ -44,7 +44,7 @@ const SHOWN: (i32, &str) = (1, "garden-01");
 /// What was ingested, the contexts of one conversation, and what searches find.
 type Shown = (Ingested, Vec<Memory>, Vec<Searched>);
 
-/// Carries out `memfleet demo`.
+/// Runs `memfleet demo`.
 ///
 /// # Errors
 /// If a server cannot be started, or not everything that was published was stored.

@@ -43,7 +43,7 @@ const MARK: &str = "# Points to the servers of `memfleet dev` while they run. It
 /// How often the servers are checked.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Carries out `memfleet dev`.
+/// Runs `memfleet dev`.
 ///
 /// # Errors
 /// If a server cannot be started or ends by itself, or a worker fails.

@@ -56,7 +56,7 @@ enum Format {
     Sgd,
 }
 
-/// Carries out `memfleet load`.
+/// Runs `memfleet load`.
 ///
 /// # Errors
 /// If the file cannot be read, a request is refused, becomes a dead letter, or is not committed.

@@ -9,7 +9,7 @@ use tokio::sync::OnceCell;
 use trust::{GrantKey, PrivateKey};
 use uuid::Uuid;
 
-use crate::secrets::{GRANT_KEY, KEK_RING, PAYLOAD_RING, SEAL_KEY, TOKEN_KEY, WORKER_PASSWORD};
+use crate::secrets::{GRANT_KEY, TOKEN_KEY, WORKER_PASSWORD};
 
 /// The environment variable with the server of the tests' databases: the URL of its database `postgres`.
 pub const POSTGRES_VARIABLE: &str = "MEMFLEET_TEST_POSTGRES";

@@ -10,22 +10,22 @@ use crate::command::{
     security::SecurityArgs, status::StatusArgs, tail::TailArgs, token::TokenArgs, vectors::VectorsArgs,
 };
 
-/// The unified memory store of a multi-agent AI platform, as a fleet of message-queue workers.
+/// Unified memory store of a multi-agent AI platform.
 ///
-/// Chat services publish requests on NATS JetStream; workers write them to PostgreSQL, each exactly once.
+/// Chat services publish requests on NATS JetStream; workers apply each exactly once to PostgreSQL and answer queries.
 #[derive(Debug, Parser)]
 #[command(name = "memfleet", version, max_term_width = 100, after_help = after_help())]
 pub struct Arguments {
-    /// Configuration file in TOML; docs/memfleet.toml shows every option.
+    /// Configuration file in TOML; docs/memfleet.toml lists every option.
     #[arg(long, short, global = true, env = "MEMFLEET_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// What to do.
+    /// The command to run.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// Where to start, in a program that has these commands.
+/// The first commands to try, in a build that has them.
 #[cfg(feature = "dev")]
 const START: &str = "\
 Start with `memfleet demo`, or with `memfleet dev` and `memfleet publish`.
@@ -39,51 +39,50 @@ fn after_help() -> String {
 }
 
 const CONFIGURATION: &str = "\
-Configuration: every option of the file can be given in the environment, as MEMFLEET_<SECTION>__<OPTION>,
-for example MEMFLEET_NATS__URL or MEMFLEET_WORKER__BATCH_SIZE. The environment wins.
+Configuration: each option of the file can also be set by an environment variable MEMFLEET_<SECTION>__<OPTION>,
+such as MEMFLEET_NATS__URL or MEMFLEET_WORKER__BATCH_SIZE. Environment variables take precedence.
 
-Exit status: 0 when all went well, 1 when something failed (standard error says what, to what, and what to
-do about it), 2 when the command line is wrong.";
+Exit status: 0 on success, 1 on failure (the reason is on standard error), 2 for an invalid command line.";
 
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run workers until SIGTERM or Ctrl-C.
     Run(RunArgs),
-    /// Run private servers and every worker on this machine, for development, until Ctrl-C.
+    /// Run private servers and all workers on this machine, for development, until Ctrl-C.
     #[cfg(feature = "dev")]
     Dev(playground::dev::DevArgs),
-    /// Publish sample conversations to private servers, and show what is stored and found.
+    /// Publish sample conversations to private servers, then show stored contexts and search results.
     #[cfg(feature = "dev")]
     Demo(playground::demo::DemoArgs),
-    /// Bring the database's schema up to date, or roll migrations back.
+    /// Apply or roll back database migrations; create monthly partitions.
     Migrate(MigrateArgs),
-    /// Create or update the broker's streams and consumers as the files describe them.
+    /// Create and update JetStream streams and consumers; generate NATS accounts and keys.
     Nats(NatsArgs),
-    /// Publish requests.
+    /// Publish requests from a file or standard input.
     Publish(PublishArgs),
-    /// Ask the memory a query.
+    /// Send a query to memory-reader and print the answer.
     Ask(AskArgs),
-    /// Rebuild a user's contexts from the event stream, and compare.
+    /// Rebuild a user's contexts from the events and compare them with the tables.
     Replay(ReplayArgs),
     /// Print a user's events as they happen.
     Tail(TailArgs),
-    /// Turn recorded dialogues into requests and publish them.
+    /// Publish recorded dialogues as requests.
     #[cfg(feature = "dev")]
     Load(playground::load::LoadArgs),
-    /// Look at, replay or drop dead letters.
+    /// List, show, replay or delete dead letters.
     Dead(DeadArgs),
-    /// Test the isolation of the database with every worker's role; create and add grant keys.
+    /// Test database isolation as each worker's role; create and register grant keys.
     Security(SecurityArgs),
-    /// Create and rotate the keys that encrypt fields and payloads.
+    /// Create, list and rotate encryption keys of fields and payloads.
     Keys(KeysArgs),
-    /// Create, compare and migrate collections of vectors; set who may use them.
+    /// Create, reconcile and migrate vector collections; set access rights.
     Vectors(VectorsArgs),
-    /// Issue, read and revoke service tokens; register services.
+    /// Issue, inspect and revoke service tokens; register services and signing keys.
     Token(TokenArgs),
-    /// Seal, verify and read the audit trail.
+    /// Seal, verify and show the audit trail.
     Audit(AuditArgs),
-    /// Show streams, lag, consumers, database and versions.
+    /// Show streams, consumers, lag, dead letters, database and versions.
     Status(StatusArgs),
     /// Run benchmarks.
     #[cfg(feature = "dev")]

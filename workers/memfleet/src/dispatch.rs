@@ -1,14 +1,14 @@
-//! From a command line to the command that carries it out.
+//! Dispatches the command line to its command.
 
 use config::Settings;
 
 use crate::arguments::{Arguments, Command};
 use crate::{command, logging};
 
-/// Carries out a command line.
+/// Loads the configuration, starts logging and runs the command.
 ///
 /// # Errors
-/// What happened, to what, and what to do about it.
+/// If the configuration is invalid, logging cannot be started, or the command fails.
 pub async fn execute(arguments: Arguments) -> anyhow::Result<()> {
     let settings = Settings::load(arguments.config.as_deref())?;
     logging::start(&settings.log, runs_until_stopped(&arguments.command))?;
@@ -39,7 +39,7 @@ pub async fn execute(arguments: Arguments) -> anyhow::Result<()> {
     }
 }
 
-/// Whether a command runs workers until it is stopped. Its log shows more than warnings.
+/// Whether a command runs workers until it is stopped. Such a command logs more than warnings by default.
 fn runs_until_stopped(command: &Command) -> bool {
     #[cfg(feature = "dev")]
     if matches!(command, Command::Dev(_)) {

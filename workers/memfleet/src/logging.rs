@@ -1,4 +1,4 @@
-//! The log, on standard error.
+//! Logging to standard error.
 
 use anyhow::Context;
 use config::{LogFormat, LogSettings, may_be_logged};
@@ -7,15 +7,14 @@ use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, fmt, registry};
 
-/// Starts logging. Standard output stays free for what a command prints, and so does standard error as far as
-/// possible for one that does not stay: it shows warnings only, unless the configuration asks for more.
+/// Starts logging to standard error. A command that is not `long_running` logs warnings only, unless `log.filter` is set.
 ///
 /// # Errors
-/// If `log.filter` cannot be read.
-pub fn start(settings: &LogSettings, stays: bool) -> anyhow::Result<()> {
-    let quiet = !stays && settings.filter == LogSettings::default().filter;
+/// If `log.filter` is invalid.
+pub fn start(settings: &LogSettings, long_running: bool) -> anyhow::Result<()> {
+    let quiet = !long_running && settings.filter == LogSettings::default().filter;
     let filter = EnvFilter::try_new(if quiet { "warn" } else { &settings.filter })
-        .with_context(|| format!("log.filter {:?} cannot be read", settings.filter))?
+        .with_context(|| format!("log.filter {:?} is invalid", settings.filter))?
         .and(filter_fn(may_be_logged));
     let log = fmt::layer().with_writer(std::io::stderr);
     let started = match settings.format {
@@ -25,5 +24,5 @@ pub fn start(settings: &LogSettings, stays: bool) -> anyhow::Result<()> {
         }
         LogFormat::Json => registry().with(log.json().with_filter(filter)).try_init(),
     };
-    started.map_err(|error| anyhow::anyhow!("the log cannot be started: {error}"))
+    started.map_err(|error| anyhow::anyhow!("cannot start logging: {error}"))
 }

@@ -51,9 +51,9 @@ struct Components {
     schemas: Value,
 }
 
-const ABOUT: &str = "What travels between chat services and memfleet over NATS. A service publishes requests \
-    to JetStream, with a request id of its own; after the effect is committed, an event tells of it. A request that \
-    cannot take effect becomes a dead letter that says why.";
+const ABOUT: &str = "The messages between chat services and memfleet over NATS. A service publishes requests to \
+    JetStream, each with an id that the service chooses. After a worker has committed the effect, it publishes an event. A \
+    request that cannot take effect becomes a dead letter that contains the reason.";
 
 /// Generates the document, in YAML. The same contract always gives the same text.
 ///

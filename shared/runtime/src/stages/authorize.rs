@@ -1,7 +1,7 @@
-//! Stage three: may this publisher do this to this user's memory?
+//! Stage three: checks that the publisher's token permits the request for the user.
 //!
-//! Only this stage makes an [`Authorized`] message, and only authorized messages are written. Each carries the grant out of
-//! its service token, without which the database lets nobody act for its user.
+//! Only this stage creates an [`Authorized`] message, and only authorized messages are written. Each request carries the
+//! grant from its service token. Without a grant, the database permits no access to the user's rows.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -21,7 +21,7 @@ use crate::stages::decode::Decoded;
 use crate::stages::pull::Delivery;
 use crate::worker::{Message, Source, WorkItem};
 
-/// A message that may be written.
+/// A message that passed authorization.
 #[derive(Debug)]
 pub struct Authorized<I> {
     message: Message<I>,
@@ -29,12 +29,12 @@ pub struct Authorized<I> {
     authority: Authority,
 }
 
-/// What lets the database act for users.
+/// The authority to access users' rows in the database.
 #[derive(Clone, Debug)]
 enum Authority {
     /// The grant of a service token.
     Grant(Arc<str>),
-    /// Job grants, which the database mints when the tick is written, for the users whose work is due.
+    /// Job grants. The database mints them when the tick is written, for the users with work due.
     Job,
 }
 
@@ -44,12 +44,12 @@ impl<I> Authorized<I> {
         &self.message
     }
 
-    /// How it came, for settling it.
+    /// Its delivery, which is needed to settle it.
     pub fn delivery(&self) -> &Delivery {
         &self.delivery
     }
 
-    /// The grant to act for the message's user, which the database checks by itself; none for a tick.
+    /// The grant to act for the message's user, which the database verifies again. `None` for a tick.
     pub fn grant(&self) -> Option<&str> {
         match &self.authority {
             Authority::Grant(grant) => Some(grant),
@@ -62,7 +62,7 @@ impl<I> Authorized<I> {
     }
 }
 
-/// A message that may not be written. The publisher learns the class only.
+/// A message that failed authorization. The publisher receives the class only.
 #[derive(Debug)]
 pub(crate) struct Denied {
     pub(crate) delivery: Delivery,
@@ -78,48 +78,48 @@ impl Denied {
     }
 }
 
-/// What becomes of a message.
+/// The result of authorizing a message.
 pub(crate) enum Authorization<I> {
     Authorized(Box<Authorized<I>>),
     Denied(Box<Denied>),
-    /// Whether it is allowed, the registry knows, and this replica may not have its latest state.
-    Unsure(Box<Decoded<I>>, RequestSubject, Refusal),
-    /// Its service publishes too much; it is delivered again after this.
+    /// Refused under this replica's registry state, which may be outdated.
+    MaybeStale(Box<Decoded<I>>, RequestSubject, Refusal),
+    /// Over a rate limit; redelivered after this delay.
     RateLimited(Box<Delivery>, Duration),
 }
 
-/// Whether a query is authorized.
+/// The result of authorizing a query.
 #[derive(Clone, Debug)]
 pub enum QueryAuthorization {
     /// It may read the data of this user, under this grant.
     Authorized(Arc<str>, UserId),
-    /// Why it may not, and the user, if the token is authentic.
+    /// The reason for the refusal, and the user if the token is authentic.
     Denied(Refusal, Option<UserId>),
-    /// A rate limit of its service is reached.
+    /// Over a rate limit of its service.
     RateLimited,
 }
 
-/// How many verified tokens are kept. More of them at a time are verified anew.
-const KEPT: usize = 20_000;
-/// How many used tokens are kept until they are noted in the registry.
-const USED_KEPT: usize = 50_000;
+/// Capacity of the cache of verified tokens. A full cache is cleared.
+const MAX_VERIFIED: usize = 20_000;
+/// Maximum number of used tokens that are held until their use is recorded in the registry.
+const MAX_USED: usize = 50_000;
 
-/// Judges the tokens of one worker's messages by what the registry of services says.
+/// Authorizes the messages of one worker, using the registry of services.
 #[derive(Debug)]
 pub struct Authorizer {
     role: String,
     audience: String,
-    /// Where the registry says nothing.
+    /// Default rates, where the registry sets none.
     rates: Rates,
     state: RwLock<Arc<TrustState>>,
-    /// By SHA-256 of the token, so that none is kept.
+    /// Keyed by the SHA-256 of the encoded token, so that the token itself is not kept.
     verified: Mutex<HashMap<[u8; 32], Arc<Token>>>,
     used: Mutex<HashMap<Uuid, DateTime<Utc>>>,
     limits: Limits,
 }
 
 impl Authorizer {
-    /// An authorizer for one worker, which judges by this state until it is told another one.
+    /// Creates the authorizer of one worker, with the registry state at startup.
     pub fn new(settings: &TrustSettings, worker: &str, state: TrustState) -> Self {
         Self {
             role: worker_role(worker),
@@ -136,7 +136,7 @@ impl Authorizer {
         }
     }
 
-    /// The grant that a request may be written under.
+    /// Returns the grant under which a request may be written.
     ///
     /// # Errors
     /// The first [`Refusal`].
@@ -150,7 +150,7 @@ impl Authorizer {
         self.admit(headers, subject, session, stored_at).map(|(grant, _)| grant)
     }
 
-    /// Authorizes a query of a service, which is about the user of its token.
+    /// Authorizes a query of a service. It reads the data of the token's user.
     pub fn authorize_query(
         &self,
         headers: Option<&HeaderMap>,
@@ -177,7 +177,7 @@ impl Authorizer {
         }
     }
 
-    /// The grant, and how often the service may ask.
+    /// Returns the grant and the rates of the service.
     fn admit(
         &self,
         headers: Option<&HeaderMap>,
@@ -207,12 +207,12 @@ impl Authorizer {
             return Err(Refusal::ServiceScope);
         }
         let grant = Arc::clone(token.grant(&self.role)?);
-        self.note_use(token.id(), stored_at);
+        self.add_use(token.id(), stored_at);
         Ok((grant, self.rates_of(entry.rates)))
     }
 
-    /// Authorizes a message. Only the server's scheduler can publish a tick: no service has a permission for its subject, and what
-    /// the tick may do, the database decides.
+    /// Authorizes a message. A tick needs no token: only the server's scheduler may publish on its subject, and the
+    /// database decides what a tick may do.
     pub(crate) fn authorize<I: WorkItem>(&self, decoded: Decoded<I>) -> Authorization<I> {
         let Decoded { message, delivery } = decoded;
         let subject = match &message.source {
@@ -236,24 +236,24 @@ impl Authorizer {
                 let subject = subject.clone();
                 let decoded = Decoded { message, delivery };
                 match Self::may_be_stale(refusal) {
-                    true => Authorization::Unsure(Box::new(decoded), subject, refusal),
+                    true => Authorization::MaybeStale(Box::new(decoded), subject, refusal),
                     false => Authorization::Denied(Box::new(Denied::new(decoded, subject, refusal))),
                 }
             }
         }
     }
 
-    /// Whether a message that is denied could be allowed by what the registry says by now.
+    /// Whether a message with this refusal could be allowed under the latest registry state.
     pub fn may_be_stale(refusal: Refusal) -> bool {
         matches!(refusal, Refusal::UnknownKey | Refusal::UnknownService | Refusal::ServiceScope)
     }
 
     fn delay(&self, rates: Rates, subject: &RequestSubject, deliveries: i64) -> Option<Duration> {
         let wait = self.limits.wait(rates, used(subject))?;
-        rate::delay(wait, deliveries).filter(|delay| self.limits.has_room(*delay))
+        rate::delay(wait, deliveries).filter(|delay| self.limits.reserve(*delay))
     }
 
-    /// A service's own rates, and the settings' where it has none.
+    /// The service's own rates, with the default for each one that it lacks.
     fn rates_of(&self, own: Rates) -> Rates {
         Rates {
             of_service: own.of_service.or(self.rates.of_service),
@@ -264,48 +264,48 @@ impl Authorizer {
 
     fn verified(&self, token: &str, state: &TrustState) -> Result<Arc<Token>, Refusal> {
         let digest: [u8; 32] = Sha256::digest(token).into();
-        // Nothing panics under the lock.
+        // No code panics while holding the lock.
         if let Some(known) = self.verified.lock().unwrap_or_else(PoisonError::into_inner).get(&digest) {
-            // A token may have come in here while its key was retired.
+            // The token may have been cached just as its key was retired.
             let in_use = state.keys.contains_key(known.key_name());
             return if in_use { Ok(Arc::clone(known)) } else { Err(Refusal::UnknownKey) };
         }
         let token = Arc::new(verify(token, &self.audience, |name| state.keys.get(name))?);
         let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
-        // Only good tokens come this far, so that nobody can push them out with bad ones.
-        if verified.len() >= KEPT {
+        // Only valid tokens are cached, so that invalid ones cannot evict them.
+        if verified.len() >= MAX_VERIFIED {
             verified.clear();
         }
         verified.insert(digest, Arc::clone(&token));
         Ok(token)
     }
 
-    fn note_use(&self, id: Uuid, at: DateTime<Utc>) {
+    fn add_use(&self, id: Uuid, at: DateTime<Utc>) {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        if used.len() < USED_KEPT || used.contains_key(&id) {
+        if used.len() < MAX_USED || used.contains_key(&id) {
             let last = used.entry(id).or_insert(at);
             *last = at.max(*last);
         }
     }
 
-    /// The tokens that were used since this was asked last.
+    /// Returns the tokens used since the last call, each with its latest use.
     pub(crate) fn take_used(&self) -> HashMap<Uuid, DateTime<Utc>> {
         std::mem::take(&mut *self.used.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub(crate) fn tidy(&self) {
-        self.limits.tidy();
+    pub(crate) fn prune(&self) {
+        self.limits.prune();
     }
 
-    /// What tokens are authorized by now.
+    /// The current registry state.
     pub(crate) fn state(&self) -> Arc<TrustState> {
         Arc::clone(&self.state.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Judges by another state from now on.
-    pub(crate) fn tell(&self, state: TrustState) {
+    /// Replaces the registry state.
+    pub(crate) fn set_state(&self, state: TrustState) {
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
-        // A key may be gone that some were verified by.
+        // The key that verified some cached tokens may have been retired.
         self.verified.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
@@ -314,7 +314,7 @@ fn used(subject: &RequestSubject) -> Use<'_> {
     Use { service: &subject.service, noun: &subject.noun, verb: &subject.verb, user_id: subject.user_id }
 }
 
-/// The token of a message (RFC 6750, section 2.1).
+/// The bearer token of a message (RFC 6750, section 2.1).
 fn bearer(headers: Option<&HeaderMap>) -> Result<&str, Refusal> {
     let mut values = headers.into_iter().flat_map(|headers| headers.get_all(header::AUTHORIZATION));
     let value = values.next().ok_or(Refusal::Missing)?;

@@ -1,4 +1,4 @@
-//! Stage two: bytes to a typed request, or a dead letter whose reason names the field.
+//! Stage two: decodes bytes into a typed request, or dead-letters the message with a reason that names the field.
 
 use std::path::Path;
 use std::str::FromStr;
@@ -12,32 +12,32 @@ use uuid::Uuid;
 use crate::stages::pull::Delivery;
 use crate::worker::{Message, Source, WorkItem};
 
-/// A message that could be read.
+/// A decoded message and its delivery.
 #[derive(Debug)]
 pub struct Decoded<R> {
     pub(crate) message: Message<R>,
     pub(crate) delivery: Delivery,
 }
 
-/// Opens bodies that travel encrypted.
+/// Decrypts encrypted bodies.
 #[derive(Debug)]
 pub(crate) struct Bodies {
     ring: Option<RingFile>,
 }
 
 impl Bodies {
-    /// With the keys of a file, if there is one.
+    /// Uses the payload keys in `ring_file`, if it is set.
     pub(crate) fn new(ring_file: Option<&str>) -> Self {
         Self { ring: ring_file.map(|file| RingFile::new(Path::new(file))) }
     }
 
-    /// Whether the file can be read, for a worker that starts.
+    /// Checks, at startup, that the key file can be read.
     pub(crate) fn check(&self) -> Result<(), String> {
         let read = self.ring.as_ref().map_or(Ok(()), |ring| ring.ring().map(drop));
         read.map_err(|error| error.to_string())
     }
 
-    /// The body of a request, decrypted if its header says that it is encrypted.
+    /// Returns the body of a request, decrypted if the encryption header is present.
     pub(crate) fn open(
         &self,
         headers: Option<&HeaderMap>,
@@ -50,18 +50,18 @@ impl Bodies {
         };
         let wrong = |problem: String| Malformed::new(header::ENCRYPTION, problem);
         let (name, version) = trust::parse_key_id(id.as_str())
-            .ok_or_else(|| wrong("names no key; it is <service>.<version>".to_owned()))?;
-        // Each service has keys of its own, so that none reads what another has published.
+            .ok_or_else(|| wrong("is not a key id; expected <service>.<version>".to_owned()))?;
+        // Keys are per service, so that no service can read the bodies of another.
         if name != parsed.service.as_str() {
-            return Err(wrong(format!("names a key of another service than {}", parsed.service)));
+            return Err(wrong(format!("is not a key of service {}", parsed.service)));
         }
         let ring = self.ring.as_ref().ok_or_else(|| {
-            wrong("names a key, and this worker has none; trust.payload_ring_file is not set".to_owned())
+            wrong("this worker has no payload keys: trust.payload_ring_file is not set".to_owned())
         })?;
-        let ring = ring.ring().map_err(|error| wrong(format!("cannot be followed: {error}")))?;
+        let ring = ring.ring().map_err(|error| wrong(format!("cannot read the payload keys: {error}")))?;
         let key = ring
             .get(name, version)
-            .ok_or_else(|| wrong(format!("names {name}.{version}, a key that this worker does not have")))?;
+            .ok_or_else(|| wrong(format!("this worker has no key {name}.{version}")))?;
         let plain = key
             .open(body, AssociatedData::Payload { subject })
             .map_err(|error| Malformed::new("body", error.to_string()))?;
@@ -72,7 +72,7 @@ impl Bodies {
 /// Decodes a message.
 ///
 /// # Errors
-/// The message itself, with what is wrong with it.
+/// The delivery, and what is malformed in it.
 pub(crate) fn decode<I: WorkItem>(
     bodies: &Bodies,
     delivery: Delivery,
@@ -112,7 +112,7 @@ fn decode_request<I: WorkItem>(bodies: &Bodies, delivery: &Delivery) -> Result<M
     })
 }
 
-/// A tick has no id and no body of its own.
+/// Decodes a tick. It has no body, and its id is derived from its scheduler headers.
 fn decode_tick<I: WorkItem>(delivery: &Delivery) -> Result<Message<I>, Malformed> {
     let JobSubject(job) = subject(delivery)?;
     let headers = delivery.message.headers.as_ref();
@@ -149,18 +149,18 @@ fn check_contract(headers: Option<&HeaderMap>) -> Result<(), Malformed> {
         Some(version) => {
             let shown: String = version.as_str().chars().take(20).collect();
             let problem =
-                format!("version {shown:?} is unknown; this worker knows {:?}", header::CONTRACT_VERSION);
+                format!("version {shown:?} is not supported; this worker supports {:?}", header::CONTRACT_VERSION);
             Err(Malformed::new(header::CONTRACT, problem))
         }
     }
 }
 
-/// Reads a header that holds a UUID.
+/// Parses a header that holds a UUID.
 pub(crate) fn id(headers: Option<&HeaderMap>, name: &str) -> Result<Option<Uuid>, Malformed> {
     match headers.and_then(|headers| headers.get(name)) {
         None => Ok(None),
         Some(value) => Uuid::try_parse(value.as_str())
             .map(Some)
-            .map_err(|error| Malformed::new(name, format!("is no UUID: {error}"))),
+            .map_err(|error| Malformed::new(name, format!("is not a UUID: {error}"))),
     }
 }

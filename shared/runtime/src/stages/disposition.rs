@@ -1,4 +1,4 @@
-//! What becomes of a message. Every stage says it in these terms, and `settle` carries it out.
+//! The disposition of a message. Any stage may decide it; `settle` executes it.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -7,28 +7,28 @@ use chrono::{DateTime, Utc};
 use contract::{DeadLetterClass, Event};
 use store::{Fault, FaultKind};
 
-/// What is to be done with a message.
+/// How a message is to be settled.
 #[derive(Clone, Debug)]
 pub(crate) enum Disposition {
     /// Its transaction has committed: its events are published, then it is acknowledged.
     Committed(Commit),
-    /// It is tried again, with growing delay and within the retry budget; then it is dead-lettered under this class.
+    /// It is retried with growing delays within the retry budget, then dead-lettered with this class.
     Retry { class: DeadLetterClass, reason: String },
-    /// It is tried again after a time and spends no try; after the deadline it is dead-lettered.
+    /// It is retried at a given time and spends no try. After the deadline it is dead-lettered.
     RetryNotBefore { time: DateTime<Utc>, deadline: DateTime<Utc>, reason: String },
-    /// It is delivered again after a delay and spends no try: nothing is known against it.
+    /// It is redelivered after a delay and spends no try, because the message itself is not known to be faulty.
     Redeliver(Duration),
-    /// It can never take effect.
+    /// It can never be processed and is dead-lettered.
     DeadLetter { class: DeadLetterClass, reason: String },
 }
 
-/// What a committed transaction did for a message.
+/// The result of a committed transaction for a message.
 #[derive(Clone, Debug)]
 pub(crate) struct Commit {
     pub(crate) effect: Effect,
-    /// The events that it caused, in order, now or when it was first delivered.
+    /// The events that the message caused, in order, on this delivery or an earlier one.
     pub(crate) events: Vec<Event>,
-    /// Why it caused none.
+    /// Why it caused no events.
     pub(crate) reason: Option<Cow<'static, str>>,
 }
 
@@ -37,28 +37,28 @@ pub(crate) struct Commit {
 pub(crate) enum Effect {
     /// In this transaction.
     Applied,
-    /// In this transaction, which it left everything as it was.
+    /// In this transaction, without changing anything.
     Unchanged,
     /// In an earlier transaction, or as another copy in this one.
     Repeated,
 }
 
 impl Disposition {
-    /// The worker stops, or a server that is needed is unreachable: another replica takes the message.
+    /// Redelivers the message at once, to another replica: the worker is stopping or a dependency is unavailable.
     pub(crate) const HAND_BACK: Self = Self::Redeliver(Duration::ZERO);
 
     pub(crate) fn unchanged(reason: Cow<'static, str>) -> Self {
         Self::Committed(Commit { effect: Effect::Unchanged, events: Vec::new(), reason: Some(reason) })
     }
 
-    /// What an earlier transaction did, whose events these are.
+    /// The disposition of a message that an earlier transaction processed, causing these events.
     pub(crate) fn repeated(events: Vec<Event>) -> Self {
-        let reason = events.is_empty().then_some(Cow::Borrowed("a message with this id was taken before"));
+        let reason = events.is_empty().then_some(Cow::Borrowed("a message with this id was already processed"));
         Self::Committed(Commit { effect: Effect::Repeated, events, reason })
     }
 
-    /// What is true of a further copy of the same message in the same batch: the acknowledgement of either copy is one of both.
-    pub(crate) fn of_a_copy(&self) -> Self {
+    /// The disposition of a duplicate of this message in the same batch. Both copies are settled alike.
+    pub(crate) fn of_duplicate(&self) -> Self {
         match self {
             Self::Committed(commit) => Self::repeated(commit.events.clone()),
             Self::Retry { .. }
@@ -68,7 +68,7 @@ impl Disposition {
         }
     }
 
-    /// What becomes of a message that fails by itself.
+    /// The disposition of a message that failed on its own.
     pub(crate) fn of_fault(fault: &Fault) -> Self {
         let reason = fault.reason.clone();
         match fault.kind {
@@ -82,7 +82,7 @@ impl Disposition {
         }
     }
 
-    /// The committed part, if the transaction did anything that stays.
+    /// The result of the transaction, if the message was committed.
     pub(crate) fn commit(&self) -> Option<&Commit> {
         match self {
             Self::Committed(commit) => Some(commit),
@@ -93,7 +93,7 @@ impl Disposition {
         }
     }
 
-    /// Whether the message ends with this: acknowledged, or dead-lettered.
+    /// Whether this settles the message for good: acknowledged or dead-lettered.
     pub(crate) fn ends(&self) -> bool {
         match self {
             Self::Committed(_) | Self::DeadLetter { .. } => true,

@@ -1,4 +1,4 @@
-//! Stage one: messages from the durable consumer, in batches by count, size and time.
+//! Stage one: pulls messages from the durable consumer in batches, limited by count, size and time.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,24 +15,24 @@ use tokio_util::sync::CancellationToken;
 use crate::delivery::in_flight::{InFlight, InFlightGuard};
 use crate::delivery::retry::MessageKey;
 
-/// A message as JetStream delivered it. As long as it is not dropped, JetStream is told that it is worked on.
+/// A message as JetStream delivered it. Until it is dropped, its `ack_wait` is extended.
 #[derive(Debug)]
 pub struct Delivery {
     /// The message.
     pub message: jetstream::Message,
     /// The stream that holds it.
     pub stream: &'static str,
-    /// Its place in the stream.
+    /// Its sequence number in the stream.
     pub sequence: u64,
     /// When JetStream stored it.
     pub stored_at: DateTime<Utc>,
-    /// How often it has been delivered, this time included.
+    /// The number of deliveries, including this one.
     pub deliveries: i64,
     _in_flight: InFlightGuard,
 }
 
 impl Delivery {
-    /// Reads what JetStream says about a message; none if it was not delivered by a consumer.
+    /// Reads the JetStream metadata of a message. `None` if no consumer delivered it.
     fn new(message: jetstream::Message, stream: &'static str, in_flight: &InFlight) -> Option<Self> {
         let info = message.info().ok()?;
         let (sequence, deliveries) = (info.stream_sequence, info.delivered);
@@ -44,36 +44,36 @@ impl Delivery {
 }
 
 impl Delivery {
-    /// What tells it from every other message of the broker.
+    /// Identifies the message among all messages of the broker.
     pub(crate) fn key(&self) -> MessageKey {
         (self.stream, self.sequence)
     }
 }
 
-/// Batches out of one consumer.
+/// Pulls batches from one consumer.
 pub(crate) struct Puller {
     worker: &'static str,
-    /// The stream that its consumer is on.
+    /// The stream of the consumer.
     stream_name: &'static str,
     consumer: PullConsumer,
-    /// None before the first pull and after an error.
+    /// The open pull. `None` before the first pull and after an error.
     stream: Option<Stream>,
-    /// What a pull that failed had received before.
+    /// Messages that a closed pull had already received.
     received: VecDeque<Delivery>,
     in_flight: InFlight,
     batch_size: usize,
     batch_wait: Duration,
 }
 
-/// A batch takes no further message once it holds this much, whatever its size may be: the largest bodies would
-/// otherwise add up to more memory than a process should need, and to more than a statement can carry.
+/// A batch is complete once it holds this many bytes, whatever its number of messages. Without this limit, a batch of
+/// the largest bodies would take too much memory and exceed the size of a statement.
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
-/// How long a pull request waits at the server. Nothing is lost by it running out: the next one follows.
+/// How long a pull request stays open at the server. The client renews it when it expires; no message is lost.
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
-/// A server silent for twice as long is taken for gone, and the pull is renewed.
+/// Interval of the server's idle heartbeats. If none arrives for twice as long, the pull is closed and opened again.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// How long to wait before pulling again after an error.
-const AFTER_ERROR: Duration = Duration::from_millis(250);
+/// Pause before pulling again after an error.
+const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(250);
 
 impl Puller {
     pub(crate) fn new(
@@ -96,8 +96,8 @@ impl Puller {
         }
     }
 
-    /// The next batch: everything that comes within `batch_wait` of its first message, up to `batch_size` messages
-    /// or [`BATCH_BYTES`]. None once stopped.
+    /// Returns the next batch: all messages that arrive within `batch_wait` of the first one, up to `batch_size`
+    /// messages or [`BATCH_BYTES`]. `None` once stopped.
     pub(crate) async fn next(&mut self, stop: &CancellationToken) -> Option<Vec<Delivery>> {
         let mut batch = Vec::new();
         let mut bytes = 0;
@@ -105,12 +105,12 @@ impl Puller {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return None,
-                received = self.receive() => keep(received, &mut batch, &mut bytes),
+                received = self.receive() => add_to_batch(received, &mut batch, &mut bytes),
             }
         }
         let until = Instant::now() + self.batch_wait;
         while batch.len() < self.batch_size && bytes < BATCH_BYTES {
-            // What is here already needs no timer.
+            // A message that has already arrived needs no timer.
             let received = match self.receive().now_or_never() {
                 Some(received) => received,
                 None => match timeout_at(until, self.receive()).await {
@@ -118,12 +118,12 @@ impl Puller {
                     Err(_) => break,
                 },
             };
-            keep(received, &mut batch, &mut bytes);
+            add_to_batch(received, &mut batch, &mut bytes);
         }
         Some(batch)
     }
 
-    /// The next message; none after an error. Nothing is lost if this is dropped while it waits.
+    /// Returns the next message, or `None` after an error. Cancel-safe: dropping the future loses no message.
     async fn receive(&mut self) -> Option<Delivery> {
         if let Some(delivery) = self.received.pop_front() {
             return Some(delivery);
@@ -132,7 +132,7 @@ impl Puller {
             Some(stream) => match stream.next().await {
                 Some(Ok(message)) => return Delivery::new(message, self.stream_name, &self.in_flight),
                 Some(Err(error)) => error.to_string(),
-                None => "the consumer's messages ended".to_owned(),
+                None => "the pull subscription ended".to_owned(),
             },
             None => match self.open().await {
                 Ok(stream) => {
@@ -142,10 +142,10 @@ impl Puller {
                 Err(error) => error.to_string(),
             },
         };
-        tracing::warn!(worker = self.worker, problem, "cannot pull; trying again");
-        // A pull does not recover from a consumer that was deleted and made again, or a server that forgot it.
+        tracing::warn!(worker = self.worker, problem, "pull failed, retrying");
+        // An open pull does not recover if its consumer was deleted and created again, or if the server lost the pull.
         self.close();
-        tokio::time::sleep(AFTER_ERROR).await;
+        tokio::time::sleep(PAUSE_AFTER_ERROR).await;
         None
     }
 
@@ -160,16 +160,16 @@ impl Puller {
             .await
     }
 
-    /// Ends the pull and keeps what the server has sent already.
+    /// Closes the pull and keeps the messages that the server has already sent.
     fn close(&mut self) {
         let Some(mut stream) = self.stream.take() else { return };
-        // Unconstrained, or the task's budget of polls would end this after some dozens of messages.
+        // Without `unconstrained`, tokio's cooperative budget would end the loop after some dozens of messages.
         while let Some(Some(Ok(message))) = tokio::task::unconstrained(stream.next()).now_or_never() {
             self.received.extend(Delivery::new(message, self.stream_name, &self.in_flight));
         }
     }
 
-    /// Ends the pull, and hands back what the server has sent already and no batch holds.
+    /// Closes the pull and naks the received messages that are in no batch. Returns how many.
     pub(crate) async fn hand_back(mut self) -> usize {
         self.close();
         let mut handed_back = 0;
@@ -182,7 +182,7 @@ impl Puller {
     }
 }
 
-fn keep(received: Option<Delivery>, batch: &mut Vec<Delivery>, bytes: &mut usize) {
+fn add_to_batch(received: Option<Delivery>, batch: &mut Vec<Delivery>, bytes: &mut usize) {
     if let Some(delivery) = received {
         *bytes += delivery.message.length;
         batch.push(delivery);

@@ -1,4 +1,4 @@
-//! Stage five: events, outcomes, then the acknowledgement; or a delay; or a dead letter.
+//! Stage five: publishes events, sends outcomes, then acknowledges; or naks with a delay; or dead-letters.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ use crate::stages::disposition::{Commit, Disposition, Effect};
 use crate::stages::pull::Delivery;
 use crate::stages::write::{Settlements, ToSettle};
 
-/// Settles messages of one worker.
+/// Settles the messages of one worker.
 pub(crate) struct Settler {
     pub(crate) worker: &'static str,
     pub(crate) client: Client,
@@ -32,7 +32,7 @@ pub(crate) struct Settler {
     pub(crate) watermarks: Arc<Watermarks>,
     pub(crate) stats: Arc<Stats>,
     pub(crate) budget: Budget,
-    /// The delivery after which the broker sends a message to nobody again (`max_deliver`), if there is one.
+    /// The last delivery of a message (the consumer's `max_deliver`). `None` if deliveries are not limited.
     pub(crate) last_delivery: Option<i64>,
 }
 
@@ -50,13 +50,13 @@ impl Settler {
         };
         let mut committed = Vec::with_capacity(items.len());
         for (delivery, disposition) in items {
-            committed.extend(self.carry_out(delivery, disposition).await);
+            committed.extend(self.settle_one(delivery, disposition).await);
         }
         self.finish(committed, earlier).await;
     }
 
-    /// Carries out what becomes of a message that was not committed, and gives back one that was.
-    async fn carry_out(
+    /// Settles a message that was not committed. A committed one is returned, for [`finish`](Self::finish).
+    async fn settle_one(
         &mut self,
         delivery: Delivery,
         disposition: Disposition,
@@ -82,7 +82,8 @@ impl Settler {
         None
     }
 
-    /// Publishes the events of what is committed, in their order, waits until the broker has stored them, and acknowledges.
+    /// Publishes the events of committed messages in order, waits until the broker has stored them, and acknowledges
+    /// the messages.
     async fn finish(&mut self, committed: Vec<(Delivery, Commit)>, earlier: Vec<Event>) {
         let own = committed.iter().flat_map(|(_, commit)| &commit.events);
         let events: BTreeMap<i64, &Event> =
@@ -106,7 +107,7 @@ impl Settler {
         }
     }
 
-    /// Spends a try: the message is delivered again later, or dead-lettered.
+    /// Spends a try of the retry budget: the message is redelivered later, or dead-lettered when the budget is spent.
     async fn retry(&mut self, delivery: &Delivery, reason: String, class: DeadLetterClass) {
         let tries = self.budget.spend(delivery.key());
         if tries >= self.settings.retry_attempts || self.is_last(delivery) {
@@ -121,7 +122,7 @@ impl Settler {
         acknowledge(delivery, AckKind::Nak(Some(delay))).await;
     }
 
-    /// Has a message delivered again at a time, or dead-letters it when its deadline is over.
+    /// Naks a message until `time`, or dead-letters it when `deadline` has passed.
     async fn retry_not_before(
         &mut self,
         delivery: &Delivery,
@@ -136,18 +137,19 @@ impl Settler {
             self.dead_letter(delivery, DeadLetterReason { class, reason, tries }).await;
             return;
         }
-        let delay = (time.min(deadline) - now).to_std().unwrap_or_default().max(SHORTEST_DELAY);
+        let delay = (time.min(deadline) - now).to_std().unwrap_or_default().max(MIN_DELAY);
         tracing::debug!(worker = self.worker, sequence = delivery.sequence, ?delay, %reason, "retried later");
         self.stats.delayed();
         acknowledge(delivery, AckKind::Nak(Some(delay))).await;
     }
 
-    /// Replicas count tries for themselves, so together they may come to the broker's limit before any of them to its own.
+    /// Whether the broker will not deliver the message again. Replicas count tries separately, so the broker's limit may
+    /// be reached before any replica's retry budget is spent.
     fn is_last(&self, delivery: &Delivery) -> bool {
         self.last_delivery.is_some_and(|last| delivery.deliveries >= last)
     }
 
-    /// Publishes the dead letter, and only then takes the message out of the consumer.
+    /// Publishes the dead letter and, once it is stored, terminates the message in the consumer.
     async fn dead_letter(&mut self, delivery: &Delivery, cause: DeadLetterReason) {
         let message = &delivery.message;
         let failed = FailedMessage {
@@ -175,7 +177,7 @@ impl Settler {
         acknowledge(delivery, AckKind::Term).await;
     }
 
-    /// Sends the outcome to the publisher's own inbox, if it named one. Nobody waits for it to arrive.
+    /// Sends the outcome to the publisher's inbox, if the request names one. Its arrival is not confirmed.
     async fn send_outcome(
         &self,
         delivery: &Delivery,
@@ -187,29 +189,29 @@ impl Settler {
         let Some(reply_to) = headers.and_then(|headers| headers.get(header::REPLY_TO)) else { return };
         let Ok(subject) = delivery.message.subject.parse::<RequestSubject>() else { return };
         if !subject.service.owns_inbox(reply_to.as_str()) {
-            tracing::warn!(worker = self.worker, service = %subject.service, "the reply subject is not in the service's inbox");
+            tracing::warn!(worker = self.worker, service = %subject.service, "no outcome sent: the reply subject is not in the service's inbox");
             return;
         }
         let request_id = decode::id(headers, header::MESSAGE_ID).ok().flatten();
         let outcome = Outcome { request_id, status, event_id, reason };
         let Ok(body) = serde_json::to_vec(&outcome) else { return };
         if let Err(error) = self.client.publish(reply_to.as_str().to_owned(), body.into()).await {
-            tracing::debug!(worker = self.worker, %error, "the outcome was not sent");
+            tracing::debug!(worker = self.worker, %error, "cannot send the outcome");
         }
     }
 }
 
-/// The shortest delay of a message that waits for a time.
-const SHORTEST_DELAY: Duration = Duration::from_millis(10);
+/// Minimum delay of a message that is retried at a given time.
+const MIN_DELAY: Duration = Duration::from_millis(10);
 
-/// What the publisher learns. Why something was denied is for the operator alone.
+/// The reason sent to the publisher. Why a message was denied is disclosed to the operator only.
 fn reason_for_publisher(cause: &DeadLetterReason) -> String {
     if cause.class == DeadLetterClass::Denied { cause.class.to_string() } else { cause.reason.clone() }
 }
 
-/// An acknowledgement that does not reach the broker costs a redelivery, which the inbox bears.
+/// Acknowledges a message. If that fails, the message is redelivered and deduplicated by the inbox.
 async fn acknowledge(delivery: &Delivery, kind: AckKind) {
     if let Err(error) = delivery.message.ack_with(kind).await {
-        tracing::debug!(sequence = delivery.sequence, %error, "not acknowledged");
+        tracing::debug!(sequence = delivery.sequence, %error, "cannot acknowledge");
     }
 }

@@ -1,4 +1,4 @@
-//! One transaction for a batch, and what it did for each message.
+//! The transaction of a batch, and its result for each message.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -16,16 +16,16 @@ use crate::stages::authorize::Authorized;
 use crate::stages::disposition::{Commit, Disposition, Effect};
 use crate::worker::{EventDraft, ExternalWorker, Message, Retry, Verdict, Written};
 
-/// The most events that one message causes.
+/// Maximum number of events that one message may cause.
 const MAX_EVENTS: usize = 1_000;
-/// The most events that a batch causes. A batch with more is split.
-const MAX_EVENTS_OF_A_BATCH: usize = 10_000;
+/// Maximum number of events that a batch may cause. A batch with more is split.
+const MAX_EVENTS_PER_BATCH: usize = 10_000;
 
-/// What a transaction did, before it is known to have committed.
+/// What a transaction did. Valid only once it has committed.
 pub(crate) struct Transacted {
-    /// For each message, in order: true once the transaction has committed.
+    /// The disposition of each message, in order.
     pub(crate) dispositions: Vec<Disposition>,
-    /// Events of the same sessions that others have appended before, and that nobody may have published yet.
+    /// Events that earlier transactions appended to the same sessions and that may not be published yet.
     pub(crate) earlier: Vec<Event>,
 }
 
@@ -33,8 +33,8 @@ pub(crate) struct Transacted {
 #[derive(Debug)]
 pub(crate) enum RolledBack {
     Fault(Fault),
-    /// So much was left unpublished in its sessions that this part of it goes out first.
-    Behind(Vec<Event>),
+    /// Its sessions have too many unpublished events. These ones are published before the batch is tried again.
+    Backlog(Vec<Event>),
 }
 
 impl From<Fault> for RolledBack {
@@ -49,7 +49,7 @@ impl From<diesel::result::Error> for RolledBack {
     }
 }
 
-/// What a worker found out about messages, in every attempt to write them, by the ids of their events.
+/// The worker's findings from all attempts to write a message, by the message's event id.
 pub(crate) type Findings<F> = HashMap<Uuid, Vec<F>>;
 
 /// One attempt to write a batch.
@@ -58,16 +58,16 @@ pub(crate) struct Attempt<'a, W: ExternalWorker> {
     pub(crate) batch: &'a [Authorized<W::Item>],
     pub(crate) keys: &'a DataKeys,
     pub(crate) prepared: &'a W::Prepared,
-    /// The grants of the batch's tokens, or the job grants of its tick.
+    /// The grants in the tokens of the batch, or the job grants of its tick.
     pub(crate) grants: &'a [&'a str],
     pub(crate) watermarks: &'a Watermarks,
 }
 
 impl<W: ExternalWorker> Attempt<'_, W> {
-    /// Writes the batch. What the worker found out is in `findings` whatever becomes of the transaction.
+    /// Writes the batch. The worker's findings are added to `findings` even if the transaction is rolled back.
     ///
     /// # Errors
-    /// [`RolledBack`]; then nothing of the batch may be committed.
+    /// [`RolledBack`]: the caller must roll the transaction back.
     pub(crate) async fn transact(
         &self,
         connection: &mut Connection,
@@ -93,7 +93,7 @@ impl<W: ExternalWorker> Attempt<'_, W> {
         let mut new_events = self.new_events(&verdicts, &causes)?;
         let mut clocks = clock::take(connection, &sessions(&new_events, &before, self.watermarks)).await?;
         if clocks.has_more {
-            return Err(RolledBack::Behind(clocks.earlier));
+            return Err(RolledBack::Backlog(clocks.earlier));
         }
         for event in &mut new_events {
             event.logical_timestamp = clocks.next(event.user_id, event.session_id);
@@ -112,7 +112,7 @@ impl<W: ExternalWorker> Attempt<'_, W> {
                 false => None,
             });
         }
-        let dispositions = with_copies(&entries, dispositions, &known, &before);
+        let dispositions = with_duplicates(&entries, dispositions, &known, &before);
         self.update_inbox(connection, &entries, &dispositions).await?;
         crash::reach(Point::Written);
         Ok(Transacted { dispositions, earlier: clocks.earlier })
@@ -134,17 +134,17 @@ impl<W: ExternalWorker> Attempt<'_, W> {
         blackboard::causes(connection, &parents).await
     }
 
-    /// The worker's verdicts on the messages at these places. Those whose user's data key cannot be opened are tried again within
-    /// the retry budget, until an operator has repaired it.
+    /// The worker's verdicts on the messages at these indexes. A message is retried within the retry budget if its user's
+    /// data key cannot be decrypted, so that an operator has time to repair the key.
     async fn verdicts(
         &self,
         connection: &mut Connection,
-        places: Vec<usize>,
+        indexes: Vec<usize>,
         findings: &mut Findings<W::Finding>,
     ) -> Result<HashMap<usize, Verdict>, Fault> {
-        let mut verdicts = HashMap::with_capacity(places.len());
-        let mut open = Vec::with_capacity(places.len());
-        for index in places {
+        let mut verdicts = HashMap::with_capacity(indexes.len());
+        let mut open = Vec::with_capacity(indexes.len());
+        for index in indexes {
             let message = self.message(index);
             match self.keys.get(&message.user_id()) {
                 Some(Err(reason)) if !message.secrets.is_empty() => {
@@ -167,7 +167,7 @@ impl<W: ExternalWorker> Attempt<'_, W> {
         Ok(verdicts)
     }
 
-    /// The events that the verdicts cause, in the order of the batch.
+    /// Creates the events that the verdicts cause, in the order of the batch.
     fn new_events<'a>(
         &'a self,
         verdicts: &'a HashMap<usize, Verdict>,
@@ -190,13 +190,14 @@ impl<W: ExternalWorker> Attempt<'_, W> {
             let ids = inbox::event_ids(message.event_id, drafts.len());
             events.extend(ids.zip(drafts).map(|(id, draft)| new_event(id, message, draft, cause)));
         }
-        if events.len() > MAX_EVENTS_OF_A_BATCH {
-            return Err(too_many("the batch", events.len(), MAX_EVENTS_OF_A_BATCH));
+        if events.len() > MAX_EVENTS_PER_BATCH {
+            return Err(too_many("the batch", events.len(), MAX_EVENTS_PER_BATCH));
         }
         Ok(events)
     }
 
-    /// Messages that are tried again or dead-lettered leave no trace in the inbox; of those with several events, it keeps how many.
+    /// Removes messages that are retried or dead-lettered from the inbox. For a message that did not cause exactly one
+    /// event, the inbox stores the number of events.
     async fn update_inbox(
         &self,
         connection: &mut Connection,
@@ -228,7 +229,7 @@ fn entry<I>(message: &Message<I>) -> Entry {
     }
 }
 
-/// What becomes of a message that this transaction has taken.
+/// The disposition of a message that this transaction has added to the inbox.
 fn disposition(
     entry: &Entry,
     verdict: Option<Verdict>,
@@ -240,7 +241,7 @@ fn disposition(
                 inbox::event_ids(entry.event_id, drafts.len()).map(|id| events.get(&id).cloned()).collect();
             let missing = || Fault {
                 kind: FaultKind::Permanent,
-                reason: "an event of it cannot be appended".to_owned(),
+                reason: "one of its events could not be appended".to_owned(),
             };
             let events = events.ok_or_else(missing)?;
             Disposition::Committed(Commit { effect: Effect::Applied, events, reason: None })
@@ -255,7 +256,7 @@ fn disposition(
         Some(Verdict::Rejected(reason)) => {
             Disposition::DeadLetter { class: DeadLetterClass::Permanent, reason }
         }
-        // An event is published once it is committed: one that is not there is none of this user's, and never will be.
+        // Events are published only after they are committed, so an unknown id cannot become valid later.
         None => Disposition::DeadLetter {
             class: DeadLetterClass::Permanent,
             reason: format!("{}: no event with this id for this user", contract::header::PARENT_EVENT),
@@ -263,7 +264,7 @@ fn disposition(
     })
 }
 
-/// The sessions that the batch has events of, also of what an earlier transaction wrote.
+/// The sessions of the batch's events, including events written by earlier transactions.
 fn sessions<'a>(
     new_events: &'a [NewEvent<'_>],
     before: &'a HashMap<Uuid, Event>,
@@ -286,9 +287,9 @@ fn sessions<'a>(
     sessions.into_iter().map(session).collect()
 }
 
-/// Gives the messages that were not taken the disposition of the one that was: by an earlier transaction, or by this one as
-/// another copy.
-fn with_copies(
+/// Gives each duplicate the disposition of the original, which was added to the inbox by an earlier transaction or is
+/// another copy in this batch.
+fn with_duplicates(
     entries: &[Entry],
     mut dispositions: Vec<Option<Disposition>>,
     known: &[Entry],
@@ -296,21 +297,21 @@ fn with_copies(
 ) -> Vec<Disposition> {
     let missing: Vec<usize> =
         (0..dispositions.len()).filter(|&index| dispositions[index].is_none()).collect();
-    // Nearly every batch has no message that came before.
+    // Most batches contain no duplicate.
     if !missing.is_empty() {
-        let places: HashMap<Uuid, usize> =
+        let indexes: HashMap<Uuid, usize> =
             entries.iter().enumerate().map(|(index, entry)| (entry.event_id, index)).collect();
         let known: HashMap<(i32, Uuid), &Entry> =
             known.iter().map(|entry| ((entry.user_id, entry.message_id), entry)).collect();
         for index in missing {
             let first = known.get(&(entries[index].user_id, entries[index].message_id)).copied();
-            let original = first.and_then(|first| dispositions[*places.get(&first.event_id)?].as_ref());
+            let original = first.and_then(|first| dispositions[*indexes.get(&first.event_id)?].as_ref());
             let events = || {
                 let ids = first.into_iter().flat_map(Entry::event_ids);
                 ids.filter_map(|id| before.get(&id).cloned()).collect()
             };
-            let copy = original.map_or_else(|| Disposition::repeated(events()), Disposition::of_a_copy);
-            dispositions[index] = Some(copy);
+            let duplicate = original.map_or_else(|| Disposition::repeated(events()), Disposition::of_duplicate);
+            dispositions[index] = Some(duplicate);
         }
     }
     dispositions.into_iter().flatten().collect()
@@ -331,14 +332,14 @@ fn new_event<'a, I>(
         target_agent_id: draft.target_agent_id.as_deref(),
         user_id: draft.user_id,
         session_id: &draft.session_id,
-        // A decoded body is JSON, and JSON is UTF-8; an empty object would be refused by nobody and say nothing.
+        // A decoded body is JSON and therefore UTF-8. The fallback is never used; an empty object would be valid.
         payload: match &draft.payload {
             Some(json) => json,
             None if message.body.is_empty() => "{}",
             None => std::str::from_utf8(&message.body).unwrap_or("{}"),
         },
         cause: cause.filter(|_| draft.user_id == message.user_id()),
-        // The session's clock gives it, which is taken last.
+        // Set later, from the session's clock.
         logical_timestamp: 0,
     }
 }
@@ -360,7 +361,7 @@ fn published(event: &NewEvent<'_>, appended: &Appended) -> Option<Event> {
     })
 }
 
-/// The events of what earlier transactions took, by their ids.
+/// The events of messages that earlier transactions processed, by event id.
 async fn events_of(connection: &mut Connection, known: &[Entry]) -> Result<HashMap<Uuid, Event>, Fault> {
     let ids: Vec<Uuid> = known.iter().flat_map(Entry::event_ids).collect();
     let events = blackboard::read(connection, &ids).await?;

@@ -1,4 +1,4 @@
-//! Stage four: one transaction for a batch, and if that fails, for its parts.
+//! Stage four: writes a batch in one transaction. If that fails, the batch is split, with a transaction for each part.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -25,8 +25,8 @@ use crate::stages::pull::Delivery;
 use crate::stages::transact::{Attempt, Findings, RolledBack, Transacted};
 use crate::worker::{Ended, ExternalWorker, Message, Source};
 
-/// A message and what becomes of it. Only this module makes one, and makes one that says that its transaction has committed only
-/// after it has.
+/// A message and its disposition. Only this module creates one, and it creates one as `Committed` only after the
+/// transaction has committed.
 #[derive(Debug)]
 pub struct Settlement<I> {
     message: Authorized<I>,
@@ -39,21 +39,21 @@ impl<I> Settlement<I> {
     }
 }
 
-/// What became of a batch.
+/// The settlements of a batch.
 #[derive(Debug)]
 pub struct Settlements<I> {
     pub(crate) settlements: Vec<Settlement<I>>,
-    /// Events of others that go out before those of the batch.
+    /// Events of earlier transactions, which are published before those of the batch.
     pub(crate) earlier: Vec<Event>,
 }
 
-/// What goes to `settle`: written batches, and messages that never got that far.
+/// Input of `settle`: written batches, and messages that were dead-lettered or deferred before the write.
 pub(crate) enum ToSettle<I> {
     Batch(Settlements<I>),
     Single(Box<Delivery>, Disposition),
 }
 
-/// What the stages before pass on: messages to be written, and others to be refused.
+/// Input of this stage: messages to write, and denied messages to record.
 pub(crate) struct ToWrite<I> {
     pub(crate) authorized: Vec<Authorized<I>>,
     pub(crate) denied: Vec<Denied>,
@@ -65,33 +65,33 @@ impl<I> Default for ToWrite<I> {
     }
 }
 
-/// How often a batch that met a transient fault is tried as a whole before it is split.
-const ATTEMPTS_AS_A_WHOLE: u32 = 3;
-/// How often a batch may lose its connection during a transaction before a message of it is suspected.
-const LOST_CONNECTIONS: u32 = 4;
+/// How often a batch with transient faults is tried as a whole before it is split.
+const WHOLE_BATCH_ATTEMPTS: u32 = 3;
+/// After losing its connection this often during a transaction, a batch is split to find a message that causes it.
+const MAX_LOST_CONNECTIONS: u32 = 4;
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// Writes batches of one worker.
+/// Writes the batches of one worker.
 pub(crate) struct Writer<W> {
     pub(crate) worker: Arc<W>,
     pub(crate) pool: Pool,
-    /// There for a worker that encrypts.
+    /// Set for a worker that encrypts.
     pub(crate) keys: Option<Arc<Keys>>,
     pub(crate) watermarks: Arc<Watermarks>,
     pub(crate) stats: Arc<Stats>,
     pub(crate) stop: CancellationToken,
 }
 
-/// What a worker has prepared for a batch, and what it found out while it wrote it.
+/// What a worker has prepared for a batch, and its findings from writing it.
 struct Progress<W: ExternalWorker> {
     prepared: W::Prepared,
     findings: Findings<W::Finding>,
 }
 
 impl<W: ExternalWorker> Writer<W> {
-    /// Writes a batch and decides what becomes of every message of it, in order. What is decided last is returned; what must go
-    /// out before is sent on by itself.
+    /// Writes a batch and decides the disposition of every message, in order. Settlements that must be published before
+    /// the rest can be written are sent to `to_settle`; the remaining ones are returned.
     pub(crate) async fn write(
         &self,
         mut batch: Vec<Authorized<W::Item>>,
@@ -103,8 +103,8 @@ impl<W: ExternalWorker> Writer<W> {
             return settlements(batch.drain(..), &mut decided, &mut earlier);
         };
         let mut progress = Progress { prepared, findings: Findings::new() };
-        // Parts still to be written, by their lengths, the next one last, so that the order of the batch is kept. Each begins
-        // where the dispositions end.
+        // The lengths of the parts still to be written, the next one last; this keeps the order of the batch. The next
+        // part starts at the index `decided.len()`.
         let mut parts: Vec<usize> = vec![batch.len()];
         while let Some(length) = parts.pop() {
             let messages = &batch[decided.len()..decided.len() + length];
@@ -113,20 +113,20 @@ impl<W: ExternalWorker> Writer<W> {
                     decided.extend(transacted.dispositions);
                     earlier.extend(transacted.earlier);
                 }
-                Err(RolledBack::Behind(unpublished)) => {
+                Err(RolledBack::Backlog(unpublished)) => {
                     parts.push(length);
                     self.clean_up(&batch[..decided.len()], &mut decided, &progress).await;
                     let first = settlements(batch.drain(..decided.len()), &mut decided, &mut earlier);
                     let second = Settlements { settlements: Vec::new(), earlier: unpublished };
                     for settlements in [first, second] {
-                        // Where nobody settles any more, nobody pulls either, and all of it is delivered again.
+                        // If the settle stage is gone, pulling stops as well and all messages are redelivered.
                         drop(to_settle.send(ToSettle::Batch(settlements)).await);
                     }
                 }
                 Err(RolledBack::Fault(_)) if length > 1 && !self.stop.is_cancelled() => {
                     parts.extend([length - length / 2, length / 2]);
                 }
-                // Whose fault it is, is not known of several; another replica finds out.
+                // Stopping: no time to find the failing message, so another replica takes them all.
                 Err(RolledBack::Fault(_)) if length > 1 => {
                     decided.extend(messages.iter().map(|_| Disposition::HAND_BACK));
                 }
@@ -141,10 +141,10 @@ impl<W: ExternalWorker> Writer<W> {
         settlements(batch.drain(..), &mut decided, &mut earlier)
     }
 
-    /// Has the worker prepare the batch. None if it is stopped while another server is unreachable.
+    /// Prepares the batch at external dependencies. `None` if the worker is stopped before this is done.
     async fn prepare(&self, batch: &[Authorized<W::Item>]) -> Option<W::Prepared> {
         let mut prepared = W::Prepared::default();
-        // From where to where, the next part last.
+        // The ranges of the parts still to be prepared, the next one last.
         let mut parts = vec![(0, batch.len())];
         let mut tries = 0;
         while let Some((start, end)) = parts.pop() {
@@ -153,7 +153,7 @@ impl<W: ExternalWorker> Writer<W> {
             let grants: BTreeSet<&str> = batch[start..end].iter().filter_map(Authorized::grant).collect();
             let grants = Vec::from_iter(grants);
             let part = tokio::select! {
-                // What is prepared in vain is prepared again.
+                // Safe to cancel: a redelivered message is prepared again.
                 () = self.stop.cancelled() => return None,
                 part = self.worker.prepare(&messages, &grants) => part,
             };
@@ -182,8 +182,8 @@ impl<W: ExternalWorker> Writer<W> {
                     if end - start > 1 {
                         parts.extend([(middle, end), (start, middle)]);
                     } else {
-                        // The transaction fails on the same, and reports it better.
-                        tracing::debug!(worker = W::INFO.name, %fault, "a message is not prepared");
+                        // The transaction will fail for the same reason and report it in more detail.
+                        tracing::debug!(worker = W::INFO.name, %fault, "cannot prepare a message");
                     }
                 }
             }
@@ -191,8 +191,8 @@ impl<W: ExternalWorker> Writer<W> {
         Some(prepared)
     }
 
-    /// Has the worker clean up after messages that end. While another server is unreachable, it waits; if it is stopped then, they
-    /// are delivered again.
+    /// Calls the worker's `clean_up` for the messages that are settled for good. Retries while a dependency is
+    /// unavailable; if the worker is stopped meanwhile, the messages are redelivered.
     async fn clean_up(
         &self,
         batch: &[Authorized<W::Item>],
@@ -228,7 +228,8 @@ impl<W: ExternalWorker> Writer<W> {
         }
     }
 
-    /// Records refusals. False if they cannot be recorded before the worker stops: they must not be without a trace.
+    /// Records refusals, retrying until it succeeds. False if the worker is stopped first: then the messages must be
+    /// redelivered, because no refusal may go unrecorded.
     pub(crate) async fn record_denied(&self, denied: &[Denied]) -> bool {
         let reasons: Vec<String> = denied.iter().map(|one| one.refusal.to_string()).collect();
         let refused: Vec<RefusedToken<'_>> = denied
@@ -248,7 +249,7 @@ impl<W: ExternalWorker> Writer<W> {
                 async { registry::record_refused(&mut *store::acquire(&self.pool).await?, &refused).await };
             let Err(fault) = recorded.await else { return true };
             tries += 1;
-            tracing::warn!(worker = W::INFO.name, %fault, refusals = refused.len(), "refusals cannot be recorded; waiting");
+            tracing::warn!(worker = W::INFO.name, %fault, refusals = refused.len(), "cannot record refusals, retrying");
             tokio::select! {
                 () = self.stop.cancelled() => return false,
                 () = tokio::time::sleep(retry::delay(tries, FIRST_PAUSE, LONGEST_PAUSE)) => {}
@@ -256,13 +257,14 @@ impl<W: ExternalWorker> Writer<W> {
         }
     }
 
-    /// Tries one part until it is written or fails for a reason that lies in it. While the database is unreachable, it waits.
+    /// Tries one part until it is written or one of its messages causes a failure. Retries while a dependency is
+    /// unavailable.
     async fn persist(
         &self,
         messages: &[Authorized<W::Item>],
         progress: &mut Progress<W>,
     ) -> Result<Transacted, RolledBack> {
-        let (mut tries, mut outages, mut severed) = (0, 0, 0);
+        let (mut tries, mut outages, mut connections_lost) = (0, 0, 0);
         loop {
             let fault = match self.attempt(messages, progress).await {
                 Err(RolledBack::Fault(fault)) => fault,
@@ -274,17 +276,17 @@ impl<W: ExternalWorker> Writer<W> {
                 }
                 FaultKind::Transient => {
                     tries += 1;
-                    if tries >= ATTEMPTS_AS_A_WHOLE {
+                    if tries >= WHOLE_BATCH_ATTEMPTS {
                         return Err(fault.into());
                     }
                     retry::delay(tries, FIRST_PAUSE, LONGEST_PAUSE)
                 }
-                FaultKind::ConnectionLost if severed + 1 >= LOST_CONNECTIONS => {
+                FaultKind::ConnectionLost if connections_lost + 1 >= MAX_LOST_CONNECTIONS => {
                     return Err(Fault { kind: FaultKind::Transient, ..fault }.into());
                 }
                 FaultKind::ConnectionLost | FaultKind::Unavailable => {
                     outages += 1;
-                    severed += u32::from(fault.kind == FaultKind::ConnectionLost);
+                    connections_lost += u32::from(fault.kind == FaultKind::ConnectionLost);
                     tracing::warn!(worker = W::INFO.name, %fault, messages = messages.len(), "dependency unavailable, batch on hold");
                     retry::delay(outages, FIRST_PAUSE, LONGEST_PAUSE)
                 }
@@ -296,14 +298,14 @@ impl<W: ExternalWorker> Writer<W> {
         }
     }
 
-    /// What becomes of a message that failed by itself. A refusal is recorded first, on a connection of its own: the transaction
-    /// that was refused is rolled back.
+    /// The disposition of a message that failed on its own. A denial by the database is recorded first, on another
+    /// connection, because the denied transaction is rolled back.
     async fn failed(&self, message: &Message<W::Item>, fault: &Fault) -> Disposition {
         if fault.kind == FaultKind::Denied
             && let Err(problem) = self.record_violation(message, fault).await
         {
-            // It will be refused again, and must not be without a trace.
-            tracing::warn!(worker = W::INFO.name, %problem, "a violation cannot be recorded; its message is retried later");
+            // No violation may go unrecorded. The redelivered message will be denied again.
+            tracing::warn!(worker = W::INFO.name, %problem, "cannot record a violation; its message is redelivered");
             return Disposition::HAND_BACK;
         }
         Disposition::of_fault(fault)
@@ -320,8 +322,8 @@ impl<W: ExternalWorker> Writer<W> {
         security::record_violation(&mut connection, &violation).await
     }
 
-    /// The data keys that a batch needs, asked for before its transaction opens: the key store may be far away, and nobody shall
-    /// wait for rows that are locked meanwhile.
+    /// Fetches the data keys of a batch before its transaction opens: the key store may be slow, and no rows should stay
+    /// locked while waiting for it.
     async fn keys_for(&self, messages: &[Authorized<W::Item>]) -> Result<DataKeys, Fault> {
         let Some(keys) = &self.keys else { return Ok(DataKeys::new()) };
         let users: BTreeSet<UserId> = messages
@@ -330,12 +332,12 @@ impl<W: ExternalWorker> Writer<W> {
             .filter(|message| !message.secrets.is_empty())
             .map(Message::user_id)
             .collect();
-        // Whatever it is, it is no message's fault.
+        // Messages cannot cause an error of the key store, so all of them count as unavailability.
         let unavailable = |error: KeyError| Fault { kind: FaultKind::Unavailable, reason: error.to_string() };
         if users.is_empty() { Ok(DataKeys::new()) } else { keys.current(&users).await.map_err(unavailable) }
     }
 
-    /// One transaction.
+    /// Runs one transaction.
     async fn attempt(
         &self,
         messages: &[Authorized<W::Item>],
@@ -360,13 +362,13 @@ impl<W: ExternalWorker> Writer<W> {
             connection.transaction(async |connection| attempt.transact(connection, findings).await).await;
         let transacted = match transacted {
             Ok(transacted) => transacted,
-            Err(RolledBack::Behind(unpublished)) => {
-                // They are on their way before anything that is appended later.
+            Err(RolledBack::Backlog(unpublished)) => {
+                // They are published before any event that is appended later.
                 self.watermarks.enqueued(unpublished.iter());
-                return Err(RolledBack::Behind(unpublished));
+                return Err(RolledBack::Backlog(unpublished));
             }
             Err(RolledBack::Fault(fault)) => {
-                // The next one may reach another server, or know a schema that has changed since.
+                // A new connection may reach another server or see a schema that has changed.
                 if matches!(fault.kind, FaultKind::Unavailable | FaultKind::ConnectionLost) {
                     store::discard(connection);
                 }
@@ -385,11 +387,11 @@ impl<W: ExternalWorker> Writer<W> {
     }
 }
 
-/// The most users that one tick acts for. A sweep of more goes on with the next tick.
-const USERS_OF_A_TICK: i32 = 1_000;
+/// Maximum number of users that one tick acts for. The next tick continues with the rest.
+const MAX_USERS_PER_TICK: i32 = 1_000;
 
-/// The job grants of the ticks of a batch, for the users whose work is due. They are minted and committed before the transaction
-/// that uses them, so that nobody acts under grants whose audit rows are rolled back.
+/// Mints the job grants of a batch's ticks, for the users with work due. They are committed before the transaction that
+/// uses them, so that no grant is used whose audit rows are rolled back.
 async fn job_grants_of<I>(
     connection: &mut Connection,
     messages: &[Authorized<I>],
@@ -398,13 +400,13 @@ async fn job_grants_of<I>(
     for message in messages.iter().map(Authorized::message) {
         if let Source::Tick(tick) = &message.source {
             let job = tick.job.as_str();
-            grants.extend(job_grants::mint(connection, job, message.request_id, USERS_OF_A_TICK).await?);
+            grants.extend(job_grants::mint(connection, job, message.request_id, MAX_USERS_PER_TICK).await?);
         }
     }
     Ok(grants)
 }
 
-/// What was decided of these messages, which are as many as the dispositions.
+/// Pairs messages with their dispositions, of which there are as many.
 fn settlements<I>(
     messages: impl Iterator<Item = Authorized<I>>,
     decided: &mut Vec<Disposition>,

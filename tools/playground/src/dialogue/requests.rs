@@ -1,9 +1,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use bytes::Bytes;
 use contract::{
-    ChatMode, ContextPut, ContextRemove, ContextType, ConversationPut, Json, JsonObject, List, MessageAdd,
-    MessageRole, Name, Priority, ProfilePut, Request, RequestKind, RequestSubject, Service, SessionClose,
+    ChatMode, ContextPut, ContextRemove, ContextType, ConversationPut, Json, List, MessageAdd,
+    MessageRole, Name, Priority, ProfilePut, Request, SessionClose,
     SessionId, SessionOpen, SummaryPut, Text, UserId, UserPut, UserRole, UserStatus, VectorIndex,
     VectorRemove, Version,
 };

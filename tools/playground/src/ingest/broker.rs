@@ -56,8 +56,8 @@ impl Broker {
 
     async fn consumers(&self, workers: &[&WorkerInfo]) -> anyhow::Result<Vec<PullConsumer>> {
         let mut consumers = Vec::new();
-        for WorkerInfo { name, stream, .. } in workers {
-            let consumer = self.jetstream.get_consumer_from_stream(*name, *stream).await;
+        for (name, stream) in workers.iter().filter_map(|worker| Some((worker.name, worker.stream?))) {
+            let consumer = self.jetstream.get_consumer_from_stream(name, stream).await;
             consumers.push(consumer.with_context(|| {
                 format!(
                     "the consumer {name} of the stream {stream} cannot be read; `memfleet nats apply` creates it"

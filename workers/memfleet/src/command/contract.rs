@@ -16,31 +16,31 @@ pub struct ContractArgs {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// List every request with its subject, its stream and its event, and every query.
+    /// List all requests with subject, stream and event, and all queries.
     List,
-    /// Print the JSON Schema (draft 2020-12) of one request's body, or those of a query and its answer.
+    /// Print the JSON Schema (draft 2020-12) of a request body, or of a query and its answer.
     Schema {
-        /// Which, as `memfleet contract list` shows it.
+        /// The request or query, as printed by `memfleet contract list`.
         #[arg(value_name = "NOUN.VERB")]
         name: String,
     },
-    /// Print an example of one request's body, ready for `memfleet publish`.
+    /// Print an example request body for `memfleet publish`.
     Example {
-        /// Which, as `memfleet contract list` shows it.
+        /// The request, as printed by `memfleet contract list`.
         #[arg(value_name = "NOUN.VERB")]
         name: String,
         /// Only the required fields.
         #[arg(long)]
         minimal: bool,
     },
-    /// Print the AsyncAPI 3.0 document of all of it, in YAML; nats/asyncapi.yaml is a copy.
+    /// Print the AsyncAPI 3.0 document of the contract in YAML; nats/asyncapi.yaml is a copy.
     Asyncapi,
 }
 
-/// Carries out `memfleet contract`.
+/// Runs `memfleet contract`.
 ///
 /// # Errors
-/// If there is no request of that name.
+/// If no request or query has the given name.
 pub fn execute(args: &ContractArgs) -> anyhow::Result<()> {
     match &args.action {
         Action::List => list(),
@@ -89,6 +89,6 @@ fn query(name: &str) -> Option<&'static QueryKind> {
 
 fn find(name: &str) -> anyhow::Result<&'static RequestKind> {
     name.split_once('.').and_then(|(noun, verb)| RequestKind::find(noun, verb)).with_context(|| {
-        format!("no request and no query is named {name:?}; `memfleet contract list` shows all")
+        format!("no request or query is named {name:?}; `memfleet contract list` prints all names")
     })
 }

@@ -16,10 +16,10 @@ use config::Settings;
 use contract::UserId;
 use trust::KeyRing;
 
-/// Looks after the keys that encrypt fields and payloads.
+/// Creates, lists and rotates encryption keys of fields and payloads.
 ///
-/// A key-encryption key wraps the data keys of users, and those encrypt fields. Data keys are in the key store (keys.url);
-/// key-encryption keys are in a file, in Vault or in AWS KMS (keys.provider).
+/// Fields are encrypted with data keys, one per user, which are wrapped with a key-encryption key (KEK). Data keys are
+/// in the key store (keys.url); KEKs are in a file, in Vault or in AWS KMS (keys.provider).
 #[derive(Debug, Args)]
 pub struct KeysArgs {
     #[command(subcommand)]
@@ -28,48 +28,48 @@ pub struct KeysArgs {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Bring the key store's schema up to date.
+    /// Apply pending migrations of the key store.
     Migrate,
-    /// Add the next version of a key to a ring's file, which is made if it is not there.
+    /// Add the next version of a key to a key ring file; creates the file if it does not exist.
     Generate(GenerateArgs),
-    /// Show how many data keys each key-encryption key has wrapped.
+    /// Show how many data keys each key-encryption key wraps.
     List {
-        /// Print one JSON object a line.
+        /// Print one JSON object per line.
         #[arg(long)]
         json: bool,
     },
-    /// Wrap data keys anew with the current key-encryption key, or make new data keys. Workers go on meanwhile.
+    /// Re-wrap data keys with the current key-encryption key, or create new data keys. Workers keep running.
     Rotate(RotateArgs),
 }
 
 #[derive(Debug, Args)]
 struct GenerateArgs {
-    /// The file. By default keys.ring_file, and for a service trust.payload_ring_file.
+    /// The key ring file. Default: keys.ring_file for `kek`, trust.payload_ring_file for a service.
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
-    /// The name of the key: `kek`, or the service whose payloads it encrypts.
+    /// The key's name: `kek`, or the service whose payloads it encrypts.
     #[arg(long, default_value = KEK)]
     name: String,
 }
 
 #[derive(Debug, Args)]
 struct RotateArgs {
-    /// Make new data keys, and encrypt with them what the old ones have encrypted. The old ones stay for what is in backups.
+    /// Create new data keys and re-encrypt all fields with them. The old keys are kept to read backups.
     #[arg(long)]
     data: bool,
-    /// Of one user only.
+    /// Rotate only the data keys of this user.
     #[arg(long, requires = "data", value_name = "ID", value_parser = clap::value_parser!(i32).range(0..))]
     user: Option<i32>,
-    /// Only data keys that were made before then; by default all. With the time that an interrupted rotation has printed, it goes
-    /// on where that one was.
+    /// Rotate only data keys created before this time (RFC 3339); default: all. To resume an interrupted rotation, pass
+    /// the time it printed.
     #[arg(long, requires = "data", value_name = "TIME")]
     before: Option<DateTime<Utc>>,
 }
 
-/// Carries out `memfleet keys`.
+/// Runs `memfleet keys`.
 ///
 /// # Errors
-/// What happened, to what, and what to do about it.
+/// If a key, the key store or the database cannot be used, or a rotation is interrupted.
 pub async fn execute(args: KeysArgs, settings: &Settings) -> anyhow::Result<()> {
     match args.action {
         Action::Migrate => migrate(settings).await,
@@ -79,7 +79,7 @@ pub async fn execute(args: KeysArgs, settings: &Settings) -> anyhow::Result<()> 
             rotated = rotate(&args, settings) => rotated,
             stopped = interrupted() => {
                 stopped?;
-                anyhow::bail!("interrupted; everything can be read as before, and nothing of what is done is lost")
+                anyhow::bail!("interrupted; all fields stay readable and completed work is kept")
             }
         },
     }
@@ -88,7 +88,7 @@ pub async fn execute(args: KeysArgs, settings: &Settings) -> anyhow::Result<()> 
 async fn migrate(settings: &Settings) -> anyhow::Result<()> {
     let connection = store::connect(&settings.keys.url)
         .await
-        .context("migrating needs the key store that keys.url names")?;
+        .context("cannot connect to the key store to migrate (keys.url)")?;
     let names = ::keys::SCHEMA.up(connection).await?;
     for name in &names {
         outln!("up  {name}");
@@ -100,44 +100,44 @@ async fn migrate(settings: &Settings) -> anyhow::Result<()> {
 }
 
 fn generate(args: &GenerateArgs, settings: &Settings) -> anyhow::Result<()> {
-    // A service's key in the ring of key-encryption keys would wrap nothing and open nothing.
+    // A payload key in the key ring of the KEK would never be used.
     let (option, configured) = if args.name == KEK {
         ("keys.ring_file", &settings.keys.ring_file)
     } else {
         ("trust.payload_ring_file", &settings.trust.payload_ring_file)
     };
     let file = args.file.clone().or_else(|| configured.as_ref().map(PathBuf::from));
-    let file = file.with_context(|| format!("name a file, or set {option}"))?;
+    let file = file.with_context(|| format!("no key ring file: pass FILE or set {option}"))?;
     ensure!(
         trust::is_ring_name(&args.name),
-        "{:?} is no name of a key; it is {KEK}, or the name of a service: 1 to 64 of a-z 0-9 -",
+        "{:?} is not a valid key name: use {KEK} or a service name (1 to 64 characters of a-z 0-9 -)",
         args.name
     );
     let ring = if file.exists() { KeyRing::read(&file)? } else { KeyRing::default() };
     let version = ring.current(&args.name).map_or(1, |key| key.version() + 1);
     add_key(&file, &args.name, version)?;
-    outln!("{} has the key {}.{version} now", file.display(), args.name);
+    outln!("added key {}.{version} to {}", args.name, file.display());
     if args.name != KEK {
-        outln!("Bring it to every worker first, and then to the service.");
+        outln!("Distribute the file to every worker first, then to the service.");
     } else if version > 1 {
-        outln!("When every replica has this file, `memfleet keys rotate` wraps the data keys with it.");
+        outln!("When every replica has this file, run `memfleet keys rotate` to re-wrap the data keys.");
     }
     Ok(())
 }
 
-/// How long an operator's command waits for a connection.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Time limit for connecting to the key store.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The keys as an operator has them, who connects by `keys.url`.
+/// Opens the key store as the operator, who connects with `keys.url` and not `keys.worker_url`.
 fn open(settings: &Settings) -> anyhow::Result<Keys> {
     let mut keys = settings.keys.clone();
     keys.worker_url = None;
-    Ok(Keys::open(&keys, "", "keys", PATIENCE)?)
+    Ok(Keys::open(&keys, "", "keys", CONNECT_TIMEOUT)?)
 }
 
 async fn list(settings: &Settings, json: bool) -> anyhow::Result<()> {
     let mut connection =
-        store::connect(&settings.keys.url).await.context("data keys are where keys.url says")?;
+        store::connect(&settings.keys.url).await.context("cannot connect to the key store (keys.url)")?;
     let usage = ::keys::kek_usage(&mut connection).await?;
     let oldest = |at: Option<DateTime<Utc>>| at.map(|at| at.to_rfc3339_opts(SecondsFormat::Secs, true));
     if json {
@@ -150,14 +150,14 @@ async fn list(settings: &Settings, json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     if usage.is_empty() {
-        outln!("no data keys: nothing was ever encrypted");
+        outln!("no data keys: no field has been encrypted yet");
         return Ok(());
     }
     let mut table = Table::new([
         ("key-encryption key", Align::Left),
         ("data keys", Align::Right),
         ("users", Align::Right),
-        ("the oldest made", Align::Left),
+        ("oldest created", Align::Left),
     ]);
     let count = |count: i64| grouped(u64::try_from(count).unwrap_or_default());
     for one in usage {
@@ -173,7 +173,7 @@ async fn rotate(args: &RotateArgs, settings: &Settings) -> anyhow::Result<()> {
         if args.data { rotate_data(args, settings, &keys).await? } else { rewrap(settings, &keys).await? };
     ensure!(
         failed == 0,
-        "{} could not be opened and stay as they were; see above which",
+        "{} could not be decrypted and are unchanged; they are listed above",
         grouped(failed as u64)
     );
     Ok(())
@@ -181,12 +181,10 @@ async fn rotate(args: &RotateArgs, settings: &Settings) -> anyhow::Result<()> {
 
 async fn rewrap(settings: &Settings, keys: &Keys) -> anyhow::Result<usize> {
     let renewed = ::keys::rewrap(keys).await?;
-    outln!("wrapped {} data keys anew", grouped(renewed.done as u64));
-    let failed = told(&renewed);
+    outln!("re-wrapped {} data keys", grouped(renewed.done as u64));
+    let failed = print_problems(&renewed);
     if settings.keys.provider == ProviderName::Ring && failed == 0 {
-        outln!(
-            "Old key-encryption keys are still needed for backups of the key store that were made before."
-        );
+        outln!("Keep the old key-encryption keys: existing backups of the key store still need them.");
     }
     Ok(failed)
 }
@@ -194,36 +192,36 @@ async fn rewrap(settings: &Settings, keys: &Keys) -> anyhow::Result<usize> {
 async fn rotate_data(args: &RotateArgs, settings: &Settings, keys: &Keys) -> anyhow::Result<usize> {
     let before = args.before.unwrap_or_else(Utc::now);
     let user = args.user.map(UserId::new).transpose()?;
-    let of_whom = user.map_or_else(String::new, |user| format!(" --user {user}"));
+    let user_option = user.map_or_else(String::new, |user| format!(" --user {user}"));
     errln!(
-        "should this be interrupted, go on with: memfleet keys rotate --data{of_whom} --before {}",
+        "to resume after an interruption: memfleet keys rotate --data{user_option} --before {}",
         before.to_rfc3339_opts(SecondsFormat::Micros, true)
     );
     let mut main = store::connect(&settings.postgres.url)
         .await
-        .context("the fields are in the database that postgres.url names")?;
+        .context("cannot connect to the database that holds the encrypted fields (postgres.url)")?;
     ::keys::check_bypasses_rls(&mut main).await?;
-    let made = ::keys::rotate_data_keys(keys, before, user).await?;
-    outln!("made {} new data keys", grouped(made as u64));
+    let created = ::keys::rotate_data_keys(keys, before, user).await?;
+    outln!("created {} new data keys", grouped(created as u64));
     let first = ::keys::reencrypt(&mut main, keys, user).await?;
-    outln!("encrypted {} fields anew", grouped(first.done as u64));
+    outln!("re-encrypted {} fields", grouped(first.done as u64));
     let wait = longest_use(settings);
-    errln!("waiting {} s for replicas that still write with the old keys", wait.as_secs());
+    errln!("waiting {} s for replicas that still write with cached old keys", wait.as_secs());
     tokio::time::sleep(wait).await;
     let second = ::keys::reencrypt(&mut main, keys, user).await?;
-    outln!("encrypted {} fields anew that were written meanwhile", grouped(second.done as u64));
-    Ok(told(&second))
+    outln!("re-encrypted {} fields that were written meanwhile", grouped(second.done as u64));
+    Ok(print_problems(&second))
 }
 
-/// How long a replica may still write with a key that is not the current one: as long as it keeps keys, and then as long as a
-/// batch takes that had just asked for its own.
+/// How long a replica may still write with an old data key: the lifetime of its key cache plus the longest batch that
+/// read a key from the cache just before it expired.
 fn longest_use(settings: &Settings) -> Duration {
     let postgres = &settings.postgres;
     settings.keys.cache() + Duration::from_millis(postgres.connect_timeout_ms + postgres.statement_timeout_ms)
 }
 
-/// Says what could not be opened.
-fn told(renewed: &RotationReport) -> usize {
+/// Prints what could not be decrypted, and returns how many.
+fn print_problems(renewed: &RotationReport) -> usize {
     for problem in &renewed.problems {
         errln!("{problem}");
     }

@@ -6,7 +6,7 @@ use cli::outln;
 use config::Settings;
 use store::{migration, partition};
 
-/// Brings the schema of the configured database up to date, or takes it back.
+/// Applies or rolls back migrations of the database at `postgres.url`, and creates monthly partitions.
 #[derive(Debug, Args)]
 pub struct MigrateArgs {
     #[command(subcommand)]
@@ -15,47 +15,47 @@ pub struct MigrateArgs {
 
 #[derive(Clone, Copy, Debug, Subcommand)]
 enum Action {
-    /// Run every migration that has not run.
+    /// Apply all pending migrations.
     Up,
-    /// Take back the latest migrations. Their tables go, and what they hold.
+    /// Roll back the latest migrations. DROPS their tables and all data in them.
     Down {
-        /// How many.
+        /// Number of migrations to roll back.
         #[arg(default_value_t = 1, value_name = "COUNT")]
         count: usize,
     },
-    /// Make the partitions of this month and the next ones, where they are missing. `up` does so too; run it once a month.
+    /// Create missing partitions for this month and the following ones. Run it once a month; `up` does the same.
     Partitions {
-        /// How many months after this one.
+        /// Number of months after the current one.
         #[arg(long, default_value_t = partition::MONTHS_AHEAD, value_name = "COUNT", value_parser = clap::value_parser!(i32).range(0..=120))]
         months: i32,
     },
-    /// List the migrations and whether they have run.
+    /// List migrations and whether each has been applied.
     Status,
 }
 
-/// Carries out `memfleet migrate`.
+/// Runs `memfleet migrate`.
 ///
 /// # Errors
 /// If the database cannot be reached or a migration fails.
 pub async fn execute(args: MigrateArgs, settings: &Settings) -> anyhow::Result<()> {
     let url = &settings.postgres.url;
     let mut connection =
-        store::connect(url).await.context("migrating needs the database that postgres.url names")?;
+        store::connect(url).await.context("cannot connect to the database to migrate (postgres.url)")?;
     match args.action {
         Action::Up => {
-            tell("up", &migration::MAIN.up(connection).await?, "nothing to do: the schema is up to date");
+            print_names("up", &migration::MAIN.up(connection).await?, "nothing to do: the schema is up to date");
             partition::create_ahead(&mut store::connect(url).await?, partition::MONTHS_AHEAD).await?;
         }
         Action::Down { count } => {
-            tell(
+            print_names(
                 "down",
                 &migration::MAIN.down(connection, count).await?,
-                "nothing to do: no migration has run",
+                "nothing to do: no migration is applied",
             );
         }
         Action::Partitions { months } => {
-            let made = partition::create_ahead(&mut connection, months).await?;
-            outln!("made {made} partitions");
+            let created = partition::create_ahead(&mut connection, months).await?;
+            outln!("created {created} partitions");
         }
         Action::Status => {
             for state in migration::MAIN.status(connection).await? {
@@ -66,11 +66,11 @@ pub async fn execute(args: MigrateArgs, settings: &Settings) -> anyhow::Result<(
     Ok(())
 }
 
-fn tell(direction: &str, names: &[String], nothing: &str) {
+fn print_names(direction: &str, names: &[String], if_empty: &str) {
     for name in names {
         outln!("{direction}  {name}");
     }
     if names.is_empty() {
-        outln!("{nothing}");
+        outln!("{if_empty}");
     }
 }

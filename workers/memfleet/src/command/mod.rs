@@ -1,4 +1,4 @@
-//! The commands, one a file.
+//! The commands, one per module.
 
 pub mod ask;
 pub mod audit;

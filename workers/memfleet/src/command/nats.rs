@@ -12,8 +12,8 @@ use topology::{Change, Document, INCLUDED_NKEYS, Service, Topology};
 
 /// Creates and updates the broker's streams and consumers, and generates its accounts and keys.
 ///
-/// Streams and consumers follow from the workers of this program; `--dir` names a folder of files to use instead. Only the fields
-/// that they name are compared and changed. Nothing is ever deleted, and applying twice does nothing the second time.
+/// Streams and consumers are derived from the workers of this program; `--dir` reads them from files instead. Only fields
+/// set there are compared and changed. Nothing is ever deleted, and applying twice changes nothing the second time.
 #[derive(Debug, Args)]
 pub struct NatsArgs {
     #[command(subcommand)]
@@ -22,9 +22,9 @@ pub struct NatsArgs {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Show what `apply` would do, and do nothing.
+    /// Show what `apply` would change, without changing anything.
     ///
-    /// One line for each change: `+` is created, `~` is changed, from the broker's value to the new one.
+    /// Prints one line per change: `+` creates, `~` updates from the broker's value to the new one.
     Diff {
         #[command(flatten)]
         source: Source,
@@ -32,7 +32,7 @@ enum Action {
         #[arg(long)]
         check: bool,
     },
-    /// Print accounts.conf: who may publish and subscribe where, for the server's configuration.
+    /// Print accounts.conf for the NATS server: the publish and subscribe permissions of each identity.
     Render {
         /// The services, in the form of nats/services.json; that file by default.
         #[arg(long, value_name = "FILE")]
@@ -41,16 +41,16 @@ enum Action {
         #[arg(long, value_name = "DIR")]
         folder: Option<PathBuf>,
     },
-    /// Create a key for every identity that has none yet, and print nkeys.conf with the public keys.
+    /// Create an nkey for each identity without one, and print nkeys.conf with the public keys.
     Keys {
         /// The services, in the form of nats/services.json; that file by default.
         #[arg(long, value_name = "FILE")]
         services: Option<PathBuf>,
-        /// The folder of the private keys, a file <name>.nk each. Give each service and worker its own and no other.
+        /// Folder for the private keys, one file <name>.nk each. Give each service and worker only its own file.
         #[arg(value_name = "DIR")]
         dir: PathBuf,
     },
-    /// Show the difference, then create and update streams and consumers.
+    /// Show the differences, then create and update streams and consumers.
     Apply {
         #[command(flatten)]
         source: Source,
@@ -59,10 +59,10 @@ enum Action {
 
 #[derive(Debug, Args)]
 struct Source {
-    /// Folder with `streams/*.json` and `consumers/*.json`, instead of the streams and consumers of this program.
+    /// Folder with `streams/*.json` and `consumers/*.json` to use instead of the built-in streams and consumers.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Servers that store each stream (`num_replicas`): 3 for a production cluster.
+    /// Replicas of each stream (`num_replicas`); use 3 in a production cluster.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=5))]
     replicas: Option<u8>,
 }
@@ -80,10 +80,11 @@ impl Source {
     }
 }
 
-/// Carries out `memfleet nats`.
+/// Runs `memfleet nats`.
 ///
 /// # Errors
-/// If a file cannot be read, the broker cannot be reached or refuses; with `diff --check` if there is a difference.
+/// If a file cannot be read or written, the broker is unreachable or rejects a change, or `diff --check` finds a
+/// difference.
 pub async fn execute(args: NatsArgs, settings: &Settings) -> anyhow::Result<()> {
     let (source, check, to_apply) = match &args.action {
         Action::Diff { source, check } => (source, *check, false),
@@ -107,7 +108,7 @@ pub async fn execute(args: NatsArgs, settings: &Settings) -> anyhow::Result<()> 
     let jetstream = jetstream::new(client);
     let changes = topology::diff(&jetstream, &topology)
         .await
-        .context("is JetStream enabled on this server, and may these credentials manage streams?")?;
+        .context("cannot read the streams; is JetStream enabled, and may these credentials manage streams?")?;
     show(&changes);
     if changes.is_empty() {
         outln!("nothing to do: the broker's streams and consumers are up to date");
@@ -115,7 +116,7 @@ pub async fn execute(args: NatsArgs, settings: &Settings) -> anyhow::Result<()> 
         let done = topology::apply(&jetstream, &topology).await?;
         outln!("applied {} {}", done.len(), if done.len() == 1 { "change" } else { "changes" });
     } else if check {
-        anyhow::bail!("the broker's streams or consumers differ; `memfleet nats apply` updates them");
+        anyhow::bail!("the broker's streams or consumers differ; run `memfleet nats apply` to update them");
     }
     Ok(())
 }
@@ -127,7 +128,7 @@ fn services_of(file: Option<&Path>) -> anyhow::Result<Vec<Service>> {
     })
 }
 
-/// Writes documents into a folder, which it creates.
+/// Writes documents into a folder, which is created if missing.
 fn write_all(folder: &Path, documents: &[Document]) -> anyhow::Result<()> {
     for Document { path, text } in documents {
         let file = folder.join(path);

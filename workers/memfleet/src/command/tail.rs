@@ -19,20 +19,20 @@ use uuid::Uuid;
 
 /// Prints a user's events as they happen, until Ctrl-C.
 ///
-/// A line has the event's number, when it happened, what happened, its session, who did it, and the beginning of what it
-/// carries. Events are delivered at least once; a repeat is left out.
+/// Each line shows sequence number, time, event type, session, source agent and the start of the payload. Events are
+/// delivered at least once; duplicates are not printed.
 #[derive(Debug, Args)]
 pub struct TailArgs {
-    /// Whose events.
+    /// The user whose events are printed.
     #[arg(long, value_parser = clap::value_parser!(i32).range(0..))]
     user: i32,
-    /// Only those of this session or conversation.
+    /// Print only events of this session or conversation.
     #[arg(long)]
     session: Option<String>,
-    /// Begin with what happened in the last so many seconds, as far as the stream EVENTS keeps it.
+    /// Start with the events of the last SECONDS, as far as the stream EVENTS retains them. Default: new events only.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=604_800))]
     since: Option<u64>,
-    /// Stop after so many events.
+    /// Exit after printing this many events.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
     /// Print each event as one JSON object.
@@ -40,17 +40,17 @@ pub struct TailArgs {
     json: bool,
 }
 
-/// The stream of what has happened.
+/// The stream of events.
 const STREAM: &str = "EVENTS";
-/// How many events are remembered to tell repeats apart.
+/// Number of event ids kept to detect duplicates.
 const REMEMBERED: usize = 10_000;
-/// How much of a payload a line shows, in characters.
+/// Characters of a payload that a line shows.
 const SHOWN: usize = 100;
 
-/// Carries out `memfleet tail`.
+/// Runs `memfleet tail`.
 ///
 /// # Errors
-/// If the broker cannot be reached or has no stream of events.
+/// If the broker is unreachable or has no stream of events.
 pub async fn execute(args: TailArgs, settings: &Settings) -> anyhow::Result<()> {
     tokio::select! {
         followed = follow(&args, settings) => followed,
@@ -61,7 +61,7 @@ pub async fn execute(args: TailArgs, settings: &Settings) -> anyhow::Result<()> 
 async fn follow(args: &TailArgs, settings: &Settings) -> anyhow::Result<()> {
     let client = broker::connect_operator(&settings.nats, "tail").await?;
     let stream = jetstream::new(client).get_stream_no_info(STREAM).await;
-    let stream = stream.with_context(|| format!("the stream {STREAM} cannot be read"))?;
+    let stream = stream.with_context(|| format!("cannot read the stream {STREAM}"))?;
     let start = args.since.map(|seconds| SystemTime::now() - Duration::from_secs(seconds));
     let deliver_policy = match start {
         Some(start) => DeliverPolicy::ByStartTime { start_time: start.into() },
@@ -74,16 +74,16 @@ async fn follow(args: &TailArgs, settings: &Settings) -> anyhow::Result<()> {
     };
     let consumer = stream.create_consumer(config).await;
     let consumer = consumer
-        .with_context(|| format!("the stream {STREAM} cannot be followed; `memfleet nats apply` makes it"))?;
-    let mut messages = consumer.messages().await.context("the events cannot be followed")?;
+        .with_context(|| format!("cannot read the stream {STREAM}; `memfleet nats apply` creates it"))?;
+    let mut messages = consumer.messages().await.context("cannot subscribe to the events")?;
     if args.count.is_none() {
-        cli::errln!("following the events of user {} until Ctrl-C", args.user);
+        cli::errln!("printing events of user {} until Ctrl-C", args.user);
     }
     let (mut seen, mut printed) = (Seen::default(), 0);
     while args.count.is_none_or(|count| printed < count) {
-        let Some(message) = messages.next().await else { bail!("the broker ended the events") };
-        let message = message.context("the events cannot be followed any more")?;
-        let event: Event = serde_json::from_slice(&message.payload).context("an event cannot be read")?;
+        let Some(message) = messages.next().await else { bail!("the broker closed the subscription") };
+        let message = message.context("cannot read further events")?;
+        let event: Event = serde_json::from_slice(&message.payload).context("cannot decode an event")?;
         let wanted = args.session.as_ref().is_none_or(|session| *session == event.session_id);
         if wanted && seen.is_new(event.event_id) {
             printed += 1;
@@ -101,7 +101,7 @@ fn line(event: &Event) -> String {
     let payload = event.payload.as_str();
     let beginning: String = payload.chars().take(SHOWN).collect();
     let more = if beginning.len() < payload.len() { "…" } else { "" };
-    // What a publisher wrote shall not steer the terminal.
+    // Escapes control characters that a publisher could use to manipulate the terminal.
     let shown = printable(&beginning);
     let target = event.target_agent_id.as_deref().map(printable);
     let target = target.map_or(String::new(), |target| format!(" → {target}"));
@@ -115,7 +115,7 @@ fn line(event: &Event) -> String {
     )
 }
 
-/// The latest events.
+/// The ids of the latest events.
 #[derive(Default)]
 struct Seen {
     ids: HashSet<Uuid>,

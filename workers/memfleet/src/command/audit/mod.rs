@@ -18,14 +18,14 @@ use show::TrailArgs;
 use verify::VerifyArgs;
 
 const HELP: &str = "\
-Seals are signed with a key that the database cannot read, and told to the broker:
+Seals are signed with a key that the database cannot read, and anchored in NATS:
 
   memfleet audit key generate main > seal.key
   memfleet audit key public seal.key > seal.pub
   MEMFLEET_AUDIT__SEAL_KEY_FILE=seal.key memfleet audit seal --follow
   MEMFLEET_AUDIT__PUBLIC_KEYS_FILE=seal.pub memfleet audit verify";
 
-/// The audit trail: its seals, its proof, and what it tells of a user.
+/// Seals and verifies the audit trail, and shows the entries of a user.
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub struct AuditArgs {
@@ -35,35 +35,35 @@ pub struct AuditArgs {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Seal what is finished, and tell the broker of the seals.
+    /// Seal the rows of finished transactions, and anchor the seals in NATS.
     Seal(seal::SealArgs),
-    /// Recompute every seal, and name what is not as it was sealed.
+    /// Recompute every seal, and report rows that were changed, removed or added after sealing.
     Verify(VerifyArgs),
-    /// Show what the trail tells of a user, the newest first.
+    /// Show the audit trail of a user, newest entries first.
     Trail(TrailArgs),
-    /// Make a key of seals, or show its public half.
+    /// Create a seal key, or print its public key.
     #[command(subcommand)]
     Key(Key),
 }
 
 #[derive(Debug, Subcommand)]
 enum Key {
-    /// Print a new private key. Keep it where the database cannot read it.
+    /// Print a new private key. Store it where the database cannot read it.
     Generate {
-        /// Its name: 1 to 32 of a-z 0-9 -.
+        /// The key's name: 1 to 32 characters of a-z 0-9 -.
         name: String,
     },
-    /// Print the public half of a private key, for whoever verifies.
+    /// Print the public key of a private key, for `audit verify`.
     Public {
         /// The file that holds the private key.
         file: PathBuf,
     },
 }
 
-/// Carries out `memfleet audit`.
+/// Runs `memfleet audit`.
 ///
 /// # Errors
-/// If a key is none, the database or the broker cannot be reached, or the trail is not as it was sealed.
+/// If a key is invalid, the database or the broker is unreachable, or verification finds a difference.
 pub async fn execute(args: AuditArgs, settings: &Settings) -> anyhow::Result<()> {
     match args.what {
         What::Seal(args) => seal::execute(&args, settings).await,
@@ -83,16 +83,16 @@ pub async fn execute(args: AuditArgs, settings: &Settings) -> anyhow::Result<()>
 async fn database(settings: &Settings) -> anyhow::Result<Connection> {
     store::connect(&settings.postgres.url)
         .await
-        .context("cannot read the audit trail of postgres.url; for local servers, run `memfleet dev`")
+        .context("cannot read the audit trail: the database at postgres.url is unavailable (local servers: `memfleet dev`)")
 }
 
-/// The keys whose signatures are good.
+/// The public keys whose signatures are accepted.
 fn public_keys(settings: &Settings) -> anyhow::Result<Vec<PublicKey>> {
     match &settings.audit.public_keys_file {
         Some(file) => PublicKey::read_all(Path::new(file)).context("audit.public_keys_file"),
         None if settings.audit.seal_key_file.is_some() => Ok(vec![seal_key(settings)?.public()]),
         None => anyhow::bail!(
-            "audit.public_keys_file is not set: it names the keys whose signatures are good; without one nothing is proven"
+            "audit.public_keys_file is not set; verification needs the public keys that the seals are signed with"
         ),
     }
 }

@@ -7,10 +7,10 @@ use cli::table::grouped;
 use config::Settings;
 use fleet::sealer::{self, seal_key};
 
-/// Seals every row of the trail whose transaction is finished.
+/// Seals every row of the audit trail whose transaction has finished.
 #[derive(Debug, Args)]
 pub struct SealArgs {
-    /// Go on every audit.seal_every_s seconds until SIGTERM or Ctrl-C, also after a failure.
+    /// Repeat every audit.seal_every_s seconds until SIGTERM or Ctrl-C, also after failures.
     #[arg(long)]
     follow: bool,
 }

@@ -12,14 +12,14 @@ use serde_json::json;
 
 use super::database;
 
-/// Shows what the trail tells of a user: what was written, by which role and service, for which request.
+/// Shows the audit trail of a user: what was written, by which role and service, for which request.
 #[derive(Debug, Args)]
 pub struct TrailArgs {
     /// The user.
     #[arg(long, value_name = "USER")]
     user: UserId,
 
-    /// The most rows.
+    /// Maximum number of entries.
     #[arg(long, default_value_t = 50, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     limit: u32,
 
@@ -31,11 +31,11 @@ pub struct TrailArgs {
 pub(super) async fn execute(args: &TrailArgs, settings: &Settings) -> anyhow::Result<()> {
     let mut connection = database(settings).await?;
     let user = args.user;
-    let deeds = audit::trail(&mut connection, user.get(), args.limit).await?.with_context(|| {
-        format!("the trail knows no user {user}: there never was one, or all was erased and nothing tells whose its rows are")
+    let entries = audit::trail(&mut connection, user.get(), args.limit).await?.with_context(|| {
+        format!("the audit trail has no user {user}: the user never existed, or was erased together with the user's key")
     })?;
     if args.json {
-        outln!("{}", json!({ "user": user.get(), "deeds": deeds }));
+        outln!("{}", json!({ "user": user.get(), "deeds": entries }));
         return Ok(());
     }
     let mut table = Table::new([
@@ -48,23 +48,23 @@ pub(super) async fn execute(args: &TrailArgs, settings: &Settings) -> anyhow::Re
         ("request", Align::Left),
         ("details", Align::Left),
     ]);
-    for deed in &deeds {
-        table.row(line(deed));
+    for entry in &entries {
+        table.row(line(entry));
     }
     out!("{table}");
     Ok(())
 }
 
-fn line(deed: &TrailEntry) -> [String; 8] {
+fn line(entry: &TrailEntry) -> [String; 8] {
     let id = |id: Option<uuid::Uuid>| id.map_or_else(String::new, |id| id.to_string());
     [
-        deed.occurred_at.to_rfc3339_opts(SecondsFormat::Millis, true),
-        deed.operation.clone(),
-        deed.object.clone().unwrap_or_default(),
-        id(deed.row_id),
-        deed.service.clone().unwrap_or_default(),
-        deed.role_name.clone().unwrap_or_default(),
-        id(deed.request_id),
-        deed.details.join(", "),
+        entry.occurred_at.to_rfc3339_opts(SecondsFormat::Millis, true),
+        entry.operation.clone(),
+        entry.object.clone().unwrap_or_default(),
+        id(entry.row_id),
+        entry.service.clone().unwrap_or_default(),
+        entry.role_name.clone().unwrap_or_default(),
+        id(entry.request_id),
+        entry.details.join(", "),
     ]
 }

@@ -10,10 +10,11 @@ use fleet::sealer::anchors;
 
 use super::{database, public_keys};
 
-/// Recomputes the whole trail. Exits with 1 if anything is not as it was sealed; the first line names what comes first.
+/// Recomputes all seals of the audit trail. Exits with 1 if anything differs; the first line names the earliest
+/// difference.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
-    /// Leave the broker out. Seals that were removed from the end are then not found out.
+    /// Do not compare with the anchors in NATS. Seals removed from the end are then not detected.
     #[arg(long)]
     without_broker: bool,
 
@@ -28,7 +29,7 @@ pub(super) async fn execute(args: &VerifyArgs, settings: &Settings) -> anyhow::R
     let anchors = if args.without_broker { None } else { Some(anchors(settings).await?) };
     let report = audit::verify(&mut connection, anchors.as_ref(), &keys)
         .await
-        .context("the trail cannot be verified")?;
+        .context("cannot verify the audit trail")?;
     if args.json {
         outln!("{}", serde_json::to_string(&report)?);
     } else {
@@ -36,8 +37,8 @@ pub(super) async fn execute(args: &VerifyArgs, settings: &Settings) -> anyhow::R
     }
     match report.findings.len() {
         0 => Ok(()),
-        1 => bail!("the audit trail is not as it was sealed"),
-        count => bail!("the audit trail is not as it was sealed, at {count} seals"),
+        1 => bail!("the audit trail was changed after it was sealed"),
+        count => bail!("the audit trail was changed after it was sealed, at {count} seals"),
     }
 }
 
@@ -53,6 +54,6 @@ fn show(report: &Report) {
     outln!("erased since     {:>12}", grouped(report.accounted));
     outln!("not sealed yet   {:>12}", grouped(report.unsealed));
     if report.findings.is_empty() {
-        outln!("Every sealed row is as it was sealed.");
+        outln!("All sealed rows are unchanged.");
     }
 }

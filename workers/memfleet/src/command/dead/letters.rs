@@ -1,4 +1,4 @@
-//! Dead letters as the stream DEAD holds them.
+//! Reads and deletes dead letters of the stream DEAD.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use super::time_of;
 /// The stream of dead letters.
 pub(super) const STREAM: &str = "DEAD";
 
-/// A dead letter. Its body is empty where only headers were asked for.
+/// A dead letter. Its body is empty if only headers were fetched.
 #[derive(Clone, Debug)]
 pub(super) struct Letter {
     pub(super) sequence: u64,
@@ -41,17 +41,17 @@ impl Letter {
         self.subject.rsplit('.').next().unwrap_or("")
     }
 
-    /// Where the body stayed, if it was too large to move.
+    /// The reason, which names the location of the original message, if its body was too large to copy to DEAD.
     pub(super) fn left_behind(&self) -> Option<&str> {
         let reason = self.header(header::DEAD_REASON);
         (self.body.is_empty() && reason.contains("; too large to move, ")).then_some(reason)
     }
 
-    /// The request as it was published, under an id of its own: the stream would take the old one for a repeat.
-    /// The same dead letter always gives the same id, so replaying it twice has one effect.
-    pub(super) fn revived(&self) -> anyhow::Result<(String, HeaderMap)> {
+    /// The subject and headers to publish the request again. It gets a new id, since the stream would drop the old one as
+    /// a duplicate. The id is derived from the dead letter, so replaying one twice has a single effect.
+    pub(super) fn to_replay(&self) -> anyhow::Result<(String, HeaderMap)> {
         let subject = self.header(header::DEAD_SUBJECT);
-        anyhow::ensure!(!subject.is_empty(), "it does not say where it was published");
+        anyhow::ensure!(!subject.is_empty(), "the dead letter lacks its original subject");
         let mut headers = HeaderMap::new();
         for (name, values) in self.headers.iter() {
             let lower = name.to_string().to_ascii_lowercase();
@@ -75,19 +75,20 @@ pub(super) struct Letters {
     stream: Stream,
 }
 
-/// How many are fetched at once, and how long that may take.
+/// Dead letters per fetch.
 const BATCH: usize = 500;
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Time limit of a fetch.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Letters {
     pub(super) async fn open(jetstream: jetstream::Context) -> anyhow::Result<Self> {
         let stream = jetstream.get_stream(STREAM).await;
         let stream =
-            stream.with_context(|| format!("there is no stream {STREAM}; `memfleet nats apply` makes it"))?;
+            stream.with_context(|| format!("cannot open the stream {STREAM}; `memfleet nats apply` creates it"))?;
         Ok(Self { jetstream, stream })
     }
 
-    /// The whole dead letter; none if there is none with that sequence.
+    /// The dead letter with its body; `None` if no dead letter has that sequence number.
     pub(super) async fn get(&self, sequence: u64) -> anyhow::Result<Option<Letter>> {
         match self.stream.get_raw_message(sequence).await {
             Ok(message) => Ok(Some(Letter {
@@ -98,32 +99,32 @@ impl Letters {
                 body: message.payload,
             })),
             Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("dead letter {sequence} cannot be read")),
+            Err(error) => Err(error).with_context(|| format!("cannot read dead letter {sequence}")),
         }
     }
 
-    /// Deletes a dead letter. False if it was gone before.
+    /// Deletes a dead letter. Returns false if it no longer exists.
     pub(super) async fn delete(&self, sequence: u64) -> anyhow::Result<bool> {
         match self.stream.delete_message(sequence).await {
             Ok(_) => Ok(true),
-            // The server has no code of its own for a message that is not there.
+            // The server has no specific error code for a missing message.
             Err(error) => match self.stream.get_raw_message(sequence).await {
                 Err(gone) if gone.kind() == RawMessageErrorKind::NoMessageFound => Ok(false),
                 Ok(_) | Err(_) => {
-                    Err(error).with_context(|| format!("dead letter {sequence} cannot be deleted"))
+                    Err(error).with_context(|| format!("cannot delete dead letter {sequence}"))
                 }
             },
         }
     }
 
-    /// Shows every dead letter there is now, oldest first and without bodies. Those that come meanwhile are left
-    /// out, so that this ends.
+    /// Calls `each` for all current dead letters, oldest first and without bodies. Those added during the scan are
+    /// skipped, so that it terminates.
     pub(super) async fn scan(
         &self,
         worker: Option<&str>,
         mut each: impl FnMut(Letter),
     ) -> anyhow::Result<()> {
-        let state = self.stream.get_info().await.context("the stream of dead letters cannot be asked")?.state;
+        let state = self.stream.get_info().await.context("cannot read the stream DEAD")?.state;
         if state.messages == 0 {
             return Ok(());
         }
@@ -134,16 +135,16 @@ impl Letters {
                 .map_or_else(|| "memory.dead.>".to_owned(), |name| format!("memory.dead.{name}.*")),
             headers_only: true,
             memory_storage: true,
-            inactive_threshold: PATIENCE * 3,
+            inactive_threshold: FETCH_TIMEOUT * 3,
             ..Default::default()
         };
         let consumer =
-            self.stream.create_consumer(config).await.context("the dead letters cannot be read")?;
+            self.stream.create_consumer(config).await.context("cannot read the dead letters")?;
         let name = consumer.cached_info().name.clone();
         let read = self.read_all(&consumer, state.last_sequence, &mut each).await;
-        // If this fails, it goes by itself once it is inactive.
+        // If this fails, the server deletes the consumer once it is inactive.
         if let Err(error) = self.stream.delete_consumer(&name).await {
-            tracing::debug!(%error, "the consumer that read the dead letters stays for a while");
+            tracing::debug!(%error, "cannot delete the temporary consumer of dead letters; it will expire");
         }
         read
     }
@@ -157,12 +158,12 @@ impl Letters {
         loop {
             let batch = consumer.fetch().max_messages(BATCH).messages().await?;
             let fetched = tokio::time::timeout(
-                PATIENCE,
+                FETCH_TIMEOUT,
                 batch.map_err(anyhow::Error::from_boxed).try_collect::<Vec<_>>(),
             );
             let fetched = fetched
                 .await
-                .with_context(|| format!("the broker sent no dead letters for {} s", PATIENCE.as_secs()))??;
+                .with_context(|| format!("no dead letters received for {} s", FETCH_TIMEOUT.as_secs()))??;
             if fetched.is_empty() {
                 return Ok(());
             }
@@ -198,7 +199,7 @@ mod tests {
         headers.insert(header::MESSAGE_ID, "0192f0c4-7b1e-7c3a-9d7e-5a1f0c2b3d4e");
         headers.insert(header::TRACEPARENT, "00-1-2-01");
         let subject = "memory.req.simple-chat.context.put.42";
-        let corpse = FailedMessage {
+        let message = FailedMessage {
             worker: "context-writer",
             stream: "CONTEXT",
             sequence: 7,
@@ -206,12 +207,12 @@ mod tests {
             headers: Some(&headers),
             body,
         };
-        let death = DeadLetterReason {
+        let reason = DeadLetterReason {
             class: contract::DeadLetterClass::MissingPrerequisite,
             reason: "no session".to_owned(),
             tries: 8,
         };
-        let dead = DeadLetter::new(&corpse, &death, max_payload);
+        let dead = DeadLetter::new(&message, &reason, max_payload);
         Letter {
             sequence: 1,
             subject: dead.subject.to_string(),
@@ -222,10 +223,10 @@ mod tests {
     }
 
     #[test]
-    fn a_revived_request_is_the_one_that_died_under_another_id() {
+    fn a_replayed_request_has_a_new_and_stable_id() {
         let dead = letter(&Bytes::from_static(b"{}"), 1 << 20);
         assert_eq!((dead.worker(), dead.user(), dead.left_behind()), ("context-writer", "42", None));
-        let (subject, headers) = dead.revived().unwrap();
+        let (subject, headers) = dead.to_replay().unwrap();
         assert_eq!(subject, "memory.req.simple-chat.context.put.42");
         let mut names: Vec<String> = headers.iter().map(|(name, _)| name.to_string()).collect();
         names.sort();
@@ -233,12 +234,12 @@ mod tests {
         let id = headers.get(header::MESSAGE_ID).unwrap().as_str().to_owned();
         assert_ne!(id, "0192f0c4-7b1e-7c3a-9d7e-5a1f0c2b3d4e");
         assert_ne!(id, dead.header(header::MESSAGE_ID));
-        let (_, again) = dead.revived().unwrap();
+        let (_, again) = dead.to_replay().unwrap();
         assert_eq!(again.get(header::MESSAGE_ID).unwrap().as_str(), id);
     }
 
     #[test]
-    fn a_body_that_stayed_behind_is_noticed() {
+    fn a_body_too_large_to_copy_is_detected() {
         let dead = letter(&Bytes::from(vec![b'x'; 40_000]), 20_000);
         assert!(dead.left_behind().unwrap().ends_with("still at CONTEXT/7"));
     }

@@ -21,11 +21,12 @@ use contract::{DeadLetterClass, header};
 use letters::{Letter, Letters};
 use runtime::broker;
 
-/// Looks at, replays or drops dead letters: messages that a worker gave up, with the reason.
+/// Lists, shows, replays or deletes dead letters: messages that a worker could not process, with the reason.
 ///
-/// Each is known by its sequence, which `memfleet dead list` shows. Classes: malformed (cannot be read), denied
-/// (may not do that), permanent (the database refuses it for good), missing_prerequisite (what it needs did not appear in time),
-/// exhausted (kept failing for passing reasons), undeliverable (a worker may have died of it).
+/// A dead letter is identified by its sequence number, which `memfleet dead list` shows. Classes: malformed (cannot be
+/// decoded), denied (not authorized), permanent (rejected by the database), missing-prerequisite (a prerequisite did not
+/// arrive in time), exhausted (transient errors until the last retry), undeliverable (delivered too often without a
+/// result; it may have crashed a worker).
 #[derive(Debug, Args)]
 pub struct DeadArgs {
     #[command(subcommand)]
@@ -36,7 +37,7 @@ pub struct DeadArgs {
 enum Action {
     /// List the newest dead letters, oldest first.
     List {
-        /// How many at most, 1 to 10000.
+        /// Maximum number of dead letters, 1 to 10000.
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
         limit: u32,
         #[command(flatten)]
@@ -45,36 +46,35 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
-    /// Show one dead letter: its headers, and its body as JSON, text or bytes, cut where it is long.
+    /// Show one dead letter: its headers and its body as JSON, text or hex; long bodies are truncated.
     Show {
-        /// Its sequence.
+        /// The sequence number.
         #[arg(value_name = "SEQ")]
         sequence: u64,
-        /// Print the body alone, byte for byte, to be mended and published again with
-        /// `memfleet publish --whole`.
+        /// Print only the body, byte for byte, so that it can be corrected and published with `memfleet publish --whole`.
         #[arg(long)]
         body: bool,
-        /// Decrypt a body that travelled encrypted, with the keys of trust.payload_ring_file.
+        /// Decrypt an encrypted body with the keys of trust.payload_ring_file.
         #[arg(long)]
         decrypt: bool,
     },
-    /// Publish dead letters again as they were published before, and delete each once the stream has taken it.
+    /// Publish dead letters again on their original subject, and delete each once the stream has stored it.
     ///
-    /// Each gets a new request id, derived from its own, so that replaying the same one twice has one effect, and a new
-    /// service token, since a dead letter keeps none: the configuration must name the keys (trust.token_key_file,
-    /// trust.grant_key_file). Whoever replays vouches for the request.
+    /// Each gets a new request id derived from the old one, so replaying twice has a single effect. Each also gets a new
+    /// service token, because dead letters are stored without theirs: trust.token_key_file and trust.grant_key_file must
+    /// be set. You thereby authorize the request.
     Replay {
         #[command(flatten)]
         which: Which,
-        /// Also those that were denied. Look at them first: somebody may have tried what is not allowed.
+        /// Also replay dead letters of the class denied. Inspect them first: they may be unauthorized attempts.
         #[arg(long)]
         denied: bool,
     },
-    /// Delete dead letters. They are gone for good.
+    /// Delete dead letters permanently.
     Drop {
         #[command(flatten)]
         which: Which,
-        /// Yes, really all of them.
+        /// Confirm --all.
         #[arg(long, requires = "all")]
         yes: bool,
     },
@@ -82,35 +82,35 @@ enum Action {
 
 #[derive(Debug, Args)]
 struct Filter {
-    /// Only those of a worker, such as context-writer.
+    /// Only dead letters of this worker, such as context-writer.
     #[arg(long, value_parser = worker_name)]
     worker: Option<String>,
-    /// Only those of a class.
+    /// Only dead letters of this class.
     #[arg(long, value_parser = classes())]
     class: Option<DeadLetterClass>,
 }
 
 #[derive(Debug, Args)]
 struct Which {
-    /// Their sequences.
+    /// Sequence numbers.
     #[arg(value_name = "SEQ", required_unless_present = "all")]
     sequences: Vec<u64>,
-    /// All of them, or with --worker or --class all that fit.
+    /// All dead letters, or all that match --worker and --class.
     #[arg(long, conflicts_with = "sequences")]
     all: bool,
-    /// With --all: only those of a worker.
+    /// With --all: only dead letters of this worker.
     #[arg(long, requires = "all", value_parser = worker_name)]
     worker: Option<String>,
-    /// With --all: only those of a class.
+    /// With --all: only dead letters of this class.
     #[arg(long, requires = "all", value_parser = classes())]
     class: Option<DeadLetterClass>,
 }
 
-/// It becomes a token of a subject.
+/// Accepts only names that are valid as a subject token.
 fn worker_name(name: &str) -> Result<String, String> {
     name.parse::<contract::Service>()
         .map(|name| name.to_string())
-        .map_err(|_| "a worker's name is made of a-z 0-9 -".to_owned())
+        .map_err(|_| "a worker name consists of a-z 0-9 -".to_owned())
 }
 
 fn classes() -> impl TypedValueParser<Value = DeadLetterClass> {
@@ -118,15 +118,15 @@ fn classes() -> impl TypedValueParser<Value = DeadLetterClass> {
         .try_map(|word| word.parse::<DeadLetterClass>())
 }
 
-/// Carries out `memfleet dead`.
+/// Runs `memfleet dead`.
 ///
 /// # Errors
-/// If the broker cannot be reached, a sequence is unknown, or a dead letter cannot be replayed or dropped.
+/// If the broker is unreachable, a sequence number does not exist, or a dead letter cannot be replayed or deleted.
 pub async fn execute(args: DeadArgs, settings: &Settings) -> anyhow::Result<()> {
     if let Action::Drop { which, yes: false } = &args.action {
         anyhow::ensure!(
             !which.all,
-            "--all drops every dead letter that fits for good; add --yes if you mean it"
+            "--all permanently deletes every matching dead letter; add --yes to confirm"
         );
     }
     let client = broker::connect_operator(&settings.nats, "operator").await?;
@@ -145,7 +145,7 @@ pub async fn execute(args: DeadArgs, settings: &Settings) -> anyhow::Result<()> 
             let tokens = Tokens::open(settings, None).await?;
             anyhow::ensure!(
                 !tokens.is_none(),
-                "without a service token the workers refuse every request; set trust.token_key_file and trust.grant_key_file"
+                "no service token: workers reject requests without one; set trust.token_key_file and trust.grant_key_file"
             );
             replay(&letters, &which, denied, &tokens).await
         }
@@ -153,10 +153,10 @@ pub async fn execute(args: DeadArgs, settings: &Settings) -> anyhow::Result<()> 
     }
 }
 
-/// Replaces the ciphertext of a letter's body by the body.
+/// Decrypts the body of a dead letter in place.
 fn decrypt_body(letter: &mut Letter, payload_keys: &PayloadKeys) -> anyhow::Result<()> {
     let id = letter.header(header::ENCRYPTION);
-    anyhow::ensure!(!id.is_empty(), "its body did not travel encrypted; leave out --decrypt");
+    anyhow::ensure!(!id.is_empty(), "the body is not encrypted; omit --decrypt");
     letter.body = payload_keys.decrypt(id, letter.header(header::DEAD_SUBJECT), &letter.body)?.into();
     Ok(())
 }
@@ -166,7 +166,7 @@ async fn list(letters: &Letters, limit: u32, filter: &Filter, json: bool) -> any
     let (mut newest, mut count) = (VecDeque::new(), 0_u64);
     letters
         .scan(filter.worker.as_deref(), |letter| {
-            if fits(&letter, filter.class) {
+            if matches_class(&letter, filter.class) {
                 count += 1;
                 if newest.len() == limit {
                     newest.pop_front();
@@ -185,7 +185,7 @@ async fn list(letters: &Letters, limit: u32, filter: &Filter, json: bool) -> any
     show::table(newest.make_contiguous());
     let shown = u64::try_from(newest.len())?;
     if shown < count {
-        outln!("the newest {} of {}; --limit shows more", grouped(shown), grouped(count));
+        outln!("showing the newest {} of {}; use --limit for more", grouped(shown), grouped(count));
     }
     Ok(())
 }
@@ -193,7 +193,7 @@ async fn list(letters: &Letters, limit: u32, filter: &Filter, json: bool) -> any
 async fn replay(letters: &Letters, which: &Which, denied: bool, tokens: &Tokens) -> anyhow::Result<()> {
     let sequences = chosen(letters, which).await?;
     if sequences.is_empty() {
-        outln!("nothing to do: there is no such dead letter");
+        outln!("nothing to do: no matching dead letter");
     }
     let (mut replayed, mut refused) = (0, 0_u64);
     for sequence in sequences {
@@ -209,7 +209,7 @@ async fn replay(letters: &Letters, which: &Which, denied: bool, tokens: &Tokens)
         }
     }
     outln!("replayed {replayed}, not replayed {refused}");
-    anyhow::ensure!(refused == 0, "{refused} not replayed; see above why");
+    anyhow::ensure!(refused == 0, "{refused} not replayed; the reasons are listed above");
     Ok(())
 }
 
@@ -221,12 +221,12 @@ async fn replay_one(
 ) -> anyhow::Result<String> {
     let letter = found(letters, sequence).await?;
     if !denied && letter.header(header::DEAD_CLASS) == DeadLetterClass::Denied.as_str() {
-        anyhow::bail!("it was denied; look at it, and add --denied if it shall have its effect all the same");
+        anyhow::bail!("its class is denied; inspect it, and pass --denied to replay it anyway");
     }
     if let Some(reason) = letter.left_behind() {
-        anyhow::bail!("its body stayed behind ({})", printable(reason));
+        anyhow::bail!("it has no body ({})", printable(reason));
     }
-    let (subject, mut headers) = letter.revived()?;
+    let (subject, mut headers) = letter.to_replay()?;
     if let Some(token) = tokens.of(&subject).await? {
         headers.insert(header::AUTHORIZATION, header::bearer(&token));
     }
@@ -237,9 +237,9 @@ async fn replay_one(
         Err(error) => Err(error),
     };
     let acknowledged =
-        acknowledged.with_context(|| format!("no stream took it on {}", printable(&subject)))?;
-    letters.delete(sequence).await.context("it was replayed, and stays a dead letter")?;
-    let note = if acknowledged.duplicate { ", which had taken it before" } else { "" };
+        acknowledged.with_context(|| format!("no stream stored it on {}", printable(&subject)))?;
+    letters.delete(sequence).await.context("it was replayed, but could not be deleted from DEAD")?;
+    let note = if acknowledged.duplicate { " (already replayed before)" } else { "" };
     Ok(format!("replayed to {}{note} as request {request_id}", acknowledged.stream))
 }
 
@@ -253,11 +253,11 @@ async fn drop_letters(letters: &Letters, which: &Which) -> anyhow::Result<()> {
         }
     }
     outln!("dropped {dropped}");
-    anyhow::ensure!(unknown.is_empty(), "there is no dead letter {}", unknown.join(", "));
+    anyhow::ensure!(unknown.is_empty(), "no dead letter {}", unknown.join(", "));
     Ok(())
 }
 
-/// The sequences that the command line means. Of --all, those that are there now.
+/// The selected sequence numbers: those given, or with --all those of the current matching dead letters.
 async fn chosen(letters: &Letters, which: &Which) -> anyhow::Result<Vec<u64>> {
     if !which.all {
         return Ok(which.sequences.clone());
@@ -265,7 +265,7 @@ async fn chosen(letters: &Letters, which: &Which) -> anyhow::Result<Vec<u64>> {
     let mut sequences = Vec::new();
     letters
         .scan(which.worker.as_deref(), |letter| {
-            if fits(&letter, which.class) {
+            if matches_class(&letter, which.class) {
                 sequences.push(letter.sequence);
             }
         })
@@ -273,16 +273,16 @@ async fn chosen(letters: &Letters, which: &Which) -> anyhow::Result<Vec<u64>> {
     Ok(sequences)
 }
 
-fn fits(letter: &Letter, class: Option<DeadLetterClass>) -> bool {
+fn matches_class(letter: &Letter, class: Option<DeadLetterClass>) -> bool {
     class.is_none_or(|class| letter.header(header::DEAD_CLASS) == class.as_str())
 }
 
 async fn found(letters: &Letters, sequence: u64) -> anyhow::Result<Letter> {
     let letter = letters.get(sequence).await?;
-    letter.with_context(|| format!("there is no dead letter {sequence}; `memfleet dead list` shows them"))
+    letter.with_context(|| format!("no dead letter {sequence}; `memfleet dead list` shows all"))
 }
 
-/// A time in nanoseconds since 1970, as the broker's client has it; none far outside of this era.
+/// Converts nanoseconds since 1970, as the NATS client returns them; `None` if out of range (years 1677 to 2262).
 pub(crate) fn time_of(nanoseconds: i128) -> Option<DateTime<Utc>> {
     i64::try_from(nanoseconds).ok().map(DateTime::from_timestamp_nanos)
 }

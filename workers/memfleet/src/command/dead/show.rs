@@ -1,4 +1,4 @@
-//! Dead letters for people and for machines.
+//! Prints dead letters as text or JSON.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 
 use super::letters::{Letter, STREAM};
 
-/// The most of a body that is shown, in characters of what is shown.
+/// Maximum length of a printed body, in characters.
 const BODY_CHARS: usize = 16 * 1024;
-/// The most of a reason that stands in the table; `dead show` has the rest.
+/// Maximum length of a reason in the table, in characters; `dead show` prints all of it.
 const REASON_CHARS: usize = 100;
-/// The most bytes shown of a body that is no text.
+/// Maximum number of bytes printed of a binary body.
 const HEX_BYTES: usize = 512;
 
 pub(super) fn table(letters: &[Letter]) {
@@ -73,7 +73,7 @@ pub(super) fn json(letters: &[Letter]) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub(super) fn show(letter: &Letter, body_alone: bool, is_open: bool) -> anyhow::Result<()> {
+pub(super) fn show(letter: &Letter, body_alone: bool, is_decrypted: bool) -> anyhow::Result<()> {
     if body_alone {
         std::io::stdout().write_all(&letter.body)?;
         return Ok(());
@@ -88,11 +88,11 @@ pub(super) fn show(letter: &Letter, body_alone: bool, is_open: bool) -> anyhow::
     headers.sort();
     outln!("{}\n", headers.join("\n"));
     let key = letter.header(header::ENCRYPTION);
-    if key.is_empty() || is_open {
+    if key.is_empty() || is_decrypted {
         outln!("{}", body(&letter.body));
     } else {
         outln!(
-            "({} bytes, encrypted with the key {}; --decrypt shows them)",
+            "({} bytes, encrypted with key {}; --decrypt shows them)",
             letter.body.len(),
             printable(key)
         );
@@ -100,7 +100,7 @@ pub(super) fn show(letter: &Letter, body_alone: bool, is_open: bool) -> anyhow::
     Ok(())
 }
 
-/// A token would work for whoever reads it here.
+/// The printable value of a header. Service tokens are hidden: anyone who reads one could use it.
 fn shown_value(name: &str, value: &str) -> String {
     if name.eq_ignore_ascii_case(header::AUTHORIZATION) { "(hidden)".to_owned() } else { printable(value) }
 }
@@ -117,14 +117,14 @@ fn body(bytes: &[u8]) -> String {
         Ok(text) if !text.contains('\0') => text,
         Ok(_) | Err(_) => return hex(bytes),
     };
-    // Parsed as a value, numbers of any size and what is nested deeply might not survive; then the text is shown.
+    // Falls back to the raw text for JSON that `Value` cannot represent, such as deeply nested JSON.
     let pretty =
         serde_json::from_str::<Value>(text).ok().and_then(|value| serde_json::to_string_pretty(&value).ok());
     let shown: String =
         pretty.as_deref().unwrap_or(text).lines().map(printable).collect::<Vec<_>>().join("\n");
     match shown.char_indices().nth(BODY_CHARS) {
         Some((end, _)) => {
-            format!("{}\n… cut; {} bytes in all, --body prints them", &shown[..end], bytes.len())
+            format!("{}\n… truncated; --body prints all {} bytes", &shown[..end], bytes.len())
         }
         None => shown,
     }
@@ -141,7 +141,7 @@ fn hex(bytes: &[u8]) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(shown, "{:06x}  {:<47}  {text}", line * 16, digits.join(" "));
     }
-    let _ = write!(shown, "(no text; {} bytes in all, --body prints them)", bytes.len());
+    let _ = write!(shown, "(binary; --body prints all {} bytes)", bytes.len());
     shown
 }
 
@@ -150,17 +150,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_body_is_shown_as_what_it_is() {
+    fn a_body_is_shown_as_json_text_or_hex() {
         assert_eq!(body(b""), "(no body)");
         assert_eq!(body(b"{\"a\":1}"), "{\n  \"a\": 1\n}");
         assert_eq!(body(b"{\"a\":"), "{\"a\":");
         assert!(body(b"a\0").starts_with("000000  61 00  "));
         assert!(body(b"\xffabc").starts_with("000000  ff 61 62 63  "));
-        assert!(body(&[b'x'; 40_000]).ends_with("40000 bytes in all, --body prints them"));
+        assert!(body(&[b'x'; 40_000]).ends_with("truncated; --body prints all 40000 bytes"));
     }
 
     #[test]
-    fn a_body_does_not_steer_the_terminal() {
+    fn control_characters_of_a_body_are_escaped() {
         assert_eq!(body(b"{\"a\":\x1b1}"), "{\"a\":\\u{1b}1}");
     }
 

@@ -71,7 +71,7 @@ Examples:
   memfleet publish --whole memory.req.simple-chat.context.put.42 broken.json
   memfleet publish --requests --strict requests.jsonl";
 
-/// Carries out `memfleet publish`.
+/// Runs `memfleet publish`.
 ///
 /// # Errors
 /// If the input cannot be read, the broker cannot be reached or refuses a request, or with `--wait` one is dead.

@@ -51,7 +51,7 @@ enum Key {
     },
 }
 
-/// Carries out `memfleet security`.
+/// Runs `memfleet security`.
 ///
 /// # Errors
 /// If the key is none, or the database cannot be reached or refuses.

@@ -57,7 +57,7 @@ impl Report {
     }
 }
 
-/// Carries out `memfleet security validate`.
+/// Runs `memfleet security validate`.
 ///
 /// # Errors
 /// If the database cannot be attacked, or if there is any finding.

@@ -46,7 +46,7 @@ impl<T> From<anyhow::Result<T>> for Part<T> {
     }
 }
 
-/// Carries out `memfleet status`.
+/// Runs `memfleet status`.
 ///
 /// # Errors
 /// If a server cannot be reached, after the rest has been shown.

@@ -14,7 +14,7 @@ use trust::{MAX_TOKEN_BYTES, Refusal, Scope, Token, verify};
 
 #[derive(Debug, Args)]
 pub(super) struct InspectArgs {
-    /// The token; `-` reads it from standard input.
+    /// The token; `-` reads standard input.
     #[arg(default_value = "-")]
     token: String,
     /// Print one JSON object.
@@ -42,12 +42,12 @@ pub(super) async fn execute(args: InspectArgs, settings: &Settings) -> anyhow::R
 
 fn from_standard_input() -> anyhow::Result<String> {
     let mut text = String::new();
-    let bound = u64::try_from(MAX_TOKEN_BYTES)? + 64;
-    std::io::stdin().take(bound).read_to_string(&mut text).context("standard input cannot be read")?;
+    let limit = u64::try_from(MAX_TOKEN_BYTES)? + 64;
+    std::io::stdin().take(limit).read_to_string(&mut text).context("cannot read standard input")?;
     Ok(text)
 }
 
-/// Why a request of it that is stored now would be refused, whatever it asks for.
+/// Why every request stored now with this token would be rejected, if it would.
 fn judge(token: &Token, state: &TrustState, now: DateTime<Utc>) -> Option<Refusal> {
     let now = u64::try_from(now.timestamp()).unwrap_or_default();
     if state.revoked.contains(&token.id()) {
@@ -80,12 +80,12 @@ fn show(token: &Token, refusal: Option<Refusal>, as_json: bool) {
     outln!("key      {}", token.key_name());
     outln!("service  {}", token.service());
     outln!("user     {}", token.user_id());
-    outln!("session  {}", session.unwrap_or("all of the user's"));
+    outln!("session  {}", session.unwrap_or("any session of the user"));
     outln!("scopes   {}", Scope::list(token.scopes()));
     outln!("from     {}", time(token.not_before()));
     outln!("until    {}", time(token.expires()));
     outln!("roles    {}", roles.join(", "));
     if refusal.is_none() {
-        outln!("It is good now.");
+        outln!("The token is valid now.");
     }
 }

@@ -10,26 +10,26 @@ use config::Settings;
 use store::registry;
 use trust::PrivateKey;
 
-/// To change keys without a pause: generate a new one under a new name, add it, have the issuers use it, and retire the old
-/// one when the last of its tokens has ended and the messages that were stored with it are written.
+/// To rotate keys without downtime: generate a key with a new name, add it, switch the issuers to it, and retire the old
+/// key once its last token has expired and all messages stored with such tokens have been processed.
 #[derive(Debug, Subcommand)]
 pub(super) enum KeyCommand {
-    /// Print a new private key. Keep it where only the issuers can read it.
+    /// Print a new private key. Store it where only token issuers can read it.
     Generate {
-        /// Its name: 1 to 32 of a-z 0-9 -. A name stands for one key for ever.
+        /// The key's name: 1 to 32 characters of a-z 0-9 -. A name is never reused for another key.
         name: String,
     },
-    /// Have tokens believed that a key signs. Only its public half goes to the database.
+    /// Register a signing key: accept tokens it signs. Only its public key is stored in the database.
     Add {
         /// The file that holds the private key.
         file: PathBuf,
     },
-    /// Have tokens believed no more that a key signed, on every replica within a second.
+    /// Retire a signing key: reject every token it signed, on all replicas within one second.
     Retire {
-        /// Its name.
+        /// The key's name.
         name: String,
     },
-    /// List the keys in use.
+    /// List the registered signing keys.
     List,
 }
 
@@ -40,25 +40,29 @@ pub(super) async fn execute(command: KeyCommand, settings: &Settings) -> anyhow:
             let key = PrivateKey::read(&file)?.public();
             let mut connection = super::registry(settings).await?;
             let added = registry::add_token_key(&mut connection, &key).await;
-            let added = added.context("the key is not taken; it needs the schema and an administrator")?;
+            let added =
+                added.context("cannot register the key; is the database migrated, and postgres.url an administrator?")?;
             ensure!(
                 added,
-                "another key has the name {}, or this key has another name; give a new key a new name",
+                "another key is registered as {}, or this key under another name; generate a key with a new name",
                 key.name()
             );
-            outln!("tokens of the key {} are believed", key.name());
+            outln!("registered signing key {}; its tokens are accepted", key.name());
         }
         KeyCommand::Retire { name } => {
             let mut connection = super::registry(settings).await?;
-            ensure!(registry::retire_token_key(&mut connection, &name).await?, "there is no key {name}");
-            outln!("tokens of the key {name} are believed no more");
+            ensure!(
+                registry::retire_token_key(&mut connection, &name).await?,
+                "no signing key {name}; `memfleet token key list` shows all"
+            );
+            outln!("retired signing key {name}; its tokens are rejected");
         }
         KeyCommand::List => {
             let mut connection = super::registry(settings).await?;
             let state = registry::trust_state(&mut connection).await?;
             let mut keys: Vec<_> = state.keys.values().collect();
             keys.sort_by_key(|key| key.name().to_owned());
-            let mut table = Table::new([("key", Align::Left), ("public half", Align::Left)]);
+            let mut table = Table::new([("key", Align::Left), ("public key", Align::Left)]);
             for key in keys {
                 table.row([key.name().to_owned(), trust::text::to_hex(&key.to_bytes())]);
             }

@@ -10,16 +10,16 @@ use store::registry::{self, RegisteredToken, TokenFilter};
 
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
-    /// Only those of a service.
+    /// Only tokens of this service.
     #[arg(long)]
     service: Option<Service>,
-    /// Only those for a user.
+    /// Only tokens for this user.
     #[arg(long, value_name = "ID")]
     user: Option<UserId>,
-    /// Also those that have ended or were revoked.
+    /// Include expired and revoked tokens.
     #[arg(long)]
     all: bool,
-    /// How many at most.
+    /// Maximum number of tokens.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     limit: u32,
     /// Print one JSON object: {"tokens": [...]}.
@@ -58,8 +58,8 @@ fn table(tokens: &[RegisteredToken], now: DateTime<Utc>) -> Table {
     for token in tokens {
         let state = match token.revoked_at {
             Some(_) => "revoked",
-            None if token.expires_at <= now => "ended",
-            None => "good",
+            None if token.expires_at <= now => "expired",
+            None => "valid",
         };
         table.row([
             token.token_id.to_string(),

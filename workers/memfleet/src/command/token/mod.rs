@@ -13,7 +13,8 @@ use config::Settings;
 use store::Connection;
 
 const HELP: &str = "\
-A service publishes with a token in the header Authorization, which says what it may do for which user. To issue them:
+A service sends a token in the header Authorization of each request. The token states the service, the user and the \
+scopes. To set up keys and a service, and issue a token:
 
   memfleet security key generate main > grant.key && memfleet security key add grant.key
   memfleet token key generate main > token.key && memfleet token key add token.key
@@ -21,9 +22,9 @@ A service publishes with a token in the header Authorization, which says what it
   export MEMFLEET_TRUST__GRANT_KEY_FILE=grant.key MEMFLEET_TRUST__TOKEN_KEY_FILE=token.key
   memfleet token issue --service simple-chat --user 42
 
-The registry of services is in the database that postgres.url names.";
+Services, keys and tokens are registered in the database at postgres.url.";
 
-/// Service tokens: issues, reads, revokes and lists them; the services they are for; the keys that sign them.
+/// Issues, inspects, lists and revokes service tokens; registers services and signing keys.
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub struct TokenArgs {
@@ -33,26 +34,26 @@ pub struct TokenArgs {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Print a new token, and register it.
+    /// Issue and print a new token.
     Issue(issue::IssueArgs),
-    /// Show what a token says and whether it is good.
+    /// Show the contents of a token and whether it is valid.
     Inspect(inspect::InspectArgs),
-    /// Revoke tokens, on every replica within one second.
+    /// Revoke tokens, on all replicas within one second.
     Revoke(revoke::RevokeArgs),
-    /// List the tokens that are good, the newest first.
+    /// List valid tokens, newest first.
     List(list::ListArgs),
-    /// Services and what they may do.
+    /// Register, disable and list services.
     #[command(subcommand)]
     Service(service::ServiceCommand),
-    /// Keys that sign tokens.
+    /// Create, register, retire and list signing keys.
     #[command(subcommand)]
     Key(key::KeyCommand),
 }
 
-/// Carries out `memfleet token`.
+/// Runs `memfleet token`.
 ///
 /// # Errors
-/// If the registry cannot be reached or refuses, or what is asked for cannot be.
+/// If the registry is unreachable or rejects the change, or an argument is invalid.
 pub async fn execute(args: TokenArgs, settings: &Settings) -> anyhow::Result<()> {
     match args.what {
         What::Issue(args) => issue::execute(&args, settings).await,
@@ -67,5 +68,5 @@ pub async fn execute(args: TokenArgs, settings: &Settings) -> anyhow::Result<()>
 async fn registry(settings: &Settings) -> anyhow::Result<Connection> {
     store::connect(&settings.postgres.url)
         .await
-        .context("the registry of services is in the database that postgres.url names")
+        .context("cannot connect to the service registry (postgres.url)")
 }

@@ -9,25 +9,25 @@ use uuid::Uuid;
 
 #[derive(Debug, Args)]
 pub(super) struct RevokeArgs {
-    /// Their ids, which `memfleet token list` and `inspect` show.
+    /// Token ids, as shown by `memfleet token list` and `inspect`.
     #[arg(value_name = "ID", required_unless_present_any = ["service", "user"])]
     ids: Vec<Uuid>,
-    /// All good tokens of a service.
+    /// Revoke all tokens of this service.
     #[arg(long, conflicts_with = "ids")]
     service: Option<Service>,
-    /// All good tokens for a user; with --service, those of the service for the user.
+    /// Revoke all tokens for this user; with --service, only those of the service.
     #[arg(long, value_name = "USER", conflicts_with = "ids")]
     user: Option<UserId>,
 }
 
-/// How many are revoked in one transaction.
+/// Tokens revoked per transaction.
 const BATCH: i64 = 10_000;
 
 pub(super) async fn execute(args: &RevokeArgs, settings: &Settings) -> anyhow::Result<()> {
     let mut connection = super::registry(settings).await?;
     let mut revoked = 0;
     if args.ids.is_empty() {
-        // Those whose time is over may still have messages waiting that were stored in time.
+        // Expired tokens are included: messages stored before their expiry may still be waiting.
         let which = TokenFilter {
             service: args.service.clone(),
             user_id: args.user,

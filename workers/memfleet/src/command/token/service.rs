@@ -14,37 +14,36 @@ use trust::{MAX_SCOPES, Scope};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ServiceCommand {
-    /// Register a service, or change what it may do. A disabled one is enabled again.
+    /// Register a service, or replace its scopes and rates. Re-enables a disabled service.
     Put(PutArgs),
-    /// Register the services of a file as nats/services.json is; that file by default. Rates stay, and a service that is
-    /// disabled stays so.
+    /// Register all services of a file. Keeps existing rates, and keeps disabled services disabled.
     Load {
-        /// The file.
+        /// The file, in the format of nats/services.json; default: the built-in copy of that file.
         file: Option<PathBuf>,
     },
-    /// Disable a service: reject all its tokens, on every replica within one second.
+    /// Disable a service: reject all its tokens, on all replicas within one second.
     Disable {
-        /// Its name.
+        /// The service's name.
         service: Service,
     },
-    /// List the services that are registered and not disabled.
+    /// List registered services that are not disabled.
     List,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct PutArgs {
-    /// Its name: 1 to 64 of a-z 0-9 -.
+    /// The service's name: 1 to 64 characters of a-z 0-9 -.
     service: Service,
-    /// What its tokens may allow, as noun:verb, noun:* or *:*; several times for several.
+    /// A scope its tokens may have, as noun:verb, noun:* or *:*; may be repeated.
     #[arg(long = "scope", required = true, value_name = "SCOPE")]
     scopes: Vec<Scope>,
-    /// The most requests a second that one replica of a worker lets through; trust.service_per_second by default.
+    /// Rate limit of the service: requests per second at each worker replica. Default: trust.service_per_second.
     #[arg(long, value_name = "RATE", value_parser = rate())]
     per_second: Option<u32>,
-    /// The same for one noun and verb; trust.scope_per_second by default.
+    /// Rate limit per noun and verb. Default: trust.scope_per_second.
     #[arg(long, value_name = "RATE", value_parser = rate())]
     scope_per_second: Option<u32>,
-    /// The same for one user; trust.user_per_second by default.
+    /// Rate limit per user. Default: trust.user_per_second.
     #[arg(long, value_name = "RATE", value_parser = rate())]
     user_per_second: Option<u32>,
 }
@@ -65,7 +64,7 @@ pub(super) async fn execute(command: ServiceCommand, settings: &Settings) -> any
             };
             let entry = ServiceEntry { scopes: args.scopes, rates };
             registry::put_service(&mut connection, &args.service, &entry).await?;
-            outln!("{} may do {}", args.service, Scope::list(&entry.scopes));
+            outln!("registered {} with scopes {}", args.service, Scope::list(&entry.scopes));
         }
         ServiceCommand::Load { file } => {
             let services = match file {
@@ -98,8 +97,8 @@ fn list(state: registry::TrustState) {
         ("service", Align::Left),
         ("scopes", Align::Left),
         ("requests/s", Align::Right),
-        ("for a scope", Align::Right),
-        ("for a user", Align::Right),
+        ("per scope", Align::Right),
+        ("per user", Align::Right),
     ]);
     let rate = |rate: Option<u32>| rate.map_or_else(|| "-".to_owned(), |rate| rate.to_string());
     for (service, entry) in services {

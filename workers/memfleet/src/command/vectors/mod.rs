@@ -102,7 +102,7 @@ struct GrantArgs {
     delete: bool,
 }
 
-/// Carries out `memfleet vectors`.
+/// Runs `memfleet vectors`.
 ///
 /// # Errors
 /// What happened, to what, and what to do about it.
