@@ -244,10 +244,10 @@ async fn a_run_that_cannot_work_says_what_it_lacks() {
     };
     fine(memfleet(&fixture, &["migrate", "down", "99"])).await;
     let message = failure(run()).await;
-    has_all(&message, &["context-writer cannot start: after 1 s still ", "`memfleet migrate up`"]);
+    has_all(&message, &["context-writer cannot start: not ready after 1 s: ", "`memfleet migrate up`"]);
     fine(memfleet(&fixture, &["migrate", "up"])).await;
 
     fixture.jetstream.delete_stream("CONTEXT").await.expect("a deletion");
     let message = failure(run()).await;
-    has_all(&message, &["context-writer cannot start: after 1 s still ", "`memfleet nats apply`"]);
+    has_all(&message, &["context-writer cannot start: not ready after 1 s: ", "`memfleet nats apply`"]);
 }

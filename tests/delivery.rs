@@ -213,7 +213,7 @@ async fn a_message_never_settled_becomes_a_dead_letter() {
         (!dead.is_empty()).then_some(dead)
     })
     .await;
-    assert_eq!(dead, ["undeliverable: delivered 2 times and never settled; a worker may have died of it"]);
+    assert_eq!(dead, ["undeliverable: delivered 2 times and never settled; it may have crashed a worker"]);
     assert_eq!(fixture.messages("DEAD").await[0].payload, fixture.messages("CONTEXT").await[0].payload);
     worker.stop().await.expect("a clean end");
 }

@@ -407,15 +407,15 @@ async fn a_body_may_travel_encrypted() {
         (changed, "malformed: body: cannot be decrypted"),
         (
             context(1, "s", "other", 1).encrypted("simple-chat.1"),
-            "malformed: Memfleet-Encryption: names a key of another service than test",
+            "malformed: Memfleet-Encryption: is not a key of service test",
         ),
         (
             context(1, "s", "unknown", 1).with(header::ENCRYPTION, "test.2"),
-            "malformed: Memfleet-Encryption: names test.2, a key that this worker does not have",
+            "malformed: Memfleet-Encryption: this worker has no key test.2",
         ),
         (
             context(1, "s", "no key", 1).with(header::ENCRYPTION, "none"),
-            "malformed: Memfleet-Encryption: names no key",
+            "malformed: Memfleet-Encryption: is not a key id",
         ),
         (
             context(1, "s", "plain", 1).with(header::ENCRYPTION, "test.1"),

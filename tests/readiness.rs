@@ -83,7 +83,7 @@ async fn a_worker_that_cannot_start_yet_says_what_it_waits_for() {
     .await;
     assert_eq!(told["workers"][0]["phase"], "starting");
     let problem = told["workers"][0]["missing"][0]["problem"].as_str().unwrap();
-    assert!(problem.contains("`memfleet nats apply` makes it"), "{problem}");
+    assert!(problem.contains("`memfleet nats apply` creates it"), "{problem}");
     stream.create_consumer(kept).await.unwrap();
     eventually("it is ready", async || (http::get(address, "/readyz").await.0 == 200).then_some(())).await;
     program.start_kill().unwrap();

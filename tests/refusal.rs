@@ -54,11 +54,11 @@ fn bad() -> Vec<(RequestMessage, &'static str)> {
         (raw(with_value(&"9".repeat(140_000))), "permanent: "),
         (
             put("version", json!(1)).with(header::CONTRACT, "2"),
-            "malformed: Memfleet-Contract: version \"2\" is unknown",
+            "malformed: Memfleet-Contract: version \"2\" is not supported",
         ),
         (
             put("version", json!(1)).with(header::PARENT_EVENT, "yesterday"),
-            "malformed: Memfleet-Parent-Event: is no UUID",
+            "malformed: Memfleet-Parent-Event: is not a UUID",
         ),
         (foreign, "malformed: subject: the user id must be"),
         (unknown_verb, "malformed: subject: no request is named context.burn"),
@@ -125,7 +125,7 @@ async fn a_message_without_an_id_is_a_dead_letter_too() {
     let dead = fixture.dead_letters().await;
     assert_eq!(dead.len(), 2, "{dead:?}");
     assert!(dead[0].starts_with("malformed: Nats-Msg-Id: is missing"), "{dead:?}");
-    assert!(dead[1].starts_with("malformed: Nats-Msg-Id: is no UUID"), "{dead:?}");
+    assert!(dead[1].starts_with("malformed: Nats-Msg-Id: is not a UUID"), "{dead:?}");
     assert_eq!(fixture.count("users WHERE id > 0").await, 0);
     worker.stop().await.expect("a clean end");
 }

@@ -100,7 +100,7 @@ async fn what_cannot_be_indexed_is_refused_by_its_field() {
     let cases: Vec<(RequestMessage, &str)> = vec![
         (
             embedding("[1,2,3]"),
-            "permanent: memories[0].embedding.vector: has 3 numbers, and the collection is for 8",
+            "permanent: memories[0].embedding.vector: has 3 dimensions, but the collection has 8",
         ),
         (embedding("[0,0,0,0,0,0,0,0]"), "malformed: memories[0].embedding.vector: has no direction"),
         (embedding("[NaN,0,0,0,0,0,0,0]"), "malformed: memories[0].embedding.vector"),
@@ -108,7 +108,7 @@ async fn what_cannot_be_indexed_is_refused_by_its_field() {
         (embedding("[]"), "malformed: memories[0].embedding.vector: has 0 numbers"),
         (
             with(&|one| one["embedding"]["model"] = "other".into()),
-            "permanent: memories[0].embedding.model: is other, and the collection is for test-8",
+            "permanent: memories[0].embedding.model: is other, but the collection has vectors of test-8",
         ),
         (with(&|one| one["content_text"] = "".into()), "malformed: memories[0].content_text: is empty"),
         (
@@ -123,7 +123,7 @@ async fn what_cannot_be_indexed_is_refused_by_its_field() {
             with(&|one| {
                 one.as_object_mut().unwrap().remove("embedding");
             }),
-            "permanent: memories[0].embedding: is needed, since nobody here makes vectors of test-8",
+            "permanent: memories[0].embedding: is required, since no embedder is configured for test-8",
         ),
         (
             with(&|one| one["memory_node_id"] = json!(Uuid::nil())),
@@ -329,7 +329,7 @@ async fn without_a_collection_the_worker_says_what_to_do() {
         .await
         .unwrap_err()
         .to_string();
-    assert!(error.contains("`memfleet vectors apply` makes it"), "{error}");
+    assert!(error.contains("`memfleet vectors apply` creates it"), "{error}");
     settings.vectors.url = Some("http://127.0.0.1:1".to_owned());
     let error = VectorIndexer::open(&settings, &Readiness::new(contract::VECTOR_INDEXER.name))
         .await

@@ -275,11 +275,9 @@ impl Worker for Cleaner {
         use diesel_async::RunQueryDsl as _;
         assert_eq!(batch.len(), 1, "a tick is a batch of its own");
         assert_eq!(batch[0].request.job, "expire-contexts");
-        assert_eq!((batch[0].user_id(), batch[0].publisher()), (UserId::PLATFORM, "expire-contexts"));
+        assert_eq!((batch[0].user_id(), batch[0].publisher()), (UserId::PLATFORM, "job:expire-contexts"));
         let rows: Vec<Row> = diesel::sql_query(EXPIRE).load(connection).await?;
-        if rows.is_empty() {
-            return Ok(vec![Verdict::Unchanged(Cow::Borrowed("nothing was due"))]);
-        }
+        assert!(!rows.is_empty(), "it is called without work");
         let drafts = rows.into_iter().map(|row| EventDraft {
             user_id: UserId::new(row.user_id).expect("a user"),
             event_type: EventType::ContextRemoved,
@@ -351,10 +349,10 @@ async fn a_tick_acts_for_the_users_whose_work_is_due_once_however_often_it_is_de
     let events = fixture
         .lines("concat_ws(' ', user_id, event_type, source_agent_id, event_payload) FROM blackboard_events ORDER BY user_id")
         .await;
-    assert_eq!(events, ["1 context.removed expire-contexts {}", "2 context.removed expire-contexts {}"]);
+    assert_eq!(events, ["1 context.removed job:expire-contexts {}", "2 context.removed job:expire-contexts {}"]);
     assert_eq!(fixture.stored("EVENTS").await, 2);
     let inbox = fixture.lines("concat_ws(' ', worker, user_id, event_count) FROM inbox").await;
-    assert_eq!(inbox, ["retention-cleaner 0 2"]);
+    assert_eq!(inbox, ["retention-cleaner-jobs 0 2"]);
     let trail = "concat_ws(' ', access_type, object_name, service) FROM audit.data_access_log ORDER BY 1";
     assert_eq!(fixture.lines(trail).await, ["job-grant expire-contexts job:expire-contexts"; 3]);
 
@@ -373,6 +371,61 @@ async fn a_tick_acts_for_the_users_whose_work_is_due_once_however_often_it_is_de
     let report = worker.stats.report();
     assert_eq!((report.applied, report.repeated, report.unchanged), (2, 1, 1), "{report:?}");
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    worker.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_events_of_a_tick_are_published_again_although_its_users_are_not_due_any_more() {
+    let fixture = with_job().await;
+    let mut topology = Topology::of(&[CLEANER]).expect("streams");
+    for stream in topology.streams.iter_mut().filter(|stream| stream.name == "RETENTION") {
+        stream.config.insert("subjects".to_owned(), json!(["memory.req.*.retention.>"]));
+    }
+    set_duplicate_window(&mut topology, "EVENTS", Duration::from_millis(100));
+    topology::apply(&fixture.jetstream, &topology).await.expect("a short window");
+    let worker = fixture.run(Cleaner);
+    tick(&fixture, "2026-11-28T00:00:00Z").await;
+    ticked(&fixture, 1).await;
+    let first: Vec<_> = published(&fixture).await;
+    assert_eq!(first.len(), 2);
+    let mut ticks = 1;
+    eventually("the events are published again", async || {
+        tick(&fixture, "2026-11-28T00:00:00Z").await;
+        ticks += 1;
+        ticked(&fixture, ticks).await;
+        (fixture.stored("EVENTS").await >= 4).then_some(())
+    })
+    .await;
+    assert_eq!(published(&fixture).await[2..4], first[..]);
+    assert_eq!(fixture.lines(TOUCHED).await, ["1 2", "2 2", "3 1", "4 1"]);
+    assert_eq!(worker.stats.report().applied, 1);
+    worker.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tick_does_not_touch_the_platform_rows_nor_stop_at_one_users_row() {
+    let fixture = with_job().await;
+    fixture
+        .execute(
+            "INSERT INTO chat_mode_sessions (id, user_id, session_id, chat_mode)
+                 VALUES (gen_random_uuid(), 0, 's', 'simple');
+             INSERT INTO simple_chat_context (id, user_id, session_id, context_key, context_value, priority, expires_at)
+                 VALUES (gen_random_uuid(), 0, 's', 'k', '1', 1, now() - interval '1 hour');
+             ALTER TABLE simple_chat_context ADD CONSTRAINT stuck CHECK (user_id <> 1 OR priority < 2)",
+        )
+        .await;
+    let worker = fixture.run(Cleaner);
+    let users = "concat_ws(' ', user_id, priority) FROM simple_chat_context WHERE user_id IN (1, 2) ORDER BY user_id";
+    tick(&fixture, "2026-11-28T00:00:00Z").await;
+    ticked(&fixture, 1).await;
+    assert_eq!(fixture.lines(users).await, ["1 1", "2 2"], "user 1 stops nobody else");
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    // Left alone, the failing user is reported.
+    fixture.execute("UPDATE simple_chat_context SET expires_at = NULL WHERE user_id = 0").await;
+    tick(&fixture, "2026-11-28T00:01:00Z").await;
+    ticked(&fixture, 2).await;
+    assert_eq!(fixture.lines(users).await, ["1 1", "2 2"]);
+    assert_eq!(fixture.dead_letters().await.len(), 1);
     worker.stop().await.expect("a clean end");
 }
 

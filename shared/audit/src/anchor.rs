@@ -1,5 +1,5 @@
-//! Anchors: the hashes of seals in a NATS stream that denies deletion. A database administrator could delete the last seals
-//! together with the rows that they cover; the anchors reveal it.
+//! Anchors: the hashes of seals in a NATS stream that denies deletion. A database administrator could delete the last
+//! seals together with the rows that they cover; the anchors reveal it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -56,7 +56,8 @@ pub struct Leaf {
     pub source: Source,
     /// The id of the row.
     pub id: Uuid,
-    /// SHA-256 of its columns. The digest of an event is keyed with the digest key of its user, because it contains user data.
+    /// SHA-256 of its columns. The digest of an event is keyed with the digest key of its user, because it contains
+    /// user data.
     pub digest: Digest,
 }
 
@@ -103,9 +104,9 @@ pub(crate) struct Placed {
     pub(crate) leaf: Leaf,
 }
 
-/// Reads rows as JSON arrays of all their columns. Numbers, times in microseconds since 1970 and hex digits do not depend on
-/// settings of the session. A column that is added to a table later must not be added here, because it would change the digest
-/// of old rows; it would need a second version of this statement.
+/// Reads rows as JSON arrays of all their columns. Numbers, times in microseconds since 1970 and hex digits do not
+/// depend on settings of the session. A column that is added to a table later must not be added here, because it would
+/// change the digest of old rows; it would need a second version of this statement.
 const READ: &str = "
     SELECT r.transaction_id, r.source, r.id, (extract(epoch FROM r.at) * 1000000)::bigint AS at, r.content, r.key FROM (
         SELECT transaction_id, 1::smallint AS source, id, occurred_at AS at, json_build_array(transaction_id, id,
@@ -186,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn leaves_are_read_as_they_were_written() {
+    fn leaves_round_trip() {
         let leaves: Vec<Leaf> = Source::ALL
             .into_iter()
             .enumerate()

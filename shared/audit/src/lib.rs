@@ -1,12 +1,13 @@
 //! Seals of the audit trail, and their verification.
 //!
-//! Triggers in the database write the trail, and a database administrator could change it afterwards. Its rows are therefore
-//! sealed: in the order of their transactions they become the leaves of Merkle trees ([`tree`]). The roots are chained, signed
-//! with a key that the database does not have ([`trust::PrivateKey`]), and published to a NATS stream that denies deletion
-//! ([`anchor`]). [`verify()`] recomputes all of it and reports the first row of each seal that differs.
+//! Triggers in the database write the trail, and a database administrator could change it afterwards. Its rows are
+//! therefore sealed: in the order of their transactions they become the leaves of Merkle trees ([`tree`]). The roots
+//! are chained, signed with a key that the database does not have ([`trust::PrivateKey`]), and published to a NATS
+//! stream that denies deletion ([`anchor`]). [`verify()`] recomputes all of it and reports the first row of each seal
+//! that differs.
 //!
-//! Writers do not wait for the sealer: a row is sealed some seconds after its transaction, and until then nothing proves a
-//! change of it.
+//! Writers do not wait for the sealer: a row is sealed some seconds after its transaction. Until then, a change of the
+//! row cannot be detected.
 
 pub mod anchor;
 mod digest;
@@ -24,7 +25,7 @@ pub use sealer::{MAX_LEAVES, seal_all};
 pub use trail::{TrailEntry, trail};
 pub use verify::{Finding, Report, verify};
 
-/// Sealing or verification failed. That says nothing about the trail itself: see [`Finding`].
+/// Sealing or verification failed. This says nothing about the trail itself: see [`Finding`].
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
     /// The database returned an error.

@@ -15,8 +15,8 @@ pub struct Statement {
     pub number: i64,
     /// The hash of the previous seal; zeros for the first.
     pub previous: Digest,
-    /// The seal covers all rows up to this transaction and `through_id`: the position of its last row if it is full, or else the
-    /// oldest transaction that was in progress.
+    /// The seal covers all rows up to this transaction and `through_id`: the position of its last row if it is full, or
+    /// else the oldest transaction that was in progress.
     pub through_transaction: i64,
     /// The last covered row of that transaction; nil if none is covered.
     pub through_id: Uuid,
@@ -51,8 +51,8 @@ impl Statement {
         }
     }
 
-    /// The hash that is signed and that the next seal contains: SHA-256 of all fields in order, with numbers as eight bytes
-    /// big-endian and the time in microseconds since 1970.
+    /// The hash that is signed and that the next seal contains: SHA-256 of all fields in order, with numbers as eight
+    /// bytes big-endian and the time in microseconds since 1970.
     pub fn hash(&self) -> Digest {
         Sha256::new()
             .chain_update(CONTEXT)

@@ -16,7 +16,7 @@ use crate::leaf::{self, LEAF_BYTES, Leaf, Place};
 use crate::seal::{Seal, Statement};
 use trust::PrivateKey;
 
-/// The most rows of a seal.
+/// The maximum number of rows of a seal.
 pub const MAX_LEAVES: usize = 10_000;
 
 /// The advisory lock that makes sure that only one sealer is active: "memseals" in ASCII.
@@ -25,8 +25,8 @@ const LOCK: i64 = 0x6d65_6d73_6561_6c73;
 /// The position before the first row.
 pub(crate) const BEGINNING: Place = (0, Uuid::nil());
 
-/// Seals every row whose transaction is finished, and anchors every seal that is not anchored yet. Returns the numbers of seals
-/// and rows.
+/// Seals every row whose transaction is finished, and anchors every seal that is not anchored yet. Returns the numbers
+/// of seals and rows.
 ///
 /// Any number of processes may call it; one of them does the work. An open transaction delays the sealing of all later
 /// transactions, because rows with an earlier position may still appear.
@@ -64,8 +64,8 @@ enum Step {
     },
 }
 
-/// The oldest transaction in progress: no row of an earlier one can still appear. A statement of its own, so that the snapshot
-/// of the one that reads the rows includes all of them.
+/// The oldest transaction in progress: no row of an earlier one can still appear. It is read before the rows, in a
+/// separate statement, so that the snapshot of the statement that reads the rows includes all of them.
 const HORIZON: &str = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS number";
 
 #[derive(QueryableByName)]

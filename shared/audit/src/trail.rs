@@ -41,8 +41,8 @@ pub struct TrailEntry {
     pub id: Uuid,
 }
 
-/// The last `limit` entries about a user, newest first. None if the trail does not know the user: the user never existed, or
-/// was erased together with the link between the user and the entries.
+/// The last `limit` entries about a user, newest first. None if the trail does not know the user: the user never
+/// existed, or was erased together with the link between the user and the entries.
 ///
 /// # Errors
 /// A [`Fault`] of the database.

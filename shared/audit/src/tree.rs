@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn the_root_is_that_of_the_definition() {
+    fn the_root_matches_the_definition() {
         let leaves: Vec<Digest> = (0..70_u8).map(|number| leaf_hash(&[number])).collect();
         for count in 0..leaves.len() {
             assert_eq!(root(leaves[..count].iter().copied()), by_definition(&leaves[..count]), "{count}");

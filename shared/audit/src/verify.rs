@@ -22,7 +22,7 @@ use crate::sealer::{BEGINNING, Header, MAX_LEAVES};
 use crate::tree;
 use trust::PublicKey;
 
-/// The most findings that are reported.
+/// The maximum number of findings that are reported.
 const MAX_FINDINGS: usize = 100;
 
 /// A difference between the trail and its seals.
@@ -86,11 +86,12 @@ pub struct Report {
     pub findings: Vec<Finding>,
 }
 
-/// Verifies the whole trail with the public keys that may have signed it and, if given, with the anchors. It reads one seal with
-/// its rows at a time and changes nothing.
+/// Verifies the whole trail with the public keys that may have signed it and, if given, with the anchors. It reads one
+/// seal with its rows at a time and changes nothing.
 ///
 /// # Errors
-/// [`AuditError`] if the database or the anchors cannot be read. A manipulated trail is not an error: see [`Report::findings`].
+/// [`AuditError`] if the database or the anchors cannot be read. A manipulated trail is not an error: see
+/// [`Report::findings`].
 pub async fn verify(
     connection: &mut AsyncPgConnection,
     anchors: Option<&Anchors>,
@@ -193,12 +194,12 @@ async fn check_rows(
     Ok(first_difference(statement.number, &seal.leaves, &rows, &excused, accounted))
 }
 
-/// How far the timestamp of a row may lie outside of the time between the previous seal and its own. A transaction that was open
-/// for longer is reported too.
+/// How far the timestamp of a row may lie outside of the time between the previous seal and its own. A transaction that
+/// was open for longer is reported too.
 const TOLERANCE: TimeDelta = TimeDelta::days(1);
 
-/// The first row whose timestamp does not fit the time of its seal: it was inserted with a false timestamp, or the clock of its
-/// server was wrong.
+/// The first row whose timestamp does not fit the time of its seal: it was inserted with a false timestamp, or the
+/// clock of its server was wrong.
 fn misdated(seal: &Seal, rows: &[Placed], sealed_before: Option<DateTime<Utc>>) -> Option<Finding> {
     let earliest = sealed_before.map(|time| (time - TOLERANCE).timestamp_micros());
     let latest = (seal.statement.sealed_at + TOLERANCE).timestamp_micros();

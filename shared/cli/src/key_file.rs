@@ -1,4 +1,4 @@
-//! Files with keys, which only their owner can read.
+//! Key files, readable only by their owner.
 
 use std::fs::{OpenOptions, Permissions};
 use std::io::Write;
@@ -9,19 +9,19 @@ use anyhow::Context;
 use trust::{CipherKey, KeyRing};
 use zeroize::Zeroizing;
 
-/// Adds a new random key to a ring's file.
+/// Adds a new random key to a key ring file.
 ///
 /// # Errors
 /// If the file cannot be written.
 pub fn add_key(ring: &Path, name: &str, version: u32) -> anyhow::Result<()> {
     append(ring, &KeyRing::expose_line(name, &CipherKey::generate(version)?))
-        .with_context(|| format!("{} cannot be written", ring.display()))
+        .with_context(|| format!("cannot write {}", ring.display()))
 }
 
-/// Adds a line, in one write, to a file that only its owner can read. A last line that has no end is ended first.
+/// Appends a line in one write to a file that only its owner can read. Terminates an unterminated last line first.
 fn append(file: &Path, line: &str) -> std::io::Result<()> {
-    let held = std::fs::read(file).map(Zeroizing::new);
-    let has_end = held.is_ok_and(|held| held.last().is_none_or(|last| *last == b'\n')) || !file.exists();
+    let content = std::fs::read(file).map(Zeroizing::new);
+    let has_end = content.is_ok_and(|content| content.last().is_none_or(|last| *last == b'\n')) || !file.exists();
     let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(file)?;
     let text = Zeroizing::new(format!("{}{line}", if has_end { "" } else { "\n" }));
     file.write_all(text.as_bytes())?;
@@ -34,7 +34,7 @@ fn append(file: &Path, line: &str) -> std::io::Result<()> {
 /// If it cannot be written.
 pub fn write_private(path: &Path, content: &str) -> std::io::Result<()> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    // The mode above is only that of a file that was not there.
+    // The mode above applies only if the file did not exist.
     file.set_permissions(Permissions::from_mode(0o600))?;
     file.write_all(content.as_bytes())
 }

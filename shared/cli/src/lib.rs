@@ -1,5 +1,5 @@
-//! What the commands of the program share. A command reports its errors to a person, so that these functions return
-//! [`anyhow::Error`] as commands do.
+//! Helpers shared by the commands of the program. Commands report errors to a person, so these functions return
+//! [`anyhow::Error`].
 
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 

@@ -1,5 +1,4 @@
-//! What a command prints. The reader may be gone before the end, as `head` is after its lines: the command then completes all
-//! the same, and failed writes are ignored.
+//! Output of commands. Failed writes are ignored: a command completes even if its reader, such as `head`, has exited.
 
 use std::fmt::Arguments;
 use std::future::Future;
@@ -18,12 +17,12 @@ pub fn err(text: Arguments<'_>) {
     let _ = stderr().write_fmt(text);
 }
 
-/// Runs a step, and prints on standard error what it is and how long it took.
+/// Runs a step, and prints its description and duration on standard error.
 ///
 /// # Errors
 /// The error of the step.
-pub async fn step<T>(what: &str, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    err(format_args!("{what} … "));
+pub async fn step<T>(description: &str, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    err(format_args!("{description} … "));
     let began = Instant::now();
     let done = work.await;
     let seconds = began.elapsed().as_secs_f64();
@@ -34,7 +33,7 @@ pub async fn step<T>(what: &str, work: impl Future<Output = anyhow::Result<T>>) 
     done
 }
 
-/// What somebody else wrote, without what would steer a terminal.
+/// Untrusted text with terminal control and bidirectional control characters escaped.
 #[must_use]
 pub fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
@@ -48,7 +47,7 @@ pub fn printable(text: &str) -> String {
     shown
 }
 
-/// Neither a control character nor one that turns the direction of writing.
+/// Whether a character is neither a control character nor one that changes the text direction.
 fn is_harmless(character: char) -> bool {
     !character.is_control()
         && !matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -78,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_steers_the_terminal() {
+    fn control_characters_are_escaped() {
         assert_eq!(printable("a\u{1b}[2Jb\u{202e}é"), "a\\u{1b}[2Jb\\u{202e}é");
     }
 }

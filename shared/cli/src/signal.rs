@@ -3,14 +3,14 @@
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Waits for SIGTERM, SIGINT, or the end of the terminal (SIGHUP).
+/// Waits for SIGTERM, SIGINT or SIGHUP (the terminal was closed).
 ///
 /// # Errors
-/// If signals cannot be listened for.
+/// If a signal handler cannot be installed.
 pub async fn interrupted() -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be listened for")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be listened for")?;
-    let mut hang_up = signal(SignalKind::hangup()).context("SIGHUP cannot be listened for")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    let mut hang_up = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
     tokio::select! {
         _ = hang_up.recv() => tracing::info!("SIGHUP"),
         _ = terminate.recv() => tracing::info!("SIGTERM"),

@@ -1,17 +1,17 @@
-//! Tables for people.
+//! Text tables.
 
 use std::fmt;
 
-/// Where the text of a column stands.
+/// The alignment of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Align {
-    /// Words.
+    /// For words.
     Left,
-    /// Numbers.
+    /// For numbers.
     Right,
 }
 
-/// Rows under a heading, with columns as wide as their widest cell.
+/// A heading and rows; each column is as wide as its widest cell.
 #[derive(Clone, Debug)]
 pub struct Table {
     columns: Vec<Align>,
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_stand_right_and_words_left() {
+    fn numbers_are_right_aligned_and_words_left_aligned() {
         let mut table = Table::new([("table", Align::Left), ("rows", Align::Right)]);
         table.row(["users".to_owned(), grouped(12)]);
         table.row(["chat_messages".to_owned(), grouped(38_768)]);

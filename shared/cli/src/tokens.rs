@@ -1,5 +1,5 @@
-//! Service tokens for what a command publishes and asks: one that was given, or tokens issued in this process with the keys of
-//! the configuration.
+//! Service tokens for the requests and queries of a command: a given token, or tokens issued in this process with the
+//! configured keys.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,12 +17,12 @@ use trust::{TokenIssuer, TokenRequest};
 
 /// How long issued tokens are valid.
 const LIFE: Duration = Duration::from_secs(3_600);
-/// How long one is used again, so that none expires on its way.
+/// How long a cached token is reused; shorter than its lifetime, so that it does not expire in transit.
 const USED_FOR: Duration = Duration::from_secs(1_800);
-/// How many are cached. With more users at a time than that, the cache starts over.
+/// Maximum number of cached tokens. When it is reached, the cache is cleared.
 const CACHED: usize = 50_000;
 
-/// Where tokens come from. Clones share the cache.
+/// A source of tokens. Clones share the cache.
 #[derive(Clone)]
 pub struct Tokens {
     source: Source,
@@ -30,10 +30,10 @@ pub struct Tokens {
 
 #[derive(Clone)]
 enum Source {
-    /// One for everything.
+    /// One token for everything.
     Given(String),
     Issued(Arc<Mutex<Issuing>>),
-    /// The configuration names no keys.
+    /// No keys are configured.
     None,
 }
 
@@ -44,10 +44,10 @@ struct Issuing {
 }
 
 impl Tokens {
-    /// Uses a token that was given, or else issues them if the configuration names the keys.
+    /// Uses the given token, or issues tokens if keys are configured.
     ///
     /// # Errors
-    /// If the keys cannot be read, or the registry cannot be reached.
+    /// If the keys cannot be read, or the registry is unreachable.
     pub async fn open(settings: &Settings, given: Option<String>) -> anyhow::Result<Self> {
         if let Some(token) = given {
             return Ok(Self { source: Source::Given(token) });
@@ -57,17 +57,18 @@ impl Tokens {
         };
         let connection = store::connect(&settings.postgres.url)
             .await
-            .context("issued tokens are registered in the database that postgres.url names")?;
+            .context("cannot connect to the token registry (postgres.url)")?;
         let issuing = Issuing { issuer, connection, cache: HashMap::new() };
         Ok(Self { source: Source::Issued(Arc::new(Mutex::new(issuing))) })
     }
 
-    /// Whether there are no tokens.
+    /// Whether no tokens are available: none was given and no keys are configured.
     pub fn is_none(&self) -> bool {
         matches!(self.source, Source::None)
     }
 
-    /// The token for a request on this subject, issued if need be. None without keys, or for a subject that is no request's.
+    /// The token for a request on this subject, issued if necessary. `None` without keys, or if issued tokens are used and
+    /// the subject is not that of a request.
     ///
     /// # Errors
     /// If the service is not registered, or the registry does not accept the token.
@@ -79,7 +80,7 @@ impl Tokens {
         }
     }
 
-    /// The token with which a service acts for a user, issued if need be. None without keys.
+    /// The token with which a service acts for a user, issued if necessary. `None` without keys.
     ///
     /// # Errors
     /// If the service is not registered, or the registry does not accept the token.
@@ -107,7 +108,7 @@ impl Issuing {
         let (service, user_id) = holder.clone();
         let request = TokenRequest { service, user_id, session: None, scopes: Vec::new(), life: LIFE };
         let issued = registry::issue(&mut self.connection, &self.issuer, request, SystemTime::now()).await;
-        let (_, issued) = issued.context("`memfleet token service` shows and registers services")?;
+        let (_, issued) = issued.context("cannot issue a service token; `memfleet token service` lists and registers services")?;
         if self.cache.len() >= CACHED {
             self.cache.clear();
         }
@@ -128,7 +129,7 @@ impl TokenSource for ServiceTokens {
             let token = token.map_err(|error| ClientError::Token(format!("{error:#}")))?;
             token.ok_or_else(|| {
                 ClientError::Token(
-                    "give one with --token, or set trust.token_key_file and trust.grant_key_file".to_owned(),
+                    "pass --token, or set trust.token_key_file and trust.grant_key_file".to_owned(),
                 )
             })
         }

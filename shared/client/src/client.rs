@@ -12,7 +12,7 @@ use crate::payload_keys::PayloadKeys;
 use crate::publisher::{PublisherOptions, jetstream};
 use crate::tokens::{NatsTokens, TokenSource};
 
-/// A service that is connected to the broker. Clones share the connection.
+/// The connection of a service to NATS, with its service tokens. Clones share the connection.
 #[derive(Clone)]
 pub struct Client {
     pub(crate) shared: Arc<Shared>,
@@ -27,7 +27,7 @@ pub(crate) struct Shared {
     pub(crate) payload_keys: PayloadKeys,
     pub(crate) outcome_timeout: Duration,
     pub(crate) query_deadline_ms: u64,
-    /// Subscribed to with the first request whose outcome is waited for.
+    /// The subscription to outcomes, created by the first request that waits for one.
     outcomes: OnceCell<OutcomeRouter>,
 }
 
@@ -35,14 +35,15 @@ impl Client {
     /// Connects, and requests service tokens from token-issuer when they are needed.
     ///
     /// # Errors
-    /// If a file cannot be read, or the broker cannot be reached or refuses the service.
+    /// If a file cannot be read, or the broker is unreachable or rejects the service.
     pub async fn connect(options: ClientOptions) -> Result<Self, ClientError> {
         let connection = options.connect().await?;
         let tokens = NatsTokens::new(connection.clone(), options.service.clone());
         Self::over(connection, tokens, &options)
     }
 
-    /// Works over a connection that is there, with tokens from another source. Of the options, how to connect is not used.
+    /// Creates a client over an existing connection, with tokens from another source. The options for connecting are
+    /// ignored.
     ///
     /// # Errors
     /// If the payload keys cannot be read.

@@ -4,23 +4,23 @@ use contract::QueryError;
 use trust::{CipherError, KeyError};
 use uuid::Uuid;
 
-/// Why the client could not do what it was asked for. No message holds a body, a token or a key.
+/// An error of the client. No message contains a body, a token or a key.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The broker cannot be connected to, or the connection does not work.
+    /// The connection to the broker failed.
     #[error("NATS at {url}: {problem}")]
     Connection {
-        /// Its address.
+        /// The URL of the broker.
         url: String,
         /// What went wrong.
         problem: String,
     },
-    /// A file that the options name cannot be read.
+    /// A file named in the options cannot be read.
     #[error("{path} cannot be read: {source}")]
     File {
         /// The file.
         path: String,
-        /// What the system says.
+        /// The error of the operating system.
         source: std::io::Error,
     },
     /// The payload keys cannot be read.
@@ -32,29 +32,29 @@ pub enum ClientError {
     /// A body cannot be encrypted or decrypted.
     #[error("the body {0}")]
     Cipher(#[from] CipherError),
-    /// No user has this id.
-    #[error("{0} is no user id: it must be from 0 to 2147483647")]
+    /// The number is not a user id.
+    #[error("{0} is not a user id: it must be from 0 to 2147483647")]
     UserId(i32),
-    /// A request or a query cannot be written as JSON.
-    #[error("{name} cannot be written as JSON: {source}")]
+    /// A request or a query cannot be encoded as JSON.
+    #[error("{name} cannot be encoded as JSON: {source}")]
     Encode {
         /// Its noun and verb.
         name: String,
-        /// What is wrong with it.
+        /// The error of the encoder.
         source: serde_json::Error,
     },
     /// There is no service token for this user.
     #[error("no service token: {0}")]
     Token(String),
-    /// JetStream has not stored a request.
+    /// JetStream did not store a request.
     #[error("{0}")]
     NotStored(String),
-    /// A worker has rejected a request; it is in the dead-letter stream.
+    /// A worker rejected a request; it is in the dead-letter stream.
     #[error("request {request_id} was rejected: {reason}")]
     Rejected {
         /// The request.
         request_id: Uuid,
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// A request is stored, but its outcome did not arrive in time. It may still take effect.
@@ -62,10 +62,10 @@ pub enum ClientError {
     NoOutcome {
         /// The request.
         request_id: Uuid,
-        /// How long was waited.
+        /// How long the client waited.
         waited: Duration,
     },
-    /// Nobody has answered a query.
+    /// No worker answered a query.
     #[error(
         "{name} has no answer ({problem}); `memfleet run memory-reader` answers queries, and nats/services.json lists which \
          queries {service} may ask"
@@ -73,20 +73,20 @@ pub enum ClientError {
     NoAnswer {
         /// Its noun and verb.
         name: String,
-        /// Who asked.
+        /// The querying service.
         service: String,
-        /// What the broker reports.
+        /// The error of the broker.
         problem: String,
     },
-    /// A query was refused.
+    /// A query was rejected.
     #[error("{}: {}", .0.code, .0.message)]
     Refused(QueryError),
-    /// An answer is not what the contract says.
+    /// An answer does not follow the contract.
     #[error("the answer to {name} cannot be read: {source}")]
     Answer {
         /// The noun and verb of the query.
         name: String,
-        /// What is wrong with it.
+        /// The error of the decoder.
         source: serde_json::Error,
     },
 }

@@ -1,7 +1,7 @@
 //! The Rust client of a service.
 //!
-//! [`Client`] publishes requests, waits for their outcomes and asks queries, each for one user and with a service token that
-//! it requests and renews by itself:
+//! [`Client`] publishes requests, waits for their outcomes and sends queries, each for one user and with a service
+//! token that it requests and renews automatically:
 //!
 //! ```no_run
 //! # use client::{Client, ClientOptions};
@@ -15,8 +15,9 @@
 //! # }
 //! ```
 //!
-//! What it is made of can be used by itself: [`Publisher`] publishes requests in bulk, [`Outcomes`] receives outcomes, [`ask`]
-//! asks a query over any connection, [`PayloadKeys`] encrypts bodies, and a [`TokenSource`] supplies service tokens.
+//! Its parts can also be used on their own: [`Publisher`] publishes requests in bulk, [`Outcomes`] receives outcomes,
+//! [`ask`] sends a query over any connection, [`PayloadKeys`] encrypts bodies, and a [`TokenSource`] supplies service
+//! tokens.
 
 mod client;
 mod error;

@@ -6,30 +6,30 @@ use contract::{Service, limit};
 
 use crate::error::ClientError;
 
-/// How a [`Client`](crate::Client) connects and works.
+/// Options of a [`Client`](crate::Client).
 #[derive(Clone)]
 pub struct ClientOptions {
-    /// `nats://host:port`, several separated by commas.
+    /// The URL of the broker, `nats://host:port`; several are separated by commas.
     pub url: String,
-    /// The service that publishes and asks.
+    /// The service that publishes and queries.
     pub service: Service,
-    /// The file with the seed of the service's nkey; none for a broker without accounts.
+    /// A file with the seed of the service's nkey; none for a broker without accounts.
     pub nkey_file: Option<PathBuf>,
-    /// The file with the certificates that sign the broker's, in PEM. With it, connections are encrypted or fail.
+    /// A PEM file with the CA certificates of the broker. If it is set, connections require TLS.
     pub ca_file: Option<PathBuf>,
-    /// The file with the service's payload keys. With it, the bodies of requests travel encrypted.
+    /// A file with the service's payload keys. If it is set, request bodies are encrypted.
     pub payload_ring_file: Option<PathBuf>,
-    /// How long [`User::send`](crate::User::send) waits for an outcome.
+    /// The timeout of [`User::send`](crate::User::send) for an outcome.
     pub outcome_timeout: Duration,
-    /// How long memory-reader may take for a query.
+    /// The deadline of queries, enforced by memory-reader.
     pub query_deadline: Duration,
 }
 
-/// How long a connection may take to come up.
+/// The timeout for establishing a connection.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl ClientOptions {
-    /// A service at a broker, with the usual limits.
+    /// The default options of a service at this URL.
     pub fn new(url: impl Into<String>, service: Service) -> Self {
         Self {
             url: url.into(),
@@ -42,7 +42,8 @@ impl ClientOptions {
         }
     }
 
-    /// Connects with the nkey and the inbox prefix of the service. A connection that breaks later is restored by itself.
+    /// Connects with the nkey and the inbox prefix of the service. A connection that breaks later is restored
+    /// automatically.
     pub(crate) async fn connect(&self) -> Result<async_nats::Client, ClientError> {
         let failed = |problem: String| ClientError::Connection { url: self.url.clone(), problem };
         let mut options = ConnectOptions::new()
@@ -64,19 +65,16 @@ impl ClientOptions {
             .split(',')
             .map(|url| url.trim().parse())
             .collect::<Result<_, _>>()
-            .map_err(|error| failed(format!("no address: {error}")))?;
+            .map_err(|error| failed(format!("invalid address: {error}")))?;
         options.connect(servers).await.map_err(|error| failed(error.to_string()))
     }
 }
 
-#[allow(
-    clippy::wildcard_enum_match_arm,
-    reason = "the enumeration of async-nats; new events are worth a line"
-)]
+#[allow(clippy::wildcard_enum_match_arm, reason = "async-nats may add events, which are logged as well")]
 async fn log_event(event: Event) {
     match event {
         Event::Connected | Event::Closed => tracing::debug!(%event, "NATS connection"),
-        // A denied publish is reported here only, before its acknowledgement times out.
+        // A denied publish is reported only here, before its acknowledgement times out.
         Event::ServerError(error) => tracing::error!(%error, "NATS permission or protocol error"),
         other => tracing::warn!(event = %other, "NATS connection"),
     }

@@ -1,4 +1,4 @@
-//! Outcomes, which workers send into the inbox of the service.
+//! Outcomes, which workers publish to the inbox of the service.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,41 +19,42 @@ pub struct Outcomes {
 }
 
 impl Outcomes {
-    /// Subscribes. Requests that name [`Outcomes::subject`] in [`contract::header::REPLY_TO`] are answered here from then on.
+    /// Subscribes. From then on it receives the outcomes of requests with [`Outcomes::subject`] in the header
+    /// [`contract::header::REPLY_TO`].
     ///
     /// # Errors
     /// [`ClientError::Connection`].
     pub async fn subscribe(connection: &Client, service: &Service) -> Result<Self, ClientError> {
         let failed = |problem: String| ClientError::Connection {
             url: connection.server_info().host,
-            problem: format!("no subscription to the inbox of {service}: {problem}"),
+            problem: format!("cannot subscribe to the inbox of {service}: {problem}"),
         };
         let subject = format!("_INBOX.{service}.{}", Uuid::now_v7().simple());
         let subscriber = connection.subscribe(subject.clone()).await;
         let subscriber = subscriber.map_err(|error| failed(error.to_string()))?;
-        // The server must have it before the first request is answered.
+        // The server must have the subscription before the first outcome is published.
         connection.flush().await.map_err(|error| failed(error.to_string()))?;
         Ok(Self { subject, subscriber })
     }
 
-    /// Where outcomes are to be sent.
+    /// The reply subject for outcomes.
     pub fn subject(&self) -> &str {
         &self.subject
     }
 
-    /// The next outcome; none when the connection is closed. A request that is delivered again has its outcome again.
+    /// The next outcome; none when the connection is closed. A redelivered request publishes its outcome again.
     pub async fn next(&mut self) -> Option<Outcome> {
         while let Some(message) = self.subscriber.next().await {
             match serde_json::from_slice(&message.payload) {
                 Ok(outcome) => return Some(outcome),
-                Err(error) => tracing::warn!(%error, "an outcome cannot be read"),
+                Err(error) => tracing::warn!(%error, "an outcome cannot be decoded"),
             }
         }
         None
     }
 }
 
-/// Hands each outcome to whoever waits for it.
+/// Passes each outcome to the caller that waits for it.
 pub(crate) struct OutcomeRouter {
     subject: String,
     waiting: Waiting,
@@ -79,12 +80,12 @@ impl OutcomeRouter {
         Ok(Self { subject, waiting, task })
     }
 
-    /// Where outcomes are to be sent.
+    /// The reply subject for outcomes.
     pub(crate) fn subject(&self) -> &str {
         &self.subject
     }
 
-    /// Expects the outcome of a request, which must not be published yet.
+    /// Registers a wait for the outcome of a request, which must not be published yet.
     pub(crate) fn expect(&self, request_id: Uuid) -> Expected {
         let (sender, outcome) = oneshot::channel();
         lock(&self.waiting).insert(request_id, sender);
@@ -98,7 +99,7 @@ impl Drop for OutcomeRouter {
     }
 }
 
-/// An outcome that is waited for.
+/// A registered wait for an outcome.
 pub(crate) struct Expected {
     request_id: Uuid,
     outcome: oneshot::Receiver<Outcome>,
@@ -106,7 +107,7 @@ pub(crate) struct Expected {
 }
 
 impl Expected {
-    /// The outcome; none if the connection is closed first.
+    /// Waits for the outcome; none if the connection is closed first.
     pub(crate) async fn outcome(&mut self) -> Option<Outcome> {
         (&mut self.outcome).await.ok()
     }

@@ -1,4 +1,4 @@
-//! Encryption of request bodies on their way from a service to a worker.
+//! Encryption of request bodies between a service and the workers.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use trust::{AssociatedData, KeyRing, key_id, parse_key_id};
 
 use crate::error::ClientError;
 
-/// The payload keys of services. By default there are none, and bodies are published as they are.
+/// The payload keys of services. By default there are none, and bodies are published unencrypted.
 #[derive(Clone, Debug, Default)]
 pub struct PayloadKeys {
     ring: Arc<KeyRing>,
@@ -28,13 +28,14 @@ impl PayloadKeys {
     /// Reads a ring of keys; none without a file.
     ///
     /// # Errors
-    /// [`ClientError::PayloadKeys`] if the file cannot be read or is no ring.
+    /// [`ClientError::PayloadKeys`] if the file cannot be read or is not a key ring.
     pub fn read(file: Option<&Path>) -> Result<Self, ClientError> {
         let ring = file.map(KeyRing::read).transpose()?.unwrap_or_default();
         Ok(Self { ring: Arc::new(ring) })
     }
 
-    /// Encrypts a body with the current key of the service that its subject names. Without such a key the body stays as it is.
+    /// Encrypts a body with the current key of the service that its subject names. Without such a key, the body is
+    /// unchanged.
     ///
     /// # Errors
     /// [`ClientError::Cipher`] if the body is too long.

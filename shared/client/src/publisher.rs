@@ -1,4 +1,4 @@
-//! Publishes requests, many at a time, and counts the acknowledgements of JetStream.
+//! Publishes requests in bulk and counts the acknowledgements of JetStream.
 
 use std::time::Duration;
 
@@ -18,16 +18,16 @@ use uuid::Uuid;
 
 use crate::payload_keys::{Payload, PayloadKeys};
 
-/// How a [`Publisher`] works.
+/// Options of a [`Publisher`].
 #[derive(Clone, Debug)]
 pub struct PublisherOptions {
-    /// The most requests that wait for their acknowledgement; [`Publisher::send`] waits when there are as many.
+    /// The maximum number of unacknowledged requests. When it is reached, [`Publisher::send`] waits.
     pub window: usize,
-    /// How often a request is published before it counts as refused, the first time included.
+    /// The number of attempts, including the first, before a request counts as refused.
     pub attempts: u32,
-    /// The delay before the second attempt. It doubles with every further one.
+    /// The delay before the second attempt. It doubles with every further attempt.
     pub first_delay: Duration,
-    /// How long to wait for one acknowledgement.
+    /// The timeout for an acknowledgement.
     pub acknowledged_within: Duration,
 }
 
@@ -49,20 +49,20 @@ pub struct Published {
     pub stored: u64,
     /// The stream had stored a request with the same id before, within its duplicate window.
     pub duplicate: u64,
-    /// The broker did not take them in any attempt.
+    /// The broker accepted none of the attempts.
     pub refused: u64,
-    /// Why, for the first few that were refused.
+    /// The reasons of the first refused requests.
     pub reasons: Vec<String>,
 }
 
-/// The most reasons that are kept.
+/// The maximum number of reasons that are kept.
 const REASONS: usize = 5;
 const LONGEST_DELAY: Duration = Duration::from_secs(5);
 
-/// Publishes requests with a bounded number of them in flight.
+/// Publishes requests with a limited number of requests in flight.
 ///
-/// Requests reach the stream in the order of [`Publisher::send`], except that one that has to be published again
-/// comes later. It keeps its id, so that it is stored once even if only its acknowledgement was lost.
+/// Requests reach the stream in the order of [`Publisher::send`], except that a request that is published again comes
+/// later. It keeps its id, so that it is stored once even if only its acknowledgement was lost.
 pub struct Publisher {
     jetstream: Context,
     payload_keys: PayloadKeys,
@@ -72,7 +72,7 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Publishes through a connection.
+    /// Creates a publisher over a connection.
     pub fn new(client: Client, options: PublisherOptions) -> Self {
         Self {
             jetstream: jetstream(client, &options),
@@ -89,10 +89,10 @@ impl Publisher {
         Self { payload_keys, ..self }
     }
 
-    /// Publishes a request with its service token, first waiting for acknowledgements if the window is full. Its result is
-    /// counted in [`Publisher::so_far`].
+    /// Publishes a request with its service token, first waiting for acknowledgements if the window is full. Its result
+    /// is counted in [`Publisher::so_far`].
     pub async fn send(&mut self, subject: String, id: Uuid, body: Bytes, token: Option<String>) {
-        // At once, and not when its turn to be polled comes: this is what keeps the order.
+        // Published here rather than when its future is first polled, which keeps the order.
         let (jetstream, options) = (self.jetstream.clone(), self.options.clone());
         let payload = match self.payload_keys.encrypt(&subject, body) {
             Ok(payload) => payload,
@@ -115,7 +115,7 @@ impl Publisher {
         &self.published
     }
 
-    /// Waits for the acknowledgements that are missing, each of which has its own deadline, and returns the counts.
+    /// Waits for the outstanding acknowledgements, each with its own timeout, and returns the counts.
     pub async fn flush(&mut self) -> &Published {
         while let Some(outcome) = self.in_flight.next().await {
             self.count(outcome);
@@ -123,7 +123,7 @@ impl Publisher {
         &self.published
     }
 
-    /// Waits as [`Publisher::flush`] does, and ends.
+    /// Like [`Publisher::flush`], but consumes the publisher.
     pub async fn finish(mut self) -> Published {
         self.flush().await;
         self.published
@@ -143,11 +143,11 @@ impl Publisher {
     }
 }
 
-/// A context whose own limits are wider than those of the options.
+/// A JetStream context whose own limits do not restrict the options.
 pub(crate) fn jetstream(client: Client, options: &PublisherOptions) -> Context {
     ContextBuilder::new()
         .timeout(options.acknowledged_within)
-        // Ours is the window that counts; theirs only must not be smaller.
+        // The publisher limits the requests in flight. The limit of the context only must not be lower.
         .max_ack_inflight(options.window.saturating_mul(2).max(1))
         .build(client)
 }
@@ -160,7 +160,7 @@ pub(crate) struct Outgoing {
     pub(crate) id: Uuid,
     pub(crate) payload: Payload,
     pub(crate) token: Option<String>,
-    /// Where its outcome is to be sent.
+    /// The subject to which its outcome is published.
     pub(crate) reply_to: Option<String>,
 }
 
@@ -180,7 +180,7 @@ impl Outgoing {
         self.jetstream.send_publish(self.subject.clone(), message).await
     }
 
-    /// Waits for the acknowledgement, publishing again as often as the options allow.
+    /// Waits for the acknowledgement. Publishes the request again as often as the options allow.
     pub(crate) async fn acknowledged(
         self,
         first: Result<PublishAckFuture, PublishError>,

@@ -10,15 +10,15 @@ use uuid::Uuid;
 
 use crate::error::ClientError;
 
-/// How much longer than memory-reader's own deadline is waited for an answer.
+/// How long to wait for an answer after the deadline of memory-reader.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// What goes with a query beside its token.
+/// Options of a query.
 #[derive(Clone, Copy, Debug)]
 pub struct QueryOptions {
-    /// The id of the query, under which it is found in `audit.data_access_log`.
+    /// The id of the query in `audit.data_access_log`.
     pub id: Uuid,
-    /// How long memory-reader may take, in milliseconds.
+    /// The deadline, enforced by memory-reader, in milliseconds.
     pub deadline_ms: u64,
 }
 
@@ -37,10 +37,10 @@ pub fn query_headers(token: &str, options: &QueryOptions) -> HeaderMap {
     headers
 }
 
-/// Asks a query, whose body is JSON, and returns its answer.
+/// Sends a query with a JSON body and returns its answer.
 ///
 /// # Errors
-/// [`ClientError::Refused`], or if nobody answers or the answer is no `T`.
+/// [`ClientError::Refused`] if the query is rejected; another error if no worker answers or the answer is not a `T`.
 pub async fn ask<T: DeserializeOwned>(
     connection: &async_nats::Client,
     service: &Service,
@@ -54,7 +54,7 @@ pub async fn ask<T: DeserializeOwned>(
     request(connection, kind.subject(service.as_str()), message, &kind.name(), service).await
 }
 
-/// Sends a message and reads its reply, which is an answer or a refusal.
+/// Sends a message and decodes the reply, which is an answer or a [`QueryError`](contract::QueryError).
 pub(crate) async fn request<T: DeserializeOwned>(
     connection: &async_nats::Client,
     subject: String,

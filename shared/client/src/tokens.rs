@@ -1,4 +1,4 @@
-//! Service tokens: where they come from, and how long one is used.
+//! Service tokens: their sources and their cache.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -11,28 +11,28 @@ use futures::future::BoxFuture;
 use crate::error::ClientError;
 use crate::query::request;
 
-/// What a query for a token is called in errors.
+/// The name of a token query in errors.
 const NAME: &str = "token.issue";
-/// How long token-issuer may take.
+/// The timeout for a token.
 const ISSUED_WITHIN: Duration = Duration::from_secs(10);
-/// How many tokens are cached. With more users at a time than that, the cache starts over.
+/// The maximum number of cached tokens. When it is reached, the cache is cleared.
 const CACHED: usize = 50_000;
 
 /// Supplies the service token with which a service acts for a user.
 pub trait TokenSource: Send + Sync {
-    /// A token that is valid for a while yet.
+    /// A token that remains valid for some time.
     fn token(&self, user: UserId) -> BoxFuture<'_, Result<String, ClientError>>;
 }
 
-/// One token for everything.
+/// A fixed token for all users.
 impl TokenSource for String {
     fn token(&self, _: UserId) -> BoxFuture<'_, Result<String, ClientError>> {
         std::future::ready(Ok(self.clone())).boxed()
     }
 }
 
-/// Requests tokens from token-issuer, which issues them to whom the broker has authenticated. A token is used for half of its
-/// life, so that none expires on its way.
+/// Requests tokens from token-issuer, which issues them to services that the broker has authenticated. A token is used
+/// for half of its lifetime, so that it does not expire before its request is stored.
 pub struct NatsTokens {
     connection: async_nats::Client,
     service: Service,
@@ -45,7 +45,7 @@ struct Cached {
 }
 
 impl NatsTokens {
-    /// The tokens of a service, over its own connection.
+    /// Creates a source of tokens for a service, over the service's own connection.
     pub fn new(connection: async_nats::Client, service: Service) -> Self {
         Self { connection, service, cache: Mutex::default() }
     }
@@ -64,7 +64,7 @@ impl NatsTokens {
         let issued: TokenAnswer =
             request(&self.connection, subject, message, NAME, &self.service).await.map_err(|error| {
                 ClientError::Token(format!(
-                    "token-issuer issued none to {} for user {user}: {error}",
+                    "token-issuer did not issue a token to {} for user {user}: {error}",
                     self.service
                 ))
             })?;

@@ -10,16 +10,16 @@ use crate::error::ClientError;
 use crate::publisher::Outgoing;
 use crate::query::{QueryOptions, ask};
 
-/// The memory of one user, as a service works with it.
+/// The memory of one user, accessed by a service.
 #[derive(Clone)]
 pub struct User {
     client: Client,
-    /// Or the number that is none.
+    /// The user id, or the number if it is not a user id.
     id: Result<UserId, i32>,
 }
 
 impl Client {
-    /// The memory of a user. An id that no user can have is reported when it is used.
+    /// The memory of a user. An invalid id is reported by the first call that uses it.
     pub fn user(&self, id: i32) -> User {
         User::new(self.clone(), UserId::new(id).map_err(|_| id))
     }
@@ -34,19 +34,20 @@ impl User {
         self.id.map_err(ClientError::UserId)
     }
 
-    /// Obtains the service token, so that the first request or query does not wait for it.
+    /// Requests the service token in advance, so that the first request or query does not wait for it.
     ///
     /// # Errors
-    /// [`ClientError::Token`], or the user id is none.
+    /// [`ClientError::Token`], or [`ClientError::UserId`] for an invalid user id.
     pub async fn authorize(&self) -> Result<(), ClientError> {
         self.client.shared.tokens.token(self.id()?).await.map(drop)
     }
 
-    /// Publishes a request and waits until a worker has committed it. The outcome is `Applied`, or `Unchanged` with a reason.
+    /// Publishes a request and waits until a worker has committed it. The outcome is `Applied`, or `Unchanged` with a
+    /// reason.
     ///
     /// # Errors
-    /// [`ClientError::Rejected`] with the reason if the request was dead-lettered, [`ClientError::NoOutcome`] if there is no
-    /// outcome in time, or why the request was not published.
+    /// [`ClientError::Rejected`] with the reason if the request was dead-lettered, [`ClientError::NoOutcome`] if there
+    /// is no outcome in time, or the reason why the request was not published.
     pub async fn send<R: RequestType>(&self, request: R) -> Result<Outcome, ClientError> {
         let shared = &self.client.shared;
         let (router, request_id) = (shared.outcomes().await?, Uuid::now_v7());
@@ -67,7 +68,7 @@ impl User {
     /// Publishes a request and returns its id as soon as JetStream has stored it.
     ///
     /// # Errors
-    /// Why it was not published.
+    /// The reason why it was not published.
     pub async fn publish<R: RequestType>(&self, request: R) -> Result<Uuid, ClientError> {
         let request_id = Uuid::now_v7();
         self.store(request_id, R::KIND, &request, None).await?;
@@ -98,16 +99,17 @@ impl User {
         outgoing.acknowledged(first).await.map(drop).map_err(ClientError::NotStored)
     }
 
-    /// Asks a query and waits for its answer.
+    /// Sends a query and waits for its answer.
     ///
     /// # Errors
-    /// [`ClientError::Refused`], or if nobody answers in time or the answer cannot be read.
+    /// [`ClientError::Refused`] if the query is rejected; another error if no worker answers in time or the answer
+    /// cannot be decoded.
     pub async fn query<Q: QueryType>(&self, query: Q) -> Result<Q::Answer, ClientError> {
         let deadline_ms = self.client.shared.query_deadline_ms;
         self.query_with(Q::KIND, &query, &QueryOptions { deadline_ms, ..QueryOptions::default() }).await
     }
 
-    /// Asks a query of any kind with options of its own.
+    /// Sends a query of any kind with its own options.
     ///
     /// # Errors
     /// As [`User::query`].

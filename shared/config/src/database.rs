@@ -18,7 +18,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_database_has_many_urls() {
+    fn different_urls_can_name_the_same_database() {
         let main = "postgres://h/d";
         for other in [main, "postgres://u:p@h:5432/d", "postgres://h/d?application_name=x", "host=h dbname=d"]
         {

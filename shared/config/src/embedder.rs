@@ -12,8 +12,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub struct EmbedderSettings {
     /// The kind of embedder.
     pub kind: EmbedderKind,
-    /// For `local`: the folder with `config.json`, `tokenizer.json` and `model.safetensors` of all-MiniLM-L6-v2. `make setup`
-    /// downloads them to `.memfleet/models/all-MiniLM-L6-v2`.
+    /// For `local`: the folder with `config.json`, `tokenizer.json` and `model.safetensors` of all-MiniLM-L6-v2.
+    /// `make setup` downloads them to `.memfleet/models/all-MiniLM-L6-v2`.
     pub weights: Option<PathBuf>,
     /// For `local`: the number of threads, 1 to 64. Default: 2, or 1 on a machine with one core.
     pub threads: Option<usize>,
@@ -34,12 +34,12 @@ pub struct EmbedderSettings {
     pub retries: u32,
     /// For `http`: the most requests per second, 1 to 10000. Default: no limit.
     pub requests_per_second: Option<u32>,
-    /// The most tokens of a chunk of a text, 16 to 8192; for `local` at most 254, the limit of the model. For `http`, the number of
-    /// tokens is estimated from the characters, rather too high than too low.
+    /// The maximum number of tokens of a chunk of a text, 16 to 8192; for `local` at most 254, the limit of the model.
+    /// For `http`, the number of tokens is estimated from the characters, rather too high than too low.
     pub chunk_tokens: usize,
     /// The number of tokens that a chunk shares with the previous one, 0 to half of `chunk_tokens`.
     pub chunk_overlap: usize,
-    /// The most chunks of a text, 1 to 4096. The rest of a longer text is not embedded.
+    /// The maximum number of chunks of a text, 1 to 4096. The rest of a longer text is not embedded.
     pub chunk_limit: usize,
 }
 

@@ -11,8 +11,8 @@ pub struct KeySettings {
     pub url: String,
     /// The URL for workers, where `{role}` is replaced by the database role of the worker. Default: `url`.
     pub worker_url: Option<String>,
-    /// The KEK provider that wraps new data keys. Keys that other providers wrapped can be unwrapped as long as those providers
-    /// are configured.
+    /// The KEK provider that wraps new data keys. Keys that other providers wrapped can be unwrapped as long as those
+    /// providers are configured.
     pub provider: ProviderName,
     /// For `ring`: a file with KEKs, one `kek.<version> <64 hex digits>` per line.
     pub ring_file: Option<String>,
@@ -26,8 +26,8 @@ pub struct KeySettings {
     pub vault_key: String,
     /// For `vault`: a PEM file with the CA certificates. Default: the public CAs.
     pub vault_ca_file: Option<String>,
-    /// For `aws-kms`: the id, alias or ARN of the key. Credentials are taken from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY
-    /// and AWS_SESSION_TOKEN.
+    /// For `aws-kms`: the id, alias or ARN of the key. Credentials are taken from AWS_ACCESS_KEY_ID,
+    /// AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN.
     pub kms_key: Option<String>,
     /// For `aws-kms`: the region.
     pub kms_region: Option<String>,

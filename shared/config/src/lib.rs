@@ -1,7 +1,7 @@
 //! Settings: a TOML file, overridden by environment variables. docs/memfleet.toml documents every option.
 //!
-//! All options and their limits are in this crate, so that a crate that needs one section does not depend on the crates that the
-//! other sections configure.
+//! All options and their limits are in this crate, so that a crate that needs one section does not depend on the crates
+//! that the other sections configure.
 
 mod database;
 mod embedder;

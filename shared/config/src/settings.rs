@@ -54,8 +54,8 @@ pub struct NatsSettings {
     pub credentials_file: Option<String>,
     /// A file with an nkey seed. `{name}` is replaced by the name of the worker or service, or by `operator`.
     pub nkey_file: Option<String>,
-    /// The subject prefix of the JetStream API for workers whose NATS account imports it: `STORE.API` with the shipped accounts.
-    /// Default: `$JS.API`.
+    /// The subject prefix of the JetStream API for workers whose NATS account imports it: `STORE.API` with the shipped
+    /// accounts. Default: `$JS.API`.
     pub api_prefix: Option<String>,
     /// A PEM file with the CA certificates of the server. If it is set, connections require TLS.
     pub ca_file: Option<String>,
@@ -91,7 +91,8 @@ pub struct PostgresSettings {
     pub read_url: Option<String>,
     /// The size of the connection pool for reading, 1 to 200.
     pub read_pool_size: usize,
-    /// The size of the connection pool for writing, 1 to 200. Every worker of the process uses one connection while it writes.
+    /// The size of the connection pool for writing, 1 to 200. Every worker of the process uses one connection while it
+    /// writes.
     pub write_pool_size: usize,
     /// The timeout for a connection, in milliseconds, 100 to 60000.
     pub connect_timeout_ms: u64,
@@ -134,24 +135,24 @@ impl PostgresSettings {
     }
 }
 
-/// Tokens, grants and rate limits. Workers need none of the key files except `payload_ring_file`: they read public keys from the
-/// database.
+/// Tokens, grants and rate limits. Workers need none of the key files except `payload_ring_file`: they read public keys
+/// from the database.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrustSettings {
     /// The audience of tokens, which identifies the deployment. Tokens for another audience are rejected.
     pub audience: String,
-    /// For issuing tokens: a file with the signing key, `<name> private <64 hex digits>`. Its public key must be registered in the
-    /// database.
+    /// For issuing tokens: a file with the signing key, `<name> private <64 hex digits>`. Its public key must be
+    /// registered in the database.
     pub token_key_file: Option<String>,
-    /// For issuing tokens: a file with the grant key, `<name> <64 to 128 hex digits>`. The same key must be registered in the
-    /// database.
+    /// For issuing tokens: a file with the grant key, `<name> <64 to 128 hex digits>`. The same key must be registered
+    /// in the database.
     pub grant_key_file: Option<String>,
-    /// For encrypted payloads: a file with the keys of services, one `<service>.<version> <64 hex digits>` per line. Workers need
-    /// the keys of all services, a publisher its own.
+    /// For encrypted payloads: a file with the keys of services, one `<service>.<version> <64 hex digits>` per line.
+    /// Workers need the keys of all services, a publisher its own.
     pub payload_ring_file: Option<String>,
-    /// The most requests per second of a service that a replica processes, unless the registry sets another limit; 1 to
-    /// 1000000.
+    /// The maximum number of requests per second of a service that a replica processes, unless the registry sets
+    /// another limit; 1 to 1000000.
     pub service_per_second: u32,
     /// The same for each noun and verb of a service.
     pub scope_per_second: u32,
@@ -203,7 +204,7 @@ impl AuditSettings {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WorkerSettings {
-    /// The most messages in one transaction, 1 to 1000.
+    /// The maximum number of messages in one transaction, 1 to 1000.
     pub batch_size: usize,
     /// How long a batch waits for more messages after its first, in milliseconds, 0 to 1000.
     pub batch_wait_ms: u64,
@@ -264,8 +265,8 @@ impl WorkerSettings {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HealthSettings {
-    /// The address and port that `run` and `dev` listen on. Default: none. The endpoints report unreachable dependencies to every
-    /// client, so make them reachable for the orchestrator only.
+    /// The address and port that `run` and `dev` listen on. Default: none. The endpoints report unreachable
+    /// dependencies to every client, so make them reachable for the orchestrator only.
     pub listen: Option<SocketAddr>,
 }
 
@@ -285,8 +286,8 @@ impl Default for LogSettings {
     }
 }
 
-/// Whether an event may be logged, regardless of the filter: at debug level, the NATS client logs whole messages with their bodies
-/// and tokens.
+/// Whether an event may be logged, regardless of the filter: at debug level, the NATS client logs whole messages with
+/// their bodies and tokens.
 pub fn may_be_logged(metadata: &tracing::Metadata<'_>) -> bool {
     *metadata.level() <= tracing::Level::INFO || !metadata.target().starts_with("async_nats")
 }
@@ -314,7 +315,8 @@ impl Settings {
     /// Reads the defaults, the file if one is given, and the environment. Each overrides the previous.
     ///
     /// # Errors
-    /// [`SettingsError`] for a file that cannot be read, an unknown option, a value of the wrong type, or a value out of range.
+    /// [`SettingsError`] for a file that cannot be read, an unknown option, a value of the wrong type, or a value out
+    /// of range.
     pub fn load(file: Option<&Path>) -> Result<Self, SettingsError> {
         let mut figment = Figment::from(Serialized::defaults(Self::default()));
         if let Some(path) = file {
@@ -334,7 +336,7 @@ impl Settings {
     /// The environment variables that pass these settings to another process.
     ///
     /// # Errors
-    /// [`SettingsError`] if a value cannot be serialized; none is such a value.
+    /// [`SettingsError`] if a value cannot be serialized, which does not happen.
     pub fn to_environment(&self) -> Result<Vec<(String, String)>, SettingsError> {
         let failed = |error: serde_json::Error| SettingsError(error.to_string());
         let sections: BTreeMap<String, BTreeMap<String, Value>> =
@@ -425,7 +427,8 @@ fn problem(kind: &Kind) -> String {
     if let Kind::UnknownVariant(value, known) = kind {
         return format!("{value:?} is not allowed; expected one of {}", quoted(known));
     }
-    // A TOML syntax error quotes the file between its first and its last line, and the quoted line may contain a password.
+    // A TOML syntax error quotes the file between its first and its last line, and the quoted line may contain a
+    // password.
     let problem = kind.to_string();
     let (mut lines, last) = (problem.lines(), problem.lines().last().unwrap_or_default());
     match lines.next() {
@@ -438,8 +441,8 @@ fn quoted(names: &[&str]) -> String {
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
-/// A URL for logs: the credentials between `://` and the last `@` are replaced, and so are the parameters, which may contain a
-/// password for PostgreSQL.
+/// A URL for logs: the credentials between `://` and the last `@` are replaced, and so are the parameters, which may
+/// contain a password for PostgreSQL.
 pub fn without_password(url: &str) -> String {
     let (start, place) = match (url.find("://"), url.rfind('@')) {
         (Some(scheme), Some(at)) if scheme + 3 <= at => (format!("{}***", &url[..scheme + 3]), &url[at..]),

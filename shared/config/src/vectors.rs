@@ -5,8 +5,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct VectorSettings {
-    /// The gRPC URL of Qdrant 1.16 or newer, such as `http://127.0.0.1:6334`; `https://` for TLS. Absent: no vector-indexer and no
-    /// search.
+    /// The gRPC URL of Qdrant 1.16 or newer, such as `http://127.0.0.1:6334`; `https://` for TLS. Absent: no
+    /// vector-indexer and no search.
     pub url: Option<String>,
     /// The API key, if the server requires one.
     #[serde(serialize_with = "write_key", deserialize_with = "read_key")]

@@ -21,7 +21,7 @@ pub enum UserRole {
     User,
     /// An administrator.
     Admin,
-    /// A program.
+    /// A service account.
     Service,
 }
 

@@ -7,7 +7,7 @@ use crate::number::Version;
 use crate::redaction::SecretFields;
 use crate::value::{Json, Name, SessionId};
 
-/// The visibility of an agent's memory. The type `memorytier` of the reference document.
+/// The visibility of an agent's memory. The PostgreSQL enumeration `memorytier`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum MemoryTier {
@@ -73,8 +73,8 @@ pub struct AgentContextRemove {
     pub version: Version,
 }
 
-/// Why a put or remove with an old version changes nothing.
-pub(crate) const OLD_VERSION: &str = "this version or a newer one is there";
+/// The reason in the outcome of a put or remove with an old version.
+pub(crate) const OLD_VERSION: &str = "this version or a newer one is already stored";
 
 impl RequestFacts for AgentContextPut {
     fn session_id(&self) -> Option<&SessionId> {

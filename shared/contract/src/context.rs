@@ -8,7 +8,7 @@ use crate::number::{Priority, Version};
 use crate::redaction::SecretFields;
 use crate::value::{Json, Name, SessionId};
 
-/// The kind of context. The column `simple_chat_context.context_type` of the reference document.
+/// The kind of context. The column `simple_chat_context.context_type`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ContextType {
@@ -56,8 +56,8 @@ impl AccessLevel {
     }
 }
 
-/// Stores a context of a session. It is applied if its version is higher than the stored or removed version of the same key.
-/// An older or equal version changes nothing; that is not an error.
+/// Stores a context of a session. It is applied if its version is higher than the stored or removed version of the same
+/// key. An older or equal version changes nothing; that is not an error.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ContextPut {
@@ -97,8 +97,8 @@ impl Priority {
     const ONE: Self = Self::literal(1);
 }
 
-/// Removes a context of a session. The value is deleted; the version is kept, so that an older put that arrives late does not
-/// restore it.
+/// Removes a context of a session. The value is deleted; the version is kept, so that an older put that arrives late
+/// does not restore it.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ContextRemove {

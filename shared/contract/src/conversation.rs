@@ -94,7 +94,7 @@ pub struct SummaryPut {
 pub enum FeedbackType {
     /// A rating, such as thumbs up or stars.
     Rating,
-    /// The answer that would have been right.
+    /// The correct answer.
     Correction,
     /// A report of harmful or wrong content.
     Report,
@@ -131,7 +131,7 @@ pub struct FeedbackPut {
 }
 
 impl RequestFacts for ConversationPut {
-    /// The events of a conversation are filed under its id.
+    /// The session id of the events of a conversation is its conversation id.
     fn event_session(&self) -> &str {
         self.conversation_id.as_str()
     }
@@ -145,13 +145,13 @@ impl RequestFacts for ConversationPut {
 }
 
 impl RequestFacts for MessageAdd {
-    /// The events of a conversation are filed under its id.
+    /// The session id of the events of a conversation is its conversation id.
     fn event_session(&self) -> &str {
         self.conversation_id.as_str()
     }
 
     fn unchanged_reason(&self) -> &'static str {
-        "a message with this message_id is there"
+        "a message with this message_id already exists"
     }
 
     fn redact(&mut self, secrets: &mut SecretFields) {

@@ -48,7 +48,7 @@ impl fmt::Display for DeadLetterClass {
     }
 }
 
-/// The name of no [`DeadLetterClass`].
+/// A text that is not the name of a [`DeadLetterClass`].
 #[derive(Debug, thiserror::Error)]
 #[error(
     "{0:?} is not a class of dead letters; the classes are malformed, denied, permanent, missing-prerequisite, exhausted and undeliverable"

@@ -11,32 +11,32 @@ use crate::request::EventType;
 use crate::subject::UserId;
 use crate::value::Json;
 
-/// What has happened, published on `memory.event.<noun>.<verb>.<user_id>` after the transaction that made it
-/// happen has committed. Delivered at least once: `event_id` tells repeats apart.
+/// An event, published on `memory.event.<noun>.<verb>.<user_id>` after its transaction has committed. Delivered at
+/// least once; repeats have the same `event_id`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Event {
-    /// The row of `blackboard_events`.
+    /// The id of the row in `blackboard_events`.
     pub event_id: Uuid,
-    /// Grows strictly within a session, with gaps.
+    /// Strictly increasing within a session, with gaps.
     pub event_sequence: i64,
-    /// What happened.
+    /// The type.
     pub event_type: EventType,
-    /// What it means between agents.
+    /// The performative: the communicative act between agents.
     pub performative: Performative,
-    /// The agent or service that made it happen.
+    /// The agent or service that caused the event.
     pub source_agent_id: String,
-    /// The agent it is meant for.
+    /// The agent or tool that the event is addressed to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_agent_id: Option<String>,
-    /// Whose memory changed.
+    /// The user whose memory changed.
     pub user_id: UserId,
     /// The session, or `@account` outside of sessions.
     pub session_id: String,
     /// The event that caused it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent_event_id: Option<Uuid>,
-    /// A Lamport clock: later than that of every event before it in its session, and than that of its parent.
+    /// The Lamport timestamp: greater than that of every earlier event of its session, and than that of its parent.
     pub logical_timestamp: i64,
     /// When the transaction began.
     pub created_at: DateTime<Utc>,

@@ -1,4 +1,5 @@
-//! What a request says about itself beside its fields. Each type states its facts in its own file.
+//! Properties of requests that are derived from their bodies. Each request type implements [`RequestFacts`] in its own
+//! file.
 
 use std::fmt;
 
@@ -12,68 +13,69 @@ use crate::value::SessionId;
 /// The session id of events that belong to no session. No request can name it.
 pub(crate) const ACCOUNT_SESSION: &str = "@account";
 
-/// The facts of a request that depend on its body. Its subject, stream, worker and event are in its line of the table in
-/// `request.rs`.
+/// Properties of a request that depend on its body. Its subject, stream, worker and event depend on its type only; they
+/// are in the table in `request.rs`.
 pub trait RequestFacts {
-    /// The session that it belongs to; none for what belongs to the user as such. A token for one session allows only its own.
+    /// The session that the request belongs to; none if it belongs to the user and to no session. A token for one
+    /// session allows only requests of that session.
     fn session_id(&self) -> Option<&SessionId> {
         None
     }
 
-    /// The session that its event is filed under.
+    /// The session id of its event.
     fn event_session(&self) -> &str {
         self.session_id().map_or(ACCOUNT_SESSION, SessionId::as_str)
     }
 
-    /// The agent that acts, if it is not the publishing service itself.
+    /// The agent that acts; none if the publishing service itself acts.
     fn source_agent(&self) -> Option<&str> {
         None
     }
 
-    /// The agent or tool that its event is meant for.
+    /// The agent or tool that its event is addressed to.
     fn target_agent(&self) -> Option<&str> {
         None
     }
 
-    /// What its event means between agents.
+    /// The performative of its event.
     fn performative(&self) -> Performative {
         Performative::Inform
     }
 
-    /// What must be there before it can take effect.
+    /// The record that must exist before the request can be applied.
     fn prerequisite(&self) -> Prerequisite<'_> {
         Prerequisite::User
     }
 
-    /// Why it changed nothing, when it did not.
+    /// The reason in the outcome `unchanged`.
     fn unchanged_reason(&self) -> &'static str {
-        "a newer record is there"
+        "a newer record is already stored"
     }
 
-    /// Takes out what is stored encrypted only, and leaves markers.
+    /// Moves the values that are stored encrypted only to `secrets`, and leaves markers in their place.
     fn redact(&mut self, secrets: &mut SecretFields) {
         let _ = secrets;
     }
 
-    /// What its event carries instead of the request, as JSON; none if it carries the request.
+    /// The payload of its event, as JSON, if it is not the request itself.
     fn event_payload(&self) -> Option<String> {
         None
     }
 }
 
-/// Something that a request needs.
+/// A record that must exist before a request can be applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Prerequisite<'a> {
     /// Its user.
     User,
-    /// A session that is open or has been.
+    /// A session that is or was open.
     Session(&'a SessionId),
     /// A message of a conversation.
     Message(Uuid),
 }
 
 impl Prerequisite<'_> {
-    /// Says that a user lacks it, and which field names it.
+    /// The error message if the user has no such record. It starts with the field that names the record.
     pub fn missing(self, user: UserId) -> String {
         MissingPrerequisite { user, prerequisite: self }.to_string()
     }

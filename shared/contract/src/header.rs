@@ -1,7 +1,7 @@
 //! Names of the headers of requests, events and dead letters.
 
-/// The request id, a UUID. JetStream drops a duplicate within its duplicate window, and the inbox table drops one that arrives
-/// later.
+/// The request id, a UUID. JetStream drops a duplicate within its duplicate window, and the inbox table drops one that
+/// arrives later.
 pub const MESSAGE_ID: &str = "Nats-Msg-Id";
 
 /// `Bearer <service token>`.
@@ -55,8 +55,8 @@ pub const DEAD_TRIES: &str = "Memfleet-Dead-Tries";
 /// On a dead letter: the request id of the original message, if it had one. [`MESSAGE_ID`] is the dead letter's own id.
 pub const DEAD_REQUEST_ID: &str = "Memfleet-Dead-Request-Id";
 
-/// Of a tick: the subject of the schedule that published it. The server sets it.
+/// On a tick: the subject of the schedule that published it. The server sets it.
 pub const SCHEDULER: &str = "Nats-Scheduler";
 
-/// Of a tick: when the schedule publishes the next one, in RFC 3339, or `purge` for its last one. The server sets it.
+/// On a tick: when the schedule publishes the next one, in RFC 3339, or `purge` for its last one. The server sets it.
 pub const SCHEDULE_NEXT: &str = "Nats-Schedule-Next";

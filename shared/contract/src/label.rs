@@ -17,7 +17,7 @@ macro_rules! labels {
                 match self { $(Self::$variant => $label,)+ }
             }
 
-            /// The value of a label.
+            /// The value with this label.
             pub fn from_label(label: &str) -> Option<Self> {
                 match label { $($label => Some(Self::$variant),)+ _ => None }
             }

@@ -1,14 +1,14 @@
 //! The message contract of memfleet: subjects, headers, requests, queries and events.
 //!
-//! A publisher written in Rust needs this crate alone. It contains types and their limits, and connects to no server and no
-//! database. Every request is a JSON object published on
+//! A publisher written in Rust needs only this crate. It contains types and their limits, and connects to no server and
+//! no database. Every request is a JSON object published on
 //!
 //! ```text
 //! memory.req.<service>.<noun>.<verb>.<user_id>
 //! ```
 //!
-//! with its request id, a UUID, in the header [`header::MESSAGE_ID`]. [`Request::decode`] decodes the noun, the verb and the
-//! body into a typed request, or returns a [`Malformed`] that names the field at fault.
+//! with its request id, a UUID, in the header [`header::MESSAGE_ID`]. [`Request::decode`] decodes the noun, the verb
+//! and the body into a typed request, or returns a [`Malformed`] that names the field at fault.
 //!
 //! The JSON Schemas of the AsyncAPI document (`nats/asyncapi.yaml`) are generated from the same types.
 
@@ -65,7 +65,7 @@ pub use router::*;
 pub use session::*;
 pub use subject::{DeadLetterSubject, REQUEST_ROOT, RequestSubject, Service, SubjectError, UserId};
 pub use suggest::nearest;
-pub use tick::{JOB_ROOT, Job, JobSubject, Tick};
+pub use tick::{JOB_ROOT, JOBS_STREAM, Job, JobSubject, Tick};
 pub use token::{QueryError, QueryErrorCode, TOKEN_ISSUE, TokenAnswer, TokenQuery};
 pub use value::{Json, JsonObject, List, Name, NonEmptyList, Secret, SessionId, Text};
 pub use vector::*;

@@ -3,22 +3,23 @@
 /// The largest request body, in bytes. A larger one is rejected as malformed.
 pub const BODY_BYTES: usize = 1024 * 1024;
 
-/// The deepest nesting of arrays and objects in a free-form JSON value. PostgreSQL's parser exhausts its stack slightly below
-/// ten thousand levels.
+/// The deepest nesting of arrays and objects in a free-form JSON value. PostgreSQL's parser exhausts its stack slightly
+/// below ten thousand levels.
 pub const JSON_DEPTH: usize = 64;
 
 /// The deepest nesting of a whole body, which contains such values a few levels down. An event's payload is a body.
 pub const BODY_DEPTH: usize = JSON_DEPTH + 8;
 
-/// The most digits by which all numbers of a free-form JSON value may grow when they are written without exponents: PostgreSQL
-/// stores `1e9` as `1000000000`, so that without a limit six bytes could become a hundred thousand.
+/// The maximum number of digits by which all numbers of a free-form JSON value may grow when they are written without
+/// exponents: PostgreSQL stores `1e9` as `1000000000`, so that without a limit six bytes could become a hundred
+/// thousand.
 pub const JSON_EXPANSION: usize = 64 * 1024;
 
 /// The same for a whole body, which contains a few such values.
 pub const BODY_EXPANSION: usize = 4 * JSON_EXPANSION;
 
-/// The most bytes that an event or a dead letter adds to a body, headers included: PostgreSQL inserts a space after each comma
-/// and colon and writes numbers without exponents, and all other fields have limits.
+/// The maximum number of bytes that an event or a dead letter adds to a body, headers included: PostgreSQL inserts a
+/// space after each comma and colon and writes numbers without exponents, and all other fields have limits.
 pub const ENVELOPE_BYTES: usize = BODY_BYTES;
 
 /// The smallest `max_payload` that the NATS server needs, in bytes, so that every valid message can be published.
@@ -42,8 +43,11 @@ pub const PRECEDING_CHARS: usize = 4_096;
 /// The longest service name in a subject, in characters.
 pub const SERVICE_CHARS: usize = 64;
 
-/// The longest reply subject of an outcome, in bytes. The NATS server closes the connection of a client that publishes on a
-/// subject that exceeds its `max_control_line`, 4096 bytes by default.
+/// The longest name of a scheduled job, in characters.
+pub const JOB_CHARS: usize = 48;
+
+/// The longest reply subject of an outcome, in bytes. The NATS server closes the connection of a client that publishes
+/// on a subject that exceeds its `max_control_line`, 4096 bytes by default.
 pub const REPLY_SUBJECT_BYTES: usize = 256;
 
 /// The shortest deadline of a query, in milliseconds. It limits the time in the database.

@@ -5,17 +5,14 @@ use serde_path_to_error::{Path, Segment};
 use crate::malformed::Malformed;
 use crate::suggest::nearest;
 
-/// The most characters of a wrong value that are repeated.
-const ECHOED_CHARS: usize = 40;
-
-/// Decodes a body that was rejected a second time, slowly, to find the field at fault.
+/// Decodes a rejected body again, with a slower decoder that tracks the path, to find the field at fault.
 pub(crate) fn locate<T: DeserializeOwned>(body: &[u8]) -> Malformed {
     let mut reader = serde_json::Deserializer::from_slice(body);
     let error = match serde_path_to_error::deserialize::<_, T>(&mut reader) {
         Err(error) => error,
         Ok(_) => return Malformed::new("body", "has more after the JSON object"),
     };
-    // A key that is no text at all shows as `?`.
+    // serde_path_to_error shows a key that is not a string as `?`.
     let path = error.path().iter().map(ToString::to_string).filter(|segment| segment != "?");
     let path = path.fold(String::new(), |path, segment| match path.as_str() {
         "" => segment,
@@ -25,12 +22,12 @@ pub(crate) fn locate<T: DeserializeOwned>(body: &[u8]) -> Malformed {
     let message = error.inner().to_string();
     let (problem, place) = split_place(&message);
     if error.inner().is_eof() {
-        // The path would be that of the field before.
+        // At the end of the input, the path is that of the previous field.
         return Malformed::new("body", format!("is not valid JSON: {problem}{place}"));
     }
     let fault = match problem.strip_prefix(UNKNOWN_VARIANT) {
         Some(rest) => Fault::of_enumeration(rest, error.path(), body),
-        // JSON has no largest number and no deepest nesting: serde_json has.
+        // Limits of serde_json, not of the JSON syntax.
         None if matches!(problem, "number out of range" | "recursion limit exceeded") => {
             Fault::plain(problem.to_owned())
         }
@@ -48,12 +45,12 @@ pub(crate) fn locate<T: DeserializeOwned>(body: &[u8]) -> Malformed {
     Malformed::new(field, format!("{}{place}", fault.problem))
 }
 
-/// The sentence, and ` at line 1 column 2`.
+/// Splits a message of serde_json into the sentence and its position, such as ` at line 1 column 2`.
 fn split_place(message: &str) -> (&str, &str) {
     message.rfind(" at line ").map_or((message, ""), |at| message.split_at(at))
 }
 
-/// How serde starts the message about an unknown value of an enumeration; the value follows.
+/// The start of serde's message about an unknown value of an enumeration; the value follows.
 const UNKNOWN_VARIANT: &str = "unknown variant `";
 
 /// A problem that serde reports, without the value that it is about, which may be a secret.
@@ -68,14 +65,17 @@ impl<'a> Fault<'a> {
         Self { field: None, is_missing: false, problem }
     }
 
-    /// An unknown value of an enumeration. It is repeated if it is a short word, so that a misspelling is seen; anything else
-    /// may be free text or a secret.
+    /// An unknown value of an enumeration. Only a misspelling of an allowed value is repeated: anything else may be text or a secret
+    /// in the wrong field.
     fn of_enumeration(rest: &str, path: &Path, body: &[u8]) -> Self {
+        let expected = expected(rest);
+        let allowed = expected.split('`').skip(1).step_by(2);
         let value = rest.rsplit_once(", expected ").and_then(|(value, _)| value.strip_suffix('`'));
+        let is_misspelt = |word: &&str| nearest(&word.to_ascii_lowercase(), allowed.clone()).is_some();
         let is_given = |word: &&str| value_at(body, path).is_some_and(|value| value == **word);
-        let shown = value.filter(|value| is_short_word(value)).filter(is_given);
+        let shown = value.filter(is_misspelt).filter(is_given);
         let shown = shown.map_or_else(|| "the value".to_owned(), |word| format!("{word:?}"));
-        Self::plain(format!("{shown} is not allowed; {}", expected(rest)))
+        Self::plain(format!("{shown} is not allowed; {expected}"))
     }
 
     fn read(message: &'a str) -> Self {
@@ -101,13 +101,7 @@ impl<'a> Fault<'a> {
     }
 }
 
-/// Whether a value is fit to be repeated: 1 to 40 ASCII letters, digits, `-` and `_`.
-fn is_short_word(value: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-    (1..=ECHOED_CHARS).contains(&value.len()) && value.bytes().all(allowed)
-}
-
-/// The value that a body has at a path. Of a field that is given twice, the second value.
+/// The value at a path of a body. For a field that occurs twice, the second value.
 fn value_at(body: &[u8], path: &Path) -> Option<Value> {
     let mut value: Value = serde_json::from_slice(body).ok()?;
     for segment in path {
@@ -137,11 +131,11 @@ fn expected_field(rest: &str) -> String {
     }
 }
 
-/// The part of the message that lists what is expected: this crate, serde and the standard library wrote it. The publisher's
-/// own text stands before it.
+/// The part of a message that lists what is expected. It is written by this crate, serde or the standard library; the
+/// publisher's own text comes before it.
 fn expected(message: &str) -> String {
     match message.rsplit_once(", expected ").or_else(|| message.rsplit_once(", there are ")) {
-        // A publisher knows integers, and not Rust's types of them.
+        // Publishers need not know Rust's integer types.
         Some((_, "i32" | "i64" | "u32")) => "expected an integer".to_owned(),
         Some((_, expected)) => format!("expected {expected}"),
         None => "something else is expected".to_owned(),

@@ -8,8 +8,8 @@ pub struct Malformed {
     /// The field at fault: a path into the body (`configuration`, `key_topics[2]`), the name of a header, `subject`, or
     /// `body` for the body as a whole.
     pub field: String,
-    /// What is wrong with it and, where it helps, what is expected. It repeats numbers, and the wrong value of an enumeration if
-    /// that is a short word; never free text, which may be a secret.
+    /// What is wrong with it and, where it helps, what is expected. It may quote numbers, and the invalid value of an
+    /// enumeration if that is a short word. It never quotes free text, which may be a secret.
     pub problem: String,
 }
 

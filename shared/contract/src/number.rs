@@ -19,7 +19,7 @@ pub type Version = Bounded<1, { i64::MAX }>;
 pub type Priority = Bounded<0, 100>;
 
 impl<const MIN: i64, const MAX: i64> Bounded<MIN, MAX> {
-    /// A constant. One that is out of range does not compile in a constant expression.
+    /// A constant. In a constant expression, a value out of range is a compile error.
     pub(crate) const fn literal(value: i64) -> Self {
         assert!(MIN <= value && value <= MAX, "out of range");
         Self(value)

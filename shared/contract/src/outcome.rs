@@ -14,7 +14,8 @@ pub enum OutcomeStatus {
     Dead,
 }
 
-/// The outcome of a request, published on the subject that the publisher named in [`header::REPLY_TO`](crate::header::REPLY_TO).
+/// The outcome of a request, published on the subject that the publisher named in
+/// [`header::REPLY_TO`](crate::header::REPLY_TO).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Outcome {

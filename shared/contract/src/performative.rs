@@ -6,40 +6,40 @@ use serde::{Deserialize, Serialize};
 use crate::label::labels;
 
 labels! {
-    /// What an event means between agents: the communicative acts of FIPA SC00037J. The PostgreSQL type
-    /// `performative`.
+    /// The performative of an event: a communicative act between agents, as in FIPA SC00037J. The PostgreSQL
+    /// enumeration `performative`.
     Performative {
         /// Accepts a proposal.
         AcceptProposal = "accept-proposal",
         /// Agrees to do something.
         Agree = "agree",
-        /// No longer wants something done.
+        /// Withdraws a request.
         Cancel = "cancel",
         /// Calls for proposals.
         CallForProposal = "cfp",
-        /// Confirms what was uncertain.
+        /// Confirms something that the receiver was uncertain about.
         Confirm = "confirm",
-        /// Denies what was believed.
+        /// Denies something that the receiver believed.
         Disconfirm = "disconfirm",
         /// Tried and failed.
         Failure = "failure",
         /// States a fact.
         Inform = "inform",
-        /// Tells whether something holds.
+        /// States whether a proposition is true.
         InformIf = "inform-if",
-        /// Tells what something is.
+        /// States which object matches a description.
         InformRef = "inform-ref",
-        /// Did not understand.
+        /// Did not understand a message.
         NotUnderstood = "not-understood",
-        /// Passes on to others.
+        /// Forwards a message to other agents.
         Propagate = "propagate",
         /// Proposes something.
         Propose = "propose",
-        /// Asks to pass on.
+        /// Asks the receiver to forward a message to other agents.
         Proxy = "proxy",
-        /// Asks whether something holds.
+        /// Asks whether a proposition is true.
         QueryIf = "query-if",
-        /// Asks what something is.
+        /// Asks which object matches a description.
         QueryRef = "query-ref",
         /// Refuses to do something.
         Refuse = "refuse",
@@ -51,7 +51,7 @@ labels! {
         RequestWhen = "request-when",
         /// Asks for something to be done each time a condition holds.
         RequestWhenever = "request-whenever",
-        /// Wants to be told of changes.
+        /// Requests notifications of changes.
         Subscribe = "subscribe",
     }
 }

@@ -3,21 +3,21 @@ use crate::redaction::{SecretField, SecretFields};
 use crate::request::{Request, StreamRequest};
 use crate::subject::RequestSubject;
 
-/// A request without its secrets, which were taken out when it was decoded: no statement, event or log line of the request
-/// holds one.
+/// A request whose secrets were removed when it was decoded. No statement, event or log line of the request contains
+/// one.
 #[derive(Debug)]
 pub struct Redacted<R> {
-    /// The request, with markers where the secrets were.
+    /// The request, with markers in place of the secrets.
     pub request: R,
     /// The secrets.
     pub secrets: Vec<SecretField>,
 }
 
 impl<R: StreamRequest> Redacted<R> {
-    /// Takes the secrets out of a request.
+    /// Removes the secrets from a request.
     ///
     /// # Errors
-    /// [`Malformed`] if the stream of `R` does not carry it.
+    /// [`Malformed`] if the request does not belong to the stream of `R`.
     pub fn new(request: Request) -> Result<Self, Malformed> {
         let mut request = R::try_from(request)?;
         let mut secrets = SecretFields::default();
@@ -28,7 +28,7 @@ impl<R: StreamRequest> Redacted<R> {
     /// Decodes a request.
     ///
     /// # Errors
-    /// [`Malformed`] names the field that cannot be read.
+    /// [`Malformed`] names the invalid field.
     pub fn decode(subject: &RequestSubject, body: &[u8]) -> Result<Self, Malformed> {
         Self::new(Request::decode(subject, body)?)
     }

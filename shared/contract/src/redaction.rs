@@ -1,28 +1,29 @@
-//! Which values are stored encrypted only: every [`Secret`](crate::Secret), and what a request marks `sensitive`.
+//! Values that are stored encrypted only: every [`Secret`](crate::Secret), and the values of a request marked
+//! `sensitive`.
 
 use secrecy::SecretString;
 
 use crate::value::{Json, JsonObject, List, Secret, Text};
 
-/// What stands in the place of a value that is encrypted: in its table, in events, and wherever else the request is written
-/// down. In place of an object it is `{"$encrypted": true}`, in place of a list `["$encrypted"]`.
+/// The marker that replaces an encrypted value in its table, in events and wherever else the request is written. An
+/// object is replaced by `{"$encrypted": true}`, a list by `["$encrypted"]`.
 pub const ENCRYPTED: &str = "$encrypted";
 
-/// A value that was taken out of a request.
+/// A value that was removed from a request.
 #[derive(Clone, Debug)]
 pub struct SecretField {
     /// The field that held it.
     pub field: &'static str,
-    /// The value: a text as it is, anything else as JSON.
+    /// The value: a string unchanged, anything else as JSON.
     pub value: SecretString,
 }
 
-/// Where a request puts the values that it gives up.
+/// The values that were removed from a request.
 #[derive(Debug, Default)]
 pub struct SecretFields(Vec<SecretField>);
 
 impl SecretFields {
-    /// Takes the value out of a field and leaves [`ENCRYPTED`] in its place.
+    /// Moves the value of a field to this list and leaves [`ENCRYPTED`] in its place.
     pub(crate) fn take(&mut self, field: &'static str, from: &mut impl Redact) {
         self.0.push(SecretField { field, value: from.redact() });
     }
@@ -34,7 +35,7 @@ impl SecretFields {
         }
     }
 
-    /// What was taken.
+    /// The removed values.
     pub fn into_vec(self) -> Vec<SecretField> {
         self.0
     }
@@ -42,7 +43,7 @@ impl SecretFields {
 
 /// A value that can be replaced by a marker.
 pub(crate) trait Redact {
-    /// Gives up the value and keeps the marker.
+    /// Replaces the value by the marker and returns it.
     fn redact(&mut self) -> SecretString;
 }
 
@@ -85,7 +86,7 @@ impl<const MAX: usize> Redact for List<Secret, MAX> {
 }
 
 fn as_json<T: serde::Serialize>(list: &[T]) -> SecretString {
-    // Lists of texts always have a JSON text.
+    // A list of strings can always be serialized.
     serde_json::to_string(list).unwrap_or_default().into()
 }
 
@@ -115,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sensitive_is_taken_out_and_nothing_else() {
+    fn only_sensitive_values_are_removed() {
         let id = "0193d5a0-0000-7000-8000-000000000001";
         let cases = [
             (
@@ -182,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_shows_in_no_log() {
+    fn debug_output_contains_no_secret() {
         let subject = "memory.req.test.passkey.put.1".parse().unwrap();
         let request = Request::decode(&subject, br#"{"credential_id":"c","public_key":"hush"}"#).unwrap();
         assert!(!format!("{request:?}").contains("hush"));

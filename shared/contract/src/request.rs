@@ -23,22 +23,22 @@ use crate::value::check_body;
 use crate::vector::{VectorIndex, VectorRemove};
 use crate::workers::{self, WorkerInfo};
 
-/// One kind of request: where it is published, what it looks like, what it causes.
+/// A kind of request: its subject, its schema, and the event that it emits.
 #[derive(Debug)]
 pub struct RequestKind {
     /// The stream that stores it.
     pub stream: &'static str,
-    /// The worker that takes it.
+    /// The worker that processes it.
     pub worker: &'static str,
     /// The noun of its subject.
     pub noun: &'static str,
     /// The verb of its subject.
     pub verb: &'static str,
-    /// The event that its effect appends.
+    /// The event that it emits.
     pub event: EventType,
-    /// Makes the JSON Schema of its body.
+    /// Creates the JSON Schema of its body.
     pub schema: fn(SchemaGenerator) -> Schema,
-    /// Its golden file, whose messages are the examples of the AsyncAPI document.
+    /// Its golden file. The messages in it are the examples in the AsyncAPI document.
     #[cfg(feature = "asyncapi")]
     pub golden: &'static str,
 }
@@ -50,7 +50,7 @@ pub trait RequestType: Serialize {
 }
 
 impl RequestKind {
-    /// The kind that a noun and a verb name.
+    /// The kind of request with this noun and verb.
     pub fn find(noun: &str, verb: &str) -> Option<&'static Self> {
         REQUESTS.iter().find(|kind| kind.noun == noun && kind.verb == verb).copied()
     }
@@ -65,26 +65,27 @@ impl RequestKind {
 pub trait StreamRequest:
     TryFrom<Request, Error = Malformed> + Serialize + Clone + Send + Sync + 'static
 {
-    /// What kind of request this is.
+    /// The kind of the request.
     fn kind(&self) -> &'static RequestKind;
 
-    /// What it says about itself.
+    /// The properties of the request.
     fn facts(&self) -> &dyn RequestFacts;
 
-    /// The same, for changing it.
+    /// The properties of the request, mutable.
     fn facts_mut(&mut self) -> &mut dyn RequestFacts;
 }
 
 impl WorkerInfo {
-    /// The requests that it takes.
+    /// The requests that it processes.
     pub fn requests(&self) -> impl Iterator<Item = &'static RequestKind> {
         let name = self.name;
         REQUESTS.iter().copied().filter(move |kind| kind.worker == name)
     }
 }
 
-/// The table of requests. The enumerations of requests and events, the decoder, [`REQUESTS`], the streams' subjects, the broker
-/// permissions and the AsyncAPI document follow from it: a new request is one line here.
+/// The table of requests. It generates the enumerations of requests and events, the decoder and [`REQUESTS`]; the
+/// subjects of the streams, the NATS permissions and the AsyncAPI document are derived from it. To add a request, add a
+/// line.
 macro_rules! requests {
     ($($(#[$doc:meta])* $own:ident($worker:ident) {
         $($variant:ident: $noun:literal $verb:literal => $event:ident $label:literal $event_doc:literal,)+
@@ -100,10 +101,10 @@ macro_rules! requests {
         }
 
         impl Request {
-            /// Reads the body of a request as its subject says.
+            /// Decodes the body of a request that was published on this subject.
             ///
             /// # Errors
-            /// [`Malformed`] names the field that cannot be read, or `subject` when no request is published there.
+            /// [`Malformed`] names the invalid field, or `subject` if there is no such request.
             pub fn decode(subject: &RequestSubject, body: &[u8]) -> Result<Self, Malformed> {
                 check_size(body)?;
                 let request = Self::recorded(subject, body)?;
@@ -111,7 +112,8 @@ macro_rules! requests {
                 Ok(request)
             }
 
-            /// The same of a body out of an event, which has the size that the database has given it.
+            /// Decodes a request from the payload of its event. The limits of a whole body are not checked, because
+            /// PostgreSQL can make the JSON text longer.
             ///
             /// # Errors
             /// As [`Request::decode`].
@@ -123,17 +125,17 @@ macro_rules! requests {
                 }
             }
 
-            /// What kind of request this is.
+            /// The kind of the request.
             pub fn kind(&self) -> &'static RequestKind {
                 match self { $($(Self::$variant(_) => &kinds::$variant,)+)+ }
             }
 
-            /// What it says about itself.
+            /// The properties of the request.
             pub fn facts(&self) -> &dyn RequestFacts {
                 match self { $($(Self::$variant(request) => request,)+)+ }
             }
 
-            /// The same, for changing it.
+            /// The properties of the request, mutable.
             pub fn facts_mut(&mut self) -> &mut dyn RequestFacts {
                 match self { $($(Self::$variant(request) => request,)+)+ }
             }
@@ -180,7 +182,7 @@ macro_rules! requests {
         )+
 
         labels! {
-            /// What has happened: `noun.verb`, as in the subject of the event. The PostgreSQL type `eventtype`.
+            /// The type of an event: `noun.verb`, as in its subject. The PostgreSQL enumeration `eventtype`.
             EventType {
                 $($(
                     #[doc = $event_doc]
@@ -218,7 +220,7 @@ macro_rules! requests {
 }
 
 requests! {
-    /// What context-writer takes.
+    /// The requests that context-writer processes.
     ContextRequest(CONTEXT_WRITER) {
         UserPut: "user" "put" => UserStored "user.stored" "A user was mirrored.",
         ProfilePut: "profile" "put" => ProfileStored "profile.stored" "A profile was mirrored.",
@@ -230,26 +232,26 @@ requests! {
         SecondFactorRemove: "second-factor" "remove" => SecondFactorRemoved "second-factor.removed" "A second factor was removed.",
         PasskeyPut: "passkey" "put" => PasskeyStored "passkey.stored" "A WebAuthn credential was mirrored.",
         PasskeyRemove: "passkey" "remove" => PasskeyRemoved "passkey.removed" "A WebAuthn credential was removed.",
-        SessionOpen: "session" "open" => SessionOpened "session.opened" "A session was opened, or opened again.",
+        SessionOpen: "session" "open" => SessionOpened "session.opened" "A session was opened or reopened.",
         SessionClose: "session" "close" => SessionClosed "session.closed" "A session was closed.",
         ContextPut: "context" "put" => ContextStored "context.stored" "A context was stored.",
         ContextRemove: "context" "remove" => ContextRemoved "context.removed" "A context was removed.",
-        ConversationPut: "conversation" "put" => ConversationStored "conversation.stored" "A conversation was described.",
+        ConversationPut: "conversation" "put" => ConversationStored "conversation.stored" "The description of a conversation was stored.",
         MessageAdd: "message" "add" => MessageAdded "message.added" "A message was added to a conversation.",
         SummaryPut: "summary" "put" => SummaryStored "summary.stored" "A summary was stored.",
         FeedbackPut: "feedback" "put" => FeedbackStored "feedback.stored" "Feedback was stored.",
         AgentContextPut: "agent-context" "put" => AgentContextStored "agent-context.stored" "An agent's context was stored.",
         AgentContextRemove: "agent-context" "remove" => AgentContextRemoved "agent-context.removed" "An agent's context was removed.",
     }
-    /// What router-logger takes.
+    /// The requests that router-logger processes.
     RouterRequest(ROUTER_LOGGER) {
         DecisionLog: "decision" "log" => DecisionLogged "decision.logged" "A routing decision was logged.",
-        ToolReport: "tool" "report" => ToolReported "tool.reported" "A tool was asked, has answered, or has failed.",
+        ToolReport: "tool" "report" => ToolReported "tool.reported" "A tool was called, returned a result, or failed.",
     }
-    /// What vector-indexer takes.
+    /// The requests that vector-indexer processes.
     VectorRequest(VECTOR_INDEXER) {
-        VectorIndex: "vector" "index" => VectorIndexed "vector.indexed" "Texts were made findable.",
-        VectorRemove: "vector" "remove" => VectorRemoved "vector.removed" "Texts were forgotten.",
+        VectorIndex: "vector" "index" => VectorIndexed "vector.indexed" "Texts were indexed.",
+        VectorRemove: "vector" "remove" => VectorRemoved "vector.removed" "Texts were removed from the index.",
     }
 }
 
@@ -261,7 +263,7 @@ fn check_size(body: &[u8]) -> Result<(), Malformed> {
     Ok(())
 }
 
-/// The platform is no person: it has settings and nothing else.
+/// User 0, the platform, has settings and no other records.
 fn check_platform(subject: &RequestSubject) -> Result<(), Malformed> {
     if subject.user_id == UserId::PLATFORM && subject.noun != "setting" {
         return Err(Malformed::new("subject", "user 0 is the platform, which has settings only"));
@@ -270,7 +272,7 @@ fn check_platform(subject: &RequestSubject) -> Result<(), Malformed> {
 }
 
 pub(crate) fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Malformed> {
-    // Otherwise an array would be taken for the fields in their order.
+    // Serde would decode an array as the fields in their order.
     match body.iter().find(|byte| !byte.is_ascii_whitespace()) {
         Some(b'{') => serde_json::from_slice(body).map_err(|_| locate::<T>(body)),
         Some(_) => Err(Malformed::new("body", "must be a JSON object")),

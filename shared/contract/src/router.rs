@@ -12,9 +12,9 @@ use crate::value::{Json, List, SessionId, Text};
 
 /// Logs how a request of the user was routed, after it finished. Decisions are immutable.
 ///
-/// Statistics are kept by hour, mode, route, tool and model. The route is `routing_decision` if that is a string, or else its
-/// string `route`; a tool is a string, or else its string `name` or `tool`. A value of another shape is stored unchanged and
-/// counted as `unknown`.
+/// Statistics are kept by hour, mode, route, tool and model. The route is `routing_decision` if that is a string, or
+/// else its string `route`; a tool is a string, or else its string `name` or `tool`. A value of another shape is stored
+/// unchanged and counted as `unknown`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DecisionLog {
@@ -74,8 +74,8 @@ pub enum ToolPhase {
     Failed,
 }
 
-/// Reports a tool call while a request is processed. It is emitted as an event and stored nowhere else; agents that work on the
-/// same session subscribe to it. The result of a decision is logged with [`DecisionLog`].
+/// Reports a tool call while a request is processed. It is emitted as an event and stored nowhere else; agents that
+/// work on the same session subscribe to it. The result of a decision is logged with [`DecisionLog`].
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ToolReport {
@@ -108,7 +108,7 @@ impl RequestFacts for DecisionLog {
     }
 
     fn unchanged_reason(&self) -> &'static str {
-        "a decision with this decision_id is there"
+        "a decision with this decision_id already exists"
     }
 
     fn redact(&mut self, secrets: &mut SecretFields) {

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use crate::facts::{Prerequisite, RequestFacts};
 use crate::value::{JsonObject, SessionId};
 
-/// The chat mode of a session: the service that leads it. The column `chat_mode_sessions.chat_mode` of the reference document.
+/// The chat mode of a session: the service that leads it. The column `chat_mode_sessions.chat_mode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ChatMode {

@@ -9,7 +9,7 @@ use crate::limit;
 /// The root of request subjects.
 pub const REQUEST_ROOT: &str = "memory.req";
 
-/// A subject that is not one of memfleet.
+/// A text that is not the expected subject.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubjectError {
     /// It has the wrong number of tokens, or another root.
@@ -49,7 +49,7 @@ impl UserId {
     /// The platform itself, which owns the settings that belong to no user.
     pub const PLATFORM: Self = Self(0);
 
-    /// A user by id, which is not negative.
+    /// The user with this id, which must not be negative.
     ///
     /// # Errors
     /// [`SubjectError::User`] for a negative number.
@@ -93,7 +93,7 @@ impl Service {
         &self.0
     }
 
-    /// Whether a subject is below the service's own inbox `_INBOX.<service>.`: replies are sent nowhere else.
+    /// Whether a subject is below the service's own inbox `_INBOX.<service>.`, the only place that replies are sent to.
     pub fn owns_inbox(&self, subject: &str) -> bool {
         if subject.len() > limit::REPLY_SUBJECT_BYTES {
             return false;

@@ -1,8 +1,8 @@
-/// The longest word that is compared, in bytes: what is longer is no misspelling.
+/// The longest word that is compared, in bytes. A longer one is not a misspelling.
 const LONGEST_WORD: usize = 64;
 
-/// The candidate that a misspelt word most likely means: the nearest by edit distance, at most a third of the word's letters
-/// away. None if there is no such candidate.
+/// The candidate that a misspelt word most likely means: the nearest by edit distance, at most a third of the word's
+/// letters away. None if there is no such candidate.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     if word.len() > LONGEST_WORD {
         return None;

@@ -12,20 +12,35 @@ use crate::subject::SubjectError;
 /// The root of the subjects that ticks arrive on.
 pub const JOB_ROOT: &str = "memory.job";
 
-/// The name of a job: 1 to 64 of `a-z 0-9 -`.
+/// The stream of all ticks and schedules.
+pub const JOBS_STREAM: &str = "JOBS";
+
+/// The name of a job: 1 to 48 of `a-z 0-9 -`, the first a letter.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Job(String);
+pub struct Job {
+    /// `job:<name>`
+    publisher: String,
+}
+
+/// No service name contains a colon, so that a job is never mistaken for a service.
+const PUBLISHER_PREFIX: &str = "job:";
 
 impl Job {
     /// The name.
     pub fn as_str(&self) -> &str {
-        &self.0
+        self.publisher.strip_prefix(PUBLISHER_PREFIX).unwrap_or_default()
+    }
+
+    /// The name under which the job appears where others have a service: in events and in the audit trail.
+    /// `job:<name>`.
+    pub fn publisher(&self) -> &str {
+        &self.publisher
     }
 }
 
 impl fmt::Display for Job {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 
@@ -34,10 +49,11 @@ impl FromStr for Job {
 
     fn from_str(name: &str) -> Result<Self, SubjectError> {
         let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        if name.is_empty() || name.len() > limit::SERVICE_CHARS || !name.bytes().all(allowed) {
+        let begins_with_a_letter = name.starts_with(|first: char| first.is_ascii_lowercase());
+        if !begins_with_a_letter || name.len() > limit::JOB_CHARS || !name.bytes().all(allowed) {
             return Err(SubjectError::Job);
         }
-        Ok(Self(name.to_owned()))
+        Ok(Self { publisher: format!("{PUBLISHER_PREFIX}{name}") })
     }
 }
 
@@ -60,8 +76,8 @@ impl fmt::Display for JobSubject {
     }
 }
 
-/// One run of a scheduled job, as the server's scheduler published it. It has no user and no token: the worker acts for the
-/// users whose work is due, under job grants that the database mints.
+/// One run of a scheduled job, as the server's scheduler published it. It has no user and no token: the worker acts for
+/// the users whose work is due, under job grants that the database mints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tick {
     /// The job.
@@ -73,9 +89,53 @@ pub struct Tick {
 }
 
 impl Tick {
-    /// The id under which the inbox knows a tick. The server gives ticks no message id, so it follows from the schedule and
-    /// from the time of the next tick as the server wrote it: a redelivery has the same one.
-    pub fn message_id(scheduler: &str, next: &str) -> Uuid {
-        Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{scheduler}\n{next}").as_bytes())
+    /// Derives the id of a tick in the inbox from `next`, the header [`SCHEDULE_NEXT`](crate::header::SCHEDULE_NEXT):
+    /// the server gives ticks no message id. A redelivered tick has the same id. The last tick of a schedule has no
+    /// time there, so that the time at which JetStream stored it distinguishes it from those of later schedules on the
+    /// same subject.
+    pub fn message_id(&self, next: &str) -> Uuid {
+        let run = match DateTime::parse_from_rfc3339(next) {
+            Ok(next) => next.timestamp_nanos_opt(),
+            Err(_) => self.stored_at.timestamp_nanos_opt(),
+        };
+        let name = format!("{}\n{}\n{next}\n{}", self.job, self.scheduler, run.unwrap_or_default());
+        Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_has_a_name_that_no_service_has() {
+        let job: Job = "expire-contexts".parse().unwrap();
+        assert_eq!((job.as_str(), job.publisher()), ("expire-contexts", "job:expire-contexts"));
+        assert!("job:expire-contexts".parse::<crate::Service>().is_err());
+        let (longest, too_long) = ("j".repeat(48), "j".repeat(49));
+        assert!(longest.parse::<Job>().is_ok());
+        for bad in ["", "7", "7-days", "-x", "Expire", "a.b", "a b", "job:x", too_long.as_str()] {
+            assert!(bad.parse::<Job>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_id_of_a_tick_is_that_of_its_run() {
+        let tick = |job: &str, scheduler: &str, stored_at: i64| Tick {
+            job: job.parse().unwrap(),
+            scheduler: scheduler.to_owned(),
+            stored_at: DateTime::from_timestamp_nanos(stored_at),
+        };
+        let next = "2026-11-28T00:00:00Z";
+        let id = tick("a", "s", 1).message_id(next);
+        assert_eq!(id, tick("a", "s", 2).message_id(next), "the server stored it twice");
+        for other in [tick("b", "s", 1), tick("a", "t", 1)] {
+            assert_ne!(id, other.message_id(next));
+        }
+        assert_ne!(id, tick("a", "s", 1).message_id("2026-11-28T00:01:00Z"));
+        let last = tick("a", "s", 1).message_id("purge");
+        assert_eq!(last, tick("a", "s", 1).message_id("purge"));
+        assert_ne!(last, tick("a", "s", 2).message_id("purge"), "of a later schedule");
     }
 }

@@ -5,7 +5,8 @@ use uuid::Uuid;
 use crate::subject::UserId;
 use crate::value::SessionId;
 
-/// The subject on which a service requests its tokens, without the name of the service: `memory.ask.token.issue.<service>`.
+/// The subject on which a service requests its tokens, without the name of the service:
+/// `memory.ask.token.issue.<service>`.
 pub const TOKEN_ISSUE: &str = "memory.ask.token.issue";
 
 /// Requests a token. The service is taken from the subject, which NATS permissions restrict to that service.

@@ -1,5 +1,5 @@
-//! Values with limits. A limit is part of the type: it is checked when the field is decoded, reported with the field's path
-//! when it is exceeded, and appears in the JSON Schema.
+//! Values with limits. A limit is part of the type: it is checked when the field is decoded, reported with the field's
+//! path when it is exceeded, and appears in the JSON Schema.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -34,7 +34,7 @@ impl<const MIN: usize, const MAX: usize> Text<MIN, MAX> {
         if text.len() > MAX && text.chars().count() > MAX {
             return Err(format!("is longer than {MAX} characters"));
         }
-        // Characters are at most as many as bytes, so a short text has too few of them, and a long one needs counting.
+        // A text of at least 4 * MIN bytes has at least MIN characters, so only shorter texts need counting.
         if text.len() < MIN * 4 && text.chars().count() < MIN {
             let empty = text.is_empty() && MIN == 1;
             return Err(if empty {
@@ -162,8 +162,8 @@ impl JsonSchema for SessionId {
 
 /// Any JSON value, kept as its original text: PostgreSQL parses it, and nothing else does.
 ///
-/// It contains no NUL character. In a request it nests at most [`limit::JSON_DEPTH`] levels, and its numbers grow by at most
-/// [`limit::JSON_EXPANSION`] digits when they are written without an exponent.
+/// It contains no NUL character. In a request it nests at most [`limit::JSON_DEPTH`] levels, and its numbers grow by at
+/// most [`limit::JSON_EXPANSION`] digits when they are written without an exponent.
 #[derive(Clone, Debug)]
 pub struct Json(pub(crate) Box<RawValue>);
 
@@ -208,8 +208,8 @@ impl Json {
     }
 }
 
-/// Checks that a whole body, which is valid JSON, fits the payload of an event: its values together may exceed the limit that
-/// each of them keeps.
+/// Checks that a whole body, which is valid JSON, fits the payload of an event. Each of its values can be within its
+/// limit while all values together exceed that of the body.
 pub(crate) fn check_body(body: &[u8]) -> Result<(), String> {
     let pairs = body.iter().zip(body.iter().skip(1));
     let exponents =
@@ -472,7 +472,7 @@ pub struct Secret(pub(crate) SecretString);
 /// The limits of a [`Secret`].
 type SecretText = Text<1, 4096>;
 
-/// For publishers, which send it.
+/// For publishers: the serialized request contains the secret in clear.
 impl Serialize for Secret {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.0.expose_secret())

@@ -11,7 +11,7 @@ use crate::limit;
 use crate::number::Score;
 use crate::value::{JsonObject, NonEmptyList, SessionId, Text};
 
-/// The role of a text in a conversation. The type `vectortype` of the reference document's "Unified Memory Vectors".
+/// The role of a text in a conversation. The PostgreSQL enumeration `vectortype`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum VectorType {
@@ -40,8 +40,8 @@ impl VectorType {
     }
 }
 
-/// Indexes texts for semantic search and full-text search. Of two requests for the same memory, the one that JetStream stored
-/// later wins. A request is applied as a whole or not at all.
+/// Indexes texts for semantic search and full-text search. Of two requests for the same memory, the one that JetStream
+/// stored later wins. A request is applied as a whole or not at all.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VectorIndex {
@@ -58,8 +58,8 @@ pub struct VectorIndex {
 pub struct Memory {
     /// The memory id, unique for the user and within the request.
     pub memory_id: Uuid,
-    /// The node of the knowledge graph that the memory describes. Absent: the memory is a node itself, with its own id and the
-    /// type `memory`.
+    /// The node of the knowledge graph that the memory describes. Absent: the memory is a node itself, with its own id
+    /// and the type `memory`.
     #[serde(default)]
     pub memory_node_id: Option<Uuid>,
     /// The role of the text in a conversation.
@@ -82,8 +82,8 @@ pub struct Memory {
     /// The relevance, 0 to 1.
     #[serde(default)]
     pub relevance_score: Option<Score>,
-    /// When it was said; the date is indexed together with the text. Absent, or later than the time at which JetStream stored the
-    /// request: that time.
+    /// When it was said; the date is indexed together with the text. Absent, or later than the time at which JetStream
+    /// stored the request: that time.
     #[serde(default, deserialize_with = "crate::value::time")]
     pub occurred_at: Option<DateTime<Utc>>,
 }
@@ -96,8 +96,8 @@ fn not_blank<'de, D: Deserializer<'de>>(from: D) -> Result<Text<1, { limit::TEXT
     Ok(text)
 }
 
-/// Removes memories from the index and deletes their texts. A request to index one of them that was stored earlier, but is
-/// processed later, does not restore it.
+/// Removes memories from the index and deletes their texts. A request to index one of them that was stored earlier, but
+/// is processed later, does not restore it.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VectorRemove {
@@ -118,7 +118,7 @@ pub struct Embedding {
     pub vector: Vector,
 }
 
-/// The most dimensions of a vector.
+/// The maximum number of dimensions of a vector.
 pub const VECTOR_DIMENSIONS: usize = 8_192;
 
 /// A vector of finite numbers that are not all zero.
@@ -183,7 +183,7 @@ impl JsonSchema for Vector {
     }
 }
 
-/// Why a request that comes late changes nothing.
+/// The reason in the outcome of a request that a later one has superseded.
 const LATE: &str = "a later request has written or removed it";
 
 impl RequestFacts for VectorIndex {
@@ -199,13 +199,14 @@ impl RequestFacts for VectorIndex {
         LATE
     }
 
-    /// The request without vectors, which are in the vector store, and without what was said before, which has events of its own.
+    /// The request without vectors, which are in the vector store, and without preceding texts, which have events of
+    /// their own.
     fn event_payload(&self) -> Option<String> {
         let mut index = self.clone();
         for memory in index.memories.as_mut_slice() {
             (memory.embedding, memory.preceding_text) = (None, None);
         }
-        // A request always has a JSON text; if it had none, its event carries nothing rather than the vectors.
+        // Serialization cannot fail. If it did, the payload would be empty and not contain the vectors.
         Some(serde_json::to_string(&index).unwrap_or_else(|_| "{}".to_owned()))
     }
 }

@@ -5,8 +5,9 @@ use crate::tick::JOB_ROOT;
 /// The root of the subjects of schedules: `memory.schedule.<job>`.
 pub const SCHEDULE_ROOT: &str = "memory.schedule";
 
-/// A worker of the fleet. Its stream, consumers and broker permissions follow from this entry, and so do the requests that it
-/// takes (`request.rs`). One name is used everywhere: the crate, the durable consumer, the database role, the metric label.
+/// A worker of the fleet. Its stream, its consumers and its NATS permissions are derived from this entry; `request.rs`
+/// lists the requests that it processes. One name is used everywhere: the crate, the durable consumer, the database
+/// role, the metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WorkerInfo {
     /// The name of its crate and of its durable consumer, such as `context-writer`.
@@ -69,7 +70,7 @@ pub static WORKERS: &[WorkerInfo] =
     &[CONTEXT_WRITER, ROUTER_LOGGER, VECTOR_INDEXER, TOKEN_ISSUER, MEMORY_READER];
 
 impl WorkerInfo {
-    /// The worker of a name.
+    /// The worker with this name.
     pub fn find(name: &str) -> Option<&'static Self> {
         WORKERS.iter().find(|worker| worker.name == name)
     }
@@ -79,7 +80,7 @@ impl WorkerInfo {
         worker_role(self.name)
     }
 
-    /// The durable consumer of the advisories about messages that it never settled.
+    /// The durable consumer of the server's advisories about messages that reached `max_deliver` without being settled.
     pub fn advisory_consumer(&self) -> String {
         format!("{}-advisory", self.name)
     }
@@ -95,7 +96,7 @@ impl WorkerInfo {
     }
 }
 
-/// The login role of the worker of a name: `w_context_writer` of `context-writer`.
+/// The login role of a worker: `w_context_writer` for `context-writer`.
 pub fn worker_role(worker: &str) -> String {
     format!("w_{}", worker.replace('-', "_"))
 }
@@ -105,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_worker_has_names_of_its_own_and_a_stream_if_it_takes_requests() {
+    fn every_worker_has_unique_names_and_a_stream_if_it_processes_requests() {
         for worker in WORKERS {
             let same = |other: &&WorkerInfo| {
                 other.name == worker.name || (other.stream.is_some() && other.stream == worker.stream)
@@ -120,6 +121,7 @@ mod tests {
     #[test]
     fn a_job_belongs_to_one_worker() {
         let mut jobs: Vec<&str> = WORKERS.iter().flat_map(|worker| worker.jobs).copied().collect();
+        assert!(jobs.iter().all(|job| job.parse::<crate::Job>().is_ok()), "{jobs:?}");
         let count = jobs.len();
         jobs.sort_unstable();
         jobs.dedup();

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn vectors_are_put_in_the_order_of_the_texts() {
+    fn vectors_are_returned_in_the_order_of_the_texts() {
         let body =
             r#"{"data":[{"index":1,"embedding":[0,2]},{"index":0,"embedding":[1e-3,0.0]}],"model":"m"}"#;
         assert_eq!(vectors(body.as_bytes(), 2, 2).unwrap(), [[1.0, 0.0], [0.0, 1.0]]);
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_answer_is_none() {
+    fn invalid_responses_are_rejected() {
         let with = |one: &str, other: &str| format!(r#"{{"data":[{one},{other}]}}"#);
         let good = r#"{"index":0,"embedding":[1,2]}"#;
         for (other, meaning) in [

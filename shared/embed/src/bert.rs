@@ -24,7 +24,7 @@ pub(crate) struct Shape {
 pub(crate) struct Bert {
     words: Tensor,
     /// The position embeddings plus the token type embedding of the first sentence, which every text is.
-    places: Tensor,
+    positions: Tensor,
     norm: LayerNorm,
     layers: Vec<Layer>,
 }
@@ -35,11 +35,11 @@ impl Bert {
         let of = weights.pp("embeddings");
         let table = |rows: usize, name: &str| of.get((rows, hidden), &format!("{name}_embeddings.weight"));
         let kinds = table(shape.type_vocab_size, "token_type")?;
-        let places = table(shape.max_position_embeddings, "position")?.broadcast_add(&kinds.i(0)?)?;
+        let positions = table(shape.max_position_embeddings, "position")?.broadcast_add(&kinds.i(0)?)?;
         let layer = |at: usize| Layer::load(shape, &weights.pp("encoder.layer").pp(at));
         Ok(Self {
             words: table(shape.vocab_size, "word")?,
-            places,
+            positions,
             norm: layer_norm(hidden, shape.layer_norm_eps, of.pp("LayerNorm"))?,
             layers: (0..shape.num_hidden_layers).map(layer).collect::<Result<_>>()?,
         })
@@ -69,7 +69,7 @@ impl Bert {
         };
         let words = self.words.index_select(&Tensor::from_vec(ids, count * longest, device)?, 0)?;
         let words = words.reshape((count, longest, self.dimension()))?;
-        let mut state = self.norm.forward(&words.broadcast_add(&self.places.narrow(0, 0, longest)?)?)?;
+        let mut state = self.norm.forward(&words.broadcast_add(&self.positions.narrow(0, 0, longest)?)?)?;
         for layer in &self.layers {
             state = layer.forward(&state, mask.as_ref())?;
         }
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fills_up_a_batch_changes_no_vector() {
+    fn padding_does_not_change_vectors() {
         let shape = Shape {
             hidden_size: 12,
             intermediate_size: 24,

@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-/// How many characters before a boundary are checked for the end of a sentence: quotes may follow a full stop.
+/// The number of characters before a boundary that are checked for the end of a sentence: quotes may follow a full
+/// stop.
 const ENDING: usize = 3;
 /// How many bytes of a text are read for each token of its chunks. Words have far fewer bytes per token.
 const BYTES_PER_TOKEN: usize = 16;
@@ -10,11 +11,11 @@ const BYTES_PER_TOKEN: usize = 16;
 /// How texts are split into chunks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Chunking {
-    /// The most tokens of a chunk, at least 1.
+    /// The maximum number of tokens of a chunk, at least 1.
     pub(crate) tokens: usize,
     /// The number of tokens that a chunk shares with the previous one, less than `tokens`.
     pub(crate) overlap: usize,
-    /// The most chunks of a text.
+    /// The maximum number of chunks of a text.
     pub(crate) limit: usize,
 }
 
@@ -25,8 +26,8 @@ impl Chunking {
         prefix(text, most)
     }
 
-    /// The chunks of a text with these token ranges, in order. A chunk ends with a sentence if one ends in its last third, or else
-    /// between words if there are words. A text that is not blank but has no tokens is one chunk.
+    /// The chunks of a text with these token ranges, in order. A chunk ends with a sentence if one ends in its last
+    /// third, or else between words if there are words. A text that is not blank but has no tokens is one chunk.
     pub(crate) fn split(&self, text: &str, tokens: &[Range<usize>]) -> Vec<Range<usize>> {
         let start = text.len() - text.trim_start().len();
         let whole = start..start + text.trim().len();
@@ -51,8 +52,8 @@ impl Chunking {
         chunks
     }
 
-    /// The index of the token before which the chunk ends that starts with the token `from`: after the end of the previous chunk,
-    /// so that every chunk contains something new.
+    /// The index of the token before which the chunk ends that starts with the token `from`: after the end of the
+    /// previous chunk, so that every chunk contains something new.
     fn end(&self, boundaries: &Boundaries<'_>, from: usize, before: usize) -> usize {
         let last = from + self.tokens;
         if last >= boundaries.tokens.len() {
@@ -73,9 +74,9 @@ struct Boundaries<'a> {
 
 impl Boundaries<'_> {
     /// The first of these boundaries with white space, or else the first that does not split a word.
-    fn best(&self, mut places: impl Iterator<Item = usize> + Clone) -> Option<usize> {
-        let spaced = places.clone().find(|&at| !self.gap(at).is_empty());
-        spaced.or_else(|| places.find(|&at| self.between_words(at)))
+    fn best(&self, mut boundaries: impl Iterator<Item = usize> + Clone) -> Option<usize> {
+        let spaced = boundaries.clone().find(|&at| !self.gap(at).is_empty());
+        spaced.or_else(|| boundaries.find(|&at| self.between_words(at)))
     }
 
     fn between_words(&self, at: usize) -> bool {
@@ -135,10 +136,10 @@ pub(crate) fn prefix(text: &str, most: usize) -> &str {
     &text[..end]
 }
 
-/// Estimated token ranges for an unknown tokenizer: a run of up to eight ASCII letters or digits, or any other character that is
-/// not white space. English has more letters per token, other scripts about one or two.
+/// Estimated token ranges for an unknown tokenizer: a run of up to eight ASCII letters or digits, or any other
+/// character that is not white space. English has more letters per token, other scripts about one or two.
 pub(crate) fn estimated_tokens(text: &str) -> Vec<Range<usize>> {
-    /// The most letters of a token.
+    /// The maximum number of letters of a token.
     const RUN: usize = 8;
     let mut tokens: Vec<Range<usize>> = Vec::new();
     let mut run = 0;
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blank_text_has_no_pieces_and_a_short_one_is_its_own() {
+    fn a_blank_text_has_no_chunks_and_a_short_text_has_one() {
         let chunking = Chunking { tokens: 10, overlap: 3, limit: 9 };
         assert!(pieces(chunking, "").is_empty());
         assert!(pieces(chunking, " \n\t ").is_empty());
@@ -178,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_piece_ends_with_a_sentence_or_else_with_a_word() {
+    fn a_chunk_ends_with_a_sentence_or_else_with_a_word() {
         let chunking = Chunking { tokens: 10, overlap: 3, limit: 9 };
         let text = "one two three four five six seven (eight.) nine ten eleven";
         assert_eq!(
@@ -197,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_pieces_is_bounded() {
+    fn the_number_of_chunks_is_limited() {
         let chunking = Chunking { tokens: 10, overlap: 3, limit: 4 };
         assert_eq!(pieces(chunking, &"word ".repeat(1_000)).len(), 4);
         assert_eq!(chunking.readable(&"é".repeat(1_000)).len(), 640);
@@ -206,7 +207,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pieces_are_whole_letters_in_order_and_leave_nothing_out(
+        fn chunks_cover_the_text_in_order_at_character_boundaries(
             text in "(\\PC|[ a-z.\n\"é。]){0,300}", tokens in 1..20_usize, overlap in 0..10_usize,
         ) {
             let chunking = Chunking { tokens, overlap: overlap.min(tokens / 2), limit: usize::MAX };

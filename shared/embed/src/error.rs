@@ -29,8 +29,8 @@ impl EmbedError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{} of the texts are rejected: {reason}", texts.len())]
 pub struct Refusal {
-    /// The indexes of rejected texts in the call, ascending, at least one. There may be more rejected texts, because the search for
-    /// them is limited.
+    /// The indexes of rejected texts in the call, ascending, at least one. There may be more rejected texts, because
+    /// the search for them is limited.
     pub texts: Vec<usize>,
     /// The reason.
     pub reason: String,

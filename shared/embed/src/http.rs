@@ -42,7 +42,8 @@ impl Server {
             .timeout_global(Some(Duration::from_millis(settings.timeout_ms)))
             .http_status_as_error(false)
             .max_redirects(0)
-            // A redirect would send the token and the texts to another server; the operator must correct the URL instead.
+            // A redirect would send the token and the texts to another server; the operator must correct the URL
+            // instead.
             .max_redirects_will_error(false)
             .build();
         Ok(Self {
@@ -113,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_holds_no_secret() {
+    fn a_url_must_not_contain_a_secret() {
         for good in ["http://127.0.0.1:11434/v1", "http://127.0.0.1:11434/v1/"] {
             assert_eq!(endpoint(good).unwrap(), "http://127.0.0.1:11434/v1/embeddings");
         }

@@ -6,9 +6,9 @@
 //! kind = "none"   no embeddings
 //! ```
 //!
-//! A model reads only the beginning of a text. A text is therefore split into chunks ([`Embedder::chunks`]), and each chunk is
-//! embedded by itself ([`Embedder::embed`]). Vectors of different models cannot be compared: store the name of the model with
-//! every vector.
+//! A model reads only the beginning of a text. A text is therefore split into chunks ([`Embedder::chunks`]), and each
+//! chunk is embedded by itself ([`Embedder::embed`]). Vectors of different models cannot be compared: store the name of
+//! the model with every vector.
 
 mod answer;
 mod bert;
@@ -45,12 +45,12 @@ enum Backend {
 }
 
 impl Embedder {
-    /// Opens the configured embedder; `None` for the kind `none`. For `local`, it reads 90 MB of weights. For `http`, it sends no
-    /// request, so that the server may start later.
+    /// Opens the configured embedder; `None` for the kind `none`. For `local`, it reads 90 MB of weights. For `http`,
+    /// it sends no request, so that the server may start later.
     ///
     /// # Errors
-    /// [`EmbedError::Misconfigured`] names the option that is missing, out of range or wrong, or the model file that is missing
-    /// or has another checksum.
+    /// [`EmbedError::Misconfigured`] names the option that is missing, out of range or wrong, or the model file that is
+    /// missing or has another checksum.
     pub async fn open(settings: &EmbedderSettings) -> Result<Option<Self>, EmbedError> {
         settings.check().map_err(EmbedError::Misconfigured)?;
         let backend = match (settings.kind, &settings.weights) {
@@ -84,9 +84,9 @@ impl Embedder {
         }
     }
 
-    /// The chunks of a text that fit the model, as byte ranges at character boundaries, in order. Each chunk shares some words
-    /// with the previous one and ends at the end of a sentence if there is one nearby. A blank text has no chunks, any other text
-    /// 1 to `chunk_limit`; the rest of a longer text is left out.
+    /// The chunks of a text that fit the model, as byte ranges at character boundaries, in order. Each chunk shares
+    /// some words with the previous one and ends at the end of a sentence if there is one nearby. A blank text has no
+    /// chunks, any other text 1 to `chunk_limit`; the rest of a longer text is left out.
     ///
     /// A text of 100 kB takes about 50 ms. A longer text takes no more than the part of it that is read.
     #[must_use]
@@ -97,13 +97,14 @@ impl Embedder {
         }
     }
 
-    /// Computes a vector for each text, in order: normalized, with [`Embedder::dimension`] finite numbers. Of a text that is longer
-    /// than the model reads, the beginning is embedded, or the server rejects it. Pass few texts at a time for a low latency.
+    /// Computes a vector for each text, in order: normalized, with [`Embedder::dimension`] finite numbers. Of a text
+    /// that is longer than the model reads, the beginning is embedded, or the server rejects it. Pass few texts at a
+    /// time for a low latency.
     ///
     /// # Errors
     /// [`EmbedError::Unavailable`] after all retries, and [`EmbedError::Misconfigured`]: retry the same texts later.
-    /// [`EmbedError::Refused`] names rejected texts. It returns no vectors for the other texts: call again without the rejected
-    /// ones.
+    /// [`EmbedError::Refused`] names rejected texts. It returns no vectors for the other texts: call again without the
+    /// rejected ones.
     pub async fn embed(&self, texts: Vec<String>) -> Result<Vec<Vec<f32>>, EmbedError> {
         if texts.is_empty() {
             return Ok(Vec::new());

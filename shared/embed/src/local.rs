@@ -17,11 +17,11 @@ use crate::vector::normalized;
 use crate::weights::{Files, MODEL};
 use crate::{EmbedError, Refusal};
 
-/// The most tokens that the model reads, including `[CLS]` and `[SEP]`. It was trained on no longer texts.
+/// The maximum number of tokens that the model reads, including `[CLS]` and `[SEP]`. It was trained on no longer texts.
 const TOKENS: usize = 256;
-/// The most bytes of a text that are tokenized.
+/// The maximum number of bytes of a text that are tokenized.
 const TEXT_BYTES: usize = 64 * 1024;
-/// The most tokens of a batch, including padding. Larger batches are not faster and need more memory.
+/// The maximum number of tokens of a batch, including padding. Larger batches are not faster and need more memory.
 const BATCH_TOKENS: usize = 1_024;
 /// The default number of threads.
 const THREADS: usize = 2;
@@ -32,7 +32,7 @@ pub(crate) struct Local {
     model: Arc<Model>,
     threads: Arc<ThreadPool>,
     /// A permit per concurrent computation, so that no further blocking threads of Tokio wait for the pool.
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
 struct Model {
@@ -56,7 +56,7 @@ impl Local {
         Ok(Self {
             model: Arc::new(model),
             threads: Arc::new(pool),
-            places: Arc::new(Semaphore::new(threads)),
+            permits: Arc::new(Semaphore::new(threads)),
         })
     }
 
@@ -69,8 +69,8 @@ impl Local {
         // This tokenizer accepts every text. If it failed, the text would be a single chunk.
         let encoding = self.model.tokenizer.encode(text, false);
         let offsets = encoding.as_ref().map_or(&[][..], |encoding| encoding.get_offsets());
-        let places = offsets.iter().filter(|(start, end)| start < end).map(|&(start, end)| start..end);
-        chunking.split(text, &places.collect::<Vec<_>>())
+        let ranges = offsets.iter().filter(|(start, end)| start < end).map(|&(start, end)| start..end);
+        chunking.split(text, &ranges.collect::<Vec<_>>())
     }
 
     pub(crate) async fn embed(&self, texts: Vec<String>) -> Result<Vec<Vec<f32>>, EmbedError> {
@@ -98,12 +98,12 @@ impl Local {
         work: impl FnOnce(&Model) -> T + Send + 'static,
     ) -> Result<T, EmbedError> {
         let failed = |problem: String| EmbedError::Unavailable(format!("the model: {problem}"));
-        let place =
-            Arc::clone(&self.places).acquire_owned().await.map_err(|error| failed(error.to_string()))?;
+        let permit =
+            Arc::clone(&self.permits).acquire_owned().await.map_err(|error| failed(error.to_string()))?;
         let (model, threads) = (Arc::clone(&self.model), Arc::clone(&self.threads));
         let computed = tokio::task::spawn_blocking(move || {
             // The computation holds the permit, because its caller may be cancelled.
-            let _place = place;
+            let _permit = permit;
             threads.install(|| work(&model))
         });
         computed.await.map_err(|error| failed(error.to_string()))
@@ -143,11 +143,11 @@ impl Model {
     }
 
     /// The vectors of the texts at these indexes, with the indexes.
-    fn vectors(&self, tokens: &[Vec<u32>], places: &[usize]) -> Result<Vec<(usize, Vec<f32>)>, EmbedError> {
-        let texts: Vec<&[u32]> = places.iter().map(|&at| tokens[at].as_slice()).collect();
+    fn vectors(&self, tokens: &[Vec<u32>], indexes: &[usize]) -> Result<Vec<(usize, Vec<f32>)>, EmbedError> {
+        let texts: Vec<&[u32]> = indexes.iter().map(|&at| tokens[at].as_slice()).collect();
         let sums =
             self.bert.sums(&texts).map_err(|error| EmbedError::Unavailable(format!("the model: {error}")))?;
-        places
+        indexes
             .iter()
             .zip(sums)
             .map(|(&at, sum)| match normalized(sum) {
@@ -163,15 +163,15 @@ impl Model {
 
 /// The indexes of the texts in batches of limited size, grouped by similar length to minimize padding.
 fn batches(tokens: &[Vec<u32>]) -> Vec<Vec<usize>> {
-    let mut places: Vec<usize> = (0..tokens.len()).collect();
-    places.sort_by_key(|&at| std::cmp::Reverse(tokens[at].len()));
+    let mut indexes: Vec<usize> = (0..tokens.len()).collect();
+    indexes.sort_by_key(|&at| std::cmp::Reverse(tokens[at].len()));
     // The first text of a batch is its longest.
     let fits = |batch: &[usize], at: usize| {
         let longest = tokens[batch[0]].len();
         (batch.len() + 1) * longest <= BATCH_TOKENS && tokens[at].len() * 2 >= longest
     };
     let mut batches: Vec<Vec<usize>> = Vec::new();
-    for at in places {
+    for at in indexes {
         match batches.last_mut() {
             Some(batch) if fits(batch, at) => batch.push(at),
             Some(_) | None => batches.push(vec![at]),
@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn batches_are_bounded_and_hold_every_text_once() {
+    fn batches_are_limited_and_contain_every_text_once() {
         let lengths = [2, 256, 3, 256, 255, 256, 256, 2, 17, 100];
         let tokens: Vec<Vec<u32>> = lengths.iter().map(|&length| vec![0; length]).collect();
         let made = batches(&tokens);

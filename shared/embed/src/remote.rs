@@ -22,9 +22,9 @@ use crate::{EmbedError, Refusal};
 const FIRST_DELAY: Duration = Duration::from_millis(200);
 /// The longest delay before a retry, whatever the server requests.
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
-/// The most concurrent requests.
+/// The maximum number of concurrent requests.
 const AT_ONCE: usize = 4;
-/// The most additional requests of a call to find the texts that the server rejects.
+/// The maximum number of additional requests of a call to find the texts that the server rejects.
 const SEARCH: usize = 64;
 /// A text that every model accepts.
 const HARMLESS: &str = "a";
@@ -39,7 +39,7 @@ struct Inner {
     retries: u32,
     rate: Option<DefaultDirectRateLimiter>,
     clock: DefaultClock,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
 impl Remote {
@@ -53,7 +53,7 @@ impl Remote {
             retries: settings.retries,
             rate: rate.map(|rate| RateLimiter::direct(Quota::per_second(rate).allow_burst(NonZeroU32::MIN))),
             clock: DefaultClock::default(),
-            places: Arc::new(Semaphore::new(AT_ONCE)),
+            permits: Arc::new(Semaphore::new(AT_ONCE)),
         })))
     }
 
@@ -100,7 +100,8 @@ impl Remote {
                 Err(Fault::Later { reason, .. }) => return Err(EmbedError::Unavailable(reason)),
                 Err(Fault::Misconfigured(reason)) => return Err(EmbedError::Misconfigured(reason)),
             }
-            // One of 256 texts is found within 17 requests, so that a caller that leaves out what was found makes progress.
+            // One rejected text among 256 is found within 17 requests, so a caller that omits the texts found so far
+            // makes progress.
             if searched >= SEARCH && refused.is_some() {
                 break;
             }
@@ -112,8 +113,8 @@ impl Remote {
         }
     }
 
-    /// Distinguishes rejected texts from a server that rejects every text, which is a misconfiguration and no reason to dead-letter
-    /// a text.
+    /// Distinguishes rejected texts from a server that rejects every text, which is a misconfiguration and no reason to
+    /// dead-letter a text.
     async fn refusal(&self, refusal: Refusal) -> EmbedError {
         match self.embed_batch(&[HARMLESS.to_owned()]).await {
             Ok(_) => EmbedError::Refused(refusal),
@@ -146,8 +147,8 @@ impl Remote {
     }
 
     async fn send(&self, body: &Arc<Vec<u8>>, count: usize) -> Result<Vec<Vec<f32>>, Fault> {
-        let place = Arc::clone(&self.0.places).acquire_owned().await;
-        let place = place.map_err(|error| Fault::later(error.to_string()))?;
+        let permit = Arc::clone(&self.0.permits).acquire_owned().await;
+        let permit = permit.map_err(|error| Fault::later(error.to_string()))?;
         // A request that waits keeps its permit: the requests behind it would have to wait as well.
         while let Some(Err(early)) = self.0.rate.as_ref().map(DefaultDirectRateLimiter::check) {
             sleep(early.wait_time_from(self.0.clock.now())).await;
@@ -155,15 +156,15 @@ impl Remote {
         let (server, body) = (Arc::clone(&self.0.server), Arc::clone(body));
         let response = tokio::task::spawn_blocking(move || {
             // The request holds the permit, because its caller may be cancelled.
-            let _place = place;
+            let _permit = permit;
             server.ask(&body, count)
         });
         response.await.unwrap_or_else(|error| Err(Fault::later(error.to_string())))
     }
 }
 
-/// The delay before the next attempt, after so many failed ones: with jitter, so that clients that failed together do not retry
-/// together, and not shorter than the server requests.
+/// The delay before the next attempt, after so many failed ones: with jitter, so that clients that failed together do
+/// not retry together, and not shorter than the server requests.
 fn delay(tried: u32, after: Option<Duration>) -> Duration {
     let most = FIRST_DELAY.saturating_mul(1 << tried.min(16)).min(LONGEST_DELAY);
     let share = 0.5 + fastrand::f64() / 2.0;
@@ -176,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_delay_grows_is_bounded_and_is_as_long_as_the_server_wants() {
+    fn delays_grow_are_limited_and_respect_the_server() {
         for tried in 0..40 {
             let most = FIRST_DELAY.saturating_mul(1 << tried.min(16)).min(LONGEST_DELAY);
             assert!((most / 2..=most).contains(&delay(tried, None)));

@@ -17,7 +17,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_vector_that_points_somewhere_is_normalised() {
+    fn only_finite_nonzero_vectors_are_normalized() {
         assert_eq!(normalized(vec![3.0, -4.0]), Some(vec![0.6, -0.8]));
         assert_eq!(normalized(vec![f32::MAX, 0.0]), Some(vec![1.0, 0.0]));
         for nowhere in [vec![], vec![0.0, 0.0], vec![f32::NAN, 1.0], vec![1.0, f32::INFINITY]] {

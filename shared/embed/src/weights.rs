@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_is_another_is_not_opened() {
+    fn a_file_with_another_checksum_is_rejected() {
         let folder = tempfile::tempdir().unwrap();
         let error = |folder: &Path| CONFIG.read(folder).unwrap_err().to_string();
         assert!(error(folder.path()).contains("cannot be read"));

@@ -15,13 +15,13 @@ use vector_indexer::VectorIndexer;
 
 use crate::health;
 
-/// A worker has failed.
+/// The failure of a worker.
 #[derive(Debug, thiserror::Error)]
 pub enum FleetError {
     /// A worker of a stream.
     #[error(transparent)]
     Worker(#[from] runtime::RunError),
-    /// vector-indexer, before it has started.
+    /// vector-indexer, during its start.
     #[error(transparent)]
     Indexer(#[from] vector_indexer::OpenError),
     /// memory-reader.
@@ -30,15 +30,16 @@ pub enum FleetError {
     /// token-issuer.
     #[error(transparent)]
     Issuer(#[from] token_issuer::RunError),
-    /// The keys of token-issuer.
+    /// token-issuer, because of its keys.
     #[error("token-issuer cannot start: {0}")]
     IssuerKeys(#[from] token_issuer::IssuerKeyError),
-    /// It panicked.
+    /// A worker panicked.
     #[error("a worker panicked: {0}")]
     Panicked(#[from] JoinError),
 }
 
-/// The workers of this program: each with its entry in the catalogue, and how it starts. A new worker is a line in the list below.
+/// The workers of this program, each with its entry in the catalogue and the function that starts it. To add a worker,
+/// add a line to the list below.
 macro_rules! workers {
     ($($name:ident($info:ident) => $start:expr,)+) => {
         /// A worker of the catalogue that this program can run.
@@ -86,10 +87,10 @@ impl ValueEnum for WorkerName {
 }
 
 impl WorkerName {
-    /// Every worker that has the servers it needs: vector-indexer needs a vector store.
+    /// The workers that can run with these settings: vector-indexer needs a vector store.
     pub fn of(settings: &Settings) -> Vec<Self> {
-        let works = |name: &Self| *name != Self::VectorIndexer || settings.vectors.url.is_some();
-        Self::ALL.iter().copied().filter(works).collect()
+        let can_run = |name: &Self| *name != Self::VectorIndexer || settings.vectors.url.is_some();
+        Self::ALL.iter().copied().filter(can_run).collect()
     }
 
     /// The name of its crate, consumer and role.
@@ -108,7 +109,7 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Starts workers. Each waits for what it needs by itself.
+    /// Starts workers. Each waits for its own dependencies.
     pub fn start(names: &[WorkerName], settings: &Settings) -> Self {
         let mut fleet = Self {
             running: JoinSet::new(),
@@ -141,7 +142,7 @@ impl Fleet {
         });
     }
 
-    /// The counters and the readiness of a worker of a stream.
+    /// Creates the counters and the readiness of a worker of a stream.
     fn observe(&mut self, name: WorkerName) -> Observed {
         let observed = Observed { stats: Arc::default(), readiness: self.track_readiness(name) };
         self.stats.push((name, Arc::clone(&observed.stats)));
@@ -180,7 +181,7 @@ impl Fleet {
         &self.stats
     }
 
-    /// Waits until a worker ends, which none does by itself unless it fails.
+    /// Waits until a worker ends. A worker ends only if it fails.
     ///
     /// # Errors
     /// [`FleetError`] of the worker that ended.
@@ -191,7 +192,7 @@ impl Fleet {
         }
     }
 
-    /// Stops every worker: they finish what is in flight and hand back the rest.
+    /// Stops all workers: each finishes the messages in flight and returns the others to the stream.
     ///
     /// # Errors
     /// [`FleetError`] of the first worker that failed.

@@ -1,7 +1,7 @@
 //! HTTP health endpoints for orchestrators: `/healthz` and `/readyz`.
 //!
-//! A worker whose dependency is unavailable waits and recovers by itself. So `/healthz` reports only that the process answers:
-//! a restart would not help.
+//! A worker whose dependency is unavailable waits and recovers automatically. `/healthz` therefore reports only that
+//! the process responds: a restart would not help.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -23,18 +23,18 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Connections at a time; more of them wait to be accepted.
+/// The maximum number of concurrent connections. Further ones wait to be accepted.
 const CONNECTIONS: usize = 64;
-/// How long a connection may take altogether: a request and its response.
+/// The timeout of a connection, for its request and its response.
 const CONNECTION_WITHIN: Duration = Duration::from_secs(5);
-/// How long the headers of a request may take.
+/// The timeout for the headers of a request.
 const HEADERS_WITHIN: Duration = Duration::from_secs(1);
-/// How long nothing is accepted after that has failed, as it does where no file can be opened.
+/// The pause after a connection could not be accepted, for example because there are no file descriptors left.
 const AFTER_FAILURE: Duration = Duration::from_millis(100);
 
-/// The configured address cannot be listened on.
+/// The configured address is not available.
 #[derive(Debug, thiserror::Error)]
-#[error("health.listen {address}: cannot be listened on: {source}")]
+#[error("health.listen: cannot listen on {address}: {source}")]
 pub struct ListenError {
     address: SocketAddr,
     source: std::io::Error,
@@ -53,26 +53,26 @@ pub async fn listen(settings: &Settings) -> Result<Option<TcpListener>, ListenEr
     Ok(Some(listener))
 }
 
-/// Answers for these workers, until the returned handle is dropped.
+/// Serves the readiness of these workers until the returned handle is dropped.
 pub fn serve(listener: TcpListener, workers: Vec<Readiness>) -> AbortOnDropHandle<()> {
     AbortOnDropHandle::new(tokio::spawn(accept(listener, workers.into())))
 }
 
 async fn accept(listener: TcpListener, workers: Arc<[Readiness]>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    // It is never closed, so that there is a place in the end.
-    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    // The semaphore is never closed, so acquiring a permit does not fail.
+    while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                tracing::warn!(%error, "a connection for health is not accepted");
+                tracing::warn!(%error, "cannot accept a connection to the health endpoints");
                 tokio::time::sleep(AFTER_FAILURE).await;
                 continue;
             }
         };
         let workers = Arc::clone(&workers);
         tokio::spawn(async move {
-            let _place = place;
+            let _permit = permit;
             answer(stream, &workers).await;
         });
     }
@@ -87,18 +87,18 @@ async fn answer(stream: TcpStream, workers: &[Readiness]) {
         .header_read_timeout(HEADERS_WITHIN)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    // Who hangs up early, or asks for nothing in time, has no answer.
+    // A client that disconnects early, or sends no request in time, gets no response.
     drop(timeout(CONNECTION_WITHIN, connection).await);
 }
 
 fn respond(method: &Method, path: &str, workers: &[Readiness]) -> Response<Full<Bytes>> {
     let (status, body) = match path {
         "/healthz" | "/readyz" if !matches!(*method, Method::GET | Method::HEAD) => {
-            (StatusCode::METHOD_NOT_ALLOWED, json!({ "error": "only GET and HEAD are answered" }))
+            (StatusCode::METHOD_NOT_ALLOWED, json!({ "error": "only GET and HEAD are supported" }))
         }
         "/healthz" => (StatusCode::OK, json!({ "alive": true })),
         "/readyz" => readiness(workers.iter().map(Readiness::report).collect()),
-        _ => (StatusCode::NOT_FOUND, json!({ "error": "there are /healthz and /readyz" })),
+        _ => (StatusCode::NOT_FOUND, json!({ "error": "not found; the endpoints are /healthz and /readyz" })),
     };
     let mut response = Response::new(Full::from(format!("{body}\n")));
     *response.status_mut() = status;
@@ -111,7 +111,7 @@ fn respond(method: &Method, path: &str, workers: &[Readiness]) -> Response<Full<
     response
 }
 
-/// Ready if all are: a process of one worker is ready when its worker is.
+/// Ready if all workers are ready: a process with one worker is ready when its worker is.
 fn readiness(workers: Vec<ReadinessReport>) -> (StatusCode, Value) {
     let ready = workers.iter().all(|worker| worker.ready);
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };

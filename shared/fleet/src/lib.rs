@@ -1,5 +1,4 @@
-//! Workers by name, several of them in one process, and what runs beside them: HTTP health endpoints and the sealing of the
-//! audit trail.
+//! Runs several workers in one process, with HTTP health endpoints and the sealing of the audit trail.
 
 mod fleet;
 pub mod health;

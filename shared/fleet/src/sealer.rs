@@ -1,4 +1,4 @@
-//! Seals the audit trail: every row whose transaction is finished, again and again.
+//! Seals the rows of the audit trail whose transactions have ended, at a fixed interval.
 
 use std::path::Path;
 
@@ -39,7 +39,7 @@ pub fn seal_key(settings: &Settings) -> Result<PrivateKey, SealError> {
     Ok(PrivateKey::read(Path::new(file))?)
 }
 
-/// The seals that the broker knows.
+/// The anchored seals on the broker.
 ///
 /// # Errors
 /// [`SealError::Broker`].
@@ -48,8 +48,8 @@ pub async fn anchors(settings: &Settings) -> Result<Anchors, SealError> {
     Ok(Anchors::new(async_nats::jetstream::new(client)))
 }
 
-/// Seals once, on connections of its own, which are few enough at this pace. Returns how many seals were made, of how many
-/// rows.
+/// Seals once. It opens its own connections, which is cheap at this rate. Returns the number of seals and the number of
+/// sealed rows.
 ///
 /// # Errors
 /// [`SealError`].
@@ -60,7 +60,7 @@ pub async fn seal(settings: &Settings) -> Result<(u64, u64), SealError> {
     Ok(audit::seal_all(&mut connection, &anchors, &key).await?)
 }
 
-/// Seals every `audit.seal_every_s` seconds. It never ends by itself: after a failure it tries again.
+/// Seals every `audit.seal_every_s` seconds. It never returns: after a failure, it tries again at the next interval.
 pub async fn follow(settings: &Settings) {
     let mut ticks = interval(settings.audit.seal_every());
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -69,7 +69,7 @@ pub async fn follow(settings: &Settings) {
         match seal(settings).await {
             Ok((0, _)) => {}
             Ok((seals, rows)) => tracing::info!(seals, rows, "sealed"),
-            Err(error) => tracing::error!(%error, "the audit trail is not sealed"),
+            Err(error) => tracing::error!(%error, "cannot seal the audit trail"),
         }
     }
 }

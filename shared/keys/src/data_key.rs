@@ -1,4 +1,4 @@
-//! Data keys as they come out of their wrapping.
+//! Unwrapped data keys.
 
 use std::collections::HashMap;
 
@@ -8,8 +8,8 @@ use trust::CipherKey;
 /// A data key, or the reason why this one cannot be unwrapped.
 pub(crate) type Unwrapped = Result<CipherKey, String>;
 
-/// The current data keys of the users of a batch, or for a user whose key cannot be decrypted, the reason. Such a user does not
-/// affect the others.
+/// The current data keys of the users of a batch, or for a user whose key cannot be decrypted, the reason. Such a user
+/// does not affect the others.
 pub type DataKeys = HashMap<UserId, Unwrapped>;
 
 /// A data key from its unwrapped bytes.

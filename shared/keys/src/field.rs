@@ -74,7 +74,7 @@ pub async fn encrypt_fields(
     };
     let mut fields = Vec::with_capacity(secrets.len());
     for (field, value) in secrets {
-        // A message is rejected earlier if the data key of its user cannot be decrypted.
+        // A message is rejected earlier if the data key of its user cannot be unwrapped.
         let key = keys.get(&field.user).and_then(|key| key.as_ref().ok());
         let key = key.ok_or_else(|| cannot("the data key of its user is missing".to_owned()))?;
         fields.push((*field, encrypt_field(*field, value, key).map_err(|error| cannot(error.to_string()))?));
@@ -154,8 +154,8 @@ impl Row {
     }
 }
 
-/// The encrypted fields of rows of a table that the security context of the transaction allows to read. Decrypt them with
-/// [`Keys::decrypt`](crate::Keys::decrypt), preferably after the transaction.
+/// The encrypted fields of rows of a table that the security context of the transaction allows to read. Decrypt them
+/// with [`Keys::decrypt`](crate::Keys::decrypt), preferably after the transaction.
 ///
 /// # Errors
 /// A [`Fault`] of the database.

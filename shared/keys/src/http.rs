@@ -1,5 +1,5 @@
-//! HTTP requests to KEK providers. There is at most one per batch, for the keys that are not cached, so that a blocking client on
-//! a blocking thread is sufficient.
+//! HTTP requests to KEK providers. There is at most one per batch, for the keys that are not cached, so that a blocking
+//! client on a blocking thread is sufficient.
 
 use std::path::Path;
 use std::time::Duration;

@@ -18,7 +18,7 @@ use crate::provider::Provider;
 use crate::{KeyError, SCHEMA};
 use config::KeySettings;
 
-/// The most cached keys. When it is reached, the cache is cleared.
+/// The maximum number of cached keys. When it is reached, the cache is cleared.
 const MAX_CACHED_KEYS: usize = 20_000;
 /// Connections to the key store. The keys of a batch are read with one query.
 const CONNECTIONS: usize = 2;
@@ -187,8 +187,8 @@ impl Keys {
     /// Decrypts fields, in order.
     ///
     /// # Errors
-    /// As [`Keys::current`]. A field that cannot be decrypted yields the reason: its key was deleted, or it was modified or moved
-    /// to another row.
+    /// As [`Keys::current`]. A field that cannot be decrypted yields the reason: its key was deleted, or it was
+    /// modified or moved to another row.
     pub async fn decrypt(&self, fields: &[Encrypted]) -> Result<Vec<Result<SecretString, String>>, KeyError> {
         let keys = self
             .of_versions(fields.iter().filter_map(|field| Some((field.user, field.key_version()?))))
@@ -217,7 +217,8 @@ impl Keys {
         &self.provider
     }
 
-    /// Unwraps and caches keys. `current_at` is the time at which they were the current keys of their users, if they were.
+    /// Unwraps and caches keys. `current_at` is the time at which they were the current keys of their users, if they
+    /// were.
     async fn unwrap_all(
         &self,
         wrapped: &[WrappedKey],

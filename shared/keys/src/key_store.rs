@@ -98,7 +98,8 @@ static ADD: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// Inserts keys and returns those that were inserted: another process may have inserted the same user and version first.
+/// Inserts keys and returns those that were inserted: another process may have inserted the same user and version
+/// first.
 pub(crate) async fn add(
     connection: &mut Connection,
     keys: &[WrappedKey],
@@ -151,7 +152,8 @@ static REPLACE: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// Replaces wrapped keys by rewrapped ones, unless they changed since they were read. Returns the number of replaced keys.
+/// Replaces wrapped keys by rewrapped ones, unless they changed since they were read. Returns the number of replaced
+/// keys.
 pub(crate) async fn replace(
     connection: &mut Connection,
     read: &[WrappedKey],

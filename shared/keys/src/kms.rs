@@ -19,7 +19,7 @@ use crate::key_store::WrappedKey;
 use crate::sigv4::{Signer, amz_date};
 use config::KeySettings;
 
-/// The most concurrent requests. KMS accepts one key per request.
+/// The maximum number of concurrent requests. KMS accepts one key per request.
 const AT_ONCE: usize = 8;
 
 /// A key in AWS KMS.
@@ -127,7 +127,8 @@ impl Kms {
         }))
     }
 
-    /// `aws-kms:<ARN>`, because an alias may name another key later. KMS does not reveal which version of the key it uses.
+    /// `aws-kms:<ARN>`, because an alias may name another key later. KMS does not reveal which version of the key it
+    /// uses.
     pub(crate) async fn current(&self) -> Result<String, KeyError> {
         let answer = self.ask("DescribeKey", &DescribeKey { key_id: &self.key }).await?;
         match serde_json::from_slice::<Described>(&answer.body) {

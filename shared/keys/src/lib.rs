@@ -1,17 +1,17 @@
 //! Field encryption, with data keys that are stored apart from the data.
 //!
 //! A field that is a secret, or that a message marks `sensitive`, is encrypted with the *data key* of its user
-//! ([`trust::CipherKey`]). The ciphertext is stored in `encrypted_fields` of the main database, and the field itself contains a
-//! marker. Data keys are stored in another database, the *key store*, wrapped by a *key-encryption key* (KEK) that is in neither
-//! database: it is in a file, in Vault or in AWS KMS ([`Provider`]).
+//! ([`trust::CipherKey`]). The ciphertext is stored in `encrypted_fields` of the main database, and the field itself
+//! contains a marker. Data keys are stored in another database, the *key store*, wrapped by a *key-encryption key*
+//! (KEK) that is in neither database: it is in a file, in Vault or in AWS KMS ([`Provider`]).
 //!
 //! ```text
 //! key-encryption key  --wraps-->  data key of a user  --encrypts-->  field
 //! file, Vault, KMS                key store                          main database
 //! ```
 //!
-//! A copy of the main database therefore reveals no encrypted field, a copy of the key store reveals nothing, and deleting the
-//! data keys of a user makes the encrypted fields of the user unreadable in every backup.
+//! A copy of the main database therefore reveals no encrypted field, a copy of the key store reveals nothing, and
+//! deleting the data keys of a user makes the encrypted fields of the user unreadable in every backup.
 
 mod data_key;
 mod field;

@@ -101,11 +101,11 @@ impl Provider {
     pub(crate) async fn unwrap(&self, keys: &[WrappedKey]) -> Result<Vec<Unwrapped>, KeyError> {
         let mut opened: Vec<Option<Unwrapped>> = keys.iter().map(|_| None).collect();
         for name in ["ring:", "vault:", "aws-kms:"] {
-            let places: Vec<usize> = (0..keys.len()).filter(|&at| keys[at].kek.starts_with(name)).collect();
-            if places.is_empty() {
+            let indexes: Vec<usize> = (0..keys.len()).filter(|&at| keys[at].kek.starts_with(name)).collect();
+            if indexes.is_empty() {
                 continue;
             }
-            let wrapped: Vec<&WrappedKey> = places.iter().map(|&at| &keys[at]).collect();
+            let wrapped: Vec<&WrappedKey> = indexes.iter().map(|&at| &keys[at]).collect();
             let found = match name {
                 "ring:" => self.ring()?.unwrap(&wrapped)?,
                 #[cfg(feature = "vault")]
@@ -114,7 +114,7 @@ impl Provider {
                 "aws-kms:" => self.kms()?.unwrap(&wrapped).await?,
                 other => return Err(not_built(other.trim_end_matches(':'))),
             };
-            for (at, key) in places.into_iter().zip(found) {
+            for (at, key) in indexes.into_iter().zip(found) {
                 opened[at] = Some(key);
             }
         }
@@ -182,8 +182,8 @@ impl Ring {
             .map(|key| {
                 let named = key.kek.strip_prefix("ring:").and_then(trust::parse_key_id);
                 let Some(kek) = named.and_then(|(name, version)| ring.get(name, version)) else {
-                    // A newer KEK has not reached the file of this replica yet: an error for the whole batch, which is retried.
-                    // An older KEK, or one of another name, is lost: an error for its users only.
+                    // A newer KEK has not reached the file of this replica yet: an error for the whole batch, which is
+                    // retried. An older KEK, or one of another name, is lost: an error for its users only.
                     let is_newer = named.is_some_and(|(name, version)| name == KEK && version > newest);
                     let missing = self.missing_kek(Some(&key.kek));
                     return if is_newer { Err(missing) } else { Ok(Err(missing.to_string())) };

@@ -1,5 +1,5 @@
-//! Key rotation while workers write. It proceeds in small steps, each of which leaves every field readable, so that it can be
-//! stopped at any time and started again.
+//! Key rotation while workers write. It proceeds in small steps, each of which leaves every field readable, so that it
+//! can be stopped at any time and started again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
@@ -41,7 +41,7 @@ pub struct RotationReport {
     pub problems: Vec<String>,
 }
 
-/// The most problems that are reported.
+/// The maximum number of problems that are reported.
 const MAX_PROBLEMS: usize = 20;
 
 impl RotationReport {
@@ -120,8 +120,8 @@ pub async fn rewrap(keys: &Keys) -> Result<RotationReport, KeyError> {
     }
 }
 
-/// Creates new data keys for users whose current data key was created before a time, for all users or for one. Returns the
-/// number of new data keys.
+/// Creates new data keys for users whose current data key was created before a time, for all users or for one. Returns
+/// the number of new data keys.
 ///
 /// # Errors
 /// [`KeyError`]. Completed steps are kept.
@@ -176,8 +176,8 @@ async fn users(main: &mut Connection, after: i32) -> Result<Vec<UserId>, Fault> 
     Ok(ids.into_iter().filter_map(|id| UserId::new(id).ok()).collect())
 }
 
-/// Reencrypts every field that an older data key encrypts with the current data key of its user, for all users or for one. The
-/// connection must have passed [`check_bypasses_rls`].
+/// Reencrypts every field that an older data key encrypts with the current data key of its user, for all users or for
+/// one. The connection must have passed [`check_bypasses_rls`].
 ///
 /// # Errors
 /// [`KeyError`] if a database or a provider is unavailable. Completed steps are kept.
@@ -204,8 +204,8 @@ fn main_database(fault: Fault) -> KeyError {
     KeyError::Main(fault.reason)
 }
 
-/// Checks that the role of the connection bypasses row-level security. A role that does not would see no rows, and the rotation
-/// would seem complete.
+/// Checks that the role of the connection bypasses row-level security. A role that does not would see no rows, and the
+/// rotation would seem complete.
 ///
 /// # Errors
 /// [`KeyError::Settings`] if it does not, [`KeyError::Main`] if the query fails.
@@ -274,11 +274,11 @@ async fn reencrypt_of(
 /// Data keys by user and version, or the reason why one cannot be unwrapped.
 type OldKeys = BTreeMap<(UserId, u32), Result<CipherKey, String>>;
 
-/// The most retries of a step that a conflict with a writer aborted.
+/// The maximum number of retries of a step that a conflict with a writer aborted.
 const RETRIES: u32 = 20;
 
-/// Reencrypts a page of fields, with retries: triggers of other tables delete ciphertexts in the order of those tables, which can
-/// cause deadlocks.
+/// Reencrypts a page of fields, with retries: triggers of other tables delete ciphertexts in the order of those tables,
+/// which can cause deadlocks.
 async fn reencrypt_page(
     main: &mut Connection,
     old: &[FieldPosition],
@@ -296,8 +296,8 @@ async fn reencrypt_page(
     }
 }
 
-/// The positions of the next fields whose data key is older than the current one. Bytes 3 to 6 of a ciphertext are the version of
-/// its key.
+/// The positions of the next fields whose data key is older than the current one. Bytes 3 to 6 of a ciphertext are the
+/// version of its key.
 async fn outdated_fields(
     main: &mut Connection,
     current: &BTreeMap<UserId, CipherKey>,

@@ -16,8 +16,8 @@ pub(crate) struct Signer<'a> {
 }
 
 impl Signer<'_> {
-    /// The header `Authorization` of a request. `headers` are the signed headers, sorted, with names in lower case, including
-    /// `host` and `x-amz-date`.
+    /// The header `Authorization` of a request. `headers` are the signed headers, sorted, with names in lower case,
+    /// including `host` and `x-amz-date`.
     pub(crate) fn authorization(
         &self,
         method: &str,
@@ -67,7 +67,8 @@ fn hmac(key: &[u8], message: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    /// The requests `get-vanilla`, `post-vanilla` and `post-x-www-form-urlencoded` of the test suite that AWS publishes.
+    /// The requests `get-vanilla`, `post-vanilla` and `post-x-www-form-urlencoded` of the test suite that AWS
+    /// publishes.
     #[test]
     fn known_signatures() {
         let secret = SecretString::from("wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY");

@@ -137,10 +137,10 @@ impl Vault {
         }
         let mut found: Vec<Unwrapped> =
             keys.iter().map(|_| Err("Vault returned no result".to_owned())).collect();
-        for (path, places) in by_key {
+        for (path, indexes) in by_key {
             let (mount, name) = path.rsplit_once('/').unwrap_or((&self.mount, path));
-            let wrapped: Vec<&WrappedKey> = places.iter().map(|&at| keys[at]).collect();
-            for (at, key) in places.into_iter().zip(self.unwrap_with(mount, name, &wrapped).await?) {
+            let wrapped: Vec<&WrappedKey> = indexes.iter().map(|&at| keys[at]).collect();
+            for (at, key) in indexes.into_iter().zip(self.unwrap_with(mount, name, &wrapped).await?) {
                 found[at] = key;
             }
         }

@@ -6,15 +6,15 @@
 //!         ─▶ dead    ─▶ dead      transaction
 //! ```
 //!
-//! [`run`] drives one [`Worker`]. Three tasks share the work: one pulls, decodes and authorizes the next batch while a second
-//! writes the current one and a third settles the one before. Channels between them hold one batch each; that is the only
-//! back-pressure.
+//! [`run`] drives one [`Worker`]. Three tasks share the work: one pulls, decodes and authorizes the next batch while a
+//! second writes the current one and a third settles the previous one. The channels between them hold one batch each;
+//! that is the only back-pressure.
 //!
 //! A message is acknowledged only after its transaction has committed, by construction: `settle` takes a
 //! [`Settlement`](stages::write::Settlement), and only `write` creates one.
 //!
 //! - [`stages`]: one file per stage.
-//! - [`delivery`]: what happens around a message: renewal, retries, publishing, dead letters.
+//! - [`delivery`]: support for processing a message: extending `ack_wait`, rate limits, retries, publishing, dead letters.
 //! - [`process`]: start, stop, connections, readiness, counters.
 
 pub mod delivery;

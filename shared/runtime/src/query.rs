@@ -1,7 +1,7 @@
 //! Serves queries through the NATS service API.
 //!
-//! A service publishes a query on `memory.ask.<noun>.<verb>.<service>`. The broker's permissions let no other service publish
-//! there. The answer goes to the inbox of that service or is not sent.
+//! A service publishes a query on `memory.ask.<noun>.<verb>.<service>`. The broker permits no other service to publish
+//! there. The answer is sent to the inbox of that service, or not at all.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -53,8 +53,8 @@ impl IncomingQuery {
         };
         let service: Service =
             service.parse().map_err(|_| QueryRefusal::Dropped("its subject names no service"))?;
-        // Where services have an account of their own, the server imports their queries with a reply subject that it
-        // generates and that leads back to the sender. No client of this account may publish queries.
+        // Where services have an account of their own, the server imports their queries with a generated reply subject
+        // that routes back to the sender. No client of this account may publish queries.
         if !reply.is_some_and(|reply| service.owns_inbox(reply) || reply.starts_with(IMPORTED_REPLY_PREFIX)) {
             return Err(QueryRefusal::Dropped("its reply subject is not in the inbox of its service"));
         }
@@ -99,7 +99,7 @@ impl From<Malformed> for QueryRefusal {
     }
 }
 
-/// A service as `nats micro` shows it, and its limits.
+/// The description of a service for `nats micro`, and its limits.
 #[derive(Clone, Copy, Debug)]
 pub struct ServiceInfo {
     /// Its name: that of the worker.
@@ -125,7 +125,8 @@ pub struct Endpoint {
     pub metadata: HashMap<String, String>,
 }
 
-/// Passes queries to `handler` and sends its answers, until `stop` is cancelled. Replicas share the queries in a queue group.
+/// Passes queries to `handler` and sends its answers, until `stop` is cancelled. Replicas share the queries in a queue
+/// group.
 ///
 /// # Errors
 /// The broker's reason if it ends the service.
@@ -153,7 +154,7 @@ where
     stream::select_all(queries)
         .take_until(stop.cancelled())
         .for_each_concurrent(info.max_concurrent, |request| {
-            // A task for each: serializing a large answer would delay the others.
+            // Each query has its own task: serializing a large answer would delay the others.
             let responding = tokio::spawn(respond(info, max_payload, request, handler.clone()));
             async move {
                 if let Err(error) = responding.await {
@@ -203,8 +204,8 @@ async fn respond<F>(
         }
         Err(QueryRefusal::Replied(error)) => {
             tracing::debug!(worker = info.name, code = %error.code, error.message, "query refused");
-            // The client library's error reply has no room for the fields. The message may quote the query, which may have
-            // characters that no header may have; so the header has the code only.
+            // The client library's error reply cannot carry the fields. The message may quote characters of the query
+            // that are not allowed in a header, so the header carries only the code.
             let mut headers = HeaderMap::new();
             headers.insert(NATS_SERVICE_ERROR, error.code.as_str());
             headers.insert(NATS_SERVICE_ERROR_CODE, error.code.status().to_string());

@@ -1,6 +1,6 @@
-//! The contract of a worker: what it takes in, what it writes, and what it says became of each message.
+//! The interface of a worker: its input, what it writes, and its verdict on each message.
 //!
-//! A worker sees a typed batch and a transaction. It never sees an acknowledgement, a retry or a dead letter.
+//! A worker handles a typed batch and a transaction. The runtime handles acknowledgements, retries and dead letters.
 
 use std::borrow::Cow;
 use std::future::Future;
@@ -17,29 +17,28 @@ use uuid::Uuid;
 
 use crate::process::readiness::ProbeResults;
 
-/// What a worker takes in: a request of its stream, or a tick of one of its jobs.
+/// The input of a worker: a request of its stream, or a tick of one of its jobs.
 ///
-/// The requests of a stream are work items by themselves. A worker with jobs has an enumeration of both.
+/// Every [`StreamRequest`] is a work item. A worker with jobs defines an enumeration of both.
 pub trait WorkItem: Send + Sync + Sized + 'static {
-    /// Decodes a request and takes its secrets out of it.
+    /// Decodes a request and extracts its secrets.
     ///
     /// # Errors
     /// [`Malformed`], naming the field; the message becomes a dead letter.
     fn from_request(subject: &RequestSubject, body: &[u8]) -> Result<Redacted<Self>, Malformed>;
 
-    /// Takes a tick.
+    /// Converts a tick into a work item.
     ///
     /// # Errors
     /// [`Malformed`] if the worker does not run this job; the tick becomes a dead letter.
     fn from_tick(tick: &Tick) -> Result<Self, Malformed> {
-        Err(Malformed::new("subject", format!("this worker runs no job {}", tick.job)))
+        Err(Malformed::new("subject", format!("this worker has no job {}", tick.job)))
     }
 
-    /// What a request says about itself; none for a tick.
+    /// The facts about a request. `None` for a tick.
     fn facts(&self) -> Option<&dyn RequestFacts>;
 
-    /// The event that a request causes if nothing else is said, with its payload as JSON where that is not the body: none for
-    /// a tick.
+    /// The event that a request causes by default, and its payload as JSON if that is not the body. `None` for a tick.
     fn event(&self, has_secrets: bool) -> Option<(EventType, Option<String>)>;
 }
 
@@ -54,30 +53,30 @@ impl<R: StreamRequest> WorkItem for R {
 
     fn event(&self, has_secrets: bool) -> Option<(EventType, Option<String>)> {
         let payload = StreamRequest::facts(self).event_payload().or_else(|| {
-            // A request always has a JSON text; if it had none, its event carries nothing rather than the body.
+            // Serialization cannot fail. The fallback carries nothing rather than the body, which holds the secrets.
             has_secrets.then(|| serde_json::to_string(self).unwrap_or_else(|_| "{}".to_owned()))
         });
         Some((self.kind().event, payload))
     }
 }
 
-/// One kind of worker. Any number of replicas of it share a durable consumer.
+/// A type of worker. Its replicas, of any number, share a durable consumer.
 pub trait Worker: Send + Sync + 'static {
     /// Its entry in the catalogue: its name, stream and jobs.
     const INFO: &'static WorkerInfo;
-    /// Whether it ever stores anything encrypted. The key store is then waited for at start.
+    /// Whether it stores encrypted fields. If so, the key store is required at startup.
     const ENCRYPTS: bool = false;
-    /// The most messages in a batch, however many `worker.batch_size` allows.
+    /// Maximum number of messages in a batch, even if `worker.batch_size` is larger.
     const MAX_BATCH: usize = usize::MAX;
-    /// What it takes in.
+    /// The type of its input.
     type Item: WorkItem;
 
-    /// Writes a batch inside a transaction that the runtime opens and commits, and gives a verdict for each message, in order.
-    /// No message of the batch has had an effect before, and no two have the same id. `keys` has the data key of the user of
-    /// each message that has secrets. A tick is a batch of its own.
+    /// Writes a batch inside a transaction that the runtime opens and commits. Returns a verdict for each message, in
+    /// order. No message of the batch has been committed before, and no two have the same id. `keys` holds the data key
+    /// of each user whose messages have secrets. A tick is a batch of its own.
     ///
     /// # Errors
-    /// A [`Fault`] rolls back the whole batch, which is then tried again in parts.
+    /// A [`Fault`] rolls back the whole batch, which is then retried in parts.
     fn write<'a>(
         &'a self,
         connection: &'a mut Connection,
@@ -86,9 +85,9 @@ pub trait Worker: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<Verdict>, Fault>> + Send + 'a;
 }
 
-/// A worker that also works at servers other than PostgreSQL, before the transaction and after it.
+/// A worker that also uses servers other than PostgreSQL, before and after the transaction.
 ///
-/// Every [`Worker`] is one without such servers; only a worker that has some implements this itself.
+/// Every [`Worker`] implements this without such servers. Only a worker with some implements it itself.
 pub trait ExternalWorker: Send + Sync + 'static {
     /// See [`Worker::INFO`].
     const INFO: &'static WorkerInfo;
@@ -98,33 +97,33 @@ pub trait ExternalWorker: Send + Sync + 'static {
     const MAX_BATCH: usize = usize::MAX;
     /// See [`Worker::Item`].
     type Item: WorkItem;
-    /// What it prepares for a batch before the transaction opens.
+    /// The result of [`prepare`](Self::prepare).
     type Prepared: Default + Send + Sync + 'static;
-    /// What [`write`](Self::write) finds out about a message that [`clean_up`](Self::clean_up) needs.
+    /// A fact about a message that [`write`](Self::write) passes to [`clean_up`](Self::clean_up).
     type Finding: Send + Sync + 'static;
 
-    /// Probes the servers that it needs beside the broker, the database and the key store, every few seconds.
+    /// Probes its servers other than the broker, the database and the key store. Called every few seconds.
     fn probe(&self) -> impl Future<Output = ProbeResults> + Send;
 
-    /// Prepares a batch at other servers: no transaction is open, and nothing is locked. A message comes here again with each
-    /// delivery, also if it had its effect before. `grants` allow to act for the batch's users.
+    /// Prepares a batch at other servers, while no transaction is open and nothing is locked. It is called for each
+    /// delivery of a message, even if an earlier one was committed. `grants` authorize access to the batch's users.
     ///
     /// # Errors
-    /// A [`Fault`]. While a server is unreachable (`Unavailable`), the batch waits. After another fault its parts are tried; a
-    /// message that fails by itself comes to [`write`](Self::write) unprepared.
+    /// A [`Fault`]. While a server is unreachable (`Unavailable`), the batch waits. After any other fault, its parts
+    /// are tried separately; a message that fails on its own reaches [`write`](Self::write) unprepared.
     fn prepare<'a>(
         &'a self,
         batch: &'a [&'a Message<Self::Item>],
         grants: &'a [&'a str],
     ) -> impl Future<Output = Result<Self::Prepared, Fault>> + Send + 'a;
 
-    /// Joins what was prepared for two parts of a batch.
+    /// Merges what was prepared for two parts of a batch.
     fn join(&self, one: Self::Prepared, other: Self::Prepared) -> Self::Prepared;
 
     /// Writes a batch, as [`Worker::write`] does.
     ///
     /// # Errors
-    /// A [`Fault`] rolls back the whole batch, which is then tried again in parts.
+    /// A [`Fault`] rolls back the whole batch, which is then retried in parts.
     fn write<'a>(
         &'a self,
         connection: &'a mut Connection,
@@ -133,11 +132,12 @@ pub trait ExternalWorker: Send + Sync + 'static {
         prepared: &'a Self::Prepared,
     ) -> impl Future<Output = Result<Written<Self::Finding>, Fault>> + Send + 'a;
 
-    /// Removes from other servers what a message has made obsolete, or what was prepared in vain. It runs after the commit and
-    /// before the acknowledgement, with every delivery, so that it happens whoever crashes in between.
+    /// Removes from other servers what a message has made obsolete, or what was prepared for a message that failed. It
+    /// runs after the commit and before the acknowledgement, for every delivery, so that a crash in between does not
+    /// prevent it.
     ///
     /// # Errors
-    /// A [`Fault`] of the kind `Unavailable`: it is tried again until it succeeds. Any other one is logged.
+    /// A [`Fault`]. One of the kind `Unavailable` is retried until it succeeds; any other is logged.
     fn clean_up<'a>(
         &'a self,
         ended: &'a [Ended<'a, Self::Item, Self::Finding>],
@@ -179,12 +179,13 @@ impl<W: Worker> ExternalWorker for W {
     }
 }
 
-/// What [`ExternalWorker::write`] did.
+/// The result of [`ExternalWorker::write`].
 #[derive(Debug)]
 pub struct Written<F> {
     /// A verdict for each message, in order.
     pub verdicts: Vec<Verdict>,
-    /// What it found out, by the message's [`event_id`](Message::event_id). It is kept whatever becomes of the transaction.
+    /// Its findings, by the message's [`event_id`](Message::event_id). They are kept even if the transaction is rolled
+    /// back.
     pub findings: Vec<(Uuid, F)>,
 }
 
@@ -202,27 +203,27 @@ pub enum Source {
 pub struct Message<I> {
     /// Where it comes from.
     pub source: Source,
-    /// Its id: the one that the publisher gave its request, or that of the tick.
+    /// Its id: set by the publisher of a request, or derived for a tick.
     pub request_id: Uuid,
-    /// The event that caused it, which exists and is of the same user.
+    /// The event that caused it. It exists and belongs to the same user.
     pub parent_event_id: Option<Uuid>,
     /// When JetStream stored it.
     pub stored_at: DateTime<Utc>,
-    /// Its place in the stream.
+    /// Its sequence number in the stream.
     pub sequence: u64,
-    /// The id of its first event, if it comes to have one; those of further ones follow from it. A redelivery has another id, of
-    /// which nothing comes: the inbox has the first.
+    /// The id of its first event, if it causes one; the ids of further events are derived from it. Each delivery has a
+    /// new id. If an earlier delivery was committed, the inbox holds the id of that one, and this one is not used.
     pub event_id: Uuid,
-    /// The body as it came, or decrypted if it came encrypted: valid JSON once decoded; empty for a tick.
+    /// The body, decrypted if it arrived encrypted. Valid JSON; empty for a tick.
     pub body: Bytes,
-    /// What it says, with markers where its secrets were.
+    /// The decoded request, with markers in place of its secrets.
     pub request: I,
     /// Its secrets.
     pub secrets: Vec<SecretField>,
 }
 
 impl<I> Message<I> {
-    /// Whose memory it concerns: [`UserId::PLATFORM`] for a tick.
+    /// The user whose memory it concerns. [`UserId::PLATFORM`] for a tick.
     pub fn user_id(&self) -> UserId {
         match &self.source {
             Source::Request(subject) => subject.user_id,
@@ -230,50 +231,50 @@ impl<I> Message<I> {
         }
     }
 
-    /// Who published it: the service, or the scheduler's job.
+    /// Its publisher: the service, or the job for a tick.
     pub fn publisher(&self) -> &str {
         match &self.source {
             Source::Request(subject) => subject.service.as_str(),
-            Source::Tick(tick) => tick.job.as_str(),
+            Source::Tick(tick) => tick.job.publisher(),
         }
     }
 }
 
-/// A message that is about to be settled for good.
+/// A message that is about to be acknowledged or dead-lettered.
 #[derive(Debug)]
 pub struct Ended<'a, I, F> {
     /// The message.
     pub message: &'a Message<I>,
-    /// Whether its transaction has committed, now or before. Otherwise it is dead-lettered.
+    /// Whether it was committed, on this delivery or an earlier one. Otherwise it is dead-lettered.
     pub committed: bool,
-    /// What was found out about it by every attempt to write it.
+    /// The findings of all attempts to write it.
     pub findings: &'a [F],
 }
 
-/// What became of one message of a batch.
+/// A worker's decision on one message of a batch.
 #[derive(Clone, Debug)]
 pub enum Verdict {
     /// It took effect and causes these events, in order.
     Applied(Vec<EventDraft>),
-    /// It was fine and changed nothing; says why.
+    /// It was valid and changed nothing, for this reason.
     Unchanged(Cow<'static, str>),
-    /// It is tried again; says why.
+    /// It is retried, for this reason.
     Retry(Retry, String),
-    /// It can never take effect; says why.
+    /// It can never take effect, for this reason, and is dead-lettered.
     Rejected(String),
 }
 
-/// When a message is tried again.
+/// When a message is retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
-    /// With growing delay, within the retry budget. Then it is dead-lettered as one whose prerequisite is missing.
+    /// With growing delays, within the retry budget. Then it is dead-lettered with class `missing-prerequisite`.
     WithinBudget,
-    /// Not before a time, and without spending a try of the budget. When it is delivered after the deadline and still has to be
-    /// tried again, it is dead-lettered as one whose prerequisite is missing.
+    /// Not before `time`, without spending a try of the budget. If it still has to be retried after `deadline`, it is
+    /// dead-lettered with class `missing-prerequisite`.
     NotBefore {
         /// The earliest time of the next try.
         time: DateTime<Utc>,
-        /// The latest time of a try.
+        /// The time after which it is not retried.
         deadline: DateTime<Utc>,
     },
 }
@@ -284,13 +285,13 @@ impl Verdict {
         Self::Applied(EventDraft::of_request(message).into_iter().collect())
     }
 
-    /// The request changed nothing, for the reason that its type gives.
+    /// The request changed nothing, for the reason defined by its type.
     pub fn unchanged<I: WorkItem>(message: &Message<I>) -> Self {
         let reason = message.request.facts().map_or("nothing was due", RequestFacts::unchanged_reason);
         Self::Unchanged(Cow::Borrowed(reason))
     }
 
-    /// What the request needs is not there yet. It is tried again within the retry budget.
+    /// The request's prerequisite does not exist yet. It is retried within the retry budget.
     pub fn missing_prerequisite<I: WorkItem>(message: &Message<I>) -> Self {
         let prerequisite =
             message.request.facts().map_or(contract::Prerequisite::User, RequestFacts::prerequisite);
@@ -301,24 +302,24 @@ impl Verdict {
 /// An event that a message causes.
 #[derive(Clone, Debug)]
 pub struct EventDraft {
-    /// Whose memory changed: the message's own user, or a user that a tick acts for.
+    /// The user whose memory changed: the message's user, or one that a tick acts for.
     pub user_id: UserId,
     /// What happened.
     pub event_type: EventType,
-    /// What it means between agents.
+    /// Its speech act between agents.
     pub performative: Performative,
-    /// The agent that made it happen, if it was not the publishing service itself.
+    /// The agent that caused it, if it was not the publishing service itself.
     pub source_agent_id: Option<String>,
     /// The agent or tool it is meant for.
     pub target_agent_id: Option<String>,
     /// The session, or [`Event::ACCOUNT_SESSION`].
     pub session_id: Cow<'static, str>,
-    /// What the event carries, as JSON without secrets; none for the body of the request as it came.
+    /// The payload, as JSON without secrets. `None` for the body of the request, unchanged.
     pub payload: Option<String>,
 }
 
 impl EventDraft {
-    /// The event of a request's kind, as its type describes it; none for a tick.
+    /// The default event of a request's type. `None` for a tick.
     pub fn of_request<I: WorkItem>(message: &Message<I>) -> Option<Self> {
         let facts = message.request.facts()?;
         let (event_type, payload) = message.request.event(!message.secrets.is_empty())?;

@@ -1,4 +1,4 @@
-//! The event stream: who did what and why, appended in the transaction of the effect.
+//! The blackboard: the events of requests, each appended in the transaction that applies its request.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -14,7 +14,7 @@ use crate::fault::{Fault, FaultKind};
 use crate::prepared;
 use crate::unnest::{UnnestRow, with_rows};
 
-/// What [`EventRow`] is read from.
+/// The columns of [`EventRow`].
 macro_rules! event_columns {
     () => {
         "e.id, e.event_sequence, e.event_type::text AS event_type, e.performative::text AS performative, e.source_agent_id,
@@ -24,51 +24,51 @@ macro_rules! event_columns {
 }
 pub(crate) use event_columns;
 
-/// How many causes an event's `causality_chain` keeps, the nearest ones.
+/// The maximum length of an event's `causality_chain`. The nearest causes are kept.
 pub const CHAIN_LENGTH: usize = 64;
 
-/// What an event says about its cause.
+/// The cause of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cause {
-    /// The event that caused it.
+    /// The parent: the event that caused it.
     pub parent_event_id: Uuid,
-    /// The parent's Lamport time.
+    /// The parent's Lamport timestamp.
     pub parent_time: i64,
-    /// The parent's chain and the parent, oldest first, at most [`CHAIN_LENGTH`].
+    /// The parent's chain followed by the parent, oldest first, at most [`CHAIN_LENGTH`] ids.
     pub causality_chain: Vec<Uuid>,
 }
 
-/// An event about to be appended.
+/// An event to append.
 #[derive(Clone, Debug)]
 pub struct NewEvent<'a> {
     /// Its id, a UUIDv7.
     pub id: Uuid,
-    /// The request that had this effect.
+    /// The request that caused it.
     pub request_id: Uuid,
-    /// What happened.
+    /// The type.
     pub event_type: EventType,
-    /// What it means between agents.
+    /// The performative.
     pub performative: Performative,
-    /// The agent or service that made it happen.
+    /// The agent or service that caused it.
     pub source_agent_id: &'a str,
-    /// The agent or tool it is meant for.
+    /// The agent or tool that it is addressed to.
     pub target_agent_id: Option<&'a str>,
-    /// Whose memory changed.
+    /// The user whose memory changed.
     pub user_id: UserId,
     /// The session, or [`Event::ACCOUNT_SESSION`].
     pub session_id: &'a str,
-    /// JSON text without secrets.
+    /// The payload: JSON without secrets.
     pub payload: &'a str,
-    /// Why.
+    /// The cause, if there is one.
     pub cause: Option<&'a Cause>,
-    /// Its Lamport time, as the clock of its session says ([`crate::clock`]).
+    /// The Lamport timestamp, from the clock of the session ([`crate::clock`]).
     pub logical_timestamp: i64,
 }
 
-/// What an appended event was given by the database.
+/// The values that the database assigned to an appended event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Appended {
-    /// Grows strictly.
+    /// The sequence number, strictly increasing within a session.
     pub event_sequence: i64,
     /// When the transaction began.
     pub created_at: DateTime<Utc>,
@@ -107,7 +107,7 @@ static APPEND: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// Appends events in the order given and says what they were given, by id.
+/// Appends events in the given order. Returns the assigned values by event id.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -153,8 +153,8 @@ fn chain_json(cause: Option<&Cause>) -> String {
     serde_json::Value::from(ids.iter().map(Uuid::to_string).collect::<Vec<_>>()).to_string()
 }
 
-/// What events caused by these parents say about their cause. A parent is looked for among the events of the
-/// same user only; one that is missing there is missing from the answer.
+/// The causes that these parents are for new events, by user and parent id. A parent that does not exist among the
+/// events of its user is missing from the result.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -201,7 +201,7 @@ pub async fn causes(
         .collect()
 }
 
-/// Reads events back by id. One that was never appended is missing from the answer.
+/// Reads events by id. Ids without an event are missing from the result.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -219,8 +219,9 @@ pub async fn read(connection: &mut AsyncPgConnection, ids: &[Uuid]) -> Result<Ve
     rows.into_iter().map(EventRow::into_event).collect()
 }
 
-/// The first events of a session after a number, in order, and how many there are, counted as far as `limit`. One is given in any
-/// case, and others while their payloads have at most so many bytes together.
+/// The first events of a session after a sequence number, in order, and the number of such events, counted up to
+/// `limit`. Returns at least one event if there is any, and more as long as their payloads together have at most
+/// `bytes` bytes.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -262,7 +263,7 @@ pub async fn after(
     Ok((rows.into_iter().map(|row| row.event.into_event()).collect::<Result<_, Fault>>()?, found))
 }
 
-/// An event and the request that had its effect.
+/// An event and the request that caused it.
 #[derive(Clone, Debug)]
 pub struct Recorded {
     /// The event.
@@ -271,8 +272,9 @@ pub struct Recorded {
     pub request_id: Uuid,
 }
 
-/// The first events of a user in all sessions after a number and up to another one, in order; those that no request had are left
-/// out. One is given in any case, and others while their payloads have at most so many bytes together. For an administrator, who sees every row.
+/// The first events of a user in all sessions with sequence numbers above `after` and up to `until`, in order. Events
+/// without a request are omitted. Returns at least one event if there is any, and more as long as their payloads
+/// together have at most `bytes` bytes. For an administrator, who can read every row.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -315,7 +317,7 @@ pub async fn of_user(
     rows.into_iter().map(recorded).collect()
 }
 
-/// An event of the table `e`, as it is read.
+/// An event as selected from the table alias `e`.
 #[derive(QueryableByName)]
 pub(crate) struct EventRow {
     #[diesel(sql_type = SqlUuid)]
@@ -346,7 +348,7 @@ pub(crate) struct EventRow {
 
 impl EventRow {
     pub(crate) fn into_event(self) -> Result<Event, Fault> {
-        let newer = |label: &str| unreadable(format!("this program knows no {label:?}; it is too old"));
+        let newer = |label: &str| unreadable(format!("this program is too old: it does not know {label:?}"));
         Ok(Event {
             event_id: self.id,
             event_sequence: self.event_sequence,
@@ -365,10 +367,11 @@ impl EventRow {
     }
 }
 
-/// It had its effect, so its message must not be given up: it waits for a program that can read it.
+/// The fault of an event that this program cannot read. The request was applied, so the message must not be
+/// dead-lettered: it waits for a program that can read the event.
 fn unreadable(problem: impl ToString) -> Fault {
     Fault {
         kind: FaultKind::Unavailable,
-        reason: format!("an event cannot be read back: {}", problem.to_string()),
+        reason: format!("an event cannot be read: {}", problem.to_string()),
     }
 }

@@ -1,7 +1,8 @@
 //! The order of the events of a session (docs/adr/0021).
 //!
-//! Whoever appends events to a session takes its clock first and holds it until the commit. So the numbers of its events become
-//! visible in the order in which they were drawn: whoever has seen one has seen all that come before it.
+//! A transaction that appends events to a session first locks the session's clock, a row of `session_clocks`, and holds
+//! the lock until it commits. Sequence numbers therefore become visible in the order in which they were drawn: a reader
+//! that has seen an event has seen all earlier events of the session.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -16,38 +17,39 @@ use crate::fault::Fault;
 use crate::prepared;
 use crate::unnest::{UnnestRow, with_rows};
 
-/// A session whose clock is taken, and what is known of it.
+/// A session whose clock is taken, and what is known about its published events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Session<'a> {
-    /// Whose session it is.
+    /// The user of the session.
     pub user_id: UserId,
     /// The session, or [`Event::ACCOUNT_SESSION`].
     pub session_id: &'a str,
-    /// How many events are appended to it now.
+    /// The number of events that are appended to it now.
     pub events: i64,
-    /// The latest time of what caused them; zero without causes.
+    /// The greatest Lamport timestamp of the causes of these events; 0 without causes.
     pub causes: i64,
-    /// Up to this one, its events have been published. Zero if nothing is known.
+    /// All events up to this sequence number have been published. 0 if nothing is known.
     pub published: i64,
-    /// Up to this one, its events are published before anything that is appended now. At least `published`.
+    /// All events up to this sequence number are published before the events that are appended now. At least
+    /// `published`.
     pub enqueued: i64,
 }
 
-/// What clocks say.
+/// The state of the taken clocks.
 #[derive(Clone, Debug, Default)]
 pub struct Taken {
-    /// By session, the time of the event before the next one.
+    /// By session: the Lamport timestamp of the event before the next one.
     times: HashMap<(UserId, String), i64>,
-    /// Events in these sessions that may not have been published yet, each session's in the order of their numbers.
+    /// Events of these sessions that may not have been published yet, ordered by sequence number within each session.
     pub earlier: Vec<Event>,
-    /// Whether there are more of them than that. Then nothing may be appended: these are published first, and the clocks are
-    /// taken anew.
+    /// Whether there are more such events. If so, nothing may be appended: publish these events first, then take the
+    /// clocks again.
     pub has_more: bool,
 }
 
 impl Taken {
-    /// The Lamport time of the next event of a session: later than everything before it there, and than everything that has
-    /// caused what is appended to it now.
+    /// The Lamport timestamp of the next event of a session: greater than that of every earlier event of the session,
+    /// and than that of every cause of the events that are appended now.
     pub fn next(&mut self, user_id: UserId, session_id: &str) -> i64 {
         let time = self.times.entry((user_id, session_id.to_owned())).or_default();
         *time += 1;
@@ -55,9 +57,9 @@ impl Taken {
     }
 }
 
-/// How many earlier events are read at once.
+/// The maximum number of earlier events that are read at a time.
 const AT_ONCE: i64 = 2_000;
-/// How many bytes their payloads have together, unless a single one has more.
+/// The maximum size of their payloads together, in bytes. A single larger payload is still read.
 const BYTES: i64 = 16 * 1024 * 1024;
 
 crate::unnest_row! {
@@ -71,8 +73,8 @@ crate::unnest_row! {
     }
 }
 
-/// Sorted, so that two replicas take clocks in one order. Nothing but appending is left to do then, so that nobody who holds one
-/// waits for anything that a neighbour has locked.
+/// Rows are sorted, so that two replicas lock clocks in the same order. A transaction takes clocks last and only
+/// appends events afterwards, so that no transaction waits for another lock while it holds a clock.
 static TAKE: LazyLock<String> = LazyLock::new(|| {
     let (arrays, names) = (Row::arrays(1), Row::names());
     format!(
@@ -88,10 +90,10 @@ static TAKE: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// Takes the clocks of sessions, no two of which are the same.
+/// Takes the clocks of sessions, which must be distinct: locks each one and advances it.
 ///
-/// An event older than an hour is not among the earlier ones. Its message has been delivered again long since, to somebody who
-/// has published it. One of a type that this program does not know is left to a program that does.
+/// Events older than one hour are not returned as earlier events: their messages have been redelivered since, to a
+/// worker that published them. Events of a type that this program does not know are left to a program that does.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -118,11 +120,11 @@ pub async fn take(connection: &mut AsyncPgConnection, sessions: &[Session<'_>]) 
         causes: session.causes,
     });
     let clocks: Vec<Clock> = with_rows(&TAKE, rows.collect()).load(connection).await?;
-    let asked: HashMap<(i32, &str), &Session<'_>> =
+    let requested: HashMap<(i32, &str), &Session<'_>> =
         sessions.iter().map(|session| ((session.user_id.get(), session.session_id), session)).collect();
     let (mut times, mut seen) = (HashMap::with_capacity(clocks.len()), Vec::with_capacity(clocks.len()));
     for clock in clocks {
-        if let Some(session) = asked.get(&(clock.user_id, clock.session_id.as_str())).copied() {
+        if let Some(session) = requested.get(&(clock.user_id, clock.session_id.as_str())).copied() {
             let key = (session.user_id, session.session_id.to_owned());
             seen.push((key.clone(), clock.published_sequence.max(session.enqueued)));
             times.insert(key, clock.logical_time - session.events);
@@ -132,12 +134,13 @@ pub async fn take(connection: &mut AsyncPgConnection, sessions: &[Session<'_>]) 
     Ok(Taken { times, earlier, has_more })
 }
 
-/// A session and the number of the last of its events that is known.
+/// A session and the sequence number of its last known event.
 type Seen = ((UserId, String), i64);
 
-/// The first events after those that were seen, and whether there are more.
+/// The first events after the known ones, and whether there are more.
 async fn earlier(connection: &mut AsyncPgConnection, seen: &[Seen]) -> Result<(Vec<Event>, bool), Fault> {
-    // A statement of its own: one sees what was committed when it begins, and the one before may have waited.
+    // A separate statement, because a statement sees only what was committed when it began, and the previous one may
+    // have waited for a lock.
     const FIND: &str = concat!(
         "WITH page AS (
             SELECT b.*, s.session FROM unnest($1::integer[], $2::text[], $3::bigint[])

@@ -9,10 +9,11 @@ use diesel::result::{DatabaseErrorKind, Error};
 pub enum FaultKind {
     /// A retry may succeed: a deadlock, a timeout, or an unknown error.
     Transient,
-    /// The database is unreachable, out of disk space, or not migrated. The message is not the cause, and no retry is counted.
+    /// The database is unreachable, out of disk space, or not migrated. The message is not the cause, and no retry is
+    /// counted.
     Unavailable,
-    /// The connection was lost during a statement. Usually the database is unreachable; a statement that crashes its backend
-    /// looks the same.
+    /// The connection was lost during a statement. Usually the database is unreachable; a statement that crashes its
+    /// backend looks the same.
     ConnectionLost,
     /// A prerequisite is missing: the target of a foreign key.
     MissingPrerequisite,
@@ -64,8 +65,8 @@ fn classify(error: &Error) -> FaultKind {
             DatabaseErrorKind::SerializationFailure => FaultKind::Transient,
             DatabaseErrorKind::ReadOnlyTransaction => FaultKind::Unavailable,
             DatabaseErrorKind::ForeignKeyViolation => FaultKind::MissingPrerequisite,
-            // Every key that a request can repeat has its ON CONFLICT. In a table with two keys, a concurrent row can still
-            // conflict on the other key before it is visible; a retry sees it.
+            // Every key that a request can repeat has its ON CONFLICT. In a table with two keys, a concurrent row can
+            // still conflict on the other key before it is visible; a retry sees it.
             DatabaseErrorKind::UniqueViolation => FaultKind::Transient,
             DatabaseErrorKind::NotNullViolation
             | DatabaseErrorKind::CheckViolation
@@ -82,8 +83,8 @@ fn classify(error: &Error) -> FaultKind {
     }
 }
 
-/// Errors that the client reports, not the server. Nearly all are connection errors; but a statement that the client cannot
-/// encode never succeeds, so waiting for the database would never end.
+/// Errors that the client reports, not the server. Nearly all are connection errors; but a statement that the client
+/// cannot encode never succeeds, so waiting for the database would never end.
 fn client_error(message: &str) -> FaultKind {
     const PERMANENT: [&str; 2] = ["error serializing parameter", "error encoding message to server"];
     if PERMANENT.iter().any(|phrase| message.starts_with(phrase)) {
@@ -94,13 +95,13 @@ fn client_error(message: &str) -> FaultKind {
 }
 
 /// For these errors diesel-async passes on no SQLSTATE, only the server's message. Messages are English under
-/// `lc_messages = C`, which the production files set. In another language all of them are classified as transient: they are
-/// retried more often than necessary, and nothing is lost.
+/// `lc_messages = C`, which the production files set. In another language all of them are classified as transient: they
+/// are retried more often than necessary, and nothing is lost.
 fn by_message(message: &str) -> FaultKind {
     const CONNECTION_LOST: [&str; 2] = ["terminating connection", "connection closed"];
-    // Classes 57 (operator intervention), 53 (insufficient resources) and 58 (system error), and of class 42 the errors for
-    // missing objects and privileges (42P01, 42703, 42704, 42883, 42501): no value of a message causes them, and an operator
-    // can resolve them.
+    // Classes 57 (operator intervention), 53 (insufficient resources) and 58 (system error), and of class 42 the errors
+    // for missing objects and privileges (42P01, 42703, 42704, 42883, 42501): no value of a message causes them, and an
+    // operator can resolve them.
     const UNAVAILABLE: [&str; 17] = [
         "the database system is",
         "remaining connection slots are reserved",
@@ -163,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_the_server_waits() {
+    fn server_errors_are_unavailable() {
         for message in [
             "the database system is in recovery mode",
             "sorry, too many clients already",
@@ -183,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_broke_is_told_apart() {
+    fn a_lost_connection_is_distinguished() {
         for message in
             ["connection closed", "error communicating with the server", "timeout waiting for server"]
         {
@@ -199,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_the_message_is_for_good() {
+    fn errors_caused_by_values_are_permanent() {
         for message in [
             "value overflows numeric format",
             "invalid input syntax for type json",
@@ -222,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_pass_is_tried_again() {
+    fn other_errors_are_transient() {
         for message in [
             "deadlock detected",
             "canceling statement due to statement timeout",
@@ -236,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_and_what_is_missing_are_told_apart() {
+    fn denials_and_missing_prerequisites_are_distinguished() {
         for message in [
             "new row violates row-level security policy for table \"users\"",
             "the security context is refused: a grant is expired",

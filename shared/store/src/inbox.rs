@@ -1,4 +1,5 @@
-//! What has been taken: the table that gives a redelivered message no second effect.
+//! The inbox table: the messages that each worker has processed. It prevents a redelivered message from being applied
+//! twice.
 
 use std::collections::HashSet;
 
@@ -11,16 +12,16 @@ use uuid::Uuid;
 use crate::fault::Fault;
 use crate::prepared;
 
-/// One message of a batch.
+/// A message of a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
-    /// Whose message it is.
+    /// The user of the message.
     pub user_id: i32,
     /// The request id.
     pub message_id: Uuid,
-    /// The id of the first event that it causes. Unique for every delivery.
+    /// The id of the first event that it emits. Every delivery has a new one.
     pub event_id: Uuid,
-    /// How many events it causes.
+    /// The number of events that it emits.
     pub event_count: i32,
 }
 
@@ -31,11 +32,11 @@ impl Entry {
     }
 }
 
-/// The low bits of a UUIDv7 that are random: `rand_b` of RFC 9562, section 5.7.
+/// The random low bits of a UUIDv7: `rand_b` in RFC 9562, section 5.7.
 const RANDOM_BITS: u128 = (1 << 62) - 1;
 
-/// The ids of the events of one message, in order. They follow from the first, a UUIDv7, so that the inbox needs to keep only
-/// that one and their number; they have its time, and so lie in the same partition.
+/// The ids of the events of a message, in order. They are derived from the first id, a UUIDv7, so that the inbox stores
+/// only that id and the number of events. They have the same timestamp and are therefore in the same partition.
 pub fn event_ids(first: Uuid, count: usize) -> impl Iterator<Item = Uuid> + use<> {
     let first = first.as_u128();
     (0..count as u128).map(move |n| {
@@ -50,11 +51,11 @@ struct Taken {
     event_id: Uuid,
 }
 
-/// Takes the messages of a batch that no transaction has taken before, and gives the event ids of those. The
-/// others are repeats.
+/// Inserts the messages of a batch that no transaction has taken before, and returns their event ids. The other
+/// messages are duplicates.
 ///
-/// A message that another, unfinished transaction has taken is waited for. Rows are taken in the order of their
-/// key, so two batches that share messages never wait for each other in a circle.
+/// It waits for open transactions that have taken one of the messages. Rows are inserted in the order of their keys, so
+/// two batches with common messages do not deadlock.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -82,7 +83,8 @@ pub async fn take(
     Ok(taken.into_iter().map(|row| row.event_id).collect())
 }
 
-/// Releases messages taken in this transaction that had no effect and are tried again or dead-lettered.
+/// Deletes entries that this transaction has inserted and whose messages were not applied: they are retried or
+/// dead-lettered.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -108,7 +110,7 @@ pub async fn release(
     Ok(())
 }
 
-/// Keeps how many events messages taken in this transaction caused, where it is not one.
+/// Stores the event counts of entries that this transaction has inserted. The default is 1.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -136,7 +138,7 @@ pub async fn count_events(
     Ok(())
 }
 
-/// What the transactions that took these messages noted of them.
+/// The entries of these messages, as stored by the transactions that processed them.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -182,8 +184,8 @@ pub async fn find(
         .collect())
 }
 
-/// Forgets messages taken before a time, at most `limit` of them, and gives their number. Nothing older may
-/// still be in a stream, or it could take effect twice.
+/// Deletes entries that were inserted before a time, at most `limit` of them, and returns their number. No older
+/// message may still be in a stream, because it would be applied again.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -216,16 +218,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ids_of_events_follow_from_the_first_and_keep_its_time() {
+    fn event_ids_are_derived_from_the_first_and_keep_its_timestamp() {
         let first = Uuid::now_v7();
         let ids: Vec<Uuid> = event_ids(first, 1_000).collect();
         assert_eq!(ids.as_slice().first(), Some(&first));
         assert_eq!(ids.iter().collect::<HashSet<_>>().len(), 1_000);
-        // The time, the version and the variant are all but the low 62 bits.
+        // All bits but the low 62: the time, the version and the variant.
         assert!(
             ids.iter().all(|id| id.as_u128() >> 62 == first.as_u128() >> 62 && id.get_version_num() == 7)
         );
-        // Also where the random bits end in ones only.
+        // Also if all random bits are ones.
         let last = Uuid::from_u128(first.as_u128() | RANDOM_BITS);
         assert!(event_ids(last, 3).all(|id| id.as_u128() >> 62 == first.as_u128() >> 62));
         assert_eq!(event_ids(first, 0).count(), 0);

@@ -1,7 +1,7 @@
 //! PostgreSQL: connection pools, migrations, the inbox, the blackboard, and the classification of errors.
 //!
-//! A worker's own statements are in its `store` module; this crate has what the transactions of all workers share. It does not
-//! depend on messages.
+//! A worker's own statements are in its `store` module; this crate contains what the transactions of all workers share.
+//! It is independent of the requests.
 
 pub mod blackboard;
 pub mod clock;
@@ -20,5 +20,7 @@ pub mod vector;
 
 pub use diesel_async::AsyncPgConnection as Connection;
 pub use fault::{Fault, FaultKind};
-pub use pool::{Pool, PoolError, PoolOptions, acquire, cancel, connect, discard, open_pool};
+pub use pool::{
+    Pool, PoolError, PoolOptions, acquire, cancel, connect, discard, discard_if_unusable, open_pool,
+};
 pub use statement::prepared;

@@ -110,7 +110,7 @@ impl Schema {
         })
     }
 
-    /// The migrations of this program that are not applied. It needs no privilege but to read.
+    /// The migrations of this program that are not applied. It needs only the privilege to read.
     ///
     /// # Errors
     /// A [`Fault`] of the database.
@@ -171,16 +171,17 @@ async fn with_lock<T>(
         .await
         .map_err(|error| MigrationError(format!("another migration is running: {error}")))?;
     let mut harness = AsyncMigrationHarness::new(connection);
-    // The lock goes with the connection, however this ends.
+    // The lock is released when the connection closes, also after an error.
     tokio::task::block_in_place(|| work(&mut harness))
 }
 
-/// How often a migration is tried that cannot lock a table.
+/// The maximum number of attempts of a migration that cannot lock a table.
 const MAX_TRIES: u32 = 100;
-/// The longest pause between two tries.
+/// The longest pause between two attempts.
 const MAX_PAUSE: Duration = Duration::from_millis(200);
 
-/// Retries a migration on a lock timeout. Its lock timeout is short, because all other statements on the table queue behind it.
+/// Retries a migration on a lock timeout. Its lock timeout is short, because all other statements on the table queue
+/// behind it.
 fn retry_on_lock_timeout(
     name: &str,
     mut migrate: impl FnMut() -> diesel::migration::Result<()>,
@@ -193,7 +194,7 @@ fn retry_on_lock_timeout(
         if tries == MAX_TRIES || !BUSY.iter().any(|busy| message.contains(busy)) {
             return Err(failed(name, &*error));
         }
-        // A random pause, so as not to meet a periodic writer again and again.
+        // A random pause, so as not to coincide with a periodic writer again and again.
         std::thread::sleep(MAX_PAUSE.mul_f64(fastrand::f64()));
     }
     Ok(())

@@ -12,8 +12,9 @@ pub const TABLES: [&str; 2] = ["blackboard_events", "audit.audit_log"];
 /// For how many months after the current one partitions are created.
 pub const MONTHS_AHEAD: i32 = 3;
 
-/// Creates the missing partitions of this month and the next `months`, and returns how many it created. It needs the privilege
-/// to create tables. Rows of a month without a partition go to the default partition, and the next call moves them.
+/// Creates the missing partitions of this month and the next `months`, and returns how many it created. It needs the
+/// privilege to create tables. Rows of a month without a partition go to the default partition, and the next call moves
+/// them.
 ///
 /// # Errors
 /// A [`Fault`] of the database.

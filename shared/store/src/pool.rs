@@ -49,12 +49,12 @@ impl From<PoolError> for Fault {
     }
 }
 
-/// The TCP user timeout: a peer that acknowledges nothing for this long counts as lost. By default a network that drops packets
-/// would block a worker for about 15 minutes.
+/// The TCP user timeout: a peer that acknowledges nothing for this long counts as lost. By default a network that drops
+/// packets would block a worker for about 15 minutes.
 const TCP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The server ends a transaction that is idle for this long: its process is frozen or disconnected, and other replicas wait for
-/// its locks.
+/// The server ends a transaction that is idle for this long: its process is frozen or disconnected, and other replicas
+/// wait for its locks.
 const IDLE_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Creates a pool. It connects when a connection is first acquired.
@@ -65,8 +65,8 @@ pub fn open_pool(url: &str, options: &PoolOptions<'_>) -> Result<Pool, PoolError
     let config = configure(url, options)?;
     let mut manager = ManagerConfig::default();
     manager.custom_setup = Box::new(move |_| establish(config.clone()).boxed());
-    // A connection that was lost unnoticed fails the transaction, which is then retried on another one. Testing it each time
-    // would cost every batch a round trip.
+    // A connection that was lost unnoticed fails the transaction, which is then retried on another one. Testing it each
+    // time would cost every batch a round trip.
     manager.recycling_method = RecyclingMethod::Fast;
     Pool::builder(AsyncDieselConnectionManager::new_with_config(url, manager))
         .max_size(options.size)
@@ -143,6 +143,15 @@ pub fn discard(connection: Pooled) {
     drop(Object::take(connection));
 }
 
+/// Closes a connection on which an operation found the server unavailable or the connection lost, and returns any other to its
+/// pool. The next connection may reach another server.
+pub fn discard_if_unusable<T>(connection: Pooled, outcome: &Result<T, Fault>) {
+    let unusable = |fault: &Fault| matches!(fault.kind, FaultKind::Unavailable | FaultKind::ConnectionLost);
+    if outcome.as_ref().is_err_and(unusable) {
+        discard(connection);
+    }
+}
+
 /// The timeout of [`connect`].
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -173,7 +182,7 @@ mod tests {
     };
 
     #[test]
-    fn what_the_url_says_nothing_about_is_bounded() {
+    fn options_missing_in_the_url_have_defaults() {
         let config = configure("postgres://h/d", &OPTIONS).expect("a URL");
         assert_eq!(config.get_application_name(), Some("memfleet some-worker"));
         assert_eq!(config.get_tcp_user_timeout(), Some(&TCP_TIMEOUT));
@@ -184,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_url_says_wins() {
+    fn options_in_the_url_take_precedence() {
         let url = "postgres://h/d?application_name=mine&tcp_user_timeout=5&options=-c%20statement_timeout=1";
         let config = configure(url, &OPTIONS).expect("a URL");
         assert_eq!(config.get_application_name(), Some("mine"));

@@ -1,5 +1,5 @@
-//! The registry of services: their scopes and rate limits, the keys that sign their tokens, the issued tokens and which of them
-//! are revoked. Workers read it as a [`TrustState`].
+//! The registry of services: their scopes and rate limits, the keys that sign their tokens, the issued tokens and which
+//! of them are revoked. Workers read it as a [`TrustState`].
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::SystemTime;
@@ -252,8 +252,8 @@ pub enum NotIssued {
     Registry(#[from] Fault),
 }
 
-/// Issues a token if its service may have it, and registers it. A request without scopes asks for all scopes of the service.
-/// Returns the request with its scopes, and the token.
+/// Issues a token if its service may have it, and registers it. A request without scopes asks for all scopes of the
+/// service. Returns the request with its scopes, and the token.
 ///
 /// # Errors
 /// [`NotIssued`].
@@ -417,8 +417,8 @@ pub async fn put_service(
     Ok(())
 }
 
-/// Registers a service or updates its scopes only. False if the service is disabled; it stays disabled. For an administrator who
-/// loads a list.
+/// Registers a service or updates its scopes only. False if the service is disabled; it stays disabled. For an
+/// administrator who loads a list.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -456,8 +456,8 @@ pub async fn disable_service(connection: &mut AsyncPgConnection, service: &Servi
     Ok(disabled > 0)
 }
 
-/// Adds a signing key, or enables it again: tokens that it signs are accepted. False if there is another key of this name or this
-/// key under another name: a name always refers to the same key. For an administrator.
+/// Adds a signing key, or enables it again: tokens that it signs are accepted. False if there is another key of this
+/// name or this key under another name: a name always refers to the same key. For an administrator.
 ///
 /// # Errors
 /// A [`Fault`] of the database.

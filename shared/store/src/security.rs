@@ -10,8 +10,8 @@ use uuid::Uuid;
 use crate::fault::{Fault, FaultKind};
 use crate::prepared;
 
-/// Opens the security context of this transaction for the users of these grants. Without a context, a transaction can neither
-/// read nor write any user's rows. The context ends with the transaction.
+/// Opens the security context of this transaction for the users of these grants. Without a context, a transaction can
+/// neither read nor write any user's rows. The context ends with the transaction.
 ///
 /// # Errors
 /// A [`Fault`] of the kind `Denied` if the database rejects a grant.
@@ -184,7 +184,7 @@ pub async fn record_violation(
     Err(Fault { kind: FaultKind::Permanent, reason: "the violation was not recorded".to_owned() })
 }
 
-/// Adds a key that signs grants, or replaces the key of this name. For an administrator.
+/// Adds a key that signs grants, or replaces the key with this name. For an administrator.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -197,7 +197,8 @@ pub async fn add_grant_key(connection: &mut AsyncPgConnection, name: &str, key: 
     Ok(())
 }
 
-/// Sets this password for every worker's role. For an administrator of a private server: in production each role has its own.
+/// Sets this password for every worker's role. For an administrator of a private server: in production each role has
+/// its own.
 ///
 /// # Errors
 /// A [`Fault`] of the database.

@@ -4,8 +4,8 @@ use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 
 /// A statement written as SQL text that is prepared once per connection.
 ///
-/// Diesel prepares a [`diesel::sql_query`] each time, because its text may differ each time. Pass only queries whose text is
-/// always the same: the connection caches every text without limit.
+/// Diesel prepares a [`diesel::sql_query`] each time, because its text may differ each time. Pass only queries whose
+/// text is always the same: the connection caches every text without limit.
 pub fn prepared<Q>(query: Q) -> Prepared<Q> {
     Prepared(query)
 }

@@ -1,4 +1,4 @@
-//! Rows that a statement takes as arrays, one for each column, and turns into a table with `unnest` (docs/adr/0030).
+//! Rows that are passed to a statement as one array per column, which `unnest` turns into a table (docs/adr/0030).
 
 use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
@@ -9,11 +9,11 @@ use uuid::Uuid;
 /// A statement that rows can be bound to.
 pub type Statement<'f> = BoxedSqlQuery<'f, Pg, SqlQuery>;
 
-/// A type that a column of such rows can have.
+/// A Rust type that a column of such rows can have.
 pub trait ColumnType {
-    /// What PostgreSQL calls it.
+    /// The name of the type in PostgreSQL.
     const NAME: &'static str;
-    /// What Diesel calls it.
+    /// The SQL type in Diesel.
     type SqlType;
 }
 
@@ -44,17 +44,17 @@ impl<T: ColumnType> ColumnType for Option<T> {
     type SqlType = sql_types::Nullable<T::SqlType>;
 }
 
-/// A row of such a statement. [`unnest_row!`](crate::unnest_row) implements it.
+/// A row of such a table. [`unnest_row!`](crate::unnest_row) implements it.
 pub trait UnnestRow: Sized {
-    /// The columns in order: name and PostgreSQL's type.
+    /// The names and PostgreSQL types of the columns, in order.
     const COLUMNS: &'static [(&'static str, &'static str)];
 
-    /// Binds an array for each column, in order, after what is bound already.
+    /// Binds one array per column, in order, after the parameters that are already bound.
     fn bind<'f>(statement: Statement<'f>, rows: Vec<Self>) -> Statement<'f>
     where
         Self: 'f;
 
-    /// The arguments of `unnest`: `$1::uuid[], $2::integer[]`, with the number of the first parameter.
+    /// The arguments of `unnest`, such as `$1::uuid[], $2::integer[]`, numbered from `first`.
     fn arrays(first: usize) -> String {
         let arrays =
             Self::COLUMNS.iter().zip(first..).map(|((_, kind), number)| format!("${number}::{kind}[]"));
@@ -67,7 +67,8 @@ pub trait UnnestRow: Sized {
     }
 }
 
-/// The statement of this text, which must be a constant, with these rows as its only parameters; prepared once for each connection.
+/// A statement of this SQL text, which must be constant, with these rows as its only parameters. It is prepared once
+/// per connection.
 pub fn with_rows<'f, R: UnnestRow + 'f>(
     sql: &str,
     rows: Vec<R>,
@@ -75,7 +76,8 @@ pub fn with_rows<'f, R: UnnestRow + 'f>(
     crate::prepared(R::bind(diesel::sql_query(sql).into_boxed(), rows))
 }
 
-/// Defines a struct whose fields are the columns of a table made by `unnest`, and derives the arrays and their order from it.
+/// Defines a struct whose fields are the columns of a table that `unnest` creates, and derives the arrays and their
+/// order from it.
 ///
 /// ```
 /// use std::sync::LazyLock;
@@ -155,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn arrays_and_names_follow_from_the_struct() {
+    fn arrays_and_names_are_derived_from_the_struct() {
         assert_eq!(Row::names(), "id, user_id, speaker, words, at");
         assert_eq!(Row::arrays(2), "$2::uuid[], $3::integer[], $4::text[], $5::text[], $6::timestamptz[]");
     }

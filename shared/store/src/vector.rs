@@ -30,7 +30,7 @@ pub struct Collection {
 }
 
 impl Collection {
-    /// Whether it is the one that is searched.
+    /// Whether searches use it.
     pub fn is_active(&self) -> bool {
         self.state == "active"
     }
@@ -108,7 +108,8 @@ pub struct Right {
     pub may_delete: bool,
 }
 
-/// The access rights of these services to the collections of an alias (`qdrant_access_control`). What is not listed is denied.
+/// The access rights of these services to the collections of an alias (`qdrant_access_control`). What is not listed is
+/// denied.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -124,7 +125,7 @@ pub async fn rights(
     Ok(prepared(query).load(connection).await?)
 }
 
-/// What a search of a service for a user may search.
+/// The data that a search by a service for a user may read.
 #[derive(Clone, Debug, QueryableByName)]
 pub struct SearchScope {
     /// The tenant of the user in the vector store; none for a user without an account.
@@ -133,12 +134,12 @@ pub struct SearchScope {
     /// The labels of the vector types that the service may search.
     #[diesel(sql_type = Array<Text>)]
     pub may_search: Vec<String>,
-    /// The active collection; none before there is one.
+    /// The active collection; none if there is no active collection yet.
     #[diesel(embed)]
     pub active: Option<Collection>,
 }
 
-/// Reads the scope of a search of this service for this user, who must be of the open context.
+/// Reads the scope of a search by this service for this user, who must be a user of the open context.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -159,8 +160,8 @@ pub async fn search_scope(
     Ok(prepared(query).get_result(connection).await?)
 }
 
-/// Records operations on the vector store in `audit.data_access_log`: `search`, `upsert` or `delete`, under the open context,
-/// which must include all their users.
+/// Records operations on the vector store in `audit.data_access_log`: `search`, `upsert` or `delete`, under the open
+/// context, which must include all their users.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -190,8 +191,8 @@ pub async fn log_operations(
     Ok(())
 }
 
-/// Registers a collection or changes its state. If the alias has another collection in this state and only one may have it, that
-/// one becomes `former`. For an administrator.
+/// Registers a collection or changes its state. If the alias has another collection in this state and only one may have
+/// it, that one becomes `former`. For an administrator.
 ///
 /// # Errors
 /// A [`Fault`] of the database.

@@ -1,15 +1,13 @@
-//! The streams and consumers that follow from the catalogue of workers.
+//! The streams and consumers that are derived from the catalogue of workers.
 
-use contract::{JOB_ROOT, REQUEST_ROOT, SCHEDULE_ROOT, WorkerInfo};
+use contract::{JOB_ROOT, JOBS_STREAM, REQUEST_ROOT, SCHEDULE_ROOT, WorkerInfo};
 
 use crate::config::{ConsumerLimits, DAY, Discard, DurableConsumer, StreamConfig, UNLIMITED};
 
-/// The server's advisories about messages that were never settled.
+/// The stream of the server's advisories about messages that reached `max_deliver` without being settled.
 pub(crate) const ADVISORY: &str = "ADVISORY";
-/// Schedules and their ticks. It exists if a worker has jobs.
-pub(crate) const JOBS: &str = "JOBS";
 
-/// Advisories about messages that a consumer never settled: `<prefix>.<stream>.<consumer>`.
+/// The prefix of the subjects of these advisories; `.<stream>.<consumer>` follows.
 const MAX_DELIVERIES: &str = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES";
 
 const MIB: u64 = 1 << 20;
@@ -21,13 +19,13 @@ const REQUEST_BYTES: i64 = 2 << 20;
 pub(crate) struct Source {
     pub(crate) stream: &'static str,
     pub(crate) consumer: String,
-    /// What it consumes, for the consumer's description.
+    /// What it consumes, for the description of the consumer.
     what: &'static str,
-    /// Its part of the stream; empty for all of it.
+    /// The subjects of the stream that it consumes; empty for all.
     subjects: Vec<String>,
 }
 
-/// What a worker consumes: its requests, and the ticks of its jobs.
+/// The streams that a worker consumes: its requests, and the ticks of its jobs.
 pub(crate) fn sources(worker: &WorkerInfo) -> Vec<Source> {
     let requests = worker.stream.map(|stream| Source {
         stream,
@@ -36,7 +34,7 @@ pub(crate) fn sources(worker: &WorkerInfo) -> Vec<Source> {
         subjects: Vec::new(),
     });
     let jobs = (!worker.jobs.is_empty()).then(|| Source {
-        stream: JOBS,
+        stream: JOBS_STREAM,
         consumer: worker.jobs_consumer(),
         what: "Ticks of the jobs of",
         subjects: worker.job_subjects().collect(),
@@ -44,7 +42,7 @@ pub(crate) fn sources(worker: &WorkerInfo) -> Vec<Source> {
     requests.into_iter().chain(jobs).collect()
 }
 
-/// Every stream, by its name.
+/// All streams, ordered by name.
 pub(crate) fn streams(workers: &[WorkerInfo]) -> Vec<StreamConfig> {
     let mut streams = vec![events(), dead(), advisory(), seal()];
     streams.extend(workers.iter().filter_map(requests));
@@ -55,7 +53,7 @@ pub(crate) fn streams(workers: &[WorkerInfo]) -> Vec<StreamConfig> {
     streams
 }
 
-/// Every durable consumer, by its name.
+/// All durable consumers, ordered by name.
 pub(crate) fn consumers(workers: &[WorkerInfo]) -> Vec<DurableConsumer> {
     let mut consumers: Vec<DurableConsumer> = workers.iter().flat_map(consumers_of).collect();
     consumers.sort_by(|a, b| a.config.durable_name.cmp(&b.config.durable_name));
@@ -103,12 +101,12 @@ fn seal() -> StreamConfig {
     StreamConfig { max_age, max_msg_size: 4_096, deny_delete: true, deny_purge: true, ..stream }
 }
 
-/// The server allows no schedules in a stream with `discard: new`, and a schedule is itself a message of the stream. A limit on
-/// the ticks of each job keeps the schedules from being dropped, by age or for space. A dropped tick loses no work: the next one
-/// covers everything that is due.
+/// The server allows no schedules in a stream with `discard: new`, and a schedule is itself a message of the stream. A
+/// limit on the ticks of each job keeps the schedules from being dropped, by age or for space. A dropped tick loses no
+/// work: the next one covers everything that is due.
 fn jobs() -> StreamConfig {
     let subjects = vec![format!("{JOB_ROOT}.>"), format!("{SCHEDULE_ROOT}.>")];
-    let stream = StreamConfig::new(JOBS, "Schedules of jobs, and their ticks.", subjects, 256 * MIB);
+    let stream = StreamConfig::new(JOBS_STREAM, "Schedules of jobs, and their ticks.", subjects, 256 * MIB);
     StreamConfig {
         discard: Discard::Old,
         max_age: 3_650 * DAY,
@@ -127,7 +125,10 @@ fn consumers_of(worker: &WorkerInfo) -> Vec<DurableConsumer> {
             "{what} {}, shared by its replicas. The worker keeps the retry budget; max_deliver is the backstop.",
             worker.name
         );
-        let limits = ConsumerLimits { max_deliver: 128, max_ack_pending: 20_000 };
+        // One tick of each job at a time: two at once would act for the same users.
+        let jobs = i64::try_from(worker.jobs.len()).unwrap_or(i64::MAX);
+        let max_ack_pending = if stream == JOBS_STREAM { jobs } else { 20_000 };
+        let limits = ConsumerLimits { max_deliver: 128, max_ack_pending };
         consumers.push(DurableConsumer::new(stream, consumer, description, subjects, limits));
     }
     if !advisories.is_empty() {
@@ -188,10 +189,10 @@ mod tests {
             "SEAL",
             "CONTEXT/context-writer",
             "ADVISORY/context-writer-advisory",
-            "JOBS/context-writer-jobs",
+            "JOBS_STREAM/context-writer-jobs",
         ];
         assert_eq!(names(&topology), expected);
-        let stream = topology.streams.iter().find(|stream| stream.name == JOBS).unwrap();
+        let stream = topology.streams.iter().find(|stream| stream.name == JOBS_STREAM).unwrap();
         for (field, value) in [
             ("subjects", json!(["memory.job.>", "memory.schedule.>"])),
             ("retention", json!("limits")),
@@ -205,7 +206,7 @@ mod tests {
         assert_eq!(consumer("context-writer-jobs").config.get("filter_subjects"), Some(&ticks));
         let advisories = json!([
             format!("{MAX_DELIVERIES}.CONTEXT.context-writer"),
-            format!("{MAX_DELIVERIES}.JOBS.context-writer-jobs"),
+            format!("{MAX_DELIVERIES}.JOBS_STREAM.context-writer-jobs"),
         ]);
         let config = &consumer("context-writer-advisory").config;
         assert_eq!(config.get("filter_subjects"), Some(&advisories));
@@ -223,7 +224,7 @@ mod tests {
             "JOBS",
             "SEAL",
             "ADVISORY/context-writer-advisory",
-            "JOBS/context-writer-jobs",
+            "JOBS_STREAM/context-writer-jobs",
         ];
         assert_eq!(names(&topology), expected);
         let ticks = topology.consumers.get(1).unwrap();

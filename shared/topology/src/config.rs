@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 pub(crate) const DAY: Duration = Duration::from_secs(86_400);
 /// How long the server recognizes a message that is published again.
 const DUPLICATES: Duration = Duration::from_secs(600);
-/// What stands for no limit in the JetStream API.
+/// No limit, in the JetStream API.
 pub(crate) const UNLIMITED: i64 = -1;
 
 /// The configuration of a stream.
@@ -34,13 +34,13 @@ pub(crate) struct StreamConfig {
     pub(crate) allow_msg_schedules: bool,
 }
 
-/// What a full stream does.
+/// The discard policy of a full stream.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Discard {
-    /// It refuses new messages: for what is stored nowhere else.
+    /// Reject new messages. For messages that are stored nowhere else.
     New,
-    /// It drops the oldest: for copies, which must not block a worker.
+    /// Delete the oldest messages. For copies, which must not block a worker.
     Old,
 }
 
@@ -121,7 +121,8 @@ pub(crate) struct ConsumerLimits {
     pub(crate) max_ack_pending: i64,
 }
 
-/// Which subjects of its stream a consumer gets; all if both are empty. The server accepts one of the two only.
+/// The subjects of its stream that a consumer receives; all if both fields are empty. The server accepts only one of
+/// the two.
 #[derive(Clone, Debug, Serialize)]
 struct Filter {
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,4 +1,5 @@
-//! The folder `nats/`, as documents that follow from the catalogue: for operators who apply them with other tools.
+//! The folder `nats/` as documents that are generated from the catalogue, for operators who apply them with other
+//! tools.
 
 use contract::{WORKERS, WorkerInfo};
 use serde::Serialize;
@@ -10,7 +11,7 @@ use crate::{Service, TopologyError, catalogue};
 /// A file of the folder `nats/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Document {
-    /// Where it belongs below the folder, such as `streams/CONTEXT.json`.
+    /// Its path in the folder, such as `streams/CONTEXT.json`.
     pub path: String,
     /// Its text.
     pub text: String,
@@ -19,7 +20,7 @@ pub struct Document {
 /// The streams, the consumers and `accounts.conf`.
 ///
 /// # Errors
-/// [`TopologyError::Invalid`] for a configuration that is no JSON; a test rules it out.
+/// [`TopologyError::Invalid`] for a configuration that is not JSON; a test rules it out.
 pub fn documents(services: &[Service]) -> Result<Vec<Document>, TopologyError> {
     let mut documents = streams(WORKERS)?;
     documents.extend(consumers(WORKERS)?);

@@ -68,7 +68,8 @@ impl Topology {
         })
     }
 
-    /// The same, with every stream replicated on `replicas` servers of a cluster. Consumers follow their streams.
+    /// The same topology, with every stream replicated on `replicas` servers of a cluster. Consumers have the replicas
+    /// of their streams.
     pub fn with_replicas(mut self, replicas: usize) -> Self {
         for stream in &mut self.streams {
             stream.config.insert("num_replicas".to_owned(), replicas.into());
@@ -98,14 +99,14 @@ impl Consumer {
     }
 }
 
-/// A stream's configuration as the client knows it, so that two spellings of one thing compare equal.
+/// A stream's configuration as the client represents it, so that two spellings of the same value are equal.
 pub(crate) fn as_stream(config: &Map<String, Value>) -> Result<Map<String, Value>, String> {
     let known: stream::Config =
         serde_json::from_value(Value::Object(config.clone())).map_err(|error| error.to_string())?;
     as_map(serde_json::to_value(known))
 }
 
-/// A consumer's configuration as the client knows it.
+/// A consumer's configuration as the client represents it.
 pub(crate) fn as_consumer(config: &Map<String, Value>) -> Result<Map<String, Value>, String> {
     let known: consumer::Config =
         serde_json::from_value(Value::Object(config.clone())).map_err(|error| error.to_string())?;
@@ -120,8 +121,8 @@ fn as_map(value: serde_json::Result<Value>) -> Result<Map<String, Value>, String
     }
 }
 
-/// Refuses a misspelt field, which would otherwise be ignored. The client omits fields with their default value, so such a field
-/// cannot be checked and passes.
+/// Rejects a misspelt field, which the server would otherwise ignore. The client omits fields with their default value,
+/// so a misspelt field with a default value is not detected.
 fn check_known(config: &Map<String, Value>, known: &Map<String, Value>) -> Result<(), String> {
     match config.iter().find(|(field, value)| !known.contains_key(*field) && !is_default(value)) {
         Some((field, _)) => {

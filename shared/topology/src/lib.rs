@@ -1,10 +1,12 @@
-//! The streams, consumers and identities that a broker needs, and what a broker lacks of them.
+//! The streams, consumers and identities that a broker needs, and how a broker differs from them.
 //!
-//! They follow from the catalogue of workers (`contract::WORKERS`) and from `nats/services.json`. The folder `nats/` has them as
-//! documents, which operators can change and apply instead: `streams/*.json` holds a `StreamConfig` each, `consumers/*.json` a
-//! consumer's `{"stream_name", "config"}`, as the JetStream API spells them, with durations in nanoseconds.
+//! They are derived from the catalogue of workers (`contract::WORKERS`) and from `nats/services.json`. The folder
+//! `nats/` contains them as documents, which operators can change and apply instead: each file in `streams/*.json` is a
+//! `StreamConfig`, each file in `consumers/*.json` is `{"stream_name", "config"}`, with the field names of the
+//! JetStream API and durations in nanoseconds.
 //!
-//! Only the fields that a document names are compared and changed; the others stay as the server has them. Nothing is deleted.
+//! Only the fields that a document names are compared and changed; the others stay as the server has them. Nothing is
+//! deleted.
 
 mod catalogue;
 mod change;
@@ -33,7 +35,7 @@ pub enum TopologyError {
     Unreadable {
         /// Its path.
         path: String,
-        /// The system's error.
+        /// The error of the operating system.
         problem: String,
     },
     /// A file is not a configuration of a stream, a consumer or a service.
@@ -52,7 +54,7 @@ pub enum TopologyError {
         /// The error of the server or of the connection.
         problem: String,
     },
-    /// The broker refuses a change.
+    /// The broker rejects a change.
     #[error("the broker refuses {refused}: {problem}; nothing was deleted, earlier changes stay applied")]
     Refused {
         /// The stream or consumer, and the fields that would change.
@@ -62,20 +64,22 @@ pub enum TopologyError {
     },
 }
 
-/// What the broker lacks of a topology, streams before consumers. Changes nothing.
+/// The differences between a topology and the broker, streams before consumers. It changes nothing.
 ///
 /// # Errors
-/// [`TopologyError::Unknown`] if the broker's configuration cannot be read. Each request has the timeout of the JetStream context.
+/// [`TopologyError::Unknown`] if the broker's configuration cannot be read. Each request has the timeout of the
+/// JetStream context.
 pub async fn diff(broker: &jetstream::Context, topology: &Topology) -> Result<Vec<Change>, TopologyError> {
     let steps = plan::plan(broker, topology).await?;
     Ok(steps.into_iter().flat_map(|step| step.changes).collect())
 }
 
-/// Creates and updates what the broker lacks of a topology, and returns the changes. Applied again, it does nothing.
+/// Creates and updates streams and consumers so that the broker matches a topology, and returns the changes. A second
+/// call changes nothing.
 ///
 /// # Errors
-/// [`TopologyError::Unknown`] if the broker's configuration cannot be read, [`TopologyError::Refused`] at the first stream or
-/// consumer that it refuses, for example because the storage type of a stream cannot change.
+/// [`TopologyError::Unknown`] if the broker's configuration cannot be read, [`TopologyError::Refused`] for the first
+/// stream or consumer that the broker rejects, for example because the storage type of a stream cannot change.
 pub async fn apply(broker: &jetstream::Context, topology: &Topology) -> Result<Vec<Change>, TopologyError> {
     let steps = plan::plan(broker, topology).await?;
     let mut done = Vec::new();

@@ -9,8 +9,8 @@ use nkeys::KeyPair;
 use crate::TopologyError;
 use crate::permission::{Identity, variable};
 
-/// Creates an nkey for every identity that has none in the folder yet, in a file `<name>.nk` that only its owner can read.
-/// Returns `nkeys.conf`: the public keys, for the server's configuration.
+/// Creates an nkey for every identity that has none in the folder yet, in a file `<name>.nk` that only its owner can
+/// read. Returns `nkeys.conf`: the public keys, for the server's configuration.
 ///
 /// # Errors
 /// [`TopologyError::Unreadable`] if a key cannot be read or written.

@@ -1,9 +1,10 @@
-//! Who may publish and subscribe where: one table, from which the server's configuration is generated.
+//! The permissions to publish and subscribe: one table, from which the server's configuration is generated.
 //!
-//! Separate accounts keep identities apart by their subjects. `STORE` has the streams. `PUBLISHERS` has the services, whose
-//! requests it imports. `WORKERS` has the workers, which pull, acknowledge and publish. A worker could have a pulled message
-//! delivered to the subject of a request, where a stream of the same account would store it again as another service's request
-//! (tried): no stream of the account `WORKERS` stores that subject.
+//! Identities are separated by NATS accounts. `STORE` has the streams. `PUBLISHERS` has the services, whose requests
+//! `STORE` imports. `WORKERS` has the workers, which pull, acknowledge and publish. A worker could have a pulled
+//! message delivered to the subject of a request. A stream of the same account would store it again, as a request of
+//! another service (verified by experiment). The account `WORKERS` therefore has no stream that stores request
+//! subjects.
 
 use std::fmt::Write;
 
@@ -22,8 +23,8 @@ pub enum Account {
     Store,
     /// The services.
     Publishers,
-    /// Subscribers to events. They are apart from the services, because the broker does not check the reply subject of a service's
-    /// query: a service could have an answer published as an event.
+    /// Subscribers to events. They are separate from the services, because the broker does not check the reply subject
+    /// of a service's query: a service could have an answer published as an event.
     Listeners,
     /// The workers.
     Workers,
@@ -75,7 +76,7 @@ fn identities_of(workers: &[WorkerInfo], services: &[Service]) -> Vec<Identity> 
         publish: vec![">".to_owned()],
         subscribe: vec![">".to_owned()],
     }];
-    // One name is one identity, with one key and one inbox.
+    // Every name is one identity, with one key and one inbox.
     let is_worker = |service: &&Service| workers.iter().any(|worker| worker.name == service.service);
     all.extend(services.iter().filter(|service| !is_worker(service)).map(of_service));
     all.extend(workers.iter().map(|worker| of_worker(worker, services)));
@@ -125,7 +126,8 @@ fn of_worker(worker: &WorkerInfo, services: &[Service]) -> Identity {
     }
     let mut subscribe = vec![format!("_INBOX.{name}.>")];
     if !queries.is_empty() {
-        // The broker allows one answer to each query, and the NATS service API describes the worker.
+        // The broker allows one answer to each query, and the worker answers the discovery requests of the NATS service
+        // API.
         publish.push("_R_.>".to_owned());
         subscribe.extend(["$SRV.*".to_owned(), format!("$SRV.*.{name}"), format!("$SRV.*.{name}.*")]);
     }
@@ -133,7 +135,8 @@ fn of_worker(worker: &WorkerInfo, services: &[Service]) -> Identity {
     Identity { name: name.to_owned(), account: Account::Workers, publish, subscribe }
 }
 
-/// What a worker publishes to pull its messages, acknowledge them, and read again those that it never settled.
+/// The subjects on which a worker publishes to pull its messages, to acknowledge them, and to read those again that it
+/// never settled.
 fn consumed(worker: &WorkerInfo) -> Vec<String> {
     let sources = catalogue::sources(worker);
     let mut publish = Vec::new();
@@ -166,7 +169,7 @@ fn queries(worker: &WorkerInfo) -> Vec<String> {
     }
 }
 
-/// The services that publish requests and queries, which get outcomes and answers in their inboxes.
+/// The services that publish requests and queries, and receive outcomes and answers in their inboxes.
 fn publishers(services: &[Service]) -> impl Iterator<Item = &Service> {
     services.iter().filter(|service| service.hears.is_empty())
 }
@@ -176,11 +179,11 @@ pub fn variable(identity: &str) -> String {
     format!("NKEY_{}", identity.replace('-', "_").to_uppercase())
 }
 
-/// The first line of an accounts file that has the public keys in another file beside it.
+/// The first line of an accounts file whose public keys are in another file in the same folder.
 pub const INCLUDED_NKEYS: &str = "include \"nkeys.conf\"\n";
 
-/// The accounts as a file of the server's configuration. It refers to the public keys by their [`variable`]s, which `nkeys`
-/// sets: the text of [`make_nkeys`](crate::make_nkeys), or [`INCLUDED_NKEYS`].
+/// The accounts as a file of the server's configuration. It refers to the public keys by their [`variable`]s, which
+/// `nkeys` sets: the text of [`make_nkeys`](crate::make_nkeys), or [`INCLUDED_NKEYS`].
 pub fn render(services: &[Service], nkeys: &str) -> String {
     let identities = identities(services);
     let mut text = format!(
@@ -194,7 +197,7 @@ pub fn render(services: &[Service], nkeys: &str) -> String {
         text.push_str(&exchange(account, services));
         text.push_str("    users = [\n");
         for identity in identities.iter().filter(|identity| identity.account == account) {
-            // The server takes an empty list for no restriction.
+            // To the server, an empty list means no restriction.
             let list = |subjects: &[String]| match subjects {
                 [] => "deny: [\">\"]".to_owned(),
                 _ => {
@@ -218,7 +221,7 @@ pub fn render(services: &[Service], nkeys: &str) -> String {
     text
 }
 
-/// What an account exports to others and imports from them.
+/// The exports and imports of an account.
 fn exchange(account: Account, services: &[Service]) -> String {
     let inboxes = || publishers(services).map(|service| format!("_INBOX.{}.>", service.service));
     let mut lines = Vec::new();
@@ -250,8 +253,8 @@ fn exchange(account: Account, services: &[Service]) -> String {
             let exports = [
                 "{ service: \"memory.ask.>\", accounts: [STORE, PUBLISHERS] }".to_owned(),
                 "{ service: \"$SRV.>\", response: stream, accounts: [STORE] }".to_owned(),
-                // From the account that publishes events: the account of the streams receives them as requests, which it cannot
-                // export as a stream.
+                // From the account that publishes events: the account of the streams receives them as requests, which
+                // it cannot export as a stream.
                 "{ stream: \"memory.event.>\", accounts: [LISTENERS] }".to_owned(),
             ];
             let mut imports: Vec<String> = SERVICES_OF_STORE
@@ -271,7 +274,7 @@ fn exchange(account: Account, services: &[Service]) -> String {
     lines.iter().fold(String::new(), |text, line| format!("{text}    {line}\n"))
 }
 
-/// The prefix of the JetStream API for workers, in place of `$JS.API`: there the server answers that the workers' own account has
+/// The prefix of the JetStream API for workers. On `$JS.API`, the server would reply that the workers' own account has
 /// no JetStream.
 pub const API_PREFIX: &str = "STORE.API";
 
@@ -304,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn jobs_add_what_their_ticks_need_and_nothing_else() {
+    fn jobs_add_only_the_permissions_for_their_ticks() {
         let without: BTreeSet<String> = only(CONTEXT_WRITER).publish.into_iter().collect();
         let worker = only(WorkerInfo { jobs: &["retention-sweep"], ..CONTEXT_WRITER });
         let with: BTreeSet<String> = worker.publish.into_iter().collect();

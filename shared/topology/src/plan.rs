@@ -95,7 +95,7 @@ fn creation(target: Target, subject: String, payload: Value) -> Step {
     Step { target, subject, payload, changes }
 }
 
-/// The configuration that the server has; none if it has no such stream or consumer.
+/// The configuration on the server; none if the stream or consumer does not exist.
 async fn current_config(
     broker: &jetstream::Context,
     target: &Target,
@@ -113,7 +113,7 @@ async fn current_config(
     match response {
         Response::Ok(mut info) => match info.get_mut("config").map(Value::take) {
             Some(Value::Object(config)) => Ok(Some(config)),
-            Some(_) | None => Err(unknown("the answer has no configuration".to_owned())),
+            Some(_) | None => Err(unknown("the response contains no configuration".to_owned())),
         },
         Response::Err { error } => match error.error_code() {
             ErrorCode::STREAM_NOT_FOUND | ErrorCode::CONSUMER_NOT_FOUND => Ok(None),
@@ -122,7 +122,7 @@ async fn current_config(
     }
 }
 
-/// Compares the fields that the document names, both sides as the client knows them.
+/// Compares the fields that the document names, both sides as the client represents them.
 fn compare(
     target: &Target,
     file: &Map<String, Value>,
@@ -137,7 +137,7 @@ fn compare(
         .collect()
 }
 
-/// A consumer has one filter field or the other: the server refuses both, so naming one replaces the other.
+/// Removes the other filter field. The server rejects a consumer with both, so naming one replaces the other.
 fn without_other_filter(mut has: Map<String, Value>, file: &Map<String, Value>) -> Map<String, Value> {
     for (named, other) in [("filter_subject", "filter_subjects"), ("filter_subjects", "filter_subject")] {
         if file.contains_key(named) && !file.contains_key(other) {
@@ -147,7 +147,7 @@ fn without_other_filter(mut has: Map<String, Value>, file: &Map<String, Value>) 
     has
 }
 
-/// What the server has, overridden by what the document names.
+/// The configuration on the server, overridden by the fields that the document names.
 fn overlaid(mut has: Map<String, Value>, file: &Map<String, Value>) -> Map<String, Value> {
     for (field, value) in file {
         has.insert(field.clone(), value.clone());

@@ -13,14 +13,14 @@ use crate::permission::{MONITOR, OPERATOR};
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Service {
-    /// Its name: the token of its subjects, and of its inbox.
+    /// Its name: a token of its subjects and of its inbox.
     pub service: String,
-    /// What it is.
+    /// Its purpose.
     pub description: String,
-    /// Which requests and queries it may publish, as `noun:verb` or `noun:*`.
+    /// The requests and queries that it may publish, as `noun:verb` or `noun:*`.
     pub scopes: Vec<String>,
-    /// The users whose events it subscribes to: their numbers, or `*` for all users. An identity that subscribes has no scopes: it
-    /// is another one than the identity that publishes.
+    /// The users whose events it subscribes to: their ids, or `*` for all users. An entry with `hears` has no scopes:
+    /// subscribing and publishing require separate identities.
     #[serde(default)]
     pub hears: Vec<String>,
 }
@@ -40,15 +40,15 @@ impl Service {
         }
     }
 
-    /// The services of this program, as the file was when it was built.
+    /// The services in `nats/services.json` at build time.
     ///
     /// # Errors
-    /// [`TopologyError::Invalid`] if it cannot be read; a test sees to it that it can.
+    /// [`TopologyError::Invalid`] if it cannot be read; a test rules it out.
     pub fn shipped() -> Result<Vec<Self>, TopologyError> {
         Self::parse(FILE, SHIPPED)
     }
 
-    /// Reads a file like it.
+    /// Reads a file of the same format as `nats/services.json`.
     ///
     /// # Errors
     /// [`TopologyError::Unreadable`] or [`TopologyError::Invalid`].
@@ -73,8 +73,8 @@ impl Service {
         Ok(services)
     }
 
-    /// Whether its name, scopes and users can be parts of subjects and of the server's configuration. The other identities at the
-    /// broker have their own names.
+    /// Checks that its name, scopes and users can be parts of subjects and of the server's configuration, and that its
+    /// name is not that of another identity.
     fn check(&self) -> Result<(), String> {
         let name = &self.service;
         if name.parse::<contract::Service>().is_err() {
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_something_else_at_the_broker_is_refused() {
+    fn entries_that_are_unsafe_in_subjects_or_the_configuration_are_rejected() {
         assert_eq!(parse("chat", "context:*").unwrap().len(), 1);
         for name in [
             "*",

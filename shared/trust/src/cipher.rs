@@ -4,10 +4,10 @@
 //! version 1 | algorithm 1 | key version 4, big-endian | salt 32 | commitment 32 | ciphertext | tag 16
 //! ```
 //!
-//! HKDF-SHA256 (RFC 5869) derives the key, the nonce and the commitment of a record from the long-lived key and the record's
-//! random salt. Two records share a key and a nonce only if their 256-bit salts collide: among 2^40 records, with a probability
-//! of 2^-177. The commitment binds a ciphertext to exactly one key and is compared before anything is decrypted; with GCM alone,
-//! an attacker can build a ciphertext that decrypts under two keys.
+//! HKDF-SHA256 (RFC 5869) derives the key, the nonce and the commitment of a record from the long-lived key and the
+//! record's random salt. Two records share a key and a nonce only if their 256-bit salts collide: among 2^40 records,
+//! with a probability of 2^-177. The commitment binds a ciphertext to exactly one key and is compared before anything
+//! is decrypted; with GCM alone, an attacker can build a ciphertext that decrypts under two keys.
 
 use std::fmt;
 use std::sync::Arc;
@@ -37,7 +37,8 @@ pub const CIPHERTEXT_OVERHEAD: usize = HEADER + SALT + COMMITMENT + TAG;
 /// The largest plaintext, in bytes: more than the largest message that the NATS server accepts.
 pub const MAX_PLAINTEXT_BYTES: usize = 2 * 1024 * 1024 - CIPHERTEXT_OVERHEAD;
 
-/// The record that a ciphertext belongs to, authenticated as associated data. A ciphertext does not decrypt with any other.
+/// The record that a ciphertext belongs to, authenticated as associated data. A ciphertext does not decrypt with any
+/// other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AssociatedData<'a> {
     /// A column of a row.
@@ -66,7 +67,8 @@ pub enum AssociatedData<'a> {
 }
 
 impl AssociatedData<'_> {
-    /// The encoding: the kind and the fields, each preceded by its length, so that no two values have the same encoding.
+    /// The encoding: the kind and the fields, each preceded by its length, so that no two values have the same
+    /// encoding.
     pub fn to_bytes(self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(96);
         let mut part = |part: &[u8]| {

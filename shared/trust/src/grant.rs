@@ -86,9 +86,9 @@ impl GrantKey {
         format!("{} {}\n", self.name, to_hex(self.expose()))
     }
 
-    /// Seals a grant: `v1|key|user|session|service|role|id|expiry|HMAC-SHA256 in hex`. No field can contain `|`: names of keys,
-    /// services and roles consist of `a-z 0-9 - _`, session ids of `A-Z a-z 0-9 . _ : -`, and the others are numbers or UUIDs.
-    /// The session is empty in a grant for all sessions of the user.
+    /// Seals a grant: `v1|key|user|session|service|role|id|expiry|HMAC-SHA256 in hex`. No field can contain `|`: names
+    /// of keys, services and roles consist of `a-z 0-9 - _`, session ids of `A-Z a-z 0-9 . _ : -`, and the others are
+    /// numbers or UUIDs. The session is empty in a grant for all sessions of the user.
     pub fn seal(&self, grant: &Grant<'_>) -> String {
         format!("{}|{}", self.content(grant), to_hex(&self.mac(grant)))
     }
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_read_and_never_shown() {
+    fn debug_output_does_not_show_the_key() {
         let line = format!("dev {}", "0f".repeat(32));
         let key = GrantKey::parse(&line).unwrap();
         assert_eq!((key.name(), key.expose()), ("dev", [0x0f; 32].as_slice()));
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_is_refused_without_being_repeated() {
+    fn an_invalid_key_is_rejected_without_being_quoted() {
         for text in [
             "",
             "dev",
@@ -161,9 +161,9 @@ mod tests {
         }
     }
 
-    /// The database computes the same; `tests/isolation.rs` shows it.
+    /// `tests/isolation.rs` shows that the database computes the same HMAC.
     #[test]
-    fn the_seal_is_hmac_sha256_of_what_stands_before_it() {
+    fn the_seal_is_hmac_sha256_of_the_preceding_fields() {
         let key = GrantKey::parse(&format!("dev {}", "6b".repeat(32))).unwrap();
         let grant = Grant {
             user_id: UserId::new(42).unwrap(),
@@ -180,6 +180,6 @@ mod tests {
         assert_eq!(seal, KNOWN_SEAL);
     }
 
-    /// By another implementation.
+    /// Computed with another implementation.
     const KNOWN_SEAL: &str = "a617871b670c44c51fd6cba955a173c75003e897939c6c08f9f2eedd732baf3d";
 }

@@ -12,8 +12,8 @@ use crate::key::PrivateKey;
 use crate::scope::{MAX_SCOPES, Scope};
 use crate::token::{ALGORITHM, Claims, GrantClaim, Header, ISSUER, MAX_TOKEN_LIFETIME, TYPE};
 
-/// How long a grant is valid after its token expires: longer than the seven days that streams keep messages. A token must be
-/// valid when JetStream stores the message, its grant when the worker processes it.
+/// How long a grant is valid after its token expires: longer than the seven days that streams keep messages. A token
+/// must be valid when JetStream stores the message, its grant when the worker processes it.
 pub const GRANT_OUTLIVES_TOKEN: Duration = Duration::from_secs(8 * 86_400);
 
 /// The parameters of a token to issue.
@@ -40,7 +40,7 @@ pub struct IssuedToken {
     pub id: Uuid,
     /// The name of the key that signed it.
     pub key_name: String,
-    /// From when on it is valid.
+    /// The start of its validity.
     pub not_before: SystemTime,
     /// When it expires.
     pub expires: SystemTime,

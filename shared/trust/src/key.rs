@@ -120,8 +120,8 @@ impl PublicKey {
         format!("{} public {}\n", self.name, to_hex(self.key.as_bytes()))
     }
 
-    /// Verifies a signature of a message. Keys of small order and non-canonical signatures are rejected, so that a message has
-    /// exactly one valid signature.
+    /// Verifies a signature of a message. Keys of small order and non-canonical signatures are rejected, so that a
+    /// message has exactly one valid signature.
     pub fn verifies(&self, message: &[u8], signature: &[u8; 64]) -> bool {
         self.key.verify_strict(message, &Signature::from_bytes(signature)).is_ok()
     }
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_is_refused_without_being_repeated() {
+    fn an_invalid_key_is_rejected_without_being_quoted() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("key");
         let digits = "0f".repeat(32);

@@ -1,11 +1,11 @@
 //! Service tokens, database grants and encryption keys.
 //!
-//! A service publishes with a [`Token`], signed by a [`TokenIssuer`], that states what the service may do for which user. The
-//! token contains grants.
+//! A service publishes with a [`Token`], signed by a [`TokenIssuer`], that states what the service may do for which
+//! user. The token contains grants.
 //!
-//! A [`Grant`] allows a database role to act for a user until it expires. It is authenticated with a key that only the issuer
-//! and PostgreSQL have. Workers pass grants on: `sec.open_context` in the database verifies each one and opens the security
-//! context of the transaction, without which row-level security hides every user's rows.
+//! A [`Grant`] allows a database role to act for a user until it expires. It is authenticated with a key that only the
+//! issuer and PostgreSQL have. Workers pass grants on: `sec.open_context` in the database verifies each one and opens
+//! the security context of the transaction, without which row-level security hides every user's rows.
 //!
 //! A [`CipherKey`] encrypts fields, data keys and payloads; a [`KeyRing`] is a file of such keys.
 

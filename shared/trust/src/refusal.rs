@@ -1,6 +1,7 @@
 //! Why a token does not authorize a request.
 
-/// Why a token was rejected. The publisher is told only that it was; the audit trail and the operator get the reason.
+/// Why a token was rejected. The publisher learns only that it was rejected; the audit trail and the operator get the
+/// reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Refusal {
     /// There is no token.
@@ -12,7 +13,7 @@ pub enum Refusal {
     /// It is signed with another algorithm, or not signed.
     #[error("the service token is not signed with EdDSA")]
     Algorithm,
-    /// The `typ` of the JWT is another.
+    /// The JWT has another `typ`.
     #[error("the service token is of another type")]
     Type,
     /// The registry has no active key of this name.
@@ -27,7 +28,7 @@ pub enum Refusal {
     /// It is for another deployment.
     #[error("the service token is for another audience")]
     Audience,
-    /// Its lifetime is zero or exceeds the maximum.
+    /// Its lifetime is zero or too long.
     #[error("the service token's lifetime is out of range")]
     Lifetime,
     /// It was used before its `nbf`.

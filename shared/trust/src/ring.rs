@@ -12,11 +12,11 @@ use zeroize::Zeroizing;
 use crate::cipher::CipherKey;
 use crate::text::{KeyError, content, from_hex, to_hex};
 
-/// The most lines of a ring.
+/// The maximum number of lines of a ring.
 const LINES: usize = 10_000;
 
-/// The keys of a file, one per line: `<name>.<version> <64 hex digits>`. Empty lines and lines that start with `#` are ignored.
-/// The highest version of a name encrypts; every version decrypts.
+/// The keys of a file, one per line: `<name>.<version> <64 hex digits>`. Empty lines and lines that start with `#` are
+/// ignored. The highest version of a name encrypts; every version decrypts.
 #[derive(Clone, Debug, Default)]
 pub struct KeyRing {
     keys: BTreeMap<String, BTreeMap<u32, CipherKey>>,
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn the_highest_version_encrypts_and_the_others_stay() {
+    fn the_highest_version_encrypts_and_all_versions_decrypt() {
         let (one, ten) = (CipherKey::generate(1).unwrap(), CipherKey::generate(10).unwrap());
         let (one, ten) = (KeyRing::expose_line("kek", &one), KeyRing::expose_line("kek", &ten));
         let ring = parse(&format!("# keys\n\n{}{}", *ten, *one)).unwrap();
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_ring_is_refused_by_its_line() {
+    fn an_invalid_ring_is_rejected_with_its_line_number() {
         let digits = "0f".repeat(32);
         let good = format!("kek.1 {digits}");
         for bad in [

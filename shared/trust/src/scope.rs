@@ -3,9 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// The most scopes of a token or a service.
+/// The maximum number of scopes of a token or a service.
 pub const MAX_SCOPES: usize = 64;
-/// The most characters of a noun or a verb.
+/// The maximum number of characters of a noun or a verb.
 const WORD_CHARS: usize = 32;
 
 /// A scope: `noun:verb`, `noun:*` for every verb, or `*:*` for everything.
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_scope_allows_and_contains() {
+    fn scopes_allow_and_contain() {
         let scope = |text: &str| text.parse::<Scope>().unwrap();
         assert!(scope("context:put").allows("context", "put"));
         assert!(!scope("context:put").allows("context", "remove"));
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_read_as_it_is_written_and_bounded() {
+    fn a_list_round_trips_and_its_length_is_limited() {
         let text = "context:put second-factor:* *:*";
         assert_eq!(Scope::list(&Scope::parse_list(text).unwrap()), text);
         let many = vec!["a:b"; MAX_SCOPES];
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_scope_is_refused() {
+    fn invalid_scopes_are_rejected() {
         let long = format!("{}:put", "a".repeat(WORD_CHARS + 1));
         for text in [
             "",

@@ -1,5 +1,5 @@
-//! Service tokens: JSON Web Tokens (RFC 7519) that follow RFC 8725: a single algorithm that no header can change, an explicit
-//! type, checked issuer and audience, and a short lifetime.
+//! Service tokens: JSON Web Tokens (RFC 7519) that follow RFC 8725: a single algorithm that no header can change, an
+//! explicit type, checked issuer and audience, and a short lifetime.
 //!
 //! ```text
 //! {"alg":"EdDSA","typ":"memfleet+jwt","kid":"main"}
@@ -8,7 +8,7 @@
 //!  "grant":{"key":"main","exp":1800692100,"seals":{"w_context_writer":"…"}}}
 //! ```
 //!
-//! A token must be valid when JetStream stored the message; the clock of the reader does not matter.
+//! A token must be valid when JetStream stores the message; the clock of the worker does not matter.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -117,7 +117,7 @@ impl Token {
         &self.scopes
     }
 
-    /// From when on it is valid, in seconds since 1970.
+    /// The start of its validity, in seconds since 1970.
     pub fn not_before(&self) -> u64 {
         self.not_before
     }
@@ -140,8 +140,8 @@ impl Token {
         self.grants.keys().map(String::as_str)
     }
 
-    /// Checks that it authorizes a request on this subject, of this session, that JetStream stored at this time, in seconds since
-    /// 1970.
+    /// Checks that the token authorizes a request on this subject for this session, stored by JetStream at this time,
+    /// in seconds since 1970.
     ///
     /// # Errors
     /// The first [`Refusal`].
@@ -167,7 +167,7 @@ impl Token {
         }
     }
 
-    /// Checks that it is valid at this time, in seconds since 1970.
+    /// Checks that the token is valid at this time, in seconds since 1970.
     ///
     /// # Errors
     /// [`Refusal::NotYetValid`] or [`Refusal::Expired`].

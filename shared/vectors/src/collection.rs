@@ -78,8 +78,8 @@ impl VectorStore {
             }
             self.client.create_collection(create).await?;
         }
-        // The tenant's index comes first, because graphs are built per tenant. The other indexes build no graphs: every search has a
-        // tenant, and a graph per type would take long to build and serve no search.
+        // The tenant's index comes first, because graphs are built per tenant. The other indexes build no graphs: every
+        // search has a tenant, and a graph per type would take long to build and serve no search.
         let tenant =
             IndexParams::KeywordIndexParams(KeywordIndexParamsBuilder::default().is_tenant(true).build());
         let keyword = KeywordIndexParamsBuilder::default().enable_hnsw(false).build();

@@ -1,9 +1,9 @@
 //! The vector store, Qdrant: collections, points and the search, which always filters by user.
 //!
-//! A point consists of a vector and the payload that searches filter by: its type, its time, the id of the memory, and keyed
-//! digests. It contains no text, no user id and no session id, so the vector store alone reveals neither the user nor the text of
-//! a point. A [`Tenant`] is the pseudonym of a user in the vector store. Every call that reads or deletes points requires a
-//! tenant, except for the calls of the reconciler.
+//! A point consists of a vector and the payload that searches filter by: its type, its time, the id of the memory, and
+//! keyed digests. It contains no text, no user id and no session id, so the vector store alone reveals neither the user
+//! nor the text of a point. A [`Tenant`] is the pseudonym of a user in the vector store. Every call that reads or
+//! deletes points requires a tenant, except for the calls of the reconciler.
 
 mod collection;
 mod embedders;

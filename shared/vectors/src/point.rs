@@ -20,7 +20,7 @@ pub(crate) const TYPE: &str = "type";
 pub(crate) const TIME: &str = "time";
 pub(crate) const META: &str = "meta";
 
-/// The most metadata values of a memory that searches can filter by.
+/// The maximum number of metadata values of a memory that searches can filter by.
 const MAX_META: usize = 64;
 /// The UUID namespace of point ids.
 const NAMESPACE: Uuid = Uuid::from_u128(0x5b3c_5d3f_6f0a_4e3d_9c59_6f1d_7a50_f1e1);
@@ -88,9 +88,9 @@ pub fn metadata_digests(tenant: &Tenant, metadata: &str) -> Vec<String> {
     values.iter().filter_map(digest).take(MAX_META).collect()
 }
 
-/// The id of the first point that a message writes for a memory. It is derived from the request id and from the time at which
-/// JetStream stored the message: a redelivery writes the same point, and no other message does, not even one with the same
-/// request id that another worker processes at the same time.
+/// The id of the first point that a message writes for a memory. It is derived from the request id and from the time at
+/// which JetStream stored the message: a redelivery writes the same point, and no other message does, not even one with
+/// the same request id that another worker processes at the same time.
 pub fn first_point_id(tenant: &Tenant, request: Uuid, written: i64, memory: Uuid) -> Uuid {
     let mut name = [0; 56];
     name[..16].copy_from_slice(tenant.token.as_bytes());

@@ -14,8 +14,8 @@ use crate::error::VectorError;
 use crate::point::{MEMORY, META, SESSION, TENANT, TIME, TYPE, Tenant, text};
 use crate::store::VectorStore;
 
-/// How many points are requested per memory at first if few memories are enough: short texts have one or two points, and
-/// superseded points may not be deleted yet.
+/// How many points are requested per memory at first if few memories are enough: short texts have one or two points,
+/// and superseded points may not be deleted yet.
 const POINTS_PER_MEMORY: usize = 8;
 /// The fewest points that are requested at first.
 const MIN_POINTS: u64 = 40;
@@ -35,10 +35,10 @@ pub struct VectorQuery {
     pub meta: Vec<String>,
     /// Whether to compare every point by its original vector, without the index and quantization.
     pub exact: bool,
-    /// The most points to read.
+    /// The maximum number of points to read.
     pub limit: u64,
-    /// How many memories are enough. Fewer points are read at first, and `limit` points only if the first ones belong to too few
-    /// memories.
+    /// How many memories are enough. Fewer points are read at first, and `limit` points only if the first ones belong
+    /// to too few memories.
     pub enough: Option<usize>,
 }
 

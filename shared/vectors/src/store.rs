@@ -15,7 +15,7 @@ use crate::error::VectorError;
 use crate::point::{MEMORY, Point, StoredPoint, SupersededPoints, TENANT, WRITTEN, point_uuid};
 use config::VectorSettings;
 
-/// The most points of a call: 32 MiB with the longest vectors.
+/// The maximum number of points of a call: 32 MiB with the longest vectors.
 const POINTS_PER_CALL: usize = 500;
 
 /// A vector store.
@@ -159,8 +159,8 @@ impl VectorStore {
         Ok(())
     }
 
-    /// A page of the points of all tenants, in the order of their ids, and the id at which the next page starts. For the
-    /// reconciler.
+    /// A page of the points of all tenants, in the order of their ids, and the id at which the next page starts. For
+    /// the reconciler.
     ///
     /// # Errors
     /// [`VectorError`].

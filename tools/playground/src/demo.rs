@@ -14,22 +14,22 @@ use diesel::sql_types::{BigInt, Text};
 use diesel_async::RunQueryDsl;
 use runtime::Stats;
 
-use crate::demo_search::{Searched, searched};
+use crate::demo_search::{Searched, run_searches};
 use crate::ingest::{IngestOptions, Ingested, Source, ingest};
 use crate::private_fleet::PrivateFleet;
 use crate::this_program;
 
 const HELP: &str = "\
-It starts a NATS server and a PostgreSQL of its own with every worker, publishes 40 conversations of 12 invented people, \
-waits until everything is committed, compares what PostgreSQL holds with what was published, and removes everything \
-again. It needs the servers' programs, which `make setup` fetches, and nothing else. With --running it publishes the same \
-conversations to the servers that the configuration names; their users are 1 to 12.";
+Starts private NATS, PostgreSQL and vector store with all workers, publishes 40 conversations of 12 fictional users, waits \
+until everything is committed, compares the contents of PostgreSQL with what was published, and removes everything again. \
+Requires only the server programs that `make setup` downloads. With --running, publishes the same conversations to the \
+configured servers, as users 1 to 12.";
 
-/// Publishes sample conversations to private servers, and shows what the workers stored and what searches find.
+/// Publishes sample conversations to private servers, then shows the stored contexts and search results.
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub struct DemoArgs {
-    /// Publish to the servers that the configuration names, whose workers commit it, and leave the data there.
+    /// Publish to the configured servers and their running workers, and keep the data there.
     #[arg(long)]
     running: bool,
 
@@ -38,16 +38,16 @@ pub struct DemoArgs {
     json: bool,
 }
 
-/// The conversation whose memory is shown, and who speaks.
+/// The user and the conversation whose contexts are shown.
 const SHOWN: (i32, &str) = (1, "garden-01");
 
-/// What was ingested, the contexts of one conversation, and what searches find.
+/// The ingestion report, the contexts of one conversation, and search results.
 type Shown = (Ingested, Vec<Memory>, Vec<Searched>);
 
 /// Runs `memfleet demo`.
 ///
 /// # Errors
-/// If a server cannot be started, or not everything that was published was stored.
+/// If a server cannot be started, or not all published requests were stored.
 pub async fn execute(args: DemoArgs, settings: &Settings) -> anyhow::Result<()> {
     let (ingested, memories, found) =
         if args.running { on_running(settings).await? } else { on_private(settings).await? };
@@ -56,7 +56,7 @@ pub async fn execute(args: DemoArgs, settings: &Settings) -> anyhow::Result<()> 
     } else {
         show(&ingested, &memories, &found);
     }
-    // Servers that others use as well hold more than what was sent.
+    // Shared servers contain other data too, so their contents are not compared with what was sent.
     let problems = if args.running { ingested.dead_letters() } else { ingested.missing() };
     check(problems, &memories, &found)
 }
@@ -64,7 +64,7 @@ pub async fn execute(args: DemoArgs, settings: &Settings) -> anyhow::Result<()> 
 async fn on_running(settings: &Settings) -> anyhow::Result<Shown> {
     tokio::select! {
         shown = ingest_sample(settings, Vec::new()) => shown,
-        stopped = interrupted() => { stopped?; bail!("interrupted; what is published stays published") }
+        stopped = interrupted() => { stopped?; bail!("interrupted; published requests remain in the stream") }
     }
 }
 
@@ -83,9 +83,9 @@ async fn ingest_sample(settings: &Settings, stats: Vec<Arc<Stats>>) -> anyhow::R
     let options = IngestOptions { source: Source::Sample, users: 1, wait: true, vectors };
     errln!("publishing the sample conversations while the workers write them to PostgreSQL");
     let ingested = ingest(settings, stats, &options).await?;
-    let memories = step("reading back what is remembered", remembered(&settings.postgres.url)).await?;
+    let memories = step("reading stored contexts", stored_contexts(&settings.postgres.url)).await?;
     let found = match vectors {
-        true => step("asking in plain words", searched(settings)).await?,
+        true => step("running sample searches", run_searches(settings)).await?,
         false => Vec::new(),
     };
     Ok((ingested, memories, found))
@@ -99,27 +99,25 @@ fn show(ingested: &Ingested, memories: &[Memory], found: &[Searched]) {
     }
     outln!();
     outln!("{}", ingested.tables());
-    outln!("What PostgreSQL remembers of user {user} at the end of the conversation {session}:\n\n{table}");
+    outln!("Contexts of user {user} in PostgreSQL at the end of conversation {session}:\n\n{table}");
     found.iter().for_each(Searched::show);
     let program = this_program();
-    outln!("What you could look at next:");
-    outln!("  {program} dev      keeps the same servers and workers running, and says how to reach them");
-    outln!(
-        "  {program} publish  publishes requests of your own: try one that is wrong, and read what comes back"
-    );
-    outln!("  docs/PUBLISHING.md  every request, with examples");
+    outln!("Next steps:");
+    outln!("  {program} dev      runs the same servers and workers until Ctrl-C, and prints their addresses");
+    outln!("  {program} publish  publishes your own requests; try an invalid one to see the error");
+    outln!("  docs/PUBLISHING.md  all requests, with examples");
 }
 
 fn check(mut problems: Vec<String>, memories: &[Memory], found: &[Searched]) -> anyhow::Result<()> {
     let empty = found.iter().filter(|searched| searched.answer.hits.is_empty());
-    problems.extend(empty.map(|searched| format!("nothing is found for {:?}", searched.query)));
+    problems.extend(empty.map(|searched| format!("no search results for {:?}", searched.query)));
     if memories.is_empty() {
-        problems.push(format!("nothing is remembered of the conversation {}", SHOWN.1));
+        problems.push(format!("no contexts are stored for conversation {}", SHOWN.1));
     }
     if problems.is_empty() {
         return Ok(());
     }
-    bail!("not everything came through: {}", problems.join("; "))
+    bail!("the result is incomplete: {}", problems.join("; "))
 }
 
 #[derive(QueryableByName)]
@@ -132,8 +130,8 @@ struct Memory {
     version: i64,
 }
 
-/// The contexts that one conversation left behind.
-async fn remembered(url: &str) -> anyhow::Result<Vec<Memory>> {
+/// The stored contexts of the conversation [`SHOWN`].
+async fn stored_contexts(url: &str) -> anyhow::Result<Vec<Memory>> {
     let mut connection = store::connect(url).await?;
     diesel::sql_query(
         "SELECT context_key::text, context_value::text, version FROM simple_chat_context \
@@ -143,5 +141,5 @@ async fn remembered(url: &str) -> anyhow::Result<Vec<Memory>> {
     .bind::<Text, _>(SHOWN.1)
     .load(&mut connection)
     .await
-    .context("the contexts cannot be read back")
+    .context("cannot read the stored contexts")
 }

@@ -1,4 +1,4 @@
-//! The searches that `memfleet demo` runs at the end, in plain words.
+//! The natural-language searches that `memfleet demo` runs at the end.
 
 use std::time::{Duration, Instant};
 
@@ -12,35 +12,35 @@ use contract::{SearchAnswer, SearchHit, SearchSimilar};
 use runtime::broker;
 use serde_json::json;
 
-/// Users and what they search for. No query shares more than one word with its answer.
+/// Users and their queries. A query shares at most one word with its answer, so that only semantic search finds it.
 const QUERIES: [(i32, &str); 3] = [
     (1, "Which disease do my vegetables have?"),
     (2, "What is broken on my bicycle?"),
     (3, "Which evening do I learn a foreign tongue?"),
 ];
-/// The service that asks.
+/// The service that sends the queries.
 const SERVICE: &str = "simple-chat";
-/// How many memories of each answer are shown.
+/// Number of memories shown of each answer.
 const SHOWN: usize = 3;
 
-/// A query and what it found.
+/// A query and its answer.
 pub struct Searched {
-    /// Whose memory was asked.
+    /// The user whose memories were searched.
     pub user: i32,
-    /// What was asked.
+    /// The query text.
     pub query: &'static str,
-    /// What was found.
+    /// The search results.
     pub answer: SearchAnswer,
     took: Duration,
 }
 
-/// Asks them, as a chat service would.
+/// Runs the queries as a chat service would.
 ///
 /// # Errors
-/// If one is not answered.
-pub async fn searched(settings: &Settings) -> anyhow::Result<Vec<Searched>> {
+/// If a query fails.
+pub async fn run_searches(settings: &Settings) -> anyhow::Result<Vec<Searched>> {
     let connection = broker::connect(&settings.nats, SERVICE).await?;
-    let options = ClientOptions::new(&settings.nats.url, SERVICE.parse().context("a service")?);
+    let options = ClientOptions::new(&settings.nats.url, SERVICE.parse().context("invalid service name")?);
     let tokens = Tokens::open(settings, None).await?.of_service(options.service.clone());
     let client = Client::over(connection, tokens, &options)?;
     let mut all = Vec::with_capacity(QUERIES.len());
@@ -56,14 +56,14 @@ pub async fn searched(settings: &Settings) -> anyhow::Result<Vec<Searched>> {
 }
 
 impl Searched {
-    /// Prints it.
+    /// Prints the query and its results.
     pub fn show(&self) {
         let mut table = Table::new([
             ("score", Align::Right),
             ("cosine", Align::Right),
             ("words", Align::Right),
-            ("who", Align::Left),
-            ("what was said", Align::Left),
+            ("speaker", Align::Left),
+            ("text", Align::Left),
         ]);
         let number = |part: Option<f64>| part.map_or_else(|| "-".to_owned(), |part| format!("{part:.2}"));
         for hit in self.answer.hits.iter().take(SHOWN) {

@@ -18,40 +18,39 @@ use crate::local::Local;
 use crate::this_program;
 
 const HELP: &str = "\
-It prints how to reach the servers, and writes memfleet.toml into the folder while they run, so that other commands find \
-them with --config. What the servers hold stays in the folder for the next time. `make clean` removes the default folder; \
-another one is yours to remove.";
+Prints the addresses of the servers. While they run, the folder contains memfleet.toml, which other commands use with \
+--config. The servers' data is kept in the folder for the next run. `make clean` removes the default folder, but no other.";
 
-/// Runs private servers and every worker on this machine until Ctrl-C.
+/// Runs private servers and all workers on this machine until Ctrl-C.
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub struct DevArgs {
-    /// The folder for the servers' data and the configuration; `dev` in $MEMFLEET_HOME or .memfleet by default.
+    /// The folder for the servers' data and the configuration. Default: `dev` in $MEMFLEET_HOME or .memfleet.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 
-    /// Let a web page subscribe to this user's events over WebSocket, as docs/examples/live.html does. May be repeated.
+    /// Allow web pages to subscribe to this user's events over WebSocket; docs/examples/live.html does. May be repeated.
     #[arg(long, value_name = "USER", value_parser = clap::value_parser!(i32).range(1..))]
     live: Vec<i32>,
 }
 
-/// The configuration file with which other commands reach the servers.
+/// The name of the configuration file with which other commands connect to the servers.
 const FILE: &str = "memfleet.toml";
 /// Its first line.
 const MARK: &str = "# Points to the servers of `memfleet dev` while they run. It holds their passwords.";
 
-/// How often the servers are checked.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often the server processes are checked.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs `memfleet dev`.
 ///
 /// # Errors
-/// If a server cannot be started or ends by itself, or a worker fails.
+/// If a server cannot be started or exits unexpectedly, or a worker fails.
 pub async fn execute(args: DevArgs, settings: &Settings) -> anyhow::Result<()> {
     let folder = args.dir.unwrap_or_else(|| Places::of_this_process().home().join("dev"));
     let folder =
-        std::path::absolute(&folder).with_context(|| format!("{} is no folder", folder.display()))?;
-    refuse_foreign(&folder.join(FILE))?;
+        std::path::absolute(&folder).with_context(|| format!("invalid folder {}", folder.display()))?;
+    refuse_foreign_file(&folder.join(FILE))?;
     let listener = health::listen(settings).await?;
     let listeners: Vec<UserId> = args
         .live
@@ -61,7 +60,7 @@ pub async fn execute(args: DevArgs, settings: &Settings) -> anyhow::Result<()> {
         .map_err(anyhow::Error::msg)?;
     let starting = async {
         tokio::select! {
-            // First, so that signals are listened for before anything runs that would be left behind.
+            // First, so that signal handlers are installed before any server that could be left running is started.
             biased;
             stopped = interrupted() => { stopped?; bail!("interrupted") }
             local = Local::kept(settings, &folder, StackOptions { vectors: true, ..StackOptions::default() }, &listeners) => local,
@@ -77,23 +76,23 @@ pub async fn execute(args: DevArgs, settings: &Settings) -> anyhow::Result<()> {
         workers.map_err(anyhow::Error::from).and(servers)
     };
     let stopped = step("stopping everything", stopping).await;
-    // The first failure is the cause; errors of stopping the others come second.
+    // The first failure is the cause; it takes precedence over errors while stopping.
     ended.and(stopped)
 }
 
 async fn serve(folder: &Path, local: &Local, fleet: &mut Fleet, listeners: &[UserId]) -> anyhow::Result<()> {
     let file = folder.join(FILE);
     write_private(&file, &configuration(&local.settings)?)
-        .with_context(|| format!("{} cannot be written", file.display()))?;
+        .with_context(|| format!("cannot write {}", file.display()))?;
     show_addresses(&file, &local.settings);
     show_pages(folder, local, listeners)?;
     let ended = tokio::select! {
-        ended = fleet.ended() => ended.map_err(Into::into).and_then(|()| bail!("a worker ended by itself")),
+        ended = fleet.ended() => ended.map_err(Into::into).and_then(|()| bail!("a worker ended unexpectedly")),
         ended = server_ended(local.stack(), folder) => ended,
         () = sealer::follow(&local.settings) => Ok(()),
         stopped = interrupted() => stopped,
     };
-    // The servers are about to stop. If the file cannot be removed, connections with it fail.
+    // The servers are about to stop. A file that cannot be removed only leads to failing connections.
     let _ = std::fs::remove_file(&file);
     ended
 }
@@ -116,31 +115,31 @@ fn show_addresses(file: &Path, settings: &Settings) {
     outln!("  memfleet ask session.list --user 1\n");
 }
 
-/// The addresses of the example page. The seed stands after the #, which a browser does not send.
+/// Prints the addresses of the example page. The nkey seed is in the fragment, which browsers do not send to the server.
 fn show_pages(folder: &Path, local: &Local, listeners: &[UserId]) -> anyhow::Result<()> {
     let socket = local.stack().and_then(|stack| stack.nats.websocket_url());
     let Some(socket) = socket.filter(|_| !listeners.is_empty()) else { return Ok(()) };
-    outln!("For a web page, served with `scripts/live-client docs/examples` and");
-    outln!("`python3 -m http.server -b 127.0.0.1 -d docs/examples 8000`:\n");
+    outln!("Web page with live events. Run `scripts/live-client docs/examples` and");
+    outln!("`python3 -m http.server -b 127.0.0.1 -d docs/examples 8000`, then open:\n");
     for user in listeners {
         let seed = folder.join(format!("nkeys/live-{user}.nk"));
         let seed =
-            std::fs::read_to_string(&seed).with_context(|| format!("{} cannot be read", seed.display()))?;
+            std::fs::read_to_string(&seed).with_context(|| format!("cannot read {}", seed.display()))?;
         outln!("  http://127.0.0.1:8000/live.html?url={socket}&user={user}#seed={}", seed.trim());
     }
     outln!();
     Ok(())
 }
 
-/// A configuration of somebody's own would be overwritten, and removed in the end.
-fn refuse_foreign(file: &Path) -> anyhow::Result<()> {
+/// Refuses a configuration file that `memfleet dev` did not create: it would be overwritten, and removed at the end.
+fn refuse_foreign_file(file: &Path) -> anyhow::Result<()> {
     match std::fs::read_to_string(file) {
         Ok(text) if !text.starts_with(MARK) => {
-            bail!("{} was not made by `memfleet dev`; name another folder with --dir", file.display())
+            bail!("{} was not created by `memfleet dev`; choose another folder with --dir", file.display())
         }
         Ok(_) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("{} cannot be read", file.display())),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", file.display())),
     }
 }
 
@@ -152,7 +151,7 @@ fn configuration(settings: &Settings) -> anyhow::Result<String> {
         let own = options.as_object().into_iter().flatten().filter(|(name, value)| {
             !value.is_null() && defaults.get(section).and_then(|of| of.get(name)) != Some(value)
         });
-        // A string, a number and a truth value are written in TOML as in JSON.
+        // Strings, numbers and booleans have the same syntax in TOML and JSON.
         let lines: String = own.map(|(name, value)| format!("{name} = {value}\n")).collect();
         if !lines.is_empty() {
             text.push_str(&format!("\n[{section}]\n{lines}"));
@@ -161,7 +160,7 @@ fn configuration(settings: &Settings) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// Waits until a server has ended, which none does by itself.
+/// Waits until a server process has exited unexpectedly, and returns it as an error.
 async fn server_ended(stack: Option<&Stack>, folder: &Path) -> anyhow::Result<()> {
     let Some(stack) = stack else { return std::future::pending().await };
     loop {
@@ -169,17 +168,17 @@ async fn server_ended(stack: Option<&Stack>, folder: &Path) -> anyhow::Result<()
         let both = [("nats-server", stack.nats.pid()), ("PostgreSQL", stack.postgres.pid())];
         for (name, pid) in both.into_iter().chain(vectors) {
             if !runs(pid) {
-                bail!("{name} ended by itself; its log under {} says why", folder.display());
+                bail!("{name} exited unexpectedly; see its log under {}", folder.display());
             }
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
     }
 }
 
-/// Whether a child of this process runs. One that has ended stays as a zombie until its owner asks for its status.
+/// Whether a child of this process is running. After its exit it remains a zombie until its status is collected.
 fn runs(pid: u32) -> bool {
     let Ok(line) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    // The state follows the name, which stands in parentheses and may hold any character.
+    // The state follows the process name, which is in parentheses and may contain any character.
     let state = line.rsplit_once(')').map(|(_, rest)| rest.trim_start());
     !state.is_some_and(|state| state.starts_with('Z'))
 }

@@ -1,5 +1,5 @@
-//! Everything on one machine: private servers that are migrated and have their streams, the workers in this process, and
-//! recorded dialogues to publish. Commands of the program behind its feature `dev`.
+//! The whole system on one machine: private servers with schema and streams, workers in this process, and recorded
+//! dialogues to publish. Contains the commands `demo`, `dev` and `load` of the feature `dev`.
 
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
@@ -15,7 +15,7 @@ mod private_fleet;
 pub use local::Local;
 pub use private_fleet::PrivateFleet;
 
-/// What to type to run this program again.
+/// The path of this program, to print in suggested commands.
 fn this_program() -> String {
     std::env::current_exe().map_or_else(|_| "memfleet".to_owned(), |path| path.display().to_string())
 }

@@ -13,22 +13,22 @@ use crate::ingest::{IngestOptions, Ingested, Source, ingest};
 use crate::private_fleet::PrivateFleet;
 
 const HELP: &str = "\
-It starts private servers with every worker, waits until everything is committed, compares what PostgreSQL holds with \
-what was published, and removes the servers again. With --running it publishes to the servers that the configuration \
-names. Loading the same file twice has no second effect: the ids of all requests are derived from the dialogues.
+Starts private servers with all workers, waits until everything is committed, compares the contents of PostgreSQL with \
+what was published, and removes the servers again. With --running, publishes to the configured servers instead. Loading \
+the same file again has no effect: all request ids are derived from the dialogues.
 
   memfleet load --format sgd dialogues.jsonl.gz
   memfleet --config .memfleet/dev/memfleet.toml load --format sgd --running FILE";
 
-/// Turns recorded dialogues into the requests of a chat service, publishes them, and waits until they are committed.
+/// Publishes recorded dialogues as the requests of a chat service, and waits until they are committed.
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub struct LoadArgs {
-    /// The file: JSON Lines, plain or compressed with gzip.
+    /// The JSON Lines file, plain or gzip-compressed.
     #[arg(value_name = "PATH")]
     path: PathBuf,
 
-    /// What the file holds.
+    /// The format of the file.
     #[arg(long, value_enum)]
     format: Format,
 
@@ -36,11 +36,11 @@ pub struct LoadArgs {
     #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     users: u32,
 
-    /// Publish to the servers that the configuration names, and start no workers.
+    /// Publish to the configured servers; start no servers or workers.
     #[arg(long)]
     running: bool,
 
-    /// With --running: wait until the workers there have committed everything.
+    /// With --running: wait until the workers have committed everything.
     #[arg(long, requires = "running")]
     wait: bool,
 
@@ -49,17 +49,17 @@ pub struct LoadArgs {
     json: bool,
 }
 
-/// The shape of a file of dialogues.
+/// The format of a file of dialogues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// Schema-Guided Dialogue: dialogue_id, services, and turns with frames, one dialogue a line.
+    /// Schema-Guided Dialogue: one dialogue per line, with dialogue_id, services, and turns with frames.
     Sgd,
 }
 
 /// Runs `memfleet load`.
 ///
 /// # Errors
-/// If the file cannot be read, a request is refused, becomes a dead letter, or is not committed.
+/// If the file cannot be read, or a request is rejected, dead-lettered or not committed.
 pub async fn execute(args: LoadArgs, settings: &Settings) -> anyhow::Result<()> {
     let Format::Sgd = args.format;
     check_path(&args.path)?;
@@ -81,20 +81,20 @@ pub async fn execute(args: LoadArgs, settings: &Settings) -> anyhow::Result<()> 
         out!("{}", ingested.tables());
     }
     if !problems.is_empty() {
-        bail!("not everything came through: {}", problems.join("; "));
+        bail!("the result is incomplete: {}", problems.join("; "));
     }
     Ok(())
 }
 
-/// Before servers are started for nothing. A pipe is only looked at, since opening it would take what is in it.
+/// Checks that the file can be opened before servers are started. A pipe is not opened, which would consume its data.
 fn check_path(path: &Path) -> anyhow::Result<()> {
-    let cannot = || format!("{}: cannot be opened", path.display());
-    let about = std::fs::metadata(path).with_context(cannot)?;
-    if about.is_dir() {
-        bail!("{}: is a folder; name a file in it", path.display());
+    let unreadable = || format!("{}: cannot be opened", path.display());
+    let metadata = std::fs::metadata(path).with_context(unreadable)?;
+    if metadata.is_dir() {
+        bail!("{}: is a folder; pass a file", path.display());
     }
-    if about.is_file() {
-        std::fs::File::open(path).with_context(cannot)?;
+    if metadata.is_file() {
+        std::fs::File::open(path).with_context(unreadable)?;
     }
     Ok(())
 }
@@ -102,7 +102,7 @@ fn check_path(path: &Path) -> anyhow::Result<()> {
 async fn on_running(settings: &Settings, options: &IngestOptions) -> anyhow::Result<Ingested> {
     tokio::select! {
         ingested = ingest(settings, Vec::new(), options) => ingested,
-        stopped = interrupted() => { stopped?; bail!("interrupted; what is published stays published") }
+        stopped = interrupted() => { stopped?; bail!("interrupted; published requests remain in the stream") }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The servers a command works on: a private stack of its own, or those that the configuration names.
+//! The servers a command works on: a private stack, or the configured servers.
 
 use std::path::{Path, PathBuf};
 
@@ -21,12 +21,12 @@ use uuid::Uuid;
 use vector_indexer::collection;
 use zeroize::Zeroizing;
 
-/// Servers that are migrated and have their streams.
+/// Servers with the current schema and streams.
 pub struct Local {
-    /// How to reach them.
+    /// The settings to connect to them.
     pub settings: Settings,
     stack: Option<Stack>,
-    /// Removed with this.
+    /// The folder of the key files of temporary servers; removed on drop.
     _keys: Option<TempDir>,
 }
 
@@ -34,22 +34,22 @@ impl Local {
     /// Starts private servers in a folder that is removed when they stop.
     ///
     /// # Errors
-    /// If a server's program is missing, or one does not start, or cannot be set up.
+    /// If a server's program is missing, or a server cannot be started or set up.
     pub async fn temporary(settings: &Settings, options: StackOptions) -> anyhow::Result<Self> {
-        let folder = tempfile::tempdir().context("a folder for keys cannot be created")?;
+        let folder = tempfile::tempdir().context("cannot create a folder for keys")?;
         let keys = KeyFiles::of(folder.path());
         let stack = Stack::temporary(secured(options, &keys, &[])?).await?;
         let settings = set_up_private(&stack, &with_accounts(settings, &keys), &keys).await?;
         Ok(Self { settings, stack: Some(stack), _keys: Some(folder) })
     }
 
-    /// The same without accounts, encryption at rest and payload encryption in the broker: the baseline for measuring what these
-    /// cost.
+    /// As [`Local::temporary`], without NATS accounts, encryption at rest and payload encryption: the baseline for
+    /// measuring their cost.
     ///
     /// # Errors
     /// As [`Local::temporary`].
     pub async fn unsecured(settings: &Settings) -> anyhow::Result<Self> {
-        let folder = tempfile::tempdir().context("a folder for keys cannot be created")?;
+        let folder = tempfile::tempdir().context("cannot create a folder for keys")?;
         let stack = Stack::temporary(StackOptions::default()).await?;
         let mut inner = settings.clone();
         (inner.nats.nkey_file, inner.nats.api_prefix) = (None, None);
@@ -59,10 +59,10 @@ impl Local {
         Ok(Self { settings, stack: Some(stack), _keys: Some(folder) })
     }
 
-    /// Starts private servers in a folder that stays, where web pages may subscribe to the events of these users.
+    /// Starts private servers in a folder that is kept. Web pages may subscribe to the events of these users.
     ///
     /// # Errors
-    /// If a server's program is missing, or one does not start, or cannot be set up.
+    /// If a server's program is missing, or a server cannot be started or set up.
     pub async fn kept(
         settings: &Settings,
         folder: &Path,
@@ -76,7 +76,7 @@ impl Local {
         Ok(Self { settings, stack: Some(stack), _keys: None })
     }
 
-    /// Uses the servers that the configuration names, as they are.
+    /// Uses the configured servers as they are.
     pub fn running(settings: &Settings) -> Self {
         Self { settings: settings.clone(), stack: None, _keys: None }
     }
@@ -89,27 +89,27 @@ impl Local {
     /// Stops the servers if they are private.
     ///
     /// # Errors
-    /// If one does not stop.
+    /// If a server does not stop cleanly.
     pub async fn stop(self) -> anyhow::Result<()> {
         match self.stack {
-            Some(stack) => stack.stop().await.context("the private servers did not stop as they should"),
+            Some(stack) => stack.stop().await.context("the private servers did not stop cleanly"),
             None => Ok(()),
         }
     }
 }
 
-/// Where the keys of private servers are.
+/// Paths of the key files of private servers.
 struct KeyFiles {
     grant: PathBuf,
     token: PathBuf,
     seal: PathBuf,
     /// Key-encryption keys.
     kek: PathBuf,
-    /// The keys of services for bodies that travel encrypted.
+    /// The services' payload keys.
     payload: PathBuf,
-    /// Encrypts what the broker keeps.
+    /// The key of JetStream's encryption at rest.
     storage: PathBuf,
-    /// One for each identity of the broker.
+    /// The folder with an nkey for each NATS identity.
     nkeys: PathBuf,
 }
 
@@ -128,22 +128,22 @@ impl KeyFiles {
     }
 }
 
-/// A private broker authenticates everybody by nkey, as one in production does, and encrypts what it stores.
+/// Options for a private broker that authenticates all clients by nkey, as in production, and encrypts its storage.
 fn secured(mut options: StackOptions, keys: &KeyFiles, listeners: &[UserId]) -> anyhow::Result<StackOptions> {
     let mut services = Service::shipped()?;
     services.extend(listeners.iter().copied().map(Service::listener));
     let public = topology::make_nkeys(&keys.nkeys, &topology::identities(&services))?;
     options.nats.accounts = Some(topology::render(&services, &public));
     if is_empty(&keys.storage) {
-        keep(&keys.storage, &Uuid::new_v4().simple().to_string())?;
+        write_key(&keys.storage, &Uuid::new_v4().simple().to_string())?;
     }
     let key = std::fs::read_to_string(&keys.storage)
-        .with_context(|| format!("{} cannot be read", keys.storage.display()))?;
+        .with_context(|| format!("cannot read {}", keys.storage.display()))?;
     options.nats.storage_key = Some(key.trim().to_owned());
     Ok(options)
 }
 
-/// How a broker with accounts is reached.
+/// Settings to connect to a broker with accounts.
 fn with_accounts(settings: &Settings, keys: &KeyFiles) -> Settings {
     let mut settings = settings.clone();
     settings.nats.nkey_file = Some(keys.nkeys.join("{name}.nk").display().to_string());
@@ -155,8 +155,8 @@ fn is_empty(file: &Path) -> bool {
     std::fs::metadata(file).map_or(0, |file| file.len()) == 0
 }
 
-/// Sets private servers up, with a key for grants and a password for the workers' roles that are made anew each time. The
-/// key of seals stays with the seals, and the key of tokens with the database that knows it.
+/// Sets up private servers. The grant key and the password of the workers' roles are new each time. The other keys are
+/// kept in the folder, because the data there depends on them.
 async fn set_up_private(stack: &Stack, settings: &Settings, keys: &KeyFiles) -> anyhow::Result<Settings> {
     let mut settings = settings.clone();
     let url = stack.postgres.url("memfleet");
@@ -175,22 +175,22 @@ async fn set_up_private(stack: &Stack, settings: &Settings, keys: &KeyFiles) -> 
     }
 
     let key = GrantKey::generate("private")?;
-    keep(&keys.grant, &key.expose_line())?;
+    write_key(&keys.grant, &key.expose_line())?;
     if is_empty(&keys.token) {
-        keep(&keys.token, &PrivateKey::generate("private")?.expose_line())?;
+        write_key(&keys.token, &PrivateKey::generate("private")?.expose_line())?;
     }
     if is_empty(&keys.seal) {
-        keep(&keys.seal, &PrivateKey::generate("private")?.expose_line())?;
+        write_key(&keys.seal, &PrivateKey::generate("private")?.expose_line())?;
     }
-    // Without the old one, what it has wrapped could not be read any more: it stays as long as the folder.
+    // Kept as long as the folder: data keys wrapped with it could not be unwrapped otherwise.
     if is_empty(&keys.kek) {
-        keep(&keys.kek, &KeyRing::expose_line(KEK, &CipherKey::generate(1)?))?;
+        write_key(&keys.kek, &KeyRing::expose_line(KEK, &CipherKey::generate(1)?))?;
     }
     if is_empty(&keys.payload) {
         let line = |service: &Service| Ok(KeyRing::expose_line(&service.service, &CipherKey::generate(1)?));
         let lines: Vec<Zeroizing<String>> =
             Service::shipped()?.iter().map(line).collect::<anyhow::Result<_>>()?;
-        keep(&keys.payload, &lines.iter().map(|line| line.as_str()).collect::<String>())?;
+        write_key(&keys.payload, &lines.iter().map(|line| line.as_str()).collect::<String>())?;
     }
     let token_key = PrivateKey::read(&keys.token)?;
     let password = Uuid::new_v4().simple().to_string();
@@ -198,7 +198,7 @@ async fn set_up_private(stack: &Stack, settings: &Settings, keys: &KeyFiles) -> 
     store::security::add_grant_key(&mut connection, key.name(), key.expose()).await?;
     anyhow::ensure!(
         registry::add_token_key(&mut connection, &token_key.public()).await?,
-        "{} holds another key than the one that the database knows under its name",
+        "the key in {} differs from the one registered in the database under its name",
         keys.token.display()
     );
     services::register(&mut connection, Service::shipped()?).await?;
@@ -206,7 +206,7 @@ async fn set_up_private(stack: &Stack, settings: &Settings, keys: &KeyFiles) -> 
     let place = url.rsplit_once('@').map_or(url.as_str(), |(_, place)| place);
     let server = place.rsplit_once('/').map_or(place, |(server, _)| server);
     settings.postgres.worker_url = Some(format!("postgres://{{role}}:{password}@{place}"));
-    // Roles are of the server, which is the same.
+    // Roles belong to the server, so the key store has the same ones.
     settings.keys.worker_url = Some(format!("postgres://{{role}}:{password}@{server}/{KEY_STORE}"));
     settings.keys.ring_file = Some(keys.kek.display().to_string());
     settings.trust.payload_ring_file = Some(keys.payload.display().to_string());
@@ -217,8 +217,8 @@ async fn set_up_private(stack: &Stack, settings: &Settings, keys: &KeyFiles) -> 
     Ok(settings)
 }
 
-/// Texts are embedded in this process, if nothing else is configured and `make setup` has fetched the model. Otherwise
-/// publishers bring their vectors.
+/// If no embedder is configured, embeds texts in this process, provided that `make setup` has downloaded the model.
+/// Otherwise, publishers must supply vectors.
 fn embed_here(settings: &mut Settings) {
     if settings.embedder.kind != EmbedderKind::None {
         return;
@@ -234,11 +234,11 @@ fn embed_here(settings: &mut Settings) {
     }
 }
 
-fn keep(file: &Path, line: &str) -> anyhow::Result<()> {
-    write_private(file, line).with_context(|| format!("{} cannot be written", file.display()))
+fn write_key(file: &Path, line: &str) -> anyhow::Result<()> {
+    write_private(file, line).with_context(|| format!("cannot write {}", file.display()))
 }
 
-/// The key store of private servers: another database, though on one server with the main one.
+/// The key store of private servers: a separate database on the same PostgreSQL server.
 const KEY_STORE: &str = "memfleet_keys";
 
 /// Creates the key store's database, if it does not exist.
@@ -246,13 +246,13 @@ async fn create_key_store(settings: &Settings) -> anyhow::Result<()> {
     #[derive(QueryableByName)]
     struct Name {
         #[diesel(sql_type = Text)]
-        #[allow(dead_code, reason = "only whether there is one matters")]
+        #[allow(dead_code, reason = "only the row's existence matters")]
         name: String,
     }
     let mut connection = store::connect(&settings.postgres.url).await?;
     let query = diesel::sql_query("SELECT datname::text AS name FROM pg_database WHERE datname = $1");
-    let there: Vec<Name> = query.bind::<Text, _>(KEY_STORE).load(&mut connection).await?;
-    if there.is_empty() {
+    let existing: Vec<Name> = query.bind::<Text, _>(KEY_STORE).load(&mut connection).await?;
+    if existing.is_empty() {
         connection.batch_execute(&format!("CREATE DATABASE {KEY_STORE}")).await?;
     }
     Ok(())
@@ -263,7 +263,7 @@ async fn set_up(settings: &Settings) -> anyhow::Result<()> {
     let url = &settings.postgres.url;
     store::migration::MAIN.up(store::connect(url).await?).await?;
     keys::SCHEMA.up(store::connect(&settings.keys.url).await?).await?;
-    // A folder that stays may have been made months ago.
+    // A kept folder may be months old and lack current partitions.
     store::partition::create_ahead(&mut store::connect(url).await?, store::partition::MONTHS_AHEAD).await?;
     let client = broker::connect_operator(&settings.nats, "provision").await?;
     let jetstream = async_nats::jetstream::new(client);

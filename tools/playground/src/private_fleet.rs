@@ -1,4 +1,4 @@
-//! Private servers with every worker in this process, for as long as a command needs them.
+//! Private servers and all workers in this process, for the duration of a command.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -12,21 +12,21 @@ use stack::StackOptions;
 
 use crate::local::Local;
 
-/// Private servers and every worker.
+/// Temporary private servers and all workers.
 pub struct PrivateFleet {
     local: Local,
     fleet: Fleet,
 }
 
 impl PrivateFleet {
-    /// Starts temporary servers and the workers, with a vector store if it is wanted, unless Ctrl-C comes first.
+    /// Starts temporary servers, including a vector store if `vectors` is set, and the workers.
     ///
     /// # Errors
-    /// If the servers cannot be started or set up, or it is interrupted.
+    /// If the servers cannot be started or set up, or the start is interrupted by a signal.
     pub async fn start(settings: &Settings, vectors: bool) -> anyhow::Result<Self> {
         let starting = Local::temporary(settings, StackOptions { vectors, ..StackOptions::default() });
         let local = tokio::select! {
-            // First, so that signals are listened for before anything runs that would be left behind.
+            // First, so that signal handlers are installed before any server that could be left running is started.
             biased;
             stopped = interrupted() => { stopped?; bail!("interrupted") }
             local = starting => local?,
@@ -35,7 +35,7 @@ impl PrivateFleet {
         Ok(Self { local, fleet })
     }
 
-    /// How to reach the servers.
+    /// The settings to connect to the servers.
     pub fn settings(&self) -> &Settings {
         &self.local.settings
     }
@@ -45,24 +45,24 @@ impl PrivateFleet {
         self.fleet.stats().iter().map(|(_, stats)| Arc::clone(stats)).collect()
     }
 
-    /// Works while the workers run.
+    /// Runs `work` while the workers run.
     ///
     /// # Errors
-    /// The error of the work, or that a worker ended, or that it was interrupted.
+    /// The error of `work`; or if a worker ends or a signal arrives first.
     pub async fn during<T>(&mut self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
         tokio::select! {
             done = work => done,
-            ended = self.fleet.ended() => { ended?; bail!("a worker ended by itself") }
+            ended = self.fleet.ended() => { ended?; bail!("a worker ended unexpectedly") }
             stopped = interrupted() => { stopped?; bail!("interrupted") }
         }
     }
 
-    /// Stops the workers, then the servers, which are removed.
+    /// Stops the workers and then the servers, whose data is removed.
     ///
     /// # Errors
-    /// The first failure; the others are stopped all the same.
+    /// The first failure; everything else is stopped anyway.
     pub async fn stop(self) -> anyhow::Result<()> {
-        let workers = self.fleet.stop().await.context("the workers did not stop as they should");
+        let workers = self.fleet.stop().await.context("the workers did not stop cleanly");
         let servers = self.local.stop().await;
         workers.and(servers)
     }

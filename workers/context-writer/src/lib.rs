@@ -1,19 +1,19 @@
-//! Sessions, contexts, conversations, the account mirror, and what agents remember.
+//! Writes sessions, contexts, conversations, the account mirror and the contexts of agents.
 //!
-//! Takes the stream `CONTEXT` and writes the tables of its row in docs/ARCHITECTURE.md. A batch is written table
-//! by table, what others refer to first: users, what belongs to an account, sessions, contexts, conversations,
-//! messages, feedback, agents' contexts. So a session and its first context may travel in one batch.
+//! It processes the stream `CONTEXT`; docs/ARCHITECTURE.md lists its tables. A batch is written table by table, with
+//! referenced tables first: users, account records, sessions, contexts, conversations, messages, feedback, agent
+//! contexts. A session and its first context may therefore be in the same batch.
 //!
-//! Two rules keep the order of arrival from mattering:
+//! Two rules make the result independent of the order of arrival:
 //!
-//! - A context carries a version, and a higher one wins. A removed context leaves its version behind.
-//! - Any other record that can change carries none; of two, the one that JetStream stored later wins.
+//! - A context has a version, and the highest version wins. A removed context keeps its version as a tombstone.
+//! - Any other mutable record has no version. Of two requests, the one that JetStream stored later wins.
 //!
-//! What is secret, or marked `sensitive`, is taken out of a request when it is decoded, and written to `encrypted_fields` once the
-//! row it belongs to is there.
+//! Secret fields, and fields marked `sensitive`, are extracted from a request during decoding. They are written to
+//! `encrypted_fields` after the row they belong to.
 //!
-//! A message whose prerequisite is missing (a context whose session is not open yet) is retried later; the rest of the batch is
-//! unaffected.
+//! A message whose prerequisite is missing (a context whose session is not open yet) is retried later. The rest of the
+//! batch is unaffected.
 
 pub mod store;
 

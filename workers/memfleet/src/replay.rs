@@ -1,10 +1,10 @@
-//! Rebuilds a user's memory from events alone, and compares it with what the tables hold.
+//! Rebuilds a user's memory from events alone, and compares it with the tables.
 //!
-//! Events carry the requests that had an effect. They are decoded as requests are, and written by the statements that wrote them
-//! before, into tables of the same shape in a scratch schema. So what is proven is that the event stream is complete, that its
-//! order is the order of the effects, and that the statements make of it what is there.
+//! An event carries the request that had the effect. The requests are decoded and written by context-writer's own
+//! statements, into tables of the same shape in a scratch schema. Equal contents prove that the event stream is complete,
+//! that it is in the order in which requests took effect, and that the statements are deterministic.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -19,7 +19,7 @@ use store::blackboard::{self, Recorded};
 use store::{Connection, Fault, FaultKind};
 use uuid::Uuid;
 
-/// The tables that are rebuilt, in no particular order: everything that context-writer writes.
+/// The tables that are rebuilt: all that context-writer writes, in any order.
 const REBUILT: [&str; 14] = [
     "users",
     "user_profiles",
@@ -40,9 +40,10 @@ const REBUILT: [&str; 14] = [
 /// A table that is compared.
 struct Compared {
     table: &'static str,
-    /// The columns that name a row.
+    /// The columns that identify a row.
     key: &'static str,
-    /// Those that say what it holds. Keys of rows are drawn anew, and times are those of the requests, which events do not carry.
+    /// The columns to compare. Not compared are row ids, which are generated anew, and times, which are taken from the
+    /// requests' metadata and not recorded in events.
     value: &'static str,
 }
 
@@ -60,47 +61,49 @@ const COMPARED: [Compared; 2] = [
     },
 ];
 
-/// How many events are written with one round of statements.
-const TOGETHER: i64 = 1_000;
-/// How many bytes their payloads have together, unless a single one has more.
-const TOGETHER_BYTES: i64 = 16 * 1024 * 1024;
-/// How many differences are told of each table.
-const TOLD: i64 = 100;
+/// Maximum number of events per batch.
+const BATCH_EVENTS: i64 = 1_000;
+/// Maximum size of a batch's payloads, unless it is a single event.
+const BATCH_BYTES: i64 = 16 * 1024 * 1024;
+/// Maximum number of differences reported per table.
+const MAX_DIFFERENCES: i64 = 100;
 
-/// What came of it.
+/// The result of a replay.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Replayed {
-    /// Events that were applied.
+    /// Number of applied events.
     pub events: u64,
-    /// The number of the last one.
+    /// The sequence number of the last one.
     pub as_of: i64,
-    /// Contexts that came of them, by table, removed ones included.
+    /// Number of rebuilt contexts by table, removed ones included.
     pub contexts: BTreeMap<String, u64>,
-    /// What is otherwise in the tables, at most 100 of each.
+    /// Differences from the tables, at most 100 for each.
     pub differences: Vec<Difference>,
 }
 
-/// A context that is not the same in both.
+/// A context that differs between the events and the table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, QueryableByName)]
 pub struct Difference {
     /// The table.
     #[diesel(sql_type = Text)]
     pub table_name: String,
-    /// What names the context.
+    /// The key columns of the context, as a JSON array.
     #[diesel(sql_type = Text)]
     pub context: String,
-    /// What the events say; `null` if they say nothing of it.
+    /// The context rebuilt from the events; `null` if the events do not contain it.
     #[diesel(sql_type = Text)]
     pub replayed: String,
-    /// What the table holds; `null` if it does not hold it.
+    /// The context in the table; `null` if the table does not contain it.
     #[diesel(sql_type = Text)]
     pub live: String,
 }
 
-/// Replays the events of a user up to a number, on a connection that sees every row. Nothing stays of it.
+/// Replays the events of a user up to a sequence number, on a connection that bypasses row-level security. Everything is
+/// rolled back.
 ///
 /// # Errors
-/// A [`Fault`] of the database, or a permanent one for an event that no program of this version can have written.
+/// A [`Fault`] of the database, or a permanent one for an event that cannot be decoded or a role that row-level security
+/// applies to.
 pub async fn replay(connection: &mut Connection, user: UserId, as_of: i64) -> Result<Replayed, Fault> {
     connection.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ").await?;
     let replayed = in_scratch(connection, user, as_of).await;
@@ -108,23 +111,29 @@ pub async fn replay(connection: &mut Connection, user: UserId, as_of: i64) -> Re
     replayed
 }
 
-/// In a transaction that is rolled back, the schema with it. Nobody else ever sees it, so that one
-/// name serves; a second replay waits for the end of the first.
+/// Replays in a scratch schema, which the caller rolls back. No other session ever sees the schema, so its name is fixed;
+/// a concurrent replay waits until this one has ended.
 async fn in_scratch(connection: &mut Connection, user: UserId, as_of: i64) -> Result<Replayed, Fault> {
-    refuse_if_hidden(connection).await?;
-    let mut make = "CREATE SCHEMA replayed;".to_owned();
+    check_bypasses_rls(connection).await?;
+    let mut setup = "CREATE SCHEMA replayed;".to_owned();
     for table in REBUILT {
-        make.push_str(&format!("CREATE TABLE replayed.{table} (LIKE public.{table} INCLUDING ALL);"));
+        setup.push_str(&format!("CREATE TABLE replayed.{table} (LIKE public.{table} INCLUDING ALL);"));
     }
-    // What everybody's rows refer to is there before the first event of a user.
-    make.push_str("INSERT INTO replayed.users SELECT * FROM public.users WHERE id = 0; SET LOCAL search_path = replayed, public");
-    connection.batch_execute(&make).await?;
+    // The platform's user exists before any user's first event.
+    setup.push_str("INSERT INTO replayed.users SELECT * FROM public.users WHERE id = 0; SET LOCAL search_path = replayed, public");
+    connection.batch_execute(&setup).await?;
     let mut replayed = Replayed::default();
+    let mut requests = HashSet::new();
     loop {
         let recorded =
-            blackboard::of_user(connection, user, replayed.as_of, as_of, TOGETHER, TOGETHER_BYTES).await?;
+            blackboard::of_user(connection, user, replayed.as_of, as_of, BATCH_EVENTS, BATCH_BYTES).await?;
         let Some(last) = recorded.last() else { break };
         replayed.as_of = last.event.event_sequence;
+        // Only the first event of a request carries it.
+        let mut carries = |recorded: &Recorded| {
+            recorded.event.source_agent_id.starts_with("job:") || requests.insert(recorded.request_id)
+        };
+        let recorded: Vec<_> = recorded.into_iter().filter(&mut carries).collect();
         let messages: Vec<_> = recorded.into_iter().filter_map(message).collect::<Result<_, Fault>>()?;
         replayed.events += messages.len() as u64;
         let messages: Vec<_> = messages.iter().collect();
@@ -136,7 +145,7 @@ async fn in_scratch(connection: &mut Connection, user: UserId, as_of: i64) -> Re
     Ok(replayed)
 }
 
-/// The request that an event carries, if it is one of context-writer's.
+/// The request that an event carries, if context-writer processes it.
 fn message(recorded: Recorded) -> Option<Result<Message<ContextRequest>, Fault>> {
     let Recorded { event, request_id } = recorded;
     let kind = REQUESTS.iter().find(|kind| kind.event == event.event_type)?;
@@ -146,9 +155,9 @@ fn message(recorded: Recorded) -> Option<Result<Message<ContextRequest>, Fault>>
 fn decode(event: Event, request_id: Uuid, kind: &RequestKind) -> Result<Message<ContextRequest>, Fault> {
     let unreadable = |problem: String| Fault {
         kind: FaultKind::Permanent,
-        reason: format!("the event {} cannot be replayed: {problem}", event.event_sequence),
+        reason: format!("cannot replay event {}: {problem}", event.event_sequence),
     };
-    let service: Service = "replay".parse().map_err(|_| unreadable("no service".to_owned()))?;
+    let service: Service = "replay".parse().map_err(|_| unreadable("invalid service name".to_owned()))?;
     let (noun, verb) = (kind.noun.to_owned(), kind.verb.to_owned());
     let subject = RequestSubject { service, noun, verb, user_id: event.user_id };
     let body = Bytes::from(event.payload.as_str().to_owned());
@@ -157,34 +166,34 @@ fn decode(event: Event, request_id: Uuid, kind: &RequestKind) -> Result<Message<
     let Redacted { request, .. } = decoded.map_err(|malformed| unreadable(malformed.to_string()))?;
     Ok(Message {
         request,
-        // An event has markers where secrets were, and they are none.
+        // Events contain markers in place of secrets, so there are none to write.
         secrets: Vec::new(),
         source: Source::Request(subject),
         request_id,
         parent_event_id: None,
-        // Of two records without a version the later one wins: later is what has the higher number.
-        stored_at: later(event.event_sequence)
-            .ok_or_else(|| unreadable("its number is too high".to_owned()))?,
+        // Among records without a version, the one stored last wins. The event's sequence number serves as the time.
+        stored_at: time_from_sequence(event.event_sequence)
+            .ok_or_else(|| unreadable("its sequence number is out of range".to_owned()))?,
         sequence: 0,
         event_id: event.event_id,
         body,
     })
 }
 
-fn later(number: i64) -> Option<DateTime<Utc>> {
-    DateTime::from_timestamp_micros(number)
+fn time_from_sequence(sequence: i64) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp_micros(sequence)
 }
 
-async fn refuse_if_hidden(connection: &mut Connection) -> Result<(), Fault> {
-    const ASK: &str = "SELECT row_security_active('blackboard_events') AS hidden";
+async fn check_bypasses_rls(connection: &mut Connection) -> Result<(), Fault> {
+    const QUERY: &str = "SELECT row_security_active('blackboard_events') AS hidden";
     #[derive(QueryableByName)]
     struct Row {
         #[diesel(sql_type = diesel::sql_types::Bool)]
         hidden: bool,
     }
-    let rows: Vec<Row> = diesel::sql_query(ASK).load(connection).await?;
+    let rows: Vec<Row> = diesel::sql_query(QUERY).load(connection).await?;
     if rows.iter().any(|row| row.hidden) {
-        let reason = "the events cannot be replayed: row-level security hides them from this role; use an administrator's";
+        let reason = "cannot replay: row-level security hides events from the role of postgres.url; use an administrator's";
         return Err(Fault { kind: FaultKind::Permanent, reason: reason.to_owned() });
     }
     Ok(())
@@ -207,7 +216,7 @@ async fn compare(
             coalesce(l.value::text, 'null') AS live
         FROM (SELECT jsonb_build_array({key}) AS key, to_jsonb(r) AS value FROM ({}) AS r) AS r
         FULL JOIN (SELECT jsonb_build_array({key}) AS key, to_jsonb(l) AS value FROM ({}) AS l) AS l ON l.key = r.key
-        WHERE r.value IS DISTINCT FROM l.value ORDER BY 2 LIMIT {TOLD}",
+        WHERE r.value IS DISTINCT FROM l.value ORDER BY 2 LIMIT {MAX_DIFFERENCES}",
         side("replayed"),
         side("public")
     );

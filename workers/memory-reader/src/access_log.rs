@@ -92,8 +92,8 @@ async fn write_together(pool: &Pool, queries: Vec<Pending>) {
     let entries: Vec<&LogEntry> = queries.iter().flat_map(|(entries, _)| entries).collect();
     match write(pool, &entries).await {
         Ok(()) => queries.into_iter().for_each(|(_, sender)| drop(sender.send(Ok(())))),
-        // One query may be at fault, for example by a grant that has been revoked since. If the connection was lost instead, the
-        // entries may have been committed, and writing again would duplicate them.
+        // One query may be at fault, for example by a grant that has been revoked since. If the connection was lost
+        // instead, the entries may have been committed, and writing again would duplicate them.
         Err(fault)
             if queries.len() > 1
                 && !matches!(fault.kind, FaultKind::Unavailable | FaultKind::ConnectionLost) =>

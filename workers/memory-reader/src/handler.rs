@@ -1,4 +1,4 @@
-//! What every query goes through, from its token to its answer.
+//! Processes a query, from its token to its answer.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -71,8 +71,8 @@ impl QueryHandler {
         self.primary.clone()
     }
 
-    /// Probes the database that queries read. The vector store and the key store are not probed, since most queries need
-    /// neither.
+    /// Probes the database that queries read. The vector store and the key store are not probed, since most queries
+    /// need neither.
     pub(crate) async fn probe(&self) -> ProbeResults {
         vec![probe(Dependency::ReadDatabase, crate::check_read_database(&self.read)).await]
     }
@@ -218,7 +218,8 @@ impl QueryHandler {
         })
     }
 
-    /// What the sender receives after a failed transaction. A denial by the database is recorded as a security violation.
+    /// What the sender receives after a failed transaction. A denial by the database is recorded as a security
+    /// violation.
     async fn database_refusal(
         &self,
         incoming: &IncomingQuery,
@@ -272,7 +273,7 @@ fn query_id(incoming: &IncomingQuery) -> Result<Uuid, Malformed> {
     match header_value(incoming, header::MESSAGE_ID) {
         None => Ok(Uuid::now_v7()),
         Some(text) => Uuid::try_parse(text)
-            .map_err(|error| Malformed::new(header::MESSAGE_ID, format!("is no UUID: {error}"))),
+            .map_err(|error| Malformed::new(header::MESSAGE_ID, format!("is not a UUID: {error}"))),
     }
 }
 

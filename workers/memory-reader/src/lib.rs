@@ -1,11 +1,11 @@
 //! Answers queries to the memory over NATS request/reply.
 //!
-//! A service publishes a query on `memory.ask.<noun>.<verb>.<service>` with its token. The answer is read under the security
-//! context of the token's user, so that row-level security hides the rows of all other users. Reads use a connection pool of
-//! their own, which may point to a replica (`postgres.read_url`). Before an answer is sent, the access is logged in
-//! `audit.data_access_log` on the primary.
+//! A service publishes a query on `memory.ask.<noun>.<verb>.<service>` with its token. The answer is read under the
+//! security context of the token's user, so that row-level security hides the rows of all other users. Reads use a
+//! connection pool of their own, which may point to a replica (`postgres.read_url`). Before an answer is sent, the
+//! access is logged in `audit.data_access_log` on the primary.
 //!
-//! [`QueryHandler`] is what every query goes through. `queries/` has one file for the queries of one noun; each implements
+//! [`QueryHandler`] processes every query. `queries/` has one file for the queries of one noun; each implements
 //! `ValidatedQuery` and uses what a `QueryContext` offers.
 
 mod access_log;
@@ -70,7 +70,7 @@ pub enum RunError {
 /// Answers queries until `stop` is cancelled.
 ///
 /// # Errors
-/// [`RunError`] if it cannot start or the broker ends it. Being stopped is no error.
+/// [`RunError`] if it cannot start or the broker ends it. Being stopped is not an error.
 pub async fn run(settings: &Settings, readiness: Readiness, stop: CancellationToken) -> Result<(), RunError> {
     let Some((handler, client)) = start(settings, &readiness, &stop).await? else { return Ok(()) };
     let info = ServiceInfo {

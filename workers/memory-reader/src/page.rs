@@ -5,7 +5,8 @@ use data_encoding::BASE64URL_NOPAD as BASE64;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// The sort key that a cursor encodes. It is neither secret nor signed: it selects only among rows that the sender may see.
+/// The sort key that a cursor encodes. It is neither secret nor signed: it selects only among rows that the sender may
+/// see.
 ///
 /// # Errors
 /// [`Malformed`] if no page of this type of query returns such a cursor.
@@ -33,12 +34,12 @@ fn has_nul(value: &serde_json::Value) -> bool {
     }
 }
 
-/// The maximum size of the values of a page with more than one item, in bytes. A value is at most as large as the body of a
-/// request, and an answer must fit into one message.
+/// The maximum size of the values of a page with more than one item, in bytes. A value is at most as large as the body
+/// of a request, and an answer must fit into one message.
 pub(crate) const PAGE_BYTES: i64 = 512 * 1024;
 
-/// Cuts rows to a page and returns the cursor of the next one. `found` is the number of rows up to one more than the limit;
-/// `items` may be fewer, because of [`PAGE_BYTES`].
+/// Cuts rows to a page and returns the cursor of the next one. `found` is the number of rows up to one more than the
+/// limit; `items` may be fewer, because of [`PAGE_BYTES`].
 pub(crate) fn cut<T, K: Serialize>(
     mut items: Vec<T>,
     limit: i64,
@@ -58,9 +59,10 @@ pub(crate) fn one_more(limit: i64) -> i64 {
     limit + 1
 }
 
-/// The end of a statement that cuts the rows of its `page` to those that fit into an answer: the first row, and further rows
-/// while the bytes of their values, and of the secrets to be revealed in them, are within a limit. `found` counts all rows of
-/// `page`. The values are serialized one after the other to measure them, and kept only for the rows of the answer.
+/// The end of a statement that cuts the rows of its `page` to those that fit into an answer: the first row, and further
+/// rows while the bytes of their values, and of the secrets to be revealed in them, are within a limit. `found` counts
+/// all rows of `page`. The values are serialized one after the other to measure them, and kept only for the rows of the
+/// answer.
 macro_rules! within_page {
     ($columns:expr, $size:literal, $table:literal, $order:literal, $reveal:literal, $bytes:literal) => {
         concat!(
@@ -89,13 +91,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_leads_to_the_next_and_the_last_to_none() {
+    fn a_page_points_to_the_next_and_the_last_to_none() {
         let (page, next) = cut(vec![1, 2, 3], 2, 3, |item| ("k", *item));
         assert_eq!(page, [1, 2]);
         let cursor = Cursor::new(next.unwrap()).unwrap();
         assert_eq!(position::<(String, i32)>(Some(&cursor)).unwrap(), Some(("k".to_owned(), 2)));
         assert_eq!(cut(vec![1, 2], 2, 2, |item| *item), (vec![1, 2], None));
-        // The second one had no room.
+        // The second item did not fit.
         let (page, next) = cut(vec![1], 2, 2, |item| ("k", *item));
         assert!(page == [1] && next.is_some());
         assert_eq!(cut(Vec::<i32>::new(), 2, 0, |item| *item), (vec![], None));
@@ -110,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_cursor_of_the_query_is_refused() {
+    fn a_cursor_of_another_query_is_rejected() {
         let nul = BASE64.encode(br#"["a\u0000",1]"#);
         for text in ["x", "!", "bnVsbA", &BASE64.encode(b"[1]"), &nul] {
             let refused = position::<(String, i32)>(Some(&Cursor::new(text).unwrap())).unwrap_err();

@@ -63,8 +63,8 @@ where
 }
 
 impl QueryContext<'_> {
-    /// Runs statements in a transaction that sees the rows of the user only. PostgreSQL ends each statement at the deadline;
-    /// a transaction that exceeds it by several statements is cancelled.
+    /// Runs statements in a transaction that sees the rows of the user only. PostgreSQL ends each statement at the
+    /// deadline; a transaction that exceeds it by several statements is cancelled.
     ///
     /// # Errors
     /// A [`Fault`] of the database; a transient one at the deadline.

@@ -44,7 +44,8 @@ pub(crate) fn replace_json(value: &mut Json, plain: &str) {
     }
 }
 
-/// The secrets of JSON values. `rows` are the rows of the answer in their order, and `value` returns that of one of them.
+/// The secrets of JSON values. `rows` are the rows of the answer in their order, and `value` returns that of one of
+/// them.
 pub(crate) fn of_json<A: 'static>(
     encrypted: Vec<Encrypted>,
     rows: &[Uuid],

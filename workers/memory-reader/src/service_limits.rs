@@ -37,7 +37,7 @@ impl ServiceLimits {
 
     /// Admits a query of a service. None if it has as many in progress as it may.
     pub(crate) fn try_acquire(&self, service: &Service) -> Option<Permit> {
-        // Nothing panics under the lock.
+        // No code panics while holding the lock.
         let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
         let semaphores = services.entry(service.clone()).or_insert_with(|| Semaphores {
             queries: Arc::new(Semaphore::new(self.max_queries)),

@@ -13,8 +13,8 @@ use crate::access_log::AccessKind;
 use crate::query_context::QueryContext;
 use crate::secret::{self, Secret};
 
-/// A query whose values have been checked, and how it is answered. Each file in `queries/` implements it for the queries of
-/// one noun.
+/// A query whose values have been checked, and how it is answered. Each file in `queries/` implements it for the
+/// queries of one noun.
 pub(crate) trait ValidatedQuery: Sized + Send + 'static {
     /// Its type in the contract.
     type Query: QueryType;

@@ -1,13 +1,14 @@
-//! Routing decisions, what is learnt from them, and the calls of tools.
+//! Writes routing decisions and hourly routing statistics, and emits events for tool calls.
 //!
-//! Takes the stream `ROUTER`. A batch of decisions is one statement: it writes `router_decision_log` and adds what is new
-//! there to `router_hourly_patterns`, the counts and sums by hour, mode, route, tool and model that analytics read. So the
-//! patterns are at any time what could be computed from the log, whatever was delivered how often.
+//! It processes the stream `ROUTER`. One statement writes a batch of decisions: it inserts them into
+//! `router_decision_log` and adds the new ones to `router_hourly_patterns`, the counts and sums by hour, mode, route,
+//! tool and model that analytics queries read. The patterns therefore always equal what could be computed from the log,
+//! even after redeliveries.
 //!
-//! A decision never changes: a second one with the same `decision_id` is left alone. Reports of tools go to the event stream
-//! and to no table.
+//! A decision is immutable: a second one with the same `decision_id` changes nothing. Tool reports go to the event
+//! stream only, not to a table.
 //!
-//! A message whose session is not known waits for it: sessions are opened on another stream, which may be behind.
+//! A message whose session is unknown is retried later: sessions are opened on another stream, which may lag behind.
 
 pub mod store;
 
@@ -35,7 +36,7 @@ impl Worker for RouterLogger {
         let done = store::write(connection, batch, keys).await?;
         let verdict = |(message, done): (&&Message<RouterRequest>, Done)| match done {
             Done::Applied => Verdict::applied(message),
-            Done::There => Verdict::unchanged(message),
+            Done::Duplicate => Verdict::unchanged(message),
             Done::Missing => Verdict::missing_prerequisite(message),
         };
         Ok(batch.iter().zip(done).map(verdict).collect())

@@ -14,14 +14,14 @@ use keys::{DataKeys, Field};
 use runtime::Message;
 use uuid::Uuid;
 
-/// What a statement did for one request.
+/// The result of a statement for one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Done {
     /// It took effect.
     Applied,
-    /// It was there before.
-    There,
-    /// Its session is not.
+    /// A decision with this id exists.
+    Duplicate,
+    /// Its session does not exist.
     Missing,
 }
 
@@ -31,8 +31,9 @@ struct Item<'a, T> {
     request: &'a T,
 }
 
-/// What the decisions of a table add up to, by hour, mode, route, tool and model. First times are counted by bucket, then the
-/// buckets of a pattern are put together: adding up one JSON object for each decision would take most of a batch's time.
+/// Aggregates the decisions of a table by hour, mode, route, tool and model. Times are first counted by bucket, and
+/// then the buckets of a pattern are combined: adding up one JSON object per decision would take most of a batch's
+/// time.
 macro_rules! patterns_of {
     ($decisions:literal) => {
         concat!(
@@ -57,7 +58,7 @@ macro_rules! patterns_of {
     };
 }
 
-/// The patterns as they follow from the log: `router_hourly_patterns` holds the same rows, or something is wrong.
+/// Recomputes the patterns from the log. `router_hourly_patterns` must hold the same rows.
 pub const RECOMPUTED: &str = patterns_of!("router_decision_log");
 
 ::store::unnest_row! {
@@ -143,10 +144,11 @@ static WRITE: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// Writes a batch, with the data keys of the users whose secrets are in it, and says what became of each request, in order.
+/// Writes a batch and returns the result of each request, in order. `keys` holds the data keys of the users whose
+/// secrets are in the batch.
 ///
 /// # Errors
-/// A [`Fault`] of the database; then nothing of the batch may be committed.
+/// A [`Fault`] of the database: the caller must roll the transaction back.
 pub async fn write(
     connection: &mut Connection,
     batch: &[&Message<RouterRequest>],
@@ -161,7 +163,7 @@ pub async fn write(
     }
     let mut done = vec![Done::Missing; batch.len()];
     write_decisions(connection, &decisions, &mut done).await?;
-    note_reports(connection, &reports, &mut done).await?;
+    accept_reports(connection, &reports, &mut done).await?;
     write_secrets(connection, &decisions, &done, keys).await?;
     Ok(done)
 }
@@ -183,24 +185,24 @@ async fn write_decisions(
     }
     let rows = items.iter().map(Row::new).collect();
     let answers: Vec<Answer> = with_rows(&WRITE, rows).load(connection).await?;
-    // Of two decisions with one id in a batch, the first one is the one that is there.
+    // Of several decisions with the same id in a batch, only the first one is written.
     let mut known: HashSet<(i32, Uuid)> = HashSet::new();
     for answer in answers {
         let item = usize::try_from(answer.ordinal).ok().and_then(|ordinal| items.get(ordinal));
         if let Some(item) = item {
             known.insert((item.message.user_id().get(), item.request.decision_id));
-            done[item.index] = if answer.is_new { Done::Applied } else { Done::There };
+            done[item.index] = if answer.is_new { Done::Applied } else { Done::Duplicate };
         }
     }
     for item in items.iter().filter(|item| done[item.index] == Done::Missing).collect::<Vec<_>>() {
         if known.contains(&(item.message.user_id().get(), item.request.decision_id)) {
-            done[item.index] = Done::There;
+            done[item.index] = Done::Duplicate;
         }
     }
     Ok(())
 }
 
-/// Nobody decides in the future, whatever clock the publisher has.
+/// The time of a decision, at most the time when it was stored: the publisher's clock may be ahead.
 fn decided_at(item: &Item<'_, DecisionLog>) -> DateTime<Utc> {
     let stored_at = item.message.stored_at;
     item.request.decided_at.map_or(stored_at, |decided_at| decided_at.min(stored_at))
@@ -210,8 +212,8 @@ fn column<'i, 'a, R, T>(items: &'i [Item<'a, R>], field: impl Fn(&'i Item<'a, R>
     items.iter().map(field).collect()
 }
 
-/// A report is told if its session is known.
-async fn note_reports(
+/// Marks the reports whose session exists as applied. No table is written.
+async fn accept_reports(
     connection: &mut Connection,
     items: &[Item<'_, ToolReport>],
     done: &mut [Done],
@@ -240,7 +242,7 @@ async fn note_reports(
     Ok(())
 }
 
-/// The secrets of the decisions that are new.
+/// Encrypts and writes the secrets of the new decisions.
 async fn write_secrets(
     connection: &mut Connection,
     items: &[Item<'_, DecisionLog>],

@@ -1,4 +1,4 @@
-//! What a token query goes through, from its body to the token.
+//! Processes a token query, from its body to the token.
 
 use std::num::NonZeroU32;
 use std::time::{Duration, SystemTime};

@@ -1,4 +1,4 @@
-//! The keys that tokens are made with.
+//! The keys that create tokens.
 
 use std::path::Path;
 
@@ -12,10 +12,10 @@ pub enum IssuerKeyError {
     #[error("trust.token_key_file and trust.grant_key_file are not set")]
     NotSet,
     /// The key that signs tokens is missing.
-    #[error("trust.token_key_file is not set; a token is signed with it")]
+    #[error("trust.token_key_file is not set; it is needed to sign tokens")]
     NoTokenKey,
     /// The key that seals grants is missing.
-    #[error("trust.grant_key_file is not set; a token carries grants")]
+    #[error("trust.grant_key_file is not set; it is needed to seal the grants in tokens")]
     NoGrantKey,
     /// The key that signs tokens cannot be used.
     #[error("trust.token_key_file: {0}")]
@@ -25,7 +25,7 @@ pub enum IssuerKeyError {
     GrantKey(KeyError),
 }
 
-/// The issuer of this configuration; none if it names no keys.
+/// The token issuer of this configuration. `None` if it names no keys.
 ///
 /// # Errors
 /// [`IssuerKeyError`] if it names only one of the keys, or one cannot be used.

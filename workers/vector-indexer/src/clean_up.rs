@@ -1,7 +1,7 @@
 //! Deletes superseded points after the commit.
 //!
-//! The committed rows decide which points are superseded, not what the transaction intended: it may have been rolled back, or
-//! another worker may have written a newer row.
+//! Which points are superseded is read from the committed rows. What the transaction intended is not reliable: it may
+//! have been rolled back, or another replica may have written a newer row.
 
 use std::collections::HashMap;
 
@@ -17,7 +17,7 @@ use crate::prepare::{Item, Prepared, Ready, fault, written};
 use crate::store::{Replaced, when_written};
 
 /// A memory of a message that has been processed.
-struct Left<'a> {
+struct ProcessedMemory<'a> {
     user: i32,
     item: &'a Item,
     /// When JetStream stored the message, in microseconds since 1970.
@@ -33,12 +33,14 @@ impl VectorIndexer {
         ended: &[Ended<'_, VectorRequest, Replaced>],
         prepared: &Prepared,
     ) -> Result<(), Fault> {
-        let left: Vec<Left<'_>> = ended.iter().flat_map(|ended| left_by(ended, prepared)).collect();
-        if left.is_empty() {
+        let memories: Vec<ProcessedMemory<'_>> =
+            ended.iter().flat_map(|ended| processed_memories(ended, prepared)).collect();
+        if memories.is_empty() {
             return Ok(());
         }
-        let rows = self.rows(&left, prepared).await?;
-        let obsolete: Vec<SupersededPoints> = left.iter().flat_map(|left| left.obsolete(&rows)).collect();
+        let rows = self.rows(&memories, prepared).await?;
+        let obsolete: Vec<SupersededPoints> =
+            memories.iter().flat_map(|memory| memory.obsolete(&rows)).collect();
         if obsolete.is_empty() {
             return Ok(());
         }
@@ -53,8 +55,13 @@ impl VectorIndexer {
     }
 
     /// When the current rows of the memories were written.
-    async fn rows(&self, left: &[Left<'_>], prepared: &Prepared) -> Result<HashMap<(i32, Uuid), i64>, Fault> {
-        let keys: Vec<(i32, Uuid)> = left.iter().map(|left| (left.user, left.item.memory)).collect();
+    async fn rows(
+        &self,
+        memories: &[ProcessedMemory<'_>],
+        prepared: &Prepared,
+    ) -> Result<HashMap<(i32, Uuid), i64>, Fault> {
+        let keys: Vec<(i32, Uuid)> =
+            memories.iter().map(|memory| (memory.user, memory.item.memory)).collect();
         let grants: Vec<&str> = prepared.grants.iter().map(String::as_str).collect();
         let mut connection = ::store::acquire(&self.pool).await?;
         let rows = connection
@@ -70,28 +77,37 @@ impl VectorIndexer {
     }
 }
 
-fn left_by<'a>(ended: &Ended<'_, VectorRequest, Replaced>, prepared: &'a Prepared) -> Vec<Left<'a>> {
+fn processed_memories<'a>(
+    ended: &Ended<'_, VectorRequest, Replaced>,
+    prepared: &'a Prepared,
+) -> Vec<ProcessedMemory<'a>> {
     let (items, before) = match prepared.messages.get(&ended.message.event_id) {
         Some(Ready::Index(items) | Ready::Remove(items)) => (items, false),
-        Some(Ready::Before(items)) => (items, true),
+        Some(Ready::AlreadyApplied(items)) => (items, true),
         Some(Ready::MissingPrerequisite(_) | Ready::Rejected(_) | Ready::Denied(_)) | None => {
             return Vec::new();
         }
     };
     let (user, own) = (ended.message.user_id().get(), written(ended.message));
-    // A message that was written before this delivery may have replaced anything.
+    // Which memories an earlier delivery of the message replaced is unknown.
     let replacing = |item: &Item| {
         before || item.is_replacing || ended.findings.iter().any(|Replaced(memory)| *memory == item.memory)
     };
     items
         .iter()
-        .map(|item| Left { user, item, own, committed: ended.committed, replacing: replacing(item) })
+        .map(|item| ProcessedMemory {
+            user,
+            item,
+            own,
+            committed: ended.committed,
+            replacing: replacing(item),
+        })
         .collect()
 }
 
-impl Left<'_> {
-    /// Its superseded points: those that were written before the row, and its own if the row names others. If the row is missing or
-    /// belongs to another message, newer points are not deleted.
+impl ProcessedMemory<'_> {
+    /// Its superseded points: those written before the row, and its own if the row was written by another message.
+    /// Points newer than the row are kept.
     fn obsolete(&self, rows: &HashMap<(i32, Uuid), i64>) -> Vec<SupersededPoints> {
         let row = rows.get(&(self.user, self.item.memory)).copied();
         let span = |written: std::ops::Range<i64>| SupersededPoints {

@@ -1,4 +1,4 @@
-//! The collections that are configured: created if they are missing, and recorded in the database.
+//! Creates the configured collections if they are missing, and records them in the database.
 
 use ::store::vector::{self, Collection};
 use config::{EmbedderKind, EmbedderSettings, Settings};
@@ -8,22 +8,22 @@ use vectors::{ALIAS, CollectionSpec, VectorError, VectorStore};
 #[derive(Debug, thiserror::Error)]
 pub enum CollectionError {
     /// No vector store is configured.
-    #[error("vectors.url is not set; it names the gRPC address of Qdrant")]
+    #[error("vectors.url is not set; set it to the gRPC address of Qdrant")]
     NoStore,
     /// An embedder over HTTP lacks an option.
     #[error("{0} is not set")]
     NotSet(&'static str),
-    /// Nothing says which vectors there are.
+    /// Neither an embedder nor `vectors.model` defines the vectors.
     #[error(
-        "no embedder is configured; vectors.model and vectors.dimension must say which vectors publishers bring"
+        "no embedder is configured; vectors.model and vectors.dimension must describe the vectors that publishers supply"
     )]
     NoModel,
-    /// A dimension is larger than any vector.
+    /// The dimension is out of range.
     #[error("{0} dimensions are too many")]
     Dimension(usize),
     /// The active collection is for another model.
     #[error(
-        "the collection {name} is for {model} with {dimension} dimensions, and the configuration is for {wanted} with \
+        "the collection {name} is for {model} with {dimension} dimensions, but the configuration is for {wanted} with \
          {wanted_dimension}; `memfleet vectors migrate` migrates to it"
     )]
     OtherModel {
@@ -49,10 +49,10 @@ pub enum CollectionError {
     Database(#[from] ::store::Fault),
 }
 
-/// The model of the local embedder, and the length of its vectors.
+/// The model of the local embedder and its dimension.
 pub const LOCAL: (&str, usize) = ("all-MiniLM-L6-v2", 384);
 
-/// The vector store that is configured.
+/// The configured vector store.
 ///
 /// # Errors
 /// [`CollectionError::NoStore`].
@@ -63,7 +63,7 @@ pub fn vectors(settings: &Settings) -> Result<VectorStore, CollectionError> {
 /// The model, the dimension and the quantization of a collection for an embedder.
 ///
 /// # Errors
-/// If neither the embedder nor `vectors.model` says it.
+/// If neither the embedder nor `vectors.model` defines it.
 pub fn spec(settings: &Settings, embedder: &EmbedderSettings) -> Result<CollectionSpec, CollectionError> {
     let (model, dimension) = match embedder.kind {
         EmbedderKind::Local => (LOCAL.0.to_owned(), LOCAL.1),
@@ -79,10 +79,10 @@ pub fn spec(settings: &Settings, embedder: &EmbedderSettings) -> Result<Collecti
     Ok(CollectionSpec { model, dimension, quantization: settings.vectors.quantization })
 }
 
-/// The row of a collection in the database.
+/// The database row of a collection.
 ///
 /// # Errors
-/// If its dimension is out of bounds.
+/// If its dimension is out of range.
 pub fn record(spec: &CollectionSpec, state: &str) -> Result<Collection, CollectionError> {
     Ok(Collection {
         collection_name: spec.name(ALIAS),
@@ -93,7 +93,7 @@ pub fn record(spec: &CollectionSpec, state: &str) -> Result<Collection, Collecti
     })
 }
 
-/// Creates the active collection, or whatever is missing of it.
+/// Creates the active collection, or the parts of it that are missing.
 ///
 /// # Errors
 /// If a store cannot be reached, or the active collection is for another model than the configuration.

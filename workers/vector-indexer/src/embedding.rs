@@ -8,12 +8,12 @@ use uuid::Uuid;
 use vectors::{Point, PointKey, Tenant, chunk_ids};
 
 /// The vectors of a memory in a collection, one per point.
-pub(crate) type Made = Vec<Vec<f32>>;
+pub(crate) type MemoryVectors = Vec<Vec<f32>>;
 
 /// The points of a memory. `first` is the id of the first one.
 pub(crate) fn points_of(
     first: Uuid,
-    made: Made,
+    made: MemoryVectors,
     tenant: &Tenant,
     key: &PointKey,
 ) -> impl Iterator<Item = Point> {
@@ -25,16 +25,16 @@ pub(crate) fn points_of(
     })
 }
 
-/// Embeds the chunks of memories, given with their users. Equal chunks of a user are embedded once. Chunks of different users are
-/// never shared, because the response time would reveal that another user has the same text. For a memory with a text that the
-/// embedder rejects, the result is the reason.
+/// Embeds the chunks of memories, given with their users. Equal chunks of a user are embedded once. Chunks of different
+/// users are never shared, because the response time would reveal that another user has the same text. For a memory
+/// with a text that the embedder rejects, the result is the reason.
 pub(crate) async fn embed_each(
     embedder: &Embedder,
     memories: Vec<(i32, Vec<String>)>,
-) -> Result<Vec<Result<Made, String>>, Fault> {
+) -> Result<Vec<Result<MemoryVectors, String>>, Fault> {
     let mut texts: Vec<String> = Vec::new();
     let mut known: HashMap<(i32, String), usize> = HashMap::new();
-    let mut place_of = |user: i32, piece: String| {
+    let mut index_of = |user: i32, piece: String| {
         *known.entry((user, piece)).or_insert_with_key(|(_, piece)| {
             texts.push(piece.clone());
             texts.len() - 1
@@ -42,7 +42,7 @@ pub(crate) async fn embed_each(
     };
     let places: Vec<Vec<usize>> = memories
         .into_iter()
-        .map(|(user, pieces)| pieces.into_iter().map(|piece| place_of(user, piece)).collect())
+        .map(|(user, pieces)| pieces.into_iter().map(|piece| index_of(user, piece)).collect())
         .collect();
     let made = embed_all(embedder, texts).await?;
     Ok(places
@@ -64,10 +64,10 @@ async fn embed_all(embedder: &Embedder, texts: Vec<String>) -> Result<Vec<Result
                 break;
             }
             Err(EmbedError::Unavailable(reason) | EmbedError::Misconfigured(reason)) => {
-                return Err(away(&reason));
+                return Err(unavailable(&reason));
             }
             Err(EmbedError::Refused(refusal)) => {
-                let reason = format!("the embedder refuses the text: {}", refusal.reason);
+                let reason = format!("the embedder rejects the text: {}", refusal.reason);
                 let refused: Vec<usize> =
                     refusal.texts.iter().filter_map(|&at| open.get(at).copied()).collect();
                 if refused.is_empty() {
@@ -81,6 +81,7 @@ async fn embed_all(embedder: &Embedder, texts: Vec<String>) -> Result<Vec<Result
     Ok(made.into_values().collect())
 }
 
-pub(crate) fn away(reason: &str) -> Fault {
+/// A fault that puts the batch on hold.
+pub(crate) fn unavailable(reason: &str) -> Fault {
     Fault { kind: FaultKind::Unavailable, reason: reason.to_owned() }
 }

@@ -20,7 +20,7 @@ pub(crate) struct Known {
     pub(crate) tenants: HashMap<i32, Tenant>,
     pub(crate) rights: Vec<Right>,
     pub(crate) collections: Vec<Collection>,
-    /// The requests that were applied already, by user.
+    /// The requests that were already applied, by user.
     pub(crate) taken: HashSet<(i32, Uuid)>,
     /// The memories of the batch that exist.
     pub(crate) memories: HashMap<(i32, Uuid), Row>,
@@ -70,7 +70,7 @@ const PARENTS: &str = "
     LEFT JOIN chat_mode_sessions s ON s.user_id = i.user_id AND s.session_id = i.session_id
     LEFT JOIN consensus_memory_nodes n ON n.user_id = i.user_id AND n.id = i.node_id";
 
-/// Reads them in a transaction with the security context of the batch.
+/// Reads the rows in a transaction with the security context of the batch.
 pub(crate) async fn of_batch(
     connection: &mut Connection,
     batch: &[&Message<VectorRequest>],

@@ -1,13 +1,14 @@
-//! Text to searchable memory.
+//! Embeds and indexes memories for semantic search.
 //!
-//! Takes the stream `VECTOR`. Before a batch's transaction opens, its texts become vectors (`embedding.rs`) and are stored in Qdrant
-//! (`prepare.rs`); the transaction writes `unified_memory_vectors` (`store.rs`); after the commit, and before the
-//! acknowledgement, the points that a request has made obsolete are deleted (`clean_up.rs`). The row says which points count: a
-//! point that no row names is found by nobody.
+//! It processes the stream `VECTOR`. Before the transaction of a batch opens, its texts are embedded (`embedding.rs`)
+//! and the points are stored in Qdrant (`prepare.rs`). The transaction writes `unified_memory_vectors` (`store.rs`).
+//! After the commit and before the acknowledgement, superseded points are deleted (`clean_up.rs`). A row names the
+//! valid points of its memory; searches ignore all other points.
 //!
-//! So the two stores agree whoever dies when. The ids of points follow from the request, so that a repeat writes the same ones, and
-//! two requests for one memory never write each other's. Points are deleted by the time of the requests that wrote them, so that a
-//! request that comes late deletes nothing newer. What a request that is given up has left behind, `reconcile.rs` finds.
+//! The two stores stay consistent whatever crashes. Point ids are derived from the request, so that a redelivery writes
+//! the same points, and two requests for one memory never overwrite each other's points. Points are deleted by the time
+//! of the request that wrote them, so that a late request deletes nothing newer. `reconcile.rs` finds points left
+//! behind by dead-lettered requests.
 
 mod clean_up;
 pub mod collection;
@@ -44,8 +45,8 @@ pub struct VectorIndexer {
     pool: Pool,
     vectors: VectorStore,
     embedders: Embedders,
-    /// Why no vectors could be made when they were last needed, if so.
-    embedder_away: Mutex<Option<String>>,
+    /// The error of the embedder when it was last used; `None` if it succeeded.
+    embedder_problem: Mutex<Option<String>>,
 }
 
 impl std::fmt::Debug for VectorIndexer {
@@ -54,10 +55,10 @@ impl std::fmt::Debug for VectorIndexer {
     }
 }
 
-/// It cannot start.
+/// The worker cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The pool cannot be made.
+    /// The pool cannot be created.
     #[error(transparent)]
     Pool(#[from] ::store::PoolError),
     /// The vector store cannot be used as configured.
@@ -69,12 +70,12 @@ pub enum OpenError {
     /// No vector store is configured.
     #[error("vector-indexer cannot start: vectors.url is not set")]
     NoVectors,
-    /// Something it needs did not appear in time.
+    /// A dependency did not become available in time.
     #[error(transparent)]
     Startup(#[from] NotReady),
 }
 
-/// Connections for what is looked up before a transaction.
+/// Size of the pool for reads before the transaction.
 const CONNECTIONS: usize = 2;
 
 impl VectorIndexer {
@@ -91,7 +92,7 @@ impl VectorIndexer {
         Ok(worker)
     }
 
-    /// The same, without waiting.
+    /// Like [`open`](Self::open), but does not wait for the database and the collections.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -107,10 +108,10 @@ impl VectorIndexer {
         )?;
         let vectors = VectorStore::open(&settings.vectors)?.ok_or(OpenError::NoVectors)?;
         let embedders = Embedders::open(&[&settings.embedder, &settings.next_embedder]).await?;
-        Ok(Self { pool, vectors, embedders, embedder_away: Mutex::default() })
+        Ok(Self { pool, vectors, embedders, embedder_problem: Mutex::default() })
     }
 
-    /// Whether the vector store answers, and has the collections that the database says it has.
+    /// Checks that the vector store is reachable and has the collections recorded in the database.
     async fn check(&self) -> Result<(), String> {
         let collections = self.collections().await.map_err(|fault| fault.to_string())?;
         self.check_vectors(&collections).await
@@ -125,9 +126,9 @@ impl VectorIndexer {
         self.vectors
             .check()
             .await
-            .map_err(|error| format!("{error}; is it running, and is vectors.url right?"))?;
+            .map_err(|error| format!("{error}; is it running, and is vectors.url correct?"))?;
         if collections.is_empty() {
-            return Err("there is no collection; `memfleet vectors apply` makes it".to_owned());
+            return Err("there is no collection; `memfleet vectors apply` creates it".to_owned());
         }
         for collection in collections {
             let info = self.vectors.collection_info(&collection.collection_name).await;
@@ -139,16 +140,16 @@ impl VectorIndexer {
 
 impl ExternalWorker for VectorIndexer {
     const INFO: &'static WorkerInfo = &VECTOR_INDEXER;
-    /// A message may hold a hundred texts, each of which takes milliseconds to become a vector.
+    /// A message may hold a hundred texts, each of which takes milliseconds to embed.
     const MAX_BATCH: usize = 64;
     type Item = VectorRequest;
     type Prepared = Prepared;
     type Finding = Replaced;
 
     async fn probe(&self) -> ProbeResults {
-        let embedder = self.embedder_away.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let embedder = self.embedder_problem.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut results = vec![(Dependency::Embedder, embedder.map_or(Ok(()), Err))];
-        // Without the database nobody knows what the vector store should have; that it is unreachable is reported by itself.
+        // The expected collections are recorded in the database. If it is unreachable, its own probe reports that.
         if let Ok(collections) = self.collections().await {
             results.push(probe(Dependency::Qdrant, self.check_vectors(&collections)).await);
         }
@@ -177,7 +178,7 @@ impl ExternalWorker for VectorIndexer {
         let (done, findings) = store::write(connection, batch, prepared).await?;
         let verdict = |(message, done): (&&Message<VectorRequest>, Done)| match done {
             Done::Applied => Verdict::applied(message),
-            Done::Late => Verdict::unchanged(message),
+            Done::Superseded => Verdict::unchanged(message),
             Done::MissingPrerequisite(reason) => Verdict::Retry(Retry::WithinBudget, reason),
             Done::Rejected(reason) => Verdict::Rejected(reason),
         };

@@ -1,4 +1,4 @@
-//! Before the transaction: texts become vectors, and vectors are stored in Qdrant.
+//! Before the transaction: embeds texts and stores their points in Qdrant.
 
 use std::collections::HashMap;
 use std::sync::PoisonError;
@@ -13,53 +13,53 @@ use runtime::Message;
 use uuid::Uuid;
 use vectors::{Point, PointKey, Tenant, VectorError, chunk_ids, first_point_id, metadata_digests};
 
-use crate::embedding::{Made, away, embed_each, points_of};
+use crate::embedding::{MemoryVectors, embed_each, points_of, unavailable};
 use crate::known::{self, Known, Row};
 use crate::text::pieces_of;
 use crate::{Embedded, VectorIndexer};
 
-/// What was got ready for a batch.
+/// The preparation of a batch.
 #[derive(Debug, Default)]
 pub struct Prepared {
-    /// The collections that are written to, the one that is searched first.
+    /// The collections to write to, starting with the active one, which searches use.
     pub collections: Vec<Collection>,
-    /// What was got ready for each message, by the id of its event.
+    /// The preparation of each message, by its event id.
     pub messages: HashMap<Uuid, Ready>,
-    /// How many points were stored, by collection and by the id of the event.
+    /// The number of stored points, by collection and event id.
     pub(crate) stored: HashMap<String, HashMap<Uuid, i64>>,
-    /// Leave to act for the batch's users.
+    /// The grants to act for the batch's users.
     pub(crate) grants: Vec<String>,
 }
 
-/// What was got ready for a message.
+/// The preparation of a message.
 #[derive(Debug)]
 pub enum Ready {
-    /// Its memories, in their order: their points are stored in the collection that is searched.
+    /// The memories to index, in order. Their points are stored in the active collection.
     Index(Vec<Item>),
-    /// Its memories, in their order.
+    /// The memories to remove, in order.
     Remove(Vec<Item>),
-    /// It had its effect before; its memories, for cleaning up after it.
-    Before(Vec<Item>),
-    /// What it needs is not there; says what.
+    /// An earlier delivery was applied. Its memories, for the clean-up.
+    AlreadyApplied(Vec<Item>),
+    /// A prerequisite does not exist, for this reason.
     MissingPrerequisite(String),
-    /// It can never take effect; says why.
+    /// It can never take effect, for this reason.
     Rejected(String),
-    /// Its service may not do this; says what.
+    /// Its service lacks a right, for this reason.
     Denied(String),
 }
 
 /// One memory of a message.
 #[derive(Debug)]
 pub struct Item {
-    /// Whose it is.
+    /// The tenant that owns it.
     pub tenant: Tenant,
     /// The memory.
     pub memory: Uuid,
-    /// Its first point, and how many it has in the collection that is searched.
+    /// The id of its first point, and its number of points in the active collection.
     pub points: Option<(Uuid, i32)>,
     /// The texts and their hash.
     pub embedded: Option<(Embedded, [u8; 32])>,
-    /// Whether there were points of older requests when it was prepared.
+    /// Whether the memory already had a row when it was prepared, and thus may have points of older requests.
     pub(crate) is_replacing: bool,
 }
 
@@ -84,19 +84,19 @@ impl Prepared {
     }
 }
 
-/// The place of a request among those for the same memory.
+/// The time that orders the requests for one memory: when JetStream stored it, in microseconds since 1970.
 pub(crate) fn written(message: &Message<VectorRequest>) -> i64 {
     message.stored_at.timestamp_micros()
 }
 
-/// A memory whose vectors are still to be made, or are there.
+/// A memory to be indexed.
 struct Draft<'a> {
     message: &'a Message<VectorRequest>,
     index: &'a VectorIndex,
     memory: &'a Memory,
     tenant: Tenant,
     embedded: Embedded,
-    /// Of what is embedded.
+    /// The hash of `embedded`.
     hash: [u8; 32],
 }
 
@@ -115,13 +115,13 @@ impl VectorIndexer {
         }
         let known = known?;
         if known.collections.is_empty() {
-            return Err(away("there is no collection; `memfleet vectors apply` makes it"));
+            return Err(unavailable("there is no collection; `memfleet vectors apply` creates it"));
         }
         let grants = grants.iter().map(|&grant| grant.to_owned()).collect();
         let collections = known.collections.clone();
         let mut prepared = Prepared { collections, grants, ..Prepared::default() };
         for &message in batch {
-            prepared.messages.insert(message.event_id, self.judge(message, &known));
+            prepared.messages.insert(message.event_id, self.classify(message, &known));
         }
         let open = |message: &&&Message<VectorRequest>| {
             matches!(prepared.messages.get(&message.event_id), Some(Ready::Index(_)))
@@ -133,9 +133,9 @@ impl VectorIndexer {
             let made = self.vectors_of(collection, &drafts, &known).await?;
             of_collections.push((collection, made));
         }
-        self.embedder_is(Ok(()));
+        self.set_embedder_result(Ok(()));
         match self.store_points(&drafts, of_collections, &mut prepared).await {
-            // Nobody else is to blame for what the vector store refuses of a message that is alone.
+            // With a single message in the batch, it must be the one that the vector store rejects.
             Err(fault) if fault.kind == FaultKind::Permanent && batch.len() == 1 => {
                 let refused = |message: &&Message<VectorRequest>| {
                     (message.event_id, Ready::Rejected(fault.reason.clone()))
@@ -147,13 +147,14 @@ impl VectorIndexer {
         }
     }
 
-    /// Notes whether all the vectors that a batch needs could be made.
-    fn embedder_is(&self, found: Result<(), &str>) {
-        *self.embedder_away.lock().unwrap_or_else(PoisonError::into_inner) = found.err().map(str::to_owned);
+    /// Records, for the probe, whether the texts of a batch could be embedded.
+    fn set_embedder_result(&self, found: Result<(), &str>) {
+        *self.embedder_problem.lock().unwrap_or_else(PoisonError::into_inner) =
+            found.err().map(str::to_owned);
     }
 
-    /// What can be said of a message before any vector is made.
-    fn judge(&self, message: &Message<VectorRequest>, known: &Known) -> Ready {
+    /// Validates a message against the known rows, before anything is embedded.
+    fn classify(&self, message: &Message<VectorRequest>, known: &Known) -> Ready {
         let user = message.user_id();
         let Some(tenant) = known.tenants.get(&user.get()) else {
             return Ready::MissingPrerequisite(format!("user {user} has no account"));
@@ -166,7 +167,7 @@ impl VectorIndexer {
             VectorRequest::VectorRemove(remove) => remove.memory_ids.as_slice().to_vec(),
         };
         if known.taken.contains(&(user.get(), message.request_id)) {
-            return Ready::Before(ids.into_iter().map(item).collect());
+            return Ready::AlreadyApplied(ids.into_iter().map(item).collect());
         }
         let problem = match &message.request {
             VectorRequest::VectorIndex(index) => {
@@ -209,7 +210,7 @@ impl VectorIndexer {
                     "{service} may not index {vector_type} vectors in {name}"
                 )));
             }
-            // What is there would be gone: whoever may not write it may not replace it either.
+            // Replacing a memory overwrites it, so the service also needs the right to write the existing type.
             let replaced = known.live(user, memory.memory_id);
             if let Some(problem) = foreign_session(index.session_id.as_ref(), replaced, user) {
                 return Some(problem);
@@ -238,34 +239,37 @@ impl VectorIndexer {
         None
     }
 
-    /// What is wrong with the vector that a memory brings, or with bringing none.
+    /// The problem with the embedding that a memory supplies, or with its absence.
     fn problem_of_embedding(&self, active: &Collection, memory: &Memory) -> Option<String> {
         let Collection { model, dimension, .. } = active;
         let Some(embedding) = &memory.embedding else {
-            // Where others are made but these, somebody has yet to configure it: the message waits.
+            // If another embedder is configured, but not for this model, the batch waits for the configuration instead.
             let absent = self.embedders.primary().is_none();
-            return absent.then(|| format!(": is needed, since nobody here makes vectors of {model}"));
+            return absent.then(|| format!(": is required, since no embedder is configured for {model}"));
         };
         if embedding.model.as_str() != model {
-            return Some(format!(".model: is {}, and the collection is for {model}", embedding.model));
+            return Some(format!(
+                ".model: is {}, but the collection has vectors of {model}",
+                embedding.model
+            ));
         }
         let length = embedding.vector.as_slice().len();
         (usize::try_from(*dimension).ok() != Some(length))
-            .then(|| format!(".vector: has {length} numbers, and the collection is for {dimension}"))
+            .then(|| format!(".vector: has {length} dimensions, but the collection has {dimension}"))
     }
 
-    /// The vectors of every draft in one collection: those that were brought, those of the same texts that are there, and the rest
-    /// made now. A text that the embedder refuses has the reason instead.
+    /// The vectors of every draft for one collection: supplied by the publisher, reused from stored points with the
+    /// same texts, or computed now. If the embedder rejects a text, the result is the reason.
     async fn vectors_of(
         &self,
         collection: &Collection,
         drafts: &[Draft<'_>],
         known: &Known,
-    ) -> Result<Vec<Result<Made, String>>, Fault> {
+    ) -> Result<Vec<Result<MemoryVectors, String>>, Fault> {
         let stored = self.stored_vectors(collection, drafts, known).await?;
         let embedder = self.embedders.of(&collection.model);
-        // For each draft: its vectors, or none yet.
-        let mut made: Vec<Option<Result<Made, String>>> = Vec::with_capacity(drafts.len());
+        // For each draft: its vectors, or `None` if they have to be computed.
+        let mut made: Vec<Option<Result<MemoryVectors, String>>> = Vec::with_capacity(drafts.len());
         for draft in drafts {
             let brought =
                 draft.memory.embedding.as_ref().filter(|one| one.model.as_str() == collection.model);
@@ -281,24 +285,25 @@ impl VectorIndexer {
             return Ok(made.into_iter().flatten().collect());
         }
         let Some(embedder) = embedder else {
-            let problem = format!("nobody here makes vectors of {}", collection.model);
-            self.embedder_is(Err(&problem));
-            return Err(away(&problem));
+            let problem = format!("no embedder is configured for {}", collection.model);
+            self.set_embedder_result(Err(&problem));
+            return Err(unavailable(&problem));
         };
         let pieces = pieces_of(embedder, open().map(|draft| draft.embedded.clone()).collect()).await;
         let users = open().map(|draft| draft.message.user_id().get());
         let embedded = embed_each(embedder, users.zip(pieces).collect()).await;
-        let mut embedded = embedded.inspect_err(|fault| self.embedder_is(Err(&fault.reason)))?.into_iter();
+        let mut embedded =
+            embedded.inspect_err(|fault| self.set_embedder_result(Err(&fault.reason)))?.into_iter();
         Ok(made.into_iter().filter_map(|one| one.or_else(|| embedded.next())).collect())
     }
 
-    /// The vectors of texts that are there already.
+    /// The stored vectors of memories with the same texts.
     async fn stored_vectors(
         &self,
         collection: &Collection,
         drafts: &[Draft<'_>],
         known: &Known,
-    ) -> Result<HashMap<(i32, [u8; 32]), Made>, Fault> {
+    ) -> Result<HashMap<(i32, [u8; 32]), MemoryVectors>, Fault> {
         let mut wanted: HashMap<(i32, [u8; 32]), Vec<Uuid>> = HashMap::new();
         for draft in drafts.iter().filter(|draft| draft.memory.embedding.is_none()) {
             let user = draft.message.user_id().get();
@@ -315,19 +320,19 @@ impl VectorIndexer {
         }
         let ids: Vec<Uuid> = wanted.values().flatten().copied().collect();
         let found = self.vectors.vectors(&collection.collection_name, &ids).await.map_err(fault)?;
-        // One whose points are not all there is embedded again.
+        // If a point is missing, the texts are embedded again.
         let whole = |(key, ids): ((i32, [u8; 32]), Vec<Uuid>)| {
-            let made: Option<Made> = ids.iter().map(|id| found.get(id).cloned()).collect();
+            let made: Option<MemoryVectors> = ids.iter().map(|id| found.get(id).cloned()).collect();
             made.map(|made| (key, made))
         };
         Ok(wanted.into_iter().filter_map(whole).collect())
     }
 
-    /// Stores the points of the drafts, and notes them in what was got ready.
+    /// Stores the points of the drafts and records them in `prepared`.
     async fn store_points(
         &self,
         drafts: &[Draft<'_>],
-        of_collections: Vec<(&Collection, Vec<Result<Made, String>>)>,
+        of_collections: Vec<(&Collection, Vec<Result<MemoryVectors, String>>)>,
         prepared: &mut Prepared,
     ) -> Result<(), Fault> {
         for (draft, made) in drafts.iter().zip(of_collections.first().into_iter().flat_map(|(_, made)| made))
@@ -344,9 +349,8 @@ impl VectorIndexer {
                 Ok(()) => {
                     prepared.stored.insert(name.clone(), counts);
                 }
-                // What only a collection that is being filled cannot have is no reason to refuse a message, as a text is not that only
-                // its model refuses: it is missing there, with what was stored together with it, until `memfleet vectors migrate`
-                // has looked.
+                // If only a collection that is being filled rejects points, the message still succeeds. The points of
+                // this batch are missing there until `memfleet vectors migrate` adds them.
                 Err(VectorError::Refused(reason)) if place > 0 => {
                     tracing::warn!(worker = VECTOR_INDEXER.name, collection = %name, reason, "points are missing in a new collection");
                 }
@@ -357,11 +361,11 @@ impl VectorIndexer {
     }
 }
 
-/// The points of the drafts in one collection, and how many each message has of them. Notes them in what was got ready if it is the
-/// collection that is searched.
+/// The points of the drafts for one collection, and their number for each message. For the active collection, they are
+/// recorded in `prepared`.
 fn points_of_drafts(
     drafts: &[Draft<'_>],
-    made: Vec<Result<Made, String>>,
+    made: Vec<Result<MemoryVectors, String>>,
     is_searched: bool,
     prepared: &mut Prepared,
 ) -> (Vec<Point>, HashMap<Uuid, i64>) {
@@ -413,12 +417,12 @@ fn key_of(draft: &Draft<'_>) -> PointKey {
     }
 }
 
-/// Nobody says anything in the future, whatever clock the publisher has.
+/// The time of a memory, at most the time when it was stored: the publisher's clock may be ahead.
 pub(crate) fn said_at(message: &Message<VectorRequest>, memory: &Memory) -> chrono::DateTime<chrono::Utc> {
     memory.occurred_at.map_or(message.stored_at, |time| time.min(message.stored_at))
 }
 
-/// A request of one session leaves the memories of others alone: its token may be for that session only.
+/// Rejects a request that names a session but changes a memory of another: its token may be bound to that session.
 fn foreign_session(session: Option<&SessionId>, live: Option<&Row>, user: UserId) -> Option<Ready> {
     let (session, row) = (session?, live?);
     let is_foreign = row.session_id.as_deref() != Some(session.as_str());
@@ -442,7 +446,7 @@ fn problem_of_remove(user: UserId, service: &str, remove: &VectorRemove, known: 
         if let Some(problem) = foreign_session(remove.session_id.as_ref(), live, user) {
             return Some(problem);
         }
-        // What it will be is not known yet, so that only who may remove all of it is not told to wait.
+        // The type of an unknown memory is not known either. A service that may remove every type need not wait for it.
         if known.row(user, id).is_none() && !may_delete_all {
             return Some(Ready::MissingPrerequisite(format!(
                 "memory_ids[{place}]: user {user} has no memory {id}"
@@ -456,7 +460,7 @@ fn problem_of_remove(user: UserId, service: &str, remove: &VectorRemove, known: 
     })
 }
 
-/// What an error of the vector store means for the batch.
+/// The fault for an error of the vector store.
 pub(crate) fn fault(error: VectorError) -> Fault {
     let kind = if error.is_transient() { FaultKind::Unavailable } else { FaultKind::Permanent };
     Fault { kind, reason: error.to_string() }

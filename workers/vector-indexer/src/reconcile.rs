@@ -1,7 +1,8 @@
 //! The reconciler: compares the vector store with the database and repairs differences.
 //!
-//! It reads the rows of all users, for which it needs an administrator's role (`postgres.url`). A point may be newer than its row,
-//! because its transaction has not committed yet. An apparent orphan is therefore checked again after a grace period.
+//! It reads the rows of all users, for which it needs an administrator's role (`postgres.url`). A point may be newer
+//! than its row, because its transaction has not committed yet. An apparent orphan is therefore checked again after a
+//! grace period.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -23,7 +24,7 @@ use crate::prepare::fault;
 use crate::store::when_written;
 use crate::text::pieces_of;
 
-/// How many points or rows are read at a time.
+/// The number of points or rows read at a time.
 const PAGE: u32 = 500;
 
 /// The result of a reconciliation.
@@ -196,7 +197,7 @@ impl Reconciler<'_> {
             findings.gaps += u64::try_from(missing.len()).unwrap_or(0);
             if self.repair {
                 self.fill(&missing, tenants, findings).await?;
-                self.take_back_obsolete(connection, &missing).await?;
+                self.delete_superseded(connection, &missing).await?;
             }
         }
     }
@@ -229,7 +230,7 @@ impl Reconciler<'_> {
                 Ok(made) => made,
                 Err(reason) => {
                     findings.lost += 1;
-                    tracing::warn!(user = row.user_id, memory = %row.id, reason, "a memory cannot be embedded");
+                    tracing::warn!(user = row.user_id, memory = %row.id, reason, "cannot embed a memory");
                     continue;
                 }
             };
@@ -240,7 +241,7 @@ impl Reconciler<'_> {
     }
 
     /// Deletes the points of memories that requests replaced or removed while the points were computed.
-    async fn take_back_obsolete(&self, connection: &mut Connection, rows: &[&Row]) -> Result<(), Fault> {
+    async fn delete_superseded(&self, connection: &mut Connection, rows: &[&Row]) -> Result<(), Fault> {
         let keys: Vec<(i32, Uuid)> = rows.iter().map(|row| (row.user_id, row.id)).collect();
         let now = when_written(connection, &keys).await?;
         let changed = rows.iter().filter(|row| now.get(&(row.user_id, row.id)) != Some(&row.written));

@@ -17,24 +17,25 @@ use uuid::Uuid;
 
 use crate::prepare::{Item, Prepared, Ready, said_at};
 
-/// What became of one request.
+/// The result of one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Done {
     /// It took effect, at least for one of its memories.
     Applied,
     /// Later requests have written all of its memories.
-    Late,
-    /// What it needs is not there; says what.
+    Superseded,
+    /// A prerequisite does not exist, for this reason.
     MissingPrerequisite(String),
-    /// It can never take effect; says why.
+    /// It can never take effect, for this reason.
     Rejected(String),
 }
 
-/// A finding about a message: it replaced what an older request had written of this memory, whose points are obsolete.
+/// A finding about a message: it replaced an older version of this memory, whose points are superseded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Replaced(pub Uuid);
 
-/// A memory without a node is one by itself. Its title says no more than its type, so that forgetting the text forgets all of it.
+/// Creates a node for each memory that names none. The title is only the type, so that removing the text of the memory
+/// leaves no content in the node.
 static NODES: LazyLock<String> = LazyLock::new(|| {
     let (arrays, names) = (NodeRow::arrays(1), NodeRow::names());
     format!(
@@ -57,7 +58,7 @@ static NODES: LazyLock<String> = LazyLock::new(|| {
 }
 
 impl<'l> NodeRow<'l> {
-    /// None if the memory has a node, or is removed.
+    /// `None` if the memory names a node or is removed.
     fn new(line: &'l Line<'_>) -> Option<Self> {
         let (memory, _) = line.said.filter(|(memory, _)| memory.memory_node_id.is_none())?;
         Some(Self {
@@ -95,7 +96,7 @@ impl<'l> NodeRow<'l> {
 }
 
 impl<'l> IndexRow<'l> {
-    /// None if the line removes its memory.
+    /// `None` for a removal.
     fn new(line: &'l Line<'_>) -> Option<Self> {
         let (memory, session_id) = line.said?;
         let embedded = line.item.embedded.as_ref();
@@ -179,7 +180,7 @@ const WRITTEN: &str = "
     JOIN unified_memory_vectors v ON v.user_id = i.user_id AND v.id = i.id";
 
 #[derive(QueryableByName)]
-struct Won {
+struct WrittenRow {
     #[diesel(sql_type = Integer)]
     user_id: i32,
     #[diesel(sql_type = SqlUuid)]
@@ -193,7 +194,7 @@ struct Line<'a> {
     index: usize,
     message: &'a Message<VectorRequest>,
     item: &'a Item,
-    /// What it says; none if it is removed.
+    /// The memory to index and its session. `None` for a removal.
     said: Option<(&'a Memory, Option<&'a SessionId>)>,
 }
 
@@ -207,10 +208,11 @@ impl Line<'_> {
     }
 }
 
-/// Writes a batch whose points are stored, and says what became of each request, in order.
+/// Writes a batch whose points are stored. Returns the result of each request, in order, and the replaced memories.
 ///
 /// # Errors
-/// A [`Fault`] of the database, or one that says who may not do what; then nothing of the batch may be committed.
+/// A [`Fault`] of the database, or of the kind `Denied` if a service lacks a right. The caller must roll the
+/// transaction back.
 pub async fn write(
     connection: &mut Connection,
     batch: &[&Message<VectorRequest>],
@@ -222,7 +224,7 @@ pub async fn write(
         let (kind, reason) = match prepared.messages.get(&message.event_id) {
             Some(Ready::Index(items) | Ready::Remove(items)) => {
                 lines.extend(lines_of(index, message, items));
-                done.push(Done::Late);
+                done.push(Done::Superseded);
                 continue;
             }
             Some(Ready::MissingPrerequisite(reason)) => {
@@ -234,14 +236,14 @@ pub async fn write(
                 continue;
             }
             Some(Ready::Denied(reason)) => (FaultKind::Denied, reason.clone()),
-            // It was taken by a transaction that has been undone since, or by none that can be seen.
-            Some(Ready::Before(_)) | None => {
-                (FaultKind::Transient, "the vectors of the message were not made in time".to_owned())
+            // The message was not prepared, or its earlier delivery was applied then but is no longer in the inbox.
+            Some(Ready::AlreadyApplied(_)) | None => {
+                (FaultKind::Transient, "the vectors of the message have not been prepared".to_owned())
             }
         };
         return Err(Fault { kind, reason });
     }
-    // Of several requests for one memory, only the last one is written; the others have had their effect before it.
+    // Of several requests for one memory, only the last one is written. The others count as applied before it.
     let mut last: HashMap<(i32, Uuid), usize> = HashMap::new();
     for (place, line) in lines.iter().enumerate() {
         let other = last.entry(line.key()).or_insert(place);
@@ -266,7 +268,7 @@ pub async fn write(
         won.extend(rows.into_iter().map(|row| ((row.user_id, row.id), row.is_new)));
     }
     let replaced = mark_applied(&lines, &last, &won, &mut done);
-    note(connection, batch, prepared, &done).await?;
+    log_vector_operations(connection, batch, prepared, &done).await?;
     Ok((done, replaced))
 }
 
@@ -287,7 +289,7 @@ fn lines_of<'a>(
     }
 }
 
-/// Marks the requests that took effect, and gives which of their memories may have points of older requests.
+/// Marks the requests that took effect. Returns the memories that may have points of older requests.
 fn mark_applied(
     lines: &[Line<'_>],
     last: &HashMap<(i32, Uuid), usize>,
@@ -301,7 +303,7 @@ fn mark_applied(
         if is_new.is_some() {
             done[line.index] = Done::Applied;
         }
-        // Nothing is obsolete where there was nothing before, not even in this batch.
+        // A memory that is new, also within this batch, has no superseded points.
         if is_new != Some(&true) || !is_last {
             let last = last.get(&line.key()).map(|&place| &lines[place]);
             let both = last.into_iter().chain([line]);
@@ -335,8 +337,8 @@ pub(crate) async fn when_written(
     Ok(rows.into_iter().map(|row| ((row.user_id, row.id), row.written)).collect())
 }
 
-/// Notes what happens in the vector store, in the name of the context.
-async fn note(
+/// Logs the operations in the vector store under the current security context.
+async fn log_vector_operations(
     connection: &mut Connection,
     batch: &[&Message<VectorRequest>],
     prepared: &Prepared,
@@ -356,7 +358,7 @@ async fn note(
             }
             Some(
                 Ready::Index(_)
-                | Ready::Before(_)
+                | Ready::AlreadyApplied(_)
                 | Ready::MissingPrerequisite(_)
                 | Ready::Rejected(_)
                 | Ready::Denied(_),
@@ -374,7 +376,11 @@ async fn note(
     Ok(())
 }
 
-async fn index(connection: &mut Connection, lines: &[&Line<'_>], model: &str) -> Result<Vec<Won>, Fault> {
+async fn index(
+    connection: &mut Connection,
+    lines: &[&Line<'_>],
+    model: &str,
+) -> Result<Vec<WrittenRow>, Fault> {
     if lines.is_empty() {
         return Ok(Vec::new());
     }
@@ -387,7 +393,7 @@ async fn index(connection: &mut Connection, lines: &[&Line<'_>], model: &str) ->
     Ok(::store::prepared(IndexRow::bind(query, rows)).load(connection).await?)
 }
 
-async fn remove(connection: &mut Connection, lines: &[&Line<'_>]) -> Result<Vec<Won>, Fault> {
+async fn remove(connection: &mut Connection, lines: &[&Line<'_>]) -> Result<Vec<WrittenRow>, Fault> {
     if lines.is_empty() {
         return Ok(Vec::new());
     }

@@ -1,7 +1,8 @@
 //! The texts of a memory that are embedded and indexed.
 //!
-//! A turn of a conversation means little by itself: "Yes, on Friday." It is therefore indexed with its speaker and its date, and if
-//! the preceding text is known, it is embedded twice: by itself, and together with the preceding text (docs/adr/0025).
+//! A turn of a conversation means little by itself: "Yes, on Friday." It is therefore indexed with its speaker and its
+//! date. If the preceding text is known, it is embedded twice: by itself, and together with the preceding text
+//! (docs/adr/0025).
 
 use chrono::{DateTime, Utc};
 use contract::{Memory, Text};
@@ -71,8 +72,8 @@ impl Embedded {
     }
 }
 
-/// The chunks of several memories, in order. It runs on a blocking thread: a batch of long texts takes seconds, in which the async
-/// runtime must answer heartbeats.
+/// Splits several memories into chunks, in order. It runs on a blocking thread: a batch of long texts takes seconds,
+/// during which the async runtime must answer heartbeats.
 ///
 /// # Panics
 /// If the tokenizer panics.
@@ -81,7 +82,7 @@ pub(crate) async fn pieces_of(embedder: &Embedder, texts: Vec<Embedded>) -> Vec<
     let split = move || texts.iter().map(|one| one.pieces(&embedder)).collect();
     match tokio::task::spawn_blocking(split).await {
         Ok(pieces) => pieces,
-        // It cannot be cancelled, because its handle is not shared.
+        // The task cannot have been cancelled, because its handle is not shared.
         Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     }
 }

@@ -14,7 +14,7 @@ use queries::Parts;
 #[derive(Debug, thiserror::Error)]
 pub enum AsyncApiError {
     /// A golden file is not an object with the messages `full` and `minimal`.
-    #[error("the golden file of {name} is no JSON: {source}")]
+    #[error("the golden file of {name} is not valid JSON: {source}")]
     Golden {
         /// The request.
         name: String,
@@ -24,7 +24,7 @@ pub enum AsyncApiError {
     /// A schema is not an object with a title.
     #[error("a schema has no title")]
     Untitled,
-    /// Two types of one name have different schemas.
+    /// Two types of the same name have different schemas.
     #[error("two schemas are named {0} and differ")]
     Ambiguous(String),
     /// The document cannot be written as YAML.
@@ -32,7 +32,7 @@ pub enum AsyncApiError {
     Yaml(String),
 }
 
-/// In the order that a reader wants.
+/// The fields are written in this order.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Document {
@@ -58,7 +58,7 @@ const ABOUT: &str = "The messages between chat services and memfleet over NATS. 
 /// Generates the document, in YAML. The same contract always gives the same text.
 ///
 /// # Errors
-/// If two schemas of one name differ, or a golden file is no JSON.
+/// If two schemas of the same name differ, or a golden file is not valid JSON.
 pub fn document() -> Result<String, AsyncApiError> {
     let mut schemas = Map::new();
     let (mut channels, mut operations, mut messages) = (Map::new(), Map::new(), Map::new());
@@ -78,20 +78,23 @@ pub fn document() -> Result<String, AsyncApiError> {
     }
     let event = collect(root::<Event>(), &mut schemas)?;
     let outcome = collect(root::<Outcome>(), &mut schemas)?;
-    messages.insert("event".to_owned(), json!({
-        "title": "What has happened", "headers": schema_ref("EventHeaders"), "payload": schema_ref(&event),
-    }));
+    messages.insert(
+        "event".to_owned(),
+        json!({
+            "title": "Event", "headers": schema_ref("EventHeaders"), "payload": schema_ref(&event),
+        }),
+    );
     messages.insert(
         "outcome".to_owned(),
         json!({
-            "title": "How a request ended", "payload": schema_ref(&outcome),
+            "title": "Outcome of a request", "payload": schema_ref(&outcome),
         }),
     );
     messages.insert(
         "deadLetter".to_owned(),
         json!({
-            "title": "A message that was given up",
-            "description": "Its body is the request's, byte for byte; it need not be JSON.",
+            "title": "Dead letter",
+            "description": "The body is that of the original message, byte for byte; it need not be JSON.",
             "contentType": "application/octet-stream",
             "headers": schema_ref("DeadLetterHeaders"),
         }),
@@ -136,7 +139,7 @@ pub fn schema(kind: &RequestKind) -> Value {
 /// The golden messages of a kind: the full one and the minimal one.
 ///
 /// # Errors
-/// If its golden file is no JSON.
+/// If its golden file is not valid JSON.
 pub fn examples(kind: &RequestKind) -> Result<(Value, Value), AsyncApiError> {
     let mut golden: Value = serde_json::from_str(kind.golden)
         .map_err(|source| AsyncApiError::Golden { name: kind.name(), source })?;
@@ -158,7 +161,7 @@ fn servers() -> Value {
             "host": "{host}:4222",
             "protocol": "nats",
             "description": "A NATS server or cluster with JetStream.",
-            "variables": { "host": { "default": "127.0.0.1", "description": "Where it runs." } },
+            "variables": { "host": { "default": "127.0.0.1", "description": "The host name or address of the server." } },
         },
     })
 }
@@ -176,19 +179,19 @@ fn request_channel(kind: &RequestKind) -> Value {
 
 fn service_parameter() -> Value {
     json!({ "description": format!(
-        "The publishing service: 1 to {} of a-z 0-9 and -. A server permission binds it.", limit::SERVICE_CHARS
+        "The publishing service: 1 to {} of a-z 0-9 and -. NATS permissions restrict a service to its own name.", limit::SERVICE_CHARS
     ) })
 }
 
 fn user_parameter() -> Value {
-    json!({ "description": "Whose memory: a number from 0 to 2147483647. 0 is the platform, which has settings only." })
+    json!({ "description": "The user id, from 0 to 2147483647. 0 is the platform, which has settings only." })
 }
 
 fn request_operation(kind: &RequestKind) -> Value {
     let channel = format!("#/channels/{}", kind.name());
     json!({
         "action": "send",
-        "summary": format!("A service asks for {}.", kind.name()),
+        "summary": format!("Send the request {}.", kind.name()),
         "channel": { "$ref": channel },
         "messages": [{ "$ref": format!("{channel}/messages/request") }],
         "reply": {
@@ -220,10 +223,10 @@ fn add_other_channels(channels: &mut Map<String, Value>) {
         "events".to_owned(),
         json!({
             "address": "memory.event.{noun}.{verb}.{userId}",
-            "description": "What has happened, after it was committed; delivered at least once.",
+            "description": "Events, published after their transactions have committed; delivered at least once.",
             "parameters": {
-                "noun": { "description": "What it is about." },
-                "verb": { "description": "What was done with it." },
+                "noun": { "description": "The kind of record." },
+                "verb": { "description": "The operation." },
                 "userId": user_parameter(),
             },
             "messages": { "event": { "$ref": "#/components/messages/event" } },
@@ -236,7 +239,7 @@ fn add_other_channels(channels: &mut Map<String, Value>) {
             "description": format!("The subject that a request named in {}.", header::REPLY_TO),
             "parameters": {
                 "service": service_parameter(),
-                "inbox": { "description": "Whatever the service chose." },
+                "inbox": { "description": "Chosen by the service." },
             },
             "messages": { "outcome": { "$ref": "#/components/messages/outcome" } },
         }),
@@ -245,10 +248,10 @@ fn add_other_channels(channels: &mut Map<String, Value>) {
         "deadLetters".to_owned(),
         json!({
             "address": "memory.dead.{worker}.{userId}",
-            "description": "Messages that were given up, for operators.",
+            "description": "Dead letters: messages that could not be processed. For operators.",
             "parameters": {
-                "worker": { "description": "The worker that gave it up." },
-                "userId": { "description": "Whose message it was, or `unknown`." },
+                "worker": { "description": "The worker that dead-lettered the message." },
+                "userId": { "description": "The user of the message, or `unknown`." },
             },
             "messages": { "deadLetter": { "$ref": "#/components/messages/deadLetter" } },
         }),
@@ -257,8 +260,8 @@ fn add_other_channels(channels: &mut Map<String, Value>) {
 
 fn add_other_operations(operations: &mut Map<String, Value>) {
     for (name, channel, message, summary) in [
-        ("receive.events", "events", "event", "Anybody who may follows what happens to a user's memory."),
-        ("receive.deadLetters", "deadLetters", "deadLetter", "An operator looks at what was given up."),
+        ("receive.events", "events", "event", "An authorized subscriber receives the events of a user."),
+        ("receive.deadLetters", "deadLetters", "deadLetter", "An operator receives dead letters."),
     ] {
         operations.insert(
             name.to_owned(),
@@ -279,24 +282,24 @@ fn request_headers() -> Value {
             (
                 header::MESSAGE_ID,
                 json!({ "type": "string", "format": "uuid" }),
-                "The request id. A request that repeats one has no second effect.",
+                "The request id. A second request with the same id has no effect.",
             ),
             (header::AUTHORIZATION, json!({ "type": "string", "pattern": "^Bearer " }), "The service token."),
             (header::TRACEPARENT, json!({ "type": "string" }), "W3C trace context of the publisher."),
             (
                 header::ENCRYPTION,
                 json!({ "type": "string", "pattern": "^[a-z0-9-]+\\.[1-9][0-9]*$" }),
-                "The key that the body is encrypted with. Absent: the body is the JSON itself.",
+                "The key that the body is encrypted with. Absent: the body is plain JSON.",
             ),
             (
                 header::REPLY_TO,
                 json!({ "type": "string", "pattern": "^_INBOX\\." }),
-                "A subject in the service's own inbox that gets the outcome once it is committed.",
+                "A subject in the service's own inbox, to which the outcome is published after the commit.",
             ),
             (
                 header::CONTRACT,
                 json!({ "type": "string", "enum": [header::CONTRACT_VERSION] }),
-                "The version of the contract that the body follows; this one if absent.",
+                "The version of the contract that the body follows. Absent: this version.",
             ),
             (
                 header::PARENT_EVENT,
@@ -313,7 +316,7 @@ fn event_headers() -> Value {
         &[(
             header::MESSAGE_ID,
             json!({ "type": "string", "format": "uuid" }),
-            "The event's id, as in its body.",
+            "The event id, as in the body.",
         )],
     )
 }
@@ -336,16 +339,24 @@ fn dead_letter_headers() -> Value {
             (
                 header::DEAD_REASON,
                 json!({ "type": "string" }),
-                "One sentence that names the field or the condition.",
+                "The reason: one sentence that names the field or the condition.",
             ),
-            (header::DEAD_SUBJECT, json!({ "type": "string" }), "The subject the message was published on."),
-            (header::DEAD_SOURCE, json!({ "type": "string" }), "Where it is stored: stream/sequence."),
+            (header::DEAD_SUBJECT, json!({ "type": "string" }), "The subject of the original message."),
+            (
+                header::DEAD_SOURCE,
+                json!({ "type": "string" }),
+                "The stored original message: stream/sequence.",
+            ),
             (
                 header::DEAD_TRIES,
                 json!({ "type": "string", "pattern": "^[0-9]+$" }),
-                "How often the worker tried.",
+                "The number of attempts.",
             ),
-            (header::DEAD_REQUEST_ID, json!({ "type": "string" }), "The request id, if it had one."),
+            (
+                header::DEAD_REQUEST_ID,
+                json!({ "type": "string" }),
+                "The request id of the original message, if it had one.",
+            ),
         ],
     )
 }
@@ -380,7 +391,7 @@ fn root<T: JsonSchema>() -> Schema {
     generator().into_root_schema_for::<T>()
 }
 
-/// Takes a root schema and what it refers to into the components, and gives its name there.
+/// Adds a root schema and its definitions to the components, and returns its name there.
 fn collect(schema: Schema, schemas: &mut Map<String, Value>) -> Result<String, AsyncApiError> {
     let mut schema = without_links(Value::from(schema));
     let fields = schema.as_object_mut().ok_or(AsyncApiError::Untitled)?;
@@ -405,8 +416,8 @@ fn add(schemas: &mut Map<String, Value>, name: String, schema: Value) -> Result<
     Ok(())
 }
 
-/// In draft 7 nothing counts that stands beside a reference. The generator sees to that in the schema itself, and not in what it
-/// refers to.
+/// Moves every `$ref` that has sibling keywords into an `allOf`, because draft 7 ignores keywords next to a `$ref`. The
+/// generator does this in the schema itself, but not in its definitions.
 fn with_lone_references(value: Value) -> Value {
     match value {
         Value::Object(map) => {
@@ -424,7 +435,7 @@ fn with_lone_references(value: Value) -> Value {
     }
 }
 
-/// Whichever map serde_json was built with, the order is the same.
+/// Sorts the keys, so that the output does not depend on the map type that serde_json is built with.
 fn sorted(value: Value) -> Value {
     match value {
         Value::Object(map) => {
@@ -438,7 +449,7 @@ fn sorted(value: Value) -> Value {
     }
 }
 
-/// Descriptions are written for rustdoc, whose links lead nowhere here: only their text stays.
+/// Replaces rustdoc links in descriptions by their text.
 fn without_links(mut value: Value) -> Value {
     match &mut value {
         Value::Object(map) => {

@@ -7,7 +7,7 @@ use crate::{
     QUERIES, QUERY_ROOT, QueryError, QueryKind, TOKEN_ISSUE, TokenAnswer, TokenQuery, header, limit,
 };
 
-/// The parts of the document that are being put together.
+/// The parts of the document that is being generated.
 pub(super) struct Parts<'a> {
     pub(super) schemas: &'a mut Map<String, Value>,
     pub(super) channels: &'a mut Map<String, Value>,
@@ -15,16 +15,16 @@ pub(super) struct Parts<'a> {
     pub(super) messages: &'a mut Map<String, Value>,
 }
 
-/// Adds every query, and the one for tokens.
+/// Adds all queries, including the one for tokens.
 pub(super) fn add(parts: &mut Parts<'_>) -> Result<(), AsyncApiError> {
     parts.schemas.insert("QueryHeaders".to_owned(), query_headers());
     let refusal = collect(root::<QueryError>(), parts.schemas)?;
     let refusal = json!({
-        "title": "Why a query has no answer",
+        "title": "Error of a query",
         "headers": headers(&[header::REFUSED], &[(
             header::REFUSED,
             json!({ "type": "string", "pattern": "^[0-9]{3}$" }),
-            "A code as of HTTP. Where it is absent, the message is an answer.",
+            "An HTTP status code. Absent: the message is an answer.",
         )]),
         "payload": schema_ref(&refusal),
     });
@@ -33,7 +33,7 @@ pub(super) fn add(parts: &mut Parts<'_>) -> Result<(), AsyncApiError> {
         "answers".to_owned(),
         json!({
             "address": null,
-            "description": "The reply subject of a query, in the inbox of the service that asks.",
+            "description": "The reply subject of a query, in the inbox of the querying service.",
             "messages": { "refusal": { "$ref": "#/components/messages/refusal" } },
         }),
     );
@@ -47,7 +47,7 @@ pub(super) fn add(parts: &mut Parts<'_>) -> Result<(), AsyncApiError> {
     let token = Channel {
         name: "token.issue".to_owned(),
         address: format!("{TOKEN_ISSUE}.{{service}}"),
-        description: "A token for the service, for one user.",
+        description: "A service token for one user.",
     };
     add_one(parts, &token, &query, &answer);
     Ok(())
@@ -88,7 +88,7 @@ fn add_one(parts: &mut Parts<'_>, channel: &Channel<'_>, query: &str, answer: &s
         format!("send.{name}"),
         json!({
             "action": "send",
-            "summary": format!("A service asks: {description}"),
+            "summary": format!("Query: {description}"),
             "channel": { "$ref": channel },
             "messages": [{ "$ref": format!("{channel}/messages/query") }],
             "reply": {
@@ -100,7 +100,7 @@ fn add_one(parts: &mut Parts<'_>, channel: &Channel<'_>, query: &str, answer: &s
             },
         }),
     );
-    // A service is not known by a token when it asks for one: the broker says who it is.
+    // A token query carries no token: NATS permissions identify the service.
     let query_headers = if name == "token.issue" { Value::Null } else { schema_ref("QueryHeaders") };
     let mut message = json!({ "title": name, "payload": schema_ref(query) });
     if !query_headers.is_null() {
@@ -117,15 +117,13 @@ fn query_headers() -> Value {
     let uuid = json!({ "type": "string", "format": "uuid" });
     let deadline = json!({ "type": "string", "pattern": "^[0-9]{2,5}$" });
     let (least, most) = (limit::DEADLINE_MS_MIN, limit::DEADLINE_MS_MAX);
-    let about_deadline = format!(
-        "How many milliseconds it may take: {least} to {most}, {} if absent.",
-        limit::DEADLINE_MS_DEFAULT
-    );
+    let about_deadline =
+        format!("The deadline in milliseconds, {least} to {most}. Absent: {}.", limit::DEADLINE_MS_DEFAULT);
     headers(
         &[header::AUTHORIZATION],
         &[
-            (header::AUTHORIZATION, bearer, "The service token. The answer is about its user."),
-            (header::MESSAGE_ID, uuid, "The id under which the query is found in the audit trail."),
+            (header::AUTHORIZATION, bearer, "The service token. The query is answered for its user."),
+            (header::MESSAGE_ID, uuid, "The id of the query in the audit trail."),
             (header::DEADLINE_MS, deadline, &about_deadline),
         ],
     )

@@ -27,7 +27,7 @@ pub struct AgentContextList {
     /// Whether encrypted values are decrypted; otherwise a marker takes their place.
     #[serde(default)]
     pub reveal: bool,
-    /// Where the page starts: `next_cursor` of the page before.
+    /// The start of the page: `next_cursor` of the previous page.
     #[serde(default)]
     pub cursor: Option<Cursor>,
     /// The maximum number of contexts.
@@ -74,6 +74,6 @@ pub struct AgentContextInfo {
 pub struct AgentContextPage {
     /// The contexts.
     pub contexts: Vec<AgentContextInfo>,
-    /// The `cursor` of the next page; absent on the last one.
+    /// The cursor of the next page; absent on the last one.
     pub next_cursor: Option<String>,
 }

@@ -27,7 +27,7 @@ pub struct ContextList {
     /// Whether encrypted values are decrypted; otherwise a marker takes their place.
     #[serde(default)]
     pub reveal: bool,
-    /// Where the page starts: `next_cursor` of the page before.
+    /// The start of the page: `next_cursor` of the previous page.
     #[serde(default)]
     pub cursor: Option<Cursor>,
     /// The maximum number of contexts.
@@ -99,7 +99,7 @@ pub struct ContextInfo {
 pub struct ContextPage {
     /// The contexts.
     pub contexts: Vec<ContextInfo>,
-    /// The `cursor` of the next page; absent on the last one.
+    /// The cursor of the next page; absent on the last one.
     pub next_cursor: Option<String>,
 }
 

@@ -16,7 +16,7 @@ pub struct ConversationRead {
     /// Whether encrypted values are decrypted; otherwise a marker takes their place.
     #[serde(default)]
     pub reveal: bool,
-    /// Where the page starts: `next_cursor` of the page before.
+    /// The start of the page: `next_cursor` of the previous page.
     #[serde(default)]
     pub cursor: Option<Cursor>,
     /// The maximum number of messages.
@@ -43,7 +43,7 @@ impl QueryType for ConversationRead {
 pub struct MessageInfo {
     /// Its id.
     pub message_id: Uuid,
-    /// Who wrote it.
+    /// The author.
     pub role: MessageRole,
     /// Its text.
     pub content: String,
@@ -64,6 +64,6 @@ pub struct ConversationPage {
     pub sensitive: bool,
     /// The messages.
     pub messages: Vec<MessageInfo>,
-    /// The `cursor` of the next page; absent on the last one.
+    /// The cursor of the next page; absent on the last one.
     pub next_cursor: Option<String>,
 }

@@ -41,7 +41,8 @@ fn zero() -> Bounded<0, { i64::MAX }> {
 pub struct EventPage {
     /// The events.
     pub events: Vec<Event>,
-    /// The value of `after` for the next page: the sequence number of the last event, or `after` of this query if there is none.
+    /// The value of `after` for the next page: the sequence number of the last event, or `after` of this query if there
+    /// is none.
     pub last: i64,
     /// Whether there are more events.
     pub more: bool,

@@ -6,8 +6,8 @@ use super::{QueryKind, QueryType};
 use crate::number::Bounded;
 use crate::value::{Json, Name, Text};
 
-/// Walks the knowledge graph from a node along its relations, to a depth. Each node is returned once, at the smallest depth at
-/// which it is reached, so that cycles end.
+/// Walks the knowledge graph from a node along its relations, to a depth. Each node is returned once, at the smallest
+/// depth at which it is reached, so that cycles end.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GraphWalk {
@@ -59,7 +59,8 @@ pub struct GraphNode {
     pub title: String,
     /// Its content.
     pub content: Json,
-    /// The state of the agents' consensus on it: `unvalidated`, `pending`, `validated`, `disputed`, `rejected` or `superseded`.
+    /// The state of the agents' consensus on it: `unvalidated`, `pending`, `validated`, `disputed`, `rejected` or
+    /// `superseded`.
     pub validation_status: String,
     /// How strongly the agents agree, 0 to 1.
     pub consensus_score: f64,

@@ -1,9 +1,11 @@
 //! Queries to the memory and their answers, over NATS request/reply.
 //!
 //! A service publishes a query on `memory.ask.<noun>.<verb>.<service>`, with its token in the header
-//! [`header::AUTHORIZATION`]. The answer is about the user of the token. Pages are bounded; each names the cursor of the next.
+//! [`header::AUTHORIZATION`]. The query is answered for the user of the token. Long answers are split into pages; each
+//! page contains the cursor of the next.
 //!
-//! One file has the queries of one noun, each with its facts ([`QueryType`]) and its answer. The table `queries!` lists them.
+//! Each file contains the queries of one noun, with their properties ([`QueryType`]) and their answers. The macro
+//! `queries!` lists all queries.
 //!
 //! [`header::AUTHORIZATION`]: crate::header::AUTHORIZATION
 
@@ -37,14 +39,14 @@ use crate::value::Text;
 /// The prefix of the subjects of queries.
 pub const QUERY_ROOT: &str = "memory.ask";
 
-/// The noun and the verb of the scope that a query with `reveal` needs in addition to its own. The right to read or write does
-/// not include the right to decrypt.
+/// The noun and the verb of the scope that a query with `reveal` needs in addition to its own. The right to read or
+/// write does not include the right to decrypt.
 pub const REVEAL: (&str, &str) = ("secret", "reveal");
 
 /// The maximum size of a query, in bytes.
 pub const QUERY_BYTES: usize = 192 * 1024;
 
-/// Where a page starts: an opaque text from the page before.
+/// The start of a page: an opaque string from the previous page.
 pub type Cursor = Text<1, 4096>;
 
 /// The maximum number of items of a page.
@@ -54,7 +56,7 @@ fn default_limit() -> Limit {
     Limit::literal(50)
 }
 
-/// A type of query, with its facts.
+/// A type of query and its properties.
 pub trait QueryType: Serialize + DeserializeOwned + JsonSchema + Send + 'static {
     /// Its answer.
     type Answer: Serialize + DeserializeOwned + JsonSchema + Send + 'static;
@@ -62,11 +64,12 @@ pub trait QueryType: Serialize + DeserializeOwned + JsonSchema + Send + 'static 
     /// Its subject, its description and its schemas.
     const KIND: &'static QueryKind;
 
-    /// The session that it is about, if it is limited to one. A token that is bound to a session allows no other query.
+    /// The session of the query; none if it is not limited to a session. A token for one session allows only queries of
+    /// that session.
     fn session_id(&self) -> Option<&str>;
 }
 
-/// The facts of a type of query, as values.
+/// The properties of a type of query.
 #[derive(Debug)]
 pub struct QueryKind {
     /// The noun of its subject.
@@ -134,12 +137,12 @@ macro_rules! queries {
                 Err(Malformed::new("subject", format!("no query is named {noun}.{verb}")))
             }
 
-            /// The facts of its type.
+            /// The properties of its type.
             pub fn kind(&self) -> &'static QueryKind {
                 match self { $(Self::$query(_) => $query::KIND,)+ }
             }
 
-            /// The session that it is about, if it is limited to one.
+            /// The session of the query; none if it is not limited to a session.
             pub fn session_id(&self) -> Option<&str> {
                 match self { $(Self::$query(query) => query.session_id(),)+ }
             }

@@ -7,7 +7,7 @@ use crate::number::Bounded;
 use crate::session::ChatMode;
 use crate::value::{List, Text};
 
-/// What routing decisions are grouped by.
+/// A dimension by which routing decisions are grouped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Dimension {

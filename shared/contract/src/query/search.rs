@@ -36,14 +36,14 @@ pub struct SearchSimilar {
     /// Only memories whose metadata contain all of these values: at most 16 strings, numbers or booleans.
     #[serde(default)]
     pub metadata: JsonObject,
-    /// How much recent memories are preferred, 0 to 1: of two equally similar memories, one from now scores this share higher
-    /// than one from long ago.
+    /// How much recent memories are preferred, 0 to 1: of two equally similar memories, one from now scores this share
+    /// higher than one from long ago.
     #[serde(default)]
     pub recency_boost: Score,
     /// The half-life of the preference for recent memories, in hours.
     #[serde(default = "a_week")]
     pub recency_half_life_hours: Bounded<1, 87_600>,
-    /// How much memories are preferred whose node the agents agree on, 0 to 1.
+    /// How much memories are preferred if the agents agree on their node, 0 to 1.
     #[serde(default)]
     pub consensus_boost: Score,
     /// Whether every vector of the user is compared, instead of an approximate search in the index.
@@ -101,7 +101,7 @@ pub struct SearchAnswer {
 /// A memory found by a search.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct SearchHit {
-    /// Its id.
+    /// The memory id.
     pub memory_id: Uuid,
     /// The node of the knowledge graph it belongs to.
     pub memory_node_id: Uuid,
@@ -109,7 +109,7 @@ pub struct SearchHit {
     pub session_id: Option<String>,
     /// Its type.
     pub vector_type: VectorType,
-    /// Who said or wrote it.
+    /// The speaker or author.
     pub speaker: Option<String>,
     /// Its text.
     pub content_text: String,
@@ -123,7 +123,7 @@ pub struct SearchHit {
     pub parts: ScoreParts,
 }
 
-/// The parts of a score. What did not contribute is absent.
+/// The parts of a score. A part that did not contribute is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ScoreParts {
     /// The cosine similarity of its vector and that of the query, -1 to 1.

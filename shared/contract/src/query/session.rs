@@ -15,7 +15,7 @@ pub struct SessionList {
     /// Only sessions in this chat mode.
     #[serde(default)]
     pub chat_mode: Option<ChatMode>,
-    /// Where the page starts: `next_cursor` of the page before.
+    /// The start of the page: `next_cursor` of the previous page.
     #[serde(default)]
     pub cursor: Option<Cursor>,
     /// The maximum number of sessions.
@@ -61,6 +61,6 @@ pub struct SessionInfo {
 pub struct SessionPage {
     /// The sessions.
     pub sessions: Vec<SessionInfo>,
-    /// The `cursor` of the next page; absent on the last one.
+    /// The cursor of the next page; absent on the last one.
     pub next_cursor: Option<String>,
 }

@@ -1,29 +1,29 @@
-//! Dead letters: a message that is given up, whole, with the reason.
+//! Dead letters: complete copies of messages that cannot be processed, with the reason.
 
 use async_nats::{HeaderMap, Subject};
 use bytes::Bytes;
 use contract::{DeadLetterClass, DeadLetterSubject, RequestSubject, header, limit};
 use uuid::Uuid;
 
-/// Why a message is given up.
+/// Why a message is dead-lettered.
 #[derive(Clone, Debug)]
 pub struct DeadLetterReason {
     /// The class.
     pub class: DeadLetterClass,
-    /// One sentence that names the field or the condition.
+    /// One sentence naming the field or the condition.
     pub reason: String,
     /// How often it was tried.
     pub tries: u32,
 }
 
-/// A message that is given up, as the stream holds it.
+/// A message to be dead-lettered, as the stream holds it.
 #[derive(Clone, Copy, Debug)]
 pub struct FailedMessage<'a> {
-    /// The worker that gives it up.
+    /// The worker that dead-letters it.
     pub worker: &'a str,
     /// The stream that holds it.
     pub stream: &'a str,
-    /// Its place there.
+    /// Its sequence number there.
     pub sequence: u64,
     /// The subject it was published on.
     pub subject: &'a str,
@@ -38,39 +38,40 @@ pub struct FailedMessage<'a> {
 pub struct DeadLetter {
     /// `memory.dead.<worker>.<user_id>`.
     pub subject: Subject,
-    /// The message's own headers without the broker's, and ours.
+    /// The message's headers without `Nats-*` and its token, and the headers that describe the dead letter.
     pub headers: HeaderMap,
-    /// The body, byte for byte.
+    /// The body, byte for byte. Empty if it is too large.
     pub body: Bytes,
 }
 
-/// The room for our own headers beside a body, when a dead letter must fit what the server takes.
-const HEADER_ROOM: usize = 16 * 1024;
-/// The most that a message's own headers may take in its dead letter. JetStream refuses more than 64 KiB in all.
-const CARRIED_BYTES: usize = 32 * 1024;
-/// The longest request id that goes along, in characters. A UUID has 36; anything else is no id but may be long.
-const REQUEST_ID_CHARS: usize = 64;
+/// Bytes reserved for the headers that describe a dead letter, when checking it against the server's `max_payload`.
+const HEADER_RESERVE: usize = 16 * 1024;
+/// Maximum size of a message's own headers in its dead letter. JetStream rejects more than 64 KiB of headers in all.
+const MAX_CARRIED_BYTES: usize = 32 * 1024;
+/// Maximum length of the copied request id, in characters. A UUID has 36; an invalid id may be longer.
+const MAX_REQUEST_ID_CHARS: usize = 64;
 
 impl DeadLetter {
-    /// Makes the dead letter of a message. `max_payload` is what the server takes: a body that does not fit stays
-    /// behind in its stream, and the reason says where.
+    /// Creates the dead letter of a message. A body that exceeds `max_payload`, the server's limit, stays in its
+    /// stream, and the reason names its stream and sequence number.
     pub fn new(failed: &FailedMessage<'_>, cause: &DeadLetterReason, max_payload: usize) -> Self {
         let source = format!("{}/{}", failed.stream, failed.sequence);
         let request_id = failed.headers.and_then(|headers| headers.get(header::MESSAGE_ID));
-        let request_id = request_id.map(|id| id.as_str().chars().take(REQUEST_ID_CHARS).collect::<String>());
+        let request_id =
+            request_id.map(|id| id.as_str().chars().take(MAX_REQUEST_ID_CHARS).collect::<String>());
         let mut headers = carried(failed.headers);
         let mut reason = printable(&cause.reason);
-        if header_bytes(&headers) > CARRIED_BYTES {
+        if header_bytes(&headers) > MAX_CARRIED_BYTES {
             headers = HeaderMap::new();
             reason = format!("{reason}; its headers are too large to move, they are still at {source}");
         }
-        let fits = failed.body.len() + header_bytes(&headers) + HEADER_ROOM <= max_payload;
+        let fits = failed.body.len() + header_bytes(&headers) + HEADER_RESERVE <= max_payload;
         if !fits {
             headers = HeaderMap::new();
             reason = format!("{reason}; too large to move, the message is still at {source}");
         }
-        // The same request given up twice is one dead letter. Another user's request is another one, and so is another
-        // body under the same id.
+        // The id is deterministic, so that dead-lettering a request twice stores one dead letter. It depends on the
+        // user and the body, because requests of other users or with other bodies may have the same request id.
         let name = request_id.as_ref().unwrap_or(&source);
         let name = format!("{} {:?} {name} ", failed.worker, user(failed.subject));
         let id = Uuid::new_v5(&Uuid::NAMESPACE_OID, &[name.as_bytes(), failed.body].concat());
@@ -89,16 +90,17 @@ impl DeadLetter {
     }
 }
 
-/// The user of a subject, also of one that is otherwise malformed.
+/// The user in a subject, even if the subject is otherwise malformed.
 fn user(subject: &str) -> Option<contract::UserId> {
     match subject.parse::<RequestSubject>() {
         Ok(subject) => Some(subject.user_id),
+        Err(_) if !subject.starts_with(contract::REQUEST_ROOT) => None,
         Err(_) => subject.rsplit('.').next().and_then(|token| token.parse().ok()),
     }
 }
 
-/// The headers that go along. `Nats-` ones are orders to the broker and would be carried out again; a service token stays
-/// good for a while, and dead letters are read by others than its service.
+/// The headers to copy. `Nats-*` headers are left out because the broker would act on them again. The token is left out
+/// because it stays valid for a while, and others than its service read dead letters.
 fn carried(headers: Option<&HeaderMap>) -> HeaderMap {
     let mut carried = HeaderMap::new();
     for (name, values) in headers.into_iter().flat_map(HeaderMap::iter) {
@@ -121,7 +123,7 @@ fn header_bytes(headers: &HeaderMap) -> usize {
         .sum()
 }
 
-/// One line without control characters, as a header must be.
+/// The reason as a header value: one line, without control characters and of limited length.
 fn printable(reason: &str) -> String {
     reason
         .chars()

@@ -1,4 +1,4 @@
-//! What a worker publishes: events and dead letters. Nothing here returns before the broker has stored it.
+//! Publishes events and dead letters. A publish succeeds only once the broker has stored the message.
 
 use std::time::Duration;
 
@@ -11,16 +11,16 @@ use uuid::Uuid;
 
 use crate::delivery::retry;
 
-/// The broker did not take something that must be there before the acknowledgement. The message stays unsettled
-/// and is delivered again.
+/// The broker did not store something that must be stored before the acknowledgement. The message that caused it stays
+/// unsettled and is redelivered.
 pub(crate) struct NotPublished;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// How often a publish is tried while the worker is stopping; otherwise it is tried until the broker is back.
-const TRIES_WHEN_STOPPING: u32 = 3;
+/// How often a publish is tried while the worker is stopping. Otherwise it is retried until it succeeds.
+const MAX_TRIES_WHEN_STOPPING: u32 = 3;
 
-/// What one worker publishes.
+/// Publishes for one worker.
 #[derive(Clone)]
 pub(crate) struct EventPublisher {
     pub(crate) worker: &'static str,
@@ -29,37 +29,38 @@ pub(crate) struct EventPublisher {
 }
 
 impl EventPublisher {
-    /// Publishes all events at once and waits for every acknowledgement; what failed is published again, which its id makes
-    /// harmless.
+    /// Publishes all events concurrently and waits for every acknowledgement. Failed ones are published again; the
+    /// broker deduplicates them by event id.
     pub(crate) async fn publish_all<'a>(
         &self,
         events: impl Iterator<Item = &'a Event>,
     ) -> Result<(), NotPublished> {
-        let mut unsure = Vec::new();
-        let mut waiting = Vec::new();
+        let mut failed = Vec::new();
+        let mut pending = Vec::new();
         for event in events {
             let subject = EventSubject { event_type: event.event_type, user_id: event.user_id }.to_string();
-            // An event holds JSON, texts and numbers, all of which can be written as JSON.
+            // Serialization cannot fail: an event holds only JSON, strings and numbers.
             let body = Bytes::from(serde_json::to_vec(event).unwrap_or_default());
             let headers = id_header(event.event_id);
             match self.jetstream.publish_with_headers(subject.clone(), headers.clone(), body.clone()).await {
-                Ok(acknowledged) => waiting.push(((subject, headers, body), acknowledged)),
-                Err(_) => unsure.push((subject, headers, body)),
+                Ok(acknowledged) => pending.push(((subject, headers, body), acknowledged)),
+                Err(_) => failed.push((subject, headers, body)),
             }
         }
         let acknowledged = join_all(
-            waiting
+            pending
                 .into_iter()
                 .map(async |(message, acknowledged)| acknowledged.await.err().map(|_| message)),
         );
-        unsure.extend(acknowledged.await.into_iter().flatten());
-        for (subject, headers, body) in unsure {
+        failed.extend(acknowledged.await.into_iter().flatten());
+        for (subject, headers, body) in failed {
             self.publish_until_stored(&subject, &headers, &body).await?;
         }
         Ok(())
     }
 
-    /// Publishes a message again and again until the broker has stored it; only so often while the worker stops.
+    /// Publishes a message until the broker has stored it. While the worker is stopping, it gives up after
+    /// [`MAX_TRIES_WHEN_STOPPING`] tries.
     pub(crate) async fn publish_until_stored(
         &self,
         subject: &str,
@@ -78,8 +79,8 @@ impl EventPublisher {
                 Err(error) => error,
             };
             tries += 1;
-            tracing::warn!(worker = self.worker, subject, %error, tries, "the broker did not store a message; trying again");
-            if self.stop.is_cancelled() && tries >= TRIES_WHEN_STOPPING {
+            tracing::warn!(worker = self.worker, subject, %error, tries, "publish failed, retrying");
+            if self.stop.is_cancelled() && tries >= MAX_TRIES_WHEN_STOPPING {
                 return Err(NotPublished);
             }
             tokio::time::sleep(retry::delay(tries, FIRST_PAUSE, LONGEST_PAUSE)).await;

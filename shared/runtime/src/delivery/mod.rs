@@ -1,4 +1,4 @@
-//! What happens around a message while it is processed: renewal, retries, publishing, dead letters.
+//! Support for processing a message: extending `ack_wait`, rate limits, retries, publishing, dead letters.
 
 pub mod dead_letter;
 pub(crate) mod event_publisher;

@@ -1,5 +1,5 @@
-//! How often a service may ask: of itself, of each of its nouns and verbs, and for each user. Every replica counts for
-//! itself.
+//! Rate limits of services: for the whole service, for each of its scopes (noun and verb) and for each user. Every
+//! replica counts separately.
 
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU32;
@@ -11,21 +11,21 @@ use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
 use store::registry::Rates;
 
-/// The least that a request over its rate waits.
-const LEAST_DELAY: Duration = Duration::from_millis(100);
-/// The most that it waits before it is asked about again.
-const LONGEST_DELAY: Duration = Duration::from_secs(10);
-/// How often a message is put off for its rate before it goes through all the same, after some forty seconds: sooner than
-/// another one is given up that needs it, and long before the broker gives up a message that was delivered too often.
-const MOST_DELAYS: i64 = 10;
-/// How many messages one replica puts off at a time. What is over that goes through: the broker counts those that wait among
-/// the messages in flight, of which the consumer has a bounded number for all services together.
-const AT_A_TIME: usize = 2_000;
+/// Minimum delay of a message over its rate limit.
+const MIN_DELAY: Duration = Duration::from_millis(100);
+/// Maximum delay before its next delivery.
+const MAX_DELAY: Duration = Duration::from_secs(10);
+/// Maximum number of times a message is delayed for its rate limit. After that, about 40 s, it is processed anyway:
+/// before messages that depend on it are dead-lettered, and long before it reaches the consumer's `max_deliver`.
+const MAX_DELAYS: i64 = 10;
+/// Maximum number of messages that one replica delays at a time. Further ones are processed at once: delayed messages
+/// count against the consumer's limit of unacknowledged messages, which all services share.
+const MAX_WAITING: usize = 2_000;
 
-/// The rates of every service that asked lately.
+/// The rate limiters of the services seen so far.
 #[derive(Debug, Default)]
 pub(crate) struct Limits {
-    /// When each message that was put off comes again, at the latest.
+    /// The latest redelivery time of each delayed message.
     waiting: Mutex<VecDeque<Instant>>,
     services: Mutex<HashMap<Service, Arc<ServiceLimits>>>,
     clock: DefaultClock,
@@ -41,7 +41,7 @@ struct ServiceLimits {
 
 impl ServiceLimits {
     fn new(rates: Rates) -> Self {
-        // A rate of nothing would be a service that is disabled; a quota has at least one.
+        // A quota is at least 1. A rate of 0 would mean a disabled service, which is configured elsewhere.
         let quota = |rate: u32| Quota::per_second(NonZeroU32::new(rate).unwrap_or(NonZeroU32::MIN));
         Self {
             rates,
@@ -52,7 +52,7 @@ impl ServiceLimits {
     }
 }
 
-/// What is asked for.
+/// What is checked against the rate limits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Use<'a> {
     pub(crate) service: &'a Service,
@@ -62,11 +62,12 @@ pub(crate) struct Use<'a> {
 }
 
 impl Limits {
-    /// How long a use over its rate is to wait; none if it is within. It counts in either case where it is within.
+    /// How long a use must wait if it exceeds a rate limit; `None` otherwise. The limits that it is within count it in
+    /// either case, up to the first one exceeded.
     pub(crate) fn wait(&self, rates: Rates, what: Use<'_>) -> Option<Duration> {
         let limits = self.of(rates, what.service);
         let now = self.clock.now();
-        // The narrowest first, so that one user's flood uses up nothing of what the others share.
+        // The narrowest limit is checked first, so that one user's flood does not use up the limits shared with others.
         let user = limits.users.as_ref().and_then(|limit| limit.check_key(&what.user_id).err());
         let over = user
             .or_else(|| {
@@ -77,24 +78,24 @@ impl Limits {
         over.map(|until| until.wait_time_from(now))
     }
 
-    /// Whether one more message may be put off for so long. It counts as waiting from now on.
-    pub(crate) fn has_room(&self, delay: Duration) -> bool {
+    /// Whether one more message may be delayed by `delay`. If so, it is counted as waiting.
+    pub(crate) fn reserve(&self, delay: Duration) -> bool {
         let now = Instant::now();
-        // Nothing panics under the lock.
+        // No code panics while holding the lock.
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        // Those that come again first need not stand first; who stays counted for a while longer does no harm.
+        // The queue is not sorted by time. Counting an expired entry for a while longer is harmless.
         while waiting.front().is_some_and(|until| *until <= now) {
             waiting.pop_front();
         }
-        if waiting.len() >= AT_A_TIME {
+        if waiting.len() >= MAX_WAITING {
             return false;
         }
         waiting.push_back(now + delay);
         true
     }
 
-    /// Forgets users and scopes that have not asked lately.
-    pub(crate) fn tidy(&self) {
+    /// Removes the state of users and scopes without recent uses.
+    pub(crate) fn prune(&self) {
         for limits in self.lock().values() {
             if let Some(scopes) = &limits.scopes {
                 scopes.retain_recent();
@@ -109,7 +110,7 @@ impl Limits {
         let mut services = self.lock();
         match services.get(service) {
             Some(known) if known.rates == rates => Arc::clone(known),
-            // As many as are registered.
+            // The map is limited by the number of registered services.
             Some(_) | None => {
                 let limits = Arc::new(ServiceLimits::new(rates));
                 services.insert(service.clone(), Arc::clone(&limits));
@@ -119,19 +120,19 @@ impl Limits {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Service, Arc<ServiceLimits>>> {
-        // Nothing panics under the lock.
+        // No code panics while holding the lock.
         self.services.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// How long a message waits that is over its rate and was delivered so often: longer each time, since others wait with it.
-/// None once it has waited often enough.
+/// The delay of a message over its rate limit. It doubles with each delivery, because other messages wait as well.
+/// `None` after [`MAX_DELAYS`] deliveries.
 pub(crate) fn delay(wait: Duration, deliveries: i64) -> Option<Duration> {
-    if deliveries > MOST_DELAYS {
+    if deliveries > MAX_DELAYS {
         return None;
     }
     let doublings = u32::try_from(deliveries.clamp(1, 16) - 1).unwrap_or(0);
-    Some((wait.max(LEAST_DELAY) * 2_u32.pow(doublings)).min(LONGEST_DELAY))
+    Some((wait.max(MIN_DELAY) * 2_u32.pow(doublings)).min(MAX_DELAY))
 }
 
 #[cfg(test)]
@@ -147,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn each_bound_is_of_its_own() {
+    fn limits_are_independent() {
         let hour = Rates { of_service: Some(20), of_scope: Some(10), of_user: Some(5) };
         let limits = Limits::default();
         assert_eq!(waits(&limits, hour, 5, "a", "put", 1), 0);
@@ -155,31 +156,31 @@ mod tests {
         assert!(waits(&limits, hour, 5, "a", "put", 2) <= 5, "another user's");
         assert!(waits(&limits, hour, 20, "a", "remove", 3) >= 14);
         assert_eq!(waits(&limits, hour, 5, "b", "put", 1), 0, "another service's");
-        assert_eq!(waits(&limits, Rates::default(), 10_000, "c", "put", 1), 0, "no bound");
-        // A rate that changes holds at once.
+        assert_eq!(waits(&limits, Rates::default(), 10_000, "c", "put", 1), 0, "no limit");
+        // A changed rate takes effect at once.
         let more = Rates { of_service: None, of_scope: None, of_user: Some(100) };
         assert_eq!(waits(&limits, more, 50, "a", "put", 1), 0);
-        limits.tidy();
+        limits.prune();
     }
 
     #[test]
-    fn so_many_wait_at_a_time_and_no_more() {
+    fn the_number_of_delayed_messages_is_limited() {
         let limits = Limits::default();
         let hour = Duration::from_secs(3_600);
-        assert_eq!((0..AT_A_TIME + 5).filter(|_| limits.has_room(hour)).count(), AT_A_TIME);
+        assert_eq!((0..MAX_WAITING + 5).filter(|_| limits.reserve(hour)).count(), MAX_WAITING);
         let limits = Limits::default();
-        assert!((0..AT_A_TIME + 5).all(|_| limits.has_room(Duration::ZERO)));
+        assert!((0..MAX_WAITING + 5).all(|_| limits.reserve(Duration::ZERO)));
     }
 
     #[test]
-    fn a_delay_grows_to_a_bound_and_ends() {
+    fn a_delay_grows_to_its_maximum_and_ends() {
         let wait = Duration::from_millis(1);
-        assert_eq!(delay(wait, 1), Some(LEAST_DELAY));
-        assert_eq!(delay(wait, 2), Some(LEAST_DELAY * 2));
-        assert_eq!(delay(Duration::from_secs(60), 1), Some(LONGEST_DELAY));
-        assert_eq!(delay(wait, MOST_DELAYS), Some(LONGEST_DELAY));
-        let all: Duration = (1..=MOST_DELAYS).filter_map(|delivery| delay(wait, delivery)).sum();
+        assert_eq!(delay(wait, 1), Some(MIN_DELAY));
+        assert_eq!(delay(wait, 2), Some(MIN_DELAY * 2));
+        assert_eq!(delay(Duration::from_secs(60), 1), Some(MAX_DELAY));
+        assert_eq!(delay(wait, MAX_DELAYS), Some(MAX_DELAY));
+        let all: Duration = (1..=MAX_DELAYS).filter_map(|delivery| delay(wait, delivery)).sum();
         assert!(all < Duration::from_secs(60), "{all:?}");
-        assert_eq!(delay(wait, MOST_DELAYS + 1), None);
+        assert_eq!(delay(wait, MAX_DELAYS + 1), None);
     }
 }

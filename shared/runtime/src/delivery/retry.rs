@@ -1,36 +1,36 @@
-//! How often and after how long a message is tried again.
+//! How often and after which delay a message is retried.
 //!
-//! The server's delivery count is no measure of it: a hand-back at shutdown and a crash of a neighbour raise it
-//! too. So the tries are counted here, by each replica for the faults it has seen. A crash forgets them, which
-//! errs on the side of trying more often; the consumer's `max_deliver` is the bound behind this one.
+//! Each replica counts a message's tries itself. The server's delivery count cannot be used: it also grows when a
+//! message is handed back at shutdown or when another message crashes the worker. The counts are lost in a crash, so a
+//! message may be tried more often than configured; the consumer's `max_deliver` is the final limit.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// How many messages may be between tries before the oldest counts are forgotten.
-const REMEMBERED: usize = 100_000;
+/// Maximum number of messages whose tries are counted. Beyond it, the count with the lowest sequence is dropped.
+const MAX_COUNTED: usize = 100_000;
 
-/// How long to wait before try number `tries + 1`: `first` doubled with every try up to `longest`, of which a
-/// random half is taken off, so that messages that failed together do not come back together.
+/// How long to wait before try number `tries + 1`: `first` doubled with every try up to `longest`, minus a random share
+/// of up to half, so that messages that failed together are not retried together.
 pub fn delay(tries: u32, first: Duration, longest: Duration) -> Duration {
     let doubled = first.saturating_mul(1_u32.checked_shl(tries.saturating_sub(1)).unwrap_or(u32::MAX));
     let full = doubled.min(longest);
     full.mul_f64(fastrand::f64().mul_add(-0.5, 1.0))
 }
 
-/// A message of the broker: its stream, and its sequence there.
+/// Identifies a message in the broker: its stream and its sequence number there.
 pub(crate) type MessageKey = (&'static str, u64);
 
-/// Tries spent, by message.
+/// The tries spent, by message.
 #[derive(Debug, Default)]
 pub(crate) struct Budget {
     spent: HashMap<MessageKey, u32>,
 }
 
 impl Budget {
-    /// Spends one try of a message and gives how many it has spent.
+    /// Spends one try of a message. Returns the number of tries spent so far.
     pub(crate) fn spend(&mut self, message: MessageKey) -> u32 {
-        if self.spent.len() >= REMEMBERED
+        if self.spent.len() >= MAX_COUNTED
             && !self.spent.contains_key(&message)
             && let Some(oldest) = self.spent.keys().min_by_key(|(_, sequence)| *sequence).copied()
         {
@@ -41,7 +41,7 @@ impl Budget {
         *tries
     }
 
-    /// Forgets a message that is settled, and gives how many tries it had spent.
+    /// Removes a settled message. Returns the number of tries it had spent.
     pub(crate) fn forget(&mut self, message: &MessageKey) -> u32 {
         self.spent.remove(message).unwrap_or(0)
     }
@@ -67,9 +67,9 @@ mod tests {
         let (seventh, other) = (("CONTEXT", 7), ("JOBS", 7));
         assert_eq!((budget.spend(seventh), budget.spend(seventh), budget.spend(other)), (1, 2, 1));
         assert_eq!((budget.forget(&seventh), budget.spend(seventh)), (2, 1));
-        for sequence in 0..=REMEMBERED as u64 + 10 {
+        for sequence in 0..=MAX_COUNTED as u64 + 10 {
             budget.spend(("CONTEXT", sequence));
         }
-        assert!(budget.spent.len() <= REMEMBERED);
+        assert!(budget.spent.len() <= MAX_COUNTED);
     }
 }

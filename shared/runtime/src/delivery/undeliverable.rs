@@ -1,7 +1,7 @@
-//! The backstop: messages that were delivered `max_deliver` times and never settled.
+//! Handles messages that were delivered `max_deliver` times without being settled.
 //!
-//! The server tells so once, in an advisory that a stream keeps. Here each advisory becomes a dead letter, unless
-//! the message had its effect after all.
+//! The server publishes one advisory for each, which the stream `ADVISORY` keeps. This module dead-letters the message,
+//! unless it was committed after all.
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -12,9 +12,11 @@ use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::{self, AckKind};
 use bytes::Bytes;
-use chrono::DateTime;
+use chrono::{DateTime, Utc};
 use config::WorkerSettings;
-use contract::{DeadLetterClass, Event, Redacted, RequestFacts, RequestSubject, SessionId, header};
+use contract::{
+    DeadLetterClass, Event, JOBS_STREAM, Redacted, RequestFacts, RequestSubject, SessionId, UserId, header,
+};
 use diesel_async::AsyncConnection;
 use serde::Deserialize;
 use store::blackboard;
@@ -30,12 +32,13 @@ use crate::process::stats::Stats;
 use crate::stages::authorize::Authorizer;
 use crate::stages::decode::{self, Bodies};
 use crate::stages::pull::Puller;
+use crate::stages::tick_grants::TickGrants;
 use crate::worker::{ExternalWorker, WorkItem};
 
-/// The stream that keeps advisories.
+/// The stream that keeps the advisories.
 pub(crate) const STREAM: &str = "ADVISORY";
 
-/// The part of the server's advisory (`io.nats.jetstream.advisory.v1.max_deliver`) that is needed.
+/// The fields used from the server's advisory (`io.nats.jetstream.advisory.v1.max_deliver`).
 #[derive(Deserialize)]
 struct MaxDeliver {
     stream: String,
@@ -55,7 +58,8 @@ pub(crate) struct UndeliverableHandler<W> {
     pub(crate) stats: Arc<Stats>,
 }
 
-const AFTER_ERROR: Duration = Duration::from_secs(5);
+/// Delay before an advisory is handled again after an error.
+const RETRY_DELAY: Duration = Duration::from_secs(5);
 
 impl<W: ExternalWorker> UndeliverableHandler<W> {
     pub(crate) async fn run(
@@ -71,7 +75,7 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
                 let settled = match serde_json::from_slice::<MaxDeliver>(&advisory.message.payload) {
                     Ok(max_deliver) => self.dead_letter(&max_deliver).await,
                     Err(error) => {
-                        tracing::error!(worker = W::INFO.name, %error, "an advisory cannot be read");
+                        tracing::error!(worker = W::INFO.name, %error, "cannot decode an advisory");
                         Ok(())
                     }
                 };
@@ -79,11 +83,11 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
                     Ok(()) => AckKind::Ack,
                     Err(problem) => {
                         tracing::warn!(worker = W::INFO.name, problem, "an advisory is retried later");
-                        AckKind::Nak(Some(AFTER_ERROR))
+                        AckKind::Nak(Some(RETRY_DELAY))
                     }
                 };
                 if let Err(error) = advisory.message.ack_with(kind).await {
-                    tracing::debug!(worker = W::INFO.name, %error, "an advisory is not acknowledged");
+                    tracing::debug!(worker = W::INFO.name, %error, "cannot acknowledge an advisory");
                 }
             }
         }
@@ -98,16 +102,16 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
                 tracing::error!(
                     worker = W::INFO.name,
                     sequence = advisory.stream_seq,
-                    "an undeliverable message is gone from its stream"
+                    "an undeliverable message is no longer in its stream"
                 );
                 return Ok(());
             }
             Err(error) => return Err(error.to_string()),
         };
-        if let Some(events) = self.committed(&message).await? {
-            // The effect is there, and its events may never have been published.
+        if let Some(events) = self.committed(&advisory.stream, &message).await? {
+            // The message was committed, but its events may not have been published.
             let published = self.event_publisher.publish_all(events.iter()).await;
-            return published.map_err(|NotPublished| "the worker stops".to_owned());
+            return published.map_err(|NotPublished| "the worker is stopping".to_owned());
         }
         let failed = FailedMessage {
             worker: W::INFO.name,
@@ -120,7 +124,7 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
         let cause = DeadLetterReason {
             class: DeadLetterClass::Undeliverable,
             reason: format!(
-                "delivered {} times and never settled; a worker may have died of it",
+                "delivered {} times and never settled; it may have crashed a worker",
                 advisory.deliveries
             ),
             tries: u32::try_from(advisory.deliveries).unwrap_or(u32::MAX),
@@ -133,28 +137,17 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
         Ok(())
     }
 
-    /// The events of the effect, if a delivery was committed and not acknowledged in time. None for a tick: the next one does what
-    /// is due.
-    async fn committed(&self, message: &StreamMessage) -> Result<Option<Vec<Event>>, String> {
-        let headers = &message.headers;
-        let Ok(subject) = message.subject.as_str().parse::<RequestSubject>() else { return Ok(None) };
-        let Ok(Some(message_id)) = decode::id(Some(headers), header::MESSAGE_ID) else { return Ok(None) };
-        let opened = self.bodies.open(Some(headers), message.subject.as_str(), &subject, &message.payload);
-        let Ok(body) = opened else { return Ok(None) };
-        let Ok(Redacted { request, .. }) = W::Item::from_request(&subject, &body) else { return Ok(None) };
-        let entry =
-            Entry { user_id: subject.user_id.get(), message_id, event_id: Uuid::nil(), event_count: 0 };
-        let nanos = i64::try_from(message.time.unix_timestamp_nanos()).unwrap_or_default();
-        let stored_at = DateTime::from_timestamp_nanos(nanos);
-        let session = request.facts().and_then(RequestFacts::session_id).map(SessionId::as_str);
-        let authorized = self.authorizer.grant_for(Some(headers), &subject, session, stored_at);
-        // It can have had no effect, or nobody may look any more whether it had.
-        let Ok(grant) = authorized else { return Ok(None) };
+    /// The events of the effect, if a delivery was committed and not acknowledged in time.
+    async fn committed(&self, stream: &str, message: &StreamMessage) -> Result<Option<Vec<Event>>, String> {
+        let taken = if stream == JOBS_STREAM { self.tick(message).await? } else { self.request(message) };
+        // Without authority, it can have had no effect, or nobody may look any more whether it had.
+        let Some(Taken { inbox, entry, grants }) = taken else { return Ok(None) };
+        let grants: Vec<&str> = grants.iter().map(String::as_str).collect();
         let mut connection = store::acquire(&self.pool).await.map_err(|error| error.to_string())?;
         let found: Result<Option<Vec<Event>>, Fault> = connection
             .transaction(async |connection| {
-                security::open_context(connection, &[&grant]).await?;
-                let found = inbox::find(connection, W::INFO.name, &[entry]).await?;
+                security::open_context(connection, &grants).await?;
+                let found = inbox::find(connection, &inbox, &[entry]).await?;
                 let Some(entry) = found.first() else { return Ok(None) };
                 let ids: Vec<Uuid> = entry.event_ids().collect();
                 Ok(Some(blackboard::read(connection, &ids).await?))
@@ -165,4 +158,50 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
             found => found.map_err(|fault| fault.to_string()),
         }
     }
+
+    /// Where the inbox keeps a request.
+    fn request(&self, message: &StreamMessage) -> Option<Taken> {
+        let headers = &message.headers;
+        let subject = message.subject.as_str().parse::<RequestSubject>().ok()?;
+        let message_id = decode::id(Some(headers), header::MESSAGE_ID).ok()??;
+        let opened = self.bodies.open(Some(headers), message.subject.as_str(), &subject, &message.payload);
+        let Redacted { request, .. } = W::Item::from_request(&subject, &opened.ok()?).ok()?;
+        let session = request.facts().and_then(RequestFacts::session_id).map(SessionId::as_str);
+        let grant = self.authorizer.grant_for(Some(headers), &subject, session, stored_at(message)).ok()?;
+        let entry = entry(subject.user_id.get(), message_id);
+        Some(Taken { inbox: W::INFO.name.to_owned(), entry, grants: vec![grant.to_string()] })
+    }
+
+    /// Where the inbox keeps a tick. Its grants cover the users that its deliveries acted for.
+    async fn tick(&self, message: &StreamMessage) -> Result<Option<Taken>, String> {
+        let read = decode::tick(message.subject.as_str(), Some(&message.headers), stored_at(message));
+        let Ok((tick, id)) = read else { return Ok(None) };
+        match TickGrants::mint(&self.pool, tick.job.as_str(), id).await {
+            Ok(minted) => {
+                let grants = minted.all().into_iter().map(str::to_owned).collect();
+                let entry = entry(UserId::PLATFORM.get(), id);
+                Ok(Some(Taken { inbox: W::INFO.jobs_consumer(), entry, grants }))
+            }
+            Err(fault) if matches!(fault.kind, FaultKind::Unavailable | FaultKind::ConnectionLost) => {
+                Err(fault.to_string())
+            }
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+/// What finds a message in the inbox.
+struct Taken {
+    inbox: String,
+    entry: Entry,
+    grants: Vec<String>,
+}
+
+fn entry(user_id: i32, message_id: Uuid) -> Entry {
+    Entry { user_id, message_id, event_id: Uuid::nil(), event_count: 0 }
+}
+
+fn stored_at(message: &StreamMessage) -> DateTime<Utc> {
+    let nanos = i64::try_from(message.time.unix_timestamp_nanos()).unwrap_or_default();
+    DateTime::from_timestamp_nanos(nanos)
 }

@@ -1,38 +1,38 @@
-//! Which events of each session this replica has published, or has committed to publishing next.
+//! The events of each session up to which this replica has published, or has committed and enqueued for publishing.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use contract::{Event, UserId};
 
-/// How many sessions are remembered. Of one that is forgotten, the latest events are published once more, which their ids
-/// make harmless.
-const KEPT: usize = 100_000;
+/// Maximum number of sessions kept; all are dropped when it is reached. The latest events of a dropped session are then
+/// published again, and the broker deduplicates them by event id.
+const MAX_SESSIONS: usize = 100_000;
 
-/// Numbers of events by session. The stages after the commit go through batches in order, so that what has been handed to them
-/// is published before anything that is appended later.
+/// The watermarks by session. The stages after the commit process batches in order, so enqueued events are published
+/// before any event that is appended later.
 #[derive(Debug, Default)]
 pub(crate) struct Watermarks(Mutex<HashMap<(UserId, String), Marks>>);
 
-/// Numbers of events of one session.
+/// The watermarks of one session, as event sequence numbers.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Marks {
-    /// Up to this one they are published.
+    /// Events up to this one are published.
     pub(crate) published: i64,
-    /// Up to this one they are committed and are published next.
+    /// Events up to this one are committed and enqueued for publishing.
     pub(crate) enqueued: i64,
 }
 
 impl Watermarks {
-    /// What is known of a session; zeros if nothing is.
+    /// The watermarks of a session; zeros if it is unknown.
     pub(crate) fn of(&self, user_id: UserId, session_id: &str) -> Marks {
         self.lock().get(&(user_id, session_id.to_owned())).copied().unwrap_or_default()
     }
 
-    /// These are committed and are published next.
+    /// Records events that are committed and enqueued for publishing.
     pub(crate) fn enqueued<'a>(&self, events: impl Iterator<Item = &'a Event>) {
         let mut known = self.lock();
-        if known.len() >= KEPT {
+        if known.len() >= MAX_SESSIONS {
             known.clear();
         }
         for event in events {
@@ -41,11 +41,11 @@ impl Watermarks {
         }
     }
 
-    /// These are published.
+    /// Records published events.
     pub(crate) fn published<'a>(&self, events: impl Iterator<Item = &'a Event>) {
         let mut known = self.lock();
         for event in events {
-            // One that was forgotten meanwhile stays so.
+            // A session that was dropped meanwhile is not added again.
             if let Some(marks) = known.get_mut(&(event.user_id, event.session_id.clone())) {
                 marks.published = marks.published.max(event.event_sequence);
             }
@@ -53,7 +53,7 @@ impl Watermarks {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<(UserId, String), Marks>> {
-        // Nothing panics under the lock.
+        // No code panics while holding the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_rise_and_are_of_one_session_of_one_user() {
+    fn marks_only_rise_and_belong_to_one_session_of_one_user() {
         let marks = Watermarks::default();
         let of = |user: i32, session: &str| {
             let marks = marks.of(UserId::new(user).unwrap(), session);
@@ -82,6 +82,10 @@ mod tests {
         marks.enqueued([event(1, "s", 7), event(1, "s", 5), event(2, "s", 9)].iter());
         assert_eq!((of(1, "s"), of(2, "s"), of(1, "t")), ((0, 7), (0, 9), (0, 0)));
         marks.published([event(1, "s", 5), event(1, "t", 99)].iter());
-        assert_eq!((of(1, "s"), of(1, "t")), ((5, 7), (0, 0)), "what was never enqueued is not remembered");
+        assert_eq!(
+            (of(1, "s"), of(1, "t")),
+            ((5, 7), (0, 0)),
+            "a session without enqueued events is not kept"
+        );
     }
 }

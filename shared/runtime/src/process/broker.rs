@@ -6,7 +6,7 @@ use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use config::{NatsSettings, without_password};
 use percent_encoding::percent_decode_str;
 
-/// The broker cannot be connected to.
+/// The connection to the broker failed.
 #[derive(Debug, thiserror::Error)]
 #[error("NATS at {url}: {problem}")]
 pub struct ConnectError {
@@ -16,24 +16,24 @@ pub struct ConnectError {
 
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connects once as a worker or a service. Its name shows in the server's list of connections, in the inbox prefix
-/// (`_INBOX.<name>`), and in the path of its nkey. A connection that breaks later comes back by itself.
+/// Connects once, as a worker or a service. Its name appears in the server's list of connections, in the inbox prefix
+/// (`_INBOX.<name>`) and in the path of its nkey. The client reconnects by itself if the connection breaks later.
 ///
 /// # Errors
-/// [`ConnectError`] with the address, and what went wrong.
+/// [`ConnectError`] with the address and the cause.
 pub async fn connect(settings: &NatsSettings, name: &str) -> Result<Client, ConnectError> {
     connect_as(settings, name, name).await
 }
 
-/// Connects once as the operator, for a command of this name.
+/// Connects once as the operator, for the command with this name.
 ///
 /// # Errors
-/// [`ConnectError`] with the address, and what went wrong.
+/// [`ConnectError`] with the address and the cause.
 pub async fn connect_operator(settings: &NatsSettings, command: &str) -> Result<Client, ConnectError> {
     connect_as(settings, OPERATOR, command).await
 }
 
-/// Whom the broker knows the operator as.
+/// The operator's identity at the broker.
 const OPERATOR: &str = "operator";
 
 async fn connect_as(settings: &NatsSettings, identity: &str, name: &str) -> Result<Client, ConnectError> {
@@ -54,7 +54,7 @@ async fn connect_as(settings: &NatsSettings, identity: &str, name: &str) -> Resu
         let seed = tokio::fs::read_to_string(&file).await;
         let seed = seed.map_err(|error| {
             failed(format!(
-                "nats.nkey_file {file}: {error}; `memfleet nats keys` makes a key for each identity"
+                "nats.nkey_file {file}: {error}; `memfleet nats keys` creates a key for each identity"
             ))
         })?;
         options = options.nkey(seed.trim().to_owned());
@@ -67,30 +67,27 @@ async fn connect_as(settings: &NatsSettings, identity: &str, name: &str) -> Resu
         .split(',')
         .map(|url| url.trim().parse())
         .collect::<Result<_, _>>()
-        .map_err(|error| failed(format!("nats.url cannot be read: {error}")))?;
-    // The client knows the user information of an address but does not send it.
+        .map_err(|error| failed(format!("nats.url is invalid: {error}")))?;
+    // The client parses the user information of an address but does not send it.
     if let Some((user, password)) = servers.iter().find_map(user_information) {
         options = options.user_and_password(user, password);
     }
     options.connect(servers).await.map_err(|error| failed(error.to_string()))
 }
 
-/// User and password of an address, which are percent-encoded there.
+/// The user and password of an address, percent-decoded.
 fn user_information(address: &ServerAddr) -> Option<(String, String)> {
     let decoded =
         |part: Option<&str>| percent_decode_str(part.unwrap_or_default()).decode_utf8_lossy().into_owned();
     address.has_user_pass().then(|| (decoded(address.username()), decoded(address.password())))
 }
 
-#[allow(
-    clippy::wildcard_enum_match_arm,
-    reason = "the client's enumeration; what is new in it is worth a line"
-)]
+#[allow(clippy::wildcard_enum_match_arm, reason = "the client's enumeration; new variants are logged")]
 async fn log_event(event: Event) {
     match event {
         Event::Connected | Event::Closed => tracing::debug!(%event, "NATS connection"),
-        // A denied publish shows here and nowhere else, before its acknowledgement times out.
-        Event::ServerError(error) => tracing::error!(%error, "NATS refuses"),
+        // The server reports a denied publish only here; its acknowledgement merely times out.
+        Event::ServerError(error) => tracing::error!(%error, "NATS server error"),
         other => tracing::warn!(event = %other, "NATS connection"),
     }
 }
@@ -101,7 +98,7 @@ mod tests {
     use super::user_information;
 
     #[test]
-    fn what_an_address_encodes_is_sent_as_it_was_meant() {
+    fn user_information_is_percent_decoded() {
         let of = |url: &str| user_information(&url.parse().unwrap());
         assert_eq!(of("nats://u:p%40s%3As%C3%A4@h:4222"), Some(("u".to_owned(), "p@s:s\u{e4}".to_owned())));
         assert_eq!(of("nats://h:4222"), None);

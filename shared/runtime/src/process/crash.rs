@@ -1,4 +1,4 @@
-//! Places where a crash is worst, for the crash tests. Without the feature `crash-points` this is nothing.
+//! Crash points for the crash tests. Without the feature `crash-points`, reaching one has no effect.
 
 /// A boundary between stages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,17 +12,18 @@ pub(crate) enum Point {
     Taken,
     /// The transaction holds the effects and their events.
     Written,
-    /// The transaction has committed; the broker knows nothing of it.
+    /// The transaction has committed; no event is published.
     Committed,
-    /// The events are stored; no message is acknowledged.
+    /// The broker has stored the events; no message is acknowledged.
     EventsPublished,
     /// Some messages of the batch are acknowledged.
     Acknowledging,
-    /// A dead letter is stored; its message is not settled.
+    /// The broker has stored a dead letter; its message is not settled.
     DeadLettered,
 }
 
-/// Dies here if `MEMFLEET_CRASH_AT` says so: `Committed:3` is the third time this process gets to `Committed`.
+/// Kills the process if `MEMFLEET_CRASH_AT` selects this point. `Committed:3` selects the third time that this process
+/// reaches `Committed`.
 #[cfg(feature = "crash-points")]
 pub(crate) fn reach(point: Point) {
     use std::sync::OnceLock;
@@ -39,11 +40,11 @@ pub(crate) fn reach(point: Point) {
     if format!("{point:?}") == *name && TIMES.fetch_add(1, Ordering::Relaxed) + 1 == *times {
         // SIGKILL, as the kernel's out-of-memory killer would send: nothing is flushed, nothing unwinds.
         let killed = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-        tracing::error!(?killed, "the process outlived SIGKILL");
+        tracing::error!(?killed, "SIGKILL did not end the process");
     }
 }
 
-/// Nothing.
+/// Does nothing.
 #[cfg(not(feature = "crash-points"))]
 #[inline(always)]
 pub(crate) fn reach(_: Point) {}

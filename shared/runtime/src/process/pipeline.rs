@@ -1,4 +1,4 @@
-//! One worker from start to stop.
+//! Runs one worker from start to stop.
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_nats::Client;
 use async_nats::jetstream::consumer::PullConsumer;
 use config::Settings;
-use contract::{DeadLetterClass, RequestSubject};
+use contract::{DeadLetterClass, JOBS_STREAM, RequestSubject};
 use keys::Keys;
 use store::Pool;
 use tokio::sync::mpsc;
@@ -25,7 +25,7 @@ use crate::delivery::watermarks::Watermarks;
 use crate::process::crash::{self, Point};
 use crate::process::readiness::{Dependency, Phase, Readiness, probe};
 use crate::process::run_error::RunError;
-use crate::process::start::{Dependencies, JOBS, start};
+use crate::process::start::{Dependencies, start};
 use crate::process::stats::Stats;
 use crate::process::trust_refresh;
 use crate::stages::authorize::{Authorization, Authorizer, Denied};
@@ -39,7 +39,7 @@ use crate::worker::ExternalWorker;
 /// Runs a worker until `stop` is cancelled, then finishes what is in flight and hands back the rest.
 ///
 /// # Errors
-/// [`RunError`] if it cannot start or a stage breaks down. Being stopped is no error.
+/// [`RunError`] if it cannot start or a stage fails. Being stopped is not an error.
 pub async fn run<W: ExternalWorker>(
     worker: Arc<W>,
     settings: &Settings,
@@ -52,11 +52,11 @@ pub async fn run<W: ExternalWorker>(
     tracing::info!(worker = W::INFO.name, stream = W::INFO.stream, "started");
     let in_flight = InFlight::default();
     let ack_wait = dependencies.consumer.cached_info().config.ack_wait;
-    // It goes on while the stages finish, and ends with them.
+    // Renewal continues until the stages have finished.
     let _renewing =
         AbortOnDropHandle::new(tokio::spawn(in_flight.clone().renew(dependencies.client.clone(), ack_wait)));
     readiness.reached(Phase::Running);
-    let _looking = AbortOnDropHandle::new(tokio::spawn(look(
+    let _probing = AbortOnDropHandle::new(tokio::spawn(probe_dependencies(
         Arc::clone(&worker),
         dependencies.keys.clone(),
         dependencies.consumer.clone(),
@@ -72,7 +72,7 @@ pub async fn run<W: ExternalWorker>(
         biased;
         () = stop.cancelled() => {}
         Some(ended) = stages.join_next() => {
-            // No stage ends before it is told to, unless it panics.
+            // A stage ends before `stop` is cancelled only if it panics.
             broken = Some(ended.err().map_or_else(|| "a stage ended early".to_owned(), |error| error.to_string()));
             stop.cancel();
         }
@@ -84,18 +84,18 @@ pub async fn run<W: ExternalWorker>(
                 broken.get_or_insert(error.to_string());
             }
         }
-        // Acknowledgements leave with this; without a broker they cannot.
-        let flushed = timeout(FLUSH_WITHIN, dependencies.client.flush()).await;
+        // Sends the buffered acknowledgements. Times out if the broker is unreachable.
+        let flushed = timeout(FLUSH_TIMEOUT, dependencies.client.flush()).await;
         tracing::debug!(worker = W::INFO.name, flushed = flushed.is_ok(), "finished");
     });
     if finished.await.is_err() {
         tracing::warn!(
             worker = W::INFO.name,
-            "not finished within the grace period; what is in flight comes again"
+            "not finished within the grace period; messages in flight are redelivered"
         );
     }
     match broken {
-        Some(problem) => Err(RunError::BrokeDown { worker: W::INFO.name, problem }),
+        Some(problem) => Err(RunError::StageFailed { worker: W::INFO.name, problem }),
         None => {
             tracing::info!(worker = W::INFO.name, "stopped");
             Ok(())
@@ -103,24 +103,24 @@ pub async fn run<W: ExternalWorker>(
     }
 }
 
-/// What others see of a worker while it runs.
+/// The observable state of a running worker.
 #[derive(Clone, Debug)]
 pub struct Observed {
-    /// What it has done.
+    /// Its counters.
     pub stats: Arc<Stats>,
-    /// What it has and lacks.
+    /// Its readiness.
     pub readiness: Readiness,
 }
 
 impl Observed {
-    /// That of a worker which has not started yet.
+    /// The state of a worker that has not started yet.
     pub fn new(worker: &'static str) -> Self {
         Self { stats: Arc::default(), readiness: Readiness::new(worker) }
     }
 }
 
-/// Looks for the servers of a worker until `stop` is cancelled.
-async fn look<W: ExternalWorker>(
+/// Probes the dependencies of a worker until `stop` is cancelled.
+async fn probe_dependencies<W: ExternalWorker>(
     worker: Arc<W>,
     keys: Option<Arc<Keys>>,
     consumer: PullConsumer,
@@ -128,19 +128,19 @@ async fn look<W: ExternalWorker>(
     readiness: Readiness,
     stop: CancellationToken,
 ) {
-    let look = async || {
-        let mut looked = worker.probe().await;
-        looked.push(probe(Dependency::Nats, consumer.get_info()).await);
+    let probe_all = async || {
+        let mut results = worker.probe().await;
+        results.push(probe(Dependency::Nats, consumer.get_info()).await);
         if let Some(keys) = &keys {
-            looked.push(probe(Dependency::KeyStore, keys.check()).await);
+            results.push(probe(Dependency::KeyStore, keys.check()).await);
         }
-        looked
+        results
     };
-    readiness.follow(client, look, stop).await;
+    readiness.follow(client, probe_all, stop).await;
 }
 
-/// How long the last acknowledgements may take to leave.
-const FLUSH_WITHIN: Duration = Duration::from_secs(2);
+/// Time limit for sending the last acknowledgements.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 fn spawn_stages<W: ExternalWorker>(
     worker: Arc<W>,
@@ -196,7 +196,7 @@ fn spawn_stages<W: ExternalWorker>(
         watermarks,
         stats,
         budget: Budget::default(),
-        last_delivery: Some(consumer.cached_info().config.max_deliver).filter(|&bound| bound > 0),
+        last_delivery: Some(consumer.cached_info().config.max_deliver).filter(|&limit| limit > 0),
     };
     let dead_lettering = undeliverable_handler.run(
         advisories.clone(),
@@ -206,7 +206,7 @@ fn spawn_stages<W: ExternalWorker>(
     );
     let requests = Pulled { stream, consumer: consumer.clone(), max_batch: W::MAX_BATCH };
     // A tick is a batch of its own: its job grants are for it alone.
-    let ticks = jobs.clone().map(|consumer| Pulled { stream: JOBS, consumer, max_batch: 1 });
+    let ticks = jobs.clone().map(|consumer| Pulled { stream: JOBS_STREAM, consumer, max_batch: 1 });
     let puller = |pulled| PullStage::<W> {
         worker: PhantomData,
         pulled,
@@ -230,11 +230,11 @@ fn spawn_stages<W: ExternalWorker>(
     stages
 }
 
-/// How long a message waits that only the registry can authorize, while the registry is away. It is away for longer than the
-/// broker's bound of deliveries only after an hour.
-const WITHOUT_REGISTRY: Duration = Duration::from_secs(30);
+/// Redelivery delay of a message whose authorization needs the latest registry state while the registry is unavailable.
+/// At this delay, a message reaches the consumer's `max_deliver` only after an hour.
+const REGISTRY_RETRY_DELAY: Duration = Duration::from_secs(30);
 
-/// What is pulled.
+/// A consumer to pull from.
 #[derive(Clone)]
 struct Pulled {
     stream: &'static str,
@@ -242,7 +242,7 @@ struct Pulled {
     max_batch: usize,
 }
 
-/// The first three stages.
+/// The first three stages: pull, decode, authorize.
 struct PullStage<W: ExternalWorker> {
     worker: PhantomData<fn() -> W>,
     pulled: Pulled,
@@ -273,9 +273,10 @@ impl<W: ExternalWorker> PullStage<W> {
         tracing::debug!(worker = W::INFO.name, handed_back, "stopped pulling");
     }
 
-    /// Decodes and authorizes a batch and passes it on. False when the later stages are gone.
+    /// Decodes and authorizes a batch and passes it on. False if the later stages have ended.
     async fn forward(&self, deliveries: Vec<Delivery>) -> bool {
-        let mut sorted = Sorted { to_write: ToWrite::default(), unsure: Vec::new(), to_settle: Vec::new() };
+        let mut sorted =
+            Sorted { to_write: ToWrite::default(), maybe_stale: Vec::new(), to_settle: Vec::new() };
         for delivery in deliveries {
             match decode::<W::Item>(&self.bodies, delivery) {
                 Ok(decoded) => sorted.add(self.authorizer.authorize(decoded)),
@@ -287,8 +288,8 @@ impl<W: ExternalWorker> PullStage<W> {
                 }
             }
         }
-        if !sorted.unsure.is_empty() {
-            self.authorize_anew(&mut sorted).await;
+        if !sorted.maybe_stale.is_empty() {
+            self.authorize_again(&mut sorted).await;
         }
         crash::reach(Point::Authorized);
         for item in sorted.to_settle {
@@ -300,20 +301,22 @@ impl<W: ExternalWorker> PullStage<W> {
         nothing || self.to_write.send(sorted.to_write).await.is_ok()
     }
 
-    /// Authorizes with the latest state of the registry what may be allowed by it.
-    async fn authorize_anew(&self, sorted: &mut Sorted<W::Item>) {
+    /// Refreshes the registry state, then authorizes the messages again that it may allow.
+    async fn authorize_again(&self, sorted: &mut Sorted<W::Item>) {
         let refreshed = trust_refresh::refresh(&self.authorizer, &self.pool).await.is_ok();
         tracing::debug!(worker = W::INFO.name, refreshed, "refreshed the state of the registry");
-        for (decoded, ..) in std::mem::take(&mut sorted.unsure) {
+        for (decoded, ..) in std::mem::take(&mut sorted.maybe_stale) {
             if refreshed {
                 sorted.add(self.authorizer.authorize(decoded));
             } else {
-                // Whether it is refused, nobody can say before the registry is reachable again.
+                // Whether it is allowed cannot be decided until the registry is reachable again.
                 let delivery = Box::new(decoded.delivery);
-                sorted.to_settle.push(ToSettle::Single(delivery, Disposition::Redeliver(WITHOUT_REGISTRY)));
+                sorted
+                    .to_settle
+                    .push(ToSettle::Single(delivery, Disposition::Redeliver(REGISTRY_RETRY_DELAY)));
             }
         }
-        for (decoded, subject, refusal) in std::mem::take(&mut sorted.unsure) {
+        for (decoded, subject, refusal) in std::mem::take(&mut sorted.maybe_stale) {
             sorted.to_write.denied.push(Denied::new(decoded, subject, refusal));
         }
     }
@@ -322,8 +325,8 @@ impl<W: ExternalWorker> PullStage<W> {
 /// A batch, sorted by where it goes next.
 struct Sorted<I> {
     to_write: ToWrite<I>,
-    /// What the latest state of the registry may allow.
-    unsure: Vec<(Decoded<I>, RequestSubject, Refusal)>,
+    /// Messages that the latest registry state may allow.
+    maybe_stale: Vec<(Decoded<I>, RequestSubject, Refusal)>,
     to_settle: Vec<ToSettle<I>>,
 }
 
@@ -332,8 +335,8 @@ impl<I> Sorted<I> {
         match authorization {
             Authorization::Authorized(authorized) => self.to_write.authorized.push(*authorized),
             Authorization::Denied(denied) => self.to_write.denied.push(*denied),
-            Authorization::Unsure(decoded, subject, refusal) => {
-                self.unsure.push((*decoded, subject, refusal));
+            Authorization::MaybeStale(decoded, subject, refusal) => {
+                self.maybe_stale.push((*decoded, subject, refusal));
             }
             Authorization::RateLimited(delivery, delay) => {
                 self.to_settle.push(ToSettle::Single(delivery, Disposition::Redeliver(delay)));

@@ -1,6 +1,6 @@
-//! Whether a worker has what it needs: for whoever watches it, and for people who look for what is wrong.
+//! The readiness of a worker: whether its dependencies are available. For monitoring and troubleshooting.
 //!
-//! A worker that lacks something waits and loses nothing, so that being not ready is no reason to stop it.
+//! A worker without a dependency waits and loses no messages, so a worker that is not ready need not be restarted.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -14,7 +14,7 @@ use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// What a worker may be without.
+/// An external dependency of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Dependency {
@@ -22,22 +22,22 @@ pub enum Dependency {
     Nats,
     /// The database.
     Postgres,
-    /// The database that queries are answered from, which may be another.
+    /// The database that queries read from. It may be a replica.
     ReadDatabase,
-    /// The key store, and who keeps the keys of its keys.
+    /// The key store and its KEK provider.
     KeyStore,
-    /// The keys of bodies that travel encrypted, at start.
+    /// The keys of encrypted bodies, checked at startup.
     PayloadKeys,
     /// The vector store.
     Qdrant,
-    /// Who makes vectors of texts.
+    /// The embedding server.
     Embedder,
 }
 
-/// What is known of the servers that a worker needs.
+/// The results of probing a worker's dependencies.
 pub type ProbeResults = Vec<(Dependency, Result<(), String>)>;
 
-/// What a worker has and lacks. Cheap to clone: the clones are one.
+/// The readiness of a worker. Clones share the same state.
 #[derive(Clone, Debug)]
 pub struct Readiness {
     worker: &'static str,
@@ -50,15 +50,15 @@ struct Inner {
     missing: BTreeMap<Dependency, Missing>,
 }
 
-/// How far a worker is.
+/// The lifecycle phase of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// It has not found everything that it needs yet.
+    /// It waits for its dependencies before it starts.
     Starting,
-    /// It works, or waits for what is missing.
+    /// It processes messages, or waits for a dependency.
     Running,
-    /// It finishes what is in flight.
+    /// It finishes the messages in flight.
     Stopping,
 }
 
@@ -68,67 +68,67 @@ struct Missing {
     problem: String,
 }
 
-/// What [`Readiness`] says at a moment.
+/// A snapshot of [`Readiness`].
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ReadinessReport {
     /// The worker.
     pub worker: &'static str,
-    /// Whether it takes messages or queries and can do what they want.
+    /// Whether it is running and all its dependencies are available.
     pub ready: bool,
-    /// How far it is.
+    /// Its lifecycle phase.
     pub phase: Phase,
-    /// What it waits for.
+    /// The unavailable dependencies.
     pub missing: Vec<MissingReport>,
 }
 
-/// Something that a worker waits for.
+/// An unavailable dependency.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MissingReport {
-    /// What.
+    /// The dependency.
     pub dependency: Dependency,
-    /// Since when, as in RFC 3339.
+    /// Since when it is unavailable, as in RFC 3339.
     pub since: String,
-    /// What happens when it is asked for, without passwords.
+    /// The error, without passwords.
     pub problem: String,
 }
 
-/// The most letters of a problem that are told.
-const PROBLEM: usize = 300;
-/// How often a worker looks for its servers.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// How long it looks for one.
-const LOOK_WITHIN: Duration = Duration::from_secs(5);
+/// Maximum length of a reported problem, in characters.
+const MAX_PROBLEM_CHARS: usize = 300;
+/// Interval between probes of the dependencies.
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
+/// Time limit of one probe.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Readiness {
-    /// That of a worker which starts.
+    /// The readiness of a starting worker.
     pub fn new(worker: &'static str) -> Self {
         let inner = Inner { phase: Phase::Starting, missing: BTreeMap::new() };
         Self { worker, inner: Arc::new(Mutex::new(inner)) }
     }
 
-    /// Whose it is.
+    /// The name of the worker.
     pub fn worker(&self) -> &'static str {
         self.worker
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Inner) -> T) -> T {
-        // What a panic has left is still what is known.
+        // The state is valid even if a panic poisoned the lock.
         work(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Notes whether something is there. That it is gone is logged, and that it is back.
+    /// Records whether a dependency is available, and logs a change.
     pub fn note(&self, dependency: Dependency, found: Result<(), impl Into<String>>) {
         let worker = self.worker;
         match found {
             Ok(()) => {
                 if let Some(missing) = self.with(|inner| inner.missing.remove(&dependency)) {
                     let seconds = (Utc::now() - missing.since).num_seconds();
-                    tracing::info!(worker, ?dependency, seconds, "it is back");
+                    tracing::info!(worker, ?dependency, seconds, "dependency available again");
                 }
             }
             Err(problem) => {
-                let problem: String = problem.into().chars().take(PROBLEM).collect();
-                let is_news = self.with(|inner| match inner.missing.get_mut(&dependency) {
+                let problem: String = problem.into().chars().take(MAX_PROBLEM_CHARS).collect();
+                let is_new = self.with(|inner| match inner.missing.get_mut(&dependency) {
                     Some(missing) => {
                         missing.problem.clone_from(&problem);
                         false
@@ -139,19 +139,19 @@ impl Readiness {
                         true
                     }
                 });
-                if is_news {
-                    tracing::warn!(worker, ?dependency, %problem, "waiting for it");
+                if is_new {
+                    tracing::warn!(worker, ?dependency, %problem, "dependency unavailable");
                 }
             }
         }
     }
 
-    /// Notes how far the worker is.
+    /// Records the lifecycle phase.
     pub fn reached(&self, phase: Phase) {
         self.with(|inner| inner.phase = phase);
     }
 
-    /// What is known now.
+    /// Returns the current state.
     pub fn report(&self) -> ReadinessReport {
         self.with(|inner| ReadinessReport {
             worker: self.worker,
@@ -161,13 +161,17 @@ impl Readiness {
         })
     }
 
-    /// Looks for the broker and what `look` looks for, until `stop` is cancelled: a worker that has nothing to do would not
-    /// notice otherwise.
-    pub async fn follow<F>(self, client: async_nats::Client, look: impl Fn() -> F, stop: CancellationToken)
-    where
+    /// Probes the broker connection, and other dependencies with `probe_all`, until `stop` is cancelled. Without it, an
+    /// idle worker would not notice that a dependency is unavailable.
+    pub async fn follow<F>(
+        self,
+        client: async_nats::Client,
+        probe_all: impl Fn() -> F,
+        stop: CancellationToken,
+    ) where
         F: Future<Output = ProbeResults>,
     {
-        let mut tick = interval(LOOK_EVERY);
+        let mut tick = interval(PROBE_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -177,16 +181,16 @@ impl Readiness {
             let connected = match client.connection_state() {
                 State::Connected => Ok(()),
                 State::Pending | State::Disconnected => {
-                    Err("it cannot be reached; the client tries on".to_owned())
+                    Err("unreachable; the client is reconnecting".to_owned())
                 }
             };
-            let looked = tokio::select! {
+            let results = tokio::select! {
                 () = stop.cancelled() => return,
-                looked = look() => looked,
+                results = probe_all() => results,
             };
-            // What a worker finds out about the broker counts as long as there is a connection.
+            // The worker's own probe of the broker counts only while the client is connected.
             let mut all = BTreeMap::from([(Dependency::Nats, Ok(()))]);
-            all.extend(looked);
+            all.extend(results);
             if connected.is_err() {
                 all.insert(Dependency::Nats, connected);
             }
@@ -197,14 +201,14 @@ impl Readiness {
     }
 }
 
-/// Looks for one server, no longer than a look may take: one that does not answer is as good as none.
+/// Probes one dependency. It counts as unavailable if the probe takes longer than 5 s.
 pub async fn probe<T, E: Display>(
     dependency: Dependency,
-    look: impl Future<Output = Result<T, E>>,
+    attempt: impl Future<Output = Result<T, E>>,
 ) -> (Dependency, Result<(), String>) {
-    let found = match timeout(LOOK_WITHIN, look).await {
+    let found = match timeout(PROBE_TIMEOUT, attempt).await {
         Ok(found) => found.map(drop).map_err(|error| error.to_string()),
-        Err(_) => Err(format!("no answer within {} s", LOOK_WITHIN.as_secs())),
+        Err(_) => Err(format!("no answer within {} s", PROBE_TIMEOUT.as_secs())),
     };
     (dependency, found)
 }
@@ -224,7 +228,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_worker_is_ready_when_it_runs_and_lacks_nothing() {
+    fn a_worker_is_ready_when_it_runs_and_no_dependency_is_missing() {
         let readiness = Readiness::new("tester");
         assert!(!readiness.report().ready);
         readiness.reached(Phase::Running);
@@ -237,9 +241,9 @@ mod tests {
         readiness.note(Dependency::Embedder, Ok::<(), String>(()));
         let report = readiness.report();
         assert_eq!(report.missing.len(), 1);
-        // It has been away since it was first.
+        // `since` stays the time of the first failure.
         assert_eq!(report.missing[0].since, first.missing[0].since);
-        assert_eq!(report.missing[0].problem.len(), PROBLEM);
+        assert_eq!(report.missing[0].problem.len(), MAX_PROBLEM_CHARS);
 
         readiness.note(Dependency::Qdrant, Ok::<(), String>(()));
         assert!(readiness.report().ready);

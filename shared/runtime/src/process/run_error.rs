@@ -1,36 +1,36 @@
-//! Why a worker ends.
+//! Errors that end a worker.
 
 use config::SettingsError;
 
 use crate::process::startup_deadline::NotReady;
 
-/// A worker cannot start, or broke down.
+/// A worker cannot start or has failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// Something it needs did not appear in time.
+    /// A dependency did not become available in time.
     #[error(transparent)]
     Startup(#[from] NotReady),
-    /// The configuration is out of bounds.
+    /// The configuration is invalid.
     #[error(transparent)]
     Settings(#[from] SettingsError),
-    /// The database pool cannot be made.
+    /// The database pool cannot be created.
     #[error(transparent)]
     Pool(#[from] store::PoolError),
     /// The key store or the key provider cannot be used as configured.
     #[error(transparent)]
     Keys(#[from] keys::KeyError),
-    /// Its entry in the catalogue has no stream.
-    #[error("{worker} takes no messages: its entry in the catalogue names no stream")]
+    /// The worker's entry in the catalogue has no stream.
+    #[error("{worker} cannot process messages: its entry in the catalogue names no stream")]
     NoStream {
         /// The worker.
         worker: &'static str,
     },
-    /// A stage panicked. What was in flight is delivered again.
-    #[error("{worker} broke down: {problem}")]
-    BrokeDown {
+    /// A stage panicked. Messages in flight are redelivered.
+    #[error("{worker} failed: {problem}")]
+    StageFailed {
         /// The worker.
         worker: &'static str,
-        /// What the stage said.
+        /// The panic of the stage.
         problem: String,
     },
 }

@@ -1,4 +1,4 @@
-//! What a worker needs, and waits for before its stages start.
+//! Connects a worker to its dependencies before its stages start.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_nats::Client;
 use async_nats::jetstream::{self, consumer::PullConsumer};
 use config::Settings;
-use contract::limit;
+use contract::{JOBS_STREAM, limit};
 use keys::Keys;
 use store::{Connection, Pool, PoolOptions, security};
 use tokio_util::sync::CancellationToken;
@@ -20,26 +20,23 @@ use crate::stages::authorize::Authorizer;
 use crate::stages::decode::Bodies;
 use crate::worker::ExternalWorker;
 
-/// What a worker's stages share.
+/// The dependencies that a worker's stages share.
 pub(crate) struct Dependencies {
     pub(crate) client: Client,
     pub(crate) jetstream: jetstream::Context,
     pub(crate) stream: &'static str,
     pub(crate) consumer: PullConsumer,
-    /// There for a worker with jobs: their ticks.
+    /// Delivers the ticks of the worker's jobs. `None` for a worker without jobs.
     pub(crate) jobs: Option<PullConsumer>,
     pub(crate) advisories: PullConsumer,
     pub(crate) pool: Pool,
-    /// There for a worker that encrypts.
+    /// Set for a worker that encrypts.
     pub(crate) keys: Option<Arc<Keys>>,
     pub(crate) bodies: Arc<Bodies>,
     pub(crate) authorizer: Arc<Authorizer>,
 }
 
-/// The stream of the ticks of all jobs.
-pub(crate) const JOBS: &str = "JOBS";
-
-/// Waits for everything the worker needs. None if it is stopped first.
+/// Waits for the worker's dependencies. `None` if it is stopped first.
 pub(crate) async fn start<W: ExternalWorker>(
     settings: &Settings,
     readiness: &Readiness,
@@ -74,7 +71,7 @@ pub(crate) async fn start<W: ExternalWorker>(
         let jobs = match W::INFO.jobs {
             [] => None,
             _ => {
-                let find = || find_consumer(&jetstream, JOBS, W::INFO.jobs_consumer());
+                let find = || find_consumer(&jetstream, JOBS_STREAM, W::INFO.jobs_consumer());
                 Some(wait.wait_for(Dependency::Nats, find).await?)
             }
         };
@@ -111,11 +108,11 @@ pub(crate) async fn start<W: ExternalWorker>(
 
 async fn connect_to_broker(settings: &Settings, name: &str) -> Result<Client, String> {
     let client = broker::connect(&settings.nats, name).await.map_err(|error| error.to_string())?;
-    let takes = client.server_info().max_payload;
-    if takes < limit::BROKER_PAYLOAD_BYTES {
+    let max_payload = client.server_info().max_payload;
+    if max_payload < limit::BROKER_PAYLOAD_BYTES {
         return Err(format!(
-            "NATS takes messages of at most {takes} bytes, too few for the events of the largest requests; \
-             set max_payload of the server to {} or more",
+            "NATS accepts messages of at most {max_payload} bytes, too few for the events of the largest requests; \
+             set max_payload in its configuration to {} or more",
             limit::BROKER_PAYLOAD_BYTES
         ));
     }
@@ -128,28 +125,26 @@ async fn find_consumer(
     name: String,
 ) -> Result<PullConsumer, String> {
     jetstream.get_consumer_from_stream(&name, stream).await.map_err(|error| {
-        format!("the consumer {name} of the stream {stream} cannot be used ({error}); `memfleet nats apply` makes it")
+        format!("the consumer {name} of the stream {stream} cannot be used ({error}); `memfleet nats apply` creates it")
     })
 }
 
-/// Whether the database has the schema, and lets this worker do what it needs and no more.
+/// Checks that all migrations are applied and that the worker's role has no more privileges than it needs.
 ///
 /// # Errors
-/// What is missing or too much, and what to do about it.
+/// The missing migration or excess privilege, and what to do about it.
 pub async fn check_database(pool: &Pool, worker: &str) -> Result<(), String> {
     let mut connection = store::acquire(pool)
         .await
-        .map_err(|error| format!("{error}; is it running, and is postgres.url right?"))?;
+        .map_err(|error| format!("{error}; is it running, and is postgres.url correct?"))?;
     let missing = store::migration::MAIN.missing(&mut connection).await.map_err(|fault| fault.to_string())?;
     if let Some(name) = missing.first() {
-        return Err(format!(
-            "the database lacks the migration {name}; `memfleet migrate up` brings it up to date"
-        ));
+        return Err(format!("the database lacks the migration {name}; `memfleet migrate up` applies it"));
     }
     check_role(&mut connection, worker).await
 }
 
-/// A worker that could do more than it needs is refused: isolation would rest on its code alone.
+/// Refuses a role with excess privileges: with them, only the worker's code would keep users' data apart.
 async fn check_role(connection: &mut Connection, worker: &str) -> Result<(), String> {
     let (role, needed) =
         (security::role(connection).await.map_err(|fault| fault.to_string())?, worker_role(worker));
@@ -161,7 +156,7 @@ async fn check_role(connection: &mut Connection, worker: &str) -> Result<(), Str
         ));
     }
     if role != needed {
-        return Err(format!("the database role {role} is not this worker's; run {worker} as {needed}"));
+        return Err(format!("{worker} runs as the database role {role}; it must run as {needed}"));
     }
     Ok(())
 }

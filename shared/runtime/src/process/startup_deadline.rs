@@ -1,4 +1,4 @@
-//! Waiting at start for what is not there yet.
+//! Waits at startup for dependencies that are not available yet.
 
 use std::fmt::Display;
 use std::future::Future;
@@ -9,21 +9,21 @@ use tokio::time::{Instant, sleep};
 
 use crate::process::readiness::{Dependency, Readiness};
 
-/// Something that a worker needs did not appear in time.
+/// A dependency of a worker did not become available in time.
 #[derive(Debug, thiserror::Error)]
-#[error("{worker} cannot start: after {waited_s} s still {problem}")]
+#[error("{worker} cannot start: not ready after {waited_s} s: {problem}")]
 pub struct NotReady {
     /// The worker.
     pub worker: &'static str,
     /// How long it waited.
     pub waited_s: u64,
-    /// What is missing and what to do about it.
+    /// The last error, and what to do about it.
     pub problem: String,
 }
 
 const BETWEEN_TRIES: Duration = Duration::from_millis(500);
 
-/// How long a worker waits for all that it needs, from now on: `worker.startup_timeout_s`.
+/// The deadline for all dependencies of a starting worker: `worker.startup_timeout_s` after its creation.
 #[derive(Debug)]
 pub struct StartupDeadline {
     readiness: Readiness,
@@ -32,16 +32,16 @@ pub struct StartupDeadline {
 }
 
 impl StartupDeadline {
-    /// The acquire_timeout of one worker.
+    /// Starts the deadline of one worker.
     pub fn new(readiness: &Readiness, settings: &Settings) -> Self {
         let limit = settings.worker.startup_timeout();
         Self { readiness: readiness.clone(), limit, since: Instant::now() }
     }
 
-    /// Tries until it works.
+    /// Repeats `attempt` until it succeeds.
     ///
     /// # Errors
-    /// [`NotReady`] with the last problem when the time is over.
+    /// [`NotReady`] with the last error when the deadline has passed.
     pub async fn wait_for<T, E: Display, F>(
         &self,
         dependency: Dependency,

@@ -1,4 +1,4 @@
-//! What a worker has done since it started.
+//! Counters and latencies of a worker since it started.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::stages::disposition::Effect;
 
-/// Counts and times of one worker of this process.
+/// Counters and latencies of one worker in this process.
 #[derive(Debug)]
 pub struct Stats {
     inner: Mutex<Inner>,
@@ -26,8 +26,8 @@ struct Inner {
     delayed: u64,
     batches: u64,
     dead: BTreeMap<&'static str, u64>,
-    /// Microseconds from stored by JetStream to committed by PostgreSQL. None only if the histogram refused its
-    /// bounds, which are constants that it takes.
+    /// Microseconds from storage by JetStream to the commit in PostgreSQL. `None` only if the histogram rejected its
+    /// bounds, which are valid constants.
     commit_delay: Option<Histogram<u64>>,
 }
 
@@ -36,25 +36,25 @@ struct Inner {
 pub struct StatsReport {
     /// Messages that took effect.
     pub applied: u64,
-    /// Messages that were fine and changed nothing.
+    /// Valid messages that changed nothing.
     pub unchanged: u64,
     /// Messages whose effect had been committed before.
     pub repeated: u64,
-    /// Messages put back to be tried again.
+    /// Deliveries that were retried later and spent a try.
     pub retried: u64,
-    /// Messages put back because their service published too often.
+    /// Deliveries that were deferred without spending a try, such as those over a rate limit.
     pub delayed: u64,
     /// Transactions committed.
     pub batches: u64,
     /// Dead letters by class.
     pub dead: BTreeMap<&'static str, u64>,
-    /// Half of the messages took at most this from publish to commit, in milliseconds.
+    /// Median time from publish to commit, in milliseconds.
     pub publish_to_commit_ms_p50: f64,
-    /// Of a hundred messages, 99 took at most this from publish to commit, in milliseconds.
+    /// 99th percentile of the time from publish to commit, in milliseconds.
     pub publish_to_commit_ms_p99: f64,
 }
 
-/// An hour: what takes longer counts as this.
+/// One hour. Longer times are recorded as this.
 const LONGEST_MICROS: u64 = 3_600_000_000;
 
 impl Default for Stats {
@@ -76,7 +76,7 @@ impl Default for Stats {
 
 impl Stats {
     fn with<T>(&self, work: impl FnOnce(&mut Inner) -> T) -> T {
-        // A poisoned count is still a count.
+        // The counters are valid even if a panic poisoned the lock.
         work(&mut self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 
@@ -116,7 +116,7 @@ impl Stats {
         self.with(|inner| *inner.dead.entry(class.as_str()).or_insert(0) += 1);
     }
 
-    /// The counts and times so far.
+    /// Returns the counters and latencies so far.
     pub fn report(&self) -> StatsReport {
         self.with(|inner| {
             let at = |quantile| {
@@ -138,7 +138,7 @@ impl Stats {
         })
     }
 
-    /// Forgets everything, for measuring a stretch of time.
+    /// Resets everything, to measure from now on.
     pub fn reset(&self) {
         let Self { inner: fresh } = Self::default();
         let fresh = fresh.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -1,7 +1,7 @@
 //! Stage three: checks that the publisher's token permits the request for the user.
 //!
-//! Only this stage creates an [`Authorized`] message, and only authorized messages are written. Each request carries the
-//! grant from its service token. Without a grant, the database permits no access to the user's rows.
+//! Only this stage creates an [`Authorized`] message, and only authorized messages are written. Each request carries
+//! the grant from its service token. Without a grant, the database permits no access to the user's rows.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};

@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use contract::{JOB_ROOT, JobSubject, Malformed, Redacted, RequestSubject, SubjectError, Tick, header};
+use chrono::{DateTime, Utc};
+use contract::{JOBS_STREAM, JobSubject, Malformed, Redacted, RequestSubject, SubjectError, Tick, header};
 use trust::{AssociatedData, RingFile};
 use uuid::Uuid;
 
@@ -77,7 +78,7 @@ pub(crate) fn decode<I: WorkItem>(
     bodies: &Bodies,
     delivery: Delivery,
 ) -> Result<Decoded<I>, Box<(Delivery, Malformed)>> {
-    let decoded = if delivery.message.subject.starts_with(JOB_ROOT) {
+    let decoded = if delivery.stream == JOBS_STREAM {
         decode_tick(&delivery)
     } else {
         decode_request(bodies, &delivery)
@@ -90,7 +91,7 @@ pub(crate) fn decode<I: WorkItem>(
 
 fn decode_request<I: WorkItem>(bodies: &Bodies, delivery: &Delivery) -> Result<Message<I>, Malformed> {
     let message = &delivery.message;
-    let subject: RequestSubject = subject(delivery)?;
+    let subject: RequestSubject = parse_subject(message.subject.as_str())?;
     let headers = message.headers.as_ref();
     check_contract(headers)?;
     let request_id = id(headers, header::MESSAGE_ID)?.ok_or_else(|| {
@@ -112,18 +113,10 @@ fn decode_request<I: WorkItem>(bodies: &Bodies, delivery: &Delivery) -> Result<M
     })
 }
 
-/// Decodes a tick. It has no body, and its id is derived from its scheduler headers.
+/// A tick has neither an id nor a body of its own.
 fn decode_tick<I: WorkItem>(delivery: &Delivery) -> Result<Message<I>, Malformed> {
-    let JobSubject(job) = subject(delivery)?;
     let headers = delivery.message.headers.as_ref();
-    let header = |name: &str| {
-        let value = headers.and_then(|headers| headers.get(name));
-        value
-            .map(ToString::to_string)
-            .ok_or_else(|| Malformed::new(name, "is missing; only a schedule publishes ticks"))
-    };
-    let (scheduler, next) = (header(header::SCHEDULER)?, header(header::SCHEDULE_NEXT)?);
-    let tick = Tick { job, scheduler, stored_at: delivery.stored_at };
+    let (tick, request_id) = tick(delivery.message.subject.as_str(), headers, delivery.stored_at)?;
     Ok(Message {
         parent_event_id: None,
         request: I::from_tick(&tick)?,
@@ -132,13 +125,31 @@ fn decode_tick<I: WorkItem>(delivery: &Delivery) -> Result<Message<I>, Malformed
         stored_at: delivery.stored_at,
         sequence: delivery.sequence,
         event_id: Uuid::now_v7(),
-        request_id: Tick::message_id(&tick.scheduler, &next),
+        request_id,
         source: Source::Tick(tick),
     })
 }
 
-fn subject<S: FromStr<Err = SubjectError>>(delivery: &Delivery) -> Result<S, Malformed> {
-    let subject = delivery.message.subject.as_str();
+/// Reads a tick, and its id in the inbox.
+pub(crate) fn tick(
+    subject: &str,
+    headers: Option<&HeaderMap>,
+    stored_at: DateTime<Utc>,
+) -> Result<(Tick, Uuid), Malformed> {
+    let JobSubject(job) = parse_subject(subject)?;
+    let header = |name: &str| {
+        let value = headers.and_then(|headers| headers.get(name));
+        value
+            .map(ToString::to_string)
+            .ok_or_else(|| Malformed::new(name, "is missing; only a schedule publishes ticks"))
+    };
+    let (scheduler, next) = (header(header::SCHEDULER)?, header(header::SCHEDULE_NEXT)?);
+    let tick = Tick { job, scheduler, stored_at };
+    let id = tick.message_id(&next);
+    Ok((tick, id))
+}
+
+fn parse_subject<S: FromStr<Err = SubjectError>>(subject: &str) -> Result<S, Malformed> {
     subject.parse().map_err(|error| Malformed::new("subject", format!("{error}, got {subject}")))
 }
 
@@ -148,8 +159,10 @@ fn check_contract(headers: Option<&HeaderMap>) -> Result<(), Malformed> {
         Some(version) if version.as_str() == header::CONTRACT_VERSION => Ok(()),
         Some(version) => {
             let shown: String = version.as_str().chars().take(20).collect();
-            let problem =
-                format!("version {shown:?} is not supported; this worker supports {:?}", header::CONTRACT_VERSION);
+            let problem = format!(
+                "version {shown:?} is not supported; this worker supports {:?}",
+                header::CONTRACT_VERSION
+            );
             Err(Malformed::new(header::CONTRACT, problem))
         }
     }

@@ -53,7 +53,8 @@ impl Disposition {
 
     /// The disposition of a message that an earlier transaction processed, causing these events.
     pub(crate) fn repeated(events: Vec<Event>) -> Self {
-        let reason = events.is_empty().then_some(Cow::Borrowed("a message with this id was already processed"));
+        let reason =
+            events.is_empty().then_some(Cow::Borrowed("a message with this id was already processed"));
         Self::Committed(Commit { effect: Effect::Repeated, events, reason })
     }
 

@@ -5,5 +5,6 @@ pub mod decode;
 pub(crate) mod disposition;
 pub mod pull;
 pub mod settle;
+pub(crate) mod tick_grants;
 pub(crate) mod transact;
 pub mod write;

@@ -88,11 +88,13 @@ impl Settler {
         let own = committed.iter().flat_map(|(_, commit)| &commit.events);
         let events: BTreeMap<i64, &Event> =
             earlier.iter().chain(own).map(|event| (event.event_sequence, event)).collect();
-        if self.event_publisher.publish_all(events.values().copied()).await.is_err() {
-            return;
+        if !events.is_empty() {
+            if self.event_publisher.publish_all(events.values().copied()).await.is_err() {
+                return;
+            }
+            self.watermarks.published(events.values().copied());
+            crash::reach(Point::EventsPublished);
         }
-        self.watermarks.published(events.values().copied());
-        crash::reach(Point::EventsPublished);
         for (delivery, Commit { effect, events, reason }) in committed {
             self.budget.forget(&delivery.key());
             let status = match effect {
@@ -143,8 +145,8 @@ impl Settler {
         acknowledge(delivery, AckKind::Nak(Some(delay))).await;
     }
 
-    /// Whether the broker will not deliver the message again. Replicas count tries separately, so the broker's limit may
-    /// be reached before any replica's retry budget is spent.
+    /// Whether the broker will not deliver the message again. Replicas count tries separately, so the broker's limit
+    /// may be reached before any replica's retry budget is spent.
     fn is_last(&self, delivery: &Delivery) -> bool {
         self.last_delivery.is_some_and(|last| delivery.deliveries >= last)
     }
@@ -189,7 +191,11 @@ impl Settler {
         let Some(reply_to) = headers.and_then(|headers| headers.get(header::REPLY_TO)) else { return };
         let Ok(subject) = delivery.message.subject.parse::<RequestSubject>() else { return };
         if !subject.service.owns_inbox(reply_to.as_str()) {
-            tracing::warn!(worker = self.worker, service = %subject.service, "no outcome sent: the reply subject is not in the service's inbox");
+            tracing::warn!(
+                worker = self.worker,
+                service = %subject.service,
+                "no outcome sent: the reply subject is not in the service's inbox"
+            );
             return;
         }
         let request_id = decode::id(headers, header::MESSAGE_ID).ok().flatten();

@@ -60,6 +60,10 @@ pub(crate) struct Attempt<'a, W: ExternalWorker> {
     pub(crate) prepared: &'a W::Prepared,
     /// The grants in the tokens of the batch, or the job grants of its tick.
     pub(crate) grants: &'a [&'a str],
+    /// Set for a tick: the grants of the users whose work is due. The worker writes under these alone.
+    pub(crate) due: Option<&'a [&'a str]>,
+    /// The name under which the inbox keeps the batch: that of the consumer that delivered it.
+    pub(crate) inbox: &'a str,
     pub(crate) watermarks: &'a Watermarks,
 }
 
@@ -75,7 +79,7 @@ impl<W: ExternalWorker> Attempt<'_, W> {
     ) -> Result<Transacted, RolledBack> {
         security::open_context(connection, self.grants).await?;
         let entries: Vec<Entry> = self.messages().map(entry).collect();
-        let taken = inbox::take(connection, W::INFO.name, &entries).await?;
+        let taken = inbox::take(connection, self.inbox, &entries).await?;
         crash::reach(Point::Taken);
         let causes = self.causes(connection).await?;
         let has_cause = |message: &Message<W::Item>| {
@@ -87,7 +91,7 @@ impl<W: ExternalWorker> Attempt<'_, W> {
         let mut verdicts = self.verdicts(connection, fresh, findings).await?;
         let repeats: Vec<Entry> =
             entries.iter().filter(|entry| !taken.contains(&entry.event_id)).copied().collect();
-        let known = inbox::find(connection, W::INFO.name, &repeats).await?;
+        let known = inbox::find(connection, self.inbox, &repeats).await?;
         let before = events_of(connection, &known).await?;
 
         let mut new_events = self.new_events(&verdicts, &causes)?;
@@ -134,8 +138,8 @@ impl<W: ExternalWorker> Attempt<'_, W> {
         blackboard::causes(connection, &parents).await
     }
 
-    /// The worker's verdicts on the messages at these indexes. A message is retried within the retry budget if its user's
-    /// data key cannot be decrypted, so that an operator has time to repair the key.
+    /// The worker's verdicts on the messages at these indexes. A message is retried within the retry budget if its
+    /// user's data key cannot be decrypted, so that an operator has time to repair the key.
     async fn verdicts(
         &self,
         connection: &mut Connection,
@@ -157,8 +161,12 @@ impl<W: ExternalWorker> Attempt<'_, W> {
         }
         if !open.is_empty() {
             let messages: Vec<&Message<W::Item>> = open.iter().map(|&index| self.message(index)).collect();
-            let written = self.worker.write(connection, &messages, self.keys, self.prepared).await?;
-            let Written { verdicts: given, findings: found } = written;
+            let Written { verdicts: given, findings: found } = self.write(connection, &messages).await?;
+            if given.len() != messages.len() {
+                let reason =
+                    format!("the worker returned {} verdicts on {} messages", given.len(), messages.len());
+                return Err(Fault { kind: FaultKind::Permanent, reason });
+            }
             for (event_id, finding) in found {
                 findings.entry(event_id).or_default().push(finding);
             }
@@ -167,15 +175,37 @@ impl<W: ExternalWorker> Attempt<'_, W> {
         Ok(verdicts)
     }
 
+    /// Calls the worker's `write`. During a tick it acts only for the users with work due, not for the platform that
+    /// the tick belongs to: a statement without a condition on users must not change the platform's rows.
+    async fn write(
+        &self,
+        connection: &mut Connection,
+        messages: &[&Message<W::Item>],
+    ) -> Result<Written<W::Finding>, Fault> {
+        match self.due {
+            None => self.worker.write(connection, messages, self.keys, self.prepared).await,
+            Some([]) => {
+                let nothing = || Verdict::Unchanged("nobody's work is due".into());
+                Ok(Written { verdicts: messages.iter().map(|_| nothing()).collect(), findings: Vec::new() })
+            }
+            Some(due) => {
+                security::open_context(connection, due).await?;
+                let written = self.worker.write(connection, messages, self.keys, self.prepared).await?;
+                security::open_context(connection, self.grants).await?;
+                Ok(written)
+            }
+        }
+    }
+
     /// Creates the events that the verdicts cause, in the order of the batch.
     fn new_events<'a>(
         &'a self,
         verdicts: &'a HashMap<usize, Verdict>,
         causes: &'a HashMap<(UserId, Uuid), Cause>,
     ) -> Result<Vec<NewEvent<'a>>, Fault> {
-        let too_many = |whose: &str, count: usize, most: usize| Fault {
-            kind: FaultKind::Permanent,
-            reason: format!("{whose} would cause {count} events, more than {most}"),
+        let wrong = |reason: String| Fault { kind: FaultKind::Permanent, reason };
+        let too_many = |whose: &str, count: usize, most: usize| {
+            wrong(format!("{whose} would cause {count} events, more than {most}"))
         };
         let mut events = Vec::with_capacity(verdicts.len());
         for (index, message) in self.messages().enumerate() {
@@ -183,8 +213,19 @@ impl<W: ExternalWorker> Attempt<'_, W> {
                 Some(Verdict::Applied(drafts)) => drafts,
                 Some(Verdict::Unchanged(_) | Verdict::Retry(..) | Verdict::Rejected(_)) | None => continue,
             };
-            if drafts.len() > MAX_EVENTS {
-                return Err(too_many("the message", drafts.len(), MAX_EVENTS));
+            let most = if self.due.is_some() { MAX_EVENTS_PER_BATCH } else { MAX_EVENTS };
+            if drafts.len() > most {
+                return Err(too_many("the message", drafts.len(), most));
+            }
+            for draft in drafts {
+                if self.due.is_none() && draft.user_id != message.user_id() {
+                    return Err(wrong("an event of a request must be of the request's user".to_owned()));
+                }
+                if draft.payload.is_none() && !message.secrets.is_empty() {
+                    return Err(wrong(
+                        "an event of a request with secrets needs a redacted payload".to_owned(),
+                    ));
+                }
             }
             let cause = message.parent_event_id.and_then(|parent| causes.get(&(message.user_id(), parent)));
             let ids = inbox::event_ids(message.event_id, drafts.len());
@@ -215,8 +256,8 @@ impl<W: ExternalWorker> Attempt<'_, W> {
                 Some(_) => {}
             }
         }
-        inbox::release(connection, W::INFO.name, &released).await?;
-        inbox::count_events(connection, W::INFO.name, &counted).await
+        inbox::release(connection, self.inbox, &released).await?;
+        inbox::count_events(connection, self.inbox, &counted).await
     }
 }
 
@@ -310,7 +351,8 @@ fn with_duplicates(
                 let ids = first.into_iter().flat_map(Entry::event_ids);
                 ids.filter_map(|id| before.get(&id).cloned()).collect()
             };
-            let duplicate = original.map_or_else(|| Disposition::repeated(events()), Disposition::of_duplicate);
+            let duplicate =
+                original.map_or_else(|| Disposition::repeated(events()), Disposition::of_duplicate);
             dispositions[index] = Some(duplicate);
         }
     }
@@ -332,7 +374,7 @@ fn new_event<'a, I>(
         target_agent_id: draft.target_agent_id.as_deref(),
         user_id: draft.user_id,
         session_id: &draft.session_id,
-        // A decoded body is JSON and therefore UTF-8. The fallback is never used; an empty object would be valid.
+        // A decoded body is JSON and therefore UTF-8, so the fallback is never used.
         payload: match &draft.payload {
             Some(json) => json,
             None if message.body.is_empty() => "{}",

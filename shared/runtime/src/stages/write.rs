@@ -1,5 +1,6 @@
 //! Stage four: writes a batch in one transaction. If that fails, the batch is split, with a transaction for each part.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,10 +9,9 @@ use chrono::Utc;
 use contract::{Event, UserId};
 use diesel_async::AsyncConnection;
 use keys::{DataKeys, KeyError, Keys};
-use store::job_grants::{self, JobGrant};
 use store::registry::{self, RefusedToken};
 use store::security::{self, Violation};
-use store::{Connection, Fault, FaultKind, Pool};
+use store::{Fault, FaultKind, Pool};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +22,7 @@ use crate::process::stats::Stats;
 use crate::stages::authorize::{Authorized, Denied};
 use crate::stages::disposition::Disposition;
 use crate::stages::pull::Delivery;
+use crate::stages::tick_grants::TickGrants;
 use crate::stages::transact::{Attempt, Findings, RolledBack, Transacted};
 use crate::worker::{Ended, ExternalWorker, Message, Source};
 
@@ -85,6 +86,8 @@ pub(crate) struct Writer<W> {
 
 /// What a worker has prepared for a batch, and its findings from writing it.
 struct Progress<W: ExternalWorker> {
+    /// The job grants, if the batch is a tick.
+    grants: Option<TickGrants>,
     prepared: W::Prepared,
     findings: Findings<W::Finding>,
 }
@@ -98,11 +101,13 @@ impl<W: ExternalWorker> Writer<W> {
         to_settle: &mpsc::Sender<ToSettle<W::Item>>,
     ) -> Settlements<W::Item> {
         let (mut decided, mut earlier) = (Vec::with_capacity(batch.len()), Vec::new());
-        let Some(prepared) = self.prepare(&batch).await else {
-            decided.extend(batch.iter().map(|_| Disposition::HAND_BACK));
-            return settlements(batch.drain(..), &mut decided, &mut earlier);
+        let mut progress = match self.begin(&batch).await {
+            Ok(progress) => progress,
+            Err(disposition) => {
+                decided.extend(batch.iter().map(|_| disposition.clone()));
+                return settlements(batch.drain(..), &mut decided, &mut earlier);
+            }
         };
-        let mut progress = Progress { prepared, findings: Findings::new() };
         // The lengths of the parts still to be written, the next one last; this keeps the order of the batch. The next
         // part starts at the index `decided.len()`.
         let mut parts: Vec<usize> = vec![batch.len()];
@@ -126,6 +131,14 @@ impl<W: ExternalWorker> Writer<W> {
                 Err(RolledBack::Fault(_)) if length > 1 && !self.stop.is_cancelled() => {
                     parts.extend([length - length / 2, length / 2]);
                 }
+                // A tick is a single message, but it can be tried with fewer users.
+                Err(RolledBack::Fault(fault))
+                    if !self.stop.is_cancelled()
+                        && progress.grants.as_mut().is_some_and(TickGrants::narrow) =>
+                {
+                    tracing::warn!(worker = W::INFO.name, %fault, "a tick failed, retrying with fewer users");
+                    parts.push(length);
+                }
                 // Stopping: no time to find the failing message, so another replica takes them all.
                 Err(RolledBack::Fault(_)) if length > 1 => {
                     decided.extend(messages.iter().map(|_| Disposition::HAND_BACK));
@@ -141,8 +154,42 @@ impl<W: ExternalWorker> Writer<W> {
         settlements(batch.drain(..), &mut decided, &mut earlier)
     }
 
+    /// Mints the job grants if the batch is a tick, and prepares the batch. If that fails, returns the disposition of
+    /// all its messages.
+    async fn begin(&self, batch: &[Authorized<W::Item>]) -> Result<Progress<W>, Disposition> {
+        let mut grants = None;
+        for message in batch.iter().map(Authorized::message) {
+            if let Source::Tick(tick) = &message.source {
+                grants = Some(self.mint(message, tick.job.as_str()).await?);
+            }
+        }
+        let due = grants.as_ref().map(TickGrants::due);
+        let prepared = self.prepare(batch, due).await.ok_or(Disposition::HAND_BACK)?;
+        Ok(Progress { grants, prepared, findings: Findings::new() })
+    }
+
+    /// Mints the job grants of a tick. Retries while the database is unavailable.
+    async fn mint(&self, tick: &Message<W::Item>, job: &str) -> Result<TickGrants, Disposition> {
+        let mut tries = 0;
+        loop {
+            let fault = match TickGrants::mint(&self.pool, job, tick.request_id).await {
+                Ok(grants) => return Ok(grants),
+                Err(fault) => fault,
+            };
+            if !matches!(fault.kind, FaultKind::Unavailable | FaultKind::ConnectionLost) {
+                return Err(self.failed(tick, &fault).await);
+            }
+            tries += 1;
+            tracing::warn!(worker = W::INFO.name, %fault, job, "dependency unavailable, tick on hold");
+            tokio::select! {
+                () = self.stop.cancelled() => return Err(Disposition::HAND_BACK),
+                () = tokio::time::sleep(retry::delay(tries, FIRST_PAUSE, LONGEST_PAUSE)) => {}
+            }
+        }
+    }
+
     /// Prepares the batch at external dependencies. `None` if the worker is stopped before this is done.
-    async fn prepare(&self, batch: &[Authorized<W::Item>]) -> Option<W::Prepared> {
+    async fn prepare(&self, batch: &[Authorized<W::Item>], due: Option<Vec<&str>>) -> Option<W::Prepared> {
         let mut prepared = W::Prepared::default();
         // The ranges of the parts still to be prepared, the next one last.
         let mut parts = vec![(0, batch.len())];
@@ -150,8 +197,7 @@ impl<W: ExternalWorker> Writer<W> {
         while let Some((start, end)) = parts.pop() {
             let messages: Vec<&Message<W::Item>> =
                 batch[start..end].iter().map(Authorized::message).collect();
-            let grants: BTreeSet<&str> = batch[start..end].iter().filter_map(Authorized::grant).collect();
-            let grants = Vec::from_iter(grants);
+            let grants = due.clone().unwrap_or_else(|| grants_of(&batch[start..end]));
             let part = tokio::select! {
                 // Safe to cancel: a redelivered message is prepared again.
                 () = self.stop.cancelled() => return None,
@@ -245,9 +291,15 @@ impl<W: ExternalWorker> Writer<W> {
             .collect();
         let mut tries = 0;
         loop {
-            let recorded =
-                async { registry::record_refused(&mut *store::acquire(&self.pool).await?, &refused).await };
-            let Err(fault) = recorded.await else { return true };
+            let recorded = match store::acquire(&self.pool).await {
+                Ok(mut connection) => {
+                    let recorded = registry::record_refused(&mut connection, &refused).await;
+                    store::discard_if_unusable(connection, &recorded);
+                    recorded
+                }
+                Err(error) => Err(error.into()),
+            };
+            let Err(fault) = recorded else { return true };
             tries += 1;
             tracing::warn!(worker = W::INFO.name, %fault, refusals = refused.len(), "cannot record refusals, retrying");
             tokio::select! {
@@ -319,11 +371,13 @@ impl<W: ExternalWorker> Writer<W> {
             service: message.publisher(),
             request_id: message.request_id,
         };
-        security::record_violation(&mut connection, &violation).await
+        let recorded = security::record_violation(&mut connection, &violation).await;
+        store::discard_if_unusable(connection, &recorded);
+        recorded
     }
 
-    /// Fetches the data keys of a batch before its transaction opens: the key store may be slow, and no rows should stay
-    /// locked while waiting for it.
+    /// Fetches the data keys of a batch before its transaction opens: the key store may be slow, and no rows should
+    /// stay locked while waiting for it.
     async fn keys_for(&self, messages: &[Authorized<W::Item>]) -> Result<DataKeys, Fault> {
         let Some(keys) = &self.keys else { return Ok(DataKeys::new()) };
         let users: BTreeSet<UserId> = messages
@@ -344,18 +398,29 @@ impl<W: ExternalWorker> Writer<W> {
         progress: &mut Progress<W>,
     ) -> Result<Transacted, RolledBack> {
         let keys = self.keys_for(messages).await?;
+        let Progress { grants: tick_grants, prepared, findings } = progress;
+        for message in messages.iter().map(Authorized::message) {
+            if let (Source::Tick(tick), Some(grants)) = (&message.source, &mut *tick_grants) {
+                grants.renew(&self.pool, tick.job.as_str(), message.request_id).await?;
+            }
+        }
+        let (grants, due) = match tick_grants {
+            Some(grants) => (grants.all(), Some(grants.due())),
+            None => (grants_of(messages), None),
+        };
+        let inbox = match due {
+            Some(_) => Cow::Owned(W::INFO.jobs_consumer()),
+            None => Cow::Borrowed(W::INFO.name),
+        };
         let mut connection = store::acquire(&self.pool).await.map_err(Fault::from)?;
-        let minted = job_grants_of(&mut connection, messages).await?;
-        let mut grants: BTreeSet<&str> = messages.iter().filter_map(Authorized::grant).collect();
-        grants.extend(minted.iter().map(|minted| minted.grant.as_str()));
-        let grants = Vec::from_iter(grants);
-        let Progress { prepared, findings } = progress;
         let attempt = Attempt {
             worker: &*self.worker,
             batch: messages,
             keys: &keys,
             prepared,
             grants: &grants,
+            due: due.as_deref(),
+            inbox: &inbox,
             watermarks: &self.watermarks,
         };
         let transacted: Result<Transacted, RolledBack> =
@@ -387,23 +452,10 @@ impl<W: ExternalWorker> Writer<W> {
     }
 }
 
-/// Maximum number of users that one tick acts for. The next tick continues with the rest.
-const MAX_USERS_PER_TICK: i32 = 1_000;
-
-/// Mints the job grants of a batch's ticks, for the users with work due. They are committed before the transaction that
-/// uses them, so that no grant is used whose audit rows are rolled back.
-async fn job_grants_of<I>(
-    connection: &mut Connection,
-    messages: &[Authorized<I>],
-) -> Result<Vec<JobGrant>, Fault> {
-    let mut grants = Vec::new();
-    for message in messages.iter().map(Authorized::message) {
-        if let Source::Tick(tick) = &message.source {
-            let job = tick.job.as_str();
-            grants.extend(job_grants::mint(connection, job, message.request_id, MAX_USERS_PER_TICK).await?);
-        }
-    }
-    Ok(grants)
+/// The distinct grants in the tokens of these messages.
+fn grants_of<I>(messages: &[Authorized<I>]) -> Vec<&str> {
+    let grants: BTreeSet<&str> = messages.iter().filter_map(Authorized::grant).collect();
+    Vec::from_iter(grants)
 }
 
 /// Pairs messages with their dispositions, of which there are as many.

@@ -1,9 +1,9 @@
-//! Recorded dialogues, and the requests that a chat service would have published while they were spoken.
+//! Recorded dialogues, and their mapping to the requests that a chat service would have published.
 //!
-//! The shape is that of the Schema-Guided Dialogue data set, reduced to what a memory needs: who speaks, what is
-//! said, and for user turns per service the intent and the full state of its slots so far. [`Dialogues`] reads
-//! them, one JSON object a line; [`Mapper`] turns each into requests. Both are deterministic: the same file gives
-//! the same requests with the same ids, so that loading it twice has no second effect.
+//! The format is a subset of the Schema-Guided Dialogue data set: speaker, utterance and, for user turns, the intent and
+//! current slot values of each service. [`Dialogues`] reads them, one JSON object per line; [`Mapper`] turns each into
+//! requests. Both are deterministic: the same file yields the same requests with the same ids, so loading it again has no
+//! effect.
 
 mod prepare;
 mod read;
@@ -24,63 +24,62 @@ pub use sample::DIALOGUES as SAMPLE;
 pub struct Dialogue {
     /// Unique in its file; 1 to 120 of `A-Z a-z 0-9 . _ : -`.
     pub dialogue_id: String,
-    /// Who speaks with the assistant. Absent: users take turns.
+    /// The user. If absent, the mapper assigns one in rotation.
     #[serde(default)]
     pub user: Option<i32>,
-    /// What it is about.
+    /// The services involved.
     pub services: Vec<String>,
-    /// What is said, in order.
+    /// The turns, in order.
     pub turns: Vec<Turn>,
 }
 
-/// Something said.
+/// A turn of a dialogue.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Turn {
-    /// Who says it.
+    /// The speaker.
     pub speaker: Speaker,
-    /// What is said.
+    /// The text.
     pub utterance: String,
-    /// What is known after a user's turn, for the services it speaks about.
+    /// The dialogue state after a user's turn, for each service concerned.
     #[serde(default)]
     pub frames: Vec<Frame>,
 }
 
-/// Who speaks.
+/// The speaker of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Speaker {
-    /// The person.
+    /// The user.
     User,
     /// The assistant.
     System,
 }
 
-/// What is known about one service after a turn.
+/// The dialogue state of one service after a turn.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Frame {
     /// The service.
     pub service: String,
-    /// What the user wants of it; `NONE` for nothing more.
+    /// The user's current intent, or [`NO_INTENT`].
     pub intent: String,
-    /// Every slot that has values so far.
+    /// All slots with values so far.
     pub slot_values: BTreeMap<String, Vec<String>>,
 }
 
 /// The intent of a frame without one.
 pub const NO_INTENT: &str = "NONE";
 
-/// Where dialogues come from.
+/// The origin of dialogues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Corpus {
-    /// A file in the shape of the Schema-Guided Dialogue data set.
+    /// A file in the format of the Schema-Guided Dialogue data set.
     Sgd,
-    /// The sample that is built into this program. It also has devices, feedback and more, so that every kind of
-    /// request occurs.
+    /// The built-in sample. Its mapping adds devices, feedback and more, so that every kind of request occurs.
     Sample,
 }
 
 impl Corpus {
-    /// The name that sessions carry in their metadata.
+    /// The name of the corpus in session metadata.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Sgd => "sgd",
@@ -88,7 +87,7 @@ impl Corpus {
         }
     }
 
-    /// The session of a dialogue.
+    /// The session id of a dialogue.
     pub fn session_id(self, dialogue_id: &str) -> String {
         match self {
             Self::Sgd => format!("sgd-{dialogue_id}"),
@@ -101,9 +100,9 @@ impl Corpus {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{place}: {problem}")]
 pub struct DialogueError {
-    /// Where: a file and its line, or a dialogue and what of it.
+    /// The location: a file and line, or a dialogue.
     pub place: String,
-    /// What is wrong with it.
+    /// The problem.
     pub problem: String,
 }
 

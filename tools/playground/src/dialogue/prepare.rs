@@ -14,29 +14,29 @@ pub(super) const ACCOUNT_SERVICE: &str = "account";
 /// A request that is ready to be published.
 #[derive(Clone, Debug)]
 pub struct Prepared {
-    /// Where.
+    /// The subject to publish on.
     pub subject: RequestSubject,
-    /// Its id, which is the same each time.
+    /// The request id, derived from the dialogue.
     pub id: Uuid,
-    /// What kind it is.
+    /// The kind of request.
     pub kind: &'static RequestKind,
     /// The body.
     pub body: Bytes,
-    /// Whether its effect is a new row, where the database is fresh.
+    /// Whether it adds a row to an empty database.
     pub adds_row: bool,
 }
 
-/// The slots of every service, as the latest frame of each said.
+/// The slots of each service, as of its latest frame.
 pub(super) type Slots = BTreeMap<String, BTreeMap<String, Vec<String>>>;
 
-/// The id of everything that the parts name together.
+/// The id derived from these parts.
 pub(super) fn id(parts: &[&str]) -> Uuid {
     let namespace = Uuid::new_v5(&Uuid::NAMESPACE_OID, b"memfleet dialogues");
-    // A separator that no part holds keeps ("a", "bc") apart from ("ab", "c").
+    // A separator that no part contains distinguishes ("a", "bc") from ("ab", "c").
     Uuid::new_v5(&namespace, parts.join("\u{1f}").as_bytes())
 }
 
-/// JSON as a bounded object.
+/// Converts a JSON value to the contract's size-limited object type.
 pub(super) fn object(value: &serde_json::Value) -> Result<JsonObject, String> {
     JsonObject::new(value.to_string())
 }
@@ -45,7 +45,7 @@ pub(super) fn object(value: &serde_json::Value) -> Result<JsonObject, String> {
 pub(super) struct Out {
     pub(super) corpus: Corpus,
     pub(super) user_id: UserId,
-    /// Who publishes.
+    /// The publishing service.
     pub(super) service: &'static str,
     pub(super) requests: Vec<Prepared>,
 }
@@ -55,18 +55,18 @@ impl Out {
         Self { corpus, user_id, service: ACCOUNT_SERVICE, requests: Vec::new() }
     }
 
-    /// Adds a request. The parts tell it apart from others of the same kind and user.
+    /// Adds a request. Its id is derived from kind, user and `parts`, which must be unique among them.
     pub(super) fn add(&mut self, request: Request, parts: &[&str], adds_row: bool) -> Result<(), String> {
         let (user_id, kind) = (self.user_id, request.kind());
         let (user, name) = (user_id.to_string(), kind.name());
-        let service: Service = self.service.parse().map_err(|_| "the service's name is wrong".to_owned())?;
+        let service: Service = self.service.parse().map_err(|_| "invalid service name".to_owned())?;
         let subject =
             RequestSubject { service, noun: kind.noun.to_owned(), verb: kind.verb.to_owned(), user_id };
         let id = id(&[&[self.corpus.as_str(), &user, &name], parts].concat());
         let body = serde_json::to_vec(&request).map_err(|error| format!("{name}: {error}"))?;
         if body.len() > contract::limit::BODY_BYTES {
             return Err(format!(
-                "{name} would have {} bytes, more than {}",
+                "{name} has {} bytes, more than the limit of {}",
                 body.len(),
                 contract::limit::BODY_BYTES
             ));

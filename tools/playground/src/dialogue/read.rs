@@ -6,19 +6,19 @@ use flate2::bufread::MultiGzDecoder;
 
 use super::{Dialogue, DialogueError};
 
-/// The longest line, in bytes. The longest of the Schema-Guided Dialogue data set has a hundredth of it.
+/// Maximum length of a line, in bytes; about 100 times the longest line of the Schema-Guided Dialogue data set.
 pub const LINE_BYTES: usize = 4 * 1024 * 1024;
 
-/// The first bytes of everything that gzip makes.
+/// The magic bytes of gzip files.
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
-/// Reads dialogues one at a time from JSON Lines, plain or compressed with gzip. After an error there are no more.
+/// Iterator over the dialogues of JSON Lines, plain or gzip-compressed. Ends after the first error.
 pub struct Dialogues {
     name: String,
     input: Box<dyn BufRead + Send>,
     line: u64,
     buffer: Vec<u8>,
-    over: bool,
+    finished: bool,
 }
 
 impl Dialogues {
@@ -34,10 +34,10 @@ impl Dialogues {
         }
     }
 
-    /// Reads what is in memory; `name` is what messages call it.
+    /// Reads dialogues from memory; error messages refer to them as `name`.
     ///
     /// # Errors
-    /// None that memory could cause.
+    /// Never, in practice: reading from memory does not fail.
     pub fn from_bytes(name: &str, bytes: &'static [u8]) -> Result<Self, DialogueError> {
         Self::new(name.to_owned(), bytes)
     }
@@ -51,18 +51,18 @@ impl Dialogues {
         } else {
             Box::new(input)
         };
-        Ok(Self { name, input, line: 0, buffer: Vec::new(), over: false })
+        Ok(Self { name, input, line: 0, buffer: Vec::new(), finished: false })
     }
 
-    /// Fills the buffer with the next line that is not blank. False at the end.
+    /// Reads the next non-blank line into the buffer. Returns false at the end of the input.
     fn next_line(&mut self) -> Result<bool, String> {
         loop {
             self.line += 1;
             self.buffer.clear();
-            // One more than fits, to tell a line that is too long from one that just fits.
+            // One byte more than allowed, to detect a line that is too long.
             let limit = u64::try_from(LINE_BYTES + 1).unwrap_or(u64::MAX);
-            let mut bounded = (&mut self.input).take(limit);
-            let read = bounded
+            let mut limited = (&mut self.input).take(limit);
+            let read = limited
                 .read_until(b'\n', &mut self.buffer)
                 .map_err(|error| format!("cannot be read: {error}"))?;
             if read == 0 {
@@ -82,25 +82,25 @@ impl Iterator for Dialogues {
     type Item = Result<Dialogue, DialogueError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.over {
+        if self.finished {
             return None;
         }
         let dialogue = match self.next_line() {
             Ok(false) => None,
-            Ok(true) => Some(serde_json::from_slice(&self.buffer).map_err(|error| not_a_dialogue(&error))),
+            Ok(true) => Some(serde_json::from_slice(&self.buffer).map_err(|error| invalid_dialogue(&error))),
             Err(problem) => Some(Err(problem)),
         };
-        let place = || format!("{}: line {}", self.name, self.line);
-        let dialogue = dialogue.map(|read| read.map_err(|problem| DialogueError::new(place(), problem)));
-        self.over = !matches!(dialogue, Some(Ok(_)));
+        let location = || format!("{}: line {}", self.name, self.line);
+        let dialogue = dialogue.map(|read| read.map_err(|problem| DialogueError::new(location(), problem)));
+        self.finished = !matches!(dialogue, Some(Ok(_)));
         dialogue
     }
 }
 
-fn not_a_dialogue(error: &serde_json::Error) -> String {
-    // What it was given is one line, and which one of the file is said already.
+fn invalid_dialogue(error: &serde_json::Error) -> String {
+    // The parser sees a single line; the line number in the file is already part of the message.
     let error = error.to_string().replace(" at line 1 column ", " at column ");
     format!(
-        "is no dialogue: {error}; expected dialogue_id, services and turns, as in tools/playground/sample/README.md"
+        "invalid dialogue: {error}; expected dialogue_id, services and turns, as in tools/playground/sample/README.md"
     )
 }

@@ -1,10 +1,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use contract::{
-    ChatMode, ContextPut, ContextRemove, ContextType, ConversationPut, Json, List, MessageAdd,
-    MessageRole, Name, Priority, ProfilePut, Request, SessionClose,
-    SessionId, SessionOpen, SummaryPut, Text, UserId, UserPut, UserRole, UserStatus, VectorIndex,
-    VectorRemove, Version,
+    ChatMode, ContextPut, ContextRemove, ContextType, ConversationPut, Json, List, MessageAdd, MessageRole,
+    Name, Priority, ProfilePut, Request, SessionClose, SessionId, SessionOpen, SummaryPut, Text, UserId,
+    UserPut, UserRole, UserStatus, VectorIndex, VectorRemove, Version,
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -13,13 +12,13 @@ use super::prepare::{ACCOUNT_SERVICE, Out, Prepared, Slots, id, object};
 use super::sample::{self, Person};
 use super::{Corpus, Dialogue, DialogueError, Frame, NO_INTENT, Speaker};
 
-/// Turns dialogues into requests, in the order in which they were spoken.
+/// Turns dialogues into requests, in the order of their turns.
 pub struct Mapper {
     corpus: Corpus,
     users: u32,
     dialogues: u64,
     people: BTreeMap<i32, Person>,
-    /// The latest session of every user who has spoken.
+    /// The latest session of each user so far.
     latest: HashMap<UserId, SessionId>,
     seen: HashSet<Uuid>,
 }
@@ -38,15 +37,15 @@ impl Mapper {
         Ok(Self { corpus, users: users.max(1), dialogues: 0, people, latest, seen })
     }
 
-    /// How many users have spoken so far.
+    /// Number of users so far.
     pub fn users(&self) -> usize {
         self.latest.len()
     }
 
-    /// The requests of the next dialogue.
+    /// Maps the next dialogue to requests.
     ///
     /// # Errors
-    /// If a part of it breaks a bound of the contract, or its id came before.
+    /// If it violates a limit of the contract, or its id is a duplicate.
     pub fn requests(&mut self, dialogue: &Dialogue) -> Result<Vec<Prepared>, DialogueError> {
         self.map(dialogue).map_err(|problem| {
             let id: String = dialogue.dialogue_id.chars().take(contract::limit::IDENTIFIER_CHARS).collect();
@@ -57,7 +56,7 @@ impl Mapper {
     fn map(&mut self, dialogue: &Dialogue) -> Result<Vec<Prepared>, String> {
         check(dialogue)?;
         if !self.seen.insert(id(&[&dialogue.dialogue_id])) {
-            return Err("came before in the same file".to_owned());
+            return Err("is a duplicate in the same file".to_owned());
         }
         let user_id = self.user_of(dialogue)?;
         self.dialogues += 1;
@@ -65,21 +64,21 @@ impl Mapper {
         let parent = self.latest.insert(user_id, session_id.clone());
         let mut out = Out::new(self.corpus, user_id);
         if parent.is_none() {
-            self.introduce(user_id, &mut out)?;
+            self.add_account(user_id, &mut out)?;
         }
-        let mut spoken = Spoken { dialogue, session_id, memory: Memory::default(), out: &mut out };
-        spoken.open(parent)?;
+        let mut mapping = Mapping { dialogue, session_id, memory: Memory::default(), out: &mut out };
+        mapping.open(parent)?;
         for at in 0..dialogue.turns.len() {
-            spoken.turn(at)?;
+            mapping.turn(at)?;
         }
-        spoken.summarise()?;
+        mapping.summarise()?;
         if self.corpus == Corpus::Sample {
             let person = self.people.get(&user_id.get()).map(|person| person.first_name.clone());
-            spoken.remember(person.as_deref().unwrap_or("user"), self.dialogues)?;
+            mapping.index_turns(person.as_deref().unwrap_or("user"), self.dialogues)?;
         }
-        let Spoken { session_id, memory, .. } = spoken;
+        let Mapping { session_id, memory, .. } = mapping;
         if self.corpus == Corpus::Sample {
-            sample::reflect(dialogue, &session_id, &memory.slots, self.dialogues, &mut out)?;
+            sample::add_follow_ups(dialogue, &session_id, &memory.slots, self.dialogues, &mut out)?;
         }
         out.add(Request::SessionClose(SessionClose { session_id }), &[&dialogue.dialogue_id], false)?;
         Ok(out.requests)
@@ -99,8 +98,8 @@ impl Mapper {
         }
     }
 
-    /// What has to be known of a user before the first session.
-    fn introduce(&self, user_id: UserId, out: &mut Out) -> Result<(), String> {
+    /// Adds the account records that must exist before a user's first session.
+    fn add_account(&self, user_id: UserId, out: &mut Out) -> Result<(), String> {
         let number = user_id.get();
         let known = self.people.get(&number);
         let person = known.cloned().unwrap_or_else(|| Person::generated(number));
@@ -121,13 +120,13 @@ impl Mapper {
         out.add(Request::UserPut(user), &[], true)?;
         out.add(Request::ProfilePut(profile), &[], true)?;
         if self.corpus == Corpus::Sample {
-            sample::equip(&person, self.latest.len() == 1, out)?;
+            sample::add_account_details(&person, self.latest.len() == 1, out)?;
         }
         Ok(())
     }
 }
 
-/// What the mapping relies on and the contract does not check.
+/// Checks assumptions of the mapping that the contract does not check.
 fn check(dialogue: &Dialogue) -> Result<(), String> {
     for (at, turn) in dialogue.turns.iter().enumerate() {
         let mut services = HashSet::new();
@@ -136,10 +135,10 @@ fn check(dialogue: &Dialogue) -> Result<(), String> {
             if !services.insert(service) {
                 return Err(format!("turns[{at}] has two frames for {service}"));
             }
-            // Keys are <service>.<slot>, and <service>.intent is one of them.
+            // Context keys are <service>.<slot> and <service>.intent.
             if service.contains('.') || frame.slot_values.contains_key("intent") {
                 return Err(format!(
-                    "turns[{at}]: a service must have no dot in its name, and no slot named intent ({service})"
+                    "turns[{at}]: a service name must not contain a dot, and no slot may be named intent ({service})"
                 ));
             }
         }
@@ -147,7 +146,7 @@ fn check(dialogue: &Dialogue) -> Result<(), String> {
     Ok(())
 }
 
-/// What is known at one point of a dialogue.
+/// The dialogue state after a turn.
 #[derive(Default)]
 struct Memory {
     slots: Slots,
@@ -155,15 +154,15 @@ struct Memory {
     keys: HashSet<String>,
 }
 
-/// A dialogue while it is replayed.
-struct Spoken<'a> {
+/// A dialogue that is being mapped.
+struct Mapping<'a> {
     dialogue: &'a Dialogue,
     session_id: SessionId,
     memory: Memory,
     out: &'a mut Out,
 }
 
-impl Spoken<'_> {
+impl Mapping<'_> {
     fn open(&mut self, parent: Option<SessionId>) -> Result<(), String> {
         let Dialogue { dialogue_id, services, .. } = self.dialogue;
         let chat_mode = if services.len() > 1 { ChatMode::SmartRouter } else { ChatMode::Simple };
@@ -259,8 +258,8 @@ impl Spoken<'_> {
         self.out.add(Request::ContextRemove(context), &parts, false)
     }
 
-    /// Makes what was said findable, each turn with who said it.
-    fn remember(&mut self, person: &str, dialogues: u64) -> Result<(), String> {
+    /// Indexes every turn for searches, with its speaker.
+    fn index_turns(&mut self, person: &str, dialogues: u64) -> Result<(), String> {
         let dialogue_id = &self.dialogue.dialogue_id;
         let name = |speaker: Speaker| match speaker {
             Speaker::User => person,
@@ -279,7 +278,7 @@ impl Spoken<'_> {
         let index = json!({ "session_id": self.session_id.as_str(), "memories": memories });
         let index: VectorIndex = serde_json::from_value(index).map_err(|error| error.to_string())?;
         self.out.add(Request::VectorIndex(index), &[dialogue_id], false)?;
-        // A goodbye is nothing to remember.
+        // Removes the last turn, a goodbye, from the index of some dialogues.
         if dialogues.is_multiple_of(10) {
             let last = self.out.message_id(dialogue_id, turns.len().saturating_sub(1));
             let remove = json!({ "session_id": self.session_id.as_str(), "memory_ids": [last] });
@@ -309,7 +308,7 @@ impl Spoken<'_> {
     }
 }
 
-/// The version of what is said in a turn.
+/// The version of contexts set in a turn.
 fn version(turn: usize) -> Result<Version, String> {
     Version::new(i64::try_from(turn).unwrap_or(i64::MAX).saturating_add(1))
 }

@@ -1,4 +1,4 @@
-//! What the built-in sample has beyond its dialogues: a modest number of every other kind of request.
+//! Requests that the built-in sample adds to its dialogues, so that every kind of request occurs.
 
 use std::collections::BTreeMap;
 
@@ -32,7 +32,7 @@ pub(super) struct Person {
 }
 
 impl Person {
-    /// Somebody of whom only the number is known.
+    /// Generated account data for a user of which only the id is known.
     pub(super) fn generated(number: i32) -> Self {
         const ZONES: [&str; 4] = ["America/Los_Angeles", "Europe/Berlin", "Asia/Kolkata", "Africa/Lagos"];
         let zone = usize::try_from(number).ok().and_then(|number| ZONES.get(number % ZONES.len()));
@@ -48,7 +48,7 @@ impl Person {
     }
 }
 
-/// The people of the sample, by number.
+/// The users of the sample, by user id.
 pub(super) fn people() -> Result<BTreeMap<i32, Person>, DialogueError> {
     let people = serde_json::Deserializer::from_str(PEOPLE).into_iter::<Person>();
     people
@@ -57,8 +57,8 @@ pub(super) fn people() -> Result<BTreeMap<i32, Person>, DialogueError> {
         .map_err(|error| DialogueError::new("the sample's users", error.to_string()))
 }
 
-/// Settings, devices and credentials of a user, and with the first user the platform's own settings.
-pub(super) fn equip(person: &Person, is_first: bool, out: &mut Out) -> Result<(), String> {
+/// Adds settings, devices and credentials of a user, and with the first user also the platform's settings.
+pub(super) fn add_account_details(person: &Person, is_first: bool, out: &mut Out) -> Result<(), String> {
     if is_first {
         let user_id = std::mem::replace(&mut out.user_id, UserId::PLATFORM);
         setting(out, "summary.max_words", &json!(120))?;
@@ -67,7 +67,7 @@ pub(super) fn equip(person: &Person, is_first: bool, out: &mut Out) -> Result<()
     }
     let language = person.preferences.get("language").cloned().unwrap_or_else(|| json!("en"));
     setting(out, "language", &language)?;
-    // What nobody but the user's own services shall read.
+    // A sensitive setting, which is stored encrypted.
     sensitive_setting(out, "emergency.contact", &json!(format!("no-telephone-of-{}", person.user_id)))?;
     if person.user_id % 4 == 0 {
         setting(out, "trial.banner", &json!(true))?;
@@ -113,7 +113,7 @@ fn devices(person: &Person, out: &mut Out) -> Result<(), String> {
     Ok(())
 }
 
-/// None of them opens anything: they are words, and say so.
+/// Adds credentials. They are placeholders and not valid anywhere.
 fn credentials(person: &Person, out: &mut Out) -> Result<(), String> {
     let number = person.user_id;
     if number % 3 == 1 {
@@ -159,8 +159,8 @@ fn passkey(number: i32, name: &str, out: &mut Out) -> Result<Text<1, 1400>, Stri
     Ok(credential_id)
 }
 
-/// What people and agents make of a dialogue once it is over. `number` counts the dialogues from 1.
-pub(super) fn reflect(
+/// Adds feedback, routing decisions and agent contexts that follow a dialogue. `number` counts the dialogues from 1.
+pub(super) fn add_follow_ups(
     dialogue: &Dialogue,
     session_id: &SessionId,
     settled: &Slots,
@@ -177,8 +177,8 @@ pub(super) fn reflect(
     Ok(())
 }
 
-/// How the router took each thing that the user said: to a tool for each service that it was about, or to a direct answer. The
-/// figures are made up from what was said, the same ones every time.
+/// Adds a routing decision for each user turn: to one tool per service concerned, or to a direct answer. The figures are
+/// derived from the turn, so they are the same in every run.
 fn routes(dialogue: &Dialogue, session_id: &SessionId, out: &mut Out) -> Result<(), String> {
     let spoken = dialogue.turns.iter().enumerate().filter(|(_, turn)| turn.speaker == Speaker::User);
     for (at, turn) in spoken {
@@ -221,7 +221,7 @@ fn routes(dialogue: &Dialogue, session_id: &SessionId, out: &mut Out) -> Result<
     Ok(())
 }
 
-/// Stars for the last answer, and now and then a correction of an earlier one.
+/// Adds a rating of the last answer, and for some dialogues a correction of the first one.
 fn feedback(dialogue: &Dialogue, number: u64, out: &mut Out) -> Result<(), String> {
     let mut answers = dialogue
         .turns
@@ -233,16 +233,16 @@ fn feedback(dialogue: &Dialogue, number: u64, out: &mut Out) -> Result<(), Strin
     if let Some(at) = last {
         let stars = i64::try_from(number % 3).unwrap_or(0) + 3;
         let rating = Some(Bounded::new(if number.is_multiple_of(7) { -2 } else { stars })?);
-        give(dialogue, at, FeedbackType::Rating, rating, None, out)?;
+        add_feedback(dialogue, at, FeedbackType::Rating, rating, None, out)?;
     }
     if let Some(at) = first.filter(|_| number.is_multiple_of(7)) {
         let comment = Some(Text::new("You asked for something that I had already told you.")?);
-        give(dialogue, at, FeedbackType::Correction, None, comment, out)?;
+        add_feedback(dialogue, at, FeedbackType::Correction, None, comment, out)?;
     }
     Ok(())
 }
 
-fn give(
+fn add_feedback(
     dialogue: &Dialogue,
     at: usize,
     feedback_type: FeedbackType,
@@ -256,8 +256,7 @@ fn give(
     out.add(Request::FeedbackPut(feedback), &parts, true)
 }
 
-/// A planner that keeps a note to itself, shares what is settled, and has the topics agreed on. The note is dropped
-/// when the work is done.
+/// Adds contexts of a planner agent: a private note, which is removed again, shared slot values, and consensus topics.
 fn agents(dialogue: &Dialogue, session_id: &SessionId, settled: &Slots, out: &mut Out) -> Result<(), String> {
     let open = dialogue.services.iter().filter(|service| !settled.contains_key(*service)).count();
     let memories = [
@@ -276,7 +275,7 @@ fn agents(dialogue: &Dialogue, session_id: &SessionId, settled: &Slots, out: &mu
             is_shareable: memory_tier != MemoryTier::Private,
             expires_at: None,
             version: Version::new(1)?,
-            // What an agent notes for itself is nobody else's.
+            // Private notes are stored encrypted.
             sensitive: memory_tier == MemoryTier::Private,
         };
         let parts = [dialogue.dialogue_id.as_str(), memory_tier.as_str(), key];
@@ -292,7 +291,7 @@ fn agents(dialogue: &Dialogue, session_id: &SessionId, settled: &Slots, out: &mu
     out.add(Request::AgentContextRemove(done), &[&dialogue.dialogue_id, "note"], false)
 }
 
-/// A value of a type that the contract makes by reading only.
+/// Converts JSON to a contract type that can only be constructed by deserializing.
 fn read<T: DeserializeOwned>(value: Value) -> Result<T, String> {
     serde_json::from_value(value).map_err(|error| error.to_string())
 }

@@ -14,8 +14,8 @@ use tokio::time::sleep;
 use super::progress::Progress;
 
 /// How often the consumers are checked.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// Workers that commit nothing for so long are stuck.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// Workers that commit nothing for this long are considered stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
 /// The stream of dead letters.
 const DEAD_STREAM: &str = "DEAD";
@@ -24,7 +24,7 @@ const DEAD_STREAM: &str = "DEAD";
 pub(super) struct Broker {
     jetstream: jetstream::Context,
     pub(super) stats: Vec<Arc<Stats>>,
-    /// What the workers of this process had settled before.
+    /// Number of messages that the workers of this process had settled before.
     settled_before: u64,
 }
 
@@ -44,13 +44,13 @@ impl Broker {
         (!self.stats.is_empty()).then(|| self.stats.iter().map(settled).sum::<u64>() - self.settled_before)
     }
 
-    /// The last number in the stream of dead letters.
+    /// The last sequence number of the stream of dead letters.
     pub(super) async fn dead_letters(&self) -> anyhow::Result<u64> {
         let stream = self.jetstream.get_stream(DEAD_STREAM).await;
         let stream = stream.with_context(|| {
-            format!("the stream {DEAD_STREAM} cannot be read; `memfleet nats apply` creates it")
+            format!("cannot read the stream {DEAD_STREAM}; `memfleet nats apply` creates it")
         })?;
-        // The sequence and not the count: a dead letter that was replayed or dropped meanwhile was still one.
+        // The sequence number, not the count: it also covers dead letters that were replayed or deleted meanwhile.
         Ok(stream.cached_info().state.last_sequence)
     }
 
@@ -60,14 +60,15 @@ impl Broker {
             let consumer = self.jetstream.get_consumer_from_stream(name, stream).await;
             consumers.push(consumer.with_context(|| {
                 format!(
-                    "the consumer {name} of the stream {stream} cannot be read; `memfleet nats apply` creates it"
+                    "cannot read the consumer {name} of the stream {stream}; `memfleet nats apply` creates it"
                 )
             })?);
         }
         Ok(consumers)
     }
 
-    /// Waits until these workers have settled every message of their streams, and all that was published is counted.
+    /// Waits until these workers have settled every message of their streams, and their counters include all that was
+    /// published.
     pub(super) async fn drained(
         &self,
         workers: &[&WorkerInfo],
@@ -79,7 +80,7 @@ impl Broker {
         loop {
             let (mut waiting, mut in_flight) = (0, 0);
             for consumer in &mut consumers {
-                let info = consumer.info().await.context("a worker's consumer cannot be read")?;
+                let info = consumer.info().await.context("cannot read a worker's consumer")?;
                 waiting += info.num_pending;
                 in_flight += info.num_ack_pending;
             }
@@ -94,15 +95,15 @@ impl Broker {
             }
             if moved_at.elapsed() > STUCK_AFTER {
                 bail!(
-                    "nothing was committed for {} s: {waiting} messages wait for the workers and {in_flight} are \
-                     unsettled; the workers' log says why, and `memfleet status` whether any runs",
+                    "the workers committed nothing for {} s: {waiting} messages are pending and {in_flight} in flight; \
+                     check the workers' log, and `memfleet status` for running workers",
                     STUCK_AFTER.as_secs()
                 );
             }
-            let taken = published.stored + published.duplicate;
+            let accepted = published.stored + published.duplicate;
             let left = waiting + u64::try_from(in_flight).unwrap_or(0);
-            progress.tell(taken, Some(taken.saturating_sub(left)), Some(taken));
-            sleep(LOOK_EVERY).await;
+            progress.update(accepted, Some(accepted.saturating_sub(left)), Some(accepted));
+            sleep(POLL_INTERVAL).await;
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Publishes dialogues, waits until the workers have written them to PostgreSQL, and reports what was stored.
 //!
-//! A thread of its own reads the dialogues and turns them into requests, [`Publisher`] publishes them, and the workers
-//! commit them meanwhile. Texts to be embedded follow when the rest is committed: an embedder uses every core, and each
-//! part is to be measured by itself. [`ingest()`] returns when all of it is committed, or reports what is stuck.
+//! A separate thread reads the dialogues and turns them into requests, [`Publisher`] publishes them, and the workers
+//! commit them concurrently. Texts to embed are published after the rest is committed, so that each part is measured by
+//! itself: an embedder uses all cores. [`ingest()`] returns when everything is committed, or fails if workers are stuck.
 
 mod broker;
 mod progress;
@@ -32,37 +32,38 @@ use read::{Ready, read};
 pub use result::{Delay, Embedding, Ingested, Sent, Stored};
 pub use rows::{Contents, TABLES};
 
-/// Where dialogues come from.
+/// The source of dialogues.
 #[derive(Clone, Debug)]
 pub enum Source {
     /// A file.
     File(PathBuf),
-    /// The sample that is built in.
+    /// The built-in sample.
     Sample,
 }
 
-/// What is ingested, and how.
+/// What to ingest, and how.
 #[derive(Clone, Debug)]
 pub struct IngestOptions {
-    /// Where the dialogues come from.
+    /// The source of the dialogues.
     pub source: Source,
-    /// Over how many users dialogues without a user are distributed.
+    /// Number of users to distribute dialogues without a user over.
     pub users: u32,
-    /// Whether to wait until the workers have committed it all.
+    /// Whether to wait until the workers have committed everything.
     pub wait: bool,
-    /// Whether what was said is indexed for searches too, for which there must be a vector store.
+    /// Whether to index utterances for searches, which requires a vector store.
     pub vectors: bool,
 }
 
-/// Publishing stops when so many requests were refused: the rest would be too.
-const MOST_REFUSED: u64 = 100;
-/// Dialogues that are read ahead.
+/// Publishing stops when more requests than this were rejected: the rest would be rejected too.
+const MAX_REFUSED: u64 = 100;
+/// Number of dialogues read ahead.
 const READ_AHEAD: usize = 16;
 
-/// Ingests dialogues. `stats` are those of the workers in this process, context-writer's first; none if they run elsewhere.
+/// Ingests dialogues. `stats` are those of the workers in this process, context-writer's first; empty if the workers run
+/// elsewhere.
 ///
 /// # Errors
-/// If the dialogues cannot be read, a request is refused, or the workers commit nothing for a minute.
+/// If the dialogues cannot be read, a request is rejected, or the workers commit nothing for a minute.
 pub async fn ingest(
     settings: &Settings,
     stats: Vec<Arc<Stats>>,
@@ -91,7 +92,7 @@ pub async fn ingest(
         ingest.send(request).await?;
     }
     sent.published = ingest.publisher.flush().await.clone();
-    refuse(&sent.published)?;
+    ensure_accepted(&sent.published)?;
     if !options.wait {
         return Ok(Ingested { sent, stored: None });
     }
@@ -111,7 +112,7 @@ pub async fn ingest(
     Ok(Ingested { sent, stored: Some(stored) })
 }
 
-/// What publishes, and what shows how far the workers are.
+/// The state of an ingestion: the publisher and the view of the workers' progress.
 struct Ingest {
     publisher: Publisher,
     tokens: Tokens,
@@ -124,11 +125,11 @@ impl Ingest {
     async fn publish_dialogues(&mut self, options: &IngestOptions) -> anyhow::Result<(Sent, Vec<Prepared>)> {
         let (to_publish, mut dialogues) = mpsc::channel(READ_AHEAD);
         let (source, users) = (options.source.clone(), options.users);
-        // A plain thread: reading blocks, and nobody waits for it when we are interrupted.
+        // A plain thread, since reading blocks. After an interruption, the process exits without joining it.
         let reader = thread::Builder::new()
             .name("dialogues".to_owned())
             .spawn(move || read(&source, users, &to_publish))
-            .context("the thread that reads dialogues cannot be started")?;
+            .context("cannot start the thread that reads dialogues")?;
         let (mut sent, mut to_embed) = (Sent::default(), Vec::new());
         while let Some(dialogue) = dialogues.recv().await {
             let mut dialogue: Ready = dialogue?;
@@ -137,23 +138,23 @@ impl Ingest {
             sent.count(&dialogue);
             for request in dialogue.requests {
                 if is_embedded(&request) {
-                    // Only the built-in sample has any, so that the list is short.
+                    // Only the built-in sample has such requests, so the list is short.
                     to_embed.push(request);
                 } else {
                     self.send(request).await?;
                 }
             }
             let published = self.publisher.so_far();
-            self.progress.tell(published.stored + published.duplicate, self.broker.settled(), None);
-            if published.refused > MOST_REFUSED {
+            self.progress.update(published.stored + published.duplicate, self.broker.settled(), None);
+            if published.refused > MAX_REFUSED {
                 break;
             }
         }
-        // Where publishing has stopped, the reader may be in the middle of a line that never ends.
-        if self.publisher.so_far().refused <= MOST_REFUSED && reader.join().is_err() {
+        // If publishing stopped early, the reader may be blocked on input that never ends, so it is not joined.
+        if self.publisher.so_far().refused <= MAX_REFUSED && reader.join().is_err() {
             bail!("the thread that reads dialogues panicked");
         }
-        refuse(self.publisher.flush().await)?;
+        ensure_accepted(self.publisher.flush().await)?;
         Ok((sent, to_embed))
     }
 
@@ -170,18 +171,18 @@ impl Ingest {
     }
 }
 
-fn refuse(published: &Published) -> anyhow::Result<()> {
+fn ensure_accepted(published: &Published) -> anyhow::Result<()> {
     if published.refused == 0 {
         return Ok(());
     }
-    let given_up = if published.refused > MOST_REFUSED { " (given up)" } else { "" };
+    let stopped = if published.refused > MAX_REFUSED { " (publishing stopped)" } else { "" };
     bail!(
-        "the broker refused {} requests{given_up} and took {}; the first of them:\n  {}",
+        "the broker refused {} requests{stopped} and accepted {}; first reasons:\n  {}",
         published.refused,
         published.stored + published.duplicate,
         published.reasons.join("\n  ")
     )
 }
 
-/// Requests by kind, and the rows they add.
+/// Numbers of requests by kind.
 type Counts = BTreeMap<String, u64>;

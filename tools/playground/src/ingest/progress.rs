@@ -1,4 +1,4 @@
-//! Progress on standard error: a bar on a terminal, elsewhere a line now and then.
+//! Progress on standard error: a bar on a terminal, otherwise a line every two seconds.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -13,17 +13,17 @@ const LINE_EVERY: Duration = Duration::from_secs(2);
 pub(super) struct Progress {
     bar: Option<ProgressBar>,
     began: Instant,
-    said: Instant,
+    printed_at: Instant,
 }
 
 impl Progress {
     pub(super) fn start() -> Self {
         let bar = std::io::stderr().is_terminal().then(ProgressBar::new_spinner);
-        Self { bar, began: Instant::now(), said: Instant::now() }
+        Self { bar, began: Instant::now(), printed_at: Instant::now() }
     }
 
-    /// So many are published and committed so far, out of so many if that is known yet.
-    pub(super) fn tell(&mut self, published: u64, committed: Option<u64>, total: Option<u64>) {
+    /// Updates the numbers of published and committed messages, and the total if it is known.
+    pub(super) fn update(&mut self, published: u64, committed: Option<u64>, total: Option<u64>) {
         let committed_text =
             committed.map_or_else(String::new, |committed| format!(", {} committed", grouped(committed)));
         let text = format!("{} published{committed_text}", grouped(published));
@@ -36,9 +36,9 @@ impl Progress {
                 bar.set_position(committed.unwrap_or(published));
                 bar.set_message(text);
             }
-            None if self.said.elapsed() >= LINE_EVERY => {
+            None if self.printed_at.elapsed() >= LINE_EVERY => {
                 errln!("  {:5.1} s  {text}", self.began.elapsed().as_secs_f64());
-                self.said = Instant::now();
+                self.printed_at = Instant::now();
             }
             None => {}
         }
@@ -56,7 +56,7 @@ impl Drop for Progress {
 }
 
 fn style() -> ProgressStyle {
-    // The template is a constant that the library takes; a plain bar does as well.
+    // The template is a valid constant; the default bar is only a fallback.
     ProgressStyle::with_template("  {bar:30} {percent:>3}%  {msg}  {elapsed}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
 }

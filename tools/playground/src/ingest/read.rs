@@ -9,11 +9,11 @@ use crate::dialogue::{Corpus, DialogueError, Dialogues, Mapper, Prepared, SAMPLE
 pub(super) struct Ready {
     pub(super) requests: Vec<Prepared>,
     pub(super) turns: usize,
-    /// How many users have spoken so far.
+    /// Number of users so far.
     pub(super) users: usize,
 }
 
-/// Reads and maps until the end, an error, or until nobody listens any more.
+/// Reads and maps dialogues until the end, an error, or the receiver is dropped.
 pub(super) fn read(source: &Source, users: u32, to_publish: &mpsc::Sender<Result<Ready, DialogueError>>) {
     let (dialogues, corpus) = match source {
         Source::File(path) => (Dialogues::open(path), Corpus::Sgd),
@@ -23,7 +23,7 @@ pub(super) fn read(source: &Source, users: u32, to_publish: &mpsc::Sender<Result
     let (dialogues, mut mapper) = match opened {
         Ok(opened) => opened,
         Err(error) => {
-            // Nobody listens only if we are being stopped.
+            // Fails only if the receiver was dropped because the command is stopping.
             let _ = to_publish.blocking_send(Err(error));
             return;
         }

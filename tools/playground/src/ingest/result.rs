@@ -19,11 +19,11 @@ pub struct Sent {
     pub dialogues: u64,
     /// Their turns.
     pub turns: u64,
-    /// Users who speak in them.
+    /// Their users.
     pub users: u64,
     /// Requests by kind.
     pub messages: Counts,
-    /// Rows that they add to a fresh database, by table.
+    /// Rows that they add to an empty database, by table.
     #[serde(skip)]
     pub expected_rows: BTreeMap<&'static str, u64>,
     /// How JetStream acknowledged them.
@@ -49,20 +49,20 @@ impl Sent {
 /// Time from publish to commit, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Delay {
-    /// Half of the messages took at most this.
+    /// The median.
     pub p50: f64,
-    /// Of a hundred messages, 99 took at most this.
+    /// The 99th percentile.
     pub p99: f64,
 }
 
 /// The texts that were embedded, after everything else was committed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Embedding {
-    /// How many.
+    /// Number of texts.
     pub texts: u64,
-    /// From the first publish until the last of them can be found.
+    /// Time from the first publish until the last text is searchable.
     pub seconds: f64,
-    /// Texts in each of them.
+    /// Texts per second.
     pub texts_per_second: f64,
 }
 
@@ -80,19 +80,19 @@ pub struct Stored {
     pub rows: BTreeMap<&'static str, u64>,
     /// Events on the blackboard.
     pub events: u64,
-    /// Dead letters that appeared meanwhile.
+    /// Dead letters added during the run.
     pub dead_letters: u64,
     /// Messages that took effect, as the workers of this process count them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub applied: Option<u64>,
-    /// From the first publish to the last commit of what is not to be embedded.
+    /// Time from the first publish to the last commit, without the texts to embed.
     pub seconds: f64,
-    /// Messages in each of them.
+    /// Messages per second.
     pub messages_per_second: f64,
-    /// The texts that followed, where any are to be embedded.
+    /// The embedded texts, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub embedding: Option<Embedding>,
-    /// Known where the workers run in this process.
+    /// Known only if the workers run in this process.
     pub publish_to_commit_ms: Option<Delay>,
 }
 
@@ -117,7 +117,7 @@ impl Stored {
             seconds: rounded(seconds),
             messages_per_second: per_second(written.stored + written.duplicate, seconds),
             embedding,
-            // A decision may wait for its session, which comes another way: the delay is context-writer's.
+            // context-writer's delay only: decisions may be retried until their session, on another stream, is stored.
             publish_to_commit_ms: reports.first().map(delay),
         }
     }
@@ -132,7 +132,7 @@ fn rounded(number: f64) -> f64 {
     (number * 100.0).round() / 100.0
 }
 
-/// What was sent, and if it was waited for, what was stored.
+/// What was sent and, if the command waited, what was stored.
 #[derive(Clone, Debug, Serialize)]
 pub struct Ingested {
     /// What was sent.
@@ -144,7 +144,7 @@ pub struct Ingested {
 }
 
 impl Ingested {
-    /// How servers that were empty before differ from what was sent, a sentence each. Nothing if all is well.
+    /// Differences between what was sent and the contents of initially empty servers, one sentence each.
     pub fn missing(&self) -> Vec<String> {
         let Some(stored) = &self.stored else { return Vec::new() };
         let mut problems = self.dead_letters();
@@ -152,23 +152,23 @@ impl Ingested {
             let of = |rows: &BTreeMap<&'static str, u64>| rows.get(table).copied().unwrap_or(0);
             let (expected, found) = (of(&self.sent.expected_rows), of(&stored.rows));
             if expected != found {
-                problems.push(format!("{table} has {found} rows and should have {expected}"));
+                problems.push(format!("{table} has {found} rows, expected {expected}"));
             }
         }
         let applied = stored.applied.unwrap_or(stored.events);
         if stored.events != applied {
-            problems.push(format!("{applied} messages took effect and left {} events", stored.events));
+            problems.push(format!("{applied} messages took effect, but there are {} events", stored.events));
         }
         problems
     }
 
-    /// A sentence about dead letters if there are any.
+    /// A sentence about dead letters, if there are any.
     pub fn dead_letters(&self) -> Vec<String> {
         let dead = self.stored.as_ref().map_or(0, |stored| stored.dead_letters);
-        if dead == 0 { Vec::new() } else { vec![format!("{dead} messages became dead letters")] }
+        if dead == 0 { Vec::new() } else { vec![format!("{dead} messages were dead-lettered")] }
     }
 
-    /// The tables for people.
+    /// The report as text tables.
     pub fn tables(&self) -> String {
         let Self { sent, stored } = self;
         let mut text = format!(
@@ -195,7 +195,7 @@ impl Ingested {
                 table.row([kind.name(), grouped(*count)]);
             }
         }
-        table.row(["all".to_owned(), grouped(self.sent.messages.values().sum())]);
+        table.row(["total".to_owned(), grouped(self.sent.messages.values().sum())]);
         table
     }
 }
@@ -225,9 +225,9 @@ fn figures(sent: &Sent, stored: &Stored) -> Table {
     row("publish to commit, p50", delay(|delay| delay.p50));
     row("publish to commit, p99", delay(|delay| delay.p99));
     if let Some(Embedding { texts, seconds, texts_per_second }) = stored.embedding {
-        row("texts embedded after that", grouped(texts));
+        row("texts embedded afterwards", grouped(texts));
         row("time until searchable", format!("{seconds:.1} s"));
-        row("throughput of the embedding", format!("{texts_per_second:.0} texts/s"));
+        row("embedding throughput", format!("{texts_per_second:.0} texts/s"));
     }
     table
 }

@@ -1,4 +1,4 @@
-//! The rows in PostgreSQL.
+//! Row counts in PostgreSQL.
 
 use std::collections::BTreeMap;
 
@@ -30,10 +30,10 @@ pub(super) fn table_of(noun: &str) -> Option<&'static str> {
     TABLES.iter().find(|(_, of)| *of == noun).map(|(table, _)| *table)
 }
 
-/// How many rows there are.
+/// Numbers of rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Contents {
-    /// Rows by table, removed ones included, since they stay as tombstones. The platform is not counted as a user.
+    /// Rows by table, including tombstones of removed ones. The platform is not counted as a user.
     pub rows: BTreeMap<&'static str, u64>,
     /// Events on the blackboard.
     pub events: u64,
@@ -48,16 +48,16 @@ struct Count {
 }
 
 impl Contents {
-    /// Counts.
+    /// Counts the rows.
     ///
     /// # Errors
-    /// If the database cannot be reached or refuses.
+    /// If the database is unreachable or the query fails.
     pub async fn read(url: &str) -> anyhow::Result<Self> {
         let mut connection = store::connect(url).await?;
         let counts: Vec<Count> = diesel::sql_query(query())
             .load(&mut connection)
             .await
-            .context("the rows of the database cannot be counted")?;
+            .context("cannot count the rows of the database")?;
         let of = |table: &str| counts.iter().find(|count| count.name == table).map_or(0, |count| count.rows);
         let rows = |table: &str| u64::try_from(of(table)).unwrap_or(0);
         Ok(Self {
@@ -69,7 +69,7 @@ impl Contents {
 
 const EVENTS: &str = "blackboard_events";
 
-/// One statement, so that the counts are of one moment.
+/// The query of all counts: one statement, so that they are from one snapshot.
 fn query() -> String {
     let tables = TABLES.iter().map(|(table, _)| *table).chain([EVENTS]);
     let counts = tables.map(|table| {

@@ -1,5 +1,5 @@
-//! The account mirror. Of two records of one key, the one stored later by JetStream wins; a removed one keeps its
-//! row without its values, so that an older one arriving late does not bring it back.
+//! The account mirror. Of two records with the same key, the one that JetStream stored later wins. A removed record
+//! keeps its row without values as a tombstone, so that an older record arriving late does not restore it.
 
 use super::table::{Table, Writer};
 

@@ -1,4 +1,4 @@
-//! What agents remember, in three tiers. A higher version wins.
+//! Contexts of agents, in three tiers. The highest version wins.
 
 use std::sync::LazyLock;
 
@@ -36,9 +36,9 @@ store::unnest_row! {
 }
 
 impl<'a> Row<'a> {
-    /// The row of a request that writes this table.
+    /// The row for a request. `None` if the request does not write this table.
     fn new(message: &'a Message<Request>) -> Option<Self> {
-        // What a removal leaves out is never read: the row is a tombstone.
+        // Fields missing in a removal keep these defaults and are never read: the row is a tombstone.
         let row = Self {
             id: Uuid::now_v7(),
             user_id: message.user_id().get(),

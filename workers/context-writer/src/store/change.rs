@@ -1,11 +1,11 @@
-//! The tables of the worker, and which request changes which.
+//! The worker's tables, and which request changes which table.
 
 use contract::ContextRequest as Request;
 
 use super::table::{Change, Table};
 use super::{account, agent_context, context, conversation, session};
 
-/// The tables in the order in which a batch writes them: what others refer to first.
+/// The tables in the order in which a batch writes them: referenced tables first.
 pub(crate) static TABLES: [&Table; 13] = [
     &account::USERS,
     &account::PROFILES,
@@ -23,7 +23,7 @@ pub(crate) static TABLES: [&Table; 13] = [
 ];
 
 impl Change {
-    /// The change of a request: the one place that knows which table is whose.
+    /// The change that a request makes. This is the only mapping from requests to tables.
     pub(crate) fn of(request: &Request) -> Self {
         match request {
             Request::UserPut(_) => put(&account::USERS, ""),

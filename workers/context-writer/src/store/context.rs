@@ -1,4 +1,4 @@
-//! Contexts of sessions: the busiest table. A higher version wins.
+//! Contexts of sessions, the table with the most writes. The highest version wins.
 
 use std::sync::LazyLock;
 
@@ -36,9 +36,9 @@ store::unnest_row! {
 }
 
 impl<'a> Row<'a> {
-    /// The row of a request that writes this table.
+    /// The row for a request. `None` if the request does not write this table.
     fn new(message: &'a Message<Request>) -> Option<Self> {
-        // What a removal leaves out takes its default and is never read: the row is a tombstone.
+        // Fields missing in a removal keep these defaults and are never read: the row is a tombstone.
         let row = Self {
             id: Uuid::now_v7(),
             user_id: message.user_id().get(),
@@ -62,7 +62,7 @@ impl<'a> Row<'a> {
                 context_value: Some(put.context_value.as_str()),
                 context_type: put.context_type.as_str(),
                 access_level: put.access_level.as_str(),
-                // Its bounds are those of the type.
+                // The conversion cannot fail: the type limits the range of priorities.
                 priority: i32::try_from(put.priority.get()).unwrap_or(1),
                 version: put.version.get(),
                 expires_at: put.expires_at,

@@ -19,7 +19,7 @@ pub(crate) static FEEDBACK: Table = Table {
     writer: Writer::Records { put: WRITE_FEEDBACK, remove: WRITE_FEEDBACK },
 };
 
-/// The row of a conversation, whichever of its requests comes first.
+/// The id of a conversation's row. It is the same whichever of the conversation's requests arrives first.
 fn history_id(user_id: UserId, conversation_id: &SessionId) -> Uuid {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("chat_history {user_id} {conversation_id}").as_bytes())
 }
@@ -76,8 +76,8 @@ impl<'a> Row<'a> {
     }
 }
 
-/// A conversation that is created with a message is as old as time, so that the request that describes it is the newer one
-/// whenever it comes.
+/// A conversation created by a message gets the epoch as `updated_at`, so that the request that describes it counts as
+/// newer whenever it arrives.
 static WRITE_MESSAGES: LazyLock<String> = LazyLock::new(|| {
     let (arrays, names) = (Row::arrays(1), Row::names());
     format!(
@@ -124,7 +124,7 @@ const WRITE_FEEDBACK: &str = "
     FROM input i LEFT JOIN written w
         ON w.user_id = i.user_id AND w.message_id = i.message_id AND w.feedback_type = i.feedback_type";
 
-/// A description and the row it goes to.
+/// The description of a conversation, and the id of its row.
 #[derive(serde::Serialize)]
 struct Description<'a> {
     history_id: Uuid,

@@ -1,4 +1,4 @@
-//! The worker's SQL: one statement for each table of a batch, and one more for each time a key comes again.
+//! The worker's SQL: one statement per table of a batch, and one more each time a key is repeated.
 
 mod account;
 mod agent_context;
@@ -21,18 +21,18 @@ use runtime::Message;
 use table::{Change, Table, Writer};
 use uuid::Uuid;
 
-/// What a statement did for one request.
+/// The result of a statement for one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Done {
-    /// It took effect, on the row of this primary key: the nil UUID for the row of a user.
+    /// It was applied to the row with this primary key. The nil UUID stands for the row of a user.
     Applied(Uuid),
-    /// Something newer was there.
+    /// A newer row exists.
     Stale,
-    /// What it needs is not there.
+    /// A row that it refers to does not exist.
     Missing,
 }
 
-/// A request and its place in the batch.
+/// A request and its index in the batch.
 #[derive(Clone, Copy)]
 pub(crate) struct Item<'a, T> {
     pub(crate) index: usize,
@@ -40,10 +40,11 @@ pub(crate) struct Item<'a, T> {
     pub(crate) request: T,
 }
 
-/// Writes a batch, with the data keys of the users whose secrets are in it, and gives what became of each request, in order.
+/// Writes a batch and returns the result of each request, in order. `keys` holds the data keys of the users whose
+/// secrets are in the batch.
 ///
 /// # Errors
-/// A [`Fault`] of the database; then nothing of the batch may be committed.
+/// A [`Fault`] of the database: the caller must roll the transaction back.
 pub async fn write(
     connection: &mut Connection,
     batch: &[&Message<Request>],
@@ -90,8 +91,8 @@ async fn write_table(
     }
 }
 
-/// Splits items into rounds in which no key comes twice, so that one statement can write a round, and keeps the
-/// order in which a key's items came.
+/// Splits items into rounds without repeated keys, so that one statement can write a round. The items of a key keep
+/// their order.
 pub(crate) fn rounds<T, K: Eq + Hash>(items: Vec<T>, key: impl Fn(&T) -> K) -> Vec<Vec<T>> {
     let mut seen: HashMap<K, usize> = HashMap::with_capacity(items.len());
     let mut rounds: Vec<Vec<T>> = Vec::new();
@@ -111,7 +112,7 @@ mod tests {
     use super::rounds;
 
     #[test]
-    fn a_key_comes_once_in_a_round_and_in_order() {
+    fn a_key_occurs_once_per_round_and_in_order() {
         let items = vec![('a', 1), ('b', 1), ('a', 2), ('a', 3), ('b', 2), ('c', 1)];
         let expected = vec![vec![('a', 1), ('b', 1), ('c', 1)], vec![('a', 2), ('b', 2)], vec![('a', 3)]];
         assert_eq!(rounds(items, |item| item.0), expected);

@@ -1,4 +1,4 @@
-//! Records that change seldom travel to PostgreSQL as one JSON array, whose fields are the request's own.
+//! Writes records that change rarely. A statement receives them as one JSON array with the fields of the requests.
 
 use chrono::{DateTime, Utc};
 use contract::ContextRequest;
@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::table::Change;
 use super::{Done, Item};
 
-/// A row of the array. A field that the request lacks is NULL in SQL.
+/// An element of the array. A field that the request lacks is NULL in SQL.
 #[derive(Serialize)]
 struct Record<'a, T> {
     ordinal: usize,
@@ -24,8 +24,8 @@ struct Record<'a, T> {
     request: &'a T,
 }
 
-/// What every statement of this worker answers: a row for each request whose needs are met, with the key of the row that it
-/// has written, if it has.
+/// A result row of every statement of this worker: one per request whose prerequisites exist, with the key of the row
+/// that it has written, if any.
 #[derive(QueryableByName)]
 pub(crate) struct Answer {
     #[diesel(sql_type = Integer)]
@@ -34,7 +34,7 @@ pub(crate) struct Answer {
     row_id: Option<Uuid>,
 }
 
-/// Runs a statement whose only parameter is the array of records, `$1`: those of the requests as they are.
+/// Runs a statement whose only parameter `$1` is the array of records, with the requests unchanged.
 pub(crate) async fn write(
     connection: &mut Connection,
     sql: &'static str,
@@ -51,7 +51,7 @@ pub(crate) async fn write(
     write_as(connection, sql, &records, done).await
 }
 
-/// A request, and whether it removes.
+/// A request, and whether it removes its record.
 #[derive(Serialize)]
 struct Removable<'a> {
     removed: bool,
@@ -59,7 +59,7 @@ struct Removable<'a> {
     request: &'a ContextRequest,
 }
 
-/// The same with records of another shape.
+/// Like [`write`], with records of another type.
 pub(crate) async fn write_as<T: Serialize>(
     connection: &mut Connection,
     sql: &'static str,
@@ -88,13 +88,13 @@ pub(crate) async fn write_as<T: Serialize>(
     Ok(())
 }
 
-/// Marks what a statement did for each item.
+/// Records the result of a statement for each item.
 pub(crate) fn mark_items<T>(answers: Vec<Answer>, items: &[Item<'_, T>], done: &mut [Done]) {
     let places: Vec<usize> = items.iter().map(|item| item.index).collect();
     mark(answers, &places, done);
 }
 
-/// Marks what a statement did for the requests at these places of the batch.
+/// Records the result of a statement for the requests at these indexes of the batch.
 pub(crate) fn mark(answers: Vec<Answer>, places: &[usize], done: &mut [Done]) {
     for answer in answers {
         let place = usize::try_from(answer.ordinal).ok().and_then(|ordinal| places.get(ordinal));

@@ -1,4 +1,4 @@
-//! The secrets of a batch, written once it is known which rows they belong to.
+//! Writes the secrets of a batch, after the rows that they belong to.
 
 use std::collections::HashMap;
 
@@ -12,8 +12,8 @@ use runtime::Message;
 use super::Done;
 use super::table::Change;
 
-/// Encrypts and writes what the rows that were written hold no more. Of several messages of one row, the last one counts,
-/// whether it has secrets or not: the row is as that one left it.
+/// Encrypts the secrets that were extracted from the requests and writes them. Of several messages that wrote one row,
+/// only the last one counts, even if it has no secrets: the row holds what that one wrote.
 pub(super) async fn write(
     connection: &mut Connection,
     batch: &[&Message<Request>],

@@ -1,36 +1,37 @@
-//! What a table of the worker is, and what a change of one is.
+//! The types of a table of the worker and of a change to it.
 
 /// A table and how it is written.
 #[derive(Debug)]
 pub(crate) struct Table {
     /// Its name in the database.
     pub(crate) name: &'static str,
-    /// How a batch's changes of it are written.
+    /// How changes to it are written.
     pub(crate) writer: Writer,
 }
 
-/// How changes of a table are written.
+/// How changes to a table are written.
 #[derive(Debug)]
 pub(crate) enum Writer {
-    /// By statements that take an array of records: one for what is put, one for what is removed; the same if it does both.
+    /// By statements that take an array of records: one for puts, one for removals. They are the same if one statement
+    /// does both.
     Records {
         put: &'static str,
         remove: &'static str,
     },
-    /// By the function of its own module.
+    /// By a function of the table's own module.
     Contexts,
     Conversations,
     Messages,
     AgentContexts,
 }
 
-/// What a request changes.
+/// The change that a request makes.
 #[derive(Debug)]
 pub(crate) struct Change {
     /// The table that it writes.
     pub(crate) table: &'static Table,
-    /// What is unique in it for a user, where that is one text.
+    /// The unique key within the user's rows, if it is a single text.
     pub(crate) key: String,
-    /// Whether it removes.
+    /// Whether it removes the row.
     pub(crate) removes: bool,
 }

@@ -43,7 +43,11 @@ pub async fn execute(args: MigrateArgs, settings: &Settings) -> anyhow::Result<(
         store::connect(url).await.context("cannot connect to the database to migrate (postgres.url)")?;
     match args.action {
         Action::Up => {
-            print_names("up", &migration::MAIN.up(connection).await?, "nothing to do: the schema is up to date");
+            print_names(
+                "up",
+                &migration::MAIN.up(connection).await?,
+                "nothing to do: the schema is up to date",
+            );
             partition::create_ahead(&mut store::connect(url).await?, partition::MONTHS_AHEAD).await?;
         }
         Action::Down { count } => {

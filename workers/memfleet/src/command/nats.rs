@@ -106,9 +106,9 @@ pub async fn execute(args: NatsArgs, settings: &Settings) -> anyhow::Result<()> 
     let topology = source.topology()?;
     let client = broker::connect_operator(&settings.nats, "provision").await?;
     let jetstream = jetstream::new(client);
-    let changes = topology::diff(&jetstream, &topology)
-        .await
-        .context("cannot read the streams; is JetStream enabled, and may these credentials manage streams?")?;
+    let changes = topology::diff(&jetstream, &topology).await.context(
+        "cannot read the streams; is JetStream enabled, and may these credentials manage streams?",
+    )?;
     show(&changes);
     if changes.is_empty() {
         outln!("nothing to do: the broker's streams and consumers are up to date");

@@ -34,9 +34,8 @@ pub struct ReplayArgs {
 pub async fn execute(args: ReplayArgs, settings: &Settings) -> anyhow::Result<()> {
     let user = UserId::new(args.user).map_err(anyhow::Error::msg)?;
     let mut connection = store::connect(&settings.postgres.url).await?;
-    let replayed = replay(&mut connection, user, args.as_of.unwrap_or(i64::MAX))
-        .await
-        .context("the replay failed")?;
+    let replayed =
+        replay(&mut connection, user, args.as_of.unwrap_or(i64::MAX)).await.context("the replay failed")?;
     if args.json {
         outln!("{}", serde_json::to_string(&replayed)?);
     } else {

@@ -35,8 +35,8 @@ impl ValidatedQuery for Walk {
     }
 }
 
-/// UNION drops rows that the walk has found before at the same depth, so that it visits each node at most once per depth,
-/// however many paths lead to it and whether there are cycles.
+/// UNION drops rows that the walk has found before at the same depth, so that it visits each node at most once per
+/// depth, however many paths lead to it and whether there are cycles.
 const WALK: &str = "
     WITH RECURSIVE walk (id, depth) AS (
         SELECT id, 0 FROM consensus_memory_nodes

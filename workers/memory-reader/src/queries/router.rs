@@ -65,8 +65,8 @@ impl Analytics {
     }
 }
 
-/// A dimension that the query does not group by has the same value in every row, so that one statement serves every query. The
-/// histograms of the times are summed in a step of their own, and only for the rows of the answer.
+/// A dimension that the query does not group by has the same value in every row, so that one statement serves every
+/// query. The histograms of the times are summed in a step of their own, and only for the rows of the answer.
 const ANALYZE: &str = "
     WITH wanted AS MATERIALIZED (
         SELECT CASE WHEN $4 THEN hour ELSE '-infinity' END AS hour, CASE WHEN $5 THEN chat_mode::text ELSE '' END AS chat_mode,

@@ -32,7 +32,7 @@ pub(super) async fn execute(args: &TrailArgs, settings: &Settings) -> anyhow::Re
     let mut connection = database(settings).await?;
     let user = args.user;
     let entries = audit::trail(&mut connection, user.get(), args.limit).await?.with_context(|| {
-        format!("the audit trail has no user {user}: the user never existed, or was erased together with the user's key")
+        format!("the audit trail has no user {user}: the user never existed, or was erased completely")
     })?;
     if args.json {
         outln!("{}", json!({ "user": user.get(), "deeds": entries }));

@@ -83,8 +83,8 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 impl Letters {
     pub(super) async fn open(jetstream: jetstream::Context) -> anyhow::Result<Self> {
         let stream = jetstream.get_stream(STREAM).await;
-        let stream =
-            stream.with_context(|| format!("cannot open the stream {STREAM}; `memfleet nats apply` creates it"))?;
+        let stream = stream
+            .with_context(|| format!("cannot open the stream {STREAM}; `memfleet nats apply` creates it"))?;
         Ok(Self { jetstream, stream })
     }
 
@@ -110,9 +110,7 @@ impl Letters {
             // The server has no specific error code for a missing message.
             Err(error) => match self.stream.get_raw_message(sequence).await {
                 Err(gone) if gone.kind() == RawMessageErrorKind::NoMessageFound => Ok(false),
-                Ok(_) | Err(_) => {
-                    Err(error).with_context(|| format!("cannot delete dead letter {sequence}"))
-                }
+                Ok(_) | Err(_) => Err(error).with_context(|| format!("cannot delete dead letter {sequence}")),
             },
         }
     }
@@ -138,8 +136,7 @@ impl Letters {
             inactive_threshold: FETCH_TIMEOUT * 3,
             ..Default::default()
         };
-        let consumer =
-            self.stream.create_consumer(config).await.context("cannot read the dead letters")?;
+        let consumer = self.stream.create_consumer(config).await.context("cannot read the dead letters")?;
         let name = consumer.cached_info().name.clone();
         let read = self.read_all(&consumer, state.last_sequence, &mut each).await;
         // If this fails, the server deletes the consumer once it is inactive.

@@ -91,11 +91,7 @@ pub(super) fn show(letter: &Letter, body_alone: bool, is_decrypted: bool) -> any
     if key.is_empty() || is_decrypted {
         outln!("{}", body(&letter.body));
     } else {
-        outln!(
-            "({} bytes, encrypted with key {}; --decrypt shows them)",
-            letter.body.len(),
-            printable(key)
-        );
+        outln!("({} bytes, encrypted with key {}; --decrypt shows them)", letter.body.len(), printable(key));
     }
     Ok(())
 }

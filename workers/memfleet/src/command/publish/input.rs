@@ -1,4 +1,4 @@
-//! Requests out of a file or standard input.
+//! Reads requests from a file or standard input.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -15,14 +15,14 @@ use uuid::Uuid;
 
 use super::PublishArgs;
 
-/// The longest line, and the largest whole file. No server takes as much in one message.
-const LONGEST: u64 = 64 * 1024 * 1024;
+/// Maximum length of a line, and of a file with `--whole`, in bytes. NATS servers accept no message of this size.
+const MAX_BYTES: u64 = 64 * 1024 * 1024;
 
 /// One line of the input.
 pub(super) struct Item {
     /// Counted from 1.
     pub(super) line: u64,
-    /// What to publish, or why that cannot be said.
+    /// What to publish, or why the line is invalid.
     pub(super) request: Result<ToPublish, String>,
 }
 
@@ -33,7 +33,7 @@ pub(super) struct ToPublish {
 }
 
 impl Item {
-    /// The service that its subject names, also where the subject is otherwise wrong.
+    /// The service in the subject, even if the rest of the subject is invalid.
     pub(super) fn service(&self) -> Option<String> {
         let subject = &self.request.as_ref().ok()?.subject;
         let token = subject.strip_prefix(REQUEST_ROOT)?.split('.').nth(1)?;
@@ -41,14 +41,14 @@ impl Item {
     }
 }
 
-/// With `--requests`, a line.
+/// A line with `--requests`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Envelope {
     subject: String,
     #[serde(default)]
     id: Option<Uuid>,
-    // Kept as it stands, so that what is odd about it reaches the worker.
+    // Published unchanged, including anything the worker will reject.
     body: Box<RawValue>,
 }
 
@@ -59,7 +59,7 @@ pub(super) struct Input {
     mode: Mode,
     subject: String,
     id: Option<Uuid>,
-    id_is_spent: bool,
+    id_is_used: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -73,10 +73,11 @@ impl Input {
     pub(super) async fn open(args: &PublishArgs) -> anyhow::Result<Self> {
         let name = args.file.display().to_string();
         let reader: Pin<Box<dyn AsyncBufRead + Send>> = if args.file == Path::new("-") {
-            let input = std::io::stdin().as_fd().try_clone_to_owned().context("standard input is closed")?;
+            let input =
+                std::io::stdin().as_fd().try_clone_to_owned().context("cannot open standard input")?;
             Box::pin(BufReader::new(File::from_std(input.into())))
         } else {
-            let file = File::open(&args.file).await.with_context(|| format!("{name} cannot be opened"))?;
+            let file = File::open(&args.file).await.with_context(|| format!("cannot open {name}"))?;
             Box::pin(BufReader::new(file))
         };
         let mode = match (args.whole, args.requests) {
@@ -85,19 +86,19 @@ impl Input {
             (false, false) => Mode::Lines,
         };
         let subject = args.subject.clone().unwrap_or_default();
-        Ok(Self { reader, name, line: 0, mode, subject, id: args.id, id_is_spent: false })
+        Ok(Self { reader, name, line: 0, mode, subject, id: args.id, id_is_used: false })
     }
 
-    /// The next request; none at the end. Empty lines are passed over.
+    /// The next request; `None` at the end of the input. Empty lines are skipped.
     pub(super) async fn next(&mut self) -> anyhow::Result<Option<Item>> {
         if self.mode == Mode::Whole {
             return self.whole().await;
         }
         loop {
             let mut bytes = Vec::new();
-            let mut limited = (&mut self.reader).take(LONGEST);
+            let mut limited = (&mut self.reader).take(MAX_BYTES);
             let read = limited.read_until(b'\n', &mut bytes).await;
-            if read.with_context(|| format!("{} cannot be read", self.name))? == 0 {
+            if read.with_context(|| format!("cannot read {}", self.name))? == 0 {
                 return Ok(None);
             }
             self.line += 1;
@@ -115,15 +116,15 @@ impl Input {
         }
         self.line = 1;
         let mut bytes = Vec::new();
-        let read = (&mut self.reader).take(LONGEST).read_to_end(&mut bytes).await;
-        read.with_context(|| format!("{} cannot be read", self.name))?;
+        let read = (&mut self.reader).take(MAX_BYTES).read_to_end(&mut bytes).await;
+        read.with_context(|| format!("cannot read {}", self.name))?;
         self.check_length(&bytes, false)?;
         Ok(Some(self.item(bytes.into())))
     }
 
     fn check_length(&self, bytes: &[u8], is_complete: bool) -> anyhow::Result<()> {
-        let is_cut = !is_complete && u64::try_from(bytes.len())? >= LONGEST;
-        anyhow::ensure!(!is_cut, "{} line {} is longer than {LONGEST} bytes", self.name, self.line);
+        let is_truncated = !is_complete && u64::try_from(bytes.len())? >= MAX_BYTES;
+        anyhow::ensure!(!is_truncated, "{} line {} is longer than {MAX_BYTES} bytes", self.name, self.line);
         Ok(())
     }
 
@@ -138,8 +139,8 @@ impl Input {
 
     fn next_id(&mut self) -> Result<Uuid, String> {
         let Some(id) = self.id else { return Ok(Uuid::now_v7()) };
-        if std::mem::replace(&mut self.id_is_spent, true) {
-            return Err("--id is for a single request, and an earlier line has it".to_owned());
+        if std::mem::replace(&mut self.id_is_used, true) {
+            return Err("--id allows only one request, and an earlier line used it".to_owned());
         }
         Ok(id)
     }
@@ -147,7 +148,7 @@ impl Input {
 
 fn open_envelope(bytes: &[u8]) -> Result<ToPublish, String> {
     let envelope: Envelope = serde_json::from_slice(bytes)
-        .map_err(|error| format!("is no {{\"subject\", \"id\", \"body\"}}: {error}"))?;
+        .map_err(|error| format!("expected {{\"subject\", \"id\", \"body\"}}: {error}"))?;
     let body = Bytes::copy_from_slice(envelope.body.get().as_bytes());
     Ok(ToPublish { subject: envelope.subject, id: envelope.id.unwrap_or_else(Uuid::now_v7), body })
 }

@@ -1,4 +1,4 @@
-//! Requests on their way into the stream, a bounded number at a time.
+//! Publishes requests to JetStream, with a limited number awaiting acknowledgement.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -20,12 +20,12 @@ use tokio::time::Instant;
 
 use super::input::ToPublish;
 
-/// The most requests that wait for their acknowledgement.
+/// Maximum number of requests awaiting acknowledgement.
 const IN_FLIGHT: usize = 256;
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(10);
-/// The most reasons that are printed.
+/// Maximum number of printed reasons.
 const REASONS: usize = 5;
-/// How many may go unacknowledged in a row before the broker is taken for gone.
+/// Number of consecutive requests without acknowledgement after which publishing stops.
 const SILENCE: u64 = 256;
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 
@@ -34,7 +34,7 @@ type Acknowledged = BoxFuture<'static, (u64, Result<PublishAck, PublishError>)>;
 /// Counts of the requests.
 #[derive(Debug, Default)]
 pub(super) struct Report {
-    /// Stored for the first time.
+    /// Newly stored requests.
     pub(super) stored: u64,
     duplicates: u64,
     refused: u64,
@@ -55,7 +55,7 @@ impl Report {
     }
 
     pub(super) fn result(&self) -> anyhow::Result<()> {
-        anyhow::ensure!(self.refused == 0, "{} refused", grouped(self.refused));
+        anyhow::ensure!(self.refused == 0, "{} requests refused", grouped(self.refused));
         Ok(())
     }
 
@@ -109,7 +109,7 @@ impl Sender {
         self.report.refuse(line, &problem);
     }
 
-    /// Publishes, first waiting until there is room in flight.
+    /// Publishes a request, waiting first if too many await acknowledgement.
     pub(super) async fn send(&mut self, line: u64, request: ToPublish) -> anyhow::Result<()> {
         while self.in_flight.len() >= IN_FLIGHT {
             self.settle_next().await?;
@@ -148,7 +148,7 @@ impl Sender {
         Ok(())
     }
 
-    /// Waits for the acknowledgements that are missing, each within its deadline.
+    /// Waits until every outstanding acknowledgement has arrived or timed out.
     pub(super) async fn finish(mut self) -> anyhow::Result<Report> {
         while !self.in_flight.is_empty() {
             self.settle_next().await?;
@@ -182,7 +182,7 @@ impl Sender {
             self.progress.end();
             self.report.show();
             anyhow::bail!(
-                "the broker acknowledged none of the last {SILENCE} requests; gave up at line {line}"
+                "the broker acknowledged none of the last {SILENCE} requests; stopped at line {line}"
             );
         }
         Ok(())
@@ -192,7 +192,8 @@ impl Sender {
 fn reason(error: &PublishError) -> String {
     match error.kind() {
         PublishErrorKind::StreamNotFound => {
-            "no stream takes this subject; is it right, and has `memfleet nats apply` been run?".to_owned()
+            "no stream captures this subject; is it correct, and has `memfleet nats apply` been run?"
+                .to_owned()
         }
         PublishErrorKind::TimedOut => format!(
             "not acknowledged within {} s; the broker is overloaded, or these credentials may not publish there",
@@ -207,7 +208,7 @@ fn reason(error: &PublishError) -> String {
     }
 }
 
-/// A line that renews itself on a terminal, and one every now and then elsewhere.
+/// Progress on standard error: a spinner on a terminal, otherwise a line every [`PROGRESS_EVERY`].
 struct Progress {
     bar: ProgressBar,
     is_terminal: bool,

@@ -1,4 +1,4 @@
-//! Outcomes of what was published, counted.
+//! Counts the outcomes of published requests.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-/// The most reasons that are printed.
+/// Maximum number of printed reasons.
 const REASONS: usize = 5;
 
-/// Counts outcomes while requests are being published.
+/// Receives and counts outcomes in the background while requests are published.
 pub(super) struct Tally {
     subject: String,
     counts: watch::Receiver<Counts>,
@@ -51,7 +51,7 @@ impl Counts {
 }
 
 impl Tally {
-    /// Subscribes to the inbox of a service, which must be the connection's own.
+    /// Subscribes to the outcomes of a service, which must be the service that the connection authenticated as.
     pub(super) async fn start(connection: &async_nats::Client, service: &str) -> anyhow::Result<Self> {
         let outcomes = Outcomes::subscribe(connection, &service.parse()?).await?;
         let subject = outcomes.subject().to_owned();
@@ -59,12 +59,12 @@ impl Tally {
         Ok(Self { subject, counts, listener: tokio::spawn(count(outcomes, sender)) })
     }
 
-    /// Where outcomes are to be sent.
+    /// The reply subject for outcomes.
     pub(super) fn subject(&self) -> &str {
         &self.subject
     }
 
-    /// Waits until so many requests have an outcome, and prints the counts.
+    /// Waits until the expected number of outcomes has arrived or the deadline has passed, and prints the counts.
     pub(super) async fn wait(mut self, expected: u64, deadline: Duration) -> anyhow::Result<()> {
         let all = self.counts.wait_for(|counts| counts.all() >= expected);
         let in_time = matches!(tokio::time::timeout(deadline, all).await, Ok(Ok(_)));
@@ -83,13 +83,13 @@ impl Tally {
         }
         anyhow::ensure!(
             in_time || missing == 0,
-            "{} without an outcome after {} s; is the worker running? `memfleet status` shows its lag",
+            "{} have no outcome after {} s; is the worker running? `memfleet status` shows its lag",
             grouped(missing),
             deadline.as_secs()
         );
         anyhow::ensure!(
             counts.dead == 0,
-            "{} became dead letters; see `memfleet dead list`",
+            "{} were dead-lettered; see `memfleet dead list`",
             grouped(counts.dead)
         );
         Ok(())
@@ -97,7 +97,7 @@ impl Tally {
 }
 
 async fn count(mut outcomes: Outcomes, counts: watch::Sender<Counts>) {
-    // A request that is delivered again has its outcome again.
+    // A redelivered request sends its outcome again.
     let mut known: HashSet<Uuid> = HashSet::new();
     while let Some(outcome) = outcomes.next().await {
         if outcome.request_id.is_none_or(|id| known.insert(id)) {

@@ -1,39 +1,40 @@
-//! What somebody with a worker's login would try, and what must come of it.
+//! The attacks of `memfleet security validate`: what an attacker with a worker's database login could try, and the
+//! required outcome.
 
-/// How an attempt must end.
+/// The required outcome of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Expected {
-    /// Refused with one of these phrases.
+    /// Rejected with an error that contains one of these phrases.
     Refused(&'static [&'static str]),
-    /// Refused for want of a right, or nothing is found.
+    /// Rejected for a missing privilege, or zero rows.
     Nothing,
-    /// Refused because the context is not genuine or for want of a right. Of an empty table no row asks for the context, so
-    /// that nothing is found there.
+    /// Rejected for a forged context or a missing privilege, or zero rows: the policy evaluates the context only if the
+    /// table has rows.
     NotGenuine,
 }
 
 /// One attempt.
 #[derive(Clone, Debug)]
 pub(super) struct Attempt {
-    /// What kind it is, for the table.
+    /// The attack's kind, a row of the printed table.
     pub(super) kind: &'static str,
-    /// The statement, whose affected or shown rows are counted.
+    /// The statements. The rows that the last one returns or affects are counted.
     pub(super) sql: String,
     pub(super) expected: Expected,
 }
 
-/// A table that holds users' rows.
+/// A table with rows of users.
 #[derive(Clone, Debug)]
 pub(super) struct Target {
     pub(super) table: String,
-    /// The column that says whose a row is.
+    /// The column with the owner's user id.
     pub(super) owner: String,
 }
 
 const DENIED: &[&str] = &["permission denied", "must be owner"];
 const REFUSED: &[&str] = &["permission denied", "row-level security policy"];
 
-/// Without any context, or with one that was written by hand.
+/// Access without a security context, or with one set by hand.
 pub(super) fn without_a_grant(targets: &[Target]) -> Vec<Attempt> {
     let mut all = Vec::new();
     for Target { table, owner } in targets {
@@ -48,7 +49,7 @@ pub(super) fn without_a_grant(targets: &[Target]) -> Vec<Attempt> {
         );
         add("copy from the server", format!("COPY {table} FROM '/dev/null'"), Expected::Refused(REFUSED));
         add(
-            "take a table's policies away",
+            "disable row-level security",
             format!("ALTER TABLE {table} DISABLE ROW LEVEL SECURITY"),
             Expected::Refused(DENIED),
         );
@@ -78,7 +79,7 @@ pub(super) fn without_a_grant(targets: &[Target]) -> Vec<Attempt> {
     all
 }
 
-/// With a good grant for `own` alone, at the rows of everybody else.
+/// Access to other users' rows with a valid grant for the user `own` only.
 pub(super) fn with_a_grant(targets: &[Target], own: i32) -> Vec<Attempt> {
     let mut all = Vec::new();
     for Target { table, owner } in targets {
@@ -98,7 +99,7 @@ pub(super) fn with_a_grant(targets: &[Target], own: i32) -> Vec<Attempt> {
     all
 }
 
-/// Ways around the tables of users.
+/// Attacks other than on the tables of users: partitions, other roles, keys, the audit trail, files and new objects.
 pub(super) fn around(role: &str, roles: &[String], partitions: &[String]) -> Vec<Attempt> {
     let mut all: Vec<Attempt> = partitions
         .iter()
@@ -108,7 +109,7 @@ pub(super) fn around(role: &str, roles: &[String], partitions: &[String]) -> Vec
             expected: Expected::Refused(DENIED),
         })
         .collect();
-    // A superuser's connection may set any role, so that it is the membership which is looked at.
+    // `SET ROLE` would always succeed on this superuser's connection, so membership is checked instead.
     all.extend(roles.iter().filter(|other| *other != role).map(|other| Attempt {
         kind: "another role",
         sql: format!("SELECT WHERE pg_has_role('{role}', '{other}', 'MEMBER')"),
@@ -154,7 +155,8 @@ pub(super) fn around(role: &str, roles: &[String], partitions: &[String]) -> Vec
     all
 }
 
-/// What is refused when a context is opened: a grant, and why it is no good.
+/// Opening a security context with invalid grants: altered, truncated, for another user or role, expired, or signed with
+/// an unknown key.
 pub(super) fn bad_grants(
     good: &str,
     other_role: &str,

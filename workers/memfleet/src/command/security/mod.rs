@@ -14,13 +14,13 @@ use trust::GrantKey;
 use validate::ValidateArgs;
 
 const HELP: &str = "\
-Workers write under grants. A key that the database knows too seals them:
+Workers access rows of users with grants. Workers and the database share the key that authenticates them:
 
   memfleet security key generate main > grant.key
   memfleet security key add grant.key
   MEMFLEET_TRUST__GRANT_KEY_FILE=grant.key memfleet run context-writer";
 
-/// Tests the isolation of the database, and manages the keys that seal grants.
+/// Tests the isolation of the database, and manages grant keys.
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub struct SecurityArgs {
@@ -30,7 +30,7 @@ pub struct SecurityArgs {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Create a key, or register one in the database.
+    /// Create a grant key, or register one in the database.
     #[command(subcommand)]
     Key(Key),
     /// Attack the configured database with every worker's role, and report what succeeds. Changes nothing.
@@ -39,14 +39,14 @@ enum What {
 
 #[derive(Debug, Subcommand)]
 enum Key {
-    /// Print a new key. Keep it where only the workers can read it.
+    /// Print a new grant key. Store it where only the workers can read it.
     Generate {
-        /// Its name: 1 to 32 of a-z 0-9 -.
+        /// The key's name: 1 to 32 characters of a-z 0-9 -.
         name: String,
     },
-    /// Register a key in the configured database, which then accepts grants sealed with it. A key of the same name is replaced.
+    /// Register a grant key in the configured database, which then accepts its grants. Replaces a key of the same name.
     Add {
-        /// The file that holds it.
+        /// The file that holds the key.
         file: PathBuf,
     },
 }
@@ -54,7 +54,7 @@ enum Key {
 /// Runs `memfleet security`.
 ///
 /// # Errors
-/// If the key is none, or the database cannot be reached or refuses.
+/// If the key is invalid, the database is unreachable or rejects the key, or validation reports findings.
 pub async fn execute(args: SecurityArgs, settings: &Settings) -> anyhow::Result<()> {
     let key = match args.what {
         What::Key(key) => key,
@@ -66,11 +66,11 @@ pub async fn execute(args: SecurityArgs, settings: &Settings) -> anyhow::Result<
             let key = GrantKey::read(&file)?;
             let mut connection = store::connect(&settings.postgres.url)
                 .await
-                .context("the key goes to the database that postgres.url names")?;
-            store::security::add_grant_key(&mut connection, key.name(), key.expose())
-                .await
-                .context("the database does not take the key; it needs its schema and an administrator")?;
-            outln!("the database accepts grants of the key {}", key.name());
+                .context("cannot connect to the database to register the key in (postgres.url)")?;
+            store::security::add_grant_key(&mut connection, key.name(), key.expose()).await.context(
+                "cannot register the key; is the database migrated, and postgres.url an administrator?",
+            )?;
+            outln!("registered grant key {}; the database accepts its grants", key.name());
         }
     }
     Ok(())

@@ -1,5 +1,5 @@
-//! `memfleet security validate`: attacks the configured database with every worker's role, and looks whether everything
-//! that isolation rests on is in place. All of it happens in transactions that are rolled back.
+//! `memfleet security validate`: attacks the configured database as each worker's role, and checks in the catalogs that
+//! isolation is set up completely. Everything runs in transactions that are rolled back.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::attack::{self, Attempt, Expected, Target};
 
-/// Attacks the database with every worker's role. Needs a superuser's login; changes nothing.
+/// Attacks the database as each worker's role and reports what succeeds. Needs a superuser's login; changes nothing.
 #[derive(Debug, Args)]
 pub struct ValidateArgs {
     /// Print one JSON object, on the last line of standard output, instead of a table.
@@ -27,12 +27,12 @@ pub struct ValidateArgs {
     json: bool,
 }
 
-/// What came out.
+/// The result.
 #[derive(Debug, Default, Serialize)]
 struct Report {
-    /// How many attempts and checks there were.
+    /// Number of attempts and checks.
     attempts: u64,
-    /// What went through or was refused for another reason than it should be.
+    /// Attempts that succeeded or failed with an unexpected error, and failed checks.
     findings: Vec<Finding>,
     #[serde(skip)]
     kinds: BTreeMap<&'static str, (u64, u64)>,
@@ -41,7 +41,7 @@ struct Report {
 #[derive(Debug, Serialize)]
 struct Finding {
     kind: &'static str,
-    /// The role that tried; none for a check of the catalogue.
+    /// The attacking role; `None` for a check of the catalogs.
     role: Option<String>,
     what: String,
     outcome: String,
@@ -60,21 +60,21 @@ impl Report {
 /// Runs `memfleet security validate`.
 ///
 /// # Errors
-/// If the database cannot be attacked, or if there is any finding.
+/// If the database is unreachable, the role is not a superuser, or there are findings.
 pub async fn execute(args: &ValidateArgs, settings: &Settings) -> anyhow::Result<()> {
     let mut connection = store::connect(&settings.postgres.url)
         .await
-        .context("it is the database of postgres.url that is attacked")?;
+        .context("cannot connect to the database to validate (postgres.url)")?;
     if lines(&mut connection, "SELECT 'x' AS line FROM pg_roles WHERE rolname = session_user AND rolsuper")
         .await?
         .is_empty()
     {
-        bail!("only a superuser can act as every worker; postgres.url names another role");
+        bail!("the role of postgres.url is not a superuser; only a superuser can assume the workers' roles");
     }
-    // On a database that others use, nobody shall wait for an attack.
+    // Attacks must not block other users of the database.
     connection.batch_execute("SET lock_timeout = '1s'; SET statement_timeout = '10s'").await?;
     let mut report = Report::default();
-    check_catalogue(&mut connection, &mut report).await?;
+    check_catalogs(&mut connection, &mut report).await?;
     attack_all(&mut connection, &mut report).await?;
     if args.json {
         outln!("{}", serde_json::to_string(&report)?);
@@ -83,7 +83,7 @@ pub async fn execute(args: &ValidateArgs, settings: &Settings) -> anyhow::Result
     }
     match report.findings.len() {
         0 => Ok(()),
-        count => bail!("{count} findings: isolation does not hold"),
+        count => bail!("{count} findings: isolation is broken"),
     }
 }
 
@@ -94,7 +94,7 @@ fn show(report: &Report) {
         table.row([(*kind).to_owned(), grouped(*tried), grouped(*found)]);
     }
     let found = u64::try_from(report.findings.len()).unwrap_or(u64::MAX);
-    table.row(["all".to_owned(), grouped(report.attempts), grouped(found)]);
+    table.row(["total".to_owned(), grouped(report.attempts), grouped(found)]);
     outln!("{table}");
     for Finding { kind, role, what, outcome } in &report.findings {
         outln!(
@@ -115,8 +115,8 @@ async fn lines(connection: &mut AsyncPgConnection, sql: &str) -> anyhow::Result<
     Ok(rows.into_iter().map(|row| row.line).collect())
 }
 
-/// The tables with a user's rows: those that have a column `user_id`, and `users` itself. `cross_service_auth` is a
-/// registry of services, which no worker may read.
+/// The tables with rows of users: all with a column `user_id`, and `users`. Except `cross_service_auth`: it registers
+/// services, and no worker may read it.
 const TARGETS: &str = "
     SELECT c.oid::regclass || ' ' || a.attname AS line FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
         AND a.attname = CASE WHEN c.relname = 'users' THEN 'id' ELSE 'user_id' END
@@ -126,7 +126,7 @@ const ROLES: &str = "SELECT DISTINCT role_name::text AS line FROM sec.worker_pri
 const PARTITIONS: &str = "SELECT inhrelid::regclass::text AS line FROM pg_inherits
     JOIN pg_class c ON c.oid = inhparent AND c.relkind = 'p' ORDER BY 1";
 
-/// Each gives a line for whatever is not as it must be.
+/// Checks of the catalogs. Each query returns one line per violation.
 const CHECKS: [(&str, &str); 11] = [
     (
         "table without forced RLS",
@@ -164,7 +164,7 @@ const CHECKS: [(&str, &str); 11] = [
             AND c.relname <> '__diesel_schema_migrations' AND r.rolcanlogin",
     ),
     (
-        "a due function's role that reads more than columns",
+        "role memfleet_due with more than column privileges",
         "SELECT 'it can log in' AS line FROM pg_roles WHERE rolname = 'memfleet_due' AND rolcanlogin
          UNION ALL SELECT c.oid::regclass || ' ' || acl.privilege_type FROM pg_class c, aclexplode(c.relacl) AS acl
             WHERE acl.grantee = 'memfleet_due'::regrole
@@ -212,14 +212,14 @@ const CHECKS: [(&str, &str); 11] = [
     ),
 ];
 
-async fn check_catalogue(connection: &mut AsyncPgConnection, report: &mut Report) -> anyhow::Result<()> {
+async fn check_catalogs(connection: &mut AsyncPgConnection, report: &mut Report) -> anyhow::Result<()> {
     for (kind, sql) in CHECKS {
-        let found = lines(connection, sql).await.with_context(|| format!("the check {kind:?} failed"))?;
+        let found = lines(connection, sql).await.with_context(|| format!("cannot run the check {kind:?}"))?;
         if found.is_empty() {
             report.note(kind, None);
         }
         for what in found {
-            report.note(kind, Some(Finding { kind, role: None, what, outcome: "is there".to_owned() }));
+            report.note(kind, Some(Finding { kind, role: None, what, outcome: "exists".to_owned() }));
         }
     }
     Ok(())
@@ -256,7 +256,7 @@ async fn attack_all(connection: &mut AsyncPgConnection, report: &mut Report) -> 
         connection.batch_execute(&format!("SET LOCAL SESSION AUTHORIZATION {role}")).await?;
         for what in lines(connection, excess).await? {
             let kind = "excess privilege";
-            let finding = Finding { kind, role: Some(role.clone()), what, outcome: "is there".to_owned() };
+            let finding = Finding { kind, role: Some(role.clone()), what, outcome: "exists".to_owned() };
             report.note(kind, Some(finding));
         }
         for attempt in attempts {
@@ -283,7 +283,7 @@ fn seal(key: &GrantKey, user: i32, role: &str, expires_at: SystemTime) -> anyhow
     }))
 }
 
-/// Tries one thing and takes it back.
+/// Runs one attempt, rolls it back and records the outcome.
 async fn try_one(
     connection: &mut AsyncPgConnection,
     role: &str,

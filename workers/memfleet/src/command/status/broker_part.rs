@@ -1,4 +1,4 @@
-//! What the broker says.
+//! The status of the broker's streams and consumers.
 
 use std::time::Duration;
 
@@ -15,14 +15,15 @@ use tokio::time::timeout;
 
 use crate::command::dead::time_of;
 
-/// The most streams, and consumers of each, that are shown.
-const MOST: usize = 256;
+/// Maximum number of streams, and of consumers per stream.
+const MAX_LISTED: usize = 256;
+/// Time limit of all requests to the broker together.
 const DEADLINE: Duration = Duration::from_secs(15);
 
 #[derive(Debug, Serialize)]
 pub(super) struct BrokerStatus {
     pub(super) version: String,
-    /// None if there is no stream DEAD.
+    /// `None` if the stream DEAD does not exist.
     dead_letters: Option<u64>,
     streams: Vec<StreamStatus>,
     consumers: Vec<ConsumerStatus>,
@@ -33,7 +34,7 @@ struct StreamStatus {
     name: String,
     messages: u64,
     bytes: u64,
-    /// None when it is empty.
+    /// `None` if the stream is empty.
     first_at: Option<DateTime<Utc>>,
     last_at: Option<DateTime<Utc>>,
 }
@@ -42,33 +43,33 @@ struct StreamStatus {
 struct ConsumerStatus {
     stream: String,
     name: String,
-    /// Messages that were never delivered: the lag.
+    /// Messages not delivered yet: the lag.
     pending: u64,
-    /// Delivered and not settled yet.
+    /// Messages delivered and not acknowledged yet.
     in_flight: u64,
     redelivered: u64,
-    /// Pull requests that wait; none means that no worker is running.
+    /// Waiting pull requests; 0 means that no worker is running.
     waiting: u64,
-    /// How long ago the oldest message that is not settled was stored.
+    /// Age of the oldest unacknowledged message.
     oldest_age_s: Option<i64>,
 }
 
-pub(super) async fn ask(settings: &Settings) -> anyhow::Result<BrokerStatus> {
-    let asked = timeout(DEADLINE, ask_all(settings)).await;
-    asked.with_context(|| format!("NATS did not answer within {} s", DEADLINE.as_secs()))?
+pub(super) async fn read(settings: &Settings) -> anyhow::Result<BrokerStatus> {
+    let status = timeout(DEADLINE, read_all(settings)).await;
+    status.with_context(|| format!("NATS did not answer within {} s", DEADLINE.as_secs()))?
 }
 
-async fn ask_all(settings: &Settings) -> anyhow::Result<BrokerStatus> {
+async fn read_all(settings: &Settings) -> anyhow::Result<BrokerStatus> {
     let client = broker::connect_operator(&settings.nats, "status").await?;
     let version = client.server_info().version;
     let jetstream = jetstream::new(client);
     let infos: Vec<stream::Info> =
-        jetstream.streams().take(MOST).try_collect().await.context("the streams cannot be listed")?;
+        jetstream.streams().take(MAX_LISTED).try_collect().await.context("cannot list the streams")?;
     let mut status = BrokerStatus { version, dead_letters: None, streams: Vec::new(), consumers: Vec::new() };
     for info in infos {
         let stream = jetstream.get_stream_no_info(&info.config.name).await?;
         let consumers: Vec<consumer::Info> =
-            stream.consumers().take(MOST).try_collect().await.context("the consumers cannot be listed")?;
+            stream.consumers().take(MAX_LISTED).try_collect().await.context("cannot list the consumers")?;
         for info in consumers {
             let oldest = oldest(&stream, &info).await;
             status.consumers.push(ConsumerStatus::new(&info, oldest));
@@ -83,7 +84,7 @@ async fn ask_all(settings: &Settings) -> anyhow::Result<BrokerStatus> {
     Ok(status)
 }
 
-/// When the oldest message that is not settled was stored; none if all are.
+/// When the oldest unacknowledged message was stored; `None` if there is none.
 async fn oldest<T>(stream: &stream::Stream<T>, info: &consumer::Info) -> Option<DateTime<Utc>> {
     if info.num_pending == 0 && info.num_ack_pending == 0 {
         return None;
@@ -137,7 +138,7 @@ impl BrokerStatus {
     pub(super) fn show(&self) {
         match self.dead_letters {
             Some(count) => outln!("            {} dead letters", grouped(count)),
-            None => outln!("            no stream DEAD; `memfleet nats apply` makes it"),
+            None => outln!("            no stream DEAD; `memfleet nats apply` creates it"),
         }
         let mut streams = Table::new([
             ("stream", Align::Left),

@@ -1,4 +1,4 @@
-//! What the database says.
+//! The status of the database.
 
 use std::time::Duration;
 
@@ -13,9 +13,10 @@ use serde::Serialize;
 use store::migration;
 use tokio::time::timeout;
 
+/// Time limit of all queries together.
 const DEADLINE: Duration = Duration::from_secs(15);
-/// The most tables that are shown, the largest first.
-const MOST: i64 = 40;
+/// Maximum number of tables; those with the most rows come first.
+const MAX_TABLES: i64 = 40;
 
 #[derive(Debug, Serialize)]
 pub(super) struct DatabaseStatus {
@@ -50,20 +51,20 @@ struct Server {
 const SERVER: &str = "SELECT current_setting('server_version') AS version,
     current_database()::text AS database, pg_database_size(current_database()) AS bytes";
 
-/// The statistics collector's count, which needs no ANALYZE to have run.
+/// `n_live_tup` of the cumulative statistics, which unlike `reltuples` needs no ANALYZE.
 const TABLES: &str = "SELECT relname::text AS name, n_live_tup AS rows_estimate,
     pg_total_relation_size(relid) AS bytes
     FROM pg_stat_user_tables WHERE relname <> '__diesel_schema_migrations' ORDER BY 2 DESC, 1 LIMIT ";
 
-pub(super) async fn ask(settings: &Settings) -> anyhow::Result<DatabaseStatus> {
-    let asked = timeout(DEADLINE, ask_all(&settings.postgres.url)).await;
-    asked.with_context(|| format!("PostgreSQL did not answer within {} s", DEADLINE.as_secs()))?
+pub(super) async fn read(settings: &Settings) -> anyhow::Result<DatabaseStatus> {
+    let status = timeout(DEADLINE, read_all(&settings.postgres.url)).await;
+    status.with_context(|| format!("PostgreSQL did not answer within {} s", DEADLINE.as_secs()))?
 }
 
-async fn ask_all(url: &str) -> anyhow::Result<DatabaseStatus> {
+async fn read_all(url: &str) -> anyhow::Result<DatabaseStatus> {
     let mut connection = store::connect(url).await?;
     let server: Server = diesel::sql_query(SERVER).get_result(&mut connection).await?;
-    let tables = diesel::sql_query(format!("{TABLES}{MOST}")).load(&mut connection).await?;
+    let tables = diesel::sql_query(format!("{TABLES}{MAX_TABLES}")).load(&mut connection).await?;
     let states = migration::MAIN.status(connection).await?;
     let applied = states.iter().filter(|state| state.applied).count();
     Ok(DatabaseStatus {
@@ -86,14 +87,14 @@ impl DatabaseStatus {
         match self.migrations_waiting.as_slice() {
             [] => outln!("            {} migrations applied", self.migrations_applied),
             waiting => outln!(
-                "            {} migrations applied, {} waiting; `memfleet migrate up` runs them: {}",
+                "            {} migrations applied, {} pending; `memfleet migrate up` applies them: {}",
                 self.migrations_applied,
                 waiting.len(),
                 waiting.join(", ")
             ),
         }
         let mut tables =
-            Table::new([("table", Align::Left), ("rows, about", Align::Right), ("bytes", Align::Right)]);
+            Table::new([("table", Align::Left), ("rows (estimate)", Align::Right), ("bytes", Align::Right)]);
         for table in &self.tables {
             tables.row([table.name.clone(), count(table.rows_estimate), count(table.bytes)]);
         }

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 /// Shows streams, lag, consumers, dead letters, database and versions.
 ///
-/// A server that cannot be reached is reported as such, the rest is shown, and the exit status is 1.
+/// If a server is unreachable, the error is shown in its place and the exit status is 1.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
     /// Print one JSON object instead of tables.
@@ -29,19 +29,19 @@ struct Status {
     postgres: Part<DatabaseStatus>,
 }
 
-/// A server's part, or why there is none.
+/// The status of a server, or why it could not be read.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 enum Part<T> {
-    Reached(T),
-    Away { error: String },
+    Available(T),
+    Unavailable { error: String },
 }
 
 impl<T> From<anyhow::Result<T>> for Part<T> {
     fn from(result: anyhow::Result<T>) -> Self {
         match result {
-            Ok(part) => Self::Reached(part),
-            Err(error) => Self::Away { error: format!("{error:#}") },
+            Ok(part) => Self::Available(part),
+            Err(error) => Self::Unavailable { error: format!("{error:#}") },
         }
     }
 }
@@ -49,9 +49,9 @@ impl<T> From<anyhow::Result<T>> for Part<T> {
 /// Runs `memfleet status`.
 ///
 /// # Errors
-/// If a server cannot be reached, after the rest has been shown.
+/// If a server is unreachable. The status of the other one is printed first.
 pub async fn execute(args: StatusArgs, settings: &Settings) -> anyhow::Result<()> {
-    let (nats, postgres) = tokio::join!(broker_part::ask(settings), database_part::ask(settings));
+    let (nats, postgres) = tokio::join!(broker_part::read(settings), database_part::read(settings));
     let status = Status {
         version: env!("CARGO_PKG_VERSION"),
         nats_url: without_password(&settings.nats.url),
@@ -64,32 +64,32 @@ pub async fn execute(args: StatusArgs, settings: &Settings) -> anyhow::Result<()
     } else {
         show(&status);
     }
-    let away: Vec<&str> = [
-        ("NATS", matches!(status.nats, Part::Away { .. })),
-        ("PostgreSQL", matches!(status.postgres, Part::Away { .. })),
+    let unavailable: Vec<&str> = [
+        ("NATS", matches!(status.nats, Part::Unavailable { .. })),
+        ("PostgreSQL", matches!(status.postgres, Part::Unavailable { .. })),
     ]
     .into_iter()
-    .filter_map(|(name, is_away)| is_away.then_some(name))
+    .filter_map(|(name, is_unavailable)| is_unavailable.then_some(name))
     .collect();
-    anyhow::ensure!(away.is_empty(), "{} could not be asked; see above", away.join(" and "));
+    anyhow::ensure!(unavailable.is_empty(), "{} unavailable; see above", unavailable.join(" and "));
     Ok(())
 }
 
 fn show(status: &Status) {
     outln!("memfleet    {}", status.version);
     match &status.nats {
-        Part::Reached(part) => {
+        Part::Available(part) => {
             outln!("NATS        {}, {}", part.version, status.nats_url);
             part.show();
         }
-        Part::Away { error } => outln!("NATS        away: {error}"),
+        Part::Unavailable { error } => outln!("NATS        unavailable: {error}"),
     }
     outln!();
     match &status.postgres {
-        Part::Reached(part) => {
+        Part::Available(part) => {
             outln!("PostgreSQL  {}, {}", part.version, status.postgres_url);
             part.show();
         }
-        Part::Away { error } => outln!("PostgreSQL  away: {} ({error})", status.postgres_url),
+        Part::Unavailable { error } => outln!("PostgreSQL  unavailable: {} ({error})", status.postgres_url),
     }
 }

@@ -40,8 +40,9 @@ pub(super) async fn execute(command: KeyCommand, settings: &Settings) -> anyhow:
             let key = PrivateKey::read(&file)?.public();
             let mut connection = super::registry(settings).await?;
             let added = registry::add_token_key(&mut connection, &key).await;
-            let added =
-                added.context("cannot register the key; is the database migrated, and postgres.url an administrator?")?;
+            let added = added.context(
+                "cannot register the key; is the database migrated, and postgres.url an administrator?",
+            )?;
             ensure!(
                 added,
                 "another key is registered as {}, or this key under another name; generate a key with a new name",

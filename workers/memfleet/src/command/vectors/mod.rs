@@ -18,12 +18,12 @@ use store::vector::{self, Collection, Right};
 use vector_indexer::collection;
 use vector_indexer::reconcile::Reconciler;
 
-use reconcile::{ReconcileArgs, tell};
+use reconcile::{ReconcileArgs, print_findings};
 
-/// Looks after the vector store.
+/// Manages the collections of the vector store and the access rights to them.
 ///
-/// A collection holds the vectors of one model. Searches go to the active one, which the alias unified_memory names too; while
-/// another one is being filled, vector-indexer writes to both.
+/// A collection holds the vectors of one model. Searches use the active collection, which the alias unified_memory points
+/// to. During a migration, vector-indexer writes to the active and to the new collection.
 #[derive(Debug, Args)]
 pub struct VectorsArgs {
     #[command(subcommand)]
@@ -32,46 +32,46 @@ pub struct VectorsArgs {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Make the active collection, if it is not there.
+    /// Create the active collection if it does not exist.
     Apply,
-    /// Show the collections.
+    /// List the collections.
     List {
-        /// Print one JSON object a line.
+        /// Print one JSON object per line.
         #[arg(long)]
         json: bool,
     },
-    /// Compare the vector store with the database: points without a memory, memories without their points.
+    /// Compare the vector store with the database: find points without a memory and memories without a point.
     Reconcile(ReconcileArgs),
-    /// Go over to the model of `next_embedder`, or to another quantization, while the fleet works on; or go back.
+    /// Migrate online to the model of `next_embedder` or to another quantization, or roll back.
     Migrate(MigrateArgs),
-    /// Remove a former collection for good, or one that is being filled: that gives a migration up.
+    /// Delete a former collection permanently; dropping one that is being filled cancels the migration.
     Drop {
         /// The collection.
         #[arg(value_name = "COLLECTION")]
         name: String,
     },
-    /// Show which service may search, write and delete what.
+    /// Show the rights of services to search, write and delete vectors.
     Rights {
-        /// Print one JSON object a line.
+        /// Print one JSON object per line.
         #[arg(long)]
         json: bool,
     },
-    /// Say what a service may do with vectors. What is not named it may not do from then on.
+    /// Set the rights of a service on vectors. Rights not given are revoked.
     Grant(GrantArgs),
 }
 
 #[derive(Debug, Args)]
 struct MigrateArgs {
-    /// The model to go over to: that of `next_embedder`, or of `embedder` for going back or for another quantization.
+    /// The target model: that of `next_embedder`, or that of `embedder` to roll back or to change the quantization.
     #[arg(long, value_name = "MODEL")]
     model: String,
-    /// How long a point may be without its memory, in seconds: its transaction may be under way.
+    /// Seconds during which a point without a memory is ignored: its transaction may not be committed yet.
     #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
     grace: u64,
-    /// How vectors are kept in memory; as configured by default.
+    /// The quantization of vectors in memory. Default: as configured.
     #[arg(long, value_enum, value_name = "HOW")]
     quantization: Option<QuantizationName>,
-    /// Go over although up to so many memories cannot be embedded. They are then found by their words alone.
+    /// Switch even if up to this many memories cannot be embedded. Those are then found by full-text search only.
     #[arg(long, default_value_t = 0, value_name = "COUNT")]
     without: u64,
 }
@@ -88,16 +88,16 @@ struct GrantArgs {
     /// The service.
     #[arg(value_name = "SERVICE")]
     service: Service,
-    /// Only vectors of this type; all by default.
+    /// The vector type. Default: all types.
     #[arg(long = "type", value_name = "TYPE", value_parser = ["query", "response", "context", "knowledge"])]
     vector_type: Option<String>,
-    /// It may find them.
+    /// Allow searching.
     #[arg(long)]
     search: bool,
-    /// It may index them.
+    /// Allow indexing.
     #[arg(long)]
     write: bool,
-    /// It may remove them.
+    /// Allow removing.
     #[arg(long)]
     delete: bool,
 }
@@ -105,13 +105,13 @@ struct GrantArgs {
 /// Runs `memfleet vectors`.
 ///
 /// # Errors
-/// What happened, to what, and what to do about it.
+/// If the vector store or the database is unreachable, the stores differ, or a migration cannot be completed.
 pub async fn execute(args: VectorsArgs, settings: &Settings) -> anyhow::Result<()> {
     match args.action {
         Action::Apply => {
             let collection = collection::apply(settings).await?;
             outln!(
-                "{} is active: {}, {} numbers, {}",
+                "{} is active: model {}, {} dimensions, quantization {}",
                 collection.collection_name,
                 collection.model,
                 collection.dimension,
@@ -125,7 +125,7 @@ pub async fn execute(args: VectorsArgs, settings: &Settings) -> anyhow::Result<(
             done = migrate(&args, settings) => done,
             stopped = interrupted() => {
                 stopped?;
-                bail!("interrupted; searches go where they went, and the same command goes on where this one was")
+                bail!("interrupted; searches are unchanged, run the same command again to resume")
             }
         },
         Action::Drop { name } => drop_collection(&name, settings).await,
@@ -145,8 +145,8 @@ async fn list(settings: &Settings, json: bool) -> anyhow::Result<()> {
         ("collection", Align::Left),
         ("state", Align::Left),
         ("model", Align::Left),
-        ("numbers", Align::Right),
-        ("kept as", Align::Left),
+        ("dimensions", Align::Right),
+        ("quantization", Align::Left),
         ("points", Align::Right),
         ("indexed", Align::Right),
     ]);
@@ -183,7 +183,7 @@ async fn migrate(args: &MigrateArgs, settings: &Settings) -> anyhow::Result<()> 
     });
     let spec = of_model.with_context(|| {
         format!(
-            "no embedder makes vectors of {}; configure it as next_embedder, for the workers too",
+            "no embedder is configured for the model {}; set next_embedder, here and for the workers",
             args.model
         )
     })?;
@@ -195,21 +195,18 @@ async fn migrate(args: &MigrateArgs, settings: &Settings) -> anyhow::Result<()> 
     let spec = CollectionSpec { quantization, ..spec };
     let mut connection = store::connect(&settings.postgres.url).await?;
     let filling = collection::record(&spec, "filling")?;
-    // Workers take the first of two collections for the active one.
+    // Workers treat the first collection as the active one, so an active one must exist before another is filled.
     let active = vector::collections(&mut connection, ALIAS, &["active"]).await?.into_iter().next();
     let active =
-        active.context("there is no collection to migrate; `memfleet vectors apply` makes the first one")?;
+        active.context("no collection to migrate; `memfleet vectors apply` creates the first one")?;
     ensure!(
         active.collection_name != filling.collection_name,
-        "{} is active already",
+        "{} is already active",
         filling.collection_name
     );
     vectors.create_collection(&filling.collection_name, &spec).await?;
     vector::put_collection(&mut connection, ALIAS, &filling).await?;
-    errln!(
-        "vector-indexer writes to {} too from now on; filling it with what was there before",
-        filling.collection_name
-    );
+    errln!("vector-indexer now also writes to {}; embedding existing memories", filling.collection_name);
     let reconciler = Reconciler {
         vectors: &vectors,
         collection: &filling,
@@ -217,29 +214,33 @@ async fn migrate(args: &MigrateArgs, settings: &Settings) -> anyhow::Result<()> 
         repair: true,
         grace: Duration::from_secs(args.grace),
     };
-    // What a worker was writing that did not know yet of the collection is found the second time.
+    // The second pass finds memories written meanwhile by workers that did not know the new collection yet.
     for _ in 0..2 {
         let found = reconciler.run(&mut connection).await?;
-        tell(&filling, &found, false);
+        print_findings(&filling, &found, false);
         ensure!(
             found.lost <= args.without,
-            "{lost} memories cannot be embedded; searches go where they went. The log names those that the embedder refuses; `--without \
-             {lost}` goes over without them",
+            "{lost} memories cannot be embedded; searches are unchanged. The log lists those that the embedder rejects; \
+             `--without {lost}` switches without them",
             lost = found.lost
         );
     }
     let active = collection::record(&spec, "active")?;
     vector::put_collection(&mut connection, ALIAS, &active).await?;
     vectors.point_alias(ALIAS, &active.collection_name).await?;
-    // And what one was still writing then.
+    // Checks memories that were written during the switch.
     let found = reconciler.run(&mut connection).await?;
-    tell(&active, &found, false);
+    print_findings(&active, &found, false);
     outln!(
-        "{} is active. The former collection stays: the same command with its model goes back, `memfleet vectors drop` removes it",
+        "{} is active. The former collection is kept: the same command with its model rolls back, \
+         `memfleet vectors drop` deletes it",
         active.collection_name
     );
     let lost = found.lost;
-    ensure!(lost <= args.without, "{lost} memories cannot be embedded; some came while searches went over");
+    ensure!(
+        lost <= args.without,
+        "{lost} memories cannot be embedded; some arrived during the switch, which is done"
+    );
     Ok(())
 }
 
@@ -247,17 +248,16 @@ async fn drop_collection(name: &str, settings: &Settings) -> anyhow::Result<()> 
     let vectors = collection::vectors(settings)?;
     let mut connection = store::connect(&settings.postgres.url).await?;
     let one = all(&mut connection).await?.into_iter().find(|one| one.collection_name == name);
-    let one =
-        one.with_context(|| format!("there is no collection {name}; `memfleet vectors list` shows them"))?;
+    let one = one.with_context(|| format!("no collection {name}; `memfleet vectors list` shows all"))?;
     ensure!(
         !one.is_active(),
-        "{name} is active; only a former collection is removed, or one that is being filled"
+        "{name} is active; only a former collection or one being filled can be dropped"
     );
-    // Workers write to it no longer once they know.
+    // Workers stop writing to a former collection once they have read the new state.
     vector::put_collection(&mut connection, ALIAS, &Collection { state: "former".to_owned(), ..one }).await?;
     vectors.drop_collection(name).await?;
     vector::delete_collection(&mut connection, name).await?;
-    outln!("{name} is removed");
+    outln!("dropped {name}");
     Ok(())
 }
 

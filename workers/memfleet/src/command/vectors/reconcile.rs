@@ -17,16 +17,16 @@ use vector_indexer::reconcile::{Findings, Reconciler};
 
 #[derive(Debug, Args)]
 pub(super) struct ReconcileArgs {
-    /// Delete what has no memory, and make missing vectors anew.
+    /// Delete points without a memory, and embed memories without a point again.
     #[arg(long)]
     repair: bool,
-    /// Go on every vectors.reconcile_every_s seconds until SIGTERM or Ctrl-C, also after a failure.
+    /// Repeat every vectors.reconcile_every_s seconds until SIGTERM or Ctrl-C, also after failures.
     #[arg(long)]
     follow: bool,
-    /// How long a point may be without its memory, in seconds: its transaction may be under way.
+    /// Seconds during which a point without a memory is ignored: its transaction may not be committed yet.
     #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
     grace: u64,
-    /// How many memories may be without their points: what `migrate --without` has left out.
+    /// Number of memories without a point to accept: those left out by `migrate --without`.
     #[arg(long, default_value_t = 0, value_name = "COUNT")]
     without: u64,
     /// Print one JSON object for each collection.
@@ -35,7 +35,7 @@ pub(super) struct ReconcileArgs {
 }
 
 pub(super) async fn execute(args: &ReconcileArgs, settings: &Settings) -> anyhow::Result<()> {
-    // What is configured wrong shows at once, and not in a log later.
+    // Reports configuration errors immediately instead of only in the log of --follow.
     collection::vectors(settings)?;
     let embedders = Embedders::open(&[&settings.embedder, &settings.next_embedder]).await?;
     tokio::select! {
@@ -43,44 +43,44 @@ pub(super) async fn execute(args: &ReconcileArgs, settings: &Settings) -> anyhow
         () = follow(args, settings, &embedders), if args.follow => Ok(()),
         stopped = interrupted() => {
             stopped?;
-            if args.follow { Ok(()) } else { bail!("interrupted; what is repaired stays repaired") }
+            if args.follow { Ok(()) } else { bail!("interrupted; completed repairs are kept") }
         }
     }
 }
 
-/// Compares again and again. It never ends by itself: a server that is away comes back.
+/// Reconciles periodically, forever. Failures are logged: an unreachable server may come back.
 async fn follow(args: &ReconcileArgs, settings: &Settings, embedders: &Embedders) {
     let mut ticks = interval(Duration::from_secs(settings.vectors.reconcile_every_s));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         match reconcile(args, settings, embedders).await {
-            Ok(()) => tracing::info!(without = args.without, "the vector store and the database agree"),
-            Err(error) => tracing::error!("vectors are not reconciled: {error:#}"),
+            Ok(()) => tracing::info!(without = args.without, "the vector store matches the database"),
+            Err(error) => tracing::error!("reconciliation failed: {error:#}"),
         }
     }
 }
 
-/// Compares each collection once. An error if the stores differ, and are not repaired.
+/// Compares each collection once. Returns an error if the stores differ and were not repaired.
 async fn reconcile(args: &ReconcileArgs, settings: &Settings, embedders: &Embedders) -> anyhow::Result<()> {
     let vectors = collection::vectors(settings)?;
     let mut connection = store::connect(&settings.postgres.url).await?;
     let collections = vector::collections(&mut connection, ALIAS, &["active", "filling"]).await?;
-    ensure!(!collections.is_empty(), "there is no collection; `memfleet vectors apply` makes it");
+    ensure!(!collections.is_empty(), "no collection; `memfleet vectors apply` creates it");
     let (mut orphans, mut gaps) = (0, 0);
     for one in &collections {
         let reconciler = Reconciler {
             vectors: &vectors,
             collection: one,
             embedder: embedders.of(&one.model),
-            // What is missing in a collection that is being filled comes with `migrate`.
+            // `migrate` fills the gaps of a collection that is being filled.
             repair: args.repair && one.is_active(),
             grace: Duration::from_secs(args.grace),
         };
         let found = reconciler.run(&mut connection).await?;
-        tell(one, &found, args.json);
+        print_findings(one, &found, args.json);
         if one.is_active() {
-            // A repair leaves no orphan, and of the gaps those that nobody can mend.
+            // After a repair, only gaps that are not repairable remain.
             (orphans, gaps) = if args.repair { (0, found.lost) } else { (found.orphans, found.gaps) };
         }
     }
@@ -88,12 +88,12 @@ async fn reconcile(args: &ReconcileArgs, settings: &Settings, embedders: &Embedd
         orphans == 0 && gaps <= args.without,
         "the stores differ in {} places{}",
         orphans + gaps,
-        if args.repair { ", which cannot be repaired" } else { "; --repair mends them" }
+        if args.repair { " that cannot be repaired" } else { "; run with --repair" }
     );
     Ok(())
 }
 
-pub(super) fn tell(one: &Collection, found: &Findings, json: bool) {
+pub(super) fn print_findings(one: &Collection, found: &Findings, json: bool) {
     let Findings { points, memories, orphans, gaps, repaired, lost } = *found;
     if json {
         outln!(
@@ -103,8 +103,8 @@ pub(super) fn tell(one: &Collection, found: &Findings, json: bool) {
         );
     } else {
         outln!(
-            "{}: {} points of {} memories; {orphans} points without a memory, {gaps} memories without a point; {repaired} repaired, \
-             {lost} cannot be: brought by their publishers, who alone can send them again, or refused by the embedder",
+            "{}: {} points of {} memories; {orphans} points without a memory, {gaps} memories without a point; \
+             {repaired} repaired, {lost} not repairable (vector supplied by the publisher, or text rejected by the embedder)",
             one.collection_name,
             grouped(points),
             grouped(memories)

@@ -1,8 +1,8 @@
 //! `search.similar`: memories similar to a text or a vector.
 //!
-//! It takes two transactions with a vector search between them. The first one reads where the service may search; the vector
-//! store is queried outside of any transaction; the second one searches by full text, ranks and reads the memories. A result
-//! of the vector store counts only as far as the user's own rows confirm it.
+//! It takes two transactions with a vector search between them. The first one reads where the service may search; the
+//! vector store is queried outside of any transaction; the second one searches by full text, ranks and reads the
+//! memories. A result of the vector store counts only as far as the user's own rows confirm it.
 
 mod ranking;
 
@@ -123,8 +123,8 @@ impl Search {
         self.words().is_none() && recency_boost.get() == 0.0 && consensus_boost.get() == 0.0
     }
 
-    /// Planning the statements takes longer than running them, and their best plan does not depend on the values; except for
-    /// full text in one session, which has an index of its own.
+    /// Planning the statements takes longer than running them, and their best plan does not depend on the values;
+    /// except for full text in one session, which has an index of its own.
     fn plan_cache_mode(&self) -> PlanCacheMode {
         let is_indexed = self.words().is_some() && self.query.session_id.is_some();
         if is_indexed { PlanCacheMode::Auto } else { PlanCacheMode::ForceGenericPlan }

@@ -21,12 +21,13 @@ const MAX_WORD_MATCHES: i64 = 100;
 const K: f64 = 10.0;
 const VECTOR_WEIGHT: f64 = 0.5;
 
-/// BM25 over the user's memories, in which a word counts half in the turns beside the one that has it, and a quarter in those
-/// beside them: a conversation answers in the next sentence (docs/adr/0025). The filters do not change the statistics.
+/// BM25 over the user's memories, in which a word counts half in the turns beside the one that has it, and a quarter in
+/// those beside them: a conversation answers in the next sentence (docs/adr/0025). The filters do not change the
+/// statistics.
 ///
-/// The planner has no row estimates for these steps, and a nested loop over two of them takes quadratic time. So the rows carry
-/// all columns that later steps need, and the only join of two steps is a full join, which is a hash or merge join in every
-/// plan; its surplus rows have no lexeme or no id and are dropped by the next step.
+/// The planner has no row estimates for these steps, and a nested loop over two of them takes quadratic time. So the
+/// rows carry all columns that later steps need, and the only join of two steps is a full join, which is a hash or
+/// merge join in every plan; its surplus rows have no lexeme or no id and are dropped by the next step.
 const BY_WORDS: &str = "
     WITH query AS MATERIALIZED (
         SELECT lexeme FROM unnest(memory_words($2))
@@ -73,8 +74,8 @@ struct WordMatch {
     score: f64,
 }
 
-/// What ranking needs of a memory, and of its node if that counts. It repeats the filters of the vector search, since a point may
-/// be older than the row.
+/// What ranking needs of a memory, and of its node if that counts. It repeats the filters of the vector search, since a
+/// point may be older than the row.
 const CANDIDATES: &str = "
     SELECT m.id, m.occurred_at, CASE WHEN $8 THEN coalesce((
         SELECT CASE n.validation_status WHEN 'validated' THEN n.consensus_score WHEN 'pending' THEN 0.5 * n.consensus_score END
@@ -177,8 +178,8 @@ impl Search {
         Ok(store::prepared(statement).load(connection).await?)
     }
 
-    /// What ranking needs of the memories that were found. Where the order of the answer is that of the vectors, only as many
-    /// as the answer has: each row is on another page of the disk.
+    /// What ranking needs of the memories that were found. Where the order of the answer is that of the vectors, only
+    /// as many as the answer has: each row is on another page of the disk.
     async fn candidates(
         &self,
         connection: &mut Connection,

@@ -1,0 +1,123 @@
+//! The job grants of a tick, and the users that its next transaction acts for.
+//!
+//! A tick cannot be split into messages, but one user's row can make its transaction fail. Its users are therefore
+//! halved until a part of them succeeds. That settles the tick. The other users are still due, and the next tick acts
+//! for them.
+
+use std::iter;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use store::job_grants::{self, JobGrant};
+use store::{Fault, Pool};
+use uuid::Uuid;
+
+/// Maximum number of users that one tick acts for. The next tick continues with the rest.
+const MAX_USERS_PER_TICK: i32 = 1_000;
+/// Grants are minted again at this age. The database accepts them for five minutes.
+const RENEW_AFTER: Duration = Duration::from_secs(240);
+/// Maximum number of times the users of a tick are halved. Isolating one failing user among 1,000 takes ten.
+const MAX_SPLITS: u32 = 32;
+
+/// The grants of a tick.
+#[derive(Debug)]
+pub(crate) struct TickGrants {
+    minted_at: Instant,
+    /// The grants of the users with work due.
+    due: Vec<String>,
+    /// The grants of the platform, which owns the tick, and of users that an earlier delivery of the tick acted for.
+    others: Vec<String>,
+    /// The parts of `due` still to be tried, the next one last.
+    parts: Vec<Range<usize>>,
+    splits: u32,
+}
+
+impl TickGrants {
+    /// Mints the grants in the database. They are committed before they are used, so that no grant is used whose audit
+    /// rows are rolled back.
+    ///
+    /// # Errors
+    /// The [`Fault`] of [`job_grants::mint`], or of the pool.
+    pub(crate) async fn mint(pool: &Pool, job: &str, tick: Uuid) -> Result<Self, Fault> {
+        let mut connection = store::acquire(pool).await?;
+        let minted = job_grants::mint(&mut connection, job, tick, MAX_USERS_PER_TICK).await;
+        store::discard_if_unusable(connection, &minted);
+        let (due, others): (Vec<JobGrant>, Vec<JobGrant>) =
+            minted?.into_iter().partition(|grant| grant.is_due);
+        let texts = |grants: Vec<JobGrant>| grants.into_iter().map(|grant| grant.grant).collect::<Vec<_>>();
+        let (due, others) = (texts(due), texts(others));
+        Ok(Self { minted_at: Instant::now(), parts: iter::once(0..due.len()).collect(), due, others, splits: 0 })
+    }
+
+    /// Replaces grants that would soon expire.
+    ///
+    /// # Errors
+    /// As [`TickGrants::mint`].
+    pub(crate) async fn renew(&mut self, pool: &Pool, job: &str, tick: Uuid) -> Result<(), Fault> {
+        if self.minted_at.elapsed() >= RENEW_AFTER {
+            *self = Self { splits: self.splits, ..Self::mint(pool, job, tick).await? };
+        }
+        Ok(())
+    }
+
+    /// The grants of the users that the worker acts for in the next transaction. Empty if no user has work due.
+    pub(crate) fn due(&self) -> Vec<&str> {
+        let part = self.parts.last().and_then(|part| self.due.get(part.clone())).unwrap_or_default();
+        part.iter().map(String::as_str).collect()
+    }
+
+    /// The grants under which the inbox row and the events of the tick are read and written.
+    pub(crate) fn all(&self) -> Vec<&str> {
+        self.due().into_iter().chain(self.others.iter().map(String::as_str)).collect()
+    }
+
+    /// Halves the users after a failed transaction. False if there are no fewer users to try it with.
+    pub(crate) fn narrow(&mut self) -> bool {
+        self.splits += 1;
+        let Some(failed) = self.parts.pop() else { return false };
+        if failed.len() > 1 {
+            let middle = failed.start + failed.len() / 2;
+            self.parts.extend([middle..failed.end, failed.start..middle]);
+        }
+        !self.parts.is_empty() && self.splits <= MAX_SPLITS
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(users: usize) -> TickGrants {
+        TickGrants {
+            minted_at: Instant::now(),
+            due: (1..=users).map(|user| user.to_string()).collect(),
+            others: vec!["0".to_owned()],
+            parts: iter::once(0..users).collect(),
+            splits: 0,
+        }
+    }
+
+    #[test]
+    fn one_failing_user_leaves_the_others_after_few_attempts() {
+        let mut grants = of(1_000);
+        let mut attempts = 1;
+        while grants.due().contains(&"1") {
+            assert!(grants.narrow());
+            attempts += 1;
+        }
+        assert!(attempts <= 12 && !grants.due().is_empty(), "{attempts} attempts, then {:?}", grants.due());
+        assert_eq!(grants.all().last(), Some(&"0"));
+    }
+
+    #[test]
+    fn users_who_all_fail_end_the_tick() {
+        for users in [0, 1, 3, 1_000] {
+            let mut grants = of(users);
+            let mut attempts = 1;
+            while grants.narrow() {
+                attempts += 1;
+            }
+            assert!(attempts <= MAX_SPLITS + 1, "{users} users: {attempts}");
+        }
+    }
+}
