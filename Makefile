@@ -46,7 +46,9 @@ demo: programs ## start everything, process sample messages, print the results
 dev: programs ## start everything and keep it running
 	@"$(program)" dev $(ARGS)
 
-bench: programs ## run benchmarks; with PROFILE=dist, of the program as it is shipped
+# Measured is the program as it is shipped.
+bench: PROFILE = dist
+bench: programs ## run benchmarks
 	@"$(program)" bench $(ARGS)
 
 # The build profile of the programs.

@@ -3,9 +3,9 @@
 
     browser.py --page URL --expect TEXT [--expect TEXT...] [--ready TEXT] [--timeout SECONDS]
 
-Prints the line `ready` as soon as the page shows the text of --ready; then, when all expected texts are there, prints
-what the page shows and exits with 0. At the deadline it prints to stderr what the page shows and what its console says,
-and exits with 1. Needs Debian's package chromium-headless-shell or chromium.
+Prints the line `ready` as soon as the page shows the text of --ready; then, when the page shows all expected texts,
+prints the page's text and exits with 0. After the timeout, prints the page's text and console to stderr and exits with 1.
+Requires Debian's package chromium-headless-shell or chromium.
 """
 
 import argparse
@@ -21,11 +21,11 @@ import time
 
 FLAGS = [
     "--headless",
-    "--remote-debugging-pipe",  # a port would be open to everybody on this machine
+    "--remote-debugging-pipe",  # any local user could connect to a port
     "--no-sandbox",  # the sandbox does not start under root or in most containers
     "--disable-dev-shm-usage",  # /dev/shm is small in containers
     "--disable-gpu",
-    # Nothing but the page is to be asked for.
+    # Disables all network requests other than those of the page.
     "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic",
     "--disable-breakpad",
 ]
@@ -33,18 +33,18 @@ ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Failure(Exception):
-    """What is wrong with Chromium or with the page."""
+    """A failure of Chromium or of the page."""
 
 
 class Browser:
-    """Chromium with one page, spoken to through a pipe as the DevTools protocol says."""
+    """Chromium with one page, controlled through a pipe with the DevTools protocol."""
 
     def __init__(self, home, deadline):
         self.home, self.deadline, self.console, self.unread, self.last_id, self.session = home, deadline, [], b"", 0, None
         program = shutil.which("chromium-headless-shell") or shutil.which("chromium")
         if not program:
             raise Failure("no Chromium: apt-get install --no-install-recommends chromium-headless-shell")
-        # Chromium reads commands from 3 and answers on 4. Both are taken first, lest an end of the pipe be one of them.
+        # Chromium reads commands from descriptor 3 and answers on 4. Both are reserved first, so that the pipe gets others.
         for number in (3, 4):
             os.dup2(1, number)
         self.pipe, its_end = socket.socketpair()
@@ -55,12 +55,12 @@ class Browser:
                 [program, *FLAGS, f"--user-data-dir={home}/profile", "about:blank"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(3, 4), start_new_session=True,
                 env={**os.environ, **dict.fromkeys(("HOME", "TMPDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"), home)})
-        # With these open here, the end of Chromium would not be the end of its answers.
+        # If these stayed open here, the pipe would not report the end of Chromium.
         its_end.close()
         os.closerange(3, 5)
 
     def kill(self):
-        os.killpg(self.process.pid, signal.SIGKILL)  # all of its processes; the first is still to be waited for
+        os.killpg(self.process.pid, signal.SIGKILL)  # all of its processes; wait() below reaps the first one
         self.process.wait()
 
     def receive(self):
@@ -69,7 +69,7 @@ class Browser:
             try:
                 part = self.pipe.recv(1 << 16)
             except TimeoutError:
-                raise Failure("the time is over") from None
+                raise Failure("timed out") from None
             except ConnectionResetError:
                 part = b""
             if not part:
@@ -87,19 +87,19 @@ class Browser:
         try:
             self.pipe.sendall(json.dumps(command).encode() + b"\0")
         except BrokenPipeError:
-            pass  # receive says why
+            pass  # receive reports the cause
         while (message := self.receive()).get("id") != self.last_id:
             self.note(message.get("method"), message.get("params"))
         return message.get("result") or {}
 
-    def note(self, event, told):
-        # The texts only: the rest has the page's address, whose fragment may be a secret.
+    def note(self, event, params):
+        # Keeps the texts only: the rest contains the page's address, whose fragment may be a secret.
         if event == "Log.entryAdded":
-            self.console.append(told["entry"]["text"])
+            self.console.append(params["entry"]["text"])
         elif event == "Runtime.consoleAPICalled":
-            self.console.append(" ".join(str(each.get("value", each.get("description"))) for each in told["args"]))
+            self.console.append(" ".join(str(each.get("value", each.get("description"))) for each in params["args"]))
         elif event == "Runtime.exceptionThrown":
-            details = told["exceptionDetails"]
+            details = params["exceptionDetails"]
             self.console.append(details.get("exception", {}).get("description") or details["text"])
 
     def open(self, page):
@@ -112,7 +112,7 @@ class Browser:
             raise Failure(f"{page.partition('#')[0]}: {error}")
 
     def text(self):
-        # Nothing while the page is being exchanged: there is nothing to evaluate in.
+        # Empty during a navigation, when there is no document to evaluate in.
         found = self.call("Runtime.evaluate", expression="document.body?.innerText", returnByValue=True)
         return found.get("result", {}).get("value") or ""
 
@@ -150,7 +150,7 @@ def main():
     parser.add_argument("--ready")
     parser.add_argument("--timeout", type=float, default=60)
     options = parser.parse_args()
-    # As an exception, so that Chromium and its profile go in any case.
+    # Raises SystemExit, so that Chromium is killed and its profile removed in any case.
     for ending in ENDINGS:
         signal.signal(ending, lambda number, _: sys.exit(128 + number))
     # A killed Chromium may still be writing for a moment.

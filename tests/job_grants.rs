@@ -52,9 +52,7 @@ async fn register(fixture: &Fixture) {
 /// Gives the job another function that determines whose work is due.
 async fn register_again(fixture: &Fixture, query: &str) {
     let due = due_function("due_again", query).replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION");
-    fixture
-        .execute(&format!("{due}; SELECT sec.add_job('{JOB}', '{ROLE}', 'sec.due_again(integer)')"))
-        .await;
+    fixture.execute(&format!("{due}; SELECT sec.add_job('{JOB}', '{ROLE}', 'sec.due_again(integer)')")).await;
 }
 
 /// A function of the schema `sec` that determines whose work is due.
@@ -236,7 +234,11 @@ async fn job_grants_end() {
     let long_ago = "UPDATE sec.minted_job_grants SET expires_at = now() - interval '1 day'";
     fixture.execute(long_ago).await;
     let good = of(&mint(&mut worker, 10).await, 1);
-    assert_eq!(fixture.count("sec.minted_job_grants").await, 1, "a mint deletes those that expired a day ago");
+    assert_eq!(
+        fixture.count("sec.minted_job_grants").await,
+        1,
+        "a mint deletes those that expired a day ago"
+    );
     let id = good.split('|').nth(6).expect("its mint");
     fixture.execute(&format!("SELECT sec.revoke_tokens(ARRAY['{id}']::uuid[])")).await;
     assert_refused(open(&mut worker, &good).await, "a grant is revoked", "revoked");

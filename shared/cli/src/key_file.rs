@@ -21,7 +21,8 @@ pub fn add_key(ring: &Path, name: &str, version: u32) -> anyhow::Result<()> {
 /// Appends a line in one write to a file that only its owner can read. Terminates an unterminated last line first.
 fn append(file: &Path, line: &str) -> std::io::Result<()> {
     let content = std::fs::read(file).map(Zeroizing::new);
-    let has_end = content.is_ok_and(|content| content.last().is_none_or(|last| *last == b'\n')) || !file.exists();
+    let has_end =
+        content.is_ok_and(|content| content.last().is_none_or(|last| *last == b'\n')) || !file.exists();
     let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(file)?;
     let text = Zeroizing::new(format!("{}{line}", if has_end { "" } else { "\n" }));
     file.write_all(text.as_bytes())?;

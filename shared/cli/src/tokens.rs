@@ -108,7 +108,8 @@ impl Issuing {
         let (service, user_id) = holder.clone();
         let request = TokenRequest { service, user_id, session: None, scopes: Vec::new(), life: LIFE };
         let issued = registry::issue(&mut self.connection, &self.issuer, request, SystemTime::now()).await;
-        let (_, issued) = issued.context("cannot issue a service token; `memfleet token service` lists and registers services")?;
+        let (_, issued) = issued
+            .context("cannot issue a service token; `memfleet token service` lists and registers services")?;
         if self.cache.len() >= CACHED {
             self.cache.clear();
         }

@@ -14,7 +14,7 @@
 //! [`Settlement`](stages::write::Settlement), and only `write` creates one.
 //!
 //! - [`stages`]: one file per stage.
-//! - [`delivery`]: support for processing a message: extending `ack_wait`, rate limits, retries, publishing, dead letters.
+//! - [`delivery`]: what the stages share: extending `ack_wait`, rate limits, retries, publishing, dead letters.
 //! - [`process`]: start, stop, connections, readiness, counters.
 
 pub mod delivery;

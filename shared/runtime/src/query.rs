@@ -102,7 +102,7 @@ impl From<Malformed> for QueryRefusal {
 /// The description of a service for `nats micro`, and its limits.
 #[derive(Clone, Copy, Debug)]
 pub struct ServiceInfo {
-    /// Its name: that of the worker.
+    /// Its name, which is the name of the worker.
     pub name: &'static str,
     /// Its version.
     pub version: &'static str,

@@ -1,4 +1,4 @@
-//! Asks `search.similar` over NATS, with a vector that is ready.
+//! Sends `search.similar` queries with given vectors over NATS.
 
 use std::time::{Duration, Instant};
 
@@ -12,19 +12,19 @@ use runtime::broker;
 use serde::Serialize;
 use tokio::time::sleep;
 
-/// The service that publishes and asks. It is shipped, and may do everything with memories.
+/// The service that publishes and sends queries: a shipped one with all scopes of memories.
 pub(super) const SERVICE: &str = "simple-chat";
-/// How long memory-reader may take to appear.
+/// Time limit for memory-reader to answer its first query.
 const START_WITHIN: Duration = Duration::from_secs(60);
 
-/// A vector and its model, as requests and queries bring them.
+/// A vector and its model, as in requests and queries.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Ready<'a> {
     pub(super) model: &'a str,
     pub(super) vector: &'a [f32],
 }
 
-/// A search by the vector alone. Unlike [`SearchSimilar`] it borrows the vector.
+/// A search by vector only. Unlike [`SearchSimilar`], it borrows the vector.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Similar<'a> {
     embedding: Ready<'a>,
@@ -39,7 +39,7 @@ impl<'a> Similar<'a> {
     }
 }
 
-/// Asks as a chat service does.
+/// Sends queries as a chat service does.
 pub(super) struct Asker {
     client: Client,
     tokens: Tokens,
@@ -53,22 +53,22 @@ impl Asker {
         Ok(Self { client, tokens, service: SERVICE.parse()? })
     }
 
-    /// What was found, and how many milliseconds it took from the query to the answer.
+    /// The results, and the milliseconds from query to answer.
     pub(super) async fn search(
         &self,
         user: i32,
         similar: &Similar<'_>,
     ) -> anyhow::Result<(SearchAnswer, f64)> {
-        let body = serde_json::to_vec(similar).context("a query cannot be written")?;
+        let body = serde_json::to_vec(similar).context("cannot serialize a query")?;
         let token = self.tokens.of_holder(&self.service, UserId::new(user)?).await?;
-        let token = token.context("the keys of tokens are not set")?;
+        let token = token.context("the keys to issue tokens are not configured")?;
         let (kind, options) = (SearchSimilar::KIND, QueryOptions::default());
         let started = Instant::now();
         let answer = ask(&self.client, &self.service, kind, &token, &options, body.into()).await?;
         Ok((answer, started.elapsed().as_secs_f64() * 1_000.0))
     }
 
-    /// Waits for memory-reader.
+    /// Waits until memory-reader answers.
     pub(super) async fn until_answered(&self, user: i32, similar: &Similar<'_>) -> anyhow::Result<()> {
         let since = Instant::now();
         while let Err(error) = self.search(user, similar).await {

@@ -1,4 +1,4 @@
-//! Memories of many users with synthetic vectors in clusters, as those of texts are; the same ones every time.
+//! Deterministic memories of many users with synthetic vectors, which are clustered as text embeddings are.
 
 use std::collections::HashMap;
 use std::f32::consts::TAU;
@@ -18,29 +18,29 @@ use vectors::{CollectionInfo, Point, PointKey, Tenant, VectorStore};
 
 use super::filled::fill_tables;
 
-/// The model that the vectors are said to be of.
+/// The nominal model of the vectors.
 pub(super) const MODEL: &str = "bench-384";
-/// The length of its vectors.
+/// The dimension of its vectors.
 pub(super) const DIMENSION: usize = 384;
-/// Around so many directions the vectors of a user lie.
+/// Number of clusters per user.
 const CENTRES: u64 = 20;
-/// How far from the centre, which has the length 1.
+/// Distance of vectors from their cluster's centre, a unit vector.
 const SPREAD: f32 = 0.7;
-/// How far from a memory's vector that of a search lies.
+/// Distance of a query's vector from that of a memory.
 const NEAR: f32 = 0.3;
-/// Points that are stored together.
+/// Points per upsert.
 const BATCH: usize = 1_000;
-/// How long the vector store may take to build its indexes.
+/// Time limit for the vector store to build its indexes.
 const SETTLED_WITHIN: Duration = Duration::from_secs(20 * 60);
-/// It is settled if it says so for this long and indexes nothing meanwhile: between two of its steps it may say so too.
+/// The store must report this long that it is settled, without indexing anything: it also reports so between two steps.
 const STEADY_FOR: Duration = Duration::from_secs(3);
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The statements that fill the tables. `{points}`, `{users}` and `{model}` stand for the numbers and the name. Memories of one
-/// user lie far apart, as they do when users write in turns; the id of a memory is its number.
+/// The statements that fill the tables. `{points}`, `{users}` and `{model}` are replaced. Rows of one user are spread over
+/// the table, as when users write alternately. The id of a memory is its number.
 const FILL: [&str; 5] = [
     "INSERT INTO users (id, username, email) SELECT n, 'u' || n, n || '@example.org' FROM generate_series(1, {users}) AS n",
-    // What a trigger does otherwise: how users are called in the vector store follows from it.
+    // Replaces a trigger, which is disabled here. The tenants of the vector store are derived from these rows.
     "INSERT INTO audit.subjects (user_id) SELECT id FROM users ON CONFLICT DO NOTHING",
     "INSERT INTO chat_mode_sessions (id, user_id, session_id, chat_mode)
      SELECT uuid7(), u, 's', 'simple'::chat_mode FROM generate_series(1, {users}) AS u",
@@ -76,15 +76,15 @@ impl Memory {
     }
 }
 
-/// What is in both stores.
+/// The memories in both stores.
 pub(super) struct Loaded {
     memories: Vec<Memory>,
     tenants: HashMap<i32, Tenant>,
-    /// How long the vector store took for the points alone.
+    /// Time that the vector store took to store the points.
     pub(super) seconds: f64,
 }
 
-/// A search of a user.
+/// A user's search.
 pub(super) struct Search {
     pub(super) user: i32,
     pub(super) vector: Vec<f32>,
@@ -107,14 +107,14 @@ impl Loaded {
     }
 }
 
-/// Fills the tables.
+/// Fills the database tables.
 pub(super) async fn fill(owner: &mut Connection, points: u32, users: u32) -> anyhow::Result<()> {
     let values =
         [("{points}", points.to_string()), ("{users}", users.to_string()), ("{model}", MODEL.to_owned())];
     fill_tables(owner, &FILL, &values).await
 }
 
-/// Stores the points of what was filled in.
+/// Stores the points of the memories in the database.
 pub(super) async fn load(
     owner: &mut Connection,
     vectors: &VectorStore,
@@ -152,14 +152,14 @@ fn point(memory: &Memory, loaded: &Loaded) -> anyhow::Result<Point> {
     Ok(Point { id: memory.point, vector: memory.vector(), tenant, key })
 }
 
-/// Waits until the vector store has built its indexes: how it is then, and how many seconds that took.
+/// Waits until the vector store has built its indexes. Returns its state and the seconds it took.
 pub(super) async fn settled(
     vectors: &VectorStore,
     collection: &str,
 ) -> anyhow::Result<(CollectionInfo, f64)> {
-    errln!("waiting for its indexes");
+    errln!("waiting for the vector indexes");
     let began = Instant::now();
-    // Since when it has said so, with how many vectors in an index.
+    // The number of indexed vectors while the store reports to be settled, and since when.
     let mut steady: Option<(u64, Instant)> = None;
     loop {
         let info = vectors.collection_info(collection).await?;
@@ -174,15 +174,15 @@ pub(super) async fn settled(
         }
         ensure!(
             began.elapsed() < SETTLED_WITHIN,
-            "of {} points, {} were in an index after {SETTLED_WITHIN:?}",
-            info.points,
-            info.indexed
+            "{} of {} points were indexed after {SETTLED_WITHIN:?}",
+            info.indexed,
+            info.points
         );
-        sleep(LOOK_EVERY).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 
-/// The vector of a memory, which is not kept: a million of them would take a gigabyte and a half.
+/// The vector of a memory, computed on demand: a million of them would take 1.5 GB.
 fn vector_of(user: i32, memory: Uuid) -> Vec<f32> {
     let (user, number) = (u64::from(user.unsigned_abs()), memory.as_u64_pair().1);
     let mut random = seeded(1, number);
@@ -190,12 +190,12 @@ fn vector_of(user: i32, memory: Uuid) -> Vec<f32> {
     moved(&moved(&[0.0; DIMENSION], 1.0, &mut seeded(2, centre)), SPREAD, &mut random)
 }
 
-/// Chance of its own for each number of a kind. Numbers beside each other are taken far apart.
+/// An independent random generator for each kind and number; the multiplication separates adjacent seeds.
 fn seeded(kind: u64, number: u64) -> Rng {
     Rng::with_seed(((kind << 56) | number).wrapping_mul(0x9E37_79B9_7F4A_7C15))
 }
 
-/// A vector of length 1, after going about so far from another one in whichever direction.
+/// A unit vector at about this distance from another vector, in a random direction.
 fn moved(from: &[f32], by: f32, random: &mut Rng) -> Vec<f32> {
     let step = by / (DIMENSION as f32).sqrt();
     let moved: Vec<f32> = from.iter().map(|number| number + step * normal(random)).collect();
@@ -203,9 +203,9 @@ fn moved(from: &[f32], by: f32, random: &mut Rng) -> Vec<f32> {
     moved.into_iter().map(|number| number / length).collect()
 }
 
-/// A number of the normal distribution (Box and Muller).
+/// A normally distributed number (Box-Muller transform).
 fn normal(random: &mut Rng) -> f32 {
-    // One less it is never zero, of which there is no logarithm.
+    // `1 - x` is never zero, whose logarithm is undefined.
     let (distance, angle) = (1.0 - random.f32(), random.f32());
     (-2.0 * distance.ln()).sqrt() * (TAU * angle).cos()
 }

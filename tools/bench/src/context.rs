@@ -1,4 +1,4 @@
-//! `memfleet bench context`: contexts through context-writer, beside what the database alone can do.
+//! `memfleet bench context`: contexts through context-writer, compared with the same statements on the database alone.
 
 use anyhow::Context;
 use clap::Args;
@@ -23,17 +23,16 @@ pub(super) struct ContextArgs {
     #[arg(long, default_value_t = 20_000, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(500..=1_000_000))]
     messages: u32,
 
-    /// Runs of each sort.
+    /// Runs of each kind.
     #[arg(long, default_value_t = 3, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=20))]
     runs: u32,
 
-    /// Messages a second while the delay from publish to commit is measured.
+    /// Messages per second while the delay from publish to commit is measured.
     #[arg(long, default_value_t = 500, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(10..=10_000))]
     rate: u32,
 
-    /// Measure on the servers that the configuration names, as they are: they must be migrated and have their streams,
-    /// and no other worker should run. Leaves users from 2000000001 on behind; the processor time of those servers is
-    /// not known.
+    /// Measure on the configured servers. They must be migrated and have their streams, and no other worker should run.
+    /// Leaves test users from id 2000000001 on; does not measure the servers' processor time.
     #[arg(long)]
     running: bool,
 
@@ -42,20 +41,20 @@ pub(super) struct ContextArgs {
     json: bool,
 }
 
-/// What was measured.
+/// The results.
 #[derive(Debug, Serialize)]
 struct Report {
     /// Through the worker, from its first pull until everything is settled.
     messages_per_second: f64,
     /// The same statements from prebuilt batches.
     ceiling_rows_per_second: f64,
-    /// The first by the second.
+    /// `messages_per_second` divided by `ceiling_rows_per_second`.
     ratio: f64,
-    /// Processor time for a thousand messages.
+    /// Processor time per thousand messages.
     cpu_ms_per_1k: CpuPer1k,
-    /// From stored by the broker to committed, at `rate` messages a second.
+    /// Time from being stored by the broker to commit, at `rate` messages per second.
     publish_to_commit_ms: Delay,
-    /// The most memory the worker process held.
+    /// The peak memory of the worker process.
     peak_rss_mib: f64,
     #[serde(skip)]
     rate: u32,
@@ -65,9 +64,9 @@ struct Report {
 struct CpuPer1k {
     /// The worker process.
     client: f64,
-    /// Unknown for servers that are not ours.
+    /// `None` for servers that this process did not start.
     nats: Option<f64>,
-    /// All its processes.
+    /// All processes of PostgreSQL.
     postgres: Option<f64>,
 }
 
@@ -93,7 +92,7 @@ pub(super) async fn execute(args: ContextArgs, settings: &Settings) -> anyhow::R
         Ok(pipeline) => measure_unless_interrupted(&args, &local, pipeline).await,
         Err(error) => Err(anyhow::anyhow!("{error:#}")),
     };
-    // Its connection would log the end of the server.
+    // Otherwise its connection would log the stop of the server.
     drop(pipeline);
     let stopped = local.stop().await;
     let report = measured?;
@@ -110,7 +109,7 @@ async fn measure_unless_interrupted(
         measured = measure(args, local, pipeline) => measured,
         interrupted = interrupted() => interrupted.and_then(|()| anyhow::bail!("interrupted")),
     };
-    // Other workers may live on a consumer that was paused when it ended.
+    // The consumer may still be paused, and workers of these servers depend on it.
     let resumed = if args.running { pipeline.resume().await } else { Ok(()) };
     measured.and_then(|report| resumed.map(|()| report))
 }
@@ -118,8 +117,8 @@ async fn measure_unless_interrupted(
 async fn measure(args: &ContextArgs, local: &Local, pipeline: &Pipeline) -> anyhow::Result<Report> {
     let mut corpus = Corpus::new();
     pipeline.prepare(&corpus).await?;
-    // First, because the runs leave PostgreSQL with checkpoints and vacuuming to do, which the delay would show.
-    errln!("the delay from publish to commit at {} messages a second", args.rate);
+    // First, because checkpoints and vacuuming after the runs would increase the delay.
+    errln!("measuring the delay from publish to commit at {} messages/s", args.rate);
     let delay = pipeline.delay(&mut corpus, args.rate).await?;
     let meter = Meter::new(local.stack());
     let (mut ceilings, mut runs): (Vec<f64>, Vec<Run>) = (Vec::new(), Vec::new());
@@ -154,20 +153,20 @@ async fn measure(args: &ContextArgs, local: &Local, pipeline: &Pipeline) -> anyh
 
 fn show(report: &Report, json: bool) -> anyhow::Result<()> {
     if json {
-        outln!("{}", serde_json::to_string(report).context("the report cannot be written")?);
+        outln!("{}", serde_json::to_string(report).context("cannot serialize the report")?);
         return Ok(());
     }
     let cpu = |value: Option<f64>| value.map_or_else(|| "unknown".to_owned(), |ms| format!("{ms:.1}"));
-    outln!("messages a second      {:>10.0}", report.messages_per_second);
-    outln!("ceiling, rows a second {:>10.0}", report.ceiling_rows_per_second);
+    outln!("messages/s             {:>10.0}", report.messages_per_second);
+    outln!("ceiling, rows/s        {:>10.0}", report.ceiling_rows_per_second);
     outln!("ratio                  {:>10.2}", report.ratio);
-    outln!("ms of processor time for 1,000 messages");
-    outln!("  the worker           {:>10.1}", report.cpu_ms_per_1k.client);
+    outln!("processor time per 1,000 messages, ms");
+    outln!("  worker               {:>10.1}", report.cpu_ms_per_1k.client);
     outln!("  NATS                 {:>10}", cpu(report.cpu_ms_per_1k.nats));
     outln!("  PostgreSQL           {:>10}", cpu(report.cpu_ms_per_1k.postgres));
-    outln!("ms from publish to commit at {} messages a second", report.rate);
-    outln!("  half within          {:>10.1}", report.publish_to_commit_ms.p50);
-    outln!("  99 of 100 within     {:>10.1}", report.publish_to_commit_ms.p99);
-    outln!("the worker's memory, MiB {:>8.1}", report.peak_rss_mib);
+    outln!("publish to commit at {} messages/s, ms", report.rate);
+    outln!("  p50                  {:>10.1}", report.publish_to_commit_ms.p50);
+    outln!("  p99                  {:>10.1}", report.publish_to_commit_ms.p99);
+    outln!("peak worker memory, MiB {:>9.1}", report.peak_rss_mib);
     Ok(())
 }

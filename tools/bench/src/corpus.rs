@@ -1,4 +1,4 @@
-//! Context messages of 1 KB as a chat service sends them, the same ones every time.
+//! Deterministic context messages of about 1 KB, as a chat service sends them.
 
 use bytes::Bytes;
 use fastrand::Rng;
@@ -11,9 +11,9 @@ use super::bulk::Prepared;
 const FIRST_USER: i32 = 2_000_000_001;
 const USERS: i32 = 200;
 const SESSIONS_OF_A_USER: i32 = 5;
-/// How many messages out of a hundred update a key of the same run.
+/// Percentage of messages that update a key of the same run.
 const UPDATES: u8 = 25;
-/// About how many bytes a body has.
+/// Approximate size of a body, in bytes.
 const BODY_BYTES: usize = 1_000;
 
 const TOOLS: [&str; 5] = ["search", "calendar", "booking", "maps", "calculator"];
@@ -44,11 +44,11 @@ const WORDS: [&str; 24] = [
     "harbour",
 ];
 
-/// Makes messages. No two runs share a key.
+/// Generates messages. No two runs share a key.
 pub(super) struct Corpus {
     random: Rng,
     run: u32,
-    /// Of a hundred messages, how many are marked sensitive.
+    /// Percentage of messages marked sensitive.
     sensitive: u8,
 }
 
@@ -57,12 +57,12 @@ impl Corpus {
         Self { random: Rng::with_seed(7), run: 0, sensitive: 0 }
     }
 
-    /// From now on, so many of a hundred messages are marked sensitive.
+    /// Sets the percentage of further messages that are marked sensitive.
     pub(super) fn mark(&mut self, sensitive: u8) {
         self.sensitive = sensitive;
     }
 
-    /// The users and their sessions.
+    /// Requests that create the users and their sessions.
     pub(super) fn accounts(&self) -> Vec<Prepared> {
         let mut requests = Vec::new();
         for user in FIRST_USER..FIRST_USER + USERS {
@@ -139,7 +139,7 @@ impl Corpus {
         })
     }
 
-    /// A text of about twenty words, unlike that of any other number.
+    /// A text of about twenty words, unique for each number.
     pub(super) fn text(&mut self, number: usize) -> String {
         let words: Vec<&str> = (0..20).filter_map(|_| self.random.choice(WORDS)).collect();
         format!("{} {number}", words.join(" "))

@@ -1,4 +1,4 @@
-//! Grants for what a benchmark writes past the broker.
+//! Grants for rows that a benchmark writes directly to the database.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,9 +10,9 @@ use contract::RequestSubject;
 use trust::{Grant, GrantKey, worker_role};
 use uuid::Uuid;
 
-const GOOD_FOR: Duration = Duration::from_secs(86_400);
+const VALID_FOR: Duration = Duration::from_secs(86_400);
 
-/// Seals the grants of one worker.
+/// Issues grants for the role of one worker.
 pub(super) struct Grants {
     key: GrantKey,
     role: String,
@@ -23,10 +23,10 @@ impl Grants {
     pub(super) fn open(settings: &TrustSettings, worker: &str) -> anyhow::Result<Self> {
         let file = settings.grant_key_file.as_ref().context("trust.grant_key_file is not set")?;
         let key = GrantKey::read(Path::new(file)).context("trust.grant_key_file")?;
-        Ok(Self { key, role: worker_role(worker), expires_at: SystemTime::now() + GOOD_FOR })
+        Ok(Self { key, role: worker_role(worker), expires_at: SystemTime::now() + VALID_FOR })
     }
 
-    /// A grant for whom a subject names.
+    /// A grant for the user and service of a subject.
     pub(super) fn of(&self, subject: &RequestSubject) -> Arc<str> {
         let grant = Grant {
             user_id: subject.user_id,

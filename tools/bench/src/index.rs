@@ -26,7 +26,7 @@ use super::{on_private_servers_with_vectors, percentile, rounded};
 
 #[derive(Debug, Args)]
 pub(super) struct IndexArgs {
-    /// Texts that vector-indexer embeds.
+    /// Texts for vector-indexer to embed.
     #[arg(long, default_value_t = 500, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     texts: u32,
 
@@ -34,7 +34,7 @@ pub(super) struct IndexArgs {
     #[arg(long, default_value_t = 5_000, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=50_000))]
     ready: u32,
 
-    /// Users that they belong to.
+    /// Users to distribute the memories over.
     #[arg(long, default_value_t = 50, value_name = "COUNT", value_parser = clap::value_parser!(i32).range(1..=10_000))]
     users: i32,
 
@@ -45,22 +45,22 @@ pub(super) struct IndexArgs {
 
 /// The session of each user.
 const SESSION: &str = "bench";
-/// Indexed before anything is measured, so that the worker has its connections and its statements.
+/// Memories indexed before measuring, so that connections are open and statements prepared.
 const WARM_UP: usize = 20;
-/// Memories whose way is timed one by one.
+/// Memories published and timed one by one.
 const SINGLE: usize = 200;
-const LOOK_EVERY: Duration = Duration::from_millis(2);
-/// A run in which nothing moves for this long has failed.
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
+/// A run without progress for this long has failed.
 const STUCK_AFTER: Duration = Duration::from_secs(120);
 
-/// What was measured.
+/// The results.
 #[derive(Debug, Serialize)]
 struct Report {
-    /// From the first one published until all are committed; none if there is no embedder in this process.
+    /// Texts divided by the time from the first publish to the last commit; `None` without an embedder in this process.
     texts_per_second: Option<f64>,
-    /// The same with vectors that are brought, one memory a message.
+    /// The same for memories published with their vectors, one per message.
     ready_per_second: f64,
-    /// From the publishing of a message until a search over NATS finds its memory first.
+    /// Time from publishing a message until a search over NATS returns its memory as the first result.
     publish_to_searchable_ms_p50: f64,
     publish_to_searchable_ms_p95: f64,
     users: i32,
@@ -71,14 +71,14 @@ pub(super) async fn execute(args: &IndexArgs, settings: &Settings) -> anyhow::Re
         on_private_servers_with_vectors(settings, async |local| measure(args, &local.settings).await);
     let report = measured.await?;
     if args.json {
-        outln!("{}", serde_json::to_string(&report).context("the report cannot be written")?);
+        outln!("{}", serde_json::to_string(&report).context("cannot serialize the report")?);
         return Ok(());
     }
     let texts = report.texts_per_second.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.0}"));
-    outln!("texts a second                {texts:>10}");
-    outln!("ready vectors a second        {:>10.0}", report.ready_per_second);
-    outln!("published to found, ms, p50   {:>10.3}", report.publish_to_searchable_ms_p50);
-    outln!("published to found, ms, p95   {:>10.3}", report.publish_to_searchable_ms_p95);
+    outln!("texts/s                       {texts:>10}");
+    outln!("memories with vectors/s       {:>10.0}", report.ready_per_second);
+    outln!("publish to searchable, ms p50 {:>10.3}", report.publish_to_searchable_ms_p50);
+    outln!("publish to searchable, ms p95 {:>10.3}", report.publish_to_searchable_ms_p95);
     Ok(())
 }
 
@@ -89,7 +89,7 @@ async fn measure(args: &IndexArgs, settings: &Settings) -> anyhow::Result<Report
         (stats_of(&fleet, WorkerName::ContextWriter), stats_of(&fleet, WorkerName::VectorIndexer));
     let report = tokio::select! {
         report = measure_with(args, settings, writer, indexer) => report,
-        ended = fleet.ended() => ended.map_err(Into::into).and_then(|()| bail!("a worker ended by itself")),
+        ended = fleet.ended() => ended.map_err(Into::into).and_then(|()| bail!("a worker ended unexpectedly")),
     };
     let stopped = fleet.stop().await;
     let report = report?;
@@ -107,7 +107,7 @@ async fn measure_with(
     writer: Option<Arc<Stats>>,
     indexer: Option<Arc<Stats>>,
 ) -> anyhow::Result<Report> {
-    let (writer, indexer) = writer.zip(indexer).context("the workers do not run")?;
+    let (writer, indexer) = writer.zip(indexer).context("the workers are not running")?;
     let mut bench = Bench::open(settings, args.users, indexer).await?;
     errln!("opening sessions");
     bench.bulk.publish(accounts(args.users)).await?;
@@ -121,14 +121,14 @@ async fn measure_with(
         let texts = bench.texts(args.texts as usize)?;
         Some(rounded(bench.rate(&texts).await?))
     } else {
-        errln!("no texts are measured: this process has no embedder; `make setup` fetches its model");
+        errln!("skipping texts: this process has no embedder; `make setup` downloads its model");
         None
     };
-    errln!("indexing ready vectors");
+    errln!("indexing memories with vectors");
     let ready = bench.ready(args.ready as usize)?;
     let ready_per_second = rounded(bench.rate(&ready).await?);
-    errln!("publishing one by one");
-    let times = bench.until_found(settings).await?;
+    errln!("publishing memories one by one");
+    let times = bench.search_delays(settings).await?;
     Ok(Report {
         texts_per_second,
         ready_per_second,
@@ -138,7 +138,7 @@ async fn measure_with(
     })
 }
 
-/// The accounts and a session of each.
+/// Requests that create the accounts and a session of each.
 fn accounts(users: i32) -> Vec<Prepared> {
     let account = |user: i32| {
         let account = json!({ "username": format!("bench{user}"), "email": format!("{user}@example.org") });
@@ -153,7 +153,7 @@ fn request(kind: &str, user: i32, body: String) -> Prepared {
     Prepared { subject, id: Uuid::now_v7(), body: Bytes::from(body) }
 }
 
-/// A request to index one memory, written as it is: numbers keep the digits of their precision.
+/// A request to index one memory. Serialized directly, so that `f32` values keep their shortest form.
 #[derive(Serialize)]
 struct Index<'a> {
     session_id: &'static str,
@@ -177,8 +177,8 @@ struct Bench {
     corpus: Corpus,
     random: Rng,
     users: i32,
-    /// Memories so far.
-    made: usize,
+    /// Number of memories so far.
+    created: usize,
 }
 
 impl Bench {
@@ -187,16 +187,16 @@ impl Bench {
         let active = store::vector::collections(&mut owner, ALIAS, &["active"]).await?.into_iter().next();
         Ok(Self {
             bulk: Bulk::open(settings).await?,
-            collection: active.context("there is no collection")?,
+            collection: active.context("no active collection")?,
             indexer,
             corpus: Corpus::new(),
             random: Rng::with_seed(11),
             users,
-            made: 0,
+            created: 0,
         })
     }
 
-    /// Messages a second, from the first one published until all are committed.
+    /// Messages per second, from the first publish until all are committed.
     async fn rate(&self, messages: &[Prepared]) -> anyhow::Result<f64> {
         self.indexer.reset();
         let started = Instant::now();
@@ -205,27 +205,27 @@ impl Bench {
         Ok(messages.len() as f64 / started.elapsed().as_secs_f64())
     }
 
-    /// A random direction.
+    /// A random vector.
     fn vector(&mut self) -> anyhow::Result<Vec<f32>> {
         let dimension = usize::try_from(self.collection.dimension)?;
         Ok((0..dimension).map(|_| self.random.f32() * 2.0 - 1.0).collect())
     }
 
-    /// A memory of the next user: its message, and whose it is.
+    /// A memory of the next user: its message, and the user.
     fn message(&mut self, memory_id: Uuid, vector: Option<&[f32]>) -> anyhow::Result<(Prepared, i32)> {
-        self.made += 1;
-        let user = 1 + i32::try_from(self.made % usize::try_from(self.users)?)?;
+        self.created += 1;
+        let user = 1 + i32::try_from(self.created % usize::try_from(self.users)?)?;
         let memory = Memory {
             memory_id,
             vector_type: "context",
-            content_text: self.corpus.text(self.made),
+            content_text: self.corpus.text(self.created),
             embedding: vector.map(|vector| Ready { model: &self.collection.model, vector }),
         };
         let body = serde_json::to_string(&Index { session_id: SESSION, memories: [memory] });
-        Ok((request("vector.index", user, body.context("a request cannot be written")?), user))
+        Ok((request("vector.index", user, body.context("cannot serialize a request")?), user))
     }
 
-    /// Texts whose vectors are still to be made.
+    /// Texts without vectors.
     fn texts(&mut self, count: usize) -> anyhow::Result<Vec<Prepared>> {
         (0..count).map(|_| anyhow::Ok(self.message(Uuid::now_v7(), None)?.0)).collect()
     }
@@ -239,8 +239,8 @@ impl Bench {
         (0..count).map(one).collect()
     }
 
-    /// Milliseconds until a search finds what was published, one memory after the other.
-    async fn until_found(&mut self, settings: &Settings) -> anyhow::Result<Vec<f64>> {
+    /// Milliseconds from publishing a memory until a search finds it, one memory after the other.
+    async fn search_delays(&mut self, settings: &Settings) -> anyhow::Result<Vec<f64>> {
         let asker = Asker::open(settings).await?;
         let model = self.collection.model.clone();
         let mut times = Vec::with_capacity(SINGLE);
@@ -259,7 +259,7 @@ impl Bench {
                     break;
                 }
                 ensure!(published.elapsed() < STUCK_AFTER, "a memory was not found within {STUCK_AFTER:?}");
-                sleep(LOOK_EVERY).await;
+                sleep(POLL_INTERVAL).await;
             }
             times.push(published.elapsed().as_secs_f64() * 1_000.0);
         }

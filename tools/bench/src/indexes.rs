@@ -1,4 +1,4 @@
-//! `memfleet bench indexes`: for every index of the reference document the query that it serves, and what it costs.
+//! `memfleet bench indexes`: the benefit and cost of every index of the reference document.
 
 use anyhow::Context;
 use clap::Args;
@@ -16,15 +16,15 @@ use super::{median, on_private_servers, rounded};
 
 #[derive(Debug, Args)]
 pub(super) struct IndexesArgs {
-    /// Contexts, and as many router decisions and events.
+    /// Number of contexts, and of router decisions and events each.
     #[arg(long, default_value_t = 200_000, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1_000..=20_000_000))]
     rows: u32,
 
-    /// Users that they belong to.
+    /// Users to distribute the rows over.
     #[arg(long, default_value_t = 40, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
     users: u32,
 
-    /// Times that each query is asked and each batch inserted.
+    /// Number of runs of each query and each batch of inserts.
     #[arg(long, default_value_t = 15, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(3..=1_000))]
     times: u32,
 
@@ -33,18 +33,18 @@ pub(super) struct IndexesArgs {
     json: bool,
 }
 
-/// An index pays for users who have many rows: of few, the key that begins with the user finds all as fast.
+/// Indexes help users with many rows. For few rows, the primary key, which starts with the user id, is as fast.
 const SESSIONS_OF_A_USER: u32 = 200;
 
 /// An index of the reference document's "Indexing Strategy".
 struct Candidate {
     name: &'static str,
     table: &'static str,
-    /// What stands behind the table's name.
+    /// The part of CREATE INDEX after the table's name.
     columns: &'static str,
-    /// Whether the migrations make it.
+    /// Whether the migrations create it.
     made: bool,
-    /// What it serves; `$1` is the user.
+    /// The query it is intended for; `$1` is the user.
     query: &'static str,
     /// 500 new rows of many users.
     insert: &'static str,
@@ -155,7 +155,7 @@ const CANDIDATES: [Candidate; 10] = [
     },
 ];
 
-/// What was measured.
+/// The results.
 #[derive(Debug, Serialize)]
 struct Report {
     rows: u32,
@@ -167,18 +167,18 @@ struct Report {
 struct Measured {
     name: &'static str,
     table: &'static str,
-    /// Whether the schema has it.
+    /// Whether the schema has the index.
     made: bool,
-    /// The query that it is measured with, of one user.
+    /// The measured query, for one user.
     query: String,
-    /// Whether the plan under row-level security has it.
+    /// Whether the plan under row-level security uses the index.
     serves: bool,
-    /// Whether a plan without row-level security has it, of the same query without a user.
+    /// Whether the plan without row-level security uses it, for the same query without the condition on the user.
     serves_without_rls: bool,
-    /// The query under row-level security, milliseconds.
+    /// Time of the query under row-level security with and without the index, in milliseconds.
     with_ms: f64,
     without_ms: f64,
-    /// A batch of 500 inserts with the index by one without it.
+    /// Time of a batch of 500 inserts with the index, divided by the time without it.
     insert_cost: f64,
 }
 
@@ -186,7 +186,7 @@ pub(super) async fn execute(args: &IndexesArgs, settings: &Settings) -> anyhow::
     let indexes = on_private_servers(settings, async |local| measure(args, &local.settings).await).await?;
     let report = Report { rows: args.rows, users: args.users, indexes };
     if args.json {
-        outln!("{}", serde_json::to_string(&report).context("the report cannot be written")?);
+        outln!("{}", serde_json::to_string(&report).context("cannot serialize the report")?);
     } else {
         show(&report);
     }
@@ -197,7 +197,7 @@ async fn measure(args: &IndexesArgs, settings: &Settings) -> anyhow::Result<Vec<
     let mut owner =
         filled::fill(settings, Size { rows: args.rows, users: args.users, sessions: SESSIONS_OF_A_USER })
             .await?;
-    filled::make_plan_function(&mut owner).await?;
+    filled::create_plan_function(&mut owner).await?;
     let (mut reader, grants) = filled::reader(settings).await?;
     let mut measured = Vec::new();
     for candidate in &CANDIDATES {
@@ -222,9 +222,9 @@ async fn measure_one(
     filled::begin_for(reader, grants, user).await?;
     let serves = uses(reader, name, query, user).await?;
     reader.batch_execute("COMMIT").await?;
-    let of_nobody = query.replace("user_id = $1 AND ", "");
-    let serves_without_rls = uses(owner, name, &of_nobody, user).await?;
-    // Batches that were taken back leave rows behind, which the next measurement need not step over.
+    let without_user = query.replace("user_id = $1 AND ", "");
+    let serves_without_rls = uses(owner, name, &without_user, user).await?;
+    // Removes dead rows of rolled-back batches, which would slow down the next measurement.
     let vacuum = format!("VACUUM {table}");
     owner.batch_execute(&vacuum).await?;
     let (with_ms, with_insert) = times(args, owner, reader, grants, query, insert).await?;
@@ -247,7 +247,7 @@ async fn measure_one(
     })
 }
 
-/// Whether the plan has the index, or that of a partition under it, whose name PostgreSQL makes from the table's.
+/// Whether the plan uses the index, or its index of a partition, whose name PostgreSQL derives from the table's.
 async fn uses(connection: &mut Connection, name: &str, query: &str, user: UserId) -> anyhow::Result<bool> {
     let plan = filled::plan(connection, query, user).await?;
     let mut names = Vec::new();
@@ -255,7 +255,7 @@ async fn uses(connection: &mut Connection, name: &str, query: &str, user: UserId
     Ok(names.iter().any(|used| *used == name || used.ends_with("_event_payload_idx")))
 }
 
-/// The medians of the query under row-level security and of a batch of inserts, which is taken back.
+/// The median times of the query under row-level security and of a batch of inserts, which is rolled back.
 async fn times(
     args: &IndexesArgs,
     owner: &mut Connection,
@@ -270,7 +270,7 @@ async fn times(
         filled::begin_for(reader, grants, user).await?;
         queries.push(filled::time(reader, query, user).await?);
         reader.batch_execute("COMMIT").await?;
-        // As the owner and without triggers: what is measured is the index.
+        // As the owner and without triggers, so that only the index is measured.
         owner.batch_execute("BEGIN; SET LOCAL session_replication_role = replica").await?;
         let started = std::time::Instant::now();
         owner.batch_execute(insert).await?;
@@ -283,9 +283,9 @@ async fn times(
 fn show(report: &Report) {
     let mut table = Table::new([
         ("index", Align::Left),
-        ("made", Align::Left),
-        ("serves", Align::Left),
-        ("without RLS", Align::Left),
+        ("in schema", Align::Left),
+        ("used", Align::Left),
+        ("used without RLS", Align::Left),
         ("query ms with", Align::Right),
         ("without", Align::Right),
         ("insert cost", Align::Right),

@@ -1,4 +1,4 @@
-//! `memfleet bench`: benchmarks on private servers. Commands of the program behind its feature `dev`.
+//! `memfleet bench`: benchmarks on private servers, part of the feature `dev`.
 
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
@@ -59,30 +59,30 @@ enum What {
     Context(ContextArgs),
     /// The cost of row-level security, events and the audit trail for a batch of inserts, layer by layer.
     ///
-    /// The same batches go to four tables like the one of contexts: a bare one, one with row-level security under a batch's
-    /// context, the same with an event for each row, and that with the audit trail. They alternate, batch by batch.
+    /// The same batches are inserted into four tables shaped like that of contexts: a bare one, one with row-level security,
+    /// one that also writes an event per row, and one that also writes the audit trail. The tables alternate, batch by batch.
     WritePath(WritePathArgs),
-    /// For each index the query that it serves, and what it costs a batch of inserts.
+    /// The benefit of each index for its query, and its cost for a batch of inserts.
     Indexes(IndexesArgs),
     /// The cost of row-level security for the reads of the reference document, over many rows of many users.
     Reads(ReadsArgs),
     /// Routing decisions through router-logger, compared with the same statements on the database alone.
     ///
-    /// As for contexts. A decision is written to the log and added to the hourly routing statistics.
+    /// Like `bench context`. A decision is written to the log and added to the hourly routing statistics.
     Router(RouterArgs),
     /// The latency of memory-reader in PostgreSQL, in one process and over NATS, compared with the bare SQL queries.
     Questions(QuestionsArgs),
-    /// The cost of security: verifying a token, cached or not, and the grant in it; encrypting and decrypting a field; and the
-    /// whole path with security on compared with the same with it off.
+    /// The cost of security: verifying tokens and grants, encrypting and decrypting fields, and the whole write path with
+    /// security on and off.
     Trust(TrustArgs),
     /// The latency and the recall of vector searches, at the vector store and over NATS.
     ///
-    /// The vectors are synthetic and lie in clusters, some twenty for each user. Recall is the share that a search finds of what
-    /// an exact search finds.
+    /// The vectors are synthetic and lie in about twenty clusters per user. Recall is the share of the results of an exact
+    /// search that a search finds.
     Search(SearchArgs),
     /// The throughput of vector-indexer, and the time from publish until a search finds the memory.
     Index(IndexArgs),
-    /// The recall of searches by words, by meaning and by both.
+    /// The recall of full-text, vector and hybrid searches.
     ///
     /// Conversations are indexed turn by turn, and searched with questions whose answering turns are known.
     Retrieval(RetrievalArgs),
@@ -91,7 +91,7 @@ enum What {
 /// Runs `memfleet bench`.
 ///
 /// # Errors
-/// If the servers do not start or not everything arrives.
+/// If a server cannot be started, or a measurement fails.
 pub async fn execute(args: BenchArgs, settings: &Settings) -> anyhow::Result<()> {
     match args.what {
         What::Context(args) => context::execute(args, settings).await,
@@ -107,7 +107,7 @@ pub async fn execute(args: BenchArgs, settings: &Settings) -> anyhow::Result<()>
     }
 }
 
-/// Measures something on private servers, which are stopped whatever the result, also by Ctrl-C.
+/// Runs a measurement on private servers, which are stopped in any case, also after Ctrl-C.
 async fn on_private_servers<T>(
     settings: &Settings,
     measure: impl AsyncFnOnce(&Local) -> anyhow::Result<T>,
@@ -116,7 +116,7 @@ async fn on_private_servers<T>(
     on_servers(step("starting private NATS and PostgreSQL", starting).await?, measure).await
 }
 
-/// The same with a vector store.
+/// As [`on_private_servers`], with a vector store.
 async fn on_private_servers_with_vectors<T>(
     settings: &Settings,
     measure: impl AsyncFnOnce(&Local) -> anyhow::Result<T>,
@@ -152,11 +152,11 @@ fn rounded(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
 
-/// The value below which this share of all lies.
+/// The percentile of values, by nearest rank.
 fn percentile(values: &[f64], share: f64) -> f64 {
     let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);
-    // Of a hundred values the 99th is the one at the 99th percentile.
+    // Of a hundred values, the 99th smallest is the 99th percentile.
     let place = (share * values.len() as f64).ceil() as usize;
     values.get(place.saturating_sub(1)).copied().unwrap_or(f64::NAN)
 }

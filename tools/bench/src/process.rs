@@ -8,7 +8,7 @@ use stack::Stack;
 /// Linux counts processor time in hundredths of a second on every platform (`USER_HZ`).
 const MS_PER_TICK: f64 = 10.0;
 
-/// The servers whose processor time is looked at.
+/// Reads the processor time of the servers and a client process.
 pub(super) struct Meter {
     nats: Option<u32>,
     postgres: Option<u32>,
@@ -36,34 +36,34 @@ impl Meter {
     }
 }
 
-/// The fields of /proc/PID/stat after the program's name, which may itself hold spaces and brackets.
+/// The fields of /proc/PID/stat after the process name, which may itself contain spaces and parentheses.
 fn stat(process: u32) -> anyhow::Result<Vec<u64>> {
     let text = fs::read_to_string(format!("/proc/{process}/stat"))
-        .with_context(|| format!("the process {process} is gone"))?;
+        .with_context(|| format!("process {process} has ended"))?;
     let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields);
     Ok(fields.split_whitespace().skip(1).map(|field| field.parse().unwrap_or(0)).collect())
 }
 
-/// Places in [`stat`]'s answer: the parent, then user and system time, then those of ended children.
+/// Indexes into the result of [`stat`]: the parent, then user and system time, then those of ended children.
 const PARENT: usize = 0;
 const TIMES: std::ops::Range<usize> = 10..12;
 const TIMES_WITH_CHILDREN: std::ops::Range<usize> = 10..14;
 
-fn ms(stat: &[u64], places: std::ops::Range<usize>) -> f64 {
-    stat.get(places).map_or(0, |ticks| ticks.iter().sum()) as f64 * MS_PER_TICK
+fn ms(stat: &[u64], fields: std::ops::Range<usize>) -> f64 {
+    stat.get(fields).map_or(0, |ticks| ticks.iter().sum()) as f64 * MS_PER_TICK
 }
 
 fn processor_ms(process: u32) -> anyhow::Result<f64> {
     Ok(ms(&stat(process)?, TIMES))
 }
 
-/// A process and its children, those that have ended included.
+/// The processor time of a process and its children, including ended ones.
 fn family_ms(parent: u32) -> anyhow::Result<f64> {
     let mut total = ms(&stat(parent)?, TIMES_WITH_CHILDREN);
-    for entry in fs::read_dir("/proc").context("/proc cannot be read")? {
+    for entry in fs::read_dir("/proc").context("cannot read /proc")? {
         let name = entry?.file_name();
         let Some(child) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
-        // A child may end while we look.
+        // A child may end during the iteration.
         if let Ok(stat) = stat(child)
             && stat.get(PARENT).is_some_and(|&of| of == u64::from(parent))
         {
@@ -73,24 +73,24 @@ fn family_ms(parent: u32) -> anyhow::Result<f64> {
     Ok(total)
 }
 
-/// The most memory a process has held, in MiB.
+/// The peak resident memory of a process, in MiB.
 pub(super) fn peak_rss_mib(process: u32) -> anyhow::Result<f64> {
     memory_mib(process, "VmHWM:")
 }
 
-/// The memory a process holds now, in MiB, pages of files that it has mapped included.
+/// The current resident memory of a process, in MiB, including pages of mapped files.
 pub(super) fn resident_mib(process: u32) -> anyhow::Result<f64> {
     memory_mib(process, "VmRSS:")
 }
 
 fn memory_mib(process: u32, field: &str) -> anyhow::Result<f64> {
     let text = fs::read_to_string(format!("/proc/{process}/status"))
-        .with_context(|| format!("the process {process} is gone"))?;
+        .with_context(|| format!("process {process} has ended"))?;
     let kib: f64 = text
         .lines()
         .find_map(|line| line.strip_prefix(field))
         .and_then(|rest| rest.trim().strip_suffix("kB"))
         .and_then(|number| number.trim().parse().ok())
-        .context("/proc says nothing about memory")?;
+        .with_context(|| format!("/proc/{process}/status has no {field}"))?;
     Ok(kib / 1024.0)
 }

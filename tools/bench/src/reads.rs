@@ -22,8 +22,8 @@ pub(super) struct ReadsArgs {
     json: bool,
 }
 
-/// The queries; `$1` is the user. With row-level security and without they are the same: the condition on the user is what
-/// finds the index, and the policy what cannot be forgotten.
+/// The queries; `$1` is the user. They are the same with and without row-level security: the explicit condition on the user
+/// selects the index, and the policy enforces isolation.
 pub(super) const QUERIES: [(&str, &str); 5] = [
     (
         "session_lookup",
@@ -66,12 +66,12 @@ pub(super) const QUERIES: [(&str, &str); 5] = [
     ),
 ];
 
-/// What was measured.
+/// The results.
 #[derive(Debug, Serialize)]
 struct Report {
     rows: u32,
     users: u32,
-    /// The worst of the queries.
+    /// The highest ratio of all queries.
     ratio: f64,
     queries: Vec<Query>,
 }
@@ -79,17 +79,17 @@ struct Report {
 #[derive(Debug, Serialize)]
 struct Query {
     name: &'static str,
-    /// With row-level security, milliseconds, without the opening of the context.
+    /// Time with row-level security, in milliseconds, without opening the security context.
     ms_p50: f64,
     ms_p99: f64,
-    /// By a role that it does not bind.
+    /// Time as a role that bypasses row-level security.
     bare_ms_p50: f64,
     bare_ms_p99: f64,
-    /// The medians, the first by the second.
+    /// `ms_p50` divided by `bare_ms_p50`.
     ratio: f64,
     /// The indexes in its plan with row-level security.
     indexes: Vec<String>,
-    /// Tables that the plan reads from end to end; there must be none.
+    /// Tables with a sequential scan in the plan; there must be none.
     sequential_scans: Vec<String>,
 }
 
@@ -98,28 +98,28 @@ pub(super) async fn execute(args: &ReadsArgs, settings: &Settings) -> anyhow::Re
     let ratio = queries.iter().map(|query| query.ratio).fold(0.0, f64::max);
     let report = Report { rows: args.filled.rows, users: args.filled.users, ratio, queries };
     if args.json {
-        outln!("{}", serde_json::to_string(&report).context("the report cannot be written")?);
+        outln!("{}", serde_json::to_string(&report).context("cannot serialize the report")?);
     } else {
         show(&report);
     }
     match report.queries.iter().find(|query| !query.sequential_scans.is_empty()) {
-        Some(query) => bail!("{} reads {} from end to end", query.name, query.sequential_scans.join(", ")),
+        Some(query) => bail!("{} scans {} sequentially", query.name, query.sequential_scans.join(", ")),
         None => Ok(()),
     }
 }
 
 async fn measure(args: &ReadsArgs, settings: &Settings) -> anyhow::Result<Vec<Query>> {
     let mut owner = filled::fill(settings, args.filled.size()).await?;
-    filled::make_plan_function(&mut owner).await?;
+    filled::create_plan_function(&mut owner).await?;
     let (mut reader, grants) = filled::reader(settings).await?;
-    // PostgreSQL reads an empty partition from end to end, which is nothing.
+    // PostgreSQL scans empty partitions sequentially, which is harmless.
     let empty = filled::empty_tables(&mut owner).await?;
     let mut measured = Vec::new();
     for (name, sql) in QUERIES {
         let (mut with, mut without) = (Vec::new(), Vec::new());
         for number in 0..args.filled.times {
-            // Users far apart, and of each both ways at once, so that both find the same pages in memory: whoever is first
-            // brings them there, and each is first every other time.
+            // Each user is queried with and without row-level security in alternating order, since the first query loads
+            // the pages into memory.
             let user = filled::user(number, args.filled.users)?;
             if number % 2 == 0 {
                 without.push(filled::time(&mut owner, sql, user).await?);
@@ -160,7 +160,7 @@ fn indexes(plan: &serde_json::Value) -> Vec<String> {
     names.into_iter().map(str::to_owned).collect()
 }
 
-/// The tables under a node of the plan that is a sequential scan.
+/// The tables that a plan scans sequentially.
 fn sequential_scans(plan: &serde_json::Value) -> Vec<String> {
     let mut scans = Vec::new();
     if let Some(parts) = plan.as_array() {

@@ -1,4 +1,4 @@
-//! `memfleet bench router`: decisions through router-logger, beside what the database alone can do with them.
+//! `memfleet bench router`: routing decisions through router-logger, compared with the same statements on the database alone.
 
 use anyhow::Context;
 use clap::Args;
@@ -21,7 +21,7 @@ pub(super) struct RouterArgs {
     #[arg(long, default_value_t = 20_000, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(500..=1_000_000))]
     messages: u32,
 
-    /// Runs of each sort.
+    /// Runs of each kind.
     #[arg(long, default_value_t = 3, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=20))]
     runs: u32,
 
@@ -30,29 +30,29 @@ pub(super) struct RouterArgs {
     json: bool,
 }
 
-/// What was measured.
+/// The results.
 #[derive(Debug, Serialize)]
 struct Report {
     /// Through the worker, from its first pull until everything is settled.
     messages_per_second: f64,
     /// The same statements from prebuilt batches.
     ceiling_rows_per_second: f64,
-    /// The first by the second.
+    /// `messages_per_second` divided by `ceiling_rows_per_second`.
     ratio: f64,
-    /// The most memory the worker process held.
+    /// The peak memory of the worker process.
     peak_rss_mib: f64,
 }
 
 pub(super) async fn execute(args: &RouterArgs, settings: &Settings) -> anyhow::Result<()> {
     let report = on_private_servers(settings, async |local| measure(args, local).await).await?;
     if args.json {
-        outln!("{}", serde_json::to_string(&report).context("the report cannot be written")?);
+        outln!("{}", serde_json::to_string(&report).context("cannot serialize the report")?);
         return Ok(());
     }
-    outln!("decisions a second     {:>10.0}", report.messages_per_second);
-    outln!("ceiling, rows a second {:>10.0}", report.ceiling_rows_per_second);
+    outln!("decisions/s            {:>10.0}", report.messages_per_second);
+    outln!("ceiling, rows/s        {:>10.0}", report.ceiling_rows_per_second);
     outln!("ratio                  {:>10.2}", report.ratio);
-    outln!("the worker's memory, MiB {:>8.1}", report.peak_rss_mib);
+    outln!("peak worker memory, MiB {:>9.1}", report.peak_rss_mib);
     Ok(())
 }
 

@@ -91,7 +91,7 @@ impl Storage {
         for found in fs::read_dir(&collections).map_err(listed)? {
             let path = found.map_err(listed)?.path();
             if !manifest.collections.values().any(|entry| self.folder(entry) == path) {
-                tracing::info!(folder = %path.display(), "removing a folder of no collection");
+                tracing::info!(folder = %path.display(), "removing a folder that belongs to no collection");
                 files::remove_folder(&path).map_err(|source| StartError::file("remove", &path, source))?;
             }
         }

@@ -1,4 +1,4 @@
-//! The errors of private servers. Each message says what to do.
+//! The errors of private servers. Each message includes the remedy.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -102,7 +102,7 @@ impl Log {
     /// Begins a new log and keeps one earlier one beside it, so that logs do not grow from start to start.
     pub(crate) fn begin(path: PathBuf) -> Self {
         let earlier = path.with_extension("log.previous");
-        // If it cannot be renamed, it is appended to; that is no reason not to start.
+        // If the rename fails, the old log is appended to, which does not prevent the start.
         let _ = fs::rename(&path, &earlier);
         Self { path, from: 0 }
     }

@@ -9,16 +9,16 @@
 //! # }
 //! ```
 //!
-//! What a reader should know first:
+//! Overview:
 //!
 //! - [`Programs::find`] finds the server programs, which `make setup` installs.
-//! - All servers have one life cycle, [`Server`]; each describes what is particular about it.
+//! - All servers share one life cycle, [`Server`]; each kind of server implements its specifics.
 //! - Each server owns one folder, with its data, log, password and a lock. One server at a time runs in a folder, and a
 //!   later start in the same folder finds the same data.
 //! - The servers end with this process, however it ends: by `stop`, by drop, or, where `setpriv` of util-linux is
 //!   installed, by the kernel.
 //! - PostgreSQL refuses to run as root. Under root it runs as `postgres` or `nobody`, and where that user cannot enter
-//!   the folder, its data are kept in `/var/tmp`, which `make clean` knows of (`os_user.rs`, `postgres/relocate.rs`).
+//!   the folder, its data are kept in `/var/tmp` and removed by `make clean` (`os_user.rs`, `postgres/relocate.rs`).
 
 mod error;
 mod files;
@@ -51,7 +51,7 @@ pub struct StackOptions {
     pub vectors: bool,
 }
 
-/// A running NATS server, a running PostgreSQL, and a vector store if one is wanted. Dropping it kills them; prefer
+/// A running NATS server, a running PostgreSQL, and optionally a vector store. Dropping it kills them; prefer
 /// [`Stack::stop`].
 #[derive(Debug)]
 pub struct Stack {

@@ -62,7 +62,7 @@ impl Default for NatsOptions {
 /// A NATS server that this process runs. Dropping it kills it; prefer [`Server::stop`].
 pub type Nats = Server<NatsServer>;
 
-/// What is particular about NATS.
+/// The NATS specifics of a [`Server`].
 #[derive(Debug)]
 pub struct NatsServer {
     program: PathBuf,
@@ -178,7 +178,7 @@ fn config_file(dir: &Path) -> PathBuf {
 
 fn config(options: &NatsOptions, password: &str) -> String {
     let sync = if options.sync_always { "sync_interval: always" } else { "" };
-    // JSON strings are strings of this format too.
+    // JSON strings are valid strings of the server's configuration format.
     let name = serde_json::Value::from(options.server_name.as_str());
     let encryption = options.storage_key.as_ref().map_or_else(String::new, |key| {
         format!("cipher: aes\nkey: {}\n", serde_json::Value::from(key.as_str()))
@@ -191,8 +191,8 @@ fn config(options: &NatsOptions, password: &str) -> String {
         true => "websocket { host: \"127.0.0.1\", port: -1, no_tls: true }\n",
         false => "",
     };
-    // The server reserves the size limit of every stream. Its own limit, which follows from the free disk space, is less
-    // on a small machine than the limits of streams that stay nearly empty add up to.
+    // The server reserves the size limit of every stream. Its default total, derived from the free disk space, is on a
+    // small machine less than the sum of these limits, although the streams stay nearly empty.
     format!(
         "server_name: {name}\nmax_payload: {}\njetstream {{\nmax_file_store: 1TB\n{sync}\n{encryption}}}\n{websocket}{access}",
         options.max_payload_bytes
@@ -204,7 +204,7 @@ fn port_in(ports: &Path, pid: u32) -> Option<u16> {
     address_in(ports, pid, "nats")?.rsplit_once(':')?.1.parse().ok()
 }
 
-/// The first address for one sort of clients in the file that the server writes once it listens, `PROGRAM_PID.ports`.
+/// The first address for one kind of clients in the file that the server writes once it listens, `PROGRAM_PID.ports`.
 fn address_in(ports: &Path, pid: u32, clients: &str) -> Option<String> {
     let ending = format!("_{pid}.ports");
     let mut files = fs::read_dir(ports).ok()?.flatten();

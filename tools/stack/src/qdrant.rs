@@ -17,7 +17,7 @@ use crate::server::{Server, ServerKind};
 /// A vector store that this process runs. Dropping it kills it; prefer [`Server::stop`].
 pub type Qdrant = Server<QdrantServer>;
 
-/// What is particular about the vector store.
+/// The vector store's specifics of a [`Server`].
 #[derive(Debug)]
 pub struct QdrantServer {
     program: PathBuf,
@@ -28,8 +28,8 @@ impl Qdrant {
     /// Starts the program on a free port of 127.0.0.1, with its data in `dir`, and waits until it answers, at most a minute.
     ///
     /// # Errors
-    /// The program is not there, the folder is in use or cannot be written, or it does not start; the error carries the end of
-    /// its log.
+    /// The program is missing, the folder is in use or cannot be written, or the program does not start; the error contains
+    /// the end of its log.
     pub async fn start(programs: &Programs, dir: &Path) -> Result<Self, StackError> {
         let program = programs.qdrant_local()?;
         let dir = files::prepare(dir)?;

@@ -1,4 +1,4 @@
-//! What an attacker can try who has a worker's database login.
+//! Attacks with a worker's database login.
 
 #![allow(clippy::expect_used, clippy::missing_panics_doc, clippy::unwrap_used)]
 

@@ -87,7 +87,7 @@ impl Drop for Fixture {
     }
 }
 
-/// An error here is no result of the test, so every method panics with what failed.
+/// Errors here are failures of the test's setup, so every method panics with what failed.
 #[allow(clippy::expect_used, clippy::missing_panics_doc)]
 impl Fixture {
     /// Starts servers with the current schema and the shipped streams.

@@ -53,7 +53,7 @@ pub fn own() -> String {
 /// Keeps the standard error of a program that has ended.
 pub fn keep(name: &str, stderr: &[u8]) {
     if let Some(path) = new_file(name) {
-        // A log that is not kept is seen by whoever counts them.
+        // A log that could not be kept shows in the number of searched logs.
         let _ = File::create(path).and_then(|mut file| file.write_all(stderr));
     }
 }
@@ -70,7 +70,7 @@ pub(crate) fn keep_file(name: &str, log: &Path) {
     }
 }
 
-/// What must be in no log: the canary and every key of the tests, as text and in the usual encodings of bytes.
+/// The strings that no log may contain: the canary and every key of the tests, as text and in common byte encodings.
 pub fn secrets() -> Vec<String> {
     let digits = |line: &str| line.split_whitespace().last().unwrap_or_default().to_owned();
     let mut secrets: Vec<String> = [GRANT_KEY, TOKEN_KEY, SEAL_KEY, KEK_RING].map(digits).to_vec();

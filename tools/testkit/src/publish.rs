@@ -105,7 +105,7 @@ pub fn context(user: i32, session: &str, key: &str, version: i64) -> RequestMess
     request("context.put", user, body)
 }
 
-/// For one user, a request for every table that context-writer writes, in an order in which none lacks a prerequisite.
+/// For one user, a request for every table that context-writer writes, ordered so that prerequisites come first.
 pub fn requests_for_all_tables(user: i32) -> Vec<RequestMessage> {
     let message = Uuid::now_v7();
     vec![

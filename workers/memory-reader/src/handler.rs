@@ -268,7 +268,7 @@ fn rate_limited() -> QueryRefusal {
     QueryRefusal::new(QueryErrorCode::TooOften, "the service sends too many queries; retry later", None)
 }
 
-/// The id of the query in the audit trail: that of its header, or a new one.
+/// The id of the query in the audit trail: the one in its header, or a new one.
 fn query_id(incoming: &IncomingQuery) -> Result<Uuid, Malformed> {
     match header_value(incoming, header::MESSAGE_ID) {
         None => Ok(Uuid::now_v7()),

@@ -115,7 +115,7 @@ fn endpoint(kind: &QueryKind) -> Endpoint {
     }
 }
 
-/// Opens the query handler and waits for the databases and the broker. None if it is stopped first.
+/// Opens the query handler and waits for the databases and the broker. `None` if it is stopped first.
 async fn start(
     settings: &Settings,
     readiness: &Readiness,

@@ -22,7 +22,7 @@ impl<A> Secret<A> {
     }
 }
 
-/// Loads the encrypted fields of those of these rows that have any, if they are to be revealed.
+/// Loads the encrypted fields of these rows, if they are to be revealed.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -82,8 +82,18 @@ pub(crate) async fn reveal<A>(
     })?;
     for ((field, place), plain) in fields.iter().zip(places).zip(plain) {
         let plain = plain.map_err(|reason| {
-            tracing::error!(worker = crate::NAME, table = field.table, row = %field.row, reason, "cannot decrypt a value");
-            QueryRefusal::new(QueryErrorCode::Failed, "a value cannot be decrypted; retry without reveal", None)
+            tracing::error!(
+                worker = crate::NAME,
+                table = field.table,
+                row = %field.row,
+                reason,
+                "cannot decrypt a value"
+            );
+            QueryRefusal::new(
+                QueryErrorCode::Failed,
+                "a value cannot be decrypted; retry without reveal",
+                None,
+            )
         })?;
         place(answer, plain.expose_secret());
     }

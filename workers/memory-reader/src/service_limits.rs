@@ -35,7 +35,7 @@ impl ServiceLimits {
         Self { max_queries: max_queries.max(1), max_reads: max_reads.max(1), services: Mutex::default() }
     }
 
-    /// Admits a query of a service. None if it has as many in progress as it may.
+    /// Admits a query of a service. `None` if the service is at its limit.
     pub(crate) fn try_acquire(&self, service: &Service) -> Option<Permit> {
         // No code panics while holding the lock.
         let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);

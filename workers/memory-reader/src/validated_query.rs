@@ -1,4 +1,4 @@
-//! What each type of query implements, and what it returns.
+//! The interface of a type of query, and its result.
 
 use std::borrow::Cow;
 use std::pin::Pin;

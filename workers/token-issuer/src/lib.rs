@@ -1,8 +1,8 @@
 //! Issues service tokens over request/reply to services that are authenticated to NATS.
 //!
 //! A service publishes a query on `memory.ask.token.issue.<service>`. The broker's permissions let no other client
-//! publish there or receive the answer, which goes to the service's own inbox or is not sent. The registry of services
-//! determines which scopes a token may have.
+//! publish there or receive the answer, which is sent to the service's own inbox, or not at all. The registry of
+//! services determines which scopes a token may have.
 //!
 //! It is the only worker that holds the keys that sign tokens. In the database it may only register them.
 
@@ -98,7 +98,7 @@ pub async fn run(
     query::serve(&client, info, vec![endpoint], &stop, handle).await.map_err(RunError::ServiceEnded)
 }
 
-/// Waits for the database, its schema and NATS. None if it is stopped first.
+/// Waits for the database, its schema and NATS. `None` if it is stopped first.
 async fn start(
     settings: &Settings,
     readiness: &Readiness,

@@ -106,8 +106,8 @@ fn processed_memories<'a>(
 }
 
 impl ProcessedMemory<'_> {
-    /// Its superseded points: those written before the row, and its own if the row was written by another message.
-    /// Points newer than the row are kept.
+    /// Its superseded points: those written before the row, and the message's own if the row was written by another
+    /// message or is missing. Newer points of other messages are kept.
     fn obsolete(&self, rows: &HashMap<(i32, Uuid), i64>) -> Vec<SupersededPoints> {
         let row = rows.get(&(self.user, self.item.memory)).copied();
         let span = |written: std::ops::Range<i64>| SupersededPoints {

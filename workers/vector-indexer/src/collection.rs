@@ -15,7 +15,7 @@ pub enum CollectionError {
     NotSet(&'static str),
     /// Neither an embedder nor `vectors.model` defines the vectors.
     #[error(
-        "no embedder is configured; vectors.model and vectors.dimension must describe the vectors that publishers supply"
+        "no embedder is configured; set vectors.model and vectors.dimension to those of the publishers' vectors"
     )]
     NoModel,
     /// The dimension is out of range.

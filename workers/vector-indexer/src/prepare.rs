@@ -352,7 +352,12 @@ impl VectorIndexer {
                 // If only a collection that is being filled rejects points, the message still succeeds. The points of
                 // this batch are missing there until `memfleet vectors migrate` adds them.
                 Err(VectorError::Refused(reason)) if place > 0 => {
-                    tracing::warn!(worker = VECTOR_INDEXER.name, collection = %name, reason, "points are missing in a new collection");
+                    tracing::warn!(
+                        worker = VECTOR_INDEXER.name,
+                        collection = %name,
+                        reason,
+                        "points are missing in a new collection"
+                    );
                 }
                 Err(error) => return Err(fault(error)),
             }

@@ -1,4 +1,4 @@
-//! Support for processing a message: extending `ack_wait`, rate limits, retries, publishing, dead letters.
+//! What the stages share: extending `ack_wait`, rate limits, retries, publishing, dead letters.
 
 pub mod dead_letter;
 pub(crate) mod event_publisher;

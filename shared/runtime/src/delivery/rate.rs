@@ -62,8 +62,8 @@ pub(crate) struct Use<'a> {
 }
 
 impl Limits {
-    /// How long a use must wait if it exceeds a rate limit; `None` otherwise. The limits that it is within count it in
-    /// either case, up to the first one exceeded.
+    /// How long a use must wait if it exceeds a rate limit; `None` if it is within all of them. A use that exceeds a
+    /// limit may still count against a narrower one.
     pub(crate) fn wait(&self, rates: Rates, what: Use<'_>) -> Option<Duration> {
         let limits = self.of(rates, what.service);
         let now = self.clock.now();

@@ -137,11 +137,11 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
         Ok(())
     }
 
-    /// The events of the effect, if a delivery was committed and not acknowledged in time.
+    /// The events of a message that was committed but not acknowledged in time. `None` if it was not committed.
     async fn committed(&self, stream: &str, message: &StreamMessage) -> Result<Option<Vec<Event>>, String> {
         let taken = if stream == JOBS_STREAM { self.tick(message).await? } else { self.request(message) };
-        // Without authority, it can have had no effect, or nobody may look any more whether it had.
-        let Some(Taken { inbox, entry, grants }) = taken else { return Ok(None) };
+        // Without a grant, either the message never took effect, or it is no longer permitted to check whether it did.
+        let Some(InboxLookup { inbox, entry, grants }) = taken else { return Ok(None) };
         let grants: Vec<&str> = grants.iter().map(String::as_str).collect();
         let mut connection = store::acquire(&self.pool).await.map_err(|error| error.to_string())?;
         let found: Result<Option<Vec<Event>>, Fault> = connection
@@ -159,8 +159,8 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
         }
     }
 
-    /// Where the inbox keeps a request.
-    fn request(&self, message: &StreamMessage) -> Option<Taken> {
+    /// The inbox lookup for a request. `None` if it is invalid or not authorized.
+    fn request(&self, message: &StreamMessage) -> Option<InboxLookup> {
         let headers = &message.headers;
         let subject = message.subject.as_str().parse::<RequestSubject>().ok()?;
         let message_id = decode::id(Some(headers), header::MESSAGE_ID).ok()??;
@@ -169,18 +169,18 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
         let session = request.facts().and_then(RequestFacts::session_id).map(SessionId::as_str);
         let grant = self.authorizer.grant_for(Some(headers), &subject, session, stored_at(message)).ok()?;
         let entry = entry(subject.user_id.get(), message_id);
-        Some(Taken { inbox: W::INFO.name.to_owned(), entry, grants: vec![grant.to_string()] })
+        Some(InboxLookup { inbox: W::INFO.name.to_owned(), entry, grants: vec![grant.to_string()] })
     }
 
-    /// Where the inbox keeps a tick. Its grants cover the users that its deliveries acted for.
-    async fn tick(&self, message: &StreamMessage) -> Result<Option<Taken>, String> {
+    /// The inbox lookup for a tick. Its grants cover the users that its deliveries acted for.
+    async fn tick(&self, message: &StreamMessage) -> Result<Option<InboxLookup>, String> {
         let read = decode::tick(message.subject.as_str(), Some(&message.headers), stored_at(message));
         let Ok((tick, id)) = read else { return Ok(None) };
         match TickGrants::mint(&self.pool, tick.job.as_str(), id).await {
             Ok(minted) => {
                 let grants = minted.all().into_iter().map(str::to_owned).collect();
                 let entry = entry(UserId::PLATFORM.get(), id);
-                Ok(Some(Taken { inbox: W::INFO.jobs_consumer(), entry, grants }))
+                Ok(Some(InboxLookup { inbox: W::INFO.jobs_consumer(), entry, grants }))
             }
             Err(fault) if matches!(fault.kind, FaultKind::Unavailable | FaultKind::ConnectionLost) => {
                 Err(fault.to_string())
@@ -190,8 +190,8 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
     }
 }
 
-/// What finds a message in the inbox.
-struct Taken {
+/// What is needed to look a message up in the inbox.
+struct InboxLookup {
     inbox: String,
     entry: Entry,
     grants: Vec<String>,

@@ -17,7 +17,7 @@ pub struct ConnectError {
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Connects once, as a worker or a service. Its name appears in the server's list of connections, in the inbox prefix
-/// (`_INBOX.<name>`) and in the path of its nkey. The client reconnects by itself if the connection breaks later.
+/// (`_INBOX.<name>`) and in the path of its nkey. The client reconnects automatically if the connection breaks.
 ///
 /// # Errors
 /// [`ConnectError`] with the address and the cause.

@@ -205,7 +205,7 @@ fn spawn_stages<W: ExternalWorker>(
         stop.clone(),
     );
     let requests = Pulled { stream, consumer: consumer.clone(), max_batch: W::MAX_BATCH };
-    // A tick is a batch of its own: its job grants are for it alone.
+    // A tick is a batch of its own, because its job grants are valid only for it.
     let ticks = jobs.clone().map(|consumer| Pulled { stream: JOBS_STREAM, consumer, max_batch: 1 });
     let puller = |pulled| PullStage::<W> {
         worker: PhantomData,
@@ -322,7 +322,7 @@ impl<W: ExternalWorker> PullStage<W> {
     }
 }
 
-/// A batch, sorted by where it goes next.
+/// A batch, grouped by the next step of each message.
 struct Sorted<I> {
     to_write: ToWrite<I>,
     /// Messages that the latest registry state may allow.

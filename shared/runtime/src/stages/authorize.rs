@@ -34,7 +34,7 @@ pub struct Authorized<I> {
 enum Authority {
     /// The grant of a service token.
     Grant(Arc<str>),
-    /// Job grants. The database mints them when the tick is written, for the users with work due.
+    /// Job grants. The database mints them before the tick is written, for the users with work due.
     Job,
 }
 

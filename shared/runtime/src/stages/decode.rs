@@ -113,7 +113,7 @@ fn decode_request<I: WorkItem>(bodies: &Bodies, delivery: &Delivery) -> Result<M
     })
 }
 
-/// A tick has neither an id nor a body of its own.
+/// Decodes a tick, which has no body.
 fn decode_tick<I: WorkItem>(delivery: &Delivery) -> Result<Message<I>, Malformed> {
     let headers = delivery.message.headers.as_ref();
     let (tick, request_id) = tick(delivery.message.subject.as_str(), headers, delivery.stored_at)?;
@@ -130,7 +130,7 @@ fn decode_tick<I: WorkItem>(delivery: &Delivery) -> Result<Message<I>, Malformed
     })
 }
 
-/// Reads a tick, and its id in the inbox.
+/// Parses a tick. Returns it with its id in the inbox, which is derived from its headers.
 pub(crate) fn tick(
     subject: &str,
     headers: Option<&HeaderMap>,

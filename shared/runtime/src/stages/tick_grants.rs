@@ -46,7 +46,13 @@ impl TickGrants {
             minted?.into_iter().partition(|grant| grant.is_due);
         let texts = |grants: Vec<JobGrant>| grants.into_iter().map(|grant| grant.grant).collect::<Vec<_>>();
         let (due, others) = (texts(due), texts(others));
-        Ok(Self { minted_at: Instant::now(), parts: iter::once(0..due.len()).collect(), due, others, splits: 0 })
+        Ok(Self {
+            minted_at: Instant::now(),
+            parts: iter::once(0..due.len()).collect(),
+            due,
+            others,
+            splits: 0,
+        })
     }
 
     /// Replaces grants that would soon expire.

@@ -60,9 +60,9 @@ pub(crate) struct Attempt<'a, W: ExternalWorker> {
     pub(crate) prepared: &'a W::Prepared,
     /// The grants in the tokens of the batch, or the job grants of its tick.
     pub(crate) grants: &'a [&'a str],
-    /// Set for a tick: the grants of the users whose work is due. The worker writes under these alone.
+    /// Set for a tick: the grants of the users with work due. The worker writes under these only.
     pub(crate) due: Option<&'a [&'a str]>,
-    /// The name under which the inbox keeps the batch: that of the consumer that delivered it.
+    /// The key of the batch in the inbox: the name of the consumer that delivered it.
     pub(crate) inbox: &'a str,
     pub(crate) watermarks: &'a Watermarks,
 }
@@ -185,7 +185,7 @@ impl<W: ExternalWorker> Attempt<'_, W> {
         match self.due {
             None => self.worker.write(connection, messages, self.keys, self.prepared).await,
             Some([]) => {
-                let nothing = || Verdict::Unchanged("nobody's work is due".into());
+                let nothing = || Verdict::Unchanged("no user has work due".into());
                 Ok(Written { verdicts: messages.iter().map(|_| nothing()).collect(), findings: Vec::new() })
             }
             Some(due) => {

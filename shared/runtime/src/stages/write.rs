@@ -213,7 +213,12 @@ impl<W: ExternalWorker> Writer<W> {
             match fault.kind {
                 FaultKind::Unavailable | FaultKind::ConnectionLost => {
                     tries += 1;
-                    tracing::warn!(worker = W::INFO.name, %fault, messages = end - start, "dependency unavailable, batch on hold");
+                    tracing::warn!(
+                        worker = W::INFO.name,
+                        %fault,
+                        messages = end - start,
+                        "dependency unavailable, batch on hold"
+                    );
                     tokio::select! {
                         () = self.stop.cancelled() => return None,
                         () = tokio::time::sleep(retry::delay(tries, FIRST_PAUSE, LONGEST_PAUSE)) => {}
@@ -339,7 +344,12 @@ impl<W: ExternalWorker> Writer<W> {
                 FaultKind::ConnectionLost | FaultKind::Unavailable => {
                     outages += 1;
                     connections_lost += u32::from(fault.kind == FaultKind::ConnectionLost);
-                    tracing::warn!(worker = W::INFO.name, %fault, messages = messages.len(), "dependency unavailable, batch on hold");
+                    tracing::warn!(
+                        worker = W::INFO.name,
+                        %fault,
+                        messages = messages.len(),
+                        "dependency unavailable, batch on hold"
+                    );
                     retry::delay(outages, FIRST_PAUSE, LONGEST_PAUSE)
                 }
             };

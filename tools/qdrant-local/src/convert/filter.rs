@@ -15,7 +15,7 @@ use crate::convert::id;
 use crate::reject::{invalid, reject_if, unsupported};
 use crate::settings::count;
 
-/// The deepest nesting of conditions: the engine evaluates them recursively.
+/// The maximum nesting depth of conditions, which the engine evaluates recursively.
 const DEEPEST: usize = 32;
 
 /// The filter of the engine.
@@ -25,7 +25,7 @@ pub(crate) fn filter(filter: Filter) -> Result<engine::Filter, Status> {
 
 fn nested_filter(filter: Filter, depth: usize) -> Result<engine::Filter, Status> {
     if depth > DEEPEST {
-        return Err(invalid(format!("Wrong input: filters lie in each other more than {DEEPEST} deep")));
+        return Err(invalid(format!("Wrong input: filters are nested more than {DEEPEST} levels deep")));
     }
     let Filter { should, must, must_not, min_should } = filter;
     let min_should = min_should.map(|MinShould { conditions: within, min_count }| {
@@ -100,7 +100,7 @@ fn field(condition: FieldCondition) -> Result<engine::FieldCondition, Status> {
         && is_empty.is_none()
         && is_null.is_none();
     if nothing {
-        return Err(invalid(format!("Malformed field condition: nothing is asked of {key}")));
+        return Err(invalid(format!("Malformed field condition: no condition for {key}")));
     }
     Ok(engine::FieldCondition {
         key: path(&key)?,

@@ -62,7 +62,7 @@ impl Service {
             timeout: _,
         } = request;
         reject_if(shard_key_selector.is_some(), "shard keys")?;
-        reject_if(order_by.is_some(), "scrolling in another order than that of ids")?;
+        reject_if(order_by.is_some(), "scrolling in an order other than by id")?;
         let limit = limit.unwrap_or(USUAL_PAGE);
         if limit == 0 {
             return Err(invalid("Validation error in body: [limit: value 0 invalid, must be 1 or larger]"));

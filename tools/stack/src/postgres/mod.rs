@@ -44,7 +44,7 @@ impl Default for PostgresOptions {
 /// A PostgreSQL that this process runs. Dropping it ends it; prefer [`Server::stop`].
 pub type Postgres = Server<PostgresServer>;
 
-/// What is particular about PostgreSQL.
+/// The PostgreSQL specifics of a [`Server`].
 #[derive(Debug)]
 pub struct PostgresServer {
     cluster: Cluster,
@@ -106,7 +106,8 @@ impl PostgresServer {
         Ok(client)
     }
 
-    /// At every start, because an earlier one may have ended between the initialization of the folder and this.
+    /// Creates the database if it is missing. Runs at every start, because an earlier start may have been interrupted
+    /// between the initialization of the folder and this step.
     async fn create_database(&self, port: u16) -> Result<(), StackError> {
         let failed = |source| StackError::Database { action: "creating the database memfleet", source };
         let client = self.connect(port, "postgres").await.map_err(failed)?;

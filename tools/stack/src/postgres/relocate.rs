@@ -43,7 +43,7 @@ pub(super) fn program_folder(user: Option<OsUser>, bin: &Path) -> Result<PathBuf
     list_for_clean(&outside)?;
     if !copied.exists() {
         copy_programs(bin, &outside)
-            .map_err(|source| StackError::file("copy PostgreSQL to", &outside, source))?;
+            .map_err(|source| StackError::file("copy PostgreSQL into", &outside, source))?;
     }
     Ok(copied.join("bin"))
 }

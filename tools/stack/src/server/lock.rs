@@ -58,8 +58,8 @@ impl FolderLock {
             .map_err(|source| StackError::file("write", &self.server, source))
     }
 
-    /// The lock is held, so the process that started a server which still runs here has ended. The server is about to end
-    /// too, or, where the kernel does not signal it, runs for nobody.
+    /// Stops a server that still runs in the folder. The lock is held, so the process that started this server has ended:
+    /// the server is about to end too or, where the kernel does not signal it, has been orphaned.
     async fn stop_orphan(&self, dir: &Path, marker: &Path, stop_signal: Signal) -> Result<(), StackError> {
         let Some(number) = fs::read_to_string(&self.server).ok().and_then(|text| text.trim().parse().ok())
         else {
@@ -67,7 +67,7 @@ impl FolderLock {
         };
         let Some(pid) = pid_of(number).filter(|_| is_server(number, marker)) else { return Ok(()) };
         tracing::warn!(dir = %dir.display(), pid = number, "stopping an orphaned server");
-        // It may have ended since, or belong to another user, which the wait below finds out.
+        // The process may have ended, or belong to another user; the wait below detects both.
         let _ = kill_process(pid, stop_signal);
         let deadline = Instant::now() + STOP_TIMEOUT;
         while is_server(number, marker) {

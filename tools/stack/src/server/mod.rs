@@ -12,11 +12,11 @@ use crate::files::Log;
 use lock::FolderLock;
 use process::{POLL_INTERVAL, Process, ProcessSpec};
 
-/// How often a start is tried that failed for a reason that passes.
+/// Maximum number of start attempts after transient failures.
 const START_ATTEMPTS: u32 = 10;
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(100);
 
-/// What one kind of server has of its own.
+/// The specifics of one kind of server.
 pub trait ServerKind {
     /// The name in messages.
     const NAME: &'static str;
@@ -42,15 +42,15 @@ pub trait ServerKind {
         Ok(())
     }
 
-    /// The port on which the process answers; none while it does not. `port` is the one it was started with.
+    /// The port on which the process answers; `None` while it does not. `port` is the one it was started with.
     fn probe(&self, pid: u32, port: u16) -> impl Future<Output = Option<u16>> + Send;
 
-    /// Whether the reason why a process ended at its start passes by itself or with another port.
+    /// Whether a failed start may succeed on another attempt or another port.
     fn is_transient(&self, _log_tail: &str) -> bool {
         false
     }
 
-    /// Takes note of a process that has become ready.
+    /// Called when a process has become ready.
     fn ready(&mut self, _pid: u32, _port: u16) {}
 }
 

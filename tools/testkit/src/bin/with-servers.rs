@@ -19,7 +19,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     let options = PostgresOptions { fsync: false, settings, max_connections: 500 };
     let postgres = Postgres::start(&Programs::find()?, folder.path(), options).await?;
     let url = postgres.url("postgres");
-    // A signal of the terminal reaches the command too. Its end is waited for, so that no process is left behind.
+    // Signals of the terminal reach the command too. Waits for it to exit, so that no process is left behind.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let running = Command::new(&program)

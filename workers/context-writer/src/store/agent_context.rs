@@ -120,10 +120,10 @@ pub(crate) async fn write(
     for round in rounds(items, |Item { request: row, .. }| {
         (row.user_id, row.session_id, row.agent_id, row.memory_tier, row.context_key)
     }) {
-        let (places, rows): (Vec<usize>, Vec<Row<'_>>) =
+        let (indexes, rows): (Vec<usize>, Vec<Row<'_>>) =
             round.into_iter().map(|item| (item.index, item.request)).unzip();
         let answers = with_rows(&WRITE, rows).load(connection).await?;
-        record::mark(answers, &places, done);
+        record::mark(answers, &indexes, done);
     }
     Ok(())
 }

@@ -59,7 +59,7 @@ struct Removable<'a> {
     request: &'a ContextRequest,
 }
 
-/// Like [`write`], with records of another type.
+/// Like [`write()`], with records of another type.
 pub(crate) async fn write_as<T: Serialize>(
     connection: &mut Connection,
     sql: &'static str,
@@ -90,15 +90,15 @@ pub(crate) async fn write_as<T: Serialize>(
 
 /// Records the result of a statement for each item.
 pub(crate) fn mark_items<T>(answers: Vec<Answer>, items: &[Item<'_, T>], done: &mut [Done]) {
-    let places: Vec<usize> = items.iter().map(|item| item.index).collect();
-    mark(answers, &places, done);
+    let indexes: Vec<usize> = items.iter().map(|item| item.index).collect();
+    mark(answers, &indexes, done);
 }
 
 /// Records the result of a statement for the requests at these indexes of the batch.
-pub(crate) fn mark(answers: Vec<Answer>, places: &[usize], done: &mut [Done]) {
+pub(crate) fn mark(answers: Vec<Answer>, indexes: &[usize], done: &mut [Done]) {
     for answer in answers {
-        let place = usize::try_from(answer.ordinal).ok().and_then(|ordinal| places.get(ordinal));
-        if let Some(slot) = place.and_then(|&place| done.get_mut(place)) {
+        let index = usize::try_from(answer.ordinal).ok().and_then(|ordinal| indexes.get(ordinal));
+        if let Some(slot) = index.and_then(|&index| done.get_mut(index)) {
             *slot = answer.row_id.map_or(Done::Stale, Done::Applied);
         }
     }

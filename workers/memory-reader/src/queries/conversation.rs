@@ -50,7 +50,7 @@ const FIND: &str = "
     SELECT id, summary, metadata::text AS metadata, is_sensitive FROM chat_history
     WHERE user_id = $1 AND conversation_id = $2";
 
-/// A text takes more bytes in JSON, by its escapes.
+/// The size is measured as JSON, whose escapes make a text larger.
 const READ: &str = concat!(
     r#"WITH page AS (
         SELECT * FROM chat_messages

@@ -1,4 +1,4 @@
-//! The queries: one file for those of one noun, with their SQL.
+//! The queries and their SQL, with one file per noun.
 
 mod agent;
 mod context;

@@ -35,13 +35,13 @@ pub(crate) struct Search {
 /// Where a search of the service for the user searches.
 #[derive(Debug)]
 struct SearchScope {
-    /// The tenant of the user in the vector store; none for a user without an account.
+    /// The tenant of the user in the vector store. `None` for a user without an account.
     tenant: Option<Tenant>,
     /// The types of memories to search.
     types: Vec<VectorType>,
-    /// The types that the service may search: those of the other memories must not show in the ranking.
+    /// The types that the service may search. Memories of other types must not influence the ranking.
     permitted: Vec<VectorType>,
-    /// The active collection; none before there is one.
+    /// The active collection. `None` before one is created.
     collection: Option<Collection>,
 }
 
@@ -117,7 +117,7 @@ impl Search {
         text.filter(|_| self.query.mode != SearchMode::Vector)
     }
 
-    /// Whether the order of the answer is that of the vectors.
+    /// Whether the answer is ordered by vector similarity only.
     fn is_ranked_by_vectors_only(&self) -> bool {
         let SearchSimilar { recency_boost, consensus_boost, .. } = &self.query;
         self.words().is_none() && recency_boost.get() == 0.0 && consensus_boost.get() == 0.0

@@ -178,8 +178,8 @@ impl Search {
         Ok(store::prepared(statement).load(connection).await?)
     }
 
-    /// What ranking needs of the memories that were found. Where the order of the answer is that of the vectors, only
-    /// as many as the answer has: each row is on another page of the disk.
+    /// Reads the columns needed for ranking. If only vectors determine the order, only the memories of the answer are
+    /// read, because each row is on another disk page.
     async fn candidates(
         &self,
         connection: &mut Connection,
