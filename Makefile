@@ -71,7 +71,8 @@ test: ## format, lints, licences, and every test on real servers
 	@scripts/setup --tests
 	@$(locked) '$(claim); $(MAKE) --no-print-directory tests'
 
-# Tests run with these features enabled; clippy also checks the code without them.
+# One selection of packages and features for everything that the tests build, so that nothing is compiled twice. Tests run with these
+# features enabled; clippy also checks the code without them.
 features = --features memfleet/vault,memfleet/aws-kms
 
 # The part of `test` that runs while this clone holds the lock on the target folder.
@@ -86,7 +87,8 @@ tests:
 	@if command -v cargo-nextest >/dev/null; then tests="nextest run"; else tests=test; fi; \
 		[ -d ../shared/data ] || echo "skipped: tests that need the recorded dialogues, because ../shared/data does not exist"; \
 		echo "cargo $$tests --workspace --exclude qdrant-local, on private servers" \
-		&& cargo run --quiet -p testkit --bin with-servers -- \
+		&& cargo build --quiet --workspace --exclude qdrant-local $(features) --bin with-servers \
+		&& "$(CARGO_TARGET_DIR)/debug/with-servers" \
 			cargo $$tests --workspace --exclude qdrant-local $(features)
 
 fmt: ## format the code

@@ -44,7 +44,8 @@ class Browser:
         program = shutil.which("chromium-headless-shell") or shutil.which("chromium")
         if not program:
             raise Failure("no Chromium: apt-get install --no-install-recommends chromium-headless-shell")
-        # Chromium reads commands from descriptor 3 and answers on 4. Both are reserved first, so that the pipe gets others.
+        # Chromium reads commands from descriptor 3 and answers on 4. Both are reserved first, so that the pipe gets
+        # others.
         for number in (3, 4):
             os.dup2(1, number)
         self.pipe, its_end = socket.socketpair()

@@ -209,7 +209,7 @@ async fn wrong_input_is_named_by_line_and_field_and_hurts_no_other() {
     assert_eq!(letters.len(), dead.len(), "{letters:#?}");
     for (number, problem) in &dead {
         let warned = Ended::line(&ended.err, &format!("line {number}: {problem}"));
-        assert!(warned.ends_with("; the worker will make it a dead letter"), "{warned}");
+        assert!(warned.ends_with("; the worker will dead-letter it"), "{warned}");
         let start = format!("malformed: {problem}");
         assert!(letters.iter().any(|letter| letter.starts_with(&start)), "{start}: {letters:#?}");
         let told = ended.out.lines().any(|line| line.starts_with("dead: ") && line.contains(problem));
@@ -217,10 +217,10 @@ async fn wrong_input_is_named_by_line_and_field_and_hurts_no_other() {
     }
     assert_eq!(ended.err.lines().filter(|line| line.starts_with("line ")).count(), 5, "{}", ended.err);
     let warned = Ended::line(&ended.err, "line 9: subject: no request is named weather.put");
-    assert!(!warned.contains("dead letter"), "no stream takes it, so no worker does: {warned}");
+    assert!(!warned.contains("dead-letter"), "no stream takes it, so no worker does: {warned}");
     Ended::line(&ended.out, "published 8, duplicates 0, refused 2");
-    Ended::line(&ended.out, "line 9: no stream takes this subject; is it right, ");
-    Ended::line(&ended.out, "line 10: is no {\"subject\", \"id\", \"body\"}: ");
+    Ended::line(&ended.out, "line 9: no stream captures this subject; is it correct, ");
+    Ended::line(&ended.out, "line 10: expected {\"subject\", \"id\", \"body\"}: ");
     Ended::line(&ended.out, "applied 4, unchanged 0, dead 4, no outcome yet (timed out) 0");
     assert_eq!(
         fixture.lines("context_key FROM simple_chat_context ORDER BY 1").await,
@@ -230,8 +230,7 @@ async fn wrong_input_is_named_by_line_and_field_and_hurts_no_other() {
 
     // What is no JSON at all has to be published as it stands.
     let publish = ["publish", "--plain", "--wait", "memory.req.test.context.put.1", "-"];
-    let ended =
-        memfleet_reads(&fixture, &publish, "{\"session_id\":\n").await.failed("1 became dead letters");
+    let ended = memfleet_reads(&fixture, &publish, "{\"session_id\":\n").await.failed("1 were dead-lettered");
     Ended::line(
         &ended.err,
         "line 1: body: is not valid JSON: EOF while parsing a value at line 1 column 14; the worker will",
@@ -261,7 +260,7 @@ async fn what_is_published_is_counted() {
     let two =
         reads(&["publish", "--id", &id, user, "-"], &format!("{USER}\n{USER}")).await.failed("1 refused");
     Ended::line(&two.out, "published 0, duplicates 1, refused 1");
-    Ended::line(&two.out, "line 2: --id is for a single request");
+    Ended::line(&two.out, "line 2: --id allows only one request");
 
     let before = fixture.stored("CONTEXT").await;
     let strict =
@@ -287,7 +286,7 @@ async fn what_is_published_is_counted() {
     let whole = memfleet(&fixture, &["publish", "--plain", "--whole", user, path]).await;
     assert_eq!((whole.code, whole.out.as_str()), (Some(0), "published 1, duplicates 0, refused 0\n"));
     assert_eq!(fixture.messages("CONTEXT").await.last().expect("a message").payload, "{\n}\n");
-    memfleet(&fixture, &["publish", user, "no-such-file"]).await.failed("no-such-file cannot be opened");
+    memfleet(&fixture, &["publish", user, "no-such-file"]).await.failed("cannot open no-such-file");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -296,16 +295,16 @@ async fn what_no_stream_takes_and_what_nobody_answers_is_said() {
     let user = "memory.req.test.user.put.1";
     let refused = memfleet_reads(&bare, &["publish", user, "-"], USER).await.failed("1 refused");
     Ended::line(&refused.out, "published 0, duplicates 0, refused 1");
-    let reason = Ended::line(&refused.out, "line 1: no stream takes this subject");
+    let reason = Ended::line(&refused.out, "line 1: no stream captures this subject");
     assert!(reason.contains("`memfleet nats apply`"), "{reason}");
     memfleet(&bare, &["dead", "list"])
         .await
-        .failed("there is no stream DEAD; `memfleet nats apply` makes it");
+        .failed("cannot open the stream DEAD; `memfleet nats apply` creates it");
 
     memfleet(&bare, &["nats", "apply"]).await.fine();
     let alone = ["publish", "--wait", "--timeout", "1", user, "-"];
     let alone = memfleet_reads(&bare, &alone, USER).await;
-    let alone = alone.failed("1 without an outcome after 1 s; is the worker running?");
+    let alone = alone.failed("1 have no outcome after 1 s; is the worker running?");
     Ended::line(&alone.out, "applied 0, unchanged 0, dead 0, no outcome yet (timed out) 1");
 }
 
@@ -320,7 +319,7 @@ async fn a_dead_letter_is_shown_replayed_and_gone() {
     };
     publish("memory.req.test.user.put.7", USER).await.fine();
     let missing_prerequisite = "session_id: user 7 has opened no session s";
-    let ended = publish("memory.req.test.context.put.7", CONTEXT).await.failed("1 became dead letters");
+    let ended = publish("memory.req.test.context.put.7", CONTEXT).await.failed("1 were dead-lettered");
     assert!(Ended::line(&ended.out, "dead: ").ends_with(missing_prerequisite), "{}", ended.out);
 
     let list = memfleet(&fixture, &["dead", "list"]).await.fine();
@@ -352,7 +351,7 @@ async fn a_dead_letter_is_shown_replayed_and_gone() {
     assert!(shown.starts_with("DEAD/1 on memory.dead.context-writer.7, "), "{shown}");
     Ended::line(&shown, &format!("{}: {request_id}", header::DEAD_REQUEST_ID));
     Ended::line(&shown, &format!("{}: test.1", header::ENCRYPTION));
-    assert!(shown.ends_with(" bytes, encrypted with the key test.1; --decrypt shows them)\n"), "{shown}");
+    assert!(shown.ends_with(" bytes, encrypted with key test.1; --decrypt shows them)\n"), "{shown}");
     let shown = memfleet(&fixture, &["dead", "show", "--decrypt", "1"]).await.fine();
     assert!(shown.contains("\n  \"context_key\": \"k\",\n"), "{shown}");
     assert_eq!(memfleet(&fixture, &["dead", "show", "--decrypt", "--body", "1"]).await.fine(), CONTEXT);
@@ -371,9 +370,9 @@ async fn a_dead_letter_is_shown_replayed_and_gone() {
     fixture.drained::<ContextWriter>().await;
     assert_eq!(memfleet(&fixture, &["dead", "list"]).await.fine(), "no dead letters\n");
     let again = memfleet(&fixture, &["dead", "replay", "2"]).await.failed("1 not replayed");
-    Ended::line(&again.err, "2  not replayed: there is no dead letter 2; `memfleet dead list` shows them");
+    Ended::line(&again.err, "2  not replayed: no dead letter 2; `memfleet dead list` shows all");
     let none = memfleet(&fixture, &["dead", "replay", "--all"]).await.fine();
-    Ended::line(&none, "nothing to do: there is no such dead letter");
+    Ended::line(&none, "nothing to do: no matching dead letter");
     fixture.drained::<ContextWriter>().await;
     assert_eq!(fixture.count("simple_chat_context").await, 1);
     assert_eq!(fixture.count("blackboard_events WHERE event_type = 'context.stored'").await, 1);
@@ -389,16 +388,14 @@ async fn dead_letters_are_dropped_by_number_or_all_of_a_kind() {
     fixture.drained::<ContextWriter>().await;
     let drop = async |arguments: &[&str]| memfleet(&fixture, &[&["dead", "drop"], arguments].concat()).await;
     let limited = memfleet(&fixture, &["dead", "list", "--limit", "2"]).await.fine();
-    Ended::line(&limited, "the newest 2 of 5; --limit shows more");
+    Ended::line(&limited, "showing the newest 2 of 5; use --limit for more");
 
     assert_eq!(drop(&["1", "2"]).await.fine(), "dropped 2\n");
-    let unknown = drop(&["2", "3", "99"]).await.failed("there is no dead letter 2, 99");
+    let unknown = drop(&["2", "3", "99"]).await.failed("no dead letter 2, 99");
     assert_eq!(unknown.out, "dropped 1\n");
-    memfleet(&fixture, &["dead", "show", "99"])
-        .await
-        .failed("there is no dead letter 99; `memfleet dead list`");
+    memfleet(&fixture, &["dead", "show", "99"]).await.failed("no dead letter 99; `memfleet dead list`");
     for fits in [["--all"].as_slice(), &["--all", "--class", "malformed"]] {
-        drop(fits).await.failed("--all drops every dead letter that fits for good; add --yes if you mean it");
+        drop(fits).await.failed("--all permanently deletes every matching dead letter; add --yes to confirm");
     }
     assert_eq!(drop(&[]).await.code, Some(2), "which is not said");
     assert_eq!(fixture.stored("DEAD").await, 2, "none of these dropped any");
@@ -461,10 +458,10 @@ async fn status_shows_both_servers_or_says_which_is_away() {
     Ended::line(&tables, &format!("            {migrations} migrations applied"));
 
     fixture.nats.kill().await;
-    let away = memfleet(&fixture, &["status"]).await.failed("NATS could not be asked; see above");
-    Ended::line(&away.out, "NATS        away: NATS at nats://***@127.0.0.1:");
+    let away = memfleet(&fixture, &["status"]).await.failed("NATS unavailable; see above");
+    Ended::line(&away.out, "NATS        unavailable: NATS at nats://***@127.0.0.1:");
     Ended::line(&away.out, &format!("            {migrations} migrations applied"));
-    let away = memfleet(&fixture, &["status", "--json"]).await.failed("NATS could not be asked");
+    let away = memfleet(&fixture, &["status", "--json"]).await.failed("NATS unavailable");
     let status: Value = serde_json::from_str(&away.out).expect("JSON");
     assert!(
         status["nats"]["error"].as_str().expect("an error").starts_with("NATS at nats://***@"),

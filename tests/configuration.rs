@@ -92,7 +92,7 @@ async fn the_environment_wins_over_the_file() {
     let wrong =
         file(folder.path(), "nats.url = \"nats://127.0.0.1:1\"\npostgres.url = \"postgres://127.0.0.1:1/x\"");
     let message = failure(bare(&["status", "--config", &wrong])).await;
-    has_all(&message, &["NATS and PostgreSQL could not be asked"]);
+    has_all(&message, &["NATS and PostgreSQL unavailable"]);
     fine(memfleet(&fixture, &["status", "--config", &wrong])).await;
 }
 
@@ -117,7 +117,7 @@ async fn a_configuration_of_ones_own_is_not_overwritten() {
     let path = file(folder.path(), "# mine\n");
     let directory = folder.path().to_str().expect("a path");
     let message = failure(bare(&["dev", "--dir", directory])).await;
-    has_all(&message, &[&path, "was not made by `memfleet dev`", "--dir"]);
+    has_all(&message, &[&path, "was not created by `memfleet dev`", "--dir"]);
     assert_eq!(std::fs::read_to_string(&path).expect("the file"), "# mine\n");
 }
 
@@ -130,7 +130,7 @@ async fn a_key_of_grants_is_made_and_taken() {
     let key = fine(memfleet(&fixture, &["security", "key", "generate", "main"])).await;
     std::fs::write(path, &key).expect("a key file");
     let said = fine(memfleet(&fixture, &["security", "key", "add", path])).await;
-    assert_eq!(said, "the database accepts grants of the key main\n");
+    assert_eq!(said, "registered grant key main; the database accepts its grants\n");
 
     // A token with its grants lets a worker write.
     let token = token::with_grant_key(GrantKey::parse(&key).expect("a key"), "test", 1);
@@ -158,28 +158,28 @@ async fn the_schema_is_listed_taken_back_and_brought_up() {
     assert_eq!(migrate(&["up"]).await, "nothing to do: the schema is up to date\n");
     assert_eq!(migrate(&["down"]).await.lines().count(), 1);
     let waits: Vec<String> = migrate(&["status"]).await.lines().map(str::to_owned).collect();
-    assert_eq!(waits.iter().filter(|line| line.starts_with("waiting  ")).count(), 1);
-    assert_eq!(*waits.last().expect("a line"), format!("waiting  {latest}"));
+    assert_eq!(waits.iter().filter(|line| line.starts_with("pending  ")).count(), 1);
+    assert_eq!(*waits.last().expect("a line"), format!("pending  {latest}"));
     let newest = "information_schema.role_table_grants WHERE grantee = 'w_vector_indexer' AND table_name = 'unified_memory_vectors' AND privilege_type = 'SELECT'";
     assert_eq!(fixture.count(newest).await, 0);
     let status = fine(memfleet(&fixture, &["status"])).await;
     let applied =
-        format!("{} migrations applied, 1 waiting; `memfleet migrate up` runs them: ", names.len() - 1);
+        format!("{} migrations applied, 1 pending; `memfleet migrate up` applies them: ", names.len() - 1);
     has_all(&status, &[&applied, latest]);
 
     assert_eq!(migrate(&["up"]).await, format!("up  {latest}\n"));
     assert_eq!(fixture.count(newest).await, 1);
-    assert_eq!(migrate(&["partitions"]).await, "made 0 partitions\n");
-    assert_eq!(migrate(&["partitions", "--months", "4"]).await, "made 2 partitions\n");
+    assert_eq!(migrate(&["partitions"]).await, "created 0 partitions\n");
+    assert_eq!(migrate(&["partitions", "--months", "4"]).await, "created 2 partitions\n");
     assert_eq!(migrate(&["status"]).await, listed);
     assert_eq!(migrate(&["down", "99"]).await.lines().count(), names.len());
-    assert_eq!(migrate(&["down"]).await, "nothing to do: no migration has run\n");
+    assert_eq!(migrate(&["down"]).await, "nothing to do: no migration is applied\n");
     assert_eq!(migrate(&["up"]).await.lines().count(), names.len());
 
     let mut nowhere = memfleet(&fixture, &["migrate", "up"]);
     nowhere.env("MEMFLEET_POSTGRES__URL", fixture.settings.postgres.url.replace("/test_", "/nothing_"));
     let message = failure(nowhere).await;
-    has_all(&message, &["migrating needs the database that postgres.url names", "nothing_"]);
+    has_all(&message, &["cannot connect to the database to migrate at ", "(postgres.url; ", "nothing_"]);
 }
 
 fn run(fixture: &Fixture) -> Child {

@@ -194,7 +194,7 @@ fn plain_and_compressed_files_are_told_apart() {
 fn a_line_that_is_no_dialogue_is_named() {
     let too_long = format!("{DIALOGUE}\n{}", " ".repeat(playground::dialogue::LINE_BYTES + 1));
     let cases = [
-        (format!("{DIALOGUE}\n{{\"dialogue_id\":3}}"), "line 2: is no dialogue: invalid type"),
+        (format!("{DIALOGUE}\n{{\"dialogue_id\":3}}"), "line 2: invalid dialogue: invalid type"),
         (too_long, "line 2: is longer than"),
     ];
     for (content, expected) in cases {
@@ -230,5 +230,5 @@ fn a_dialogue_that_cannot_be_carried_is_named() {
     let mut mapper = Mapper::new(Corpus::Sgd, 1).unwrap();
     mapper.requests(&dialogue).unwrap();
     let error = mapper.requests(&dialogue).unwrap_err().to_string();
-    assert_eq!(error, "dialogue \"a\": came before in the same file");
+    assert_eq!(error, "dialogue \"a\": is a duplicate in the same file");
 }

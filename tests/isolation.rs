@@ -534,7 +534,7 @@ async fn the_validation_finds_nothing_in_order_and_whatever_is_out_of_it() {
         (
             "GRANT SELECT ON users TO memfleet_due",
             "REVOKE SELECT ON users FROM memfleet_due",
-            "a due function's role that reads more than columns",
+            "role memfleet_due with more than column privileges",
         ),
         ("CREATE VIEW everybody AS SELECT * FROM users", "DROP VIEW everybody", "view that bypasses RLS"),
         (

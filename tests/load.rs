@@ -144,7 +144,7 @@ fn a_file_that_cannot_be_read_is_named_and_leaves_nothing_behind() {
     let (folder, file) = (folder(), tempfile::NamedTempFile::new().unwrap());
     std::fs::write(file.path(), "no dialogue").unwrap();
     let path = file.path().to_str().unwrap();
-    let cases = [("/nowhere", "/nowhere: cannot be opened"), (path, "line 1: is no dialogue")];
+    let cases = [("/nowhere", "/nowhere: cannot be opened"), (path, "line 1: invalid dialogue")];
     for (path, expected) in cases {
         let ended = run(folder.path(), &["load", "--format", "sgd", path]);
         assert_eq!(ended.code, Some(1), "{}", ended.said);
@@ -206,8 +206,7 @@ fn dev_runs_until_it_is_told_to_stop_and_can_be_used_meanwhile() {
     assert_eq!(second["rows"], first["rows"], "the second time changes nothing");
     assert_eq!(second["stored"], 0);
     // The configuration leads to the keys as well.
-    for (keys, told) in [(["keys", "list"], "no data keys"), (["keys", "rotate"], "wrapped 0 data keys anew")]
-    {
+    for (keys, told) in [(["keys", "list"], "no data keys"), (["keys", "rotate"], "re-wrapped 0 data keys")] {
         let ended = run(other.path(), &[["--config", config], keys].concat());
         assert_eq!(ended.code, Some(0), "{}", ended.said);
         assert!(ended.printed.contains(told), "{}", ended.printed);

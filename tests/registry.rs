@@ -39,7 +39,7 @@ async fn from_no_keys_to_a_token_that_works_and_is_revoked() {
     fine(&fixture, &[], &["security", "key", "add", &grant]).await;
     assert_eq!(
         fine(&fixture, &[], &["token", "key", "add", &key]).await,
-        "tokens of the key main are believed\n"
+        "registered signing key main; its tokens are accepted\n"
     );
     let put = [
         "token",
@@ -53,7 +53,7 @@ async fn from_no_keys_to_a_token_that_works_and_is_revoked() {
         "--user-per-second",
         "7",
     ];
-    assert_eq!(fine(&fixture, &[], &put).await, "newcomer may do user:* context:put\n");
+    assert_eq!(fine(&fixture, &[], &put).await, "registered newcomer with scopes user:* context:put\n");
     let listed = fine(&fixture, &[], &["token", "service", "list"]).await;
     assert!(
         listed.lines().any(|line| line.trim().starts_with("newcomer ") && line.trim_end().ends_with(" 7")),
@@ -75,7 +75,7 @@ async fn from_no_keys_to_a_token_that_works_and_is_revoked() {
     assert_eq!((told["good"].as_bool(), told["scopes"][0].as_str()), (Some(true), Some("user:put")));
     assert_eq!(told["roles"][0], "w_context_writer");
     let shown = fine(&fixture, &[], &["token", "inspect", token]).await;
-    assert!(shown.ends_with("It is good now.\n") && !shown.contains(token), "{shown}");
+    assert!(shown.ends_with("The token is valid now.\n") && !shown.contains(token), "{shown}");
 
     let mut request = user(42).with_token(token);
     request.subject = request.subject.replace(".test.", ".newcomer.");
@@ -83,7 +83,7 @@ async fn from_no_keys_to_a_token_that_works_and_is_revoked() {
     assert_eq!(fixture.count("users WHERE id = 42").await, 1);
     let id = told["id"].as_str().expect("an id");
     let listed = fine(&fixture, &[], &["token", "list", "--service", "newcomer"]).await;
-    assert!(listed.contains(id) && listed.contains(" good") && !listed.contains("never"), "{listed}");
+    assert!(listed.contains(id) && listed.contains(" valid") && !listed.contains("never"), "{listed}");
 
     assert_eq!(fine(&fixture, &[], &["token", "revoke", id]).await, "revoked 1\n");
     assert_eq!(fine(&fixture, &[], &["token", "revoke", id]).await, "revoked 0\n");
@@ -99,7 +99,9 @@ async fn from_no_keys_to_a_token_that_works_and_is_revoked() {
 
     assert!(fine(&fixture, &[], &["token", "service", "disable", "newcomer"]).await.contains("newcomer"));
     assert!(fine(&fixture, &[], &["token", "key", "list"]).await.contains("main "));
-    assert!(fine(&fixture, &[], &["token", "key", "retire", "main"]).await.contains("believed no more"));
+    assert!(
+        fine(&fixture, &[], &["token", "key", "retire", "main"]).await.contains("its tokens are rejected")
+    );
     assert!(!fine(&fixture, &[], &["token", "key", "list"]).await.contains("main "));
     assert!(fine(&fixture, &[], &["token", "service", "load"]).await.contains("simple-chat"));
 }
@@ -140,7 +142,7 @@ async fn what_cannot_be_is_named() {
         (&["token", "revoke", "x"], "invalid value 'x'"),
         (&["token", "key", "generate", "Main"], "the name of 1 to 32 out of a-z 0-9 -"),
         (&["token", "key", "add", "/no/such/file"], "/no/such/file cannot be read"),
-        (&["token", "key", "retire", "other"], "there is no key other"),
+        (&["token", "key", "retire", "other"], "no signing key other"),
         (&["token", "service", "put", "x"], "--scope <SCOPE>"),
         (&["token", "service", "disable", "nobody"], "the service nobody is not registered"),
         (&["token", "service", "load", "/no/such/file"], "/no/such/file"),
@@ -148,7 +150,7 @@ async fn what_cannot_be_is_named() {
         failed(&fixture, arguments, message).await;
     }
     let other = fixture.key_file("other.key", &format!("test private {}\n", "ab".repeat(32)));
-    failed(&fixture, &["token", "key", "add", &other], "give a new key a new name").await;
+    failed(&fixture, &["token", "key", "add", &other], "generate a key with a new name").await;
     let (well, _, err) = memfleet(
         &fixture,
         &[("MEMFLEET_TRUST__GRANT_KEY_FILE", "/no/such/key")],

@@ -124,7 +124,7 @@ async fn key_encryption_keys_are_changed_while_writers_write() {
     let ring = fixture.settings.keys.ring_file.clone().expect("a ring");
     writing.rounds(2).await;
     let made = fine(&fixture, &["keys", "generate"]).await;
-    assert!(made.contains("has the key kek.2 now") && made.contains("`memfleet keys rotate`"), "{made}");
+    assert!(made.contains("added key kek.2 to ") && made.contains("`memfleet keys rotate`"), "{made}");
     // A user that comes now has the new one at once.
     fixture.publish([user(100), session(100, "s"), put(100, "k", 1)]).await;
     eventually("the new key wraps", async || {
@@ -133,8 +133,8 @@ async fn key_encryption_keys_are_changed_while_writers_write() {
     })
     .await;
     let rotated = fine(&fixture, &["keys", "rotate"]).await;
-    assert!(rotated.contains("wrapped 8 data keys anew"), "{rotated}");
-    assert!(fine(&fixture, &["keys", "rotate"]).await.contains("wrapped 0 data keys anew"));
+    assert!(rotated.contains("re-wrapped 8 data keys"), "{rotated}");
+    assert!(fine(&fixture, &["keys", "rotate"]).await.contains("re-wrapped 0 data keys"));
     writing.rounds(2).await;
     // The old key can go: nobody needs it.
     let lines = std::fs::read_to_string(&ring).expect("the ring");
@@ -163,7 +163,7 @@ async fn data_keys_are_changed_while_writers_write() {
     let writing = Writing::start(&fixture);
     writing.rounds(2).await;
     let rotated = fine(&fixture, &["keys", "rotate", "--data"]).await;
-    assert!(rotated.contains("made 8 new data keys"), "{rotated}");
+    assert!(rotated.contains("created 8 new data keys"), "{rotated}");
     // Of rows that writers have not written since, none is left under the old key.
     let version = writing.stop().await;
     fixture.drained::<ContextWriter>().await;
@@ -179,7 +179,7 @@ async fn data_keys_are_changed_while_writers_write() {
         ["1: 8", "2: 8"]
     );
     let one = fine(&fixture, &["keys", "rotate", "--data", "--user", "3"]).await;
-    assert!(one.contains("made 1 new data keys") && one.contains("encrypted 4 fields anew\n"), "{one}");
+    assert!(one.contains("created 1 new data keys") && one.contains("re-encrypted 4 fields\n"), "{one}");
     assert_eq!(fields_by_version(&fixture).await, ["2: 28", "3: 4"]);
     check(&fixture, version).await;
 }
@@ -219,7 +219,7 @@ async fn a_rotation_that_was_killed_goes_on_where_it_was() {
         assert_eq!(revealed(&fixture, user_id).await.len(), 204, "all can be read in between");
     }
     let rotated = fine(&fixture, &["keys", "rotate", "--data", "--before", &before]).await;
-    assert!(rotated.contains("made 0 new data keys"), "{rotated}");
+    assert!(rotated.contains("created 0 new data keys"), "{rotated}");
     assert_eq!(fields_by_version(&fixture).await, [format!("2: {all}")]);
     assert_eq!(revealed(&fixture, USERS).await, vec![format!("\"{CANARY}-1\""); 204]);
 }
@@ -233,7 +233,7 @@ async fn what_cannot_be_rotated_is_named_and_stays() {
     let (good, told) = run(&fixture, &["keys", "rotate", "--data"]).await;
     assert!(!good, "{told}");
     assert!(
-        told.contains("4 could not be opened and stay as they were")
+        told.contains("4 could not be decrypted and are unchanged")
             && told.contains("of user 1: it cannot be decrypted"),
         "{told}"
     );
@@ -247,7 +247,7 @@ async fn what_cannot_be_rotated_is_named_and_stays() {
     // A ring that has lost a key says which.
     let lost = fixture.key_file("lost.ring", &testkit::KEK_RING.replace("kek.1", "kek.9"));
     let told = refused(&fixture, &("MEMFLEET_KEYS__RING_FILE", lost), &["keys", "rotate"]).await;
-    assert!(told.contains("16 could not be opened"), "{told}");
+    assert!(told.contains("16 could not be decrypted"), "{told}");
     assert!(
         told.contains("lacks the key-encryption key kek.1; copy its line from a replica or a backup"),
         "{told}"
@@ -286,7 +286,10 @@ async fn keys_are_generated_into_the_ring_they_belong_to() {
     );
 
     let made = fine(&fixture, &["keys", "generate", "--name", "test"]).await;
-    assert!(made.contains("has the key test.2 now\nBring it to every worker first"), "{made}");
+    assert!(
+        made.contains("added key test.2 to ") && made.contains("\nDistribute the file to every worker"),
+        "{made}"
+    );
     let payload = std::fs::read_to_string(fixture.settings.trust.payload_ring_file.clone().expect("a ring"));
     assert!(payload.expect("the ring").contains("\ntest.2 "));
     assert!(!std::fs::read_to_string(&ring).expect("the ring").contains("test"));
@@ -298,7 +301,7 @@ async fn keys_are_generated_into_the_ring_they_belong_to() {
         std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&new).expect("a file").permissions());
     assert_eq!(mode & 0o777, 0o600);
     let (good, told) = run(&fixture, &["keys", "generate", "--name", "Not A Name"]).await;
-    assert!(!good && told.contains("is no name of a key"), "{told}");
+    assert!(!good && told.contains("is not a valid key name"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -344,7 +344,7 @@ async fn the_program_seals_verifies_and_tells() {
     .await;
     let fine = program(&fixture, &["verify"]).await;
     let said = text(&fine.stdout);
-    assert!(fine.status.success() && said.ends_with("Every sealed row is as it was sealed.\n"), "{said}");
+    assert!(fine.status.success() && said.ends_with("All sealed rows are unchanged.\n"), "{said}");
     assert!(said.contains("rows sealed                17\n"), "{said}");
 
     let trail = text(&program(&fixture, &["trail", "--user", "1", "--json"]).await.stdout);
@@ -359,14 +359,14 @@ async fn the_program_seals_verifies_and_tells() {
     assert_eq!(table.lines().count(), 4, "{table}");
     let nobody = program(&fixture, &["trail", "--user", "77"]).await;
     assert_eq!(nobody.status.code(), Some(1));
-    assert!(text(&nobody.stderr).contains("the trail knows no user 77"), "{}", text(&nobody.stderr));
+    assert!(text(&nobody.stderr).contains("the audit trail has no user 77"), "{}", text(&nobody.stderr));
 
     tamper(&fixture, &format!("DELETE FROM audit.audit_log WHERE id = ({UPDATED})")).await;
     let broken = program(&fixture, &["verify"]).await;
     assert_eq!(broken.status.code(), Some(1));
     assert!(text(&broken.stdout).starts_with("seal 3, leaf "), "{}", text(&broken.stdout));
     assert!(
-        text(&broken.stderr).contains("the audit trail is not as it was sealed"),
+        text(&broken.stderr).contains("the audit trail was changed after it was sealed"),
         "{}",
         text(&broken.stderr)
     );

@@ -15,6 +15,8 @@ use store::{Connection, registry};
 use tokio::sync::Mutex;
 use trust::{TokenIssuer, TokenRequest};
 
+use crate::database;
+
 /// How long issued tokens are valid.
 const LIFE: Duration = Duration::from_secs(3_600);
 /// How long a cached token is reused; shorter than its lifetime, so that it does not expire in transit.
@@ -55,9 +57,8 @@ impl Tokens {
         let Some(issuer) = token_issuer::issuer(&settings.trust)? else {
             return Ok(Self { source: Source::None });
         };
-        let connection = store::connect(&settings.postgres.url)
-            .await
-            .context("cannot connect to the token registry (postgres.url)")?;
+        let connection =
+            database::connect(&settings.postgres.url, "postgres.url", "the token registry").await?;
         let issuing = Issuing { issuer, connection, cache: HashMap::new() };
         Ok(Self { source: Source::Issued(Arc::new(Mutex::new(issuing))) })
     }
@@ -67,8 +68,8 @@ impl Tokens {
         matches!(self.source, Source::None)
     }
 
-    /// The token for a request on this subject, issued if necessary. `None` without keys, or if issued tokens are used and
-    /// the subject is not that of a request.
+    /// The token for a request on this subject, issued if necessary. `None` without keys, or if issued tokens are used
+    /// and the subject is not that of a request.
     ///
     /// # Errors
     /// If the service is not registered, or the registry does not accept the token.

@@ -1,4 +1,4 @@
-//! Publishes many requests at once, and waits until workers of this process have committed them.
+//! Publishes many requests, and waits until workers in this process have committed them.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use runtime::{Stats, broker};
 use tokio::time::sleep;
 use uuid::Uuid;
 
-/// A message to be published.
+/// A message to publish.
 #[derive(Clone, Debug)]
 pub(crate) struct Prepared {
     pub(crate) subject: String,
@@ -22,7 +22,7 @@ pub(crate) struct Prepared {
     pub(crate) body: Bytes,
 }
 
-/// Publishes as the operator, with a token for the service and the user of each subject.
+/// Publishes as the operator, with a token for the service and user of each subject.
 pub(crate) struct Bulk {
     client: Client,
     payload_keys: PayloadKeys,
@@ -48,7 +48,7 @@ impl Bulk {
         publisher.with_payload_keys(self.payload_keys.clone())
     }
 
-    /// Publishes one message, and waits only if too many are in flight.
+    /// Publishes one message. Waits only if too many are in flight.
     pub(crate) async fn send(&self, publisher: &mut Publisher, message: Prepared) -> anyhow::Result<()> {
         let token = self.tokens.of(&message.subject).await?;
         publisher.send(message.subject, message.id, message.body, token).await;
@@ -65,22 +65,22 @@ impl Bulk {
     }
 }
 
-/// An error unless everything was stored.
+/// Returns an error if a message was not stored.
 pub(crate) fn stored(published: &Published) -> anyhow::Result<()> {
     let Published { refused, reasons, .. } = published;
     ensure!(*refused == 0, "the broker refused {refused} messages: {}", reasons.join("; "));
     Ok(())
 }
 
-const LOOK_EVERY: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
-/// Waits until workers of this process have settled so many messages, as long as they go on settling some.
+/// Waits until workers in this process have settled `count` messages. Fails if there is no progress for `stuck_after`.
 pub(crate) async fn until_settled(
     stats: &[Arc<Stats>],
     count: u64,
     stuck_after: Duration,
 ) -> anyhow::Result<()> {
-    let (mut moved, mut seen) = (Instant::now(), 0);
+    let (mut progress_at, mut seen) = (Instant::now(), 0);
     loop {
         let mut settled = 0;
         for report in stats.iter().map(|stats| stats.report()) {
@@ -91,13 +91,13 @@ pub(crate) async fn until_settled(
             return Ok(());
         }
         if settled != seen {
-            (moved, seen) = (Instant::now(), settled);
+            (progress_at, seen) = (Instant::now(), settled);
         }
         ensure!(
-            moved.elapsed() < stuck_after,
-            "{settled} of {count} messages were committed, and then none for {} s; the workers' log says why",
+            progress_at.elapsed() < stuck_after,
+            "{settled} of {count} messages were committed, then none for {} s; see the workers' log",
             stuck_after.as_secs()
         );
-        sleep(LOOK_EVERY).await;
+        sleep(POLL_INTERVAL).await;
     }
 }

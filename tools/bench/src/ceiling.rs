@@ -1,5 +1,5 @@
-//! What the database alone can do: a worker's own statements, batch after batch on one connection, with nothing else going
-//! on.
+//! The throughput of the database alone: a worker's own statements, batch after batch on one connection, without any
+//! other load.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use uuid::Uuid;
 use super::bulk::Prepared;
 use super::grants::Grants;
 
-/// Rows a second.
+/// Measures rows per second.
 pub(super) async fn measure<W: Worker>(
     worker: &W,
     settings: &Settings,
@@ -38,22 +38,22 @@ pub(super) async fn measure<W: Worker>(
         decoded.chunks(settings.worker.batch_size).map(|batch| batch.iter().collect()).collect();
     let grants_of = Grants::open(&settings.trust, W::INFO.name)?;
     let mut connection = store::connect(&settings.postgres.url_of(&worker_role(W::INFO.name))).await?;
-    // The first statement of a connection is prepared; the worker has done that before its run, too.
+    // Includes preparing the statements, which the worker does before its measured run.
     let started = Instant::now();
     for batch in &batches {
-        write(worker, &mut connection, &grants_of, batch).await.context("the database refuses a batch")?;
+        write(worker, &mut connection, &grants_of, batch).await.context("the database rejected a batch")?;
     }
     let rows_per_second = decoded.len() as f64 / started.elapsed().as_secs_f64();
-    tell_nobody(settings).await?;
+    mark_events_published(settings).await?;
     Ok(rows_per_second)
 }
 
-/// The events of the ceiling were never published, and the worker that is measured next must not take it upon itself.
-async fn tell_nobody(settings: &Settings) -> anyhow::Result<()> {
+/// Marks the events written here as published. Otherwise the worker that is measured next would publish them.
+async fn mark_events_published(settings: &Settings) -> anyhow::Result<()> {
     const MARK: &str =
         "UPDATE session_clocks SET published_sequence = (SELECT last_value FROM blackboard_event_sequence)";
     let mut owner = store::connect(&settings.postgres.url).await?;
-    owner.batch_execute(MARK).await.context("the events of the ceiling cannot be marked as published")
+    owner.batch_execute(MARK).await.context("cannot mark the events as published")
 }
 
 fn decode<I: WorkItem>(sequence: usize, prepared: Prepared) -> anyhow::Result<Message<I>> {
@@ -115,7 +115,7 @@ async fn write<W: Worker>(
             for event in &events {
                 *sessions.entry((event.user_id, event.session_id)).or_default() += 1;
             }
-            // Everything that is there is as good as published.
+            // Treats all events as published.
             let (causes, published, enqueued) = (0, 0, i64::MAX);
             let session = |((user_id, session_id), events)| Session {
                 user_id,

@@ -36,8 +36,8 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(20 * 60);
 const STEADY_FOR: Duration = Duration::from_secs(3);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The statements that fill the tables. `{points}`, `{users}` and `{model}` are replaced. Rows of one user are spread over
-/// the table, as when users write alternately. The id of a memory is its number.
+/// The statements that fill the tables. `{points}`, `{users}` and `{model}` are replaced. Rows of one user are spread
+/// over the table, as when users write alternately. The id of a memory is its number.
 const FILL: [&str; 5] = [
     "INSERT INTO users (id, username, email) SELECT n, 'u' || n, n || '@example.org' FROM generate_series(1, {users}) AS n",
     // Replaces a trigger, which is disabled here. The tenants of the vector store are derived from these rows.

@@ -13,7 +13,7 @@ use stack::StackOptions;
 
 use super::ceiling;
 use super::corpus::Corpus;
-use super::pipeline::{Pipeline, Run, give_key};
+use super::pipeline::{Pipeline, Run, add_payload_key};
 use super::process::Meter;
 use super::{median, rounded};
 
@@ -85,7 +85,7 @@ pub(super) async fn execute(args: ContextArgs, settings: &Settings) -> anyhow::R
             .await?
     };
     if local.stack().is_some() {
-        give_key(&local.settings)?;
+        add_payload_key(&local.settings)?;
     }
     let pipeline = Pipeline::open::<ContextWriter>(&local.settings).await;
     let measured = match &pipeline {

@@ -1,4 +1,4 @@
-//! A database full of rows of many users, for benches of reads and indexes.
+//! A database with many rows of many users, for benchmarks of reads and indexes.
 
 use anyhow::Context;
 use clap::Args;
@@ -14,18 +14,18 @@ use trust::worker_role;
 
 use super::grants::Grants;
 
-/// How much is filled in, and how often it is read.
+/// Options of benchmarks on a filled database.
 #[derive(Debug, Args)]
 pub(super) struct FilledArgs {
-    /// Contexts, and as many router decisions and events.
+    /// Number of contexts, and of router decisions and events each.
     #[arg(long, default_value_t = 1_000_000, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1_000..=20_000_000))]
     pub(super) rows: u32,
 
-    /// Users that they belong to.
+    /// Users to distribute the rows over.
     #[arg(long, default_value_t = 10_000, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
     pub(super) users: u32,
 
-    /// Times that each is asked, of another user each time.
+    /// Number of runs of each query, each for a different user.
     #[arg(long, default_value_t = 500, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(10..=100_000))]
     pub(super) times: u32,
 }
@@ -36,29 +36,29 @@ impl FilledArgs {
     }
 }
 
-/// Of these users another one each time, far from the one before.
+/// The user of a run. Consecutive runs use distant users.
 ///
 /// # Errors
-/// If there are more users than there are numbers for them.
+/// If the user id is out of range.
 pub(super) fn user(number: u32, users: u32) -> anyhow::Result<UserId> {
     Ok(UserId::new(i32::try_from(1 + u64::from(number) * 7_919 % u64::from(users))?)?)
 }
 
-/// How many rows of how many users.
+/// The numbers of rows, users and sessions.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Size {
-    /// Contexts, and as many router decisions and events; a fifth of it of everything else.
+    /// Number of contexts, router decisions and events each; all other tables have a fifth of it.
     pub(super) rows: u32,
     pub(super) users: u32,
-    /// Of each user.
+    /// Sessions per user.
     pub(super) sessions: u32,
 }
 
-/// The worker whose role reads. Its rights are widened in this database, which is removed afterwards.
+/// The worker whose role reads. It gets more privileges in this database, which is removed afterwards.
 pub(super) const READER: &str = "context-writer";
 
-/// The statements that fill the tables. `{rows}`, `{users}` and `{sessions}` stand for the numbers, `{part}` for a fifth of the rows. Rows of
-/// one user lie far apart, as they do when users write in turns.
+/// The statements that fill the tables. `{rows}`, `{users}`, `{sessions}` and `{part}`, a fifth of the rows, are
+/// replaced. Rows of one user are spread over the table, as when users write alternately.
 const FILL: [&str; 9] = [
     "INSERT INTO users (id, username, email) SELECT n, 'u' || n, n || '@example.org' FROM generate_series(1, {users}) AS n",
     "INSERT INTO chat_mode_sessions (id, user_id, session_id, chat_mode, is_active, configuration, ended_at, created_at)
@@ -87,7 +87,7 @@ const FILL: [&str; 9] = [
      SELECT md5(u || ' ' || k)::uuid, u, 'fact', 'n' || k, 'title ' || k, jsonb_build_object('claim', 'c' || (u * 20 + k) % 5000),
          (ARRAY['unvalidated', 'validated', 'disputed'])[1 + k % 3]::validationstatus, (k % 10) / 10.0
      FROM generate_series(0, greatest({part} / {users}, 1) - 1) AS k, generate_series(1, {users}) AS u",
-    // A tree in which each node has three below it.
+    // A tree in which each node has three children.
     "INSERT INTO consensus_memory_relations (id, user_id, source_node_id, target_node_id, relation_type)
      SELECT uuid7(), u, md5(u || ' ' || (k - 1) / 3)::uuid, md5(u || ' ' || k)::uuid, 'supports'
      FROM generate_series(1, greatest({part} / {users}, 1) - 1) AS k, generate_series(1, {users}) AS u",
@@ -96,8 +96,8 @@ const FILL: [&str; 9] = [
      FROM generate_series(0, {part} - 1) AS n",
 ];
 
-/// Fills tables by these statements, with these values in the places of these names. Without triggers and foreign keys, which are
-/// not what is measured. Leaves nothing for a vacuum or a checkpoint to do.
+/// Fills tables with these statements, after replacing placeholders by their values. Disables triggers and foreign key
+/// checks, which are not measured. Runs a vacuum and a checkpoint at the end, so that none is due during measurements.
 pub(super) async fn fill_tables(
     owner: &mut Connection,
     statements: &[&str],
@@ -106,21 +106,21 @@ pub(super) async fn fill_tables(
     owner
         .batch_execute("SET session_replication_role = replica")
         .await
-        .context("only a superuser can fill it")?;
+        .context("cannot disable triggers, which only a superuser can do")?;
     for statement in statements {
         let table = statement.split_whitespace().nth(2).unwrap_or_default();
         errln!("filling {table}");
         let put = |sql: String, (name, value): &(&str, String)| sql.replace(name, value);
         let sql = values.iter().fold((*statement).to_owned(), put);
-        owner.batch_execute(&sql).await.with_context(|| format!("{table} cannot be filled"))?;
+        owner.batch_execute(&sql).await.with_context(|| format!("cannot fill {table}"))?;
     }
     for sql in ["SET session_replication_role = origin", "VACUUM ANALYZE", "CHECKPOINT"] {
-        owner.batch_execute(sql).await.with_context(|| format!("no {sql}"))?;
+        owner.batch_execute(sql).await.with_context(|| format!("{sql} failed"))?;
     }
     Ok(())
 }
 
-/// Fills the tables, and lets the reader read them.
+/// Fills the tables, and grants the reader access to them.
 pub(super) async fn fill(settings: &Settings, size: Size) -> anyhow::Result<Connection> {
     let mut owner = store::connect(&settings.postgres.url).await?;
     let values = [
@@ -134,17 +134,17 @@ pub(super) async fn fill(settings: &Settings, size: Size) -> anyhow::Result<Conn
     owner
         .batch_execute(&format!("GRANT SELECT, INSERT ON ALL TABLES IN SCHEMA public TO {role}"))
         .await
-        .context("the reader has no rights")?;
+        .context("cannot grant privileges to the reader")?;
     Ok(owner)
 }
 
-/// A login that reads under row-level security.
+/// A connection that reads under row-level security.
 pub(super) async fn reader(settings: &Settings) -> anyhow::Result<(Connection, Grants)> {
     let grants = Grants::open(&settings.trust, READER)?;
     Ok((store::connect(&settings.postgres.url_of(&worker_role(READER))).await?, grants))
 }
 
-/// Begins a transaction with the context of a user.
+/// Begins a transaction with the security context of a user.
 pub(super) async fn begin_for(
     connection: &mut Connection,
     grants: &Grants,
@@ -162,18 +162,18 @@ struct Line {
     line: String,
 }
 
-/// The plan of a statement about a user.
+/// The query plan of a statement for a user.
 pub(super) async fn plan(connection: &mut Connection, sql: &str, user: UserId) -> anyhow::Result<Value> {
-    // EXPLAIN gives a column of a name that Diesel cannot be told, so that a function hands it on.
+    // The result column of EXPLAIN has a name that Diesel cannot map, so a function returns the plan.
     let sql = format!("EXPLAIN (FORMAT JSON) {}", sql.replace("$1", &user.to_string()));
     let rows: Vec<Line> =
         diesel::sql_query("SELECT bench_plan($1) AS line").bind::<Text, _>(sql).load(connection).await?;
-    let text = rows.into_iter().next().context("no plan")?.line;
+    let text = rows.into_iter().next().context("EXPLAIN returned no plan")?.line;
     Ok(serde_json::from_str(&text)?)
 }
 
-/// Makes the function that [`plan`] needs.
-pub(super) async fn make_plan_function(owner: &mut Connection) -> anyhow::Result<()> {
+/// Creates the function that [`plan`] needs.
+pub(super) async fn create_plan_function(owner: &mut Connection) -> anyhow::Result<()> {
     owner
         .batch_execute(&format!(
             "CREATE FUNCTION bench_plan(statement text) RETURNS text LANGUAGE plpgsql AS $$
@@ -190,7 +190,7 @@ pub(super) async fn make_plan_function(owner: &mut Connection) -> anyhow::Result
     Ok(())
 }
 
-/// The values of a field in a plan, wherever they stand.
+/// Collects the values of a field at any depth of a plan.
 pub(super) fn found<'a>(plan: &'a Value, field: &str, into: &mut Vec<&'a str>) {
     match plan {
         Value::Array(parts) => parts.iter().for_each(|part| found(part, field, into)),
@@ -202,14 +202,14 @@ pub(super) fn found<'a>(plan: &'a Value, field: &str, into: &mut Vec<&'a str>) {
     }
 }
 
-/// The tables without a row.
+/// The tables without rows.
 pub(super) async fn empty_tables(owner: &mut Connection) -> anyhow::Result<Vec<String>> {
-    const ASK: &str = "SELECT relname::text AS line FROM pg_class WHERE relkind = 'r' AND reltuples = 0";
-    let rows: Vec<Line> = diesel::sql_query(ASK).load(owner).await?;
+    const QUERY: &str = "SELECT relname::text AS line FROM pg_class WHERE relkind = 'r' AND reltuples = 0";
+    let rows: Vec<Line> = diesel::sql_query(QUERY).load(owner).await?;
     Ok(rows.into_iter().map(|row| row.line).collect())
 }
 
-/// Runs a statement about a user and forgets its rows; milliseconds. It is prepared once for a connection.
+/// Runs a statement for a user, discards its rows and returns the milliseconds. It is prepared once per connection.
 pub(super) async fn time(connection: &mut Connection, sql: &str, user: UserId) -> anyhow::Result<f64> {
     let started = std::time::Instant::now();
     store::prepared(diesel::sql_query(sql).bind::<Integer, _>(user.get())).execute(connection).await?;

@@ -59,8 +59,9 @@ enum What {
     Context(ContextArgs),
     /// The cost of row-level security, events and the audit trail for a batch of inserts, layer by layer.
     ///
-    /// The same batches are inserted into four tables shaped like that of contexts: a bare one, one with row-level security,
-    /// one that also writes an event per row, and one that also writes the audit trail. The tables alternate, batch by batch.
+    /// The same batches are inserted into four tables shaped like that of contexts: a bare one, one with row-level
+    /// security, one that also writes an event per row, and one that also writes the audit trail. The tables alternate,
+    /// batch by batch.
     WritePath(WritePathArgs),
     /// The benefit of each index for its query, and its cost for a batch of inserts.
     Indexes(IndexesArgs),
@@ -72,13 +73,13 @@ enum What {
     Router(RouterArgs),
     /// The latency of memory-reader in PostgreSQL, in one process and over NATS, compared with the bare SQL queries.
     Questions(QuestionsArgs),
-    /// The cost of security: verifying tokens and grants, encrypting and decrypting fields, and the whole write path with
-    /// security on and off.
+    /// The cost of security: verifying tokens and grants, encrypting and decrypting fields, and the whole write path
+    /// with security on and off.
     Trust(TrustArgs),
     /// The latency and the recall of vector searches, at the vector store and over NATS.
     ///
-    /// The vectors are synthetic and lie in about twenty clusters per user. Recall is the share of the results of an exact
-    /// search that a search finds.
+    /// The vectors are synthetic and lie in about twenty clusters per user. Recall is the share of the results of an
+    /// exact search that a search finds.
     Search(SearchArgs),
     /// The throughput of vector-indexer, and the time from publish until a search finds the memory.
     Index(IndexArgs),

@@ -1,4 +1,4 @@
-//! The whole path: messages stored in the broker before, then taken by a worker process of its own.
+//! The whole path: messages are stored in the broker first, then consumed by a separate worker process.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -29,7 +29,7 @@ pub(super) struct Run {
     pub(super) peak_rss_mib: f64,
 }
 
-/// Milliseconds from stored to committed.
+/// Milliseconds from being stored by the broker to commit.
 pub(super) struct Delay {
     pub(super) p50: f64,
     pub(super) p99: f64,
@@ -44,16 +44,16 @@ pub(super) struct Pipeline {
     consumer: PullConsumer,
 }
 
-const LOOK_EVERY: Duration = Duration::from_millis(5);
-/// A run in which nothing moves for this long has failed.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// A run without progress for this long has failed.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
-/// How long the delay is measured.
+/// For how long the delay is measured.
 const DELAY_FOR: Duration = Duration::from_secs(8);
 /// How often messages are published while the delay is measured.
 const PULSE: Duration = Duration::from_millis(10);
-/// The consumer goes on by itself after this, should nobody be left to tell it.
+/// The consumer resumes by itself after this time, in case this process is killed before it resumes it.
 const PAUSE: Duration = Duration::from_secs(120);
-/// What the worker writes before the delay is measured, so that it has its connection and its statements.
+/// Messages before the delay is measured, so that the worker's connection is open and its statements are prepared.
 const WARM_UP: usize = 200;
 
 impl Pipeline {
@@ -78,7 +78,7 @@ impl Pipeline {
         settled
     }
 
-    /// One run: the consumer is paused until the worker waits for it.
+    /// Measures one run. The consumer is paused until the worker's pull request is waiting.
     pub(super) async fn measure(&self, messages: &[Prepared], meter: &Meter) -> anyhow::Result<Run> {
         self.bulk.publish(messages.iter().cloned()).await?;
         let (mut worker, process) = self.start_waiting_worker().await?;
@@ -87,7 +87,7 @@ impl Pipeline {
         let seconds = started.elapsed().as_secs_f64();
         let after = meter.read(process)?;
         let peak_rss_mib = peak_rss_mib(process)?;
-        worker.kill().await.context("the worker process cannot be ended")?;
+        worker.kill().await.context("cannot kill the worker process")?;
         let count = messages.len() as f64;
         let per_1k = |after: f64, before: f64| (after - before) / count * 1_000.0;
         Ok(Run {
@@ -102,13 +102,14 @@ impl Pipeline {
         })
     }
 
-    /// A worker process whose pull waits at the server. The consumer goes on in any case.
+    /// Starts a worker process, and returns when its pull request is waiting at the server. Resumes the consumer in any
+    /// case.
     async fn start_waiting_worker(&self) -> anyhow::Result<(Child, u32)> {
         let until = time_in(PAUSE)?;
-        self.stream.pause_consumer(self.worker, until).await.context("the consumer cannot be paused")?;
+        self.stream.pause_consumer(self.worker, until).await.context("cannot pause the consumer")?;
         let waiting = async {
             let mut worker = self.start_worker()?;
-            let process = worker.id().context("the worker process ended at once")?;
+            let process = worker.id().context("the worker process ended immediately")?;
             self.wait_for(&mut worker, "the worker to wait for messages", |info| info.num_waiting > 0)
                 .await?;
             Ok((worker, process))
@@ -118,14 +119,14 @@ impl Pipeline {
         started
     }
 
-    /// Lets the consumer go on, whether it was paused or not.
+    /// Resumes the consumer, whether or not it was paused.
     pub(super) async fn resume(&self) -> anyhow::Result<()> {
         let resumed = self.stream.resume_consumer(self.worker).await;
-        resumed.map(drop).context("the consumer cannot be resumed")
+        resumed.map(drop).context("cannot resume the consumer")
     }
 
-    /// When the first message was delivered, and what had been spent by then. The broker lets a resumed consumer
-    /// wait for some seconds, which is not the worker's time.
+    /// Waits for the first delivery, and returns its time and the processor time used until then. The broker may start
+    /// to deliver only some seconds after the resume, which is not counted as the worker's time.
     async fn first_delivery(&self, process: u32, meter: &Meter) -> anyhow::Result<(Instant, Reading)> {
         let since = Instant::now();
         let delivered = self.consumer.get_info().await?.delivered.consumer_sequence;
@@ -135,21 +136,21 @@ impl Pipeline {
                 return Ok(before);
             }
             ensure!(since.elapsed() < STUCK_AFTER, "waited {STUCK_AFTER:?} for a first delivery");
-            sleep(LOOK_EVERY).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 
     fn start_worker(&self) -> anyhow::Result<Child> {
-        let program = std::env::current_exe().context("this program's own file is unknown")?;
+        let program = std::env::current_exe().context("cannot determine the path of this program")?;
         let mut command = Command::new(program);
         command.args(["run", self.worker]).stdout(Stdio::null()).kill_on_drop(true);
-        // Its options are those of this process, wherever these came from.
+        // Passes the options of this process, whether from a file or the environment.
         let inherited = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
         for name in inherited.filter(|name| name.starts_with(ENVIRONMENT_PREFIX)) {
             command.env_remove(name);
         }
-        command.envs(self.settings.to_environment().context("the configuration cannot be passed on")?);
-        command.spawn().context("the worker process cannot be started")
+        command.envs(self.settings.to_environment().context("cannot pass on the configuration")?);
+        command.spawn().context("cannot start the worker process")
     }
 
     async fn wait_for(
@@ -167,13 +168,13 @@ impl Pipeline {
                 return Ok(());
             }
             ensure!(since.elapsed() < STUCK_AFTER, "waited {STUCK_AFTER:?} for {what}");
-            sleep(LOOK_EVERY).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// Waits until everything is settled, as long as something moves.
+    /// Waits until all messages are settled. Fails if there is no progress for [`STUCK_AFTER`].
     async fn settled(&self) -> anyhow::Result<()> {
-        let (mut moved, mut left) = (Instant::now(), u64::MAX);
+        let (mut progress_at, mut left) = (Instant::now(), u64::MAX);
         loop {
             let info = self.consumer.get_info().await?;
             let now_left = info.num_pending + info.num_ack_pending as u64;
@@ -181,17 +182,20 @@ impl Pipeline {
                 return Ok(());
             }
             if now_left != left {
-                (moved, left) = (Instant::now(), now_left);
+                (progress_at, left) = (Instant::now(), now_left);
             }
-            ensure!(moved.elapsed() < STUCK_AFTER, "{left} messages were not settled within {STUCK_AFTER:?}");
-            sleep(LOOK_EVERY).await;
+            ensure!(
+                progress_at.elapsed() < STUCK_AFTER,
+                "no progress for {STUCK_AFTER:?}; {left} messages are left"
+            );
+            sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// Publishes contexts at a steady rate that does not saturate, and reads the delay from context-writer's counters.
+    /// Publishes contexts at a steady rate below saturation, and reads the delay from context-writer's counters.
     pub(super) async fn delay(&self, corpus: &mut Corpus, rate: u32) -> anyhow::Result<Delay> {
         let fleet = Fleet::start(&[WorkerName::ContextWriter], &self.settings);
-        let (_, stats) = fleet.stats().first().context("no worker runs")?;
+        let (_, stats) = fleet.stats().first().context("no worker is running")?;
         self.bulk.publish(corpus.messages(WARM_UP)).await?;
         self.settled().await?;
         stats.reset();
@@ -222,8 +226,8 @@ impl Pipeline {
     }
 }
 
-/// On private servers, the service that measures encrypts its bodies as every other does.
-pub(super) fn give_key(settings: &Settings) -> anyhow::Result<()> {
+/// Adds a payload key for the benchmark's service, so that its bodies are encrypted as those of other services are.
+pub(super) fn add_payload_key(settings: &Settings) -> anyhow::Result<()> {
     let Some(ring) = settings.trust.payload_ring_file.as_ref().map(Path::new) else { return Ok(()) };
     if KeyRing::read(ring)?.current("bench").is_none() {
         add_key(ring, "bench", 1)?;
@@ -233,5 +237,5 @@ pub(super) fn give_key(settings: &Settings) -> anyhow::Result<()> {
 
 fn time_in(pause: Duration) -> anyhow::Result<time::OffsetDateTime> {
     let now = time::OffsetDateTime::now_utc();
-    now.checked_add(time::Duration::try_from(pause)?).context("no such time")
+    now.checked_add(time::Duration::try_from(pause)?).context("the pause is out of range")
 }

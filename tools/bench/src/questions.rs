@@ -37,14 +37,14 @@ pub(super) struct QuestionsArgs {
     json: bool,
 }
 
-/// The service that asks.
+/// The service that sends the queries.
 const SERVICE: &str = "bench";
-/// Queries before anything is measured, so that connections are open and statements are prepared.
+/// Queries before measuring, so that connections are open and statements prepared.
 const WARM_UP: u32 = 20;
-/// How long memory-reader may take to appear.
+/// Time limit for memory-reader to answer its first query.
 const START_WITHIN: Duration = Duration::from_secs(60);
 
-/// The queries, and the SQL query of the reference document that each corresponds to (`bench reads` has them).
+/// Names of SQL queries of the reference document, as in `bench reads`, each with the corresponding query and its body.
 const ASKED: [(&str, &str, &str); 5] = [
     ("session_lookup", "session.list", r#"{"active": true}"#),
     ("context_get", "context.get", r#"{"session_id": "s3", "context_key": "k3"}"#),
@@ -53,8 +53,8 @@ const ASKED: [(&str, &str, &str); 5] = [
     ("events_after", "event.list", r#"{"session_id": "s3", "limit": 100}"#),
 ];
 
-/// What was measured. Times in PostgreSQL are those of the whole transaction of the read: the security context, the query, the
-/// commit, and the ways there and back.
+/// The results. Times in PostgreSQL are those of the whole read transaction: security context, query, commit, and
+/// network round trips.
 #[derive(Debug, Serialize)]
 struct Report {
     rows: u32,
@@ -63,7 +63,7 @@ struct Report {
     context_get_ms_p99: f64,
     analytics_ms_p99: f64,
     graph_walk_ms_p99: f64,
-    /// What half of the questions take longer over NATS than in this process; the worst of the kinds.
+    /// Median over NATS minus median in this process, for the kind of query with the largest difference.
     nats_added_ms_p50: f64,
     questions: Vec<Question>,
 }
@@ -71,16 +71,16 @@ struct Report {
 #[derive(Debug, Serialize)]
 struct Question {
     name: &'static str,
-    /// The reference document's query, by a role that row-level security does not bind.
+    /// The reference document's SQL query, as a role that bypasses row-level security.
     bare_ms_p50: f64,
     bare_ms_p99: f64,
-    /// In PostgreSQL.
+    /// Time in PostgreSQL.
     read_ms_p50: f64,
     read_ms_p99: f64,
-    /// The same and everything else: the token, the answer as JSON, the row in the access log on disk.
+    /// Time in memory-reader: PostgreSQL, token verification, JSON serialization, and the durable access log row.
     in_process_ms_p50: f64,
     in_process_ms_p99: f64,
-    /// From the question to the answer, over the broker.
+    /// Time from query to answer over NATS.
     nats_ms_p50: f64,
     nats_ms_p99: f64,
 }
@@ -103,7 +103,7 @@ pub(super) async fn execute(args: &QuestionsArgs, settings: &Settings) -> anyhow
         questions,
     };
     if args.json {
-        outln!("{}", serde_json::to_string(&report).context("the report cannot be written")?);
+        outln!("{}", serde_json::to_string(&report).context("cannot serialize the report")?);
     } else {
         show(&report);
     }
@@ -113,7 +113,7 @@ pub(super) async fn execute(args: &QuestionsArgs, settings: &Settings) -> anyhow
 async fn measure(args: &QuestionsArgs, settings: &Settings) -> anyhow::Result<Vec<Question>> {
     let mut owner = filled::fill(settings, args.filled.size()).await?;
     errln!("computing the routing statistics");
-    owner.batch_execute(&routing_statistics()).await.context("the patterns cannot be computed")?;
+    owner.batch_execute(&routing_statistics()).await.context("cannot compute the routing statistics")?;
     owner.batch_execute("VACUUM ANALYZE router_hourly_patterns").await?;
     let entry = ServiceEntry { scopes: vec!["*:*".parse()?], rates: Rates::default() };
     registry::put_service(&mut owner, &SERVICE.parse()?, &entry).await?;
@@ -121,7 +121,8 @@ async fn measure(args: &QuestionsArgs, settings: &Settings) -> anyhow::Result<Ve
         handler: memory_reader::open(settings, &StartupDeadline::new(&Readiness::new("bench"), settings))
             .await?,
         client: broker::connect_operator(&settings.nats, SERVICE).await?,
-        issuer: token_issuer::issuer(&settings.trust)?.context("the keys of tokens are not set")?,
+        issuer: token_issuer::issuer(&settings.trust)?
+            .context("the keys to issue tokens are not configured")?,
     };
     let fleet = Fleet::start(&[WorkerName::MemoryReader], settings);
     let measured = async {
@@ -153,7 +154,7 @@ struct Asker {
 }
 
 impl Asker {
-    /// A question of the service, with a token for the user.
+    /// A query of the service, with a token for the user.
     fn question(&self, question: &str, user: UserId, body: &'static str) -> anyhow::Result<IncomingQuery> {
         let request = TokenRequest {
             service: SERVICE.parse()?,
@@ -164,7 +165,7 @@ impl Asker {
         };
         let token = self.issuer.issue(&request, SystemTime::now())?.token;
         let headers = query_headers(&token, &QueryOptions::default());
-        let (noun, verb) = question.split_once('.').context("a question has a noun and a verb")?;
+        let (noun, verb) = question.split_once('.').context("a query needs a noun and a verb")?;
         let body = Bytes::from_static(body.as_bytes());
         Ok(IncomingQuery {
             service: request.service,
@@ -175,12 +176,12 @@ impl Asker {
         })
     }
 
-    /// How long the answer took, and how much of it the database.
+    /// Milliseconds until the answer, and the part of them in the database.
     async fn in_process(&self, asked: IncomingQuery) -> anyhow::Result<(f64, f64)> {
         let started = Instant::now();
         let (answer, read) = self.handler.handle_timed(asked).await;
         let took = ms(started.elapsed());
-        ensure!(answer.is_ok(), "a question is refused: {answer:?}");
+        ensure!(answer.is_ok(), "a query was rejected: {answer:?}");
         Ok((took, ms(read)))
     }
 
@@ -191,11 +192,11 @@ impl Asker {
         let answer = self.client.request_with_headers(subject, headers, asked.body).await?;
         let took = ms(started.elapsed());
         let refused = answer.headers.is_some_and(|headers| headers.get(header::REFUSED).is_some());
-        ensure!(!refused, "a question is refused: {}", String::from_utf8_lossy(&answer.payload));
+        ensure!(!refused, "a query was rejected: {}", String::from_utf8_lossy(&answer.payload));
         Ok(took)
     }
 
-    /// Waits for memory-reader.
+    /// Waits until memory-reader answers.
     async fn until_answered(&self) -> anyhow::Result<()> {
         let since = Instant::now();
         while let Err(error) = self.over_nats(self.question("session.list", UserId::new(1)?, "{}")?).await {
@@ -214,11 +215,11 @@ async fn measure_one(
     question: &str,
     body: &'static str,
 ) -> anyhow::Result<Question> {
-    errln!("asking {question}");
-    let (_, sql) = QUERIES.iter().find(|(query, _)| *query == name).context("no such query")?;
+    errln!("measuring {question}");
+    let (_, sql) = QUERIES.iter().find(|(query, _)| *query == name).context("unknown SQL query")?;
     let mut times: HashMap<&str, Vec<f64>> = HashMap::new();
     for number in 0..WARM_UP + args.filled.times {
-        // Users far apart. Of each all three ways, in turns, since whoever is first brings the pages into memory.
+        // Each user is queried in all three ways in rotating order, since the first query loads the pages into memory.
         let user = filled::user(number, args.filled.users)?;
         for turn in 0..3 {
             let mut note = |way, took| {

@@ -22,8 +22,8 @@ pub(super) struct ReadsArgs {
     json: bool,
 }
 
-/// The queries; `$1` is the user. They are the same with and without row-level security: the explicit condition on the user
-/// selects the index, and the policy enforces isolation.
+/// The queries; `$1` is the user. They are the same with and without row-level security: the explicit condition on the
+/// user selects the index, and the policy enforces isolation.
 pub(super) const QUERIES: [(&str, &str); 5] = [
     (
         "session_lookup",
@@ -118,8 +118,8 @@ async fn measure(args: &ReadsArgs, settings: &Settings) -> anyhow::Result<Vec<Qu
     for (name, sql) in QUERIES {
         let (mut with, mut without) = (Vec::new(), Vec::new());
         for number in 0..args.filled.times {
-            // Each user is queried with and without row-level security in alternating order, since the first query loads
-            // the pages into memory.
+            // Each user is queried with and without row-level security in alternating order, since the first query
+            // loads the pages into memory.
             let user = filled::user(number, args.filled.users)?;
             if number % 2 == 0 {
                 without.push(filled::time(&mut owner, sql, user).await?);

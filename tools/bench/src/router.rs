@@ -1,4 +1,5 @@
-//! `memfleet bench router`: routing decisions through router-logger, compared with the same statements on the database alone.
+//! `memfleet bench router`: routing decisions through router-logger, compared with the same statements on the database
+//! alone.
 
 use anyhow::Context;
 use clap::Args;
@@ -11,7 +12,7 @@ use serde::Serialize;
 
 use super::ceiling;
 use super::corpus::Corpus;
-use super::pipeline::{Pipeline, Run, give_key};
+use super::pipeline::{Pipeline, Run, add_payload_key};
 use super::process::Meter;
 use super::{median, on_private_servers, rounded};
 
@@ -57,7 +58,7 @@ pub(super) async fn execute(args: &RouterArgs, settings: &Settings) -> anyhow::R
 }
 
 async fn measure(args: &RouterArgs, local: &Local) -> anyhow::Result<Report> {
-    give_key(&local.settings)?;
+    add_payload_key(&local.settings)?;
     let mut corpus = Corpus::new();
     Pipeline::open::<ContextWriter>(&local.settings).await?.prepare(&corpus).await?;
     let pipeline = Pipeline::open::<RouterLogger>(&local.settings).await?;

@@ -24,19 +24,19 @@ use super::{on_private_servers_with_vectors, percentile, rounded};
 
 #[derive(Debug, Args)]
 pub(super) struct SearchArgs {
-    /// Vectors to search among.
+    /// Number of vectors to search.
     #[arg(long, default_value_t = 50_000, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1_000..=5_000_000))]
     points: u32,
 
-    /// Users that they belong to.
+    /// Users to distribute the vectors over.
     #[arg(long, default_value_t = 200, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     users: u32,
 
-    /// How vectors are kept in memory: none, int8 or binary.
+    /// Quantization of vectors in memory: none, int8 or binary.
     #[arg(long, default_value = "int8", value_name = "HOW", value_parser = quantization)]
     quantization: Quantization,
 
-    /// How many questions are asked in each way.
+    /// Number of timed searches, at the vector store and over NATS each.
     #[arg(long, default_value_t = 1_000, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(10..=100_000))]
     questions: u32,
 
@@ -49,47 +49,47 @@ fn quantization(name: &str) -> Result<Quantization, String> {
     Quantization::from_name(name).ok_or_else(|| "must be none, int8 or binary".to_owned())
 }
 
-/// Searches before anything is measured, so that connections are open and statements are prepared.
+/// Searches before measuring, so that connections are open and statements prepared.
 const WARM_UP: usize = 20;
-/// How many memories a timed question asks for.
+/// The limit of results of a timed search.
 const TOP: u32 = 5;
-/// Of so many memories recall is.
+/// The number of results that recall is computed for.
 const RECALL_AT: u64 = 10;
-/// Over how many questions.
+/// The number of searches that recall is computed from.
 const RECALL_QUESTIONS: usize = 200;
-/// How long a call of the vector store may take, in milliseconds: while it builds indexes it stores points slowly.
+/// Timeout of a call of the vector store, in milliseconds: it stores points slowly while it builds indexes.
 const TIMEOUT_MS: u64 = 60_000;
 
-/// What was measured.
+/// The results.
 #[derive(Debug, Serialize)]
 struct Report {
     points: u32,
     users: u32,
     quantization: &'static str,
-    /// The call to the vector store alone.
+    /// Time of the call to the vector store only.
     engine_ms_p50: f64,
     engine_ms_p95: f64,
     engine_ms_p99: f64,
-    /// From the question to the answer, over the broker.
+    /// Time from query to answer over NATS.
     end_to_end_ms_p50: f64,
     end_to_end_ms_p95: f64,
     end_to_end_ms_p99: f64,
-    /// Of the ten memories that a comparison with every original vector finds, which share a search finds.
+    /// Share of the ten results of an exact search that a search finds.
     recall_at_10: f64,
-    /// What is searched by takes so many bytes in the files of the vector store, which holds them in memory. None where there
-    /// are too few points for it to make them.
+    /// Bytes per point of the vectors used for searching, in the vector store's files, which it keeps in memory. `None`
+    /// if there are too few points for it to create these files.
     vector_bytes_per_point: Option<f64>,
-    /// The bytes of an original vector by that.
+    /// The bytes of an original vector divided by `vector_bytes_per_point`.
     memory_ratio: Option<f64>,
-    /// What the vector store's process holds in memory, original vectors that it has just read from disk included.
+    /// Resident memory of the vector store, including original vectors that it has just read from disk.
     resident_mib: f64,
-    /// Storing the points, and waiting until their indexes are built.
+    /// Time to store the points and to build their indexes.
     load_seconds: f64,
 }
 
 pub(super) async fn execute(args: &SearchArgs, settings: &Settings) -> anyhow::Result<()> {
     let mut settings = settings.clone();
-    // Questions bring their vectors, so that no text is made one.
+    // Queries contain vectors, so no embedder is needed.
     (settings.embedder, settings.next_embedder) = (EmbedderSettings::default(), EmbedderSettings::default());
     settings.vectors.quantization = args.quantization;
     (settings.vectors.model, settings.vectors.dimension) = (Some(MODEL.to_owned()), Some(DIMENSION));
@@ -97,14 +97,14 @@ pub(super) async fn execute(args: &SearchArgs, settings: &Settings) -> anyhow::R
     let measured =
         on_private_servers_with_vectors(&settings, async |local| measure(args, local).await).await?;
     if args.json {
-        outln!("{}", serde_json::to_string(&measured).context("the report cannot be written")?);
+        outln!("{}", serde_json::to_string(&measured).context("cannot serialize the report")?);
     } else {
         show(&measured);
     }
     Ok(())
 }
 
-/// The collection that is searched.
+/// The collection to search.
 struct Searched {
     vectors: VectorStore,
     collection: String,
@@ -116,20 +116,21 @@ async fn measure(args: &SearchArgs, local: &Local) -> anyhow::Result<Report> {
     let mut owner = store::connect(&settings.postgres.url).await?;
     clustered::fill(&mut owner, args.points, args.users).await?;
     let active = store::vector::collections(&mut owner, ALIAS, &["active"]).await?.into_iter().next();
-    let collection = active.context("there is no collection")?.collection_name;
+    let collection = active.context("no active collection")?.collection_name;
     let vectors = vector_indexer::collection::vectors(settings)?;
     let loaded = clustered::load(&mut owner, &vectors, &collection).await?;
     let (info, waited) = clustered::settled(&vectors, &collection).await?;
     let searched = Searched { vectors, collection, loaded };
 
-    errln!("asking the vector store");
+    errln!("searching at the vector store");
     let asked = searched.loaded.searches(WARM_UP + args.questions as usize, 1);
     let engine = searched.times(&asked).await?;
     let recall = searched.recall().await?;
-    errln!("asking over NATS");
+    errln!("searching over NATS");
     let end_to_end = over_nats(settings, &asked).await?;
 
-    let qdrant = local.stack().and_then(|stack| stack.qdrant.as_ref()).context("there is no vector store")?;
+    let qdrant =
+        local.stack().and_then(|stack| stack.qdrant.as_ref()).context("no vector store is running")?;
     let bytes = bytes_per_point(&qdrant.data(), args.quantization, info)?;
     let at = |times: &[f64], share: f64| rounded(percentile(times, share));
     Ok(Report {
@@ -151,7 +152,8 @@ async fn measure(args: &SearchArgs, local: &Local) -> anyhow::Result<Report> {
 }
 
 impl Searched {
-    /// The memories that are found, with the filters of a question to memory-reader that has none of its own.
+    /// Searches with the filters that memory-reader adds to a query without filters. Returns the results and
+    /// milliseconds.
     async fn search(&self, asked: &Search, exact: bool, limit: u64) -> anyhow::Result<(HashSet<Uuid>, f64)> {
         let query = VectorQuery {
             vector: asked.vector.clone(),
@@ -164,11 +166,11 @@ impl Searched {
         let started = Instant::now();
         let found = self.vectors.search(tenant, &self.collection, &query).await?;
         let took = started.elapsed().as_secs_f64() * 1_000.0;
-        ensure!(!found.is_empty(), "nothing is found for user {}", asked.user);
+        ensure!(!found.is_empty(), "no search results for user {}", asked.user);
         Ok((found.into_iter().map(|one| one.memory).collect(), took))
     }
 
-    /// Milliseconds of each question, one after the other.
+    /// Milliseconds of each search, run sequentially.
     async fn times(&self, asked: &[Search]) -> anyhow::Result<Vec<f64>> {
         let mut times = Vec::with_capacity(asked.len());
         for (number, one) in asked.iter().enumerate() {
@@ -181,18 +183,18 @@ impl Searched {
     }
 
     async fn recall(&self) -> anyhow::Result<f64> {
-        let (mut found, mut there) = (0, 0);
+        let (mut found, mut expected) = (0, 0);
         for one in self.loaded.searches(RECALL_QUESTIONS, 2) {
             let (exact, _) = self.search(&one, true, RECALL_AT).await?;
             let (quick, _) = self.search(&one, false, RECALL_AT).await?;
             found += exact.intersection(&quick).count();
-            there += exact.len();
+            expected += exact.len();
         }
-        Ok(found as f64 / there as f64)
+        Ok(found as f64 / expected as f64)
     }
 }
 
-/// Milliseconds of each question, one after the other, with memory-reader in this process.
+/// Milliseconds of each search over NATS, run sequentially, with memory-reader in this process.
 async fn over_nats(settings: &Settings, asked: &[Search]) -> anyhow::Result<Vec<f64>> {
     let mut fleet = Fleet::start(&[WorkerName::MemoryReader], settings);
     let asking = async {
@@ -204,7 +206,7 @@ async fn over_nats(settings: &Settings, asked: &[Search]) -> anyhow::Result<Vec<
                 asker.until_answered(one.user, &similar).await?;
             }
             let (answer, took) = asker.search(one.user, &similar).await?;
-            ensure!(!answer.hits.is_empty(), "nothing is found for user {}", one.user);
+            ensure!(!answer.hits.is_empty(), "no search results for user {}", one.user);
             if number >= WARM_UP {
                 times.push(took);
             }
@@ -213,7 +215,7 @@ async fn over_nats(settings: &Settings, asked: &[Search]) -> anyhow::Result<Vec<
     };
     let times = tokio::select! {
         times = asking => times,
-        ended = fleet.ended() => ended.map_err(Into::into).and_then(|()| anyhow::bail!("memory-reader ended by itself")),
+        ended = fleet.ended() => ended.map_err(Into::into).and_then(|()| anyhow::bail!("memory-reader ended unexpectedly")),
     };
     let stopped = fleet.stop().await;
     let times = times?;
@@ -221,20 +223,20 @@ async fn over_nats(settings: &Settings, asked: &[Search]) -> anyhow::Result<Vec<
     Ok(times)
 }
 
-/// How many bytes what is searched by takes for a point; none if the vector store has no files of it.
+/// Bytes per point of the vectors used for searching; `None` if the vector store has no such files.
 fn bytes_per_point(
     data: &Path,
     quantization: Quantization,
     info: CollectionInfo,
 ) -> anyhow::Result<Option<f64>> {
     let is_quantized = quantization != Quantization::None;
-    let bytes = bytes_of(data, is_quantized).with_context(|| format!("{} cannot be read", data.display()))?;
-    // Points that came last are in a segment without an index, where vectors are not quantized.
+    let bytes = bytes_of(data, is_quantized).with_context(|| format!("cannot read {}", data.display()))?;
+    // The latest points are in a segment without an index, where vectors are not quantized.
     let points = if is_quantized { info.indexed } else { info.points };
     Ok((bytes > 0 && points > 0).then(|| bytes as f64 / points as f64))
 }
 
-/// The bytes of the files under a folder that have vectors, as they are or quantized.
+/// The size of all files under a folder that contain original or quantized vectors.
 fn bytes_of(folder: &Path, is_quantized: bool) -> std::io::Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(folder)? {
@@ -243,15 +245,15 @@ fn bytes_of(folder: &Path, is_quantized: bool) -> std::io::Result<u64> {
         if metadata.is_dir() {
             bytes += bytes_of(&path, is_quantized)?;
         } else if has_vectors(&path, is_quantized) {
-            // A file that grows is made longer than what is in it.
+            // Growing files are preallocated sparsely: their length exceeds their contents.
             bytes += metadata.len().min(metadata.blocks() * 512);
         }
     }
     Ok(bytes)
 }
 
-/// As the engine names its files in a segment: `vector_storage/quantized.data`, `vector_storage/matrix.dat`, and
-/// `vector_storage/vectors/chunk_0.mmap`.
+/// Whether a file contains vectors, by the engine's file names in a segment: `vector_storage/quantized.data`,
+/// `vector_storage/matrix.dat` and `vector_storage/vectors/chunk_0.mmap`.
 fn has_vectors(path: &Path, is_quantized: bool) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let in_folder =
@@ -267,16 +269,16 @@ fn has_vectors(path: &Path, is_quantized: bool) -> bool {
 }
 
 fn show(report: &Report) {
-    let line = |what: &str, p50: f64, p95: f64, p99: f64| {
-        outln!("{what:<28} p50 {p50:>8.3}  p95 {p95:>8.3}  p99 {p99:>8.3}");
+    let line = |name: &str, p50: f64, p95: f64, p99: f64| {
+        outln!("{name:<28} p50 {p50:>8.3}  p95 {p95:>8.3}  p99 {p99:>8.3}");
     };
     outln!("{} points of {} users, quantization {}", report.points, report.users, report.quantization);
     line("at the vector store, ms", report.engine_ms_p50, report.engine_ms_p95, report.engine_ms_p99);
     line("over NATS, ms", report.end_to_end_ms_p50, report.end_to_end_ms_p95, report.end_to_end_ms_p99);
-    outln!("{:<28} {:>12.3}", "recall of ten", report.recall_at_10);
+    outln!("{:<28} {:>12.3}", "recall at 10", report.recall_at_10);
     let known = |figure: Option<f64>| figure.map_or_else(|| "-".to_owned(), |figure| format!("{figure:.1}"));
-    outln!("{:<28} {:>12}", "bytes of a vector", known(report.vector_bytes_per_point));
-    outln!("{:<28} {:>12}", "times smaller", known(report.memory_ratio));
-    outln!("{:<28} {:>12.1}", "the store's memory, MiB", report.resident_mib);
-    outln!("{:<28} {:>12.1}", "loading, s", report.load_seconds);
+    outln!("{:<28} {:>12}", "bytes per vector", known(report.vector_bytes_per_point));
+    outln!("{:<28} {:>12}", "compression ratio", known(report.memory_ratio));
+    outln!("{:<28} {:>12.1}", "vector store memory, MiB", report.resident_mib);
+    outln!("{:<28} {:>12.1}", "load and index, s", report.load_seconds);
 }

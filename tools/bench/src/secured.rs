@@ -1,7 +1,7 @@
-//! The whole path with every security measure on, beside the same with them off.
+//! The whole path with optional security measures on, compared with the same path with them off.
 //!
-//! Off: a broker without accounts, nkeys and encryption at rest, plain bodies, nothing marked sensitive. On in both: tokens,
-//! row-level security and the audit trail, which the worker cannot do without.
+//! Off means no NATS accounts and nkeys, no encryption at rest, unencrypted bodies, and nothing marked sensitive.
+//! Tokens, row-level security and the audit trail are always on, since the workers require them.
 
 use cli::errln;
 use cli::output::step;
@@ -12,26 +12,26 @@ use playground::Local;
 
 use super::corpus::Corpus;
 use super::median;
-use super::pipeline::{Pipeline, give_key};
+use super::pipeline::{Pipeline, add_payload_key};
 use super::process::Meter;
 
-/// Of a hundred contexts, how many are marked sensitive.
+/// Percentage of contexts marked sensitive.
 pub(super) const SENSITIVE: u8 = 10;
 
-/// Messages a second.
+/// Messages per second.
 pub(super) struct Rates {
     pub(super) off: f64,
-    /// With a tenth of the contexts sensitive.
+    /// With [`SENSITIVE`] percent of the contexts sensitive.
     pub(super) on: f64,
-    /// With all of them sensitive.
+    /// With all contexts sensitive.
     pub(super) all_sensitive: f64,
 }
 
-/// Runs the first two in turns, then the third, and gives the medians.
+/// Measures the first two alternately, then the third, and returns the medians.
 pub(super) async fn measure(settings: &Settings, messages: usize, runs: u32) -> anyhow::Result<Rates> {
-    let off = step("starting private servers with nothing on", Local::unsecured(settings)).await?;
+    let off = step("starting private servers without optional security", Local::unsecured(settings)).await?;
     let on =
-        step("starting private servers with everything on", Local::temporary(settings, Default::default()));
+        step("starting private servers with all security", Local::temporary(settings, Default::default()));
     let on = match on.await {
         Ok(on) => on,
         Err(error) => {
@@ -49,7 +49,7 @@ pub(super) async fn measure(settings: &Settings, messages: usize, runs: u32) -> 
 }
 
 async fn in_turns(off: &Local, on: &Local, messages: usize, runs: u32) -> anyhow::Result<Rates> {
-    give_key(&on.settings)?;
+    add_payload_key(&on.settings)?;
     let (plain, secured) = (
         Pipeline::open::<ContextWriter>(&off.settings).await?,
         Pipeline::open::<ContextWriter>(&on.settings).await?,
@@ -60,16 +60,16 @@ async fn in_turns(off: &Local, on: &Local, messages: usize, runs: u32) -> anyhow
     let (off_meter, on_meter) = (Meter::new(off.stack()), Meter::new(on.stack()));
     let (mut offs, mut ons, mut all) = (Vec::new(), Vec::new(), Vec::new());
     for run in 1..=runs {
-        errln!("run {run} of {runs}: off, then on");
+        errln!("run {run} of {runs}: security off, then on");
         corpus.mark(0);
         offs.push(plain.measure(&corpus.messages(messages), &off_meter).await?.messages_per_second);
         corpus.mark(SENSITIVE);
         ons.push(secured.measure(&corpus.messages(messages), &on_meter).await?.messages_per_second);
     }
-    // Not in turns with the others, or one of the two databases would hold twice as much as the other.
+    // Not alternated with the others, so that both databases hold the same amount of data during those runs.
     corpus.mark(100);
     for run in 1..=runs {
-        errln!("run {run} of {runs}: on, with all sensitive");
+        errln!("run {run} of {runs}: security on, all contexts sensitive");
         all.push(secured.measure(&corpus.messages(messages), &on_meter).await?.messages_per_second);
     }
     Ok(Rates { off: median(offs)?, on: median(ons)?, all_sensitive: median(all)? })

@@ -1,4 +1,4 @@
-//! `memfleet bench write-path`: what each layer adds to a bare insert.
+//! `memfleet bench write-path`: the cost that each layer adds to a bare insert.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use super::{median, on_private_servers, percentile, rounded};
 
 #[derive(Debug, Args)]
 pub(super) struct WritePathArgs {
-    /// Batches for each table and mix of users.
+    /// Batches per table and number of users.
     #[arg(long, default_value_t = 200, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(10..=10_000))]
     batches: u32,
 
@@ -33,16 +33,16 @@ pub(super) struct WritePathArgs {
     json: bool,
 }
 
-/// Messages in a batch.
+/// Rows per batch.
 const BATCH: usize = 500;
-/// Users in a batch.
+/// Users per batch.
 const MIXES: [usize; 3] = [50, 200, 500];
-/// Batches of each table between two comparisons of all: their ratio is one value, and the median of these is reported.
+/// Batches per table in a round. Each round yields one ratio, and the median of the ratios is reported.
 const ROUND: usize = 10;
-/// Batches before the first that counts: plans are made, files grow, caches fill.
+/// Batches before measuring, in which plans are cached, files grow and caches fill.
 const WARM_UP: usize = 5;
 
-/// The layers, each with all before it.
+/// The layers; each includes those before it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Layer {
     Bare,
@@ -64,7 +64,7 @@ impl Layer {
     }
 }
 
-/// What was measured.
+/// The results.
 #[derive(Debug, Serialize)]
 struct Report {
     bare_rows_per_second: f64,
@@ -78,7 +78,7 @@ struct Report {
     by_users: Vec<Mix>,
 }
 
-/// One mix of users.
+/// The results for one number of users per batch.
 #[derive(Clone, Debug, Serialize)]
 struct Mix {
     users: usize,
@@ -86,13 +86,13 @@ struct Mix {
     rls_ratio: f64,
     events_ratio: f64,
     full_path_ratio: f64,
-    /// Opening the context of a transaction.
+    /// Time to open the security context of a transaction.
     context_ms_p50: f64,
     context_ms_p99: f64,
-    /// What the audit trail adds to one row.
+    /// Time that the audit trail adds per row.
     audit_ms_p50: f64,
     audit_ms_p99: f64,
-    /// What it adds to a transaction of 500 rows.
+    /// Time that the audit trail adds per transaction of 500 rows.
     audit_ms_per_batch_p50: f64,
 }
 
@@ -112,7 +112,7 @@ pub(super) async fn execute(args: &WritePathArgs, settings: &Settings) -> anyhow
         by_users: mixes,
     };
     if args.json {
-        outln!("{}", serde_json::to_string(&report).context("the report cannot be written")?);
+        outln!("{}", serde_json::to_string(&report).context("cannot serialize the report")?);
     } else {
         show(&report);
     }
@@ -122,9 +122,9 @@ pub(super) async fn execute(args: &WritePathArgs, settings: &Settings) -> anyhow
 async fn measure(args: &WritePathArgs, settings: &Settings) -> anyhow::Result<Vec<Mix>> {
     let mut owner = store::connect(&settings.postgres.url).await?;
     for layer in Layer::ALL {
-        prepare(&mut owner, layer).await.with_context(|| format!("{} cannot be made", layer.table()))?;
+        prepare(&mut owner, layer).await.with_context(|| format!("cannot create {}", layer.table()))?;
     }
-    // The worker's own role and its grants: no layer is measured with more rights than it has in production.
+    // With the worker's own role and grants, so that no layer has more privileges than in production.
     let grants_of = Grants::open(&settings.trust, contract::CONTEXT_WRITER.name)?;
     let mut worker =
         store::connect(&settings.postgres.url_of(&worker_role(contract::CONTEXT_WRITER.name))).await?;
@@ -133,9 +133,9 @@ async fn measure(args: &WritePathArgs, settings: &Settings) -> anyhow::Result<Ve
     for users in MIXES {
         errln!("batches of {BATCH} rows of {users} users");
         mixes.push(measure_mix(args, &mut worker, &grants_of, &mut corpus, users).await?);
-        // What one mix leaves to clean up, the next one need not pay for.
+        // Cleans up now, so that it does not slow down the next measurement.
         for sql in ["VACUUM ANALYZE", "CHECKPOINT"] {
-            owner.batch_execute(sql).await.with_context(|| format!("no {sql}"))?;
+            owner.batch_execute(sql).await.with_context(|| format!("{sql} failed"))?;
         }
     }
     Ok(mixes)
@@ -170,7 +170,7 @@ async fn prepare(owner: &mut Connection, layer: Layer) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A row as it is written, and the event of it.
+/// A row and its event.
 struct Row {
     id: Uuid,
     event_id: Uuid,
@@ -196,9 +196,9 @@ fn batch(corpus: &mut Corpus, users: usize) -> anyhow::Result<Vec<Row>> {
         .collect()
 }
 
-/// How long a transaction took, and the opening of its context in it; milliseconds.
-struct Taken {
-    all: f64,
+/// Durations of a transaction, and of opening its security context, in milliseconds.
+struct Durations {
+    total: f64,
     context: f64,
 }
 
@@ -207,7 +207,7 @@ async fn write(
     layer: Layer,
     grants: &[&str],
     rows: &[Row],
-) -> Result<Taken, Fault> {
+) -> Result<Durations, Fault> {
     let insert = format!(
         "INSERT INTO {} (id, user_id, session_id, context_key, context_value, request_id)
          SELECT r.id, r.user_id, 's', r.key, r.value::jsonb, r.request_id
@@ -244,7 +244,7 @@ async fn write(
         })
         .await;
     written?;
-    Ok(Taken { all: started.elapsed().as_secs_f64() * 1_000.0, context })
+    Ok(Durations { total: started.elapsed().as_secs_f64() * 1_000.0, context })
 }
 
 fn event(row: &Row) -> NewEvent<'_> {
@@ -274,18 +274,18 @@ async fn measure_mix(
     let mut contexts: Vec<f64> = Vec::new();
     for number in 0..WARM_UP + args.batches as usize {
         for turn in 0..Layer::ALL.len() {
-            // Whoever comes first after another has its leftovers to carry; each is first equally often.
+            // A layer may be slowed down by the one before it, so the order rotates and each is first equally often.
             let place = (turn + number) % Layer::ALL.len();
             let layer = Layer::ALL[place];
             let rows = batch(corpus, users)?;
             let grants: BTreeSet<Arc<str>> = rows.iter().map(|row| grants_of.of(&row.subject)).collect();
             let grants: Vec<&str> = grants.iter().map(|grant| &**grant).collect();
-            let taken =
-                write(connection, layer, &grants, &rows).await.context("the database refuses a batch")?;
+            let durations =
+                write(connection, layer, &grants, &rows).await.context("the database rejected a batch")?;
             if number >= WARM_UP {
-                times[place].push(taken.all);
+                times[place].push(durations.total);
                 if layer != Layer::Bare {
-                    contexts.push(taken.context);
+                    contexts.push(durations.context);
                 }
             }
         }
@@ -307,7 +307,8 @@ async fn measure_mix(
     })
 }
 
-/// The throughput of one beside that of the bare table: the median over rounds, in which both wrote the same number of rows.
+/// The throughput of a layer relative to the bare table: the median over rounds, in which both wrote the same number of
+/// rows.
 fn ratio(bare: &[f64], other: &[f64]) -> anyhow::Result<f64> {
     let rounds = bare.chunks(ROUND).zip(other.chunks(ROUND));
     median(rounds.map(|(bare, other)| bare.iter().sum::<f64>() / other.iter().sum::<f64>()))
@@ -322,7 +323,7 @@ fn show(report: &Report) {
         ("+ audit", Align::Right),
         ("context ms p50", Align::Right),
         ("p99", Align::Right),
-        ("audit ms a row p50", Align::Right),
+        ("audit ms/row p50", Align::Right),
         ("p99", Align::Right),
     ]);
     for mix in &report.by_users {

@@ -29,7 +29,8 @@ pub struct DevArgs {
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 
-    /// Allow web pages to subscribe to this user's events over WebSocket; docs/examples/live.html does. May be repeated.
+    /// Allow web pages to subscribe to this user's events over WebSocket; docs/examples/live.html does. May be
+    /// repeated.
     #[arg(long, value_name = "USER", value_parser = clap::value_parser!(i32).range(1..))]
     live: Vec<i32>,
 }
@@ -115,7 +116,8 @@ fn show_addresses(file: &Path, settings: &Settings) {
     outln!("  memfleet ask session.list --user 1\n");
 }
 
-/// Prints the addresses of the example page. The nkey seed is in the fragment, which browsers do not send to the server.
+/// Prints the addresses of the example page. The nkey seed is in the fragment, which browsers do not send to the
+/// server.
 fn show_pages(folder: &Path, local: &Local, listeners: &[UserId]) -> anyhow::Result<()> {
     let socket = local.stack().and_then(|stack| stack.nats.websocket_url());
     let Some(socket) = socket.filter(|_| !listeners.is_empty()) else { return Ok(()) };

@@ -20,8 +20,8 @@ use crate::journal::Journal;
 use crate::recovery;
 use crate::settings::Settings;
 
-/// How often a flush is tried, a millisecond apart, until the locks of the engine are free. The optimizer holds them for less
-/// time.
+/// How often a flush is tried, a millisecond apart, until the locks of the engine are free. The optimizer holds them
+/// for less time.
 const FLUSH_TRIES: u32 = 2000;
 
 /// An open collection.
@@ -139,12 +139,12 @@ impl Collection {
         Ok(done?)
     }
 
-    /// Records an operation in the journal, with a filter replaced by the matching ids: when the journal is replayed, other points
-    /// may match the filter.
+    /// Records an operation in the journal, with a filter replaced by the matching ids: when the journal is replayed,
+    /// other points may match the filter.
     fn record(&self, journal: &mut Journal, operation: UpdateOperation) -> Result<UpdateOperation, Problem> {
         let operation = self.with_ids(operation)?;
-        // New points are in a segment that the optimizer does not change. This keeps bulk loads out of the journal. Once the journal
-        // contains an operation, the order matters, and every operation is recorded.
+        // New points are in a segment that the optimizer does not change. This keeps bulk loads out of the journal.
+        // Once the journal contains an operation, the order matters, and every operation is recorded.
         if journal.is_empty()
             && let Some(ids) = operation.upsert_point_ids()
             && self.shard.retrieve(&ids, Some(WithPayloadInterface::Bool(false)), None)?.is_empty()

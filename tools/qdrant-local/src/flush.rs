@@ -1,8 +1,8 @@
 //! Group commit: one flush makes many writes durable.
 //!
-//! The engine does not read its write-ahead log when it loads a collection, so a crash loses everything that was not flushed. A
-//! write with `wait` therefore returns after a flush that began after it. A flush costs about the same for one write as for a
-//! hundred, and concurrent writers share one.
+//! The engine does not read its write-ahead log when it loads a collection, so a crash loses everything that was not
+//! flushed. A write with `wait` therefore returns after a flush that began after it. A flush costs about the same for
+//! one write as for a hundred, and concurrent writers share one.
 
 use std::cell::Cell;
 use std::panic;
@@ -56,7 +56,8 @@ struct State {
 }
 
 impl FlushGate {
-    /// Returns after a successful flush that began after this call. It runs the flush, or waits for the flush of another writer.
+    /// Returns after a successful flush that began after this call. It runs the flush, or waits for the flush of
+    /// another writer.
     pub(crate) fn pass(&self, flush: impl Fn() -> Result<(), Problem>) -> Result<(), Problem> {
         let mut state = self.lock();
         let wanted = state.begun + 1;

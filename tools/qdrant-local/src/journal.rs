@@ -1,8 +1,8 @@
 //! The journal of operations during a run of the optimizer.
 //!
-//! While the engine builds a segment, it keeps deletions and index changes of the old segments in memory and applies them to the
-//! new segment at the end. A flush does not make them durable, and the engine does not read its write-ahead log. The journal
-//! records them, and it is replayed if the collection was not closed cleanly.
+//! While the engine builds a segment, it keeps deletions and index changes of the old segments in memory and applies
+//! them to the new segment at the end. A flush does not make them durable, and the engine does not read its write-ahead
+//! log. The journal records them, and it is replayed if the collection was not closed cleanly.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};

@@ -1,7 +1,7 @@
 //! `qdrant-local`: Qdrant's vector engine, the crate qdrant-edge, behind Qdrant's gRPC API.
 //!
-//! It is for development and tests on machines without a Qdrant server. Programs that use a Qdrant server through qdrant-client
-//! work with it unchanged. It rejects what it does not support, see `reject`.
+//! It is for development and tests on machines without a Qdrant server. Programs that use a Qdrant server through
+//! qdrant-client work with it unchanged. It rejects what it does not support, see `reject`.
 
 mod catalog;
 mod collection;

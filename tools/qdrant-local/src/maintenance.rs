@@ -1,7 +1,7 @@
 //! The maintenance thread of each collection: it flushes writes without `wait` and runs the optimizer.
 //!
-//! It runs when no write has arrived for a while, or when writes have arrived for long enough. The engine's optimizer blocks the
-//! thread that runs it, but no reads and writes; it decides as in a Qdrant server.
+//! It runs when no write has arrived for a while, or when writes have arrived for long enough. The engine's optimizer
+//! blocks the thread that runs it, but no reads and writes; it decides as in a Qdrant server.
 
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Weak};

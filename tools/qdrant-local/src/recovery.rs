@@ -24,8 +24,8 @@ pub(crate) fn remove_leftovers(folder: &Path) -> Result<(), Problem> {
     trim(&log).map_err(|source| Problem::file("trim", &log, source))
 }
 
-/// Removes all closed files of the log except the newest. The engine continues its operation numbers from there, and would ignore
-/// operations with lower numbers than its points have.
+/// Removes all closed files of the log except the newest. The engine continues its operation numbers from there, and
+/// would ignore operations with lower numbers than its points have.
 fn trim(log: &Path) -> io::Result<()> {
     let mut closed = Vec::new();
     for found in fs::read_dir(log)? {
@@ -40,8 +40,8 @@ fn trim(log: &Path) -> io::Result<()> {
     closed.iter().try_for_each(|(_, path)| fs::remove_file(path))
 }
 
-/// Removes duplicate points after the optimizer was interrupted between adding a segment and removing the segments that it
-/// replaces. The newest copy of each point is written again, and the engine then removes the other copies.
+/// Removes duplicate points after the optimizer was interrupted between adding a segment and removing the segments that
+/// it replaces. The newest copy of each point is written again, and the engine then removes the other copies.
 pub(crate) fn remove_duplicates(shard: &EdgeShard) -> Result<(), Problem> {
     let mut offset = None;
     loop {

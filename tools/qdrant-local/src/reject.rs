@@ -1,8 +1,8 @@
 //! Rejection of unsupported calls.
 //!
-//! Everything that this program does not do as a Qdrant server does is rejected with its name and never ignored: a program that
-//! passes its tests here must behave the same with a real server. Requests are therefore destructured completely, so that a field
-//! that a newer qdrant-client adds does not compile until it is supported or rejected.
+//! Everything that this program does not do as a Qdrant server does is rejected with its name and never ignored: a
+//! program that passes its tests here must behave the same with a real server. Requests are therefore destructured
+//! completely, so that a field that a newer qdrant-client adds does not compile until it is supported or rejected.
 
 use tonic::Status;
 

@@ -37,8 +37,8 @@ const SEND_TIMEOUT: Duration = Duration::from_millis(50);
 /// The timeout of the readiness check at start.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Serves until SIGTERM or SIGINT, then ends the process. The engine's optimizer cannot be stopped and need not be, because the
-/// writes during its run are in the journal.
+/// Serves until SIGTERM or SIGINT, then ends the process. The engine's optimizer cannot be stopped and need not be,
+/// because the writes during its run are in the journal.
 pub(crate) fn run(home: &Path, listen: SocketAddr, port_file: Option<&Path>) -> Result<(), StartError> {
     let storage = Storage::open(home)?;
     if let Some(path) = port_file {

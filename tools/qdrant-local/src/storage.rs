@@ -35,8 +35,8 @@ pub(crate) struct Manifest {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Entry {
-    /// The name of its folder. It differs from the name of the collection, which may be created again while the old folder is
-    /// being removed.
+    /// The name of its folder. It differs from the name of the collection, which may be created again while the old
+    /// folder is being removed.
     pub(crate) folder: String,
     pub(crate) settings: Settings,
 }

@@ -15,8 +15,8 @@ const TAIL_LINES: usize = 20;
 /// Bytes at the end of a log that are read for it.
 const TAIL_BYTES: u64 = 16 * 1024;
 
-/// Creates the folder and those above it where they are missing, and returns its full path. Other users can enter what is
-/// created, whatever the umask says: under root, PostgreSQL runs as one of them.
+/// Creates the folder and those above it where they are missing, and returns its full path. Other users can enter what
+/// is created, whatever the umask says: under root, PostgreSQL runs as one of them.
 pub(crate) fn prepare(dir: &Path) -> Result<PathBuf, StackError> {
     let missing: Vec<&Path> = dir.ancestors().take_while(|folder| !folder.exists()).collect();
     let missing: Vec<&Path> = missing.into_iter().filter(|folder| !folder.as_os_str().is_empty()).collect();

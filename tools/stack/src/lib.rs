@@ -66,8 +66,8 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Starts the servers at the same time, with their data in `nats`, `postgres` and `qdrant` under `dir`, which is created
-    /// where it is missing. Takes about two seconds the first time, at most about two minutes.
+    /// Starts the servers at the same time, with their data in `nats`, `postgres` and `qdrant` under `dir`, which is
+    /// created where it is missing. Takes about two seconds the first time, at most about two minutes.
     ///
     /// # Errors
     /// The programs are missing, the folder is in use, or a server does not start; the others are stopped then.

@@ -31,8 +31,8 @@ pub struct NatsOptions {
     pub max_payload_bytes: u32,
     /// The name that the server reports to clients, without spaces.
     pub server_name: String,
-    /// Accounts and their users, as text of the server's configuration. By default there is one user, with a password and
-    /// all permissions.
+    /// Accounts and their users, as text of the server's configuration. By default there is one user, with a password
+    /// and all permissions.
     pub accounts: Option<String>,
     /// Encrypts JetStream's files (AES). A folder that was encrypted needs the same key again.
     pub storage_key: Option<String>,

@@ -20,7 +20,8 @@ pub(crate) fn is_root() -> bool {
 }
 
 impl OsUser {
-    /// The user to run PostgreSQL as; none where this process does not run as root and PostgreSQL can run as the same user.
+    /// The user to run PostgreSQL as; none where this process does not run as root and PostgreSQL can run as the same
+    /// user.
     pub(crate) fn unprivileged() -> Result<Option<Self>, StackError> {
         if !is_root() {
             return Ok(None);

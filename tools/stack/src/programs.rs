@@ -32,8 +32,8 @@ impl Programs {
     ///    it, or in the folder that `MEMFLEET_HOME` names instead;
     /// 3. for PostgreSQL, an installed `/usr/lib/postgresql/N/bin` with N at least 15, the highest first.
     ///
-    /// And `qdrant-local`, which may be missing where no vectors are wanted: the one that `MEMFLEET_QDRANT_LOCAL` names, else
-    /// `bin/qdrant-local` in the same `.memfleet`.
+    /// `qdrant-local`, which may be missing if no vector store is started, is the one that `MEMFLEET_QDRANT_LOCAL`
+    /// names, else `bin/qdrant-local` in the same `.memfleet`.
     ///
     /// A path in the environment that does not exist is an error; the search does not go on.
     ///
@@ -101,8 +101,8 @@ impl Places {
         }
     }
 
-    /// The private folder: the one that `MEMFLEET_HOME` names, else the nearest `.memfleet` that exists, else `.memfleet` in
-    /// the current folder, which does not exist yet.
+    /// The private folder: the one that `MEMFLEET_HOME` names, else the nearest `.memfleet` that exists, else
+    /// `.memfleet` in the current folder, which does not exist yet.
     #[must_use]
     pub fn home(&self) -> PathBuf {
         let homes = self.homes();

@@ -25,11 +25,12 @@ pub struct QdrantServer {
 }
 
 impl Qdrant {
-    /// Starts the program on a free port of 127.0.0.1, with its data in `dir`, and waits until it answers, at most a minute.
+    /// Starts the program on a free port of 127.0.0.1, with its data in `dir`, and waits until it answers, at most a
+    /// minute.
     ///
     /// # Errors
-    /// The program is missing, the folder is in use or cannot be written, or the program does not start; the error contains
-    /// the end of its log.
+    /// The program is missing, the folder is in use or cannot be written, or the program does not start; the error
+    /// contains the end of its log.
     pub async fn start(programs: &Programs, dir: &Path) -> Result<Self, StackError> {
         let program = programs.qdrant_local()?;
         let dir = files::prepare(dir)?;

@@ -64,7 +64,8 @@ pub async fn create_key_store() -> anyhow::Result<String> {
     copy("keys", KEYS_TEMPLATE, "SELECT guard_database()").await
 }
 
-/// Creates a database from a template. PostgreSQL does not copy privileges on the database itself, so they are set again.
+/// Creates a database from a template. PostgreSQL does not copy privileges on the database itself, so they are set
+/// again.
 async fn copy(prefix: &str, template: &str, guard: &str) -> anyhow::Result<String> {
     let server = server().await?;
     let mut connection = store::connect(&server).await?;

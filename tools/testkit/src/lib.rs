@@ -1,8 +1,8 @@
 //! Real servers for tests.
 //!
-//! Every test has a NATS server of its own, which starts in some ten milliseconds, and a database of its own, copied from
-//! a migrated template. All databases are in one PostgreSQL. `make test` starts it with the program `with-servers`;
-//! otherwise each test process starts its own.
+//! Every test has a NATS server of its own, which starts in some ten milliseconds, and a database of its own, copied
+//! from a migrated template. All databases are in one PostgreSQL. `make test` starts it with the program
+//! `with-servers`; otherwise each test process starts its own.
 //!
 //! Nothing here waits for a fixed time. [`eventually`] waits for a condition, with a deadline.
 

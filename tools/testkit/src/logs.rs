@@ -1,4 +1,5 @@
-//! The logs of the tests' workers, programs and servers are kept, and at the end of the suite they are searched for secrets.
+//! The logs of the tests' workers, programs and servers are kept, and at the end of the suite they are searched for
+//! secrets.
 //!
 //! The program `with-servers` names a folder in [`LOGS_VARIABLE`], and searches it when the tests have ended.
 

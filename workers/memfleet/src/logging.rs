@@ -7,7 +7,8 @@ use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, fmt, registry};
 
-/// Starts logging to standard error. A command that is not `long_running` logs warnings only, unless `log.filter` is set.
+/// Starts logging to standard error. A command that is not `long_running` logs warnings only, unless `log.filter` is
+/// set.
 ///
 /// # Errors
 /// If `log.filter` is invalid.

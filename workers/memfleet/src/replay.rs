@@ -1,8 +1,8 @@
 //! Rebuilds a user's memory from events alone, and compares it with the tables.
 //!
 //! An event carries the request that had the effect. The requests are decoded and written by context-writer's own
-//! statements, into tables of the same shape in a scratch schema. Equal contents prove that the event stream is complete,
-//! that it is in the order in which requests took effect, and that the statements are deterministic.
+//! statements, into tables of the same shape in a scratch schema. Equal contents prove that the event stream is
+//! complete, that it is in the order in which requests took effect, and that the statements are deterministic.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -42,7 +42,7 @@ struct Compared {
     table: &'static str,
     /// The columns that identify a row.
     key: &'static str,
-    /// The columns to compare. Not compared are row ids, which are generated anew, and times, which are taken from the
+    /// The columns to compare. Not compared are row ids, which are newly generated, and times, which are taken from the
     /// requests' metadata and not recorded in events.
     value: &'static str,
 }
@@ -98,12 +98,12 @@ pub struct Difference {
     pub live: String,
 }
 
-/// Replays the events of a user up to a sequence number, on a connection that bypasses row-level security. Everything is
-/// rolled back.
+/// Replays the events of a user up to a sequence number, on a connection that bypasses row-level security. Everything
+/// is rolled back.
 ///
 /// # Errors
-/// A [`Fault`] of the database, or a permanent one for an event that cannot be decoded or a role that row-level security
-/// applies to.
+/// A [`Fault`] of the database, or a permanent one for an event that cannot be decoded or a role that row-level
+/// security applies to.
 pub async fn replay(connection: &mut Connection, user: UserId, as_of: i64) -> Result<Replayed, Fault> {
     connection.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ").await?;
     let replayed = in_scratch(connection, user, as_of).await;
@@ -111,8 +111,8 @@ pub async fn replay(connection: &mut Connection, user: UserId, as_of: i64) -> Re
     replayed
 }
 
-/// Replays in a scratch schema, which the caller rolls back. No other session ever sees the schema, so its name is fixed;
-/// a concurrent replay waits until this one has ended.
+/// Replays in a scratch schema, which the caller rolls back. No other session ever sees the schema, so its name is
+/// fixed; a concurrent replay waits until this one has ended.
 async fn in_scratch(connection: &mut Connection, user: UserId, as_of: i64) -> Result<Replayed, Fault> {
     check_bypasses_rls(connection).await?;
     let mut setup = "CREATE SCHEMA replayed;".to_owned();

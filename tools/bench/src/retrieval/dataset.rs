@@ -1,4 +1,4 @@
-//! Conversations with questions about them, as the LoCoMo data set has them: one in a file.
+//! Conversations with questions in the format of the LoCoMo data set, one per file.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
@@ -12,19 +12,19 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-/// What two people said to each other, and what is asked about it.
+/// A conversation of two people, and questions about it.
 pub(super) struct Conversation {
-    /// The file's name without its ending.
+    /// The file name without its extension.
     pub(super) name: String,
     pub(super) sessions: Vec<Session>,
-    /// Those that something in the conversation answers.
+    /// The questions that turns of the conversation answer.
     pub(super) questions: Vec<Question>,
 }
 
-/// What was said in one go.
+/// A session of a conversation.
 pub(super) struct Session {
     pub(super) id: SessionId,
-    /// What makes it findable.
+    /// The requests that index its turns.
     pub(super) indexes: Vec<VectorIndex>,
 }
 
@@ -39,7 +39,7 @@ struct Turn {
     speaker: String,
     dia_id: String,
     text: String,
-    /// What a photo shows that was sent with it.
+    /// The caption of an attached photo.
     #[serde(default)]
     blip_caption: Option<String>,
 }
@@ -51,12 +51,12 @@ struct QuestionAndEvidence {
     evidence: Vec<String>,
 }
 
-/// As many memories as a request may have.
-const AT_ONCE: usize = 100;
-/// How many turns before one help to understand it.
-const BEFORE: usize = 2;
+/// Maximum number of memories per request.
+const MAX_MEMORIES: usize = 100;
+/// Number of preceding turns that are added to a turn as context.
+const PRECEDING_TURNS: usize = 2;
 
-/// Reads every `*.json` of a folder, in the order of their names.
+/// Reads every `*.json` of a folder, sorted by name.
 pub(super) fn read(folder: &Path) -> anyhow::Result<Vec<Conversation>> {
     let unreadable = || format!("the folder {} cannot be read", folder.display());
     let mut files = Vec::new();
@@ -69,16 +69,16 @@ pub(super) fn read(folder: &Path) -> anyhow::Result<Vec<Conversation>> {
     ensure!(!files.is_empty(), "the folder {} has no file *.json", folder.display());
     files.sort();
     let read =
-        |file: &PathBuf| conversation(file).with_context(|| format!("{} cannot be used", file.display()));
+        |file: &PathBuf| conversation(file).with_context(|| format!("invalid file {}", file.display()));
     files.iter().map(read).collect()
 }
 
 fn conversation(file: &Path) -> anyhow::Result<Conversation> {
-    let bytes = fs::read(file).context("it cannot be read")?;
+    let bytes = fs::read(file).context("cannot read it")?;
     let mut parts: BTreeMap<String, Value> =
         serde_json::from_slice(&bytes).context("it is not one JSON object")?;
     let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    // Their keys in the order of time, in which session_10 does not come before session_2.
+    // Sorted numerically, so that session_10 comes after session_2.
     let mut numbers: Vec<u32> =
         parts.keys().filter_map(|key| key.strip_prefix("session_")?.parse().ok()).collect();
     numbers.sort_unstable();
@@ -105,10 +105,10 @@ fn conversation(file: &Path) -> anyhow::Result<Conversation> {
 
 fn take<T: DeserializeOwned>(parts: &mut BTreeMap<String, Value>, key: &str) -> anyhow::Result<T> {
     let value = parts.remove(key).with_context(|| format!("it has no {key}"))?;
-    serde_json::from_value(value).with_context(|| format!("its {key} is not of the shape of LoCoMo's"))
+    serde_json::from_value(value).with_context(|| format!("its {key} does not have the format of LoCoMo"))
 }
 
-/// The same each time, and another one for the same turn of another conversation.
+/// The memory id of a turn, derived from the conversation and the turn's id.
 fn memory_id(conversation: &str, dia_id: &str) -> Uuid {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{conversation}\u{1f}{dia_id}").as_bytes())
 }
@@ -118,7 +118,7 @@ fn session(name: &str, number: u32, turns: &[Turn], began: &str) -> anyhow::Resu
     let began = spoken_at(began)?;
     let mut memories = Vec::with_capacity(turns.len());
     for (at, turn) in turns.iter().enumerate() {
-        // Only the beginning of a session is known; a second for each turn keeps them in order.
+        // Only the start of a session is known; adding one second per turn keeps the turns in order.
         let later = i64::try_from(at).ok().and_then(TimeDelta::try_seconds);
         let occurred_at =
             later.and_then(|later| began.checked_add_signed(later)).context("it is too long")?;
@@ -127,24 +127,25 @@ fn session(name: &str, number: u32, turns: &[Turn], began: &str) -> anyhow::Resu
             "vector_type": "context",
             "content_text": said(turn),
             "speaker": turn.speaker,
-            "preceding_text": preceding(&turns[at.saturating_sub(BEFORE)..at]),
+            "preceding_text": preceding(&turns[at.saturating_sub(PRECEDING_TURNS)..at]),
             "metadata": { "dia_id": turn.dia_id },
             "occurred_at": occurred_at,
         }));
     }
     let index = |memories: &[Value]| {
         let index = json!({ "session_id": id.as_str(), "memories": memories });
-        serde_json::from_value::<VectorIndex>(index).context("a turn is not within the bounds of a memory")
+        serde_json::from_value::<VectorIndex>(index).context("a turn exceeds the limits of a memory")
     };
-    let indexes: Vec<VectorIndex> = memories.chunks(AT_ONCE).map(index).collect::<anyhow::Result<_>>()?;
+    let indexes: Vec<VectorIndex> =
+        memories.chunks(MAX_MEMORIES).map(index).collect::<anyhow::Result<_>>()?;
     Ok(Session { id, indexes })
 }
 
-/// Times have no zone; which one does not matter as long as it is the same.
+/// Parses a time. The data set has no time zones; all times are taken as UTC.
 fn spoken_at(text: &str) -> anyhow::Result<DateTime<Utc>> {
     NaiveDateTime::parse_from_str(text, "%I:%M %p on %d %B, %Y")
         .map(|at| at.and_utc())
-        .with_context(|| format!("{text:?} is no time such as \"1:56 pm on 8 May, 2023\""))
+        .with_context(|| format!("{text:?} is not a time such as \"1:56 pm on 8 May, 2023\""))
 }
 
 fn said(turn: &Turn) -> String {
@@ -154,7 +155,7 @@ fn said(turn: &Turn) -> String {
     }
 }
 
-/// The turns as lines, or their end if they are too long. None of no turns.
+/// The turns as lines, truncated at the start if too long; `None` without turns.
 fn preceding(turns: &[Turn]) -> Option<String> {
     let lines: Vec<String> = turns.iter().map(|turn| format!("{}: {}", turn.speaker, said(turn))).collect();
     let text = lines.join("\n");
@@ -162,8 +163,7 @@ fn preceding(turns: &[Turn]) -> Option<String> {
     (!text.is_empty()).then(|| text.chars().skip(over).collect())
 }
 
-/// The ids of turns in a text, spelt as the turns have them. Some lists are in one text, some ids have a colon too many or zeros
-/// before a number.
+/// The turn ids in a text, normalized. The data set has several ids in one text, superfluous colons and leading zeros.
 fn ids_in(text: &str) -> Vec<String> {
     let id = |rest: &str| {
         let (session, rest) = number(rest.strip_prefix(':').unwrap_or(rest))?;
@@ -173,7 +173,7 @@ fn ids_in(text: &str) -> Vec<String> {
     text.split('D').skip(1).filter_map(id).collect()
 }
 
-/// The number that a text begins with, and what follows it.
+/// The number at the start of a text, and the rest.
 fn number(text: &str) -> Option<(u32, &str)> {
     let end = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
     let (digits, rest) = text.split_at(end);
@@ -185,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_found_however_they_are_written() {
+    fn ids_are_normalized() {
         assert_eq!(ids_in("D8:6; D9:17"), ["D8:6", "D9:17"]);
         assert_eq!(ids_in("D:11:26 D30:05"), ["D11:26", "D30:5"]);
         assert_eq!(ids_in("D"), Vec::<String>::new());
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_read() {
+    fn times_are_parsed() {
         let read = |text| spoken_at(text).ok().map(|at| at.to_rfc3339());
         assert_eq!(read("1:56 pm on 8 May, 2023").as_deref(), Some("2023-05-08T13:56:00+00:00"));
         assert_eq!(read("12:09 am on 13 September, 2023").as_deref(), Some("2023-09-13T00:09:00+00:00"));

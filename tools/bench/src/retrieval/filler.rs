@@ -1,4 +1,4 @@
-//! Publishes conversations, and waits until all of them can be found.
+//! Publishes conversations, and waits until all of them are searchable.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,10 +17,11 @@ use crate::bulk::{Bulk, Prepared, until_settled};
 
 /// The service that publishes account records.
 const ACCOUNTS: &str = "account";
-/// Workers that commit nothing for so long are stuck. A batch is many texts, which are embedded first.
+/// Workers that commit nothing for this long are considered stuck. A batch contains many texts, which are embedded
+/// first.
 const STUCK_AFTER: Duration = Duration::from_secs(300);
 
-/// Whose, by which service, what.
+/// A request with its user and publishing service.
 type Outgoing = (UserId, &'static str, Request);
 
 /// Publishes conversations, each as the memory of its user.
@@ -49,10 +50,10 @@ pub(super) async fn fill(
     let opened = people.len() as u64;
     step("opening sessions", publish(&bulk, people, stats, opened)).await?;
     let all = opened + memories.len() as u64;
-    step("indexing what was said", publish(&bulk, memories, stats, all)).await
+    step("indexing utterances", publish(&bulk, memories, stats, all)).await
 }
 
-/// Publishes requests, and waits until so many have been settled since the workers' start.
+/// Publishes requests, and waits until `count` messages have been settled since the workers' start.
 async fn publish(
     bulk: &Bulk,
     requests: Vec<Outgoing>,

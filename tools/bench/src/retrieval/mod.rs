@@ -29,8 +29,8 @@ use dataset::{Conversation, Question};
 
 #[derive(Debug, Args)]
 pub(super) struct RetrievalArgs {
-    /// The folder with the conversations, as LoCoMo's: each *.json has sessions (`session_1`, `session_1_date_time`, …) and
-    /// questions (`qa`) with the ids of the turns that answer them.
+    /// The folder with conversations in the format of LoCoMo: each *.json has sessions (`session_1`,
+    /// `session_1_date_time`, …) and questions (`qa`) with the ids of the turns that answer them.
     #[arg(long, value_name = "DIR")]
     dataset: PathBuf,
 
@@ -39,17 +39,17 @@ pub(super) struct RetrievalArgs {
     json: bool,
 }
 
-/// The service that publishes and asks.
+/// The service that publishes and sends queries.
 const SERVICE: &str = "simple-chat";
-/// How many questions are under way at once.
-const AT_A_TIME: usize = 4;
-/// How many memories are asked for.
+/// Number of concurrent queries.
+const CONCURRENCY: usize = 4;
+/// Number of results per query.
 const LIMIT: usize = 10;
-/// How long memory-reader may take to appear.
+/// Time limit for memory-reader to answer its first query.
 const START_WITHIN: Duration = Duration::from_secs(60);
 
-/// What was measured. Recall is the share of the turns that answer a question which are among the first memories found, the mean
-/// of all questions.
+/// The results. Recall is the share of a question's answering turns that are among the first results, averaged over all
+/// questions.
 #[derive(Debug, Serialize)]
 struct Report {
     questions: usize,
@@ -60,7 +60,7 @@ struct Report {
     vector_recall_at_10: f64,
     hybrid_recall_at_5: f64,
     hybrid_recall_at_10: f64,
-    /// From the question to the answer, over the broker.
+    /// Time from query to answer over NATS.
     hybrid_ms_p50: f64,
     hybrid_ms_p95: f64,
     by_conversation: Vec<OfConversation>,
@@ -72,7 +72,7 @@ struct Report {
 struct OfConversation {
     name: String,
     questions: usize,
-    /// None without questions.
+    /// `None` without questions.
     hybrid_recall_at_10: Option<f64>,
 }
 
@@ -99,8 +99,8 @@ pub(super) async fn execute(args: &RetrievalArgs, settings: &Settings) -> anyhow
         .zip(dataset::read(&args.dataset)?)
         .map(|(number, conversation)| Ok((UserId::new(number)?, conversation)))
         .collect::<anyhow::Result<_>>()?;
-    let asked = conversations.iter().any(|(_, conversation)| !conversation.questions.is_empty());
-    ensure!(asked, "no question in {} names a turn that answers it", args.dataset.display());
+    let has_questions = conversations.iter().any(|(_, conversation)| !conversation.questions.is_empty());
+    ensure!(has_questions, "no question in {} has the id of an answering turn", args.dataset.display());
 
     let starting = PrivateFleet::start(settings, true);
     let mut fleet = step("starting private NATS, PostgreSQL and vector store", starting).await?;
@@ -110,7 +110,7 @@ pub(super) async fn execute(args: &RetrievalArgs, settings: &Settings) -> anyhow
     let report = measured?;
     stopped?;
     if args.json {
-        outln!("{}", serde_json::to_string(&report).context("the report cannot be written")?);
+        outln!("{}", serde_json::to_string(&report).context("cannot serialize the report")?);
     } else {
         show(&report);
     }
@@ -124,7 +124,7 @@ async fn measure(
 ) -> anyhow::Result<Report> {
     ensure!(
         settings.embedder.kind != EmbedderKind::None,
-        "no embedder: `make setup` fetches the model all-MiniLM-L6-v2, or configure another embedder"
+        "no embedder: run `make setup` to download the model all-MiniLM-L6-v2, or configure another embedder"
     );
     filler::fill(settings, stats, conversations).await?;
     let asker = Asker::open(settings, conversations).await?;
@@ -158,7 +158,7 @@ async fn measure(
     })
 }
 
-/// A question, whose memory it is about, and the token for it.
+/// A question with its user and token.
 struct Job<'a> {
     user: UserId,
     token: String,
@@ -181,17 +181,17 @@ impl<'a> Asker<'a> {
         let mut jobs = Vec::new();
         for (user, conversation) in conversations {
             let token = tokens.of_holder(&service, *user).await?;
-            let token = token.context("no service token can be issued: trust.token_key_file is not set")?;
+            let token = token.context("cannot issue a service token: trust.token_key_file is not set")?;
             let questions = conversation.questions.iter();
             jobs.extend(questions.map(|question| Job { user: *user, token: token.clone(), question }));
         }
         Ok(Self { client, service, jobs })
     }
 
-    /// Waits for memory-reader, and for the model that it makes vectors with.
+    /// Waits until memory-reader has loaded its embedding model and answers.
     async fn until_answered(&self) -> anyhow::Result<()> {
         let since = Instant::now();
-        let job = self.jobs.first().context("there is nothing to ask")?;
+        let job = self.jobs.first().context("there are no questions")?;
         while let Err(error) = self.ask(job, "hybrid").await {
             ensure!(since.elapsed() < START_WITHIN, "memory-reader does not answer: {error:#}");
             sleep(Duration::from_millis(50)).await;
@@ -202,10 +202,10 @@ impl<'a> Asker<'a> {
     /// Asks every question in one mode.
     async fn ask_all(&self, mode: &'static str) -> anyhow::Result<(Mode, Vec<Measured>)> {
         let asking: Vec<_> = self.jobs.iter().map(|job| self.ask(job, mode)).collect();
-        let answered = stream::iter(asking).buffer_unordered(AT_A_TIME).try_collect::<Vec<Measured>>();
+        let answered = stream::iter(asking).buffer_unordered(CONCURRENCY).try_collect::<Vec<Measured>>();
         let outcomes = step(&format!("asking {} questions, {mode}", self.jobs.len()), answered).await?;
         let times: Vec<f64> = outcomes.iter().map(|outcome| outcome.ms).collect();
-        let nothing = "nothing was asked";
+        let nothing = "there are no questions";
         let mode = Mode {
             name: mode,
             recall_at_5: mean(outcomes.iter().map(|outcome| outcome.recall_at_5)).context(nothing)?,
@@ -218,7 +218,7 @@ impl<'a> Asker<'a> {
 
     async fn ask(&self, job: &Job<'_>, mode: &str) -> anyhow::Result<Measured> {
         let Question { text, evidence } = job.question;
-        // A slow machine is measured, too, instead of refused.
+        // With the longest deadline, so that slow machines can be measured too.
         let options = QueryOptions { deadline_ms: limit::DEADLINE_MS_MAX, ..QueryOptions::default() };
         let body = json!({ "text": text, "mode": mode, "limit": LIMIT }).to_string();
         let kind = SearchSimilar::KIND;
@@ -236,7 +236,7 @@ impl<'a> Asker<'a> {
     }
 }
 
-/// None of no values.
+/// The rounded mean; `None` without values.
 fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
     let (count, sum) = values.fold((0_u32, 0.0), |(count, sum), value| (count + 1, sum + value));
     (count > 0).then(|| rounded(sum / f64::from(count)))

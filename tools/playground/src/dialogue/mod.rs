@@ -1,9 +1,9 @@
 //! Recorded dialogues, and their mapping to the requests that a chat service would have published.
 //!
-//! The format is a subset of the Schema-Guided Dialogue data set: speaker, utterance and, for user turns, the intent and
-//! current slot values of each service. [`Dialogues`] reads them, one JSON object per line; [`Mapper`] turns each into
-//! requests. Both are deterministic: the same file yields the same requests with the same ids, so loading it again has no
-//! effect.
+//! The format is a subset of the Schema-Guided Dialogue data set: speaker, utterance and, for user turns, the intent
+//! and current slot values of each service. [`Dialogues`] reads them, one JSON object per line; [`Mapper`] turns each
+//! into requests. Both are deterministic: the same file yields the same requests with the same ids, so loading it again
+//! has no effect.
 
 mod prepare;
 mod read;

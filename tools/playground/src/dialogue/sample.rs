@@ -177,8 +177,8 @@ pub(super) fn add_follow_ups(
     Ok(())
 }
 
-/// Adds a routing decision for each user turn: to one tool per service concerned, or to a direct answer. The figures are
-/// derived from the turn, so they are the same in every run.
+/// Adds a routing decision for each user turn: to one tool per service concerned, or to a direct answer. The figures
+/// are derived from the turn, so they are the same in every run.
 fn routes(dialogue: &Dialogue, session_id: &SessionId, out: &mut Out) -> Result<(), String> {
     let spoken = dialogue.turns.iter().enumerate().filter(|(_, turn)| turn.speaker == Speaker::User);
     for (at, turn) in spoken {

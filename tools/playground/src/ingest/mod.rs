@@ -2,7 +2,8 @@
 //!
 //! A separate thread reads the dialogues and turns them into requests, [`Publisher`] publishes them, and the workers
 //! commit them concurrently. Texts to embed are published after the rest is committed, so that each part is measured by
-//! itself: an embedder uses all cores. [`ingest()`] returns when everything is committed, or fails if workers are stuck.
+//! itself: an embedder uses all cores. [`ingest()`] returns when everything is committed, or fails if workers are
+//! stuck.
 
 mod broker;
 mod progress;
@@ -59,8 +60,8 @@ const MAX_REFUSED: u64 = 100;
 /// Number of dialogues read ahead.
 const READ_AHEAD: usize = 16;
 
-/// Ingests dialogues. `stats` are those of the workers in this process, context-writer's first; empty if the workers run
-/// elsewhere.
+/// Ingests dialogues. `stats` are those of the workers in this process, context-writer's first; empty if the workers
+/// run elsewhere.
 ///
 /// # Errors
 /// If the dialogues cannot be read, a request is rejected, or the workers commit nothing for a minute.

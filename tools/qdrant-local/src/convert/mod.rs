@@ -1,6 +1,7 @@
 //! Conversion between the messages of the API and the types of the engine.
 //!
-//! `on_disk` and `always_ram` are deprecated in favour of `memory`, which servers before 1.18 and this engine do not support.
+//! `on_disk` and `always_ram` are deprecated in favour of `memory`, which servers before 1.18 and this engine do not
+//! support.
 
 #[expect(deprecated, reason = "on_disk and always_ram")]
 pub(crate) mod describe;

@@ -20,8 +20,8 @@ use crate::collection::Collection;
 
 /// The Qdrant version of this API. Clients compare it with their own.
 const VERSION: &str = "1.16.0";
-/// The most concurrent writes of all collections. The engine serializes the writes of a collection, and writes that wait share a
-/// flush.
+/// The most concurrent writes of all collections. The engine serializes the writes of a collection, and writes that
+/// wait share a flush.
 const WRITES: u32 = 16;
 
 /// The gRPC services. Clones share their state.

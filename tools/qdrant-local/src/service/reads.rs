@@ -18,8 +18,8 @@ use crate::settings::count;
 /// The limit of a scroll that names none, as in a Qdrant server.
 const USUAL_PAGE: u32 = 10;
 
-// All reads ignore the read consistency, because there is a single copy of the data, and `timeout`, because the deadline of the
-// client applies.
+// All reads ignore the read consistency, because there is a single copy of the data, and `timeout`, because the
+// deadline of the client applies.
 impl Service {
     pub(super) async fn answer_get(&self, request: GetPoints, began: Instant) -> Result<GetResponse, Status> {
         let GetPoints {

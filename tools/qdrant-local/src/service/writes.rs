@@ -19,8 +19,8 @@ use crate::convert::{filter, index, point};
 use crate::reject::{invalid, reject_if};
 use crate::settings::count;
 
-// All writes ignore the write ordering, because there is a single copy of the data with serialized writes, and `timeout`, because
-// the deadline of the client applies.
+// All writes ignore the write ordering, because there is a single copy of the data with serialized writes, and
+// `timeout`, because the deadline of the client applies.
 impl Service {
     pub(super) async fn answer_upsert(
         &self,
@@ -126,8 +126,8 @@ impl Service {
             .await
     }
 
-    /// Applies a write. Without `wait`, a Qdrant server responds before it validates the write against the collection: the same is
-    /// done here, and a failure is only logged.
+    /// Applies a write. Without `wait`, a Qdrant server responds before it validates the write against the collection:
+    /// the same is done here, and a failure is only logged.
     async fn change(
         &self,
         name: String,

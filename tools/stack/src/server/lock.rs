@@ -1,4 +1,5 @@
-//! A lock on the folder of a server, so that one server at a time runs in it. The kernel releases it when its holder ends.
+//! A lock on the folder of a server, so that one server at a time runs in it. The kernel releases it when its holder
+//! ends.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -58,8 +59,8 @@ impl FolderLock {
             .map_err(|source| StackError::file("write", &self.server, source))
     }
 
-    /// Stops a server that still runs in the folder. The lock is held, so the process that started this server has ended:
-    /// the server is about to end too or, where the kernel does not signal it, has been orphaned.
+    /// Stops a server that still runs in the folder. The lock is held, so the process that started this server has
+    /// ended: the server is about to end too or, where the kernel does not signal it, has been orphaned.
     async fn stop_orphan(&self, dir: &Path, marker: &Path, stop_signal: Signal) -> Result<(), StackError> {
         let Some(number) = fs::read_to_string(&self.server).ok().and_then(|text| text.trim().parse().ok())
         else {

@@ -1,8 +1,8 @@
 //! Child processes that end with this process.
 //!
 //! `setpriv --pdeathsig` asks the kernel to signal the child when its parent ends. To the kernel, the parent is the
-//! *thread* that spawned the child, and threads of tests and of the async runtime come and go. So one thread, which lives
-//! as long as this process, spawns all of them.
+//! *thread* that spawned the child, and threads of tests and of the async runtime come and go. So one thread, which
+//! lives as long as this process, spawns all of them.
 
 use std::env;
 use std::ffi::OsString;

@@ -1,5 +1,5 @@
-//! Runs a command, such as the test runner, with a private PostgreSQL that its tests share, and then searches everything that
-//! was logged for secrets.
+//! Runs a command, such as the test runner, with a private PostgreSQL that its tests share, and then searches
+//! everything that was logged for secrets.
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -7,6 +7,7 @@ use ::keys::{KEK, Keys, RotationReport};
 use anyhow::{Context, ensure};
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand};
+use cli::database;
 use cli::key_file::add_key;
 use cli::signal::interrupted;
 use cli::table::{Align, Table, grouped};
@@ -86,9 +87,7 @@ pub async fn execute(args: KeysArgs, settings: &Settings) -> anyhow::Result<()> 
 }
 
 async fn migrate(settings: &Settings) -> anyhow::Result<()> {
-    let connection = store::connect(&settings.keys.url)
-        .await
-        .context("cannot connect to the key store to migrate (keys.url)")?;
+    let connection = database::connect(&settings.keys.url, "keys.url", "the key store").await?;
     let names = ::keys::SCHEMA.up(connection).await?;
     for name in &names {
         outln!("up  {name}");
@@ -136,8 +135,7 @@ fn open(settings: &Settings) -> anyhow::Result<Keys> {
 }
 
 async fn list(settings: &Settings, json: bool) -> anyhow::Result<()> {
-    let mut connection =
-        store::connect(&settings.keys.url).await.context("cannot connect to the key store (keys.url)")?;
+    let mut connection = database::connect(&settings.keys.url, "keys.url", "the key store").await?;
     let usage = ::keys::kek_usage(&mut connection).await?;
     let oldest = |at: Option<DateTime<Utc>>| at.map(|at| at.to_rfc3339_opts(SecondsFormat::Secs, true));
     if json {
@@ -197,9 +195,9 @@ async fn rotate_data(args: &RotateArgs, settings: &Settings, keys: &Keys) -> any
         "to resume after an interruption: memfleet keys rotate --data{user_option} --before {}",
         before.to_rfc3339_opts(SecondsFormat::Micros, true)
     );
-    let mut main = store::connect(&settings.postgres.url)
-        .await
-        .context("cannot connect to the database that holds the encrypted fields (postgres.url)")?;
+    let mut main =
+        database::connect(&settings.postgres.url, "postgres.url", "the database with the encrypted fields")
+            .await?;
     ::keys::check_bypasses_rls(&mut main).await?;
     let created = ::keys::rotate_data_keys(keys, before, user).await?;
     outln!("created {} new data keys", grouped(created as u64));

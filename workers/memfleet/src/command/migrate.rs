@@ -1,6 +1,5 @@
 //! `memfleet migrate`
 
-use anyhow::Context;
 use clap::{Args, Subcommand};
 use cli::outln;
 use config::Settings;
@@ -39,8 +38,7 @@ enum Action {
 /// If the database cannot be reached or a migration fails.
 pub async fn execute(args: MigrateArgs, settings: &Settings) -> anyhow::Result<()> {
     let url = &settings.postgres.url;
-    let mut connection =
-        store::connect(url).await.context("cannot connect to the database to migrate (postgres.url)")?;
+    let mut connection = cli::database::connect(url, "postgres.url", "the database to migrate").await?;
     match args.action {
         Action::Up => {
             print_names(
@@ -63,7 +61,7 @@ pub async fn execute(args: MigrateArgs, settings: &Settings) -> anyhow::Result<(
         }
         Action::Status => {
             for state in migration::MAIN.status(connection).await? {
-                outln!("{}  {}", if state.applied { "up     " } else { "waiting" }, state.name);
+                outln!("{}  {}", if state.applied { "up     " } else { "pending" }, state.name);
             }
         }
     }

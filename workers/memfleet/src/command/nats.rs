@@ -12,8 +12,9 @@ use topology::{Change, Document, INCLUDED_NKEYS, Service, Topology};
 
 /// Creates and updates the broker's streams and consumers, and generates its accounts and keys.
 ///
-/// Streams and consumers are derived from the workers of this program; `--dir` reads them from files instead. Only fields
-/// set there are compared and changed. Nothing is ever deleted, and applying twice changes nothing the second time.
+/// Streams and consumers are derived from the workers of this program; `--dir` reads them from files instead. Only
+/// fields set there are compared and changed. Nothing is ever deleted, and applying twice changes nothing the second
+/// time.
 #[derive(Debug, Args)]
 pub struct NatsArgs {
     #[command(subcommand)]

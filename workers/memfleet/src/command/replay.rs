@@ -11,9 +11,9 @@ use crate::replay::{Replayed, replay};
 
 /// Rebuilds a user's contexts in all tiers from the events in the database, and compares them with the tables.
 ///
-/// Runs in a scratch schema, in a transaction that is rolled back: nothing changes. Needs a role that bypasses row-level
-/// security. The exit status is 1 if anything differs. With --as-of, the contexts are rebuilt as of an earlier event, and
-/// the differences show what has changed since.
+/// Runs in a scratch schema, in a transaction that is rolled back: nothing changes. Needs a role that bypasses
+/// row-level security. The exit status is 1 if anything differs. With --as-of, the contexts are rebuilt as of an
+/// earlier event, and the differences show what has changed since.
 #[derive(Debug, Args)]
 pub struct ReplayArgs {
     /// The user whose contexts are rebuilt.
@@ -33,7 +33,9 @@ pub struct ReplayArgs {
 /// If the database is unreachable, an event cannot be replayed, or anything differs.
 pub async fn execute(args: ReplayArgs, settings: &Settings) -> anyhow::Result<()> {
     let user = UserId::new(args.user).map_err(anyhow::Error::msg)?;
-    let mut connection = store::connect(&settings.postgres.url).await?;
+    let mut connection =
+        cli::database::connect(&settings.postgres.url, "postgres.url", "the database with the events")
+            .await?;
     let replayed =
         replay(&mut connection, user, args.as_of.unwrap_or(i64::MAX)).await.context("the replay failed")?;
     if args.json {

@@ -81,9 +81,7 @@ pub async fn execute(args: AuditArgs, settings: &Settings) -> anyhow::Result<()>
 }
 
 async fn database(settings: &Settings) -> anyhow::Result<Connection> {
-    store::connect(&settings.postgres.url)
-        .await
-        .context("cannot read the audit trail: the database at postgres.url is unavailable (local servers: `memfleet dev`)")
+    cli::database::connect(&settings.postgres.url, "postgres.url", "the audit trail").await
 }
 
 /// The public keys whose signatures are accepted.

@@ -47,8 +47,8 @@ impl Letter {
         (self.body.is_empty() && reason.contains("; too large to move, ")).then_some(reason)
     }
 
-    /// The subject and headers to publish the request again. It gets a new id, since the stream would drop the old one as
-    /// a duplicate. The id is derived from the dead letter, so replaying one twice has a single effect.
+    /// The subject and headers to publish the request again. It gets a new id, since the stream would drop the old one
+    /// as a duplicate. The id is derived from the dead letter, so replaying one twice has a single effect.
     pub(super) fn to_replay(&self) -> anyhow::Result<(String, HeaderMap)> {
         let subject = self.header(header::DEAD_SUBJECT);
         anyhow::ensure!(!subject.is_empty(), "the dead letter lacks its original subject");

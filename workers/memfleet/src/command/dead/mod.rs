@@ -24,8 +24,8 @@ use runtime::broker;
 /// Lists, shows, replays or deletes dead letters: messages that a worker could not process, with the reason.
 ///
 /// A dead letter is identified by its sequence number, which `memfleet dead list` shows. Classes: malformed (cannot be
-/// decoded), denied (not authorized), permanent (rejected by the database), missing-prerequisite (a prerequisite did not
-/// arrive in time), exhausted (transient errors until the last retry), undeliverable (delivered too often without a
+/// decoded), denied (not authorized), permanent (rejected by the database), missing-prerequisite (a prerequisite did
+/// not arrive in time), exhausted (transient errors until the last retry), undeliverable (delivered too often without a
 /// result; it may have crashed a worker).
 #[derive(Debug, Args)]
 pub struct DeadArgs {
@@ -51,7 +51,8 @@ enum Action {
         /// The sequence number.
         #[arg(value_name = "SEQ")]
         sequence: u64,
-        /// Print only the body, byte for byte, so that it can be corrected and published with `memfleet publish --whole`.
+        /// Print only the body, byte for byte, so that it can be corrected and published with `memfleet publish
+        /// --whole`.
         #[arg(long)]
         body: bool,
         /// Decrypt an encrypted body with the keys of trust.payload_ring_file.
@@ -60,9 +61,9 @@ enum Action {
     },
     /// Publish dead letters again on their original subject, and delete each once the stream has stored it.
     ///
-    /// Each gets a new request id derived from the old one, so replaying twice has a single effect. Each also gets a new
-    /// service token, because dead letters are stored without theirs: trust.token_key_file and trust.grant_key_file must
-    /// be set. You thereby authorize the request.
+    /// Each gets a new request id derived from the old one, so replaying twice has a single effect. Each also gets a
+    /// new service token, because dead letters are stored without theirs: trust.token_key_file and trust.grant_key_file
+    /// must be set. You thereby authorize the request.
     Replay {
         #[command(flatten)]
         which: Which,

@@ -48,8 +48,8 @@ pub struct PublishArgs {
     /// Do not publish requests that the worker would reject.
     #[arg(long)]
     strict: bool,
-    /// Wait until a worker has committed or dead-lettered every request, and print the outcomes. The exit status is 1 if
-    /// any was dead-lettered or has no outcome yet. All requests must be of one service.
+    /// Wait until a worker has committed or dead-lettered every request, and print the outcomes. The exit status is 1
+    /// if any was dead-lettered or has no outcome yet. All requests must be of one service.
     #[arg(long)]
     wait: bool,
     /// The service token of all requests. Default: a new one for each service and user, signed with
@@ -78,7 +78,8 @@ Examples:
 /// or has no outcome in time.
 pub async fn execute(args: PublishArgs, settings: &Settings) -> anyhow::Result<()> {
     let mut input = Input::open(&args).await?;
-    // The first request determines the service, and with it the inbox that NATS permits this connection to subscribe to.
+    // The first request determines the service, and with it the inbox that NATS permits this connection to subscribe
+    // to.
     let mut next = input.next().await?;
     let service = next.as_ref().and_then(Item::service).unwrap_or_else(|| "publish".to_owned());
     let client = broker::connect(&settings.nats, &service).await?;

@@ -55,7 +55,7 @@ impl Report {
     }
 
     pub(super) fn result(&self) -> anyhow::Result<()> {
-        anyhow::ensure!(self.refused == 0, "{} requests refused", grouped(self.refused));
+        anyhow::ensure!(self.refused == 0, "{} refused", grouped(self.refused));
         Ok(())
     }
 

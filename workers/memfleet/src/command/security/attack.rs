@@ -155,8 +155,8 @@ pub(super) fn around(role: &str, roles: &[String], partitions: &[String]) -> Vec
     all
 }
 
-/// Opening a security context with invalid grants: altered, truncated, for another user or role, expired, or signed with
-/// an unknown key.
+/// Opening a security context with invalid grants: altered, truncated, for another user or role, expired, or signed
+/// with an unknown key.
 pub(super) fn bad_grants(
     good: &str,
     other_role: &str,

@@ -64,9 +64,8 @@ pub async fn execute(args: SecurityArgs, settings: &Settings) -> anyhow::Result<
         Key::Generate { name } => out!("{}", GrantKey::generate(&name)?.expose_line()),
         Key::Add { file } => {
             let key = GrantKey::read(&file)?;
-            let mut connection = store::connect(&settings.postgres.url)
-                .await
-                .context("cannot connect to the database to register the key in (postgres.url)")?;
+            let mut connection =
+                cli::database::connect(&settings.postgres.url, "postgres.url", "the database").await?;
             store::security::add_grant_key(&mut connection, key.name(), key.expose()).await.context(
                 "cannot register the key; is the database migrated, and postgres.url an administrator?",
             )?;

@@ -62,9 +62,8 @@ impl Report {
 /// # Errors
 /// If the database is unreachable, the role is not a superuser, or there are findings.
 pub async fn execute(args: &ValidateArgs, settings: &Settings) -> anyhow::Result<()> {
-    let mut connection = store::connect(&settings.postgres.url)
-        .await
-        .context("cannot connect to the database to validate (postgres.url)")?;
+    let mut connection =
+        cli::database::connect(&settings.postgres.url, "postgres.url", "the database to validate").await?;
     if lines(&mut connection, "SELECT 'x' AS line FROM pg_roles WHERE rolname = session_user AND rolsuper")
         .await?
         .is_empty()

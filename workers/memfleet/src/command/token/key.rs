@@ -10,8 +10,8 @@ use config::Settings;
 use store::registry;
 use trust::PrivateKey;
 
-/// To rotate keys without downtime: generate a key with a new name, add it, switch the issuers to it, and retire the old
-/// key once its last token has expired and all messages stored with such tokens have been processed.
+/// To rotate keys without downtime: generate a key with a new name, add it, switch the issuers to it, and retire the
+/// old key once its last token has expired and all messages stored with such tokens have been processed.
 #[derive(Debug, Subcommand)]
 pub(super) enum KeyCommand {
     /// Print a new private key. Store it where only token issuers can read it.

@@ -7,7 +7,6 @@ mod list;
 mod revoke;
 mod service;
 
-use anyhow::Context;
 use clap::{Args, Subcommand};
 use config::Settings;
 use store::Connection;
@@ -66,7 +65,5 @@ pub async fn execute(args: TokenArgs, settings: &Settings) -> anyhow::Result<()>
 }
 
 async fn registry(settings: &Settings) -> anyhow::Result<Connection> {
-    store::connect(&settings.postgres.url)
-        .await
-        .context("cannot connect to the service registry (postgres.url)")
+    cli::database::connect(&settings.postgres.url, "postgres.url", "the service registry").await
 }

@@ -22,8 +22,8 @@ use reconcile::{ReconcileArgs, print_findings};
 
 /// Manages the collections of the vector store and the access rights to them.
 ///
-/// A collection holds the vectors of one model. Searches use the active collection, which the alias unified_memory points
-/// to. During a migration, vector-indexer writes to the active and to the new collection.
+/// A collection holds the vectors of one model. Searches use the active collection, which the alias unified_memory
+/// points to. During a migration, vector-indexer writes to the active and to the new collection.
 #[derive(Debug, Args)]
 pub struct VectorsArgs {
     #[command(subcommand)]
@@ -134,13 +134,17 @@ pub async fn execute(args: VectorsArgs, settings: &Settings) -> anyhow::Result<(
     }
 }
 
+async fn connect(settings: &Settings) -> anyhow::Result<store::Connection> {
+    cli::database::connect(&settings.postgres.url, "postgres.url", "the database").await
+}
+
 async fn all(connection: &mut store::Connection) -> anyhow::Result<Vec<Collection>> {
     Ok(vector::collections(connection, ALIAS, &["active", "filling", "former"]).await?)
 }
 
 async fn list(settings: &Settings, json: bool) -> anyhow::Result<()> {
     let vectors = collection::vectors(settings)?;
-    let mut connection = store::connect(&settings.postgres.url).await?;
+    let mut connection = connect(settings).await?;
     let mut table = Table::new([
         ("collection", Align::Left),
         ("state", Align::Left),
@@ -193,7 +197,7 @@ async fn migrate(args: &MigrateArgs, settings: &Settings) -> anyhow::Result<()> 
         QuantizationName::Binary => Quantization::Binary,
     });
     let spec = CollectionSpec { quantization, ..spec };
-    let mut connection = store::connect(&settings.postgres.url).await?;
+    let mut connection = connect(settings).await?;
     let filling = collection::record(&spec, "filling")?;
     // Workers treat the first collection as the active one, so an active one must exist before another is filled.
     let active = vector::collections(&mut connection, ALIAS, &["active"]).await?.into_iter().next();
@@ -246,7 +250,7 @@ async fn migrate(args: &MigrateArgs, settings: &Settings) -> anyhow::Result<()> 
 
 async fn drop_collection(name: &str, settings: &Settings) -> anyhow::Result<()> {
     let vectors = collection::vectors(settings)?;
-    let mut connection = store::connect(&settings.postgres.url).await?;
+    let mut connection = connect(settings).await?;
     let one = all(&mut connection).await?.into_iter().find(|one| one.collection_name == name);
     let one = one.with_context(|| format!("no collection {name}; `memfleet vectors list` shows all"))?;
     ensure!(
@@ -262,7 +266,7 @@ async fn drop_collection(name: &str, settings: &Settings) -> anyhow::Result<()> 
 }
 
 async fn rights(settings: &Settings, json: bool) -> anyhow::Result<()> {
-    let mut connection = store::connect(&settings.postgres.url).await?;
+    let mut connection = connect(settings).await?;
     let mut table = Table::new([
         ("service", Align::Left),
         ("type", Align::Left),
@@ -289,7 +293,7 @@ async fn rights(settings: &Settings, json: bool) -> anyhow::Result<()> {
 }
 
 async fn grant(args: &GrantArgs, settings: &Settings) -> anyhow::Result<()> {
-    let mut connection = store::connect(&settings.postgres.url).await?;
+    let mut connection = connect(settings).await?;
     let types: Vec<&str> = match &args.vector_type {
         Some(one) => vec![one],
         None => contract::VectorType::ALL.iter().map(|one| one.as_str()).collect(),

@@ -64,7 +64,7 @@ async fn follow(args: &ReconcileArgs, settings: &Settings, embedders: &Embedders
 /// Compares each collection once. Returns an error if the stores differ and were not repaired.
 async fn reconcile(args: &ReconcileArgs, settings: &Settings, embedders: &Embedders) -> anyhow::Result<()> {
     let vectors = collection::vectors(settings)?;
-    let mut connection = store::connect(&settings.postgres.url).await?;
+    let mut connection = super::connect(settings).await?;
     let collections = vector::collections(&mut connection, ALIAS, &["active", "filling"]).await?;
     ensure!(!collections.is_empty(), "no collection; `memfleet vectors apply` creates it");
     let (mut orphans, mut gaps) = (0, 0);
