@@ -131,7 +131,7 @@ async fn what_is_sent_is_committed_and_can_be_queried() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_without_the_scope_is_refused_with_the_reason() {
+async fn a_token_without_the_scope_is_refused() {
     let fixture = Fixture::secured().await;
     fixture.register("simple-chat", "user:put session:open").await;
     let workers = Workers::start(&fixture).await;
@@ -140,8 +140,8 @@ async fn a_token_without_the_scope_is_refused_with_the_reason() {
     ada.send(account()).await.unwrap();
     ada.send(open("s")).await.unwrap();
     let rejected = ada.send(put(1)).await.unwrap_err();
-    let is_rejected =
-        matches!(&rejected, ClientError::Rejected { reason, .. } if reason.contains("scopes do not allow"));
+    // Only the operator learns why.
+    let is_rejected = matches!(&rejected, ClientError::Rejected { reason, .. } if reason == "denied");
     assert!(is_rejected, "{rejected}");
     let refused = ada.query(get()).await.unwrap_err();
     assert!(

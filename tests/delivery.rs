@@ -271,7 +271,7 @@ async fn an_event_names_its_cause_which_is_the_same_users() {
     assert_eq!(caused, [format!("1 {parent} 2 [\"{parent}\"]")]);
     assert_eq!(
         fixture.dead_letters().await,
-        ["permanent: Memfleet-Parent-Event: there is no such event of this user"]
+        ["permanent: Memfleet-Parent-Event: no event with this id for this user"]
     );
     worker.stop().await.expect("a clean end");
 }

@@ -186,11 +186,11 @@ async fn what_is_wrong_is_named() {
         ),
         (
             decision(1, json!({})).with(header::PARENT_EVENT, &foreign),
-            "permanent: Memfleet-Parent-Event: there is no such event of this user",
+            "permanent: Memfleet-Parent-Event: no event with this id for this user",
         ),
         (
             decision(1, json!({})).with(header::PARENT_EVENT, Uuid::now_v7()),
-            "permanent: Memfleet-Parent-Event: there is no such event of this user",
+            "permanent: Memfleet-Parent-Event: no event with this id for this user",
         ),
         (
             request(

@@ -15,16 +15,17 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use async_nats::jetstream;
 use cli::tokens::Tokens;
 use client::{PayloadKeys, Published, Publisher, PublisherOptions};
 use config::Settings;
-use contract::{CONTEXT_WRITER, ROUTER_LOGGER, VECTOR_INDEXER, WorkerInfo};
+use contract::{VECTOR_INDEXER, WORKERS, WorkerInfo};
 use runtime::{Stats, StatsReport};
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 
 use crate::dialogue::Prepared;
 use broker::Broker;
@@ -59,6 +60,11 @@ pub struct IngestOptions {
 const MAX_REFUSED: u64 = 100;
 /// Number of dialogues read ahead.
 const READ_AHEAD: usize = 16;
+/// The next dialogue of the sample is published when no more requests than this are uncommitted: chats arrive one after another, and
+/// not all at once.
+const SAMPLE_UNCOMMITTED: u64 = 60;
+/// How often the commits are counted meanwhile.
+const COUNT_EVERY: Duration = Duration::from_millis(1);
 
 /// Ingests dialogues. `stats` are those of the workers in this process, context-writer's first; empty if the workers
 /// run elsewhere.
@@ -84,7 +90,9 @@ pub async fn ingest(
     let began = Instant::now();
     let (mut sent, to_embed) = ingest.publish_dialogues(options).await?;
     if options.wait {
-        ingest.drained(&[&CONTEXT_WRITER, &ROUTER_LOGGER]).await?;
+        // Whoever embeds texts has nothing to do yet.
+        let workers: Vec<&WorkerInfo> = WORKERS.iter().filter(|worker| **worker != VECTOR_INDEXER).collect();
+        ingest.drained(&workers).await?;
     }
     let seconds = began.elapsed().as_secs_f64();
     let written = ingest.publisher.so_far().clone();
@@ -134,6 +142,9 @@ impl Ingest {
         let (mut sent, mut to_embed) = (Sent::default(), Vec::new());
         while let Some(dialogue) = dialogues.recv().await {
             let mut dialogue: Ready = dialogue?;
+            if matches!(options.source, Source::Sample) {
+                self.catch_up(SAMPLE_UNCOMMITTED).await;
+            }
             let is_embedded = |request: &Prepared| request.kind.worker == VECTOR_INDEXER.name;
             dialogue.requests.retain(|request| options.vectors || !is_embedded(request));
             sent.count(&dialogue);
@@ -157,6 +168,14 @@ impl Ingest {
         }
         ensure_accepted(self.publisher.flush().await)?;
         Ok((sent, to_embed))
+    }
+
+    /// Waits until the workers in this process have at most so many requests left.
+    async fn catch_up(&mut self, uncommitted: u64) {
+        let stored = self.publisher.flush().await.stored;
+        while self.broker.settled().is_some_and(|settled| settled + uncommitted < stored) {
+            sleep(COUNT_EVERY).await;
+        }
     }
 
     async fn send(&mut self, request: Prepared) -> anyhow::Result<()> {
