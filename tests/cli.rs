@@ -108,7 +108,9 @@ async fn what_was_changed_by_hand_is_shown_and_put_right() {
     };
     stream.create_consumer(consumer).await.expect("a consumer");
 
-    let checked = memfleet(&fixture, &["nats", "diff", "--check"]).await.failed("the broker's streams or consumers differ");
+    let checked = memfleet(&fixture, &["nats", "diff", "--check"])
+        .await
+        .failed("the broker's streams or consumers differ");
     for line in [
         "~ stream CONTEXT max_age: 1d -> 7d",
         "~ stream CONTEXT subjects: -memory.req.*.weather.> +memory.req.*.user.>",

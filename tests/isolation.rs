@@ -399,10 +399,7 @@ async fn a_worker_with_too_much_or_too_little_refuses_to_start() {
     let mut other = short.clone();
     other.postgres.worker_url = Some(short.postgres.url_of("w_router_logger"));
     let told = problem(other).await;
-    assert!(
-        told.contains("w_router_logger") && told.contains("it must run as w_context_writer"),
-        "{told}"
-    );
+    assert!(told.contains("w_router_logger") && told.contains("it must run as w_context_writer"), "{told}");
 
     fixture.execute("GRANT DELETE ON users TO w_context_writer").await;
     let told = problem(short.clone()).await;

@@ -209,7 +209,8 @@ fn a_misspelt_word_in_an_enumeration_is_repeated() {
     }
     // Anything else may be free text, or a secret in the wrong field.
     let long = "x".repeat(41);
-    for text in ["", "a word", "hunter2!", "JBSWY3DPEHPK3PXP", "é", "a`b", "x`, expected `y", "a\"b", &long] {
+    for text in ["", "a word", "hunter2!", "JBSWY3DPEHPK3PXP", "é", "a`b", "x`, expected `y", "a\"b", &long]
+    {
         assert_eq!(problem(&json!(text).to_string()), format!("the value {EXPECTED}"), "{text}");
     }
     // Which of two values is at fault cannot be seen, and the key of an object is no value.

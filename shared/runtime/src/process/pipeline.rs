@@ -5,9 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::Client;
-use async_nats::jetstream::consumer::PullConsumer;
 use config::Settings;
-use contract::{DeadLetterClass, JOBS_STREAM, RequestSubject};
+use contract::{DeadLetterClass, RequestSubject};
 use keys::Keys;
 use store::Pool;
 use tokio::sync::mpsc;
@@ -25,7 +24,7 @@ use crate::delivery::watermarks::Watermarks;
 use crate::process::crash::{self, Point};
 use crate::process::readiness::{Dependency, Phase, Readiness, probe};
 use crate::process::run_error::RunError;
-use crate::process::start::{Dependencies, start};
+use crate::process::start::{Dependencies, Pulled, start};
 use crate::process::stats::Stats;
 use crate::process::trust_refresh;
 use crate::stages::authorize::{Authorization, Authorizer, Denied};
@@ -51,7 +50,8 @@ pub async fn run<W: ExternalWorker>(
     let Some(dependencies) = start::<W>(settings, &readiness, &stop).await? else { return Ok(()) };
     tracing::info!(worker = W::INFO.name, stream = W::INFO.stream, "started");
     let in_flight = InFlight::default();
-    let ack_wait = dependencies.consumer.cached_info().config.ack_wait;
+    let ack_waits = dependencies.consumers.iter().map(|pulled| pulled.consumer.cached_info().config.ack_wait);
+    let ack_wait = ack_waits.min().unwrap_or_default();
     // Renewal continues until the stages have finished.
     let _renewing =
         AbortOnDropHandle::new(tokio::spawn(in_flight.clone().renew(dependencies.client.clone(), ack_wait)));
@@ -59,7 +59,7 @@ pub async fn run<W: ExternalWorker>(
     let _probing = AbortOnDropHandle::new(tokio::spawn(probe_dependencies(
         Arc::clone(&worker),
         dependencies.keys.clone(),
-        dependencies.consumer.clone(),
+        dependencies.consumers.clone(),
         dependencies.client.clone(),
         readiness.clone(),
         stop.clone(),
@@ -123,14 +123,16 @@ impl Observed {
 async fn probe_dependencies<W: ExternalWorker>(
     worker: Arc<W>,
     keys: Option<Arc<Keys>>,
-    consumer: PullConsumer,
+    consumers: Vec<Pulled>,
     client: Client,
     readiness: Readiness,
     stop: CancellationToken,
 ) {
     let probe_all = async || {
         let mut results = worker.probe().await;
-        results.push(probe(Dependency::Nats, consumer.get_info()).await);
+        for Pulled { consumer, .. } in &consumers {
+            results.push(probe(Dependency::Nats, consumer.get_info()).await);
+        }
         if let Some(keys) = &keys {
             results.push(probe(Dependency::KeyStore, keys.check()).await);
         }
@@ -154,18 +156,8 @@ fn spawn_stages<W: ExternalWorker>(
     let mut stages = JoinSet::new();
     let (to_write, to_be_written) = mpsc::channel::<ToWrite<W::Item>>(1);
     let (to_settle, to_be_settled) = mpsc::channel(1);
-    let Dependencies {
-        client,
-        jetstream,
-        stream,
-        consumer,
-        jobs,
-        advisories,
-        pool,
-        keys,
-        bodies,
-        authorizer,
-    } = dependencies;
+    let Dependencies { client, jetstream, consumers, advisories, pool, keys, bodies, authorizer } =
+        dependencies;
 
     let watermarks = Arc::new(Watermarks::default());
     let writer = Writer {
@@ -188,6 +180,7 @@ fn spawn_stages<W: ExternalWorker>(
         pool: pool.clone(),
         stats: Arc::clone(&stats),
     };
+    let limits = consumers.iter().map(|pulled| pulled.consumer.cached_info().config.max_deliver);
     let settler = Settler {
         worker: W::INFO.name,
         client: client.clone(),
@@ -196,7 +189,7 @@ fn spawn_stages<W: ExternalWorker>(
         watermarks,
         stats,
         budget: Budget::default(),
-        last_delivery: Some(consumer.cached_info().config.max_deliver).filter(|&limit| limit > 0),
+        last_delivery: limits.filter(|&limit| limit > 0).min(),
     };
     let dead_lettering = undeliverable_handler.run(
         advisories.clone(),
@@ -204,9 +197,6 @@ fn spawn_stages<W: ExternalWorker>(
         settings.worker.clone(),
         stop.clone(),
     );
-    let requests = Pulled { stream, consumer: consumer.clone(), max_batch: W::MAX_BATCH };
-    // A tick is a batch of its own, because its job grants are valid only for it.
-    let ticks = jobs.clone().map(|consumer| Pulled { stream: JOBS_STREAM, consumer, max_batch: 1 });
     let puller = |pulled| PullStage::<W> {
         worker: PhantomData,
         pulled,
@@ -219,8 +209,8 @@ fn spawn_stages<W: ExternalWorker>(
         to_write: to_write.clone(),
         to_settle: to_settle.clone(),
     };
-    for pulled in std::iter::once(requests).chain(ticks) {
-        stages.spawn(puller(pulled).run());
+    for pulled in consumers {
+        stages.spawn(puller(pulled.clone()).run());
     }
     drop(to_write);
     stages.spawn(write_stage(writer, to_be_written, to_settle));
@@ -233,14 +223,6 @@ fn spawn_stages<W: ExternalWorker>(
 /// Redelivery delay of a message whose authorization needs the latest registry state while the registry is unavailable.
 /// At this delay, a message reaches the consumer's `max_deliver` only after an hour.
 const REGISTRY_RETRY_DELAY: Duration = Duration::from_secs(30);
-
-/// A consumer to pull from.
-#[derive(Clone)]
-struct Pulled {
-    stream: &'static str,
-    consumer: PullConsumer,
-    max_batch: usize,
-}
 
 /// The first three stages: pull, decode, authorize.
 struct PullStage<W: ExternalWorker> {

@@ -19,9 +19,9 @@ pub enum RunError {
     /// The key store or the key provider cannot be used as configured.
     #[error(transparent)]
     Keys(#[from] keys::KeyError),
-    /// The worker's entry in the catalogue has no stream.
-    #[error("{worker} cannot process messages: its entry in the catalogue names no stream")]
-    NoStream {
+    /// The worker's entry in the catalogue has neither a stream nor jobs.
+    #[error("{worker} cannot process messages: its entry in the catalogue names no stream and no jobs")]
+    NoConsumer {
         /// The worker.
         worker: &'static str,
     },

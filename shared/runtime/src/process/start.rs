@@ -24,16 +24,22 @@ use crate::worker::ExternalWorker;
 pub(crate) struct Dependencies {
     pub(crate) client: Client,
     pub(crate) jetstream: jetstream::Context,
-    pub(crate) stream: &'static str,
-    pub(crate) consumer: PullConsumer,
-    /// Delivers the ticks of the worker's jobs. `None` for a worker without jobs.
-    pub(crate) jobs: Option<PullConsumer>,
+    /// Deliver the worker's requests, the ticks of its jobs, or both. Never empty.
+    pub(crate) consumers: Vec<Pulled>,
     pub(crate) advisories: PullConsumer,
     pub(crate) pool: Pool,
     /// Set for a worker that encrypts.
     pub(crate) keys: Option<Arc<Keys>>,
     pub(crate) bodies: Arc<Bodies>,
     pub(crate) authorizer: Arc<Authorizer>,
+}
+
+/// A consumer to pull from.
+#[derive(Clone)]
+pub(crate) struct Pulled {
+    pub(crate) stream: &'static str,
+    pub(crate) consumer: PullConsumer,
+    pub(crate) max_batch: usize,
 }
 
 /// Waits for the worker's dependencies. `None` if it is stopped first.
@@ -43,7 +49,12 @@ pub(crate) async fn start<W: ExternalWorker>(
     stop: &CancellationToken,
 ) -> Result<Option<Dependencies>, RunError> {
     let worker = W::INFO.name;
-    let stream = W::INFO.stream.ok_or(RunError::NoStream { worker })?;
+    let requests = W::INFO.stream.map(|stream| (stream, worker.to_owned(), W::MAX_BATCH));
+    // A tick is a batch of its own, because its job grants are valid only for it.
+    let ticks = (!W::INFO.jobs.is_empty()).then(|| (JOBS_STREAM, W::INFO.jobs_consumer(), 1));
+    if requests.is_none() && ticks.is_none() {
+        return Err(RunError::NoConsumer { worker });
+    }
     let acquire_timeout = Duration::from_millis(settings.postgres.connect_timeout_ms);
     let pool = store::open_pool(
         &settings.postgres.url_of(&worker_role(worker)),
@@ -66,15 +77,12 @@ pub(crate) async fn start<W: ExternalWorker>(
             Some(prefix) => jetstream::with_prefix(client.clone(), prefix),
             None => jetstream::new(client.clone()),
         };
-        let consumer =
-            wait.wait_for(Dependency::Nats, || find_consumer(&jetstream, stream, worker.to_owned())).await?;
-        let jobs = match W::INFO.jobs {
-            [] => None,
-            _ => {
-                let find = || find_consumer(&jetstream, JOBS_STREAM, W::INFO.jobs_consumer());
-                Some(wait.wait_for(Dependency::Nats, find).await?)
-            }
-        };
+        let mut consumers = Vec::with_capacity(2);
+        for (stream, name, max_batch) in requests.into_iter().chain(ticks) {
+            let find = || find_consumer(&jetstream, stream, name.clone());
+            let consumer = wait.wait_for(Dependency::Nats, find).await?;
+            consumers.push(Pulled { stream, consumer, max_batch });
+        }
         let advisories = wait
             .wait_for(Dependency::Nats, || {
                 find_consumer(&jetstream, crate::delivery::undeliverable::STREAM, W::INFO.advisory_consumer())
@@ -90,9 +98,7 @@ pub(crate) async fn start<W: ExternalWorker>(
         Ok(Dependencies {
             client,
             jetstream,
-            stream,
-            consumer,
-            jobs,
+            consumers,
             advisories,
             pool: pool.clone(),
             keys: keys.clone(),
