@@ -23,6 +23,8 @@ use topology::Topology;
 struct Chatty {
     /// How many events a context causes.
     events: usize,
+    /// Whose the further ones are; the message's user if there is none.
+    user: Option<UserId>,
 }
 
 impl Worker for Chatty {
@@ -40,7 +42,7 @@ impl Worker for Chatty {
         for (message, verdict) in batch.iter().zip(&mut verdicts) {
             if let (ContextRequest::ContextPut(put), Verdict::Applied(drafts)) = (&message.request, verdict) {
                 drafts.extend((1..self.events).map(|number| EventDraft {
-                    user_id: message.user_id(),
+                    user_id: self.user.unwrap_or(message.user_id()),
                     event_type: EventType::ToolReported,
                     performative: Performative::Propose,
                     source_agent_id: Some("chatty".to_owned()),
@@ -93,7 +95,7 @@ async fn publish_again(fixture: &Fixture, request: &RequestMessage) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_causes_several_events_and_a_redelivery_publishes_all_of_them_again() {
     let fixture = forgetful().await;
-    let worker = fixture.run(Chatty { events: 5 });
+    let worker = fixture.run(Chatty { events: 5, user: None });
     let put = context(1, "s", "k", 1);
     fixture.publish([user(1), session(1, "s"), put.clone()]).await;
     fixture.drained::<ContextWriter>().await;
@@ -128,7 +130,7 @@ async fn a_message_causes_several_events_and_a_redelivery_publishes_all_of_them_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_without_events_is_applied_and_one_with_too_many_is_dead_lettered_alone() {
     let fixture = forgetful().await;
-    let worker = fixture.run(Chatty { events: 1_001 });
+    let worker = fixture.run(Chatty { events: 1_001, user: None });
     let neighbours = [session(1, "t"), session(1, "u")];
     fixture.publish([user(1), session(1, "s"), context(1, "s", "k", 1)].into_iter().chain(neighbours)).await;
     fixture.drained::<ContextWriter>().await;
@@ -140,7 +142,7 @@ async fn a_message_without_events_is_applied_and_one_with_too_many_is_dead_lette
     assert_eq!(fixture.count("simple_chat_context").await, 0, "its effect is rolled back");
     worker.stop().await.expect("a clean end");
 
-    let most = fixture.run(Chatty { events: 1_000 });
+    let most = fixture.run(Chatty { events: 1_000, user: None });
     let put = context(1, "s", "l", 1);
     fixture.publish([put.clone()]).await;
     fixture.drained::<ContextWriter>().await;
@@ -150,6 +152,21 @@ async fn a_message_without_events_is_applied_and_one_with_too_many_is_dead_lette
         ["1000"]
     );
     most.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_of_a_request_is_of_its_user_also_beside_messages_of_others() {
+    let fixture = Fixture::new().await;
+    let neighbour = UserId::new(2).expect("a user");
+    let worker = fixture.run(Chatty { events: 2, user: Some(neighbour) });
+    fixture.publish([user(1), user(2), session(1, "s"), session(2, "s"), context(1, "s", "k", 1)]).await;
+    fixture.drained::<ContextWriter>().await;
+    assert_eq!(
+        fixture.dead_letters().await,
+        ["permanent: an event of a request must be of the request's user"]
+    );
+    assert_eq!(fixture.count("blackboard_events WHERE event_type = 'tool.reported'").await, 0);
+    worker.stop().await.expect("a clean end");
 }
 
 /// context-writer, which takes no context before a time, and gives up at a deadline.
