@@ -238,13 +238,13 @@ async fn a_retry_after_its_deadline_is_dead_lettered() {
     worker.stop().await.expect("a clean end");
 }
 
-/// A worker with a job and without requests of its own.
+/// A worker with a job and without requests.
 struct Cleaner;
 
 const CLEANER: WorkerInfo = WorkerInfo {
     name: "retention-cleaner",
-    stream: Some("RETENTION"),
-    stream_bytes: 1 << 20,
+    stream: None,
+    stream_bytes: 0,
     description: "Expires contexts",
     jobs: &["expire-contexts"],
 };
@@ -327,10 +327,7 @@ async fn with_job() -> Fixture {
              SELECT sec.add_job('expire-contexts', 'w_retention_cleaner', 'sec.due_test(integer)')",
         )
         .await;
-    let mut topology = Topology::of(&[CLEANER]).expect("streams");
-    for stream in topology.streams.iter_mut().filter(|stream| stream.name == "RETENTION") {
-        stream.config.insert("subjects".to_owned(), json!(["memory.req.*.retention.>"]));
-    }
+    let topology = Topology::of(&[CLEANER]).expect("streams");
     topology::apply(&fixture.jetstream, &topology).await.expect("the streams of the worker");
     fixture
 }
@@ -398,9 +395,6 @@ async fn a_tick_acts_for_the_users_whose_work_is_due_once_however_often_it_is_de
 async fn the_events_of_a_tick_are_published_again_although_its_users_are_not_due_any_more() {
     let fixture = with_job().await;
     let mut topology = Topology::of(&[CLEANER]).expect("streams");
-    for stream in topology.streams.iter_mut().filter(|stream| stream.name == "RETENTION") {
-        stream.config.insert("subjects".to_owned(), json!(["memory.req.*.retention.>"]));
-    }
     set_duplicate_window(&mut topology, "EVENTS", Duration::from_millis(100));
     topology::apply(&fixture.jetstream, &topology).await.expect("a short window");
     let worker = fixture.run(Cleaner);
