@@ -132,12 +132,13 @@ impl<W: ExternalWorker> Writer<W> {
                     parts.extend([length - length / 2, length / 2]);
                 }
                 // A tick is a single message, but it can be tried with fewer users.
-                Err(RolledBack::Fault(fault))
-                    if !self.stop.is_cancelled()
-                        && progress.grants.as_mut().is_some_and(TickGrants::narrow) =>
-                {
+                Err(RolledBack::Fault(fault)) if progress.grants.as_mut().is_some_and(TickGrants::narrow) => {
                     tracing::warn!(worker = W::INFO.name, %fault, "a tick failed, retrying with fewer users");
-                    parts.push(length);
+                    if self.stop.is_cancelled() {
+                        decided.extend(messages.iter().map(|_| Disposition::HAND_BACK));
+                    } else {
+                        parts.push(length);
+                    }
                 }
                 // Stopping: no time to find the failing message, so another replica takes them all.
                 Err(RolledBack::Fault(_)) if length > 1 => {
