@@ -59,7 +59,7 @@ programs: setup ## build memfleet and qdrant-local, the vector store of private 
 
 # Both programs in one go: they share most of their dependencies, and each of them alone leaves one core idle for minutes.
 built:
-	@echo "building memfleet and qdrant-local (the first time takes about ten minutes on two cores)"
+	@echo "building memfleet and qdrant-local (the first time takes about twenty minutes on two cores)"
 	@mkdir -p "$(home)/bin"
 	cargo build --profile $(PROFILE) -p memfleet -p qdrant-local
 	@for built in memfleet qdrant-local; do \
