@@ -149,6 +149,7 @@ async fn a_token_without_the_scope_is_refused() {
         "{refused}"
     );
     // The broker knows this service, and the registry does not.
+    fixture.execute("DELETE FROM sec.services WHERE service = 'smart-router'").await;
     let client = Client::connect(options(&fixture, "smart-router")).await.expect("a connection");
     let unknown = client.user(42).send(open("s")).await.unwrap_err();
     assert!(matches!(&unknown, ClientError::Token(problem) if problem.contains("smart-router")), "{unknown}");

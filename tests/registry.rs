@@ -140,7 +140,7 @@ async fn what_cannot_be_is_named() {
         (&["token", "inspect", "x.y.z"], "the service token cannot be decoded"),
         (&["token", "revoke"], "required arguments were not provided"),
         (&["token", "revoke", "x"], "invalid value 'x'"),
-        (&["token", "key", "generate", "Main"], "the name of 1 to 32 out of a-z 0-9 -"),
+        (&["token", "key", "generate", "Main"], "with a name of 1 to 32 characters out of a-z 0-9 -"),
         (&["token", "key", "add", "/no/such/file"], "/no/such/file cannot be read"),
         (&["token", "key", "retire", "other"], "no signing key other"),
         (&["token", "service", "put", "x"], "--scope <SCOPE>"),

@@ -82,7 +82,7 @@ async fn events_and_tables_say_the_same() {
     assert_eq!(replayed["events"], events);
     assert_eq!(fixture.count("pg_namespace WHERE nspname = 'replayed'").await, 0, "nothing stays");
     let (well, printed, _) = replay(&fixture, &["--user", "77"], &[]).await;
-    assert!(well && printed.starts_with("0 events of user 77"), "{printed}");
+    assert!(well && printed.starts_with("replayed 0 events of user 77"), "{printed}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -108,7 +108,7 @@ async fn other_calls_and_options_are_refused() {
     let has = Filter::must([Condition::has_vector("name")]);
     unsupported(client.query(query().filter(has)).await, "has_vector");
     let ordered = ScrollPointsBuilder::new("x").order_by(OrderByBuilder::new("n"));
-    unsupported(client.scroll(ordered).await, "another order");
+    unsupported(client.scroll(ordered).await, "an order other than by id");
     let params = SearchParamsBuilder::default().acorn(qdrant_client::qdrant::AcornSearchParams::default());
     unsupported(client.query(query().params(params)).await, "acorn");
     let geo = CreateFieldIndexCollectionBuilder::new("x", "n", FieldType::Geo);
