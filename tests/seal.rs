@@ -381,7 +381,7 @@ async fn the_program_seals_verifies_and_tells() {
     for (arguments, says) in [
         (["verify", "--json"].as_slice(), "audit.public_keys_file is not set"),
         (&["seal"], "audit.seal_key_file is not set"),
-        (&["key", "generate", "No Name"], "the name of 1 to 32 out of a-z 0-9 -"),
+        (&["key", "generate", "No Name"], "with a name of 1 to 32 characters out of a-z 0-9 -"),
         (&["key", "public", "/nowhere/key"], "/nowhere/key cannot be read"),
     ] {
         let refused = program(&fixture, arguments).await;

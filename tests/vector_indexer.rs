@@ -113,7 +113,7 @@ async fn what_cannot_be_indexed_is_refused_by_its_field() {
         (with(&|one| one["content_text"] = "".into()), "malformed: memories[0].content_text: is empty"),
         (
             with(&|one| one["content_text"] = " \n".into()),
-            "malformed: memories[0].content_text: holds nothing but",
+            "malformed: memories[0].content_text: contains only white space",
         ),
         (
             with(&|one| one["content_text"] = "x".repeat(1_000_000).into()),

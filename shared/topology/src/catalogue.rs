@@ -189,7 +189,7 @@ mod tests {
             "SEAL",
             "CONTEXT/context-writer",
             "ADVISORY/context-writer-advisory",
-            "JOBS_STREAM/context-writer-jobs",
+            "JOBS/context-writer-jobs",
         ];
         assert_eq!(names(&topology), expected);
         let stream = topology.streams.iter().find(|stream| stream.name == JOBS_STREAM).unwrap();
@@ -206,7 +206,7 @@ mod tests {
         assert_eq!(consumer("context-writer-jobs").config.get("filter_subjects"), Some(&ticks));
         let advisories = json!([
             format!("{MAX_DELIVERIES}.CONTEXT.context-writer"),
-            format!("{MAX_DELIVERIES}.JOBS_STREAM.context-writer-jobs"),
+            format!("{MAX_DELIVERIES}.JOBS.context-writer-jobs"),
         ]);
         let config = &consumer("context-writer-advisory").config;
         assert_eq!(config.get("filter_subjects"), Some(&advisories));
@@ -224,7 +224,7 @@ mod tests {
             "JOBS",
             "SEAL",
             "ADVISORY/context-writer-advisory",
-            "JOBS_STREAM/context-writer-jobs",
+            "JOBS/context-writer-jobs",
         ];
         assert_eq!(names(&topology), expected);
         let ticks = topology.consumers.get(1).unwrap();
