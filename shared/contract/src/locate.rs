@@ -65,8 +65,8 @@ impl<'a> Fault<'a> {
         Self { field: None, is_missing: false, problem }
     }
 
-    /// An unknown value of an enumeration. Only a misspelling of an allowed value is repeated: anything else may be text or a secret
-    /// in the wrong field.
+    /// An unknown value of an enumeration. Only a misspelling of an allowed value is repeated: anything else may be text
+    /// or a secret in the wrong field.
     fn of_enumeration(rest: &str, path: &Path, body: &[u8]) -> Self {
         let expected = expected(rest);
         let allowed = expected.split('`').skip(1).step_by(2);

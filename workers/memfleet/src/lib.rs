@@ -1,4 +1,4 @@
-//! The program `memfleet`. Each command is a module of `command`; shared helpers are in the crate `cli`.
+//! The program `memfleet`. Each command is a module of `command`; what they share is in the crate `cli`.
 
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 

@@ -60,8 +60,8 @@ pub struct IngestOptions {
 const MAX_REFUSED: u64 = 100;
 /// Number of dialogues read ahead.
 const READ_AHEAD: usize = 16;
-/// The next dialogue of the sample is published when no more requests than this are uncommitted: chats arrive one after another, and
-/// not all at once.
+/// The next dialogue of the sample is published when no more requests than this are uncommitted: chats arrive one after
+/// another, and not all at once.
 const SAMPLE_UNCOMMITTED: u64 = 60;
 /// How often the commits are counted meanwhile.
 const COUNT_EVERY: Duration = Duration::from_millis(1);
