@@ -47,7 +47,7 @@ dev: programs ## start everything and keep it running
 	@"$(program)" dev $(ARGS)
 
 # Measured is the program as it is shipped.
-bench: PROFILE = dist
+bench: export PROFILE = dist
 bench: programs ## run benchmarks
 	@"$(program)" bench $(ARGS)
 
