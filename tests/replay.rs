@@ -86,6 +86,29 @@ async fn events_and_tables_say_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_carries_no_request_is_not_replayed() {
+    let fixture = filled().await;
+    // A further event of a request: the first one carries it.
+    fixture
+        .execute(
+            "INSERT INTO blackboard_events (id, event_sequence, event_type, performative, source_agent_id, user_id,
+                session_id, event_payload, logical_timestamp, request_id)
+             SELECT gen_random_uuid(), nextval('blackboard_event_sequence'), event_type, performative, source_agent_id,
+                user_id, session_id, jsonb_set(event_payload, '{context_key}', '\"extra\"'), logical_timestamp, request_id
+             FROM blackboard_events WHERE event_payload ->> 'context_key' = 'late'",
+        )
+        .await;
+    // Requests of different workers may have the same id.
+    let put = context(1, "x", "same", 1);
+    let decision = json!({ "decision_id": Uuid::now_v7(), "session_id": "x", "user_request": "q", "routing_decision": 1 });
+    let decision = RequestMessage { id: put.id, ..request("decision.log", 1, decision) };
+    fixture.process(RouterLogger, [decision]).await;
+    fixture.process(ContextWriter, [put]).await;
+    let (well, printed, said) = replay(&fixture, &["--user", "1"], &[]).await;
+    assert!(well && printed.ends_with("no differences\n"), "{printed}{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_changed_past_the_events_is_found() {
     let fixture = filled().await;
     for (change, found) in [

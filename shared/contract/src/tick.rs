@@ -31,6 +31,11 @@ impl Job {
         self.publisher.strip_prefix(PUBLISHER_PREFIX).unwrap_or_default()
     }
 
+    /// Whether a name in an event or in the audit trail is that of a job, and not of a service.
+    pub fn is_publisher(name: &str) -> bool {
+        name.starts_with(PUBLISHER_PREFIX)
+    }
+
     /// The name under which the job appears where others have a service: in events and in the audit trail.
     /// `job:<name>`.
     pub fn publisher(&self) -> &str {
@@ -113,6 +118,7 @@ mod tests {
         let job: Job = "expire-contexts".parse().unwrap();
         assert_eq!((job.as_str(), job.publisher()), ("expire-contexts", "job:expire-contexts"));
         assert!("job:expire-contexts".parse::<crate::Service>().is_err());
+        assert!(Job::is_publisher(job.publisher()) && !Job::is_publisher("jobs"));
         let (longest, too_long) = ("j".repeat(48), "j".repeat(49));
         assert!(longest.parse::<Job>().is_ok());
         for bad in ["", "7", "7-days", "-x", "Expire", "a.b", "a b", "job:x", too_long.as_str()] {

@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, HashSet};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use contract::{ContextRequest, Event, REQUESTS, Redacted, RequestKind, RequestSubject, Service, UserId};
+use contract::{
+    ContextRequest, Event, Job, REQUESTS, Redacted, RequestKind, RequestSubject, Service, UserId,
+};
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Integer, Text};
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
@@ -129,12 +131,8 @@ async fn in_scratch(connection: &mut Connection, user: UserId, as_of: i64) -> Re
             blackboard::of_user(connection, user, replayed.as_of, as_of, BATCH_EVENTS, BATCH_BYTES).await?;
         let Some(last) = recorded.last() else { break };
         replayed.as_of = last.event.event_sequence;
-        // Only the first event of a request carries it.
-        let mut carries = |recorded: &Recorded| {
-            recorded.event.source_agent_id.starts_with("job:") || requests.insert(recorded.request_id)
-        };
-        let recorded: Vec<_> = recorded.into_iter().filter(&mut carries).collect();
-        let messages: Vec<_> = recorded.into_iter().filter_map(message).collect::<Result<_, Fault>>()?;
+        let messages = recorded.into_iter().filter_map(|recorded| message(recorded, &mut requests));
+        let messages: Vec<_> = messages.collect::<Result<_, Fault>>()?;
         replayed.events += messages.len() as u64;
         let messages: Vec<_> = messages.iter().collect();
         context_writer::store::write(connection, &messages, &DataKeys::new()).await?;
@@ -145,11 +143,18 @@ async fn in_scratch(connection: &mut Connection, user: UserId, as_of: i64) -> Re
     Ok(replayed)
 }
 
-/// The request that an event carries, if context-writer processes it.
-fn message(recorded: Recorded) -> Option<Result<Message<ContextRequest>, Fault>> {
+/// The request that an event carries, if it is one of context-writer's. `requests` are those that came before: only the first
+/// event of a request carries it. Each event of a job's tick stands for itself.
+fn message(
+    recorded: Recorded,
+    requests: &mut HashSet<Uuid>,
+) -> Option<Result<Message<ContextRequest>, Fault>> {
     let Recorded { event, request_id } = recorded;
     let kind = REQUESTS.iter().find(|kind| kind.event == event.event_type)?;
-    (kind.worker == contract::CONTEXT_WRITER.name).then(|| decode(event, request_id, kind))
+    // The id of a request is unique among those of its worker.
+    let carries = kind.worker == contract::CONTEXT_WRITER.name
+        && (Job::is_publisher(&event.source_agent_id) || requests.insert(request_id));
+    carries.then(|| decode(event, request_id, kind))
 }
 
 fn decode(event: Event, request_id: Uuid, kind: &RequestKind) -> Result<Message<ContextRequest>, Fault> {
