@@ -204,6 +204,8 @@ mod tests {
         let consumer = |name: &str| topology.consumers.iter().find(|one| one.name == name).unwrap();
         let ticks = json!(["memory.job.retention-sweep", "memory.job.retention-archive"]);
         assert_eq!(consumer("context-writer-jobs").config.get("filter_subjects"), Some(&ticks));
+        let at_once = consumer("context-writer-jobs").config.get("max_ack_pending");
+        assert_eq!(at_once, Some(&json!(2)), "one tick of each job");
         let advisories = json!([
             format!("{MAX_DELIVERIES}.CONTEXT.context-writer"),
             format!("{MAX_DELIVERIES}.JOBS.context-writer-jobs"),
