@@ -21,15 +21,11 @@ pub struct User {
 impl Client {
     /// The memory of a user. An invalid id is reported by the first call that uses it.
     pub fn user(&self, id: i32) -> User {
-        User::new(self.clone(), UserId::new(id).map_err(|_| id))
+        User { client: self.clone(), id: UserId::new(id).map_err(|_| id) }
     }
 }
 
 impl User {
-    pub(crate) fn new(client: Client, id: Result<UserId, i32>) -> Self {
-        Self { client, id }
-    }
-
     fn id(&self) -> Result<UserId, ClientError> {
         self.id.map_err(ClientError::UserId)
     }

@@ -73,7 +73,10 @@ pub trait Worker: Send + Sync + 'static {
 
     /// Writes a batch inside a transaction that the runtime opens and commits. Returns a verdict for each message, in
     /// order. No message of the batch has been committed before, and no two have the same id. `keys` holds the data key
-    /// of each user whose messages have secrets. A tick is a batch of its own.
+    /// of each user whose messages have secrets.
+    ///
+    /// A tick is a batch of its own. Row-level security shows only the rows of the users whose work is due; if there are
+    /// none, this is not called.
     ///
     /// # Errors
     /// A [`Fault`] rolls back the whole batch, which is then retried in parts.
@@ -106,7 +109,8 @@ pub trait ExternalWorker: Send + Sync + 'static {
     fn probe(&self) -> impl Future<Output = ProbeResults> + Send;
 
     /// Prepares a batch at other servers, while no transaction is open and nothing is locked. It is called for each
-    /// delivery of a message, even if an earlier one was committed. `grants` authorize access to the batch's users.
+    /// delivery of a message, even if an earlier one was committed. `grants` authorize access to the batch's users; for a
+    /// tick, to the users whose work is due, of whom there may be none.
     ///
     /// # Errors
     /// A [`Fault`]. While a server is unreachable (`Unavailable`), the batch waits. After any other fault, its parts
@@ -254,7 +258,7 @@ pub struct Ended<'a, I, F> {
 /// A worker's decision on one message of a batch.
 #[derive(Clone, Debug)]
 pub enum Verdict {
-    /// It took effect and causes these events, in order.
+    /// It took effect and causes these events, in order: at most 1,000 for a request, 10,000 for a tick.
     Applied(Vec<EventDraft>),
     /// It was valid and changed nothing, for this reason.
     Unchanged(Cow<'static, str>),
@@ -314,7 +318,7 @@ pub struct EventDraft {
     pub target_agent_id: Option<String>,
     /// The session, or [`Event::ACCOUNT_SESSION`].
     pub session_id: Cow<'static, str>,
-    /// The payload, as JSON without secrets. `None` for the body of the request, unchanged.
+    /// The payload, as JSON without secrets. `None` for the body of the request, unchanged, which must have no secrets.
     pub payload: Option<String>,
 }
 

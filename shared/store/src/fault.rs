@@ -23,6 +23,17 @@ pub enum FaultKind {
     Denied,
 }
 
+impl FaultKind {
+    /// Whether the server is the cause and not the statement: waiting helps, and the connection must not be used again.
+    #[must_use]
+    pub fn is_outage(self) -> bool {
+        match self {
+            Self::Unavailable | Self::ConnectionLost => true,
+            Self::Transient | Self::MissingPrerequisite | Self::Permanent | Self::Denied => false,
+        }
+    }
+}
+
 /// A classified error of the database.
 #[derive(Debug)]
 pub struct Fault {

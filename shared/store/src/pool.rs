@@ -146,8 +146,7 @@ pub fn discard(connection: Pooled) {
 /// Closes a connection on which an operation found the server unavailable or the connection lost, and returns any other
 /// to its pool. The next connection may reach another server.
 pub fn discard_if_unusable<T>(connection: Pooled, outcome: &Result<T, Fault>) {
-    let unusable = |fault: &Fault| matches!(fault.kind, FaultKind::Unavailable | FaultKind::ConnectionLost);
-    if outcome.as_ref().is_err_and(unusable) {
+    if outcome.as_ref().is_err_and(|fault| fault.kind.is_outage()) {
         discard(connection);
     }
 }

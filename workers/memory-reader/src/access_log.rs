@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use contract::{Service, UserId};
 use diesel_async::AsyncConnection;
-use store::{Connection, Fault, FaultKind, Pool, security};
+use store::{Connection, Fault, Pool, security};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
@@ -94,10 +94,7 @@ async fn write_together(pool: &Pool, queries: Vec<Pending>) {
         Ok(()) => queries.into_iter().for_each(|(_, sender)| drop(sender.send(Ok(())))),
         // One query may be at fault, for example by a grant that has been revoked since. If the connection was lost
         // instead, the entries may have been committed, and writing again would duplicate them.
-        Err(fault)
-            if queries.len() > 1
-                && !matches!(fault.kind, FaultKind::Unavailable | FaultKind::ConnectionLost) =>
-        {
+        Err(fault) if queries.len() > 1 && !fault.kind.is_outage() => {
             for (entries, sender) in queries {
                 let entries: Vec<&LogEntry> = entries.iter().collect();
                 drop(sender.send(write(pool, &entries).await.map_err(|fault| fault.to_string())));

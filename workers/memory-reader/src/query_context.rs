@@ -115,11 +115,7 @@ impl QueryContext<'_> {
                 return Err(late("the query exceeded its deadline"));
             }
         };
-        let is_lost =
-            |fault: &Fault| matches!(fault.kind, FaultKind::Unavailable | FaultKind::ConnectionLost);
-        if result.as_ref().is_err_and(is_lost) {
-            store::discard(connection);
-        }
+        store::discard_if_unusable(connection, &result);
         result
     }
 }

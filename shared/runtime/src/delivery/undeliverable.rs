@@ -182,9 +182,7 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
                 let entry = entry(UserId::PLATFORM.get(), id);
                 Ok(Some(InboxLookup { inbox: W::INFO.jobs_consumer(), entry, grants }))
             }
-            Err(fault) if matches!(fault.kind, FaultKind::Unavailable | FaultKind::ConnectionLost) => {
-                Err(fault.to_string())
-            }
+            Err(fault) if fault.kind.is_outage() => Err(fault.to_string()),
             Err(_) => Ok(None),
         }
     }

@@ -24,7 +24,7 @@ use crate::delivery::watermarks::Watermarks;
 use crate::process::crash::{self, Point};
 use crate::process::readiness::{Dependency, Phase, Readiness, probe};
 use crate::process::run_error::RunError;
-use crate::process::start::{Dependencies, Pulled, start};
+use crate::process::start::{Dependencies, PullSource, start};
 use crate::process::stats::Stats;
 use crate::process::trust_refresh;
 use crate::stages::authorize::{Authorization, Authorizer, Denied};
@@ -50,7 +50,7 @@ pub async fn run<W: ExternalWorker>(
     let Some(dependencies) = start::<W>(settings, &readiness, &stop).await? else { return Ok(()) };
     tracing::info!(worker = W::INFO.name, stream = W::INFO.stream, "started");
     let in_flight = InFlight::default();
-    let ack_waits = dependencies.consumers.iter().map(|pulled| pulled.consumer.cached_info().config.ack_wait);
+    let ack_waits = dependencies.consumers.iter().map(|source| source.consumer.cached_info().config.ack_wait);
     let ack_wait = ack_waits.min().unwrap_or_default();
     // Renewal continues until the stages have finished.
     let _renewing =
@@ -123,14 +123,14 @@ impl Observed {
 async fn probe_dependencies<W: ExternalWorker>(
     worker: Arc<W>,
     keys: Option<Arc<Keys>>,
-    consumers: Vec<Pulled>,
+    consumers: Vec<PullSource>,
     client: Client,
     readiness: Readiness,
     stop: CancellationToken,
 ) {
     let probe_all = async || {
         let mut results = worker.probe().await;
-        for Pulled { consumer, .. } in &consumers {
+        for PullSource { consumer, .. } in &consumers {
             results.push(probe(Dependency::Nats, consumer.get_info()).await);
         }
         if let Some(keys) = &keys {
@@ -180,7 +180,7 @@ fn spawn_stages<W: ExternalWorker>(
         pool: pool.clone(),
         stats: Arc::clone(&stats),
     };
-    let limits = consumers.iter().map(|pulled| pulled.consumer.cached_info().config.max_deliver);
+    let limits = consumers.iter().map(|source| source.consumer.cached_info().config.max_deliver);
     let settler = Settler {
         worker: W::INFO.name,
         client: client.clone(),
@@ -197,9 +197,9 @@ fn spawn_stages<W: ExternalWorker>(
         settings.worker.clone(),
         stop.clone(),
     );
-    let puller = |pulled| PullStage::<W> {
+    let puller = |source| PullStage::<W> {
         worker: PhantomData,
-        pulled,
+        source,
         authorizer: Arc::clone(authorizer),
         bodies: Arc::clone(bodies),
         pool: pool.clone(),
@@ -209,8 +209,8 @@ fn spawn_stages<W: ExternalWorker>(
         to_write: to_write.clone(),
         to_settle: to_settle.clone(),
     };
-    for pulled in consumers {
-        stages.spawn(puller(pulled.clone()).run());
+    for source in consumers {
+        stages.spawn(puller(source.clone()).run());
     }
     drop(to_write);
     stages.spawn(write_stage(writer, to_be_written, to_settle));
@@ -227,7 +227,7 @@ const REGISTRY_RETRY_DELAY: Duration = Duration::from_secs(30);
 /// The first three stages: pull, decode, authorize.
 struct PullStage<W: ExternalWorker> {
     worker: PhantomData<fn() -> W>,
-    pulled: Pulled,
+    source: PullSource,
     authorizer: Arc<Authorizer>,
     bodies: Arc<Bodies>,
     pool: Pool,
@@ -241,7 +241,7 @@ struct PullStage<W: ExternalWorker> {
 impl<W: ExternalWorker> PullStage<W> {
     async fn run(self) {
         let mut settings = self.settings.worker.clone();
-        let Pulled { stream, consumer, max_batch } = self.pulled.clone();
+        let PullSource { stream, consumer, max_batch } = self.source.clone();
         settings.batch_size = settings.batch_size.min(max_batch);
         let mut puller = Puller::new(W::INFO.name, stream, consumer, self.in_flight.clone(), &settings);
         while let Some(deliveries) = puller.next(&self.stop).await {

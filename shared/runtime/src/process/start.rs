@@ -25,7 +25,7 @@ pub(crate) struct Dependencies {
     pub(crate) client: Client,
     pub(crate) jetstream: jetstream::Context,
     /// Deliver the worker's requests, the ticks of its jobs, or both. Never empty.
-    pub(crate) consumers: Vec<Pulled>,
+    pub(crate) consumers: Vec<PullSource>,
     pub(crate) advisories: PullConsumer,
     pub(crate) pool: Pool,
     /// Set for a worker that encrypts.
@@ -36,7 +36,7 @@ pub(crate) struct Dependencies {
 
 /// A consumer to pull from.
 #[derive(Clone)]
-pub(crate) struct Pulled {
+pub(crate) struct PullSource {
     pub(crate) stream: &'static str,
     pub(crate) consumer: PullConsumer,
     pub(crate) max_batch: usize,
@@ -81,7 +81,7 @@ pub(crate) async fn start<W: ExternalWorker>(
         for (stream, name, max_batch) in requests.into_iter().chain(ticks) {
             let find = || find_consumer(&jetstream, stream, name.clone());
             let consumer = wait.wait_for(Dependency::Nats, find).await?;
-            consumers.push(Pulled { stream, consumer, max_batch });
+            consumers.push(PullSource { stream, consumer, max_batch });
         }
         let advisories = wait
             .wait_for(Dependency::Nats, || {

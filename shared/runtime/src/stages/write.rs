@@ -177,14 +177,12 @@ impl<W: ExternalWorker> Writer<W> {
                 Ok(grants) => return Ok(grants),
                 Err(fault) => fault,
             };
-            if !matches!(fault.kind, FaultKind::Unavailable | FaultKind::ConnectionLost) {
+            if !fault.kind.is_outage() {
                 return Err(self.failed(tick, &fault).await);
             }
-            tries += 1;
             tracing::warn!(worker = W::INFO.name, %fault, job, "dependency unavailable, tick on hold");
-            tokio::select! {
-                () = self.stop.cancelled() => return Err(Disposition::HAND_BACK),
-                () = tokio::time::sleep(retry::delay(tries, FIRST_PAUSE, LONGEST_PAUSE)) => {}
+            if !self.pause(&mut tries).await {
+                return Err(Disposition::HAND_BACK);
             }
         }
     }
@@ -213,16 +211,14 @@ impl<W: ExternalWorker> Writer<W> {
             };
             match fault.kind {
                 FaultKind::Unavailable | FaultKind::ConnectionLost => {
-                    tries += 1;
                     tracing::warn!(
                         worker = W::INFO.name,
                         %fault,
                         messages = end - start,
                         "dependency unavailable, batch on hold"
                     );
-                    tokio::select! {
-                        () = self.stop.cancelled() => return None,
-                        () = tokio::time::sleep(retry::delay(tries, FIRST_PAUSE, LONGEST_PAUSE)) => {}
+                    if !self.pause(&mut tries).await {
+                        return None;
                     }
                     parts.push((start, end));
                 }
@@ -266,17 +262,22 @@ impl<W: ExternalWorker> Writer<W> {
         let mut tries = 0;
         while let Err(fault) = self.worker.clean_up(&ended, &progress.prepared).await {
             tracing::warn!(worker = W::INFO.name, %fault, messages = ended.len(), "cannot clean up");
-            if !matches!(fault.kind, FaultKind::Unavailable | FaultKind::ConnectionLost) {
+            if !fault.kind.is_outage() {
                 return;
             }
-            tries += 1;
-            tokio::select! {
-                () = self.stop.cancelled() => {
-                    decided.fill_with(|| Disposition::HAND_BACK);
-                    return;
-                }
-                () = tokio::time::sleep(retry::delay(tries, FIRST_PAUSE, LONGEST_PAUSE)) => {}
+            if !self.pause(&mut tries).await {
+                decided.fill_with(|| Disposition::HAND_BACK);
+                return;
             }
+        }
+    }
+
+    /// Waits before another try, longer after each. False if the worker is stopped meanwhile.
+    async fn pause(&self, tries: &mut u32) -> bool {
+        *tries += 1;
+        tokio::select! {
+            () = self.stop.cancelled() => false,
+            () = tokio::time::sleep(retry::delay(*tries, FIRST_PAUSE, LONGEST_PAUSE)) => true,
         }
     }
 
@@ -306,11 +307,9 @@ impl<W: ExternalWorker> Writer<W> {
                 Err(error) => Err(error.into()),
             };
             let Err(fault) = recorded else { return true };
-            tries += 1;
             tracing::warn!(worker = W::INFO.name, %fault, refusals = refused.len(), "cannot record refusals, retrying");
-            tokio::select! {
-                () = self.stop.cancelled() => return false,
-                () = tokio::time::sleep(retry::delay(tries, FIRST_PAUSE, LONGEST_PAUSE)) => {}
+            if !self.pause(&mut tries).await {
+                return false;
             }
         }
     }
@@ -445,7 +444,7 @@ impl<W: ExternalWorker> Writer<W> {
             }
             Err(RolledBack::Fault(fault)) => {
                 // A new connection may reach another server or see a schema that has changed.
-                if matches!(fault.kind, FaultKind::Unavailable | FaultKind::ConnectionLost) {
+                if fault.kind.is_outage() {
                     store::discard(connection);
                 }
                 return Err(fault.into());
