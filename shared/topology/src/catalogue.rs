@@ -125,7 +125,7 @@ fn consumers_of(worker: &WorkerInfo) -> Vec<DurableConsumer> {
             "{what} {}, shared by its replicas. The worker keeps the retry budget; max_deliver is the backstop.",
             worker.name
         );
-        // One tick of each job at a time: two at once would act for the same users.
+        // No more ticks at once than there are jobs: further ticks of a job would act for the same users.
         let jobs = i64::try_from(worker.jobs.len()).unwrap_or(i64::MAX);
         let max_ack_pending = if stream == JOBS_STREAM { jobs } else { 20_000 };
         let limits = ConsumerLimits { max_deliver: 128, max_ack_pending };
@@ -205,7 +205,7 @@ mod tests {
         let ticks = json!(["memory.job.retention-sweep", "memory.job.retention-archive"]);
         assert_eq!(consumer("context-writer-jobs").config.get("filter_subjects"), Some(&ticks));
         let at_once = consumer("context-writer-jobs").config.get("max_ack_pending");
-        assert_eq!(at_once, Some(&json!(2)), "one tick of each job");
+        assert_eq!(at_once, Some(&json!(2)), "as many as jobs");
         let advisories = json!([
             format!("{MAX_DELIVERIES}.CONTEXT.context-writer"),
             format!("{MAX_DELIVERIES}.JOBS.context-writer-jobs"),
