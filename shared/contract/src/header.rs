@@ -37,6 +37,9 @@ pub const DEADLINE_MS: &str = "Memfleet-Deadline-Ms";
 /// On the reply to a rejected query: an HTTP status code. The header is that of the NATS service API.
 pub const REFUSED: &str = "Nats-Service-Error-Code";
 
+/// On a received message whose headers or subject cannot be read: what is wrong with them. Such a message is malformed.
+pub const UNREADABLE: &str = "Memfleet-Unreadable";
+
 /// On a dead letter: its [`DeadLetterClass`](crate::DeadLetterClass).
 pub const DEAD_CLASS: &str = "Memfleet-Dead-Class";
 

@@ -23,13 +23,14 @@ pub mod query;
 pub mod stages;
 pub mod worker;
 
+pub use broker;
 pub use process::pipeline::{Observed, run};
 pub use process::readiness::{Dependency, Phase, ProbeResults, Readiness, ReadinessReport};
 pub use process::run_error::RunError;
 pub use process::start::check_database;
 pub use process::startup_deadline::{NotReady, StartupDeadline};
 pub use process::stats::{Stats, StatsReport};
-pub use process::{broker, readiness, trust_refresh};
+pub use process::{readiness, trust_refresh};
 pub use stages::authorize;
 pub use worker::{
     Ended, EventDraft, ExternalWorker, Message, Retry, Source, Verdict, WorkItem, Worker, Written,

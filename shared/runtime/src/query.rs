@@ -58,6 +58,9 @@ impl IncomingQuery {
         if !reply.is_some_and(|reply| service.owns_inbox(reply) || reply.starts_with(IMPORTED_REPLY_PREFIX)) {
             return Err(QueryRefusal::Dropped("its reply subject is not in the inbox of its service"));
         }
+        if let Some(problem) = broker::unreadable(headers.as_ref()) {
+            return Err(Malformed::new("headers", problem).into());
+        }
         Ok(Self { service, noun: noun.to_owned(), verb: verb.to_owned(), headers, body })
     }
 }

@@ -9,10 +9,8 @@ use std::time::Duration;
 
 use async_nats::Client;
 use async_nats::jetstream::consumer::PullConsumer;
-use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::{self, AckKind};
-use bytes::Bytes;
-use chrono::{DateTime, Utc};
+use broker::{StoredMessage, StoredMessageError};
 use config::WorkerSettings;
 use contract::{
     DeadLetterClass, Event, JOBS_STREAM, Redacted, RequestFacts, RequestSubject, SessionId, UserId, header,
@@ -94,19 +92,14 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
     }
 
     async fn dead_letter(&self, advisory: &MaxDeliver) -> Result<(), String> {
-        let stream =
-            self.jetstream.get_stream_no_info(&advisory.stream).await.map_err(|error| error.to_string())?;
-        let message = match stream.get_raw_message(advisory.stream_seq).await {
+        let read = broker::stored_message(&self.jetstream, &advisory.stream, advisory.stream_seq).await;
+        let message = match read {
             Ok(message) => message,
-            Err(error) if error.kind() == jetstream::stream::RawMessageErrorKind::NoMessageFound => {
-                tracing::error!(
-                    worker = W::INFO.name,
-                    sequence = advisory.stream_seq,
-                    "an undeliverable message is no longer in its stream"
-                );
+            Err(error @ StoredMessageError::NotFound { .. }) => {
+                tracing::error!(worker = W::INFO.name, %error, "an undeliverable message is lost");
                 return Ok(());
             }
-            Err(error) => return Err(error.to_string()),
+            Err(error @ StoredMessageError::Failed { .. }) => return Err(error.to_string()),
         };
         if let Some(events) = self.committed(&advisory.stream, &message).await? {
             // The message was committed, but its events may not have been published.
@@ -119,7 +112,7 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
             sequence: advisory.stream_seq,
             subject: &message.subject,
             headers: Some(&message.headers),
-            body: &Bytes::clone(&message.payload),
+            body: &message.body,
         };
         let cause = DeadLetterReason {
             class: DeadLetterClass::Undeliverable,
@@ -138,7 +131,7 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
     }
 
     /// The events of a message that was committed but not acknowledged in time. `None` if it was not committed.
-    async fn committed(&self, stream: &str, message: &StreamMessage) -> Result<Option<Vec<Event>>, String> {
+    async fn committed(&self, stream: &str, message: &StoredMessage) -> Result<Option<Vec<Event>>, String> {
         let taken = if stream == JOBS_STREAM { self.tick(message).await? } else { self.request(message) };
         // Without a grant, either the message never took effect, or it is no longer permitted to check whether it did.
         let Some(InboxLookup { inbox, entry, grants }) = taken else { return Ok(None) };
@@ -160,21 +153,21 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
     }
 
     /// The inbox lookup for a request. `None` if it is invalid or not authorized.
-    fn request(&self, message: &StreamMessage) -> Option<InboxLookup> {
+    fn request(&self, message: &StoredMessage) -> Option<InboxLookup> {
         let headers = &message.headers;
-        let subject = message.subject.as_str().parse::<RequestSubject>().ok()?;
+        let subject = message.subject.parse::<RequestSubject>().ok()?;
         let message_id = decode::id(Some(headers), header::MESSAGE_ID).ok()??;
-        let opened = self.bodies.open(Some(headers), message.subject.as_str(), &subject, &message.payload);
+        let opened = self.bodies.open(Some(headers), &message.subject, &subject, &message.body);
         let Redacted { request, .. } = W::Item::from_request(&subject, &opened.ok()?).ok()?;
         let session = request.facts().and_then(RequestFacts::session_id).map(SessionId::as_str);
-        let grant = self.authorizer.grant_for(Some(headers), &subject, session, stored_at(message)).ok()?;
+        let grant = self.authorizer.grant_for(Some(headers), &subject, session, message.stored_at).ok()?;
         let entry = entry(subject.user_id.get(), message_id);
         Some(InboxLookup { inbox: W::INFO.name.to_owned(), entry, grants: vec![grant.to_string()] })
     }
 
     /// The inbox lookup for a tick. Its grants cover the users that its deliveries acted for.
-    async fn tick(&self, message: &StreamMessage) -> Result<Option<InboxLookup>, String> {
-        let read = decode::tick(message.subject.as_str(), Some(&message.headers), stored_at(message));
+    async fn tick(&self, message: &StoredMessage) -> Result<Option<InboxLookup>, String> {
+        let read = decode::tick(&message.subject, Some(&message.headers), message.stored_at);
         let Ok((tick, id)) = read else { return Ok(None) };
         match TickGrants::mint(&self.pool, tick.job.as_str(), id).await {
             Ok(minted) => {
@@ -197,9 +190,4 @@ struct InboxLookup {
 
 fn entry(user_id: i32, message_id: Uuid) -> Entry {
     Entry { user_id, message_id, event_id: Uuid::nil(), event_count: 0 }
-}
-
-fn stored_at(message: &StreamMessage) -> DateTime<Utc> {
-    let nanos = i64::try_from(message.time.unix_timestamp_nanos()).unwrap_or_default();
-    DateTime::from_timestamp_nanos(nanos)
 }

@@ -1,6 +1,5 @@
 //! A worker as a process: start, stop, connections, readiness, counters.
 
-pub mod broker;
 pub(crate) mod crash;
 pub mod pipeline;
 pub mod readiness;

@@ -15,7 +15,7 @@ use trust::worker_role;
 use crate::process::readiness::{Dependency, Readiness};
 use crate::process::run_error::RunError;
 use crate::process::startup_deadline::StartupDeadline;
-use crate::process::{broker, trust_refresh};
+use crate::process::trust_refresh;
 use crate::stages::authorize::Authorizer;
 use crate::stages::decode::Bodies;
 use crate::worker::ExternalWorker;

@@ -78,7 +78,9 @@ pub(crate) fn decode<I: WorkItem>(
     bodies: &Bodies,
     delivery: Delivery,
 ) -> Result<Decoded<I>, Box<(Delivery, Malformed)>> {
-    let decoded = if delivery.stream == JOBS_STREAM {
+    let decoded = if let Some(problem) = broker::unreadable(delivery.message.headers.as_ref()) {
+        Err(Malformed::new("headers", problem))
+    } else if delivery.stream == JOBS_STREAM {
         decode_tick(&delivery)
     } else {
         decode_request(bodies, &delivery)

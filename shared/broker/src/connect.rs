@@ -1,10 +1,12 @@
-//! The connection to NATS.
-
-use std::time::Duration;
+//! Connects as a worker, a service or the operator.
 
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use config::{NatsSettings, without_password};
 use percent_encoding::percent_decode_str;
+use tokio_util::sync::CancellationToken;
+
+use crate::relay::Relay;
+use crate::servers::{CONNECT_TIMEOUT, Servers};
 
 /// The connection to the broker failed.
 #[derive(Debug, thiserror::Error)]
@@ -13,8 +15,6 @@ pub struct ConnectError {
     url: String,
     problem: String,
 }
-
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Connects once, as a worker or a service. Its name appears in the server's list of connections, in the inbox prefix
 /// (`_INBOX.<name>`) and in the path of its nkey. The client reconnects automatically if the connection breaks.
@@ -41,8 +41,8 @@ async fn connect_as(settings: &NatsSettings, identity: &str, name: &str) -> Resu
     let mut options = ConnectOptions::new()
         .name(format!("memfleet {name}"))
         .custom_inbox_prefix(format!("_INBOX.{name}"))
-        .connection_timeout(CONNECTION_TIMEOUT)
-        .event_callback(log_event);
+        // The relay connects to the server meanwhile.
+        .connection_timeout(CONNECT_TIMEOUT * 2);
     if let Some(file) = &settings.credentials_file {
         options = options
             .credentials_file(file)
@@ -59,9 +59,6 @@ async fn connect_as(settings: &NatsSettings, identity: &str, name: &str) -> Resu
         })?;
         options = options.nkey(seed.trim().to_owned());
     }
-    if let Some(file) = &settings.ca_file {
-        options = options.add_root_certificates(file.into()).require_tls(true);
-    }
     let servers: Vec<ServerAddr> = settings
         .url
         .split(',')
@@ -72,7 +69,18 @@ async fn connect_as(settings: &NatsSettings, identity: &str, name: &str) -> Resu
     if let Some((user, password)) = servers.iter().find_map(user_information) {
         options = options.user_and_password(user, password);
     }
-    options.connect(servers).await.map_err(|error| failed(error.to_string()))
+    let websocket = servers.iter().find(|address| address.is_websocket());
+    if let Some(address) = websocket {
+        return Err(failed(format!("nats.url is invalid: {}:// is not supported", address.scheme())));
+    }
+    let relay = Relay::start(Servers::new(servers, settings.ca_file.as_deref())).await.map_err(&failed)?;
+    let closed = relay.closed.clone();
+    options = options.event_callback(move |event| handle_event(event, closed.clone()));
+    let ending = relay.closed.clone().drop_guard();
+    let client = options.connect(relay.address.to_string()).await;
+    let client = client.map_err(|error| failed(error.to_string()))?;
+    ending.disarm();
+    Ok(client)
 }
 
 /// The user and password of an address, percent-decoded.
@@ -83,9 +91,13 @@ fn user_information(address: &ServerAddr) -> Option<(String, String)> {
 }
 
 #[allow(clippy::wildcard_enum_match_arm, reason = "the client's enumeration; new variants are logged")]
-async fn log_event(event: Event) {
+async fn handle_event(event: Event, relay_closed: CancellationToken) {
     match event {
-        Event::Connected | Event::Closed => tracing::debug!(%event, "NATS connection"),
+        Event::Connected => tracing::debug!(%event, "NATS connection"),
+        Event::Closed => {
+            tracing::debug!(%event, "NATS connection");
+            relay_closed.cancel();
+        }
         // The server reports a denied publish only here; its acknowledgement merely times out.
         Event::ServerError(error) => tracing::error!(%error, "NATS server error"),
         other => tracing::warn!(event = %other, "NATS connection"),
