@@ -27,7 +27,7 @@ claim = if [ "$$(cat "$(last_clone)" 2>/dev/null)" != "$(CURDIR)" ]; then \
 locked = mkdir -p "$(CARGO_TARGET_DIR)" && flock -o "$(lock)" sh -ec
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo dev bench programs built test tests fmt clean
+.PHONY: help setup build demo dev bench programs built test tests chaos chaotic fmt clean
 
 help: ## list the targets
 	@echo "memfleet: make TARGET"
@@ -90,6 +90,16 @@ tests:
 		&& cargo build --quiet --workspace --exclude qdrant-local $(features) --bin with-servers \
 		&& "$(CARGO_TARGET_DIR)/debug/with-servers" \
 			cargo $$tests --workspace --exclude qdrant-local $(features)
+
+# How long, and which faults: MEMFLEET_CHAOS_MINUTES (30), MEMFLEET_CHAOS_SEED (17).
+chaos: ## run a fleet under faults for half an hour and count what became of every message
+	@scripts/setup --tests
+	@$(locked) '$(claim); $(MAKE) --no-print-directory chaotic'
+
+chaotic:
+	cargo build --quiet --workspace --exclude qdrant-local $(features) --bin with-servers
+	"$(CARGO_TARGET_DIR)/debug/with-servers" cargo test --workspace --exclude qdrant-local $(features) --test fleet -- \
+		--ignored --exact --nocapture chaos::nothing_is_lost_doubled_or_held_up_whatever_fails
 
 fmt: ## format the code
 	cargo fmt --all

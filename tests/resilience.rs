@@ -245,3 +245,42 @@ async fn a_broker_that_takes_too_little_is_refused_at_start() {
         other => panic!("expected a failure at start, got {other:?}"),
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_leaves_a_server_that_accepts_it_and_serves_nothing() {
+    let mut fixture = Fixture::new().await;
+    // A server that lost its cluster: it accepts the worker and knows no stream.
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("password"), fixture.nats.password()).expect("a password");
+    let programs = Programs::find().expect("the servers' programs");
+    let other = Nats::start(&programs, folder.path(), NatsOptions::default()).await;
+    let mut other = other.expect("another server");
+    other.kill().await;
+    let mut settings = fixture.settings.clone();
+    settings.nats.url = format!("{},{}", fixture.nats.url(), other.url());
+    let worker = fixture.run_with(ContextWriter, settings);
+    fixture.publish([user(1)]).await;
+    fixture.drained::<ContextWriter>().await;
+
+    fixture.nats.kill().await;
+    other.resume().await.expect("the other server");
+    eventually("the worker uses the other server", async || {
+        let missing = worker.readiness.report().missing;
+        missing.iter().find(|one| one.problem.contains("consumer not found")).map(drop)
+    })
+    .await;
+    fixture.nats.resume().await.expect("the broker comes back");
+    eventually("a request is stored", async || {
+        let request = user(2);
+        let headers = request.header_map();
+        let sent = fixture.jetstream.publish_with_headers(request.subject, headers, request.body.into());
+        sent.await.ok()?.await.ok()
+    })
+    .await;
+    eventually("it takes effect", async || {
+        (fixture.count("users WHERE id = 2").await == 1).then_some(())
+    })
+    .await;
+    worker.stop().await.expect("a clean end");
+    other.stop().await.expect("a clean end");
+}

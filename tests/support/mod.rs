@@ -11,6 +11,7 @@ pub mod encryption;
 pub mod http;
 pub mod memories;
 pub mod program;
+pub mod raw_nats;
 pub mod reader;
 
 /// The database role of context-writer.

@@ -1,6 +1,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// The reason class of a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DeadLetterClass {
@@ -46,6 +48,17 @@ impl fmt::Display for DeadLetterClass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
+}
+
+/// The body of a dead letter that lists many messages: those of a service beyond its share of dead letters. The header
+/// [`DEAD_COUNT`](crate::header::DEAD_COUNT) tells it from others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeadLetterSummary {
+    /// The stream that holds the messages until it drops them for their age.
+    pub stream: String,
+    /// Their sequence numbers there: the first and the last of each range, in order.
+    pub ranges: Vec<(u64, u64)>,
 }
 
 /// A text that is not the name of a [`DeadLetterClass`].

@@ -58,6 +58,10 @@ pub const DEAD_TRIES: &str = "Memfleet-Dead-Tries";
 /// On a dead letter: the request id of the original message, if it had one. [`MESSAGE_ID`] is the dead letter's own id.
 pub const DEAD_REQUEST_ID: &str = "Memfleet-Dead-Request-Id";
 
+/// On a dead letter that lists many messages: their number. Its body is a
+/// [`DeadLetterSummary`](crate::DeadLetterSummary).
+pub const DEAD_COUNT: &str = "Memfleet-Dead-Count";
+
 /// On a tick: the subject of the schedule that published it. The server sets it.
 pub const SCHEDULER: &str = "Nats-Scheduler";
 

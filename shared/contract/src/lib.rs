@@ -47,7 +47,7 @@ pub use account::*;
 pub use agent::*;
 pub use context::*;
 pub use conversation::*;
-pub use dead_letter::{DeadLetterClass, UnknownDeadLetterClass};
+pub use dead_letter::{DeadLetterClass, DeadLetterSummary, UnknownDeadLetterClass};
 pub use event::{Event, EventSubject};
 pub use facts::{Prerequisite, RequestFacts};
 pub use malformed::Malformed;

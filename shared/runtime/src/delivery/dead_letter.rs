@@ -44,6 +44,9 @@ pub struct DeadLetter {
     pub body: Bytes,
 }
 
+/// The part of a reason that shows that the body is not copied. The source of the message follows.
+pub const STILL_AT: &str = "the message is still at";
+
 /// Bytes reserved for the headers that describe a dead letter, when checking it against the server's `max_payload`.
 const HEADER_RESERVE: usize = 16 * 1024;
 /// Maximum size of a message's own headers in its dead letter. JetStream rejects more than 64 KiB of headers in all.
@@ -55,6 +58,15 @@ impl DeadLetter {
     /// Creates the dead letter of a message. A body that exceeds `max_payload`, the server's limit, stays in its
     /// stream, and the reason names its stream and sequence number.
     pub fn new(failed: &FailedMessage<'_>, cause: &DeadLetterReason, max_payload: usize) -> Self {
+        Self::of(failed, cause, max_payload, true)
+    }
+
+    /// As [`DeadLetter::new`], without the body of the message.
+    pub fn without_body(failed: &FailedMessage<'_>, cause: &DeadLetterReason, max_payload: usize) -> Self {
+        Self::of(failed, cause, max_payload, false)
+    }
+
+    fn of(failed: &FailedMessage<'_>, cause: &DeadLetterReason, max_payload: usize, with_body: bool) -> Self {
         let source = format!("{}/{}", failed.stream, failed.sequence);
         let request_id = failed.headers.and_then(|headers| headers.get(header::MESSAGE_ID));
         let request_id =
@@ -68,7 +80,9 @@ impl DeadLetter {
         let fits = failed.body.len() + header_bytes(&headers) + HEADER_RESERVE <= max_payload;
         if !fits {
             headers = HeaderMap::new();
-            reason = format!("{reason}; too large to move, the message is still at {source}");
+            reason = format!("{reason}; too large to move, {STILL_AT} {source}");
+        } else if !with_body {
+            reason = format!("{reason}; beyond the share of its service, {STILL_AT} {source}");
         }
         // The id is deterministic, so that dead-lettering a request twice stores one dead letter. It depends on the
         // user and the body, because requests of other users or with other bodies may have the same request id.
@@ -86,7 +100,7 @@ impl DeadLetter {
         }
         let user_id = user(failed.subject);
         let subject = DeadLetterSubject { worker: failed.worker, user_id }.to_string().into();
-        Self { subject, headers, body: if fits { failed.body.clone() } else { Bytes::new() } }
+        Self { subject, headers, body: if fits && with_body { failed.body.clone() } else { Bytes::new() } }
     }
 }
 
@@ -124,7 +138,7 @@ fn header_bytes(headers: &HeaderMap) -> usize {
 }
 
 /// The reason as a header value: one line, without control characters and of limited length.
-fn printable(reason: &str) -> String {
+pub(crate) fn printable(reason: &str) -> String {
     reason
         .chars()
         .map(|character| if character.is_control() { ' ' } else { character })

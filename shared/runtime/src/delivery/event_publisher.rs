@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_nats::{HeaderMap, jetstream};
+use async_nats::jetstream::context::PublishError;
 use bytes::Bytes;
 use contract::{Event, EventSubject, header};
 use futures::future::join_all;
@@ -19,6 +20,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How often a publish is tried while the worker is stopping. Otherwise it is retried until it succeeds.
 const MAX_TRIES_WHEN_STOPPING: u32 = 3;
+/// How often a dead letter is tried before its message is redelivered.
+const MAX_TRIES_OF_DEAD_LETTER: u32 = 3;
 
 /// Publishes for one worker.
 #[derive(Clone)]
@@ -59,6 +62,32 @@ impl EventPublisher {
         Ok(())
     }
 
+    /// Publishes a dead letter, with a few tries: its stream may be full, which others need not wait for.
+    ///
+    /// # Errors
+    /// Why the broker did not store it.
+    pub(crate) async fn publish_dead_letter(
+        &self,
+        subject: &str,
+        headers: &HeaderMap,
+        body: &Bytes,
+    ) -> Result<(), String> {
+        let mut tries = 0;
+        loop {
+            let Err(error) = self.publish(subject, headers, body).await else { return Ok(()) };
+            tries += 1;
+            if tries >= MAX_TRIES_OF_DEAD_LETTER {
+                return Err(with_source(&error));
+            }
+            tokio::time::sleep(retry::delay(tries, FIRST_PAUSE, LONGEST_PAUSE)).await;
+        }
+    }
+
+    async fn publish(&self, subject: &str, headers: &HeaderMap, body: &Bytes) -> Result<(), PublishError> {
+        let sent = self.jetstream.publish_with_headers(subject.to_owned(), headers.clone(), body.clone());
+        sent.await?.await.map(drop)
+    }
+
     /// Publishes a message until the broker has stored it. While the worker is stopping, it gives up after
     /// [`MAX_TRIES_WHEN_STOPPING`] tries.
     pub(crate) async fn publish_until_stored(
@@ -69,15 +98,7 @@ impl EventPublisher {
     ) -> Result<(), NotPublished> {
         let mut tries = 0;
         loop {
-            let sent =
-                self.jetstream.publish_with_headers(subject.to_owned(), headers.clone(), body.clone()).await;
-            let error = match sent {
-                Ok(acknowledged) => match acknowledged.await {
-                    Ok(_) => return Ok(()),
-                    Err(error) => error,
-                },
-                Err(error) => error,
-            };
+            let Err(error) = self.publish(subject, headers, body).await else { return Ok(()) };
             tries += 1;
             tracing::warn!(worker = self.worker, subject, %error, tries, "publish failed, retrying");
             if self.stop.is_cancelled() && tries >= MAX_TRIES_WHEN_STOPPING {
@@ -85,6 +106,14 @@ impl EventPublisher {
             }
             tokio::time::sleep(retry::delay(tries, FIRST_PAUSE, LONGEST_PAUSE)).await;
         }
+    }
+}
+
+/// An error with its cause, which the client library leaves out.
+fn with_source(error: &PublishError) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
     }
 }
 

@@ -5,5 +5,7 @@ pub(crate) mod event_publisher;
 pub(crate) mod in_flight;
 pub(crate) mod rate;
 pub mod retry;
+pub(crate) mod share;
+pub(crate) mod summary;
 pub(crate) mod undeliverable;
 pub(crate) mod watermarks;

@@ -11,7 +11,7 @@ use keys::Keys;
 use store::Pool;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use trust::Refusal;
@@ -19,6 +19,8 @@ use trust::Refusal;
 use crate::delivery::event_publisher::EventPublisher;
 use crate::delivery::in_flight::InFlight;
 use crate::delivery::retry::Budget;
+use crate::delivery::share::Shares;
+use crate::delivery::summary::Summaries;
 use crate::delivery::undeliverable::UndeliverableHandler;
 use crate::delivery::watermarks::Watermarks;
 use crate::process::crash::{self, Point};
@@ -189,6 +191,9 @@ fn spawn_stages<W: ExternalWorker>(
         watermarks,
         stats,
         budget: Budget::default(),
+        shares: Shares::default(),
+        summaries: Summaries::default(),
+        readiness: readiness.clone(),
         last_delivery: limits.filter(|&limit| limit > 0).min(),
     };
     let dead_lettering = undeliverable_handler.run(
@@ -356,10 +361,24 @@ async fn write_stage<W: ExternalWorker>(
     }
 }
 
+/// How often it is checked whether summaries of dead letters are due.
+const SUMMARY_CHECK: Duration = Duration::from_secs(1);
+
 async fn settle_stage<I>(mut settler: Settler, mut items: mpsc::Receiver<ToSettle<I>>) {
-    while let Some(item) = items.recv().await {
+    let mut summaries = interval(SUMMARY_CHECK);
+    summaries.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let item = tokio::select! {
+            item = items.recv() => item,
+            _ = summaries.tick() => {
+                settler.publish_summaries(false).await;
+                continue;
+            }
+        };
+        let Some(item) = item else { break };
         let since = Instant::now();
         settler.settle(item).await;
         tracing::debug!(worker = settler.worker, elapsed = ?since.elapsed(), "settled");
     }
+    settler.publish_summaries(true).await;
 }

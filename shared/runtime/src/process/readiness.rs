@@ -28,6 +28,8 @@ pub enum Dependency {
     KeyStore,
     /// The keys of encrypted bodies, checked at startup.
     PayloadKeys,
+    /// The stream of dead letters. Messages that must go there are redelivered until it has room for them.
+    DeadLetterStream,
     /// The vector store.
     Qdrant,
     /// The embedding server.
@@ -96,6 +98,8 @@ pub struct MissingReport {
 const MAX_PROBLEM_CHARS: usize = 300;
 /// Interval between probes of the dependencies.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
+/// Failed probes of the broker after which a worker connects to another server, though its server is connected.
+const FAILURES_BEFORE_RECONNECT: u32 = 3;
 /// Time limit of one probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -162,7 +166,8 @@ impl Readiness {
     }
 
     /// Probes the broker connection, and other dependencies with `probe_all`, until `stop` is cancelled. Without it, an
-    /// idle worker would not notice that a dependency is unavailable.
+    /// idle worker would not notice that a dependency is unavailable. If a server accepts the connection and the broker
+    /// cannot be used through it, for example because it lost the rest of its cluster, the worker connects to another.
     pub async fn follow<F>(
         self,
         client: async_nats::Client,
@@ -173,6 +178,7 @@ impl Readiness {
     {
         let mut tick = interval(PROBE_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut failures = 0;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -191,6 +197,17 @@ impl Readiness {
             // The worker's own probe of the broker counts only while the client is connected.
             let mut all = BTreeMap::from([(Dependency::Nats, Ok(()))]);
             all.extend(results);
+            failures = match all.get(&Dependency::Nats) {
+                Some(Err(_)) if connected.is_ok() => failures + 1,
+                Some(_) | None => 0,
+            };
+            if failures >= FAILURES_BEFORE_RECONNECT {
+                failures = 0;
+                tracing::warn!(worker = self.worker, "NATS cannot be used through this server, connecting again");
+                if let Err(error) = client.force_reconnect().await {
+                    tracing::warn!(worker = self.worker, %error, "cannot connect again");
+                }
+            }
             if connected.is_err() {
                 all.insert(Dependency::Nats, connected);
             }

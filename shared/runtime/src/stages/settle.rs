@@ -15,8 +15,11 @@ use uuid::Uuid;
 use crate::delivery::dead_letter::{DeadLetter, DeadLetterReason, FailedMessage};
 use crate::delivery::event_publisher::EventPublisher;
 use crate::delivery::retry::{self, Budget};
+use crate::delivery::share::{Share, Shares};
+use crate::delivery::summary::Summaries;
 use crate::delivery::watermarks::Watermarks;
 use crate::process::crash::{self, Point};
+use crate::process::readiness::{Dependency, Readiness};
 use crate::process::stats::Stats;
 use crate::stages::decode;
 use crate::stages::disposition::{Commit, Disposition, Effect};
@@ -32,6 +35,9 @@ pub(crate) struct Settler {
     pub(crate) watermarks: Arc<Watermarks>,
     pub(crate) stats: Arc<Stats>,
     pub(crate) budget: Budget,
+    pub(crate) shares: Shares,
+    pub(crate) summaries: Summaries,
+    pub(crate) readiness: Readiness,
     /// The last delivery of a message (the consumer's `max_deliver`). `None` if deliveries are not limited.
     pub(crate) last_delivery: Option<i64>,
 }
@@ -63,9 +69,9 @@ impl Settler {
     ) -> Option<(Delivery, Commit)> {
         match disposition {
             Disposition::Committed(commit) => return Some((delivery, commit)),
-            Disposition::Retry { reason, class } => self.retry(&delivery, reason, class).await,
+            Disposition::Retry { reason, class } => self.retry(delivery, reason, class).await,
             Disposition::RetryNotBefore { time, deadline, reason } => {
-                self.retry_not_before(&delivery, time, deadline, reason).await;
+                self.retry_not_before(delivery, time, deadline, reason).await;
             }
             Disposition::Redeliver(delay) => {
                 let delay = (!delay.is_zero()).then_some(delay);
@@ -76,7 +82,7 @@ impl Settler {
             }
             Disposition::DeadLetter { reason, class } => {
                 let tries = self.budget.forget(&delivery.key()).saturating_add(1);
-                self.dead_letter(&delivery, DeadLetterReason { class, reason, tries }).await;
+                self.dead_letter(delivery, DeadLetterReason { class, reason, tries }).await;
             }
         }
         None
@@ -110,9 +116,9 @@ impl Settler {
     }
 
     /// Spends a try of the retry budget: the message is redelivered later, or dead-lettered when the budget is spent.
-    async fn retry(&mut self, delivery: &Delivery, reason: String, class: DeadLetterClass) {
+    async fn retry(&mut self, delivery: Delivery, reason: String, class: DeadLetterClass) {
         let tries = self.budget.spend(delivery.key());
-        if tries >= self.settings.retry_attempts || self.is_last(delivery) {
+        if tries >= self.settings.retry_attempts || self.is_last(&delivery) {
             self.budget.forget(&delivery.key());
             self.dead_letter(delivery, DeadLetterReason { class, reason, tries }).await;
             return;
@@ -121,19 +127,19 @@ impl Settler {
             retry::delay(tries, self.settings.retry_first_delay(), self.settings.retry_longest_delay());
         tracing::debug!(worker = self.worker, sequence = delivery.sequence, tries, ?delay, %reason, "retried later");
         self.stats.retried();
-        acknowledge(delivery, AckKind::Nak(Some(delay))).await;
+        acknowledge(&delivery, AckKind::Nak(Some(delay))).await;
     }
 
     /// Naks a message until `time`, or dead-letters it when `deadline` has passed.
     async fn retry_not_before(
         &mut self,
-        delivery: &Delivery,
+        delivery: Delivery,
         time: DateTime<Utc>,
         deadline: DateTime<Utc>,
         reason: String,
     ) {
         let now = Utc::now();
-        if now >= deadline || self.is_last(delivery) {
+        if now >= deadline || self.is_last(&delivery) {
             let tries = self.budget.forget(&delivery.key()).saturating_add(1);
             let class = DeadLetterClass::MissingPrerequisite;
             self.dead_letter(delivery, DeadLetterReason { class, reason, tries }).await;
@@ -142,7 +148,7 @@ impl Settler {
         let delay = (time.min(deadline) - now).to_std().unwrap_or_default().max(MIN_DELAY);
         tracing::debug!(worker = self.worker, sequence = delivery.sequence, ?delay, %reason, "retried later");
         self.stats.delayed();
-        acknowledge(delivery, AckKind::Nak(Some(delay))).await;
+        acknowledge(&delivery, AckKind::Nak(Some(delay))).await;
     }
 
     /// Whether the broker will not deliver the message again. Replicas count tries separately, so the broker's limit
@@ -151,9 +157,12 @@ impl Settler {
         self.last_delivery.is_some_and(|last| delivery.deliveries >= last)
     }
 
-    /// Publishes the dead letter and, once it is stored, terminates the message in the consumer.
-    async fn dead_letter(&mut self, delivery: &Delivery, cause: DeadLetterReason) {
+    /// Publishes the dead letter of a message and, once it is stored, terminates the message in the consumer. A message
+    /// beyond the share of its service is listed in a summary later.
+    async fn dead_letter(&mut self, delivery: Delivery, cause: DeadLetterReason) {
         let message = &delivery.message;
+        let service = message.subject.parse::<RequestSubject>().ok().map(|subject| subject.service);
+        let share = self.shares.take(service.as_ref(), cause.class, message.length);
         let failed = FailedMessage {
             worker: self.worker,
             stream: delivery.stream,
@@ -162,16 +171,48 @@ impl Settler {
             headers: message.headers.as_ref(),
             body: &message.payload,
         };
-        let letter = DeadLetter::new(&failed, &cause, self.client.server_info().max_payload);
-        if self
-            .event_publisher
-            .publish_until_stored(&letter.subject, &letter.headers, &letter.body)
-            .await
-            .is_err()
-        {
+        let max_payload = self.client.server_info().max_payload;
+        let letter = match share {
+            Share::Complete => DeadLetter::new(&failed, &cause, max_payload),
+            Share::WithoutBody => DeadLetter::without_body(&failed, &cause, max_payload),
+            Share::Summary => {
+                self.summaries.add(service, delivery, cause);
+                return self.publish_summaries(false).await;
+            }
+        };
+        let is_stored = self.publish_dead_letter(&letter).await;
+        self.dead_lettered(&delivery, cause, is_stored).await;
+    }
+
+    /// Publishes the summaries that are due: all of them at the end.
+    pub(crate) async fn publish_summaries(&mut self, is_end: bool) {
+        for summary in self.summaries.take_due(is_end) {
+            let is_stored = self.publish_dead_letter(&summary.dead_letter(self.worker)).await;
+            for (delivery, cause) in summary.messages {
+                self.dead_lettered(&delivery, cause, is_stored).await;
+            }
+        }
+    }
+
+    /// Whether the broker has stored a dead letter. If the stream has no room for it, the other messages go on.
+    async fn publish_dead_letter(&self, letter: &DeadLetter) -> bool {
+        let DeadLetter { subject, headers, body } = letter;
+        let stored = self.event_publisher.publish_dead_letter(subject, headers, body).await;
+        let is_stored = stored.is_ok();
+        self.readiness.note(Dependency::DeadLetterStream, stored);
+        crash::reach(Point::DeadLettered);
+        is_stored
+    }
+
+    /// Terminates a message whose dead letter is stored; otherwise it is redelivered, later each time.
+    async fn dead_lettered(&self, delivery: &Delivery, cause: DeadLetterReason, is_stored: bool) {
+        if !is_stored {
+            let deliveries = u32::try_from(delivery.deliveries).unwrap_or(u32::MAX);
+            let delay = retry::delay(deliveries, FIRST_DEAD_DELAY, LONGEST_DEAD_DELAY);
+            self.stats.delayed();
+            acknowledge(delivery, AckKind::Nak(Some(delay))).await;
             return;
         }
-        crash::reach(Point::DeadLettered);
         tracing::warn!(worker = self.worker, sequence = delivery.sequence, class = %cause.class,
             reason = %cause.reason, tries = cause.tries, "dead letter");
         self.stats.dead_lettered(cause.class);
@@ -207,6 +248,10 @@ impl Settler {
     }
 }
 
+/// Delay before a message is redelivered whose dead letter could not be stored.
+const FIRST_DEAD_DELAY: Duration = Duration::from_secs(1);
+/// The longest such delay. A message reaches the consumer's `max_deliver` after hours.
+const LONGEST_DEAD_DELAY: Duration = Duration::from_secs(600);
 /// Minimum delay of a message that is retried at a given time.
 const MIN_DELAY: Duration = Duration::from_millis(10);
 

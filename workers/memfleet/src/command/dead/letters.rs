@@ -11,6 +11,8 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use contract::header;
 use futures::TryStreamExt;
+use runtime::broker::{self, StoredMessage};
+use runtime::delivery::dead_letter::STILL_AT;
 use uuid::Uuid;
 
 use super::time_of;
@@ -41,10 +43,27 @@ impl Letter {
         self.subject.rsplit('.').next().unwrap_or("")
     }
 
-    /// The reason, which names the location of the original message, if its body was too large to copy to DEAD.
-    pub(super) fn left_behind(&self) -> Option<&str> {
-        let reason = self.header(header::DEAD_REASON);
-        (self.body.is_empty() && reason.contains("; too large to move, ")).then_some(reason)
+    /// The stream and sequence number of the message, if its body was not copied to DEAD: it was too large, or beyond the
+    /// share of its service.
+    pub(super) fn left_behind(&self) -> Option<(&str, u64)> {
+        let is_left = self.body.is_empty() && self.header(header::DEAD_REASON).contains(STILL_AT);
+        let (stream, sequence) = self.header(header::DEAD_SOURCE).split_once('/')?;
+        Some((stream, sequence.parse().ok()?)).filter(|_| is_left)
+    }
+
+    /// Completes the letter with the body and the headers of its message.
+    fn complete(&mut self, original: StoredMessage) {
+        self.body = original.body;
+        for (name, values) in original.headers.iter() {
+            let lower = name.to_string().to_ascii_lowercase();
+            let is_left = self.headers.get(name.clone()).is_none();
+            // Letters carry neither what the broker acts on nor a token.
+            if is_left && !lower.starts_with("nats-") && lower != header::AUTHORIZATION.to_ascii_lowercase() {
+                for value in values {
+                    self.headers.append(name.clone(), value.clone());
+                }
+            }
+        }
     }
 
     /// The subject and headers to publish the request again. It gets a new id, since the stream would drop the old one
@@ -101,6 +120,14 @@ impl Letters {
             Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
             Err(error) => Err(error).with_context(|| format!("cannot read dead letter {sequence}")),
         }
+    }
+
+    /// Reads the body of a letter's message, if it was not copied, from the stream that holds the message.
+    pub(super) async fn complete(&self, letter: &mut Letter) -> anyhow::Result<()> {
+        let Some((stream, sequence)) = letter.left_behind() else { return Ok(()) };
+        let original = broker::stored_message(&self.jetstream, stream, sequence).await;
+        letter.complete(original.context("its body was not copied")?);
+        Ok(())
     }
 
     /// Deletes a dead letter. Returns false if it no longer exists.
@@ -238,6 +265,6 @@ mod tests {
     #[test]
     fn a_body_too_large_to_copy_is_detected() {
         let dead = letter(&Bytes::from(vec![b'x'; 40_000]), 20_000);
-        assert!(dead.left_behind().unwrap().ends_with("still at CONTEXT/7"));
+        assert_eq!(dead.left_behind(), Some(("CONTEXT", 7)));
     }
 }

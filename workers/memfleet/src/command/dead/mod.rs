@@ -220,13 +220,17 @@ async fn replay_one(
     denied: bool,
     tokens: &Tokens,
 ) -> anyhow::Result<String> {
-    let letter = found(letters, sequence).await?;
+    let mut letter = found(letters, sequence).await?;
+    let count = letter.header(header::DEAD_COUNT);
+    anyhow::ensure!(
+        count.is_empty(),
+        "it lists {} messages, which are still in their stream; `memfleet dead show {sequence}` names them",
+        printable(count)
+    );
     if !denied && letter.header(header::DEAD_CLASS) == DeadLetterClass::Denied.as_str() {
         anyhow::bail!("its class is denied; inspect it, and pass --denied to replay it anyway");
     }
-    if let Some(reason) = letter.left_behind() {
-        anyhow::bail!("it has no body ({})", printable(reason));
-    }
+    letters.complete(&mut letter).await?;
     let (subject, mut headers) = letter.to_replay()?;
     if let Some(token) = tokens.of(&subject).await? {
         headers.insert(header::AUTHORIZATION, header::bearer(&token));

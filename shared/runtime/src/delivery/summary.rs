@@ -1,0 +1,113 @@
+//! Messages beyond the share of their service in the stream of dead letters: one dead letter lists many of them. They
+//! stay in their stream until it drops them for their age.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use bytes::Bytes;
+use contract::{DeadLetterClass, DeadLetterSubject, DeadLetterSummary, Service, header};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::delivery::dead_letter::{DeadLetter, DeadLetterReason, printable};
+use crate::stages::pull::Delivery;
+
+/// A summary is published at the latest after this time.
+const INTERVAL: Duration = Duration::from_secs(60);
+/// Maximum number of messages in a summary. They are not acknowledged before it is published.
+const MAX_MESSAGES: usize = 1_000;
+
+/// The service, the class and the stream of the messages of a summary.
+type Key = (Option<Service>, DeadLetterClass, &'static str);
+
+/// The summaries to be published.
+#[derive(Debug, Default)]
+pub(crate) struct Summaries {
+    open: BTreeMap<(String, &'static str, &'static str), Summary>,
+}
+
+/// Messages of one service that are listed in one dead letter.
+#[derive(Debug)]
+pub(crate) struct Summary {
+    key: Key,
+    since: Instant,
+    pub(crate) messages: Vec<(Delivery, DeadLetterReason)>,
+}
+
+impl Summaries {
+    /// Adds a message.
+    pub(crate) fn add(&mut self, service: Option<Service>, delivery: Delivery, cause: DeadLetterReason) {
+        let name = service.as_ref().map_or_else(String::new, ToString::to_string);
+        let key = (name, cause.class.as_str(), delivery.stream);
+        let summary = self.open.entry(key).or_insert_with(|| Summary {
+            key: (service, cause.class, delivery.stream),
+            since: Instant::now(),
+            messages: Vec::new(),
+        });
+        summary.messages.push((delivery, cause));
+    }
+
+    /// Removes the summaries that are to be published: all of them at the end.
+    pub(crate) fn take_due(&mut self, is_end: bool) -> Vec<Summary> {
+        let is_due = |summary: &Summary| {
+            is_end || summary.messages.len() >= MAX_MESSAGES || summary.since.elapsed() >= INTERVAL
+        };
+        let due: Vec<_> =
+            self.open.iter().filter(|(_, summary)| is_due(summary)).map(|(key, _)| key.clone()).collect();
+        due.iter().filter_map(|key| self.open.remove(key)).collect()
+    }
+}
+
+impl Summary {
+    /// The dead letter that lists the messages.
+    pub(crate) fn dead_letter(&self, worker: &str) -> DeadLetter {
+        let (service, class, stream) = &self.key;
+        let mut sequences: Vec<u64> = self.messages.iter().map(|(delivery, _)| delivery.sequence).collect();
+        sequences.sort_unstable();
+        let listed = DeadLetterSummary { stream: (*stream).to_owned(), ranges: ranges(&sequences) };
+        let body = Bytes::from(serde_json::to_vec(&listed).unwrap_or_default());
+        let (first, reason) = match self.messages.first() {
+            Some((delivery, cause)) => (delivery.sequence, cause.reason.as_str()),
+            None => (0, ""),
+        };
+        let from = service.as_ref().map_or_else(|| "no service".to_owned(), |name| format!("service {name}"));
+        let count = self.messages.len();
+        let id = Uuid::new_v5(&Uuid::NAMESPACE_OID, &[worker.as_bytes(), &body].concat());
+        let mut headers = HeaderMap::new();
+        headers.insert(header::MESSAGE_ID, id.to_string());
+        headers.insert(header::DEAD_CLASS, class.as_str());
+        let reason = format!(
+            "{count} messages of {from}, beyond its share of dead letters; they are still in {stream}; the first: {reason}"
+        );
+        headers.insert(header::DEAD_REASON, printable(&reason));
+        headers.insert(header::DEAD_SOURCE, format!("{stream}/{first}"));
+        headers.insert(header::DEAD_TRIES, "1");
+        headers.insert(header::DEAD_COUNT, count.to_string());
+        let subject = DeadLetterSubject { worker, user_id: None }.to_string().into();
+        DeadLetter { subject, headers, body }
+    }
+}
+
+/// The ranges of consecutive numbers in a sorted list, each as its first and last number.
+fn ranges(sorted: &[u64]) -> Vec<(u64, u64)> {
+    let mut ranges: Vec<(u64, u64)> = Vec::new();
+    for &number in sorted {
+        match ranges.last_mut() {
+            Some((_, last)) if number <= last.saturating_add(1) => *last = number,
+            Some(_) | None => ranges.push((number, number)),
+        }
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ranges;
+
+    #[test]
+    fn consecutive_numbers_are_one_range() {
+        assert_eq!(ranges(&[1, 2, 3, 7, 9, 9, 10]), [(1, 3), (7, 7), (9, 10)]);
+        assert!(ranges(&[]).is_empty());
+    }
+}

@@ -1,0 +1,120 @@
+//! The stream of dead letters: no service fills it, and when it is full only what must go there waits.
+
+use context_writer::ContextWriter;
+use contract::{DeadLetterSummary, header};
+use runtime::Dependency;
+use serde_json::json;
+use testkit::{Fixture, RequestMessage, context, eventually, request, session, user};
+
+use crate::support::program::{Ended, memfleet, output};
+
+/// A request that is malformed, with a body of so many bytes.
+fn malformed(bytes: usize) -> RequestMessage {
+    request("context.put", 1, json!({ "unknown": "x".repeat(bytes) }))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn beyond_its_share_a_service_gets_one_dead_letter_for_many_messages() {
+    let fixture = Fixture::new().await;
+    let worker = fixture.run(ContextWriter);
+    fixture.publish([user(1), session(1, "s")]).await;
+    for _ in 0..12 {
+        fixture.publish((0..100).map(|_| malformed(10))).await;
+    }
+    fixture.publish([context(1, "s", "good", 1)]).await;
+    let mut other = malformed(10);
+    other.subject = other.subject.replace(".test.", ".other.");
+    fixture.publish([other]).await;
+    let stats = &worker.stats;
+    eventually("the good messages take effect", async || (stats.report().applied == 3).then_some(())).await;
+    eventually("the dead letter of another service", async || {
+        let dead = stats.report().dead;
+        (dead.get("malformed") >= Some(&1_001)).then_some(())
+    })
+    .await;
+    // What is listed together is acknowledged together, after a minute or at the end.
+    worker.stop().await.expect("a clean end");
+
+    let letters = fixture.messages("DEAD").await;
+    let listed: Vec<_> = letters.iter().filter(|one| one.headers.get(header::DEAD_COUNT).is_some()).collect();
+    assert_eq!(letters.len() - listed.len(), 1_001, "1,000 of the service, one of the other");
+    assert!(listed.len() < 5, "{}", listed.len());
+    let mut sequences = Vec::new();
+    for letter in listed {
+        let summary: DeadLetterSummary = serde_json::from_slice(&letter.payload).expect("a summary");
+        assert_eq!(summary.stream, "CONTEXT");
+        let count = summary.ranges.iter().map(|(first, last)| last - first + 1).sum::<u64>();
+        let told = letter.headers.get(header::DEAD_COUNT).map(async_nats::HeaderValue::as_str);
+        assert_eq!(told, Some(count.to_string().as_str()));
+        sequences.extend(summary.ranges.into_iter().flat_map(|(first, last)| first..=last));
+    }
+    sequences.sort_unstable();
+    assert_eq!(sequences, (1_003..=1_202).collect::<Vec<u64>>());
+    let consumer = fixture.consumer("CONTEXT", "context-writer").await;
+    assert_eq!(consumer.get_info().await.expect("a consumer").num_ack_pending, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_stream_is_full_only_what_must_go_there_waits() {
+    let fixture = Fixture::with_topology(|topology| {
+        for stream in topology.streams.iter_mut().filter(|stream| stream.name == "DEAD") {
+            stream.config.insert("max_bytes".to_owned(), 100_000.into());
+        }
+    })
+    .await;
+    fixture.publish([user(1), session(1, "s")]).await;
+    for number in 0..20 {
+        let good = (0..10).map(|n| context(1, "s", &format!("k{number}.{n}"), 1));
+        fixture.publish(std::iter::once(malformed(20_000)).chain(good)).await;
+    }
+    let worker = fixture.run(ContextWriter);
+    let stats = &worker.stats;
+    eventually("every good message takes effect", async || (stats.report().applied == 202).then_some(())).await;
+    let problem = eventually("the worker says what is full", async || {
+        let missing = worker.readiness.report().missing;
+        missing.into_iter().find(|one| one.dependency == Dependency::DeadLetterStream)
+    })
+    .await;
+    assert!(problem.problem.contains("maximum bytes exceeded"), "{problem:?}");
+    assert!(fixture.stored("DEAD").await < 5);
+
+    let mut config = fixture.jetstream.get_stream("DEAD").await.expect("a stream").cached_info().config.clone();
+    config.max_bytes = 10_000_000;
+    fixture.jetstream.update_stream(config).await.expect("a larger stream");
+    fixture.drained::<ContextWriter>().await;
+    assert_eq!(fixture.stored("DEAD").await, 20);
+    assert!(worker.readiness.report().ready);
+    worker.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_beyond_the_share_is_read_from_its_stream_when_it_is_replayed() {
+    let mut fixture = Fixture::new().await;
+    fixture.settings.worker.retry_attempts = 1;
+    let worker = fixture.run(ContextWriter);
+    let large = |number: usize| {
+        let value = "x".repeat(1_000_000);
+        request(
+            "context.put",
+            1,
+            json!({ "session_id": "s", "context_key": number.to_string(), "context_value": value, "version": 1 }),
+        )
+    };
+    fixture.publish([user(1)]).await;
+    for number in 0..70 {
+        fixture.publish([large(number)]).await;
+    }
+    fixture.drained::<ContextWriter>().await;
+    let letters = fixture.messages("DEAD").await;
+    let without = letters.iter().filter(|letter| letter.payload.is_empty()).count();
+    assert_eq!(letters.len(), 70);
+    assert!((1..10).contains(&without), "{without}");
+
+    fixture.publish([session(1, "s")]).await;
+    fixture.drained::<ContextWriter>().await;
+    let replayed = Ended::from(output(memfleet(&fixture, &["dead", "replay", "--all"])).await);
+    assert!(replayed.out.contains("replayed 70, not replayed 0"), "{replayed:?}");
+    fixture.drained::<ContextWriter>().await;
+    assert_eq!(fixture.count("simple_chat_context").await, 70);
+    worker.stop().await.expect("a clean end");
+}

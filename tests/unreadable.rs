@@ -1,0 +1,280 @@
+//! Messages whose bytes the client library cannot read, or reads differently from the server: each becomes a dead letter
+//! at its first delivery, and no other message is affected.
+
+use std::time::{Duration, Instant};
+
+use async_nats::HeaderValue;
+use context_writer::ContextWriter;
+use contract::header;
+use futures::StreamExt;
+use serde_json::json;
+use testkit::{Fixture, RequestMessage, context, eventually, request, session, set_redelivery, user};
+use tokio::time::timeout;
+
+use crate::support::raw_nats::{RawPublisher, block};
+use crate::support::reader::{Reader, filled};
+
+/// Header lines that the server stores and the client library refuses, panics on or reads differently.
+const LINES: [&[u8]; 12] = [
+    b"X Trace: 1",
+    "Gr\u{f6}\u{df}e: 1".as_bytes(),
+    b"X-Name: J\xfcrgen",
+    b"a line without a colon",
+    b"X-A: 1\nX-B: 2",
+    b"X-A: 1\rX-B: 2",
+    b"X-A: 1\r",
+    b" X-Folded: 1",
+    b": no name",
+    b"X-A: \0",
+    "X-A: 1\u{a0}".as_bytes(),
+    "\u{2028}X-A: 1".as_bytes(),
+];
+
+/// What follows the user's id in a subject.
+const ENDINGS: [&[u8]; 6] =
+    ["\u{a0}".as_bytes(), "\u{2028}".as_bytes(), "\u{85}".as_bytes(), b"\x0b", b"\xff", b"\x1b[31m"];
+
+/// The header lines of a valid request.
+fn lines(request: &RequestMessage) -> Vec<Vec<u8>> {
+    let headers = request.header_map();
+    let line = |name: &async_nats::HeaderName, value: &HeaderValue| format!("{name}: {value}").into_bytes();
+    headers.iter().flat_map(|(name, values)| values.iter().map(move |value| line(name, value))).collect()
+}
+
+/// A valid request with one more header line.
+fn with_line(request: &RequestMessage, line: &[u8]) -> Vec<u8> {
+    let lines = lines(request);
+    let mut all: Vec<&[u8]> = lines.iter().map(Vec::as_slice).collect();
+    all.insert(all.len() / 2, line);
+    block(&all)
+}
+
+/// Waits until the stream CONTEXT holds so many messages.
+async fn stored(fixture: &Fixture, messages: u64) {
+    eventually("the stream holds the messages", async || {
+        (fixture.stored("CONTEXT").await >= messages).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreadable_message_is_malformed_at_its_first_delivery_and_affects_no_other() {
+    let fixture = Fixture::with_topology(|topology| {
+        // Whoever is delivered again would wait for longer than the test.
+        set_redelivery(topology, "context-writer", Duration::from_secs(600), 64);
+    })
+    .await;
+    fixture.publish([user(42), session(42, "s")]).await;
+    let mut raw = RawPublisher::connect(fixture.nats.url()).await;
+    let odd = || context(42, "s", "odd", 1);
+    let first = odd();
+    let mut odd_requests = std::iter::once(first.clone()).chain(std::iter::repeat_with(odd));
+    let mut next = move || odd_requests.next().expect("a request");
+    let (mut published, mut count) = (2, 0);
+    let mut good = Vec::new();
+    for line in LINES {
+        good.push(context(42, "s", &format!("good{count}"), 1));
+        fixture.publish(good.last().cloned()).await;
+        let odd = next();
+        raw.publish(odd.subject.as_bytes(), &with_line(&odd, line), &odd.body).await;
+        (published, count) = (published + 2, count + 1);
+        stored(&fixture, published).await;
+    }
+    for ending in ENDINGS {
+        let odd = next();
+        let subject = [odd.subject.as_bytes(), ending].concat();
+        good.push(context(42, "s", &format!("good{count}"), 1));
+        fixture.publish(good.last().cloned()).await;
+        raw.publish(&subject, &with_line(&odd, b"X-A: 1"), &odd.body).await;
+        (published, count) = (published + 2, count + 1);
+        stored(&fixture, published).await;
+    }
+    // The server itself takes a status out of the first line of what it stores.
+    let (odd, readable) = (next(), with_line(&first, b"X-A: 1"));
+    let block = [b"NATS/2.0", &readable[b"NATS/1.0".len()..]].concat();
+    raw.publish(odd.subject.as_bytes(), &block, &odd.body).await;
+    (published, count) = (published + 1, count + 1);
+    stored(&fixture, published).await;
+
+    let (worker, since) = (fixture.run(ContextWriter), Instant::now());
+    fixture.drained::<ContextWriter>().await;
+    assert!(since.elapsed() < Duration::from_secs(20), "took {:?}", since.elapsed());
+    let consumer = fixture.consumer("CONTEXT", "context-writer").await;
+    let delivered = consumer.get_info().await.expect("a consumer").delivered.consumer_sequence;
+    assert_eq!(delivered, published, "every message is delivered once");
+
+    let dead = fixture.dead_letters().await;
+    assert_eq!(dead.len(), count, "{dead:#?}");
+    for letter in &dead {
+        assert!(letter.starts_with("malformed: headers: "), "{letter}");
+    }
+    assert_eq!(fixture.count("simple_chat_context WHERE context_key LIKE 'good%'").await, 18);
+    assert_eq!(fixture.count("simple_chat_context WHERE context_key = 'odd'").await, 0);
+    let letters = fixture.messages("DEAD").await;
+    let told = |index: usize, name: &str| letters[index].headers.get(name).map(HeaderValue::as_str);
+    // What can be read stays with the letter, and the rest where it is.
+    assert_eq!(told(0, header::DEAD_REQUEST_ID), Some(first.id.to_string().as_str()));
+    assert_eq!(told(0, header::AUTHORIZATION), None);
+    assert_eq!(letters[0].payload, first.body);
+    assert_eq!(told(LINES.len(), header::DEAD_SUBJECT), Some("memory.req.test.context.put.42%C2%A0"));
+    assert_eq!(letters[LINES.len()].subject.as_str(), "memory.dead.context-writer.unknown");
+    worker.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreadable_message_that_no_worker_settled_becomes_a_dead_letter_too() {
+    let fixture = Fixture::with_topology(|topology| {
+        set_redelivery(topology, "context-writer", Duration::from_millis(300), 1);
+    })
+    .await;
+    let odd = user(1);
+    let mut raw = RawPublisher::connect(fixture.nats.url()).await;
+    raw.publish(odd.subject.as_bytes(), &with_line(&odd, b"X-A: 1\rX-B: 2"), &odd.body).await;
+    stored(&fixture, 1).await;
+    // Somebody takes it and settles nothing.
+    let consumer = fixture.consumer("CONTEXT", "context-writer").await;
+    let mut taken = consumer.fetch().max_messages(1).messages().await.expect("a pull");
+    taken.next().await.expect("a message").expect("a message that can be read");
+    // The server tells of it when it would deliver the message again.
+    let worker = fixture.run(ContextWriter);
+    let dead = eventually("a dead letter", async || {
+        Some(fixture.dead_letters().await).filter(|dead| !dead.is_empty())
+    })
+    .await;
+    assert_eq!(dead, ["undeliverable: delivered 1 times and never settled; it may have crashed a worker"]);
+    worker.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreadable_query_is_answered_and_affects_no_other() {
+    let fixture = filled().await;
+    let reader = Reader::start(&fixture).await;
+    let mut raw = RawPublisher::connect(fixture.nats.url()).await;
+    let mut answers = fixture.subscribe("_INBOX.test.>").await;
+    for (number, line) in LINES.iter().enumerate() {
+        let reply = format!("_INBOX.test.{number}");
+        raw.publish_to(b"memory.ask.session.list.test", &reply, &block(&[line]), b"{}").await;
+    }
+    raw.publish_to(b"memory.ask.session.list.test\xc2\xa0", "_INBOX.test.never", &block(&[]), b"{}").await;
+    raw.flush().await;
+    for _ in LINES {
+        let message = testkit::next(&mut answers).await;
+        let body: serde_json::Value = serde_json::from_slice(&message.payload).expect("JSON");
+        assert_eq!((&body["code"], &body["field"]), (&json!("malformed"), &json!("headers")), "{body}");
+    }
+    let answer = reader.ask("session.list", 1, json!({})).await.expect("an answer");
+    assert_eq!(answer["sessions"].as_array().map(Vec::len), Some(5), "{answer}");
+    reader.end().await;
+}
+
+/// Bytes that matter to somebody who parses headers or subjects.
+const FUZZ: [&[u8]; 24] = [
+    b"\r", b"\n", b"\r\n", b"\r\n\r\n", b":", b" ", b"\t", b"\0", b"\x0b", b"\x1b", b"\x7f", b"\xff", b"\xc2",
+    b"\xc2\xa0", b"\xc2\x85", b"\xe2\x80\xa8", b"NATS/1.0", b"NATS/1.0 100", b"404", b"Nats-Msg-Id: ", b"A: b",
+    "\u{f6}".as_bytes(), b"\xef\xbb\xbf", b"HMSG x 1 12 12\r\n",
+];
+
+/// A block and a subject with random faults. `seed` determines them.
+fn faulty(random: &mut fastrand::Rng) -> (Vec<u8>, Vec<u8>) {
+    let mut header = block(&[b"Nats-Expected: 1", b"X-Name: J\xc3\xbcrgen", b"A: b", b"A: c"]);
+    for _ in 0..random.usize(0..4) {
+        let at = random.usize(0..=header.len());
+        let part = FUZZ[random.usize(0..FUZZ.len())];
+        match random.u8(0..3) {
+            0 => drop(header.splice(at..at, part.iter().copied())),
+            1 => drop(header.splice(at..header.len().min(at + part.len()), part.iter().copied())),
+            _ => drop(header.drain(at..header.len().min(at + 1 + part.len()))),
+        }
+    }
+    let mut subject = b"fuzz.x".to_vec();
+    if random.u8(0..4) == 0 {
+        let part = FUZZ[random.usize(0..FUZZ.len())];
+        // The server splits the arguments of a message at these, and gives others a meaning in a subject.
+        subject.extend(part.iter().filter(|byte| !b" \t\r\n.*>".contains(byte)));
+    }
+    (header, subject)
+}
+
+/// The number of fuzzed messages: `MEMFLEET_FUZZ`, or few enough for every run of the tests.
+fn fuzzed() -> u64 {
+    std::env::var("MEMFLEET_FUZZ").ok().and_then(|number| number.parse().ok()).unwrap_or(50_000)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_header_block_and_subject_reaches_the_client_in_order_on_one_connection() {
+    let fixture = Fixture::new().await;
+    let client = runtime::broker::connect(&fixture.settings.nats, "fuzz").await.expect("a connection");
+    let mut received = client.subscribe("fuzz.>").await.expect("a subscription");
+    client.flush().await.expect("a connection");
+    let messages = fuzzed();
+    let url = fixture.nats.url().to_owned();
+    let publishing = tokio::spawn(async move {
+        let mut raw = RawPublisher::connect(&url).await;
+        let mut random = fastrand::Rng::with_seed(17);
+        for number in 0..messages {
+            let (header, subject) = faulty(&mut random);
+            raw.publish(&subject, &header, &number.to_be_bytes()).await;
+            // The client drops what its subscription has no room for.
+            if number % 1_000 == 0 {
+                raw.flush().await;
+            }
+        }
+        raw.flush().await;
+    });
+    let mut random = fastrand::Rng::with_seed(17);
+    let mut unreadable = 0;
+    for number in 0..messages {
+        let next = timeout(testkit::DEADLINE, received.next()).await;
+        let message = next.expect("a message in time").expect("a subscription that goes on");
+        let (header, subject) = faulty(&mut random);
+        let shown = || format!("{number}: {} at {}", header.escape_ascii(), subject.escape_ascii());
+        assert_eq!(message.payload.as_ref(), number.to_be_bytes(), "{}", shown());
+        assert!(message.status.is_none(), "{}", shown());
+        let headers = message.headers.as_ref().expect("headers");
+        if headers.get(header::UNREADABLE).is_some() {
+            unreadable += 1;
+        } else {
+            // What is readable is what was sent, byte by byte.
+            assert_eq!(message.subject.as_bytes(), subject, "{}", shown());
+            assert!(header.is_ascii() || std::str::from_utf8(&header).is_ok(), "{}", shown());
+            let lines = headers.iter().map(|(_, values)| values.len()).sum::<usize>();
+            assert_eq!(lines, header_lines(&header), "{}", shown());
+        }
+    }
+    publishing.await.expect("a publisher");
+    assert!(unreadable > messages / 4 && unreadable < messages, "{unreadable} of {messages}");
+    assert_eq!(client.statistics().connects.load(std::sync::atomic::Ordering::Relaxed), 1);
+}
+
+/// The number of header lines in a readable block.
+fn header_lines(block: &[u8]) -> usize {
+    block.windows(2).filter(|two| two == b"\r\n").count().saturating_sub(2)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fuzzed_messages_in_the_stream_of_a_worker_are_dead_letters_and_good_ones_take_effect() {
+    let fixture = Fixture::new().await;
+    let mut raw = RawPublisher::connect(fixture.nats.url()).await;
+    let mut random = fastrand::Rng::with_seed(4);
+    fixture.publish([user(1), session(1, "s")]).await;
+    let messages = 1_000;
+    for number in 0..messages {
+        let (header, subject) = faulty(&mut random);
+        let subject = [b"memory.req.test.context.put.1", &subject[b"fuzz.x".len()..]].concat();
+        raw.publish(&subject, &header, b"{}").await;
+        if number % 10 == 0 {
+            raw.flush().await;
+            fixture.publish([context(1, "s", &format!("good{number}"), 1)]).await;
+        }
+    }
+    raw.flush().await;
+    let worker = fixture.run(ContextWriter);
+    fixture.publish([request("session.close", 1, json!({ "session_id": "s" }))]).await;
+    fixture.drained::<ContextWriter>().await;
+    assert_eq!(fixture.count("simple_chat_context").await, messages / 10);
+    let applied = worker.stats.report().applied;
+    assert_eq!(applied, 3 + u64::try_from(messages / 10).expect("a number"));
+    let dead: u64 = worker.stats.report().dead.values().sum();
+    assert_eq!(dead + applied, fixture.stored("CONTEXT").await);
+    worker.stop().await.expect("a clean end");
+}
