@@ -268,7 +268,7 @@ async fn report(fixture: &Fixture, published: &Published, faults: &BTreeMap<&str
     let buried = good.iter().filter(|id| dead.contains_key(*id)).count();
     let longest = fixture
         .lines(
-            "coalesce(max(extract(epoch FROM received_at) - ('x' || left(replace(message_id::text, '-', ''), 12))::bit(48)::bigint / 1000.0), 0) FROM inbox",
+            "coalesce(max(date_part('epoch', received_at) - ('x' || left(replace(message_id::text, '-', ''), 12))::bit(48)::bigint / 1000.0), 0) FROM inbox",
         )
         .await;
     let told = json!({

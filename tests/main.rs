@@ -17,7 +17,7 @@ mod client_library;
 mod configuration;
 mod context_writer;
 mod crash;
-mod dead_letter_stream;
+mod full_streams;
 mod delivery;
 mod dialogue;
 mod encryption;

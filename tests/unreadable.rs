@@ -90,7 +90,8 @@ async fn an_unreadable_message_is_malformed_at_its_first_delivery_and_affects_no
         stored(&fixture, published).await;
     }
     // The server itself takes a status out of the first line of what it stores.
-    let (odd, readable) = (next(), with_line(&first, b"X-A: 1"));
+    let odd = next();
+    let readable = with_line(&odd, b"X-A: 1");
     let block = [b"NATS/2.0", &readable[b"NATS/1.0".len()..]].concat();
     raw.publish(odd.subject.as_bytes(), &block, &odd.body).await;
     (published, count) = (published + 1, count + 1);
@@ -277,4 +278,46 @@ async fn fuzzed_messages_in_the_stream_of_a_worker_are_dead_letters_and_good_one
     let dead: u64 = worker.stats.report().dead.values().sum();
     assert_eq!(dead + applied, fixture.stored("CONTEXT").await);
     worker.stop().await.expect("a clean end");
+}
+
+/// How long a worker takes for 10,000 good messages, with so many unreadable ones among them.
+async fn time_of(unreadable: usize) -> Duration {
+    let fixture = Fixture::new().await;
+    let mut raw = RawPublisher::connect(fixture.nats.url()).await;
+    fixture.publish((1..=10).flat_map(|id| [user(id), session(id, "s")])).await;
+    for chunk in 0..100 {
+        let good = (0..100).map(|n| context(n % 10 + 1, "s", &format!("k{chunk}.{n}"), 1));
+        fixture.publish(good).await;
+        for _ in 0..unreadable / 100 {
+            let odd = context(1, "s", "odd", 1);
+            raw.publish(odd.subject.as_bytes(), &with_line(&odd, b"X Trace: 1"), &odd.body).await;
+        }
+        raw.flush().await;
+    }
+    stored(&fixture, 10_020 + u64::try_from(unreadable).expect("a number")).await;
+    let (worker, since) = (fixture.run(ContextWriter), Instant::now());
+    let stats = &worker.stats;
+    eventually("the good messages take effect", async || {
+        (stats.report().applied == 10_020).then_some(())
+    })
+    .await;
+    let took = since.elapsed();
+    worker.stop().await.expect("a clean end");
+    took
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "measures time, so it needs the machine for itself"]
+async fn a_hundred_unreadable_messages_slow_ten_thousand_good_ones_by_less_than_a_tenth() {
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        times.push((time_of(100).await, time_of(0).await));
+    }
+    let median = |mut times: Vec<Duration>| {
+        times.sort();
+        times[times.len() / 2]
+    };
+    let with = median(times.iter().map(|pair| pair.0).collect());
+    let without = median(times.iter().map(|pair| pair.1).collect());
+    assert!(with < without.mul_f64(1.1), "{with:?} with them, {without:?} without: {times:?}");
 }

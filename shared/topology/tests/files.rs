@@ -58,6 +58,35 @@ fn every_stream_is_bounded_and_loses_nothing_when_full() {
     }
 }
 
+/// A length of time or a size as documents write it: `7 days`, `8 GiB`.
+fn documented(text: &str) -> i64 {
+    let (number, unit) = text.split_once(' ').unwrap();
+    let unit: i64 = match unit {
+        "days" => 86_400_000_000_000,
+        "years" => 365 * 86_400_000_000_000,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        other => panic!("an unknown unit: {other}"),
+    };
+    number.parse::<i64>().unwrap() * unit
+}
+
+#[test]
+fn the_operators_document_says_what_the_streams_are() {
+    let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/OPERATIONS.md");
+    let document = std::fs::read_to_string(document).unwrap();
+    for stream in shipped().streams {
+        let row = document.lines().find(|line| line.starts_with(&format!("| {} |", stream.name)));
+        let row = row.unwrap_or_else(|| panic!("docs/OPERATIONS.md has no row for {}", stream.name));
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let [_, _, _, age, bytes, when_full, _] = cells[..] else { panic!("{row}") };
+        assert_eq!(json!(documented(age)), stream.config["max_age"], "{row}");
+        assert_eq!(json!(documented(bytes)), stream.config["max_bytes"], "{row}");
+        let drops = stream.config["discard"] == "old";
+        assert_eq!(when_full.contains("are dropped"), drops, "{row}");
+    }
+}
+
 #[test]
 fn every_consumer_consumes_a_shipped_stream_and_acknowledges() {
     let topology = shipped();

@@ -1,4 +1,5 @@
-//! The stream of dead letters: no service fills it, and when it is full only what must go there waits.
+//! Streams that are full. No service fills the stream of dead letters, and when it is full only what must go there waits.
+//! A full stream of events drops the oldest ones, and nobody waits.
 
 use context_writer::ContextWriter;
 use contract::{DeadLetterSummary, header};
@@ -6,6 +7,7 @@ use runtime::Dependency;
 use serde_json::json;
 use testkit::{Fixture, RequestMessage, context, eventually, request, session, user};
 
+use crate::support::reader::Reader;
 use crate::support::program::{Ended, memfleet, output};
 
 /// A request that is malformed, with a body of so many bytes.
@@ -117,4 +119,32 @@ async fn a_body_beyond_the_share_is_read_from_its_stream_when_it_is_replayed() {
     fixture.drained::<ContextWriter>().await;
     assert_eq!(fixture.count("simple_chat_context").await, 70);
     worker.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_stream_of_events_drops_the_oldest_and_a_query_returns_them() {
+    let fixture = Fixture::with_topology(|topology| {
+        for stream in topology.streams.iter_mut().filter(|stream| stream.name == "EVENTS") {
+            stream.config.insert("max_bytes".to_owned(), 30_000.into());
+        }
+    })
+    .await;
+    let opened = [user(1), session(1, "s")];
+    let contexts = (0..200).map(|n| context(1, "s", &format!("k{n}"), 1));
+    fixture.process(ContextWriter, opened.into_iter().chain(contexts)).await;
+    assert!(fixture.stored("EVENTS").await < 150);
+
+    let reader = Reader::start(&fixture).await;
+    let (mut after, mut events) = (json!(0), 0);
+    loop {
+        let page = reader.ask("event.list", 1, json!({ "session_id": "s", "after": after, "limit": 100 })).await;
+        let page = page.expect("a page");
+        events += page["events"].as_array().map_or(0, Vec::len);
+        after = page["last"].clone();
+        if page["more"] != json!(true) {
+            break;
+        }
+    }
+    assert_eq!(events, 201, "the session and its contexts");
+    reader.end().await;
 }
