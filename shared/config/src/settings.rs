@@ -286,10 +286,13 @@ impl Default for LogSettings {
     }
 }
 
-/// Whether an event may be logged, regardless of the filter: at debug level, the NATS client logs whole messages with
-/// their bodies and tokens.
+/// Whether an event may be logged, regardless of the filter. At debug level, the NATS client logs whole messages with
+/// their bodies and tokens. Its connector reports about the relay in this process, while the relay reports about the
+/// servers.
 pub fn may_be_logged(metadata: &tracing::Metadata<'_>) -> bool {
-    *metadata.level() <= tracing::Level::INFO || !metadata.target().starts_with("async_nats")
+    let target = metadata.target();
+    let is_about_connections = target == "async_nats::connector";
+    !target.starts_with("async_nats") || (*metadata.level() <= tracing::Level::INFO && !is_about_connections)
 }
 
 /// The format of the log.
