@@ -14,4 +14,5 @@ mod stored;
 
 pub use filter::unreadable;
 pub use connect::{ConnectError, connect, connect_operator};
+pub use relay::forwarded;
 pub use stored::{StoredMessage, StoredMessageError, stored_message};

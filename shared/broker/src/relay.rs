@@ -6,13 +6,15 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::filter::{Filter, FrameError};
 use crate::servers::{Connected, Servers};
@@ -22,6 +24,20 @@ const READ_BYTES: usize = 64 * 1024;
 
 /// Pause after a connection that could not be accepted, for example because too many files are open.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
+
+/// The relayed connections of this process.
+static CONNECTIONS: LazyLock<TaskTracker> = LazyLock::new(TaskTracker::new);
+/// How long to wait for what closed clients have sent.
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Waits until what the closed clients of this process have sent has been forwarded to the server, at most 2 s. To be
+/// called before the process ends, when its clients are dropped: the client library's `flush` reaches the relay only.
+pub async fn forwarded() {
+    CONNECTIONS.close();
+    if timeout(FORWARD_TIMEOUT, CONNECTIONS.wait()).await.is_err() {
+        tracing::debug!("a connection to NATS is still open at the end");
+    }
+}
 
 /// A running relay.
 pub(crate) struct Relay {
@@ -70,7 +86,7 @@ async fn accept(listener: TcpListener, servers: Servers, first: Connected) {
             }
         };
         let (servers, first) = (servers.clone(), Arc::clone(&first));
-        tokio::spawn(async move {
+        CONNECTIONS.spawn(async move {
             let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
             let connected = match first {
                 Some(connected) => Ok(connected),
@@ -106,6 +122,7 @@ async fn copy(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin)
         to.flush().await?;
         buffer.reserve(READ_BYTES);
     }
+    to.shutdown().await?;
     Ok(())
 }
 
