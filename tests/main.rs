@@ -25,6 +25,7 @@ mod isolation;
 mod job_grants;
 mod live;
 mod load;
+mod locks;
 mod migration;
 mod permissions;
 mod publisher;

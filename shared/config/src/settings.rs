@@ -98,6 +98,9 @@ pub struct PostgresSettings {
     pub connect_timeout_ms: u64,
     /// The `statement_timeout`, in milliseconds, 1000 to 600000.
     pub statement_timeout_ms: u64,
+    /// The `lock_timeout` of the transactions that write messages, in milliseconds, 50 to 60000. Messages of a user
+    /// whose rows stay locked for longer are set aside, so that they do not hold up other users.
+    pub lock_timeout_ms: u64,
 }
 
 impl Default for PostgresSettings {
@@ -110,6 +113,7 @@ impl Default for PostgresSettings {
             write_pool_size: 10,
             connect_timeout_ms: 5_000,
             statement_timeout_ms: 30_000,
+            lock_timeout_ms: 500,
         }
     }
 }
@@ -365,6 +369,7 @@ impl Settings {
             ("postgres.write_pool_size", size(self.postgres.write_pool_size), 1, 200),
             ("postgres.connect_timeout_ms", self.postgres.connect_timeout_ms, 100, 60_000),
             ("postgres.statement_timeout_ms", self.postgres.statement_timeout_ms, 1_000, 600_000),
+            ("postgres.lock_timeout_ms", self.postgres.lock_timeout_ms, 50, 60_000),
             ("trust.service_per_second", self.trust.service_per_second.into(), 1, 1_000_000),
             ("trust.scope_per_second", self.trust.scope_per_second.into(), 1, 1_000_000),
             ("trust.user_per_second", self.trust.user_per_second.into(), 1, 1_000_000),

@@ -104,6 +104,7 @@ impl VectorIndexer {
                 size: CONNECTIONS,
                 acquire_timeout: Duration::from_millis(settings.postgres.connect_timeout_ms),
                 statement_timeout: Duration::from_millis(settings.postgres.statement_timeout_ms),
+                lock_timeout: Duration::ZERO,
             },
         )?;
         let vectors = VectorStore::open(&settings.vectors)?.ok_or(OpenError::NoVectors)?;

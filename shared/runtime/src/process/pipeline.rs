@@ -166,6 +166,8 @@ fn spawn_stages<W: ExternalWorker>(
         keys: keys.clone(),
         watermarks: Arc::clone(&watermarks),
         stats: Arc::clone(&stats),
+        blocked: readiness.blocked().clone(),
+        lock_timeout: Duration::from_millis(settings.postgres.lock_timeout_ms),
         stop: stop.clone(),
     };
     let event_publisher =

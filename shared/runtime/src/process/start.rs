@@ -63,6 +63,7 @@ pub(crate) async fn start<W: ExternalWorker>(
             size: settings.postgres.write_pool_size,
             acquire_timeout,
             statement_timeout: Duration::from_millis(settings.postgres.statement_timeout_ms),
+            lock_timeout: Duration::from_millis(settings.postgres.lock_timeout_ms),
         },
     )?;
     let keys = match W::ENCRYPTS {

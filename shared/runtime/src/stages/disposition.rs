@@ -18,6 +18,9 @@ pub(crate) enum Disposition {
     RetryNotBefore { time: DateTime<Utc>, deadline: DateTime<Utc>, reason: String },
     /// It is redelivered after a delay and spends no try, because the message itself is not known to be faulty.
     Redeliver(Duration),
+    /// It waits for something that may take hours, such as a lock that another transaction holds. It spends no try and
+    /// is redelivered with delays that grow with its deliveries, the next one after at least this time.
+    Park(Duration),
     /// It can never be processed and is dead-lettered.
     DeadLetter { class: DeadLetterClass, reason: String },
 }
@@ -65,6 +68,7 @@ impl Disposition {
             Self::Retry { .. }
             | Self::RetryNotBefore { .. }
             | Self::Redeliver(_)
+            | Self::Park(_)
             | Self::DeadLetter { .. } => self.clone(),
         }
     }
@@ -74,6 +78,7 @@ impl Disposition {
         let reason = fault.reason.clone();
         match fault.kind {
             FaultKind::Unavailable | FaultKind::ConnectionLost => Self::HAND_BACK,
+            FaultKind::Blocked => Self::Park(Duration::ZERO),
             FaultKind::Transient => Self::Retry { reason, class: DeadLetterClass::Exhausted },
             FaultKind::MissingPrerequisite => {
                 Self::Retry { reason, class: DeadLetterClass::MissingPrerequisite }
@@ -90,6 +95,7 @@ impl Disposition {
             Self::Retry { .. }
             | Self::RetryNotBefore { .. }
             | Self::Redeliver(_)
+            | Self::Park(_)
             | Self::DeadLetter { .. } => None,
         }
     }
@@ -98,7 +104,7 @@ impl Disposition {
     pub(crate) fn ends(&self) -> bool {
         match self {
             Self::Committed(_) | Self::DeadLetter { .. } => true,
-            Self::Retry { .. } | Self::RetryNotBefore { .. } | Self::Redeliver(_) => false,
+            Self::Retry { .. } | Self::RetryNotBefore { .. } | Self::Redeliver(_) | Self::Park(_) => false,
         }
     }
 }

@@ -1,8 +1,11 @@
 //! The stages of a message, in order.
 
+pub(crate) mod attempt;
 pub mod authorize;
 pub mod decode;
 pub(crate) mod disposition;
+pub(crate) mod parts;
+pub(crate) mod prepare;
 pub mod pull;
 pub mod settle;
 pub(crate) mod tick_grants;

@@ -74,6 +74,7 @@ impl Settler {
                 }
                 acknowledge(&delivery, AckKind::Nak(delay)).await;
             }
+            Disposition::Park(at_least) => self.park(&delivery, at_least).await,
             Disposition::DeadLetter { reason, class } => {
                 let tries = self.budget.forget(&delivery.key()).saturating_add(1);
                 self.dead_letter(&delivery, DeadLetterReason { class, reason, tries }).await;
@@ -121,6 +122,21 @@ impl Settler {
             retry::delay(tries, self.settings.retry_first_delay(), self.settings.retry_longest_delay());
         tracing::debug!(worker = self.worker, sequence = delivery.sequence, tries, ?delay, %reason, "retried later");
         self.stats.retried();
+        acknowledge(delivery, AckKind::Nak(Some(delay))).await;
+    }
+
+    /// Naks a message for a delay that grows with its deliveries. It spends no try.
+    async fn park(&mut self, delivery: &Delivery, at_least: Duration) {
+        if self.is_last(delivery) {
+            let tries = self.budget.forget(&delivery.key()).saturating_add(1);
+            let class = DeadLetterClass::Exhausted;
+            let reason = "other transactions kept what it needs locked until its last delivery".to_owned();
+            self.dead_letter(delivery, DeadLetterReason { class, reason, tries }).await;
+            return;
+        }
+        let delay = retry::parked_delay(delivery.deliveries).max(at_least);
+        tracing::debug!(worker = self.worker, sequence = delivery.sequence, ?delay, "set aside");
+        self.stats.delayed();
         acknowledge(delivery, AckKind::Nak(Some(delay))).await;
     }
 
