@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::Client;
+use async_nats::{Client, jetstream};
 use config::Settings;
 use contract::{DeadLetterClass, RequestSubject};
 use keys::Keys;
@@ -202,6 +202,7 @@ fn spawn_stages<W: ExternalWorker>(
     let puller = |source| PullStage::<W> {
         worker: PhantomData,
         source,
+        jetstream: jetstream.clone(),
         authorizer: Arc::clone(authorizer),
         bodies: Arc::clone(bodies),
         pool: pool.clone(),
@@ -230,6 +231,7 @@ const REGISTRY_RETRY_DELAY: Duration = Duration::from_secs(30);
 struct PullStage<W: ExternalWorker> {
     worker: PhantomData<fn() -> W>,
     source: PullSource,
+    jetstream: jetstream::Context,
     authorizer: Arc<Authorizer>,
     bodies: Arc<Bodies>,
     pool: Pool,
@@ -245,7 +247,8 @@ impl<W: ExternalWorker> PullStage<W> {
         let mut settings = self.settings.worker.clone();
         let PullSource { stream, consumer, max_batch } = self.source.clone();
         settings.batch_size = settings.batch_size.min(max_batch);
-        let mut puller = Puller::new(W::INFO.name, stream, consumer, self.in_flight.clone(), &settings);
+        let (jetstream, in_flight) = (self.jetstream.clone(), self.in_flight.clone());
+        let mut puller = Puller::new(W::INFO.name, stream, consumer, jetstream, in_flight, &settings);
         while let Some(deliveries) = puller.next(&self.stop).await {
             tracing::debug!(worker = W::INFO.name, messages = deliveries.len(), "pulled");
             crash::reach(Point::Pulled);

@@ -7,6 +7,7 @@ pub(crate) mod disposition;
 pub(crate) mod parts;
 pub(crate) mod prepare;
 pub mod pull;
+pub(crate) mod pull_requests;
 pub mod settle;
 pub(crate) mod tick_grants;
 pub(crate) mod transact;
