@@ -110,9 +110,8 @@ fn client_error(message: &str) -> FaultKind {
     }
 }
 
-/// For these errors diesel-async passes on no SQLSTATE, only the server's message. Messages are English under
-/// `lc_messages = C`, which the production files set. In another language all of them are classified as transient: they
-/// are retried more often than necessary, and nothing is lost.
+/// For these errors diesel-async passes on no SQLSTATE, only the server's message, which must be English:
+/// [`language`](crate::language) checks that.
 fn by_message(message: &str) -> FaultKind {
     const CONNECTION_LOST: [&str; 2] = ["terminating connection", "connection closed"];
     const BLOCKED: [&str; 2] =

@@ -8,6 +8,7 @@ pub mod clock;
 pub mod fault;
 pub mod inbox;
 pub mod job_grants;
+pub mod language;
 pub mod lock;
 pub mod migration;
 pub mod partition;

@@ -93,6 +93,7 @@ impl<W: ExternalWorker> Writer<W> {
                 return Err(RolledBack::Backlog(unpublished));
             }
             Err(RolledBack::Fault(fault)) => {
+                let fault = store::language::in_english(&mut connection, fault).await;
                 let fault = self.locked_table(fault, wait.as_ref());
                 *lock_wait = wait;
                 // A new connection may reach another server or see a schema that has changed.
