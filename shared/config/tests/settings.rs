@@ -147,6 +147,7 @@ fn a_number_out_of_bounds_is_refused_by_name_with_the_bounds() {
         ("worker", "retry_attempts", 1, 100),
         ("worker", "retry_first_delay_ms", 1, 60_000),
         ("worker", "retry_longest_delay_ms", 1, 3_600_000),
+        ("worker", "prerequisite_wait_s", 0, 604_800),
         ("worker", "startup_timeout_s", 1, 3_600),
         ("worker", "shutdown_grace_s", 1, 600),
     ];

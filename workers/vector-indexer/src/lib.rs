@@ -180,7 +180,7 @@ impl ExternalWorker for VectorIndexer {
         let verdict = |(message, done): (&&Message<VectorRequest>, Done)| match done {
             Done::Applied => Verdict::applied(message),
             Done::Superseded => Verdict::unchanged(message),
-            Done::MissingPrerequisite(reason) => Verdict::Retry(Retry::WithinBudget, reason),
+            Done::MissingPrerequisite(reason) => Verdict::Retry(Retry::Prerequisite, reason),
             Done::Rejected(reason) => Verdict::Rejected(reason),
         };
         Ok(Written { verdicts: batch.iter().zip(done).map(verdict).collect(), findings })

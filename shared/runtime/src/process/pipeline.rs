@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use trust::Refusal;
 
+use crate::delivery::awaited::AwaitedWorkers;
 use crate::delivery::event_publisher::EventPublisher;
 use crate::delivery::in_flight::InFlight;
 use crate::delivery::retry::Budget;
@@ -191,6 +192,7 @@ fn spawn_stages<W: ExternalWorker>(
         watermarks,
         stats,
         budget: Budget::default(),
+        awaited: AwaitedWorkers::new(W::INFO.name, jetstream.clone(), settings.worker.prerequisite_wait()),
         last_delivery: limits.filter(|&limit| limit > 0).min(),
     };
     let dead_lettering = undeliverable_handler.run(

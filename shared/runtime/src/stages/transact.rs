@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
-use contract::{DeadLetterClass, Event, Json, UserId};
+use contract::{DeadLetterClass, Event, Json, UserId, WorkerInfo};
 use keys::DataKeys;
 use store::blackboard::{self, Appended, Cause, NewEvent};
 use store::clock::{self, Session};
@@ -122,7 +122,10 @@ impl<W: ExternalWorker> Attempt<'_, W> {
         let mut dispositions: Vec<Option<Disposition>> = Vec::with_capacity(entries.len());
         for (index, entry) in entries.iter().enumerate() {
             dispositions.push(match taken.contains(&entry.event_id) {
-                true => Some(disposition(entry, verdicts.remove(&index), &events)?),
+                true => {
+                    let awaits = self.message(index).awaits(W::INFO);
+                    Some(disposition(entry, verdicts.remove(&index), &events, awaits)?)
+                }
                 false => None,
             });
         }
@@ -280,11 +283,13 @@ fn entry<I>(message: &Message<I>) -> Entry {
     }
 }
 
-/// The disposition of a message that this transaction has added to the inbox.
+/// The disposition of a message that this transaction has added to the inbox. `awaits`: the worker that writes its
+/// prerequisite.
 fn disposition(
     entry: &Entry,
     verdict: Option<Verdict>,
     events: &HashMap<Uuid, Event>,
+    awaits: Option<&'static WorkerInfo>,
 ) -> Result<Disposition, Fault> {
     Ok(match verdict {
         Some(Verdict::Applied(drafts)) => {
@@ -299,7 +304,10 @@ fn disposition(
         }
         Some(Verdict::Unchanged(reason)) => Disposition::unchanged(reason),
         Some(Verdict::Retry(Retry::WithinBudget, reason)) => {
-            Disposition::Retry { class: DeadLetterClass::MissingPrerequisite, reason }
+            Disposition::Retry { class: DeadLetterClass::MissingPrerequisite, reason, awaits: None }
+        }
+        Some(Verdict::Retry(Retry::Prerequisite, reason)) => {
+            Disposition::Retry { class: DeadLetterClass::MissingPrerequisite, reason, awaits }
         }
         Some(Verdict::Retry(Retry::NotBefore { time, deadline }, reason)) => {
             Disposition::RetryNotBefore { time, deadline, reason }

@@ -333,7 +333,7 @@ impl<W: ExternalWorker> Writer<W> {
             tracing::warn!(worker = W::INFO.name, %problem, "cannot record a violation; its message is redelivered");
             return Disposition::HAND_BACK;
         }
-        Disposition::of_fault(fault)
+        Disposition::of_fault(fault, message.awaits(W::INFO))
     }
 
     async fn record_violation(&self, message: &Message<W::Item>, fault: &Fault) -> Result<(), Fault> {
