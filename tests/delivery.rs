@@ -132,6 +132,38 @@ async fn replicas_share_the_work_and_stopping_one_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_stops_hands_back_everything_that_was_sent_to_it() {
+    let fixture = Fixture::with_topology(|topology| {
+        // What is not handed back comes again after the deadline of this test.
+        set_redelivery(topology, "context-writer", Duration::from_secs(600), 1_000);
+    })
+    .await;
+    let mut settings = fixture.settings.clone();
+    settings.worker.batch_size = 200;
+    fixture.publish((1..=20).map(user)).await;
+    fixture.publish((1..=20).map(|id| session(id, "s"))).await;
+    let publishing = async {
+        for part in 0..20 {
+            fixture.publish((0..300).map(|n| context(n % 20 + 1, "s", &format!("k{part}.{n}"), 1))).await;
+        }
+    };
+    let stopping = async {
+        // Each replica is stopped while the server is sending to it.
+        for _ in 0..12 {
+            let worker = fixture.run_with(ContextWriter, settings.clone());
+            eventually("it works", async || (worker.stats.report().batches > 0).then_some(())).await;
+            worker.stop().await.expect("a clean end");
+        }
+    };
+    futures::join!(publishing, stopping);
+    let last = fixture.run_with(ContextWriter, settings);
+    fixture.drained::<ContextWriter>().await;
+    assert_eq!(fixture.count("simple_chat_context").await, 20 * 300);
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    last.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_goes_away_costs_no_try() {
     let fixture = Fixture::new().await;
     let mut settings = fixture.settings.clone();

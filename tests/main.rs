@@ -27,6 +27,7 @@ mod isolation;
 mod job_grants;
 mod live;
 mod load;
+mod locks;
 mod migration;
 mod permissions;
 mod publisher;

@@ -15,6 +15,8 @@ use tokio::time::timeout;
 use topology::Topology;
 use uuid::Uuid;
 
+use crate::support::program::{Ended, memfleet, output};
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_is_held_for_long_is_not_delivered_again() {
     let fixture = Fixture::with_topology(|topology| {
@@ -222,6 +224,93 @@ async fn a_database_that_is_not_set_up_right_is_waited_for() {
     fixture.drained::<ContextWriter>().await;
     assert_eq!(fixture.count("simple_chat_context").await, 1);
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    worker.stop().await.expect("a clean end");
+}
+
+/// Has the database report a division by zero in German, as a server with `lc_messages = de_DE` does. The servers of the
+/// tests speak English only.
+async fn speak_german(fixture: &Fixture, role: &str) {
+    fixture
+        .execute(&format!(
+            "CREATE SCHEMA german;
+             GRANT USAGE ON SCHEMA german TO PUBLIC;
+             CREATE FUNCTION german.divide(integer, integer) RETURNS integer LANGUAGE plpgsql AS $$
+             BEGIN RAISE division_by_zero USING MESSAGE = 'Division durch Null'; END $$;
+             GRANT EXECUTE ON FUNCTION german.divide TO PUBLIC;
+             CREATE OPERATOR german./ (LEFTARG = integer, RIGHTARG = integer, FUNCTION = german.divide);
+             DO $$ BEGIN EXECUTE format('ALTER ROLE {role} IN DATABASE %I SET search_path = german, pg_catalog, public',
+                 current_database()); END $$"
+        ))
+        .await;
+}
+
+async fn speak_english(fixture: &Fixture, role: &str) {
+    fixture
+        .execute(&format!(
+            "DO $$ BEGIN EXECUTE format('ALTER ROLE {role} IN DATABASE %I RESET search_path', current_database()); END $$"
+        ))
+        .await;
+}
+
+/// Ends the connections of a role, so that the next ones have its current settings.
+async fn disconnect(fixture: &Fixture, role: &str) {
+    let ended = format!("pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND usename = '{role}'");
+    fixture.lines(&ended).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_does_not_report_errors_in_english_is_refused_at_start() {
+    let fixture = Fixture::new().await;
+    speak_german(&fixture, "w_context_writer").await;
+    let mut settings = fixture.settings.clone();
+    settings.worker.startup_timeout_s = 1;
+    match fixture.run_with(ContextWriter, settings).failure().await {
+        Err(RunError::Startup(NotReady { problem, .. })) => {
+            let expected = ["\"Division durch Null\"", "set lc_messages = 'C'"];
+            assert!(expected.iter().all(|part| problem.contains(part)), "{problem}");
+        }
+        other => panic!("expected a failure at start, got {other:?}"),
+    }
+    // Commands say so and go on.
+    let owner = fixture.lines("current_user FROM (VALUES (1)) AS one").await.remove(0);
+    fixture.execute("DROP SCHEMA german CASCADE").await;
+    speak_german(&fixture, &owner).await;
+    for arguments in [["migrate", "status"], ["status", "--json"]] {
+        let ended: Ended = output(memfleet(&fixture, &arguments)).await.into();
+        let told = format!("{}{}", ended.out, ended.err);
+        assert!(ended.is_success() && told.contains("set lc_messages = 'C'"), "{arguments:?}: {told}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fault_in_another_language_costs_no_try() {
+    let fixture = Fixture::new().await;
+    let mut settings = fixture.settings.clone();
+    settings.worker.retry_attempts = 1;
+    let worker = fixture.run_with(ContextWriter, settings);
+    fixture.publish([user(1), session(1, "s")]).await;
+    fixture.drained::<ContextWriter>().await;
+    fixture
+        .execute(
+            "CREATE SEQUENCE attempts; GRANT USAGE ON SEQUENCE attempts TO PUBLIC;
+             CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN PERFORM nextval('public.attempts'); RAISE 'Auf dem Gerät ist kein Speicherplatz mehr verfügbar'; END $$;
+             CREATE TRIGGER full_disk BEFORE INSERT ON simple_chat_context FOR EACH ROW EXECUTE FUNCTION full_disk()",
+        )
+        .await;
+    speak_german(&fixture, "w_context_writer").await;
+    disconnect(&fixture, "w_context_writer").await;
+    fixture.publish([context(1, "s", "k", 1)]).await;
+    eventually("it is tried more often than its budget allows", async || {
+        (fixture.count("attempts WHERE last_value > 5").await == 1).then_some(())
+    })
+    .await;
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    speak_english(&fixture, "w_context_writer").await;
+    fixture.execute("DROP TRIGGER full_disk ON simple_chat_context").await;
+    fixture.drained::<ContextWriter>().await;
+    assert_eq!(fixture.count("simple_chat_context").await, 1);
+    assert_eq!(worker.stats.report().retried, 0);
     worker.stop().await.expect("a clean end");
 }
 

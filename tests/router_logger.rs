@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use config::Settings;
 use context_writer::ContextWriter;
 use contract::header;
+use diesel_async::SimpleAsyncConnection;
 use router_logger::RouterLogger;
 use serde_json::{Value, json};
 use testkit::{
-    CANARY, Fixture, RequestMessage, context, request, session, set_duplicate_window, set_redelivery, user,
+    CANARY, Fixture, RequestMessage, context, eventually, request, session, set_duplicate_window,
+    set_redelivery, user,
 };
 use tokio::process::Child;
 use uuid::Uuid;
@@ -317,4 +320,86 @@ fn each_worker_takes_its_own_requests_only() {
         contract::Redacted::<contract::ContextRequest>::decode(&own.subject.parse().unwrap(), &own.body)
             .unwrap_err();
     assert_eq!(refused.to_string(), "subject: decision.log is not for context-writer");
+}
+
+/// A budget of two attempts, which lasts for some milliseconds.
+fn hasty(fixture: &Fixture) -> Settings {
+    let mut settings = fixture.settings.clone();
+    settings.worker.retry_attempts = 2;
+    settings.worker.retry_longest_delay_ms = 10;
+    settings
+}
+
+const UNMET: &str = "missing-prerequisite: session_id: user 1 has opened no session never";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn decisions_wait_as_long_as_the_worker_that_opens_their_sessions_is_behind() {
+    // With accounts, so that router-logger has the right to see how far context-writer is.
+    let fixture = Fixture::secured().await;
+    let logger = fixture.run_with(RouterLogger, hasty(&fixture));
+    fixture.publish((1..=20).flat_map(|id| [user(id), session(id, "s")])).await;
+    fixture.publish((1..=20).map(|id| decision(id, json!({})))).await;
+    fixture.publish([decision(1, json!({ "session_id": "never" }))]).await;
+    let stats = &logger.stats;
+    eventually("all have waited several times", async || (stats.report().delayed > 6 * 21).then_some(())).await;
+    let report = stats.report();
+    assert_eq!((report.retried, report.dead.len()), (0, 0), "no attempt is counted: {report:?}");
+
+    let writer = fixture.run(ContextWriter);
+    fixture.drained::<ContextWriter>().await;
+    fixture.drained::<RouterLogger>().await;
+    assert_eq!(fixture.count("router_decision_log").await, 20);
+    assert_eq!(fixture.dead_letters().await, [UNMET], "once context-writer is not behind, its budget counts");
+    assert_eq!(stats.report().retried, 1);
+    writer.stop().await.expect("a clean end");
+    logger.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn decisions_wait_while_a_lock_keeps_their_session_from_being_opened() {
+    let fixture = Fixture::new().await;
+    let (logger, writer) = (fixture.run_with(RouterLogger, hasty(&fixture)), fixture.run(ContextWriter));
+    fixture.publish((1..=20).map(user)).await;
+    fixture.drained::<ContextWriter>().await;
+    let mut holder = fixture.connection().await;
+    holder.batch_execute("BEGIN; SELECT FROM users WHERE id = 1 FOR UPDATE").await.expect("a lock");
+    fixture.publish((1..=20).map(|id| session(id, "s"))).await;
+    fixture.publish((1..=20).map(|id| decision(id, json!({})))).await;
+    eventually("the other decisions are written", async || {
+        (fixture.count("router_decision_log").await == 19).then_some(())
+    })
+    .await;
+    let before = logger.stats.report().delayed;
+    eventually("the decision has waited several times", async || {
+        (logger.stats.report().delayed > before + 5).then_some(())
+    })
+    .await;
+    holder.batch_execute("ROLLBACK").await.expect("no lock");
+    fixture.drained::<RouterLogger>().await;
+    assert_eq!(fixture.count("router_decision_log").await, 20);
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    writer.stop().await.expect("a clean end");
+    logger.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decision_does_not_wait_for_a_worker_whose_progress_is_unknown_or_for_longer_than_it_may() {
+    let fixture = Fixture::new().await;
+    let never = || decision(1, json!({ "session_id": "never" }));
+    fixture.publish([user(1)]).await;
+    let mut settings = hasty(&fixture);
+    settings.worker.prerequisite_wait_s = 0;
+    let logger = fixture.run_with(RouterLogger, settings);
+    fixture.publish([never()]).await;
+    fixture.drained::<RouterLogger>().await;
+    logger.stop().await.expect("a clean end");
+    assert_eq!(fixture.dead_letters().await, [UNMET]);
+
+    let logger = fixture.run_with(RouterLogger, hasty(&fixture));
+    fixture.publish([never()]).await;
+    eventually("it waits for context-writer", async || (logger.stats.report().delayed > 2).then_some(())).await;
+    fixture.jetstream.delete_consumer_from_stream("context-writer", "CONTEXT").await.expect("a deletion");
+    fixture.drained::<RouterLogger>().await;
+    assert_eq!(fixture.dead_letters().await, [UNMET, UNMET]);
+    logger.stop().await.expect("a clean end");
 }

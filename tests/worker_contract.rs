@@ -239,6 +239,7 @@ const CLEANER: WorkerInfo = WorkerInfo {
     name: "retention-cleaner",
     stream: None,
     stream_bytes: 0,
+    depends_on: &[],
     description: "Expires contexts",
     jobs: &["expire-contexts"],
 };

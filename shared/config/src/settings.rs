@@ -98,6 +98,9 @@ pub struct PostgresSettings {
     pub connect_timeout_ms: u64,
     /// The `statement_timeout`, in milliseconds, 1000 to 600000.
     pub statement_timeout_ms: u64,
+    /// The `lock_timeout` of the transactions that write messages, in milliseconds, 50 to 60000. Messages of a user
+    /// whose rows stay locked for longer are set aside, so that they do not hold up other users.
+    pub lock_timeout_ms: u64,
 }
 
 impl Default for PostgresSettings {
@@ -110,6 +113,7 @@ impl Default for PostgresSettings {
             write_pool_size: 10,
             connect_timeout_ms: 5_000,
             statement_timeout_ms: 30_000,
+            lock_timeout_ms: 500,
         }
     }
 }
@@ -214,6 +218,9 @@ pub struct WorkerSettings {
     pub retry_first_delay_ms: u64,
     /// The longest delay before a retry, in milliseconds, 1 to 3600000.
     pub retry_longest_delay_ms: u64,
+    /// How long a message whose prerequisite is missing may wait for the worker that writes the prerequisite and is
+    /// behind, in seconds, 0 to 604800. No attempt is counted meanwhile.
+    pub prerequisite_wait_s: u64,
     /// How long to wait at start for NATS, the database and their schema, in seconds, 1 to 3600.
     pub startup_timeout_s: u64,
     /// How long messages in flight may take to finish after SIGTERM, in seconds, 1 to 600.
@@ -228,6 +235,7 @@ impl Default for WorkerSettings {
             retry_attempts: 12,
             retry_first_delay_ms: 100,
             retry_longest_delay_ms: 30_000,
+            prerequisite_wait_s: 86_400,
             startup_timeout_s: 60,
             shutdown_grace_s: 20,
         }
@@ -248,6 +256,11 @@ impl WorkerSettings {
     /// See `retry_longest_delay_ms`.
     pub fn retry_longest_delay(&self) -> Duration {
         Duration::from_millis(self.retry_longest_delay_ms)
+    }
+
+    /// See `prerequisite_wait_s`.
+    pub fn prerequisite_wait(&self) -> Duration {
+        Duration::from_secs(self.prerequisite_wait_s)
     }
 
     /// See `startup_timeout_s`.
@@ -368,6 +381,7 @@ impl Settings {
             ("postgres.write_pool_size", size(self.postgres.write_pool_size), 1, 200),
             ("postgres.connect_timeout_ms", self.postgres.connect_timeout_ms, 100, 60_000),
             ("postgres.statement_timeout_ms", self.postgres.statement_timeout_ms, 1_000, 600_000),
+            ("postgres.lock_timeout_ms", self.postgres.lock_timeout_ms, 50, 60_000),
             ("trust.service_per_second", self.trust.service_per_second.into(), 1, 1_000_000),
             ("trust.scope_per_second", self.trust.scope_per_second.into(), 1, 1_000_000),
             ("trust.user_per_second", self.trust.user_per_second.into(), 1, 1_000_000),
@@ -378,6 +392,7 @@ impl Settings {
             ("worker.retry_attempts", worker.retry_attempts.into(), 1, 100),
             ("worker.retry_first_delay_ms", worker.retry_first_delay_ms, 1, 60_000),
             ("worker.retry_longest_delay_ms", worker.retry_longest_delay_ms, 1, 3_600_000),
+            ("worker.prerequisite_wait_s", worker.prerequisite_wait_s, 0, 604_800),
             ("worker.startup_timeout_s", worker.startup_timeout_s, 1, 3_600),
             ("worker.shutdown_grace_s", worker.shutdown_grace_s, 1, 600),
         ];

@@ -125,6 +125,7 @@ fn a_number_out_of_bounds_is_refused_by_name_with_the_bounds() {
         ("postgres", "write_pool_size", 1, 200),
         ("postgres", "connect_timeout_ms", 100, 60_000),
         ("postgres", "statement_timeout_ms", 1_000, 600_000),
+        ("postgres", "lock_timeout_ms", 50, 60_000),
         ("trust", "service_per_second", 1, 1_000_000),
         ("trust", "scope_per_second", 1, 1_000_000),
         ("trust", "user_per_second", 1, 1_000_000),
@@ -146,6 +147,7 @@ fn a_number_out_of_bounds_is_refused_by_name_with_the_bounds() {
         ("worker", "retry_attempts", 1, 100),
         ("worker", "retry_first_delay_ms", 1, 60_000),
         ("worker", "retry_longest_delay_ms", 1, 3_600_000),
+        ("worker", "prerequisite_wait_s", 0, 604_800),
         ("worker", "startup_timeout_s", 1, 3_600),
         ("worker", "shutdown_grace_s", 1, 600),
     ];

@@ -9,6 +9,7 @@ use crate::performative::Performative;
 use crate::redaction::SecretFields;
 use crate::subject::UserId;
 use crate::value::SessionId;
+use crate::workers::{CONTEXT_WRITER, WorkerInfo};
 
 /// The session id of events that belong to no session. No request can name it.
 pub(crate) const ACCOUNT_SESSION: &str = "@account";
@@ -75,6 +76,13 @@ pub enum Prerequisite<'a> {
 }
 
 impl Prerequisite<'_> {
+    /// The worker that writes the record.
+    pub fn worker(self) -> &'static WorkerInfo {
+        match self {
+            Self::User | Self::Session(_) | Self::Message(_) => &CONTEXT_WRITER,
+        }
+    }
+
     /// The error message if the user has no such record. It starts with the field that names the record.
     pub fn missing(self, user: UserId) -> String {
         MissingPrerequisite { user, prerequisite: self }.to_string()

@@ -20,6 +20,9 @@ pub struct WorkerInfo {
     pub description: &'static str,
     /// The scheduled jobs that it runs: ticks on `memory.job.<job>`.
     pub jobs: &'static [&'static str],
+    /// The other workers that write the [prerequisites](crate::Prerequisite) of its requests. It may read how far their
+    /// consumers are.
+    pub depends_on: &'static [&'static WorkerInfo],
 }
 
 const GIB: u64 = 1 << 30;
@@ -31,6 +34,7 @@ pub const CONTEXT_WRITER: WorkerInfo = WorkerInfo {
     stream_bytes: 8 * GIB,
     description: "Writes sessions, contexts, conversations, accounts and the contexts of agents",
     jobs: &[],
+    depends_on: &[],
 };
 /// Routing decisions and tool calls.
 pub const ROUTER_LOGGER: WorkerInfo = WorkerInfo {
@@ -39,6 +43,7 @@ pub const ROUTER_LOGGER: WorkerInfo = WorkerInfo {
     stream_bytes: 8 * GIB,
     description: "Writes routing decisions, hourly routing statistics and tool calls",
     jobs: &[],
+    depends_on: &[&CONTEXT_WRITER],
 };
 /// The semantic search index.
 pub const VECTOR_INDEXER: WorkerInfo = WorkerInfo {
@@ -47,6 +52,7 @@ pub const VECTOR_INDEXER: WorkerInfo = WorkerInfo {
     stream_bytes: 4 * GIB,
     description: "Maintains the semantic search index",
     jobs: &[],
+    depends_on: &[&CONTEXT_WRITER],
 };
 /// Service tokens.
 pub const TOKEN_ISSUER: WorkerInfo = WorkerInfo {
@@ -55,6 +61,7 @@ pub const TOKEN_ISSUER: WorkerInfo = WorkerInfo {
     stream_bytes: 0,
     description: "Issues service tokens",
     jobs: &[],
+    depends_on: &[],
 };
 /// Answers to queries.
 pub const MEMORY_READER: WorkerInfo = WorkerInfo {
@@ -63,6 +70,7 @@ pub const MEMORY_READER: WorkerInfo = WorkerInfo {
     stream_bytes: 0,
     description: "Answers queries",
     jobs: &[],
+    depends_on: &[],
 };
 
 /// Every worker.
@@ -102,8 +110,10 @@ pub fn worker_role(worker: &str) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+    use crate::{Prerequisite, SessionId};
 
     #[test]
     fn every_worker_has_unique_names_and_a_stream_if_it_processes_requests() {
@@ -115,6 +125,22 @@ mod tests {
             assert_eq!(worker.stream.is_some(), worker.requests().next().is_some(), "{}", worker.name);
             assert_eq!(worker.stream.is_some(), worker.stream_bytes > 0, "{}", worker.name);
             assert_eq!(WorkerInfo::find(worker.name), Some(worker));
+        }
+    }
+
+    #[test]
+    fn a_worker_depends_on_those_that_write_what_its_requests_need() {
+        let session = SessionId::try_from("s".to_owned()).unwrap();
+        let prerequisites = [
+            Prerequisite::User,
+            Prerequisite::Session(&session),
+            Prerequisite::Message(uuid::Uuid::nil()),
+        ];
+        for worker in WORKERS.iter().filter(|worker| worker.stream.is_some()) {
+            for prerequisite in prerequisites {
+                let by = prerequisite.worker();
+                assert!(by.name == worker.name || worker.depends_on.contains(&by), "{}", worker.name);
+            }
         }
     }
 

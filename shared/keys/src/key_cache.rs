@@ -90,6 +90,7 @@ impl Keys {
             size: CONNECTIONS,
             acquire_timeout,
             statement_timeout: acquire_timeout.max(Duration::from_secs(5)),
+            lock_timeout: Duration::ZERO,
         };
         Ok(Self {
             pool: store::open_pool(&settings.url_of(role), &options)?,

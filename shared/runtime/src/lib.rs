@@ -24,6 +24,7 @@ pub mod stages;
 pub mod worker;
 
 pub use broker;
+pub use process::blocked::BlockedReport;
 pub use process::pipeline::{Observed, run};
 pub use process::readiness::{Dependency, Phase, ProbeResults, Readiness, ReadinessReport};
 pub use process::run_error::RunError;

@@ -235,6 +235,15 @@ impl<I> Message<I> {
         }
     }
 
+    /// The worker that writes its prerequisite, unless that is `own`.
+    pub(crate) fn awaits(&self, own: &WorkerInfo) -> Option<&'static WorkerInfo>
+    where
+        I: WorkItem,
+    {
+        let worker = self.request.facts()?.prerequisite().worker();
+        (worker.name != own.name).then_some(worker)
+    }
+
     /// Its publisher: the service, or the job for a tick.
     pub fn publisher(&self) -> &str {
         match &self.source {
@@ -273,6 +282,9 @@ pub enum Verdict {
 pub enum Retry {
     /// With growing delays, within the retry budget. Then it is dead-lettered with class `missing-prerequisite`.
     WithinBudget,
+    /// When its [prerequisite](contract::Prerequisite) may exist. While another worker writes the prerequisite and is
+    /// behind, it spends no try of the retry budget; afterwards as `WithinBudget`.
+    Prerequisite,
     /// Not before `time`, without spending a try of the budget. If it still has to be retried after `deadline`, it is
     /// dead-lettered with class `missing-prerequisite`.
     NotBefore {
@@ -295,11 +307,11 @@ impl Verdict {
         Self::Unchanged(Cow::Borrowed(reason))
     }
 
-    /// The request's prerequisite does not exist yet. It is retried within the retry budget.
+    /// The request's prerequisite does not exist yet. It is retried as [`Retry::Prerequisite`].
     pub fn missing_prerequisite<I: WorkItem>(message: &Message<I>) -> Self {
         let prerequisite =
             message.request.facts().map_or(contract::Prerequisite::User, RequestFacts::prerequisite);
-        Self::Retry(Retry::WithinBudget, prerequisite.missing(message.user_id()))
+        Self::Retry(Retry::Prerequisite, prerequisite.missing(message.user_id()))
     }
 }
 

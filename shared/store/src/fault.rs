@@ -7,8 +7,11 @@ use diesel::result::{DatabaseErrorKind, Error};
 /// The class of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FaultKind {
-    /// A retry may succeed: a deadlock, a timeout, or an unknown error.
+    /// A retry may succeed: a deadlock, or an unknown error.
     Transient,
+    /// The statement waited longer for a lock than `lock_timeout`, or ran longer than `statement_timeout`. Usually
+    /// another transaction is the cause: it has locked a row that the statement needs.
+    Blocked,
     /// The database is unreachable, out of disk space, or not migrated. The message is not the cause, and no retry is
     /// counted.
     Unavailable,
@@ -29,7 +32,9 @@ impl FaultKind {
     pub fn is_outage(self) -> bool {
         match self {
             Self::Unavailable | Self::ConnectionLost => true,
-            Self::Transient | Self::MissingPrerequisite | Self::Permanent | Self::Denied => false,
+            Self::Transient | Self::Blocked | Self::MissingPrerequisite | Self::Permanent | Self::Denied => {
+                false
+            }
         }
     }
 }
@@ -105,11 +110,12 @@ fn client_error(message: &str) -> FaultKind {
     }
 }
 
-/// For these errors diesel-async passes on no SQLSTATE, only the server's message. Messages are English under
-/// `lc_messages = C`, which the production files set. In another language all of them are classified as transient: they
-/// are retried more often than necessary, and nothing is lost.
+/// For these errors diesel-async passes on no SQLSTATE, only the server's message, which must be English:
+/// [`language`](crate::language) checks that.
 fn by_message(message: &str) -> FaultKind {
     const CONNECTION_LOST: [&str; 2] = ["terminating connection", "connection closed"];
+    const BLOCKED: [&str; 2] =
+        ["canceling statement due to lock timeout", "canceling statement due to statement timeout"];
     // Classes 57 (operator intervention), 53 (insufficient resources) and 58 (system error), and of class 42 the errors
     // for missing objects and privileges (42P01, 42703, 42704, 42883, 42501): no value of a message causes them, and an
     // operator can resolve them.
@@ -157,6 +163,8 @@ fn by_message(message: &str) -> FaultKind {
         FaultKind::Permanent
     } else if contains_any(&DENIED) {
         FaultKind::Denied
+    } else if contains_any(&BLOCKED) {
+        FaultKind::Blocked
     } else if contains_any(&CONNECTION_LOST) {
         FaultKind::ConnectionLost
     } else if contains_any(&UNAVAILABLE) {
@@ -235,16 +243,22 @@ mod tests {
 
     #[test]
     fn other_errors_are_transient() {
-        for message in [
-            "deadlock detected",
-            "canceling statement due to statement timeout",
-            "canceling statement due to lock timeout",
-            "something nobody has seen",
-        ] {
+        for message in ["deadlock detected", "something nobody has seen"] {
             assert_eq!(kind(DatabaseErrorKind::Unknown, message), FaultKind::Transient, "{message}");
         }
         assert_eq!(kind(DatabaseErrorKind::SerializationFailure, ""), FaultKind::Transient);
         assert_eq!(kind(DatabaseErrorKind::UniqueViolation, ""), FaultKind::Transient);
+    }
+
+    #[test]
+    fn timeouts_of_locks_and_statements_are_distinguished() {
+        for message in
+            ["canceling statement due to lock timeout", "canceling statement due to statement timeout"]
+        {
+            assert_eq!(kind(DatabaseErrorKind::Unknown, message), FaultKind::Blocked, "{message}");
+        }
+        let cancelled = "canceling statement due to user request";
+        assert_eq!(kind(DatabaseErrorKind::Unknown, cancelled), FaultKind::Transient);
     }
 
     #[test]

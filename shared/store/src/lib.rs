@@ -8,6 +8,8 @@ pub mod clock;
 pub mod fault;
 pub mod inbox;
 pub mod job_grants;
+pub mod language;
+pub mod lock;
 pub mod migration;
 pub mod partition;
 pub mod pool;
@@ -20,6 +22,7 @@ pub mod vector;
 
 pub use diesel_async::AsyncPgConnection as Connection;
 pub use fault::{Fault, FaultKind};
+pub use lock::LockWait;
 pub use pool::{
     Pool, PoolError, PoolOptions, acquire, cancel, connect, discard, discard_if_unusable, open_pool,
 };

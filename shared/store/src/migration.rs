@@ -165,6 +165,8 @@ async fn with_lock<T>(
     mut connection: AsyncPgConnection,
     work: impl FnOnce(&mut Harness) -> Result<T, MigrationError>,
 ) -> Result<T, MigrationError> {
+    // A lock timeout is recognized by its message. A role that may not set the language has it from the server.
+    drop(connection.batch_execute("SET lc_messages = 'C'").await);
     let lock = format!("SET lock_timeout = '60s'; SELECT pg_advisory_lock({LOCK}); RESET lock_timeout");
     connection
         .batch_execute(&lock)

@@ -30,6 +30,8 @@ pub struct PoolOptions<'a> {
     pub acquire_timeout: Duration,
     /// The server cancels a statement that runs longer. Zero: no limit.
     pub statement_timeout: Duration,
+    /// The server cancels a statement that waits longer for one lock. Zero: no limit.
+    pub lock_timeout: Duration,
 }
 
 /// Why there is no pool, or no connection.
@@ -87,10 +89,12 @@ fn configure(url: &str, options: &PoolOptions<'_>) -> Result<Config, PoolError> 
     if config.get_tcp_user_timeout().is_none() {
         config.tcp_user_timeout(TCP_TIMEOUT);
     }
-    let timeout = options.statement_timeout.as_millis();
+    let (timeout, lock_timeout) = (options.statement_timeout.as_millis(), options.lock_timeout.as_millis());
     // Options of the URL come later and take precedence.
     let idle = IDLE_TRANSACTION_TIMEOUT.as_millis();
-    let defaults = format!("-c statement_timeout={timeout} -c idle_in_transaction_session_timeout={idle}");
+    let defaults = format!(
+        "-c statement_timeout={timeout} -c lock_timeout={lock_timeout} -c idle_in_transaction_session_timeout={idle}"
+    );
     let asked = config.get_options().unwrap_or_default().to_owned();
     config.options(format!("{defaults} {asked}").trim_end());
     config
@@ -154,7 +158,7 @@ pub fn discard_if_unusable<T>(connection: Pooled, outcome: &Result<T, Fault>) {
 /// The timeout of [`connect`].
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Opens a single connection without a pool and without a statement timeout.
+/// Opens a single connection without a pool and without timeouts of statements and locks.
 ///
 /// # Errors
 /// [`PoolError::Build`] for an invalid URL, [`PoolError::Connect`] with the error of the server or the network.
@@ -164,6 +168,7 @@ pub async fn connect(url: &str) -> Result<AsyncPgConnection, PoolError> {
         size: 1,
         acquire_timeout: CONNECT_TIMEOUT,
         statement_timeout: Duration::ZERO,
+        lock_timeout: Duration::ZERO,
     };
     establish(configure(url, &options)?).await.map_err(|error| PoolError::Connect(error.to_string()))
 }
@@ -178,6 +183,7 @@ mod tests {
         size: 1,
         acquire_timeout: Duration::from_secs(1),
         statement_timeout: Duration::from_secs(7),
+        lock_timeout: Duration::from_millis(300),
     };
 
     #[test]
@@ -187,7 +193,9 @@ mod tests {
         assert_eq!(config.get_tcp_user_timeout(), Some(&TCP_TIMEOUT));
         assert_eq!(
             config.get_options(),
-            Some("-c statement_timeout=7000 -c idle_in_transaction_session_timeout=10000")
+            Some(
+                "-c statement_timeout=7000 -c lock_timeout=300 -c idle_in_transaction_session_timeout=10000"
+            )
         );
     }
 

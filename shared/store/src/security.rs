@@ -11,21 +11,24 @@ use crate::fault::{Fault, FaultKind};
 use crate::prepared;
 
 /// Opens the security context of this transaction for the users of these grants. Without a context, a transaction can
-/// neither read nor write any user's rows. The context ends with the transaction.
+/// neither read nor write any user's rows. The context ends with the transaction. Returns the process id of the
+/// connection's backend, for [`lock::wait_of`](crate::lock::wait_of).
 ///
 /// # Errors
 /// A [`Fault`] of the kind `Denied` if the database rejects a grant.
-pub async fn open_context(connection: &mut AsyncPgConnection, grants: &[&str]) -> Result<(), Fault> {
-    const OPEN: &str = "SELECT sec.open_context($1) AS users";
+pub async fn open_context(connection: &mut AsyncPgConnection, grants: &[&str]) -> Result<i32, Fault> {
+    const OPEN: &str = "SELECT sec.open_context($1) AS users, pg_backend_pid() AS backend";
     #[derive(QueryableByName)]
     struct Opened {
         #[allow(dead_code, reason = "the answer is the absence of an error")]
         #[diesel(sql_type = Integer)]
         users: i32,
+        #[diesel(sql_type = Integer)]
+        backend: i32,
     }
-    let _: Vec<Opened> =
+    let opened: Vec<Opened> =
         prepared(diesel::sql_query(OPEN).bind::<Array<Text>, _>(grants)).load(connection).await?;
-    Ok(())
+    Ok(opened.as_slice().first().map_or(0, |opened| opened.backend))
 }
 
 /// The `plan_cache_mode` of a transaction: how PostgreSQL plans its prepared statements.

@@ -135,14 +135,17 @@ fn of_worker(worker: &WorkerInfo, services: &[Service]) -> Identity {
     Identity { name: name.to_owned(), account: Account::Workers, publish, subscribe }
 }
 
-/// The subjects on which a worker publishes to pull its messages, to acknowledge them, and to read those again that it
-/// never settled.
+/// The subjects on which a worker publishes to pull its messages, to acknowledge them, to read those again that it never
+/// settled, and to see how far the workers are that it depends on.
 fn consumed(worker: &WorkerInfo) -> Vec<String> {
     let sources = catalogue::sources(worker);
     let mut publish = Vec::new();
     for source in &sources {
         publish.extend(pulled(source.stream, &source.consumer));
         publish.push(format!("{API_PREFIX}.STREAM.MSG.GET.{}", source.stream));
+    }
+    for other in worker.depends_on {
+        publish.extend(other.stream.map(|stream| consumer_info(stream, other.name)));
     }
     if !sources.is_empty() {
         publish.extend(pulled(ADVISORY, &worker.advisory_consumer()));
@@ -152,10 +155,14 @@ fn consumed(worker: &WorkerInfo) -> Vec<String> {
 
 fn pulled(stream: &str, consumer: &str) -> [String; 3] {
     [
-        format!("{API_PREFIX}.CONSUMER.INFO.{stream}.{consumer}"),
+        consumer_info(stream, consumer),
         format!("{API_PREFIX}.CONSUMER.MSG.NEXT.{stream}.{consumer}"),
         format!("$JS.ACK.{stream}.{consumer}.>"),
     ]
+}
+
+fn consumer_info(stream: &str, consumer: &str) -> String {
+    format!("{API_PREFIX}.CONSUMER.INFO.{stream}.{consumer}")
 }
 
 /// The subjects of the queries that a worker answers.
@@ -321,6 +328,13 @@ mod tests {
         assert_eq!(added, expected);
         assert!(without.is_subset(&with));
         assert_eq!(worker.subscribe, ["_INBOX.context-writer.>"]);
+    }
+
+    #[test]
+    fn a_worker_sees_how_far_those_are_that_it_depends_on_and_no_more_of_them() {
+        let publish = only(contract::ROUTER_LOGGER).publish;
+        let of_other: Vec<&String> = publish.iter().filter(|subject| subject.contains("CONTEXT")).collect();
+        assert_eq!(of_other, ["STORE.API.CONSUMER.INFO.CONTEXT.context-writer"]);
     }
 
     #[test]

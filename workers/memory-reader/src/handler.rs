@@ -228,7 +228,7 @@ impl QueryHandler {
         fault: &Fault,
         deadline: Deadline,
     ) -> QueryRefusal {
-        if deadline.has_passed() && fault.kind == FaultKind::Transient {
+        if deadline.has_passed() && matches!(fault.kind, FaultKind::Transient | FaultKind::Blocked) {
             let message = format!("there was no answer within {} ms", deadline.timeout.as_millis());
             return QueryRefusal::new(QueryErrorCode::Deadline, &message, None);
         }
@@ -248,7 +248,10 @@ impl QueryHandler {
                 }
                 denied()
             }
-            FaultKind::Transient | FaultKind::Unavailable | FaultKind::ConnectionLost => {
+            FaultKind::Transient
+            | FaultKind::Blocked
+            | FaultKind::Unavailable
+            | FaultKind::ConnectionLost => {
                 tracing::warn!(worker = crate::NAME, %fault, "query failed");
                 QueryRefusal::unavailable("the database is unavailable; retry later")
             }

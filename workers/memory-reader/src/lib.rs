@@ -141,7 +141,8 @@ pub async fn open(settings: &Settings, wait: &StartupDeadline) -> Result<QueryHa
     let role = worker_role(NAME);
     let acquire_timeout = Duration::from_millis(settings.postgres.connect_timeout_ms);
     let pool = |url: &str, name: &str, size: usize, statement_timeout: Duration| {
-        store::open_pool(url, &PoolOptions { name, size, acquire_timeout, statement_timeout })
+        let lock_timeout = Duration::ZERO;
+        store::open_pool(url, &PoolOptions { name, size, acquire_timeout, statement_timeout, lock_timeout })
     };
     let read =
         pool(&settings.postgres.read_url_of(&role), NAME, settings.postgres.read_pool_size, MAX_DEADLINE)?;

@@ -67,6 +67,7 @@ pub async fn run(
             size: POOL_SIZE,
             acquire_timeout: Duration::from_millis(settings.postgres.connect_timeout_ms),
             statement_timeout: QUERY_TIMEOUT,
+            lock_timeout: Duration::ZERO,
         },
     )?;
     let Some(client) = start(settings, &readiness, &pool, &stop).await? else { return Ok(()) };

@@ -104,6 +104,7 @@ impl VectorIndexer {
                 size: CONNECTIONS,
                 acquire_timeout: Duration::from_millis(settings.postgres.connect_timeout_ms),
                 statement_timeout: Duration::from_millis(settings.postgres.statement_timeout_ms),
+                lock_timeout: Duration::ZERO,
             },
         )?;
         let vectors = VectorStore::open(&settings.vectors)?.ok_or(OpenError::NoVectors)?;
@@ -179,7 +180,7 @@ impl ExternalWorker for VectorIndexer {
         let verdict = |(message, done): (&&Message<VectorRequest>, Done)| match done {
             Done::Applied => Verdict::applied(message),
             Done::Superseded => Verdict::unchanged(message),
-            Done::MissingPrerequisite(reason) => Verdict::Retry(Retry::WithinBudget, reason),
+            Done::MissingPrerequisite(reason) => Verdict::Retry(Retry::Prerequisite, reason),
             Done::Rejected(reason) => Verdict::Rejected(reason),
         };
         Ok(Written { verdicts: batch.iter().zip(done).map(verdict).collect(), findings })

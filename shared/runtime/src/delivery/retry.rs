@@ -18,6 +18,28 @@ pub fn delay(tries: u32, first: Duration, longest: Duration) -> Duration {
     full.mul_f64(fastrand::f64().mul_add(-0.5, 1.0))
 }
 
+/// The delay before a message that spends no try is delivered again, by the number of its deliveries so far. It grows
+/// by half with each one, up to 30 s, so that what the message waits for is noticed soon. After 64 deliveries it grows
+/// up to [`LONGEST_PARKED`], so that a message may wait for more than a day before the consumer's `max_deliver` (128)
+/// ends it. A random share of up to a quarter is subtracted.
+pub(crate) fn parked_delay(deliveries: i64) -> Duration {
+    const FIRST: Duration = Duration::from_millis(250);
+    const SHORT: Duration = Duration::from_secs(30);
+    const SHORT_DELIVERIES: i32 = 64;
+    let deliveries = i32::try_from(deliveries.clamp(1, 1_000)).unwrap_or(1);
+    let grown = |from: Duration, times: i32, most: Duration| {
+        Duration::try_from_secs_f64(from.as_secs_f64() * 1.5_f64.powi(times.clamp(0, 100))).map_or(most, |grown| grown.min(most))
+    };
+    let full = match deliveries - SHORT_DELIVERIES {
+        ..=0 => grown(FIRST, deliveries - 1, SHORT),
+        more => grown(SHORT, more, LONGEST_PARKED),
+    };
+    full.mul_f64(fastrand::f64().mul_add(-0.25, 1.0))
+}
+
+/// The longest [`parked_delay`].
+pub(crate) const LONGEST_PARKED: Duration = Duration::from_secs(45 * 60);
+
 /// Identifies a message in the broker: its stream and its sequence number there.
 pub(crate) type MessageKey = (&'static str, u64);
 
@@ -59,6 +81,19 @@ mod tests {
             let waited = delay(tries, first, longest);
             assert!(waited <= full && waited >= full / 2, "try {tries}: {waited:?} of {full:?}");
         }
+    }
+
+    #[test]
+    fn a_parked_message_is_seen_soon_and_may_wait_for_a_day() {
+        assert!(parked_delay(1) <= Duration::from_millis(250));
+        let shortest = |deliveries: std::ops::Range<i64>| -> Duration {
+            deliveries.map(parked_delay).fold(Duration::ZERO, |sum, delay| sum + delay)
+        };
+        assert!((1..64).all(|deliveries| parked_delay(deliveries) <= Duration::from_secs(30)));
+        let all = shortest(1..128);
+        assert!(all > Duration::from_secs(24 * 3_600), "{all:?}");
+        assert!((1..1_000).all(|deliveries| parked_delay(deliveries) <= LONGEST_PARKED));
+        assert!(parked_delay(i64::MAX) >= LONGEST_PARKED.mul_f64(0.75));
     }
 
     #[test]

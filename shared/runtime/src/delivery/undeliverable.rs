@@ -67,7 +67,8 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
         settings: WorkerSettings,
         stop: CancellationToken,
     ) {
-        let mut puller = Puller::new(W::INFO.name, STREAM, consumer, in_flight, &settings);
+        let jetstream = self.jetstream.clone();
+        let mut puller = Puller::new(W::INFO.name, STREAM, consumer, jetstream, in_flight, &settings);
         while let Some(advisories) = puller.next(&stop).await {
             for advisory in advisories {
                 let settled = match serde_json::from_slice::<MaxDeliver>(&advisory.message.payload) {
@@ -89,6 +90,7 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
                 }
             }
         }
+        puller.hand_back().await;
     }
 
     async fn dead_letter(&self, advisory: &MaxDeliver) -> Result<(), String> {

@@ -1,5 +1,6 @@
 //! A worker as a process: start, stop, connections, readiness, counters.
 
+pub(crate) mod blocked;
 pub(crate) mod crash;
 pub mod pipeline;
 pub mod readiness;

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::Client;
+use async_nats::{Client, jetstream};
 use config::Settings;
 use contract::{DeadLetterClass, RequestSubject};
 use keys::Keys;
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use trust::Refusal;
 
+use crate::delivery::awaited::AwaitedWorkers;
 use crate::delivery::event_publisher::EventPublisher;
 use crate::delivery::in_flight::InFlight;
 use crate::delivery::retry::Budget;
@@ -168,6 +169,8 @@ fn spawn_stages<W: ExternalWorker>(
         keys: keys.clone(),
         watermarks: Arc::clone(&watermarks),
         stats: Arc::clone(&stats),
+        blocked: readiness.blocked().clone(),
+        lock_timeout: Duration::from_millis(settings.postgres.lock_timeout_ms),
         stop: stop.clone(),
     };
     let event_publisher =
@@ -194,6 +197,7 @@ fn spawn_stages<W: ExternalWorker>(
         shares: Shares::default(),
         summaries: Summaries::default(),
         readiness: readiness.clone(),
+        awaited: AwaitedWorkers::new(W::INFO.name, jetstream.clone(), settings.worker.prerequisite_wait()),
         last_delivery: limits.filter(|&limit| limit > 0).min(),
     };
     let dead_lettering = undeliverable_handler.run(
@@ -205,6 +209,7 @@ fn spawn_stages<W: ExternalWorker>(
     let puller = |source| PullStage::<W> {
         worker: PhantomData,
         source,
+        jetstream: jetstream.clone(),
         authorizer: Arc::clone(authorizer),
         bodies: Arc::clone(bodies),
         pool: pool.clone(),
@@ -233,6 +238,7 @@ const REGISTRY_RETRY_DELAY: Duration = Duration::from_secs(30);
 struct PullStage<W: ExternalWorker> {
     worker: PhantomData<fn() -> W>,
     source: PullSource,
+    jetstream: jetstream::Context,
     authorizer: Arc<Authorizer>,
     bodies: Arc<Bodies>,
     pool: Pool,
@@ -248,7 +254,8 @@ impl<W: ExternalWorker> PullStage<W> {
         let mut settings = self.settings.worker.clone();
         let PullSource { stream, consumer, max_batch } = self.source.clone();
         settings.batch_size = settings.batch_size.min(max_batch);
-        let mut puller = Puller::new(W::INFO.name, stream, consumer, self.in_flight.clone(), &settings);
+        let (jetstream, in_flight) = (self.jetstream.clone(), self.in_flight.clone());
+        let mut puller = Puller::new(W::INFO.name, stream, consumer, jetstream, in_flight, &settings);
         while let Some(deliveries) = puller.next(&self.stop).await {
             tracing::debug!(worker = W::INFO.name, messages = deliveries.len(), "pulled");
             crash::reach(Point::Pulled);

@@ -11,8 +11,10 @@ use std::time::Duration;
 use async_nats::connection::State;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
+
+use crate::process::blocked::{BlockedReport, BlockedUsers};
 
 /// An external dependency of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -44,6 +46,7 @@ pub type ProbeResults = Vec<(Dependency, Result<(), String>)>;
 pub struct Readiness {
     worker: &'static str,
     inner: Arc<Mutex<Inner>>,
+    blocked: BlockedUsers,
 }
 
 #[derive(Debug)]
@@ -75,12 +78,16 @@ struct Missing {
 pub struct ReadinessReport {
     /// The worker.
     pub worker: &'static str,
-    /// Whether it is running and all its dependencies are available.
+    /// Whether it is running, all its dependencies are available, and no table that it writes is locked.
     pub ready: bool,
     /// Its lifecycle phase.
     pub phase: Phase,
     /// The unavailable dependencies.
     pub missing: Vec<MissingReport>,
+    /// The users whose messages wait because their rows are locked, at most 20, and the lock of a whole table. The
+    /// messages of other users are written meanwhile.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub blocked: Vec<BlockedReport>,
 }
 
 /// An unavailable dependency.
@@ -107,7 +114,12 @@ impl Readiness {
     /// The readiness of a starting worker.
     pub fn new(worker: &'static str) -> Self {
         let inner = Inner { phase: Phase::Starting, missing: BTreeMap::new() };
-        Self { worker, inner: Arc::new(Mutex::new(inner)) }
+        Self { worker, inner: Arc::new(Mutex::new(inner)), blocked: BlockedUsers::default() }
+    }
+
+    /// The users whose rows are locked.
+    pub(crate) fn blocked(&self) -> &BlockedUsers {
+        &self.blocked
     }
 
     /// The name of the worker.
@@ -157,11 +169,13 @@ impl Readiness {
 
     /// Returns the current state.
     pub fn report(&self) -> ReadinessReport {
+        let (is_table_locked, blocked) = self.blocked.report(Instant::now());
         self.with(|inner| ReadinessReport {
             worker: self.worker,
-            ready: inner.phase == Phase::Running && inner.missing.is_empty(),
+            ready: inner.phase == Phase::Running && inner.missing.is_empty() && !is_table_locked,
             phase: inner.phase,
             missing: inner.missing.iter().map(MissingReport::new).collect(),
+            blocked,
         })
     }
 

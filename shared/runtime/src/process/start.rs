@@ -63,6 +63,7 @@ pub(crate) async fn start<W: ExternalWorker>(
             size: settings.postgres.write_pool_size,
             acquire_timeout,
             statement_timeout: Duration::from_millis(settings.postgres.statement_timeout_ms),
+            lock_timeout: Duration::from_millis(settings.postgres.lock_timeout_ms),
         },
     )?;
     let keys = match W::ENCRYPTS {
@@ -135,14 +136,16 @@ async fn find_consumer(
     })
 }
 
-/// Checks that all migrations are applied and that the worker's role has no more privileges than it needs.
+/// Checks that the server reports errors in English, that all migrations are applied, and that the worker's role has no
+/// more privileges than it needs.
 ///
 /// # Errors
-/// The missing migration or excess privilege, and what to do about it.
+/// What is wrong, such as the missing migration or the excess privilege, and what to do about it.
 pub async fn check_database(pool: &Pool, worker: &str) -> Result<(), String> {
     let mut connection = store::acquire(pool)
         .await
         .map_err(|error| format!("{error}; is it running, and is postgres.url correct?"))?;
+    store::language::check_english(&mut connection).await.map_err(|fault| fault.to_string())?;
     let missing = store::migration::MAIN.missing(&mut connection).await.map_err(|fault| fault.to_string())?;
     if let Some(name) = missing.first() {
         return Err(format!("the database lacks the migration {name}; `memfleet migrate up` applies it"));

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use contract::{DeadLetterClass, Event};
+use contract::{DeadLetterClass, Event, WorkerInfo};
 use store::{Fault, FaultKind};
 
 /// How a message is to be settled.
@@ -12,12 +12,16 @@ use store::{Fault, FaultKind};
 pub(crate) enum Disposition {
     /// Its transaction has committed: its events are published, then it is acknowledged.
     Committed(Commit),
-    /// It is retried with growing delays within the retry budget, then dead-lettered with this class.
-    Retry { class: DeadLetterClass, reason: String },
+    /// It is retried with growing delays within the retry budget, then dead-lettered with this class. It spends no try
+    /// while the worker that it awaits is behind.
+    Retry { class: DeadLetterClass, reason: String, awaits: Option<&'static WorkerInfo> },
     /// It is retried at a given time and spends no try. After the deadline it is dead-lettered.
     RetryNotBefore { time: DateTime<Utc>, deadline: DateTime<Utc>, reason: String },
     /// It is redelivered after a delay and spends no try, because the message itself is not known to be faulty.
     Redeliver(Duration),
+    /// It waits for something that may take hours, such as a lock that another transaction holds. It spends no try and
+    /// is redelivered with delays that grow with its deliveries, the next one after at least this time.
+    Park(Duration),
     /// It can never be processed and is dead-lettered.
     DeadLetter { class: DeadLetterClass, reason: String },
 }
@@ -65,18 +69,20 @@ impl Disposition {
             Self::Retry { .. }
             | Self::RetryNotBefore { .. }
             | Self::Redeliver(_)
+            | Self::Park(_)
             | Self::DeadLetter { .. } => self.clone(),
         }
     }
 
-    /// The disposition of a message that failed on its own.
-    pub(crate) fn of_fault(fault: &Fault) -> Self {
+    /// The disposition of a message that failed on its own. `awaits`: the worker that writes its prerequisite.
+    pub(crate) fn of_fault(fault: &Fault, awaits: Option<&'static WorkerInfo>) -> Self {
         let reason = fault.reason.clone();
         match fault.kind {
             FaultKind::Unavailable | FaultKind::ConnectionLost => Self::HAND_BACK,
-            FaultKind::Transient => Self::Retry { reason, class: DeadLetterClass::Exhausted },
+            FaultKind::Blocked => Self::Park(Duration::ZERO),
+            FaultKind::Transient => Self::Retry { reason, class: DeadLetterClass::Exhausted, awaits: None },
             FaultKind::MissingPrerequisite => {
-                Self::Retry { reason, class: DeadLetterClass::MissingPrerequisite }
+                Self::Retry { reason, class: DeadLetterClass::MissingPrerequisite, awaits }
             }
             FaultKind::Permanent => Self::DeadLetter { reason, class: DeadLetterClass::Permanent },
             FaultKind::Denied => Self::DeadLetter { reason, class: DeadLetterClass::Denied },
@@ -90,6 +96,7 @@ impl Disposition {
             Self::Retry { .. }
             | Self::RetryNotBefore { .. }
             | Self::Redeliver(_)
+            | Self::Park(_)
             | Self::DeadLetter { .. } => None,
         }
     }
@@ -98,7 +105,7 @@ impl Disposition {
     pub(crate) fn ends(&self) -> bool {
         match self {
             Self::Committed(_) | Self::DeadLetter { .. } => true,
-            Self::Retry { .. } | Self::RetryNotBefore { .. } | Self::Redeliver(_) => false,
+            Self::Retry { .. } | Self::RetryNotBefore { .. } | Self::Redeliver(_) | Self::Park(_) => false,
         }
     }
 }

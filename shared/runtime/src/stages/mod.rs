@@ -1,9 +1,13 @@
 //! The stages of a message, in order.
 
+pub(crate) mod attempt;
 pub mod authorize;
 pub mod decode;
 pub(crate) mod disposition;
+pub(crate) mod parts;
+pub(crate) mod prepare;
 pub mod pull;
+pub(crate) mod pull_requests;
 pub mod settle;
 pub(crate) mod tick_grants;
 pub(crate) mod transact;

@@ -1,19 +1,18 @@
 //! Stage one: pulls messages from the durable consumer in batches, limited by count, size and time.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::PullConsumer;
-use async_nats::jetstream::consumer::pull::Stream;
 use async_nats::jetstream::{self, AckKind};
 use chrono::{DateTime, Utc};
 use config::WorkerSettings;
-use futures::{FutureExt, StreamExt};
+use futures::FutureExt;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::delivery::in_flight::{InFlight, InFlightGuard};
 use crate::delivery::retry::MessageKey;
+use crate::stages::pull_requests::PullRequests;
 
 /// A message as JetStream delivered it. Until it is dropped, its `ack_wait` is extended.
 #[derive(Debug)]
@@ -55,11 +54,8 @@ pub(crate) struct Puller {
     worker: &'static str,
     /// The stream of the consumer.
     stream_name: &'static str,
-    consumer: PullConsumer,
-    /// The open pull. `None` before the first pull and after an error.
-    stream: Option<Stream>,
-    /// Messages that a closed pull had already received.
-    received: VecDeque<Delivery>,
+    jetstream: jetstream::Context,
+    requests: PullRequests,
     in_flight: InFlight,
     batch_size: usize,
     batch_wait: Duration,
@@ -68,10 +64,6 @@ pub(crate) struct Puller {
 /// A batch is complete once it holds this many bytes, whatever its number of messages. Without this limit, a batch of
 /// the largest bodies would take too much memory and exceed the size of a statement.
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
-/// How long a pull request stays open at the server. The client renews it when it expires; no message is lost.
-const PULL_EXPIRES: Duration = Duration::from_secs(30);
-/// Interval of the server's idle heartbeats. If none arrives for twice as long, the pull is closed and opened again.
-const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Pause before pulling again after an error.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(250);
 
@@ -80,20 +72,13 @@ impl Puller {
         worker: &'static str,
         stream_name: &'static str,
         consumer: PullConsumer,
+        jetstream: jetstream::Context,
         in_flight: InFlight,
         settings: &WorkerSettings,
     ) -> Self {
         let (batch_size, batch_wait) = (settings.batch_size, settings.batch_wait());
-        Self {
-            worker,
-            stream_name,
-            consumer,
-            stream: None,
-            received: VecDeque::new(),
-            in_flight,
-            batch_size,
-            batch_wait,
-        }
+        let requests = PullRequests::new(jetstream.client(), consumer, batch_size, BATCH_BYTES);
+        Self { worker, stream_name, jetstream, requests, in_flight, batch_size, batch_wait }
     }
 
     /// Returns the next batch: all messages that arrive within `batch_wait` of the first one, up to `batch_size`
@@ -125,55 +110,31 @@ impl Puller {
 
     /// Returns the next message, or `None` after an error. Cancel-safe: dropping the future loses no message.
     async fn receive(&mut self) -> Option<Delivery> {
-        if let Some(delivery) = self.received.pop_front() {
-            return Some(delivery);
-        }
-        let problem = match &mut self.stream {
-            Some(stream) => match stream.next().await {
-                Some(Ok(message)) => return Delivery::new(message, self.stream_name, &self.in_flight),
-                Some(Err(error)) => error.to_string(),
-                None => "the pull subscription ended".to_owned(),
-            },
-            None => match self.open().await {
-                Ok(stream) => {
-                    self.stream = Some(stream);
-                    return None;
-                }
-                Err(error) => error.to_string(),
-            },
-        };
-        tracing::warn!(worker = self.worker, problem, "pull failed, retrying");
-        // An open pull does not recover if its consumer was deleted and created again, or if the server lost the pull.
-        self.close();
-        tokio::time::sleep(PAUSE_AFTER_ERROR).await;
-        None
-    }
-
-    async fn open(&self) -> Result<Stream, jetstream::consumer::StreamError> {
-        self.consumer
-            .stream()
-            .max_messages_per_batch(self.batch_size)
-            .max_bytes_per_batch(BATCH_BYTES)
-            .expires(PULL_EXPIRES)
-            .heartbeat(HEARTBEAT)
-            .messages()
-            .await
-    }
-
-    /// Closes the pull and keeps the messages that the server has already sent.
-    fn close(&mut self) {
-        let Some(mut stream) = self.stream.take() else { return };
-        // Without `unconstrained`, tokio's cooperative budget would end the loop after some dozens of messages.
-        while let Some(Some(Ok(message))) = tokio::task::unconstrained(stream.next()).now_or_never() {
-            self.received.extend(Delivery::new(message, self.stream_name, &self.in_flight));
+        match self.requests.next().await {
+            Ok(message) => self.delivery(message),
+            Err(problem) => {
+                tracing::warn!(worker = self.worker, problem, "pull failed, retrying");
+                tokio::time::sleep(PAUSE_AFTER_ERROR).await;
+                None
+            }
         }
     }
 
-    /// Closes the pull and naks the received messages that are in no batch. Returns how many.
+    fn delivery(&self, message: async_nats::Message) -> Option<Delivery> {
+        let message = jetstream::Message { message, context: self.jetstream.clone() };
+        Delivery::new(message, self.stream_name, &self.in_flight)
+    }
+
+    /// Naks the messages that are in no batch. It waits until the server has ended the open pull request, so that no
+    /// message comes afterwards: it would be redelivered only after `ack_wait`. Returns how many.
     pub(crate) async fn hand_back(mut self) -> usize {
-        self.close();
+        let mut received = Vec::new();
+        while let Some(message) = self.requests.rest().await {
+            received.extend(self.delivery(message));
+        }
+        // Not earlier, because the open request could bring them back.
         let mut handed_back = 0;
-        for delivery in self.received {
+        for delivery in received {
             if delivery.message.ack_with(AckKind::Nak(None)).await.is_ok() {
                 handed_back += 1;
             }

@@ -9,9 +9,10 @@ use async_nats::Client;
 use async_nats::jetstream::AckKind;
 use chrono::{DateTime, Utc};
 use config::WorkerSettings;
-use contract::{DeadLetterClass, Event, Outcome, OutcomeStatus, RequestSubject, header};
+use contract::{DeadLetterClass, Event, Outcome, OutcomeStatus, RequestSubject, WorkerInfo, header};
 use uuid::Uuid;
 
+use crate::delivery::awaited::AwaitedWorkers;
 use crate::delivery::dead_letter::{DeadLetter, DeadLetterReason, FailedMessage};
 use crate::delivery::event_publisher::EventPublisher;
 use crate::delivery::retry::{self, Budget};
@@ -38,12 +39,14 @@ pub(crate) struct Settler {
     pub(crate) shares: Shares,
     pub(crate) summaries: Summaries,
     pub(crate) readiness: Readiness,
+    pub(crate) awaited: AwaitedWorkers,
     /// The last delivery of a message (the consumer's `max_deliver`). `None` if deliveries are not limited.
     pub(crate) last_delivery: Option<i64>,
 }
 
 impl Settler {
     pub(crate) async fn settle<I>(&mut self, item: ToSettle<I>) {
+        self.awaited.next_batch();
         let (items, earlier) = match item {
             ToSettle::Single(delivery, disposition) => (vec![(*delivery, disposition)], Vec::new()),
             ToSettle::Batch(Settlements { settlements, earlier }) => {
@@ -69,7 +72,9 @@ impl Settler {
     ) -> Option<(Delivery, Commit)> {
         match disposition {
             Disposition::Committed(commit) => return Some((delivery, commit)),
-            Disposition::Retry { reason, class } => self.retry(delivery, reason, class).await,
+            Disposition::Retry { reason, class, awaits } => {
+                self.retry(delivery, reason, class, awaits).await;
+            }
             Disposition::RetryNotBefore { time, deadline, reason } => {
                 self.retry_not_before(delivery, time, deadline, reason).await;
             }
@@ -80,8 +85,9 @@ impl Settler {
                 }
                 acknowledge(&delivery, AckKind::Nak(delay)).await;
             }
+            Disposition::Park(at_least) => self.park(delivery, at_least).await,
             Disposition::DeadLetter { reason, class } => {
-                let tries = self.budget.forget(&delivery.key()).saturating_add(1);
+                let tries = self.forget(&delivery).saturating_add(1);
                 self.dead_letter(delivery, DeadLetterReason { class, reason, tries }).await;
             }
         }
@@ -102,7 +108,7 @@ impl Settler {
             crash::reach(Point::EventsPublished);
         }
         for (delivery, Commit { effect, events, reason }) in committed {
-            self.budget.forget(&delivery.key());
+            self.forget(&delivery);
             let status = match effect {
                 Effect::Applied => OutcomeStatus::Applied,
                 Effect::Repeated if !events.is_empty() => OutcomeStatus::Applied,
@@ -116,10 +122,23 @@ impl Settler {
     }
 
     /// Spends a try of the retry budget: the message is redelivered later, or dead-lettered when the budget is spent.
-    async fn retry(&mut self, delivery: Delivery, reason: String, class: DeadLetterClass) {
+    /// While the worker that it awaits is behind, it is set aside instead.
+    async fn retry(
+        &mut self,
+        delivery: Delivery,
+        reason: String,
+        class: DeadLetterClass,
+        awaits: Option<&'static WorkerInfo>,
+    ) {
+        if let Some(worker) = awaits.filter(|_| !self.is_last(&delivery))
+            && self.awaited.is_behind(worker, &delivery).await
+        {
+            self.park(delivery, Duration::ZERO).await;
+            return;
+        }
         let tries = self.budget.spend(delivery.key());
         if tries >= self.settings.retry_attempts || self.is_last(&delivery) {
-            self.budget.forget(&delivery.key());
+            self.forget(&delivery);
             self.dead_letter(delivery, DeadLetterReason { class, reason, tries }).await;
             return;
         }
@@ -127,6 +146,21 @@ impl Settler {
             retry::delay(tries, self.settings.retry_first_delay(), self.settings.retry_longest_delay());
         tracing::debug!(worker = self.worker, sequence = delivery.sequence, tries, ?delay, %reason, "retried later");
         self.stats.retried();
+        acknowledge(&delivery, AckKind::Nak(Some(delay))).await;
+    }
+
+    /// Naks a message for a delay that grows with its deliveries. It spends no try.
+    async fn park(&mut self, delivery: Delivery, at_least: Duration) {
+        if self.is_last(&delivery) {
+            let tries = self.forget(&delivery).saturating_add(1);
+            let class = DeadLetterClass::Exhausted;
+            let reason = "other transactions kept what it needs locked until its last delivery".to_owned();
+            self.dead_letter(delivery, DeadLetterReason { class, reason, tries }).await;
+            return;
+        }
+        let delay = retry::parked_delay(delivery.deliveries).max(at_least);
+        tracing::debug!(worker = self.worker, sequence = delivery.sequence, ?delay, "set aside");
+        self.stats.delayed();
         acknowledge(&delivery, AckKind::Nak(Some(delay))).await;
     }
 
@@ -140,7 +174,7 @@ impl Settler {
     ) {
         let now = Utc::now();
         if now >= deadline || self.is_last(&delivery) {
-            let tries = self.budget.forget(&delivery.key()).saturating_add(1);
+            let tries = self.forget(&delivery).saturating_add(1);
             let class = DeadLetterClass::MissingPrerequisite;
             self.dead_letter(delivery, DeadLetterReason { class, reason, tries }).await;
             return;
@@ -149,6 +183,12 @@ impl Settler {
         tracing::debug!(worker = self.worker, sequence = delivery.sequence, ?delay, %reason, "retried later");
         self.stats.delayed();
         acknowledge(&delivery, AckKind::Nak(Some(delay))).await;
+    }
+
+    /// Forgets what is remembered of a message that is settled for good. Returns the number of tries it had spent.
+    fn forget(&mut self, delivery: &Delivery) -> u32 {
+        self.awaited.forget(&delivery.key());
+        self.budget.forget(&delivery.key())
     }
 
     /// Whether the broker will not deliver the message again. Replicas count tries separately, so the broker's limit

@@ -40,7 +40,10 @@ impl TickGrants {
     /// The [`Fault`] of [`job_grants::mint`], or of the pool.
     pub(crate) async fn mint(pool: &Pool, job: &str, tick: Uuid) -> Result<Self, Fault> {
         let mut connection = store::acquire(pool).await?;
-        let minted = job_grants::mint(&mut connection, job, tick, MAX_USERS_PER_TICK).await;
+        let minted = match job_grants::mint(&mut connection, job, tick, MAX_USERS_PER_TICK).await {
+            Ok(minted) => Ok(minted),
+            Err(fault) => Err(store::language::in_english(&mut connection, fault).await),
+        };
         store::discard_if_unusable(connection, &minted);
         let (due, others): (Vec<JobGrant>, Vec<JobGrant>) =
             minted?.into_iter().partition(|grant| grant.is_due);

@@ -1,13 +1,15 @@
 //! The transaction of a batch, and its result for each message.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
 
-use contract::{DeadLetterClass, Event, Json, UserId};
+use contract::{DeadLetterClass, Event, Json, UserId, WorkerInfo};
 use keys::DataKeys;
 use store::blackboard::{self, Appended, Cause, NewEvent};
 use store::clock::{self, Session};
 use store::inbox::{self, Entry};
-use store::{Connection, Fault, FaultKind, security};
+use store::{Connection, Fault, FaultKind, lock, security};
 use uuid::Uuid;
 
 use crate::delivery::watermarks::{Marks, Watermarks};
@@ -65,6 +67,10 @@ pub(crate) struct Attempt<'a, W: ExternalWorker> {
     /// The key of the batch in the inbox: the name of the consumer that delivered it.
     pub(crate) inbox: &'a str,
     pub(crate) watermarks: &'a Watermarks,
+    /// The `lock_timeout`, if it is not that of the connection.
+    pub(crate) lock_timeout: Option<Duration>,
+    /// Receives the process id of the transaction's backend.
+    pub(crate) backend: &'a AtomicI32,
 }
 
 impl<W: ExternalWorker> Attempt<'_, W> {
@@ -77,7 +83,11 @@ impl<W: ExternalWorker> Attempt<'_, W> {
         connection: &mut Connection,
         findings: &mut Findings<W::Finding>,
     ) -> Result<Transacted, RolledBack> {
-        security::open_context(connection, self.grants).await?;
+        let backend = security::open_context(connection, self.grants).await?;
+        self.backend.store(backend, Ordering::Relaxed);
+        if let Some(timeout) = self.lock_timeout {
+            lock::set_timeout(connection, timeout).await?;
+        }
         let entries: Vec<Entry> = self.messages().map(entry).collect();
         let taken = inbox::take(connection, self.inbox, &entries).await?;
         crash::reach(Point::Taken);
@@ -112,7 +122,10 @@ impl<W: ExternalWorker> Attempt<'_, W> {
         let mut dispositions: Vec<Option<Disposition>> = Vec::with_capacity(entries.len());
         for (index, entry) in entries.iter().enumerate() {
             dispositions.push(match taken.contains(&entry.event_id) {
-                true => Some(disposition(entry, verdicts.remove(&index), &events)?),
+                true => {
+                    let awaits = self.message(index).awaits(W::INFO);
+                    Some(disposition(entry, verdicts.remove(&index), &events, awaits)?)
+                }
                 false => None,
             });
         }
@@ -270,11 +283,13 @@ fn entry<I>(message: &Message<I>) -> Entry {
     }
 }
 
-/// The disposition of a message that this transaction has added to the inbox.
+/// The disposition of a message that this transaction has added to the inbox. `awaits`: the worker that writes its
+/// prerequisite.
 fn disposition(
     entry: &Entry,
     verdict: Option<Verdict>,
     events: &HashMap<Uuid, Event>,
+    awaits: Option<&'static WorkerInfo>,
 ) -> Result<Disposition, Fault> {
     Ok(match verdict {
         Some(Verdict::Applied(drafts)) => {
@@ -289,7 +304,10 @@ fn disposition(
         }
         Some(Verdict::Unchanged(reason)) => Disposition::unchanged(reason),
         Some(Verdict::Retry(Retry::WithinBudget, reason)) => {
-            Disposition::Retry { class: DeadLetterClass::MissingPrerequisite, reason }
+            Disposition::Retry { class: DeadLetterClass::MissingPrerequisite, reason, awaits: None }
+        }
+        Some(Verdict::Retry(Retry::Prerequisite, reason)) => {
+            Disposition::Retry { class: DeadLetterClass::MissingPrerequisite, reason, awaits }
         }
         Some(Verdict::Retry(Retry::NotBefore { time, deadline }, reason)) => {
             Disposition::RetryNotBefore { time, deadline, reason }

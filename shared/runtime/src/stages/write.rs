@@ -1,30 +1,29 @@
 //! Stage four: writes a batch in one transaction. If that fails, the batch is split, with a transaction for each part.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::Utc;
-use contract::{Event, UserId};
-use diesel_async::AsyncConnection;
-use keys::{DataKeys, KeyError, Keys};
+use contract::Event;
+use keys::Keys;
 use store::registry::{self, RefusedToken};
 use store::security::{self, Violation};
-use store::{Fault, FaultKind, Pool};
+use store::{Fault, FaultKind, LockWait, Pool};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::delivery::retry;
 use crate::delivery::watermarks::Watermarks;
-use crate::process::crash::{self, Point};
+use crate::process::blocked::BlockedUsers;
 use crate::process::stats::Stats;
 use crate::stages::authorize::{Authorized, Denied};
 use crate::stages::disposition::Disposition;
+use crate::stages::parts::{self, Part, Search};
 use crate::stages::pull::Delivery;
 use crate::stages::tick_grants::TickGrants;
-use crate::stages::transact::{Attempt, Findings, RolledBack, Transacted};
-use crate::worker::{Ended, ExternalWorker, Message, Source};
+use crate::stages::transact::{Findings, RolledBack, Transacted};
+use crate::worker::{ExternalWorker, Message};
 
 /// A message and its disposition. Only this module creates one, and it creates one as `Committed` only after the
 /// transaction has committed.
@@ -81,15 +80,21 @@ pub(crate) struct Writer<W> {
     pub(crate) keys: Option<Arc<Keys>>,
     pub(crate) watermarks: Arc<Watermarks>,
     pub(crate) stats: Arc<Stats>,
+    pub(crate) blocked: BlockedUsers,
+    /// The `lock_timeout` of the pool.
+    pub(crate) lock_timeout: Duration,
     pub(crate) stop: CancellationToken,
 }
 
 /// What a worker has prepared for a batch, and its findings from writing it.
-struct Progress<W: ExternalWorker> {
+pub(crate) struct Progress<W: ExternalWorker> {
     /// The job grants, if the batch is a tick.
-    grants: Option<TickGrants>,
-    prepared: W::Prepared,
-    findings: Findings<W::Finding>,
+    pub(crate) grants: Option<TickGrants>,
+    pub(crate) prepared: W::Prepared,
+    pub(crate) findings: Findings<W::Finding>,
+    /// The lock that the last attempt was seen waiting for.
+    pub(crate) lock_wait: Option<LockWait>,
+    pub(crate) search: Search,
 }
 
 impl<W: ExternalWorker> Writer<W> {
@@ -100,26 +105,33 @@ impl<W: ExternalWorker> Writer<W> {
         mut batch: Vec<Authorized<W::Item>>,
         to_settle: &mpsc::Sender<ToSettle<W::Item>>,
     ) -> Settlements<W::Item> {
-        let (mut decided, mut earlier) = (Vec::with_capacity(batch.len()), Vec::new());
-        let mut progress = match self.begin(&batch).await {
+        let (mut decided, mut parts) = parts::set_aside(&mut batch, &self.blocked);
+        let mut earlier = Vec::new();
+        let mut progress = match self.begin(&batch[decided.len()..]).await {
             Ok(progress) => progress,
             Err(disposition) => {
-                decided.extend(batch.iter().map(|_| disposition.clone()));
+                decided.resize(batch.len(), disposition);
                 return settlements(batch.drain(..), &mut decided, &mut earlier);
             }
         };
-        // The lengths of the parts still to be written, the next one last; this keeps the order of the batch. The next
-        // part starts at the index `decided.len()`.
-        let mut parts: Vec<usize> = vec![batch.len()];
-        while let Some(length) = parts.pop() {
-            let messages = &batch[decided.len()..decided.len() + length];
-            match self.persist(messages, &mut progress).await {
+        // The next part starts at the index `decided.len()`.
+        while let Some(part) = parts.pop() {
+            let range = decided.len()..decided.len() + part.length;
+            if part.is_suspect && progress.search.is_over() {
+                decided.resize(range.end, Disposition::Park(Duration::ZERO));
+                continue;
+            }
+            let since = Instant::now();
+            match self.persist(&batch[range.clone()], part, &mut progress).await {
                 Ok(transacted) => {
+                    if part.is_suspect {
+                        self.note_written(&batch[range]);
+                    }
                     decided.extend(transacted.dispositions);
                     earlier.extend(transacted.earlier);
                 }
                 Err(RolledBack::Backlog(unpublished)) => {
-                    parts.push(length);
+                    parts.push(part);
                     self.clean_up(&batch[..decided.len()], &mut decided, &progress).await;
                     let first = settlements(batch.drain(..decided.len()), &mut decided, &mut earlier);
                     let second = Settlements { settlements: Vec::new(), earlier: unpublished };
@@ -128,25 +140,16 @@ impl<W: ExternalWorker> Writer<W> {
                         drop(to_settle.send(ToSettle::Batch(settlements)).await);
                     }
                 }
-                Err(RolledBack::Fault(_)) if length > 1 && !self.stop.is_cancelled() => {
-                    parts.extend([length - length / 2, length / 2]);
-                }
-                // A tick is a single message, but it can be tried with fewer users.
-                Err(RolledBack::Fault(fault)) if progress.grants.as_mut().is_some_and(TickGrants::narrow) => {
-                    tracing::warn!(worker = W::INFO.name, %fault, "a tick failed, retrying with fewer users");
-                    if self.stop.is_cancelled() {
-                        decided.extend(messages.iter().map(|_| Disposition::HAND_BACK));
-                    } else {
-                        parts.push(length);
-                    }
-                }
-                // Stopping: no time to find the failing message, so another replica takes them all.
-                Err(RolledBack::Fault(_)) if length > 1 => {
-                    decided.extend(messages.iter().map(|_| Disposition::HAND_BACK));
-                }
                 Err(RolledBack::Fault(fault)) => {
-                    for message in messages {
-                        decided.push(self.failed(message.message(), &fault).await);
+                    let messages = &mut batch[range];
+                    let given = if fault.kind == FaultKind::Blocked && progress.grants.is_none() {
+                        self.split_blocked(messages, part, &mut progress, since.elapsed())
+                    } else {
+                        self.split_failed(messages, part, &mut progress, &fault).await
+                    };
+                    match given {
+                        Given::Parts(smaller) => parts.extend(smaller),
+                        Given::Dispositions(given) => decided.extend(given),
                     }
                 }
             }
@@ -155,125 +158,72 @@ impl<W: ExternalWorker> Writer<W> {
         settlements(batch.drain(..), &mut decided, &mut earlier)
     }
 
-    /// Mints the job grants if the batch is a tick, and prepares the batch. If that fails, returns the disposition of
-    /// all its messages.
-    async fn begin(&self, batch: &[Authorized<W::Item>]) -> Result<Progress<W>, Disposition> {
-        let mut grants = None;
-        for message in batch.iter().map(Authorized::message) {
-            if let Source::Tick(tick) = &message.source {
-                grants = Some(self.mint(message, tick.job.as_str()).await?);
-            }
-        }
-        let due = grants.as_ref().map(TickGrants::due);
-        let prepared = self.prepare(batch, due).await.ok_or(Disposition::HAND_BACK)?;
-        Ok(Progress { grants, prepared, findings: Findings::new() })
-    }
-
-    /// Mints the job grants of a tick. Retries while the database is unavailable.
-    async fn mint(&self, tick: &Message<W::Item>, job: &str) -> Result<TickGrants, Disposition> {
-        let mut tries = 0;
-        loop {
-            let fault = match TickGrants::mint(&self.pool, job, tick.request_id).await {
-                Ok(grants) => return Ok(grants),
-                Err(fault) => fault,
-            };
-            if !fault.kind.is_outage() {
-                return Err(self.failed(tick, &fault).await);
-            }
-            tracing::warn!(worker = W::INFO.name, %fault, job, "dependency unavailable, tick on hold");
-            if !self.pause(&mut tries).await {
-                return Err(Disposition::HAND_BACK);
-            }
-        }
-    }
-
-    /// Prepares the batch at external dependencies. `None` if the worker is stopped before this is done.
-    async fn prepare(&self, batch: &[Authorized<W::Item>], due: Option<Vec<&str>>) -> Option<W::Prepared> {
-        let mut prepared = W::Prepared::default();
-        // The ranges of the parts still to be prepared, the next one last.
-        let mut parts = vec![(0, batch.len())];
-        let mut tries = 0;
-        while let Some((start, end)) = parts.pop() {
-            let messages: Vec<&Message<W::Item>> =
-                batch[start..end].iter().map(Authorized::message).collect();
-            let grants = due.clone().unwrap_or_else(|| grants_of(&batch[start..end]));
-            let part = tokio::select! {
-                // Safe to cancel: a redelivered message is prepared again.
-                () = self.stop.cancelled() => return None,
-                part = self.worker.prepare(&messages, &grants) => part,
-            };
-            let fault = match part {
-                Ok(part) => {
-                    prepared = self.worker.join(prepared, part);
-                    continue;
-                }
-                Err(fault) => fault,
-            };
-            match fault.kind {
-                FaultKind::Unavailable | FaultKind::ConnectionLost => {
-                    tracing::warn!(
-                        worker = W::INFO.name,
-                        %fault,
-                        messages = end - start,
-                        "dependency unavailable, batch on hold"
-                    );
-                    if !self.pause(&mut tries).await {
-                        return None;
-                    }
-                    parts.push((start, end));
-                }
-                FaultKind::Transient
-                | FaultKind::MissingPrerequisite
-                | FaultKind::Permanent
-                | FaultKind::Denied => {
-                    let middle = start + (end - start) / 2;
-                    if end - start > 1 {
-                        parts.extend([(middle, end), (start, middle)]);
-                    } else {
-                        // The transaction will fail for the same reason and report it in more detail.
-                        tracing::debug!(worker = W::INFO.name, %fault, "cannot prepare a message");
-                    }
-                }
-            }
-        }
-        Some(prepared)
-    }
-
-    /// Calls the worker's `clean_up` for the messages that are settled for good. Retries while a dependency is
-    /// unavailable; if the worker is stopped meanwhile, the messages are redelivered.
-    async fn clean_up(
+    /// Splits a part after a fault that lies in it, or decides its dispositions if it cannot be split.
+    async fn split_failed(
         &self,
-        batch: &[Authorized<W::Item>],
-        decided: &mut [Disposition],
-        progress: &Progress<W>,
-    ) {
-        let findings = |message: &Message<W::Item>| progress.findings.get(&message.event_id);
-        let ended: Vec<Ended<'_, W::Item, W::Finding>> = batch
-            .iter()
-            .map(Authorized::message)
-            .zip(decided.iter())
-            .filter(|(_, disposition)| disposition.ends())
-            .map(|(message, disposition)| Ended {
-                message,
-                committed: disposition.commit().is_some(),
-                findings: findings(message).map_or(&[], Vec::as_slice),
-            })
-            .collect();
-        let mut tries = 0;
-        while let Err(fault) = self.worker.clean_up(&ended, &progress.prepared).await {
-            tracing::warn!(worker = W::INFO.name, %fault, messages = ended.len(), "cannot clean up");
-            if !fault.kind.is_outage() {
-                return;
+        messages: &[Authorized<W::Item>],
+        part: Part,
+        progress: &mut Progress<W>,
+        fault: &Fault,
+    ) -> Given {
+        let length = messages.len();
+        if length > 1 && !self.stop.is_cancelled() {
+            return Given::Parts(vec![
+                Part { length: length - length / 2, ..part },
+                Part { length: length / 2, ..part },
+            ]);
+        }
+        // A tick is a single message, but it can be tried with fewer users.
+        if progress.grants.as_mut().is_some_and(TickGrants::narrow) {
+            tracing::warn!(worker = W::INFO.name, %fault, "a tick failed, retrying with fewer users");
+            if !self.stop.is_cancelled() {
+                return Given::Parts(vec![part]);
             }
-            if !self.pause(&mut tries).await {
-                decided.fill_with(|| Disposition::HAND_BACK);
-                return;
-            }
+            return Given::Dispositions(vec![Disposition::HAND_BACK; length]);
+        }
+        // Stopping: no time to find the failing message, so another replica takes them all.
+        if length > 1 {
+            return Given::Dispositions(vec![Disposition::HAND_BACK; length]);
+        }
+        let mut given = Vec::with_capacity(length);
+        for message in messages {
+            given.push(self.failed(message.message(), fault).await);
+        }
+        Given::Dispositions(given)
+    }
+
+    /// Splits a part whose transaction waited too long for a lock by users, or parks it if it is of one user.
+    fn split_blocked(
+        &self,
+        messages: &mut [Authorized<W::Item>],
+        part: Part,
+        progress: &mut Progress<W>,
+        took: Duration,
+    ) -> Given {
+        if self.stop.is_cancelled() {
+            return Given::Dispositions(vec![Disposition::HAND_BACK; messages.len()]);
+        }
+        let parts = parts::split_by_user(messages);
+        let is_of_one_user = parts.len() == 1;
+        if part.is_suspect {
+            progress.search.failed(took, is_of_one_user);
+        }
+        let Some(first) = messages.first().filter(|_| is_of_one_user) else { return Given::Parts(parts) };
+        let held_by = progress.lock_wait.take().map(|wait| wait.to_string());
+        let user = first.message().user_id();
+        let pause = self.blocked.blocked(W::INFO.name, user, took, held_by, Instant::now());
+        Given::Dispositions(vec![Disposition::Park(pause); messages.len()])
+    }
+
+    /// Records that rows of these messages' users are not locked.
+    fn note_written(&self, messages: &[Authorized<W::Item>]) {
+        for user in messages.iter().map(|message| message.message().user_id()).collect::<BTreeSet<_>>() {
+            self.blocked.written(W::INFO.name, user);
         }
     }
 
     /// Waits before another try, longer after each. False if the worker is stopped meanwhile.
-    async fn pause(&self, tries: &mut u32) -> bool {
+    pub(crate) async fn pause(&self, tries: &mut u32) -> bool {
         *tries += 1;
         tokio::select! {
             () = self.stop.cancelled() => false,
@@ -319,11 +269,13 @@ impl<W: ExternalWorker> Writer<W> {
     async fn persist(
         &self,
         messages: &[Authorized<W::Item>],
+        part: Part,
         progress: &mut Progress<W>,
     ) -> Result<Transacted, RolledBack> {
         let (mut tries, mut outages, mut connections_lost) = (0, 0, 0);
         loop {
-            let fault = match self.attempt(messages, progress).await {
+            let since = Instant::now();
+            let fault = match self.attempt(messages, part, progress).await {
                 Err(RolledBack::Fault(fault)) => fault,
                 done => return done,
             };
@@ -331,6 +283,17 @@ impl<W: ExternalWorker> Writer<W> {
                 FaultKind::Permanent | FaultKind::Denied | FaultKind::MissingPrerequisite => {
                     return Err(fault.into());
                 }
+                // Whether a row or a whole table is locked has to be seen once.
+                FaultKind::Blocked
+                    if tries == 0
+                        && !part.is_suspect
+                        && progress.lock_wait.is_none()
+                        && since.elapsed() < self.lock_timeout * 2 =>
+                {
+                    tries += 1;
+                    Duration::ZERO
+                }
+                FaultKind::Blocked => return Err(fault.into()),
                 FaultKind::Transient => {
                     tries += 1;
                     if tries >= WHOLE_BATCH_ATTEMPTS {
@@ -362,7 +325,7 @@ impl<W: ExternalWorker> Writer<W> {
 
     /// The disposition of a message that failed on its own. A denial by the database is recorded first, on another
     /// connection, because the denied transaction is rolled back.
-    async fn failed(&self, message: &Message<W::Item>, fault: &Fault) -> Disposition {
+    pub(crate) async fn failed(&self, message: &Message<W::Item>, fault: &Fault) -> Disposition {
         if fault.kind == FaultKind::Denied
             && let Err(problem) = self.record_violation(message, fault).await
         {
@@ -370,7 +333,7 @@ impl<W: ExternalWorker> Writer<W> {
             tracing::warn!(worker = W::INFO.name, %problem, "cannot record a violation; its message is redelivered");
             return Disposition::HAND_BACK;
         }
-        Disposition::of_fault(fault)
+        Disposition::of_fault(fault, message.awaits(W::INFO))
     }
 
     async fn record_violation(&self, message: &Message<W::Item>, fault: &Fault) -> Result<(), Fault> {
@@ -386,86 +349,14 @@ impl<W: ExternalWorker> Writer<W> {
         recorded
     }
 
-    /// Fetches the data keys of a batch before its transaction opens: the key store may be slow, and no rows should
-    /// stay locked while waiting for it.
-    async fn keys_for(&self, messages: &[Authorized<W::Item>]) -> Result<DataKeys, Fault> {
-        let Some(keys) = &self.keys else { return Ok(DataKeys::new()) };
-        let users: BTreeSet<UserId> = messages
-            .iter()
-            .map(Authorized::message)
-            .filter(|message| !message.secrets.is_empty())
-            .map(Message::user_id)
-            .collect();
-        // Messages cannot cause an error of the key store, so all of them count as unavailability.
-        let unavailable = |error: KeyError| Fault { kind: FaultKind::Unavailable, reason: error.to_string() };
-        if users.is_empty() { Ok(DataKeys::new()) } else { keys.current(&users).await.map_err(unavailable) }
-    }
-
-    /// Runs one transaction.
-    async fn attempt(
-        &self,
-        messages: &[Authorized<W::Item>],
-        progress: &mut Progress<W>,
-    ) -> Result<Transacted, RolledBack> {
-        let keys = self.keys_for(messages).await?;
-        let Progress { grants: tick_grants, prepared, findings } = progress;
-        for message in messages.iter().map(Authorized::message) {
-            if let (Source::Tick(tick), Some(grants)) = (&message.source, &mut *tick_grants) {
-                grants.renew(&self.pool, tick.job.as_str(), message.request_id).await?;
-            }
-        }
-        let (grants, due) = match tick_grants {
-            Some(grants) => (grants.all(), Some(grants.due())),
-            None => (grants_of(messages), None),
-        };
-        let inbox = match due {
-            Some(_) => Cow::Owned(W::INFO.jobs_consumer()),
-            None => Cow::Borrowed(W::INFO.name),
-        };
-        let mut connection = store::acquire(&self.pool).await.map_err(Fault::from)?;
-        let attempt = Attempt {
-            worker: &*self.worker,
-            batch: messages,
-            keys: &keys,
-            prepared,
-            grants: &grants,
-            due: due.as_deref(),
-            inbox: &inbox,
-            watermarks: &self.watermarks,
-        };
-        let transacted: Result<Transacted, RolledBack> =
-            connection.transaction(async |connection| attempt.transact(connection, findings).await).await;
-        let transacted = match transacted {
-            Ok(transacted) => transacted,
-            Err(RolledBack::Backlog(unpublished)) => {
-                // They are published before any event that is appended later.
-                self.watermarks.enqueued(unpublished.iter());
-                return Err(RolledBack::Backlog(unpublished));
-            }
-            Err(RolledBack::Fault(fault)) => {
-                // A new connection may reach another server or see a schema that has changed.
-                if fault.kind.is_outage() {
-                    store::discard(connection);
-                }
-                return Err(fault.into());
-            }
-        };
-        crash::reach(Point::Committed);
-        let commits = || transacted.dispositions.iter().map(Disposition::commit);
-        let committed = commits().zip(messages);
-        let committed =
-            committed.filter_map(|(commit, message)| Some((commit?.effect, message.message().stored_at)));
-        self.stats.committed(Utc::now(), committed);
-        let own = commits().flatten().flat_map(|commit| &commit.events);
-        self.watermarks.enqueued(transacted.earlier.iter().chain(own));
-        Ok(transacted)
-    }
 }
 
-/// The distinct grants in the tokens of these messages.
-fn grants_of<I>(messages: &[Authorized<I>]) -> Vec<&str> {
-    let grants: BTreeSet<&str> = messages.iter().filter_map(Authorized::grant).collect();
-    Vec::from_iter(grants)
+/// What becomes of a part whose transaction failed.
+enum Given {
+    /// It is written in smaller parts, the next one last.
+    Parts(Vec<Part>),
+    /// The dispositions of its messages.
+    Dispositions(Vec<Disposition>),
 }
 
 /// Pairs messages with their dispositions, of which there are as many.

@@ -1,7 +1,7 @@
 //! `memfleet migrate`
 
 use clap::{Args, Subcommand};
-use cli::outln;
+use cli::{errln, outln};
 use config::Settings;
 use store::{migration, partition};
 
@@ -39,6 +39,10 @@ enum Action {
 pub async fn execute(args: MigrateArgs, settings: &Settings) -> anyhow::Result<()> {
     let url = &settings.postgres.url;
     let mut connection = cli::database::connect(url, "postgres.url", "the database to migrate").await?;
+    // Migrations work in any language; workers do not start.
+    if let Err(problem) = store::language::check_english(&mut connection).await {
+        errln!("warning: {problem}");
+    }
     match args.action {
         Action::Up => {
             print_names(

@@ -25,6 +25,8 @@ pub(super) struct DatabaseStatus {
     bytes: i64,
     migrations_applied: usize,
     migrations_waiting: Vec<String>,
+    /// Why workers do not start, although the database answers.
+    warnings: Vec<String>,
     tables: Vec<TableStatus>,
 }
 
@@ -65,6 +67,7 @@ async fn read_all(url: &str) -> anyhow::Result<DatabaseStatus> {
     let mut connection = store::connect(url).await?;
     let server: Server = diesel::sql_query(SERVER).get_result(&mut connection).await?;
     let tables = diesel::sql_query(format!("{TABLES}{MAX_TABLES}")).load(&mut connection).await?;
+    let language = store::language::check_english(&mut connection).await;
     let states = migration::MAIN.status(connection).await?;
     let applied = states.iter().filter(|state| state.applied).count();
     Ok(DatabaseStatus {
@@ -76,6 +79,7 @@ async fn read_all(url: &str) -> anyhow::Result<DatabaseStatus> {
             .into_iter()
             .filter_map(|state| (!state.applied).then_some(state.name))
             .collect(),
+        warnings: language.err().iter().map(ToString::to_string).collect(),
         tables,
     })
 }
@@ -92,6 +96,9 @@ impl DatabaseStatus {
                 waiting.len(),
                 waiting.join(", ")
             ),
+        }
+        for warning in &self.warnings {
+            outln!("            warning: {warning}");
         }
         let mut tables =
             Table::new([("table", Align::Left), ("rows (estimate)", Align::Right), ("bytes", Align::Right)]);

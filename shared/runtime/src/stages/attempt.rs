@@ -1,0 +1,182 @@
+//! One transaction of a batch: what it needs before it opens, and what it waits for while it is open.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::pin::pin;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
+
+use chrono::Utc;
+use contract::{DeadLetterClass, UserId};
+use diesel_async::AsyncConnection;
+use keys::{DataKeys, KeyError};
+use store::{Fault, FaultKind, LockWait};
+use tokio::time::Instant;
+
+use crate::process::crash::{self, Point};
+use crate::stages::authorize::Authorized;
+use crate::stages::disposition::Disposition;
+use crate::stages::parts::Part;
+use crate::stages::transact::{Attempt, RolledBack, Transacted};
+use crate::stages::write::{Progress, Writer};
+use crate::worker::{ExternalWorker, Message, Source};
+
+/// The share of `lock_timeout` for which a suspect part waits for a lock: its users are known to be blocked, or a batch
+/// with them has waited before.
+const SUSPECT_SHARE: u32 = 10;
+/// While a transaction takes long, this often within `lock_timeout` another connection looks which lock it waits for.
+const LOOKS_PER_LOCK_TIMEOUT: u32 = 3;
+
+impl<W: ExternalWorker> Writer<W> {
+    /// Fetches the data keys of a batch before its transaction opens: the key store may be slow, and no rows should
+    /// stay locked while waiting for it.
+    async fn keys_for(&self, messages: &[Authorized<W::Item>]) -> Result<DataKeys, Fault> {
+        let Some(keys) = &self.keys else { return Ok(DataKeys::new()) };
+        let users: BTreeSet<UserId> = messages
+            .iter()
+            .map(Authorized::message)
+            .filter(|message| !message.secrets.is_empty())
+            .map(Message::user_id)
+            .collect();
+        // Messages cannot cause an error of the key store, so all of them count as unavailability.
+        let unavailable = |error: KeyError| Fault { kind: FaultKind::Unavailable, reason: error.to_string() };
+        if users.is_empty() { Ok(DataKeys::new()) } else { keys.current(&users).await.map_err(unavailable) }
+    }
+
+    /// Runs one transaction.
+    pub(crate) async fn attempt(
+        &self,
+        messages: &[Authorized<W::Item>],
+        part: Part,
+        progress: &mut Progress<W>,
+    ) -> Result<Transacted, RolledBack> {
+        let keys = self.keys_for(messages).await?;
+        let Progress { grants: tick_grants, prepared, findings, lock_wait, .. } = progress;
+        for message in messages.iter().map(Authorized::message) {
+            if let (Source::Tick(tick), Some(grants)) = (&message.source, &mut *tick_grants) {
+                grants.renew(&self.pool, tick.job.as_str(), message.request_id).await?;
+            }
+        }
+        let (grants, due) = match tick_grants {
+            Some(grants) => (grants.all(), Some(grants.due())),
+            None => (grants_of(messages), None),
+        };
+        let inbox = match due {
+            Some(_) => Cow::Owned(W::INFO.jobs_consumer()),
+            None => Cow::Borrowed(W::INFO.name),
+        };
+        let lock_timeout = part.is_suspect.then(|| self.lock_timeout / SUSPECT_SHARE);
+        let mut connection = store::acquire(&self.pool).await.map_err(Fault::from)?;
+        let backend = AtomicI32::new(0);
+        let attempt = Attempt {
+            worker: &*self.worker,
+            batch: messages,
+            keys: &keys,
+            prepared,
+            grants: &grants,
+            due: due.as_deref(),
+            inbox: &inbox,
+            watermarks: &self.watermarks,
+            lock_timeout,
+            backend: &backend,
+        };
+        let transaction =
+            connection.transaction(async |connection| attempt.transact(connection, findings).await);
+        let every = lock_timeout.unwrap_or(self.lock_timeout) / LOOKS_PER_LOCK_TIMEOUT;
+        let (transacted, wait): (Result<Transacted, RolledBack>, _) =
+            self.watch(transaction, &backend, every).await;
+        let mut transacted = match transacted {
+            Ok(transacted) => transacted,
+            Err(RolledBack::Backlog(unpublished)) => {
+                // They are published before any event that is appended later.
+                self.watermarks.enqueued(unpublished.iter());
+                return Err(RolledBack::Backlog(unpublished));
+            }
+            Err(RolledBack::Fault(fault)) => {
+                let fault = store::language::in_english(&mut connection, fault).await;
+                let fault = self.locked_table(fault, wait.as_ref());
+                *lock_wait = wait;
+                // A new connection may reach another server or see a schema that has changed.
+                if fault.kind.is_outage() {
+                    store::discard(connection);
+                }
+                return Err(fault.into());
+            }
+        };
+        crash::reach(Point::Committed);
+        self.blocked.table(W::INFO.name, None);
+        self.spare(messages, &mut transacted.dispositions);
+        let commits = || transacted.dispositions.iter().map(Disposition::commit);
+        let committed = commits().zip(messages);
+        let committed =
+            committed.filter_map(|(commit, message)| Some((commit?.effect, message.message().stored_at)));
+        self.stats.committed(Utc::now(), committed);
+        let own = commits().flatten().flat_map(|commit| &commit.events);
+        self.watermarks.enqueued(transacted.earlier.iter().chain(own));
+        Ok(transacted)
+    }
+
+    /// Waits for a transaction. While it takes long, looks which lock it waits for: afterwards, nobody waits any more.
+    /// Returns the last wait that was seen.
+    async fn watch<T>(
+        &self,
+        transaction: impl Future<Output = T>,
+        backend: &AtomicI32,
+        every: Duration,
+    ) -> (T, Option<LockWait>) {
+        let (mut transaction, mut seen) = (pin!(transaction), None);
+        loop {
+            let acquire = async {
+                tokio::time::sleep(every).await;
+                store::acquire(&self.pool).await
+            };
+            let mut other = tokio::select! {
+                done = &mut transaction => return (done, seen),
+                Ok(other) = acquire => other,
+            };
+            let (done, looked) = {
+                let mut look = pin!(store::lock::wait_of(&mut other, backend.load(Ordering::Relaxed)));
+                tokio::select! {
+                    // The look is finished even then, because a connection in the middle of a statement is of no use.
+                    done = &mut transaction => (Some(done), look.await),
+                    looked = &mut look => (None, looked),
+                }
+            };
+            store::discard_if_unusable(other, &looked);
+            seen = looked.ok().flatten().or(seen);
+            if let Some(done) = done {
+                return (done, seen);
+            }
+        }
+    }
+
+    /// A locked table is a fault of the database and not of one user: the batch waits until the table is free.
+    fn locked_table(&self, fault: Fault, wait: Option<&LockWait>) -> Fault {
+        let locked = wait.filter(|_| fault.kind == FaultKind::Blocked);
+        let Some((table, wait)) = locked.and_then(|wait| Some((wait.table.as_deref()?, wait))) else {
+            return fault;
+        };
+        self.blocked.table(W::INFO.name, Some((table, wait.to_string())));
+        let reason = format!("the table {table} is locked by {wait}");
+        Fault { kind: FaultKind::Unavailable, reason }
+    }
+
+    /// Parks the messages whose prerequisite may be a message of the same user that waits for a lock.
+    fn spare(&self, messages: &[Authorized<W::Item>], dispositions: &mut [Disposition]) {
+        for (message, disposition) in messages.iter().zip(dispositions) {
+            let is_unmet = matches!(
+                disposition,
+                Disposition::Retry { class: DeadLetterClass::MissingPrerequisite, .. }
+            );
+            if is_unmet && self.blocked.spares(message.message().user_id(), Instant::now()) {
+                *disposition = Disposition::Park(Duration::ZERO);
+            }
+        }
+    }
+}
+
+/// The distinct grants in the tokens of these messages.
+pub(crate) fn grants_of<I>(messages: &[Authorized<I>]) -> Vec<&str> {
+    let grants: BTreeSet<&str> = messages.iter().filter_map(Authorized::grant).collect();
+    Vec::from_iter(grants)
+}

@@ -1,0 +1,133 @@
+//! What is done for a batch outside its transactions: minting job grants, and the worker's other servers.
+
+use store::FaultKind;
+
+use crate::stages::authorize::Authorized;
+use crate::stages::attempt::grants_of;
+use crate::stages::disposition::Disposition;
+use crate::stages::parts::Search;
+use crate::stages::tick_grants::TickGrants;
+use crate::stages::transact::Findings;
+use crate::stages::write::{Progress, Writer};
+use crate::worker::{Ended, ExternalWorker, Message, Source};
+
+impl<W: ExternalWorker> Writer<W> {
+    /// Mints the job grants if the batch is a tick, and prepares the batch. If that fails, returns the disposition of
+    /// all its messages.
+    pub(crate) async fn begin(&self, batch: &[Authorized<W::Item>]) -> Result<Progress<W>, Disposition> {
+        let mut grants = None;
+        for message in batch.iter().map(Authorized::message) {
+            if let Source::Tick(tick) = &message.source {
+                grants = Some(self.mint(message, tick.job.as_str()).await?);
+            }
+        }
+        let due = grants.as_ref().map(TickGrants::due);
+        let prepared = self.prepare(batch, due).await.ok_or(Disposition::HAND_BACK)?;
+        let (findings, search) = (Findings::new(), Search::default());
+        Ok(Progress { grants, prepared, findings, lock_wait: None, search })
+    }
+
+    /// Mints the job grants of a tick. Retries while the database is unavailable.
+    async fn mint(&self, tick: &Message<W::Item>, job: &str) -> Result<TickGrants, Disposition> {
+        let mut tries = 0;
+        loop {
+            let fault = match TickGrants::mint(&self.pool, job, tick.request_id).await {
+                Ok(grants) => return Ok(grants),
+                Err(fault) => fault,
+            };
+            if !fault.kind.is_outage() {
+                return Err(self.failed(tick, &fault).await);
+            }
+            tracing::warn!(worker = W::INFO.name, %fault, job, "dependency unavailable, tick on hold");
+            if !self.pause(&mut tries).await {
+                return Err(Disposition::HAND_BACK);
+            }
+        }
+    }
+
+    /// Prepares the batch at external dependencies. `None` if the worker is stopped before this is done.
+    async fn prepare(&self, batch: &[Authorized<W::Item>], due: Option<Vec<&str>>) -> Option<W::Prepared> {
+        let mut prepared = W::Prepared::default();
+        // The ranges of the parts still to be prepared, the next one last.
+        let mut parts = vec![(0, batch.len())];
+        let mut tries = 0;
+        while let Some((start, end)) = parts.pop() {
+            let messages: Vec<&Message<W::Item>> =
+                batch[start..end].iter().map(Authorized::message).collect();
+            let grants = due.clone().unwrap_or_else(|| grants_of(&batch[start..end]));
+            let part = tokio::select! {
+                // Safe to cancel: a redelivered message is prepared again.
+                () = self.stop.cancelled() => return None,
+                part = self.worker.prepare(&messages, &grants) => part,
+            };
+            let fault = match part {
+                Ok(part) => {
+                    prepared = self.worker.join(prepared, part);
+                    continue;
+                }
+                Err(fault) => fault,
+            };
+            match fault.kind {
+                FaultKind::Unavailable | FaultKind::ConnectionLost => {
+                    tracing::warn!(
+                        worker = W::INFO.name,
+                        %fault,
+                        messages = end - start,
+                        "dependency unavailable, batch on hold"
+                    );
+                    if !self.pause(&mut tries).await {
+                        return None;
+                    }
+                    parts.push((start, end));
+                }
+                FaultKind::Transient
+                | FaultKind::Blocked
+                | FaultKind::MissingPrerequisite
+                | FaultKind::Permanent
+                | FaultKind::Denied => {
+                    let middle = start + (end - start) / 2;
+                    if end - start > 1 {
+                        parts.extend([(middle, end), (start, middle)]);
+                    } else {
+                        // The transaction will fail for the same reason and report it in more detail.
+                        tracing::debug!(worker = W::INFO.name, %fault, "cannot prepare a message");
+                    }
+                }
+            }
+        }
+        Some(prepared)
+    }
+
+    /// Calls the worker's `clean_up` for the messages that are settled for good. Retries while a dependency is
+    /// unavailable; if the worker is stopped meanwhile, the messages are redelivered.
+    pub(crate) async fn clean_up(
+        &self,
+        batch: &[Authorized<W::Item>],
+        decided: &mut [Disposition],
+        progress: &Progress<W>,
+    ) {
+        let findings = |message: &Message<W::Item>| progress.findings.get(&message.event_id);
+        let ended: Vec<Ended<'_, W::Item, W::Finding>> = batch
+            .iter()
+            .map(Authorized::message)
+            .zip(decided.iter())
+            .filter(|(_, disposition)| disposition.ends())
+            .map(|(message, disposition)| Ended {
+                message,
+                committed: disposition.commit().is_some(),
+                findings: findings(message).map_or(&[], Vec::as_slice),
+            })
+            .collect();
+        let mut tries = 0;
+        while let Err(fault) = self.worker.clean_up(&ended, &progress.prepared).await {
+            tracing::warn!(worker = W::INFO.name, %fault, messages = ended.len(), "cannot clean up");
+            if !fault.kind.is_outage() {
+                return;
+            }
+            if !self.pause(&mut tries).await {
+                decided.fill_with(|| Disposition::HAND_BACK);
+                return;
+            }
+        }
+    }
+}
