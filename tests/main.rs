@@ -42,6 +42,7 @@ mod schema;
 mod schema_file;
 mod seal;
 mod search;
+mod terminal;
 mod trust;
 mod vector_embedding;
 mod vector_indexer;

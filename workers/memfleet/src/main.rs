@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use cli::errln;
+use cli::output::printable;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -11,7 +12,8 @@ async fn main() -> ExitCode {
     match memfleet::dispatch::execute(arguments).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            errln!("memfleet: {error:#}");
+            // A server may have written the text, or a publisher.
+            errln!("memfleet: {}", printable(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }

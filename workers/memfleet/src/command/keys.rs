@@ -9,6 +9,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand};
 use cli::database;
 use cli::key_file::add_key;
+use cli::output::{out_json, printable};
 use cli::signal::interrupted;
 use cli::table::{Align, Table, grouped};
 use cli::{errln, outln};
@@ -140,8 +141,7 @@ async fn list(settings: &Settings, json: bool) -> anyhow::Result<()> {
     let oldest = |at: Option<DateTime<Utc>>| at.map(|at| at.to_rfc3339_opts(SecondsFormat::Secs, true));
     if json {
         for one in usage {
-            outln!(
-                "{}",
+            out_json(
                 serde_json::json!({ "kek": one.kek, "data_keys": one.data_keys, "users": one.users, "oldest": oldest(one.oldest) })
             );
         }
@@ -221,7 +221,7 @@ fn longest_use(settings: &Settings) -> Duration {
 /// Prints what could not be decrypted, and returns how many.
 fn print_problems(renewed: &RotationReport) -> usize {
     for problem in &renewed.problems {
-        errln!("{problem}");
+        errln!("{}", printable(problem));
     }
     renewed.failed
 }

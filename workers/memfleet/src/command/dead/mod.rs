@@ -205,7 +205,7 @@ async fn replay(letters: &Letters, which: &Which, denied: bool, tokens: &Tokens)
             }
             Err(error) => {
                 refused += 1;
-                errln!("{sequence}  not replayed: {error:#}");
+                errln!("{sequence}  not replayed: {}", printable(&format!("{error:#}")));
             }
         }
     }

@@ -5,7 +5,7 @@ use std::io::Write as _;
 
 use async_nats::HeaderValue;
 use chrono::SecondsFormat;
-use cli::output::printable;
+use cli::output::{out_json, printable};
 use cli::table::{Align, Table};
 use cli::{out, outln};
 use contract::header;
@@ -33,10 +33,10 @@ pub(super) fn table(letters: &[Letter]) {
     for letter in letters {
         table.row([
             letter.sequence.to_string(),
-            printable(letter.header(header::DEAD_CLASS)),
-            printable(letter.user()),
-            printable(letter.header(header::DEAD_SUBJECT)),
-            printable(letter.header(header::DEAD_TRIES)),
+            letter.header(header::DEAD_CLASS).to_owned(),
+            letter.user().to_owned(),
+            letter.header(header::DEAD_SUBJECT).to_owned(),
+            letter.header(header::DEAD_TRIES).to_owned(),
             when(letter),
             shortened(&printable(letter.header(header::DEAD_REASON))),
         ]);
@@ -69,7 +69,7 @@ pub(super) fn json(letters: &[Letter]) -> anyhow::Result<()> {
             })
         })
         .collect();
-    outln!("{}", serde_json::to_string(&letters)?);
+    out_json(serde_json::to_string(&letters)?);
     Ok(())
 }
 
@@ -98,7 +98,11 @@ pub(super) fn show(letter: &Letter, body_alone: bool, is_decrypted: bool) -> any
 
 /// The printable value of a header. Service tokens are hidden: anyone who reads one could use it.
 fn shown_value(name: &str, value: &str) -> String {
-    if name.eq_ignore_ascii_case(header::AUTHORIZATION) { "(hidden)".to_owned() } else { printable(value) }
+    if name.eq_ignore_ascii_case(header::AUTHORIZATION) {
+        "(hidden)".to_owned()
+    } else {
+        printable(value).into_owned()
+    }
 }
 
 fn when(letter: &Letter) -> String {

@@ -6,6 +6,7 @@ mod database_part;
 use broker_part::BrokerStatus;
 use clap::Args;
 use cli::outln;
+use cli::output::{out_json, printable};
 use config::{Settings, without_password};
 use database_part::DatabaseStatus;
 use serde::Serialize;
@@ -60,7 +61,7 @@ pub async fn execute(args: StatusArgs, settings: &Settings) -> anyhow::Result<()
         postgres: postgres.into(),
     };
     if args.json {
-        outln!("{}", serde_json::to_string(&status)?);
+        out_json(serde_json::to_string(&status)?);
     } else {
         show(&status);
     }
@@ -82,7 +83,7 @@ fn show(status: &Status) {
             outln!("NATS        {}, {}", part.version, status.nats_url);
             part.show();
         }
-        Part::Unavailable { error } => outln!("NATS        unavailable: {error}"),
+        Part::Unavailable { error } => outln!("NATS        unavailable: {}", printable(error)),
     }
     outln!();
     match &status.postgres {
@@ -90,6 +91,8 @@ fn show(status: &Status) {
             outln!("PostgreSQL  {}, {}", part.version, status.postgres_url);
             part.show();
         }
-        Part::Unavailable { error } => outln!("PostgreSQL  unavailable: {} ({error})", status.postgres_url),
+        Part::Unavailable { error } => {
+            outln!("PostgreSQL  unavailable: {} ({})", status.postgres_url, printable(error));
+        },
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ::vectors::{ALIAS, CollectionSpec, Embedders};
 use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
+use cli::output::out_json;
 use cli::signal::interrupted;
 use cli::table::{Align, Table, grouped};
 use cli::{errln, outln};
@@ -157,8 +158,7 @@ async fn list(settings: &Settings, json: bool) -> anyhow::Result<()> {
     for one in all(&mut connection).await? {
         let info = vectors.collection_info(&one.collection_name).await?;
         if json {
-            outln!(
-                "{}",
+            out_json(
                 json!({ "collection": one.collection_name, "state": one.state, "model": one.model, "dimension": one.dimension,
                     "quantization": one.quantization, "points": info.points, "indexed": info.indexed })
             );
@@ -278,8 +278,7 @@ async fn rights(settings: &Settings, json: bool) -> anyhow::Result<()> {
     for right in vector::all_rights(&mut connection, ALIAS).await? {
         let Right { service, vector_type, may_search, may_write, may_delete } = right;
         if json {
-            outln!(
-                "{}",
+            out_json(
                 json!({ "service": service, "type": vector_type, "search": may_search, "write": may_write, "delete": may_delete })
             );
         } else {

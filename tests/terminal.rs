@@ -1,0 +1,130 @@
+//! What an operator reads in a terminal: text from outside is escaped, and secrets are in no message.
+
+use std::fs::File;
+
+use context_writer::ContextWriter;
+use serde_json::{Value, json};
+use testkit::{Fixture, eventually, request, session, user};
+
+use crate::support::program::{self, Ended, output_with_input, signal};
+use crate::support::reader::Reader;
+
+/// A publisher's text that forges a line of a log, clears the screen in two ways, reverses what follows, and hides a
+/// character.
+const HOSTILE: &str = "x\nINFO forged\r \u{1b}[2J\u{9b}2J\u{202e}\u{200b}\u{2028}y";
+/// How a terminal shows it.
+const SHOWN: &str = "x\\u{a}INFO forged\\u{d} \\u{1b}[2J\\u{9b}2J\\u{202e}\\u{200b}\\u{2028}y";
+
+async fn memfleet(fixture: &Fixture, arguments: &[&str], input: &str) -> Ended {
+    output_with_input(program::memfleet(fixture, arguments), input).await.into()
+}
+
+/// Asserts that a terminal shows a text as it is, line by line.
+#[track_caller]
+fn is_harmless(text: &str) {
+    let hostile = |character: char| {
+        (character.is_control() && character != '\n') || "\u{202e}\u{200b}\u{2028}".contains(character)
+    };
+    assert!(!text.contains(hostile), "{text:?}");
+    assert!(!text.lines().any(|line| line.starts_with("INFO forged")), "{text}");
+}
+
+/// The lines that contain a text.
+fn containing<'a>(text: &'a str, part: &str) -> Vec<&'a str> {
+    text.lines().filter(|line| line.contains(part)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publishers_text_stays_on_its_line() {
+    let fixture = Fixture::new().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = folder.path().join("log");
+    let mut command = program::memfleet(&fixture, &["run", "context-writer"]);
+    command.stderr(File::create(&log).expect("a log"));
+    let mut worker = command.spawn().expect("the program");
+
+    let line = |subject: &str, body: Value| {
+        json!({ "subject": format!("memory.req.test.{subject}"), "body": body }).to_string()
+    };
+    let context =
+        json!({ "session_id": "s", "context_key": HOSTILE, "context_value": { "a": HOSTILE }, "version": 1 });
+    let mut unknown = context.clone();
+    unknown[HOSTILE] = json!(1);
+    let mut envelope: Value = serde_json::from_str(&line("user.put.1", json!({}))).expect("JSON");
+    envelope[HOSTILE] = json!(1);
+    let lines = [
+        line("user.put.1", json!({ "username": HOSTILE, "email": "u@example.org" })),
+        line("session.open.1", json!({ "session_id": "s", "chat_mode": "simple" })),
+        line("context.put.1", context),
+        line("context.put.1", unknown),
+        line("context.put.2", json!({ "session_id": "s", "context_key": "k", "context_value": 1, "version": 1 })),
+        line("context.pu\u{1b}[2Jt\u{202e}.1", json!({})),
+        envelope.to_string(),
+    ];
+    let published = memfleet(&fixture, &["publish", "--wait", "--requests", "-"], &lines.join("\n")).await;
+    is_harmless(&published.all());
+    let refused = format!("line 7: expected {{\"subject\", \"id\", \"body\"}}: unknown field `{SHOWN}`");
+    assert_eq!(containing(&published.out, &refused).len(), 1, "{published:?}");
+    let reason = format!("{SHOWN}: is unknown; expected one of ");
+    assert_eq!(containing(&published.err, &format!("line 4: {reason}")).len(), 1, "{published:?}");
+    let dead: Vec<&str> = containing(&published.out, &reason);
+    assert!(dead.len() == 1 && dead[0].starts_with("dead: "), "{published:?}");
+
+    let letters = fixture.dead_letters().await;
+    assert!(letters.iter().any(|letter| letter.starts_with(&format!("malformed: {reason}"))), "{letters:?}");
+    let list = memfleet(&fixture, &["dead", "list"], "").await.out;
+    is_harmless(&list);
+    assert_eq!(list.lines().count(), letters.len() + 2, "a heading, a rule, and one line each: {list}");
+    assert_eq!(containing(&list, "memory.req.test.context.pu\\u{1b}[2Jt\\u{202e}.1").len(), 1, "{list}");
+    for sequence in 1..=letters.len() {
+        let sequence = sequence.to_string();
+        is_harmless(&memfleet(&fixture, &["dead", "show", &sequence], "").await.out);
+        is_harmless(&memfleet(&fixture, &["dead", "show", "--decrypt", &sequence], "").await.all());
+    }
+
+    signal("TERM", worker.id().expect("it runs"));
+    worker.wait().await.expect("its end");
+    let log = std::fs::read_to_string(&log).expect("a log");
+    is_harmless(&log);
+    assert_eq!(containing(&log, &format!("reason={SHOWN}: is unknown")).len(), 1, "{log}");
+    assert_eq!(containing(&log, "context.pu\\u{1b}[2Jt\\u{202e}").len(), 1, "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_stored_is_shown_escaped() {
+    let fixture = Fixture::new().await;
+    let context =
+        json!({ "session_id": "s", "context_key": HOSTILE, "context_value": { "a": HOSTILE }, "version": 1 });
+    fixture.process(ContextWriter, [user(1), session(1, "s"), request("context.put", 1, context)]).await;
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+
+    let tail = ["tail", "--user", "1", "--since", "600", "--count", "3"];
+    let text = memfleet(&fixture, &tail, "").await;
+    is_harmless(&text.all());
+    assert_eq!(text.out.lines().count(), 3, "{}", text.out);
+    // JSON is escaped as JSON, with the same values.
+    let json = memfleet(&fixture, &[tail.as_slice(), &["--json"]].concat(), "").await.out;
+    is_harmless(&json);
+    let stored: Vec<Value> = json.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(stored[2]["payload"]["context_value"]["a"], HOSTILE);
+
+    let reader = Reader::start(&fixture).await;
+    let ask = ["ask", "--service", "test", "--user", "1"];
+    let listed = [ask.as_slice(), &["context.list", r#"{"session_id":"s"}"#]].concat();
+    let answer = memfleet(&fixture, &listed, "").await;
+    is_harmless(&answer.all());
+    let contexts: Value = serde_json::from_str(&answer.out).expect("JSON");
+    assert_eq!(contexts["contexts"][0]["context_key"], HOSTILE, "{answer:?}");
+    let body = json!({ "session_id": "s", "context_key": format!("{HOSTILE}?") }).to_string();
+    let unknown = memfleet(&fixture, &[ask.as_slice(), &["context.get", &body]].concat(), "").await;
+    is_harmless(&unknown.all());
+    assert!(unknown.code == Some(1) && unknown.err.contains(SHOWN), "{unknown:?}");
+    assert_eq!(unknown.err.lines().count(), 1, "{unknown:?}");
+    reader.end().await;
+
+    // A table that differs from the events, so that `replay` prints both.
+    fixture.execute("UPDATE simple_chat_context SET context_value = '{\"a\": \"b\\u001b[2J\\u202e\"}'").await;
+    let replay = memfleet(&fixture, &["replay", "--user", "1"], "").await;
+    is_harmless(&replay.all());
+    assert!(replay.out.contains("\\u{202e}"), "{replay:?}");
+}
