@@ -91,6 +91,30 @@ async fn a_publishers_text_stays_on_its_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_secret_of_digits_is_taken_and_never_shown() {
+    let fixture = Fixture::new().await;
+    for option in ["VECTORS__API_KEY", "EMBEDDER__TOKEN", "NEXT_EMBEDDER__TOKEN"] {
+        for secret in ["4815162342", "true", "-1.5"] {
+            let mut command = program::memfleet(&fixture, &["migrate", "status"]);
+            command.env(format!("MEMFLEET_{option}"), secret);
+            let ended: Ended = program::output(command).await.into();
+            assert!(ended.is_success(), "{option}={secret}: {ended:?}");
+        }
+    }
+    // A password of digits in a URL, and a URL that is none.
+    let secrets = ["nats://u:4815162342@127.0.0.1:1", "4815162342", "u:4815162342@127.0.0.1:1", "password=4815162342"];
+    for option in ["NATS__URL", "POSTGRES__URL"] {
+        for secret in secrets {
+            let mut command = program::memfleet(&fixture, &["status"]);
+            command.env(format!("MEMFLEET_{option}"), secret);
+            let ended: Ended = program::output(command).await.into();
+            assert_eq!(ended.code, Some(1), "{option}={secret}: {ended:?}");
+            assert!(!ended.all().contains("4815162342"), "{option}={secret}: {ended:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_stored_is_shown_escaped() {
     let fixture = Fixture::new().await;
     let context =

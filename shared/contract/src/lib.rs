@@ -40,6 +40,7 @@ mod subject;
 mod suggest;
 mod tick;
 mod token;
+mod url;
 mod value;
 mod vector;
 mod workers;
@@ -69,6 +70,7 @@ pub use subject::{DeadLetterSubject, REQUEST_ROOT, RequestSubject, Service, Subj
 pub use suggest::nearest;
 pub use tick::{JOB_ROOT, JOBS_STREAM, Job, JobSubject, Tick};
 pub use token::{QueryError, QueryErrorCode, TOKEN_ISSUE, TokenAnswer, TokenQuery};
+pub use url::without_password;
 pub use value::{Json, JsonObject, List, Name, NonEmptyList, Secret, SessionId, Text};
 pub use vector::*;
 pub use workers::{

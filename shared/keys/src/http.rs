@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use contract::without_password;
 use serde::Deserialize;
 use ureq::Agent;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
@@ -59,9 +60,11 @@ pub(crate) async fn ask(
     body: Option<Zeroizing<Vec<u8>>>,
 ) -> Result<Answer, KeyError> {
     let agent = agent.clone();
-    let place = url.clone();
-    let failed =
-        move |problem: String| KeyError::Provider(format!("the request to {place} failed: {problem}"));
+    let (whole, shown) = (url.clone(), without_password(&url));
+    let failed = move |problem: String| {
+        let problem = problem.replace(&whole, &shown);
+        KeyError::Provider(format!("the request to {shown} failed: {problem}"))
+    };
     let response = tokio::task::spawn_blocking(move || {
         let mut answer = match body {
             Some(body) => {
