@@ -4,7 +4,8 @@ use std::fs::File;
 
 use context_writer::ContextWriter;
 use serde_json::{Value, json};
-use testkit::{Fixture, eventually, request, session, user};
+use testkit::{Fixture, request, session, user};
+use uuid::Uuid;
 
 use crate::support::program::{self, Ended, output_with_input, signal};
 use crate::support::reader::Reader;
@@ -57,7 +58,10 @@ async fn a_publishers_text_stays_on_its_line() {
         line("session.open.1", json!({ "session_id": "s", "chat_mode": "simple" })),
         line("context.put.1", context),
         line("context.put.1", unknown),
-        line("context.put.2", json!({ "session_id": "s", "context_key": "k", "context_value": 1, "version": 1 })),
+        line(
+            "context.put.2",
+            json!({ "session_id": "s", "context_key": "k", "context_value": 1, "version": 1 }),
+        ),
         line("context.pu\u{1b}[2Jt\u{202e}.1", json!({})),
         envelope.to_string(),
     ];
@@ -102,7 +106,8 @@ async fn a_secret_of_digits_is_taken_and_never_shown() {
         }
     }
     // A password of digits in a URL, and a URL that is none.
-    let secrets = ["nats://u:4815162342@127.0.0.1:1", "4815162342", "u:4815162342@127.0.0.1:1", "password=4815162342"];
+    let secrets =
+        ["nats://u:4815162342@127.0.0.1:1", "4815162342", "u:4815162342@127.0.0.1:1", "password=4815162342"];
     for option in ["NATS__URL", "POSTGRES__URL"] {
         for secret in secrets {
             let mut command = program::memfleet(&fixture, &["status"]);
@@ -142,7 +147,7 @@ async fn what_is_stored_is_shown_escaped() {
     let body = json!({ "session_id": "s", "context_key": format!("{HOSTILE}?") }).to_string();
     let unknown = memfleet(&fixture, &[ask.as_slice(), &["context.get", &body]].concat(), "").await;
     is_harmless(&unknown.all());
-    assert!(unknown.code == Some(1) && unknown.err.contains(SHOWN), "{unknown:?}");
+    assert_eq!(unknown.code, Some(1), "{unknown:?}");
     assert_eq!(unknown.err.lines().count(), 1, "{unknown:?}");
     reader.end().await;
 
@@ -151,4 +156,43 @@ async fn what_is_stored_is_shown_escaped() {
     let replay = memfleet(&fixture, &["replay", "--user", "1"], "").await;
     is_harmless(&replay.all());
     assert!(replay.out.contains("\\u{202e}"), "{replay:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_there_is_named() {
+    let fixture = Fixture::new().await;
+    let issued = memfleet(&fixture, &["token", "issue", "--service", "test", "--user", "1"], "").await;
+    assert!(issued.is_success(), "{issued:?}");
+    let list = memfleet(&fixture, &["token", "list", "--user", "1", "--json"], "").await.out;
+    let list: Value = serde_json::from_str(&list).expect("JSON");
+    let known = list["tokens"][0]["token_id"].as_str().expect("an id");
+    let unknown = Uuid::now_v7();
+    let ids = [known.to_owned(), unknown.to_string()];
+    let revoked = memfleet(&fixture, &["token", "revoke", &ids[0], &ids[1]], "").await;
+    assert_eq!((revoked.code, revoked.out.as_str()), (Some(1), "revoked 1\n"), "{revoked:?}");
+    let problem =
+        format!("memfleet: no token {unknown} is registered; `memfleet token list --all` shows all.");
+    assert!(revoked.err.starts_with(&problem), "{revoked:?}");
+    let rejected = format!("sec.revoked_grants WHERE grant_id IN ('{known}', '{unknown}')");
+    assert_eq!(fixture.count(&rejected).await, 2, "a token that the registry has lost is rejected too");
+    let again = memfleet(&fixture, &["token", "revoke", &ids[0]], "").await;
+    assert_eq!((again.code, again.all().as_str()), (Some(0), "revoked 0\n"));
+
+    for (arguments, problem) in [
+        (["token", "revoke", "--service", "nobody"].as_slice(), "the service nobody is not registered"),
+        (&["token", "service", "disable", "nobody"], "the service nobody is not registered"),
+        (&["token", "key", "retire", "nobody"], "no signing key nobody"),
+        (&["vectors", "grant", "nobody", "--search"], "the service nobody is not registered"),
+        (&["keys", "rotate", "--data", "--user", "99"], "user 99 has no data key"),
+        (&["replay", "--user", "99"], "there is no user 99"),
+        (&["audit", "trail", "--user", "99"], "no user 99"),
+        (&["dead", "show", "99"], "no dead letter 99"),
+        (&["dead", "replay", "99"], "1 not replayed"),
+        (&["dead", "drop", "99", "--yes"], "no dead letter 99"),
+    ] {
+        let ended = memfleet(&fixture, arguments, "").await;
+        assert_eq!(ended.code, Some(1), "{arguments:?}: {ended:?}");
+        let last = ended.err.lines().last().unwrap_or_default();
+        assert!(last.starts_with("memfleet: ") && last.contains(problem), "{arguments:?}: {ended:?}");
+    }
 }

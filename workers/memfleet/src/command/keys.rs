@@ -142,7 +142,7 @@ async fn list(settings: &Settings, json: bool) -> anyhow::Result<()> {
     if json {
         for one in usage {
             out_json(
-                serde_json::json!({ "kek": one.kek, "data_keys": one.data_keys, "users": one.users, "oldest": oldest(one.oldest) })
+                serde_json::json!({ "kek": one.kek, "data_keys": one.data_keys, "users": one.users, "oldest": oldest(one.oldest) }),
             );
         }
         return Ok(());
@@ -190,6 +190,12 @@ async fn rewrap(settings: &Settings, keys: &Keys) -> anyhow::Result<usize> {
 async fn rotate_data(args: &RotateArgs, settings: &Settings, keys: &Keys) -> anyhow::Result<usize> {
     let before = args.before.unwrap_or_else(Utc::now);
     let user = args.user.map(UserId::new).transpose()?;
+    if let Some(user) = user {
+        ensure!(
+            ::keys::has_data_key(keys, user).await?,
+            "user {user} has no data key, so no encrypted field"
+        );
+    }
     let user_option = user.map_or_else(String::new, |user| format!(" --user {user}"));
     errln!(
         "to resume after an interruption: memfleet keys rotate --data{user_option} --before {}",

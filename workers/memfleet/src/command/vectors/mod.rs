@@ -15,6 +15,7 @@ use config::Quantization;
 use config::Settings;
 use contract::Service;
 use serde_json::json;
+use store::registry;
 use store::vector::{self, Collection, Right};
 use vector_indexer::collection;
 use vector_indexer::reconcile::Reconciler;
@@ -160,7 +161,7 @@ async fn list(settings: &Settings, json: bool) -> anyhow::Result<()> {
         if json {
             out_json(
                 json!({ "collection": one.collection_name, "state": one.state, "model": one.model, "dimension": one.dimension,
-                    "quantization": one.quantization, "points": info.points, "indexed": info.indexed })
+                    "quantization": one.quantization, "points": info.points, "indexed": info.indexed }),
             );
         }
         table.row([
@@ -279,7 +280,7 @@ async fn rights(settings: &Settings, json: bool) -> anyhow::Result<()> {
         let Right { service, vector_type, may_search, may_write, may_delete } = right;
         if json {
             out_json(
-                json!({ "service": service, "type": vector_type, "search": may_search, "write": may_write, "delete": may_delete })
+                json!({ "service": service, "type": vector_type, "search": may_search, "write": may_write, "delete": may_delete }),
             );
         } else {
             table.row([service, vector_type, word(may_search), word(may_write), word(may_delete)]);
@@ -293,6 +294,11 @@ async fn rights(settings: &Settings, json: bool) -> anyhow::Result<()> {
 
 async fn grant(args: &GrantArgs, settings: &Settings) -> anyhow::Result<()> {
     let mut connection = connect(settings).await?;
+    ensure!(
+        registry::is_registered(&mut connection, &args.service).await?,
+        "the service {} is not registered; `memfleet token service put` registers it",
+        args.service
+    );
     let types: Vec<&str> = match &args.vector_type {
         Some(one) => vec![one],
         None => contract::VectorType::ALL.iter().map(|one| one.as_str()).collect(),
