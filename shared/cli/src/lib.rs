@@ -3,6 +3,7 @@
 
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+pub mod confirm;
 pub mod database;
 pub mod key_file;
 pub mod output;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ::vectors::{ALIAS, CollectionSpec, Embedders};
 use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
+use cli::confirm::confirm;
 use cli::output::out_json;
 use cli::signal::interrupted;
 use cli::table::{Align, Table, grouped};
@@ -51,6 +52,9 @@ enum Action {
         /// The collection.
         #[arg(value_name = "COLLECTION")]
         name: String,
+        /// Do not ask for confirmation.
+        #[arg(long)]
+        yes: bool,
     },
     /// Show the rights of services to search, write and delete vectors.
     Rights {
@@ -130,7 +134,7 @@ pub async fn execute(args: VectorsArgs, settings: &Settings) -> anyhow::Result<(
                 bail!("interrupted; searches are unchanged, run the same command again to resume")
             }
         },
-        Action::Drop { name } => drop_collection(&name, settings).await,
+        Action::Drop { name, yes } => drop_collection(&name, yes, settings).await,
         Action::Rights { json } => rights(settings, json).await,
         Action::Grant(args) => grant(&args, settings).await,
     }
@@ -249,7 +253,7 @@ async fn migrate(args: &MigrateArgs, settings: &Settings) -> anyhow::Result<()> 
     Ok(())
 }
 
-async fn drop_collection(name: &str, settings: &Settings) -> anyhow::Result<()> {
+async fn drop_collection(name: &str, yes: bool, settings: &Settings) -> anyhow::Result<()> {
     let vectors = collection::vectors(settings)?;
     let mut connection = connect(settings).await?;
     let one = all(&mut connection).await?.into_iter().find(|one| one.collection_name == name);
@@ -258,6 +262,15 @@ async fn drop_collection(name: &str, settings: &Settings) -> anyhow::Result<()> 
         !one.is_active(),
         "{name} is active; only a former collection or one being filled can be dropped"
     );
+    // The store may have lost a collection that the database still lists.
+    let points = vectors.collection_info(name).await;
+    let points =
+        points.map_or_else(|_| String::new(), |info| format!(" with {} points", grouped(info.points)));
+    let consequence = match one.state.as_str() {
+        "filling" => format!("this cancels the migration and permanently deletes collection {name}{points}"),
+        _ => format!("this permanently deletes collection {name}{points}"),
+    };
+    confirm(&consequence, yes)?;
     // Workers stop writing to a former collection once they have read the new state.
     vector::put_collection(&mut connection, ALIAS, &Collection { state: "former".to_owned(), ..one }).await?;
     vectors.drop_collection(name).await?;
