@@ -2,9 +2,12 @@
 
 use std::fs::File;
 
+use async_nats::HeaderMap;
 use context_writer::ContextWriter;
+use contract::{CONTEXT_WRITER, WorkerInfo};
 use serde_json::{Value, json};
 use testkit::{Fixture, request, session, user};
+use topology::Topology;
 use uuid::Uuid;
 
 use crate::support::program::{self, Ended, output_with_input, signal};
@@ -195,4 +198,59 @@ async fn what_is_not_there_is_named() {
         let last = ended.err.lines().last().unwrap_or_default();
         assert!(last.starts_with("memfleet: ") && last.contains(problem), "{arguments:?}: {ended:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_fails_if_a_consumer_is_missing() {
+    let fixture = Fixture::new().await;
+    let status = async |arguments: &[&str]| memfleet(&fixture, &[&["status"], arguments].concat(), "").await;
+    assert!(status(&[]).await.is_success());
+    let delete = async |stream: &str, consumer: &str| {
+        fixture.jetstream.delete_consumer_from_stream(consumer, stream).await.expect("a deletion");
+    };
+    delete("ROUTER", "router-logger").await;
+    delete("ADVISORY", "context-writer-advisory").await;
+    fixture.jetstream.delete_stream("DEAD").await.expect("a deletion");
+    let expected =
+        ["stream DEAD", "consumer ADVISORY/context-writer-advisory", "consumer ROUTER/router-logger"];
+    let problem = format!(
+        "memfleet: NATS lacks {}; `memfleet nats apply` creates streams and consumers\n",
+        expected.join(", ")
+    );
+    let text = status(&[]).await;
+    assert_eq!((text.code, &text.err), (Some(1), &problem), "{text:?}");
+    for missing in expected {
+        assert_eq!(containing(&text.out, &format!("missing: {missing}")).len(), 1, "{text:?}");
+    }
+    let json = status(&["--json"]).await;
+    assert_eq!((json.code, &json.err), (Some(1), &problem), "{json:?}");
+    let object: Value = serde_json::from_str(&json.out).expect("JSON");
+    assert_eq!(object["nats"]["missing"], json!(expected));
+    assert_eq!(object["nats"]["dead_letters"], Value::Null);
+
+    assert!(memfleet(&fixture, &["nats", "apply"], "").await.is_success());
+    let json: Value = serde_json::from_str(&status(&["--json"]).await.out).expect("JSON");
+    assert_eq!(json["nats"]["missing"], json!([]));
+    assert!(status(&[]).await.is_success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_schedule_of_a_job_can_be_missing() {
+    let fixture = Fixture::new().await;
+    let workers = [WorkerInfo { jobs: &["sweep"], ..CONTEXT_WRITER }];
+    let missing = async || {
+        let missing = topology::missing(&fixture.jetstream, &workers).await.expect("a comparison");
+        missing.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let schedule = "schedule memory.schedule.sweep";
+    assert_eq!(missing().await, ["stream JOBS", "consumer JOBS/context-writer-jobs", schedule]);
+    let topology = Topology::of(&workers).expect("a topology");
+    topology::apply(&fixture.jetstream, &topology).await.expect("streams and consumers");
+    assert_eq!(missing().await, [schedule]);
+    let mut headers = HeaderMap::new();
+    headers.insert("Nats-Schedule", "@every 1h");
+    headers.insert("Nats-Schedule-Target", "memory.job.sweep");
+    let sent = fixture.jetstream.publish_with_headers("memory.schedule.sweep", headers, "".into()).await;
+    sent.expect("a publish").await.expect("a stored schedule");
+    assert_eq!(missing().await, Vec::<String>::new());
 }
