@@ -254,3 +254,27 @@ async fn the_schedule_of_a_job_can_be_missing() {
     sent.expect("a publish").await.expect("a stored schedule");
     assert_eq!(missing().await, Vec::<String>::new());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_are_printed_as_they_are_answered() {
+    const DIGITS: &str = "123456789012345678901234567890.123456789012345678901234567890";
+    let fixture = Fixture::new().await;
+    let body = format!(
+        r#"{{"session_id":"s","context_key":"k","version":1,"context_value":{{"b":1e400,"a":[{DIGITS},1.10,-0]}}}}"#
+    );
+    let context = request("context.put", 1, json!({})).map_body(|_| body.clone());
+    let unknown = request("context.put", 1, json!({})).map_body(|_| body.replace("version", "b"));
+    fixture.process(ContextWriter, [user(1), session(1, "s"), context, unknown]).await;
+    let reader = Reader::start(&fixture).await;
+    let query = r#"{"session_id":"s","context_key":"k"}"#;
+    let answer =
+        memfleet(&fixture, &["ask", "--service", "test", "--user", "1", "context.get", query], "").await;
+    let value = format!(r#""context_value":{{"a":[{DIGITS},1.10,0],"b":1{}}}"#, "0".repeat(400));
+    let compact: String = answer.out.split_whitespace().collect();
+    assert!(answer.is_success() && compact.contains(&value), "PostgreSQL writes out 1e400: {answer:?}");
+    reader.end().await;
+
+    // A dead letter holds the publisher's own numbers.
+    let shown = memfleet(&fixture, &["dead", "show", "1"], "").await.out;
+    assert!(shown.contains(&format!("\"b\": 1e400,\n    \"a\": [\n      {DIGITS},")), "{shown}");
+}

@@ -5,6 +5,7 @@
 
 pub mod confirm;
 pub mod database;
+pub mod json;
 pub mod key_file;
 pub mod output;
 pub mod services;
