@@ -4,9 +4,12 @@ use std::fs::File;
 
 use async_nats::HeaderMap;
 use context_writer::ContextWriter;
-use contract::{CONTEXT_WRITER, WorkerInfo};
+use contract::{CONTEXT_WRITER, ContextRequest, Outcome, WorkerInfo, header, limit};
+use keys::DataKeys;
+use runtime::{Message, Verdict, Worker};
 use serde_json::{Value, json};
-use testkit::{Fixture, request, session, user};
+use store::{Connection, Fault};
+use testkit::{Fixture, next, request, session, user};
 use topology::Topology;
 use uuid::Uuid;
 
@@ -31,6 +34,53 @@ fn is_harmless(text: &str) {
     };
     assert!(!text.contains(hostile), "{text:?}");
     assert!(!text.lines().any(|line| line.starts_with("INFO forged")), "{text}");
+}
+
+/// context-writer, if the database refused everything for a reason that quotes the publisher.
+struct Refusing;
+
+impl Worker for Refusing {
+    const INFO: &'static WorkerInfo = &CONTEXT_WRITER;
+    const ENCRYPTS: bool = true;
+    type Item = ContextRequest;
+
+    async fn write<'a>(
+        &'a self,
+        _: &'a mut Connection,
+        batch: &'a [&'a Message<ContextRequest>],
+        _: &'a DataKeys,
+    ) -> Result<Vec<Verdict>, Fault> {
+        Ok(batch.iter().map(|_| Verdict::Rejected(HOSTILE.repeat(100))).collect())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_reason_of_an_outcome_is_one_short_line() {
+    let fixture = Fixture::new().await;
+    let mut outcomes = fixture.subscribe("_INBOX.test.outcomes").await;
+    fixture.process(Refusing, [user(1).with(header::REPLY_TO, "_INBOX.test.outcomes")]).await;
+    let outcome: Outcome = serde_json::from_slice(&next(&mut outcomes).await.payload).expect("an outcome");
+    let reason = outcome.reason.expect("a reason");
+    assert!(reason.starts_with(SHOWN) && reason.chars().count() <= limit::REASON_CHARS, "{reason}");
+    is_harmless(&reason);
+    assert_eq!(fixture.dead_letters().await, [format!("permanent: {reason}")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paths_and_errors_are_shown_escaped() {
+    let fixture = Fixture::new().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let ring = folder.path().join("ring\u{1b}[2J\u{202e}");
+    let ring = ring.to_str().expect("a path");
+    let made = memfleet(&fixture, &["keys", "generate", ring], "").await;
+    assert!(made.out.contains("ring\\u{1b}[2J\\u{202e}"), "{made:?}");
+    is_harmless(&made.all());
+    let missing = memfleet(&fixture, &["publish", "memory.req.test.user.put.1", HOSTILE], "").await;
+    is_harmless(&missing.all());
+    assert_eq!(
+        missing.err,
+        format!("memfleet: cannot open {SHOWN}: No such file or directory (os error 2)\n")
+    );
 }
 
 /// The lines that contain a text.
