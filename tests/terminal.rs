@@ -3,6 +3,7 @@
 use std::fs::File;
 
 use async_nats::HeaderMap;
+use client::{Client, ClientOptions};
 use context_writer::ContextWriter;
 use contract::{CONTEXT_WRITER, ContextRequest, Outcome, WorkerInfo, header, limit};
 use keys::DataKeys;
@@ -67,7 +68,7 @@ async fn the_reason_of_an_outcome_is_one_short_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn paths_and_errors_are_shown_escaped() {
+async fn a_path_is_shown_escaped() {
     let fixture = Fixture::new().await;
     let folder = tempfile::tempdir().expect("a folder");
     let ring = folder.path().join("ring\u{1b}[2J\u{202e}");
@@ -75,6 +76,11 @@ async fn paths_and_errors_are_shown_escaped() {
     let made = memfleet(&fixture, &["keys", "generate", ring], "").await;
     assert!(made.out.contains("ring\\u{1b}[2J\\u{202e}"), "{made:?}");
     is_harmless(&made.all());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_is_shown_on_one_line() {
+    let fixture = Fixture::new().await;
     let missing = memfleet(&fixture, &["publish", "memory.req.test.user.put.1", HOSTILE], "").await;
     is_harmless(&missing.all());
     assert_eq!(
@@ -170,6 +176,13 @@ async fn a_secret_of_digits_is_taken_and_never_shown() {
             assert!(!ended.all().contains("4815162342"), "{option}={secret}: {ended:?}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_library_hides_a_password() {
+    let options = ClientOptions::new("nats://u:4815162342@127.0.0.1:1", "test".parse().expect("a service"));
+    let Err(error) = Client::connect(options).await else { panic!("nobody listens there") };
+    assert!(error.to_string().starts_with("NATS at nats://***@127.0.0.1:1: "), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

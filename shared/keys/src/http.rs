@@ -121,3 +121,22 @@ pub(crate) fn check_url(option: &str, url: &str) -> Result<(), KeyError> {
         "keys.{option} must begin with https://, because data keys are sent there"
     )))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_error_hides_the_password_of_the_url() {
+        for url in
+            ["http://u:hunter2@127.0.0.1:1/v1", "http://u:hunter2@127.0.0.1:999999/v1", "http://u:hunter2@"]
+        {
+            let Err(error) = ask(&agent(None).unwrap(), url.to_owned(), Vec::new(), None).await else {
+                panic!("nobody answers at {url}");
+            };
+            let text = format!("{error} {error:?}");
+            assert!(text.contains("http://***@") && !text.contains("hunter2"), "{text}");
+        }
+    }
+}
