@@ -392,8 +392,10 @@ async fn dead_letters_are_dropped_by_number_or_all_of_a_kind() {
     let limited = memfleet(&fixture, &["dead", "list", "--limit", "2"]).await.fine();
     Ended::line(&limited, "showing the newest 2 of 5; use --limit for more");
 
-    assert_eq!(drop(&["1", "2"]).await.fine(), "dropped 2\n");
-    let unknown = drop(&["2", "3", "99"]).await.failed("no dead letter 2, 99");
+    drop(&["1", "2"]).await.failed("this permanently deletes dead letters 1, 2; add --yes to confirm");
+    assert_eq!(fixture.stored("DEAD").await, 5, "nothing is deleted unasked");
+    assert_eq!(drop(&["1", "2", "--yes"]).await.fine(), "dropped 2\n");
+    let unknown = drop(&["2", "3", "99", "--yes"]).await.failed("no dead letter 2, 99");
     assert_eq!(unknown.out, "dropped 1\n");
     memfleet(&fixture, &["dead", "show", "99"]).await.failed("no dead letter 99; `memfleet dead list`");
     for fits in [["--all"].as_slice(), &["--all", "--class", "malformed"]] {

@@ -156,7 +156,11 @@ async fn the_schema_is_listed_taken_back_and_brought_up() {
     let latest = *names.last().expect("a migration");
 
     assert_eq!(migrate(&["up"]).await, "nothing to do: the schema is up to date\n");
-    assert_eq!(migrate(&["down"]).await.lines().count(), 1);
+    let message = failure(memfleet(&fixture, &["migrate", "down"])).await;
+    let consequence = "drops their tables and all data in them permanently; add --yes to confirm";
+    has_all(&message, &[&format!("rolling back {latest} {consequence}")]);
+    assert_eq!(migrate(&["status"]).await, listed, "nothing is dropped unasked");
+    assert_eq!(migrate(&["down", "--yes"]).await.lines().count(), 1);
     let waits: Vec<String> = migrate(&["status"]).await.lines().map(str::to_owned).collect();
     assert_eq!(waits.iter().filter(|line| line.starts_with("pending  ")).count(), 1);
     assert_eq!(*waits.last().expect("a line"), format!("pending  {latest}"));
@@ -173,7 +177,7 @@ async fn the_schema_is_listed_taken_back_and_brought_up() {
     assert_eq!(migrate(&["partitions"]).await, "created 0 partitions\n");
     assert_eq!(migrate(&["partitions", "--months", "4"]).await, "created 2 partitions\n");
     assert_eq!(migrate(&["status"]).await, listed);
-    assert_eq!(migrate(&["down", "99"]).await.lines().count(), names.len());
+    assert_eq!(migrate(&["down", "99", "--yes"]).await.lines().count(), names.len());
     assert_eq!(migrate(&["down"]).await, "nothing to do: no migration is applied\n");
     assert_eq!(migrate(&["up"]).await.lines().count(), names.len());
 
@@ -243,7 +247,7 @@ async fn a_run_that_cannot_work_says_what_it_lacks() {
         command.env("MEMFLEET_WORKER__STARTUP_TIMEOUT_S", "1").env("MEMFLEET_LOG__FILTER", "error");
         command
     };
-    fine(memfleet(&fixture, &["migrate", "down", "99"])).await;
+    fine(memfleet(&fixture, &["migrate", "down", "99", "--yes"])).await;
     let message = failure(run()).await;
     has_all(&message, &["context-writer cannot start: not ready after 1 s: ", "`memfleet migrate up`"]);
     fine(memfleet(&fixture, &["migrate", "up"])).await;

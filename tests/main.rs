@@ -45,6 +45,7 @@ mod schema;
 mod schema_file;
 mod seal;
 mod search;
+mod terminal;
 mod trust;
 mod unreadable;
 mod vector_embedding;

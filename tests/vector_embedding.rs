@@ -286,6 +286,9 @@ async fn the_fleet_goes_over_to_another_model_and_back() {
         "{said_of_it}"
     );
     let (fine, said_of_it) = memfleet_vectors(&memories, &["drop", new]).await;
+    let refusal = format!("this permanently deletes collection {new} with 40 points; add --yes to confirm");
+    assert!(!fine && said_of_it.contains(&refusal), "{said_of_it}");
+    let (fine, said_of_it) = memfleet_vectors(&memories, &["drop", "--yes", new]).await;
     assert!(fine, "{said_of_it}");
     worker.stop().await.unwrap();
     assert_eq!(memories.fixture.dead_letters().await, Vec::<String>::new());

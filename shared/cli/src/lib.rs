@@ -3,7 +3,9 @@
 
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+pub mod confirm;
 pub mod database;
+pub mod json;
 pub mod key_file;
 pub mod output;
 pub mod services;

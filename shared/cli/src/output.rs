@@ -1,20 +1,30 @@
 //! Output of commands. Failed writes are ignored: a command completes even if its reader, such as `head`, has exited.
 
-use std::fmt::Arguments;
+use std::fmt::{Arguments, Display};
 use std::future::Future;
 use std::io::{Write, stderr, stdout};
 use std::time::Instant;
 
+pub use contract::printable;
+use contract::{printable_json, printable_lines};
+
 use crate::errln;
 
-/// Writes to standard output.
+/// Writes text to standard output. Characters that a terminal does not show as they are [are
+/// escaped](contract::printable_lines), except line feeds: a value from outside that belongs on one line needs
+/// [`printable`] too.
 pub fn out(text: Arguments<'_>) {
-    let _ = stdout().write_fmt(text);
+    let _ = stdout().write_all(printable_lines(&text.to_string()).as_bytes());
 }
 
-/// Writes to standard error.
+/// Writes JSON to standard output, on a line or lines of its own. The same characters are escaped as JSON escapes them.
+pub fn out_json(json: impl Display) {
+    let _ = stdout().write_all(format!("{}\n", printable_json(&json.to_string())).as_bytes());
+}
+
+/// Writes text to standard error, as [`out`] does.
 pub fn err(text: Arguments<'_>) {
-    let _ = stderr().write_fmt(text);
+    let _ = stderr().write_all(printable_lines(&text.to_string()).as_bytes());
 }
 
 /// Runs a step, and prints its description and duration on standard error.
@@ -31,26 +41,6 @@ pub async fn step<T>(description: &str, work: impl Future<Output = anyhow::Resul
         Err(_) => errln!("failed after {seconds:.1} s"),
     }
     done
-}
-
-/// Untrusted text with terminal control and bidirectional control characters escaped.
-#[must_use]
-pub fn printable(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for character in text.chars() {
-        if is_harmless(character) {
-            shown.push(character);
-        } else {
-            shown.extend(character.escape_unicode());
-        }
-    }
-    shown
-}
-
-/// Whether a character is neither a control character nor one that changes the text direction.
-fn is_harmless(character: char) -> bool {
-    !character.is_control()
-        && !matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Prints to standard output.
@@ -70,14 +60,4 @@ macro_rules! outln {
 #[macro_export]
 macro_rules! errln {
     ($($text:tt)*) => { $crate::output::err(format_args!("{}\n", format_args!($($text)*))) };
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn control_characters_are_escaped() {
-        assert_eq!(printable("a\u{1b}[2Jb\u{202e}é"), "a\\u{1b}[2Jb\\u{202e}é");
-    }
 }

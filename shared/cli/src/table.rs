@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use contract::printable;
+
 /// The alignment of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Align {
@@ -25,9 +27,9 @@ impl Table {
         Self { columns: columns.iter().map(|(_, align)| *align).collect(), rows: vec![heading] }
     }
 
-    /// Adds a row.
+    /// Adds a row. Cells are [escaped](contract::printable), because many hold text from outside.
     pub fn row<const COLUMNS: usize>(&mut self, cells: [String; COLUMNS]) {
-        self.rows.push(cells.into());
+        self.rows.push(cells.iter().map(|cell| printable(cell).into_owned()).collect());
     }
 
     fn width(&self, column: usize) -> usize {
@@ -84,6 +86,13 @@ mod tests {
         table.row(["chat_messages".to_owned(), grouped(38_768)]);
         let lines = "  table            rows\n  ─────────────  ──────\n  users              12\n  chat_messages  38,768\n";
         assert_eq!(table.to_string(), lines);
+    }
+
+    #[test]
+    fn a_cell_stays_on_its_line() {
+        let mut table = Table::new([("name", Align::Left)]);
+        table.row(["a\nb\u{1b}[2J".to_owned()]);
+        assert_eq!(table.to_string().lines().last(), Some("  a\\u{a}b\\u{1b}[2J"));
     }
 
     #[test]

@@ -10,7 +10,7 @@ pub enum ClientError {
     /// The connection to the broker failed.
     #[error("NATS at {url}: {problem}")]
     Connection {
-        /// The URL of the broker.
+        /// The URL of the broker, without its credentials.
         url: String,
         /// What went wrong.
         problem: String,

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use async_nats::{ConnectOptions, Event, ServerAddr};
-use contract::{Service, limit};
+use contract::{Service, limit, without_password};
 
 use crate::error::ClientError;
 
@@ -45,7 +45,7 @@ impl ClientOptions {
     /// Connects with the nkey and the inbox prefix of the service. A connection that breaks later is restored
     /// automatically.
     pub(crate) async fn connect(&self) -> Result<async_nats::Client, ClientError> {
-        let failed = |problem: String| ClientError::Connection { url: self.url.clone(), problem };
+        let failed = |problem: String| ClientError::Connection { url: without_password(&self.url), problem };
         let mut options = ConnectOptions::new()
             .name(self.service.as_str())
             .custom_inbox_prefix(format!("_INBOX.{}", self.service))

@@ -5,15 +5,17 @@
 
 mod database;
 mod embedder;
+mod environment;
 mod keys;
+mod problem;
 mod settings;
 mod vectors;
 
+pub use contract::without_password;
 pub use embedder::{EmbedderKind, EmbedderSettings, missing as missing_embedder_option};
 pub use keys::{KeySettings, ProviderName};
 pub use settings::{
     AuditSettings, ENVIRONMENT_PREFIX, HealthSettings, LogFormat, LogSettings, NatsSettings,
     PostgresSettings, Settings, SettingsError, TrustSettings, WorkerSettings, may_be_logged,
-    without_password,
 };
 pub use vectors::{Quantization, VectorSettings};

@@ -5,15 +5,17 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use contract::without_password;
 use figment::Figment;
-use figment::error::Kind;
-use figment::providers::{Env, Format, Serialized, Toml};
+use figment::providers::{Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::database::same_database;
 use crate::embedder::EmbedderSettings;
+use crate::environment::Environment;
 use crate::keys::KeySettings;
+use crate::problem;
 use crate::vectors::VectorSettings;
 
 /// The settings of memfleet, one field per section.
@@ -341,10 +343,11 @@ impl Settings {
             }
             figment = figment.merge(Toml::file_exact(path));
         }
-        let environment =
-            Env::prefixed(ENVIRONMENT_PREFIX).filter(|key| key.as_str().contains("__")).split("__");
-        let settings: Self =
-            figment.merge(environment).extract().map_err(|error| SettingsError(describe(&error)))?;
+        // Lossy: options that are numbers are read from the texts of the environment.
+        let settings: Self = figment
+            .merge(Environment::new())
+            .extract_lossy()
+            .map_err(|error| SettingsError(problem::describe(&error)))?;
         settings.check()?;
         Ok(settings)
     }
@@ -421,53 +424,5 @@ impl Settings {
                 Err(SettingsError(format!("{name} is {value}; it must be from {least} to {most}")))
             }
         }
-    }
-}
-
-fn describe(error: &figment::Error) -> String {
-    let option = error.path.join(".");
-    let source = error.metadata.as_ref().map_or_else(String::new, |metadata| {
-        let place = metadata.source.as_ref().map_or_else(|| metadata.name.to_string(), ToString::to_string);
-        format!(" (from {place})")
-    });
-    let named = if option.is_empty() { "the configuration".to_owned() } else { option };
-    let problem = problem(&error.kind);
-    format!("{named}: {problem}{source}")
-}
-
-fn problem(kind: &Kind) -> String {
-    if let Kind::UnknownField(name, known) = kind {
-        return match contract::nearest(name, known.iter().copied()) {
-            Some(near) => format!("there is no option `{name}`; did you mean `{near}`?"),
-            None => format!("there is no option `{name}`; expected one of {}", quoted(known)),
-        };
-    }
-    if let Kind::UnknownVariant(value, known) = kind {
-        return format!("{value:?} is not allowed; expected one of {}", quoted(known));
-    }
-    // A TOML syntax error quotes the file between its first and its last line, and the quoted line may contain a
-    // password.
-    let problem = kind.to_string();
-    let (mut lines, last) = (problem.lines(), problem.lines().last().unwrap_or_default());
-    match lines.next() {
-        Some(first) if first != last => format!("{first}: {last}"),
-        Some(_) | None => last.to_owned(),
-    }
-}
-
-fn quoted(names: &[&str]) -> String {
-    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
-}
-
-/// A URL for logs: the credentials between `://` and the last `@` are replaced, and so are the parameters, which may
-/// contain a password for PostgreSQL.
-pub fn without_password(url: &str) -> String {
-    let (start, place) = match (url.find("://"), url.rfind('@')) {
-        (Some(scheme), Some(at)) if scheme + 3 <= at => (format!("{}***", &url[..scheme + 3]), &url[at..]),
-        _ => (String::new(), url),
-    };
-    match place.find(['?', '&']) {
-        Some(end) => format!("{start}{}?***", &place[..end]),
-        None => format!("{start}{place}"),
     }
 }

@@ -1,3 +1,4 @@
+use contract::without_password;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -77,7 +78,7 @@ impl Default for VectorSettings {
 impl std::fmt::Debug for VectorSettings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("VectorSettings")
-            .field("url", &self.url)
+            .field("url", &self.url.as_deref().map(without_password))
             .field("quantization", &self.quantization)
             .finish_non_exhaustive()
     }

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use config::{LogFormat, Settings, SettingsError, without_password};
+use config::{LogFormat, Settings, SettingsError};
 use serde_json::Value;
 
 fn documented() -> PathBuf {
@@ -261,14 +261,133 @@ fn keys_must_not_lie_with_what_they_encrypt() {
 
 #[test]
 fn passwords_are_hidden() {
-    assert_eq!(without_password("postgres://u:secret@h:5432/d"), "postgres://***@h:5432/d");
-    assert_eq!(without_password("nats://h:4222"), "nats://h:4222");
-    assert_eq!(without_password("postgres://h/d?user=u&password=secret"), "postgres://h/d?***");
-    assert_eq!(without_password("postgres://u:a?b@h/d"), "postgres://***@h/d");
-    assert_eq!(without_password("postgres://h/d?user=u@x&password=secret"), "postgres://***@x?***");
-    let mut settings = Settings::default();
-    settings.postgres.url = "postgres://u:secret@h/d".to_owned();
-    settings.nats.url = "nats://u:secret@h".to_owned();
-    settings.keys.url = "postgres://u:secret@h/k".to_owned();
-    assert!(!format!("{settings:?}").contains("secret"), "{settings:?}");
+    for (section, name) in SECRETS {
+        let url = if name.contains("url") { "https://u:secret@h/x?password=secret" } else { "secret" };
+        let settings = load("hidden", &format!("[{section}]\n{name} = {url:?}\n")).unwrap();
+        assert!(!format!("{settings:?}{settings:#?}").contains("secret"), "{section}.{name}: {settings:?}");
+        let variables = settings.to_environment().unwrap();
+        assert!(variables.iter().any(|(_, value)| value == url), "{section}.{name} is passed on");
+    }
+}
+
+/// The options with secrets: tokens, and URLs, which may contain a password.
+const SECRETS: [(&str, &str); 13] = [
+    ("nats", "url"),
+    ("postgres", "url"),
+    ("postgres", "worker_url"),
+    ("postgres", "read_url"),
+    ("keys", "url"),
+    ("keys", "worker_url"),
+    ("keys", "vault_url"),
+    ("keys", "kms_url"),
+    ("vectors", "url"),
+    ("vectors", "api_key"),
+    ("embedder", "url"),
+    ("embedder", "token"),
+    ("next_embedder", "token"),
+];
+
+/// The options that are not text. All others take any text.
+fn is_text(section: &str, name: &str) -> bool {
+    let other = ["kind", "provider", "quantization", "threads", "dimension", "requests_per_second", "listen"];
+    let is_other = other.contains(&name) || (section, name) == ("log", "format");
+    !is_other && !serde_json::to_value(Settings::default()).unwrap()[section][name].is_number()
+}
+
+#[test]
+fn the_value_of_a_text_option_is_in_no_message() {
+    // A number, a text without quotation marks, and values of other types, each with the secret in it.
+    let wrong = |secret: &str, number: &str| {
+        [
+            number.to_owned(),
+            format!("-{number}"),
+            format!("{number}.5"),
+            format!("[{secret:?}]"),
+            format!("{{ a = {secret:?} }}"),
+            secret.to_owned(),
+            format!("\"{secret}"),
+            format!("\"{secret}\\q\""),
+            format!("'{secret}"),
+            format!("{secret:?} {secret:?}"),
+            format!("{secret:?}\n{secret}"),
+            format!("{secret:?}\n= {secret:?}"),
+        ]
+    };
+    for (section, name) in options().iter().filter(|(section, name)| is_text(section, name)) {
+        for value in wrong("hunter2", "48151623") {
+            let problem = refusal("secret", &format!("[{section}]\n{name} = {value}\n"));
+            assert!(!problem.contains("hunter2") && !problem.contains("48151623"), "{value}: {problem}");
+            assert!(!problem.contains('\n'), "one line: {problem}");
+        }
+        let problem = refusal("secret", &format!("[{section}]\n{name} = 48151623\n"));
+        let start = format!("{section}.{name}: is an integer; expected ");
+        assert!(problem.starts_with(&start) && problem.contains("memfleet-settings-"), "{problem}");
+    }
+    for content in ["vectors = \"hunter2\"", "vectors = [\"hunter2\"]", "[vectors]\nurl = \"ftp://hunter2\""]
+    {
+        let problem = refusal("secret", content);
+        assert!(problem.starts_with("vectors") && !problem.contains("hunter2"), "{problem}");
+    }
+}
+
+/// The environment belongs to the whole process, so the test runs itself again in a process of its own.
+#[test]
+fn a_text_option_takes_any_text_of_the_environment() {
+    const CHILD: &str = "SETTINGS_TEST_TEXT";
+    let options: Vec<(String, String)> =
+        options().into_iter().filter(|(section, name)| is_text(section, name)).collect();
+    // The vector store is reached over HTTP.
+    let text =
+        |name: &str, text: &str| if name == "url" { format!("http://{text}") } else { text.to_owned() };
+    if let Ok(value) = std::env::var(CHILD) {
+        let settings = serde_json::to_value(Settings::load(None).unwrap()).unwrap();
+        for (section, name) in &options {
+            let expected = text(name, value.trim_end_matches('\n'));
+            assert_eq!(settings[section][name], expected, "{section}.{name}");
+        }
+        assert_eq!(settings["worker"]["batch_size"], 9);
+        assert_eq!(settings["vectors"]["oversampling"], 2.5);
+        assert_eq!(settings["embedder"]["threads"], 3);
+        assert_eq!(settings["log"]["format"], "json");
+        return;
+    }
+    for value in [
+        "12345",
+        "-1",
+        "1.5",
+        "1e400",
+        "007",
+        "true",
+        "false",
+        "null",
+        "[a, b]",
+        "[",
+        "{a = 1}",
+        "{",
+        "\"a\"",
+        "'a'",
+        " a ",
+        "a, b",
+        "a=b",
+        "1979-05-27",
+        "ключ",
+        "\u{1b}[2J",
+        "a\n",
+    ] {
+        let variables = options
+            .iter()
+            .map(|(section, name)| (format!("MEMFLEET_{section}__{name}").to_uppercase(), text(name, value)));
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "a_text_option_takes_any_text_of_the_environment"])
+            .env(CHILD, value)
+            .envs(variables)
+            .env("MEMFLEET_WORKER__BATCH_SIZE", "9")
+            .env("MEMFLEET_VECTORS__OVERSAMPLING", "2.5")
+            .env("MEMFLEET_EMBEDDER__THREADS", "3")
+            .env("MEMFLEET_LOG__FORMAT", "json")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{value:?}: {said}");
+    }
 }

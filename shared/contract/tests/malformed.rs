@@ -254,6 +254,19 @@ fn a_long_unknown_field_is_cut() {
 }
 
 #[test]
+fn a_publishers_text_is_escaped() {
+    let (hostile, shown) = ("x\n\u{1b}[2J\u{202e}", "x\\u{a}\\u{1b}[2J\\u{202e}");
+    assert_eq!(refusal("context.put", &context(hostile, json!(1))).field, shown);
+    let subject = RequestSubject { verb: hostile.to_owned(), ..subject("context.put") };
+    let malformed = Request::decode(&subject, b"{}").unwrap_err();
+    assert_eq!(malformed.problem, format!("no request is named context.{shown}"));
+    // An escape is up to ten times as long as its character.
+    let long = refusal("context.put", &context(&hostile.repeat(1_000), json!(1)));
+    let length = long.field.chars().count();
+    assert!((limit::KEY_CHARS - 10..=limit::KEY_CHARS).contains(&length), "{length}");
+}
+
+#[test]
 fn the_platform_has_settings_only() {
     let decode = |name: &str, body: &Value| {
         let subject = format!("memory.req.simple-chat.{name}.0").parse().unwrap();

@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use contract::without_password;
 use serde::Deserialize;
 use ureq::Agent;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
@@ -59,9 +60,11 @@ pub(crate) async fn ask(
     body: Option<Zeroizing<Vec<u8>>>,
 ) -> Result<Answer, KeyError> {
     let agent = agent.clone();
-    let place = url.clone();
-    let failed =
-        move |problem: String| KeyError::Provider(format!("the request to {place} failed: {problem}"));
+    let (whole, shown) = (url.clone(), without_password(&url));
+    let failed = move |problem: String| {
+        let problem = problem.replace(&whole, &shown);
+        KeyError::Provider(format!("the request to {shown} failed: {problem}"))
+    };
     let response = tokio::task::spawn_blocking(move || {
         let mut answer = match body {
             Some(body) => {
@@ -117,4 +120,23 @@ pub(crate) fn check_url(option: &str, url: &str) -> Result<(), KeyError> {
     Err(KeyError::Settings(format!(
         "keys.{option} must begin with https://, because data keys are sent there"
     )))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_error_hides_the_password_of_the_url() {
+        for url in
+            ["http://u:hunter2@127.0.0.1:1/v1", "http://u:hunter2@127.0.0.1:999999/v1", "http://u:hunter2@"]
+        {
+            let Err(error) = ask(&agent(None).unwrap(), url.to_owned(), Vec::new(), None).await else {
+                panic!("nobody answers at {url}");
+            };
+            let text = format!("{error} {error:?}");
+            assert!(text.contains("http://***@") && !text.contains("hunter2"), "{text}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use chrono::Utc;
-use contract::UserId;
+use contract::{UserId, without_password};
 use data_encoding::BASE64;
 use futures::{StreamExt, TryStreamExt, stream};
 use secrecy::{ExposeSecret, SecretString};
@@ -36,7 +36,8 @@ pub(crate) struct Kms {
 
 impl std::fmt::Debug for Kms {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Kms").field("url", &self.url).field("key", &self.key).finish_non_exhaustive()
+        let url = without_password(&self.url);
+        f.debug_struct("Kms").field("url", &url).field("key", &self.key).finish_non_exhaustive()
     }
 }
 

@@ -37,7 +37,8 @@ pub use field::{Encrypted, Field, encrypt_fields, load_fields};
 pub use key_cache::Keys;
 pub use provider::KEK;
 pub use rotate::{
-    KekUsage, RotationReport, check_bypasses_rls, kek_usage, reencrypt, rewrap, rotate_data_keys,
+    KekUsage, RotationReport, check_bypasses_rls, has_data_key, kek_usage, reencrypt, rewrap,
+    rotate_data_keys,
 };
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");

@@ -160,6 +160,16 @@ pub async fn rotate_data_keys(
     }
 }
 
+/// Whether a user has a data key: an encrypted field has been written for the user.
+///
+/// # Errors
+/// [`KeyError`] if the key store cannot be read.
+pub async fn has_data_key(keys: &Keys, user: UserId) -> Result<bool, KeyError> {
+    let mut connection = store::acquire(keys.pool()).await?;
+    let keys = data_keys::table.filter(data_keys::user_id.eq(user.get())).count();
+    Ok(keys.get_result::<i64>(&mut *connection).await.map_err(Fault::from)? > 0)
+}
+
 /// The next users with encrypted fields, after a user id.
 ///
 /// # Errors

@@ -306,7 +306,23 @@ pub async fn revocable(connection: &mut AsyncPgConnection, filter: &TokenFilter)
         .await?)
 }
 
-/// Revokes tokens by id and returns how many were not revoked before. For an administrator.
+/// Those of these ids that no registered token has, in their order.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn unregistered(connection: &mut AsyncPgConnection, ids: &[Uuid]) -> Result<Vec<Uuid>, Fault> {
+    let registered: HashSet<Uuid> = cross_service_auth::table
+        .filter(cross_service_auth::token_id.eq_any(ids))
+        .select(cross_service_auth::token_id)
+        .load(connection)
+        .await?
+        .into_iter()
+        .collect();
+    Ok(ids.iter().copied().filter(|id| !registered.contains(id)).collect())
+}
+
+/// Revokes tokens by id and returns how many were not revoked before. An id that is not registered is revoked too: the
+/// token may have been issued after the backup that the database was restored from. For an administrator.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -439,6 +455,15 @@ pub async fn load_service(
 
 fn texts(scopes: &[Scope]) -> Vec<String> {
     scopes.iter().map(ToString::to_string).collect()
+}
+
+/// Whether a service is registered, disabled or not.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn is_registered(connection: &mut AsyncPgConnection, service: &Service) -> Result<bool, Fault> {
+    let registered = services::table.find(service.as_str()).count().get_result::<i64>(connection).await?;
+    Ok(registered > 0)
 }
 
 /// Disables a service: all its tokens are rejected. False if it is not registered. For an administrator.

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use cli::errln;
 use runtime::broker;
+use cli::output::printable;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -14,7 +15,8 @@ async fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            errln!("memfleet: {error:#}");
+            // A server may have written the text, or a publisher.
+            errln!("memfleet: {}", printable(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }

@@ -104,8 +104,8 @@ pub struct Difference {
 /// is rolled back.
 ///
 /// # Errors
-/// A [`Fault`] of the database, or a permanent one for an event that cannot be decoded or a role that row-level
-/// security applies to.
+/// A [`Fault`] of the database, or a permanent one for an event that cannot be decoded, a role that row-level security
+/// applies to, or a user without a row and without events.
 pub async fn replay(connection: &mut Connection, user: UserId, as_of: i64) -> Result<Replayed, Fault> {
     connection.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ").await?;
     let replayed = in_scratch(connection, user, as_of).await;
@@ -117,6 +117,7 @@ pub async fn replay(connection: &mut Connection, user: UserId, as_of: i64) -> Re
 /// fixed; a concurrent replay waits until this one has ended.
 async fn in_scratch(connection: &mut Connection, user: UserId, as_of: i64) -> Result<Replayed, Fault> {
     check_bypasses_rls(connection).await?;
+    check_exists(connection, user).await?;
     let mut setup = "CREATE SCHEMA replayed;".to_owned();
     for table in REBUILT {
         setup.push_str(&format!("CREATE TABLE replayed.{table} (LIKE public.{table} INCLUDING ALL);"));
@@ -202,6 +203,21 @@ async fn check_bypasses_rls(connection: &mut Connection) -> Result<(), Fault> {
         return Err(Fault { kind: FaultKind::Permanent, reason: reason.to_owned() });
     }
     Ok(())
+}
+
+async fn check_exists(connection: &mut Connection, user: UserId) -> Result<(), Fault> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = diesel::sql_types::Bool)]
+        exists: bool,
+    }
+    let query = "SELECT EXISTS (SELECT FROM users WHERE id = $1)
+        OR EXISTS (SELECT FROM blackboard_events WHERE user_id = $1) AS exists";
+    let rows: Vec<Row> = diesel::sql_query(query).bind::<Integer, _>(user.get()).load(connection).await?;
+    if rows.iter().any(|row| row.exists) {
+        return Ok(());
+    }
+    Err(Fault { kind: FaultKind::Permanent, reason: format!("there is no user {user}, and no event of one") })
 }
 
 async fn compare(

@@ -2,7 +2,7 @@
 
 use async_nats::{HeaderMap, Subject};
 use bytes::Bytes;
-use contract::{DeadLetterClass, DeadLetterSubject, RequestSubject, header, limit};
+use contract::{DeadLetterClass, DeadLetterSubject, RequestSubject, header, limit, printable_within};
 use uuid::Uuid;
 
 /// Why a message is dead-lettered.
@@ -72,7 +72,8 @@ impl DeadLetter {
         let request_id =
             request_id.map(|id| id.as_str().chars().take(MAX_REQUEST_ID_CHARS).collect::<String>());
         let mut headers = carried(failed.headers);
-        let mut reason = printable(&cause.reason);
+        // A header value is one line.
+        let mut reason = printable_within(&cause.reason, limit::REASON_CHARS);
         if header_bytes(&headers) > MAX_CARRIED_BYTES {
             headers = HeaderMap::new();
             reason = format!("{reason}; its headers are too large to move, they are still at {source}");
@@ -135,13 +136,4 @@ fn header_bytes(headers: &HeaderMap) -> usize {
             values.iter().map(|value| name.to_string().len() + value.as_str().len() + 4).sum::<usize>()
         })
         .sum()
-}
-
-/// The reason as a header value: one line, without control characters and of limited length.
-pub(crate) fn printable(reason: &str) -> String {
-    reason
-        .chars()
-        .map(|character| if character.is_control() { ' ' } else { character })
-        .take(limit::REASON_CHARS)
-        .collect()
 }

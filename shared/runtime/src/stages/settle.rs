@@ -9,7 +9,9 @@ use async_nats::Client;
 use async_nats::jetstream::AckKind;
 use chrono::{DateTime, Utc};
 use config::WorkerSettings;
-use contract::{DeadLetterClass, Event, Outcome, OutcomeStatus, RequestSubject, WorkerInfo, header};
+use contract::{
+    DeadLetterClass, Event, Outcome, OutcomeStatus, RequestSubject, WorkerInfo, header, limit, printable_within,
+};
 use uuid::Uuid;
 
 use crate::delivery::awaited::AwaitedWorkers;
@@ -280,6 +282,8 @@ impl Settler {
             return;
         }
         let request_id = decode::id(headers, header::MESSAGE_ID).ok().flatten();
+        // A reason may quote the publisher's own text, and is printed by programs that expect one line.
+        let reason = reason.map(|reason| printable_within(&reason, limit::REASON_CHARS));
         let outcome = Outcome { request_id, status, event_id, reason };
         let Ok(body) = serde_json::to_vec(&outcome) else { return };
         if let Err(error) = self.client.publish(reply_to.as_str().to_owned(), body.into()).await {

@@ -4,13 +4,13 @@ use std::io::Read;
 
 use anyhow::{Context, ensure};
 use clap::Args;
-use cli::outln;
+use cli::json;
+use cli::output::out_json;
 use cli::tokens::Tokens;
 use client::{Client, ClientOptions, QueryOptions};
 use config::Settings;
 use contract::{QUERIES, QUERY_BYTES, QueryKind, UserId, limit};
 use runtime::broker;
-use serde_json::Value;
 use serde_json::value::RawValue;
 use topology::Service;
 use uuid::Uuid;
@@ -83,9 +83,9 @@ pub async fn execute(args: AskArgs, settings: &Settings) -> anyhow::Result<()> {
     // --user is absent only with --token, which has its own user.
     let user = client.user(args.user.unwrap_or(UserId::PLATFORM.get()));
     let id = args.id.unwrap_or_else(Uuid::now_v7);
-    let answer: Value =
+    let answer: Box<RawValue> =
         user.query_with(kind, &body, &QueryOptions { id, deadline_ms: args.deadline }).await?;
-    outln!("{}", serde_json::to_string_pretty(&answer)?);
+    out_json(json::pretty(answer.get()).as_deref().unwrap_or(answer.get()));
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand};
 use cli::database;
 use cli::key_file::add_key;
+use cli::output::{out_json, printable};
 use cli::signal::interrupted;
 use cli::table::{Align, Table, grouped};
 use cli::{errln, outln};
@@ -140,9 +141,8 @@ async fn list(settings: &Settings, json: bool) -> anyhow::Result<()> {
     let oldest = |at: Option<DateTime<Utc>>| at.map(|at| at.to_rfc3339_opts(SecondsFormat::Secs, true));
     if json {
         for one in usage {
-            outln!(
-                "{}",
-                serde_json::json!({ "kek": one.kek, "data_keys": one.data_keys, "users": one.users, "oldest": oldest(one.oldest) })
+            out_json(
+                serde_json::json!({ "kek": one.kek, "data_keys": one.data_keys, "users": one.users, "oldest": oldest(one.oldest) }),
             );
         }
         return Ok(());
@@ -190,6 +190,12 @@ async fn rewrap(settings: &Settings, keys: &Keys) -> anyhow::Result<usize> {
 async fn rotate_data(args: &RotateArgs, settings: &Settings, keys: &Keys) -> anyhow::Result<usize> {
     let before = args.before.unwrap_or_else(Utc::now);
     let user = args.user.map(UserId::new).transpose()?;
+    if let Some(user) = user {
+        ensure!(
+            ::keys::has_data_key(keys, user).await?,
+            "user {user} has no data key, so no encrypted field"
+        );
+    }
     let user_option = user.map_or_else(String::new, |user| format!(" --user {user}"));
     errln!(
         "to resume after an interruption: memfleet keys rotate --data{user_option} --before {}",
@@ -221,7 +227,7 @@ fn longest_use(settings: &Settings) -> Duration {
 /// Prints what could not be decrypted, and returns how many.
 fn print_problems(renewed: &RotationReport) -> usize {
     for problem in &renewed.problems {
-        errln!("{problem}");
+        errln!("{}", printable(problem));
     }
     renewed.failed
 }

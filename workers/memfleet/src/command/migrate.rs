@@ -1,6 +1,7 @@
 //! `memfleet migrate`
 
 use clap::{Args, Subcommand};
+use cli::confirm::confirm;
 use cli::{errln, outln};
 use config::Settings;
 use store::{migration, partition};
@@ -21,6 +22,9 @@ enum Action {
         /// Number of migrations to roll back.
         #[arg(default_value_t = 1, value_name = "COUNT")]
         count: usize,
+        /// Do not ask for confirmation.
+        #[arg(long)]
+        yes: bool,
     },
     /// Create missing partitions for this month and the following ones. Run it once a month; `up` does the same.
     Partitions {
@@ -52,7 +56,19 @@ pub async fn execute(args: MigrateArgs, settings: &Settings) -> anyhow::Result<(
             );
             partition::create_ahead(&mut store::connect(url).await?, partition::MONTHS_AHEAD).await?;
         }
-        Action::Down { count } => {
+        Action::Down { count, yes } => {
+            let states = migration::MAIN.status(connection).await?;
+            let applied: Vec<&str> =
+                states.iter().rev().filter(|state| state.applied).map(|state| state.name.as_str()).collect();
+            let latest = &applied[..applied.len().min(count)];
+            if !latest.is_empty() {
+                let names = latest.join(", ");
+                confirm(
+                    &format!("rolling back {names} drops their tables and all data in them permanently"),
+                    yes,
+                )?;
+            }
+            let connection = store::connect(url).await?;
             print_names(
                 "down",
                 &migration::MAIN.down(connection, count).await?,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use async_nats::jetstream;
 use clap::{Args, Subcommand};
+use cli::output::printable;
 use cli::{out, outln};
 use config::Settings;
 use runtime::broker;
@@ -144,6 +145,6 @@ fn write_all(folder: &Path, documents: &[Document]) -> anyhow::Result<()> {
 
 fn show(changes: &[Change]) {
     for change in changes {
-        outln!("{change}");
+        outln!("{}", printable(&change.to_string()));
     }
 }

@@ -3,6 +3,7 @@
 use anyhow::{Context, bail};
 use clap::Args;
 use cli::outln;
+use cli::output::{out_json, printable};
 use cli::table::grouped;
 use config::Settings;
 use contract::UserId;
@@ -39,7 +40,7 @@ pub async fn execute(args: ReplayArgs, settings: &Settings) -> anyhow::Result<()
     let replayed =
         replay(&mut connection, user, args.as_of.unwrap_or(i64::MAX)).await.context("the replay failed")?;
     if args.json {
-        outln!("{}", serde_json::to_string(&replayed)?);
+        out_json(serde_json::to_string(&replayed)?);
     } else {
         show(&replayed, user);
     }
@@ -57,7 +58,9 @@ fn show(replayed: &Replayed, user: UserId) {
         outln!("  {table:<22} {:>8} contexts", grouped(*rows));
     }
     for one in differences {
-        outln!("{} {}\n  - events: {}\n  + table:  {}", one.table_name, one.context, one.replayed, one.live);
+        outln!("{} {}", one.table_name, printable(&one.context));
+        outln!("  - events: {}", printable(&one.replayed));
+        outln!("  + table:  {}", printable(&one.live));
     }
     if differences.is_empty() {
         outln!("no differences");

@@ -9,7 +9,7 @@ use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
 use clap::Args;
 use cli::outln;
-use cli::output::printable;
+use cli::output::{out_json, printable};
 use cli::signal::interrupted;
 use config::Settings;
 use contract::Event;
@@ -88,7 +88,7 @@ async fn follow(args: &TailArgs, settings: &Settings) -> anyhow::Result<()> {
         if wanted && seen.is_new(event.event_id) {
             printed += 1;
             if args.json {
-                outln!("{}", serde_json::to_string(&event)?);
+                out_json(serde_json::to_string(&event)?);
             } else {
                 outln!("{}", line(&event));
             }
@@ -101,7 +101,6 @@ fn line(event: &Event) -> String {
     let payload = event.payload.as_str();
     let beginning: String = payload.chars().take(SHOWN).collect();
     let more = if beginning.len() < payload.len() { "…" } else { "" };
-    // Escapes control characters that a publisher could use to manipulate the terminal.
     let shown = printable(&beginning);
     let target = event.target_agent_id.as_deref().map(printable);
     let target = target.map_or(String::new(), |target| format!(" → {target}"));
@@ -110,8 +109,8 @@ fn line(event: &Event) -> String {
         event.event_sequence,
         event.created_at.format("%Y-%m-%dT%H:%M:%S%.3fZ"),
         event.event_type.as_str(),
-        event.session_id,
-        event.source_agent_id
+        printable(&event.session_id),
+        printable(&event.source_agent_id)
     )
 }
 

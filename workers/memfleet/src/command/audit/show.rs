@@ -4,8 +4,9 @@ use anyhow::Context;
 use audit::TrailEntry;
 use chrono::SecondsFormat;
 use clap::Args;
+use cli::out;
+use cli::output::out_json;
 use cli::table::{Align, Table};
-use cli::{out, outln};
 use config::Settings;
 use contract::UserId;
 use serde_json::json;
@@ -35,7 +36,7 @@ pub(super) async fn execute(args: &TrailArgs, settings: &Settings) -> anyhow::Re
         format!("the audit trail has no user {user}: the user never existed, or was erased completely")
     })?;
     if args.json {
-        outln!("{}", json!({ "user": user.get(), "deeds": entries }));
+        out_json(json!({ "user": user.get(), "deeds": entries }));
         return Ok(());
     }
     let mut table = Table::new([

@@ -4,6 +4,7 @@ use anyhow::{Context, bail};
 use audit::Report;
 use clap::Args;
 use cli::outln;
+use cli::output::{out_json, printable};
 use cli::table::grouped;
 use config::Settings;
 use fleet::sealer::anchors;
@@ -31,7 +32,7 @@ pub(super) async fn execute(args: &VerifyArgs, settings: &Settings) -> anyhow::R
         .await
         .context("cannot verify the audit trail")?;
     if args.json {
-        outln!("{}", serde_json::to_string(&report)?);
+        out_json(serde_json::to_string(&report)?);
     } else {
         show(&report);
     }
@@ -44,7 +45,7 @@ pub(super) async fn execute(args: &VerifyArgs, settings: &Settings) -> anyhow::R
 
 fn show(report: &Report) {
     for finding in &report.findings {
-        outln!("{finding}");
+        outln!("{}", printable(&finding.to_string()));
     }
     outln!("rows sealed      {:>12}", grouped(report.rows));
     outln!("seals            {:>12}", grouped(report.seals));

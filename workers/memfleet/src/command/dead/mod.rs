@@ -11,6 +11,7 @@ use async_nats::jetstream;
 use chrono::{DateTime, Utc};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
+use cli::confirm::confirm;
 use cli::output::printable;
 use cli::table::grouped;
 use cli::tokens::Tokens;
@@ -75,8 +76,8 @@ enum Action {
     Drop {
         #[command(flatten)]
         which: Which,
-        /// Confirm --all.
-        #[arg(long, requires = "all")]
+        /// Do not ask for confirmation.
+        #[arg(long)]
         yes: bool,
     },
 }
@@ -124,11 +125,15 @@ fn classes() -> impl TypedValueParser<Value = DeadLetterClass> {
 /// # Errors
 /// If the broker is unreachable, a sequence number does not exist, or a dead letter cannot be replayed or deleted.
 pub async fn execute(args: DeadArgs, settings: &Settings) -> anyhow::Result<()> {
-    if let Action::Drop { which, yes: false } = &args.action {
-        anyhow::ensure!(
-            !which.all,
-            "--all permanently deletes every matching dead letter; add --yes to confirm"
-        );
+    if let Action::Drop { which, yes } = &args.action {
+        let consequence = if which.all {
+            "--all permanently deletes every matching dead letter".to_owned()
+        } else {
+            let numbers: Vec<String> = which.sequences.iter().map(u64::to_string).collect();
+            let noun = if numbers.len() == 1 { "dead letter" } else { "dead letters" };
+            format!("this permanently deletes {noun} {}", numbers.join(", "))
+        };
+        confirm(&consequence, *yes)?;
     }
     let client = broker::connect_operator(&settings.nats, "operator").await?;
     let letters = Letters::open(jetstream::new(client)).await?;
@@ -205,7 +210,7 @@ async fn replay(letters: &Letters, which: &Which, denied: bool, tokens: &Tokens)
             }
             Err(error) => {
                 refused += 1;
-                errln!("{sequence}  not replayed: {error:#}");
+                errln!("{sequence}  not replayed: {}", printable(&format!("{error:#}")));
             }
         }
     }

@@ -5,10 +5,11 @@ use std::io::Write as _;
 
 use async_nats::HeaderValue;
 use chrono::SecondsFormat;
-use cli::output::printable;
+use cli::json::pretty;
+use cli::output::{out_json, printable};
 use cli::table::{Align, Table};
 use cli::{out, outln};
-use contract::header;
+use contract::{header, printable_json};
 use serde_json::{Value, json};
 
 use super::letters::{Letter, STREAM};
@@ -33,10 +34,10 @@ pub(super) fn table(letters: &[Letter]) {
     for letter in letters {
         table.row([
             letter.sequence.to_string(),
-            printable(letter.header(header::DEAD_CLASS)),
-            printable(letter.user()),
-            printable(letter.header(header::DEAD_SUBJECT)),
-            printable(letter.header(header::DEAD_TRIES)),
+            letter.header(header::DEAD_CLASS).to_owned(),
+            letter.user().to_owned(),
+            letter.header(header::DEAD_SUBJECT).to_owned(),
+            letter.header(header::DEAD_TRIES).to_owned(),
             when(letter),
             shortened(&printable(letter.header(header::DEAD_REASON))),
         ]);
@@ -69,7 +70,7 @@ pub(super) fn json(letters: &[Letter]) -> anyhow::Result<()> {
             })
         })
         .collect();
-    outln!("{}", serde_json::to_string(&letters)?);
+    out_json(serde_json::to_string(&letters)?);
     Ok(())
 }
 
@@ -98,7 +99,11 @@ pub(super) fn show(letter: &Letter, body_alone: bool, is_decrypted: bool) -> any
 
 /// The printable value of a header. Service tokens are hidden: anyone who reads one could use it.
 fn shown_value(name: &str, value: &str) -> String {
-    if name.eq_ignore_ascii_case(header::AUTHORIZATION) { "(hidden)".to_owned() } else { printable(value) }
+    if name.eq_ignore_ascii_case(header::AUTHORIZATION) {
+        "(hidden)".to_owned()
+    } else {
+        printable(value).into_owned()
+    }
 }
 
 fn when(letter: &Letter) -> String {
@@ -113,11 +118,10 @@ fn body(bytes: &[u8]) -> String {
         Ok(text) if !text.contains('\0') => text,
         Ok(_) | Err(_) => return hex(bytes),
     };
-    // Falls back to the raw text for JSON that `Value` cannot represent, such as deeply nested JSON.
-    let pretty =
-        serde_json::from_str::<Value>(text).ok().and_then(|value| serde_json::to_string_pretty(&value).ok());
-    let shown: String =
-        pretty.as_deref().unwrap_or(text).lines().map(printable).collect::<Vec<_>>().join("\n");
+    let shown = match pretty(text) {
+        Some(json) => printable_json(&json).into_owned(),
+        None => text.lines().map(printable).collect::<Vec<_>>().join("\n"),
+    };
     match shown.char_indices().nth(BODY_CHARS) {
         Some((end, _)) => {
             format!("{}\n… truncated; --body prints all {} bytes", &shown[..end], bytes.len())
@@ -149,6 +153,7 @@ mod tests {
     fn a_body_is_shown_as_json_text_or_hex() {
         assert_eq!(body(b""), "(no body)");
         assert_eq!(body(b"{\"a\":1}"), "{\n  \"a\": 1\n}");
+        assert_eq!(body(b"{\"b\":1e400,\"a\":1.10}"), "{\n  \"b\": 1e400,\n  \"a\": 1.10\n}");
         assert_eq!(body(b"{\"a\":"), "{\"a\":");
         assert!(body(b"a\0").starts_with("000000  61 00  "));
         assert!(body(b"\xffabc").starts_with("000000  ff 61 62 63  "));

@@ -11,6 +11,7 @@ use anyhow::Context;
 use async_nats::Client;
 use clap::Args;
 use cli::errln;
+use cli::output::printable;
 use cli::tokens::Tokens;
 use client::PayloadKeys;
 use config::Settings;
@@ -187,7 +188,7 @@ impl Warnings {
         self.count += 1;
         if self.count <= WARNINGS_SHOWN {
             let consequence = if has_stream { "; the worker will dead-letter it" } else { "" };
-            errln!("line {line}: {problem}{consequence}");
+            errln!("line {line}: {}{consequence}", printable(problem));
         }
     }
 

@@ -7,6 +7,7 @@ use async_nats::jetstream::Context;
 use async_nats::jetstream::context::{ContextBuilder, PublishError, PublishErrorKind};
 use async_nats::jetstream::publish::PublishAck;
 use async_nats::{Client, HeaderMap};
+use cli::output::printable;
 use cli::table::grouped;
 use cli::tokens::Tokens;
 use cli::{errln, outln};
@@ -50,7 +51,7 @@ impl Report {
             grouped(self.refused)
         );
         for reason in &self.reasons {
-            outln!("{reason}");
+            outln!("{}", printable(reason));
         }
     }
 

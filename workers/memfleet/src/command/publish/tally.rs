@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use cli::outln;
+use cli::output::printable;
 use cli::table::grouped;
 use client::Outcomes;
 use contract::{Outcome, OutcomeStatus};
@@ -79,7 +80,7 @@ impl Tally {
             grouped(missing)
         );
         for reason in &counts.reasons {
-            outln!("{reason}");
+            outln!("{}", printable(reason));
         }
         anyhow::ensure!(
             in_time || missing == 0,

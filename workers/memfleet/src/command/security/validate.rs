@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, bail};
 use clap::Args;
 use cli::outln;
+use cli::output::{out_json, printable};
 use cli::table::{Align, Table, grouped};
 use config::Settings;
 use contract::{Service, UserId};
@@ -76,7 +77,7 @@ pub async fn execute(args: &ValidateArgs, settings: &Settings) -> anyhow::Result
     check_catalogs(&mut connection, &mut report).await?;
     attack_all(&mut connection, &mut report).await?;
     if args.json {
-        outln!("{}", serde_json::to_string(&report)?);
+        out_json(serde_json::to_string(&report)?);
     } else {
         show(&report);
     }
@@ -97,8 +98,10 @@ fn show(report: &Report) {
     outln!("{table}");
     for Finding { kind, role, what, outcome } in &report.findings {
         outln!(
-            "{kind}: {}{what}: {outcome}",
-            role.as_ref().map_or_else(String::new, |role| format!("{role}: "))
+            "{kind}: {}{}: {}",
+            role.as_ref().map_or_else(String::new, |role| format!("{role}: ")),
+            printable(what),
+            printable(outcome)
         );
     }
 }

@@ -27,6 +27,8 @@ pub(super) struct BrokerStatus {
     dead_letters: Option<u64>,
     streams: Vec<StreamStatus>,
     consumers: Vec<ConsumerStatus>,
+    /// Streams, consumers and schedules that the workers need and the broker lacks.
+    pub(super) missing: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -65,7 +67,14 @@ async fn read_all(settings: &Settings) -> anyhow::Result<BrokerStatus> {
     let jetstream = jetstream::new(client);
     let infos: Vec<stream::Info> =
         jetstream.streams().take(MAX_LISTED).try_collect().await.context("cannot list the streams")?;
-    let mut status = BrokerStatus { version, dead_letters: None, streams: Vec::new(), consumers: Vec::new() };
+    let missing = topology::missing(&jetstream, contract::WORKERS).await?;
+    let mut status = BrokerStatus {
+        version,
+        dead_letters: None,
+        streams: Vec::new(),
+        consumers: Vec::new(),
+        missing: missing.iter().map(ToString::to_string).collect(),
+    };
     for info in infos {
         let stream = jetstream.get_stream_no_info(&info.config.name).await?;
         let consumers: Vec<consumer::Info> =
@@ -136,9 +145,11 @@ impl ConsumerStatus {
 
 impl BrokerStatus {
     pub(super) fn show(&self) {
-        match self.dead_letters {
-            Some(count) => outln!("            {} dead letters", grouped(count)),
-            None => outln!("            no stream DEAD; `memfleet nats apply` creates it"),
+        if let Some(count) = self.dead_letters {
+            outln!("            {} dead letters", grouped(count));
+        }
+        for missing in &self.missing {
+            outln!("            missing: {missing}");
         }
         let mut streams = Table::new([
             ("stream", Align::Left),

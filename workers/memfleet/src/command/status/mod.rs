@@ -6,13 +6,15 @@ mod database_part;
 use broker_part::BrokerStatus;
 use clap::Args;
 use cli::outln;
+use cli::output::{out_json, printable};
 use config::{Settings, without_password};
 use database_part::DatabaseStatus;
 use serde::Serialize;
 
 /// Shows streams, lag, consumers, dead letters, database and versions.
 ///
-/// If a server is unreachable, the error is shown in its place and the exit status is 1.
+/// If a server is unreachable, the error is shown in its place and the exit status is 1. It is 1 also if a stream,
+/// consumer or schedule is missing that a worker needs.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
     /// Print one JSON object instead of tables.
@@ -49,7 +51,7 @@ impl<T> From<anyhow::Result<T>> for Part<T> {
 /// Runs `memfleet status`.
 ///
 /// # Errors
-/// If a server is unreachable. The status of the other one is printed first.
+/// If a server is unreachable, or the broker lacks a stream, a consumer or a schedule. What is known is printed first.
 pub async fn execute(args: StatusArgs, settings: &Settings) -> anyhow::Result<()> {
     let (nats, postgres) = tokio::join!(broker_part::read(settings), database_part::read(settings));
     let status = Status {
@@ -60,7 +62,7 @@ pub async fn execute(args: StatusArgs, settings: &Settings) -> anyhow::Result<()
         postgres: postgres.into(),
     };
     if args.json {
-        outln!("{}", serde_json::to_string(&status)?);
+        out_json(serde_json::to_string(&status)?);
     } else {
         show(&status);
     }
@@ -72,6 +74,13 @@ pub async fn execute(args: StatusArgs, settings: &Settings) -> anyhow::Result<()
     .filter_map(|(name, is_unavailable)| is_unavailable.then_some(name))
     .collect();
     anyhow::ensure!(unavailable.is_empty(), "{} unavailable; see above", unavailable.join(" and "));
+    if let Part::Available(nats) = &status.nats {
+        anyhow::ensure!(
+            nats.missing.is_empty(),
+            "NATS lacks {}; `memfleet nats apply` creates streams and consumers",
+            nats.missing.join(", ")
+        );
+    }
     Ok(())
 }
 
@@ -82,7 +91,7 @@ fn show(status: &Status) {
             outln!("NATS        {}, {}", part.version, status.nats_url);
             part.show();
         }
-        Part::Unavailable { error } => outln!("NATS        unavailable: {error}"),
+        Part::Unavailable { error } => outln!("NATS        unavailable: {}", printable(error)),
     }
     outln!();
     match &status.postgres {
@@ -90,6 +99,8 @@ fn show(status: &Status) {
             outln!("PostgreSQL  {}, {}", part.version, status.postgres_url);
             part.show();
         }
-        Part::Unavailable { error } => outln!("PostgreSQL  unavailable: {} ({error})", status.postgres_url),
+        Part::Unavailable { error } => {
+            outln!("PostgreSQL  unavailable: {} ({})", status.postgres_url, printable(error));
+        }
     }
 }

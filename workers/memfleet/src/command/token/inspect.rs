@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::Args;
 use cli::outln;
+use cli::output::out_json;
 use config::Settings;
 use contract::SessionId;
 use serde_json::json;
@@ -73,7 +74,7 @@ fn show(token: &Token, refusal: Option<Refusal>, as_json: bool) {
             "not_before": time(token.not_before()), "expires": time(token.expires()), "roles": roles,
             "good": refusal.is_none(), "refusal": refusal.map(Refusal::as_str),
         });
-        outln!("{object}");
+        out_json(object);
         return;
     }
     outln!("id       {}", token.id());

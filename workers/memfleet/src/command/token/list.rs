@@ -3,6 +3,7 @@
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::Args;
 use cli::outln;
+use cli::output::out_json;
 use cli::table::{Align, Table};
 use config::Settings;
 use contract::{Service, UserId};
@@ -33,7 +34,7 @@ pub(super) async fn execute(args: ListArgs, settings: &Settings) -> anyhow::Resu
         TokenFilter { service: args.service, user_id: args.user, all: args.all, limit: args.limit.into() };
     let tokens = registry::list(&mut connection, &which).await?;
     if args.json {
-        outln!("{}", serde_json::json!({ "tokens": tokens }));
+        out_json(serde_json::json!({ "tokens": tokens }));
     } else if tokens.is_empty() {
         outln!("no tokens");
     } else {

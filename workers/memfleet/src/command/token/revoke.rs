@@ -1,5 +1,6 @@
 //! `memfleet token revoke`
 
+use anyhow::ensure;
 use clap::Args;
 use cli::outln;
 use config::Settings;
@@ -25,7 +26,13 @@ const BATCH: i64 = 10_000;
 
 pub(super) async fn execute(args: &RevokeArgs, settings: &Settings) -> anyhow::Result<()> {
     let mut connection = super::registry(settings).await?;
-    let mut revoked = 0;
+    if let Some(service) = &args.service {
+        ensure!(
+            registry::is_registered(&mut connection, service).await?,
+            "the service {service} is not registered; `memfleet token service list` shows all"
+        );
+    }
+    let (mut revoked, mut unknown) = (0, Vec::new());
     if args.ids.is_empty() {
         // Expired tokens are included: messages stored before their expiry may still be waiting.
         let which = TokenFilter {
@@ -42,8 +49,17 @@ pub(super) async fn execute(args: &RevokeArgs, settings: &Settings) -> anyhow::R
             revoked += registry::revoke(&mut connection, &ids).await?;
         }
     } else {
-        revoked = registry::revoke(&mut connection, &args.ids).await?;
+        unknown = registry::unregistered(&mut connection, &args.ids).await?;
+        let known: Vec<Uuid> = args.ids.iter().copied().filter(|id| !unknown.contains(id)).collect();
+        revoked = registry::revoke(&mut connection, &known).await?;
+        registry::revoke(&mut connection, &unknown).await?;
     }
     outln!("revoked {revoked}");
+    let unknown: Vec<String> = unknown.iter().map(Uuid::to_string).collect();
+    ensure!(
+        unknown.is_empty(),
+        "no token {} is registered; `memfleet token list --all` shows all. A token with such an id is rejected all the same",
+        unknown.join(", ")
+    );
     Ok(())
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 use ::vectors::{ALIAS, CollectionSpec, Embedders};
 use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
+use cli::confirm::confirm;
+use cli::output::out_json;
 use cli::signal::interrupted;
 use cli::table::{Align, Table, grouped};
 use cli::{errln, outln};
@@ -14,6 +16,7 @@ use config::Quantization;
 use config::Settings;
 use contract::Service;
 use serde_json::json;
+use store::registry;
 use store::vector::{self, Collection, Right};
 use vector_indexer::collection;
 use vector_indexer::reconcile::Reconciler;
@@ -49,6 +52,9 @@ enum Action {
         /// The collection.
         #[arg(value_name = "COLLECTION")]
         name: String,
+        /// Do not ask for confirmation.
+        #[arg(long)]
+        yes: bool,
     },
     /// Show the rights of services to search, write and delete vectors.
     Rights {
@@ -128,7 +134,7 @@ pub async fn execute(args: VectorsArgs, settings: &Settings) -> anyhow::Result<(
                 bail!("interrupted; searches are unchanged, run the same command again to resume")
             }
         },
-        Action::Drop { name } => drop_collection(&name, settings).await,
+        Action::Drop { name, yes } => drop_collection(&name, yes, settings).await,
         Action::Rights { json } => rights(settings, json).await,
         Action::Grant(args) => grant(&args, settings).await,
     }
@@ -157,10 +163,9 @@ async fn list(settings: &Settings, json: bool) -> anyhow::Result<()> {
     for one in all(&mut connection).await? {
         let info = vectors.collection_info(&one.collection_name).await?;
         if json {
-            outln!(
-                "{}",
+            out_json(
                 json!({ "collection": one.collection_name, "state": one.state, "model": one.model, "dimension": one.dimension,
-                    "quantization": one.quantization, "points": info.points, "indexed": info.indexed })
+                    "quantization": one.quantization, "points": info.points, "indexed": info.indexed }),
             );
         }
         table.row([
@@ -248,7 +253,7 @@ async fn migrate(args: &MigrateArgs, settings: &Settings) -> anyhow::Result<()> 
     Ok(())
 }
 
-async fn drop_collection(name: &str, settings: &Settings) -> anyhow::Result<()> {
+async fn drop_collection(name: &str, yes: bool, settings: &Settings) -> anyhow::Result<()> {
     let vectors = collection::vectors(settings)?;
     let mut connection = connect(settings).await?;
     let one = all(&mut connection).await?.into_iter().find(|one| one.collection_name == name);
@@ -257,6 +262,15 @@ async fn drop_collection(name: &str, settings: &Settings) -> anyhow::Result<()> 
         !one.is_active(),
         "{name} is active; only a former collection or one being filled can be dropped"
     );
+    // The store may have lost a collection that the database still lists.
+    let points = vectors.collection_info(name).await;
+    let points =
+        points.map_or_else(|_| String::new(), |info| format!(" with {} points", grouped(info.points)));
+    let consequence = match one.state.as_str() {
+        "filling" => format!("this cancels the migration and permanently deletes collection {name}{points}"),
+        _ => format!("this permanently deletes collection {name}{points}"),
+    };
+    confirm(&consequence, yes)?;
     // Workers stop writing to a former collection once they have read the new state.
     vector::put_collection(&mut connection, ALIAS, &Collection { state: "former".to_owned(), ..one }).await?;
     vectors.drop_collection(name).await?;
@@ -278,9 +292,8 @@ async fn rights(settings: &Settings, json: bool) -> anyhow::Result<()> {
     for right in vector::all_rights(&mut connection, ALIAS).await? {
         let Right { service, vector_type, may_search, may_write, may_delete } = right;
         if json {
-            outln!(
-                "{}",
-                json!({ "service": service, "type": vector_type, "search": may_search, "write": may_write, "delete": may_delete })
+            out_json(
+                json!({ "service": service, "type": vector_type, "search": may_search, "write": may_write, "delete": may_delete }),
             );
         } else {
             table.row([service, vector_type, word(may_search), word(may_write), word(may_delete)]);
@@ -294,6 +307,11 @@ async fn rights(settings: &Settings, json: bool) -> anyhow::Result<()> {
 
 async fn grant(args: &GrantArgs, settings: &Settings) -> anyhow::Result<()> {
     let mut connection = connect(settings).await?;
+    ensure!(
+        registry::is_registered(&mut connection, &args.service).await?,
+        "the service {} is not registered; `memfleet token service put` registers it",
+        args.service
+    );
     let types: Vec<&str> = match &args.vector_type {
         Some(one) => vec![one],
         None => contract::VectorType::ALL.iter().map(|one| one.as_str()).collect(),

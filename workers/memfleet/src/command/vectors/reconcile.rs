@@ -6,6 +6,7 @@ use ::vectors::{ALIAS, Embedders};
 use anyhow::{bail, ensure};
 use clap::Args;
 use cli::outln;
+use cli::output::{out_json, printable};
 use cli::signal::interrupted;
 use cli::table::grouped;
 use config::Settings;
@@ -96,16 +97,15 @@ async fn reconcile(args: &ReconcileArgs, settings: &Settings, embedders: &Embedd
 pub(super) fn print_findings(one: &Collection, found: &Findings, json: bool) {
     let Findings { points, memories, orphans, gaps, repaired, lost } = *found;
     if json {
-        outln!(
-            "{}",
+        out_json(
             json!({ "collection": one.collection_name, "state": one.state, "points": points, "memories": memories,
-                "orphans": orphans, "gaps": gaps, "repaired": repaired, "lost": lost })
+                "orphans": orphans, "gaps": gaps, "repaired": repaired, "lost": lost }),
         );
     } else {
         outln!(
             "{}: {} points of {} memories; {orphans} points without a memory, {gaps} memories without a point; \
              {repaired} repaired, {lost} not repairable (vector supplied by the publisher, or text rejected by the embedder)",
-            one.collection_name,
+            printable(&one.collection_name),
             grouped(points),
             grouped(memories)
         );
