@@ -214,6 +214,58 @@ async fn what_is_removed_is_gone_and_stays_gone() {
     worker.stop().await.expect("a clean end");
 }
 
+/// A version belongs to one value: the one that was stored first under it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_equal_version_replaces_nothing_and_removes_nothing() {
+    let fixture = Fixture::new().await;
+    let key = json!({ "session_id": "s", "context_key": "k" });
+    let agent_key =
+        json!({ "agent_id": "a", "session_id": "s", "memory_tier": "shared", "context_key": "k" });
+    let with = |key: &Value, version: i64, value: Option<&str>| {
+        let mut body = key.clone();
+        body["version"] = version.into();
+        if let Some(value) = value {
+            body["context_value"] = value.into();
+        }
+        body
+    };
+    let both = |version: i64, value: Option<&str>| {
+        let verb = if value.is_some() { "put" } else { "remove" };
+        [("context", &key), ("agent-context", &agent_key)]
+            .map(|(noun, key)| request(&format!("{noun}.{verb}"), 1, with(key, version, value)))
+    };
+    let rows = async || {
+        let mut rows = Vec::new();
+        for table in ["simple_chat_context", "agent_context_states"] {
+            let row = format!(
+                "concat_ws(' ', version, context_value, removed_at IS NOT NULL, request_id) FROM {table}"
+            );
+            rows.extend(fixture.lines(&row).await);
+        }
+        rows
+    };
+    let worker = fixture.run(ContextWriter);
+    let first = both(3, Some("first"));
+    fixture.publish([testkit::user(1), testkit::session(1, "s")]).await;
+    fixture.publish(first.clone()).await;
+    fixture.drained::<ContextWriter>().await;
+    let stored = first.map(|request| format!("3 \"first\" f {}", request.id));
+    assert_eq!(rows().await, stored);
+
+    fixture.publish(both(3, Some("second")).into_iter().chain(both(3, None))).await;
+    fixture.drained::<ContextWriter>().await;
+    assert_eq!(rows().await, stored);
+    assert_eq!(worker.stats.report().unchanged, 4);
+
+    let removals = both(4, None);
+    fixture.publish(removals.clone().into_iter().chain(both(4, Some("third")))).await;
+    fixture.drained::<ContextWriter>().await;
+    assert_eq!(rows().await, removals.map(|request| format!("4 t {}", request.id)));
+    assert_eq!(worker.stats.report().unchanged, 6);
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    worker.stop().await.expect("a clean end");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_closed_session_opens_again_and_still_takes_contexts() {
     let fixture = Fixture::new().await;
