@@ -335,10 +335,8 @@ async fn what_is_removed_after_ranking_is_not_in_the_answer() {
     let ferry: Uuid = fixture.lines(ferry).await[0].parse().unwrap();
     let removing = async {
         let waiting = "pg_locks WHERE locktype = 'advisory' AND objid = 4711 AND NOT granted";
-        testkit::eventually("the search ranks", async || {
-            (fixture.count(waiting).await > 0).then_some(())
-        })
-        .await;
+        testkit::eventually("the search ranks", async || (fixture.count(waiting).await > 0).then_some(()))
+            .await;
         memories.process([remove(1, &[ferry])]).await;
         holder.batch_execute("SELECT pg_advisory_unlock(4711)").await.unwrap();
     };

@@ -11,6 +11,7 @@ pub mod job_grants;
 pub mod migration;
 pub mod partition;
 pub mod pool;
+pub mod recovery;
 pub mod registry;
 pub mod schema;
 pub mod security;
