@@ -214,6 +214,133 @@ async fn what_is_removed_is_gone_and_stays_gone() {
     worker.stop().await.expect("a clean end");
 }
 
+/// A version belongs to one value: the one that was stored first under it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_equal_version_replaces_nothing_and_removes_nothing() {
+    let fixture = Fixture::new().await;
+    let key = json!({ "session_id": "s", "context_key": "k" });
+    let agent_key =
+        json!({ "agent_id": "a", "session_id": "s", "memory_tier": "shared", "context_key": "k" });
+    let with = |key: &Value, version: i64, value: Option<&str>| {
+        let mut body = key.clone();
+        body["version"] = version.into();
+        if let Some(value) = value {
+            body["context_value"] = value.into();
+        }
+        body
+    };
+    let both = |version: i64, value: Option<&str>| {
+        let verb = if value.is_some() { "put" } else { "remove" };
+        [("context", &key), ("agent-context", &agent_key)]
+            .map(|(noun, key)| request(&format!("{noun}.{verb}"), 1, with(key, version, value)))
+    };
+    let rows = async || {
+        let mut rows = Vec::new();
+        for table in ["simple_chat_context", "agent_context_states"] {
+            let row = format!(
+                "concat_ws(' ', version, context_value, removed_at IS NOT NULL, request_id) FROM {table}"
+            );
+            rows.extend(fixture.lines(&row).await);
+        }
+        rows
+    };
+    let worker = fixture.run(ContextWriter);
+    let first = both(3, Some("first"));
+    fixture.publish([testkit::user(1), testkit::session(1, "s")]).await;
+    fixture.publish(first.clone()).await;
+    fixture.drained::<ContextWriter>().await;
+    let stored = first.map(|request| format!("3 \"first\" f {}", request.id));
+    assert_eq!(rows().await, stored);
+
+    fixture.publish(both(3, Some("second")).into_iter().chain(both(3, None))).await;
+    fixture.drained::<ContextWriter>().await;
+    assert_eq!(rows().await, stored);
+    assert_eq!(worker.stats.report().unchanged, 4);
+
+    let removals = both(4, None);
+    fixture.publish(removals.clone().into_iter().chain(both(4, Some("third")))).await;
+    fixture.drained::<ContextWriter>().await;
+    assert_eq!(rows().await, removals.map(|request| format!("4 t {}", request.id)));
+    assert_eq!(worker.stats.report().unchanged, 6);
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    worker.stop().await.expect("a clean end");
+}
+
+/// Records without a version: of two, the one that was stored later wins, in whichever order they are processed.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waited_for_its_prerequisite_does_not_undo_what_came_later() {
+    let fixture = Fixture::new().await;
+    let mut settings = fixture.settings.clone();
+    // The earlier ones are tried again when the later ones are long written.
+    settings.worker.retry_first_delay_ms = 3_000;
+    settings.worker.retry_longest_delay_ms = 3_000;
+    let both = |kind: &str, base: Value, field: &str, values: [Value; 2]| {
+        values.map(|value| {
+            let mut body = base.clone();
+            body[field] = value;
+            request(kind, 1, body)
+        })
+    };
+    let device = json!({ "device_id": DEVICE, "device_type": "phone", "security_level": "basic" });
+    let feedback = json!({ "message_id": MESSAGE, "feedback_type": "rating" });
+    let pairs = [
+        both("profile.put", json!({}), "first_name", [json!("old"), json!("new")]),
+        both("setting.put", json!({ "setting_key": "k" }), "setting_value", [json!("old"), json!("new")]),
+        both("device.put", device, "device_name", [json!("old"), json!("new")]),
+        both(
+            "second-factor.put",
+            json!({ "method": "totp", "secret_key": testkit::CANARY }),
+            "is_enabled",
+            [json!(false), json!(true)],
+        ),
+        both(
+            "passkey.put",
+            json!({ "credential_id": "c", "public_key": testkit::CANARY }),
+            "sign_count",
+            [json!(1), json!(2)],
+        ),
+        both(
+            "session.open",
+            json!({ "session_id": "s" }),
+            "chat_mode",
+            [json!("simple"), json!("smart-router")],
+        ),
+        both("summary.put", json!({ "session_id": "s" }), "summary", [json!("old"), json!("new")]),
+        both("conversation.put", json!({ "conversation_id": "c" }), "summary", [json!("old"), json!("new")]),
+        both("feedback.put", feedback, "rating", [json!(1), json!(5)]),
+    ];
+    let close = request("session.close", 1, json!({ "session_id": "closed" }));
+    let (earlier, later): (Vec<_>, Vec<_>) = pairs.into_iter().map(|[old, new]| (old, new)).unzip();
+    let earlier: Vec<RequestMessage> = earlier.into_iter().chain([close]).collect();
+    let count = earlier.len() as u64;
+
+    let worker = fixture.run_with(ContextWriter, settings);
+    let stats = || worker.stats.report();
+    fixture.publish(earlier).await;
+    testkit::eventually("all wait", async || (stats().retried >= count).then_some(())).await;
+    let message = json!({ "message_id": MESSAGE, "conversation_id": "c", "role": "user", "content": "x" });
+    let prerequisites = [testkit::user(1), testkit::session(1, "closed"), request("message.add", 1, message)];
+    fixture.publish(prerequisites.into_iter().chain(later)).await;
+    fixture.drained::<ContextWriter>().await;
+    for (query, row) in [
+        ("first_name FROM user_profiles", "new"),
+        ("setting_value FROM system_settings WHERE user_id = 1", "\"new\""),
+        ("device_name FROM registered_devices", "new"),
+        ("is_enabled FROM user_two_factor_auth", "true"),
+        ("sign_count FROM passkey_credentials", "2"),
+        ("chat_mode FROM chat_mode_sessions WHERE session_id = 's'", "smart-router"),
+        ("concat(is_active, ended_at) FROM chat_mode_sessions WHERE session_id = 'closed'", "t"),
+        ("summary FROM chat_session_summary", "new"),
+        ("summary FROM chat_history", "new"),
+        ("rating FROM message_feedback", "5"),
+    ] {
+        assert_eq!(fixture.lines(query).await, [row], "{query}");
+    }
+    assert_eq!((stats().retried, stats().unchanged), (count, count));
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    worker.stop().await.expect("a clean end");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_closed_session_opens_again_and_still_takes_contexts() {
     let fixture = Fixture::new().await;

@@ -250,6 +250,75 @@ async fn a_message_never_settled_becomes_a_dead_letter() {
     worker.stop().await.expect("a clean end");
 }
 
+/// The broker would check the condition again, and refuse the dead letter for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_conditions_of_a_publish_do_not_hold_for_its_dead_letter() {
+    let fixture = Fixture::new().await;
+    let worker = fixture.run(ContextWriter);
+    let conditional = request("session.open", 1, json!({ "session_id": "s" }))
+        .with("Nats-Expected-Stream", "CONTEXT")
+        .with("X-Own", "kept");
+    fixture.publish([conditional]).await;
+    fixture.drained::<ContextWriter>().await;
+    let dead = fixture.messages("DEAD").await.remove(0);
+    assert_eq!(dead.headers.get("Nats-Expected-Stream"), None);
+    assert_eq!(dead.headers.get("X-Own").map(async_nats::HeaderValue::as_str), Some("kept"));
+    worker.stop().await.expect("a clean end");
+}
+
+/// A message that is settled and then delivered again, because its consumer was reset after a restore, has all its tries.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_tries_of_a_settled_message_are_forgotten() {
+    let fixture = Fixture::new().await;
+    fixture.register("alpha", "*:*").await;
+    let alpha = "alpha".parse().expect("a service");
+    let mut settings = fixture.settings.clone();
+    // Some seconds, in which a service is disabled and a session opened.
+    settings.worker.retry_attempts = 40;
+    let attempts = u64::from(settings.worker.retry_attempts);
+    let worker = fixture.run_with(ContextWriter, settings);
+    let retried = || worker.stats.report().retried;
+    let of_alpha = |request: testkit::RequestMessage| testkit::RequestMessage {
+        subject: request.subject.replace(".test.", ".alpha."),
+        ..request
+    };
+    // One will be applied, one denied, and one dead-lettered when its tries are spent.
+    let applied = context(1, "late", "k", 1);
+    fixture.publish([user(1), applied.clone(), of_alpha(context(1, "late", "denied", 1))]).await;
+    eventually("both are tried again", async || (retried() >= 4).then_some(())).await;
+    store::registry::disable_service(&mut fixture.connection().await, &alpha).await.expect("a service");
+    eventually("the one of the disabled service is denied", async || {
+        (fixture.stored("DEAD").await == 1).then_some(())
+    })
+    .await;
+    fixture.publish([session(1, "late")]).await;
+    fixture.drained::<ContextWriter>().await;
+    fixture.publish([context(1, "never", "k", 1)]).await;
+    fixture.drained::<ContextWriter>().await;
+    assert_eq!(fixture.stored("DEAD").await, 2);
+
+    fixture.register("alpha", "*:*").await;
+    fixture
+        .execute(&format!(
+            "DELETE FROM inbox WHERE message_id = '{}'; DELETE FROM simple_chat_context; DELETE FROM chat_mode_sessions",
+            applied.id
+        ))
+        .await;
+    eventually("the worker knows the service again", async || {
+        let known = request("user.put", 2, json!({ "username": "u", "email": "u@example.org" }));
+        fixture.publish([of_alpha(known)]).await;
+        fixture.drained::<ContextWriter>().await;
+        (fixture.count("users WHERE id = 2").await == 1).then_some(())
+    })
+    .await;
+    let before = retried();
+    let stream = fixture.jetstream.get_stream("CONTEXT").await.expect("a stream");
+    stream.reset_consumer("context-writer", Some(1)).await.expect("a reset");
+    fixture.drained::<ContextWriter>().await;
+    assert_eq!(retried() - before, 3 * (attempts - 1), "all tries of three messages");
+    worker.stop().await.expect("a clean end");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_publisher_is_told_the_outcome_in_its_own_inbox_only() {
     let fixture = Fixture::new().await;

@@ -178,6 +178,42 @@ async fn numbers_become_visible_in_the_order_in_which_they_are_drawn() {
     worker.stop().await.expect("a clean end");
 }
 
+/// Of two replicas, the one that knows less does not make the other's events count as unpublished again.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_published_mark_of_a_session_never_goes_back() {
+    let fixture = Fixture::new().await;
+    fixture.process(ContextWriter, [user(1), session(1, "s"), context(1, "s", "k", 1)]).await;
+    let last = fixture
+        .lines("event_sequence FROM blackboard_events WHERE session_id = 's' ORDER BY event_sequence DESC LIMIT 1")
+        .await[0]
+        .parse::<i64>()
+        .expect("a number");
+    let mut replica = login(&fixture, "w_context_writer").await;
+    // The number of events that count as unpublished, and the mark in the database.
+    let mut take = async |published: i64| {
+        let taken: Result<usize, Fault> = replica
+            .transaction(async |connection| {
+                store::security::open_context(connection, &[&grant(1, "w_context_writer")]).await?;
+                let one = store::clock::Session {
+                    user_id: contract::UserId::new(1).unwrap(),
+                    session_id: "s",
+                    events: 0,
+                    causes: 0,
+                    published,
+                    enqueued: published,
+                };
+                Ok(store::clock::take(connection, &[one]).await?.earlier.len())
+            })
+            .await;
+        let mark = fixture.lines("published_sequence FROM session_clocks WHERE session_id = 's'").await;
+        (taken.expect("a transaction"), mark)
+    };
+    assert_eq!(take(last).await, (0, vec![last.to_string()]));
+    assert_eq!(take(0).await, (0, vec![last.to_string()]));
+    assert_eq!(take(last - 1).await, (0, vec![last.to_string()]));
+    assert_eq!(take(last + 1).await, (0, vec![(last + 1).to_string()]));
+}
+
 /// Also where one session has more of them than are read at once.
 #[tokio::test(flavor = "multi_thread")]
 async fn however_much_was_not_told_is_told_first() {

@@ -22,6 +22,7 @@ mod delivery;
 mod dialogue;
 mod encryption;
 mod event_order;
+mod failover;
 mod grants;
 mod isolation;
 mod job_grants;

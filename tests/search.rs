@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use context_writer::ContextWriter;
 use contract::VectorType;
+use diesel_async::SimpleAsyncConnection;
 use serde_json::{Value, json};
 use uuid::Uuid;
 use vectors::{Point, PointKey, Tenant, VectorQuery};
@@ -307,6 +308,48 @@ async fn what_is_removed_or_replaced_is_found_no_more() {
         assert!(!found.contains("ferry sails") && !found.contains("gulls"), "{found}");
         assert!(found.contains("Puffins"), "{found}");
     }
+    reader.end().await;
+}
+
+/// A memory that is removed between the statement that ranks and the one that reads.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_removed_after_ranking_is_not_in_the_answer() {
+    let (memories, reader) = told().await;
+    let fixture = &memories.fixture;
+    // Ranking waits, with its snapshot taken, for as long as the test holds the lock. Reading does not wait.
+    fixture
+        .execute(
+            "CREATE FUNCTION wait_in_ranking() RETURNS boolean LANGUAGE plpgsql VOLATILE SECURITY DEFINER AS $$
+             BEGIN
+                 IF current_query() LIKE '%AS agreement%' THEN PERFORM pg_advisory_xact_lock_shared(4711); END IF;
+                 RETURN true;
+             END $$;
+             GRANT EXECUTE ON FUNCTION wait_in_ranking() TO w_memory_reader;
+             CREATE POLICY pause ON unified_memory_vectors AS RESTRICTIVE FOR SELECT TO w_memory_reader
+                 USING (wait_in_ranking())",
+        )
+        .await;
+    let mut holder = fixture.connection().await;
+    holder.batch_execute("SELECT pg_advisory_lock(4711)").await.unwrap();
+    let ferry = "id FROM unified_memory_vectors WHERE user_id = 1 AND content_text LIKE 'The ferry%'";
+    let ferry: Uuid = fixture.lines(ferry).await[0].parse().unwrap();
+    let removing = async {
+        let waiting = "pg_locks WHERE locktype = 'advisory' AND objid = 4711 AND NOT granted";
+        testkit::eventually("the search ranks", async || (fixture.count(waiting).await > 0).then_some(()))
+            .await;
+        memories.process([remove(1, &[ferry])]).await;
+        holder.batch_execute("SELECT pg_advisory_unlock(4711)").await.unwrap();
+    };
+    let body = json!({ "text": "ferry gulls", "mode": "fulltext" });
+    let token = testkit::token::with_grant_key(testkit::attack::grant_key(), "test", 1);
+    let longest = contract::limit::DEADLINE_MS_MAX.to_string();
+    let headers = [(contract::header::DEADLINE_MS, longest.as_str())];
+    let (answer, ()) =
+        tokio::join!(reader.ask_with("search.similar", Some(&token), body, &headers), removing);
+    let answer = answer.unwrap();
+    let found: Vec<&str> =
+        answer["hits"].as_array().unwrap().iter().map(|hit| hit["memory_id"].as_str().unwrap()).collect();
+    assert!(!found.is_empty() && !found.contains(&ferry.to_string().as_str()), "{answer}");
     reader.end().await;
 }
 

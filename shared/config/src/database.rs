@@ -1,16 +1,32 @@
 //! Comparison of database URLs.
 
-use tokio_postgres::Config;
+use std::net::IpAddr;
 
-/// Whether two URLs name the same database, regardless of the user. An invalid URL names none.
+use tokio_postgres::Config;
+use tokio_postgres::config::Host;
+
+/// Whether two URLs name the same database, regardless of the user: of URLs with several hosts, if one host is in both.
+/// An invalid URL names none.
 pub(crate) fn same_database(one: &str, other: &str) -> bool {
-    let location = |url: &str| {
-        let config: Config = url.parse().ok()?;
-        let ports = if config.get_ports().is_empty() { vec![5432] } else { config.get_ports().to_vec() };
-        let database = config.get_dbname().or(config.get_user()).map(str::to_owned);
-        Some((config.get_hosts().to_vec(), config.get_hostaddrs().to_vec(), ports, database))
+    let (Some((servers, database)), Some((others, other))) = (location(one), location(other)) else {
+        return false;
     };
-    location(one).is_some_and(|one| location(other) == Some(one))
+    database == other && servers.iter().any(|server| others.contains(server))
+}
+
+/// A host, its address, and its port.
+type Server = (Option<Host>, Option<IpAddr>, u16);
+
+/// The servers of a URL, and the name of its database.
+fn location(url: &str) -> Option<(Vec<Server>, Option<String>)> {
+    let config: Config = url.parse().ok()?;
+    let (hosts, addresses, ports) = (config.get_hosts(), config.get_hostaddrs(), config.get_ports());
+    let server = |place: usize| {
+        let port = ports.get(place).or_else(|| ports.first()).copied().unwrap_or(5432);
+        (hosts.get(place).cloned(), addresses.get(place).copied(), port)
+    };
+    let servers = (0..hosts.len().max(addresses.len()).max(1)).map(server).collect();
+    Some((servers, config.get_dbname().or(config.get_user()).map(str::to_owned)))
 }
 
 #[cfg(test)]
@@ -20,11 +36,19 @@ mod tests {
     #[test]
     fn different_urls_can_name_the_same_database() {
         let main = "postgres://h/d";
-        for other in [main, "postgres://u:p@h:5432/d", "postgres://h/d?application_name=x", "host=h dbname=d"]
-        {
+        let same = [
+            main,
+            "postgres://u:p@h:5432/d",
+            "postgres://h/d?application_name=x",
+            "host=h dbname=d",
+            "postgres://g,h/d",
+        ];
+        for other in same {
             assert!(same_database(main, other), "{other}");
         }
-        for other in ["postgres://h/e", "postgres://g/d", "postgres://h:5433/d", "nonsense"] {
+        for other in
+            ["postgres://h/e", "postgres://g/d", "postgres://h:5433/d", "postgres://g,h:5433/d", "nonsense"]
+        {
             assert!(!same_database(main, other), "{other}");
         }
     }

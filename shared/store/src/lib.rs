@@ -13,6 +13,7 @@ pub mod lock;
 pub mod migration;
 pub mod partition;
 pub mod pool;
+pub mod recovery;
 pub mod registry;
 pub mod schema;
 pub mod security;

@@ -9,6 +9,8 @@ use diesel_async::pooled_connection::{
     AsyncDieselConnectionManager, ManagerConfig, PoolError as ManagerError, RecyclingMethod,
 };
 use futures::FutureExt;
+use tokio::time::timeout;
+use tokio_postgres::config::{Host, LoadBalanceHosts};
 use tokio_postgres::{CancelToken, Config, NoTls};
 
 use crate::fault::{Fault, FaultKind};
@@ -59,7 +61,8 @@ const TCP_TIMEOUT: Duration = Duration::from_secs(30);
 /// wait for its locks.
 const IDLE_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Creates a pool. It connects when a connection is first acquired.
+/// Creates a pool. The URL may name several hosts (`postgres://h1,h2/d?target_session_attrs=read-write`): each new
+/// connection is to the first one that accepts it. It connects when a connection is first acquired.
 ///
 /// # Errors
 /// [`PoolError::Build`] if the URL is invalid or the pool cannot be created.
@@ -104,19 +107,88 @@ fn configure(url: &str, options: &PoolOptions<'_>) -> Result<Config, PoolError> 
     Ok(config)
 }
 
+/// Connects to the first host of the URL that the URL's `target_session_attrs` accepts. Each host has an equal share of
+/// the time: one that accepts connections and then answers nothing must not take the time of the others.
 async fn establish(config: Config) -> ConnectionResult<AsyncPgConnection> {
-    let (client, connection) = config.connect(NoTls).await.map_err(connection_error)?;
-    AsyncPgConnection::try_from_client_and_connection(client, connection).await
+    let mut hosts = single_hosts(&config);
+    if config.get_load_balance_hosts() == LoadBalanceHosts::Random {
+        fastrand::shuffle(&mut hosts);
+    }
+    let time = config.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
+    let share = time / u32::try_from(hosts.len()).unwrap_or(u32::MAX).max(1);
+    let mut problems = Vec::new();
+    for (name, host) in &hosts {
+        let problem = match timeout(share, host.connect(NoTls)).await {
+            Ok(Ok((client, connection))) => {
+                return AsyncPgConnection::try_from_client_and_connection(client, connection).await;
+            }
+            Ok(Err(error)) => problem(&error),
+            Err(_) => format!("no answer within {} ms", share.as_millis()),
+        };
+        problems.push(if hosts.len() > 1 { format!("{name}: {problem}") } else { problem });
+    }
+    Err(ConnectionError::BadConnection(problems.join("; ")))
+}
+
+/// The configuration of each host alone, with its name.
+fn single_hosts(config: &Config) -> Vec<(String, Config)> {
+    let count = config.get_hosts().len().max(config.get_hostaddrs().len());
+    if count < 2 {
+        return vec![(String::new(), config.clone())];
+    }
+    (0..count).map(|place| single_host(config, place)).collect()
+}
+
+fn single_host(config: &Config, place: usize) -> (String, Config) {
+    let mut single = Config::new();
+    let mut name = String::new();
+    if let Some(address) = config.get_hostaddrs().get(place) {
+        single.hostaddr(*address);
+        name = address.to_string();
+    }
+    match config.get_hosts().get(place) {
+        Some(Host::Tcp(host)) => {
+            single.host(host);
+            name.clone_from(host);
+        }
+        #[cfg(unix)]
+        Some(Host::Unix(path)) => {
+            single.host_path(path);
+            name = path.display().to_string();
+        }
+        None => {}
+    }
+    let ports = config.get_ports();
+    if let Some(port) = ports.get(place).or_else(|| ports.first()) {
+        single.port(*port);
+        name = format!("{name}:{port}");
+    }
+    config.get_user().map(|user| single.user(user));
+    config.get_password().map(|password| single.password(password));
+    config.get_dbname().map(|database| single.dbname(database));
+    config.get_options().map(|options| single.options(options));
+    config.get_application_name().map(|name| single.application_name(name));
+    config.get_connect_timeout().map(|limit| single.connect_timeout(*limit));
+    config.get_tcp_user_timeout().map(|limit| single.tcp_user_timeout(*limit));
+    config.get_keepalives_interval().map(|interval| single.keepalives_interval(interval));
+    config.get_keepalives_retries().map(|retries| single.keepalives_retries(retries));
+    single
+        .keepalives(config.get_keepalives())
+        .keepalives_idle(config.get_keepalives_idle())
+        .ssl_mode(config.get_ssl_mode())
+        .ssl_negotiation(config.get_ssl_negotiation())
+        .channel_binding(config.get_channel_binding())
+        .target_session_attrs(config.get_target_session_attrs());
+    (name, single)
 }
 
 /// The message of the server, or else of the client with its cause, such as "connection refused".
-fn connection_error(error: tokio_postgres::Error) -> ConnectionError {
-    let cause = std::error::Error::source(&error);
-    ConnectionError::BadConnection(match (error.as_db_error(), cause) {
+fn problem(error: &tokio_postgres::Error) -> String {
+    match (error.as_db_error(), std::error::Error::source(error)) {
         (Some(server), _) => server.message().to_owned(),
         (None, Some(cause)) => format!("{error}: {cause}"),
         (None, None) => error.to_string(),
-    })
+    }
 }
 
 /// Acquires a connection.
@@ -197,6 +269,19 @@ mod tests {
                 "-c statement_timeout=7000 -c lock_timeout=300 -c idle_in_transaction_session_timeout=10000"
             )
         );
+    }
+
+    #[test]
+    fn each_of_several_hosts_has_all_other_options() {
+        let url = "postgres://u:p@h1:1,h2:2/d?target_session_attrs=read-write&tcp_user_timeout=5&keepalives_retries=3";
+        let config = configure(url, &OPTIONS).expect("a URL");
+        let hosts = single_hosts(&config);
+        let names: Vec<&str> = hosts.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["h1:1", "h2:2"]);
+        for (place, (_, host)) in hosts.iter().enumerate() {
+            let one = url.replace("h1:1,h2:2", ["h1:1", "h2:2"][place]);
+            assert_eq!(host, &configure(&one, &OPTIONS).expect("a URL"));
+        }
     }
 
     #[test]

@@ -33,6 +33,14 @@ struct Exists {
     exists: bool,
 }
 
+/// As [`create_database`], on another server, of whose database `postgres` this is the URL.
+///
+/// # Errors
+/// If the server cannot be reached, or refuses.
+pub async fn create_database_on(server: &str) -> anyhow::Result<String> {
+    copy(server, "test", TEMPLATE, "SELECT sec.guard_database()").await
+}
+
 async fn server() -> anyhow::Result<String> {
     if let Ok(url) = std::env::var(POSTGRES_VARIABLE) {
         return Ok(url);
@@ -53,7 +61,7 @@ async fn server() -> anyhow::Result<String> {
 /// # Errors
 /// If the server cannot be reached, or refuses.
 pub async fn create_database() -> anyhow::Result<String> {
-    copy("test", TEMPLATE, "SELECT sec.guard_database()").await
+    create_database_on(&server().await?).await
 }
 
 /// Creates an empty key store and returns its URL.
@@ -61,24 +69,23 @@ pub async fn create_database() -> anyhow::Result<String> {
 /// # Errors
 /// If the server cannot be reached, or refuses.
 pub async fn create_key_store() -> anyhow::Result<String> {
-    copy("keys", KEYS_TEMPLATE, "SELECT guard_database()").await
+    copy(&server().await?, "keys", KEYS_TEMPLATE, "SELECT guard_database()").await
 }
 
 /// Creates a database from a template. PostgreSQL does not copy privileges on the database itself, so they are set
 /// again.
-async fn copy(prefix: &str, template: &str, guard: &str) -> anyhow::Result<String> {
-    let server = server().await?;
-    let mut connection = store::connect(&server).await?;
-    create_templates(&server, &mut connection).await.context("cannot create the template database")?;
+async fn copy(server: &str, prefix: &str, template: &str, guard: &str) -> anyhow::Result<String> {
+    let mut connection = store::connect(server).await?;
+    create_templates(server, &mut connection).await.context("cannot create the template database")?;
     let name = format!("{prefix}_{}", Uuid::now_v7().simple());
     connection.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE {template}")).await?;
-    let url = url_on_same_server(&server, &name);
+    let url = url_on_same_server(server, &name);
     store::connect(&url).await?.batch_execute(guard).await?;
     Ok(url)
 }
 
 /// The URL with which the workers' roles connect to a database.
-pub(crate) fn worker_url(database: &str) -> String {
+pub fn worker_url(database: &str) -> String {
     let place = database.rsplit_once('@').map_or(database, |(_, place)| place);
     format!("postgres://{{role}}:{WORKER_PASSWORD}@{place}")
 }

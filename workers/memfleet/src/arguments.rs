@@ -6,8 +6,9 @@ use clap::{Parser, Subcommand};
 
 use crate::command::{
     ask::AskArgs, audit::AuditArgs, contract::ContractArgs, dead::DeadArgs, keys::KeysArgs,
-    migrate::MigrateArgs, nats::NatsArgs, publish::PublishArgs, replay::ReplayArgs, run::RunArgs,
-    security::SecurityArgs, status::StatusArgs, tail::TailArgs, token::TokenArgs, vectors::VectorsArgs,
+    migrate::MigrateArgs, nats::NatsArgs, publish::PublishArgs, recover::RecoverArgs, replay::ReplayArgs,
+    run::RunArgs, security::SecurityArgs, status::StatusArgs, tail::TailArgs, token::TokenArgs,
+    vectors::VectorsArgs,
 };
 
 /// Unified memory store of a multi-agent AI platform.
@@ -65,6 +66,8 @@ pub enum Command {
     Ask(AskArgs),
     /// Rebuild a user's contexts from the events and compare them with the tables.
     Replay(ReplayArgs),
+    /// Have requests applied again that a restored or promoted database lacks.
+    Recover(RecoverArgs),
     /// Print a user's events as they happen.
     Tail(TailArgs),
     /// Publish recorded dialogues as requests.

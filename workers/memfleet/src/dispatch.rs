@@ -23,6 +23,7 @@ pub async fn execute(arguments: Arguments) -> anyhow::Result<()> {
         Command::Publish(args) => command::publish::execute(args, &settings).await,
         Command::Ask(args) => command::ask::execute(args, &settings).await,
         Command::Replay(args) => command::replay::execute(args, &settings).await,
+        Command::Recover(args) => command::recover::execute(args, &settings).await,
         Command::Tail(args) => command::tail::execute(args, &settings).await,
         #[cfg(feature = "dev")]
         Command::Load(args) => playground::load::execute(args, &settings).await,

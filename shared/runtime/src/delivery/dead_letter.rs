@@ -137,3 +137,52 @@ fn header_bytes(headers: &HeaderMap) -> usize {
         })
         .sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neither_the_token_nor_what_the_broker_acts_on_is_carried() {
+        let mut headers = HeaderMap::new();
+        for name in ["Nats-Msg-Id", "Nats-TTL", "nats-expected-stream", "NATS-Rollup", "authorization"] {
+            headers.insert(name, "1");
+        }
+        headers.insert(header::AUTHORIZATION, "Bearer x");
+        headers.insert(header::TRACEPARENT, "00-1-2-01");
+        headers.append("X-Nats-Like", "first");
+        headers.append("X-Nats-Like", "second");
+        let failed = FailedMessage {
+            worker: "context-writer",
+            stream: "CONTEXT",
+            sequence: 7,
+            subject: "memory.req.simple-chat.context.put.42",
+            headers: Some(&headers),
+            body: &Bytes::from_static(b"{}"),
+        };
+        let cause =
+            DeadLetterReason { class: DeadLetterClass::Permanent, reason: "no\nreason".to_owned(), tries: 1 };
+        let letter = DeadLetter::new(&failed, &cause, 1 << 20);
+        let mut names: Vec<String> = letter.headers.iter().map(|(name, _)| name.to_string()).collect();
+        names.sort();
+        let mut expected = [
+            header::MESSAGE_ID,
+            header::DEAD_CLASS,
+            header::DEAD_REASON,
+            header::DEAD_REQUEST_ID,
+            header::DEAD_SOURCE,
+            header::DEAD_SUBJECT,
+            header::DEAD_TRIES,
+            header::TRACEPARENT,
+            "X-Nats-Like",
+        ];
+        expected.sort_unstable();
+        assert_eq!(names, expected);
+        assert_eq!(letter.headers.get_all("X-Nats-Like").count(), 2);
+        let value = |name: &str| letter.headers.get(name).map(async_nats::HeaderValue::as_str);
+        // An id of the dead letter's own, and that of the request beside it.
+        assert_ne!(value(header::MESSAGE_ID), Some("1"));
+        assert_eq!(value(header::DEAD_REQUEST_ID), Some("1"));
+        assert_eq!(value(header::DEAD_REASON), Some("no\\u{a}reason"));
+    }
+}

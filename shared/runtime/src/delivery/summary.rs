@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use contract::{DeadLetterClass, DeadLetterSubject, DeadLetterSummary, Service, header};
+use contract::{
+    DeadLetterClass, DeadLetterSubject, DeadLetterSummary, Service, header, limit, printable_within,
+};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::delivery::dead_letter::{DeadLetter, DeadLetterReason, printable};
+use crate::delivery::dead_letter::{DeadLetter, DeadLetterReason};
 use crate::stages::pull::Delivery;
 
 /// A summary is published at the latest after this time.
@@ -80,7 +82,7 @@ impl Summary {
         let reason = format!(
             "{count} messages of {from}, beyond its share of dead letters; they are still in {stream}; the first: {reason}"
         );
-        headers.insert(header::DEAD_REASON, printable(&reason));
+        headers.insert(header::DEAD_REASON, printable_within(&reason, limit::REASON_CHARS));
         headers.insert(header::DEAD_SOURCE, format!("{stream}/{first}"));
         headers.insert(header::DEAD_TRIES, "1");
         headers.insert(header::DEAD_COUNT, count.to_string());

@@ -87,5 +87,9 @@ mod tests {
             ((5, 7), (0, 0)),
             "a session without enqueued events is not kept"
         );
+        marks.published([event(1, "s", 7)].iter());
+        marks.published([event(1, "s", 6)].iter());
+        marks.enqueued([event(1, "s", 2)].iter());
+        assert_eq!(of(1, "s"), (7, 7));
     }
 }

@@ -22,9 +22,9 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Cluster {
     bin: PathBuf,
-    user: Option<OsUser>,
+    pub(super) user: Option<OsUser>,
     /// The folder that holds `data`, and in which the programs run.
-    folder: PathBuf,
+    pub(super) folder: PathBuf,
     /// What PostgreSQL calls its data directory.
     pub(super) data: PathBuf,
     pub(super) password: String,

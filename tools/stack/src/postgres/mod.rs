@@ -2,6 +2,7 @@
 
 mod cluster;
 mod relocate;
+mod standby;
 
 use std::ffi::OsString;
 use std::fs;

@@ -8,6 +8,7 @@ pub mod keys;
 pub mod migrate;
 pub mod nats;
 pub mod publish;
+pub mod recover;
 pub mod replay;
 pub mod run;
 pub mod security;
