@@ -164,8 +164,9 @@ async fn fail(
             "unreadable messages"
         }
         _ => {
-            let flood: Vec<RequestMessage> =
-                (0..20).map(|_| request("context.put", 1, json!({ "unknown": "x".repeat(50_000) }))).collect();
+            let flood: Vec<RequestMessage> = (0..20)
+                .map(|_| request("context.put", 1, json!({ "unknown": "x".repeat(50_000) })))
+                .collect();
             published.bad.extend(flood.iter().map(|request| request.id));
             publish(fixture, flood).await;
             "malformed messages"

@@ -7,8 +7,8 @@ use runtime::Dependency;
 use serde_json::json;
 use testkit::{Fixture, RequestMessage, context, eventually, request, session, user};
 
-use crate::support::reader::Reader;
 use crate::support::program::{Ended, memfleet, output};
+use crate::support::reader::Reader;
 
 /// A request that is malformed, with a body of so many bytes.
 fn malformed(bytes: usize) -> RequestMessage {
@@ -71,7 +71,8 @@ async fn when_the_stream_is_full_only_what_must_go_there_waits() {
     }
     let worker = fixture.run(ContextWriter);
     let stats = &worker.stats;
-    eventually("every good message takes effect", async || (stats.report().applied == 202).then_some(())).await;
+    eventually("every good message takes effect", async || (stats.report().applied == 202).then_some(()))
+        .await;
     let problem = eventually("the worker says what is full", async || {
         let missing = worker.readiness.report().missing;
         missing.into_iter().find(|one| one.dependency == Dependency::DeadLetterStream)
@@ -80,7 +81,8 @@ async fn when_the_stream_is_full_only_what_must_go_there_waits() {
     assert!(problem.problem.contains("maximum bytes exceeded"), "{problem:?}");
     assert!(fixture.stored("DEAD").await < 5);
 
-    let mut config = fixture.jetstream.get_stream("DEAD").await.expect("a stream").cached_info().config.clone();
+    let mut config =
+        fixture.jetstream.get_stream("DEAD").await.expect("a stream").cached_info().config.clone();
     config.max_bytes = 10_000_000;
     fixture.jetstream.update_stream(config).await.expect("a larger stream");
     fixture.drained::<ContextWriter>().await;
@@ -137,7 +139,8 @@ async fn a_full_stream_of_events_drops_the_oldest_and_a_query_returns_them() {
     let reader = Reader::start(&fixture).await;
     let (mut after, mut events) = (json!(0), 0);
     loop {
-        let page = reader.ask("event.list", 1, json!({ "session_id": "s", "after": after, "limit": 100 })).await;
+        let page =
+            reader.ask("event.list", 1, json!({ "session_id": "s", "after": after, "limit": 100 })).await;
         let page = page.expect("a page");
         events += page["events"].as_array().map_or(0, Vec::len);
         after = page["last"].clone();

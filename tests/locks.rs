@@ -87,13 +87,11 @@ async fn locked_rows_of_one_user_hold_up_that_user_alone() {
 async fn many_locked_users_do_not_stop_the_rest() {
     let fixture = with_contexts().await;
     let worker = fixture.run(ContextWriter);
-    let mut holder =
-        lock(&fixture, "SELECT FROM simple_chat_context WHERE user_id <= 90 FOR UPDATE").await;
+    let mut holder = lock(&fixture, "SELECT FROM simple_chat_context WHERE user_id <= 90 FOR UPDATE").await;
     for version in 2..=4 {
         fixture.publish((1..=USERS).map(|id| context(id, "s", "k", version))).await;
         let free = format!("simple_chat_context WHERE user_id > 90 AND version = {version}");
-        eventually("the others are written", async || (fixture.count(&free).await == 10).then_some(()))
-            .await;
+        eventually("the others are written", async || (fixture.count(&free).await == 10).then_some(())).await;
     }
     assert_eq!(worker.readiness.report().blocked.len(), 20, "a report is limited");
     holder.batch_execute("ROLLBACK").await.expect("no lock");

@@ -254,7 +254,9 @@ async fn speak_english(fixture: &Fixture, role: &str) {
 
 /// Ends the connections of a role, so that the next ones have its current settings.
 async fn disconnect(fixture: &Fixture, role: &str) {
-    let ended = format!("pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND usename = '{role}'");
+    let ended = format!(
+        "pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND usename = '{role}'"
+    );
     fixture.lines(&ended).await;
 }
 
@@ -367,10 +369,8 @@ async fn a_worker_leaves_a_server_that_accepts_it_and_serves_nothing() {
         sent.await.ok()?.await.ok()
     })
     .await;
-    eventually("it takes effect", async || {
-        (fixture.count("users WHERE id = 2").await == 1).then_some(())
-    })
-    .await;
+    eventually("it takes effect", async || (fixture.count("users WHERE id = 2").await == 1).then_some(()))
+        .await;
     worker.stop().await.expect("a clean end");
     other.stop().await.expect("a clean end");
 }

@@ -341,7 +341,8 @@ async fn decisions_wait_as_long_as_the_worker_that_opens_their_sessions_is_behin
     fixture.publish((1..=20).map(|id| decision(id, json!({})))).await;
     fixture.publish([decision(1, json!({ "session_id": "never" }))]).await;
     let stats = &logger.stats;
-    eventually("all have waited several times", async || (stats.report().delayed > 6 * 21).then_some(())).await;
+    eventually("all have waited several times", async || (stats.report().delayed > 6 * 21).then_some(()))
+        .await;
     let report = stats.report();
     assert_eq!((report.retried, report.dead.len()), (0, 0), "no attempt is counted: {report:?}");
 
@@ -397,7 +398,8 @@ async fn a_decision_does_not_wait_for_a_worker_whose_progress_is_unknown_or_for_
 
     let logger = fixture.run_with(RouterLogger, hasty(&fixture));
     fixture.publish([never()]).await;
-    eventually("it waits for context-writer", async || (logger.stats.report().delayed > 2).then_some(())).await;
+    eventually("it waits for context-writer", async || (logger.stats.report().delayed > 2).then_some(()))
+        .await;
     fixture.jetstream.delete_consumer_from_stream("context-writer", "CONTEXT").await.expect("a deletion");
     fixture.drained::<RouterLogger>().await;
     assert_eq!(fixture.dead_letters().await, [UNMET, UNMET]);

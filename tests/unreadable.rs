@@ -170,9 +170,30 @@ async fn an_unreadable_query_is_answered_and_affects_no_other() {
 
 /// Bytes that matter to somebody who parses headers or subjects.
 const FUZZ: [&[u8]; 24] = [
-    b"\r", b"\n", b"\r\n", b"\r\n\r\n", b":", b" ", b"\t", b"\0", b"\x0b", b"\x1b", b"\x7f", b"\xff", b"\xc2",
-    b"\xc2\xa0", b"\xc2\x85", b"\xe2\x80\xa8", b"NATS/1.0", b"NATS/1.0 100", b"404", b"Nats-Msg-Id: ", b"A: b",
-    "\u{f6}".as_bytes(), b"\xef\xbb\xbf", b"HMSG x 1 12 12\r\n",
+    b"\r",
+    b"\n",
+    b"\r\n",
+    b"\r\n\r\n",
+    b":",
+    b" ",
+    b"\t",
+    b"\0",
+    b"\x0b",
+    b"\x1b",
+    b"\x7f",
+    b"\xff",
+    b"\xc2",
+    b"\xc2\xa0",
+    b"\xc2\x85",
+    b"\xe2\x80\xa8",
+    b"NATS/1.0",
+    b"NATS/1.0 100",
+    b"404",
+    b"Nats-Msg-Id: ",
+    b"A: b",
+    "\u{f6}".as_bytes(),
+    b"\xef\xbb\xbf",
+    b"HMSG x 1 12 12\r\n",
 ];
 
 /// A block and a subject with random faults. `seed` determines them.
@@ -297,10 +318,8 @@ async fn time_of(unreadable: usize) -> Duration {
     stored(&fixture, 10_020 + u64::try_from(unreadable).expect("a number")).await;
     let (worker, since) = (fixture.run(ContextWriter), Instant::now());
     let stats = &worker.stats;
-    eventually("the good messages take effect", async || {
-        (stats.report().applied == 10_020).then_some(())
-    })
-    .await;
+    eventually("the good messages take effect", async || (stats.report().applied == 10_020).then_some(()))
+        .await;
     let took = since.elapsed();
     worker.stop().await.expect("a clean end");
     took

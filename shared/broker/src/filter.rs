@@ -76,7 +76,11 @@ impl Filter {
 
 fn frame(input: &[u8], on_info: &mut impl FnMut(&ServerInfo)) -> Result<Frame, FrameError> {
     let Some(end) = memchr::memmem::find(input, CRLF) else {
-        return if input.len() > MAX_LINE_BYTES { Err(FrameError::LineTooLong) } else { Ok(Frame::Incomplete) };
+        return if input.len() > MAX_LINE_BYTES {
+            Err(FrameError::LineTooLong)
+        } else {
+            Ok(Frame::Incomplete)
+        };
     };
     let (line, line_bytes) = (&input[..end], end + CRLF.len());
     if let Some(arguments) = line.strip_prefix(b"HMSG ") {

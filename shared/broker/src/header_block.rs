@@ -38,10 +38,15 @@ pub(crate) fn check(block: &[u8], status: Status) -> Result<(), String> {
     }
     let mut lines = &rest[end + CRLF.len()..];
     loop {
-        let end = memchr::memmem::find(lines, CRLF).ok_or("the header block does not end with an empty line")?;
+        let end =
+            memchr::memmem::find(lines, CRLF).ok_or("the header block does not end with an empty line")?;
         let (line, rest) = (&lines[..end], &lines[end + CRLF.len()..]);
         if line.is_empty() {
-            return if rest.is_empty() { Ok(()) } else { Err("the header block has an empty line".to_owned()) };
+            return if rest.is_empty() {
+                Ok(())
+            } else {
+                Err("the header block has an empty line".to_owned())
+            };
         }
         header_of(line)?;
         lines = rest;

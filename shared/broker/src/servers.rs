@@ -140,16 +140,20 @@ impl Servers {
         let info = info.ok_or("it does not answer as a NATS server")?;
         let info: ServerInfo =
             serde_json::from_slice(&info).map_err(|error| format!("cannot read its greeting: {error}"))?;
-        let stream: Box<dyn Stream> =
-            if info.tls_required || address.tls_required() || self.ca_file.is_some() {
-                Box::new(self.encrypted(stream, address).await?)
-            } else {
-                Box::new(stream)
-            };
+        let stream: Box<dyn Stream> = if info.tls_required || address.tls_required() || self.ca_file.is_some()
+        {
+            Box::new(self.encrypted(stream, address).await?)
+        } else {
+            Box::new(stream)
+        };
         Ok(Connected { stream, received })
     }
 
-    async fn encrypted(&self, stream: TcpStream, address: &ServerAddr) -> Result<TlsStream<TcpStream>, String> {
+    async fn encrypted(
+        &self,
+        stream: TcpStream,
+        address: &ServerAddr,
+    ) -> Result<TlsStream<TcpStream>, String> {
         let ca_file = self.ca_file.clone();
         let roots = tokio::task::spawn_blocking(move || roots(ca_file.as_deref()));
         let roots = roots.await.map_err(|error| error.to_string())??;

@@ -76,7 +76,8 @@ pub async fn stored_message(
     stream: &str,
     sequence: u64,
 ) -> Result<StoredMessage, StoredMessageError> {
-    let failed = |problem: String| StoredMessageError::Failed { stream: stream.to_owned(), sequence, problem };
+    let failed =
+        |problem: String| StoredMessageError::Failed { stream: stream.to_owned(), sequence, problem };
     let subject = format!("STREAM.MSG.GET.{stream}");
     let body = serde_json::json!({ "seq": sequence });
     let request = jetstream.request(subject, &body);
@@ -115,7 +116,8 @@ fn readable(block: &[u8]) -> HeaderMap {
     };
     let mut headers = HeaderMap::new();
     for (name, value) in header_block::headers(replaced.as_deref().unwrap_or(block)) {
-        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), value.parse::<async_nats::HeaderValue>()) {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), value.parse::<async_nats::HeaderValue>())
+        {
             headers.append(name, value);
         }
     }

@@ -300,7 +300,9 @@ async fn reencrypt_page(
         let step: Result<RotationReport, Fault> =
             main.transaction(async |main| try_reencrypt_page(main, old, current, old_keys).await).await;
         match step {
-            Err(Fault { kind: FaultKind::Transient | FaultKind::Blocked, .. }) if tries < RETRIES => tries += 1,
+            Err(Fault { kind: FaultKind::Transient | FaultKind::Blocked, .. }) if tries < RETRIES => {
+                tries += 1
+            }
             step => return step,
         }
     }

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use cli::errln;
-use runtime::broker;
 use cli::output::printable;
+use runtime::broker;
 
 #[tokio::main]
 async fn main() -> ExitCode {

@@ -113,8 +113,12 @@ impl AwaitedWorkers {
             Err(_) => Err(format!("no answer within {} s", READ_TIMEOUT.as_secs())),
         };
         if let Err(problem) = &positions {
-            tracing::warn!(worker = self.worker, awaited = awaited.name, problem,
-                "cannot read how far another worker is; messages that need its records are retried within their budget");
+            tracing::warn!(
+                worker = self.worker,
+                awaited = awaited.name,
+                problem,
+                "cannot read how far another worker is; messages that need its records are retried within their budget"
+            );
         }
         let positions = positions.ok();
         let (read_at, batch) = (Instant::now(), self.batch);

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use async_nats::{HeaderMap, jetstream};
 use async_nats::jetstream::context::PublishError;
+use async_nats::{HeaderMap, jetstream};
 use bytes::Bytes;
 use contract::{Event, EventSubject, header};
 use futures::future::join_all;

@@ -28,7 +28,8 @@ pub(crate) fn parked_delay(deliveries: i64) -> Duration {
     const SHORT_DELIVERIES: i32 = 64;
     let deliveries = i32::try_from(deliveries.clamp(1, 1_000)).unwrap_or(1);
     let grown = |from: Duration, times: i32, most: Duration| {
-        Duration::try_from_secs_f64(from.as_secs_f64() * 1.5_f64.powi(times.clamp(0, 100))).map_or(most, |grown| grown.min(most))
+        Duration::try_from_secs_f64(from.as_secs_f64() * 1.5_f64.powi(times.clamp(0, 100)))
+            .map_or(most, |grown| grown.min(most))
     };
     let full = match deliveries - SHORT_DELIVERIES {
         ..=0 => grown(FIRST, deliveries - 1, SHORT),

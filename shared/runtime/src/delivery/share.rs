@@ -73,7 +73,8 @@ impl Shares {
 
     fn of(&mut self, service: Option<&Service>) -> &ServiceShare {
         let has_room = self.services.len() < MAX_SERVICES;
-        let known = service.filter(|service| has_room || self.services.contains_key(&Some((*service).clone())));
+        let known =
+            service.filter(|service| has_room || self.services.contains_key(&Some((*service).clone())));
         self.services.entry(known.cloned()).or_insert_with(ServiceShare::new)
     }
 }
@@ -83,9 +84,9 @@ impl Shares {
 fn is_fault_of_message(class: DeadLetterClass) -> bool {
     match class {
         DeadLetterClass::Malformed | DeadLetterClass::Denied | DeadLetterClass::Permanent => true,
-        DeadLetterClass::MissingPrerequisite | DeadLetterClass::Exhausted | DeadLetterClass::Undeliverable => {
-            false
-        }
+        DeadLetterClass::MissingPrerequisite
+        | DeadLetterClass::Exhausted
+        | DeadLetterClass::Undeliverable => false,
     }
 }
 

@@ -217,7 +217,10 @@ impl Readiness {
             };
             if failures >= FAILURES_BEFORE_RECONNECT {
                 failures = 0;
-                tracing::warn!(worker = self.worker, "NATS cannot be used through this server, connecting again");
+                tracing::warn!(
+                    worker = self.worker,
+                    "NATS cannot be used through this server, connecting again"
+                );
                 if let Err(error) = client.force_reconnect().await {
                     tracing::warn!(worker = self.worker, %error, "cannot connect again");
                 }

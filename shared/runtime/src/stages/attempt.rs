@@ -164,10 +164,8 @@ impl<W: ExternalWorker> Writer<W> {
     /// Parks the messages whose prerequisite may be a message of the same user that waits for a lock.
     fn spare(&self, messages: &[Authorized<W::Item>], dispositions: &mut [Disposition]) {
         for (message, disposition) in messages.iter().zip(dispositions) {
-            let is_unmet = matches!(
-                disposition,
-                Disposition::Retry { class: DeadLetterClass::MissingPrerequisite, .. }
-            );
+            let is_unmet =
+                matches!(disposition, Disposition::Retry { class: DeadLetterClass::MissingPrerequisite, .. });
             if is_unmet && self.blocked.spares(message.message().user_id(), Instant::now()) {
                 *disposition = Disposition::Park(Duration::ZERO);
             }

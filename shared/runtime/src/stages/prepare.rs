@@ -2,8 +2,8 @@
 
 use store::FaultKind;
 
-use crate::stages::authorize::Authorized;
 use crate::stages::attempt::grants_of;
+use crate::stages::authorize::Authorized;
 use crate::stages::disposition::Disposition;
 use crate::stages::parts::Search;
 use crate::stages::tick_grants::TickGrants;

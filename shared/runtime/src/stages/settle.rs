@@ -10,7 +10,8 @@ use async_nats::jetstream::AckKind;
 use chrono::{DateTime, Utc};
 use config::WorkerSettings;
 use contract::{
-    DeadLetterClass, Event, Outcome, OutcomeStatus, RequestSubject, WorkerInfo, header, limit, printable_within,
+    DeadLetterClass, Event, Outcome, OutcomeStatus, RequestSubject, WorkerInfo, header, limit,
+    printable_within,
 };
 use uuid::Uuid;
 

@@ -348,7 +348,6 @@ impl<W: ExternalWorker> Writer<W> {
         store::discard_if_unusable(connection, &recorded);
         recorded
     }
-
 }
 
 /// What becomes of a part whose transaction failed.
