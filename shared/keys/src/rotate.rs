@@ -301,7 +301,7 @@ async fn reencrypt_page(
             main.transaction(async |main| try_reencrypt_page(main, old, current, old_keys).await).await;
         match step {
             Err(Fault { kind: FaultKind::Transient | FaultKind::Blocked, .. }) if tries < RETRIES => {
-                tries += 1
+                tries += 1;
             }
             step => return step,
         }
