@@ -140,16 +140,15 @@ async fn a_replica_that_stops_hands_back_everything_that_was_sent_to_it() {
     .await;
     let mut settings = fixture.settings.clone();
     settings.worker.batch_size = 200;
-    fixture.publish((1..=20).map(user)).await;
-    fixture.publish((1..=20).map(|id| session(id, "s"))).await;
+    fixture.process(ContextWriter, (1..=20).flat_map(|id| [user(id), session(id, "s")]).collect::<Vec<_>>()).await;
     let publishing = async {
-        for part in 0..20 {
+        for part in 0..60 {
             fixture.publish((0..300).map(|n| context(n % 20 + 1, "s", &format!("k{part}.{n}"), 1))).await;
         }
     };
     let stopping = async {
         // Each replica is stopped while the server is sending to it.
-        for _ in 0..12 {
+        for _ in 0..10 {
             let worker = fixture.run_with(ContextWriter, settings.clone());
             eventually("it works", async || (worker.stats.report().batches > 0).then_some(())).await;
             worker.stop().await.expect("a clean end");
@@ -158,7 +157,7 @@ async fn a_replica_that_stops_hands_back_everything_that_was_sent_to_it() {
     futures::join!(publishing, stopping);
     let last = fixture.run_with(ContextWriter, settings);
     fixture.drained::<ContextWriter>().await;
-    assert_eq!(fixture.count("simple_chat_context").await, 20 * 300);
+    assert_eq!(fixture.count("simple_chat_context").await, 60 * 300);
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
     last.stop().await.expect("a clean end");
 }

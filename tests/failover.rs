@@ -275,6 +275,7 @@ async fn a_frozen_host_does_not_keep_a_worker_from_the_other_one() {
         size: 1,
         acquire_timeout: Duration::from_secs(4),
         statement_timeout: Duration::from_secs(10),
+        lock_timeout: Duration::ZERO,
     };
     let pool = store::open_pool(&format!("{url}?target_session_attrs=read-write"), &options).unwrap();
     let connection = store::acquire(&pool).await;

@@ -23,7 +23,9 @@ async fn with_contexts() -> Fixture {
 async fn lock(fixture: &Fixture, sql: &str) -> AsyncPgConnection {
     let mut connection = fixture.connection().await;
     connection
-        .batch_execute(&format!("SET application_name = 'an import'; BEGIN; {sql}"))
+        .batch_execute(&format!(
+            "SET application_name = 'an import'; SET idle_in_transaction_session_timeout = 0; BEGIN; {sql}"
+        ))
         .await
         .expect("a lock");
     connection

@@ -24,6 +24,7 @@ mod event_order;
 mod failover;
 mod full_streams;
 mod grants;
+mod heavy;
 mod isolation;
 mod job_grants;
 mod live;

@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_worker_depends_on_those_that_write_what_its_requests_need() {
-        let session = SessionId::try_from("s".to_owned()).unwrap();
+        let session = SessionId::new("s").unwrap();
         let prerequisites =
             [Prerequisite::User, Prerequisite::Session(&session), Prerequisite::Message(uuid::Uuid::nil())];
         for worker in WORKERS.iter().filter(|worker| worker.stream.is_some()) {

@@ -98,6 +98,9 @@ pub trait ExternalWorker: Send + Sync + 'static {
     const ENCRYPTS: bool = false;
     /// See [`Worker::MAX_BATCH`].
     const MAX_BATCH: usize = usize::MAX;
+    /// Maximum size of the bodies that are prepared together, in bytes. A message with a larger body is prepared apart,
+    /// while the messages of other users go on: preparing may take a time that grows with the body.
+    const MAX_PREPARED_BYTES: usize = usize::MAX;
     /// See [`Worker::Item`].
     type Item: WorkItem;
     /// The result of [`prepare`](Self::prepare).

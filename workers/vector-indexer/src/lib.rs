@@ -143,6 +143,8 @@ impl ExternalWorker for VectorIndexer {
     const INFO: &'static WorkerInfo = &VECTOR_INDEXER;
     /// A message may hold a hundred texts, each of which takes milliseconds to embed.
     const MAX_BATCH: usize = 64;
+    /// Some seconds of work for a model in this process.
+    const MAX_PREPARED_BYTES: usize = 16 * 1024;
     type Item = VectorRequest;
     type Prepared = Prepared;
     type Finding = Replaced;

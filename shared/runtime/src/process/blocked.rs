@@ -68,9 +68,12 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// A pause is at least this many times as long as the try before it, so that blocked users take little of the worker's
 /// time.
-const PAUSE_PER_TRY: u32 = 10;
-/// A user of whom no message came for this long after the pause is forgotten; another replica may have written them.
-const FORGET_AFTER: Duration = Duration::from_secs(120);
+const PAUSE_PER_TRY: u32 = 4;
+/// A user of whom no message came for this long after the pause is no longer reported; another replica may have written
+/// them.
+const REPORTED_FOR: Duration = Duration::from_secs(300);
+/// A user is forgotten when all messages that were set aside have been delivered again.
+const FORGET_AFTER: Duration = retry::LONGEST_PARKED.saturating_add(REPORTED_FOR);
 
 impl BlockedUsers {
     fn with<T>(&self, work: impl FnOnce(&mut Inner) -> T) -> T {
@@ -112,7 +115,7 @@ impl BlockedUsers {
             let tries = known.map_or(0, |known| known.tries).saturating_add(1);
             let pause = retry::delay(tries, FIRST_PAUSE, LONGEST_PAUSE).max(took * PAUSE_PER_TRY);
             let held_before = known.map(|known| known.held_by.clone());
-            let unknown = || "a transaction that could not be seen".to_owned();
+            let unknown = || "no transaction that could be seen; its statements may be slow".to_owned();
             let held_by = held_by.or_else(|| held_before.clone()).unwrap_or_else(unknown);
             let is_logged = known.is_some() || inner.users.len() < MAX_REPORTED;
             if is_logged && held_before.as_ref() != Some(&held_by) {
@@ -132,7 +135,12 @@ impl BlockedUsers {
             let Some(blocked) = inner.users.remove(&user) else { return };
             let lasted = Utc::now() - blocked.since;
             let linger = lasted.to_std().unwrap_or_default().min(retry::LONGEST_PARKED);
-            inner.spared.insert(user, Instant::now() + linger);
+            if inner.spared.len() >= MAX_USERS {
+                inner.forget_old(Instant::now());
+            }
+            if inner.spared.len() < MAX_USERS {
+                inner.spared.insert(user, Instant::now() + linger);
+            }
             if inner.users.len() < MAX_REPORTED {
                 tracing::info!(worker, %user, seconds = lasted.num_seconds(), "rows of a user are free again");
             }
@@ -168,7 +176,9 @@ impl BlockedUsers {
         self.with(|inner| {
             inner.forget_old(now);
             let table = inner.table.iter().map(|table| (None, table));
-            let users = inner.users.iter().map(|(user, blocked)| (Some(user.get()), blocked));
+            let is_recent = |(_, blocked): &(&UserId, &Blocked)| blocked.next_try + REPORTED_FOR > now;
+            let users = inner.users.iter().filter(is_recent);
+            let users = users.map(|(user, blocked)| (Some(user.get()), blocked));
             let reports = table.chain(users).take(MAX_REPORTED).map(|(user_id, blocked)| BlockedReport {
                 user_id,
                 since: blocked.since.to_rfc3339_opts(SecondsFormat::Millis, true),
@@ -210,7 +220,9 @@ mod tests {
         assert!(longest > LONGEST_PAUSE / 2 && longest <= LONGEST_PAUSE, "{longest:?}");
         // A slow try is followed by a long pause.
         let pause = blocked.blocked("w", user(1), Duration::from_secs(30), None, now);
-        assert_eq!(pause, Duration::from_secs(300));
+        assert_eq!(pause, Duration::from_secs(120));
+        assert_eq!(blocked.report(now + pause + REPORTED_FOR).1, []);
+        assert_eq!(blocked.standing(user(1), now + pause + REPORTED_FOR), Standing::Due);
         now += pause + FORGET_AFTER;
         assert_eq!(blocked.report(now).1, []);
         assert_eq!(blocked.standing(user(1), now), Standing::Free);

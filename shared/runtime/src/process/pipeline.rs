@@ -33,6 +33,7 @@ use crate::process::trust_refresh;
 use crate::stages::authorize::{Authorization, Authorizer, Denied};
 use crate::stages::decode::{Bodies, Decoded, decode};
 use crate::stages::disposition::Disposition;
+use crate::stages::heavy::{HeavyMessages, portions, prepare_stage};
 use crate::stages::pull::{Delivery, Puller};
 use crate::stages::settle::Settler;
 use crate::stages::write::{ToSettle, ToWrite, Writer};
@@ -157,13 +158,13 @@ fn spawn_stages<W: ExternalWorker>(
 ) -> JoinSet<()> {
     let Observed { stats, readiness } = observed;
     let mut stages = JoinSet::new();
-    let (to_write, to_be_written) = mpsc::channel::<ToWrite<W::Item>>(1);
+    let (to_write, to_be_written) = mpsc::channel::<ToWrite<W>>(1);
     let (to_settle, to_be_settled) = mpsc::channel(1);
     let Dependencies { client, jetstream, consumers, advisories, pool, keys, bodies, authorizer } =
         dependencies;
 
     let watermarks = Arc::new(Watermarks::default());
-    let writer = Writer {
+    let writer = Arc::new(Writer {
         worker: Arc::clone(&worker),
         pool: pool.clone(),
         keys: keys.clone(),
@@ -172,7 +173,7 @@ fn spawn_stages<W: ExternalWorker>(
         blocked: readiness.blocked().clone(),
         lock_timeout: Duration::from_millis(settings.postgres.lock_timeout_ms),
         stop: stop.clone(),
-    };
+    });
     let event_publisher =
         EventPublisher { worker: W::INFO.name, jetstream: jetstream.clone(), stop: stop.clone() };
     let undeliverable_handler = UndeliverableHandler::<W> {
@@ -206,6 +207,12 @@ fn spawn_stages<W: ExternalWorker>(
         settings.worker.clone(),
         stop.clone(),
     );
+    let heavy = (W::MAX_PREPARED_BYTES < usize::MAX).then(|| {
+        let (heavy, to_be_prepared, users) = HeavyMessages::new(W::MAX_PREPARED_BYTES);
+        let (writer, to_write, to_settle) = (Arc::clone(&writer), to_write.clone(), to_settle.clone());
+        stages.spawn(prepare_stage(writer, to_be_prepared, users, to_write, to_settle));
+        heavy
+    });
     let puller = |source| PullStage::<W> {
         worker: PhantomData,
         source,
@@ -217,12 +224,13 @@ fn spawn_stages<W: ExternalWorker>(
         settings: settings.clone(),
         stop: stop.clone(),
         to_write: to_write.clone(),
+        heavy: heavy.clone(),
         to_settle: to_settle.clone(),
     };
     for source in consumers {
         stages.spawn(puller(source.clone()).run());
     }
-    drop(to_write);
+    drop((to_write, heavy));
     stages.spawn(write_stage(writer, to_be_written, to_settle));
     stages.spawn(settle_stage(settler, to_be_settled));
     stages.spawn(dead_lettering);
@@ -245,7 +253,9 @@ struct PullStage<W: ExternalWorker> {
     in_flight: InFlight,
     settings: Settings,
     stop: CancellationToken,
-    to_write: mpsc::Sender<ToWrite<W::Item>>,
+    to_write: mpsc::Sender<ToWrite<W>>,
+    /// Set for a worker some of whose messages are prepared apart.
+    heavy: Option<HeavyMessages<W::Item>>,
     to_settle: mpsc::Sender<ToSettle<W::Item>>,
 }
 
@@ -285,6 +295,12 @@ impl<W: ExternalWorker> PullStage<W> {
         if !sorted.maybe_stale.is_empty() {
             self.authorize_again(&mut sorted).await;
         }
+        if let Some(heavy) = &self.heavy {
+            for message in heavy.take(&mut sorted.to_write.authorized) {
+                let delivery = Box::new(message.into_delivery());
+                sorted.to_settle.push(ToSettle::Single(delivery, Disposition::Park(Duration::ZERO)));
+            }
+        }
         crash::reach(Point::Authorized);
         for item in sorted.to_settle {
             if self.to_settle.send(item).await.is_err() {
@@ -296,7 +312,7 @@ impl<W: ExternalWorker> PullStage<W> {
     }
 
     /// Refreshes the registry state, then authorizes the messages again that it may allow.
-    async fn authorize_again(&self, sorted: &mut Sorted<W::Item>) {
+    async fn authorize_again(&self, sorted: &mut Sorted<W>) {
         let refreshed = trust_refresh::refresh(&self.authorizer, &self.pool).await.is_ok();
         tracing::debug!(worker = W::INFO.name, refreshed, "refreshed the state of the registry");
         for (decoded, ..) in std::mem::take(&mut sorted.maybe_stale) {
@@ -317,15 +333,15 @@ impl<W: ExternalWorker> PullStage<W> {
 }
 
 /// A batch, grouped by the next step of each message.
-struct Sorted<I> {
-    to_write: ToWrite<I>,
+struct Sorted<W: ExternalWorker> {
+    to_write: ToWrite<W>,
     /// Messages that the latest registry state may allow.
-    maybe_stale: Vec<(Decoded<I>, RequestSubject, Refusal)>,
-    to_settle: Vec<ToSettle<I>>,
+    maybe_stale: Vec<(Decoded<W::Item>, RequestSubject, Refusal)>,
+    to_settle: Vec<ToSettle<W::Item>>,
 }
 
-impl<I> Sorted<I> {
-    fn add(&mut self, authorization: Authorization<I>) {
+impl<W: ExternalWorker> Sorted<W> {
+    fn add(&mut self, authorization: Authorization<W::Item>) {
         match authorization {
             Authorization::Authorized(authorized) => self.to_write.authorized.push(*authorized),
             Authorization::Denied(denied) => self.to_write.denied.push(*denied),
@@ -340,11 +356,11 @@ impl<I> Sorted<I> {
 }
 
 async fn write_stage<W: ExternalWorker>(
-    writer: Writer<W>,
-    mut batches: mpsc::Receiver<ToWrite<W::Item>>,
+    writer: Arc<Writer<W>>,
+    mut batches: mpsc::Receiver<ToWrite<W>>,
     to_settle: mpsc::Sender<ToSettle<W::Item>>,
 ) {
-    while let Some(ToWrite { authorized, denied }) = batches.recv().await {
+    while let Some(ToWrite { mut authorized, denied, mut prepared }) = batches.recv().await {
         let recorded = denied.is_empty() || writer.record_denied(&denied).await;
         for Denied { delivery, refusal, .. } in denied {
             let disposition = if recorded {
@@ -356,14 +372,15 @@ async fn write_stage<W: ExternalWorker>(
                 return;
             }
         }
-        if authorized.is_empty() {
-            continue;
-        }
-        let (messages, since) = (authorized.len(), Instant::now());
-        let settlements = writer.write(authorized, &to_settle).await;
-        tracing::debug!(worker = W::INFO.name, messages, elapsed = ?since.elapsed(), "written");
-        if to_settle.send(ToSettle::Batch(settlements)).await.is_err() {
-            return;
+        let sizes = authorized.iter().map(|message| message.message().body.len());
+        for length in portions(sizes, W::MAX_PREPARED_BYTES) {
+            let portion: Vec<_> = authorized.drain(..length).collect();
+            let (messages, since) = (portion.len(), Instant::now());
+            let settlements = writer.write(portion, prepared.take(), &to_settle).await;
+            tracing::debug!(worker = W::INFO.name, messages, elapsed = ?since.elapsed(), "written");
+            if to_settle.send(ToSettle::Batch(settlements)).await.is_err() {
+                return;
+            }
         }
     }
 }

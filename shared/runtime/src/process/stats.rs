@@ -42,7 +42,7 @@ pub struct StatsReport {
     pub repeated: u64,
     /// Deliveries that were retried later and spent a try.
     pub retried: u64,
-    /// Deliveries that were deferred without spending a try, such as those over a rate limit.
+    /// Deliveries that were deferred without spending a try: over a rate limit, or waiting for a lock or another worker.
     pub delayed: u64,
     /// Transactions committed.
     pub batches: u64,

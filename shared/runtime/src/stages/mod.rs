@@ -4,6 +4,7 @@ pub(crate) mod attempt;
 pub mod authorize;
 pub mod decode;
 pub(crate) mod disposition;
+pub(crate) mod heavy;
 pub(crate) mod parts;
 pub(crate) mod prepare;
 pub mod pull;

@@ -12,17 +12,26 @@ use crate::stages::write::{Progress, Writer};
 use crate::worker::{Ended, ExternalWorker, Message, Source};
 
 impl<W: ExternalWorker> Writer<W> {
-    /// Mints the job grants if the batch is a tick, and prepares the batch. If that fails, returns the disposition of
-    /// all its messages.
-    pub(crate) async fn begin(&self, batch: &[Authorized<W::Item>]) -> Result<Progress<W>, Disposition> {
+    /// Mints the job grants if the batch is a tick, and prepares the batch unless that is done. If that fails, returns
+    /// the disposition of all its messages.
+    pub(crate) async fn begin(
+        &self,
+        batch: &[Authorized<W::Item>],
+        prepared: Option<W::Prepared>,
+    ) -> Result<Progress<W>, Disposition> {
         let mut grants = None;
         for message in batch.iter().map(Authorized::message) {
             if let Source::Tick(tick) = &message.source {
                 grants = Some(self.mint(message, tick.job.as_str()).await?);
             }
         }
-        let due = grants.as_ref().map(TickGrants::due);
-        let prepared = self.prepare(batch, due).await.ok_or(Disposition::HAND_BACK)?;
+        let prepared = match prepared {
+            Some(prepared) => prepared,
+            None => {
+                let due = grants.as_ref().map(TickGrants::due);
+                self.prepare(batch, due).await.ok_or(Disposition::HAND_BACK)?
+            }
+        };
         let (findings, search) = (Findings::new(), Search::default());
         Ok(Progress { grants, prepared, findings, lock_wait: None, search })
     }
@@ -46,10 +55,14 @@ impl<W: ExternalWorker> Writer<W> {
     }
 
     /// Prepares the batch at external dependencies. `None` if the worker is stopped before this is done.
-    async fn prepare(&self, batch: &[Authorized<W::Item>], due: Option<Vec<&str>>) -> Option<W::Prepared> {
+    pub(crate) async fn prepare(
+        &self,
+        batch: &[Authorized<W::Item>],
+        due: Option<Vec<&str>>,
+    ) -> Option<W::Prepared> {
         let mut prepared = W::Prepared::default();
         // The ranges of the parts still to be prepared, the next one last.
-        let mut parts = vec![(0, batch.len())];
+        let mut parts = if batch.is_empty() { Vec::new() } else { vec![(0, batch.len())] };
         let mut tries = 0;
         while let Some((start, end)) = parts.pop() {
             let messages: Vec<&Message<W::Item>> =

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use async_nats::connection::State;
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::consumer::pull::BatchConfig;
 use async_nats::{Client, Message, StatusCode, Subject, Subscriber};
-use futures::{FutureExt, StreamExt};
+use futures::StreamExt;
 use tokio::time::{Instant, sleep_until};
 
 /// How long a request stays open at the server, which then ends it. A worker that stops waits for that end: only then
@@ -13,6 +14,8 @@ use tokio::time::{Instant, sleep_until};
 const EXPIRES: Duration = Duration::from_millis(500);
 /// A request that the server has not ended this long after it expired is lost.
 const GRACE: Duration = Duration::from_secs(2);
+/// Interval between looks whether the client is connected again.
+const CONNECTION_CHECK: Duration = Duration::from_millis(50);
 
 /// The requests to one consumer, and the inbox that receives their answers.
 pub(crate) struct PullRequests {
@@ -20,13 +23,18 @@ pub(crate) struct PullRequests {
     consumer: PullConsumer,
     max_messages: usize,
     max_bytes: usize,
-    /// The inbox. `None` before the first request.
-    inbox: Option<(Subject, Subscriber)>,
+    /// The prefix of the inboxes of all requests, and the subscription to them. `None` before the first request.
+    inbox: Option<(String, Subscriber)>,
+    /// The number of requests so far.
+    requests: u64,
     /// The open request.
     open: Option<OpenRequest>,
 }
 
 struct OpenRequest {
+    /// Its inbox, by which the server's answers to earlier requests are told apart: after the last message of a request
+    /// it may send a status too.
+    inbox: Subject,
     /// How many messages it may still bring.
     messages: usize,
     /// When it counts as lost.
@@ -35,7 +43,7 @@ struct OpenRequest {
 
 impl PullRequests {
     pub(crate) fn new(client: Client, consumer: PullConsumer, max_messages: usize, max_bytes: usize) -> Self {
-        Self { client, consumer, max_messages, max_bytes, inbox: None, open: None }
+        Self { client, consumer, max_messages, max_bytes, inbox: None, requests: 0, open: None }
     }
 
     /// Returns the next message. It opens a request if none is open. Cancel-safe: dropping the future loses no message.
@@ -45,10 +53,6 @@ impl PullRequests {
     pub(crate) async fn next(&mut self) -> Result<Message, String> {
         loop {
             if self.open.is_none() {
-                // What a lost request brings after all comes before the answers of the next one.
-                if let Some(message) = self.received() {
-                    return Ok(message);
-                }
                 self.request().await?;
             }
             if let Some(message) = self.answer().await? {
@@ -67,41 +71,35 @@ impl PullRequests {
                 Err(problem) => tracing::debug!(problem, "the last pull request failed"),
             }
         }
-        self.received()
+        None
     }
 
     async fn request(&mut self) -> Result<(), String> {
-        let inbox = match &self.inbox {
-            Some((inbox, _)) => inbox.clone(),
+        // The client would keep requests and send all of them once it is connected again.
+        while self.client.connection_state() != State::Connected {
+            tokio::time::sleep(CONNECTION_CHECK).await;
+        }
+        let prefix = match &self.inbox {
+            Some((prefix, _)) => prefix,
             None => {
-                let inbox = Subject::from(self.client.new_inbox());
-                let subscriber = self.client.subscribe(inbox.clone()).await;
+                let prefix = self.client.new_inbox();
+                let subscriber = self.client.subscribe(format!("{prefix}.*")).await;
                 let subscriber = subscriber.map_err(|error| error.to_string())?;
-                self.inbox.insert((inbox, subscriber)).0.clone()
+                &self.inbox.insert((prefix, subscriber)).0
             }
         };
+        self.requests += 1;
+        let inbox = Subject::from(format!("{prefix}.{}", self.requests));
         let request = BatchConfig {
             batch: self.max_messages,
             max_bytes: self.max_bytes,
             expires: Some(EXPIRES),
             ..BatchConfig::default()
         };
-        self.consumer.request_batch(request, inbox).await.map_err(|error| error.to_string())?;
+        self.consumer.request_batch(request, inbox.clone()).await.map_err(|error| error.to_string())?;
         let lost_at = Instant::now() + EXPIRES + GRACE;
-        self.open = Some(OpenRequest { messages: self.max_messages, lost_at });
+        self.open = Some(OpenRequest { inbox, messages: self.max_messages, lost_at });
         Ok(())
-    }
-
-    /// A message that is received already, whatever becomes of the requests.
-    fn received(&mut self) -> Option<Message> {
-        let (_, subscriber) = self.inbox.as_mut()?;
-        // Without `unconstrained`, tokio's cooperative budget would end this after some dozens of messages.
-        while let Some(Some(message)) = tokio::task::unconstrained(subscriber.next()).now_or_never() {
-            if message.status.is_none() {
-                return Some(message);
-            }
-        }
-        None
     }
 
     /// Waits for the next answer to the open request. `None` if it ends the request or means nothing.
@@ -111,7 +109,8 @@ impl PullRequests {
             biased;
             answer = subscriber.next() => answer,
             () = sleep_until(open.lost_at) => {
-                self.open = None;
+                // Should the server answer after all, it finds nobody there, and the next request is not mixed up with it.
+                (self.inbox, self.open) = (None, None);
                 return Err("the server does not answer".to_owned());
             }
         };
@@ -126,7 +125,7 @@ impl PullRequests {
             }
             return Ok(Some(message));
         };
-        if status == StatusCode::IDLE_HEARTBEAT {
+        if status == StatusCode::IDLE_HEARTBEAT || message.subject != open.inbox {
             return Ok(None);
         }
         self.open = None;

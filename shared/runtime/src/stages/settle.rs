@@ -157,7 +157,8 @@ impl Settler {
         if self.is_last(&delivery) {
             let tries = self.forget(&delivery).saturating_add(1);
             let class = DeadLetterClass::Exhausted;
-            let reason = "other transactions kept what it needs locked until its last delivery".to_owned();
+            let reason = "the rows that it needs stayed locked, or others were prepared before it, until its last delivery";
+            let reason = reason.to_owned();
             self.dead_letter(delivery, DeadLetterReason { class, reason, tries }).await;
             return;
         }

@@ -54,14 +54,16 @@ pub(crate) enum ToSettle<I> {
 }
 
 /// Input of this stage: messages to write, and denied messages to record.
-pub(crate) struct ToWrite<I> {
-    pub(crate) authorized: Vec<Authorized<I>>,
+pub(crate) struct ToWrite<W: ExternalWorker> {
+    pub(crate) authorized: Vec<Authorized<W::Item>>,
     pub(crate) denied: Vec<Denied>,
+    /// What the worker has prepared for the messages, if that is done already.
+    pub(crate) prepared: Option<W::Prepared>,
 }
 
-impl<I> Default for ToWrite<I> {
+impl<W: ExternalWorker> Default for ToWrite<W> {
     fn default() -> Self {
-        Self { authorized: Vec::new(), denied: Vec::new() }
+        Self { authorized: Vec::new(), denied: Vec::new(), prepared: None }
     }
 }
 
@@ -103,11 +105,12 @@ impl<W: ExternalWorker> Writer<W> {
     pub(crate) async fn write(
         &self,
         mut batch: Vec<Authorized<W::Item>>,
+        prepared: Option<W::Prepared>,
         to_settle: &mpsc::Sender<ToSettle<W::Item>>,
     ) -> Settlements<W::Item> {
         let (mut decided, mut parts) = parts::set_aside(&mut batch, &self.blocked);
         let mut earlier = Vec::new();
-        let mut progress = match self.begin(&batch[decided.len()..]).await {
+        let mut progress = match self.begin(&batch[decided.len()..], prepared).await {
             Ok(progress) => progress,
             Err(disposition) => {
                 decided.resize(batch.len(), disposition);
