@@ -368,6 +368,27 @@ async fn a_closed_session_opens_again_and_still_takes_contexts() {
     worker.stop().await.expect("a clean end");
 }
 
+fn said(message_id: &str, conversation_id: &str) -> RequestMessage {
+    let body = json!({ "message_id": message_id, "conversation_id": conversation_id, "role": "user", "content": "x" });
+    request("message.add", 1, body)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_changes_nothing_creates_no_conversation() {
+    let fixture = Fixture::new().await;
+    let first = [stores().swap_remove(0), said(MESSAGE, "c"), said(MESSAGE, "same batch")];
+    fixture.process(ContextWriter, first).await;
+    let worker = fixture.run(ContextWriter);
+    fixture.publish([said(MESSAGE, "later"), said(DEVICE, "c")]).await;
+    fixture.drained::<ContextWriter>().await;
+    assert_eq!(worker.stats.report().unchanged, 1);
+    assert_eq!(fixture.lines("conversation_id FROM chat_history").await, ["c"]);
+    assert_eq!(fixture.count("chat_messages").await, 2);
+    let events = fixture.lines("session_id FROM blackboard_events WHERE event_type = 'message.added'").await;
+    assert_eq!(events, ["c", "c"], "every conversation has an event");
+    worker.stop().await.expect("a clean end");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn users_with_the_same_names_for_things_do_not_meet() {
     let fixture = Fixture::new().await;
