@@ -420,7 +420,7 @@ fn published(event: &NewEvent<'_>, appended: &Appended) -> Option<Event> {
         parent_event_id: event.cause.map(|cause| cause.parent_event_id),
         logical_timestamp: event.logical_timestamp,
         created_at: appended.created_at,
-        payload: Json::new(event.payload).ok()?,
+        payload: Json::recorded(event.payload).ok()?,
     })
 }
 
