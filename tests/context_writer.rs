@@ -389,6 +389,28 @@ async fn a_message_that_changes_nothing_creates_no_conversation() {
     worker.stop().await.expect("a clean end");
 }
 
+/// What a publisher says of the past is at most the time when it was stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_has_happened_in_the_future() {
+    let fixture = Fixture::new().await;
+    let future = "2099-01-01T00:00:00Z";
+    let device = |id: Uuid, last_seen_at: Value| {
+        let body = json!({ "device_id": id, "device_name": "d", "device_type": "phone", "last_seen_at": last_seen_at });
+        request("device.put", 1, body)
+    };
+    let mut message = said(MESSAGE, "c");
+    message = message.map_body(|body| body.replace('}', &format!(r#","sent_at":"{future}"}}"#)));
+    let devices = [json!(future), json!("2020-01-01T00:00:00Z"), Value::Null].into_iter().zip(1..);
+    let devices = devices.map(|(time, number)| device(Uuid::from_u128(number), time));
+    let requests = [stores().swap_remove(0), message].into_iter().chain(devices);
+    fixture.process(ContextWriter, requests).await;
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    let now = "chat_messages WHERE \"timestamp\" BETWEEN now() - interval '1 hour' AND now()";
+    assert_eq!(fixture.count(now).await, 1);
+    let devices = "concat_ws(' ', last_seen_at = created_at, last_seen_at = '2020-01-01Z') FROM registered_devices ORDER BY id";
+    assert_eq!(fixture.lines(devices).await, ["t f", "f t", ""]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn users_with_the_same_names_for_things_do_not_meet() {
     let fixture = Fixture::new().await;

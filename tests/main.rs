@@ -30,6 +30,7 @@ mod limits;
 mod live;
 mod load;
 mod locks;
+mod message_order;
 mod migration;
 mod permissions;
 mod publisher;
