@@ -55,6 +55,8 @@ pub struct Replaced(pub Uuid);
         occurred_at: DateTime<Utc>,
         is_dated: bool,
         is_own_node: bool,
+        stored_sequence: i64,
+        request_place: i32,
         stored_at: DateTime<Utc>,
         request_id: Uuid,
     }
@@ -84,6 +86,8 @@ impl<'l> IndexRow<'l> {
             occurred_at: said_at(line.message, memory),
             is_dated: memory.occurred_at.is_some(),
             is_own_node: memory.memory_node_id.is_none(),
+            stored_sequence: i64::try_from(line.message.sequence).unwrap_or(i64::MAX),
+            request_place: line.place,
             stored_at: line.message.stored_at,
             request_id: line.message.request_id,
         })
@@ -101,10 +105,10 @@ static INDEX: LazyLock<String> = LazyLock::new(|| {
     ), written AS (
         INSERT INTO unified_memory_vectors AS t (id, user_id, memory_node_id, session_id, vector_type, content_text, speaker,
             preceding_text, embedding_model, qdrant_point_id, point_count, content_hash, content_words, is_brought, metadata,
-            relevance_score, occurred_at, is_dated, created_at, updated_at, request_id)
+            relevance_score, occurred_at, is_dated, stored_sequence, request_place, created_at, updated_at, request_id)
         SELECT id, user_id, node_id, session_id, vector_type::vectortype, content_text, speaker, preceding_text, $1, point_id,
             point_count, content_hash, memory_words(own_text), is_brought, metadata::jsonb, relevance_score, occurred_at, is_dated,
-            stored_at, stored_at, request_id
+            stored_sequence, request_place, stored_at, stored_at, request_id
         FROM input ORDER BY user_id, id
         ON CONFLICT (user_id, id) DO UPDATE SET memory_node_id = excluded.memory_node_id, session_id = excluded.session_id,
             vector_type = excluded.vector_type, content_text = excluded.content_text, speaker = excluded.speaker,
@@ -172,6 +176,8 @@ struct Line<'a> {
     index: usize,
     message: &'a Message<VectorRequest>,
     item: &'a Item,
+    /// Its place in the request.
+    place: i32,
     /// The memory to index and its session. `None` for a removal.
     said: Option<(&'a Memory, Option<&'a SessionId>)>,
 }
@@ -259,10 +265,12 @@ fn lines_of<'a>(
         VectorRequest::VectorIndex(request) => {
             let said =
                 request.memories.as_slice().iter().map(|memory| Some((memory, request.session_id.as_ref())));
-            Box::new(items.iter().zip(said).map(move |(item, said)| Line { index, message, item, said }))
+            let line = move |((item, said), place)| Line { index, message, item, place, said };
+            Box::new(items.iter().zip(said).zip(0..).map(line))
         }
         VectorRequest::VectorRemove(_) => {
-            Box::new(items.iter().map(move |item| Line { index, message, item, said: None }))
+            let line = move |(item, place)| Line { index, message, item, place, said: None };
+            Box::new(items.iter().zip(0..).map(line))
         }
     }
 }
