@@ -26,6 +26,7 @@ mod full_streams;
 mod grants;
 mod isolation;
 mod job_grants;
+mod kept_servers;
 mod limits;
 mod live;
 mod load;
