@@ -368,6 +368,49 @@ async fn a_closed_session_opens_again_and_still_takes_contexts() {
     worker.stop().await.expect("a clean end");
 }
 
+fn said(message_id: &str, conversation_id: &str) -> RequestMessage {
+    let body = json!({ "message_id": message_id, "conversation_id": conversation_id, "role": "user", "content": "x" });
+    request("message.add", 1, body)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_changes_nothing_creates_no_conversation() {
+    let fixture = Fixture::new().await;
+    let first = [stores().swap_remove(0), said(MESSAGE, "c"), said(MESSAGE, "same batch")];
+    fixture.process(ContextWriter, first).await;
+    let worker = fixture.run(ContextWriter);
+    fixture.publish([said(MESSAGE, "later"), said(DEVICE, "c")]).await;
+    fixture.drained::<ContextWriter>().await;
+    assert_eq!(worker.stats.report().unchanged, 1);
+    assert_eq!(fixture.lines("conversation_id FROM chat_history").await, ["c"]);
+    assert_eq!(fixture.count("chat_messages").await, 2);
+    let events = fixture.lines("session_id FROM blackboard_events WHERE event_type = 'message.added'").await;
+    assert_eq!(events, ["c", "c"], "every conversation has an event");
+    worker.stop().await.expect("a clean end");
+}
+
+/// What a publisher says of the past is at most the time when it was stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_has_happened_in_the_future() {
+    let fixture = Fixture::new().await;
+    let future = "2099-01-01T00:00:00Z";
+    let device = |id: Uuid, last_seen_at: Value| {
+        let body = json!({ "device_id": id, "device_name": "d", "device_type": "phone", "last_seen_at": last_seen_at });
+        request("device.put", 1, body)
+    };
+    let mut message = said(MESSAGE, "c");
+    message = message.map_body(|body| body.replace('}', &format!(r#","sent_at":"{future}"}}"#)));
+    let devices = [json!(future), json!("2020-01-01T00:00:00Z"), Value::Null].into_iter().zip(1..);
+    let devices = devices.map(|(time, number)| device(Uuid::from_u128(number), time));
+    let requests = [stores().swap_remove(0), message].into_iter().chain(devices);
+    fixture.process(ContextWriter, requests).await;
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    let now = "chat_messages WHERE \"timestamp\" BETWEEN now() - interval '1 hour' AND now()";
+    assert_eq!(fixture.count(now).await, 1);
+    let devices = "concat_ws(' ', last_seen_at = created_at, last_seen_at = '2020-01-01Z') FROM registered_devices ORDER BY id";
+    assert_eq!(fixture.lines(devices).await, ["t f", "f t", ""]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn users_with_the_same_names_for_things_do_not_meet() {
     let fixture = Fixture::new().await;

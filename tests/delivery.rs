@@ -348,6 +348,47 @@ async fn a_publisher_is_told_the_outcome_in_its_own_inbox_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_text_of_the_database_reaches_a_publisher() {
+    let fixture = Fixture::new().await;
+    fixture.process(ContextWriter, [user(1), session(1, "s")]).await;
+    fixture
+        .execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 RAISE EXCEPTION 'host 10.1.2.3: % violates row-level security policy', NEW.context_key
+                 USING ERRCODE = CASE NEW.context_key WHEN 'permanent' THEN '23514' WHEN 'missing' THEN '23503'
+                     WHEN 'transient' THEN '40001' ELSE '42501' END;
+             END $$;
+             CREATE TRIGGER refuse BEFORE INSERT ON simple_chat_context FOR EACH ROW EXECUTE FUNCTION refuse()",
+        )
+        .await;
+    let client = fixture.jetstream.client();
+    let mut outcomes = client.subscribe("_INBOX.test.reasons.*").await.expect("a subscription");
+    let sentences = [
+        ("denied", "denied"),
+        ("missing", "a record that it refers to does not exist"),
+        ("permanent", "the database cannot store it; the operator finds the cause in its dead letter"),
+        ("transient", "the database repeatedly failed to store it"),
+    ];
+    let put = |(key, _): &(&str, &str)| {
+        context(1, "s", key, 1).with(header::REPLY_TO, format!("_INBOX.test.reasons.{key}"))
+    };
+    fixture.process(ContextWriter, sentences.iter().map(put)).await;
+    let mut found = Vec::new();
+    for _ in sentences {
+        let message = testkit::next(&mut outcomes).await;
+        let outcome: Outcome = serde_json::from_slice(&message.payload).expect("an outcome");
+        assert_eq!(outcome.status, OutcomeStatus::Dead);
+        let key = message.subject.trim_start_matches("_INBOX.test.reasons.").to_owned();
+        found.push((key, outcome.reason.expect("a reason")));
+    }
+    found.sort();
+    assert_eq!(found, sentences.map(|(key, reason)| (key.to_owned(), reason.to_owned())));
+    // Operators read all of it.
+    let letters = fixture.dead_letters().await;
+    assert!(letters.len() == 4 && letters.iter().all(|letter| letter.contains("10.1.2.3")), "{letters:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_event_names_its_cause_which_is_the_same_users() {
     let fixture = Fixture::new().await;
     let worker = fixture.run(ContextWriter);

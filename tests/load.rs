@@ -20,7 +20,7 @@ use serde_json::Value;
 use stack::StackOptions;
 
 use crate::support::program::{PROGRAM, signal};
-use crate::support::{in_repository, schema_guided_dialogues};
+use crate::support::{folder, in_repository, schema_guided_dialogues};
 
 const WITHIN: Duration = Duration::from_secs(180);
 
@@ -83,14 +83,6 @@ fn end(folder: &Path, mut program: Running) -> Ended {
 
 fn run(folder: &Path, arguments: &[&str]) -> Ended {
     end(folder, start(folder, arguments))
-}
-
-/// A folder that PostgreSQL can reach as another user.
-fn folder() -> tempfile::TempDir {
-    use std::os::unix::fs::PermissionsExt;
-    let folder = tempfile::Builder::new().prefix("memfleet-test-").tempdir().unwrap();
-    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    folder
 }
 
 /// The processes that have a folder in their command line.

@@ -118,6 +118,20 @@ async fn nobody_waits_for_a_migration_and_nothing_fails() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_message_from_the_future_is_brought_back_to_the_present() {
+    let fixture = Fixture::new().await;
+    fixture.process(ContextWriter, [1, 2].into_iter().flat_map(requests_for_all_tables)).await;
+    let all = store::migration::MAIN.status(fixture.connection().await).await.expect("a status");
+    let place = all.iter().position(|state| state.name.ends_with("message_order")).expect("the migration");
+    store::migration::MAIN.down(fixture.connection().await, all.len() - place).await.expect("down");
+    fixture.execute("UPDATE chat_messages SET \"timestamp\" = '2099-01-01Z' WHERE user_id = 1").await;
+    let past = fixture.lines("\"timestamp\" FROM chat_messages WHERE user_id = 2").await;
+    store::migration::MAIN.up(fixture.connection().await).await.expect("up");
+    assert_eq!(fixture.count("chat_messages WHERE user_id = 1 AND \"timestamp\" <= now()").await, 1);
+    assert_eq!(fixture.lines("\"timestamp\" FROM chat_messages WHERE user_id = 2").await, past);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_migration_can_be_taken_back_and_made_again_with_rows_in_every_table() {
     let fixture = Fixture::new().await;
     fixture.process(ContextWriter, (1..=20).flat_map(requests_for_all_tables)).await;

@@ -51,7 +51,16 @@ fn bad() -> Vec<(RequestMessage, &'static str)> {
         (raw(""), "malformed: body: "),
         (raw("{"), "malformed: body: "),
         (raw(with_value("[1e999999]")), "malformed: context_value: holds numbers that take more than"),
-        (raw(with_value(&"9".repeat(140_000))), "permanent: "),
+        (
+            raw(with_value(&"9".repeat(140_000))),
+            "malformed: context_value: holds a number with more than 131072",
+        ),
+        (raw(with_value("[1e-16384]")), "malformed: context_value: holds a number with more than 131072"),
+        (
+            raw(with_value(r#"{"a":1,"b":2,"a":3}"#)),
+            "malformed: context_value: has an object with the same key",
+        ),
+        (put("expires_at", json!("9999-12-31T23:59:60Z")), "malformed: expires_at: is in the year 10000"),
         (
             put("version", json!(1)).with(header::CONTRACT, "2"),
             "malformed: Memfleet-Contract: version \"2\" is not supported",
@@ -69,7 +78,15 @@ fn bad() -> Vec<(RequestMessage, &'static str)> {
                 1,
                 json!({ "session_id": "loop", "parent_session_id": "loop", "chat_mode": "simple" }),
             ),
-            "permanent: ",
+            "malformed: parent_session_id: is the session itself",
+        ),
+        (
+            request(
+                "passkey.put",
+                1,
+                json!({ "credential_id": "\u{10ffff}".repeat(1_400), "public_key": "x" }),
+            ),
+            "malformed: credential_id: is longer than 1400 bytes",
         ),
     ]
 }

@@ -84,6 +84,28 @@ async fn memories_are_found_by_meaning_by_words_and_by_both() {
     reader.end().await;
 }
 
+/// The ids of the memories would put others beside the one with the word.
+#[tokio::test(flavor = "multi_thread")]
+async fn memories_of_one_time_are_neighbours_as_they_were_stored() {
+    let memories = Memories::new().await.with_users(&[1]).await;
+    let of = |turns: &[(&str, u64)]| {
+        let turn = |&(text, id): &(&str, u64)| {
+            let mut one = memory(Uuid::from_u64_pair(id, 0), text, id);
+            one["occurred_at"] = "2026-03-01T10:00:00Z".into();
+            one
+        };
+        index(1, turns.iter().map(turn).collect())
+    };
+    let turns = [("the cormorant", 9), ("beside it", 1), ("two away", 8), ("three away", 7)];
+    memories.process([of(&turns)]).await;
+    memories.process([of(&[("four away", 2)])]).await;
+    let reader = Reader::start(&memories.fixture).await;
+    let by_words = json!({ "text": "cormorant", "mode": "fulltext" });
+    let answer = reader.ask("search.similar", 1, by_words).await.unwrap();
+    assert_eq!(texts(&answer), ["the cormorant", "beside it", "two away"]);
+    reader.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_search_is_noted_as_a_whole_or_not_told() {
     let (memories, reader) = told().await;

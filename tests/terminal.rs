@@ -51,7 +51,7 @@ impl Worker for Refusing {
         batch: &'a [&'a Message<ContextRequest>],
         _: &'a DataKeys,
     ) -> Result<Vec<Verdict>, Fault> {
-        Ok(batch.iter().map(|_| Verdict::Rejected(HOSTILE.repeat(100))).collect())
+        Ok(batch.iter().map(|_| Verdict::Rejected(HOSTILE.repeat(100).into())).collect())
     }
 }
 

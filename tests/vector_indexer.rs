@@ -189,6 +189,8 @@ async fn the_later_request_wins_and_a_removed_memory_stays_away() {
         .await;
     assert_eq!(memories.fixture.lines(texts).await, ["third"]);
     assert_eq!(memories.points().await, 1, "what came late has left no point");
+    let nodes = format!("consensus_memory_nodes WHERE id = '{}'", ids[3]);
+    assert_eq!(memories.fixture.count(&nodes).await, 0, "and no node");
     assert_eq!(memories.fixture.dead_letters().await, Vec::<String>::new());
 }
 

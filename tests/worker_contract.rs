@@ -192,7 +192,7 @@ impl Worker for Waiting {
             }
             self.tries.fetch_add(1, Ordering::Relaxed);
             let retry = Retry::NotBefore { time: self.time, deadline: self.deadline };
-            Some(Verdict::Retry(retry, "it is too early".to_owned()))
+            Some(Verdict::Retry(retry, "it is too early".to_owned().into()))
         };
         Ok(batch.iter().filter_map(verdict).collect())
     }

@@ -22,6 +22,14 @@ pub fn in_repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
 }
 
+/// A folder that PostgreSQL can reach as another user.
+pub fn folder() -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::Builder::new().prefix("memfleet-test-").tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    folder
+}
+
 /// The Schema-Guided Dialogue data set beside the checkout, if it is there.
 pub fn schema_guided_dialogues() -> Option<PathBuf> {
     let path = in_repository("../shared/data/sgd/dialogues.jsonl.gz");

@@ -3,14 +3,16 @@
 
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
+use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::facts::RequestFacts;
+use crate::json::{Json, JsonObject};
 use crate::limit;
 use crate::number::Bounded;
 use crate::redaction::SecretFields;
-use crate::value::{Json, JsonObject, List, Name, Secret, Text};
+use crate::value::{List, Name, Secret, Text};
 
 /// The role of a user on the platform.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -190,8 +192,8 @@ pub struct DevicePut {
     /// The trust level.
     #[serde(default)]
     pub security_level: SecurityLevel,
-    /// When it was last used.
-    #[serde(default, deserialize_with = "crate::value::time")]
+    /// When it was last used. Later than the time at which JetStream stored the request: that time.
+    #[serde(default, deserialize_with = "crate::time::read")]
     pub last_seen_at: Option<DateTime<Utc>>,
 }
 
@@ -255,7 +257,8 @@ pub struct SecondFactorRemove {
 #[serde(deny_unknown_fields)]
 pub struct PasskeyPut {
     /// The credential id in base64url, unique for the user.
-    pub credential_id: Text<1, 1400>,
+    #[serde(deserialize_with = "credential_id")]
+    pub credential_id: CredentialId,
     /// The COSE public key in base64url.
     pub public_key: Secret,
     /// The authenticator's signature counter.
@@ -277,7 +280,22 @@ impl Default for Bounded<0, { u32::MAX as i64 }> {
 #[serde(deny_unknown_fields)]
 pub struct PasskeyRemove {
     /// The credential to remove.
-    pub credential_id: Text<1, 1400>,
+    #[serde(deserialize_with = "credential_id")]
+    pub credential_id: CredentialId,
+}
+
+/// The length in base64url of the longest credential id of WebAuthn, which has 1023 bytes, and some to spare.
+const CREDENTIAL_ID_BYTES: usize = 1_400;
+
+type CredentialId = Text<1, CREDENTIAL_ID_BYTES>;
+
+/// A key of an index must fit into a third of a page of PostgreSQL, whatever its characters.
+fn credential_id<'de, D: Deserializer<'de>>(from: D) -> Result<CredentialId, D::Error> {
+    let id = CredentialId::deserialize(from)?;
+    if id.as_str().len() > CREDENTIAL_ID_BYTES {
+        return Err(de::Error::custom(format!("is longer than {CREDENTIAL_ID_BYTES} bytes")));
+    }
+    Ok(id)
 }
 
 impl RequestFacts for UserPut {

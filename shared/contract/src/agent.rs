@@ -3,9 +3,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::facts::RequestFacts;
+use crate::json::Json;
 use crate::number::Version;
 use crate::redaction::SecretFields;
-use crate::value::{Json, Name, SessionId};
+use crate::value::{Name, SessionId};
 
 /// The visibility of an agent's memory. The PostgreSQL enumeration `memorytier`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -48,7 +49,7 @@ pub struct AgentContextPut {
     #[serde(default)]
     pub is_shareable: bool,
     /// When it expires. Absent: never.
-    #[serde(default, deserialize_with = "crate::value::time")]
+    #[serde(default, deserialize_with = "crate::time::read")]
     pub expires_at: Option<DateTime<Utc>>,
     /// The version; it must be higher than that of every earlier put or remove of the key.
     pub version: Version,

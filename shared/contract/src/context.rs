@@ -4,9 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::agent::OLD_VERSION;
 use crate::facts::{Prerequisite, RequestFacts};
+use crate::json::Json;
 use crate::number::{Priority, Version};
 use crate::redaction::SecretFields;
-use crate::value::{Json, Name, SessionId};
+use crate::value::{Name, SessionId};
 
 /// The kind of context. The column `simple_chat_context.context_type`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -79,7 +80,7 @@ pub struct ContextPut {
     /// The version; it must be higher than that of every earlier put or remove of the key.
     pub version: Version,
     /// When it expires. Absent: never.
-    #[serde(default, deserialize_with = "crate::value::time")]
+    #[serde(default, deserialize_with = "crate::time::read")]
     pub expires_at: Option<DateTime<Utc>>,
     /// Whether it is kept when the retention period of the session ends.
     #[serde(default)]

@@ -4,10 +4,11 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::facts::{Prerequisite, RequestFacts};
+use crate::json::JsonObject;
 use crate::limit;
 use crate::number::Bounded;
 use crate::redaction::SecretFields;
-use crate::value::{JsonObject, List, Name, SessionId, Text};
+use crate::value::{List, Name, SessionId, Text};
 
 /// Stores the description of a conversation. Messages may arrive before it.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -64,8 +65,9 @@ pub struct MessageAdd {
     pub role: MessageRole,
     /// The text.
     pub content: Text<0, { limit::TEXT_CHARS }>,
-    /// When it was sent. Absent: when JetStream stored the request.
-    #[serde(default, deserialize_with = "crate::value::time")]
+    /// When it was sent. Absent, or later than the time at which JetStream stored the request: that time. Messages of one
+    /// time are ordered as they were stored.
+    #[serde(default, deserialize_with = "crate::time::read")]
     pub sent_at: Option<DateTime<Utc>>,
     /// Whether `content` is stored encrypted only and omitted from events.
     #[serde(default)]

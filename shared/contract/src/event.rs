@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::facts;
+use crate::json::Json;
 use crate::performative::Performative;
 use crate::request::EventType;
 use crate::subject::UserId;
-use crate::value::Json;
 
 /// An event, published on `memory.event.<noun>.<verb>.<user_id>` after its transaction has committed. Delivered at
 /// least once; repeats have the same `event_id`.

@@ -5,6 +5,7 @@ use std::fmt;
 
 use uuid::Uuid;
 
+use crate::malformed::Malformed;
 use crate::performative::Performative;
 use crate::redaction::SecretFields;
 use crate::subject::UserId;
@@ -46,6 +47,14 @@ pub trait RequestFacts {
     /// The record that must exist before the request can be applied.
     fn prerequisite(&self) -> Prerequisite<'_> {
         Prerequisite::User
+    }
+
+    /// Checks what the types of the fields do not: how fields fit together.
+    ///
+    /// # Errors
+    /// [`Malformed`] names the field.
+    fn check(&self) -> Result<(), Malformed> {
+        Ok(())
     }
 
     /// The reason in the outcome `unchanged`.

@@ -18,6 +18,12 @@ pub const JSON_EXPANSION: usize = 64 * 1024;
 /// The same for a whole body, which contains a few such values.
 pub const BODY_EXPANSION: usize = 4 * JSON_EXPANSION;
 
+/// The most digits of a number before the decimal point, written without an exponent. PostgreSQL stores no more.
+pub const WHOLE_DIGITS: usize = 131_072;
+
+/// The most digits of a number after the decimal point, written without an exponent. PostgreSQL stores no more.
+pub const FRACTION_DIGITS: usize = 16_383;
+
 /// The maximum number of bytes that an event or a dead letter adds to a body, headers included: PostgreSQL inserts a
 /// space after each comma and colon and writes numbers without exponents, and all other fields have limits.
 pub const ENVELOPE_BYTES: usize = BODY_BYTES;

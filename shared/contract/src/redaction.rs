@@ -3,7 +3,8 @@
 
 use secrecy::SecretString;
 
-use crate::value::{Json, JsonObject, List, Secret, Text};
+use crate::json::{Json, JsonObject};
+use crate::value::{List, Secret, Text};
 
 /// The marker that replaces an encrypted value in its table, in events and wherever else the request is written. An
 /// object is replaced by `{"$encrypted": true}`, a list by `["$encrypted"]`.

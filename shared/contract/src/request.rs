@@ -12,6 +12,7 @@ use crate::agent::{AgentContextPut, AgentContextRemove};
 use crate::context::{ContextPut, ContextRemove};
 use crate::conversation::{ConversationPut, FeedbackPut, MessageAdd, SummaryPut};
 use crate::facts::RequestFacts;
+use crate::json::check_body;
 use crate::label::labels;
 use crate::limit;
 use crate::locate::locate;
@@ -19,7 +20,6 @@ use crate::malformed::Malformed;
 use crate::router::{DecisionLog, ToolReport};
 use crate::session::{SessionClose, SessionOpen};
 use crate::subject::{RequestSubject, UserId};
-use crate::value::check_body;
 use crate::vector::{VectorIndex, VectorRemove};
 use crate::workers::{self, WorkerInfo};
 
@@ -108,6 +108,7 @@ macro_rules! requests {
             pub fn decode(subject: &RequestSubject, body: &[u8]) -> Result<Self, Malformed> {
                 check_size(body)?;
                 let request = Self::recorded(subject, body)?;
+                request.facts().check()?;
                 check_body(body).map_err(|problem| Malformed::new("body", problem))?;
                 Ok(request)
             }

@@ -4,11 +4,12 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::facts::{Prerequisite, RequestFacts};
+use crate::json::Json;
 use crate::limit;
 use crate::number::{Bounded, Score};
 use crate::performative::Performative;
 use crate::redaction::SecretFields;
-use crate::value::{Json, List, SessionId, Text};
+use crate::value::{List, SessionId, Text};
 
 /// Logs how a request of the user was routed, after it finished. Decisions are immutable.
 ///
@@ -51,7 +52,7 @@ pub struct DecisionLog {
     #[serde(default)]
     pub error_details: Option<Json>,
     /// When it was decided. Absent, or later than the time at which JetStream stored the request: that time.
-    #[serde(default, deserialize_with = "crate::value::time")]
+    #[serde(default, deserialize_with = "crate::time::read")]
     pub decided_at: Option<DateTime<Utc>>,
     /// Whether `user_request` and `error_details` are stored encrypted only and omitted from events.
     #[serde(default)]

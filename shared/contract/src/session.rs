@@ -2,7 +2,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::facts::{Prerequisite, RequestFacts};
-use crate::value::{JsonObject, SessionId};
+use crate::json::JsonObject;
+use crate::malformed::Malformed;
+use crate::value::SessionId;
 
 /// The chat mode of a session: the service that leads it. The column `chat_mode_sessions.chat_mode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -41,7 +43,7 @@ pub struct SessionOpen {
     /// Settings of the session, such as the model.
     #[serde(default)]
     pub configuration: JsonObject,
-    /// The session of the same user that this one continues. It need not exist.
+    /// The session of the same user that this one continues, not itself. It need not exist.
     #[serde(default)]
     pub parent_session_id: Option<SessionId>,
     /// Additional data.
@@ -60,6 +62,13 @@ pub struct SessionClose {
 impl RequestFacts for SessionOpen {
     fn session_id(&self) -> Option<&SessionId> {
         Some(&self.session_id)
+    }
+
+    fn check(&self) -> Result<(), Malformed> {
+        if self.parent_session_id.as_ref() == Some(&self.session_id) {
+            return Err(Malformed::new("parent_session_id", "is the session itself; name another one"));
+        }
+        Ok(())
     }
 }
 

@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::facts::{Prerequisite, RequestFacts};
+use crate::json::JsonObject;
 use crate::limit;
 use crate::number::Score;
-use crate::value::{JsonObject, NonEmptyList, SessionId, Text};
+use crate::value::{NonEmptyList, SessionId, Text};
 
 /// The role of a text in a conversation. The PostgreSQL enumeration `vectortype`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -84,7 +85,7 @@ pub struct Memory {
     pub relevance_score: Option<Score>,
     /// When it was said; the date is indexed together with the text. Absent, or later than the time at which JetStream
     /// stored the request: that time.
-    #[serde(default, deserialize_with = "crate::value::time")]
+    #[serde(default, deserialize_with = "crate::time::read")]
     pub occurred_at: Option<DateTime<Utc>>,
 }
 

@@ -102,6 +102,30 @@ fn the_field_at_fault_is_named() {
             "context_value",
             "65536 further digits",
         ),
+        (
+            "a long fraction",
+            context_text("context_value", &format!("[0.{}]", "1".repeat(limit::FRACTION_DIGITS + 1))),
+            "context_value",
+            "16383 after the decimal point",
+        ),
+        (
+            "a small exponent",
+            context_text("context_value", "[-1.0e-16383]"),
+            "context_value",
+            "16383 after the decimal point",
+        ),
+        (
+            "a large number",
+            context_text("context_value", &"1".repeat(limit::WHOLE_DIGITS + 1)),
+            "context_value",
+            "131072 digits before",
+        ),
+        (
+            "a large number with an exponent",
+            context_text("context_value", &format!("{}e65536", "1".repeat(65_537))),
+            "context_value",
+            "131072 digits before",
+        ),
         ("broken nesting", context_text("context_value", "[1,"), "context_value", ""),
         (
             "bad enumeration",
@@ -117,6 +141,12 @@ fn the_field_at_fault_is_named() {
         ("empty key", context("context_key", json!("")), "context_key", "is empty"),
         ("long key", context("context_key", json!(long)), "context_key", "longer than 256 characters"),
         ("bad time", context("expires_at", json!("tomorrow")), "expires_at", "is not a time in RFC 3339"),
+        (
+            "the last leap second",
+            context("expires_at", json!("9999-12-31T23:59:60Z")),
+            "expires_at",
+            "is in the year 10000; it must be from 1 to 9999",
+        ),
         (
             "number for a time",
             context("expires_at", json!(5)),
@@ -302,6 +332,79 @@ fn a_subject_must_be_ours() {
     }
 }
 
+/// A value with the same key twice in one object: one PostgreSQL and a reader of the event would differ about.
+const TWICE: &[&str] = &[
+    r#"{"a":1,"a":1}"#,
+    r#"{ "a" : 1 , "b" : 2 , "a" : 3 }"#,
+    r#"{"a":1,"\u0061":2}"#,
+    r#"{"\"":1,"\u0022":2}"#,
+    r#"{"":1,"":2}"#,
+    r#"{"é":1,"x":{},"\u00e9":2}"#,
+    r#"[[{"x":{"a":[],"b":{"c":1},"a":[]}}]]"#,
+    r#"{"a":{"a":1},"b":"}","a":1}"#,
+    r#"{"b":{"x":1,"y":2},"a":"\\","b":1}"#,
+];
+
+#[test]
+fn a_key_given_twice_is_refused_at_any_depth() {
+    let with = |field: &str, body: Value, value: &str| {
+        let mut body = body;
+        body[field] = json!("HERE");
+        body.to_string().replace("\"HERE\"", value).into_bytes()
+    };
+    let open = json!({ "session_id": "s", "chat_mode": "simple" });
+    let decision =
+        json!({ "decision_id": Uuid::nil(), "session_id": "s", "user_request": "", "routing_decision": 1 });
+    for value in TWICE {
+        for (name, body, field) in [
+            ("context.put", context_text("context_value", value), "context_value"),
+            (
+                "setting.put",
+                with("setting_value", json!({ "setting_key": "k", "sensitive": true }), value),
+                "setting_value",
+            ),
+            (
+                "session.open",
+                with("configuration", open.clone(), &format!("{{\"in\":{value}}}")),
+                "configuration",
+            ),
+            (
+                "decision.log",
+                with("tools_invoked", decision.clone(), &format!("[1,{value}]")),
+                "tools_invoked[1]",
+            ),
+            (
+                "vector.index",
+                {
+                    let memory = json!({ "memory_id": Uuid::nil(), "vector_type": "query", "content_text": "x", "metadata": "HERE" });
+                    let body = json!({ "memories": [memory] }).to_string();
+                    body.replace("\"HERE\"", &format!("{{\"in\":{value}}}")).into_bytes()
+                },
+                "memories[0].metadata",
+            ),
+        ] {
+            let malformed = refusal(name, &body);
+            let expected = format!("{field}: has an object with the same key twice");
+            assert_eq!(malformed.to_string(), expected, "{name} with {value}");
+        }
+        assert!(contract::Json::new(*value).is_err(), "{value}");
+        let query = format!(r#"{{"text":"x","metadata":{{"in":{value}}}}}"#);
+        let malformed = contract::Query::decode("search", "similar", query.as_bytes()).unwrap_err();
+        assert_eq!(malformed.to_string(), "metadata: has an object with the same key twice");
+    }
+}
+
+#[test]
+fn a_session_does_not_continue_itself() {
+    let open = |parent: &str| {
+        let body = json!({ "session_id": "s", "parent_session_id": parent, "chat_mode": "simple" });
+        Request::decode(&subject("session.open"), body.to_string().as_bytes())
+    };
+    let malformed = open("s").unwrap_err();
+    assert_eq!(malformed.to_string(), "parent_session_id: is the session itself; name another one");
+    assert!(open("S").is_ok());
+}
+
 #[test]
 fn what_is_odd_but_right_is_taken() {
     for text in [
@@ -312,6 +415,11 @@ fn what_is_odd_but_right_is_taken() {
         "null",
         "-0.0e+9",
         "[1e-45,1.7976931348623157E308]",
+        &format!("[{}]", "1".repeat(limit::WHOLE_DIGITS)),
+        &format!("[-0.{}]", "1".repeat(limit::FRACTION_DIGITS)),
+        &format!("{}e65536", "1".repeat(65_536)),
+        "[0.5e-16382,1E+65]",
+        r#"{"a":1,"A":{"a":[{"a":{}},{"a":"a"}]},"":"a","b":"\":","c":"{\"a\":1,\"a\":1}"}"#,
         r#"{"1e99999":"1e99999","\"1e99999":true}"#,
         r#"{"a":"]["}"#,
     ] {

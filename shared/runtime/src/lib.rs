@@ -20,6 +20,7 @@
 pub mod delivery;
 pub mod process;
 pub mod query;
+mod reason;
 pub mod stages;
 pub mod worker;
 
@@ -32,6 +33,7 @@ pub use process::start::check_database;
 pub use process::startup_deadline::{NotReady, StartupDeadline};
 pub use process::stats::{Stats, StatsReport};
 pub use process::{readiness, trust_refresh};
+pub use reason::Reason;
 pub use stages::authorize;
 pub use worker::{
     Ended, EventDraft, ExternalWorker, Message, Retry, Source, Verdict, WorkItem, Worker, Written,

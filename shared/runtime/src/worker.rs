@@ -16,6 +16,7 @@ use store::{Connection, Fault};
 use uuid::Uuid;
 
 use crate::process::readiness::ProbeResults;
+use crate::reason::Reason;
 
 /// The input of a worker: a request of its stream, or a tick of one of its jobs.
 ///
@@ -275,9 +276,9 @@ pub enum Verdict {
     /// It was valid and changed nothing, for this reason.
     Unchanged(Cow<'static, str>),
     /// It is retried, for this reason.
-    Retry(Retry, String),
+    Retry(Retry, Reason),
     /// It can never take effect, for this reason, and is dead-lettered.
-    Rejected(String),
+    Rejected(Reason),
 }
 
 /// When a message is retried.
@@ -314,7 +315,7 @@ impl Verdict {
     pub fn missing_prerequisite<I: WorkItem>(message: &Message<I>) -> Self {
         let prerequisite =
             message.request.facts().map_or(contract::Prerequisite::User, RequestFacts::prerequisite);
-        Self::Retry(Retry::Prerequisite, prerequisite.missing(message.user_id()))
+        Self::Retry(Retry::Prerequisite, prerequisite.missing(message.user_id()).into())
     }
 }
 

@@ -362,7 +362,7 @@ impl EventRow {
             parent_event_id: self.parent_event_id,
             logical_timestamp: self.logical_timestamp,
             created_at: self.created_at,
-            payload: Json::new(self.payload).map_err(unreadable)?,
+            payload: Json::recorded(self.payload).map_err(unreadable)?,
         })
     }
 }

@@ -134,9 +134,7 @@ fn secured(mut options: StackOptions, keys: &KeyFiles, listeners: &[UserId]) -> 
     services.extend(listeners.iter().copied().map(Service::listener));
     let public = topology::make_nkeys(&keys.nkeys, &topology::identities(&services))?;
     options.nats.accounts = Some(topology::render(&services, &public));
-    if is_empty(&keys.storage) {
-        write_key(&keys.storage, &Uuid::new_v4().simple().to_string())?;
-    }
+    make_key(&keys.storage, || Ok(Zeroizing::new(Uuid::new_v4().simple().to_string())))?;
     let key = std::fs::read_to_string(&keys.storage)
         .with_context(|| format!("cannot read {}", keys.storage.display()))?;
     options.nats.storage_key = Some(key.trim().to_owned());
@@ -155,8 +153,28 @@ fn is_empty(file: &Path) -> bool {
     std::fs::metadata(file).map_or(0, |file| file.len()) == 0
 }
 
-/// Sets up private servers. The grant key and the password of the workers' roles are new each time. The other keys are
-/// kept in the folder, because the data there depends on them.
+/// Makes the keys that the folder lacks. They are kept with it: its data depends on them, and so do the requests that are
+/// in its streams when the servers stop.
+fn make_keys(keys: &KeyFiles) -> anyhow::Result<()> {
+    make_key(&keys.grant, || Ok(Zeroizing::new(GrantKey::generate("private")?.expose_line())))?;
+    for file in [&keys.token, &keys.seal] {
+        make_key(file, || Ok(Zeroizing::new(PrivateKey::generate("private")?.expose_line())))?;
+    }
+    make_key(&keys.kek, || Ok(KeyRing::expose_line(KEK, &CipherKey::generate(1)?)))?;
+    make_key(&keys.payload, || {
+        let line = |service: &Service| Ok(KeyRing::expose_line(&service.service, &CipherKey::generate(1)?));
+        let lines: Vec<Zeroizing<String>> =
+            Service::shipped()?.iter().map(line).collect::<anyhow::Result<_>>()?;
+        Ok(Zeroizing::new(lines.iter().map(|line| line.as_str()).collect()))
+    })
+}
+
+/// Writes a key, unless the file has one.
+fn make_key(file: &Path, line: impl FnOnce() -> anyhow::Result<Zeroizing<String>>) -> anyhow::Result<()> {
+    if is_empty(file) { write_key(file, &line()?) } else { Ok(()) }
+}
+
+/// Sets up private servers. The password of the workers' roles is new each time.
 async fn set_up_private(stack: &Stack, settings: &Settings, keys: &KeyFiles) -> anyhow::Result<Settings> {
     let mut settings = settings.clone();
     let url = stack.postgres.url("memfleet");
@@ -174,24 +192,8 @@ async fn set_up_private(stack: &Stack, settings: &Settings, keys: &KeyFiles) -> 
         collection::apply(&settings).await?;
     }
 
-    let key = GrantKey::generate("private")?;
-    write_key(&keys.grant, &key.expose_line())?;
-    if is_empty(&keys.token) {
-        write_key(&keys.token, &PrivateKey::generate("private")?.expose_line())?;
-    }
-    if is_empty(&keys.seal) {
-        write_key(&keys.seal, &PrivateKey::generate("private")?.expose_line())?;
-    }
-    // Kept as long as the folder: data keys wrapped with it could not be unwrapped otherwise.
-    if is_empty(&keys.kek) {
-        write_key(&keys.kek, &KeyRing::expose_line(KEK, &CipherKey::generate(1)?))?;
-    }
-    if is_empty(&keys.payload) {
-        let line = |service: &Service| Ok(KeyRing::expose_line(&service.service, &CipherKey::generate(1)?));
-        let lines: Vec<Zeroizing<String>> =
-            Service::shipped()?.iter().map(line).collect::<anyhow::Result<_>>()?;
-        write_key(&keys.payload, &lines.iter().map(|line| line.as_str()).collect::<String>())?;
-    }
+    make_keys(keys)?;
+    let key = GrantKey::read(&keys.grant)?;
     let token_key = PrivateKey::read(&keys.token)?;
     let password = Uuid::new_v4().simple().to_string();
     let mut connection = store::connect(&url).await?;

@@ -180,7 +180,7 @@ fn decode(event: Event, request_id: Uuid, kind: &RequestKind) -> Result<Message<
         // Among records without a version, the one stored last wins. The event's sequence number serves as the time.
         stored_at: time_from_sequence(event.event_sequence)
             .ok_or_else(|| unreadable("its sequence number is out of range".to_owned()))?,
-        sequence: 0,
+        sequence: event.event_sequence.unsigned_abs(),
         event_id: event.event_id,
         body,
     })

@@ -1,5 +1,6 @@
 //! Values of columns as types of the contract.
 
+use chrono::{DateTime, Utc};
 use contract::Json;
 use serde::de::DeserializeOwned;
 use store::{Fault, FaultKind};
@@ -12,7 +13,16 @@ pub(crate) fn label<T: DeserializeOwned>(label: &str) -> Result<T, Fault> {
 
 /// A JSON value of the database.
 pub(crate) fn json(text: String) -> Result<Json, Fault> {
-    Json::new(text).map_err(newer)
+    Json::recorded(text).map_err(newer)
+}
+
+/// The last microsecond of the year 9999, in microseconds since 1970.
+const LAST_TIME: i64 = 253_402_300_799_999_999;
+
+/// A time that a publisher chose. RFC 3339 has no year after 9999, and a row may hold one that is no longer accepted.
+pub(crate) fn time(time: DateTime<Utc>) -> DateTime<Utc> {
+    let last = || DateTime::from_timestamp_micros(LAST_TIME).unwrap_or(time);
+    contract::bounded_time(time).unwrap_or_else(|_| last())
 }
 
 fn newer(reason: String) -> Fault {

@@ -1,9 +1,10 @@
 //! Pages: where one starts, which is the sort key of the last item of the page before, and where it ends.
 
+use chrono::{DateTime, Utc};
 use contract::{Cursor, Malformed};
 use data_encoding::BASE64URL_NOPAD as BASE64;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 /// The sort key that a cursor encodes. It is neither secret nor signed: it selects only among rows that the sender may
 /// see.
@@ -20,6 +21,19 @@ pub(crate) fn position<K: DeserializeOwned>(cursor: Option<&Cursor>) -> Result<O
         return Err(unknown());
     }
     serde_json::from_value(value).map(Some).map_err(|_| unknown())
+}
+
+/// A time in a cursor, within the limits of times in requests: a larger one is not a time of PostgreSQL.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "DateTime<Utc>")]
+pub(crate) struct CursorTime(pub(crate) DateTime<Utc>);
+
+impl TryFrom<DateTime<Utc>> for CursorTime {
+    type Error = String;
+
+    fn try_from(time: DateTime<Utc>) -> Result<Self, String> {
+        contract::bounded_time(time).map(Self)
+    }
 }
 
 fn has_nul(value: &serde_json::Value) -> bool {
@@ -109,6 +123,19 @@ mod tests {
         let (_, next) = cut(vec![1, 2], 1, 2, |_| &odd);
         let cursor = Cursor::new(next.unwrap()).unwrap();
         assert_eq!(position::<(String, String, String)>(Some(&cursor)).unwrap().unwrap(), odd);
+    }
+
+    #[test]
+    fn a_cursor_holds_a_time_that_postgresql_has() {
+        let at = |time: &str| {
+            let cursor = Cursor::new(BASE64.encode(format!("[{time:?},1]").as_bytes())).unwrap();
+            position::<(CursorTime, i32)>(Some(&cursor))
+        };
+        let expected = CursorTime("2026-11-01T10:00:00.000001Z".parse().unwrap());
+        assert_eq!(at("2026-11-01T10:00:00.000001Z").unwrap(), Some((expected, 1)));
+        for time in ["-262143-01-01T00:00:00Z", "+262142-12-31T23:59:59Z", "9999-12-31T23:59:60Z"] {
+            assert_eq!(at(time).unwrap_err().field, "cursor", "{time}");
+        }
     }
 
     #[test]

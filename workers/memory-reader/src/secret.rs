@@ -39,7 +39,7 @@ pub(crate) async fn load(
 
 /// Replaces a marker by a decrypted value. What was JSON when it was encrypted still is.
 pub(crate) fn replace_json(value: &mut Json, plain: &str) {
-    if let Ok(plain) = Json::new(plain) {
+    if let Ok(plain) = Json::recorded(plain) {
         *value = plain;
     }
 }

@@ -182,8 +182,8 @@ impl ExternalWorker for VectorIndexer {
         let verdict = |(message, done): (&&Message<VectorRequest>, Done)| match done {
             Done::Applied => Verdict::applied(message),
             Done::Superseded => Verdict::unchanged(message),
-            Done::MissingPrerequisite(reason) => Verdict::Retry(Retry::Prerequisite, reason),
-            Done::Rejected(reason) => Verdict::Rejected(reason),
+            Done::MissingPrerequisite(reason) => Verdict::Retry(Retry::Prerequisite, reason.into()),
+            Done::Rejected(reason) => Verdict::Rejected(reason.into()),
         };
         Ok(Written { verdicts: batch.iter().zip(done).map(verdict).collect(), findings })
     }

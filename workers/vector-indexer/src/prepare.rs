@@ -137,8 +137,10 @@ impl VectorIndexer {
         match self.store_points(&drafts, of_collections, &mut prepared).await {
             // With a single message in the batch, it must be the one that the vector store rejects.
             Err(fault) if fault.kind == FaultKind::Permanent && batch.len() == 1 => {
+                // The store's own answer is for operators: publishers receive the reason of a rejection.
+                tracing::warn!(worker = VECTOR_INDEXER.name, %fault, "the vector store rejects a request");
                 let refused = |message: &&Message<VectorRequest>| {
-                    (message.event_id, Ready::Rejected(fault.reason.clone()))
+                    (message.event_id, Ready::Rejected("memories: the vector store rejects them".to_owned()))
                 };
                 prepared.messages = batch.iter().map(refused).collect();
                 Ok(prepared)

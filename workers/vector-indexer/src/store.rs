@@ -34,42 +34,6 @@ pub enum Done {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Replaced(pub Uuid);
 
-/// Creates a node for each memory that names none. The title is only the type, so that removing the text of the memory
-/// leaves no content in the node.
-static NODES: LazyLock<String> = LazyLock::new(|| {
-    let (arrays, names) = (NodeRow::arrays(1), NodeRow::names());
-    format!(
-        "INSERT INTO consensus_memory_nodes (id, user_id, node_type, node_key, title, content, request_id)
-        SELECT id, user_id, 'memory', id::text, vector_type, jsonb_build_object('memory_id', id), request_id
-        FROM unnest({arrays}) AS i ({names})
-        ORDER BY i.user_id, i.id
-        ON CONFLICT DO NOTHING"
-    )
-});
-
-::store::unnest_row! {
-    /// A row of [`NODES`].
-    struct NodeRow<'a> {
-        id: Uuid,
-        user_id: i32,
-        vector_type: &'a str,
-        request_id: Uuid,
-    }
-}
-
-impl<'l> NodeRow<'l> {
-    /// `None` if the memory names a node or is removed.
-    fn new(line: &'l Line<'_>) -> Option<Self> {
-        let (memory, _) = line.said.filter(|(memory, _)| memory.memory_node_id.is_none())?;
-        Some(Self {
-            id: line.item.memory,
-            user_id: line.user(),
-            vector_type: memory.vector_type.as_str(),
-            request_id: line.message.request_id,
-        })
-    }
-}
-
 ::store::unnest_row! {
     /// A row of [`INDEX`].
     struct IndexRow<'a> {
@@ -90,6 +54,9 @@ impl<'l> NodeRow<'l> {
         relevance_score: Option<f64>,
         occurred_at: DateTime<Utc>,
         is_dated: bool,
+        is_own_node: bool,
+        stored_sequence: i64,
+        request_place: i32,
         stored_at: DateTime<Utc>,
         request_id: Uuid,
     }
@@ -118,33 +85,48 @@ impl<'l> IndexRow<'l> {
             relevance_score: memory.relevance_score.map(contract::Score::get),
             occurred_at: said_at(line.message, memory),
             is_dated: memory.occurred_at.is_some(),
+            is_own_node: memory.memory_node_id.is_none(),
+            stored_sequence: i64::try_from(line.message.sequence).unwrap_or(i64::MAX),
+            request_place: line.place,
             stored_at: line.message.stored_at,
             request_id: line.message.request_id,
         })
     }
 }
 
-/// The first parameter is the model.
+/// The first parameter is the model. A memory that is written and names no node gets one of its own; a superseded
+/// request creates none. The foreign key is checked at the end of the statement. The title of a node is only the type,
+/// so that removing the text of the memory leaves no content in the node.
 static INDEX: LazyLock<String> = LazyLock::new(|| {
     let (arrays, names) = (IndexRow::arrays(2), IndexRow::names());
     format!(
-        "INSERT INTO unified_memory_vectors AS t (id, user_id, memory_node_id, session_id, vector_type, content_text, speaker,
-        preceding_text, embedding_model, qdrant_point_id, point_count, content_hash, content_words, is_brought, metadata,
-        relevance_score, occurred_at, is_dated, created_at, updated_at, request_id)
-    SELECT id, user_id, node_id, session_id, vector_type::vectortype, content_text, speaker, preceding_text, $1, point_id,
-        point_count, content_hash, memory_words(own_text), is_brought, metadata::jsonb, relevance_score, occurred_at, is_dated,
-        stored_at, stored_at, request_id
-    FROM unnest({arrays}) AS i ({names})
-    ORDER BY i.user_id, i.id
-    ON CONFLICT (user_id, id) DO UPDATE SET memory_node_id = excluded.memory_node_id, session_id = excluded.session_id,
-        vector_type = excluded.vector_type, content_text = excluded.content_text, speaker = excluded.speaker,
-        preceding_text = excluded.preceding_text, embedding_model = excluded.embedding_model,
-        qdrant_point_id = excluded.qdrant_point_id, point_count = excluded.point_count, content_hash = excluded.content_hash,
-        content_words = excluded.content_words, is_brought = excluded.is_brought, metadata = excluded.metadata,
-        relevance_score = excluded.relevance_score, occurred_at = excluded.occurred_at, is_dated = excluded.is_dated,
-        updated_at = excluded.updated_at, removed_at = NULL, request_id = excluded.request_id
-    WHERE excluded.updated_at >= t.updated_at
-    RETURNING user_id, id, xmax = 0 AS is_new"
+        "WITH input AS MATERIALIZED (
+        SELECT * FROM unnest({arrays}) AS i ({names})
+    ), written AS (
+        INSERT INTO unified_memory_vectors AS t (id, user_id, memory_node_id, session_id, vector_type, content_text, speaker,
+            preceding_text, embedding_model, qdrant_point_id, point_count, content_hash, content_words, is_brought, metadata,
+            relevance_score, occurred_at, is_dated, stored_sequence, request_place, created_at, updated_at, request_id)
+        SELECT id, user_id, node_id, session_id, vector_type::vectortype, content_text, speaker, preceding_text, $1, point_id,
+            point_count, content_hash, memory_words(own_text), is_brought, metadata::jsonb, relevance_score, occurred_at, is_dated,
+            stored_sequence, request_place, stored_at, stored_at, request_id
+        FROM input ORDER BY user_id, id
+        ON CONFLICT (user_id, id) DO UPDATE SET memory_node_id = excluded.memory_node_id, session_id = excluded.session_id,
+            vector_type = excluded.vector_type, content_text = excluded.content_text, speaker = excluded.speaker,
+            preceding_text = excluded.preceding_text, embedding_model = excluded.embedding_model,
+            qdrant_point_id = excluded.qdrant_point_id, point_count = excluded.point_count, content_hash = excluded.content_hash,
+            content_words = excluded.content_words, is_brought = excluded.is_brought, metadata = excluded.metadata,
+            relevance_score = excluded.relevance_score, occurred_at = excluded.occurred_at, is_dated = excluded.is_dated,
+            updated_at = excluded.updated_at, removed_at = NULL, request_id = excluded.request_id
+        WHERE excluded.updated_at >= t.updated_at
+        RETURNING user_id, id, xmax = 0 AS is_new
+    ), nodes AS (
+        INSERT INTO consensus_memory_nodes (id, user_id, node_type, node_key, title, content, request_id)
+        SELECT i.id, i.user_id, 'memory', i.id::text, i.vector_type, jsonb_build_object('memory_id', i.id), i.request_id
+        FROM input i JOIN written w ON w.user_id = i.user_id AND w.id = i.id
+        WHERE i.is_own_node ORDER BY i.user_id, i.id
+        ON CONFLICT DO NOTHING
+    )
+    SELECT user_id, id, is_new FROM written"
     )
 });
 
@@ -194,6 +176,8 @@ struct Line<'a> {
     index: usize,
     message: &'a Message<VectorRequest>,
     item: &'a Item,
+    /// Its place in the request.
+    place: i32,
     /// The memory to index and its session. `None` for a removal.
     said: Option<(&'a Memory, Option<&'a SessionId>)>,
 }
@@ -281,10 +265,12 @@ fn lines_of<'a>(
         VectorRequest::VectorIndex(request) => {
             let said =
                 request.memories.as_slice().iter().map(|memory| Some((memory, request.session_id.as_ref())));
-            Box::new(items.iter().zip(said).map(move |(item, said)| Line { index, message, item, said }))
+            let line = move |((item, said), place)| Line { index, message, item, place, said };
+            Box::new(items.iter().zip(said).zip(0..).map(line))
         }
         VectorRequest::VectorRemove(_) => {
-            Box::new(items.iter().map(move |item| Line { index, message, item, said: None }))
+            let line = move |(item, place)| Line { index, message, item, place, said: None };
+            Box::new(items.iter().zip(0..).map(line))
         }
     }
 }
@@ -383,10 +369,6 @@ async fn index(
 ) -> Result<Vec<WrittenRow>, Fault> {
     if lines.is_empty() {
         return Ok(Vec::new());
-    }
-    let nodes: Vec<NodeRow<'_>> = lines.iter().filter_map(|line| NodeRow::new(line)).collect();
-    if !nodes.is_empty() {
-        with_rows(&NODES, nodes).execute(connection).await?;
     }
     let rows = lines.iter().filter_map(|line| IndexRow::new(line)).collect();
     let query = diesel::sql_query(INDEX.as_str()).into_boxed().bind::<Text, _>(model);

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Cursor, Limit, QueryKind, QueryType, default_limit};
 use crate::context::{AccessLevel, ContextType};
-use crate::value::{Json, Name, SessionId};
+use crate::json::Json;
+use crate::value::{Name, SessionId};
 
 /// Lists the contexts of a session, ordered by key.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

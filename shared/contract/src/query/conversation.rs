@@ -5,7 +5,8 @@ use uuid::Uuid;
 
 use super::{Cursor, Limit, QueryKind, QueryType, default_limit};
 use crate::conversation::MessageRole;
-use crate::value::{Json, SessionId};
+use crate::json::Json;
+use crate::value::SessionId;
 
 /// Reads a conversation and a page of its messages, the oldest first.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

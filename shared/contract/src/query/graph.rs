@@ -3,8 +3,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{QueryKind, QueryType};
+use crate::json::Json;
 use crate::number::Bounded;
-use crate::value::{Json, Name, Text};
+use crate::value::{Name, Text};
 
 /// Walks the knowledge graph from a node along its relations, to a depth. Each node is returned once, at the smallest
 /// depth at which it is reached, so that cycles end.

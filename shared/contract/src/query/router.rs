@@ -28,10 +28,10 @@ pub enum Dimension {
 #[serde(deny_unknown_fields)]
 pub struct RouterAnalytics {
     /// From the start of this hour. Absent: 24 hours before `until`.
-    #[serde(default, deserialize_with = "crate::value::time")]
+    #[serde(default, deserialize_with = "crate::time::read")]
     pub from: Option<DateTime<Utc>>,
     /// To the end of this hour. Absent: now. At most 366 days after `from`.
-    #[serde(default, deserialize_with = "crate::value::time")]
+    #[serde(default, deserialize_with = "crate::time::read")]
     pub until: Option<DateTime<Utc>>,
     /// What the rows are grouped by. Empty: one row for all decisions.
     #[serde(default = "hour")]

@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{QueryKind, QueryType};
+use crate::json::JsonObject;
 use crate::number::{Bounded, Score};
-use crate::value::{JsonObject, List, SessionId, Text};
+use crate::value::{List, SessionId, Text};
 use crate::vector::{Embedding, VectorType};
 
 /// Searches for memories similar to a text or a vector, the most similar first.
@@ -28,10 +29,10 @@ pub struct SearchSimilar {
     #[serde(default)]
     pub session_id: Option<SessionId>,
     /// Only memories from this time or later.
-    #[serde(default, deserialize_with = "crate::value::time")]
+    #[serde(default, deserialize_with = "crate::time::read")]
     pub since: Option<DateTime<Utc>>,
     /// Only memories from before this time.
-    #[serde(default, deserialize_with = "crate::value::time")]
+    #[serde(default, deserialize_with = "crate::time::read")]
     pub until: Option<DateTime<Utc>>,
     /// Only memories whose metadata contain all of these values: at most 16 strings, numbers or booleans.
     #[serde(default)]

@@ -5,13 +5,15 @@ use bytes::Bytes;
 use contract::{DeadLetterClass, DeadLetterSubject, RequestSubject, header, limit, printable_within};
 use uuid::Uuid;
 
+use crate::reason::Reason;
+
 /// Why a message is dead-lettered.
 #[derive(Clone, Debug)]
 pub struct DeadLetterReason {
     /// The class.
     pub class: DeadLetterClass,
-    /// One sentence naming the field or the condition.
-    pub reason: String,
+    /// Names the field or the condition.
+    pub reason: Reason,
     /// How often it was tried.
     pub tries: u32,
 }
@@ -73,7 +75,7 @@ impl DeadLetter {
             request_id.map(|id| id.as_str().chars().take(MAX_REQUEST_ID_CHARS).collect::<String>());
         let mut headers = carried(failed.headers);
         // A header value is one line.
-        let mut reason = printable_within(&cause.reason, limit::REASON_CHARS);
+        let mut reason = printable_within(&cause.reason.to_string(), limit::REASON_CHARS);
         if header_bytes(&headers) > MAX_CARRIED_BYTES {
             headers = HeaderMap::new();
             reason = format!("{reason}; its headers are too large to move, they are still at {source}");
@@ -161,7 +163,7 @@ mod tests {
             body: &Bytes::from_static(b"{}"),
         };
         let cause =
-            DeadLetterReason { class: DeadLetterClass::Permanent, reason: "no\nreason".to_owned(), tries: 1 };
+            DeadLetterReason { class: DeadLetterClass::Permanent, reason: Reason::new("no\nreason"), tries: 1 };
         let letter = DeadLetter::new(&failed, &cause, 1 << 20);
         let mut names: Vec<String> = letter.headers.iter().map(|(name, _)| name.to_string()).collect();
         names.sort();

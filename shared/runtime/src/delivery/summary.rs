@@ -70,8 +70,8 @@ impl Summary {
         let listed = DeadLetterSummary { stream: (*stream).to_owned(), ranges: ranges(&sequences) };
         let body = Bytes::from(serde_json::to_vec(&listed).unwrap_or_default());
         let (first, reason) = match self.messages.first() {
-            Some((delivery, cause)) => (delivery.sequence, cause.reason.as_str()),
-            None => (0, ""),
+            Some((delivery, cause)) => (delivery.sequence, cause.reason.to_string()),
+            None => (0, String::new()),
         };
         let from = service.as_ref().map_or_else(|| "no service".to_owned(), |name| format!("service {name}"));
         let count = self.messages.len();

@@ -27,6 +27,7 @@ use crate::delivery::dead_letter::{DeadLetter, DeadLetterReason, FailedMessage};
 use crate::delivery::event_publisher::{EventPublisher, NotPublished};
 use crate::delivery::in_flight::InFlight;
 use crate::process::stats::Stats;
+use crate::reason::Reason;
 use crate::stages::authorize::Authorizer;
 use crate::stages::decode::{self, Bodies};
 use crate::stages::pull::Puller;
@@ -118,10 +119,10 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
         };
         let cause = DeadLetterReason {
             class: DeadLetterClass::Undeliverable,
-            reason: format!(
+            reason: Reason::new(format!(
                 "delivered {} times and never settled; it may have crashed a worker",
                 advisory.deliveries
-            ),
+            )),
             tries: u32::try_from(advisory.deliveries).unwrap_or(u32::MAX),
         };
         let letter = DeadLetter::new(&failed, &cause, self.client.server_info().max_payload);

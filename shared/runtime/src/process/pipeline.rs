@@ -286,7 +286,7 @@ impl<W: ExternalWorker> PullStage<W> {
                 Ok(decoded) => sorted.add(self.authorizer.authorize(decoded)),
                 Err(refused) => {
                     let (delivery, malformed) = *refused;
-                    let (class, reason) = (DeadLetterClass::Malformed, malformed.to_string());
+                    let (class, reason) = (DeadLetterClass::Malformed, malformed.to_string().into());
                     let disposition = Disposition::DeadLetter { class, reason };
                     sorted.to_settle.push(ToSettle::Single(Box::new(delivery), disposition));
                 }
@@ -364,7 +364,7 @@ async fn write_stage<W: ExternalWorker>(
         let recorded = denied.is_empty() || writer.record_denied(&denied).await;
         for Denied { delivery, refusal, .. } in denied {
             let disposition = if recorded {
-                Disposition::DeadLetter { class: DeadLetterClass::Denied, reason: refusal.to_string() }
+                Disposition::DeadLetter { class: DeadLetterClass::Denied, reason: refusal.to_string().into() }
             } else {
                 Disposition::HAND_BACK
             };

@@ -59,7 +59,11 @@ impl Bodies {
         let ring = self.ring.as_ref().ok_or_else(|| {
             wrong("this worker has no payload keys: trust.payload_ring_file is not set".to_owned())
         })?;
-        let ring = ring.ring().map_err(|error| wrong(format!("cannot read the payload keys: {error}")))?;
+        // The error names a file of this machine, which the publisher must not learn.
+        let ring = ring.ring().map_err(|error| {
+            tracing::error!(%error, "cannot read the payload keys");
+            wrong("this worker cannot read its payload keys".to_owned())
+        })?;
         let key = ring
             .get(name, version)
             .ok_or_else(|| wrong(format!("this worker has no key {name}.{version}")))?;

@@ -7,6 +7,8 @@ use chrono::{DateTime, Utc};
 use contract::{DeadLetterClass, Event, WorkerInfo};
 use store::{Fault, FaultKind};
 
+use crate::reason::Reason;
+
 /// How a message is to be settled.
 #[derive(Clone, Debug)]
 pub(crate) enum Disposition {
@@ -14,16 +16,16 @@ pub(crate) enum Disposition {
     Committed(Commit),
     /// It is retried with growing delays within the retry budget, then dead-lettered with this class. It spends no try
     /// while the worker that it awaits is behind.
-    Retry { class: DeadLetterClass, reason: String, awaits: Option<&'static WorkerInfo> },
+    Retry { class: DeadLetterClass, reason: Reason, awaits: Option<&'static WorkerInfo> },
     /// It is retried at a given time and spends no try. After the deadline it is dead-lettered.
-    RetryNotBefore { time: DateTime<Utc>, deadline: DateTime<Utc>, reason: String },
+    RetryNotBefore { time: DateTime<Utc>, deadline: DateTime<Utc>, reason: Reason },
     /// It is redelivered after a delay and spends no try, because the message itself is not known to be faulty.
     Redeliver(Duration),
     /// It waits for something that may take hours, such as a lock that another transaction holds. It spends no try and
     /// is redelivered with delays that grow with its deliveries, the next one after at least this time.
     Park(Duration),
     /// It can never be processed and is dead-lettered.
-    DeadLetter { class: DeadLetterClass, reason: String },
+    DeadLetter { class: DeadLetterClass, reason: Reason },
 }
 
 /// The result of a committed transaction for a message.
@@ -74,18 +76,33 @@ impl Disposition {
         }
     }
 
-    /// The disposition of a message that failed on its own. `awaits`: the worker that writes its prerequisite.
+    /// The disposition of a message that failed on its own. Operators read the message of the database, its publisher a
+    /// general sentence. `awaits`: the worker that writes its prerequisite.
     pub(crate) fn of_fault(fault: &Fault, awaits: Option<&'static WorkerInfo>) -> Self {
-        let reason = fault.reason.clone();
+        let reason = |sentence: &'static str| Reason::new(sentence).for_operators(fault.reason.as_str());
         match fault.kind {
             FaultKind::Unavailable | FaultKind::ConnectionLost => Self::HAND_BACK,
             FaultKind::Blocked => Self::Park(Duration::ZERO),
-            FaultKind::Transient => Self::Retry { reason, class: DeadLetterClass::Exhausted, awaits: None },
-            FaultKind::MissingPrerequisite => {
-                Self::Retry { reason, class: DeadLetterClass::MissingPrerequisite, awaits }
-            }
-            FaultKind::Permanent => Self::DeadLetter { reason, class: DeadLetterClass::Permanent },
-            FaultKind::Denied => Self::DeadLetter { reason, class: DeadLetterClass::Denied },
+            FaultKind::Transient => Self::Retry {
+                class: DeadLetterClass::Exhausted,
+                reason: reason("the database repeatedly failed to store it"),
+                awaits: None,
+            },
+            FaultKind::MissingPrerequisite => Self::Retry {
+                class: DeadLetterClass::MissingPrerequisite,
+                reason: reason("a record that it refers to does not exist"),
+                awaits,
+            },
+            FaultKind::Permanent => Self::DeadLetter {
+                class: DeadLetterClass::Permanent,
+                reason: reason(
+                    "the database cannot store it; the operator finds the cause in its dead letter",
+                ),
+            },
+            FaultKind::Denied => Self::DeadLetter {
+                class: DeadLetterClass::Denied,
+                reason: reason("the database does not allow it"),
+            },
         }
     }
 

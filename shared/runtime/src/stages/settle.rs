@@ -25,6 +25,7 @@ use crate::delivery::watermarks::Watermarks;
 use crate::process::crash::{self, Point};
 use crate::process::readiness::{Dependency, Readiness};
 use crate::process::stats::Stats;
+use crate::reason::Reason;
 use crate::stages::decode;
 use crate::stages::disposition::{Commit, Disposition, Effect};
 use crate::stages::pull::Delivery;
@@ -129,7 +130,7 @@ impl Settler {
     async fn retry(
         &mut self,
         delivery: Delivery,
-        reason: String,
+        reason: Reason,
         class: DeadLetterClass,
         awaits: Option<&'static WorkerInfo>,
     ) {
@@ -157,8 +158,9 @@ impl Settler {
         if self.is_last(&delivery) {
             let tries = self.forget(&delivery).saturating_add(1);
             let class = DeadLetterClass::Exhausted;
-            let reason = "the rows that it needs stayed locked, or others were prepared before it, until its last delivery";
-            let reason = reason.to_owned();
+            let reason = Reason::new(
+                "the rows that it needs stayed locked, or others were prepared before it, until its last delivery",
+            );
             self.dead_letter(delivery, DeadLetterReason { class, reason, tries }).await;
             return;
         }
@@ -174,7 +176,7 @@ impl Settler {
         delivery: Delivery,
         time: DateTime<Utc>,
         deadline: DateTime<Utc>,
-        reason: String,
+        reason: Reason,
     ) {
         let now = Utc::now();
         if now >= deadline || self.is_last(&delivery) {
@@ -303,7 +305,8 @@ const MIN_DELAY: Duration = Duration::from_millis(10);
 
 /// The reason sent to the publisher. Why a message was denied is disclosed to the operator only.
 fn reason_for_publisher(cause: &DeadLetterReason) -> String {
-    if cause.class == DeadLetterClass::Denied { cause.class.to_string() } else { cause.reason.clone() }
+    let denied = cause.class == DeadLetterClass::Denied;
+    if denied { cause.class.to_string() } else { cause.reason.for_publisher().to_owned() }
 }
 
 /// Acknowledges a message. If that fails, the message is redelivered and deduplicated by the inbox.

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::delivery::watermarks::{Marks, Watermarks};
 use crate::process::crash::{self, Point};
+use crate::reason::Reason;
 use crate::stages::authorize::Authorized;
 use crate::stages::disposition::{Commit, Disposition, Effect};
 use crate::worker::{EventDraft, ExternalWorker, Message, Retry, Verdict, Written};
@@ -166,7 +167,9 @@ impl<W: ExternalWorker> Attempt<'_, W> {
             match self.keys.get(&message.user_id()) {
                 Some(Err(reason)) if !message.secrets.is_empty() => {
                     let user = message.user_id();
-                    let reason = format!("the data key of user {user} cannot be opened: {reason}");
+                    let sentence = format!("the data key of user {user} cannot be opened");
+                    let full = format!("{sentence}: {reason}");
+                    let reason = Reason::new(sentence).for_operators(full);
                     verdicts.insert(index, Verdict::Retry(Retry::WithinBudget, reason));
                 }
                 Some(_) | None => open.push(index),
@@ -318,7 +321,7 @@ fn disposition(
         // Events are published only after they are committed, so an unknown id cannot become valid later.
         None => Disposition::DeadLetter {
             class: DeadLetterClass::Permanent,
-            reason: format!("{}: no event with this id for this user", contract::header::PARENT_EVENT),
+            reason: format!("{}: no event with this id for this user", contract::header::PARENT_EVENT).into(),
         },
     })
 }
@@ -417,7 +420,7 @@ fn published(event: &NewEvent<'_>, appended: &Appended) -> Option<Event> {
         parent_event_id: event.cause.map(|cause| cause.parent_event_id),
         logical_timestamp: event.logical_timestamp,
         created_at: appended.created_at,
-        payload: Json::new(event.payload).ok()?,
+        payload: Json::recorded(event.payload).ok()?,
     })
 }
 

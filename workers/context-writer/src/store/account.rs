@@ -76,7 +76,8 @@ const WRITE_DEVICES: &str = "
     ), written AS (
         INSERT INTO registered_devices AS t (id, user_id, device_name, device_type, security_level, last_seen_at,
             request_id, created_at, updated_at, removed_at)
-        SELECT device_id, user_id, device_name, device_type, security_level, last_seen_at, request_id, stored_at, stored_at,
+        SELECT device_id, user_id, device_name, device_type, security_level,
+            CASE WHEN last_seen_at > stored_at THEN stored_at ELSE last_seen_at END, request_id, stored_at, stored_at,
             CASE WHEN removed THEN stored_at END
         FROM input ORDER BY user_id, device_id
         ON CONFLICT (user_id, id) DO UPDATE SET device_name = excluded.device_name,

@@ -53,6 +53,7 @@ store::unnest_row! {
         content: &'a str,
         sent_at: DateTime<Utc>,
         stored_at: DateTime<Utc>,
+        stored_sequence: i64,
         request_id: Uuid,
         is_sensitive: bool,
     }
@@ -68,14 +69,19 @@ impl<'a> Row<'a> {
             conversation_id: request.conversation_id.as_str(),
             role: request.role.as_str(),
             content: request.content.as_str(),
-            sent_at: request.sent_at.unwrap_or(message.stored_at),
+            // At most the time when it was stored: the publisher's clock may be ahead.
+            sent_at: request.sent_at.map_or(message.stored_at, |sent_at| sent_at.min(message.stored_at)),
             stored_at: message.stored_at,
+            stored_sequence: i64::try_from(message.sequence).unwrap_or(i64::MAX),
             request_id: message.request_id,
             is_sensitive: request.sensitive,
         }
     }
 }
 
+/// A message that exists already creates no conversation: the row of the conversation follows from the rows that were
+/// written. Its foreign key is checked at the end of the statement.
+///
 /// A conversation created by a message gets the epoch as `updated_at`, so that the request that describes it counts as
 /// newer whenever it arrives.
 static WRITE_MESSAGES: LazyLock<String> = LazyLock::new(|| {
@@ -83,21 +89,22 @@ static WRITE_MESSAGES: LazyLock<String> = LazyLock::new(|| {
     format!(
         "WITH input AS (
         SELECT (i.ordinal - 1)::integer AS ordinal, i.id, i.user_id, i.history_id, i.conversation_id, i.role,
-            i.content, i.is_sensitive, i.sent_at, i.stored_at, i.request_id
+            i.content, i.is_sensitive, i.sent_at, i.stored_at, i.stored_sequence, i.request_id
         FROM unnest({arrays}) WITH ORDINALITY AS i ({names}, ordinal)
         JOIN users u ON u.id = i.user_id
-    ), history AS (
-        INSERT INTO chat_history (id, user_id, conversation_id, request_id, created_at, updated_at)
-        SELECT DISTINCT ON (user_id, conversation_id) history_id, user_id, conversation_id, request_id,
-            stored_at, 'epoch'
-        FROM input ORDER BY user_id, conversation_id, stored_at
-        ON CONFLICT DO NOTHING
     ), written AS (
-        INSERT INTO chat_messages (id, user_id, history_id, role, content, is_sensitive, \"timestamp\", request_id)
-        SELECT id, user_id, history_id, role::message_role, content, is_sensitive, sent_at, request_id
+        INSERT INTO chat_messages (id, user_id, history_id, role, content, is_sensitive, \"timestamp\", stored_sequence, request_id)
+        SELECT id, user_id, history_id, role::message_role, content, is_sensitive, sent_at, stored_sequence, request_id
         FROM input ORDER BY user_id, id
         ON CONFLICT DO NOTHING
         RETURNING user_id, id
+    ), history AS (
+        INSERT INTO chat_history (id, user_id, conversation_id, request_id, created_at, updated_at)
+        SELECT DISTINCT ON (i.user_id, i.conversation_id) i.history_id, i.user_id, i.conversation_id, i.request_id,
+            i.stored_at, 'epoch'
+        FROM input i JOIN written w ON w.user_id = i.user_id AND w.id = i.id
+        ORDER BY i.user_id, i.conversation_id, i.stored_sequence
+        ON CONFLICT DO NOTHING
     )
     SELECT i.ordinal, w.id AS row_id
     FROM input i LEFT JOIN written w ON w.user_id = i.user_id AND w.id = i.id"

@@ -9,7 +9,7 @@ use store::security::PlanCacheMode;
 use store::{Connection, Fault};
 use uuid::Uuid;
 
-use crate::column::json;
+use crate::column::{json, time};
 use crate::page::{self, within_page};
 use crate::query_context::QueryContext;
 use crate::secret;
@@ -104,7 +104,7 @@ impl Row {
             context_value: json(self.context_value)?,
             is_shareable: self.is_shareable,
             version: self.version,
-            expires_at: self.expires_at,
+            expires_at: self.expires_at.map(time),
             sensitive: self.is_sensitive,
             updated_at: self.updated_at,
         })

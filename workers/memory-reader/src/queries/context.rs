@@ -9,7 +9,7 @@ use store::security::PlanCacheMode;
 use store::{Connection, Fault};
 use uuid::Uuid;
 
-use crate::column::{json, label};
+use crate::column::{json, label, time};
 use crate::page::{self, within_page};
 use crate::query_context::QueryContext;
 use crate::secret;
@@ -124,7 +124,7 @@ impl Row {
             access_level: label(&self.access_level)?,
             priority: self.priority,
             version: self.version,
-            expires_at: self.expires_at,
+            expires_at: self.expires_at.map(time),
             is_persistent: self.is_persistent,
             sensitive: self.is_sensitive,
             updated_at: self.updated_at,

@@ -10,8 +10,8 @@ use store::security::PlanCacheMode;
 use store::{Connection, Fault};
 use uuid::Uuid;
 
-use crate::column::{json, label};
-use crate::page::{self, within_page};
+use crate::column::{json, label, time};
+use crate::page::{self, CursorTime, within_page};
 use crate::query_context::QueryContext;
 use crate::secret::{self, Secret};
 use crate::validated_query::{Answered, QueryFailure, ValidatedQuery};
@@ -22,7 +22,7 @@ const MESSAGES: &str = "chat_messages";
 #[derive(Debug)]
 pub(crate) struct Read {
     query: ConversationRead,
-    after: Option<(DateTime<Utc>, Uuid)>,
+    after: Option<(CursorTime, i64, Uuid)>,
 }
 
 impl ValidatedQuery for Read {
@@ -54,15 +54,15 @@ const FIND: &str = "
 const READ: &str = concat!(
     r#"WITH page AS (
         SELECT * FROM chat_messages
-        WHERE user_id = $1 AND history_id = $2 AND ($3 IS NULL OR ("timestamp", id) > ($3, $4))
-        ORDER BY "timestamp", id LIMIT $5) "#,
+        WHERE user_id = $1 AND history_id = $2 AND ($3 IS NULL OR ("timestamp", stored_sequence, id) > ($3, $4, $5))
+        ORDER BY "timestamp", stored_sequence, id LIMIT $6) "#,
     within_page!(
-        r#"id, role::text AS role, content, is_sensitive, "timestamp" AS sent_at"#,
+        r#"id, role::text AS role, content, is_sensitive, "timestamp" AS sent_at, stored_sequence"#,
         "octet_length(to_json(p.content)::text)",
         "chat_messages",
-        r#"p."timestamp", p.id"#,
-        "$6",
-        "$7"
+        r#"p."timestamp", p.stored_sequence, p.id"#,
+        "$7",
+        "$8"
     )
 );
 
@@ -91,17 +91,24 @@ struct Message {
     #[diesel(sql_type = Timestamptz)]
     sent_at: DateTime<Utc>,
     #[diesel(sql_type = BigInt)]
+    stored_sequence: i64,
+    #[diesel(sql_type = BigInt)]
     found: i64,
 }
 
 impl Message {
+    /// Messages of one time are in the order in which they were stored.
+    fn position(&self) -> (CursorTime, i64, Uuid) {
+        (CursorTime(self.sent_at), self.stored_sequence, self.id)
+    }
+
     fn into_info(self) -> Result<MessageInfo, Fault> {
         Ok(MessageInfo {
             message_id: self.id,
             role: label(&self.role)?,
             content: self.content,
             sensitive: self.is_sensitive,
-            sent_at: self.sent_at,
+            sent_at: time(self.sent_at),
         })
     }
 }
@@ -123,15 +130,15 @@ impl Read {
         let statement = diesel::sql_query(READ)
             .bind::<Integer, _>(user.get())
             .bind::<SqlUuid, _>(history.id)
-            .bind::<Nullable<Timestamptz>, _>(after.map(|(sent_at, _)| sent_at))
-            .bind::<Nullable<SqlUuid>, _>(after.map(|(_, id)| id))
+            .bind::<Nullable<Timestamptz>, _>(after.map(|(CursorTime(sent_at), ..)| sent_at))
+            .bind::<Nullable<BigInt>, _>(after.map(|(_, stored_sequence, _)| stored_sequence))
+            .bind::<Nullable<SqlUuid>, _>(after.map(|(.., id)| id))
             .bind::<BigInt, _>(page::one_more(limit))
             .bind::<Bool, _>(query.reveal)
             .bind::<BigInt, _>(page::PAGE_BYTES);
         let messages: Vec<Message> = store::prepared(statement).load(connection).await?;
         let found = messages.as_slice().first().map_or(0, |message| message.found);
-        let (messages, next_cursor) =
-            page::cut(messages, limit, found, |message| (message.sent_at, message.id));
+        let (messages, next_cursor) = page::cut(messages, limit, found, Message::position);
         let own = [(history.is_sensitive, history.id)];
         let mut encrypted = secret::load(connection, query.reveal, HISTORY, own).await?;
         let sensitive = messages.iter().map(|message| (message.is_sensitive, message.id));

@@ -47,9 +47,13 @@ impl ValidatedQuery for Analytics {
         let hour = |time: DateTime<Utc>| {
             DateTime::from_timestamp(time.timestamp().div_euclid(3_600).checked_mul(3_600)?, 0)
         };
-        let from = hour(from).ok_or_else(|| out_of_range("from"))?;
+        // The answer repeats both.
+        let bounded = |time: Option<DateTime<Utc>>| time.filter(|&time| contract::bounded_time(time).is_ok());
+        let default_from = query.from.is_none();
+        let from = bounded(hour(from));
+        let from = from.ok_or_else(|| out_of_range(if default_from { "until" } else { "from" }))?;
         let last = hour(until).and_then(|last| last.checked_add_signed(TimeDelta::hours(1)));
-        Ok(Self { query, from, until: last.ok_or_else(|| out_of_range("until"))? })
+        Ok(Self { query, from, until: bounded(last).ok_or_else(|| out_of_range("until"))? })
     }
 
     async fn answer(self, context: &mut QueryContext<'_>) -> Result<Answered<RouterAnswer>, QueryFailure> {
@@ -205,6 +209,8 @@ mod tests {
                 r#"{"from":"2025-01-01T00:00:00Z","until":"2026-11-01T00:00:00Z"}"#,
                 "from: is more than 366 days before until",
             ),
+            (r#"{"until":"9999-12-31T23:30:00Z"}"#, "until: is too far from now"),
+            (r#"{"until":"0001-01-01T00:30:00Z"}"#, "until: is too far from now"),
         ] {
             assert_eq!(validated(json).unwrap_err(), problem);
         }

@@ -9,7 +9,7 @@ use store::security::PlanCacheMode;
 use store::{Connection, Fault};
 
 use crate::column::label;
-use crate::page;
+use crate::page::{self, CursorTime};
 use crate::query_context::QueryContext;
 use crate::validated_query::{Answered, QueryFailure, ValidatedQuery};
 
@@ -18,7 +18,7 @@ const TABLE: &str = "chat_mode_sessions";
 #[derive(Debug)]
 pub(crate) struct List {
     query: SessionList,
-    before: Option<(DateTime<Utc>, String)>,
+    before: Option<(CursorTime, String)>,
 }
 
 impl ValidatedQuery for List {
@@ -76,13 +76,13 @@ impl List {
             .bind::<Integer, _>(user.get())
             .bind::<Nullable<Bool>, _>(query.active)
             .bind::<Nullable<Text>, _>(query.chat_mode.map(contract::ChatMode::as_str))
-            .bind::<Nullable<Timestamptz>, _>(before.as_ref().map(|(created_at, _)| *created_at))
+            .bind::<Nullable<Timestamptz>, _>(before.as_ref().map(|(CursorTime(created_at), _)| *created_at))
             .bind::<Nullable<Text>, _>(before.as_ref().map(|(_, session_id)| session_id.as_str()))
             .bind::<BigInt, _>(page::one_more(limit));
         let rows: Vec<Row> = store::prepared(statement).load(connection).await?;
         let found = i64::try_from(rows.len()).unwrap_or(i64::MAX);
         let (rows, next_cursor) =
-            page::cut(rows, limit, found, |row| (row.created_at, row.session_id.clone()));
+            page::cut(rows, limit, found, |row| (CursorTime(row.created_at), row.session_id.clone()));
         let sessions: Vec<SessionInfo> =
             rows.into_iter().map(Row::into_info).collect::<Result<_, Fault>>()?;
         let read = sessions.len();

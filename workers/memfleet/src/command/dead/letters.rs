@@ -233,7 +233,7 @@ mod tests {
         };
         let reason = DeadLetterReason {
             class: contract::DeadLetterClass::MissingPrerequisite,
-            reason: "no session".to_owned(),
+            reason: "no session".to_owned().into(),
             tries: 8,
         };
         let dead = DeadLetter::new(&message, &reason, max_payload);

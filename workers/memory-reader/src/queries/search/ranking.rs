@@ -35,7 +35,8 @@ const BY_WORDS: &str = "
         SELECT replace(plainto_tsquery('pg_catalog.english', $2)::text, ' & ', ' | ')::tsquery AS words
     ), memories AS MATERIALIZED (
         SELECT m.id, coalesce(m.session_id, m.id::text) AS talk, m.content_length AS length, m.content_words AS words,
-            row_number() OVER (PARTITION BY coalesce(m.session_id, m.id::text) ORDER BY m.occurred_at, m.created_at, m.id) AS place,
+            row_number() OVER (PARTITION BY coalesce(m.session_id, m.id::text)
+                ORDER BY m.occurred_at, m.created_at, m.stored_sequence, m.request_place, m.id) AS place,
             m.vector_type::text = ANY ($3) AND ($5 IS NULL OR m.occurred_at >= $5) AND ($6 IS NULL OR m.occurred_at < $6)
                 AND m.metadata @> $7::jsonb AS is_wanted
         FROM unified_memory_vectors m WHERE m.user_id = $1 AND m.removed_at IS NULL AND m.vector_type::text = ANY ($9)
