@@ -140,7 +140,9 @@ async fn a_replica_that_stops_hands_back_everything_that_was_sent_to_it() {
     .await;
     let mut settings = fixture.settings.clone();
     settings.worker.batch_size = 200;
-    fixture.process(ContextWriter, (1..=20).flat_map(|id| [user(id), session(id, "s")]).collect::<Vec<_>>()).await;
+    fixture
+        .process(ContextWriter, (1..=20).flat_map(|id| [user(id), session(id, "s")]).collect::<Vec<_>>())
+        .await;
     let publishing = async {
         for part in 0..60 {
             fixture.publish((0..300).map(|n| context(n % 20 + 1, "s", &format!("k{part}.{n}"), 1))).await;

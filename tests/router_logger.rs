@@ -363,7 +363,8 @@ async fn decisions_wait_while_a_lock_keeps_their_session_from_being_opened() {
     fixture.publish((1..=20).map(user)).await;
     fixture.drained::<ContextWriter>().await;
     let mut holder = fixture.connection().await;
-    let lock = "SET idle_in_transaction_session_timeout = 0; BEGIN; SELECT FROM users WHERE id = 1 FOR UPDATE";
+    let lock =
+        "SET idle_in_transaction_session_timeout = 0; BEGIN; SELECT FROM users WHERE id = 1 FOR UPDATE";
     holder.batch_execute(lock).await.expect("a lock");
     fixture.publish((1..=20).map(|id| session(id, "s"))).await;
     fixture.publish((1..=20).map(|id| decision(id, json!({})))).await;

@@ -180,9 +180,10 @@ impl Kms {
                 .map_err(|_| KeyError::Provider("the response of KMS is not base64".to_owned()))?;
             return Ok(key_of(key.version, &Zeroizing::new(bytes)));
         }
-        // This error is about the blob; any other, such as a disabled key, is for the operator to correct.
+        // These errors are about the blob; any other, such as a disabled key, is for the operator to correct.
+        let of_blob = ["InvalidCiphertextException", "IncorrectKeyException"];
         match serde_json::from_slice::<ErrorBody>(&answer.body) {
-            Ok(error) if error.name.ends_with("InvalidCiphertextException") => {
+            Ok(error) if of_blob.iter().any(|name| error.name.ends_with(name)) => {
                 Ok(Err(format!("KMS cannot unwrap it: {}", error.name)))
             }
             Ok(_) | Err(_) => Err(error_of(&answer)),

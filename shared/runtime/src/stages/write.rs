@@ -161,8 +161,107 @@ impl<W: ExternalWorker> Writer<W> {
         settlements(batch.drain(..), &mut decided, &mut earlier)
     }
 
+<<<<<<< HEAD
     /// Splits a part after a fault that lies in it, or decides its dispositions if it cannot be split.
     async fn split_failed(
+=======
+    /// Mints the job grants if the batch is a tick, and prepares the batch. If that fails, returns the disposition of
+    /// all its messages.
+    async fn begin(&self, batch: &[Authorized<W::Item>]) -> Result<Progress<W>, Disposition> {
+        let mut grants = None;
+        for message in batch.iter().map(Authorized::message) {
+            if let Source::Tick(tick) = &message.source {
+                grants = Some(self.mint(message, tick.job.as_str()).await?);
+            }
+        }
+        let due = grants.as_ref().map(TickGrants::due);
+        let prepared = self.prepare(batch, due).await.ok_or(Disposition::HAND_BACK)?;
+        Ok(Progress { grants, prepared, findings: Findings::new() })
+    }
+
+    /// Mints the job grants of a tick. Retries while the database is unavailable.
+    async fn mint(&self, tick: &Message<W::Item>, job: &str) -> Result<TickGrants, Disposition> {
+        let mut tries = 0;
+        loop {
+            let fault = match TickGrants::mint(&self.pool, job, tick.request_id).await {
+                Ok(grants) => return Ok(grants),
+                Err(fault) => fault,
+            };
+            if !fault.kind.is_outage() {
+                return Err(self.failed(tick, &fault).await);
+            }
+            tracing::warn!(worker = W::INFO.name, %fault, job, "dependency unavailable, tick on hold");
+            if !self.pause(&mut tries).await {
+                return Err(Disposition::HAND_BACK);
+            }
+        }
+    }
+
+    /// Prepares the batch at external dependencies. `None` if the worker is stopped before this is done.
+    async fn prepare(&self, batch: &[Authorized<W::Item>], due: Option<Vec<&str>>) -> Option<W::Prepared> {
+        let mut prepared = W::Prepared::default();
+        // The ranges of the parts still to be prepared, the next one last.
+        let mut parts = vec![(0, batch.len())];
+        // How often the part in work has lost a connection.
+        let (mut tries, mut connections_lost) = (0, 0);
+        while let Some((start, end)) = parts.pop() {
+            let messages: Vec<&Message<W::Item>> =
+                batch[start..end].iter().map(Authorized::message).collect();
+            let grants = due.clone().unwrap_or_else(|| grants_of(&batch[start..end]));
+            let part = tokio::select! {
+                // Safe to cancel: a redelivered message is prepared again.
+                () = self.stop.cancelled() => return None,
+                part = self.worker.prepare(&messages, &grants) => part,
+            };
+            let fault = match part {
+                Ok(part) => {
+                    prepared = self.worker.join(prepared, part);
+                    (tries, connections_lost) = (0, 0);
+                    continue;
+                }
+                Err(fault) => fault,
+            };
+            connections_lost += u32::from(fault.kind == FaultKind::ConnectionLost);
+            match fault.kind {
+                FaultKind::Unavailable | FaultKind::ConnectionLost
+                    if connections_lost < MAX_LOST_CONNECTIONS =>
+                {
+                    tracing::warn!(
+                        worker = W::INFO.name,
+                        %fault,
+                        messages = end - start,
+                        "dependency unavailable, batch on hold"
+                    );
+                    if !self.pause(&mut tries).await {
+                        return None;
+                    }
+                    parts.push((start, end));
+                }
+                // As in `persist`, a message may be what breaks the connection.
+                FaultKind::Unavailable
+                | FaultKind::ConnectionLost
+                | FaultKind::Transient
+                | FaultKind::MissingPrerequisite
+                | FaultKind::Permanent
+                | FaultKind::Denied => {
+                    (tries, connections_lost) = (0, 0);
+                    let middle = start + (end - start) / 2;
+                    if end - start > 1 {
+                        parts.extend([(middle, end), (start, middle)]);
+                    } else {
+                        // The transaction will fail for the same reason and report it in more detail.
+                        tracing::debug!(worker = W::INFO.name, %fault, "cannot prepare a message");
+                    }
+                }
+            }
+        }
+        Some(prepared)
+    }
+
+    /// Calls the worker's `clean_up` for the messages that are settled for good. Retries while a dependency is
+    /// unavailable; if the worker is stopped meanwhile, the messages are redelivered.
+    async fn clean_up(
+>>>>>>> vectors
         &self,
         messages: &[Authorized<W::Item>],
         part: Part,
