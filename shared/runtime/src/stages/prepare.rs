@@ -8,7 +8,7 @@ use crate::stages::disposition::Disposition;
 use crate::stages::parts::Search;
 use crate::stages::tick_grants::TickGrants;
 use crate::stages::transact::Findings;
-use crate::stages::write::{Progress, Writer};
+use crate::stages::write::{MAX_LOST_CONNECTIONS, Progress, Writer};
 use crate::worker::{Ended, ExternalWorker, Message, Source};
 
 impl<W: ExternalWorker> Writer<W> {
@@ -63,7 +63,8 @@ impl<W: ExternalWorker> Writer<W> {
         let mut prepared = W::Prepared::default();
         // The ranges of the parts still to be prepared, the next one last.
         let mut parts = if batch.is_empty() { Vec::new() } else { vec![(0, batch.len())] };
-        let mut tries = 0;
+        // How often the part in work has lost a connection.
+        let (mut tries, mut connections_lost) = (0, 0);
         while let Some((start, end)) = parts.pop() {
             let messages: Vec<&Message<W::Item>> =
                 batch[start..end].iter().map(Authorized::message).collect();
@@ -76,12 +77,16 @@ impl<W: ExternalWorker> Writer<W> {
             let fault = match part {
                 Ok(part) => {
                     prepared = self.worker.join(prepared, part);
+                    (tries, connections_lost) = (0, 0);
                     continue;
                 }
                 Err(fault) => fault,
             };
+            connections_lost += u32::from(fault.kind == FaultKind::ConnectionLost);
             match fault.kind {
-                FaultKind::Unavailable | FaultKind::ConnectionLost => {
+                FaultKind::Unavailable | FaultKind::ConnectionLost
+                    if connections_lost < MAX_LOST_CONNECTIONS =>
+                {
                     tracing::warn!(
                         worker = W::INFO.name,
                         %fault,
@@ -93,11 +98,15 @@ impl<W: ExternalWorker> Writer<W> {
                     }
                     parts.push((start, end));
                 }
-                FaultKind::Transient
+                // As in `persist`, a message may be what breaks the connection.
+                FaultKind::Unavailable
+                | FaultKind::ConnectionLost
+                | FaultKind::Transient
                 | FaultKind::Blocked
                 | FaultKind::MissingPrerequisite
                 | FaultKind::Permanent
                 | FaultKind::Denied => {
+                    (tries, connections_lost) = (0, 0);
                     let middle = start + (end - start) / 2;
                     if end - start > 1 {
                         parts.extend([(middle, end), (start, middle)]);

@@ -70,7 +70,7 @@ impl<W: ExternalWorker> Default for ToWrite<W> {
 /// How often a batch with transient faults is tried as a whole before it is split.
 const WHOLE_BATCH_ATTEMPTS: u32 = 3;
 /// After losing its connection this often during a transaction, a batch is split to find a message that causes it.
-const MAX_LOST_CONNECTIONS: u32 = 4;
+pub(crate) const MAX_LOST_CONNECTIONS: u32 = 4;
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
