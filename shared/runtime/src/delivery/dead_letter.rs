@@ -162,8 +162,11 @@ mod tests {
             headers: Some(&headers),
             body: &Bytes::from_static(b"{}"),
         };
-        let cause =
-            DeadLetterReason { class: DeadLetterClass::Permanent, reason: Reason::new("no\nreason"), tries: 1 };
+        let cause = DeadLetterReason {
+            class: DeadLetterClass::Permanent,
+            reason: Reason::new("no\nreason"),
+            tries: 1,
+        };
         let letter = DeadLetter::new(&failed, &cause, 1 << 20);
         let mut names: Vec<String> = letter.headers.iter().map(|(name, _)| name.to_string()).collect();
         names.sort();
