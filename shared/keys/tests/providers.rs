@@ -112,11 +112,6 @@ async fn vault_wraps_a_batch_at_once_and_opens_it_for_the_same_user_only() {
 
     // Wrapped keys of two users that were exchanged: neither opens, and a third user's does.
     let mut connection = store::connect(&store).await.unwrap();
-    let rename = "UPDATE data_keys SET kek = 'aws-kms:arn:of:another:key' WHERE user_id = 2";
-    diesel_async::SimpleAsyncConnection::batch_execute(&mut connection, rename).await.unwrap();
-    let found = open(&settings).current(&users(&[1, 2])).await.unwrap();
-    assert_eq!(found[&user(2)].as_ref().unwrap_err(), "KMS cannot unwrap it: IncorrectKeyException");
-    assert!(found[&user(1)].is_ok(), "a row with another key's name stops its own user only");
     let swap = "UPDATE data_keys k SET wrapped = o.wrapped FROM data_keys o WHERE o.user_id = 3 - k.user_id";
     diesel_async::SimpleAsyncConnection::batch_execute(&mut connection, swap).await.unwrap();
     let found = open(&settings).current(&users(&[1, 2, 3])).await.unwrap();
@@ -276,8 +271,18 @@ async fn kms_with_credentials() {
         "only what this key has wrapped, whatever the alias names by then"
     );
 
-    // Exchanged blobs open for nobody; a key that is disabled keeps everybody waiting.
+    // A row with the name of another key stops its own user only.
     let mut connection = store::connect(&store).await.unwrap();
+    let rename = "UPDATE data_keys SET kek = 'aws-kms:arn:of:another:key' WHERE user_id = 2";
+    diesel_async::SimpleAsyncConnection::batch_execute(&mut connection, rename).await.unwrap();
+    let found = open(&settings).current(&users(&[1, 2])).await.unwrap();
+    assert_eq!(found[&user(2)].as_ref().unwrap_err(), "KMS cannot unwrap it: IncorrectKeyException");
+    assert!(found[&user(1)].is_ok());
+    let restore =
+        "UPDATE data_keys SET kek = (SELECT kek FROM data_keys WHERE user_id = 1) WHERE user_id = 2";
+    diesel_async::SimpleAsyncConnection::batch_execute(&mut connection, restore).await.unwrap();
+
+    // Exchanged blobs open for nobody; a key that is disabled keeps everybody waiting.
     let swap = "UPDATE data_keys k SET wrapped = o.wrapped FROM data_keys o WHERE o.user_id = 3 - k.user_id";
     diesel_async::SimpleAsyncConnection::batch_execute(&mut connection, swap).await.unwrap();
     let found = open(&settings).current(&users(&[1])).await.unwrap();
