@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use cli::output::out_json;
 use cli::table::{Align, Table};
 use cli::{out, outln};
 use contract::asyncapi;
@@ -49,7 +50,7 @@ pub fn execute(args: &ContractArgs) -> anyhow::Result<()> {
                 Some(kind) => asyncapi::query_schema(kind),
                 None => asyncapi::schema(find(name)?),
             };
-            outln!("{}", serde_json::to_string_pretty(&schema)?);
+            out_json(serde_json::to_string_pretty(&schema)?);
         }
         Action::Example { name, minimal } => {
             let (full, least) = asyncapi::examples(find(name)?)?;

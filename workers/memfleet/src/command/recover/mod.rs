@@ -13,8 +13,7 @@ use anyhow::{Context, ensure};
 use async_nats::jetstream;
 use chrono::{DateTime, Utc};
 use clap::Args;
-use cli::outln;
-use cli::output::step;
+use cli::output::{out_json, step};
 use config::{Settings, without_password};
 use contract::{WORKERS, WorkerInfo};
 use runtime::broker;
@@ -86,7 +85,7 @@ pub async fn execute(args: RecoverArgs, settings: &Settings) -> anyhow::Result<(
     }
     if !args.yes {
         if args.json {
-            outln!("{}", serde_json::to_string(&plan)?);
+            out_json(serde_json::to_string(&plan)?);
         } else {
             plan.show();
         }
@@ -97,7 +96,7 @@ pub async fn execute(args: RecoverArgs, settings: &Settings) -> anyhow::Result<(
     }
     let report = recovery.carry_out(plan, Duration::from_secs(args.wait)).await?;
     if args.json {
-        outln!("{}", serde_json::to_string(&report)?);
+        out_json(serde_json::to_string(&report)?);
     } else {
         report.show();
     }
