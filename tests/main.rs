@@ -54,6 +54,7 @@ mod terminal;
 mod trust;
 mod unreadable;
 mod vector_embedding;
+mod vector_faults;
 mod vector_indexer;
 mod worker_contract;
 mod worker_privileges;

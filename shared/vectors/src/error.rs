@@ -42,11 +42,11 @@ impl From<QdrantError> for VectorError {
         let message = truncated(status.message());
         match status.code() {
             Code::NotFound => Self::NoCollection(message),
-            Code::InvalidArgument
-            | Code::Unimplemented
-            | Code::FailedPrecondition
-            | Code::AlreadyExists
-            | Code::OutOfRange => Self::Refused(message),
+            Code::InvalidArgument | Code::AlreadyExists | Code::OutOfRange => Self::Refused(message),
+            // A proxy's status 404, or a server without the call.
+            Code::Unimplemented => Self::Unavailable(format!(
+                "Unimplemented: {message}; vectors.url must be the gRPC address of Qdrant 1.16 or newer"
+            )),
             Code::Ok
             | Code::Cancelled
             | Code::Unknown
@@ -55,6 +55,8 @@ impl From<QdrantError> for VectorError {
             | Code::Unauthenticated
             | Code::ResourceExhausted
             | Code::Aborted
+            // Such as a collection without a shard for the points.
+            | Code::FailedPrecondition
             | Code::Internal
             | Code::Unavailable
             | Code::DataLoss => Self::Unavailable(format!("{:?}: {message}", status.code())),

@@ -3,11 +3,12 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use qdrant_client::Qdrant;
 use qdrant_client::qdrant::{
-    Condition, DeletePointsBuilder, Filter, GetPointsBuilder, PayloadIncludeSelector, PointId, PointsIdsList,
-    Range, ScrollPointsBuilder, UpsertPointsBuilder, vector_output::Vector, vectors_output::VectorsOptions,
+    Condition, DeletePointsBuilder, Filter, GetPointsBuilder, PayloadIncludeSelector, PointId, PointStruct,
+    PointsIdsList, Range, ScrollPointsBuilder, UpsertPointsBuilder, vector_output::Vector,
+    vectors_output::VectorsOptions,
 };
+use qdrant_client::{Payload, Qdrant};
 use secrecy::ExposeSecret;
 use uuid::Uuid;
 
@@ -70,6 +71,21 @@ impl VectorStore {
             self.client.upsert_points(UpsertPointsBuilder::new(collection, some).wait(true)).await?;
         }
         Ok(())
+    }
+
+    /// Checks that a collection accepts points, with a point that no search finds and that is deleted again.
+    ///
+    /// # Errors
+    /// [`VectorError`].
+    pub async fn check_upsert(&self, collection: &str, dimension: usize) -> Result<(), VectorError> {
+        let id = Uuid::new_v4();
+        let mut vector = vec![0.0; dimension];
+        if let Some(first) = vector.first_mut() {
+            *first = 1.0;
+        }
+        let point = PointStruct::new(id.to_string(), vector, Payload::default());
+        self.client.upsert_points(UpsertPointsBuilder::new(collection, vec![point]).wait(true)).await?;
+        self.delete(collection, &[id]).await
     }
 
     /// The vectors of those of these points that exist.

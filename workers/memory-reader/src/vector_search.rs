@@ -1,5 +1,7 @@
 //! The vector store and the embedders, as searches use them.
 
+use std::time::Duration;
+
 use config::Settings;
 use contract::QueryErrorCode;
 use embed::EmbedError;
@@ -29,27 +31,28 @@ impl VectorSearch {
         self.store.as_ref().ok_or_else(|| unavailable("no vector store is configured"))
     }
 
-    /// Embeds a text with a model.
+    /// Embeds a text with a model, for a query that waits no longer than `limit`.
     ///
     /// # Errors
     /// [`QueryRefusal`] if no embedder is configured for the model, if it is unreachable or if it rejects the text.
-    pub(crate) async fn embed(&self, model: &str, text: &str) -> Result<Vec<f32>, QueryRefusal> {
+    pub(crate) async fn embed(
+        &self,
+        model: &str,
+        text: &str,
+        limit: Duration,
+    ) -> Result<Vec<f32>, QueryRefusal> {
         let Some(embedder) = self.embedders.of(model) else {
             let message = format!("embedding: is required, since no embedder is configured for {model}");
             return Err(QueryRefusal::new(QueryErrorCode::Malformed, &message, Some("embedding")));
         };
-        let vectors = embedder.embed(vec![text.to_owned()]).await.map_err(|error| match error {
-            EmbedError::Unavailable(_) | EmbedError::Misconfigured(_) => {
+        embedder.embed_within(text.to_owned(), limit).await.map_err(|error| match error {
+            EmbedError::Unavailable(_) | EmbedError::Stopped(_) | EmbedError::Misconfigured(_) => {
                 tracing::warn!(worker = crate::NAME, %error, "cannot embed the text of a search");
                 unavailable("the embedder is unreachable")
             }
             EmbedError::Refused(_) => {
                 QueryRefusal::new(QueryErrorCode::Malformed, "text: the embedder rejects it", Some("text"))
             }
-        })?;
-        vectors.into_iter().next().ok_or_else(|| {
-            tracing::error!(worker = crate::NAME, model, "the embedder returned no vector");
-            QueryRefusal::internal()
         })
     }
 }

@@ -176,7 +176,10 @@ impl Search {
         };
         let vector = match (self.embedding(&collection)?, &self.query.text) {
             (Some(vector), _) => Some(vector),
-            (None, Some(text)) => Some(context.vector_search.embed(&collection.model, text.as_str()).await?),
+            (None, Some(text)) => {
+                let limit = context.deadline.remaining();
+                Some(context.vector_search.embed(&collection.model, text.as_str(), limit).await?)
+            }
             (None, None) => None,
         };
         // A user without an account has no memories.
