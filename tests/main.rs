@@ -56,5 +56,6 @@ mod unreadable;
 mod vector_embedding;
 mod vector_faults;
 mod vector_indexer;
+mod vector_owner;
 mod worker_contract;
 mod worker_privileges;

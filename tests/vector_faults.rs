@@ -227,7 +227,8 @@ async fn what_only_the_next_model_fails_on_is_left_out_there() {
     };
     memories.vectors().create_collection(filling, &spec).await.unwrap();
     let mut connection = memories.fixture.connection().await;
-    let record = collection::record(&spec, "filling").unwrap();
+    let deployment = store::vector::deployment(&mut connection).await.unwrap();
+    let record = collection::record(vectors::ALIAS, deployment, &spec, "filling").unwrap();
     store::vector::put_collection(&mut connection, vectors::ALIAS, &record).await.unwrap();
     for (at, points) in [(0, 2), (1, 4)] {
         next.failure.store(at, Ordering::SeqCst);

@@ -13,6 +13,7 @@ use secrecy::ExposeSecret;
 use uuid::Uuid;
 
 use crate::error::VectorError;
+use crate::owner::Checks;
 use crate::point::{MEMORY, Point, StoredPoint, SupersededPoints, TENANT, WRITTEN, point_uuid};
 use config::VectorSettings;
 
@@ -24,6 +25,8 @@ const POINTS_PER_CALL: usize = 500;
 pub struct VectorStore {
     pub(crate) client: Qdrant,
     pub(crate) oversampling: f64,
+    alias: String,
+    pub(crate) checks: Checks,
 }
 
 impl std::fmt::Debug for VectorStore {
@@ -48,7 +51,13 @@ impl VectorStore {
             .skip_compatibility_check()
             .build()
             .map_err(|error| VectorError::Refused(format!("vectors.url: {error}")))?;
-        Ok(Some(Self { client, oversampling: settings.oversampling }))
+        let (alias, oversampling) = (settings.alias.clone(), settings.oversampling);
+        Ok(Some(Self { client, oversampling, alias, checks: Checks::default() }))
+    }
+
+    /// The configured alias, with which the names of the collections begin.
+    pub fn alias(&self) -> &str {
+        &self.alias
     }
 
     /// Checks that it responds.

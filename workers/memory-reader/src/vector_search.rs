@@ -6,12 +6,14 @@ use config::Settings;
 use contract::QueryErrorCode;
 use embed::EmbedError;
 use runtime::query::QueryRefusal;
-use vectors::{Embedders, ScoredMemory, Tenant, VectorError, VectorQuery, VectorStore};
+use store::vector::Collection;
+use vectors::{Embedders, Owner, ScoredMemory, Tenant, VectorError, VectorQuery, VectorStore};
 
 /// Embeds texts and searches a collection of vectors.
 #[derive(Debug)]
 pub(crate) struct VectorSearch {
     store: Option<VectorStore>,
+    alias: String,
     embedders: Embedders,
 }
 
@@ -20,7 +22,13 @@ impl VectorSearch {
     pub(crate) async fn open(settings: &Settings) -> Result<Self, String> {
         let store = VectorStore::open(&settings.vectors).map_err(|error| error.to_string())?;
         let embedders = Embedders::open(&[&settings.embedder, &settings.next_embedder]).await;
-        Ok(Self { store, embedders: embedders.map_err(|error| error.to_string())? })
+        let alias = settings.vectors.alias.clone();
+        Ok(Self { store, alias, embedders: embedders.map_err(|error| error.to_string())? })
+    }
+
+    /// The alias of the collections.
+    pub(crate) fn alias(&self) -> &str {
+        &self.alias
     }
 
     /// The configured vector store.
@@ -57,20 +65,28 @@ impl VectorSearch {
     }
 }
 
-/// Searches a collection for the vectors of one tenant.
+/// Searches a collection for the vectors of one tenant, unless it belongs to another deployment.
 ///
 /// # Errors
 /// [`QueryRefusal`] if the vector store is unreachable or rejects the query.
 pub(crate) async fn search(
     store: &VectorStore,
     tenant: &Tenant,
-    collection: &str,
+    collection: &Collection,
     query: &VectorQuery,
 ) -> Result<Vec<ScoredMemory>, QueryRefusal> {
-    store.search(tenant, collection, query).await.map_err(|error| match error {
+    let found = match store.recent_owner(&collection.collection_name, collection.deployment).await {
+        Ok(Owner::Us | Owner::Nobody) => store.search(tenant, &collection.collection_name, query).await,
+        Err(error) => Err(error),
+    };
+    found.map_err(|error| match error {
         VectorError::Unavailable(_) | VectorError::NoCollection(_) => {
             tracing::warn!(worker = crate::NAME, %error, "vector search failed");
             unavailable("the vector store is unreachable")
+        }
+        VectorError::Foreign { .. } => {
+            tracing::error!(worker = crate::NAME, %error, "vector search failed");
+            unavailable("the collection of vectors belongs to another deployment")
         }
         VectorError::Refused(_) => {
             tracing::error!(worker = crate::NAME, %error, "vector search failed");

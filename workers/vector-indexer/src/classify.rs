@@ -133,7 +133,7 @@ fn foreign_session(session: Option<&SessionId>, live: Option<&Row>, user: UserId
 fn problem_of_remove(user: UserId, service: &str, remove: &VectorRemove, known: &Known) -> Option<Ready> {
     let name = vectors::ALIAS;
     if !known.rights.iter().any(|right| right.service == service && right.may_delete) {
-        return Some(Ready::Denied(format!("{service} may remove no vectors from {name}").into()));
+        return Some(Ready::Denied(format!("{service} may remove no vectors from {name}")));
     }
     let may_delete = |vector_type: &str| known.may(service, vector_type, |right: &Right| right.may_delete);
     let may_delete_all = VectorType::ALL.iter().all(|one| may_delete(one.as_str()));

@@ -133,7 +133,7 @@ impl VectorIndexer {
 
     async fn collections(&self) -> Result<Vec<Collection>, Fault> {
         let mut connection = ::store::acquire(&self.pool).await?;
-        ::store::vector::collections(&mut connection, vectors::ALIAS, &["active", "filling"]).await
+        ::store::vector::collections(&mut connection, self.vectors.alias(), &["active", "filling"]).await
     }
 
     async fn check_vectors(&self, collections: &[Collection]) -> Result<(), String> {
@@ -147,6 +147,15 @@ impl VectorIndexer {
         for collection in collections {
             let info = self.vectors.collection_info(&collection.collection_name).await;
             info.map_err(|error| error.to_string())?;
+        }
+        self.check_owner(collections).await
+    }
+
+    /// Checks that no collection belongs to another deployment. One that belongs to nobody is of an earlier version.
+    async fn check_owner(&self, collections: &[Collection]) -> Result<(), String> {
+        for collection in collections {
+            let owner = self.vectors.recent_owner(&collection.collection_name, collection.deployment).await;
+            owner.map_err(|error| error.to_string())?;
         }
         Ok(())
     }

@@ -115,7 +115,7 @@ impl VectorIndexer {
         grants: &[&str],
     ) -> Result<Prepared, Fault> {
         let mut connection = ::store::acquire(&self.pool).await?;
-        let known = known::of_batch(&mut connection, batch, grants).await;
+        let known = known::of_batch(&mut connection, self.vectors.alias(), batch, grants).await;
         if known.is_err() {
             ::store::discard(connection);
         } else {
@@ -125,6 +125,7 @@ impl VectorIndexer {
         if known.collections.is_empty() {
             return Err(unavailable("there is no collection; `memfleet vectors apply` creates it"));
         }
+        self.check_owner(&known.collections).await.map_err(|problem| unavailable(&problem))?;
         let grants = grants.iter().map(|&grant| grant.to_owned()).collect();
         let collections = known.collections.clone();
         let mut prepared = Prepared { collections, grants, ..Prepared::default() };
