@@ -2,9 +2,8 @@
 
 use std::num::NonZeroU32;
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
@@ -28,6 +27,8 @@ const LONGEST_DELAY: Duration = Duration::from_secs(30);
 pub(crate) const AT_ONCE: usize = 4;
 /// How often a text that failed alone is tried again, alone.
 const ROUNDS: u32 = 3;
+/// How long after a failure a call is preceded by a harmless text.
+const DOUBT: Duration = Duration::from_secs(60);
 /// The shortest timeout of a request.
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(100);
 
@@ -61,8 +62,10 @@ struct Inner {
     rate: Option<DefaultDirectRateLimiter>,
     clock: DefaultClock,
     permits: Arc<Semaphore>,
-    /// Whether the last call failed for a reason that may lie in the server.
-    is_in_doubt: AtomicBool,
+    /// When a call failed for a reason that may lie in the server.
+    last_failure: Mutex<Option<Instant>>,
+    /// Held by a call for some time after that.
+    in_doubt: tokio::sync::Mutex<()>,
 }
 
 impl Remote {
@@ -78,7 +81,8 @@ impl Remote {
             rate: rate.map(|rate| RateLimiter::direct(Quota::per_second(rate).allow_burst(NonZeroU32::MIN))),
             clock: DefaultClock::default(),
             permits: Arc::new(Semaphore::new(AT_ONCE)),
-            is_in_doubt: AtomicBool::new(false),
+            last_failure: Mutex::default(),
+            in_doubt: tokio::sync::Mutex::default(),
         })))
     }
 
@@ -98,7 +102,18 @@ impl Remote {
     /// Embeds texts, and finds those that the server cannot embed.
     pub(crate) async fn embed(&self, texts: &[String]) -> Result<Vec<Vec<f32>>, EmbedError> {
         let effort = Effort { timeout: self.0.timeout, retries: self.0.retries, rounds: ROUNDS };
-        self.embed_with(texts, effort).await
+        // For some time after a failure, calls go one after the other, and a harmless text goes before each. If the
+        // server then fails on the texts of a call, they may be the cause, and not those of a call beside it.
+        let is_in_doubt = self.is_in_doubt();
+        let _alone = if is_in_doubt { Some(self.0.in_doubt.lock().await) } else { None };
+        let embedded = match if is_in_doubt { self.embed_harmless(effort).await } else { Ok(()) } {
+            Ok(()) => Isolation::new(self, texts, effort, is_in_doubt).run().await,
+            Err(fault) => Err(unavailable(fault)),
+        };
+        if embedded.as_ref().is_err_and(EmbedError::is_transient) {
+            *self.0.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        }
+        embedded
     }
 
     /// As [`embed`](Self::embed), for somebody who waits: a request takes at most this long.
@@ -108,20 +123,13 @@ impl Remote {
         limit: Duration,
     ) -> Result<Vec<Vec<f32>>, EmbedError> {
         let timeout = self.0.timeout.min(limit.max(SHORTEST_TIMEOUT));
-        self.embed_with(texts, Effort { timeout, retries: self.0.retries, rounds: 1 }).await
+        let effort = Effort { timeout, retries: self.0.retries, rounds: 1 };
+        Isolation::new(self, texts, effort, false).run().await
     }
 
-    async fn embed_with(&self, texts: &[String], effort: Effort) -> Result<Vec<Vec<f32>>, EmbedError> {
-        // After a failure, the server must embed a harmless text before it gets these. If it fails again, these texts
-        // may be the cause.
-        let is_up = self.0.is_in_doubt.load(Ordering::Relaxed);
-        if is_up {
-            self.embed_harmless(effort).await.map_err(unavailable)?;
-        }
-        let embedded = Isolation::new(self, texts, effort, is_up).run().await;
-        let is_in_doubt = embedded.as_ref().is_err_and(EmbedError::is_transient);
-        self.0.is_in_doubt.store(is_in_doubt, Ordering::Relaxed);
-        embedded
+    fn is_in_doubt(&self) -> bool {
+        let last = *self.0.last_failure.lock().unwrap_or_else(PoisonError::into_inner);
+        last.is_some_and(|last| last.elapsed() < DOUBT)
     }
 
     /// The maximum number of texts of a request.

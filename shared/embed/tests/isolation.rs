@@ -158,6 +158,47 @@ async fn a_text_that_stops_the_server_is_told_from_a_server_that_is_away() {
     assert_eq!(said, ["unavailable", "unavailable", "stopped", "unavailable", "stopped", "unavailable"]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_beside_one_that_stops_the_server_is_not_blamed() {
+    let (stops, down) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let server = Server::start(move |_, asked| {
+        if is_marked(asked) {
+            stops.fetch_add(1, Ordering::SeqCst);
+            down.store(1, Ordering::SeqCst);
+            return Reply::Closes("");
+        }
+        let is_down =
+            down.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+        if is_down {
+            return Reply::Closes("");
+        }
+        // Every request that is being answered when the server stops is lost.
+        let before = stops.load(Ordering::SeqCst);
+        if !is_harmless(asked) {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        if stops.load(Ordering::SeqCst) == before { Reply::vectors(asked) } else { Reply::Closes("") }
+    });
+    let embedder = open(&server, |_| ()).await;
+    let error = embedder.embed(texts(1, &[0])).await.unwrap_err();
+    assert!(matches!(error, EmbedError::Unavailable(_)), "{error:?}");
+    let marked = async {
+        for _ in 0..6 {
+            embedder.embed(texts(1, &[0])).await.unwrap_err();
+        }
+    };
+    let beside = async {
+        for _ in 0..6 {
+            let embedded = embedder.embed(texts(1, &[])).await;
+            assert!(
+                !matches!(embedded, Err(EmbedError::Stopped(_) | EmbedError::Refused(_))),
+                "{embedded:?}"
+            );
+        }
+    };
+    tokio::join!(marked, beside);
+}
+
 #[tokio::test]
 async fn who_waits_gets_an_answer_within_the_time() {
     let server = Server::start(|_, asked| match asked.texts()[0].as_str() {
