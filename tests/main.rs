@@ -54,6 +54,8 @@ mod terminal;
 mod trust;
 mod unreadable;
 mod vector_embedding;
+mod vector_faults;
 mod vector_indexer;
+mod vector_owner;
 mod worker_contract;
 mod worker_privileges;

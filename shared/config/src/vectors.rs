@@ -9,6 +9,9 @@ pub struct VectorSettings {
     /// The gRPC URL of Qdrant 1.16 or newer, such as `http://127.0.0.1:6334`; `https://` for TLS. Absent: no
     /// vector-indexer and no search.
     pub url: Option<String>,
+    /// The alias of the collection that is searched; the names of all collections begin with it. 1 to 48 lower-case
+    /// letters, digits, `-` and single `_`. Deployments that share a Qdrant server need an alias each.
+    pub alias: String,
     /// The API key, if the server requires one.
     #[serde(serialize_with = "write_key", deserialize_with = "read_key")]
     pub api_key: Option<SecretString>,
@@ -64,6 +67,7 @@ impl Default for VectorSettings {
     fn default() -> Self {
         Self {
             url: None,
+            alias: "unified_memory".to_owned(),
             api_key: None,
             quantization: Quantization::default(),
             oversampling: 4.0,
@@ -79,6 +83,7 @@ impl std::fmt::Debug for VectorSettings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("VectorSettings")
             .field("url", &self.url.as_deref().map(without_password))
+            .field("alias", &self.alias)
             .field("quantization", &self.quantization)
             .finish_non_exhaustive()
     }
@@ -89,6 +94,7 @@ impl PartialEq for VectorSettings {
         // Destructured, so that a new option without a comparison does not compile.
         let Self {
             url,
+            alias,
             api_key,
             quantization,
             oversampling,
@@ -99,6 +105,7 @@ impl PartialEq for VectorSettings {
         } = self;
         let exposed = |key: &Option<SecretString>| key.as_ref().map(|key| key.expose_secret().to_owned());
         *url == other.url
+            && *alias == other.alias
             && exposed(api_key) == exposed(&other.api_key)
             && *quantization == other.quantization
             && *oversampling == other.oversampling
@@ -117,6 +124,19 @@ impl VectorSettings {
     pub fn check(&self) -> Result<(), String> {
         if self.url.as_ref().is_some_and(|url| !url.starts_with("http://") && !url.starts_with("https://")) {
             return Err("vectors.url must begin with http:// or https://".to_owned());
+        }
+        // Two underscores separate the parts of a collection's name.
+        let is_alias = (1..=48).contains(&self.alias.len())
+            && self.alias.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'))
+            && self.alias.starts_with(|first: char| first.is_ascii_alphanumeric())
+            && !self.alias.contains("__")
+            && self.alias.ends_with(|last: char| last.is_ascii_alphanumeric());
+        if !is_alias {
+            return Err(
+                "vectors.alias must be 1 to 48 lower-case letters, digits, - and single _, and begin and end with a \
+                 letter or digit, such as unified_memory"
+                    .to_owned(),
+            );
         }
         if !(1.0..=100.0).contains(&self.oversampling) {
             return Err(format!("vectors.oversampling is {}; it must be from 1 to 100", self.oversampling));

@@ -7,10 +7,14 @@ use serde::Deserialize;
 use crate::vector::normalized;
 
 /// Why a request failed. No message quotes the response, because servers repeat rejected texts in it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Fault {
-    /// Transient; the server may state when to retry.
-    Later { reason: String, after: Option<Duration> },
+    /// The server has too much to do, or the quota is used up. No text causes this. It may state when to retry.
+    Busy { reason: String, after: Option<Duration> },
+    /// The server fails, or its response is invalid. It may state when to retry.
+    Failed { reason: String, after: Option<Duration> },
+    /// There is no response within the timeout.
+    NoAnswer(String),
     /// The server rejects these texts.
     Refused(String),
     /// An operator must correct something.
@@ -18,24 +22,33 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    pub(crate) fn later(reason: impl Into<String>) -> Self {
-        Self::Later { reason: reason.into(), after: None }
+    pub(crate) fn failed(reason: impl Into<String>) -> Self {
+        Self::Failed { reason: reason.into(), after: None }
+    }
+
+    pub(crate) fn into_reason(self) -> String {
+        match self {
+            Self::Busy { reason, .. }
+            | Self::Failed { reason, .. }
+            | Self::NoAnswer(reason)
+            | Self::Refused(reason)
+            | Self::Misconfigured(reason) => reason,
+        }
     }
 
     /// The meaning of a response with a status other than 200.
     pub(crate) fn of_status(status: u16, after: Option<Duration>) -> Self {
+        let reason = format!("the server responds with status {status}");
         match status {
-            400 | 413 | 422 => Self::Refused(format!("the server responds with status {status}")),
+            400 | 413 | 422 => Self::Refused(reason),
             401 | 403 => Self::Misconfigured(format!(
-                "the server responds with status {status}: embedder.token is missing, wrong or lacks permissions"
+                "{reason}: embedder.token is missing, wrong or lacks permissions"
             )),
-            404 => Self::Misconfigured(
-                "the server responds with status 404: it has no such API or model; check embedder.url and embedder.model"
-                    .to_owned(),
-            ),
-            402 | 408 | 409 | 425 | 429 | 500.. => {
-                Self::Later { reason: format!("the server responds with status {status}"), after }
-            }
+            404 => Self::Misconfigured(format!(
+                "{reason}: it has no such API or model; check embedder.url and embedder.model"
+            )),
+            402 | 429 => Self::Busy { reason, after },
+            408 | 409 | 424 | 425 | 500.. => Self::Failed { reason, after },
             _ => Self::Misconfigured(format!(
                 "the server responds with the unexpected status {status}; check embedder.url"
             )),
@@ -65,9 +78,9 @@ struct Item {
 /// The vectors of a response, normalized, in the order of the texts.
 pub(crate) fn vectors(body: &[u8], count: usize, dimension: usize) -> Result<Vec<Vec<f32>>, Fault> {
     let Answer { data } = serde_json::from_slice(body)
-        .map_err(|_| Fault::later("the response of the server is not a list of embeddings"))?;
+        .map_err(|_| Fault::failed("the response of the server is not a list of embeddings"))?;
     if data.len() != count {
-        return Err(Fault::later(format!("the server returned {} vectors for {count} texts", data.len())));
+        return Err(Fault::failed(format!("the server returned {} vectors for {count} texts", data.len())));
     }
     let mut vectors = vec![Vec::new(); count];
     for (at, Item { index, embedding }) in data.into_iter().enumerate() {
@@ -87,7 +100,7 @@ pub(crate) fn vectors(body: &[u8], count: usize, dimension: usize) -> Result<Vec
         match vectors.get_mut(index.unwrap_or(at)) {
             Some(place) if place.is_empty() => *place = vector,
             Some(_) | None => {
-                return Err(Fault::later("the indexes of the server's vectors do not match the texts"));
+                return Err(Fault::failed("the indexes of the server's vectors do not match the texts"));
             }
         }
     }
@@ -101,7 +114,8 @@ mod tests {
 
     fn fault(body: &str) -> &'static str {
         match vectors(body.as_bytes(), 2, 2).unwrap_err() {
-            Fault::Later { .. } => "later",
+            Fault::Busy { .. } | Fault::NoAnswer(_) => "not a response",
+            Fault::Failed { .. } => "failed",
             Fault::Refused(_) => "refused",
             Fault::Misconfigured(_) => "misconfigured",
         }
@@ -121,11 +135,11 @@ mod tests {
         let with = |one: &str, other: &str| format!(r#"{{"data":[{one},{other}]}}"#);
         let good = r#"{"index":0,"embedding":[1,2]}"#;
         for (other, meaning) in [
-            (r#"{"index":0,"embedding":[1,2]}"#, "later"),
-            (r#"{"index":2,"embedding":[1,2]}"#, "later"),
-            (r#"{"index":-1,"embedding":[1,2]}"#, "later"),
-            (r#"{"index":1,"embedding":[1,NaN]}"#, "later"),
-            (r#"{"index":1,"embedding":"AAAA"}"#, "later"),
+            (r#"{"index":0,"embedding":[1,2]}"#, "failed"),
+            (r#"{"index":2,"embedding":[1,2]}"#, "failed"),
+            (r#"{"index":-1,"embedding":[1,2]}"#, "failed"),
+            (r#"{"index":1,"embedding":[1,NaN]}"#, "failed"),
+            (r#"{"index":1,"embedding":"AAAA"}"#, "failed"),
             (r#"{"index":1,"embedding":[1,null]}"#, "refused"),
             (r#"{"index":1,"embedding":[1,1e39]}"#, "refused"),
             (r#"{"index":1,"embedding":[0,0]}"#, "refused"),
@@ -135,7 +149,7 @@ mod tests {
             assert_eq!(fault(&with(good, other)), meaning, "{other}");
         }
         for body in ["", "null", "[]", "{}", r#"{"data":[]}"#, r#"{"error":"busy"}"#] {
-            assert_eq!(fault(body), "later", "{body}");
+            assert_eq!(fault(body), "failed", "{body}");
         }
     }
 }

@@ -6,7 +6,12 @@ pub enum EmbedError {
     /// A transient failure: the server is unreachable, busy or failing, or its response is invalid. Retry later.
     #[error("the embedder is unavailable: {0}")]
     Unavailable(String),
-    /// Some of the texts are rejected permanently. The others can be embedded.
+    /// The server responded until it got these texts, and does not respond since. One of them may be what stops it.
+    /// Retry later; if that happens again and again with the same texts, they are the cause.
+    #[error("the embedder responded until it got these texts: {0}")]
+    Stopped(String),
+    /// Some of the texts are rejected permanently: the server rejects them, or it fails on each of them again and again
+    /// and embeds a harmless text meanwhile. The others can be embedded.
     #[error("{0}")]
     Refused(Refusal),
     /// An operator must correct the configuration, the server or the model files.
@@ -19,7 +24,7 @@ impl EmbedError {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Unavailable(_) | Self::Misconfigured(_) => true,
+            Self::Unavailable(_) | Self::Stopped(_) | Self::Misconfigured(_) => true,
             Self::Refused(_) => false,
         }
     }

@@ -39,7 +39,6 @@ impl Server {
             return Err(EmbedError::Misconfigured(problem));
         }
         let config = Agent::config_builder()
-            .timeout_global(Some(Duration::from_millis(settings.timeout_ms)))
             .http_status_as_error(false)
             .max_redirects(0)
             // A redirect would send the token and the texts to another server; the operator must correct the URL
@@ -63,8 +62,9 @@ impl Server {
     }
 
     /// Sends one request for the vectors of `count` texts.
-    pub(crate) fn ask(&self, body: &[u8], count: usize) -> Result<Vec<Vec<f32>>, Fault> {
-        let mut request = self.agent.post(&self.url).header("Content-Type", "application/json");
+    pub(crate) fn ask(&self, body: &[u8], count: usize, timeout: Duration) -> Result<Vec<Vec<f32>>, Fault> {
+        let request = self.agent.post(&self.url).config().timeout_global(Some(timeout)).build();
+        let mut request = request.header("Content-Type", "application/json");
         if let Some(authorization) = &self.authorization {
             request = request.header("Authorization", authorization.expose_secret());
         }
@@ -81,7 +81,10 @@ impl Server {
     fn failed(&self, error: &ureq::Error) -> Fault {
         let reason = format!("the request to {} failed: {error}", self.url);
         let ours = matches!(error, ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::Tls(_));
-        if ours { Fault::Misconfigured(reason) } else { Fault::later(reason) }
+        if ours {
+            return Fault::Misconfigured(reason);
+        }
+        if matches!(error, ureq::Error::Timeout(_)) { Fault::NoAnswer(reason) } else { Fault::failed(reason) }
     }
 }
 

@@ -15,6 +15,7 @@ mod bert;
 mod chunk;
 mod error;
 mod http;
+mod isolate;
 mod local;
 mod remote;
 mod vector;
@@ -22,6 +23,7 @@ mod weights;
 
 use std::fmt;
 use std::ops::Range;
+use std::time::Duration;
 
 use chunk::Chunking;
 use config::{EmbedderKind, EmbedderSettings};
@@ -102,7 +104,8 @@ impl Embedder {
     /// time for a low latency.
     ///
     /// # Errors
-    /// [`EmbedError::Unavailable`] after all retries, and [`EmbedError::Misconfigured`]: retry the same texts later.
+    /// [`EmbedError::Unavailable`] after all retries, [`EmbedError::Stopped`] and [`EmbedError::Misconfigured`]: retry the
+    /// same texts later.
     /// [`EmbedError::Refused`] names rejected texts. It returns no vectors for the other texts: call again without the
     /// rejected ones.
     pub async fn embed(&self, texts: Vec<String>) -> Result<Vec<Vec<f32>>, EmbedError> {
@@ -111,8 +114,22 @@ impl Embedder {
         }
         match &self.backend {
             Backend::Local(local) => local.embed(texts).await,
-            Backend::Http(remote) => remote.embed(texts).await,
+            Backend::Http(remote) => remote.embed(&texts).await,
         }
+    }
+
+    /// Computes the vector of one text for somebody who waits no longer than `limit`: a request to a server is given up
+    /// after that time, so that a text without an answer keeps nobody else waiting.
+    ///
+    /// # Errors
+    /// As [`embed`](Self::embed).
+    pub async fn embed_within(&self, text: String, limit: Duration) -> Result<Vec<f32>, EmbedError> {
+        let vectors = match &self.backend {
+            Backend::Local(local) => local.embed(vec![text]).await?,
+            Backend::Http(remote) => remote.embed_within(&[text], limit).await?,
+        };
+        let none = || EmbedError::Unavailable("the embedder returned no vector".to_owned());
+        vectors.into_iter().next().ok_or_else(none)
     }
 }
 

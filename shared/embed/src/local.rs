@@ -76,18 +76,49 @@ impl Local {
     pub(crate) async fn embed(&self, texts: Vec<String>) -> Result<Vec<Vec<f32>>, EmbedError> {
         let count = texts.len();
         let tokens = self
-            .compute(move |model| texts.iter().map(|text| model.tokens(text)).collect::<Result<Vec<_>, _>>())
+            .compute(move |model| {
+                let numbered = texts.iter().enumerate();
+                numbered.map(|(at, text)| model.tokens(at, text)).collect::<Result<Vec<_>, _>>()
+            })
             .await??;
         let tokens = Arc::new(tokens);
         let batches = stream::iter(batches(&tokens)).map(|batch| {
             let tokens = Arc::clone(&tokens);
-            async move { self.compute(move |model| model.vectors(&tokens, &batch)).await? }
+            async move { self.vectors(&tokens, batch).await }
         });
         let made: Vec<Vec<(usize, Vec<f32>)>> =
             batches.buffer_unordered(self.threads.current_num_threads()).try_collect().await?;
         let mut vectors = vec![Vec::new(); count];
         for (at, vector) in made.into_iter().flatten() {
             vectors[at] = vector;
+        }
+        Ok(vectors)
+    }
+
+    /// The vectors of a batch. If the model fails on it, each text is tried alone, and one on which the model fails again
+    /// is rejected if the model embeds an empty text meanwhile.
+    async fn vectors(
+        &self,
+        tokens: &Arc<Vec<Vec<u32>>>,
+        batch: Vec<usize>,
+    ) -> Result<Vec<(usize, Vec<f32>)>, EmbedError> {
+        let compute = async |tokens: &Arc<Vec<Vec<u32>>>, batch: Vec<usize>| {
+            let tokens = Arc::clone(tokens);
+            self.compute(move |model| model.vectors(&tokens, &batch)).await.flatten()
+        };
+        match compute(tokens, batch.clone()).await {
+            Err(EmbedError::Unavailable(_)) => {}
+            made => return made,
+        }
+        let mut vectors = Vec::with_capacity(batch.len());
+        for at in batch {
+            match compute(tokens, vec![at]).await {
+                Err(EmbedError::Unavailable(reason)) => {
+                    compute(&Arc::new(vec![self.model.special.to_vec()]), vec![0]).await?;
+                    return Err(EmbedError::Refused(Refusal { texts: vec![at], reason }));
+                }
+                made => vectors.extend(made?),
+            }
         }
         Ok(vectors)
     }
@@ -106,7 +137,8 @@ impl Local {
             let _permit = permit;
             threads.install(|| work(&model))
         });
-        computed.await.map_err(|error| failed(error.to_string()))
+        // The message of a panic may quote a text.
+        computed.await.map_err(|_| failed("a computation panicked".to_owned()))
     }
 }
 
@@ -130,13 +162,14 @@ impl Model {
         Ok(Self { tokenizer, bert, special: [before, after] })
     }
 
-    /// The tokens of a text for the model: at least two, at most [`TOKENS`].
-    fn tokens(&self, text: &str) -> Result<Vec<u32>, EmbedError> {
+    /// The tokens of the text at an index, for the model: at least two, at most [`TOKENS`].
+    fn tokens(&self, at: usize, text: &str) -> Result<Vec<u32>, EmbedError> {
         // The error of the tokenizer may quote the text.
+        let failed = |_| Refusal { texts: vec![at], reason: "the tokenizer fails on it".to_owned() };
         let encoding = self
             .tokenizer
             .encode_fast(prefix(text, TEXT_BYTES), false)
-            .map_err(|_| EmbedError::Unavailable("the tokenizer failed".to_owned()))?;
+            .map_err(|error| EmbedError::Refused(failed(error)))?;
         let [before, after] = self.special;
         let ids = encoding.get_ids().iter().take(TOKENS - 2).copied();
         Ok([before].into_iter().chain(ids).chain([after]).collect())

@@ -27,6 +27,9 @@ pub struct Collection {
     /// `active`, `filling` or `former`.
     #[diesel(sql_type = Text)]
     pub state: String,
+    /// The deployment of this database, which must be its owner in the vector store.
+    #[diesel(sql_type = SqlUuid)]
+    pub deployment: Uuid,
 }
 
 impl Collection {
@@ -46,10 +49,30 @@ pub async fn collections(
     states: &[&str],
 ) -> Result<Vec<Collection>, Fault> {
     const LIST: &str = "
-        SELECT collection_name, model, dimension, quantization, state::text AS state FROM vector_collections
+        SELECT collection_name, model, dimension, quantization, state::text AS state, sec.deployment_id() AS deployment
+        FROM vector_collections
         WHERE alias = $1 AND state::text = ANY ($2) ORDER BY state <> 'active', collection_name";
     let query = diesel::sql_query(LIST).bind::<Text, _>(alias).bind::<Array<Text>, _>(states);
     Ok(prepared(query).load(connection).await?)
+}
+
+/// The id of the deployment: of this database, also after it was restored from a backup. It is made by the first call. For
+/// an administrator.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn deployment(connection: &mut AsyncPgConnection) -> Result<Uuid, Fault> {
+    #[derive(QueryableByName)]
+    struct Deployment {
+        #[diesel(sql_type = SqlUuid)]
+        id: Uuid,
+    }
+    diesel::sql_query("INSERT INTO sec.deployment DEFAULT VALUES ON CONFLICT DO NOTHING")
+        .execute(connection)
+        .await?;
+    let Deployment { id } =
+        diesel::sql_query("SELECT sec.deployment_id() AS id").get_result(connection).await?;
+    Ok(id)
 }
 
 /// The tenant of a user in the vector store.
@@ -139,24 +162,30 @@ pub struct SearchScope {
     pub active: Option<Collection>,
 }
 
-/// Reads the scope of a search by this service for this user, who must be a user of the open context.
+/// Reads the scope of a search by this service for this user, who must be a user of the open context. `object` is what
+/// services have rights on, `alias` that of the collections.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
 pub async fn search_scope(
     connection: &mut AsyncPgConnection,
+    object: &str,
     alias: &str,
     service: &str,
     user: i32,
 ) -> Result<SearchScope, Fault> {
     const ASK: &str = "
         SELECT t.user_id, t.tenant, t.filter_key, c.collection_name, c.model, c.dimension, c.quantization, c.state::text AS state,
+            sec.deployment_id() AS deployment,
             ARRAY(SELECT q.vector_type::text FROM qdrant_access_control q
                 WHERE q.collection_name = $1 AND q.service = $2 AND q.may_search) AS may_search
         FROM (SELECT) AS one LEFT JOIN sec.vector_tenants() AS t ON t.user_id = $3
-            LEFT JOIN vector_collections c ON c.alias = $1 AND c.state = 'active'";
-    let query =
-        diesel::sql_query(ASK).bind::<Text, _>(alias).bind::<Text, _>(service).bind::<Integer, _>(user);
+            LEFT JOIN vector_collections c ON c.alias = $4 AND c.state = 'active'";
+    let query = diesel::sql_query(ASK)
+        .bind::<Text, _>(object)
+        .bind::<Text, _>(service)
+        .bind::<Integer, _>(user)
+        .bind::<Text, _>(alias);
     Ok(prepared(query).get_result(connection).await?)
 }
 
@@ -211,6 +240,7 @@ pub async fn put_collection(
         WHERE alias = $1 AND state::text = $2 AND state <> 'former' AND collection_name <> $3";
     connection
         .transaction(async |connection| {
+            deployment(connection).await?;
             diesel::sql_query(RETIRE)
                 .bind::<Text, _>(alias)
                 .bind::<Text, _>(&collection.state)

@@ -125,6 +125,18 @@ impl VectorStore {
         Ok(there.aliases.into_iter().find(|one| one.alias_name == alias).map(|one| one.collection_name))
     }
 
+    /// The state of a collection; none if it does not exist.
+    ///
+    /// # Errors
+    /// [`VectorError`].
+    pub async fn find_collection(&self, name: &str) -> Result<Option<CollectionInfo>, VectorError> {
+        match self.collection_info(name).await {
+            Ok(info) => Ok(Some(info)),
+            Err(VectorError::NoCollection(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The state of a collection.
     ///
     /// # Errors

@@ -8,6 +8,7 @@
 mod collection;
 mod embedders;
 mod error;
+mod owner;
 mod point;
 mod search;
 mod store;
@@ -15,11 +16,13 @@ mod store;
 pub use collection::{CollectionInfo, CollectionSpec};
 pub use embedders::Embedders;
 pub use error::VectorError;
+pub use owner::Owner;
 pub use point::{
     Point, PointKey, StoredPoint, SupersededPoints, Tenant, chunk_ids, first_point_id, metadata_digests,
 };
 pub use search::{ScoredMemory, VectorQuery};
 pub use store::VectorStore;
 
-/// The Qdrant alias of the collection that is searched, and the object name of searches in the access log.
+/// The default of `vectors.alias`, and the object that services have rights on (`memfleet vectors rights`), whatever the
+/// alias is.
 pub const ALIAS: &str = "unified_memory";

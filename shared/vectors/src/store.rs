@@ -3,15 +3,17 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use qdrant_client::Qdrant;
 use qdrant_client::qdrant::{
-    Condition, DeletePointsBuilder, Filter, GetPointsBuilder, PayloadIncludeSelector, PointId, PointsIdsList,
-    Range, ScrollPointsBuilder, UpsertPointsBuilder, vector_output::Vector, vectors_output::VectorsOptions,
+    Condition, DeletePointsBuilder, Filter, GetPointsBuilder, PayloadIncludeSelector, PointId, PointStruct,
+    PointsIdsList, Range, ScrollPointsBuilder, UpsertPointsBuilder, vector_output::Vector,
+    vectors_output::VectorsOptions,
 };
+use qdrant_client::{Payload, Qdrant};
 use secrecy::ExposeSecret;
 use uuid::Uuid;
 
 use crate::error::VectorError;
+use crate::owner::Checks;
 use crate::point::{MEMORY, Point, StoredPoint, SupersededPoints, TENANT, WRITTEN, point_uuid};
 use config::VectorSettings;
 
@@ -23,6 +25,8 @@ const POINTS_PER_CALL: usize = 500;
 pub struct VectorStore {
     pub(crate) client: Qdrant,
     pub(crate) oversampling: f64,
+    alias: String,
+    pub(crate) checks: Checks,
 }
 
 impl std::fmt::Debug for VectorStore {
@@ -47,7 +51,13 @@ impl VectorStore {
             .skip_compatibility_check()
             .build()
             .map_err(|error| VectorError::Refused(format!("vectors.url: {error}")))?;
-        Ok(Some(Self { client, oversampling: settings.oversampling }))
+        let (alias, oversampling) = (settings.alias.clone(), settings.oversampling);
+        Ok(Some(Self { client, oversampling, alias, checks: Checks::default() }))
+    }
+
+    /// The configured alias, with which the names of the collections begin.
+    pub fn alias(&self) -> &str {
+        &self.alias
     }
 
     /// Checks that it responds.
@@ -70,6 +80,21 @@ impl VectorStore {
             self.client.upsert_points(UpsertPointsBuilder::new(collection, some).wait(true)).await?;
         }
         Ok(())
+    }
+
+    /// Checks that a collection accepts points, with a point that no search finds and that is deleted again.
+    ///
+    /// # Errors
+    /// [`VectorError`].
+    pub async fn check_upsert(&self, collection: &str, dimension: usize) -> Result<(), VectorError> {
+        let id = Uuid::new_v4();
+        let mut vector = vec![0.0; dimension];
+        if let Some(first) = vector.first_mut() {
+            *first = 1.0;
+        }
+        let point = PointStruct::new(id.to_string(), vector, Payload::default());
+        self.client.upsert_points(UpsertPointsBuilder::new(collection, vec![point]).wait(true)).await?;
+        self.delete(collection, &[id]).await
     }
 
     /// The vectors of those of these points that exist.

@@ -1,15 +1,19 @@
 //! The vector store and the embedders, as searches use them.
 
+use std::time::Duration;
+
 use config::Settings;
 use contract::QueryErrorCode;
 use embed::EmbedError;
 use runtime::query::QueryRefusal;
-use vectors::{Embedders, ScoredMemory, Tenant, VectorError, VectorQuery, VectorStore};
+use store::vector::Collection;
+use vectors::{Embedders, Owner, ScoredMemory, Tenant, VectorError, VectorQuery, VectorStore};
 
 /// Embeds texts and searches a collection of vectors.
 #[derive(Debug)]
 pub(crate) struct VectorSearch {
     store: Option<VectorStore>,
+    alias: String,
     embedders: Embedders,
 }
 
@@ -18,7 +22,13 @@ impl VectorSearch {
     pub(crate) async fn open(settings: &Settings) -> Result<Self, String> {
         let store = VectorStore::open(&settings.vectors).map_err(|error| error.to_string())?;
         let embedders = Embedders::open(&[&settings.embedder, &settings.next_embedder]).await;
-        Ok(Self { store, embedders: embedders.map_err(|error| error.to_string())? })
+        let alias = settings.vectors.alias.clone();
+        Ok(Self { store, alias, embedders: embedders.map_err(|error| error.to_string())? })
+    }
+
+    /// The alias of the collections.
+    pub(crate) fn alias(&self) -> &str {
+        &self.alias
     }
 
     /// The configured vector store.
@@ -29,45 +39,54 @@ impl VectorSearch {
         self.store.as_ref().ok_or_else(|| unavailable("no vector store is configured"))
     }
 
-    /// Embeds a text with a model.
+    /// Embeds a text with a model, for a query that waits no longer than `limit`.
     ///
     /// # Errors
     /// [`QueryRefusal`] if no embedder is configured for the model, if it is unreachable or if it rejects the text.
-    pub(crate) async fn embed(&self, model: &str, text: &str) -> Result<Vec<f32>, QueryRefusal> {
+    pub(crate) async fn embed(
+        &self,
+        model: &str,
+        text: &str,
+        limit: Duration,
+    ) -> Result<Vec<f32>, QueryRefusal> {
         let Some(embedder) = self.embedders.of(model) else {
             let message = format!("embedding: is required, since no embedder is configured for {model}");
             return Err(QueryRefusal::new(QueryErrorCode::Malformed, &message, Some("embedding")));
         };
-        let vectors = embedder.embed(vec![text.to_owned()]).await.map_err(|error| match error {
-            EmbedError::Unavailable(_) | EmbedError::Misconfigured(_) => {
+        embedder.embed_within(text.to_owned(), limit).await.map_err(|error| match error {
+            EmbedError::Unavailable(_) | EmbedError::Stopped(_) | EmbedError::Misconfigured(_) => {
                 tracing::warn!(worker = crate::NAME, %error, "cannot embed the text of a search");
                 unavailable("the embedder is unreachable")
             }
             EmbedError::Refused(_) => {
                 QueryRefusal::new(QueryErrorCode::Malformed, "text: the embedder rejects it", Some("text"))
             }
-        })?;
-        vectors.into_iter().next().ok_or_else(|| {
-            tracing::error!(worker = crate::NAME, model, "the embedder returned no vector");
-            QueryRefusal::internal()
         })
     }
 }
 
-/// Searches a collection for the vectors of one tenant.
+/// Searches a collection for the vectors of one tenant, unless it belongs to another deployment.
 ///
 /// # Errors
 /// [`QueryRefusal`] if the vector store is unreachable or rejects the query.
 pub(crate) async fn search(
     store: &VectorStore,
     tenant: &Tenant,
-    collection: &str,
+    collection: &Collection,
     query: &VectorQuery,
 ) -> Result<Vec<ScoredMemory>, QueryRefusal> {
-    store.search(tenant, collection, query).await.map_err(|error| match error {
+    let found = match store.recent_owner(&collection.collection_name, collection.deployment).await {
+        Ok(Owner::Us | Owner::Nobody) => store.search(tenant, &collection.collection_name, query).await,
+        Err(error) => Err(error),
+    };
+    found.map_err(|error| match error {
         VectorError::Unavailable(_) | VectorError::NoCollection(_) => {
             tracing::warn!(worker = crate::NAME, %error, "vector search failed");
             unavailable("the vector store is unreachable")
+        }
+        VectorError::Foreign { .. } => {
+            tracing::error!(worker = crate::NAME, %error, "vector search failed");
+            unavailable("the collection of vectors belongs to another deployment")
         }
         VectorError::Refused(_) => {
             tracing::error!(worker = crate::NAME, %error, "vector search failed");

@@ -70,9 +70,10 @@ const PARENTS: &str = "
     LEFT JOIN chat_mode_sessions s ON s.user_id = i.user_id AND s.session_id = i.session_id
     LEFT JOIN consensus_memory_nodes n ON n.user_id = i.user_id AND n.id = i.node_id";
 
-/// Reads the rows in a transaction with the security context of the batch.
+/// Reads the rows in a transaction with the security context of the batch. `alias` is that of the collections.
 pub(crate) async fn of_batch(
     connection: &mut Connection,
+    alias: &str,
     batch: &[&Message<VectorRequest>],
     grants: &[&str],
 ) -> Result<Known, Fault> {
@@ -87,8 +88,7 @@ pub(crate) async fn of_batch(
             services.sort_unstable();
             services.dedup();
             known.rights = vector::rights(connection, vectors::ALIAS, &services).await?;
-            known.collections =
-                vector::collections(connection, vectors::ALIAS, &["active", "filling"]).await?;
+            known.collections = vector::collections(connection, alias, &["active", "filling"]).await?;
             let entries: Vec<inbox::Entry> = batch
                 .iter()
                 .map(|message| inbox::Entry {

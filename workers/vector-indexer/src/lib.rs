@@ -10,6 +10,7 @@
 //! of the request that wrote them, so that a late request deletes nothing newer. `reconcile.rs` finds points left
 //! behind by dead-lettered requests.
 
+mod classify;
 mod clean_up;
 pub mod collection;
 mod embedding;
@@ -17,6 +18,7 @@ mod known;
 mod prepare;
 pub mod reconcile;
 pub mod store;
+mod suspicion;
 mod text;
 
 use std::sync::{Mutex, PoisonError};
@@ -38,6 +40,7 @@ use vectors::{Embedders, VectorError, VectorStore};
 pub use prepare::{Item, Prepared, Ready};
 use store::Done;
 pub use store::Replaced;
+use suspicion::Suspicion;
 pub use text::Embedded;
 
 /// The worker.
@@ -47,6 +50,9 @@ pub struct VectorIndexer {
     embedders: Embedders,
     /// The error of the embedder when it was last used; `None` if it succeeded.
     embedder_problem: Mutex<Option<String>>,
+    /// The error of the vector store when points were last stored; `None` if it succeeded.
+    store_problem: Mutex<Option<String>>,
+    suspicion: Suspicion,
 }
 
 impl std::fmt::Debug for VectorIndexer {
@@ -109,7 +115,14 @@ impl VectorIndexer {
         )?;
         let vectors = VectorStore::open(&settings.vectors)?.ok_or(OpenError::NoVectors)?;
         let embedders = Embedders::open(&[&settings.embedder, &settings.next_embedder]).await?;
-        Ok(Self { pool, vectors, embedders, embedder_problem: Mutex::default() })
+        Ok(Self {
+            pool,
+            vectors,
+            embedders,
+            embedder_problem: Mutex::default(),
+            store_problem: Mutex::default(),
+            suspicion: Suspicion::default(),
+        })
     }
 
     /// Checks that the vector store is reachable and has the collections recorded in the database.
@@ -120,7 +133,7 @@ impl VectorIndexer {
 
     async fn collections(&self) -> Result<Vec<Collection>, Fault> {
         let mut connection = ::store::acquire(&self.pool).await?;
-        ::store::vector::collections(&mut connection, vectors::ALIAS, &["active", "filling"]).await
+        ::store::vector::collections(&mut connection, self.vectors.alias(), &["active", "filling"]).await
     }
 
     async fn check_vectors(&self, collections: &[Collection]) -> Result<(), String> {
@@ -134,6 +147,15 @@ impl VectorIndexer {
         for collection in collections {
             let info = self.vectors.collection_info(&collection.collection_name).await;
             info.map_err(|error| error.to_string())?;
+        }
+        self.check_owner(collections).await
+    }
+
+    /// Checks that no collection belongs to another deployment. One that belongs to nobody is of an earlier version.
+    async fn check_owner(&self, collections: &[Collection]) -> Result<(), String> {
+        for collection in collections {
+            let owner = self.vectors.recent_owner(&collection.collection_name, collection.deployment).await;
+            owner.map_err(|error| error.to_string())?;
         }
         Ok(())
     }
@@ -150,11 +172,17 @@ impl ExternalWorker for VectorIndexer {
     type Finding = Replaced;
 
     async fn probe(&self) -> ProbeResults {
-        let embedder = self.embedder_problem.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut results = vec![(Dependency::Embedder, embedder.map_or(Ok(()), Err))];
+        let last =
+            |problem: &Mutex<Option<String>>| problem.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut results = vec![(Dependency::Embedder, last(&self.embedder_problem).map_or(Ok(()), Err))];
         // The expected collections are recorded in the database. If it is unreachable, its own probe reports that.
         if let Ok(collections) = self.collections().await {
-            results.push(probe(Dependency::Qdrant, self.check_vectors(&collections)).await);
+            // A vector store that responds may still accept no points.
+            let check = async {
+                self.check_vectors(&collections).await?;
+                last(&self.store_problem).map_or(Ok(()), Err)
+            };
+            results.push(probe(Dependency::Qdrant, check).await);
         }
         results
     }
@@ -183,7 +211,7 @@ impl ExternalWorker for VectorIndexer {
             Done::Applied => Verdict::applied(message),
             Done::Superseded => Verdict::unchanged(message),
             Done::MissingPrerequisite(reason) => Verdict::Retry(Retry::Prerequisite, reason.into()),
-            Done::Rejected(reason) => Verdict::Rejected(reason.into()),
+            Done::Rejected(reason) => Verdict::Rejected(reason),
         };
         Ok(Written { verdicts: batch.iter().zip(done).map(verdict).collect(), findings })
     }

@@ -1,20 +1,18 @@
 //! Before the transaction: embeds texts and stores their points in Qdrant.
 
 use std::collections::HashMap;
-use std::sync::PoisonError;
+use std::sync::{Mutex, PoisonError};
 
-use ::store::vector::{Collection, Right};
+use ::store::vector::Collection;
 use ::store::{Fault, FaultKind};
-use contract::{
-    Memory, SessionId, StreamRequest, UserId, VECTOR_INDEXER, VectorIndex, VectorRemove, VectorRequest,
-    VectorType,
-};
-use runtime::Message;
+use contract::{Memory, VECTOR_INDEXER, VectorIndex, VectorRequest};
+use runtime::{Message, Reason};
 use uuid::Uuid;
 use vectors::{Point, PointKey, Tenant, VectorError, chunk_ids, first_point_id, metadata_digests};
 
-use crate::embedding::{MemoryVectors, embed_each, points_of, unavailable};
+use crate::embedding::{MemoryVectors, ToEmbed, Unembedded, embed_each, points_of, unavailable};
 use crate::known::{self, Known, Row};
+use crate::suspicion::Trouble;
 use crate::text::pieces_of;
 use crate::{Embedded, VectorIndexer};
 
@@ -43,7 +41,7 @@ pub enum Ready {
     /// A prerequisite does not exist, for this reason.
     MissingPrerequisite(String),
     /// It can never take effect, for this reason.
-    Rejected(String),
+    Rejected(Reason),
     /// Its service lacks a right, for this reason.
     Denied(String),
 }
@@ -64,13 +62,20 @@ pub struct Item {
 }
 
 impl Item {
-    fn new(tenant: &Tenant, memory: Uuid, row: Option<&Row>) -> Self {
+    pub(crate) fn new(tenant: &Tenant, memory: Uuid, row: Option<&Row>) -> Self {
         let is_replacing = row.is_some();
         Self { tenant: tenant.clone(), memory, points: None, embedded: None, is_replacing }
     }
 }
 
 impl Prepared {
+    /// Rejects the messages of a batch.
+    fn reject_all(&mut self, batch: &[&Message<VectorRequest>], reason: &Reason) {
+        let rejected =
+            |message: &&Message<VectorRequest>| (message.event_id, Ready::Rejected(reason.clone()));
+        self.messages = batch.iter().map(rejected).collect();
+    }
+
     pub(crate) fn with(mut self, other: Self) -> Self {
         if !other.collections.is_empty() {
             self.collections = other.collections;
@@ -92,6 +97,9 @@ pub(crate) fn written(message: &Message<VectorRequest>) -> i64 {
 /// A memory to be indexed.
 struct Draft<'a> {
     message: &'a Message<VectorRequest>,
+    /// The index of the message in the batch, and of the memory in the message.
+    message_index: usize,
+    place: usize,
     index: &'a VectorIndex,
     memory: &'a Memory,
     tenant: Tenant,
@@ -107,7 +115,7 @@ impl VectorIndexer {
         grants: &[&str],
     ) -> Result<Prepared, Fault> {
         let mut connection = ::store::acquire(&self.pool).await?;
-        let known = known::of_batch(&mut connection, batch, grants).await;
+        let known = known::of_batch(&mut connection, self.vectors.alias(), batch, grants).await;
         if known.is_err() {
             ::store::discard(connection);
         } else {
@@ -117,161 +125,73 @@ impl VectorIndexer {
         if known.collections.is_empty() {
             return Err(unavailable("there is no collection; `memfleet vectors apply` creates it"));
         }
+        self.check_owner(&known.collections).await.map_err(|problem| unavailable(&problem))?;
         let grants = grants.iter().map(|&grant| grant.to_owned()).collect();
         let collections = known.collections.clone();
         let mut prepared = Prepared { collections, grants, ..Prepared::default() };
         for &message in batch {
             prepared.messages.insert(message.event_id, self.classify(message, &known));
         }
-        let open = |message: &&&Message<VectorRequest>| {
+        let open = |message: &Message<VectorRequest>| {
             matches!(prepared.messages.get(&message.event_id), Some(Ready::Index(_)))
         };
-        let drafts: Vec<Draft<'_>> =
-            batch.iter().filter(open).flat_map(|message| drafts(message, &known)).collect();
+        let drafts: Vec<Draft<'_>> = batch
+            .iter()
+            .enumerate()
+            .filter(|(_, message)| open(message))
+            .flat_map(|(at, message)| drafts(at, message, &known))
+            .collect();
         let mut of_collections = Vec::with_capacity(known.collections.len());
-        for collection in &known.collections {
-            let made = self.vectors_of(collection, &drafts, &known).await?;
+        for (place, collection) in known.collections.iter().enumerate() {
+            let made = match self.vectors_of(collection, &drafts, &known, place == 0).await {
+                Ok(made) => made,
+                Err(Trouble::Fault(fault)) => return Err(fault),
+                Err(Trouble::Suspected(reason)) => {
+                    set_problem(&self.embedder_problem, Err(&reason));
+                    self.suspicion.count(batch, &reason)?;
+                    if place == 0 {
+                        let sentence = Reason::new("memories: the embedder fails on them each time");
+                        prepared.reject_all(batch, &sentence.for_operators(format!("memories: {reason}")));
+                        return Ok(prepared);
+                    }
+                    // The memories are left out of a collection that is being filled.
+                    drafts.iter().map(|_| Err(Unembedded::Rejected(reason.clone()))).collect()
+                }
+            };
             of_collections.push((collection, made));
         }
-        self.set_embedder_result(Ok(()));
+        set_problem(&self.embedder_problem, Ok(()));
         match self.store_points(&drafts, of_collections, &mut prepared).await {
+            Ok(()) => {}
             // With a single message in the batch, it must be the one that the vector store rejects.
-            Err(fault) if fault.kind == FaultKind::Permanent && batch.len() == 1 => {
-                // The store's own answer is for operators: publishers receive the reason of a rejection.
+            Err(Trouble::Fault(fault)) if fault.kind == FaultKind::Permanent && batch.len() == 1 => {
                 tracing::warn!(worker = VECTOR_INDEXER.name, %fault, "the vector store rejects a request");
-                let refused = |message: &&Message<VectorRequest>| {
-                    (message.event_id, Ready::Rejected("memories: the vector store rejects them".to_owned()))
-                };
-                prepared.messages = batch.iter().map(refused).collect();
-                Ok(prepared)
+                let reason = Reason::new("memories: the vector store rejects them");
+                prepared.reject_all(batch, &reason.for_operators(format!("memories: {fault}")));
             }
-            stored => stored.map(|()| prepared),
-        }
-    }
-
-    /// Records, for the probe, whether the texts of a batch could be embedded.
-    fn set_embedder_result(&self, found: Result<(), &str>) {
-        *self.embedder_problem.lock().unwrap_or_else(PoisonError::into_inner) =
-            found.err().map(str::to_owned);
-    }
-
-    /// Validates a message against the known rows, before anything is embedded.
-    fn classify(&self, message: &Message<VectorRequest>, known: &Known) -> Ready {
-        let user = message.user_id();
-        let Some(tenant) = known.tenants.get(&user.get()) else {
-            return Ready::MissingPrerequisite(format!("user {user} has no account"));
-        };
-        let item = |id: Uuid| Item::new(tenant, id, known.row(user, id));
-        let ids: Vec<Uuid> = match &message.request {
-            VectorRequest::VectorIndex(index) => {
-                index.memories.as_slice().iter().map(|one| one.memory_id).collect()
-            }
-            VectorRequest::VectorRemove(remove) => remove.memory_ids.as_slice().to_vec(),
-        };
-        if known.taken.contains(&(user.get(), message.request_id)) {
-            return Ready::AlreadyApplied(ids.into_iter().map(item).collect());
-        }
-        let problem = match &message.request {
-            VectorRequest::VectorIndex(index) => {
-                self.problem_of_index(user, message.publisher(), index, known)
-            }
-            VectorRequest::VectorRemove(remove) => {
-                problem_of_remove(user, message.publisher(), remove, known)
-            }
-        };
-        let missing = || {
-            let session = StreamRequest::facts(&message.request).session_id()?;
-            let there = known.sessions.contains(&(user.get(), session.as_str().to_owned()));
-            (!there).then(|| {
-                Ready::MissingPrerequisite(format!("session_id: user {user} has opened no session {session}"))
-            })
-        };
-        problem.or_else(missing).unwrap_or_else(|| {
-            let items = ids.into_iter().map(item).collect();
-            match &message.request {
-                VectorRequest::VectorIndex(_) => Ready::Index(items),
-                VectorRequest::VectorRemove(_) => Ready::Remove(items),
-            }
-        })
-    }
-
-    fn problem_of_index(
-        &self,
-        user: UserId,
-        service: &str,
-        index: &VectorIndex,
-        known: &Known,
-    ) -> Option<Ready> {
-        let active = known.collections.first()?;
-        let mut seen = std::collections::HashSet::new();
-        for (place, memory) in index.memories.as_slice().iter().enumerate() {
-            let vector_type = memory.vector_type.as_str();
-            if !known.may(service, vector_type, |right: &Right| right.may_write) {
-                let name = vectors::ALIAS;
-                return Some(Ready::Denied(format!(
-                    "{service} may not index {vector_type} vectors in {name}"
-                )));
-            }
-            // Replacing a memory overwrites it, so the service also needs the right to write the existing type.
-            let replaced = known.live(user, memory.memory_id);
-            if let Some(problem) = foreign_session(index.session_id.as_ref(), replaced, user) {
-                return Some(problem);
-            }
-            if let Some(row) =
-                replaced.filter(|row| !known.may(service, &row.vector_type, |right| right.may_write))
-            {
-                let (name, kind) = (vectors::ALIAS, &row.vector_type);
-                return Some(Ready::Denied(format!("{service} may not replace {kind} vectors in {name}")));
-            }
-            if !seen.insert(memory.memory_id) {
-                return Some(Ready::Rejected(format!(
-                    "memories[{place}].memory_id: occurs twice in the request"
-                )));
-            }
-            if let Some(problem) = self.problem_of_embedding(active, memory) {
-                return Some(Ready::Rejected(format!("memories[{place}].embedding{problem}")));
-            }
-            if let Some(node) =
-                memory.memory_node_id.filter(|node| !known.nodes.contains(&(user.get(), *node)))
-            {
-                let field = format!("memories[{place}].memory_node_id");
-                return Some(Ready::MissingPrerequisite(format!("{field}: user {user} has no node {node}")));
+            Err(Trouble::Fault(fault)) => return Err(fault),
+            Err(Trouble::Suspected(reason)) => {
+                self.suspicion.count(batch, &reason)?;
+                let sentence = Reason::new("memories: the vector store fails on them each time");
+                prepared.reject_all(batch, &sentence.for_operators(format!("memories: {reason}")));
             }
         }
-        None
-    }
-
-    /// The problem with the embedding that a memory supplies, or with its absence.
-    fn problem_of_embedding(&self, active: &Collection, memory: &Memory) -> Option<String> {
-        let Collection { model, dimension, .. } = active;
-        let Some(embedding) = &memory.embedding else {
-            // If another embedder is configured, but not for this model, the batch waits for the configuration instead.
-            let absent = self.embedders.primary().is_none();
-            return absent.then(|| format!(": is required, since no embedder is configured for {model}"));
-        };
-        if embedding.model.as_str() != model {
-            return Some(format!(
-                ".model: is {}, but the collection has vectors of {model}",
-                embedding.model
-            ));
-        }
-        let length = embedding.vector.as_slice().len();
-        (usize::try_from(*dimension).ok() != Some(length))
-            .then(|| format!(".vector: has {length} dimensions, but the collection has {dimension}"))
+        Ok(prepared)
     }
 
     /// The vectors of every draft for one collection: supplied by the publisher, reused from stored points with the
-    /// same texts, or computed now. If the embedder rejects a text, the result is the reason.
+    /// same texts, or computed now.
     async fn vectors_of(
         &self,
         collection: &Collection,
         drafts: &[Draft<'_>],
         known: &Known,
-    ) -> Result<Vec<Result<MemoryVectors, String>>, Fault> {
+        is_searched: bool,
+    ) -> Result<Vec<Result<MemoryVectors, Unembedded>>, Trouble> {
         let stored = self.stored_vectors(collection, drafts, known).await?;
         let embedder = self.embedders.of(&collection.model);
         // For each draft: its vectors, or `None` if they have to be computed.
-        let mut made: Vec<Option<Result<MemoryVectors, String>>> = Vec::with_capacity(drafts.len());
+        let mut made: Vec<Option<Result<MemoryVectors, Unembedded>>> = Vec::with_capacity(drafts.len());
         for draft in drafts {
             let brought =
                 draft.memory.embedding.as_ref().filter(|one| one.model.as_str() == collection.model);
@@ -288,14 +208,27 @@ impl VectorIndexer {
         }
         let Some(embedder) = embedder else {
             let problem = format!("no embedder is configured for {}", collection.model);
-            self.set_embedder_result(Err(&problem));
-            return Err(unavailable(&problem));
+            set_problem(&self.embedder_problem, Err(&problem));
+            return Err(unavailable(&problem).into());
         };
         let pieces = pieces_of(embedder, open().map(|draft| draft.embedded.clone()).collect()).await;
-        let users = open().map(|draft| draft.message.user_id().get());
-        let embedded = embed_each(embedder, users.zip(pieces).collect()).await;
-        let mut embedded =
-            embedded.inspect_err(|fault| self.set_embedder_result(Err(&fault.reason)))?.into_iter();
+        // In the collection that is searched, the memories of a message take effect together; in one that is being
+        // filled, each by itself.
+        let group = |(at, draft): (usize, &Draft<'_>)| if is_searched { draft.message_index } else { at };
+        let groups = drafts.iter().enumerate().zip(&made).filter(|(_, made)| made.is_none());
+        let groups: Vec<usize> = groups.map(|(draft, _)| group(draft)).collect();
+        let to_embed = |((draft, group), pieces): ((&Draft<'_>, usize), Vec<String>)| ToEmbed {
+            user: draft.message.user_id().get(),
+            group,
+            pieces,
+        };
+        let embedded = embed_each(embedder, open().zip(groups).zip(pieces).map(to_embed).collect()).await;
+        let embedded = embedded.inspect_err(|trouble| {
+            if let Trouble::Fault(fault) = trouble {
+                set_problem(&self.embedder_problem, Err(&fault.reason));
+            }
+        });
+        let mut embedded = embedded?.into_iter();
         Ok(made.into_iter().filter_map(|one| one.or_else(|| embedded.next())).collect())
     }
 
@@ -321,7 +254,9 @@ impl VectorIndexer {
             return Ok(HashMap::new());
         }
         let ids: Vec<Uuid> = wanted.values().flatten().copied().collect();
-        let found = self.vectors.vectors(&collection.collection_name, &ids).await.map_err(fault)?;
+        // No message can cause an error of a read by ids.
+        let waiting = |error: VectorError| unavailable(&error.to_string());
+        let found = self.vectors.vectors(&collection.collection_name, &ids).await.map_err(waiting)?;
         // If a point is missing, the texts are embedded again.
         let whole = |(key, ids): ((i32, [u8; 32]), Vec<Uuid>)| {
             let made: Option<MemoryVectors> = ids.iter().map(|id| found.get(id).cloned()).collect();
@@ -334,26 +269,35 @@ impl VectorIndexer {
     async fn store_points(
         &self,
         drafts: &[Draft<'_>],
-        of_collections: Vec<(&Collection, Vec<Result<MemoryVectors, String>>)>,
+        of_collections: Vec<(&Collection, Vec<Result<MemoryVectors, Unembedded>>)>,
         prepared: &mut Prepared,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), Trouble> {
         for (draft, made) in drafts.iter().zip(of_collections.first().into_iter().flat_map(|(_, made)| made))
         {
-            if let Err(reason) = made {
-                let refused = Ready::Rejected(format!("memories: {reason}"));
-                prepared.messages.insert(draft.message.event_id, refused);
+            if let Err(Unembedded::Rejected(reason)) = made {
+                let (place, id) = (draft.place, draft.memory.memory_id);
+                let sentence =
+                    format!("memories[{place}]: the embedder cannot embed the text of the memory {id}");
+                let reason = Reason::new(sentence.clone()).for_operators(format!("{sentence}: {reason}"));
+                prepared.messages.insert(draft.message.event_id, Ready::Rejected(reason));
             }
         }
         for (place, (collection, made)) in of_collections.into_iter().enumerate() {
             let name = &collection.collection_name;
             let (points, counts) = points_of_drafts(drafts, made, place == 0, prepared);
-            match self.vectors.upsert(name, points).await {
+            let stored = match self.vectors.upsert(name, points).await {
+                Ok(()) => Ok(()),
+                Err(error) => Err(self.cause_of(collection, error).await),
+            };
+            let problem = stored.as_ref().err().map(|(_, error)| error.to_string());
+            set_problem(&self.store_problem, problem.as_deref().map_or(Ok(()), Err));
+            match stored {
                 Ok(()) => {
                     prepared.stored.insert(name.clone(), counts);
                 }
                 // If only a collection that is being filled rejects points, the message still succeeds. The points of
                 // this batch are missing there until `memfleet vectors migrate` adds them.
-                Err(VectorError::Refused(reason)) if place > 0 => {
+                Err((Cause::Points, VectorError::Refused(reason))) if place > 0 => {
                     tracing::warn!(
                         worker = VECTOR_INDEXER.name,
                         collection = %name,
@@ -361,18 +305,41 @@ impl VectorIndexer {
                         "points are missing in a new collection"
                     );
                 }
-                Err(error) => return Err(fault(error)),
+                Err((Cause::Points, error @ VectorError::Refused(_))) => return Err(fault(error).into()),
+                Err((Cause::Points, error)) => return Err(Trouble::Suspected(error.to_string())),
+                Err((Cause::Store, error)) => return Err(unavailable(&error.to_string()).into()),
             }
         }
         Ok(())
     }
+
+    /// What causes an error of storing points: the points only if the vector store accepts a harmless one right
+    /// afterwards. Otherwise the store is unreachable, full or restricted, or the collection is another one.
+    async fn cause_of(&self, collection: &Collection, error: VectorError) -> (Cause, VectorError) {
+        let dimension = usize::try_from(collection.dimension).unwrap_or(0);
+        match self.vectors.check_upsert(&collection.collection_name, dimension).await {
+            Ok(()) => (Cause::Points, error),
+            Err(_) => (Cause::Store, error),
+        }
+    }
+}
+
+/// What causes an error of storing points.
+enum Cause {
+    Points,
+    Store,
+}
+
+/// Records, for the probe, whether a server could be used.
+fn set_problem(problem: &Mutex<Option<String>>, found: Result<(), &str>) {
+    *problem.lock().unwrap_or_else(PoisonError::into_inner) = found.err().map(str::to_owned);
 }
 
 /// The points of the drafts for one collection, and their number for each message. For the active collection, they are
 /// recorded in `prepared`.
 fn points_of_drafts(
     drafts: &[Draft<'_>],
-    made: Vec<Result<MemoryVectors, String>>,
+    made: Vec<Result<MemoryVectors, Unembedded>>,
     is_searched: bool,
     prepared: &mut Prepared,
 ) -> (Vec<Point>, HashMap<Uuid, i64>) {
@@ -398,18 +365,18 @@ fn points_of_drafts(
     (points, counts)
 }
 
-fn drafts<'a>(message: &'a Message<VectorRequest>, known: &Known) -> Vec<Draft<'a>> {
+fn drafts<'a>(message_index: usize, message: &'a Message<VectorRequest>, known: &Known) -> Vec<Draft<'a>> {
     let (VectorRequest::VectorIndex(index), Some(tenant)) =
         (&message.request, known.tenants.get(&message.user_id().get()))
     else {
         return Vec::new();
     };
-    let draft = |memory| {
+    let draft = |(place, memory)| {
         let embedded = Embedded::new(memory);
         let hash = embedded.hash();
-        Draft { message, index, memory, tenant: tenant.clone(), embedded, hash }
+        Draft { message, message_index, place, index, memory, tenant: tenant.clone(), embedded, hash }
     };
-    index.memories.as_slice().iter().map(draft).collect()
+    index.memories.as_slice().iter().enumerate().map(draft).collect()
 }
 
 fn key_of(draft: &Draft<'_>) -> PointKey {
@@ -427,44 +394,6 @@ fn key_of(draft: &Draft<'_>) -> PointKey {
 /// The time of a memory, at most the time when it was stored: the publisher's clock may be ahead.
 pub(crate) fn said_at(message: &Message<VectorRequest>, memory: &Memory) -> chrono::DateTime<chrono::Utc> {
     memory.occurred_at.map_or(message.stored_at, |time| time.min(message.stored_at))
-}
-
-/// Rejects a request that names a session but changes a memory of another: its token may be bound to that session.
-fn foreign_session(session: Option<&SessionId>, live: Option<&Row>, user: UserId) -> Option<Ready> {
-    let (session, row) = (session?, live?);
-    let is_foreign = row.session_id.as_deref() != Some(session.as_str());
-    is_foreign.then(|| {
-        let id = row.id;
-        Ready::Rejected(format!(
-            "session_id: the memory {id} of user {user} is not from the session {session}"
-        ))
-    })
-}
-
-fn problem_of_remove(user: UserId, service: &str, remove: &VectorRemove, known: &Known) -> Option<Ready> {
-    let name = vectors::ALIAS;
-    if !known.rights.iter().any(|right| right.service == service && right.may_delete) {
-        return Some(Ready::Denied(format!("{service} may remove no vectors from {name}")));
-    }
-    let may_delete = |vector_type: &str| known.may(service, vector_type, |right: &Right| right.may_delete);
-    let may_delete_all = VectorType::ALL.iter().all(|one| may_delete(one.as_str()));
-    remove.memory_ids.as_slice().iter().enumerate().find_map(|(place, &id)| {
-        let live = known.live(user, id);
-        if let Some(problem) = foreign_session(remove.session_id.as_ref(), live, user) {
-            return Some(problem);
-        }
-        // The type of an unknown memory is not known either. A service that may remove every type need not wait for it.
-        if known.row(user, id).is_none() && !may_delete_all {
-            return Some(Ready::MissingPrerequisite(format!(
-                "memory_ids[{place}]: user {user} has no memory {id}"
-            )));
-        }
-        let row = live?;
-        let may = may_delete(&row.vector_type);
-        (!may).then(|| {
-            Ready::Denied(format!("{service} may not remove {} vectors from {name}", row.vector_type))
-        })
-    })
 }
 
 /// The fault for an error of the vector store.

@@ -19,9 +19,10 @@ use uuid::Uuid;
 use vectors::{PointKey, StoredPoint, Tenant, VectorStore, chunk_ids, metadata_digests};
 
 use crate::Embedded;
-use crate::embedding::{embed_each, points_of};
+use crate::embedding::{ToEmbed, Unembedded, embed_each, points_of};
 use crate::prepare::fault;
 use crate::store::when_written;
+use crate::suspicion::Trouble;
 use crate::text::pieces_of;
 
 /// The number of points or rows read at a time.
@@ -222,14 +223,23 @@ impl Reconciler<'_> {
         };
         findings.lost += u64::try_from(rows.len() - known.len()).unwrap_or(0);
         let pieces = pieces_of(embedder, known.iter().map(|(row, _)| row.embedded()).collect()).await;
-        let users = known.iter().map(|(row, _)| row.user_id);
-        let made = embed_each(embedder, users.zip(pieces).collect()).await?;
+        let to_embed = |(group, ((row, _), pieces)): (usize, (&(&Row, &Tenant), Vec<String>))| ToEmbed {
+            user: row.user_id,
+            group,
+            pieces,
+        };
+        let memories = known.iter().zip(pieces).enumerate().map(to_embed).collect();
+        let made = embed_each(embedder, memories).await.map_err(Trouble::into_fault)?;
         let mut points = Vec::new();
         for ((row, tenant), made) in known.into_iter().zip(made) {
             let made = match made {
                 Ok(made) => made,
-                Err(reason) => {
+                Err(unembedded) => {
                     findings.lost += 1;
+                    let reason = match unembedded {
+                        Unembedded::Rejected(reason) => reason,
+                        Unembedded::Skipped => String::new(),
+                    };
                     tracing::warn!(user = row.user_id, memory = %row.id, reason, "cannot embed a memory");
                     continue;
                 }

@@ -12,7 +12,7 @@ use contract::{Memory, SessionId, VectorRequest};
 use diesel::QueryableByName;
 use diesel::sql_types::{Array, BigInt, Bool, Integer, Text, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
-use runtime::Message;
+use runtime::{Message, Reason};
 use uuid::Uuid;
 
 use crate::prepare::{Item, Prepared, Ready, said_at};
@@ -27,7 +27,7 @@ pub enum Done {
     /// A prerequisite does not exist, for this reason.
     MissingPrerequisite(String),
     /// It can never take effect, for this reason.
-    Rejected(String),
+    Rejected(Reason),
 }
 
 /// A finding about a message: it replaced an older version of this memory, whose points are superseded.

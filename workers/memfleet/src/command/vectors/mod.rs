@@ -18,15 +18,16 @@ use contract::Service;
 use serde_json::json;
 use store::registry;
 use store::vector::{self, Collection, Right};
-use vector_indexer::collection;
+use vector_indexer::collection::{self, Applied};
 use vector_indexer::reconcile::Reconciler;
 
 use reconcile::{ReconcileArgs, print_findings};
 
 /// Manages the collections of the vector store and the access rights to them.
 ///
-/// A collection holds the vectors of one model. Searches use the active collection, which the alias unified_memory
-/// points to. During a migration, vector-indexer writes to the active and to the new collection.
+/// A collection holds the vectors of one model. Searches use the active collection, which the alias vectors.alias points
+/// to. During a migration, vector-indexer writes to the active and to the new collection. Each collection records the
+/// deployment that it belongs to; no other deployment changes it.
 #[derive(Debug, Args)]
 pub struct VectorsArgs {
     #[command(subcommand)]
@@ -35,8 +36,12 @@ pub struct VectorsArgs {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Create the active collection if it does not exist.
-    Apply,
+    /// Create the active collection if it does not exist, and record this deployment as the owner of its collections.
+    Apply {
+        /// Take over collections that belong to another deployment: this database replaces the other one's.
+        #[arg(long)]
+        take_over: bool,
+    },
     /// List the collections.
     List {
         /// Print one JSON object per line.
@@ -114,8 +119,11 @@ struct GrantArgs {
 /// If the vector store or the database is unreachable, the stores differ, or a migration cannot be completed.
 pub async fn execute(args: VectorsArgs, settings: &Settings) -> anyhow::Result<()> {
     match args.action {
-        Action::Apply => {
-            let collection = collection::apply(settings).await?;
+        Action::Apply { take_over } => {
+            let Applied { collection, adopted } = collection::apply_with(settings, take_over).await?;
+            for name in adopted {
+                outln!("{name} now belongs to this deployment, {}", collection.deployment);
+            }
             outln!(
                 "{} is active: model {}, {} dimensions, quantization {}",
                 collection.collection_name,
@@ -144,8 +152,8 @@ async fn connect(settings: &Settings) -> anyhow::Result<store::Connection> {
     cli::database::connect(&settings.postgres.url, "postgres.url", "the database").await
 }
 
-async fn all(connection: &mut store::Connection) -> anyhow::Result<Vec<Collection>> {
-    Ok(vector::collections(connection, ALIAS, &["active", "filling", "former"]).await?)
+async fn all(connection: &mut store::Connection, alias: &str) -> anyhow::Result<Vec<Collection>> {
+    Ok(vector::collections(connection, alias, &["active", "filling", "former"]).await?)
 }
 
 async fn list(settings: &Settings, json: bool) -> anyhow::Result<()> {
@@ -160,7 +168,7 @@ async fn list(settings: &Settings, json: bool) -> anyhow::Result<()> {
         ("points", Align::Right),
         ("indexed", Align::Right),
     ]);
-    for one in all(&mut connection).await? {
+    for one in all(&mut connection, vectors.alias()).await? {
         let info = vectors.collection_info(&one.collection_name).await?;
         if json {
             out_json(
@@ -203,18 +211,25 @@ async fn migrate(args: &MigrateArgs, settings: &Settings) -> anyhow::Result<()> 
     });
     let spec = CollectionSpec { quantization, ..spec };
     let mut connection = connect(settings).await?;
-    let filling = collection::record(&spec, "filling")?;
+    let (alias, deployment) = (vectors.alias(), vector::deployment(&mut connection).await?);
+    let filling = collection::record(alias, deployment, &spec, "filling")?;
     // Workers treat the first collection as the active one, so an active one must exist before another is filled.
-    let active = vector::collections(&mut connection, ALIAS, &["active"]).await?.into_iter().next();
+    let recorded = all(&mut connection, alias).await?;
+    let active = recorded.iter().find(|one| one.is_active());
     let active =
         active.context("no collection to migrate; `memfleet vectors apply` creates the first one")?;
+    collection::check_owned(&vectors, [active]).await?;
+    let name = &filling.collection_name;
+    let is_recorded = recorded.iter().any(|one| one.collection_name == *name);
+    collection::check_claim(&vectors, name, deployment, is_recorded).await?;
     ensure!(
         active.collection_name != filling.collection_name,
         "{} is already active",
         filling.collection_name
     );
     vectors.create_collection(&filling.collection_name, &spec).await?;
-    vector::put_collection(&mut connection, ALIAS, &filling).await?;
+    vectors.claim(&filling.collection_name, deployment, false).await?;
+    vector::put_collection(&mut connection, alias, &filling).await?;
     errln!("vector-indexer now also writes to {}; embedding existing memories", filling.collection_name);
     let reconciler = Reconciler {
         vectors: &vectors,
@@ -234,9 +249,9 @@ async fn migrate(args: &MigrateArgs, settings: &Settings) -> anyhow::Result<()> 
             lost = found.lost
         );
     }
-    let active = collection::record(&spec, "active")?;
-    vector::put_collection(&mut connection, ALIAS, &active).await?;
-    vectors.point_alias(ALIAS, &active.collection_name).await?;
+    let active = collection::record(alias, deployment, &spec, "active")?;
+    vector::put_collection(&mut connection, alias, &active).await?;
+    vectors.point_alias(alias, &active.collection_name).await?;
     // Checks memories that were written during the switch.
     let found = reconciler.run(&mut connection).await?;
     print_findings(&active, &found, false);
@@ -256,12 +271,14 @@ async fn migrate(args: &MigrateArgs, settings: &Settings) -> anyhow::Result<()> 
 async fn drop_collection(name: &str, yes: bool, settings: &Settings) -> anyhow::Result<()> {
     let vectors = collection::vectors(settings)?;
     let mut connection = connect(settings).await?;
-    let one = all(&mut connection).await?.into_iter().find(|one| one.collection_name == name);
+    let alias = vectors.alias();
+    let one = all(&mut connection, alias).await?.into_iter().find(|one| one.collection_name == name);
     let one = one.with_context(|| format!("no collection {name}; `memfleet vectors list` shows all"))?;
     ensure!(
         !one.is_active(),
         "{name} is active; only a former collection or one being filled can be dropped"
     );
+    collection::check_owned(&vectors, [&one]).await?;
     // The store may have lost a collection that the database still lists.
     let points = vectors.collection_info(name).await;
     let points =
@@ -272,7 +289,7 @@ async fn drop_collection(name: &str, yes: bool, settings: &Settings) -> anyhow::
     };
     confirm(&consequence, yes)?;
     // Workers stop writing to a former collection once they have read the new state.
-    vector::put_collection(&mut connection, ALIAS, &Collection { state: "former".to_owned(), ..one }).await?;
+    vector::put_collection(&mut connection, alias, &Collection { state: "former".to_owned(), ..one }).await?;
     vectors.drop_collection(name).await?;
     vector::delete_collection(&mut connection, name).await?;
     outln!("dropped {name}");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ::vectors::{ALIAS, Embedders};
+use ::vectors::Embedders;
 use anyhow::{bail, ensure};
 use clap::Args;
 use cli::outln;
@@ -66,8 +66,9 @@ async fn follow(args: &ReconcileArgs, settings: &Settings, embedders: &Embedders
 async fn reconcile(args: &ReconcileArgs, settings: &Settings, embedders: &Embedders) -> anyhow::Result<()> {
     let vectors = collection::vectors(settings)?;
     let mut connection = super::connect(settings).await?;
-    let collections = vector::collections(&mut connection, ALIAS, &["active", "filling"]).await?;
+    let collections = vector::collections(&mut connection, vectors.alias(), &["active", "filling"]).await?;
     ensure!(!collections.is_empty(), "no collection; `memfleet vectors apply` creates it");
+    collection::check_owned(&vectors, &collections).await?;
     let (mut orphans, mut gaps) = (0, 0);
     for one in &collections {
         let reconciler = Reconciler {

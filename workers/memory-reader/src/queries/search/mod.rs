@@ -78,10 +78,10 @@ impl ValidatedQuery for Search {
     }
 
     async fn answer(self, context: &mut QueryContext<'_>) -> Result<Answered<SearchAnswer>, QueryFailure> {
-        let (user, service) = (context.user, context.service);
+        let (user, service, alias) = (context.user, context.service, context.vector_search.alias());
         let scope = context
             .read(PlanCacheMode::ForceGenericPlan, async |connection| {
-                self.scope(connection, service.as_str(), user).await
+                self.scope(connection, alias, service.as_str(), user).await
             })
             .await?;
         if scope.types.is_empty() {
@@ -138,10 +138,11 @@ impl Search {
     async fn scope(
         &self,
         connection: &mut Connection,
+        alias: &str,
         service: &str,
         user: UserId,
     ) -> Result<SearchScope, Fault> {
-        let scope = vector::search_scope(connection, vectors::ALIAS, service, user.get()).await?;
+        let scope = vector::search_scope(connection, vectors::ALIAS, alias, service, user.get()).await?;
         let wanted = self.query.vector_types.as_slice();
         let permitted: Vec<VectorType> = VectorType::ALL
             .iter()
@@ -176,14 +177,17 @@ impl Search {
         };
         let vector = match (self.embedding(&collection)?, &self.query.text) {
             (Some(vector), _) => Some(vector),
-            (None, Some(text)) => Some(context.vector_search.embed(&collection.model, text.as_str()).await?),
+            (None, Some(text)) => {
+                let limit = context.deadline.remaining();
+                Some(context.vector_search.embed(&collection.model, text.as_str(), limit).await?)
+            }
             (None, None) => None,
         };
         // A user without an account has no memories.
         let memories = match (&scope.tenant, vector) {
             (Some(tenant), Some(vector)) => {
                 let query = self.vector_query(tenant, &scope.types, vector);
-                vector_search::search(store, tenant, &collection.collection_name, &query).await?
+                vector_search::search(store, tenant, &collection, &query).await?
             }
             (None, _) | (_, None) => Vec::new(),
         };

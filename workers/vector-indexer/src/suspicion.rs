@@ -1,0 +1,78 @@
+//! Decides when messages are the cause of a failure of a server.
+//!
+//! A text can stop an embedder, and points can make the vector store fail, each time they are tried. That looks like an
+//! outage of the server and would keep every other message waiting for ever. If the server works before a batch and
+//! fails on it several times in a row, the batch is therefore split, and finally its single message is the cause.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use ::store::{Fault, FaultKind};
+use contract::VectorRequest;
+use runtime::Message;
+use uuid::Uuid;
+
+use crate::embedding::unavailable;
+
+/// How often a server that works before fails on the same messages until they are split, or a single one is the cause.
+const FAILURES: u32 = 3;
+
+/// Why a batch cannot be prepared.
+#[derive(Debug)]
+pub(crate) enum Trouble {
+    /// A fault that is classified already.
+    Fault(Fault),
+    /// A server that worked just before fails on the batch, for this reason. One of the messages may be the cause.
+    Suspected(String),
+}
+
+impl From<Fault> for Trouble {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl Trouble {
+    /// The fault, if nobody counts how often it happens.
+    pub(crate) fn into_fault(self) -> Fault {
+        match self {
+            Self::Fault(fault) => fault,
+            Self::Suspected(reason) => unavailable(&reason),
+        }
+    }
+}
+
+/// The maximum number of batches whose failures are counted. Messages of this process are prepared beside each other,
+/// but never so many.
+const MAX_COUNTED: usize = 1_000;
+
+/// The failures on batches, by their first message and their number of messages. A restart forgets them, which causes
+/// more tries.
+#[derive(Debug, Default)]
+pub(crate) struct Suspicion(Mutex<HashMap<(Uuid, usize), u32>>);
+
+impl Suspicion {
+    /// Counts a failure on a batch.
+    ///
+    /// # Errors
+    /// `Unavailable`: the batch is to be tried again. `Transient`: it is to be split. Otherwise its single message is the
+    /// cause.
+    pub(crate) fn count(&self, batch: &[&Message<VectorRequest>], reason: &str) -> Result<(), Fault> {
+        // The id of an event belongs to one delivery of its message.
+        let key = (batch.first().map_or(Uuid::nil(), |message| message.event_id), batch.len());
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if counts.len() >= MAX_COUNTED {
+            counts.clear();
+        }
+        let count = counts.entry(key).or_insert(0);
+        *count += 1;
+        if *count < FAILURES {
+            return Err(unavailable(reason));
+        }
+        counts.remove(&key);
+        if batch.len() > 1 {
+            return Err(Fault { kind: FaultKind::Transient, reason: reason.to_owned() });
+        }
+        Ok(())
+    }
+}
