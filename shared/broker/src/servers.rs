@@ -80,7 +80,9 @@ impl Servers {
     /// Why the last server could not be reached.
     pub(crate) async fn connect(&self) -> Result<Connected, String> {
         let mut problem = "no server is configured".to_owned();
-        for address in self.in_order() {
+        let addresses = self.in_order();
+        let is_only_one = addresses.len() == 1;
+        for address in addresses {
             let connected = match timeout(CONNECT_TIMEOUT, self.connect_to(&address)).await {
                 Ok(connected) => connected,
                 Err(_) => Err(format!("no answer within {} s", CONNECT_TIMEOUT.as_secs())),
@@ -88,6 +90,8 @@ impl Servers {
             self.note(&address, connected.is_ok());
             match connected {
                 Ok(connected) => return Ok(connected),
+                // Whoever reports it names the configured URL, without what may be a password in it.
+                Err(failed) if is_only_one => problem = failed,
                 Err(failed) => problem = format!("{}:{}: {failed}", address.host(), address.port()),
             }
         }
