@@ -281,3 +281,28 @@ async fn a_frozen_host_does_not_keep_a_worker_from_the_other_one() {
     let connection = store::acquire(&pool).await;
     assert!(connection.is_ok(), "{:?}", connection.err());
 }
+
+/// Many messages may share one dead letter, which lists them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_a_dead_letter_lists_is_not_missing() {
+    let fixture = Fixture::new().await;
+    fixture.process(ContextWriter, [user(1), session(1, "s"), context(1, "s", "k", 1)]).await;
+    fixture.execute("DELETE FROM inbox USING simple_chat_context c WHERE message_id = c.request_id").await;
+    let plan = async || {
+        let ended: Ended = output(memfleet(&fixture, &["recover", "--after-restore", "--json"])).await.into();
+        assert!(ended.is_success(), "{}", ended.all());
+        let plan: Value = serde_json::from_str(&ended.out).unwrap();
+        let field = |name: &str| of(&plan["requests"], "context-writer", name).as_u64().unwrap();
+        (field("missing"), field("dead_letters"))
+    };
+    assert_eq!(plan().await, (1, 0));
+    let subject = contract::DeadLetterSubject { worker: "context-writer", user_id: None }.to_string();
+    let listed = contract::DeadLetterSummary { stream: "CONTEXT".to_owned(), ranges: vec![(3, 3)] };
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert(contract::header::DEAD_COUNT, "1");
+    headers.insert(contract::header::DEAD_SOURCE, "CONTEXT/3");
+    let body = serde_json::to_vec(&listed).unwrap().into();
+    let sent = fixture.jetstream.publish_with_headers(subject, headers, body).await.unwrap();
+    sent.await.unwrap();
+    assert_eq!(plan().await, (0, 1));
+}

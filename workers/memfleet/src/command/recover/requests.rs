@@ -6,9 +6,10 @@ use std::time::Duration;
 use anyhow::Context;
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::{self, PullConsumer};
+use async_nats::jetstream::stream::RawMessageErrorKind;
 use chrono::{DateTime, Utc};
 use cli::errln;
-use contract::RequestSubject;
+use contract::{DeadLetterSummary, RequestSubject};
 use serde::Serialize;
 use store::{Connection, recovery};
 use tokio::time::Instant;
@@ -16,24 +17,48 @@ use tokio::time::Instant;
 use super::scan::{From, Stored, scan};
 
 /// The messages of each stream that have a dead letter, by sequence number.
+#[derive(Default)]
 pub(super) struct Dead(HashMap<String, HashSet<u64>>);
+
+const DEAD: &str = "DEAD";
 
 impl Dead {
     pub(super) async fn read(jetstream: &jetstream::Context) -> anyhow::Result<Self> {
-        let mut dead: HashMap<String, HashSet<u64>> = HashMap::new();
-        scan(jetstream, "DEAD", From::Start, u64::MAX, async |batch| {
+        let (mut dead, mut lists) = (Self::default(), Vec::new());
+        scan(jetstream, DEAD, From::Start, u64::MAX, async |batch| {
             for letter in batch {
                 let source = letter.dead_source.as_deref().and_then(|source| source.rsplit_once('/'));
-                if let Some((stream, sequence)) = source
+                if letter.is_list {
+                    lists.push(letter.sequence);
+                } else if let Some((stream, sequence)) = source
                     && let Ok(sequence) = sequence.parse()
                 {
-                    dead.entry(stream.to_owned()).or_default().insert(sequence);
+                    dead.add(stream, [sequence]);
                 }
             }
             Ok(())
         })
         .await?;
-        Ok(Self(dead))
+        let stream = jetstream.get_stream_no_info(DEAD).await.context("cannot open the stream DEAD")?;
+        for sequence in lists {
+            let letter = match stream.get_raw_message(sequence).await {
+                Ok(letter) => letter,
+                Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => continue,
+                Err(error) => {
+                    return Err(error).with_context(|| format!("cannot read dead letter {sequence}"));
+                }
+            };
+            let list: DeadLetterSummary = serde_json::from_slice(&letter.payload)
+                .with_context(|| format!("dead letter {sequence} is no list of messages"))?;
+            for (first, last) in list.ranges {
+                dead.add(&list.stream, first..=last);
+            }
+        }
+        Ok(dead)
+    }
+
+    fn add(&mut self, stream: &str, sequences: impl IntoIterator<Item = u64>) {
+        self.0.entry(stream.to_owned()).or_default().extend(sequences);
     }
 
     fn has(&self, stream: &str, sequence: u64) -> bool {

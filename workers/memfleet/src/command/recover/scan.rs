@@ -23,6 +23,8 @@ pub(super) struct Stored {
     pub(super) id: Option<Uuid>,
     /// Of a dead letter: the stream and sequence number of its message.
     pub(super) dead_source: Option<String>,
+    /// Whether it is a dead letter that lists many messages.
+    pub(super) is_list: bool,
 }
 
 /// Where a scan begins.
@@ -119,5 +121,6 @@ fn stored(message: &jetstream::Message) -> anyhow::Result<Stored> {
         subject: message.subject.to_string(),
         id: header(header::MESSAGE_ID).and_then(|id| id.parse().ok()),
         dead_source: header(header::DEAD_SOURCE).map(str::to_owned),
+        is_list: header(header::DEAD_COUNT).is_some(),
     })
 }
