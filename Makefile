@@ -27,7 +27,7 @@ claim = if [ "$$(cat "$(last_clone)" 2>/dev/null)" != "$(CURDIR)" ]; then \
 locked = mkdir -p "$(CARGO_TARGET_DIR)" && flock -o "$(lock)" sh -ec
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo dev bench programs built test tests chaos chaotic fmt clean
+.PHONY: help setup build demo dev bench programs built test tests chaos chaotic mutants fmt clean
 
 help: ## list the targets
 	@echo "memfleet: make TARGET"
