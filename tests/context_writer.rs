@@ -322,7 +322,7 @@ async fn what_waited_for_its_prerequisite_does_not_undo_what_came_later() {
     let prerequisites = [testkit::user(1), testkit::session(1, "closed"), request("message.add", 1, message)];
     fixture.publish(prerequisites.into_iter().chain(later)).await;
     fixture.drained::<ContextWriter>().await;
-    for (query, row) in [
+    let expected = [
         ("first_name FROM user_profiles", "new"),
         ("setting_value FROM system_settings WHERE user_id = 1", "\"new\""),
         ("device_name FROM registered_devices", "new"),
@@ -333,9 +333,12 @@ async fn what_waited_for_its_prerequisite_does_not_undo_what_came_later() {
         ("summary FROM chat_session_summary", "new"),
         ("summary FROM chat_history", "new"),
         ("rating FROM message_feedback", "5"),
-    ] {
-        assert_eq!(fixture.lines(query).await, [row], "{query}");
+    ];
+    let mut rows = Vec::new();
+    for (query, _) in expected {
+        rows.push((query, fixture.lines(query).await.concat()));
     }
+    assert_eq!(rows, expected.map(|(query, row)| (query, row.to_owned())));
     assert_eq!((stats().retried, stats().unchanged), (count, count));
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
     worker.stop().await.expect("a clean end");

@@ -221,6 +221,7 @@ async fn a_recovery_does_not_go_back_further_than_the_inbox() {
     fixture.process(ContextWriter, [user(1), session(1, "s")]).await;
     // Some time passes, and what is older is forgotten.
     fixture.execute("UPDATE inbox SET received_at = received_at - interval '1 hour'").await;
+    fixture.process(ContextWriter, [user(2)]).await;
     let mut connection = fixture.connection().await;
     let forgotten = store::inbox::forget_before(
         &mut connection,
