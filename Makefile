@@ -101,6 +101,10 @@ chaotic:
 	"$(CARGO_TARGET_DIR)/debug/with-servers" cargo test --workspace --exclude qdrant-local $(features) --test fleet -- \
 		--ignored --exact --nocapture chaos::nothing_is_lost_doubled_or_held_up_whatever_fails
 
+# Not part of CI. FILE, DIFF and TESTS: see scripts/mutants.
+mutants: setup ## break the code in many ways and report what no test sees; FILE=... or DIFF=...
+	@$(locked) '$(claim); scripts/mutants $(ARGS)'
+
 fmt: ## format the code
 	cargo fmt --all
 
