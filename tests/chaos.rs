@@ -275,7 +275,7 @@ async fn report(fixture: &Fixture, published: &Published, faults: &BTreeMap<&str
     let told = json!({
         "published_good": good.len(), "published_bad": published.bad.len(), "effects": effects.len(),
         "dead_letters": dead.len() + anonymous, "listed_in_summaries": listed, "lost": lost, "doubled": doubled,
-        "good_ones_dead": buried, "longest_wait_s": longest, "faults": faults,
+        "good_ones_dead": buried, "longest_wait_s": longest.first().and_then(|seconds| seconds.parse::<f64>().ok()), "faults": faults,
     });
     writeln!(std::io::stderr(), "chaos: {told}").expect("standard error");
     assert_eq!((lost, doubled, buried), (0, 0, 0), "{told}");

@@ -116,9 +116,9 @@ fn user(subject: &str) -> Option<contract::UserId> {
     }
 }
 
-/// The headers to copy. `Nats-*` headers are left out because the broker would act on them again. The token is left out
+/// The headers of a message that its dead letter carries. `Nats-*` headers are left out because the broker would act on them again. The token is left out
 /// because it stays valid for a while, and others than its service read dead letters.
-fn carried(headers: Option<&HeaderMap>) -> HeaderMap {
+pub fn carried(headers: Option<&HeaderMap>) -> HeaderMap {
     let mut carried = HeaderMap::new();
     for (name, values) in headers.into_iter().flat_map(HeaderMap::iter) {
         let lower = name.to_string().to_ascii_lowercase();

@@ -1,7 +1,7 @@
 //! Messages beyond the share of their service in the stream of dead letters: one dead letter lists many of them. They
 //! stay in their stream until it drops them for their age.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
@@ -26,7 +26,7 @@ type Key = (Option<Service>, DeadLetterClass, &'static str);
 /// The summaries to be published.
 #[derive(Debug, Default)]
 pub(crate) struct Summaries {
-    open: BTreeMap<(String, &'static str, &'static str), Summary>,
+    open: HashMap<Key, Summary>,
 }
 
 /// Messages of one service that are listed in one dead letter.
@@ -40,10 +40,9 @@ pub(crate) struct Summary {
 impl Summaries {
     /// Adds a message.
     pub(crate) fn add(&mut self, service: Option<Service>, delivery: Delivery, cause: DeadLetterReason) {
-        let name = service.as_ref().map_or_else(String::new, ToString::to_string);
-        let key = (name, cause.class.as_str(), delivery.stream);
-        let summary = self.open.entry(key).or_insert_with(|| Summary {
-            key: (service, cause.class, delivery.stream),
+        let key: Key = (service, cause.class, delivery.stream);
+        let summary = self.open.entry(key.clone()).or_insert_with(|| Summary {
+            key,
             since: Instant::now(),
             messages: Vec::new(),
         });
@@ -52,12 +51,10 @@ impl Summaries {
 
     /// Removes the summaries that are to be published: all of them at the end.
     pub(crate) fn take_due(&mut self, is_end: bool) -> Vec<Summary> {
-        let is_due = |summary: &Summary| {
+        let is_due = |_: &Key, summary: &mut Summary| {
             is_end || summary.messages.len() >= MAX_MESSAGES || summary.since.elapsed() >= INTERVAL
         };
-        let due: Vec<_> =
-            self.open.iter().filter(|(_, summary)| is_due(summary)).map(|(key, _)| key.clone()).collect();
-        due.iter().filter_map(|key| self.open.remove(key)).collect()
+        self.open.extract_if(is_due).map(|(_, summary)| summary).collect()
     }
 }
 

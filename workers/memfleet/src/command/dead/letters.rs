@@ -12,7 +12,7 @@ use chrono::{DateTime, Utc};
 use contract::header;
 use futures::TryStreamExt;
 use runtime::broker::{self, StoredMessage};
-use runtime::delivery::dead_letter::STILL_AT;
+use runtime::delivery::dead_letter::{STILL_AT, carried};
 use uuid::Uuid;
 
 use super::time_of;
@@ -54,11 +54,8 @@ impl Letter {
     /// Completes the letter with the body and the headers of its message.
     fn complete(&mut self, original: StoredMessage) {
         self.body = original.body;
-        for (name, values) in original.headers.iter() {
-            let lower = name.to_string().to_ascii_lowercase();
-            let is_left = self.headers.get(name.clone()).is_none();
-            // Letters carry neither what the broker acts on nor a token.
-            if is_left && !lower.starts_with("nats-") && lower != header::AUTHORIZATION.to_ascii_lowercase() {
+        for (name, values) in carried(Some(&original.headers)).iter() {
+            if self.headers.get(name.clone()).is_none() {
                 for value in values {
                     self.headers.append(name.clone(), value.clone());
                 }
