@@ -4,7 +4,9 @@ use figment::providers::Env;
 use figment::value::{Dict, Map, Value};
 use figment::{Error, Metadata, Profile, Provider};
 
-use crate::settings::ENVIRONMENT_PREFIX;
+/// The prefix of environment variables with options. `__` separates the section from the option, as in
+/// `MEMFLEET_WORKER__BATCH_SIZE`.
+pub const ENVIRONMENT_PREFIX: &str = "MEMFLEET_";
 
 /// The options in the environment, each as the text that it is.
 ///

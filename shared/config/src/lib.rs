@@ -13,9 +13,10 @@ mod vectors;
 
 pub use contract::without_password;
 pub use embedder::{EmbedderKind, EmbedderSettings, missing as missing_embedder_option};
+pub use environment::ENVIRONMENT_PREFIX;
 pub use keys::{KeySettings, ProviderName};
 pub use settings::{
-    AuditSettings, ENVIRONMENT_PREFIX, HealthSettings, LogFormat, LogSettings, NatsSettings,
-    PostgresSettings, Settings, SettingsError, TrustSettings, WorkerSettings, may_be_logged,
+    AuditSettings, HealthSettings, LogFormat, LogSettings, NatsSettings, PostgresSettings, Settings,
+    SettingsError, TrustSettings, WorkerSettings, may_be_logged,
 };
 pub use vectors::{Quantization, VectorSettings};

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::database::same_database;
 use crate::embedder::EmbedderSettings;
-use crate::environment::Environment;
+use crate::environment::{ENVIRONMENT_PREFIX, Environment};
 use crate::keys::KeySettings;
 use crate::problem;
 use crate::vectors::VectorSettings;
@@ -324,10 +324,6 @@ pub enum LogFormat {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct SettingsError(String);
-
-/// The prefix of environment variables with options. `__` separates the section from the option, as in
-/// `MEMFLEET_WORKER__BATCH_SIZE`.
-pub const ENVIRONMENT_PREFIX: &str = "MEMFLEET_";
 
 impl Settings {
     /// Reads the defaults, the file if one is given, and the environment. Each overrides the previous.

@@ -9,6 +9,7 @@ mod collection;
 mod embedders;
 mod error;
 mod owner;
+mod owner_cache;
 mod point;
 mod search;
 mod store;
@@ -16,7 +17,7 @@ mod store;
 pub use collection::{CollectionInfo, CollectionSpec};
 pub use embedders::Embedders;
 pub use error::VectorError;
-pub use owner::Owner;
+pub use owner_cache::Owner;
 pub use point::{
     Point, PointKey, StoredPoint, SupersededPoints, Tenant, chunk_ids, first_point_id, metadata_digests,
 };

@@ -4,32 +4,12 @@
 //! and which goes with the collection. Two deployments with the same alias on one server would otherwise write into one
 //! collection, and each would take the other's points for orphans.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
-
 use qdrant_client::qdrant::CreateAliasBuilder;
 use uuid::Uuid;
 
 use crate::error::VectorError;
+use crate::owner_cache::Owner;
 use crate::store::VectorStore;
-
-/// How long a check of an owner counts.
-const CHECK_LIFETIME: Duration = Duration::from_secs(5);
-/// The maximum number of checks that are remembered.
-const MAX_CHECKS: usize = 100;
-
-/// Whose a collection is, of those who may use it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Owner {
-    /// This deployment.
-    Us,
-    /// No owner is recorded: the collection is missing, or it was created by an earlier version.
-    Nobody,
-}
-
-/// The checks of a process, by collection and deployment.
-pub(crate) type Checks = Arc<Mutex<HashMap<(String, Uuid), (Owner, Instant)>>>;
 
 fn prefix(collection: &str) -> String {
     format!("{collection}__owner__")
@@ -70,19 +50,11 @@ impl VectorStore {
     /// As [`owner`](Self::owner).
     pub async fn recent_owner(&self, collection: &str, deployment: Uuid) -> Result<Owner, VectorError> {
         let key = (collection.to_owned(), deployment);
-        let known = {
-            let checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
-            checks.get(&key).filter(|(_, since)| since.elapsed() < CHECK_LIFETIME).map(|(owner, _)| *owner)
-        };
-        if let Some(owner) = known {
+        if let Some(owner) = self.owner_cache.get(&key) {
             return Ok(owner);
         }
         let owner = self.owner(collection, deployment).await?;
-        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
-        if checks.len() >= MAX_CHECKS {
-            checks.clear();
-        }
-        checks.insert(key, (owner, Instant::now()));
+        self.owner_cache.insert(key, owner);
         Ok(owner)
     }
 

@@ -13,7 +13,7 @@ use secrecy::ExposeSecret;
 use uuid::Uuid;
 
 use crate::error::VectorError;
-use crate::owner::Checks;
+use crate::owner_cache::OwnerCache;
 use crate::point::{MEMORY, Point, StoredPoint, SupersededPoints, TENANT, WRITTEN, point_uuid};
 use config::VectorSettings;
 
@@ -26,7 +26,7 @@ pub struct VectorStore {
     pub(crate) client: Qdrant,
     pub(crate) oversampling: f64,
     alias: String,
-    pub(crate) checks: Checks,
+    pub(crate) owner_cache: OwnerCache,
 }
 
 impl std::fmt::Debug for VectorStore {
@@ -52,7 +52,7 @@ impl VectorStore {
             .build()
             .map_err(|error| VectorError::Refused(format!("vectors.url: {error}")))?;
         let (alias, oversampling) = (settings.alias.clone(), settings.oversampling);
-        Ok(Some(Self { client, oversampling, alias, checks: Checks::default() }))
+        Ok(Some(Self { client, oversampling, alias, owner_cache: OwnerCache::default() }))
     }
 
     /// The configured alias, with which the names of the collections begin.

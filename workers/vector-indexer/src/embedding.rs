@@ -2,12 +2,11 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use ::store::{Fault, FaultKind};
 use embed::{EmbedError, Embedder};
 use uuid::Uuid;
 use vectors::{Point, PointKey, Tenant, chunk_ids};
 
-use crate::suspicion::Trouble;
+use crate::suspicion::{Trouble, unavailable};
 
 /// The vectors of a memory in a collection, one per point.
 pub(crate) type MemoryVectors = Vec<Vec<f32>>;
@@ -125,9 +124,4 @@ async fn embed_all(
         });
     }
     Ok(made)
-}
-
-/// A fault that puts the batch on hold.
-pub(crate) fn unavailable(reason: &str) -> Fault {
-    Fault { kind: FaultKind::Unavailable, reason: reason.to_owned() }
 }

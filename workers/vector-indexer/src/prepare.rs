@@ -10,9 +10,9 @@ use runtime::{Message, Reason};
 use uuid::Uuid;
 use vectors::{Point, PointKey, Tenant, VectorError, chunk_ids, first_point_id, metadata_digests};
 
-use crate::embedding::{MemoryVectors, ToEmbed, Unembedded, embed_each, points_of, unavailable};
+use crate::embedding::{MemoryVectors, ToEmbed, Unembedded, embed_each, points_of};
 use crate::known::{self, Known, Row};
-use crate::suspicion::Trouble;
+use crate::suspicion::{Trouble, unavailable};
 use crate::text::pieces_of;
 use crate::{Embedded, VectorIndexer};
 

@@ -12,8 +12,6 @@ use contract::VectorRequest;
 use runtime::Message;
 use uuid::Uuid;
 
-use crate::embedding::unavailable;
-
 /// How often a server that works before fails on the same messages until they are split, or a single one is the cause.
 const FAILURES: u32 = 3;
 
@@ -30,6 +28,11 @@ impl From<Fault> for Trouble {
     fn from(fault: Fault) -> Self {
         Self::Fault(fault)
     }
+}
+
+/// A fault that puts the batch on hold.
+pub(crate) fn unavailable(reason: &str) -> Fault {
+    Fault { kind: FaultKind::Unavailable, reason: reason.to_owned() }
 }
 
 impl Trouble {
