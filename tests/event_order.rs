@@ -127,6 +127,12 @@ async fn what_was_not_told_is_told_before_what_comes_after_it() {
     assert_in_order(&fixture).await;
 }
 
+/// Session s of user 1, without events.
+fn clock_of_session(published: i64, enqueued: i64) -> store::clock::Session<'static> {
+    let user_id = contract::UserId::new(1).unwrap();
+    store::clock::Session { user_id, session_id: "s", events: 0, causes: 0, published, enqueued }
+}
+
 /// A reader who has seen a number has seen all before it: nobody draws a number in a session in which another one holds one
 /// that is not committed.
 #[tokio::test(flavor = "multi_thread")]
@@ -141,15 +147,7 @@ async fn numbers_become_visible_in_the_order_in_which_they_are_drawn() {
         let held: Result<(), Fault> = slow
             .transaction(async |connection| {
                 store::security::open_context(connection, &[&grant(1, "w_context_writer")]).await?;
-                let one = store::clock::Session {
-                    user_id: contract::UserId::new(1).unwrap(),
-                    session_id: "s",
-                    events: 0,
-                    causes: 0,
-                    published: 0,
-                    enqueued: i64::MAX,
-                };
-                store::clock::take(connection, &[one]).await?;
+                store::clock::take(connection, &[clock_of_session(0, i64::MAX)]).await?;
                 told.notify_one();
                 asked.notified().await;
                 Ok(())
@@ -194,15 +192,10 @@ async fn the_published_mark_of_a_session_never_goes_back() {
         let taken: Result<usize, Fault> = replica
             .transaction(async |connection| {
                 store::security::open_context(connection, &[&grant(1, "w_context_writer")]).await?;
-                let one = store::clock::Session {
-                    user_id: contract::UserId::new(1).unwrap(),
-                    session_id: "s",
-                    events: 0,
-                    causes: 0,
-                    published,
-                    enqueued: published,
-                };
-                Ok(store::clock::take(connection, &[one]).await?.earlier.len())
+                Ok(store::clock::take(connection, &[clock_of_session(published, published)])
+                    .await?
+                    .earlier
+                    .len())
             })
             .await;
         let mark = fixture.lines("published_sequence FROM session_clocks WHERE session_id = 's'").await;

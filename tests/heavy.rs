@@ -37,6 +37,17 @@ impl SlowEmbedder {
         });
         Self { url, waiting, may_answer }
     }
+
+    /// Memories of two users, with their texts embedded by this server.
+    async fn memories(&self) -> Memories {
+        let memories = Memories::with(|settings| {
+            settings.embedder.kind = EmbedderKind::Http;
+            settings.embedder.url = Some(self.url.clone());
+            settings.embedder.model = Some("slow".to_owned());
+            settings.embedder.dimension = Some(DIMENSION);
+        });
+        memories.await.with_users(&[1, 2]).await
+    }
 }
 
 async fn answer(
@@ -78,14 +89,7 @@ fn said(id: Uuid, text: &str) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_heavy_request_holds_up_nobody_else_and_keeps_its_place_among_its_users() {
     let embedder = SlowEmbedder::start().await;
-    let url = embedder.url.clone();
-    let memories = Memories::with(|settings| {
-        settings.embedder.kind = EmbedderKind::Http;
-        settings.embedder.url = Some(url);
-        settings.embedder.model = Some("slow".to_owned());
-        settings.embedder.dimension = Some(DIMENSION);
-    });
-    let memories = memories.await.with_users(&[1, 2]).await;
+    let memories = embedder.memories().await;
     let fixture = &memories.fixture;
     let worker = fixture.run(memories.indexer().await);
 
@@ -117,14 +121,7 @@ async fn a_heavy_request_holds_up_nobody_else_and_keeps_its_place_among_its_user
 #[tokio::test(flavor = "multi_thread")]
 async fn heavy_requests_for_which_there_is_no_room_come_again() {
     let embedder = SlowEmbedder::start().await;
-    let url = embedder.url.clone();
-    let memories = Memories::with(|settings| {
-        settings.embedder.kind = EmbedderKind::Http;
-        settings.embedder.url = Some(url);
-        settings.embedder.model = Some("slow".to_owned());
-        settings.embedder.dimension = Some(DIMENSION);
-    });
-    let memories = memories.await.with_users(&[1, 2]).await;
+    let memories = embedder.memories().await;
     let fixture = &memories.fixture;
     let worker = fixture.run(memories.indexer().await);
     let text = format!("{SLOW} ").repeat(2_500);

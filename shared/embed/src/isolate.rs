@@ -12,7 +12,7 @@ use futures::stream::{self, StreamExt};
 use tokio::time::sleep;
 
 use crate::answer::Fault;
-use crate::remote::{AT_ONCE, Effort, Remote, delay, unavailable};
+use crate::client::{AT_ONCE, Client, Effort, delay, unavailable};
 use crate::{EmbedError, Refusal};
 
 /// The maximum number of additional requests of a call to find the texts that the server cannot embed.
@@ -25,7 +25,7 @@ const LEAST_SHARE: f64 = 1.0 / 8.0;
 
 /// A call that embeds texts.
 pub(crate) struct Isolation<'a> {
-    remote: &'a Remote,
+    client: &'a Client,
     texts: &'a [String],
     effort: Effort,
     /// Whether the server has embedded something during this call.
@@ -47,11 +47,11 @@ pub(crate) struct Isolation<'a> {
 
 impl<'a> Isolation<'a> {
     /// `is_up`: whether the server has just embedded a harmless text.
-    pub(crate) fn new(remote: &'a Remote, texts: &'a [String], effort: Effort, is_up: bool) -> Self {
-        let starts = (0..texts.len()).step_by(remote.batch());
-        let left = starts.rev().map(|start| start..texts.len().min(start + remote.batch())).collect();
+    pub(crate) fn new(client: &'a Client, texts: &'a [String], effort: Effort, is_up: bool) -> Self {
+        let starts = (0..texts.len()).step_by(client.batch());
+        let left = starts.rev().map(|start| start..texts.len().min(start + client.batch())).collect();
         Self {
-            remote,
+            client,
             texts,
             effort,
             is_up,
@@ -82,14 +82,14 @@ impl<'a> Isolation<'a> {
         let Some(reason) = self.refused.values().next().cloned() else { return Ok(self.vectors) };
         if !self.is_any_embedded && !self.is_searching {
             // A server that rejects every text is misconfigured, which is no reason to reject a text.
-            self.remote.embed_harmless(self.effort).await.map_err(unavailable)?;
+            self.client.embed_harmless(self.effort).await.map_err(unavailable)?;
         }
         Err(EmbedError::Refused(Refusal { texts: self.refused.into_keys().collect(), reason }))
     }
 
     async fn embed_range(&mut self, range: Range<usize>) -> Result<(), EmbedError> {
         let effort = if self.is_searching { self.effort_of_search(range.len()) } else { self.effort };
-        let fault = match self.remote.embed_batch(&self.texts[range.clone()], effort).await {
+        let fault = match self.client.embed_batch(&self.texts[range.clone()], effort).await {
             Ok(made) => {
                 self.embedded(range.zip(made));
                 return Ok(());
@@ -124,10 +124,10 @@ impl<'a> Isolation<'a> {
                 return Ok(());
             }
             sleep(delay(round, None)).await;
-            let (remote, texts) = (self.remote, self.texts);
+            let (client, texts) = (self.client, self.texts);
             let suspects: Vec<usize> = std::mem::take(&mut self.suspects).into_keys().collect();
             let tried = stream::iter(suspects)
-                .map(|at| async move { (at, remote.embed_batch(&texts[at..=at], effort).await) })
+                .map(|at| async move { (at, client.embed_batch(&texts[at..=at], effort).await) })
                 .buffered(AT_ONCE);
             for (at, embedded) in tried.collect::<Vec<_>>().await {
                 match embedded {
@@ -166,7 +166,7 @@ impl<'a> Isolation<'a> {
 
     /// Checks after a failure that the server embeds a harmless text.
     async fn check_server(&mut self, fault: &Fault) -> Result<(), EmbedError> {
-        match self.remote.embed_harmless(self.effort).await {
+        match self.client.embed_harmless(self.effort).await {
             Ok(()) => {
                 self.is_up = true;
                 Ok(())
@@ -183,7 +183,7 @@ impl<'a> Isolation<'a> {
     /// the batch; a single text then gets the whole timeout when it is tried alone.
     fn effort_of_search(&self, count: usize) -> Effort {
         let count = u32::try_from(count).map_or(1.0, f64::from);
-        let batch = u32::try_from(self.remote.batch()).map_or(1.0, f64::from);
+        let batch = u32::try_from(self.client.batch()).map_or(1.0, f64::from);
         let timeout = self.effort.timeout.mul_f64((count / batch).clamp(LEAST_SHARE, 1.0));
         Effort { timeout: timeout.max(Duration::from_millis(1)), ..self.effort.once() }
     }

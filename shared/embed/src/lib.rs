@@ -13,6 +13,7 @@
 mod answer;
 mod bert;
 mod chunk;
+mod client;
 mod error;
 mod http;
 mod isolate;

@@ -18,13 +18,13 @@ pub(super) struct Plan {
 impl Plan {
     /// Fails if the inbox may have forgotten requests that `--since` includes.
     pub(super) fn ensure_remembered(&self, since: DateTime<Utc>) -> anyhow::Result<()> {
-        let Some(one) = self.requests.iter().find(|one| one.forgotten > 0) else { return Ok(()) };
+        let Some(one) = self.requests.iter().find(|one| one.counts.forgotten > 0) else { return Ok(()) };
         bail!(
             "--since {} is earlier than what the inbox of {} remembers: {} requests from then may have taken effect and \
              would do so again; name a later time, or use --after-restore, which leaves them out",
             time(since),
             one.worker,
-            grouped(one.forgotten)
+            grouped(one.counts.forgotten)
         );
     }
 
@@ -42,11 +42,11 @@ impl Plan {
             table.row([
                 one.worker.to_owned(),
                 one.stream.to_owned(),
-                grouped(one.considered),
-                grouped(one.in_database),
-                grouped(one.dead_letters),
-                grouped(one.missing),
-                one.oldest_missing.map_or_else(String::new, |place| time(place.stored_at)),
+                grouped(one.counts.considered),
+                grouped(one.counts.in_database),
+                grouped(one.counts.dead_letters),
+                grouped(one.counts.missing),
+                one.counts.oldest_missing.map_or_else(String::new, |place| time(place.stored_at)),
             ]);
         }
         out!("{table}\n");
@@ -61,11 +61,11 @@ impl Plan {
                     one.stream
                 );
             }
-            if one.forgotten > 0 {
+            if one.counts.forgotten > 0 {
                 outln!(
                     "{} requests of {} are older than everything in its inbox, which may have forgotten that they took \
                      effect; they are not delivered again",
-                    grouped(one.forgotten),
+                    grouped(one.counts.forgotten),
                     one.worker
                 );
             }

@@ -32,18 +32,18 @@ pub(super) struct WorkerReport {
 
 impl WorkerReport {
     pub(super) fn new(before: &Requests, after: &Requests, unfinished: Unfinished) -> Self {
-        let still_missing = after.missing;
-        let settled = before.missing.saturating_sub(still_missing);
+        let still_missing = after.counts.missing;
+        let settled = before.counts.missing.saturating_sub(still_missing);
         // The second comparison begins with the oldest missing request.
         let dead_lettered = match before.reset_to() {
-            Some(_) => after.dead_letters.saturating_sub(before.dead_letters_after),
+            Some(_) => after.counts.dead_letters.saturating_sub(before.counts.dead_letters_after),
             None => 0,
         };
         Self {
             worker: before.worker,
             stream: before.stream,
             reset_to: before.reset_to(),
-            missing_before: before.missing,
+            missing_before: before.counts.missing,
             applied_again: settled.saturating_sub(dead_lettered),
             dead_lettered,
             still_missing,

@@ -80,6 +80,13 @@ pub(super) struct Requests {
     pub(super) stream: &'static str,
     /// The last one that the consumer has delivered. Later ones are not considered: nothing has acknowledged them.
     delivered: u64,
+    #[serde(flatten)]
+    pub(super) counts: Counts,
+}
+
+/// What the comparison found.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(super) struct Counts {
     /// How many were compared.
     pub(super) considered: u64,
     pub(super) in_database: u64,
@@ -116,18 +123,7 @@ impl Requests {
     ) -> anyhow::Result<Self> {
         let info = info(&consumer(jetstream, worker, stream).await?).await?;
         let delivered = info.delivered.stream_sequence;
-        Ok(Self {
-            worker,
-            stream,
-            delivered,
-            considered: 0,
-            in_database: 0,
-            dead_letters: 0,
-            missing: 0,
-            oldest_missing: None,
-            dead_letters_after: 0,
-            forgotten: 0,
-        })
+        Ok(Self { worker, stream, delivered, counts: Counts::default() })
     }
 
     /// Compares the requests that were stored at `since` or later.
@@ -161,16 +157,7 @@ impl Requests {
         connection: &mut Connection,
         dead: &Dead,
     ) -> anyhow::Result<Self> {
-        let mut after = Self {
-            considered: 0,
-            in_database: 0,
-            dead_letters: 0,
-            missing: 0,
-            oldest_missing: None,
-            dead_letters_after: 0,
-            forgotten: 0,
-            ..self.clone()
-        };
+        let mut after = Self { counts: Counts::default(), ..self.clone() };
         let from = From::Sequence(self.reset_to().unwrap_or(0));
         let mut memory = Memory { oldest: None, has_begun: true };
         scan(jetstream, self.stream, from, self.delivered, async |batch| {
@@ -199,23 +186,24 @@ impl Requests {
         let keys: Vec<_> = requests.iter().map(|(key, _)| *key).collect();
         let known = recovery::in_inbox(connection, self.worker, &keys).await;
         let known = known.context("cannot read the inbox")?;
+        let counts = &mut self.counts;
         for (key, Stored { sequence, stored_at, .. }) in requests {
             let is_known = known.contains(&key);
             memory.has_begun |= is_known;
             if since.is_some_and(|since| stored_at < since) {
                 continue;
             }
-            self.considered += 1;
+            counts.considered += 1;
             if is_known {
-                self.in_database += 1;
+                counts.in_database += 1;
             } else if dead.has(self.stream, sequence) {
-                self.dead_letters += 1;
-                self.dead_letters_after += u64::from(self.oldest_missing.is_some());
+                counts.dead_letters += 1;
+                counts.dead_letters_after += u64::from(counts.oldest_missing.is_some());
             } else if memory.may_have_forgotten(stored_at) {
-                self.forgotten += 1;
+                counts.forgotten += 1;
             } else {
-                self.missing += 1;
-                self.oldest_missing.get_or_insert(Place { sequence, stored_at });
+                counts.missing += 1;
+                counts.oldest_missing.get_or_insert(Place { sequence, stored_at });
             }
         }
         Ok(())
@@ -223,7 +211,7 @@ impl Requests {
 
     /// The sequence number from which the consumer has to deliver again. `None` if nothing is missing.
     pub(super) fn reset_to(&self) -> Option<u64> {
-        self.oldest_missing.map(|place| place.sequence)
+        self.counts.oldest_missing.map(|place| place.sequence)
     }
 
     /// Has the consumer deliver everything from the oldest missing request again. The workers' pulls stay open.
