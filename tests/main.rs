@@ -25,6 +25,7 @@ mod failover;
 mod full_streams;
 mod grants;
 mod heavy;
+mod held_back;
 mod isolation;
 mod job_grants;
 mod kept_servers;

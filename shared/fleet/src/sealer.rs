@@ -1,13 +1,14 @@
 //! Seals the rows of the audit trail whose transactions have ended, at a fixed interval.
 
 use std::path::Path;
+use std::time::Duration;
 
-use audit::AuditError;
 use audit::anchor::Anchors;
+use audit::{AuditError, HeldBack};
 use config::Settings;
 use runtime::broker::{self, ConnectError};
 use store::Connection;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use trust::{KeyError, PrivateKey};
 
 /// The audit trail cannot be sealed.
@@ -48,28 +49,56 @@ pub async fn anchors(settings: &Settings) -> Result<Anchors, SealError> {
     Ok(Anchors::new(async_nats::jetstream::new(client)))
 }
 
-/// Seals once. It opens its own connections, which is cheap at this rate. Returns the number of seals and the number of
-/// sealed rows.
+/// What one pass of the sealer did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sealed {
+    /// The number of new seals.
+    pub seals: u64,
+    /// The number of rows under them.
+    pub rows: u64,
+    /// What keeps later rows from being sealed, if they are old.
+    pub held_back: Option<HeldBack>,
+}
+
+/// Seals once. It opens its own connections, which is cheap at this rate.
 ///
 /// # Errors
 /// [`SealError`].
-pub async fn seal(settings: &Settings) -> Result<(u64, u64), SealError> {
+pub async fn seal(settings: &Settings) -> Result<Sealed, SealError> {
     let key = seal_key(settings)?;
     let mut connection: Connection = store::connect(&settings.postgres.url).await?;
     let anchors = anchors(settings).await?;
-    Ok(audit::seal_all(&mut connection, &anchors, &key).await?)
+    let (seals, rows) = audit::seal_all(&mut connection, &anchors, &key).await?;
+    let held_back = audit::held_back(&mut connection).await.map_err(AuditError::from)?;
+    Ok(Sealed { seals, rows, held_back })
 }
+
+/// The minimum time between two warnings about a transaction that holds back sealing.
+const WARN_EVERY: Duration = Duration::from_secs(60);
 
 /// Seals every `audit.seal_every_s` seconds. It never returns: after a failure, it tries again at the next interval.
 pub async fn follow(settings: &Settings) {
     let mut ticks = interval(settings.audit.seal_every());
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut warned: Option<Instant> = None;
     loop {
         ticks.tick().await;
-        match seal(settings).await {
-            Ok((0, _)) => {}
-            Ok((seals, rows)) => tracing::info!(seals, rows, "sealed"),
-            Err(error) => tracing::error!(%error, "cannot seal the audit trail"),
+        let sealed = match seal(settings).await {
+            Ok(sealed) => sealed,
+            Err(error) => {
+                tracing::error!(%error, "cannot seal the audit trail");
+                continue;
+            }
+        };
+        let Sealed { seals, rows, held_back } = sealed;
+        if seals > 0 {
+            tracing::info!(seals, rows, "sealed");
+        }
+        if let Some(held) = held_back
+            && warned.is_none_or(|warned| warned.elapsed() >= WARN_EVERY)
+        {
+            tracing::warn!("{held}");
+            warned = Some(Instant::now());
         }
     }
 }

@@ -41,6 +41,9 @@ pub async fn create_database_on(server: &str) -> anyhow::Result<String> {
     copy(server, "test", TEMPLATE, "SELECT sec.guard_database()").await
 }
 
+/// The setting that allows prepared transactions, which a test of the sealer leaves open for a moment.
+pub const PREPARED_TRANSACTIONS: (&str, &str) = ("max_prepared_transactions", "10");
+
 async fn server() -> anyhow::Result<String> {
     if let Ok(url) = std::env::var(POSTGRES_VARIABLE) {
         return Ok(url);
@@ -48,7 +51,9 @@ async fn server() -> anyhow::Result<String> {
     let (postgres, _) = OWN
         .get_or_try_init(|| async {
             let folder = tempfile::tempdir()?;
-            let options = PostgresOptions { fsync: false, ..PostgresOptions::default() };
+            let (name, value) = PREPARED_TRANSACTIONS;
+            let settings = vec![(name.to_owned(), value.to_owned())];
+            let options = PostgresOptions { fsync: false, settings, ..PostgresOptions::default() };
             let postgres = Postgres::start(&Programs::find()?, folder.path(), options).await?;
             anyhow::Ok((postgres, folder))
         })

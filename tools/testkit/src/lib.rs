@@ -17,7 +17,10 @@ pub mod token;
 mod topology_changes;
 mod wait;
 
-pub use database::{POSTGRES_VARIABLE, create_database, create_database_on, create_key_store, worker_url};
+pub use database::{
+    POSTGRES_VARIABLE, PREPARED_TRANSACTIONS, create_database, create_database_on, create_key_store,
+    worker_url,
+};
 pub use fixture::{Fixture, RunningWorker, lines_on, next};
 pub use logs::LOGS_VARIABLE;
 pub use publish::{RequestMessage, context, request, requests_for_all_tables, session, user};

@@ -15,7 +15,8 @@ async fn main() -> anyhow::Result<ExitCode> {
     let mut words = std::env::args_os().skip(1);
     let program = words.next().context("usage: with-servers COMMAND [ARGUMENT…]")?;
     let (folder, kept) = (tempfile::tempdir()?, tempfile::tempdir()?);
-    let settings = vec![("shared_buffers".to_owned(), "512MB".to_owned())];
+    let settings = [("shared_buffers", "512MB"), testkit::PREPARED_TRANSACTIONS];
+    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
     let options = PostgresOptions { fsync: false, settings, max_connections: 500 };
     let postgres = Postgres::start(&Programs::find()?, folder.path(), options).await?;
     let url = postgres.url("postgres");

@@ -1,13 +1,17 @@
 //! `memfleet audit seal`
 
+use anyhow::bail;
 use clap::Args;
 use cli::outln;
 use cli::signal::interrupted;
 use cli::table::grouped;
 use config::Settings;
-use fleet::sealer::{self, seal_key};
+use fleet::sealer::{self, Sealed, seal_key};
 
 /// Seals every row of the audit trail whose transaction has finished.
+///
+/// A transaction that stays open, in any database of the server, holds back all later rows. If rows older than a minute
+/// cannot be sealed, it is named, and the exit status is 1; with --follow, it is logged once a minute.
 #[derive(Debug, Args)]
 pub struct SealArgs {
     /// Repeat every audit.seal_every_s seconds until SIGTERM or Ctrl-C, also after failures.
@@ -18,9 +22,12 @@ pub struct SealArgs {
 pub(super) async fn execute(args: &SealArgs, settings: &Settings) -> anyhow::Result<()> {
     seal_key(settings)?;
     if !args.follow {
-        let (seals, rows) = sealer::seal(settings).await?;
+        let Sealed { seals, rows, held_back } = sealer::seal(settings).await?;
         outln!("sealed {} rows under {} seals", grouped(rows), grouped(seals));
-        return Ok(());
+        return match held_back {
+            Some(held) => bail!("{held}"),
+            None => Ok(()),
+        };
     }
     tokio::select! {
         () = sealer::follow(settings) => Ok(()),

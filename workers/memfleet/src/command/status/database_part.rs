@@ -3,14 +3,16 @@
 use std::time::Duration;
 
 use anyhow::Context;
+use audit::HeldBack;
+use cli::output::printable;
 use cli::table::{Align, Table, grouped};
 use cli::{out, outln};
 use config::Settings;
 use diesel::QueryableByName;
-use diesel::sql_types::{BigInt, Text};
+use diesel::sql_types::{BigInt, Bool, Text};
 use diesel_async::RunQueryDsl;
 use serde::Serialize;
-use store::migration;
+use store::{Connection, Fault, migration};
 use tokio::time::timeout;
 
 /// Time limit of all queries together.
@@ -25,8 +27,10 @@ pub(super) struct DatabaseStatus {
     bytes: i64,
     migrations_applied: usize,
     migrations_waiting: Vec<String>,
-    /// Why workers do not start, although the database answers.
+    /// Why workers do not start, although the database answers, or why a part of this status is unknown.
     warnings: Vec<String>,
+    /// The transactions that keep old rows of the audit trail from being sealed.
+    sealing_held_back: Option<HeldBack>,
     tables: Vec<TableStatus>,
 }
 
@@ -68,6 +72,11 @@ async fn read_all(url: &str) -> anyhow::Result<DatabaseStatus> {
     let server: Server = diesel::sql_query(SERVER).get_result(&mut connection).await?;
     let tables = diesel::sql_query(format!("{TABLES}{MAX_TABLES}")).load(&mut connection).await?;
     let language = store::language::check_english(&mut connection).await;
+    let mut warnings: Vec<String> = language.err().iter().map(ToString::to_string).collect();
+    let sealing_held_back = held_back(&mut connection).await.unwrap_or_else(|fault| {
+        warnings.push(format!("it is unknown whether the audit trail can be sealed: {fault}"));
+        None
+    });
     let states = migration::MAIN.status(connection).await?;
     let applied = states.iter().filter(|state| state.applied).count();
     Ok(DatabaseStatus {
@@ -79,9 +88,23 @@ async fn read_all(url: &str) -> anyhow::Result<DatabaseStatus> {
             .into_iter()
             .filter_map(|state| (!state.applied).then_some(state.name))
             .collect(),
-        warnings: language.err().iter().map(ToString::to_string).collect(),
+        warnings,
+        sealing_held_back,
         tables,
     })
+}
+
+/// The migration of the trail may not be applied yet.
+const TRAIL: &str = "SELECT to_regclass('audit.seals') IS NOT NULL AS exists";
+
+async fn held_back(connection: &mut Connection) -> Result<Option<HeldBack>, Fault> {
+    #[derive(QueryableByName)]
+    struct Trail {
+        #[diesel(sql_type = Bool)]
+        exists: bool,
+    }
+    let trail: Trail = diesel::sql_query(TRAIL).get_result(connection).await?;
+    if trail.exists { audit::held_back(connection).await } else { Ok(None) }
 }
 
 impl DatabaseStatus {
@@ -99,6 +122,9 @@ impl DatabaseStatus {
         }
         for warning in &self.warnings {
             outln!("            warning: {warning}");
+        }
+        if let Some(held) = &self.sealing_held_back {
+            outln!("            warning: {}", printable(&held.to_string()));
         }
         let mut tables =
             Table::new([("table", Align::Left), ("rows (estimate)", Align::Right), ("bytes", Align::Right)]);

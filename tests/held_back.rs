@@ -1,0 +1,87 @@
+//! Old transactions that hold back sealing: whoever looks is told of them.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use audit::{Holder, held_back};
+use diesel_async::SimpleAsyncConnection;
+use testkit::Fixture;
+
+use crate::seal::{program, seal_everything, sealed, tamper};
+use crate::support::program::{memfleet, output, signal, text};
+
+/// Makes a row of the trail, after which all unsealed ones have waited for two minutes.
+async fn old_row(fixture: &Fixture) {
+    fixture.execute("UPDATE users SET username = username || '+' WHERE id = 2").await;
+    tamper(
+        fixture,
+        "UPDATE audit.audit_log SET occurred_at = now() - interval '2 minutes'
+         WHERE transaction_id >= (SELECT max(through_transaction) FROM audit.seals)",
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_holds_back_sealing_is_named_by_the_sealer_and_the_status() {
+    let fixture = sealed().await;
+    let mut open = fixture.connection().await;
+    let begin = "SET application_name = 'forgotten'; BEGIN; SELECT pg_current_xact_id()";
+    open.batch_execute(begin).await.expect("a statement");
+    fixture.execute("UPDATE users SET username = 'later' WHERE id = 1").await;
+    let fresh = held_back(&mut fixture.connection().await).await.expect("an answer");
+    assert_eq!(fresh, None, "a young row may wait");
+    old_row(&fixture).await;
+
+    let held = program(&fixture, &["seal"]).await;
+    assert_eq!(
+        (held.status.code(), text(&held.stdout)),
+        (Some(1), "sealed 0 rows under 0 seals\n".to_owned())
+    );
+    let said = text(&held.stderr);
+    let database = fixture.lines("current_database() FROM (VALUES (1)) AS one").await.remove(0);
+    let holder =
+        format!("(role memfleet, database {database}, application \"forgotten\", idle in transaction, for ");
+    assert!(said.contains("of the audit trail since ") && said.contains(&holder), "{said}");
+    let shown = output(memfleet(&fixture, &["status"])).await;
+    assert!(shown.status.success(), "{}", text(&shown.stderr));
+    assert!(text(&shown.stdout).contains("            warning: rows of the audit trail since "), "{shown:?}");
+    let json = text(&output(memfleet(&fixture, &["status", "--json"])).await.stdout);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let holders = json["postgres"]["sealing_held_back"]["holders"].as_array().expect("holders");
+    let ours = holders.iter().find(|one| one["application"] == "forgotten").expect("the session");
+    assert!(ours["kind"] == "session" && ours["pid"].is_i64() && ours["age_s"].is_i64(), "{ours}");
+
+    open.batch_execute("COMMIT").await.expect("its end");
+    seal_everything(&fixture).await;
+    let json = text(&output(memfleet(&fixture, &["status", "--json"])).await.stdout);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(json["postgres"]["sealing_held_back"], serde_json::Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prepared_transaction_of_another_database_is_named() {
+    let (fixture, other) = (sealed().await, Fixture::new().await);
+    let gid = format!("forgotten-{}", std::process::id());
+    let prepare = format!("BEGIN; SELECT pg_current_xact_id(); PREPARE TRANSACTION '{gid}'");
+    other.connection().await.batch_execute(&prepare).await.expect("a prepared transaction");
+    old_row(&fixture).await;
+    let held = held_back(&mut fixture.connection().await).await;
+    let logged = {
+        let mut sealer = memfleet(&fixture, &["audit", "seal", "--follow"]);
+        sealer.env("MEMFLEET_AUDIT__SEAL_EVERY_S", "1").env("MEMFLEET_LOG__FILTER", "info");
+        let sealer = sealer.stderr(Stdio::piped()).spawn().expect("the sealer");
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        signal("TERM", sealer.id().expect("its id"));
+        sealer.wait_with_output().await
+    };
+    // First of all, for the sake of the other tests on this server: nobody else would end it.
+    let end = format!("ROLLBACK PREPARED '{gid}'");
+    other.connection().await.batch_execute(&end).await.expect("its end");
+    let held = held.expect("an answer").expect("it is held back");
+    let ours =
+        held.holders.iter().find(|one| matches!(one, Holder::Prepared { gid: found, .. } if *found == gid));
+    assert!(ours.is_some_and(|ours| ours.to_string().contains("(role memfleet, database test")), "{held}");
+    let logged = logged.expect("its output");
+    assert!(logged.status.success(), "it goes on until it is stopped: {logged:?}");
+    assert_eq!(text(&logged.stderr).matches(&gid).count(), 1, "{}", text(&logged.stderr));
+}
