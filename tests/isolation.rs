@@ -30,7 +30,8 @@ async fn every_table_of_a_user_forces_its_policy_and_has_the_user_in_its_keys() 
             format!("pg_class WHERE oid = '{table}'::regclass AND relrowsecurity AND relforcerowsecurity");
         assert_eq!(fixture.count(&from).await, 1, "{table} has no forced row-level security");
         let policies = fixture
-            .lines(&format!("concat_ws(' ', cmd, permissive, roles, qual = with_check, qual) FROM pg_policies WHERE tablename = '{table}'"))
+            .lines(&format!("concat_ws(' ', cmd, permissive, roles, qual = with_check, qual) FROM pg_policies WHERE tablename = '{table}'
+                AND permissive = 'PERMISSIVE'"))
             .await;
         let only = format!(
             "ALL PERMISSIVE {{public}} t ({column} = ANY (( SELECT sec.current_user_ids() AS current_user_ids)::integer[]))"
@@ -323,8 +324,10 @@ async fn no_context_can_be_made_or_kept_without_a_grant() {
         worker.batch_execute("ROLLBACK").await.expect("its end");
         assert_refused(done, "the security context is not genuine", &forged);
     }
+    worker.batch_execute("BEGIN").await.expect("a transaction");
+    attempt(&mut worker, &format!("SELECT sec.open_context(ARRAY['{good}'])")).await.expect("a context");
     worker
-        .batch_execute(&format!("BEGIN; SELECT sec.open_context(ARRAY['{good}']); SELECT set_config('memfleet.kept', {held}, false); COMMIT"))
+        .batch_execute(&format!("SELECT set_config('memfleet.kept', {held}, false); COMMIT"))
         .await
         .expect("a context that is kept");
     assert_eq!(

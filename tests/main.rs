@@ -44,6 +44,7 @@ mod refusal;
 mod registry;
 mod replay;
 mod resilience;
+mod revocation;
 mod rotation;
 mod router_logger;
 mod schema;
