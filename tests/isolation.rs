@@ -547,6 +547,45 @@ async fn the_validation_finds_nothing_in_order_and_whatever_is_out_of_it() {
             "REVOKE EXECUTE ON FUNCTION sec.seal FROM PUBLIC",
             "privilege granted to PUBLIC",
         ),
+        (
+            "CREATE FUNCTION leak() RETURNS SETOF users LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+             AS 'SELECT * FROM public.users'; REVOKE EXECUTE ON FUNCTION leak FROM PUBLIC;
+             GRANT EXECUTE ON FUNCTION leak TO w_memory_reader",
+            "DROP FUNCTION leak",
+            "differs from the migrations",
+        ),
+        (
+            "CREATE SCHEMA copies; CREATE TABLE copies.users AS TABLE users; GRANT USAGE ON SCHEMA copies TO w_token_issuer;
+             GRANT SELECT ON copies.users TO w_token_issuer",
+            "DROP SCHEMA copies CASCADE",
+            "differs from the migrations",
+        ),
+        (
+            "ALTER FUNCTION sec.trust_state SECURITY INVOKER",
+            "ALTER FUNCTION sec.trust_state SECURITY DEFINER",
+            "differs from the migrations",
+        ),
+        (
+            "GRANT INSERT ON chat_messages TO w_memory_reader",
+            "REVOKE INSERT ON chat_messages FROM w_memory_reader",
+            "differs from the migrations",
+        ),
+        (
+            "DO $$ BEGIN EXECUTE format('ALTER ROLE w_token_issuer IN DATABASE %I SET statement_timeout = 1',
+             current_database()); END $$",
+            "DO $$ BEGIN EXECUTE format('ALTER ROLE w_token_issuer IN DATABASE %I RESET statement_timeout',
+             current_database()); END $$",
+            "differs from the migrations",
+        ),
+        (
+            // The function that writes the trail writes nothing.
+            "ALTER FUNCTION audit.audit_trigger_function RENAME TO kept;
+             CREATE FUNCTION audit.audit_trigger_function() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+             SET search_path = pg_catalog, pg_temp AS 'BEGIN RETURN NULL; END'",
+            "DROP FUNCTION audit.audit_trigger_function;
+             ALTER FUNCTION audit.kept RENAME TO audit_trigger_function",
+            "differs from the migrations",
+        ),
     ] {
         fixture.execute(break_it).await;
         let (fine, report) = validate(&fixture).await;
