@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use chrono::Utc;
-use contract::{DeadLetterClass, UserId};
+use contract::DeadLetterClass;
 use diesel_async::AsyncConnection;
-use keys::{DataKeys, KeyError};
+use keys::{DataKeys, Grants, KeyError};
 use store::{Fault, FaultKind, LockWait};
 use tokio::time::Instant;
 
@@ -19,7 +19,7 @@ use crate::stages::disposition::Disposition;
 use crate::stages::parts::Part;
 use crate::stages::transact::{Attempt, RolledBack, Transacted};
 use crate::stages::write::{Progress, Writer};
-use crate::worker::{ExternalWorker, Message, Source};
+use crate::worker::{ExternalWorker, Source};
 
 /// The share of `lock_timeout` for which a suspect part waits for a lock: its users are known to be blocked, or a batch
 /// with them has waited before.
@@ -29,18 +29,15 @@ const LOOKS_PER_LOCK_TIMEOUT: u32 = 3;
 
 impl<W: ExternalWorker> Writer<W> {
     /// Fetches the data keys of a batch before its transaction opens: the key store may be slow, and no rows should
-    /// stay locked while waiting for it.
+    /// stay locked while waiting for it. The key store verifies the grants of the users by itself. Ticks have no secrets.
     async fn keys_for(&self, messages: &[Authorized<W::Item>]) -> Result<DataKeys, Fault> {
         let Some(keys) = &self.keys else { return Ok(DataKeys::new()) };
-        let users: BTreeSet<UserId> = messages
+        let grants: Grants<'_> = messages
             .iter()
-            .map(Authorized::message)
-            .filter(|message| !message.secrets.is_empty())
-            .map(Message::user_id)
+            .filter(|message| !message.message().secrets.is_empty())
+            .filter_map(|message| Some((message.message().user_id(), message.grant()?)))
             .collect();
-        // Messages cannot cause an error of the key store, so all of them count as unavailability.
-        let unavailable = |error: KeyError| Fault { kind: FaultKind::Unavailable, reason: error.to_string() };
-        if users.is_empty() { Ok(DataKeys::new()) } else { keys.current(&users).await.map_err(unavailable) }
+        if grants.is_empty() { Ok(DataKeys::new()) } else { keys.current(&grants).await.map_err(key_fault) }
     }
 
     /// Runs one transaction.
@@ -169,6 +166,16 @@ impl<W: ExternalWorker> Writer<W> {
             if is_unmet && self.blocked.spares(message.message().user_id(), Instant::now()) {
                 *disposition = Disposition::Park(Duration::ZERO);
             }
+        }
+    }
+}
+
+/// A message can cause no other error of the key store than a refused grant, so all others count as unavailability.
+fn key_fault(error: KeyError) -> Fault {
+    match error {
+        KeyError::Denied(reason) => Fault { kind: FaultKind::Denied, reason },
+        KeyError::Store(_) | KeyError::Main(_) | KeyError::Provider(_) | KeyError::Settings(_) => {
+            Fault { kind: FaultKind::Unavailable, reason: error.to_string() }
         }
     }
 }
