@@ -89,7 +89,7 @@ BEGIN
     END IF;
     -- MATERIALIZED, or every use of a part would take its grant to pieces anew. What has a good seal was written by an
     -- issuer, so that its parts are what they must be. The expiry is judged first, so that a grant of a key that this
-    -- database never had does not hold up a worker beyond it.
+    -- database never had reads as expired in the end, and not as a key that an operator forgot.
     WITH parsed AS MATERIALIZED (
         SELECT g, convert_to(g, 'UTF8') AS b, string_to_array(g, '|') AS p FROM unnest(grants) AS g
     ), judged AS MATERIALIZED (

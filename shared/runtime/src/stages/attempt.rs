@@ -37,7 +37,29 @@ impl<W: ExternalWorker> Writer<W> {
             .filter(|message| !message.message().secrets.is_empty())
             .filter_map(|message| Some((message.message().user_id(), message.grant()?)))
             .collect();
-        if grants.is_empty() { Ok(DataKeys::new()) } else { keys.current(&grants).await.map_err(key_fault) }
+        if grants.is_empty() {
+            return Ok(DataKeys::new());
+        }
+        match keys.current(&grants).await {
+            Ok(keys) => Ok(keys),
+            Err(KeyError::Denied(reason)) => Err(Fault { kind: FaultKind::Denied, reason }),
+            // A message can cause no other error, so all others count as unavailability. But only for grants that the
+            // database accepts: no batch may wait for the key store to learn a key that nobody knows.
+            Err(error) => {
+                self.check_grants(&grants.into_values().collect::<Vec<_>>()).await?;
+                Err(Fault { kind: FaultKind::Unavailable, reason: error.to_string() })
+            }
+        }
+    }
+
+    /// Checks that the database accepts these grants.
+    async fn check_grants(&self, grants: &[&str]) -> Result<(), Fault> {
+        let mut connection = store::acquire(&self.pool).await?;
+        let opened: Result<i32, Fault> = connection
+            .transaction(async |connection| store::security::open_context(connection, grants).await)
+            .await;
+        store::discard_if_unusable(connection, &opened);
+        opened.map(drop)
     }
 
     /// Runs one transaction.
@@ -166,16 +188,6 @@ impl<W: ExternalWorker> Writer<W> {
             if is_unmet && self.blocked.spares(message.message().user_id(), Instant::now()) {
                 *disposition = Disposition::Park(Duration::ZERO);
             }
-        }
-    }
-}
-
-/// A message can cause no other error of the key store than a refused grant, so all others count as unavailability.
-fn key_fault(error: KeyError) -> Fault {
-    match error {
-        KeyError::Denied(reason) => Fault { kind: FaultKind::Denied, reason },
-        KeyError::Store(_) | KeyError::Main(_) | KeyError::Provider(_) | KeyError::Settings(_) => {
-            Fault { kind: FaultKind::Unavailable, reason: error.to_string() }
         }
     }
 }
