@@ -28,6 +28,7 @@ mod heavy;
 mod isolation;
 mod job_grants;
 mod kept_servers;
+mod key_isolation;
 mod limits;
 mod live;
 mod load;

@@ -147,7 +147,7 @@ impl<V: ValidatedQuery> AnyQuery for V {
             let body = match result {
                 Ok(mut answer) => {
                     if reveals {
-                        secret::reveal(context.keys, &mut answer, secrets).await?;
+                        secret::reveal(context, &mut answer, secrets).await?;
                     }
                     Ok(serialize(&answer)?)
                 }
