@@ -3,9 +3,9 @@
 use std::time::SystemTime;
 
 use context_writer::ContextWriter;
-use diesel_async::SimpleAsyncConnection;
+use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 use store::registry;
-use testkit::attack::{assert_refused, attempt, attempt_for, grant, login};
+use testkit::attack::{assert_refused, attempt, attempt_for, grant, login, login_to_key_store};
 use testkit::{Fixture, token, user};
 use uuid::Uuid;
 
@@ -89,14 +89,23 @@ async fn a_revocation_ends_the_contexts_that_are_open() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_context_is_of_one_transaction_however_it_is_opened() {
     let fixture = two_users().await;
-    let mut worker = login(&fixture, ROLE).await;
+    let logins =
+        [(login(&fixture, ROLE).await, "users"), (login_to_key_store(&fixture, ROLE).await, "data_keys")];
+    for (mut worker, table) in logins {
+        assert_contexts_of_one_transaction(&mut worker, table).await;
+    }
+}
+
+async fn assert_contexts_of_one_transaction(worker: &mut AsyncPgConnection, table: &str) {
     let open = format!("sec.open_context(ARRAY['{}'])", grant(1, ROLE));
     let keep = "set_config('memfleet.context', current_setting('memfleet.context'), false)";
     for sql in [
         // All of a message begin at the same time, so that the next transaction would look like the first.
-        format!("BEGIN; SELECT {open}; SELECT {keep}; COMMIT; BEGIN; SELECT 1 / count(*) FROM users; COMMIT"),
         format!(
-            "DO $$ BEGIN PERFORM {open}; PERFORM {keep}; COMMIT; PERFORM 1 / count(*) FROM users; END $$"
+            "BEGIN; SELECT {open}; SELECT {keep}; COMMIT; BEGIN; SELECT 1 / count(*) FROM {table}; COMMIT"
+        ),
+        format!(
+            "DO $$ BEGIN PERFORM {open}; PERFORM {keep}; COMMIT; PERFORM 1 / count(*) FROM {table}; END $$"
         ),
         format!("PREPARE p AS SELECT {open}"),
     ] {
@@ -111,7 +120,7 @@ async fn a_context_is_of_one_transaction_however_it_is_opened() {
     }
     for level in ["REPEATABLE READ", "SERIALIZABLE"] {
         worker.batch_execute(&format!("BEGIN ISOLATION LEVEL {level}")).await.expect("a transaction");
-        let done = attempt(&mut worker, &format!("SELECT {open}")).await;
+        let done = attempt(worker, &format!("SELECT {open}")).await;
         assert_refused(done, "read committed only", level);
         worker.batch_execute("ROLLBACK").await.expect("its end");
     }

@@ -84,6 +84,15 @@ DECLARE
     lacking text;
     content text;
 BEGIN
+    -- As in the main database (docs/adr/0042): several transactions begin at one time only within one message of the simple
+    -- protocol, or one DO or CALL; an old snapshot would not show what was changed since.
+    IF (current_query() ~* '^\s*(select|with)\M[^;]*;?\s*$') IS NOT TRUE THEN
+        RAISE insufficient_privilege USING
+            MESSAGE = 'the security context is refused: it is opened by a statement of its own, a SELECT without semicolons in it';
+    END IF;
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE insufficient_privilege USING MESSAGE = 'the security context is refused: it is opened in read committed only';
+    END IF;
     IF (cardinality(grants) BETWEEN 1 AND 10000) IS NOT TRUE THEN
         RAISE insufficient_privilege USING MESSAGE = 'the security context is refused: it needs 1 to 10000 grants';
     END IF;
