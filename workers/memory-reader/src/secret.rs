@@ -8,7 +8,7 @@ use store::{Connection, Fault, FaultKind};
 use uuid::Uuid;
 
 use crate::query_context::QueryContext;
-use crate::validated_query::QueryFailure;
+use crate::query_failure::QueryFailure;
 
 /// Puts a decrypted value into an answer.
 type Place<A> = Box<dyn FnOnce(&mut A, &str) + Send>;
