@@ -3,14 +3,16 @@
 //! Triggers in the database write the trail, and a database administrator could change it afterwards. Its rows are
 //! therefore sealed: in the order of their transactions they become the leaves of Merkle trees ([`tree`]). The roots
 //! are chained, signed with a key that the database does not have ([`trust::PrivateKey`]), and published to a NATS
-//! stream that denies deletion ([`anchor`]). [`verify()`] recomputes all of it and reports the first row of each seal
-//! that differs.
+//! stream that denies deletion ([`anchor`]). [`verify()`] recomputes all of it, counts the rows that differ and names the
+//! first of each seal.
 //!
 //! Writers do not wait for the sealer: a row is sealed some seconds after its transaction. Until then, a change of the
 //! row cannot be detected.
 
 pub mod anchor;
+mod difference;
 mod digest;
+mod excuse;
 mod leaf;
 mod seal;
 mod sealer;
@@ -18,7 +20,9 @@ mod trail;
 pub mod tree;
 mod verify;
 
+pub use difference::Difference;
 pub use digest::Digest;
+pub use excuse::{AuditRow, Excuse};
 pub use leaf::{Leaf, Source};
 pub use seal::{Seal, Statement};
 pub use sealer::{MAX_LEAVES, seal_all};

@@ -1,12 +1,12 @@
 //! Verification: recomputes every digest, root, chain link and signature, and reports what differs from the seals.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::pg::Pg;
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Uuid as SqlUuid};
+use diesel::sql_types::{BigInt, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use serde::Serialize;
 use store::Fault;
@@ -15,15 +15,20 @@ use uuid::Uuid;
 
 use crate::AuditError;
 use crate::anchor::Anchors;
+use crate::difference::{Difference, Differing, Present, differences};
 use crate::digest::Digest;
+use crate::excuse::{self, Excuse};
 use crate::leaf::{self, Leaf, Place, Placed, Source};
 use crate::seal::{Seal, Statement};
 use crate::sealer::{BEGINNING, Header, MAX_LEAVES};
 use crate::tree;
 use trust::PublicKey;
 
-/// The maximum number of findings that are reported.
-const MAX_FINDINGS: usize = 100;
+/// The maximum number of seals whose first finding is named.
+const MAX_SEALS_NAMED: usize = 100;
+
+/// How many findings are named at most if a seal has more than one. All of them are counted.
+const MAX_NAMED: usize = 20;
 
 /// A difference between the trail and its seals.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -36,22 +41,30 @@ pub struct Finding {
     pub table: Option<&'static str>,
     /// The id of the row.
     pub row: Option<Uuid>,
+    /// How the row differs; none if the seal itself is wrong.
+    pub difference: Option<Difference>,
+    /// What speaks for an edited or missing event; none for anything else.
+    pub excuse: Option<Excuse>,
     /// What is wrong.
     pub problem: String,
 }
 
 impl Finding {
     fn seal(seal: i64, problem: impl Into<String>) -> Self {
-        Self { seal, leaf: None, table: None, row: None, problem: problem.into() }
+        let problem = problem.into();
+        Self { seal, leaf: None, table: None, row: None, difference: None, excuse: None, problem }
     }
 
-    fn row(seal: i64, index: Option<usize>, leaf: &Leaf, problem: &str) -> Self {
+    fn row(seal: i64, differing: Differing, excuse: Option<Excuse>) -> Self {
+        let Differing { difference, place, leaf } = differing;
         Self {
             seal,
-            leaf: index.and_then(|index| u32::try_from(index).ok()),
+            leaf: place.and_then(|place| u32::try_from(place).ok()),
             table: Some(leaf.source.table()),
             row: Some(leaf.id),
-            problem: problem.to_owned(),
+            difference: Some(difference),
+            excuse,
+            problem: difference.problem().to_owned(),
         }
     }
 }
@@ -65,25 +78,69 @@ impl fmt::Display for Finding {
         if let (Some(table), Some(row)) = (self.table, self.row) {
             write!(f, ", row {row} of {table}")?;
         }
-        write!(f, ": {}", self.problem)
+        write!(f, ": {}", self.problem)?;
+        match &self.excuse {
+            Some(excuse) => write!(f, "; {excuse}"),
+            None => Ok(()),
+        }
     }
 }
 
-/// The result of a verification.
+/// The result of a verification. It counts the differences of all seals that are genuine themselves.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// The number of seals.
     pub seals: u64,
     /// The number of rows that they cover.
     pub rows: u64,
-    /// Events that were deleted or changed by an operation that the trail itself records, such as an erasure.
+    /// Events whose change or removal is excused with proof. There is no proof of anything yet, so there are none.
     pub accounted: u64,
+    /// Rows whose content was changed after they were sealed.
+    pub edited: u64,
+    /// Rows that are missing from their place.
+    pub missing: u64,
+    /// How many of the edited and missing rows are events that the trail has a row about.
+    pub excused_without_proof: u64,
+    /// Rows that were added among sealed ones.
+    pub added: u64,
+    /// Sealed rows with an impossible timestamp.
+    pub misdated: u64,
+    /// The number of seals with a finding.
+    pub broken_seals: u64,
     /// The number of anchored seals; none if the anchors were not checked.
     pub anchored: Option<u64>,
     /// Rows that are not sealed yet.
     pub unsealed: u64,
-    /// The first finding of each seal, in order; at most 100.
+    /// The first finding of each seal, at most 100, and further ones until 20 are named; in order.
     pub findings: Vec<Finding>,
+}
+
+impl Report {
+    /// Notes the findings of one seal.
+    fn note(&mut self, findings: impl IntoIterator<Item = Finding>) {
+        for (number, finding) in findings.into_iter().enumerate() {
+            let limit = if number == 0 { MAX_SEALS_NAMED } else { MAX_NAMED };
+            self.broken_seals += u64::from(number == 0);
+            self.count(&finding);
+            if self.findings.len() < limit {
+                self.findings.push(finding);
+            }
+        }
+    }
+
+    fn count(&mut self, finding: &Finding) {
+        match finding.difference {
+            Some(Difference::Edited) => self.edited += 1,
+            Some(Difference::Missing) => self.missing += 1,
+            Some(Difference::Added) => self.added += 1,
+            Some(Difference::Misdated) => self.misdated += 1,
+            None => {}
+        }
+        match finding.excuse {
+            Some(Excuse::WithoutProof(_)) => self.excused_without_proof += 1,
+            Some(Excuse::Absent) | None => {}
+        }
+    }
 }
 
 /// Verifies the whole trail with the public keys that may have signed it and, if given, with the anchors. It reads one
@@ -109,12 +166,9 @@ pub async fn verify(
         let statement = &seal.statement;
         report.seals += 1;
         report.rows += seal.leaves.len() as u64;
-        let found = match check_seal(&seal, number + 1, &previous, keys, known.as_ref()) {
-            Some(finding) => Some(finding),
-            None => check_rows(connection, &seal, after, sealed_before, &mut report.accounted).await?,
-        };
-        if report.findings.len() < MAX_FINDINGS {
-            report.findings.extend(found);
+        match check_seal(&seal, number + 1, &previous, keys, known.as_ref()) {
+            Some(finding) => report.note([finding]),
+            None => report.note(check_rows(connection, &seal, after, sealed_before).await?),
         }
         (number, previous) = (statement.number, statement.hash());
         after = (statement.through_transaction, statement.through_id);
@@ -124,7 +178,7 @@ pub async fn verify(
         known.and_then(|known| known.keys().next_back().copied()).filter(|last| *last > number)
     {
         let problem = format!("the last seals are missing: NATS has anchors up to seal {last}");
-        report.findings.push(Finding::seal(number + 1, problem));
+        report.note([Finding::seal(number + 1, problem)]);
     }
     report.unsealed = count_after(connection, after).await?;
     Ok(report)
@@ -175,110 +229,53 @@ fn check_seal(
     }
 }
 
-/// The first row of a seal that differs from the seal.
+/// All rows of a seal that differ from it.
 async fn check_rows(
     connection: &mut AsyncPgConnection,
     seal: &Seal,
     after: Place,
     sealed_before: Option<DateTime<Utc>>,
-    accounted: &mut u64,
-) -> Result<Option<Finding>, Fault> {
+) -> Result<Vec<Finding>, Fault> {
     let statement = &seal.statement;
     let through = (statement.through_transaction, statement.through_id);
     // One more than a seal may cover: such a row was added later.
     let rows = leaf::read(connection, after, through, MAX_LEAVES + 1).await?;
-    if rows.iter().map(|row| &row.leaf).eq(seal.leaves.iter()) {
-        return Ok(misdated(seal, &rows, sealed_before));
-    }
-    let excused = excused(connection, seal, &rows).await?;
-    Ok(first_difference(statement.number, &seal.leaves, &rows, &excused, accounted))
+    let present = Present { rows: &rows, is_cut: rows.len() > MAX_LEAVES };
+    let found = differences(&seal.leaves, present, |row| is_misdated(row, statement, sealed_before));
+    let events = found.iter().filter(|one| needs_excuse(one)).map(|one| one.leaf.id).collect();
+    let mut rows = excuse::audit_rows(connection, events).await?;
+    let finding = |one: Differing| {
+        let excuse = needs_excuse(&one)
+            .then(|| rows.remove(&one.leaf.id).map_or(Excuse::Absent, Excuse::WithoutProof));
+        Finding::row(statement.number, one, excuse)
+    };
+    Ok(found.into_iter().map(finding).collect())
+}
+
+/// Whether it is an event that was changed or removed, for which something may speak. Nothing speaks for a change of the
+/// trail itself, and nothing can for a row that was never sealed.
+fn needs_excuse(differing: &Differing) -> bool {
+    let is_event = match differing.leaf.source {
+        Source::Events => true,
+        Source::AuditLog | Source::Violations | Source::DataAccess => false,
+    };
+    is_event
+        && match differing.difference {
+            Difference::Edited | Difference::Missing => true,
+            Difference::Added | Difference::Misdated => false,
+        }
 }
 
 /// How far the timestamp of a row may lie outside of the time between the previous seal and its own. A transaction that
 /// was open for longer is reported too.
 const TOLERANCE: TimeDelta = TimeDelta::days(1);
 
-/// The first row whose timestamp does not fit the time of its seal: it was inserted with a false timestamp, or the
-/// clock of its server was wrong.
-fn misdated(seal: &Seal, rows: &[Placed], sealed_before: Option<DateTime<Utc>>) -> Option<Finding> {
+/// Whether the timestamp of a row does not fit the time of its seal: it was inserted with a false timestamp, or the clock
+/// of its server was wrong.
+fn is_misdated(row: &Placed, statement: &Statement, sealed_before: Option<DateTime<Utc>>) -> bool {
     let earliest = sealed_before.map(|time| (time - TOLERANCE).timestamp_micros());
-    let latest = (seal.statement.sealed_at + TOLERANCE).timestamp_micros();
-    let wrong = |row: &Placed| earliest.is_some_and(|earliest| row.at < earliest) || row.at > latest;
-    let place = rows.iter().position(wrong)?;
-    let problem = "its timestamp is more than a day away from the time in which it was sealed";
-    rows.get(place).map(|row| Finding::row(seal.statement.number, Some(place), &row.leaf, problem))
-}
-
-fn first_difference(
-    number: i64,
-    sealed: &[Leaf],
-    rows: &[Placed],
-    excused: &HashSet<Uuid>,
-    accounted: &mut u64,
-) -> Option<Finding> {
-    let known: HashSet<(Source, Uuid)> = sealed.iter().map(|leaf| (leaf.source, leaf.id)).collect();
-    let mut rows = rows.iter().map(|row| &row.leaf).peekable();
-    for (place, leaf) in sealed.iter().enumerate() {
-        let excuse = leaf.source == Source::Events && excused.contains(&leaf.id);
-        match rows.peek() {
-            Some(row) if *row == leaf => {
-                rows.next();
-            }
-            Some(row) if (row.source, row.id) == (leaf.source, leaf.id) => {
-                if !excuse {
-                    return Some(Finding::row(
-                        number,
-                        Some(place),
-                        leaf,
-                        "it was changed after it was sealed",
-                    ));
-                }
-                *accounted += 1;
-                rows.next();
-            }
-            Some(row) if !known.contains(&(row.source, row.id)) => {
-                let problem = "it was added among sealed rows with an earlier position";
-                return Some(Finding::row(number, Some(place), row, problem));
-            }
-            Some(_) | None => {
-                if !excuse {
-                    let problem = "it is missing from its place: removed or moved after it was sealed";
-                    return Some(Finding::row(number, Some(place), leaf, problem));
-                }
-                *accounted += 1;
-            }
-        }
-    }
-    let added = rows.next()?;
-    Some(Finding::row(number, None, added, "it was added among sealed rows with an earlier position"))
-}
-
-/// The events of a seal that differ and whose change or deletion is recorded in `audit_log`, which is sealed itself.
-async fn excused(
-    connection: &mut AsyncPgConnection,
-    seal: &Seal,
-    rows: &[Placed],
-) -> Result<HashSet<Uuid>, Fault> {
-    const ASK: &str = "
-        SELECT DISTINCT row_id FROM audit.audit_log
-        WHERE table_name = 'blackboard_events' AND operation <> 'INSERT' AND row_id = ANY ($1)";
-    #[derive(QueryableByName)]
-    struct Row {
-        #[diesel(sql_type = SqlUuid)]
-        row_id: Uuid,
-    }
-    let present: HashSet<[u8; leaf::LEAF_BYTES]> = rows.iter().map(|row| row.leaf.to_bytes()).collect();
-    let differ: Vec<Uuid> = seal
-        .leaves
-        .iter()
-        .filter(|leaf| leaf.source == Source::Events && !present.contains(&leaf.to_bytes()))
-        .map(|leaf| leaf.id)
-        .collect();
-    if differ.is_empty() {
-        return Ok(HashSet::new());
-    }
-    let rows: Vec<Row> = diesel::sql_query(ASK).bind::<Array<SqlUuid>, _>(differ).load(connection).await?;
-    Ok(rows.into_iter().map(|row| row.row_id).collect())
+    let latest = (statement.sealed_at + TOLERANCE).timestamp_micros();
+    earliest.is_some_and(|earliest| row.at < earliest) || row.at > latest
 }
 
 #[derive(Queryable, Selectable)]
@@ -338,33 +335,25 @@ async fn count_after(connection: &mut AsyncPgConnection, after: Place) -> Result
 mod tests {
     use super::*;
 
-    fn leaf(number: u128) -> Leaf {
-        Leaf { source: Source::AuditLog, id: Uuid::from_u128(number), digest: [1; 32] }
-    }
-
-    fn difference(sealed: &[u128], rows: &[Leaf]) -> Option<(Option<u32>, u128, String)> {
-        let sealed: Vec<Leaf> = sealed.iter().copied().map(leaf).collect();
-        let rows: Vec<Placed> =
-            rows.iter().map(|leaf| Placed { place: (1, leaf.id), at: 0, leaf: *leaf }).collect();
-        let found = first_difference(1, &sealed, &rows, &HashSet::new(), &mut 0)?;
-        Some((found.leaf, found.row?.as_u128(), found.problem))
+    fn edited(seal: i64, excuse: Excuse) -> Finding {
+        let leaf = Leaf { source: Source::Events, id: Uuid::nil(), digest: [1; 32] };
+        Finding::row(seal, Differing { difference: Difference::Edited, place: Some(0), leaf }, Some(excuse))
     }
 
     #[test]
-    fn the_first_difference_is_named() {
-        let all = |numbers: &[u128]| numbers.iter().copied().map(leaf).collect::<Vec<_>>();
-        let says = |sealed: &[u128], rows: &[Leaf], place: Option<u32>, row: u128, what: &str| {
-            let Some(found) = difference(sealed, rows) else { panic!("no difference from {rows:?}") };
-            assert_eq!((found.0, found.1), (place, row), "{}", found.2);
-            assert!(found.2.contains(what), "{}", found.2);
-        };
-        assert_eq!(difference(&[1, 2, 3], &all(&[1, 2, 3])), None);
-        says(&[1, 2, 3], &all(&[1, 3]), Some(1), 2, "missing");
-        says(&[1, 2, 3], &all(&[1, 2]), Some(2), 3, "missing");
-        says(&[1, 2, 3], &[], Some(0), 1, "missing");
-        says(&[1, 2, 3], &all(&[2, 1, 3]), Some(0), 1, "moved");
-        says(&[1, 2, 3], &all(&[1, 9, 2, 3]), Some(1), 9, "added");
-        says(&[1, 2, 3], &all(&[1, 2, 3, 9]), None, 9, "added");
-        says(&[1, 2, 3], &[leaf(1), Leaf { digest: [2; 32], ..leaf(2) }, leaf(3)], Some(1), 2, "changed");
+    fn all_findings_are_counted_and_twenty_or_one_of_each_seal_named() {
+        let mut report = Report::default();
+        report.note((0..1_000).map(|_| edited(1, Excuse::Absent)));
+        assert_eq!((report.edited, report.findings.len(), report.broken_seals), (1_000, MAX_NAMED, 1));
+        for seal in 2..=200 {
+            report.note([edited(seal, Excuse::Absent), edited(seal, Excuse::Absent)]);
+        }
+        assert_eq!(
+            (report.edited, report.findings.len(), report.broken_seals),
+            (1_398, MAX_SEALS_NAMED, 200)
+        );
+        assert_eq!(report.findings.last().map(|finding| finding.seal), Some(81));
+        report.note([]);
+        assert_eq!((report.broken_seals, report.excused_without_proof, report.accounted), (200, 0, 0));
     }
 }

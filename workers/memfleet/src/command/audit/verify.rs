@@ -13,6 +13,9 @@ use super::{database, public_keys};
 
 /// Recomputes all seals of the audit trail. Exits with 1 if anything differs; the first line names the earliest
 /// difference.
+///
+/// A row in the audit trail about the change or removal of an event does not excuse it: it is named, with the role,
+/// service, request and time of that row.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
     /// Do not compare with the anchors in NATS. Seals removed from the end are then not detected.
@@ -36,10 +39,10 @@ pub(super) async fn execute(args: &VerifyArgs, settings: &Settings) -> anyhow::R
     } else {
         show(&report);
     }
-    match report.findings.len() {
+    match report.broken_seals {
         0 => Ok(()),
         1 => bail!("the audit trail was changed after it was sealed"),
-        count => bail!("the audit trail was changed after it was sealed, at {count} seals"),
+        count => bail!("the audit trail was changed after it was sealed, at {} seals", grouped(count)),
     }
 }
 
@@ -47,13 +50,23 @@ fn show(report: &Report) {
     for finding in &report.findings {
         outln!("{}", printable(&finding.to_string()));
     }
-    outln!("rows sealed      {:>12}", grouped(report.rows));
-    outln!("seals            {:>12}", grouped(report.seals));
+    let line = |what: &str, count: u64| outln!("{what:<21} {:>12}", grouped(count));
+    line("rows sealed", report.rows);
+    line("seals", report.seals);
     if let Some(anchored) = report.anchored {
-        outln!("anchored in NATS {:>12}", grouped(anchored));
+        line("anchored in NATS", anchored);
     }
-    outln!("erased since     {:>12}", grouped(report.accounted));
-    outln!("not sealed yet   {:>12}", grouped(report.unsealed));
+    line("edited", report.edited);
+    line("missing", report.missing);
+    line("excused with proof", report.accounted);
+    line("excused without proof", report.excused_without_proof);
+    // Neither happens unless somebody wrote into the trail by hand.
+    for (what, count) in [("added", report.added), ("misdated", report.misdated)] {
+        if count > 0 {
+            line(what, count);
+        }
+    }
+    line("not sealed yet", report.unsealed);
     if report.findings.is_empty() {
         outln!("All sealed rows are unchanged.");
     }
