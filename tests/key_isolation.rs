@@ -190,8 +190,9 @@ async fn no_context_of_the_key_store_can_be_made_or_kept_without_a_grant() {
     }
     // Written by hand, changed, or copied from another transaction, also one of the main database.
     let held = "current_setting('memfleet.context')";
-    let open = format!("BEGIN; SELECT sec.open_context(ARRAY['{good}'])");
+    let open = format!("SELECT sec.open_context(ARRAY['{good}'])");
     for forged in ["'1,2'", "'1,2|00'", "'rubbish'", &format!("replace({held}, '1|', '1,2|')")] {
+        worker.batch_execute("BEGIN").await.expect("a transaction");
         worker.batch_execute(&open).await.expect("a context");
         let set = format!("SELECT set_config('memfleet.context', {forged}, true)");
         attempt(&mut worker, &set).await.expect("a setting");
@@ -199,8 +200,10 @@ async fn no_context_of_the_key_store_can_be_made_or_kept_without_a_grant() {
         worker.batch_execute("ROLLBACK").await.expect("its end");
         assert_refused(done, "the security context is not genuine", forged);
     }
-    let keep = format!("{open}; SELECT set_config('memfleet.kept', {held}, false); COMMIT");
-    worker.batch_execute(&keep).await.expect("a context that is kept");
+    let keep = format!("SELECT set_config('memfleet.kept', {held}, false)");
+    for sql in ["BEGIN", &open, &keep, "COMMIT"] {
+        worker.batch_execute(sql).await.expect("a context that is kept");
+    }
     assert_eq!(attempt(&mut worker, "SELECT FROM data_keys").await, Ok(0), "it ends with its transaction");
     worker
         .batch_execute("BEGIN; SELECT set_config('memfleet.context', current_setting('memfleet.kept'), true)")
