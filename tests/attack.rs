@@ -199,10 +199,11 @@ async fn nobody_sees_what_others_do() {
         assert_eq!(activity(&mut neighbour, "zanzibar ").await, 0);
     }
     fixture.drained::<ContextWriter>().await;
-    assert!(
-        activity(&mut neighbour, "user_profiles").await + activity(&mut neighbour, "COMMIT").await > 0,
-        "it does see statements"
-    );
+    let mut seen = 0;
+    for sql in ["user_profiles", "COMMIT", "sec.trust_version"] {
+        seen += activity(&mut neighbour, sql).await;
+    }
+    assert!(seen > 0, "it does see statements");
     worker.stop().await.expect("a clean end");
     assert_eq!(fixture.lines("first_name FROM user_profiles").await, ["zanzibar 19"]);
 }

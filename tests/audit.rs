@@ -228,7 +228,8 @@ async fn a_refusal_is_recorded_although_its_transaction_is_gone() {
 /// A worker's login with the context of a user, in a transaction.
 async fn acting_for(fixture: &Fixture, id: i32) -> AsyncPgConnection {
     let mut worker = attack::login(fixture, "w_vector_indexer").await;
-    let open = format!("BEGIN; SELECT sec.open_context(ARRAY['{}'])", attack::grant(id, "w_vector_indexer"));
+    let open = format!("SELECT sec.open_context(ARRAY['{}'])", attack::grant(id, "w_vector_indexer"));
+    worker.batch_execute("BEGIN").await.expect("a transaction");
     worker.batch_execute(&open).await.expect("a context");
     worker
 }

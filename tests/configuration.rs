@@ -130,7 +130,7 @@ async fn a_key_of_grants_is_made_and_taken() {
     let key = fine(memfleet(&fixture, &["security", "key", "generate", "main"])).await;
     std::fs::write(path, &key).expect("a key file");
     let said = fine(memfleet(&fixture, &["security", "key", "add", path])).await;
-    assert_eq!(said, "registered grant key main; the database accepts its grants\n");
+    assert_eq!(said, "registered grant key main; the database and the key store accept its grants\n");
 
     // A token with its grants lets a worker write.
     let token = token::with_grant_key(GrantKey::parse(&key).expect("a key"), "test", 1);

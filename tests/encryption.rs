@@ -377,6 +377,8 @@ async fn a_worker_without_its_keys_does_not_start_and_says_why() {
         ("empty", "has no key-encryption key; `memfleet keys generate` creates one"),
         ("spoilt", "line 1 is not a line of a key ring"),
         ("store", "the key store: PostgreSQL cannot be reached"),
+        ("administrator", "bypasses row-level security; the worker needs the role w_context_writer there"),
+        ("role", "the login is w_router_logger; the worker needs the role w_context_writer there"),
         ("payload", "cannot be read"),
     ] {
         let mut settings = settings.clone();
@@ -385,6 +387,8 @@ async fn a_worker_without_its_keys_does_not_start_and_says_why() {
             "empty" => settings.keys.ring_file = Some(fixture.key_file("empty.ring", "# none yet\n")),
             "spoilt" => settings.keys.ring_file = Some(fixture.key_file("spoilt.ring", "kek.1 0123\n")),
             "store" => settings.keys.worker_url = Some("postgres://{role}@127.0.0.1:1/k".to_owned()),
+            "administrator" => settings.keys.worker_url = None,
+            "role" => settings.keys.worker_url = Some(settings.keys.url_of("w_router_logger")),
             _ => settings.trust.payload_ring_file = Some("/nowhere/payload.ring".to_owned()),
         }
         let failed = fixture.run_with(ContextWriter, settings).failure().await.expect_err("it cannot start");

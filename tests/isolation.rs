@@ -30,7 +30,8 @@ async fn every_table_of_a_user_forces_its_policy_and_has_the_user_in_its_keys() 
             format!("pg_class WHERE oid = '{table}'::regclass AND relrowsecurity AND relforcerowsecurity");
         assert_eq!(fixture.count(&from).await, 1, "{table} has no forced row-level security");
         let policies = fixture
-            .lines(&format!("concat_ws(' ', cmd, permissive, roles, qual = with_check, qual) FROM pg_policies WHERE tablename = '{table}'"))
+            .lines(&format!("concat_ws(' ', cmd, permissive, roles, qual = with_check, qual) FROM pg_policies WHERE tablename = '{table}'
+                AND permissive = 'PERMISSIVE'"))
             .await;
         let only = format!(
             "ALL PERMISSIVE {{public}} t ({column} = ANY (( SELECT sec.current_user_ids() AS current_user_ids)::integer[]))"
@@ -323,8 +324,10 @@ async fn no_context_can_be_made_or_kept_without_a_grant() {
         worker.batch_execute("ROLLBACK").await.expect("its end");
         assert_refused(done, "the security context is not genuine", &forged);
     }
+    worker.batch_execute("BEGIN").await.expect("a transaction");
+    attempt(&mut worker, &format!("SELECT sec.open_context(ARRAY['{good}'])")).await.expect("a context");
     worker
-        .batch_execute(&format!("BEGIN; SELECT sec.open_context(ARRAY['{good}']); SELECT set_config('memfleet.kept', {held}, false); COMMIT"))
+        .batch_execute(&format!("SELECT set_config('memfleet.kept', {held}, false); COMMIT"))
         .await
         .expect("a context that is kept");
     assert_eq!(
@@ -543,6 +546,45 @@ async fn the_validation_finds_nothing_in_order_and_whatever_is_out_of_it() {
             "GRANT EXECUTE ON FUNCTION sec.seal TO PUBLIC",
             "REVOKE EXECUTE ON FUNCTION sec.seal FROM PUBLIC",
             "privilege granted to PUBLIC",
+        ),
+        (
+            "CREATE FUNCTION leak() RETURNS SETOF users LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+             AS 'SELECT * FROM public.users'; REVOKE EXECUTE ON FUNCTION leak FROM PUBLIC;
+             GRANT EXECUTE ON FUNCTION leak TO w_memory_reader",
+            "DROP FUNCTION leak",
+            "differs from the migrations",
+        ),
+        (
+            "CREATE SCHEMA copies; CREATE TABLE copies.users AS TABLE users; GRANT USAGE ON SCHEMA copies TO w_token_issuer;
+             GRANT SELECT ON copies.users TO w_token_issuer",
+            "DROP SCHEMA copies CASCADE",
+            "differs from the migrations",
+        ),
+        (
+            "ALTER FUNCTION sec.trust_state SECURITY INVOKER",
+            "ALTER FUNCTION sec.trust_state SECURITY DEFINER",
+            "differs from the migrations",
+        ),
+        (
+            "GRANT INSERT ON chat_messages TO w_memory_reader",
+            "REVOKE INSERT ON chat_messages FROM w_memory_reader",
+            "differs from the migrations",
+        ),
+        (
+            "DO $$ BEGIN EXECUTE format('ALTER ROLE w_token_issuer IN DATABASE %I SET statement_timeout = 1',
+             current_database()); END $$",
+            "DO $$ BEGIN EXECUTE format('ALTER ROLE w_token_issuer IN DATABASE %I RESET statement_timeout',
+             current_database()); END $$",
+            "differs from the migrations",
+        ),
+        (
+            // The function that writes the trail writes nothing.
+            "ALTER FUNCTION audit.audit_trigger_function RENAME TO kept;
+             CREATE FUNCTION audit.audit_trigger_function() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+             SET search_path = pg_catalog, pg_temp AS 'BEGIN RETURN NULL; END'",
+            "DROP FUNCTION audit.audit_trigger_function;
+             ALTER FUNCTION audit.kept RENAME TO audit_trigger_function",
+            "differs from the migrations",
         ),
     ] {
         fixture.execute(break_it).await;

@@ -103,8 +103,10 @@ async fn a_job_reaches_the_users_whose_work_is_due_and_no_others() {
     assert_eq!(open(&mut worker, &of(&grants, 1)).await, Ok(1), "one grant is for one user");
 
     let list: Vec<String> = all.iter().map(|grant| format!("'{grant}'")).collect();
-    let work = format!("BEGIN; SELECT sec.open_context(ARRAY[{}]); {touch}; COMMIT", list.join(","));
-    worker.batch_execute(&work).await.expect("work under job grants");
+    let open_all = format!("SELECT sec.open_context(ARRAY[{}])", list.join(","));
+    for sql in ["BEGIN", &open_all, touch, "COMMIT"] {
+        worker.batch_execute(sql).await.expect("work under job grants");
+    }
     assert_eq!(
         fixture.lines("concat_ws(' ', user_id, priority) FROM simple_chat_context ORDER BY user_id").await,
         ["1 7", "2 7", "3 1", "4 1"]

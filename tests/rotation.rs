@@ -244,6 +244,11 @@ async fn what_cannot_be_rotated_is_named_and_stays() {
     let restricted = ("MEMFLEET_POSTGRES__URL", fixture.settings.postgres.url_of(ROLE));
     let told = refused(&fixture, &restricted, &["keys", "rotate", "--data"]).await;
     assert!(told.contains("names a role that does not bypass row-level security"), "{told}");
+    let restricted = ("MEMFLEET_KEYS__URL", fixture.settings.keys.url_of(ROLE));
+    for arguments in [&["keys", "list"][..], &["keys", "rotate"], &["keys", "rotate", "--data"]] {
+        let told = refused(&fixture, &restricted, arguments).await;
+        assert!(told.contains(&format!("keys.url names the role {ROLE}, which does not bypass")), "{told}");
+    }
     // A ring that has lost a key says which.
     let lost = fixture.key_file("lost.ring", &testkit::KEK_RING.replace("kek.1", "kek.9"));
     let told = refused(&fixture, &("MEMFLEET_KEYS__RING_FILE", lost), &["keys", "rotate"]).await;
@@ -311,7 +316,7 @@ async fn the_key_store_is_migrated_and_never_the_main_database() {
     assert_eq!(up, "nothing to do: the key store is up to date\n");
     // Its keys are not thrown away by going back a version; without keys it goes and comes.
     let store = async || store::connect(&fixture.settings.keys.url).await.expect("the key store");
-    let refused = keys::SCHEMA.down(store().await, 2).await.expect_err("there are keys");
+    let refused = keys::SCHEMA.down(store().await, 3).await.expect_err("there are keys");
     assert!(refused.to_string().contains("data_keys holds keys"), "{refused}");
     store().await.batch_execute("DELETE FROM data_keys").await.expect("no keys");
     keys::SCHEMA.up(store().await).await.expect("up again");

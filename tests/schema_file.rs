@@ -105,3 +105,16 @@ async fn the_file_is_the_database() {
         path.display()
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_catalog_file_is_what_the_migrations_make() {
+    let fixture = Fixture::new().await;
+    let lines = store::catalog::lines(&mut fixture.connection().await).await.expect("the catalogs");
+    let path = in_repository("shared/store/src/catalog.txt");
+    if std::env::var_os("UPDATE_SCHEMA").is_some() {
+        std::fs::write(&path, lines.join("\n") + "\n").expect("the file");
+    }
+    let written = std::fs::read_to_string(&path).expect("the file");
+    let written: Vec<&str> = written.lines().collect();
+    assert_eq!(written, lines, "{} differs; UPDATE_SCHEMA=1 writes it anew", path.display());
+}

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use contract::UserId;
 use diesel_async::AsyncConnection as _;
-use keys::{Encrypted, Keys};
+use keys::{Encrypted, Grants, Keys};
 use secrecy::{ExposeSecret as _, SecretString};
 use store::Fault;
 use testkit::Fixture;
@@ -37,7 +38,8 @@ pub async fn revealed(
         })
         .await;
     let fields = loaded.expect("fields");
-    let values = open_keys(fixture).decrypt(&fields).await.expect("keys");
+    let grants = Grants::from([(UserId::new(user_id).expect("a user"), grant.as_str())]);
+    let values = open_keys(fixture).decrypt(&fields, &grants).await.expect("keys");
     let value = |value: Result<SecretString, String>| value.map(|value| value.expose_secret().to_owned());
     let name = |field: &Encrypted| format!("{}.{}", field.table, field.column);
     fields.iter().zip(values).map(|(field, one)| (name(field), value(one))).collect()

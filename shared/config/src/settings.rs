@@ -152,7 +152,7 @@ pub struct TrustSettings {
     /// registered in the database.
     pub token_key_file: Option<String>,
     /// For issuing tokens: a file with the grant key, `<name> <64 to 128 hex digits>`. The same key must be registered
-    /// in the database.
+    /// in the database and in the key store.
     pub grant_key_file: Option<String>,
     /// For encrypted payloads: a file with the keys of services, one `<service>.<version> <64 hex digits>` per line.
     /// Workers need the keys of all services, a publisher its own.

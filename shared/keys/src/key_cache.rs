@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use crate::data_key::{DataKeys, Unwrapped};
 use crate::field::Encrypted;
-use crate::key_store::{self, WrappedKey};
+use crate::key_store::{self, Grants, KeyRequest, WrappedKey};
 use crate::provider::Provider;
 use crate::{KeyError, SCHEMA};
 use config::KeySettings;
@@ -26,6 +26,8 @@ const CONNECTIONS: usize = 2;
 /// The data keys of users. The first encrypted field of a user creates the data key of the user.
 pub struct Keys {
     pool: Pool,
+    /// The database role of the worker. Empty for an operator.
+    role: String,
     provider: Provider,
     lifetime: Duration,
     cache: Mutex<Cache>,
@@ -75,7 +77,8 @@ impl Cache {
 }
 
 impl Keys {
-    /// Opens the configured key store and KEK provider for a database role. It connects with the first request.
+    /// Opens the configured key store and KEK provider for a worker's database role, or for an operator, who has no
+    /// role (`""`). It connects with the first request.
     ///
     /// # Errors
     /// [`KeyError::Settings`] if the provider is misconfigured, [`KeyError::Store`] if the URL is invalid.
@@ -94,13 +97,15 @@ impl Keys {
         };
         Ok(Self {
             pool: store::open_pool(&settings.url_of(role), &options)?,
+            role: role.to_owned(),
             provider: Provider::open(settings)?,
             lifetime: settings.cache(),
             cache: Mutex::default(),
         })
     }
 
-    /// Checks that the key store has its schema and that the KEK provider has a key, when a worker starts.
+    /// Checks that the key store has its schema and isolates this login, and that the KEK provider has a key, when a
+    /// worker starts.
     ///
     /// # Errors
     /// What is missing, and how to correct it.
@@ -114,23 +119,33 @@ impl Keys {
                 "the key store lacks the migration {name}; `memfleet keys migrate` applies it"
             ));
         }
+        if !self.role.is_empty() {
+            let login = key_store::login(&mut connection).await.map_err(|fault| fault.to_string())?;
+            // The key store would refuse the grants of this role, or none, whatever the requests.
+            if login.role != self.role || !login.is_isolated {
+                return Err(format!(
+                    "the key store: the login is {}{}; the worker needs the role {} there: see keys.worker_url",
+                    login.role,
+                    if login.is_isolated { "" } else { ", which bypasses row-level security" },
+                    self.role
+                ));
+            }
+        }
         self.provider.current().await.map(drop).map_err(|error| error.to_string())
     }
 
-    /// The current data keys of at most 10,000 users. A data key is created for a user without one.
+    /// The current data keys of at most 10,000 users, under their grants. A data key is created for a user without one.
     ///
     /// # Errors
-    /// [`KeyError`] if the key store or the provider is unavailable, or lacks a KEK. The error concerns all users.
-    pub async fn current(&self, users: &BTreeSet<UserId>) -> Result<DataKeys, KeyError> {
-        let mut found = self.existing(users).await?;
-        let new: BTreeSet<UserId> = users.iter().filter(|user| !found.contains_key(user)).copied().collect();
+    /// [`KeyError::Denied`] if the key store refuses a grant. Otherwise [`KeyError`] if the key store or the provider is
+    /// unavailable, or lacks a key; that error concerns all users.
+    pub async fn current(&self, grants: &Grants<'_>) -> Result<DataKeys, KeyError> {
+        let users: BTreeSet<UserId> = grants.keys().copied().collect();
+        let mut found = self.existing(&users, grants).await?;
+        let new: BTreeSet<UserId> = users.into_iter().filter(|user| !found.contains_key(user)).collect();
         if !new.is_empty() {
             let (read_at, made) = (Instant::now(), self.generate(&new, 1).await?);
-            let mut connection = store::acquire(&self.pool).await?;
-            // Of two processes that create a key for the same user, the first one wins, and both use its key.
-            key_store::add(&mut connection, &made).await?;
-            let wrapped = key_store::current(&mut connection, &new).await?;
-            drop(connection);
+            let wrapped = key_store::request(&self.pool, &KeyRequest::AddFirst(&made), grants).await?;
             self.unwrap_all(&wrapped, Some(read_at), |key, opened| drop(found.insert(key.user, opened)))
                 .await?;
         }
@@ -138,7 +153,11 @@ impl Keys {
     }
 
     /// The current data keys of those of these users who have one.
-    pub(crate) async fn existing(&self, users: &BTreeSet<UserId>) -> Result<DataKeys, KeyError> {
+    pub(crate) async fn existing(
+        &self,
+        users: &BTreeSet<UserId>,
+        grants: &Grants<'_>,
+    ) -> Result<DataKeys, KeyError> {
         let mut found = DataKeys::with_capacity(users.len());
         let mut wanted = BTreeSet::new();
         {
@@ -152,7 +171,7 @@ impl Keys {
         }
         if !wanted.is_empty() {
             let read_at = Instant::now();
-            let wrapped = key_store::current(&mut *store::acquire(&self.pool).await?, &wanted).await?;
+            let wrapped = key_store::request(&self.pool, &KeyRequest::Current(&wanted), grants).await?;
             self.unwrap_all(&wrapped, Some(read_at), |key, opened| drop(found.insert(key.user, opened)))
                 .await?;
         }
@@ -166,6 +185,7 @@ impl Keys {
     pub(crate) async fn of_versions(
         &self,
         keys: impl IntoIterator<Item = (UserId, u32)>,
+        grants: &Grants<'_>,
     ) -> Result<HashMap<(UserId, u32), Unwrapped>, KeyError> {
         let (mut found, mut wanted) = (HashMap::new(), BTreeSet::new());
         {
@@ -178,22 +198,25 @@ impl Keys {
             }
         }
         if !wanted.is_empty() {
-            let wrapped = key_store::of_versions(&mut *store::acquire(&self.pool).await?, &wanted).await?;
+            let wrapped = key_store::request(&self.pool, &KeyRequest::OfVersions(&wanted), grants).await?;
             let take = |key: &WrappedKey, opened| drop(found.insert((key.user, key.version), opened));
             self.unwrap_all(&wrapped, None, take).await?;
         }
         Ok(found)
     }
 
-    /// Decrypts fields, in order.
+    /// Decrypts fields, in order, under the grants of their users.
     ///
     /// # Errors
     /// As [`Keys::current`]. A field that cannot be decrypted yields the reason: its key was deleted, or it was
     /// modified or moved to another row.
-    pub async fn decrypt(&self, fields: &[Encrypted]) -> Result<Vec<Result<SecretString, String>>, KeyError> {
-        let keys = self
-            .of_versions(fields.iter().filter_map(|field| Some((field.user, field.key_version()?))))
-            .await?;
+    pub async fn decrypt(
+        &self,
+        fields: &[Encrypted],
+        grants: &Grants<'_>,
+    ) -> Result<Vec<Result<SecretString, String>>, KeyError> {
+        let versions = fields.iter().filter_map(|field| Some((field.user, field.key_version()?)));
+        let keys = self.of_versions(versions, grants).await?;
         Ok(fields.iter().map(|field| decrypt(field, &keys)).collect())
     }
 

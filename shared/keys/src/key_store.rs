@@ -1,16 +1,21 @@
 //! The table of wrapped data keys.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use contract::UserId;
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Integer, Text};
-use diesel_async::RunQueryDsl;
+use diesel::sql_types::{Array, BigInt, Bool, Integer, Text};
+use diesel_async::{AsyncConnection, RunQueryDsl};
 use store::unnest::{UnnestRow, with_rows};
-use store::{Connection, Fault};
+use store::{Connection, Fault, Pool};
 
+use crate::KeyError;
 use crate::schema::data_keys;
+
+/// Users, each with a grant to act for the user, as a worker has it from a service token. The key store verifies the
+/// grants again. An operator, who bypasses row-level security, has none.
+pub type Grants<'a> = BTreeMap<UserId, &'a str>;
 
 /// A wrapped data key, a row of the key store.
 #[derive(Clone, Debug)]
@@ -52,11 +57,103 @@ pub(crate) fn ids(users: &BTreeSet<UserId>) -> Vec<i32> {
     users.iter().map(|user| user.get()).collect()
 }
 
-/// The current keys of users: the highest version of each.
-pub(crate) async fn current(
-    connection: &mut Connection,
-    users: &BTreeSet<UserId>,
-) -> Result<Vec<WrappedKey>, Fault> {
+/// A request for wrapped keys.
+pub(crate) enum KeyRequest<'a> {
+    /// The current keys of users: the highest version of each.
+    Current(&'a BTreeSet<UserId>),
+    /// The keys of these users and versions.
+    OfVersions(&'a BTreeSet<(UserId, u32)>),
+    /// The current keys of the users of these keys, which are added for those who have none.
+    AddFirst(&'a [WrappedKey]),
+}
+
+impl KeyRequest<'_> {
+    fn users(&self) -> BTreeSet<UserId> {
+        match self {
+            Self::Current(users) => (*users).clone(),
+            Self::OfVersions(wanted) => wanted.iter().map(|(user, _)| *user).collect(),
+            Self::AddFirst(keys) => keys.iter().map(|key| key.user).collect(),
+        }
+    }
+
+    async fn run(&self, connection: &mut Connection) -> Result<Vec<WrappedKey>, Fault> {
+        match self {
+            Self::Current(users) => current(connection, users).await,
+            Self::OfVersions(wanted) => of_versions(connection, wanted).await,
+            Self::AddFirst(keys) => {
+                // Of two processes that create a key for the same user, the first one wins, and both use its key.
+                add(connection, keys).await?;
+                current(connection, &self.users()).await
+            }
+        }
+    }
+}
+
+/// Runs a request under the grants of its users. Without any, it runs without a security context, in which a worker's
+/// role sees no key.
+///
+/// # Errors
+/// [`KeyError::Denied`] if the key store refuses a grant, [`KeyError::Store`] if it is unavailable.
+pub(crate) async fn request(
+    pool: &Pool,
+    request: &KeyRequest<'_>,
+    grants: &Grants<'_>,
+) -> Result<Vec<WrappedKey>, KeyError> {
+    let users = request.users();
+    let grants: BTreeSet<&str> =
+        grants.iter().filter(|(user, _)| users.contains(user)).map(|(_, grant)| *grant).collect();
+    let grants = Vec::from_iter(grants);
+    let mut connection = store::acquire(pool).await?;
+    let found = if grants.is_empty() {
+        request.run(&mut connection).await
+    } else {
+        connection
+            .transaction(async |connection| {
+                store::security::open_context(connection, &grants).await?;
+                request.run(connection).await
+            })
+            .await
+    };
+    store::discard_if_unusable(connection, &found);
+    Ok(found?)
+}
+
+/// The login of a connection to the key store.
+#[derive(QueryableByName)]
+pub(crate) struct Login {
+    #[diesel(sql_type = Text)]
+    pub(crate) role: String,
+    /// Whether row-level security hides the keys of users for whom it holds no grant.
+    #[diesel(sql_type = Bool)]
+    pub(crate) is_isolated: bool,
+}
+
+/// The login of this connection.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub(crate) async fn login(connection: &mut Connection) -> Result<Login, Fault> {
+    const LOGIN: &str = "SELECT session_user::text AS role, row_security_active('data_keys') AS is_isolated";
+    Ok(diesel::sql_query(LOGIN).get_result(connection).await?)
+}
+
+/// Checks that this connection sees the keys of all users, as an operator's must: a worker's sees none, and there would
+/// seem to be nothing to do.
+///
+/// # Errors
+/// [`KeyError::Settings`] if it does not, [`KeyError::Store`] if the query fails.
+pub(crate) async fn check_operator(connection: &mut Connection) -> Result<(), KeyError> {
+    let login = login(connection).await?;
+    if login.is_isolated {
+        return Err(KeyError::Settings(format!(
+            "keys.url names the role {}, which does not bypass row-level security; use one that does",
+            login.role
+        )));
+    }
+    Ok(())
+}
+
+async fn current(connection: &mut Connection, users: &BTreeSet<UserId>) -> Result<Vec<WrappedKey>, Fault> {
     const CURRENT: &str = "
         SELECT k.user_id, k.version, k.kek, k.wrapped FROM unnest($1::integer[]) AS u (id)
         CROSS JOIN LATERAL (SELECT * FROM data_keys d WHERE d.user_id = u.id ORDER BY d.version DESC LIMIT 1) AS k";
@@ -64,8 +161,7 @@ pub(crate) async fn current(
     Ok(decode(store::prepared(query).load(connection).await?))
 }
 
-/// The keys of these users and versions.
-pub(crate) async fn of_versions(
+async fn of_versions(
     connection: &mut Connection,
     wanted: &BTreeSet<(UserId, u32)>,
 ) -> Result<Vec<WrappedKey>, Fault> {

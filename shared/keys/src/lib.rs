@@ -10,6 +10,9 @@
 //! file, Vault, KMS                key store                          main database
 //! ```
 //!
+//! The key store isolates users as the main database does: a worker reaches the data keys of the users whose grants it
+//! presents ([`Grants`]).
+//!
 //! A copy of the main database therefore reveals no encrypted field, a copy of the key store reveals nothing, and
 //! deleting the data keys of a user makes the encrypted fields of the user unreadable in every backup.
 
@@ -30,11 +33,13 @@ mod sigv4;
 mod vault;
 
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
+use store::FaultKind;
 use store::migration::Schema;
 
 pub use data_key::DataKeys;
 pub use field::{Encrypted, Field, encrypt_fields, load_fields};
 pub use key_cache::Keys;
+pub use key_store::Grants;
 pub use provider::KEK;
 pub use rotate::{
     KekUsage, RotationReport, check_bypasses_rls, has_data_key, kek_usage, reencrypt, rewrap,
@@ -52,6 +57,9 @@ pub enum KeyError {
     /// The key store is unreachable or returned an error.
     #[error("the key store: {0}")]
     Store(String),
+    /// The key store refuses a grant, or a key under it.
+    #[error("the key store: {0}")]
+    Denied(String),
     /// The main database is unreachable or returned an error.
     #[error("the main database: {0}")]
     Main(String),
@@ -65,7 +73,15 @@ pub enum KeyError {
 
 impl From<store::Fault> for KeyError {
     fn from(fault: store::Fault) -> Self {
-        Self::Store(fault.reason)
+        match fault.kind {
+            FaultKind::Denied => Self::Denied(fault.reason),
+            FaultKind::Transient
+            | FaultKind::Blocked
+            | FaultKind::Unavailable
+            | FaultKind::ConnectionLost
+            | FaultKind::MissingPrerequisite
+            | FaultKind::Permanent => Self::Store(fault.reason),
+        }
     }
 }
 

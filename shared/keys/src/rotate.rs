@@ -20,7 +20,7 @@ use uuid::Uuid;
 use crate::KeyError;
 use crate::field::{Encrypted, Row};
 use crate::key_cache::{Keys, decrypt_with};
-use crate::key_store::{self, WrappedKey};
+use crate::key_store::{self, Grants, WrappedKey};
 use crate::schema::data_keys;
 
 /// How many data keys are rewrapped at a time.
@@ -76,8 +76,9 @@ pub struct KekUsage {
 /// The data keys in the key store, by KEK.
 ///
 /// # Errors
-/// [`KeyError::Store`].
+/// [`KeyError::Store`], or [`KeyError::Settings`] if the connection does not see the keys of all users.
 pub async fn kek_usage(connection: &mut Connection) -> Result<Vec<KekUsage>, KeyError> {
+    key_store::check_operator(connection).await?;
     Ok(data_keys::table
         .group_by(data_keys::kek)
         .select((
@@ -101,6 +102,7 @@ pub async fn rewrap(keys: &Keys) -> Result<RotationReport, KeyError> {
     let (mut report, mut after) = (RotationReport::default(), (-1, 0));
     loop {
         let mut connection = store::acquire(keys.pool()).await?;
+        key_store::check_operator(&mut connection).await?;
         let read = key_store::wrapped_by_others(&mut connection, &kek, after, KEY_PAGE).await?;
         let Some(last) = read.last() else { return Ok(report) };
         after = (last.user.get(), last.version);
@@ -133,6 +135,7 @@ pub async fn rotate_data_keys(
     let (mut done, mut after) = (0, -1);
     loop {
         let mut connection = store::acquire(keys.pool()).await?;
+        key_store::check_operator(&mut connection).await?;
         let mut query = data_keys::table
             .group_by(data_keys::user_id)
             .having(max(data_keys::created_at).lt(before))
@@ -166,6 +169,7 @@ pub async fn rotate_data_keys(
 /// [`KeyError`] if the key store cannot be read.
 pub async fn has_data_key(keys: &Keys, user: UserId) -> Result<bool, KeyError> {
     let mut connection = store::acquire(keys.pool()).await?;
+    key_store::check_operator(&mut connection).await?;
     let keys = data_keys::table.filter(data_keys::user_id.eq(user.get())).count();
     Ok(keys.get_result::<i64>(&mut *connection).await.map_err(Fault::from)? > 0)
 }
@@ -261,7 +265,7 @@ async fn reencrypt_of(
     report: &mut RotationReport,
 ) -> Result<(), KeyError> {
     let mut current = BTreeMap::new();
-    let mut known = keys.existing(users).await?;
+    let mut known = keys.existing(users, &Grants::new()).await?;
     for user in users {
         match known.remove(user) {
             Some(Ok(key)) => drop(current.insert(*user, key)),
@@ -275,8 +279,11 @@ async fn reencrypt_of(
         let old = outdated_fields(main, &current, after).await.map_err(main_database)?;
         let Some(last) = old.last() else { return Ok(()) };
         after = (last.user_id, last.id);
-        let old_keys: OldKeys =
-            keys.of_versions(old.iter().filter_map(FieldPosition::key)).await?.into_iter().collect();
+        let old_keys: OldKeys = keys
+            .of_versions(old.iter().filter_map(FieldPosition::key), &Grants::new())
+            .await?
+            .into_iter()
+            .collect();
         report.add(reencrypt_page(main, &old, &current, &old_keys).await.map_err(main_database)?);
     }
 }

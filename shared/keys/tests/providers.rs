@@ -5,7 +5,6 @@
 
 mod fake;
 
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -13,16 +12,21 @@ use config::{KeySettings, ProviderName};
 use contract::UserId;
 use data_encoding::BASE64;
 use fake::{Fake, ReceivedRequest};
-use keys::{KeyError, Keys};
+use keys::{Grants, KeyError, Keys};
 use serde_json::{Value, json};
+use testkit::attack::grant;
 use testkit::{Fixture, create_key_store};
 
 fn user(id: i32) -> UserId {
     UserId::new(id).unwrap()
 }
 
-fn users(ids: &[i32]) -> BTreeSet<UserId> {
-    ids.iter().map(|id| user(*id)).collect()
+/// The role of the tests' administrator, who opens the key stores here.
+const ROLE: &str = "memfleet";
+
+/// Users with their grants.
+fn users(ids: &[i32]) -> Grants<'static> {
+    ids.iter().map(|id| (user(*id), &*Box::leak(grant(*id, ROLE).into_boxed_str()))).collect()
 }
 
 async fn kek_usage(store: &str) -> Vec<keys::KekUsage> {

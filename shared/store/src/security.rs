@@ -76,6 +76,22 @@ pub async fn open_context_for(
     Ok(())
 }
 
+/// Ends the transactions of workers' roles that have been idle for half a minute or open for five, and returns their
+/// number. A role can set its own timeouts to nothing, so the other workers enforce these.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn end_old_transactions(connection: &mut AsyncPgConnection) -> Result<i32, Fault> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = Integer)]
+        ended: i32,
+    }
+    let query = diesel::sql_query("SELECT sec.end_old_transactions() AS ended");
+    let rows: Vec<Row> = prepared(query).load(connection).await?;
+    Ok(rows.iter().map(|row| row.ended).sum())
+}
+
 /// An access to a user's data that writes no row.
 #[derive(Clone, Copy, Debug)]
 pub struct Access {

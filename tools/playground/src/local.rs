@@ -197,7 +197,9 @@ async fn set_up_private(stack: &Stack, settings: &Settings, keys: &KeyFiles) -> 
     let token_key = PrivateKey::read(&keys.token)?;
     let password = Uuid::new_v4().simple().to_string();
     let mut connection = store::connect(&url).await?;
-    store::security::add_grant_key(&mut connection, key.name(), key.expose()).await?;
+    for database in [&mut connection, &mut store::connect(&settings.keys.url).await?] {
+        store::security::add_grant_key(database, key.name(), key.expose()).await?;
+    }
     anyhow::ensure!(
         registry::add_token_key(&mut connection, &token_key.public()).await?,
         "the key in {} differs from the one registered in the database under its name",

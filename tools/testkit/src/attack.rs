@@ -12,6 +12,11 @@ pub async fn login(fixture: &Fixture, role: &str) -> AsyncPgConnection {
     store::connect(&fixture.settings.postgres.url_of(role)).await.expect("a login")
 }
 
+/// A connection to the key store with the login of a worker's role.
+pub async fn login_to_key_store(fixture: &Fixture, role: &str) -> AsyncPgConnection {
+    store::connect(&fixture.settings.keys.url_of(role)).await.expect("a login")
+}
+
 /// Runs a statement and returns the number of rows that it changed or selected, or the error of the database.
 pub async fn attempt(connection: &mut AsyncPgConnection, sql: &str) -> Result<usize, String> {
     // Imported here only, since it gives every type a method `execute`.

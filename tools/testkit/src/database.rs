@@ -110,7 +110,7 @@ async fn create_templates(server: &str, connection: &mut AsyncPgConnection) -> a
             .await?;
     if !exists.iter().any(|row| row.exists) {
         connection.batch_execute(&format!("DROP DATABASE IF EXISTS {KEYS_TEMPLATE}")).await?;
-        create_template(server, connection, KEYS_TEMPLATE, keys::SCHEMA, async |_| Ok(())).await?;
+        create_template(server, connection, KEYS_TEMPLATE, keys::SCHEMA, add_grant_key).await?;
         create_template(server, connection, TEMPLATE, store::migration::MAIN, fill).await?;
     }
     connection.batch_execute(&format!("SELECT pg_advisory_unlock({LOCK})")).await?;
@@ -146,10 +146,14 @@ async fn create_template(
     Ok(())
 }
 
+async fn add_grant_key(database: &mut AsyncPgConnection) -> anyhow::Result<()> {
+    let key = GrantKey::parse(GRANT_KEY)?;
+    Ok(store::security::add_grant_key(database, key.name(), key.expose()).await?)
+}
+
 /// Registers the keys and services of every test's main database.
 async fn fill(database: &mut AsyncPgConnection) -> anyhow::Result<()> {
-    let key = GrantKey::parse(GRANT_KEY)?;
-    store::security::add_grant_key(database, key.name(), key.expose()).await?;
+    add_grant_key(database).await?;
     registry::add_token_key(database, &PrivateKey::parse(TOKEN_KEY)?.public()).await?;
     for service in SERVICES {
         let entry = ServiceEntry { scopes: vec!["*:*".parse()?], rates: Rates::default() };

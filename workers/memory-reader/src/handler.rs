@@ -20,8 +20,9 @@ use uuid::Uuid;
 use crate::access_log::{AccessKind, AccessLog, LogEntry};
 use crate::queries;
 use crate::query_context::{Deadline, QueryContext};
+use crate::query_failure::QueryFailure;
 use crate::service_limits::ServiceLimits;
-use crate::validated_query::{Access, QueryFailure};
+use crate::validated_query::Access;
 use crate::vector_search::VectorSearch;
 
 /// The maximum deadline of a query.

@@ -14,6 +14,7 @@ mod handler;
 mod page;
 mod queries;
 mod query_context;
+mod query_failure;
 mod secret;
 mod service_limits;
 mod validated_query;

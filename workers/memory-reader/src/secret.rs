@@ -1,11 +1,14 @@
 //! Encrypted values and their places in an answer.
 
 use contract::{Json, QueryErrorCode};
-use keys::{Encrypted, Keys};
+use keys::{Encrypted, Grants, KeyError};
 use runtime::query::QueryRefusal;
 use secrecy::ExposeSecret;
-use store::{Connection, Fault};
+use store::{Connection, Fault, FaultKind};
 use uuid::Uuid;
+
+use crate::query_context::QueryContext;
+use crate::query_failure::QueryFailure;
 
 /// Puts a decrypted value into an answer.
 type Place<A> = Box<dyn FnOnce(&mut A, &str) + Send>;
@@ -65,20 +68,24 @@ pub(crate) fn of_json<A: 'static>(
 /// Decrypts values into an answer.
 ///
 /// # Errors
-/// [`QueryRefusal`] if the key store is unreachable or a value cannot be decrypted.
+/// [`QueryFailure`] if the key store is unreachable or refuses the grant, or a value cannot be decrypted.
 pub(crate) async fn reveal<A>(
-    keys: &Keys,
+    context: &QueryContext<'_>,
     answer: &mut A,
     secrets: Vec<Secret<A>>,
-) -> Result<(), QueryRefusal> {
+) -> Result<(), QueryFailure> {
     if secrets.is_empty() {
         return Ok(());
     }
     let (fields, places): (Vec<Encrypted>, Vec<Place<A>>) =
         secrets.into_iter().map(|secret| (secret.encrypted, secret.place)).unzip();
-    let plain = keys.decrypt(&fields).await.map_err(|error| {
+    let grants = Grants::from([(context.user, context.grant)]);
+    let plain = context.keys.decrypt(&fields, &grants).await.map_err(|error| {
+        if let KeyError::Denied(reason) = error {
+            return QueryFailure::Database(Fault { kind: FaultKind::Denied, reason });
+        }
         tracing::warn!(worker = crate::NAME, %error, "cannot decrypt values of an answer");
-        QueryRefusal::unavailable("the key store is unreachable; retry later, or without reveal")
+        QueryRefusal::unavailable("the key store is unreachable; retry later, or without reveal").into()
     })?;
     for ((field, place), plain) in fields.iter().zip(places).zip(plain) {
         let plain = plain.map_err(|reason| {

@@ -7,10 +7,10 @@ use bytes::Bytes;
 use contract::{Malformed, QueryErrorCode, QueryType, UserId};
 use runtime::query::QueryRefusal;
 use serde::Serialize;
-use store::Fault;
 
 use crate::access_log::AccessKind;
 use crate::query_context::QueryContext;
+use crate::query_failure::QueryFailure;
 use crate::secret::{self, Secret};
 
 /// A query whose values have been checked, and how it is answered. Each file in `queries/` implements it for the
@@ -39,33 +39,6 @@ pub(crate) trait ValidatedQuery: Sized + Send + 'static {
 
 /// The answer to a validated query.
 pub(crate) type AnswerTo<V> = <<V as ValidatedQuery>::Query as QueryType>::Answer;
-
-/// Why there is no answer.
-#[derive(Debug)]
-pub(crate) enum QueryFailure {
-    /// A statement failed, or the deadline passed.
-    Database(Fault),
-    /// The sender receives this.
-    Refused(QueryRefusal),
-}
-
-impl From<Fault> for QueryFailure {
-    fn from(fault: Fault) -> Self {
-        Self::Database(fault)
-    }
-}
-
-impl From<QueryRefusal> for QueryFailure {
-    fn from(refusal: QueryRefusal) -> Self {
-        Self::Refused(refusal)
-    }
-}
-
-impl From<Malformed> for QueryFailure {
-    fn from(malformed: Malformed) -> Self {
-        Self::Refused(malformed.into())
-    }
-}
 
 /// What was read for an answer: a table or a collection of the vector store, and the number of rows or points.
 #[derive(Debug)]
@@ -147,7 +120,7 @@ impl<V: ValidatedQuery> AnyQuery for V {
             let body = match result {
                 Ok(mut answer) => {
                     if reveals {
-                        secret::reveal(context.keys, &mut answer, secrets).await?;
+                        secret::reveal(context, &mut answer, secrets).await?;
                     }
                     Ok(serialize(&answer)?)
                 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use store::registry::{self, TrustState};
-use store::{Fault, Pool};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use store::{Fault, Pool, security};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, interval_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::process::readiness::{Dependency, Readiness, probe};
@@ -14,7 +14,7 @@ use crate::stages::authorize::Authorizer;
 
 /// Interval between checks of the registry's version. A change takes effect after this time plus two queries.
 const CHECK_INTERVAL: Duration = Duration::from_millis(250);
-/// Interval between writes of token uses to the registry.
+/// Interval between writes of token uses to the registry, and between looks for old transactions.
 const RECORD_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Reads the registry state that tokens are authorized with.
@@ -29,24 +29,46 @@ pub async fn read(pool: &Pool) -> Result<TrustState, Fault> {
 /// the database is unreachable, the last known state applies. This is safe: nothing can be written meanwhile, and the
 /// database verifies every grant itself.
 pub async fn follow(readiness: Readiness, authorizer: Arc<Authorizer>, pool: Pool, stop: CancellationToken) {
-    let worker = readiness.worker();
+    // Apart from each other: what a note of use waits for holds up no revocation.
+    tokio::join!(
+        refresh_often(&readiness, &authorizer, &pool, &stop),
+        keep(&readiness, &authorizer, &pool, &stop)
+    );
+}
+
+async fn refresh_often(
+    readiness: &Readiness,
+    authorizer: &Authorizer,
+    pool: &Pool,
+    stop: &CancellationToken,
+) {
     let mut tick = interval(CHECK_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut recorded_at = Instant::now();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => break,
-            _ = tick.tick() => {}
-        }
-        let (dependency, found) = probe(Dependency::Postgres, refresh(&authorizer, &pool)).await;
+    while wait(&mut tick, stop).await {
+        let (dependency, found) = probe(Dependency::Postgres, refresh(authorizer, pool)).await;
         readiness.note(dependency, found);
-        if recorded_at.elapsed() >= RECORD_INTERVAL {
-            recorded_at = Instant::now();
-            authorizer.prune();
-            record_uses(worker, &authorizer, &pool).await;
-        }
     }
-    record_uses(worker, &authorizer, &pool).await;
+}
+
+/// Records the use of tokens, and ends what other workers left open.
+async fn keep(readiness: &Readiness, authorizer: &Authorizer, pool: &Pool, stop: &CancellationToken) {
+    let worker = readiness.worker();
+    let mut tick = interval_at(Instant::now() + RECORD_INTERVAL, RECORD_INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while wait(&mut tick, stop).await {
+        authorizer.prune();
+        record_uses(worker, authorizer, pool).await;
+        end_old_transactions(worker, pool).await;
+    }
+    record_uses(worker, authorizer, pool).await;
+}
+
+/// Waits for the next tick. False once the process stops.
+async fn wait(tick: &mut Interval, stop: &CancellationToken) -> bool {
+    tokio::select! {
+        () = stop.cancelled() => false,
+        _ = tick.tick() => true,
+    }
 }
 
 /// Reads the registry state again if its version has changed.
@@ -70,5 +92,16 @@ async fn record_uses(worker: &'static str, authorizer: &Authorizer, pool: &Pool)
     if let Err(fault) = recorded.await {
         // Acceptable loss: the time of the last use is approximate, and the next use updates it.
         tracing::debug!(worker, %fault, "cannot record the use of tokens");
+    }
+}
+
+async fn end_old_transactions(worker: &'static str, pool: &Pool) {
+    let ended = async { security::end_old_transactions(&mut *store::acquire(pool).await?).await };
+    match ended.await {
+        Ok(0) => {}
+        Ok(count) => {
+            tracing::warn!(worker, count, "ended transactions of workers that were open for too long");
+        }
+        Err(fault) => tracing::debug!(worker, %fault, "cannot end old transactions of workers"),
     }
 }

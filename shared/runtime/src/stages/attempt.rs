@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use chrono::Utc;
-use contract::{DeadLetterClass, UserId};
+use contract::DeadLetterClass;
 use diesel_async::AsyncConnection;
-use keys::{DataKeys, KeyError};
+use keys::{DataKeys, Grants, KeyError};
 use store::{Fault, FaultKind, LockWait};
 use tokio::time::Instant;
 
@@ -19,7 +19,7 @@ use crate::stages::disposition::Disposition;
 use crate::stages::parts::Part;
 use crate::stages::transact::{Attempt, RolledBack, Transacted};
 use crate::stages::write::{Progress, Writer};
-use crate::worker::{ExternalWorker, Message, Source};
+use crate::worker::{ExternalWorker, Source};
 
 /// The share of `lock_timeout` for which a suspect part waits for a lock: its users are known to be blocked, or a batch
 /// with them has waited before.
@@ -29,18 +29,37 @@ const LOOKS_PER_LOCK_TIMEOUT: u32 = 3;
 
 impl<W: ExternalWorker> Writer<W> {
     /// Fetches the data keys of a batch before its transaction opens: the key store may be slow, and no rows should
-    /// stay locked while waiting for it.
+    /// stay locked while waiting for it. The key store verifies the grants of the users by itself. Ticks have no secrets.
     async fn keys_for(&self, messages: &[Authorized<W::Item>]) -> Result<DataKeys, Fault> {
         let Some(keys) = &self.keys else { return Ok(DataKeys::new()) };
-        let users: BTreeSet<UserId> = messages
+        let grants: Grants<'_> = messages
             .iter()
-            .map(Authorized::message)
-            .filter(|message| !message.secrets.is_empty())
-            .map(Message::user_id)
+            .filter(|message| !message.message().secrets.is_empty())
+            .filter_map(|message| Some((message.message().user_id(), message.grant()?)))
             .collect();
-        // Messages cannot cause an error of the key store, so all of them count as unavailability.
-        let unavailable = |error: KeyError| Fault { kind: FaultKind::Unavailable, reason: error.to_string() };
-        if users.is_empty() { Ok(DataKeys::new()) } else { keys.current(&users).await.map_err(unavailable) }
+        if grants.is_empty() {
+            return Ok(DataKeys::new());
+        }
+        match keys.current(&grants).await {
+            Ok(keys) => Ok(keys),
+            Err(KeyError::Denied(reason)) => Err(Fault { kind: FaultKind::Denied, reason }),
+            // A message can cause no other error, so all others count as unavailability. But only for grants that the
+            // database accepts: no batch may wait for the key store to learn a key that nobody knows.
+            Err(error) => {
+                self.check_grants(&grants.into_values().collect::<Vec<_>>()).await?;
+                Err(Fault { kind: FaultKind::Unavailable, reason: error.to_string() })
+            }
+        }
+    }
+
+    /// Checks that the database accepts these grants.
+    async fn check_grants(&self, grants: &[&str]) -> Result<(), Fault> {
+        let mut connection = store::acquire(&self.pool).await?;
+        let opened: Result<i32, Fault> = connection
+            .transaction(async |connection| store::security::open_context(connection, grants).await)
+            .await;
+        store::discard_if_unusable(connection, &opened);
+        opened.map(drop)
     }
 
     /// Runs one transaction.

@@ -12,8 +12,9 @@ use uuid::Uuid;
 use crate::column::{json, label, time};
 use crate::page::{self, within_page};
 use crate::query_context::QueryContext;
+use crate::query_failure::QueryFailure;
 use crate::secret;
-use crate::validated_query::{Answered, QueryFailure, ValidatedQuery};
+use crate::validated_query::{Answered, ValidatedQuery};
 
 const TABLE: &str = "simple_chat_context";
 

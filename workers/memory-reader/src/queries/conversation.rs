@@ -13,8 +13,9 @@ use uuid::Uuid;
 use crate::column::{json, label, time};
 use crate::page::{self, CursorTime, within_page};
 use crate::query_context::QueryContext;
+use crate::query_failure::QueryFailure;
 use crate::secret::{self, Secret};
-use crate::validated_query::{Answered, QueryFailure, ValidatedQuery};
+use crate::validated_query::{Answered, ValidatedQuery};
 
 const HISTORY: &str = "chat_history";
 const MESSAGES: &str = "chat_messages";

@@ -6,7 +6,8 @@ use store::{Connection, Fault, blackboard};
 
 use crate::page;
 use crate::query_context::QueryContext;
-use crate::validated_query::{Answered, QueryFailure, ValidatedQuery};
+use crate::query_failure::QueryFailure;
+use crate::validated_query::{Answered, ValidatedQuery};
 
 const TABLE: &str = "blackboard_events";
 

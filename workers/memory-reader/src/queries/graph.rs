@@ -11,7 +11,8 @@ use uuid::Uuid;
 use crate::column::json;
 use crate::page;
 use crate::query_context::QueryContext;
-use crate::validated_query::{Answered, QueryFailure, ValidatedQuery};
+use crate::query_failure::QueryFailure;
+use crate::validated_query::{Answered, ValidatedQuery};
 
 const NODES: &str = "consensus_memory_nodes";
 const RELATIONS: &str = "consensus_memory_relations";

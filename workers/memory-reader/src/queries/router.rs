@@ -13,7 +13,8 @@ use store::{Connection, Fault};
 use crate::column::label;
 use crate::page;
 use crate::query_context::QueryContext;
-use crate::validated_query::{Answered, QueryFailure, ValidatedQuery};
+use crate::query_failure::QueryFailure;
+use crate::validated_query::{Answered, ValidatedQuery};
 
 const TABLE: &str = "router_hourly_patterns";
 /// The maximum time range.

@@ -11,7 +11,8 @@ use store::{Connection, Fault};
 use crate::column::label;
 use crate::page::{self, CursorTime};
 use crate::query_context::QueryContext;
-use crate::validated_query::{Answered, QueryFailure, ValidatedQuery};
+use crate::query_failure::QueryFailure;
+use crate::validated_query::{Answered, ValidatedQuery};
 
 const TABLE: &str = "chat_mode_sessions";
 

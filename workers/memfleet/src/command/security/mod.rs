@@ -14,11 +14,12 @@ use trust::GrantKey;
 use validate::ValidateArgs;
 
 const HELP: &str = "\
-Workers access rows of users with grants. Workers and the database share the key that authenticates them:
+Workers access rows and data keys of users with grants. Issuers, the database and the key store share the key that
+authenticates them:
 
   memfleet security key generate main > grant.key
   memfleet security key add grant.key
-  MEMFLEET_TRUST__GRANT_KEY_FILE=grant.key memfleet run context-writer";
+  MEMFLEET_TRUST__GRANT_KEY_FILE=grant.key memfleet run token-issuer";
 
 /// Tests the isolation of the database, and manages grant keys.
 #[derive(Debug, Args)]
@@ -44,7 +45,8 @@ enum Key {
         /// The key's name: 1 to 32 characters of a-z 0-9 -.
         name: String,
     },
-    /// Register a grant key in the configured database, which then accepts its grants. Replaces a key of the same name.
+    /// Register a grant key in the configured database and key store, which then accept its grants. Replaces a key of the
+    /// same name.
     Add {
         /// The file that holds the key.
         file: PathBuf,
@@ -64,13 +66,24 @@ pub async fn execute(args: SecurityArgs, settings: &Settings) -> anyhow::Result<
         Key::Generate { name } => out!("{}", GrantKey::generate(&name)?.expose_line()),
         Key::Add { file } => {
             let key = GrantKey::read(&file)?;
-            let mut connection =
-                cli::database::connect(&settings.postgres.url, "postgres.url", "the database").await?;
-            store::security::add_grant_key(&mut connection, key.name(), key.expose()).await.context(
-                "cannot register the key; is the database migrated, and postgres.url an administrator?",
-            )?;
-            outln!("registered grant key {}; the database accepts its grants", key.name());
+            add(&key, settings).await?;
+            outln!("registered grant key {}; the database and the key store accept its grants", key.name());
         }
     }
     Ok(())
+}
+
+/// Registers a grant key in the key store and in the database, in this order: a grant that the database accepts and the
+/// key store does not would hold up requests with secrets.
+async fn add(key: &GrantKey, settings: &Settings) -> anyhow::Result<()> {
+    let mut connection =
+        cli::database::connect(&settings.postgres.url, "postgres.url", "the database").await?;
+    let mut key_store = cli::database::connect(&settings.keys.url, "keys.url", "the key store").await?;
+    store::security::add_grant_key(&mut key_store, key.name(), key.expose()).await.context(
+        "cannot register the key in the key store, nor was it in the database; does `memfleet keys migrate` report it up \
+         to date, and is keys.url an administrator?",
+    )?;
+    store::security::add_grant_key(&mut connection, key.name(), key.expose()).await.context(
+        "cannot register the key in the database; is it migrated, and postgres.url an administrator?",
+    )
 }

@@ -19,7 +19,8 @@ use tokio::time::timeout;
 use vectors::{ScoredMemory, Tenant, VectorQuery};
 
 use crate::query_context::QueryContext;
-use crate::validated_query::{Answered, QueryFailure, ValidatedQuery};
+use crate::query_failure::QueryFailure;
+use crate::validated_query::{Answered, ValidatedQuery};
 use crate::vector_search;
 
 const TABLE: &str = "unified_memory_vectors";

@@ -1,0 +1,289 @@
+//! What an attacker with a worker's login to the key store can do: nothing with the data keys of a user whose grant it does
+//! not hold, and with that of a user whose grant it holds no more than its worker needs.
+
+use context_writer::ContextWriter;
+use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
+use serde_json::json;
+use testkit::attack::{
+    assert_refused, attempt, attempt_for, grant, grant_key, grant_with_key, login_to_key_store, roles,
+};
+use testkit::{Fixture, eventually, request, user};
+use trust::GrantKey;
+
+use crate::support::{ROLE, two_users};
+
+/// The roles that the key store admits, and whether each may add keys.
+const ROLES: [(&str, bool); 3] =
+    [("w_context_writer", true), ("w_memory_reader", false), ("w_router_logger", true)];
+
+const POLICY: &str = "row-level security policy";
+const PERMISSION: &str = "permission denied for table data_keys";
+
+/// The key store's administrator.
+async fn administrator(fixture: &Fixture) -> AsyncPgConnection {
+    store::connect(&fixture.settings.keys.url).await.expect("the key store")
+}
+
+async fn count(fixture: &Fixture, from: &str) -> usize {
+    attempt(&mut administrator(fixture).await, &format!("SELECT FROM {from}")).await.expect("a count")
+}
+
+fn add(user: i32, version: i32) -> String {
+    format!(
+        "INSERT INTO data_keys (user_id, version, kek, wrapped)
+         VALUES ({user}, {version}, 'ring:kek.1', decode(repeat('00', 64), 'hex'))"
+    )
+}
+
+/// A password hash is always encrypted.
+fn secret(user: i32) -> testkit::RequestMessage {
+    let body = json!({ "username": "u", "email": "u@example.org", "password_hash": testkit::CANARY });
+    request("user.put", user, body)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_roles_that_need_it_may_enter_and_every_table_of_users_forces_its_policy() {
+    let fixture = Fixture::new().await;
+    let admitted = ROLES.map(|(role, _)| role);
+    for role in roles(&fixture).await {
+        let entered = store::connect(&fixture.settings.keys.url_of(&role)).await;
+        assert_eq!(entered.is_ok(), admitted.contains(&role.as_str()), "{role}");
+    }
+    let tables = "pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
+        AND relname <> '__diesel_schema_migrations'";
+    assert_eq!(count(&fixture, tables).await, 1);
+    let forced = format!(
+        "{tables} AND relrowsecurity AND relforcerowsecurity AND relowner = 'memfleet_owner'::regrole"
+    );
+    assert_eq!(count(&fixture, &forced).await, 1);
+    let policies = testkit::lines_on(
+        &mut administrator(&fixture).await,
+        "concat_ws(' ', cmd, coalesce(qual, with_check)) FROM pg_policies ORDER BY cmd",
+    )
+    .await;
+    let own = "(user_id = ANY (( SELECT sec.current_user_ids() AS current_user_ids)::integer[]))";
+    assert_eq!(policies, [format!("INSERT ({own} AND (version = 1))"), format!("SELECT {own}")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_grant_no_role_reads_adds_changes_or_deletes_a_key() {
+    let fixture = two_users().await;
+    assert_eq!(count(&fixture, "data_keys").await, 2);
+    for (role, may_add) in ROLES {
+        let mut worker = login_to_key_store(&fixture, role).await;
+        assert_eq!(attempt(&mut worker, "SELECT FROM data_keys").await, Ok(0), "{role}");
+        for sql in [add(1, 1), add(1, 2), add(3, 1), format!("{} ON CONFLICT DO NOTHING", add(1, 1))] {
+            let by = if may_add { POLICY } else { PERMISSION };
+            assert_refused(attempt(&mut worker, &sql).await, by, &format!("{role}: {sql}"));
+        }
+        for sql in CHANGES {
+            assert_refused(attempt(&mut worker, sql).await, PERMISSION, &format!("{role}: {sql}"));
+        }
+    }
+}
+
+/// What is an operator's alone, with or without a grant.
+const CHANGES: [&str; 5] = [
+    "UPDATE data_keys SET wrapped = wrapped",
+    "UPDATE data_keys SET version = version + 1 WHERE user_id = 1",
+    "DELETE FROM data_keys",
+    "TRUNCATE data_keys",
+    "SELECT FROM data_keys FOR UPDATE",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_grant_of_one_user_only_that_users_first_key_is_in_reach() {
+    let fixture = two_users().await;
+    for (role, may_add) in ROLES {
+        let mut worker = login_to_key_store(&fixture, role).await;
+        let of = |user: i32| vec![grant(user, role)];
+        for (grants, sql, rows) in [
+            (of(1), "SELECT FROM data_keys", 1),
+            (of(1), "SELECT FROM data_keys WHERE user_id = 2", 0),
+            (of(3), "SELECT FROM data_keys", 0),
+            ([of(1), of(2)].concat(), "SELECT FROM data_keys", 2),
+        ] {
+            assert_eq!(attempt_for(&mut worker, &grants, sql).await, Ok(rows), "{role}: {sql}");
+        }
+        // The key of another, and of oneself any but the first: the next one, which would be used from then on, is wrapped
+        // by nothing that opens, and all later requests of its user would fail.
+        let refused = if may_add { POLICY } else { PERMISSION };
+        for (user, sql) in [
+            (1, add(2, 1)),
+            (1, add(2, 2)),
+            (1, add(3, 1)),
+            (1, format!("{} ON CONFLICT DO NOTHING", add(2, 1))),
+            (1, format!("{} ON CONFLICT DO NOTHING RETURNING wrapped", add(2, 1))),
+            (1, add(1, 2)),
+            (1, add(1, 1_000_000)),
+            (3, add(3, 2)),
+        ] {
+            let what = format!("{role}, user {user}: {sql}");
+            assert_refused(attempt_for(&mut worker, &of(user), &sql).await, refused, &what);
+        }
+        // Its time, by which a rotation goes, is nobody's to write.
+        let dated = "INSERT INTO data_keys (user_id, version, kek, wrapped, created_at)
+            VALUES (3, 1, 'ring:kek.1', decode(repeat('00', 64), 'hex'), 'infinity')";
+        assert_refused(attempt_for(&mut worker, &of(3), dated).await, PERMISSION, role);
+        let update = format!("{} ON CONFLICT (user_id, version) DO UPDATE SET wrapped = ''", add(1, 1));
+        for sql in CHANGES.into_iter().chain([update.as_str()]) {
+            assert_refused(
+                attempt_for(&mut worker, &of(1), sql).await,
+                PERMISSION,
+                &format!("{role}: {sql}"),
+            );
+        }
+        // What the worker itself does.
+        if may_add {
+            assert_eq!(attempt_for(&mut worker, &of(3), &add(3, 1)).await, Ok(1), "{role}");
+            let again = format!("{} ON CONFLICT DO NOTHING", add(1, 1));
+            assert_eq!(attempt_for(&mut worker, &of(1), &again).await, Ok(0), "{role}: the first one stays");
+        }
+    }
+    assert_eq!(count(&fixture, "data_keys WHERE version = 1").await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_context_of_the_key_store_can_be_made_or_kept_without_a_grant() {
+    let fixture = two_users().await;
+    let mut admin = administrator(&fixture).await;
+    let retired = GrantKey::generate("retired").expect("a key");
+    store::security::add_grant_key(&mut admin, retired.name(), retired.expose()).await.expect("a key");
+    admin
+        .batch_execute("UPDATE sec.keys SET retired_at = now() WHERE key_id = 'retired'")
+        .await
+        .expect("a retired key");
+    let other = GrantKey::generate(grant_key().name()).expect("a key");
+    let unknown = GrantKey::generate("unknown").expect("a key");
+    let context = GrantKey::generate("context").expect("a key");
+    let good = grant(1, ROLE);
+    let mut later: Vec<&str> = good.split('|').collect();
+    later[7] = "9999999999";
+    let refused = |why: &str| format!("the security context is refused: a grant is {why}");
+    let lacks = |key: &str| format!("it lacks the grant key {key}; `memfleet security key add` registers it");
+    let mut worker = login_to_key_store(&fixture, ROLE).await;
+    for (bad, by) in [
+        (grant_with_key(&other, 1, ROLE, 60), refused("forged")),
+        (good.replacen("|1||", "|2||", 1), refused("forged")),
+        (later.join("|"), refused("forged")),
+        (format!("{good}0"), refused("forged")),
+        (good[..good.len() - 1].to_owned(), refused("forged")),
+        (grant_with_key(&grant_key(), 1, "w_router_logger", 60), refused("of another role")),
+        (grant_with_key(&grant_key(), 1, ROLE, -1), refused("expired")),
+        (grant_with_key(&unknown, 1, ROLE, -1), refused("expired")),
+        (grant_with_key(&retired, 1, ROLE, 60), refused("of a retired key")),
+        (grant_with_key(&unknown, 1, ROLE, 60), lacks("unknown")),
+        (grant_with_key(&context, 1, ROLE, 60), lacks("context")),
+        (String::new(), refused("malformed")),
+        ("v1|test|1".to_owned(), refused("malformed")),
+        (good.replacen("v1|", "v2|", 1), refused("malformed")),
+        (good.replacen("|1||", "|99999999999||", 1), refused("forged")),
+    ] {
+        for grants in [vec![bad.clone()], vec![good.clone(), bad.clone()]] {
+            let done = attempt_for(&mut worker, &grants, "SELECT FROM data_keys").await;
+            assert_refused(done, &by, &bad);
+        }
+    }
+    for nothing in ["NULL", "'{}'", "ARRAY[]::text[]"] {
+        let done = attempt(&mut worker, &format!("SELECT sec.open_context({nothing})")).await;
+        assert_refused(done, "the security context is refused: it needs 1 to 10000 grants", nothing);
+    }
+    // Written by hand, changed, or copied from another transaction, also one of the main database.
+    let held = "current_setting('memfleet.context')";
+    let open = format!("SELECT sec.open_context(ARRAY['{good}'])");
+    for forged in ["'1,2'", "'1,2|00'", "'rubbish'", &format!("replace({held}, '1|', '1,2|')")] {
+        worker.batch_execute("BEGIN").await.expect("a transaction");
+        worker.batch_execute(&open).await.expect("a context");
+        let set = format!("SELECT set_config('memfleet.context', {forged}, true)");
+        attempt(&mut worker, &set).await.expect("a setting");
+        let done = attempt(&mut worker, "SELECT FROM data_keys").await;
+        worker.batch_execute("ROLLBACK").await.expect("its end");
+        assert_refused(done, "the security context is not genuine", forged);
+    }
+    let keep = format!("SELECT set_config('memfleet.kept', {held}, false)");
+    for sql in ["BEGIN", &open, &keep, "COMMIT"] {
+        worker.batch_execute(sql).await.expect("a context that is kept");
+    }
+    assert_eq!(attempt(&mut worker, "SELECT FROM data_keys").await, Ok(0), "it ends with its transaction");
+    worker
+        .batch_execute("BEGIN; SELECT set_config('memfleet.context', current_setting('memfleet.kept'), true)")
+        .await
+        .expect("a setting");
+    let done = attempt(&mut worker, "SELECT FROM data_keys").await;
+    assert_refused(done, "the security context is not genuine", "a context that was kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_way_leads_around_the_policies_of_the_key_store() {
+    let fixture = two_users().await;
+    for (role, _) in ROLES {
+        let mut worker = login_to_key_store(&fixture, role).await;
+        for (sql, by) in [
+            ("SELECT FROM sec.keys", "permission denied for table keys"),
+            ("UPDATE sec.keys SET retired_at = now()", "permission denied for table keys"),
+            ("SELECT sec.add_key('mine', 'grant', sha256('x'))", "permission denied for function add_key"),
+            ("SELECT sec.seal('1')", "permission denied for function seal"),
+            ("SELECT sec.hmac('', '', '')", "permission denied for function hmac"),
+            ("SELECT guard_database()", "permission denied for function guard_database"),
+            ("SET ROLE memfleet_owner", "permission denied to set role"),
+            ("ALTER TABLE data_keys DISABLE ROW LEVEL SECURITY", "must be owner of table data_keys"),
+            ("ALTER TABLE data_keys NO FORCE ROW LEVEL SECURITY", "must be owner of table data_keys"),
+            ("DROP POLICY own_keys ON data_keys", "must be owner of relation data_keys"),
+            ("CREATE POLICY mine ON data_keys USING (true)", "must be owner of table data_keys"),
+            ("CREATE TABLE public.mine (x integer)", "permission denied for schema public"),
+            ("CREATE TEMP TABLE mine (x integer)", "permission denied to create temporary tables"),
+            ("CREATE SCHEMA mine", "permission denied for database"),
+            (
+                "CREATE FUNCTION sec.current_user_ids(integer) RETURNS integer[] LANGUAGE sql AS 'SELECT ''{2}''::integer[]'",
+                "permission denied for schema sec",
+            ),
+            ("COPY data_keys FROM '/etc/passwd'", "permission denied"),
+            ("COPY data_keys TO '/tmp/keys'", "permission denied"),
+            ("SELECT pg_advisory_lock(1)", "permission denied for function"),
+            ("SELECT pg_try_advisory_xact_lock(1)", "permission denied for function"),
+            ("SET session_replication_role = replica", "permission denied to set parameter"),
+        ] {
+            assert_refused(attempt(&mut worker, sql).await, by, &format!("{role}: {sql}"));
+        }
+        worker.batch_execute("SET row_security = off").await.expect("a setting");
+        let done = attempt(&mut worker, "SELECT FROM data_keys").await;
+        assert_refused(done, "would be affected by row-level security policy", role);
+        worker.batch_execute("SET row_security = on").await.expect("a setting");
+        administrator(&fixture).await.batch_execute("ANALYZE").await.expect("statistics");
+        let statistics = "SELECT FROM pg_stats WHERE tablename = 'data_keys'";
+        assert_eq!(attempt(&mut worker, statistics).await, Ok(0), "{role}");
+    }
+}
+
+/// A key that an operator forgot is no fault of a message: it waits, as it does while the key store is away.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_its_grant_key_secrets_wait_and_under_a_retired_one_they_are_refused() {
+    let fixture = Fixture::new().await;
+    let mut admin = administrator(&fixture).await;
+    admin.batch_execute("DELETE FROM sec.keys WHERE purpose = 'grant'").await.expect("no key");
+    let worker = fixture.run(ContextWriter);
+    fixture.publish([secret(1)]).await;
+    eventually("the message is held", async || {
+        let info = fixture.consumer("CONTEXT", "context-writer").await.cached_info().num_ack_pending;
+        (info > 0).then_some(())
+    })
+    .await;
+    assert_eq!(fixture.count("users WHERE id = 1").await, 0);
+    let key = grant_key();
+    store::security::add_grant_key(&mut admin, key.name(), key.expose()).await.expect("a key");
+    fixture.drained::<ContextWriter>().await;
+    worker.stop().await.expect("a clean end");
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    assert_eq!(fixture.count("encrypted_fields WHERE user_id = 1").await, 1);
+
+    admin
+        .batch_execute("UPDATE sec.keys SET retired_at = now() WHERE purpose = 'grant'")
+        .await
+        .expect("a retired key");
+    // Another message of the batch, without secrets, asks the key store for nothing.
+    fixture.process(ContextWriter, [secret(2), user(3)]).await;
+    let letters = fixture.dead_letters().await;
+    assert_eq!(letters, ["denied: the security context is refused: a grant is of a retired key"]);
+    assert_eq!(fixture.lines("id FROM users WHERE id > 0 ORDER BY 1").await, ["1", "3"]);
+    assert_eq!(fixture.count("audit.security_violations").await, 1);
+}

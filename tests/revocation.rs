@@ -1,0 +1,246 @@
+//! Attacks with a worker's login on what an operator takes back, and on what events say of themselves.
+
+use std::time::SystemTime;
+
+use context_writer::ContextWriter;
+use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
+use store::registry;
+use testkit::attack::{assert_refused, attempt, attempt_for, grant, login, login_to_key_store};
+use testkit::{Fixture, token, user};
+use uuid::Uuid;
+
+const ROLE: &str = "w_context_writer";
+
+/// The id of a grant, by which it is revoked.
+fn id_of(grant: &str) -> Uuid {
+    grant.split('|').nth(6).and_then(|id| id.parse().ok()).expect("an id")
+}
+
+async fn two_users() -> Fixture {
+    let fixture = Fixture::new().await;
+    fixture.process(ContextWriter, [user(1), user(2)]).await;
+    fixture
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_lock_of_a_role_holds_off_a_revocation() {
+    let fixture = two_users().await;
+    let mut operator = fixture.connection().await;
+    operator.batch_execute("SET lock_timeout = '1s'").await.expect("a setting");
+    let (_, issued) =
+        registry::issue(&mut operator, &token::issuer(), token::request("test", 1), SystemTime::now())
+            .await
+            .expect("a token");
+    let note = format!("SELECT sec.note_token_use(ARRAY['{}'::uuid], ARRAY[now()])", issued.id);
+
+    let mut worker = login(&fixture, ROLE).await;
+    worker.batch_execute("BEGIN; SET idle_in_transaction_session_timeout = 0").await.expect("its right");
+    attempt(&mut worker, &note).await.expect("a note");
+    attempt(&mut worker, "SELECT sec.trust_state()").await.expect("the registry");
+    // A replica of the same role, and one of another role, note the same use meanwhile.
+    for role in [ROLE, "w_router_logger"] {
+        let mut other = login(&fixture, role).await;
+        other.batch_execute("SET lock_timeout = '1s'").await.expect("a setting");
+        let first = attempt(&mut other, &note).await;
+        assert!(first.is_ok() || role == ROLE, "{role}: {first:?}");
+    }
+    assert_eq!(registry::revoke(&mut operator, &[issued.id]).await.expect("no waiting"), 1);
+    let service = "test".parse().expect("a service");
+    assert!(registry::disable_service(&mut operator, &service).await.expect("no waiting"));
+    worker.batch_execute("COMMIT").await.expect("its end");
+    let filter = registry::TokenFilter { all: true, limit: 10, ..Default::default() };
+    let listed = registry::list(&mut operator, &filter).await.expect("the tokens");
+    assert!(listed.iter().any(|one| one.token_id == issued.id && one.last_used_at.is_some()), "{listed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revocation_ends_the_contexts_that_are_open() {
+    let fixture = two_users().await;
+    let mut operator = fixture.connection().await;
+    let mut worker = login(&fixture, ROLE).await;
+    let held = grant(1, ROLE);
+    let open = format!("SELECT sec.open_context(ARRAY['{held}'])");
+    let (_, of_another) =
+        registry::issue(&mut operator, &token::issuer(), token::request("test", 2), SystemTime::now())
+            .await
+            .expect("a token");
+
+    worker.batch_execute("BEGIN").await.expect("a transaction");
+    attempt(&mut worker, &open).await.expect("a context");
+    registry::revoke(&mut operator, &[of_another.id]).await.expect("a revocation");
+    assert_eq!(attempt(&mut worker, "SELECT FROM users").await, Ok(1), "what another user had is revoked");
+    registry::revoke(&mut operator, &[id_of(&held)]).await.expect("a revocation");
+    let ended = "the security context has ended";
+    assert_refused(attempt(&mut worker, "SELECT FROM users").await, ended, "a read after the revocation");
+    worker.batch_execute("ROLLBACK").await.expect("its end");
+    assert_refused(attempt_for(&mut worker, &[held], "SELECT FROM users").await, "revoked", "a new context");
+
+    // The same of a service that is disabled.
+    worker.batch_execute("BEGIN").await.expect("a transaction");
+    let good = grant(2, ROLE);
+    attempt(&mut worker, &format!("SELECT sec.open_context(ARRAY['{good}'])")).await.expect("a context");
+    registry::disable_service(&mut operator, &"test".parse().unwrap()).await.expect("disabled");
+    assert_refused(attempt(&mut worker, "UPDATE users SET id = id").await, ended, "a write afterwards");
+    worker.batch_execute("ROLLBACK").await.expect("its end");
+    let again = attempt_for(&mut worker, &[good], "SELECT FROM users").await;
+    assert_refused(again, "of a disabled service", "a new context");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_context_is_of_one_transaction_however_it_is_opened() {
+    let fixture = two_users().await;
+    let logins =
+        [(login(&fixture, ROLE).await, "users"), (login_to_key_store(&fixture, ROLE).await, "data_keys")];
+    for (mut worker, table) in logins {
+        assert_contexts_of_one_transaction(&mut worker, table).await;
+    }
+}
+
+async fn assert_contexts_of_one_transaction(worker: &mut AsyncPgConnection, table: &str) {
+    let open = format!("sec.open_context(ARRAY['{}'])", grant(1, ROLE));
+    let keep = "set_config('memfleet.context', current_setting('memfleet.context'), false)";
+    for sql in [
+        // All of a message begin at the same time, so that the next transaction would look like the first.
+        format!(
+            "BEGIN; SELECT {open}; SELECT {keep}; COMMIT; BEGIN; SELECT 1 / count(*) FROM {table}; COMMIT"
+        ),
+        format!(
+            "DO $$ BEGIN PERFORM {open}; PERFORM {keep}; COMMIT; PERFORM 1 / count(*) FROM {table}; END $$"
+        ),
+        format!("PREPARE p AS SELECT {open}"),
+    ] {
+        let done = worker.batch_execute(&sql).await;
+        let done = match done {
+            Ok(()) => worker.batch_execute("EXECUTE p").await,
+            Err(error) => Err(error),
+        };
+        let problem = done.expect_err(&sql).to_string();
+        assert!(problem.contains("opened by a statement of its own"), "{sql}: {problem}");
+        let _ = worker.batch_execute("ROLLBACK").await;
+    }
+    for level in ["REPEATABLE READ", "SERIALIZABLE"] {
+        worker.batch_execute(&format!("BEGIN ISOLATION LEVEL {level}")).await.expect("a transaction");
+        let done = attempt(worker, &format!("SELECT {open}")).await;
+        assert_refused(done, "read committed only", level);
+        worker.batch_execute("ROLLBACK").await.expect("its end");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_events_are_sealed_by_is_not_their_writers_to_choose() {
+    let fixture = two_users().await;
+    let mut worker = login(&fixture, ROLE).await;
+    let insert = |columns: &str, values: &str| {
+        format!(
+            "INSERT INTO blackboard_events (id, event_type, performative, source_agent_id, user_id, session_id,
+             event_payload, logical_timestamp, request_id{columns})
+             SELECT '{}'::uuid, 'user.stored', 'inform', 'test', 1, '_account', '{{}}', 1000, '{}'::uuid{values}",
+            Uuid::now_v7(),
+            Uuid::now_v7()
+        )
+    };
+    let grants = [grant(1, ROLE)];
+    assert_eq!(attempt_for(&mut worker, &grants, &insert("", "")).await, Ok(1), "as the database has it");
+    for (column, value) in [
+        ("transaction_id", "1"),
+        ("transaction_id", "9223372036854775807"),
+        ("created_at", "now() - interval '1 day'"),
+        ("created_at", "'infinity'"),
+        ("event_sequence", "9223372036854775807"),
+        ("event_sequence", "1"),
+    ] {
+        let sql = insert(&format!(", {column}"), &format!(", {value}"));
+        let done = attempt_for(&mut worker, &grants, &sql).await;
+        assert_refused(done, "row-level security policy \"evidence\"", &format!("{column} {value}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_registration_makes_a_revocation_short() {
+    let fixture = two_users().await;
+    let mut issuer = login(&fixture, "w_token_issuer").await;
+    let register = |id: Uuid, issued: &str, expires: &str, grants: &str| {
+        format!(
+            "SELECT sec.register_tokens(jsonb_build_array(jsonb_build_object('token_id', '{id}', 'service', 'test',
+             'user_id', 1, 'scopes', '[\"*\"]'::jsonb, 'key_id', 'test', 'issued_at', {issued}, 'expires_at', {expires},
+             'grants_expire_at', {grants})))"
+        )
+    };
+    let (now, hour, week) = ("now()", "now() + interval '1 hour'", "now() + interval '8 days'");
+    attempt(&mut issuer, &register(Uuid::now_v7(), now, hour, week)).await.expect("a token");
+    for (issued, expires, grants) in [
+        ("now() - interval '10 days'", "now() - interval '9 days'", "now() - interval '9 days'"),
+        (now, hour, "'infinity'"),
+        (now, "'infinity'", "'infinity'"),
+        (now, hour, "now() + interval '11 days'"),
+        (now, week, hour),
+        (now, "NULL", week),
+    ] {
+        let done = attempt(&mut issuer, &register(Uuid::now_v7(), issued, expires, grants)).await;
+        assert_refused(done, "expire within 10 days", &format!("{issued} {expires} {grants}"));
+    }
+    // Whatever a row says.
+    let held = grant(1, ROLE);
+    fixture
+        .execute(&format!(
+            "INSERT INTO cross_service_auth (token_id, service, user_id, scopes, key_id, issued_at, expires_at,
+             grants_expire_at) SELECT '{}', 'test', 1, '{{*}}', 'test', now() - interval '9 days',
+             now() - interval '8 days', now() - interval '8 days'",
+            id_of(&held)
+        ))
+        .await;
+    let mut operator = fixture.connection().await;
+    assert_eq!(registry::revoke(&mut operator, &[id_of(&held)]).await.expect("a revocation"), 1);
+    let mut worker = login(&fixture, ROLE).await;
+    assert_refused(attempt_for(&mut worker, &[held], "SELECT FROM users").await, "revoked", "the grant");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_whose_grants_ended_long_ago_are_forgotten() {
+    let fixture = two_users().await;
+    fixture
+        .execute(
+            "INSERT INTO cross_service_auth (token_id, service, user_id, scopes, key_id, issued_at, expires_at,
+             grants_expire_at) SELECT gen_random_uuid(), 'test', 1, '{*}', 'test', t, t + interval '1 hour',
+             t + interval '9 days' FROM unnest(ARRAY[now() - interval '40 days', now() - interval '38 days']) AS t",
+        )
+        .await;
+    fixture.execute("INSERT INTO sec.token_uses SELECT 'w_x', token_id, now() FROM cross_service_auth").await;
+    let before = fixture.count("cross_service_auth WHERE issued_at < now() - interval '30 days'").await;
+    assert_eq!(before, 2);
+    let mut operator = fixture.connection().await;
+    registry::issue(&mut operator, &token::issuer(), token::request("test", 1), SystemTime::now())
+        .await
+        .expect("a token");
+    let left = "cross_service_auth WHERE issued_at < now() - interval '30 days'";
+    assert_eq!(fixture.count(left).await, 1, "that of which a grant was good 29 days ago");
+    let uses =
+        "sec.token_uses u WHERE NOT EXISTS (SELECT FROM cross_service_auth a WHERE a.token_id = u.token_id)";
+    assert_eq!(fixture.count(uses).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn others_end_a_transaction_that_a_role_keeps_open() {
+    let fixture = two_users().await;
+    let mut worker = login(&fixture, ROLE).await;
+    let mut other = login(&fixture, "w_router_logger").await;
+    worker
+        .batch_execute("SET idle_in_transaction_session_timeout = 0; BEGIN; SELECT 1")
+        .await
+        .expect("begun");
+    let end = "SELECT sec.end_old_transactions()";
+    attempt(&mut other, end).await.expect("its right");
+    assert_eq!(attempt(&mut worker, "SELECT 1").await, Ok(1), "it is not old yet");
+    // What is half a minute otherwise is no time at all here.
+    let mut operator = fixture.connection().await;
+    operator
+        .batch_execute(
+            "DO $$ BEGIN EXECUTE replace(pg_get_functiondef('sec.end_old_transactions'::regproc), '30 seconds',
+             '0 seconds'); END $$",
+        )
+        .await
+        .expect("a shorter time");
+    attempt(&mut other, end).await.expect("its right");
+    let problem = attempt(&mut worker, "SELECT 1").await.expect_err("its connection was ended");
+    assert!(problem.contains("terminating connection") || problem.contains("closed"), "{problem}");
+}
