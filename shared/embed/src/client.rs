@@ -44,6 +44,7 @@ impl Effort {
 pub(crate) struct Client {
     server: Arc<Server>,
     batch: usize,
+    timeout: Duration,
     retries: u32,
     rate: Option<DefaultDirectRateLimiter>,
     clock: DefaultClock,
@@ -58,6 +59,7 @@ impl Client {
         Ok(Self {
             server: Arc::new(server),
             batch: settings.batch,
+            timeout: Duration::from_millis(settings.timeout_ms),
             retries: settings.retries,
             rate: rate.map(|rate| RateLimiter::direct(Quota::per_second(rate).allow_burst(NonZeroU32::MIN))),
             clock: DefaultClock::default(),
@@ -71,6 +73,11 @@ impl Client {
 
     pub(crate) fn dimension(&self) -> usize {
         self.server.dimension
+    }
+
+    /// The effort that the settings ask for.
+    pub(crate) fn effort(&self, rounds: u32) -> Effort {
+        Effort { timeout: self.timeout, retries: self.retries, rounds }
     }
 
     /// The maximum number of texts of a request.

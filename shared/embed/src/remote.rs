@@ -24,8 +24,6 @@ pub(crate) struct Remote(Arc<Inner>);
 
 struct Inner {
     client: Client,
-    timeout: Duration,
-    retries: u32,
     /// When a call failed for a reason that may lie in the server.
     last_failure: Mutex<Option<Instant>>,
     /// Held by a call for some time after that.
@@ -36,8 +34,6 @@ impl Remote {
     pub(crate) fn open(settings: &EmbedderSettings) -> Result<Self, EmbedError> {
         Ok(Self(Arc::new(Inner {
             client: Client::open(settings)?,
-            timeout: Duration::from_millis(settings.timeout_ms),
-            retries: settings.retries,
             last_failure: Mutex::default(),
             in_doubt: tokio::sync::Mutex::default(),
         })))
@@ -58,7 +54,7 @@ impl Remote {
 
     /// Embeds texts, and finds those that the server cannot embed.
     pub(crate) async fn embed(&self, texts: &[String]) -> Result<Vec<Vec<f32>>, EmbedError> {
-        let effort = Effort { timeout: self.0.timeout, retries: self.0.retries, rounds: ROUNDS };
+        let effort = self.0.client.effort(ROUNDS);
         // For some time after a failure, calls go one after the other, and a harmless text goes before each. If the
         // server then fails on the texts of a call, they may be the cause, and not those of a call beside it.
         let is_in_doubt = self.is_in_doubt();
@@ -79,8 +75,8 @@ impl Remote {
         texts: &[String],
         limit: Duration,
     ) -> Result<Vec<Vec<f32>>, EmbedError> {
-        let timeout = self.0.timeout.min(limit.max(SHORTEST_TIMEOUT));
-        let effort = Effort { timeout, retries: self.0.retries, rounds: 1 };
+        let effort = self.0.client.effort(1);
+        let effort = Effort { timeout: effort.timeout.min(limit.max(SHORTEST_TIMEOUT)), ..effort };
         Isolation::new(&self.0.client, texts, effort, false).run().await
     }
 
