@@ -8,6 +8,7 @@ mod ceiling;
 mod clustered;
 mod context;
 mod corpus;
+mod fairness;
 mod filled;
 mod grants;
 mod index;
@@ -32,6 +33,7 @@ use playground::Local;
 use stack::StackOptions;
 
 use context::ContextArgs;
+use fairness::FairnessArgs;
 use index::IndexArgs;
 use indexes::IndexesArgs;
 use questions::QuestionsArgs;
@@ -87,6 +89,11 @@ enum What {
     ///
     /// Conversations are indexed turn by turn, and searched with questions whose answering turns are known.
     Retrieval(RetrievalArgs),
+    /// The latency of a service while another one floods the workers.
+    ///
+    /// A neighbour asks or publishes every 20 ms, first alone and then during each flood: queries with bad tokens, large
+    /// and small contexts, malformed requests, and long texts to index.
+    Fairness(FairnessArgs),
 }
 
 /// Runs `memfleet bench`.
@@ -105,6 +112,7 @@ pub async fn execute(args: BenchArgs, settings: &Settings) -> anyhow::Result<()>
         What::Search(args) => search::execute(&args, settings).await,
         What::Index(args) => index::execute(&args, settings).await,
         What::Retrieval(args) => retrieval::execute(&args, settings).await,
+        What::Fairness(args) => fairness::execute(&args, settings).await,
     }
 }
 

@@ -1,24 +1,23 @@
 //! The whole path: messages are stored in the broker first, then consumed by a separate worker process.
 
 use std::path::Path;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::{self, stream::Stream};
 use cli::key_file::add_key;
-use config::{ENVIRONMENT_PREFIX, Settings};
+use config::Settings;
 use fleet::{Fleet, WorkerName};
 use runtime::Worker;
 use store::registry::{self, Rates, ServiceEntry};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use trust::KeyRing;
 
 use super::bulk::{Bulk, Prepared, stored};
 use super::corpus::Corpus;
-use super::process::{Meter, Reading, peak_rss_mib};
+use super::process::{Meter, Reading, peak_rss_mib, start_workers};
 
 /// The figures of one run.
 pub(super) struct Run {
@@ -108,7 +107,7 @@ impl Pipeline {
         let until = time_in(PAUSE)?;
         self.stream.pause_consumer(self.worker, until).await.context("cannot pause the consumer")?;
         let waiting = async {
-            let mut worker = self.start_worker()?;
+            let mut worker = start_workers(&self.settings, &[self.worker])?;
             let process = worker.id().context("the worker process ended immediately")?;
             self.wait_for(&mut worker, "the worker to wait for messages", |info| info.num_waiting > 0)
                 .await?;
@@ -138,19 +137,6 @@ impl Pipeline {
             ensure!(since.elapsed() < STUCK_AFTER, "waited {STUCK_AFTER:?} for a first delivery");
             sleep(POLL_INTERVAL).await;
         }
-    }
-
-    fn start_worker(&self) -> anyhow::Result<Child> {
-        let program = std::env::current_exe().context("cannot determine the path of this program")?;
-        let mut command = Command::new(program);
-        command.args(["run", self.worker]).stdout(Stdio::null()).kill_on_drop(true);
-        // Passes the options of this process, whether from a file or the environment.
-        let inherited = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-        for name in inherited.filter(|name| name.starts_with(ENVIRONMENT_PREFIX)) {
-            command.env_remove(name);
-        }
-        command.envs(self.settings.to_environment().context("cannot pass on the configuration")?);
-        command.spawn().context("cannot start the worker process")
     }
 
     async fn wait_for(

@@ -1,9 +1,26 @@
-//! Processor time and memory of processes, as Linux counts them under /proc.
+//! Processes of workers; processor time and memory of processes, as Linux counts them under /proc.
 
 use std::fs;
+use std::process::Stdio;
 
 use anyhow::Context;
+use config::{ENVIRONMENT_PREFIX, Settings};
 use stack::Stack;
+use tokio::process::{Child, Command};
+
+/// Starts a process of this program that runs these workers. It is killed when it is dropped.
+pub(super) fn start_workers(settings: &Settings, workers: &[&str]) -> anyhow::Result<Child> {
+    let program = std::env::current_exe().context("cannot determine the path of this program")?;
+    let mut command = Command::new(program);
+    command.arg("run").args(workers).stdout(Stdio::null()).kill_on_drop(true);
+    // Passes the options of this process, whether from a file or the environment.
+    let inherited = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    for name in inherited.filter(|name| name.starts_with(ENVIRONMENT_PREFIX)) {
+        command.env_remove(name);
+    }
+    command.envs(settings.to_environment().context("cannot pass on the configuration")?);
+    command.spawn().context("cannot start the worker process")
+}
 
 /// Linux counts processor time in hundredths of a second on every platform (`USER_HZ`).
 const MS_PER_TICK: f64 = 10.0;
