@@ -125,7 +125,7 @@ async fn heavy_requests_for_which_there_is_no_room_come_again() {
     let fixture = &memories.fixture;
     let worker = fixture.run(memories.indexer().await);
     let text = format!("{SLOW} ").repeat(2_500);
-    let requests = (0..60).map(|n| index(1, vec![said(Uuid::now_v7(), &format!("{n} {text}"))]));
+    let requests = (0..150).map(|n| index(1, vec![said(Uuid::now_v7(), &format!("{n} {text}"))]));
     fixture.publish(requests).await;
     eventually("some had no room", async || (worker.stats.report().delayed > 10).then_some(())).await;
     fixture.publish([index(2, vec![said(Uuid::now_v7(), "light")])]).await;
@@ -135,7 +135,7 @@ async fn heavy_requests_for_which_there_is_no_room_come_again() {
     .await;
     embedder.may_answer.send_replace(true);
     fixture.drained::<vector_indexer::VectorIndexer>().await;
-    assert_eq!(fixture.count("unified_memory_vectors WHERE user_id = 1").await, 60);
+    assert_eq!(fixture.count("unified_memory_vectors WHERE user_id = 1").await, 150);
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
     worker.stop().await.expect("a clean end");
 }

@@ -160,6 +160,8 @@ pub struct TrustSettings {
     /// The maximum number of requests per second of a service that a replica processes, unless the registry sets
     /// another limit; 1 to 1000000.
     pub service_per_second: u32,
+    /// The same in KiB per second, 1 to 10000000; what is malformed or denied counts as well.
+    pub service_kib_per_second: u32,
     /// The same for each noun and verb of a service.
     pub scope_per_second: u32,
     /// The same for each user of a service.
@@ -174,6 +176,7 @@ impl Default for TrustSettings {
             grant_key_file: None,
             payload_ring_file: None,
             service_per_second: 50_000,
+            service_kib_per_second: 65_536,
             scope_per_second: 50_000,
             user_per_second: 1_000,
         }
@@ -382,6 +385,7 @@ impl Settings {
             ("postgres.statement_timeout_ms", self.postgres.statement_timeout_ms, 1_000, 600_000),
             ("postgres.lock_timeout_ms", self.postgres.lock_timeout_ms, 50, 60_000),
             ("trust.service_per_second", self.trust.service_per_second.into(), 1, 1_000_000),
+            ("trust.service_kib_per_second", self.trust.service_kib_per_second.into(), 1, 10_000_000),
             ("trust.scope_per_second", self.trust.scope_per_second.into(), 1, 1_000_000),
             ("trust.user_per_second", self.trust.user_per_second.into(), 1, 1_000_000),
             ("keys.cache_s", self.keys.cache_s, 1, 3_600),

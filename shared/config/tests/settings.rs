@@ -127,6 +127,7 @@ fn a_number_out_of_bounds_is_refused_by_name_with_the_bounds() {
         ("postgres", "statement_timeout_ms", 1_000, 600_000),
         ("postgres", "lock_timeout_ms", 50, 60_000),
         ("trust", "service_per_second", 1, 1_000_000),
+        ("trust", "service_kib_per_second", 1, 10_000_000),
         ("trust", "scope_per_second", 1, 1_000_000),
         ("trust", "user_per_second", 1, 1_000_000),
         ("keys", "cache_s", 1, 3_600),

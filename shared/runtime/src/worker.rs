@@ -99,9 +99,10 @@ pub trait ExternalWorker: Send + Sync + 'static {
     const ENCRYPTS: bool = false;
     /// See [`Worker::MAX_BATCH`].
     const MAX_BATCH: usize = usize::MAX;
-    /// Maximum size of the bodies that are prepared together, in bytes. A message with a larger body is prepared apart,
-    /// while the messages of other users go on: preparing may take a time that grows with the body.
+    /// Maximum size of the bodies that are prepared together, in bytes: preparing may take a time that grows with them.
     const MAX_PREPARED_BYTES: usize = usize::MAX;
+    /// A larger message is heavy, in bytes: it is written apart, while the messages of other users go on.
+    const HEAVY_BYTES: usize = 64 * 1024;
     /// See [`Worker::Item`].
     type Item: WorkItem;
     /// The result of [`prepare`](Self::prepare).

@@ -91,7 +91,7 @@ enum What {
     Retrieval(RetrievalArgs),
     /// The latency of a service while another one floods the workers.
     ///
-    /// A neighbour asks or publishes every 20 ms, first alone and then during each flood: queries with bad tokens, large
+    /// A neighbour asks or publishes at a steady rate, first alone and then during each flood: queries with bad tokens, large
     /// and small contexts, malformed requests, and long texts to index.
     Fairness(FairnessArgs),
 }

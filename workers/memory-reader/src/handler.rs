@@ -11,7 +11,6 @@ use runtime::authorize::{Authorizer, QueryAuthorization};
 use runtime::query::{IncomingQuery, QueryRefusal};
 use runtime::readiness::probe;
 use runtime::{Dependency, ProbeResults, trust_refresh};
-use store::registry::{self, RefusedToken};
 use store::security::{self, Violation};
 use store::{Fault, FaultKind, Pool};
 use trust::Refusal;
@@ -21,6 +20,7 @@ use crate::access_log::{AccessKind, AccessLog, LogEntry};
 use crate::queries;
 use crate::query_context::{Deadline, QueryContext};
 use crate::query_failure::QueryFailure;
+use crate::refusal_log::{DeniedQuery, RefusalLog};
 use crate::service_limits::ServiceLimits;
 use crate::validated_query::Access;
 use crate::vector_search::VectorSearch;
@@ -36,6 +36,7 @@ pub struct QueryHandler {
     primary: Pool,
     keys: Keys,
     access_log: AccessLog,
+    refusal_log: RefusalLog,
     vector_search: VectorSearch,
 }
 
@@ -61,7 +62,17 @@ impl QueryHandler {
         vector_search: VectorSearch,
     ) -> Self {
         let access_log = AccessLog::start(primary.clone());
-        Self { authorizer: Arc::new(authorizer), limits, read, primary, keys, access_log, vector_search }
+        let refusal_log = RefusalLog::start(primary.clone());
+        Self {
+            authorizer: Arc::new(authorizer),
+            limits,
+            read,
+            primary,
+            keys,
+            access_log,
+            refusal_log,
+            vector_search,
+        }
     }
 
     pub(crate) fn authorizer(&self) -> Arc<Authorizer> {
@@ -99,6 +110,8 @@ impl QueryHandler {
         database_time: &mut Duration,
     ) -> Result<Bytes, QueryRefusal> {
         let started = Instant::now();
+        // First of all, so that no service takes more than its share whatever it sends.
+        let permit = self.limits.try_acquire(&incoming.service).ok_or_else(rate_limited)?;
         let query_id = query_id(incoming)?;
         let deadline = Deadline { started, timeout: timeout(incoming)? };
         let query = Query::decode(&incoming.noun, &incoming.verb, &incoming.body)?;
@@ -111,7 +124,6 @@ impl QueryHandler {
         if reveals {
             self.authorize(incoming, contract::REVEAL, session, query_id).await?;
         }
-        let permit = self.limits.try_acquire(&incoming.service).ok_or_else(rate_limited)?;
         let mut context = QueryContext {
             user: caller.user,
             service: &incoming.service,
@@ -176,20 +188,11 @@ impl QueryHandler {
         user: Option<UserId>,
         query_id: Uuid,
     ) -> QueryRefusal {
-        let reason = refusal.to_string();
-        let refused = RefusedToken {
-            kind: refusal.as_str(),
-            reason: &reason,
-            user_id: user,
-            service: &incoming.service,
-            request_id: query_id,
-        };
-        let recorded =
-            async { registry::record_refused(&mut *store::acquire(&self.primary).await?, &[refused]).await };
-        match recorded.await {
+        let service = incoming.service.clone();
+        match self.refusal_log.record(DeniedQuery { refusal, user, service, query_id }).await {
             Ok(()) => denied(),
-            Err(fault) => {
-                tracing::warn!(worker = crate::NAME, %fault, "cannot record a denied query");
+            Err(problem) => {
+                tracing::warn!(worker = crate::NAME, problem, "cannot record a denied query");
                 QueryRefusal::unavailable("the database is unreachable; retry later")
             }
         }

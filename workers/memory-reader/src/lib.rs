@@ -15,6 +15,7 @@ mod page;
 mod queries;
 mod query_context;
 mod query_failure;
+mod refusal_log;
 mod secret;
 mod service_limits;
 mod validated_query;

@@ -13,9 +13,12 @@ pub(crate) struct ServiceLimits {
     max_queries: usize,
     /// The maximum number of them that read from the database.
     max_reads: usize,
-    /// Services that have sent a query. Only services of the registry get here, so their number is bounded.
-    services: Mutex<HashMap<Service, Semaphores>>,
+    /// Services that have sent a query. `None` for those beyond [`MAX_SERVICES`], which share one limit.
+    services: Mutex<HashMap<Option<Service>, Semaphores>>,
 }
+
+/// Maximum number of services that are told apart. A server without accounts accepts any name.
+const MAX_SERVICES: usize = 1_024;
 
 #[derive(Clone, Debug)]
 struct Semaphores {
@@ -39,7 +42,9 @@ impl ServiceLimits {
     pub(crate) fn try_acquire(&self, service: &Service) -> Option<Permit> {
         // No code panics while holding the lock.
         let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
-        let semaphores = services.entry(service.clone()).or_insert_with(|| Semaphores {
+        let known = Some(service.clone());
+        let is_known = services.len() < MAX_SERVICES || services.contains_key(&known);
+        let semaphores = services.entry(known.filter(|_| is_known)).or_insert_with(|| Semaphores {
             queries: Arc::new(Semaphore::new(self.max_queries)),
             reads: Arc::new(Semaphore::new(self.max_reads)),
         });
@@ -75,5 +80,14 @@ mod tests {
         assert!(second.acquire_read().await.is_some());
         drop(first);
         assert!(limits.try_acquire(&busy).is_some());
+    }
+
+    #[test]
+    fn the_number_of_services_is_limited() {
+        let limits = ServiceLimits::new(1, 1);
+        for number in 0..MAX_SERVICES * 2 {
+            drop(limits.try_acquire(&format!("s{number}").parse().unwrap()));
+        }
+        assert_eq!(limits.services.lock().unwrap().len(), MAX_SERVICES + 1);
     }
 }

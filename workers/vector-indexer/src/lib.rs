@@ -167,6 +167,7 @@ impl ExternalWorker for VectorIndexer {
     const MAX_BATCH: usize = 64;
     /// Some seconds of work for a model in this process.
     const MAX_PREPARED_BYTES: usize = 16 * 1024;
+    const HEAVY_BYTES: usize = Self::MAX_PREPARED_BYTES;
     type Item = VectorRequest;
     type Prepared = Prepared;
     type Finding = Replaced;

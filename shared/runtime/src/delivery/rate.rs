@@ -1,5 +1,5 @@
-//! Rate limits of services: for the whole service, for each of its scopes (noun and verb) and for each user. Every
-//! replica counts separately.
+//! Rate limits of services: for the whole service, in messages and in bytes, for each of its scopes (noun and verb) and
+//! for each user. Every replica counts separately.
 
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU32;
@@ -23,8 +23,10 @@ const MAX_DELAYS: i64 = 10;
 const MAX_WAITING: usize = 2_000;
 
 /// The rate limiters of the services seen so far.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Limits {
+    /// The rate of each service in KiB per second.
+    kib_per_second: NonZeroU32,
     /// The latest redelivery time of each delayed message.
     waiting: Mutex<VecDeque<Instant>>,
     services: Mutex<HashMap<Service, Arc<ServiceLimits>>>,
@@ -35,17 +37,19 @@ pub(crate) struct Limits {
 struct ServiceLimits {
     rates: Rates,
     own: Option<DefaultDirectRateLimiter>,
+    kib: DefaultDirectRateLimiter,
     scopes: Option<DefaultKeyedRateLimiter<String>>,
     users: Option<DefaultKeyedRateLimiter<UserId>>,
 }
 
 impl ServiceLimits {
-    fn new(rates: Rates) -> Self {
+    fn new(rates: Rates, kib_per_second: NonZeroU32) -> Self {
         // A quota is at least 1. A rate of 0 would mean a disabled service, which is configured elsewhere.
         let quota = |rate: u32| Quota::per_second(NonZeroU32::new(rate).unwrap_or(NonZeroU32::MIN));
         Self {
             rates,
             own: rates.of_service.map(|rate| RateLimiter::direct(quota(rate))),
+            kib: RateLimiter::direct(Quota::per_second(kib_per_second)),
             scopes: rates.of_scope.map(|rate| RateLimiter::keyed(quota(rate))),
             users: rates.of_user.map(|rate| RateLimiter::keyed(quota(rate))),
         }
@@ -62,20 +66,36 @@ pub(crate) struct Use<'a> {
 }
 
 impl Limits {
-    /// How long a use must wait if it exceeds a rate limit; `None` if it is within all of them. A use that exceeds a
-    /// limit may still count against a narrower one.
+    /// Limits without any service yet.
+    pub(crate) fn new(kib_per_second: NonZeroU32) -> Self {
+        let clock = DefaultClock::default();
+        Self { kib_per_second, waiting: Mutex::default(), services: Mutex::default(), clock }
+    }
+
+    /// How long a message of this size must wait if its service exceeds a rate limit; `None` if it is within all of them.
+    /// It counts whatever becomes of it, also if it is malformed or denied.
+    pub(crate) fn wait_of_service(&self, rates: Rates, service: &Service, bytes: usize) -> Option<Duration> {
+        let limits = self.of(rates, service);
+        let kib =
+            u32::try_from(bytes.div_ceil(1024)).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN);
+        // A message larger than what passes within a second could never pass.
+        let kib = kib.min(self.kib_per_second);
+        let over = limits.own.as_ref().and_then(|limit| limit.check().err());
+        let over = over.or_else(|| limits.kib.check_n(kib).ok().and_then(Result::err));
+        over.map(|until| until.wait_time_from(self.clock.now()))
+    }
+
+    /// How long an authorized use must wait if it exceeds the rate limit of its user or its scope. A use that exceeds the
+    /// latter still counts against the former.
     pub(crate) fn wait(&self, rates: Rates, what: Use<'_>) -> Option<Duration> {
         let limits = self.of(rates, what.service);
-        let now = self.clock.now();
-        // The narrowest limit is checked first, so that one user's flood does not use up the limits shared with others.
+        // The narrower limit is checked first, so that one user's flood does not use up the limit shared with others.
         let user = limits.users.as_ref().and_then(|limit| limit.check_key(&what.user_id).err());
-        let over = user
-            .or_else(|| {
-                let key = format!("{}:{}", what.noun, what.verb);
-                limits.scopes.as_ref().and_then(|limit| limit.check_key(&key).err())
-            })
-            .or_else(|| limits.own.as_ref().and_then(|limit| limit.check().err()));
-        over.map(|until| until.wait_time_from(now))
+        let over = user.or_else(|| {
+            let key = format!("{}:{}", what.noun, what.verb);
+            limits.scopes.as_ref().and_then(|limit| limit.check_key(&key).err())
+        });
+        over.map(|until| until.wait_time_from(self.clock.now()))
     }
 
     /// Whether one more message may be delayed by `delay`. If so, it is counted as waiting.
@@ -112,7 +132,7 @@ impl Limits {
             Some(known) if known.rates == rates => Arc::clone(known),
             // The map is limited by the number of registered services.
             Some(_) | None => {
-                let limits = Arc::new(ServiceLimits::new(rates));
+                let limits = Arc::new(ServiceLimits::new(rates, self.kib_per_second));
                 services.insert(service.clone(), Arc::clone(&limits));
                 limits
             }
@@ -144,13 +164,32 @@ mod tests {
         let service: Service = service.parse().unwrap();
         let user_id = UserId::new(user).unwrap();
         let what = Use { service: &service, noun: "context", verb, user_id };
-        (0..times).filter(|_| limits.wait(rates, what).is_some()).count()
+        let waits = |_: &usize| {
+            limits.wait_of_service(rates, &service, 1).or_else(|| limits.wait(rates, what)).is_some()
+        };
+        (0..times).filter(waits).count()
+    }
+
+    fn limits() -> Limits {
+        Limits::new(NonZeroU32::new(100_000).unwrap())
+    }
+
+    #[test]
+    fn bytes_count_as_well() {
+        let limits = Limits::new(NonZeroU32::new(1_000).unwrap());
+        let (service, other): (Service, Service) = ("a".parse().unwrap(), "b".parse().unwrap());
+        let mut wait =
+            |service: &Service, kib: usize| limits.wait_of_service(Rates::default(), service, kib * 1024);
+        assert_eq!((wait(&service, 600), wait(&service, 300)), (None, None));
+        assert!(wait(&service, 600).is_some_and(|wait| wait > Duration::from_millis(400)));
+        assert_eq!(wait(&other, 100_000), None, "as much as a second allows");
+        assert!(wait(&other, 1).is_some());
     }
 
     #[test]
     fn limits_are_independent() {
         let hour = Rates { of_service: Some(20), of_scope: Some(10), of_user: Some(5) };
-        let limits = Limits::default();
+        let limits = limits();
         assert_eq!(waits(&limits, hour, 5, "a", "put", 1), 0);
         assert!(waits(&limits, hour, 5, "a", "put", 1) >= 4, "the user's");
         assert!(waits(&limits, hour, 5, "a", "put", 2) <= 5, "another user's");
@@ -165,10 +204,10 @@ mod tests {
 
     #[test]
     fn the_number_of_delayed_messages_is_limited() {
-        let limits = Limits::default();
+        let limits = limits();
         let hour = Duration::from_secs(3_600);
         assert_eq!((0..MAX_WAITING + 5).filter(|_| limits.reserve(hour)).count(), MAX_WAITING);
-        let limits = Limits::default();
+        let limits = limits();
         assert!((0..MAX_WAITING + 5).all(|_| limits.reserve(Duration::ZERO)));
     }
 

@@ -39,7 +39,9 @@ pub(crate) struct Summary {
 
 impl Summaries {
     /// Adds a message.
-    pub(crate) fn add(&mut self, service: Option<Service>, delivery: Delivery, cause: DeadLetterReason) {
+    pub(crate) fn add(&mut self, service: Option<Service>, mut delivery: Delivery, cause: DeadLetterReason) {
+        // It has been processed; nobody waits until the summary is published.
+        delivery.place = None;
         let key: Key = (service, cause.class, delivery.stream);
         let summary = self.open.entry(key.clone()).or_insert_with(|| Summary {
             key,

@@ -30,7 +30,7 @@ use crate::process::stats::Stats;
 use crate::reason::Reason;
 use crate::stages::authorize::Authorizer;
 use crate::stages::decode::{self, Bodies};
-use crate::stages::pull::Puller;
+use crate::stages::pull::{Delivery, Puller};
 use crate::stages::tick_grants::TickGrants;
 use crate::worker::{ExternalWorker, WorkItem};
 
@@ -69,29 +69,39 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
         stop: CancellationToken,
     ) {
         let jetstream = self.jetstream.clone();
-        let mut puller = Puller::new(W::INFO.name, STREAM, consumer, jetstream, in_flight, &settings);
-        while let Some(advisories) = puller.next(&stop).await {
-            for advisory in advisories {
-                let settled = match serde_json::from_slice::<MaxDeliver>(&advisory.message.payload) {
-                    Ok(max_deliver) => self.dead_letter(&max_deliver).await,
-                    Err(error) => {
-                        tracing::error!(worker = W::INFO.name, %error, "cannot decode an advisory");
-                        Ok(())
-                    }
-                };
-                let kind = match settled {
-                    Ok(()) => AckKind::Ack,
-                    Err(problem) => {
-                        tracing::warn!(worker = W::INFO.name, problem, "an advisory is retried later");
-                        AckKind::Nak(Some(RETRY_DELAY))
-                    }
-                };
-                if let Err(error) = advisory.message.ack_with(kind).await {
-                    tracing::debug!(worker = W::INFO.name, %error, "cannot acknowledge an advisory");
-                }
+        let mut puller =
+            Puller::new(W::INFO.name, STREAM, consumer, jetstream, in_flight, settings.batch_size);
+        loop {
+            let advisory = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                advisory = puller.next() => advisory,
+            };
+            if let Some(advisory) = advisory {
+                self.handle(&advisory).await;
             }
         }
-        puller.hand_back().await;
+        puller.hand_back(Vec::new()).await;
+    }
+
+    async fn handle(&self, advisory: &Delivery) {
+        let settled = match serde_json::from_slice::<MaxDeliver>(&advisory.message.payload) {
+            Ok(max_deliver) => self.dead_letter(&max_deliver).await,
+            Err(error) => {
+                tracing::error!(worker = W::INFO.name, %error, "cannot decode an advisory");
+                Ok(())
+            }
+        };
+        let kind = match settled {
+            Ok(()) => AckKind::Ack,
+            Err(problem) => {
+                tracing::warn!(worker = W::INFO.name, problem, "an advisory is retried later");
+                AckKind::Nak(Some(RETRY_DELAY))
+            }
+        };
+        if let Err(error) = advisory.message.ack_with(kind).await {
+            tracing::debug!(worker = W::INFO.name, %error, "cannot acknowledge an advisory");
+        }
     }
 
     async fn dead_letter(&self, advisory: &MaxDeliver) -> Result<(), String> {

@@ -4,17 +4,14 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{Client, jetstream};
+use async_nats::Client;
 use config::Settings;
-use contract::{DeadLetterClass, RequestSubject};
 use keys::Keys;
-use store::Pool;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use trust::Refusal;
 
 use crate::delivery::awaited::AwaitedWorkers;
 use crate::delivery::event_publisher::EventPublisher;
@@ -24,17 +21,15 @@ use crate::delivery::share::Shares;
 use crate::delivery::summary::Summaries;
 use crate::delivery::undeliverable::UndeliverableHandler;
 use crate::delivery::watermarks::Watermarks;
-use crate::process::crash::{self, Point};
 use crate::process::readiness::{Dependency, Phase, Readiness, probe};
 use crate::process::run_error::RunError;
 use crate::process::start::{Dependencies, PullSource, start};
 use crate::process::stats::Stats;
 use crate::process::trust_refresh;
-use crate::stages::authorize::{Authorization, Authorizer, Denied};
-use crate::stages::decode::{Bodies, Decoded, decode};
-use crate::stages::disposition::Disposition;
-use crate::stages::heavy::{HeavyMessages, portions, prepare_stage};
-use crate::stages::pull::{Delivery, Puller};
+use crate::stages::fair_queue::Amount;
+use crate::stages::intake::Intake;
+use crate::stages::pull::{BATCH_BYTES, Puller};
+use crate::stages::queues::{QueueLimits, Queues};
 use crate::stages::settle::Settler;
 use crate::stages::write::{ToSettle, ToWrite, Writer};
 use crate::worker::ExternalWorker;
@@ -145,6 +140,8 @@ async fn probe_dependencies<W: ExternalWorker>(
     readiness.follow(client, probe_all, stop).await;
 }
 
+/// How many heavy messages of different services are processed at once, beside the batches of light ones.
+const HEAVY_LANES: usize = 2;
 /// Time limit for sending the last acknowledgements.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -164,7 +161,7 @@ fn spawn_stages<W: ExternalWorker>(
         dependencies;
 
     let watermarks = Arc::new(Watermarks::default());
-    let writer = Arc::new(Writer {
+    let writer = Writer {
         worker: Arc::clone(&worker),
         pool: pool.clone(),
         keys: keys.clone(),
@@ -173,7 +170,7 @@ fn spawn_stages<W: ExternalWorker>(
         blocked: readiness.blocked().clone(),
         lock_timeout: Duration::from_millis(settings.postgres.lock_timeout_ms),
         stop: stop.clone(),
-    });
+    };
     let event_publisher =
         EventPublisher { worker: W::INFO.name, jetstream: jetstream.clone(), stop: stop.clone() };
     let undeliverable_handler = UndeliverableHandler::<W> {
@@ -207,30 +204,35 @@ fn spawn_stages<W: ExternalWorker>(
         settings.worker.clone(),
         stop.clone(),
     );
-    let heavy = (W::MAX_PREPARED_BYTES < usize::MAX).then(|| {
-        let (heavy, to_be_prepared, users) = HeavyMessages::new(W::MAX_PREPARED_BYTES);
-        let (writer, to_write, to_settle) = (Arc::clone(&writer), to_write.clone(), to_settle.clone());
-        stages.spawn(prepare_stage(writer, to_be_prepared, users, to_write, to_settle));
-        heavy
-    });
-    let puller = |source| PullStage::<W> {
-        worker: PhantomData,
-        source,
-        jetstream: jetstream.clone(),
-        authorizer: Arc::clone(authorizer),
-        bodies: Arc::clone(bodies),
-        pool: pool.clone(),
-        in_flight: in_flight.clone(),
-        settings: settings.clone(),
-        stop: stop.clone(),
-        to_write: to_write.clone(),
-        heavy: heavy.clone(),
-        to_settle: to_settle.clone(),
-    };
     for source in consumers {
-        stages.spawn(puller(source.clone()).run());
+        let PullSource { stream, consumer, max_batch } = source.clone();
+        let batch_size = settings.worker.batch_size.min(max_batch);
+        let limits = QueueLimits {
+            batch: Amount { messages: batch_size, bytes: BATCH_BYTES },
+            batch_wait: settings.worker.batch_wait(),
+            heavy_bytes: W::HEAVY_BYTES,
+        };
+        let intake = Arc::new(Intake::<W> {
+            worker: PhantomData,
+            queues: Arc::new(Queues::new(limits)),
+            authorizer: Arc::clone(authorizer),
+            bodies: Arc::clone(bodies),
+            pool: pool.clone(),
+            stop: stop.clone(),
+            to_settle: to_settle.clone(),
+        });
+        let puller =
+            Puller::new(W::INFO.name, stream, consumer, jetstream.clone(), in_flight.clone(), batch_size);
+        stages.spawn(Arc::clone(&intake).receive(puller));
+        stages.spawn(Arc::clone(&intake).light_lane(to_write.clone()));
+        for _ in 0..HEAVY_LANES {
+            // Its own watermarks: what it commits is not in the order of the other lanes.
+            let writer = Writer { watermarks: Arc::default(), ..writer.clone() };
+            stages.spawn(Arc::clone(&intake).heavy_lane(writer));
+        }
     }
-    drop((to_write, heavy));
+    drop(to_write);
+    let writer = Arc::new(writer);
     stages.spawn(write_stage(writer, to_be_written, to_settle));
     stages.spawn(settle_stage(settler, to_be_settled));
     stages.spawn(dead_lettering);
@@ -238,149 +240,14 @@ fn spawn_stages<W: ExternalWorker>(
     stages
 }
 
-/// Redelivery delay of a message whose authorization needs the latest registry state while the registry is unavailable.
-/// At this delay, a message reaches the consumer's `max_deliver` only after an hour.
-const REGISTRY_RETRY_DELAY: Duration = Duration::from_secs(30);
-
-/// The first three stages: pull, decode, authorize.
-struct PullStage<W: ExternalWorker> {
-    worker: PhantomData<fn() -> W>,
-    source: PullSource,
-    jetstream: jetstream::Context,
-    authorizer: Arc<Authorizer>,
-    bodies: Arc<Bodies>,
-    pool: Pool,
-    in_flight: InFlight,
-    settings: Settings,
-    stop: CancellationToken,
-    to_write: mpsc::Sender<ToWrite<W>>,
-    /// Set for a worker some of whose messages are prepared apart.
-    heavy: Option<HeavyMessages<W::Item>>,
-    to_settle: mpsc::Sender<ToSettle<W::Item>>,
-}
-
-impl<W: ExternalWorker> PullStage<W> {
-    async fn run(self) {
-        let mut settings = self.settings.worker.clone();
-        let PullSource { stream, consumer, max_batch } = self.source.clone();
-        settings.batch_size = settings.batch_size.min(max_batch);
-        let (jetstream, in_flight) = (self.jetstream.clone(), self.in_flight.clone());
-        let mut puller = Puller::new(W::INFO.name, stream, consumer, jetstream, in_flight, &settings);
-        while let Some(deliveries) = puller.next(&self.stop).await {
-            tracing::debug!(worker = W::INFO.name, messages = deliveries.len(), "pulled");
-            crash::reach(Point::Pulled);
-            if !self.forward(deliveries).await {
-                break;
-            }
-        }
-        let handed_back = puller.hand_back().await;
-        tracing::debug!(worker = W::INFO.name, handed_back, "stopped pulling");
-    }
-
-    /// Decodes and authorizes a batch and passes it on. False if the later stages have ended.
-    async fn forward(&self, deliveries: Vec<Delivery>) -> bool {
-        let mut sorted =
-            Sorted { to_write: ToWrite::default(), maybe_stale: Vec::new(), to_settle: Vec::new() };
-        for delivery in deliveries {
-            match decode::<W::Item>(&self.bodies, delivery) {
-                Ok(decoded) => sorted.add(self.authorizer.authorize(decoded)),
-                Err(refused) => {
-                    let (delivery, malformed) = *refused;
-                    let (class, reason) = (DeadLetterClass::Malformed, malformed.to_string().into());
-                    let disposition = Disposition::DeadLetter { class, reason };
-                    sorted.to_settle.push(ToSettle::Single(Box::new(delivery), disposition));
-                }
-            }
-        }
-        if !sorted.maybe_stale.is_empty() {
-            self.authorize_again(&mut sorted).await;
-        }
-        if let Some(heavy) = &self.heavy {
-            for message in heavy.take(&mut sorted.to_write.authorized) {
-                let delivery = Box::new(message.into_delivery());
-                sorted.to_settle.push(ToSettle::Single(delivery, Disposition::Park(Duration::ZERO)));
-            }
-        }
-        crash::reach(Point::Authorized);
-        for item in sorted.to_settle {
-            if self.to_settle.send(item).await.is_err() {
-                return false;
-            }
-        }
-        let nothing = sorted.to_write.authorized.is_empty() && sorted.to_write.denied.is_empty();
-        nothing || self.to_write.send(sorted.to_write).await.is_ok()
-    }
-
-    /// Refreshes the registry state, then authorizes the messages again that it may allow.
-    async fn authorize_again(&self, sorted: &mut Sorted<W>) {
-        let refreshed = trust_refresh::refresh(&self.authorizer, &self.pool).await.is_ok();
-        tracing::debug!(worker = W::INFO.name, refreshed, "refreshed the state of the registry");
-        for (decoded, ..) in std::mem::take(&mut sorted.maybe_stale) {
-            if refreshed {
-                sorted.add(self.authorizer.authorize(decoded));
-            } else {
-                // Whether it is allowed cannot be decided until the registry is reachable again.
-                let delivery = Box::new(decoded.delivery);
-                sorted
-                    .to_settle
-                    .push(ToSettle::Single(delivery, Disposition::Redeliver(REGISTRY_RETRY_DELAY)));
-            }
-        }
-        for (decoded, subject, refusal) in std::mem::take(&mut sorted.maybe_stale) {
-            sorted.to_write.denied.push(Denied::new(decoded, subject, refusal));
-        }
-    }
-}
-
-/// A batch, grouped by the next step of each message.
-struct Sorted<W: ExternalWorker> {
-    to_write: ToWrite<W>,
-    /// Messages that the latest registry state may allow.
-    maybe_stale: Vec<(Decoded<W::Item>, RequestSubject, Refusal)>,
-    to_settle: Vec<ToSettle<W::Item>>,
-}
-
-impl<W: ExternalWorker> Sorted<W> {
-    fn add(&mut self, authorization: Authorization<W::Item>) {
-        match authorization {
-            Authorization::Authorized(authorized) => self.to_write.authorized.push(*authorized),
-            Authorization::Denied(denied) => self.to_write.denied.push(*denied),
-            Authorization::MaybeStale(decoded, subject, refusal) => {
-                self.maybe_stale.push((*decoded, subject, refusal));
-            }
-            Authorization::RateLimited(delivery, delay) => {
-                self.to_settle.push(ToSettle::Single(delivery, Disposition::Redeliver(delay)));
-            }
-        }
-    }
-}
-
 async fn write_stage<W: ExternalWorker>(
     writer: Arc<Writer<W>>,
     mut batches: mpsc::Receiver<ToWrite<W>>,
     to_settle: mpsc::Sender<ToSettle<W::Item>>,
 ) {
-    while let Some(ToWrite { mut authorized, denied, mut prepared }) = batches.recv().await {
-        let recorded = denied.is_empty() || writer.record_denied(&denied).await;
-        for Denied { delivery, refusal, .. } in denied {
-            let disposition = if recorded {
-                Disposition::DeadLetter { class: DeadLetterClass::Denied, reason: refusal.to_string().into() }
-            } else {
-                Disposition::HAND_BACK
-            };
-            if to_settle.send(ToSettle::Single(Box::new(delivery), disposition)).await.is_err() {
-                return;
-            }
-        }
-        let sizes = authorized.iter().map(|message| message.message().body.len());
-        for length in portions(sizes, W::MAX_PREPARED_BYTES) {
-            let portion: Vec<_> = authorized.drain(..length).collect();
-            let (messages, since) = (portion.len(), Instant::now());
-            let settlements = writer.write(portion, prepared.take(), &to_settle).await;
-            tracing::debug!(worker = W::INFO.name, messages, elapsed = ?since.elapsed(), "written");
-            if to_settle.send(ToSettle::Batch(settlements)).await.is_err() {
-                return;
-            }
+    while let Some(batch) = batches.recv().await {
+        if !writer.write_and_settle(batch, &to_settle).await {
+            return;
         }
     }
 }

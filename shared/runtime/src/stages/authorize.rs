@@ -4,6 +4,7 @@
 //! the grant from its service token. Without a grant, the database permits no access to the user's rows.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -132,7 +133,7 @@ impl Authorizer {
             state: RwLock::new(Arc::new(state)),
             verified: Mutex::default(),
             used: Mutex::default(),
-            limits: Limits::default(),
+            limits: Limits::new(NonZeroU32::new(settings.service_kib_per_second).unwrap_or(NonZeroU32::MIN)),
         }
     }
 
@@ -150,6 +151,19 @@ impl Authorizer {
         self.admit(headers, subject, session, stored_at).map(|(grant, _)| grant)
     }
 
+    /// How long a message of its service must be delayed because the service is over its rate limits. It counts before
+    /// anything else is known of it.
+    pub(crate) fn delay_of_service(&self, delivery: &Delivery) -> Option<Duration> {
+        let wait = self.wait_of_service(&delivery.sender().0?, delivery.message.length)?;
+        self.reserved(wait, delivery.deliveries)
+    }
+
+    /// `None` for a service that is not registered: its messages are denied anyway.
+    fn wait_of_service(&self, service: &Service, bytes: usize) -> Option<Duration> {
+        let rates = self.state().services.get(service).map(|entry| entry.rates)?;
+        self.limits.wait_of_service(self.rates_of(rates), service, bytes)
+    }
+
     /// Authorizes a query of a service. It reads the data of the token's user.
     pub fn authorize_query(
         &self,
@@ -160,6 +174,10 @@ impl Authorizer {
         session: Option<&str>,
         now: DateTime<Utc>,
     ) -> QueryAuthorization {
+        // Queries with bad tokens count as well. Their size is limited, and nothing of it is stored.
+        if self.wait_of_service(service, 0).is_some() {
+            return QueryAuthorization::RateLimited;
+        }
         let state = self.state();
         let token = match bearer(headers).and_then(|token| self.verified(token, &state)) {
             Ok(token) => token,
@@ -250,6 +268,10 @@ impl Authorizer {
 
     fn delay(&self, rates: Rates, subject: &RequestSubject, deliveries: i64) -> Option<Duration> {
         let wait = self.limits.wait(rates, used(subject))?;
+        self.reserved(wait, deliveries)
+    }
+
+    fn reserved(&self, wait: Duration, deliveries: i64) -> Option<Duration> {
         rate::delay(wait, deliveries).filter(|delay| self.limits.reserve(*delay))
     }
 

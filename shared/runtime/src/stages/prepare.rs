@@ -12,26 +12,17 @@ use crate::stages::write::{MAX_LOST_CONNECTIONS, Progress, Writer};
 use crate::worker::{Ended, ExternalWorker, Message, Source};
 
 impl<W: ExternalWorker> Writer<W> {
-    /// Mints the job grants if the batch is a tick, and prepares the batch unless that is done. If that fails, returns
+    /// Mints the job grants if the batch is a tick, and prepares the batch. If that fails, returns
     /// the disposition of all its messages.
-    pub(crate) async fn begin(
-        &self,
-        batch: &[Authorized<W::Item>],
-        prepared: Option<W::Prepared>,
-    ) -> Result<Progress<W>, Disposition> {
+    pub(crate) async fn begin(&self, batch: &[Authorized<W::Item>]) -> Result<Progress<W>, Disposition> {
         let mut grants = None;
         for message in batch.iter().map(Authorized::message) {
             if let Source::Tick(tick) = &message.source {
                 grants = Some(self.mint(message, tick.job.as_str()).await?);
             }
         }
-        let prepared = match prepared {
-            Some(prepared) => prepared,
-            None => {
-                let due = grants.as_ref().map(TickGrants::due);
-                self.prepare(batch, due).await.ok_or(Disposition::HAND_BACK)?
-            }
-        };
+        let due = grants.as_ref().map(TickGrants::due);
+        let prepared = self.prepare(batch, due).await.ok_or(Disposition::HAND_BACK)?;
         let (findings, search) = (Findings::new(), Search::default());
         Ok(Progress { grants, prepared, findings, lock_wait: None, search })
     }

@@ -1,18 +1,17 @@
-//! Stage one: pulls messages from the durable consumer in batches, limited by count, size and time.
+//! Stage one: pulls messages from the durable consumer.
 
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::{self, AckKind};
 use chrono::{DateTime, Utc};
-use config::WorkerSettings;
-use futures::FutureExt;
-use tokio::time::{Instant, timeout_at};
-use tokio_util::sync::CancellationToken;
+use contract::RequestSubject;
 
 use crate::delivery::in_flight::{InFlight, InFlightGuard};
 use crate::delivery::retry::MessageKey;
+use crate::stages::fair_queue::Sender;
 use crate::stages::pull_requests::PullRequests;
+use crate::stages::queues::Place;
 
 /// A message as JetStream delivered it. Until it is dropped, its `ack_wait` is extended.
 #[derive(Debug)]
@@ -27,6 +26,8 @@ pub struct Delivery {
     pub stored_at: DateTime<Utc>,
     /// The number of deliveries, including this one.
     pub deliveries: i64,
+    /// Its place in the queues; later messages may depend on it.
+    pub(crate) place: Option<Place>,
     _in_flight: InFlightGuard,
 }
 
@@ -38,7 +39,7 @@ impl Delivery {
         let nanos = i64::try_from(info.published.unix_timestamp_nanos()).ok()?;
         let hold = in_flight.hold(message.reply.clone()?);
         let stored_at = DateTime::from_timestamp_nanos(nanos);
-        Some(Self { stream, sequence, stored_at, deliveries, message, _in_flight: hold })
+        Some(Self { stream, sequence, stored_at, deliveries, message, place: None, _in_flight: hold })
     }
 }
 
@@ -47,9 +48,15 @@ impl Delivery {
     pub(crate) fn key(&self) -> MessageKey {
         (self.stream, self.sequence)
     }
+
+    /// The service that published it and its user, according to its subject.
+    pub(crate) fn sender(&self) -> Sender {
+        let subject: Option<RequestSubject> = self.message.subject.parse().ok();
+        subject.map_or((None, None), |subject| (Some(subject.service), Some(subject.user_id)))
+    }
 }
 
-/// Pulls batches from one consumer.
+/// Pulls from one consumer.
 pub(crate) struct Puller {
     worker: &'static str,
     /// The stream of the consumer.
@@ -57,13 +64,11 @@ pub(crate) struct Puller {
     jetstream: jetstream::Context,
     requests: PullRequests,
     in_flight: InFlight,
-    batch_size: usize,
-    batch_wait: Duration,
 }
 
 /// A batch is complete once it holds this many bytes, whatever its number of messages. Without this limit, a batch of
 /// the largest bodies would take too much memory and exceed the size of a statement.
-const BATCH_BYTES: usize = 8 * 1024 * 1024;
+pub(crate) const BATCH_BYTES: usize = 8 * 1024 * 1024;
 /// Pause before pulling again after an error.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(250);
 
@@ -74,42 +79,14 @@ impl Puller {
         consumer: PullConsumer,
         jetstream: jetstream::Context,
         in_flight: InFlight,
-        settings: &WorkerSettings,
+        batch_size: usize,
     ) -> Self {
-        let (batch_size, batch_wait) = (settings.batch_size, settings.batch_wait());
         let requests = PullRequests::new(jetstream.client(), consumer, batch_size, BATCH_BYTES);
-        Self { worker, stream_name, jetstream, requests, in_flight, batch_size, batch_wait }
-    }
-
-    /// Returns the next batch: all messages that arrive within `batch_wait` of the first one, up to `batch_size`
-    /// messages or [`BATCH_BYTES`]. `None` once stopped.
-    pub(crate) async fn next(&mut self, stop: &CancellationToken) -> Option<Vec<Delivery>> {
-        let mut batch = Vec::new();
-        let mut bytes = 0;
-        while batch.is_empty() {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return None,
-                received = self.receive() => add_to_batch(received, &mut batch, &mut bytes),
-            }
-        }
-        let until = Instant::now() + self.batch_wait;
-        while batch.len() < self.batch_size && bytes < BATCH_BYTES {
-            // A message that has already arrived needs no timer.
-            let received = match self.receive().now_or_never() {
-                Some(received) => received,
-                None => match timeout_at(until, self.receive()).await {
-                    Ok(received) => received,
-                    Err(_) => break,
-                },
-            };
-            add_to_batch(received, &mut batch, &mut bytes);
-        }
-        Some(batch)
+        Self { worker, stream_name, jetstream, requests, in_flight }
     }
 
     /// Returns the next message, or `None` after an error. Cancel-safe: dropping the future loses no message.
-    async fn receive(&mut self) -> Option<Delivery> {
+    pub(crate) async fn next(&mut self) -> Option<Delivery> {
         match self.requests.next().await {
             Ok(message) => self.delivery(message),
             Err(problem) => {
@@ -125,10 +102,10 @@ impl Puller {
         Delivery::new(message, self.stream_name, &self.in_flight)
     }
 
-    /// Naks the messages that are in no batch. It waits until the server has ended the open pull request, so that no
-    /// message comes afterwards: it would be redelivered only after `ack_wait`. Returns how many.
-    pub(crate) async fn hand_back(mut self) -> usize {
-        let mut received = Vec::new();
+    /// Naks the messages that are in no batch: these, and those that are on their way. It waits until the server has
+    /// ended the open pull request, so that no message comes afterwards: it would be redelivered only after `ack_wait`.
+    /// Returns how many.
+    pub(crate) async fn hand_back(mut self, mut received: Vec<Delivery>) -> usize {
         while let Some(message) = self.requests.rest().await {
             received.extend(self.delivery(message));
         }
@@ -140,12 +117,5 @@ impl Puller {
             }
         }
         handed_back
-    }
-}
-
-fn add_to_batch(received: Option<Delivery>, batch: &mut Vec<Delivery>, bytes: &mut usize) {
-    if let Some(delivery) = received {
-        *bytes += delivery.message.length;
-        batch.push(delivery);
     }
 }

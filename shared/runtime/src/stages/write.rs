@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use contract::Event;
+use contract::{DeadLetterClass, Event};
 use keys::Keys;
 use store::registry::{self, RefusedToken};
 use store::security::{self, Violation};
@@ -57,13 +57,17 @@ pub(crate) enum ToSettle<I> {
 pub(crate) struct ToWrite<W: ExternalWorker> {
     pub(crate) authorized: Vec<Authorized<W::Item>>,
     pub(crate) denied: Vec<Denied>,
-    /// What the worker has prepared for the messages, if that is done already.
-    pub(crate) prepared: Option<W::Prepared>,
+}
+
+impl<W: ExternalWorker> ToWrite<W> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.authorized.is_empty() && self.denied.is_empty()
+    }
 }
 
 impl<W: ExternalWorker> Default for ToWrite<W> {
     fn default() -> Self {
-        Self { authorized: Vec::new(), denied: Vec::new(), prepared: None }
+        Self { authorized: Vec::new(), denied: Vec::new() }
     }
 }
 
@@ -99,18 +103,64 @@ pub(crate) struct Progress<W: ExternalWorker> {
     pub(crate) search: Search,
 }
 
+impl<W> Clone for Writer<W> {
+    fn clone(&self) -> Self {
+        Self {
+            worker: Arc::clone(&self.worker),
+            pool: self.pool.clone(),
+            keys: self.keys.clone(),
+            watermarks: Arc::clone(&self.watermarks),
+            stats: Arc::clone(&self.stats),
+            blocked: self.blocked.clone(),
+            lock_timeout: self.lock_timeout,
+            stop: self.stop.clone(),
+        }
+    }
+}
+
 impl<W: ExternalWorker> Writer<W> {
+    /// Records the denied messages, writes the others, and passes everything to the settle stage. False if that has
+    /// ended.
+    pub(crate) async fn write_and_settle(
+        &self,
+        batch: ToWrite<W>,
+        to_settle: &mpsc::Sender<ToSettle<W::Item>>,
+    ) -> bool {
+        let ToWrite { mut authorized, denied } = batch;
+        let recorded = denied.is_empty() || self.record_denied(&denied).await;
+        for Denied { delivery, refusal, .. } in denied {
+            let disposition = if recorded {
+                Disposition::DeadLetter { class: DeadLetterClass::Denied, reason: refusal.to_string().into() }
+            } else {
+                Disposition::HAND_BACK
+            };
+            if to_settle.send(ToSettle::Single(Box::new(delivery), disposition)).await.is_err() {
+                return false;
+            }
+        }
+        let sizes = authorized.iter().map(|message| message.message().body.len());
+        for length in portions(sizes, W::MAX_PREPARED_BYTES) {
+            let portion: Vec<_> = authorized.drain(..length).collect();
+            let (messages, since) = (portion.len(), Instant::now());
+            let settlements = self.write(portion, to_settle).await;
+            tracing::debug!(worker = W::INFO.name, messages, elapsed = ?since.elapsed(), "written");
+            if to_settle.send(ToSettle::Batch(settlements)).await.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+
     /// Writes a batch and decides the disposition of every message, in order. Settlements that must be published before
     /// the rest can be written are sent to `to_settle`; the remaining ones are returned.
     pub(crate) async fn write(
         &self,
         mut batch: Vec<Authorized<W::Item>>,
-        prepared: Option<W::Prepared>,
         to_settle: &mpsc::Sender<ToSettle<W::Item>>,
     ) -> Settlements<W::Item> {
         let (mut decided, mut parts) = parts::set_aside(&mut batch, &self.blocked);
         let mut earlier = Vec::new();
-        let mut progress = match self.begin(&batch[decided.len()..], prepared).await {
+        let mut progress = match self.begin(&batch[decided.len()..]).await {
             Ok(progress) => progress,
             Err(disposition) => {
                 decided.resize(batch.len(), disposition);
@@ -370,4 +420,36 @@ fn settlements<I>(
     let decided = messages.zip(decided.drain(..));
     let settlements = decided.map(|(message, disposition)| Settlement { message, disposition }).collect();
     Settlements { settlements, earlier: std::mem::take(earlier) }
+}
+
+/// The lengths of the parts of a batch whose bodies are prepared together: at most `max_bytes`, or one message.
+pub(crate) fn portions(sizes: impl Iterator<Item = usize>, max_bytes: usize) -> Vec<usize> {
+    let (mut lengths, mut bytes) = (Vec::new(), 0_usize);
+    for size in sizes {
+        match lengths.last_mut() {
+            Some(length) if bytes.saturating_add(size) <= max_bytes => {
+                *length += 1;
+                bytes = bytes.saturating_add(size);
+            }
+            Some(_) | None => {
+                lengths.push(1);
+                bytes = size;
+            }
+        }
+    }
+    lengths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_prepared_in_portions_of_limited_size() {
+        let portions = |sizes: &[usize], max| portions(sizes.iter().copied(), max);
+        assert!(portions(&[], 10).is_empty());
+        assert_eq!(portions(&[4, 6, 1, 9, 10, 11, 2], 10), [2, 2, 1, 1, 1]);
+        assert_eq!(portions(&[usize::MAX, 1], usize::MAX - 1), [1, 1]);
+        assert_eq!(portions(&[7; 100], usize::MAX), [100]);
+    }
 }

@@ -12,7 +12,6 @@ use cli::{errln, outln};
 use config::{EmbedderKind, Settings};
 use serde::Serialize;
 use store::registry::{self, Rates, ServiceEntry};
-use tokio::time::{MissedTickBehavior, interval};
 
 use self::flood::{Flood, Flooder};
 use self::neighbour::Neighbour;
@@ -42,12 +41,10 @@ const QUIET: &str = "simple-chat";
 const WORKERS: [&str; 4] = ["context-writer", "vector-indexer", "memory-reader", "token-issuer"];
 /// The user of both services' sessions: of the flooding one, then of the other one.
 const USERS: [i32; 2] = [1, 2];
-/// How often the neighbour asks or publishes.
-const EVERY: Duration = Duration::from_millis(20);
 /// Samples before measuring, so that connections are open and statements prepared.
-const WARM_UP: usize = 50;
+const WARM_UP: usize = 20;
 /// Samples without a flood, and the least number of samples during a flood.
-const SAMPLES: usize = 300;
+const SAMPLES: usize = 200;
 /// No flood is measured for longer.
 const MEASURED_FOR: Duration = Duration::from_secs(60);
 
@@ -145,13 +142,6 @@ async fn measure_all(args: &FairnessArgs, settings: &Settings) -> anyhow::Result
         flooder.worked_off(flood).await?;
     }
     Ok(measured)
-}
-
-/// A tick every [`EVERY`].
-fn ticks() -> tokio::time::Interval {
-    let mut ticks = interval(EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
-    ticks
 }
 
 fn show(report: &Report) {

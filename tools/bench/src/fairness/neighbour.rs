@@ -9,10 +9,11 @@ use config::Settings;
 use contract::{ContextGet, ContextPut, VectorIndex};
 use serde_json::json;
 use tokio::task::JoinSet;
+use tokio::time::interval;
 use uuid::Uuid;
 
 use super::flood::SESSION;
-use super::{MEASURED_FOR, QUIET, USERS, ticks};
+use super::{MEASURED_FOR, QUIET, USERS};
 
 /// What the neighbour does over and over.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +24,16 @@ pub(super) enum Action {
     Index,
     /// Reads a context.
     Ask,
+}
+
+impl Action {
+    /// How often it is done. A model in the worker's process embeds few texts a second.
+    fn every(self) -> Duration {
+        match self {
+            Self::Put | Self::Ask => Duration::from_millis(20),
+            Self::Index => Duration::from_millis(200),
+        }
+    }
 }
 
 /// No outcome takes longer.
@@ -57,7 +68,7 @@ impl Neighbour {
         at_least: usize,
         flood: impl Future<Output = anyhow::Result<()>>,
     ) -> anyhow::Result<Vec<f64>> {
-        let (since, mut ticks, mut acting) = (Instant::now(), ticks(), JoinSet::new());
+        let (since, mut ticks, mut acting) = (Instant::now(), interval(action.every()), JoinSet::new());
         let (mut flood, mut is_over) = (std::pin::pin!(flood), false);
         while (!is_over && since.elapsed() < MEASURED_FOR) || acting.len() < at_least {
             tokio::select! {

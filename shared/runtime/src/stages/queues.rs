@@ -1,0 +1,326 @@
+//! What one consumer has delivered and no batch has taken yet: light messages and, apart from them, heavy ones, whose
+//! processing takes so long that nobody else may wait for it.
+//!
+//! A service holds a limited share of them. What it sends beyond that is set aside for a while, so that the messages of
+//! others, which the broker delivers after it, are reached.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use contract::{Service, UserId};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+
+use crate::stages::fair_queue::{Amount, FairQueue, Sender};
+use crate::stages::pull::Delivery;
+
+/// Maximum number of heavy messages, with those that follow them, and their size as a multiple of what makes one heavy.
+const MAX_HEAVY_MESSAGES: usize = 1_000;
+const MAX_HEAVY_SIZES: usize = 256;
+/// Maximum number of light messages, in batches, and their size.
+const MAX_LIGHT_BATCHES: usize = 8;
+const MAX_LIGHT_BYTES: usize = 16 * 1024 * 1024;
+/// A service counts as active for this long after a message.
+const ACTIVE_FOR: Duration = Duration::from_secs(60);
+/// Maximum number of services that are told apart. A server without accounts accepts any name.
+const MAX_SERVICES: usize = 1_024;
+/// What other services leave to one of them in a batch, in bytes.
+const PART_BYTES: usize = 256 * 1024;
+/// Maximum number of messages that a replica sets aside at a time. Together with others they count against the
+/// consumer's limit of unacknowledged messages, which all services share.
+const MAX_SET_ASIDE: usize = 8_000;
+/// The rates at which messages that were set aside come back, for each service.
+const BYTES_PER_SECOND: f64 = 4.0 * 1024.0 * 1024.0;
+const MESSAGES_PER_SECOND: f64 = 2_000.0;
+/// The longest time for which a message is set aside at once.
+const LONGEST_ASIDE: Duration = Duration::from_secs(30);
+
+/// The sizes of batches and queues.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct QueueLimits {
+    /// A batch is complete with this amount.
+    pub(crate) batch: Amount,
+    /// How long a batch waits for more messages after its first.
+    pub(crate) batch_wait: Duration,
+    /// A larger message is heavy, in bytes.
+    pub(crate) heavy_bytes: usize,
+}
+
+/// The queues of one consumer.
+#[derive(Debug)]
+pub(crate) struct Queues {
+    limits: QueueLimits,
+    state: Mutex<State>,
+    /// A batch of light messages may be complete.
+    light: Notify,
+    /// A heavy message has come, or may be taken now.
+    heavy: Notify,
+    /// Messages were taken.
+    room: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    light: FairQueue<Delivery>,
+    heavy: FairQueue<Delivery>,
+    /// When the light messages become a batch even if it is not complete. `None` without messages.
+    light_due: Option<Instant>,
+    users: HashMap<UserId, Held>,
+    /// The senders of the heavy messages that are being processed.
+    busy: Vec<Sender>,
+    /// When each service was last seen.
+    seen: HashMap<Option<Service>, Instant>,
+    /// When the next message of a service that is set aside comes back.
+    next_back: HashMap<Option<Service>, Instant>,
+    /// When each message that was set aside comes back.
+    set_aside: VecDeque<Instant>,
+}
+
+/// The messages of one user that are queued or being processed.
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    light: usize,
+    heavy: usize,
+}
+
+/// The place of a message until it is settled: the order of its user's messages, and its service's turn, depend on it.
+#[derive(Debug)]
+pub(crate) struct Place {
+    queues: Arc<Queues>,
+    sender: Sender,
+    is_heavy: bool,
+    /// A heavy message that is being processed.
+    is_busy: bool,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut state = self.queues.lock();
+        if let Some(held) = self.sender.1.and_then(|user| state.users.get_mut(&user)) {
+            let count = if self.is_heavy { &mut held.heavy } else { &mut held.light };
+            *count = count.saturating_sub(1);
+            if (held.light, held.heavy) == (0, 0) {
+                self.sender.1.map(|user| state.users.remove(&user));
+            }
+        }
+        if self.is_busy
+            && let Some(place) = state.busy.iter().position(|sender| *sender == self.sender)
+        {
+            state.busy.swap_remove(place);
+        }
+        let may_continue = state.heavy.total().messages > 0;
+        drop(state);
+        if may_continue {
+            self.queues.heavy.notify_waiters();
+        }
+    }
+}
+
+impl Queues {
+    pub(crate) fn new(limits: QueueLimits) -> Self {
+        let (light, heavy, room) = (Notify::new(), Notify::new(), Notify::new());
+        Self { limits, state: Mutex::default(), light, heavy, room }
+    }
+
+    /// Queues a message. One beyond the share of its service is returned, with the time for which it is set aside.
+    pub(crate) fn push(self: &Arc<Self>, mut delivery: Delivery) -> Option<(Delivery, Duration)> {
+        let (service, user) = delivery.sender();
+        let (now, bytes) = (Instant::now(), delivery.message.length);
+        let mut state = self.lock();
+        let (service, active) = state.note_active(service, now);
+        let follows = user.and_then(|user| state.users.get(&user)).is_some_and(|held| held.heavy > 0);
+        let is_heavy = bytes > self.limits.heavy_bytes || follows;
+        let (queue, whole) =
+            if is_heavy { (&state.heavy, self.max_heavy()) } else { (&state.light, self.max_light()) };
+        // One share is left to a service that has not been seen yet.
+        let is_over = queue.of(service.as_ref()).reaches(whole.part(active + 1));
+        if is_over
+            && (is_heavy || active > 1)
+            && let Some(delay) = state.set_aside(service.clone(), bytes, now)
+        {
+            return Some((delivery, delay));
+        }
+        if let Some(user) = user {
+            let held = state.users.entry(user).or_default();
+            *(if is_heavy { &mut held.heavy } else { &mut held.light }) += 1;
+        }
+        let sender = (service, user);
+        let place = Place { queues: Arc::clone(self), sender: sender.clone(), is_heavy, is_busy: false };
+        delivery.place = Some(place);
+        if is_heavy {
+            state.heavy.push(sender, bytes, delivery);
+            drop(state);
+            self.heavy.notify_waiters();
+            return None;
+        }
+        state.light.push(sender, bytes, delivery);
+        let is_first = state.light_due.is_none();
+        state.light_due.get_or_insert(now + self.limits.batch_wait);
+        let is_complete = state.light.total().reaches(self.limits.batch);
+        drop(state);
+        if is_first || is_complete {
+            self.light.notify_one();
+        }
+        None
+    }
+
+    /// Waits until there is room for another message.
+    pub(crate) async fn room(&self) {
+        loop {
+            let taken = self.room.notified();
+            if self.has_room() {
+                return;
+            }
+            taken.await;
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        let state = self.lock();
+        // A service that is alone takes what it may, and the rest stays at the broker. Everything beyond the share of
+        // one among several is set aside, so that only many of them together fill the queues.
+        let light = if state.seen.len() > 1 { self.max_light() } else { self.max_light().part(2) };
+        !state.light.total().reaches(light) && !state.heavy.total().reaches(self.max_heavy())
+    }
+
+    /// Waits until a batch of light messages is complete, or its time is up.
+    pub(crate) async fn light_is_due(&self) {
+        loop {
+            let arrived = self.light.notified();
+            let due = {
+                let state = self.lock();
+                if state.light.total().reaches(self.limits.batch) {
+                    return;
+                }
+                state.light_due
+            };
+            match due {
+                Some(due) if due <= Instant::now() => return,
+                Some(due) => tokio::select! {
+                    () = arrived => {}
+                    () = sleep_until(due) => {}
+                },
+                None => arrived.await,
+            }
+        }
+    }
+
+    /// Takes a batch of light messages.
+    pub(crate) fn take_light(&self) -> Vec<Delivery> {
+        let mut state = self.lock();
+        let of_service = self.part_of_service(state.seen.len());
+        let batch = state.light.take(self.limits.batch, of_service, |_, _| true);
+        // What is left has waited for long enough.
+        state.light_due = (state.light.total().messages > 0).then(Instant::now);
+        drop(state);
+        self.room.notify_one();
+        batch
+    }
+
+    /// The next heavy message of a service of which no other one is being processed, with light messages of the same
+    /// service that follow earlier ones.
+    pub(crate) async fn next_heavy(&self) -> Vec<Delivery> {
+        loop {
+            let arrived = self.heavy.notified();
+            {
+                let mut state = self.lock();
+                let batch = state.take_heavy(Amount { bytes: self.limits.heavy_bytes, ..self.limits.batch });
+                if !batch.is_empty() {
+                    drop(state);
+                    self.room.notify_one();
+                    return batch;
+                }
+            }
+            arrived.await;
+        }
+    }
+
+    /// Takes everything, to hand it back.
+    pub(crate) fn take_all(&self) -> Vec<Delivery> {
+        let mut state = self.lock();
+        let all = Amount { messages: usize::MAX, bytes: usize::MAX };
+        let mut taken = state.light.take(all, all, |_, _| true);
+        taken.extend(state.heavy.take(all, all, |_, _| true));
+        taken
+    }
+
+    fn max_light(&self) -> Amount {
+        Amount {
+            messages: self.limits.batch.messages.saturating_mul(MAX_LIGHT_BATCHES),
+            bytes: MAX_LIGHT_BYTES,
+        }
+    }
+
+    fn max_heavy(&self) -> Amount {
+        let bytes = self.limits.heavy_bytes.saturating_mul(MAX_HEAVY_SIZES);
+        Amount { messages: MAX_HEAVY_MESSAGES, bytes }
+    }
+
+    /// What one of so many active services may have of a batch. The others wait for it, so that it is small.
+    fn part_of_service(&self, active: usize) -> Amount {
+        if active <= 1 {
+            return self.limits.batch;
+        }
+        let part = self.limits.batch.part(2 * active);
+        Amount { bytes: part.bytes.min(PART_BYTES), ..part }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code panics while holding the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Notes that a service is active. Returns it, or `None` if there are too many to tell it apart, and the number of
+    /// active ones.
+    fn note_active(&mut self, service: Option<Service>, now: Instant) -> (Option<Service>, usize) {
+        let oldest = now.checked_sub(ACTIVE_FOR);
+        self.seen.retain(|_, seen| oldest.is_none_or(|oldest| *seen > oldest));
+        let is_known = self.seen.len() < MAX_SERVICES || self.seen.contains_key(&service);
+        let service = service.filter(|_| is_known);
+        self.seen.insert(service.clone(), now);
+        (service, self.seen.len())
+    }
+
+    /// For how long a message is set aside; `None` if too many are.
+    fn set_aside(&mut self, service: Option<Service>, bytes: usize, now: Instant) -> Option<Duration> {
+        // The queue is not sorted by time. Counting an expired entry for a while longer is harmless.
+        while self.set_aside.front().is_some_and(|until| *until <= now) {
+            self.set_aside.pop_front();
+        }
+        if self.set_aside.len() >= MAX_SET_ASIDE {
+            return None;
+        }
+        self.next_back.retain(|_, next| *next > now);
+        let next = self.next_back.entry(service).or_insert(now);
+        *next += Duration::from_secs_f64((bytes as f64 / BYTES_PER_SECOND).max(1.0 / MESSAGES_PER_SECOND));
+        *next = (*next).min(now + LONGEST_ASIDE);
+        self.set_aside.push_back(*next);
+        Some(*next - now)
+    }
+
+    fn take_heavy(&mut self, batch: Amount) -> Vec<Delivery> {
+        let Self { heavy, users, busy, .. } = self;
+        let may_begin = |service: Option<&Service>, user: Option<UserId>| {
+            let is_busy = |(of, who): &Sender| of.as_ref() == service || (who.is_some() && *who == user);
+            // Earlier messages of the user come first.
+            !busy.iter().any(is_busy)
+                && user.and_then(|user| users.get(&user)).is_none_or(|held| held.light == 0)
+        };
+        let mut taken = heavy.take(Amount { messages: 1, ..batch }, batch, may_begin);
+        let first = taken.first().map(|first| (first.message.length, first.sender().0));
+        let Some((bytes, service)) = first else { return taken };
+        let rest =
+            Amount { messages: batch.messages.saturating_sub(1), bytes: batch.bytes.saturating_sub(bytes) };
+        taken.extend(
+            heavy.take(rest, rest, |other, user| other == service.as_ref() && may_begin(other, user)),
+        );
+        for place in taken.iter_mut().filter_map(|delivery| delivery.place.as_mut()) {
+            place.is_busy = true;
+            busy.push(place.sender.clone());
+        }
+        taken
+    }
+}
