@@ -170,7 +170,7 @@ mod tests {
         (0..times).filter(waits).count()
     }
 
-    fn limits() -> Limits {
+    fn unlimited() -> Limits {
         Limits::new(NonZeroU32::new(100_000).unwrap())
     }
 
@@ -189,7 +189,7 @@ mod tests {
     #[test]
     fn limits_are_independent() {
         let hour = Rates { of_service: Some(20), of_scope: Some(10), of_user: Some(5) };
-        let limits = limits();
+        let limits = unlimited();
         assert_eq!(waits(&limits, hour, 5, "a", "put", 1), 0);
         assert!(waits(&limits, hour, 5, "a", "put", 1) >= 4, "the user's");
         assert!(waits(&limits, hour, 5, "a", "put", 2) <= 5, "another user's");
@@ -204,10 +204,10 @@ mod tests {
 
     #[test]
     fn the_number_of_delayed_messages_is_limited() {
-        let limits = limits();
+        let limits = unlimited();
         let hour = Duration::from_secs(3_600);
         assert_eq!((0..MAX_WAITING + 5).filter(|_| limits.reserve(hour)).count(), MAX_WAITING);
-        let limits = limits();
+        let limits = unlimited();
         assert!((0..MAX_WAITING + 5).all(|_| limits.reserve(Duration::ZERO)));
     }
 
