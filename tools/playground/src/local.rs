@@ -187,7 +187,7 @@ async fn set_up_private(stack: &Stack, settings: &Settings, keys: &KeyFiles) -> 
     set_up(&settings).await?;
     if let Some(qdrant) = &stack.qdrant {
         settings.vectors.url = Some(qdrant.url());
-        settings.vectors.api_key = None;
+        settings.vectors.api_key = Some(qdrant.api_key().into());
         embed_here(&mut settings);
         collection::apply(&settings).await?;
     }
