@@ -22,6 +22,7 @@ mod dialogue;
 mod encryption;
 mod event_order;
 mod failover;
+mod false_evidence;
 mod full_streams;
 mod grants;
 mod heavy;
