@@ -133,7 +133,8 @@ async fn no_role_writes_a_time_that_programs_cannot_read() {
             ["infinity", "-infinity", "10000-01-01 00:00:00+00", "0001-12-31 00:00:00+00 BC", "294276-01-01"]
         {
             let sql = format!("UPDATE {table} SET {column} = '{time}'");
-            assert_refused(attempt(&mut superuser, &sql).await, "\"times_are_bounded\"", &sql);
+            // Some columns have another check that fails first.
+            assert_refused(attempt(&mut superuser, &sql).await, "violates check constraint", &sql);
             tried += 1;
         }
     }
