@@ -216,7 +216,7 @@ async fn a_refusal_is_recorded_although_its_transaction_is_gone() {
         fixture.lines(&format!("{columns} FROM audit.security_violations ORDER BY request_id")).await;
     let line = |id: &String| {
         format!(
-            "{id}|w_context_writer|test|grant-refused|high|the security context is refused: a grant is unknown key"
+            "{id}|w_context_writer|claimed:test|grant-refused|high|the security context is refused: a grant is unknown key"
         )
     };
     assert_eq!(recorded, ids.iter().map(line).collect::<Vec<_>>());

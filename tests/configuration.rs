@@ -1,5 +1,7 @@
 //! How the program is configured, migrates, and runs workers until it is told to stop.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -128,7 +130,24 @@ async fn a_key_of_grants_is_made_and_taken() {
     let path = folder.path().join("grant.key");
     let path = path.to_str().expect("a path");
     let key = fine(memfleet(&fixture, &["security", "key", "generate", "main"])).await;
+    // As a shell's redirection leaves it.
     std::fs::write(path, &key).expect("a key file");
+    std::fs::set_permissions(path, Permissions::from_mode(0o644)).expect("a mode");
+    let message = failure(memfleet(&fixture, &["security", "key", "add", path])).await;
+    has_all(
+        &message,
+        &["accessible to every user of this machine (mode 644)", &format!("chmod o-rwx {path}")],
+    );
+    std::fs::remove_file(path).expect("a key file");
+    let generate = ["security", "key", "generate", "main", "--out", path];
+    assert_eq!(fine(memfleet(&fixture, &generate)).await, "");
+    assert_eq!(std::fs::metadata(path).expect("a key file").permissions().mode() & 0o777, 0o600);
+    let key = std::fs::read_to_string(path).expect("a key file");
+    for command in ["security", "token", "audit"] {
+        let again = failure(memfleet(&fixture, &[command, "key", "generate", "main", "--out", path])).await;
+        has_all(&again, &[path, "exists, and a key is never overwritten"]);
+    }
+    assert_eq!(std::fs::read_to_string(path).expect("a key file"), key);
     let said = fine(memfleet(&fixture, &["security", "key", "add", path])).await;
     assert_eq!(said, "registered grant key main; the database and the key store accept its grants\n");
 
@@ -255,4 +274,49 @@ async fn a_run_that_cannot_work_says_what_it_lacks() {
     fixture.jetstream.delete_stream("CONTEXT").await.expect("a deletion");
     let message = failure(run()).await;
     has_all(&message, &["context-writer cannot start: not ready after 1 s: ", "`memfleet nats apply`"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_may_be_in_a_file_of_its_role() {
+    let fixture = Fixture::new().await;
+    let role = format!("test_{}", uuid::Uuid::now_v7().simple());
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join(&role);
+    let (_, place) = fixture.settings.postgres.url.rsplit_once('@').expect("a URL with a user");
+    let place = place.rsplit_once('/').expect("a database").0;
+    let mut settings = fixture.settings.postgres.clone();
+    settings.worker_url = Some(format!(
+        "postgres://{{role}}@{place}/postgres?password_file={}/{{role}}",
+        folder.path().display()
+    ));
+    let url = settings.url_of(&role);
+    fixture.execute(&format!("CREATE ROLE {role} LOGIN PASSWORD 'first'")).await;
+    let refused = store::connect(&url).await.map(drop).expect_err("no file").to_string();
+    has_all(&refused, &[&role, "cannot be read: No such file"]);
+    std::fs::write(&file, "first\n").expect("a file");
+    std::fs::set_permissions(&file, Permissions::from_mode(0o644)).expect("a mode");
+    let refused = store::connect(&url).await.map(drop).expect_err("an open file").to_string();
+    has_all(&refused, &[&role, "accessible to every user of this machine (mode 644)"]);
+    std::fs::set_permissions(&file, Permissions::from_mode(0o600)).expect("a mode");
+    store::connect(&url).await.expect("a login");
+
+    // A pool takes a new password without a restart.
+    let options = store::PoolOptions {
+        name: "test",
+        size: 2,
+        acquire_timeout: DEADLINE,
+        statement_timeout: Duration::ZERO,
+        lock_timeout: Duration::ZERO,
+    };
+    let pool = store::open_pool(&url, &options).expect("a pool");
+    let first = store::acquire(&pool).await.expect("a connection");
+    fixture.execute(&format!("ALTER ROLE {role} PASSWORD 'second'")).await;
+    assert!(store::acquire(&pool).await.is_err(), "the old password");
+    std::fs::write(&file, "second").expect("a file");
+    let second = store::acquire(&pool).await.expect("a connection");
+    drop((first, second, pool));
+    fixture
+        .execute(&format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'"))
+        .await;
+    fixture.execute(&format!("DROP ROLE {role}")).await;
 }

@@ -527,6 +527,11 @@ async fn the_validation_finds_nothing_in_order_and_whatever_is_out_of_it() {
             "advisory lock function granted to PUBLIC",
         ),
         (
+            "GRANT EXECUTE ON FUNCTION lo_create(oid) TO PUBLIC",
+            "REVOKE EXECUTE ON FUNCTION lo_create(oid) FROM PUBLIC",
+            "large object function granted to PUBLIC",
+        ),
+        (
             "ALTER TABLE users OWNER TO memfleet",
             "ALTER TABLE users OWNER TO memfleet_owner",
             "table owner that can log in",

@@ -1,5 +1,8 @@
 //! Private servers that are stopped and started again in their folder.
 
+use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
+
 use async_nats::jetstream::consumer::PullConsumer;
 use config::Settings;
 use fleet::{Fleet, WorkerName};
@@ -50,5 +53,34 @@ async fn what_is_published_before_a_restart_is_processed_after_it() {
     assert_eq!(lines_on(&mut admin, "session_id FROM chat_mode_sessions").await, ["s"]);
     assert_eq!(lines_on(&mut admin, "column_name FROM encrypted_fields").await, ["password_hash"]);
     fleet.stop().await.expect("a clean end");
+    local.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_role_has_a_password_of_its_own() {
+    let folder = folder();
+    let local = start(&folder).await;
+    let passwords = folder.path().join("passwords");
+    assert_eq!(passwords.metadata().expect("a folder").permissions().mode() & 0o777, 0o700);
+    let mut different = BTreeSet::new();
+    let roles: Vec<String> = passwords
+        .read_dir()
+        .expect("a folder")
+        .map(|file| {
+            let file = file.expect("a file").path();
+            assert_eq!(file.metadata().expect("a file").permissions().mode() & 0o777, 0o600);
+            different.insert(std::fs::read_to_string(&file).expect("a password"));
+            file.file_name().and_then(|name| name.to_str()).expect("a name").to_owned()
+        })
+        .collect();
+    assert!(roles.len() > 5 && different.len() == roles.len(), "{roles:?}");
+    for settings in [&local.settings.postgres.worker_url, &local.settings.keys.worker_url] {
+        let url = settings.as_ref().expect("a URL");
+        let own = url.replace("{role}", "w_context_writer");
+        store::connect(&own).await.expect("a login");
+        let others = url.replacen("{role}", "w_context_writer", 1).replace("{role}", "w_router_logger");
+        let refused = store::connect(&others).await.map(drop).expect_err("another's password").to_string();
+        assert!(refused.contains("password authentication failed"), "{refused}");
+    }
     local.stop().await.expect("a clean end");
 }

@@ -107,6 +107,11 @@ fn requests(stream: &str, user: i32, extreme: Extreme) -> Vec<RequestMessage> {
         if body["parent_session_id"].is_string() {
             body["parent_session_id"] = json!("y".repeat(128));
         }
+        // Nor that a version is not ahead of the time.
+        if body["version"].as_i64() == Some(i64::MAX) {
+            body["version"] =
+                json!(chrono::Utc::now().timestamp_millis() + contract::limit::VERSION_AHEAD_MS);
+        }
         if body["credential_id"].is_string() {
             body["credential_id"] = json!("x".repeat(1_400));
         }

@@ -23,6 +23,7 @@ mod encryption;
 mod event_order;
 mod failover;
 mod fairness;
+mod false_evidence;
 mod full_streams;
 mod grants;
 mod heavy;

@@ -134,14 +134,18 @@ async fn what_events_are_sealed_by_is_not_their_writers_to_choose() {
     let insert = |columns: &str, values: &str| {
         format!(
             "INSERT INTO blackboard_events (id, event_type, performative, source_agent_id, user_id, session_id,
-             event_payload, logical_timestamp, request_id{columns})
-             SELECT '{}'::uuid, 'user.stored', 'inform', 'test', 1, '_account', '{{}}', 1000, '{}'::uuid{values}",
+             event_payload, request_id{columns})
+             SELECT '{}'::uuid, 'user.stored', 'inform', 'test', 1, '_account', '{{}}', '{}'::uuid{values}",
             Uuid::now_v7(),
             Uuid::now_v7()
         )
     };
     let grants = [grant(1, ROLE)];
-    assert_eq!(attempt_for(&mut worker, &grants, &insert("", "")).await, Ok(1), "as the database has it");
+    assert_eq!(
+        attempt_for(&mut worker, &grants, &insert(", logical_timestamp", ", 1000")).await,
+        Ok(1),
+        "as the database has it"
+    );
     for (column, value) in [
         ("transaction_id", "1"),
         ("transaction_id", "9223372036854775807"),
@@ -149,8 +153,11 @@ async fn what_events_are_sealed_by_is_not_their_writers_to_choose() {
         ("created_at", "'infinity'"),
         ("event_sequence", "9223372036854775807"),
         ("event_sequence", "1"),
+        ("logical_timestamp", "9223372036854775807"),
+        ("logical_timestamp", "(extract(epoch FROM now() + interval '1 minute') * 1000000)::bigint"),
     ] {
-        let sql = insert(&format!(", {column}"), &format!(", {value}"));
+        let clock = if column == "logical_timestamp" { ("", "") } else { (", logical_timestamp", ", 1000") };
+        let sql = insert(&format!("{}, {column}", clock.0), &format!("{}, {value}", clock.1));
         let done = attempt_for(&mut worker, &grants, &sql).await;
         assert_refused(done, "row-level security policy \"evidence\"", &format!("{column} {value}"));
     }

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use config::EmbedderKind;
-use qdrant_client::Qdrant;
 use qdrant_client::qdrant::{CreateCollectionBuilder, Distance, VectorParamsBuilder};
 use runtime::readiness::MissingReport;
 use runtime::{Dependency, Readiness};
@@ -390,7 +389,7 @@ async fn a_proxy_that_answers_for_the_vector_store_makes_no_dead_letters() {
 async fn a_vector_store_that_accepts_no_points_makes_no_dead_letters() {
     let memories = Memories::new().await.with_users(&[1]).await;
     let name = &memories.collection.collection_name;
-    let client = Qdrant::from_url(&memories.qdrant.url()).skip_compatibility_check().build().unwrap();
+    let client = memories.client();
     let create = async |dimension: u64| {
         client.delete_collection(name).await.unwrap();
         let vectors = VectorParamsBuilder::new(dimension, Distance::Cosine);

@@ -65,8 +65,7 @@ async fn a_memory_is_in_both_stores_and_its_text_in_one() {
     assert_agreement(&memories).await;
 
     // What stands in the vector store says nothing by itself.
-    let client =
-        qdrant_client::Qdrant::from_url(&memories.qdrant.url()).skip_compatibility_check().build().unwrap();
+    let client = memories.client();
     let scroll = qdrant_client::qdrant::ScrollPointsBuilder::new(&memories.collection.collection_name)
         .with_payload(true);
     let stored = format!("{:?}", client.scroll(scroll).await.unwrap().result);

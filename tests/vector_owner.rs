@@ -2,7 +2,6 @@
 
 use config::Settings;
 use context_writer::ContextWriter;
-use qdrant_client::Qdrant;
 use runtime::Readiness;
 use serde_json::{Value, json};
 use testkit::{DEADLINE, Fixture};
@@ -169,7 +168,7 @@ async fn a_database_may_take_over_from_another_one() {
 async fn a_collection_of_an_earlier_version_belongs_to_the_database_that_names_it() {
     let memories = told().await;
     let name = &memories.collection.collection_name;
-    let client = Qdrant::from_url(&memories.qdrant.url()).skip_compatibility_check().build().unwrap();
+    let client = memories.client();
     for alias in client.list_collection_aliases(name.as_str()).await.unwrap().aliases {
         if alias.alias_name != ALIAS {
             client.delete_alias(alias.alias_name.as_str()).await.unwrap();

@@ -1,6 +1,7 @@
 //! The server under test: the one that QDRANT_URL names, or this program in a temporary folder.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fs;
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -31,11 +32,17 @@ pub struct Program {
 impl Program {
     /// Starts it in a folder and waits until it is ready.
     pub fn start(home: &Path) -> Self {
+        Self::start_with(home, &[])
+    }
+
+    /// As [`Program::start`], with more arguments.
+    pub fn start_with(home: &Path, more: &[&OsStr]) -> Self {
         let port_file = home.join("port");
         let _ = fs::remove_file(&port_file);
         let mut child = command(home)
             .args(["--listen", "127.0.0.1:0", "--port-file"])
             .arg(&port_file)
+            .args(more)
             .stderr(Stdio::inherit())
             .spawn()
             .unwrap();

@@ -1,11 +1,15 @@
 //! The behaviour that is specific to this program: rejected features and durability.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 
 use qdrant_client::Qdrant;
-use qdrant_client::qdrant::{CollectionStatus, SetPayloadPointsBuilder, UpdateStatus};
+use qdrant_client::qdrant::collections_client::CollectionsClient;
+use qdrant_client::qdrant::{
+    CollectionStatus, ListCollectionsRequest, SetPayloadPointsBuilder, UpdateStatus,
+};
 use qdrant_client::qdrant::{
     Condition, CountPointsBuilder, CreateAliasBuilder, CreateCollectionBuilder,
     CreateFieldIndexCollectionBuilder, Datatype, DeletePointsBuilder, Distance, FieldType, Filter,
@@ -19,6 +23,7 @@ use qdrant_client::{Payload, QdrantError};
 use serde_json::json;
 use tempfile::TempDir;
 use tonic::Code;
+use tonic::transport::Endpoint;
 
 use super::common::{self, Program, command, eventually, ids, numbers, point, refusal, vector};
 
@@ -307,4 +312,63 @@ async fn a_port_that_is_taken_is_named() {
     assert_eq!(second.status.code(), Some(1));
     let said = String::from_utf8(second.stderr).unwrap();
     assert!(said.contains(&format!("cannot listen on {address}")), "{said}");
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[tokio::test]
+async fn with_an_api_key_every_call_but_the_health_check_needs_it() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("key");
+    fs::write(&file, "a key\n").unwrap();
+    let program = Program::start_with(folder.path(), &["--api-key-file".as_ref(), file.as_ref()]);
+    assert_eq!(mode(&folder.path().join("home")), 0o700);
+    let with =
+        |key: &str| Qdrant::from_url(&program.url).api_key(key).skip_compatibility_check().build().unwrap();
+    for (client, code) in [
+        (program.client(), Code::Unauthenticated),
+        (with("a ke"), Code::PermissionDenied),
+        (with("another key"), Code::PermissionDenied),
+    ] {
+        client.health_check().await.unwrap();
+        assert_eq!(refusal(client.list_collections().await).0, code);
+        assert_eq!(refusal(client.create_full_snapshot().await).0, code);
+        let points = UpsertPointsBuilder::new("x", vec![point(1, vector(1, SIZE), json!({}))]);
+        assert_eq!(refusal(client.upsert_points(points).await).0, code);
+    }
+    create(&with("a key"), "x").await;
+    upsert(&with("a key"), "x", 0..3).await;
+    let channel = Endpoint::from_shared(program.url.clone()).unwrap().connect().await.unwrap();
+    let mut call = tonic::Request::new(ListCollectionsRequest {});
+    call.metadata_mut().insert("authorization", "Bearer a key".parse().unwrap());
+    CollectionsClient::new(channel).list(call).await.unwrap();
+
+    fs::write(&file, "\n").unwrap();
+    let other = TempDir::new().unwrap();
+    let empty = command(other.path()).arg("--api-key-file").arg(&file).output().unwrap();
+    assert_eq!(empty.status.code(), Some(1));
+    assert!(String::from_utf8(empty.stderr).unwrap().contains("is empty: it must contain the API key"));
+}
+
+/// The vector store of `memfleet dev` and of tests.
+#[tokio::test]
+async fn a_private_vector_store_answers_nobody_without_its_key() {
+    let folder = TempDir::new().unwrap();
+    let home = folder.path().join("qdrant");
+    let store = stack::Qdrant::start(&stack::Programs::find().unwrap(), &home).await.unwrap();
+    assert_eq!((mode(&home), mode(&home.join("api-key"))), (0o700, 0o600));
+    let stranger = common::client(&store.url());
+    assert_eq!(refusal(stranger.list_collections().await).0, Code::Unauthenticated);
+    let key = store.api_key().to_owned();
+    assert_eq!(key.len(), 32);
+    let owner =
+        Qdrant::from_url(&store.url()).api_key(key.clone()).skip_compatibility_check().build().unwrap();
+    owner.list_collections().await.unwrap();
+    store.stop().await.unwrap();
+    // It stays the same, so that clients of an earlier start go on.
+    let again = stack::Qdrant::start(&stack::Programs::find().unwrap(), &home).await.unwrap();
+    assert_eq!(again.api_key(), key);
+    again.stop().await.unwrap();
 }

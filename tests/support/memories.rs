@@ -41,6 +41,7 @@ impl Memories {
         let folder = tempfile::tempdir().unwrap();
         let qdrant = Qdrant::start(&Programs::find().unwrap(), folder.path()).await.unwrap();
         fixture.settings.vectors.url = Some(qdrant.url());
+        fixture.settings.vectors.api_key = Some(qdrant.api_key().into());
         fixture.settings.vectors.model = Some(MODEL.to_owned());
         fixture.settings.vectors.dimension = Some(8);
         change(&mut fixture.settings);
@@ -48,6 +49,12 @@ impl Memories {
         let memories = Self { fixture, qdrant, collection, _folder: folder };
         memories.grant("test", true, true, true).await;
         memories
+    }
+
+    /// A client of the vector store itself.
+    pub fn client(&self) -> qdrant_client::Qdrant {
+        let store = qdrant_client::Qdrant::from_url(&self.qdrant.url()).api_key(self.qdrant.api_key());
+        store.skip_compatibility_check().build().unwrap()
     }
 
     pub async fn grant(&self, service: &str, may_search: bool, may_write: bool, may_delete: bool) {

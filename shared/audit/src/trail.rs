@@ -27,7 +27,8 @@ pub struct TrailEntry {
     /// For an update, the changed columns; for an access, its type and row count; for a refusal, its type and reason.
     #[diesel(sql_type = Array<Text>)]
     pub details: Vec<String>,
-    /// The service; several if the transaction acted for the user through several services.
+    /// The service; several if the transaction acted for the user through several services. For a refusal
+    /// `claimed:<service>`, since only the role says so.
     #[diesel(sql_type = Nullable<Text>)]
     pub service: Option<String>,
     /// The database role.

@@ -1,13 +1,15 @@
 //! Key files, readable only by their owner.
 
 use std::fs::{OpenOptions, Permissions};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use trust::{CipherKey, KeyRing};
 use zeroize::Zeroizing;
+
+use crate::out;
 
 /// Adds a new random key to a key ring file.
 ///
@@ -27,6 +29,28 @@ fn append(file: &Path, line: &str) -> std::io::Result<()> {
     let text = Zeroizing::new(format!("{}{line}", if has_end { "" } else { "\n" }));
     file.write_all(text.as_bytes())?;
     file.sync_all()
+}
+
+/// Writes a new key to the file, which only its owner can read, or prints it if there is none.
+///
+/// # Errors
+/// If the file exists already or cannot be written.
+pub fn write_new(file: Option<&Path>, line: &str) -> anyhow::Result<()> {
+    let Some(path) = file else {
+        out!("{line}");
+        return Ok(());
+    };
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        file.write_all(line.as_bytes())?;
+        file.sync_all()
+    };
+    match write() {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            bail!("{} exists, and a key is never overwritten; choose another file", path.display())
+        }
+        done => done.with_context(|| format!("cannot write {}", path.display())),
+    }
 }
 
 /// Writes a file that only its owner can read.

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use contract::take_password_file;
 use tokio_postgres::Config;
 use tokio_postgres::config::Host;
 
@@ -19,6 +20,7 @@ type Server = (Option<Host>, Option<IpAddr>, u16);
 
 /// The servers of a URL, and the name of its database.
 fn location(url: &str) -> Option<(Vec<Server>, Option<String>)> {
+    let (url, _) = take_password_file(url);
     let config: Config = url.parse().ok()?;
     let (hosts, addresses, ports) = (config.get_hosts(), config.get_hostaddrs(), config.get_ports());
     let server = |place: usize| {
@@ -42,6 +44,7 @@ mod tests {
             "postgres://h/d?application_name=x",
             "host=h dbname=d",
             "postgres://g,h/d",
+            "postgres://u@h/d?password_file=/p",
         ];
         for other in same {
             assert!(same_database(main, other), "{other}");

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::facts::RequestFacts;
 use crate::json::Json;
-use crate::number::Version;
+use crate::malformed::Malformed;
+use crate::number::{Version, check_version};
 use crate::redaction::SecretFields;
 use crate::value::{Name, SessionId};
 
@@ -51,7 +52,8 @@ pub struct AgentContextPut {
     /// When it expires. Absent: never.
     #[serde(default, deserialize_with = "crate::time::read")]
     pub expires_at: Option<DateTime<Utc>>,
-    /// The version; it must be higher than that of every earlier put or remove of the key.
+    /// The version: a counter, or the time in milliseconds, and at most a day ahead of that time. It must be higher than
+    /// that of every earlier put or remove of the key.
     pub version: Version,
     /// Whether `context_value` is stored encrypted only and omitted from events.
     #[serde(default)]
@@ -70,7 +72,8 @@ pub struct AgentContextRemove {
     pub memory_tier: MemoryTier,
     /// The key to remove.
     pub context_key: Name,
-    /// The version; it must be higher than that of every earlier put or remove of the key.
+    /// The version: a counter, or the time in milliseconds, and at most a day ahead of that time. It must be higher than
+    /// that of every earlier put or remove of the key.
     pub version: Version,
 }
 
@@ -84,6 +87,10 @@ impl RequestFacts for AgentContextPut {
 
     fn source_agent(&self) -> Option<&str> {
         Some(self.agent_id.as_str())
+    }
+
+    fn check(&self) -> Result<(), Malformed> {
+        check_version(self.version)
     }
 
     fn unchanged_reason(&self) -> &'static str {
@@ -104,6 +111,10 @@ impl RequestFacts for AgentContextRemove {
 
     fn source_agent(&self) -> Option<&str> {
         Some(self.agent_id.as_str())
+    }
+
+    fn check(&self) -> Result<(), Malformed> {
+        check_version(self.version)
     }
 
     fn unchanged_reason(&self) -> &'static str {

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::agent::OLD_VERSION;
 use crate::facts::{Prerequisite, RequestFacts};
 use crate::json::Json;
-use crate::number::{Priority, Version};
+use crate::malformed::Malformed;
+use crate::number::{Priority, Version, check_version};
 use crate::redaction::SecretFields;
 use crate::value::{Name, SessionId};
 
@@ -77,7 +78,8 @@ pub struct ContextPut {
     /// The priority, 0 to 100. Default: 1.
     #[serde(default = "one")]
     pub priority: Priority,
-    /// The version; it must be higher than that of every earlier put or remove of the key.
+    /// The version: a counter, or the time in milliseconds, and at most a day ahead of that time. It must be higher than
+    /// that of every earlier put or remove of the key.
     pub version: Version,
     /// When it expires. Absent: never.
     #[serde(default, deserialize_with = "crate::time::read")]
@@ -107,7 +109,8 @@ pub struct ContextRemove {
     pub session_id: SessionId,
     /// The key to remove.
     pub context_key: Name,
-    /// The version; it must be higher than that of every earlier put or remove of the key.
+    /// The version: a counter, or the time in milliseconds, and at most a day ahead of that time. It must be higher than
+    /// that of every earlier put or remove of the key.
     pub version: Version,
 }
 
@@ -118,6 +121,10 @@ impl RequestFacts for ContextPut {
 
     fn prerequisite(&self) -> Prerequisite<'_> {
         Prerequisite::Session(&self.session_id)
+    }
+
+    fn check(&self) -> Result<(), Malformed> {
+        check_version(self.version)
     }
 
     fn unchanged_reason(&self) -> &'static str {
@@ -138,6 +145,10 @@ impl RequestFacts for ContextRemove {
 
     fn prerequisite(&self) -> Prerequisite<'_> {
         Prerequisite::Session(&self.session_id)
+    }
+
+    fn check(&self) -> Result<(), Malformed> {
+        check_version(self.version)
     }
 
     fn unchanged_reason(&self) -> &'static str {

@@ -74,7 +74,7 @@ pub use suggest::nearest;
 pub use tick::{JOB_ROOT, JOBS_STREAM, Job, JobSubject, Tick};
 pub use time::bounded_time;
 pub use token::{QueryError, QueryErrorCode, TOKEN_ISSUE, TokenAnswer, TokenQuery};
-pub use url::without_password;
+pub use url::{take_password_file, without_password};
 pub use value::{List, Name, NonEmptyList, Secret, SessionId, Text};
 pub use vector::*;
 pub use workers::{

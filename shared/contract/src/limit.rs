@@ -56,6 +56,10 @@ pub const JOB_CHARS: usize = 48;
 /// on a subject that exceeds its `max_control_line`, 4096 bytes by default.
 pub const REPLY_SUBJECT_BYTES: usize = 256;
 
+/// How far the version of a record may be ahead of the time at which its request is decoded, both in milliseconds since
+/// 1970.
+pub const VERSION_AHEAD_MS: i64 = 24 * 60 * 60 * 1_000;
+
 /// The shortest deadline of a query, in milliseconds. It limits the time in the database.
 pub const DEADLINE_MS_MIN: u64 = 10;
 /// The longest deadline of a query, in milliseconds.

@@ -2,9 +2,13 @@
 
 use std::borrow::Cow;
 
+use chrono::Utc;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize};
+
+use crate::limit;
+use crate::malformed::Malformed;
 
 /// An integer between `MIN` and `MAX`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -12,8 +16,21 @@ use serde::{Deserialize, Serialize};
 pub struct Bounded<const MIN: i64, const MAX: i64>(i64);
 
 /// The version of a keyed record, from 1. The writer of a key chooses its versions: a counter, or the time in
-/// milliseconds.
+/// milliseconds. A request may be at most [`limit::VERSION_AHEAD_MS`] ahead of that time.
 pub type Version = Bounded<1, { i64::MAX }>;
+
+/// Checks that a version is not so far ahead that later ones could hardly exceed it: the greatest one would fix its key
+/// for good. The limit grows with the time, so that what is accepted once stays acceptable.
+///
+/// # Errors
+/// [`Malformed`] names the limit.
+pub(crate) fn check_version(version: Version) -> Result<(), Malformed> {
+    if version.get() <= Utc::now().timestamp_millis().saturating_add(limit::VERSION_AHEAD_MS) {
+        return Ok(());
+    }
+    let problem = "is more than a day ahead of the current time in milliseconds; use a counter or that time";
+    Err(Malformed::new("version", problem))
+}
 
 /// The priority of a context: 0 to 100, higher is more important.
 pub type Priority = Bounded<0, 100>;

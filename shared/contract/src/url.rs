@@ -18,9 +18,37 @@ pub fn without_password(url: &str) -> String {
     }
 }
 
+/// The file that the parameter `password_file` of a PostgreSQL URL names, and the URL without this parameter, which only
+/// memfleet knows. The path ends at the next `&` and is taken as it is.
+pub fn take_password_file(url: &str) -> (String, Option<String>) {
+    const NAME: &str = "password_file=";
+    let Some(at) = ['?', '&'].iter().find_map(|separator| url.find(&format!("{separator}{NAME}"))) else {
+        return (url.to_owned(), None);
+    };
+    let (before, parameter) = url.split_at(at);
+    let (separator, rest) = (&parameter[..1], &parameter[1 + NAME.len()..]);
+    let (file, others) = rest.split_once('&').unwrap_or((rest, ""));
+    let url = if others.is_empty() { before.to_owned() } else { format!("{before}{separator}{others}") };
+    (url, Some(file.to_owned()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_password_file_is_taken_out_of_a_url() {
+        for (url, rest, file) in [
+            ("postgres://w@h/d", "postgres://w@h/d", None),
+            ("postgres://w@h/d?password_file=/p/w", "postgres://w@h/d", Some("/p/w")),
+            ("postgres://w@h/d?password_file=/p/w&a=b", "postgres://w@h/d?a=b", Some("/p/w")),
+            ("postgres://w@h/d?a=b&password_file=/p/w", "postgres://w@h/d?a=b", Some("/p/w")),
+            ("postgres://w@h/d?a=b&password_file=/p/w&c=d", "postgres://w@h/d?a=b&c=d", Some("/p/w")),
+            ("postgres://w:a?b@h/d?my_password_file=/p", "postgres://w:a?b@h/d?my_password_file=/p", None),
+        ] {
+            assert_eq!(take_password_file(url), (rest.to_owned(), file.map(str::to_owned)), "{url}");
+        }
+    }
 
     #[test]
     fn passwords_are_hidden() {

@@ -135,6 +135,18 @@ fn the_field_at_fault_is_named() {
         ),
         ("number below", context("version", json!(0)), "version", "is not between 1 and"),
         ("number above", context("priority", json!(101)), "priority", "is not between 0 and 100"),
+        (
+            "version of the far future",
+            context("version", json!(i64::MAX)),
+            "version",
+            "more than a day ahead",
+        ),
+        (
+            "version in microseconds",
+            context("version", json!(1_700_000_000_000_000_i64)),
+            "version",
+            "more than a day ahead",
+        ),
         ("number beyond 64 bits", context("version", json!(u64::MAX)), "version", "is out of range"),
         ("empty id", context("session_id", json!("")), "session_id", "1 to 128 characters"),
         ("id out of its alphabet", context("session_id", json!("@account")), "session_id", "A-Z a-z 0-9"),

@@ -1,7 +1,9 @@
 //! Connections to a database.
 
+use std::path::Path;
 use std::time::Duration;
 
+use contract::take_password_file;
 use diesel::{ConnectionError, ConnectionResult};
 use diesel_async::AsyncPgConnection;
 use diesel_async::pooled_connection::deadpool::{self, Object};
@@ -62,14 +64,16 @@ const TCP_TIMEOUT: Duration = Duration::from_secs(30);
 const IDLE_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Creates a pool. The URL may name several hosts (`postgres://h1,h2/d?target_session_attrs=read-write`): each new
-/// connection is to the first one that accepts it. It connects when a connection is first acquired.
+/// connection is to the first one that accepts it. It may name a file with the password (`?password_file=/p`), which is
+/// read for each new connection. It connects when a connection is first acquired.
 ///
 /// # Errors
 /// [`PoolError::Build`] if the URL is invalid or the pool cannot be created.
 pub fn open_pool(url: &str, options: &PoolOptions<'_>) -> Result<Pool, PoolError> {
-    let config = configure(url, options)?;
+    let (url, password_file) = take_password_file(url);
+    let config = configure(&url, options)?;
     let mut manager = ManagerConfig::default();
-    manager.custom_setup = Box::new(move |_| establish(config.clone()).boxed());
+    manager.custom_setup = Box::new(move |_| log_in(config.clone(), password_file.clone()).boxed());
     // A connection that was lost unnoticed fails the transaction, which is then retried on another one. Testing it each
     // time would cost every batch a round trip.
     manager.recycling_method = RecyclingMethod::Fast;
@@ -105,6 +109,16 @@ fn configure(url: &str, options: &PoolOptions<'_>) -> Result<Config, PoolError> 
         .keepalives_idle(TCP_TIMEOUT)
         .keepalives_interval(TCP_TIMEOUT / 3);
     Ok(config)
+}
+
+/// As [`establish`], with the password in the file, if there is one.
+async fn log_in(mut config: Config, password_file: Option<String>) -> ConnectionResult<AsyncPgConnection> {
+    if let Some(file) = password_file {
+        let password = trust::text::secret_content(Path::new(&file))
+            .map_err(|error| ConnectionError::BadConnection(error.to_string()))?;
+        config.password(password.trim_end_matches(['\r', '\n']));
+    }
+    establish(config).await
 }
 
 /// Connects to the first host of the URL that the URL's `target_session_attrs` accepts. Each host has an equal share of
@@ -242,7 +256,10 @@ pub async fn connect(url: &str) -> Result<AsyncPgConnection, PoolError> {
         statement_timeout: Duration::ZERO,
         lock_timeout: Duration::ZERO,
     };
-    establish(configure(url, &options)?).await.map_err(|error| PoolError::Connect(error.to_string()))
+    let (url, password_file) = take_password_file(url);
+    log_in(configure(&url, &options)?, password_file)
+        .await
+        .map_err(|error| PoolError::Connect(error.to_string()))
 }
 
 #[cfg(test)]

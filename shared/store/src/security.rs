@@ -216,21 +216,31 @@ pub async fn add_grant_key(connection: &mut AsyncPgConnection, name: &str, key: 
     Ok(())
 }
 
-/// Sets this password for every worker's role. For an administrator of a private server: in production each role has
-/// its own.
+/// Sets a password for the role of each worker. For an administrator of a private server.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
-pub async fn set_worker_passwords(connection: &mut AsyncPgConnection, password: &str) -> Result<(), Fault> {
+pub async fn set_worker_passwords(
+    connection: &mut AsyncPgConnection,
+    mut password_of: impl FnMut(&str) -> String,
+) -> Result<(), Fault> {
     // ALTER ROLE takes no parameters, so the server quotes the password.
-    let rows: Vec<Statement> = diesel::sql_query(
-        "SELECT DISTINCT format('ALTER ROLE %I PASSWORD %L', role_name, $1) AS statement FROM sec.worker_privileges",
-    )
-    .bind::<Text, _>(password)
-    .load(connection)
-    .await?;
-    for row in rows {
-        diesel::sql_query(row.statement).execute(connection).await?;
+    const QUOTE: &str = "SELECT format('ALTER ROLE %I PASSWORD %L', $1, $2) AS statement";
+    #[derive(QueryableByName)]
+    struct Role {
+        #[diesel(sql_type = Text)]
+        role: String,
+    }
+    let roles: Vec<Role> =
+        diesel::sql_query("SELECT DISTINCT role_name::text AS role FROM sec.worker_privileges")
+            .load(connection)
+            .await?;
+    for Role { role } in roles {
+        let query = diesel::sql_query(QUOTE).bind::<Text, _>(&role).bind::<Text, _>(password_of(&role));
+        let quoted: Vec<Statement> = query.load(connection).await?;
+        for row in quoted {
+            diesel::sql_query(row.statement).execute(connection).await?;
+        }
     }
     Ok(())
 }

@@ -62,7 +62,7 @@ impl GrantKey {
     /// # Errors
     /// [`KeyError`] if the file cannot be read or does not contain a key.
     pub fn read(path: &Path) -> Result<Self, KeyError> {
-        Self::parse(&crate::text::content(path)?)
+        Self::parse(&crate::text::secret_content(path)?)
     }
 
     /// Generates a key of 366 random bits.

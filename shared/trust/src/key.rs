@@ -7,7 +7,7 @@ use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use crate::text::{KeyError, content, from_hex, is_key_name, to_hex};
+use crate::text::{KeyError, content, from_hex, is_key_name, secret_content, to_hex};
 
 /// A private key. `Debug` shows its name only.
 #[derive(Clone)]
@@ -43,9 +43,9 @@ impl PrivateKey {
     /// Reads a key file: `<name> private <64 hex digits>`.
     ///
     /// # Errors
-    /// [`KeyError`] if the file cannot be read or does not contain a key.
+    /// [`KeyError`] if the file cannot be read, is accessible to every user of the machine, or does not contain a key.
     pub fn read(path: &Path) -> Result<Self, KeyError> {
-        Self::parse(&content(path)?)
+        Self::parse(&secret_content(path)?)
     }
 
     /// Reads the line of a key file.
@@ -149,7 +149,41 @@ fn parse(text: &str, kind: &str, needed: &'static str) -> Result<(String, [u8; 3
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
+    use crate::{GrantKey, KeyRing};
+
+    #[test]
+    fn a_secret_key_that_every_user_can_read_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("key");
+        let digits = "0f".repeat(32);
+        type Read = fn(&Path) -> Result<(), KeyError>;
+        let readers: [(String, Read); 3] = [
+            (format!("name private {digits}"), |file| PrivateKey::read(file).map(drop)),
+            (format!("name {digits}"), |file| GrantKey::read(file).map(drop)),
+            (format!("name.1 {digits}"), |file| KeyRing::read(file).map(drop)),
+        ];
+        for (text, read) in readers {
+            std::fs::write(&file, text).unwrap();
+            for mode in [0o400, 0o440, 0o600, 0o640, 0o660] {
+                std::fs::set_permissions(&file, Permissions::from_mode(mode)).unwrap();
+                read(&file).unwrap();
+            }
+            for mode in [0o604, 0o602, 0o644, 0o444, 0o666] {
+                std::fs::set_permissions(&file, Permissions::from_mode(mode)).unwrap();
+                let refused = read(&file).unwrap_err().to_string();
+                assert!(
+                    refused.contains(&format!("(mode {mode:o}): run `chmod o-rwx {}`", file.display())),
+                    "{refused}"
+                );
+            }
+            // What is written next may be.
+            std::fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+        }
+    }
 
     /// RFC 8032 section 7.1, test 3.
     #[test]
@@ -158,6 +192,7 @@ mod tests {
         let file = folder.path().join("key");
         let secret = "c5aa8df43f9f837bedb7442f31dcb7b166d38535076f094b85ce3a2e0b4458f7";
         std::fs::write(&file, format!("known private {secret}\n")).unwrap();
+        std::fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
         let key = PrivateKey::read(&file).unwrap();
         assert_eq!(key.expose_line(), format!("known private {secret}\n"));
         let public = "known public fc51cd8e6218a1a38da47ed00230f0580816ed13ba3303ac5deb911548908025\n";

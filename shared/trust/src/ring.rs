@@ -10,7 +10,7 @@ use secrecy::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
 
 use crate::cipher::CipherKey;
-use crate::text::{KeyError, content, from_hex, to_hex};
+use crate::text::{KeyError, from_hex, secret_content, to_hex};
 
 /// The maximum number of lines of a ring.
 const LINES: usize = 10_000;
@@ -28,7 +28,7 @@ impl KeyRing {
     /// # Errors
     /// [`KeyError`] if the file cannot be read or a line is not a key.
     pub fn read(path: &Path) -> Result<Self, KeyError> {
-        Self::parse(&SecretString::from(content(path)?))
+        Self::parse(&SecretString::from(secret_content(path)?))
     }
 
     /// Reads the contents of a key ring file.

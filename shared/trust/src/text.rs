@@ -1,17 +1,31 @@
 //! The text format of keys: files, names and hex digits.
 
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 /// A key that cannot be read. No message quotes the text of a key.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The file cannot be read.
-    #[error("the key file {path} cannot be read: {problem}")]
+    #[error("the file {path} cannot be read: {problem}")]
     Unreadable {
         /// The file.
         path: String,
         /// The error of the operating system.
         problem: String,
+    },
+    /// Every user of the machine can read or change the file.
+    #[error(
+        "the file {path} holds a secret and is accessible to every user of this machine (mode {mode:03o}): run `chmod o-rwx {path}`, \
+         and replace the secret if others may have read it"
+    )]
+    Exposed {
+        /// The file.
+        path: String,
+        /// Its permissions.
+        mode: u32,
     },
     /// The text is not a grant key.
     #[error(
@@ -30,12 +44,36 @@ pub enum KeyError {
     Ring(usize),
 }
 
-/// The contents of a key file.
+/// The contents of a file of public keys.
 pub(crate) fn content(path: &Path) -> Result<String, KeyError> {
-    std::fs::read_to_string(path).map_err(|error| KeyError::Unreadable {
-        path: path.display().to_string(),
-        problem: error.to_string(),
-    })
+    std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))
+}
+
+/// The contents of a file with secret keys or a password, which only its owner and group may access: Kubernetes mounts
+/// secrets with the group of the pod.
+///
+/// # Errors
+/// [`KeyError`] if the file cannot be read or is accessible to every user of the machine.
+pub fn secret_content(path: &Path) -> Result<String, KeyError> {
+    let mut text = String::new();
+    let mut read = || {
+        let mut file = File::open(path)?;
+        let mode = file.metadata()?.permissions().mode() & 0o777;
+        if mode & 0o007 == 0 {
+            file.read_to_string(&mut text)?;
+        }
+        Ok(mode)
+    };
+    let mode = read().map_err(|error| unreadable(path, &error))?;
+    if mode & 0o007 == 0 {
+        Ok(text)
+    } else {
+        Err(KeyError::Exposed { path: path.display().to_string(), mode })
+    }
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> KeyError {
+    KeyError::Unreadable { path: path.display().to_string(), problem: error.to_string() }
 }
 
 /// The longest name of a key, in characters.

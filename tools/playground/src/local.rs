@@ -1,5 +1,7 @@
 //! The servers a command works on: a private stack, or the configured servers.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -9,7 +11,7 @@ use config::{EmbedderKind, KeySettings, Settings};
 use contract::UserId;
 use diesel::QueryableByName;
 use diesel::sql_types::Text;
-use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
+use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use keys::KEK;
 use runtime::broker;
 use stack::{Places, Stack, StackOptions};
@@ -111,6 +113,8 @@ struct KeyFiles {
     storage: PathBuf,
     /// The folder with an nkey for each NATS identity.
     nkeys: PathBuf,
+    /// The folder with the password of each worker's database role.
+    passwords: PathBuf,
 }
 
 impl KeyFiles {
@@ -124,6 +128,7 @@ impl KeyFiles {
             payload: file("payload.ring"),
             storage: file("storage.key"),
             nkeys: file("nkeys"),
+            passwords: file("passwords"),
         }
     }
 }
@@ -174,7 +179,27 @@ fn make_key(file: &Path, line: impl FnOnce() -> anyhow::Result<Zeroizing<String>
     if is_empty(file) { write_key(file, &line()?) } else { Ok(()) }
 }
 
-/// Sets up private servers. The password of the workers' roles is new each time.
+/// Gives the database role of each worker a new password, in a file of its own.
+async fn make_passwords(connection: &mut AsyncPgConnection, folder: &Path) -> anyhow::Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .with_context(|| format!("cannot create {}", folder.display()))?;
+    let mut made = Vec::new();
+    store::security::set_worker_passwords(connection, |role| {
+        let password = Uuid::new_v4().simple().to_string();
+        made.push((folder.join(role), Zeroizing::new(password.clone())));
+        password
+    })
+    .await?;
+    for (file, password) in made {
+        write_key(&file, &password)?;
+    }
+    Ok(())
+}
+
+/// Sets up private servers. The passwords of the workers' roles are new each time.
 async fn set_up_private(stack: &Stack, settings: &Settings, keys: &KeyFiles) -> anyhow::Result<Settings> {
     let mut settings = settings.clone();
     let url = stack.postgres.url("memfleet");
@@ -187,7 +212,7 @@ async fn set_up_private(stack: &Stack, settings: &Settings, keys: &KeyFiles) -> 
     set_up(&settings).await?;
     if let Some(qdrant) = &stack.qdrant {
         settings.vectors.url = Some(qdrant.url());
-        settings.vectors.api_key = None;
+        settings.vectors.api_key = Some(qdrant.api_key().into());
         embed_here(&mut settings);
         collection::apply(&settings).await?;
     }
@@ -195,7 +220,6 @@ async fn set_up_private(stack: &Stack, settings: &Settings, keys: &KeyFiles) -> 
     make_keys(keys)?;
     let key = GrantKey::read(&keys.grant)?;
     let token_key = PrivateKey::read(&keys.token)?;
-    let password = Uuid::new_v4().simple().to_string();
     let mut connection = store::connect(&url).await?;
     for database in [&mut connection, &mut store::connect(&settings.keys.url).await?] {
         store::security::add_grant_key(database, key.name(), key.expose()).await?;
@@ -206,12 +230,13 @@ async fn set_up_private(stack: &Stack, settings: &Settings, keys: &KeyFiles) -> 
         keys.token.display()
     );
     services::register(&mut connection, Service::shipped()?).await?;
-    store::security::set_worker_passwords(&mut connection, &password).await?;
+    make_passwords(&mut connection, &keys.passwords).await?;
     let place = url.rsplit_once('@').map_or(url.as_str(), |(_, place)| place);
     let server = place.rsplit_once('/').map_or(place, |(server, _)| server);
-    settings.postgres.worker_url = Some(format!("postgres://{{role}}:{password}@{place}"));
+    let password = format!("password_file={}", keys.passwords.join("{role}").display());
+    settings.postgres.worker_url = Some(format!("postgres://{{role}}@{place}?{password}"));
     // Roles belong to the server, so the key store has the same ones.
-    settings.keys.worker_url = Some(format!("postgres://{{role}}:{password}@{server}/{KEY_STORE}"));
+    settings.keys.worker_url = Some(format!("postgres://{{role}}@{server}/{KEY_STORE}?{password}"));
     settings.keys.ring_file = Some(keys.kek.display().to_string());
     settings.trust.payload_ring_file = Some(keys.payload.display().to_string());
     settings.trust.grant_key_file = Some(keys.grant.display().to_string());

@@ -29,6 +29,12 @@ pub(crate) enum StartError {
         /// The cause.
         source: io::Error,
     },
+    /// The file of the API key is empty.
+    #[error("{} is empty: it must contain the API key that clients use", path.display())]
+    NoApiKey {
+        /// The file.
+        path: PathBuf,
+    },
     /// The manifest of collections is invalid.
     #[error("{} is not a manifest of collections: {source}. Restore the file, or choose another folder with --home", path.display())]
     Catalog {

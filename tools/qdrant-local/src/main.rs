@@ -3,6 +3,7 @@
 //! It is for development and tests on machines without a Qdrant server. Programs that use a Qdrant server through
 //! qdrant-client work with it unchanged. It rejects what it does not support, see `reject`.
 
+mod api_key;
 mod catalog;
 mod collection;
 mod convert;
@@ -25,6 +26,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
+use crate::api_key::ApiKey;
+
 /// Qdrant's vector engine behind Qdrant's gRPC API, for development and tests.
 #[derive(Debug, Parser)]
 #[command(version)]
@@ -38,6 +41,10 @@ struct Arguments {
     /// A file to which the port is written when the server is ready
     #[arg(long, value_name = "PATH")]
     port_file: Option<PathBuf>,
+    /// A file with the API key that clients must send. Without it, every process that can connect can read and change
+    /// everything
+    #[arg(long, value_name = "PATH")]
+    api_key_file: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -45,7 +52,11 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     flush::silence_expected_panics();
-    match serve::run(&arguments.home, arguments.listen, arguments.port_file.as_deref()) {
+    let run = || {
+        let api_key = ApiKey::read(arguments.api_key_file.as_deref())?;
+        serve::run(&arguments.home, arguments.listen, arguments.port_file.as_deref(), api_key)
+    };
+    match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("qdrant-local: {error}");

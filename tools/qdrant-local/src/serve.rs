@@ -19,9 +19,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Endpoint, Server};
 
+use crate::api_key::ApiKey;
 use crate::catalog::Catalog;
 use crate::error::StartError;
 use crate::files;
@@ -39,7 +41,12 @@ const READY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves until SIGTERM or SIGINT, then ends the process. The engine's optimizer cannot be stopped and need not be,
 /// because the writes during its run are in the journal.
-pub(crate) fn run(home: &Path, listen: SocketAddr, port_file: Option<&Path>) -> Result<(), StartError> {
+pub(crate) fn run(
+    home: &Path,
+    listen: SocketAddr,
+    port_file: Option<&Path>,
+    api_key: ApiKey,
+) -> Result<(), StartError> {
     let storage = Storage::open(home)?;
     if let Some(path) = port_file {
         // The port file of an earlier run would mislead its reader. It may not exist.
@@ -51,7 +58,7 @@ pub(crate) fn run(home: &Path, listen: SocketAddr, port_file: Option<&Path>) -> 
     let listener = runtime.block_on(TcpListener::bind(listen)).map_err(listening)?;
     let address = listener.local_addr().map_err(listening)?;
     let catalog = Arc::new(Catalog::open(storage)?);
-    runtime.block_on(serve(listener, address, Arc::clone(&catalog), port_file))?;
+    runtime.block_on(serve(listener, address, Arc::clone(&catalog), port_file, api_key))?;
     catalog.flush();
     tracing::info!("stopped");
     process::exit(0);
@@ -62,13 +69,14 @@ async fn serve(
     address: SocketAddr,
     catalog: Arc<Catalog>,
     port_file: Option<&Path>,
+    api_key: ApiKey,
 ) -> Result<(), StartError> {
     let failed = |reason: String| StartError::Server { address, reason };
     let mut terminate = signal(SignalKind::terminate()).map_err(|error| failed(error.to_string()))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| failed(error.to_string()))?;
     let (stop, stopped) = oneshot::channel();
     let service = Service::new(catalog);
-    let mut server = start(listener, service.clone(), stopped);
+    let mut server = start(listener, service.clone(), api_key, stopped);
     tokio::select! {
         answered = wait_until_ready(address) => answered?,
         ended = &mut server => return Err(failed(format!("{ended:?}"))),
@@ -100,21 +108,22 @@ async fn serve(
 fn start(
     listener: TcpListener,
     service: Service,
+    api_key: ApiKey,
     stopped: oneshot::Receiver<()>,
 ) -> JoinHandle<Result<(), tonic::transport::Error>> {
+    let health = QdrantServer::new(service.clone());
+    let snapshots = SnapshotsServer::new(service.clone());
+    let collections = CollectionsServer::new(service.clone())
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(usize::MAX);
+    let points = PointsServer::new(service)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(usize::MAX);
     let server = Server::builder()
-        .add_service(QdrantServer::new(service.clone()))
-        .add_service(SnapshotsServer::new(service.clone()))
-        .add_service(
-            CollectionsServer::new(service.clone())
-                .max_decoding_message_size(MAX_MESSAGE_BYTES)
-                .max_encoding_message_size(usize::MAX),
-        )
-        .add_service(
-            PointsServer::new(service)
-                .max_decoding_message_size(MAX_MESSAGE_BYTES)
-                .max_encoding_message_size(usize::MAX),
-        );
+        .add_service(health)
+        .add_service(InterceptedService::new(snapshots, api_key.clone()))
+        .add_service(InterceptedService::new(collections, api_key.clone()))
+        .add_service(InterceptedService::new(points, api_key));
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     tokio::spawn(server.serve_with_incoming_shutdown(incoming, async {
         // The sender is dropped only when the program ends.
@@ -122,7 +131,8 @@ fn start(
     }))
 }
 
-/// Waits until the server responds to a client, so that it is ready when the port file exists.
+/// Waits until the server responds to a client, so that it is ready when the port file exists. A health check needs no
+/// API key.
 async fn wait_until_ready(address: SocketAddr) -> Result<(), StartError> {
     let failed = |reason: String| StartError::Server { address, reason };
     // An unspecified address such as 0.0.0.0 can be listened on, but not connected to.

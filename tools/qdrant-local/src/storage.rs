@@ -1,8 +1,9 @@
 //! The home folder with the manifest and the collections, and its lock.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -45,7 +46,11 @@ impl Storage {
     /// Creates the folder if it is missing, and locks it.
     pub(crate) fn open(path: &Path) -> Result<Self, StartError> {
         let collections = path.join(COLLECTIONS);
-        fs::create_dir_all(&collections)
+        // Another user of the machine must not read the vectors.
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&collections)
             .map_err(|source| StartError::file("create the folder", &collections, source))?;
         let path =
             fs::canonicalize(path).map_err(|source| StartError::file("open the folder", path, source))?;

@@ -32,6 +32,12 @@ fn allow_entry(folder: &Path) -> Result<(), StackError> {
         .map_err(|source| StackError::file("set the permissions of", folder, source))
 }
 
+/// Lets only this user enter the folder.
+pub(crate) fn make_private(folder: &Path) -> Result<(), StackError> {
+    fs::set_permissions(folder, Permissions::from_mode(0o700))
+        .map_err(|source| StackError::file("set the permissions of", folder, source))
+}
+
 /// A new folder, which is removed when it is dropped. Under root it is where an unprivileged user can enter it.
 pub(crate) fn temporary_folder() -> Result<TempDir, StackError> {
     let default = std::env::temp_dir();

@@ -22,11 +22,12 @@ pub type Qdrant = Server<QdrantServer>;
 pub struct QdrantServer {
     program: PathBuf,
     dir: PathBuf,
+    api_key: String,
 }
 
 impl Qdrant {
-    /// Starts the program on a free port of 127.0.0.1, with its data in `dir`, and waits until it answers, at most a
-    /// minute.
+    /// Starts the program on a free port of 127.0.0.1, with its data in `dir`, which only this user can enter, and
+    /// waits until it answers, at most a minute.
     ///
     /// # Errors
     /// The program is missing, the folder is in use or cannot be written, or the program does not start; the error
@@ -34,15 +35,23 @@ impl Qdrant {
     pub async fn start(programs: &Programs, dir: &Path) -> Result<Self, StackError> {
         let program = programs.qdrant_local()?;
         let dir = files::prepare(dir)?;
+        files::make_private(&dir)?;
         let lock = FolderLock::acquire(&dir, &data(&dir), Signal::TERM).await?;
+        let api_key = files::password(&api_key_file(&dir))?;
         let log = Log::begin(dir.join("qdrant.log"));
-        Self::launch(QdrantServer { program, dir }, log, lock).await
+        Self::launch(QdrantServer { program, dir, api_key }, log, lock).await
     }
 
     /// The URL for clients, `http://127.0.0.1:PORT`. It stays the same over [`Server::kill`] and [`Server::resume`].
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port())
+    }
+
+    /// The API key of its clients.
+    #[must_use]
+    pub fn api_key(&self) -> &str {
+        &self.kind.api_key
     }
 
     /// The folder with its collections.
@@ -64,7 +73,11 @@ impl ServerKind for QdrantServer {
     const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
     fn process(&self, port: u16) -> ProcessSpec<'_> {
-        let paths = [("--home", data(&self.dir)), ("--port-file", self.port_file())];
+        let paths = [
+            ("--home", data(&self.dir)),
+            ("--port-file", self.port_file()),
+            ("--api-key-file", api_key_file(&self.dir)),
+        ];
         let listen = ["--listen".into(), format!("127.0.0.1:{port}").into()];
         let arguments: Vec<OsString> = paths
             .into_iter()
@@ -93,4 +106,8 @@ impl ServerKind for QdrantServer {
 
 fn data(dir: &Path) -> PathBuf {
     dir.join("data")
+}
+
+fn api_key_file(dir: &Path) -> PathBuf {
+    dir.join("api-key")
 }

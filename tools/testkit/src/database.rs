@@ -160,6 +160,6 @@ async fn fill(database: &mut AsyncPgConnection) -> anyhow::Result<()> {
         registry::put_service(database, &service.parse()?, &entry).await?;
     }
     // Roles and their passwords belong to the server, so that once is enough.
-    store::security::set_worker_passwords(database, WORKER_PASSWORD).await?;
+    store::security::set_worker_passwords(database, |_| WORKER_PASSWORD.to_owned()).await?;
     Ok(())
 }

@@ -178,7 +178,7 @@ mod tests {
     fn bytes_count_as_well() {
         let limits = Limits::new(NonZeroU32::new(1_000).unwrap());
         let (service, other): (Service, Service) = ("a".parse().unwrap(), "b".parse().unwrap());
-        let mut wait =
+        let wait =
             |service: &Service, kib: usize| limits.wait_of_service(Rates::default(), service, kib * 1024);
         assert_eq!((wait(&service, 600), wait(&service, 300)), (None, None));
         assert!(wait(&service, 600).is_some_and(|wait| wait > Duration::from_millis(400)));

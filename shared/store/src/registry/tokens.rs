@@ -55,7 +55,11 @@ pub struct RefusedToken<'a> {
     pub request_id: Uuid,
 }
 
-/// Records rejected tokens in `audit.security_violations`.
+/// The most refusals that the database records in one transaction.
+const MAX_REFUSALS: usize = 1_000;
+
+/// Records rejected tokens in `audit.security_violations`. The database cannot verify the user and the service, and
+/// marks the service as claimed.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -63,18 +67,20 @@ pub async fn record_refused(
     connection: &mut AsyncPgConnection,
     refused: &[RefusedToken<'_>],
 ) -> Result<(), Fault> {
-    prepared(
-        diesel::sql_query("SELECT audit.record_refused_tokens($1, $2, $3, $4, $5)")
-            .bind::<Array<Text>, _>(refused.iter().map(|one| one.kind).collect::<Vec<_>>())
-            .bind::<Array<Text>, _>(refused.iter().map(|one| one.reason).collect::<Vec<_>>())
-            .bind::<Array<Nullable<Integer>>, _>(
-                refused.iter().map(|one| one.user_id.map(UserId::get)).collect::<Vec<_>>(),
-            )
-            .bind::<Array<Text>, _>(refused.iter().map(|one| one.service.as_str()).collect::<Vec<_>>())
-            .bind::<Array<SqlUuid>, _>(refused.iter().map(|one| one.request_id).collect::<Vec<_>>()),
-    )
-    .execute(connection)
-    .await?;
+    for some in refused.chunks(MAX_REFUSALS) {
+        prepared(
+            diesel::sql_query("SELECT audit.record_refused_tokens($1, $2, $3, $4, $5)")
+                .bind::<Array<Text>, _>(some.iter().map(|one| one.kind).collect::<Vec<_>>())
+                .bind::<Array<Text>, _>(some.iter().map(|one| one.reason).collect::<Vec<_>>())
+                .bind::<Array<Nullable<Integer>>, _>(
+                    some.iter().map(|one| one.user_id.map(UserId::get)).collect::<Vec<_>>(),
+                )
+                .bind::<Array<Text>, _>(some.iter().map(|one| one.service.as_str()).collect::<Vec<_>>())
+                .bind::<Array<SqlUuid>, _>(some.iter().map(|one| one.request_id).collect::<Vec<_>>()),
+        )
+        .execute(connection)
+        .await?;
+    }
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use cli::out;
+use cli::{key_file, out};
 use config::Settings;
 use fleet::sealer::seal_key;
 use store::Connection;
@@ -20,7 +20,7 @@ use verify::VerifyArgs;
 const HELP: &str = "\
 Seals are signed with a key that the database cannot read, and anchored in NATS:
 
-  memfleet audit key generate main > seal.key
+  memfleet audit key generate main --out seal.key
   memfleet audit key public seal.key > seal.pub
   MEMFLEET_AUDIT__SEAL_KEY_FILE=seal.key memfleet audit seal --follow
   MEMFLEET_AUDIT__PUBLIC_KEYS_FILE=seal.pub memfleet audit verify";
@@ -48,10 +48,14 @@ enum What {
 
 #[derive(Debug, Subcommand)]
 enum Key {
-    /// Print a new private key. Store it where the database cannot read it.
+    /// Print a new private key, or write it to a file. Store it where the database cannot read it.
     Generate {
         /// The key's name: 1 to 32 characters of a-z 0-9 -.
         name: String,
+        /// Create this file, which only its owner can read, instead of printing the key. An existing file is not
+        /// overwritten.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
     },
     /// Print the public key of a private key, for `audit verify`.
     Public {
@@ -69,9 +73,8 @@ pub async fn execute(args: AuditArgs, settings: &Settings) -> anyhow::Result<()>
         What::Seal(args) => seal::execute(&args, settings).await,
         What::Verify(args) => verify::execute(&args, settings).await,
         What::Trail(args) => show::execute(&args, settings).await,
-        What::Key(Key::Generate { name }) => {
-            out!("{}", PrivateKey::generate(&name)?.expose_line());
-            Ok(())
+        What::Key(Key::Generate { name, out }) => {
+            key_file::write_new(out.as_deref(), &PrivateKey::generate(&name)?.expose_line())
         }
         What::Key(Key::Public { file }) => {
             out!("{}", PrivateKey::read(&file)?.public().line());

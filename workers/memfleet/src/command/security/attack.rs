@@ -115,7 +115,7 @@ pub(super) fn around(role: &str, roles: &[String], partitions: &[String]) -> Vec
         sql: format!("SELECT WHERE pg_has_role('{role}', '{other}', 'MEMBER')"),
         expected: Expected::Nothing,
     }));
-    const WAYS: [(&str, &str); 30] = [
+    const WAYS: [(&str, &str); 32] = [
         ("keys", "SELECT FROM sec.keys"),
         ("keys", "SELECT FROM sec.revoked_grants"),
         ("keys", "SELECT sec.add_key('mine', 'grant', sha256('x'))"),
@@ -143,6 +143,8 @@ pub(super) fn around(role: &str, roles: &[String], partitions: &[String]) -> Vec
         ("create own objects", "CREATE TEMP TABLE mine (x integer)"),
         ("create own objects", "CREATE FUNCTION public.mine() RETURNS integer LANGUAGE sql AS 'SELECT 1'"),
         ("create own objects", "CREATE SCHEMA mine"),
+        ("create own objects", "SELECT lo_create(0)"),
+        ("create own objects", "SELECT lo_from_bytea(0, 'mine')"),
         ("history", "UPDATE blackboard_events SET event_payload = '{}'"),
         ("history", "DELETE FROM blackboard_events"),
         ("history", "SELECT make_month_partitions('blackboard_events', 1)"),

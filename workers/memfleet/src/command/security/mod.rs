@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use cli::{out, outln};
+use cli::{key_file, outln};
 use config::Settings;
 use trust::GrantKey;
 
@@ -17,7 +17,7 @@ const HELP: &str = "\
 Workers access rows and data keys of users with grants. Issuers, the database and the key store share the key that
 authenticates them:
 
-  memfleet security key generate main > grant.key
+  memfleet security key generate main --out grant.key
   memfleet security key add grant.key
   MEMFLEET_TRUST__GRANT_KEY_FILE=grant.key memfleet run token-issuer";
 
@@ -40,10 +40,14 @@ enum What {
 
 #[derive(Debug, Subcommand)]
 enum Key {
-    /// Print a new grant key. Store it where only the workers can read it.
+    /// Print a new grant key, or write it to a file. Store it where only the workers can read it.
     Generate {
         /// The key's name: 1 to 32 characters of a-z 0-9 -.
         name: String,
+        /// Create this file, which only its owner can read, instead of printing the key. An existing file is not
+        /// overwritten.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
     },
     /// Register a grant key in the configured database and key store, which then accept its grants. Replaces a key of the
     /// same name.
@@ -63,7 +67,9 @@ pub async fn execute(args: SecurityArgs, settings: &Settings) -> anyhow::Result<
         What::Validate(args) => return validate::execute(&args, settings).await,
     };
     match key {
-        Key::Generate { name } => out!("{}", GrantKey::generate(&name)?.expose_line()),
+        Key::Generate { name, out } => {
+            key_file::write_new(out.as_deref(), &GrantKey::generate(&name)?.expose_line())?;
+        }
         Key::Add { file } => {
             let key = GrantKey::read(&file)?;
             add(&key, settings).await?;

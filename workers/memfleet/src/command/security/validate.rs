@@ -130,7 +130,7 @@ const PARTITIONS: &str = "SELECT inhrelid::regclass::text AS line FROM pg_inheri
     JOIN pg_class c ON c.oid = inhparent AND c.relkind = 'p' ORDER BY 1";
 
 /// Checks of the catalogs. Each query returns one line per violation.
-const CHECKS: [(&str, &str); 11] = [
+const CHECKS: [(&str, &str); 12] = [
     (
         "table without forced RLS",
         "SELECT c.oid::regclass::text AS line FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace
@@ -205,6 +205,11 @@ const CHECKS: [(&str, &str); 11] = [
         "advisory lock function granted to PUBLIC",
         "SELECT p.oid::regprocedure::text AS line FROM pg_proc p WHERE p.pronamespace = 'pg_catalog'::regnamespace
             AND p.proname ~ '^pg_(try_)?advisory_' AND has_function_privilege('public', p.oid, 'EXECUTE')",
+    ),
+    (
+        "large object function granted to PUBLIC",
+        "SELECT p.oid::regprocedure::text AS line FROM pg_proc p WHERE p.pronamespace = 'pg_catalog'::regnamespace
+            AND p.proname ~ '^(lo_|loread$|lowrite$)' AND has_function_privilege('public', p.oid, 'EXECUTE')",
     ),
     (
         "foreign key without user_id",

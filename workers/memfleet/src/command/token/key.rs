@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, ensure};
 use clap::Subcommand;
 use cli::table::{Align, Table};
-use cli::{out, outln};
+use cli::{key_file, outln};
 use config::Settings;
 use store::registry;
 use trust::PrivateKey;
@@ -14,10 +14,14 @@ use trust::PrivateKey;
 /// old key once its last token has expired and all messages stored with such tokens have been processed.
 #[derive(Debug, Subcommand)]
 pub(super) enum KeyCommand {
-    /// Print a new private key. Store it where only token issuers can read it.
+    /// Print a new private key, or write it to a file. Store it where only token issuers can read it.
     Generate {
         /// The key's name: 1 to 32 characters of a-z 0-9 -. A name is never reused for another key.
         name: String,
+        /// Create this file, which only its owner can read, instead of printing the key. An existing file is not
+        /// overwritten.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
     },
     /// Register a signing key: accept tokens it signs. Only its public key is stored in the database.
     Add {
@@ -35,7 +39,9 @@ pub(super) enum KeyCommand {
 
 pub(super) async fn execute(command: KeyCommand, settings: &Settings) -> anyhow::Result<()> {
     match command {
-        KeyCommand::Generate { name } => out!("{}", PrivateKey::generate(&name)?.expose_line()),
+        KeyCommand::Generate { name, out } => {
+            key_file::write_new(out.as_deref(), &PrivateKey::generate(&name)?.expose_line())?;
+        }
         KeyCommand::Add { file } => {
             let key = PrivateKey::read(&file)?.public();
             let mut connection = super::registry(settings).await?;

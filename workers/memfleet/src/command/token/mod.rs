@@ -15,8 +15,8 @@ const HELP: &str = "\
 A service sends a token in the header Authorization of each request. The token states the service, the user and the \
 scopes. To set up keys and a service, and issue a token:
 
-  memfleet security key generate main > grant.key && memfleet security key add grant.key
-  memfleet token key generate main > token.key && memfleet token key add token.key
+  memfleet security key generate main --out grant.key && memfleet security key add grant.key
+  memfleet token key generate main --out token.key && memfleet token key add token.key
   memfleet token service put simple-chat --scope 'session:*' --scope context:put
   export MEMFLEET_TRUST__GRANT_KEY_FILE=grant.key MEMFLEET_TRUST__TOKEN_KEY_FILE=token.key
   memfleet token issue --service simple-chat --user 42

@@ -1,0 +1,213 @@
+//! Attacks with a worker's login on what others rely on: evidence about others, values that make rows unreadable or keys and
+//! sessions unusable, and storage that outlives a security context.
+
+use context_writer::ContextWriter;
+use testkit::attack::{assert_refused, attempt, attempt_for, grant, login, login_to_key_store, roles};
+use testkit::{Fixture, context, session, user};
+
+use crate::support::{ROLE, two_users};
+
+/// The roles that may record refusals.
+async fn recorders(fixture: &Fixture) -> Vec<String> {
+    let mut all = roles(fixture).await;
+    all.extend(["w_memory_reader", "w_token_issuer"].map(str::to_owned));
+    all.sort();
+    all.dedup();
+    all
+}
+
+/// A call that records as many refusals of tokens.
+fn refusals(many: usize, kind: &str) -> String {
+    format!(
+        "audit.record_refused_tokens(array_fill('{kind}'::text, ARRAY[{many}]), array_fill(repeat('x', 10000), ARRAY[{many}]),
+         array_fill(2, ARRAY[{many}]), array_fill('alpha'::text, ARRAY[{many}]), array_fill(gen_random_uuid(), ARRAY[{many}]))"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_that_a_role_reports_are_few_and_name_it() {
+    let fixture = two_users().await;
+    let violation = "audit.check_security_violation('42501', 'permission denied for table users', 2, 'alpha', gen_random_uuid())";
+    let many = "a transaction records at most 1000 refusals";
+    for role in recorders(&fixture).await {
+        let mut worker = login(&fixture, &role).await;
+        for (sql, by) in [
+            (format!("SELECT {}", refusals(1_001, "token-signature")), many),
+            (format!("SELECT {} FROM generate_series(1, 3)", refusals(500, "token-signature")), many),
+            (format!("SELECT {}", refusals(1, "Nobody is safe")), "a kind of refusal has 1 to 64"),
+            (
+                "SELECT audit.record_refused_tokens(NULL, NULL, NULL, NULL, NULL)".to_owned(),
+                "as many as each other",
+            ),
+            (
+                "SELECT audit.record_refused_tokens('{a,b}', '{r}', '{2}', '{s}', '{NULL}')".to_owned(),
+                "as many as each other",
+            ),
+        ] {
+            assert_refused(attempt(&mut worker, &sql).await, by, &role);
+        }
+        attempt(&mut worker, &format!("SELECT {}", refusals(1, "token-signature"))).await.expect("a refusal");
+        // The token issuer runs no statements for users.
+        if role != "w_token_issuer" {
+            let flood = format!("SELECT {violation} FROM generate_series(1, 1001)");
+            assert_refused(attempt(&mut worker, &flood).await, many, &role);
+            attempt(&mut worker, &format!("SELECT {violation}")).await.expect("a violation");
+        }
+    }
+    // Nobody takes the word of a role for a fact: each row names it, and the service only as claimed.
+    let mut rows = fixture
+        .lines("concat_ws(' ', role_name, service, violation_type, length(reason)) FROM audit.security_violations")
+        .await;
+    let mut expected = Vec::new();
+    for role in recorders(&fixture).await {
+        if role != "w_token_issuer" {
+            expected.push(format!("{role} claimed:alpha no-privilege 27"));
+        }
+        expected.push(format!("{role} claimed:alpha token-signature 256"));
+    }
+    rows.sort();
+    expected.sort();
+    assert_eq!(rows, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn accesses_that_a_role_notes_are_few_and_of_its_context() {
+    let fixture = two_users().await;
+    let accesses = |user: &str, many: usize| {
+        format!(
+            "audit.log_data_access('read', 'sessions', array_fill({user}, ARRAY[{many}]), array_fill(gen_random_uuid(),
+             ARRAY[{many}]), array_fill(1::bigint, ARRAY[{many}]))"
+        )
+    };
+    for role in roles(&fixture).await.into_iter().chain(["w_memory_reader".to_owned()]) {
+        let mut worker = login(&fixture, &role).await;
+        let without = attempt(&mut worker, &format!("SELECT {}", accesses("1", 1))).await;
+        assert_refused(without, "not in the security context", &role);
+        let grants = [grant(1, &role)];
+        for (sql, by) in [
+            (format!("SELECT {}", accesses("2", 1)), "not in the security context"),
+            (format!("SELECT {}", accesses("NULL::integer", 1)), "not in the security context"),
+            (format!("SELECT {}", accesses("1", 10_001)), "must be as many as each other, 1 to 10000"),
+            (format!("SELECT {} FROM generate_series(1, 3)", accesses("1", 5_000)), "at most 10000 accesses"),
+            (
+                "SELECT audit.log_data_access('read', 'sessions', NULL, NULL, NULL)".to_owned(),
+                "as many as each other",
+            ),
+        ] {
+            assert_refused(attempt_for(&mut worker, &grants, &sql).await, by, &role);
+        }
+        attempt_for(&mut worker, &grants, &format!("SELECT {}", accesses("1", 2)))
+            .await
+            .expect("two accesses");
+    }
+}
+
+/// Each column with a time of the tables that a role may write.
+async fn times(fixture: &Fixture) -> Vec<(String, String)> {
+    let rows = fixture
+        .lines(
+            "w.table_name || ' ' || quote_ident(a.attname) FROM sec.worker_privileges w JOIN pg_attribute a ON a.attrelid = w.table_name
+             AND a.attnum > 0 AND NOT a.attisdropped AND a.atttypid = 'timestamptz'::regtype
+             WHERE w.privileges && '{INSERT,UPDATE}' GROUP BY 1 ORDER BY 1",
+        )
+        .await;
+    rows.iter().map(|row| row.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_role_writes_a_time_that_programs_cannot_read() {
+    let fixture = two_users().await;
+    let mut superuser = fixture.connection().await;
+    let (mut columns, mut tried) = (0, 0);
+    for (table, column) in times(&fixture).await {
+        let bounded = format!(
+            "pg_constraint WHERE conrelid = '{table}'::regclass AND conname = 'times_are_bounded'
+             AND pg_get_constraintdef(oid) LIKE '%{column} <= %'"
+        );
+        assert_eq!(fixture.count(&bounded).await, 1, "{table}.{column}");
+        columns += 1;
+        if fixture.count(&table).await == 0 {
+            continue;
+        }
+        for time in
+            ["infinity", "-infinity", "10000-01-01 00:00:00+00", "0001-12-31 00:00:00+00 BC", "294276-01-01"]
+        {
+            let sql = format!("UPDATE {table} SET {column} = '{time}'");
+            // Some columns have another check that fails first.
+            assert_refused(attempt(&mut superuser, &sql).await, "violates check constraint", &sql);
+            tried += 1;
+        }
+    }
+    assert!(columns > 40 && tried > 100, "{columns} {tried}");
+    // A role is stopped as well.
+    let mut worker = login(&fixture, ROLE).await;
+    let sql = "UPDATE simple_chat_context SET expires_at = 'infinity'";
+    assert_refused(attempt_for(&mut worker, &[grant(1, ROLE)], sql).await, "\"times_are_bounded\"", sql);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_version_or_clock_that_a_role_writes_is_the_last_one() {
+    let fixture = Fixture::new().await;
+    fixture.process(ContextWriter, [user(1), session(1, "s"), context(1, "s", "k", 1)]).await;
+    let mut worker = login(&fixture, ROLE).await;
+    let grants = [grant(1, ROLE)];
+    for (table, column, most) in [
+        (
+            "simple_chat_context",
+            "version",
+            "extract(epoch FROM clock_timestamp() + interval '2 days 1 minute') * 1000",
+        ),
+        (
+            "session_clocks",
+            "logical_time",
+            "extract(epoch FROM clock_timestamp() + interval '1 minute') * 1000000",
+        ),
+    ] {
+        for value in ["9223372036854775807", most] {
+            let sql = format!("UPDATE {table} SET {column} = ({value})::bigint");
+            let refused = attempt_for(&mut worker, &grants, &sql).await;
+            assert_refused(refused, &format!("\"{column}_is_bounded\""), &sql);
+        }
+    }
+    let bounded =
+        "pg_constraint WHERE conname = 'version_is_bounded' AND conrelid = 'agent_context_states'::regclass";
+    assert_eq!(fixture.count(bounded).await, 1);
+    // A session whose clock is as far ahead as a role can set it goes on, and so does a cause of other sessions.
+    fixture
+        .execute("UPDATE session_clocks SET logical_time = (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
+        .await;
+    fixture.process(ContextWriter, [context(1, "s", "k", 2), context(1, "s", "k2", 1)]).await;
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    assert_eq!(fixture.lines("version FROM simple_chat_context ORDER BY context_key").await, ["2", "1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_role_leaves_a_large_object_for_another() {
+    let fixture = Fixture::new().await;
+    let calls = [
+        "lo_create(0)",
+        "lo_creat(-1)",
+        "lo_from_bytea(0, 'a secret')",
+        "lo_put(1, 0, 'a secret')",
+        "lo_get(1)",
+        "lo_open(1, 131072)",
+        "lowrite(0, 'a secret')",
+        "loread(0, 1)",
+        "lo_truncate64(0, 0)",
+        "lo_unlink(1)",
+    ];
+    let users = ["w_context_writer", "w_router_logger", "w_memory_reader"];
+    for role in recorders(&fixture).await {
+        let mut connections = vec![login(&fixture, &role).await];
+        if users.contains(&role.as_str()) {
+            connections.push(login_to_key_store(&fixture, &role).await);
+        }
+        for worker in &mut connections {
+            for call in calls {
+                let done = attempt(worker, &format!("SELECT {call}")).await;
+                assert_refused(done, "permission denied for function", &format!("{role}: {call}"));
+            }
+        }
+    }
+    assert_eq!(fixture.count("pg_largeobject_metadata").await, 0);
+}
