@@ -17,6 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use trust::Refusal;
 
 use crate::delivery::awaited::AwaitedWorkers;
+use crate::delivery::event_order::OtherWorkers;
 use crate::delivery::event_publisher::EventPublisher;
 use crate::delivery::in_flight::InFlight;
 use crate::delivery::retry::Budget;
@@ -199,6 +200,8 @@ fn spawn_stages<W: ExternalWorker>(
         summaries: Summaries::default(),
         readiness: readiness.clone(),
         awaited: AwaitedWorkers::new(W::INFO.name, jetstream.clone(), settings.worker.prerequisite_wait()),
+        other_workers: OtherWorkers::new(W::INFO.name, pool.clone()),
+        pool: pool.clone(),
         last_delivery: limits.filter(|&limit| limit > 0).min(),
     };
     let dead_lettering = undeliverable_handler.run(
