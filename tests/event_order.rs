@@ -14,7 +14,7 @@ use testkit::{Fixture, RequestMessage, context, eventually, request, session, se
 use tokio::process::Child;
 use uuid::Uuid;
 
-use crate::support::program::start_worker;
+use crate::support::program::{Ended, memfleet, output, start_worker};
 
 const USERS: i32 = 6;
 
@@ -146,6 +146,9 @@ async fn an_event_waits_for_an_earlier_one_of_another_worker_and_others_do_not()
         (!types.is_empty()).then(|| assert_eq!(types, ["decision.logged"]))
     })
     .await;
+    fixture.execute("UPDATE sec.unpublished_transactions SET since = since - interval '15 seconds'").await;
+    let status: Ended = output(memfleet(&fixture, &["status"])).await.into();
+    assert!(status.all().contains("warning: context-writer committed events"), "{}", status.all());
     // More of its own events of the session wait too, in order.
     fixture.publish([decision(1)]).await;
     let writer = fixture.run(ContextWriter);
@@ -157,6 +160,29 @@ async fn an_event_waits_for_an_earlier_one_of_another_worker_and_others_do_not()
     assert_eq!(fixture.count("sec.unpublished_transactions").await, 0);
     logger.stop().await.expect("a clean end");
     writer.stop().await.expect("a clean end");
+}
+
+/// A message that waits is no dead letter when it has been delivered as often as it may be.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_waits_until_its_last_delivery_is_published_all_the_same() {
+    let fixture = Fixture::with_topology(|topology| {
+        set_redelivery(topology, "context-writer", Duration::from_secs(3_600), 1_000);
+        set_redelivery(topology, "router-logger", Duration::from_secs(1), 3);
+    })
+    .await;
+    fixture.process(ContextWriter, [user(1), session(1, "s")]).await;
+    let mut victim = start(&fixture, "context-writer", Some("Committed:1"));
+    fixture.publish([context(1, "s", "k", 1)]).await;
+    victim.wait().await.expect("a status");
+    let logger = fixture.run(RouterLogger);
+    fixture.publish([decision(1)]).await;
+    decision_waits(&fixture).await;
+    let of_logger = "sec.unpublished_transactions WHERE role_name = 'w_router_logger'";
+    eventually("the decision is published", async || (fixture.count(of_logger).await == 0).then_some(()))
+        .await;
+    assert_eq!(published(&fixture).await.last().expect("an event").event_type.as_str(), "decision.logged");
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    logger.stop().await.expect("a clean end");
 }
 
 /// Nobody waits for a worker for longer than an hour.
@@ -360,4 +386,41 @@ async fn nobody_changes_or_deletes_an_event() {
         }
     }
     assert_eq!(fixture.count("blackboard_events WHERE logical_timestamp = 1").await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn zz_measure() {
+    let fixture = Fixture::new().await;
+    fixture.process(ContextWriter, [user(1)]).await;
+    let mut worker = login(&fixture, "w_context_writer").await;
+    let mut report = String::new();
+    for events in [1_usize, 100, 500] {
+        let (mut noting, mut noted) = (Duration::ZERO, Duration::ZERO);
+        for _ in 0..300 {
+            let ids: Vec<Uuid> = (0..events).map(|_| Uuid::now_v7()).collect();
+            let since = std::time::Instant::now();
+            let plain: Result<i64, Fault> =
+                worker.transaction(async |c| store::unpublished::note_unpublished(c, events).await).await;
+            noting += since.elapsed();
+            let transaction = plain.expect("noted");
+            let keys: Vec<(i64, Uuid)> = ids.iter().map(|id| (transaction, *id)).collect();
+            let since = std::time::Instant::now();
+            store::unpublished::note_published(&mut worker, &keys).await.expect("noted");
+            noted += since.elapsed();
+        }
+        report += &format!(
+            "{events} events: own tx with note {:?}, note_published {:?}\n",
+            noting / 300,
+            noted / 300
+        );
+    }
+    let mut empty = Duration::ZERO;
+    for _ in 0..300 {
+        let since = std::time::Instant::now();
+        worker.batch_execute("BEGIN").await.unwrap();
+        worker.batch_execute("COMMIT").await.unwrap();
+        empty += since.elapsed();
+    }
+    report += &format!("empty tx {:?}\n", empty / 300);
+    std::fs::write("/tmp/lane-b-measure.txt", report).expect("a file");
 }

@@ -108,7 +108,7 @@ impl Settler {
     /// Publishes the events of committed messages in order, waits until the broker has stored them, and acknowledges
     /// the messages. Events after one of another worker wait for it, those of other sessions do not.
     async fn finish(&mut self, mut committed: Vec<(Delivery, Commit)>, mut earlier: Vec<Earlier>) {
-        let deadline = Instant::now() + event_order::WAIT;
+        let mut deadline = None;
         loop {
             let own = committed.iter().flat_map(|(_, commit)| &commit.events);
             let Order { ready, held } = Order::of(&earlier, own);
@@ -126,6 +126,7 @@ impl Settler {
             self.acknowledge_committed(done).await;
             committed = waiting;
             earlier.retain(|earlier| earlier.is_cut || !published.contains(&earlier.stored.event.event_id));
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + event_order::WAIT);
             if committed.is_empty() || !self.other_workers.wait(&mut earlier, deadline).await {
                 return self.hold(committed, &earlier).await;
             }
@@ -147,7 +148,9 @@ impl Settler {
         while let Err(fault) = event_order::note_published(&self.pool, &keys).await {
             tries += 1;
             tracing::warn!(worker = self.worker, %fault, tries, "cannot note that events are published, retrying");
-            if tries >= NOTE_TRIES {
+            let most =
+                if self.event_publisher.stop.is_cancelled() { NOTE_TRIES_WHEN_STOPPING } else { NOTE_TRIES };
+            if tries >= most {
                 return false;
             }
             tokio::time::sleep(retry::delay(tries, FIRST_NOTE_DELAY, LONGEST_NOTE_DELAY)).await;
@@ -358,7 +361,8 @@ impl Settler {
 }
 
 /// How often it is tried to note that events are published. Their messages are redelivered after that.
-const NOTE_TRIES: u32 = 5;
+const NOTE_TRIES: u32 = 20;
+const NOTE_TRIES_WHEN_STOPPING: u32 = 3;
 const FIRST_NOTE_DELAY: Duration = Duration::from_millis(20);
 const LONGEST_NOTE_DELAY: Duration = Duration::from_secs(1);
 /// Delay before a message is redelivered whose dead letter could not be stored.
