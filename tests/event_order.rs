@@ -307,8 +307,15 @@ async fn however_much_was_not_told_is_told_first() {
     }
     let untold = fixture.count("blackboard_events").await - published(&fixture).await.len() as i64;
     assert!(untold > 2_000, "{untold}");
-    fixture.process(ContextWriter, [context(1, "s", "last", 1)]).await;
+    let worker = fixture.run(ContextWriter);
+    fixture.publish([context(1, "s", "last", 1)]).await;
+    eventually("the last one is published", async || {
+        let last = published(&fixture).await.pop()?;
+        last.payload.as_str().contains("\"last\"").then_some(())
+    })
+    .await;
     assert_in_order(&fixture).await;
+    worker.stop().await.expect("a clean end");
 }
 
 /// A Lamport clock: later than what came before in the session, and than what caused it.
@@ -386,41 +393,4 @@ async fn nobody_changes_or_deletes_an_event() {
         }
     }
     assert_eq!(fixture.count("blackboard_events WHERE logical_timestamp = 1").await, 2);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn zz_measure() {
-    let fixture = Fixture::new().await;
-    fixture.process(ContextWriter, [user(1)]).await;
-    let mut worker = login(&fixture, "w_context_writer").await;
-    let mut report = String::new();
-    for events in [1_usize, 100, 500] {
-        let (mut noting, mut noted) = (Duration::ZERO, Duration::ZERO);
-        for _ in 0..300 {
-            let ids: Vec<Uuid> = (0..events).map(|_| Uuid::now_v7()).collect();
-            let since = std::time::Instant::now();
-            let plain: Result<i64, Fault> =
-                worker.transaction(async |c| store::unpublished::note_unpublished(c, events).await).await;
-            noting += since.elapsed();
-            let transaction = plain.expect("noted");
-            let keys: Vec<(i64, Uuid)> = ids.iter().map(|id| (transaction, *id)).collect();
-            let since = std::time::Instant::now();
-            store::unpublished::note_published(&mut worker, &keys).await.expect("noted");
-            noted += since.elapsed();
-        }
-        report += &format!(
-            "{events} events: own tx with note {:?}, note_published {:?}\n",
-            noting / 300,
-            noted / 300
-        );
-    }
-    let mut empty = Duration::ZERO;
-    for _ in 0..300 {
-        let since = std::time::Instant::now();
-        worker.batch_execute("BEGIN").await.unwrap();
-        worker.batch_execute("COMMIT").await.unwrap();
-        empty += since.elapsed();
-    }
-    report += &format!("empty tx {:?}\n", empty / 300);
-    std::fs::write("/tmp/lane-b-measure.txt", report).expect("a file");
 }
