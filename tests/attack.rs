@@ -200,7 +200,7 @@ async fn nobody_sees_what_others_do() {
     }
     fixture.drained::<ContextWriter>().await;
     let mut seen = 0;
-    for sql in ["user_profiles", "COMMIT", "sec.trust_version"] {
+    for sql in ["user_profiles", "COMMIT", "sec.trust_version", "sec.note_published"] {
         seen += activity(&mut neighbour, sql).await;
     }
     assert!(seen > 0, "it does see statements");

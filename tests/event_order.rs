@@ -14,7 +14,7 @@ use testkit::{Fixture, RequestMessage, context, eventually, request, session, se
 use tokio::process::Child;
 use uuid::Uuid;
 
-use crate::support::program::start_worker;
+use crate::support::program::{Ended, memfleet, output, start_worker};
 
 const USERS: i32 = 6;
 
@@ -79,11 +79,16 @@ async fn replicas_of_two_workers_publish_the_events_of_a_session_in_order_also_w
     };
     let deaths = std::sync::atomic::AtomicU32::new(0);
     let dying = async {
-        // At the moment when its events are committed and nobody has been told.
-        for number in [2, 3, 4] {
-            let mut victim = start(&fixture, "context-writer", Some(&format!("Committed:{number}")));
+        // When its events are committed and not published, or published and not noted as such.
+        for (stream, worker, point) in [
+            ("CONTEXT", "context-writer", "Committed:2"),
+            ("ROUTER", "router-logger", "Committed:1"),
+            ("CONTEXT", "context-writer", "EventsPublished:3"),
+            ("CONTEXT", "context-writer", "Committed:4"),
+        ] {
+            let mut victim = start(&fixture, worker, Some(point));
             // There may be nothing left for it to die of.
-            let consumer = fixture.consumer("CONTEXT", contract::CONTEXT_WRITER.name).await;
+            let consumer = fixture.consumer(stream, worker).await;
             let idle = eventually("nothing is left to do", async || {
                 (consumer.get_info().await.ok()?.num_pending == 0).then_some(())
             });
@@ -105,26 +110,100 @@ async fn replicas_of_two_workers_publish_the_events_of_a_session_in_order_also_w
     assert_in_order(&fixture).await;
 }
 
-/// What another one has committed and never told goes out first.
+/// Waits until a decision is committed and its message set aside.
+async fn decision_waits(fixture: &Fixture) {
+    let consumer = fixture.consumer("ROUTER", contract::ROUTER_LOGGER.name).await;
+    eventually("the decision is committed and delivered again", async || {
+        let committed = fixture.count("blackboard_events WHERE event_type = 'decision.logged'").await > 0;
+        (committed && consumer.get_info().await.ok()?.num_redelivered > 0).then_some(())
+    })
+    .await;
+}
+
+/// What another worker has committed and never published is published by itself, before what comes after it.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_not_told_is_told_before_what_comes_after_it() {
+async fn an_event_waits_for_an_earlier_one_of_another_worker_and_others_do_not() {
     let fixture = Fixture::with_topology(|topology| {
-        // What the dead one held does not come back while this is looked at.
+        set_redelivery(topology, "context-writer", Duration::from_secs(2), 1_000);
+    })
+    .await;
+    fixture.process(ContextWriter, [user(1), session(1, "s"), user(2), session(2, "s")]).await;
+    let mut victim = start(&fixture, "context-writer", Some("Committed:1"));
+    // More than are looked at of a session.
+    fixture.publish((0..40).map(|n| context(1, "s", &format!("k{n}"), 1))).await;
+    victim.wait().await.expect("a status");
+    let unpublished = fixture.count("simple_chat_context").await;
+    assert!(unpublished > 0);
+
+    let logger = fixture.run(RouterLogger);
+    fixture.publish([decision(1), decision(2)]).await;
+    decision_waits(&fixture).await;
+    let types = async || -> Vec<String> {
+        published(&fixture).await.iter().skip(4).map(|event| event.event_type.to_string()).collect()
+    };
+    eventually("that of another session is published", async || {
+        let types = types().await;
+        (!types.is_empty()).then(|| assert_eq!(types, ["decision.logged"]))
+    })
+    .await;
+    fixture.execute("UPDATE sec.unpublished_transactions SET since = since - interval '15 seconds'").await;
+    let status: Ended = output(memfleet(&fixture, &["status"])).await.into();
+    assert!(status.all().contains("warning: context-writer committed events"), "{}", status.all());
+    // More of its own events of the session wait too, in order.
+    fixture.publish([decision(1)]).await;
+    let writer = fixture.run(ContextWriter);
+    fixture.drained::<ContextWriter>().await;
+    fixture.drained::<RouterLogger>().await;
+    assert_eq!(types().await.len(), 3 + 40);
+    assert_in_order(&fixture).await;
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    assert_eq!(fixture.count("sec.unpublished_transactions").await, 0);
+    logger.stop().await.expect("a clean end");
+    writer.stop().await.expect("a clean end");
+}
+
+/// A message that waits is no dead letter when it has been delivered as often as it may be.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_waits_until_its_last_delivery_is_published_all_the_same() {
+    let fixture = Fixture::with_topology(|topology| {
+        set_redelivery(topology, "context-writer", Duration::from_secs(3_600), 1_000);
+        set_redelivery(topology, "router-logger", Duration::from_secs(1), 3);
+    })
+    .await;
+    fixture.process(ContextWriter, [user(1), session(1, "s")]).await;
+    let mut victim = start(&fixture, "context-writer", Some("Committed:1"));
+    fixture.publish([context(1, "s", "k", 1)]).await;
+    victim.wait().await.expect("a status");
+    let logger = fixture.run(RouterLogger);
+    fixture.publish([decision(1)]).await;
+    decision_waits(&fixture).await;
+    let of_logger = "sec.unpublished_transactions WHERE role_name = 'w_router_logger'";
+    eventually("the decision is published", async || (fixture.count(of_logger).await == 0).then_some(()))
+        .await;
+    assert_eq!(published(&fixture).await.last().expect("an event").event_type.as_str(), "decision.logged");
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    logger.stop().await.expect("a clean end");
+}
+
+/// Nobody waits for a worker for longer than an hour.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_an_hour_an_event_waits_for_no_other_worker() {
+    let fixture = Fixture::with_topology(|topology| {
         set_redelivery(topology, "context-writer", Duration::from_secs(3_600), 1_000);
     })
     .await;
     fixture.process(ContextWriter, [user(1), session(1, "s")]).await;
     let mut victim = start(&fixture, "context-writer", Some("Committed:1"));
-    fixture.publish([context(1, "s", "first", 1)]).await;
+    fixture.publish([context(1, "s", "k", 1)]).await;
     victim.wait().await.expect("a status");
-    assert_eq!(fixture.count("simple_chat_context").await, 1);
-    assert_eq!(published(&fixture).await.len(), 2, "nobody was told");
-
-    fixture.process(RouterLogger, [decision(1)]).await;
-    let told: Vec<String> =
-        published(&fixture).await.iter().map(|event| event.event_type.to_string()).collect();
-    assert_eq!(told, ["user.stored", "session.opened", "context.stored", "decision.logged"]);
-    assert_in_order(&fixture).await;
+    let logger = fixture.run(RouterLogger);
+    fixture.publish([decision(1)]).await;
+    decision_waits(&fixture).await;
+    assert_eq!(published(&fixture).await.len(), 2);
+    fixture.execute("UPDATE sec.unpublished_transactions SET since = now() - interval '61 minutes'").await;
+    fixture.drained::<RouterLogger>().await;
+    assert_eq!(published(&fixture).await.len(), 3);
+    logger.stop().await.expect("a clean end");
 }
 
 /// Session s of user 1, without events.
@@ -147,7 +226,8 @@ async fn numbers_become_visible_in_the_order_in_which_they_are_drawn() {
         let held: Result<(), Fault> = slow
             .transaction(async |connection| {
                 store::security::open_context(connection, &[&grant(1, "w_context_writer")]).await?;
-                store::clock::take(connection, &[clock_of_session(0, i64::MAX)]).await?;
+                store::clock::take(connection, &contract::CONTEXT_WRITER, &[clock_of_session(0, i64::MAX)])
+                    .await?;
                 told.notify_one();
                 asked.notified().await;
                 Ok(())
@@ -192,10 +272,14 @@ async fn the_published_mark_of_a_session_never_goes_back() {
         let taken: Result<usize, Fault> = replica
             .transaction(async |connection| {
                 store::security::open_context(connection, &[&grant(1, "w_context_writer")]).await?;
-                Ok(store::clock::take(connection, &[clock_of_session(published, published)])
-                    .await?
-                    .earlier
-                    .len())
+                Ok(store::clock::take(
+                    connection,
+                    &contract::CONTEXT_WRITER,
+                    &[clock_of_session(published, published)],
+                )
+                .await?
+                .earlier
+                .len())
             })
             .await;
         let mark = fixture.lines("published_sequence FROM session_clocks WHERE session_id = 's'").await;
@@ -223,8 +307,15 @@ async fn however_much_was_not_told_is_told_first() {
     }
     let untold = fixture.count("blackboard_events").await - published(&fixture).await.len() as i64;
     assert!(untold > 2_000, "{untold}");
-    fixture.process(RouterLogger, [decision(1)]).await;
+    let worker = fixture.run(ContextWriter);
+    fixture.publish([context(1, "s", "last", 1)]).await;
+    eventually("the last one is published", async || {
+        let last = published(&fixture).await.pop()?;
+        last.payload.as_str().contains("\"last\"").then_some(())
+    })
+    .await;
     assert_in_order(&fixture).await;
+    worker.stop().await.expect("a clean end");
 }
 
 /// A Lamport clock: later than what came before in the session, and than what caused it.

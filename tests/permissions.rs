@@ -183,6 +183,9 @@ async fn nobody_publishes_or_hears_anything_else() {
         "memory.req.other.context.put.1",
         "memory.req.other.anything.put.1",
         "memory.event.context.stored.1",
+        "memory.event.decision.logged.1",
+        "memory.event.vector.indexed.1",
+        "memory.event.unknown.kind.1",
         "memory.dead.other.1",
         "memory.seal.1",
         "memory.ask.token.issue.other",
@@ -301,4 +304,44 @@ async fn headers_that_are_orders_to_the_broker_change_nothing_of_others() {
         assert!(!matches!(stored, Ok(Ok(_))), "{name}: {stored:?}");
     }
     assert_eq!(fixture.stored("CONTEXT").await, 1);
+}
+
+/// The broker drops a message whose id it has seen, whoever published the first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_knows_the_id_of_anothers_request_does_not_suppress_it() {
+    let fixture = Fixture::secured().await;
+    let (chat, _) = connect(&fixture, "simple-chat").await;
+    let (account, _) = connect(&fixture, "account").await;
+    let of_account = |id: i32| {
+        let mut request = user(id);
+        request.subject = request.subject.replace(".test.", ".account.");
+        request
+    };
+    let [bare, apart] = [of_account(1), of_account(2)];
+    let (chat, jetstream) = (jetstream::new(chat), jetstream::new(account.clone()));
+    for request in [&bare, &apart] {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert(contract::header::MESSAGE_ID, request.id.to_string());
+        headers.insert(contract::header::REQUEST_ID, request.id.to_string());
+        let forged = "memory.req.simple-chat.context.put.1";
+        let sent = chat.publish_with_headers(forged, headers, "{}".into()).await.expect("a publish");
+        assert!(!sent.await.expect("an acknowledgement").duplicate);
+    }
+    let (headers, body) = (bare.header_map(), bare.body.clone());
+    let sent = jetstream.publish_with_headers(bare.subject.clone(), headers, body.into()).await;
+    let acknowledged = sent.expect("a publish").await.expect("an acknowledgement");
+    assert!(acknowledged.duplicate, "a request id in Nats-Msg-Id is shared with all services");
+
+    let mut publisher = client::Publisher::new(account, client::PublisherOptions::default());
+    let token = token::for_subject(&apart.subject.parse().expect("a subject"));
+    for _ in 0..2 {
+        publisher.send(apart.subject.clone(), apart.id, apart.body.clone().into(), Some(token.clone())).await;
+    }
+    let published = publisher.finish().await;
+    assert_eq!((published.stored, published.duplicate), (1, 1), "{published:?}");
+    let worker = fixture.run(ContextWriter);
+    fixture.drained::<ContextWriter>().await;
+    assert_eq!(fixture.lines("id FROM users WHERE id > 0").await, ["2"]);
+    assert_eq!(fixture.lines("message_id FROM inbox").await, [apart.id.to_string()]);
+    worker.stop().await.expect("a clean end");
 }

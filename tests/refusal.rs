@@ -141,7 +141,7 @@ async fn a_message_without_an_id_is_a_dead_letter_too() {
     fixture.drained::<ContextWriter>().await;
     let dead = fixture.dead_letters().await;
     assert_eq!(dead.len(), 2, "{dead:?}");
-    assert!(dead[0].starts_with("malformed: Nats-Msg-Id: is missing"), "{dead:?}");
+    assert!(dead[0].starts_with("malformed: Memfleet-Request-Id: is missing"), "{dead:?}");
     assert!(dead[1].starts_with("malformed: Nats-Msg-Id: is not a UUID"), "{dead:?}");
     assert_eq!(fixture.count("users WHERE id > 0").await, 0);
     worker.stop().await.expect("a clean end");

@@ -163,6 +163,78 @@ async fn what_events_are_sealed_by_is_not_their_writers_to_choose() {
     }
 }
 
+/// The types that each role may append are those of the catalogue.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_appends_events_of_its_own_types_alone() {
+    let fixture = two_users().await;
+    for role in fixture.lines("role_name FROM sec.worker_privileges GROUP BY role_name").await {
+        let info = contract::WORKERS.iter().find(|worker| worker.role() == role);
+        let mut worker = login(&fixture, &role).await;
+        let may_append = fixture
+            .count(&format!("sec.worker_privileges WHERE role_name = '{role}' AND table_name = 'blackboard_events'::regclass AND 'INSERT' = ANY (privileges)"))
+            .await;
+        for event in contract::EventType::ALL {
+            let sql = format!(
+                "INSERT INTO blackboard_events (id, event_type, performative, source_agent_id, user_id, session_id,
+                 event_payload, logical_timestamp, request_id)
+                 SELECT '{}'::uuid, '{event}', 'inform', 'test', 1, '@account', '{{}}', 1000, '{}'::uuid",
+                Uuid::now_v7(),
+                Uuid::now_v7()
+            );
+            let done = attempt_for(&mut worker, &[grant(1, &role)], &sql).await;
+            let what = format!("{role}: {event}");
+            match info.filter(|info| info.causes(*event)) {
+                Some(_) => assert_eq!(done, Ok(1), "{what}"),
+                None if may_append == 0 => assert_refused(done, "permission denied", &what),
+                None => assert_refused(done, "row-level security policy \"own_types\"", &what),
+            }
+        }
+    }
+}
+
+/// A role says only of its own events that they are published, or are not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_notes_its_own_events_as_published_alone() {
+    let fixture = two_users().await;
+    let mut worker = login(&fixture, ROLE).await;
+    let ids: Vec<Uuid> = (0..3).map(|_| Uuid::now_v7()).collect();
+    assert_eq!(attempt(&mut worker, "SELECT sec.note_unpublished(2)").await, Ok(1));
+    let unpublished = || {
+        fixture.lines(
+            "concat_ws(' ', role_name, events, cardinality(published)) FROM sec.unpublished_transactions",
+        )
+    };
+    assert_eq!(unpublished().await, ["w_context_writer 2 0"]);
+    let transaction = fixture.lines("transaction_id FROM sec.unpublished_transactions").await.remove(0);
+    let note = |ids: &[Uuid]| {
+        let ids: Vec<String> = ids.iter().map(|id| format!("'{id}'::uuid")).collect();
+        let transactions = vec![transaction.clone(); ids.len()];
+        format!(
+            "SELECT sec.note_published(ARRAY[{}]::bigint[], ARRAY[{}])",
+            transactions.join(","),
+            ids.join(",")
+        )
+    };
+    let mut other = login(&fixture, "w_router_logger").await;
+    assert_eq!(attempt(&mut other, &note(&ids)).await, Ok(1));
+    assert_eq!(unpublished().await, ["w_context_writer 2 0"]);
+    for (events, left) in [
+        (&ids[..1], vec!["w_context_writer 2 1"]),
+        (&ids[..1], vec!["w_context_writer 2 1"]),
+        (&ids[..2], vec![]),
+    ] {
+        assert_eq!(attempt(&mut worker, &note(events)).await, Ok(1));
+        assert_eq!(unpublished().await, left);
+    }
+    for sql in [
+        "SELECT * FROM sec.unpublished_transactions",
+        "DELETE FROM sec.unpublished_transactions",
+        "DELETE FROM sec.event_writers",
+    ] {
+        assert_refused(attempt(&mut worker, sql).await, "permission denied", sql);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_registration_makes_a_revocation_short() {
     let fixture = two_users().await;

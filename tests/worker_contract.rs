@@ -43,7 +43,7 @@ impl Worker for Chatty {
             if let (ContextRequest::ContextPut(put), Verdict::Applied(drafts)) = (&message.request, verdict) {
                 drafts.extend((1..self.events).map(|number| EventDraft {
                     user_id: self.user.unwrap_or(message.user_id()),
-                    event_type: EventType::ToolReported,
+                    event_type: EventType::ContextRemoved,
                     performative: Performative::Propose,
                     source_agent_id: Some("chatty".to_owned()),
                     target_agent_id: None,
@@ -159,7 +159,7 @@ async fn an_event_of_a_request_is_of_its_user_also_beside_messages_of_others() {
         fixture.dead_letters().await,
         ["permanent: an event of a request must be of the request's user"]
     );
-    assert_eq!(fixture.count("blackboard_events WHERE event_type = 'tool.reported'").await, 0);
+    assert_eq!(fixture.count("blackboard_events WHERE event_type = 'context.removed'").await, 0);
     worker.stop().await.expect("a clean end");
 }
 
@@ -239,6 +239,7 @@ const CLEANER: WorkerInfo = WorkerInfo {
     name: "retention-cleaner",
     stream: None,
     stream_bytes: 0,
+    job_events: &[EventType::ContextRemoved],
     depends_on: &[],
     description: "Expires contexts",
     jobs: &["expire-contexts"],
@@ -319,6 +320,7 @@ async fn with_job() -> Fixture {
                  SELECT DISTINCT user_id FROM public.simple_chat_context WHERE expires_at < now() AND priority < 2 ORDER BY 1 LIMIT $1 $due$;
              GRANT SELECT (user_id, expires_at, priority) ON simple_chat_context TO memfleet_due;
              SELECT sec.grant_worker('w_retention_cleaner', '{\"simple_chat_context\": [\"SELECT\", \"UPDATE\"]}');
+             INSERT INTO sec.event_writers (role_name, event_type) VALUES ('w_retention_cleaner', 'context.removed');
              SELECT sec.add_job('expire-contexts', 'w_retention_cleaner', 'sec.due_test(integer)')",
         )
         .await;

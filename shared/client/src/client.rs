@@ -6,6 +6,7 @@ use contract::Service;
 use tokio::sync::OnceCell;
 
 use crate::error::ClientError;
+use crate::message_ids::MessageIds;
 use crate::options::ClientOptions;
 use crate::outcomes::OutcomeRouter;
 use crate::payload_keys::PayloadKeys;
@@ -25,6 +26,7 @@ pub(crate) struct Shared {
     pub(crate) service: Service,
     pub(crate) tokens: Box<dyn TokenSource>,
     pub(crate) payload_keys: PayloadKeys,
+    pub(crate) message_ids: MessageIds,
     pub(crate) outcome_timeout: Duration,
     pub(crate) query_deadline_ms: u64,
     /// The subscription to outcomes, created by the first request that waits for one.
@@ -60,6 +62,7 @@ impl Client {
             service: options.service.clone(),
             tokens: Box::new(tokens),
             payload_keys: PayloadKeys::read(options.payload_ring_file.as_deref())?,
+            message_ids: MessageIds::random(),
             outcome_timeout: options.outcome_timeout,
             query_deadline_ms: u64::try_from(options.query_deadline.as_millis()).unwrap_or(u64::MAX),
             outcomes: OnceCell::new(),

@@ -21,6 +21,7 @@
 
 mod client;
 mod error;
+mod message_ids;
 mod options;
 mod outcomes;
 mod payload_keys;
@@ -31,6 +32,7 @@ mod user;
 
 pub use client::Client;
 pub use error::ClientError;
+pub use message_ids::MessageIds;
 pub use options::ClientOptions;
 pub use outcomes::Outcomes;
 pub use payload_keys::{Payload, PayloadKeys};

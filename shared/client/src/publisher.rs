@@ -16,6 +16,7 @@ use serde::Serialize;
 use tokio::time::sleep;
 use uuid::Uuid;
 
+use crate::message_ids::MessageIds;
 use crate::payload_keys::{Payload, PayloadKeys};
 
 /// Options of a [`Publisher`].
@@ -47,7 +48,7 @@ impl Default for PublisherOptions {
 pub struct Published {
     /// The stream stored them.
     pub stored: u64,
-    /// The stream had stored a request with the same id before, within its duplicate window.
+    /// The stream had stored a request of this publisher with the same id before, within its duplicate window.
     pub duplicate: u64,
     /// The broker accepted none of the attempts.
     pub refused: u64,
@@ -66,6 +67,7 @@ const LONGEST_DELAY: Duration = Duration::from_secs(5);
 pub struct Publisher {
     jetstream: Context,
     payload_keys: PayloadKeys,
+    message_ids: MessageIds,
     options: PublisherOptions,
     in_flight: FuturesUnordered<BoxFuture<'static, Result<PublishAck, String>>>,
     published: Published,
@@ -77,6 +79,7 @@ impl Publisher {
         Self {
             jetstream: jetstream(client, &options),
             payload_keys: PayloadKeys::default(),
+            message_ids: MessageIds::random(),
             options,
             in_flight: FuturesUnordered::new(),
             published: Published::default(),
@@ -98,7 +101,9 @@ impl Publisher {
             Ok(payload) => payload,
             Err(error) => return self.count(Err(format!("{subject} (id {id}): {error}"))),
         };
-        let request = Outgoing { jetstream, options, subject, id, payload, token, reply_to: None };
+        let message_id = self.message_ids.of(id);
+        let request =
+            Outgoing { jetstream, options, subject, id, message_id, payload, token, reply_to: None };
         let first = request.publish().await;
         self.in_flight.push(request.acknowledged(first).boxed());
         while let Some(Some(outcome)) = self.in_flight.next().now_or_never() {
@@ -157,7 +162,10 @@ pub(crate) struct Outgoing {
     pub(crate) jetstream: Context,
     pub(crate) options: PublisherOptions,
     pub(crate) subject: String,
+    /// The request id.
     pub(crate) id: Uuid,
+    /// The id by which the broker recognizes it when it is published again.
+    pub(crate) message_id: Uuid,
     pub(crate) payload: Payload,
     pub(crate) token: Option<String>,
     /// The subject to which its outcome is published.
@@ -167,7 +175,9 @@ pub(crate) struct Outgoing {
 impl Outgoing {
     pub(crate) async fn publish(&self) -> Result<PublishAckFuture, PublishError> {
         let Payload { key_id, body } = &self.payload;
-        let mut message = PublishMessage::build().payload(body.clone()).message_id(self.id.to_string());
+        let mut message =
+            PublishMessage::build().payload(body.clone()).message_id(self.message_id.to_string());
+        message = message.header(header::REQUEST_ID, self.id.to_string().as_str());
         if let Some(key_id) = key_id {
             message = message.header(header::ENCRYPTION, key_id.as_str());
         }

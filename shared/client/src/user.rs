@@ -88,6 +88,7 @@ impl User {
             payload: shared.payload_keys.encrypt(&subject, body.into())?,
             subject,
             id,
+            message_id: shared.message_ids.of(id),
             token: Some(shared.tokens.token(user_id).await?),
             reply_to,
         };

@@ -1,8 +1,17 @@
 //! Names of the headers of requests, events and dead letters.
 
-/// The request id, a UUID. JetStream drops a duplicate within its duplicate window, and the inbox table drops one that
-/// arrives later.
+/// The request id, a UUID. The inbox table recognizes a duplicate by the user and this id. Absent: [`MESSAGE_ID`].
+pub const REQUEST_ID: &str = "Memfleet-Request-Id";
+
+/// The id by which JetStream drops a duplicate within its duplicate window. All services share a stream and thereby its
+/// ids, so a request with a [`REQUEST_ID`] should have one here that no other service can know, or none. On a request
+/// without a [`REQUEST_ID`], it is the request id; on an event or a dead letter, its own id.
 pub const MESSAGE_ID: &str = "Nats-Msg-Id";
+
+/// The header of these that holds the request id, and its value.
+pub fn request_id<'a>(value_of: impl Fn(&str) -> Option<&'a str>) -> Option<(&'static str, &'a str)> {
+    [REQUEST_ID, MESSAGE_ID].into_iter().find_map(|name| Some((name, value_of(name)?)))
+}
 
 /// `Bearer <service token>`.
 pub const AUTHORIZATION: &str = "Authorization";

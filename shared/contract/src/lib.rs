@@ -7,7 +7,7 @@
 //! memory.req.<service>.<noun>.<verb>.<user_id>
 //! ```
 //!
-//! with its request id, a UUID, in the header [`header::MESSAGE_ID`]. [`Request::decode`] decodes the noun, the verb
+//! with its request id, a UUID, in the header [`header::REQUEST_ID`]. [`Request::decode`] decodes the noun, the verb
 //! and the body into a typed request, or returns a [`Malformed`] that names the field at fault.
 //!
 //! The JSON Schemas of the AsyncAPI document (`nats/asyncapi.yaml`) are generated from the same types.

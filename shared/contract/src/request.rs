@@ -192,6 +192,13 @@ macro_rules! requests {
             }
         }
 
+        impl EventType {
+            /// The worker whose requests cause events of this type.
+            pub fn worker(self) -> &'static WorkerInfo {
+                match self { $($(Self::$event => &workers::$worker,)+)+ }
+            }
+        }
+
         #[allow(non_upper_case_globals)]
         mod kinds {
             use super::{EventType, RequestKind, workers};

@@ -1,5 +1,6 @@
 //! The workers of the fleet.
 
+use crate::request::EventType;
 use crate::tick::JOB_ROOT;
 
 /// The root of the subjects of schedules: `memory.schedule.<job>`.
@@ -20,6 +21,8 @@ pub struct WorkerInfo {
     pub description: &'static str,
     /// The scheduled jobs that it runs: ticks on `memory.job.<job>`.
     pub jobs: &'static [&'static str],
+    /// The types of the events that its jobs cause, beyond those of its requests.
+    pub job_events: &'static [EventType],
     /// The other workers that write the [prerequisites](crate::Prerequisite) of its requests. It may read how far their
     /// consumers are.
     pub depends_on: &'static [&'static WorkerInfo],
@@ -34,6 +37,7 @@ pub const CONTEXT_WRITER: WorkerInfo = WorkerInfo {
     stream_bytes: 8 * GIB,
     description: "Writes sessions, contexts, conversations, accounts and the contexts of agents",
     jobs: &[],
+    job_events: &[],
     depends_on: &[],
 };
 /// Routing decisions and tool calls.
@@ -43,6 +47,7 @@ pub const ROUTER_LOGGER: WorkerInfo = WorkerInfo {
     stream_bytes: 8 * GIB,
     description: "Writes routing decisions, hourly routing statistics and tool calls",
     jobs: &[],
+    job_events: &[],
     depends_on: &[&CONTEXT_WRITER],
 };
 /// The semantic search index.
@@ -52,6 +57,7 @@ pub const VECTOR_INDEXER: WorkerInfo = WorkerInfo {
     stream_bytes: 4 * GIB,
     description: "Maintains the semantic search index",
     jobs: &[],
+    job_events: &[],
     depends_on: &[&CONTEXT_WRITER],
 };
 /// Service tokens.
@@ -61,6 +67,7 @@ pub const TOKEN_ISSUER: WorkerInfo = WorkerInfo {
     stream_bytes: 0,
     description: "Issues service tokens",
     jobs: &[],
+    job_events: &[],
     depends_on: &[],
 };
 /// Answers to queries.
@@ -70,6 +77,7 @@ pub const MEMORY_READER: WorkerInfo = WorkerInfo {
     stream_bytes: 0,
     description: "Answers queries",
     jobs: &[],
+    job_events: &[],
     depends_on: &[],
 };
 
@@ -81,6 +89,19 @@ impl WorkerInfo {
     /// The worker with this name.
     pub fn find(name: &str) -> Option<&'static Self> {
         WORKERS.iter().find(|worker| worker.name == name)
+    }
+
+    /// The types of the events that it causes: those of its requests and of its jobs. It appends and publishes no others;
+    /// its NATS permissions are derived from them.
+    pub fn events(&self) -> impl Iterator<Item = EventType> {
+        let of_requests = EventType::ALL.iter().copied().filter(|event| event.worker().name == self.name);
+        let of_jobs = self.job_events.iter().copied().filter(|event| event.worker().name != self.name);
+        of_requests.chain(of_jobs)
+    }
+
+    /// Whether it causes events of this type.
+    pub fn causes(&self, event: EventType) -> bool {
+        event.worker().name == self.name || self.job_events.contains(&event)
     }
 
     /// Its login role in the database.
@@ -139,6 +160,21 @@ mod tests {
                 assert!(by.name == worker.name || worker.depends_on.contains(&by), "{}", worker.name);
             }
         }
+    }
+
+    #[test]
+    fn every_event_is_caused_by_a_worker_with_a_stream_and_a_job_may_cause_those_of_another() {
+        for &event in EventType::ALL {
+            let by: Vec<&str> =
+                WORKERS.iter().filter(|worker| worker.causes(event)).map(|worker| worker.name).collect();
+            assert!(by.contains(&event.worker().name) && event.worker().stream.is_some(), "{event}: {by:?}");
+        }
+        for worker in WORKERS {
+            assert!(worker.events().all(|event| worker.causes(event)), "{}", worker.name);
+        }
+        let sweeper = WorkerInfo { job_events: &[EventType::ContextRemoved], ..MEMORY_READER };
+        assert_eq!(sweeper.events().collect::<Vec<_>>(), [EventType::ContextRemoved]);
+        assert!(sweeper.causes(EventType::ContextRemoved) && !sweeper.causes(EventType::ContextStored));
     }
 
     #[test]

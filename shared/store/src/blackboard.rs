@@ -13,13 +13,14 @@ use uuid::Uuid;
 use crate::fault::{Fault, FaultKind};
 use crate::prepared;
 use crate::unnest::{UnnestRow, with_rows};
+use crate::unpublished::EventKey;
 
 /// The columns of [`EventRow`].
 macro_rules! event_columns {
     () => {
         "e.id, e.event_sequence, e.event_type::text AS event_type, e.performative::text AS performative, e.source_agent_id,
         e.target_agent_id, e.user_id, e.session_id, e.parent_event_id, e.logical_timestamp, e.created_at,
-        e.event_payload::text AS payload"
+        e.event_payload::text AS payload, e.transaction_id"
     };
 }
 pub(crate) use event_columns;
@@ -63,6 +64,22 @@ pub struct NewEvent<'a> {
     pub cause: Option<&'a Cause>,
     /// The Lamport timestamp, from the clock of the session ([`crate::clock`]).
     pub logical_timestamp: i64,
+}
+
+/// An event of the blackboard, and the transaction that appended it.
+#[derive(Clone, Debug)]
+pub struct StoredEvent {
+    /// The event.
+    pub event: Event,
+    /// The id of the transaction.
+    pub transaction_id: i64,
+}
+
+impl StoredEvent {
+    /// Its key among the unpublished events.
+    pub fn key(&self) -> EventKey {
+        (self.transaction_id, self.event.event_id)
+    }
 }
 
 /// The values that the database assigned to an appended event.
@@ -205,7 +222,7 @@ pub async fn causes(
 ///
 /// # Errors
 /// A [`Fault`] of the database.
-pub async fn read(connection: &mut AsyncPgConnection, ids: &[Uuid]) -> Result<Vec<Event>, Fault> {
+pub async fn read(connection: &mut AsyncPgConnection, ids: &[Uuid]) -> Result<Vec<StoredEvent>, Fault> {
     const READ: &str = concat!(
         "SELECT ",
         event_columns!(),
@@ -216,7 +233,7 @@ pub async fn read(connection: &mut AsyncPgConnection, ids: &[Uuid]) -> Result<Ve
     }
     let rows: Vec<EventRow> =
         prepared(diesel::sql_query(READ).bind::<Array<SqlUuid>, _>(ids)).load(connection).await?;
-    rows.into_iter().map(EventRow::into_event).collect()
+    rows.into_iter().map(EventRow::into_stored).collect()
 }
 
 /// The first events of a session after a sequence number, in order, and the number of such events, counted up to
@@ -344,9 +361,16 @@ pub(crate) struct EventRow {
     created_at: DateTime<Utc>,
     #[diesel(sql_type = Text)]
     payload: String,
+    #[diesel(sql_type = BigInt)]
+    transaction_id: i64,
 }
 
 impl EventRow {
+    pub(crate) fn into_stored(self) -> Result<StoredEvent, Fault> {
+        let transaction_id = self.transaction_id;
+        Ok(StoredEvent { event: self.into_event()?, transaction_id })
+    }
+
     pub(crate) fn into_event(self) -> Result<Event, Fault> {
         let newer = |label: &str| unreadable(format!("this program is too old: it does not know {label:?}"));
         Ok(Event {

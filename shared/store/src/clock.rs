@@ -7,12 +7,12 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use contract::{Event, EventType, UserId};
+use contract::{EventType, UserId, WorkerInfo};
 use diesel::QueryableByName;
-use diesel::sql_types::{Array, BigInt, Integer, Text};
+use diesel::sql_types::{Array, BigInt, Bool, Integer, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
-use crate::blackboard::{EventRow, event_columns};
+use crate::blackboard::{EventRow, StoredEvent, event_columns};
 use crate::fault::Fault;
 use crate::prepared;
 use crate::unnest::{UnnestRow, with_rows};
@@ -41,10 +41,21 @@ pub struct Taken {
     /// By session: the Lamport timestamp of the event before the next one.
     times: HashMap<(UserId, String), i64>,
     /// Events of these sessions that may not have been published yet, ordered by sequence number within each session.
-    pub earlier: Vec<Event>,
-    /// Whether there are more such events. If so, nothing may be appended: publish these events first, then take the
-    /// clocks again.
+    pub earlier: Vec<Earlier>,
+    /// Whether there are more such events that this worker can publish. If so, nothing may be appended: publish these
+    /// events first, then take the clocks again.
     pub has_more: bool,
+}
+
+/// An event of an earlier transaction that may not have been published yet.
+#[derive(Clone, Debug)]
+pub struct Earlier {
+    /// The event. One of another worker has the payload `{}`.
+    pub stored: StoredEvent,
+    /// Whether this worker publishes events of this type. If not, it can only wait until another one has.
+    pub is_own: bool,
+    /// Whether further events of the session were left out after this one.
+    pub is_cut: bool,
 }
 
 impl Taken {
@@ -59,6 +70,8 @@ impl Taken {
 
 /// The maximum number of earlier events that are read at a time.
 const AT_ONCE: i64 = 2_000;
+/// The maximum number of earlier events of a session that are read from the first one of another worker on.
+const BEHIND: i64 = 16;
 /// The maximum size of their payloads together, in bytes. A single larger payload is still read.
 const BYTES: i64 = 16 * 1024 * 1024;
 
@@ -90,14 +103,19 @@ static TAKE: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// Takes the clocks of sessions, which must be distinct: locks each one and advances it.
+/// Takes the clocks of sessions, which must be distinct, for a worker: locks each one and advances it.
 ///
 /// Events older than one hour are not returned as earlier events: their messages have been redelivered since, to a
-/// worker that published them. Events of a type that this program does not know are left to a program that does.
+/// worker that published them, and nobody waits longer for a worker that does not run. Events of a type that this program
+/// does not know are left to a program that does.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
-pub async fn take(connection: &mut AsyncPgConnection, sessions: &[Session<'_>]) -> Result<Taken, Fault> {
+pub async fn take(
+    connection: &mut AsyncPgConnection,
+    worker: &WorkerInfo,
+    sessions: &[Session<'_>],
+) -> Result<Taken, Fault> {
     #[derive(QueryableByName)]
     struct Clock {
         #[diesel(sql_type = Integer)]
@@ -130,53 +148,94 @@ pub async fn take(connection: &mut AsyncPgConnection, sessions: &[Session<'_>]) 
             times.insert(key, clock.logical_time - session.events);
         }
     }
-    let (earlier, has_more) = earlier(connection, &seen).await?;
+    let (earlier, has_more) = earlier(connection, worker, &seen).await?;
     Ok(Taken { times, earlier, has_more })
 }
 
 /// A session and the sequence number of its last known event.
 type Seen = ((UserId, String), i64);
 
-/// The first events after the known ones, and whether there are more.
-async fn earlier(connection: &mut AsyncPgConnection, seen: &[Seen]) -> Result<(Vec<Event>, bool), Fault> {
+/// The first unpublished events after the known ones, and whether there are more that this worker can publish: those
+/// before the first one of another worker in their session.
+async fn earlier(
+    connection: &mut AsyncPgConnection,
+    worker: &WorkerInfo,
+    seen: &[Seen],
+) -> Result<(Vec<Earlier>, bool), Fault> {
     // A separate statement, because a statement sees only what was committed when it began, and the previous one may
-    // have waited for a lock.
+    // have waited for a lock. The events after the known ones are few, which `+ 0` says to the planner: there may be many
+    // of an unpublished transaction. The first event of another worker is found in every session.
     const FIND: &str = concat!(
-        "WITH page AS (
-            SELECT b.*, s.session FROM unnest($1::integer[], $2::text[], $3::bigint[])
+        "WITH unpublished AS MATERIALIZED (SELECT * FROM sec.unpublished()), found AS (
+            SELECT b.*, s.session, b.event_type::text = ANY ($5) AS is_own
+            FROM unnest($1::integer[], $2::text[], $3::bigint[])
                 WITH ORDINALITY AS s (user_id, session_id, seen, session)
             CROSS JOIN LATERAL (
-                SELECT * FROM blackboard_events b
+                SELECT b.* FROM blackboard_events b JOIN unpublished u ON u.transaction_id = b.transaction_id + 0
                 WHERE b.user_id = s.user_id AND b.session_id = s.session_id AND b.event_sequence > s.seen
                     AND b.created_at >= now() - interval '1 hour' AND b.id >= uuid7_at(now() - interval '1 day')
-                    AND b.event_type::text = ANY ($4)
-                ORDER BY b.event_sequence LIMIT $5) AS b
-            ORDER BY s.session, b.event_sequence LIMIT $5
+                    AND b.event_type::text = ANY ($4) AND b.id <> ALL (u.published)
+                ORDER BY b.event_sequence LIMIT $6 + $8 + 2) AS b
+        ), placed AS (
+            SELECT f.*, count(*) FILTER (WHERE NOT f.is_own) OVER (PARTITION BY f.session ORDER BY f.event_sequence) > 0
+                AS is_behind
+            FROM found f
         ), sized AS (
-            SELECT p.*, count(*) OVER () AS found, row_number() OVER in_order AS place,
-                sum(octet_length(p.event_payload::text)) OVER in_order AS bytes
-            FROM page p WINDOW in_order AS (ORDER BY p.session, p.event_sequence))
+            SELECT p.*, row_number() OVER (PARTITION BY p.session, p.is_behind ORDER BY p.event_sequence) AS place,
+                row_number() OVER (PARTITION BY p.is_behind ORDER BY p.session, p.event_sequence) AS place_of_all,
+                sum(octet_length(p.event_payload::text)) FILTER (WHERE p.is_own)
+                    OVER (PARTITION BY p.is_behind ORDER BY p.session, p.event_sequence) AS bytes,
+                count(*) FILTER (WHERE NOT p.is_behind) OVER () AS in_front,
+                lead(p.event_sequence) OVER (PARTITION BY p.session ORDER BY p.event_sequence) AS next
+            FROM placed p
+        ), chosen AS (
+            SELECT s.id, s.event_sequence, s.event_type, s.performative, s.source_agent_id, s.target_agent_id, s.user_id,
+                s.session_id, s.parent_event_id, s.logical_timestamp, s.created_at, s.transaction_id, s.session, s.is_own,
+                s.is_behind, s.in_front, s.next,
+                CASE WHEN s.is_own THEN s.event_payload ELSE '{}' END AS event_payload
+            FROM sized s WHERE (s.place_of_all <= $6 AND (s.place_of_all = 1 OR s.bytes <= $7 OR s.bytes IS NULL)
+                AND (NOT s.is_behind OR s.place <= $8)) OR (s.is_behind AND s.place = 1)
+        )
         SELECT ",
         event_columns!(),
-        ", e.found FROM sized e WHERE e.place = 1 OR e.bytes <= $6 ORDER BY e.place"
+        ", e.is_own, e.is_behind, e.in_front, e.next IS NOT NULL
+            AND e.next IS DISTINCT FROM lead(e.event_sequence) OVER (PARTITION BY e.session ORDER BY e.event_sequence)
+            AS is_cut
+        FROM chosen e ORDER BY e.session, e.event_sequence"
     );
     #[derive(QueryableByName)]
     struct Row {
         #[diesel(embed)]
         event: EventRow,
+        #[diesel(sql_type = Bool)]
+        is_own: bool,
+        #[diesel(sql_type = Bool)]
+        is_behind: bool,
+        #[diesel(sql_type = Bool)]
+        is_cut: bool,
         #[diesel(sql_type = BigInt)]
-        found: i64,
+        in_front: i64,
     }
     let known: Vec<&str> = EventType::ALL.iter().map(|known| known.as_str()).collect();
+    let own: Vec<&str> = worker.events().map(EventType::as_str).collect();
     let query = diesel::sql_query(FIND)
         .bind::<Array<Integer>, _>(seen.iter().map(|((user, _), _)| user.get()).collect::<Vec<_>>())
         .bind::<Array<Text>, _>(seen.iter().map(|((_, session), _)| session.as_str()).collect::<Vec<_>>())
         .bind::<Array<BigInt>, _>(seen.iter().map(|(_, number)| *number).collect::<Vec<_>>())
         .bind::<Array<Text>, _>(known)
-        .bind::<BigInt, _>(AT_ONCE + 1)
-        .bind::<BigInt, _>(BYTES);
-    let rows: Vec<Row> = prepared(query).load(connection).await?;
-    let found = rows.as_slice().first().map_or(0, |row| row.found);
-    let has_more = found > AT_ONCE || usize::try_from(found).unwrap_or(usize::MAX) > rows.len();
-    Ok((rows.into_iter().map(|row| row.event.into_event()).collect::<Result<_, Fault>>()?, has_more))
+        .bind::<Array<Text>, _>(own)
+        .bind::<BigInt, _>(AT_ONCE)
+        .bind::<BigInt, _>(BYTES)
+        .bind::<BigInt, _>(BEHIND);
+    let mut rows: Vec<Row> = prepared(query).load(connection).await?;
+    let in_front = rows.as_slice().first().map_or(0, |row| row.in_front);
+    let has_more = rows.iter().filter(|row| !row.is_behind).count() < usize::try_from(in_front).unwrap_or(0);
+    if has_more {
+        rows.retain(|row| !row.is_behind);
+    }
+    let earlier = rows.into_iter().map(|row| {
+        let stored = row.event.into_stored()?;
+        Ok(Earlier { stored, is_own: row.is_own, is_cut: row.is_cut })
+    });
+    Ok((earlier.collect::<Result<_, Fault>>()?, has_more))
 }

@@ -20,6 +20,7 @@ pub mod schema;
 pub mod security;
 mod statement;
 pub mod unnest;
+pub mod unpublished;
 pub mod vector;
 
 pub use diesel_async::AsyncPgConnection as Connection;

@@ -120,7 +120,7 @@ fn of_worker(worker: &WorkerInfo, services: &[Service]) -> Identity {
     let (name, queries) = (worker.name, queries(worker));
     let mut publish = consumed(worker);
     if !publish.is_empty() {
-        publish.push("memory.event.>".to_owned());
+        publish.extend(worker.events().map(|event| format!("memory.event.{event}.*")));
         publish.push(format!("memory.dead.{name}.*"));
         publish.extend(publishers(services).map(|service| format!("_INBOX.{}.>", service.service)));
     }
@@ -328,6 +328,20 @@ mod tests {
         assert_eq!(added, expected);
         assert!(without.is_subset(&with));
         assert_eq!(worker.subscribe, ["_INBOX.context-writer.>"]);
+    }
+
+    #[test]
+    fn a_worker_publishes_the_events_of_its_own_requests_and_jobs_alone() {
+        let events = |worker: WorkerInfo| -> Vec<String> {
+            let publish = only(worker).publish.into_iter();
+            publish.filter(|subject| subject.starts_with("memory.event.")).collect()
+        };
+        let of_router = ["memory.event.decision.logged.*", "memory.event.tool.reported.*"];
+        assert_eq!(events(contract::ROUTER_LOGGER), of_router);
+        let job_events = &[contract::EventType::ContextRemoved];
+        let with_job = events(WorkerInfo { job_events, ..contract::ROUTER_LOGGER });
+        assert_eq!(with_job, [&of_router[..], &["memory.event.context.removed.*"]].concat());
+        assert_eq!(events(contract::MEMORY_READER), Vec::<String>::new());
     }
 
     #[test]

@@ -126,7 +126,7 @@ async fn write<W: Worker>(
                 enqueued,
             };
             let sessions: Vec<Session<'_>> = sessions.into_iter().map(session).collect();
-            let mut clocks = clock::take(connection, &sessions).await?;
+            let mut clocks = clock::take(connection, W::INFO, &sessions).await?;
             for event in &mut events {
                 event.logical_timestamp = clocks.next(event.user_id, event.session_id);
             }

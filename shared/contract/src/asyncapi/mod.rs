@@ -208,7 +208,7 @@ fn request_message(kind: &RequestKind, payload: &str) -> Result<Value, AsyncApiE
         "title": kind.name(),
         "headers": schema_ref("RequestHeaders"),
         "payload": schema_ref(payload),
-        "correlationId": { "location": format!("$message.header#/{}", header::MESSAGE_ID) },
+        "correlationId": { "location": format!("$message.header#/{}", header::REQUEST_ID) },
     });
     message["examples"] = if full == minimal {
         json!([{ "name": "full", "payload": full }])
@@ -277,12 +277,19 @@ fn add_other_operations(operations: &mut Map<String, Value>) {
 
 fn request_headers() -> Value {
     headers(
-        &[header::MESSAGE_ID],
+        &[header::REQUEST_ID],
         &[
             (
-                header::MESSAGE_ID,
+                header::REQUEST_ID,
                 json!({ "type": "string", "format": "uuid" }),
-                "The request id. A second request with the same id has no effect.",
+                "The request id. A second request of the user with the same id has no effect. Absent in requests of \
+                 older publishers, whose request id is Nats-Msg-Id.",
+            ),
+            (
+                header::MESSAGE_ID,
+                json!({ "type": "string" }),
+                "The id by which the broker drops a request that is published again within ten minutes. All services share \
+                 these ids: use one that no other service can know, or none.",
             ),
             (header::AUTHORIZATION, json!({ "type": "string", "pattern": "^Bearer " }), "The service token."),
             (header::TRACEPARENT, json!({ "type": "string" }), "W3C trace context of the publisher."),

@@ -1,6 +1,6 @@
 //! Dead letters: complete copies of messages that cannot be processed, with the reason.
 
-use async_nats::{HeaderMap, Subject};
+use async_nats::{HeaderMap, HeaderValue, Subject};
 use bytes::Bytes;
 use contract::{DeadLetterClass, DeadLetterSubject, RequestSubject, header, limit, printable_within};
 use uuid::Uuid;
@@ -70,9 +70,8 @@ impl DeadLetter {
 
     fn of(failed: &FailedMessage<'_>, cause: &DeadLetterReason, max_payload: usize, with_body: bool) -> Self {
         let source = format!("{}/{}", failed.stream, failed.sequence);
-        let request_id = failed.headers.and_then(|headers| headers.get(header::MESSAGE_ID));
-        let request_id =
-            request_id.map(|id| id.as_str().chars().take(MAX_REQUEST_ID_CHARS).collect::<String>());
+        let request_id = header::request_id(|name| failed.headers?.get(name).map(HeaderValue::as_str));
+        let request_id = request_id.map(|(_, id)| id.chars().take(MAX_REQUEST_ID_CHARS).collect::<String>());
         let mut headers = carried(failed.headers);
         // A header value is one line.
         let mut reason = printable_within(&cause.reason.to_string(), limit::REASON_CHARS);

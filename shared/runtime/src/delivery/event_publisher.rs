@@ -5,8 +5,9 @@ use std::time::Duration;
 use async_nats::jetstream::context::PublishError;
 use async_nats::{HeaderMap, jetstream};
 use bytes::Bytes;
-use contract::{Event, EventSubject, header};
+use contract::{EventSubject, header};
 use futures::future::join_all;
+use store::blackboard::StoredEvent;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -34,13 +35,10 @@ pub(crate) struct EventPublisher {
 impl EventPublisher {
     /// Publishes all events concurrently and waits for every acknowledgement. Failed ones are published again; the
     /// broker deduplicates them by event id.
-    pub(crate) async fn publish_all<'a>(
-        &self,
-        events: impl Iterator<Item = &'a Event>,
-    ) -> Result<(), NotPublished> {
+    pub(crate) async fn publish_all(&self, events: &[&StoredEvent]) -> Result<(), NotPublished> {
         let mut failed = Vec::new();
         let mut pending = Vec::new();
-        for event in events {
+        for StoredEvent { event, .. } in events {
             let subject = EventSubject { event_type: event.event_type, user_id: event.user_id }.to_string();
             // Serialization cannot fail: an event holds only JSON, strings and numbers.
             let body = Bytes::from(serde_json::to_vec(event).unwrap_or_default());

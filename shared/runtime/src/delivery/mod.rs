@@ -2,6 +2,7 @@
 
 pub(crate) mod awaited;
 pub mod dead_letter;
+pub(crate) mod event_order;
 pub(crate) mod event_publisher;
 pub(crate) mod in_flight;
 pub(crate) mod rate;

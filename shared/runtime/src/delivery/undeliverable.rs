@@ -12,18 +12,18 @@ use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::{self, AckKind};
 use broker::{StoredMessage, StoredMessageError};
 use config::WorkerSettings;
-use contract::{
-    DeadLetterClass, Event, JOBS_STREAM, Redacted, RequestFacts, RequestSubject, SessionId, UserId, header,
-};
+use contract::{DeadLetterClass, JOBS_STREAM, Redacted, RequestFacts, RequestSubject, SessionId, UserId};
 use diesel_async::AsyncConnection;
 use serde::Deserialize;
-use store::blackboard;
+use store::blackboard::{self, StoredEvent};
 use store::inbox::{self, Entry};
+use store::unpublished::EventKey;
 use store::{Fault, FaultKind, Pool, security};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::delivery::dead_letter::{DeadLetter, DeadLetterReason, FailedMessage};
+use crate::delivery::event_order;
 use crate::delivery::event_publisher::{EventPublisher, NotPublished};
 use crate::delivery::in_flight::InFlight;
 use crate::process::stats::Stats;
@@ -116,8 +116,11 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
         };
         if let Some(events) = self.committed(&advisory.stream, &message).await? {
             // The message was committed, but its events may not have been published.
-            let published = self.event_publisher.publish_all(events.iter()).await;
-            return published.map_err(|NotPublished| "the worker is stopping".to_owned());
+            let published = self.event_publisher.publish_all(&events.iter().collect::<Vec<_>>()).await;
+            published.map_err(|NotPublished| "the worker is stopping".to_owned())?;
+            let keys: Vec<EventKey> = events.iter().map(StoredEvent::key).collect();
+            let noted = event_order::note_published(&self.pool, &keys).await;
+            return noted.map_err(|fault| fault.to_string());
         }
         let failed = FailedMessage {
             worker: W::INFO.name,
@@ -144,13 +147,17 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
     }
 
     /// The events of a message that was committed but not acknowledged in time. `None` if it was not committed.
-    async fn committed(&self, stream: &str, message: &StoredMessage) -> Result<Option<Vec<Event>>, String> {
+    async fn committed(
+        &self,
+        stream: &str,
+        message: &StoredMessage,
+    ) -> Result<Option<Vec<StoredEvent>>, String> {
         let taken = if stream == JOBS_STREAM { self.tick(message).await? } else { self.request(message) };
         // Without a grant, either the message never took effect, or it is no longer permitted to check whether it did.
         let Some(InboxLookup { inbox, entry, grants }) = taken else { return Ok(None) };
         let grants: Vec<&str> = grants.iter().map(String::as_str).collect();
         let mut connection = store::acquire(&self.pool).await.map_err(|error| error.to_string())?;
-        let found: Result<Option<Vec<Event>>, Fault> = connection
+        let found: Result<Option<Vec<StoredEvent>>, Fault> = connection
             .transaction(async |connection| {
                 security::open_context(connection, &grants).await?;
                 let found = inbox::find(connection, &inbox, &[entry]).await?;
@@ -169,7 +176,7 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
     fn request(&self, message: &StoredMessage) -> Option<InboxLookup> {
         let headers = &message.headers;
         let subject = message.subject.parse::<RequestSubject>().ok()?;
-        let message_id = decode::id(Some(headers), header::MESSAGE_ID).ok()??;
+        let message_id = decode::request_id(Some(headers)).ok()??;
         let opened = self.bodies.open(Some(headers), &message.subject, &subject, &message.body);
         let Redacted { request, .. } = W::Item::from_request(&subject, &opened.ok()?).ok()?;
         let session = request.facts().and_then(RequestFacts::session_id).map(SessionId::as_str);

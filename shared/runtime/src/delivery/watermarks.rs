@@ -29,7 +29,7 @@ impl Watermarks {
         self.lock().get(&(user_id, session_id.to_owned())).copied().unwrap_or_default()
     }
 
-    /// Records events that are committed and enqueued for publishing.
+    /// Records events that are committed and enqueued for publishing. None of them may wait for another worker.
     pub(crate) fn enqueued<'a>(&self, events: impl Iterator<Item = &'a Event>) {
         let mut known = self.lock();
         if known.len() >= MAX_SESSIONS {

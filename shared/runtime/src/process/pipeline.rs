@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::delivery::awaited::AwaitedWorkers;
+use crate::delivery::event_order::OtherWorkers;
 use crate::delivery::event_publisher::EventPublisher;
 use crate::delivery::in_flight::InFlight;
 use crate::delivery::retry::Budget;
@@ -196,6 +197,8 @@ fn spawn_stages<W: ExternalWorker>(
         summaries: Summaries::default(),
         readiness: readiness.clone(),
         awaited: AwaitedWorkers::new(W::INFO.name, jetstream.clone(), settings.worker.prerequisite_wait()),
+        other_workers: OtherWorkers::new(W::INFO.name, pool.clone()),
+        pool: pool.clone(),
         last_delivery: limits.filter(|&limit| limit > 0).min(),
     };
     let dead_lettering = undeliverable_handler.run(

@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use chrono::Utc;
-use contract::DeadLetterClass;
+use contract::{DeadLetterClass, Event};
 use diesel_async::AsyncConnection;
 use keys::{DataKeys, Grants, KeyError};
 use store::{Fault, FaultKind, LockWait};
 use tokio::time::Instant;
 
+use crate::delivery::event_order;
 use crate::process::crash::{self, Point};
 use crate::stages::authorize::Authorized;
 use crate::stages::disposition::Disposition;
@@ -108,7 +109,7 @@ impl<W: ExternalWorker> Writer<W> {
             Ok(transacted) => transacted,
             Err(RolledBack::Backlog(unpublished)) => {
                 // They are published before any event that is appended later.
-                self.watermarks.enqueued(unpublished.iter());
+                self.watermarks.enqueued(unpublished.iter().map(|earlier| &earlier.stored.event));
                 return Err(RolledBack::Backlog(unpublished));
             }
             Err(RolledBack::Fault(fault)) => {
@@ -130,8 +131,13 @@ impl<W: ExternalWorker> Writer<W> {
         let committed =
             committed.filter_map(|(commit, message)| Some((commit?.effect, message.message().stored_at)));
         self.stats.committed(Utc::now(), committed);
+        let blocked = event_order::blocked(&transacted.earlier);
         let own = commits().flatten().flat_map(|commit| &commit.events);
-        self.watermarks.enqueued(transacted.earlier.iter().chain(own));
+        let events =
+            transacted.earlier.iter().map(|earlier| &earlier.stored).chain(own).map(|stored| &stored.event);
+        // Whether events after one of another worker are published now is not certain.
+        let is_certain = |event: &&Event| !blocked.contains_key(&(event.user_id, event.session_id.as_str()));
+        self.watermarks.enqueued(events.filter(is_certain));
         Ok(transacted)
     }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::str::FromStr;
 
-use async_nats::HeaderMap;
+use async_nats::{HeaderMap, HeaderValue};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use contract::{JOBS_STREAM, JobSubject, Malformed, Redacted, RequestSubject, SubjectError, Tick, header};
@@ -100,8 +100,8 @@ fn decode_request<I: WorkItem>(bodies: &Bodies, delivery: &Delivery) -> Result<M
     let subject: RequestSubject = parse_subject(message.subject.as_str())?;
     let headers = message.headers.as_ref();
     check_contract(headers)?;
-    let request_id = id(headers, header::MESSAGE_ID)?.ok_or_else(|| {
-        Malformed::new(header::MESSAGE_ID, "is missing; give every request a UUID of its own")
+    let request_id = request_id(headers)?.ok_or_else(|| {
+        Malformed::new(header::REQUEST_ID, "is missing; give every request a UUID of its own")
     })?;
     let body = bodies.open(headers, message.subject.as_str(), &subject, &message.payload)?;
     let parent_event_id = id(headers, header::PARENT_EVENT)?;
@@ -172,6 +172,12 @@ fn check_contract(headers: Option<&HeaderMap>) -> Result<(), Malformed> {
             Err(Malformed::new(header::CONTRACT, problem))
         }
     }
+}
+
+/// Parses the request id.
+pub(crate) fn request_id(headers: Option<&HeaderMap>) -> Result<Option<Uuid>, Malformed> {
+    let value_of = |name: &str| headers?.get(name).map(HeaderValue::as_str);
+    header::request_id(value_of).map_or(Ok(None), |(name, _)| id(headers, name))
 }
 
 /// Parses a header that holds a UUID.

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use contract::{DeadLetterClass, Event, WorkerInfo};
+use contract::{DeadLetterClass, WorkerInfo};
+use store::blackboard::StoredEvent;
 use store::{Fault, FaultKind};
 
 use crate::reason::Reason;
@@ -33,7 +34,7 @@ pub(crate) enum Disposition {
 pub(crate) struct Commit {
     pub(crate) effect: Effect,
     /// The events that the message caused, in order, on this delivery or an earlier one.
-    pub(crate) events: Vec<Event>,
+    pub(crate) events: Vec<StoredEvent>,
     /// Why it caused no events.
     pub(crate) reason: Option<Cow<'static, str>>,
 }
@@ -58,7 +59,7 @@ impl Disposition {
     }
 
     /// The disposition of a message that an earlier transaction processed, causing these events.
-    pub(crate) fn repeated(events: Vec<Event>) -> Self {
+    pub(crate) fn repeated(events: Vec<StoredEvent>) -> Self {
         let reason =
             events.is_empty().then_some(Cow::Borrowed("a message with this id was already processed"));
         Self::Committed(Commit { effect: Effect::Repeated, events, reason })

@@ -1,7 +1,7 @@
 //! Stage five: publishes events, sends outcomes, then acknowledges; or naks with a delay; or dead-letters.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,13 +10,18 @@ use async_nats::jetstream::AckKind;
 use chrono::{DateTime, Utc};
 use config::WorkerSettings;
 use contract::{
-    DeadLetterClass, Event, Outcome, OutcomeStatus, RequestSubject, WorkerInfo, header, limit,
-    printable_within,
+    DeadLetterClass, Outcome, OutcomeStatus, RequestSubject, WorkerInfo, header, limit, printable_within,
 };
+use store::Pool;
+use store::blackboard::StoredEvent;
+use store::clock::Earlier;
+use store::unpublished::EventKey;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::delivery::awaited::AwaitedWorkers;
 use crate::delivery::dead_letter::{DeadLetter, DeadLetterReason, FailedMessage};
+use crate::delivery::event_order::{self, Order, OtherWorkers};
 use crate::delivery::event_publisher::EventPublisher;
 use crate::delivery::retry::{self, Budget};
 use crate::delivery::share::{Share, Shares};
@@ -44,6 +49,8 @@ pub(crate) struct Settler {
     pub(crate) summaries: Summaries,
     pub(crate) readiness: Readiness,
     pub(crate) awaited: AwaitedWorkers,
+    pub(crate) other_workers: OtherWorkers,
+    pub(crate) pool: Pool,
     /// The last delivery of a message (the consumer's `max_deliver`). `None` if deliveries are not limited.
     pub(crate) last_delivery: Option<i64>,
 }
@@ -99,18 +106,60 @@ impl Settler {
     }
 
     /// Publishes the events of committed messages in order, waits until the broker has stored them, and acknowledges
-    /// the messages.
-    async fn finish(&mut self, committed: Vec<(Delivery, Commit)>, earlier: Vec<Event>) {
-        let own = committed.iter().flat_map(|(_, commit)| &commit.events);
-        let events: BTreeMap<i64, &Event> =
-            earlier.iter().chain(own).map(|event| (event.event_sequence, event)).collect();
-        if !events.is_empty() {
-            if self.event_publisher.publish_all(events.values().copied()).await.is_err() {
+    /// the messages. Events after one of another worker wait for it, those of other sessions do not.
+    async fn finish(&mut self, mut committed: Vec<(Delivery, Commit)>, mut earlier: Vec<Earlier>) {
+        let mut deadline = None;
+        loop {
+            let own = committed.iter().flat_map(|(_, commit)| &commit.events);
+            let Order { ready, held } = Order::of(&earlier, own);
+            if !self.publish(&ready.values().copied().collect::<Vec<_>>()).await {
                 return;
             }
-            self.watermarks.published(events.values().copied());
-            crash::reach(Point::EventsPublished);
+            if held.is_empty() {
+                return self.acknowledge_committed(committed).await;
+            }
+            let published: HashSet<Uuid> = ready.values().map(|stored| stored.event.event_id).collect();
+            let is_held = |(_, commit): &(Delivery, Commit)| {
+                commit.events.iter().any(|stored| held.contains(&stored.event.event_id))
+            };
+            let (waiting, done) = committed.into_iter().partition(is_held);
+            self.acknowledge_committed(done).await;
+            committed = waiting;
+            earlier.retain(|earlier| earlier.is_cut || !published.contains(&earlier.stored.event.event_id));
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + event_order::WAIT);
+            if committed.is_empty() || !self.other_workers.wait(&mut earlier, deadline).await {
+                return self.hold(committed, &earlier).await;
+            }
         }
+    }
+
+    /// Publishes events, and notes that they are. False if that failed: their messages are redelivered.
+    async fn publish(&self, events: &[&StoredEvent]) -> bool {
+        if events.is_empty() {
+            return true;
+        }
+        if self.event_publisher.publish_all(events).await.is_err() {
+            return false;
+        }
+        crash::reach(Point::EventsPublished);
+        let keys: Vec<EventKey> = events.iter().map(|stored| stored.key()).collect();
+        let mut tries = 0;
+        // Other workers wait for what is not noted, so its messages are acknowledged only afterwards.
+        while let Err(fault) = event_order::note_published(&self.pool, &keys).await {
+            tries += 1;
+            tracing::warn!(worker = self.worker, %fault, tries, "cannot note that events are published, retrying");
+            let most =
+                if self.event_publisher.stop.is_cancelled() { NOTE_TRIES_WHEN_STOPPING } else { NOTE_TRIES };
+            if tries >= most {
+                return false;
+            }
+            tokio::time::sleep(retry::delay(tries, FIRST_NOTE_DELAY, LONGEST_NOTE_DELAY)).await;
+        }
+        self.watermarks.published(events.iter().map(|stored| &stored.event));
+        true
+    }
+
+    async fn acknowledge_committed(&mut self, committed: Vec<(Delivery, Commit)>) {
         for (delivery, Commit { effect, events, reason }) in committed {
             self.forget(&delivery);
             let status = match effect {
@@ -118,10 +167,25 @@ impl Settler {
                 Effect::Repeated if !events.is_empty() => OutcomeStatus::Applied,
                 Effect::Unchanged | Effect::Repeated => OutcomeStatus::Unchanged,
             };
-            let event_id = events.as_slice().first().map(|event| event.event_id);
+            let event_id = events.as_slice().first().map(|stored| stored.event.event_id);
             self.send_outcome(&delivery, status, event_id, reason.map(Cow::into_owned)).await;
             acknowledge(&delivery, AckKind::Ack).await;
             crash::reach(Point::Acknowledging);
+        }
+    }
+
+    /// Naks committed messages whose events wait for those of another worker, for delays that grow with their deliveries.
+    /// They spend no try, and none is dead-lettered: after the last delivery, its events are published all the same.
+    async fn hold(&mut self, committed: Vec<(Delivery, Commit)>, earlier: &[Earlier]) {
+        if committed.is_empty() {
+            return;
+        }
+        self.other_workers.held(earlier, committed.len());
+        for (delivery, _) in committed {
+            let delay = retry::parked_delay(delivery.deliveries);
+            tracing::debug!(worker = self.worker, sequence = delivery.sequence, ?delay, "its events wait");
+            self.stats.delayed();
+            acknowledge(&delivery, AckKind::Nak(Some(delay))).await;
         }
     }
 
@@ -285,7 +349,7 @@ impl Settler {
             );
             return;
         }
-        let request_id = decode::id(headers, header::MESSAGE_ID).ok().flatten();
+        let request_id = decode::request_id(headers).ok().flatten();
         // A reason may quote the publisher's own text, and is printed by programs that expect one line.
         let reason = reason.map(|reason| printable_within(&reason, limit::REASON_CHARS));
         let outcome = Outcome { request_id, status, event_id, reason };
@@ -296,6 +360,11 @@ impl Settler {
     }
 }
 
+/// How often it is tried to note that events are published. Their messages are redelivered after that.
+const NOTE_TRIES: u32 = 20;
+const NOTE_TRIES_WHEN_STOPPING: u32 = 3;
+const FIRST_NOTE_DELAY: Duration = Duration::from_millis(20);
+const LONGEST_NOTE_DELAY: Duration = Duration::from_secs(1);
 /// Delay before a message is redelivered whose dead letter could not be stored.
 const FIRST_DEAD_DELAY: Duration = Duration::from_secs(1);
 /// The longest such delay. A message reaches the consumer's `max_deliver` after hours.

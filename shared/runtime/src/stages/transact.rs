@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use contract::{DeadLetterClass, Event, Json, UserId, WorkerInfo};
 use keys::DataKeys;
-use store::blackboard::{self, Appended, Cause, NewEvent};
-use store::clock::{self, Session};
+use store::blackboard::{self, Appended, Cause, NewEvent, StoredEvent};
+use store::clock::{self, Earlier, Session};
 use store::inbox::{self, Entry};
-use store::{Connection, Fault, FaultKind, lock, security};
+use store::{Connection, Fault, FaultKind, lock, security, unpublished};
 use uuid::Uuid;
 
 use crate::delivery::watermarks::{Marks, Watermarks};
@@ -29,7 +29,7 @@ pub(crate) struct Transacted {
     /// The disposition of each message, in order.
     pub(crate) dispositions: Vec<Disposition>,
     /// Events that earlier transactions appended to the same sessions and that may not be published yet.
-    pub(crate) earlier: Vec<Event>,
+    pub(crate) earlier: Vec<Earlier>,
 }
 
 /// Why a transaction is rolled back.
@@ -37,7 +37,7 @@ pub(crate) struct Transacted {
 pub(crate) enum RolledBack {
     Fault(Fault),
     /// Its sessions have too many unpublished events. These ones are published before the batch is tried again.
-    Backlog(Vec<Event>),
+    Backlog(Vec<Earlier>),
 }
 
 impl From<Fault> for RolledBack {
@@ -106,7 +106,8 @@ impl<W: ExternalWorker> Attempt<'_, W> {
         let before = events_of(connection, &known).await?;
 
         let mut new_events = self.new_events(&verdicts, &causes)?;
-        let mut clocks = clock::take(connection, &sessions(&new_events, &before, self.watermarks)).await?;
+        let mut clocks =
+            clock::take(connection, W::INFO, &sessions(&new_events, &before, self.watermarks)).await?;
         if clocks.has_more {
             return Err(RolledBack::Backlog(clocks.earlier));
         }
@@ -114,10 +115,15 @@ impl<W: ExternalWorker> Attempt<'_, W> {
             event.logical_timestamp = clocks.next(event.user_id, event.session_id);
         }
         let appended = blackboard::append(connection, &new_events).await?;
-        let events: HashMap<Uuid, Event> = new_events
-            .iter()
-            .filter_map(|event| Some((event.id, published(event, appended.get(&event.id)?)?)))
-            .collect();
+        let transaction_id = match appended.len() {
+            0 => 0,
+            events => unpublished::note_unpublished(connection, events).await?,
+        };
+        let stored = |event: &NewEvent<'_>| {
+            let event = published(event, appended.get(&event.id)?)?;
+            Some((event.event_id, StoredEvent { event, transaction_id }))
+        };
+        let events: HashMap<Uuid, StoredEvent> = new_events.iter().filter_map(stored).collect();
         drop(new_events);
 
         let mut dispositions: Vec<Option<Disposition>> = Vec::with_capacity(entries.len());
@@ -234,6 +240,9 @@ impl<W: ExternalWorker> Attempt<'_, W> {
                 return Err(too_many("the message", drafts.len(), most));
             }
             for draft in drafts {
+                if !W::INFO.causes(draft.event_type) {
+                    return Err(wrong(format!("{} causes no events {}", W::INFO.name, draft.event_type)));
+                }
                 if self.due.is_none() && draft.user_id != message.user_id() {
                     return Err(wrong("an event of a request must be of the request's user".to_owned()));
                 }
@@ -291,12 +300,12 @@ fn entry<I>(message: &Message<I>) -> Entry {
 fn disposition(
     entry: &Entry,
     verdict: Option<Verdict>,
-    events: &HashMap<Uuid, Event>,
+    events: &HashMap<Uuid, StoredEvent>,
     awaits: Option<&'static WorkerInfo>,
 ) -> Result<Disposition, Fault> {
     Ok(match verdict {
         Some(Verdict::Applied(drafts)) => {
-            let events: Option<Vec<Event>> =
+            let events: Option<Vec<StoredEvent>> =
                 inbox::event_ids(entry.event_id, drafts.len()).map(|id| events.get(&id).cloned()).collect();
             let missing = || Fault {
                 kind: FaultKind::Permanent,
@@ -329,14 +338,15 @@ fn disposition(
 /// The sessions of the batch's events, including events written by earlier transactions.
 fn sessions<'a>(
     new_events: &'a [NewEvent<'_>],
-    before: &'a HashMap<Uuid, Event>,
+    before: &'a HashMap<Uuid, StoredEvent>,
     watermarks: &Watermarks,
 ) -> Vec<Session<'a>> {
     let new = new_events.iter().map(|event| {
         let causes = event.cause.map_or(0, |cause| cause.parent_time);
         ((event.user_id, event.session_id), (1, causes))
     });
-    let repeated = before.values().map(|event| ((event.user_id, event.session_id.as_str()), (0, 0)));
+    let repeated =
+        before.values().map(|StoredEvent { event, .. }| ((event.user_id, event.session_id.as_str()), (0, 0)));
     let mut sessions: BTreeMap<(UserId, &str), (i64, i64)> = BTreeMap::new();
     for (session, (events, causes)) in new.chain(repeated) {
         let (all_events, latest_cause) = sessions.entry(session).or_default();
@@ -355,7 +365,7 @@ fn with_duplicates(
     entries: &[Entry],
     mut dispositions: Vec<Option<Disposition>>,
     known: &[Entry],
-    before: &HashMap<Uuid, Event>,
+    before: &HashMap<Uuid, StoredEvent>,
 ) -> Vec<Disposition> {
     let missing: Vec<usize> =
         (0..dispositions.len()).filter(|&index| dispositions[index].is_none()).collect();
@@ -425,8 +435,11 @@ fn published(event: &NewEvent<'_>, appended: &Appended) -> Option<Event> {
 }
 
 /// The events of messages that earlier transactions processed, by event id.
-async fn events_of(connection: &mut Connection, known: &[Entry]) -> Result<HashMap<Uuid, Event>, Fault> {
+async fn events_of(
+    connection: &mut Connection,
+    known: &[Entry],
+) -> Result<HashMap<Uuid, StoredEvent>, Fault> {
     let ids: Vec<Uuid> = known.iter().flat_map(Entry::event_ids).collect();
     let events = blackboard::read(connection, &ids).await?;
-    Ok(events.into_iter().map(|event| (event.event_id, event)).collect())
+    Ok(events.into_iter().map(|stored| (stored.event.event_id, stored)).collect())
 }

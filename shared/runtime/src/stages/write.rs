@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use contract::{DeadLetterClass, Event};
+use contract::DeadLetterClass;
 use keys::Keys;
+use store::clock::Earlier;
 use store::registry::{self, RefusedToken};
 use store::security::{self, Violation};
 use store::{Fault, FaultKind, LockWait, Pool};
@@ -44,7 +45,7 @@ impl<I> Settlement<I> {
 pub struct Settlements<I> {
     pub(crate) settlements: Vec<Settlement<I>>,
     /// Events of earlier transactions, which are published before those of the batch.
-    pub(crate) earlier: Vec<Event>,
+    pub(crate) earlier: Vec<Earlier>,
 }
 
 /// Input of `settle`: written batches, and messages that were dead-lettered or deferred before the write.
@@ -415,7 +416,7 @@ enum Given {
 fn settlements<I>(
     messages: impl Iterator<Item = Authorized<I>>,
     decided: &mut Vec<Disposition>,
-    earlier: &mut Vec<Event>,
+    earlier: &mut Vec<Earlier>,
 ) -> Settlements<I> {
     let decided = messages.zip(decided.drain(..));
     let settlements = decided.map(|(message, disposition)| Settlement { message, disposition }).collect();

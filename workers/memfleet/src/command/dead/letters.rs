@@ -71,7 +71,8 @@ impl Letter {
         let mut headers = HeaderMap::new();
         for (name, values) in self.headers.iter() {
             let lower = name.to_string().to_ascii_lowercase();
-            if !lower.starts_with("nats-") && !lower.starts_with("memfleet-dead-") {
+            let is_id = lower == header::REQUEST_ID.to_ascii_lowercase();
+            if !is_id && !lower.starts_with("nats-") && !lower.starts_with("memfleet-dead-") {
                 for value in values {
                     headers.append(name.clone(), value.clone());
                 }
@@ -218,6 +219,7 @@ mod tests {
     fn letter(body: &Bytes, max_payload: usize) -> Letter {
         let mut headers = HeaderMap::new();
         headers.insert(header::MESSAGE_ID, "0192f0c4-7b1e-7c3a-9d7e-5a1f0c2b3d4e");
+        headers.insert(header::REQUEST_ID, "0192f0c4-7b1e-7c3a-9d7e-5a1f0c2b3d4f");
         headers.insert(header::TRACEPARENT, "00-1-2-01");
         let subject = "memory.req.simple-chat.context.put.42";
         let message = FailedMessage {
@@ -253,7 +255,8 @@ mod tests {
         names.sort();
         assert_eq!(names, [header::MESSAGE_ID, header::TRACEPARENT]);
         let id = headers.get(header::MESSAGE_ID).unwrap().as_str().to_owned();
-        assert_ne!(id, "0192f0c4-7b1e-7c3a-9d7e-5a1f0c2b3d4e");
+        assert!(!id.starts_with("0192f0c4-7b1e-7c3a-9d7e-5a1f0c2b3d4"), "{id}");
+        assert_eq!(dead.header(header::DEAD_REQUEST_ID), "0192f0c4-7b1e-7c3a-9d7e-5a1f0c2b3d4f");
         assert_ne!(id, dead.header(header::MESSAGE_ID));
         let (_, again) = dead.to_replay().unwrap();
         assert_eq!(again.get(header::MESSAGE_ID).unwrap().as_str(), id);

@@ -11,7 +11,7 @@ use cli::output::printable;
 use cli::table::grouped;
 use cli::tokens::Tokens;
 use cli::{errln, outln};
-use client::{Payload, PayloadKeys};
+use client::{MessageIds, Payload, PayloadKeys};
 use contract::header;
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -73,6 +73,7 @@ pub(super) struct Sender {
     jetstream: Context,
     tokens: Tokens,
     payload_keys: PayloadKeys,
+    message_ids: MessageIds,
     reply_to: Option<String>,
     in_flight: FuturesUnordered<Acknowledged>,
     report: Report,
@@ -85,6 +86,7 @@ impl Sender {
         client: Client,
         tokens: Tokens,
         payload_keys: PayloadKeys,
+        message_ids: MessageIds,
         reply_to: Option<String>,
     ) -> Self {
         let jetstream =
@@ -93,6 +95,7 @@ impl Sender {
             jetstream,
             tokens,
             payload_keys,
+            message_ids,
             reply_to,
             in_flight: FuturesUnordered::new(),
             report: Report::default(),
@@ -116,7 +119,8 @@ impl Sender {
             self.settle_next().await?;
         }
         let mut headers = HeaderMap::new();
-        headers.insert(header::MESSAGE_ID, request.id.to_string());
+        headers.insert(header::REQUEST_ID, request.id.to_string());
+        headers.insert(header::MESSAGE_ID, self.message_ids.of(request.id).to_string());
         if let Some(reply_to) = &self.reply_to {
             headers.insert(header::REPLY_TO, reply_to.as_str());
         }

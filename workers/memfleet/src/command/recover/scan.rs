@@ -19,7 +19,7 @@ pub(super) struct Stored {
     pub(super) sequence: u64,
     pub(super) stored_at: DateTime<Utc>,
     pub(super) subject: String,
-    /// `Nats-Msg-Id`, if it is a UUID.
+    /// The request id, if it is a UUID.
     pub(super) id: Option<Uuid>,
     /// Of a dead letter: the stream and sequence number of its message.
     pub(super) dead_source: Option<String>,
@@ -113,13 +113,12 @@ async fn fetch(consumer: &PullConsumer) -> anyhow::Result<Vec<Stored>> {
 
 fn stored(message: &jetstream::Message) -> anyhow::Result<Stored> {
     let info = message.info().map_err(anyhow::Error::from_boxed)?;
-    let header =
-        |name| message.headers.as_ref().and_then(|headers| headers.get(name)).map(HeaderValue::as_str);
+    let header = |name: &str| message.headers.as_ref()?.get(name).map(HeaderValue::as_str);
     Ok(Stored {
         sequence: info.stream_sequence,
         stored_at: time_of(info.published.unix_timestamp_nanos()).context("a message without a time")?,
         subject: message.subject.to_string(),
-        id: header(header::MESSAGE_ID).and_then(|id| id.parse().ok()),
+        id: header::request_id(header).and_then(|(_, id)| id.parse().ok()),
         dead_source: header(header::DEAD_SOURCE).map(str::to_owned),
         is_list: header(header::DEAD_COUNT).is_some(),
     })

@@ -141,7 +141,7 @@ const CHECKS: [(&str, &str); 12] = [
     (
         "unknown RLS policy",
         "SELECT polrelid::regclass || ' ' || polname AS line FROM pg_policy
-            WHERE NOT (polname = 'evidence' AND NOT polpermissive AND polrelid = 'blackboard_events'::regclass)
+            WHERE NOT (polname IN ('evidence', 'own_types') AND NOT polpermissive AND polrelid = 'blackboard_events'::regclass)
             AND (polname <> 'own_rows' OR pg_get_expr(polqual, polrelid) IS DISTINCT FROM pg_get_expr(polwithcheck, polrelid)
             OR pg_get_expr(polqual, polrelid) !~ '^\\((user_id|id) = ANY \\(\\( SELECT sec.current_user_ids\\(\\) AS current_user_ids\\)::integer\\[\\]\\)\\)$')",
     ),

@@ -77,6 +77,11 @@ async fn read_all(url: &str) -> anyhow::Result<DatabaseStatus> {
         warnings.push(format!("it is unknown whether the audit trail can be sealed: {fault}"));
         None
     });
+    warnings.extend(
+        unpublished(&mut connection).await.unwrap_or_else(|error| {
+            vec![format!("it is unknown whether events wait to be published: {error}")]
+        }),
+    );
     let states = migration::MAIN.status(connection).await?;
     let applied = states.iter().filter(|state| state.applied).count();
     Ok(DatabaseStatus {
@@ -94,16 +99,40 @@ async fn read_all(url: &str) -> anyhow::Result<DatabaseStatus> {
     })
 }
 
+/// The workers that have not published events for some time, one line each. Events that others appended to the same sessions
+/// later wait for them.
+async fn unpublished(connection: &mut Connection) -> Result<Vec<String>, diesel::result::Error> {
+    const LATE: &str = "SELECT format('%s committed events %s s ago and has not published them; events that other workers '
+            'appended to the same sessions later wait for up to an hour. Is %1$s running? (%s transactions)',
+            replace(substr(role_name, 3), '_', '-'), extract(epoch FROM now() - min(since))::bigint, count(*)) AS line
+        FROM sec.unpublished_transactions WHERE since BETWEEN now() - interval '1 hour' AND now() - interval '10 seconds'
+        GROUP BY role_name ORDER BY min(since)";
+    #[derive(QueryableByName)]
+    struct Late {
+        #[diesel(sql_type = Text)]
+        line: String,
+    }
+    // The migration may not be applied yet.
+    let table: Exists =
+        diesel::sql_query("SELECT to_regclass('sec.unpublished_transactions') IS NOT NULL AS exists")
+            .get_result(connection)
+            .await?;
+    let late: Vec<Late> =
+        if table.exists { diesel::sql_query(LATE).load(connection).await? } else { Vec::new() };
+    Ok(late.into_iter().map(|late| late.line).collect())
+}
+
+#[derive(QueryableByName)]
+struct Exists {
+    #[diesel(sql_type = Bool)]
+    exists: bool,
+}
+
 /// The migration of the trail may not be applied yet.
 const TRAIL: &str = "SELECT to_regclass('audit.seals') IS NOT NULL AS exists";
 
 async fn held_back(connection: &mut Connection) -> Result<Option<HeldBack>, Fault> {
-    #[derive(QueryableByName)]
-    struct Trail {
-        #[diesel(sql_type = Bool)]
-        exists: bool,
-    }
-    let trail: Trail = diesel::sql_query(TRAIL).get_result(connection).await?;
+    let trail: Exists = diesel::sql_query(TRAIL).get_result(connection).await?;
     if trail.exists { audit::held_back(connection).await } else { Ok(None) }
 }
 
