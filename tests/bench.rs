@@ -182,3 +182,15 @@ async fn indexing_is_measured() {
     // Texts are measured where `make setup` has fetched the model.
     assert!(report.get("texts_per_second").is_some(), "{report}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_neighbour_of_a_flood_is_measured() {
+    let report = bench(&["fairness", "--percent", "2", "--only", "small-contexts"]).await;
+    for key in ["quiet_p99_ms", "flood_p99_ms"] {
+        assert!(report[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {report}");
+    }
+    assert_eq!(
+        (&report["flood"], &report["floods"][0]["flood"]),
+        (&"small-contexts".into(), &"small-contexts".into())
+    );
+}

@@ -139,3 +139,33 @@ async fn heavy_requests_for_which_there_is_no_room_come_again() {
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
     worker.stop().await.expect("a clean end");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_heavy_requests_of_a_service_leave_room_for_those_of_others() {
+    let embedder = SlowEmbedder::start().await;
+    let memories = embedder.memories().await;
+    let fixture = &memories.fixture;
+    fixture.register("other", "*:*").await;
+    memories.grant("other", true, true, true).await;
+    let worker = fixture.run(memories.indexer().await);
+    // More heavy requests than can be processed at once, of as many users.
+    let slow = format!("{SLOW} ").repeat(2_500);
+    let users: Vec<i32> = (10..16).collect();
+    let opened = users.iter().flat_map(|&id| [testkit::user(id), testkit::session(id, "s")]);
+    fixture.process(context_writer::ContextWriter, opened).await;
+    fixture.publish(users.iter().map(|&user| index(user, vec![said(Uuid::now_v7(), &slow)]))).await;
+    let mut waiting = embedder.waiting.clone();
+    waiting.wait_for(|waiting| *waiting > 0).await.unwrap();
+    let mut heavy = index(2, vec![said(Uuid::now_v7(), &"a quiet museum ".repeat(1_500))]);
+    heavy.subject = heavy.subject.replacen(".test.", ".other.", 1);
+    fixture.publish([heavy]).await;
+    eventually("the other service's is written", async || {
+        (fixture.count("unified_memory_vectors WHERE user_id = 2").await > 0).then_some(())
+    })
+    .await;
+    assert_eq!(fixture.count("unified_memory_vectors WHERE user_id >= 10").await, 0);
+    embedder.may_answer.send_replace(true);
+    fixture.drained::<vector_indexer::VectorIndexer>().await;
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    worker.stop().await.expect("a clean end");
+}
