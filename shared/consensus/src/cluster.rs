@@ -1,0 +1,227 @@
+//! Answers that say the same.
+
+use std::collections::BTreeMap;
+
+use crate::{Difference, Micro, Rules, guard::Signature, input::Answer, text::fold};
+
+/// Clusters of answers, by their indices: members sorted, clusters sorted by their first member.
+pub(crate) type Clusters = Vec<Vec<usize>>;
+
+/// How two answers relate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Likeness {
+    /// Their claims, or their texts, are equal after normalisation.
+    Equal,
+    /// Their texts have this cosine, and the guard sees no difference.
+    Cosine(Micro),
+    /// Their claims differ, or a text has no vector to compare.
+    Apart,
+    /// The guard keeps them apart.
+    Guarded(Difference),
+}
+
+/// Answers with equal content, which no comparison can tell apart.
+struct Atom<'a> {
+    members: Vec<usize>,
+    claim: Option<&'a str>,
+    folded: String,
+    vector: Option<&'a [i64]>,
+    signature: Signature,
+}
+
+/// Clusters the answers that do not abstain.
+///
+/// Equal answers come together first. Those atoms are joined by complete linkage: the two clusters whose least similar pair
+/// is most similar, as long as that pair reaches the threshold; on equality, the clusters whose contents sort first. Names
+/// of agents and the order of arrival have no influence.
+pub(crate) fn cluster(answers: &[Answer], rules: &Rules) -> Clusters {
+    let atoms = atoms(answers, rules);
+    let threshold = Micro::from_f64(rules.cluster.similarity);
+    let mut similar: Vec<Vec<Micro>> =
+        atoms.iter().map(|a| atoms.iter().map(|b| similarity(a, b, rules)).collect()).collect();
+    let mut clusters: Vec<Option<Vec<usize>>> = atoms.into_iter().map(|atom| Some(atom.members)).collect();
+    while let Some((into, from)) = most_similar(&similar, &clusters, threshold) {
+        let members = clusters[from].take().unwrap_or_default();
+        clusters[into].get_or_insert_default().extend(members);
+        let pairs = similar[into].iter().zip(&similar[from]);
+        let least: Vec<Micro> = pairs.map(|(a, b)| (*a).min(*b)).collect();
+        for (row, value) in similar.iter_mut().zip(&least) {
+            row[into] = *value;
+        }
+        similar[into] = least;
+    }
+    let mut clusters: Clusters = clusters.into_iter().flatten().collect();
+    for members in &mut clusters {
+        members.sort_unstable();
+    }
+    clusters.sort_unstable();
+    clusters
+}
+
+/// How two responses relate that need not belong to one task: whether a new answer repeats or contradicts a node.
+pub(crate) fn likeness(a: &Answer, b: &Answer, rules: &Rules) -> Likeness {
+    let atom = |answer| Atom::new(answer, Vec::new(), rules);
+    compare(&atom(a), &atom(b), rules)
+}
+
+impl<'a> Atom<'a> {
+    fn new(answer: &'a Answer, members: Vec<usize>, rules: &Rules) -> Self {
+        Self {
+            members,
+            claim: answer.claim.as_deref(),
+            folded: fold(&answer.text),
+            vector: answer.vector.as_deref(),
+            signature: Signature::of(&answer.text, rules),
+        }
+    }
+}
+
+/// Sorted by content.
+fn atoms<'a>(answers: &'a [Answer], rules: &Rules) -> Vec<Atom<'a>> {
+    let mut by_content: BTreeMap<(Option<&str>, String), Vec<usize>> = BTreeMap::new();
+    for (index, answer) in answers.iter().enumerate().filter(|(_, answer)| !answer.abstains) {
+        // Beside a claim the text is decoration; of equal claims the text that sorts first stands for all.
+        let text = if answer.claim.is_some() { String::new() } else { fold(&answer.text) };
+        by_content.entry((answer.claim.as_deref(), text)).or_default().push(index);
+    }
+    by_content
+        .into_values()
+        .filter_map(|members| {
+            let content = |index: &usize| (&answers[*index].text, &answers[*index].vector);
+            let first = members.iter().copied().min_by(|a, b| content(a).cmp(&content(b)))?;
+            Some(Atom::new(&answers[first], members, rules))
+        })
+        .collect()
+}
+
+fn similarity(a: &Atom<'_>, b: &Atom<'_>, rules: &Rules) -> Micro {
+    match compare(a, b, rules) {
+        Likeness::Equal => Micro::ONE,
+        Likeness::Cosine(cosine) => cosine,
+        Likeness::Apart | Likeness::Guarded(_) => Micro::ZERO,
+    }
+}
+
+fn compare(a: &Atom<'_>, b: &Atom<'_>, rules: &Rules) -> Likeness {
+    if let (Some(a), Some(b)) = (a.claim, b.claim) {
+        return if a == b { Likeness::Equal } else { Likeness::Apart };
+    }
+    if a.folded == b.folded && !a.folded.is_empty() {
+        return Likeness::Equal;
+    }
+    if let Some(difference) = a.signature.difference(&b.signature, rules) {
+        return Likeness::Guarded(difference);
+    }
+    match (a.vector, b.vector) {
+        (Some(a), Some(b)) if a.len() == b.len() => Likeness::Cosine(cosine(a, b)),
+        _ => Likeness::Apart,
+    }
+}
+
+/// The cosine, rounded down; zero if it is negative or a vector is zero.
+fn cosine(a: &[i64], b: &[i64]) -> Micro {
+    let dot =
+        |a: &[i64], b: &[i64]| a.iter().zip(b).map(|(a, b)| i128::from(*a) * i128::from(*b)).sum::<i128>();
+    let product = dot(a, b);
+    // Each is below 10^18 times the dimension; scaled by the lengths before they are multiplied.
+    let length = |v: &[i64]| dot(v, v).unsigned_abs().isqrt();
+    let lengths = length(a) * length(b);
+    if product <= 0 || lengths == 0 {
+        return Micro::ZERO;
+    }
+    let millionths = product.unsigned_abs() * 1_000_000 / lengths;
+    Micro::from_millionths(u64::try_from(millionths).unwrap_or(u64::MAX)).min(Micro::ONE)
+}
+
+/// The first of the most similar pairs.
+fn most_similar(
+    similar: &[Vec<Micro>],
+    clusters: &[Option<Vec<usize>>],
+    threshold: Micro,
+) -> Option<(usize, usize)> {
+    let live: Vec<usize> = (0..clusters.len()).filter(|index| clusters[*index].is_some()).collect();
+    let mut best: Option<(Micro, usize, usize)> = None;
+    for (at, &a) in live.iter().enumerate() {
+        for &b in &live[at + 1..] {
+            if similar[a][b] >= threshold && best.is_none_or(|(value, ..)| similar[a][b] > value) {
+                best = Some((similar[a][b], a, b));
+            }
+        }
+    }
+    best.map(|(_, a, b)| (a, b))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use crate::{Inputs, Response};
+
+    fn clusters(responses: Vec<Response>) -> Vec<Vec<String>> {
+        let rules = Rules::current().unwrap();
+        let frozen = Inputs { responses, ..Inputs::default() }.freeze(&rules).unwrap();
+        let name = |index: usize| frozen.answers[index].agent.clone();
+        cluster(&frozen.answers, &rules)
+            .into_iter()
+            .map(|members| members.into_iter().map(name).collect())
+            .collect()
+    }
+
+    fn response(agent: &str, text: &str, angle: f32) -> Response {
+        Response {
+            agent: agent.into(),
+            id: agent.into(),
+            text: text.into(),
+            embedding: Some(vec![angle.cos(), angle.sin()]),
+            ..Response::default()
+        }
+    }
+
+    #[test]
+    fn linkage_is_complete() {
+        // The cosines of neighbours are 0.88 and 0.83, that of the ends is 0.45.
+        let chain = vec![
+            response("a", "the cat is big", 0.0),
+            response("b", "a cat that is really very large indeed", 0.5),
+            response("c", "huge the animal seems to be", 1.1),
+        ];
+        assert_eq!(clusters(chain), [vec!["a", "b"], vec!["c"]]);
+    }
+
+    #[test]
+    fn the_guard_wins_over_the_cosine() {
+        let same = vec![response("a", "It takes 5 minutes.", 0.0), response("b", "It takes 6 minutes.", 0.0)];
+        assert_eq!(clusters(same).len(), 2);
+    }
+
+    #[test]
+    fn a_claim_decides_before_the_text() {
+        let claimed = |agent: &str, text: &str, claim: &str| Response {
+            claim: Some(claim.into()),
+            ..response(agent, text, 0.0)
+        };
+        let answers = vec![
+            claimed("a", "I am sure it is Paris", r#"{"city":"Paris"}"#),
+            claimed("b", "certainly", r#"{"city":"paris"}"#),
+            claimed("c", "I am sure it is Paris", r#"{"city":"Lyon"}"#),
+        ];
+        assert_eq!(clusters(answers), [vec!["a", "b"], vec!["c"]]);
+    }
+
+    #[test]
+    fn texts_without_vectors_join_only_if_they_are_equal() {
+        let plain = |agent: &str, text: &str| Response { embedding: None, ..response(agent, text, 0.0) };
+        assert_eq!(
+            clusters(vec![plain("a", "Paris"), plain("b", "paris "), plain("c", "It is Paris")]),
+            [vec!["a", "b"], vec!["c"]]
+        );
+    }
+
+    #[test]
+    fn the_cosine_of_nothing_is_zero() {
+        assert_eq!(cosine(&[], &[]), Micro::ZERO);
+        assert_eq!(cosine(&[0, 0], &[1, 1]), Micro::ZERO);
+        assert_eq!(cosine(&[5, 0], &[-5, 0]), Micro::ZERO);
+        assert_eq!(cosine(&[1_000_000, 0], &[1_000_000, 0]), Micro::ONE);
+    }
+}

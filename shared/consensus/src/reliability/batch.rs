@@ -1,0 +1,227 @@
+//! All closed tasks at once, by expectation-maximisation.
+
+use crate::{
+    ReliabilityRules,
+    reliability::{
+        Reliability, Task, damped,
+        model::{Counts, normalise, rescale},
+    },
+};
+
+/// What the closed tasks say about answers and agents.
+#[derive(Clone, Debug)]
+pub struct Estimate {
+    /// Of each task, the probability of each option. Empty for tasks that were left out or have no answer.
+    pub tasks: Vec<Vec<f64>>,
+    /// The agents.
+    pub agents: Vec<Reliability>,
+    /// The iterations that it took.
+    pub iterations: usize,
+}
+
+/// One answer: its agent, its option, and how many agents of the same group gave the same answer before.
+struct Ballot {
+    agent: u32,
+    option: u32,
+    repeats: u8,
+}
+
+struct Problem {
+    ballots: Vec<Ballot>,
+    /// Where the ballots of each task end.
+    ends: Vec<usize>,
+    truths: Vec<Option<u32>>,
+    /// Which of the given tasks these are.
+    places: Vec<usize>,
+}
+
+/// Estimates the true options and the reliability of `agents` agents.
+///
+/// `groups` has the group of each agent: of agents that share one and give the same answer to a task, the first counts in
+/// full, the next a quarter, and so on. Agents beyond its end are independent. Tasks are the oldest first; if they are more than the
+/// rules allow, the oldest are left out.
+///
+/// Answers with an agent or option out of range are ignored. Time grows with answers, options and iterations, memory with
+/// the answers and with the agents times the square of the options.
+#[must_use]
+pub fn estimate(
+    tasks: &[Task],
+    agents: usize,
+    options: usize,
+    groups: &[u32],
+    rules: &ReliabilityRules,
+) -> Estimate {
+    let problem = Problem::new(tasks, agents, options, groups, rules);
+    let mut counts = Counts::new(agents, options);
+    let k = counts.options;
+    let mut posterior = problem.votes(k);
+    counts.tasks = problem.ends.len() as f64;
+    for task in posterior.chunks_exact(k) {
+        counts.shares.iter_mut().zip(task).for_each(|(sum, share)| *sum += share);
+    }
+    problem.fix(&mut posterior, k);
+    let mut matrices = vec![0.0; agents * k * k];
+    let mut iterations = 0;
+    while iterations < rules.iterations {
+        iterations += 1;
+        problem.count(&posterior, &mut counts);
+        let crowd = counts.crowd(rules);
+        for (agent, matrix) in matrices.chunks_exact_mut(k * k).enumerate() {
+            counts.agent_matrix(agent, &crowd, rules, matrix);
+        }
+        let change = problem.infer(&matrices, &crowd.frequencies, &mut posterior);
+        if change < rules.tolerance {
+            break;
+        }
+    }
+    problem.count(&posterior, &mut counts);
+    let crowd = counts.crowd(rules);
+    let reliability = |agent| {
+        let (answers, right) = counts.totals(agent);
+        Reliability { answers, right, accuracy: counts.accuracy(agent, &crowd, rules).0 }
+    };
+    let mut result = vec![Vec::new(); tasks.len()];
+    for (place, posterior) in problem.places.iter().zip(posterior.chunks_exact(k)) {
+        result[*place] = posterior.to_vec();
+    }
+    Estimate { tasks: result, agents: (0..agents).map(reliability).collect(), iterations }
+}
+
+impl Problem {
+    fn new(tasks: &[Task], agents: usize, options: usize, groups: &[u32], rules: &ReliabilityRules) -> Self {
+        let mut problem =
+            Self { ballots: Vec::new(), ends: Vec::new(), truths: Vec::new(), places: Vec::new() };
+        let skipped = tasks.len().saturating_sub(rules.task_limit);
+        let mut left = rules.answer_limit;
+        let newest = tasks[skipped..].iter().rev().take_while(|task| {
+            let fits = task.answers.len() <= left;
+            left = left.saturating_sub(task.answers.len());
+            fits
+        });
+        let first = tasks.len() - newest.count();
+        for (place, task) in tasks.iter().enumerate().skip(first) {
+            let valid =
+                |(agent, option): &(u32, u32)| (*agent as usize) < agents && (*option as usize) < options;
+            let answers = latest(task.answers.iter().copied().filter(valid));
+            if answers.is_empty() {
+                continue;
+            }
+            push_ballots(&mut problem.ballots, &answers, groups);
+            problem.ends.push(problem.ballots.len());
+            problem.truths.push(task.truth.filter(|truth| (*truth as usize) < options));
+            problem.places.push(place);
+        }
+        problem
+    }
+
+    /// The ballots of each task.
+    fn tasks(&self) -> impl Iterator<Item = &[Ballot]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(move |(start, end)| &self.ballots[start..*end])
+    }
+
+    /// The share of each option in the votes of each task. A power of a quarter is exact.
+    fn votes(&self, options: usize) -> Vec<f64> {
+        let mut shares = vec![0.0; self.ends.len() * options];
+        for (ballots, shares) in self.tasks().zip(shares.chunks_exact_mut(options)) {
+            let weight = |ballot: &Ballot| 0.25f64.powi(i32::from(ballot.repeats.min(8)));
+            let sum: f64 = ballots.iter().map(weight).sum();
+            for ballot in ballots {
+                shares[ballot.option as usize] += weight(ballot) / sum;
+            }
+        }
+        shares
+    }
+
+    /// Certainty where a verdict named the truth.
+    fn fix(&self, posterior: &mut [f64], options: usize) {
+        for (posterior, truth) in posterior.chunks_exact_mut(options).zip(&self.truths) {
+            if let Some(truth) = truth {
+                posterior.fill(0.0);
+                posterior[*truth as usize] = 1.0;
+            }
+        }
+    }
+
+    fn count(&self, posterior: &[f64], counts: &mut Counts) {
+        counts.clear();
+        let k = counts.options;
+        for (ballots, posterior) in self.tasks().zip(posterior.chunks_exact(k)) {
+            counts.truths.iter_mut().zip(posterior).for_each(|(sum, value)| *sum += value);
+            for ballot in ballots {
+                let cells = counts.answer_mut(ballot.agent as usize, ballot.option as usize);
+                cells.iter_mut().zip(posterior).for_each(|(cell, value)| *cell += value);
+            }
+        }
+    }
+
+    /// New probabilities; returns the largest change.
+    fn infer(&self, matrices: &[f64], frequencies: &[f64], posterior: &mut [f64]) -> f64 {
+        let k = frequencies.len();
+        let mut change = 0.0f64;
+        let mut next = vec![0.0; k];
+        for ((ballots, posterior), truth) in self.tasks().zip(posterior.chunks_exact_mut(k)).zip(&self.truths)
+        {
+            if truth.is_some() {
+                continue;
+            }
+            next.copy_from_slice(frequencies);
+            match k {
+                2 => product::<2>(&mut next, ballots, matrices),
+                3 => product::<3>(&mut next, ballots, matrices),
+                4 => product::<4>(&mut next, ballots, matrices),
+                5 => product::<5>(&mut next, ballots, matrices),
+                _ => product::<0>(&mut next, ballots, matrices),
+            }
+            normalise(&mut next);
+            for (old, new) in posterior.iter_mut().zip(&next) {
+                change = change.max((*old - *new).abs());
+                *old = *new;
+            }
+        }
+        change
+    }
+}
+
+/// Multiplies probabilities by those of all ballots. `K` is the number of options, known to the compiler, or zero.
+fn product<const K: usize>(next: &mut [f64], ballots: &[Ballot], matrices: &[f64]) {
+    let k = if K == 0 { next.len() } else { K };
+    let next = &mut next[..k];
+    // Eight factors cannot take a value from the limit of `rescale` to zero.
+    for ballots in ballots.chunks(8) {
+        for ballot in ballots {
+            let start = (ballot.agent as usize * k + ballot.option as usize) * k;
+            let row = &matrices[start..start + k];
+            if ballot.repeats == 0 {
+                next.iter_mut().zip(row).for_each(|(probability, factor)| *probability *= factor);
+            } else {
+                let damp = |factor: &f64| damped(*factor, ballot.repeats);
+                next.iter_mut().zip(row).for_each(|(probability, factor)| *probability *= damp(factor));
+            }
+        }
+        rescale(next);
+    }
+}
+
+/// One answer of each agent, the last, sorted by agent.
+pub(super) fn latest(answers: impl Iterator<Item = (u32, u32)>) -> Vec<(u32, u32)> {
+    let answers: Vec<_> = answers.collect();
+    if answers.is_sorted_by(|a, b| a.0 < b.0) {
+        return answers;
+    }
+    let by_agent: std::collections::BTreeMap<u32, u32> = answers.into_iter().collect();
+    by_agent.into_iter().collect()
+}
+
+fn push_ballots(ballots: &mut Vec<Ballot>, answers: &[(u32, u32)], groups: &[u32]) {
+    let mut before = std::collections::BTreeMap::new();
+    for (agent, option) in answers {
+        let repeats = groups.get(*agent as usize).map_or(0, |group| {
+            let count = before.entry((*group, *option)).or_insert(0u8);
+            let repeats = *count;
+            *count = count.saturating_add(1);
+            repeats
+        });
+        ballots.push(Ballot { agent: *agent, option: *option, repeats });
+    }
+}
