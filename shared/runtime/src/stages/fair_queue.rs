@@ -208,7 +208,7 @@ mod tests {
         };
         assert_eq!(queue.take(NO_LIMIT, NO_LIMIT, free), ["free"]);
         assert!(queue.take(NO_LIMIT, NO_LIMIT, free).is_empty());
-        assert_eq!(queue.take(NO_LIMIT, NO_LIMIT, any), ["held", "other"]);
+        assert_eq!(queue.take(NO_LIMIT, NO_LIMIT, any), ["other", "held"]);
     }
 
     #[test]
