@@ -192,6 +192,23 @@ async fn a_role_appends_events_of_its_own_types_alone() {
     }
 }
 
+/// What a role writes into an event stops nobody who reads it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_no_program_can_read_stops_nobody() {
+    let fixture = two_users().await;
+    let mut worker = login(&fixture, ROLE).await;
+    let deep = "WITH noted AS (SELECT sec.note_unpublished(1))
+        INSERT INTO blackboard_events (id, event_type, performative, source_agent_id, user_id, session_id, event_payload,
+            logical_timestamp, request_id)
+        SELECT uuid7(), 'user.stored', 'inform', 'test', 1, '@account', (repeat('[', 200) || repeat(']', 200))::jsonb, 1000,
+            gen_random_uuid() FROM noted";
+    assert_eq!(attempt_for(&mut worker, &[grant(1, ROLE)], deep).await, Ok(1));
+    // The next event of the session comes after it.
+    fixture.process(ContextWriter, [user(1), user(2)]).await;
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    assert_eq!(fixture.count("sec.unpublished_transactions").await, 0);
+}
+
 /// A role says only of its own events that they are published, or are not.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_role_notes_its_own_events_as_published_alone() {
@@ -205,6 +222,15 @@ async fn a_role_notes_its_own_events_as_published_alone() {
         )
     };
     assert_eq!(unpublished().await, ["w_context_writer 2 0"]);
+    let mut reader = login(&fixture, "w_memory_reader").await;
+    let done = attempt(&mut reader, "SELECT sec.note_unpublished(1)").await;
+    assert_refused(done, "this role appends no events", "memory-reader");
+    let many = "INSERT INTO sec.unpublished_transactions (transaction_id, role_name, since, events)
+        SELECT -n, 'w_context_writer', now(), 1 FROM generate_series(1, 10000) AS n";
+    fixture.execute(many).await;
+    let done = attempt(&mut worker, "SELECT sec.note_unpublished(1)").await;
+    assert_refused(done, "too many unpublished transactions", "more than 10000");
+    fixture.execute("DELETE FROM sec.unpublished_transactions WHERE transaction_id < 0").await;
     let transaction = fixture.lines("transaction_id FROM sec.unpublished_transactions").await.remove(0);
     let note = |ids: &[Uuid]| {
         let ids: Vec<String> = ids.iter().map(|id| format!("'{id}'::uuid")).collect();
@@ -218,6 +244,15 @@ async fn a_role_notes_its_own_events_as_published_alone() {
     let mut other = login(&fixture, "w_router_logger").await;
     assert_eq!(attempt(&mut other, &note(&ids)).await, Ok(1));
     assert_eq!(unpublished().await, ["w_context_writer 2 0"]);
+    let mut reader = login(&fixture, "w_memory_reader").await;
+    let done = attempt(&mut reader, "SELECT sec.note_unpublished(1)").await;
+    assert_refused(done, "this role appends no events", "memory-reader");
+    let many = "INSERT INTO sec.unpublished_transactions (transaction_id, role_name, since, events)
+        SELECT -n, 'w_context_writer', now(), 1 FROM generate_series(1, 10000) AS n";
+    fixture.execute(many).await;
+    let done = attempt(&mut worker, "SELECT sec.note_unpublished(1)").await;
+    assert_refused(done, "too many unpublished transactions", "more than 10000");
+    fixture.execute("DELETE FROM sec.unpublished_transactions WHERE transaction_id < 0").await;
     for (events, left) in [
         (&ids[..1], vec!["w_context_writer 2 1"]),
         (&ids[..1], vec!["w_context_writer 2 1"]),

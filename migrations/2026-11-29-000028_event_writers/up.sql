@@ -35,14 +35,29 @@ CREATE TABLE sec.unpublished_transactions (
 );
 ALTER TABLE sec.unpublished_transactions OWNER TO memfleet_owner;
 
--- Notes that this transaction appends events. Gives its id.
-CREATE FUNCTION sec.note_unpublished(event_count integer) RETURNS bigint LANGUAGE sql SECURITY DEFINER
+CREATE INDEX unpublished_transactions_since ON sec.unpublished_transactions (since);
+
+-- Notes that this transaction appends events. Gives its id. A role that appends none has nothing to note; the others are limited, since
+-- everybody who appends looks at these rows.
+CREATE FUNCTION sec.note_unpublished(event_count integer) RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    noted bigint;
+BEGIN
+    IF NOT EXISTS (SELECT FROM sec.event_writers w WHERE w.role_name = session_user) THEN
+        RAISE insufficient_privilege USING MESSAGE = 'permission denied: this role appends no events';
+    END IF;
+    IF (SELECT count(*) FROM (SELECT FROM sec.unpublished_transactions u
+        WHERE u.role_name = session_user AND u.since >= now() - interval '1 hour' LIMIT 10000) AS few) >= 10000 THEN
+        RAISE configuration_limit_exceeded
+            USING MESSAGE = 'too many unpublished transactions of this role';
+    END IF;
     INSERT INTO sec.unpublished_transactions AS u (transaction_id, role_name, since, events)
     VALUES (pg_current_xact_id()::text::bigint, session_user, transaction_timestamp(), event_count)
     ON CONFLICT (transaction_id) DO UPDATE SET events = u.events + excluded.events
-    RETURNING transaction_id
-$$;
+    RETURNING transaction_id INTO noted;
+    RETURN noted;
+END $$;
 
 -- Notes that events are published, each with the transaction of this role that appended it. What is older than an hour is looked at
 -- by nobody, and goes.
@@ -62,8 +77,7 @@ SET search_path = pg_catalog, pg_temp AS $$
     ), outdated AS (
         DELETE FROM sec.unpublished_transactions u WHERE u.transaction_id = ANY (ARRAY(
             SELECT o.transaction_id FROM sec.unpublished_transactions o
-            WHERE o.role_name = session_user AND o.since < now() - interval '2 hours'
-                AND o.transaction_id <> ALL (transaction_ids) LIMIT 100 FOR UPDATE SKIP LOCKED))
+            WHERE o.since < now() - interval '2 hours' AND o.transaction_id <> ALL (transaction_ids) LIMIT 100 FOR UPDATE SKIP LOCKED))
     )
     UPDATE sec.unpublished_transactions u SET published = h.published FROM held h
     WHERE u.transaction_id = h.transaction_id AND cardinality(h.published) < h.events

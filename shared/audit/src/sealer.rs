@@ -22,8 +22,8 @@ pub const MAX_LEAVES: usize = 10_000;
 /// The advisory lock that makes sure that only one sealer is active: "memseals" in ASCII.
 const LOCK: i64 = 0x6d65_6d73_6561_6c73;
 
-/// The position before the first row.
-pub(crate) const BEGINNING: Place = (0, Uuid::nil());
+/// The position before every row, also before one that somebody gave a transaction that cannot be.
+pub(crate) const BEGINNING: Place = (i64::MIN, Uuid::nil());
 
 /// Seals every row whose transaction is finished, and anchors every seal that is not anchored yet. Returns the numbers
 /// of seals and rows.

@@ -119,7 +119,8 @@ fn by_message(message: &str) -> FaultKind {
     // Classes 57 (operator intervention), 53 (insufficient resources) and 58 (system error), and of class 42 the errors
     // for missing objects and privileges (42P01, 42703, 42704, 42883, 42501): no value of a message causes them, and an
     // operator can resolve them.
-    const UNAVAILABLE: [&str; 17] = [
+    const UNAVAILABLE: [&str; 18] = [
+        "too many unpublished transactions of this role",
         "the database system is",
         "remaining connection slots are reserved",
         "sorry, too many clients already",
