@@ -576,6 +576,22 @@ async fn the_validation_finds_nothing_in_order_and_whatever_is_out_of_it() {
             "differs from the migrations",
         ),
         (
+            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET search_path = information_schema, public',
+             current_database()); END $$",
+            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I RESET search_path', current_database()); END $$",
+            "differs from the migrations",
+        ),
+        (
+            "INSERT INTO sec.event_writers VALUES ('w_router_logger', 'context.stored')",
+            "DELETE FROM sec.event_writers WHERE role_name = 'w_router_logger' AND event_type = 'context.stored'",
+            "differs from the migrations",
+        ),
+        (
+            "ALTER TABLE users ADD CONSTRAINT everything CHECK (true)",
+            "ALTER TABLE users DROP CONSTRAINT everything",
+            "differs from the migrations",
+        ),
+        (
             "DO $$ BEGIN EXECUTE format('ALTER ROLE w_token_issuer IN DATABASE %I SET statement_timeout = 1',
              current_database()); END $$",
             "DO $$ BEGIN EXECUTE format('ALTER ROLE w_token_issuer IN DATABASE %I RESET statement_timeout',
