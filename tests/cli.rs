@@ -6,7 +6,7 @@ use std::time::Duration;
 use context_writer::ContextWriter;
 use contract::header;
 use serde_json::{Value, json};
-use testkit::{Fixture, request};
+use testkit::{Fixture, context, request};
 use topology::Topology;
 use uuid::Uuid;
 
@@ -379,6 +379,42 @@ async fn a_dead_letter_is_shown_replayed_and_gone() {
     assert_eq!(fixture.count("simple_chat_context").await, 1);
     assert_eq!(fixture.count("blackboard_events WHERE event_type = 'context.stored'").await, 1);
     worker.stop().await.expect("a clean end");
+}
+
+/// A worker's login may publish any dead letter of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forged_dead_letter_is_not_replayed() {
+    let fixture = Fixture::new().await;
+    fixture.publish([context(3, "s", "k", 1)]).await;
+    let forged = async |worker: &str, source: &str, subject: &str, body: &str| {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert(header::MESSAGE_ID, Uuid::now_v7().to_string());
+        headers.insert(header::DEAD_CLASS, "exhausted");
+        headers.insert(header::DEAD_REASON, "deadlock detected");
+        headers.insert(header::DEAD_TRIES, "12");
+        headers.insert(header::DEAD_SOURCE, source);
+        headers.insert(header::DEAD_SUBJECT, subject);
+        let letter = format!("memory.dead.{worker}.3");
+        let sent = fixture.jetstream.publish_with_headers(letter, headers, body.to_owned().into()).await;
+        sent.expect("published").await.expect("stored");
+    };
+    let (subject, stored) = ("memory.req.test.context.put.3", fixture.stored("CONTEXT").await);
+    forged("router-logger", "CONTEXT/1", subject, "{}").await;
+    forged("context-writer", "CONTEXT/1", "memory.req.account.passkey.put.3", "{}").await;
+    forged("context-writer", "CONTEXT/1", subject, "{}").await;
+    forged("context-writer", "CONTEXT/99", subject, "{}").await;
+    for (letter, reason) in [
+        ("1", "its worker takes no messages from CONTEXT/1"),
+        ("2", "it is not about its message CONTEXT/1"),
+        ("3", "it is not about its message CONTEXT/1"),
+        ("4", "--unverified"),
+    ] {
+        let refused = memfleet(&fixture, &["dead", "replay", letter]).await.failed("1 not replayed");
+        assert!(refused.err.contains(reason), "{letter}: {}", refused.err);
+    }
+    assert_eq!(fixture.stored("CONTEXT").await, stored, "nothing is published");
+    memfleet(&fixture, &["dead", "replay", "4", "--unverified"]).await.fine();
+    assert_eq!(fixture.stored("CONTEXT").await, stored + 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

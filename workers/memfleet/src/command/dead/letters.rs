@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail, ensure};
 use async_nats::HeaderMap;
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
 use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use contract::header;
+use contract::{JOBS_STREAM, WORKERS, header, printable};
 use futures::TryStreamExt;
-use runtime::broker::{self, StoredMessage};
+use runtime::broker::{self, StoredMessage, StoredMessageError};
 use runtime::delivery::dead_letter::{STILL_AT, carried};
 use uuid::Uuid;
 
@@ -47,20 +47,34 @@ impl Letter {
     /// share of its service.
     pub(super) fn left_behind(&self) -> Option<(&str, u64)> {
         let is_left = self.body.is_empty() && self.header(header::DEAD_REASON).contains(STILL_AT);
-        let (stream, sequence) = self.header(header::DEAD_SOURCE).split_once('/')?;
-        Some((stream, sequence.parse().ok()?)).filter(|_| is_left)
+        self.source().filter(|_| is_left)
     }
 
-    /// Completes the letter with the body and the headers of its message.
+    /// The stream and sequence number of the message.
+    fn source(&self) -> Option<(&str, u64)> {
+        let (stream, sequence) = self.header(header::DEAD_SOURCE).split_once('/')?;
+        Some((stream, sequence.parse().ok()?))
+    }
+
+    /// Whether its worker takes messages from this stream.
+    fn may_come_from(&self, stream: &str) -> bool {
+        let mut workers = WORKERS.iter().filter(|worker| worker.name == self.worker());
+        stream == JOBS_STREAM || workers.any(|worker| worker.stream == Some(stream))
+    }
+
+    /// Takes the body and the headers of its message.
     fn complete(&mut self, original: StoredMessage) {
         self.body = original.body;
-        for (name, values) in carried(Some(&original.headers)).iter() {
-            if self.headers.get(name.clone()).is_none() {
+        let mut headers = carried(Some(&original.headers));
+        for (name, values) in self.headers.iter() {
+            let lower = name.to_string().to_ascii_lowercase();
+            if lower.starts_with("memfleet-dead-") || lower == header::MESSAGE_ID.to_ascii_lowercase() {
                 for value in values {
-                    self.headers.append(name.clone(), value.clone());
+                    headers.append(name.clone(), value.clone());
                 }
             }
         }
+        self.headers = headers;
     }
 
     /// The subject and headers to publish the request again. It gets a new id, since the stream would drop the old one
@@ -120,11 +134,27 @@ impl Letters {
         }
     }
 
-    /// Reads the body of a letter's message, if it was not copied, from the stream that holds the message.
-    pub(super) async fn complete(&self, letter: &mut Letter) -> anyhow::Result<()> {
-        let Some((stream, sequence)) = letter.left_behind() else { return Ok(()) };
-        let original = broker::stored_message(&self.jetstream, stream, sequence).await;
-        letter.complete(original.context("its body was not copied")?);
+    /// Compares a letter with its message, and takes body and headers from there. Only its service can have published the
+    /// message, but the letter may be of a worker that was taken over.
+    pub(super) async fn verify(&self, letter: &mut Letter, unverified: bool) -> anyhow::Result<()> {
+        let (stream, sequence) = letter.source().context("it does not name its message")?;
+        let place = format!("{}/{sequence}", printable(stream));
+        ensure!(letter.may_come_from(stream), "its worker takes no messages from {place}: it is forged");
+        let original = match broker::stored_message(&self.jetstream, stream, sequence).await {
+            Ok(original) => original,
+            Err(StoredMessageError::NotFound { .. }) if unverified && letter.left_behind().is_none() => {
+                return Ok(());
+            }
+            Err(StoredMessageError::NotFound { .. }) => bail!(
+                "its message {place} is no longer there to compare it with; inspect it, and pass --unverified to \
+                 replay what was copied of it"
+            ),
+            Err(error @ StoredMessageError::Failed { .. }) => return Err(error.into()),
+        };
+        let is_same = original.subject == letter.header(header::DEAD_SUBJECT)
+            && (letter.left_behind().is_some() || original.body == letter.body);
+        ensure!(is_same, "it is not about its message {place}: it is forged, or NATS lost data");
+        letter.complete(original);
         Ok(())
     }
 

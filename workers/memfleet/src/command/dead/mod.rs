@@ -71,6 +71,10 @@ enum Action {
         /// Also replay dead letters of the class denied. Inspect them first: they may be unauthorized attempts.
         #[arg(long)]
         denied: bool,
+        /// Also replay dead letters whose message has left its stream, so that they cannot be compared with it. Inspect
+        /// them first: a worker that was taken over may have forged them.
+        #[arg(long)]
+        unverified: bool,
     },
     /// Delete dead letters permanently.
     Drop {
@@ -147,13 +151,13 @@ pub async fn execute(args: DeadArgs, settings: &Settings) -> anyhow::Result<()> 
             }
             show::show(&letter, body, decrypt)
         }
-        Action::Replay { which, denied } => {
+        Action::Replay { which, denied, unverified } => {
             let tokens = Tokens::open(settings, None).await?;
             anyhow::ensure!(
                 !tokens.is_none(),
                 "no service token: workers reject requests without one; set trust.token_key_file and trust.grant_key_file"
             );
-            replay(&letters, &which, denied, &tokens).await
+            replay(&letters, &which, Allowed { denied, unverified }, &tokens).await
         }
         Action::Drop { which, .. } => drop_letters(&letters, &which).await,
     }
@@ -196,14 +200,21 @@ async fn list(letters: &Letters, limit: u32, filter: &Filter, json: bool) -> any
     Ok(())
 }
 
-async fn replay(letters: &Letters, which: &Which, denied: bool, tokens: &Tokens) -> anyhow::Result<()> {
+/// What is replayed only if the operator says so.
+#[derive(Clone, Copy)]
+struct Allowed {
+    denied: bool,
+    unverified: bool,
+}
+
+async fn replay(letters: &Letters, which: &Which, allowed: Allowed, tokens: &Tokens) -> anyhow::Result<()> {
     let sequences = chosen(letters, which).await?;
     if sequences.is_empty() {
         outln!("nothing to do: no matching dead letter");
     }
     let (mut replayed, mut refused) = (0, 0_u64);
     for sequence in sequences {
-        match replay_one(letters, sequence, denied, tokens).await {
+        match replay_one(letters, sequence, allowed, tokens).await {
             Ok(note) => {
                 replayed += 1;
                 outln!("{sequence}  {note}");
@@ -222,7 +233,7 @@ async fn replay(letters: &Letters, which: &Which, denied: bool, tokens: &Tokens)
 async fn replay_one(
     letters: &Letters,
     sequence: u64,
-    denied: bool,
+    allowed: Allowed,
     tokens: &Tokens,
 ) -> anyhow::Result<String> {
     let mut letter = found(letters, sequence).await?;
@@ -232,10 +243,10 @@ async fn replay_one(
         "it lists {} messages, which are still in their stream; `memfleet dead show {sequence}` names them",
         printable(count)
     );
-    if !denied && letter.header(header::DEAD_CLASS) == DeadLetterClass::Denied.as_str() {
+    if !allowed.denied && letter.header(header::DEAD_CLASS) == DeadLetterClass::Denied.as_str() {
         anyhow::bail!("its class is denied; inspect it, and pass --denied to replay it anyway");
     }
-    letters.complete(&mut letter).await?;
+    letters.verify(&mut letter, allowed.unverified).await?;
     let (subject, mut headers) = letter.to_replay()?;
     if let Some(token) = tokens.of(&subject).await? {
         headers.insert(header::AUTHORIZATION, header::bearer(&token));
