@@ -7,6 +7,7 @@ pub mod confirm;
 pub mod database;
 pub mod json;
 pub mod key_file;
+pub mod message_ids;
 pub mod output;
 pub mod services;
 pub mod signal;

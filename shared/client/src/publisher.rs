@@ -92,6 +92,12 @@ impl Publisher {
         Self { payload_keys, ..self }
     }
 
+    /// Uses these ids instead of random ones, so that requests of other processes are recognized too.
+    #[must_use]
+    pub fn with_message_ids(self, message_ids: MessageIds) -> Self {
+        Self { message_ids, ..self }
+    }
+
     /// Publishes a request with its service token, first waiting for acknowledgements if the window is full. Its result
     /// is counted in [`Publisher::so_far`].
     pub async fn send(&mut self, subject: String, id: Uuid, body: Bytes, token: Option<String>) {

@@ -82,7 +82,9 @@ pub async fn ingest(
 
     let payload_keys = PayloadKeys::read(settings.trust.payload_ring_file.as_deref().map(Path::new))?;
     let mut ingest = Ingest {
-        publisher: Publisher::new(client, PublisherOptions::default()).with_payload_keys(payload_keys),
+        publisher: Publisher::new(client, PublisherOptions::default())
+            .with_payload_keys(payload_keys)
+            .with_message_ids(cli::message_ids::of(&settings.nats, "operator").await?),
         tokens: Tokens::open(settings, None).await?,
         broker,
         progress: Progress::start(),

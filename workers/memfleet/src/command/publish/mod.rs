@@ -11,10 +11,11 @@ use anyhow::Context;
 use async_nats::Client;
 use clap::Args;
 use cli::errln;
+use cli::message_ids;
 use cli::output::printable;
 use cli::tokens::Tokens;
-use client::{MessageIds, PayloadKeys};
-use config::{NatsSettings, Settings};
+use client::PayloadKeys;
+use config::Settings;
 use contract::{REQUEST_ROOT, REQUESTS, Request, RequestSubject, SubjectError};
 use input::{Input, Item};
 use runtime::broker;
@@ -95,7 +96,7 @@ pub async fn execute(args: PublishArgs, settings: &Settings) -> anyhow::Result<(
         client,
         tokens,
         payload_keys,
-        message_ids(&settings.nats, &service).await?,
+        message_ids::of(&settings.nats, &service).await?,
         outcomes.as_ref().map(|outcomes| outcomes.subject().to_owned()),
     );
     let mut warnings = Warnings::default();
@@ -113,18 +114,6 @@ pub async fn execute(args: PublishArgs, settings: &Settings) -> anyhow::Result<(
     };
     flush(&client).await;
     report.result().and(ended)
-}
-
-/// The ids by which the broker recognizes requests that are published again, by another run of this command too. Their
-/// secret is what the service identifies itself with.
-async fn message_ids(settings: &NatsSettings, service: &str) -> anyhow::Result<MessageIds> {
-    let mut secret = settings.url.clone().into_bytes();
-    let nkey_file = settings.nkey_file.as_ref().map(|template| template.replace("{name}", service));
-    for file in nkey_file.iter().chain(&settings.credentials_file) {
-        let read = tokio::fs::read(file).await;
-        secret.extend(read.with_context(|| format!("cannot read {file}"))?);
-    }
-    Ok(MessageIds::from_secret(&secret))
 }
 
 async fn publish_item(
