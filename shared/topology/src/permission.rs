@@ -341,7 +341,7 @@ mod tests {
         let job_events = &[contract::EventType::ContextRemoved];
         let with_job = events(WorkerInfo { job_events, ..contract::ROUTER_LOGGER });
         assert_eq!(with_job, [&of_router[..], &["memory.event.context.removed.*"]].concat());
-        assert_eq!(events(contract::MEMORY_READER), Vec::<String>::new());
+        assert_eq!(events(MEMORY_READER), Vec::<String>::new());
     }
 
     #[test]

@@ -183,7 +183,7 @@ mod tests {
         expected.sort_unstable();
         assert_eq!(names, expected);
         assert_eq!(letter.headers.get_all("X-Nats-Like").count(), 2);
-        let value = |name: &str| letter.headers.get(name).map(async_nats::HeaderValue::as_str);
+        let value = |name: &str| letter.headers.get(name).map(HeaderValue::as_str);
         // An id of the dead letter's own, and that of the request beside it.
         assert_ne!(value(header::MESSAGE_ID), Some("1"));
         assert_eq!(value(header::DEAD_REQUEST_ID), Some("1"));
