@@ -72,7 +72,7 @@ async fn large_requests_of_one_service_hold_up_no_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_requests_of_one_service_hold_up_no_other() {
-    let (fixture, worker) = with_sessions(|settings| settings.worker.batch_size = 20).await;
+    let (fixture, worker) = with_sessions(|_| {}).await;
     let many = (0..3_000).map(|key| by_flooding(context(1, "s", &format!("k{key}"), 1)));
     fixture.publish(many).await;
     let before = written_before_neighbour(&fixture).await;

@@ -1,8 +1,9 @@
 //! What one consumer has delivered and no batch has taken yet: light messages and, apart from them, heavy ones, whose
 //! processing takes so long that nobody else may wait for it.
 //!
-//! A service holds a limited share of them. What it sends beyond that is set aside for a while, so that the messages of
-//! others, which the broker delivers after it, are reached.
+//! A service holds a limited share of the heavy ones. What it sends beyond that is set aside for a while, so that the
+//! messages of others, which the broker delivers after it, are reached. Light messages are not set aside: they are written
+//! quickly, and those that need earlier ones would overtake them.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -131,14 +132,10 @@ impl Queues {
         let (service, active) = state.note_active(service, now);
         let follows = user.and_then(|user| state.users.get(&user)).is_some_and(|held| held.heavy > 0);
         let is_heavy = bytes > self.limits.heavy_bytes || follows;
-        let (queue, whole) =
-            if is_heavy { (&state.heavy, self.max_heavy()) } else { (&state.light, self.max_light()) };
         // One share is left to a service that has not been seen yet.
-        let is_over = queue.of(service.as_ref()).reaches(whole.part(active + 1));
-        if is_over
-            && (is_heavy || active > 1)
-            && let Some(delay) = state.set_aside(service.clone(), bytes, now)
-        {
+        let share = self.max_heavy().part(active + 1);
+        let is_over = is_heavy && state.heavy.of(service.as_ref()).reaches(share);
+        if is_over && let Some(delay) = state.set_aside(service.clone(), bytes, now) {
             return Some((delivery, delay));
         }
         if let Some(user) = user {
@@ -178,9 +175,7 @@ impl Queues {
 
     fn has_room(&self) -> bool {
         let state = self.lock();
-        // A service that is alone takes what it may, and the rest stays at the broker. Everything beyond the share of
-        // one among several is set aside, so that only many of them together fill the queues.
-        let light = if state.seen.len() > 1 { self.max_light() } else { self.max_light().part(2) };
+        let light = self.max_light();
         !state.light.total().reaches(light) && !state.heavy.total().reaches(self.max_heavy())
     }
 
