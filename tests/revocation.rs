@@ -197,12 +197,15 @@ async fn a_role_appends_events_of_its_own_types_alone() {
 async fn an_event_that_no_program_can_read_stops_nobody() {
     let fixture = two_users().await;
     let mut worker = login(&fixture, ROLE).await;
-    let deep = "WITH noted AS (SELECT sec.note_unpublished(1))
+    let deep = format!(
+        "WITH noted AS (SELECT sec.note_unpublished(1))
         INSERT INTO blackboard_events (id, event_type, performative, source_agent_id, user_id, session_id, event_payload,
             logical_timestamp, request_id)
-        SELECT uuid7(), 'user.stored', 'inform', 'test', 1, '@account', (repeat('[', 200) || repeat(']', 200))::jsonb, 1000,
-            gen_random_uuid() FROM noted";
-    assert_eq!(attempt_for(&mut worker, &[grant(1, ROLE)], deep).await, Ok(1));
+        SELECT '{}'::uuid, 'user.stored', 'inform', 'test', 1, '@account', (repeat('[', 200) || repeat(']', 200))::jsonb, 1000,
+            gen_random_uuid() FROM noted",
+        Uuid::now_v7()
+    );
+    assert_eq!(attempt_for(&mut worker, &[grant(1, ROLE)], &deep).await, Ok(1));
     // The next event of the session comes after it.
     fixture.process(ContextWriter, [user(1), user(2)]).await;
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
