@@ -10,7 +10,9 @@ use router_logger::RouterLogger;
 use serde_json::json;
 use store::Fault;
 use testkit::attack::{grant, login};
-use testkit::{Fixture, RequestMessage, context, eventually, request, session, set_redelivery, user};
+use testkit::{
+    Fixture, RequestMessage, RunningWorker, context, eventually, request, session, set_redelivery, user,
+};
 use tokio::process::Child;
 use uuid::Uuid;
 
@@ -162,6 +164,17 @@ async fn an_event_waits_for_an_earlier_one_of_another_worker_and_others_do_not()
     writer.stop().await.expect("a clean end");
 }
 
+/// A router-logger with a decision whose event comes after one of a context-writer that died before it published it.
+async fn logger_after_a_dead_writer(fixture: &Fixture) -> RunningWorker {
+    fixture.process(ContextWriter, [user(1), session(1, "s")]).await;
+    let mut victim = start(fixture, "context-writer", Some("Committed:1"));
+    fixture.publish([context(1, "s", "k", 1)]).await;
+    victim.wait().await.expect("a status");
+    let logger = fixture.run(RouterLogger);
+    fixture.publish([decision(1)]).await;
+    logger
+}
+
 /// A message that waits is no dead letter when it has been delivered as often as it may be.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_waits_until_its_last_delivery_is_published_all_the_same() {
@@ -170,12 +183,7 @@ async fn an_event_that_waits_until_its_last_delivery_is_published_all_the_same()
         set_redelivery(topology, "router-logger", Duration::from_secs(1), 3);
     })
     .await;
-    fixture.process(ContextWriter, [user(1), session(1, "s")]).await;
-    let mut victim = start(&fixture, "context-writer", Some("Committed:1"));
-    fixture.publish([context(1, "s", "k", 1)]).await;
-    victim.wait().await.expect("a status");
-    let logger = fixture.run(RouterLogger);
-    fixture.publish([decision(1)]).await;
+    let logger = logger_after_a_dead_writer(&fixture).await;
     decision_waits(&fixture).await;
     let of_logger = "sec.unpublished_transactions WHERE role_name = 'w_router_logger'";
     eventually("the decision is published", async || (fixture.count(of_logger).await == 0).then_some(()))
@@ -192,12 +200,7 @@ async fn after_an_hour_an_event_waits_for_no_other_worker() {
         set_redelivery(topology, "context-writer", Duration::from_secs(3_600), 1_000);
     })
     .await;
-    fixture.process(ContextWriter, [user(1), session(1, "s")]).await;
-    let mut victim = start(&fixture, "context-writer", Some("Committed:1"));
-    fixture.publish([context(1, "s", "k", 1)]).await;
-    victim.wait().await.expect("a status");
-    let logger = fixture.run(RouterLogger);
-    fixture.publish([decision(1)]).await;
+    let logger = logger_after_a_dead_writer(&fixture).await;
     decision_waits(&fixture).await;
     assert_eq!(published(&fixture).await.len(), 2);
     fixture.execute("UPDATE sec.unpublished_transactions SET since = now() - interval '61 minutes'").await;
