@@ -43,6 +43,11 @@ impl Bulk {
         &self.client
     }
 
+    /// The tokens of its messages.
+    pub(crate) fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
     pub(crate) fn publisher(&self) -> Publisher {
         let publisher = Publisher::new(self.client.clone(), PublisherOptions::default());
         publisher.with_payload_keys(self.payload_keys.clone())

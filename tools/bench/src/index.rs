@@ -44,7 +44,7 @@ pub(super) struct IndexArgs {
 }
 
 /// The session of each user.
-const SESSION: &str = "bench";
+pub(super) const SESSION: &str = "bench";
 /// Memories indexed before measuring, so that connections are open and statements prepared.
 const WARM_UP: usize = 20;
 /// Memories published and timed one by one.
@@ -139,7 +139,7 @@ async fn measure_with(
 }
 
 /// Requests that create the accounts and a session of each.
-fn accounts(users: i32) -> Vec<Prepared> {
+pub(super) fn accounts(users: i32) -> Vec<Prepared> {
     let account = |user: i32| {
         let account = json!({ "username": format!("bench{user}"), "email": format!("{user}@example.org") });
         let open = json!({ "session_id": SESSION, "chat_mode": "simple" });

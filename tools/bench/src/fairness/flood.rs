@@ -6,7 +6,6 @@ use anyhow::{Context, ensure};
 use async_nats::jetstream;
 use bytes::Bytes;
 use clap::ValueEnum;
-use cli::tokens::Tokens;
 use client::{QueryOptions, query_headers};
 use config::Settings;
 use context_writer::ContextWriter;
@@ -19,11 +18,9 @@ use uuid::Uuid;
 use vector_indexer::VectorIndexer;
 
 use super::neighbour::Action;
-use super::{FLOODING, QUIET, USERS};
+use super::{FLOODING, USERS};
 use crate::bulk::{Bulk, Prepared};
-
-/// The session of each user.
-pub(super) const SESSION: &str = "bench";
+use crate::index::{SESSION, accounts};
 
 /// What floods the workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -94,29 +91,17 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 pub(super) struct Flooder {
     bulk: Bulk,
-    tokens: Tokens,
     service: Service,
 }
 
 impl Flooder {
     pub(super) async fn open(settings: &Settings) -> anyhow::Result<Self> {
-        let (bulk, tokens) = (Bulk::open(settings).await?, Tokens::open(settings, None).await?);
-        Ok(Self { bulk, tokens, service: FLOODING.parse()? })
+        Ok(Self { bulk: Bulk::open(settings).await?, service: FLOODING.parse()? })
     }
 
     /// Creates the accounts and a session of each, and waits until the workers have written them.
-    pub(super) async fn create_sessions(&self, users: &[i32]) -> anyhow::Result<()> {
-        let create = |user: &i32| {
-            let account =
-                json!({ "username": format!("bench{user}"), "email": format!("{user}@example.org") });
-            let open = json!({ "session_id": SESSION, "chat_mode": "simple" });
-            [("user.put", account), ("session.open", open)].map(|(kind, body)| Prepared {
-                subject: format!("memory.req.{QUIET}.{kind}.{user}"),
-                id: Uuid::now_v7(),
-                body: body.to_string().into(),
-            })
-        };
-        self.bulk.publish(users.iter().flat_map(create)).await?;
+    pub(super) async fn create_sessions(&self, users: i32) -> anyhow::Result<()> {
+        self.bulk.publish(accounts(users)).await?;
         self.settled(ContextWriter::INFO, STARTED_WITHIN).await
     }
 
@@ -157,7 +142,7 @@ impl Flooder {
     /// Sends queries with a bad token, without waiting for an answer before the next one.
     async fn ask(&self, count: u32) -> anyhow::Result<()> {
         let (client, kind) = (self.bulk.client(), ContextGet::KIND);
-        let token = self.tokens.of_holder(&self.service, UserId::new(USERS[0])?).await?;
+        let token = self.bulk.tokens().of_holder(&self.service, UserId::new(USERS[0])?).await?;
         let mut token = token.context("the keys to issue tokens are not configured")?;
         // The signature is the last part.
         let last = token.pop().context("the token is empty")?;

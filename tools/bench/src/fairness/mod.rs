@@ -15,6 +15,7 @@ use store::registry::{self, Rates, ServiceEntry};
 
 use self::flood::{Flood, Flooder};
 use self::neighbour::Neighbour;
+use super::asking::SERVICE;
 use super::process::start_workers;
 use super::{on_private_servers_with_vectors, percentile, rounded};
 
@@ -35,8 +36,6 @@ pub(super) struct FairnessArgs {
 
 /// The service that floods.
 const FLOODING: &str = "smart-router";
-/// The service whose latency is measured.
-const QUIET: &str = "simple-chat";
 /// What runs: those that are flooded, and the one that gives the neighbour its tokens.
 const WORKERS: [&str; 4] = ["context-writer", "vector-indexer", "memory-reader", "token-issuer"];
 /// The user of both services' sessions: of the flooding one, then of the other one.
@@ -97,7 +96,7 @@ pub(super) async fn execute(args: &FairnessArgs, settings: &Settings) -> anyhow:
 
 async fn measure(args: &FairnessArgs, settings: &Settings) -> anyhow::Result<Vec<Measured>> {
     let mut registry = store::connect(&settings.postgres.url).await?;
-    for service in [FLOODING, QUIET] {
+    for service in [FLOODING, SERVICE] {
         let entry = ServiceEntry { scopes: vec!["*:*".parse()?], rates: Rates::default() };
         registry::put_service(&mut registry, &service.parse()?, &entry).await?;
     }
@@ -112,7 +111,7 @@ async fn measure(args: &FairnessArgs, settings: &Settings) -> anyhow::Result<Vec
 
 async fn measure_all(args: &FairnessArgs, settings: &Settings) -> anyhow::Result<Vec<Measured>> {
     let flooder = Flooder::open(settings).await?;
-    flooder.create_sessions(&USERS).await?;
+    flooder.create_sessions(USERS[1]).await?;
     let neighbour = Neighbour::open(settings).await?;
     let mut floods = Flood::ALL.to_vec();
     if settings.embedder.kind != EmbedderKind::Local {

@@ -12,8 +12,9 @@ use tokio::task::JoinSet;
 use tokio::time::interval;
 use uuid::Uuid;
 
-use super::flood::SESSION;
-use super::{MEASURED_FOR, QUIET, USERS};
+use super::{MEASURED_FOR, USERS};
+use crate::asking::SERVICE;
+use crate::index::SESSION;
 
 /// What the neighbour does over and over.
 #[derive(Clone, Copy, Debug)]
@@ -47,9 +48,9 @@ impl Neighbour {
     pub(super) async fn open(settings: &Settings) -> anyhow::Result<Self> {
         let options = ClientOptions {
             outcome_timeout: OUTCOME_WITHIN,
-            nkey_file: settings.nats.nkey_file.as_ref().map(|file| file.replace("{name}", QUIET).into()),
+            nkey_file: settings.nats.nkey_file.as_ref().map(|file| file.replace("{name}", SERVICE).into()),
             payload_ring_file: settings.trust.payload_ring_file.as_ref().map(PathBuf::from),
-            ..ClientOptions::new(settings.nats.url.clone(), QUIET.parse()?)
+            ..ClientOptions::new(settings.nats.url.clone(), SERVICE.parse()?)
         };
         let client = Client::connect(options).await?;
         let user = client.user(USERS[1]);
