@@ -154,7 +154,7 @@ impl Authorizer {
     /// How long a message of its service must be delayed because the service is over its rate limits. It counts before
     /// anything else is known of it.
     pub(crate) fn delay_of_service(&self, delivery: &Delivery) -> Option<Duration> {
-        let wait = self.wait_of_service(&delivery.sender().0?, delivery.message.length)?;
+        let wait = self.wait_of_service(delivery.sender.0.as_ref()?, delivery.message.length)?;
         self.reserved(wait, delivery.deliveries)
     }
 

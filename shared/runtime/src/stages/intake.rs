@@ -80,9 +80,9 @@ impl<W: ExternalWorker> Intake<W> {
                 () = self.stop.cancelled() => return,
                 permit = ready => permit,
             };
-            let (Ok(permit), Some(batch)) = (permit, self.sorted(self.queues.take_light()).await) else {
-                return;
-            };
+            // Without the write stage, what is queued is handed back.
+            let Ok(permit) = permit else { return };
+            let Some(batch) = self.sorted(self.queues.take_light()).await else { return };
             if !batch.is_empty() {
                 permit.send(batch);
             }

@@ -26,6 +26,8 @@ pub struct Delivery {
     pub stored_at: DateTime<Utc>,
     /// The number of deliveries, including this one.
     pub deliveries: i64,
+    /// The service that published it and its user, according to its subject.
+    pub(crate) sender: Sender,
     /// Its place in the queues; later messages may depend on it.
     pub(crate) place: Option<Place>,
     _in_flight: InFlightGuard,
@@ -39,7 +41,9 @@ impl Delivery {
         let nanos = i64::try_from(info.published.unix_timestamp_nanos()).ok()?;
         let hold = in_flight.hold(message.reply.clone()?);
         let stored_at = DateTime::from_timestamp_nanos(nanos);
-        Some(Self { stream, sequence, stored_at, deliveries, message, place: None, _in_flight: hold })
+        let subject: Option<RequestSubject> = message.subject.parse().ok();
+        let sender = subject.map_or((None, None), |subject| (Some(subject.service), Some(subject.user_id)));
+        Some(Self { stream, sequence, stored_at, deliveries, message, sender, place: None, _in_flight: hold })
     }
 }
 
@@ -47,12 +51,6 @@ impl Delivery {
     /// Identifies the message among all messages of the broker.
     pub(crate) fn key(&self) -> MessageKey {
         (self.stream, self.sequence)
-    }
-
-    /// The service that published it and its user, according to its subject.
-    pub(crate) fn sender(&self) -> Sender {
-        let subject: Option<RequestSubject> = self.message.subject.parse().ok();
-        subject.map_or((None, None), |subject| (Some(subject.service), Some(subject.user_id)))
     }
 }
 

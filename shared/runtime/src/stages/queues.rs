@@ -126,7 +126,7 @@ impl Queues {
 
     /// Queues a message. One beyond the share of its service is returned, with the time for which it is set aside.
     pub(crate) fn push(self: &Arc<Self>, mut delivery: Delivery) -> Option<(Delivery, Duration)> {
-        let (service, user) = delivery.sender();
+        let (service, user) = delivery.sender.clone();
         let (now, bytes) = (Instant::now(), delivery.message.length);
         let mut state = self.lock();
         let (service, active) = state.note_active(service, now);
@@ -175,8 +175,7 @@ impl Queues {
 
     fn has_room(&self) -> bool {
         let state = self.lock();
-        let light = self.max_light();
-        !state.light.total().reaches(light) && !state.heavy.total().reaches(self.max_heavy())
+        !state.light.total().reaches(self.max_light()) && !state.heavy.total().reaches(self.max_heavy())
     }
 
     /// Waits until a batch of light messages is complete, or its time is up.
@@ -305,7 +304,7 @@ impl State {
                 && user.and_then(|user| users.get(&user)).is_none_or(|held| held.light == 0)
         };
         let mut taken = heavy.take(Amount { messages: 1, ..batch }, batch, may_begin);
-        let first = taken.first().map(|first| (first.message.length, first.sender().0));
+        let first = taken.first().map(|first| (first.message.length, first.sender.0.clone()));
         let Some((bytes, service)) = first else { return taken };
         let rest =
             Amount { messages: batch.messages.saturating_sub(1), bytes: batch.bytes.saturating_sub(bytes) };

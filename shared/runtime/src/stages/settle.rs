@@ -271,7 +271,7 @@ impl Settler {
     /// beyond the share of its service is listed in a summary later.
     async fn dead_letter(&mut self, delivery: Delivery, cause: DeadLetterReason) {
         let message = &delivery.message;
-        let service = message.subject.parse::<RequestSubject>().ok().map(|subject| subject.service);
+        let service = delivery.sender.0.clone();
         let share = self.shares.take(service.as_ref(), cause.class, message.length);
         let failed = FailedMessage {
             worker: self.worker,
