@@ -57,6 +57,30 @@ async fn beyond_its_share_a_service_gets_one_dead_letter_for_many_messages() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn messages_that_wait_to_be_listed_hold_up_no_large_one_of_their_user() {
+    let fixture = Fixture::new().await;
+    let worker = fixture.run(ContextWriter);
+    fixture.publish([user(1), session(1, "s")]).await;
+    fixture.publish((0..1_050).map(|_| malformed(10))).await;
+    let consumer = fixture.consumer("CONTEXT", "context-writer").await;
+    eventually("only those to be listed are left", async || {
+        let info = consumer.get_info().await.ok()?;
+        (info.num_pending == 0 && info.num_ack_pending <= 50 && fixture.stored("DEAD").await == 1_000)
+            .then_some(())
+    })
+    .await;
+    let large =
+        json!({ "session_id": "s", "context_key": "k", "context_value": "x".repeat(100_000), "version": 1 });
+    fixture.publish([request("context.put", 1, large)]).await;
+    eventually("the large one is written", async || {
+        (fixture.count("simple_chat_context").await == 1).then_some(())
+    })
+    .await;
+    assert_eq!(fixture.stored("DEAD").await, 1_000, "the others are not listed yet");
+    worker.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn when_the_stream_is_full_only_what_must_go_there_waits() {
     let fixture = Fixture::with_topology(|topology| {
         for stream in topology.streams.iter_mut().filter(|stream| stream.name == "DEAD") {

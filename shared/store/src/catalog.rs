@@ -11,7 +11,7 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
 use crate::fault::Fault;
 
-/// The lines that the migrations make. Written and checked by `tests/catalog_file.rs`.
+/// The lines that the migrations make. Written and checked by `tests/schema_file.rs`.
 const EXPECTED: &str = include_str!("catalog.txt");
 
 /// Roles count if a worker has them, or if they own something here. The owner that migrates has a name of its own

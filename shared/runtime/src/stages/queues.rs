@@ -318,3 +318,18 @@ impl State {
         taken
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_of_several_services_has_a_small_part_of_a_batch() {
+        let batch = Amount { messages: 500, bytes: 8 * 1024 * 1024 };
+        let queues = Queues::new(QueueLimits { batch, batch_wait: Duration::ZERO, heavy_bytes: 64 * 1024 });
+        assert_eq!((queues.part_of_service(0), queues.part_of_service(1)), (batch, batch), "alone");
+        assert_eq!(queues.part_of_service(2), Amount { messages: 125, bytes: PART_BYTES });
+        assert_eq!(queues.part_of_service(5), Amount { messages: 50, bytes: PART_BYTES });
+        assert_eq!(queues.part_of_service(1_000), Amount { messages: 1, bytes: 4_194 });
+    }
+}
