@@ -3,6 +3,7 @@
 
 use context_writer::ContextWriter;
 use contract::{DeadLetterSummary, header};
+use futures::{FutureExt, StreamExt};
 use runtime::Dependency;
 use serde_json::json;
 use testkit::{Fixture, RequestMessage, context, eventually, request, session, user};
@@ -112,6 +113,85 @@ async fn when_the_stream_is_full_only_what_must_go_there_waits() {
     fixture.drained::<ContextWriter>().await;
     assert_eq!(fixture.stored("DEAD").await, 20);
     assert!(worker.readiness.report().ready);
+    worker.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_stream_is_full_few_dead_letters_are_tried() {
+    let fixture = Fixture::with_topology(|topology| {
+        for stream in topology.streams.iter_mut().filter(|stream| stream.name == "DEAD") {
+            stream.config.insert("max_bytes".to_owned(), 1_000.into());
+        }
+    })
+    .await;
+    let client = fixture.jetstream.client();
+    let mut tried = client.subscribe("memory.dead.>").await.expect("a subscription");
+    fixture.publish([user(1), session(1, "s")]).await;
+    fixture.publish((0..100).map(|_| malformed(2_000))).await;
+    fixture.publish([context(1, "s", "k", 1)]).await;
+    let worker = fixture.run(ContextWriter);
+    let stats = &worker.stats;
+    eventually("the one behind them takes effect", async || (stats.report().applied == 3).then_some(()))
+        .await;
+    worker.stop().await.expect("a clean end");
+    let mut count = 0;
+    while let Some(Some(_)) = tried.next().now_or_never() {
+        count += 1;
+    }
+    assert!((1..60).contains(&count), "each one costs time: {count} of 300 tries");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_has_a_limited_number_of_messages_that_wait_for_a_retry() {
+    let mut fixture = Fixture::new().await;
+    (fixture.settings.worker.retry_first_delay_ms, fixture.settings.worker.retry_longest_delay_ms) =
+        (60_000, 60_000);
+    let worker = fixture.run(ContextWriter);
+    fixture.publish([user(1)]).await;
+    for part in 0..5 {
+        fixture.publish((0..1_004).map(|n| context(1, "unknown", &format!("k{part}.{n}"), 1))).await;
+    }
+    eventually("those beyond are dead-lettered", async || (fixture.stored("DEAD").await >= 20).then_some(()))
+        .await;
+    let letters = fixture.messages("DEAD").await;
+    let reason = letters[0].headers.get(header::DEAD_REASON).map(ToString::to_string);
+    let reason = reason.unwrap_or_default();
+    assert!(reason.contains("too many messages of its service wait for a retry"), "{reason}");
+    eventually("all others wait", async || (worker.stats.report().retried == 5_000).then_some(())).await;
+    assert_eq!(letters.len(), 20);
+    worker.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_messages_of_a_list_are_replayed_from_their_stream() {
+    let mut fixture = Fixture::new().await;
+    fixture.settings.worker.retry_attempts = 1;
+    let worker = fixture.run(ContextWriter);
+    fixture.publish([user(1), context(1, "s", "a", 1), context(1, "s", "b", 1)]).await;
+    fixture.drained::<ContextWriter>().await;
+    let ended = output(memfleet(&fixture, &["dead", "drop", "--all", "--yes"])).await;
+    assert!(ended.status.success(), "{ended:?}");
+    let list = |ranges: &str| {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert(header::DEAD_COUNT, "3");
+        headers.insert(header::DEAD_CLASS, "missing-prerequisite");
+        let body = format!(r#"{{"stream": "CONTEXT", "ranges": [{ranges}]}}"#);
+        fixture.jetstream.publish_with_headers("memory.dead.context-writer.none", headers, body.into())
+    };
+    list("[2, 3], [900, 900]").await.expect("sent").await.expect("stored");
+    fixture.publish([session(1, "s")]).await;
+    fixture.drained::<ContextWriter>().await;
+    let replayed = Ended::from(output(memfleet(&fixture, &["dead", "replay", "--all"])).await);
+    assert!(replayed.out.contains("replayed 2 of the messages that it lists to CONTEXT"), "{replayed:?}");
+    assert!(replayed.out.contains("1 are no longer in the stream"), "{replayed:?}");
+    fixture.drained::<ContextWriter>().await;
+    assert_eq!(fixture.count("simple_chat_context").await, 2);
+    assert_eq!(fixture.stored("DEAD").await, 0);
+
+    // A list may be of a worker that was taken over.
+    list("[0, 18446744073709551615]").await.expect("sent").await.expect("stored");
+    let replayed = Ended::from(output(memfleet(&fixture, &["dead", "replay", "--all"])).await);
+    assert!(replayed.err.contains("it is forged"), "{replayed:?}");
     worker.stop().await.expect("a clean end");
 }
 

@@ -127,7 +127,7 @@ fn consumers_of(worker: &WorkerInfo) -> Vec<DurableConsumer> {
         );
         // No more ticks at once than there are jobs: further ticks of a job would act for the same users.
         let jobs = i64::try_from(worker.jobs.len()).unwrap_or(i64::MAX);
-        let max_ack_pending = if stream == JOBS_STREAM { jobs } else { 20_000 };
+        let max_ack_pending = if stream == JOBS_STREAM { jobs } else { 100_000 };
         let limits = ConsumerLimits { max_deliver: 128, max_ack_pending };
         consumers.push(DurableConsumer::new(stream, consumer, description, subjects, limits));
     }

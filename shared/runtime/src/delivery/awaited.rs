@@ -60,14 +60,16 @@ impl AwaitedWorkers {
         Self { worker, jetstream, longest, progress, marks, batch: 0 }
     }
 
-    /// Begins a batch. All its messages were stored before this.
-    pub(crate) fn next_batch(&mut self) {
-        self.batch += 1;
-    }
-
     /// Whether the awaited worker has yet to settle messages that may bring what this message needs. False also if that
-    /// cannot be found out, so that no message waits for ever.
-    pub(crate) async fn is_behind(&mut self, awaited: &'static WorkerInfo, delivery: &Delivery) -> bool {
+    /// cannot be found out, so that no message waits for ever. `batch` is the number of batches so far; the message was
+    /// stored before the last one began.
+    pub(crate) async fn is_behind(
+        &mut self,
+        awaited: &'static WorkerInfo,
+        delivery: &Delivery,
+        batch: u64,
+    ) -> bool {
+        self.batch = batch;
         let age = (Utc::now() - delivery.stored_at).to_std().unwrap_or_default();
         if age >= self.longest {
             return false;

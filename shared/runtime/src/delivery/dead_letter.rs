@@ -57,13 +57,14 @@ const MAX_CARRIED_BYTES: usize = 32 * 1024;
 const MAX_REQUEST_ID_CHARS: usize = 64;
 
 impl DeadLetter {
-    /// Creates the dead letter of a message. A body that exceeds `max_payload`, the server's limit, stays in its
+    /// Creates the dead letter of a message. One that exceeds `max_payload`, the server's limit, stays in its
     /// stream, and the reason names its stream and sequence number.
     pub fn new(failed: &FailedMessage<'_>, cause: &DeadLetterReason, max_payload: usize) -> Self {
         Self::of(failed, cause, max_payload, true)
     }
 
-    /// As [`DeadLetter::new`], without the body of the message.
+    /// As [`DeadLetter::new`], without the body and the own headers of the message: a body that is left behind may come with
+    /// headers as large as others' bodies.
     pub fn without_body(failed: &FailedMessage<'_>, cause: &DeadLetterReason, max_payload: usize) -> Self {
         Self::of(failed, cause, max_payload, false)
     }
@@ -72,7 +73,7 @@ impl DeadLetter {
         let source = format!("{}/{}", failed.stream, failed.sequence);
         let request_id = header::request_id(|name| failed.headers?.get(name).map(HeaderValue::as_str));
         let request_id = request_id.map(|(_, id)| id.chars().take(MAX_REQUEST_ID_CHARS).collect::<String>());
-        let mut headers = carried(failed.headers);
+        let mut headers = if with_body { carried(failed.headers) } else { HeaderMap::new() };
         // A header value is one line.
         let mut reason = printable_within(&cause.reason.to_string(), limit::REASON_CHARS);
         if header_bytes(&headers) > MAX_CARRIED_BYTES {
@@ -86,10 +87,10 @@ impl DeadLetter {
         } else if !with_body {
             reason = format!("{reason}; beyond the share of its service, {STILL_AT} {source}");
         }
-        // The id is deterministic, so that dead-lettering a request twice stores one dead letter. It depends on the
-        // user and the body, because requests of other users or with other bodies may have the same request id.
+        // The id is deterministic, so that dead-lettering a request twice stores one dead letter. It depends on the whole
+        // subject and the body: another service may use the same request id for the same user.
         let name = request_id.as_ref().unwrap_or(&source);
-        let name = format!("{} {:?} {name} ", failed.worker, user(failed.subject));
+        let name = format!("{} {} {name} ", failed.worker, failed.subject);
         let id = Uuid::new_v5(&Uuid::NAMESPACE_OID, &[name.as_bytes(), failed.body].concat());
         headers.insert(header::MESSAGE_ID, id.to_string());
         headers.insert(header::DEAD_CLASS, cause.class.as_str());
@@ -142,6 +143,42 @@ fn header_bytes(headers: &HeaderMap) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_same_request_has_the_same_dead_letter() {
+        let cause = DeadLetterReason {
+            class: DeadLetterClass::Permanent,
+            reason: Reason::new("no reason"),
+            tries: 1,
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert(header::REQUEST_ID, "0192f0c4-7b1e-7c3a-9d7e-5a1f0c2b3d4f");
+        headers.insert("X-Large", "x".repeat(10_000));
+        let letter = |service: &str, body: &'static [u8]| {
+            let failed = FailedMessage {
+                worker: "context-writer",
+                stream: "CONTEXT",
+                sequence: 7,
+                subject: &format!("memory.req.{service}.context.put.42"),
+                headers: Some(&headers),
+                body: &Bytes::from_static(body),
+            };
+            DeadLetter::without_body(&failed, &cause, 1 << 20)
+        };
+        let id =
+            |service, body| letter(service, body).headers.get(header::MESSAGE_ID).map(ToString::to_string);
+        assert_eq!(id("first", b"{}"), id("first", b"{}"));
+        assert_ne!(id("first", b"{}"), id("first", b"[]"), "another body");
+        assert_ne!(id("first", b"{}"), id("other", b"{}"), "another service");
+        assert!(
+            letter("first", b"{}").headers.get("X-Large").is_none(),
+            "they are left behind with the body"
+        );
+        assert_eq!(
+            letter("first", b"{}").headers.get(header::DEAD_REQUEST_ID).map(HeaderValue::as_str),
+            Some("0192f0c4-7b1e-7c3a-9d7e-5a1f0c2b3d4f")
+        );
+    }
 
     #[test]
     fn neither_the_token_nor_what_the_broker_acts_on_is_carried() {

@@ -1,5 +1,6 @@
 //! What the stages share: extending `ack_wait`, rate limits, retries, publishing, dead letters.
 
+pub(crate) mod accounts;
 pub(crate) mod awaited;
 pub mod dead_letter;
 pub(crate) mod event_order;

@@ -21,10 +21,13 @@ pub(crate) enum Share {
     Summary,
 }
 
-/// Dead letters that a service may cause at once.
+/// Dead letters that a service may cause at once by faults of its messages.
 const LETTERS: NonZeroU32 = NonZeroU32::new(1_000).expect("positive");
 /// The time after which it may cause another one. With [`LETTERS`], 44,200 within the 30 days that the stream keeps.
 const LETTER_EVERY: Duration = Duration::from_secs(60);
+/// The same for messages that may succeed later: it is convenient to have each of them.
+const CURABLE_LETTERS: NonZeroU32 = NonZeroU32::new(10_000).expect("positive");
+const CURABLE_LETTER_EVERY: Duration = Duration::from_secs(30);
 /// Bytes of a service's messages that are copied at once, in KiB.
 const KIB: NonZeroU32 = NonZeroU32::new(64 * 1024).expect("positive");
 /// The time after which another KiB may be copied. With [`KIB`], 127 MiB within 30 days.
@@ -42,6 +45,7 @@ pub(crate) struct Shares {
 #[derive(Debug)]
 struct ServiceShare {
     letters: DefaultDirectRateLimiter,
+    curable_letters: DefaultDirectRateLimiter,
     kib: DefaultDirectRateLimiter,
 }
 
@@ -52,6 +56,7 @@ impl ServiceShare {
         };
         Self {
             letters: RateLimiter::direct(quota(LETTER_EVERY, LETTERS)),
+            curable_letters: RateLimiter::direct(quota(CURABLE_LETTER_EVERY, CURABLE_LETTERS)),
             kib: RateLimiter::direct(quota(KIB_EVERY, KIB)),
         }
     }
@@ -61,7 +66,8 @@ impl Shares {
     /// Takes the share of a dead letter of this class and size, in bytes.
     pub(crate) fn take(&mut self, service: Option<&Service>, class: DeadLetterClass, bytes: usize) -> Share {
         let share = self.of(service);
-        if is_fault_of_message(class) && share.letters.check().is_err() {
+        let letters = if is_fault_of_message(class) { &share.letters } else { &share.curable_letters };
+        if letters.check().is_err() {
             return Share::Summary;
         }
         let kib = u32::try_from(bytes / 1024 + 1).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MAX);
@@ -79,8 +85,8 @@ impl Shares {
     }
 }
 
-/// Whether the same message, published again, would become a dead letter again. Only such messages are summarized: others
-/// are replayed one by one once what they lacked is there.
+/// Whether the same message, published again, would become a dead letter again. Others may succeed once what they lacked is
+/// there.
 fn is_fault_of_message(class: DeadLetterClass) -> bool {
     match class {
         DeadLetterClass::Malformed | DeadLetterClass::Denied | DeadLetterClass::Permanent => true,
@@ -105,8 +111,11 @@ mod tests {
         let count = |wanted| of_first.iter().filter(|share| **share == wanted).count();
         assert_eq!((count(Share::Summary), of_first[0]), (100, Share::Complete));
         assert!((600..700).contains(&count(Share::Complete)), "{}", count(Share::Complete));
-        // A message that may succeed when it is replayed keeps a dead letter of its own.
-        assert_eq!(take(&first, DeadLetterClass::MissingPrerequisite, 100_000), Share::WithoutBody);
+        // A message that may succeed when it is replayed has another share.
+        let curable: Vec<Share> =
+            (0..10_100).map(|_| take(&first, DeadLetterClass::MissingPrerequisite, 100_000)).collect();
+        assert_eq!(curable[0], Share::WithoutBody);
+        assert_eq!(curable.iter().filter(|share| **share == Share::Summary).count(), 100);
         assert_eq!(take(&second, DeadLetterClass::Denied, 100_000), Share::Complete);
     }
 

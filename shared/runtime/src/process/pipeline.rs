@@ -13,13 +13,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::delivery::accounts::Accounts;
 use crate::delivery::awaited::AwaitedWorkers;
 use crate::delivery::event_order::OtherWorkers;
 use crate::delivery::event_publisher::EventPublisher;
 use crate::delivery::in_flight::InFlight;
-use crate::delivery::retry::Budget;
-use crate::delivery::share::Shares;
-use crate::delivery::summary::Summaries;
 use crate::delivery::undeliverable::UndeliverableHandler;
 use crate::delivery::watermarks::Watermarks;
 use crate::process::readiness::{Dependency, Phase, Readiness, probe};
@@ -30,7 +28,7 @@ use crate::process::trust_refresh;
 use crate::stages::fair_queue::Amount;
 use crate::stages::intake::Intake;
 use crate::stages::pull::{BATCH_BYTES, Puller};
-use crate::stages::queues::{QueueLimits, Queues};
+use crate::stages::queues::{LightLane, QueueLimits, Queues};
 use crate::stages::settle::Settler;
 use crate::stages::write::{ToSettle, ToWrite, Writer};
 use crate::worker::ExternalWorker;
@@ -156,17 +154,14 @@ fn spawn_stages<W: ExternalWorker>(
 ) -> JoinSet<()> {
     let Observed { stats, readiness } = observed;
     let mut stages = JoinSet::new();
-    let (to_write, to_be_written) = mpsc::channel::<ToWrite<W>>(1);
-    let (to_settle, to_be_settled) = mpsc::channel(1);
     let Dependencies { client, jetstream, consumers, advisories, pool, keys, bodies, authorizer } =
         dependencies;
 
-    let watermarks = Arc::new(Watermarks::default());
     let writer = Writer {
         worker: Arc::clone(&worker),
         pool: pool.clone(),
         keys: keys.clone(),
-        watermarks: Arc::clone(&watermarks),
+        watermarks: Arc::default(),
         stats: Arc::clone(&stats),
         blocked: readiness.blocked().clone(),
         lock_timeout: Duration::from_millis(settings.postgres.lock_timeout_ms),
@@ -185,21 +180,28 @@ fn spawn_stages<W: ExternalWorker>(
         stats: Arc::clone(&stats),
     };
     let limits = consumers.iter().map(|source| source.consumer.cached_info().config.max_deliver);
-    let settler = Settler {
-        worker: W::INFO.name,
-        client: client.clone(),
-        event_publisher,
-        settings: settings.worker.clone(),
-        watermarks,
-        stats,
-        budget: Budget::default(),
-        shares: Shares::default(),
-        summaries: Summaries::default(),
-        readiness: readiness.clone(),
-        awaited: AwaitedWorkers::new(W::INFO.name, jetstream.clone(), settings.worker.prerequisite_wait()),
-        other_workers: OtherWorkers::new(W::INFO.name, pool.clone()),
-        pool: pool.clone(),
-        last_delivery: limits.filter(|&limit| limit > 0).min(),
+    let awaited = AwaitedWorkers::new(W::INFO.name, jetstream.clone(), settings.worker.prerequisite_wait());
+    let accounts = Arc::new(Accounts::new(awaited));
+    let last_delivery = limits.filter(|&limit| limit > 0).min();
+    // A lane has watermarks of its own: what it commits is not in the order of the others.
+    let lane = |stages: &mut JoinSet<()>| {
+        let watermarks: Arc<Watermarks> = Arc::default();
+        let settler = Settler {
+            worker: W::INFO.name,
+            client: client.clone(),
+            event_publisher: event_publisher.clone(),
+            settings: settings.worker.clone(),
+            watermarks: Arc::clone(&watermarks),
+            stats: Arc::clone(&stats),
+            accounts: Arc::clone(&accounts),
+            readiness: readiness.clone(),
+            other_workers: OtherWorkers::new(W::INFO.name, pool.clone()),
+            pool: pool.clone(),
+            last_delivery,
+        };
+        let (to_settle, to_be_settled) = mpsc::channel::<ToSettle<W::Item>>(1);
+        stages.spawn(settle_stage(settler, to_be_settled));
+        (Writer { watermarks, ..writer.clone() }, to_settle)
     };
     let dead_lettering = undeliverable_handler.run(
         advisories.clone(),
@@ -222,29 +224,29 @@ fn spawn_stages<W: ExternalWorker>(
             bodies: Arc::clone(bodies),
             pool: pool.clone(),
             stop: stop.clone(),
-            to_settle: to_settle.clone(),
         });
         let puller =
             Puller::new(W::INFO.name, stream, consumer, jetstream.clone(), in_flight.clone(), batch_size);
-        stages.spawn(Arc::clone(&intake).receive(puller));
-        stages.spawn(Arc::clone(&intake).light_lane(to_write.clone()));
+        let (_, to_settle) = lane(&mut stages);
+        stages.spawn(Arc::clone(&intake).receive(puller, to_settle));
+        for light in [LightLane::Quick, LightLane::Bulk] {
+            let (writer, to_settle) = lane(&mut stages);
+            let (to_write, to_be_written) = mpsc::channel(1);
+            stages.spawn(Arc::clone(&intake).light_lane(light, to_write, to_settle.clone()));
+            stages.spawn(write_stage(writer, to_be_written, to_settle));
+        }
         for _ in 0..HEAVY_LANES {
-            // Its own watermarks: what it commits is not in the order of the other lanes.
-            let writer = Writer { watermarks: Arc::default(), ..writer.clone() };
-            stages.spawn(Arc::clone(&intake).heavy_lane(writer));
+            let (writer, to_settle) = lane(&mut stages);
+            stages.spawn(Arc::clone(&intake).heavy_lane(writer, to_settle));
         }
     }
-    drop(to_write);
-    let writer = Arc::new(writer);
-    stages.spawn(write_stage(writer, to_be_written, to_settle));
-    stages.spawn(settle_stage(settler, to_be_settled));
     stages.spawn(dead_lettering);
     stages.spawn(trust_refresh::follow(readiness, Arc::clone(authorizer), pool.clone(), stop.clone()));
     stages
 }
 
 async fn write_stage<W: ExternalWorker>(
-    writer: Arc<Writer<W>>,
+    writer: Writer<W>,
     mut batches: mpsc::Receiver<ToWrite<W>>,
     to_settle: mpsc::Sender<ToSettle<W::Item>>,
 ) {

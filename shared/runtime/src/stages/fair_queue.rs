@@ -87,6 +87,11 @@ impl<T> FairQueue<T> {
         self.total
     }
 
+    /// The services that have something in it.
+    pub(crate) fn services(&self) -> impl Iterator<Item = Option<&Service>> {
+        self.services.keys().map(Option::as_ref)
+    }
+
     /// What a service has in it.
     pub(crate) fn of(&self, service: Option<&Service>) -> Amount {
         self.services.get(&service.cloned()).map(|of_service| of_service.amount).unwrap_or_default()

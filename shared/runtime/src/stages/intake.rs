@@ -1,5 +1,6 @@
 //! The first three stages: pull, decode, authorize. Messages wait in [`Queues`] between the first and the second, and go
-//! on in lanes: batches of light messages, and heavy messages beside them.
+//! on in lanes: batches of light messages in two, and heavy messages beside them. Each lane has a write and a settle stage of
+//! its own.
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use crate::stages::authorize::{Authorization, Authorizer, Denied};
 use crate::stages::decode::{self, Bodies, Decoded};
 use crate::stages::disposition::Disposition;
 use crate::stages::pull::{Delivery, Puller};
-use crate::stages::queues::Queues;
+use crate::stages::queues::{LightLane, Queues};
 use crate::stages::write::{ToSettle, ToWrite, Writer};
 use crate::worker::ExternalWorker;
 
@@ -33,12 +34,15 @@ pub(crate) struct Intake<W: ExternalWorker> {
     pub(crate) bodies: Arc<Bodies>,
     pub(crate) pool: Pool,
     pub(crate) stop: CancellationToken,
-    pub(crate) to_settle: mpsc::Sender<ToSettle<W::Item>>,
 }
 
 impl<W: ExternalWorker> Intake<W> {
     /// Queues what the consumer delivers, and hands back what is left when the worker stops.
-    pub(crate) async fn receive(self: Arc<Self>, mut puller: Puller) {
+    pub(crate) async fn receive(
+        self: Arc<Self>,
+        mut puller: Puller,
+        to_settle: mpsc::Sender<ToSettle<W::Item>>,
+    ) {
         loop {
             let next = async {
                 self.queues.room().await;
@@ -58,7 +62,7 @@ impl<W: ExternalWorker> Intake<W> {
                 }
             };
             if let Some((delivery, disposition)) = later
-                && !self.settle(delivery, disposition).await
+                && !settle(&to_settle, delivery, disposition).await
             {
                 break;
             }
@@ -67,12 +71,17 @@ impl<W: ExternalWorker> Intake<W> {
         tracing::debug!(worker = W::INFO.name, handed_back, "stopped pulling");
     }
 
-    /// Passes batches of light messages to the write stage.
-    pub(crate) async fn light_lane(self: Arc<Self>, to_write: mpsc::Sender<ToWrite<W>>) {
+    /// Passes batches of light messages to the write stage of their lane.
+    pub(crate) async fn light_lane(
+        self: Arc<Self>,
+        lane: LightLane,
+        to_write: mpsc::Sender<ToWrite<W>>,
+        to_settle: mpsc::Sender<ToSettle<W::Item>>,
+    ) {
         loop {
             // The batch is made up when it can be written, so that a message waits for as few others as possible.
             let ready = async {
-                self.queues.light_is_due().await;
+                self.queues.light_is_due(lane).await;
                 to_write.reserve().await
             };
             let permit = tokio::select! {
@@ -82,7 +91,7 @@ impl<W: ExternalWorker> Intake<W> {
             };
             // Without the write stage, what is queued is handed back.
             let Ok(permit) = permit else { return };
-            let Some(batch) = self.sorted(self.queues.take_light()).await else { return };
+            let Some(batch) = self.sorted(self.queues.take_light(lane), &to_settle).await else { return };
             if !batch.is_empty() {
                 permit.send(batch);
             }
@@ -90,22 +99,30 @@ impl<W: ExternalWorker> Intake<W> {
     }
 
     /// Writes heavy messages one by one.
-    pub(crate) async fn heavy_lane(self: Arc<Self>, writer: Writer<W>) {
+    pub(crate) async fn heavy_lane(
+        self: Arc<Self>,
+        writer: Writer<W>,
+        to_settle: mpsc::Sender<ToSettle<W::Item>>,
+    ) {
         loop {
             let heavy = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return,
                 heavy = self.queues.next_heavy() => heavy,
             };
-            let Some(batch) = self.sorted(heavy).await else { return };
-            if !writer.write_and_settle(batch, &self.to_settle).await {
+            let Some(batch) = self.sorted(heavy, &to_settle).await else { return };
+            if !writer.write_and_settle(batch, &to_settle).await {
                 return;
             }
         }
     }
 
     /// Decodes and authorizes a batch. `None` if the later stages have ended.
-    async fn sorted(&self, deliveries: Vec<Delivery>) -> Option<ToWrite<W>> {
+    async fn sorted(
+        &self,
+        deliveries: Vec<Delivery>,
+        to_settle: &mpsc::Sender<ToSettle<W::Item>>,
+    ) -> Option<ToWrite<W>> {
         tracing::debug!(worker = W::INFO.name, messages = deliveries.len(), "pulled");
         crash::reach(Point::Pulled);
         let mut sorted =
@@ -125,16 +142,11 @@ impl<W: ExternalWorker> Intake<W> {
         }
         crash::reach(Point::Authorized);
         for (delivery, disposition) in sorted.to_settle {
-            if !self.settle(delivery, disposition).await {
+            if !settle(to_settle, delivery, disposition).await {
                 return None;
             }
         }
         Some(sorted.to_write)
-    }
-
-    /// False if the settle stage has ended.
-    async fn settle(&self, delivery: Delivery, disposition: Disposition) -> bool {
-        self.to_settle.send(ToSettle::Single(Box::new(delivery), disposition)).await.is_ok()
     }
 
     /// Refreshes the registry state, then authorizes the messages again that it may allow.
@@ -153,6 +165,15 @@ impl<W: ExternalWorker> Intake<W> {
             sorted.to_write.denied.push(Denied::new(decoded, subject, refusal));
         }
     }
+}
+
+/// False if the settle stage has ended.
+async fn settle<I>(
+    to_settle: &mpsc::Sender<ToSettle<I>>,
+    delivery: Delivery,
+    disposition: Disposition,
+) -> bool {
+    to_settle.send(ToSettle::Single(Box::new(delivery), disposition)).await.is_ok()
 }
 
 /// A batch, grouped by the next step of each message.

@@ -1,11 +1,14 @@
 //! What one consumer has delivered and no batch has taken yet: light messages and, apart from them, heavy ones, whose
 //! processing takes so long that nobody else may wait for it.
 //!
+//! Light messages go in two lanes, so that those of a service that has sent many are not in the way of others. A service is in
+//! one lane at a time: its messages are written in the order in which they came.
+//!
 //! A service holds a limited share of the heavy ones. What it sends beyond that is set aside for a while, so that the
 //! messages of others, which the broker delivers after it, are reached. Light messages are not set aside: they are written
 //! quickly, and those that need earlier ones would overtake them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,11 +22,14 @@ use crate::stages::pull::Delivery;
 /// Maximum number of heavy messages, with those that follow them, and their size as a multiple of what makes one heavy.
 const MAX_HEAVY_MESSAGES: usize = 1_000;
 const MAX_HEAVY_SIZES: usize = 256;
-/// Maximum number of light messages, in batches, and their size.
+/// Maximum number of light messages, and their size. A message of another service behind more of them waits. What is queued
+/// here cannot be taken by another replica, so that it is less while there is only one service.
+const MAX_LIGHT_MESSAGES: usize = 16_000;
 const MAX_LIGHT_BATCHES: usize = 8;
-const MAX_LIGHT_BYTES: usize = 16 * 1024 * 1024;
-/// A service counts as active for this long after a message.
+const MAX_LIGHT_BYTES: usize = 32 * 1024 * 1024;
+/// A service counts as active for this long after a message, and is known for this long.
 const ACTIVE_FOR: Duration = Duration::from_secs(60);
+const KNOWN_FOR: Duration = Duration::from_secs(3_600);
 /// Maximum number of services that are told apart. A server without accounts accepts any name.
 const MAX_SERVICES: usize = 1_024;
 /// What other services leave to one of them in a batch, in bytes.
@@ -48,12 +54,21 @@ pub(crate) struct QueueLimits {
     pub(crate) heavy_bytes: usize,
 }
 
+/// A lane of light messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LightLane {
+    /// For services of which less than their part of a batch is queued, and for a service that is alone.
+    Quick,
+    /// For the others.
+    Bulk,
+}
+
 /// The queues of one consumer.
 #[derive(Debug)]
 pub(crate) struct Queues {
     limits: QueueLimits,
     state: Mutex<State>,
-    /// A batch of light messages may be complete.
+    /// A batch of light messages may be complete, or taken now.
     light: Notify,
     /// A heavy message has come, or may be taken now.
     heavy: Notify,
@@ -67,10 +82,12 @@ struct State {
     heavy: FairQueue<Delivery>,
     /// When the light messages become a batch even if it is not complete. `None` without messages.
     light_due: Option<Instant>,
+    /// The services with light messages in a lane, and how many.
+    lanes: HashMap<Option<Service>, (LightLane, usize)>,
     users: HashMap<UserId, Held>,
     /// The senders of the heavy messages that are being processed.
     busy: Vec<Sender>,
-    /// When each service was last seen.
+    /// When each known service was last seen.
     seen: HashMap<Option<Service>, Instant>,
     /// When the next message of a service that is set aside comes back.
     next_back: HashMap<Option<Service>, Instant>,
@@ -93,6 +110,8 @@ pub(crate) struct Place {
     is_heavy: bool,
     /// A heavy message that is being processed.
     is_busy: bool,
+    /// A light message that is being processed.
+    lane: Option<LightLane>,
 }
 
 impl Drop for Place {
@@ -110,10 +129,24 @@ impl Drop for Place {
         {
             state.busy.swap_remove(place);
         }
+        let mut is_free = false;
+        if self.lane.is_some()
+            && let Some((_, messages)) = state.lanes.get_mut(&self.sender.0)
+        {
+            *messages = messages.saturating_sub(1);
+            is_free = *messages == 0;
+        }
+        if is_free {
+            state.lanes.remove(&self.sender.0);
+        }
         let may_continue = state.heavy.total().messages > 0;
+        is_free &= state.light.total().messages > 0;
         drop(state);
         if may_continue {
             self.queues.heavy.notify_waiters();
+        }
+        if is_free {
+            self.queues.light.notify_waiters();
         }
     }
 }
@@ -143,7 +176,8 @@ impl Queues {
             *(if is_heavy { &mut held.heavy } else { &mut held.light }) += 1;
         }
         let sender = (service, user);
-        let place = Place { queues: Arc::clone(self), sender: sender.clone(), is_heavy, is_busy: false };
+        let queues = Arc::clone(self);
+        let place = Place { queues, sender: sender.clone(), is_heavy, is_busy: false, lane: None };
         delivery.place = Some(place);
         if is_heavy {
             state.heavy.push(sender, bytes, delivery);
@@ -151,13 +185,16 @@ impl Queues {
             self.heavy.notify_waiters();
             return None;
         }
-        state.light.push(sender, bytes, delivery);
-        let is_first = state.light_due.is_none();
+        state.light.push(sender.clone(), bytes, delivery);
         state.light_due.get_or_insert(now + self.limits.batch_wait);
-        let is_complete = state.light.total().reaches(self.limits.batch);
+        let queued = state.light.of(sender.0.as_ref());
+        // Nothing else changes what a lane may take.
+        let is_news = queued.messages == 1
+            || queued.reaches(self.part_of_service(active))
+            || state.light.total().reaches(self.limits.batch);
         drop(state);
-        if is_first || is_complete {
-            self.light.notify_one();
+        if is_news {
+            self.light.notify_waiters();
         }
         None
     }
@@ -175,19 +212,21 @@ impl Queues {
 
     fn has_room(&self) -> bool {
         let state = self.lock();
-        !state.light.total().reaches(self.max_light()) && !state.heavy.total().reaches(self.max_heavy())
+        !state.light.total().reaches(self.max_light(&state)) && !state.heavy.total().reaches(self.max_heavy())
     }
 
-    /// Waits until a batch of light messages is complete, or its time is up.
-    pub(crate) async fn light_is_due(&self) {
+    /// Waits until a batch of light messages for a lane is complete, or its time is up.
+    pub(crate) async fn light_is_due(&self, lane: LightLane) {
         loop {
             let arrived = self.light.notified();
             let due = {
                 let state = self.lock();
-                if state.light.total().reaches(self.limits.batch) {
+                let bulk = self.bulk(&state);
+                let has_some = state.light.services().any(|service| state.may_take(service, lane, &bulk));
+                if has_some && state.light.total().reaches(self.limits.batch) {
                     return;
                 }
-                state.light_due
+                state.light_due.filter(|_| has_some)
             };
             match due {
                 Some(due) if due <= Instant::now() => return,
@@ -200,16 +239,39 @@ impl Queues {
         }
     }
 
-    /// Takes a batch of light messages.
-    pub(crate) fn take_light(&self) -> Vec<Delivery> {
-        let mut state = self.lock();
-        let of_service = self.part_of_service(state.seen.len());
-        let batch = state.light.take(self.limits.batch, of_service, |_, _| true);
+    /// Takes a batch of light messages for a lane.
+    pub(crate) fn take_light(&self, lane: LightLane) -> Vec<Delivery> {
+        let mut guard = self.lock();
+        let of_service = self.part_of_service(guard.active());
+        let bulk = self.bulk(&guard);
+        let state = &mut *guard;
+        let mut light = std::mem::take(&mut state.light);
+        let mut batch =
+            light.take(self.limits.batch, of_service, |service, _| state.may_take(service, lane, &bulk));
+        state.light = light;
+        for place in batch.iter_mut().filter_map(|delivery| delivery.place.as_mut()) {
+            place.lane = Some(lane);
+            state.lanes.entry(place.sender.0.clone()).or_insert((lane, 0)).1 += 1;
+        }
         // What is left has waited for long enough.
         state.light_due = (state.light.total().messages > 0).then(Instant::now);
-        drop(state);
+        drop(guard);
         self.room.notify_one();
         batch
+    }
+
+    /// The services that have at least their part of a batch in the queue of light messages, while others are active.
+    fn bulk(&self, state: &State) -> HashSet<Option<Service>> {
+        let active = state.active();
+        if active <= 1 {
+            return HashSet::new();
+        }
+        let part = self.part_of_service(active);
+        let services = state.light.services();
+        services
+            .filter(|service| state.light.of(*service).reaches(part))
+            .map(<Option<&Service>>::cloned)
+            .collect()
     }
 
     /// The next heavy message of a service of which no other one is being processed, with light messages of the same
@@ -239,11 +301,10 @@ impl Queues {
         taken
     }
 
-    fn max_light(&self) -> Amount {
-        Amount {
-            messages: self.limits.batch.messages.saturating_mul(MAX_LIGHT_BATCHES),
-            bytes: MAX_LIGHT_BYTES,
-        }
+    fn max_light(&self, state: &State) -> Amount {
+        let batches = self.limits.batch.messages.saturating_mul(MAX_LIGHT_BATCHES);
+        let messages = if state.seen.len() > 1 { batches.max(MAX_LIGHT_MESSAGES) } else { batches };
+        Amount { messages, bytes: MAX_LIGHT_BYTES }
     }
 
     fn max_heavy(&self) -> Amount {
@@ -270,12 +331,17 @@ impl State {
     /// Notes that a service is active. Returns it, or `None` if there are too many to tell it apart, and the number of
     /// active ones.
     fn note_active(&mut self, service: Option<Service>, now: Instant) -> (Option<Service>, usize) {
-        let oldest = now.checked_sub(ACTIVE_FOR);
+        let oldest = now.checked_sub(KNOWN_FOR);
         self.seen.retain(|_, seen| oldest.is_none_or(|oldest| *seen > oldest));
         let is_known = self.seen.len() < MAX_SERVICES || self.seen.contains_key(&service);
         let service = service.filter(|_| is_known);
         self.seen.insert(service.clone(), now);
-        (service, self.seen.len())
+        (service, self.active())
+    }
+
+    /// The number of services that are active.
+    fn active(&self) -> usize {
+        self.seen.values().filter(|seen| seen.elapsed() <= ACTIVE_FOR).count()
     }
 
     /// For how long a message is set aside; `None` if too many are.
@@ -293,6 +359,13 @@ impl State {
         *next = (*next).min(now + LONGEST_ASIDE);
         self.set_aside.push_back(*next);
         Some(*next - now)
+    }
+
+    /// Whether a lane may take light messages of a service: not while some of it are in the other one.
+    fn may_take(&self, service: Option<&Service>, lane: LightLane, bulk: &HashSet<Option<Service>>) -> bool {
+        let service = service.cloned();
+        let wanted = if bulk.contains(&service) { LightLane::Bulk } else { LightLane::Quick };
+        wanted == lane && self.lanes.get(&service).is_none_or(|(taken_by, _)| *taken_by == lane)
     }
 
     fn take_heavy(&mut self, batch: Amount) -> Vec<Delivery> {

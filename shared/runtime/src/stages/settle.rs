@@ -19,13 +19,12 @@ use store::unpublished::EventKey;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::delivery::awaited::AwaitedWorkers;
+use crate::delivery::accounts::Accounts;
 use crate::delivery::dead_letter::{DeadLetter, DeadLetterReason, FailedMessage};
 use crate::delivery::event_order::{self, Order, OtherWorkers};
 use crate::delivery::event_publisher::EventPublisher;
-use crate::delivery::retry::{self, Budget};
-use crate::delivery::share::{Share, Shares};
-use crate::delivery::summary::Summaries;
+use crate::delivery::retry;
+use crate::delivery::share::Share;
 use crate::delivery::watermarks::Watermarks;
 use crate::process::crash::{self, Point};
 use crate::process::readiness::{Dependency, Readiness};
@@ -36,7 +35,7 @@ use crate::stages::disposition::{Commit, Disposition, Effect};
 use crate::stages::pull::Delivery;
 use crate::stages::write::{Settlements, ToSettle};
 
-/// Settles the messages of one worker.
+/// Settles the messages of one lane of a worker.
 pub(crate) struct Settler {
     pub(crate) worker: &'static str,
     pub(crate) client: Client,
@@ -44,11 +43,8 @@ pub(crate) struct Settler {
     pub(crate) settings: WorkerSettings,
     pub(crate) watermarks: Arc<Watermarks>,
     pub(crate) stats: Arc<Stats>,
-    pub(crate) budget: Budget,
-    pub(crate) shares: Shares,
-    pub(crate) summaries: Summaries,
+    pub(crate) accounts: Arc<Accounts>,
     pub(crate) readiness: Readiness,
-    pub(crate) awaited: AwaitedWorkers,
     pub(crate) other_workers: OtherWorkers,
     pub(crate) pool: Pool,
     /// The last delivery of a message (the consumer's `max_deliver`). `None` if deliveries are not limited.
@@ -57,7 +53,7 @@ pub(crate) struct Settler {
 
 impl Settler {
     pub(crate) async fn settle<I>(&mut self, item: ToSettle<I>) {
-        self.awaited.next_batch();
+        self.accounts.next_batch();
         let (items, earlier) = match item {
             ToSettle::Single(delivery, disposition) => (vec![(*delivery, disposition)], Vec::new()),
             ToSettle::Batch(Settlements { settlements, earlier }) => {
@@ -98,7 +94,7 @@ impl Settler {
             }
             Disposition::Park(at_least) => self.park(delivery, at_least).await,
             Disposition::DeadLetter { reason, class } => {
-                let tries = self.forget(&delivery).saturating_add(1);
+                let tries = self.accounts.forget(&delivery).saturating_add(1);
                 self.dead_letter(delivery, DeadLetterReason { class, reason, tries }).await;
             }
         }
@@ -161,7 +157,7 @@ impl Settler {
 
     async fn acknowledge_committed(&mut self, committed: Vec<(Delivery, Commit)>) {
         for (delivery, Commit { effect, events, reason }) in committed {
-            self.forget(&delivery);
+            self.accounts.forget(&delivery);
             let status = match effect {
                 Effect::Applied => OutcomeStatus::Applied,
                 Effect::Repeated if !events.is_empty() => OutcomeStatus::Applied,
@@ -199,19 +195,24 @@ impl Settler {
         awaits: Option<&'static WorkerInfo>,
     ) {
         if let Some(worker) = awaits.filter(|_| !self.is_last(&delivery))
-            && self.awaited.is_behind(worker, &delivery).await
+            && self.accounts.is_behind(worker, &delivery).await
         {
             self.park(delivery, Duration::ZERO).await;
             return;
         }
-        let tries = self.budget.spend(delivery.key());
-        if tries >= self.settings.retry_attempts || self.is_last(&delivery) {
-            self.forget(&delivery);
+        let tries = self.accounts.spend(&delivery);
+        let delay =
+            retry::delay(tries, self.settings.retry_first_delay(), self.settings.retry_longest_delay());
+        let is_spent = tries >= self.settings.retry_attempts || self.is_last(&delivery);
+        let is_over = !is_spent
+            && class == DeadLetterClass::MissingPrerequisite
+            && !self.accounts.may_wait(&delivery, delay);
+        if is_spent || is_over {
+            self.accounts.forget(&delivery);
+            let reason = if is_over { too_many_wait(&reason) } else { reason };
             self.dead_letter(delivery, DeadLetterReason { class, reason, tries }).await;
             return;
         }
-        let delay =
-            retry::delay(tries, self.settings.retry_first_delay(), self.settings.retry_longest_delay());
         tracing::debug!(worker = self.worker, sequence = delivery.sequence, tries, ?delay, %reason, "retried later");
         self.stats.retried();
         acknowledge(&delivery, AckKind::Nak(Some(delay))).await;
@@ -220,7 +221,7 @@ impl Settler {
     /// Naks a message for a delay that grows with its deliveries. It spends no try.
     async fn park(&mut self, delivery: Delivery, at_least: Duration) {
         if self.is_last(&delivery) {
-            let tries = self.forget(&delivery).saturating_add(1);
+            let tries = self.accounts.forget(&delivery).saturating_add(1);
             let class = DeadLetterClass::Exhausted;
             let reason = Reason::new(
                 "the rows that it needs stayed locked, or others were prepared before it, until its last delivery",
@@ -243,22 +244,18 @@ impl Settler {
         reason: Reason,
     ) {
         let now = Utc::now();
-        if now >= deadline || self.is_last(&delivery) {
-            let tries = self.forget(&delivery).saturating_add(1);
+        let delay = (time.min(deadline) - now).to_std().unwrap_or_default().max(MIN_DELAY);
+        let is_over = !self.accounts.may_wait(&delivery, delay);
+        if now >= deadline || self.is_last(&delivery) || is_over {
+            let reason = if is_over { too_many_wait(&reason) } else { reason };
+            let tries = self.accounts.forget(&delivery).saturating_add(1);
             let class = DeadLetterClass::MissingPrerequisite;
             self.dead_letter(delivery, DeadLetterReason { class, reason, tries }).await;
             return;
         }
-        let delay = (time.min(deadline) - now).to_std().unwrap_or_default().max(MIN_DELAY);
         tracing::debug!(worker = self.worker, sequence = delivery.sequence, ?delay, %reason, "retried later");
         self.stats.delayed();
         acknowledge(&delivery, AckKind::Nak(Some(delay))).await;
-    }
-
-    /// Forgets what is remembered of a message that is settled for good. Returns the number of tries it had spent.
-    fn forget(&mut self, delivery: &Delivery) -> u32 {
-        self.awaited.forget(&delivery.key());
-        self.budget.forget(&delivery.key())
     }
 
     /// Whether the broker will not deliver the message again. Replicas count tries separately, so the broker's limit
@@ -271,8 +268,7 @@ impl Settler {
     /// beyond the share of its service is listed in a summary later.
     async fn dead_letter(&mut self, delivery: Delivery, cause: DeadLetterReason) {
         let message = &delivery.message;
-        let service = delivery.sender.0.clone();
-        let share = self.shares.take(service.as_ref(), cause.class, message.length);
+        let share = self.accounts.take_share(&delivery, cause.class);
         let failed = FailedMessage {
             worker: self.worker,
             stream: delivery.stream,
@@ -286,7 +282,7 @@ impl Settler {
             Share::Complete => DeadLetter::new(&failed, &cause, max_payload),
             Share::WithoutBody => DeadLetter::without_body(&failed, &cause, max_payload),
             Share::Summary => {
-                self.summaries.add(service, delivery, cause);
+                self.accounts.summarize(delivery, cause);
                 return self.publish_summaries(false).await;
             }
         };
@@ -296,7 +292,7 @@ impl Settler {
 
     /// Publishes the summaries that are due: all of them at the end.
     pub(crate) async fn publish_summaries(&mut self, is_end: bool) {
-        for summary in self.summaries.take_due(is_end) {
+        for summary in self.accounts.summaries_due(is_end) {
             let is_stored = self.publish_dead_letter(&summary.dead_letter(self.worker)).await;
             for (delivery, cause) in summary.messages {
                 self.dead_lettered(&delivery, cause, is_stored).await;
@@ -306,9 +302,13 @@ impl Settler {
 
     /// Whether the broker has stored a dead letter. If the stream has no room for it, the other messages go on.
     async fn publish_dead_letter(&self, letter: &DeadLetter) -> bool {
+        if !self.accounts.may_dead_letter() {
+            return false;
+        }
         let DeadLetter { subject, headers, body } = letter;
         let stored = self.event_publisher.publish_dead_letter(subject, headers, body).await;
         let is_stored = stored.is_ok();
+        self.accounts.note_dead_letter(is_stored);
         self.readiness.note(Dependency::DeadLetterStream, stored);
         crash::reach(Point::DeadLettered);
         is_stored
@@ -371,6 +371,12 @@ const FIRST_DEAD_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_DEAD_DELAY: Duration = Duration::from_secs(600);
 /// Minimum delay of a message that is retried at a given time.
 const MIN_DELAY: Duration = Duration::from_millis(10);
+
+/// The reason of a message that is not retried because its service has too many that are.
+fn too_many_wait(reason: &Reason) -> Reason {
+    const WHY: &str = "not retried, because too many messages of its service wait for a retry";
+    Reason::new(format!("{}; {WHY}", reason.for_publisher())).for_operators(format!("{reason}; {WHY}"))
+}
 
 /// The reason sent to the publisher. Why a message was denied is disclosed to the operator only.
 fn reason_for_publisher(cause: &DeadLetterReason) -> String {

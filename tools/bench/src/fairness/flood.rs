@@ -86,8 +86,8 @@ const PIECE: usize = 10_000;
 /// How long a flood may take to be worked off.
 const WORKED_OFF_WITHIN: Duration = Duration::from_secs(600);
 /// How long the workers may take to start.
-const STARTED_WITHIN: Duration = Duration::from_secs(60);
-const POLL_INTERVAL: Duration = Duration::from_millis(20);
+pub(super) const STARTED_WITHIN: Duration = Duration::from_secs(60);
+pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 pub(super) struct Flooder {
     bulk: Bulk,

@@ -4,14 +4,16 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use cli::errln;
 use client::{Client, ClientOptions, User};
 use config::Settings;
 use contract::{ContextGet, ContextPut, VectorIndex};
 use serde_json::json;
 use tokio::task::JoinSet;
-use tokio::time::interval;
+use tokio::time::{interval, sleep};
 use uuid::Uuid;
 
+use super::flood::{POLL_INTERVAL, STARTED_WITHIN};
 use super::{MEASURED_FOR, USERS};
 use crate::asking::SERVICE;
 use crate::index::SESSION;
@@ -58,6 +60,14 @@ impl Neighbour {
         let neighbour = Self { user };
         // What it reads later.
         neighbour.once(Action::Put).await?;
+        // memory-reader may start after the others.
+        let since = Instant::now();
+        while let Err(error) = neighbour.once(Action::Ask).await {
+            if since.elapsed() > STARTED_WITHIN {
+                return Err(error);
+            }
+            sleep(POLL_INTERVAL).await;
+        }
         Ok(neighbour)
     }
 
@@ -83,11 +93,17 @@ impl Neighbour {
                 }
             }
         }
-        let mut times = Vec::with_capacity(acting.len());
+        let (mut times, mut failed) = (Vec::with_capacity(acting.len()), Vec::new());
         while let Some(done) = acting.join_next().await {
             // Without an outcome or an answer, it waited for the whole time.
-            let took = done.context("a sample panicked")?.unwrap_or(MEASURED_FOR);
+            let took = done.context("a sample panicked")?.unwrap_or_else(|error| {
+                failed.push(error);
+                MEASURED_FOR
+            });
             times.push(took.as_secs_f64() * 1_000.0);
+        }
+        if let Some(first) = failed.first() {
+            errln!("{} of {} samples failed; the first: {first:#}", failed.len(), times.len());
         }
         Ok(times)
     }

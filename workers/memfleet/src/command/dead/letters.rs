@@ -9,7 +9,7 @@ use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pu
 use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use contract::{JOBS_STREAM, WORKERS, header, printable};
+use contract::{DeadLetterSummary, JOBS_STREAM, WORKERS, header, printable};
 use futures::TryStreamExt;
 use runtime::broker::{self, StoredMessage, StoredMessageError};
 use runtime::delivery::dead_letter::{STILL_AT, carried};
@@ -106,6 +106,16 @@ pub(super) struct Letters {
     stream: Stream,
 }
 
+/// The messages that one dead letter lists.
+#[derive(Debug)]
+pub(super) struct Listed {
+    worker: String,
+    pub(super) stream: String,
+    pub(super) sequences: Vec<u64>,
+}
+
+/// Maximum number of messages in a list. Workers list 1,000.
+const MAX_LISTED: u64 = 10_000;
 /// Dead letters per fetch.
 const BATCH: usize = 500;
 /// Time limit of a fetch.
@@ -156,6 +166,37 @@ impl Letters {
         ensure!(is_same, "it is not about its message {place}: it is forged, or NATS lost data");
         letter.complete(original);
         Ok(())
+    }
+
+    /// The messages that a dead letter lists, each as a dead letter of its own. `None` if it lists none.
+    pub(super) fn listed(&self, list: &Letter) -> anyhow::Result<Option<Listed>> {
+        if list.header(header::DEAD_COUNT).is_empty() {
+            return Ok(None);
+        }
+        let DeadLetterSummary { stream, ranges } =
+            serde_json::from_slice(&list.body).context("its body is no list of messages")?;
+        ensure!(
+            list.may_come_from(&stream),
+            "its worker takes no messages from {}: it is forged",
+            printable(&stream)
+        );
+        let count = ranges
+            .iter()
+            .try_fold(0_u64, |sum, (first, last)| sum.checked_add(last.checked_sub(*first)?.checked_add(1)?));
+        let is_bounded = count.is_some_and(|count| count <= MAX_LISTED);
+        ensure!(is_bounded, "it lists more than {MAX_LISTED} messages: it is forged");
+        let sequences = ranges.into_iter().flat_map(|(first, last)| first..=last).collect();
+        Ok(Some(Listed { worker: list.worker().to_owned(), stream, sequences }))
+    }
+
+    /// A message that is listed.
+    pub(super) async fn of_list(&self, listed: &Listed, sequence: u64) -> Result<Letter, StoredMessageError> {
+        let original = broker::stored_message(&self.jetstream, &listed.stream, sequence).await?;
+        let mut headers = carried(Some(&original.headers));
+        headers.insert(header::DEAD_SUBJECT, original.subject.as_str());
+        let name = format!("{} {}/{sequence}", listed.worker, listed.stream);
+        headers.insert(header::MESSAGE_ID, Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()).to_string());
+        Ok(Letter { sequence, subject: original.subject, headers, body: original.body, died_at: None })
     }
 
     /// Deletes a dead letter. Returns false if it no longer exists.

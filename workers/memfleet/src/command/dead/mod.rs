@@ -19,8 +19,8 @@ use cli::{errln, outln};
 use client::PayloadKeys;
 use config::Settings;
 use contract::{DeadLetterClass, header};
-use letters::{Letter, Letters};
-use runtime::broker;
+use letters::{Letter, Letters, Listed};
+use runtime::broker::{self, StoredMessageError};
 
 /// Lists, shows, replays or deletes dead letters: messages that a worker could not process, with the reason.
 ///
@@ -237,16 +237,47 @@ async fn replay_one(
     tokens: &Tokens,
 ) -> anyhow::Result<String> {
     let mut letter = found(letters, sequence).await?;
-    let count = letter.header(header::DEAD_COUNT);
-    anyhow::ensure!(
-        count.is_empty(),
-        "it lists {} messages, which are still in their stream; `memfleet dead show {sequence}` names them",
-        printable(count)
-    );
     if !allowed.denied && letter.header(header::DEAD_CLASS) == DeadLetterClass::Denied.as_str() {
         anyhow::bail!("its class is denied; inspect it, and pass --denied to replay it anyway");
     }
+    if let Some(listed) = letters.listed(&letter)? {
+        let note = replay_listed(letters, &listed, tokens).await?;
+        letters.delete(sequence).await.context("it was replayed, but could not be deleted from DEAD")?;
+        return Ok(note);
+    }
     letters.verify(&mut letter, allowed.unverified).await?;
+    let note = publish(letters, letter, tokens).await?;
+    letters.delete(sequence).await.context("it was replayed, but could not be deleted from DEAD")?;
+    Ok(note)
+}
+
+/// Replays the messages of a list. If that fails, it can be done again: their ids are the same, so none has a second effect.
+async fn replay_listed(letters: &Letters, listed: &Listed, tokens: &Tokens) -> anyhow::Result<String> {
+    let (mut replayed, mut gone) = (0_u64, 0_u64);
+    for &sequence in &listed.sequences {
+        match letters.of_list(listed, sequence).await {
+            Ok(letter) => {
+                let place = || format!("message {}/{sequence}", printable(&listed.stream));
+                publish(letters, letter, tokens).await.with_context(place)?;
+                replayed += 1;
+            }
+            Err(StoredMessageError::NotFound { .. }) => gone += 1,
+            Err(error @ StoredMessageError::Failed { .. }) => return Err(error.into()),
+        }
+    }
+    let note = format!(
+        "replayed {} of the messages that it lists to {}",
+        grouped(replayed),
+        printable(&listed.stream)
+    );
+    Ok(match gone {
+        0 => note,
+        _ => format!("{note}; {} are no longer in the stream", grouped(gone)),
+    })
+}
+
+/// Publishes a dead message again.
+async fn publish(letters: &Letters, letter: Letter, tokens: &Tokens) -> anyhow::Result<String> {
     let (subject, mut headers) = letter.to_replay()?;
     if let Some(token) = tokens.of(&subject).await? {
         headers.insert(header::AUTHORIZATION, header::bearer(&token));
@@ -259,7 +290,6 @@ async fn replay_one(
     };
     let acknowledged =
         acknowledged.with_context(|| format!("no stream stored it on {}", printable(&subject)))?;
-    letters.delete(sequence).await.context("it was replayed, but could not be deleted from DEAD")?;
     let note = if acknowledged.duplicate { " (already replayed before)" } else { "" };
     Ok(format!("replayed to {}{note} as request {request_id}", acknowledged.stream))
 }
