@@ -1,10 +1,13 @@
 //! What one service sends holds up no other one.
 
+use std::time::Duration;
+
 use config::Settings;
 use context_writer::ContextWriter;
 use diesel_async::SimpleAsyncConnection;
 use serde_json::json;
 use testkit::{Fixture, RequestMessage, context, eventually, request, session, user};
+use tokio::time::timeout;
 
 use crate::support::broker::answer;
 use crate::support::reader::{Reader, filled};
@@ -80,6 +83,21 @@ async fn many_requests_of_one_service_hold_up_no_other() {
     fixture.drained::<ContextWriter>().await;
     assert_eq!(written(&fixture, 1).await, 3_000);
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    worker.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_the_batch_of_a_service_that_floods() {
+    let (fixture, worker) = with_sessions(|settings| settings.postgres.lock_timeout_ms = 60_000).await;
+    let mut owner = fixture.connection().await;
+    let lock = "BEGIN; SELECT FROM session_clocks WHERE user_id = 1 FOR UPDATE";
+    owner.batch_execute(lock).await.unwrap();
+    fixture.publish((0..400).map(|key| by_flooding(context(1, "s", &format!("k{key}"), 1)))).await;
+    let before = timeout(Duration::from_secs(30), written_before_neighbour(&fixture)).await;
+    assert_eq!(before, Ok(0), "its batch waits for the lock");
+    owner.batch_execute("COMMIT").await.unwrap();
+    fixture.drained::<ContextWriter>().await;
+    assert_eq!(written(&fixture, 1).await, 400);
     worker.stop().await.expect("a clean end");
 }
 
