@@ -72,6 +72,8 @@ async fn a_cast_hides_nothing() {
         UPDATE blackboard_events SET event_payload = '\"edited\"' WHERE user_id = 2";
     let hide = "CREATE FUNCTION evil.show(jsonb) RETURNS text LANGUAGE sql STABLE STRICT AS $$
             SELECT CASE WHEN $1 = '\"edited\"' THEN (SELECT kept FROM evil.kept) ELSE format('%s', $1) END $$;
+        GRANT USAGE ON SCHEMA evil TO PUBLIC; GRANT EXECUTE ON FUNCTION evil.show(jsonb) TO PUBLIC;
+        GRANT SELECT ON evil.kept TO PUBLIC;
         CREATE CAST (jsonb AS text) WITH FUNCTION evil.show(jsonb)";
     assert_found(&fixture, edit, hide, "blackboard_events").await;
     assert_validated(&fixture, "cast between types of PostgreSQL jsonb.text (oid ").await;

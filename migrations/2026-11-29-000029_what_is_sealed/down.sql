@@ -62,19 +62,6 @@ CREATE POLICY evidence ON blackboard_events AS RESTRICTIVE FOR INSERT WITH CHECK
     AND event_sequence = currval('public.blackboard_event_sequence')
     AND logical_timestamp <= extract(epoch FROM clock_timestamp()) * 1000000);
 DROP POLICY published ON session_clocks;
-CREATE OR REPLACE FUNCTION sec.worker_functions() RETURNS regprocedure[] LANGUAGE sql STABLE
-SET search_path = pg_catalog, pg_temp AS $$
-    SELECT ARRAY['sec.open_context(text[], text, text)', 'sec.current_user_ids()', 'sec.context()',
-        'public.set_security_context(integer, text, text)', 'public.get_current_user_id()',
-        'public.get_current_session_id()', 'public.get_current_service_name()', 'public.validate_security_context()',
-        'sec.excess_privileges()', 'sec.end_old_transactions()', 'sec.trust_version()', 'sec.trust_state()',
-        'sec.note_token_use(uuid[], timestamptz[])',
-        'sec.own_event_types()', 'sec.note_unpublished(integer)', 'sec.note_published(bigint[], uuid[])', 'sec.unpublished()',
-        'audit.record_refused_tokens(text[], text[], integer[], text[], uuid[])',
-        'audit.check_security_violation(text, text, integer, text, uuid)',
-        'audit.log_data_access(text, text, integer[], uuid[], bigint[])',
-        'audit.log_vector_operation(text, text, integer[], uuid[], bigint[])']::regprocedure[]
-$$;
 DROP FUNCTION sec.last_event_sequence();
 DROP INDEX audit.subjects_in_order;
 ALTER TABLE audit.subjects DROP COLUMN transaction_id;

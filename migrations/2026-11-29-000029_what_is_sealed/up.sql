@@ -27,23 +27,11 @@ DO $$
 DECLARE
     worker name;
 BEGIN
-    FOR worker IN SELECT DISTINCT role_name FROM sec.worker_privileges LOOP
+    FOR worker IN SELECT w.role_name FROM sec.worker_privileges w
+        WHERE w.table_name = 'session_clocks'::regclass AND 'INSERT' = ANY (w.privileges) LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION sec.last_event_sequence TO %I', worker);
     END LOOP;
 END $$;
-CREATE OR REPLACE FUNCTION sec.worker_functions() RETURNS regprocedure[] LANGUAGE sql STABLE
-SET search_path = pg_catalog, pg_temp AS $$
-    SELECT ARRAY['sec.open_context(text[], text, text)', 'sec.current_user_ids()', 'sec.context()',
-        'public.set_security_context(integer, text, text)', 'public.get_current_user_id()',
-        'public.get_current_session_id()', 'public.get_current_service_name()', 'public.validate_security_context()',
-        'sec.excess_privileges()', 'sec.end_old_transactions()', 'sec.trust_version()', 'sec.trust_state()',
-        'sec.note_token_use(uuid[], timestamptz[])',
-        'sec.own_event_types()', 'sec.note_unpublished(integer)', 'sec.note_published(bigint[], uuid[])', 'sec.unpublished()', 'sec.last_event_sequence()',
-        'audit.record_refused_tokens(text[], text[], integer[], text[], uuid[])',
-        'audit.check_security_violation(text, text, integer, text, uuid)',
-        'audit.log_data_access(text, text, integer[], uuid[], bigint[])',
-        'audit.log_vector_operation(text, text, integer[], uuid[], bigint[])']::regprocedure[]
-$$;
 
 -- No event is published that is not there.
 CREATE POLICY published ON session_clocks AS RESTRICTIVE USING (true)
@@ -130,7 +118,7 @@ BEGIN
     END LOOP;
     IF takes_messages THEN
         EXECUTE format('GRANT USAGE ON SEQUENCE public.blackboard_event_sequence TO %I', worker);
-        EXECUTE format('GRANT EXECUTE ON FUNCTION public.uuid7_at TO %I', worker);
+        EXECUTE format('GRANT EXECUTE ON FUNCTION public.uuid7_at, sec.last_event_sequence TO %I', worker);
         -- Whoever appends an event checks that its user exists, and sees no more of the account than that.
         IF NOT has_column_privilege(worker, 'public.users', 'id', 'SELECT') THEN
             EXECUTE format('GRANT SELECT (id) ON public.users TO %I', worker);
