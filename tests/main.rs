@@ -15,6 +15,8 @@ mod chaos;
 mod cli;
 mod client_library;
 mod configuration;
+mod consensus_explain;
+mod consensus_queries;
 mod context_writer;
 mod crash;
 mod delivery;

@@ -5,5 +5,6 @@
 pub mod arguments;
 pub mod command;
 pub mod dispatch;
+pub mod dossiers;
 pub mod logging;
 pub mod replay;
