@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Cursor, Limit, QueryKind, QueryType, default_limit};
 use crate::agent::MemoryTier;
+use crate::agent_configuration::{AgentStatus, ModelProvider};
 use crate::json::Json;
 use crate::value::{Name, SessionId, Text};
 
@@ -122,8 +123,8 @@ pub struct AgentInfo {
     pub agent_role: String,
     /// Its model.
     pub assigned_llm: String,
-    /// Who provides the model, such as `anthropic` or `vllm`.
-    pub model_provider: String,
+    /// Who serves the model.
+    pub model_provider: ModelProvider,
     /// The family of the model: agents of one family make the same mistakes.
     pub model_family: Option<String>,
     /// The number of its GPU.
@@ -157,8 +158,8 @@ pub struct AgentProfileInfo {
     pub description: String,
     /// Its areas of expertise.
     pub expertise_areas: Json,
-    /// What it is doing, such as `online` or `busy`.
-    pub current_status: String,
+    /// Its status.
+    pub current_status: AgentStatus,
     /// Figures about it.
     pub performance_metrics: Json,
 }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Cursor, Limit, QueryKind, QueryType, default_limit};
+use crate::expert_conversation::ConversationPhase;
 use crate::json::Json;
 use crate::value::SessionId;
 
@@ -68,8 +69,8 @@ pub struct ExpertResponseInfo {
 pub struct ExpertConversationPage {
     /// Its title.
     pub title: String,
-    /// Its phase, such as `planning`, `consensus` or `completed`.
-    pub phase: String,
+    /// Its phase.
+    pub phase: ConversationPhase,
     /// The agents that take part.
     pub participating_agents: Json,
     /// How many tasks were delegated.

@@ -86,6 +86,10 @@ pub(super) struct ResponseRow {
     pub(super) stored_sequence: i64,
     #[diesel(sql_type = Nullable<Binary>)]
     pub(super) embedding: Option<Vec<u8>>,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub(super) embedding_model: Option<String>,
+    #[diesel(sql_type = Nullable<SqlUuid>)]
+    pub(super) event_id: Option<Uuid>,
 }
 
 /// The nodes with this id, of one user or of all who have such a node, and at most a few.
@@ -150,7 +154,7 @@ async fn read(connection: &mut Connection, Key { user, node }: Key) -> Result<Op
         "SELECT question, task_kind, quorum FROM consensus_tasks WHERE user_id = $1 AND id = $2";
     const RESPONSES: &str = "
         SELECT id, agent_id, response_text, claim::text AS claim, evidence::text AS evidence, confidence_score,
-            stored_sequence, embedding
+            stored_sequence, embedding, embedding_model, event_id
         FROM agent_responses WHERE user_id = $1 AND task_id = $2 AND is_counted ORDER BY id";
     let bound = |sql, id: Uuid| diesel::sql_query(sql).bind::<Integer, _>(user).bind::<SqlUuid, _>(id);
     let rows: Vec<NodeRow> = store::prepared(bound(NODE, node)).load(connection).await?;

@@ -11,7 +11,7 @@ use diesel_async::RunQueryDsl;
 use store::security::PlanCacheMode;
 use store::{Connection, Fault, FaultKind};
 
-use crate::column::json;
+use crate::column::{json, label};
 use crate::page::{self, within_page};
 use crate::query_context::QueryContext;
 use crate::query_failure::QueryFailure;
@@ -125,7 +125,7 @@ impl Row {
                 display_name,
                 description: self.description.unwrap_or_default(),
                 expertise_areas: json(self.expertise_areas.unwrap_or_else(|| "[]".to_owned()))?,
-                current_status: self.current_status.unwrap_or_default(),
+                current_status: label(&self.current_status.unwrap_or_default())?,
                 performance_metrics: json(self.performance_metrics.unwrap_or_else(|| "{}".to_owned()))?,
             })
         });
@@ -134,7 +134,7 @@ impl Row {
             agent_type: self.agent_type,
             agent_role: self.agent_role,
             assigned_llm: self.assigned_llm,
-            model_provider: self.model_provider,
+            model_provider: label(&self.model_provider)?,
             model_family: self.model_family,
             gpu_assignment: self.gpu_assignment,
             system_prompt: self.system_prompt,

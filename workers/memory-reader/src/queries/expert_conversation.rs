@@ -9,7 +9,7 @@ use store::security::PlanCacheMode;
 use store::{Connection, Fault};
 use uuid::Uuid;
 
-use crate::column::json;
+use crate::column::{json, label};
 use crate::page::{self, CursorTime, within_page};
 use crate::query_context::QueryContext;
 use crate::query_failure::QueryFailure;
@@ -154,7 +154,7 @@ impl Read {
         let read = responses.len();
         let page = ExpertConversationPage {
             title: conversation.conversation_title,
-            phase: conversation.current_phase,
+            phase: label(&conversation.current_phase)?,
             participating_agents: json(conversation.participating_agents)?,
             total_tasks_delegated: conversation.total_tasks_delegated,
             tasks_completed: conversation.tasks_completed,
