@@ -47,6 +47,6 @@ ALTER TABLE agent_responses
     ALTER COLUMN confidence_score SET DEFAULT 0.5, ALTER COLUMN confidence_score SET NOT NULL,
     ALTER COLUMN processing_time_seconds SET NOT NULL;
 DELETE FROM task_delegations;
-ALTER TABLE task_delegations DROP COLUMN task_id, DROP COLUMN has_answered;
+ALTER TABLE task_delegations DROP COLUMN task_id, DROP COLUMN has_answered, DROP COLUMN response_sequence;
 DROP TABLE consensus_tasks;
 ALTER TABLE agent_configurations DROP COLUMN model_family;

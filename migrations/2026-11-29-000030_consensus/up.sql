@@ -78,6 +78,8 @@ ALTER TABLE task_delegations
     ADD COLUMN task_id uuid,
     -- Whether the agent's latest response before the close is no abstention. NULL: it has not responded.
     ADD COLUMN has_answered boolean,
+    -- The place of that response in the stream.
+    ADD COLUMN response_sequence bigint,
     ADD FOREIGN KEY (user_id, task_id) REFERENCES consensus_tasks (user_id, id),
     ADD UNIQUE (user_id, task_id, target_agent_id);
 
@@ -119,7 +121,8 @@ ALTER TABLE consensus_memory_nodes
     ADD COLUMN inputs_sha256 char(64),
     ADD CONSTRAINT consensus_memory_nodes_interval CHECK (valid_to >= valid_from),
     ADD CONSTRAINT consensus_memory_nodes_succession CHECK (superseded_by IS NULL OR (valid_to IS NOT NULL AND superseded_by <> id)),
-    ADD FOREIGN KEY (user_id, superseded_by) REFERENCES consensus_memory_nodes (user_id, id),
+    -- The successor is inserted after its predecessor has made room for it in the index of valid nodes.
+    ADD FOREIGN KEY (user_id, superseded_by) REFERENCES consensus_memory_nodes (user_id, id) DEFERRABLE INITIALLY DEFERRED,
     ADD FOREIGN KEY (user_id, task_id) REFERENCES consensus_tasks (user_id, id),
     ADD FOREIGN KEY (user_id, response_id) REFERENCES agent_responses (user_id, id),
     DROP CONSTRAINT consensus_memory_nodes_user_id_node_type_node_key_key;
