@@ -33,6 +33,7 @@ INSERT INTO consensus_memory_nodes (id, user_id, node_type, node_key, title, con
         ('port-2', 'fact', 'port', 'validated', '["net", "gateway"]', '2026-11-03 10:00+00', NULL),
         ('region', 'fact', 'region', 'disputed', '["cloud"]', '2026-11-02 10:00+00', NULL),
         ('old', 'fact', 'old', 'validated', '[]', '2026-11-01 09:00+00', '2026-11-02 09:00+00'),
+        ('wrong', 'fact', 'wrong', 'rejected', '[]', '2026-11-01 08:00+00', '2026-11-01 08:30+00'),
         ('memory', 'memory', 'memory', 'unvalidated', '[]', '2026-11-04 10:00+00', NULL)) AS v (i, t, k, s, tags, f, e);
 UPDATE consensus_memory_nodes SET superseded_by = md5(user_id || 'port-2')::uuid WHERE title = 'Title port-1';
 UPDATE consensus_memory_nodes SET verdict = 'confirmed', verdict_by = 'vera', verdict_reason = 'I looked',
@@ -71,7 +72,12 @@ async fn filled() -> Fixture {
 
 /// The id of a row of a user, as [`ROWS`] makes it.
 async fn id(fixture: &Fixture, user: i32, name: &str) -> Uuid {
-    fixture.lines(&format!("md5('{user}' || '{name}')::uuid::text")).await.remove(0).parse().expect("an id")
+    fixture
+        .lines(&format!("md5('{user}' || '{name}')::uuid::text FROM users LIMIT 1"))
+        .await
+        .remove(0)
+        .parse()
+        .expect("an id")
 }
 
 fn column<'a>(answer: &'a Value, list: &str, field: &str) -> Vec<&'a Value> {
@@ -106,11 +112,12 @@ async fn nodes_by_type_status_tag_and_time() {
     let reader = Reader::start(&fixture).await;
     for (body, expected) in [
         (json!({}), vec!["memory", "port-2", "region"]),
-        (json!({ "include_past": true }), vec!["memory", "port-2", "region", "port-1", "old"]),
+        (json!({ "include_past": true }), vec!["memory", "port-2", "region", "port-1", "old", "wrong"]),
         (json!({ "node_type": "fact" }), vec!["port-2", "region"]),
         (json!({ "node_key": "port", "include_past": true }), vec!["port-2", "port-1"]),
         (json!({ "status": "disputed" }), vec!["region"]),
         (json!({ "status": "superseded" }), vec!["port-1"]),
+        (json!({ "status": "rejected" }), vec!["wrong"]),
         (json!({ "status": "validated" }), vec!["port-2"]),
         (json!({ "tag": "net" }), vec!["port-2"]),
         (json!({ "tag": "%" }), vec![]),
@@ -326,7 +333,7 @@ async fn pages_end_where_an_answer_has_no_more_room() {
         ("expert-conversation.read", "responses", json!({ "session_id": "x" }), 4),
         ("task.list", "tasks", json!({}), 3),
         ("agent.list", "agents", json!({}), 4),
-        ("node.list", "nodes", json!({ "include_past": true }), 5),
+        ("node.list", "nodes", json!({ "include_past": true }), 6),
     ] {
         let (mut seen, mut pages) = (0, 0);
         loop {

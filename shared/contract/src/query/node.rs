@@ -38,7 +38,7 @@ pub struct NodeList {
     /// Only nodes with this key: the history of an answer, if nodes that are no longer valid are included.
     #[serde(default)]
     pub node_key: Option<Name>,
-    /// Only nodes in this state. `superseded` includes nodes that are no longer valid.
+    /// Only nodes in this state. `superseded` and `rejected` include nodes that are no longer valid.
     #[serde(default)]
     pub status: Option<ValidationStatus>,
     /// Only nodes with this semantic tag.

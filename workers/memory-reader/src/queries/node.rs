@@ -129,7 +129,8 @@ impl List {
     async fn page(&self, connection: &mut Connection, user: UserId) -> Result<Answered<NodePage>, Fault> {
         let Self { query, before } = self;
         let limit = query.limit.get();
-        let past = query.include_past || query.status == Some(ValidationStatus::Superseded);
+        let ended = [Some(ValidationStatus::Superseded), Some(ValidationStatus::Rejected)];
+        let past = query.include_past || ended.contains(&query.status);
         let statement = diesel::sql_query(LIST)
             .bind::<Integer, _>(user.get())
             .bind::<Nullable<Text>, _>(query.node_type.as_ref().map(BoundedText::as_str))
