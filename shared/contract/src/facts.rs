@@ -132,7 +132,10 @@ impl fmt::Display for MissingPrerequisite<'_> {
             Prerequisite::Message(id) => write!(f, "message_id: user {user} has no message {id}"),
             Prerequisite::Agent(agent) => write!(f, "agent_id: user {user} has configured no agent {agent}"),
             Prerequisite::Conversation(session) => {
-                write!(f, "session_id: user {user} has started no conversation of agents in session {session}")
+                write!(
+                    f,
+                    "session_id: user {user} has started no conversation of agents in session {session}"
+                )
             }
             Prerequisite::Task { id, session } => {
                 write!(f, "task_id: user {user} has no task {id} in session {session}")

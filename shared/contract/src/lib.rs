@@ -71,8 +71,8 @@ pub use query::*;
 pub use redacted::Redacted;
 pub use redaction::{ENCRYPTED, SecretField, SecretFields};
 pub use request::{
-    ConsensusRequest, ContextRequest, EventType, REQUESTS, Request, RequestKind, RequestType, RouterRequest, StreamRequest,
-    VectorRequest,
+    ConsensusRequest, ContextRequest, EventType, REQUESTS, Request, RequestKind, RequestType, RouterRequest,
+    StreamRequest, VectorRequest,
 };
 pub use router::*;
 pub use session::*;
@@ -86,6 +86,6 @@ pub use url::{take_password_file, without_password};
 pub use value::{List, Name, NonEmptyList, Secret, SessionId, Text};
 pub use vector::*;
 pub use workers::{
-    CONSENSUS_BUILDER, CONTEXT_WRITER, MEMORY_READER, ROUTER_LOGGER, SCHEDULES, SCHEDULE_ROOT, TOKEN_ISSUER, VECTOR_INDEXER, WORKERS,
-    WorkerInfo, worker_role,
+    CONSENSUS_BUILDER, CONTEXT_WRITER, MEMORY_READER, ROUTER_LOGGER, SCHEDULE_ROOT, SCHEDULES, TOKEN_ISSUER,
+    VECTOR_INDEXER, WORKERS, WorkerInfo, worker_role,
 };

@@ -96,7 +96,8 @@ pub static WORKERS: &[WorkerInfo] =
     &[CONTEXT_WRITER, ROUTER_LOGGER, VECTOR_INDEXER, CONSENSUS_BUILDER, TOKEN_ISSUER, MEMORY_READER];
 
 /// How often each job of the catalogue runs, as the server's scheduler reads it.
-pub static SCHEDULES: &[(&str, &str)] = &[("consensus-close", "@every 10s"), ("consensus-reestimate", "@every 5m")];
+pub static SCHEDULES: &[(&str, &str)] =
+    &[("consensus-close", "@every 10s"), ("consensus-reestimate", "@every 5m")];
 
 impl WorkerInfo {
     /// The worker with this name.
