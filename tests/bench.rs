@@ -241,3 +241,15 @@ async fn the_rules_reach_the_best_of_three_on_real_crowds() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn responses_closes_and_estimates_are_measured() {
+    let arguments =
+        ["consensus-stream", "--responses", "500", "--runs", "1", "--closes", "10", "--tasks", "100"];
+    let report = bench(&arguments).await;
+    for key in
+        ["responses_per_second", "ratio", "close_ms_p50", "close_ms_p99", "reestimate_s", "peak_rss_mib"]
+    {
+        assert!(report[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {report}");
+    }
+}

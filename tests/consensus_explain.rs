@@ -3,9 +3,10 @@
 use std::fmt::Write as _;
 
 use consensus::{Agent, Dossier, Evidence, Inputs, Response, Rules, Standing};
+use consensus_builder::ConsensusBuilder;
 use context_writer::ContextWriter;
 use serde_json::{Value, json};
-use testkit::{Fixture, session, user};
+use testkit::{Fixture, RequestMessage, request, session, user};
 use uuid::Uuid;
 
 use crate::support::program::{Ended, memfleet, output};
@@ -262,4 +263,74 @@ async fn who_does_not_see_everything_verifies_nothing() {
         "{}",
         ended.err
     );
+}
+
+/// Three agents answer a question about a key.
+fn answered(task: u64, key: &str, port: u32) -> Vec<RequestMessage> {
+    let id = Uuid::from_u64_pair(7, task);
+    let delegate = json!({
+        "task_id": id, "session_id": "x", "pm_agent_id": "pm", "question": "Which port?", "agents": ["ada", "bo", "cy"],
+        "quorum": 3, "node_type": "fact", "node_key": key,
+    });
+    let response = |(place, agent): (u64, &str)| {
+        request(
+            "response.submit",
+            1,
+            json!({
+                "response_id": Uuid::from_u64_pair(8, task * 10 + place), "task_id": id, "session_id": "x", "agent_id": agent,
+                "response_text": format!("On {port}, says {agent}."), "claim": { "port": port, "of": ["gateway"] },
+                "confidence": 0.872_345_678_901_234_5, "evidence": [{ "source": format!("doc:{agent}") }],
+            }),
+        )
+    };
+    let responses = (0..).zip(["ada", "bo", "cy"]).map(response);
+    [request("task.delegate", 1, delegate)].into_iter().chain(responses).collect()
+}
+
+/// What consensus-builder writes: answers that are superseded, disputed and rejected.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_worker_writes_is_what_it_recomputes_to() {
+    let fixture = Fixture::new().await;
+    fixture.process(ContextWriter, [user(1), session(1, "x")]).await;
+    let configure = |agent: &str| {
+        let body = json!({
+            "agent_id": agent, "agent_type": "expert", "agent_role": "engineer", "assigned_llm": "large",
+            "model_provider": "other", "model_family": format!("family of {agent}"),
+        });
+        request("agent.configure", 1, body)
+    };
+    let start = json!({ "session_id": "x", "conversation_title": "Ports" });
+    let mut requests: Vec<RequestMessage> = ["ada", "bo", "cy"].map(configure).into();
+    requests.push(request("expert-conversation.start", 1, start));
+    // The second answer of a key takes the place of the first; a third contradicts it.
+    requests.extend(
+        [(1, "port", 8080), (2, "port", 8080), (3, "port", 9090), (4, "other", 80)]
+            .into_iter()
+            .flat_map(|(task, key, port)| answered(task, key, port)),
+    );
+    let builder = async || ConsensusBuilder::open(&fixture.settings).await.expect("a worker");
+    fixture.process(builder().await, requests).await;
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    let other =
+        fixture.lines("id::text FROM consensus_memory_nodes WHERE node_key = 'other'").await.remove(0);
+    let verdict = json!({ "node_id": other, "verdict": "reject", "given_by": "vera", "reason": "It moved." });
+    fixture.process(builder().await, [request("verdict.give", 1, verdict)]).await;
+    let statuses =
+        fixture.lines("validation_status::text FROM consensus_memory_nodes ORDER BY validation_status").await;
+    assert_eq!(statuses, ["validated", "disputed", "rejected", "superseded"]);
+    let ended = explain(&fixture, &["--verify", "--json"]).await;
+    let report: Value = serde_json::from_str(&ended.out).expect("JSON");
+    assert_eq!(report, json!({ "nodes": 4, "differing": 0, "findings": [] }), "{}", ended.err);
+    let shown = explain(&fixture, &[&other]).await;
+    assert!(shown.out.contains("A verdict rejected this answer."), "{}", shown.all());
+    // And what was changed by hand is found.
+    fixture.execute("UPDATE agent_responses SET response_text = 'On 1.' WHERE agent_id = 'bo'").await;
+    let ended = explain(&fixture, &["--verify"]).await;
+    assert_eq!(
+        ended.out.matches("response_text in the inputs is not that of its row").count(),
+        4,
+        "{}",
+        ended.out
+    );
+    assert!(ended.err.contains("the dossiers of 4 nodes differ"), "{}", ended.err);
 }
