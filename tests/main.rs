@@ -15,6 +15,7 @@ mod chaos;
 mod cli;
 mod client_library;
 mod configuration;
+mod consensus_requests;
 mod context_writer;
 mod crash;
 mod delivery;
