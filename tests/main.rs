@@ -17,6 +17,7 @@ mod client_library;
 mod configuration;
 mod consensus_explain;
 mod consensus_queries;
+mod consensus_requests;
 mod context_writer;
 mod crash;
 mod delivery;

@@ -278,7 +278,7 @@ async fn status_fails_if_a_consumer_is_missing() {
     let expected =
         ["stream DEAD", "consumer ADVISORY/context-writer-advisory", "consumer ROUTER/router-logger"];
     let problem = format!(
-        "memfleet: NATS lacks {}; `memfleet nats apply` creates streams and consumers\n",
+        "memfleet: NATS lacks {}; `memfleet nats apply` creates what is missing\n",
         expected.join(", ")
     );
     let text = status(&[]).await;

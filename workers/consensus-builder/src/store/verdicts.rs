@@ -156,12 +156,13 @@ async fn judge(
     let is_superseded = node.superseded_by.is_some();
     let replaced: Vec<&Live> =
         live.iter().filter(|other| judged.status == Status::Validated && other.id != node.id).collect();
-    // A node that was no longer valid is valid again from now on.
-    let since = if node.is_valid { node.valid_from } else { node.now };
+    // A node that was no longer valid is valid again from now on; so is one that takes the place of others.
+    let since = if node.is_valid && replaced.is_empty() { node.valid_from } else { node.now };
     let valid_from = replaced.iter().map(|other| other.valid_from).fold(since, DateTime::max);
-    let ends = if replaced.is_empty() { valid_from } else { valid_from.max(node.now) };
-    let successions =
-        replaced.iter().map(|other| Succession::new(other, node.id, ends, message.request_id)).collect();
+    let successions = replaced
+        .iter()
+        .map(|other| Succession::new(other, node.id, valid_from, message.request_id))
+        .collect();
     nodes::supersede(connection, rules, successions).await?;
     let row = NodeRow {
         user_id: node.user_id,
