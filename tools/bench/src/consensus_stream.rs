@@ -231,14 +231,14 @@ fn request(kind: &str, user: i32, body: &str) -> Prepared {
 }
 
 /// Closed tasks of a user, of which all have 100 voters and four options. Agents differ in how often they are right.
-const CLOSED: [&str; 3] = [
-    "SELECT setseed(0.5)",
+const CLOSED: [&str; 2] = [
     "INSERT INTO consensus_memory_nodes (id, user_id, node_type, node_key, title, content)
-     VALUES (md5('estimated')::uuid, {user}, 'answer', 'estimated', 'Estimated', '{}')",
+     VALUES (md5('estimated')::uuid, {user}, 'answer', 'estimated', 'Estimated', '{}');
+     SELECT setseed(0.5)",
     "INSERT INTO consensus_tasks (id, user_id, session_id, pm_agent_id, question, task_kind, node_type, node_key, title, options, quorum,
         asked, responded, answered, state, close_reason, closed_at, node_id, voters, choices, confidences)
      SELECT md5('estimated' || t)::uuid, {user}, 'bench-experts', 'pm', 'q', 'estimated', 'answer', 'estimated', 'Estimated',
-        '[\"a\", \"b\", \"c\", \"d\"]', 100, 100, 100, 100, 'closed', 'quorum', now() - t * interval '1 second', md5('estimated')::uuid,
+        '[\"a\", \"b\", \"c\", \"d\"]'::jsonb, 100, 100, 100, 100, 'closed', 'quorum', now() - t * interval '1 second', md5('estimated')::uuid,
         array_agg('agent-' || a ORDER BY a),
         array_agg(CASE WHEN random() < 0.3 + 0.006 * a THEN t % 4 ELSE floor(random() * 4)::integer END ORDER BY a),
         array_agg(random() ORDER BY a)

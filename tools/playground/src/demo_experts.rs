@@ -13,6 +13,7 @@ use contract::{
 };
 use futures::future::try_join_all;
 use runtime::broker;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, from_value, json};
 use uuid::Uuid;
 
@@ -123,7 +124,7 @@ pub async fn consult(settings: &Settings) -> anyhow::Result<Consulted> {
 }
 
 /// Sends a request and waits until it is committed.
-async fn send<R: RequestType>(user: &User, body: Value) -> anyhow::Result<()> {
+async fn send<R: RequestType + DeserializeOwned>(user: &User, body: Value) -> anyhow::Result<()> {
     user.send(from_value::<R>(body)?).await?;
     Ok(())
 }
