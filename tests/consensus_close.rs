@@ -42,7 +42,8 @@ async fn verified(fixture: &Fixture) -> usize {
     stored.len()
 }
 
-const EVENTS: &str = "event_type FROM blackboard_events WHERE event_type <> 'user.stored' ORDER BY event_sequence";
+const EVENTS: &str =
+    "event_type FROM blackboard_events WHERE event_type <> 'user.stored' ORDER BY event_sequence";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_families_validate_and_four_agents_of_one_family_do_not() {
@@ -60,7 +61,10 @@ async fn three_families_validate_and_four_agents_of_one_family_do_not() {
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
     assert_eq!(three.outcome(&fixture).await, r#"validated 0.75 ["sufficient"]"#);
     let outcome = four.outcome(&fixture).await;
-    assert!(outcome.starts_with("unvalidated 0.5") && outcome.ends_with(r#"["few-independent"]"#), "{outcome}");
+    assert!(
+        outcome.starts_with("unvalidated 0.5") && outcome.ends_with(r#"["few-independent"]"#),
+        "{outcome}"
+    );
     let row = "concat_ws(' ', content ->> 'answer', content ->> 'question', title, valid_to IS NULL, is_active) FROM consensus_memory_nodes
         WHERE user_id = 1";
     assert_eq!(
@@ -98,14 +102,16 @@ async fn the_last_response_causes_all_events_in_order() {
             "node.superseded"
         ]
     );
-    let sessions = "session_id FROM blackboard_events WHERE event_type::text ~ '^(task|node|response)' GROUP BY 1";
+    let sessions =
+        "session_id FROM blackboard_events WHERE event_type::text ~ '^(task|node|response)' GROUP BY 1";
     assert_eq!(fixture.lines(sessions).await, [SESSION]);
     let payload = "concat_ws(' ', event_payload ->> 'node_id', event_payload ->> 'superseded_by') FROM blackboard_events
         WHERE event_type = 'node.superseded'";
     let (old, new) = (first.node(&fixture).await, second.node(&fixture).await);
     assert_eq!(fixture.lines(payload).await, [format!("{old} {new}")]);
     // The dossier names what led to it: the delegation, and the responses.
-    let causes = "jsonb_array_length(convert_from(dossier, 'UTF8')::jsonb -> 'causality') FROM consensus_dossiers";
+    let causes =
+        "jsonb_array_length(convert_from(dossier, 'UTF8')::jsonb -> 'causality') FROM consensus_dossiers";
     assert_eq!(fixture.lines(causes).await, ["4", "4"]);
     let known = "count(*) FROM consensus_dossiers d, jsonb_array_elements_text(convert_from(dossier, 'UTF8')::jsonb -> 'causality') AS c
         JOIN blackboard_events e ON e.id = c::uuid";
@@ -131,7 +137,8 @@ async fn a_validated_answer_supersedes_and_a_contradiction_is_disputed_until_a_v
     assert!(first.outcome(&fixture).await.starts_with("superseded "));
     assert!(second.outcome(&fixture).await.starts_with("validated "));
     assert_eq!(third.outcome(&fixture).await, r#"disputed 0.75 ["contradiction"]"#);
-    let interval = "o.superseded_by = n.id AND o.valid_to = n.valid_from AND n.valid_to IS NULL AND NOT o.is_active
+    let interval =
+        "o.superseded_by = n.id AND o.valid_to = n.valid_from AND n.valid_to IS NULL AND NOT o.is_active
         FROM consensus_memory_nodes o JOIN consensus_memory_nodes n ON n.id = o.superseded_by";
     assert_eq!(fixture.lines(interval).await, ["true"]);
     let contradicts = format!("standing -> 'contradicts' FROM consensus_dossiers WHERE id = '{}'", nodes[2]);
@@ -197,8 +204,12 @@ async fn a_tie_is_disputed_with_both_named() {
     let content = fixture.lines("content FROM consensus_memory_nodes").await;
     let content: Value = serde_json::from_str(&content[0]).expect("JSON");
     assert_eq!(content.get("answer"), None);
-    let answers: BTreeSet<&str> =
-        content["candidates"].as_array().expect("both").iter().filter_map(|one| one["answer"].as_str()).collect();
+    let answers: BTreeSet<&str> = content["candidates"]
+        .as_array()
+        .expect("both")
+        .iter()
+        .filter_map(|one| one["answer"].as_str())
+        .collect();
     assert_eq!(answers, BTreeSet::from(["The Douro", "The Tagus"]));
 }
 
@@ -282,7 +293,9 @@ async fn the_order_of_arrival_does_not_change_the_result() {
     let mut random = fastrand::Rng::with_seed(19);
     for user in 1..=USERS {
         let task = Task::of(user);
-        requests.extend(agents.iter().zip(["v", "v", "w", "x", "y", "z"]).map(|(id, family)| agent(user, id, family)));
+        requests.extend(
+            agents.iter().zip(["v", "v", "w", "x", "y", "z"]).map(|(id, family)| agent(user, id, family)),
+        );
         requests.extend([start(user), task.delegate(&agents, 6, json!({}))]);
         let answers = ["Tagus", "tagus", "Tagus", "Douro", "TAGUS", "The Tagus"];
         let mut responses: Vec<RequestMessage> = agents
@@ -312,9 +325,14 @@ async fn the_order_of_arrival_does_not_change_the_result() {
 #[tokio::test(flavor = "multi_thread")]
 async fn replicas_close_each_task_once_and_a_repeat_changes_no_counter() {
     const TASKS: usize = 60;
-    let fixture =
-        know(Fixture::with_topology(|topology| set_duplicate_window(topology, "CONSENSUS", Duration::from_millis(100))).await, [1])
-            .await;
+    let fixture = know(
+        Fixture::with_topology(|topology| {
+            set_duplicate_window(topology, "CONSENSUS", Duration::from_millis(100))
+        })
+        .await,
+        [1],
+    )
+    .await;
     process(&fixture, three_families(1)).await;
     let mut settings = fixture.settings.clone();
     settings.worker.batch_size = 3;
@@ -325,9 +343,12 @@ async fn replicas_close_each_task_once_and_a_repeat_changes_no_counter() {
     let tasks: Vec<Task> = (0..TASKS).map(|_| Task::of(1)).collect();
     let mut messages: Vec<RequestMessage> = Vec::new();
     // Ten keys, so that tasks of one key close beside each other.
-    messages.extend(tasks.iter().enumerate().map(|(place, task)| {
-        task.delegate(&THREE, 2, json!({ "node_key": format!("k{}", place % 10) }))
-    }));
+    messages.extend(
+        tasks
+            .iter()
+            .enumerate()
+            .map(|(place, task)| task.delegate(&THREE, 2, json!({ "node_key": format!("k{}", place % 10) }))),
+    );
     for id in THREE {
         messages.extend(tasks.iter().map(|task| task.respond(id, "The Tagus", json!({}))));
     }
@@ -347,7 +368,11 @@ async fn replicas_close_each_task_once_and_a_repeat_changes_no_counter() {
     assert_eq!(fixture.count("agent_responses").await, 3 * count);
     assert_eq!(fixture.count("agent_responses WHERE is_counted").await, 2 * count);
     for event in ["task.completed", "node.established", "task.delegated"] {
-        assert_eq!(fixture.count(&format!("blackboard_events WHERE event_type = '{event}'")).await, count, "{event}");
+        assert_eq!(
+            fixture.count(&format!("blackboard_events WHERE event_type = '{event}'")).await,
+            count,
+            "{event}"
+        );
     }
     assert_eq!(verified(&fixture).await, TASKS);
 }
@@ -377,7 +402,8 @@ async fn replicas_that_validate_one_key_leave_one_valid_node() {
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
     let status = "concat_ws(' ', validation_status, count(*)) FROM consensus_memory_nodes GROUP BY validation_status ORDER BY 1";
     assert_eq!(fixture.lines(status).await, [format!("superseded {}", TASKS - 1), "validated 1".to_owned()]);
-    let chain = "count(*) FROM consensus_memory_nodes o JOIN consensus_memory_nodes n ON n.id = o.superseded_by
+    let chain =
+        "count(*) FROM consensus_memory_nodes o JOIN consensus_memory_nodes n ON n.id = o.superseded_by
         AND o.valid_to = n.valid_from";
     assert_eq!(fixture.lines(chain).await, [(TASKS - 1).to_string()]);
     assert_eq!(verified(&fixture).await, TASKS);

@@ -48,7 +48,8 @@ async fn no_response_is_lost_no_counter_doubled_and_no_node_half() {
             (0..TASKS_AT_EACH).map(|n| Task::of(i32::try_from(n).expect("a number") % USERS + 1)).collect();
         let messages = load(&new);
         tasks.extend(new);
-        let (dying, beside) = (start(&fixture, Some(&format!("{point}:{}", round % 3 + 1))), start(&fixture, None));
+        let (dying, beside) =
+            (start(&fixture, Some(&format!("{point}:{}", round % 3 + 1))), start(&fixture, None));
         fixture.publish(messages.clone()).await;
         fixture.publish(messages.into_iter().step_by(5)).await;
         die(&fixture, dying).await;
@@ -83,17 +84,22 @@ async fn check(fixture: &Fixture, tasks: usize) {
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
     assert_eq!(fixture.count("agent_responses").await, 3 * count, "no response is lost");
     assert_eq!(fixture.count("agent_responses WHERE is_counted").await, 2 * count);
-    let counters = "concat_ws(' ', sum(total_tasks_delegated), sum(tasks_completed)) FROM multi_agent_conversations";
+    let counters =
+        "concat_ws(' ', sum(total_tasks_delegated), sum(tasks_completed)) FROM multi_agent_conversations";
     assert_eq!(fixture.lines(counters).await, [format!("{tasks} {tasks}")], "no counter is doubled");
-    let half = "consensus_tasks t LEFT JOIN consensus_memory_nodes n ON n.user_id = t.user_id AND n.id = t.node_id
+    let half =
+        "consensus_tasks t LEFT JOIN consensus_memory_nodes n ON n.user_id = t.user_id AND n.id = t.node_id
         LEFT JOIN consensus_dossiers d ON d.user_id = n.user_id AND d.id = n.id
         WHERE t.state <> 'closed' OR n.id IS NULL OR d.id IS NULL OR n.inputs_sha256 <> d.inputs_sha256";
     assert_eq!(fixture.count(half).await, 0, "no node is half");
     assert_eq!(fixture.count("consensus_memory_nodes").await, count);
     let events = |kind: &str| format!("blackboard_events WHERE event_type = '{kind}'");
-    for (kind, expected) in
-        [("task.delegated", count), ("response.recorded", 3 * count), ("task.completed", count), ("node.established", count)]
-    {
+    for (kind, expected) in [
+        ("task.delegated", count),
+        ("response.recorded", 3 * count),
+        ("task.completed", count),
+        ("node.established", count),
+    ] {
         assert_eq!(fixture.count(&events(kind)).await, expected, "{kind}");
     }
     let all = fixture.count("blackboard_events WHERE event_type <> 'user.stored'").await;

@@ -24,7 +24,8 @@ async fn tick(fixture: &Fixture, job: Job) {
     sent.expect("a publish").await.expect("a stored schedule");
     eventually("the tick is acknowledged", async || {
         let info = consumer.get_info().await.ok()?;
-        (info.delivered.consumer_sequence > before && info.num_pending == 0 && info.num_ack_pending == 0).then_some(())
+        (info.delivered.consumer_sequence > before && info.num_pending == 0 && info.num_ack_pending == 0)
+            .then_some(())
     })
     .await;
 }
@@ -120,13 +121,7 @@ async fn records_are_estimated_from_closed_tasks_and_weigh_the_next_answers() {
 
     let records = "concat_ws(' ', user_id, agent_id, task_kind, round(right_micro / 1e6), round(wrong_micro / 1e6), confidence_micro)
         FROM agent_records ORDER BY user_id, agent_id";
-    let expected = [
-        ("a", [20, 0]),
-        ("b", [20, 0]),
-        ("c", [0, 20]),
-        ("d", [20, 0]),
-        ("e", [0, 20]),
-    ];
+    let expected = [("a", [20, 0]), ("b", [20, 0]), ("c", [0, 20]), ("d", [20, 0]), ("e", [0, 20])];
     let line = |user, kind: &str, scale: i32| {
         let kind = kind.to_owned();
         expected.map(move |(id, [right, wrong])| {

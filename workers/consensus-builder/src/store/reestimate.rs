@@ -161,7 +161,7 @@ struct Sums {
 impl Estimated {
     /// Tasks with the same options are estimated together, and so are those without.
     fn new(closed: Vec<Closed>, families: Vec<Family>, rules: &ReliabilityRules) -> Self {
-        let mut result = Self { oldest: closed.first().map(|task| task.closed_at), ..Self::default() };
+        let mut result = Self { oldest: closed.iter().map(|task| task.closed_at).min(), ..Self::default() };
         let families: HashMap<String, String> =
             families.into_iter().map(|one| (one.agent_id, one.family)).collect();
         let mut by_options: BTreeMap<Option<String>, Vec<Closed>> = BTreeMap::new();

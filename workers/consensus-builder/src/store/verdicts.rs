@@ -216,7 +216,7 @@ fn of_votes(
     let leader = dossier.outcome.leaders.as_slice();
     let truth_of = match (judgement(verdict), leader) {
         (Some(Judgement::Confirmed), [leader]) => {
-            dossier.clusters.get(*leader as usize).and_then(|cluster| cluster.agents.first().cloned())
+            dossier.clusters.get(*leader as usize).and_then(|cluster| cluster.agents.iter().min().cloned())
         }
         (Some(Judgement::Confirmed | Judgement::Rejected) | None, _) => None,
     };
