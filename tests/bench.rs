@@ -4,6 +4,7 @@ use serde_json::Value;
 use testkit::DEADLINE;
 
 use crate::support::program::{Ended, bare, output_within};
+use crate::support::{in_repository, skipped};
 
 async fn bench(arguments: &[&str]) -> Value {
     let command = bare(&[&["bench"], arguments, &["--json"]].concat());
@@ -193,4 +194,62 @@ async fn the_neighbour_of_a_flood_is_measured() {
         (&report["flood"], &report["floods"][0]["flood"]),
         (&"small-contexts".into(), &"small-contexts".into())
     );
+}
+
+/// Two good workers and a bad one: the majority is right on seven of eight questions.
+const ANSWERS: &str = "question,worker,answer\n\
+    q1,a,x\nq1,b,x\nq1,c,y\nq2,a,y\nq2,b,y\nq2,c,x\nq3,a,x\nq3,b,x\nq3,c,y\nq4,a,y\nq4,b,y\nq4,c,x\n\
+    q5,a,x\nq5,b,x\nq5,c,y\nq6,a,y\nq6,b,y\nq6,c,x\nq7,a,x\nq7,b,x\nq7,c,y\nq8,a,y\nq8,b,x\nq8,c,x\n";
+const TRUTHS: &str = "question,truth\nq1,x\nq2,y\nq3,x\nq4,y\nq5,x\nq6,y\nq7,x\nq8,y\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_each_rule_finds_of_the_truth_is_measured() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("answer.csv"), ANSWERS).expect("a file");
+    let dataset = folder.path().to_str().expect("a path");
+    let command = bare(&["bench", "consensus", "--dataset", dataset, "--json"]);
+    let ended: Ended = output_within(DEADLINE, command).await.into();
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.out.is_empty() && ended.err.contains("truth.csv cannot be read"), "{}", ended.all());
+    std::fs::write(folder.path().join("truth.csv"), TRUTHS).expect("a file");
+    let report = bench(&["consensus", "--dataset", dataset]).await;
+    assert_eq!((&report["questions"], &report["answers"]), (&8.into(), &24.into()), "{report}");
+    assert_eq!(report["majority_accuracy"], 7.0 / 8.0, "{report}");
+    // Worker c is always wrong, which every rule but the majority learns.
+    for key in ["batch_accuracy", "online_accuracy"] {
+        assert_eq!(report[key], 1.0, "{key}: {report}");
+    }
+    let ended: Ended =
+        output_within(DEADLINE, bare(&["bench", "consensus", "--dataset", dataset])).await.into();
+    assert!(ended.is_success() && ended.out.contains("majority vote"), "{}", ended.all());
+}
+
+/// The goal of the project, on the data that its authors were given: at least the best of majority vote, Dawid–Skene and
+/// GLAD as crowd-kit computes them.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rules_reach_the_best_of_three_on_real_crowds() {
+    for (name, goal) in [("dog", 0.843), ("face", 0.640)] {
+        let folder = in_repository("../shared/data/crowd").join(name);
+        if !folder.is_dir() {
+            skipped(&format!("{} is not there", folder.display()));
+            continue;
+        }
+        let report = bench(&["consensus", "--dataset", folder.to_str().expect("a path")]).await;
+        for key in ["batch_accuracy", "online_accuracy"] {
+            let accuracy = report[key].as_f64().expect("an accuracy");
+            assert!((accuracy * 1000.0).round() / 1000.0 >= goal, "{name} {key}: {report}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn responses_closes_and_estimates_are_measured() {
+    let arguments =
+        ["consensus-stream", "--responses", "500", "--runs", "1", "--closes", "10", "--tasks", "100"];
+    let report = bench(&arguments).await;
+    for key in
+        ["responses_per_second", "ratio", "close_ms_p50", "close_ms_p99", "reestimate_s", "peak_rss_mib"]
+    {
+        assert!(report[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {report}");
+    }
 }

@@ -242,6 +242,19 @@ async fn a_query_that_is_wrong_is_told_what_is_wrong() {
         ("context.get", json!({ "session_id": "s", "context_key": "a\u{0}b" }), "context_key"),
         ("agent-context.list", json!({ "memory_tier": "secret" }), "memory_tier"),
         ("graph.walk", json!({ "node_key": "k", "depth": 9 }), "depth"),
+        ("graph.walk", json!({ "node_key": "k", "as_of": "yesterday" }), "as_of"),
+        ("node.list", json!({ "limit": 201 }), "limit"),
+        ("node.list", json!({ "status": "true" }), "status"),
+        ("node.list", json!({ "since": "+10000-01-01T00:00:00Z" }), "since"),
+        ("node.list", json!({ "cursor": "nonsense" }), "cursor"),
+        ("node.dossier", json!({ "node_id": "n1" }), "node_id"),
+        ("node.dossier", json!({}), "node_id"),
+        ("agent.list", json!({ "active": "yes" }), "active"),
+        ("agent.list", json!({ "cursor": "nonsense" }), "cursor"),
+        ("task.list", json!({ "state": "late" }), "state"),
+        ("task.list", json!({ "cursor": "nonsense" }), "cursor"),
+        ("expert-conversation.read", json!({}), "session_id"),
+        ("expert-conversation.read", json!({ "session_id": "s", "cursor": "nonsense" }), "cursor"),
         ("event.list", json!({ "after": -1 }), "after"),
         ("router.analytics", json!({ "by": ["colour"] }), "by[0]"),
         (
@@ -278,6 +291,9 @@ async fn reading_needs_no_right_to_write() {
         ("context.list", json!({ "session_id": "s0", "reveal": true })),
         ("router.analytics", json!({})),
         ("event.list", json!({ "session_id": "s0" })),
+        ("node.list", json!({})),
+        ("agent.list", json!({})),
+        ("task.list", json!({})),
     ] {
         assert!(reader.ask(query, 1, body).await.is_ok(), "{query}");
     }
@@ -287,7 +303,7 @@ async fn reading_needs_no_right_to_write() {
             .await
             > 0
     );
-    assert_eq!(fixture.count("audit.data_access_log").await, 4, "on the primary");
+    assert_eq!(fixture.count("audit.data_access_log").await, 10, "on the primary");
     reader.end().await;
 }
 

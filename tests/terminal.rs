@@ -278,7 +278,7 @@ async fn status_fails_if_a_consumer_is_missing() {
     let expected =
         ["stream DEAD", "consumer ADVISORY/context-writer-advisory", "consumer ROUTER/router-logger"];
     let problem = format!(
-        "memfleet: NATS lacks {}; `memfleet nats apply` creates streams and consumers\n",
+        "memfleet: NATS lacks {}; `memfleet nats apply` creates what is missing\n",
         expected.join(", ")
     );
     let text = status(&[]).await;
@@ -307,7 +307,7 @@ async fn the_schedule_of_a_job_can_be_missing() {
         missing.iter().map(ToString::to_string).collect::<Vec<_>>()
     };
     let schedule = "schedule memory.schedule.sweep";
-    assert_eq!(missing().await, ["stream JOBS", "consumer JOBS/context-writer-jobs", schedule]);
+    assert_eq!(missing().await, ["consumer JOBS/context-writer-jobs", schedule]);
     let topology = Topology::of(&workers).expect("a topology");
     topology::apply(&fixture.jetstream, &topology).await.expect("streams and consumers");
     assert_eq!(missing().await, [schedule]);

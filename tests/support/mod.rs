@@ -7,6 +7,7 @@ use context_writer::ContextWriter;
 use testkit::{Fixture, requests_for_all_tables};
 
 pub mod broker;
+pub mod consensus;
 pub mod encryption;
 pub mod http;
 pub mod memories;

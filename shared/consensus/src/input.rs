@@ -9,7 +9,8 @@ use sha2::{Digest, Sha256};
 use crate::{ClaimError, Micro, Rules, claim::canonical, text::fold};
 
 /// A question, the answers to it, and what is known of those who answered.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Inputs {
     /// The id of the task.
     pub task: String,
@@ -30,7 +31,8 @@ pub struct Inputs {
 }
 
 /// One response of an agent.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Response {
     /// The id of the response.
     pub id: String,

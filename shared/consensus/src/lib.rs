@@ -56,3 +56,12 @@ pub fn likeness(a: &Response, b: &Response, rules: &Rules) -> Result<Likeness, I
         _ => Likeness::Apart,
     })
 }
+
+/// Whether a response says nothing: no claim, and a text that is empty or says so.
+///
+/// # Errors
+/// If its claim or its embedding is not as it must be.
+pub fn abstains(response: &Response, rules: &Rules) -> Result<bool, InputError> {
+    let inputs = Inputs { responses: vec![response.clone()], ..Inputs::default() };
+    Ok(inputs.freeze(rules)?.answers.iter().all(|answer| answer.abstains))
+}

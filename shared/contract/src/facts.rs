@@ -10,7 +10,7 @@ use crate::performative::Performative;
 use crate::redaction::SecretFields;
 use crate::subject::UserId;
 use crate::value::SessionId;
-use crate::workers::{CONTEXT_WRITER, WorkerInfo};
+use crate::workers::{CONSENSUS_BUILDER, CONTEXT_WRITER, WorkerInfo};
 
 /// The session id of events that belong to no session. No request can name it.
 pub(crate) const ACCOUNT_SESSION: &str = "@account";
@@ -82,6 +82,21 @@ pub enum Prerequisite<'a> {
     Session(&'a SessionId),
     /// A message of a conversation.
     Message(Uuid),
+    /// A configured agent.
+    Agent(&'a SessionId),
+    /// A conversation of agents, by its session.
+    Conversation(&'a SessionId),
+    /// A task of a conversation of agents.
+    Task {
+        /// The task.
+        id: Uuid,
+        /// The session of its conversation.
+        session: &'a SessionId,
+    },
+    /// A node of the knowledge graph.
+    Node(Uuid),
+    /// Two nodes of the knowledge graph.
+    Nodes(Uuid, Uuid),
 }
 
 impl Prerequisite<'_> {
@@ -89,6 +104,9 @@ impl Prerequisite<'_> {
     pub fn worker(self) -> &'static WorkerInfo {
         match self {
             Self::User | Self::Session(_) | Self::Message(_) => &CONTEXT_WRITER,
+            Self::Agent(_) | Self::Conversation(_) | Self::Task { .. } | Self::Node(_) | Self::Nodes(..) => {
+                &CONSENSUS_BUILDER
+            }
         }
     }
 
@@ -112,6 +130,20 @@ impl fmt::Display for MissingPrerequisite<'_> {
                 write!(f, "session_id: user {user} has opened no session {session}")
             }
             Prerequisite::Message(id) => write!(f, "message_id: user {user} has no message {id}"),
+            Prerequisite::Agent(agent) => write!(f, "agent_id: user {user} has configured no agent {agent}"),
+            Prerequisite::Conversation(session) => {
+                write!(
+                    f,
+                    "session_id: user {user} has started no conversation of agents in session {session}"
+                )
+            }
+            Prerequisite::Task { id, session } => {
+                write!(f, "task_id: user {user} has no task {id} in session {session}")
+            }
+            Prerequisite::Node(id) => write!(f, "node_id: user {user} has no node {id}"),
+            Prerequisite::Nodes(source, target) => {
+                write!(f, "source_node_id: user {user} lacks node {source} or node {target}")
+            }
         }
     }
 }

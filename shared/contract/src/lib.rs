@@ -14,15 +14,18 @@
 
 mod account;
 mod agent;
+mod agent_configuration;
 #[cfg(feature = "asyncapi")]
 pub mod asyncapi;
 mod context;
 mod conversation;
 mod dead_letter;
 mod event;
+mod expert_conversation;
 mod facts;
 pub mod header;
 mod json;
+mod knowledge;
 mod label;
 pub mod limit;
 mod locate;
@@ -39,6 +42,7 @@ mod router;
 mod session;
 mod subject;
 mod suggest;
+mod task;
 mod tick;
 mod time;
 mod token;
@@ -49,14 +53,17 @@ mod workers;
 
 pub use account::*;
 pub use agent::*;
+pub use agent_configuration::*;
 pub use context::*;
 pub use conversation::*;
 pub use dead_letter::{DeadLetterClass, DeadLetterSummary, UnknownDeadLetterClass};
 pub use event::{Event, EventSubject};
+pub use expert_conversation::*;
 pub use facts::{Prerequisite, RequestFacts};
 pub use json::{Json, JsonObject};
+pub use knowledge::*;
 pub use malformed::Malformed;
-pub use number::{Bounded, Priority, Score, Version};
+pub use number::{Bounded, Priority, Real, Score, Version};
 pub use outcome::{Outcome, OutcomeStatus};
 pub use performative::Performative;
 pub use printable::{printable, printable_json, printable_lines, printable_within};
@@ -64,13 +71,14 @@ pub use query::*;
 pub use redacted::Redacted;
 pub use redaction::{ENCRYPTED, SecretField, SecretFields};
 pub use request::{
-    ContextRequest, EventType, REQUESTS, Request, RequestKind, RequestType, RouterRequest, StreamRequest,
-    VectorRequest,
+    ConsensusRequest, ContextRequest, EventType, REQUESTS, Request, RequestKind, RequestType, RouterRequest,
+    StreamRequest, VectorRequest,
 };
 pub use router::*;
 pub use session::*;
 pub use subject::{DeadLetterSubject, REQUEST_ROOT, RequestSubject, Service, SubjectError, UserId};
 pub use suggest::nearest;
+pub use task::*;
 pub use tick::{JOB_ROOT, JOBS_STREAM, Job, JobSubject, Tick};
 pub use time::bounded_time;
 pub use token::{QueryError, QueryErrorCode, TOKEN_ISSUE, TokenAnswer, TokenQuery};
@@ -78,6 +86,6 @@ pub use url::{take_password_file, without_password};
 pub use value::{List, Name, NonEmptyList, Secret, SessionId, Text};
 pub use vector::*;
 pub use workers::{
-    CONTEXT_WRITER, MEMORY_READER, ROUTER_LOGGER, SCHEDULE_ROOT, TOKEN_ISSUER, VECTOR_INDEXER, WORKERS,
-    WorkerInfo, worker_role,
+    CONSENSUS_BUILDER, CONTEXT_WRITER, MEMORY_READER, ROUTER_LOGGER, SCHEDULE_ROOT, SCHEDULES, TOKEN_ISSUER,
+    VECTOR_INDEXER, WORKERS, WorkerInfo, worker_role,
 };

@@ -48,6 +48,12 @@ pub const NAME_CHARS: usize = 200;
 /// The longest free text (a chat message, a summary), in characters.
 pub const TEXT_CHARS: usize = 256 * 1024;
 
+/// The longest question to agents, and the longest answer of one, in characters: 64 KiB at most.
+pub const RESPONSE_CHARS: usize = 16 * 1024;
+
+/// The largest structured claim of an answer, in bytes of its JSON.
+pub const CLAIM_BYTES: usize = 16 * 1024;
+
 /// The longest preceding text that is embedded together with a memory, in characters.
 pub const PRECEDING_CHARS: usize = 4_096;
 

@@ -80,12 +80,65 @@ impl<const MIN: i64, const MAX: i64> JsonSchema for Bounded<MIN, MAX> {
     }
 }
 
+/// A number from 0 to `MAX`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd, Serialize)]
+#[serde(transparent)]
+pub struct Real<const MAX: u32>(f64);
+
+impl<const MAX: u32> Real<MAX> {
+    /// A constant. In a constant expression, a value out of range is a compile error.
+    pub(crate) const fn literal(value: f64) -> Self {
+        assert!(0.0 <= value && value <= MAX as f64, "out of range");
+        Self(value)
+    }
+
+    /// Checks the range.
+    ///
+    /// # Errors
+    /// A sentence that names the range.
+    pub fn new(value: f64) -> Result<Self, String> {
+        if (0.0..=f64::from(MAX)).contains(&value) {
+            Ok(Self(value))
+        } else {
+            Err(format!("{value} is not between 0 and {MAX}"))
+        }
+    }
+
+    /// The value.
+    pub fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl<'de, const MAX: u32> Deserialize<'de> for Real<MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::new(f64::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+impl<const MAX: u32> JsonSchema for Real<MAX> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        format!("Real0To{MAX}").into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "number", "minimum": 0, "maximum": MAX })
+    }
+}
+
 /// A number from 0 to 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd, Serialize)]
 #[serde(transparent)]
 pub struct Score(f64);
 
 impl Score {
+    /// One.
+    pub(crate) const ONE: Self = Self(1.0);
+
     /// Checks the range.
     ///
     /// # Errors

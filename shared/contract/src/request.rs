@@ -9,10 +9,13 @@ use crate::account::{
     SettingPut, SettingRemove, UserPut,
 };
 use crate::agent::{AgentContextPut, AgentContextRemove};
+use crate::agent_configuration::{AgentConfigure, AgentProfile, AgentRetire};
 use crate::context::{ContextPut, ContextRemove};
 use crate::conversation::{ConversationPut, FeedbackPut, MessageAdd, SummaryPut};
+use crate::expert_conversation::{ExpertConversationEnd, ExpertConversationPhase, ExpertConversationStart};
 use crate::facts::RequestFacts;
 use crate::json::check_body;
+use crate::knowledge::{KnowledgePropose, RelationPut, RelationRemove, VerdictGive};
 use crate::label::labels;
 use crate::limit;
 use crate::locate::locate;
@@ -20,6 +23,7 @@ use crate::malformed::Malformed;
 use crate::router::{DecisionLog, ToolReport};
 use crate::session::{SessionClose, SessionOpen};
 use crate::subject::{RequestSubject, UserId};
+use crate::task::{ResponseSubmit, TaskCancel, TaskDelegate};
 use crate::vector::{VectorIndex, VectorRemove};
 use crate::workers::{self, WorkerInfo};
 
@@ -85,10 +89,11 @@ impl WorkerInfo {
 
 /// The table of requests. It generates the enumerations of requests and events, the decoder and [`REQUESTS`]; the
 /// subjects of the streams, the NATS permissions and the AsyncAPI document are derived from it. To add a request, add a
-/// line.
+/// line. After `@also` stand the events of a worker that are not the event of one of its requests.
 macro_rules! requests {
     ($($(#[$doc:meta])* $own:ident($worker:ident) {
         $($variant:ident: $noun:literal $verb:literal => $event:ident $label:literal $event_doc:literal,)+
+        $(@also { $($more:ident $more_label:literal $more_doc:literal,)+ })?
     })+) => {
         /// A decoded request.
         #[derive(Clone, Debug, Serialize)]
@@ -188,14 +193,18 @@ macro_rules! requests {
                 $($(
                     #[doc = $event_doc]
                     $event = $label,
-                )+)+
+                )+
+                $($(
+                    #[doc = $more_doc]
+                    $more = $more_label,
+                )+)?)+
             }
         }
 
         impl EventType {
-            /// The worker whose requests cause events of this type.
+            /// The worker whose requests or jobs cause events of this type.
             pub fn worker(self) -> &'static WorkerInfo {
-                match self { $($(Self::$event => &workers::$worker,)+)+ }
+                match self { $($(Self::$event => &workers::$worker,)+ $($(Self::$more => &workers::$worker,)+)?)+ }
             }
         }
 
@@ -260,6 +269,28 @@ requests! {
     VectorRequest(VECTOR_INDEXER) {
         VectorIndex: "vector" "index" => VectorIndexed "vector.indexed" "Texts were indexed.",
         VectorRemove: "vector" "remove" => VectorRemoved "vector.removed" "Texts were removed from the index.",
+    }
+    /// The requests that consensus-builder processes.
+    ConsensusRequest(CONSENSUS_BUILDER) {
+        AgentConfigure: "agent" "configure" => AgentConfigured "agent.configured" "An agent was configured.",
+        AgentRetire: "agent" "retire" => AgentRetired "agent.retired" "An agent was retired.",
+        AgentProfile: "agent" "profile" => AgentProfiled "agent.profiled" "The profile of an agent was stored.",
+        ExpertConversationStart: "expert-conversation" "start" => ExpertConversationStarted "expert-conversation.started" "A conversation of agents was started.",
+        ExpertConversationPhase: "expert-conversation" "phase" => ExpertConversationPhaseChanged "expert-conversation.phase-changed" "A conversation of agents went into another phase.",
+        ExpertConversationEnd: "expert-conversation" "end" => ExpertConversationEnded "expert-conversation.ended" "A conversation of agents ended.",
+        TaskDelegate: "task" "delegate" => TaskDelegated "task.delegated" "A task was delegated to agents.",
+        TaskCancel: "task" "cancel" => TaskCancelled "task.cancelled" "A task was cancelled.",
+        ResponseSubmit: "response" "submit" => ResponseRecorded "response.recorded" "The response of an agent was recorded.",
+        KnowledgePropose: "knowledge" "propose" => KnowledgeProposed "knowledge.proposed" "Knowledge was proposed.",
+        RelationPut: "relation" "put" => RelationStored "relation.stored" "A relation between nodes was stored.",
+        RelationRemove: "relation" "remove" => RelationRemoved "relation.removed" "A relation between nodes was removed.",
+        VerdictGive: "verdict" "give" => VerdictGiven "verdict.given" "A verdict on a node was given.",
+        @also {
+            TaskCompleted "task.completed" "A task closed, by its last answer or at its deadline.",
+            NodeEstablished "node.established" "A node got the answer of a task.",
+            NodeSuperseded "node.superseded" "A node was superseded by a validated one.",
+            ReliabilityEstimated "reliability.estimated" "The records of agents were estimated anew from closed tasks.",
+        }
     }
 }
 

@@ -60,6 +60,16 @@ pub const VECTOR_INDEXER: WorkerInfo = WorkerInfo {
     job_events: &[],
     depends_on: &[&CONTEXT_WRITER],
 };
+/// The answers of many agents.
+pub const CONSENSUS_BUILDER: WorkerInfo = WorkerInfo {
+    name: "consensus-builder",
+    stream: Some("CONSENSUS"),
+    stream_bytes: 4 * GIB,
+    description: "Turns the answers of many agents into validated knowledge",
+    jobs: &["consensus-close", "consensus-reestimate"],
+    job_events: &[],
+    depends_on: &[&CONTEXT_WRITER],
+};
 /// Service tokens.
 pub const TOKEN_ISSUER: WorkerInfo = WorkerInfo {
     name: "token-issuer",
@@ -83,7 +93,11 @@ pub const MEMORY_READER: WorkerInfo = WorkerInfo {
 
 /// Every worker.
 pub static WORKERS: &[WorkerInfo] =
-    &[CONTEXT_WRITER, ROUTER_LOGGER, VECTOR_INDEXER, TOKEN_ISSUER, MEMORY_READER];
+    &[CONTEXT_WRITER, ROUTER_LOGGER, VECTOR_INDEXER, CONSENSUS_BUILDER, TOKEN_ISSUER, MEMORY_READER];
+
+/// How often each job of the catalogue runs, as the server's scheduler reads it.
+pub static SCHEDULES: &[(&str, &str)] =
+    &[("consensus-close", "@every 10s"), ("consensus-reestimate", "@every 5m")];
 
 impl WorkerInfo {
     /// The worker with this name.
@@ -182,6 +196,8 @@ mod tests {
         let mut jobs: Vec<&str> = WORKERS.iter().flat_map(|worker| worker.jobs).copied().collect();
         assert!(jobs.iter().all(|job| job.parse::<crate::Job>().is_ok()), "{jobs:?}");
         let count = jobs.len();
+        let scheduled: Vec<&str> = SCHEDULES.iter().map(|(job, _)| *job).collect();
+        assert_eq!(scheduled, jobs, "each has a schedule");
         jobs.sort_unstable();
         jobs.dedup();
         assert_eq!(jobs.len(), count, "{jobs:?}");

@@ -3,6 +3,7 @@ use std::sync::Arc;
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use config::Settings;
+use consensus_builder::ConsensusBuilder;
 use context_writer::ContextWriter;
 use contract::WorkerInfo;
 use router_logger::RouterLogger;
@@ -24,6 +25,9 @@ pub enum FleetError {
     /// vector-indexer, during its start.
     #[error(transparent)]
     Indexer(#[from] vector_indexer::OpenError),
+    /// consensus-builder, during its start.
+    #[error(transparent)]
+    Builder(#[from] consensus_builder::OpenError),
     /// memory-reader.
     #[error(transparent)]
     Reader(#[from] memory_reader::RunError),
@@ -72,6 +76,7 @@ workers! {
     ContextWriter(CONTEXT_WRITER) => |fleet, name, settings| fleet.spawn(name, ContextWriter, settings),
     RouterLogger(ROUTER_LOGGER) => |fleet, name, settings| fleet.spawn(name, RouterLogger, settings),
     VectorIndexer(VECTOR_INDEXER) => Fleet::spawn_indexer,
+    ConsensusBuilder(CONSENSUS_BUILDER) => Fleet::spawn_builder,
     MemoryReader(MEMORY_READER) => Fleet::spawn_reader,
     TokenIssuer(TOKEN_ISSUER) => Fleet::spawn_issuer,
 }
@@ -137,6 +142,18 @@ impl Fleet {
             let opened = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 opened = VectorIndexer::open(&settings, &observed.readiness) => opened?,
+            };
+            Ok(runtime::run(Arc::new(opened), &settings, observed, stop).await?)
+        });
+    }
+
+    fn spawn_builder(&mut self, name: WorkerName, settings: &Settings) {
+        let observed = self.observe(name);
+        let (settings, stop) = (settings.clone(), self.stop.child_token());
+        self.running.spawn(async move {
+            let opened = tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                opened = ConsensusBuilder::open(&settings) => opened?,
             };
             Ok(runtime::run(Arc::new(opened), &settings, observed, stop).await?)
         });
@@ -225,6 +242,7 @@ mod tests {
             contract::CONTEXT_WRITER.name,
             contract::ROUTER_LOGGER.name,
             contract::VECTOR_INDEXER.name,
+            contract::CONSENSUS_BUILDER.name,
             memory_reader::NAME,
             token_issuer::NAME,
         ];

@@ -1,14 +1,17 @@
 use std::fmt;
 
+use contract::SCHEDULE_ROOT;
 use serde_json::Value;
 
-/// A stream or a consumer.
+/// A stream, a consumer or a schedule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// A stream by name.
     Stream(String),
     /// A consumer by its stream and name.
     Consumer(String, String),
+    /// The schedule of this job: a message of the stream JOBS.
+    Schedule(String),
 }
 
 impl fmt::Display for Target {
@@ -16,6 +19,7 @@ impl fmt::Display for Target {
         match self {
             Self::Stream(name) => write!(f, "stream {name}"),
             Self::Consumer(stream, name) => write!(f, "consumer {stream}/{name}"),
+            Self::Schedule(job) => write!(f, "schedule {SCHEDULE_ROOT}.{job}"),
         }
     }
 }
@@ -24,9 +28,9 @@ impl fmt::Display for Target {
 /// `~ stream CONTEXT max_age: 1d -> 7d`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Change {
-    /// The stream or consumer that differs.
+    /// What differs.
     pub target: Target,
-    /// The field that differs; none if the broker lacks the stream or consumer.
+    /// The field that differs; none if the broker lacks it altogether.
     pub field: Option<FieldChange>,
 }
 

@@ -17,6 +17,7 @@ mod missing;
 mod nkeys;
 mod permission;
 mod plan;
+mod schedule;
 mod service;
 
 pub use change::{Change, FieldChange, Target};
@@ -66,18 +67,19 @@ pub enum TopologyError {
     },
 }
 
-/// The differences between a topology and the broker, streams before consumers. It changes nothing.
+/// The differences between a topology and the broker, streams before consumers, and schedules last. It changes nothing.
 ///
 /// # Errors
 /// [`TopologyError::Unknown`] if the broker's configuration cannot be read. Each request has the timeout of the
 /// JetStream context.
 pub async fn diff(broker: &jetstream::Context, topology: &Topology) -> Result<Vec<Change>, TopologyError> {
     let steps = plan::plan(broker, topology).await?;
-    Ok(steps.into_iter().flat_map(|step| step.changes).collect())
+    let schedules = schedule::absent(broker, topology).await?.into_iter().map(|(change, _)| change);
+    Ok(steps.into_iter().flat_map(|step| step.changes).chain(schedules).collect())
 }
 
-/// Creates and updates streams and consumers so that the broker matches a topology, and returns the changes. A second
-/// call changes nothing.
+/// Creates and updates streams and consumers so that the broker matches a topology, creates the schedules of its jobs that
+/// the broker lacks, and returns the changes. A second call changes nothing.
 ///
 /// # Errors
 /// [`TopologyError::Unknown`] if the broker's configuration cannot be read, [`TopologyError::Refused`] for the first
@@ -88,6 +90,10 @@ pub async fn apply(broker: &jetstream::Context, topology: &Topology) -> Result<V
     for step in steps {
         plan::execute(broker, &step).await?;
         done.extend(step.changes);
+    }
+    for (change, schedule) in schedule::absent(broker, topology).await? {
+        schedule::publish(broker, schedule).await?;
+        done.push(change);
     }
     Ok(done)
 }

@@ -11,7 +11,7 @@ use config::Settings;
 use contract::{Redacted, RequestSubject};
 use diesel_async::{AsyncConnection, SimpleAsyncConnection};
 use keys::DataKeys;
-use runtime::{EventDraft, Message, Source, Verdict, WorkItem, Worker};
+use runtime::{EventDraft, ExternalWorker, Message, Source, Verdict, WorkItem};
 use store::blackboard::{self, NewEvent};
 use store::clock::{self, Session};
 use store::inbox::{self, Entry};
@@ -24,28 +24,45 @@ use super::bulk::Prepared;
 use super::grants::Grants;
 
 /// Measures rows per second.
-pub(super) async fn measure<W: Worker>(
+pub(super) async fn measure<W: ExternalWorker>(
     worker: &W,
     settings: &Settings,
     messages: Vec<Prepared>,
 ) -> anyhow::Result<f64> {
-    let decoded: Vec<Message<W::Item>> = messages
-        .into_iter()
-        .enumerate()
-        .map(|(sequence, prepared)| decode(sequence, prepared))
-        .collect::<anyhow::Result<_>>()?;
-    let batches: Vec<Vec<&Message<W::Item>>> =
-        decoded.chunks(settings.worker.batch_size).map(|batch| batch.iter().collect()).collect();
+    let count = messages.len() as f64;
+    let batches = messages.chunks(settings.worker.batch_size).map(<[Prepared]>::to_vec).collect();
+    // Includes preparing the statements, which the worker does before its measured run.
+    let seconds: f64 = seconds(worker, settings, batches).await?.iter().sum();
+    Ok(count / seconds)
+}
+
+/// The seconds that each batch takes, written one after the other: from the first statement of its transaction to the commit.
+pub(super) async fn seconds<W: ExternalWorker>(
+    worker: &W,
+    settings: &Settings,
+    batches: Vec<Vec<Prepared>>,
+) -> anyhow::Result<Vec<f64>> {
+    let mut sequence = 0..;
+    let mut decoded: Vec<Vec<Message<W::Item>>> = Vec::with_capacity(batches.len());
+    for batch in batches {
+        let messages = batch.into_iter().zip(&mut sequence);
+        let messages = messages.map(|(prepared, sequence)| decode(sequence, prepared));
+        decoded.push(messages.collect::<anyhow::Result<_>>()?);
+    }
     let grants_of = Grants::open(&settings.trust, W::INFO.name)?;
     let mut connection = store::connect(&settings.postgres.url_of(&worker_role(W::INFO.name))).await?;
-    // Includes preparing the statements, which the worker does before its measured run.
-    let started = Instant::now();
-    for batch in &batches {
-        write(worker, &mut connection, &grants_of, batch).await.context("the database rejected a batch")?;
+    let mut seconds = Vec::with_capacity(decoded.len());
+    for batch in &decoded {
+        let batch: Vec<&Message<W::Item>> = batch.iter().collect();
+        let prepared = worker.prepare(&batch, &[]).await.context("cannot prepare a batch")?;
+        let started = Instant::now();
+        write(worker, &mut connection, &grants_of, &batch, &prepared)
+            .await
+            .context("the database rejected a batch")?;
+        seconds.push(started.elapsed().as_secs_f64());
     }
-    let rows_per_second = decoded.len() as f64 / started.elapsed().as_secs_f64();
     mark_events_published(settings).await?;
-    Ok(rows_per_second)
+    Ok(seconds)
 }
 
 /// Marks the events written here as published. Otherwise the worker that is measured next would publish them.
@@ -56,7 +73,7 @@ async fn mark_events_published(settings: &Settings) -> anyhow::Result<()> {
     owner.batch_execute(MARK).await.context("cannot mark the events as published")
 }
 
-fn decode<I: WorkItem>(sequence: usize, prepared: Prepared) -> anyhow::Result<Message<I>> {
+fn decode<I: WorkItem>(sequence: u64, prepared: Prepared) -> anyhow::Result<Message<I>> {
     let subject: RequestSubject = prepared.subject.parse()?;
     let Redacted { request, secrets } = I::from_request(&subject, &prepared.body)?;
     Ok(Message {
@@ -66,17 +83,18 @@ fn decode<I: WorkItem>(sequence: usize, prepared: Prepared) -> anyhow::Result<Me
         request_id: prepared.id,
         parent_event_id: None,
         stored_at: Utc::now(),
-        sequence: sequence as u64,
+        sequence,
         event_id: Uuid::now_v7(),
         body: prepared.body,
     })
 }
 
-async fn write<W: Worker>(
+async fn write<W: ExternalWorker>(
     worker: &W,
     connection: &mut Connection,
     grants_of: &Grants,
     batch: &[&Message<W::Item>],
+    prepared: &W::Prepared,
 ) -> Result<(), Fault> {
     let grant = |message: &&Message<W::Item>| match &message.source {
         Source::Request(subject) => Some(grants_of.of(subject)),
@@ -97,7 +115,7 @@ async fn write<W: Worker>(
         .transaction(async |connection| {
             security::open_context(connection, &grants).await?;
             inbox::take(connection, W::INFO.name, &entries).await?;
-            let verdicts = worker.write(connection, batch, &DataKeys::new()).await?;
+            let verdicts = worker.write(connection, batch, &DataKeys::new(), prepared).await?.verdicts;
             let mut events: Vec<NewEvent<'_>> = batch
                 .iter()
                 .zip(&verdicts)

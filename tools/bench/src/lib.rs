@@ -6,6 +6,8 @@ mod asking;
 mod bulk;
 mod ceiling;
 mod clustered;
+mod consensus;
+mod consensus_stream;
 mod context;
 mod corpus;
 mod fairness;
@@ -32,6 +34,8 @@ use config::Settings;
 use playground::Local;
 use stack::StackOptions;
 
+use consensus::ConsensusArgs;
+use consensus_stream::ConsensusStreamArgs;
 use context::ContextArgs;
 use fairness::FairnessArgs;
 use index::IndexArgs;
@@ -94,6 +98,17 @@ enum What {
     /// A neighbour asks or publishes at a steady rate, first alone and then during each flood: queries with bad tokens, large
     /// and small contexts, malformed requests, and long texts to index.
     Fairness(FairnessArgs),
+    /// The accuracy of majority vote, of the batch rule and of the online rule on a crowd data set with known truth.
+    ///
+    /// The truth is used to score the rules and for nothing else. A tie between n answers counts as 1/n. The online rule
+    /// gets the answers one by one, in the order of the file. Needs no servers.
+    Consensus(ConsensusArgs),
+    /// Responses of agents through consensus-builder, compared with the same statements on the database alone; the close of a
+    /// task; and the estimate of the agents' reliability.
+    ///
+    /// Like `bench context`: tasks of five agents are delegated first, and their responses are stored in the broker. The
+    /// last response to a task closes it.
+    ConsensusStream(ConsensusStreamArgs),
 }
 
 /// Runs `memfleet bench`.
@@ -113,6 +128,8 @@ pub async fn execute(args: BenchArgs, settings: &Settings) -> anyhow::Result<()>
         What::Index(args) => index::execute(&args, settings).await,
         What::Retrieval(args) => retrieval::execute(&args, settings).await,
         What::Fairness(args) => fairness::execute(&args, settings).await,
+        What::Consensus(args) => consensus::execute(args).await,
+        What::ConsensusStream(args) => consensus_stream::execute(&args, settings).await,
     }
 }
 

@@ -9,7 +9,7 @@ use async_nats::jetstream::{self, stream::Stream};
 use cli::key_file::add_key;
 use config::Settings;
 use fleet::{Fleet, WorkerName};
-use runtime::Worker;
+use runtime::ExternalWorker;
 use store::registry::{self, Rates, ServiceEntry};
 use tokio::process::Child;
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -56,7 +56,7 @@ const PAUSE: Duration = Duration::from_secs(120);
 const WARM_UP: usize = 200;
 
 impl Pipeline {
-    pub(super) async fn open<W: Worker>(settings: &Settings) -> anyhow::Result<Self> {
+    pub(super) async fn open<W: ExternalWorker>(settings: &Settings) -> anyhow::Result<Self> {
         let mut registry = store::connect(&settings.postgres.url).await?;
         let entry = ServiceEntry { scopes: vec!["*:*".parse()?], rates: Rates::default() };
         registry::put_service(&mut registry, &"bench".parse()?, &entry).await?;
@@ -70,8 +70,13 @@ impl Pipeline {
 
     /// Writes the users and sessions that the messages need, through context-writer.
     pub(super) async fn prepare(&self, corpus: &Corpus) -> anyhow::Result<()> {
-        self.bulk.publish(corpus.accounts()).await?;
-        let fleet = Fleet::start(&[WorkerName::ContextWriter], &self.settings);
+        self.process(corpus.accounts(), WorkerName::ContextWriter).await
+    }
+
+    /// Publishes messages, and has the worker of this pipeline process them in this process.
+    pub(super) async fn process(&self, messages: Vec<Prepared>, worker: WorkerName) -> anyhow::Result<()> {
+        self.bulk.publish(messages).await?;
+        let fleet = Fleet::start(&[worker], &self.settings);
         let settled = self.settled().await;
         fleet.stop().await?;
         settled

@@ -14,6 +14,7 @@ use diesel::sql_types::{BigInt, Text};
 use diesel_async::RunQueryDsl;
 use runtime::Stats;
 
+use crate::demo_experts::{Consulted, consult};
 use crate::demo_search::{Searched, run_searches};
 use crate::ingest::{IngestOptions, Ingested, Source, ingest};
 use crate::private_fleet::PrivateFleet;
@@ -21,11 +22,11 @@ use crate::this_program;
 
 const HELP: &str = "\
 Starts private NATS, PostgreSQL and vector store with all workers, publishes 40 conversations of 12 fictional users, waits \
-until everything is committed, compares the contents of PostgreSQL with what was published, and removes everything again. \
-Requires only the server programs that `make setup` downloads. With --running, publishes the same conversations to the \
-configured servers, as users 1 to 12.";
+until everything is committed, compares the contents of PostgreSQL with what was published, asks a group of agents three \
+questions, and removes everything again. Requires only the server programs that `make setup` downloads. With --running, \
+publishes the same to the configured servers, as users 1 to 12.";
 
-/// Publishes sample conversations to private servers, then shows the stored contexts and search results.
+/// Publishes sample conversations to private servers, then shows the stored contexts, search results and what agents agree on.
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub struct DemoArgs {
@@ -41,24 +42,29 @@ pub struct DemoArgs {
 /// The user and the conversation whose contexts are shown.
 const SHOWN: (i32, &str) = (1, "garden-01");
 
-/// The ingestion report, the contexts of one conversation, and search results.
-type Shown = (Ingested, Vec<Memory>, Vec<Searched>);
+/// What is shown at the end.
+struct Shown {
+    ingested: Ingested,
+    /// The contexts of one conversation.
+    memories: Vec<Memory>,
+    found: Vec<Searched>,
+    consulted: Consulted,
+}
 
 /// Runs `memfleet demo`.
 ///
 /// # Errors
 /// If a server cannot be started, or not all published requests were stored.
 pub async fn execute(args: DemoArgs, settings: &Settings) -> anyhow::Result<()> {
-    let (ingested, memories, found) =
-        if args.running { on_running(settings).await? } else { on_private(settings).await? };
+    let shown = if args.running { on_running(settings).await? } else { on_private(settings).await? };
     if args.json {
-        outln!("{}", serde_json::to_string(&ingested)?);
+        outln!("{}", serde_json::to_string(&shown.ingested)?);
     } else {
-        show(&ingested, &memories, &found);
+        show(&shown);
     }
     // Shared servers contain other data too, so their contents are not compared with what was sent.
-    let problems = if args.running { ingested.dead_letters() } else { ingested.missing() };
-    check(problems, &memories, &found)
+    let problems = if args.running { shown.ingested.dead_letters() } else { shown.ingested.missing() };
+    check(problems, &shown)
 }
 
 async fn on_running(settings: &Settings) -> anyhow::Result<Shown> {
@@ -88,10 +94,11 @@ async fn ingest_sample(settings: &Settings, stats: Vec<Arc<Stats>>) -> anyhow::R
         true => step("running sample searches", run_searches(settings)).await?,
         false => Vec::new(),
     };
-    Ok((ingested, memories, found))
+    let consulted = step("asking a group of agents", consult(settings)).await?;
+    Ok(Shown { ingested, memories, found, consulted })
 }
 
-fn show(ingested: &Ingested, memories: &[Memory], found: &[Searched]) {
+fn show(Shown { ingested, memories, found, consulted }: &Shown) {
     let (user, session) = SHOWN;
     let mut table = Table::new([("context", Align::Left), ("value", Align::Left), ("version", Align::Right)]);
     for memory in memories {
@@ -101,6 +108,7 @@ fn show(ingested: &Ingested, memories: &[Memory], found: &[Searched]) {
     outln!("{}", ingested.tables());
     outln!("Contexts of user {user} in PostgreSQL at the end of conversation {session}:\n\n{table}");
     found.iter().for_each(Searched::show);
+    consulted.show();
     let program = this_program();
     outln!("Next steps:");
     outln!("  {program} dev      runs the same servers and workers until Ctrl-C, and prints their addresses");
@@ -108,7 +116,9 @@ fn show(ingested: &Ingested, memories: &[Memory], found: &[Searched]) {
     outln!("  docs/PUBLISHING.md  all requests, with examples");
 }
 
-fn check(mut problems: Vec<String>, memories: &[Memory], found: &[Searched]) -> anyhow::Result<()> {
+fn check(mut problems: Vec<String>, shown: &Shown) -> anyhow::Result<()> {
+    let Shown { memories, found, consulted, .. } = shown;
+    problems.extend(consulted.problems());
     let empty = found.iter().filter(|searched| searched.answer.hits.is_empty());
     problems.extend(empty.map(|searched| format!("no search results for {:?}", searched.query)));
     if memories.is_empty() {

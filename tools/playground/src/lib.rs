@@ -4,6 +4,7 @@
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod demo;
+mod demo_experts;
 mod demo_search;
 pub mod dev;
 pub mod dialogue;

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::command::{
-    ask::AskArgs, audit::AuditArgs, contract::ContractArgs, dead::DeadArgs, keys::KeysArgs,
-    migrate::MigrateArgs, nats::NatsArgs, publish::PublishArgs, recover::RecoverArgs, replay::ReplayArgs,
-    run::RunArgs, security::SecurityArgs, status::StatusArgs, tail::TailArgs, token::TokenArgs,
-    vectors::VectorsArgs,
+    ask::AskArgs, audit::AuditArgs, consensus::ConsensusArgs, contract::ContractArgs, dead::DeadArgs,
+    keys::KeysArgs, migrate::MigrateArgs, nats::NatsArgs, publish::PublishArgs, recover::RecoverArgs,
+    replay::ReplayArgs, run::RunArgs, security::SecurityArgs, status::StatusArgs, tail::TailArgs,
+    token::TokenArgs, vectors::VectorsArgs,
 };
 
 /// Unified memory store of a multi-agent AI platform.
@@ -68,6 +68,8 @@ pub enum Command {
     Replay(ReplayArgs),
     /// Have requests applied again that a restored or promoted database lacks.
     Recover(RecoverArgs),
+    /// Explain and verify what agents agree on.
+    Consensus(ConsensusArgs),
     /// Print a user's events as they happen.
     Tail(TailArgs),
     /// Publish recorded dialogues as requests.

@@ -5,6 +5,7 @@
 pub mod arguments;
 pub mod command;
 pub mod dispatch;
+pub mod dossiers;
 pub mod logging;
 pub mod replay;
 mod server_warnings;

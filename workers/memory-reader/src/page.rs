@@ -76,18 +76,29 @@ pub(crate) fn one_more(limit: i64) -> i64 {
 /// The end of a statement that cuts the rows of its `page` to those that fit into an answer: the first row, and further
 /// rows while the bytes of their values, and of the secrets to be revealed in them, are within a limit. `found` counts
 /// all rows of `page`. The values are serialized one after the other to measure them, and kept only for the rows of the
-/// answer.
+/// answer. A table without secrets needs no name and no `$reveal`.
 macro_rules! within_page {
     ($columns:expr, $size:literal, $table:literal, $order:literal, $reveal:literal, $bytes:literal) => {
+        within_page!(
+            $columns,
+            concat!(
+                $size,
+                " + CASE WHEN ",
+                $reveal,
+                " AND p.is_sensitive THEN (SELECT coalesce(sum(octet_length(e.ciphertext)), 0) FROM encrypted_fields e
+                    WHERE e.user_id = $1 AND e.table_name = '",
+                $table,
+                "' AND e.row_id = p.id) ELSE 0 END"
+            ),
+            $order,
+            $bytes
+        )
+    };
+    ($columns:expr, $size:expr, $order:literal, $bytes:literal) => {
         concat!(
             ", sized AS (SELECT p.*, count(*) OVER () AS found, row_number() OVER in_order AS place, sum(",
             $size,
-            " + CASE WHEN ",
-            $reveal,
-            " AND p.is_sensitive THEN (SELECT coalesce(sum(octet_length(e.ciphertext)), 0) FROM encrypted_fields e
-                WHERE e.user_id = $1 AND e.table_name = '",
-            $table,
-            "' AND e.row_id = p.id) ELSE 0 END) OVER in_order AS bytes FROM page p WINDOW in_order AS (ORDER BY ",
+            ") OVER in_order AS bytes FROM page p WINDOW in_order AS (ORDER BY ",
             $order,
             ")) SELECT ",
             $columns,

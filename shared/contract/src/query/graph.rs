@@ -1,3 +1,4 @@
+use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -8,7 +9,8 @@ use crate::number::Bounded;
 use crate::value::{Name, Text};
 
 /// Walks the knowledge graph from a node along its relations, to a depth. Each node is returned once, at the smallest
-/// depth at which it is reached, so that cycles end.
+/// depth at which it is reached, so that cycles end. Nodes that are not valid at the time are neither returned nor passed
+/// through.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GraphWalk {
@@ -20,6 +22,9 @@ pub struct GraphWalk {
     /// Follow only relations of this type.
     #[serde(default)]
     pub relation_type: Option<Text<1, 128>>,
+    /// The graph of this time: nodes that were valid then, and relations that existed. Absent: the graph of now.
+    #[serde(default, deserialize_with = "crate::time::read")]
+    pub as_of: Option<DateTime<Utc>>,
     /// The maximum number of relations from the start.
     #[serde(default = "three")]
     pub depth: Bounded<0, 8>,
@@ -65,6 +70,10 @@ pub struct GraphNode {
     pub validation_status: String,
     /// How strongly the agents agree, 0 to 1.
     pub consensus_score: f64,
+    /// From when it is valid.
+    pub valid_from: DateTime<Utc>,
+    /// Until when it was valid. Absent: it still is.
+    pub valid_to: Option<DateTime<Utc>>,
     /// The number of relations from the start.
     pub depth: i32,
 }

@@ -13,10 +13,13 @@ mod agent;
 mod context;
 mod conversation;
 mod event;
+mod expert_conversation;
 mod graph;
+mod node;
 mod router;
 mod search;
 mod session;
+mod task;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
@@ -26,10 +29,13 @@ pub use agent::*;
 pub use context::*;
 pub use conversation::*;
 pub use event::*;
+pub use expert_conversation::*;
 pub use graph::*;
+pub use node::*;
 pub use router::*;
 pub use search::*;
 pub use session::*;
+pub use task::*;
 
 use crate::malformed::Malformed;
 use crate::number::Bounded;
@@ -161,6 +167,11 @@ queries! {
     AgentContextList,
     RouterAnalytics,
     GraphWalk,
+    NodeList,
+    NodeDossier,
+    AgentList,
+    TaskList,
+    ExpertConversationRead,
     SearchSimilar,
     EventList,
 }

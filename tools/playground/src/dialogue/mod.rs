@@ -5,6 +5,7 @@
 //! into requests. Both are deterministic: the same file yields the same requests with the same ids, so loading it again
 //! has no effect.
 
+mod experts;
 mod prepare;
 mod read;
 mod requests;

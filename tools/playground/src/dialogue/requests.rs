@@ -8,6 +8,7 @@ use contract::{
 use serde_json::json;
 use uuid::Uuid;
 
+use super::experts;
 use super::prepare::{ACCOUNT_SERVICE, Out, Prepared, Slots, id, object};
 use super::sample::{self, Person};
 use super::{Corpus, Dialogue, DialogueError, Frame, NO_INTENT, Speaker};
@@ -79,6 +80,9 @@ impl Mapper {
         let Mapping { session_id, memory, .. } = mapping;
         if self.corpus == Corpus::Sample {
             sample::add_follow_ups(dialogue, &session_id, &memory.slots, self.dialogues, &mut out)?;
+            if self.dialogues == 1 {
+                experts::add(&mut out)?;
+            }
         }
         out.add(Request::SessionClose(SessionClose { session_id }), &[&dialogue.dialogue_id], false)?;
         Ok(out.requests)

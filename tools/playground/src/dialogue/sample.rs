@@ -292,6 +292,6 @@ fn agents(dialogue: &Dialogue, session_id: &SessionId, settled: &Slots, out: &mu
 }
 
 /// Converts JSON to a contract type that can only be constructed by deserializing.
-fn read<T: DeserializeOwned>(value: Value) -> Result<T, String> {
+pub(super) fn read<T: DeserializeOwned>(value: Value) -> Result<T, String> {
     serde_json::from_value(value).map_err(|error| error.to_string())
 }

@@ -2,6 +2,7 @@
 
 pub mod ask;
 pub mod audit;
+pub mod consensus;
 pub mod contract;
 pub mod dead;
 pub mod keys;

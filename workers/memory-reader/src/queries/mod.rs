@@ -1,13 +1,17 @@
 //! The queries and their SQL, with one file per noun.
 
 mod agent;
+mod agent_context;
 mod context;
 mod conversation;
 mod event;
+mod expert_conversation;
 mod graph;
+mod node;
 mod router;
 mod search;
 mod session;
+mod task;
 
 use contract::{Malformed, Query};
 
@@ -23,9 +27,14 @@ pub(crate) fn validate(query: Query) -> Result<Box<dyn AnyQuery>, Malformed> {
         Query::ContextList(query) => any::<context::List>(query),
         Query::ContextGet(query) => any::<context::Get>(query),
         Query::ConversationRead(query) => any::<conversation::Read>(query),
-        Query::AgentContextList(query) => any::<agent::List>(query),
+        Query::AgentContextList(query) => any::<agent_context::List>(query),
         Query::RouterAnalytics(query) => any::<router::Analytics>(query),
         Query::GraphWalk(query) => any::<graph::Walk>(query),
+        Query::NodeList(query) => any::<node::List>(query),
+        Query::NodeDossier(query) => any::<node::Dossier>(query),
+        Query::AgentList(query) => any::<agent::List>(query),
+        Query::TaskList(query) => any::<task::List>(query),
+        Query::ExpertConversationRead(query) => any::<expert_conversation::Read>(query),
         Query::SearchSimilar(query) => any::<search::Search>(query),
         Query::EventList(query) => any::<event::List>(query),
     }

@@ -77,7 +77,7 @@ pub async fn execute(args: StatusArgs, settings: &Settings) -> anyhow::Result<()
     if let Part::Available(nats) = &status.nats {
         anyhow::ensure!(
             nats.missing.is_empty(),
-            "NATS lacks {}; `memfleet nats apply` creates streams and consumers",
+            "NATS lacks {}; `memfleet nats apply` creates what is missing",
             nats.missing.join(", ")
         );
     }

@@ -1,0 +1,227 @@
+//! The group of experts that `memfleet demo` asks about an allotment, and the dossier of one of their answers.
+
+use anyhow::Context;
+use cli::outln;
+use cli::table::{Align, Table};
+use cli::tokens::Tokens;
+use client::{Client, ClientOptions, User};
+use config::Settings;
+use consensus::{Dossier, render};
+use contract::{
+    AgentConfigure, ExpertConversationStart, NodeDossier, NodeDossierAnswer, RequestType, ResponseSubmit,
+    TaskDelegate, TaskList,
+};
+use futures::future::try_join_all;
+use runtime::broker;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, from_value, json};
+use uuid::Uuid;
+
+/// Who has the allotment.
+const USER: i32 = 1;
+/// The service that asks.
+const SERVICE: &str = "expert-group";
+const SESSION: &str = "garden-experts";
+/// The agent that asks the others.
+const HEAD: &str = "head-gardener";
+
+/// Agents, and the family of the model that each runs on.
+const EXPERTS: [(&str, &str); 10] = [
+    ("basil", "gpt"),
+    ("thyme", "gpt"),
+    ("dill", "gpt"),
+    ("chive", "gpt"),
+    ("willow", "claude"),
+    ("clover", "gemini"),
+    ("fern", "llama"),
+    ("sorrel", "mistral"),
+    ("moss", "qwen"),
+    ("yarrow", "deepseek"),
+];
+
+/// A question, and who answers what.
+struct Question {
+    key: &'static str,
+    text: &'static str,
+    answers: &'static [Answer],
+}
+
+/// Agent, text, claim, confidence, source.
+struct Answer(&'static str, &'static str, Option<&'static str>, f64, &'static str);
+
+/// The first is answered by four agents of one family alone, the second evenly, the third by many with one dissenter.
+const QUESTIONS: [Question; 3] = [
+    Question {
+        key: "walnut-compost",
+        text: "May walnut leaves go into the lowest third of the beds?",
+        answers: &[
+            Answer("basil", "Yes, if they are half rotten.", Some("true"), 0.9, "forum:allotments"),
+            Answer("thyme", "Yes.", Some("true"), 0.9, "forum:allotments"),
+            Answer("dill", "Yes, after some months in a heap.", Some("true"), 0.8, "forum:compost"),
+            Answer("chive", "They may.", Some("true"), 0.9, "forum:allotments"),
+        ],
+    },
+    Question {
+        key: "sow-peas",
+        text: "In which month are the peas to be sown?",
+        answers: &[
+            Answer("willow", "In March, under fleece.", Some(r#"{"month": 3}"#), 0.7, "book:the-pea"),
+            Answer("fern", "Peas stand frost: March.", Some(r#"{"month": 3}"#), 0.8, "leaflet:seed-packet"),
+            Answer("clover", "Wait for April.", Some(r#"{"month": 4}"#), 0.8, "calendar:2026"),
+            Answer(
+                "sorrel",
+                "The soil is too cold before April.",
+                Some(r#"{"month": 4}"#),
+                0.6,
+                "record:soil",
+            ),
+        ],
+    },
+    Question {
+        key: "soil",
+        text: "How many cubic metres of soil fill four beds of 1.2 by 2.4 metres, 30 cm deep, if the lowest third is twigs and leaves?",
+        answers: &[
+            Answer("basil", "About 2.3 cubic metres.", Some(r#"{"cubic_metres": 2.3}"#), 0.9, "sum:basil"),
+            Answer("thyme", "2.3, as basil says.", Some(r#"{"cubic_metres": 2.3}"#), 0.9, "sum:basil"),
+            Answer("willow", "3.456 less a third: 2.3.", Some(r#"{"cubic_metres": 2.3}"#), 0.9, "sum:willow"),
+            Answer("clover", "Order 2.3 cubic metres.", Some(r#"{"cubic_metres": 2.3}"#), 0.8, "sum:clover"),
+            Answer("fern", "Some 2.3.", Some(r#"{"cubic_metres": 2.3}"#), 0.7, "sum:fern"),
+            Answer("sorrel", "2.3, and a wheelbarrow.", Some(r#"{"cubic_metres": 2.3}"#), 0.9, "sum:sorrel"),
+            Answer("moss", "3.5 cubic metres.", Some(r#"{"cubic_metres": 3.5}"#), 1.0, "sum:moss"),
+            Answer("yarrow", "I do not know.", None, 0.1, "garden:yarrow"),
+        ],
+    },
+];
+
+/// What became of the questions.
+pub struct Consulted {
+    answers: Vec<(&'static str, NodeDossierAnswer)>,
+}
+
+/// Configures the agents, asks them the questions, submits their answers, and reads the dossiers of the nodes these became.
+/// Done again, it changes nothing.
+///
+/// # Errors
+/// If a request or a query fails.
+pub async fn consult(settings: &Settings) -> anyhow::Result<Consulted> {
+    let connection = broker::connect(&settings.nats, SERVICE).await?;
+    let options = ClientOptions::new(&settings.nats.url, SERVICE.parse().context("invalid service name")?);
+    let tokens = Tokens::open(settings, None).await?.of_service(options.service.clone());
+    let user = Client::over(connection, tokens, &options)?.user(USER);
+    user.authorize().await?;
+    let configured = EXPERTS.iter().map(|(agent, family)| configure(&user, agent, family));
+    try_join_all(configured).await?;
+    let agents: Vec<&str> = EXPERTS.iter().map(|(agent, _)| *agent).collect();
+    let title = "Experts about Marlene's allotment";
+    let start = json!({ "session_id": SESSION, "conversation_title": title, "participating_agents": agents });
+    send::<ExpertConversationStart>(&user, start).await?;
+    let mut answers = Vec::with_capacity(QUESTIONS.len());
+    for question in &QUESTIONS {
+        ask(&user, question).await?;
+        answers.push((question.text, read(&user, question).await?));
+    }
+    Ok(Consulted { answers })
+}
+
+/// Sends a request and waits until it is committed.
+async fn send<R: RequestType + DeserializeOwned>(user: &User, body: Value) -> anyhow::Result<()> {
+    user.send(from_value::<R>(body)?).await?;
+    Ok(())
+}
+
+async fn configure(user: &User, agent: &str, family: &str) -> anyhow::Result<()> {
+    let body = json!({
+        "agent_id": agent, "agent_type": "expert", "agent_role": "gardener", "assigned_llm": format!("{family}-large"),
+        "model_provider": "other", "model_family": family,
+    });
+    send::<AgentConfigure>(user, body).await
+}
+
+/// The same for the same name, so that a demo on running servers can be repeated.
+fn id(name: &str) -> Uuid {
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("memfleet demo {name}").as_bytes())
+}
+
+async fn ask(user: &User, question: &Question) -> anyhow::Result<()> {
+    let Question { key, text, answers } = question;
+    let agents: Vec<&str> = answers.iter().map(|answer| answer.0).collect();
+    let body = json!({
+        "task_id": id(key), "session_id": SESSION, "pm_agent_id": HEAD, "question": text, "agents": agents,
+        // Whoever abstains gives no answer: such a task closes when all have responded.
+        "quorum": answers.iter().filter(|answer| answer.2.is_some()).count(), "task_kind": "gardening",
+        "node_type": "garden", "node_key": key, "semantic_tags": ["allotment"],
+    });
+    send::<TaskDelegate>(user, body).await?;
+    // The one who abstains responds first, so that the last answer does not come after the close.
+    let (silent, speaking): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.2.is_none());
+    for answers in [silent, speaking] {
+        try_join_all(answers.into_iter().map(|answer| respond(user, key, answer))).await?;
+    }
+    Ok(())
+}
+
+async fn respond(user: &User, key: &str, answer: &Answer) -> anyhow::Result<()> {
+    let Answer(agent, text, claim, confidence, source) = answer;
+    let claim: Option<Value> = claim.map(serde_json::from_str).transpose()?;
+    let body = json!({
+        "response_id": id(&format!("{key} {agent}")), "task_id": id(key), "session_id": SESSION, "agent_id": agent,
+        "response_text": text, "claim": claim, "confidence": confidence, "evidence": [{ "source": source }],
+    });
+    send::<ResponseSubmit>(user, body).await
+}
+
+/// The node that the answers became, with its dossier.
+async fn read(user: &User, question: &Question) -> anyhow::Result<NodeDossierAnswer> {
+    let task = id(question.key);
+    let listed = user.query(from_value::<TaskList>(json!({ "session_id": SESSION }))?).await?;
+    let node = listed.tasks.into_iter().find(|listed| listed.task_id == task).and_then(|task| task.node_id);
+    let node = node.with_context(|| format!("the question {:?} has no answer", question.text))?;
+    Ok(user.query(NodeDossier { node_id: node }).await?)
+}
+
+impl Consulted {
+    /// Questions without a dossier that can be read.
+    pub fn problems(&self) -> Vec<String> {
+        let unanswered = self.answers.iter().filter(|(_, answer)| dossier(answer).is_none());
+        unanswered.map(|(question, _)| format!("no dossier for {question:?}")).collect()
+    }
+
+    /// Prints the questions with their answers, and the dossier of the last.
+    pub fn show(&self) {
+        let mut table = Table::new([
+            ("status", Align::Left),
+            ("score", Align::Right),
+            ("question", Align::Left),
+            ("leading answers", Align::Left),
+        ]);
+        for (question, answer) in &self.answers {
+            let Some(dossier) = dossier(answer) else { continue };
+            let leaders = dossier.clusters.iter().take(dossier.outcome.leaders.len());
+            let leaders: Vec<&str> = leaders.map(|cluster| cluster.answer.as_str()).collect();
+            table.row([
+                answer.node.validation_status.to_string(),
+                format!("{:.3}", dossier.score()),
+                shortened(question),
+                shortened(&leaders.join(" / ")),
+            ]);
+        }
+        outln!("A group of {} experts was asked {} questions:\n\n{table}", EXPERTS.len(), self.answers.len());
+        if let Some(dossier) = self.answers.last().and_then(|(_, answer)| dossier(answer)) {
+            outln!(
+                "The dossier of the last answer, which `memfleet consensus explain NODE` prints:\n\n{}",
+                render(&dossier)
+            );
+        }
+    }
+}
+
+fn dossier(answer: &NodeDossierAnswer) -> Option<Dossier> {
+    serde_json::from_str(answer.dossier.as_ref()?.content.as_str()).ok()
+}
+
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(60) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}

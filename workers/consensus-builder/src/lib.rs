@@ -1,0 +1,137 @@
+//! Turns the answers of many agents into validated knowledge.
+//!
+//! It processes the stream `CONSENSUS`: configurations of agents, their conversations, the tasks that are delegated to them,
+//! their responses, proposed knowledge, relations, and verdicts. The response that is the last one needed closes its task, in
+//! the same transaction (`store/close.rs`): the latest response of each agent is frozen, `shared/consensus` computes a dossier
+//! from them, and a node of the knowledge graph gets the answer. A node is never overwritten: a validated one ends the
+//! validity of the one before it (`store/nodes.rs`).
+//!
+//! Of the tasks that a batch concerns, the rows are locked first, in the order of their keys. So two replicas that have the
+//! last two responses of one task close it once.
+//!
+//! Two jobs run by ticks: `consensus-close` closes tasks that are past their deadline (`store/deadline.rs`), and
+//! `consensus-reestimate` estimates from closed tasks how often each agent is right (`store/reestimate.rs`).
+//!
+//! Texts without a claim are embedded before the transaction (`prepare.rs`). Without an embedder, texts are the same if they
+//! are equal.
+
+pub mod inputs;
+mod item;
+mod prepare;
+mod store;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ::store::{Connection, Fault};
+use config::Settings;
+use consensus::Rules;
+use contract::{CONSENSUS_BUILDER, WorkerInfo};
+use embed::Embedder;
+use keys::DataKeys;
+use runtime::{Dependency, Ended, ExternalWorker, ProbeResults, Verdict, Written};
+
+pub use item::{ConsensusItem, Job};
+pub use prepare::Prepared;
+
+pub(crate) type Message = runtime::Message<ConsensusItem>;
+
+/// The worker.
+#[derive(Debug)]
+pub struct ConsensusBuilder {
+    rules: Arc<Rules>,
+    embedder: Option<Embedder>,
+    /// The error of the embedder when it was last used; `None` if it succeeded.
+    embedder_problem: Mutex<Option<String>>,
+}
+
+/// The worker cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The embedder cannot be used as configured.
+    #[error("consensus-builder cannot start: {0}")]
+    Embedder(#[from] embed::EmbedError),
+    /// The rules cannot be read.
+    #[error("consensus-builder cannot start: {0}")]
+    Rules(#[from] consensus::RulesError),
+}
+
+impl ConsensusBuilder {
+    /// Opens the embedder, if one is configured.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn open(settings: &Settings) -> Result<Self, OpenError> {
+        Ok(Self {
+            rules: Arc::new(Rules::current()?),
+            embedder: Embedder::open(&settings.embedder).await?,
+            embedder_problem: Mutex::default(),
+        })
+    }
+
+    fn embedder_is(&self, problem: Option<String>) {
+        *self.embedder_problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+}
+
+impl ExternalWorker for ConsensusBuilder {
+    const INFO: &'static WorkerInfo = &CONSENSUS_BUILDER;
+    type Item = ConsensusItem;
+    type Prepared = Prepared;
+    type Finding = ();
+
+    async fn probe(&self) -> ProbeResults {
+        if self.embedder.is_none() {
+            return ProbeResults::new();
+        }
+        let problem = self.embedder_problem.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        vec![(Dependency::Embedder, problem.map_or(Ok(()), Err))]
+    }
+
+    async fn prepare<'a>(&'a self, batch: &'a [&'a Message], _: &'a [&'a str]) -> Result<Prepared, Fault> {
+        let prepared = prepare::prepare(self.embedder.as_ref(), batch).await;
+        self.embedder_is(prepared.as_ref().err().map(ToString::to_string));
+        prepared
+    }
+
+    fn join(&self, one: Prepared, other: Prepared) -> Prepared {
+        one.with(other)
+    }
+
+    async fn write<'a>(
+        &'a self,
+        connection: &'a mut Connection,
+        batch: &'a [&'a Message],
+        _: &'a DataKeys,
+        prepared: &'a Prepared,
+    ) -> Result<Written<()>, Fault> {
+        let verdicts = match batch {
+            // A tick is a batch of its own.
+            [tick] if matches!(tick.request, ConsensusItem::Tick(_)) => {
+                vec![self.tick(connection, tick).await?]
+            }
+            requests => store::write(connection, &self.rules, requests, prepared).await?,
+        };
+        Ok(Written { verdicts, findings: Vec::new() })
+    }
+
+    async fn clean_up<'a>(
+        &'a self,
+        _: &'a [Ended<'a, ConsensusItem, ()>],
+        _: &'a Prepared,
+    ) -> Result<(), Fault> {
+        Ok(())
+    }
+}
+
+impl ConsensusBuilder {
+    async fn tick(&self, connection: &mut Connection, tick: &Message) -> Result<Verdict, Fault> {
+        let ConsensusItem::Tick(job) = tick.request else { return Ok(Verdict::unchanged(tick)) };
+        let events = match job {
+            Job::Close => store::deadline::close_due(connection, &self.rules, tick.request_id).await?,
+            Job::Reestimate => {
+                store::reestimate::reestimate(connection, &self.rules, tick.request_id).await?
+            }
+        };
+        Ok(if events.is_empty() { Verdict::unchanged(tick) } else { Verdict::Applied(events) })
+    }
+}
