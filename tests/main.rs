@@ -19,6 +19,7 @@ mod consensus_close;
 mod consensus_crash;
 mod consensus_jobs;
 mod consensus_requests;
+mod consensus_texts;
 mod context_writer;
 mod crash;
 mod delivery;
