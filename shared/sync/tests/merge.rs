@@ -77,6 +77,20 @@ fn of_two_preferences_the_later_one_stays_and_the_other_is_on_record() {
 }
 
 #[test]
+fn a_conflict_is_on_record_once() {
+    let (mut world, plan) = concurrent("p", None, Some(r#"{"a":1}"#), Some(r#"{"a":2}"#));
+    only(&plan);
+    // The two values of `a` are still side by side when the next write crosses.
+    world.put(0, "p", r#"{"a":2,"b":1}"#);
+    let plan = world.sync(0, 1);
+    assert_eq!((plan.writes.len(), plan.conflicts), (1, vec![]));
+    // A third value of it is a new conflict.
+    world.put(0, "p", r#"{"a":3,"b":1}"#);
+    world.put(1, "p", r#"{"a":4,"b":1}"#);
+    assert_eq!(only(&world.sync(0, 1)).lost[0].value, Some(json("3")));
+}
+
+#[test]
 fn the_later_one_is_the_one_that_knew_whatever_the_clocks_say() {
     let mut world = World::new(2);
     world.put(0, "p", "1");
