@@ -9,6 +9,7 @@
 //! deleted.
 
 mod catalogue;
+mod certificates;
 mod change;
 mod config;
 mod document;
@@ -19,6 +20,7 @@ mod permission;
 mod plan;
 mod service;
 
+pub use certificates::make_certificates;
 pub use change::{Change, FieldChange, Target};
 pub use document::{Document, documents};
 pub use file::{Consumer, Stream, Topology};
@@ -26,6 +28,8 @@ pub use missing::{Missing, missing};
 pub use nkeys::make_nkeys;
 pub use permission::{API_PREFIX, Account, INCLUDED_NKEYS, Identity, identities, render, variable};
 pub use service::Service;
+
+use std::path::Path;
 
 use async_nats::jetstream;
 
@@ -90,6 +94,10 @@ pub async fn apply(broker: &jetstream::Context, topology: &Topology) -> Result<V
         done.extend(step.changes);
     }
     Ok(done)
+}
+
+pub(crate) fn unreadable(path: &Path, problem: &str) -> TopologyError {
+    TopologyError::Unreadable { path: path.display().to_string(), problem: problem.to_owned() }
 }
 
 pub(crate) fn invalid(file: &str, problem: String) -> TopologyError {
