@@ -14,6 +14,7 @@ mod bench;
 mod chaos;
 mod cli;
 mod client_library;
+mod cluster;
 mod configuration;
 mod context_writer;
 mod crash;

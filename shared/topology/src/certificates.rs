@@ -6,7 +6,8 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -25,11 +26,16 @@ const CLOCK_SKEW: Duration = Duration::hours(1);
 /// # Errors
 /// [`TopologyError::Invalid`] for a host that can be in no certificate or a CA key that is none,
 /// [`TopologyError::Unreadable`] if a file cannot be read or written or only one half of the CA exists.
-pub fn make_certificates(folder: &Path, hosts: &[String], life: std::time::Duration) -> Result<(), TopologyError> {
+pub fn make_certificates(
+    folder: &Path,
+    hosts: &[String],
+    life: std::time::Duration,
+) -> Result<(), TopologyError> {
     std::fs::create_dir_all(folder).map_err(|error| unreadable(folder, &error.to_string()))?;
     let issuer = authority(folder)?;
     let mut server = parameters(hosts, "memfleet server", life.try_into().unwrap_or(AUTHORITY_LIFE))?;
-    server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    server.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     server.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
     server.use_authority_key_identifier_extension = true;
     let key = KeyPair::generate().map_err(|error| failed(&error))?;
@@ -66,8 +72,7 @@ fn authority(folder: &Path) -> Result<Issuer<'static, KeyPair>, TopologyError> {
     }
 }
 
-const HALF: &str =
-    "missing, while the other half of the CA is there; restore it, or remove both files and replace the CA everywhere";
+const HALF: &str = "missing, while the other half of the CA is there; restore it, or remove both files and replace the CA everywhere";
 
 fn parameters(hosts: &[String], name: &str, life: Duration) -> Result<CertificateParams, TopologyError> {
     let mut parameters = CertificateParams::new(hosts.to_vec())
