@@ -17,6 +17,7 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use crate::support::program::{signal, start_worker};
+use crate::support::publish_until_stored;
 use crate::support::raw_nats::{RawPublisher, block};
 
 const USERS: i32 = 30;
@@ -73,27 +74,6 @@ impl Published {
             if *is_good { &mut self.good } else { &mut self.bad }.push(request.id);
         }
         requests.into_iter().map(|(_, request)| request).collect()
-    }
-}
-
-/// Publishes as a careful publisher does: again, with the same id, until the broker has stored it.
-async fn publish(fixture: &Fixture, requests: Vec<RequestMessage>) {
-    for request in requests {
-        loop {
-            let sent = fixture.jetstream.publish_with_headers(
-                request.subject.clone(),
-                request.header_map(),
-                request.body.clone().into(),
-            );
-            let stored = match sent.await {
-                Ok(acknowledged) => acknowledged.await.is_ok(),
-                Err(_) => false,
-            };
-            if stored {
-                break;
-            }
-            sleep(Duration::from_millis(100)).await;
-        }
     }
 }
 
@@ -168,7 +148,7 @@ async fn fail(
                 .map(|_| request("context.put", 1, json!({ "unknown": "x".repeat(50_000) })))
                 .collect();
             published.bad.extend(flood.iter().map(|request| request.id));
-            publish(fixture, flood).await;
+            publish_until_stored(fixture, flood).await;
             "malformed messages"
         }
     }
@@ -213,14 +193,14 @@ async fn nothing_is_lost_doubled_or_held_up_whatever_fails() {
     let (mut random, mut published) = (fastrand::Rng::with_seed(seed), Published::default());
     let opened: Vec<RequestMessage> = (1..=USERS).flat_map(|id| [user(id), session(id, "s")]).collect();
     published.good.extend(opened.iter().map(|request| request.id));
-    publish(&fixture, opened).await;
+    publish_until_stored(&fixture, opened).await;
     let mut fleet = Fleet::start(&fixture);
     let (since, mut faults) = (Instant::now(), BTreeMap::<&str, u32>::new());
     while since.elapsed() < Duration::from_secs(minutes * 60) {
         let until = Instant::now() + BETWEEN_FAULTS;
         while Instant::now() < until {
             let requests = published.next(&mut random);
-            publish(&fixture, requests).await;
+            publish_until_stored(&fixture, requests).await;
         }
         let fault = fail(&mut fixture, &mut fleet, &mut random, &mut published).await;
         *faults.entry(fault).or_default() += 1;

@@ -14,6 +14,7 @@ mod bench;
 mod chaos;
 mod cli;
 mod client_library;
+mod cluster;
 mod configuration;
 mod consensus_close;
 mod consensus_crash;

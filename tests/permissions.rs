@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use async_nats::{Client, jetstream};
 use context_writer::ContextWriter;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use runtime::{Readiness, broker};
 use serde_json::{Value, json};
 use testkit::{Fixture, RequestMessage, context, eventually, next, session, token, user};
@@ -97,25 +96,6 @@ async fn a_service_gets_its_tokens_over_the_broker_and_nobody_elses() {
     running.await.expect("no panic").expect("a clean end");
 }
 
-/// A file with the certificate of a server at 127.0.0.1, its key, and the certificate of who signed it.
-fn certificates(folder: &Path) -> [String; 3] {
-    let authority_key = KeyPair::generate().expect("a key");
-    let mut authority = CertificateParams::default();
-    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let signed = authority.self_signed(&authority_key).expect("a certificate");
-    let issuer = Issuer::new(authority, authority_key);
-    let key = KeyPair::generate().expect("a key");
-    let server = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("a name");
-    let server = server.signed_by(&key, &issuer).expect("a certificate");
-    [("server.pem", server.pem()), ("server.key", key.serialize_pem()), ("ca.pem", signed.pem())].map(
-        |(name, text)| {
-            let file = folder.join(name);
-            std::fs::write(&file, text).expect("a file");
-            file.to_str().expect("a path").to_owned()
-        },
-    )
-}
-
 /// nats/server.conf as it is shipped, but for where it listens and keeps its data.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_shipped_configuration_encrypts_what_travels_and_what_is_kept() {
@@ -128,17 +108,17 @@ async fn the_shipped_configuration_encrypts_what_travels_and_what_is_kept() {
     let (topology, services) = (Topology::shipped().unwrap(), Service::shipped().unwrap());
     let public = topology::make_nkeys(&path("nkeys"), &identities(&services)).expect("keys");
     std::fs::write(path("nkeys.conf"), public).expect("a file");
-    let [certificate, key, authority] = certificates(folder.path());
+    topology::make_certificates(folder.path(), &["127.0.0.1".to_owned()], Duration::from_secs(3_600))
+        .expect("files");
     let program = stack::Programs::find().expect("the servers' programs").nats_server;
     let mut server = tokio::process::Command::new(program);
     server.arg("-c").arg(path("server.conf")).arg("--ports_file_dir").arg(folder.path());
     server.args(["-a", "127.0.0.1", "-p", "-1"]).kill_on_drop(true);
     server.env("MEMFLEET_JS_DIR", path("data")).env("MEMFLEET_WS_LISTEN", "127.0.0.1:-1");
     server.env("MEMFLEET_SERVER_NAME", "n1").env("MEMFLEET_JS_KEY", "a-key-for-the-disk");
-    server
-        .env("MEMFLEET_TLS_CERT", certificate)
-        .env("MEMFLEET_TLS_KEY", key)
-        .env("MEMFLEET_TLS_CA", &authority);
+    for (variable, file) in [("CERT", "server.pem"), ("KEY", "server.key"), ("CA", "ca.pem")] {
+        server.env(format!("MEMFLEET_TLS_{variable}"), path(file));
+    }
     let server = server.stdout(std::process::Stdio::null()).spawn().expect("a server");
     let ports = path(&format!("nats-server_{}.ports", server.id().expect("a process")));
     let port = eventually("the server says its port", async || {
@@ -154,7 +134,7 @@ async fn the_shipped_configuration_encrypts_what_travels_and_what_is_kept() {
     };
     // Who signed the server's certificate is not known, or another one is.
     assert!(broker::connect_operator(&settings, "test").await.is_err());
-    settings.ca_file = Some(authority);
+    settings.ca_file = Some(path("ca.pem").to_str().expect("a path").to_owned());
     let client = broker::connect_operator(&settings, "test").await.expect("an encrypted connection");
     let jetstream = jetstream::new(client);
     topology::apply(&jetstream, &topology).await.expect("streams and consumers");

@@ -2,12 +2,14 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use context_writer::ContextWriter;
-use testkit::{Fixture, requests_for_all_tables};
+use testkit::{Fixture, RequestMessage, requests_for_all_tables};
 
 pub mod broker;
 pub mod consensus;
+pub mod cluster;
 pub mod encryption;
 pub mod http;
 pub mod memories;
@@ -52,4 +54,25 @@ pub async fn two_users() -> Fixture {
     fixture.process(ContextWriter, [1, 2].into_iter().flat_map(requests_for_all_tables)).await;
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
     fixture
+}
+
+/// Publishes as a careful publisher does: again, with the same id, until the broker has stored it.
+pub async fn publish_until_stored(fixture: &Fixture, requests: Vec<RequestMessage>) {
+    for request in requests {
+        loop {
+            let sent = fixture.jetstream.publish_with_headers(
+                request.subject.clone(),
+                request.header_map(),
+                request.body.clone().into(),
+            );
+            let stored = match sent.await {
+                Ok(acknowledged) => acknowledged.await.is_ok(),
+                Err(_) => false,
+            };
+            if stored {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! Connects as a worker, a service or the operator.
 
+use std::time::Duration;
+
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use config::{NatsSettings, without_password};
 use percent_encoding::percent_decode_str;
@@ -15,6 +17,10 @@ pub struct ConnectError {
     url: String,
     problem: String,
 }
+
+/// Interval at which a silent connection is probed. After the third probe without an answer, 10 to 15 seconds after the last
+/// sign of life, the client connects to another server: one whose machine or network fails closes nothing.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Connects once, as a worker or a service. Its name appears in the server's list of connections, in the inbox prefix
 /// (`_INBOX.<name>`) and in the path of its nkey. The client reconnects automatically if the connection breaks.
@@ -41,6 +47,7 @@ async fn connect_as(settings: &NatsSettings, identity: &str, name: &str) -> Resu
     let mut options = ConnectOptions::new()
         .name(format!("memfleet {name}"))
         .custom_inbox_prefix(format!("_INBOX.{name}"))
+        .ping_interval(PING_INTERVAL)
         // The relay connects to the server meanwhile.
         .connection_timeout(CONNECT_TIMEOUT * 2);
     if let Some(file) = &settings.credentials_file {

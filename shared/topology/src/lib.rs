@@ -9,6 +9,7 @@
 //! deleted.
 
 mod catalogue;
+mod certificates;
 mod change;
 mod config;
 mod document;
@@ -20,6 +21,7 @@ mod plan;
 mod schedule;
 mod service;
 
+pub use certificates::make_certificates;
 pub use change::{Change, FieldChange, Target};
 pub use document::{Document, documents};
 pub use file::{Consumer, Stream, Topology};
@@ -27,6 +29,8 @@ pub use missing::{Missing, missing};
 pub use nkeys::make_nkeys;
 pub use permission::{API_PREFIX, Account, INCLUDED_NKEYS, Identity, identities, render, variable};
 pub use service::Service;
+
+use std::path::Path;
 
 use async_nats::jetstream;
 
@@ -96,6 +100,10 @@ pub async fn apply(broker: &jetstream::Context, topology: &Topology) -> Result<V
         done.push(change);
     }
     Ok(done)
+}
+
+pub(crate) fn unreadable(path: &Path, problem: &str) -> TopologyError {
+    TopologyError::Unreadable { path: path.display().to_string(), problem: problem.to_owned() }
 }
 
 pub(crate) fn invalid(file: &str, problem: String) -> TopologyError {

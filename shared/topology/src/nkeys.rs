@@ -6,8 +6,8 @@ use std::path::Path;
 
 use nkeys::KeyPair;
 
-use crate::TopologyError;
 use crate::permission::{Identity, variable};
+use crate::{TopologyError, unreadable};
 
 /// Creates an nkey for every identity that has none in the folder yet, in a file `<name>.nk` that only its owner can
 /// read. Returns `nkeys.conf`: the public keys, for the server's configuration.
@@ -25,10 +25,6 @@ pub fn make_nkeys(folder: &Path, identities: &[Identity]) -> Result<String, Topo
         let _ = writeln!(public, "{}: {}", variable(&identity.name), key.public_key());
     }
     Ok(public)
-}
-
-fn unreadable(path: &Path, problem: &str) -> TopologyError {
-    TopologyError::Unreadable { path: path.display().to_string(), problem: problem.to_owned() }
 }
 
 fn key_in(file: &Path) -> Result<KeyPair, TopologyError> {

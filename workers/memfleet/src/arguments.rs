@@ -58,7 +58,8 @@ pub enum Command {
     Demo(playground::demo::DemoArgs),
     /// Apply or roll back database migrations; create monthly partitions.
     Migrate(MigrateArgs),
-    /// Create and update JetStream streams and consumers; generate NATS accounts and keys.
+    /// Create and update JetStream streams and consumers; generate NATS accounts, keys and
+    /// certificates.
     Nats(NatsArgs),
     /// Publish requests from a file or standard input.
     Publish(PublishArgs),

@@ -1,6 +1,7 @@
 //! `memfleet nats`
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 use async_nats::jetstream;
@@ -11,7 +12,9 @@ use config::Settings;
 use runtime::broker;
 use topology::{Change, Document, INCLUDED_NKEYS, Service, Topology};
 
-/// Creates and updates the broker's streams and consumers, and generates its accounts and keys.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Creates and updates the broker's streams and consumers, and generates its accounts, keys and certificates.
 ///
 /// Streams and consumers are derived from the workers of this program; `--dir` reads them from files instead. Only
 /// fields set there are compared and changed. Nothing is ever deleted, and applying twice changes nothing the second
@@ -51,6 +54,22 @@ enum Action {
         /// Folder for the private keys, one file <name>.nk each. Give each service and worker only its own file.
         #[arg(value_name = "DIR")]
         dir: PathBuf,
+    },
+    /// Create a certificate for the NATS servers with these names: server.pem and server.key, signed by ca.pem.
+    ///
+    /// The CA (ca.pem, ca.key) is created if it is missing and is kept otherwise; earlier server files are replaced. Give
+    /// the servers server.pem, server.key and ca.pem, the clients ca.pem (nats.ca_file). Keep ca.key apart from all of
+    /// them.
+    Certificates {
+        /// Folder for the files.
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+        /// A name or an IP address by which clients or other servers reach a server; may be repeated.
+        #[arg(long, value_name = "HOST", required = true)]
+        host: Vec<String>,
+        /// Days until the certificate expires.
+        #[arg(long, value_name = "DAYS", default_value_t = 825, value_parser = clap::value_parser!(u16).range(1..=3650))]
+        days: u16,
     },
     /// Show the differences, then create and update streams and consumers.
     Apply {
@@ -102,6 +121,11 @@ pub async fn execute(args: NatsArgs, settings: &Settings) -> anyhow::Result<()> 
         Action::Keys { services, dir } => {
             let services = services_of(services.as_deref())?;
             out!("{}", topology::make_nkeys(dir, &topology::identities(&services))?);
+            return Ok(());
+        }
+        Action::Certificates { dir, host, days } => {
+            topology::make_certificates(dir, host, DAY * u32::from(*days))?;
+            outln!("wrote server.pem and server.key to {}, valid for {days} days", dir.display());
             return Ok(());
         }
     };
