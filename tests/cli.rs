@@ -6,7 +6,7 @@ use std::time::Duration;
 use context_writer::ContextWriter;
 use contract::header;
 use serde_json::{Value, json};
-use testkit::{Fixture, context, request};
+use testkit::{Fixture, context, request, user};
 use topology::Topology;
 use uuid::Uuid;
 
@@ -415,6 +415,32 @@ async fn a_forged_dead_letter_is_not_replayed() {
     assert_eq!(fixture.stored("CONTEXT").await, stored, "nothing is published");
     memfleet(&fixture, &["dead", "replay", "4", "--unverified"]).await.fine();
     assert_eq!(fixture.stored("CONTEXT").await, stored + 1);
+}
+
+/// What was processed or refused is in the database, whatever a dead letter says.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_about_a_processed_or_denied_request_is_not_replayed() {
+    let fixture = Fixture::new().await;
+    let worker = fixture.run(ContextWriter);
+    fixture.publish([user(3), context(3, "s", "k", 1).without_token()]).await;
+    fixture.drained::<ContextWriter>().await;
+    memfleet(&fixture, &["dead", "drop", "--all", "--yes"]).await.fine();
+    for (number, message) in (1..).zip(fixture.messages("CONTEXT").await) {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert(header::DEAD_CLASS, "exhausted");
+        headers.insert(header::DEAD_SOURCE, format!("CONTEXT/{number}"));
+        headers.insert(header::DEAD_SUBJECT, message.subject.as_str());
+        // Another request id, which nobody has processed.
+        headers.insert(header::DEAD_REQUEST_ID, Uuid::now_v7().to_string());
+        let letter = "memory.dead.context-writer.3";
+        let sent = fixture.jetstream.publish_with_headers(letter, headers, message.payload).await;
+        sent.expect("published").await.expect("stored");
+    }
+    let refused = memfleet(&fixture, &["dead", "replay", "--all"]).await.failed("2 not replayed");
+    assert!(refused.err.contains("was processed since"), "{}", refused.err);
+    assert!(refused.err.contains("pass --denied"), "{}", refused.err);
+    assert_eq!(fixture.stored("CONTEXT").await, 2, "nothing is published");
+    worker.stop().await.expect("a clean end");
 }
 
 #[tokio::test(flavor = "multi_thread")]

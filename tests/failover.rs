@@ -298,7 +298,8 @@ async fn a_message_that_a_dead_letter_lists_is_not_missing() {
     };
     assert_eq!(plan().await, (1, 0));
     let subject = contract::DeadLetterSubject { worker: "context-writer", user_id: None }.to_string();
-    let listed = contract::DeadLetterSummary { stream: "CONTEXT".to_owned(), ranges: vec![(3, 3)] };
+    let listed =
+        contract::DeadLetterSummary { service: None, stream: "CONTEXT".to_owned(), ranges: vec![(3, 3)] };
     let mut headers = async_nats::HeaderMap::new();
     headers.insert(contract::header::DEAD_COUNT, "1");
     headers.insert(contract::header::DEAD_SOURCE, "CONTEXT/3");

@@ -175,7 +175,7 @@ async fn the_messages_of_a_list_are_replayed_from_their_stream() {
         let mut headers = async_nats::HeaderMap::new();
         headers.insert(header::DEAD_COUNT, "3");
         headers.insert(header::DEAD_CLASS, "missing-prerequisite");
-        let body = format!(r#"{{"stream": "CONTEXT", "ranges": [{ranges}]}}"#);
+        let body = format!(r#"{{"service": "test", "stream": "CONTEXT", "ranges": [{ranges}]}}"#);
         fixture.jetstream.publish_with_headers("memory.dead.context-writer.none", headers, body.into())
     };
     list("[2, 3], [900, 900]").await.expect("sent").await.expect("stored");
@@ -188,10 +188,31 @@ async fn the_messages_of_a_list_are_replayed_from_their_stream() {
     assert_eq!(fixture.count("simple_chat_context").await, 2);
     assert_eq!(fixture.stored("DEAD").await, 0);
 
+    // A service cannot describe the dead letter of its message.
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert(header::REQUEST_ID, uuid::Uuid::now_v7().to_string());
+    headers.insert(header::DEAD_COUNT, "1");
+    let body = r#"{"service": "test", "stream": "CONTEXT", "ranges": [[1, 1]]}"#;
+    let sent =
+        fixture.jetstream.publish_with_headers("memory.req.other.session.open.9", headers, body.into());
+    sent.await.expect("sent").await.expect("stored");
+    fixture.drained::<ContextWriter>().await;
+    assert_eq!(fixture.messages("DEAD").await[0].headers.get(header::DEAD_COUNT), None);
+    let ended = output(memfleet(&fixture, &["dead", "drop", "--all", "--yes"])).await;
+    assert!(ended.status.success(), "{ended:?}");
+
     // A list may be of a worker that was taken over.
     list("[0, 18446744073709551615]").await.expect("sent").await.expect("stored");
     let replayed = Ended::from(output(memfleet(&fixture, &["dead", "replay", "--all"])).await);
     assert!(replayed.err.contains("it is forged"), "{replayed:?}");
+    let others = r#"{"service": "other", "stream": "CONTEXT", "ranges": [[1, 1]]}"#;
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert(header::DEAD_COUNT, "1");
+    let sent =
+        fixture.jetstream.publish_with_headers("memory.dead.context-writer.none", headers, others.into());
+    sent.await.expect("sent").await.expect("stored");
+    let replayed = Ended::from(output(memfleet(&fixture, &["dead", "replay", "--all"])).await);
+    assert!(replayed.err.contains("not of the service whose messages are listed"), "{replayed:?}");
     worker.stop().await.expect("a clean end");
 }
 

@@ -8,8 +8,8 @@ use context_writer::ContextWriter;
 use testkit::{Fixture, RequestMessage, requests_for_all_tables};
 
 pub mod broker;
-pub mod consensus;
 pub mod cluster;
+pub mod consensus;
 pub mod encryption;
 pub mod http;
 pub mod memories;

@@ -42,6 +42,24 @@ pub async fn connect_operator(settings: &NatsSettings, command: &str) -> Result<
 /// The operator's identity at the broker.
 const OPERATOR: &str = "operator";
 
+/// What an identity alone has at the broker: its key and its credentials, as configured; without either, the address. Something
+/// that others must not guess, and that is the same in every process of the identity, can be derived from it.
+///
+/// # Errors
+/// The file that cannot be read.
+pub async fn secret_of(settings: &NatsSettings, identity: &str) -> Result<Vec<u8>, String> {
+    let mut secret = Vec::new();
+    let nkey_file = settings.nkey_file.as_ref().map(|template| template.replace("{name}", identity));
+    for file in nkey_file.iter().chain(&settings.credentials_file) {
+        let read = tokio::fs::read(file).await;
+        secret.extend(read.map_err(|error| format!("cannot read {file}: {error}"))?);
+    }
+    if secret.is_empty() {
+        secret.extend(settings.url.as_bytes());
+    }
+    Ok(secret)
+}
+
 async fn connect_as(settings: &NatsSettings, identity: &str, name: &str) -> Result<Client, ConnectError> {
     let failed = |problem: String| ConnectError { url: without_password(&settings.url), problem };
     let mut options = ConnectOptions::new()

@@ -12,7 +12,7 @@ mod relay;
 mod servers;
 mod stored;
 
-pub use connect::{ConnectError, connect, connect_operator};
+pub use connect::{ConnectError, connect, connect_operator, secret_of};
 pub use filter::unreadable;
 pub use relay::forwarded;
 pub use stored::{StoredMessage, StoredMessageError, stored_message};

@@ -1,6 +1,5 @@
 //! The ids by which the broker recognizes what a command publishes again.
 
-use anyhow::Context;
 use client::MessageIds;
 use config::NatsSettings;
 
@@ -10,11 +9,6 @@ use config::NatsSettings;
 /// # Errors
 /// If a file with credentials cannot be read.
 pub async fn of(settings: &NatsSettings, identity: &str) -> anyhow::Result<MessageIds> {
-    let mut secret = settings.url.clone().into_bytes();
-    let nkey_file = settings.nkey_file.as_ref().map(|template| template.replace("{name}", identity));
-    for file in nkey_file.iter().chain(&settings.credentials_file) {
-        let read = tokio::fs::read(file).await;
-        secret.extend(read.with_context(|| format!("cannot read {file}"))?);
-    }
+    let secret = broker::secret_of(settings, identity).await.map_err(anyhow::Error::msg)?;
     Ok(MessageIds::from_secret(&secret))
 }

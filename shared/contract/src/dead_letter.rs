@@ -55,6 +55,9 @@ impl fmt::Display for DeadLetterClass {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeadLetterSummary {
+    /// The service that published the messages. `None` if their subjects name none.
+    #[serde(default)]
+    pub service: Option<String>,
     /// The stream that holds the messages until it drops them for their age.
     pub stream: String,
     /// Their sequence numbers there: the first and the last of each range, in order.

@@ -62,6 +62,27 @@ pub async fn in_inbox(
     Ok(rows.into_iter().map(|row| (row.user_id, row.id)).collect())
 }
 
+/// Whether a refusal of this request is on record.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn is_denied(
+    connection: &mut AsyncPgConnection,
+    user_id: i32,
+    request_id: Uuid,
+) -> Result<bool, Fault> {
+    const FIND: &str = "SELECT EXISTS (SELECT FROM audit.security_violations v
+        JOIN audit.subjects s ON s.token = v.subject_token WHERE v.request_id = $2 AND s.user_id = $1) AS found";
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = Bool)]
+        found: bool,
+    }
+    let query = diesel::sql_query(FIND).bind::<Integer, _>(user_id).bind::<SqlUuid, _>(request_id);
+    let row: Row = query.get_result(connection).await?;
+    Ok(row.found)
+}
+
 /// When the oldest entry of a worker's inbox was made. `None` if it has none.
 ///
 /// # Errors

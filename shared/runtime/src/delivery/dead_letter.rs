@@ -23,6 +23,9 @@ pub struct DeadLetterReason {
 pub struct FailedMessage<'a> {
     /// The worker that dead-letters it.
     pub worker: &'a str,
+    /// The namespace of the ids of the worker's dead letters. Only the worker knows it: whoever could guess an id could
+    /// publish first under it, and the broker would drop the dead letter as a duplicate.
+    pub id_namespace: Uuid,
     /// The stream that holds it.
     pub stream: &'a str,
     /// Its sequence number there.
@@ -91,7 +94,7 @@ impl DeadLetter {
         // subject and the body: another service may use the same request id for the same user.
         let name = request_id.as_ref().unwrap_or(&source);
         let name = format!("{} {} {name} ", failed.worker, failed.subject);
-        let id = Uuid::new_v5(&Uuid::NAMESPACE_OID, &[name.as_bytes(), failed.body].concat());
+        let id = Uuid::new_v5(&failed.id_namespace, &[name.as_bytes(), failed.body].concat());
         headers.insert(header::MESSAGE_ID, id.to_string());
         headers.insert(header::DEAD_CLASS, cause.class.as_str());
         headers.insert(header::DEAD_REASON, reason);
@@ -116,13 +119,15 @@ fn user(subject: &str) -> Option<contract::UserId> {
     }
 }
 
-/// The headers of a message that its dead letter carries. `Nats-*` headers are left out because the broker would act on them again. The token is left out
-/// because it stays valid for a while, and others than its service read dead letters.
+/// The headers of a message that its dead letter carries. `Nats-*` headers are left out because the broker would act on them
+/// again, `Memfleet-Dead-*` because a publisher must not describe its own dead letter. The token is left out because it stays
+/// valid for a while, and others than its service read dead letters.
 pub fn carried(headers: Option<&HeaderMap>) -> HeaderMap {
     let mut carried = HeaderMap::new();
     for (name, values) in headers.into_iter().flat_map(HeaderMap::iter) {
         let lower = name.to_string().to_ascii_lowercase();
-        if !lower.starts_with("nats-") && lower != header::AUTHORIZATION.to_ascii_lowercase() {
+        let is_left_out = lower.starts_with("nats-") || lower.starts_with("memfleet-dead-");
+        if !is_left_out && lower != header::AUTHORIZATION.to_ascii_lowercase() {
             for value in values {
                 carried.append(name.clone(), value.clone());
             }
@@ -154,9 +159,10 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(header::REQUEST_ID, "0192f0c4-7b1e-7c3a-9d7e-5a1f0c2b3d4f");
         headers.insert("X-Large", "x".repeat(10_000));
-        let letter = |service: &str, body: &'static [u8]| {
+        let letter_in = |id_namespace: Uuid, service: &str, body: &'static [u8]| {
             let failed = FailedMessage {
                 worker: "context-writer",
+                id_namespace,
                 stream: "CONTEXT",
                 sequence: 7,
                 subject: &format!("memory.req.{service}.context.put.42"),
@@ -165,9 +171,15 @@ mod tests {
             };
             DeadLetter::without_body(&failed, &cause, 1 << 20)
         };
-        let id =
-            |service, body| letter(service, body).headers.get(header::MESSAGE_ID).map(ToString::to_string);
+        let letter = |service: &str, body| letter_in(Uuid::NAMESPACE_OID, service, body);
+        let id_of = |letter: DeadLetter| letter.headers.get(header::MESSAGE_ID).map(ToString::to_string);
+        let id = |service, body| id_of(letter(service, body));
         assert_eq!(id("first", b"{}"), id("first", b"{}"));
+        assert_ne!(
+            id("first", b"{}"),
+            id_of(letter_in(Uuid::NAMESPACE_DNS, "first", b"{}")),
+            "another worker"
+        );
         assert_ne!(id("first", b"{}"), id("first", b"[]"), "another body");
         assert_ne!(id("first", b"{}"), id("other", b"{}"), "another service");
         assert!(
@@ -183,7 +195,15 @@ mod tests {
     #[test]
     fn neither_the_token_nor_what_the_broker_acts_on_is_carried() {
         let mut headers = HeaderMap::new();
-        for name in ["Nats-Msg-Id", "Nats-TTL", "nats-expected-stream", "NATS-Rollup", "authorization"] {
+        for name in [
+            "Nats-Msg-Id",
+            "Nats-TTL",
+            "nats-expected-stream",
+            "NATS-Rollup",
+            "authorization",
+            "Memfleet-Dead-Count",
+            "memfleet-dead-class",
+        ] {
             headers.insert(name, "1");
         }
         headers.insert(header::AUTHORIZATION, "Bearer x");
@@ -192,6 +212,7 @@ mod tests {
         headers.append("X-Nats-Like", "second");
         let failed = FailedMessage {
             worker: "context-writer",
+            id_namespace: Uuid::NAMESPACE_OID,
             stream: "CONTEXT",
             sequence: 7,
             subject: "memory.req.simple-chat.context.put.42",

@@ -42,6 +42,17 @@ impl Summaries {
     pub(crate) fn add(&mut self, service: Option<Service>, mut delivery: Delivery, cause: DeadLetterReason) {
         // It has been processed; nobody waits until the summary is published.
         delivery.place = None;
+        // It stays in its stream. Here, only what its outcome needs is kept.
+        delivery.message.message.payload = Bytes::new();
+        delivery.message.message.headers = delivery.message.message.headers.take().map(|all| {
+            let mut needed = HeaderMap::new();
+            for name in [header::REPLY_TO, header::REQUEST_ID, header::MESSAGE_ID] {
+                if let Some(value) = all.get(name) {
+                    needed.insert(name, value.clone());
+                }
+            }
+            needed
+        });
         let key: Key = (service, cause.class, delivery.stream);
         let summary = self.open.entry(key.clone()).or_insert_with(|| Summary {
             key,
@@ -62,11 +73,16 @@ impl Summaries {
 
 impl Summary {
     /// The dead letter that lists the messages.
-    pub(crate) fn dead_letter(&self, worker: &str) -> DeadLetter {
+    pub(crate) fn dead_letter(&self, worker: &str, id_namespace: Uuid) -> DeadLetter {
         let (service, class, stream) = &self.key;
         let mut sequences: Vec<u64> = self.messages.iter().map(|(delivery, _)| delivery.sequence).collect();
         sequences.sort_unstable();
-        let listed = DeadLetterSummary { stream: (*stream).to_owned(), ranges: ranges(&sequences) };
+        let (stream_name, ranges) = ((*stream).to_owned(), ranges(&sequences));
+        let listed = DeadLetterSummary {
+            service: service.as_ref().map(ToString::to_string),
+            stream: stream_name,
+            ranges,
+        };
         let body = Bytes::from(serde_json::to_vec(&listed).unwrap_or_default());
         let (first, reason) = match self.messages.first() {
             Some((delivery, cause)) => (delivery.sequence, cause.reason.to_string()),
@@ -74,7 +90,7 @@ impl Summary {
         };
         let from = service.as_ref().map_or_else(|| "no service".to_owned(), |name| format!("service {name}"));
         let count = self.messages.len();
-        let id = Uuid::new_v5(&Uuid::NAMESPACE_OID, &[worker.as_bytes(), &body].concat());
+        let id = Uuid::new_v5(&id_namespace, &[worker.as_bytes(), &body].concat());
         let mut headers = HeaderMap::new();
         headers.insert(header::MESSAGE_ID, id.to_string());
         headers.insert(header::DEAD_CLASS, class.as_str());

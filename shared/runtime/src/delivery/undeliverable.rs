@@ -53,6 +53,7 @@ pub(crate) struct UndeliverableHandler<W> {
     pub(crate) client: Client,
     pub(crate) event_publisher: EventPublisher,
     pub(crate) jetstream: jetstream::Context,
+    pub(crate) dead_letter_ids: Uuid,
     pub(crate) pool: Pool,
     pub(crate) stats: Arc<Stats>,
 }
@@ -124,6 +125,7 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
         }
         let failed = FailedMessage {
             worker: W::INFO.name,
+            id_namespace: self.dead_letter_ids,
             stream: &advisory.stream,
             sequence: advisory.stream_seq,
             subject: &message.subject,

@@ -154,8 +154,17 @@ fn spawn_stages<W: ExternalWorker>(
 ) -> JoinSet<()> {
     let Observed { stats, readiness } = observed;
     let mut stages = JoinSet::new();
-    let Dependencies { client, jetstream, consumers, advisories, pool, keys, bodies, authorizer } =
-        dependencies;
+    let Dependencies {
+        client,
+        jetstream,
+        consumers,
+        advisories,
+        pool,
+        keys,
+        bodies,
+        authorizer,
+        dead_letter_ids,
+    } = dependencies;
 
     let writer = Writer {
         worker: Arc::clone(&worker),
@@ -176,6 +185,7 @@ fn spawn_stages<W: ExternalWorker>(
         client: client.clone(),
         event_publisher: event_publisher.clone(),
         jetstream: jetstream.clone(),
+        dead_letter_ids: *dead_letter_ids,
         pool: pool.clone(),
         stats: Arc::clone(&stats),
     };
@@ -194,6 +204,7 @@ fn spawn_stages<W: ExternalWorker>(
             watermarks: Arc::clone(&watermarks),
             stats: Arc::clone(&stats),
             accounts: Arc::clone(&accounts),
+            dead_letter_ids: *dead_letter_ids,
             readiness: readiness.clone(),
             other_workers: OtherWorkers::new(W::INFO.name, pool.clone()),
             pool: pool.clone(),

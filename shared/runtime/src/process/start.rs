@@ -11,6 +11,7 @@ use keys::Keys;
 use store::{Connection, Pool, PoolOptions, security};
 use tokio_util::sync::CancellationToken;
 use trust::worker_role;
+use uuid::Uuid;
 
 use crate::process::readiness::{Dependency, Readiness};
 use crate::process::run_error::RunError;
@@ -32,6 +33,8 @@ pub(crate) struct Dependencies {
     pub(crate) keys: Option<Arc<Keys>>,
     pub(crate) bodies: Arc<Bodies>,
     pub(crate) authorizer: Arc<Authorizer>,
+    /// The namespace of the ids of dead letters: the same for all replicas of the worker, and known to nobody else.
+    pub(crate) dead_letter_ids: Uuid,
 }
 
 /// A consumer to pull from.
@@ -74,6 +77,7 @@ pub(crate) async fn start<W: ExternalWorker>(
     let ready = async {
         let wait = StartupDeadline::new(readiness, settings);
         let client = wait.wait_for(Dependency::Nats, || connect_to_broker(settings, worker)).await?;
+        let secret = wait.wait_for(Dependency::Nats, || broker::secret_of(&settings.nats, worker)).await?;
         let jetstream = match &settings.nats.api_prefix {
             Some(prefix) => jetstream::with_prefix(client.clone(), prefix),
             None => jetstream::new(client.clone()),
@@ -105,6 +109,7 @@ pub(crate) async fn start<W: ExternalWorker>(
             keys: keys.clone(),
             bodies: Arc::clone(&bodies),
             authorizer,
+            dead_letter_ids: Uuid::new_v5(&Uuid::NAMESPACE_OID, &secret),
         })
     };
     tokio::select! {

@@ -4,9 +4,9 @@
 //! Light messages go in two lanes, so that those of a service that has sent many are not in the way of others. A service is in
 //! one lane at a time: its messages are written in the order in which they came.
 //!
-//! A service holds a limited share of the heavy ones. What it sends beyond that is set aside for a while, so that the
-//! messages of others, which the broker delivers after it, are reached. Light messages are not set aside: they are written
-//! quickly, and those that need earlier ones would overtake them.
+//! A service holds a limited share of the heavy ones, and of those that follow them. What it sends beyond that is set aside for
+//! a while, so that the messages of others, which the broker delivers after it, are reached. Other light messages are not set
+//! aside: they are written quickly, and those that need earlier ones would overtake them.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +20,7 @@ use crate::stages::fair_queue::{Amount, FairQueue, Sender};
 use crate::stages::pull::Delivery;
 
 /// Maximum number of heavy messages, with those that follow them, and their size as a multiple of what makes one heavy.
-const MAX_HEAVY_MESSAGES: usize = 1_000;
+const MAX_HEAVY_MESSAGES: usize = 16_000;
 const MAX_HEAVY_SIZES: usize = 256;
 /// Maximum number of light messages, and their size. A message of another service behind more of them waits. What is queued
 /// here cannot be taken by another replica, so that it is less while there is only one service.
@@ -36,7 +36,9 @@ const MAX_SERVICES: usize = 1_024;
 const PART_BYTES: usize = 256 * 1024;
 /// Maximum number of messages that a replica sets aside at a time. Together with others they count against the
 /// consumer's limit of unacknowledged messages, which all services share.
-const MAX_SET_ASIDE: usize = 8_000;
+const MAX_SET_ASIDE: usize = 20_000;
+/// How often a lane looks whether it may take messages that it may not take now. A service ceases to be active by time alone.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// The rates at which messages that were set aside come back, for each service.
 const BYTES_PER_SECOND: f64 = 4.0 * 1024.0 * 1024.0;
 const MESSAGES_PER_SECOND: f64 = 2_000.0;
@@ -226,7 +228,8 @@ impl Queues {
                 if has_some && state.light.total().reaches(self.limits.batch) {
                     return;
                 }
-                state.light_due.filter(|_| has_some)
+                let again = || state.light_due.map(|_| Instant::now() + LOOK_AGAIN);
+                if has_some { state.light_due } else { again() }
             };
             match due {
                 Some(due) if due <= Instant::now() => return,

@@ -44,6 +44,7 @@ pub(crate) struct Settler {
     pub(crate) watermarks: Arc<Watermarks>,
     pub(crate) stats: Arc<Stats>,
     pub(crate) accounts: Arc<Accounts>,
+    pub(crate) dead_letter_ids: Uuid,
     pub(crate) readiness: Readiness,
     pub(crate) other_workers: OtherWorkers,
     pub(crate) pool: Pool,
@@ -271,6 +272,7 @@ impl Settler {
         let share = self.accounts.take_share(&delivery, cause.class);
         let failed = FailedMessage {
             worker: self.worker,
+            id_namespace: self.dead_letter_ids,
             stream: delivery.stream,
             sequence: delivery.sequence,
             subject: &message.subject,
@@ -293,7 +295,8 @@ impl Settler {
     /// Publishes the summaries that are due: all of them at the end.
     pub(crate) async fn publish_summaries(&mut self, is_end: bool) {
         for summary in self.accounts.summaries_due(is_end) {
-            let is_stored = self.publish_dead_letter(&summary.dead_letter(self.worker)).await;
+            let is_stored =
+                self.publish_dead_letter(&summary.dead_letter(self.worker, self.dead_letter_ids)).await;
             for (delivery, cause) in summary.messages {
                 self.dead_lettered(&delivery, cause, is_stored).await;
             }

@@ -51,7 +51,7 @@ impl Letter {
     }
 
     /// The stream and sequence number of the message.
-    fn source(&self) -> Option<(&str, u64)> {
+    pub(super) fn source(&self) -> Option<(&str, u64)> {
         let (stream, sequence) = self.header(header::DEAD_SOURCE).split_once('/')?;
         Some((stream, sequence.parse().ok()?))
     }
@@ -66,8 +66,16 @@ impl Letter {
     fn complete(&mut self, original: StoredMessage) {
         self.body = original.body;
         let mut headers = carried(Some(&original.headers));
+        // Which request it is says the message, not the letter.
+        let id = header::request_id(|name| original.headers.get(name).map(|value| value.as_str()));
+        if let Some((_, id)) = id {
+            headers.insert(header::DEAD_REQUEST_ID, id);
+        }
         for (name, values) in self.headers.iter() {
             let lower = name.to_string().to_ascii_lowercase();
+            if lower == header::DEAD_REQUEST_ID.to_ascii_lowercase() {
+                continue;
+            }
             if lower.starts_with("memfleet-dead-") || lower == header::MESSAGE_ID.to_ascii_lowercase() {
                 for value in values {
                     headers.append(name.clone(), value.clone());
@@ -77,8 +85,24 @@ impl Letter {
         self.headers = headers;
     }
 
-    /// The subject and headers to publish the request again. It gets a new id, since the stream would drop the old one
-    /// as a duplicate. The id is derived from the dead letter, so replaying one twice has a single effect.
+    /// The id of its request, if it has one.
+    pub(super) fn request_id(&self) -> Option<Uuid> {
+        let own = header::request_id(|name| self.headers.get(name).map(|value| value.as_str()));
+        let told = self.headers.get(header::DEAD_REQUEST_ID).map(|value| value.as_str());
+        // The header Nats-Msg-Id of a dead letter is its own id.
+        let own = own.filter(|(name, _)| *name == header::REQUEST_ID).map(|(_, id)| id);
+        Uuid::try_parse(own.or(told)?).ok()
+    }
+
+    /// The id under which its request is published again. It is derived from the place of its message, so that replaying a
+    /// message twice has a single effect, whichever dead letter tells of it.
+    pub(super) fn replay_id(&self) -> anyhow::Result<Uuid> {
+        let (stream, sequence) = self.source().context("it does not name its message")?;
+        let name = format!("{} {stream}/{sequence} replay", self.worker());
+        Ok(Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()))
+    }
+
+    /// The subject and headers to publish the request again, without an id: the stream would drop the old one as a duplicate.
     pub(super) fn to_replay(&self) -> anyhow::Result<(String, HeaderMap)> {
         let subject = self.header(header::DEAD_SUBJECT);
         anyhow::ensure!(!subject.is_empty(), "the dead letter lacks its original subject");
@@ -92,10 +116,6 @@ impl Letter {
                 }
             }
         }
-        let own = Uuid::try_parse(self.header(header::MESSAGE_ID)).unwrap_or_else(|_| {
-            Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{STREAM}/{}", self.sequence).as_bytes())
-        });
-        headers.insert(header::MESSAGE_ID, Uuid::new_v5(&own, b"replay").to_string());
         Ok((subject.to_owned(), headers))
     }
 }
@@ -109,7 +129,10 @@ pub(super) struct Letters {
 /// The messages that one dead letter lists.
 #[derive(Debug)]
 pub(super) struct Listed {
-    worker: String,
+    /// The subject of the dead letter.
+    subject: String,
+    class: String,
+    pub(super) service: Option<String>,
     pub(super) stream: String,
     pub(super) sequences: Vec<u64>,
 }
@@ -170,10 +193,12 @@ impl Letters {
 
     /// The messages that a dead letter lists, each as a dead letter of its own. `None` if it lists none.
     pub(super) fn listed(&self, list: &Letter) -> anyhow::Result<Option<Listed>> {
-        if list.header(header::DEAD_COUNT).is_empty() {
+        // Workers publish lists under no user, and no message's own dead letter there unless its subject is malformed.
+        let is_list = list.user() == "none" && list.header(header::DEAD_SUBJECT).is_empty();
+        if list.header(header::DEAD_COUNT).is_empty() || !is_list {
             return Ok(None);
         }
-        let DeadLetterSummary { stream, ranges } =
+        let DeadLetterSummary { service, stream, ranges } =
             serde_json::from_slice(&list.body).context("its body is no list of messages")?;
         ensure!(
             list.may_come_from(&stream),
@@ -186,7 +211,13 @@ impl Letters {
         let is_bounded = count.is_some_and(|count| count <= MAX_LISTED);
         ensure!(is_bounded, "it lists more than {MAX_LISTED} messages: it is forged");
         let sequences = ranges.into_iter().flat_map(|(first, last)| first..=last).collect();
-        Ok(Some(Listed { worker: list.worker().to_owned(), stream, sequences }))
+        Ok(Some(Listed {
+            subject: list.subject.clone(),
+            class: list.header(header::DEAD_CLASS).to_owned(),
+            service,
+            stream,
+            sequences,
+        }))
     }
 
     /// A message that is listed.
@@ -194,9 +225,14 @@ impl Letters {
         let original = broker::stored_message(&self.jetstream, &listed.stream, sequence).await?;
         let mut headers = carried(Some(&original.headers));
         headers.insert(header::DEAD_SUBJECT, original.subject.as_str());
-        let name = format!("{} {}/{sequence}", listed.worker, listed.stream);
-        headers.insert(header::MESSAGE_ID, Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()).to_string());
-        Ok(Letter { sequence, subject: original.subject, headers, body: original.body, died_at: None })
+        headers.insert(header::DEAD_SOURCE, format!("{}/{sequence}", listed.stream));
+        headers.insert(header::DEAD_CLASS, listed.class.as_str());
+        let id = header::request_id(|name| original.headers.get(name).map(|value| value.as_str()));
+        if let Some((_, id)) = id {
+            headers.insert(header::DEAD_REQUEST_ID, id);
+        }
+        let subject = listed.subject.clone();
+        Ok(Letter { sequence, subject, headers, body: original.body, died_at: None })
     }
 
     /// Deletes a dead letter. Returns false if it no longer exists.
@@ -295,6 +331,7 @@ mod tests {
         let subject = "memory.req.simple-chat.context.put.42";
         let message = FailedMessage {
             worker: "context-writer",
+            id_namespace: Uuid::NAMESPACE_OID,
             stream: "CONTEXT",
             sequence: 7,
             subject,
@@ -324,13 +361,12 @@ mod tests {
         assert_eq!(subject, "memory.req.simple-chat.context.put.42");
         let mut names: Vec<String> = headers.iter().map(|(name, _)| name.to_string()).collect();
         names.sort();
-        assert_eq!(names, [header::MESSAGE_ID, header::TRACEPARENT]);
-        let id = headers.get(header::MESSAGE_ID).unwrap().as_str().to_owned();
-        assert!(!id.starts_with("0192f0c4-7b1e-7c3a-9d7e-5a1f0c2b3d4"), "{id}");
-        assert_eq!(dead.header(header::DEAD_REQUEST_ID), "0192f0c4-7b1e-7c3a-9d7e-5a1f0c2b3d4f");
-        assert_ne!(id, dead.header(header::MESSAGE_ID));
-        let (_, again) = dead.to_replay().unwrap();
-        assert_eq!(again.get(header::MESSAGE_ID).unwrap().as_str(), id);
+        assert_eq!(names, [header::TRACEPARENT]);
+        let own = "0192f0c4-7b1e-7c3a-9d7e-5a1f0c2b3d4f";
+        assert_eq!(dead.request_id().map(|id| id.to_string()).as_deref(), Some(own));
+        let id = dead.replay_id().unwrap();
+        assert_eq!(id, dead.replay_id().unwrap());
+        assert_ne!(id.to_string(), own);
     }
 
     #[test]

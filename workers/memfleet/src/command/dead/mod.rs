@@ -1,6 +1,7 @@
 //! `memfleet dead`
 
 mod letters;
+mod replay;
 pub(super) mod show;
 
 use std::collections::VecDeque;
@@ -14,13 +15,13 @@ use clap::{Args, Subcommand};
 use cli::confirm::confirm;
 use cli::output::printable;
 use cli::table::grouped;
-use cli::tokens::Tokens;
 use cli::{errln, outln};
 use client::PayloadKeys;
 use config::Settings;
 use contract::{DeadLetterClass, header};
-use letters::{Letter, Letters, Listed};
-use runtime::broker::{self, StoredMessageError};
+use letters::{Letter, Letters};
+use replay::{Allowed, Replay};
+use runtime::broker;
 
 /// Lists, shows, replays or deletes dead letters: messages that a worker could not process, with the reason.
 ///
@@ -62,9 +63,10 @@ enum Action {
     },
     /// Publish dead letters again on their original subject, and delete each once the stream has stored it.
     ///
-    /// Each gets a new request id derived from the old one, so replaying twice has a single effect. Each also gets a
-    /// new service token, because dead letters are stored without theirs: trust.token_key_file and trust.grant_key_file
-    /// must be set. You thereby authorize the request.
+    /// Each gets a new request id derived from the place of its message, so replaying twice has a single effect. Each also
+    /// gets a new service token, because dead letters are stored without theirs: trust.token_key_file and
+    /// trust.grant_key_file must be set. You thereby authorize the request. One that was processed since, according to the
+    /// database, is not replayed; one whose refusal is on record needs --denied, whatever the dead letter says.
     Replay {
         #[command(flatten)]
         which: Which,
@@ -152,12 +154,9 @@ pub async fn execute(args: DeadArgs, settings: &Settings) -> anyhow::Result<()> 
             show::show(&letter, body, decrypt)
         }
         Action::Replay { which, denied, unverified } => {
-            let tokens = Tokens::open(settings, None).await?;
-            anyhow::ensure!(
-                !tokens.is_none(),
-                "no service token: workers reject requests without one; set trust.token_key_file and trust.grant_key_file"
-            );
-            replay(&letters, &which, Allowed { denied, unverified }, &tokens).await
+            let allowed = Allowed { denied, unverified };
+            let chosen = chosen(&letters, &which).await?;
+            Replay::open(letters, settings, allowed).await?.all(chosen).await
         }
         Action::Drop { which, .. } => drop_letters(&letters, &which).await,
     }
@@ -198,100 +197,6 @@ async fn list(letters: &Letters, limit: u32, filter: &Filter, json: bool) -> any
         outln!("showing the newest {} of {}; use --limit for more", grouped(shown), grouped(count));
     }
     Ok(())
-}
-
-/// What is replayed only if the operator says so.
-#[derive(Clone, Copy)]
-struct Allowed {
-    denied: bool,
-    unverified: bool,
-}
-
-async fn replay(letters: &Letters, which: &Which, allowed: Allowed, tokens: &Tokens) -> anyhow::Result<()> {
-    let sequences = chosen(letters, which).await?;
-    if sequences.is_empty() {
-        outln!("nothing to do: no matching dead letter");
-    }
-    let (mut replayed, mut refused) = (0, 0_u64);
-    for sequence in sequences {
-        match replay_one(letters, sequence, allowed, tokens).await {
-            Ok(note) => {
-                replayed += 1;
-                outln!("{sequence}  {note}");
-            }
-            Err(error) => {
-                refused += 1;
-                errln!("{sequence}  not replayed: {}", printable(&format!("{error:#}")));
-            }
-        }
-    }
-    outln!("replayed {replayed}, not replayed {refused}");
-    anyhow::ensure!(refused == 0, "{refused} not replayed; the reasons are listed above");
-    Ok(())
-}
-
-async fn replay_one(
-    letters: &Letters,
-    sequence: u64,
-    allowed: Allowed,
-    tokens: &Tokens,
-) -> anyhow::Result<String> {
-    let mut letter = found(letters, sequence).await?;
-    if !allowed.denied && letter.header(header::DEAD_CLASS) == DeadLetterClass::Denied.as_str() {
-        anyhow::bail!("its class is denied; inspect it, and pass --denied to replay it anyway");
-    }
-    if let Some(listed) = letters.listed(&letter)? {
-        let note = replay_listed(letters, &listed, tokens).await?;
-        letters.delete(sequence).await.context("it was replayed, but could not be deleted from DEAD")?;
-        return Ok(note);
-    }
-    letters.verify(&mut letter, allowed.unverified).await?;
-    let note = publish(letters, letter, tokens).await?;
-    letters.delete(sequence).await.context("it was replayed, but could not be deleted from DEAD")?;
-    Ok(note)
-}
-
-/// Replays the messages of a list. If that fails, it can be done again: their ids are the same, so none has a second effect.
-async fn replay_listed(letters: &Letters, listed: &Listed, tokens: &Tokens) -> anyhow::Result<String> {
-    let (mut replayed, mut gone) = (0_u64, 0_u64);
-    for &sequence in &listed.sequences {
-        match letters.of_list(listed, sequence).await {
-            Ok(letter) => {
-                let place = || format!("message {}/{sequence}", printable(&listed.stream));
-                publish(letters, letter, tokens).await.with_context(place)?;
-                replayed += 1;
-            }
-            Err(StoredMessageError::NotFound { .. }) => gone += 1,
-            Err(error @ StoredMessageError::Failed { .. }) => return Err(error.into()),
-        }
-    }
-    let note = format!(
-        "replayed {} of the messages that it lists to {}",
-        grouped(replayed),
-        printable(&listed.stream)
-    );
-    Ok(match gone {
-        0 => note,
-        _ => format!("{note}; {} are no longer in the stream", grouped(gone)),
-    })
-}
-
-/// Publishes a dead message again.
-async fn publish(letters: &Letters, letter: Letter, tokens: &Tokens) -> anyhow::Result<String> {
-    let (subject, mut headers) = letter.to_replay()?;
-    if let Some(token) = tokens.of(&subject).await? {
-        headers.insert(header::AUTHORIZATION, header::bearer(&token));
-    }
-    let request_id = headers.get(header::MESSAGE_ID).map(ToString::to_string).unwrap_or_default();
-    let published = letters.jetstream.publish_with_headers(subject.clone(), headers, letter.body).await;
-    let acknowledged = match published {
-        Ok(acknowledgement) => acknowledgement.await,
-        Err(error) => Err(error),
-    };
-    let acknowledged =
-        acknowledged.with_context(|| format!("no stream stored it on {}", printable(&subject)))?;
-    let note = if acknowledged.duplicate { " (already replayed before)" } else { "" };
-    Ok(format!("replayed to {}{note} as request {request_id}", acknowledged.stream))
 }
 
 async fn drop_letters(letters: &Letters, which: &Which) -> anyhow::Result<()> {
