@@ -107,7 +107,7 @@ impl PostgresServer {
         Ok(client)
     }
 
-    /// Creates the database if it is missing. Runs at every start, because an earlier start may have been interrupted
+    /// Creates the database if it is missing, and closes the others to roles that are no superusers. Runs at every start, because an earlier start may have been interrupted
     /// between the initialization of the folder and this step.
     async fn create_database(&self, port: u16) -> Result<(), StackError> {
         let failed = |source| StackError::Database { action: "creating the database memfleet", source };
@@ -116,7 +116,9 @@ impl PostgresServer {
         if existing.map_err(failed)?.is_none() {
             client.batch_execute(&format!("CREATE DATABASE {DATABASE}")).await.map_err(failed)?;
         }
-        Ok(())
+        // The server is memfleet's alone: nobody but its superuser has business in these.
+        let close = "REVOKE CONNECT, TEMPORARY ON DATABASE postgres, template1 FROM PUBLIC";
+        client.batch_execute(close).await.map_err(failed)
     }
 }
 
