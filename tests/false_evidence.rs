@@ -169,14 +169,33 @@ async fn no_version_or_clock_that_a_role_writes_is_the_last_one() {
             assert_refused(refused, &format!("\"{column}_is_bounded\""), &sql);
         }
     }
+    // What is not there yet is not published.
+    for (value, by) in [
+        ("1::bigint << 62", Some("row-level security policy \"published\"")),
+        ("sec.last_event_sequence() + 1", Some("row-level security policy \"published\"")),
+        ("sec.last_event_sequence()", None),
+    ] {
+        let sql = format!("UPDATE session_clocks SET published_sequence = {value}");
+        let done = attempt_for(&mut worker, &grants, &sql).await;
+        match by {
+            Some(by) => assert_refused(done, by, &sql),
+            None => assert_eq!(done, Ok(2), "{sql}"),
+        }
+    }
     let bounded =
         "pg_constraint WHERE conname = 'version_is_bounded' AND conrelid = 'agent_context_states'::regclass";
     assert_eq!(fixture.count(bounded).await, 1);
-    // A session whose clock is as far ahead as a role can set it goes on, and so does a cause of other sessions.
+    // A session whose clock is as far ahead as a role can set it goes on, and so does a cause of other sessions. A mark from
+    // before there was a limit is brought back.
     fixture
-        .execute("UPDATE session_clocks SET logical_time = (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
+        .execute(
+            "UPDATE session_clocks SET logical_time = (extract(epoch FROM clock_timestamp()) * 1000000)::bigint,
+             published_sequence = 1::bigint << 62",
+        )
         .await;
     fixture.process(ContextWriter, [context(1, "s", "k", 2), context(1, "s", "k2", 1)]).await;
+    let ahead = "session_clocks WHERE session_id = 's' AND published_sequence > (SELECT last_value FROM blackboard_event_sequence)";
+    assert_eq!(fixture.count(ahead).await, 0);
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
     assert_eq!(fixture.lines("version FROM simple_chat_context ORDER BY context_key").await, ["2", "1"]);
 }

@@ -479,8 +479,8 @@ async fn the_issuer_of_tokens_registers_them_and_does_nothing_else() {
     }
 }
 
-/// `memfleet security validate --json`.
-async fn validate(fixture: &Fixture) -> (bool, serde_json::Value) {
+/// `memfleet security validate --json`: whether it is content, and its report.
+pub async fn validate(fixture: &Fixture) -> (bool, serde_json::Value) {
     let ended: Ended = output(memfleet(fixture, &["security", "validate", "--json"])).await.into();
     let last = ended.out.lines().last().unwrap_or_else(|| panic!("{}", ended.err));
     (ended.is_success(), serde_json::from_str(last).expect("an object"))
@@ -597,6 +597,16 @@ async fn the_validation_finds_nothing_in_order_and_whatever_is_out_of_it() {
             "DO $$ BEGIN EXECUTE format('ALTER ROLE w_token_issuer IN DATABASE %I RESET statement_timeout',
              current_database()); END $$",
             "differs from the migrations",
+        ),
+        (
+            "CREATE FUNCTION pg_catalog.mine() RETURNS integer LANGUAGE sql AS 'SELECT 1'",
+            "DROP FUNCTION pg_catalog.mine",
+            "object added to PostgreSQL's own schemas",
+        ),
+        (
+            "CREATE OPERATOR pg_catalog.|| (leftarg = integer, rightarg = integer, function = int4pl)",
+            "DROP OPERATOR pg_catalog.|| (integer, integer)",
+            "object added to PostgreSQL's own schemas",
         ),
         (
             // The function that writes the trail writes nothing.

@@ -10,6 +10,7 @@ use testkit::attack::{
 use testkit::{Fixture, eventually, request, user};
 use trust::GrantKey;
 
+use crate::isolation::validate;
 use crate::support::{ROLE, two_users};
 
 /// The roles that the key store admits, and whether each may add keys.
@@ -286,4 +287,40 @@ async fn without_its_grant_key_secrets_wait_and_under_a_retired_one_they_are_ref
     assert_eq!(letters, ["denied: the security context is refused: a grant is of a retired key"]);
     assert_eq!(fixture.lines("id FROM users WHERE id > 0 ORDER BY 1").await, ["1", "3"]);
     assert_eq!(fixture.count("audit.security_violations").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_validation_attacks_the_key_store_too() {
+    let fixture = two_users().await;
+    let mut administrator = administrator(&fixture).await;
+    for (break_it, mend, finding) in [
+        (
+            "GRANT UPDATE ON data_keys TO w_memory_reader",
+            "REVOKE UPDATE ON data_keys FROM w_memory_reader",
+            "data keys without a grant",
+        ),
+        (
+            "CREATE POLICY leak ON data_keys FOR SELECT USING (sec.current_user_ids() <> '{}')",
+            "DROP POLICY leak ON data_keys",
+            "data keys of others",
+        ),
+        (
+            "ALTER TABLE data_keys NO FORCE ROW LEVEL SECURITY",
+            "ALTER TABLE data_keys FORCE ROW LEVEL SECURITY",
+            "table without forced RLS",
+        ),
+        (
+            "CREATE FUNCTION pg_catalog.mine() RETURNS integer LANGUAGE sql AS 'SELECT 1'",
+            "DROP FUNCTION pg_catalog.mine",
+            "object added to PostgreSQL's own schemas in the key store",
+        ),
+    ] {
+        administrator.batch_execute(break_it).await.expect("a change");
+        let (fine, report) = validate(&fixture).await;
+        let findings = report["findings"].as_array().expect("findings");
+        assert!(!fine && findings.iter().all(|one| one["kind"] == finding), "{break_it}: {findings:?}");
+        administrator.batch_execute(mend).await.expect("a change");
+    }
+    assert!(validate(&fixture).await.0, "all is mended");
+    assert_eq!(count(&fixture, "sec.keys WHERE key_id = 'validate'").await, 0, "it left nothing");
 }

@@ -212,6 +212,75 @@ async fn an_event_that_no_program_can_read_stops_nobody() {
     assert_eq!(fixture.count("sec.unpublished_transactions").await, 0);
 }
 
+/// An event that no broker takes would be published again and again, and everything after it would wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_is_too_large_to_be_published_stops_nobody() {
+    let fixture = two_users().await;
+    let mut worker = login(&fixture, ROLE).await;
+    let insert = |column: &str, value: &str| {
+        let payload = if column == "event_payload" { "" } else { ", event_payload" };
+        format!(
+            "WITH noted AS (SELECT sec.note_unpublished(1))
+            INSERT INTO blackboard_events (id, event_type, performative, source_agent_id, user_id, session_id,
+                logical_timestamp, request_id, {column}{payload})
+            SELECT '{}'::uuid, 'user.stored', 'inform', 'test', 1, '@account', 1000, gen_random_uuid(), {value}{}
+            FROM noted",
+            Uuid::now_v7(),
+            if payload.is_empty() { "" } else { ", '{}'::jsonb" }
+        )
+    };
+    let grants = [grant(1, ROLE)];
+    let text = |bytes: usize| format!("to_jsonb(repeat('x', {}))", bytes - 2);
+    let most = contract::limit::EVENT_PAYLOAD_BYTES;
+    for (column, value) in [
+        ("event_payload", text(most + 1)),
+        ("semantic_context", text(70_000)),
+        ("causality_chain", format!("jsonb_build_array({})", text(10_000))),
+    ] {
+        let done = attempt_for(&mut worker, &grants, &insert(column, &value)).await;
+        assert_refused(done, "\"event_is_bounded\"", column);
+    }
+    // The largest one that is accepted, and one from before there was a limit.
+    worker.batch_execute("BEGIN").await.expect("a transaction");
+    attempt(&mut worker, &format!("SELECT sec.open_context(ARRAY['{}'])", grants[0]))
+        .await
+        .expect("a context");
+    assert_eq!(attempt(&mut worker, &insert("event_payload", &text(most))).await, Ok(1));
+    worker.batch_execute("COMMIT").await.expect("its end");
+    fixture.execute("ALTER TABLE blackboard_events DROP CONSTRAINT event_is_bounded").await;
+    worker.batch_execute("BEGIN").await.expect("a transaction");
+    attempt(&mut worker, &format!("SELECT sec.open_context(ARRAY['{}'])", grants[0]))
+        .await
+        .expect("a context");
+    assert_eq!(attempt(&mut worker, &insert("event_payload", &text(5_000_000))).await, Ok(1));
+    worker.batch_execute("COMMIT").await.expect("its end");
+    assert_eq!(fixture.count("sec.unpublished_transactions").await, 2);
+    fixture.process(ContextWriter, [user(1), user(2)]).await;
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    assert_eq!(fixture.count("sec.unpublished_transactions").await, 0);
+}
+
+/// A number that two events have would let one of them pass for the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_number_of_an_event_is_used_once() {
+    let fixture = two_users().await;
+    let mut worker = login(&fixture, ROLE).await;
+    let insert = |many: usize| {
+        format!(
+            "INSERT INTO blackboard_events (id, event_sequence, event_type, performative, source_agent_id, user_id, session_id,
+                event_payload, logical_timestamp, request_id)
+             SELECT overlay(gen_random_uuid()::text PLACING '{}' FROM 1 FOR 14)::uuid, drawn.number, 'user.stored', 'inform',
+                'test', 1, '@account', '{{}}', 1000, gen_random_uuid()
+             FROM (SELECT nextval('blackboard_event_sequence') AS number OFFSET 0) AS drawn, generate_series(1, {many})",
+            &Uuid::now_v7().to_string()[..14]
+        )
+    };
+    let grants = [grant(1, ROLE)];
+    assert_eq!(attempt_for(&mut worker, &grants, &insert(1)).await, Ok(1), "once");
+    let twice = attempt_for(&mut worker, &grants, &insert(2)).await;
+    assert_refused(twice, "row-level security policy \"evidence\"", "twice");
+}
+
 /// A role says only of its own events that they are published, or are not.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_role_notes_its_own_events_as_published_alone() {
@@ -328,21 +397,38 @@ async fn tokens_whose_grants_ended_long_ago_are_forgotten() {
     assert_eq!(fixture.count(uses).await, 0);
 }
 
-/// Makes what is half a minute otherwise no time at all.
-async fn count_every_idle_transaction_as_old(fixture: &Fixture) {
+/// Makes what is half a minute otherwise no time at all, in databases where no other test is.
+async fn count_every_idle_transaction_as_old(fixture: &Fixture, databases: &[&str]) {
+    let own: Vec<String> = databases.iter().map(|name| format!("''{name}''")).collect();
     fixture
-        .execute(
-            "DO $$ BEGIN EXECUTE replace(pg_get_functiondef('sec.end_old_transactions'::regproc), '30 seconds',
-             '0 seconds'); END $$",
-        )
+        .execute(&format!(
+            "DO $$ BEGIN EXECUTE replace(replace(pg_get_functiondef('sec.end_old_transactions'::regproc), '30 seconds',
+             '0 seconds'), 'a.pid <> pg_backend_pid()', 'a.pid <> pg_backend_pid() AND a.datname IN ({})'); END $$",
+            own.join(", ")
+        ))
         .await;
+}
+
+async fn database(fixture: &Fixture) -> String {
+    fixture.lines("current_database() FROM (VALUES (1)) AS one").await.remove(0)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn others_end_a_transaction_that_a_role_keeps_open() {
     let fixture = two_users().await;
-    let mut worker = login(&fixture, ROLE).await;
-    let mut other = login(&fixture, "w_router_logger").await;
+    others_end(&fixture, &fixture).await;
+}
+
+/// A transaction holds back the seals of all databases of its server.
+#[tokio::test(flavor = "multi_thread")]
+async fn others_end_a_transaction_that_a_role_keeps_open_in_another_database() {
+    others_end(&two_users().await, &Fixture::new().await).await;
+}
+
+/// Asserts that a worker of one database ends what a role keeps open in another one.
+async fn others_end(fixture: &Fixture, kept_in: &Fixture) {
+    let mut worker = login(kept_in, ROLE).await;
+    let mut other = login(fixture, "w_router_logger").await;
     worker
         .batch_execute("SET idle_in_transaction_session_timeout = 0; BEGIN; SELECT 1")
         .await
@@ -350,7 +436,8 @@ async fn others_end_a_transaction_that_a_role_keeps_open() {
     let end = "SELECT sec.end_old_transactions()";
     attempt(&mut other, end).await.expect("its right");
     assert_eq!(attempt(&mut worker, "SELECT 1").await, Ok(1), "it is not old yet");
-    count_every_idle_transaction_as_old(&fixture).await;
+    let databases = [database(fixture).await, database(kept_in).await];
+    count_every_idle_transaction_as_old(fixture, &databases.each_ref().map(String::as_str)).await;
     attempt(&mut other, end).await.expect("its right");
     let problem = attempt(&mut worker, "SELECT 1").await.expect_err("its connection was ended");
     assert!(problem.contains("terminating connection") || problem.contains("closed"), "{problem}");
@@ -359,7 +446,7 @@ async fn others_end_a_transaction_that_a_role_keeps_open() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_worker_ends_what_others_keep_open() {
     let fixture = two_users().await;
-    count_every_idle_transaction_as_old(&fixture).await;
+    count_every_idle_transaction_as_old(&fixture, &[&database(&fixture).await]).await;
     let mut held = login(&fixture, "w_router_logger").await;
     held.batch_execute("SET idle_in_transaction_session_timeout = 0; BEGIN; SELECT 1").await.expect("begun");
     let sessions = "pg_stat_activity WHERE datname = current_database() AND usename = 'w_router_logger'";

@@ -41,6 +41,7 @@ const KEYS: &str =
 fn diesel_type(name: &str) -> Option<&'static str> {
     Some(match name {
         "uuid" => "Uuid",
+        "int2" => "SmallInt",
         "int4" => "Integer",
         "int8" => "BigInt",
         "float8" => "Double",

@@ -4,6 +4,9 @@ use diesel_async::SimpleAsyncConnection;
 use testkit::Fixture;
 use testkit::attack::{self, assert_refused, attempt, attempt_for};
 
+use crate::isolation::validate;
+use crate::support::program::{memfleet, output, text};
+
 /// What is recorded of workers' privileges but not granted, or granted but not recorded.
 const UNRECORDED: &str = "concat_ws(' ', role, name, privilege) FROM (
     (SELECT w.role_name AS role, w.table_name AS name, unnest(w.privileges) AS privilege FROM sec.worker_privileges w
@@ -141,4 +144,71 @@ async fn a_worker_that_takes_no_messages_gets_no_inbox() {
         let call = format!("SELECT sec.grant_worker({arguments}, takes_messages => false)");
         assert_refused(attempt(&mut admin, &call).await, by, arguments);
     }
+}
+
+/// `memfleet security validate --json`: what it finds of a kind.
+async fn found(fixture: &Fixture, kind: &str) -> Vec<String> {
+    let (_, report) = validate(fixture).await;
+    let findings = report["findings"].as_array().expect("findings");
+    findings
+        .iter()
+        .filter(|one| one["kind"] == kind)
+        .map(|one| one["role"].as_str().unwrap_or_default().to_owned())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_role_takes_all_connections() {
+    const KIND: &str = "role without a limit of connections";
+    let fixture = Fixture::new().await;
+    assert_eq!(found(&fixture, KIND).await, Vec::<String>::new(), "as it is shipped");
+    // Roles are of the whole server, so a role of this test alone.
+    let role = format!("w_scratch_{}", uuid::Uuid::now_v7().simple());
+    let grant = format!(
+        "SELECT sec.grant_worker('{role}', '{{\"gpu_resources\": [\"SELECT\"]}}', takes_messages => false)"
+    );
+    fixture.execute(&grant).await;
+    let limit = format!("rolconnlimit FROM pg_roles WHERE rolname = '{role}'");
+    let half = "current_setting('max_connections')::integer / 2 FROM (VALUES (1)) AS one";
+    assert_eq!(fixture.lines(&limit).await, fixture.lines(half).await);
+    for unlimited in ["-1", "500"] {
+        fixture.execute(&format!("ALTER ROLE {role} CONNECTION LIMIT {unlimited}")).await;
+        assert_eq!(found(&fixture, KIND).await, [role.clone()], "{unlimited}");
+    }
+    // What an administrator has set stays.
+    let url = fixture.settings.postgres.url_of(&role);
+    let password = url.split(['@', ':']).nth(2).expect("a password").to_owned();
+    fixture.execute(&format!("ALTER ROLE {role} CONNECTION LIMIT 2 PASSWORD '{password}'")).await;
+    fixture.execute(&grant).await;
+    assert_eq!(fixture.lines(&limit).await, ["2"]);
+    assert_eq!(found(&fixture, KIND).await, Vec::<String>::new());
+    let connections = (attack::login(&fixture, &role).await, attack::login(&fixture, &role).await);
+    let refused = store::connect(&url).await.err().expect("a third one is refused");
+    assert!(refused.to_string().contains("too many connections for role"), "{refused}");
+    drop(connections);
+    fixture.execute(&format!("SELECT sec.revoke_worker('{role}'); DROP ROLE {role}")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_databases_that_are_open_to_workers_roles_are_reported() {
+    let fixture = Fixture::new().await;
+    let name = format!("open_{}", uuid::Uuid::now_v7().simple());
+    let warned = async || {
+        let (fine, report) = validate(&fixture).await;
+        let warnings = report["warnings"].as_array().expect("warnings").clone();
+        let ours = warnings.iter().filter_map(|one| one.as_str()).filter(|one| one.contains(&name)).count();
+        let printed = output(memfleet(&fixture, &["migrate", "up"])).await;
+        assert!(printed.status.success(), "{printed:?}");
+        (fine, ours, text(&printed.stderr).matches(&format!("DATABASE \"{name}\" FROM PUBLIC")).count())
+    };
+    fixture.execute(&format!("CREATE DATABASE {name}")).await;
+    let open = warned().await;
+    fixture.execute(&format!("REVOKE CONNECT ON DATABASE {name} FROM PUBLIC")).await;
+    let closed = warned().await;
+    fixture.execute(&format!("DROP DATABASE {name}")).await;
+    assert_eq!((open, closed), ((true, 1, 1), (true, 0, 0)));
+    // Those of a private server are closed.
+    let shut = "pg_database WHERE datname IN ('postgres', 'template1') AND NOT EXISTS (
+        SELECT FROM aclexplode(datacl) AS a WHERE a.grantee = 0 AND a.privilege_type = 'CONNECT')";
+    assert_eq!(fixture.count(shut).await, 2);
 }

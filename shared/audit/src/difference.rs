@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::leaf::{Leaf, Placed, Source};
+use crate::leaf::{Leaf, Source};
+use crate::row::Placed;
 
 /// How a row differs from its seal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -23,8 +24,14 @@ pub enum Difference {
 
 impl Difference {
     /// What is wrong with the row.
-    pub(crate) fn problem(self) -> &'static str {
+    pub(crate) fn problem(self, source: Source) -> &'static str {
         match self {
+            Self::Edited if source == Source::Subjects => {
+                "the user or the key of this token was changed after it was sealed"
+            }
+            Self::Missing if source == Source::Subjects => {
+                "the user of this token was removed, or given another one, without proof of an erasure after it was sealed"
+            }
             Self::Edited => "it was changed after it was sealed",
             Self::Missing => "it is missing from its place: removed or moved after it was sealed",
             Self::Added => "it was added among sealed rows with an earlier position",

@@ -1,4 +1,4 @@
-//! What speaks for an event that is not as it was sealed.
+//! What speaks for an event or a subject that is not as it was sealed.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -11,7 +11,7 @@ use serde::Serialize;
 use store::Fault;
 use uuid::Uuid;
 
-/// What speaks for an edited or missing event. It excuses nothing unless it is as strong as the seal: a proof would be a
+/// What speaks for an edited or missing event, or for a missing subject. It excuses nothing unless it is as strong as the seal: a proof would be a
 /// variant of its own, and whoever adds it decides in each `match` what it excuses (docs/adr/0041).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -31,13 +31,13 @@ impl fmt::Display for Excuse {
     }
 }
 
-/// The last row of the trail about a change or removal of an event.
+/// The last row of the trail about a change or removal of an event, or about the removal of a user.
 #[derive(Clone, Debug, PartialEq, Eq, QueryableByName, Serialize)]
 pub struct AuditRow {
-    /// The event.
+    /// The event, or the token of the subject.
     #[diesel(sql_type = SqlUuid)]
     #[serde(skip)]
-    event: Uuid,
+    about: Uuid,
     /// `update` or `delete`.
     #[diesel(sql_type = Text)]
     pub operation: String,
@@ -57,7 +57,7 @@ pub struct AuditRow {
 
 impl fmt::Display for AuditRow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { event: _, operation, role, service, request, at } = self;
+        let Self { about: _, operation, role, service, request, at } = self;
         write!(f, "{operation} by role {role}, ")?;
         match service {
             Some(service) => write!(f, "service {service}, ")?,
@@ -72,20 +72,46 @@ impl fmt::Display for AuditRow {
 }
 
 /// The last audit row about each of these events that has one.
-pub(crate) async fn audit_rows(
+pub(crate) async fn changes_of_events(
     connection: &mut AsyncPgConnection,
     events: Vec<Uuid>,
 ) -> Result<HashMap<Uuid, AuditRow>, Fault> {
-    const ASK: &str = "
-        SELECT DISTINCT ON (row_id) row_id AS event, lower(operation::text) AS operation, role_name AS role, service,
-            request_id AS request, occurred_at AS at
-        FROM audit.audit_log
-        WHERE table_name = 'blackboard_events' AND operation <> 'INSERT' AND row_id = ANY ($1)
-        ORDER BY row_id, transaction_id DESC, id DESC";
-    if events.is_empty() {
+    const CHANGES: &str = "
+        SELECT DISTINCT ON (l.row_id) l.row_id AS about, l.operation, l.role_name AS role, l.service, l.request_id AS request,
+            l.occurred_at AS at
+        FROM audit.audit_log l
+        WHERE l.table_name::pg_catalog.text OPERATOR(pg_catalog.=) 'blackboard_events'::pg_catalog.text
+            AND l.operation OPERATOR(pg_catalog.<>) 'INSERT'::audit.operation AND l.row_id OPERATOR(pg_catalog.=) ANY ($1)
+        ORDER BY l.row_id, l.transaction_id DESC, l.id DESC";
+    audit_rows(connection, CHANGES, events).await
+}
+
+/// The last audit row about the removal of each of these users, by token, that has one.
+pub(crate) async fn removals_of_users(
+    connection: &mut AsyncPgConnection,
+    tokens: Vec<Uuid>,
+) -> Result<HashMap<Uuid, AuditRow>, Fault> {
+    const REMOVALS: &str = "
+        SELECT DISTINCT ON (l.subject_token) l.subject_token AS about, l.operation, l.role_name AS role, l.service,
+            l.request_id AS request, l.occurred_at AS at
+        FROM audit.audit_log l
+        WHERE l.table_name::pg_catalog.text OPERATOR(pg_catalog.=) 'users'::pg_catalog.text
+            AND l.operation OPERATOR(pg_catalog.=) 'DELETE'::audit.operation
+            AND l.subject_token OPERATOR(pg_catalog.=) ANY ($1)
+        ORDER BY l.subject_token, l.transaction_id DESC, l.id DESC";
+    audit_rows(connection, REMOVALS, tokens).await
+}
+
+async fn audit_rows(
+    connection: &mut AsyncPgConnection,
+    statement: &str,
+    about: Vec<Uuid>,
+) -> Result<HashMap<Uuid, AuditRow>, Fault> {
+    if about.is_empty() {
         return Ok(HashMap::new());
     }
     let rows: Vec<AuditRow> =
-        diesel::sql_query(ASK).bind::<Array<SqlUuid>, _>(events).load(connection).await?;
-    Ok(rows.into_iter().map(|row| (row.event, row)).collect())
+        diesel::sql_query(statement).bind::<Array<SqlUuid>, _>(about).load(connection).await?;
+    let named = rows.into_iter().map(|row| AuditRow { operation: row.operation.to_lowercase(), ..row });
+    Ok(named.map(|row| (row.about, row)).collect())
 }

@@ -115,7 +115,7 @@ const WAITING: &str = "
             WHERE transaction_id >= h.horizon ORDER BY transaction_id, id LIMIT 1)
         UNION ALL (SELECT transaction_id, occurred_at FROM audit.data_access_log
             WHERE transaction_id >= h.horizon ORDER BY transaction_id, id LIMIT 1)
-        UNION ALL (SELECT transaction_id, created_at FROM blackboard_events
+        UNION ALL (SELECT transaction_id, created_at FROM public.blackboard_events
             WHERE transaction_id >= h.horizon ORDER BY transaction_id, id LIMIT 1)
     ) AS r
     WHERE r.at < now() - make_interval(secs => $1)

@@ -1,10 +1,5 @@
-//! The rows that are sealed, and the leaf of the Merkle tree that each becomes.
+//! The tables whose rows are sealed, and the leaf of the Merkle tree that each row becomes.
 
-use diesel::QueryableByName;
-use diesel::sql_types::{BigInt, Binary, Nullable, SmallInt, Text, Uuid as SqlUuid};
-use diesel_async::{AsyncPgConnection, RunQueryDsl};
-use sha2::{Digest as _, Sha256};
-use store::Fault;
 use uuid::Uuid;
 
 use crate::digest::Digest;
@@ -20,10 +15,13 @@ pub enum Source {
     DataAccess,
     /// `blackboard_events`: an event is an audit record itself.
     Events,
+    /// `audit.subjects`: which user a token of the trail stands for (docs/adr/0046).
+    Subjects,
 }
 
 impl Source {
-    const ALL: [Self; 4] = [Self::AuditLog, Self::Violations, Self::DataAccess, Self::Events];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Subjects, Self::AuditLog, Self::Violations, Self::DataAccess, Self::Events];
 
     /// The name of the table.
     pub fn table(self) -> &'static str {
@@ -32,6 +30,7 @@ impl Source {
             Self::Violations => "audit.security_violations",
             Self::DataAccess => "audit.data_access_log",
             Self::Events => "blackboard_events",
+            Self::Subjects => "audit.subjects",
         }
     }
 
@@ -41,6 +40,7 @@ impl Source {
             Self::Violations => 2,
             Self::DataAccess => 3,
             Self::Events => 4,
+            Self::Subjects => 5,
         }
     }
 
@@ -54,10 +54,10 @@ impl Source {
 pub struct Leaf {
     /// Its table.
     pub source: Source,
-    /// The id of the row.
+    /// The id of the row; of a subject, its token.
     pub id: Uuid,
     /// SHA-256 of its columns. The digest of an event is keyed with the digest key of its user, because it contains
-    /// user data.
+    /// user data, and so is that of a subject: without the key, it does not reveal the user.
     pub digest: Digest,
 }
 
@@ -90,96 +90,6 @@ impl Leaf {
             })
             .collect()
     }
-}
-
-/// A position in the order in which rows are sealed: the transaction that wrote the row, and the id of the row.
-pub(crate) type Place = (i64, Uuid);
-
-/// A row and its position.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Placed {
-    pub(crate) place: Place,
-    /// The timestamp in the row, in microseconds since 1970.
-    pub(crate) at: i64,
-    pub(crate) leaf: Leaf,
-}
-
-/// Reads rows as JSON arrays of all their columns. Numbers, times in microseconds since 1970 and hex digits do not
-/// depend on settings of the session. A column that is added to a table later must not be added here, because it would
-/// change the digest of old rows; it would need a second version of this statement.
-const READ: &str = "
-    SELECT r.transaction_id, r.source, r.id, (extract(epoch FROM r.at) * 1000000)::bigint AS at, r.content, r.key FROM (
-        SELECT transaction_id, 1::smallint AS source, id, occurred_at AS at, json_build_array(transaction_id, id,
-            (extract(epoch FROM occurred_at) * 1000000)::bigint, subject_token, role_name, service, request_id, table_name,
-            row_id, operation, encode(row_digest_before, 'hex'), encode(row_digest_after, 'hex'), changed_columns)::text
-            AS content, NULL::bytea AS key
-        FROM audit.audit_log
-        UNION ALL
-        SELECT transaction_id, 2::smallint, id, occurred_at, json_build_array(transaction_id, id,
-            (extract(epoch FROM occurred_at) * 1000000)::bigint, subject_token, role_name, service, request_id,
-            violation_type, severity, table_name, reason)::text, NULL
-        FROM audit.security_violations
-        UNION ALL
-        SELECT transaction_id, 3::smallint, id, occurred_at, json_build_array(transaction_id, id,
-            (extract(epoch FROM occurred_at) * 1000000)::bigint, subject_token, role_name, service, request_id, access_type,
-            object_name, rows_returned)::text, NULL
-        FROM audit.data_access_log
-        UNION ALL
-        SELECT transaction_id, 4::smallint, id, created_at, json_build_array(transaction_id, id, event_sequence, event_type, performative,
-            source_agent_id, target_agent_id, user_id, session_id, event_payload::text, semantic_context::text,
-            parent_event_id, causality_chain::text, logical_timestamp, (extract(epoch FROM created_at) * 1000000)::bigint,
-            request_id)::text, (SELECT s.digest_key FROM audit.subjects s WHERE s.user_id = blackboard_events.user_id)
-        FROM blackboard_events
-    ) AS r
-    WHERE (r.transaction_id, r.id) > ($1, $2) AND (r.transaction_id, r.id) <= ($3, $4)
-    ORDER BY r.transaction_id, r.id LIMIT $5";
-
-#[derive(QueryableByName)]
-struct Row {
-    #[diesel(sql_type = BigInt)]
-    transaction_id: i64,
-    #[diesel(sql_type = SmallInt)]
-    source: i16,
-    #[diesel(sql_type = SqlUuid)]
-    id: Uuid,
-    #[diesel(sql_type = BigInt)]
-    at: i64,
-    #[diesel(sql_type = Text)]
-    content: String,
-    #[diesel(sql_type = Nullable<Binary>)]
-    key: Option<Vec<u8>>,
-}
-
-/// The rows after one position and up to another, in order, at most `limit` of them.
-pub(crate) async fn read(
-    connection: &mut AsyncPgConnection,
-    after: Place,
-    through: Place,
-    limit: usize,
-) -> Result<Vec<Placed>, Fault> {
-    let rows: Vec<Row> = store::prepared(
-        diesel::sql_query(READ)
-            .bind::<BigInt, _>(after.0)
-            .bind::<SqlUuid, _>(after.1)
-            .bind::<BigInt, _>(through.0)
-            .bind::<SqlUuid, _>(through.1)
-            .bind::<BigInt, _>(i64::try_from(limit).unwrap_or(i64::MAX)),
-    )
-    .load(connection)
-    .await?;
-    let placed = rows.into_iter().filter_map(|row| {
-        let source = Source::from_code(u8::try_from(row.source).ok()?)?;
-        let content: Digest = Sha256::digest(&row.content).into();
-        let digest = row
-            .key
-            .map_or(content, |key| Sha256::new().chain_update(key).chain_update(content).finalize().into());
-        Some(Placed {
-            place: (row.transaction_id, row.id),
-            at: row.at,
-            leaf: Leaf { source, id: row.id, digest },
-        })
-    });
-    Ok(placed.collect())
 }
 
 #[cfg(test)]

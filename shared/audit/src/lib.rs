@@ -6,6 +6,9 @@
 //! stream that denies deletion ([`anchor`]). [`verify()`] recomputes all of it, counts the rows that differ and names the
 //! first of each seal.
 //!
+//! Which user a token of the trail stands for is sealed in the same way, without revealing the user to anybody who has not
+//! the user's key.
+//!
 //! Writers do not wait for the sealer: a row is sealed some seconds after its transaction. Until then, a change of the
 //! row cannot be detected.
 
@@ -15,6 +18,8 @@ mod digest;
 mod excuse;
 mod horizon;
 mod leaf;
+mod record;
+mod row;
 mod seal;
 mod sealer;
 mod trail;

@@ -12,7 +12,8 @@ use uuid::Uuid;
 use crate::AuditError;
 use crate::anchor::Anchors;
 use crate::digest::Digest;
-use crate::leaf::{self, LEAF_BYTES, Leaf, Place};
+use crate::leaf::{LEAF_BYTES, Leaf};
+use crate::row::{self, Place};
 use crate::seal::{Seal, Statement};
 use trust::PrivateKey;
 
@@ -38,6 +39,7 @@ pub async fn seal_all(
     anchors: &Anchors,
     key: &PrivateKey,
 ) -> Result<(u64, u64), AuditError> {
+    row::as_stored(connection).await?;
     let (mut seals, mut rows) = (0, 0);
     loop {
         let step = connection.transaction(async |connection| seal_next(connection, key).await).await;
@@ -66,7 +68,8 @@ enum Step {
 
 /// The oldest transaction in progress: no row of an earlier one can still appear. It is read before the rows, in a
 /// separate statement, so that the snapshot of the statement that reads the rows includes all of them.
-const HORIZON: &str = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS number";
+/// An `xid8` has the form of a `bigint`.
+const HORIZON: &str = "SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) AS number";
 
 #[derive(QueryableByName)]
 struct Number {
@@ -85,7 +88,7 @@ async fn seal_next(connection: &mut AsyncPgConnection, key: &PrivateKey) -> Resu
     if after.0 > present {
         return Ok(Step::Behind { sealed: after.0, present });
     }
-    let rows = leaf::read(connection, after, (present, Uuid::nil()), MAX_LEAVES).await?;
+    let rows = row::read(connection, after, (present, Uuid::nil()), MAX_LEAVES).await?;
     let through = match rows.last() {
         None => return Ok(Step::Nothing),
         Some(last) if rows.len() == MAX_LEAVES => last.place,
@@ -107,12 +110,15 @@ async fn lock(connection: &mut AsyncPgConnection) -> Result<bool, Fault> {
         #[diesel(sql_type = Bool)]
         locked: bool,
     }
-    let rows: Vec<Locked> = diesel::sql_query("SELECT pg_try_advisory_xact_lock($1) AS locked")
+    let rows: Vec<Locked> = diesel::sql_query("SELECT pg_catalog.pg_try_advisory_xact_lock($1) AS locked")
         .bind::<BigInt, _>(LOCK)
         .load(connection)
         .await?;
     Ok(rows.iter().any(|row| row.locked))
 }
+
+/// What the seals cover. The column has no default, so that an older program, which leaves the subjects out, seals nothing.
+const FORMAT: i16 = 2;
 
 async fn insert(connection: &mut AsyncPgConnection, seal: &Seal) -> Result<(), Fault> {
     let leaves: Vec<u8> = seal.leaves.iter().flat_map(Leaf::to_bytes).collect();
@@ -128,6 +134,7 @@ async fn insert(connection: &mut AsyncPgConnection, seal: &Seal) -> Result<(), F
             seals::sealed_at.eq(statement.sealed_at),
             seals::key_name.eq(&seal.key_name),
             seals::signature.eq(seal.signature.as_slice()),
+            seals::format.eq(FORMAT),
         ))
         .execute(connection)
         .await?;
@@ -155,6 +162,7 @@ async fn anchor(connection: &mut AsyncPgConnection, anchors: &Anchors) -> Result
 
 diesel::define_sql_function! {
     /// The number of bytes.
+    #[sql_name = "pg_catalog.octet_length"]
     fn octet_length(bytes: Binary) -> Integer;
 }
 

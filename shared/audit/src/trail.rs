@@ -67,8 +67,9 @@ pub async fn trail(
         FROM audit.security_violations WHERE subject_token = $1 ORDER BY id DESC LIMIT $2)
         UNION ALL
         (SELECT created_at, 'event', event_type::text, id, '{}', source_agent_id, NULL, request_id, id
-        FROM blackboard_events WHERE user_id = $3 ORDER BY id DESC LIMIT $2)
+        FROM public.blackboard_events WHERE user_id = $3 ORDER BY id DESC LIMIT $2)
         ORDER BY occurred_at DESC, id DESC LIMIT $2";
+    store::security::fix_search_path(connection).await?;
     let subject = subjects::table.find(user_id).select(subjects::token);
     let Some(token) = subject.first::<Uuid>(connection).await.optional()? else { return Ok(None) };
     let entries = diesel::sql_query(TRAIL)

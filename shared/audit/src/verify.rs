@@ -1,16 +1,15 @@
 //! Verification: recomputes every digest, root, chain link and signature, and reports what differs from the seals.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::pg::Pg;
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use serde::Serialize;
 use store::Fault;
-use store::schema::seals;
+use store::schema::{seals, subjects};
 use uuid::Uuid;
 
 use crate::AuditError;
@@ -18,7 +17,8 @@ use crate::anchor::Anchors;
 use crate::difference::{Difference, Differing, Present, differences};
 use crate::digest::Digest;
 use crate::excuse::{self, Excuse};
-use crate::leaf::{self, Leaf, Place, Placed, Source};
+use crate::leaf::{Leaf, Source};
+use crate::row::{self, Place, Placed};
 use crate::seal::{Seal, Statement};
 use crate::sealer::{BEGINNING, Header, MAX_LEAVES};
 use crate::tree;
@@ -39,11 +39,13 @@ pub struct Finding {
     pub leaf: Option<u32>,
     /// The table of the row.
     pub table: Option<&'static str>,
-    /// The id of the row.
+    /// The id of the row; of a subject, the token in the trail.
     pub row: Option<Uuid>,
+    /// The user whom a token stands for now; none if nobody has it, and for other rows.
+    pub user: Option<i32>,
     /// How the row differs; none if the seal itself is wrong.
     pub difference: Option<Difference>,
-    /// What speaks for an edited or missing event; none for anything else.
+    /// What speaks for an edited or missing event, or a missing subject; none for anything else.
     pub excuse: Option<Excuse>,
     /// What is wrong.
     pub problem: String,
@@ -52,19 +54,20 @@ pub struct Finding {
 impl Finding {
     fn seal(seal: i64, problem: impl Into<String>) -> Self {
         let problem = problem.into();
-        Self { seal, leaf: None, table: None, row: None, difference: None, excuse: None, problem }
+        Self { seal, leaf: None, table: None, row: None, user: None, difference: None, excuse: None, problem }
     }
 
-    fn row(seal: i64, differing: Differing, excuse: Option<Excuse>) -> Self {
+    fn row(seal: i64, differing: Differing, user: Option<i32>, excuse: Option<Excuse>) -> Self {
         let Differing { difference, place, leaf } = differing;
         Self {
             seal,
             leaf: place.and_then(|place| u32::try_from(place).ok()),
             table: Some(leaf.source.table()),
             row: Some(leaf.id),
+            user,
             difference: Some(difference),
             excuse,
-            problem: difference.problem().to_owned(),
+            problem: difference.problem(leaf.source).to_owned(),
         }
     }
 }
@@ -77,6 +80,9 @@ impl fmt::Display for Finding {
         }
         if let (Some(table), Some(row)) = (self.table, self.row) {
             write!(f, ", row {row} of {table}")?;
+        }
+        if let Some(user) = self.user {
+            write!(f, ", now of user {user}")?;
         }
         write!(f, ": {}", self.problem)?;
         match &self.excuse {
@@ -99,7 +105,8 @@ pub struct Report {
     pub edited: u64,
     /// Rows that are missing from their place.
     pub missing: u64,
-    /// How many of the edited and missing rows are events that the trail has a row about.
+    /// How many of the edited and missing rows are events that the trail has a row about, or subjects whose user it saw
+    /// removed.
     pub excused_without_proof: u64,
     /// Rows that were added among sealed ones.
     pub added: u64,
@@ -154,6 +161,7 @@ pub async fn verify(
     anchors: Option<&Anchors>,
     keys: &[PublicKey],
 ) -> Result<Report, AuditError> {
+    row::as_stored(connection).await?;
     // Read first, because a seal that is written meanwhile need not be anchored.
     let known = match anchors {
         Some(anchors) => Some(anchors.read().await?),
@@ -180,7 +188,7 @@ pub async fn verify(
         let problem = format!("the last seals are missing: NATS has anchors up to seal {last}");
         report.note([Finding::seal(number + 1, problem)]);
     }
-    report.unsealed = count_after(connection, after).await?;
+    report.unsealed = row::count_after(connection, after).await?;
     Ok(report)
 }
 
@@ -239,31 +247,59 @@ async fn check_rows(
     let statement = &seal.statement;
     let through = (statement.through_transaction, statement.through_id);
     // One more than a seal may cover: such a row was added later.
-    let rows = leaf::read(connection, after, through, MAX_LEAVES + 1).await?;
+    let rows = row::read(connection, after, through, MAX_LEAVES + 1).await?;
     let present = Present { rows: &rows, is_cut: rows.len() > MAX_LEAVES };
     let found = differences(&seal.leaves, present, |row| is_misdated(row, statement, sealed_before));
-    let events = found.iter().filter(|one| needs_excuse(one)).map(|one| one.leaf.id).collect();
-    let mut rows = excuse::audit_rows(connection, events).await?;
+    let ids = |kind: Excusable| -> Vec<Uuid> {
+        found.iter().filter(|one| excusable(one) == Some(kind)).map(|one| one.leaf.id).collect()
+    };
+    let mut excuses = excuse::changes_of_events(connection, ids(Excusable::Event)).await?;
+    excuses.extend(excuse::removals_of_users(connection, ids(Excusable::Subject)).await?);
+    let users = users_of(connection, &found).await?;
     let finding = |one: Differing| {
-        let excuse = needs_excuse(&one)
-            .then(|| rows.remove(&one.leaf.id).map_or(Excuse::Absent, Excuse::WithoutProof));
-        Finding::row(statement.number, one, excuse)
+        let id = one.leaf.id;
+        let excuse =
+            excusable(&one).map(|_| excuses.remove(&id).map_or(Excuse::Absent, Excuse::WithoutProof));
+        Finding::row(statement.number, one, users.get(&id).copied(), excuse)
     };
     Ok(found.into_iter().map(finding).collect())
 }
 
-/// Whether it is an event that was changed or removed, for which something may speak. Nothing speaks for a change of the
-/// trail itself, and nothing can for a row that was never sealed.
-fn needs_excuse(differing: &Differing) -> bool {
-    let is_event = match differing.leaf.source {
-        Source::Events => true,
-        Source::AuditLog | Source::Violations | Source::DataAccess => false,
-    };
-    is_event
-        && match differing.difference {
-            Difference::Edited | Difference::Missing => true,
-            Difference::Added | Difference::Misdated => false,
-        }
+/// What was changed or removed and may be excused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Excusable {
+    Event,
+    Subject,
+}
+
+/// Whether something may speak for a difference: for an event that was changed or removed, and for a subject that was
+/// removed, as an erasure does. Nothing speaks for a change of the trail itself or of a subject, and nothing can for a row
+/// that was never sealed.
+fn excusable(differing: &Differing) -> Option<Excusable> {
+    match (differing.leaf.source, differing.difference) {
+        (Source::Events, Difference::Edited | Difference::Missing) => Some(Excusable::Event),
+        (Source::Subjects, Difference::Missing) => Some(Excusable::Subject),
+        (Source::Events, Difference::Added | Difference::Misdated)
+        | (Source::Subjects, Difference::Edited | Difference::Added | Difference::Misdated)
+        | (
+            Source::AuditLog | Source::Violations | Source::DataAccess,
+            Difference::Edited | Difference::Missing | Difference::Added | Difference::Misdated,
+        ) => None,
+    }
+}
+
+/// The users whom the tokens of these differences stand for now.
+async fn users_of(
+    connection: &mut AsyncPgConnection,
+    found: &[Differing],
+) -> Result<HashMap<Uuid, i32>, Fault> {
+    let tokens: Vec<Uuid> =
+        found.iter().filter(|one| one.leaf.source == Source::Subjects).map(|one| one.leaf.id).collect();
+    if tokens.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let query = subjects::table.filter(subjects::token.eq_any(tokens));
+    Ok(query.select((subjects::token, subjects::user_id)).load(connection).await?.into_iter().collect())
 }
 
 /// How far the timestamp of a row may lie outside of the time between the previous seal and its own. A transaction that
@@ -272,7 +308,12 @@ const TOLERANCE: TimeDelta = TimeDelta::days(1);
 
 /// Whether the timestamp of a row does not fit the time of its seal: it was inserted with a false timestamp, or the clock
 /// of its server was wrong.
+///
+/// A subject is judged by nothing that its time says, and those from before subjects were sealed are older than their seal.
 fn is_misdated(row: &Placed, statement: &Statement, sealed_before: Option<DateTime<Utc>>) -> bool {
+    if row.leaf.source == Source::Subjects {
+        return false;
+    }
     let earliest = sealed_before.map(|time| (time - TOLERANCE).timestamp_micros());
     let latest = (statement.sealed_at + TOLERANCE).timestamp_micros();
     earliest.is_some_and(|earliest| row.at < earliest) || row.at > latest
@@ -312,32 +353,18 @@ async fn read_seal(connection: &mut AsyncPgConnection, above: i64) -> Result<Opt
     }))
 }
 
-async fn count_after(connection: &mut AsyncPgConnection, after: Place) -> Result<u64, Fault> {
-    const COUNT: &str = "
-        SELECT (SELECT count(*) FROM audit.audit_log WHERE (transaction_id, id) > ($1, $2))
-            + (SELECT count(*) FROM audit.security_violations WHERE (transaction_id, id) > ($1, $2))
-            + (SELECT count(*) FROM audit.data_access_log WHERE (transaction_id, id) > ($1, $2))
-            + (SELECT count(*) FROM blackboard_events WHERE (transaction_id, id) > ($1, $2)) AS number";
-    #[derive(QueryableByName)]
-    struct Number {
-        #[diesel(sql_type = BigInt)]
-        number: i64,
-    }
-    let rows: Vec<Number> = diesel::sql_query(COUNT)
-        .bind::<BigInt, _>(after.0)
-        .bind::<SqlUuid, _>(after.1)
-        .load(connection)
-        .await?;
-    Ok(rows.iter().map(|row| u64::try_from(row.number).unwrap_or(0)).sum())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn edited(seal: i64, excuse: Excuse) -> Finding {
         let leaf = Leaf { source: Source::Events, id: Uuid::nil(), digest: [1; 32] };
-        Finding::row(seal, Differing { difference: Difference::Edited, place: Some(0), leaf }, Some(excuse))
+        Finding::row(
+            seal,
+            Differing { difference: Difference::Edited, place: Some(0), leaf },
+            None,
+            Some(excuse),
+        )
     }
 
     #[test]

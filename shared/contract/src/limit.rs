@@ -31,6 +31,11 @@ pub const ENVELOPE_BYTES: usize = BODY_BYTES;
 /// The smallest `max_payload` that the NATS server needs, in bytes, so that every valid message can be published.
 pub const BROKER_PAYLOAD_BYTES: usize = BODY_BYTES + ENVELOPE_BYTES;
 
+/// The largest payload of an event, in bytes, as PostgreSQL writes it. No body becomes as large: commas and colons make it
+/// half as large again, and numbers without exponents add [`BODY_EXPANSION`]. The rest of the event and its headers fit
+/// beside it into [`BROKER_PAYLOAD_BYTES`]. The database refuses a larger one (migration 000029).
+pub const EVENT_PAYLOAD_BYTES: usize = BROKER_PAYLOAD_BYTES - 64 * 1024;
+
 /// The longest session, agent or conversation identifier, in characters.
 pub const IDENTIFIER_CHARS: usize = 128;
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
-use contract::{Event, EventType, Json, Performative, UserId};
+use contract::{Event, EventType, Json, Performative, UserId, limit};
 use diesel::QueryableByName;
 use diesel::sql_types::{Array, BigInt, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
@@ -386,15 +386,20 @@ impl EventRow {
             parent_event_id: self.parent_event_id,
             logical_timestamp: self.logical_timestamp,
             created_at: self.created_at,
-            // A worker writes no payload beyond the limits. A role that does must not stop those who read the event.
-            payload: Json::recorded(self.payload)
-                .or_else(|_| Json::recorded(UNREADABLE))
-                .map_err(unreadable)?,
+            payload: payload_within_limits(self.payload)?,
         })
     }
 }
 
-/// What takes the place of a payload beyond the limits of JSON texts.
+/// A worker writes no payload beyond the limits. A role that does must stop neither those who read the event nor those who
+/// publish it.
+fn payload_within_limits(text: String) -> Result<Json, Fault> {
+    let fits = text.len() <= limit::EVENT_PAYLOAD_BYTES;
+    let payload = if fits { Json::recorded(text) } else { Json::recorded(UNREADABLE) };
+    payload.or_else(|_| Json::recorded(UNREADABLE)).map_err(unreadable)
+}
+
+/// What takes the place of a payload beyond the limits of JSON texts, or beyond [`limit::EVENT_PAYLOAD_BYTES`].
 const UNREADABLE: &str = r#"{"$unreadable":true}"#;
 
 /// The fault of an event that this program cannot read. The request was applied, so the message must not be

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use diesel::QueryableByName;
 use diesel::sql_types::Text;
-use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 
 use crate::fault::Fault;
 
@@ -119,7 +119,13 @@ pub async fn lines(connection: &mut AsyncPgConnection) -> Result<Vec<String>, Fa
         #[diesel(sql_type = Text)]
         line: String,
     }
-    let rows: Vec<Row> = diesel::sql_query(LINES).load(connection).await?;
+    // Names in definitions are written as the search path has them.
+    let rows: Vec<Row> = connection
+        .transaction(async |connection| {
+            connection.batch_execute("SET LOCAL search_path = pg_catalog, pg_temp").await?;
+            Ok::<_, Fault>(diesel::sql_query(LINES).load(connection).await?)
+        })
+        .await?;
     Ok(rows.into_iter().map(|row| row.line.split_whitespace().collect::<Vec<_>>().join(" ")).collect())
 }
 

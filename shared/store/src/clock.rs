@@ -87,16 +87,18 @@ crate::unnest_row! {
 }
 
 /// Rows are sorted, so that two replicas lock clocks in the same order. A transaction takes clocks last and only
-/// appends events afterwards, so that no transaction waits for another lock while it holds a clock.
+/// appends events afterwards, so that no transaction waits for another lock while it holds a clock. No event is published
+/// that is not there: a greater number is a role's claim, or of a server that was replaced by a standby.
 static TAKE: LazyLock<String> = LazyLock::new(|| {
     let (arrays, names) = (Row::arrays(1), Row::names());
     format!(
         "INSERT INTO session_clocks AS c (user_id, session_id, published_sequence, events, logical_time)
-        SELECT user_id, session_id, published, events, causes + events
+        SELECT user_id, session_id, least(published, (SELECT sec.last_event_sequence())), events, causes + events
         FROM unnest({arrays}) AS s ({names})
         ORDER BY user_id, session_id
         ON CONFLICT (user_id, session_id) DO UPDATE SET
-            published_sequence = greatest(c.published_sequence, excluded.published_sequence),
+            published_sequence = least(greatest(c.published_sequence, excluded.published_sequence),
+                (SELECT sec.last_event_sequence())),
             events = c.events + excluded.events,
             logical_time = greatest(c.logical_time + excluded.events, excluded.logical_time)
         RETURNING user_id, session_id, published_sequence, logical_time"

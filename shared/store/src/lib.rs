@@ -18,6 +18,7 @@ pub mod recovery;
 pub mod registry;
 pub mod schema;
 pub mod security;
+pub mod server;
 mod statement;
 pub mod unnest;
 pub mod unpublished;

@@ -70,6 +70,7 @@ diesel::table! {
         sealed_at -> Timestamptz,
         key_name -> Text,
         signature -> Binary,
+        format -> SmallInt,
     }
 }
 
@@ -80,5 +81,6 @@ diesel::table! {
         token -> Uuid,
         created_at -> Timestamptz,
         digest_key -> Binary,
+        transaction_id -> BigInt,
     }
 }

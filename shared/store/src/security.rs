@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use diesel::QueryableByName;
 use diesel::sql_types::{Array, BigInt, Bool, Integer, Text, Uuid as SqlUuid};
-use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use uuid::Uuid;
 
 use crate::fault::{Fault, FaultKind};
@@ -90,6 +90,16 @@ pub async fn end_old_transactions(connection: &mut AsyncPgConnection) -> Result<
     let query = diesel::sql_query("SELECT sec.end_old_transactions() AS ended");
     let rows: Vec<Row> = prepared(query).load(connection).await?;
     Ok(rows.iter().map(|row| row.ended).sum())
+}
+
+/// Makes the names in the statements of this connection those of PostgreSQL itself, whatever `search_path` the database or
+/// the role is set to: a function or an operator of another schema takes no part. Tables must then be named with their
+/// schema. For those who judge a database that somebody may have changed; it must be the first statement.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn fix_search_path(connection: &mut AsyncPgConnection) -> Result<(), Fault> {
+    Ok(connection.batch_execute("SET search_path = pg_catalog, pg_temp").await?)
 }
 
 /// An access to a user's data that writes no row.

@@ -7,3 +7,4 @@ pub mod command;
 pub mod dispatch;
 pub mod logging;
 pub mod replay;
+mod server_warnings;

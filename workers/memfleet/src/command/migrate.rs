@@ -6,6 +6,8 @@ use cli::{errln, outln};
 use config::Settings;
 use store::{migration, partition};
 
+use crate::server_warnings;
+
 /// Applies or rolls back migrations of the database at `postgres.url`, and creates monthly partitions.
 #[derive(Debug, Args)]
 pub struct MigrateArgs {
@@ -54,7 +56,9 @@ pub async fn execute(args: MigrateArgs, settings: &Settings) -> anyhow::Result<(
                 &migration::MAIN.up(connection).await?,
                 "nothing to do: the schema is up to date",
             );
-            partition::create_ahead(&mut store::connect(url).await?, partition::MONTHS_AHEAD).await?;
+            let mut connection = store::connect(url).await?;
+            partition::create_ahead(&mut connection, partition::MONTHS_AHEAD).await?;
+            server_warnings::print(&mut connection).await;
         }
         Action::Down { count, yes } => {
             let states = migration::MAIN.status(connection).await?;

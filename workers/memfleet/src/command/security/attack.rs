@@ -133,10 +133,10 @@ pub(super) fn around(role: &str, roles: &[String], partitions: &[String]) -> Vec
         ("audit", "SELECT FROM audit.seals"),
         ("audit", "SELECT FROM audit.subjects"),
         ("audit", "SELECT audit.audit_trigger_function()"),
-        ("audit", "ALTER TABLE users DISABLE TRIGGER audit_insert"),
+        ("audit", "ALTER TABLE public.users DISABLE TRIGGER audit_insert"),
         ("locks", "SELECT pg_advisory_lock(1)"),
         ("locks", "SELECT pg_try_advisory_xact_lock(1)"),
-        ("files", "COPY blackboard_events TO '/tmp/events'"),
+        ("files", "COPY public.blackboard_events TO '/tmp/events'"),
         ("files", "COPY (SELECT 1) TO PROGRAM 'cat'"),
         ("files", "SELECT pg_read_file('/etc/passwd')"),
         ("create own objects", "CREATE TABLE public.mine (x integer)"),
@@ -145,9 +145,9 @@ pub(super) fn around(role: &str, roles: &[String], partitions: &[String]) -> Vec
         ("create own objects", "CREATE SCHEMA mine"),
         ("create own objects", "SELECT lo_create(0)"),
         ("create own objects", "SELECT lo_from_bytea(0, 'mine')"),
-        ("history", "UPDATE blackboard_events SET event_payload = '{}'"),
-        ("history", "DELETE FROM blackboard_events"),
-        ("history", "SELECT make_month_partitions('blackboard_events', 1)"),
+        ("history", "UPDATE public.blackboard_events SET event_payload = '{}'"),
+        ("history", "DELETE FROM public.blackboard_events"),
+        ("history", "SELECT public.make_month_partitions('public.blackboard_events', 1)"),
     ];
     all.extend(WAYS.iter().map(|(kind, sql)| Attempt {
         kind,
@@ -178,12 +178,81 @@ pub(super) fn bad_grants(
         String::new(),
     ]
     .into_iter()
-    .map(|grant| format!("ARRAY['{grant}']"))
-    .chain([format!("NULL, '{user}', 'x'"), format!("ARRAY[]::text[], '{user}', 'x'")])
-    .map(|arguments| Attempt {
+    .map(|grant| opening(&format!("ARRAY['{grant}']")))
+    .collect()
+}
+
+/// Opening a security context of the main database without grants.
+pub(super) fn no_grants(user: i32) -> Vec<Attempt> {
+    [format!("NULL, '{user}', 'x'"), format!("ARRAY[]::text[], '{user}', 'x'")]
+        .iter()
+        .map(|arguments| opening(arguments))
+        .collect()
+}
+
+fn opening(arguments: &str) -> Attempt {
+    Attempt {
         kind: "security context from an invalid grant",
         sql: format!("SELECT sec.open_context({arguments})"),
-        expected: Expected::Refused(&["the security context is refused"]),
-    })
-    .collect()
+        // The key store waits for a key that it lacks, and says so.
+        expected: Expected::Refused(&["the security context is refused", "it lacks the grant key"]),
+    }
+}
+
+/// The key store without a security context.
+pub(super) fn on_key_store() -> Vec<Attempt> {
+    const KIND: &str = "data keys without a grant";
+    const INSERT: &str =
+        "INSERT INTO public.data_keys (user_id, version, kek, wrapped) VALUES (1, 1, 'mine', sha256('x'))";
+    let refused = [
+        "UPDATE public.data_keys SET wrapped = sha256(wrapped)",
+        "DELETE FROM public.data_keys",
+        "TRUNCATE public.data_keys",
+        "SELECT FROM public.data_keys FOR UPDATE",
+        "ALTER TABLE public.data_keys DISABLE ROW LEVEL SECURITY",
+        "CREATE POLICY mine ON public.data_keys USING (true)",
+        "COPY public.data_keys TO '/tmp/data_keys'",
+        "SELECT FROM sec.keys",
+        "SELECT sec.add_key('mine', 'grant', sha256('x'))",
+        "SELECT sec.seal('1')",
+        "SELECT pg_advisory_lock(1)",
+        "SELECT lo_create(0)",
+        "CREATE TABLE public.mine (x integer)",
+        "CREATE TEMP TABLE mine (x integer)",
+        "CREATE SCHEMA mine",
+    ];
+    let mut all: Vec<Attempt> = refused
+        .iter()
+        .map(|sql| Attempt { kind: KIND, sql: (*sql).to_owned(), expected: Expected::Refused(DENIED) })
+        .collect();
+    all.push(Attempt { kind: KIND, sql: INSERT.to_owned(), expected: Expected::Refused(REFUSED) });
+    all.push(Attempt {
+        kind: KIND,
+        sql: "SELECT FROM public.data_keys".to_owned(),
+        expected: Expected::Nothing,
+    });
+    all.extend(["1|", "1|00", "rubbish"].map(|forged| Attempt {
+        kind: KIND,
+        sql: format!("SELECT set_config('memfleet.context', '{forged}', true); SELECT FROM public.data_keys"),
+        expected: Expected::NotGenuine,
+    }));
+    all
+}
+
+/// Data keys of others, and later versions of one's own, with a valid grant for the user `own` only.
+pub(super) fn on_key_store_with_a_grant(own: i32) -> Vec<Attempt> {
+    const KIND: &str = "data keys of others";
+    let add = |user: i32, version: i32| Attempt {
+        kind: KIND,
+        sql: format!(
+            "INSERT INTO public.data_keys (user_id, version, kek, wrapped) VALUES ({user}, {version}, 'mine', sha256('x'))"
+        ),
+        expected: Expected::Refused(REFUSED),
+    };
+    let read = format!("SELECT FROM public.data_keys WHERE user_id <> {own}");
+    vec![
+        Attempt { kind: KIND, sql: read, expected: Expected::Nothing },
+        add(own.saturating_add(1), 1),
+        add(own, 1_000_000),
+    ]
 }

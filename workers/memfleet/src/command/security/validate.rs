@@ -19,6 +19,7 @@ use trust::{Grant, GrantKey};
 use uuid::Uuid;
 
 use super::attack::{self, Attempt, Expected, Target};
+use crate::server_warnings;
 
 /// Attacks the database as each worker's role and reports what succeeds. Needs a superuser's login; changes nothing.
 #[derive(Debug, Args)]
@@ -35,6 +36,8 @@ struct Report {
     attempts: u64,
     /// Attempts that succeeded or failed with an unexpected error, and failed checks.
     findings: Vec<Finding>,
+    /// What lies outside of this database, and is for the operator of the server to judge.
+    warnings: Vec<String>,
     #[serde(skip)]
     kinds: BTreeMap<&'static str, (u64, u64)>,
 }
@@ -56,6 +59,21 @@ impl Report {
         counts.1 += u64::from(finding.is_some());
         self.findings.extend(finding);
     }
+
+    /// Notes a check and everything that it found.
+    fn note_all(
+        &mut self,
+        kind: &'static str,
+        found: impl IntoIterator<Item = (Option<String>, String, String)>,
+    ) {
+        let mut found = found.into_iter().peekable();
+        if found.peek().is_none() {
+            self.note(kind, None);
+        }
+        for (role, what, outcome) in found {
+            self.note(kind, Some(Finding { kind, role, what, outcome }));
+        }
+    }
 }
 
 /// Runs `memfleet security validate`.
@@ -63,29 +81,50 @@ impl Report {
 /// # Errors
 /// If the database is unreachable, the role is not a superuser, or there are findings.
 pub async fn execute(args: &ValidateArgs, settings: &Settings) -> anyhow::Result<()> {
-    let mut connection =
-        cli::database::connect(&settings.postgres.url, "postgres.url", "the database to validate").await?;
-    if lines(&mut connection, "SELECT 'x' AS line FROM pg_roles WHERE rolname = session_user AND rolsuper")
-        .await?
-        .is_empty()
-    {
-        bail!("the role of postgres.url is not a superuser; only a superuser can assume the workers' roles");
-    }
-    // Attacks must not block other users of the database.
-    connection.batch_execute("SET lock_timeout = '1s'; SET statement_timeout = '10s'").await?;
-    let mut report = Report::default();
-    check_catalogs(&mut connection, &mut report).await?;
-    compare_with_migrations(&mut connection, &mut report).await?;
-    attack_all(&mut connection, &mut report).await?;
+    let mut connection = connect(&settings.postgres.url, "postgres.url", "the database to validate").await?;
+    let mut key_store = connect(&settings.keys.url, "keys.url", "the key store to validate").await?;
+    let mut report =
+        Report { warnings: server_warnings::open_databases(&mut connection).await?, ..Report::default() };
+    // What was found is told also if a check cannot be run, since it may be the reason.
+    let judged = judge(&mut connection, &mut key_store, &mut report).await;
     if args.json {
         out_json(serde_json::to_string(&report)?);
     } else {
         show(&report);
     }
+    judged?;
     match report.findings.len() {
         0 => Ok(()),
         count => bail!("{count} findings: isolation is broken"),
     }
+}
+
+async fn judge(
+    connection: &mut AsyncPgConnection,
+    key_store: &mut AsyncPgConnection,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    check_server(connection, report).await?;
+    check_catalogs(connection, report).await?;
+    compare_with_migrations(connection, report).await?;
+    attack_all(connection, report).await?;
+    attack_key_store(key_store, report).await.context("cannot validate the key store")
+}
+
+/// Connects as a superuser, who can assume the workers' roles.
+async fn connect(url: &str, setting: &str, what: &str) -> anyhow::Result<AsyncPgConnection> {
+    let mut connection = cli::database::connect(url, setting, what).await?;
+    // First of all: what is added to the database must not take part in judging it.
+    store::security::fix_search_path(&mut connection).await?;
+    if lines(&mut connection, "SELECT 'x' AS line FROM pg_roles WHERE rolname = session_user AND rolsuper")
+        .await?
+        .is_empty()
+    {
+        bail!("the role of {setting} is not a superuser; only a superuser can assume the workers' roles");
+    }
+    // Attacks must not block other users of the database.
+    connection.batch_execute("SET lock_timeout = '1s'; SET statement_timeout = '10s'").await?;
+    Ok(connection)
 }
 
 fn show(report: &Report) {
@@ -97,6 +136,9 @@ fn show(report: &Report) {
     let found = u64::try_from(report.findings.len()).unwrap_or(u64::MAX);
     table.row(["total".to_owned(), grouped(report.attempts), grouped(found)]);
     outln!("{table}");
+    for warning in &report.warnings {
+        outln!("warning: {}", printable(warning));
+    }
     for Finding { kind, role, what, outcome } in &report.findings {
         outln!(
             "{kind}: {}{}: {}",
@@ -141,7 +183,8 @@ const CHECKS: [(&str, &str); 12] = [
     (
         "unknown RLS policy",
         "SELECT polrelid::regclass || ' ' || polname AS line FROM pg_policy
-            WHERE NOT (polname IN ('evidence', 'own_types') AND NOT polpermissive AND polrelid = 'blackboard_events'::regclass)
+            WHERE NOT (NOT polpermissive AND (polname IN ('evidence', 'own_types') AND polrelid = 'public.blackboard_events'::regclass
+                OR polname = 'published' AND polrelid = 'public.session_clocks'::regclass))
             AND (polname <> 'own_rows' OR pg_get_expr(polqual, polrelid) IS DISTINCT FROM pg_get_expr(polwithcheck, polrelid)
             OR pg_get_expr(polqual, polrelid) !~ '^\\((user_id|id) = ANY \\(\\( SELECT sec.current_user_ids\\(\\) AS current_user_ids\\)::integer\\[\\]\\)\\)$')",
     ),
@@ -194,10 +237,10 @@ const CHECKS: [(&str, &str); 12] = [
     (
         "table without audit trigger",
         "SELECT c.oid::regclass || ' on ' || o.operation AS line FROM pg_policy p
-            JOIN pg_class c ON c.oid = p.polrelid AND NOT c.relispartition AND c.oid <> ALL (ARRAY['inbox', 'session_clocks',
-                'router_hourly_patterns']::regclass[])
+            JOIN pg_class c ON c.oid = p.polrelid AND NOT c.relispartition AND c.oid <> ALL (ARRAY['public.inbox', 'public.session_clocks',
+                'public.router_hourly_patterns']::regclass[])
             CROSS JOIN (VALUES ('INSERT', 4), ('DELETE', 8), ('UPDATE', 16)) AS o (operation, bit)
-            WHERE NOT (c.oid = 'blackboard_events'::regclass AND o.operation = 'INSERT')
+            WHERE NOT (c.oid = 'public.blackboard_events'::regclass AND o.operation = 'INSERT')
             AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgenabled IN ('O', 'A')
                 AND t.tgfoid = 'audit.audit_trigger_function'::regproc AND t.tgtype & o.bit > 0)",
     ),
@@ -215,21 +258,35 @@ const CHECKS: [(&str, &str); 12] = [
         "foreign key without user_id",
         "SELECT conrelid::regclass || ' ' || conname AS line FROM pg_constraint c
             WHERE contype = 'f' AND conparentid = 0 AND connamespace = 'public'::regnamespace
-            AND confrelid <> ALL (ARRAY['users', 'gpu_resources']::regclass[])
+            AND confrelid <> ALL (ARRAY['public.users', 'public.gpu_resources']::regclass[])
             AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.conrelid AND a.attname = 'user_id'
                 AND a.attnum = ANY (c.conkey))",
     ),
 ];
 
+/// Checks whether the catalogs can be trusted at all, and what workers' roles may take of the server.
+async fn check_server(connection: &mut AsyncPgConnection, report: &mut Report) -> anyhow::Result<()> {
+    let added =
+        store::server::added_to_system_schemas(connection).await.context("cannot read the catalogs")?;
+    let added = added.into_iter().map(|what| (None, what, "exists".to_owned()));
+    report.note_all("object added to PostgreSQL's own schemas", added);
+    let unlimited = store::server::unlimited_roles(connection).await.context("cannot read the roles")?;
+    let unlimited = unlimited.into_iter().map(|one| {
+        let outcome = format!(
+            "{} of {} connections",
+            one.limit.map_or_else(|| "all".to_owned(), |limit| limit.to_string()),
+            one.connections
+        );
+        (Some(one.role), "CONNECTION LIMIT".to_owned(), outcome)
+    });
+    report.note_all("role without a limit of connections", unlimited);
+    Ok(())
+}
+
 async fn check_catalogs(connection: &mut AsyncPgConnection, report: &mut Report) -> anyhow::Result<()> {
     for (kind, sql) in CHECKS {
         let found = lines(connection, sql).await.with_context(|| format!("cannot run the check {kind:?}"))?;
-        if found.is_empty() {
-            report.note(kind, None);
-        }
-        for what in found {
-            report.note(kind, Some(Finding { kind, role: None, what, outcome: "exists".to_owned() }));
-        }
+        report.note_all(kind, found.into_iter().map(|what| (None, what, "exists".to_owned())));
     }
     Ok(())
 }
@@ -242,23 +299,10 @@ async fn compare_with_migrations(
     const KIND: &str = "differs from the migrations";
     let difference = store::catalog::difference(connection).await.context("cannot read the catalogs")?;
     let sides = [(difference.missing, "is missing"), (difference.unknown, "exists")];
-    let findings: Vec<Finding> = sides
+    let found = sides
         .into_iter()
-        .flat_map(|(lines, outcome)| {
-            lines.into_iter().map(move |what| Finding {
-                kind: KIND,
-                role: None,
-                what,
-                outcome: outcome.to_owned(),
-            })
-        })
-        .collect();
-    if findings.is_empty() {
-        report.note(KIND, None);
-    }
-    for finding in findings {
-        report.note(KIND, Some(finding));
-    }
+        .flat_map(|(lines, outcome)| lines.into_iter().map(move |what| (None, what, outcome.to_owned())));
+    report.note_all(KIND, found);
     Ok(())
 }
 
@@ -270,26 +314,18 @@ async fn attack_all(connection: &mut AsyncPgConnection, report: &mut Report) -> 
     let targets: Vec<Target> = lines(connection, TARGETS).await?.iter().filter_map(target).collect();
     let (roles, partitions) = (lines(connection, ROLES).await?, lines(connection, PARTITIONS).await?);
     let users =
-        lines(connection, "SELECT id::text AS line FROM users WHERE id > 0 ORDER BY random() LIMIT 1")
+        lines(connection, "SELECT id::text AS line FROM public.users WHERE id > 0 ORDER BY random() LIMIT 1")
             .await?;
     let user = users.into_iter().next().and_then(|id| id.parse().ok()).unwrap_or(1);
     for role in &roles {
         let excess = "SELECT excess AS line FROM sec.excess_privileges() AS excess";
         let mut attempts = attack::without_a_grant(&targets);
         attempts.extend(attack::around(role, &roles, &partitions));
-        let key = GrantKey::generate("validate")?;
-        let sealed = |key: &GrantKey, role: &str, expires_at: SystemTime| seal(key, user, role, expires_at);
-        let later = SystemTime::now() + Duration::from_secs(60);
-        let good = sealed(&key, role, later)?;
-        attempts.extend(attack::bad_grants(
-            &good,
-            &sealed(&key, "w_nobody", later)?,
-            &sealed(&key, role, SystemTime::now() - Duration::from_secs(1))?,
-            &sealed(&GrantKey::generate("validate")?, role, later)?,
-            user,
-        ));
+        let grants = Grants::new(role, user)?;
+        attempts.extend(grants.bad());
+        attempts.extend(attack::no_grants(user));
         connection.batch_execute("BEGIN").await?;
-        store::security::add_grant_key(connection, key.name(), key.expose()).await?;
+        grants.register(connection).await?;
         connection.batch_execute(&format!("SET LOCAL SESSION AUTHORIZATION {role}")).await?;
         for what in lines(connection, excess).await? {
             let kind = "excess privilege";
@@ -299,9 +335,73 @@ async fn attack_all(connection: &mut AsyncPgConnection, report: &mut Report) -> 
         for attempt in attempts {
             try_one(connection, role, &attempt, report).await?;
         }
-        connection.batch_execute(&format!("SELECT sec.open_context(ARRAY['{good}'])")).await?;
+        connection.batch_execute(&format!("SELECT sec.open_context(ARRAY['{}'])", grants.good)).await?;
         for attempt in attack::with_a_grant(&targets, user) {
             try_one(connection, role, &attempt, report).await?;
+        }
+        connection.batch_execute("ROLLBACK").await?;
+    }
+    Ok(())
+}
+
+/// A valid grant, and others that are not.
+struct Grants {
+    key: GrantKey,
+    user: i32,
+    good: String,
+    bad: [String; 3],
+}
+
+impl Grants {
+    fn new(role: &str, user: i32) -> anyhow::Result<Self> {
+        let key = GrantKey::generate("validate")?;
+        let now = SystemTime::now();
+        let later = now + Duration::from_secs(60);
+        let bad = [
+            seal(&key, user, "w_nobody", later)?,
+            seal(&key, user, role, now - Duration::from_secs(1))?,
+            seal(&GrantKey::generate("validate")?, user, role, later)?,
+        ];
+        Ok(Self { good: seal(&key, user, role, later)?, key, user, bad })
+    }
+
+    fn bad(&self) -> Vec<Attempt> {
+        let [other_role, expired, foreign_key] = &self.bad;
+        attack::bad_grants(&self.good, other_role, expired, foreign_key, self.user)
+    }
+
+    /// Registers the key, in a transaction that is rolled back.
+    async fn register(&self, connection: &mut AsyncPgConnection) -> anyhow::Result<()> {
+        Ok(store::security::add_grant_key(connection, self.key.name(), self.key.expose()).await?)
+    }
+}
+
+/// Attacks the data keys as each role that may read them.
+async fn attack_key_store(connection: &mut AsyncPgConnection, report: &mut Report) -> anyhow::Result<()> {
+    const ROLES: &str = "SELECT r.rolname::text AS line FROM pg_roles r
+        WHERE NOT r.rolsuper AND r.rolcanlogin AND has_any_column_privilege(r.oid, 'public.data_keys', 'SELECT') ORDER BY 1";
+    const UNFORCED: &str = "SELECT 'data_keys' AS line FROM pg_class c
+        WHERE c.oid = 'public.data_keys'::regclass AND NOT (c.relrowsecurity AND c.relforcerowsecurity)";
+    let exists = |what| (None, what, "exists".to_owned());
+    let added = store::server::added_to_system_schemas(connection).await?;
+    report
+        .note_all("object added to PostgreSQL's own schemas in the key store", added.into_iter().map(exists));
+    let unforced = lines(connection, UNFORCED).await?;
+    report.note_all("table without forced RLS", unforced.into_iter().map(exists));
+    let users =
+        lines(connection, "SELECT user_id::text AS line FROM public.data_keys ORDER BY random() LIMIT 1");
+    let user = users.await?.into_iter().next().and_then(|id| id.parse().ok()).unwrap_or(1);
+    for role in lines(connection, ROLES).await? {
+        let grants = Grants::new(&role, user)?;
+        connection.batch_execute("BEGIN").await?;
+        grants.register(connection).await?;
+        connection.batch_execute(&format!("SET LOCAL SESSION AUTHORIZATION {role}")).await?;
+        for attempt in attack::on_key_store().into_iter().chain(grants.bad()) {
+            try_one(connection, &role, &attempt, report).await?;
+        }
+        connection.batch_execute(&format!("SELECT sec.open_context(ARRAY['{}'])", grants.good)).await?;
+        for attempt in attack::on_key_store_with_a_grant(user) {
+            try_one(connection, &role, &attempt, report).await?;
         }
         connection.batch_execute("ROLLBACK").await?;
     }
