@@ -7,7 +7,7 @@ use consensus_builder::{ConsensusBuilder, Job};
 use serde_json::{Value, json};
 use testkit::{Fixture, RequestMessage, eventually};
 
-use crate::support::consensus::{Task, agent, builder, process, start, three_families, verdict, with_users};
+use crate::support::consensus::{Task, agent, builder, start, three_families, verdict, with_users};
 
 const THREE: [&str; 3] = ["a", "b", "c"];
 
@@ -58,12 +58,15 @@ async fn the_deadline_closes_what_is_due_of_each_user_and_nothing_else() {
         requests.push(task.delegate(&THREE, 3, json!({ "deadline": deadline })));
         requests.extend(task.all_say(&["a", "b"], "The Tagus"));
     }
+    // One of a user who has work due, and that is not due itself.
+    requests.push(Task::of(1).delegate(&THREE, 3, json!({ "deadline": "2100-01-01T00:00:00Z" })));
     let worker = fixture.run(builder(&fixture).await);
     fixture.publish(requests).await;
     fixture.drained::<ConsensusBuilder>().await;
     tick(&fixture, Job::Close).await;
-    let states = "concat_ws(' ', state, close_reason, responded) FROM consensus_tasks ORDER BY user_id";
-    assert_eq!(fixture.lines(states).await, ["closed deadline 2", "closed deadline 2", "open 2"]);
+    let states =
+        "concat_ws(' ', state, close_reason, responded) FROM consensus_tasks ORDER BY user_id, deadline";
+    assert_eq!(fixture.lines(states).await, ["closed deadline 2", "open 0", "closed deadline 2", "open 2"]);
     let events = "concat_ws(' ', user_id, event_type, source_agent_id) FROM blackboard_events
         WHERE event_type IN ('task.completed', 'node.established') ORDER BY user_id, event_sequence";
     let job = "job:consensus-close";

@@ -21,6 +21,7 @@ mod consensus_explain;
 mod consensus_jobs;
 mod consensus_queries;
 mod consensus_requests;
+mod consensus_texts;
 mod context_writer;
 mod crash;
 mod delivery;

@@ -15,8 +15,8 @@ use crate::support::memories::{Memories, index, remove};
 use crate::support::program::{Ended, memfleet, output_within};
 
 /// A server with OpenAI's API, whose vectors follow from the letters of a text.
-struct Server {
-    url: String,
+pub(crate) struct Server {
+    pub(crate) url: String,
     /// How many texts it was given.
     texts: Arc<AtomicUsize>,
     /// How many requests it refuses from now on, as one that is busy does.
@@ -24,12 +24,12 @@ struct Server {
 }
 
 impl Server {
-    async fn start(dimension: usize) -> Self {
+    pub(crate) async fn start(dimension: usize) -> Self {
         Self::refusing(dimension, None).await
     }
 
     /// One that refuses texts with this word.
-    async fn refusing(dimension: usize, unfit: Option<&'static str>) -> Self {
+    pub(crate) async fn refusing(dimension: usize, unfit: Option<&'static str>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/v1", listener.local_addr().unwrap());
         let (texts, busy) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
