@@ -60,9 +60,9 @@ impl Peer {
 
     fn members(&self) -> BTreeMap<String, String> {
         let txn = self.doc.transact();
-        let members = self.map.iter(&txn).map(|(name, value)| match value {
-            Out::Any(Any::String(value)) => (name.to_owned(), value.to_string()),
-            other => panic!("{other:?}"),
+        let members = self.map.iter(&txn).map(|(name, value)| {
+            let Out::Any(Any::String(value)) = value else { panic!("{value:?}") };
+            (name.to_owned(), value.to_string())
         });
         members.collect()
     }
