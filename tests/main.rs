@@ -19,6 +19,7 @@ mod configuration;
 mod context_writer;
 mod crash;
 mod delivery;
+mod deployment;
 mod dialogue;
 mod encryption;
 mod event_order;
