@@ -83,6 +83,7 @@ tests:
 	@if command -v cargo-deny >/dev/null; then echo "cargo deny check bans licenses sources" \
 		&& cargo deny check bans licenses sources; \
 		else echo "cargo-deny is not installed: licences are not checked"; fi
+	@scripts/check-deployment
 	@$(MAKE) --no-print-directory built
 	@if command -v cargo-nextest >/dev/null; then tests="nextest run"; else tests=test; fi; \
 		[ -d ../shared/data ] || echo "skipped: tests that need the recorded dialogues, because ../shared/data does not exist"; \

@@ -65,7 +65,8 @@ async fn streams_and_consumers_are_shown_and_then_made() {
     let shipped = Topology::shipped().expect("the shipped streams");
     let streams = shipped.streams.iter().map(|stream| format!("+ stream {}", stream.name));
     let consumers = shipped.consumers.iter().map(|one| format!("+ consumer {}/{}", one.stream, one.name));
-    let expected: Vec<String> = streams.chain(consumers).collect();
+    let schedules = contract::SCHEDULES.iter().map(|(job, _)| format!("+ schedule memory.schedule.{job}"));
+    let expected: Vec<String> = streams.chain(consumers).chain(schedules).collect();
     let differing = "the broker's streams or consumers differ; run `memfleet nats apply` to update them";
 
     let diff = memfleet(&fixture, &["nats", "diff"]).await.fine();
@@ -136,7 +137,7 @@ async fn what_the_server_cannot_change_is_refused_by_name() {
     let fixture = Fixture::new().await;
     let replicas = ["nats", "diff", "--replicas", "3"];
     let diff = memfleet(&fixture, &replicas).await.fine();
-    assert_eq!(diff.lines().count(), 7, "{diff}");
+    assert_eq!(diff.lines().count(), 9, "{diff}");
     Ended::line(&diff, "~ stream CONTEXT num_replicas: 1 -> 3");
     memfleet(&fixture, &["nats", "apply", "--replicas", "3"])
         .await
@@ -497,6 +498,7 @@ async fn status_shows_both_servers_or_says_which_is_away() {
     assert!(streams.len() >= 7, "{streams:?}");
     let expected = streams.into_iter().map(|stream| match stream.name.as_str() {
         "CONTEXT" => (stream.name, 3),
+        "JOBS" => (stream.name, contract::SCHEDULES.len() as u64),
         _ => (stream.name, 0),
     });
     assert_eq!(messages(&status), expected.collect());

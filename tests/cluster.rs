@@ -195,8 +195,8 @@ async fn check(fixture: &Fixture, published: &Published) {
     assert_eq!(events.len(), told.len(), "and once");
 }
 
-/// Passes connections on to a server. Those that are open when the token is cancelled fall silent: they stay open, and nothing
-/// passes any more.
+/// Passes connections on to a server. Those that are open when the token is cancelled fall silent: they stay open, and
+/// nothing passes any more.
 async fn forwarder(server: String) -> (SocketAddr, CancellationToken) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");

@@ -137,8 +137,7 @@ async fn a_validated_answer_supersedes_and_a_contradiction_is_disputed_until_a_v
     assert!(first.outcome(&fixture).await.starts_with("superseded "));
     assert!(second.outcome(&fixture).await.starts_with("validated "));
     assert_eq!(third.outcome(&fixture).await, r#"disputed 0.75 ["contradiction"]"#);
-    let interval =
-        "o.superseded_by = n.id AND o.valid_to = n.valid_from AND n.valid_to IS NULL AND NOT o.is_active
+    let interval = "o.superseded_by = n.id AND o.valid_to = n.valid_from AND NOT o.is_active
         FROM consensus_memory_nodes o JOIN consensus_memory_nodes n ON n.id = o.superseded_by";
     assert_eq!(fixture.lines(interval).await, ["true"]);
     let contradicts = format!("standing -> 'contradicts' FROM consensus_dossiers WHERE id = '{}'", nodes[2]);

@@ -26,6 +26,7 @@ mod consensus_texts;
 mod context_writer;
 mod crash;
 mod delivery;
+mod deployment;
 mod dialogue;
 mod encryption;
 mod event_order;

@@ -383,6 +383,7 @@ async fn many_sealers_make_one_chain_and_large_batches_are_cut() {
 async fn what_the_broker_was_not_told_is_told_later() {
     let fixture =
         Fixture::with_topology(|topology| topology.streams.retain(|stream| stream.name != "SEAL")).await;
+    fixture.execute("DELETE FROM audit.subjects WHERE user_id = 0").await;
     fixture.execute("INSERT INTO users (id, username, email) VALUES (1, 'u', 'e')").await;
     eventually("the broker is asked", async || {
         let error =

@@ -6,7 +6,7 @@ use context_writer::ContextWriter;
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Binary, SmallInt, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
-use testkit::{Fixture, context, session, user};
+use testkit::{Fixture, context, eventually, session, user};
 use uuid::Uuid;
 
 use crate::seal::{anchors, key, program, report, seal_everything, sealed, tamper};
@@ -240,6 +240,12 @@ async fn seal_as_an_earlier_program(fixture: &Fixture) {
     let rows = earlier(&mut connection).await;
     let leaves: Vec<Leaf> = rows.iter().map(Earlier::leaf).collect();
     let last = rows.last().expect("a row");
+    let finished = format!(
+        "(VALUES (1)) AS one WHERE pg_snapshot_xmin(pg_current_snapshot())::text::bigint > {}",
+        last.transaction_id
+    );
+    eventually("no other test holds it back", async || (fixture.count(&finished).await == 1).then_some(()))
+        .await;
     let through = (last.transaction_id, last.id);
     let statement = Statement::new(1, [0; 32], through, &leaves, Utc::now().trunc_subsecs(6));
     let signature = key(fixture).sign(&statement.hash());

@@ -2,20 +2,6 @@
 -- is so; and no role takes all connections, or keeps a transaction open in another database (docs/SECURITY.md).
 SET LOCAL lock_timeout = '100ms';
 
--- The seals cover what their programs know of. An older program, which leaves the subjects out, has no value for this column and so
--- makes no seal any more; and as all seals up to now are of transactions before this one, no subject stands among their rows.
-ALTER TABLE audit.seals ADD COLUMN format smallint NOT NULL DEFAULT 1 CHECK (format IN (1, 2));
-ALTER TABLE audit.seals ALTER COLUMN format DROP DEFAULT;
-
--- A subject is sealed as a row of the transaction that made it; those that are there already, as rows of this one. The value is put in
--- as a constant first, so that the table need not be written anew.
-DO $$
-BEGIN
-    EXECUTE format('ALTER TABLE audit.subjects ADD COLUMN transaction_id bigint NOT NULL DEFAULT %L', pg_current_xact_id()::text::bigint);
-END $$;
-ALTER TABLE audit.subjects ALTER COLUMN transaction_id SET DEFAULT pg_current_xact_id()::text::bigint;
-CREATE INDEX subjects_in_order ON audit.subjects (transaction_id, token);
-
 -- The last number that an event of anybody has.
 CREATE FUNCTION sec.last_event_sequence() RETURNS bigint LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
@@ -32,24 +18,6 @@ BEGIN
         EXECUTE format('GRANT EXECUTE ON FUNCTION sec.last_event_sequence TO %I', worker);
     END LOOP;
 END $$;
-
--- No event is published that is not there.
-CREATE POLICY published ON session_clocks AS RESTRICTIVE USING (true)
-    WITH CHECK (published_sequence <= (SELECT sec.last_event_sequence()));
-
--- The number of an event is the last one that its session drew, and is used once: the check draws another one, so that the next event
--- cannot have the same.
-DROP POLICY evidence ON blackboard_events;
-CREATE POLICY evidence ON blackboard_events AS RESTRICTIVE FOR INSERT WITH CHECK (
-    transaction_id = pg_current_xact_id()::text::bigint AND created_at = transaction_timestamp()
-    AND logical_timestamp <= extract(epoch FROM clock_timestamp()) * 1000000
-    AND CASE WHEN event_sequence = currval('public.blackboard_event_sequence')
-        THEN nextval('public.blackboard_event_sequence') > event_sequence ELSE false END);
-
--- An event can be published: its payload has at most contract::limit::EVENT_PAYLOAD_BYTES. No request reaches the limit. Events from
--- before are not checked, so that nobody waits for it.
-ALTER TABLE blackboard_events ADD CONSTRAINT event_is_bounded CHECK (octet_length(event_payload::text) <= 2031616
-    AND octet_length(causality_chain::text) <= 8192 AND octet_length(semantic_context::text) <= 65536) NOT VALID;
 
 -- In every database of the server: a role has no business to keep a transaction open anywhere, and any holds back the seals.
 CREATE OR REPLACE FUNCTION sec.end_old_transactions() RETURNS integer LANGUAGE sql VOLATILE SECURITY DEFINER
@@ -125,3 +93,37 @@ BEGIN
         END IF;
     END IF;
 END $$;
+
+-- Locks that writers wait for come last.
+
+-- The seals cover what their programs know of. An older program, which leaves the subjects out, has no value for this column and so
+-- makes no seal any more; and as all seals up to now are of transactions before this one, no subject stands among their rows.
+ALTER TABLE audit.seals ADD COLUMN format smallint NOT NULL DEFAULT 1 CHECK (format IN (1, 2));
+ALTER TABLE audit.seals ALTER COLUMN format DROP DEFAULT;
+
+-- A subject is sealed as a row of the transaction that made it; those that are there already, as rows of this one. The value is put in
+-- as a constant first, so that the table need not be written anew.
+DO $$
+BEGIN
+    EXECUTE format('ALTER TABLE audit.subjects ADD COLUMN transaction_id bigint NOT NULL DEFAULT %L', pg_current_xact_id()::text::bigint);
+END $$;
+ALTER TABLE audit.subjects ALTER COLUMN transaction_id SET DEFAULT pg_current_xact_id()::text::bigint;
+CREATE INDEX subjects_in_order ON audit.subjects (transaction_id, token);
+
+-- No event is published that is not there.
+CREATE POLICY published ON session_clocks AS RESTRICTIVE USING (true)
+    WITH CHECK (published_sequence <= (SELECT sec.last_event_sequence()));
+
+-- The number of an event is the last one that its session drew, and is used once: the check draws another one, so that the next event
+-- cannot have the same.
+DROP POLICY evidence ON blackboard_events;
+CREATE POLICY evidence ON blackboard_events AS RESTRICTIVE FOR INSERT WITH CHECK (
+    transaction_id = pg_current_xact_id()::text::bigint AND created_at = transaction_timestamp()
+    AND logical_timestamp <= extract(epoch FROM clock_timestamp()) * 1000000
+    AND CASE WHEN event_sequence = currval('public.blackboard_event_sequence')
+        THEN nextval('public.blackboard_event_sequence') > event_sequence ELSE false END);
+
+-- An event can be published: its payload has at most contract::limit::EVENT_PAYLOAD_BYTES. No request reaches the limit. Events from
+-- before are not checked, so that nobody waits for it.
+ALTER TABLE blackboard_events ADD CONSTRAINT event_is_bounded CHECK (octet_length(event_payload::text) <= 2031616
+    AND octet_length(causality_chain::text) <= 8192 AND octet_length(semantic_context::text) <= 65536) NOT VALID;

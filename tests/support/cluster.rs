@@ -151,8 +151,8 @@ impl Cluster {
     }
 }
 
-/// A part of the loopback network where all ports of all servers are free. The ports must be known before the start, because the
-/// servers are told of each other.
+/// A part of the loopback network where all ports of all servers are free. They must be known before the start, because
+/// the servers are told of each other.
 fn free_network() -> String {
     loop {
         let network = format!("127.{}.{}", fastrand::u8(16..240), fastrand::u8(1..250));

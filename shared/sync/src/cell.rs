@@ -103,7 +103,7 @@ pub struct Cell {
     pub attributes: Attributes,
     /// How often the session itself has put or removed the key. A sync does not count.
     pub writes: u64,
-    /// When the request of the last of these was stored.
+    /// When the request of the last of these was stored; 1970 if there is none.
     pub written_at: DateTime<Utc>,
     /// What the last sync left: the ancestor of the next merge. `None` before the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -103,11 +103,14 @@ impl Overlay<'_> {
         for (id, value) in ids {
             parts.insert(id.clone(), self.over(items.get(id), value)?);
         }
-        let same = ordered(items, old_order).iter().eq(ids.iter().map(|(id, _)| id));
-        let order = if same {
+        let shown = ordered(items, old_order);
+        let order = if shown.iter().eq(ids.iter().map(|(id, _)| id)) {
             old_order.to_vec()
         } else {
-            vec![Entry { stamp: self.stamp.clone(), value: order(ids), bases: Vec::new() }]
+            // An item that another session keeps finds its place again by the order before.
+            let stamps = old_order.iter().map(|entry| entry.stamp.clone()).collect();
+            let base = Base { stamps, value: Json::List(shown.into_iter().map(Json::Text).collect()) };
+            vec![Entry { stamp: self.stamp.clone(), value: order(ids), bases: vec![base] }]
         };
         Ok(Node::List { made: made.to_vec(), items: parts, order })
     }

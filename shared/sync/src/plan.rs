@@ -164,7 +164,8 @@ impl Sync<'_> {
             value: shown.value,
             attributes: shown.attributes,
             writes: before.as_ref().map_or(0, |cell| cell.writes),
-            written_at: before.as_ref().map_or(source.written_at, |cell| cell.written_at),
+            // Without a write of its own, there is no time of one.
+            written_at: before.as_ref().map_or(DateTime::UNIX_EPOCH, |cell| cell.written_at),
             state: Some(joined),
         };
         let kept = (source.state.as_ref() != Some(&theirs)).then_some(theirs);

@@ -136,8 +136,8 @@ pub(crate) fn set(members: &[Member]) -> Json {
 
 /// The items of a list: in the order of the latest write, and what it did not know after the item that it followed elsewhere.
 pub(crate) fn ordered(items: &BTreeMap<String, Node>, order: &[Entry]) -> Vec<String> {
-    let ids = |entry: &Entry| -> Vec<String> {
-        match &entry.value {
+    let ids = |order: &Json| -> Vec<String> {
+        match order {
             Json::List(ids) => {
                 let ids = ids.iter().filter_map(Json::as_text);
                 ids.filter(|id| items.contains_key(*id)).map(str::to_owned).collect()
@@ -145,13 +145,15 @@ pub(crate) fn ordered(items: &BTreeMap<String, Node>, order: &[Entry]) -> Vec<St
             Json::Null | Json::Bool(_) | Json::Number(_) | Json::Text(_) | Json::Object(_) => Vec::new(),
         }
     };
-    let mut entries = order.iter().rev();
-    let mut merged = entries.next().map(ids).unwrap_or_default();
-    for entry in entries {
+    let latest = || order.iter().rev();
+    let earlier = latest().flat_map(|entry| &entry.bases).map(|base| &base.value);
+    let mut orders = latest().map(|entry| &entry.value).chain(earlier);
+    let mut merged = orders.next().map(ids).unwrap_or_default();
+    for order in orders {
         let known: BTreeSet<String> = merged.iter().cloned().collect();
         let mut follows: BTreeMap<Option<String>, Vec<String>> = BTreeMap::new();
         let mut last = None;
-        for id in ids(entry) {
+        for id in ids(order) {
             if known.contains(&id) {
                 last = Some(id);
             } else {

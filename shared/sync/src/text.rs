@@ -173,7 +173,7 @@ mod tests {
         let merged = merge(Some(base), &["ONE\ntwo\nthree\n", "one\ntwo\nTHREE\nfour\n"], CELLS);
         assert_eq!(merged, "ONE\ntwo\nTHREE\nfour\n");
         assert_eq!(merge(Some("a b c"), &["a c", "a b c d"], CELLS), "a c d");
-        assert_eq!(merge(Some("a b c d"), &["x b c d", "a b c y", "a b z d"], CELLS), "x b z y");
+        assert_eq!(merge(Some("a b c d e"), &["x b c d e", "a b c d y", "a b z d e"], CELLS), "x b z d y");
     }
 
     #[test]

@@ -395,7 +395,7 @@ fn flat() -> impl Strategy<Value = Flat> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn flat_objects_merge_as_one_would_write_it_down(base in flat(), first in flat(), second in flat()) {

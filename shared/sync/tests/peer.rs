@@ -60,9 +60,9 @@ impl Peer {
 
     fn members(&self) -> BTreeMap<String, String> {
         let txn = self.doc.transact();
-        let members = self.map.iter(&txn).map(|(name, value)| match value {
-            Out::Any(Any::String(value)) => (name.to_owned(), value.to_string()),
-            other => panic!("{other:?}"),
+        let members = self.map.iter(&txn).map(|(name, value)| {
+            let Out::Any(Any::String(value)) = value else { panic!("{value:?}") };
+            (name.to_owned(), value.to_string())
         });
         members.collect()
     }
@@ -247,7 +247,7 @@ fn path(path: &[sync::Step]) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn nothing_that_a_public_library_keeps_is_lost(

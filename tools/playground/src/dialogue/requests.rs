@@ -13,6 +13,9 @@ use super::prepare::{ACCOUNT_SERVICE, Out, Prepared, Slots, id, object};
 use super::sample::{self, Person};
 use super::{Corpus, Dialogue, DialogueError, Frame, NO_INTENT, Speaker};
 
+/// The dialogue after which the group of experts of the sample works. Its user is known by then.
+const EXPERTS_AFTER: u64 = 20;
+
 /// Turns dialogues into requests, in the order of their turns.
 pub struct Mapper {
     corpus: Corpus,
@@ -80,7 +83,7 @@ impl Mapper {
         let Mapping { session_id, memory, .. } = mapping;
         if self.corpus == Corpus::Sample {
             sample::add_follow_ups(dialogue, &session_id, &memory.slots, self.dialogues, &mut out)?;
-            if self.dialogues == 1 {
+            if self.dialogues == EXPERTS_AFTER {
                 experts::add(&mut out)?;
             }
         }

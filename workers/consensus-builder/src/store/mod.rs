@@ -26,12 +26,12 @@ use runtime::Verdict;
 use batch::{Item, Verdicts};
 use conversations::{AllCounters, Move};
 use knowledge::Relation;
-use respond::Step;
+use respond::{Step, TaskKey};
 
 use crate::prepare::Prepared;
 use crate::{ConsensusItem, Message};
 
-/// The requests of a batch by their steps, each in the order of the stream.
+/// The requests of a part of a batch by their steps, each in the order of the stream.
 #[derive(Default)]
 struct Steps<'a> {
     configurations: Vec<Item<'a, AgentConfigure>>,
@@ -46,21 +46,28 @@ struct Steps<'a> {
     verdicts: Vec<Item<'a, VerdictGive>>,
 }
 
-impl<'a> Steps<'a> {
-    fn new(batch: &[&'a Message]) -> Self {
-        let mut steps = Self::default();
-        let mut order: Vec<usize> = (0..batch.len()).collect();
-        // What was delivered again may stand behind what came later.
-        order.sort_by_key(|index| batch[*index].sequence);
-        for index in order {
-            let message = batch[index];
-            if let ConsensusItem::Request(request) = &message.request {
-                steps.add(index, message, request);
-            }
+/// The requests of a batch in parts, in the order of the stream: a part ends with its verdicts, which come after what stands before
+/// them and before what stands behind them.
+fn parts<'a>(batch: &[&'a Message]) -> Vec<Steps<'a>> {
+    let mut parts = vec![Steps::default()];
+    let mut order: Vec<usize> = (0..batch.len()).collect();
+    // What was delivered again may stand behind what came later.
+    order.sort_by_key(|index| batch[*index].sequence);
+    for index in order {
+        let message = batch[index];
+        let ConsensusItem::Request(request) = &message.request else { continue };
+        let is_verdict = matches!(request, ConsensusRequest::VerdictGive(_));
+        if !is_verdict && parts.last().is_none_or(|part| !part.verdicts.is_empty()) {
+            parts.push(Steps::default());
         }
-        steps
+        if let Some(part) = parts.last_mut() {
+            part.add(index, message, request);
+        }
     }
+    parts
+}
 
+impl<'a> Steps<'a> {
     fn add(&mut self, index: usize, message: &'a Message, request: &'a ConsensusRequest) {
         macro_rules! item {
             ($request:ident) => {
@@ -100,33 +107,52 @@ pub(crate) async fn write(
     batch: &[&Message],
     prepared: &Prepared,
 ) -> Result<Vec<Verdict>, Fault> {
-    let steps = Steps::new(batch);
+    let parts = parts(batch);
     let mut verdicts = Verdicts::new(batch.len());
     let mut counters = AllCounters::new();
-    agents::configure(connection, &steps.configurations, &mut verdicts).await?;
-    agents::retire(connection, &steps.retirements, &mut verdicts).await?;
-    agents::profile(connection, &steps.profiles, &mut verdicts).await?;
-    conversations::start(connection, &steps.starts, &mut verdicts).await?;
-    delegate::delegate(connection, &steps.delegations, &mut counters, &mut verdicts).await?;
-    let judged = verdicts::tasks(connection, &steps.verdicts).await?;
-    let tasks = respond::respond(connection, rules, &steps.tasks, &judged, prepared, &mut verdicts).await?;
+    let judged: Vec<_> = parts.iter().flat_map(|part| part.verdicts.iter().copied()).collect();
+    // All tasks are locked with the first part, before a node is.
+    let mut tasks = verdicts::tasks(connection, &judged).await?;
+    tasks.extend(parts.iter().flat_map(|part| part.tasks.iter().map(Step::task)));
+    for part in &parts {
+        write_part(connection, rules, part, &tasks, prepared, &mut counters, &mut verdicts).await?;
+        tasks.clear();
+    }
+    let moves: Vec<Move<'_>> = parts.into_iter().flat_map(|part| part.moves).collect();
+    conversations::advance(connection, &moves, &counters, &mut verdicts).await?;
+    Ok(verdicts.finish(batch))
+}
+
+async fn write_part(
+    connection: &mut Connection,
+    rules: &Rules,
+    part: &Steps<'_>,
+    more_tasks: &[TaskKey],
+    prepared: &Prepared,
+    counters: &mut AllCounters,
+    verdicts: &mut Verdicts,
+) -> Result<(), Fault> {
+    agents::configure(connection, &part.configurations, verdicts).await?;
+    agents::retire(connection, &part.retirements, verdicts).await?;
+    agents::profile(connection, &part.profiles, verdicts).await?;
+    conversations::start(connection, &part.starts, verdicts).await?;
+    delegate::delegate(connection, &part.delegations, counters, verdicts).await?;
+    let tasks = respond::respond(connection, rules, &part.tasks, more_tasks, prepared, verdicts).await?;
     let closings: Vec<_> = tasks.closings.iter().map(|(_, closing)| closing.clone()).collect();
-    let mut closed = close::close(connection, rules, &closings, &mut counters).await?;
-    let closers: HashMap<usize, _> =
+    let mut closed = close::close(connection, rules, &closings, counters).await?;
+    let closers: HashMap<usize, TaskKey> =
         tasks.closings.iter().map(|(index, closing)| (*index, (closing.user_id, closing.task_id))).collect();
     for (index, mut events) in tasks.applied {
         let own = closers.get(&index).and_then(|task| closed.remove(task));
         events.extend(own.unwrap_or_default());
         verdicts.set(index, Verdict::Applied(events));
     }
-    knowledge::propose(connection, &steps.proposals, &mut verdicts).await?;
-    let relations: Vec<Item<'_, Relation<'_>>> = steps
+    knowledge::propose(connection, &part.proposals, verdicts).await?;
+    let relations: Vec<Item<'_, Relation<'_>>> = part
         .relations
         .iter()
         .map(|(index, message, request)| Item { index: *index, message, request })
         .collect();
-    knowledge::relate(connection, &relations, &mut verdicts).await?;
-    verdicts::give(connection, rules, &steps.verdicts, &mut verdicts).await?;
-    conversations::advance(connection, &steps.moves, &counters, &mut verdicts).await?;
-    Ok(verdicts.finish(batch))
+    knowledge::relate(connection, &relations, verdicts).await?;
+    verdicts::give(connection, rules, &part.verdicts, verdicts).await
 }

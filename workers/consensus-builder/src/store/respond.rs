@@ -30,7 +30,7 @@ pub(crate) enum Step<'a> {
 }
 
 impl Step<'_> {
-    fn task(&self) -> TaskKey {
+    pub(crate) fn task(&self) -> TaskKey {
         match self {
             Self::Respond(item) => (item.user(), item.request.task_id),
             Self::Cancel(item) => (item.user(), item.request.task_id),
@@ -230,16 +230,16 @@ pub(crate) struct Tasks<'a> {
 
 /// Locks tasks, and writes the responses to them.
 ///
-/// `verdict_tasks` are locked too: those of nodes that the batch has verdicts on.
+/// `more_tasks` are locked too: those that later parts of the batch concern, by responses or by verdicts on their nodes.
 pub(crate) async fn respond<'a>(
     connection: &mut Connection,
     rules: &Rules,
     steps: &[Step<'a>],
-    verdict_tasks: &[TaskKey],
+    more_tasks: &[TaskKey],
     prepared: &'a Prepared,
     verdicts: &mut Verdicts,
 ) -> Result<Tasks<'a>, Fault> {
-    let mut keys: Vec<TaskKey> = steps.iter().map(Step::task).chain(verdict_tasks.iter().copied()).collect();
+    let mut keys: Vec<TaskKey> = steps.iter().map(Step::task).chain(more_tasks.iter().copied()).collect();
     keys.sort_unstable();
     keys.dedup();
     let mut tasks = Tasks {
