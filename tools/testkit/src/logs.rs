@@ -65,7 +65,7 @@ pub fn stderr_for(name: &str) -> Stdio {
 }
 
 /// Keeps the log of a server that ends.
-pub(crate) fn keep_file(name: &str, log: &Path) {
+pub fn keep_file(name: &str, log: &Path) {
     if let (Some(path), true) = (new_file(name), log.exists()) {
         let _ = std::fs::copy(log, path);
     }
