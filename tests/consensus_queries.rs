@@ -84,13 +84,13 @@ fn column<'a>(answer: &'a Value, list: &str, field: &str) -> Vec<&'a Value> {
     answer[list].as_array().unwrap_or_else(|| panic!("{answer}")).iter().map(|item| &item[field]).collect()
 }
 
-/// All items of a list, read two at a time.
-async fn paged(reader: &Reader, query: &str, list: &str, mut body: Value) -> Value {
+/// All items of a list, read page by page.
+async fn paged(reader: &Reader, query: &str, list: &str, limit: usize, mut body: Value) -> Value {
     let mut items = Vec::new();
-    body["limit"] = 2.into();
+    body["limit"] = limit.into();
     loop {
         let page = reader.ask(query, 1, body.clone()).await.expect("a page");
-        assert!(page[list].as_array().unwrap().len() <= 2, "{page}");
+        assert!(page[list].as_array().unwrap().len() <= limit, "{page}");
         items.extend(page[list].as_array().unwrap().clone());
         if page["next_cursor"].is_null() {
             return items.into();
@@ -132,7 +132,7 @@ async fn nodes_by_type_status_tag_and_time() {
         assert_eq!(noted(&fixture).await, [format!("consensus_memory_nodes {}", expected.len())]);
     }
     let all = reader.ask("node.list", 1, json!({ "include_past": true })).await.unwrap();
-    assert_eq!(paged(&reader, "node.list", "nodes", json!({ "include_past": true })).await, all["nodes"]);
+    assert_eq!(paged(&reader, "node.list", "nodes", 2, json!({ "include_past": true })).await, all["nodes"]);
     let past = &all["nodes"][3];
     assert_eq!(
         (&past["valid_from"], &past["valid_to"], &past["superseded_by"], &past["tags"]),
@@ -218,7 +218,7 @@ async fn agents_with_profiles_and_records() {
         let found = reader.ask("agent.list", 1, body.clone()).await.expect("agents");
         assert_eq!(column(&found, "agents", "agent_id"), expected, "{body}");
     }
-    assert_eq!(paged(&reader, "agent.list", "agents", json!({})).await, all["agents"]);
+    assert_eq!(paged(&reader, "agent.list", "agents", 2, json!({})).await, all["agents"]);
     reader.end().await;
 }
 
@@ -262,7 +262,7 @@ async fn tasks_and_whom_they_were_given_to() {
         let found = reader.ask("task.list", 1, body.clone()).await.expect("tasks");
         assert_eq!(column(&found, "tasks", "question"), expected, "{body}");
     }
-    assert_eq!(paged(&reader, "task.list", "tasks", json!({})).await, all["tasks"]);
+    assert_eq!(paged(&reader, "task.list", "tasks", 2, json!({})).await, all["tasks"]);
     reader.end().await;
 }
 
@@ -306,8 +306,9 @@ async fn a_conversation_of_experts_with_its_responses() {
         .await
         .expect("a conversation");
     assert_eq!(column(&of_task, "responses", "task_id"), [&json!(second), &json!(second)]);
+    // Each page of three ends between two responses of one time, or at the end.
     let body = json!({ "session_id": "x" });
-    assert_eq!(paged(&reader, "expert-conversation.read", "responses", body).await, all["responses"]);
+    assert_eq!(paged(&reader, "expert-conversation.read", "responses", 3, body).await, all["responses"]);
     let (code, error) =
         reader.ask("expert-conversation.read", 1, json!({ "session_id": "y" })).await.expect_err("none");
     assert_eq!((code.as_str(), &error["field"]), ("404", &json!("session_id")));
