@@ -24,8 +24,8 @@ use crate::support::publish_until_stored;
 const USERS: i32 = 40;
 /// Requests that are published at the same time.
 const AT_ONCE: usize = 16;
-/// Requests that must be stored during each fault.
-const DURING_A_FAULT: u64 = 1_000;
+/// Requests that must take effect before, and during, each fault.
+const DURING_A_FAULT: i64 = 1_000;
 
 /// What has been published: requests that must take effect, and requests that must be dead letters.
 #[derive(Default)]
@@ -64,8 +64,9 @@ async fn provision(fixture: &Fixture) {
     assert!(ended.is_success() && ended.out.contains("applied 13 changes"), "{}", ended.all());
 }
 
+/// The files of a folder and of the folders in it. The server may remove some meanwhile.
 fn files(folder: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
@@ -157,16 +158,14 @@ async fn nothing_is_lost_or_doubled_while_the_leader_dies_and_a_server_is_cut_of
         enough.cancel();
     };
     let (published, ()) = tokio::join!(publishing, failing);
-    assert!(published.good as u64 > 4 * DURING_A_FAULT / 2, "{} were published", published.good);
     fixture.drained::<ContextWriter>().await;
     check(&fixture, &published).await;
     drop(workers);
 }
 
 /// Waits until so many more requests have taken effect.
-async fn written(fixture: &Fixture, more: u64) {
+async fn written(fixture: &Fixture, more: i64) {
     let before = fixture.count("inbox").await;
-    let more = i64::try_from(more).expect("a count");
     eventually("requests take effect", async || {
         (fixture.count("inbox").await >= before + more).then_some(())
     })
@@ -228,9 +227,9 @@ async fn forwarder(server: String) -> (SocketAddr, CancellationToken) {
 async fn a_connection_that_falls_silent_is_given_up() {
     let fixture = Fixture::new().await;
     let server = fixture.nats.url().rsplit_once('@').expect("a user in the URL").1.to_owned();
-    let (forwarder, silence) = forwarder(server.clone()).await;
+    let (address, silence) = forwarder(server.clone()).await;
     let mut settings = fixture.settings.clone();
-    settings.nats.url = settings.nats.url.replace(&server, &forwarder.to_string());
+    settings.nats.url = settings.nats.url.replace(&server, &address.to_string());
     let worker = fixture.run_with(ContextWriter, settings);
     fixture.publish([user(1)]).await;
     fixture.drained::<ContextWriter>().await;

@@ -12,17 +12,19 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(in_repository(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The files of a folder and of the folders in it, except secrets that somebody made there.
+/// The files of a folder and of the folders in it, except secrets and models that somebody keeps there.
 fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
-    let shipped = entries.filter(|path| !path.ends_with("secrets") || path.is_file());
+    let is_shipped =
+        |path: &PathBuf| !(path.ends_with("secrets") || path.ends_with("models")) || path.is_file();
+    let shipped = entries.filter(is_shipped);
     shipped.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
 /// The words of a text that begin with `start` and go on with these characters.
 fn words(text: &str, start: &str, goes_on: impl Fn(char) -> bool) -> BTreeSet<String> {
     text.match_indices(start)
-        .map(|(at, _)| text[at..].split(|c| !goes_on(c)).next().unwrap_or_default().to_owned())
+        .map(|(at, _)| text[at..].split(|c: char| !goes_on(c)).next().unwrap_or_default().to_owned())
         .collect()
 }
 

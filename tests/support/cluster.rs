@@ -48,10 +48,11 @@ impl Cluster {
         topology::make_certificates(cluster.folder.path(), &hosts, Duration::from_secs(3_600))
             .expect("certificates");
         let shipped = std::fs::read_to_string(in_repository("nats/cluster/server.conf")).expect("the file");
+        let accounts = topology::render(&services, INCLUDED_NKEYS);
         for (name, content) in [
             ("server.conf", shipped.as_str()),
-            ("accounts.conf", &topology::render(&services, INCLUDED_NKEYS)),
-            ("nkeys.conf", &public),
+            ("accounts.conf", accounts.as_str()),
+            ("nkeys.conf", public.as_str()),
             ("storage.conf", "key: \"a-key-for-the-disk\"\n"),
         ] {
             std::fs::write(cluster.path(name), content).expect("a file");
