@@ -90,7 +90,7 @@ async fn many_requests_of_one_service_hold_up_no_other() {
 async fn nobody_waits_for_the_batch_of_a_service_that_floods() {
     let (fixture, worker) = with_sessions(|settings| settings.postgres.lock_timeout_ms = 60_000).await;
     let mut owner = fixture.connection().await;
-    let lock = "BEGIN; SELECT FROM session_clocks WHERE user_id = 1 FOR UPDATE";
+    let lock = "BEGIN; SELECT FROM chat_mode_sessions WHERE user_id = 1 FOR UPDATE";
     owner.batch_execute(lock).await.unwrap();
     fixture.publish((0..400).map(|key| by_flooding(context(1, "s", &format!("k{key}"), 1)))).await;
     let before = timeout(Duration::from_secs(30), written_before_neighbour(&fixture)).await;

@@ -71,8 +71,10 @@ pub async fn is_denied(
     user_id: i32,
     request_id: Uuid,
 ) -> Result<bool, Fault> {
+    // A user who was not known yet has no token in the trail.
     const FIND: &str = "SELECT EXISTS (SELECT FROM audit.security_violations v
-        JOIN audit.subjects s ON s.token = v.subject_token WHERE v.request_id = $2 AND s.user_id = $1) AS found";
+        LEFT JOIN audit.subjects s ON s.token = v.subject_token
+        WHERE v.request_id = $2 AND (v.subject_token IS NULL OR s.user_id = $1)) AS found";
     #[derive(QueryableByName)]
     struct Row {
         #[diesel(sql_type = Bool)]

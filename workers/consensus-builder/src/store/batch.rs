@@ -99,7 +99,7 @@ pub(crate) async fn apply<'a, T, R: UnnestRow + 'a, K: Eq + Hash>(
     verdicts: &mut Verdicts,
 ) -> Result<Vec<Item<'a, T>>, Fault> {
     let mut written = Vec::new();
-    for round in rounds(items, |item| key(item)) {
+    for round in rounds(items, key) {
         let rows: Vec<R> = round.iter().map(|&item| row(item)).collect();
         let answers: Vec<Answer> = with_rows(sql, rows).load(connection).await?;
         for Answer { ordinal, is_written } in answers {

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use async_nats::HeaderMap;
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
 use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
+use async_nats::{HeaderMap, HeaderValue};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use contract::{DeadLetterSummary, JOBS_STREAM, WORKERS, header, printable};
@@ -67,7 +67,7 @@ impl Letter {
         self.body = original.body;
         let mut headers = carried(Some(&original.headers));
         // Which request it is says the message, not the letter.
-        let id = header::request_id(|name| original.headers.get(name).map(|value| value.as_str()));
+        let id = header::request_id(|name| original.headers.get(name).map(HeaderValue::as_str));
         if let Some((_, id)) = id {
             headers.insert(header::DEAD_REQUEST_ID, id);
         }
@@ -87,8 +87,8 @@ impl Letter {
 
     /// The id of its request, if it has one.
     pub(super) fn request_id(&self) -> Option<Uuid> {
-        let own = header::request_id(|name| self.headers.get(name).map(|value| value.as_str()));
-        let told = self.headers.get(header::DEAD_REQUEST_ID).map(|value| value.as_str());
+        let own = header::request_id(|name| self.headers.get(name).map(HeaderValue::as_str));
+        let told = self.headers.get(header::DEAD_REQUEST_ID).map(HeaderValue::as_str);
         // The header Nats-Msg-Id of a dead letter is its own id.
         let own = own.filter(|(name, _)| *name == header::REQUEST_ID).map(|(_, id)| id);
         Uuid::try_parse(own.or(told)?).ok()
@@ -227,7 +227,7 @@ impl Letters {
         headers.insert(header::DEAD_SUBJECT, original.subject.as_str());
         headers.insert(header::DEAD_SOURCE, format!("{}/{sequence}", listed.stream));
         headers.insert(header::DEAD_CLASS, listed.class.as_str());
-        let id = header::request_id(|name| original.headers.get(name).map(|value| value.as_str()));
+        let id = header::request_id(|name| original.headers.get(name).map(HeaderValue::as_str));
         if let Some((_, id)) = id {
             headers.insert(header::DEAD_REQUEST_ID, id);
         }
