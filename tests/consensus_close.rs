@@ -326,7 +326,7 @@ async fn replicas_close_each_task_once_and_a_repeat_changes_no_counter() {
     const TASKS: usize = 60;
     let fixture = know(
         Fixture::with_topology(|topology| {
-            set_duplicate_window(topology, "CONSENSUS", Duration::from_millis(100))
+            set_duplicate_window(topology, "CONSENSUS", Duration::from_millis(100));
         })
         .await,
         [1],

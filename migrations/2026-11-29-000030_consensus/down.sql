@@ -21,11 +21,21 @@ SELECT sec.revoke_worker('w_consensus_builder', '{
     "consensus_dossiers": ["SELECT", "INSERT", "UPDATE"],
     "agent_records": ["SELECT", "INSERT", "UPDATE"]}');
 
+-- The checks name columns that go.
+ALTER TABLE agent_configurations DROP CONSTRAINT times_are_bounded;
+ALTER TABLE agent_profiles DROP CONSTRAINT times_are_bounded;
+ALTER TABLE multi_agent_conversations DROP CONSTRAINT times_are_bounded;
+ALTER TABLE task_delegations DROP CONSTRAINT times_are_bounded;
+ALTER TABLE agent_responses DROP CONSTRAINT times_are_bounded;
+ALTER TABLE consensus_memory_relations DROP CONSTRAINT times_are_bounded;
+ALTER TABLE consensus_memory_nodes DROP CONSTRAINT times_are_bounded;
+
 DROP TABLE agent_records, consensus_dossiers;
 DELETE FROM consensus_memory_relations WHERE removed_at IS NOT NULL;
 ALTER TABLE consensus_memory_relations DROP COLUMN removed_at;
 
 DROP INDEX consensus_memory_nodes_one_valid, consensus_memory_nodes_by_key, consensus_memory_nodes_by_time;
+CREATE INDEX idx_consensus_validation ON consensus_memory_nodes (user_id, validation_status, consensus_score);
 ALTER TABLE consensus_memory_nodes
     DROP COLUMN response_id, DROP COLUMN task_id, DROP COLUMN superseded_by, DROP COLUMN verdict, DROP COLUMN verdict_by,
     DROP COLUMN verdict_reason, DROP COLUMN verdict_at, DROP COLUMN verdict_sequence, DROP COLUMN rules_version,
@@ -38,6 +48,9 @@ WHERE o.place > 1 AND n.user_id = o.user_id AND n.id = o.id;
 ALTER TABLE consensus_memory_nodes
     DROP CONSTRAINT consensus_memory_nodes_interval, DROP COLUMN valid_from, DROP COLUMN valid_to,
     ADD CONSTRAINT consensus_memory_nodes_user_id_node_type_node_key_key UNIQUE (user_id, node_type, node_key);
+ALTER TABLE consensus_memory_nodes ADD CONSTRAINT times_are_bounded CHECK (
+    established_at BETWEEN '0001-01-01 00:00:00+00'::timestamptz AND '9999-12-31 23:59:59.999999+00'::timestamptz
+    AND updated_at BETWEEN '0001-01-01 00:00:00+00'::timestamptz AND '9999-12-31 23:59:59.999999+00'::timestamptz) NOT VALID;
 
 DELETE FROM agent_responses;
 DROP INDEX agent_responses_to_count;

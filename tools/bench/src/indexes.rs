@@ -108,7 +108,7 @@ const CANDIDATES: [Candidate; 10] = [
         name: "idx_consensus_validation",
         table: "consensus_memory_nodes",
         columns: "(user_id, validation_status, consensus_score)",
-        made: true,
+        made: false,
         query: "SELECT title FROM consensus_memory_nodes
             WHERE user_id = $1 AND validation_status = 'validated' ORDER BY consensus_score DESC LIMIT 20",
         insert: NODES,
