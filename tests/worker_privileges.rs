@@ -173,7 +173,7 @@ async fn no_role_takes_all_connections() {
     assert_eq!(fixture.lines(&limit).await, fixture.lines(half).await);
     for unlimited in ["-1", "500"] {
         fixture.execute(&format!("ALTER ROLE {role} CONNECTION LIMIT {unlimited}")).await;
-        assert_eq!(found(&fixture, KIND).await, [role.clone()], "{unlimited}");
+        assert_eq!(found(&fixture, KIND).await, std::slice::from_ref(&role), "{unlimited}");
     }
     // What an administrator has set stays.
     let url = fixture.settings.postgres.url_of(&role);
