@@ -67,7 +67,7 @@ const EVENTS: &str = "INSERT INTO blackboard_events (id, event_type, performativ
     logical_timestamp) SELECT uuid7(), 'context.stored', 'inform', 'bench', 1 + n % 10, 's1', jsonb_build_object('key', 'new' || n), 1
     FROM generate_series(1, 500) AS n";
 
-const CANDIDATES: [Candidate; 10] = [
+const CANDIDATES: [Candidate; 9] = [
     Candidate {
         name: "idx_chat_session_correlation",
         table: "chat_mode_sessions",
@@ -103,15 +103,6 @@ const CANDIDATES: [Candidate; 10] = [
         query: "SELECT context_value FROM agent_context_states
             WHERE user_id = $1 AND agent_id = 'a1' AND session_id = 's3' AND memory_tier = 'shared' ORDER BY created_at",
         insert: AGENTS,
-    },
-    Candidate {
-        name: "idx_consensus_validation",
-        table: "consensus_memory_nodes",
-        columns: "(user_id, validation_status, consensus_score)",
-        made: false,
-        query: "SELECT title FROM consensus_memory_nodes
-            WHERE user_id = $1 AND validation_status = 'validated' ORDER BY consensus_score DESC LIMIT 20",
-        insert: NODES,
     },
     Candidate {
         name: "idx_chat_sessions_config_gin",
