@@ -220,16 +220,22 @@ impl Fixture {
         std::fs::read_to_string(file).expect("a key").trim().to_owned()
     }
 
-    /// A consumer of the broker.
+    /// A consumer of the broker. While servers of a cluster fail, it may not be there for a moment.
     pub async fn consumer(&self, stream: &str, name: &str) -> PullConsumer {
-        self.jetstream.get_consumer_from_stream(name, stream).await.expect("a consumer")
+        eventually("there is the consumer", async || {
+            self.jetstream.get_consumer_from_stream(name, stream).await.ok()
+        })
+        .await
     }
 
     /// Waits until a worker has acknowledged every message of its stream.
     pub async fn drained<W: ExternalWorker>(&self) {
         let consumer = self.consumer(W::INFO.stream.expect("a stream"), W::INFO.name).await;
         // For a moment after a publish, the server may not count the message as pending for the consumer.
-        let stream = self.jetstream.get_stream(W::INFO.stream.expect("a stream")).await.expect("a stream");
+        let stream = eventually("there is the stream", async || {
+            self.jetstream.get_stream(W::INFO.stream.expect("a stream")).await.ok()
+        })
+        .await;
         let last = stream.cached_info().state.last_sequence;
         eventually("every message of the stream is acknowledged", async || {
             let info = consumer.get_info().await.ok()?;
