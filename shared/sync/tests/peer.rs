@@ -250,6 +250,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
+    #[ignore = "an open difference: ADR 0048, consequences"]
     fn nothing_that_a_public_library_keeps_is_lost(
         (sessions, steps) in (2..=4_usize).prop_flat_map(|sessions| (Just(sessions), steps(sessions))),
     ) {
