@@ -52,7 +52,7 @@ fn heading(page: &mut Page, dossier: &Dossier) {
     let outcome = &dossier.outcome;
     page.wrapped("", &dossier.question);
     page.line("");
-    let label = status(outcome.status).to_uppercase();
+    let label = outcome.status.as_str().to_uppercase();
     page.line(&format!("  {label}   {}  score {}", bar(outcome.score), decimals(outcome.score, 6)));
     page.wrapped("  ", &why(dossier));
     page.line("");
@@ -224,17 +224,6 @@ fn root(evidence: &Evidence) -> String {
 fn rest(page: &mut Page, count: usize) {
     if count > LINES {
         page.line(&format!("  … and {} more", count - LINES));
-    }
-}
-
-fn status(status: Status) -> &'static str {
-    match status {
-        Status::Unvalidated => "unvalidated",
-        Status::Pending => "pending",
-        Status::Validated => "validated",
-        Status::Disputed => "disputed",
-        Status::Rejected => "rejected",
-        Status::Superseded => "superseded",
     }
 }
 

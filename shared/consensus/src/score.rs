@@ -28,6 +28,21 @@ pub enum Status {
     Superseded,
 }
 
+impl Status {
+    /// Its label, as `validationstatus` has it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unvalidated => "unvalidated",
+            Self::Pending => "pending",
+            Self::Validated => "validated",
+            Self::Disputed => "disputed",
+            Self::Rejected => "rejected",
+            Self::Superseded => "superseded",
+        }
+    }
+}
+
 /// Why the status is what it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

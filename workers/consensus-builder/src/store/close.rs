@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::batch::{overtaken, rounds, uncomputable};
 use super::conversations::AllCounters;
-use super::nodes::{self, DossierRow, Live, NodeKey, Succession, label};
+use super::nodes::{self, DossierRow, Live, NodeKey, Succession};
 use super::respond::TaskKey;
 use crate::inputs::{self, TaskInputs};
 
@@ -191,7 +191,7 @@ impl<'a> Made<'a> {
             node_key: &self.task.task.node_key,
             title: &self.task.task.title,
             content: &self.content,
-            validation_status: label(self.status),
+            validation_status: self.status.as_str(),
             consensus_score: self.score,
             semantic_tags: &self.task.task.semantic_tags,
             task_id: self.closing.task_id,
@@ -304,7 +304,7 @@ fn events(
     });
     let established = json!({
         "node_id": id, "task_id": closing.task_id, "node_type": task.task.node_type, "node_key": task.task.node_key,
-        "title": task.task.title, "validation_status": label(outcome.status), "consensus_score": dossier.score(),
+        "title": task.task.title, "validation_status": outcome.status.as_str(), "consensus_score": dossier.score(),
         "reasons": outcome.reasons, "leaders": leaders(dossier), "contradicts": dossier.contradicts,
     });
     let event = |event_type, payload: Value| event(user, event_type, &task.task.session_id, &payload);

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use ::store::unnest::{UnnestRow, with_rows};
 use ::store::{Connection, Fault};
 use chrono::{DateTime, Utc};
-use consensus::{Dossier, Likeness, Micro, Response, Rules, Standing, Status};
+use consensus::{Dossier, Likeness, Micro, Response, Rules, Standing};
 use diesel::QueryableByName;
 use diesel::sql_types::{Binary, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
@@ -110,18 +110,6 @@ impl Live {
             Likeness::Cosine(cosine) => cosine >= Micro::from_f64(rules.cluster.similarity),
             Likeness::Apart | Likeness::Guarded(_) => false,
         })
-    }
-}
-
-/// The label of a status in PostgreSQL.
-pub(crate) fn label(status: Status) -> &'static str {
-    match status {
-        Status::Unvalidated => "unvalidated",
-        Status::Pending => "pending",
-        Status::Validated => "validated",
-        Status::Disputed => "disputed",
-        Status::Rejected => "rejected",
-        Status::Superseded => "superseded",
     }
 }
 

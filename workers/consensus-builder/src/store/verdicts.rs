@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::batch::{Item, Verdicts, overtaken};
 use super::close::{event, superseded};
-use super::nodes::{self, DossierRow, Live, NodeKey, Succession, label};
+use super::nodes::{self, DossierRow, Live, NodeKey, Succession};
 use super::respond::TaskKey;
 use crate::inputs::{self, Key, KeyRow, StoredDossier, key_rows};
 
@@ -167,7 +167,7 @@ async fn judge(
     let row = NodeRow {
         user_id: node.user_id,
         id: node.id,
-        validation_status: label(judged.status),
+        validation_status: judged.status.as_str(),
         consensus_score: judged.score,
         verdict: match request.verdict {
             VerdictKind::Confirm => Some("confirmed"),
@@ -293,7 +293,7 @@ fn events(
 ) -> Vec<EventDraft> {
     let mut body = serde_json::to_value(item.request).unwrap_or_default();
     if let Some(fields) = body.as_object_mut() {
-        fields.insert("validation_status".to_owned(), json!(label(status)));
+        fields.insert("validation_status".to_owned(), json!(status.as_str()));
         fields.insert("consensus_score".to_owned(), json!(score));
     }
     let session = node.session_id.as_deref();
