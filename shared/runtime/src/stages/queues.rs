@@ -131,23 +131,14 @@ impl Drop for Place {
         {
             state.busy.swap_remove(place);
         }
-        let mut is_free = false;
-        if self.lane.is_some()
-            && let Some((_, messages)) = state.lanes.get_mut(&self.sender.0)
-        {
-            *messages = messages.saturating_sub(1);
-            is_free = *messages == 0;
-        }
-        if is_free {
-            state.lanes.remove(&self.sender.0);
-        }
+        let has_left = self.lane.is_some() && state.leave_lane(&self.sender.0);
+        let may_take = has_left && state.light.total().messages > 0;
         let may_continue = state.heavy.total().messages > 0;
-        is_free &= state.light.total().messages > 0;
         drop(state);
         if may_continue {
             self.queues.heavy.notify_waiters();
         }
-        if is_free {
+        if may_take {
             self.queues.light.notify_waiters();
         }
     }
@@ -190,7 +181,7 @@ impl Queues {
         state.light.push(sender.clone(), bytes, delivery);
         state.light_due.get_or_insert(now + self.limits.batch_wait);
         let queued = state.light.of(sender.0.as_ref());
-        // Nothing else changes what a lane may take.
+        // Otherwise this message does not change what a lane may take.
         let is_news = queued.messages == 1
             || queued.reaches(self.part_of_service(active))
             || state.light.total().reaches(self.limits.batch);
@@ -362,6 +353,17 @@ impl State {
         *next = (*next).min(now + LONGEST_ASIDE);
         self.set_aside.push_back(*next);
         Some(*next - now)
+    }
+
+    /// Notes that a light message of a service has left its lane. True if it was the last one.
+    fn leave_lane(&mut self, service: &Option<Service>) -> bool {
+        let Some((_, messages)) = self.lanes.get_mut(service) else { return false };
+        *messages = messages.saturating_sub(1);
+        let is_last = *messages == 0;
+        if is_last {
+            self.lanes.remove(service);
+        }
+        is_last
     }
 
     /// Whether a lane may take light messages of a service: not while some of it are in the other one.

@@ -223,16 +223,14 @@ impl Letters {
     /// A message that is listed.
     pub(super) async fn of_list(&self, listed: &Listed, sequence: u64) -> Result<Letter, StoredMessageError> {
         let original = broker::stored_message(&self.jetstream, &listed.stream, sequence).await?;
-        let mut headers = carried(Some(&original.headers));
+        let mut headers = HeaderMap::new();
         headers.insert(header::DEAD_SUBJECT, original.subject.as_str());
         headers.insert(header::DEAD_SOURCE, format!("{}/{sequence}", listed.stream));
         headers.insert(header::DEAD_CLASS, listed.class.as_str());
-        let id = header::request_id(|name| original.headers.get(name).map(HeaderValue::as_str));
-        if let Some((_, id)) = id {
-            headers.insert(header::DEAD_REQUEST_ID, id);
-        }
         let subject = listed.subject.clone();
-        Ok(Letter { sequence, subject, headers, body: original.body, died_at: None })
+        let mut letter = Letter { sequence, subject, headers, body: Bytes::new(), died_at: None };
+        letter.complete(original);
+        Ok(letter)
     }
 
     /// Deletes a dead letter. Returns false if it no longer exists.

@@ -16,7 +16,6 @@ use config::Settings;
 use contract::{DeadLetterClass, RequestSubject, header};
 use runtime::broker::StoredMessageError;
 use store::{Connection, recovery};
-use uuid::Uuid;
 
 use super::found;
 use super::letters::{Letter, Letters, Listed};
@@ -164,18 +163,14 @@ impl Replay {
                 processed.context("cannot read the inbox")?.is_empty(),
                 "request {id} was processed since; replaying it would have a second effect"
             );
-            is_denied |= self.is_denied(user, id).await?;
+            let refused = recovery::is_denied(&mut self.database, user, id).await;
+            is_denied |= refused.context("cannot read the refusals")?;
         }
         ensure!(
             !is_denied || self.allowed.denied,
             "its class is denied; inspect it, and pass --denied to replay it anyway"
         );
         Ok(())
-    }
-
-    /// Whether a refusal of the request is on record.
-    async fn is_denied(&mut self, user: i32, request_id: Uuid) -> anyhow::Result<bool> {
-        recovery::is_denied(&mut self.database, user, request_id).await.context("cannot read the refusals")
     }
 
     async fn publish(
