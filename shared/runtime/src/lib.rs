@@ -6,9 +6,9 @@
 //!         ─▶ dead    ─▶ dead      transaction
 //! ```
 //!
-//! [`run`] drives one [`Worker`]. Three tasks share the work: one pulls, decodes and authorizes the next batch while a
-//! second writes the current one and a third settles the previous one. The channels between them hold one batch each;
-//! that is the only back-pressure.
+//! [`run`] drives one [`Worker`]. One task pulls, into queues; several lanes share the rest of the work. In each lane of small
+//! messages one task decodes and authorizes the next batch while a second writes the current one and a third settles the
+//! previous one. The queues are bounded and the channels between the tasks hold one batch each; that is the only back-pressure.
 //!
 //! A message is acknowledged only after its transaction has committed, by construction: `settle` takes a
 //! [`Settlement`](stages::write::Settlement), and only `write` creates one.
