@@ -85,7 +85,7 @@ tests:
 		else echo "cargo-deny is not installed: licences are not checked"; fi
 	@scripts/check-deployment
 	@$(MAKE) --no-print-directory built
-	@if command -v cargo-nextest >/dev/null; then tests="nextest run"; else tests=test; fi; \
+	@if command -v cargo-nextest >/dev/null; then tests="nextest run --no-fail-fast"; else tests="test --no-fail-fast"; fi; \
 		[ -d ../shared/data ] || echo "skipped: tests that need the recorded dialogues, because ../shared/data does not exist"; \
 		echo "cargo $$tests --workspace --exclude qdrant-local, on private servers" \
 		&& cargo build --quiet --workspace --exclude qdrant-local $(features) --bin with-servers \
