@@ -175,11 +175,11 @@ async fn searches_are_measured() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn indexing_is_measured() {
-    let report = bench(&["index", "--texts", "20", "--ready", "200", "--users", "20"]).await;
+    let report = bench(&["index", "--texts", "5", "--ready", "50", "--users", "10"]).await;
     for key in ["ready_per_second", "publish_to_searchable_ms_p50", "publish_to_searchable_ms_p95"] {
         assert!(report[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {report}");
     }
-    assert_eq!(report["users"], 20);
+    assert_eq!(report["users"], 10);
     // Texts are measured where `make setup` has fetched the model.
     assert!(report.get("texts_per_second").is_some(), "{report}");
 }

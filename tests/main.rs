@@ -11,6 +11,7 @@ mod asyncapi;
 mod attack;
 mod audit;
 mod bench;
+mod catalog;
 mod chaos;
 mod cli;
 mod client_library;

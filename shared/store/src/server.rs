@@ -7,7 +7,8 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
 use crate::fault::Fault;
 
-/// Objects in PostgreSQL's own schemas that PostgreSQL did not make, and operators and casts of its own that were changed.
+/// Objects in PostgreSQL's own schemas that PostgreSQL did not make, and operators, casts and types of its own that were
+/// changed. Its changed functions are in `catalog.sql`: the migrations change some.
 ///
 /// Whoever judges a database by its functions and operators must know first that they are the genuine ones. So every
 /// operator here is named with its schema and the types that it is made for, which no added one can match better. What
@@ -48,7 +49,13 @@ const ADDED: &str = "
     WHERE a.oid OPERATOR(pg_catalog.<) '16384'::pg_catalog.oid AND a.xmin OPERATOR(pg_catalog.<>) '1'::pg_catalog.xid
     UNION ALL SELECT 'changed operator family'::pg_catalog.text, 'pg_catalog'::pg_catalog.name, f.opfname, a.oid
     FROM pg_catalog.pg_amproc a JOIN pg_catalog.pg_opfamily f ON f.oid OPERATOR(pg_catalog.=) a.amprocfamily
-    WHERE a.oid OPERATOR(pg_catalog.<) '16384'::pg_catalog.oid AND a.xmin OPERATOR(pg_catalog.<>) '1'::pg_catalog.xid";
+    WHERE a.oid OPERATOR(pg_catalog.<) '16384'::pg_catalog.oid AND a.xmin OPERATOR(pg_catalog.<>) '1'::pg_catalog.xid
+    UNION ALL SELECT 'changed type'::pg_catalog.text, 'pg_catalog'::pg_catalog.name, t.typname, t.oid FROM pg_catalog.pg_type t
+    WHERE t.oid OPERATOR(pg_catalog.<) '16384'::pg_catalog.oid
+        AND (t.typinput::pg_catalog.oid OPERATOR(pg_catalog.>=) '16384'::pg_catalog.oid
+            OR t.typoutput::pg_catalog.oid OPERATOR(pg_catalog.>=) '16384'::pg_catalog.oid
+            OR t.typreceive::pg_catalog.oid OPERATOR(pg_catalog.>=) '16384'::pg_catalog.oid
+            OR t.typsend::pg_catalog.oid OPERATOR(pg_catalog.>=) '16384'::pg_catalog.oid)";
 
 /// What does not belong to PostgreSQL in its own schemas, a line for each thing.
 ///
@@ -125,4 +132,26 @@ pub async fn unlimited_roles(connection: &mut AsyncPgConnection) -> Result<Vec<U
             AND (r.rolconnlimit = -1 OR r.rolconnlimit >= s.connections)
         ORDER BY r.rolname";
     Ok(diesel::sql_query(UNLIMITED).load(connection).await?)
+}
+
+/// Who and what can change anything in this server, beside the role of this connection: other superusers, extensions, and
+/// libraries that the server loads. A line for each.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn powers(connection: &mut AsyncPgConnection) -> Result<Vec<String>, Fault> {
+    const POWERS: &str = "
+        SELECT 'the role ' || r.rolname || ' is a superuser' AS name FROM pg_catalog.pg_roles r
+        WHERE r.rolsuper AND r.rolcanlogin AND r.rolname <> session_user
+        UNION ALL SELECT 'the extension ' || x.extname || ' is installed' FROM pg_catalog.pg_extension x WHERE x.oid >= 16384
+        UNION ALL SELECT s.name || ' has ' || s.reset_val FROM pg_catalog.pg_settings s
+        WHERE s.name LIKE '%\\_preload\\_libraries' AND s.reset_val <> ''
+        ORDER BY 1";
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = Text)]
+        name: String,
+    }
+    let rows: Vec<Row> = diesel::sql_query(POWERS).load(connection).await?;
+    Ok(rows.into_iter().map(|row| row.name).collect())
 }

@@ -47,7 +47,7 @@ pub(super) struct IndexArgs {
 pub(super) const SESSION: &str = "bench";
 /// Memories indexed before measuring, so that connections are open and statements prepared.
 const WARM_UP: usize = 20;
-/// Memories published and timed one by one.
+/// Memories published and timed one by one, at most as many as are published with their vectors.
 const SINGLE: usize = 200;
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
 /// A run without progress for this long has failed.
@@ -128,7 +128,7 @@ async fn measure_with(
     let ready = bench.ready(args.ready as usize)?;
     let ready_per_second = rounded(bench.rate(&ready).await?);
     errln!("publishing memories one by one");
-    let times = bench.search_delays(settings).await?;
+    let times = bench.search_delays(settings, SINGLE.min(args.ready as usize)).await?;
     Ok(Report {
         texts_per_second,
         ready_per_second,
@@ -240,11 +240,11 @@ impl Bench {
     }
 
     /// Milliseconds from publishing a memory until a search finds it, one memory after the other.
-    async fn search_delays(&mut self, settings: &Settings) -> anyhow::Result<Vec<f64>> {
+    async fn search_delays(&mut self, settings: &Settings, count: usize) -> anyhow::Result<Vec<f64>> {
         let asker = Asker::open(settings).await?;
         let model = self.collection.model.clone();
-        let mut times = Vec::with_capacity(SINGLE);
-        for number in 0..SINGLE {
+        let mut times = Vec::with_capacity(count);
+        for number in 0..count {
             let (id, vector) = (Uuid::now_v7(), self.vector()?);
             let (message, user) = self.message(id, Some(&vector))?;
             let similar = Similar::new(Ready { model: &model, vector: &vector }, true, 1);

@@ -22,6 +22,15 @@ pub(crate) async fn open_databases(connection: &mut Connection) -> anyhow::Resul
     Ok(names.into_iter().map(warning).collect())
 }
 
+/// A warning for each superuser, extension and library that can change what is judged here.
+///
+/// # Errors
+/// If the catalogs cannot be read.
+pub(crate) async fn powers(connection: &mut Connection) -> anyhow::Result<Vec<String>> {
+    let found = server::powers(connection).await.context("cannot read who can change anything")?;
+    Ok(found.into_iter().map(|what| format!("{what}, and can change whatever is judged here")).collect())
+}
+
 fn unlimited(role: &UnlimitedRole) -> String {
     let UnlimitedRole { role, limit: _, connections } = role;
     format!(

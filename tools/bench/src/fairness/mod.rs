@@ -42,7 +42,7 @@ const WORKERS: [&str; 4] = ["context-writer", "vector-indexer", "memory-reader",
 const USERS: [i32; 2] = [1, 2];
 /// Samples before measuring, so that connections are open and statements prepared.
 const WARM_UP: usize = 20;
-/// Samples without a flood, and the least number of samples during a flood.
+/// Samples without a flood, and the least number of samples during a flood, of the full size. A smaller one has fewer.
 const SAMPLES: usize = 200;
 /// No flood is measured for longer.
 const MEASURED_FOR: Duration = Duration::from_secs(60);
@@ -121,14 +121,15 @@ async fn measure_all(args: &FairnessArgs, settings: &Settings) -> anyhow::Result
     if let Some(only) = args.only {
         floods.retain(|flood| *flood == only);
     }
+    let samples = (SAMPLES * args.percent as usize / 100).max(WARM_UP);
     let mut measured = Vec::new();
     for flood in floods {
         errln!("flood: {}", flood.name());
         let action = flood.action();
         drop(neighbour.sample(action, WARM_UP, async { Ok(()) }).await?);
-        let quiet = neighbour.sample(action, SAMPLES, async { Ok(()) }).await?;
+        let quiet = neighbour.sample(action, samples, async { Ok(()) }).await?;
         let (since, sent) = (Instant::now(), flooder.send(flood, args.percent));
-        let during = neighbour.sample(action, SAMPLES, sent).await?;
+        let during = neighbour.sample(action, samples, sent).await?;
         measured.push(Measured {
             flood: flood.name(),
             quiet_p50_ms: rounded(percentile(&quiet, 0.5)),

@@ -83,8 +83,9 @@ impl Report {
 pub async fn execute(args: &ValidateArgs, settings: &Settings) -> anyhow::Result<()> {
     let mut connection = connect(&settings.postgres.url, "postgres.url", "the database to validate").await?;
     let mut key_store = connect(&settings.keys.url, "keys.url", "the key store to validate").await?;
-    let mut report =
-        Report { warnings: server_warnings::open_databases(&mut connection).await?, ..Report::default() };
+    let mut warnings = server_warnings::open_databases(&mut connection).await?;
+    warnings.extend(server_warnings::powers(&mut connection).await?);
+    let mut report = Report { warnings, ..Report::default() };
     // What was found is told also if a check cannot be run, since it may be the reason.
     let judged = judge(&mut connection, &mut key_store, &mut report).await;
     if args.json {

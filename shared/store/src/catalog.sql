@@ -1,0 +1,141 @@
+-- What protects the database, a line for each thing. Read by catalog.rs.
+--
+-- Roles count if a worker has them, or if they own something here. The owner that migrates has a name of its own
+-- everywhere. Partitions by month count as one, since their number grows. The C functions of an extension do not count.
+WITH kept AS (
+    SELECT r.oid, r.rolname FROM pg_roles r
+    WHERE r.rolname LIKE 'memfleet\_%' OR r.rolname IN (SELECT w.role_name FROM sec.worker_privileges w)
+), named AS (
+    SELECT r.oid, CASE WHEN k.oid IS NULL AND (r.rolsuper OR r.oid = (SELECT d.datdba FROM pg_database d
+        WHERE d.datname = current_database())) THEN 'an administrator' ELSE r.rolname::text END AS name
+    FROM pg_roles r LEFT JOIN kept k ON k.oid = r.oid UNION ALL SELECT 0, 'PUBLIC'
+-- Not the two of PostgreSQL itself, which are compared apart. Others of its own, as pg_toast, may hold things too.
+), space AS (
+    SELECT n.oid, n.nspname, n.nspacl, n.nspowner FROM pg_namespace n
+    WHERE n.nspname NOT IN ('pg_catalog', 'information_schema')
+), of_extension AS (
+    SELECT d.classid, d.objid FROM pg_depend d
+    WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND d.refobjid >= 16384
+), relation AS (
+    SELECT c.*, s.nspname, format('%I.%I', s.nspname, CASE WHEN c.relispartition
+            THEN regexp_replace(c.relname, '_\d{4}_\d{2}$', '_month') ELSE c.relname END) AS name
+    FROM pg_class c JOIN space s ON s.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND s.nspname !~ '^pg_(toast_)?temp_'
+        AND NOT EXISTS (SELECT FROM of_extension e WHERE e.classid = 'pg_class'::regclass AND e.objid = c.oid)
+), routine AS (
+    SELECT p.*, s.nspname, l.lanname, format('%I.%I(%s)', s.nspname, p.proname, pg_get_function_identity_arguments(p.oid)) AS name
+    FROM pg_proc p JOIN space s ON s.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang
+    WHERE NOT EXISTS (SELECT FROM of_extension e
+        WHERE e.classid = 'pg_proc'::regclass AND e.objid = p.oid AND l.lanname = 'c' AND NOT p.prosecdef)
+-- A function of PostgreSQL that was changed or added since the cluster was created, at whose end its template was made. A
+-- changed template moves this mark by little: the first migrations take it further.
+), changed_function AS (
+    SELECT p.*, l.lanname, format('%s(%s)', p.proname, pg_get_function_identity_arguments(p.oid)) AS name
+    FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
+    WHERE p.pronamespace IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace) AND p.xmin::text::bigint >= least(1000,
+        (SELECT d.xmin::text::bigint FROM pg_database d WHERE d.datname = 'template0'))
+), granted AS (
+    SELECT 'schema ' || s.nspname AS what, s.nspowner AS owner, a.* FROM space s, aclexplode(s.nspacl) AS a
+    UNION ALL SELECT 'relation ' || r.name, r.relowner, a.* FROM relation r, aclexplode(r.relacl) AS a
+    UNION ALL SELECT format('column %s.%I', r.name, t.attname), r.relowner, a.* FROM relation r
+        JOIN pg_attribute t ON t.attrelid = r.oid AND NOT t.attisdropped, aclexplode(t.attacl) AS a
+    UNION ALL SELECT format('default privilege in %s', d.defaclnamespace), d.defaclrole, a.*
+        FROM pg_default_acl d, aclexplode(d.defaclacl) AS a
+    UNION ALL SELECT 'parameter ' || m.parname, 10, a.* FROM pg_parameter_acl m, aclexplode(m.paracl) AS a
+    UNION ALL SELECT 'language ' || l.lanname, l.lanowner, a.* FROM pg_language l, aclexplode(l.lanacl) AS a
+    UNION ALL SELECT 'foreign server ' || f.srvname, f.srvowner, a.* FROM pg_foreign_server f, aclexplode(f.srvacl) AS a
+    UNION ALL SELECT 'this database', d.datdba, a.* FROM pg_database d, aclexplode(d.datacl) AS a
+        WHERE d.datname = current_database() AND a.privilege_type <> 'CONNECT'
+    -- What PostgreSQL itself grants of its schemas is in pg_init_privs.
+    UNION ALL SELECT format('function of PostgreSQL %s(%s)', p.proname, pg_get_function_identity_arguments(p.oid)), p.proowner, a.*
+        FROM pg_proc p, aclexplode(p.proacl) AS a WHERE p.pronamespace = 'pg_catalog'::regnamespace
+        AND NOT EXISTS (SELECT FROM pg_init_privs i, aclexplode(i.initprivs) AS b WHERE i.classoid = 'pg_proc'::regclass
+            AND i.objoid = p.oid AND b.grantee = a.grantee AND b.privilege_type = a.privilege_type)
+    UNION ALL SELECT 'relation of PostgreSQL ' || c.relname, c.relowner, a.*
+        FROM pg_class c, aclexplode(c.relacl) AS a
+        WHERE (c.relnamespace = 'pg_catalog'::regnamespace
+            OR c.relnamespace = 'information_schema'::regnamespace AND (a.grantee, a.privilege_type) <> (0, 'SELECT'))
+        AND NOT EXISTS (SELECT FROM pg_init_privs i, aclexplode(i.initprivs) AS b WHERE i.classoid = 'pg_class'::regclass
+            AND i.objoid = c.oid AND i.objsubid = 0 AND b.grantee = a.grantee AND b.privilege_type = a.privilege_type)
+    UNION ALL SELECT format('column of PostgreSQL %s.%I', c.relname, t.attname), c.relowner, a.*
+        FROM pg_attribute t JOIN pg_class c ON c.oid = t.attrelid, aclexplode(t.attacl) AS a
+        WHERE c.relnamespace IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)
+        AND NOT EXISTS (SELECT FROM pg_init_privs i, aclexplode(i.initprivs) AS b WHERE i.classoid = 'pg_class'::regclass
+            AND i.objoid = c.oid AND i.objsubid = t.attnum AND b.grantee = a.grantee AND b.privilege_type = a.privilege_type)
+)
+SELECT line FROM (SELECT DISTINCT regexp_replace(line, '_\d{4}_\d{2}\M', '_month', 'g') AS line FROM (
+    SELECT concat_ws(' ', 'role', r.rolname, CASE WHEN r.rolcanlogin THEN 'login' END,
+        CASE WHEN r.rolsuper THEN 'superuser' END, CASE WHEN r.rolbypassrls THEN 'bypassrls' END,
+        CASE WHEN r.rolinherit THEN 'inherit' END, CASE WHEN r.rolcreaterole THEN 'createrole' END,
+        CASE WHEN r.rolcreatedb THEN 'createdb' END, CASE WHEN r.rolreplication THEN 'replication' END) AS line
+    FROM pg_roles r JOIN kept k ON k.oid = r.oid
+    UNION ALL SELECT format('role %s is a member of %s', k.rolname, g.rolname)
+    FROM pg_auth_members m JOIN kept k ON k.oid = m.member JOIN pg_roles g ON g.oid = m.roleid
+    UNION ALL SELECT format('role %s has the member %s', k.rolname, g.rolname)
+    FROM pg_auth_members m JOIN kept k ON k.oid = m.roleid JOIN pg_roles g ON g.oid = m.member AND NOT g.rolsuper
+
+    UNION ALL SELECT format('setting of the role %s: %s', k.rolname, split_part(one, '=', 1))
+    FROM pg_db_role_setting s JOIN kept k ON k.oid = s.setrole, unnest(s.setconfig) AS one
+    WHERE s.setdatabase IN (0, (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()))
+    UNION ALL SELECT format('setting %s of %s', split_part(one, '=', 1), coalesce(r.rolname, 'the database'))
+    FROM pg_db_role_setting s LEFT JOIN pg_roles r ON r.oid = s.setrole, unnest(s.setconfig) AS one
+    WHERE s.setdatabase IN (0, (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()))
+        AND split_part(one, '=', 1) IN ('search_path', 'session_replication_role', 'row_security')
+    UNION ALL SELECT format('setting %s of the server: %s', s.name, s.reset_val) FROM pg_settings s
+    WHERE s.name IN ('search_path', 'session_replication_role', 'row_security', 'allow_system_table_mods')
+        AND s.reset_val <> s.boot_val AND s.source NOT IN ('client', 'database', 'user', 'database user')
+
+    UNION ALL SELECT concat_ws(' ', 'relation', r.name, r.relkind::text, 'of', o.name,
+        CASE WHEN r.relrowsecurity THEN 'row security' END, CASE WHEN r.relforcerowsecurity THEN 'forced' END,
+        array_to_string(array_remove(r.reloptions, 'fillfactor=70'), ', '))
+    FROM relation r JOIN named o ON o.oid = r.relowner
+    UNION ALL SELECT concat_ws(' ', 'column', format('%s.%I', r.name, t.attname), format_type(t.atttypid, t.atttypmod),
+        CASE WHEN t.attnotnull THEN 'not null' END, 'default ' || pg_get_expr(d.adbin, d.adrelid),
+        'identity ' || nullif(t.attidentity::text, ''), 'generated ' || nullif(t.attgenerated::text, ''))
+    FROM relation r JOIN pg_attribute t ON t.attrelid = r.oid AND t.attnum > 0 AND NOT t.attisdropped
+    LEFT JOIN pg_attrdef d ON d.adrelid = r.oid AND d.adnum = t.attnum WHERE r.relkind IN ('r', 'p', 'f')
+    UNION ALL SELECT concat_ws(' ', 'type', format('%I.%I', s.nspname, t.typname), t.typtype::text, t.typinput, t.typoutput,
+        t.typreceive, t.typsend)
+    FROM pg_type t JOIN space s ON s.oid = t.typnamespace WHERE t.typrelid = 0 AND t.typcategory <> 'A'
+        AND NOT EXISTS (SELECT FROM of_extension e WHERE e.classid = 'pg_type'::regclass AND e.objid = t.oid)
+    -- A key may not be taken away, nor what enforces it. PostgreSQL 18 has constraints of NOT NULL, others have none.
+    UNION ALL SELECT concat_ws(' ', format('constraint %I on %s:', c.conname, r.name), pg_get_constraintdef(c.oid),
+        CASE WHEN c.contype = 'f' THEN (SELECT format('by %s triggers', count(*)) FROM pg_trigger t WHERE t.tgconstraint = c.oid) END)
+    FROM pg_constraint c JOIN relation r ON r.oid = c.conrelid WHERE c.contype <> 'n'
+    UNION ALL SELECT format('events of the type %s are appended by %s', w.event_type, w.role_name) FROM sec.event_writers w
+    UNION ALL SELECT format('partition %s without a policy', r.name)
+    FROM relation r JOIN pg_inherits i ON i.inhrelid = r.oid JOIN pg_class parent ON parent.oid = i.inhparent
+    WHERE parent.relrowsecurity AND NOT EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = r.oid)
+
+    UNION ALL SELECT concat_ws(' ', 'function', p.name, 'of', o.name, CASE WHEN p.prosecdef THEN 'definer' END,
+        p.provolatile::text, array_to_string(p.proconfig, ', '),
+        md5(CASE WHEN p.prokind IN ('f', 'p') THEN pg_get_functiondef(p.oid) ELSE p.prosrc END))
+    FROM routine p JOIN named o ON o.oid = p.proowner
+    UNION ALL SELECT format('function %s may be called by %s', p.name, g.name)
+    FROM routine p CROSS JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS a
+    JOIN named g ON g.oid = a.grantee WHERE a.grantee <> p.proowner
+    UNION ALL SELECT concat_ws(' ', 'changed function of PostgreSQL', p.name, p.lanname, p.prosrc, md5(p.prosqlbody::text),
+        CASE WHEN p.prosecdef THEN 'definer' END, array_to_string(p.proconfig, ', '))
+    FROM changed_function p
+    UNION ALL SELECT concat_ws(' ', g.what, 'grants', g.privilege_type, 'to', n.name,
+        CASE WHEN g.is_grantable THEN 'with grant option' END)
+    FROM granted g JOIN named n ON n.oid = g.grantee WHERE g.grantee <> g.owner
+
+    UNION ALL SELECT concat_ws(' ', 'policy', p.polname, 'on', r.name, p.polcmd::text,
+        CASE WHEN p.polpermissive THEN 'permissive' ELSE 'restrictive' END, p.polroles::text,
+        pg_get_expr(p.polqual, p.polrelid), '|', pg_get_expr(p.polwithcheck, p.polrelid))
+    FROM pg_policy p JOIN relation r ON r.oid = p.polrelid
+    -- Only foreign keys make triggers that count as PostgreSQL's own.
+    UNION ALL SELECT concat_ws(' ', 'trigger', t.tgname, 'on', r.name, t.tgenabled::text,
+        regexp_replace(pg_get_triggerdef(t.oid), '^CREATE TRIGGER \S+ ', ''))
+    FROM pg_trigger t JOIN relation r ON r.oid = t.tgrelid
+    WHERE t.tgenabled <> 'O' OR NOT (t.tgisinternal AND t.tgfoid < 16384 AND EXISTS (SELECT FROM pg_constraint c
+        WHERE c.oid = t.tgconstraint AND c.contype = 'f'))
+    UNION ALL SELECT concat_ws(' ', 'rule', w.rulename, 'on', r.name) FROM pg_rewrite w JOIN relation r ON r.oid = w.ev_class
+    WHERE w.rulename <> '_RETURN'
+    UNION ALL SELECT concat_ws(' ', 'view', r.name, md5(pg_get_viewdef(r.oid))) FROM relation r WHERE r.relkind IN ('v', 'm')
+    UNION ALL SELECT 'event trigger ' || e.evtname FROM pg_event_trigger e
+    UNION ALL SELECT 'foreign server ' || f.srvname FROM pg_foreign_server f
+    UNION ALL SELECT concat_ws(' ', 'language', l.lanname, CASE WHEN l.lanpltrusted THEN 'trusted' END,
+        CASE WHEN l.lanplcallfoid >= 16384 THEN 'with a handler that was added' END) FROM pg_language l
+) AS all_lines) AS once ORDER BY line COLLATE "C"

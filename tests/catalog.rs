@@ -1,0 +1,116 @@
+//! What `memfleet security validate` compares with what the migrations make. Each change here was once made by a superuser without
+//! a difference; each is made in a transaction that is rolled back.
+
+use diesel_async::{AsyncConnection as _, SimpleAsyncConnection as _};
+use stack::{Postgres, PostgresOptions, Programs};
+use testkit::Fixture;
+
+const QUIET: &str =
+    "CREATE FUNCTION pg_toast.quiet() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';";
+
+/// What is done, and how the line begins that names it.
+const CHANGES: [(&str, &str); 16] = [
+    (
+        "CREATE TRIGGER quiet BEFORE INSERT ON audit.audit_log_default FOR EACH ROW EXECUTE FUNCTION pg_toast.quiet()",
+        "+trigger quiet on audit.audit_log_default",
+    ),
+    (
+        "CREATE TRIGGER quiet BEFORE INSERT ON simple_chat_context FOR EACH ROW EXECUTE FUNCTION pg_toast.quiet();
+         UPDATE pg_trigger SET tgisinternal = true WHERE tgname = 'quiet'; ALTER EXTENSION plpgsql ADD FUNCTION pg_toast.quiet()",
+        "+trigger quiet on public.simple_chat_context",
+    ),
+    ("ALTER EXTENSION plpgsql ADD FUNCTION pg_toast.quiet()", "+function pg_toast.quiet()"),
+    ("ALTER TABLE chat_messages DISABLE TRIGGER ALL", "+trigger RI_ConstraintTrigger_c_"),
+    (
+        "DELETE FROM pg_trigger t USING pg_constraint c WHERE c.oid = t.tgconstraint AND c.conrelid = 'chat_messages'::regclass",
+        "-constraint chat_messages_",
+    ),
+    (
+        "GRANT SET ON PARAMETER session_replication_role TO w_context_writer",
+        "+parameter session_replication_role grants SET to w_context_writer",
+    ),
+    (
+        "GRANT EXECUTE ON FUNCTION pg_catalog.pg_try_advisory_lock(bigint) TO w_context_writer",
+        "+function of PostgreSQL pg_try_advisory_lock(bigint) grants EXECUTE to w_context_writer",
+    ),
+    ("GRANT SELECT ON pg_catalog.pg_authid TO w_context_writer", "+relation of PostgreSQL pg_authid grants SELECT"),
+    ("GRANT USAGE ON SCHEMA pg_toast TO w_memory_reader", "+schema pg_toast grants USAGE to w_memory_reader"),
+    (
+        "CREATE FUNCTION pg_catalog.mine() RETURNS integer LANGUAGE sql AS 'SELECT 1';
+         UPDATE pg_proc SET oid = 9001 WHERE proname = 'mine'",
+        "+changed function of PostgreSQL mine() sql SELECT 1",
+    ),
+    ("ALTER TABLE blackboard_events ALTER transaction_id DROP NOT NULL", "-column public.blackboard_events.transaction_id bigint not null"),
+    ("ALTER TABLE audit.data_access_log ALTER transaction_id SET DEFAULT 0", "+column audit.data_access_log.transaction_id bigint not null default 0"),
+    ("ALTER TABLE audit.subjects DROP CONSTRAINT subjects_pkey", "-constraint subjects_pkey on audit.subjects: PRIMARY KEY"),
+    (
+        "CREATE TYPE pg_toast.texty; CREATE FUNCTION pg_toast.texty_in(cstring) RETURNS pg_toast.texty LANGUAGE internal STRICT AS 'textin';
+         CREATE FUNCTION pg_toast.texty_out(pg_toast.texty) RETURNS cstring LANGUAGE internal STRICT AS 'textout';
+         CREATE TYPE pg_toast.texty (INPUT = pg_toast.texty_in, OUTPUT = pg_toast.texty_out, LIKE = text);
+         CREATE CAST (text AS pg_toast.texty) WITHOUT FUNCTION; CREATE CAST (varchar AS pg_toast.texty) WITHOUT FUNCTION;
+         ALTER TABLE audit.audit_log ALTER service TYPE pg_toast.texty USING service::text::pg_toast.texty",
+        "+column audit.audit_log.service pg_toast.texty",
+    ),
+    (
+        "CREATE FOREIGN DATA WRAPPER elsewhere; CREATE SERVER elsewhere FOREIGN DATA WRAPPER elsewhere;
+         CREATE FOREIGN TABLE audit.audit_log_2031_05 PARTITION OF audit.audit_log 
+            FOR VALUES FROM ('fffffff0-0000-7000-8000-000000000000') TO ('fffffff1-0000-7000-8000-000000000000') SERVER elsewhere",
+        "+relation audit.audit_log_month f of",
+    ),
+    ("CREATE LANGUAGE mine HANDLER plpgsql_call_handler", "+language mine"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_a_superuser_changes_differs_from_the_migrations() {
+    let fixture = Fixture::new().await;
+    let mut connection = fixture.connection().await;
+    for (change, expected) in CHANGES {
+        let mut found = store::catalog::Difference::default();
+        let rolled_back: Result<(), _> = connection
+            .transaction(async |connection| {
+                connection.batch_execute(&format!("{QUIET} {change}")).await.expect(change);
+                found = store::catalog::difference(connection).await.expect(change);
+                Err(diesel::result::Error::RollbackTransaction)
+            })
+            .await;
+        assert_eq!(rolled_back, Err(diesel::result::Error::RollbackTransaction), "{change}");
+        let missing = found.missing.iter().map(|line| format!("-{line}"));
+        let found: Vec<String> = missing.chain(found.unknown.iter().map(|line| format!("+{line}"))).collect();
+        assert!(found.iter().any(|line| line.starts_with(expected)), "{change}: {found:#?}");
+    }
+    let clean = store::catalog::difference(&mut connection).await.expect("the catalogs");
+    assert_eq!(clean, store::catalog::Difference::default());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_type_of_postgres_that_is_sent_by_a_function_of_others_is_named() {
+    let fixture = Fixture::new().await;
+    let mut connection = fixture.connection().await;
+    let added = "BEGIN; CREATE FUNCTION pg_toast.jsonb_send(jsonb) RETURNS bytea LANGUAGE sql AS 'SELECT NULL::bytea';
+        ALTER TYPE pg_catalog.jsonb SET (SEND = pg_toast.jsonb_send)";
+    connection.batch_execute(added).await.expect("a changed type");
+    let found = store::server::added_to_system_schemas(&mut connection).await.expect("the catalogs");
+    connection.batch_execute("ROLLBACK").await.expect("a rollback");
+    assert!(found.len() == 1 && found[0].starts_with("changed type pg_catalog.jsonb "), "{found:?}");
+}
+
+/// Triggers, and so the trail, are off for everybody under this setting.
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_of_the_server_that_switch_off_the_trail_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = PostgresOptions { fsync: false, ..PostgresOptions::default() };
+    let server = Postgres::start(&Programs::find().unwrap(), folder.path(), options).await.unwrap();
+    let database = testkit::create_database_on(&server.url("postgres")).await.unwrap();
+    let mut connection = store::connect(&database).await.unwrap();
+    for statement in ["ALTER SYSTEM SET session_replication_role = 'replica'", "SELECT pg_reload_conf()"] {
+        connection.batch_execute(statement).await.unwrap();
+    }
+    let expected = ["setting session_replication_role of the server: replica".to_owned()];
+    testkit::eventually("the setting is in force and named", async || {
+        let mut fresh = store::connect(&database).await.unwrap();
+        let found = store::catalog::difference(&mut fresh).await.unwrap();
+        assert!(found.missing.is_empty(), "{found:?}");
+        (found.unknown == expected).then_some(())
+    })
+    .await;
+}
