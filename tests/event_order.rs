@@ -193,6 +193,29 @@ async fn an_event_that_waits_until_its_last_delivery_is_published_all_the_same()
     logger.stop().await.expect("a clean end");
 }
 
+/// Those that wait count against what the broker delivers to all services.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_has_a_limited_number_of_messages_whose_events_wait() {
+    let mut fixture = Fixture::with_topology(|topology| {
+        set_redelivery(topology, "context-writer", Duration::from_secs(3_600), 1_000);
+    })
+    .await;
+    fixture.settings.worker.waiting_per_service = 1;
+    let logger = logger_after_a_dead_writer(&fixture).await;
+    decision_waits(&fixture).await;
+    assert_eq!(published(&fixture).await.len(), 2);
+    fixture.publish([decision(1), decision(1), decision(1)]).await;
+    let consumer = fixture.consumer("ROUTER", contract::ROUTER_LOGGER.name).await;
+    eventually("one waits", async || {
+        let info = consumer.get_info().await.ok()?;
+        (info.num_pending == 0 && info.num_ack_pending <= 1 && published(&fixture).await.len() >= 2 + 3)
+            .then_some(())
+    })
+    .await;
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    logger.stop().await.expect("a clean end");
+}
+
 /// Nobody waits for a worker for longer than an hour.
 #[tokio::test(flavor = "multi_thread")]
 async fn after_an_hour_an_event_waits_for_no_other_worker() {

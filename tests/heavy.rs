@@ -169,3 +169,42 @@ async fn the_heavy_requests_of_a_service_leave_room_for_those_of_others() {
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
     worker.stop().await.expect("a clean end");
 }
+
+/// Each of them is small, but all of them together take long to prepare.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_few_texts_of_a_service_hold_up_no_other() {
+    let embedder = SlowEmbedder::start().await;
+    let memories = embedder.memories().await;
+    let fixture = &memories.fixture;
+    fixture.register("other", "*:*").await;
+    memories.grant("other", true, true, true).await;
+    let mut settings = fixture.settings.clone();
+    // They come in one batch.
+    settings.worker.batch_wait_ms = 1_000;
+    let worker = fixture.run_with(memories.indexer().await, settings);
+    let light = |n: usize| {
+        let mut light = index(2, vec![said(Uuid::now_v7(), &format!("light {n}"))]);
+        light.subject = light.subject.replacen(".test.", ".other.", 1);
+        light
+    };
+    let written = async |count| {
+        eventually("the light ones are written", async || {
+            (fixture.count("unified_memory_vectors WHERE user_id = 2").await == count).then_some(())
+        })
+        .await;
+    };
+    fixture.publish([light(0)]).await;
+    written(1).await;
+    let text = format!("{SLOW} ").repeat(1_500);
+    fixture.publish((0..10).map(|n| index(1, vec![said(Uuid::now_v7(), &format!("{n} {text}"))]))).await;
+    let mut waiting = embedder.waiting.clone();
+    waiting.wait_for(|waiting| *waiting > 0).await.unwrap();
+    fixture.publish([light(1)]).await;
+    written(2).await;
+    assert_eq!(fixture.count("unified_memory_vectors WHERE user_id = 1").await, 0);
+    embedder.may_answer.send_replace(true);
+    fixture.drained::<vector_indexer::VectorIndexer>().await;
+    assert_eq!(fixture.count("unified_memory_vectors WHERE user_id = 1").await, 10);
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    worker.stop().await.expect("a clean end");
+}

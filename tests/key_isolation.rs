@@ -11,6 +11,7 @@ use testkit::{Fixture, eventually, request, user};
 use trust::GrantKey;
 
 use crate::isolation::validate;
+use crate::support::program::{Ended, memfleet, output};
 use crate::support::{ROLE, two_users};
 
 /// The roles that the key store admits, and whether each may add keys.
@@ -63,7 +64,8 @@ async fn only_the_roles_that_need_it_may_enter_and_every_table_of_users_forces_i
     )
     .await;
     let own = "(user_id = ANY (( SELECT sec.current_user_ids() AS current_user_ids)::integer[]))";
-    assert_eq!(policies, [format!("INSERT ({own} AND (version = 1))"), format!("SELECT {own}")]);
+    let next = "(version <= sec.next_key_version(user_id))";
+    assert_eq!(policies, [format!("INSERT ({own} AND {next})"), format!("SELECT {own}")]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -93,7 +95,7 @@ const CHANGES: [&str; 5] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_a_grant_of_one_user_only_that_users_first_key_is_in_reach() {
+async fn with_a_grant_of_one_user_only_that_users_next_key_is_in_reach() {
     let fixture = two_users().await;
     for (role, may_add) in ROLES {
         let mut worker = login_to_key_store(&fixture, role).await;
@@ -106,8 +108,7 @@ async fn with_a_grant_of_one_user_only_that_users_first_key_is_in_reach() {
         ] {
             assert_eq!(attempt_for(&mut worker, &grants, sql).await, Ok(rows), "{role}: {sql}");
         }
-        // The key of another, and of oneself any but the first: the next one, which would be used from then on, is wrapped
-        // by nothing that opens, and all later requests of its user would fail.
+        // The key of another, and of oneself any but the next one: with the highest number taken, nobody could add another.
         let refused = if may_add { POLICY } else { PERMISSION };
         for (user, sql) in [
             (1, add(2, 1)),
@@ -115,17 +116,23 @@ async fn with_a_grant_of_one_user_only_that_users_first_key_is_in_reach() {
             (1, add(3, 1)),
             (1, format!("{} ON CONFLICT DO NOTHING", add(2, 1))),
             (1, format!("{} ON CONFLICT DO NOTHING RETURNING wrapped", add(2, 1))),
-            (1, add(1, 2)),
-            (1, add(1, 1_000_000)),
+            (1, add(1, 3)),
+            (1, add(1, i32::MAX)),
             (3, add(3, 2)),
         ] {
             let what = format!("{role}, user {user}: {sql}");
             assert_refused(attempt_for(&mut worker, &of(user), &sql).await, refused, &what);
         }
-        // Its time, by which a rotation goes, is nobody's to write.
-        let dated = "INSERT INTO data_keys (user_id, version, kek, wrapped, created_at)
-            VALUES (3, 1, 'ring:kek.1', decode(repeat('00', 64), 'hex'), 'infinity')";
-        assert_refused(attempt_for(&mut worker, &of(3), dated).await, PERMISSION, role);
+        // Its time and its origin, by which a rotation goes, are nobody's to write.
+        for (column, value) in
+            [("created_at", "infinity"), ("wrapped_at", "infinity"), ("added_by", "postgres")]
+        {
+            let dated = format!(
+                "INSERT INTO data_keys (user_id, version, kek, wrapped, {column})
+                 VALUES (3, 1, 'ring:kek.1', decode(repeat('00', 64), 'hex'), '{value}')"
+            );
+            assert_refused(attempt_for(&mut worker, &of(3), &dated).await, PERMISSION, role);
+        }
         let update = format!("{} ON CONFLICT (user_id, version) DO UPDATE SET wrapped = ''", add(1, 1));
         for sql in CHANGES.into_iter().chain([update.as_str()]) {
             assert_refused(
@@ -137,6 +144,7 @@ async fn with_a_grant_of_one_user_only_that_users_first_key_is_in_reach() {
         // What the worker itself does.
         if may_add {
             assert_eq!(attempt_for(&mut worker, &of(3), &add(3, 1)).await, Ok(1), "{role}");
+            assert_eq!(attempt_for(&mut worker, &of(1), &add(1, 2)).await, Ok(1), "{role}: if none opens");
             let again = format!("{} ON CONFLICT DO NOTHING", add(1, 1));
             assert_eq!(attempt_for(&mut worker, &of(1), &again).await, Ok(0), "{role}: the first one stays");
         }
@@ -225,6 +233,14 @@ async fn no_way_leads_around_the_policies_of_the_key_store() {
             ("SELECT sec.add_key('mine', 'grant', sha256('x'))", "permission denied for function add_key"),
             ("SELECT sec.seal('1')", "permission denied for function seal"),
             ("SELECT sec.hmac('', '', '')", "permission denied for function hmac"),
+            ("SELECT FROM sec.revoked_grants", "permission denied for table revoked_grants"),
+            ("DELETE FROM sec.revoked_grants", "permission denied for table revoked_grants"),
+            (
+                "INSERT INTO sec.disabled_services VALUES ('test')",
+                "permission denied for table disabled_services",
+            ),
+            ("UPDATE sec.trust_version SET version = 1", "permission denied for table trust_version"),
+            ("SELECT sec.trust_changed()", "permission denied for function trust_changed"),
             ("SELECT guard_database()", "permission denied for function guard_database"),
             ("SET ROLE memfleet_owner", "permission denied to set role"),
             ("ALTER TABLE data_keys DISABLE ROW LEVEL SECURITY", "must be owner of table data_keys"),
@@ -287,6 +303,224 @@ async fn without_its_grant_key_secrets_wait_and_under_a_retired_one_they_are_ref
     assert_eq!(letters, ["denied: the security context is refused: a grant is of a retired key"]);
     assert_eq!(fixture.lines("id FROM users WHERE id > 0 ORDER BY 1").await, ["1", "3"]);
     assert_eq!(fixture.count("audit.security_violations").await, 1);
+}
+
+/// Runs the program. Whether it succeeded, and what it printed.
+async fn operate(fixture: &Fixture, arguments: &[&str]) -> (bool, String) {
+    let ended: Ended = output(memfleet(fixture, arguments)).await.into();
+    (ended.is_success(), ended.all())
+}
+
+/// Reads under a grant, and adds a key if the role may.
+async fn refused_under(worker: &mut AsyncPgConnection, grant: &str, user: i32, by: &str) {
+    for sql in ["SELECT FROM data_keys".to_owned(), add(user, 2)] {
+        assert_refused(attempt_for(worker, &[grant.to_owned()], &sql).await, by, &sql);
+    }
+}
+
+/// Rotates data keys, without a long wait for replicas that have older keys in their caches.
+async fn rotate(fixture: &Fixture, arguments: &[&str]) -> (bool, String) {
+    let mut command = memfleet(fixture, &[&["keys", "rotate", "--data"], arguments].concat());
+    for variable in ["MEMFLEET_POSTGRES__CONNECT_TIMEOUT_MS", "MEMFLEET_POSTGRES__STATEMENT_TIMEOUT_MS"] {
+        command.env(variable, "1000");
+    }
+    command.env("MEMFLEET_KEYS__CACHE_S", "1");
+    let ended: Ended = output(command).await.into();
+    (ended.is_success(), ended.all())
+}
+
+fn id_of(grant: &str) -> String {
+    grant.split('|').nth(6).expect("an id").to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_revoked_is_refused_by_the_key_store_also_where_it_is_in_use() {
+    let fixture = two_users().await;
+    let mut worker = login_to_key_store(&fixture, ROLE).await;
+    let read = "SELECT FROM data_keys";
+    for (revoke, by, restore) in [
+        (vec!["token", "revoke"], "it knows a grant as revoked", None),
+        (
+            vec!["token", "service", "disable", "test"],
+            "it knows the service of a grant as disabled",
+            Some(vec!["token", "service", "put", "test", "--scope", "*:*"]),
+        ),
+        (vec!["security", "key", "retire", grant_key().name()], "a grant is of a retired key", None),
+    ] {
+        let (held, other) = (grant(1, ROLE), grant(2, ROLE));
+        assert_eq!(attempt_for(&mut worker, std::slice::from_ref(&held), read).await, Ok(1), "{by}");
+        // A transaction that stays open, from before.
+        worker.batch_execute("BEGIN").await.expect("a transaction");
+        worker.batch_execute(&format!("SELECT sec.open_context(ARRAY['{held}'])")).await.expect("a context");
+        assert_eq!(attempt(&mut worker, read).await, Ok(1));
+        let id = id_of(&held);
+        let mut arguments = revoke.clone();
+        if arguments.last() == Some(&"revoke") {
+            arguments.push(&id);
+        }
+        // A token with an id that nobody registered is revoked all the same, and the program says so.
+        let (_, told) = operate(&fixture, &arguments).await;
+        let ended = "the security context has ended: something was revoked meanwhile";
+        assert_refused(attempt(&mut worker, read).await, ended, &told);
+        worker.batch_execute("ROLLBACK").await.expect("its end");
+        refused_under(&mut worker, &held, 1, by).await;
+        if restore.is_none() && by.ends_with("revoked") {
+            assert_eq!(attempt_for(&mut worker, &[other], read).await, Ok(1), "another grant");
+        } else {
+            refused_under(&mut worker, &other, 2, by).await;
+        }
+        assert!(validate(&fixture).await.0, "both know the same");
+        if let Some(restore) = restore {
+            let (fine, told) = operate(&fixture, &restore).await;
+            assert!(fine, "{told}");
+            assert_eq!(attempt_for(&mut worker, &[held], read).await, Ok(1), "{told}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_store_that_is_away_holds_up_no_revocation_and_is_told_of_it_later() {
+    let fixture = two_users().await;
+    let held = grant(1, ROLE);
+    let name = fixture.settings.keys.url.rsplit('/').next().expect("a name").to_owned();
+    let allow = async |allowed: bool| {
+        let sql = format!("ALTER DATABASE {name} ALLOW_CONNECTIONS {allowed}");
+        fixture.connection().await.batch_execute(&sql).await.expect("a statement");
+    };
+    allow(false).await;
+    let (fine, told) = operate(&fixture, &["token", "revoke", &id_of(&held)]).await;
+    assert!(!fine && told.contains("but not the key store yet; run `memfleet security sync`"), "{told}");
+    let mut main = testkit::attack::login(&fixture, ROLE).await;
+    assert_refused(
+        attempt_for(&mut main, std::slice::from_ref(&held), "SELECT FROM users").await,
+        "revoked",
+        "the main database",
+    );
+    let (_, status) = operate(&fixture, &["status"]).await;
+    assert!(status.contains("it is unknown whether the key store knows what was revoked"), "{status}");
+
+    allow(true).await;
+    let mut worker = login_to_key_store(&fixture, ROLE).await;
+    let read = attempt_for(&mut worker, std::slice::from_ref(&held), "SELECT FROM data_keys").await;
+    assert_eq!(read, Ok(1), "it does not know yet");
+    let (_, status) = operate(&fixture, &["status"]).await;
+    assert!(
+        status.contains("the key store does not know of 1 revoked tokens; `memfleet security sync` tells it"),
+        "{status}"
+    );
+    let (fine, report) = validate(&fixture).await;
+    let findings = report["findings"].as_array().expect("findings");
+    assert!(
+        !fine && findings.iter().all(|one| one["kind"] == "revocation unknown to the key store"),
+        "{findings:?}"
+    );
+
+    // What the key store has remembered for long enough goes with it.
+    administrator(&fixture)
+        .await
+        .batch_execute("INSERT INTO sec.revoked_grants VALUES (gen_random_uuid(), now() - interval '2 days')")
+        .await
+        .expect("an old one");
+    let (fine, told) = operate(&fixture, &["security", "sync"]).await;
+    assert!(fine && told.contains("the key store was told of 1 revoked tokens"), "{told}");
+    refused_under(&mut worker, &held, 1, "it knows a grant as revoked").await;
+    assert_eq!(count(&fixture, "sec.revoked_grants").await, 1);
+    let (fine, told) = operate(&fixture, &["security", "sync"]).await;
+    assert!(fine && told.starts_with("nothing to do"), "{told}");
+    let (_, status) = operate(&fixture, &["status"]).await;
+    assert!(!status.contains("the key store"), "{status}");
+}
+
+/// The main database decides whether a message is refused: what the key store alone refuses waits, and is not lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_the_key_store_alone_knows_as_disabled_waits() {
+    let fixture = Fixture::new().await;
+    let mut admin = administrator(&fixture).await;
+    admin.batch_execute("INSERT INTO sec.disabled_services VALUES ('test')").await.expect("a service");
+    let worker = fixture.run(ContextWriter);
+    fixture.publish([secret(1)]).await;
+    eventually("the message is held", async || {
+        let info = fixture.consumer("CONTEXT", "context-writer").await.cached_info().num_ack_pending;
+        (info > 0).then_some(())
+    })
+    .await;
+    assert_eq!(fixture.count("encrypted_fields").await, 0);
+    let (fine, told) = operate(&fixture, &["security", "sync"]).await;
+    assert!(fine && told.contains("the service that was enabled again, test"), "{told}");
+    fixture.drained::<ContextWriter>().await;
+    worker.stop().await.expect("a clean end");
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    assert_eq!(fixture.count("encrypted_fields WHERE user_id = 1").await, 1);
+}
+
+/// Stores keys of a user that do not open, one after the other, as a worker that was taken over may.
+async fn poison(fixture: &Fixture, user: i32, versions: std::ops::RangeInclusive<i32>, kek: &str) {
+    let mut worker = login_to_key_store(fixture, "w_router_logger").await;
+    for version in versions {
+        let open = format!("SELECT sec.open_context(ARRAY['{}'])", grant(user, "w_router_logger"));
+        for sql in ["BEGIN", &open, &add(user, version).replace("ring:kek.1", kek), "COMMIT"] {
+            worker.batch_execute(sql).await.expect(sql);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_do_not_open_keep_no_user_from_secrets_and_nobody_else_either() {
+    let fixture = Fixture::new().await;
+    // Of a KEK that is here, of one that may come yet, of providers that are not configured, of none, and many of them.
+    let keks =
+        ["ring:kek.1", "ring:kek.99", "ring:kek.0", "vault:secrets/transit/fleet.1", "aws-kms:arn:x", "mine"];
+    let poisoned = || 1..=i32::try_from(keks.len()).expect("a few");
+    for (user, kek) in poisoned().zip(keks) {
+        poison(&fixture, user, 1..=user, kek).await;
+    }
+    poison(&fixture, 7, 1..=20, "ring:kek.1").await;
+    let all = || poisoned().chain([7, 8]);
+    let highest = "user_id || ' ' || max(version) FROM data_keys GROUP BY user_id ORDER BY user_id";
+    fixture.process(ContextWriter, all().map(secret)).await;
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    assert_eq!(fixture.count("encrypted_fields").await, 8);
+    let added = testkit::lines_on(&mut administrator(&fixture).await, highest).await;
+    assert_eq!(added, ["1 2", "2 3", "3 4", "4 5", "5 6", "6 7", "7 21", "8 1"]);
+
+    // What comes later is passed over: the same keys are used on.
+    for user in all() {
+        let next = if user == 7 {
+            22
+        } else if user == 8 {
+            2
+        } else {
+            user + 2
+        };
+        poison(&fixture, user, next..=next, "ring:kek.99").await;
+    }
+    let before = count(&fixture, "data_keys").await;
+    fixture.process(ContextWriter, all().map(secret)).await;
+    assert_eq!(count(&fixture, "data_keys").await, before, "none was added");
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    // Neither does it keep an operator from rotating, who is told of it.
+    let (fine, told) = rotate(&fixture, &[]).await;
+    assert!(fine && told.contains("created 8 new data keys"), "{told}");
+    let (_, told) = operate(&fixture, &["keys", "list"]).await;
+    assert!(
+        told.contains(" data keys of 8 users were added by workers because an earlier one did not open"),
+        "{told}"
+    );
+    let used =
+        "array_agg(DISTINCT get_byte(ciphertext, 5) - user_id) FROM encrypted_fields WHERE user_id < 7";
+    assert_eq!(fixture.lines(used).await, ["{3}"], "the operator's");
+}
+
+/// The time of a key that a worker adds while an operator rotates is later than the rotation's.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_worker_keeps_a_user_from_being_rotated() {
+    let fixture = two_users().await;
+    let before = chrono::Utc::now().to_rfc3339();
+    poison(&fixture, 1, 2..=2, "ring:kek.1").await;
+    let (fine, told) = rotate(&fixture, &["--before", &before]).await;
+    assert!(fine && told.contains("created 2 new data keys"), "{told}");
+    let (fine, told) = rotate(&fixture, &["--before", &before]).await;
+    assert!(fine && told.contains("created 0 new data keys"), "once is enough: {told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -157,6 +157,36 @@ async fn what_needs_a_message_that_waits_for_a_lock_waits_for_that_message() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_service_has_a_limited_number_of_messages_that_wait_for_locks() {
+    const MAY_WAIT: usize = 20;
+    let fixture = with_contexts().await;
+    let mut settings = fixture.settings.clone();
+    settings.worker.waiting_per_service = MAY_WAIT;
+    let worker = fixture.run_with(ContextWriter, settings);
+    let mut holder =
+        lock(&fixture, &format!("SELECT FROM chat_mode_sessions WHERE user_id = {LOCKED} FOR UPDATE")).await;
+    fixture.publish((0..100).map(|n| context(LOCKED, "s", &format!("w{n}"), 1))).await;
+    let consumer = fixture.consumer("CONTEXT", "context-writer").await;
+    eventually("the others do not wait", async || {
+        let info = consumer.get_info().await.ok()?;
+        (info.num_pending == 0 && info.num_ack_pending <= MAY_WAIT).then_some(())
+    })
+    .await;
+    // What waits has its place, and others are written.
+    fixture.publish((1..=USERS).filter(|id| *id != LOCKED).map(|id| context(id, "s", "k", 2))).await;
+    eventually("the others are written", async || others_have(&fixture, 2).await).await;
+    holder.batch_execute("ROLLBACK").await.expect("no lock");
+    fixture.drained::<ContextWriter>().await;
+    let letters = fixture.dead_letters().await;
+    let reason = "exhausted: too many messages of its service wait for other workers or for locked rows";
+    assert!(letters.iter().all(|letter| letter == reason), "{letters:?}");
+    let written = fixture.count(&format!("simple_chat_context WHERE user_id = {LOCKED}")).await;
+    assert_eq!(usize::try_from(written).expect("a count") + letters.len(), 101, "one is from before");
+    assert!(letters.len() >= 100 - MAY_WAIT, "{}", letters.len());
+    worker.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_statement_that_is_slow_for_one_user_holds_up_that_user_alone() {
     let fixture = with_contexts().await;
     fixture

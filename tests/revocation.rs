@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use context_writer::ContextWriter;
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 use store::registry;
-use testkit::attack::{assert_refused, attempt, attempt_for, grant, login, login_to_key_store};
+use testkit::attack::{assert_refused, attempt, attempt_for, grant, grant_key, login, login_to_key_store};
 use testkit::{Fixture, eventually, token, user};
 use uuid::Uuid;
 
@@ -52,6 +52,30 @@ async fn no_lock_of_a_role_holds_off_a_revocation() {
     let filter = registry::TokenFilter { all: true, limit: 10, ..Default::default() };
     let listed = registry::list(&mut operator, &filter).await.expect("the tokens");
     assert!(listed.iter().any(|one| one.token_id == issued.id && one.last_used_at.is_some()), "{listed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retired_grant_key_ends_the_contexts_that_it_opened() {
+    let fixture = two_users().await;
+    let mut operator = fixture.connection().await;
+    let mut worker = login(&fixture, ROLE).await;
+    let held = grant(1, ROLE);
+    worker.batch_execute("BEGIN").await.expect("a transaction");
+    attempt(&mut worker, &format!("SELECT sec.open_context(ARRAY['{held}'])")).await.expect("a context");
+    let key = grant_key();
+    assert!(store::security::retire_grant_key(&mut operator, key.name()).await.expect("no waiting"));
+    let ended = "the security context has ended";
+    assert_refused(attempt(&mut worker, "SELECT FROM users").await, ended, "a read after it");
+    worker.batch_execute("ROLLBACK").await.expect("its end");
+    assert_refused(
+        attempt_for(&mut worker, &[held], "SELECT FROM users").await,
+        "unknown key",
+        "a new context",
+    );
+    assert!(
+        !store::security::retire_grant_key(&mut operator, "context").await.expect("an answer"),
+        "of another purpose"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

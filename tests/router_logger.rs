@@ -357,6 +357,27 @@ async fn decisions_wait_as_long_as_the_worker_that_opens_their_sessions_is_behin
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_service_has_a_limited_number_of_decisions_that_wait_for_another_worker() {
+    let fixture = Fixture::secured().await;
+    let mut settings = hasty(&fixture);
+    settings.worker.waiting_per_service = 15;
+    let logger = fixture.run_with(RouterLogger, settings);
+    fixture.publish((1..=20).flat_map(|id| [user(id), session(id, "s")])).await;
+    fixture.publish((1..=20).map(|id| decision(id, json!({})))).await;
+    eventually("some are dead-lettered", async || (fixture.dead_letters().await.len() >= 5).then_some(()))
+        .await;
+    let writer = fixture.run(ContextWriter);
+    fixture.drained::<ContextWriter>().await;
+    fixture.drained::<RouterLogger>().await;
+    let letters = fixture.dead_letters().await;
+    let reason = "exhausted: too many messages of its service wait for other workers or for locked rows";
+    assert!(letters.iter().all(|letter| letter == reason), "{letters:?}");
+    assert_eq!(fixture.count("router_decision_log").await + i64::try_from(letters.len()).expect("few"), 20);
+    writer.stop().await.expect("a clean end");
+    logger.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn decisions_wait_while_a_lock_keeps_their_session_from_being_opened() {
     let fixture = Fixture::new().await;
     let (logger, writer) = (fixture.run_with(RouterLogger, hasty(&fixture)), fixture.run(ContextWriter));

@@ -24,11 +24,15 @@ pub struct KeySettings {
     pub vault_mount: String,
     /// For `vault`: the name of the transit key.
     pub vault_key: String,
+    /// For `vault`: former transit keys whose data keys are still unwrapped, as `<mount>/<key>`, separated by commas.
+    pub vault_former_keys: Option<String>,
     /// For `vault`: a PEM file with the CA certificates. Default: the public CAs.
     pub vault_ca_file: Option<String>,
     /// For `aws-kms`: the id, alias or ARN of the key. Credentials are taken from AWS_ACCESS_KEY_ID,
     /// AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN.
     pub kms_key: Option<String>,
+    /// For `aws-kms`: the ARNs of former keys whose data keys are still unwrapped, separated by commas.
+    pub kms_former_keys: Option<String>,
     /// For `aws-kms`: the region.
     pub kms_region: Option<String>,
     /// For `aws-kms`: the URL of the endpoint. Default: the endpoint of the region.
@@ -61,8 +65,10 @@ impl Default for KeySettings {
             vault_token_file: None,
             vault_mount: "transit".to_owned(),
             vault_key: "memfleet".to_owned(),
+            vault_former_keys: None,
             vault_ca_file: None,
             kms_key: None,
+            kms_former_keys: None,
             kms_region: None,
             kms_url: None,
             cache_s: 60,

@@ -226,6 +226,9 @@ pub struct WorkerSettings {
     /// How long a message whose prerequisite is missing may wait for the worker that writes the prerequisite and is
     /// behind, in seconds, 0 to 604800. No attempt is counted meanwhile.
     pub prerequisite_wait_s: u64,
+    /// How many messages of one service may wait at a time in a replica for another worker, for a locked row or for the
+    /// events of another worker, 1 to 1000000. Further ones do not wait.
+    pub waiting_per_service: usize,
     /// How long to wait at start for NATS, the database and their schema, in seconds, 1 to 3600.
     pub startup_timeout_s: u64,
     /// How long messages in flight may take to finish after SIGTERM, in seconds, 1 to 600.
@@ -241,6 +244,7 @@ impl Default for WorkerSettings {
             retry_first_delay_ms: 100,
             retry_longest_delay_ms: 30_000,
             prerequisite_wait_s: 86_400,
+            waiting_per_service: 15_000,
             startup_timeout_s: 60,
             shutdown_grace_s: 20,
         }
@@ -396,6 +400,7 @@ impl Settings {
             ("worker.retry_first_delay_ms", worker.retry_first_delay_ms, 1, 60_000),
             ("worker.retry_longest_delay_ms", worker.retry_longest_delay_ms, 1, 3_600_000),
             ("worker.prerequisite_wait_s", worker.prerequisite_wait_s, 0, 604_800),
+            ("worker.waiting_per_service", size(worker.waiting_per_service), 1, 1_000_000),
             ("worker.startup_timeout_s", worker.startup_timeout_s, 1, 3_600),
             ("worker.shutdown_grace_s", worker.shutdown_grace_s, 1, 600),
         ];

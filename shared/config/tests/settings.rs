@@ -149,6 +149,7 @@ fn a_number_out_of_bounds_is_refused_by_name_with_the_bounds() {
         ("worker", "retry_first_delay_ms", 1, 60_000),
         ("worker", "retry_longest_delay_ms", 1, 3_600_000),
         ("worker", "prerequisite_wait_s", 0, 604_800),
+        ("worker", "waiting_per_service", 1, 1_000_000),
         ("worker", "startup_timeout_s", 1, 3_600),
         ("worker", "shutdown_grace_s", 1, 600),
     ];
@@ -226,7 +227,7 @@ fn an_unknown_option_of_the_environment_is_refused_by_name() {
 fn every_option_can_be_passed_on_in_the_environment() {
     let content = "nats.credentials_file = \"/a b\"\nnats.nkey_file = \"n\"\nnats.ca_file = \"c\"\nnats.api_prefix = \"a\"\npostgres.worker_url = \"w\"\npostgres.read_url = \"r\"\ntrust.grant_key_file = \"k\"\ntrust.token_key_file = \"t\"\ntrust.payload_ring_file = \"p\"\n\
                    keys.worker_url = \"w\"\nkeys.ring_file = \"r\"\nkeys.vault_url = \"u\"\nkeys.vault_token_file = \"t\"\n\
-                   keys.vault_ca_file = \"c\"\nkeys.kms_key = \"k\"\nkeys.kms_region = \"r\"\nkeys.kms_url = \"u\"\n\
+                   keys.vault_ca_file = \"c\"\nkeys.vault_former_keys = \"f\"\nkeys.kms_former_keys = \"f\"\nkeys.kms_key = \"k\"\nkeys.kms_region = \"r\"\nkeys.kms_url = \"u\"\n\
                    audit.seal_key_file = \"s\"\naudit.public_keys_file = \"p\"\nworker.batch_size = 7\n\
                    vectors.url = \"http://u\"\nvectors.api_key = \"k\"\nvectors.model = \"m\"\nvectors.dimension = 3\nhealth.listen = \"127.0.0.1:1\"\n";
     let embedder = "weights = \"w\"\nthreads = 1\nurl = \"u\"\nmodel = \"m\"\ndimension = 3\ntoken = \"t\"\nrequests_per_second = 1\n";

@@ -1,6 +1,6 @@
 //! The cache of decrypted data keys of a process.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 use crate::data_key::{DataKeys, Unwrapped};
 use crate::field::Encrypted;
 use crate::key_store::{self, Grants, KeyRequest, WrappedKey};
-use crate::provider::Provider;
+use crate::provider::{Provider, Unopened};
 use crate::{KeyError, SCHEMA};
 use config::KeySettings;
 
@@ -22,6 +22,18 @@ use config::KeySettings;
 const MAX_CACHED_KEYS: usize = 20_000;
 /// Connections to the key store. The keys of a batch are read with one query.
 const CONNECTIONS: usize = 2;
+
+/// How often a key is added for a user of whom none opens, if another process has added one first which does not open.
+const ADD_TRIES: u32 = 5;
+
+/// Which of several keys the caller cannot do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// All of them: those whose KEK cannot be asked are waited for.
+    All,
+    /// Those that open now.
+    Available,
+}
 
 /// The data keys of users. The first encrypted field of a user creates the data key of the user.
 pub struct Keys {
@@ -134,18 +146,32 @@ impl Keys {
         self.provider.current().await.map(drop).map_err(|error| error.to_string())
     }
 
-    /// The current data keys of at most 10,000 users, under their grants. A data key is created for a user without one.
+    /// The current data keys of at most 10,000 users, under their grants. A data key is created for a user without one that
+    /// opens.
     ///
     /// # Errors
     /// [`KeyError::Denied`] if the key store refuses a grant. Otherwise [`KeyError`] if the key store or the provider is
     /// unavailable, or lacks a key; that error concerns all users.
     pub async fn current(&self, grants: &Grants<'_>) -> Result<DataKeys, KeyError> {
         let users: BTreeSet<UserId> = grants.keys().copied().collect();
-        let mut found = self.existing(&users, grants).await?;
-        let new: BTreeSet<UserId> = users.into_iter().filter(|user| !found.contains_key(user)).collect();
-        if !new.is_empty() {
-            let (read_at, made) = (Instant::now(), self.generate(&new, 1).await?);
-            let wrapped = key_store::request(&self.pool, &KeyRequest::AddFirst(&made), grants).await?;
+        let (mut found, mut highest) = self.newest(&users, grants).await?;
+        for _ in 0..ADD_TRIES {
+            let is_lacking = |user: &&UserId| !matches!(found.get(user), Some(Ok(_)));
+            let next = |user: &UserId| (*user, highest.get(user).map_or(1, |version| version + 1));
+            let lacking: BTreeMap<UserId, u32> = users.iter().filter(is_lacking).map(next).collect();
+            if lacking.is_empty() {
+                break;
+            }
+            for (user, version) in lacking.iter().filter(|(_, version)| **version > 1) {
+                tracing::warn!(
+                    user = user.get(),
+                    version,
+                    "no data key of a user opens; adding the next one"
+                );
+            }
+            let (read_at, made) = (Instant::now(), self.generate(&lacking).await?);
+            let wrapped = key_store::request(&self.pool, &KeyRequest::Add(&made), grants).await?;
+            highest.extend(wrapped.iter().map(|key| (key.user, key.version)));
             self.unwrap_all(&wrapped, Some(read_at), |key, opened| drop(found.insert(key.user, opened)))
                 .await?;
         }
@@ -158,8 +184,18 @@ impl Keys {
         users: &BTreeSet<UserId>,
         grants: &Grants<'_>,
     ) -> Result<DataKeys, KeyError> {
-        let mut found = DataKeys::with_capacity(users.len());
-        let mut wanted = BTreeSet::new();
+        Ok(self.newest(users, grants).await?.0)
+    }
+
+    /// The current data key of each user: the highest version that opens. A higher one that does not open was stored by
+    /// somebody who holds a grant of the user, or its KEK is not here; nothing that this process reads needs it. Also returns
+    /// the highest version of each user whose key was not in the cache.
+    async fn newest(
+        &self,
+        users: &BTreeSet<UserId>,
+        grants: &Grants<'_>,
+    ) -> Result<(DataKeys, BTreeMap<UserId, u32>), KeyError> {
+        let (mut found, mut wanted) = (DataKeys::with_capacity(users.len()), BTreeSet::new());
         {
             let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
             for &user in users {
@@ -169,16 +205,28 @@ impl Keys {
                 }
             }
         }
-        if !wanted.is_empty() {
-            let read_at = Instant::now();
-            let wrapped = key_store::request(&self.pool, &KeyRequest::Current(&wanted), grants).await?;
-            self.unwrap_all(&wrapped, Some(read_at), |key, opened| drop(found.insert(key.user, opened)))
-                .await?;
+        if wanted.is_empty() {
+            return Ok((found, BTreeMap::new()));
         }
-        Ok(found)
+        let read_at = Instant::now();
+        let wrapped = key_store::request(&self.pool, &KeyRequest::Highest(&wanted), grants).await?;
+        let highest = wrapped.iter().map(|key| (key.user, key.version)).collect();
+        self.unwrap_all(&wrapped, Some(read_at), |key, opened| drop(found.insert(key.user, opened))).await?;
+        wanted.retain(|user| matches!(found.get(user), Some(Err(_))));
+        if !wanted.is_empty() {
+            let older = key_store::request(&self.pool, &KeyRequest::Older(&wanted), grants).await?;
+            // In ascending order, so that the highest one that opens stays.
+            let take = |key: &WrappedKey, opened: Unwrapped| {
+                if opened.is_ok() {
+                    found.insert(key.user, opened);
+                }
+            };
+            self.unwrap_all(&older, Some(read_at), take).await?;
+        }
+        Ok((found, highest))
     }
 
-    /// The data keys of these users and versions.
+    /// The data keys of these users and versions. A key whose KEK cannot be asked is an error for all if they are needed.
     ///
     /// # Errors
     /// As [`Keys::current`].
@@ -186,6 +234,7 @@ impl Keys {
         &self,
         keys: impl IntoIterator<Item = (UserId, u32)>,
         grants: &Grants<'_>,
+        need: Need,
     ) -> Result<HashMap<(UserId, u32), Unwrapped>, KeyError> {
         let (mut found, mut wanted) = (HashMap::new(), BTreeSet::new());
         {
@@ -199,8 +248,13 @@ impl Keys {
         }
         if !wanted.is_empty() {
             let wrapped = key_store::request(&self.pool, &KeyRequest::OfVersions(&wanted), grants).await?;
+            let opened = self.provider.unwrap(&wrapped).await?;
+            let unasked = opened.iter().find_map(|opened| opened.as_ref().err().filter(|one| one.is_outage));
+            if let (Need::All, Some(unasked)) = (need, unasked) {
+                return Err(KeyError::Provider(unasked.reason.clone()));
+            }
             let take = |key: &WrappedKey, opened| drop(found.insert((key.user, key.version), opened));
-            self.unwrap_all(&wrapped, None, take).await?;
+            self.cache_all(&wrapped, opened, None, take);
         }
         Ok(found)
     }
@@ -216,21 +270,20 @@ impl Keys {
         grants: &Grants<'_>,
     ) -> Result<Vec<Result<SecretString, String>>, KeyError> {
         let versions = fields.iter().filter_map(|field| Some((field.user, field.key_version()?)));
-        let keys = self.of_versions(versions, grants).await?;
+        let keys = self.of_versions(versions, grants, Need::All).await?;
         Ok(fields.iter().map(|field| decrypt(field, &keys)).collect())
     }
 
-    /// Generates and wraps data keys of users. They are not stored yet.
+    /// Generates and wraps a data key for each user, of this version. They are not stored yet.
     pub(crate) async fn generate(
         &self,
-        users: &BTreeSet<UserId>,
-        version: u32,
+        versions: &BTreeMap<UserId, u32>,
     ) -> Result<Vec<WrappedKey>, KeyError> {
-        let new = |user: &UserId| {
-            let key = CipherKey::generate(version).map_err(|error| KeyError::Provider(error.to_string()))?;
+        let new = |(user, version): (&UserId, &u32)| {
+            let key = CipherKey::generate(*version).map_err(|error| KeyError::Provider(error.to_string()))?;
             Ok((*user, key))
         };
-        self.provider.wrap(&users.iter().map(new).collect::<Result<Vec<_>, KeyError>>()?).await
+        self.provider.wrap(&versions.iter().map(new).collect::<Result<Vec<_>, KeyError>>()?).await
     }
 
     pub(crate) fn pool(&self) -> &Pool {
@@ -247,9 +300,20 @@ impl Keys {
         &self,
         wrapped: &[WrappedKey],
         current_at: Option<Instant>,
-        mut take: impl FnMut(&WrappedKey, Unwrapped),
+        take: impl FnMut(&WrappedKey, Unwrapped),
     ) -> Result<(), KeyError> {
         let opened = self.provider.unwrap(wrapped).await?;
+        self.cache_all(wrapped, opened, current_at, take);
+        Ok(())
+    }
+
+    fn cache_all(
+        &self,
+        wrapped: &[WrappedKey],
+        opened: Vec<Result<CipherKey, Unopened>>,
+        current_at: Option<Instant>,
+        mut take: impl FnMut(&WrappedKey, Unwrapped),
+    ) {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         cache.evict_expired(self.lifetime);
         for (key, opened) in wrapped.iter().zip(opened) {
@@ -262,13 +326,12 @@ impl Keys {
                         current_at.unwrap_or_else(Instant::now),
                     );
                 }
-                Err(reason) => {
+                Err(Unopened { reason, .. }) => {
                     tracing::warn!(user = key.user.get(), version = key.version, %reason, "a data key cannot be unwrapped");
                 }
             }
-            take(key, opened);
+            take(key, opened.map_err(|unopened| unopened.reason));
         }
-        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Bool, Integer, Text};
 use diesel_async::{AsyncConnection, RunQueryDsl};
 use store::unnest::{UnnestRow, with_rows};
-use store::{Connection, Fault, Pool};
+use store::{Connection, Fault, FaultKind, Pool};
 
 use crate::KeyError;
 use crate::schema::data_keys;
@@ -59,35 +59,45 @@ pub(crate) fn ids(users: &BTreeSet<UserId>) -> Vec<i32> {
 
 /// A request for wrapped keys.
 pub(crate) enum KeyRequest<'a> {
-    /// The current keys of users: the highest version of each.
-    Current(&'a BTreeSet<UserId>),
+    /// The highest version of each of these users.
+    Highest(&'a BTreeSet<UserId>),
+    /// The versions below the highest one, at most [`OLDER`] of each user, in ascending order.
+    Older(&'a BTreeSet<UserId>),
     /// The keys of these users and versions.
     OfVersions(&'a BTreeSet<(UserId, u32)>),
-    /// The current keys of the users of these keys, which are added for those who have none.
-    AddFirst(&'a [WrappedKey]),
+    /// Adds these keys, and returns those that were added. Of the other users, it returns the highest version: another
+    /// process has added it.
+    Add(&'a [WrappedKey]),
 }
 
 impl KeyRequest<'_> {
     fn users(&self) -> BTreeSet<UserId> {
         match self {
-            Self::Current(users) => (*users).clone(),
+            Self::Highest(users) | Self::Older(users) => (*users).clone(),
             Self::OfVersions(wanted) => wanted.iter().map(|(user, _)| *user).collect(),
-            Self::AddFirst(keys) => keys.iter().map(|key| key.user).collect(),
+            Self::Add(keys) => keys.iter().map(|key| key.user).collect(),
         }
     }
 
     async fn run(&self, connection: &mut Connection) -> Result<Vec<WrappedKey>, Fault> {
         match self {
-            Self::Current(users) => current(connection, users).await,
+            Self::Highest(users) => highest(connection, users).await,
+            Self::Older(users) => older(connection, users).await,
             Self::OfVersions(wanted) => of_versions(connection, wanted).await,
-            Self::AddFirst(keys) => {
+            Self::Add(keys) => {
                 // Of two processes that create a key for the same user, the first one wins, and both use its key.
-                add(connection, keys).await?;
-                current(connection, &self.users()).await
+                let added = add(connection, keys).await?;
+                let (added, others): (Vec<_>, Vec<_>) =
+                    keys.iter().cloned().partition(|key| added.contains(&(key.user, key.version)));
+                let others = others.iter().map(|key| key.user).collect();
+                Ok([added, highest(connection, &others).await?].concat())
             }
         }
     }
 }
+
+/// How often a request is tried whose security context ended because something was revoked meanwhile.
+const TRIES: u32 = 3;
 
 /// Runs a request under the grants of its users. Without any, it runs without a security context, in which a worker's
 /// role sees no key.
@@ -103,19 +113,33 @@ pub(crate) async fn request(
     let grants: BTreeSet<&str> =
         grants.iter().filter(|(user, _)| users.contains(user)).map(|(_, grant)| *grant).collect();
     let grants = Vec::from_iter(grants);
+    let mut tries = 1;
+    loop {
+        match try_request(pool, request, &grants).await {
+            Err(Fault { kind: FaultKind::Transient, .. }) if tries < TRIES => tries += 1,
+            found => return Ok(found?),
+        }
+    }
+}
+
+async fn try_request(
+    pool: &Pool,
+    request: &KeyRequest<'_>,
+    grants: &[&str],
+) -> Result<Vec<WrappedKey>, Fault> {
     let mut connection = store::acquire(pool).await?;
     let found = if grants.is_empty() {
         request.run(&mut connection).await
     } else {
         connection
             .transaction(async |connection| {
-                store::security::open_context(connection, &grants).await?;
+                store::security::open_context(connection, grants).await?;
                 request.run(connection).await
             })
             .await
     };
     store::discard_if_unusable(connection, &found);
-    Ok(found?)
+    found
 }
 
 /// The login of a connection to the key store.
@@ -153,11 +177,26 @@ pub(crate) async fn check_operator(connection: &mut Connection) -> Result<(), Ke
     Ok(())
 }
 
-async fn current(connection: &mut Connection, users: &BTreeSet<UserId>) -> Result<Vec<WrappedKey>, Fault> {
-    const CURRENT: &str = "
+async fn highest(connection: &mut Connection, users: &BTreeSet<UserId>) -> Result<Vec<WrappedKey>, Fault> {
+    if users.is_empty() {
+        return Ok(Vec::new());
+    }
+    const HIGHEST: &str = "
         SELECT k.user_id, k.version, k.kek, k.wrapped FROM unnest($1::integer[]) AS u (id)
         CROSS JOIN LATERAL (SELECT * FROM data_keys d WHERE d.user_id = u.id ORDER BY d.version DESC LIMIT 1) AS k";
-    let query = diesel::sql_query(CURRENT).bind::<Array<Integer>, _>(ids(users));
+    let query = diesel::sql_query(HIGHEST).bind::<Array<Integer>, _>(ids(users));
+    Ok(decode(store::prepared(query).load(connection).await?))
+}
+
+/// How many versions below the highest one are tried. If none of them opens, another one is added.
+const OLDER: i64 = 8;
+
+async fn older(connection: &mut Connection, users: &BTreeSet<UserId>) -> Result<Vec<WrappedKey>, Fault> {
+    const OLDER_KEYS: &str = "
+        SELECT k.user_id, k.version, k.kek, k.wrapped FROM unnest($1::integer[]) AS u (id)
+        CROSS JOIN LATERAL (SELECT * FROM data_keys d WHERE d.user_id = u.id ORDER BY d.version DESC LIMIT $2 OFFSET 1) AS k
+        ORDER BY k.user_id, k.version";
+    let query = diesel::sql_query(OLDER_KEYS).bind::<Array<Integer>, _>(ids(users)).bind::<BigInt, _>(OLDER);
     Ok(decode(store::prepared(query).load(connection).await?))
 }
 

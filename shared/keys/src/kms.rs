@@ -1,6 +1,6 @@
 //! AWS KMS as KEK provider. The KEK never leaves KMS.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::Utc;
 use contract::{UserId, without_password};
@@ -16,6 +16,7 @@ use crate::KeyError;
 use crate::data_key::{Unwrapped, key_of};
 use crate::http::{self, Answer};
 use crate::key_store::WrappedKey;
+use crate::provider::{Unopened, former_keys};
 use crate::sigv4::{Signer, amz_date};
 use config::KeySettings;
 
@@ -29,6 +30,8 @@ pub(crate) struct Kms {
     host: String,
     region: String,
     key: String,
+    /// The ARNs of former keys.
+    former: BTreeSet<String>,
     access_key: String,
     secret_key: SecretString,
     session_token: Option<SecretString>,
@@ -122,6 +125,7 @@ impl Kms {
             url,
             region,
             key,
+            former: former_keys(settings.kms_former_keys.as_deref()).collect(),
             access_key: required("AWS_ACCESS_KEY_ID")?,
             secret_key: required("AWS_SECRET_ACCESS_KEY")?.into(),
             session_token: variable("AWS_SESSION_TOKEN").map(SecretString::from),
@@ -160,13 +164,37 @@ impl Kms {
         stream::iter(requests).buffered(AT_ONCE).try_collect().await
     }
 
-    pub(crate) async fn unwrap(&self, keys: &[&WrappedKey]) -> Result<Vec<Unwrapped>, KeyError> {
-        let requests: Vec<_> = keys.iter().map(|key| self.unwrap_one((*key).clone())).collect();
+    /// Unwraps keys, each with the key that wrapped it: the configured one, which must be available, or a former one. Whoever
+    /// stores a data key writes the name of its key: one of another account would be known to its owner.
+    pub(crate) async fn unwrap(
+        &self,
+        keys: &[&WrappedKey],
+    ) -> Result<Vec<Result<CipherKey, Unopened>>, KeyError> {
+        let current = &self.current().await?;
+        let requests: Vec<_> = keys.iter().map(|key| self.unwrap_known((*key).clone(), current)).collect();
         stream::iter(requests).buffered(AT_ONCE).try_collect().await
     }
 
+    async fn unwrap_known(
+        &self,
+        key: WrappedKey,
+        current: &str,
+    ) -> Result<Result<CipherKey, Unopened>, KeyError> {
+        let is_current = key.kek == current;
+        let arn = key.kek.strip_prefix("aws-kms:").unwrap_or_default();
+        if !is_current && !self.former.contains(arn) {
+            let reason = format!("its key {arn:?} of KMS is not configured; see keys.kms_former_keys");
+            return Ok(Err(Unopened::never(reason)));
+        }
+        match self.unwrap_one(key).await {
+            Ok(opened) => Ok(opened.map_err(Unopened::never)),
+            Err(error) if is_current => Err(error),
+            Err(error) => Ok(Err(Unopened::outage(&error))),
+        }
+    }
+
     async fn unwrap_one(&self, key: WrappedKey) -> Result<Unwrapped, KeyError> {
-        // The key id is passed so that a blob that was wrapped with an attacker's key is rejected.
+        // With the key id, KMS rejects a blob that another key has wrapped.
         let request = Decrypt {
             key_id: key.kek.strip_prefix("aws-kms:").unwrap_or_default(),
             ciphertext_blob: BASE64.encode(&key.wrapped),

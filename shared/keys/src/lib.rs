@@ -25,6 +25,7 @@ mod key_store;
 #[cfg(feature = "aws-kms")]
 mod kms;
 mod provider;
+mod revocations;
 mod rotate;
 mod schema;
 #[cfg(feature = "aws-kms")]
@@ -41,8 +42,9 @@ pub use field::{Encrypted, Field, encrypt_fields, load_fields};
 pub use key_cache::Keys;
 pub use key_store::Grants;
 pub use provider::KEK;
+pub use revocations::{Difference, difference, sync};
 pub use rotate::{
-    KekUsage, RotationReport, check_bypasses_rls, has_data_key, kek_usage, reencrypt, rewrap,
+    KekUsage, RotationReport, added_later, check_bypasses_rls, has_data_key, kek_usage, reencrypt, rewrap,
     rotate_data_keys,
 };
 
@@ -82,6 +84,12 @@ impl From<store::Fault> for KeyError {
             | FaultKind::MissingPrerequisite
             | FaultKind::Permanent => Self::Store(fault.reason),
         }
+    }
+}
+
+impl From<diesel::result::Error> for KeyError {
+    fn from(error: diesel::result::Error) -> Self {
+        store::Fault::from(error).into()
     }
 }
 

@@ -7,7 +7,7 @@ use contract::UserId;
 use trust::{AssociatedData, CipherKey, KeyRing, RingFile};
 
 use crate::KeyError;
-use crate::data_key::{Unwrapped, key_of};
+use crate::data_key::key_of;
 use crate::key_store::WrappedKey;
 #[cfg(feature = "aws-kms")]
 use crate::kms::Kms;
@@ -17,6 +17,25 @@ use config::{KeySettings, ProviderName};
 
 /// The name of KEKs in a key ring.
 pub const KEK: &str = "kek";
+
+/// Why a data key was not unwrapped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Unopened {
+    /// The reason.
+    pub(crate) reason: String,
+    /// Whether its KEK could not be asked. Otherwise this key will never open.
+    pub(crate) is_outage: bool,
+}
+
+impl Unopened {
+    pub(crate) fn never(reason: String) -> Self {
+        Self { reason, is_outage: false }
+    }
+
+    pub(crate) fn outage(error: &KeyError) -> Self {
+        Self { reason: error.to_string(), is_outage: true }
+    }
+}
 
 /// The configured KEK providers. One of them wraps new data keys; each unwraps the keys that it wrapped.
 #[derive(Debug)]
@@ -97,30 +116,56 @@ impl Provider {
         }
     }
 
-    /// Unwraps data keys, in order, each with the provider that wrapped it.
-    pub(crate) async fn unwrap(&self, keys: &[WrappedKey]) -> Result<Vec<Unwrapped>, KeyError> {
-        let mut opened: Vec<Option<Unwrapped>> = keys.iter().map(|_| None).collect();
-        for name in ["ring:", "vault:", "aws-kms:"] {
-            let indexes: Vec<usize> = (0..keys.len()).filter(|&at| keys[at].kek.starts_with(name)).collect();
+    /// Unwraps data keys, in order, each with the provider that wrapped it. Only the KEK that wraps new keys must be
+    /// available: a worker that holds a grant of a user can store a key that names any other one, and nobody else may wait
+    /// for that.
+    pub(crate) async fn unwrap(
+        &self,
+        keys: &[WrappedKey],
+    ) -> Result<Vec<Result<CipherKey, Unopened>>, KeyError> {
+        let mut opened: Vec<Option<Result<CipherKey, Unopened>>> = keys.iter().map(|_| None).collect();
+        for (prefix, name) in [
+            ("ring:", ProviderName::Ring),
+            ("vault:", ProviderName::Vault),
+            ("aws-kms:", ProviderName::AwsKms),
+        ] {
+            let indexes: Vec<usize> =
+                (0..keys.len()).filter(|&at| keys[at].kek.starts_with(prefix)).collect();
             if indexes.is_empty() {
                 continue;
             }
             let wrapped: Vec<&WrappedKey> = indexes.iter().map(|&at| &keys[at]).collect();
-            let found = match name {
-                "ring:" => self.ring()?.unwrap(&wrapped)?,
-                #[cfg(feature = "vault")]
-                "vault:" => self.vault()?.unwrap(&wrapped).await?,
-                #[cfg(feature = "aws-kms")]
-                "aws-kms:" => self.kms()?.unwrap(&wrapped).await?,
-                other => return Err(not_built(other.trim_end_matches(':'))),
+            let found = match self.unwrap_with(name, &wrapped).await {
+                Ok(found) => found,
+                Err(error) if name == self.wrapping => return Err(error),
+                Err(error) => wrapped.iter().map(|_| Err(Unopened::outage(&error))).collect(),
             };
             for (at, key) in indexes.into_iter().zip(found) {
                 opened[at] = Some(key);
             }
         }
-        let unknown =
-            |key: &WrappedKey| Err(format!("it is wrapped by {}, which is not a known provider", key.kek));
+        let unknown = |key: &WrappedKey| {
+            Err(Unopened::never(format!("it is wrapped by {}, which is not a known provider", key.kek)))
+        };
         Ok(opened.into_iter().zip(keys).map(|(found, key)| found.unwrap_or_else(|| unknown(key))).collect())
+    }
+
+    async fn unwrap_with(
+        &self,
+        name: ProviderName,
+        wrapped: &[&WrappedKey],
+    ) -> Result<Vec<Result<CipherKey, Unopened>>, KeyError> {
+        match name {
+            ProviderName::Ring => self.ring()?.unwrap(wrapped),
+            #[cfg(feature = "vault")]
+            ProviderName::Vault => self.vault()?.unwrap(wrapped).await,
+            #[cfg(feature = "aws-kms")]
+            ProviderName::AwsKms => self.kms()?.unwrap(wrapped).await,
+            #[cfg(not(feature = "vault"))]
+            ProviderName::Vault => Err(not_built("vault")),
+            #[cfg(not(feature = "aws-kms"))]
+            ProviderName::AwsKms => Err(not_built("aws-kms")),
+        }
     }
 
     fn ring(&self) -> Result<&Ring, KeyError> {
@@ -138,10 +183,17 @@ impl Provider {
     }
 }
 
+/// The KEKs of a setting that lists former ones, separated by commas.
+#[cfg(any(feature = "vault", feature = "aws-kms"))]
+pub(crate) fn former_keys(listed: Option<&str>) -> impl Iterator<Item = String> {
+    listed.unwrap_or_default().split(',').map(|key| key.trim().to_owned()).filter(|key| !key.is_empty())
+}
+
 fn not_configured(name: &str, option: &str) -> KeyError {
     KeyError::Provider(format!("a data key is wrapped by {name}, but keys.{option} is not set"))
 }
 
+#[cfg(not(all(feature = "vault", feature = "aws-kms")))]
 fn not_built(name: &str) -> KeyError {
     KeyError::Settings(format!("this build of memfleet lacks the feature {name}"))
 }
@@ -175,26 +227,25 @@ impl Ring {
             .collect()
     }
 
-    fn unwrap(&self, keys: &[&WrappedKey]) -> Result<Vec<Unwrapped>, KeyError> {
+    fn unwrap(&self, keys: &[&WrappedKey]) -> Result<Vec<Result<CipherKey, Unopened>>, KeyError> {
         let ring = self.read()?;
         let newest = ring.current(KEK).map_or(0, CipherKey::version);
-        keys.iter()
+        Ok(keys
+            .iter()
             .map(|key| {
                 let named = key.kek.strip_prefix("ring:").and_then(trust::parse_key_id);
                 let Some(kek) = named.and_then(|(name, version)| ring.get(name, version)) else {
-                    // A newer KEK has not reached the file of this replica yet: an error for the whole batch, which is
-                    // retried. An older KEK, or one of another name, is lost: an error for its users only.
-                    let is_newer = named.is_some_and(|(name, version)| name == KEK && version > newest);
-                    let missing = self.missing_kek(Some(&key.kek));
-                    return if is_newer { Err(missing) } else { Ok(Err(missing.to_string())) };
+                    // A newer KEK may not have reached the file of this replica yet. An older KEK, or one of another name,
+                    // is lost.
+                    let is_outage = named.is_some_and(|(name, version)| name == KEK && version > newest);
+                    return Err(Unopened { reason: self.missing_kek(Some(&key.kek)).to_string(), is_outage });
                 };
                 let aad = AssociatedData::DataKey { user: key.user, version: key.version };
-                Ok(match kek.open(&key.wrapped, aad) {
-                    Ok(bytes) => key_of(key.version, &bytes),
-                    Err(error) => Err(error.to_string()),
-                })
+                let bytes =
+                    kek.open(&key.wrapped, aad).map_err(|error| Unopened::never(error.to_string()))?;
+                key_of(key.version, &bytes).map_err(Unopened::never)
             })
-            .collect()
+            .collect())
     }
 
     fn missing_kek(&self, kek: Option<&str>) -> KeyError {

@@ -6,10 +6,9 @@ use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
 use contract::UserId;
-use diesel::dsl::{count, count_star, max, min};
-use diesel::pg::Pg;
+use diesel::dsl::{count, count_star, min};
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{AsyncConnection, RunQueryDsl};
 use store::schema::encrypted_fields;
 use store::unnest::{UnnestRow, with_rows};
@@ -19,8 +18,9 @@ use uuid::Uuid;
 
 use crate::KeyError;
 use crate::field::{Encrypted, Row};
-use crate::key_cache::{Keys, decrypt_with};
-use crate::key_store::{self, Grants, WrappedKey};
+use crate::key_cache::{Keys, Need, decrypt_with};
+use crate::key_store::{self, Grants};
+use crate::provider::Unopened;
 use crate::schema::data_keys;
 
 /// How many data keys are rewrapped at a time.
@@ -93,6 +93,24 @@ pub async fn kek_usage(connection: &mut Connection) -> Result<Vec<KekUsage>, Key
         .map_err(Fault::from)?)
 }
 
+/// The number of data keys that workers added after the first one of a user, and of their users: an earlier one did not open.
+///
+/// # Errors
+/// [`KeyError`] if the key store cannot be read.
+pub async fn added_later(connection: &mut Connection) -> Result<(i64, i64), KeyError> {
+    const ADDED: &str = "SELECT count(*) AS keys, count(DISTINCT user_id) AS users FROM data_keys
+        WHERE version > 1 AND added_by LIKE 'w\\_%'";
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = BigInt)]
+        keys: i64,
+        #[diesel(sql_type = BigInt)]
+        users: i64,
+    }
+    let row: Row = diesel::sql_query(ADDED).get_result(connection).await.map_err(Fault::from)?;
+    Ok((row.keys, row.users))
+}
+
 /// Rewraps every data key that another KEK wraps with the current KEK. Fields are not changed.
 ///
 /// # Errors
@@ -113,7 +131,7 @@ pub async fn rewrap(keys: &Keys) -> Result<RotationReport, KeyError> {
                     old.push(key.clone());
                     plain.push((key.user, open));
                 }
-                Err(reason) => report
+                Err(Unopened { reason, .. }) => report
                     .fail(format!("version {} of the data key of user {}: {reason}", key.version, key.user)),
             }
         }
@@ -122,8 +140,9 @@ pub async fn rewrap(keys: &Keys) -> Result<RotationReport, KeyError> {
     }
 }
 
-/// Creates new data keys for users whose current data key was created before a time, for all users or for one. Returns
-/// the number of new data keys.
+/// Creates new data keys for users whose last data key of an operator was created before a time, for all users or for one.
+/// What workers have added since does not count: one that was taken over could keep a user from being rotated. Returns the
+/// number of new data keys.
 ///
 /// # Errors
 /// [`KeyError`]. Completed steps are kept.
@@ -132,35 +151,39 @@ pub async fn rotate_data_keys(
     before: DateTime<Utc>,
     only: Option<UserId>,
 ) -> Result<usize, KeyError> {
+    // Who added a key is not known of those from before that was noted.
+    const OLD: &str = "
+        SELECT user_id, max(version) AS version FROM data_keys
+        WHERE user_id > $1 AND ($2::integer IS NULL OR user_id = $2) GROUP BY user_id
+        HAVING coalesce(max(created_at) FILTER (WHERE added_by IS NULL OR added_by NOT LIKE 'w\\_%'), '-infinity') < $3
+        ORDER BY user_id LIMIT $4";
     let (mut done, mut after) = (0, -1);
     loop {
         let mut connection = store::acquire(keys.pool()).await?;
         key_store::check_operator(&mut connection).await?;
-        let mut query = data_keys::table
-            .group_by(data_keys::user_id)
-            .having(max(data_keys::created_at).lt(before))
-            .select((data_keys::user_id, max(data_keys::version).assume_not_null()))
-            .order(data_keys::user_id)
-            .limit(KEY_PAGE)
-            .into_boxed::<Pg>()
-            .filter(data_keys::user_id.gt(after));
-        if let Some(user) = only {
-            query = query.filter(data_keys::user_id.eq(user.get()));
-        }
-        let old: Vec<(i32, i32)> = query.load(&mut *connection).await.map_err(Fault::from)?;
-        let Some((last, _)) = old.last() else { return Ok(done) };
-        after = *last;
-        let mut by_version: BTreeMap<u32, BTreeSet<UserId>> = BTreeMap::new();
-        for (user_id, version) in old {
-            if let (Ok(user), Ok(version)) = (UserId::new(user_id), u32::try_from(version)) {
-                by_version.entry(version + 1).or_default().insert(user);
-            }
-        }
-        for (version, users) in by_version {
-            let made: Vec<WrappedKey> = keys.generate(&users, version).await?;
-            done += key_store::add(&mut connection, &made).await?.len();
-        }
+        let query = diesel::sql_query(OLD)
+            .bind::<Integer, _>(after)
+            .bind::<Nullable<Integer>, _>(only.map(UserId::get))
+            .bind::<Timestamptz, _>(before)
+            .bind::<BigInt, _>(KEY_PAGE);
+        let old: Vec<Highest> = query.load(&mut *connection).await.map_err(Fault::from)?;
+        let Some(last) = old.last() else { return Ok(done) };
+        after = last.user_id;
+        let next = |Highest { user_id, version }: &Highest| {
+            Some((UserId::new(*user_id).ok()?, u32::try_from(*version).ok()? + 1))
+        };
+        let made = keys.generate(&old.iter().filter_map(next).collect()).await?;
+        done += key_store::add(&mut connection, &made).await?.len();
     }
+}
+
+/// The highest version of a user's data keys.
+#[derive(QueryableByName)]
+struct Highest {
+    #[diesel(sql_type = Integer)]
+    user_id: i32,
+    #[diesel(sql_type = Integer)]
+    version: i32,
 }
 
 /// Whether a user has a data key: an encrypted field has been written for the user.
@@ -280,7 +303,7 @@ async fn reencrypt_of(
         let Some(last) = old.last() else { return Ok(()) };
         after = (last.user_id, last.id);
         let old_keys: OldKeys = keys
-            .of_versions(old.iter().filter_map(FieldPosition::key), &Grants::new())
+            .of_versions(old.iter().filter_map(FieldPosition::key), &Grants::new(), Need::Available)
             .await?
             .into_iter()
             .collect();

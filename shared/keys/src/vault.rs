@@ -1,6 +1,6 @@
 //! The transit engine of HashiCorp Vault or OpenBao as KEK provider. The KEK never leaves Vault.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use contract::UserId;
 use data_encoding::BASE64;
@@ -13,6 +13,7 @@ use crate::KeyError;
 use crate::data_key::{Unwrapped, key_of};
 use crate::http::{self, Answer};
 use crate::key_store::WrappedKey;
+use crate::provider::{Unopened, former_keys};
 use config::KeySettings;
 
 /// A key in a transit engine.
@@ -22,6 +23,8 @@ pub(crate) struct Vault {
     server: String,
     mount: String,
     key: String,
+    /// Former transit keys, as `<mount>/<key>`.
+    former: BTreeSet<String>,
     token_file: String,
 }
 
@@ -88,6 +91,7 @@ impl Vault {
             server: url.trim_end_matches('/').to_owned(),
             mount,
             key: settings.vault_key.clone(),
+            former: former_keys(settings.vault_former_keys.as_deref()).collect(),
             token_file,
         }))
     }
@@ -129,18 +133,34 @@ impl Vault {
             .collect()
     }
 
-    /// Unwraps keys, each with the transit key that wrapped it, which need not be the configured one.
-    pub(crate) async fn unwrap(&self, keys: &[&WrappedKey]) -> Result<Vec<Unwrapped>, KeyError> {
+    /// Unwraps keys, each with the transit key that wrapped it: the configured one, which must be available, or a former one.
+    /// Whoever stores a data key writes the name of its transit key, so that nothing else of Vault is requested with it.
+    pub(crate) async fn unwrap(
+        &self,
+        keys: &[&WrappedKey],
+    ) -> Result<Vec<Result<CipherKey, Unopened>>, KeyError> {
         let mut by_key: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
         for (at, key) in keys.iter().enumerate() {
             by_key.entry(key_path(&key.kek)).or_default().push(at);
         }
-        let mut found: Vec<Unwrapped> =
-            keys.iter().map(|_| Err("Vault returned no result".to_owned())).collect();
+        let unanswered = || Err(Unopened::never("Vault returned no result".to_owned()));
+        let mut found: Vec<Result<CipherKey, Unopened>> = keys.iter().map(|_| unanswered()).collect();
         for (path, indexes) in by_key {
             let (mount, name) = path.rsplit_once('/').unwrap_or((&self.mount, path));
+            let is_current = (mount, name) == (self.mount.as_str(), self.key.as_str());
+            if !is_current && !self.former.contains(path) {
+                let reason =
+                    format!("its transit key {path:?} is not configured; see keys.vault_former_keys");
+                indexes.into_iter().for_each(|at| found[at] = Err(Unopened::never(reason.clone())));
+                continue;
+            }
             let wrapped: Vec<&WrappedKey> = indexes.iter().map(|&at| keys[at]).collect();
-            for (at, key) in indexes.into_iter().zip(self.unwrap_with(mount, name, &wrapped).await?) {
+            let opened = match self.unwrap_with(mount, name, &wrapped).await {
+                Ok(opened) => opened,
+                Err(error) if is_current => return Err(error),
+                Err(error) => wrapped.iter().map(|_| Err(Unopened::outage(&error))).collect(),
+            };
+            for (at, key) in indexes.into_iter().zip(opened) {
                 found[at] = key;
             }
         }
@@ -152,7 +172,7 @@ impl Vault {
         mount: &str,
         name: &str,
         keys: &[&WrappedKey],
-    ) -> Result<Vec<Unwrapped>, KeyError> {
+    ) -> Result<Vec<Result<CipherKey, Unopened>>, KeyError> {
         let cipher = |key: &&WrappedKey| DecryptItem {
             // Bytes that are not UTF-8 were not wrapped by Vault, which rejects them.
             ciphertext: String::from_utf8_lossy(&key.wrapped).into_owned(),
@@ -161,7 +181,9 @@ impl Vault {
         let batch = Batch { batch_input: keys.iter().map(cipher).collect() };
         let answer = self.ask(&format!("{mount}/decrypt/{name}"), Some(text(&batch)?)).await?;
         let results = self.results(&answer, keys.len())?;
-        Ok(keys.iter().zip(results).map(|(key, outcome)| unwrapped(key, outcome)).collect())
+        let opened =
+            |(key, outcome): (&&WrappedKey, Outcome)| unwrapped(key, outcome).map_err(Unopened::never);
+        Ok(keys.iter().zip(results).map(opened).collect())
     }
 
     async fn ask(&self, path: &str, body: Option<Zeroizing<Vec<u8>>>) -> Result<Answer, KeyError> {

@@ -114,16 +114,51 @@ async fn vault_wraps_a_batch_at_once_and_opens_it_for_the_same_user_only() {
     assert_eq!(again[&user(2)].as_ref().unwrap().expose(), made[&user(2)].as_ref().unwrap().expose());
     assert!(!format!("{keys:?} {settings:?}").contains("s.token"));
 
-    // Wrapped keys of two users that were exchanged: neither opens, and a third user's does.
+    // Wrapped keys of two users that were exchanged: neither opens, each gets another one.
     let mut connection = store::connect(&store).await.unwrap();
     let swap = "UPDATE data_keys k SET wrapped = o.wrapped FROM data_keys o WHERE o.user_id = 3 - k.user_id";
     diesel_async::SimpleAsyncConnection::batch_execute(&mut connection, swap).await.unwrap();
     let found = open(&settings).current(&users(&[1, 2, 3])).await.unwrap();
-    for id in [1, 2] {
-        let reason = found[&user(id)].as_ref().unwrap_err();
-        assert_eq!(reason, "Vault cannot unwrap it: cipher: message authentication failed");
+    let versions = |ids: [i32; 3]| ids.map(|id| found[&user(id)].as_ref().unwrap().version());
+    assert_eq!(versions([1, 2, 3]), [2, 2, 1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_names_nothing_of_vault_but_a_transit_key_and_no_other_one_must_be_there() {
+    static LATEST: AtomicU64 = AtomicU64::new(1);
+    let folder = tempfile::tempdir().unwrap();
+    let transit = vault(&LATEST);
+    let fake = Fake::start(move |asked| {
+        if asked.path.starts_with("/v1/of/another/") {
+            return (403, json!({ "errors": ["permission denied"] }));
+        }
+        // It panics at any other request.
+        transit(asked)
+    });
+    let url = create_key_store().await.unwrap();
+    let vault_former_keys = Some("of/another/key, secrets/transit/older".to_owned());
+    let settings =
+        KeySettings { url: url.clone(), vault_former_keys, ..vault_settings(&fake.url, folder.path()) };
+    let keks = [
+        "vault:foreign/fleet.1",
+        "vault:auth/token/revoke-self?/x.1",
+        "vault:../sys/seal#/x.1",
+        "vault:/x.1",
+        "vault:of/another/key.1",
+    ];
+    let mut connection = store::connect(&url).await.unwrap();
+    for (id, kek) in (1..).zip(keks) {
+        let sql = format!(
+            "INSERT INTO data_keys (user_id, version, kek, wrapped) VALUES ({id}, 1, '{kek}', sha256('x'))"
+        );
+        diesel_async::SimpleAsyncConnection::batch_execute(&mut connection, &sql).await.unwrap();
     }
-    assert!(found[&user(3)].is_ok());
+    let found = open(&settings).current(&users(&[1, 2, 3, 4, 5, 6])).await.unwrap();
+    let versions = [1, 2, 3, 4, 5, 6].map(|id| found[&user(id)].as_ref().unwrap().version());
+    assert_eq!(versions, [2, 2, 2, 2, 2, 1]);
+    let asked = fake.asked().into_iter().filter(|asked| asked.path.contains("/decrypt/"));
+    let foreign = asked.filter(|asked| !asked.path.starts_with("/v1/secrets/transit/"));
+    assert_eq!(foreign.map(|asked| asked.path).collect::<Vec<_>>(), ["/v1/of/another/decrypt/key"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -275,22 +310,31 @@ async fn kms_with_credentials() {
         "only what this key has wrapped, whatever the alias names by then"
     );
 
-    // A row with the name of another key stops its own user only.
+    // KMS is not asked for the key of another account, which may be one that KMS lets us use.
     let mut connection = store::connect(&store).await.unwrap();
     let rename = "UPDATE data_keys SET kek = 'aws-kms:arn:of:another:key' WHERE user_id = 2";
     diesel_async::SimpleAsyncConnection::batch_execute(&mut connection, rename).await.unwrap();
     let found = open(&settings).current(&users(&[1, 2])).await.unwrap();
-    assert_eq!(found[&user(2)].as_ref().unwrap_err(), "KMS cannot unwrap it: IncorrectKeyException");
-    assert!(found[&user(1)].is_ok());
-    let restore =
-        "UPDATE data_keys SET kek = (SELECT kek FROM data_keys WHERE user_id = 1) WHERE user_id = 2";
+    let versions = [1, 2].map(|id| found[&user(id)].as_ref().unwrap().version());
+    assert_eq!(versions, [1, 2]);
+    let named = |kek: &str| fake.asked().iter().filter(|asked| asked.json()["KeyId"] == kek).count();
+    assert_eq!(named("arn:of:another:key"), 0);
+    // Unless it is known as a former one: what it has wrapped would open.
+    let kms_former_keys = Some("arn:of:another:key".to_owned());
+    let before = KeySettings { kms_former_keys, ..settings.clone() };
+    assert!(open(&before).current(&users(&[1, 2])).await.unwrap()[&user(2)].is_ok());
+    let remove = "DELETE FROM data_keys WHERE user_id = 2 AND version = 2";
+    diesel_async::SimpleAsyncConnection::batch_execute(&mut connection, remove).await.unwrap();
+    assert!(open(&before).current(&users(&[1, 2])).await.unwrap()[&user(2)].is_ok());
+    assert!(named("arn:of:another:key") > 0);
+    let restore = "UPDATE data_keys SET kek = (SELECT kek FROM data_keys WHERE user_id = 1) WHERE user_id = 2 AND version = 1";
     diesel_async::SimpleAsyncConnection::batch_execute(&mut connection, restore).await.unwrap();
 
     // Exchanged blobs open for nobody; a key that is disabled keeps everybody waiting.
-    let swap = "UPDATE data_keys k SET wrapped = o.wrapped FROM data_keys o WHERE o.user_id = 3 - k.user_id";
+    let swap = "UPDATE data_keys k SET wrapped = o.wrapped FROM data_keys o WHERE o.user_id = 3 - k.user_id AND o.version = 1 AND k.version = 1";
     diesel_async::SimpleAsyncConnection::batch_execute(&mut connection, swap).await.unwrap();
     let found = open(&settings).current(&users(&[1])).await.unwrap();
-    assert_eq!(found[&user(1)].as_ref().unwrap_err(), "KMS cannot unwrap it: InvalidCiphertextException");
+    assert_eq!(found[&user(1)].as_ref().unwrap().version(), 2);
     DISABLED.store(true, Ordering::SeqCst);
     let refused = open(&settings).current(&users(&[1])).await.unwrap_err().to_string();
     assert!(refused.contains("KMS responded with 400") && refused.contains("DisabledException"), "{refused}");
@@ -321,7 +365,8 @@ async fn what_another_key_of_vaults_has_wrapped_opens_and_moves() {
     let url = create_key_store().await.unwrap();
     let before = KeySettings { url, ..vault_settings(&fake.url, folder.path()) };
     let made = open(&before).current(&users(&[1])).await.unwrap();
-    let after = KeySettings { vault_mount: "other".to_owned(), ..before };
+    let vault_former_keys = Some("secrets/transit/fleet".to_owned());
+    let after = KeySettings { vault_mount: "other".to_owned(), vault_former_keys, ..before };
     let found = open(&after).current(&users(&[1])).await.unwrap();
     assert_eq!(found[&user(1)].as_ref().unwrap().expose(), made[&user(1)].as_ref().unwrap().expose());
     assert_eq!(keys::rewrap(&open(&after)).await.unwrap().done, 1);

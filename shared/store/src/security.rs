@@ -226,6 +226,16 @@ pub async fn add_grant_key(connection: &mut AsyncPgConnection, name: &str, key: 
     Ok(())
 }
 
+/// Retires a key that signs grants: none of its grants is accepted any more, and the contexts that they opened end. False if
+/// there is no such key. For an administrator.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn retire_grant_key(connection: &mut AsyncPgConnection, name: &str) -> Result<bool, Fault> {
+    const RETIRE: &str = "UPDATE sec.keys SET retired_at = coalesce(retired_at, now()) WHERE key_id = $1 AND purpose = 'grant'";
+    Ok(diesel::sql_query(RETIRE).bind::<Text, _>(name).execute(connection).await? > 0)
+}
+
 /// Sets a password for the role of each worker. For an administrator of a private server.
 ///
 /// # Errors

@@ -17,11 +17,20 @@ use crate::stages::pull::Delivery;
 
 /// Maximum number of messages of a service that wait for a retry in one replica. They count against the consumer's limit of
 /// unacknowledged messages, which all services share.
-const MAX_WAITING: usize = 5_000;
+const MAX_RETRIED: usize = 5_000;
 /// Maximum number of services that are told apart. A server without accounts accepts any name.
 const MAX_SERVICES: usize = 1_024;
 /// For how long no dead letter is published after the broker did not store one. Each try costs its lane a tenth of a second.
 const PAUSE_AFTER_REFUSAL: Duration = Duration::from_secs(2);
+
+/// What a delayed message waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum WaitsFor {
+    /// A retry, because a record is missing.
+    Retry,
+    /// Another worker, a locked row or the events of another worker: nothing that the message or its service is to blame for.
+    Others,
+}
 
 /// The accounts of one worker.
 pub(crate) struct Accounts {
@@ -31,7 +40,6 @@ pub(crate) struct Accounts {
     inner: Mutex<Inner>,
 }
 
-#[derive(Default)]
 struct Inner {
     budget: Budget,
     shares: Shares,
@@ -42,11 +50,18 @@ struct Inner {
 }
 
 impl Accounts {
-    pub(crate) fn new(awaited: AwaitedWorkers) -> Self {
+    /// `max_waiting`: see [`config::WorkerSettings::waiting_per_service`].
+    pub(crate) fn new(awaited: AwaitedWorkers, max_waiting: usize) -> Self {
         Self {
             awaited: tokio::sync::Mutex::new(awaited),
             batches: AtomicU64::new(0),
-            inner: Mutex::default(),
+            inner: Mutex::new(Inner {
+                budget: Budget::default(),
+                shares: Shares::default(),
+                summaries: Summaries::default(),
+                waiting: Waiting { max_waiting, services: HashMap::new() },
+                dead_letters_pause: None,
+            }),
         }
     }
 
@@ -66,9 +81,9 @@ impl Accounts {
         self.lock().budget.spend(delivery.key())
     }
 
-    /// Whether a message may wait for a retry for this time. Its service may have so many that do at a time.
-    pub(crate) fn may_wait(&self, delivery: &Delivery, delay: Duration) -> bool {
-        self.lock().waiting.add(delivery.sender.0.as_ref(), Instant::now(), delay)
+    /// Whether a message may wait for this time. Its service may have so many that do at a time.
+    pub(crate) fn may_wait(&self, delivery: &Delivery, waits_for: WaitsFor, delay: Duration) -> bool {
+        self.lock().waiting.add(delivery.sender.0.as_ref(), waits_for, Instant::now(), delay)
     }
 
     /// Forgets what is remembered of a message that is settled for good. Returns the number of tries it had spent.
@@ -111,26 +126,31 @@ impl Accounts {
     }
 }
 
-/// The messages of each service that wait for a retry, by when they come back. One that comes back early is counted until
-/// then.
-#[derive(Debug, Default)]
+/// The messages of each service that wait, by when they come back. One that comes back early is counted until then.
+#[derive(Debug)]
 struct Waiting {
-    services: HashMap<Option<Service>, VecDeque<Instant>>,
+    /// Of a service, for others.
+    max_waiting: usize,
+    services: HashMap<(Option<Service>, WaitsFor), VecDeque<Instant>>,
 }
 
 impl Waiting {
     /// Adds a message. False if its service has too many already.
-    fn add(&mut self, service: Option<&Service>, now: Instant, delay: Duration) -> bool {
-        let is_known = self.services.contains_key(&service.cloned());
+    fn add(&mut self, service: Option<&Service>, waits_for: WaitsFor, now: Instant, delay: Duration) -> bool {
+        let limit = match waits_for {
+            WaitsFor::Retry => MAX_RETRIED,
+            WaitsFor::Others => self.max_waiting,
+        };
+        let is_known = self.services.contains_key(&(service.cloned(), waits_for));
         if !is_known && self.services.len() >= MAX_SERVICES {
             self.services.retain(|_, waiting| waiting.iter().any(|until| *until > now));
         }
         let service = service.filter(|_| is_known || self.services.len() < MAX_SERVICES);
-        let waiting = self.services.entry(service.cloned()).or_default();
-        if waiting.len() >= MAX_WAITING {
+        let waiting = self.services.entry((service.cloned(), waits_for)).or_default();
+        if waiting.len() >= limit {
             waiting.retain(|until| *until > now);
         }
-        let has_room = waiting.len() < MAX_WAITING;
+        let has_room = waiting.len() < limit;
         if has_room {
             waiting.push_back(now + delay);
         }
@@ -147,14 +167,17 @@ mod tests {
     fn each_service_has_a_limited_number_of_messages_that_wait() {
         let (first, second): (Service, Service) = ("first".parse().unwrap(), "second".parse().unwrap());
         let (now, minute) = (Instant::now(), Duration::from_secs(60));
-        let mut waiting = Waiting::default();
-        let added = (0..MAX_WAITING + 5).filter(|_| waiting.add(Some(&first), now, minute)).count();
-        assert_eq!(added, MAX_WAITING);
-        assert!(waiting.add(Some(&second), now, minute), "another service's");
-        assert!(waiting.add(Some(&first), now + minute, minute), "those before have come back");
+        let mut waiting = Waiting { max_waiting: 20, services: HashMap::new() };
+        let retry = WaitsFor::Retry;
+        let added = (0..MAX_RETRIED + 5).filter(|_| waiting.add(Some(&first), retry, now, minute)).count();
+        assert_eq!(added, MAX_RETRIED);
+        assert!(waiting.add(Some(&second), retry, now, minute), "another service's");
+        assert!(waiting.add(Some(&first), retry, now + minute, minute), "those before have come back");
+        let others = |_: &usize| waiting.add(Some(&first), WaitsFor::Others, now, minute);
+        assert_eq!((0..25).filter(others).count(), 20, "apart from those that are retried");
         for number in 0..MAX_SERVICES * 2 {
-            waiting.add(Some(&format!("s{number}").parse().unwrap()), now, minute);
+            waiting.add(Some(&format!("s{number}").parse().unwrap()), retry, now, minute);
         }
-        assert!(waiting.services.len() <= MAX_SERVICES + 1);
+        assert!(waiting.services.len() <= MAX_SERVICES + 2);
     }
 }

@@ -42,17 +42,7 @@ impl Summaries {
     pub(crate) fn add(&mut self, service: Option<Service>, mut delivery: Delivery, cause: DeadLetterReason) {
         // It has been processed; nobody waits until the summary is published.
         delivery.place = None;
-        // It stays in its stream. Here, only what its outcome needs is kept.
-        delivery.message.message.payload = Bytes::new();
-        delivery.message.message.headers = delivery.message.message.headers.take().map(|all| {
-            let mut needed = HeaderMap::new();
-            for name in [header::REPLY_TO, header::REQUEST_ID, header::MESSAGE_ID] {
-                if let Some(value) = all.get(name) {
-                    needed.insert(name, value.clone());
-                }
-            }
-            needed
-        });
+        strip(&mut delivery.message.message);
         let key: Key = (service, cause.class, delivery.stream);
         let summary = self.open.entry(key.clone()).or_insert_with(|| Summary {
             key,
@@ -106,6 +96,20 @@ impl Summary {
     }
 }
 
+/// Keeps of a message what its outcome needs. The rest stays in its stream; here, a thousand of them wait for a minute.
+fn strip(message: &mut async_nats::Message) {
+    message.payload = Bytes::new();
+    message.headers = message.headers.take().map(|all| {
+        let mut needed = HeaderMap::new();
+        for name in [header::REPLY_TO, header::REQUEST_ID, header::MESSAGE_ID] {
+            if let Some(value) = all.get(name) {
+                needed.insert(name, value.clone());
+            }
+        }
+        needed
+    });
+}
+
 /// The ranges of consecutive numbers in a sorted list, each as its first and last number.
 fn ranges(sorted: &[u64]) -> Vec<(u64, u64)> {
     let mut ranges: Vec<(u64, u64)> = Vec::new();
@@ -120,7 +124,28 @@ fn ranges(sorted: &[u64]) -> Vec<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
-    use super::ranges;
+    use super::*;
+
+    #[test]
+    fn a_listed_message_takes_no_room() {
+        let mut headers = HeaderMap::new();
+        for name in [header::REPLY_TO, header::REQUEST_ID, header::MESSAGE_ID, header::AUTHORIZATION, "Other"]
+        {
+            headers.insert(name, "x".repeat(1_000));
+        }
+        let mut message = async_nats::Message {
+            subject: "memory.req.test.context.put.1".into(),
+            reply: None,
+            payload: Bytes::from(vec![0; 1_000_000]),
+            headers: Some(headers),
+            status: None,
+            description: None,
+            length: 1_005_000,
+        };
+        strip(&mut message);
+        let kept = message.headers.map(|headers| headers.iter().count());
+        assert_eq!((message.payload.len(), kept), (0, Some(3)), "what its outcome needs");
+    }
 
     #[test]
     fn consecutive_numbers_are_one_range() {

@@ -141,6 +141,8 @@ async fn probe_dependencies<W: ExternalWorker>(
 
 /// How many heavy messages of different services are processed at once, beside the batches of light ones.
 const HEAVY_LANES: usize = 2;
+/// What other services leave to one of them in a batch, in bytes.
+const PART_BYTES: usize = 256 * 1024;
 /// Time limit for sending the last acknowledgements.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -191,7 +193,7 @@ fn spawn_stages<W: ExternalWorker>(
     };
     let limits = consumers.iter().map(|source| source.consumer.cached_info().config.max_deliver);
     let awaited = AwaitedWorkers::new(W::INFO.name, jetstream.clone(), settings.worker.prerequisite_wait());
-    let accounts = Arc::new(Accounts::new(awaited));
+    let accounts = Arc::new(Accounts::new(awaited, settings.worker.waiting_per_service));
     let last_delivery = limits.filter(|&limit| limit > 0).min();
     // A lane has watermarks of its own: what it commits is not in the order of the others.
     let lane = |stages: &mut JoinSet<()>| {
@@ -227,6 +229,8 @@ fn spawn_stages<W: ExternalWorker>(
             batch: Amount { messages: batch_size, bytes: BATCH_BYTES },
             batch_wait: settings.worker.batch_wait(),
             heavy_bytes: W::HEAVY_BYTES,
+            // A part that is prepared in several portions would keep the others waiting for all of them.
+            part_bytes: PART_BYTES.min(W::MAX_PREPARED_BYTES),
         };
         let intake = Arc::new(Intake::<W> {
             worker: PhantomData,

@@ -25,6 +25,8 @@ pub(crate) enum Disposition {
     /// It waits for something that may take hours, such as a lock that another transaction holds. It spends no try and
     /// is redelivered with delays that grow with its deliveries, the next one after at least this time.
     Park(Duration),
+    /// As [`Park`](Self::Park), because there is no room for it yet: what is heavy is processed one by one.
+    SetAside(Duration),
     /// It can never be processed and is dead-lettered.
     DeadLetter { class: DeadLetterClass, reason: Reason },
 }
@@ -73,6 +75,7 @@ impl Disposition {
             | Self::RetryNotBefore { .. }
             | Self::Redeliver(_)
             | Self::Park(_)
+            | Self::SetAside(_)
             | Self::DeadLetter { .. } => self.clone(),
         }
     }
@@ -115,6 +118,7 @@ impl Disposition {
             | Self::RetryNotBefore { .. }
             | Self::Redeliver(_)
             | Self::Park(_)
+            | Self::SetAside(_)
             | Self::DeadLetter { .. } => None,
         }
     }
@@ -123,7 +127,11 @@ impl Disposition {
     pub(crate) fn ends(&self) -> bool {
         match self {
             Self::Committed(_) | Self::DeadLetter { .. } => true,
-            Self::Retry { .. } | Self::RetryNotBefore { .. } | Self::Redeliver(_) | Self::Park(_) => false,
+            Self::Retry { .. }
+            | Self::RetryNotBefore { .. }
+            | Self::Redeliver(_)
+            | Self::Park(_)
+            | Self::SetAside(_) => false,
         }
     }
 }

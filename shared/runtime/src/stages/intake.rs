@@ -58,7 +58,7 @@ impl<W: ExternalWorker> Intake<W> {
                 Some(delay) => Some((delivery, Disposition::Redeliver(delay))),
                 None => {
                     let aside = self.queues.push(delivery);
-                    aside.map(|(delivery, delay)| (delivery, Disposition::Park(delay)))
+                    aside.map(|(delivery, delay)| (delivery, Disposition::SetAside(delay)))
                 }
             };
             if let Some((delivery, disposition)) = later

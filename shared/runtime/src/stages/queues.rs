@@ -32,8 +32,6 @@ const ACTIVE_FOR: Duration = Duration::from_secs(60);
 const KNOWN_FOR: Duration = Duration::from_secs(3_600);
 /// Maximum number of services that are told apart. A server without accounts accepts any name.
 const MAX_SERVICES: usize = 1_024;
-/// What other services leave to one of them in a batch, in bytes.
-const PART_BYTES: usize = 256 * 1024;
 /// Maximum number of messages that a replica sets aside at a time. Together with others they count against the
 /// consumer's limit of unacknowledged messages, which all services share.
 const MAX_SET_ASIDE: usize = 20_000;
@@ -54,6 +52,8 @@ pub(crate) struct QueueLimits {
     pub(crate) batch_wait: Duration,
     /// A larger message is heavy, in bytes.
     pub(crate) heavy_bytes: usize,
+    /// What other services leave to one of them in a batch, in bytes.
+    pub(crate) part_bytes: usize,
 }
 
 /// A lane of light messages.
@@ -312,7 +312,7 @@ impl Queues {
             return self.limits.batch;
         }
         let part = self.limits.batch.part(2 * active);
-        Amount { bytes: part.bytes.min(PART_BYTES), ..part }
+        Amount { bytes: part.bytes.min(self.limits.part_bytes), ..part }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -398,16 +398,73 @@ impl State {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+
+    fn service(name: &str) -> Option<Service> {
+        Some(name.parse().unwrap())
+    }
+
+    #[test]
+    fn a_service_is_in_one_lane_until_its_messages_there_are_settled() {
+        let (flooding, mut state) = (service("flooding"), State::default());
+        let may_take = |state: &State, lane, bulk: &HashSet<Option<Service>>| {
+            state.may_take(flooding.as_ref(), lane, bulk)
+        };
+        let (few, many) = (HashSet::new(), HashSet::from([flooding.clone()]));
+        assert!(may_take(&state, LightLane::Quick, &few) && !may_take(&state, LightLane::Bulk, &few));
+        assert!(may_take(&state, LightLane::Bulk, &many) && !may_take(&state, LightLane::Quick, &many));
+        // Two of its first messages are being written when the others come.
+        state.lanes.insert(flooding.clone(), (LightLane::Quick, 2));
+        assert!(!state.leave_lane(&flooding));
+        assert!(!may_take(&state, LightLane::Bulk, &many), "they would overtake the second one");
+        assert!(state.leave_lane(&flooding));
+        assert!(may_take(&state, LightLane::Bulk, &many));
+    }
+
+    #[test]
+    fn what_is_set_aside_comes_back_at_a_rate_of_its_service() {
+        let (now, mut state) = (Instant::now(), State::default());
+        let megabyte = 1024 * 1024;
+        let delays: Vec<Duration> =
+            (0..200).filter_map(|_| state.set_aside(service("flooding"), megabyte, now)).collect();
+        assert_eq!((delays[0], delays[3]), (Duration::from_millis(250), Duration::from_secs(1)));
+        assert_eq!(delays[199], LONGEST_ASIDE);
+        assert_eq!(
+            state.set_aside(service("other"), 1, now),
+            Some(Duration::from_micros(500)),
+            "its own rate"
+        );
+        while state.set_aside.len() < MAX_SET_ASIDE {
+            state.set_aside(service("flooding"), 1, now).unwrap();
+        }
+        assert_eq!(state.set_aside(service("other"), 1, now), None, "too many are");
+        let later = now + LONGEST_ASIDE * 2;
+        assert!(state.set_aside(service("other"), 1, later).is_some(), "all are back");
+    }
+
+    #[test]
+    fn a_limited_number_of_services_is_told_apart() {
+        let (now, mut state) = (Instant::now(), State::default());
+        for number in 0..MAX_SERVICES {
+            let known = service(&format!("s{number}"));
+            assert_eq!(state.note_active(known.clone(), now).0, known);
+        }
+        assert_eq!(state.note_active(service("one-more"), now).0, None);
+        assert_eq!(state.note_active(service("s1"), now), (service("s1"), MAX_SERVICES + 1));
+        let known = state.note_active(service("one-more"), now + KNOWN_FOR * 2);
+        assert_eq!(known.0, service("one-more"), "those before are forgotten");
+    }
 
     #[test]
     fn one_of_several_services_has_a_small_part_of_a_batch() {
         let batch = Amount { messages: 500, bytes: 8 * 1024 * 1024 };
-        let queues = Queues::new(QueueLimits { batch, batch_wait: Duration::ZERO, heavy_bytes: 64 * 1024 });
+        let (heavy_bytes, part_bytes) = (64 * 1024, 256 * 1024);
+        let queues = Queues::new(QueueLimits { batch, batch_wait: Duration::ZERO, heavy_bytes, part_bytes });
         assert_eq!((queues.part_of_service(0), queues.part_of_service(1)), (batch, batch), "alone");
-        assert_eq!(queues.part_of_service(2), Amount { messages: 125, bytes: PART_BYTES });
-        assert_eq!(queues.part_of_service(5), Amount { messages: 50, bytes: PART_BYTES });
+        assert_eq!(queues.part_of_service(2), Amount { messages: 125, bytes: part_bytes });
+        assert_eq!(queues.part_of_service(5), Amount { messages: 50, bytes: part_bytes });
         assert_eq!(queues.part_of_service(1_000), Amount { messages: 1, bytes: 4_194 });
     }
 }

@@ -19,7 +19,7 @@ use store::unpublished::EventKey;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::delivery::accounts::Accounts;
+use crate::delivery::accounts::{Accounts, WaitsFor};
 use crate::delivery::dead_letter::{DeadLetter, DeadLetterReason, FailedMessage};
 use crate::delivery::event_order::{self, Order, OtherWorkers};
 use crate::delivery::event_publisher::EventPublisher;
@@ -93,7 +93,8 @@ impl Settler {
                 }
                 acknowledge(&delivery, AckKind::Nak(delay)).await;
             }
-            Disposition::Park(at_least) => self.park(delivery, at_least).await,
+            Disposition::Park(at_least) => self.park(delivery, at_least, true).await,
+            Disposition::SetAside(at_least) => self.park(delivery, at_least, false).await,
             Disposition::DeadLetter { reason, class } => {
                 let tries = self.accounts.forget(&delivery).saturating_add(1);
                 self.dead_letter(delivery, DeadLetterReason { class, reason, tries }).await;
@@ -172,17 +173,27 @@ impl Settler {
     }
 
     /// Naks committed messages whose events wait for those of another worker, for delays that grow with their deliveries.
-    /// They spend no try, and none is dead-lettered: after the last delivery, its events are published all the same.
+    /// They spend no try, and none is dead-lettered: after the last delivery, its events are published all the same, as are those
+    /// of further messages when too many of their service wait.
     async fn hold(&mut self, committed: Vec<(Delivery, Commit)>, earlier: &[Earlier]) {
         if committed.is_empty() {
             return;
         }
         self.other_workers.held(earlier, committed.len());
-        for (delivery, _) in committed {
+        let mut beyond = Vec::new();
+        for (delivery, commit) in committed {
             let delay = retry::parked_delay(delivery.deliveries);
+            if !self.accounts.may_wait(&delivery, WaitsFor::Others, delay) {
+                beyond.push((delivery, commit));
+                continue;
+            }
             tracing::debug!(worker = self.worker, sequence = delivery.sequence, ?delay, "its events wait");
             self.stats.delayed();
             acknowledge(&delivery, AckKind::Nak(Some(delay))).await;
+        }
+        let events: Vec<&StoredEvent> = beyond.iter().flat_map(|(_, commit)| &commit.events).collect();
+        if self.publish(&events).await {
+            self.acknowledge_committed(beyond).await;
         }
     }
 
@@ -198,7 +209,7 @@ impl Settler {
         if let Some(worker) = awaits.filter(|_| !self.is_last(&delivery))
             && self.accounts.is_behind(worker, &delivery).await
         {
-            self.park(delivery, Duration::ZERO).await;
+            self.park(delivery, Duration::ZERO, true).await;
             return;
         }
         let tries = self.accounts.spend(&delivery);
@@ -207,7 +218,7 @@ impl Settler {
         let is_spent = tries >= self.settings.retry_attempts || self.is_last(&delivery);
         let is_over = !is_spent
             && class == DeadLetterClass::MissingPrerequisite
-            && !self.accounts.may_wait(&delivery, delay);
+            && !self.accounts.may_wait(&delivery, WaitsFor::Retry, delay);
         if is_spent || is_over {
             self.accounts.forget(&delivery);
             let reason = if is_over { too_many_wait(&reason) } else { reason };
@@ -219,18 +230,22 @@ impl Settler {
         acknowledge(&delivery, AckKind::Nak(Some(delay))).await;
     }
 
-    /// Naks a message for a delay that grows with its deliveries. It spends no try.
-    async fn park(&mut self, delivery: Delivery, at_least: Duration) {
-        if self.is_last(&delivery) {
+    /// Naks a message for a delay that grows with its deliveries. It spends no try. If it waits for others, it is dead-lettered
+    /// when too many of its service do: the broker would deliver nothing to this consumer any more.
+    async fn park(&mut self, delivery: Delivery, at_least: Duration, waits_for_others: bool) {
+        let delay = retry::parked_delay(delivery.deliveries).max(at_least);
+        let is_last = self.is_last(&delivery);
+        if is_last || waits_for_others && !self.accounts.may_wait(&delivery, WaitsFor::Others, delay) {
             let tries = self.accounts.forget(&delivery).saturating_add(1);
             let class = DeadLetterClass::Exhausted;
-            let reason = Reason::new(
-                "the rows that it needs stayed locked, or others were prepared before it, until its last delivery",
-            );
+            let reason = Reason::new(if is_last {
+                "the rows that it needs stayed locked, or others were prepared before it, until its last delivery"
+            } else {
+                "too many messages of its service wait for other workers or for locked rows"
+            });
             self.dead_letter(delivery, DeadLetterReason { class, reason, tries }).await;
             return;
         }
-        let delay = retry::parked_delay(delivery.deliveries).max(at_least);
         tracing::debug!(worker = self.worker, sequence = delivery.sequence, ?delay, "set aside");
         self.stats.delayed();
         acknowledge(&delivery, AckKind::Nak(Some(delay))).await;
@@ -246,7 +261,7 @@ impl Settler {
     ) {
         let now = Utc::now();
         let delay = (time.min(deadline) - now).to_std().unwrap_or_default().max(MIN_DELAY);
-        let is_over = !self.accounts.may_wait(&delivery, delay);
+        let is_over = !self.accounts.may_wait(&delivery, WaitsFor::Retry, delay);
         if now >= deadline || self.is_last(&delivery) || is_over {
             let reason = if is_over { too_many_wait(&reason) } else { reason };
             let tries = self.accounts.forget(&delivery).saturating_add(1);

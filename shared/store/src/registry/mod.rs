@@ -205,6 +205,15 @@ pub async fn is_registered(connection: &mut AsyncPgConnection, service: &Service
     Ok(registered > 0)
 }
 
+/// Whether a service is registered and disabled.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn is_disabled(connection: &mut AsyncPgConnection, service: &Service) -> Result<bool, Fault> {
+    let disabled = services::table.find(service.as_str()).filter(services::disabled_at.is_not_null());
+    Ok(disabled.count().get_result::<i64>(connection).await? > 0)
+}
+
 /// Disables a service: all its tokens are rejected. False if it is not registered. For an administrator.
 ///
 /// # Errors

@@ -35,11 +35,19 @@ pub(super) enum Flood {
     Malformed,
     /// Texts of nearly 1 MB to index.
     Index,
+    /// A few texts to index, each too small to be processed apart.
+    FewTexts,
 }
 
 impl Flood {
-    pub(super) const ALL: [Self; 5] =
-        [Self::BadTokens, Self::LargeContexts, Self::SmallContexts, Self::Malformed, Self::Index];
+    pub(super) const ALL: [Self; 6] = [
+        Self::BadTokens,
+        Self::LargeContexts,
+        Self::SmallContexts,
+        Self::Malformed,
+        Self::Index,
+        Self::FewTexts,
+    ];
 
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -48,6 +56,7 @@ impl Flood {
             Self::SmallContexts => "small-contexts",
             Self::Malformed => "malformed",
             Self::Index => "index",
+            Self::FewTexts => "few-texts",
         }
     }
 
@@ -56,7 +65,7 @@ impl Flood {
         match self {
             Self::BadTokens => Action::Ask,
             Self::LargeContexts | Self::SmallContexts | Self::Malformed => Action::Put,
-            Self::Index => Action::Index,
+            Self::Index | Self::FewTexts => Action::Index,
         }
     }
 
@@ -68,6 +77,7 @@ impl Flood {
             Self::SmallContexts => 10_000,
             Self::Malformed => 2_150,
             Self::Index => 2,
+            Self::FewTexts => 15,
         }
     }
 
@@ -75,7 +85,7 @@ impl Flood {
         match self {
             Self::BadTokens => None,
             Self::LargeContexts | Self::SmallContexts | Self::Malformed => Some(ContextWriter::INFO),
-            Self::Index => Some(VectorIndexer::INFO),
+            Self::Index | Self::FewTexts => Some(VectorIndexer::INFO),
         }
     }
 }
@@ -110,7 +120,11 @@ impl Flooder {
         let count = (flood.messages() * percent / 100).max(1);
         match flood {
             Flood::BadTokens => return self.ask(count).await,
-            Flood::LargeContexts | Flood::SmallContexts | Flood::Malformed | Flood::Index => {}
+            Flood::LargeContexts
+            | Flood::SmallContexts
+            | Flood::Malformed
+            | Flood::Index
+            | Flood::FewTexts => {}
         }
         self.bulk.publish((0..count).map(|number| message(flood, number))).await?;
         self.worked_off(flood).await
@@ -177,10 +191,11 @@ fn message(flood: Flood, number: u32) -> Prepared {
             ("context.put", put(json!(pieces)).to_string())
         }
         Flood::Malformed => ("context.put", "x".repeat(PIECES * PIECE)),
-        Flood::Index => {
+        Flood::Index | Flood::FewTexts => {
             let memory =
                 || json!({ "memory_id": Uuid::now_v7(), "vector_type": "context", "content_text": piece() });
-            let memories: Vec<_> = std::iter::repeat_with(memory).take(PIECES).collect();
+            let pieces = if flood == Flood::Index { PIECES } else { 1 };
+            let memories: Vec<_> = std::iter::repeat_with(memory).take(pieces).collect();
             ("vector.index", json!({ "session_id": SESSION, "memories": memories }).to_string())
         }
     };

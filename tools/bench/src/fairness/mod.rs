@@ -116,7 +116,7 @@ async fn measure_all(args: &FairnessArgs, settings: &Settings) -> anyhow::Result
     let mut floods = Flood::ALL.to_vec();
     if settings.embedder.kind != EmbedderKind::Local {
         errln!("skipping texts: this process has no embedder; `make setup` downloads its model");
-        floods.retain(|flood| *flood != Flood::Index);
+        floods.retain(|flood| !matches!(flood, Flood::Index | Flood::FewTexts));
     }
     if let Some(only) = args.only {
         floods.retain(|flood| *flood == only);

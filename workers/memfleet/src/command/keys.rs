@@ -18,6 +18,8 @@ use config::Settings;
 use contract::UserId;
 use trust::KeyRing;
 
+use super::revocations;
+
 /// Creates, lists and rotates encryption keys of fields and payloads.
 ///
 /// Fields are encrypted with data keys, one per user, which are wrapped with a key-encryption key (KEK). Data keys are
@@ -95,8 +97,18 @@ async fn migrate(settings: &Settings) -> anyhow::Result<()> {
     }
     if names.is_empty() {
         outln!("nothing to do: the key store is up to date");
+        return Ok(());
+    }
+    // A key store that is new or of an earlier version knows nothing of what was revoked.
+    if let Err(error) = bring_revocations(settings).await {
+        errln!("{error:#}; run `memfleet security sync` later, to bring to the key store what was revoked");
     }
     Ok(())
+}
+
+async fn bring_revocations(settings: &Settings) -> anyhow::Result<()> {
+    let mut main = database::connect(&settings.postgres.url, "postgres.url", "the database").await?;
+    revocations::sync(&mut main, settings).await.map(drop)
 }
 
 fn generate(args: &GenerateArgs, settings: &Settings) -> anyhow::Result<()> {
@@ -162,6 +174,15 @@ async fn list(settings: &Settings, json: bool) -> anyhow::Result<()> {
         table.row([one.kek, count(one.data_keys), count(one.users), oldest(one.oldest).unwrap_or_default()]);
     }
     outln!("{table}");
+    let (added, users) = ::keys::added_later(&mut connection).await?;
+    if added > 0 {
+        outln!(
+            "{} data keys of {} users were added by workers because an earlier one did not open; see \"Data keys that do not \
+             open\" in docs/OPERATIONS.md",
+            count(added),
+            count(users)
+        );
+    }
     Ok(())
 }
 

@@ -11,6 +11,7 @@ pub mod nats;
 pub mod publish;
 pub mod recover;
 pub mod replay;
+mod revocations;
 pub mod run;
 pub mod security;
 pub mod status;

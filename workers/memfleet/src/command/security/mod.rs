@@ -5,13 +5,15 @@ mod validate;
 
 use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::{Args, Subcommand};
 use cli::{key_file, outln};
 use config::Settings;
 use trust::GrantKey;
 
 use validate::ValidateArgs;
+
+use super::revocations;
 
 const HELP: &str = "\
 Workers access rows and data keys of users with grants. Issuers, the database and the key store share the key that
@@ -31,11 +33,13 @@ pub struct SecurityArgs {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Create a grant key, or register one in the database.
+    /// Create a grant key, register one in the database and the key store, or retire one.
     #[command(subcommand)]
     Key(Key),
     /// Attack the configured database with every worker's role, and report what succeeds. Changes nothing.
     Validate(ValidateArgs),
+    /// Bring what was revoked from the database to the key store, if that was unreachable or was restored from a backup.
+    Sync,
 }
 
 #[derive(Debug, Subcommand)]
@@ -55,6 +59,11 @@ enum Key {
         /// The file that holds the key.
         file: PathBuf,
     },
+    /// Retire a grant key: the database and the key store reject its grants, also where they are in use.
+    Retire {
+        /// The key's name.
+        name: String,
+    },
 }
 
 /// Runs `memfleet security`.
@@ -65,6 +74,7 @@ pub async fn execute(args: SecurityArgs, settings: &Settings) -> anyhow::Result<
     let key = match args.what {
         What::Key(key) => key,
         What::Validate(args) => return validate::execute(&args, settings).await,
+        What::Sync => return sync(settings).await,
     };
     match key {
         Key::Generate { name, out } => {
@@ -75,6 +85,31 @@ pub async fn execute(args: SecurityArgs, settings: &Settings) -> anyhow::Result<
             add(&key, settings).await?;
             outln!("registered grant key {}; the database and the key store accept its grants", key.name());
         }
+        Key::Retire { name } => {
+            let mut connection = database(settings).await?;
+            let retired = store::security::retire_grant_key(&mut connection, &name).await;
+            ensure!(
+                retired.context("cannot retire the key; is postgres.url an administrator?")?,
+                "no grant key {name} is registered"
+            );
+            outln!("retired grant key {name}; its grants are rejected");
+            revocations::sync_after(&mut connection, settings).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn database(settings: &Settings) -> anyhow::Result<store::Connection> {
+    cli::database::connect(&settings.postgres.url, "postgres.url", "the database").await
+}
+
+async fn sync(settings: &Settings) -> anyhow::Result<()> {
+    let found = revocations::sync(&mut database(settings).await?, settings).await?;
+    for phrase in found.phrases() {
+        outln!("the key store was told of {phrase}");
+    }
+    if found.is_none() {
+        outln!("nothing to do: the key store knows what was revoked");
     }
     Ok(())
 }
@@ -82,8 +117,7 @@ pub async fn execute(args: SecurityArgs, settings: &Settings) -> anyhow::Result<
 /// Registers a grant key in the key store and in the database, in this order: a grant that the database accepts and the
 /// key store does not would hold up requests with secrets.
 async fn add(key: &GrantKey, settings: &Settings) -> anyhow::Result<()> {
-    let mut connection =
-        cli::database::connect(&settings.postgres.url, "postgres.url", "the database").await?;
+    let mut connection = database(settings).await?;
     let mut key_store = cli::database::connect(&settings.keys.url, "keys.url", "the key store").await?;
     store::security::add_grant_key(&mut key_store, key.name(), key.expose()).await.context(
         "cannot register the key in the key store, nor was it in the database; does `memfleet keys migrate` report it up \

@@ -109,7 +109,21 @@ async fn judge(
     check_catalogs(connection, report).await?;
     compare_with_migrations(connection, report).await?;
     attack_all(connection, report).await?;
-    attack_key_store(key_store, report).await.context("cannot validate the key store")
+    attack_key_store(key_store, report).await.context("cannot validate the key store")?;
+    compare_revocations(connection, key_store, report).await
+}
+
+/// Compares what the key store knows of revocations.
+async fn compare_revocations(
+    connection: &mut AsyncPgConnection,
+    key_store: &mut AsyncPgConnection,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let found = keys::difference(connection, key_store).await?;
+    let unknown =
+        |what| (None, what, "unknown to the key store; `memfleet security sync` tells it".to_owned());
+    report.note_all("revocation unknown to the key store", found.phrases().into_iter().map(unknown));
+    Ok(())
 }
 
 /// Connects as a superuser, who can assume the workers' roles.

@@ -15,8 +15,12 @@ use serde::Serialize;
 use store::{Connection, Fault, migration};
 use tokio::time::timeout;
 
+use crate::command::revocations;
+
 /// Time limit of all queries together.
 const DEADLINE: Duration = Duration::from_secs(15);
+/// Time limit of the comparison with the key store.
+const KEY_STORE_DEADLINE: Duration = Duration::from_secs(5);
 /// Maximum number of tables; those with the most rows come first.
 const MAX_TABLES: i64 = 40;
 
@@ -63,12 +67,12 @@ const TABLES: &str = "SELECT relname::text AS name, n_live_tup AS rows_estimate,
     FROM pg_stat_user_tables WHERE relname <> '__diesel_schema_migrations' ORDER BY 2 DESC, 1 LIMIT ";
 
 pub(super) async fn read(settings: &Settings) -> anyhow::Result<DatabaseStatus> {
-    let status = timeout(DEADLINE, read_all(&settings.postgres.url)).await;
+    let status = timeout(DEADLINE, read_all(settings)).await;
     status.with_context(|| format!("PostgreSQL did not answer within {} s", DEADLINE.as_secs()))?
 }
 
-async fn read_all(url: &str) -> anyhow::Result<DatabaseStatus> {
-    let mut connection = store::connect(url).await?;
+async fn read_all(settings: &Settings) -> anyhow::Result<DatabaseStatus> {
+    let mut connection = store::connect(&settings.postgres.url).await?;
     let server: Server = diesel::sql_query(SERVER).get_result(&mut connection).await?;
     let tables = diesel::sql_query(format!("{TABLES}{MAX_TABLES}")).load(&mut connection).await?;
     let language = store::language::check_english(&mut connection).await;
@@ -82,6 +86,7 @@ async fn read_all(url: &str) -> anyhow::Result<DatabaseStatus> {
             vec![format!("it is unknown whether events wait to be published: {error}")]
         }),
     );
+    warnings.extend(unknown_revocations(&mut connection, settings).await);
     let states = migration::MAIN.status(connection).await?;
     let applied = states.iter().filter(|state| state.applied).count();
     Ok(DatabaseStatus {
@@ -120,6 +125,25 @@ async fn unpublished(connection: &mut Connection) -> Result<Vec<String>, diesel:
     let late: Vec<Late> =
         if table.exists { diesel::sql_query(LATE).load(connection).await? } else { Vec::new() };
     Ok(late.into_iter().map(|late| late.line).collect())
+}
+
+/// The revocations that the key store does not know, in one line.
+async fn unknown_revocations(connection: &mut Connection, settings: &Settings) -> Option<String> {
+    let looked = timeout(KEY_STORE_DEADLINE, revocations::difference(connection, settings)).await;
+    match looked {
+        Ok(Ok(found)) if found.is_none() => None,
+        Ok(Ok(found)) => Some(format!(
+            "the key store does not know of {}; `memfleet security sync` tells it",
+            found.phrases().join("; ")
+        )),
+        Ok(Err(error)) => {
+            Some(format!("it is unknown whether the key store knows what was revoked: {error:#}"))
+        }
+        Err(_) => Some(format!(
+            "it is unknown whether the key store knows what was revoked: no answer within {} s",
+            KEY_STORE_DEADLINE.as_secs()
+        )),
+    }
 }
 
 #[derive(QueryableByName)]

@@ -8,6 +8,8 @@ use contract::{Service, UserId};
 use store::registry::{self, TokenFilter};
 use uuid::Uuid;
 
+use crate::command::revocations;
+
 #[derive(Debug, Args)]
 pub(super) struct RevokeArgs {
     /// Token ids, as shown by `memfleet token list` and `inspect`.
@@ -55,6 +57,7 @@ pub(super) async fn execute(args: &RevokeArgs, settings: &Settings) -> anyhow::R
         registry::revoke(&mut connection, &unknown).await?;
     }
     outln!("revoked {revoked}");
+    revocations::sync_after(&mut connection, settings).await?;
     let unknown: Vec<String> = unknown.iter().map(Uuid::to_string).collect();
     ensure!(
         unknown.is_empty(),

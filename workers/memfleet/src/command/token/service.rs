@@ -12,6 +12,8 @@ use contract::Service;
 use store::registry::{self, Rates, ServiceEntry};
 use trust::{MAX_SCOPES, Scope};
 
+use crate::command::revocations;
+
 #[derive(Debug, Subcommand)]
 pub(super) enum ServiceCommand {
     /// Register a service, or replace its scopes and rates. Re-enables a disabled service.
@@ -63,8 +65,12 @@ pub(super) async fn execute(command: ServiceCommand, settings: &Settings) -> any
                 of_user: args.user_per_second,
             };
             let entry = ServiceEntry { scopes: args.scopes, rates };
+            let was_disabled = registry::is_disabled(&mut connection, &args.service).await?;
             registry::put_service(&mut connection, &args.service, &entry).await?;
             outln!("registered {} with scopes {}", args.service, Scope::list(&entry.scopes));
+            if was_disabled {
+                revocations::sync_after(&mut connection, settings).await?;
+            }
         }
         ServiceCommand::Load { file } => {
             let services = match file {
@@ -84,6 +90,7 @@ pub(super) async fn execute(command: ServiceCommand, settings: &Settings) -> any
                 "the service {service} is not registered"
             );
             outln!("{service} is disabled; its tokens are rejected");
+            revocations::sync_after(&mut connection, settings).await?;
         }
         ServiceCommand::List => list(registry::trust_state(&mut connection).await?),
     }
