@@ -41,6 +41,7 @@ mod isolation;
 mod job_grants;
 mod kept_servers;
 mod key_isolation;
+mod knowledge_index;
 mod limits;
 mod live;
 mod load;
