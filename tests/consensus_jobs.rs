@@ -2,32 +2,24 @@
 
 use std::time::Duration;
 
-use chrono::{SecondsFormat, Utc};
-use consensus_builder::{ConsensusBuilder, Job};
+use chrono::Utc;
+use consensus_builder::{ConsensusBuilder, ConsensusItem, Job};
+use contract::Tick;
+use diesel_async::AsyncConnection;
+use keys::DataKeys;
+use runtime::{ExternalWorker, Message, Source, Verdict, WorkItem};
 use serde_json::{Value, json};
+use store::{Fault, security};
 use testkit::{Fixture, RequestMessage, eventually};
+use uuid::Uuid;
 
 use crate::support::consensus::{Task, agent, builder, start, three_families, verdict, with_users};
+use crate::support::ticks;
 
 const THREE: [&str; 3] = ["a", "b", "c"];
 
-/// Has the server publish a tick at once. It takes the place of the shipped schedule.
 async fn tick(fixture: &Fixture, job: Job) {
-    let consumer = fixture.consumer("JOBS", "consensus-builder-jobs").await;
-    let before = consumer.get_info().await.expect("a consumer").delivered.consumer_sequence;
-    let mut headers = async_nats::HeaderMap::new();
-    let time = (Utc::now() + Duration::from_millis(100)).to_rfc3339_opts(SecondsFormat::Millis, true);
-    headers.insert("Nats-Schedule", format!("@at {time}"));
-    headers.insert("Nats-Schedule-Target", format!("memory.job.{}", job.name()));
-    let subject = format!("memory.schedule.{}", job.name());
-    let sent = fixture.jetstream.publish_with_headers(subject, headers, "".into()).await;
-    sent.expect("a publish").await.expect("a stored schedule");
-    eventually("the tick is acknowledged", async || {
-        let info = consumer.get_info().await.ok()?;
-        (info.delivered.consumer_sequence > before && info.num_pending == 0 && info.num_ack_pending == 0)
-            .then_some(())
-    })
-    .await;
+    ticks::tick(fixture, "consensus-builder", job.name()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -175,4 +167,166 @@ async fn records_are_estimated_from_closed_tasks_and_weigh_the_next_answers() {
     let sure = format!("estimated_probability FROM consensus_tasks WHERE id = '{}'", tasks[0].id);
     assert_eq!(fixture.lines(&sure).await, ["1"]);
     worker.stop().await.expect("a clean end");
+}
+
+/// Closed tasks of 100 agents that nobody has estimated, as the database has them.
+async fn closed_tasks(fixture: &Fixture, user: i32, count: usize) {
+    fixture
+        .execute(&format!(
+            "SET session_replication_role = replica;
+             INSERT INTO consensus_memory_nodes (id, user_id, node_type, node_key, title, content)
+             VALUES (md5('n')::uuid, {user}, 'answer', 'n', 'n', '{{}}');
+             INSERT INTO consensus_tasks (id, user_id, session_id, pm_agent_id, question, task_kind, node_type, node_key, title, options,
+                quorum, asked, responded, answered, state, close_reason, closed_at, node_id, voters, choices, confidences)
+             SELECT md5('t' || t)::uuid, {user}, 'group', 'pm', 'q', 'kind', 'answer', 'n', 'n', '[\"a\", \"b\", \"c\", \"d\"]'::jsonb,
+                100, 100, 100, 100, 'closed', 'quorum', now() - t * interval '1 second', md5('n')::uuid, array_agg('agent-' || a ORDER BY a),
+                array_agg(CASE WHEN random() < 0.3 + 0.006 * a THEN t % 4 ELSE floor(random() * 4)::integer END ORDER BY a),
+                array_agg(0.5 ORDER BY a)
+             FROM generate_series(1, {count}) AS t, generate_series(1, 100) AS a GROUP BY t"
+        ))
+        .await;
+}
+
+/// PostgreSQL ends a transaction that is idle for long. An estimate takes longer, and no transaction is open meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_estimate_may_take_longer_than_a_transaction_may_be_idle() {
+    const IDLE: Duration = Duration::from_millis(250);
+    let mut fixture = with_users([1]).await;
+    let requests = three_families(1);
+    fixture.process(builder(&fixture).await, requests).await;
+    closed_tasks(&fixture, 1, 5_000).await;
+    let url = fixture.settings.postgres.worker_url.clone().expect("a URL");
+    let limit = format!("?options=-c%20idle_in_transaction_session_timeout%3D{}", IDLE.as_millis());
+    fixture.settings.postgres.worker_url = Some(url + &limit);
+    let since = std::time::Instant::now();
+    let prepared = Estimate::prepare(&fixture, 1).await;
+    let took = since.elapsed();
+    assert!(took > 2 * IDLE, "{took:?} would not have been too long");
+    drop(prepared);
+    let worker = fixture.run(builder(&fixture).await);
+    tick(&fixture, Job::Reestimate).await;
+    worker.stop().await.expect("a clean end");
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    assert_eq!(fixture.count("consensus_tasks WHERE estimated_at IS NOT NULL").await, 5_000);
+    assert_eq!(fixture.count("agent_records").await, 100);
+}
+
+/// The job of one user, step by step.
+struct Estimate {
+    worker: ConsensusBuilder,
+    message: Message<ConsensusItem>,
+    grant: String,
+    prepared: consensus_builder::Prepared,
+}
+
+impl Estimate {
+    /// Reads and computes.
+    async fn prepare(fixture: &Fixture, user: i32) -> Self {
+        let worker = builder(fixture).await;
+        let job = Job::Reestimate.name().parse().expect("a job");
+        let tick = Tick { job, scheduler: String::new(), stored_at: Utc::now() };
+        let message = Message {
+            request: ConsensusItem::from_tick(&tick).expect("a tick"),
+            secrets: Vec::new(),
+            source: Source::Tick(tick),
+            request_id: Uuid::now_v7(),
+            parent_event_id: None,
+            stored_at: Utc::now(),
+            sequence: 0,
+            event_id: Uuid::now_v7(),
+            body: bytes::Bytes::new(),
+        };
+        let grant = testkit::attack::grant(user, "w_consensus_builder");
+        let prepared = worker.prepare(&[&message], &[&grant]).await.expect("an estimate");
+        Self { worker, message, grant, prepared }
+    }
+
+    /// Writes. True if it was written.
+    async fn write(&self, fixture: &Fixture) -> bool {
+        let url = fixture.settings.postgres.url_of("w_consensus_builder");
+        let mut connection = store::connect(&url).await.expect("a connection");
+        let written: Result<Vec<Verdict>, Fault> = connection
+            .transaction(async |connection| {
+                security::open_context(connection, &[&self.grant]).await?;
+                let (batch, keys) = ([&self.message], DataKeys::new());
+                Ok(self.worker.write(connection, &batch, &keys, &self.prepared).await?.verdicts)
+            })
+            .await;
+        matches!(written.expect("a commit").as_slice(), [Verdict::Applied(_)])
+    }
+}
+
+/// Two ticks may estimate at once, and a verdict may come meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_estimate_is_dropped_if_what_it_rests_on_has_changed() {
+    let fixture = with_users([1, 2]).await;
+    let records = "concat_ws(' ', agent_id, right_micro + wrong_micro) FROM agent_records ORDER BY 1";
+    let due = "consensus_tasks WHERE state = 'closed' AND estimated_at IS NULL";
+    let (_, requests) = questions(1, 3, &json!({ "task_kind": "rivers" }));
+    fixture.process(builder(&fixture).await, requests).await;
+    // Of two, the one that has seen less comes last and changes nothing.
+    let early = Estimate::prepare(&fixture, 1).await;
+    let (more, requests) = questions(1, 1, &json!({ "task_kind": "rivers" }));
+    fixture.process(builder(&fixture).await, requests).await;
+    let late = Estimate::prepare(&fixture, 1).await;
+    assert!(late.write(&fixture).await);
+    let after = fixture.lines(records).await;
+    assert!(after.iter().all(|line| line.ends_with(" 4000000")), "{after:?}");
+    assert!(!early.write(&fixture).await, "it knows three tasks alone");
+    assert_eq!(fixture.lines(records).await, after);
+    assert_eq!(fixture.count(due).await, 0);
+    // A repeat changes nothing either.
+    assert!(!late.write(&fixture).await);
+
+    // A verdict on a task that is new: it is estimated with its truth, at the next tick.
+    let (tasks, requests) = questions(1, 1, &json!({ "task_kind": "rivers" }));
+    fixture.process(builder(&fixture).await, requests).await;
+    let overtaken = Estimate::prepare(&fixture, 1).await;
+    let node = tasks[0].node(&fixture).await;
+    fixture.process(builder(&fixture).await, [verdict(1, node, "confirm")]).await;
+    assert!(!overtaken.write(&fixture).await);
+    assert_eq!(fixture.count(due).await, 1);
+    assert!(Estimate::prepare(&fixture, 1).await.write(&fixture).await);
+    assert_eq!(fixture.count(due).await, 0);
+
+    // A verdict on one that was estimated before: the estimate is good for the others, and this one stays due.
+    let (_, requests) = questions(1, 1, &json!({ "task_kind": "rivers" }));
+    fixture.process(builder(&fixture).await, requests).await;
+    let beside = Estimate::prepare(&fixture, 1).await;
+    let node = more[0].node(&fixture).await;
+    fixture.process(builder(&fixture).await, [verdict(1, node, "confirm")]).await;
+    assert!(beside.write(&fixture).await);
+    assert_eq!(fixture.count(due).await, 1);
+
+    // Of a user whom the transaction does not act for, nothing is written.
+    let (_, requests) = questions(2, 1, &json!({ "task_kind": "rivers" }));
+    fixture.process(builder(&fixture).await, requests).await;
+    let foreign = Estimate {
+        grant: testkit::attack::grant(1, "w_consensus_builder"),
+        ..Estimate::prepare(&fixture, 2).await
+    };
+    assert!(!foreign.write(&fixture).await);
+    assert_eq!(fixture.count("agent_records WHERE user_id = 2").await, 0);
+}
+
+/// Beyond the limits of an estimate, the oldest tasks are left out and not due for ever; others are not.
+#[tokio::test(flavor = "multi_thread")]
+async fn tasks_beyond_the_limit_are_left_out_for_good() {
+    let fixture = with_users([1]).await;
+    fixture.process(builder(&fixture).await, three_families(1)).await;
+    closed_tasks(&fixture, 1, 20).await;
+    // As many tasks of one answer as an estimate takes, all newer.
+    fixture
+        .execute(
+            "SET session_replication_role = replica;
+             INSERT INTO consensus_tasks (id, user_id, session_id, pm_agent_id, question, task_kind, node_type, node_key, title, options,
+                quorum, asked, responded, answered, state, close_reason, closed_at, node_id, voters, choices, confidences)
+             SELECT md5('s' || t)::uuid, 1, 'group', 'pm', 'q', 'kind', 'answer', 'n', 'n', '[\"a\", \"b\"]'::jsonb, 1, 1, 1, 1, 'closed',
+                'quorum', now() + t * interval '1 second', md5('n')::uuid, ARRAY['a'], ARRAY[0], ARRAY[0.5]
+             FROM generate_series(1, 19990) AS t",
+        )
+        .await;
+    assert!(Estimate::prepare(&fixture, 1).await.write(&fixture).await);
+    assert_eq!(fixture.count("consensus_tasks WHERE estimated_answer IS NOT NULL").await, 20_000);
+    assert_eq!(fixture.count("consensus_tasks WHERE estimated_at IS NULL").await, 0);
 }

@@ -56,7 +56,7 @@ pub const VECTOR_INDEXER: WorkerInfo = WorkerInfo {
     stream: Some("VECTOR"),
     stream_bytes: 4 * GIB,
     description: "Maintains the semantic search index",
-    jobs: &[],
+    jobs: &["knowledge-index"],
     job_events: &[],
     depends_on: &[&CONTEXT_WRITER],
 };
@@ -96,8 +96,11 @@ pub static WORKERS: &[WorkerInfo] =
     &[CONTEXT_WRITER, ROUTER_LOGGER, VECTOR_INDEXER, CONSENSUS_BUILDER, TOKEN_ISSUER, MEMORY_READER];
 
 /// How often each job of the catalogue runs, as the server's scheduler reads it.
-pub static SCHEDULES: &[(&str, &str)] =
-    &[("consensus-close", "@every 10s"), ("consensus-reestimate", "@every 5m")];
+pub static SCHEDULES: &[(&str, &str)] = &[
+    ("knowledge-index", "@every 30s"),
+    ("consensus-close", "@every 10s"),
+    ("consensus-reestimate", "@every 5m"),
+];
 
 impl WorkerInfo {
     /// The worker with this name.

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use bytes::Bytes;
 use chrono::Utc;
 use clap::Args;
@@ -17,7 +17,7 @@ use fastrand::Rng;
 use fleet::WorkerName;
 use keys::DataKeys;
 use playground::Local;
-use runtime::{ExternalWorker, Message, Source, WorkItem};
+use runtime::{ExternalWorker, Message, Source, Verdict, WorkItem};
 use serde::Serialize;
 use serde_json::json;
 use store::{Fault, security};
@@ -119,7 +119,9 @@ async fn measure(args: &ConsensusStreamArgs, local: &Local) -> anyhow::Result<Re
         ceilings.push(ceiling::measure(&worker, settings, responses.concat()).await?);
         let mut responses = questions.delegated(&pipeline, tasks, AGENTS).await?.concat();
         questions.random.shuffle(&mut responses);
-        runs.push(pipeline.measure(&responses, &meter).await?);
+        let run = pipeline.measure(&responses, &meter).await?;
+        report_processors(&run);
+        runs.push(run);
     }
     let closes = closes(args, settings, &worker, &pipeline, &mut questions).await?;
     let reestimate_s = reestimate(args, settings, &worker).await?;
@@ -134,6 +136,18 @@ async fn measure(args: &ConsensusStreamArgs, local: &Local) -> anyhow::Result<Re
         reestimate_s: rounded(reestimate_s),
         peak_rss_mib: rounded(median(runs.iter().map(|run| run.peak_rss_mib))?),
     })
+}
+
+/// Where the time of a run goes.
+fn report_processors(run: &Run) {
+    let of = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.0}"));
+    errln!(
+        "{:.0} responses/s; processor ms per 1,000: worker {:.0}, NATS {}, PostgreSQL {}",
+        run.messages_per_second,
+        run.client_ms_per_1k,
+        of(run.nats_ms_per_1k),
+        of(run.postgres_ms_per_1k)
+    );
 }
 
 /// Milliseconds of each transaction that closes a task.
@@ -272,14 +286,17 @@ async fn reestimate(
     let grant = Grants::open(&settings.trust, name)?
         .of(&format!("memory.req.bench.task.delegate.{ESTIMATED}").parse()?);
     let mut connection = store::connect(&settings.postgres.url_of(&worker_role(name))).await?;
+    let batch = [&message];
     let started = Instant::now();
-    let done: Result<(), Fault> = connection
+    let prepared = worker.prepare(&batch, &[&grant]).await.context("the estimate failed")?;
+    let done: Result<Vec<Verdict>, Fault> = connection
         .transaction(async |connection| {
             security::open_context(connection, &[&grant]).await?;
-            worker.write(connection, &[&message], &DataKeys::new(), &Default::default()).await?;
-            Ok(())
+            Ok(worker.write(connection, &batch, &DataKeys::new(), &prepared).await?.verdicts)
         })
         .await;
-    done.context("the estimate failed")?;
-    Ok(started.elapsed().as_secs_f64())
+    let seconds = started.elapsed().as_secs_f64();
+    let verdicts = done.context("the estimate cannot be written")?;
+    ensure!(matches!(verdicts.as_slice(), [Verdict::Applied(_)]), "nothing was estimated: {verdicts:?}");
+    Ok(seconds)
 }

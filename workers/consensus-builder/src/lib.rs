@@ -10,7 +10,7 @@
 //! last two responses of one task close it once.
 //!
 //! Two jobs run by ticks: `consensus-close` closes tasks that are past their deadline (`store/deadline.rs`), and
-//! `consensus-reestimate` estimates from closed tasks how often each agent is right (`store/reestimate.rs`).
+//! `consensus-reestimate` estimates from closed tasks how often each agent is right (`store/reestimate/`).
 //!
 //! Texts without a claim are embedded before the transaction (`prepare.rs`). Without an embedder, texts are the same if they
 //! are equal.
@@ -21,8 +21,9 @@ mod prepare;
 mod store;
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use ::store::{Connection, Fault};
+use ::store::{Connection, Fault, Pool, PoolOptions};
 use config::Settings;
 use consensus::Rules;
 use contract::{CONSENSUS_BUILDER, WorkerInfo};
@@ -36,17 +37,27 @@ pub use prepare::Prepared;
 pub(crate) type Message = runtime::Message<ConsensusItem>;
 
 /// The worker.
-#[derive(Debug)]
 pub struct ConsensusBuilder {
+    /// For reads before the transaction.
+    pool: Pool,
     rules: Arc<Rules>,
     embedder: Option<Embedder>,
     /// The error of the embedder when it was last used; `None` if it succeeded.
     embedder_problem: Mutex<Option<String>>,
 }
 
+impl std::fmt::Debug for ConsensusBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConsensusBuilder").finish_non_exhaustive()
+    }
+}
+
 /// The worker cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
+    /// The pool cannot be created.
+    #[error(transparent)]
+    Pool(#[from] ::store::PoolError),
     /// The embedder cannot be used as configured.
     #[error("consensus-builder cannot start: {0}")]
     Embedder(#[from] embed::EmbedError),
@@ -55,13 +66,27 @@ pub enum OpenError {
     Rules(#[from] consensus::RulesError),
 }
 
+/// The connections for reads before the transaction: one tick at a time reads.
+const CONNECTIONS: usize = 1;
+
 impl ConsensusBuilder {
-    /// Opens the embedder, if one is configured.
+    /// Opens the embedder, if one is configured. Connects to nothing yet.
     ///
     /// # Errors
     /// [`OpenError`].
     pub async fn open(settings: &Settings) -> Result<Self, OpenError> {
+        let pool = ::store::open_pool(
+            &settings.postgres.url_of(&CONSENSUS_BUILDER.role()),
+            &PoolOptions {
+                name: "consensus-builder look-up",
+                size: CONNECTIONS,
+                acquire_timeout: Duration::from_millis(settings.postgres.connect_timeout_ms),
+                statement_timeout: Duration::from_millis(settings.postgres.statement_timeout_ms),
+                lock_timeout: Duration::ZERO,
+            },
+        )?;
         Ok(Self {
+            pool,
             rules: Arc::new(Rules::current()?),
             embedder: Embedder::open(&settings.embedder).await?,
             embedder_problem: Mutex::default(),
@@ -87,7 +112,20 @@ impl ExternalWorker for ConsensusBuilder {
         vec![(Dependency::Embedder, problem.map_or(Ok(()), Err))]
     }
 
-    async fn prepare<'a>(&'a self, batch: &'a [&'a Message], _: &'a [&'a str]) -> Result<Prepared, Fault> {
+    async fn prepare<'a>(
+        &'a self,
+        batch: &'a [&'a Message],
+        grants: &'a [&'a str],
+    ) -> Result<Prepared, Fault> {
+        if let [Message { request: ConsensusItem::Tick(job), .. }] = batch {
+            return Ok(match job {
+                Job::Close => Prepared::default(),
+                Job::Reestimate => {
+                    let estimates = store::reestimate::estimate_due(&self.pool, &self.rules, grants).await?;
+                    Prepared::of_estimates(estimates)
+                }
+            });
+        }
         let prepared = prepare::prepare(self.embedder.as_ref(), batch).await;
         self.embedder_is(prepared.as_ref().err().map(ToString::to_string));
         prepared
@@ -107,7 +145,7 @@ impl ExternalWorker for ConsensusBuilder {
         let verdicts = match batch {
             // A tick is a batch of its own.
             [tick] if matches!(tick.request, ConsensusItem::Tick(_)) => {
-                vec![self.tick(connection, tick).await?]
+                vec![self.tick(connection, tick, prepared).await?]
             }
             requests => store::write(connection, &self.rules, requests, prepared).await?,
         };
@@ -124,12 +162,17 @@ impl ExternalWorker for ConsensusBuilder {
 }
 
 impl ConsensusBuilder {
-    async fn tick(&self, connection: &mut Connection, tick: &Message) -> Result<Verdict, Fault> {
+    async fn tick(
+        &self,
+        connection: &mut Connection,
+        tick: &Message,
+        prepared: &Prepared,
+    ) -> Result<Verdict, Fault> {
         let ConsensusItem::Tick(job) = tick.request else { return Ok(Verdict::unchanged(tick)) };
         let events = match job {
             Job::Close => store::deadline::close_due(connection, &self.rules, tick.request_id).await?,
             Job::Reestimate => {
-                store::reestimate::reestimate(connection, &self.rules, tick.request_id).await?
+                store::reestimate::write(connection, &prepared.estimates, tick.request_id).await?
             }
         };
         Ok(if events.is_empty() { Verdict::unchanged(tick) } else { Verdict::Applied(events) })

@@ -1,4 +1,4 @@
-//! The vectors of responses without a claim, computed before the transaction opens.
+//! What is computed before the transaction opens: the vectors of responses without a claim, and estimates.
 
 use std::collections::HashMap;
 
@@ -7,30 +7,40 @@ use contract::{ConsensusRequest, ResponseSubmit};
 use embed::{EmbedError, Embedder};
 use uuid::Uuid;
 
+use crate::store::reestimate::Estimated;
 use crate::{ConsensusItem, Message};
 
 /// How many texts are embedded at a time.
 const TEXTS: usize = 32;
 
-/// The vectors of a batch, by the event id of the message.
+/// What has been prepared for a batch.
 #[derive(Debug, Default)]
 pub struct Prepared {
     model: String,
+    /// By the event id of the message.
     vectors: HashMap<Uuid, Vec<f32>>,
+    /// Of a tick.
+    pub(crate) estimates: Vec<Estimated>,
 }
 
 impl Prepared {
+    /// The estimates of a tick.
+    pub(crate) fn of_estimates(estimates: Vec<Estimated>) -> Self {
+        Self { estimates, ..Self::default() }
+    }
+
     /// The vector of a response, and the model that computed it.
     pub(crate) fn vector(&self, event_id: Uuid) -> Option<(&str, &[f32])> {
         self.vectors.get(&event_id).map(|vector| (self.model.as_str(), vector.as_slice()))
     }
 
-    /// The vectors of both.
+    /// Both.
     pub(crate) fn with(mut self, other: Self) -> Self {
         if self.model.is_empty() {
             self.model = other.model;
         }
         self.vectors.extend(other.vectors);
+        self.estimates.extend(other.estimates);
         self
     }
 }
@@ -45,7 +55,7 @@ pub(crate) async fn prepare(embedder: Option<&Embedder>, batch: &[&Message]) -> 
         beginning(embedder, request).map(|text| (message.event_id, text))
     };
     let mut texts: Vec<(Uuid, String)> = batch.iter().filter_map(text).collect();
-    let mut prepared = Prepared { model: embedder.model().to_owned(), vectors: HashMap::new() };
+    let mut prepared = Prepared { model: embedder.model().to_owned(), ..Prepared::default() };
     while !texts.is_empty() {
         let rest = texts.split_off(texts.len().min(TEXTS));
         embed(embedder, texts, &mut prepared.vectors).await?;

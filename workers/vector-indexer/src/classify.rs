@@ -4,40 +4,33 @@ use ::store::vector::{Collection, Right};
 use contract::{
     Memory, SessionId, StreamRequest, UserId, VectorIndex, VectorRemove, VectorRequest, VectorType,
 };
-use runtime::Message;
 use uuid::Uuid;
 
 use crate::VectorIndexer;
 use crate::known::{Known, Row};
 use crate::prepare::{Item, Ready};
+use crate::work::Work;
 
 impl VectorIndexer {
-    /// Validates a message against the known rows, before anything is embedded.
-    pub(crate) fn classify(&self, message: &Message<VectorRequest>, known: &Known) -> Ready {
-        let user = message.user_id();
+    /// Validates a request against the known rows, before anything is embedded.
+    pub(crate) fn classify(&self, work: &Work<'_>, known: &Known) -> Ready {
+        let (user, service) = (work.user, work.publisher);
         let Some(tenant) = known.tenants.get(&user.get()) else {
             return Ready::MissingPrerequisite(format!("user {user} has no account"));
         };
         let item = |id: Uuid| Item::new(tenant, id, known.row(user, id));
-        let ids: Vec<Uuid> = match &message.request {
-            VectorRequest::VectorIndex(index) => {
-                index.memories.as_slice().iter().map(|one| one.memory_id).collect()
-            }
-            VectorRequest::VectorRemove(remove) => remove.memory_ids.as_slice().to_vec(),
-        };
-        if known.taken.contains(&(user.get(), message.request_id)) {
+        let ids = work.memories();
+        if known.taken.contains(&(user.get(), work.request_id)) {
             return Ready::AlreadyApplied(ids.into_iter().map(item).collect());
         }
-        let problem = match &message.request {
-            VectorRequest::VectorIndex(index) => {
-                self.problem_of_index(user, message.publisher(), index, known)
-            }
-            VectorRequest::VectorRemove(remove) => {
-                problem_of_remove(user, message.publisher(), remove, known)
-            }
+        let problem = match work.request {
+            // What a tick makes of a node needs no service's right.
+            _ if work.is_of_node => None,
+            VectorRequest::VectorIndex(index) => self.problem_of_index(user, service, index, known),
+            VectorRequest::VectorRemove(remove) => problem_of_remove(user, service, remove, known),
         };
         let missing = || {
-            let session = StreamRequest::facts(&message.request).session_id()?;
+            let session = StreamRequest::facts(work.request).session_id()?;
             let there = known.sessions.contains(&(user.get(), session.as_str().to_owned()));
             (!there).then(|| {
                 Ready::MissingPrerequisite(format!("session_id: user {user} has opened no session {session}"))
@@ -45,7 +38,7 @@ impl VectorIndexer {
         };
         problem.or_else(missing).unwrap_or_else(|| {
             let items = ids.into_iter().map(item).collect();
-            match &message.request {
+            match work.request {
                 VectorRequest::VectorIndex(_) => Ready::Index(items),
                 VectorRequest::VectorRemove(_) => Ready::Remove(items),
             }

@@ -6,15 +6,15 @@
 use std::collections::HashMap;
 
 use ::store::{Fault, security};
-use contract::VectorRequest;
 use diesel_async::AsyncConnection;
 use runtime::Ended;
 use uuid::Uuid;
 use vectors::{SupersededPoints, VectorError};
 
 use crate::VectorIndexer;
-use crate::prepare::{Item, Prepared, Ready, fault, written};
+use crate::prepare::{Item, Prepared, Ready, fault};
 use crate::store::{Replaced, when_written};
+use crate::work::{VectorItem, Work};
 
 /// A memory of a message that has been processed.
 struct ProcessedMemory<'a> {
@@ -30,7 +30,7 @@ struct ProcessedMemory<'a> {
 impl VectorIndexer {
     pub(crate) async fn clean_up_after(
         &self,
-        ended: &[Ended<'_, VectorRequest, Replaced>],
+        ended: &[Ended<'_, VectorItem, Replaced>],
         prepared: &Prepared,
     ) -> Result<(), Fault> {
         let memories: Vec<ProcessedMemory<'_>> =
@@ -78,17 +78,30 @@ impl VectorIndexer {
 }
 
 fn processed_memories<'a>(
-    ended: &Ended<'_, VectorRequest, Replaced>,
+    ended: &Ended<'_, VectorItem, Replaced>,
     prepared: &'a Prepared,
 ) -> Vec<ProcessedMemory<'a>> {
-    let (items, before) = match prepared.messages.get(&ended.message.event_id) {
-        Some(Ready::Index(items) | Ready::Remove(items)) => (items, false),
+    let works = match Work::of(ended.message) {
+        Some(work) => vec![work],
+        None => Work::of_tick(ended.message, &prepared.node_requests),
+    };
+    works.iter().flat_map(|work| memories_of(work, ended, prepared)).collect()
+}
+
+fn memories_of<'a>(
+    work: &Work<'_>,
+    ended: &Ended<'_, VectorItem, Replaced>,
+    prepared: &'a Prepared,
+) -> Vec<ProcessedMemory<'a>> {
+    let (items, before) = match prepared.messages.get(&work.event_id) {
+        // A tick may have been committed before, with other nodes.
+        Some(Ready::Index(items) | Ready::Remove(items)) => (items, work.is_of_node),
         Some(Ready::AlreadyApplied(items)) => (items, true),
         Some(Ready::MissingPrerequisite(_) | Ready::Rejected(_) | Ready::Denied(_)) | None => {
             return Vec::new();
         }
     };
-    let (user, own) = (ended.message.user_id().get(), written(ended.message));
+    let (user, own) = (work.user.get(), work.written());
     // Which memories an earlier delivery of the message replaced is unknown.
     let replacing = |item: &Item| {
         before || item.is_replacing || ended.findings.iter().any(|Replaced(memory)| *memory == item.memory)

@@ -8,11 +8,11 @@ use contract::{StreamRequest, UserId, VECTOR_INDEXER, VectorRequest};
 use diesel::QueryableByName;
 use diesel::sql_types::{Array, Binary, Bool, Integer, Nullable, Text, Uuid as SqlUuid};
 use diesel_async::{AsyncConnection, RunQueryDsl};
-use runtime::Message;
 use uuid::Uuid;
 use vectors::Tenant;
 
 use crate::Embedded;
+use crate::work::Work;
 
 /// The rows that a batch needs.
 #[derive(Debug, Default)]
@@ -74,7 +74,7 @@ const PARENTS: &str = "
 pub(crate) async fn of_batch(
     connection: &mut Connection,
     alias: &str,
-    batch: &[&Message<VectorRequest>],
+    batch: &[Work<'_>],
     grants: &[&str],
 ) -> Result<Known, Fault> {
     connection
@@ -84,17 +84,17 @@ pub(crate) async fn of_batch(
             for tenant in vector::tenants(connection).await? {
                 known.tenants.insert(tenant.user_id, Tenant::new(tenant.tenant, tenant.filter_key));
             }
-            let mut services: Vec<&str> = batch.iter().map(|message| message.publisher()).collect();
+            let mut services: Vec<&str> = batch.iter().map(|work| work.publisher).collect();
             services.sort_unstable();
             services.dedup();
             known.rights = vector::rights(connection, vectors::ALIAS, &services).await?;
             known.collections = vector::collections(connection, alias, &["active", "filling"]).await?;
             let entries: Vec<inbox::Entry> = batch
                 .iter()
-                .map(|message| inbox::Entry {
-                    user_id: message.user_id().get(),
-                    message_id: message.request_id,
-                    event_id: message.event_id,
+                .map(|work| inbox::Entry {
+                    user_id: work.user.get(),
+                    message_id: work.request_id,
+                    event_id: work.event_id,
                     event_count: 1,
                 })
                 .collect();
@@ -107,20 +107,16 @@ pub(crate) async fn of_batch(
         .await
 }
 
-async fn rows(
-    connection: &mut Connection,
-    batch: &[&Message<VectorRequest>],
-    known: &mut Known,
-) -> Result<(), Fault> {
+async fn rows(connection: &mut Connection, batch: &[Work<'_>], known: &mut Known) -> Result<(), Fault> {
     let (mut users, mut ids, mut hashes) = (Vec::new(), Vec::new(), Vec::new());
-    for message in batch {
-        let user = message.user_id().get();
+    for work in batch {
+        let user = work.user.get();
         let mut wanted = |id, hash: Option<[u8; 32]>| {
             users.push(user);
             ids.push(id);
             hashes.push(hash.map(|hash| hash.to_vec()));
         };
-        match &message.request {
+        match work.request {
             VectorRequest::VectorIndex(index) => {
                 for memory in index.memories.as_slice() {
                     let hash = memory.embedding.is_none().then(|| Embedded::new(memory).hash());
@@ -149,11 +145,7 @@ async fn rows(
     Ok(())
 }
 
-async fn parents(
-    connection: &mut Connection,
-    batch: &[&Message<VectorRequest>],
-    known: &mut Known,
-) -> Result<(), Fault> {
+async fn parents(connection: &mut Connection, batch: &[Work<'_>], known: &mut Known) -> Result<(), Fault> {
     #[derive(QueryableByName)]
     struct Parent {
         #[diesel(sql_type = Integer)]
@@ -164,12 +156,12 @@ async fn parents(
         node_id: Option<Uuid>,
     }
     let mut wanted: HashSet<(i32, Option<&str>, Option<Uuid>)> = HashSet::new();
-    for message in batch {
-        let user = message.user_id().get();
-        if let Some(session) = StreamRequest::facts(&message.request).session_id() {
+    for work in batch {
+        let user = work.user.get();
+        if let Some(session) = StreamRequest::facts(work.request).session_id() {
             wanted.insert((user, Some(session.as_str()), None));
         }
-        if let VectorRequest::VectorIndex(index) = &message.request {
+        if let VectorRequest::VectorIndex(index) = work.request {
             let nodes = index.memories.as_slice().iter().filter_map(|memory| memory.memory_node_id);
             wanted.extend(nodes.map(|node| (user, None, Some(node))));
         }

@@ -5,6 +5,8 @@
 //! After the commit and before the acknowledgement, superseded points are deleted (`clean_up.rs`). A row names the
 //! valid points of its memory; searches ignore all other points.
 //!
+//! A job by ticks keeps a memory of each validated node of the knowledge graph (`knowledge.rs`).
+//!
 //! The two stores stay consistent whatever crashes. Point ids are derived from the request, so that a redelivery writes
 //! the same points, and two requests for one memory never overwrite each other's points. Points are deleted by the time
 //! of the request that wrote them, so that a late request deletes nothing newer. `reconcile.rs` finds points left
@@ -14,12 +16,14 @@ mod classify;
 mod clean_up;
 pub mod collection;
 mod embedding;
+mod knowledge;
 mod known;
 mod prepare;
 pub mod reconcile;
 pub mod store;
 mod suspicion;
 mod text;
+mod work;
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -27,7 +31,7 @@ use std::time::Duration;
 use ::store::vector::Collection;
 use ::store::{Connection, Fault, Pool, PoolOptions};
 use config::Settings;
-use contract::{VECTOR_INDEXER, VectorRequest, WorkerInfo};
+use contract::{VECTOR_INDEXER, WorkerInfo};
 use keys::DataKeys;
 use runtime::readiness::probe;
 use runtime::{
@@ -42,6 +46,8 @@ use store::Done;
 pub use store::Replaced;
 use suspicion::Suspicion;
 pub use text::Embedded;
+use work::Work;
+pub use work::{JOB, NodeRequest, VectorItem};
 
 /// The worker.
 pub struct VectorIndexer {
@@ -168,7 +174,7 @@ impl ExternalWorker for VectorIndexer {
     /// Some seconds of work for a model in this process.
     const MAX_PREPARED_BYTES: usize = 16 * 1024;
     const HEAVY_BYTES: usize = Self::MAX_PREPARED_BYTES;
-    type Item = VectorRequest;
+    type Item = VectorItem;
     type Prepared = Prepared;
     type Finding = Replaced;
 
@@ -190,10 +196,16 @@ impl ExternalWorker for VectorIndexer {
 
     async fn prepare<'a>(
         &'a self,
-        batch: &'a [&'a Message<VectorRequest>],
+        batch: &'a [&'a Message<VectorItem>],
         grants: &'a [&'a str],
     ) -> Result<Prepared, Fault> {
-        self.prepare_batch(batch, grants).await
+        match batch {
+            [tick] if matches!(tick.request, VectorItem::Tick) => self.prepare_tick(tick, grants).await,
+            requests => {
+                let works: Vec<Work<'_>> = requests.iter().filter_map(|one| Work::of(one)).collect();
+                self.prepare_works(&works, grants).await
+            }
+        }
     }
 
     fn join(&self, one: Prepared, other: Prepared) -> Prepared {
@@ -203,12 +215,19 @@ impl ExternalWorker for VectorIndexer {
     async fn write<'a>(
         &'a self,
         connection: &'a mut Connection,
-        batch: &'a [&'a Message<VectorRequest>],
+        batch: &'a [&'a Message<VectorItem>],
         _: &'a DataKeys,
         prepared: &'a Prepared,
     ) -> Result<Written<Replaced>, Fault> {
-        let (done, findings) = store::write(connection, batch, prepared).await?;
-        let verdict = |(message, done): (&&Message<VectorRequest>, Done)| match done {
+        if let [tick] = batch
+            && matches!(tick.request, VectorItem::Tick)
+        {
+            let verdicts = vec![knowledge::write(connection, tick, prepared).await?];
+            return Ok(Written { verdicts, findings: Vec::new() });
+        }
+        let works: Vec<Work<'_>> = batch.iter().filter_map(|one| Work::of(one)).collect();
+        let (done, findings) = store::write(connection, &works, prepared).await?;
+        let verdict = |(message, done): (&&Message<VectorItem>, Done)| match done {
             Done::Applied => Verdict::applied(message),
             Done::Superseded => Verdict::unchanged(message),
             Done::MissingPrerequisite(reason) => Verdict::Retry(Retry::Prerequisite, reason.into()),
@@ -219,7 +238,7 @@ impl ExternalWorker for VectorIndexer {
 
     async fn clean_up<'a>(
         &'a self,
-        ended: &'a [Ended<'a, VectorRequest, Replaced>],
+        ended: &'a [Ended<'a, VectorItem, Replaced>],
         prepared: &'a Prepared,
     ) -> Result<(), Fault> {
         self.clean_up_after(ended, prepared).await

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use ::store::vector::Collection;
 use ::store::{Fault, FaultKind};
 use contract::{Memory, VECTOR_INDEXER, VectorIndex, VectorRequest};
-use runtime::{Message, Reason};
+use runtime::Reason;
 use uuid::Uuid;
 use vectors::{Point, PointKey, Tenant, VectorError, chunk_ids, first_point_id, metadata_digests};
 
@@ -14,6 +14,7 @@ use crate::embedding::{MemoryVectors, ToEmbed, Unembedded, embed_each, points_of
 use crate::known::{self, Known, Row};
 use crate::suspicion::{Trouble, unavailable};
 use crate::text::pieces_of;
+use crate::work::{NodeRequest, Work};
 use crate::{Embedded, VectorIndexer};
 
 /// The preparation of a batch.
@@ -23,6 +24,8 @@ pub struct Prepared {
     pub collections: Vec<Collection>,
     /// The preparation of each message, by its event id.
     pub messages: HashMap<Uuid, Ready>,
+    /// What a tick makes of nodes.
+    pub(crate) node_requests: Vec<NodeRequest>,
     /// The number of stored points, by collection and event id.
     pub(crate) stored: HashMap<String, HashMap<Uuid, i64>>,
     /// The grants to act for the batch's users.
@@ -70,9 +73,8 @@ impl Item {
 
 impl Prepared {
     /// Rejects the messages of a batch.
-    fn reject_all(&mut self, batch: &[&Message<VectorRequest>], reason: &Reason) {
-        let rejected =
-            |message: &&Message<VectorRequest>| (message.event_id, Ready::Rejected(reason.clone()));
+    fn reject_all(&mut self, batch: &[Work<'_>], reason: &Reason) {
+        let rejected = |work: &Work<'_>| (work.event_id, Ready::Rejected(reason.clone()));
         self.messages = batch.iter().map(rejected).collect();
     }
 
@@ -81,6 +83,7 @@ impl Prepared {
             self.collections = other.collections;
         }
         self.messages.extend(other.messages);
+        self.node_requests.extend(other.node_requests);
         for (collection, stored) in other.stored {
             self.stored.entry(collection).or_default().extend(stored);
         }
@@ -89,16 +92,11 @@ impl Prepared {
     }
 }
 
-/// The time that orders the requests for one memory: when JetStream stored it, in microseconds since 1970.
-pub(crate) fn written(message: &Message<VectorRequest>) -> i64 {
-    message.stored_at.timestamp_micros()
-}
-
 /// A memory to be indexed.
 struct Draft<'a> {
-    message: &'a Message<VectorRequest>,
-    /// The index of the message in the batch, and of the memory in the message.
-    message_index: usize,
+    work: Work<'a>,
+    /// The index of the request in the batch, and of the memory in the request.
+    work_index: usize,
     place: usize,
     index: &'a VectorIndex,
     memory: &'a Memory,
@@ -109,11 +107,7 @@ struct Draft<'a> {
 }
 
 impl VectorIndexer {
-    pub(crate) async fn prepare_batch(
-        &self,
-        batch: &[&Message<VectorRequest>],
-        grants: &[&str],
-    ) -> Result<Prepared, Fault> {
+    pub(crate) async fn prepare_works(&self, batch: &[Work<'_>], grants: &[&str]) -> Result<Prepared, Fault> {
         let mut connection = ::store::acquire(&self.pool).await?;
         let known = known::of_batch(&mut connection, self.vectors.alias(), batch, grants).await;
         if known.is_err() {
@@ -129,17 +123,15 @@ impl VectorIndexer {
         let grants = grants.iter().map(|&grant| grant.to_owned()).collect();
         let collections = known.collections.clone();
         let mut prepared = Prepared { collections, grants, ..Prepared::default() };
-        for &message in batch {
-            prepared.messages.insert(message.event_id, self.classify(message, &known));
+        for work in batch {
+            prepared.messages.insert(work.event_id, self.classify(work, &known));
         }
-        let open = |message: &Message<VectorRequest>| {
-            matches!(prepared.messages.get(&message.event_id), Some(Ready::Index(_)))
-        };
+        let open = |work: &Work<'_>| matches!(prepared.messages.get(&work.event_id), Some(Ready::Index(_)));
         let drafts: Vec<Draft<'_>> = batch
             .iter()
             .enumerate()
-            .filter(|(_, message)| open(message))
-            .flat_map(|(at, message)| drafts(at, message, &known))
+            .filter(|(_, work)| open(work))
+            .flat_map(|(at, work)| drafts(at, *work, &known))
             .collect();
         let mut of_collections = Vec::with_capacity(known.collections.len());
         for (place, collection) in known.collections.iter().enumerate() {
@@ -195,7 +187,7 @@ impl VectorIndexer {
         for draft in drafts {
             let brought =
                 draft.memory.embedding.as_ref().filter(|one| one.model.as_str() == collection.model);
-            let key = (draft.message.user_id().get(), draft.hash);
+            let key = (draft.work.user.get(), draft.hash);
             made.push(match (brought, stored.get(&key)) {
                 (Some(embedding), _) => Some(Ok(vec![embedding.vector.normalized()])),
                 (None, Some(made)) => Some(Ok(made.clone())),
@@ -214,11 +206,11 @@ impl VectorIndexer {
         let pieces = pieces_of(embedder, open().map(|draft| draft.embedded.clone()).collect()).await;
         // In the collection that is searched, the memories of a message take effect together; in one that is being
         // filled, each by itself.
-        let group = |(at, draft): (usize, &Draft<'_>)| if is_searched { draft.message_index } else { at };
+        let group = |(at, draft): (usize, &Draft<'_>)| if is_searched { draft.work_index } else { at };
         let groups = drafts.iter().enumerate().zip(&made).filter(|(_, made)| made.is_none());
         let groups: Vec<usize> = groups.map(|(draft, _)| group(draft)).collect();
         let to_embed = |((draft, group), pieces): ((&Draft<'_>, usize), Vec<String>)| ToEmbed {
-            user: draft.message.user_id().get(),
+            user: draft.work.user.get(),
             group,
             pieces,
         };
@@ -241,7 +233,7 @@ impl VectorIndexer {
     ) -> Result<HashMap<(i32, [u8; 32]), MemoryVectors>, Fault> {
         let mut wanted: HashMap<(i32, [u8; 32]), Vec<Uuid>> = HashMap::new();
         for draft in drafts.iter().filter(|draft| draft.memory.embedding.is_none()) {
-            let user = draft.message.user_id().get();
+            let user = draft.work.user.get();
             let same = known.same.get(&(user, draft.hash.to_vec()));
             if let Some(row) = same.filter(|row| row.embedding_model == collection.model)
                 && let Some(first) = row.qdrant_point_id
@@ -279,7 +271,7 @@ impl VectorIndexer {
                 let sentence =
                     format!("memories[{place}]: the embedder cannot embed the text of the memory {id}");
                 let reason = Reason::new(sentence.clone()).for_operators(format!("{sentence}: {reason}"));
-                prepared.messages.insert(draft.message.event_id, Ready::Rejected(reason));
+                prepared.messages.insert(draft.work.event_id, Ready::Rejected(reason));
             }
         }
         for (place, (collection, made)) in of_collections.into_iter().enumerate() {
@@ -345,13 +337,13 @@ fn points_of_drafts(
 ) -> (Vec<Point>, HashMap<Uuid, i64>) {
     let (mut points, mut counts) = (Vec::new(), HashMap::new());
     for (draft, made) in drafts.iter().zip(made) {
-        let event = draft.message.event_id;
+        let event = draft.work.event_id;
         let (Some(Ready::Index(items)), Ok(made)) = (prepared.messages.get_mut(&event), made) else {
             continue;
         };
         let first = {
-            let (request, memory) = (draft.message.request_id, draft.memory.memory_id);
-            first_point_id(&draft.tenant, request, written(draft.message), memory)
+            let (request, memory) = (draft.work.request_id, draft.memory.memory_id);
+            first_point_id(&draft.tenant, request, draft.work.written(), memory)
         };
         let count = i32::try_from(made.len()).unwrap_or(i32::MAX);
         *counts.entry(event).or_insert(0) += i64::from(count);
@@ -365,16 +357,16 @@ fn points_of_drafts(
     (points, counts)
 }
 
-fn drafts<'a>(message_index: usize, message: &'a Message<VectorRequest>, known: &Known) -> Vec<Draft<'a>> {
+fn drafts<'a>(work_index: usize, work: Work<'a>, known: &Known) -> Vec<Draft<'a>> {
     let (VectorRequest::VectorIndex(index), Some(tenant)) =
-        (&message.request, known.tenants.get(&message.user_id().get()))
+        (work.request, known.tenants.get(&work.user.get()))
     else {
         return Vec::new();
     };
     let draft = |(place, memory)| {
         let embedded = Embedded::new(memory);
         let hash = embedded.hash();
-        Draft { message, message_index, place, index, memory, tenant: tenant.clone(), embedded, hash }
+        Draft { work, work_index, place, index, memory, tenant: tenant.clone(), embedded, hash }
     };
     index.memories.as_slice().iter().enumerate().map(draft).collect()
 }
@@ -383,17 +375,17 @@ fn key_of(draft: &Draft<'_>) -> PointKey {
     let memory = draft.memory;
     PointKey {
         memory: memory.memory_id,
-        written: written(draft.message),
+        written: draft.work.written(),
         session: draft.index.session_id.clone(),
         vector_type: memory.vector_type,
-        time: said_at(draft.message, memory).timestamp_millis(),
+        time: said_at(&draft.work, memory).timestamp_millis(),
         meta: metadata_digests(&draft.tenant, memory.metadata.as_str()),
     }
 }
 
 /// The time of a memory, at most the time when it was stored: the publisher's clock may be ahead.
-pub(crate) fn said_at(message: &Message<VectorRequest>, memory: &Memory) -> chrono::DateTime<chrono::Utc> {
-    memory.occurred_at.map_or(message.stored_at, |time| time.min(message.stored_at))
+pub(crate) fn said_at(work: &Work<'_>, memory: &Memory) -> chrono::DateTime<chrono::Utc> {
+    memory.occurred_at.map_or(work.stored_at, |time| time.min(work.stored_at))
 }
 
 /// The fault for an error of the vector store.

@@ -12,10 +12,12 @@ use contract::{Memory, SessionId, VectorRequest};
 use diesel::QueryableByName;
 use diesel::sql_types::{Array, BigInt, Bool, Integer, Text, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
-use runtime::{Message, Reason};
+use runtime::Reason;
 use uuid::Uuid;
 
+use crate::knowledge;
 use crate::prepare::{Item, Prepared, Ready, said_at};
+use crate::work::Work;
 
 /// The result of one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +57,7 @@ pub struct Replaced(pub Uuid);
         occurred_at: DateTime<Utc>,
         is_dated: bool,
         is_own_node: bool,
+        is_of_node: bool,
         stored_sequence: i64,
         request_place: i32,
         stored_at: DateTime<Utc>,
@@ -83,13 +86,14 @@ impl<'l> IndexRow<'l> {
             is_brought: memory.embedding.is_some(),
             metadata: memory.metadata.as_str(),
             relevance_score: memory.relevance_score.map(contract::Score::get),
-            occurred_at: said_at(line.message, memory),
+            occurred_at: said_at(&line.work, memory),
             is_dated: memory.occurred_at.is_some(),
             is_own_node: memory.memory_node_id.is_none(),
-            stored_sequence: i64::try_from(line.message.sequence).unwrap_or(i64::MAX),
+            is_of_node: line.work.is_of_node,
+            stored_sequence: i64::try_from(line.work.sequence).unwrap_or(i64::MAX),
             request_place: line.place,
-            stored_at: line.message.stored_at,
-            request_id: line.message.request_id,
+            stored_at: line.work.stored_at,
+            request_id: line.work.request_id,
         })
     }
 }
@@ -97,18 +101,23 @@ impl<'l> IndexRow<'l> {
 /// The first parameter is the model. A memory that is written and names no node gets one of its own; a superseded
 /// request creates none. The foreign key is checked at the end of the statement. The title of a node is only the type,
 /// so that removing the text of the memory leaves no content in the node.
+///
+/// Of nodes, only those get a memory that are validated and valid; a memory of a service stays, and one that a service has removed
+/// stays away.
 static INDEX: LazyLock<String> = LazyLock::new(|| {
     let (arrays, names) = (IndexRow::arrays(2), IndexRow::names());
     format!(
         "WITH input AS MATERIALIZED (
         SELECT * FROM unnest({arrays}) AS i ({names})
+        WHERE NOT i.is_of_node OR EXISTS (SELECT FROM consensus_memory_nodes n WHERE n.user_id = i.user_id AND n.id = i.id
+            AND n.validation_status = 'validated' AND n.valid_to IS NULL)
     ), written AS (
         INSERT INTO unified_memory_vectors AS t (id, user_id, memory_node_id, session_id, vector_type, content_text, speaker,
             preceding_text, embedding_model, qdrant_point_id, point_count, content_hash, content_words, is_brought, metadata,
-            relevance_score, occurred_at, is_dated, stored_sequence, request_place, created_at, updated_at, request_id)
+            relevance_score, occurred_at, is_dated, is_of_node, stored_sequence, request_place, created_at, updated_at, request_id)
         SELECT id, user_id, node_id, session_id, vector_type::vectortype, content_text, speaker, preceding_text, $1, point_id,
             point_count, content_hash, memory_words(own_text), is_brought, metadata::jsonb, relevance_score, occurred_at, is_dated,
-            stored_sequence, request_place, stored_at, stored_at, request_id
+            is_of_node, stored_sequence, request_place, stored_at, stored_at, request_id
         FROM input ORDER BY user_id, id
         ON CONFLICT (user_id, id) DO UPDATE SET memory_node_id = excluded.memory_node_id, session_id = excluded.session_id,
             vector_type = excluded.vector_type, content_text = excluded.content_text, speaker = excluded.speaker,
@@ -116,8 +125,8 @@ static INDEX: LazyLock<String> = LazyLock::new(|| {
             qdrant_point_id = excluded.qdrant_point_id, point_count = excluded.point_count, content_hash = excluded.content_hash,
             content_words = excluded.content_words, is_brought = excluded.is_brought, metadata = excluded.metadata,
             relevance_score = excluded.relevance_score, occurred_at = excluded.occurred_at, is_dated = excluded.is_dated,
-            updated_at = excluded.updated_at, removed_at = NULL, request_id = excluded.request_id
-        WHERE excluded.updated_at >= t.updated_at
+            is_of_node = excluded.is_of_node, updated_at = excluded.updated_at, removed_at = NULL, request_id = excluded.request_id
+        WHERE excluded.updated_at >= t.updated_at AND (NOT excluded.is_of_node OR t.is_of_node = (t.removed_at IS NULL))
         RETURNING user_id, id, xmax = 0 AS is_new
     ), nodes AS (
         INSERT INTO consensus_memory_nodes (id, user_id, node_type, node_key, title, content, request_id)
@@ -162,7 +171,7 @@ const WRITTEN: &str = "
     JOIN unified_memory_vectors v ON v.user_id = i.user_id AND v.id = i.id";
 
 #[derive(QueryableByName)]
-struct WrittenRow {
+pub(crate) struct WrittenRow {
     #[diesel(sql_type = Integer)]
     user_id: i32,
     #[diesel(sql_type = SqlUuid)]
@@ -171,10 +180,10 @@ struct WrittenRow {
     is_new: bool,
 }
 
-/// A memory of a message.
+/// A memory of a request.
 struct Line<'a> {
     index: usize,
-    message: &'a Message<VectorRequest>,
+    work: Work<'a>,
     item: &'a Item,
     /// Its place in the request.
     place: i32,
@@ -184,7 +193,7 @@ struct Line<'a> {
 
 impl Line<'_> {
     fn user(&self) -> i32 {
-        self.message.user_id().get()
+        self.work.user.get()
     }
 
     fn key(&self) -> (i32, Uuid) {
@@ -197,17 +206,17 @@ impl Line<'_> {
 /// # Errors
 /// A [`Fault`] of the database, or of the kind `Denied` if a service lacks a right. The caller must roll the
 /// transaction back.
-pub async fn write(
+pub(crate) async fn write(
     connection: &mut Connection,
-    batch: &[&Message<VectorRequest>],
+    batch: &[Work<'_>],
     prepared: &Prepared,
 ) -> Result<(Vec<Done>, Vec<(Uuid, Replaced)>), Fault> {
     let mut done = Vec::with_capacity(batch.len());
     let mut lines: Vec<Line<'_>> = Vec::new();
-    for (index, &message) in batch.iter().enumerate() {
-        let (kind, reason) = match prepared.messages.get(&message.event_id) {
+    for (index, &work) in batch.iter().enumerate() {
+        let (kind, reason) = match prepared.messages.get(&work.event_id) {
             Some(Ready::Index(items) | Ready::Remove(items)) => {
-                lines.extend(lines_of(index, message, items));
+                lines.extend(lines_of(index, work, items));
                 done.push(Done::Superseded);
                 continue;
             }
@@ -231,8 +240,8 @@ pub async fn write(
     let mut last: HashMap<(i32, Uuid), usize> = HashMap::new();
     for (place, line) in lines.iter().enumerate() {
         let other = last.entry(line.key()).or_insert(place);
-        if (line.message.stored_at, line.message.sequence)
-            >= (lines[*other].message.stored_at, lines[*other].message.sequence)
+        if (line.work.stored_at, line.work.sequence)
+            >= (lines[*other].work.stored_at, lines[*other].work.sequence)
         {
             *other = place;
         }
@@ -258,18 +267,18 @@ pub async fn write(
 
 fn lines_of<'a>(
     index: usize,
-    message: &'a Message<VectorRequest>,
+    work: Work<'a>,
     items: &'a [Item],
 ) -> Box<dyn Iterator<Item = Line<'a>> + Send + 'a> {
-    match &message.request {
+    match work.request {
         VectorRequest::VectorIndex(request) => {
             let said =
                 request.memories.as_slice().iter().map(|memory| Some((memory, request.session_id.as_ref())));
-            let line = move |((item, said), place)| Line { index, message, item, place, said };
+            let line = move |((item, said), place)| Line { index, work, item, place, said };
             Box::new(items.iter().zip(said).zip(0..).map(line))
         }
         VectorRequest::VectorRemove(_) => {
-            let line = move |(item, place)| Line { index, message, item, place, said: None };
+            let line = move |(item, place)| Line { index, work, item, place, said: None };
             Box::new(items.iter().zip(0..).map(line))
         }
     }
@@ -293,7 +302,7 @@ fn mark_applied(
         if is_new != Some(&true) || !is_last {
             let last = last.get(&line.key()).map(|&place| &lines[place]);
             let both = last.into_iter().chain([line]);
-            replaced.extend(both.map(|line| (line.message.event_id, Replaced(line.item.memory))));
+            replaced.extend(both.map(|line| (line.work.event_id, Replaced(line.item.memory))));
         }
     }
     replaced
@@ -326,22 +335,19 @@ pub(crate) async fn when_written(
 /// Logs the operations in the vector store under the current security context.
 async fn log_vector_operations(
     connection: &mut Connection,
-    batch: &[&Message<VectorRequest>],
+    batch: &[Work<'_>],
     prepared: &Prepared,
     done: &[Done],
 ) -> Result<(), Fault> {
-    let applied =
-        || batch.iter().zip(done).filter(|(_, done)| **done == Done::Applied).map(|(message, _)| message);
-    let access = |message: &Message<VectorRequest>, amount: i64| Access {
-        user_id: message.user_id().get(),
-        request_id: message.request_id,
+    let applied = || batch.iter().zip(done).filter(|(_, done)| **done == Done::Applied).map(|(work, _)| work);
+    let access = |work: &Work<'_>, amount: i64| Access {
+        user_id: work.user.get(),
+        request_id: work.request_id,
         amount,
     };
     let deletes: Vec<Access> = applied()
-        .filter_map(|message| match prepared.messages.get(&message.event_id) {
-            Some(Ready::Remove(items)) => {
-                Some(access(message, i64::try_from(items.len()).unwrap_or(i64::MAX)))
-            }
+        .filter_map(|work| match prepared.messages.get(&work.event_id) {
+            Some(Ready::Remove(items)) => Some(access(work, i64::try_from(items.len()).unwrap_or(i64::MAX))),
             Some(
                 Ready::Index(_)
                 | Ready::AlreadyApplied(_)
@@ -355,7 +361,7 @@ async fn log_vector_operations(
     for collection in &prepared.collections {
         let stored = prepared.stored.get(&collection.collection_name);
         let upserts: Vec<Access> =
-            applied().filter_map(|message| Some(access(message, *stored?.get(&message.event_id)?))).collect();
+            applied().filter_map(|work| Some(access(work, *stored?.get(&work.event_id)?))).collect();
         log_operations(connection, "upsert", &collection.collection_name, &upserts).await?;
         log_operations(connection, "delete", &collection.collection_name, &deletes).await?;
     }
@@ -379,11 +385,15 @@ async fn remove(connection: &mut Connection, lines: &[&Line<'_>]) -> Result<Vec<
     if lines.is_empty() {
         return Ok(Vec::new());
     }
+    if lines.iter().any(|line| line.work.is_of_node) {
+        let works: Vec<Work<'_>> = lines.iter().map(|line| line.work).collect();
+        return knowledge::forget(connection, &works).await;
+    }
     let rows = lines.iter().map(|line| RemoveRow {
         id: line.item.memory,
         user_id: line.user(),
-        stored_at: line.message.stored_at,
-        request_id: line.message.request_id,
+        stored_at: line.work.stored_at,
+        request_id: line.work.request_id,
     });
     Ok(with_rows(&REMOVE, rows.collect()).load(connection).await?)
 }

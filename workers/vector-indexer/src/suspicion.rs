@@ -8,9 +8,9 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use ::store::{Fault, FaultKind};
-use contract::VectorRequest;
-use runtime::Message;
 use uuid::Uuid;
+
+use crate::work::Work;
 
 /// How often a server that works before fails on the same messages until they are split, or a single one is the cause.
 const FAILURES: u32 = 3;
@@ -60,9 +60,9 @@ impl Suspicion {
     /// # Errors
     /// `Unavailable`: the batch is to be tried again. `Transient`: it is to be split. Otherwise its single message is the
     /// cause.
-    pub(crate) fn count(&self, batch: &[&Message<VectorRequest>], reason: &str) -> Result<(), Fault> {
+    pub(crate) fn count(&self, batch: &[Work<'_>], reason: &str) -> Result<(), Fault> {
         // The id of an event belongs to one delivery of its message.
-        let key = (batch.first().map_or(Uuid::nil(), |message| message.event_id), batch.len());
+        let key = (batch.first().map_or(Uuid::nil(), |work| work.event_id), batch.len());
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if counts.len() >= MAX_COUNTED {
             counts.clear();

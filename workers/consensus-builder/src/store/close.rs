@@ -47,6 +47,7 @@ pub(crate) struct Closing {
     pub user_id: i32,
     pub task_id: Uuid,
     pub reason: CloseReason,
+    pub asked: i32,
     pub responded: i32,
     pub answered: i32,
     pub at: DateTime<Utc>,
@@ -119,6 +120,7 @@ async fn close_round(
         return Err(overtaken("the node of a key"));
     }
     with_rows(&TASKS, made.iter().map(Made::task_row).collect()).execute(connection).await?;
+    release(connection, made.iter().filter_map(Made::pending_row).collect()).await?;
     let mut dossiers = Vec::with_capacity(made.len());
     for made in made {
         events.insert(made.closing.key(), made.events);
@@ -201,6 +203,12 @@ impl<'a> Made<'a> {
             inputs_sha256: self.dossier_row.inputs_sha256(),
             request_id: self.closing.request_id,
         }
+    }
+
+    /// None if all agents have responded.
+    fn pending_row(&self) -> Option<PendingRow> {
+        let Closing { user_id, task_id, request_id, responded, asked, .. } = *self.closing;
+        (responded < asked).then_some(PendingRow::new((user_id, task_id), request_id))
     }
 
     fn task_row(&self) -> TaskRow<'_> {
@@ -383,18 +391,44 @@ static NODES: LazyLock<String> = LazyLock::new(|| {
 static TASKS: LazyLock<String> = LazyLock::new(|| {
     let (arrays, names) = (TaskRow::arrays(1), TaskRow::names());
     format!(
-        "WITH closed AS (
-        UPDATE consensus_tasks t SET state = 'closed', close_reason = i.reason, closed_at = i.at, node_id = i.node_id,
-            responded = i.responded, answered = i.answered,
-            voters = ARRAY(SELECT v FROM jsonb_array_elements_text(i.voters::jsonb) WITH ORDINALITY AS e (v, n) ORDER BY n),
-            choices = ARRAY(SELECT v::integer FROM jsonb_array_elements_text(i.choices::jsonb) WITH ORDINALITY AS e (v, n) ORDER BY n),
-            confidences = ARRAY(SELECT v::float8 FROM jsonb_array_elements_text(i.confidences::jsonb) WITH ORDINALITY AS e (v, n)
-                ORDER BY n),
-            updated_at = now(), request_id = i.request_id
-        FROM unnest({arrays}) AS i ({names}) WHERE t.user_id = i.user_id AND t.id = i.id
-        RETURNING t.user_id, t.id, t.request_id
+        "UPDATE consensus_tasks t SET state = 'closed', close_reason = i.reason, closed_at = i.at, node_id = i.node_id,
+        responded = i.responded, answered = i.answered,
+        voters = ARRAY(SELECT v FROM jsonb_array_elements_text(i.voters::jsonb) WITH ORDINALITY AS e (v, n) ORDER BY n),
+        choices = ARRAY(SELECT v::integer FROM jsonb_array_elements_text(i.choices::jsonb) WITH ORDINALITY AS e (v, n) ORDER BY n),
+        confidences = ARRAY(SELECT v::float8 FROM jsonb_array_elements_text(i.confidences::jsonb) WITH ORDINALITY AS e (v, n)
+            ORDER BY n),
+        updated_at = now(), request_id = i.request_id
+    FROM unnest({arrays}) AS i ({names}) WHERE t.user_id = i.user_id AND t.id = i.id"
     )
-    UPDATE task_delegations d SET status = 'cancelled', updated_at = now(), request_id = c.request_id
-    FROM closed c WHERE d.user_id = c.user_id AND d.task_id = c.id AND d.status = 'pending'"
+});
+
+::store::unnest_row! {
+    /// A task that some agents have not responded to.
+    pub(crate) struct PendingRow {
+        user_id: i32,
+        id: Uuid,
+        request_id: Uuid,
+    }
+}
+
+impl PendingRow {
+    pub fn new((user_id, id): TaskKey, request_id: Uuid) -> Self {
+        Self { user_id, id, request_id }
+    }
+}
+
+/// Agents that have not responded to these tasks need not do so any more.
+pub(crate) async fn release(connection: &mut Connection, tasks: Vec<PendingRow>) -> Result<(), Fault> {
+    if !tasks.is_empty() {
+        with_rows(&PENDING, tasks).execute(connection).await?;
+    }
+    Ok(())
+}
+
+static PENDING: LazyLock<String> = LazyLock::new(|| {
+    let (arrays, names) = (PendingRow::arrays(1), PendingRow::names());
+    format!(
+        "UPDATE task_delegations d SET status = 'cancelled', updated_at = now(), request_id = i.request_id
+    FROM unnest({arrays}) AS i ({names}) WHERE d.user_id = i.user_id AND d.task_id = i.id AND d.status = 'pending'"
     )
 });

@@ -18,7 +18,7 @@ const TASKS: i32 = 300;
 
 /// Row-level security shows the tasks of the users alone that the tick acts for.
 const DUE: &str = "
-    SELECT t.user_id, t.id, t.responded, t.answered, clock_timestamp() AS now FROM consensus_tasks t
+    SELECT t.user_id, t.id, t.asked, t.responded, t.answered, clock_timestamp() AS now FROM consensus_tasks t
     WHERE t.state = 'open' AND t.deadline <= now() ORDER BY t.user_id, t.id LIMIT $1 FOR NO KEY UPDATE";
 
 #[derive(QueryableByName)]
@@ -27,6 +27,8 @@ struct Due {
     user_id: i32,
     #[diesel(sql_type = SqlUuid)]
     id: Uuid,
+    #[diesel(sql_type = Integer)]
+    asked: i32,
     #[diesel(sql_type = Integer)]
     responded: i32,
     #[diesel(sql_type = Integer)]
@@ -49,6 +51,7 @@ pub(crate) async fn close_due(
             user_id: task.user_id,
             task_id: task.id,
             reason: CloseReason::Deadline,
+            asked: task.asked,
             responded: task.responded,
             answered: task.answered,
             at: task.now,

@@ -16,7 +16,7 @@ use runtime::{EventDraft, Verdict};
 use uuid::Uuid;
 
 use super::batch::{Item, Verdicts, json, overtaken};
-use super::close::{CloseReason, Closing};
+use super::close::{self, CloseReason, Closing, PendingRow};
 use super::delegate::delegation_id;
 use crate::prepare::{Prepared, to_bytes};
 
@@ -202,14 +202,9 @@ static ANSWERED: LazyLock<String> = LazyLock::new(|| {
 static COUNTS: LazyLock<String> = LazyLock::new(|| {
     let (arrays, names) = (CountRow::arrays(1), CountRow::names());
     format!(
-        "WITH input AS MATERIALIZED (SELECT * FROM unnest({arrays}) AS i ({names})), given_up AS (
-        UPDATE task_delegations d SET status = 'cancelled', updated_at = now(), request_id = i.request_id FROM input i
-        WHERE i.is_cancelled AND d.user_id = i.user_id AND d.task_id = i.id AND d.has_answered IS NULL
-            AND d.status <> 'completed'
-    )
-    UPDATE consensus_tasks t SET responded = i.responded, answered = i.answered,
+        "UPDATE consensus_tasks t SET responded = i.responded, answered = i.answered,
         state = CASE WHEN i.is_cancelled THEN 'cancelled' ELSE t.state END, updated_at = now(), request_id = i.request_id
-    FROM input i WHERE t.user_id = i.user_id AND t.id = i.id"
+    FROM unnest({arrays}) AS i ({names}) WHERE t.user_id = i.user_id AND t.id = i.id"
     )
 });
 
@@ -356,6 +351,7 @@ impl<'a> Tasks<'a> {
                 user_id: key.0,
                 task_id: key.1,
                 reason,
+                asked: task.asked,
                 responded: task.responded,
                 answered: task.answered,
                 at: task.now,
@@ -399,10 +395,12 @@ impl<'a> Tasks<'a> {
                 })
             })
             .collect();
+        let cancelled = rows.iter().filter(|row| row.is_cancelled);
+        let cancelled = cancelled.map(|row| PendingRow::new((row.user_id, row.id), row.request_id)).collect();
         if !rows.is_empty() {
             with_rows(&COUNTS, rows).execute(connection).await?;
         }
-        Ok(())
+        close::release(connection, cancelled).await
     }
 }
 

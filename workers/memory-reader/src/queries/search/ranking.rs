@@ -76,7 +76,7 @@ struct WordMatch {
 }
 
 /// What ranking needs of a memory, and of its node if that counts. It repeats the filters of the vector search, since a
-/// point may be older than the row.
+/// point may be older than the row. Knowledge counts while its node is validated and valid: its memory is removed later.
 const CANDIDATES: &str = "
     SELECT m.id, m.occurred_at, CASE WHEN $8 THEN coalesce((
         SELECT CASE n.validation_status WHEN 'validated' THEN n.consensus_score WHEN 'pending' THEN 0.5 * n.consensus_score END
@@ -84,7 +84,9 @@ const CANDIDATES: &str = "
     FROM unified_memory_vectors m
     WHERE m.user_id = $1 AND m.id = ANY ($2) AND m.removed_at IS NULL AND m.vector_type::text = ANY ($3)
         AND ($4 IS NULL OR m.session_id = $4) AND ($5 IS NULL OR m.occurred_at >= $5) AND ($6 IS NULL OR m.occurred_at < $6)
-        AND m.metadata @> $7::jsonb";
+        AND m.metadata @> $7::jsonb AND (NOT m.is_of_node OR EXISTS (
+            SELECT FROM consensus_memory_nodes n WHERE n.user_id = m.user_id AND n.id = m.memory_node_id
+                AND n.validation_status = 'validated' AND n.valid_to IS NULL))";
 
 #[derive(QueryableByName)]
 struct Candidate {

@@ -1,0 +1,230 @@
+//! What is due, and the closed tasks that an estimate is computed from.
+
+use std::collections::HashMap;
+
+use ::store::{Connection, Fault, Pool, security};
+use chrono::{DateTime, Utc};
+use consensus::ReliabilityRules;
+use diesel::QueryableByName;
+use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::{AsyncConnection, RunQueryDsl};
+use uuid::Uuid;
+
+/// The most kinds of tasks of one tick.
+const KINDS: i32 = 1_000;
+/// The tasks that are read at a time: a task has up to 500 answers.
+const PAGE: usize = 500;
+
+/// What has waited longest comes first, so that no user is left out for good.
+const DUE: &str = "
+    SELECT t.user_id, t.task_kind FROM consensus_tasks t WHERE t.state = 'closed' AND t.estimated_at IS NULL
+    GROUP BY t.user_id, t.task_kind ORDER BY min(t.updated_at), t.user_id, t.task_kind LIMIT $1";
+
+/// A kind of tasks that is due.
+#[derive(Clone, Debug, QueryableByName)]
+pub(super) struct Due {
+    #[diesel(sql_type = Integer)]
+    pub user_id: i32,
+    #[diesel(sql_type = Text)]
+    pub task_kind: String,
+}
+
+/// What is due of the users of these grants.
+pub(super) async fn due(pool: &Pool, grants: &[&str]) -> Result<Vec<Due>, Fault> {
+    let mut connection = ::store::acquire(pool).await?;
+    let found: Result<Vec<Due>, Fault> = connection
+        .transaction(async |connection| {
+            security::open_context(connection, grants).await?;
+            let query = diesel::sql_query(DUE).bind::<Integer, _>(KINDS);
+            Ok(::store::prepared(query).load(connection).await?)
+        })
+        .await;
+    ::store::discard_if_unusable(connection, &found);
+    found
+}
+
+/// A page of the closed tasks of a kind, the newest first.
+const CLOSED: &str = "
+    SELECT t.id, t.options::text AS options, t.voters, t.choices, t.confidences, t.truth, t.closed_at, t.updated_at,
+        t.estimated_at IS NULL AS is_new, t.estimated_answer, t.estimated_probability
+    FROM consensus_tasks t
+    WHERE t.user_id = $1 AND t.task_kind = $2 AND t.state = 'closed' AND (t.closed_at, t.id) < ($3, $4)
+    ORDER BY t.closed_at DESC, t.id DESC LIMIT $5";
+
+#[derive(QueryableByName)]
+struct Row {
+    #[diesel(sql_type = SqlUuid)]
+    id: Uuid,
+    #[diesel(sql_type = Nullable<Text>)]
+    options: Option<String>,
+    #[diesel(sql_type = Array<Text>)]
+    voters: Vec<String>,
+    #[diesel(sql_type = Array<Nullable<Integer>>)]
+    choices: Vec<Option<i32>>,
+    #[diesel(sql_type = Array<Nullable<Double>>)]
+    confidences: Vec<Option<f64>>,
+    #[diesel(sql_type = Nullable<Integer>)]
+    truth: Option<i32>,
+    #[diesel(sql_type = Timestamptz)]
+    closed_at: DateTime<Utc>,
+    #[diesel(sql_type = Timestamptz)]
+    updated_at: DateTime<Utc>,
+    #[diesel(sql_type = Bool)]
+    is_new: bool,
+    #[diesel(sql_type = Nullable<Integer>)]
+    estimated_answer: Option<i32>,
+    #[diesel(sql_type = Nullable<Double>)]
+    estimated_probability: Option<f64>,
+}
+
+/// The families of a user's agents.
+const FAMILIES: &str = "
+    SELECT c.agent_id, coalesce(c.model_family, c.model_provider::text) AS family FROM agent_configurations c
+    WHERE c.user_id = $1";
+
+#[derive(QueryableByName)]
+struct Family {
+    #[diesel(sql_type = Text)]
+    agent_id: String,
+    #[diesel(sql_type = Text)]
+    family: String,
+}
+
+/// A vote of an agent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Vote {
+    /// The place of its name in [`Basis::agents`].
+    pub agent: u32,
+    pub choice: Option<u32>,
+    pub confidence: Option<f64>,
+}
+
+/// A closed task.
+#[derive(Debug)]
+pub(super) struct Closed {
+    pub id: Uuid,
+    pub votes: Vec<Vote>,
+    pub truth: Option<i32>,
+    pub updated_at: DateTime<Utc>,
+    /// Whether no estimate has taken it in.
+    pub is_new: bool,
+    pub estimated_answer: Option<i32>,
+    pub estimated_probability: Option<f64>,
+}
+
+/// What an estimate is computed from.
+#[derive(Debug)]
+pub(super) struct Basis {
+    pub due: Due,
+    /// The tasks by their options, oldest first. Those without options are estimated together too.
+    pub tasks: HashMap<Option<String>, Vec<Closed>>,
+    /// The names of the agents that voted.
+    pub agents: Vec<String>,
+    pub families: HashMap<String, String>,
+    /// When the oldest of the tasks closed, if older ones are left out because of the limits.
+    pub oldest: Option<DateTime<Utc>>,
+}
+
+impl Basis {
+    /// Reads it in a transaction of its own.
+    pub async fn find(
+        pool: &Pool,
+        grants: &[&str],
+        due: Due,
+        limits: &ReliabilityRules,
+    ) -> Result<Self, Fault> {
+        let mut connection = ::store::acquire(pool).await?;
+        let found: Result<Self, Fault> = connection
+            .transaction(async |connection| {
+                security::open_context(connection, grants).await?;
+                Self::read(connection, due, limits).await
+            })
+            .await;
+        ::store::discard_if_unusable(connection, &found);
+        found
+    }
+
+    /// Reads the newest tasks, as far as the limits reach, page by page, so that names are held once.
+    async fn read(connection: &mut Connection, due: Due, limits: &ReliabilityRules) -> Result<Self, Fault> {
+        let query = diesel::sql_query(FAMILIES).bind::<Integer, _>(due.user_id);
+        let families: Vec<Family> = ::store::prepared(query).load(connection).await?;
+        let families = families.into_iter().map(|one| (one.agent_id, one.family)).collect();
+        let mut basis = Self { due, tasks: HashMap::new(), agents: Vec::new(), families, oldest: None };
+        let mut numbers = HashMap::new();
+        let (mut tasks, mut answers, mut before) = (0, 0, (last(), Uuid::max()));
+        loop {
+            let limit = PAGE.min(limits.task_limit - tasks);
+            let rows = basis.page(connection, before, limit).await?;
+            let is_last = rows.len() < limit;
+            for row in rows {
+                answers += row.voters.len();
+                if answers > limits.answer_limit {
+                    basis.oldest = Some(before.0).filter(|_| tasks > 0);
+                    return Ok(basis.in_order());
+                }
+                tasks += 1;
+                before = (row.closed_at, row.id);
+                basis.add(row, &mut numbers);
+            }
+            if is_last {
+                return Ok(basis.in_order());
+            }
+            if tasks >= limits.task_limit {
+                basis.oldest = Some(before.0).filter(|_| tasks > 0);
+                return Ok(basis.in_order());
+            }
+        }
+    }
+
+    async fn page(
+        &self,
+        connection: &mut Connection,
+        before: (DateTime<Utc>, Uuid),
+        limit: usize,
+    ) -> Result<Vec<Row>, Fault> {
+        let query = diesel::sql_query(CLOSED)
+            .bind::<Integer, _>(self.due.user_id)
+            .bind::<Text, _>(&self.due.task_kind)
+            .bind::<Timestamptz, _>(before.0)
+            .bind::<SqlUuid, _>(before.1)
+            .bind::<BigInt, _>(i64::try_from(limit).unwrap_or(i64::MAX));
+        Ok(::store::prepared(query).load(connection).await?)
+    }
+
+    fn add(&mut self, row: Row, numbers: &mut HashMap<String, u32>) {
+        let mut votes = Vec::with_capacity(row.voters.len());
+        for ((name, choice), confidence) in row.voters.into_iter().zip(row.choices).zip(row.confidences) {
+            let next = u32::try_from(self.agents.len()).unwrap_or(u32::MAX);
+            let agent = *numbers.entry(name).or_insert_with_key(|name| {
+                self.agents.push(name.clone());
+                next
+            });
+            votes.push(Vote {
+                agent,
+                choice: choice.and_then(|choice| u32::try_from(choice).ok()),
+                confidence,
+            });
+        }
+        let closed = Closed {
+            id: row.id,
+            votes,
+            truth: row.truth,
+            updated_at: row.updated_at,
+            is_new: row.is_new,
+            estimated_answer: row.estimated_answer,
+            estimated_probability: row.estimated_probability,
+        };
+        self.tasks.entry(row.options).or_default().push(closed);
+    }
+
+    /// Oldest first.
+    fn in_order(mut self) -> Self {
+        self.tasks.values_mut().for_each(|tasks| tasks.reverse());
+        self
+    }
+}
+
+/// No task closes later: the database bounds times.
+fn last() -> DateTime<Utc> {
+    DateTime::from_timestamp(253_402_300_799, 999_999_000).unwrap_or_default()
+}
