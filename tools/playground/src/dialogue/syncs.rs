@@ -1,6 +1,6 @@
 //! A sync between two sessions in the built-in sample: one follows the other, is stopped, and is taken back.
 
-use contract::{ContextPut, Request, SessionOpen, SyncStart, SyncStop, SyncUndo};
+use contract::{Request, SessionOpen, SyncStart, SyncStop, SyncUndo};
 use serde_json::json;
 
 use super::prepare::{Out, id};
@@ -8,7 +8,7 @@ use super::sample::read;
 
 /// The service that publishes their requests.
 const SERVICE: &str = "simple-chat";
-/// The sessions: what is noted in the first one is carried into the second one.
+/// The sessions: what is noted in the first one would be carried into the second one.
 const SESSIONS: [&str; 2] = ["trip-notes", "trip-plan"];
 
 /// Adds the requests.
@@ -18,12 +18,9 @@ pub(super) fn add(out: &mut Out) -> Result<(), String> {
         let open: SessionOpen = read(json!({ "session_id": session, "chat_mode": "simple" }))?;
         out.add(Request::SessionOpen(open), &[session], true)?;
     }
-    let note: ContextPut = read(json!({ "session_id": SESSIONS[0], "context_key": "set.packing",
-        "context_value": ["camera", "raincoat"], "access_level": "shared", "version": 1 }))?;
-    out.add(Request::ContextPut(note), &["set.packing"], true)?;
     let sync_id = id(&[out.corpus.as_str(), &out.user_id.to_string(), "sync", "packing"]);
     let start: SyncStart = read(json!({ "sync_id": sync_id, "source_session_id": SESSIONS[0],
-        "target_session_id": SESSIONS[1], "sync_type": "state_sync", "filter": { "prefixes": ["set."] } }))?;
+        "target_session_id": SESSIONS[1], "sync_type": "state_sync" }))?;
     out.add(Request::SyncStart(start), &["packing"], false)?;
     let stop: SyncStop = read(json!({ "sync_id": sync_id, "reason": "The bags are packed." }))?;
     out.add(Request::SyncStop(stop), &["packing"], false)?;

@@ -141,7 +141,7 @@ pub(crate) async fn undo(
         let Some(row) = known.get(&(item.user(), item.request.sync_id)) else { continue };
         let run = row.run(item.message.request_id, true)?;
         let reason = item.request.reason.as_ref().map(|reason| reason.as_str().to_owned());
-        let verdict = match undo_one(connection, &run, reason, keys).await? {
+        let verdict = match undo_one(connection, &run, reason, row.is_running(), keys).await? {
             Undone::Lacks(lacking) => {
                 wanted.note(lacking);
                 waits_for_keys(item.message)
@@ -175,6 +175,7 @@ async fn undo_one(
     connection: &mut Connection,
     run: &Run,
     reason: Option<String>,
+    is_running: bool,
     keys: &OpenKeys,
 ) -> Result<Undone, Fault> {
     syncs::lock_sessions(connection, &BTreeSet::from([(run.user.get(), &*run.target)])).await?;
@@ -207,7 +208,7 @@ async fn undo_one(
     problems.extend(
         undo.dependents.iter().map(|dependent| convert::problem(key_of(dependent), dependent.to_string())),
     );
-    if restored.is_empty() && nodes.is_empty() && problems.is_empty() {
+    if restored.is_empty() && nodes.is_empty() && problems.is_empty() && !is_running {
         return Ok(Undone::Nothing);
     }
     let staying = u64::try_from(problems.len()).unwrap_or(u64::MAX);
