@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use testkit::{Fixture, RequestMessage};
 
 use crate::support::schema_guided_dialogues;
-use crate::support::sync::{Sync, memory, open, put, syncer, with_sessions, write};
+use crate::support::sync::{Sync, assert_replays, memory, open, put, syncer, with_sessions, write};
 
 /// Processes requests with replicas of this batch size.
 async fn with_replicas(fixture: &Fixture, replicas: usize, batch: usize, requests: Vec<RequestMessage>) {
@@ -94,6 +94,7 @@ async fn the_result_is_the_same_in_batches_of_any_size() {
         .into();
         assert!(all.iter().all(|one| *one == all[0]), "{all:?}");
         results.insert(all);
+        assert_replays(&fixture).await;
     }
     assert_eq!(results.len(), 1, "{results:#?}");
 }

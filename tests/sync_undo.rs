@@ -6,7 +6,7 @@ use testkit::{Fixture, request};
 
 use crate::support::encryption::revealed_field;
 use crate::support::sync::{
-    Sync, memory, payloads, process, put, put_as, remove, syncer, tick, with_sessions, write,
+    Sync, assert_replays, memory, payloads, process, put, put_as, remove, syncer, tick, with_sessions, write,
 };
 
 async fn undone(fixture: &Fixture, sync: Sync) -> Value {
@@ -41,6 +41,7 @@ async fn created_keys_go_and_changed_ones_are_as_before() {
     process(&fixture, [Sync::new().transfer("a", "b")]).await;
     assert_eq!(memory(&fixture, "b").await, [r#"k={"a": 1, "b": 1}"#, "new=1"]);
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    assert_replays(&fixture).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -108,6 +109,7 @@ async fn all_rounds_of_a_live_sync_are_taken_back_and_it_ends() {
     assert_eq!(memory(&fixture, "b").await, [r#"k="own""#, r#"mixed="b's""#]);
     assert_eq!(sync.state(&fixture).await, "completed undone");
     worker.stop().await.expect("a clean end");
+    assert_replays(&fixture).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -172,6 +174,7 @@ async fn a_value_that_is_stored_encrypted_stays_so_in_its_new_cell_and_in_the_re
     let left = "encrypted_fields e JOIN simple_chat_context c ON c.id = e.row_id";
     assert_eq!(fixture.count(left).await, 0);
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    assert_replays(&fixture).await;
 }
 
 /// The decrypted value of a context.

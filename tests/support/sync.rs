@@ -156,3 +156,10 @@ pub async fn tick(fixture: &Fixture, job: Job) {
     })
     .await;
 }
+
+/// Asserts that the events alone give the contexts and the memories of agents of user 1, whoever wrote them.
+pub async fn assert_replays(fixture: &Fixture) {
+    let user = contract::UserId::new(1).expect("a user");
+    let replayed = memfleet::replay::replay(&mut fixture.connection().await, user, i64::MAX).await;
+    assert_eq!(replayed.expect("a replay").differences, []);
+}

@@ -128,7 +128,7 @@ pub(crate) fn synced(
     };
     let Some((cell, _)) = stored else { return Ok(synced) };
     let attributes = &cell.attributes;
-    synced.sensitive = attributes.sensitive && cell.value.is_some();
+    synced.sensitive = attributes.sensitive;
     synced.context_value = match &cell.value {
         Some(_) if synced.sensitive => optional(Some(&Json::Text(contract::ENCRYPTED.to_owned())))?,
         value => optional(value.as_ref())?,
