@@ -16,6 +16,7 @@ pub mod memories;
 pub mod program;
 pub mod raw_nats;
 pub mod reader;
+pub mod sync;
 pub mod ticks;
 
 /// The database role of context-writer.
