@@ -4,7 +4,8 @@ use chrono::{DateTime, Utc};
 use contract::{AccessLevel, ContextType, MemoryTier};
 use serde::{Deserialize, Serialize};
 
-use crate::cell::{Cell, Key};
+use crate::cell::Cell;
+use crate::key::Key;
 
 /// What a request asks for. An empty list asks for everything; several lists must all be met.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,15 +82,6 @@ pub fn crosses(key: &Key, cell: &Cell, scope: Scope, now: DateTime<Utc>) -> Resu
         Err(Stays::Removed)
     } else {
         Ok(())
-    }
-}
-
-/// The wider the level, the greater.
-pub(crate) fn strictness(level: AccessLevel) -> u8 {
-    match level {
-        AccessLevel::Private => 0,
-        AccessLevel::Shared => 1,
-        AccessLevel::Public => 2,
     }
 }
 

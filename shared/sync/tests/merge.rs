@@ -104,6 +104,25 @@ fn the_later_one_is_the_one_that_knew_whatever_the_clocks_say() {
 }
 
 #[test]
+fn what_a_session_puts_between_two_syncs_is_one_write_with_the_time_of_the_last() {
+    let mut world = World::new(2);
+    world.put(0, "p", r#"{"a":1}"#);
+    world.put(1, "p", r#"{"a":2}"#);
+    world.put(0, "p", r#"{"a":1,"b":1}"#);
+    world.sync(0, 1);
+    // Session 0 has said last that `a` is 1.
+    assert_eq!(world.value(1, "p"), Some(json(r#"{"a":1,"b":1}"#)));
+    // Carried in between, the first put has a time of its own.
+    let mut world = World::new(2);
+    world.put(0, "p", r#"{"a":1}"#);
+    world.put(1, "p", r#"{"a":2}"#);
+    world.sync(0, 1);
+    world.put(0, "p", r#"{"a":1,"b":1}"#);
+    world.sync(0, 1);
+    assert_eq!(world.value(1, "p"), Some(json(r#"{"a":2,"b":1}"#)));
+}
+
+#[test]
 fn a_clock_that_runs_ahead_is_refused_for_its_key_only() {
     let mut world = World::new(2);
     world.put(0, "other", "1");
@@ -185,6 +204,30 @@ fn sets_keep_what_was_added_concurrently_with_its_removal() {
     world.put(1, "set.a", "[9]");
     world.sync(0, 1);
     assert_eq!(world.value(1, "set.a"), Some(json("[1,9]")));
+}
+
+#[test]
+fn an_item_that_is_put_back_before_a_sync_carries_the_key_was_never_taken_out() {
+    let mut world = World::new(3);
+    world.put(0, "set.a", "[1]");
+    world.sync(0, 1);
+    world.sync(0, 2);
+    world.put(1, "set.a", "[]");
+    // Nothing new: it takes in nothing of session 1, either.
+    assert!(world.sync(0, 1).is_empty());
+    world.put(1, "set.a", "[1]");
+    world.put(2, "set.a", "[2]");
+    world.sync(2, 1);
+    assert_eq!(world.value(1, "set.a"), Some(json("[2]")));
+    // Once its removal has been carried, the same item is a new one.
+    world.put(1, "set.a", "[2,3]");
+    world.sync(1, 2);
+    world.put(1, "set.a", "[2]");
+    world.sync(1, 0);
+    world.put(1, "set.a", "[2,3]");
+    world.put(2, "set.a", "[2]");
+    world.sync(2, 1);
+    assert_eq!(world.value(1, "set.a"), Some(json("[2,3]")));
 }
 
 #[test]
