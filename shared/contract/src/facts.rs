@@ -10,7 +10,7 @@ use crate::performative::Performative;
 use crate::redaction::SecretFields;
 use crate::subject::UserId;
 use crate::value::SessionId;
-use crate::workers::{CONSENSUS_BUILDER, CONTEXT_WRITER, WorkerInfo};
+use crate::workers::{CONSENSUS_BUILDER, CONTEXT_WRITER, MEMORY_SYNC, WorkerInfo};
 
 /// The session id of events that belong to no session. No request can name it.
 pub(crate) const ACCOUNT_SESSION: &str = "@account";
@@ -67,6 +67,11 @@ pub trait RequestFacts {
         let _ = secrets;
     }
 
+    /// The noun and the verb of a scope that lets the request do more than its own scope does. It does not need it.
+    fn widening_scope(&self) -> Option<(&'static str, &'static str)> {
+        None
+    }
+
     /// The payload of its event, as JSON, if it is not the request itself.
     fn event_payload(&self) -> Option<String> {
         None
@@ -97,6 +102,8 @@ pub enum Prerequisite<'a> {
     Node(Uuid),
     /// Two nodes of the knowledge graph.
     Nodes(Uuid, Uuid),
+    /// A sync between two sessions.
+    Sync(Uuid),
 }
 
 impl Prerequisite<'_> {
@@ -107,6 +114,7 @@ impl Prerequisite<'_> {
             Self::Agent(_) | Self::Conversation(_) | Self::Task { .. } | Self::Node(_) | Self::Nodes(..) => {
                 &CONSENSUS_BUILDER
             }
+            Self::Sync(_) => &MEMORY_SYNC,
         }
     }
 
@@ -140,6 +148,7 @@ impl fmt::Display for MissingPrerequisite<'_> {
             Prerequisite::Task { id, session } => {
                 write!(f, "task_id: user {user} has no task {id} in session {session}")
             }
+            Prerequisite::Sync(id) => write!(f, "sync_id: user {user} has no sync {id}"),
             Prerequisite::Node(id) => write!(f, "node_id: user {user} has no node {id}"),
             Prerequisite::Nodes(source, target) => {
                 write!(f, "source_node_id: user {user} lacks node {source} or node {target}")

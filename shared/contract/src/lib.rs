@@ -42,6 +42,7 @@ mod router;
 mod session;
 mod subject;
 mod suggest;
+mod sync;
 mod task;
 mod tick;
 mod time;
@@ -72,12 +73,13 @@ pub use redacted::Redacted;
 pub use redaction::{ENCRYPTED, SecretField, SecretFields};
 pub use request::{
     ConsensusRequest, ContextRequest, EventType, REQUESTS, Request, RequestKind, RequestType, RouterRequest,
-    StreamRequest, VectorRequest,
+    StreamRequest, SyncRequest, VectorRequest,
 };
 pub use router::*;
 pub use session::*;
 pub use subject::{DeadLetterSubject, REQUEST_ROOT, RequestSubject, Service, SubjectError, UserId};
 pub use suggest::nearest;
+pub use sync::*;
 pub use task::*;
 pub use tick::{JOB_ROOT, JOBS_STREAM, Job, JobSubject, Tick};
 pub use time::bounded_time;
@@ -86,6 +88,6 @@ pub use url::{take_password_file, without_password};
 pub use value::{List, Name, NonEmptyList, Secret, SessionId, Text};
 pub use vector::*;
 pub use workers::{
-    CONSENSUS_BUILDER, CONTEXT_WRITER, MEMORY_READER, ROUTER_LOGGER, SCHEDULE_ROOT, SCHEDULES, TOKEN_ISSUER,
-    VECTOR_INDEXER, WORKERS, WorkerInfo, worker_role,
+    CONSENSUS_BUILDER, CONTEXT_WRITER, MEMORY_READER, MEMORY_SYNC, ROUTER_LOGGER, SCHEDULE_ROOT, SCHEDULES,
+    TOKEN_ISSUER, VECTOR_INDEXER, WORKERS, WorkerInfo, worker_role,
 };

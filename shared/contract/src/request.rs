@@ -23,6 +23,7 @@ use crate::malformed::Malformed;
 use crate::router::{DecisionLog, ToolReport};
 use crate::session::{SessionClose, SessionOpen};
 use crate::subject::{RequestSubject, UserId};
+use crate::sync::{SyncStart, SyncStop, SyncUndo};
 use crate::task::{ResponseSubmit, TaskCancel, TaskDelegate};
 use crate::vector::{VectorIndex, VectorRemove};
 use crate::workers::{self, WorkerInfo};
@@ -290,6 +291,18 @@ requests! {
             NodeEstablished "node.established" "A node got the answer of a task.",
             NodeSuperseded "node.superseded" "A node was superseded by a validated one.",
             ReliabilityEstimated "reliability.estimated" "The records of agents were estimated anew from closed tasks.",
+        }
+    }
+    /// The requests that memory-sync processes.
+    SyncRequest(MEMORY_SYNC) {
+        SyncStart: "sync" "start" => SyncStarted "sync.started" "A sync was started.",
+        SyncStop: "sync" "stop" => SyncStopped "sync.stopped" "A sync was stopped.",
+        SyncUndo: "sync" "undo" => SyncUndone "sync.undone" "What a sync wrote was taken back, where nothing depends on it.",
+        @also {
+            SyncCarried "sync.carried" "A round of a sync wrote keys of its target.",
+            SyncDisputed "sync.disputed" "A sync found a fact that sessions state differently, and raised a disputed node.",
+            SyncCompleted "sync.completed" "A sync carried all that could be carried, or a session that it followed ended.",
+            SyncFailed "sync.failed" "One of the sessions of a sync ended before all was carried.",
         }
     }
 }

@@ -70,6 +70,16 @@ pub const CONSENSUS_BUILDER: WorkerInfo = WorkerInfo {
     job_events: &[],
     depends_on: &[&CONTEXT_WRITER],
 };
+/// The memory of one session carried into another.
+pub const MEMORY_SYNC: WorkerInfo = WorkerInfo {
+    name: "memory-sync",
+    stream: Some("SYNC"),
+    stream_bytes: 2 * GIB,
+    description: "Carries the memory of one session into another",
+    jobs: &["sync-carry", "sync-forget"],
+    job_events: &[],
+    depends_on: &[&CONTEXT_WRITER],
+};
 /// Service tokens.
 pub const TOKEN_ISSUER: WorkerInfo = WorkerInfo {
     name: "token-issuer",
@@ -92,12 +102,23 @@ pub const MEMORY_READER: WorkerInfo = WorkerInfo {
 };
 
 /// Every worker.
-pub static WORKERS: &[WorkerInfo] =
-    &[CONTEXT_WRITER, ROUTER_LOGGER, VECTOR_INDEXER, CONSENSUS_BUILDER, TOKEN_ISSUER, MEMORY_READER];
+pub static WORKERS: &[WorkerInfo] = &[
+    CONTEXT_WRITER,
+    ROUTER_LOGGER,
+    VECTOR_INDEXER,
+    CONSENSUS_BUILDER,
+    MEMORY_SYNC,
+    TOKEN_ISSUER,
+    MEMORY_READER,
+];
 
 /// How often each job of the catalogue runs, as the server's scheduler reads it.
-pub static SCHEDULES: &[(&str, &str)] =
-    &[("consensus-close", "@every 10s"), ("consensus-reestimate", "@every 5m")];
+pub static SCHEDULES: &[(&str, &str)] = &[
+    ("consensus-close", "@every 10s"),
+    ("consensus-reestimate", "@every 5m"),
+    ("sync-carry", "@every 2s"),
+    ("sync-forget", "@every 1h"),
+];
 
 impl WorkerInfo {
     /// The worker with this name.

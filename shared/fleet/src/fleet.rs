@@ -6,6 +6,7 @@ use config::Settings;
 use consensus_builder::ConsensusBuilder;
 use context_writer::ContextWriter;
 use contract::WorkerInfo;
+use memory_sync::MemorySync;
 use router_logger::RouterLogger;
 use runtime::{Observed, Phase, Readiness, Stats, Worker};
 use tokio::net::TcpListener;
@@ -28,6 +29,9 @@ pub enum FleetError {
     /// consensus-builder, during its start.
     #[error(transparent)]
     Builder(#[from] consensus_builder::OpenError),
+    /// memory-sync, during its start.
+    #[error(transparent)]
+    Sync(#[from] memory_sync::OpenError),
     /// memory-reader.
     #[error(transparent)]
     Reader(#[from] memory_reader::RunError),
@@ -77,6 +81,7 @@ workers! {
     RouterLogger(ROUTER_LOGGER) => |fleet, name, settings| fleet.spawn(name, RouterLogger, settings),
     VectorIndexer(VECTOR_INDEXER) => Fleet::spawn_indexer,
     ConsensusBuilder(CONSENSUS_BUILDER) => Fleet::spawn_builder,
+    MemorySync(MEMORY_SYNC) => Fleet::spawn_sync,
     MemoryReader(MEMORY_READER) => Fleet::spawn_reader,
     TokenIssuer(TOKEN_ISSUER) => Fleet::spawn_issuer,
 }
@@ -155,6 +160,15 @@ impl Fleet {
                 () = stop.cancelled() => return Ok(()),
                 opened = ConsensusBuilder::open(&settings) => opened?,
             };
+            Ok(runtime::run(Arc::new(opened), &settings, observed, stop).await?)
+        });
+    }
+
+    fn spawn_sync(&mut self, name: WorkerName, settings: &Settings) {
+        let observed = self.observe(name);
+        let (settings, stop) = (settings.clone(), self.stop.child_token());
+        self.running.spawn(async move {
+            let opened = MemorySync::open(&settings)?;
             Ok(runtime::run(Arc::new(opened), &settings, observed, stop).await?)
         });
     }
@@ -243,6 +257,7 @@ mod tests {
             contract::ROUTER_LOGGER.name,
             contract::VECTOR_INDEXER.name,
             contract::CONSENSUS_BUILDER.name,
+            contract::MEMORY_SYNC.name,
             memory_reader::NAME,
             token_issuer::NAME,
         ];

@@ -220,6 +220,21 @@ impl Keys {
         Ok(fields.iter().map(|field| decrypt(field, &keys)).collect())
     }
 
+    /// Unwraps data keys of these users and versions, and the current ones of the same users, under their grants. None is created.
+    ///
+    /// # Errors
+    /// As [`Keys::current`].
+    pub async fn open_keys(
+        &self,
+        wanted: &BTreeSet<(UserId, u32)>,
+        grants: &Grants<'_>,
+    ) -> Result<OpenKeys, KeyError> {
+        let users: BTreeSet<UserId> = wanted.iter().map(|(user, _)| *user).collect();
+        let current = self.existing(&users, grants).await?;
+        let versions = self.of_versions(wanted.iter().copied(), grants).await?;
+        Ok(OpenKeys { current, versions, asked: wanted.clone() })
+    }
+
     /// Generates and wraps data keys of users. They are not stored yet.
     pub(crate) async fn generate(
         &self,
@@ -269,6 +284,51 @@ impl Keys {
             take(key, opened);
         }
         Ok(())
+    }
+}
+
+/// Data keys that have been unwrapped, so that many fields can be decrypted and encrypted while no other server may be called.
+#[derive(Default)]
+pub struct OpenKeys {
+    current: DataKeys,
+    versions: HashMap<(UserId, u32), Unwrapped>,
+    /// What was asked for. A version that is not among `versions` is not in the key store.
+    asked: BTreeSet<(UserId, u32)>,
+}
+
+impl fmt::Debug for OpenKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpenKeys").finish_non_exhaustive()
+    }
+}
+
+impl OpenKeys {
+    /// The current keys, for [`encrypt_fields`](crate::encrypt_fields).
+    pub fn current(&self) -> &DataKeys {
+        &self.current
+    }
+
+    /// The key that a field needs, if it was not asked for.
+    pub fn lacks(&self, field: &Encrypted) -> Option<(UserId, u32)> {
+        let key = (field.user, field.key_version()?);
+        (!self.asked.contains(&key) && !self.versions.contains_key(&key)).then_some(key)
+    }
+
+    /// Decrypts a field.
+    ///
+    /// # Errors
+    /// The reason: its key was deleted, or it was modified or moved to another row.
+    pub fn decrypt(&self, field: &Encrypted) -> Result<SecretString, String> {
+        decrypt(field, &self.versions)
+    }
+
+    /// The keys of both.
+    #[must_use]
+    pub fn with(mut self, other: Self) -> Self {
+        self.current.extend(other.current);
+        self.versions.extend(other.versions);
+        self.asked.extend(other.asked);
+        self
     }
 }
 

@@ -38,7 +38,7 @@ use store::migration::Schema;
 
 pub use data_key::DataKeys;
 pub use field::{Encrypted, Field, encrypt_fields, load_fields};
-pub use key_cache::Keys;
+pub use key_cache::{Keys, OpenKeys};
 pub use key_store::Grants;
 pub use provider::KEK;
 pub use rotate::{

@@ -229,6 +229,8 @@ pub struct Message<I> {
     pub request: I,
     /// Its secrets.
     pub secrets: Vec<SecretField>,
+    /// Whether its token, and the service itself, have the [scope](RequestFacts::widening_scope) that lets it do more.
+    pub is_widened: bool,
 }
 
 impl<I> Message<I> {

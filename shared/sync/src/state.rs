@@ -96,6 +96,11 @@ impl KeyState {
         self
     }
 
+    /// Whether it holds values: those that are shown, their ancestors, and what was written concurrently.
+    pub fn has_values(&self) -> bool {
+        self.heads.iter().any(|head| head.view.is_some())
+    }
+
     /// The latest write that is known and not replaced.
     pub fn newest(&self) -> Option<&Stamp> {
         self.heads.iter().map(|head| &head.stamp).max()

@@ -82,6 +82,7 @@ fn decode<I: WorkItem>(sequence: u64, prepared: Prepared) -> anyhow::Result<Mess
         source: Source::Request(subject),
         request_id: prepared.id,
         parent_event_id: None,
+        is_widened: false,
         stored_at: Utc::now(),
         sequence,
         event_id: Uuid::now_v7(),

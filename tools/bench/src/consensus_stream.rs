@@ -263,6 +263,7 @@ async fn reestimate(
         source: Source::Tick(tick),
         request_id: Uuid::now_v7(),
         parent_event_id: None,
+        is_widened: false,
         stored_at: Utc::now(),
         sequence: 0,
         event_id: Uuid::now_v7(),

@@ -177,6 +177,7 @@ fn decode(event: Event, request_id: Uuid, kind: &RequestKind) -> Result<Message<
         source: Source::Request(subject),
         request_id,
         parent_event_id: None,
+        is_widened: false,
         // Among records without a version, the one stored last wins. The event's sequence number serves as the time.
         stored_at: time_from_sequence(event.event_sequence)
             .ok_or_else(|| unreadable("its sequence number is out of range".to_owned()))?,

@@ -19,6 +19,7 @@ mod node;
 mod router;
 mod search;
 mod session;
+mod sync;
 mod task;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -35,6 +36,7 @@ pub use node::*;
 pub use router::*;
 pub use search::*;
 pub use session::*;
+pub use sync::*;
 pub use task::*;
 
 use crate::malformed::Malformed;
@@ -174,6 +176,8 @@ queries! {
     ExpertConversationRead,
     SearchSimilar,
     EventList,
+    SyncStatusRead,
+    SyncHistory,
 }
 
 #[cfg(test)]

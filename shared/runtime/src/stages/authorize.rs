@@ -14,7 +14,7 @@ use config::TrustSettings;
 use contract::{RequestFacts, RequestSubject, Service, SessionId, UserId, header};
 use sha2::{Digest, Sha256};
 use store::registry::{Rates, TrustState};
-use trust::{Refusal, Token, verify, worker_role};
+use trust::{Refusal, Scope, Token, verify, worker_role};
 use uuid::Uuid;
 
 use crate::delivery::rate::{self, Limits, Use};
@@ -61,6 +61,15 @@ impl<I> Authorized<I> {
     pub(crate) fn into_delivery(self) -> Delivery {
         self.delivery
     }
+}
+
+/// What a token allows.
+struct Admitted {
+    grant: Arc<str>,
+    /// The rates of its service.
+    rates: Rates,
+    /// Whether it has the scope that widens what the request does.
+    is_widened: bool,
 }
 
 /// A message that failed authorization. The publisher receives the class only.
@@ -148,7 +157,7 @@ impl Authorizer {
         session: Option<&str>,
         stored_at: DateTime<Utc>,
     ) -> Result<Arc<str>, Refusal> {
-        self.admit(headers, subject, session, stored_at).map(|(grant, _)| grant)
+        self.admit(headers, subject, session, stored_at, None).map(|admitted| admitted.grant)
     }
 
     /// How long a message of its service must be delayed because the service is over its rate limits. It counts before
@@ -186,8 +195,8 @@ impl Authorizer {
         let user_id = token.user_id();
         let (service, noun, verb) = (service.clone(), noun.to_owned(), verb.to_owned());
         let subject = RequestSubject { service, noun, verb, user_id };
-        match self.admit_token(&state, &token, &subject, session, now) {
-            Ok((grant, rates)) => match self.limits.wait(rates, used(&subject)) {
+        match self.admit_token(&state, &token, &subject, session, now, None) {
+            Ok(Admitted { grant, rates, .. }) => match self.limits.wait(rates, used(&subject)) {
                 Some(_) => QueryAuthorization::RateLimited,
                 None => QueryAuthorization::Authorized(grant, user_id),
             },
@@ -195,17 +204,17 @@ impl Authorizer {
         }
     }
 
-    /// Returns the grant and the rates of the service.
     fn admit(
         &self,
         headers: Option<&HeaderMap>,
         subject: &RequestSubject,
         session: Option<&str>,
         stored_at: DateTime<Utc>,
-    ) -> Result<(Arc<str>, Rates), Refusal> {
+        widening: Option<(&str, &str)>,
+    ) -> Result<Admitted, Refusal> {
         let state = self.state();
         let token = self.verified(bearer(headers)?, &state)?;
-        self.admit_token(&state, &token, subject, session, stored_at)
+        self.admit_token(&state, &token, subject, session, stored_at, widening)
     }
 
     fn admit_token(
@@ -215,24 +224,30 @@ impl Authorizer {
         subject: &RequestSubject,
         session: Option<&str>,
         stored_at: DateTime<Utc>,
-    ) -> Result<(Arc<str>, Rates), Refusal> {
+        widening: Option<(&str, &str)>,
+    ) -> Result<Admitted, Refusal> {
         token.check(subject, session, u64::try_from(stored_at.timestamp()).unwrap_or_default())?;
         if state.revoked.contains(&token.id()) {
             return Err(Refusal::Revoked);
         }
         let entry = state.services.get(token.service()).ok_or(Refusal::UnknownService)?;
-        if !entry.scopes.iter().any(|scope| scope.allows(&subject.noun, &subject.verb)) {
+        let allow =
+            |scopes: &[Scope], noun: &str, verb: &str| scopes.iter().any(|scope| scope.allows(noun, verb));
+        if !allow(&entry.scopes, &subject.noun, &subject.verb) {
             return Err(Refusal::ServiceScope);
         }
+        let is_widened = widening.is_some_and(|(noun, verb)| {
+            allow(token.scopes(), noun, verb) && allow(&entry.scopes, noun, verb)
+        });
         let grant = Arc::clone(token.grant(&self.role)?);
         self.add_use(token.id(), stored_at);
-        Ok((grant, self.rates_of(entry.rates)))
+        Ok(Admitted { grant, rates: self.rates_of(entry.rates), is_widened })
     }
 
     /// Authorizes a message. A tick needs no token: only the server's scheduler may publish on its subject, and the
     /// database decides what a tick may do.
     pub(crate) fn authorize<I: WorkItem>(&self, decoded: Decoded<I>) -> Authorization<I> {
-        let Decoded { message, delivery } = decoded;
+        let Decoded { mut message, delivery } = decoded;
         let subject = match &message.source {
             Source::Request(subject) => subject,
             Source::Tick(_) => {
@@ -241,15 +256,20 @@ impl Authorizer {
             }
         };
         let headers = delivery.message.headers.as_ref();
-        let session = message.request.facts().and_then(RequestFacts::session_id).map(SessionId::as_str);
-        match self.admit(headers, subject, session, message.stored_at) {
-            Ok((grant, rates)) => match self.delay(rates, subject, delivery.deliveries) {
-                Some(delay) => Authorization::RateLimited(Box::new(delivery), delay),
-                None => {
-                    let authority = Authority::Grant(grant);
-                    Authorization::Authorized(Box::new(Authorized { message, delivery, authority }))
+        let facts = message.request.facts();
+        let session = facts.and_then(RequestFacts::session_id).map(SessionId::as_str);
+        let widening = facts.and_then(RequestFacts::widening_scope);
+        match self.admit(headers, subject, session, message.stored_at, widening) {
+            Ok(Admitted { grant, rates, is_widened }) => {
+                match self.delay(rates, subject, delivery.deliveries) {
+                    Some(delay) => Authorization::RateLimited(Box::new(delivery), delay),
+                    None => {
+                        let authority = Authority::Grant(grant);
+                        message.is_widened = is_widened;
+                        Authorization::Authorized(Box::new(Authorized { message, delivery, authority }))
+                    }
                 }
-            },
+            }
             Err(refusal) => {
                 let subject = subject.clone();
                 let decoded = Decoded { message, delivery };

@@ -1,4 +1,4 @@
-//! Contexts of agents, in three tiers. The highest version wins.
+//! Contexts of agents, in three tiers. The highest version wins. What syncs need is kept as in `context.rs`.
 
 use std::sync::LazyLock;
 
@@ -91,15 +91,18 @@ static WRITE: LazyLock<String> = LazyLock::new(|| {
         JOIN users u ON u.id = i.user_id
     ), written AS (
         INSERT INTO agent_context_states AS t (id, user_id, session_id, agent_id, memory_tier, context_key,
-            context_value, is_shareable, expires_at, version, is_sensitive, request_id, created_at, updated_at, removed_at)
+            context_value, is_shareable, expires_at, version, is_sensitive, request_id, created_at, updated_at, removed_at,
+            writes, written_at)
         SELECT id, user_id, session_id, agent_id, memory_tier, context_key, context_value::jsonb, is_shareable,
-            expires_at, version, is_sensitive, request_id, stored_at, stored_at, CASE WHEN context_value IS NULL THEN stored_at END
+            expires_at, version, is_sensitive, request_id, stored_at, stored_at, CASE WHEN context_value IS NULL THEN stored_at END,
+            1, stored_at
         FROM input ORDER BY user_id, session_id, agent_id, memory_tier, context_key
         ON CONFLICT (user_id, session_id, agent_id, memory_tier, context_key) DO UPDATE SET
             context_value = excluded.context_value, is_shareable = excluded.is_shareable,
             expires_at = excluded.expires_at, version = excluded.version, is_sensitive = excluded.is_sensitive, request_id = excluded.request_id, updated_at = excluded.updated_at,
-            removed_at = excluded.removed_at
-        WHERE excluded.version > t.version
+            removed_at = excluded.removed_at, writes = t.writes + 1, written_at = excluded.written_at,
+            sync_values = CASE WHEN excluded.removed_at IS NULL THEN t.sync_values END
+        WHERE excluded.version > t.version OR t.writes = 0
         RETURNING user_id, id, session_id, agent_id, memory_tier, context_key
     )
     SELECT i.ordinal, w.id AS row_id

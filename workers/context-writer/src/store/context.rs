@@ -1,4 +1,8 @@
 //! Contexts of sessions, the table with the most writes. The highest version wins.
+//!
+//! `writes` counts what the session itself has put or removed; memory-sync tells from it what it has not carried yet. A row that only
+//! syncs have written has no version of its session's publisher, so any put replaces it. A removed key keeps its type and access level,
+//! by which its removal crosses or stays, and no value in what syncs know of it.
 
 use std::sync::LazyLock;
 
@@ -38,7 +42,7 @@ store::unnest_row! {
 impl<'a> Row<'a> {
     /// The row for a request. `None` if the request does not write this table.
     fn new(message: &'a Message<Request>) -> Option<Self> {
-        // Fields missing in a removal keep these defaults and are never read: the row is a tombstone.
+        // Fields missing in a removal keep these defaults: the row is a tombstone.
         let row = Self {
             id: Uuid::now_v7(),
             user_id: message.user_id().get(),
@@ -92,17 +96,20 @@ static WRITE: LazyLock<String> = LazyLock::new(|| {
         JOIN chat_mode_sessions s ON s.user_id = i.user_id AND s.session_id = i.session_id
     ), written AS (
         INSERT INTO simple_chat_context AS t (id, user_id, session_id, context_key, context_value, context_type,
-            access_level, priority, version, expires_at, is_persistent, is_sensitive, request_id, created_at, updated_at, removed_at)
+            access_level, priority, version, expires_at, is_persistent, is_sensitive, request_id, created_at, updated_at, removed_at,
+            writes, written_at)
         SELECT id, user_id, session_id, context_key, context_value::jsonb, context_type::context_type,
             access_level::access_level, priority, version, expires_at, is_persistent, is_sensitive, request_id, stored_at, stored_at,
-            CASE WHEN context_value IS NULL THEN stored_at END
+            CASE WHEN context_value IS NULL THEN stored_at END, 1, stored_at
         FROM input ORDER BY user_id, session_id, context_key
         ON CONFLICT (user_id, session_id, context_key) DO UPDATE SET context_value = excluded.context_value,
-            context_type = excluded.context_type, access_level = excluded.access_level,
+            context_type = CASE WHEN excluded.removed_at IS NULL THEN excluded.context_type ELSE t.context_type END,
+            access_level = CASE WHEN excluded.removed_at IS NULL THEN excluded.access_level ELSE t.access_level END,
             priority = excluded.priority, version = excluded.version, expires_at = excluded.expires_at,
             is_persistent = excluded.is_persistent, is_sensitive = excluded.is_sensitive, request_id = excluded.request_id, updated_at = excluded.updated_at,
-            removed_at = excluded.removed_at
-        WHERE excluded.version > t.version
+            removed_at = excluded.removed_at, writes = t.writes + 1, written_at = excluded.written_at,
+            sync_values = CASE WHEN excluded.removed_at IS NULL THEN t.sync_values END
+        WHERE excluded.version > t.version OR t.writes = 0
         RETURNING user_id, id, session_id, context_key
     )
     SELECT i.ordinal, w.id AS row_id

@@ -11,6 +11,7 @@ mod node;
 mod router;
 mod search;
 mod session;
+mod sync;
 mod task;
 
 use contract::{Malformed, Query};
@@ -37,6 +38,8 @@ pub(crate) fn validate(query: Query) -> Result<Box<dyn AnyQuery>, Malformed> {
         Query::ExpertConversationRead(query) => any::<expert_conversation::Read>(query),
         Query::SearchSimilar(query) => any::<search::Search>(query),
         Query::EventList(query) => any::<event::List>(query),
+        Query::SyncStatusRead(query) => any::<sync::Status>(query),
+        Query::SyncHistory(query) => any::<sync::History>(query),
     }
 }
 
