@@ -65,6 +65,8 @@ mod schema_file;
 mod seal;
 mod search;
 mod subjects;
+mod sync_command;
+mod sync_queries;
 mod terminal;
 mod trust;
 mod unreadable;

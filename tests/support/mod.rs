@@ -16,6 +16,7 @@ pub mod memories;
 pub mod program;
 pub mod raw_nats;
 pub mod reader;
+pub mod sync;
 
 /// The database role of context-writer.
 pub const ROLE: &str = "w_context_writer";

@@ -14,6 +14,7 @@ pub mod replay;
 pub mod run;
 pub mod security;
 pub mod status;
+pub mod sync;
 pub mod tail;
 pub mod token;
 pub mod vectors;
