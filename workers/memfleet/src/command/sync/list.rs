@@ -32,8 +32,11 @@ pub(super) struct ListArgs {
 }
 
 fn statuses() -> impl TypedValueParser<Value = SyncStatus> {
-    PossibleValuesParser::new(SyncStatus::ALL.map(SyncStatus::as_str))
-        .try_map(|word| word.parse::<SyncStatus>())
+    let known = SyncStatus::ALL.iter().map(|status| status.as_str());
+    PossibleValuesParser::new(known).try_map(|word| {
+        let status = SyncStatus::ALL.iter().find(|status| status.as_str() == word);
+        status.copied().ok_or_else(|| format!("no status {word:?}"))
+    })
 }
 
 pub(super) async fn execute(args: &ListArgs, settings: &Settings) -> anyhow::Result<()> {
