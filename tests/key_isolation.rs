@@ -14,8 +14,12 @@ use crate::isolation::validate;
 use crate::support::{ROLE, two_users};
 
 /// The roles that the key store admits, and whether each may add keys.
-const ROLES: [(&str, bool); 3] =
-    [("w_context_writer", true), ("w_memory_reader", false), ("w_router_logger", true)];
+const ROLES: [(&str, bool); 4] = [
+    ("w_context_writer", true),
+    ("w_memory_reader", false),
+    ("w_memory_sync", false),
+    ("w_router_logger", true),
+];
 
 const POLICY: &str = "row-level security policy";
 const PERMISSION: &str = "permission denied for table data_keys";

@@ -7,7 +7,7 @@ use testkit::{Fixture, RequestMessage, request, session, user};
 use uuid::Uuid;
 
 use crate::support::program::{Ended, memfleet, output};
-use crate::support::sync::{filled, sync_id};
+use crate::support::sync_history::{filled, sync_id};
 
 async fn sync(fixture: &Fixture, arguments: &[&str]) -> Ended {
     output(memfleet(fixture, &[&["sync"], arguments].concat())).await.into()

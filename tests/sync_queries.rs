@@ -7,7 +7,7 @@ use testkit::{CANARY, Fixture, RequestMessage, request, session, user};
 use uuid::Uuid;
 
 use crate::support::reader::Reader;
-use crate::support::sync::{filled, sync_id};
+use crate::support::sync_history::{filled, sync_id};
 
 fn column<'a>(answer: &'a Value, list: &str, field: &str) -> Vec<&'a Value> {
     answer[list].as_array().unwrap_or_else(|| panic!("{answer}")).iter().map(|item| &item[field]).collect()

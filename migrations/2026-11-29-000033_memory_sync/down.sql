@@ -3,7 +3,9 @@
 SET LOCAL lock_timeout = '100ms';
 
 SELECT sec.drop_job('sync-carry'), sec.drop_job('sync-forget');
-DROP FUNCTION sec.due_sync_carry, sec.due_sync_forget;
+DROP FUNCTION sec.due_sync_carry, sec.due_sync_forget, audit.note_foreign_session, sec.is_session_of_another,
+    sec.has_due, sec.lock_synced_sessions;
+DROP INDEX chat_mode_sessions_by_name;
 REVOKE SELECT (user_id, session_id, is_active) ON chat_mode_sessions FROM memfleet_due;
 REVOKE SELECT (user_id, session_id, logical_time) ON session_clocks FROM memfleet_due;
 REVOKE SELECT (user_id, removed_at) ON simple_chat_context, agent_context_states FROM memfleet_due;

@@ -58,7 +58,7 @@ ALTER TABLE cross_service_memory_sync
     ADD COLUMN updated_at timestamptz NOT NULL DEFAULT now(),
     ADD COLUMN undone_at timestamptz;
 CREATE INDEX cross_service_memory_sync_running ON cross_service_memory_sync (user_id, source_session_id)
-    WHERE sync_status IN ('pending', 'in_progress');
+    WHERE sync_status = 'in_progress';
 CREATE INDEX cross_service_memory_sync_by_time ON cross_service_memory_sync (user_id, created_at, id);
 
 CREATE SEQUENCE sync_position_sequence;
@@ -144,6 +144,53 @@ END $$;
 CREATE TRIGGER ciphertext_delete AFTER DELETE ON sync_changes FOR EACH ROW WHEN (OLD.is_sensitive)
     EXECUTE FUNCTION sec.drop_ciphertext();
 
+-- Notes that a user's request named a session which the user does not have and another one has: once for a request. What the other
+-- one has is not told: not to the publisher, whose request waits for the session and is refused like any other, and not to the role.
+-- Session ids are unique within a user, so the same name may be chance; a violation of the severity low says that it happened.
+CREATE FUNCTION sec.is_session_of_another(user_id integer, session_id text) RETURNS boolean LANGUAGE sql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT EXISTS (SELECT FROM public.chat_mode_sessions s WHERE s.session_id = $2 AND s.user_id <> $1)
+        AND NOT EXISTS (SELECT FROM public.chat_mode_sessions s WHERE s.session_id = $2 AND s.user_id = $1)
+$$;
+CREATE INDEX chat_mode_sessions_by_name ON chat_mode_sessions (session_id);
+CREATE FUNCTION audit.note_foreign_session(of_user integer, of_session text, service text, of_request uuid) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF of_user = ANY (sec.current_user_ids()) AND sec.is_session_of_another(of_user, of_session)
+        AND NOT EXISTS (SELECT FROM audit.security_violations v
+            WHERE v.violation_type = 'foreign-session' AND v.request_id = of_request) THEN
+        INSERT INTO audit.security_violations (subject_token, role_name, service, request_id, violation_type, severity, table_name,
+            reason)
+        VALUES ((SELECT s.token FROM audit.subjects s WHERE s.user_id = of_user), session_user, left(service, 64), of_request,
+            'foreign-session', 'low', 'chat_mode_sessions', 'a sync names a session that another user has');
+    END IF;
+END $$;
+REVOKE EXECUTE ON FUNCTION sec.is_session_of_another, audit.note_foreign_session FROM PUBLIC;
+ALTER FUNCTION sec.is_session_of_another OWNER TO memfleet_due;
+GRANT EXECUTE ON FUNCTION sec.is_session_of_another TO memfleet_owner;
+ALTER FUNCTION audit.note_foreign_session OWNER TO memfleet_owner;
+
+-- Keeps other syncs of these sessions waiting until the transaction ends. A batch may carry a session's keys on after it has written
+-- them, so that its rows are not locked in one order; with this lock, syncs do not wait for each other in a circle. Of the two spaces of
+-- advisory locks it uses the one that nothing else does.
+CREATE FUNCTION sec.lock_synced_sessions(users integer[], sessions text[]) RETURNS integer LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    key integer;
+    locked integer := 0;
+BEGIN
+    IF NOT users <@ sec.current_user_ids() THEN
+        RAISE insufficient_privilege USING MESSAGE = 'sessions are locked for the users of the security context only';
+    END IF;
+    FOR key IN SELECT DISTINCT hashtext(s.user_id || ' ' || s.session_id) FROM unnest(users, sessions) AS s (user_id, session_id) ORDER BY 1 LOOP
+        PERFORM pg_advisory_xact_lock(33, key);
+        locked := locked + 1;
+    END LOOP;
+    RETURN locked;
+END $$;
+REVOKE EXECUTE ON FUNCTION sec.lock_synced_sessions FROM PUBLIC;
+ALTER FUNCTION sec.lock_synced_sessions OWNER TO memfleet_owner;
+
 SELECT sec.grant_worker('w_memory_sync', '{
     "cross_service_memory_sync": ["SELECT", "INSERT", "UPDATE"],
     "sync_changes": ["SELECT", "INSERT", "UPDATE"],
@@ -152,7 +199,8 @@ SELECT sec.grant_worker('w_memory_sync', '{
     "agent_context_states": ["SELECT", "INSERT", "UPDATE", "DELETE"],
     "encrypted_fields": ["SELECT", "INSERT", "UPDATE", "DELETE"],
     "consensus_tasks": ["SELECT"],
-    "consensus_memory_nodes": ["SELECT", "INSERT", "UPDATE"]}');
+    "consensus_memory_nodes": ["SELECT", "INSERT", "UPDATE"]}',
+    functions => '{"audit.note_foreign_session(integer, text, text, uuid)", "sec.lock_synced_sessions(integer[], text[])"}');
 GRANT USAGE ON SEQUENCE sync_position_sequence TO w_memory_sync;
 SELECT sec.grant_worker('w_memory_reader', '{
     "cross_service_memory_sync": ["SELECT"], "sync_changes": ["SELECT"], "session_knowledge": ["SELECT"]}', takes_messages => false);
@@ -162,7 +210,7 @@ INSERT INTO sec.event_writers (role_name, event_type)
 SELECT 'w_memory_sync', label FROM unnest(ARRAY['sync.started', 'sync.stopped', 'sync.undone', 'sync.carried', 'sync.disputed',
     'sync.completed', 'sync.failed']) AS label;
 
--- Whose running syncs have something to do: keys are left, the source has got events since it was read, a session has ended, or
+-- Whose syncs that run have something to do (a pending one waits for its own request): keys are left, the source has got events since it was read, a session has ended, or
 -- their time is over. Who has waited longest comes first.
 CREATE FUNCTION sec.due_sync_carry(integer) RETURNS SETOF integer LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
@@ -170,7 +218,7 @@ SET search_path = pg_catalog, pg_temp AS $$
     JOIN public.chat_mode_sessions a ON a.user_id = s.user_id AND a.session_id = s.source_session_id
     JOIN public.chat_mode_sessions b ON b.user_id = s.user_id AND b.session_id = s.target_session_id
     LEFT JOIN public.session_clocks c ON c.user_id = s.user_id AND c.session_id = s.source_session_id
-    WHERE s.sync_status IN ('pending', 'in_progress')
+    WHERE s.sync_status = 'in_progress'
         AND (s.has_more OR s.source_clock IS NULL OR c.logical_time > s.source_clock OR s.expires_at <= now()
             OR NOT a.is_active OR NOT b.is_active)
     GROUP BY s.user_id ORDER BY min(coalesce(s.carried_at, s.created_at)), s.user_id LIMIT $1
@@ -188,6 +236,22 @@ GRANT SELECT (user_id, source_session_id, target_session_id, sync_status, has_mo
 GRANT SELECT (user_id, session_id, is_active) ON chat_mode_sessions TO memfleet_due;
 GRANT SELECT (user_id, session_id, logical_time) ON session_clocks TO memfleet_due;
 GRANT SELECT (user_id, removed_at, sync_state) ON simple_chat_context, agent_context_states TO memfleet_due;
+-- Whether anybody has work due for a job of the role that asks: nobody is named, so nothing is minted.
+CREATE FUNCTION sec.has_due(of_job text) RETURNS boolean LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    due_function CONSTANT text := (SELECT j.due_function FROM sec.jobs j WHERE j.job = of_job AND j.role_name = session_user);
+    found boolean;
+BEGIN
+    IF due_function IS NULL THEN
+        RAISE insufficient_privilege USING MESSAGE = 'the security context is refused: this role has no such job';
+    END IF;
+    EXECUTE format('SELECT EXISTS (SELECT FROM %s(1) AS u WHERE u >= 0)', due_function) INTO found;
+    RETURN found;
+END $$;
+REVOKE EXECUTE ON FUNCTION sec.has_due FROM PUBLIC;
+ALTER FUNCTION sec.has_due OWNER TO memfleet_owner;
+SELECT sec.grant_worker('w_memory_sync', functions => '{sec.has_due(text)}');
 SELECT sec.add_job('sync-carry', 'w_memory_sync', 'sec.due_sync_carry(integer)');
 SELECT sec.add_job('sync-forget', 'w_memory_sync', 'sec.due_sync_forget(integer)');
 

@@ -44,3 +44,20 @@ pub async fn revealed(
     let name = |field: &Encrypted| format!("{}.{}", field.table, field.column);
     fields.iter().zip(values).map(|(field, one)| (name(field), value(one))).collect()
 }
+
+/// One encrypted field of a user in clear.
+pub async fn revealed_field(fixture: &Fixture, user_id: i32, table: &str, column: &str, row: Uuid) -> String {
+    let (mut reader, grant) = (login(fixture, ROLE).await, grant(user_id, ROLE));
+    let loaded: Result<Vec<Encrypted>, Fault> = reader
+        .transaction(async |reader| {
+            store::security::open_context(reader, &[&grant]).await?;
+            keys::load_fields(reader, table, &[row]).await
+        })
+        .await;
+    let fields: Vec<Encrypted> =
+        loaded.expect("fields").into_iter().filter(|field| field.column == column).collect();
+    let grants = Grants::from([(UserId::new(user_id).expect("a user"), grant.as_str())]);
+    let values = open_keys(fixture).decrypt(&fields, &grants).await.expect("keys");
+    let value = values.into_iter().next().expect("an encrypted field").expect("a readable one");
+    value.expose_secret().to_owned()
+}

@@ -1,60 +1,165 @@
-//! Syncs of two users, and what they did.
+//! Sessions, contexts and syncs for the tests of memory-sync.
 
+use std::time::Duration;
+
+use chrono::{SecondsFormat, Utc};
 use context_writer::ContextWriter;
-use testkit::{Fixture, session, user};
+use memory_sync::{Job, MemorySync};
+use serde_json::{Value, json};
+use testkit::{Fixture, RequestMessage, eventually, request, session, user};
 use uuid::Uuid;
 
-/// For users 1 and 2, each with the same: the sync 1 carried `a` (new), `b` (with a conflict), `c` (cannot be merged), `fact.d`
-/// (disputed) and `e` (encrypted) from x to y; the live sync 2 from y to x carried `b`; the sync 3 from x to z shared a node, and was undone.
-const ROWS: &str = r#"
-INSERT INTO cross_service_memory_sync (id, user_id, source_session_id, target_session_id, sync_type, sync_status, end_reason, filter,
-        crosses_private, service, rounds, data_transferred, created_at, updated_at, completed_at, undone_at)
-    SELECT md5(u || 'sync' || n)::uuid, u, source, target, type::sync_type, status::sync_status, reason, filter::jsonb, n = 2, 'test', n,
-        counts::jsonb, at, at + interval '1 minute', CASE WHEN n <> 2 THEN at + interval '1 minute' END,
-        CASE WHEN n = 3 THEN at + interval '2 minutes' END
-    FROM unnest(ARRAY[1, 2]) AS u, (VALUES
-        (1, 'x', 'y', 'context_transfer', 'completed', 'carried', '{"prefixes": ["a", "b"]}',
-            '{"created": 1, "merged": 3, "failed": 1, "private": 2, "conflicts": 2, "disputes": 1}'),
-        (2, 'y', 'x', 'state_sync', 'in_progress', NULL, '{}', '{"fast_forwarded": 1}'),
-        (3, 'x', 'z', 'knowledge_share', 'completed', 'undone', '{}', '{"references": 1}')
-        ) AS v (n, source, target, type, status, reason, filter, counts),
-        LATERAL (SELECT '2026-11-01 10:00+00'::timestamptz + n * interval '1 hour' AS at) AS t;
-INSERT INTO sync_changes (id, user_id, sync_id, source_session_id, target_session_id, position, agent_id, memory_tier, context_key, node_id,
-        effect, reason, after_digest, conflicts, disputed, is_sensitive, changed_at, undone_at)
-    SELECT md5(u || 'change' || p)::uuid, u, md5(u || 'sync' || n)::uuid, source, target, u * 1000 + p, agent, tier::memorytier, key,
-        CASE WHEN n = 3 THEN md5(u || 'node')::uuid END, effect, reason,
-        CASE WHEN effect IN ('created', 'fast-forward', 'merged') THEN repeat('a', 64) END, conflicts::jsonb, disputed::jsonb, key = 'e',
-        '2026-11-01 11:00+00'::timestamptz, CASE WHEN n = 3 THEN '2026-11-01 13:02+00'::timestamptz END
-    FROM unnest(ARRAY[1, 2]) AS u, (VALUES
-        (1, 1, 'x', 'y', NULL, NULL, 'a', 'created', NULL, '[]', '[]'),
-        (2, 1, 'x', 'y', 'ada', 'shared', 'b', 'merged', NULL, '[{"path": "/theme", "cause": "edited", "rule": "preference",
-            "base": "light", "ours": "blue", "theirs": "dark", "kept": "blue",
-            "lost": [{"session_id": "x", "write": 3, "written_at": "2026-11-01T10:59:00Z", "value": "dark"}]}]', '[]'),
-        (3, 1, 'x', 'y', NULL, NULL, 'c', 'failed', 'the counter at "" would be too large; lower it in one session', '[]', '[]'),
-        (4, 1, 'x', 'y', NULL, NULL, 'fact.d', 'merged', NULL, '[]',
-            '[{"session_id": "x", "write": 1, "written_at": "2026-11-01T10:58:00Z", "value": "vegan"},
-              {"session_id": "y", "write": 2, "written_at": "2026-11-01T10:59:00Z"}]'),
-        (5, 1, 'x', 'y', NULL, NULL, 'e', 'merged', NULL, '[{"path": "", "cause": "edited", "rule": "preference",
-            "kept": "$encrypted",
-            "lost": [{"session_id": "x", "write": 1, "written_at": "2026-11-01T10:59:00Z", "value": "$encrypted"}]}]', '[]'),
-        (6, 2, 'y', 'x', NULL, NULL, 'b', 'fast-forward', NULL, '[]', '[]'),
-        (7, 3, 'x', 'z', NULL, NULL, 'port', 'referenced', NULL, '[]', '[]')
-        ) AS v (p, n, source, target, agent, tier, key, effect, reason, conflicts, disputed);
-"#;
+/// A fixture with a user and these sessions.
+pub async fn with_sessions(sessions: &[&str]) -> Fixture {
+    open(Fixture::new().await, 1, sessions).await
+}
 
-/// A fixture with these rows.
-pub async fn filled() -> Fixture {
-    let fixture = Fixture::new().await;
-    let sessions = [1, 2].into_iter().flat_map(|id| ["x", "y", "z"].map(|name| session(id, name)));
-    fixture.process(ContextWriter, [user(1), user(2)].into_iter().chain(sessions)).await;
-    fixture.execute(ROWS).await;
+/// Opens sessions of a user.
+pub async fn open(fixture: Fixture, user_id: i32, sessions: &[&str]) -> Fixture {
+    let mut requests = vec![user(user_id)];
+    requests.extend(sessions.iter().map(|id| session(user_id, id)));
+    write(&fixture, requests).await;
     fixture
 }
 
-/// The id of a sync of a user.
-pub async fn sync_id(fixture: &Fixture, user: i32, number: i32) -> Uuid {
-    let query = format!(
-        "id::text FROM cross_service_memory_sync WHERE user_id = {user} AND id = md5('{user}' || 'sync' || '{number}')::uuid"
+/// Has context-writer process requests to their end.
+pub async fn write(fixture: &Fixture, requests: impl IntoIterator<Item = RequestMessage>) {
+    fixture.process(ContextWriter, requests).await;
+}
+
+/// The worker.
+pub fn syncer(fixture: &Fixture) -> MemorySync {
+    MemorySync::open(&fixture.settings).expect("the worker")
+}
+
+/// Has memory-sync process requests to their end.
+pub async fn process(fixture: &Fixture, requests: impl IntoIterator<Item = RequestMessage>) {
+    fixture.process(syncer(fixture), requests).await;
+}
+
+/// A shared context of user 1.
+pub fn put(session: &str, key: &str, value: Value, version: i64) -> RequestMessage {
+    put_as(session, key, value, version, json!({ "access_level": "shared" }))
+}
+
+/// A context of user 1, with further fields.
+pub fn put_as(session: &str, key: &str, value: Value, version: i64, more: Value) -> RequestMessage {
+    let mut body =
+        json!({ "session_id": session, "context_key": key, "context_value": value, "version": version });
+    body.as_object_mut().expect("an object").extend(more.as_object().expect("fields").clone());
+    request("context.put", 1, body)
+}
+
+/// The removal of a context of user 1.
+pub fn remove(session: &str, key: &str, version: i64) -> RequestMessage {
+    request("context.remove", 1, json!({ "session_id": session, "context_key": key, "version": version }))
+}
+
+/// A sync of user 1.
+#[derive(Clone, Copy, Debug)]
+pub struct Sync {
+    /// Its id.
+    pub id: Uuid,
+}
+
+impl Sync {
+    /// A new sync.
+    pub fn new() -> Self {
+        Self { id: Uuid::now_v7() }
+    }
+
+    /// Starts it.
+    pub fn start(self, kind: &str, source: &str, target: &str) -> RequestMessage {
+        self.start_as(1, kind, source, target, json!({}))
+    }
+
+    /// Starts it for a user, with further fields.
+    pub fn start_as(self, user: i32, kind: &str, source: &str, target: &str, more: Value) -> RequestMessage {
+        let mut body = json!({ "sync_id": self.id, "source_session_id": source, "target_session_id": target,
+            "sync_type": kind });
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("fields").clone());
+        request("sync.start", user, body)
+    }
+
+    /// Transfers once.
+    pub fn transfer(self, source: &str, target: &str) -> RequestMessage {
+        self.start("context_transfer", source, target)
+    }
+
+    /// Stops it.
+    pub fn stop(self) -> RequestMessage {
+        request("sync.stop", 1, json!({ "sync_id": self.id, "reason": "enough" }))
+    }
+
+    /// Takes it back.
+    pub fn undo(self) -> RequestMessage {
+        request("sync.undo", 1, json!({ "sync_id": self.id }))
+    }
+
+    /// `status end_reason` of it.
+    pub async fn state(self, fixture: &Fixture) -> String {
+        let select = format!(
+            "concat_ws(' ', sync_status, end_reason) FROM cross_service_memory_sync WHERE id = '{}'",
+            self.id
+        );
+        fixture.lines(&select).await.join("|")
+    }
+
+    /// A number of its counts.
+    pub async fn counted(self, fixture: &Fixture, what: &str) -> String {
+        let select =
+            format!("data_transferred ->> '{what}' FROM cross_service_memory_sync WHERE id = '{}'", self.id);
+        fixture.lines(&select).await.join("|")
+    }
+}
+
+/// `key=value` of all contexts of a session that are not removed, by key.
+pub async fn memory(fixture: &Fixture, session: &str) -> Vec<String> {
+    let select = format!(
+        "context_key || '=' || context_value FROM simple_chat_context
+        WHERE session_id = '{session}' AND removed_at IS NULL ORDER BY context_key"
     );
-    fixture.lines(&query).await.remove(0).parse().expect("an id")
+    fixture.lines(&select).await
+}
+
+/// The payloads of the events of a type, oldest first.
+pub async fn payloads(fixture: &Fixture, event_type: &str) -> Vec<Value> {
+    let select = format!(
+        "event_payload::text FROM blackboard_events WHERE event_type = '{event_type}' ORDER BY event_sequence"
+    );
+    let texts = fixture.lines(&select).await;
+    texts.iter().map(|text| serde_json::from_str(text).expect("JSON")).collect()
+}
+
+/// Has the server publish a tick at once, and waits until it is acknowledged. The shipped schedule publishes others.
+pub async fn tick(fixture: &Fixture, job: Job) {
+    let consumer = fixture.consumer("JOBS", "memory-sync-jobs").await;
+    let stream = fixture.jetstream.get_stream("JOBS").await.expect("the stream");
+    let subject = format!("memory.job.{}", job.name());
+    let last = async || {
+        let message = stream.get_last_raw_message_by_subject(&subject).await;
+        message.map(|message| message.sequence).unwrap_or(0)
+    };
+    let before = last().await;
+    let mut headers = async_nats::HeaderMap::new();
+    let time = (Utc::now() + Duration::from_millis(100)).to_rfc3339_opts(SecondsFormat::Millis, true);
+    headers.insert("Nats-Schedule", format!("@at {time}"));
+    headers.insert("Nats-Schedule-Target", subject.clone());
+    let schedule = format!("memory.schedule.{}-now", job.name());
+    let sent = fixture.jetstream.publish_with_headers(schedule, headers, "".into()).await;
+    sent.expect("a publish").await.expect("a stored schedule");
+    eventually("the tick is acknowledged", async || {
+        let tick = last().await;
+        let info = consumer.get_info().await.ok()?;
+        let settled = info.delivered.stream_sequence >= tick && info.num_ack_pending == 0;
+        (tick > before && settled).then_some(())
+    })
+    .await;
+}
+
+/// Asserts that the events alone give the contexts and the memories of agents of user 1, whoever wrote them.
+pub async fn assert_replays(fixture: &Fixture) {
+    let user = contract::UserId::new(1).expect("a user");
+    let replayed = memfleet::replay::replay(&mut fixture.connection().await, user, i64::MAX).await;
+    assert_eq!(replayed.expect("a replay").differences, []);
 }

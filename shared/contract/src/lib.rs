@@ -89,5 +89,5 @@ pub use value::{List, Name, NonEmptyList, Secret, SessionId, Text};
 pub use vector::*;
 pub use workers::{
     CONSENSUS_BUILDER, CONTEXT_WRITER, MEMORY_READER, MEMORY_SYNC, ROUTER_LOGGER, SCHEDULE_ROOT, SCHEDULES,
-    TOKEN_ISSUER, VECTOR_INDEXER, WORKERS, WorkerInfo, worker_role,
+    TOKEN_ISSUER, VECTOR_INDEXER, WAKE_ROOT, WAKES, WORKERS, WorkerInfo, wake_subject, woken_by, worker_role,
 };

@@ -120,7 +120,42 @@ pub static SCHEDULES: &[(&str, &str)] = &[
     ("sync-forget", "@every 1h"),
 ];
 
+/// The root of the subjects of hints that a job may have work: `memory.wake.<job>`. A hint has no content and may be lost; the
+/// job's schedule finds the same work later.
+pub const WAKE_ROOT: &str = "memory.wake";
+
+/// Events after which a job runs at once, if it has work.
+pub static WAKES: &[(EventType, &str)] = &[
+    (EventType::ContextStored, "sync-carry"),
+    (EventType::ContextRemoved, "sync-carry"),
+    (EventType::AgentContextStored, "sync-carry"),
+    (EventType::AgentContextRemoved, "sync-carry"),
+    (EventType::SessionClosed, "sync-carry"),
+    (EventType::SyncCarried, "sync-carry"),
+];
+
+/// The jobs that run at once after events of these types, each once.
+pub fn woken_by(events: impl IntoIterator<Item = EventType>) -> Vec<&'static str> {
+    let mut jobs = Vec::new();
+    for event in events {
+        for (_, job) in WAKES.iter().filter(|(by, job)| *by == event && !jobs.contains(job)) {
+            jobs.push(*job);
+        }
+    }
+    jobs
+}
+
+/// The subject of hints for a job.
+pub fn wake_subject(job: &str) -> String {
+    format!("{WAKE_ROOT}.{job}")
+}
+
 impl WorkerInfo {
+    /// Its jobs that events wake.
+    pub fn woken_jobs(&self) -> impl Iterator<Item = &'static str> {
+        self.jobs.iter().copied().filter(|job| WAKES.iter().any(|(_, woken)| woken == job))
+    }
+
     /// The worker with this name.
     pub fn find(name: &str) -> Option<&'static Self> {
         WORKERS.iter().find(|worker| worker.name == name)
@@ -210,6 +245,16 @@ mod tests {
         let sweeper = WorkerInfo { job_events: &[EventType::ContextRemoved], ..MEMORY_READER };
         assert_eq!(sweeper.events().collect::<Vec<_>>(), [EventType::ContextRemoved]);
         assert!(sweeper.causes(EventType::ContextRemoved) && !sweeper.causes(EventType::ContextStored));
+    }
+
+    #[test]
+    fn events_wake_jobs_of_the_catalogue() {
+        for (_, job) in WAKES {
+            let of = WORKERS.iter().filter(|worker| worker.woken_jobs().any(|woken| woken == *job));
+            assert_eq!(of.count(), 1, "{job}");
+        }
+        assert_eq!(woken_by([EventType::ContextStored, EventType::ContextRemoved]), ["sync-carry"]);
+        assert_eq!(woken_by([EventType::MessageAdded]), Vec::<&str>::new());
     }
 
     #[test]

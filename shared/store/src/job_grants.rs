@@ -42,6 +42,21 @@ impl fmt::Debug for JobGrant {
     }
 }
 
+/// Whether any user has work due for a job of this connection's role. It mints nothing.
+///
+/// # Errors
+/// A [`Fault`] of the kind `Denied` if the job is not this role's.
+pub async fn has_due(connection: &mut AsyncPgConnection, job: &str) -> Result<bool, Fault> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = Bool)]
+        is_due: bool,
+    }
+    let query = diesel::sql_query("SELECT sec.has_due($1) AS is_due").bind::<Text, _>(job);
+    let rows: Vec<Row> = prepared(query).load(connection).await?;
+    Ok(rows.iter().any(|row| row.is_due))
+}
+
 /// Mints grants for at most `max_users` users whose work is due, one for the platform, and one for each user for whom
 /// an earlier delivery of this tick minted in the last day; in no particular order. Further users are due at the next
 /// tick.

@@ -9,7 +9,8 @@
 use std::fmt::Write;
 
 use contract::{
-    MEMORY_READER, QUERIES, REQUEST_ROOT, REQUESTS, TOKEN_ISSUE, TOKEN_ISSUER, WORKERS, WorkerInfo,
+    JOB_ROOT, MEMORY_READER, QUERIES, REQUEST_ROOT, REQUESTS, TOKEN_ISSUE, TOKEN_ISSUER, WORKERS, WorkerInfo,
+    wake_subject, woken_by,
 };
 use trust::Scope;
 
@@ -122,9 +123,13 @@ fn of_worker(worker: &WorkerInfo, services: &[Service]) -> Identity {
     if !publish.is_empty() {
         publish.extend(worker.events().map(|event| format!("memory.event.{event}.*")));
         publish.push(format!("memory.dead.{name}.*"));
+        publish.extend(woken_by(worker.events()).into_iter().map(wake_subject));
+        // A tick of its own job lets it do nothing that it could not do without one.
+        publish.extend(worker.woken_jobs().map(|job| format!("{JOB_ROOT}.{job}")));
         publish.extend(publishers(services).map(|service| format!("_INBOX.{}.>", service.service)));
     }
     let mut subscribe = vec![format!("_INBOX.{name}.>")];
+    subscribe.extend(worker.woken_jobs().map(wake_subject));
     if !queries.is_empty() {
         // The broker allows one answer to each query, and the worker answers the discovery requests of the NATS service
         // API.
@@ -286,13 +291,14 @@ fn exchange(account: Account, services: &[Service]) -> String {
 pub const API_PREFIX: &str = "STORE.API";
 
 /// What workers may request from the account of the streams, with the type of the response.
-const SERVICES_OF_STORE: [(&str, &str); 6] = [
+const SERVICES_OF_STORE: [(&str, &str); 7] = [
     ("$JS.API.CONSUMER.INFO.*.*", "singleton"),
     ("$JS.API.CONSUMER.MSG.NEXT.*.*", "stream"),
     ("$JS.API.STREAM.MSG.GET.*", "singleton"),
     ("$JS.ACK.>", "singleton"),
     ("memory.event.>", "singleton"),
     ("memory.dead.>", "singleton"),
+    ("memory.job.>", "singleton"),
 ];
 
 fn list(name: &str, items: &[String]) -> String {

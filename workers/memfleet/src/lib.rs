@@ -8,4 +8,5 @@ pub mod dispatch;
 pub mod dossiers;
 pub mod logging;
 pub mod replay;
+mod replay_sync;
 mod server_warnings;

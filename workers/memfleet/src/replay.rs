@@ -21,6 +21,8 @@ use store::blackboard::{self, Recorded};
 use store::{Connection, Fault, FaultKind};
 use uuid::Uuid;
 
+use crate::replay_sync;
+
 /// The tables that are rebuilt: all that context-writer writes, in any order.
 const REBUILT: [&str; 14] = [
     "users",
@@ -132,16 +134,36 @@ async fn in_scratch(connection: &mut Connection, user: UserId, as_of: i64) -> Re
             blackboard::of_user(connection, user, replayed.as_of, as_of, BATCH_EVENTS, BATCH_BYTES).await?;
         let Some(last) = recorded.last() else { break };
         replayed.as_of = last.event.event_sequence;
-        let messages = recorded.into_iter().filter_map(|recorded| message(recorded, &mut requests));
-        let messages: Vec<_> = messages.collect::<Result<_, Fault>>()?;
-        replayed.events += messages.len() as u64;
-        let messages: Vec<_> = messages.iter().collect();
-        context_writer::store::write(connection, &messages, &DataKeys::new()).await?;
+        let mut messages = Vec::new();
+        for recorded in recorded {
+            if let Some(member) = replay_sync::listed_in(recorded.event.event_type) {
+                // It writes what requests before it have left.
+                write(connection, &mut messages, &mut replayed).await?;
+                replay_sync::apply(connection, &recorded.event, member, recorded.request_id).await?;
+                replayed.events += 1;
+            } else if let Some(message) = message(recorded, &mut requests) {
+                messages.push(message?);
+            }
+        }
+        write(connection, &mut messages, &mut replayed).await?;
     }
     for compared in COMPARED {
         compare(connection, user, &mut replayed, &compared).await?;
     }
     Ok(replayed)
+}
+
+/// Writes requests, as context-writer did.
+async fn write(
+    connection: &mut Connection,
+    messages: &mut Vec<Message<ContextRequest>>,
+    replayed: &mut Replayed,
+) -> Result<(), Fault> {
+    let messages = std::mem::take(messages);
+    replayed.events += messages.len() as u64;
+    let messages: Vec<_> = messages.iter().collect();
+    context_writer::store::write(connection, &messages, &DataKeys::new()).await?;
+    Ok(())
 }
 
 /// The request that an event carries, if it is one of context-writer's. `requests` are those that came before: only the first

@@ -9,3 +9,4 @@ pub mod start;
 pub mod startup_deadline;
 pub mod stats;
 pub mod trust_refresh;
+pub(crate) mod wake;

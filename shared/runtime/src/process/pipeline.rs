@@ -24,7 +24,7 @@ use crate::process::readiness::{Dependency, Phase, Readiness, probe};
 use crate::process::run_error::RunError;
 use crate::process::start::{Dependencies, PullSource, start};
 use crate::process::stats::Stats;
-use crate::process::trust_refresh;
+use crate::process::{trust_refresh, wake};
 use crate::stages::fair_queue::Amount;
 use crate::stages::intake::Intake;
 use crate::stages::pull::{BATCH_BYTES, Puller};
@@ -250,6 +250,10 @@ fn spawn_stages<W: ExternalWorker>(
             let (writer, to_settle) = lane(&mut stages);
             stages.spawn(Arc::clone(&intake).heavy_lane(writer, to_settle));
         }
+    }
+    for job in W::INFO.woken_jobs() {
+        let (client, jetstream) = (client.clone(), jetstream.clone());
+        stages.spawn(wake::follow(W::INFO, job, client, jetstream, pool.clone(), stop.clone()));
     }
     stages.spawn(dead_lettering);
     stages.spawn(trust_refresh::follow(readiness, Arc::clone(authorizer), pool.clone(), stop.clone()));

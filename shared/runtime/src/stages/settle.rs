@@ -153,6 +153,11 @@ impl Settler {
             tokio::time::sleep(retry::delay(tries, FIRST_NOTE_DELAY, LONGEST_NOTE_DELAY)).await;
         }
         self.watermarks.published(events.iter().map(|stored| &stored.event));
+        for job in contract::woken_by(events.iter().map(|stored| stored.event.event_type)) {
+            // A hint that is lost is made up for by the job's schedule.
+            let sent = self.client.publish(contract::wake_subject(job), "".into()).await;
+            tracing::trace!(worker = self.worker, job, sent = sent.is_ok(), "hint");
+        }
         true
     }
 

@@ -10,6 +10,7 @@ mod prepare;
 mod read;
 mod requests;
 mod sample;
+mod syncs;
 
 use std::collections::BTreeMap;
 

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::experts;
 use super::prepare::{ACCOUNT_SERVICE, Out, Prepared, Slots, id, object};
 use super::sample::{self, Person};
+use super::syncs;
 use super::{Corpus, Dialogue, DialogueError, Frame, NO_INTENT, Speaker};
 
 /// The dialogue after which the group of experts of the sample works. Its user is known by then.
@@ -85,6 +86,7 @@ impl Mapper {
             sample::add_follow_ups(dialogue, &session_id, &memory.slots, self.dialogues, &mut out)?;
             if self.dialogues == EXPERTS_AFTER {
                 experts::add(&mut out)?;
+                syncs::add(&mut out)?;
             }
         }
         out.add(Request::SessionClose(SessionClose { session_id }), &[&dialogue.dialogue_id], false)?;

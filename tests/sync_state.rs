@@ -1,0 +1,190 @@
+//! `state_sync`: one session follows another, through chains and cycles, restarts and the end of its token.
+
+use std::time::Duration;
+
+use memory_sync::{Job, MemorySync};
+use serde_json::json;
+use testkit::{Fixture, eventually, request, set_redelivery};
+
+use crate::support::sync::{
+    Sync, memory, open, payloads, process, put, put_as, syncer, tick, with_sessions, write,
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_follows_another_until_it_ends() {
+    let fixture = with_sessions(&["a", "b"]).await;
+    write(&fixture, [put("a", "k", json!(1), 1)]).await;
+    let sync = Sync::new();
+    let worker = fixture.run(syncer(&fixture));
+    fixture.publish([sync.start("state_sync", "a", "b")]).await;
+    fixture.drained::<MemorySync>().await;
+    assert_eq!(sync.state(&fixture).await, "in_progress");
+    assert_eq!(memory(&fixture, "b").await, ["k=1"]);
+    write(&fixture, [put("a", "k", json!(2), 2), put("a", "new", json!(1), 1)]).await;
+    tick(&fixture, Job::Carry).await;
+    assert_eq!(memory(&fixture, "b").await, ["k=2", "new=1"]);
+    // A restart loses nothing.
+    worker.stop().await.expect("a clean end");
+    write(&fixture, [put("a", "k", json!(3), 3)]).await;
+    let worker = fixture.run(syncer(&fixture));
+    tick(&fixture, Job::Carry).await;
+    assert_eq!(memory(&fixture, "b").await, ["k=3", "new=1"]);
+    // What was written before the end still crosses.
+    write(&fixture, [put("a", "k", json!(4), 4), request("session.close", 1, json!({ "session_id": "a" }))])
+        .await;
+    tick(&fixture, Job::Carry).await;
+    assert_eq!(memory(&fixture, "b").await, ["k=4", "new=1"]);
+    assert_eq!(sync.state(&fixture).await, "completed source-ended");
+    let ended = payloads(&fixture, "sync.completed").await;
+    assert_eq!(ended.len(), 2, "in both sessions");
+    assert_eq!(ended[0]["transferred"]["fast_forwarded"], json!(3));
+    worker.stop().await.expect("a clean end");
+    let services =
+        "source_agent_id FROM blackboard_events WHERE event_type = 'sync.completed' GROUP BY source_agent_id";
+    assert_eq!(fixture.lines(services).await, ["job:sync-carry"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ends_a_sync_is_on_record() {
+    let fixture = with_sessions(&["a", "b", "c"]).await;
+    write(&fixture, [put("a", "k", json!(1), 1)]).await;
+    let (stopped, expired, vanished) = (Sync::new(), Sync::new(), Sync::new());
+    let worker = fixture.run(syncer(&fixture));
+    let soon = (chrono::Utc::now() + Duration::from_millis(1)).to_rfc3339();
+    fixture
+        .publish([
+            stopped.start("state_sync", "a", "b"),
+            expired.start_as(1, "state_sync", "a", "b", json!({ "expires_at": soon })),
+            vanished.start("state_sync", "a", "c"),
+            stopped.stop(),
+            stopped.stop(),
+        ])
+        .await;
+    fixture.drained::<MemorySync>().await;
+    write(&fixture, [request("session.close", 1, json!({ "session_id": "c" })), put("a", "k", json!(2), 2)])
+        .await;
+    tick(&fixture, Job::Carry).await;
+    assert_eq!(stopped.state(&fixture).await, "completed stopped");
+    assert_eq!(expired.state(&fixture).await, "completed expired");
+    assert_eq!(vanished.state(&fixture).await, "completed target-ended");
+    assert_eq!(memory(&fixture, "c").await, ["k=1"], "an ended session is not written");
+    assert_eq!(memory(&fixture, "b").await, ["k=1"]);
+    assert_eq!(fixture.count("blackboard_events WHERE event_type = 'sync.stopped'").await, 2);
+    worker.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_whose_target_vanishes_midway_fails() {
+    let fixture = with_sessions(&["a", "b"]).await;
+    let many: Vec<_> = (0..700).map(|n| put("a", &format!("k{n:03}"), json!(n), 1)).collect();
+    write(&fixture, many).await;
+    let (whole, cut) = (Sync::new(), Sync::new());
+    process(&fixture, [cut.transfer("a", "b")]).await;
+    assert_eq!(cut.state(&fixture).await, "in_progress");
+    assert_eq!(memory(&fixture, "b").await.len(), 500);
+    write(&fixture, [request("session.close", 1, json!({ "session_id": "b" }))]).await;
+    let worker = fixture.run(syncer(&fixture));
+    tick(&fixture, Job::Carry).await;
+    assert_eq!(cut.state(&fixture).await, "failed target-ended");
+    assert_eq!(payloads(&fixture, "sync.failed").await.len(), 2);
+    // One that does not vanish gets the rest with the next tick.
+    write(&fixture, [testkit::session(1, "b")]).await;
+    fixture.publish([whole.transfer("a", "b")]).await;
+    fixture.drained::<MemorySync>().await;
+    tick(&fixture, Job::Carry).await;
+    assert_eq!(whole.state(&fixture).await, "completed carried");
+    assert_eq!(memory(&fixture, "b").await.len(), 700);
+    assert_eq!(whole.counted(&fixture, "created").await, "200");
+    assert_eq!(whole.counted(&fixture, "unchanged").await, "500");
+    worker.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cycle_of_live_syncs_comes_to_rest() {
+    let fixture = with_sessions(&["a", "b", "c"]).await;
+    write(
+        &fixture,
+        [
+            put("a", "k", json!({ "a": 1 }), 1),
+            put("b", "k", json!({ "b": 2 }), 1),
+            put("c", "k", json!({ "c": 3 }), 1),
+            put("b", "count.n", json!(7), 1),
+        ],
+    )
+    .await;
+    let worker = fixture.run(syncer(&fixture));
+    let cycle = [("a", "b"), ("b", "c"), ("c", "a")];
+    fixture.publish(cycle.map(|(source, target)| Sync::new().start("state_sync", source, target))).await;
+    fixture.drained::<MemorySync>().await;
+    let same = [r#"count.n=7"#, r#"k={"a": 1, "b": 2, "c": 3}"#];
+    let mut ticks = 0;
+    let carried = async || fixture.count("blackboard_events WHERE event_type = 'sync.carried'").await;
+    loop {
+        let before = carried().await;
+        tick(&fixture, Job::Carry).await;
+        ticks += 1;
+        if carried().await == before {
+            break;
+        }
+        assert!(ticks < 8, "it never comes to rest");
+    }
+    for session in ["a", "b", "c"] {
+        assert_eq!(memory(&fixture, session).await, same, "{session}");
+    }
+    // Another tick finds nobody due: no mint for the user.
+    let due = "sec.due_sync_carry(10)";
+    tick(&fixture, Job::Carry).await;
+    assert_eq!(fixture.count(due).await, 0, "at rest");
+    // A write anywhere goes round once.
+    write(&fixture, [put("c", "k", json!({ "a": 1, "b": 2, "c": 4 }), 2)]).await;
+    for _ in 0..4 {
+        tick(&fixture, Job::Carry).await;
+    }
+    for session in ["a", "b", "c"] {
+        assert_eq!(
+            memory(&fixture, session).await,
+            [r#"count.n=7"#, r#"k={"a": 1, "b": 2, "c": 4}"#],
+            "{session}"
+        );
+    }
+    assert_eq!(fixture.count(due).await, 0, "at rest again");
+    assert_eq!(fixture.count("sync_changes WHERE conflicts <> '[]'").await, 0);
+    worker.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_live_sync_goes_on_under_job_grants_for_its_user_alone_and_decrypts_nothing() {
+    let fixture = open(with_sessions(&["a", "b"]).await, 2, &["a", "b"]).await;
+    let hidden = json!({ "access_level": "shared", "sensitive": true });
+    write(&fixture, [put_as("a", "pin", json!("1234"), 1, hidden.clone()), put("a", "k", json!(1), 1)]).await;
+    let sync = Sync::new();
+    let worker = fixture.run(syncer(&fixture));
+    fixture.publish([sync.start("state_sync", "a", "b")]).await;
+    fixture.drained::<MemorySync>().await;
+    let pins = "simple_chat_context WHERE context_key = 'pin' AND is_sensitive";
+    assert_eq!(fixture.count(pins).await, 2, "the request has decrypted it");
+    write(&fixture, [put_as("a", "pin", json!("5678"), 2, hidden), put("a", "k", json!(2), 2)]).await;
+    tick(&fixture, Job::Carry).await;
+    assert_eq!(memory(&fixture, "b").await, ["k=2", r#"pin="$encrypted""#]);
+    assert_eq!(sync.counted(&fixture, "encrypted").await, "1", "job grants open no data keys");
+    let users = "s.user_id FROM audit.data_access_log d JOIN audit.subjects s ON s.token = d.subject_token
+        WHERE d.access_type = 'job-grant' AND d.object_name LIKE '%sync-carry%' GROUP BY s.user_id";
+    let minted = fixture.lines(users).await;
+    assert!(!minted.contains(&"2".to_owned()), "{minted:?}");
+    worker.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shipped_schedule_carries() {
+    let fixture = Fixture::with_topology(|topology| {
+        set_redelivery(topology, "memory-sync-jobs", Duration::from_secs(5), 100);
+    })
+    .await;
+    let fixture = open(fixture, 1, &["a", "b"]).await;
+    let worker = fixture.run(syncer(&fixture));
+    fixture.publish([Sync::new().start("state_sync", "a", "b")]).await;
+    fixture.drained::<MemorySync>().await;
+    write(&fixture, [put("a", "k", json!(1), 1)]).await;
+    eventually("it is carried", async || (memory(&fixture, "b").await == ["k=1"]).then_some(())).await;
+    worker.stop().await.expect("a clean end");
+}

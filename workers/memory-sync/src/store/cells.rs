@@ -1,0 +1,579 @@
+//! Contexts and memories of agents as cells of `shared/sync`: loading and locking what a round compares.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use ::store::unnest::{UnnestRow, with_rows};
+use ::store::{Connection, Fault, FaultKind};
+use chrono::{DateTime, Utc};
+use contract::{AccessLevel, ContextType, MemoryTier, UserId};
+use diesel::QueryableByName;
+use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::RunQueryDsl;
+use keys::{Encrypted, OpenKeys};
+use secrecy::ExposeSecret;
+use sync::{Attributes, Cell, Json, Key, KeyState};
+use uuid::Uuid;
+
+use super::run::Run;
+
+/// The most keys of one round of a sync.
+pub(crate) const KEYS: i32 = 500;
+/// The most bytes of values that a batch reads of its sources, shared by its syncs. One key is read in any case.
+const BYTES: usize = 64 << 20;
+
+/// A table that syncs carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Table {
+    Contexts,
+    Agents,
+}
+
+impl Table {
+    pub(crate) const ALL: [Self; 2] = [Self::Contexts, Self::Agents];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Contexts => "simple_chat_context",
+            Self::Agents => "agent_context_states",
+        }
+    }
+
+    pub(crate) fn of(key: &Key) -> Self {
+        match key {
+            Key::Context(_) => Self::Contexts,
+            Key::Agent { .. } => Self::Agents,
+        }
+    }
+
+    /// The columns that name a key within a session, and so the order in which rows are locked.
+    fn key_columns(self) -> &'static str {
+        match self {
+            Self::Contexts => "context_key",
+            Self::Agents => "agent_id, memory_tier, context_key",
+        }
+    }
+
+    /// Whether rows of the two aliases have the same key.
+    fn same_key(self, one: &str, other: &str) -> String {
+        let columns = self.key_columns().split(", ");
+        columns.map(|column| format!("{one}.{column} = {other}.{column}")).collect::<Vec<_>>().join(" AND ")
+    }
+
+    /// The columns of a [`Row`] of the alias `t`.
+    fn columns(self) -> &'static str {
+        match self {
+            Self::Contexts => {
+                "t.id, NULL::text AS agent_id, NULL::text AS memory_tier,
+                t.context_key::text AS context_key, t.context_value::text AS context_value,
+                t.context_type::text AS context_type, t.access_level::text AS access_level, t.priority, t.version, t.expires_at,
+                t.is_persistent, false AS is_shareable, t.is_sensitive, t.writes, t.written_at, t.updated_at, t.sync_state,
+                t.sync_values"
+            }
+            Self::Agents => {
+                "t.id, t.agent_id::text AS agent_id,
+                t.memory_tier::text AS memory_tier, t.context_key::text AS context_key,
+                t.context_value::text AS context_value, NULL::text AS context_type, NULL::text AS access_level, 1 AS priority,
+                t.version, t.expires_at, false AS is_persistent, t.is_shareable, t.is_sensitive, t.writes, t.written_at,
+                t.updated_at, t.sync_state, t.sync_values"
+            }
+        }
+    }
+
+    /// Whether the row of the alias `t` is among those that the sync of the alias `i` asks for.
+    fn is_asked_for(self) -> String {
+        let named = "(i.filter -> 'keys' = '[]' AND i.filter -> 'prefixes' = '[]' OR i.filter -> 'keys' ? t.context_key::text
+            OR EXISTS (SELECT FROM jsonb_array_elements_text(i.filter -> 'prefixes') AS p WHERE starts_with(t.context_key::text, p)))";
+        let of_table = match self {
+            Self::Contexts => {
+                "(i.filter -> 'types' = '[]' OR i.filter -> 'types' ? t.context_type::text)
+                AND (i.filter -> 'access_levels' = '[]' OR i.filter -> 'access_levels' ? t.access_level::text)
+                AND i.filter -> 'tiers' = '[]'"
+            }
+            Self::Agents => {
+                "i.filter -> 'types' = '[]' AND i.filter -> 'access_levels' = '[]'
+                AND (i.filter -> 'tiers' = '[]' OR i.filter -> 'tiers' ? t.memory_tier::text)"
+            }
+        };
+        format!("(i.is_all OR {named} AND {of_table})")
+    }
+
+    /// Why the row of the alias `t` stays in its session, as [`sync::crosses`] says: `private`, `expired`, `removed`, or NULL.
+    fn stays(self) -> String {
+        let private = match self {
+            Self::Contexts => "t.access_level = 'private'",
+            Self::Agents => "t.memory_tier = 'private'",
+        };
+        format!(
+            "CASE WHEN {private} AND NOT i.crosses_private THEN 'private'
+                WHEN t.removed_at IS NULL AND t.expires_at <= i.now THEN 'expired'
+                WHEN t.removed_at IS NOT NULL AND t.sync_state IS NULL THEN 'removed' END"
+        )
+    }
+}
+
+::store::unnest_row! {
+    struct PairRow<'a> {
+        ordinal: i32,
+        user_id: i32,
+        source: &'a str,
+        target: &'a str,
+        filter: &'a str,
+        is_all: bool,
+        crosses_private: bool,
+        resume_after: Option<Uuid>,
+        most: i32,
+        bytes: i64,
+        now: DateTime<Utc>,
+    }
+}
+
+fn input() -> String {
+    let (arrays, names) = (PairRow::arrays(1), PairRow::names());
+    format!(
+        "i AS MATERIALIZED (SELECT ordinal, user_id, source, target, filter::jsonb AS filter, is_all, crosses_private,
+            resume_after, most, bytes, now FROM unnest({arrays}) AS i ({names}))"
+    )
+}
+
+/// The rows of the source that the target may not know, the first ones after `resume_after`, with those of the target that have
+/// the same keys. A row that is as the last sync left it, with the same state as the target's, has nothing for the target.
+///
+/// Sources and targets are locked by one statement, in the order of their keys, which is that of context-writer.
+fn load_sql(table: Table) -> String {
+    let (input, columns, key_columns) = (input(), table.columns(), table.key_columns());
+    let (asked, stays) = (table.is_asked_for(), table.stays());
+    let (target_key, chosen_key) = (table.same_key("o", "t"), table.same_key("c", "t"));
+    format!(
+        "WITH {input}, chosen AS MATERIALIZED (
+        SELECT i.ordinal, i.user_id, i.source, i.target, s.* FROM i CROSS JOIN LATERAL (
+            SELECT id, {key_columns}, found FROM (
+                SELECT t.id, {own_columns}, count(*) OVER () AS found,
+                    sum(pg_column_size(t.context_value) + coalesce(octet_length(t.sync_values), 0)) OVER (ORDER BY t.id ROWS
+                        BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+                FROM {name} t LEFT JOIN {name} o ON o.user_id = i.user_id AND o.session_id = i.target AND {target_key}
+                WHERE t.user_id = i.user_id AND t.session_id = i.source AND (i.resume_after IS NULL OR t.id > i.resume_after)
+                    AND {asked} AND {stays} IS NULL
+                    AND (o.id IS NULL OR t.writes <> t.synced_writes OR t.sync_state IS DISTINCT FROM o.sync_state)
+                ORDER BY t.id LIMIT i.most + 1
+            ) AS f WHERE coalesce(before, 0) < i.bytes) AS s)
+    SELECT c.ordinal, t.session_id = c.source AS is_source, c.found, {columns}
+    FROM chosen c JOIN {name} t ON t.user_id = c.user_id AND t.session_id IN (c.source, c.target) AND {chosen_key}
+    ORDER BY t.user_id, t.session_id, {ordered} FOR NO KEY UPDATE OF t",
+        name = table.name(),
+        own_columns = prefixed(key_columns),
+        ordered = prefixed(key_columns),
+    )
+}
+
+fn prefixed(columns: &str) -> String {
+    columns.split(", ").map(|column| format!("t.{column}")).collect::<Vec<_>>().join(", ")
+}
+
+static LOAD_CONTEXTS: LazyLock<String> = LazyLock::new(|| load_sql(Table::Contexts));
+static LOAD_AGENTS: LazyLock<String> = LazyLock::new(|| load_sql(Table::Agents));
+
+/// How many keys of the source are asked for, and how many of them stay.
+static COUNT: LazyLock<String> = LazyLock::new(|| {
+    let input = input();
+    let of = |table: Table| {
+        format!(
+            "SELECT i.ordinal, {stays} AS stays FROM i JOIN {name} t ON t.user_id = i.user_id AND t.session_id = i.source
+            WHERE {asked}",
+            stays = table.stays(),
+            name = table.name(),
+            asked = table.is_asked_for()
+        )
+    };
+    let (contexts, agents) = (of(Table::Contexts), of(Table::Agents));
+    format!(
+        "WITH {input} SELECT ordinal, count(*) FILTER (WHERE stays IS NULL) AS crossing,
+        count(*) FILTER (WHERE stays = 'private') AS private, count(*) FILTER (WHERE stays = 'expired') AS expired,
+        count(*) FILTER (WHERE stays = 'removed') AS removed
+    FROM ({contexts} UNION ALL {agents}) AS k GROUP BY ordinal"
+    )
+});
+
+#[derive(QueryableByName)]
+pub(crate) struct Counted {
+    #[diesel(sql_type = Integer)]
+    ordinal: i32,
+    #[diesel(sql_type = BigInt)]
+    pub(crate) crossing: i64,
+    #[diesel(sql_type = BigInt)]
+    pub(crate) private: i64,
+    #[diesel(sql_type = BigInt)]
+    pub(crate) expired: i64,
+    #[diesel(sql_type = BigInt)]
+    pub(crate) removed: i64,
+}
+
+#[derive(QueryableByName)]
+struct Place {
+    #[diesel(sql_type = Integer)]
+    ordinal: i32,
+    #[diesel(sql_type = Bool)]
+    is_source: bool,
+    /// How many rows of the source's table are left to read, this one included.
+    #[diesel(sql_type = BigInt)]
+    found: i64,
+    #[diesel(embed)]
+    row: Row,
+}
+
+/// A row of either table.
+#[derive(QueryableByName)]
+pub(crate) struct Row {
+    #[diesel(sql_type = SqlUuid)]
+    id: Uuid,
+    #[diesel(sql_type = Nullable<Text>)]
+    agent_id: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    memory_tier: Option<String>,
+    #[diesel(sql_type = Text)]
+    context_key: String,
+    #[diesel(sql_type = Nullable<Text>)]
+    context_value: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    context_type: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    access_level: Option<String>,
+    #[diesel(sql_type = Integer)]
+    priority: i32,
+    #[diesel(sql_type = BigInt)]
+    version: i64,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    expires_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Bool)]
+    is_persistent: bool,
+    #[diesel(sql_type = Bool)]
+    is_shareable: bool,
+    #[diesel(sql_type = Bool)]
+    is_sensitive: bool,
+    #[diesel(sql_type = BigInt)]
+    writes: i64,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    written_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Timestamptz)]
+    updated_at: DateTime<Utc>,
+    #[diesel(sql_type = Nullable<Text>)]
+    sync_state: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    sync_values: Option<String>,
+}
+
+/// A row as a cell.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    pub(crate) id: Uuid,
+    pub(crate) version: i64,
+    pub(crate) cell: Cell,
+}
+
+/// Why a row cannot be read.
+#[derive(Clone, Debug)]
+pub(crate) enum Sealed {
+    /// It is encrypted, and its key is not open.
+    Lacks((UserId, u32)),
+    /// It is encrypted, and job grants open no keys.
+    Encrypted,
+    /// It cannot be decrypted, for this reason.
+    Unreadable(String),
+}
+
+/// What a round of a sync compares.
+#[derive(Debug, Default)]
+pub(crate) struct Loaded {
+    pub(crate) source: HashMap<Key, Result<Stored, Sealed>>,
+    pub(crate) target: HashMap<Key, Result<Stored, Sealed>>,
+    /// Whether there are more keys.
+    pub(crate) has_more: bool,
+    /// The id of the last row of the source.
+    pub(crate) last: Option<Uuid>,
+}
+
+fn pairs<'a>(runs: &'a [&Run], filters: &'a [String]) -> Vec<PairRow<'a>> {
+    let bytes = BYTES / runs.len().max(1);
+    let pair = |((ordinal, run), filter): ((usize, &&'a Run), &'a String)| PairRow {
+        ordinal: i32::try_from(ordinal).unwrap_or(i32::MAX),
+        user_id: run.user.get(),
+        source: &run.source,
+        target: &run.target,
+        filter,
+        is_all: run.filter == contract::SyncFilter::default(),
+        crosses_private: run.crosses_private,
+        resume_after: run.resume_after,
+        most: KEYS,
+        bytes: i64::try_from(bytes).unwrap_or(i64::MAX),
+        now: run.now,
+    };
+    runs.iter().enumerate().zip(filters).map(pair).collect()
+}
+
+fn filters(runs: &[&Run]) -> Vec<String> {
+    runs.iter().map(|run| super::json(&run.filter)).collect()
+}
+
+/// Counts the keys of the sources, in the order of the syncs.
+pub(crate) async fn count(
+    connection: &mut Connection,
+    runs: &[&Run],
+) -> Result<HashMap<usize, Counted>, Fault> {
+    if runs.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let filters = filters(runs);
+    let counted: Vec<Counted> = with_rows(&COUNT, pairs(runs, &filters)).load(connection).await?;
+    Ok(counted.into_iter().filter_map(|row| Some((usize::try_from(row.ordinal).ok()?, row))).collect())
+}
+
+/// Loads and locks what a round compares, for each of these syncs, of which none writes a session that another one reads or writes.
+pub(crate) async fn load(
+    connection: &mut Connection,
+    runs: &[&Run],
+    keys: &OpenKeys,
+) -> Result<Vec<Loaded>, Fault> {
+    let filters = filters(runs);
+    let mut places: Vec<(Table, Place)> = Vec::new();
+    for table in Table::ALL {
+        let sql = match table {
+            Table::Contexts => &LOAD_CONTEXTS,
+            Table::Agents => &LOAD_AGENTS,
+        };
+        let rows: Vec<Place> = with_rows(sql, pairs(runs, &filters)).load(connection).await?;
+        places.extend(rows.into_iter().map(|row| (table, row)));
+    }
+    let secrets = secrets(connection, places.iter().map(|(table, place)| (*table, &place.row))).await?;
+    let mut loaded: Vec<Loaded> = runs.iter().map(|_| Loaded::default()).collect();
+    let mut read: Vec<[Read; 2]> = runs.iter().map(|_| Default::default()).collect();
+    for (table, Place { ordinal, is_source, found, row }) in places {
+        let Some(index) = usize::try_from(ordinal).ok().filter(|index| *index < runs.len()) else { continue };
+        let (id, key) = (row.id, row.key()?);
+        let opener = Opener { secrets: &secrets, keys, may_decrypt: runs[index].may_decrypt };
+        let stored = opener.open(table, row)?;
+        if is_source {
+            let read = &mut read[index][table as usize];
+            read.found = usize::try_from(found).unwrap_or(usize::MAX);
+            read.rows.push((id, key.clone()));
+            loaded[index].source.insert(key, stored);
+        } else {
+            loaded[index].target.insert(key, stored);
+        }
+    }
+    for (loaded, read) in loaded.iter_mut().zip(read) {
+        loaded.cut(read);
+    }
+    Ok(loaded)
+}
+
+/// What was read of one table of a source.
+#[derive(Debug, Default)]
+struct Read {
+    rows: Vec<(Uuid, Key)>,
+    found: usize,
+}
+
+impl Loaded {
+    /// Leaves out what is behind the first row that was not read, of either table: the next round goes on from there.
+    fn cut(&mut self, read: [Read; 2]) {
+        let most = usize::try_from(KEYS).unwrap_or(usize::MAX);
+        let mut end: Option<Uuid> = None;
+        let mut all: Vec<(Uuid, Key)> = Vec::new();
+        for Read { rows, found } in read {
+            if found > rows.len() {
+                let last = rows.iter().map(|(id, _)| *id).max();
+                end = end.into_iter().chain(last).min();
+            }
+            all.extend(rows);
+        }
+        all.sort_unstable();
+        let within = all.iter().take(most).take_while(|(id, _)| end.is_none_or(|end| *id <= end)).count();
+        self.has_more = end.is_some() || within < all.len();
+        for (_, key) in all.split_off(within) {
+            self.source.remove(&key);
+            self.target.remove(&key);
+        }
+        self.last = all.last().map(|(id, _)| *id);
+    }
+}
+
+::store::unnest_row! {
+    struct KeyRow<'a> {
+        user_id: i32,
+        session_id: &'a str,
+        agent_id: Option<&'a str>,
+        memory_tier: Option<&'a str>,
+        context_key: &'a str,
+    }
+}
+
+fn load_keys_sql(table: Table) -> String {
+    let (arrays, names) = (KeyRow::arrays(1), KeyRow::names());
+    let same = match table {
+        Table::Contexts => "t.context_key = i.context_key",
+        Table::Agents => {
+            "t.agent_id = i.agent_id AND t.memory_tier = i.memory_tier::memorytier AND t.context_key = i.context_key"
+        }
+    };
+    format!(
+        "SELECT {columns} FROM unnest({arrays}) AS i ({names})
+        JOIN {name} t ON t.user_id = i.user_id AND t.session_id = i.session_id AND {same}
+        ORDER BY t.user_id, t.session_id, {ordered} FOR UPDATE OF t",
+        columns = table.columns(),
+        name = table.name(),
+        ordered = prefixed(table.key_columns()),
+    )
+}
+
+static LOAD_CONTEXTS_BY_KEY: LazyLock<String> = LazyLock::new(|| load_keys_sql(Table::Contexts));
+static LOAD_AGENTS_BY_KEY: LazyLock<String> = LazyLock::new(|| load_keys_sql(Table::Agents));
+
+/// Loads and locks these keys of a session.
+pub(crate) async fn load_keys(
+    connection: &mut Connection,
+    user: UserId,
+    session: &str,
+    wanted: &[Key],
+    keys: &OpenKeys,
+) -> Result<HashMap<Key, Result<Stored, Sealed>>, Fault> {
+    let mut rows: Vec<(Table, Row)> = Vec::new();
+    for (table, sql) in [(Table::Contexts, &LOAD_CONTEXTS_BY_KEY), (Table::Agents, &LOAD_AGENTS_BY_KEY)] {
+        let of_table = wanted.iter().filter(|key| Table::of(key) == table);
+        let input: Vec<KeyRow<'_>> = of_table
+            .map(|key| {
+                let (agent_id, memory_tier) = agent_of(key);
+                let (user_id, context_key) = (user.get(), key.name());
+                KeyRow { user_id, session_id: session, agent_id, memory_tier, context_key }
+            })
+            .collect();
+        if !input.is_empty() {
+            let found: Vec<Row> = with_rows(sql, input).load(connection).await?;
+            rows.extend(found.into_iter().map(|row| (table, row)));
+        }
+    }
+    let secrets = secrets(connection, rows.iter().map(|(table, row)| (*table, row))).await?;
+    let opener = Opener { secrets: &secrets, keys, may_decrypt: true };
+    rows.into_iter().map(|(table, row)| Ok((row.key()?, opener.open(table, row)?))).collect()
+}
+
+/// The agent and the tier of a memory of an agent.
+pub(crate) fn agent_of(key: &Key) -> (Option<&str>, Option<&'static str>) {
+    match key {
+        Key::Context(_) => (None, None),
+        Key::Agent { agent, tier, .. } => (Some(agent), Some(tier.as_str())),
+    }
+}
+
+/// Ciphertexts by table, row and column.
+type Secrets = HashMap<(Table, Uuid, String), Encrypted>;
+
+async fn secrets<'r>(
+    connection: &mut Connection,
+    rows: impl Iterator<Item = (Table, &'r Row)>,
+) -> Result<Secrets, Fault> {
+    let mut of_table: HashMap<Table, Vec<Uuid>> = HashMap::new();
+    for (table, row) in rows.filter(|(_, row)| row.is_sensitive) {
+        of_table.entry(table).or_default().push(row.id);
+    }
+    let mut secrets = Secrets::new();
+    for (table, ids) in of_table {
+        let fields = keys::load_fields(connection, table.name(), &ids).await?;
+        secrets.extend(fields.into_iter().map(|field| ((table, field.row, field.column.clone()), field)));
+    }
+    Ok(secrets)
+}
+
+struct Opener<'a> {
+    secrets: &'a Secrets,
+    keys: &'a OpenKeys,
+    may_decrypt: bool,
+}
+
+impl Opener<'_> {
+    fn open(&self, table: Table, row: Row) -> Result<Result<Stored, Sealed>, Fault> {
+        if !row.is_sensitive {
+            return Ok(Ok(row.stored(None, None)?));
+        }
+        if !self.may_decrypt {
+            return Ok(Err(Sealed::Encrypted));
+        }
+        let plain = |column: &str| match self.secrets.get(&(table, row.id, column.to_owned())) {
+            None => Ok(None),
+            Some(field) => match self.keys.lacks(field) {
+                Some(key) => Err(Sealed::Lacks(key)),
+                None => self.keys.decrypt(field).map(Some).map_err(Sealed::Unreadable),
+            },
+        };
+        let opened = plain("context_value").and_then(|value| Ok((value, plain("sync_values")?)));
+        Ok(match opened {
+            Ok((None, _)) if row.context_value.is_some() => {
+                Err(Sealed::Unreadable("its encrypted value is missing".to_owned()))
+            }
+            Ok((value, values)) => {
+                let text = |secret: Option<&secrecy::SecretString>| {
+                    secret.map(|secret| secret.expose_secret().to_owned())
+                };
+                Ok(row.stored(text(value.as_ref()), text(values.as_ref()))?)
+            }
+            Err(sealed) => Err(sealed),
+        })
+    }
+}
+
+fn unreadable(what: &str, problem: impl std::fmt::Display) -> Fault {
+    Fault { kind: FaultKind::Permanent, reason: format!("{what} of a key cannot be read: {problem}") }
+}
+
+impl Row {
+    fn key(&self) -> Result<Key, Fault> {
+        let name = self.context_key.clone();
+        match (&self.agent_id, &self.memory_tier) {
+            (Some(agent), Some(tier)) => Ok(Key::Agent { agent: agent.clone(), tier: label(tier)?, name }),
+            _ => Ok(Key::Context(name)),
+        }
+    }
+
+    /// The cell. `value` and `values` are what was encrypted.
+    fn stored(self, value: Option<String>, values: Option<String>) -> Result<Stored, Fault> {
+        let value = value.or(self.context_value);
+        let value = value.map(|text| Json::parse(&text)).transpose();
+        let value = value.map_err(|error| unreadable("the value", error))?;
+        let state = values.or(self.sync_values).or(self.sync_state);
+        let state: Option<KeyState> = state
+            .map(|text| serde_json::from_str(&text))
+            .transpose()
+            .map_err(|error| unreadable("the state", error))?;
+        let writes = u64::try_from(self.writes).unwrap_or(0);
+        let attributes = Attributes {
+            context_type: self.context_type.as_deref().map(label::<ContextType>).transpose()?,
+            access_level: match &self.access_level {
+                Some(level) => label(level)?,
+                None => AccessLevel::Private,
+            },
+            priority: self.priority,
+            expires_at: self.expires_at,
+            is_persistent: self.is_persistent,
+            is_shareable: self.is_shareable,
+            sensitive: self.is_sensitive,
+        };
+        let written_at = match writes {
+            0 => DateTime::UNIX_EPOCH,
+            _ => self.written_at.unwrap_or(self.updated_at),
+        };
+        Ok(Stored {
+            id: self.id,
+            version: self.version,
+            cell: Cell { value, attributes, writes, written_at, state },
+        })
+    }
+}
+
+/// A value of an enumeration of the contract, by the label that JSON and PostgreSQL share.
+fn label<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, Fault> {
+    serde_json::from_value(serde_json::Value::from(text)).map_err(|error| unreadable("an attribute", error))
+}
+
+/// The tier of a label.
+pub(crate) fn tier(text: &str) -> Result<MemoryTier, Fault> {
+    label(text)
+}

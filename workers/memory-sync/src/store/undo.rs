@@ -1,0 +1,422 @@
+//! `sync.undo`: the target goes back to what it was, key by key, where nothing newer depends on it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use ::store::{Connection, Fault, FaultKind};
+use contract::{SyncEnd, SyncProblem, SyncUndo, SyncUndone, UserId};
+use diesel::QueryableByName;
+use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Uuid as SqlUuid};
+use diesel_async::RunQueryDsl;
+use keys::{Encrypted, OpenKeys};
+use runtime::Verdict;
+use secrecy::ExposeSecret;
+use sync::{Applied, Cell, Dependent, Key, Later, Memory, Rules, Undo};
+use uuid::Uuid;
+
+use super::batch::{Item, Verdicts};
+use super::carry::NAMED;
+use super::cells::{self, Sealed, Stored};
+use super::run::{Run, State};
+use super::start::waits_for_keys;
+use super::syncs::{self, Progress};
+use super::write::{CellWrite, Writes};
+use super::{convert, events};
+use crate::prepare::WantedKeys;
+
+/// The most changes that one request takes back. Another request goes on.
+const CHANGES: i32 = 5_000;
+
+/// The changes of a sync that have not been taken back, the latest first.
+const CHANGES_OF_SYNC: &str = "
+    SELECT c.id, c.agent_id::text AS agent_id, c.memory_tier::text AS memory_tier, c.context_key::text AS context_key, c.position,
+        c.had_before, c.before, c.before_digest::text AS before_digest, c.after_digest::text AS after_digest, c.writes, c.is_sensitive
+    FROM sync_changes c
+    WHERE c.user_id = $1 AND c.sync_id = $2 AND c.undone_at IS NULL AND c.after_digest IS NOT NULL
+    ORDER BY c.position DESC LIMIT $3";
+
+/// What other syncs did later to keys of the target, or carried on from it.
+const LATER: &str = "
+    SELECT c.sync_id, c.source_session_id::text AS source, c.target_session_id::text AS target, c.agent_id::text AS agent_id,
+        c.memory_tier::text AS memory_tier, c.context_key::text AS context_key, max(c.position) AS position
+    FROM sync_changes c
+    WHERE c.user_id = $1 AND c.sync_id <> $2 AND c.undone_at IS NULL AND c.after_digest IS NOT NULL AND c.position > $3
+        AND (c.source_session_id = $4 OR c.target_session_id = $4) AND c.context_key = ANY ($5)
+    GROUP BY c.sync_id, c.source_session_id, c.target_session_id, c.agent_id, c.memory_tier, c.context_key";
+
+const FORGET_REFERENCES: &str = "
+    DELETE FROM session_knowledge WHERE user_id = $1 AND sync_id = $2 RETURNING node_id AS id";
+
+/// References that other syncs found in the target are not theirs, so nothing depends on them.
+const MARK: &str = "
+    UPDATE sync_changes SET undone_at = clock_timestamp() WHERE user_id = $1 AND id = ANY ($2)";
+const MARK_REFERENCES: &str = "
+    UPDATE sync_changes SET undone_at = clock_timestamp()
+    WHERE user_id = $1 AND sync_id = $2 AND effect = 'referenced' AND undone_at IS NULL";
+
+#[derive(QueryableByName)]
+struct ChangeRow {
+    #[diesel(sql_type = SqlUuid)]
+    id: Uuid,
+    #[diesel(sql_type = Nullable<Text>)]
+    agent_id: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    memory_tier: Option<String>,
+    #[diesel(sql_type = Text)]
+    context_key: String,
+    #[diesel(sql_type = BigInt)]
+    position: i64,
+    #[diesel(sql_type = Bool)]
+    had_before: bool,
+    #[diesel(sql_type = Nullable<Text>)]
+    before: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    before_digest: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    after_digest: Option<String>,
+    #[diesel(sql_type = BigInt)]
+    writes: i64,
+    #[diesel(sql_type = Bool)]
+    is_sensitive: bool,
+}
+
+#[derive(QueryableByName)]
+struct LaterRow {
+    #[diesel(sql_type = SqlUuid)]
+    sync_id: Uuid,
+    #[diesel(sql_type = Text)]
+    source: String,
+    #[diesel(sql_type = Text)]
+    target: String,
+    #[diesel(sql_type = Nullable<Text>)]
+    agent_id: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    memory_tier: Option<String>,
+    #[diesel(sql_type = Text)]
+    context_key: String,
+    #[diesel(sql_type = BigInt)]
+    position: i64,
+}
+
+#[derive(QueryableByName)]
+struct Node {
+    #[diesel(sql_type = SqlUuid)]
+    id: Uuid,
+}
+
+fn key(agent: Option<&String>, tier: Option<&String>, name: &str) -> Result<Key, Fault> {
+    Ok(match (agent, tier) {
+        (Some(agent), Some(tier)) => {
+            Key::Agent { agent: agent.clone(), tier: cells::tier(tier)?, name: name.to_owned() }
+        }
+        _ => Key::Context(name.to_owned()),
+    })
+}
+
+/// The changes that a sync made to a key, one on the other, so that all of them are taken back together.
+struct Chain {
+    changes: Vec<Uuid>,
+    /// The place of the last one.
+    position: i64,
+    /// The change that the key goes back before.
+    first: ChangeRow,
+    after: String,
+    writes: u64,
+}
+
+/// Takes syncs back.
+pub(crate) async fn undo(
+    connection: &mut Connection,
+    rules: &Rules,
+    items: &[Item<'_, SyncUndo>],
+    keys: &OpenKeys,
+    wanted: &WantedKeys,
+    verdicts: &mut Verdicts,
+) -> Result<(), Fault> {
+    if items.is_empty() {
+        return Ok(());
+    }
+    let ids: BTreeSet<_> = items.iter().map(|item| (item.user(), item.request.sync_id)).collect();
+    let known = syncs::lock(connection, &ids).await?;
+    for item in items {
+        let Some(row) = known.get(&(item.user(), item.request.sync_id)) else { continue };
+        let run = row.run(item.message.request_id, true)?;
+        let reason = item.request.reason.as_ref().map(|reason| reason.as_str().to_owned());
+        let verdict = match undo_one(connection, &run, reason, row.is_running(), keys).await? {
+            Undone::Lacks(lacking) => {
+                wanted.note(lacking);
+                waits_for_keys(item.message)
+            }
+            Undone::Nothing => Verdict::unchanged(item.message),
+            Undone::Done(undone) => {
+                let (is_undone, was_running) =
+                    (!undone.restored.is_empty() || !undone.nodes.is_empty(), row.is_running());
+                if is_undone || was_running {
+                    let state = if was_running { State::completed(SyncEnd::Undone) } else { row.state() };
+                    let progress = Progress { run: &run, state, round: None, is_undone };
+                    syncs::advance(connection, rules, &[progress]).await?;
+                }
+                Verdict::Applied(events::undone(&run, *undone))
+            }
+        };
+        verdicts.set(item.index, verdict);
+    }
+    Ok(())
+}
+
+enum Undone {
+    /// Data keys are not open.
+    Lacks(Vec<(UserId, u32)>),
+    /// There is nothing to take back.
+    Nothing,
+    Done(Box<SyncUndone>),
+}
+
+async fn undo_one(
+    connection: &mut Connection,
+    run: &Run,
+    reason: Option<String>,
+    is_running: bool,
+    keys: &OpenKeys,
+) -> Result<Undone, Fault> {
+    syncs::lock_sessions(connection, &BTreeSet::from([(run.user.get(), &*run.target)])).await?;
+    let query = diesel::sql_query(CHANGES_OF_SYNC)
+        .bind::<Integer, _>(run.user.get())
+        .bind::<SqlUuid, _>(run.id)
+        .bind::<Integer, _>(CHANGES);
+    let changes: Vec<ChangeRow> = ::store::prepared(query).load(connection).await?;
+    let chains = chains(changes)?;
+    let named: Vec<Key> = chains.keys().cloned().collect();
+    let cells = cells::load_keys(connection, run.user, &run.target, &named, keys).await?;
+    let befores = befores(connection, run, &chains, keys).await?;
+    let lacks = |sealed: &Sealed| match sealed {
+        Sealed::Lacks(key) => Some(*key),
+        Sealed::Encrypted | Sealed::Unreadable(_) => None,
+    };
+    let lacking: BTreeSet<(UserId, u32)> = cells
+        .values()
+        .filter_map(|stored| stored.as_ref().err())
+        .chain(befores.values().filter_map(|before| before.as_ref().err()))
+        .filter_map(lacks)
+        .collect();
+    if !lacking.is_empty() {
+        return Ok(Undone::Lacks(lacking.into_iter().collect()));
+    }
+    let later = later(connection, run, &chains).await?;
+    let (undo, mut problems) = plan(run, &chains, &cells, befores, &later)?;
+    let restored = restore(connection, run, &undo, &chains, &cells, keys).await?;
+    let nodes = forget_references(connection, run).await?;
+    problems.extend(
+        undo.dependents.iter().map(|dependent| convert::problem(key_of(dependent), dependent.to_string())),
+    );
+    if restored.is_empty() && nodes.is_empty() && problems.is_empty() && !is_running {
+        return Ok(Undone::Nothing);
+    }
+    let staying = u64::try_from(problems.len()).unwrap_or(u64::MAX);
+    problems.truncate(NAMED);
+    Ok(Undone::Done(Box::new(SyncUndone {
+        sync_id: run.id,
+        source_session_id: run.source.to_string(),
+        target_session_id: run.target.to_string(),
+        restored,
+        nodes,
+        dependents: problems,
+        staying,
+        reason,
+    })))
+}
+
+fn key_of(dependent: &Dependent) -> &Key {
+    match dependent {
+        Dependent::Written(key) | Dependent::Erased(key) | Dependent::Changed(key) => key,
+        Dependent::Synced { key, .. } | Dependent::Carried { key, .. } => key,
+    }
+}
+
+/// The changes by key, back to the first one after which nothing but this sync has changed the key.
+fn chains(changes: Vec<ChangeRow>) -> Result<BTreeMap<Key, Chain>, Fault> {
+    let mut chains: BTreeMap<Key, Chain> = BTreeMap::new();
+    let mut broken: BTreeSet<Key> = BTreeSet::new();
+    for change in changes {
+        let key = key(change.agent_id.as_ref(), change.memory_tier.as_ref(), &change.context_key)?;
+        match chains.get_mut(&key) {
+            None => {
+                let chain = Chain {
+                    changes: vec![change.id],
+                    position: change.position,
+                    after: change.after_digest.clone().unwrap_or_default(),
+                    writes: u64::try_from(change.writes).unwrap_or(0),
+                    first: change,
+                };
+                chains.insert(key, chain);
+            }
+            Some(chain)
+                if !broken.contains(&key)
+                    && chain.first.before_digest.is_some()
+                    && chain.first.before_digest == change.after_digest =>
+            {
+                chain.changes.push(change.id);
+                chain.first = change;
+            }
+            Some(_) => drop(broken.insert(key)),
+        }
+    }
+    Ok(chains)
+}
+
+/// The cells before, by change.
+async fn befores(
+    connection: &mut Connection,
+    run: &Run,
+    chains: &BTreeMap<Key, Chain>,
+    keys: &OpenKeys,
+) -> Result<HashMap<Uuid, Result<Option<Cell>, Sealed>>, Fault> {
+    let sealed = |chain: &&Chain| chain.first.is_sensitive && chain.first.had_before;
+    let ids: Vec<Uuid> = chains.values().filter(sealed).map(|chain| chain.first.id).collect();
+    let fields = match ids.as_slice() {
+        [] => Vec::new(),
+        ids => keys::load_fields(connection, "sync_changes", ids).await?,
+    };
+    let fields: HashMap<Uuid, Encrypted> =
+        fields.into_iter().filter(|field| field.column == "before").map(|field| (field.row, field)).collect();
+    let unreadable = |error: serde_json::Error| Fault {
+        kind: FaultKind::Permanent,
+        reason: format!("what sync {} keeps of a key cannot be read: {error}", run.id),
+    };
+    let mut befores = HashMap::new();
+    for chain in chains.values() {
+        let ChangeRow { id, had_before, before, is_sensitive, .. } = &chain.first;
+        let text = match (had_before, is_sensitive) {
+            (false, _) => Ok(None),
+            (true, false) => Ok(before.clone()),
+            (true, true) => match fields.get(id) {
+                None => Err(Sealed::Unreadable("what it was before is missing".to_owned())),
+                Some(field) => match keys.lacks(field) {
+                    Some(key) => Err(Sealed::Lacks(key)),
+                    None => keys
+                        .decrypt(field)
+                        .map(|plain| Some(plain.expose_secret().to_owned()))
+                        .map_err(Sealed::Unreadable),
+                },
+            },
+        };
+        let cell = match text {
+            Ok(text) => Ok(text.map(|text| serde_json::from_str(&text)).transpose().map_err(unreadable)?),
+            Err(sealed) => Err(sealed),
+        };
+        befores.insert(*id, cell);
+    }
+    Ok(befores)
+}
+
+/// Syncs that wrote or carried on keys of the target after this one.
+async fn later(
+    connection: &mut Connection,
+    run: &Run,
+    chains: &BTreeMap<Key, Chain>,
+) -> Result<Vec<Later>, Fault> {
+    let Some(first) = chains.values().map(|chain| chain.position).min() else { return Ok(Vec::new()) };
+    let names: Vec<&str> = chains.keys().map(Key::name).collect();
+    let query = diesel::sql_query(LATER)
+        .bind::<Integer, _>(run.user.get())
+        .bind::<SqlUuid, _>(run.id)
+        .bind::<BigInt, _>(first)
+        .bind::<Text, _>(&*run.target)
+        .bind::<Array<Text>, _>(names);
+    let rows: Vec<LaterRow> = ::store::prepared(query).load(connection).await?;
+    let mut later: BTreeMap<(Uuid, String, String), BTreeSet<Key>> = BTreeMap::new();
+    for row in rows {
+        let key = key(row.agent_id.as_ref(), row.memory_tier.as_ref(), &row.context_key)?;
+        if chains.get(&key).is_some_and(|chain| row.position > chain.position) {
+            later.entry((row.sync_id, row.source, row.target)).or_default().insert(key);
+        }
+    }
+    let one = |((sync, source, target), keys): ((Uuid, String, String), BTreeSet<Key>)| Later {
+        sync: sync.to_string(),
+        source: source.into(),
+        target: target.into(),
+        keys,
+    };
+    Ok(later.into_iter().map(one).collect())
+}
+
+/// What is restored, and which keys stay because they cannot be read.
+fn plan(
+    run: &Run,
+    chains: &BTreeMap<Key, Chain>,
+    cells: &HashMap<Key, Result<Stored, Sealed>>,
+    mut befores: HashMap<Uuid, Result<Option<Cell>, Sealed>>,
+    later: &[Later],
+) -> Result<(Undo, Vec<SyncProblem>), Fault> {
+    let (mut applied, mut memory, mut problems) = (Vec::new(), Memory::new(), Vec::new());
+    for (key, chain) in chains {
+        let unreadable = |sealed: &Sealed| match sealed {
+            Sealed::Unreadable(problem) => problem.clone(),
+            Sealed::Encrypted | Sealed::Lacks(_) => "its data key is not open".to_owned(),
+        };
+        let before = befores.remove(&chain.first.id).unwrap_or(Ok(None));
+        let stored = cells.get(key);
+        if let Some(sealed) = before.as_ref().err().or(stored.and_then(|stored| stored.as_ref().err())) {
+            let reason = format!("it cannot be decrypted: {}", unreadable(sealed));
+            problems.push(convert::problem(key, reason));
+            continue;
+        }
+        if let Some(Ok(stored)) = stored {
+            memory.insert(key.clone(), stored.cell.clone());
+        }
+        let before = before.unwrap_or(None);
+        let (writes, after) = (chain.writes, chain.after.clone());
+        applied.push(Applied { key: key.clone(), before, writes, after });
+    }
+    let undo =
+        Undo::plan(&run.target, &applied, &memory, later).map_err(|error| convert::unwritable(&error))?;
+    Ok((undo, problems))
+}
+
+/// Writes what is restored, and marks its changes as taken back.
+async fn restore(
+    connection: &mut Connection,
+    run: &Run,
+    undo: &Undo,
+    chains: &BTreeMap<Key, Chain>,
+    cells: &HashMap<Key, Result<Stored, Sealed>>,
+    keys: &OpenKeys,
+) -> Result<Vec<contract::SyncedKey>, Fault> {
+    let (mut writes, mut marked, mut restored) = (Writes::default(), Vec::new(), Vec::new());
+    for (key, cell) in &undo.restore {
+        let Some(Ok(stored)) = cells.get(key) else { continue };
+        marked.extend(chains.get(key).into_iter().flat_map(|chain| chain.changes.iter().copied()));
+        let shown = cell.as_ref().map(|cell| (cell, stored.version));
+        restored.push(convert::synced(key, shown, None)?);
+        writes.cells.push(CellWrite {
+            user: run.user,
+            session: run.target.clone(),
+            key: key.clone(),
+            row: stored.id,
+            is_new: false,
+            cell: cell.clone(),
+            request_id: run.request_id,
+            at: run.now,
+        });
+    }
+    writes.write(connection, keys.current()).await?;
+    if !marked.is_empty() {
+        let query =
+            diesel::sql_query(MARK).bind::<Integer, _>(run.user.get()).bind::<Array<SqlUuid>, _>(marked);
+        ::store::prepared(query).execute(connection).await?;
+    }
+    Ok(restored)
+}
+
+async fn forget_references(connection: &mut Connection, run: &Run) -> Result<Vec<Uuid>, Fault> {
+    let query =
+        diesel::sql_query(FORGET_REFERENCES).bind::<Integer, _>(run.user.get()).bind::<SqlUuid, _>(run.id);
+    let nodes: Vec<Node> = ::store::prepared(query).load(connection).await?;
+    if !nodes.is_empty() {
+        let query =
+            diesel::sql_query(MARK_REFERENCES).bind::<Integer, _>(run.user.get()).bind::<SqlUuid, _>(run.id);
+        ::store::prepared(query).execute(connection).await?;
+    }
+    let mut nodes: Vec<Uuid> = nodes.into_iter().map(|node| node.id).collect();
+    nodes.sort_unstable();
+    Ok(nodes)
+}
