@@ -138,8 +138,10 @@ pub static WAKES: &[(EventType, &str)] = &[
 pub fn woken_by(events: impl IntoIterator<Item = EventType>) -> Vec<&'static str> {
     let mut jobs = Vec::new();
     for event in events {
-        for (_, job) in WAKES.iter().filter(|(by, job)| *by == event && !jobs.contains(job)) {
-            jobs.push(*job);
+        for (_, job) in WAKES.iter().filter(|(by, _)| *by == event) {
+            if !jobs.contains(job) {
+                jobs.push(*job);
+            }
         }
     }
     jobs

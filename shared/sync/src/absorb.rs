@@ -8,7 +8,7 @@ use crate::node::Node;
 use crate::overlay::Overlay;
 use crate::resolve::Resolver;
 use crate::rules::Rules;
-use crate::state::{Head, Held, KeyState, Shown};
+use crate::state::{Head, Held, KeyState, Shown, attributes};
 use crate::vector::{Session, Stamp};
 
 impl KeyState {
@@ -24,10 +24,13 @@ impl KeyState {
         vector.raise(session, cell.writes);
         // Under other rules than those that let it in, a state may not be mergeable. Then the write replaces all of it.
         let shown = self.shown(key, session, rules).ok();
-        let held = match &shown {
-            Some(shown) if cell.value.is_none() || shown.attributes == cell.attributes => shown.held.clone(),
-            Some(_) | None => Vec::new(),
+        // Attributes that the put leaves as they are stay those of who set them, if that says all of them.
+        let is_kept = |shown: &Shown| {
+            cell.value.is_none()
+                || (shown.attributes == cell.attributes && attributes(&shown.held, &[]).0 == cell.attributes)
         };
+        let held =
+            shown.as_ref().filter(|shown| is_kept(shown)).map_or(Vec::new(), |shown| shown.held.clone());
         let head = Head {
             view: cell.value.as_ref().map(|value| view(value, cell, shown.as_ref(), &stamp, key, rules)),
             attributes: if held.is_empty() {

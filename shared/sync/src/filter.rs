@@ -126,6 +126,10 @@ mod tests {
             cell.attributes.expires_at = DateTime::from_timestamp(at, 0);
             assert_eq!(crosses(&key, &cell, Scope { private: true }, now()), expected);
         }
+        // What is removed does not expire: its removal crosses.
+        cell.attributes.expires_at = DateTime::from_timestamp(999, 0);
+        (cell.value, cell.state) = (None, Some(KeyState::default()));
+        assert_eq!(crosses(&key, &cell, Scope::default(), now()), Ok(()));
     }
 
     #[test]

@@ -148,7 +148,7 @@ impl KeyState {
         let held: Vec<_> =
             sides.iter().zip(&self.heads).map(|(side, head)| (*side, head.attributes.as_slice())).collect();
         let held = some_alive(&held, |held| &held.stamp);
-        let (attributes, clash) = attributes(&held);
+        let (attributes, clash) = attributes(&held, &self.heads);
         let rule = rules.rule(key, &attributes);
         let (node, mut clashes) = match sides.as_slice() {
             [one] => (one.node.cloned(), Vec::new()),
@@ -176,11 +176,13 @@ impl Head {
     }
 }
 
-/// Attributes that were set concurrently: the latest, but the strictest of what protects the value.
-fn attributes(held: &[Held]) -> (Attributes, Option<Clash>) {
+/// Attributes that were set concurrently: the latest, but the strictest of what protects the value. Whoever puts a value states
+/// its protection, also if it is as before, so that of every head with a value counts.
+pub(crate) fn attributes(held: &[Held], heads: &[Head]) -> (Attributes, Option<Clash>) {
     let Some(last) = held.last() else { return (Attributes::default(), None) };
     let mut kept = last.attributes.clone();
-    for Held { attributes, .. } in held {
+    let stated = heads.iter().filter(|head| head.view.is_some()).flat_map(|head| &head.attributes);
+    for Held { attributes, .. } in held.iter().chain(stated) {
         if strictness(attributes.access_level) < strictness(kept.access_level) {
             kept.access_level = attributes.access_level;
         }

@@ -177,6 +177,14 @@ proptest! {
             world.apply(1, 0, &back);
             world.apply(0, 1, &there);
         }
+        for (session, name) in [0, 1].into_iter().flat_map(|session| KEYS.map(|name| (session, name))) {
+            let Some(cell) = world.cell(session, name) else { continue };
+            // What is shown is what the state says, unless the session has written since.
+            if let Some(state) = cell.state.as_ref().filter(|state| state.vector().has(&world.names[session], cell.writes)) {
+                let says = state.value(&key(name), &world.names[session], &world.rules).unwrap();
+                prop_assert_eq!(&cell.value, &says, "{} in session {}", name, session);
+            }
+        }
         world.settle();
         after.settle();
         prop_assert_eq!(world.memories, after.memories);
