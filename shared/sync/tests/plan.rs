@@ -88,6 +88,27 @@ fn nothing_from_the_time_when_a_key_was_private_leaves_with_it() {
 }
 
 #[test]
+fn nothing_of_an_item_that_was_removed_while_its_list_was_private_leaves_with_it() {
+    let mut world = World::new(3);
+    let (private, scope) = (level(AccessLevel::Private), Scope { private: true });
+    let whole = Some(json(r#"[{"id":"secret"},{"id":"b"}]"#));
+    world.write_as(0, "list.p", whole, private.clone());
+    let plan = world.plan_as(0, 1, &Filter::default(), scope);
+    world.apply(0, 1, &plan);
+    world.write_as(1, "list.p", Some(json(r#"[{"id":"b"}]"#)), private);
+    let plan = world.plan_as(1, 0, &Filter::default(), scope);
+    world.apply(1, 0, &plan);
+    assert!(
+        serde_json::to_string(&world.state(0, "list.p")).unwrap().contains("secret"),
+        "in the order before"
+    );
+    world.put(0, "list.p", r#"[{"id":"b"}]"#);
+    world.sync(0, 2);
+    let left = serde_json::to_string(&world.cell(2, "list.p")).unwrap();
+    assert!(left.contains("b") && !left.contains("secret"), "{left}");
+}
+
+#[test]
 fn nothing_of_an_encrypted_value_stays_beside_one_that_is_not() {
     let mut world = World::new(2);
     world.write_as(0, "p", Some(json("\"hidden\"")), Attributes { sensitive: true, ..shared() });
