@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use context_writer::ContextWriter;
 use memory_sync::{Job, MemorySync};
 use serde_json::json;
 use testkit::{Fixture, eventually, request, set_redelivery};
 
 use crate::support::sync::{
-    Sync, memory, open, payloads, process, put, put_as, syncer, tick, with_sessions, write,
+    Sync, memory, open, open_scheduled, payloads, process, put, put_as, syncer, tick, with_sessions,
+    without_wakes, write,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -79,6 +81,7 @@ async fn a_transfer_whose_target_vanishes_midway_fails() {
     let many: Vec<_> = (0..700).map(|n| put("a", &format!("k{n:03}"), json!(n), 1)).collect();
     write(&fixture, many).await;
     let (whole, cut) = (Sync::new(), Sync::new());
+    without_wakes(&fixture).await;
     process(&fixture, [cut.transfer("a", "b")]).await;
     assert_eq!(cut.state(&fixture).await, "in_progress");
     assert_eq!(memory(&fixture, "b").await.len(), 500);
@@ -102,6 +105,7 @@ async fn a_transfer_whose_target_vanishes_midway_fails() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cycle_of_live_syncs_comes_to_rest() {
     let fixture = with_sessions(&["a", "b", "c"]).await;
+    without_wakes(&fixture).await;
     write(
         &fixture,
         [
@@ -180,11 +184,35 @@ async fn the_shipped_schedule_carries() {
         set_redelivery(topology, "memory-sync-jobs", Duration::from_secs(5), 100);
     })
     .await;
-    let fixture = open(fixture, 1, &["a", "b"]).await;
+    let fixture = open_scheduled(fixture, 1, &["a", "b"]).await;
+    without_wakes(&fixture).await;
     let worker = fixture.run(syncer(&fixture));
     fixture.publish([Sync::new().start("state_sync", "a", "b")]).await;
     fixture.drained::<MemorySync>().await;
     write(&fixture, [put("a", "k", json!(1), 1)]).await;
     eventually("it is carried", async || (memory(&fixture, "b").await == ["k=1"]).then_some(())).await;
     worker.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_wakes_a_live_sync_without_its_schedule() {
+    // With the shipped permissions, too.
+    for fixture in [Fixture::new().await, Fixture::secured().await] {
+        let fixture = open(fixture, 1, &["a", "b", "c"]).await;
+        let (syncs, writer) = (fixture.run(syncer(&fixture)), fixture.run(ContextWriter));
+        let chain = [("a", "b"), ("b", "c")];
+        fixture.publish(chain.map(|(source, target)| Sync::new().start("state_sync", source, target))).await;
+        fixture.drained::<MemorySync>().await;
+        for version in 1..4 {
+            fixture.publish([put("a", "k", json!(version), version)]).await;
+            let expected = [format!("k={version}")];
+            eventually("it has gone through the chain", async || {
+                (memory(&fixture, "c").await == expected).then_some(())
+            })
+            .await;
+        }
+        writer.stop().await.expect("a clean end");
+        syncs.stop().await.expect("a clean end");
+        assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    }
 }

@@ -6,7 +6,8 @@ use testkit::{Fixture, request};
 
 use crate::support::encryption::revealed_field;
 use crate::support::sync::{
-    Sync, assert_replays, memory, payloads, process, put, put_as, remove, syncer, tick, with_sessions, write,
+    Sync, assert_replays, memory, payloads, process, put, put_as, remove, syncer, tick, with_sessions,
+    without_wakes, write,
 };
 
 async fn undone(fixture: &Fixture, sync: Sync) -> Value {
@@ -87,6 +88,7 @@ async fn what_something_newer_depends_on_stays_and_says_what() {
 async fn all_rounds_of_a_live_sync_are_taken_back_and_it_ends() {
     let fixture = with_sessions(&["a", "b"]).await;
     write(&fixture, [put("b", "k", json!("own"), 1), put("a", "mixed", json!(1), 1)]).await;
+    without_wakes(&fixture).await;
     let sync = Sync::new();
     let worker = fixture.run(syncer(&fixture));
     fixture.publish([sync.start("state_sync", "a", "b")]).await;

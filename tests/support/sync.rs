@@ -14,8 +14,23 @@ pub async fn with_sessions(sessions: &[&str]) -> Fixture {
     open(Fixture::new().await, 1, sessions).await
 }
 
-/// Opens sessions of a user.
+/// Opens sessions of a user, in a fixture without the schedule of the job that carries: [`tick`] takes its place.
 pub async fn open(fixture: Fixture, user_id: i32, sessions: &[&str]) -> Fixture {
+    let fixture = open_scheduled(fixture, user_id, sessions).await;
+    let stream = fixture.jetstream.get_stream("JOBS").await.expect("the stream");
+    for subject in ["memory.schedule.sync-carry", "memory.job.sync-carry"] {
+        stream.purge().filter(subject).await.expect("no schedule");
+    }
+    fixture
+}
+
+/// Has no event wake the job that carries.
+pub async fn without_wakes(fixture: &Fixture) {
+    fixture.execute("REVOKE EXECUTE ON FUNCTION sec.has_due FROM w_memory_sync").await;
+}
+
+/// Opens sessions of a user.
+pub async fn open_scheduled(fixture: Fixture, user_id: i32, sessions: &[&str]) -> Fixture {
     let mut requests = vec![user(user_id)];
     requests.extend(sessions.iter().map(|id| session(user_id, id)));
     write(&fixture, requests).await;

@@ -136,11 +136,11 @@ pub static WAKES: &[(EventType, &str)] = &[
 
 /// The jobs that run at once after events of these types, each once.
 pub fn woken_by(events: impl IntoIterator<Item = EventType>) -> Vec<&'static str> {
-    let mut jobs = Vec::new();
+    let mut jobs: Vec<&'static str> = Vec::new();
     for event in events {
-        for (_, job) in WAKES.iter().filter(|(by, _)| *by == event) {
-            if !jobs.contains(job) {
-                jobs.push(*job);
+        for (by, job) in WAKES {
+            if *by == event && !jobs.contains(job) {
+                jobs.push(job);
             }
         }
     }
