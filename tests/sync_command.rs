@@ -1,12 +1,11 @@
 //! `memfleet sync`: what an operator sees of syncs, and how one is taken back.
 
-use context_writer::ContextWriter;
-use memory_sync::MemorySync;
 use serde_json::{Value, json};
-use testkit::{Fixture, RequestMessage, request, session, user};
+use testkit::Fixture;
 use uuid::Uuid;
 
 use crate::support::program::{Ended, memfleet, output};
+use crate::support::sync::{Sync, memory, process, put, syncer, with_sessions, write};
 use crate::support::sync_history::{filled, sync_id};
 
 async fn sync(fixture: &Fixture, arguments: &[&str]) -> Ended {
@@ -22,8 +21,18 @@ async fn syncs_are_listed_as_a_table_and_as_json() {
     let lines: Vec<&str> = ended.out.lines().collect();
     assert_eq!(lines.len(), 2 + 3, "{}", ended.out);
     let words: Vec<&str> = lines[4].split_whitespace().collect();
-    let expected =
-        [&first, "1", "x", "y", "context_transfer", "completed", "4", "3", "1", "2026-11-01T11:00:00Z"];
+    let expected = [
+        first.as_str(),
+        "1",
+        "x",
+        "y",
+        "context_transfer",
+        "completed",
+        "4",
+        "3",
+        "1",
+        "2026-11-01T11:00:00Z",
+    ];
     assert_eq!(words, expected);
     assert!(lines[2].contains("knowledge_share") && lines[2].contains("completed (undone)"), "{}", lines[2]);
     for (arguments, expected) in [
@@ -88,11 +97,11 @@ async fn a_sync_that_is_not_there_or_not_seen_is_named() {
     let nobody = Uuid::nil().to_string();
     for (arguments, problem) in [
         (
-            vec!["show", &nobody],
+            vec!["show", nobody.as_str()],
             "there is no sync 00000000-0000-0000-0000-000000000000; `memfleet sync list` shows all",
         ),
-        (vec!["show", &first, "--user", "2"], "of user 2"),
-        (vec!["undo", &nobody], "there is no sync"),
+        (vec!["show", first.as_str(), "--user", "2"], "of user 2"),
+        (vec!["undo", nobody.as_str()], "there is no sync"),
     ] {
         let ended = sync(&fixture, &arguments).await;
         assert_eq!(ended.code, Some(1), "{arguments:?}: {}", ended.out);
@@ -115,17 +124,6 @@ async fn a_sync_that_is_not_there_or_not_seen_is_named() {
     assert!(ended.err.contains("row-level security hides syncs"), "{}", ended.err);
 }
 
-fn put(session_id: &str, key: &str, value: Value, version: i64) -> RequestMessage {
-    let body = json!({
-        "session_id": session_id, "context_key": key, "context_value": value, "version": version, "access_level": "shared",
-    });
-    request("context.put", 1, body)
-}
-
-async fn worker(fixture: &Fixture) -> MemorySync {
-    MemorySync::open(&fixture.settings).expect("a worker")
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_undo_restores_keys_and_names_those_that_stay() {
     let fixture = Fixture::new().await;
@@ -138,20 +136,12 @@ async fn an_undo_restores_keys_and_names_those_that_stay() {
     requests.push(put("y", "both", json!(2), 1));
     fixture.process(ContextWriter, requests).await;
     let id = Uuid::now_v7();
-    let start = json!({
-        "sync_id": id, "source_session_id": "x", "target_session_id": "y", "sync_type": "context_transfer",
-    });
     fixture.process(worker(&fixture).await, [request("sync.start", 1, start)]).await;
-    fixture.process(ContextWriter, [put("y", "written", json!(3), 2)]).await;
+    write(&fixture, [put("y", "written", json!(3), 2)]).await;
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
-    let values = async || {
-        let query = "context_key || ' ' || context_value FROM simple_chat_context
-            WHERE session_id = 'y' AND removed_at IS NULL ORDER BY context_key";
-        fixture.lines(query).await
-    };
-    assert_eq!(values().await, ["both 2", "new 1", "written 3"]);
-    let running = fixture.run(worker(&fixture).await);
-    let id = id.to_string();
+    assert_eq!(memory(&fixture, "y").await, ["both=2", "new=1", "written=3"]);
+    let running = fixture.run(syncer(&fixture));
+    let id = done.id.to_string();
     let ended = sync(&fixture, &["undo", &id, "--reason", "the wrong session"]).await;
     assert!(ended.is_success(), "{}", ended.all());
     assert!(
@@ -162,7 +152,7 @@ async fn an_undo_restores_keys_and_names_those_that_stay() {
         ended.out
     );
     assert!(ended.out.contains("key \"written\": the session has written it since"), "{}", ended.out);
-    assert_eq!(values().await, ["both 2", "written 3"]);
+    assert_eq!(memory(&fixture, "y").await, ["both=2", "written=3"]);
     let again = sync(&fixture, &["undo", &id]).await;
     assert_eq!(again.code, Some(1), "{}", again.out);
     assert!(again.err.contains(&format!("nothing of sync {id} was undone: ")), "{}", again.err);

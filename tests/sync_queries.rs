@@ -1,12 +1,10 @@
 //! Queries about syncs between sessions: how far they are, what they did to keys, and what was lost.
 
-use context_writer::ContextWriter;
-use memory_sync::MemorySync;
 use serde_json::{Value, json};
-use testkit::{CANARY, Fixture, RequestMessage, request, session, user};
-use uuid::Uuid;
+use testkit::{CANARY, Fixture};
 
 use crate::support::reader::Reader;
+use crate::support::sync::{Sync, process, put_as, with_sessions, write};
 use crate::support::sync_history::{filled, sync_id};
 
 fn column<'a>(answer: &'a Value, list: &str, field: &str) -> Vec<&'a Value> {
@@ -163,27 +161,16 @@ async fn a_page_ends_where_an_answer_has_no_more_room() {
     reader.end().await;
 }
 
-fn secret(session_id: &str, key: &str, value: &str) -> RequestMessage {
-    let body = json!({
-        "session_id": session_id, "context_key": key, "context_value": value, "version": 1, "access_level": "shared",
-        "sensitive": true,
-    });
-    request("context.put", 1, body)
-}
-
 /// What lost is as secret as what it lost to: it is stored encrypted, and read by who may reveal it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_lost_of_an_encrypted_value_is_revealed_to_who_may_see_it() {
-    let fixture = Fixture::new().await;
+    let fixture = with_sessions(&["x", "y"]).await;
     let lost = format!("{CANARY}-lost");
-    let requests =
-        [user(1), session(1, "x"), session(1, "y"), secret("x", "pin", &lost), secret("y", "pin", "kept")];
-    fixture.process(ContextWriter, requests).await;
-    let start = json!({
-        "sync_id": Uuid::now_v7(), "source_session_id": "x", "target_session_id": "y", "sync_type": "context_transfer",
-    });
-    let worker = MemorySync::open(&fixture.settings).expect("a worker");
-    fixture.process(worker, [request("sync.start", 1, start)]).await;
+    let secret = |session: &str, value: &str| {
+        put_as(session, "pin", json!(value), 1, json!({ "access_level": "shared", "sensitive": true }))
+    };
+    write(&fixture, [secret("x", &lost), secret("y", "kept")]).await;
+    process(&fixture, [Sync::new().transfer("x", "y")]).await;
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
     let reader = Reader::start(&fixture).await;
     let hidden = reader.ask("sync.history", 1, json!({})).await.expect("changes");
