@@ -126,17 +126,11 @@ async fn a_sync_that_is_not_there_or_not_seen_is_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_undo_restores_keys_and_names_those_that_stay() {
-    let fixture = Fixture::new().await;
-    let mut requests = vec![user(1), session(1, "x"), session(1, "y")];
-    requests.extend([
-        put("x", "new", json!(1), 1),
-        put("x", "both", json!(1), 1),
-        put("x", "written", json!(1), 1),
-    ]);
-    requests.push(put("y", "both", json!(2), 1));
-    fixture.process(ContextWriter, requests).await;
-    let id = Uuid::now_v7();
-    fixture.process(worker(&fixture).await, [request("sync.start", 1, start)]).await;
+    let fixture = with_sessions(&["x", "y"]).await;
+    let of_x = ["new", "both", "written"].map(|key| put("x", key, json!(1), 1));
+    write(&fixture, of_x.into_iter().chain([put("y", "both", json!(2), 1)])).await;
+    let done = Sync::new();
+    process(&fixture, [done.transfer("x", "y")]).await;
     write(&fixture, [put("y", "written", json!(3), 2)]).await;
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
     assert_eq!(memory(&fixture, "y").await, ["both=2", "new=1", "written=3"]);
