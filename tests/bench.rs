@@ -253,3 +253,20 @@ async fn responses_closes_and_estimates_are_measured() {
         assert!(report[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {report}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn syncs_are_counted_and_timed() {
+    let arguments = ["sync", "--syncs", "20", "--runs", "1", "--paced", "10", "--live", "1"];
+    let report = bench(&arguments).await;
+    for key in [
+        "syncs_per_second",
+        "ratio",
+        "p50_ms",
+        "p99_ms",
+        "live_lag_ms_p50",
+        "live_lag_ms_p99",
+        "peak_rss_mib",
+    ] {
+        assert!(report[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {report}");
+    }
+}

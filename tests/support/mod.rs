@@ -17,6 +17,7 @@ pub mod program;
 pub mod raw_nats;
 pub mod reader;
 pub mod sync;
+pub mod sync_history;
 pub mod ticks;
 
 /// The database role of context-writer.

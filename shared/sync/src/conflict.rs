@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cell::Key;
 use crate::json::{Json, present};
+use crate::key::Key;
 use crate::rules::Merging;
 use crate::vector::Stamp;
 

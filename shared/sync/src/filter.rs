@@ -4,7 +4,8 @@ use chrono::{DateTime, Utc};
 use contract::{AccessLevel, ContextType, MemoryTier};
 use serde::{Deserialize, Serialize};
 
-use crate::cell::{Cell, Key};
+use crate::cell::Cell;
+use crate::key::Key;
 
 /// What a request asks for. An empty list asks for everything; several lists must all be met.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,15 +85,6 @@ pub fn crosses(key: &Key, cell: &Cell, scope: Scope, now: DateTime<Utc>) -> Resu
     }
 }
 
-/// The wider the level, the greater.
-pub(crate) fn strictness(level: AccessLevel) -> u8 {
-    match level {
-        AccessLevel::Private => 0,
-        AccessLevel::Shared => 1,
-        AccessLevel::Public => 2,
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
@@ -134,6 +126,10 @@ mod tests {
             cell.attributes.expires_at = DateTime::from_timestamp(at, 0);
             assert_eq!(crosses(&key, &cell, Scope { private: true }, now()), expected);
         }
+        // What is removed does not expire: its removal crosses.
+        cell.attributes.expires_at = DateTime::from_timestamp(999, 0);
+        (cell.value, cell.state) = (None, Some(KeyState::default()));
+        assert_eq!(crosses(&key, &cell, Scope::default(), now()), Ok(()));
     }
 
     #[test]

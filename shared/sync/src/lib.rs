@@ -12,12 +12,14 @@
 //!
 //! Nothing here reads a clock, a database or the network.
 
+mod absorb;
 mod cell;
 mod clock;
 mod conflict;
 mod filter;
 mod forget;
 mod json;
+mod key;
 mod merge;
 mod node;
 mod overlay;
@@ -30,12 +32,13 @@ mod text;
 mod undo;
 mod vector;
 
-pub use cell::{Attributes, Cell, Key};
+pub use cell::Cell;
 pub use clock::{moment, runs_ahead, tick};
 pub use conflict::{Candidate, Cause, Conflict, Dispute, Step, Unmergeable};
 pub use filter::{Filter, Scope, Stays, crosses};
 pub use forget::{Holder, forgettable};
 pub use json::{Json, JsonError};
+pub use key::{Attributes, Key};
 pub use plan::{Effect, Failure, Memory, NotRead, Plan, Sync, Write, round};
 pub use rules::{Deletion, Limits, Merging, Rule, Rules, RulesError, RulesId};
 pub use share::{Knowledge, Share, Withheld, share};

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::cell::{Cell, Key};
+use crate::cell::Cell;
 use crate::clock::runs_ahead;
 use crate::conflict::{Cause, Clash, Conflict, Dispute, Step, Unmergeable};
 use crate::filter::{Filter, Scope, Stays, crosses};
 use crate::json::Json;
+use crate::key::Key;
 use crate::rules::{Rule, Rules};
 use crate::state::{KeyState, Shown};
 use crate::vector::{Relation, Session};

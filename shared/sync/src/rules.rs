@@ -6,7 +6,7 @@ use contract::{ContextType, MemoryTier};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::cell::{Attributes, Key};
+use crate::key::{Attributes, Key};
 
 const CURRENT: &str = include_str!("../rules.toml");
 

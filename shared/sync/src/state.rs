@@ -6,50 +6,47 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::cell::{Attributes, Cell, Key};
-use crate::clock::tick;
 use crate::conflict::{Candidate, Cause, Clash, Unmergeable};
-use crate::filter::strictness;
 use crate::json::Json;
+use crate::key::{Attributes, Key, strictness};
 use crate::merge::{Merger, Side, some_alive};
 use crate::node::Node;
-use crate::overlay::Overlay;
 use crate::resolve::Resolver;
 use crate::rules::{Rule, Rules};
 use crate::vector::{Relation, Session, Stamp, Vector};
 
 /// Attributes, and the write that set them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Held {
+pub(crate) struct Held {
     #[serde(rename = "s")]
-    stamp: Stamp,
+    pub stamp: Stamp,
     #[serde(rename = "a")]
-    attributes: Attributes,
+    pub attributes: Attributes,
 }
 
 /// A write that no other has replaced, with all that its session saw of the key after it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Head {
+pub(crate) struct Head {
     #[serde(rename = "s")]
-    stamp: Stamp,
+    pub stamp: Stamp,
     /// What its session had seen, this write included.
     #[serde(rename = "n")]
-    seen: Vector,
+    pub seen: Vector,
     #[serde(rename = "a")]
-    attributes: Vec<Held>,
+    pub attributes: Vec<Held>,
     /// Absent: it removed the key. Nothing of the value is kept then.
     #[serde(rename = "v", default, skip_serializing_if = "Option::is_none")]
-    view: Option<Node>,
+    pub view: Option<Node>,
 }
 
 /// What syncs keep of a key beside its value. Written and read by `serde_json` only.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyState {
-    vector: Vector,
-    heads: Vec<Head>,
+    pub(crate) vector: Vector,
+    pub(crate) heads: Vec<Head>,
     /// Erased for a privacy request: no value is kept or accepted any more.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    erased: bool,
+    pub(crate) erased: bool,
 }
 
 /// What a state says.
@@ -60,8 +57,8 @@ pub(crate) struct Shown {
     /// `None`: removed.
     pub value: Option<Json>,
     pub clashes: Vec<Clash>,
-    node: Option<Node>,
-    held: Vec<Held>,
+    pub node: Option<Node>,
+    pub held: Vec<Held>,
 }
 
 impl KeyState {
@@ -133,35 +130,6 @@ impl KeyState {
         self.heads.iter().find(|head| head.is_write(stamp))
     }
 
-    /// Takes in what the session itself has written since the last sync. Without such a write, the state stays as it is.
-    #[must_use]
-    pub fn absorb(&self, session: &Session, cell: &Cell, key: &Key, rules: &Rules) -> Self {
-        if self.erased || self.vector.has(session, cell.writes) {
-            return self.clone();
-        }
-        let seen = self.newest().map_or(0, |stamp| stamp.time);
-        let stamp = Stamp { time: tick(cell.written_at, seen), session: session.clone(), count: cell.writes };
-        let mut vector = self.vector.clone();
-        vector.raise(session, cell.writes);
-        // Under other rules than those that let it in, a state may not be mergeable. Then the write replaces all of it.
-        let shown = self.shown(key, session, rules).ok();
-        let held = match &shown {
-            Some(shown) if cell.value.is_none() || shown.attributes == cell.attributes => shown.held.clone(),
-            Some(_) | None => Vec::new(),
-        };
-        let head = Head {
-            view: cell.value.as_ref().map(|value| view(value, cell, shown.as_ref(), &stamp, key, rules)),
-            attributes: if held.is_empty() {
-                vec![Held { stamp: stamp.clone(), attributes: cell.attributes.clone() }]
-            } else {
-                held
-            },
-            seen: vector.clone(),
-            stamp,
-        };
-        Self { vector, heads: vec![head], erased: false }
-    }
-
     /// The value that a session sees; `None`: removed.
     ///
     /// # Errors
@@ -180,7 +148,7 @@ impl KeyState {
         let held: Vec<_> =
             sides.iter().zip(&self.heads).map(|(side, head)| (*side, head.attributes.as_slice())).collect();
         let held = some_alive(&held, |held| &held.stamp);
-        let (attributes, clash) = attributes(&held);
+        let (attributes, clash) = attributes(&held, &self.heads);
         let rule = rules.rule(key, &attributes);
         let (node, mut clashes) = match sides.as_slice() {
             [one] => (one.node.cloned(), Vec::new()),
@@ -208,28 +176,13 @@ impl Head {
     }
 }
 
-/// The parts of what a session put, as far as they are its own.
-fn view(value: &Json, cell: &Cell, shown: Option<&Shown>, stamp: &Stamp, key: &Key, rules: &Rules) -> Node {
-    // The rule that the new attributes ask for takes the value apart from now on.
-    let rule = rules.rule(key, &cell.attributes);
-    let fresh = || Node::fresh(value, stamp, rule);
-    let Some(shown) = shown.filter(|shown| shown.rule == *rule) else { return fresh() };
-    let resolver = Resolver::new(rule, &rules.limits, &stamp.session);
-    let mut overlay = Overlay { stamp, rule, resolver };
-    let view = overlay.over(shown.node.as_ref(), value);
-    // Ancestors and concurrent entries are not shown in the value. From a time when it could not leave its session, or was
-    // encrypted, they must not follow it.
-    let wider = strictness(cell.attributes.access_level) > strictness(shown.attributes.access_level)
-        || (shown.attributes.sensitive && !cell.attributes.sensitive);
-    let view = if wider { view.and_then(|view| overlay.strip(view)) } else { view };
-    view.unwrap_or_else(|_| fresh())
-}
-
-/// Attributes that were set concurrently: the latest, but the strictest of what protects the value.
-fn attributes(held: &[Held]) -> (Attributes, Option<Clash>) {
+/// Attributes that were set concurrently: the latest, but the strictest of what protects the value. Whoever puts a value states
+/// its protection, also if it is as before, so that of every head with a value counts.
+pub(crate) fn attributes(held: &[Held], heads: &[Head]) -> (Attributes, Option<Clash>) {
     let Some(last) = held.last() else { return (Attributes::default(), None) };
     let mut kept = last.attributes.clone();
-    for Held { attributes, .. } in held {
+    let stated = heads.iter().filter(|head| head.view.is_some()).flat_map(|head| &head.attributes);
+    for Held { attributes, .. } in held.iter().chain(stated) {
         if strictness(attributes.access_level) < strictness(kept.access_level) {
             kept.access_level = attributes.access_level;
         }

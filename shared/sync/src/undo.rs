@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cell::{Cell, Key};
+use crate::cell::Cell;
+use crate::key::Key;
 use crate::plan::{Memory, Write};
 use crate::state::KeyState;
 use crate::vector::Session;

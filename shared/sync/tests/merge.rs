@@ -101,6 +101,35 @@ fn the_later_one_is_the_one_that_knew_whatever_the_clocks_say() {
     world.now += chrono::Duration::hours(1);
     world.sync(1, 0);
     assert_eq!(world.value(0, "p"), Some(json("2")));
+    // Against a third write that knew neither, and was made in between by the clock: the one that knew is later.
+    let mut world = World::new(3);
+    world.put(0, "p", "1");
+    world.sync(0, 1);
+    world.now -= chrono::Duration::hours(1);
+    world.put(1, "p", "2");
+    world.put(2, "p", "3");
+    world.now += chrono::Duration::hours(1);
+    world.sync(1, 2);
+    assert_eq!(world.value(2, "p"), Some(json("2")));
+}
+
+#[test]
+fn what_a_session_puts_between_two_syncs_is_one_write_with_the_time_of_the_last() {
+    let mut world = World::new(2);
+    world.put(0, "p", r#"{"a":1}"#);
+    world.put(1, "p", r#"{"a":2}"#);
+    world.put(0, "p", r#"{"a":1,"b":1}"#);
+    world.sync(0, 1);
+    // Session 0 has said last that `a` is 1.
+    assert_eq!(world.value(1, "p"), Some(json(r#"{"a":1,"b":1}"#)));
+    // Carried in between, the first put has a time of its own.
+    let mut world = World::new(2);
+    world.put(0, "p", r#"{"a":1}"#);
+    world.put(1, "p", r#"{"a":2}"#);
+    world.sync(0, 1);
+    world.put(0, "p", r#"{"a":1,"b":1}"#);
+    world.sync(0, 1);
+    assert_eq!(world.value(1, "p"), Some(json(r#"{"a":2,"b":1}"#)));
 }
 
 #[test]
@@ -137,6 +166,20 @@ fn counters_add_up() {
         merged("count.a", Some("9007199254740993"), "9007199254740994", "9007199254740995"),
         "9007199254740996"
     );
+}
+
+#[test]
+fn a_counter_that_was_created_again_has_nothing_of_the_one_before_but_what_was_added_meanwhile() {
+    let mut world = World::new(3);
+    world.put(0, "count.a", "10");
+    world.sync(0, 1);
+    world.sync(0, 2);
+    world.remove(1, "count.a");
+    world.sync(1, 0);
+    world.put(1, "count.a", "3");
+    world.put(2, "count.a", "12");
+    world.sync(1, 2);
+    assert_eq!(world.value(2, "count.a"), Some(json("5")));
 }
 
 #[test]
@@ -185,6 +228,30 @@ fn sets_keep_what_was_added_concurrently_with_its_removal() {
     world.put(1, "set.a", "[9]");
     world.sync(0, 1);
     assert_eq!(world.value(1, "set.a"), Some(json("[1,9]")));
+}
+
+#[test]
+fn an_item_that_is_put_back_before_a_sync_carries_the_key_was_never_taken_out() {
+    let mut world = World::new(3);
+    world.put(0, "set.a", "[1]");
+    world.sync(0, 1);
+    world.sync(0, 2);
+    world.put(1, "set.a", "[]");
+    // Nothing new: it takes in nothing of session 1, either.
+    assert!(world.sync(0, 1).is_empty());
+    world.put(1, "set.a", "[1]");
+    world.put(2, "set.a", "[2]");
+    world.sync(2, 1);
+    assert_eq!(world.value(1, "set.a"), Some(json("[2]")));
+    // Once its removal has been carried, the same item is a new one.
+    world.put(1, "set.a", "[2,3]");
+    world.sync(1, 2);
+    world.put(1, "set.a", "[2]");
+    world.sync(1, 0);
+    world.put(1, "set.a", "[2,3]");
+    world.put(2, "set.a", "[2]");
+    world.sync(2, 1);
+    assert_eq!(world.value(1, "set.a"), Some(json("[2,3]")));
 }
 
 #[test]
@@ -340,6 +407,38 @@ fn a_part_that_one_removed_and_the_other_edited_stays_whole() {
 }
 
 #[test]
+fn a_part_stays_also_where_the_rule_lets_the_removal_of_a_key_win() {
+    let text = include_str!("../rules.toml").replacen("\"edit-wins\"", "\"deletion-wins\"", 1);
+    let mut world = World { rules: Rules::parse(&text).unwrap(), ..World::new(2) };
+    world.put(0, "k", r#"{"a":1,"n":1}"#);
+    world.sync(0, 1);
+    world.put(0, "k", r#"{"n":1}"#);
+    world.put(1, "k", r#"{"a":2,"n":1}"#);
+    assert_eq!(only(&world.sync(0, 1)).cause, Cause::Removed);
+    assert_eq!(world.value(1, "k"), Some(json(r#"{"a":2,"n":1}"#)));
+}
+
+#[test]
+fn a_put_under_attributes_that_ask_for_another_rule_is_taken_apart_by_it() {
+    let of_types = "[types.conversation]\nmerge = \"set\"\ndeletion = \"edit-wins\"\n\
+        [types.state]\nmerge = \"list\"\ndeletion = \"edit-wins\"\nid = \"id\"\n";
+    let text = format!("{}\n{of_types}", include_str!("../rules.toml"));
+    let mut world = World { rules: Rules::parse(&text).unwrap(), ..World::new(2) };
+    world.put(0, "k", r#"[{"id":1}]"#);
+    world.sync(0, 1);
+    let state = Attributes { context_type: Some(contract::ContextType::State), ..shared() };
+    let put = |world: &mut World, session, value| {
+        world.write_as(session, "k", Some(json(value)), state.clone());
+    };
+    put(&mut world, 0, r#"[{"id":1,"n":1}]"#);
+    world.sync(0, 1);
+    put(&mut world, 0, r#"[{"id":1,"n":2}]"#);
+    put(&mut world, 1, r#"[{"id":1,"n":1,"m":1}]"#);
+    world.sync(0, 1);
+    assert_eq!(world.value(1, "k"), Some(json(r#"[{"id":1,"m":1,"n":2}]"#)));
+}
+
+#[test]
 fn of_a_string_and_an_object_the_later_one_stays() {
     let (world, plan) =
         concurrent("k", Some(r#"{"a":1}"#), Some(r#"{"a":{"b":2}}"#), Some(r#"{"a":"text"}"#));
@@ -364,6 +463,18 @@ fn attributes_merge_to_the_latest_but_protect_as_the_strictest() {
     let plan = world.sync(0, 1);
     assert_eq!(world.cell(1, "k").unwrap().attributes, Attributes { sensitive: true, ..second });
     assert_eq!((only(&plan).cause, only(&plan).sensitive), (Cause::Attributes, true));
+}
+
+#[test]
+fn who_leaves_attributes_as_they_are_does_not_set_them() {
+    let mut world = World::new(2);
+    world.put(0, "k", r#"{"a":1}"#);
+    world.sync(0, 1);
+    world.write_as(0, "k", Some(json(r#"{"a":1}"#)), Attributes { priority: 5, ..shared() });
+    world.put(1, "k", r#"{"a":2}"#);
+    assert_eq!(world.sync(0, 1).conflicts, []);
+    assert_eq!(world.cell(1, "k").unwrap().attributes.priority, 5);
+    assert_eq!(world.value(1, "k"), Some(json(r#"{"a":2}"#)));
 }
 
 /// The merge of flat objects as one would write it down.

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use contract::AccessLevel;
 use support::{World, json, key, shared};
 use sync::{
-    Applied, Attributes, Dependent, Effect, Filter, Holder, Json, KeyState, Later, Rules, Scope, Stays, Sync,
-    Undo, Unmergeable, forgettable, round,
+    Applied, Attributes, Cause, Dependent, Effect, Filter, Holder, Json, KeyState, Later, Rules, Scope,
+    Stays, Sync, Undo, Unmergeable, forgettable, round,
 };
 
 fn level(access_level: AccessLevel) -> Attributes {
@@ -88,6 +88,27 @@ fn nothing_from_the_time_when_a_key_was_private_leaves_with_it() {
 }
 
 #[test]
+fn nothing_of_an_item_that_was_removed_while_its_list_was_private_leaves_with_it() {
+    let mut world = World::new(3);
+    let (private, scope) = (level(AccessLevel::Private), Scope { private: true });
+    let whole = Some(json(r#"[{"id":"secret"},{"id":"b"}]"#));
+    world.write_as(0, "list.p", whole, private.clone());
+    let plan = world.plan_as(0, 1, &Filter::default(), scope);
+    world.apply(0, 1, &plan);
+    world.write_as(1, "list.p", Some(json(r#"[{"id":"b"}]"#)), private);
+    let plan = world.plan_as(1, 0, &Filter::default(), scope);
+    world.apply(1, 0, &plan);
+    assert!(
+        serde_json::to_string(&world.state(0, "list.p")).unwrap().contains("secret"),
+        "in the order before"
+    );
+    world.put(0, "list.p", r#"[{"id":"b"}]"#);
+    world.sync(0, 2);
+    let left = serde_json::to_string(&world.cell(2, "list.p")).unwrap();
+    assert!(left.contains("b") && !left.contains("secret"), "{left}");
+}
+
+#[test]
 fn nothing_of_an_encrypted_value_stays_beside_one_that_is_not() {
     let mut world = World::new(2);
     world.write_as(0, "p", Some(json("\"hidden\"")), Attributes { sensitive: true, ..shared() });
@@ -95,6 +116,59 @@ fn nothing_of_an_encrypted_value_stays_beside_one_that_is_not() {
     world.put(0, "p", "\"open\"");
     world.sync(0, 1);
     assert!(!serde_json::to_string(&world.state(1, "p")).unwrap().contains("hidden"));
+}
+
+/// Opens a key in session 1 while session 0 puts another value as it did before; `strict` is what session 0 states.
+fn opened_meanwhile(strict: &Attributes) -> World {
+    let mut world = World::new(3);
+    let scope = Scope { private: true };
+    world.write_as(0, "p", Some(json("\"hidden\"")), strict.clone());
+    let plan = world.plan_as(0, 1, &Filter::default(), scope);
+    world.apply(0, 1, &plan);
+    world.put(1, "p", "\"open\"");
+    world.write_as(0, "p", Some(json("\"hidden again\"")), strict.clone());
+    let plan = world.plan_as(0, 1, &Filter::default(), scope);
+    assert!(plan.conflicts.iter().any(|conflict| conflict.cause == Cause::Attributes), "{plan:#?}");
+    world.apply(0, 1, &plan);
+    assert_eq!(world.value(1, "p"), Some(json("\"hidden again\"")));
+    world
+}
+
+#[test]
+fn a_value_that_is_put_as_secret_stays_so_although_another_session_opened_the_key_meanwhile() {
+    let sensitive = Attributes { sensitive: true, ..shared() };
+    let mut world = opened_meanwhile(&sensitive);
+    let merged = world.cell(1, "p").unwrap().attributes.clone();
+    assert_eq!(merged, sensitive);
+    // And when the session goes on under what it sees.
+    world.write_as(1, "p", Some(json("\"hidden, too\"")), merged.clone());
+    world.sync(1, 2);
+    assert_eq!(world.cell(2, "p").unwrap().attributes, merged);
+
+    let world = opened_meanwhile(&level(AccessLevel::Private));
+    assert_eq!(world.cell(1, "p").unwrap().attributes.access_level, AccessLevel::Private);
+    assert_eq!(world.plan(1, 2).stays, [(key("p"), Stays::Private)]);
+}
+
+#[test]
+fn a_record_with_what_a_session_held_encrypted_is_sensitive() {
+    let mut world = World::new(3);
+    world.write_as(0, "p", Some(json(r#"{"a":"hidden"}"#)), Attributes { sensitive: true, ..shared() });
+    world.sync(0, 1);
+    world.sync(0, 2);
+    world.put(0, "p", r#"{"a":1}"#);
+    world.put(2, "p", r#"{"a":2}"#);
+    let plan = world.sync(2, 0);
+    assert_eq!(
+        (&plan.conflicts[0].base, plan.conflicts[0].sensitive),
+        (&None, false),
+        "opened, it has no ancestor"
+    );
+    // Session 1 still holds the first value.
+    let plan = world.sync(0, 1);
+    assert!(!plan.writes[0].after.attributes.sensitive);
+    assert!(plan.conflicts.iter().any(|conflict| conflict.cause == Cause::Edited));
+    assert!(plan.conflicts.iter().all(|conflict| conflict.sensitive), "{plan:#?}");
 }
 
 #[test]
@@ -137,14 +211,14 @@ fn later(world: &World, source: usize, target: usize, keys: &[&str]) -> Later {
 #[test]
 fn undo_says_what_depends_on_it_and_restores_the_rest() {
     let mut world = World::new(3);
-    for name in ["carried", "erased", "free", "gone", "synced", "written"] {
+    for name in ["carried", "erased", "free", "gone", "synced", "touched", "written"] {
         world.put(1, name, "0");
     }
-    for name in ["carried", "erased", "free", "gone", "synced", "written", "new"] {
+    for name in ["carried", "erased", "free", "gone", "synced", "touched", "written", "new"] {
         world.put(0, name, "1");
     }
     let plan = world.sync(0, 1);
-    assert_eq!(plan.writes.len(), 7);
+    assert_eq!(plan.writes.len(), 8);
     world.put(1, "written", "2");
     let carried = Filter { keys: vec!["carried".into()], ..Filter::default() };
     let onward = world.plan_as(1, 2, &carried, Scope::default());
@@ -155,6 +229,7 @@ fn undo_says_what_depends_on_it_and_restores_the_rest() {
     world.apply(2, 1, &back);
     world.memory(1).get_mut(&key("erased")).unwrap().state.as_mut().unwrap().erase();
     world.memory(1).remove(&key("gone"));
+    world.memory(1).get_mut(&key("touched")).unwrap().attributes.priority = 9;
     let later = [later(&world, 1, 2, &["carried"]), later(&world, 2, 1, &["synced"])];
     let undo = undo(&world, 1, &applied(&plan), &later);
     let sync = || "later".to_owned();
@@ -165,6 +240,7 @@ fn undo_says_what_depends_on_it_and_restores_the_rest() {
             Dependent::Erased(key("erased")),
             Dependent::Changed(key("gone")),
             Dependent::Synced { key: key("synced"), sync: sync() },
+            Dependent::Changed(key("touched")),
             Dependent::Written(key("written")),
         ]
     );
@@ -217,6 +293,15 @@ fn erasure_beats_everything() {
         assert!(world.state(session, "k").is_erased());
     }
     assert_eq!(world.value(2, "k"), None);
+    // Nor one in the session alone that was erased, before any other has the key.
+    let mut world = World::new(2);
+    world.put(0, "k", "1");
+    world.take_in(0, "k");
+    world.memory(0).get_mut(&key("k")).unwrap().state.as_mut().unwrap().erase();
+    world.put(0, "k", "2");
+    world.sync(0, 1);
+    assert_eq!(world.value(1, "k"), None);
+    assert!(world.state(1, "k").is_erased());
 }
 
 #[test]
@@ -251,7 +336,44 @@ fn a_removal_is_forgotten_when_all_have_seen_it_and_not_before() {
     assert!(may(&world, None));
     world.put(2, "k", "2");
     assert!(!may(&world, None), "session 2 has written it since");
+    world.remove(2, "k");
+    assert!(!may(&world, None), "no other session knows that of session 2");
     assert!(!forgettable(&[]));
+    // Two removals that do not know of each other.
+    let mut world = World::new(3);
+    world.put(0, "k", "1");
+    (1..3).for_each(|session| drop(world.sync(0, session)));
+    world.remove(0, "k");
+    world.remove(1, "k");
+    world.sync(1, 2);
+    world.take_in(0, "k");
+    assert!(!may(&world, None), "session 0 has not seen the removal of session 1");
+    world.settle();
+    assert!(may(&world, None));
+}
+
+#[test]
+fn a_removal_that_an_edit_lost_to_is_not_forgotten() {
+    let text = include_str!("../rules.toml").replacen("\"edit-wins\"", "\"deletion-wins\"", 1);
+    let mut world = World { rules: Rules::parse(&text).unwrap(), ..World::new(2) };
+    world.put(0, "k", "1");
+    world.sync(0, 1);
+    world.remove(0, "k");
+    world.put(1, "k", "2");
+    world.settle();
+    let may = |world: &World| {
+        let holder = |session: usize| {
+            let cell = world.cell(session, "k").unwrap();
+            assert_eq!(cell.value, None);
+            Holder { session: &world.names[session], cell, ended: false }
+        };
+        forgettable(&[holder(0), holder(1)])
+    };
+    assert!(!may(&world), "what was edited is still beside the removal");
+    world.put(0, "k", "3");
+    world.remove(0, "k");
+    world.settle();
+    assert!(may(&world));
 }
 
 #[test]

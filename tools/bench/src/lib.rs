@@ -24,6 +24,7 @@ mod retrieval;
 mod router;
 mod search;
 mod secured;
+mod sync;
 mod trust;
 mod write_path;
 
@@ -46,6 +47,7 @@ use reads::ReadsArgs;
 use retrieval::RetrievalArgs;
 use router::RouterArgs;
 use search::SearchArgs;
+use sync::SyncArgs;
 use trust::TrustArgs;
 use write_path::WritePathArgs;
 
@@ -111,6 +113,11 @@ enum What {
     /// Like `bench context`: tasks of five agents are delegated first, and their responses are stored in the broker. The
     /// last response to a task closes it.
     ConsensusStream(ConsensusStreamArgs),
+    /// Syncs of 100 keys through memory-sync, compared with the same statements on the database alone; the time until one is
+    /// completed at a steady rate; and how far a live sync lags behind its source.
+    ///
+    /// Like `bench context`. The target of each sync has written half of the keys too, so these are merged.
+    Sync(SyncArgs),
 }
 
 /// Runs `memfleet bench`.
@@ -132,6 +139,7 @@ pub async fn execute(args: BenchArgs, settings: &Settings) -> anyhow::Result<()>
         What::Fairness(args) => fairness::execute(&args, settings).await,
         What::Consensus(args) => consensus::execute(args, settings).await,
         What::ConsensusStream(args) => consensus_stream::execute(&args, settings).await,
+        What::Sync(args) => sync::execute(&args, settings).await,
     }
 }
 

@@ -7,8 +7,8 @@ use clap::{Parser, Subcommand};
 use crate::command::{
     ask::AskArgs, audit::AuditArgs, consensus::ConsensusArgs, contract::ContractArgs, dead::DeadArgs,
     keys::KeysArgs, migrate::MigrateArgs, nats::NatsArgs, publish::PublishArgs, recover::RecoverArgs,
-    replay::ReplayArgs, run::RunArgs, security::SecurityArgs, status::StatusArgs, tail::TailArgs,
-    token::TokenArgs, vectors::VectorsArgs,
+    replay::ReplayArgs, run::RunArgs, security::SecurityArgs, status::StatusArgs, sync::SyncArgs,
+    tail::TailArgs, token::TokenArgs, vectors::VectorsArgs,
 };
 
 /// Unified memory store of a multi-agent AI platform.
@@ -71,6 +71,8 @@ pub enum Command {
     Recover(RecoverArgs),
     /// Explain and verify what agents agree on.
     Consensus(ConsensusArgs),
+    /// List, show and undo syncs between sessions.
+    Sync(SyncArgs),
     /// Print a user's events as they happen.
     Tail(TailArgs),
     /// Publish recorded dialogues as requests.

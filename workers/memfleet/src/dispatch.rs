@@ -25,6 +25,7 @@ pub async fn execute(arguments: Arguments) -> anyhow::Result<()> {
         Command::Replay(args) => command::replay::execute(args, &settings).await,
         Command::Recover(args) => command::recover::execute(args, &settings).await,
         Command::Consensus(args) => command::consensus::execute(args, &settings).await,
+        Command::Sync(args) => command::sync::execute(args, &settings).await,
         Command::Tail(args) => command::tail::execute(args, &settings).await,
         #[cfg(feature = "dev")]
         Command::Load(args) => playground::load::execute(args, &settings).await,

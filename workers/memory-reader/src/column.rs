@@ -16,6 +16,12 @@ pub(crate) fn json(text: String) -> Result<Json, Fault> {
     Json::recorded(text).map_err(newer)
 }
 
+/// A value of a type of the contract that was stored as JSON.
+pub(crate) fn recorded<T: DeserializeOwned>(text: &str) -> Result<T, Fault> {
+    serde_json::from_str(text)
+        .map_err(|error| newer(format!("unreadable value: {error}; the database is newer than this program")))
+}
+
 /// The last microsecond of the year 9999, in microseconds since 1970.
 const LAST_TIME: i64 = 253_402_300_799_999_999;
 

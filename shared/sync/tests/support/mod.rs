@@ -112,6 +112,14 @@ impl World {
         self.write_as(session, name, None, shared());
     }
 
+    /// Takes in what the session has written, as a sync does that carries the key.
+    pub fn take_in(&mut self, session: usize, name: &str) {
+        let (of, rules) = (self.names[session].clone(), self.rules.clone());
+        if let Some(cell) = self.memory(session).get_mut(&key(name)) {
+            cell.state = Some(cell.state.clone().unwrap_or_default().absorb(&of, cell, &key(name), &rules));
+        }
+    }
+
     pub fn plan_as(&self, source: usize, target: usize, filter: &Filter, scope: Scope) -> Plan {
         let (source, target) = (&self.names[source], &self.names[target]);
         let sync = Sync { source, target, filter, scope, now: self.now, rules: &self.rules };

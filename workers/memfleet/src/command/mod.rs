@@ -15,6 +15,7 @@ mod revocations;
 pub mod run;
 pub mod security;
 pub mod status;
+pub mod sync;
 pub mod tail;
 pub mod token;
 pub mod vectors;

@@ -1,0 +1,111 @@
+//! `memfleet sync list`
+
+use anyhow::Context;
+use chrono::SecondsFormat;
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use cli::outln;
+use cli::output::out_json;
+use cli::table::{Align, Table, grouped};
+use config::Settings;
+use contract::{SessionId, SyncEnd, SyncStatus, UserId};
+
+use super::load::{self, Sync, Which};
+
+#[derive(Debug, Args)]
+pub(super) struct ListArgs {
+    /// Only syncs of this user.
+    #[arg(long, value_name = "ID")]
+    user: Option<UserId>,
+    /// Only syncs from or into this session.
+    #[arg(long, value_name = "ID", value_parser = |id: &str| SessionId::new(id))]
+    session: Option<SessionId>,
+    /// Only syncs with this status.
+    #[arg(long, value_parser = statuses())]
+    status: Option<SyncStatus>,
+    /// Maximum number of syncs, 1 to 10000.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    limit: u32,
+    /// Print one JSON object: {"syncs": [...], "more": whether there are more}.
+    #[arg(long)]
+    json: bool,
+}
+
+fn statuses() -> impl TypedValueParser<Value = SyncStatus> {
+    let known = SyncStatus::ALL.iter().map(|status| status.as_str());
+    PossibleValuesParser::new(known).try_map(|word| {
+        let status = SyncStatus::ALL.iter().find(|status| status.as_str() == word);
+        status.copied().ok_or_else(|| format!("no status {word:?}"))
+    })
+}
+
+pub(super) async fn execute(args: &ListArgs, settings: &Settings) -> anyhow::Result<()> {
+    let mut connection = super::connect(settings).await?;
+    let which = Which {
+        user: args.user,
+        session: args.session.as_ref().map(SessionId::as_str),
+        status: args.status,
+        ..Which::default()
+    };
+    let mut syncs = load::syncs(&mut connection, &which, args.limit).await?;
+    let limit = usize::try_from(args.limit)?;
+    let more = syncs.len() > limit;
+    syncs.truncate(limit);
+    if args.json {
+        let listed = Listed { syncs: &syncs, more };
+        out_json(serde_json::to_string(&listed).context("cannot serialize the syncs")?);
+    } else if syncs.is_empty() {
+        outln!("no syncs");
+    } else {
+        outln!("{}", table(&syncs).to_string().trim_end());
+        if more {
+            outln!("showing the latest {}; use --limit for more", grouped(args.limit.into()));
+        }
+    }
+    Ok(())
+}
+
+#[derive(serde::Serialize)]
+struct Listed<'a> {
+    syncs: &'a [Sync],
+    more: bool,
+}
+
+fn table(syncs: &[Sync]) -> Table {
+    let mut table = Table::new([
+        ("sync", Align::Left),
+        ("user", Align::Right),
+        ("from", Align::Left),
+        ("into", Align::Left),
+        ("type", Align::Left),
+        ("state", Align::Left),
+        ("keys", Align::Right),
+        ("conflicts", Align::Right),
+        ("failed", Align::Right),
+        ("started", Align::Left),
+    ]);
+    for Sync { user_id, info } in syncs {
+        let counts = &info.transferred;
+        table.row([
+            info.sync_id.to_string(),
+            user_id.to_string(),
+            info.source_session_id.clone(),
+            info.target_session_id.clone(),
+            info.sync_type.as_str().to_owned(),
+            state(info.sync_status, info.end_reason),
+            grouped(counts.created + counts.fast_forwarded + counts.merged + counts.references),
+            grouped(counts.conflicts + counts.disputes),
+            grouped(counts.failed),
+            info.created_at.to_rfc3339_opts(SecondsFormat::Secs, true),
+        ]);
+    }
+    table
+}
+
+/// The status, and why it carries no more.
+pub(super) fn state(status: SyncStatus, end: Option<SyncEnd>) -> String {
+    match end {
+        Some(SyncEnd::Carried) | None => status.as_str().to_owned(),
+        Some(end) => format!("{} ({})", status.as_str(), end.as_str()),
+    }
+}

@@ -1,0 +1,143 @@
+//! Reads syncs and what they did.
+
+use anyhow::{Context, bail, ensure};
+use contract::{SyncChangeInfo, SyncInfo, SyncStatus, SyncUndone, UserId};
+use diesel::QueryableByName;
+use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text, Uuid as SqlUuid};
+use diesel_async::RunQueryDsl;
+use serde::{Deserialize, Serialize};
+use store::Connection;
+use uuid::Uuid;
+
+/// A sync, and whose it is.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Sync {
+    pub(super) user_id: i32,
+    #[serde(flatten)]
+    pub(super) info: SyncInfo,
+}
+
+/// Which syncs are listed.
+#[derive(Debug, Default)]
+pub(super) struct Which<'a> {
+    pub(super) user: Option<UserId>,
+    pub(super) sync: Option<Uuid>,
+    pub(super) session: Option<&'a str>,
+    pub(super) status: Option<SyncStatus>,
+}
+
+#[derive(QueryableByName)]
+struct Row {
+    #[diesel(sql_type = Text)]
+    found: String,
+}
+
+/// Fails if row-level security hides syncs from the role.
+pub(super) async fn check_sees_all(connection: &mut Connection) -> anyhow::Result<()> {
+    #[derive(QueryableByName)]
+    struct Access {
+        #[diesel(sql_type = Bool)]
+        hidden: bool,
+    }
+    let query = "SELECT row_security_active('cross_service_memory_sync') OR row_security_active('sync_changes') AS hidden";
+    let rows: Vec<Access> = diesel::sql_query(query).load(connection).await?;
+    ensure!(
+        !rows.iter().any(|row| row.hidden),
+        "row-level security hides syncs from the role of postgres.url; use an administrator's"
+    );
+    Ok(())
+}
+
+/// Syncs, the latest first, and one more than `limit` if there are more.
+pub(super) async fn syncs(
+    connection: &mut Connection,
+    which: &Which<'_>,
+    limit: u32,
+) -> anyhow::Result<Vec<Sync>> {
+    const SYNCS: &str = "
+        SELECT jsonb_build_object('user_id', user_id, 'sync_id', id, 'source_session_id', source_session_id,
+            'target_session_id', target_session_id, 'sync_type', sync_type, 'sync_status', sync_status, 'end_reason', end_reason,
+            'filter', filter, 'crosses_private', crosses_private, 'service', service, 'expires_at', expires_at, 'rounds', rounds,
+            'transferred', data_transferred, 'created_at', created_at, 'updated_at', updated_at, 'completed_at', completed_at,
+            'undone_at', undone_at)::text AS found
+        FROM cross_service_memory_sync
+        WHERE ($1 IS NULL OR user_id = $1) AND ($2 IS NULL OR id = $2)
+            AND ($3 IS NULL OR $3 IN (source_session_id, target_session_id))
+            AND ($4 IS NULL OR sync_status = $4::sync_status)
+        ORDER BY created_at DESC, id DESC, user_id LIMIT $5";
+    let statement = diesel::sql_query(SYNCS)
+        .bind::<Nullable<Integer>, _>(which.user.map(UserId::get))
+        .bind::<Nullable<SqlUuid>, _>(which.sync)
+        .bind::<Nullable<Text>, _>(which.session)
+        .bind::<Nullable<Text>, _>(which.status.map(SyncStatus::as_str))
+        .bind::<BigInt, _>(i64::from(limit) + 1);
+    let rows: Vec<Row> = statement.load(connection).await.context("cannot read the syncs")?;
+    rows.iter().map(|row| parsed(&row.found)).collect()
+}
+
+/// The sync with this id, which may be one of several users.
+pub(super) async fn one(
+    connection: &mut Connection,
+    sync: Uuid,
+    user: Option<UserId>,
+) -> anyhow::Result<Sync> {
+    let which = Which { user, sync: Some(sync), ..Which::default() };
+    let mut found = syncs(connection, &which, 1).await?;
+    if let [first, second, ..] = &found[..] {
+        bail!(
+            "several users have a sync {sync}, such as {} and {}; name one with --user",
+            first.user_id,
+            second.user_id
+        );
+    }
+    found.pop().with_context(|| {
+        let of = user.map(|user| format!(" of user {user}")).unwrap_or_default();
+        format!("there is no sync {sync}{of}; `memfleet sync list` shows all")
+    })
+}
+
+/// What a sync did to keys, the latest first, and one more than `limit` if there is more.
+pub(super) async fn changes(
+    connection: &mut Connection,
+    sync: &Sync,
+    only_conflicts: bool,
+    limit: u32,
+) -> anyhow::Result<Vec<SyncChangeInfo>> {
+    const CHANGES: &str = "
+        SELECT jsonb_build_object('sync_id', sync_id, 'source_session_id', source_session_id, 'target_session_id', target_session_id,
+            'position', position, 'context_key', context_key, 'agent_id', agent_id, 'memory_tier', memory_tier, 'node_id', node_id,
+            'effect', effect, 'reason', reason, 'conflicts', conflicts, 'disputed', disputed, 'sensitive', is_sensitive,
+            'changed_at', changed_at, 'undone_at', undone_at)::text AS found
+        FROM sync_changes
+        WHERE user_id = $1 AND sync_id = $2 AND (NOT $3 OR effect = 'failed' OR conflicts <> '[]' OR disputed <> '[]')
+        ORDER BY position DESC LIMIT $4";
+    let statement = diesel::sql_query(CHANGES)
+        .bind::<Integer, _>(sync.user_id)
+        .bind::<SqlUuid, _>(sync.info.sync_id)
+        .bind::<Bool, _>(only_conflicts)
+        .bind::<BigInt, _>(i64::from(limit) + 1);
+    let rows: Vec<Row> = statement.load(connection).await.context("cannot read what the sync did")?;
+    rows.iter().map(|row| parsed(&row.found)).collect()
+}
+
+/// What an undo restored and what stayed: the events of its request.
+pub(super) async fn undone(
+    connection: &mut Connection,
+    sync: &Sync,
+    request: Uuid,
+) -> anyhow::Result<Vec<SyncUndone>> {
+    const UNDONE: &str = "
+        SELECT event_payload::text AS found FROM blackboard_events
+        WHERE user_id = $1 AND session_id = $2 AND event_type = 'sync.undone' AND request_id = $3 ORDER BY event_sequence";
+    let statement = diesel::sql_query(UNDONE)
+        .bind::<Integer, _>(sync.user_id)
+        .bind::<Text, _>(&sync.info.target_session_id)
+        .bind::<SqlUuid, _>(request);
+    let rows: Vec<Row> = statement.load(connection).await.context("cannot read what was undone")?;
+    rows.iter().map(|row| parsed(&row.found)).collect()
+}
+
+fn parsed<'a, T: Deserialize<'a>>(text: &'a str) -> anyhow::Result<T> {
+    serde_json::from_str(text)
+        .context("a row of a sync is not readable; the database is newer than this program")
+}
