@@ -68,9 +68,9 @@ pub struct Accuracy {
     pub majority_accuracy: f64,
     /// [`estimate`] over all tasks.
     pub batch_accuracy: f64,
-    /// [`Online`], answer by answer: what it holds for each question when the last answer has come.
+    /// Answer by answer, what is held for each question when the last answer has come: by [`Online`], or by a fleet.
     pub online_accuracy: f64,
-    /// [`Online`], what it held for each question right after that question's last answer, never revised.
+    /// The same, what was held for each question right after that question's last answer, never revised.
     pub online_at_close_accuracy: f64,
 }
 
@@ -125,17 +125,33 @@ impl Dataset {
     /// Measures all rules.
     #[must_use]
     pub fn accuracy(&self, rules: &ReliabilityRules) -> Accuracy {
-        let tasks = self.tasks();
-        let batch = estimate(&tasks, self.workers, self.options, &[], rules).tasks;
         let (online, at_close) = self.online(rules);
         Accuracy {
-            questions: tasks.iter().filter(|task| !task.answers.is_empty()).count(),
+            questions: self.questions(),
             answers: self.answers.len(),
-            majority_accuracy: self.score(&majority(&tasks, self.options)),
-            batch_accuracy: self.score(&batch),
+            majority_accuracy: self.majority_accuracy(),
+            batch_accuracy: self.batch_accuracy(rules),
             online_accuracy: self.score(&online),
             online_at_close_accuracy: self.score(&at_close),
         }
+    }
+
+    /// The number of questions with an answer.
+    #[must_use]
+    pub fn questions(&self) -> usize {
+        self.tasks().iter().filter(|task| !task.answers.is_empty()).count()
+    }
+
+    /// Of the most frequent answer.
+    #[must_use]
+    pub fn majority_accuracy(&self) -> f64 {
+        self.score(&majority(&self.tasks(), self.options))
+    }
+
+    /// Of [`estimate`] over all tasks.
+    #[must_use]
+    pub fn batch_accuracy(&self, rules: &ReliabilityRules) -> f64 {
+        self.score(&estimate(&self.tasks(), self.workers, self.options, &[], rules).tasks)
     }
 
     /// What the online rule holds at the end, and what it held when each question closed.

@@ -7,8 +7,12 @@ use clap::Args;
 use cli::outln;
 use cli::output::step;
 use cli::table::{Align, Table, grouped};
+use config::Settings;
 use consensus::Rules;
 use consensus::dataset::{Accuracy, Dataset};
+
+use super::pipeline::add_payload_key;
+use super::{crowd, on_private_servers};
 
 #[derive(Debug, Args)]
 pub(super) struct ConsensusArgs {
@@ -22,11 +26,28 @@ pub(super) struct ConsensusArgs {
     json: bool,
 }
 
-pub(super) async fn execute(args: ConsensusArgs) -> anyhow::Result<()> {
+pub(super) async fn execute(args: ConsensusArgs, settings: &Settings) -> anyhow::Result<()> {
     let ConsensusArgs { dataset, json } = args;
+    let dataset = Dataset::read(&dataset)?;
+    let rules = Rules::current()?.reliability;
+    let (questions, answers) = (dataset.questions(), dataset.answers.len());
+    let majority_accuracy = dataset.majority_accuracy();
+    let fed = on_private_servers(settings, async |local| {
+        add_payload_key(&local.settings)?;
+        crowd::feed(&dataset, &local.settings).await
+    })
+    .await?;
     // Seconds of arithmetic, during which Ctrl-C must still work.
-    let measuring = tokio::task::spawn_blocking(move || measure(&dataset));
-    let accuracy = step("estimating the true answers by each rule", async { measuring.await? }).await?;
+    let batch = tokio::task::spawn_blocking(move || dataset.batch_accuracy(&rules));
+    let batch_accuracy = step("estimating all answers at once", async { Ok(batch.await?) }).await?;
+    let accuracy = Accuracy {
+        questions,
+        answers,
+        majority_accuracy,
+        batch_accuracy,
+        online_accuracy: fed.at_end,
+        online_at_close_accuracy: fed.at_close,
+    };
     if json {
         outln!("{}", serde_json::to_string(&accuracy).context("cannot serialize the report")?);
     } else {
@@ -35,18 +56,13 @@ pub(super) async fn execute(args: ConsensusArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn measure(dataset: &std::path::Path) -> anyhow::Result<Accuracy> {
-    let dataset = Dataset::read(dataset)?;
-    Ok(dataset.accuracy(&Rules::current()?.reliability))
-}
-
 fn show(accuracy: &Accuracy) -> anyhow::Result<()> {
     let mut table = Table::new([("rule", Align::Left), ("accuracy", Align::Right)]);
     for (rule, value) in [
         ("majority vote", accuracy.majority_accuracy),
         ("batch", accuracy.batch_accuracy),
-        ("online, after the last answer", accuracy.online_accuracy),
-        ("online, when each question closed", accuracy.online_at_close_accuracy),
+        ("online, after the last tick", accuracy.online_accuracy),
+        ("online, when each task closed", accuracy.online_at_close_accuracy),
     ] {
         table.row([rule.to_owned(), format!("{value:.4}")]);
     }

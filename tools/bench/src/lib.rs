@@ -10,6 +10,7 @@ mod consensus;
 mod consensus_stream;
 mod context;
 mod corpus;
+mod crowd;
 mod fairness;
 mod filled;
 mod grants;
@@ -100,8 +101,9 @@ enum What {
     Fairness(FairnessArgs),
     /// The accuracy of majority vote, of the batch rule and of the online rule on a crowd data set with known truth.
     ///
-    /// The truth is used to score the rules and for nothing else. A tie between n answers counts as 1/n. The online rule
-    /// gets the answers one by one, in the order of the file. Needs no servers.
+    /// The truth is used to score the rules and for nothing else. A tie between n answers counts as 1/n. Online, the answers go
+    /// through consensus-builder as responses of agents, one by one in the order of the file; the agents' reliability is
+    /// estimated anew by ticks of its job, after each tenth of the answers.
     Consensus(ConsensusArgs),
     /// Responses of agents through consensus-builder, compared with the same statements on the database alone; the close of a
     /// task; and the estimate of the agents' reliability.
@@ -128,7 +130,7 @@ pub async fn execute(args: BenchArgs, settings: &Settings) -> anyhow::Result<()>
         What::Index(args) => index::execute(&args, settings).await,
         What::Retrieval(args) => retrieval::execute(&args, settings).await,
         What::Fairness(args) => fairness::execute(&args, settings).await,
-        What::Consensus(args) => consensus::execute(args).await,
+        What::Consensus(args) => consensus::execute(args, settings).await,
         What::ConsensusStream(args) => consensus_stream::execute(&args, settings).await,
     }
 }

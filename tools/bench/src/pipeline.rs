@@ -73,6 +73,16 @@ impl Pipeline {
         self.process(corpus.accounts(), WorkerName::ContextWriter).await
     }
 
+    /// The connection to the broker.
+    pub(super) fn client(&self) -> &async_nats::Client {
+        self.bulk.client()
+    }
+
+    /// Publishes messages and waits until the broker has stored them.
+    pub(super) async fn publish(&self, messages: impl IntoIterator<Item = Prepared>) -> anyhow::Result<()> {
+        self.bulk.publish(messages).await
+    }
+
     /// Publishes messages, and has the worker of this pipeline process them in this process.
     pub(super) async fn process(&self, messages: Vec<Prepared>, worker: WorkerName) -> anyhow::Result<()> {
         self.bulk.publish(messages).await?;
@@ -164,7 +174,7 @@ impl Pipeline {
     }
 
     /// Waits until all messages are settled. Fails if there is no progress for [`STUCK_AFTER`].
-    async fn settled(&self) -> anyhow::Result<()> {
+    pub(super) async fn settled(&self) -> anyhow::Result<()> {
         let (mut progress_at, mut left) = (Instant::now(), u64::MAX);
         loop {
             let info = self.consumer.get_info().await?;
