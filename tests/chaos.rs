@@ -5,24 +5,27 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
+use consensus_builder::ConsensusBuilder;
 use context_writer::ContextWriter;
 use contract::header;
 use diesel_async::SimpleAsyncConnection as _;
 use router_logger::RouterLogger;
-use runtime::Worker as _;
+use runtime::ExternalWorker as _;
 use serde_json::json;
 use testkit::{Fixture, RequestMessage, context, request, session, set_redelivery, user};
 use tokio::process::Child;
 use tokio::time::sleep;
 use uuid::Uuid;
 
+use crate::support::consensus::{Task, three_families};
 use crate::support::program::{signal, start_worker};
 use crate::support::publish_until_stored;
 use crate::support::raw_nats::{RawPublisher, block};
 
 const USERS: i32 = 30;
-/// The workers, each as a process. context-writer has two replicas.
-const WORKERS: [&str; 3] = ["context-writer", "context-writer", "router-logger"];
+/// The workers, each as a process. context-writer and consensus-builder have two replicas.
+const WORKERS: [&str; 5] =
+    ["context-writer", "context-writer", "router-logger", "consensus-builder", "consensus-builder"];
 /// Pause between two faults.
 const BETWEEN_FAULTS: Duration = Duration::from_secs(2);
 /// How long everything that is left may take once the faults end.
@@ -40,6 +43,8 @@ struct Published {
     /// Requests that must become one dead letter each.
     bad: Vec<Uuid>,
     next: i64,
+    /// Tasks that are delegated, each with all answers.
+    tasks: usize,
 }
 
 impl Published {
@@ -66,6 +71,9 @@ impl Published {
                 _ => context(user, "s", &format!("k{n}"), 1),
             };
             requests.push((true, good));
+            if n % 25 == 0 {
+                requests.extend(self.task(user, random));
+            }
             if n % 53 == 0 {
                 requests.push((false, request("context.put", user, json!({ "mistake": n }))));
             }
@@ -74,6 +82,18 @@ impl Published {
             if *is_good { &mut self.good } else { &mut self.bad }.push(request.id);
         }
         requests.into_iter().map(|(_, request)| request).collect()
+    }
+}
+
+impl Published {
+    /// A task and its answers, in any order. Answers may come before the task.
+    fn task(&mut self, user: i32, random: &mut fastrand::Rng) -> Vec<(bool, RequestMessage)> {
+        let (task, agents) = (Task::of(user), ["a", "b", "c"]);
+        let mut requests = vec![(true, task.delegate(&agents, agents.len(), json!({})))];
+        requests.extend(task.all_say(&agents, "The Tagus").into_iter().map(|answer| (true, answer)));
+        random.shuffle(&mut requests);
+        self.tasks += 1;
+        requests
     }
 }
 
@@ -154,13 +174,14 @@ async fn fail(
     }
 }
 
-/// Locks all sessions and contexts of a user for so many seconds, from now on.
+/// Locks all sessions, contexts and tasks of a user for so many seconds, from now on.
 async fn lock(fixture: &Fixture, user: i32, seconds: u32) {
     let mut connection = fixture.connection().await;
     tokio::spawn(async move {
         let statements = format!(
             "BEGIN; SELECT FROM simple_chat_context WHERE user_id = {user} FOR UPDATE;
              SELECT FROM chat_mode_sessions WHERE user_id = {user} FOR UPDATE;
+             SELECT FROM consensus_tasks WHERE user_id = {user} FOR UPDATE;
              SELECT pg_sleep({seconds}); ROLLBACK"
         );
         // The connection may be cut meanwhile, which ends the lock as well.
@@ -185,13 +206,14 @@ async fn unreadable(fixture: &Fixture, random: &mut fastrand::Rng) {
 async fn nothing_is_lost_doubled_or_held_up_whatever_fails() {
     let (minutes, seed) = (number("MEMFLEET_CHAOS_MINUTES", 30), number("MEMFLEET_CHAOS_SEED", 17));
     let mut fixture = Fixture::with_topology(|topology| {
-        for worker in ["context-writer", "router-logger"] {
+        for worker in ["context-writer", "router-logger", "consensus-builder"] {
             set_redelivery(topology, worker, Duration::from_secs(10), 1_000);
         }
     })
     .await;
     let (mut random, mut published) = (fastrand::Rng::with_seed(seed), Published::default());
-    let opened: Vec<RequestMessage> = (1..=USERS).flat_map(|id| [user(id), session(id, "s")]).collect();
+    let mut opened: Vec<RequestMessage> = (1..=USERS).flat_map(|id| [user(id), session(id, "s")]).collect();
+    opened.extend((1..=USERS).flat_map(three_families));
     published.good.extend(opened.iter().map(|request| request.id));
     publish_until_stored(&fixture, opened).await;
     let mut fleet = Fleet::start(&fixture);
@@ -213,8 +235,9 @@ async fn nothing_is_lost_doubled_or_held_up_whatever_fails() {
 /// Waits until nothing is pending.
 async fn settled(fixture: &Fixture) {
     let since = Instant::now();
-    for (stream, name) in [("CONTEXT", ContextWriter::INFO.name), ("ROUTER", RouterLogger::INFO.name)] {
-        let consumer = fixture.consumer(stream, name).await;
+    for worker in [ContextWriter::INFO, RouterLogger::INFO, ConsensusBuilder::INFO] {
+        let name = worker.name;
+        let consumer = fixture.consumer(worker.stream.expect("a stream"), name).await;
         loop {
             let info = consumer.get_info().await;
             if info.is_ok_and(|info| info.num_pending == 0 && info.num_ack_pending == 0) {
@@ -228,9 +251,11 @@ async fn settled(fixture: &Fixture) {
 
 /// Counts what became of every message, and fails if one is lost or doubled.
 async fn report(fixture: &Fixture, published: &Published, faults: &BTreeMap<&str, u32>) {
-    let mut effects: HashMap<String, usize> = HashMap::new();
-    for id in fixture.lines("request_id FROM blackboard_events").await {
-        *effects.entry(id).or_default() += 1;
+    // The last answer to a task causes an event of each of several types.
+    let mut effects: HashMap<String, HashMap<String, usize>> = HashMap::new();
+    for line in fixture.lines("concat_ws(' ', request_id, event_type) FROM blackboard_events").await {
+        let (id, kind) = line.split_once(' ').expect("an id and a type");
+        *effects.entry(id.to_owned()).or_default().entry(kind.to_owned()).or_default() += 1;
     }
     let (mut dead, mut listed, mut anonymous) = (HashMap::<String, usize>::new(), 0, 0);
     for letter in fixture.messages("DEAD").await {
@@ -245,20 +270,26 @@ async fn report(fixture: &Fixture, published: &Published, faults: &BTreeMap<&str
     }
     let good: Vec<String> = published.good.iter().map(Uuid::to_string).collect();
     let lost = good.iter().filter(|id| !effects.contains_key(*id)).count();
-    let doubled = effects.values().filter(|count| **count > 1).count();
+    let doubled = effects.values().filter(|kinds| kinds.values().any(|count| *count > 1)).count();
     let buried = good.iter().filter(|id| dead.contains_key(*id)).count();
     let longest = fixture
         .lines(
             "coalesce(max(date_part('epoch', received_at) - ('x' || left(replace(message_id::text, '-', ''), 12))::bit(48)::bigint / 1000.0), 0) FROM inbox",
         )
         .await;
+    let closed = fixture
+        .lines(
+            "concat_ws(' ', sum(total_tasks_delegated), sum(tasks_completed)) FROM multi_agent_conversations",
+        )
+        .await;
     let told = json!({
-        "published_good": good.len(), "published_bad": published.bad.len(), "effects": effects.len(),
+        "tasks": published.tasks, "tasks_delegated_and_completed": closed, "published_good": good.len(), "published_bad": published.bad.len(), "effects": effects.len(),
         "dead_letters": dead.len() + anonymous, "listed_in_summaries": listed, "lost": lost, "doubled": doubled,
         "good_ones_dead": buried, "longest_wait_s": longest.first().and_then(|seconds| seconds.parse::<f64>().ok()), "faults": faults,
     });
     writeln!(std::io::stderr(), "chaos: {told}").expect("standard error");
     assert_eq!((lost, doubled, buried), (0, 0, 0), "{told}");
+    assert_eq!(closed, [format!("{0} {0}", published.tasks)], "{told}");
     let bad_without_letter = published.bad.iter().filter(|id| !dead.contains_key(&id.to_string())).count();
     assert!(bad_without_letter <= listed, "{bad_without_letter} bad ones have no dead letter; {told}");
 }

@@ -20,6 +20,7 @@ mod consensus_close;
 mod consensus_crash;
 mod consensus_explain;
 mod consensus_jobs;
+mod consensus_properties;
 mod consensus_queries;
 mod consensus_requests;
 mod consensus_texts;
