@@ -112,6 +112,9 @@ fn requests(stream: &str, user: i32, extreme: Extreme) -> Vec<RequestMessage> {
             body["version"] =
                 json!(chrono::Utc::now().timestamp_millis() + contract::limit::VERSION_AHEAD_MS);
         }
+        if kind.stream == "CONSENSUS" {
+            as_consensus_wants(&mut body);
+        }
         if body["credential_id"].is_string() {
             body["credential_id"] = json!("x".repeat(1_400));
         }
@@ -120,17 +123,56 @@ fn requests(stream: &str, user: i32, extreme: Extreme) -> Vec<RequestMessage> {
     kinds.map(of_kind).collect()
 }
 
+/// What the schema does not say of the requests of agents: names that differ, two nodes, and what follows what.
+fn as_consensus_wants(body: &mut Value) {
+    if let Some(agents) = body.get_mut("agents").and_then(Value::as_array_mut) {
+        for (number, agent) in agents.iter_mut().enumerate().skip(1) {
+            *agent = json!(format!("{number:0>128}"));
+        }
+    }
+    if body["target_node_id"].is_string() {
+        body["target_node_id"] = json!(Uuid::from_u128(8));
+    }
+    if body["phase"].is_string() {
+        body["phase"] = json!("planning");
+    }
+    if body["outcome"].is_string() {
+        body["outcome"] = json!("failed");
+    }
+}
+
+/// The requests of agents, with a second node for relations.
+fn of_agents(user: i32, extreme: Extreme) -> Vec<RequestMessage> {
+    let mut all = requests("CONSENSUS", user, extreme);
+    let place = all.iter().position(|one| one.subject.contains(".knowledge.propose.")).expect("a proposal");
+    let second = RequestMessage { id: Uuid::now_v7(), ..all[place].clone() };
+    let other = json!({ "node_id": Uuid::from_u128(8), "node_key": "the other" });
+    let second = second.map_body(|body| {
+        crate::support::consensus::with(serde_json::from_str(&body).expect("JSON"), other).to_string()
+    });
+    all.insert(place, second);
+    all
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_contract_accepts_can_be_stored() {
     let fixture = Fixture::new().await;
     let extremes = [Extreme::Largest { flags: false }, Extreme::Largest { flags: true }, Extreme::Smallest];
-    let of = |stream: &'static str| {
-        extremes.into_iter().zip(1..).flat_map(move |(extreme, user)| requests(stream, user, extreme))
+    let of = |requests: fn(i32, Extreme) -> Vec<RequestMessage>| {
+        let each = extremes.into_iter().zip(1..).flat_map(|(extreme, user)| requests(user, extreme));
+        each.collect::<Vec<_>>()
     };
-    fixture.process(ContextWriter, of("CONTEXT")).await;
-    fixture.process(RouterLogger, of("ROUTER")).await;
+    let streams = [
+        of(|user, extreme| requests("CONTEXT", user, extreme)),
+        of(|user, extreme| requests("ROUTER", user, extreme)),
+        of(of_agents),
+    ];
+    let expected: usize = streams.iter().map(Vec::len).sum();
+    let [context, router, agents] = streams;
+    fixture.process(ContextWriter, context).await;
+    fixture.process(RouterLogger, router).await;
+    crate::support::consensus::process(&fixture, agents).await;
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
-    let expected = of("CONTEXT").chain(of("ROUTER")).count();
     let events = fixture.count("blackboard_events").await;
     let unchanged = fixture
         .count("inbox i WHERE NOT EXISTS (SELECT FROM blackboard_events e WHERE e.id = i.event_id)")
