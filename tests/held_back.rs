@@ -3,9 +3,9 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use audit::{Holder, held_back};
+use audit::{Cause, Holder, held_back};
 use diesel_async::SimpleAsyncConnection;
-use testkit::Fixture;
+use testkit::{Fixture, eventually};
 
 use crate::seal::{program, seal_everything, sealed, tamper};
 use crate::support::program::{memfleet, output, signal, text};
@@ -84,4 +84,91 @@ async fn a_prepared_transaction_of_another_database_is_named() {
     let logged = logged.expect("its output");
     assert!(logged.status.success(), "it goes on until it is stopped: {logged:?}");
     assert_eq!(text(&logged.stderr).matches(&gid).count(), 1, "{}", text(&logged.stderr));
+}
+
+/// The part of `memfleet status` that says what holds back sealing.
+async fn status(fixture: &Fixture) -> serde_json::Value {
+    let json = text(&output(memfleet(fixture, &["status", "--json"])).await.stdout);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    json["postgres"]["sealing_held_back"].clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_keeps_the_lock_of_the_sealers_is_named() {
+    let fixture = sealed().await;
+    old_row(&fixture).await;
+    // Transactions of other tests on the same server may hold it back too; they end.
+    let caused = async |cause: &str| {
+        eventually(cause, async || {
+            let held = status(&fixture).await;
+            (held["cause"] == *cause).then_some(held)
+        })
+        .await
+    };
+    assert_eq!(caused("unknown").await["holders"], serde_json::json!([]));
+    let mut other = fixture.connection().await;
+    let lock = "SET application_name = 'forgotten'; SELECT pg_advisory_lock(7882827065171471475)";
+    other.batch_execute(lock).await.expect("the lock");
+    let sealed = program(&fixture, &["seal"]).await;
+    let said = text(&sealed.stderr);
+    assert_eq!(sealed.status.code(), Some(1), "{said}");
+    assert!(said.contains("the lock of the sealers is taken for more than 10 s by pid "), "{said}");
+    assert!(said.contains("application \"forgotten\", idle"), "{said}");
+    assert_eq!(caused("lock").await["holders"][0]["application"], "forgotten");
+    other.batch_execute("SELECT pg_advisory_unlock_all()").await.expect("its end");
+    seal_everything(&fixture).await;
+    assert_eq!(status(&fixture).await, serde_json::Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_the_future_hide_no_row_that_waits() {
+    let fixture = sealed().await;
+    let mut open = fixture.connection().await;
+    // In the order of the trail, a row of the open transaction stands before all that wait for it.
+    open.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.expect("a statement");
+    let transaction =
+        testkit::lines_on(&mut open, "pg_current_xact_id() FROM (VALUES (1)) AS one").await.remove(0);
+    old_row(&fixture).await;
+    tamper(
+        &fixture,
+        &format!(
+            "INSERT INTO audit.audit_log SELECT (jsonb_populate_record(l, jsonb_build_object('transaction_id', {transaction},
+                'occurred_at', now() + interval '1 year'))).* FROM audit.audit_log l ORDER BY transaction_id LIMIT 1"
+        ),
+    )
+    .await;
+    let held = held_back(&mut fixture.connection().await).await.expect("an answer").expect("it is held back");
+    assert_eq!(held.cause, Cause::Transactions, "{held}");
+    open.batch_execute("ROLLBACK").await.expect("its end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_search_path_hides_a_row_that_waits_or_is_written_to() {
+    let fixture = sealed().await;
+    fixture
+        .execute(
+            "CREATE SCHEMA evil;
+             CREATE FUNCTION evil.pg_snapshot_xmin(pg_snapshot) RETURNS xid8 LANGUAGE sql AS
+                 'SELECT ''9000000000000000000''::xid8';
+             CREATE FUNCTION evil.now() RETURNS timestamptz LANGUAGE sql AS 'SELECT ''-infinity''::timestamptz';
+             DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET search_path = evil, pg_catalog, public', current_database());
+             END $$",
+        )
+        .await;
+    fixture.execute("SET search_path = public; UPDATE users SET username = 'x' WHERE id = 2").await;
+    let old = "SET search_path = pg_catalog; SET session_replication_role = replica; UPDATE audit.audit_log SET occurred_at =
+        now() - interval '2 minutes' WHERE transaction_id >= (SELECT max(through_transaction) FROM audit.seals)";
+    fixture.execute(old).await;
+    let mut open = fixture.connection().await;
+    open.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.expect("a statement");
+    assert_ne!(status(&fixture).await, serde_json::Value::Null);
+    program(&fixture, &["seal"]).await;
+    let listed = output(memfleet(&fixture, &["migrate", "list"])).await;
+    assert!(listed.status.success(), "{listed:?}");
+    assert_eq!(
+        fixture
+            .lines("to_regclass('evil.__diesel_schema_migrations') IS NULL FROM (VALUES (1)) AS one")
+            .await,
+        ["true"]
+    );
 }

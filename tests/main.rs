@@ -7,6 +7,8 @@
 
 mod support;
 
+mod added_rows;
+mod anchors;
 mod asyncapi;
 mod attack;
 mod audit;

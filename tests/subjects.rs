@@ -284,10 +284,10 @@ async fn seals_from_before_subjects_were_sealed_still_verify() {
     assert_eq!(fixture.lines("format FROM audit.seals ORDER BY number").await, ["1", "2"]);
     let found =
         found_after(&fixture, "UPDATE audit.subjects SET token = gen_random_uuid() WHERE user_id = 1").await;
-    assert_eq!(found.iter().map(|one| one.seal).collect::<Vec<_>>(), [2, 2], "{found:?}");
+    assert_eq!(found.iter().map(|one| one.seal).collect::<Vec<_>>(), [Some(2), Some(2)], "{found:?}");
     // Neither does a subject hide in the earlier seal.
     let hidden = "INSERT INTO audit.subjects (user_id, transaction_id) SELECT 77, min(transaction_id) FROM audit.audit_log";
-    assert_eq!(found_after(&fixture, hidden).await[0].seal, 1);
+    assert_eq!(found_after(&fixture, hidden).await[0].seal, Some(1));
     // An earlier program seals nothing more: it would leave the subjects out.
     let refused = fixture
         .connection()

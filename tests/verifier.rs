@@ -1,9 +1,13 @@
 //! A verifier that is shown another past: functions, operators and casts beside PostgreSQL's own hide no edit, and are found.
 
+use std::process::Command;
+
+use audit::{Difference, Report, verify};
 use testkit::Fixture;
 
 use crate::isolation::validate;
-use crate::seal::{report, sealed, tamper};
+use crate::seal::{anchors, key, program, report, sealed, tamper};
+use crate::support::program::text;
 
 /// An update of the trail whose service was `test`.
 const EDIT: &str = "UPDATE audit.audit_log SET service = 'other' WHERE operation = 'UPDATE'";
@@ -89,4 +93,126 @@ async fn a_changed_operator_is_named() {
         )
         .await;
     assert_validated(&fixture, "changed operator pg_catalog.< (oid ").await;
+    assert_doubted(&fixture, "the operator <(bigint,bigint) calls int8le(bigint,bigint)").await;
+}
+
+/// Asserts that a verification says that the database does not show what it stores.
+async fn assert_doubted(fixture: &Fixture, says: &str) -> Report {
+    let report = report(fixture).await;
+    let found = report.findings.iter().find(|one| one.seal.is_none() && one.problem.starts_with(says));
+    assert!(found.is_some(), "{says}: {:?}", report.findings);
+    let verified = program(fixture, &["verify"]).await;
+    assert_eq!(verified.status.code(), Some(1), "{verified:?}");
+    assert!(text(&verified.stdout).contains(says), "{verified:?}");
+    report
+}
+
+/// Edits an event, and has its type send what was there before.
+async fn hide_an_event(fixture: &Fixture) {
+    fixture
+        .execute(
+            "CREATE SCHEMA evil;
+             CREATE TABLE evil.kept AS SELECT event_payload AS kept FROM blackboard_events WHERE user_id = 2;
+             CREATE FUNCTION pg_toast.jsonb_send(jsonb) RETURNS bytea LANGUAGE plpgsql AS $$ BEGIN
+                 RETURN pg_catalog.jsonb_send(CASE WHEN $1 = '\"edited\"' THEN (SELECT kept FROM evil.kept) ELSE $1 END);
+             END $$;
+             SET allow_system_table_mods = on; ALTER TYPE pg_catalog.jsonb SET (SEND = pg_toast.jsonb_send)",
+        )
+        .await;
+    tamper(fixture, "UPDATE blackboard_events SET event_payload = '\"edited\"' WHERE user_id = 2").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_send_function_of_a_type_of_postgresql_hides_nothing() {
+    let fixture = sealed().await;
+    hide_an_event(&fixture).await;
+    let says =
+        "values of the type jsonb are sent by pg_toast.jsonb_send(jsonb) and not by jsonb_send of PostgreSQL";
+    assert_doubted(&fixture, says).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_type_of_ones_own_hides_nothing() {
+    let fixture = sealed().await;
+    tamper(&fixture, EDIT).await;
+    fixture
+        .execute(
+            "CREATE TYPE pg_toast.texty;
+             CREATE FUNCTION pg_toast.texty_in(cstring) RETURNS pg_toast.texty LANGUAGE internal IMMUTABLE STRICT AS 'textin';
+             CREATE FUNCTION pg_toast.texty_out(pg_toast.texty) RETURNS cstring LANGUAGE internal IMMUTABLE STRICT AS 'textout';
+             CREATE TYPE pg_toast.texty (INPUT = pg_toast.texty_in, OUTPUT = pg_toast.texty_out, LIKE = text);
+             CREATE CAST (text AS pg_toast.texty) WITHOUT FUNCTION AS IMPLICIT;
+             CREATE CAST (pg_toast.texty AS text) WITHOUT FUNCTION AS IMPLICIT;
+             CREATE FUNCTION pg_toast.texty_send(pg_toast.texty) RETURNS bytea LANGUAGE plpgsql AS $$ BEGIN
+                 RETURN pg_catalog.textsend(CASE WHEN $1::text = 'other' THEN 'test' ELSE $1::text END); END $$;
+             ALTER TYPE pg_toast.texty SET (SEND = pg_toast.texty_send);
+             ALTER TABLE audit.audit_log ALTER COLUMN service TYPE pg_toast.texty",
+        )
+        .await;
+    let says = "the column service of audit.audit_log is of the type pg_toast.texty and not text";
+    let report = assert_doubted(&fixture, says).await;
+    let edited = report.findings.iter().filter(|one| one.difference == Some(Difference::Edited));
+    assert!(edited.count() > 0, "a value of another type proves nothing: {:?}", report.findings);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_or_a_foreign_table_in_the_place_of_a_table_is_named() {
+    let fixture = sealed().await;
+    fixture
+        .execute(
+            "ALTER TABLE audit.security_violations RENAME TO kept;
+             CREATE VIEW audit.security_violations AS SELECT * FROM audit.kept;
+             CREATE TABLE audit.more () INHERITS (audit.data_access_log);
+             ALTER TABLE audit.data_access_log DROP COLUMN object_name;
+             ALTER TABLE audit.data_access_log ADD COLUMN object_name varchar(128) GENERATED ALWAYS AS ('x') STORED",
+        )
+        .await;
+    for says in [
+        "audit.security_violations is a view and not a table",
+        "audit.more inherits from audit.data_access_log and is not a partition of it",
+        "the column object_name of audit.data_access_log is computed",
+    ] {
+        assert_doubted(&fixture, says).await;
+    }
+    let fixture = sealed().await;
+    fixture
+        .execute(
+            "ALTER TABLE blackboard_events DROP CONSTRAINT blackboard_events_pkey;
+             ALTER TABLE blackboard_events DETACH PARTITION blackboard_events_default;
+             CREATE FOREIGN DATA WRAPPER nothing; CREATE SERVER elsewhere FOREIGN DATA WRAPPER nothing;
+             CREATE FOREIGN TABLE shown PARTITION OF blackboard_events DEFAULT SERVER elsewhere",
+        )
+        .await;
+    assert_doubted(&fixture, "shown is a foreign table and not a table").await;
+    // What cannot be read is said too.
+    assert_doubted(&fixture, "the rest cannot be read: ").await;
+}
+
+/// A copy of the fixture's database in another one, by `pg_dump` and `pg_restore`.
+async fn restored(fixture: &Fixture) -> store::Connection {
+    let programs = stack::Programs::find().expect("programs");
+    let tool = |name: &str| programs.postgres_bin.join(name).display().to_string();
+    let name = format!("copy_{}", uuid::Uuid::now_v7().simple());
+    fixture.execute(&format!("CREATE DATABASE {name}")).await;
+    let url = &fixture.settings.postgres.url;
+    let copy = format!("{}/{name}", url.rsplit_once('/').expect("a database").0);
+    let (dump, restore) = (tool("pg_dump"), tool("pg_restore"));
+    let command = format!("{dump} -Fc '{url}' | {restore} --no-owner --exit-on-error -d '{copy}'");
+    let done = Command::new("sh").args(["-c", &command]).output().expect("a shell");
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    store::connect(&copy).await.expect("the copy")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_is_restored_elsewhere_is_verified() {
+    let fixture = sealed().await;
+    let keys = [key(&fixture).public()];
+    let mut copy = restored(&fixture).await;
+    let verified = verify(&mut copy, Some(&anchors(&fixture)), &keys).await.expect("a report");
+    assert_eq!((verified.findings, verified.seals, verified.rows), (vec![], 3, 18));
+    // What the original hides, the copy does not: a dump has no functions of PostgreSQL's own schemas.
+    hide_an_event(&fixture).await;
+    let mut copy = restored(&fixture).await;
+    let verified = verify(&mut copy, Some(&anchors(&fixture)), &keys).await.expect("a report");
+    assert_eq!((verified.edited, verified.findings.len()), (1, 1), "{:?}", verified.findings);
 }

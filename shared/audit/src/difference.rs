@@ -50,52 +50,103 @@ pub(crate) struct Differing {
     pub(crate) leaf: Leaf,
 }
 
-/// The rows of one seal as they are now.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Present<'a> {
-    /// In their order.
-    pub(crate) rows: &'a [Placed],
-    /// Whether there are more of them than were read. The seal is then judged as far as they reach.
-    pub(crate) is_cut: bool,
+/// The differences of one seal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// In the order of the seal. There are at most as many as the seal has rows, and [`MAX_ADDED`].
+    pub(crate) list: Vec<Differing>,
+    /// How many further rows were added.
+    pub(crate) more_added: u64,
 }
 
-/// All differences, in the order of the seal. `is_misdated` says it of a row that is as it was sealed.
-pub(crate) fn differences(
-    sealed: &[Leaf],
-    present: Present<'_>,
-    is_misdated: impl Fn(&Placed) -> bool,
-) -> Vec<Differing> {
-    let key = |leaf: &Leaf| (leaf.source, leaf.id);
-    // The sealed rows that are still to come, and those that were named as missing and may turn up elsewhere.
-    let mut ahead: HashSet<(Source, Uuid)> = sealed.iter().map(key).collect();
-    let mut moved = HashSet::new();
-    let mut found = Vec::new();
-    let mut rows = present.rows.iter().peekable();
-    for (place, leaf) in sealed.iter().enumerate() {
-        let differs = |difference, leaf: &Leaf| Differing { difference, place: Some(place), leaf: *leaf };
-        while let Some(row) =
-            rows.next_if(|row| key(&row.leaf) != key(leaf) && !ahead.contains(&key(&row.leaf)))
-        {
-            if !moved.remove(&key(&row.leaf)) {
-                found.push(differs(Difference::Added, &row.leaf));
-            }
-        }
-        ahead.remove(&key(leaf));
-        match rows.next_if(|row| key(&row.leaf) == key(leaf)) {
-            Some(row) if row.leaf != *leaf => found.push(differs(Difference::Edited, leaf)),
-            Some(row) if is_misdated(row) => found.push(differs(Difference::Misdated, leaf)),
-            Some(_) => {}
-            // What follows was not read.
-            None if present.is_cut && rows.peek().is_none() => return found,
-            None => {
-                moved.insert(key(leaf));
-                found.push(differs(Difference::Missing, leaf));
-            }
+/// How many added rows of a seal are kept; the others are counted. Nothing limits how many somebody adds.
+const MAX_ADDED: usize = 100;
+
+impl Found {
+    fn push(&mut self, difference: Difference, place: Option<usize>, leaf: Leaf) {
+        self.list.push(Differing { difference, place, leaf });
+    }
+}
+
+/// Compares a seal with the rows that are there now, which it is given in their order and in as many parts as they come.
+#[derive(Debug)]
+pub(crate) struct Comparison<'a> {
+    sealed: &'a [Leaf],
+    /// How many sealed rows are judged.
+    place: usize,
+    /// The sealed rows that are still to come.
+    ahead: HashSet<(Source, Uuid)>,
+    /// Those that were named as missing and may turn up elsewhere.
+    moved: HashSet<(Source, Uuid)>,
+    added: usize,
+    found: Found,
+}
+
+fn key(leaf: &Leaf) -> (Source, Uuid) {
+    (leaf.source, leaf.id)
+}
+
+impl<'a> Comparison<'a> {
+    pub(crate) fn new(sealed: &'a [Leaf]) -> Self {
+        let ahead = sealed.iter().map(key).collect();
+        Self { sealed, place: 0, ahead, moved: HashSet::new(), added: 0, found: Found::default() }
+    }
+
+    /// The next rows. `is_misdated` says it of a row that is as it was sealed.
+    pub(crate) fn feed(&mut self, rows: &[Placed], is_misdated: impl Fn(&Placed) -> bool) {
+        for row in rows {
+            self.judge(row, &is_misdated);
         }
     }
-    let added = rows.filter(|row| !moved.remove(&key(&row.leaf)));
-    found.extend(added.map(|row| Differing { difference: Difference::Added, place: None, leaf: row.leaf }));
-    found
+
+    fn judge(&mut self, row: &Placed, is_misdated: impl Fn(&Placed) -> bool) {
+        let row_key = key(&row.leaf);
+        while let Some(leaf) = self.sealed.get(self.place) {
+            let here = Some(self.place);
+            if key(leaf) == row_key {
+                self.ahead.remove(&row_key);
+                self.place += 1;
+                if row.leaf != *leaf {
+                    self.found.push(Difference::Edited, here, *leaf);
+                } else if is_misdated(row) {
+                    self.found.push(Difference::Misdated, here, *leaf);
+                }
+                return;
+            }
+            if !self.ahead.contains(&row_key) {
+                return self.add(row, here);
+            }
+            self.miss(leaf);
+        }
+        self.add(row, None);
+    }
+
+    fn add(&mut self, row: &Placed, place: Option<usize>) {
+        if self.moved.remove(&key(&row.leaf)) {
+            return;
+        }
+        self.added += 1;
+        if self.added <= MAX_ADDED {
+            self.found.push(Difference::Added, place, row.leaf);
+        } else {
+            self.found.more_added += 1;
+        }
+    }
+
+    fn miss(&mut self, leaf: &Leaf) {
+        self.ahead.remove(&key(leaf));
+        self.moved.insert(key(leaf));
+        self.found.push(Difference::Missing, Some(self.place), *leaf);
+        self.place += 1;
+    }
+
+    /// All differences, after the last row.
+    pub(crate) fn finish(mut self) -> Found {
+        while let Some(leaf) = self.sealed.get(self.place) {
+            self.miss(leaf);
+        }
+        self.found
+    }
 }
 
 #[cfg(test)]
@@ -114,15 +165,21 @@ mod tests {
         numbers.iter().copied().map(leaf).collect()
     }
 
-    /// The class, place and number of each difference. The row 7 is misdated.
-    fn told(sealed: &[u128], rows: &[Leaf], is_cut: bool) -> Vec<(Difference, Option<usize>, u128)> {
-        let rows: Vec<Placed> =
-            rows.iter().map(|leaf| Placed { place: (1, leaf.id), at: 0, leaf: *leaf }).collect();
-        let is_misdated = |row: &Placed| row.leaf.id == Uuid::from_u128(7);
-        differences(&all(sealed), Present { rows: &rows, is_cut }, is_misdated)
-            .into_iter()
-            .map(|one| (one.difference, one.place, one.leaf.id.as_u128()))
-            .collect()
+    fn placed(leaf: Leaf) -> Placed {
+        Placed { place: (1, leaf.id), at: 0, leaf }
+    }
+
+    /// The class, place and number of each difference, of rows that come in parts of this size. The row 7 is misdated.
+    fn told(sealed: &[u128], rows: &[Leaf], part: usize) -> Vec<(Difference, Option<usize>, u128)> {
+        let sealed = all(sealed);
+        let mut comparison = Comparison::new(&sealed);
+        for rows in rows.chunks(part) {
+            let rows: Vec<Placed> = rows.iter().copied().map(placed).collect();
+            comparison.feed(&rows, |row| row.leaf.id == Uuid::from_u128(7));
+        }
+        let found = comparison.finish();
+        assert_eq!(found.more_added, 0);
+        found.list.into_iter().map(|one| (one.difference, one.place, one.leaf.id.as_u128())).collect()
     }
 
     #[test]
@@ -157,15 +214,23 @@ mod tests {
                 ],
             ),
         ] {
-            assert_eq!(told(sealed, &rows, false), expected, "{sealed:?} {rows:?}");
+            for part in [1, 2, 100] {
+                assert_eq!(told(sealed, &rows, part), expected, "{sealed:?} {rows:?}");
+            }
         }
     }
 
     #[test]
-    fn what_lies_beyond_the_rows_that_were_read_is_not_called_missing() {
-        let rows = all(&[1, 8, 9]);
-        let added = [(Difference::Added, Some(1), 8), (Difference::Added, Some(1), 9)];
-        assert_eq!(told(&[1, 2], &rows, true), added);
-        assert_eq!(told(&[1, 2], &rows, false)[2], (Difference::Missing, Some(1), 2));
+    fn a_flood_of_added_rows_hides_no_edit() {
+        let sealed = all(&[1, 2]);
+        let mut comparison = Comparison::new(&sealed);
+        for number in 10..5_010 {
+            comparison.feed(&[placed(leaf(number))], |_| false);
+        }
+        comparison.feed(&[placed(leaf(1)), placed(edited(2))], |_| false);
+        let found = comparison.finish();
+        let last = found.list.last().map(|one| (one.difference, one.leaf.id.as_u128()));
+        assert_eq!((found.list.len(), found.more_added), (MAX_ADDED + 1, 5_000 - MAX_ADDED as u64));
+        assert_eq!(last, Some((Difference::Edited, 2)));
     }
 }

@@ -13,11 +13,17 @@
 //! row cannot be detected.
 
 pub mod anchor;
+mod chain;
+mod condition;
 mod difference;
 mod digest;
 mod excuse;
+mod finding;
+mod form;
+mod holder;
 mod horizon;
 mod leaf;
+mod outside;
 mod record;
 mod row;
 mod seal;
@@ -26,15 +32,18 @@ mod trail;
 pub mod tree;
 mod verify;
 
+pub use condition::condition;
 pub use difference::Difference;
 pub use digest::Digest;
 pub use excuse::{AuditRow, Excuse};
-pub use horizon::{HELD_AFTER, HeldBack, Holder, held_back};
+pub use finding::{Finding, Report};
+pub use holder::Holder;
+pub use horizon::{Cause, HELD_AFTER, HeldBack, held_back};
 pub use leaf::{Leaf, Source};
 pub use seal::{Seal, Statement};
 pub use sealer::{MAX_LEAVES, seal_all};
 pub use trail::{TrailEntry, trail};
-pub use verify::{Finding, Report, verify};
+pub use verify::verify;
 
 /// Sealing or verification failed. This says nothing about the trail itself: see [`Finding`].
 #[derive(Debug, thiserror::Error)]
@@ -60,4 +69,50 @@ pub enum AuditError {
         /// The oldest transaction in progress.
         present: i64,
     },
+    /// The database would not show what it stores.
+    #[error(
+        "nothing is sealed, because the database does not show what it stores: {}; undo this, and then run `memfleet audit \
+         verify`", .faults.join("; ")
+    )]
+    Form {
+        /// What is not as the migrations made it.
+        faults: Vec<String>,
+    },
+    /// The seals of the database are not those that were anchored, or are not genuine.
+    #[error(
+        "nothing is sealed, because seal {seal} is wrong: {problem}; `memfleet audit verify` shows what differs"
+    )]
+    Refused {
+        /// The number of the seal.
+        seal: i64,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The database took the seal without an error and did not store it.
+    #[error("nothing is sealed: the database did not store seal {seal}, and gave no error")]
+    NotStored {
+        /// The number of the seal.
+        seal: i64,
+    },
+    /// Another session has the lock of the sealers for longer than the writing of a seal takes.
+    #[error(
+        "nothing is sealed: the lock of the sealers is taken for more than 10 s by {}; if this is no sealer, end it with \
+         pg_terminate_backend", holder::line(.holders)
+    )]
+    Locked {
+        /// Who has it.
+        holders: Vec<Holder>,
+    },
+}
+
+impl AuditError {
+    fn other_anchor(seal: i64) -> Self {
+        Self::Refused { seal, problem: "NATS has an anchor of another seal with this number".to_owned() }
+    }
+}
+
+impl From<diesel::result::Error> for AuditError {
+    fn from(error: diesel::result::Error) -> Self {
+        Self::Database(error.into())
+    }
 }

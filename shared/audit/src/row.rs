@@ -1,10 +1,11 @@
 //! Reads the rows that are sealed, and makes their leaves.
 //!
 //! Whoever can change a row can also add functions, casts and operators that show it unchanged. So the statements name
-//! columns and compare their order; everything else is done here, with the columns as PostgreSQL sends them.
+//! columns and compare their order; everything else is done here, with the columns as PostgreSQL sends them. That the
+//! types of these columns send what is stored is checked before ([`crate::form`]).
 
 use diesel::QueryableByName;
-use diesel::sql_types::{BigInt, Binary, Uuid as SqlUuid};
+use diesel::sql_types::{BigInt, Binary, Nullable, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use sha2::{Digest as _, Sha256};
 use store::Fault;
@@ -12,7 +13,7 @@ use uuid::Uuid;
 
 use crate::digest::Digest;
 use crate::leaf::{Leaf, Source};
-use crate::record::{Column, Record};
+use crate::record::{Column, EnumType, Record, Types};
 
 /// A position in the order in which rows are sealed: the transaction that wrote the row, and the id of the row.
 pub(crate) type Place = (i64, Uuid);
@@ -28,26 +29,26 @@ pub(crate) struct Placed {
 
 /// What is read of a table. A column that is added to a table later must not be added here, because it would change the
 /// digest of old rows; it would need a second version of the table's list.
-struct Reading {
-    table: &'static str,
-    id: &'static str,
-    columns: &'static [(&'static str, Column)],
+pub(crate) struct Reading {
+    pub(crate) table: &'static str,
+    pub(crate) id: &'static str,
+    pub(crate) columns: &'static [(&'static str, Column)],
 }
 
 const AUDIT_LOG: Reading = Reading {
     table: "audit.audit_log",
     id: "id",
     columns: &[
-        ("transaction_id", Column::Integer),
+        ("transaction_id", Column::Int8),
         ("id", Column::Uuid),
         ("occurred_at", Column::Time),
         ("subject_token", Column::Uuid),
         ("role_name", Column::Text),
         ("service", Column::Text),
         ("request_id", Column::Uuid),
-        ("table_name", Column::Text),
+        ("table_name", Column::Varchar),
         ("row_id", Column::Uuid),
-        ("operation", Column::Text),
+        ("operation", Column::Enum(EnumType::Operation)),
         ("row_digest_before", Column::Hex),
         ("row_digest_after", Column::Hex),
         ("changed_columns", Column::Texts),
@@ -58,16 +59,16 @@ const VIOLATIONS: Reading = Reading {
     table: "audit.security_violations",
     id: "id",
     columns: &[
-        ("transaction_id", Column::Integer),
+        ("transaction_id", Column::Int8),
         ("id", Column::Uuid),
         ("occurred_at", Column::Time),
         ("subject_token", Column::Uuid),
         ("role_name", Column::Text),
         ("service", Column::Text),
         ("request_id", Column::Uuid),
-        ("violation_type", Column::Text),
-        ("severity", Column::Text),
-        ("table_name", Column::Text),
+        ("violation_type", Column::Varchar),
+        ("severity", Column::Enum(EnumType::Severity)),
+        ("table_name", Column::Varchar),
         ("reason", Column::Text),
     ],
 };
@@ -76,16 +77,16 @@ const DATA_ACCESS: Reading = Reading {
     table: "audit.data_access_log",
     id: "id",
     columns: &[
-        ("transaction_id", Column::Integer),
+        ("transaction_id", Column::Int8),
         ("id", Column::Uuid),
         ("occurred_at", Column::Time),
         ("subject_token", Column::Uuid),
         ("role_name", Column::Text),
         ("service", Column::Text),
         ("request_id", Column::Uuid),
-        ("access_type", Column::Text),
-        ("object_name", Column::Text),
-        ("rows_returned", Column::Integer),
+        ("access_type", Column::Varchar),
+        ("object_name", Column::Varchar),
+        ("rows_returned", Column::Int8),
     ],
 };
 
@@ -93,26 +94,23 @@ const EVENTS: Reading = Reading {
     table: "public.blackboard_events",
     id: "id",
     columns: &[
-        ("transaction_id", Column::Integer),
+        ("transaction_id", Column::Int8),
         ("id", Column::Uuid),
-        ("event_sequence", Column::Integer),
-        ("event_type", Column::Text),
-        ("performative", Column::Text),
-        ("source_agent_id", Column::Text),
-        ("target_agent_id", Column::Text),
-        ("user_id", Column::Integer),
-        ("session_id", Column::Text),
+        ("event_sequence", Column::Int8),
+        ("event_type", Column::Enum(EnumType::EventType)),
+        ("performative", Column::Enum(EnumType::Performative)),
+        ("source_agent_id", Column::Varchar),
+        ("target_agent_id", Column::Varchar),
+        ("user_id", Column::Int4),
+        ("session_id", Column::Varchar),
         ("event_payload", Column::Jsonb),
         ("semantic_context", Column::Jsonb),
         ("parent_event_id", Column::Uuid),
         ("causality_chain", Column::Jsonb),
-        ("logical_timestamp", Column::Integer),
+        ("logical_timestamp", Column::Int8),
         ("created_at", Column::Time),
         ("request_id", Column::Uuid),
-        (
-            "(SELECT s.digest_key FROM audit.subjects s WHERE s.user_id OPERATOR(pg_catalog.=) t.user_id)",
-            Column::Key,
-        ),
+        ("user_id", Column::KeyOfUser),
     ],
 };
 
@@ -120,16 +118,16 @@ const SUBJECTS: Reading = Reading {
     table: "audit.subjects",
     id: "token",
     columns: &[
-        ("transaction_id", Column::Integer),
+        ("transaction_id", Column::Int8),
         ("token", Column::Uuid),
-        ("user_id", Column::Integer),
+        ("user_id", Column::Int4),
         ("created_at", Column::Time),
         ("digest_key", Column::Key),
     ],
 };
 
 impl Source {
-    fn reading(self) -> &'static Reading {
+    pub(crate) fn reading(self) -> &'static Reading {
         match self {
             Self::AuditLog => &AUDIT_LOG,
             Self::Violations => &VIOLATIONS,
@@ -140,18 +138,56 @@ impl Source {
     }
 }
 
+/// Of a user with two subjects, which is a finding of its own, one of the two.
+const KEY_OF_USER: &str =
+    "(SELECT s.digest_key FROM audit.subjects s WHERE s.user_id OPERATOR(pg_catalog.=) t.user_id LIMIT 1)";
+
 impl Reading {
-    /// The rows after a position ($1, $2) and up to another ($3, $4), in order, at most $5.
-    fn statement(&self) -> String {
+    /// The rows after a position ($1, $2), or from it on, and up to another ($3, $4), in order, at most $5.
+    fn statement(&self, start: Start) -> String {
         let Self { table, id, columns } = self;
-        let columns: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
+        let columns: Vec<String> = columns
+            .iter()
+            .map(
+                |(name, column)| {
+                    if *column == Column::KeyOfUser { KEY_OF_USER.to_owned() } else { format!("t.{name}") }
+                },
+            )
+            .collect();
         format!(
             "SELECT t.transaction_id, t.{id} AS id, ROW({}) AS content FROM {table} t
-            WHERE (t.transaction_id, t.{id}) OPERATOR(pg_catalog.>) ($1, $2)
+            WHERE (t.transaction_id, t.{id}) OPERATOR(pg_catalog.{}) ($1, $2)
                 AND (t.transaction_id, t.{id}) OPERATOR(pg_catalog.<=) ($3, $4)
             ORDER BY t.transaction_id, t.{id} LIMIT $5",
-            columns.join(", ")
+            columns.join(", "),
+            start.later()
         )
+    }
+}
+
+/// Where rows begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// At the first row that there can be, whatever its transaction.
+    Beginning,
+    /// After the row of this place.
+    After(Place),
+}
+
+impl Start {
+    fn place(self) -> Place {
+        match self {
+            Self::Beginning => (i64::MIN, Uuid::nil()),
+            Self::After(place) => place,
+        }
+    }
+
+    /// The operator of a row that lies behind it.
+    fn later(self) -> &'static str {
+        match self {
+            Self::Beginning => ">=",
+            Self::After(_) => ">",
+        }
     }
 }
 
@@ -159,15 +195,17 @@ impl Reading {
 struct Row {
     #[diesel(sql_type = BigInt)]
     transaction_id: i64,
-    #[diesel(sql_type = SqlUuid)]
-    id: Uuid,
+    /// NULL if somebody dropped the constraint.
+    #[diesel(sql_type = Nullable<SqlUuid>)]
+    id: Option<Uuid>,
     #[diesel(sql_type = Binary)]
     content: Vec<u8>,
 }
 
 impl Row {
-    fn placed(self, source: Source) -> Placed {
-        let record = Record::read(&self.content, source.reading().columns.iter().map(|(_, column)| *column));
+    fn placed(self, source: Source, types: &Types) -> Placed {
+        let columns = source.reading().columns.iter().map(|(_, column)| *column);
+        let record = Record::read(&self.content, columns, types);
         let (digest, at) = match record {
             Some(Record { json, key, at }) => {
                 let content: Digest = Sha256::digest(&json).into();
@@ -180,31 +218,32 @@ impl Row {
             // to the same.
             None => (Sha256::digest(&self.content).into(), 0),
         };
-        let place = (self.transaction_id, self.id);
-        Placed { place, at, leaf: Leaf { source, id: self.id, digest } }
+        let id = self.id.unwrap_or_default();
+        Placed { place: (self.transaction_id, id), at, leaf: Leaf { source, id, digest } }
     }
 }
 
-/// The rows after one position and up to another, in order, at most `limit` of them.
+/// The rows from one position on and up to another, in order, at most `limit` of them.
 pub(crate) async fn read(
     connection: &mut AsyncPgConnection,
-    after: Place,
+    types: &Types,
+    start: Start,
     through: Place,
     limit: usize,
 ) -> Result<Vec<Placed>, Fault> {
     let (mut all, mut through) = (Vec::new(), through);
     for source in Source::ALL {
         let rows: Vec<Row> = store::prepared(
-            diesel::sql_query(source.reading().statement())
-                .bind::<BigInt, _>(after.0)
-                .bind::<SqlUuid, _>(after.1)
+            diesel::sql_query(source.reading().statement(start))
+                .bind::<BigInt, _>(start.place().0)
+                .bind::<SqlUuid, _>(start.place().1)
                 .bind::<BigInt, _>(through.0)
                 .bind::<SqlUuid, _>(through.1)
                 .bind::<BigInt, _>(i64::try_from(limit).unwrap_or(i64::MAX)),
         )
         .load(connection)
         .await?;
-        all.extend(rows.into_iter().map(|row| row.placed(source)));
+        all.extend(rows.into_iter().map(|row| row.placed(source, types)));
         all.sort_by_key(|row: &Placed| row.place);
         // What lies behind the last row that counts is not read of the other tables.
         all.truncate(limit);
@@ -215,28 +254,50 @@ pub(crate) async fn read(
     Ok(all)
 }
 
-/// The number of rows after a position.
-pub(crate) async fn count_after(connection: &mut AsyncPgConnection, after: Place) -> Result<u64, Fault> {
-    #[derive(QueryableByName)]
-    struct Number {
-        #[diesel(sql_type = BigInt)]
-        number: i64,
+/// How many rows a table has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, QueryableByName)]
+pub(crate) struct Counts {
+    #[diesel(sql_type = BigInt)]
+    every: i64,
+    #[diesel(sql_type = BigInt)]
+    earlier: i64,
+    /// Behind the position.
+    #[diesel(sql_type = BigInt)]
+    pub(crate) later: i64,
+}
+
+impl Counts {
+    /// The rows that lie neither before the position nor behind it: their place is NULL. A condition with `IS NULL` may
+    /// find none of them, since PostgreSQL answers it by what the catalog says of the column.
+    pub(crate) fn without_place(self) -> i64 {
+        self.every - self.earlier - self.later
     }
-    let mut sum = 0;
-    for source in Source::ALL {
-        let Reading { table, id, .. } = source.reading();
-        let count = format!(
-            "SELECT pg_catalog.count(*) AS number FROM {table} t
-            WHERE (t.transaction_id, t.{id}) OPERATOR(pg_catalog.>) ($1, $2)"
-        );
-        let rows: Vec<Number> = diesel::sql_query(count)
-            .bind::<BigInt, _>(after.0)
-            .bind::<SqlUuid, _>(after.1)
-            .load(connection)
-            .await?;
-        sum += rows.iter().map(|row| u64::try_from(row.number).unwrap_or(0)).sum::<u64>();
-    }
-    Ok(sum)
+}
+
+/// The rows of a table before and behind a position.
+pub(crate) async fn count(
+    connection: &mut AsyncPgConnection,
+    source: Source,
+    start: Start,
+) -> Result<Counts, Fault> {
+    let Reading { table, id, .. } = source.reading();
+    let earlier = match start {
+        Start::Beginning => "<",
+        Start::After(_) => "<=",
+    };
+    let count = format!(
+        "SELECT pg_catalog.count(*) AS every,
+            pg_catalog.count(*) FILTER (WHERE (t.transaction_id, t.{id}) OPERATOR(pg_catalog.{earlier}) ($1, $2)) AS earlier,
+            pg_catalog.count(*) FILTER (WHERE (t.transaction_id, t.{id}) OPERATOR(pg_catalog.{}) ($1, $2)) AS later
+        FROM {table} t",
+        start.later()
+    );
+    let rows: Vec<Counts> = diesel::sql_query(count)
+        .bind::<BigInt, _>(start.place().0)
+        .bind::<SqlUuid, _>(start.place().1)
+        .load(connection)
+        .await?;
+    Ok(rows.into_iter().next().unwrap_or_default())
 }
 
 /// Has the statements of this connection read what is stored: names are PostgreSQL's own, and a policy that would hide

@@ -4,12 +4,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use audit::anchor::Anchors;
-use audit::{AuditError, HeldBack};
+use audit::{AuditError, Cause, HeldBack};
 use config::Settings;
 use runtime::broker::{self, ConnectError};
 use store::Connection;
 use tokio::time::{Instant, MissedTickBehavior, interval};
-use trust::{KeyError, PrivateKey};
+use trust::{KeyError, PrivateKey, PublicKey};
 
 /// The audit trail cannot be sealed.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +20,9 @@ pub enum SealError {
     /// The key cannot be used.
     #[error("audit.seal_key_file: {0}")]
     Key(#[from] KeyError),
+    /// The public keys of earlier sealers cannot be read.
+    #[error("audit.public_keys_file: {0}")]
+    PublicKeys(KeyError),
     /// The database cannot be reached.
     #[error("the audit trail cannot be read from the database of postgres.url: {0}")]
     Database(#[from] store::PoolError),
@@ -38,6 +41,14 @@ pub enum SealError {
 pub fn seal_key(settings: &Settings) -> Result<PrivateKey, SealError> {
     let file = settings.audit.seal_key_file.as_ref().ok_or(SealError::NoKey)?;
     Ok(PrivateKey::read(Path::new(file))?)
+}
+
+/// The public keys of earlier sealers, which may have left a seal to be anchored.
+fn earlier_keys(settings: &Settings) -> Result<Vec<PublicKey>, SealError> {
+    match &settings.audit.public_keys_file {
+        Some(file) => PublicKey::read_all(Path::new(file)).map_err(SealError::PublicKeys),
+        None => Ok(Vec::new()),
+    }
 }
 
 /// The anchored seals on the broker.
@@ -66,10 +77,17 @@ pub struct Sealed {
 /// [`SealError`].
 pub async fn seal(settings: &Settings) -> Result<Sealed, SealError> {
     let key = seal_key(settings)?;
+    let earlier = earlier_keys(settings)?;
     let mut connection: Connection = store::connect(&settings.postgres.url).await?;
     let anchors = anchors(settings).await?;
-    let (seals, rows) = audit::seal_all(&mut connection, &anchors, &key).await?;
-    let held_back = audit::held_back(&mut connection).await.map_err(AuditError::from)?;
+    let (mut seals, mut rows) = audit::seal_all(&mut connection, &anchors, &key, &earlier).await?;
+    let mut held_back = audit::held_back(&mut connection).await.map_err(AuditError::from)?;
+    if held_back.as_ref().is_some_and(|held| held.cause != Cause::Transactions) {
+        // A long transaction may have been committed between the two.
+        let more = audit::seal_all(&mut connection, &anchors, &key, &earlier).await?;
+        (seals, rows) = (seals + more.0, rows + more.1);
+        held_back = audit::held_back(&mut connection).await.map_err(AuditError::from)?;
+    }
     Ok(Sealed { seals, rows, held_back })
 }
 

@@ -11,7 +11,7 @@ use crate::fault::{Fault, FaultKind};
 
 mod schema {
     diesel::table! {
-        __diesel_schema_migrations (version) {
+        public.__diesel_schema_migrations (version) {
             version -> Text,
         }
     }
@@ -94,20 +94,18 @@ impl Schema {
         .await
     }
 
-    /// Every migration of this program, oldest first.
+    /// Every migration of this program, oldest first. It creates nothing, whatever the search path.
     ///
     /// # Errors
     /// [`MigrationError`] if the database cannot be read.
-    pub async fn status(&self, connection: AsyncPgConnection) -> Result<Vec<MigrationState>, MigrationError> {
-        let mut harness = AsyncMigrationHarness::new(connection);
-        tokio::task::block_in_place(|| {
-            let waiting = self.pending(&mut harness)?;
-            Ok(self
-                .names()?
-                .into_iter()
-                .map(|name| MigrationState { applied: !waiting.contains(&name), name })
-                .collect())
-        })
+    pub async fn status(
+        &self,
+        mut connection: AsyncPgConnection,
+    ) -> Result<Vec<MigrationState>, MigrationError> {
+        let waiting =
+            self.missing(&mut connection).await.map_err(|fault| failed("the list of migrations", &fault))?;
+        let state = |name: String| MigrationState { applied: !waiting.contains(&name), name };
+        Ok(self.names()?.into_iter().map(state).collect())
     }
 
     /// The migrations of this program that are not applied. It needs only the privilege to read.
@@ -117,8 +115,8 @@ impl Schema {
     pub async fn missing(&self, connection: &mut AsyncPgConnection) -> Result<Vec<String>, Fault> {
         // A role that may not read the table lost its privileges when the schema was rolled back.
         const TABLE: &str = "
-            SELECT t::text AS name FROM to_regclass('__diesel_schema_migrations') AS t
-            WHERE has_table_privilege(t, 'SELECT')";
+            SELECT t::text AS name FROM pg_catalog.to_regclass('public.__diesel_schema_migrations') AS t
+            WHERE pg_catalog.has_table_privilege(t, 'SELECT')";
         #[derive(QueryableByName)]
         struct Row {
             #[diesel(sql_type = Nullable<Text>)]

@@ -12,6 +12,9 @@ use fleet::sealer::{self, Sealed, seal_key};
 ///
 /// A transaction that stays open, in any database of the server, holds back all later rows. If rows older than a minute
 /// cannot be sealed, it is named, and the exit status is 1; with --follow, it is logged once a minute.
+///
+/// Nothing is sealed, and the exit status is 1, if the seals of the database are not those that NATS has anchors of, if the
+/// last seal is not genuine, or if a session keeps the lock of the sealers.
 #[derive(Debug, Args)]
 pub struct SealArgs {
     /// Repeat every audit.seal_every_s seconds until SIGTERM or Ctrl-C, also after failures.

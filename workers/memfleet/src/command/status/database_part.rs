@@ -11,6 +11,7 @@ use config::Settings;
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Bool, Text};
 use diesel_async::RunQueryDsl;
+use fleet::sealer::anchors;
 use serde::Serialize;
 use store::{Connection, Fault, migration};
 use tokio::time::timeout;
@@ -67,12 +68,36 @@ const TABLES: &str = "SELECT relname::text AS name, n_live_tup AS rows_estimate,
     FROM pg_stat_user_tables WHERE relname <> '__diesel_schema_migrations' ORDER BY 2 DESC, 1 LIMIT ";
 
 pub(super) async fn read(settings: &Settings) -> anyhow::Result<DatabaseStatus> {
-    let status = timeout(DEADLINE, read_all(settings)).await;
-    status.with_context(|| format!("PostgreSQL did not answer within {} s", DEADLINE.as_secs()))?
+    let (status, trail) =
+        tokio::join!(timeout(DEADLINE, read_all(settings)), timeout(DEADLINE, trail_warning(settings)));
+    let mut status =
+        status.with_context(|| format!("PostgreSQL did not answer within {} s", DEADLINE.as_secs()))??;
+    status.warnings.extend(
+        trail.unwrap_or_else(|_| Some(format!("{UNKNOWN}: no answer within {} s", DEADLINE.as_secs()))),
+    );
+    Ok(status)
+}
+
+const UNKNOWN: &str = "it is unknown whether the seals of the audit trail are those that NATS has anchors of";
+
+/// What is wrong with the seals of the audit trail and their anchors, if anything is. That a server cannot be reached is shown
+/// elsewhere.
+async fn trail_warning(settings: &Settings) -> Option<String> {
+    let mut connection = store::connect(&settings.postgres.url).await.ok()?;
+    if !has_trail(&mut connection).await.ok()? {
+        return None;
+    }
+    let anchors = anchors(settings).await.ok()?;
+    match audit::condition(&mut connection, &anchors).await {
+        Ok(wrong) => wrong.map(|wrong| wrong.to_string()),
+        Err(error) => Some(format!("{UNKNOWN}: {error}")),
+    }
 }
 
 async fn read_all(settings: &Settings) -> anyhow::Result<DatabaseStatus> {
     let mut connection = store::connect(&settings.postgres.url).await?;
+    // What other schemas have in the place of PostgreSQL's own functions must not hide a warning.
+    store::security::fix_search_path(&mut connection).await?;
     let server: Server = diesel::sql_query(SERVER).get_result(&mut connection).await?;
     let tables = diesel::sql_query(format!("{TABLES}{MAX_TABLES}")).load(&mut connection).await?;
     let language = store::language::check_english(&mut connection).await;
@@ -152,12 +177,18 @@ struct Exists {
     exists: bool,
 }
 
-/// The migration of the trail may not be applied yet.
-const TRAIL: &str = "SELECT to_regclass('audit.seals') IS NOT NULL AS exists";
+/// The last migration that changed what is sealed.
+const SEALED_SINCE: &str = "_what_is_sealed";
+
+/// Whether the trail is one that this program seals. That is for the list of migrations to say: a table of the trail that is
+/// missing is worth a warning.
+async fn has_trail(connection: &mut Connection) -> Result<bool, Fault> {
+    let missing = migration::MAIN.missing(connection).await?;
+    Ok(!missing.iter().any(|name| name.ends_with(SEALED_SINCE)))
+}
 
 async fn held_back(connection: &mut Connection) -> Result<Option<HeldBack>, Fault> {
-    let trail: Exists = diesel::sql_query(TRAIL).get_result(connection).await?;
-    if trail.exists { audit::held_back(connection).await } else { Ok(None) }
+    if has_trail(connection).await? { audit::held_back(connection).await } else { Ok(None) }
 }
 
 impl DatabaseStatus {
@@ -174,7 +205,7 @@ impl DatabaseStatus {
             ),
         }
         for warning in &self.warnings {
-            outln!("            warning: {warning}");
+            outln!("            warning: {}", printable(warning));
         }
         if let Some(held) = &self.sealing_held_back {
             outln!("            warning: {}", printable(&held.to_string()));
