@@ -304,3 +304,43 @@ async fn a_session_of_another_user_is_nobody_s_here() {
     assert_eq!(fixture.lines(violations).await, ["foreign-session test"]);
     assert_eq!(fixture.count("cross_service_memory_sync").await, 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn validated_knowledge_is_shared_by_reference_and_taken_back() {
+    let fixture = with_sessions(&["a", "b", "c"]).await;
+    // Nodes that tasks of session a made: one is validated, one is not, one has been superseded.
+    let node = |n: u8| format!("0193c0de-0000-7000-8000-0000000000a{n}");
+    let insert = |n: u8, status: &str, valid_to: &str| {
+        format!(
+            "INSERT INTO consensus_memory_nodes (id, user_id, node_type, node_key, title, content, validation_status, valid_to)
+             VALUES ('{id}', 1, 'fact', 'river.{n}', 't', '{{}}', '{status}', {valid_to});
+             INSERT INTO consensus_tasks (id, user_id, session_id, pm_agent_id, question, task_kind, node_type, node_key, title,
+                 quorum, asked, state, close_reason, closed_at, node_id)
+             VALUES (gen_random_uuid(), 1, 'a', 'pm', 'q', 'k', 'fact', 'river.{n}', 't', 1, 1, 'closed', 'quorum', now(), '{id}');",
+            id = node(n)
+        )
+    };
+    let nodes = [
+        insert(1, "validated", "NULL"),
+        insert(2, "unvalidated", "NULL"),
+        insert(3, "superseded", "now() + interval '1 second'"),
+    ];
+    fixture.execute(&format!("SET session_replication_role = replica; {}", nodes.concat())).await;
+    let (first, on) = (Sync::new(), Sync::new());
+    process(&fixture, [first.start("knowledge_share", "a", "b"), on.start("knowledge_share", "b", "c")])
+        .await;
+    let references = "concat_ws(' ', session_id, node_id) FROM session_knowledge ORDER BY session_id";
+    assert_eq!(fixture.lines(references).await, [format!("b {}", node(1)), format!("c {}", node(1))]);
+    assert_eq!(first.counted(&fixture, "references").await, "1");
+    assert_eq!(first.counted(&fixture, "withheld").await, "2");
+    assert_eq!(first.state(&fixture).await, "completed carried");
+    assert_eq!(fixture.count("consensus_memory_nodes").await, 3, "nothing is copied");
+    let carried = payloads(&fixture, "sync.carried").await;
+    assert_eq!(carried[0]["nodes"], json!([node(1)]));
+    let none = Sync::new();
+    let other = json!({ "filter": { "prefixes": ["mountain."] } });
+    process(&fixture, [none.start_as(1, "knowledge_share", "a", "b", other), first.undo()]).await;
+    assert_eq!(none.counted(&fixture, "references").await, "0");
+    assert_eq!(fixture.lines(references).await, [format!("c {}", node(1))]);
+    assert_eq!(payloads(&fixture, "sync.undone").await[0]["nodes"], json!([node(1)]));
+}

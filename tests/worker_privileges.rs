@@ -69,7 +69,7 @@ async fn one_function_gives_a_worker_what_it_needs_and_no_more() {
     let own = ["gpu_resources", "router_bucket_end", "chat_mode_sessions INSERT"];
     let base: Vec<String> =
         first.iter().filter(|line| own.iter().all(|name| !line.contains(name))).cloned().collect();
-    assert_eq!(fixture.lines(&held("w_memory_sync")).await, base);
+    assert_eq!(fixture.lines(&held("w_gpu_allocator")).await, base);
     assert_eq!(first.len(), base.len() + 5, "{first:?}");
 
     let mut worker = fixture.connection().await;

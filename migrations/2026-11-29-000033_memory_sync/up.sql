@@ -168,6 +168,7 @@ END $$;
 REVOKE EXECUTE ON FUNCTION sec.is_session_of_another, audit.note_foreign_session FROM PUBLIC;
 ALTER FUNCTION sec.is_session_of_another OWNER TO memfleet_due;
 GRANT EXECUTE ON FUNCTION sec.is_session_of_another TO memfleet_owner;
+REVOKE EXECUTE ON FUNCTION sec.is_session_of_another FROM memfleet_due;
 ALTER FUNCTION audit.note_foreign_session OWNER TO memfleet_owner;
 
 -- Keeps other syncs of these sessions waiting until the transaction ends. A batch may carry a session's keys on after it has written

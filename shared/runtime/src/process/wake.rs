@@ -91,9 +91,8 @@ async fn is_due(pool: &Pool, job: &str) -> Result<bool, Fault> {
 async fn tick(jetstream: &jetstream::Context, job: &str) -> Result<(), String> {
     let Ok(name) = job.parse() else { return Err("no name of a job".to_owned()) };
     let mut headers = HeaderMap::new();
-    headers.insert(header::SCHEDULER, wake_subject(job));
-    // It stands for no time of a schedule, so the id of the tick follows from when it is stored.
-    headers.insert(header::SCHEDULE_NEXT, Uuid::now_v7().to_string());
+    // Nobody but the server may set the headers of a schedule.
+    headers.insert(header::WOKEN, Uuid::now_v7().to_string());
     let sent = jetstream.publish_with_headers(JobSubject(name).to_string(), headers, "".into()).await;
     let stored = sent.map_err(|error| error.to_string())?.await;
     stored.map(drop).map_err(|error| error.to_string())

@@ -6,7 +6,9 @@ use std::str::FromStr;
 use async_nats::{HeaderMap, HeaderValue};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use contract::{JOBS_STREAM, JobSubject, Malformed, Redacted, RequestSubject, SubjectError, Tick, header};
+use contract::{
+    JOBS_STREAM, JobSubject, Malformed, Redacted, RequestSubject, SubjectError, Tick, header, wake_subject,
+};
 use trust::{AssociatedData, RingFile};
 use uuid::Uuid;
 
@@ -151,7 +153,11 @@ pub(crate) fn tick(
             .map(ToString::to_string)
             .ok_or_else(|| Malformed::new(name, "is missing; only a schedule publishes ticks"))
     };
-    let (scheduler, next) = (header(header::SCHEDULER)?, header(header::SCHEDULE_NEXT)?);
+    let (scheduler, next) = match id(headers, header::WOKEN)? {
+        // Instead of the time of the next tick of a schedule, its own id distinguishes it from others.
+        Some(id) => (wake_subject(job.as_str()), id.to_string()),
+        None => (header(header::SCHEDULER)?, header(header::SCHEDULE_NEXT)?),
+    };
     let tick = Tick { job, scheduler, stored_at };
     let id = tick.message_id(&next);
     Ok((tick, id))

@@ -282,7 +282,7 @@ fn record(
         change.before_digest = write
             .before
             .as_ref()
-            .map(sync::Cell::digest)
+            .map(Cell::digest)
             .transpose()
             .map_err(|error| convert::unwritable(&error))?;
         change.after_digest = Some(applied.after);

@@ -34,7 +34,7 @@ fn load_sql(table: Table) -> String {
         "WITH r AS MATERIALIZED (
         SELECT DISTINCT user_id, {key} FROM (
             SELECT user_id, {key} FROM {name} WHERE removed_at IS NOT NULL AND sync_state IS NOT NULL
-            ORDER BY hashtextextended(context_key, extract(epoch FROM now())::bigint) LIMIT $1) AS some)
+            ORDER BY hashtextextended(context_key, extract(epoch FROM now())::bigint) LIMIT $1) AS removed)
     SELECT t.user_id, {agent} AS agent_id, {tier} AS memory_tier, t.context_key::text AS context_key, t.session_id::text AS session_id,
         t.id, t.removed_at IS NOT NULL AS is_removed, t.writes, coalesce(t.sync_values, t.sync_state) AS state,
         coalesce(NOT s.is_active, false) AND NOT EXISTS (SELECT FROM cross_service_memory_sync y
