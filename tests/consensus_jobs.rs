@@ -235,6 +235,7 @@ impl Estimate {
             sequence: 0,
             event_id: Uuid::now_v7(),
             body: bytes::Bytes::new(),
+            is_widened: false,
         };
         let grant = testkit::attack::grant(user, "w_consensus_builder");
         let prepared = worker.prepare(&[&message], &[&grant]).await.expect("an estimate");

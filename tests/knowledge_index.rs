@@ -234,6 +234,7 @@ async fn what_comes_between_reading_and_writing_is_not_undone() {
         sequence: 0,
         event_id: Uuid::now_v7(),
         body: bytes::Bytes::new(),
+        is_widened: false,
     };
     let grant = testkit::attack::grant(1, "w_vector_indexer");
     let prepared = worker.prepare(&[&message], &[&grant]).await.expect("four memories");

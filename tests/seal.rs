@@ -201,7 +201,7 @@ async fn a_trail_cut_off_is_found_out_by_what_the_broker_knows() {
     eventually("everything is sealed", async || {
         let anchors = anchors(&empty);
         seal_all(&mut fixture.connection().await, &anchors, &key(&fixture), &[]).await.expect("seals");
-        (self::report(&fixture).await.unsealed == 0).then_some(())
+        (report(&fixture).await.unsealed == 0).then_some(())
     })
     .await;
     let found = report(&fixture).await.findings;
