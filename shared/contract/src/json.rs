@@ -70,6 +70,11 @@ impl Json {
     }
 }
 
+/// Reads a member that is there: `null` is a value, and no absence.
+pub(crate) fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Json>, D::Error> {
+    Json::deserialize(deserializer).map(Some)
+}
+
 /// Checks that a whole body, which is valid JSON, fits the payload of an event. Each of its values can be within its
 /// limit while all values together exceed that of the body.
 pub(crate) fn check_body(body: &[u8]) -> Result<(), String> {

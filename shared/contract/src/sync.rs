@@ -284,7 +284,7 @@ pub struct SyncedKey {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub effect: Option<SyncEffect>,
     /// The value, or a marker if it is stored encrypted only. Absent: it is removed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::json::present")]
     pub context_value: Option<Json>,
     /// The version, which a sync does not change. Absent: there is no such key any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -421,7 +421,7 @@ pub struct SyncCandidate {
     /// When, on the hybrid logical clock.
     pub written_at: DateTime<Utc>,
     /// The value, as JSON; absent: removed. A marker takes the place of what is stored encrypted only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::json::present")]
     pub value: Option<Json>,
 }
 
@@ -435,18 +435,35 @@ pub struct SyncConflict {
     /// The rule that decided.
     pub rule: MergeRule,
     /// The value of the common ancestor; absent: there was none, or it is not known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::json::present")]
     pub base: Option<Json>,
     /// The value in the target before; absent: it had none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::json::present")]
     pub ours: Option<Json>,
     /// The value in the source; absent: it had none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::json::present")]
     pub theirs: Option<Json>,
     /// The value in the target after; absent: removed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::json::present")]
     pub kept: Option<Json>,
     /// What is not visible any more.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lost: Vec<SyncCandidate>,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn null_is_a_value_and_a_removal_is_none() {
+        for (value, expected) in [(r#","value":null"#, Some("null")), ("", None)] {
+            let text =
+                format!(r#"{{"session_id":"a","write":1,"written_at":"2026-01-01T00:00:00Z"{value}}}"#);
+            let candidate: SyncCandidate = serde_json::from_str(&text).unwrap();
+            assert_eq!(candidate.value.as_ref().map(Json::as_str), expected);
+            assert_eq!(serde_json::to_string(&candidate).unwrap(), text);
+        }
+    }
 }
