@@ -52,7 +52,8 @@ const CHANGES: [(&str, &str); 16] = [
         "+column audit.audit_log.service pg_toast.texty",
     ),
     (
-        "CREATE FOREIGN DATA WRAPPER elsewhere; CREATE SERVER elsewhere FOREIGN DATA WRAPPER elsewhere;
+        "ALTER TABLE audit.audit_log DROP CONSTRAINT audit_log_pkey;
+         CREATE FOREIGN DATA WRAPPER elsewhere; CREATE SERVER elsewhere FOREIGN DATA WRAPPER elsewhere;
          CREATE FOREIGN TABLE audit.audit_log_2031_05 PARTITION OF audit.audit_log 
             FOR VALUES FROM ('fffffff0-0000-7000-8000-000000000000') TO ('fffffff1-0000-7000-8000-000000000000') SERVER elsewhere",
         "+relation audit.audit_log_month f of",
