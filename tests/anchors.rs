@@ -186,9 +186,21 @@ async fn insert(fixture: &Fixture, statement: &Statement, key: &PrivateKey) {
     .expect("a seal");
 }
 
+/// Makes this the statement of the only seal, with a signature of this key.
+async fn sign_anew(fixture: &Fixture, statement: &Statement, key: &PrivateKey) {
+    // Imported here only, since it gives every type a method `execute`.
+    use diesel_async::RunQueryDsl as _;
+    diesel::sql_query("UPDATE audit.seals SET sealed_at = $1, signature = $2, key_name = $3")
+        .bind::<Timestamptz, _>(statement.sealed_at)
+        .bind::<Binary, _>(key.sign(&statement.hash()).as_slice())
+        .bind::<Text, _>(key.name())
+        .execute(&mut fixture.connection().await)
+        .await
+        .expect("an update");
+}
+
 /// A fixture with one seal, which its key signed with this name two hours ago.
 async fn sealed_long_ago(name: &str) -> (Fixture, PrivateKey) {
-    use diesel_async::RunQueryDsl as _;
     let fixture = Fixture::new().await;
     let key = PrivateKey::generate(name).expect("a key");
     fixture.execute("DELETE FROM audit.subjects WHERE user_id = 0").await;
@@ -202,13 +214,7 @@ async fn sealed_long_ago(name: &str) -> (Fixture, PrivateKey) {
     .await;
     let mut statement = read(&fixture, 1).await;
     statement.sealed_at -= TimeDelta::hours(2);
-    diesel::sql_query("UPDATE audit.seals SET sealed_at = $1, signature = $2, key_name = $3")
-        .bind::<Timestamptz, _>(statement.sealed_at)
-        .bind::<Binary, _>(key.sign(&statement.hash()).as_slice())
-        .bind::<Text, _>(name)
-        .execute(&mut fixture.connection().await)
-        .await
-        .expect("an update");
+    sign_anew(&fixture, &statement, &key).await;
     (fixture, key)
 }
 
