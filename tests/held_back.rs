@@ -163,7 +163,7 @@ async fn no_search_path_hides_a_row_that_waits_or_is_written_to() {
     open.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.expect("a statement");
     assert_ne!(status(&fixture).await, serde_json::Value::Null);
     program(&fixture, &["seal"]).await;
-    let listed = output(memfleet(&fixture, &["migrate", "list"])).await;
+    let listed = output(memfleet(&fixture, &["migrate", "status"])).await;
     assert!(listed.status.success(), "{listed:?}");
     assert_eq!(
         fixture

@@ -183,7 +183,7 @@ async fn a_view_or_a_foreign_table_in_the_place_of_a_table_is_named() {
              CREATE FOREIGN TABLE shown PARTITION OF blackboard_events DEFAULT SERVER elsewhere",
         )
         .await;
-    assert_doubted(&fixture, "shown is a foreign table and not a table").await;
+    assert_doubted(&fixture, "public.shown is a foreign table and not a table").await;
     // What cannot be read is said too.
     assert_doubted(&fixture, "the rest cannot be read: ").await;
 }
