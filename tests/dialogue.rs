@@ -86,9 +86,11 @@ fn assert_well_mapped(corpus: Corpus, dialogues: &[Dialogue], text: &str) -> BTr
     let requests = map(corpus, dialogues);
     let counts = count(&requests);
     let turns: usize = dialogues.iter().map(|dialogue| dialogue.turns.len()).sum();
-    for once in ["session.open", "session.close", "conversation.put", "summary.put"] {
+    for once in ["session.close", "conversation.put", "summary.put"] {
         assert_eq!(counts[once], dialogues.len(), "{once} comes once a dialogue");
     }
+    let of_syncs = 2 * counts.get("sync.start").copied().unwrap_or_default();
+    assert_eq!(counts["session.open"], dialogues.len() + of_syncs, "once a dialogue, and two for a sync");
     assert_eq!(counts["message.add"], turns, "every turn is a message");
 
     let decoded = decoded(&requests);
