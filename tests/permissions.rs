@@ -96,14 +96,18 @@ async fn a_service_gets_its_tokens_over_the_broker_and_nobody_elses() {
     running.await.expect("no panic").expect("a clean end");
 }
 
-/// nats/server.conf as it is shipped, but for where it listens and keeps its data.
+/// nats/server.conf as it is shipped, but for where it listens, where it keeps its data, and how much it may reserve: the
+/// disk of whoever runs this need not have room for full streams.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_shipped_configuration_encrypts_what_travels_and_what_is_kept() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = |name: &str| folder.path().join(name);
     let shipped = in_repository("nats");
     for file in ["server.conf", "accounts.conf"] {
-        std::fs::copy(shipped.join(file), path(file)).expect("a copy");
+        let shipped = std::fs::read_to_string(shipped.join(file)).expect("a file");
+        let folder = "store_dir: $MEMFLEET_JS_DIR";
+        std::fs::write(path(file), shipped.replace(folder, &format!("{folder}\n  max_file_store: 100GB")))
+            .expect("a copy");
     }
     let (topology, services) = (Topology::shipped().unwrap(), Service::shipped().unwrap());
     let public = topology::make_nkeys(&path("nkeys"), &identities(&services)).expect("keys");
