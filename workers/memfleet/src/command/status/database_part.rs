@@ -96,11 +96,11 @@ async fn trail_warning(settings: &Settings) -> Option<String> {
 
 async fn read_all(settings: &Settings) -> anyhow::Result<DatabaseStatus> {
     let mut connection = store::connect(&settings.postgres.url).await?;
+    let language = store::language::check_english(&mut connection).await;
     // What other schemas have in the place of PostgreSQL's own functions must not hide a warning.
     store::security::fix_search_path(&mut connection).await?;
     let server: Server = diesel::sql_query(SERVER).get_result(&mut connection).await?;
     let tables = diesel::sql_query(format!("{TABLES}{MAX_TABLES}")).load(&mut connection).await?;
-    let language = store::language::check_english(&mut connection).await;
     let mut warnings: Vec<String> = language.err().iter().map(ToString::to_string).collect();
     let sealing_held_back = held_back(&mut connection).await.unwrap_or_else(|fault| {
         warnings.push(format!("it is unknown whether the audit trail can be sealed: {fault}"));
