@@ -227,6 +227,7 @@ async fn what_each_rule_finds_of_the_truth_is_measured() {
 /// The goal of the project, on the data that its authors were given: at least the best of majority vote, Dawid–Skene and
 /// GLAD as crowd-kit computes them.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes three minutes: every answer goes through the worker"]
 async fn the_rules_reach_the_best_of_three_on_real_crowds() {
     for (name, goal) in [("dog", 0.843), ("face", 0.640)] {
         let folder = in_repository("../shared/data/crowd").join(name);

@@ -9,7 +9,7 @@ const QUIET: &str =
     "CREATE FUNCTION pg_toast.quiet() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';";
 
 /// What is done, and how the line begins that names it.
-const CHANGES: [(&str, &str); 16] = [
+const CHANGES: [(&str, &str); 24] = [
     (
         "CREATE TRIGGER quiet BEFORE INSERT ON audit.audit_log_default FOR EACH ROW EXECUTE FUNCTION pg_toast.quiet()",
         "+trigger quiet on audit.audit_log_default",
@@ -57,6 +57,36 @@ const CHANGES: [(&str, &str); 16] = [
          CREATE FOREIGN TABLE audit.audit_log_2031_05 PARTITION OF audit.audit_log 
             FOR VALUES FROM ('fffffff0-0000-7000-8000-000000000000') TO ('fffffff1-0000-7000-8000-000000000000') SERVER elsewhere",
         "+relation audit.audit_log_month f of",
+    ),
+    (
+        "CREATE SCHEMA copies; CREATE TABLE copies.users AS TABLE users; GRANT USAGE ON SCHEMA copies TO w_token_issuer;
+         GRANT SELECT ON copies.users TO w_token_issuer",
+        "+relation copies.users grants SELECT to w_token_issuer",
+    ),
+    ("ALTER FUNCTION sec.trust_state SECURITY INVOKER", "-function sec.trust_state("),
+    (
+        "GRANT INSERT ON chat_messages TO w_memory_reader",
+        "+relation public.chat_messages grants INSERT to w_memory_reader",
+    ),
+    (
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET search_path = information_schema, public', current_database()); END $$",
+        "+setting search_path of the database",
+    ),
+    (
+        "DO $$ BEGIN EXECUTE format('ALTER ROLE w_token_issuer IN DATABASE %I SET statement_timeout = 1', current_database()); END $$",
+        "+setting of the role w_token_issuer: statement_timeout",
+    ),
+    (
+        "INSERT INTO sec.event_writers VALUES ('w_router_logger', 'context.stored')",
+        "+events of the type context.stored are appended by w_router_logger",
+    ),
+    ("ALTER TABLE users ADD CONSTRAINT everything CHECK (true)", "+constraint everything on public.users"),
+    (
+        // The function that writes the trail writes nothing.
+        "ALTER FUNCTION audit.audit_trigger_function RENAME TO kept;
+         CREATE FUNCTION audit.audit_trigger_function() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+         SET search_path = pg_catalog, pg_temp AS 'BEGIN RETURN NULL; END'",
+        "-function audit.audit_trigger_function()",
     ),
     ("CREATE LANGUAGE mine HANDLER plpgsql_call_handler", "+language mine"),
 ];

@@ -82,12 +82,15 @@ async fn report(connection: &mut Connection, sync: &Sync, request: Uuid) -> anyh
     let (restored, nodes) = undone.iter().fold((0, 0), |(keys, nodes), event: &SyncUndone| {
         (keys + event.restored.len(), nodes + event.nodes.len())
     });
-    outln!(
-        "{} of session {} restored as before sync {}",
-        counted(restored as u64, "key"),
-        printable(&sync.info.target_session_id),
-        sync.info.sync_id
-    );
+    let has_undone = restored + nodes > 0;
+    if has_undone {
+        outln!(
+            "{} of session {} restored as before sync {}",
+            counted(restored as u64, "key"),
+            printable(&sync.info.target_session_id),
+            sync.info.sync_id
+        );
+    }
     if nodes > 0 {
         outln!("{} removed", counted(nodes as u64, "reference"));
     }
@@ -103,5 +106,10 @@ async fn report(connection: &mut Connection, sync: &Sync, request: Uuid) -> anyh
     if omitted > 0 {
         outln!("    and {} more", counted(omitted, "key"));
     }
+    ensure!(
+        has_undone,
+        "nothing of sync {} was undone: something newer depends on what is left of it",
+        sync.info.sync_id
+    );
     Ok(())
 }
