@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use ::store::unnest::{UnnestRow, with_rows};
 use ::store::{Connection, Fault, FaultKind};
 use chrono::{DateTime, Utc};
-use contract::{AccessLevel, ContextType, MemoryTier, UserId};
+use contract::{AccessLevel, ContextType, UserId};
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
@@ -456,6 +456,15 @@ pub(crate) async fn load_keys(
     rows.into_iter().map(|(table, row)| Ok((row.key()?, opener.open(table, row)?))).collect()
 }
 
+/// The key of a row of either table.
+pub(crate) fn key_of(agent: Option<&str>, tier: Option<&str>, name: &str) -> Result<Key, Fault> {
+    let name = name.to_owned();
+    match (agent, tier) {
+        (Some(agent), Some(tier)) => Ok(Key::Agent { agent: agent.to_owned(), tier: label(tier)?, name }),
+        _ => Ok(Key::Context(name)),
+    }
+}
+
 /// The agent and the tier of a memory of an agent.
 pub(crate) fn agent_of(key: &Key) -> (Option<&str>, Option<&'static str>) {
     match key {
@@ -526,11 +535,7 @@ fn unreadable(what: &str, problem: impl std::fmt::Display) -> Fault {
 
 impl Row {
     fn key(&self) -> Result<Key, Fault> {
-        let name = self.context_key.clone();
-        match (&self.agent_id, &self.memory_tier) {
-            (Some(agent), Some(tier)) => Ok(Key::Agent { agent: agent.clone(), tier: label(tier)?, name }),
-            _ => Ok(Key::Context(name)),
-        }
+        key_of(self.agent_id.as_deref(), self.memory_tier.as_deref(), &self.context_key)
     }
 
     /// The cell. `value` and `values` are what was encrypted.
@@ -571,9 +576,4 @@ impl Row {
 /// A value of an enumeration of the contract, by the label that JSON and PostgreSQL share.
 fn label<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, Fault> {
     serde_json::from_value(serde_json::Value::from(text)).map_err(|error| unreadable("an attribute", error))
-}
-
-/// The tier of a label.
-pub(crate) fn tier(text: &str) -> Result<MemoryTier, Fault> {
-    label(text)
 }

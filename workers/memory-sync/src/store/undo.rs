@@ -103,15 +103,6 @@ struct Node {
     id: Uuid,
 }
 
-fn key(agent: Option<&String>, tier: Option<&String>, name: &str) -> Result<Key, Fault> {
-    Ok(match (agent, tier) {
-        (Some(agent), Some(tier)) => {
-            Key::Agent { agent: agent.clone(), tier: cells::tier(tier)?, name: name.to_owned() }
-        }
-        _ => Key::Context(name.to_owned()),
-    })
-}
-
 /// The changes that a sync made to a key, one on the other, so that all of them are taken back together.
 struct Chain {
     changes: Vec<Uuid>,
@@ -237,7 +228,8 @@ fn chains(changes: Vec<ChangeRow>) -> Result<BTreeMap<Key, Chain>, Fault> {
     let mut chains: BTreeMap<Key, Chain> = BTreeMap::new();
     let mut broken: BTreeSet<Key> = BTreeSet::new();
     for change in changes {
-        let key = key(change.agent_id.as_ref(), change.memory_tier.as_ref(), &change.context_key)?;
+        let key =
+            cells::key_of(change.agent_id.as_deref(), change.memory_tier.as_deref(), &change.context_key)?;
         match chains.get_mut(&key) {
             None => {
                 let chain = Chain {
@@ -325,7 +317,7 @@ async fn later(
     let rows: Vec<LaterRow> = ::store::prepared(query).load(connection).await?;
     let mut later: BTreeMap<(Uuid, String, String), BTreeSet<Key>> = BTreeMap::new();
     for row in rows {
-        let key = key(row.agent_id.as_ref(), row.memory_tier.as_ref(), &row.context_key)?;
+        let key = cells::key_of(row.agent_id.as_deref(), row.memory_tier.as_deref(), &row.context_key)?;
         if chains.get(&key).is_some_and(|chain| row.position > chain.position) {
             later.entry((row.sync_id, row.source, row.target)).or_default().insert(key);
         }
