@@ -34,6 +34,10 @@ WITH kept AS (
     FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
     WHERE p.pronamespace IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace) AND p.xmin::text::bigint >= least(1000,
         (SELECT d.xmin::text::bigint FROM pg_database d WHERE d.datname = 'template0'))
+-- What PostgreSQL itself grants of what is its own.
+), initial AS (
+    SELECT i.classoid, i.objoid, i.objsubid, b.grantee, b.privilege_type
+    FROM pg_init_privs i, aclexplode(i.initprivs) AS b
 ), granted AS (
     SELECT 'schema ' || s.nspname AS what, s.nspowner AS owner, a.* FROM space s, aclexplode(s.nspacl) AS a
     UNION ALL SELECT 'relation ' || r.name, r.relowner, a.* FROM relation r, aclexplode(r.relacl) AS a
@@ -46,22 +50,18 @@ WITH kept AS (
     UNION ALL SELECT 'foreign server ' || f.srvname, f.srvowner, a.* FROM pg_foreign_server f, aclexplode(f.srvacl) AS a
     UNION ALL SELECT 'this database', d.datdba, a.* FROM pg_database d, aclexplode(d.datacl) AS a
         WHERE d.datname = current_database() AND a.privilege_type <> 'CONNECT'
-    -- What PostgreSQL itself grants of its schemas is in pg_init_privs.
     UNION ALL SELECT format('function of PostgreSQL %s(%s)', p.proname, pg_get_function_identity_arguments(p.oid)), p.proowner, a.*
         FROM pg_proc p, aclexplode(p.proacl) AS a WHERE p.pronamespace = 'pg_catalog'::regnamespace
-        AND NOT EXISTS (SELECT FROM pg_init_privs i, aclexplode(i.initprivs) AS b WHERE i.classoid = 'pg_proc'::regclass
-            AND i.objoid = p.oid AND b.grantee = a.grantee AND b.privilege_type = a.privilege_type)
+        AND ('pg_proc'::regclass, p.oid, 0, a.grantee, a.privilege_type) NOT IN (SELECT * FROM initial)
     UNION ALL SELECT 'relation of PostgreSQL ' || c.relname, c.relowner, a.*
         FROM pg_class c, aclexplode(c.relacl) AS a
         WHERE (c.relnamespace = 'pg_catalog'::regnamespace
             OR c.relnamespace = 'information_schema'::regnamespace AND (a.grantee, a.privilege_type) <> (0, 'SELECT'))
-        AND NOT EXISTS (SELECT FROM pg_init_privs i, aclexplode(i.initprivs) AS b WHERE i.classoid = 'pg_class'::regclass
-            AND i.objoid = c.oid AND i.objsubid = 0 AND b.grantee = a.grantee AND b.privilege_type = a.privilege_type)
+        AND ('pg_class'::regclass, c.oid, 0, a.grantee, a.privilege_type) NOT IN (SELECT * FROM initial)
     UNION ALL SELECT format('column of PostgreSQL %s.%I', c.relname, t.attname), c.relowner, a.*
         FROM pg_attribute t JOIN pg_class c ON c.oid = t.attrelid, aclexplode(t.attacl) AS a
         WHERE c.relnamespace IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)
-        AND NOT EXISTS (SELECT FROM pg_init_privs i, aclexplode(i.initprivs) AS b WHERE i.classoid = 'pg_class'::regclass
-            AND i.objoid = c.oid AND i.objsubid = t.attnum AND b.grantee = a.grantee AND b.privilege_type = a.privilege_type)
+        AND ('pg_class'::regclass, c.oid, t.attnum, a.grantee, a.privilege_type) NOT IN (SELECT * FROM initial)
 )
 SELECT line FROM (SELECT DISTINCT regexp_replace(line, '_\d{4}_\d{2}\M', '_month', 'g') AS line FROM (
     SELECT concat_ws(' ', 'role', r.rolname, CASE WHEN r.rolcanlogin THEN 'login' END,
