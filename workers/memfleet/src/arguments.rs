@@ -80,7 +80,7 @@ pub enum Command {
     Load(playground::load::LoadArgs),
     /// List, show, replay or delete dead letters.
     Dead(DeadArgs),
-    /// Test database isolation as each worker's role; create and register grant keys.
+    /// Test database isolation as each worker's role; manage grant keys; bring revocations to the key store.
     Security(SecurityArgs),
     /// Create, list and rotate encryption keys of fields and payloads.
     Keys(KeysArgs),

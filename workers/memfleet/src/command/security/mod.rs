@@ -23,7 +23,7 @@ authenticates them:
   memfleet security key add grant.key
   MEMFLEET_TRUST__GRANT_KEY_FILE=grant.key memfleet run token-issuer";
 
-/// Tests the isolation of the database, and manages grant keys.
+/// Tests the isolation of the database, manages grant keys, and brings revocations to the key store.
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub struct SecurityArgs {
