@@ -19,7 +19,7 @@ use crate::support::ticks;
 const THREE: [&str; 3] = ["a", "b", "c"];
 
 async fn tick(fixture: &Fixture, job: Job) {
-    ticks::tick(fixture, "consensus-builder", job.name()).await;
+    ticks::tick(fixture, "consensus-builder", runtime::Job::name(job)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -223,7 +223,7 @@ impl Estimate {
     /// Reads and computes.
     async fn prepare(fixture: &Fixture, user: i32) -> Self {
         let worker = builder(fixture).await;
-        let job = Job::Reestimate.name().parse().expect("a job");
+        let job = runtime::Job::name(Job::Reestimate).parse().expect("a job");
         let tick = Tick { job, scheduler: String::new(), stored_at: Utc::now() };
         let message = Message {
             request: ConsensusItem::from_tick(&tick).expect("a tick"),

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use store::{Fault, security};
 use testkit::{Fixture, eventually, request};
 use uuid::Uuid;
-use vector_indexer::{JOB, VectorItem};
+use vector_indexer::{Job, VectorItem};
 
 use crate::support::consensus::{Task, process, three_families, verdict};
 use crate::support::memories::{Memories, remove};
@@ -35,8 +35,12 @@ async fn with_embedder(server: &Server) -> Memories {
     memories.await.with_users(&[1, 2]).await
 }
 
+fn job_name() -> &'static str {
+    runtime::Job::name(Job::KnowledgeIndex)
+}
+
 async fn tick(memories: &Memories) {
-    ticks::tick(&memories.fixture, "vector-indexer", JOB).await;
+    ticks::tick(&memories.fixture, "vector-indexer", job_name()).await;
 }
 
 /// A closed task of user 1 whose three families agree on this answer.
@@ -96,7 +100,7 @@ async fn a_search_finds_what_is_validated_as_long_as_it_is_valid() {
     assert_eq!(dossier["node"]["validation_status"], "validated", "{dossier}");
     let told = "concat_ws(' ', event_type, source_agent_id, event_payload -> 'memories' -> 0 ->> 'memory_node_id') FROM blackboard_events
         WHERE event_type::text LIKE 'vector.%' ORDER BY event_sequence";
-    assert_eq!(fixture.lines(told).await, [format!("vector.indexed job:{JOB} {first}")]);
+    assert_eq!(fixture.lines(told).await, [format!("vector.indexed job:{} {first}", job_name())]);
     let noted = "concat_ws(' ', access_type, rows_returned) FROM audit.data_access_log WHERE access_type = 'vector-upsert'";
     assert_eq!(fixture.lines(noted).await, ["vector-upsert 1"]);
     tick(&memories).await;
@@ -181,7 +185,7 @@ async fn nothing_is_lost_while_the_vector_store_is_away() {
     let (_, node) = agreed(&memories.fixture, "river", "The Tagus").await;
     let worker = memories.fixture.run(memories.indexer().await);
     memories.qdrant.kill().await;
-    ticks::publish_tick(&memories.fixture, JOB).await;
+    ticks::publish_tick(&memories.fixture, job_name()).await;
     eventually("the worker misses it", async || {
         serde_json::to_string(&worker.readiness.report()).expect("a report").contains("qdrant").then_some(())
     })
@@ -220,7 +224,7 @@ async fn what_comes_between_reading_and_writing_is_not_undone() {
     }
     let worker = memories.indexer().await;
     let tick: Tick = Tick {
-        job: JOB.parse().expect("a job"),
+        job: job_name().parse().expect("a job"),
         scheduler: String::new(),
         stored_at: Utc::now() + Duration::from_secs(60),
     };

@@ -1,13 +1,12 @@
 //! Sessions, contexts and syncs for the tests of memory-sync.
 
-use std::time::Duration;
-
-use chrono::{SecondsFormat, Utc};
 use context_writer::ContextWriter;
 use memory_sync::{Job, MemorySync};
 use serde_json::{Value, json};
-use testkit::{Fixture, RequestMessage, eventually, request, session, user};
+use testkit::{Fixture, RequestMessage, request, session, user};
 use uuid::Uuid;
+
+use crate::support::ticks;
 
 /// A fixture with a user and these sessions.
 pub async fn with_sessions(sessions: &[&str]) -> Fixture {
@@ -146,30 +145,9 @@ pub async fn payloads(fixture: &Fixture, event_type: &str) -> Vec<Value> {
     texts.iter().map(|text| serde_json::from_str(text).expect("JSON")).collect()
 }
 
-/// Has the server publish a tick at once, and waits until it is acknowledged. The shipped schedule publishes others.
+/// Has the server publish a tick, and waits until it is acknowledged.
 pub async fn tick(fixture: &Fixture, job: Job) {
-    let consumer = fixture.consumer("JOBS", "memory-sync-jobs").await;
-    let stream = fixture.jetstream.get_stream("JOBS").await.expect("the stream");
-    let subject = format!("memory.job.{}", job.name());
-    let last = async || {
-        let message = stream.get_last_raw_message_by_subject(&subject).await;
-        message.map(|message| message.sequence).unwrap_or(0)
-    };
-    let before = last().await;
-    let mut headers = async_nats::HeaderMap::new();
-    let time = (Utc::now() + Duration::from_millis(100)).to_rfc3339_opts(SecondsFormat::Millis, true);
-    headers.insert("Nats-Schedule", format!("@at {time}"));
-    headers.insert("Nats-Schedule-Target", subject.clone());
-    let schedule = format!("memory.schedule.{}-now", job.name());
-    let sent = fixture.jetstream.publish_with_headers(schedule, headers, "".into()).await;
-    sent.expect("a publish").await.expect("a stored schedule");
-    eventually("the tick is acknowledged", async || {
-        let tick = last().await;
-        let info = consumer.get_info().await.ok()?;
-        let settled = info.delivered.stream_sequence >= tick && info.num_ack_pending == 0;
-        (tick > before && settled).then_some(())
-    })
-    .await;
+    ticks::tick(fixture, "memory-sync", runtime::Job::name(job)).await;
 }
 
 /// Asserts that the events alone give the contexts and the memories of agents of user 1, whoever wrote them.

@@ -21,6 +21,7 @@ pub mod delivery;
 pub mod process;
 pub mod query;
 mod reason;
+mod request_or_tick;
 pub mod stages;
 pub mod worker;
 
@@ -34,6 +35,7 @@ pub use process::startup_deadline::{NotReady, StartupDeadline};
 pub use process::stats::{Stats, StatsReport};
 pub use process::{readiness, trust_refresh};
 pub use reason::Reason;
+pub use request_or_tick::{Job, RequestOrTick};
 pub use stages::authorize;
 pub use worker::{
     Ended, EventDraft, ExternalWorker, Message, Retry, Source, Verdict, WorkItem, Worker, Written,

@@ -20,7 +20,7 @@ use crate::reason::Reason;
 
 /// The input of a worker: a request of its stream, or a tick of one of its jobs.
 ///
-/// Every [`StreamRequest`] is a work item. A worker with jobs defines an enumeration of both.
+/// Every [`StreamRequest`] is a work item. That of a worker with a stream and jobs is [`crate::RequestOrTick`].
 pub trait WorkItem: Send + Sync + Sized + 'static {
     /// Decodes a request and extracts its secrets.
     ///

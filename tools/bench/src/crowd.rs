@@ -170,7 +170,7 @@ async fn estimate(pipeline: &Pipeline, owner: &mut Connection) -> anyhow::Result
         return Ok(());
     }
     let jetstream = jetstream::new(pipeline.client().clone());
-    let job = Job::Reestimate.name();
+    let job = runtime::Job::name(Job::Reestimate);
     let mut headers = HeaderMap::new();
     let soon = (Utc::now() + Duration::from_millis(100)).to_rfc3339_opts(SecondsFormat::Millis, true);
     headers.insert("Nats-Schedule", format!("@at {soon}"));

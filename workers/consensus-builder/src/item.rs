@@ -1,7 +1,7 @@
 //! What the worker takes in: requests of its stream, and ticks of its jobs.
 
-use contract::{ConsensusRequest, EventType, Malformed, Redacted, RequestFacts, RequestSubject, Tick};
-use runtime::WorkItem;
+use contract::ConsensusRequest;
+use runtime::RequestOrTick;
 
 /// A scheduled job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,9 +12,10 @@ pub enum Job {
     Reestimate,
 }
 
-impl Job {
-    /// Its name in the catalogue.
-    pub const fn name(self) -> &'static str {
+impl runtime::Job for Job {
+    const ALL: &'static [Self] = &[Self::Close, Self::Reestimate];
+
+    fn name(self) -> &'static str {
         match self {
             Self::Close => "consensus-close",
             Self::Reestimate => "consensus-reestimate",
@@ -22,41 +23,5 @@ impl Job {
     }
 }
 
-/// A request or a tick.
-// A batch holds references to items, and most are requests.
-#[allow(clippy::large_enum_variant)]
-#[derive(Clone, Debug)]
-pub enum ConsensusItem {
-    /// A request of the stream CONSENSUS.
-    Request(ConsensusRequest),
-    /// A tick.
-    Tick(Job),
-}
-
-impl WorkItem for ConsensusItem {
-    fn from_request(subject: &RequestSubject, body: &[u8]) -> Result<Redacted<Self>, Malformed> {
-        let Redacted { request, secrets } = <ConsensusRequest as WorkItem>::from_request(subject, body)?;
-        Ok(Redacted { request: Self::Request(request), secrets })
-    }
-
-    fn from_tick(tick: &Tick) -> Result<Self, Malformed> {
-        let jobs = [Job::Close, Job::Reestimate];
-        let job = jobs.into_iter().find(|job| job.name() == tick.job.as_str());
-        job.map(Self::Tick)
-            .ok_or_else(|| Malformed::new("subject", format!("this worker has no job {}", tick.job)))
-    }
-
-    fn facts(&self) -> Option<&dyn RequestFacts> {
-        match self {
-            Self::Request(request) => WorkItem::facts(request),
-            Self::Tick(_) => None,
-        }
-    }
-
-    fn event(&self, has_secrets: bool) -> Option<(EventType, Option<String>)> {
-        match self {
-            Self::Request(request) => WorkItem::event(request, has_secrets),
-            Self::Tick(_) => None,
-        }
-    }
-}
+/// A request of the stream CONSENSUS, or a tick.
+pub type ConsensusItem = RequestOrTick<ConsensusRequest, Job>;

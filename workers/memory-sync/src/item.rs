@@ -1,7 +1,7 @@
 //! What the worker takes in: requests of its stream, and ticks of its jobs.
 
-use contract::{EventType, Malformed, Redacted, RequestFacts, RequestSubject, SyncRequest, Tick};
-use runtime::WorkItem;
+use contract::SyncRequest;
+use runtime::RequestOrTick;
 
 /// A scheduled job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,9 +12,10 @@ pub enum Job {
     Forget,
 }
 
-impl Job {
-    /// Its name in the catalogue.
-    pub const fn name(self) -> &'static str {
+impl runtime::Job for Job {
+    const ALL: &'static [Self] = &[Self::Carry, Self::Forget];
+
+    fn name(self) -> &'static str {
         match self {
             Self::Carry => "sync-carry",
             Self::Forget => "sync-forget",
@@ -22,41 +23,5 @@ impl Job {
     }
 }
 
-/// A request or a tick.
-// A batch holds references to items, and most are requests.
-#[allow(clippy::large_enum_variant)]
-#[derive(Clone, Debug)]
-pub enum SyncItem {
-    /// A request of the stream SYNC.
-    Request(SyncRequest),
-    /// A tick.
-    Tick(Job),
-}
-
-impl WorkItem for SyncItem {
-    fn from_request(subject: &RequestSubject, body: &[u8]) -> Result<Redacted<Self>, Malformed> {
-        let Redacted { request, secrets } = <SyncRequest as WorkItem>::from_request(subject, body)?;
-        Ok(Redacted { request: Self::Request(request), secrets })
-    }
-
-    fn from_tick(tick: &Tick) -> Result<Self, Malformed> {
-        let jobs = [Job::Carry, Job::Forget];
-        let job = jobs.into_iter().find(|job| job.name() == tick.job.as_str());
-        job.map(Self::Tick)
-            .ok_or_else(|| Malformed::new("subject", format!("this worker has no job {}", tick.job)))
-    }
-
-    fn facts(&self) -> Option<&dyn RequestFacts> {
-        match self {
-            Self::Request(request) => WorkItem::facts(request),
-            Self::Tick(_) => None,
-        }
-    }
-
-    fn event(&self, has_secrets: bool) -> Option<(EventType, Option<String>)> {
-        match self {
-            Self::Request(request) => WorkItem::event(request, has_secrets),
-            Self::Tick(_) => None,
-        }
-    }
-}
+/// A request of the stream SYNC, or a tick.
+pub type SyncItem = RequestOrTick<SyncRequest, Job>;

@@ -47,7 +47,7 @@ pub use store::Replaced;
 use suspicion::Suspicion;
 pub use text::Embedded;
 use work::Work;
-pub use work::{JOB, NodeRequest, VectorItem};
+pub use work::{Job, NodeRequest, VectorItem};
 
 /// The worker.
 pub struct VectorIndexer {
@@ -200,7 +200,9 @@ impl ExternalWorker for VectorIndexer {
         grants: &'a [&'a str],
     ) -> Result<Prepared, Fault> {
         match batch {
-            [tick] if matches!(tick.request, VectorItem::Tick) => self.prepare_tick(tick, grants).await,
+            [tick] if matches!(tick.request, VectorItem::Tick(Job::KnowledgeIndex)) => {
+                self.prepare_tick(tick, grants).await
+            }
             requests => {
                 let works: Vec<Work<'_>> = requests.iter().filter_map(|one| Work::of(one)).collect();
                 self.prepare_works(&works, grants).await
@@ -220,7 +222,7 @@ impl ExternalWorker for VectorIndexer {
         prepared: &'a Prepared,
     ) -> Result<Written<Replaced>, Fault> {
         if let [tick] = batch
-            && matches!(tick.request, VectorItem::Tick)
+            && matches!(tick.request, VectorItem::Tick(Job::KnowledgeIndex))
         {
             let verdicts = vec![knowledge::write(connection, tick, prepared).await?];
             return Ok(Written { verdicts, findings: Vec::new() });

@@ -1,51 +1,29 @@
 //! What the worker takes in, and what it has to carry out: the requests of services, and those that a tick makes of nodes.
 
 use chrono::{DateTime, Utc};
-use contract::{EventType, Malformed, Redacted, RequestFacts, RequestSubject, Tick, UserId, VectorRequest};
-use runtime::{Message, WorkItem};
+use contract::{UserId, VectorRequest};
+use runtime::{Message, RequestOrTick};
 use uuid::Uuid;
 
-/// The job that keeps the memories of validated nodes.
-pub const JOB: &str = "knowledge-index";
-
-/// A request or a tick.
-// A batch holds references to items, and most are requests.
-#[allow(clippy::large_enum_variant)]
-#[derive(Clone, Debug)]
-pub enum VectorItem {
-    /// A request of the stream VECTOR.
-    Request(VectorRequest),
-    /// A tick of the job `knowledge-index`.
-    Tick,
+/// A scheduled job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Job {
+    /// Keeps the memories of validated nodes.
+    KnowledgeIndex,
 }
 
-impl WorkItem for VectorItem {
-    fn from_request(subject: &RequestSubject, body: &[u8]) -> Result<Redacted<Self>, Malformed> {
-        let Redacted { request, secrets } = <VectorRequest as WorkItem>::from_request(subject, body)?;
-        Ok(Redacted { request: Self::Request(request), secrets })
-    }
+impl runtime::Job for Job {
+    const ALL: &'static [Self] = &[Self::KnowledgeIndex];
 
-    fn from_tick(tick: &Tick) -> Result<Self, Malformed> {
-        if tick.job.as_str() == JOB {
-            return Ok(Self::Tick);
-        }
-        Err(Malformed::new("subject", format!("this worker has no job {}", tick.job)))
-    }
-
-    fn facts(&self) -> Option<&dyn RequestFacts> {
+    fn name(self) -> &'static str {
         match self {
-            Self::Request(request) => WorkItem::facts(request),
-            Self::Tick => None,
-        }
-    }
-
-    fn event(&self, has_secrets: bool) -> Option<(EventType, Option<String>)> {
-        match self {
-            Self::Request(request) => WorkItem::event(request, has_secrets),
-            Self::Tick => None,
+            Self::KnowledgeIndex => "knowledge-index",
         }
     }
 }
+
+/// A request of the stream VECTOR, or a tick.
+pub type VectorItem = RequestOrTick<VectorRequest, Job>;
 
 /// A request that a tick makes of a node.
 #[derive(Debug)]
