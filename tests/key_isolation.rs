@@ -276,6 +276,15 @@ async fn no_way_leads_around_the_policies_of_the_key_store() {
     }
 }
 
+/// Waits until context-writer holds a message.
+async fn is_held(fixture: &Fixture) {
+    eventually("the message is held", async || {
+        let info = fixture.consumer("CONTEXT", "context-writer").await.cached_info().num_ack_pending;
+        (info > 0).then_some(())
+    })
+    .await;
+}
+
 /// A key that an operator forgot is no fault of a message: it waits, as it does while the key store is away.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_its_grant_key_secrets_wait_and_under_a_retired_one_they_are_refused() {
@@ -284,11 +293,7 @@ async fn without_its_grant_key_secrets_wait_and_under_a_retired_one_they_are_ref
     admin.batch_execute("DELETE FROM sec.keys WHERE purpose = 'grant'").await.expect("no key");
     let worker = fixture.run(ContextWriter);
     fixture.publish([secret(1)]).await;
-    eventually("the message is held", async || {
-        let info = fixture.consumer("CONTEXT", "context-writer").await.cached_info().num_ack_pending;
-        (info > 0).then_some(())
-    })
-    .await;
+    is_held(&fixture).await;
     assert_eq!(fixture.count("users WHERE id = 1").await, 0);
     let key = grant_key();
     store::security::add_grant_key(&mut admin, key.name(), key.expose()).await.expect("a key");
@@ -443,11 +448,7 @@ async fn a_service_that_the_key_store_alone_knows_as_disabled_waits() {
     admin.batch_execute("INSERT INTO sec.disabled_services VALUES ('test')").await.expect("a service");
     let worker = fixture.run(ContextWriter);
     fixture.publish([secret(1)]).await;
-    eventually("the message is held", async || {
-        let info = fixture.consumer("CONTEXT", "context-writer").await.cached_info().num_ack_pending;
-        (info > 0).then_some(())
-    })
-    .await;
+    is_held(&fixture).await;
     assert_eq!(fixture.count("encrypted_fields").await, 0);
     let (fine, told) = operate(&fixture, &["security", "sync"]).await;
     assert!(fine && told.contains("the service that was enabled again, test"), "{told}");

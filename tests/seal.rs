@@ -45,8 +45,17 @@ pub fn key(fixture: &Fixture) -> PrivateKey {
     PrivateKey::read(Path::new(fixture.settings.audit.seal_key_file.as_ref().expect("a key"))).expect("a key")
 }
 
-/// Transactions of other tests on the same server hold back what is sealed; they end.
+/// Seals all rows of the trail, under one seal. Transactions of other tests on the same server would hold back some of them
+/// for a second one; they end.
 pub async fn seal_everything(fixture: &Fixture) {
+    let newest =
+        fixture.lines("pg_snapshot_xmax(pg_current_snapshot()) FROM (VALUES (1)) AS one").await.remove(0);
+    let all_ended =
+        format!("(VALUES (1)) AS one WHERE pg_snapshot_xmin(pg_current_snapshot()) >= '{newest}'::xid8");
+    eventually("older transactions have ended", async || {
+        (fixture.count(&all_ended).await == 1).then_some(())
+    })
+    .await;
     eventually("everything is sealed", async || {
         seal_all(&mut fixture.connection().await, &anchors(fixture), &key(fixture), &[])
             .await
