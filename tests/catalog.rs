@@ -3,6 +3,7 @@
 
 use diesel_async::{AsyncConnection as _, SimpleAsyncConnection as _};
 use stack::{Postgres, PostgresOptions, Programs};
+use store::catalog::{Catalog, Difference, MAIN};
 use testkit::Fixture;
 
 const QUIET: &str =
@@ -91,16 +92,39 @@ const CHANGES: [(&str, &str); 24] = [
     ("CREATE LANGUAGE mine HANDLER plpgsql_call_handler", "+language mine"),
 ];
 
-#[tokio::test(flavor = "multi_thread")]
-async fn whatever_a_superuser_changes_differs_from_the_migrations() {
-    let fixture = Fixture::new().await;
-    let mut connection = fixture.connection().await;
-    for (change, expected) in CHANGES {
-        let mut found = store::catalog::Difference::default();
+/// The same for the key store.
+const CHANGES_OF_THE_KEY_STORE: [(&str, &str); 10] = [
+    ("ALTER TABLE data_keys NO FORCE ROW LEVEL SECURITY", "-relation public.data_keys r of memfleet_owner row security forced"),
+    ("CREATE POLICY everything ON data_keys USING (true)", "+policy everything on public.data_keys"),
+    ("ALTER POLICY own_keys ON data_keys USING (true)", "-policy own_keys on public.data_keys"),
+    ("GRANT UPDATE ON data_keys TO w_context_writer", "+relation public.data_keys grants UPDATE to w_context_writer"),
+    ("GRANT SELECT ON data_keys TO w_vector_indexer", "+relation public.data_keys grants SELECT to w_vector_indexer"),
+    ("GRANT SELECT (inner_pad) ON sec.keys TO w_memory_reader", "+column sec.keys.inner_pad grants SELECT to w_memory_reader"),
+    (
+        "CREATE OR REPLACE FUNCTION sec.current_user_ids() RETURNS integer[] LANGUAGE sql STABLE SECURITY DEFINER
+         SET search_path = pg_catalog, pg_temp AS 'SELECT array_agg(user_id) FROM public.data_keys'",
+        "-function sec.current_user_ids() of memfleet_owner definer",
+    ),
+    ("ALTER TABLE sec.revoked_grants DISABLE TRIGGER trust_changed", "-trigger trust_changed on sec.revoked_grants O"),
+    (
+        "CREATE TABLE copies AS TABLE data_keys; GRANT SELECT ON copies TO w_memory_reader",
+        "+relation public.copies grants SELECT to w_memory_reader",
+    ),
+    (
+        "DO $$ BEGIN EXECUTE format('REVOKE CONNECT ON DATABASE %I FROM w_context_writer', current_database()); END $$",
+        "-role w_context_writer login",
+    ),
+];
+
+/// Asserts that each change is found, and that without it nothing differs.
+async fn assert_found(catalog: &Catalog, database: &str, changes: &[(&str, &str)]) {
+    let mut connection = store::connect(database).await.expect("a connection");
+    for (change, expected) in changes {
+        let mut found = Difference::default();
         let rolled_back: Result<(), _> = connection
             .transaction(async |connection| {
                 connection.batch_execute(&format!("{QUIET} {change}")).await.expect(change);
-                found = store::catalog::difference(connection).await.expect(change);
+                found = catalog.difference(connection).await.expect(change);
                 Err(diesel::result::Error::RollbackTransaction)
             })
             .await;
@@ -109,8 +133,15 @@ async fn whatever_a_superuser_changes_differs_from_the_migrations() {
         let found: Vec<String> = missing.chain(found.unknown.iter().map(|line| format!("+{line}"))).collect();
         assert!(found.iter().any(|line| line.starts_with(expected)), "{change}: {found:#?}");
     }
-    let clean = store::catalog::difference(&mut connection).await.expect("the catalogs");
-    assert_eq!(clean, store::catalog::Difference::default());
+    let clean = catalog.difference(&mut connection).await.expect("the catalogs");
+    assert_eq!(clean, Difference::default());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_a_superuser_changes_differs_from_the_migrations() {
+    let fixture = Fixture::new().await;
+    assert_found(&MAIN, &fixture.settings.postgres.url, &CHANGES).await;
+    assert_found(&keys::CATALOG, &fixture.settings.keys.url, &CHANGES_OF_THE_KEY_STORE).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -139,7 +170,7 @@ async fn settings_of_the_server_that_switch_off_the_trail_are_named() {
     let expected = ["setting session_replication_role of the server: replica".to_owned()];
     testkit::eventually("the setting is in force and named", async || {
         let mut fresh = store::connect(&database).await.unwrap();
-        let found = store::catalog::difference(&mut fresh).await.unwrap();
+        let found = MAIN.difference(&mut fresh).await.unwrap();
         assert!(found.missing.is_empty(), "{found:?}");
         (found.unknown == expected).then_some(())
     })

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use store::catalog::Catalog;
 use testkit::Fixture;
 
 use crate::support::in_repository;
@@ -107,15 +108,22 @@ async fn the_file_is_the_database() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_catalog_file_is_what_the_migrations_make() {
-    let fixture = Fixture::new().await;
-    let lines = store::catalog::lines(&mut fixture.connection().await).await.expect("the catalogs");
-    let path = in_repository("shared/store/src/catalog.txt");
+/// Asserts that the file has the lines that the migrations make.
+async fn assert_file(catalog: &Catalog, database: &str, file: &str) {
+    let mut connection = store::connect(database).await.expect("a connection");
+    let lines = catalog.lines(&mut connection).await.expect("the catalogs");
+    let path = in_repository(file);
     if std::env::var_os("UPDATE_SCHEMA").is_some() {
         std::fs::write(&path, lines.join("\n") + "\n").expect("the file");
     }
     let written = std::fs::read_to_string(&path).expect("the file");
     let written: Vec<&str> = written.lines().collect();
-    assert_eq!(written, lines, "{} differs; UPDATE_SCHEMA=1 writes it anew", path.display());
+    assert_eq!(written, lines, "{file} differs; UPDATE_SCHEMA=1 writes it anew");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_catalog_files_are_what_the_migrations_make() {
+    let fixture = Fixture::new().await;
+    assert_file(&store::catalog::MAIN, &fixture.settings.postgres.url, "shared/store/src/catalog.txt").await;
+    assert_file(&keys::CATALOG, &fixture.settings.keys.url, "shared/keys/src/catalog.txt").await;
 }

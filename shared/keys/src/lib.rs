@@ -35,6 +35,7 @@ mod vault;
 
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use store::FaultKind;
+use store::catalog::Catalog;
 use store::migration::Schema;
 
 pub use data_key::DataKeys;
@@ -52,6 +53,16 @@ const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
 
 /// The key store's schema.
 pub const SCHEMA: Schema = Schema::new(|| MIGRATIONS);
+
+/// What the migrations of the key store make. The roles of workers that have no data keys do not count, though they may be there:
+/// they belong to the server, which may be that of the main database.
+pub const CATALOG: Catalog = Catalog {
+    expected: include_str!("catalog.txt"),
+    roles: "SELECT r.rolname FROM pg_roles r WHERE r.rolname = 'memfleet_owner' UNION
+        SELECT r.rolname FROM pg_database d, aclexplode(d.datacl) AS a JOIN pg_roles r ON r.oid = a.grantee
+        WHERE d.datname = current_database() AND a.privilege_type = 'CONNECT' AND r.rolname LIKE 'w\\_%'",
+    own_lines: "SELECT NULL WHERE false",
+};
 
 /// Why keys are not available.
 #[derive(Debug, thiserror::Error)]

@@ -2,9 +2,9 @@
 --
 -- Roles count if a worker has them, or if they own something here. The owner that migrates has a name of its own
 -- everywhere. Partitions by month count as one, since their number grows. The C functions of an extension do not count.
+-- What the two names in braces stand for, each database says (catalog.rs).
 WITH kept AS (
-    SELECT r.oid, r.rolname FROM pg_roles r
-    WHERE r.rolname LIKE 'memfleet\_%' OR r.rolname IN (SELECT w.role_name FROM sec.worker_privileges w)
+    SELECT r.oid, r.rolname FROM pg_roles r WHERE r.rolname IN ({roles})
 ), named AS (
     SELECT r.oid, CASE WHEN k.oid IS NULL AND (r.rolsuper OR r.oid = (SELECT d.datdba FROM pg_database d
         WHERE d.datname = current_database())) THEN 'an administrator' ELSE r.rolname::text END AS name
@@ -102,7 +102,7 @@ SELECT line FROM (SELECT DISTINCT regexp_replace(line, '_\d{4}_\d{2}\M', '_month
     UNION ALL SELECT concat_ws(' ', format('constraint %I on %s:', c.conname, r.name), pg_get_constraintdef(c.oid),
         CASE WHEN c.contype = 'f' THEN (SELECT format('by %s triggers', count(*)) FROM pg_trigger t WHERE t.tgconstraint = c.oid) END)
     FROM pg_constraint c JOIN relation r ON r.oid = c.conrelid WHERE c.contype <> 'n'
-    UNION ALL SELECT format('events of the type %s are appended by %s', w.event_type, w.role_name) FROM sec.event_writers w
+    UNION ALL {own_lines}
     UNION ALL SELECT format('partition %s without a policy', r.name)
     FROM relation r JOIN pg_inherits i ON i.inhrelid = r.oid JOIN pg_class parent ON parent.oid = i.inhparent
     WHERE parent.relrowsecurity AND NOT EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = r.oid)

@@ -15,6 +15,7 @@ use diesel::QueryableByName;
 use diesel::sql_types::Text;
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use serde::Serialize;
+use store::catalog::Catalog;
 use trust::{Grant, GrantKey};
 use uuid::Uuid;
 
@@ -107,7 +108,9 @@ async fn judge(
 ) -> anyhow::Result<()> {
     check_server(connection, report).await?;
     check_catalogs(connection, report).await?;
-    compare_with_migrations(connection, report).await?;
+    compare_with_migrations(&store::catalog::MAIN, connection, "differs from the migrations", report).await?;
+    let kind = "key store differs from its migrations";
+    compare_with_migrations(&keys::CATALOG, key_store, kind, report).await?;
     attack_all(connection, report).await?;
     attack_key_store(key_store, report).await.context("cannot validate the key store")?;
     compare_revocations(connection, key_store, report).await
@@ -311,16 +314,17 @@ async fn check_catalogs(connection: &mut AsyncPgConnection, report: &mut Report)
 
 /// Compares roles, functions, policies, triggers and privileges with what the migrations of this program make.
 async fn compare_with_migrations(
+    catalog: &Catalog,
     connection: &mut AsyncPgConnection,
+    kind: &'static str,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    const KIND: &str = "differs from the migrations";
-    let difference = store::catalog::difference(connection).await.context("cannot read the catalogs")?;
+    let difference = catalog.difference(connection).await.context("cannot read the catalogs")?;
     let sides = [(difference.missing, "is missing"), (difference.unknown, "exists")];
     let found = sides
         .into_iter()
         .flat_map(|(lines, outcome)| lines.into_iter().map(move |what| (None, what, outcome.to_owned())));
-    report.note_all(KIND, found);
+    report.note_all(kind, found);
     Ok(())
 }
 
