@@ -1,9 +1,11 @@
 //! All closed tasks at once, by expectation-maximisation.
 
+use std::collections::{BTreeMap, HashMap};
+
 use crate::{
     ReliabilityRules,
     reliability::{
-        Reliability, Task, damped,
+        MOST_REPEATS, Reliability, Task, damped,
         model::{Counts, normalise, rescale},
     },
 };
@@ -19,8 +21,16 @@ pub struct Estimate {
     pub iterations: usize,
 }
 
-/// One answer: its agent, its option, and how many agents of the same group gave the same answer before.
+/// One answer: its agent, its option, and where its factors are.
 struct Ballot {
+    agent: u32,
+    option: u32,
+    factors: u32,
+}
+
+/// What the factors of a ballot follow from. `repeats` is how many agents of the same group gave the same answer before.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Kind {
     agent: u32,
     option: u32,
     repeats: u8,
@@ -28,6 +38,8 @@ struct Ballot {
 
 struct Problem {
     ballots: Vec<Ballot>,
+    /// The different kinds of ballots: their roots are taken once in an iteration, and not for each ballot.
+    kinds: Vec<Kind>,
     /// Where the ballots of each task end.
     ends: Vec<usize>,
     truths: Vec<Option<u32>>,
@@ -42,7 +54,7 @@ struct Problem {
 /// rules allow, the oldest are left out.
 ///
 /// Answers with an agent or option out of range are ignored. Time grows with answers, options and iterations, memory with
-/// the answers and with the agents times the square of the options.
+/// the answers times the options and with the agents times the square of the options.
 #[must_use]
 pub fn estimate(
     tasks: &[Task],
@@ -61,6 +73,7 @@ pub fn estimate(
     }
     problem.fix(&mut posterior, k);
     let mut matrices = vec![0.0; agents * k * k];
+    let mut factors = vec![0.0; problem.kinds.len() * k];
     let mut iterations = 0;
     while iterations < rules.iterations {
         iterations += 1;
@@ -69,7 +82,8 @@ pub fn estimate(
         for (agent, matrix) in matrices.chunks_exact_mut(k * k).enumerate() {
             counts.agent_matrix(agent, &crowd, rules, matrix);
         }
-        let change = problem.infer(&matrices, &crowd.frequencies, &mut posterior);
+        problem.factors(&matrices, k, &mut factors);
+        let change = problem.infer(&factors, &crowd.frequencies, &mut posterior);
         if change < rules.tolerance {
             break;
         }
@@ -89,8 +103,14 @@ pub fn estimate(
 
 impl Problem {
     fn new(tasks: &[Task], agents: usize, options: usize, groups: &[u32], rules: &ReliabilityRules) -> Self {
-        let mut problem =
-            Self { ballots: Vec::new(), ends: Vec::new(), truths: Vec::new(), places: Vec::new() };
+        let mut problem = Self {
+            ballots: Vec::new(),
+            kinds: Vec::new(),
+            ends: Vec::new(),
+            truths: Vec::new(),
+            places: Vec::new(),
+        };
+        let mut places = HashMap::new();
         let skipped = tasks.len().saturating_sub(rules.task_limit);
         let mut left = rules.answer_limit;
         let newest = tasks[skipped..].iter().rev().take_while(|task| {
@@ -106,7 +126,14 @@ impl Problem {
             if answers.is_empty() {
                 continue;
             }
-            push_ballots(&mut problem.ballots, &answers, groups);
+            for kind in kinds(&answers, groups) {
+                let next = u32::try_from(problem.kinds.len()).unwrap_or(u32::MAX);
+                let factors = *places.entry(kind).or_insert_with(|| {
+                    problem.kinds.push(kind);
+                    next
+                });
+                problem.ballots.push(Ballot { agent: kind.agent, option: kind.option, factors });
+            }
             problem.ends.push(problem.ballots.len());
             problem.truths.push(task.truth.filter(|truth| (*truth as usize) < options));
             problem.places.push(place);
@@ -124,7 +151,10 @@ impl Problem {
     fn votes(&self, options: usize) -> Vec<f64> {
         let mut shares = vec![0.0; self.ends.len() * options];
         for (ballots, shares) in self.tasks().zip(shares.chunks_exact_mut(options)) {
-            let weight = |ballot: &Ballot| 0.25f64.powi(i32::from(ballot.repeats.min(8)));
+            let weight = |ballot: &Ballot| {
+                let repeats = self.kinds[ballot.factors as usize].repeats;
+                0.25f64.powi(i32::from(repeats))
+            };
             let sum: f64 = ballots.iter().map(weight).sum();
             for ballot in ballots {
                 shares[ballot.option as usize] += weight(ballot) / sum;
@@ -155,8 +185,18 @@ impl Problem {
         }
     }
 
+    /// Of each kind of ballots, the factor of each true option.
+    fn factors(&self, matrices: &[f64], k: usize, factors: &mut [f64]) {
+        for (kind, factors) in self.kinds.iter().zip(factors.chunks_exact_mut(k)) {
+            let start = (kind.agent as usize * k + kind.option as usize) * k;
+            for (factor, probability) in factors.iter_mut().zip(&matrices[start..start + k]) {
+                *factor = damped(*probability, kind.repeats);
+            }
+        }
+    }
+
     /// New probabilities; returns the largest change.
-    fn infer(&self, matrices: &[f64], frequencies: &[f64], posterior: &mut [f64]) -> f64 {
+    fn infer(&self, factors: &[f64], frequencies: &[f64], posterior: &mut [f64]) -> f64 {
         let k = frequencies.len();
         let mut change = 0.0f64;
         let mut next = vec![0.0; k];
@@ -167,11 +207,11 @@ impl Problem {
             }
             next.copy_from_slice(frequencies);
             match k {
-                2 => product::<2>(&mut next, ballots, matrices),
-                3 => product::<3>(&mut next, ballots, matrices),
-                4 => product::<4>(&mut next, ballots, matrices),
-                5 => product::<5>(&mut next, ballots, matrices),
-                _ => product::<0>(&mut next, ballots, matrices),
+                2 => product::<2>(&mut next, ballots, factors),
+                3 => product::<3>(&mut next, ballots, factors),
+                4 => product::<4>(&mut next, ballots, factors),
+                5 => product::<5>(&mut next, ballots, factors),
+                _ => product::<0>(&mut next, ballots, factors),
             }
             normalise(&mut next);
             for (old, new) in posterior.iter_mut().zip(&next) {
@@ -183,21 +223,16 @@ impl Problem {
     }
 }
 
-/// Multiplies probabilities by those of all ballots. `K` is the number of options, known to the compiler, or zero.
-fn product<const K: usize>(next: &mut [f64], ballots: &[Ballot], matrices: &[f64]) {
+/// Multiplies probabilities by the factors of all ballots. `K` is the number of options, known to the compiler, or zero.
+fn product<const K: usize>(next: &mut [f64], ballots: &[Ballot], factors: &[f64]) {
     let k = if K == 0 { next.len() } else { K };
     let next = &mut next[..k];
     // Eight factors cannot take a value from the limit of `rescale` to zero.
     for ballots in ballots.chunks(8) {
         for ballot in ballots {
-            let start = (ballot.agent as usize * k + ballot.option as usize) * k;
-            let row = &matrices[start..start + k];
-            if ballot.repeats == 0 {
-                next.iter_mut().zip(row).for_each(|(probability, factor)| *probability *= factor);
-            } else {
-                let damp = |factor: &f64| damped(*factor, ballot.repeats);
-                next.iter_mut().zip(row).for_each(|(probability, factor)| *probability *= damp(factor));
-            }
+            let start = ballot.factors as usize * k;
+            let factors = &factors[start..start + k];
+            next.iter_mut().zip(factors).for_each(|(probability, factor)| *probability *= factor);
         }
         rescale(next);
     }
@@ -209,19 +244,28 @@ pub(super) fn latest(answers: impl Iterator<Item = (u32, u32)>) -> Vec<(u32, u32
     if answers.is_sorted_by(|a, b| a.0 < b.0) {
         return answers;
     }
-    let by_agent: std::collections::BTreeMap<u32, u32> = answers.into_iter().collect();
+    let by_agent: BTreeMap<u32, u32> = answers.into_iter().collect();
     by_agent.into_iter().collect()
 }
 
-fn push_ballots(ballots: &mut Vec<Ballot>, answers: &[(u32, u32)], groups: &[u32]) {
-    let mut before = std::collections::BTreeMap::new();
-    for (agent, option) in answers {
-        let repeats = groups.get(*agent as usize).map_or(0, |group| {
+/// The kinds of the answers to one task, in their order.
+fn kinds(answers: &[(u32, u32)], groups: &[u32]) -> Vec<Kind> {
+    let repeats = repeats(answers, groups);
+    let kinds = answers.iter().zip(repeats);
+    kinds.map(|(&(agent, option), repeats)| Kind { agent, option, repeats }).collect()
+}
+
+/// Of each answer to one task, how many agents of the same group gave the same one before: [`MOST_REPEATS`] stands for all further
+/// ones.
+pub(super) fn repeats(answers: &[(u32, u32)], groups: &[u32]) -> Vec<u8> {
+    let mut before = BTreeMap::new();
+    let repeats = answers.iter().map(|(agent, option)| {
+        groups.get(*agent as usize).map_or(0, |group| {
             let count = before.entry((*group, *option)).or_insert(0u8);
             let repeats = *count;
-            *count = count.saturating_add(1);
+            *count = count.saturating_add(1).min(MOST_REPEATS);
             repeats
-        });
-        ballots.push(Ballot { agent: *agent, option: *option, repeats });
-    }
+        })
+    });
+    repeats.collect()
 }

@@ -57,8 +57,11 @@ pub fn most_probable(probabilities: &[f64]) -> Vec<usize> {
     (0..probabilities.len()).filter(|option| probabilities[*option] >= largest * (1.0 - 1e-12)).collect()
 }
 
+/// Further agents of a group count as this one: as good as nothing.
+const MOST_REPEATS: u8 = 8;
+
 /// The root that makes the vote of the `repeats`-th agent of a group of dependent ones count a quarter of the one before:
 /// a factor to the power of 4^-repeats. Square roots are exact everywhere, powers are not.
 fn damped(factor: f64, repeats: u8) -> f64 {
-    (0..2 * repeats.min(8)).fold(factor, |factor, _| factor.sqrt())
+    (0..2 * repeats.min(MOST_REPEATS)).fold(factor, |factor, _| factor.sqrt())
 }

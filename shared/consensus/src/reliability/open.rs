@@ -2,7 +2,12 @@
 
 use crate::{
     ReliabilityRules,
-    reliability::{Reliability, batch::latest, damped, model::normalise},
+    reliability::{
+        Reliability,
+        batch::{latest, repeats},
+        damped,
+        model::normalise,
+    },
 };
 
 /// A closed task whose answers were clustered.
@@ -88,14 +93,10 @@ fn task_votes(task: &OpenTask, agents: usize, groups: &[u32]) -> Votes {
         probabilities.fill(0.0);
         probabilities[truth as usize] = 1.0;
     }
-    let repeats = |place: usize, (agent, cluster): (u32, u32)| {
-        let Some(group) = groups.get(agent as usize) else { return 0 };
-        let same =
-            |(other, answer): &&(u32, u32)| *answer == cluster && groups.get(*other as usize) == Some(group);
-        u8::try_from(answers[..place].iter().filter(same).count()).unwrap_or(u8::MAX)
-    };
-    let with_repeats = |(place, answer): (usize, &(u32, u32))| (answer.0, answer.1, repeats(place, *answer));
-    Votes { answers: answers.iter().enumerate().map(with_repeats).collect(), truth, probabilities }
+    let repeats = repeats(&answers, groups);
+    let answers =
+        answers.into_iter().zip(repeats).map(|((agent, cluster), repeats)| (agent, cluster, repeats));
+    Votes { answers: answers.collect(), truth, probabilities }
 }
 
 fn count(votes: &[Votes], estimate: &mut [Reliability], rules: &ReliabilityRules) {
