@@ -70,6 +70,7 @@ mod schema_file;
 mod seal;
 mod search;
 mod subjects;
+mod sync_bounds;
 mod sync_command;
 mod sync_crash;
 mod sync_queries;

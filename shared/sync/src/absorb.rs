@@ -5,8 +5,7 @@ use crate::clock::tick;
 use crate::json::Json;
 use crate::key::{Key, strictness};
 use crate::node::Node;
-use crate::overlay::Overlay;
-use crate::resolve::Resolver;
+use crate::overlay::{Overlay, Seen};
 use crate::rules::Rules;
 use crate::state::{Head, Held, KeyState, Shown, attributes};
 use crate::vector::{Session, Stamp};
@@ -15,6 +14,18 @@ impl KeyState {
     /// Takes in what the session itself has written since the last sync. Without such a write, the state stays as it is.
     #[must_use]
     pub fn absorb(&self, session: &Session, cell: &Cell, key: &Key, rules: &Rules) -> Self {
+        self.absorb_counted(session, cell, key, rules, &mut 0)
+    }
+
+    /// The same. How many cells of tables the texts of what it had seen take is added to `cells`.
+    pub(crate) fn absorb_counted(
+        &self,
+        session: &Session,
+        cell: &Cell,
+        key: &Key,
+        rules: &Rules,
+        cells: &mut usize,
+    ) -> Self {
         if self.erased || self.vector.has(session, cell.writes) {
             return self.clone();
         }
@@ -23,7 +34,7 @@ impl KeyState {
         let mut vector = self.vector.clone();
         vector.raise(session, cell.writes);
         // Under other rules than those that let it in, a state may not be mergeable. Then the write replaces all of it.
-        let shown = self.shown(key, session, rules).ok();
+        let shown = self.shown(key, session, rules, cells).ok();
         // Attributes that the put leaves as they are stay those of who set them, if that says all of them.
         let is_kept = |shown: &Shown| {
             cell.value.is_none()
@@ -49,15 +60,14 @@ impl KeyState {
 fn view(value: &Json, cell: &Cell, shown: Option<&Shown>, stamp: &Stamp, key: &Key, rules: &Rules) -> Node {
     // The rule that the new attributes ask for takes the value apart from now on.
     let rule = rules.rule(key, &cell.attributes);
-    let fresh = || Node::fresh(value, stamp, rule);
-    let Some(shown) = shown.filter(|shown| shown.rule == *rule) else { return fresh() };
-    let resolver = Resolver::new(rule, &rules.limits, &stamp.session);
-    let mut overlay = Overlay { stamp, rule, resolver };
-    let view = overlay.over(shown.node.as_ref(), value);
+    let Some(shown) = shown.filter(|shown| shown.rule == *rule) else {
+        return Node::fresh(value, stamp, rule);
+    };
+    let overlay = Overlay { stamp, rule, text_bases: rules.limits.text_bases };
+    let view = overlay.over(Seen::of(shown.node.as_ref(), shown.value.as_ref()), value);
     // Ancestors and concurrent entries are not shown in the value. From a time when it could not leave its session, or was
     // encrypted, they must not follow it.
     let wider = strictness(cell.attributes.access_level) > strictness(shown.attributes.access_level)
         || (shown.attributes.sensitive && !cell.attributes.sensitive);
-    let view = if wider { view.and_then(|view| overlay.strip(view)) } else { view };
-    view.unwrap_or_else(|_| fresh())
+    if wider { overlay.strip(view, value) } else { view }
 }

@@ -10,7 +10,7 @@ use crate::rules::Merging;
 use crate::vector::Stamp;
 
 /// A step to a part of a value.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Step {
     /// The member of an object.

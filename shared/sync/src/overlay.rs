@@ -5,59 +5,74 @@
 
 use std::collections::BTreeMap;
 
-use crate::conflict::Unmergeable;
 use crate::json::Json;
 use crate::node::{Base, Count, Entry, Member, Node, identified, members, order};
-use crate::resolve::{Resolver, newest, ordered};
+use crate::resolve::{newest, ordered};
 use crate::rules::{Merging, Rule};
 use crate::vector::{Session, Stamp};
+
+/// A part, and what the session saw of it, so that it is computed only once.
+#[derive(Clone, Copy)]
+pub(crate) struct Seen<'a> {
+    pub node: &'a Node,
+    pub value: &'a Json,
+}
+
+impl<'a> Seen<'a> {
+    pub fn of(node: Option<&'a Node>, value: Option<&'a Json>) -> Option<Self> {
+        Some(Self { node: node?, value: value? })
+    }
+}
 
 pub(crate) struct Overlay<'a> {
     pub stamp: &'a Stamp,
     pub rule: &'a Rule,
-    pub resolver: Resolver<'a>,
+    /// Most possible ancestors that a text keeps.
+    pub text_bases: usize,
 }
 
 impl Overlay<'_> {
     /// The parts of the new value over those that the session saw.
-    pub fn over(&mut self, old: Option<&Node>, new: &Json) -> Result<Node, Unmergeable> {
-        let Some(old) = old else { return Ok(Node::fresh(new, self.stamp, self.rule)) };
-        match (old, new) {
-            (Node::Object { made, members }, Json::Object(values)) if !self.rule.merge.is_atomic() => {
-                let mut parts = BTreeMap::new();
-                for (name, value) in values {
-                    parts.insert(name.clone(), self.over(members.get(name), value)?);
-                }
-                Ok(Node::Object { made: made.clone(), members: parts })
+    pub fn over(&self, seen: Option<Seen<'_>>, new: &Json) -> Node {
+        let Some(seen) = seen else { return Node::fresh(new, self.stamp, self.rule) };
+        match (seen.node, seen.value, new) {
+            (Node::Object { made, members }, Json::Object(shown), Json::Object(values))
+                if !self.rule.merge.is_atomic() =>
+            {
+                let part = |(name, value): (&String, &Json)| {
+                    let seen = Seen::of(members.get(name), shown.get(name));
+                    (name.clone(), self.over(seen, value))
+                };
+                Node::Object { made: made.clone(), members: values.iter().map(part).collect() }
             }
-            (Node::List { made, items, order: old_order }, Json::List(values)) => {
+            (Node::List { made, items, order }, Json::List(shown), Json::List(values)) => {
                 match identified(values, self.rule) {
-                    Some(ids) => self.list(made, items, old_order, &ids),
-                    None => self.replaced(old, new),
+                    Some(ids) => self.list(made, items, order, shown, &ids),
+                    None => self.replaced(seen, new),
                 }
             }
-            (Node::Set { made, members: old }, Json::List(values)) => {
-                Ok(Node::Set { made: made.clone(), members: self.set(old, values) })
+            (Node::Set { made, members: old }, _, Json::List(values)) => {
+                Node::Set { made: made.clone(), members: self.set(old, values) }
             }
-            (Node::Counter(counts), Json::Number(_)) => match self.counted(counts, new) {
-                Some(counter) => Ok(counter),
-                None => self.replaced(old, new),
+            (Node::Counter(counts), _, Json::Number(_)) => match self.counted(counts, new) {
+                Some(counter) => counter,
+                None => self.replaced(seen, new),
             },
-            _ => self.replaced(old, new),
+            _ => self.replaced(seen, new),
         }
     }
 
     /// A part that is not looked into: it is the same value, or a new one.
-    fn replaced(&mut self, old: &Node, new: &Json) -> Result<Node, Unmergeable> {
-        let shown = self.resolver.value(old)?;
+    fn replaced(&self, seen: Seen<'_>, new: &Json) -> Node {
+        let Seen { node: old, value: shown } = seen;
         let fresh = Node::fresh(new, self.stamp, self.rule);
-        if shown == *new && old.shape() == fresh.shape() {
-            return Ok(old.clone());
+        if shown == new && old.shape() == fresh.shape() {
+            return old.clone();
         }
-        Ok(match fresh {
-            Node::Register(_) => Node::written(new.clone(), self.stamp, self.bases(old, shown)),
+        match fresh {
+            Node::Register(_) => Node::written(new.clone(), self.stamp, self.bases(old, shown.clone())),
             Node::Object { .. } | Node::List { .. } | Node::Counter(_) | Node::Set { .. } => fresh,
-        })
+        }
     }
 
     /// The possible ancestors of a new entry: what it replaces, and what that replaced. When they are too many, the second
@@ -77,7 +92,7 @@ impl Overlay<'_> {
             }
         };
         let most = match self.rule.merge {
-            Merging::Text => self.resolver.limits.text_bases,
+            Merging::Text => self.text_bases,
             Merging::Counter
             | Merging::Set
             | Merging::Preference
@@ -93,17 +108,20 @@ impl Overlay<'_> {
     }
 
     fn list(
-        &mut self,
+        &self,
         made: &[Stamp],
         items: &BTreeMap<String, Node>,
         old_order: &[Entry],
+        values: &[Json],
         ids: &[(String, &Json)],
-    ) -> Result<Node, Unmergeable> {
-        let mut parts = BTreeMap::new();
-        for (id, value) in ids {
-            parts.insert(id.clone(), self.over(items.get(id), value)?);
-        }
+    ) -> Node {
         let shown = ordered(items, old_order);
+        let of_id: BTreeMap<&str, &Json> = shown.iter().map(String::as_str).zip(values).collect();
+        let part = |(id, value): &(String, &Json)| {
+            let seen = Seen::of(items.get(id), of_id.get(id.as_str()).copied());
+            (id.clone(), self.over(seen, value))
+        };
+        let parts = ids.iter().map(part).collect();
         let order = if shown.iter().eq(ids.iter().map(|(id, _)| id)) {
             old_order.to_vec()
         } else {
@@ -112,7 +130,7 @@ impl Overlay<'_> {
             let base = Base { stamps, value: Json::List(shown.into_iter().map(Json::Text).collect()) };
             vec![Entry { stamp: self.stamp.clone(), value: order(ids), bases: vec![base] }]
         };
-        Ok(Node::List { made: made.to_vec(), items: parts, order })
+        Node::List { made: made.to_vec(), items: parts, order }
     }
 
     fn set(&self, old: &[Member], values: &[Json]) -> Vec<Member> {
@@ -122,28 +140,33 @@ impl Overlay<'_> {
     }
 
     /// Leaves nothing but what the value shows: no ancestors, no concurrent entries, no order of removed items.
-    pub fn strip(&mut self, node: Node) -> Result<Node, Unmergeable> {
-        Ok(match node {
-            Node::Object { made, members } => {
-                let members = members.into_iter().map(|(name, part)| Ok((name, self.strip(part)?)));
-                Node::Object { made, members: members.collect::<Result<_, Unmergeable>>()? }
+    pub fn strip(&self, node: Node, value: &Json) -> Node {
+        match (node, value) {
+            (Node::Object { made, members }, Json::Object(values)) => {
+                let part = |(name, part): (String, Node)| {
+                    let part = self.strip(part, values.get(&name)?);
+                    Some((name, part))
+                };
+                Node::Object { made, members: members.into_iter().filter_map(part).collect() }
             }
-            Node::List { made, items, order } => {
-                let ids = ordered(&items, &order).into_iter().map(Json::Text).collect();
-                let order =
-                    vec![Entry { stamp: self.stamp.clone(), value: Json::List(ids), bases: Vec::new() }];
-                let items = items.into_iter().map(|(id, part)| Ok((id, self.strip(part)?)));
-                Node::List { made, items: items.collect::<Result<_, Unmergeable>>()?, order }
+            (Node::List { made, mut items, order }, Json::List(values)) => {
+                let ids = ordered(&items, &order);
+                let part = |(id, value): (&String, &Json)| {
+                    items.remove(id).map(|part| (id.clone(), self.strip(part, value)))
+                };
+                let items = ids.iter().zip(values).filter_map(part).collect();
+                let ids = Json::List(ids.into_iter().map(Json::Text).collect());
+                let order = vec![Entry { stamp: self.stamp.clone(), value: ids, bases: Vec::new() }];
+                Node::List { made, items, order }
             }
-            Node::Register(entries) => match <[Entry; 1]>::try_from(entries) {
+            (Node::Register(entries), value) => match <[Entry; 1]>::try_from(entries) {
                 Ok([entry]) => Node::Register(vec![Entry { bases: Vec::new(), ..entry }]),
-                Err(entries) => {
-                    let shown = self.resolver.value(&Node::Register(entries))?;
-                    Node::written(shown, self.stamp, Vec::new())
-                }
+                Err(_) => Node::written(value.clone(), self.stamp, Vec::new()),
             },
-            Node::Counter(_) | Node::Set { .. } => node,
-        })
+            (node @ (Node::Counter(_) | Node::Set { .. }), _) => node,
+            // Parts are those of their value. If they were not, none of them would be what it shows.
+            (Node::Object { .. } | Node::List { .. }, value) => Node::fresh(value, self.stamp, self.rule),
+        }
     }
 
     /// The session's own sum, with what it added now. `None` if that is no integer.

@@ -87,8 +87,13 @@ pub struct Plan {
     pub stays: Vec<(Key, Stays)>,
     /// How many keys the target knew already.
     pub unchanged: usize,
-    /// How many keys were not looked at, because as many as one sync may write are written. The next sync goes on with them.
+    /// How many keys were not looked at, because as many as one sync may write are written, or as much as it may compute is
+    /// computed. The next sync goes on with them.
     pub left: usize,
+    /// The first of these.
+    pub next: Option<Key>,
+    /// How many cells of tables all texts took: what can be large although the keys are small.
+    pub cells: usize,
 }
 
 /// What becomes of one key.
@@ -107,18 +112,36 @@ struct Written {
 impl Sync<'_> {
     /// Plans a sync. `source` and `target` may be limited to the keys that the filter can match.
     pub fn plan(&self, source: &Memory, target: &Memory) -> Plan {
+        self.plan_some(source.keys(), source, target, usize::MAX)
+    }
+
+    /// Plans these keys of the source, in this order, until their texts have taken as many cells as this. One key is planned in any
+    /// case. What is left is not planned in another way: another sync goes on with it, and has the same result.
+    pub fn plan_some<'k>(
+        &self,
+        keys: impl IntoIterator<Item = &'k Key>,
+        source: &Memory,
+        target: &Memory,
+        cells: usize,
+    ) -> Plan {
         let mut plan = Plan::default();
-        let asked = source.iter().filter(|(key, cell)| self.filter.matches(key, cell));
-        for (key, cell) in asked {
-            if plan.writes.len() >= self.rules.limits.keys {
+        let held = keys.into_iter().filter_map(|key| source.get_key_value(key));
+        for (key, cell) in held.filter(|(key, cell)| self.filter.matches(key, cell)) {
+            if plan.next.is_some()
+                || plan.writes.len() >= self.rules.limits.keys
+                || plan.cells > 0 && plan.cells >= cells
+            {
                 plan.left += 1;
+                if plan.next.is_none() {
+                    plan.next = Some(key.clone());
+                }
                 continue;
             }
             if let Err(stays) = self.crosses(key, cell) {
                 plan.stays.push((key.clone(), stays));
                 continue;
             }
-            match self.key(key, cell, target.get(key)) {
+            match self.key(key, cell, target.get(key), &mut plan.cells) {
                 Ok(Outcome::Unchanged) => plan.unchanged += 1,
                 Ok(Outcome::Written(written)) => {
                     let Written { write, kept, conflicts, dispute } = *written;
@@ -141,9 +164,17 @@ impl Sync<'_> {
         crosses(key, cell, self.scope, self.now)
     }
 
-    fn key(&self, key: &Key, source: &Cell, target: Option<&Cell>) -> Result<Outcome, Unmergeable> {
-        let absorbed = |session: &Session, cell: &Cell| {
-            cell.state.clone().unwrap_or_default().absorb(session, cell, key, self.rules)
+    /// What becomes of a key. What its texts take is added to `cells`, also if it fails.
+    fn key(
+        &self,
+        key: &Key,
+        source: &Cell,
+        target: Option<&Cell>,
+        cells: &mut usize,
+    ) -> Result<Outcome, Unmergeable> {
+        let mut absorbed = |session: &Session, cell: &Cell| {
+            let state = cell.state.clone().unwrap_or_default();
+            state.absorb_counted(session, cell, key, self.rules, cells)
         };
         let theirs = absorbed(self.source, source);
         let ours = target.map(|cell| absorbed(self.target, cell));
@@ -152,9 +183,9 @@ impl Sync<'_> {
             return Ok(Outcome::Unchanged);
         }
         self.check_state(&joined)?;
-        let shown = joined.shown(key, self.target, self.rules)?;
+        let shown = joined.shown(key, self.target, self.rules, cells)?;
         self.check_value(shown.value.as_ref())?;
-        let (conflicts, dispute) = self.conflicts(key, source, target.zip(ours.as_ref()), &shown)?;
+        let (conflicts, dispute) = self.conflicts(key, source, target.zip(ours.as_ref()), &shown, cells)?;
         let effect = match ours.as_ref().map(|ours| ours.relation(&theirs)) {
             None => Effect::Created,
             Some(Relation::Dominated) => Effect::FastForward,
@@ -203,14 +234,20 @@ impl Sync<'_> {
         source: &Cell,
         target: Option<(&Cell, &KeyState)>,
         shown: &Shown,
+        cells: &mut usize,
     ) -> Result<(Vec<Conflict>, Option<Dispute>), Unmergeable> {
         let known = match target {
             Some((_, ours)) if !shown.clashes.is_empty() => {
-                ours.shown(key, self.target, self.rules).map_or(Vec::new(), |shown| shown.clashes)
+                ours.shown(key, self.target, self.rules, cells).map_or(Vec::new(), |before| before.clashes)
             }
             Some(_) | None => Vec::new(),
         };
-        let is_new = |clash: &&Clash| !known.iter().any(|old| old.is(clash));
+        // By their paths: there may be as many as a state has parts.
+        let mut of_path: BTreeMap<&[Step], Vec<&Clash>> = BTreeMap::new();
+        known.iter().for_each(|clash| of_path.entry(&clash.path).or_default().push(clash));
+        let is_new = |clash: &&Clash| {
+            of_path.get(clash.path.as_slice()).is_none_or(|known| !known.iter().any(|old| old.is(clash)))
+        };
         let new: Vec<_> = shown.clashes.iter().filter(is_new).collect();
         limit("the number of conflicts", new.len(), self.rules.limits.conflicts)?;
         let target = target.map(|(cell, _)| cell);
@@ -218,25 +255,19 @@ impl Sync<'_> {
             || shown.attributes.sensitive;
         let (of_attributes, of_value): (Vec<_>, Vec<_>) =
             new.into_iter().partition(|clash| clash.cause == Cause::Attributes);
-        let conflict = |clash: &&Clash| {
-            let in_cell = |cell: &Cell| match clash.cause {
-                Cause::Attributes => attributes(cell),
-                Cause::Edited | Cause::Removed | Cause::Shape => {
-                    cell.value.as_ref().and_then(|value| part(value, &clash.path, &shown.rule)).cloned()
-                }
-            };
-            Conflict {
-                key: key.clone(),
-                path: clash.path.clone(),
-                cause: clash.cause,
-                rule: shown.rule.merge,
-                base: clash.base.clone(),
-                ours: target.and_then(in_cell),
-                theirs: in_cell(source),
-                kept: clash.kept.clone(),
-                lost: clash.lost.clone(),
-                sensitive,
-            }
+        let (mut in_ours, mut in_theirs) =
+            (Parts::new(target, &shown.rule), Parts::new(Some(source), &shown.rule));
+        let conflict = |clash: &&Clash| Conflict {
+            key: key.clone(),
+            path: clash.path.clone(),
+            cause: clash.cause,
+            rule: shown.rule.merge,
+            base: clash.base.clone(),
+            ours: in_ours.of(clash),
+            theirs: in_theirs.of(clash),
+            kept: clash.kept.clone(),
+            lost: clash.lost.clone(),
+            sensitive,
         };
         if !shown.rule.merge.is_atomic() {
             return Ok((of_value.iter().chain(&of_attributes).map(conflict).collect(), None));
@@ -307,23 +338,54 @@ fn limit(what: &str, value: usize, limit: usize) -> Result<(), Unmergeable> {
     if value > limit { Err(Unmergeable::Limit { what: what.into(), value, limit }) } else { Ok(()) }
 }
 
-/// The part of a value that a path leads to.
-fn part<'a>(value: &'a Json, path: &[Step], rule: &Rule) -> Option<&'a Json> {
-    let Some((step, rest)) = path.split_first() else { return Some(value) };
-    let next = match (step, value) {
-        (Step::Member(name), Json::Object(members)) => members.get(name),
-        (Step::Item(id), Json::List(items)) => {
-            let of = |item: &&Json| match (item, &rule.id) {
-                (Json::Object(members), Some(name)) => {
-                    members.get(name).is_some_and(|value| value.to_string() == *id)
-                }
-                _ => false,
-            };
-            items.iter().find(of)
+/// What a cell holds where there are conflicts. The items of a list are put in order once, not looked through for each conflict.
+struct Parts<'a> {
+    cell: Option<&'a Cell>,
+    rule: &'a Rule,
+    /// The items of the lists at these paths, by the text of their identifying member.
+    items: BTreeMap<Vec<Step>, BTreeMap<String, &'a Json>>,
+}
+
+impl<'a> Parts<'a> {
+    fn new(cell: Option<&'a Cell>, rule: &'a Rule) -> Self {
+        Self { cell, rule, items: BTreeMap::new() }
+    }
+
+    fn of(&mut self, clash: &Clash) -> Option<Json> {
+        match clash.cause {
+            Cause::Attributes => attributes(self.cell?),
+            Cause::Edited | Cause::Removed | Cause::Shape => self.part(&clash.path).cloned(),
         }
-        _ => None,
-    };
-    part(next?, rest, rule)
+    }
+
+    /// The part that a path leads to.
+    fn part(&mut self, path: &[Step]) -> Option<&'a Json> {
+        let mut part = self.cell?.value.as_ref()?;
+        for (at, step) in path.iter().enumerate() {
+            part = match (step, part) {
+                (Step::Member(name), Json::Object(members)) => members.get(name)?,
+                (Step::Item(id), Json::List(items)) => {
+                    let rule = self.rule;
+                    let of_list = self.items.entry(path[..at].to_vec()).or_insert_with(|| by_id(items, rule));
+                    of_list.get(id).copied()?
+                }
+                _ => return None,
+            };
+        }
+        Some(part)
+    }
+}
+
+fn by_id<'a>(items: &'a [Json], rule: &Rule) -> BTreeMap<String, &'a Json> {
+    let mut by_id = BTreeMap::new();
+    for item in items {
+        if let (Json::Object(members), Some(name)) = (item, &rule.id)
+            && let Some(id) = members.get(name)
+        {
+            by_id.entry(id.to_string()).or_insert(item);
+        }
+    }
+    by_id
 }
 
 fn attributes(cell: &Cell) -> Option<Json> {

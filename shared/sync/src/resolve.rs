@@ -14,13 +14,15 @@ pub(crate) struct Resolver<'a> {
     pub rule: &'a Rule,
     pub limits: &'a Limits,
     pub viewer: &'a str,
+    /// How many cells the tables of its texts have taken.
+    pub cells: usize,
     pub path: Vec<Step>,
     pub clashes: Vec<Clash>,
 }
 
 impl<'a> Resolver<'a> {
     pub fn new(rule: &'a Rule, limits: &'a Limits, viewer: &'a str) -> Self {
-        Self { rule, limits, viewer, path: Vec::new(), clashes: Vec::new() }
+        Self { rule, limits, viewer, cells: 0, path: Vec::new(), clashes: Vec::new() }
     }
 
     pub fn value(&mut self, node: &Node) -> Result<Json, Unmergeable> {
@@ -78,7 +80,7 @@ impl<'a> Resolver<'a> {
                 let own = entries.iter().rev().find(|entry| *entry.stamp.session == *self.viewer);
                 (own.unwrap_or(first).value.clone(), true)
             }
-            Merging::Text => match self.text(entries) {
+            Merging::Text => match self.text(entries)? {
                 Some(text) => (Json::Text(text), true),
                 None => (last.value.clone(), false),
             },
@@ -105,10 +107,21 @@ impl<'a> Resolver<'a> {
         Ok(kept)
     }
 
-    fn text(&self, entries: &[Entry]) -> Option<String> {
+    /// What becomes of a text depends on nothing but its own entries: if others of the key could take the cells that it needs, a put
+    /// that removes one of them would change what the others show. So a key whose texts take too many fails instead.
+    fn text(&mut self, entries: &[Entry]) -> Result<Option<String>, Unmergeable> {
+        let (most, of_key) = (self.limits.text_cells, self.limits.key_cells);
         let texts: Option<Vec<&str>> = entries.iter().map(|entry| entry.value.as_text()).collect();
+        let Some(texts) = texts else { return Ok(None) };
         let base = ancestor(entries).and_then(|base| base.value.as_text());
-        Some(text::merge(base, &texts?, self.limits.text_cells))
+        let mut left = most;
+        let merged = text::merge(base, &texts, &mut left);
+        self.cells += most - left;
+        if self.cells > of_key {
+            let what = "the number of cells that its texts are compared in".into();
+            return Err(Unmergeable::Limit { what, value: self.cells, limit: of_key });
+        }
+        Ok(Some(merged))
     }
 }
 
@@ -135,42 +148,44 @@ pub(crate) fn set(members: &[Member]) -> Json {
 }
 
 /// The items of a list: in the order of the latest write, and what it did not know after the item that it followed elsewhere.
-pub(crate) fn ordered(items: &BTreeMap<String, Node>, order: &[Entry]) -> Vec<String> {
-    let ids = |order: &Json| -> Vec<String> {
+pub(crate) fn ordered<'a>(items: &'a BTreeMap<String, Node>, order: &'a [Entry]) -> Vec<String> {
+    let ids = |order: &'a Json| -> Vec<&'a str> {
         match order {
             Json::List(ids) => {
-                let ids = ids.iter().filter_map(Json::as_text);
-                ids.filter(|id| items.contains_key(*id)).map(str::to_owned).collect()
+                ids.iter().filter_map(Json::as_text).filter(|id| items.contains_key(*id)).collect()
             }
             Json::Null | Json::Bool(_) | Json::Number(_) | Json::Text(_) | Json::Object(_) => Vec::new(),
         }
     };
-    let latest = || order.iter().rev();
+    let latest = move || order.iter().rev();
     let earlier = latest().flat_map(|entry| &entry.bases).map(|base| &base.value);
     let mut orders = latest().map(|entry| &entry.value).chain(earlier);
     let mut merged = orders.next().map(ids).unwrap_or_default();
+    let mut known: BTreeSet<&str> = merged.iter().copied().collect();
     for order in orders {
-        let known: BTreeSet<String> = merged.iter().cloned().collect();
-        let mut follows: BTreeMap<Option<String>, Vec<String>> = BTreeMap::new();
+        let mut follows: BTreeMap<Option<&str>, Vec<&str>> = BTreeMap::new();
         let mut last = None;
         for id in ids(order) {
-            if known.contains(&id) {
+            if known.contains(id) {
                 last = Some(id);
             } else {
-                follows.entry(last.clone()).or_default().push(id);
+                follows.entry(last).or_default().push(id);
             }
         }
+        // An order that adds nothing costs no more than reading it.
+        if follows.is_empty() {
+            continue;
+        }
+        known.extend(follows.values().flatten().copied());
         let mut longer = follows.remove(&None).unwrap_or_default();
         for id in merged {
-            let after = follows.remove(&Some(id.clone())).unwrap_or_default();
             longer.push(id);
-            longer.extend(after);
+            longer.extend(follows.remove(&Some(id)).unwrap_or_default());
         }
         merged = longer;
     }
-    let known: BTreeSet<String> = merged.iter().cloned().collect();
-    merged.extend(items.keys().filter(|id| !known.contains(*id)).cloned());
-    merged
+    merged.extend(items.keys().map(String::as_str).filter(|id| !known.contains(id)));
+    merged.into_iter().map(str::to_owned).collect()
 }
 
 /// A value for the record: of concurrent entries the latest.

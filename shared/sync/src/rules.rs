@@ -131,8 +131,10 @@ pub struct Limits {
     pub sessions: usize,
     /// Most keys of one sync.
     pub keys: usize,
-    /// The largest table of a longest common subsequence, in cells.
+    /// Most cells of tables of longest common subsequences for one text.
     pub text_cells: usize,
+    /// Most of them for all texts of a key.
+    pub key_cells: usize,
     /// Most possible ancestors that a text keeps.
     pub text_bases: usize,
     /// Most conflicts of one key in one sync.
@@ -244,7 +246,8 @@ impl Rules {
             ("limits.state_bytes", l.state_bytes, 1, 64 << 20),
             ("limits.sessions", l.sessions, 2, 4_096),
             ("limits.keys", l.keys, 1, 1_000_000),
-            ("limits.text_cells", l.text_cells, 0, 100_000_000),
+            ("limits.text_cells", l.text_cells, 0, 10_000_000),
+            ("limits.key_cells", l.key_cells, l.text_cells, 10_000_000),
             ("limits.text_bases", l.text_bases, 1, 64),
             ("limits.conflicts", l.conflicts, 1, 10_000),
             ("clock.ahead_ms", self.ahead_ms as usize, 0, 60_000),
@@ -309,7 +312,7 @@ mod tests {
     #[test]
     fn the_embedded_rules_are_valid() {
         let rules = Rules::current().unwrap();
-        assert_eq!(rules.id.version, 1);
+        assert_eq!(rules.id.version, 2);
         assert_eq!(rules.id.sha256.len(), 64);
         assert_eq!(rules.limits.depth, contract::limit::JSON_DEPTH);
         assert_eq!(rules.limits.value_bytes, contract::limit::BODY_BYTES);
@@ -341,6 +344,8 @@ mod tests {
         };
         assert!(matches!(refused("depth = 64", "depth = 65"), RulesError::Range { .. }));
         assert!(matches!(refused("sessions = 64", "sessions = 1"), RulesError::Range { .. }));
+        // One text must not make its key fail: it is kept twice.
+        assert!(matches!(refused("key_cells = 500000", "key_cells = 249999"), RulesError::Range { .. }));
         assert!(matches!(refused("ahead_ms = 500", "ahead_ms = 60001"), RulesError::Range { .. }));
         assert!(matches!(refused("id = \"id\"\n", ""), RulesError::Id { .. }));
         assert!(matches!(refused("prefix = \"set.\"", "prefix = \"count.\""), RulesError::Twice { .. }));

@@ -135,11 +135,17 @@ impl KeyState {
     /// # Errors
     /// If what was written concurrently cannot be merged.
     pub fn value(&self, key: &Key, viewer: &Session, rules: &Rules) -> Result<Option<Json>, Unmergeable> {
-        Ok(self.shown(key, viewer, rules)?.value)
+        Ok(self.shown(key, viewer, rules, &mut 0)?.value)
     }
 
-    /// All that the state says to a session.
-    pub(crate) fn shown(&self, key: &Key, viewer: &str, rules: &Rules) -> Result<Shown, Unmergeable> {
+    /// All that the state says to a session. How many cells of tables its texts take is added to `cells`, also if it says nothing.
+    pub(crate) fn shown(
+        &self,
+        key: &Key,
+        viewer: &str,
+        rules: &Rules,
+        cells: &mut usize,
+    ) -> Result<Shown, Unmergeable> {
         let sides: Vec<_> = self
             .heads
             .iter()
@@ -158,7 +164,9 @@ impl KeyState {
             }
         };
         let mut resolver = Resolver::new(rule, &rules.limits, viewer);
-        let value = node.as_ref().map(|node| resolver.value(node)).transpose()?;
+        let value = node.as_ref().map(|node| resolver.value(node)).transpose();
+        *cells = cells.saturating_add(resolver.cells);
+        let value = value?;
         clashes.append(&mut resolver.clashes);
         clashes.extend(clash);
         Ok(Shown { rule: rule.clone(), attributes, value, clashes, node, held })

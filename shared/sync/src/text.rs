@@ -1,10 +1,13 @@
 //! Texts that several sessions changed: blocks of their longest common subsequence.
 
+use std::collections::HashMap;
+
 /// Merges texts over a common ancestor. Where two changed the same block, both stay, in the order of the texts. Without an
 /// ancestor, what the texts have in common takes its place, so that nothing is taken for removed.
 ///
-/// A table of more than `cells` is not computed; then the texts are kept one after the other.
-pub(crate) fn merge(base: Option<&str>, texts: &[&str], cells: usize) -> String {
+/// `cells` is how many cells of tables may still be filled; what is filled is taken off. A table that needs more is not computed:
+/// the texts are kept one after the other then.
+pub(crate) fn merge(base: Option<&str>, texts: &[&str], cells: &mut usize) -> String {
     let lines = base.into_iter().chain(texts.iter().copied()).any(|text| text.contains('\n'));
     let unit = if lines { Unit::Line } else { Unit::Word };
     let mut rest = texts.iter();
@@ -43,7 +46,7 @@ impl Unit {
     }
 }
 
-fn two(unit: Unit, base: Option<&str>, ours: &str, theirs: &str, cells: usize) -> String {
+fn two(unit: Unit, base: Option<&str>, ours: &str, theirs: &str, cells: &mut usize) -> String {
     if Some(ours) == base || ours == theirs {
         return theirs.to_owned();
     }
@@ -113,7 +116,7 @@ impl Merged {
 }
 
 /// Where each block of the base is in a text.
-fn places(unit: Unit, base: &[&str], text: &[&str], cells: usize) -> Option<Vec<Option<usize>>> {
+fn places(unit: Unit, base: &[&str], text: &[&str], cells: &mut usize) -> Option<Vec<Option<usize>>> {
     let mut places = vec![None; base.len()];
     for (at, place) in common(unit, base, text, cells)? {
         places[at] = Some(place);
@@ -121,33 +124,52 @@ fn places(unit: Unit, base: &[&str], text: &[&str], cells: usize) -> Option<Vec<
     Some(places)
 }
 
-/// The pairs of a longest common subsequence; `None` if its table would be too large.
-fn common(unit: Unit, a: &[&str], b: &[&str], cells: usize) -> Option<Vec<(usize, usize)>> {
+/// The pairs of a longest common subsequence; `None` if its table needs more cells than are left.
+fn common(unit: Unit, a: &[&str], b: &[&str], cells: &mut usize) -> Option<Vec<(usize, usize)>> {
     let same = |a: &&str, b: &&str| unit.bare(a) == unit.bare(b);
     let start = a.iter().zip(b).take_while(|(a, b)| same(a, b)).count();
     let (inner_a, inner_b) = (&a[start..], &b[start..]);
     let end = inner_a.iter().rev().zip(inner_b.iter().rev()).take_while(|(a, b)| same(a, b)).count();
     let (inner_a, inner_b) = (&inner_a[..inner_a.len() - end], &inner_b[..inner_b.len() - end]);
-    let width = inner_b.len() + 1;
-    if width.checked_mul(inner_a.len() + 1)? > cells.max(1) {
-        return None;
+    let mut pairs: Vec<_> = (0..start).map(|at| (at, at)).collect();
+    // Where only one has something, there is nothing to compare.
+    if !inner_a.is_empty() && !inner_b.is_empty() {
+        let needed = (inner_a.len() + 1).checked_mul(inner_b.len() + 1)?;
+        *cells = cells.checked_sub(needed)?;
+        let mut numbers = HashMap::new();
+        let (inner_a, inner_b) =
+            (numbered(unit, inner_a, &mut numbers), numbered(unit, inner_b, &mut numbers));
+        pairs.extend(table(&inner_a, &inner_b).into_iter().map(|(i, j)| (start + i, start + j)));
     }
+    pairs.extend((0..end).map(|at| (a.len() - end + at, b.len() - end + at)));
+    Some(pairs)
+}
+
+/// The same number for the same part: a cell costs the same, however long the words are.
+fn numbered<'a>(unit: Unit, parts: &[&'a str], numbers: &mut HashMap<&'a str, usize>) -> Vec<usize> {
+    let number = |part: &'a str| {
+        let next = numbers.len();
+        *numbers.entry(unit.bare(part)).or_insert(next)
+    };
+    parts.iter().copied().map(number).collect()
+}
+
+/// The pairs of a longest common subsequence, by its table.
+fn table(a: &[usize], b: &[usize]) -> Vec<(usize, usize)> {
+    let width = b.len() + 1;
     // lengths[i][j]: the longest common subsequence of what follows i and j.
-    let mut lengths = vec![0_u32; width * (inner_a.len() + 1)];
-    for i in (0..inner_a.len()).rev() {
-        for j in (0..inner_b.len()).rev() {
-            lengths[i * width + j] = if same(&inner_a[i], &inner_b[j]) {
-                lengths[(i + 1) * width + j + 1] + 1
-            } else {
-                lengths[(i + 1) * width + j].max(lengths[i * width + j + 1])
-            };
+    let mut lengths = vec![0_u32; width * (a.len() + 1)];
+    for i in (0..a.len()).rev() {
+        let (row, below) = lengths[i * width..].split_at_mut(width);
+        for j in (0..b.len()).rev() {
+            row[j] = if a[i] == b[j] { below[j + 1] + 1 } else { below[j].max(row[j + 1]) };
         }
     }
-    let mut pairs: Vec<_> = (0..start).map(|at| (at, at)).collect();
+    let mut pairs = Vec::new();
     let (mut i, mut j) = (0, 0);
-    while i < inner_a.len() && j < inner_b.len() {
-        if same(&inner_a[i], &inner_b[j]) {
-            pairs.push((start + i, start + j));
+    while i < a.len() && j < b.len() {
+        if a[i] == b[j] {
+            pairs.push((i, j));
             (i, j) = (i + 1, j + 1);
         } else if lengths[(i + 1) * width + j] >= lengths[i * width + j + 1] {
             i += 1;
@@ -155,8 +177,7 @@ fn common(unit: Unit, a: &[&str], b: &[&str], cells: usize) -> Option<Vec<(usize
             j += 1;
         }
     }
-    pairs.extend((0..end).map(|at| (a.len() - end + at, b.len() - end + at)));
-    Some(pairs)
+    pairs
 }
 
 #[cfg(test)]
@@ -165,38 +186,56 @@ mod tests {
 
     use super::*;
 
-    const CELLS: usize = 10_000;
+    /// Merges texts with as many cells as nobody here needs.
+    fn merge(base: Option<&str>, texts: &[&str]) -> String {
+        super::merge(base, texts, &mut 10_000)
+    }
 
     #[test]
     fn changes_of_different_blocks_both_take_effect() {
         let base = "one\ntwo\nthree\n";
-        let merged = merge(Some(base), &["ONE\ntwo\nthree\n", "one\ntwo\nTHREE\nfour\n"], CELLS);
+        let merged = merge(Some(base), &["ONE\ntwo\nthree\n", "one\ntwo\nTHREE\nfour\n"]);
         assert_eq!(merged, "ONE\ntwo\nTHREE\nfour\n");
-        assert_eq!(merge(Some("a b c"), &["a c", "a b c d"], CELLS), "a c d");
-        assert_eq!(merge(Some("a b c d e"), &["x b c d e", "a b c d y", "a b z d e"], CELLS), "x b z d y");
+        assert_eq!(merge(Some("a b c"), &["a c", "a b c d"]), "a c d");
+        assert_eq!(merge(Some("a b c d e"), &["x b c d e", "a b c d y", "a b z d e"]), "x b z d y");
     }
 
     #[test]
     fn of_a_block_that_both_changed_both_stay() {
-        assert_eq!(merge(Some("one\ntwo\n"), &["one\n2\n", "one\nzwei\n"], CELLS), "one\n2\nzwei\n");
-        assert_eq!(merge(Some("tea"), &["green tea", "black tea"], CELLS), "green black tea");
-        assert_eq!(merge(Some("tea"), &["coffee", "milk"], CELLS), "coffee milk");
-        assert_eq!(merge(Some("tea"), &["coffee", "coffee"], CELLS), "coffee");
+        assert_eq!(merge(Some("one\ntwo\n"), &["one\n2\n", "one\nzwei\n"]), "one\n2\nzwei\n");
+        assert_eq!(merge(Some("tea"), &["green tea", "black tea"]), "green black tea");
+        assert_eq!(merge(Some("tea"), &["coffee", "milk"]), "coffee milk");
+        assert_eq!(merge(Some("tea"), &["coffee", "coffee"]), "coffee");
     }
 
     #[test]
     fn without_an_ancestor_nothing_is_taken_for_removed() {
-        assert_eq!(merge(None, &["a b c", "a c d"], CELLS), "a b c d");
-        assert_eq!(merge(None, &["x", "y"], CELLS), "x y");
+        assert_eq!(merge(None, &["a b c", "a c d"]), "a b c d");
+        assert_eq!(merge(None, &["x", "y"]), "x y");
     }
 
     #[test]
     fn what_is_too_large_is_kept_twice() {
         let (ours, theirs) = ("a b c d", "e f g h");
-        assert_eq!(merge(Some("q"), &[ours, theirs], 4), "a b c d e f g h");
+        assert_eq!(super::merge(Some("q"), &[ours, theirs], &mut 4), "a b c d e f g h");
         let long: String = (0..3_000).map(|at| format!("{at} ")).collect();
         let other: String = (0..3_000).map(|at| format!("x{at} ")).collect();
-        assert_eq!(merge(Some("q"), &[&long, &other], 1_000_000).len(), long.len() + other.len());
+        let mut cells = 1_000_000;
+        assert_eq!(super::merge(None, &[&long, &other], &mut cells).len(), long.len() + other.len());
+        assert_eq!(cells, 1_000_000, "a table that is not computed takes nothing from those that follow");
+    }
+
+    #[test]
+    fn each_cell_is_taken_off_and_what_needs_more_than_is_left_is_kept_twice() {
+        let (base, ours, theirs) = ("a b c d", "a x c d", "a b c y");
+        let mut cells = 10_000;
+        assert_eq!(super::merge(Some(base), &[ours, theirs], &mut cells), "a x c y");
+        // What is the same at the beginning and at the end is in no table: two of one word on either side.
+        assert_eq!(10_000 - cells, 8);
+        assert_eq!(super::merge(Some(base), &[ours, theirs], &mut 8), "a x c y");
+        assert_eq!(super::merge(Some(base), &[ours, theirs], &mut 7), "a x c d a b c y");
+        // What only one has at the end needs no table at all.
+        assert_eq!(super::merge(None, &[base, "a b c d e f"], &mut 0), "a b c d e f");
     }
 
     fn text() -> impl Strategy<Value = String> {
@@ -206,7 +245,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_word_that_one_added_is_there(base in text(), ours in text(), theirs in text(), known in any::<bool>()) {
-            let merged = merge(known.then_some(&base), &[&ours, &theirs], CELLS);
+            let merged = merge(known.then_some(&base), &[&ours, &theirs]);
             let count = |text: &str, word: &str| text.split_whitespace().filter(|other| *other == word).count();
             for word in ["a", "b", "c", "d"] {
                 let new = !known || count(&base, word) == 0;
@@ -218,9 +257,9 @@ mod tests {
 
         #[test]
         fn who_changed_nothing_has_no_influence(base in text(), other in text()) {
-            prop_assert_eq!(&merge(Some(&base), &[&base, &other], CELLS), &other);
-            prop_assert_eq!(&merge(Some(&base), &[&other, &base], CELLS), &other);
-            prop_assert_eq!(&merge(None, &[&other, &other], CELLS), &other);
+            prop_assert_eq!(&merge(Some(&base), &[&base, &other]), &other);
+            prop_assert_eq!(&merge(Some(&base), &[&other, &base]), &other);
+            prop_assert_eq!(&merge(None, &[&other, &other]), &other);
         }
     }
 }

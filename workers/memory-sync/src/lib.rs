@@ -5,7 +5,8 @@
 //!
 //! 1. reads and locks, with a statement for each table, the keys of all sources that their targets may not know, and the targets' own
 //!    (`store/cells.rs`);
-//! 2. plans each sync by itself. Syncs that concern the same session are planned after each other;
+//! 2. plans each sync by itself, on a thread that may be blocked, and as much of it as its share of the batch allows. Syncs that
+//!    concern the same session are planned after each other;
 //! 3. writes what the plans say: the cells of the targets, the states that the sources must keep, the conflicts and what is needed to
 //!    take it back (`store/write.rs`), and how far the syncs are (`store/syncs.rs`).
 //!
@@ -21,6 +22,7 @@ mod item;
 mod prepare;
 mod store;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::store::{Connection, Fault};
@@ -38,7 +40,7 @@ pub(crate) type Message = runtime::Message<SyncItem>;
 /// The worker.
 #[derive(Debug)]
 pub struct MemorySync {
-    rules: Rules,
+    rules: Arc<Rules>,
     keys: Keys,
     wanted: WantedKeys,
 }
@@ -62,7 +64,7 @@ impl MemorySync {
     pub fn open(settings: &Settings) -> Result<Self, OpenError> {
         let acquire_timeout = Duration::from_millis(settings.postgres.connect_timeout_ms);
         let keys = Keys::open(&settings.keys, &MEMORY_SYNC.role(), MEMORY_SYNC.name, acquire_timeout)?;
-        Ok(Self { rules: Rules::current()?, keys, wanted: WantedKeys::default() })
+        Ok(Self { rules: Arc::new(Rules::current()?), keys, wanted: WantedKeys::default() })
     }
 }
 

@@ -1,6 +1,7 @@
 //! A round of syncs: what they compare is read and locked, `shared/sync` plans, and what it plans is written.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use ::store::{Connection, Fault, FaultKind};
 use contract::{SyncEffect, SyncType, UserId};
@@ -8,13 +9,16 @@ use keys::OpenKeys;
 use sync::{Applied, Cell, Conflict, Dispute, Effect, Key, KeyState, Memory, Plan, Rules, Sync};
 use uuid::Uuid;
 
-use super::cells::{self, Counted, Loaded, Sealed, Stored, Table};
+use super::cells::{self, Counted, Loaded};
 use super::convert;
 use super::dispute;
 use super::events;
+use super::rows::{Sealed, Stored};
 use super::run::{Round, Run};
 use super::share;
 use super::syncs;
+use super::table::Table;
+use super::work::Work;
 use super::write::{CellWrite, Change, Kept, Writes};
 
 /// How many failures and conflicts a sync names outside of its history.
@@ -23,20 +27,22 @@ pub(crate) const NAMED: usize = 100;
 /// Carries one round of each sync. Syncs that concern the same session are written after each other, in this order.
 pub(crate) async fn round(
     connection: &mut Connection,
-    rules: &Rules,
+    rules: &Arc<Rules>,
     runs: &mut [Run],
     keys: &OpenKeys,
+    work: &mut Work,
 ) -> Result<Vec<Round>, Fault> {
     let mut rounds: Vec<Round> = runs.iter().map(|_| Round::default()).collect();
     let sessions =
         runs.iter().flat_map(|run| [(run.user.get(), &*run.source), (run.user.get(), &*run.target)]);
     syncs::lock_sessions(connection, &sessions.collect()).await?;
+    work.divide(runs.len());
     let mut writes = Writes::default();
     for group in groups(runs) {
         let (nodes, contexts): (Vec<usize>, Vec<usize>) =
             group.into_iter().partition(|index| runs[*index].sync_type == SyncType::KnowledgeShare);
         if !contexts.is_empty() {
-            let planned = plan_group(connection, rules, runs, &contexts, keys, &mut rounds).await?;
+            let planned = plan_group(connection, rules, runs, &contexts, keys, &mut rounds, work).await?;
             // Those that follow read what these have written.
             planned.write(connection, keys.current()).await?;
         }
@@ -73,11 +79,12 @@ fn groups(runs: &[Run]) -> Vec<Vec<usize>> {
 
 async fn plan_group(
     connection: &mut Connection,
-    rules: &Rules,
+    rules: &Arc<Rules>,
     runs: &mut [Run],
     group: &[usize],
     keys: &OpenKeys,
     rounds: &mut [Round],
+    work: &mut Work,
 ) -> Result<Writes, Fault> {
     let of_group: Vec<&Run> = group.iter().map(|index| &runs[*index]).collect();
     let first: Vec<usize> =
@@ -90,16 +97,21 @@ async fn plan_group(
             count(run, &counted);
         }
     }
-    let mut writes = Writes::default();
-    let mut disputes = Vec::new();
+    let mut ready = Vec::new();
     for (index, loaded) in group.iter().zip(loaded) {
         let wanted = lacking(&loaded);
-        if !wanted.is_empty() {
+        if wanted.is_empty() {
+            ready.push((*index, runs[*index].clone(), loaded));
+        } else {
             rounds[*index].wanted = wanted;
-            continue;
         }
-        let run = &mut runs[*index];
-        let planned = plan_one(rules, run, loaded, &mut rounds[*index])?;
+    }
+    let mut writes = Writes::default();
+    let mut disputes = Vec::new();
+    for (index, planned) in plan_all(rules, ready, work.share()).await? {
+        work.take(planned.cells);
+        runs[index] = planned.run;
+        rounds[index] = planned.round;
         disputes.extend(planned.disputes);
         writes.extend(planned.writes);
     }
@@ -127,41 +139,58 @@ fn lacking(loaded: &Loaded) -> Vec<(UserId, u32)> {
     missing.flatten().collect::<HashSet<_>>().into_iter().collect()
 }
 
-struct Planned {
-    writes: Writes,
-    disputes: Vec<dispute::Raised>,
+/// Plans syncs where it holds up no other task of the process.
+async fn plan_all(
+    rules: &Arc<Rules>,
+    ready: Vec<(usize, Run, Loaded)>,
+    share: usize,
+) -> Result<Vec<(usize, Planned)>, Fault> {
+    let rules = Arc::clone(rules);
+    let planning = tokio::task::spawn_blocking(move || {
+        let plan =
+            |(index, run, loaded): (usize, Run, Loaded)| Ok((index, plan_one(&rules, run, loaded, share)?));
+        ready.into_iter().map(plan).collect::<Result<Vec<_>, Fault>>()
+    });
+    planning.await.map_err(|error| Fault {
+        kind: FaultKind::Transient,
+        reason: format!("syncs could not be planned: {error}"),
+    })?
 }
 
-/// Plans a sync, and what of it is on record.
-fn plan_one(rules: &Rules, run: &mut Run, loaded: Loaded, round: &mut Round) -> Result<Planned, Fault> {
+/// A sync after a round, and what the round writes.
+struct Planned {
+    run: Run,
+    round: Round,
+    writes: Writes,
+    disputes: Vec<dispute::Raised>,
+    /// How many cells its texts took.
+    cells: usize,
+}
+
+/// Plans a sync until its texts have taken its share, and what of it is on record.
+fn plan_one(rules: &Rules, mut run: Run, loaded: Loaded, share: usize) -> Result<Planned, Fault> {
     let (mut source, mut target) = (Memory::new(), Memory::new());
     let (mut rows, mut source_rows) = (HashMap::new(), HashMap::new());
-    let mut writes = Writes::default();
-    let Loaded { source: of_source, target: mut of_target, has_more, last } = loaded;
-    let looked_at = u64::try_from(of_source.len()).unwrap_or(u64::MAX);
-    run.counts.unchanged = run.counts.unchanged.saturating_sub(looked_at);
-    for (key, stored) in of_source {
-        match (stored, of_target.remove(&key).transpose()) {
+    let (mut writes, mut round) = (Writes::default(), Round::default());
+    let Loaded { source: mut of_source, target: mut of_target, has_more, order } = loaded;
+    let mut sealed = Vec::new();
+    for (id, key) in &order {
+        let Some(stored) = of_source.remove(key) else { continue };
+        match (stored, of_target.remove(key).transpose()) {
             (Ok(stored), Ok(other)) => {
                 if let Some(other) = other {
                     rows.insert(key.clone(), (other.id, other.version));
                     target.insert(key.clone(), other.cell);
                 }
                 source_rows.insert(key.clone(), stored.id);
-                source.insert(key, stored.cell);
+                source.insert(key.clone(), stored.cell);
             }
-            (Err(Sealed::Unreadable(problem)), _) | (_, Err(Sealed::Unreadable(problem))) => {
-                let reason = format!("its encrypted value cannot be read: {problem}");
-                fail(run, &key, reason, round, &mut writes);
-            }
-            (Err(Sealed::Encrypted | Sealed::Lacks(_)), _)
-            | (_, Err(Sealed::Encrypted | Sealed::Lacks(_))) => {
-                run.counts.encrypted += 1;
-            }
+            (Err(why), _) | (_, Err(why)) => sealed.push((*id, key, why)),
         }
     }
     let filter = run.rule_filter();
-    let plan = Sync {
+    let keys = order.iter().map(|(_, key)| key);
+    let mut plan = Sync {
         source: &run.source,
         target: &run.target,
         filter: &filter,
@@ -169,16 +198,36 @@ fn plan_one(rules: &Rules, run: &mut Run, loaded: Loaded, round: &mut Round) -> 
         now: run.now,
         rules,
     }
-    .plan(&source, &target);
+    .plan_some(keys, &source, &target, share);
+    // Rounds go on in the order of rows; what a round writes is in the order of keys, in which they are locked.
+    plan.writes.sort_by(|a, b| a.key.cmp(&b.key));
+    plan.kept.sort_by(|(a, _), (b, _)| a.cmp(b));
+    plan.failures.sort_by(|a, b| a.key.cmp(&b.key));
+    let end = plan.next.as_ref().and_then(|key| source_rows.get(key).copied());
+    let is_before = |id: &Uuid| end.is_none_or(|end| *id < end);
+    let looked_at: Vec<Uuid> = order.iter().map(|(id, _)| *id).filter(is_before).collect();
+    run.counts.unchanged =
+        run.counts.unchanged.saturating_sub(u64::try_from(looked_at.len()).unwrap_or(u64::MAX));
+    for (_, key, why) in sealed.into_iter().filter(|(id, _, _)| is_before(id)) {
+        match why {
+            Sealed::Unreadable(problem) => {
+                let reason = format!("its encrypted value cannot be read: {problem}");
+                fail(&mut run, key, reason, &mut round, &mut writes);
+            }
+            Sealed::Encrypted | Sealed::Lacks(_) => run.counts.encrypted += 1,
+        }
+    }
     run.counts.unchanged += u64::try_from(plan.unchanged).unwrap_or(0);
     for failure in &plan.failures {
-        fail(run, &failure.key, failure.error.to_string(), round, &mut writes);
+        fail(&mut run, &failure.key, failure.error.to_string(), &mut round, &mut writes);
     }
-    keep(run, &plan, &source, &source_rows, &mut writes);
-    let planned = record(run, plan, &rows, round, writes)?;
-    round.has_more = has_more;
-    run.resume_after = if has_more { last.or(run.resume_after) } else { None };
-    Ok(planned)
+    keep(&run, &plan, &source, &source_rows, &mut writes);
+    let cells = plan.cells;
+    let disputes = record(&mut run, plan, &rows, &mut round, &mut writes)?;
+    round.is_cut = end.is_some();
+    round.has_more = has_more || round.is_cut;
+    run.resume_after = if round.has_more { looked_at.last().copied().or(run.resume_after) } else { None };
+    Ok(Planned { run, round, writes, disputes, cells })
 }
 
 fn fail(run: &mut Run, key: &Key, reason: String, round: &mut Round, writes: &mut Writes) {
@@ -235,8 +284,8 @@ fn record(
     plan: Plan,
     rows: &HashMap<Key, (Uuid, i64)>,
     round: &mut Round,
-    mut writes: Writes,
-) -> Result<Planned, Fault> {
+    writes: &mut Writes,
+) -> Result<Vec<dispute::Raised>, Fault> {
     let mut conflicts: HashMap<Key, Vec<Conflict>> = HashMap::new();
     plan.conflicts.into_iter().for_each(|one| conflicts.entry(one.key.clone()).or_default().push(one));
     let mut disputes: HashMap<Key, Dispute> =
@@ -305,7 +354,7 @@ fn record(
     round.has_written |= !keys.is_empty();
     round.events.extend(events::carried(run, keys));
     round.events.extend(raised.iter().map(|one| events::disputed(run, one)));
-    Ok(Planned { writes, disputes: raised })
+    Ok(raised)
 }
 
 /// Another transaction wrote the sync meanwhile.

@@ -1,116 +1,27 @@
-//! Contexts and memories of agents as cells of `shared/sync`: loading and locking what a round compares.
+//! Loading and locking what a round compares.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use ::store::unnest::{UnnestRow, with_rows};
-use ::store::{Connection, Fault, FaultKind};
+use ::store::{Connection, Fault};
 use chrono::{DateTime, Utc};
-use contract::{AccessLevel, ContextType, UserId};
+use contract::UserId;
 use diesel::QueryableByName;
-use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{BigInt, Bool, Integer};
 use diesel_async::RunQueryDsl;
-use keys::{Encrypted, OpenKeys};
-use secrecy::ExposeSecret;
-use sync::{Attributes, Cell, Json, Key, KeyState};
+use keys::OpenKeys;
+use sync::Key;
 use uuid::Uuid;
 
+use super::rows::{Opener, Row, Sealed, Stored, agent_of, secrets};
 use super::run::Run;
+use super::table::{Table, prefixed};
 
 /// The most keys of one round of a sync.
 pub(crate) const KEYS: i32 = 500;
-/// The most bytes of values that a batch reads of its sources, shared by its syncs. One key is read in any case.
+/// The most bytes of values that a batch reads of its sources and targets, shared by its syncs. One key is read in any case.
 const BYTES: usize = 64 << 20;
-
-/// A table that syncs carry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Table {
-    Contexts,
-    Agents,
-}
-
-impl Table {
-    pub(crate) const ALL: [Self; 2] = [Self::Contexts, Self::Agents];
-
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Contexts => "simple_chat_context",
-            Self::Agents => "agent_context_states",
-        }
-    }
-
-    pub(crate) fn of(key: &Key) -> Self {
-        match key {
-            Key::Context(_) => Self::Contexts,
-            Key::Agent { .. } => Self::Agents,
-        }
-    }
-
-    /// The columns that name a key within a session, and so the order in which rows are locked.
-    fn key_columns(self) -> &'static str {
-        match self {
-            Self::Contexts => "context_key",
-            Self::Agents => "agent_id, memory_tier, context_key",
-        }
-    }
-
-    /// Whether rows of the two aliases have the same key.
-    fn same_key(self, one: &str, other: &str) -> String {
-        let columns = self.key_columns().split(", ");
-        columns.map(|column| format!("{one}.{column} = {other}.{column}")).collect::<Vec<_>>().join(" AND ")
-    }
-
-    /// The columns of a [`Row`] of the alias `t`.
-    fn columns(self) -> &'static str {
-        match self {
-            Self::Contexts => {
-                "t.id, NULL::text AS agent_id, NULL::text AS memory_tier,
-                t.context_key::text AS context_key, t.context_value::text AS context_value,
-                t.context_type::text AS context_type, t.access_level::text AS access_level, t.priority, t.version, t.expires_at,
-                t.is_persistent, false AS is_shareable, t.is_sensitive, t.writes, t.written_at, t.updated_at, t.sync_state,
-                t.sync_values"
-            }
-            Self::Agents => {
-                "t.id, t.agent_id::text AS agent_id,
-                t.memory_tier::text AS memory_tier, t.context_key::text AS context_key,
-                t.context_value::text AS context_value, NULL::text AS context_type, NULL::text AS access_level, 1 AS priority,
-                t.version, t.expires_at, false AS is_persistent, t.is_shareable, t.is_sensitive, t.writes, t.written_at,
-                t.updated_at, t.sync_state, t.sync_values"
-            }
-        }
-    }
-
-    /// Whether the row of the alias `t` is among those that the sync of the alias `i` asks for.
-    fn is_asked_for(self) -> String {
-        let named = "(i.filter -> 'keys' = '[]' AND i.filter -> 'prefixes' = '[]' OR i.filter -> 'keys' ? t.context_key::text
-            OR EXISTS (SELECT FROM jsonb_array_elements_text(i.filter -> 'prefixes') AS p WHERE starts_with(t.context_key::text, p)))";
-        let of_table = match self {
-            Self::Contexts => {
-                "(i.filter -> 'types' = '[]' OR i.filter -> 'types' ? t.context_type::text)
-                AND (i.filter -> 'access_levels' = '[]' OR i.filter -> 'access_levels' ? t.access_level::text)
-                AND i.filter -> 'tiers' = '[]'"
-            }
-            Self::Agents => {
-                "i.filter -> 'types' = '[]' AND i.filter -> 'access_levels' = '[]'
-                AND (i.filter -> 'tiers' = '[]' OR i.filter -> 'tiers' ? t.memory_tier::text)"
-            }
-        };
-        format!("(i.is_all OR {named} AND {of_table})")
-    }
-
-    /// Why the row of the alias `t` stays in its session, as [`sync::crosses`] says: `private`, `expired`, `removed`, or NULL.
-    fn stays(self) -> String {
-        let private = match self {
-            Self::Contexts => "t.access_level = 'private'",
-            Self::Agents => "t.memory_tier = 'private'",
-        };
-        format!(
-            "CASE WHEN {private} AND NOT i.crosses_private THEN 'private'
-                WHEN t.removed_at IS NULL AND t.expires_at <= i.now THEN 'expired'
-                WHEN t.removed_at IS NOT NULL AND t.sync_state IS NULL THEN 'removed' END"
-        )
-    }
-}
 
 ::store::unnest_row! {
     struct PairRow<'a> {
@@ -149,8 +60,9 @@ fn load_sql(table: Table) -> String {
         SELECT i.ordinal, i.user_id, i.source, i.target, s.* FROM i CROSS JOIN LATERAL (
             SELECT id, {key_columns}, found FROM (
                 SELECT t.id, {own_columns}, count(*) OVER () AS found,
-                    sum(pg_column_size(t.context_value) + coalesce(octet_length(t.sync_values), 0)) OVER (ORDER BY t.id ROWS
-                        BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+                    sum(coalesce(pg_column_size(t.context_value), 0) + coalesce(octet_length(t.sync_values), 0)
+                        + coalesce(pg_column_size(o.context_value), 0) + coalesce(octet_length(o.sync_values), 0))
+                        OVER (ORDER BY t.id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
                 FROM {name} t LEFT JOIN {name} o ON o.user_id = i.user_id AND o.session_id = i.target AND {target_key}
                 WHERE t.user_id = i.user_id AND t.session_id = i.source AND (i.resume_after IS NULL OR t.id > i.resume_after)
                     AND {asked} AND {stays} IS NULL
@@ -164,10 +76,6 @@ fn load_sql(table: Table) -> String {
         own_columns = prefixed(key_columns),
         ordered = prefixed(key_columns),
     )
-}
-
-fn prefixed(columns: &str) -> String {
-    columns.split(", ").map(|column| format!("t.{column}")).collect::<Vec<_>>().join(", ")
 }
 
 static LOAD_CONTEXTS: LazyLock<String> = LazyLock::new(|| load_sql(Table::Contexts));
@@ -221,66 +129,6 @@ struct Place {
     row: Row,
 }
 
-/// A row of either table.
-#[derive(QueryableByName)]
-pub(crate) struct Row {
-    #[diesel(sql_type = SqlUuid)]
-    id: Uuid,
-    #[diesel(sql_type = Nullable<Text>)]
-    agent_id: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
-    memory_tier: Option<String>,
-    #[diesel(sql_type = Text)]
-    context_key: String,
-    #[diesel(sql_type = Nullable<Text>)]
-    context_value: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
-    context_type: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
-    access_level: Option<String>,
-    #[diesel(sql_type = Integer)]
-    priority: i32,
-    #[diesel(sql_type = BigInt)]
-    version: i64,
-    #[diesel(sql_type = Nullable<Timestamptz>)]
-    expires_at: Option<DateTime<Utc>>,
-    #[diesel(sql_type = Bool)]
-    is_persistent: bool,
-    #[diesel(sql_type = Bool)]
-    is_shareable: bool,
-    #[diesel(sql_type = Bool)]
-    is_sensitive: bool,
-    #[diesel(sql_type = BigInt)]
-    writes: i64,
-    #[diesel(sql_type = Nullable<Timestamptz>)]
-    written_at: Option<DateTime<Utc>>,
-    #[diesel(sql_type = Timestamptz)]
-    updated_at: DateTime<Utc>,
-    #[diesel(sql_type = Nullable<Text>)]
-    sync_state: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
-    sync_values: Option<String>,
-}
-
-/// A row as a cell.
-#[derive(Clone, Debug)]
-pub(crate) struct Stored {
-    pub(crate) id: Uuid,
-    pub(crate) version: i64,
-    pub(crate) cell: Cell,
-}
-
-/// Why a row cannot be read.
-#[derive(Clone, Debug)]
-pub(crate) enum Sealed {
-    /// It is encrypted, and its key is not open.
-    Lacks((UserId, u32)),
-    /// It is encrypted, and job grants open no keys.
-    Encrypted,
-    /// It cannot be decrypted, for this reason.
-    Unreadable(String),
-}
-
 /// What a round of a sync compares.
 #[derive(Debug, Default)]
 pub(crate) struct Loaded {
@@ -288,8 +136,8 @@ pub(crate) struct Loaded {
     pub(crate) target: HashMap<Key, Result<Stored, Sealed>>,
     /// Whether there are more keys.
     pub(crate) has_more: bool,
-    /// The id of the last row of the source.
-    pub(crate) last: Option<Uuid>,
+    /// The keys of the source with their rows, in the order in which rounds go on.
+    pub(crate) order: Vec<(Uuid, Key)>,
 }
 
 fn pairs<'a>(runs: &'a [&Run], filters: &'a [String]) -> Vec<PairRow<'a>> {
@@ -393,7 +241,7 @@ impl Loaded {
             self.source.remove(&key);
             self.target.remove(&key);
         }
-        self.last = all.last().map(|(id, _)| *id);
+        self.order = all;
     }
 }
 
@@ -454,126 +302,4 @@ pub(crate) async fn load_keys(
     let secrets = secrets(connection, rows.iter().map(|(table, row)| (*table, row))).await?;
     let opener = Opener { secrets: &secrets, keys, may_decrypt: true };
     rows.into_iter().map(|(table, row)| Ok((row.key()?, opener.open(table, row)?))).collect()
-}
-
-/// The key of a row of either table.
-pub(crate) fn key_of(agent: Option<&str>, tier: Option<&str>, name: &str) -> Result<Key, Fault> {
-    let name = name.to_owned();
-    match (agent, tier) {
-        (Some(agent), Some(tier)) => Ok(Key::Agent { agent: agent.to_owned(), tier: label(tier)?, name }),
-        _ => Ok(Key::Context(name)),
-    }
-}
-
-/// The agent and the tier of a memory of an agent.
-pub(crate) fn agent_of(key: &Key) -> (Option<&str>, Option<&'static str>) {
-    match key {
-        Key::Context(_) => (None, None),
-        Key::Agent { agent, tier, .. } => (Some(agent), Some(tier.as_str())),
-    }
-}
-
-/// Ciphertexts by table, row and column.
-type Secrets = HashMap<(Table, Uuid, String), Encrypted>;
-
-async fn secrets<'r>(
-    connection: &mut Connection,
-    rows: impl Iterator<Item = (Table, &'r Row)>,
-) -> Result<Secrets, Fault> {
-    let mut of_table: HashMap<Table, Vec<Uuid>> = HashMap::new();
-    for (table, row) in rows.filter(|(_, row)| row.is_sensitive) {
-        of_table.entry(table).or_default().push(row.id);
-    }
-    let mut secrets = Secrets::new();
-    for (table, ids) in of_table {
-        let fields = keys::load_fields(connection, table.name(), &ids).await?;
-        secrets.extend(fields.into_iter().map(|field| ((table, field.row, field.column.clone()), field)));
-    }
-    Ok(secrets)
-}
-
-struct Opener<'a> {
-    secrets: &'a Secrets,
-    keys: &'a OpenKeys,
-    may_decrypt: bool,
-}
-
-impl Opener<'_> {
-    fn open(&self, table: Table, row: Row) -> Result<Result<Stored, Sealed>, Fault> {
-        if !row.is_sensitive {
-            return Ok(Ok(row.stored(None, None)?));
-        }
-        if !self.may_decrypt {
-            return Ok(Err(Sealed::Encrypted));
-        }
-        let plain = |column: &str| match self.secrets.get(&(table, row.id, column.to_owned())) {
-            None => Ok(None),
-            Some(field) => match self.keys.lacks(field) {
-                Some(key) => Err(Sealed::Lacks(key)),
-                None => self.keys.decrypt(field).map(Some).map_err(Sealed::Unreadable),
-            },
-        };
-        let opened = plain("context_value").and_then(|value| Ok((value, plain("sync_values")?)));
-        Ok(match opened {
-            Ok((None, _)) if row.context_value.is_some() => {
-                Err(Sealed::Unreadable("its encrypted value is missing".to_owned()))
-            }
-            Ok((value, values)) => {
-                let text = |secret: Option<&secrecy::SecretString>| {
-                    secret.map(|secret| secret.expose_secret().to_owned())
-                };
-                Ok(row.stored(text(value.as_ref()), text(values.as_ref()))?)
-            }
-            Err(sealed) => Err(sealed),
-        })
-    }
-}
-
-fn unreadable(what: &str, problem: impl std::fmt::Display) -> Fault {
-    Fault { kind: FaultKind::Permanent, reason: format!("{what} of a key cannot be read: {problem}") }
-}
-
-impl Row {
-    fn key(&self) -> Result<Key, Fault> {
-        key_of(self.agent_id.as_deref(), self.memory_tier.as_deref(), &self.context_key)
-    }
-
-    /// The cell. `value` and `values` are what was encrypted.
-    fn stored(self, value: Option<String>, values: Option<String>) -> Result<Stored, Fault> {
-        let value = value.or(self.context_value);
-        let value = value.map(|text| Json::parse(&text)).transpose();
-        let value = value.map_err(|error| unreadable("the value", error))?;
-        let state = values.or(self.sync_values).or(self.sync_state);
-        let state: Option<KeyState> = state
-            .map(|text| serde_json::from_str(&text))
-            .transpose()
-            .map_err(|error| unreadable("the state", error))?;
-        let writes = u64::try_from(self.writes).unwrap_or(0);
-        let attributes = Attributes {
-            context_type: self.context_type.as_deref().map(label::<ContextType>).transpose()?,
-            access_level: match &self.access_level {
-                Some(level) => label(level)?,
-                None => AccessLevel::Private,
-            },
-            priority: self.priority,
-            expires_at: self.expires_at,
-            is_persistent: self.is_persistent,
-            is_shareable: self.is_shareable,
-            sensitive: self.is_sensitive,
-        };
-        let written_at = match writes {
-            0 => DateTime::UNIX_EPOCH,
-            _ => self.written_at.unwrap_or(self.updated_at),
-        };
-        Ok(Stored {
-            id: self.id,
-            version: self.version,
-            cell: Cell { value, attributes, writes, written_at, state },
-        })
-    }
-}
-
-/// A value of an enumeration of the contract, by the label that JSON and PostgreSQL share.
-fn label<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, Fault> {
-    serde_json::from_value(serde_json::Value::from(text)).map_err(|error| unreadable("an attribute", error))
 }

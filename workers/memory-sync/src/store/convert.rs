@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use contract::{ConflictCause, MergeRule, SyncCandidate, SyncConflict, SyncEffect, SyncProblem, SyncedKey};
 use sync::{Candidate, Cause, Cell, Conflict, Effect, Json, Key, Merging};
 
-use super::cells::agent_of;
+use super::rows::agent_of;
 
 /// What cannot fail: the values come from JSON.
 pub(crate) fn unwritable(error: &dyn std::fmt::Display) -> Fault {

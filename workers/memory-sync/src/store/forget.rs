@@ -12,7 +12,7 @@ use diesel_async::RunQueryDsl;
 use sync::{Attributes, Cell, Holder, Json, KeyState, Session, forgettable};
 use uuid::Uuid;
 
-use super::cells::Table;
+use super::table::Table;
 
 /// The most keys of a tick. Others are looked at by another one.
 const KEYS: i32 = 1_000;

@@ -7,14 +7,19 @@ mod convert;
 mod dispute;
 mod events;
 mod forget;
+mod rows;
 mod run;
 mod share;
 mod start;
 mod stop;
 mod syncs;
+mod table;
 mod tick;
 mod undo;
+mod work;
 mod write;
+
+use std::sync::Arc;
 
 use ::store::{Connection, Fault, FaultKind};
 use contract::{SyncRequest, SyncStart, SyncStop, SyncUndo};
@@ -24,6 +29,7 @@ use serde::Serialize;
 use sync::Rules;
 
 use batch::{Item, Verdicts};
+use work::Work;
 
 use crate::prepare::WantedKeys;
 use crate::{Job, Message, SyncItem};
@@ -71,16 +77,16 @@ fn steps<'a>(batch: &[&'a Message]) -> Vec<Step<'a>> {
 /// Writes a batch of requests.
 pub(crate) async fn requests(
     connection: &mut Connection,
-    rules: &Rules,
+    rules: &Arc<Rules>,
     batch: &[&Message],
     keys: &OpenKeys,
     wanted: &WantedKeys,
 ) -> Result<Vec<Verdict>, Fault> {
-    let mut verdicts = Verdicts::new(batch.len());
+    let (mut verdicts, mut work) = (Verdicts::new(batch.len()), Work::of_batch());
     for step in steps(batch) {
         match step {
             Step::Start(items) => {
-                start::start(connection, rules, &items, keys, wanted, &mut verdicts).await?;
+                start::start(connection, rules, &items, keys, wanted, &mut verdicts, &mut work).await?;
             }
             Step::Stop(items) => stop::stop(connection, rules, &items, &mut verdicts).await?,
             Step::Undo(items) => undo::undo(connection, rules, &items, keys, wanted, &mut verdicts).await?,
@@ -92,7 +98,7 @@ pub(crate) async fn requests(
 /// Writes a tick.
 pub(crate) async fn tick(
     connection: &mut Connection,
-    rules: &Rules,
+    rules: &Arc<Rules>,
     job: Job,
     tick: &Message,
 ) -> Result<Verdict, Fault> {

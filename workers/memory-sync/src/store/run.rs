@@ -73,6 +73,8 @@ pub(crate) struct Round {
     pub(crate) has_written: bool,
     /// Whether keys are left.
     pub(crate) has_more: bool,
+    /// Whether they are left because it has computed its share.
+    pub(crate) is_cut: bool,
     /// Keys that cannot be merged, a hundred at most.
     pub(crate) failures: Vec<SyncProblem>,
     /// What rules decided, for the column `conflict_resolution`: a hundred at most.
@@ -112,10 +114,11 @@ impl State {
 impl Round {
     /// Adds the round that follows.
     pub(crate) fn extend(&mut self, next: Self) {
-        let Self { events, has_written, has_more, failures, conflicts, wanted } = next;
+        let Self { events, has_written, has_more, is_cut, failures, conflicts, wanted } = next;
         self.events.extend(events);
         self.has_written |= has_written;
         self.has_more = has_more;
+        self.is_cut = is_cut;
         self.failures.extend(failures);
         self.failures.truncate(super::carry::NAMED);
         self.conflicts.extend(conflicts);

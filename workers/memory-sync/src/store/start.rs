@@ -1,6 +1,7 @@
 //! `sync.start`: a sync is added, and its first round carried in the same transaction.
 
 use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
 
 use ::store::{Connection, Fault};
 use chrono::Utc;
@@ -14,6 +15,7 @@ use sync::Rules;
 use super::batch::{Item, Verdicts};
 use super::run::{Run, State};
 use super::syncs::{self, New, Progress, Sessions};
+use super::work::Work;
 use super::{carry, events};
 use crate::Message;
 use crate::prepare::WantedKeys;
@@ -24,11 +26,12 @@ const KEYS_WITHIN: chrono::TimeDelta = chrono::TimeDelta::days(1);
 /// Starts syncs.
 pub(crate) async fn start(
     connection: &mut Connection,
-    rules: &Rules,
+    rules: &Arc<Rules>,
     items: &[Item<'_, SyncStart>],
     keys: &OpenKeys,
     wanted: &WantedKeys,
     verdicts: &mut Verdicts,
+    work: &mut Work,
 ) -> Result<(), Fault> {
     if items.is_empty() {
         return Ok(());
@@ -71,7 +74,7 @@ pub(crate) async fn start(
         })
         .collect();
     syncs::add(connection, &new).await?;
-    let rounds = carry::round(connection, rules, &mut runs, keys).await?;
+    let rounds = carry::round(connection, rules, &mut runs, keys, work).await?;
     let mut progress = Vec::with_capacity(runs.len());
     for ((run, round), item) in runs.iter().zip(&rounds).zip(&accepted) {
         if !round.wanted.is_empty() {

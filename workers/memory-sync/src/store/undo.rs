@@ -15,7 +15,8 @@ use uuid::Uuid;
 
 use super::batch::{Item, Verdicts};
 use super::carry::NAMED;
-use super::cells::{self, Sealed, Stored};
+use super::cells;
+use super::rows::{self, Sealed, Stored};
 use super::run::{Run, State};
 use super::start::waits_for_keys;
 use super::syncs::{self, Progress};
@@ -229,7 +230,7 @@ fn chains(changes: Vec<ChangeRow>) -> Result<BTreeMap<Key, Chain>, Fault> {
     let mut broken: BTreeSet<Key> = BTreeSet::new();
     for change in changes {
         let key =
-            cells::key_of(change.agent_id.as_deref(), change.memory_tier.as_deref(), &change.context_key)?;
+            rows::key_of(change.agent_id.as_deref(), change.memory_tier.as_deref(), &change.context_key)?;
         match chains.get_mut(&key) {
             None => {
                 let chain = Chain {
@@ -317,7 +318,7 @@ async fn later(
     let rows: Vec<LaterRow> = ::store::prepared(query).load(connection).await?;
     let mut later: BTreeMap<(Uuid, String, String), BTreeSet<Key>> = BTreeMap::new();
     for row in rows {
-        let key = cells::key_of(row.agent_id.as_deref(), row.memory_tier.as_deref(), &row.context_key)?;
+        let key = rows::key_of(row.agent_id.as_deref(), row.memory_tier.as_deref(), &row.context_key)?;
         if chains.get(&key).is_some_and(|chain| row.position > chain.position) {
             later.entry((row.sync_id, row.source, row.target)).or_default().insert(key);
         }

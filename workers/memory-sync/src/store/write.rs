@@ -15,7 +15,8 @@ use secrecy::SecretString;
 use sync::{Cell, Key, KeyState};
 use uuid::Uuid;
 
-use super::cells::{Table, agent_of};
+use super::rows::agent_of;
+use super::table::Table;
 use super::{json, overtaken};
 
 /// A cell to write, or to delete.

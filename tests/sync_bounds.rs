@@ -1,0 +1,67 @@
+//! memory-sync: what one service may have it compute.
+
+use context_writer::ContextWriter;
+use memory_sync::Job;
+use serde_json::{Map, Value, json};
+use testkit::request;
+
+use crate::support::sync::{
+    Sync, open, payloads, process, put, syncer, tick, with_sessions, without_wakes, write,
+};
+
+/// An object of so many texts, each of this word two hundred times: two of them are compared in 201 × 201 cells.
+fn texts(members: usize, word: &str) -> Value {
+    let text = vec![word; 200].join(" ");
+    let members = (0..members).map(|at| (format!("m{at:03}"), Value::from(text.as_str())));
+    Value::Object(members.collect::<Map<String, Value>>())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_whose_texts_are_too_much_to_compare_fails_and_holds_up_nobody() {
+    let fixture = open(with_sessions(&["a", "b"]).await, 2, &["c", "d"]).await;
+    let keys = ["text.k1", "text.k2", "text.k3"];
+    let of_both = [("a", "x"), ("b", "y")];
+    let heavy =
+        of_both.iter().flat_map(|(session, word)| keys.map(|key| put(session, key, texts(100, word), 1)));
+    write(&fixture, heavy).await;
+    let body = json!({ "session_id": "c", "context_key": "k", "context_value": 1, "version": 1,
+        "access_level": "shared" });
+    fixture.process(ContextWriter, [request("context.put", 2, body)]).await;
+    let (heavy, neighbour) = (Sync::new(), Sync::new());
+    let of_neighbour = neighbour.start_as(2, "context_transfer", "c", "d", json!({}));
+    process(&fixture, [heavy.transfer("a", "b"), of_neighbour]).await;
+    assert_eq!(neighbour.state(&fixture).await, "completed carried");
+    assert_eq!(neighbour.counted(&fixture, "created").await, "1");
+    assert_eq!(heavy.state(&fixture).await, "completed carried");
+    assert_eq!(heavy.counted(&fixture, "failed").await, "3");
+    let ended = payloads(&fixture, "sync.completed").await;
+    let reasons: Vec<&str> =
+        ended.iter().filter_map(|event| event["failures"][0]["reason"].as_str()).collect();
+    assert!(!reasons.is_empty() && reasons.iter().all(|reason| reason.contains("cells")), "{reasons:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sync_that_has_computed_its_share_goes_on_at_the_next_tick() {
+    const KEYS: usize = 90;
+    let fixture = with_sessions(&["a", "b"]).await;
+    without_wakes(&fixture).await;
+    // 404,010 cells for each key.
+    let key = |at: usize| format!("text.k{at:02}");
+    let puts = |session: &'static str, word: &'static str| {
+        (0..KEYS).map(move |at| put(session, &key(at), texts(10, word), 1)).collect::<Vec<_>>()
+    };
+    write(&fixture, puts("a", "x")).await;
+    write(&fixture, puts("b", "y")).await;
+    let sync = Sync::new();
+    process(&fixture, [sync.transfer("a", "b")]).await;
+    assert_eq!(sync.state(&fixture).await, "in_progress");
+    assert_eq!(sync.counted(&fixture, "merged").await, "80", "32,000,000 cells");
+    let worker = fixture.run(syncer(&fixture));
+    tick(&fixture, Job::Carry).await;
+    worker.stop().await.expect("a clean end");
+    assert_eq!(sync.state(&fixture).await, "completed carried");
+    assert_eq!(sync.counted(&fixture, "merged").await, KEYS.to_string());
+    assert_eq!(sync.counted(&fixture, "failed").await, "0");
+    let merged = "simple_chat_context WHERE session_id = 'b' AND context_value ->> 'm000' LIKE 'x %y'";
+    assert_eq!(fixture.count(merged).await, i64::try_from(KEYS).expect("a number"));
+}

@@ -1,0 +1,199 @@
+//! Rows of contexts and of memories of agents as cells of `shared/sync`.
+
+use std::collections::HashMap;
+
+use ::store::{Connection, Fault, FaultKind};
+use chrono::{DateTime, Utc};
+use contract::{AccessLevel, ContextType, UserId};
+use diesel::QueryableByName;
+use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use keys::{Encrypted, OpenKeys};
+use secrecy::ExposeSecret;
+use sync::{Attributes, Cell, Json, Key, KeyState};
+use uuid::Uuid;
+
+use super::table::Table;
+
+/// A row of either table.
+#[derive(QueryableByName)]
+pub(crate) struct Row {
+    #[diesel(sql_type = SqlUuid)]
+    pub(crate) id: Uuid,
+    #[diesel(sql_type = Nullable<Text>)]
+    agent_id: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    memory_tier: Option<String>,
+    #[diesel(sql_type = Text)]
+    context_key: String,
+    #[diesel(sql_type = Nullable<Text>)]
+    context_value: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    context_type: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    access_level: Option<String>,
+    #[diesel(sql_type = Integer)]
+    priority: i32,
+    #[diesel(sql_type = BigInt)]
+    version: i64,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    expires_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Bool)]
+    is_persistent: bool,
+    #[diesel(sql_type = Bool)]
+    is_shareable: bool,
+    #[diesel(sql_type = Bool)]
+    is_sensitive: bool,
+    #[diesel(sql_type = BigInt)]
+    writes: i64,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    written_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Timestamptz)]
+    updated_at: DateTime<Utc>,
+    #[diesel(sql_type = Nullable<Text>)]
+    sync_state: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    sync_values: Option<String>,
+}
+
+/// A row as a cell.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    pub(crate) id: Uuid,
+    pub(crate) version: i64,
+    pub(crate) cell: Cell,
+}
+
+/// Why a row cannot be read.
+#[derive(Clone, Debug)]
+pub(crate) enum Sealed {
+    /// It is encrypted, and its key is not open.
+    Lacks((UserId, u32)),
+    /// It is encrypted, and job grants open no keys.
+    Encrypted,
+    /// It cannot be decrypted, for this reason.
+    Unreadable(String),
+}
+
+/// The key of a row of either table.
+pub(crate) fn key_of(agent: Option<&str>, tier: Option<&str>, name: &str) -> Result<Key, Fault> {
+    let name = name.to_owned();
+    match (agent, tier) {
+        (Some(agent), Some(tier)) => Ok(Key::Agent { agent: agent.to_owned(), tier: label(tier)?, name }),
+        _ => Ok(Key::Context(name)),
+    }
+}
+
+/// The agent and the tier of a memory of an agent.
+pub(crate) fn agent_of(key: &Key) -> (Option<&str>, Option<&'static str>) {
+    match key {
+        Key::Context(_) => (None, None),
+        Key::Agent { agent, tier, .. } => (Some(agent), Some(tier.as_str())),
+    }
+}
+
+/// Ciphertexts by table, row and column.
+pub(crate) type Secrets = HashMap<(Table, Uuid, String), Encrypted>;
+
+/// The ciphertexts of rows.
+pub(crate) async fn secrets<'r>(
+    connection: &mut Connection,
+    rows: impl Iterator<Item = (Table, &'r Row)>,
+) -> Result<Secrets, Fault> {
+    let mut of_table: HashMap<Table, Vec<Uuid>> = HashMap::new();
+    for (table, row) in rows.filter(|(_, row)| row.is_sensitive) {
+        of_table.entry(table).or_default().push(row.id);
+    }
+    let mut secrets = Secrets::new();
+    for (table, ids) in of_table {
+        let fields = keys::load_fields(connection, table.name(), &ids).await?;
+        secrets.extend(fields.into_iter().map(|field| ((table, field.row, field.column.clone()), field)));
+    }
+    Ok(secrets)
+}
+
+/// Turns rows into cells, and decrypts those that are encrypted.
+pub(crate) struct Opener<'a> {
+    pub(crate) secrets: &'a Secrets,
+    pub(crate) keys: &'a OpenKeys,
+    pub(crate) may_decrypt: bool,
+}
+
+impl Opener<'_> {
+    pub(crate) fn open(&self, table: Table, row: Row) -> Result<Result<Stored, Sealed>, Fault> {
+        if !row.is_sensitive {
+            return Ok(Ok(row.stored(None, None)?));
+        }
+        if !self.may_decrypt {
+            return Ok(Err(Sealed::Encrypted));
+        }
+        let plain = |column: &str| match self.secrets.get(&(table, row.id, column.to_owned())) {
+            None => Ok(None),
+            Some(field) => match self.keys.lacks(field) {
+                Some(key) => Err(Sealed::Lacks(key)),
+                None => self.keys.decrypt(field).map(Some).map_err(Sealed::Unreadable),
+            },
+        };
+        let opened = plain("context_value").and_then(|value| Ok((value, plain("sync_values")?)));
+        Ok(match opened {
+            Ok((None, _)) if row.context_value.is_some() => {
+                Err(Sealed::Unreadable("its encrypted value is missing".to_owned()))
+            }
+            Ok((value, values)) => {
+                let text = |secret: Option<&secrecy::SecretString>| {
+                    secret.map(|secret| secret.expose_secret().to_owned())
+                };
+                Ok(row.stored(text(value.as_ref()), text(values.as_ref()))?)
+            }
+            Err(sealed) => Err(sealed),
+        })
+    }
+}
+
+fn unreadable(what: &str, problem: impl std::fmt::Display) -> Fault {
+    Fault { kind: FaultKind::Permanent, reason: format!("{what} of a key cannot be read: {problem}") }
+}
+
+impl Row {
+    pub(crate) fn key(&self) -> Result<Key, Fault> {
+        key_of(self.agent_id.as_deref(), self.memory_tier.as_deref(), &self.context_key)
+    }
+
+    /// The cell. `value` and `values` are what was encrypted.
+    fn stored(self, value: Option<String>, values: Option<String>) -> Result<Stored, Fault> {
+        let value = value.or(self.context_value);
+        let value = value.map(|text| Json::parse(&text)).transpose();
+        let value = value.map_err(|error| unreadable("the value", error))?;
+        let state = values.or(self.sync_values).or(self.sync_state);
+        let state: Option<KeyState> = state
+            .map(|text| serde_json::from_str(&text))
+            .transpose()
+            .map_err(|error| unreadable("the state", error))?;
+        let writes = u64::try_from(self.writes).unwrap_or(0);
+        let attributes = Attributes {
+            context_type: self.context_type.as_deref().map(label::<ContextType>).transpose()?,
+            access_level: match &self.access_level {
+                Some(level) => label(level)?,
+                None => AccessLevel::Private,
+            },
+            priority: self.priority,
+            expires_at: self.expires_at,
+            is_persistent: self.is_persistent,
+            is_shareable: self.is_shareable,
+            sensitive: self.is_sensitive,
+        };
+        let written_at = match writes {
+            0 => DateTime::UNIX_EPOCH,
+            _ => self.written_at.unwrap_or(self.updated_at),
+        };
+        Ok(Stored {
+            id: self.id,
+            version: self.version,
+            cell: Cell { value, attributes, writes, written_at, state },
+        })
+    }
+}
+
+/// A value of an enumeration of the contract, by the label that JSON and PostgreSQL share.
+fn label<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, Fault> {
+    serde_json::from_value(serde_json::Value::from(text)).map_err(|error| unreadable("an attribute", error))
+}
