@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 use testkit::{Fixture, RequestMessage, context, eventually, next, session, token, user};
 use tokio_util::sync::CancellationToken;
 use topology::{API_PREFIX, INCLUDED_NKEYS, Service, Topology, identities};
-use uuid::Uuid;
 
 use crate::support::broker::connect;
 use crate::support::in_repository;
@@ -171,6 +170,9 @@ async fn nobody_publishes_or_hears_anything_else() {
         "memory.event.vector.indexed.1",
         "memory.event.unknown.kind.1",
         "memory.dead.other.1",
+        "memory.job.sync-carry",
+        "memory.schedule.sync-carry",
+        "memory.woken.other",
         "memory.seal.1",
         "memory.ask.token.issue.other",
         "_INBOX.other.x",
@@ -226,7 +228,7 @@ async fn nobody_publishes_or_hears_anything_else() {
             );
         }
     }
-    for stream in ["CONTEXT", "EVENTS", "DEAD", "SEAL", "ADVISORY"] {
+    for stream in ["CONTEXT", "EVENTS", "DEAD", "SEAL", "ADVISORY", "WAKES"] {
         assert_eq!(fixture.stored(stream).await, 0, "{stream}");
     }
 }
@@ -266,28 +268,108 @@ async fn a_worker_that_was_taken_over_stores_no_request() {
     assert_eq!(refused.list(), Vec::<String>::new());
 }
 
+/// A subject that both patterns cover.
+fn common(one: &str, other: &str) -> Option<String> {
+    fn concrete(token: &str) -> &str {
+        match token {
+            "*" | ">" => "1",
+            token => token,
+        }
+    }
+    let (mut one, mut other) = (one.split('.'), other.split('.'));
+    let mut subject: Vec<&str> = Vec::new();
+    loop {
+        let token = match (one.next(), other.next()) {
+            (None, None) => return Some(subject.join(".")),
+            (Some(">"), Some(next)) => {
+                subject.push(concrete(next));
+                subject.extend(other.map(concrete));
+                return Some(subject.join("."));
+            }
+            (Some(next), Some(">")) => {
+                subject.push(concrete(next));
+                subject.extend(one.map(concrete));
+                return Some(subject.join("."));
+            }
+            (Some("*"), Some(token)) | (Some(token), Some("*")) => token,
+            (Some(left), Some(right)) if left == right => left,
+            _ => return None,
+        };
+        subject.push(concrete(token));
+    }
+}
+
+/// Who may publish into a stream, and a subject on which they may.
+struct Grant {
+    identity: String,
+    stream: String,
+    subject: String,
+    /// Another subject of the stream, if it has more than one.
+    target: String,
+}
+
+/// One for each stream and each identity that may publish into it. The operator may do everything.
+fn grants() -> Vec<Grant> {
+    let (topology, services) = (Topology::shipped().unwrap(), Service::shipped().unwrap());
+    let mut grants = Vec::new();
+    for identity in identities(&services).iter().filter(|identity| identity.name != "operator") {
+        for stream in &topology.streams {
+            let subjects = stream.config["subjects"].as_array().expect("subjects");
+            let subjects: Vec<&str> = subjects.iter().filter_map(Value::as_str).collect();
+            let own = |pattern: &String| subjects.iter().find_map(|subject| common(pattern, subject));
+            let Some(subject) = identity.publish.iter().find_map(own) else { continue };
+            let target = subjects.iter().find_map(|subject| common(subject, subject)).expect("a subject");
+            let (identity, stream) = (identity.name.clone(), stream.name.clone());
+            grants.push(Grant { identity, stream, subject, target });
+        }
+    }
+    grants
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn headers_that_are_orders_to_the_broker_change_nothing_of_others() {
+    assert_eq!(common("a.*.c.>", "a.b.>").as_deref(), Some("a.b.c.1"));
+    assert_eq!((common("a.b", "a.b.c"), common("a.>", "a"), common("a.*", "b.*")), (None, None, None));
     let fixture = Fixture::secured().await;
-    let (chat, _) = connect(&fixture, "simple-chat").await;
-    publish(&chat, of_chat(user(1))).await;
-    let jetstream = jetstream::new(chat);
-    for (name, value) in [
-        ("Nats-Rollup", "all"),
-        ("Nats-Expected-Stream", "EVENTS"),
-        ("Nats-TTL", "1s"),
-        ("Nats-Schedule", "@every 1s"),
-        ("Nats-Batch-Id", "x"),
-    ] {
-        let request = of_chat(session(1, &Uuid::now_v7().to_string()));
-        let mut headers = request.header_map();
-        headers.insert(name, value);
-        let sent = jetstream.publish_with_headers(request.subject, headers, request.body.into()).await;
-        let stored =
-            tokio::time::timeout(Duration::from_secs(2), sent.expect("a publish").into_future()).await;
-        assert!(!matches!(stored, Ok(Ok(_))), "{name}: {stored:?}");
+    let grants = grants();
+    let of = |stream: &str| grants.iter().filter(|grant| grant.stream == stream).count();
+    assert!(of("CONTEXT") >= 2 && of("EVENTS") >= 4 && of("DEAD") >= 5 && of("WAKES") == 1);
+    assert_eq!(of("JOBS"), 0, "a stream with schedules takes such headers");
+    for grant in &grants {
+        let (client, _) = connect(&fixture, &grant.identity).await;
+        let jetstream = jetstream::new(client);
+        let name = format!("{} in {}", grant.identity, grant.stream);
+        let sent = jetstream.publish(grant.subject.clone(), "{}".into()).await.expect("a publish");
+        let stored = sent.await;
+        assert!(stored.is_ok(), "{name}: {stored:?}");
+        for order in [
+            &[("Nats-Rollup", "all")][..],
+            &[("Nats-Rollup", "sub")],
+            &[("Nats-Rollup", "all"), ("KV-Operation", "PURGE")],
+            &[("Nats-Expected-Stream", "OTHER")],
+            &[("Nats-TTL", "1s")],
+            &[("Nats-Batch-Id", "x")],
+            &[("Nats-Schedule", "@every 1s")],
+            &[("Nats-Schedule", "@every 1s"), ("Nats-Schedule-Target", grant.target.as_str())],
+        ] {
+            let mut headers = async_nats::HeaderMap::new();
+            for (header, value) in order {
+                headers.insert(*header, *value);
+            }
+            let sent = jetstream.publish_with_headers(grant.subject.clone(), headers, "{}".into()).await;
+            let stored =
+                tokio::time::timeout(Duration::from_secs(2), sent.expect("a publish").into_future()).await;
+            assert!(!matches!(stored, Ok(Ok(_))), "{name}: {order:?}: {stored:?}");
+        }
     }
-    assert_eq!(fixture.stored("CONTEXT").await, 1);
+    for grant in &grants {
+        let stream = &grant.stream;
+        assert_eq!(fixture.stored(stream).await, of(stream) as u64, "{stream}");
+        let stream = fixture.jetstream.get_stream(stream).await.expect("a stream");
+        let config = &stream.cached_info().config;
+        let orders = (config.allow_rollup, config.allow_message_schedules, config.allow_message_ttl);
+        assert_eq!(orders, (false, false, false), "{}", grant.stream);
+    }
 }
 
 /// The broker drops a message whose id it has seen, whoever published the first.

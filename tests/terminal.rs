@@ -320,6 +320,44 @@ async fn the_schedule_of_a_job_can_be_missing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_the_place_of_a_schedule_is_replaced() {
+    let fixture = Fixture::new().await;
+    let topology = Topology::shipped().expect("a topology");
+    let subject = "memory.schedule.consensus-reestimate";
+    let target = "Nats-Schedule-Target";
+    let missing = async || {
+        let missing = topology::missing(&fixture.jetstream, contract::WORKERS).await.expect("a comparison");
+        missing.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(missing().await, Vec::<String>::new());
+    topology::apply(&fixture.jetstream, &topology).await.expect("limits as they are shipped");
+    let of_others = [("Nats-Schedule", "@every 1h"), (target, "memory.job.consensus-close")];
+    for spoiled in [&of_others[..], &[(target, "memory.job.consensus-reestimate")], &[]] {
+        let mut headers = HeaderMap::new();
+        for (name, value) in spoiled {
+            headers.insert(*name, *value);
+        }
+        let sent = fixture.jetstream.publish_with_headers(subject, headers, "".into()).await;
+        sent.expect("a publish").await.expect("a stored message");
+        assert_eq!(missing().await, [format!("schedule {subject}")], "{spoiled:?}");
+        for expected in [&["+ schedule memory.schedule.consensus-reestimate"][..], &[]] {
+            let done = topology::apply(&fixture.jetstream, &topology).await.expect("changes");
+            let done: Vec<String> = done.iter().map(ToString::to_string).collect();
+            assert_eq!(done, expected, "{spoiled:?}");
+        }
+        assert_eq!(missing().await, Vec::<String>::new(), "{spoiled:?}");
+    }
+    // An operator's schedule stays.
+    let mut headers = HeaderMap::new();
+    headers.insert("Nats-Schedule", "@every 24h");
+    headers.insert(target, "memory.job.consensus-reestimate");
+    let sent = fixture.jetstream.publish_with_headers(subject, headers, "".into()).await;
+    sent.expect("a publish").await.expect("a stored schedule");
+    let done = topology::apply(&fixture.jetstream, &topology).await.expect("no changes");
+    assert!(done.is_empty(), "{done:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn numbers_are_printed_as_they_are_answered() {
     const DIGITS: &str = "123456789012345678901234567890.123456789012345678901234567890";
     let fixture = Fixture::new().await;

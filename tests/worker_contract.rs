@@ -477,18 +477,24 @@ async fn the_schedule_of_the_server_ticks() {
 async fn what_no_schedule_has_published_is_no_tick() {
     let fixture = with_job().await;
     let worker = fixture.run(Cleaner);
-    let sent = fixture.jetstream.publish("memory.job.expire-contexts", "{}".into()).await;
-    sent.expect("a publish").await.expect("a stored message");
-    ticked(&fixture, 1).await;
+    // Not with the header of ticks that events cause, either: those are in a stream of their own.
+    let mut woken = async_nats::HeaderMap::new();
+    woken.insert(contract::header::WOKEN, uuid::Uuid::now_v7().to_string());
+    for (headers, ticks) in [(async_nats::HeaderMap::new(), 1), (woken, 2)] {
+        let sent =
+            fixture.jetstream.publish_with_headers("memory.job.expire-contexts", headers, "{}".into()).await;
+        sent.expect("a publish").await.expect("a stored message");
+        ticked(&fixture, ticks).await;
+    }
     assert_eq!(
         fixture.dead_letters().await,
-        ["malformed: Nats-Scheduler: is missing; only a schedule publishes ticks"]
+        ["malformed: Nats-Scheduler: is missing; only a schedule publishes ticks"; 2]
     );
     assert_eq!(fixture.lines(TOUCHED).await, ["1 1", "2 1", "3 1", "4 1"]);
     // A job that the database does not know is refused there, with a trace.
     fixture.execute("SELECT sec.drop_job('expire-contexts')").await;
     tick(&fixture).await;
-    ticked(&fixture, 2).await;
+    ticked(&fixture, 3).await;
     assert_eq!(fixture.lines(TOUCHED).await, ["1 1", "2 1", "3 1", "4 1"]);
     let letters = fixture.dead_letters().await;
     assert!(letters.iter().any(|letter| letter.starts_with("denied: ")), "{letters:?}");

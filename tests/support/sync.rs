@@ -145,9 +145,10 @@ pub async fn payloads(fixture: &Fixture, event_type: &str) -> Vec<Value> {
     texts.iter().map(|text| serde_json::from_str(text).expect("JSON")).collect()
 }
 
-/// Has the server publish a tick, and waits until it is acknowledged.
+/// Has the server publish a tick, and waits until it is acknowledged, and those that events have caused.
 pub async fn tick(fixture: &Fixture, job: Job) {
     ticks::tick(fixture, "memory-sync", runtime::Job::name(job)).await;
+    ticks::woken(fixture, "memory-sync").await;
 }
 
 /// Asserts that the events alone give the contexts and the memories of agents of user 1, whoever wrote them.

@@ -28,3 +28,13 @@ pub async fn tick(fixture: &Fixture, worker: &str, job: &str) {
     })
     .await;
 }
+
+/// Waits until a worker has acknowledged the ticks that events have caused so far.
+pub async fn woken(fixture: &Fixture, worker: &str) {
+    let consumer = fixture.consumer("WAKES", &format!("{worker}-wakes")).await;
+    eventually("the ticks are acknowledged", async || {
+        let info = consumer.get_info().await.ok()?;
+        (info.num_pending == 0 && info.num_ack_pending == 0).then_some(())
+    })
+    .await;
+}

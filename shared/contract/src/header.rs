@@ -71,7 +71,8 @@ pub const DEAD_REQUEST_ID: &str = "Memfleet-Dead-Request-Id";
 /// [`DeadLetterSummary`](crate::DeadLetterSummary).
 pub const DEAD_COUNT: &str = "Memfleet-Dead-Count";
 
-/// On a tick that an event has caused, and no schedule: its id, a UUID. Only the worker of the job may publish such a tick.
+/// On a tick that an event has caused, and no schedule: its id, a UUID. It is in the stream
+/// [`WAKES`](crate::WAKES_STREAM), where only the worker of the job publishes.
 pub const WOKEN: &str = "Memfleet-Woken";
 
 /// On a tick: the subject of the schedule that published it. The server sets it.

@@ -81,7 +81,7 @@ pub use subject::{DeadLetterSubject, REQUEST_ROOT, RequestSubject, Service, Subj
 pub use suggest::nearest;
 pub use sync::*;
 pub use task::*;
-pub use tick::{JOB_ROOT, JOBS_STREAM, Job, JobSubject, Tick};
+pub use tick::{JOB_ROOT, JOBS_STREAM, Job, Tick, TickSubject, WAKES_STREAM, WOKEN_ROOT, has_ticks};
 pub use time::bounded_time;
 pub use token::{QueryError, QueryErrorCode, TOKEN_ISSUE, TokenAnswer, TokenQuery};
 pub use url::{take_password_file, without_password};

@@ -9,11 +9,22 @@ use uuid::Uuid;
 use crate::limit;
 use crate::subject::SubjectError;
 
-/// The root of the subjects that ticks arrive on.
+/// The root of the subjects of ticks that schedules publish.
 pub const JOB_ROOT: &str = "memory.job";
 
-/// The stream of all ticks and schedules.
+/// The stream of schedules and their ticks. Nobody but the operator and the server publishes into it.
 pub const JOBS_STREAM: &str = "JOBS";
+
+/// The root of the subjects of ticks that events cause.
+pub const WOKEN_ROOT: &str = "memory.woken";
+
+/// The stream of ticks that events cause, which the workers of the jobs publish. It takes no schedules.
+pub const WAKES_STREAM: &str = "WAKES";
+
+/// Whether the messages of a stream are ticks, and not requests.
+pub fn has_ticks(stream: &str) -> bool {
+    [JOBS_STREAM, WAKES_STREAM].contains(&stream)
+}
 
 /// The name of a job: 1 to 48 of `a-z 0-9 -`, the first a letter.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -62,32 +73,44 @@ impl FromStr for Job {
     }
 }
 
-/// `memory.job.<job>`.
+/// The subject of a tick.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JobSubject(pub Job);
+pub enum TickSubject {
+    /// `memory.job.<job>`: a schedule has published it.
+    Scheduled(Job),
+    /// `memory.woken.<job>`: the worker of the job has published it, after events that may give it work.
+    Woken(Job),
+}
 
-impl FromStr for JobSubject {
+impl FromStr for TickSubject {
     type Err = SubjectError;
 
     fn from_str(subject: &str) -> Result<Self, SubjectError> {
-        let rest = subject.strip_prefix(JOB_ROOT).and_then(|rest| rest.strip_prefix('.'));
-        rest.ok_or(SubjectError::Shape)?.parse().map(Self)
+        let below = |root: &str| subject.strip_prefix(root).and_then(|rest| rest.strip_prefix('.'));
+        match (below(JOB_ROOT), below(WOKEN_ROOT)) {
+            (Some(job), _) => job.parse().map(Self::Scheduled),
+            (None, Some(job)) => job.parse().map(Self::Woken),
+            (None, None) => Err(SubjectError::Shape),
+        }
     }
 }
 
-impl fmt::Display for JobSubject {
+impl fmt::Display for TickSubject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{JOB_ROOT}.{}", self.0)
+        match self {
+            Self::Scheduled(job) => write!(f, "{JOB_ROOT}.{job}"),
+            Self::Woken(job) => write!(f, "{WOKEN_ROOT}.{job}"),
+        }
     }
 }
 
-/// One run of a scheduled job, as the server's scheduler published it. It has no user and no token: the worker acts for
-/// the users whose work is due, under job grants that the database mints.
+/// One run of a job, as the server's scheduler or the worker of a woken job published it. It has no user and no token: the
+/// worker acts for the users whose work is due, under job grants that the database mints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tick {
     /// The job.
     pub job: Job,
-    /// The subject of its schedule ([`header::SCHEDULER`](crate::header::SCHEDULER)).
+    /// The subject of its schedule ([`header::SCHEDULER`](crate::header::SCHEDULER)), or that of the hints that wake its job.
     pub scheduler: String,
     /// When JetStream stored it.
     pub stored_at: DateTime<Utc>,
@@ -124,6 +147,24 @@ mod tests {
         for bad in ["", "7", "7-days", "-x", "Expire", "a.b", "a b", "job:x", too_long.as_str()] {
             assert!(bad.parse::<Job>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_subject_of_a_tick_says_who_has_published_it() {
+        let job: Job = "sync-carry".parse().unwrap();
+        for (text, subject) in [
+            ("memory.job.sync-carry", TickSubject::Scheduled(job.clone())),
+            ("memory.woken.sync-carry", TickSubject::Woken(job)),
+        ] {
+            assert_eq!(text.parse::<TickSubject>().unwrap(), subject);
+            assert_eq!(subject.to_string(), text);
+        }
+        for bad in
+            ["memory.job", "memory.woken.", "memory.wokensync-carry", "memory.wake.x", "memory.job.a.b"]
+        {
+            assert!(bad.parse::<TickSubject>().is_err(), "{bad}");
+        }
+        assert!(has_ticks(JOBS_STREAM) && has_ticks(WAKES_STREAM) && !has_ticks("CONTEXT"));
     }
 
     #[test]

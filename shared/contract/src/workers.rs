@@ -1,7 +1,7 @@
 //! The workers of the fleet.
 
 use crate::request::EventType;
-use crate::tick::JOB_ROOT;
+use crate::tick::{JOB_ROOT, WOKEN_ROOT};
 
 /// The root of the subjects of schedules: `memory.schedule.<job>`.
 pub const SCHEDULE_ROOT: &str = "memory.schedule";
@@ -187,14 +187,24 @@ impl WorkerInfo {
         format!("{}-advisory", self.name)
     }
 
-    /// The durable consumer of the ticks of its jobs.
+    /// The durable consumer of the ticks of its jobs that schedules publish. Those that events cause have the same inbox.
     pub fn jobs_consumer(&self) -> String {
         format!("{}-jobs", self.name)
     }
 
-    /// The subjects of the ticks of its jobs.
+    /// The durable consumer of the ticks that events cause, of its jobs.
+    pub fn wakes_consumer(&self) -> String {
+        format!("{}-wakes", self.name)
+    }
+
+    /// The subjects of the ticks of its jobs that schedules publish.
     pub fn job_subjects(&self) -> impl Iterator<Item = String> {
         self.jobs.iter().map(|job| format!("{JOB_ROOT}.{job}"))
+    }
+
+    /// The subjects of the ticks of its jobs that events cause.
+    pub fn woken_subjects(&self) -> impl Iterator<Item = String> {
+        self.woken_jobs().map(|job| format!("{WOKEN_ROOT}.{job}"))
     }
 }
 
@@ -255,6 +265,10 @@ mod tests {
         for (_, job) in WAKES {
             let of = WORKERS.iter().filter(|worker| worker.woken_jobs().any(|woken| woken == *job));
             assert_eq!(of.count(), 1, "{job}");
+            assert!(
+                SCHEDULES.iter().any(|(scheduled, _)| scheduled == job),
+                "{job} makes up for no lost hint"
+            );
         }
         assert_eq!(woken_by([EventType::ContextStored, EventType::ContextRemoved]), ["sync-carry"]);
         assert_eq!(woken_by([EventType::MessageAdded]), Vec::<&str>::new());

@@ -1,8 +1,8 @@
 //! The streams and consumers that are derived from the catalogue of workers.
 
-use contract::{JOB_ROOT, JOBS_STREAM, REQUEST_ROOT, SCHEDULE_ROOT, WorkerInfo};
+use contract::{JOB_ROOT, JOBS_STREAM, REQUEST_ROOT, SCHEDULE_ROOT, WAKES_STREAM, WorkerInfo};
 
-use crate::config::{ConsumerLimits, DAY, Discard, DurableConsumer, StreamConfig, UNLIMITED};
+use crate::config::{ConsumerLimits, DAY, Discard, DurableConsumer, HOUR, StreamConfig, UNLIMITED};
 
 /// The stream of the server's advisories about messages that reached `max_deliver` without being settled.
 pub(crate) const ADVISORY: &str = "ADVISORY";
@@ -23,23 +23,29 @@ pub(crate) struct Source {
     what: &'static str,
     /// The subjects of the stream that it consumes; empty for all.
     subjects: Vec<String>,
+    max_ack_pending: i64,
 }
 
-/// The streams that a worker consumes: its requests, and the ticks of its jobs.
+/// The streams that a worker consumes: its requests, and the ticks of its jobs that schedules publish and that events cause.
 pub(crate) fn sources(worker: &WorkerInfo) -> Vec<Source> {
     let requests = worker.stream.map(|stream| Source {
         stream,
         consumer: worker.name.to_owned(),
         what: "Requests for",
         subjects: Vec::new(),
+        max_ack_pending: 100_000,
     });
-    let jobs = (!worker.jobs.is_empty()).then(|| Source {
-        stream: JOBS_STREAM,
-        consumer: worker.jobs_consumer(),
-        what: "Ticks of the jobs of",
-        subjects: worker.job_subjects().collect(),
-    });
-    requests.into_iter().chain(jobs).collect()
+    let ticks = |stream, consumer, what, subjects: Vec<String>| {
+        // No more ticks at once than there are jobs: further ticks of a job would act for the same users.
+        let max_ack_pending = i64::try_from(subjects.len()).unwrap_or(i64::MAX);
+        let source = Source { stream, consumer, what, subjects, max_ack_pending };
+        (!source.subjects.is_empty()).then_some(source)
+    };
+    let scheduled = worker.job_subjects().collect();
+    let scheduled = ticks(JOBS_STREAM, worker.jobs_consumer(), "Ticks of the jobs of", scheduled);
+    let woken = worker.woken_subjects().collect();
+    let woken = ticks(WAKES_STREAM, worker.wakes_consumer(), "Ticks of the woken jobs of", woken);
+    requests.into_iter().chain(scheduled).chain(woken).collect()
 }
 
 /// All streams, ordered by name.
@@ -48,6 +54,10 @@ pub(crate) fn streams(workers: &[WorkerInfo]) -> Vec<StreamConfig> {
     streams.extend(workers.iter().filter_map(requests));
     if workers.iter().any(|worker| !worker.jobs.is_empty()) {
         streams.push(jobs());
+    }
+    let woken: Vec<String> = workers.iter().flat_map(WorkerInfo::woken_subjects).collect();
+    if !woken.is_empty() {
+        streams.push(wakes(woken));
     }
     streams.sort_by(|a, b| a.name.cmp(&b.name));
     streams
@@ -103,7 +113,8 @@ fn seal() -> StreamConfig {
 
 /// The server allows no schedules in a stream with `discard: new`, and a schedule is itself a message of the stream. A
 /// limit on the ticks of each job keeps the schedules from being dropped, by age or for space. A dropped tick loses no
-/// work: the next one covers everything that is due.
+/// work: the next one covers everything that is due. A stream with schedules takes headers that purge it, so that nobody but
+/// the operator may publish into it.
 fn jobs() -> StreamConfig {
     let subjects = vec![format!("{JOB_ROOT}.>"), format!("{SCHEDULE_ROOT}.>")];
     let stream = StreamConfig::new(JOBS_STREAM, "Schedules of jobs, and their ticks.", subjects, 256 * MIB);
@@ -117,17 +128,30 @@ fn jobs() -> StreamConfig {
     }
 }
 
+/// The ticks that events cause are apart from the schedules, because workers publish them. A dropped tick loses no work: the
+/// job's schedule goes on. The limit on the ticks of each job is for a publisher that has gone wrong; a replica publishes none
+/// while its last one waits. It is not 1, because the server takes a dropped message that is being processed for settled, and
+/// would deliver the next one at the same time.
+fn wakes(subjects: Vec<String>) -> StreamConfig {
+    let description = "Ticks of jobs that events wake. No schedules: workers publish here.";
+    let stream = StreamConfig::new(WAKES_STREAM, description, subjects, 16 * MIB);
+    StreamConfig {
+        discard: Discard::Old,
+        max_age: HOUR,
+        max_msg_size: 4_096,
+        max_msgs_per_subject: 1_000,
+        ..stream
+    }
+}
+
 fn consumers_of(worker: &WorkerInfo) -> Vec<DurableConsumer> {
     let (mut consumers, mut advisories) = (Vec::new(), Vec::new());
-    for Source { stream, consumer, what, subjects } in sources(worker) {
+    for Source { stream, consumer, what, subjects, max_ack_pending } in sources(worker) {
         advisories.push(format!("{MAX_DELIVERIES}.{stream}.{consumer}"));
         let description = format!(
             "{what} {}, shared by its replicas. The worker keeps the retry budget; max_deliver is the backstop.",
             worker.name
         );
-        // No more ticks at once than there are jobs: further ticks of a job would act for the same users.
-        let jobs = i64::try_from(worker.jobs.len()).unwrap_or(i64::MAX);
-        let max_ack_pending = if stream == JOBS_STREAM { jobs } else { 100_000 };
         let limits = ConsumerLimits { max_deliver: 128, max_ack_pending };
         consumers.push(DurableConsumer::new(stream, consumer, description, subjects, limits));
     }
@@ -213,6 +237,38 @@ mod tests {
         let config = &consumer("context-writer-advisory").config;
         assert_eq!(config.get("filter_subjects"), Some(&advisories));
         assert_eq!(config.get("filter_subject"), None, "the server accepts one of the two only");
+    }
+
+    #[test]
+    fn a_worker_with_woken_jobs_consumes_their_ticks_from_a_stream_without_schedules() {
+        let worker = WorkerInfo { jobs: &["retention-sweep", "sync-carry"], ..CONTEXT_WRITER };
+        let topology = Topology::of(&[worker]).unwrap();
+        let expected = [
+            "ADVISORY",
+            "CONTEXT",
+            "DEAD",
+            "EVENTS",
+            "JOBS",
+            "SEAL",
+            "WAKES",
+            "CONTEXT/context-writer",
+            "ADVISORY/context-writer-advisory",
+            "JOBS/context-writer-jobs",
+            "WAKES/context-writer-wakes",
+        ];
+        assert_eq!(names(&topology), expected);
+        let stream = topology.streams.iter().find(|stream| stream.name == WAKES_STREAM).unwrap();
+        assert_eq!(stream.config.get("subjects"), Some(&json!(["memory.woken.sync-carry"])));
+        assert_eq!(stream.config.get("discard"), Some(&json!("old")));
+        assert_eq!(stream.config.get("allow_msg_schedules"), None);
+        let consumer = |name: &str| topology.consumers.iter().find(|one| one.name == name).unwrap();
+        let wakes = &consumer("context-writer-wakes").config;
+        assert_eq!(wakes.get("filter_subject"), Some(&json!("memory.woken.sync-carry")));
+        assert_eq!(wakes.get("max_ack_pending"), Some(&json!(1)), "as many as woken jobs");
+        let advisories = consumer("context-writer-advisory").config.get("filter_subjects");
+        let advisories: Vec<String> = serde_json::from_value(advisories.unwrap().clone()).unwrap();
+        let of_wakes = format!("{MAX_DELIVERIES}.WAKES.context-writer-wakes");
+        assert!(advisories.contains(&of_wakes), "{advisories:?}");
     }
 
     #[test]

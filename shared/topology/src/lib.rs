@@ -78,12 +78,12 @@ pub enum TopologyError {
 /// JetStream context.
 pub async fn diff(broker: &jetstream::Context, topology: &Topology) -> Result<Vec<Change>, TopologyError> {
     let steps = plan::plan(broker, topology).await?;
-    let schedules = schedule::absent(broker, topology).await?.into_iter().map(|(change, _)| change);
+    let schedules = schedule::absent(broker, topology).await?.into_iter().map(|absent| absent.change);
     Ok(steps.into_iter().flat_map(|step| step.changes).chain(schedules).collect())
 }
 
 /// Creates and updates streams and consumers so that the broker matches a topology, creates the schedules of its jobs that
-/// the broker lacks, and returns the changes. A second call changes nothing.
+/// the broker lacks, in the place of what is none, and returns the changes. A second call changes nothing.
 ///
 /// # Errors
 /// [`TopologyError::Unknown`] if the broker's configuration cannot be read, [`TopologyError::Refused`] for the first
@@ -95,9 +95,9 @@ pub async fn apply(broker: &jetstream::Context, topology: &Topology) -> Result<V
         plan::execute(broker, &step).await?;
         done.extend(step.changes);
     }
-    for (change, schedule) in schedule::absent(broker, topology).await? {
-        schedule::publish(broker, schedule).await?;
-        done.push(change);
+    for absent in schedule::absent(broker, topology).await? {
+        schedule::publish(broker, &absent).await?;
+        done.push(absent.change);
     }
     Ok(done)
 }

@@ -9,7 +9,7 @@
 use std::fmt::Write;
 
 use contract::{
-    JOB_ROOT, MEMORY_READER, QUERIES, REQUEST_ROOT, REQUESTS, TOKEN_ISSUE, TOKEN_ISSUER, WORKERS, WorkerInfo,
+    MEMORY_READER, QUERIES, REQUEST_ROOT, REQUESTS, TOKEN_ISSUE, TOKEN_ISSUER, WORKERS, WorkerInfo,
     wake_subject, woken_by,
 };
 use trust::Scope;
@@ -124,8 +124,9 @@ fn of_worker(worker: &WorkerInfo, services: &[Service]) -> Identity {
         publish.extend(worker.events().map(|event| format!("memory.event.{event}.*")));
         publish.push(format!("memory.dead.{name}.*"));
         publish.extend(woken_by(worker.events()).into_iter().map(wake_subject));
-        // A tick of its own job lets it do nothing that it could not do without one.
-        publish.extend(worker.woken_jobs().map(|job| format!("{JOB_ROOT}.{job}")));
+        // A tick of its own job lets it do nothing that it could not do without one. Never into JOBS: by headers, it could purge
+        // the schedules there, and write others.
+        publish.extend(worker.woken_subjects());
         publish.extend(publishers(services).map(|service| format!("_INBOX.{}.>", service.service)));
     }
     let mut subscribe = vec![format!("_INBOX.{name}.>")];
@@ -298,7 +299,7 @@ const SERVICES_OF_STORE: [(&str, &str); 7] = [
     ("$JS.ACK.>", "singleton"),
     ("memory.event.>", "singleton"),
     ("memory.dead.>", "singleton"),
-    ("memory.job.>", "singleton"),
+    ("memory.woken.>", "singleton"),
 ];
 
 fn list(name: &str, items: &[String]) -> String {
@@ -334,6 +335,52 @@ mod tests {
         assert_eq!(added, expected);
         assert!(without.is_subset(&with));
         assert_eq!(worker.subscribe, ["_INBOX.context-writer.>"]);
+    }
+
+    #[test]
+    fn a_worker_publishes_ticks_of_its_own_woken_jobs_alone() {
+        let woken = |worker: WorkerInfo| -> Vec<String> {
+            let roots = ["memory.woken.", "memory.job.", "memory.schedule."];
+            let publish = only(worker).publish.into_iter();
+            publish.filter(|subject| roots.iter().any(|root| subject.starts_with(*root))).collect()
+        };
+        let worker = WorkerInfo { jobs: &["retention-sweep", "sync-carry"], ..CONTEXT_WRITER };
+        assert_eq!(woken(worker), ["memory.woken.sync-carry"]);
+        assert_eq!(woken(contract::VECTOR_INDEXER), Vec::<String>::new());
+    }
+
+    /// Whether two patterns of subjects have a subject in common.
+    fn overlap(one: &str, other: &str) -> bool {
+        let (mut one, mut other) = (one.split('.'), other.split('.'));
+        loop {
+            match (one.next(), other.next()) {
+                (None, None) => return true,
+                (Some(_), None) | (None, Some(_)) => return false,
+                (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
+                (Some(left), Some(right)) if left == right || left == "*" || right == "*" => {}
+                (Some(_), Some(_)) => return false,
+            }
+        }
+    }
+
+    /// In such a stream, a header purges what is there, and another one writes schedules, whatever their target.
+    #[test]
+    fn nobody_but_the_operator_publishes_into_a_stream_with_schedules() {
+        assert!(overlap("memory.job.>", "memory.*.x") && !overlap("memory.job.>", "memory.job"));
+        let streams = catalogue::streams(WORKERS);
+        let with_schedules = streams.iter().filter(|stream| stream.allow_msg_schedules);
+        let subjects: Vec<&String> = with_schedules.flat_map(|stream| &stream.subjects).collect();
+        assert!(!subjects.is_empty());
+        let may_publish = |patterns: &[String]| {
+            let mut pairs = patterns.iter().flat_map(|pattern| subjects.iter().map(move |to| (pattern, *to)));
+            pairs.find(|(pattern, to)| overlap(pattern, to)).map(|(pattern, _)| pattern.clone())
+        };
+        for identity in identities(&Service::shipped().unwrap()).iter().filter(|one| one.name != OPERATOR) {
+            assert_eq!(may_publish(identity.publish.as_slice()), None, "{}", identity.name);
+        }
+        // Nor by a detour: a message that is delivered to such a subject, as the answer to a pull.
+        let crossing = SERVICES_OF_STORE.map(|(subject, _)| subject.to_owned());
+        assert_eq!(may_publish(crossing.as_slice()), None);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Schedules of jobs: messages of the stream JOBS, by which the server publishes the ticks.
 
-use async_nats::HeaderMap;
+use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::{self, ErrorCode, stream::LastRawMessageErrorKind};
+use async_nats::{HeaderMap, HeaderValue};
 use contract::{JOB_ROOT, JOBS_STREAM, SCHEDULE_ROOT, SCHEDULES};
 use serde_json::Value;
 
@@ -9,8 +10,21 @@ use crate::TopologyError;
 use crate::change::{Change, Target};
 use crate::file::Topology;
 
+/// The header that makes a message a schedule: how often the server publishes ticks.
+const SCHEDULE: &str = "Nats-Schedule";
+/// The subject of these ticks.
+const TARGET: &str = "Nats-Schedule-Target";
+
 /// A job and how often it runs.
 type Schedule = (&'static str, &'static str);
+
+/// A schedule that the broker lacks.
+pub(crate) struct Absent {
+    pub(crate) change: Change,
+    schedule: Schedule,
+    /// The sequence number of the message in its place, which is no schedule of the job; 0 if there is none.
+    in_place: u64,
+}
 
 /// The schedules of the jobs whose ticks a topology has consumers for.
 fn wanted(topology: &Topology) -> impl Iterator<Item = Schedule> {
@@ -34,30 +48,49 @@ fn wanted(topology: &Topology) -> impl Iterator<Item = Schedule> {
 pub(crate) async fn absent(
     broker: &jetstream::Context,
     topology: &Topology,
-) -> Result<Vec<(Change, Schedule)>, TopologyError> {
+) -> Result<Vec<Absent>, TopologyError> {
     let mut absent = Vec::new();
     for schedule in wanted(topology) {
-        if !exists(broker, schedule.0).await? {
-            let target = Target::Schedule(schedule.0.to_owned());
-            absent.push((Change { target, field: None }, schedule));
-        }
+        let (job, _) = schedule;
+        let in_place = match last_message(broker, job).await? {
+            Some(last) if is_schedule(&last, job) => continue,
+            Some(last) => last.sequence,
+            None => 0,
+        };
+        let change = Change { target: Target::Schedule(job.to_owned()), field: None };
+        absent.push(Absent { change, schedule, in_place });
     }
     Ok(absent)
 }
 
-/// Whether the broker has a schedule of a job. It has none without the stream.
+/// Whether the broker has a schedule of a job.
 pub(crate) async fn exists(broker: &jetstream::Context, job: &str) -> Result<bool, TopologyError> {
+    Ok(last_message(broker, job).await?.is_some_and(|last| is_schedule(&last, job)))
+}
+
+/// Whether a message makes the server publish the ticks of a job, at whatever times.
+fn is_schedule(message: &StreamMessage, job: &str) -> bool {
+    let header = |name: &str| message.headers.get(name).map(HeaderValue::as_str);
+    let target = format!("{JOB_ROOT}.{job}");
+    header(SCHEDULE).is_some() && header(TARGET) == Some(target.as_str())
+}
+
+/// The last message on the subject of a job's schedule; a schedule replaces those before it. There is none without the stream.
+async fn last_message(
+    broker: &jetstream::Context,
+    job: &str,
+) -> Result<Option<StreamMessage>, TopologyError> {
     let unknown =
         |problem: String| TopologyError::Unknown { target: Target::Stream(JOBS_STREAM.to_owned()), problem };
     let stream = broker.get_stream_no_info(JOBS_STREAM).await.map_err(|error| unknown(error.to_string()))?;
     match stream.get_last_raw_message_by_subject(&format!("{SCHEDULE_ROOT}.{job}")).await {
-        Ok(_) => Ok(true),
+        Ok(message) => Ok(Some(message)),
         Err(error) => match error.kind() {
-            LastRawMessageErrorKind::NoMessageFound => Ok(false),
+            LastRawMessageErrorKind::NoMessageFound => Ok(None),
             LastRawMessageErrorKind::JetStream(error)
                 if error.error_code() == ErrorCode::STREAM_NOT_FOUND =>
             {
-                Ok(false)
+                Ok(None)
             }
             LastRawMessageErrorKind::JetStream(_)
             | LastRawMessageErrorKind::InvalidSubject
@@ -66,18 +99,16 @@ pub(crate) async fn exists(broker: &jetstream::Context, job: &str) -> Result<boo
     }
 }
 
-/// Publishes a schedule, unless the job has got one meanwhile.
-pub(crate) async fn publish(
-    broker: &jetstream::Context,
-    (job, every): Schedule,
-) -> Result<(), TopologyError> {
+/// Publishes a schedule, unless something else has come into its place meanwhile.
+pub(crate) async fn publish(broker: &jetstream::Context, absent: &Absent) -> Result<(), TopologyError> {
+    let (job, every) = absent.schedule;
     let subject = format!("{SCHEDULE_ROOT}.{job}");
     let refused =
         |problem: String| TopologyError::Refused { refused: format!("the schedule {subject}"), problem };
     let mut headers = HeaderMap::new();
-    headers.insert("Nats-Schedule", every);
-    headers.insert("Nats-Schedule-Target", format!("{JOB_ROOT}.{job}"));
-    headers.insert("Nats-Expected-Last-Subject-Sequence", "0");
+    headers.insert(SCHEDULE, every);
+    headers.insert(TARGET, format!("{JOB_ROOT}.{job}"));
+    headers.insert("Nats-Expected-Last-Subject-Sequence", absent.in_place.to_string());
     let sent = broker.publish_with_headers(subject.clone(), headers, "".into()).await;
     let sent = sent.map_err(|error| refused(error.to_string()))?;
     match sent.await {

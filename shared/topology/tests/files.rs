@@ -51,7 +51,7 @@ fn every_stream_is_bounded_and_loses_nothing_when_full() {
         assert!(field("max_bytes").as_i64() > Some(0), "{} max_bytes", stream.name);
         // A full stream refuses what is held nowhere else. Events are in the database too, and a worker that
         // cannot publish one must not stand still for it. Ticks are repeated, and schedules need it.
-        let copies = ["EVENTS", "ADVISORY", "JOBS"].contains(&stream.name.as_str());
+        let copies = ["EVENTS", "ADVISORY", "JOBS", "WAKES"].contains(&stream.name.as_str());
         assert_eq!(field("discard"), if copies { "old" } else { "new" }, "{}", stream.name);
         assert_eq!(field("storage"), "file", "{}", stream.name);
         assert_eq!(field("duplicate_window"), json!(600_000_000_000_i64), "{}", stream.name);
@@ -62,6 +62,7 @@ fn every_stream_is_bounded_and_loses_nothing_when_full() {
 fn documented(text: &str) -> i64 {
     let (number, unit) = text.split_once(' ').unwrap();
     let unit: i64 = match unit {
+        "hour" => 3_600_000_000_000,
         "days" => 86_400_000_000_000,
         "years" => 365 * 86_400_000_000_000,
         "MiB" => 1 << 20,

@@ -12,7 +12,7 @@ use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::{self, AckKind};
 use broker::{StoredMessage, StoredMessageError};
 use config::WorkerSettings;
-use contract::{DeadLetterClass, JOBS_STREAM, Redacted, RequestFacts, RequestSubject, SessionId, UserId};
+use contract::{DeadLetterClass, Redacted, RequestFacts, RequestSubject, SessionId, UserId};
 use diesel_async::AsyncConnection;
 use serde::Deserialize;
 use store::blackboard::{self, StoredEvent};
@@ -154,7 +154,8 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
         stream: &str,
         message: &StoredMessage,
     ) -> Result<Option<Vec<StoredEvent>>, String> {
-        let taken = if stream == JOBS_STREAM { self.tick(message).await? } else { self.request(message) };
+        let has_ticks = contract::has_ticks(stream);
+        let taken = if has_ticks { self.tick(message).await? } else { self.request(message) };
         // Without a grant, either the message never took effect, or it is no longer permitted to check whether it did.
         let Some(InboxLookup { inbox, entry, grants }) = taken else { return Ok(None) };
         let grants: Vec<&str> = grants.iter().map(String::as_str).collect();

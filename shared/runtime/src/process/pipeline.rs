@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_nats::Client;
 use config::Settings;
+use contract::WAKES_STREAM;
 use keys::Keys;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -24,7 +25,8 @@ use crate::process::readiness::{Dependency, Phase, Readiness, probe};
 use crate::process::run_error::RunError;
 use crate::process::start::{Dependencies, PullSource, start};
 use crate::process::stats::Stats;
-use crate::process::{trust_refresh, wake};
+use crate::process::trust_refresh;
+use crate::process::wake::Waker;
 use crate::stages::fair_queue::Amount;
 use crate::stages::intake::Intake;
 use crate::stages::pull::{BATCH_BYTES, Puller};
@@ -255,9 +257,19 @@ fn spawn_stages<W: ExternalWorker>(
             stages.spawn(Arc::clone(&intake).heavy_lane(writer, to_settle));
         }
     }
-    for job in W::INFO.woken_jobs() {
-        let (client, jetstream) = (client.clone(), jetstream.clone());
-        stages.spawn(wake::follow(W::INFO, job, client, jetstream, pool.clone(), stop.clone()));
+    for wakes in consumers.iter().filter(|source| source.stream == WAKES_STREAM) {
+        for job in W::INFO.woken_jobs() {
+            let waker = Waker {
+                info: W::INFO,
+                job,
+                client: client.clone(),
+                jetstream: jetstream.clone(),
+                consumer: wakes.consumer.clone(),
+                pool: pool.clone(),
+                stop: stop.clone(),
+            };
+            stages.spawn(waker.follow());
+        }
     }
     stages.spawn(dead_lettering);
     stages.spawn(trust_refresh::follow(readiness, Arc::clone(authorizer), pool.clone(), stop.clone()));

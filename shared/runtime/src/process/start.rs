@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_nats::Client;
 use async_nats::jetstream::{self, consumer::PullConsumer};
 use config::Settings;
-use contract::{JOBS_STREAM, limit};
+use contract::{JOBS_STREAM, WAKES_STREAM, limit};
 use keys::Keys;
 use store::{Connection, Pool, PoolOptions, security};
 use tokio_util::sync::CancellationToken;
@@ -55,6 +55,8 @@ pub(crate) async fn start<W: ExternalWorker>(
     let requests = W::INFO.stream.map(|stream| (stream, worker.to_owned(), W::MAX_BATCH));
     // A tick is a batch of its own, because its job grants are valid only for it.
     let ticks = (!W::INFO.jobs.is_empty()).then(|| (JOBS_STREAM, W::INFO.jobs_consumer(), 1));
+    let has_woken = W::INFO.woken_jobs().next().is_some();
+    let woken_ticks = has_woken.then(|| (WAKES_STREAM, W::INFO.wakes_consumer(), 1));
     if requests.is_none() && ticks.is_none() {
         return Err(RunError::NoConsumer { worker });
     }
@@ -82,8 +84,8 @@ pub(crate) async fn start<W: ExternalWorker>(
             Some(prefix) => jetstream::with_prefix(client.clone(), prefix),
             None => jetstream::new(client.clone()),
         };
-        let mut consumers = Vec::with_capacity(2);
-        for (stream, name, max_batch) in requests.into_iter().chain(ticks) {
+        let mut consumers = Vec::with_capacity(3);
+        for (stream, name, max_batch) in requests.into_iter().chain(ticks).chain(woken_ticks) {
             let find = || find_consumer(&jetstream, stream, name.clone());
             let consumer = wait.wait_for(Dependency::Nats, find).await?;
             consumers.push(PullSource { stream, consumer, max_batch });

@@ -1,13 +1,17 @@
 //! Runs a job at once after events that may give it work, instead of at its next tick.
 //!
 //! Whoever publishes such events also publishes a hint ([`contract::WAKES`]), which has no content. One replica of the job's worker
-//! gets it, asks the database whether anybody has work due, and publishes a tick, like that of a schedule. A hint may be lost and may
-//! come for nothing: what is due is in the database alone.
+//! gets it, asks the database whether anybody has work due, and publishes a tick. A hint or such a tick may be lost and may come
+//! for nothing: what is due is in the database alone, and the job's schedule goes on.
+//!
+//! The tick goes into a stream of its own. The stream of the schedules takes headers that are commands: whoever publishes into it can
+//! purge it, or write schedules of others.
 
 use std::time::Duration;
 
-use async_nats::{Client, HeaderMap, jetstream};
-use contract::{JobSubject, WorkerInfo, header, wake_subject};
+use async_nats::jetstream::{self, consumer::PullConsumer};
+use async_nats::{Client, HeaderMap, Subscriber};
+use contract::{Job, TickSubject, WorkerInfo, header, wake_subject};
 use futures::{FutureExt as _, StreamExt as _};
 use store::{Fault, Pool, job_grants};
 use tokio_util::sync::CancellationToken;
@@ -20,80 +24,99 @@ const PAUSE: Duration = Duration::from_millis(25);
 /// Pause after an error. The schedule goes on.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(1);
 
-/// Follows the hints for one job until `stop` is cancelled.
-pub(crate) async fn follow(
-    info: &'static WorkerInfo,
-    job: &'static str,
-    client: Client,
-    jetstream: jetstream::Context,
-    pool: Pool,
-    stop: CancellationToken,
-) {
-    while !stop.is_cancelled() {
-        if let Ok(hints) = client.queue_subscribe(wake_subject(job), info.name.to_owned()).await {
-            answer(info, job, hints, &jetstream, &pool, &stop).await;
+/// Follows the hints for one job.
+pub(crate) struct Waker {
+    pub(crate) info: &'static WorkerInfo,
+    pub(crate) job: &'static str,
+    pub(crate) client: Client,
+    pub(crate) jetstream: jetstream::Context,
+    /// Delivers the ticks that are published here.
+    pub(crate) consumer: PullConsumer,
+    pub(crate) pool: Pool,
+    pub(crate) stop: CancellationToken,
+}
+
+impl Waker {
+    /// Follows the hints until `stop` is cancelled.
+    pub(crate) async fn follow(self) {
+        while !self.stop.is_cancelled() {
+            let worker = self.info.name.to_owned();
+            if let Ok(hints) = self.client.queue_subscribe(wake_subject(self.job), worker).await {
+                self.answer(hints).await;
+            }
+            self.pause(PAUSE_AFTER_ERROR).await;
         }
-        pause(&stop, PAUSE_AFTER_ERROR).await;
     }
-}
 
-/// Answers hints until the subscription ends or `stop` is cancelled.
-async fn answer(
-    info: &'static WorkerInfo,
-    job: &'static str,
-    mut hints: async_nats::Subscriber,
-    jetstream: &jetstream::Context,
-    pool: &Pool,
-    stop: &CancellationToken,
-) {
-    loop {
-        let hint = tokio::select! {
-            () = stop.cancelled() => return,
-            hint = hints.next() => hint,
-        };
-        if hint.is_none() {
-            return;
+    /// Answers hints until the subscription ends or `stop` is cancelled.
+    async fn answer(&self, mut hints: Subscriber) {
+        let mut last = 0;
+        loop {
+            let hint = tokio::select! {
+                () = self.stop.cancelled() => return,
+                hint = hints.next() => hint,
+            };
+            if hint.is_none() {
+                return;
+            }
+            self.pause(GATHER).await;
+            while let Some(Some(_)) = hints.next().now_or_never() {}
+            let woken = self.wake(&mut last).await;
+            if let Err(problem) = &woken {
+                tracing::warn!(
+                    worker = self.info.name,
+                    job = self.job,
+                    problem,
+                    "cannot run a job at once; its schedule goes on"
+                );
+            }
+            self.pause(if woken.is_ok() { PAUSE } else { PAUSE_AFTER_ERROR }).await;
         }
-        pause(stop, GATHER).await;
-        while let Some(Some(_)) = hints.next().now_or_never() {}
-        let woken = match is_due(pool, job).await {
-            Ok(false) => Ok(()),
-            Ok(true) => tick(jetstream, job).await,
-            Err(fault) => Err(fault.to_string()),
-        };
-        if let Err(problem) = &woken {
-            tracing::warn!(
-                worker = info.name,
-                job,
-                problem,
-                "cannot run a job at once; its schedule goes on"
-            );
+    }
+
+    /// Publishes a tick if one is needed, and notes its sequence number in `last`.
+    async fn wake(&self, last: &mut u64) -> Result<(), String> {
+        if self.is_waiting(*last).await? || !self.is_due().await.map_err(|fault| fault.to_string())? {
+            return Ok(());
         }
-        pause(stop, if woken.is_ok() { PAUSE } else { PAUSE_AFTER_ERROR }).await;
+        *last = self.tick().await?;
+        Ok(())
     }
-}
 
-async fn pause(stop: &CancellationToken, time: Duration) {
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = tokio::time::sleep(time) => {}
+    /// Whether no replica has got the tick with this sequence number yet. It will find what is due now, too. Otherwise ticks would
+    /// pile up while one takes its time.
+    async fn is_waiting(&self, last: u64) -> Result<bool, String> {
+        if last == 0 {
+            return Ok(false);
+        }
+        let info = self.consumer.get_info().await.map_err(|error| error.to_string())?;
+        // Without messages for the consumer, it was dropped, and its number says nothing.
+        Ok(info.num_pending > 0 && info.delivered.stream_sequence < last)
     }
-}
 
-async fn is_due(pool: &Pool, job: &str) -> Result<bool, Fault> {
-    let mut connection = store::acquire(pool).await?;
-    let due = job_grants::has_due(&mut connection, job).await;
-    store::discard_if_unusable(connection, &due);
-    due
-}
+    async fn is_due(&self) -> Result<bool, Fault> {
+        let mut connection = store::acquire(&self.pool).await?;
+        let due = job_grants::has_due(&mut connection, self.job).await;
+        store::discard_if_unusable(connection, &due);
+        due
+    }
 
-/// Publishes a tick, and waits until it is stored.
-async fn tick(jetstream: &jetstream::Context, job: &str) -> Result<(), String> {
-    let Ok(name) = job.parse() else { return Err("no name of a job".to_owned()) };
-    let mut headers = HeaderMap::new();
-    // Nobody but the server may set the headers of a schedule.
-    headers.insert(header::WOKEN, Uuid::now_v7().to_string());
-    let sent = jetstream.publish_with_headers(JobSubject(name).to_string(), headers, "".into()).await;
-    let stored = sent.map_err(|error| error.to_string())?.await;
-    stored.map(drop).map_err(|error| error.to_string())
+    /// Publishes a tick, waits until it is stored, and returns its sequence number.
+    async fn tick(&self) -> Result<u64, String> {
+        let Ok(job) = self.job.parse::<Job>() else { return Err("no name of a job".to_owned()) };
+        let mut headers = HeaderMap::new();
+        // Nobody but the server may set the headers of a schedule.
+        headers.insert(header::WOKEN, Uuid::now_v7().to_string());
+        let subject = TickSubject::Woken(job).to_string();
+        let sent = self.jetstream.publish_with_headers(subject, headers, "".into()).await;
+        let stored = sent.map_err(|error| error.to_string())?.await;
+        stored.map(|stored| stored.sequence).map_err(|error| error.to_string())
+    }
+
+    async fn pause(&self, time: Duration) {
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = tokio::time::sleep(time) => {}
+        }
+    }
 }

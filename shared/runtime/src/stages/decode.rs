@@ -6,9 +6,7 @@ use std::str::FromStr;
 use async_nats::{HeaderMap, HeaderValue};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use contract::{
-    JOBS_STREAM, JobSubject, Malformed, Redacted, RequestSubject, SubjectError, Tick, header, wake_subject,
-};
+use contract::{Malformed, Redacted, RequestSubject, SubjectError, Tick, TickSubject, header, wake_subject};
 use trust::{AssociatedData, RingFile};
 use uuid::Uuid;
 
@@ -86,7 +84,7 @@ pub(crate) fn decode<I: WorkItem>(
 ) -> Result<Decoded<I>, Box<(Delivery, Malformed)>> {
     let decoded = if let Some(problem) = broker::unreadable(delivery.message.headers.as_ref()) {
         Err(Malformed::new("headers", problem))
-    } else if delivery.stream == JOBS_STREAM {
+    } else if contract::has_ticks(delivery.stream) {
         decode_tick(&delivery)
     } else {
         decode_request(bodies, &delivery)
@@ -146,17 +144,22 @@ pub(crate) fn tick(
     headers: Option<&HeaderMap>,
     stored_at: DateTime<Utc>,
 ) -> Result<(Tick, Uuid), Malformed> {
-    let JobSubject(job) = parse_subject(subject)?;
     let header = |name: &str| {
         let value = headers.and_then(|headers| headers.get(name));
         value
             .map(ToString::to_string)
             .ok_or_else(|| Malformed::new(name, "is missing; only a schedule publishes ticks"))
     };
-    let (scheduler, next) = match id(headers, header::WOKEN)? {
-        // Instead of the time of the next tick of a schedule, its own id distinguishes it from others.
-        Some(id) => (wake_subject(job.as_str()), id.to_string()),
-        None => (header(header::SCHEDULER)?, header(header::SCHEDULE_NEXT)?),
+    let (job, scheduler, next) = match parse_subject(subject)? {
+        TickSubject::Scheduled(job) => (job, header(header::SCHEDULER)?, header(header::SCHEDULE_NEXT)?),
+        TickSubject::Woken(job) => {
+            // Instead of the time of the next tick of a schedule, its own id distinguishes it from others.
+            let own = id(headers, header::WOKEN)?.ok_or_else(|| {
+                Malformed::new(header::WOKEN, "is missing; only the worker of the job publishes such ticks")
+            })?;
+            let scheduler = wake_subject(job.as_str());
+            (job, scheduler, own.to_string())
+        }
     };
     let tick = Tick { job, scheduler, stored_at };
     let id = tick.message_id(&next);
@@ -195,5 +198,52 @@ pub(crate) fn id(headers: Option<&HeaderMap>, name: &str) -> Result<Option<Uuid>
         Some(value) => Uuid::try_parse(value.as_str())
             .map(Some)
             .map_err(|error| Malformed::new(name, format!("is not a UUID: {error}"))),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    fn headers(entries: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in entries {
+            headers.insert(*name, *value);
+        }
+        headers
+    }
+
+    #[test]
+    fn a_tick_that_events_cause_is_known_by_its_own_id() {
+        let read = |headers: &HeaderMap, stored_at: i64| {
+            let stored_at = DateTime::from_timestamp_nanos(stored_at);
+            tick("memory.woken.sync-carry", Some(headers), stored_at)
+        };
+        let woken = headers(&[(header::WOKEN, "0192f0c1-2b3c-7d4e-8f50-61728394a5b6")]);
+        let (tick, id) = read(&woken, 1).unwrap();
+        assert_eq!((tick.job.as_str(), tick.scheduler.as_str()), ("sync-carry", "memory.wake.sync-carry"));
+        assert_eq!(id, read(&woken, 2).unwrap().1, "stored twice, it has one effect");
+        let other = headers(&[(header::WOKEN, "0192f0c1-2b3c-7d4e-8f50-61728394a5b7")]);
+        assert_ne!(id, read(&other, 1).unwrap().1);
+        let of_schedule = headers(&[
+            (header::SCHEDULER, "memory.schedule.sync-carry"),
+            (header::SCHEDULE_NEXT, "2026-11-28T00:00:00Z"),
+        ]);
+        for malformed in [headers(&[(header::WOKEN, "x")]), of_schedule] {
+            assert_eq!(read(&malformed, 1).unwrap_err().field, header::WOKEN);
+        }
+    }
+
+    #[test]
+    fn a_tick_among_the_schedules_is_one_of_a_schedule() {
+        let read = |headers: &HeaderMap| {
+            tick("memory.job.sync-carry", Some(headers), DateTime::from_timestamp_nanos(1))
+        };
+        let (scheduler, next) = ("memory.schedule.sync-carry", "2026-11-28T00:00:00Z");
+        let of_schedule = headers(&[(header::SCHEDULER, scheduler), (header::SCHEDULE_NEXT, next)]);
+        assert_eq!(read(&of_schedule).unwrap().0.scheduler, scheduler);
+        let woken = headers(&[(header::WOKEN, "0192f0c1-2b3c-7d4e-8f50-61728394a5b6")]);
+        assert_eq!(read(&woken).unwrap_err().field, header::SCHEDULER);
     }
 }

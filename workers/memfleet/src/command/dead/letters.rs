@@ -9,7 +9,7 @@ use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
 use async_nats::{HeaderMap, HeaderValue};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use contract::{DeadLetterSummary, JOBS_STREAM, WORKERS, header, printable};
+use contract::{DeadLetterSummary, WORKERS, has_ticks, header, printable};
 use futures::TryStreamExt;
 use runtime::broker::{self, StoredMessage, StoredMessageError};
 use runtime::delivery::dead_letter::{STILL_AT, carried};
@@ -59,7 +59,7 @@ impl Letter {
     /// Whether its worker takes messages from this stream.
     fn may_come_from(&self, stream: &str) -> bool {
         let mut workers = WORKERS.iter().filter(|worker| worker.name == self.worker());
-        stream == JOBS_STREAM || workers.any(|worker| worker.stream == Some(stream))
+        has_ticks(stream) || workers.any(|worker| worker.stream == Some(stream))
     }
 
     /// Takes the body and the headers of its message.
