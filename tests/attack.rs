@@ -5,7 +5,7 @@ use context_writer::ContextWriter;
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 use serde_json::json;
 use testkit::attack::{assert_refused, attempt, attempt_for, grant, login, roles, tables};
-use testkit::{Fixture, request, user};
+use testkit::{Fixture, request, session, user};
 
 use crate::support::two_users;
 
@@ -122,6 +122,14 @@ async fn functions_paths_and_files_lead_nowhere() {
             ("SELECT sec.open_context(NULL)", "the security context is refused"),
             ("SELECT * FROM pg_statistic", "permission denied"),
             ("SELECT * FROM pg_authid", "permission denied"),
+            // Counters tell what a function that a role may call has read and written of others.
+            (
+                "SELECT pg_stat_get_xact_tuples_inserted('audit.security_violations'::regclass)",
+                "permission denied",
+            ),
+            ("SELECT n_tup_ins FROM pg_stat_all_tables WHERE relname = 'users'", "permission denied"),
+            ("SELECT pg_notify('memfleet', 'x')", "permission denied for function pg_notify"),
+            ("SELECT pg_logical_emit_message(true, 'memfleet', 'x')", "permission denied for function"),
         ] {
             let done = worker
                 .batch_execute(&format!("BEGIN; {sql}"))
@@ -170,6 +178,44 @@ async fn no_worker_can_take_an_advisory_lock() {
             );
         }
     }
+}
+
+/// A ciphertext is for those alone who may read or write the table of its field.
+#[tokio::test(flavor = "multi_thread")]
+async fn ciphertexts_are_of_tables_that_a_role_may_touch() {
+    let fixture = Fixture::new().await;
+    let secret = json!({ "method": "totp", "secret_key": "JBSWY3DPEHPK3PXP", "backup_codes": ["one"] });
+    let hidden =
+        json!({ "session_id": "s", "context_key": "k", "context_value": 1, "version": 1, "sensitive": true });
+    fixture
+        .process(
+            ContextWriter,
+            [
+                user(1),
+                request("second-factor.put", 1, secret),
+                session(1, "s"),
+                request("context.put", 1, hidden),
+            ],
+        )
+        .await;
+    let of = |table: &str| format!("encrypted_fields WHERE table_name = '{table}'");
+    assert_eq!(fixture.count(&of("simple_chat_context")).await, 1);
+    let factors = fixture.count(&of("user_two_factor_auth")).await;
+    assert!(factors > 0);
+    let mut worker = login(&fixture, "w_memory_sync").await;
+    let grants = [grant(1, "w_memory_sync")];
+    for (sql, rows) in [
+        (format!("SELECT FROM {}", of("simple_chat_context")), 1),
+        (format!("SELECT FROM {}", of("user_two_factor_auth")), 0),
+        (format!("DELETE FROM {}", of("user_two_factor_auth")), 0),
+        ("UPDATE encrypted_fields SET ciphertext = ciphertext || '\\x00' WHERE table_name <> 'simple_chat_context'".to_owned(), 0),
+    ] {
+        assert_eq!(attempt_for(&mut worker, &grants, &sql).await, Ok(rows), "{sql}");
+    }
+    let copy = "INSERT INTO encrypted_fields (id, user_id, table_name, column_name, row_id, ciphertext)
+        SELECT gen_random_uuid(), user_id, 'user_two_factor_auth', 'secret_key', gen_random_uuid(), ciphertext FROM encrypted_fields";
+    assert_refused(attempt_for(&mut worker, &grants, copy).await, "row-level security", "another table");
+    assert_eq!(fixture.count(&of("user_two_factor_auth")).await, factors);
 }
 
 async fn activity(connection: &mut AsyncPgConnection, text: &str) -> usize {

@@ -187,6 +187,28 @@ async fn a_confirmed_proposal_is_superseded_by_the_same_answer_and_contradicted_
     assert!(other.outcome(&fixture).await.starts_with("superseded "), "what was disputed is settled");
 }
 
+/// Publishers choose the ids of nodes that they propose. None can take the one that a task's node will have.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_id_of_a_node_cannot_be_taken_before_its_task_closes() {
+    let fixture = with_users([1]).await;
+    let (task, delegate) = keyed(1);
+    let mut requests = three_families(1);
+    requests.push(delegate);
+    for (number, foreseen) in
+        [task.id, Uuid::new_v5(&task.id, b"node"), Uuid::new_v5(&Uuid::NAMESPACE_OID, task.id.as_bytes())]
+            .into_iter()
+            .enumerate()
+    {
+        let body = json!({ "node_id": foreseen, "node_type": "note", "node_key": format!("n{number}"), "title": "Taken",
+            "content": {} });
+        requests.push(testkit::request("knowledge.propose", 1, body));
+    }
+    requests.extend(task.all_say(&THREE, "The Tagus"));
+    process(&fixture, requests).await;
+    assert!(task.outcome(&fixture).await.starts_with("validated "));
+    assert_eq!(fixture.dead_letters().await, [""; 0]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tie_is_disputed_with_both_named() {
     let fixture = with_users([1]).await;

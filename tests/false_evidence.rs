@@ -2,6 +2,7 @@
 //! sessions unusable, and storage that outlives a security context.
 
 use context_writer::ContextWriter;
+use diesel_async::SimpleAsyncConnection;
 use testkit::attack::{assert_refused, attempt, attempt_for, grant, login, login_to_key_store, roles};
 use testkit::{Fixture, context, session, user};
 
@@ -14,6 +15,37 @@ async fn recorders(fixture: &Fixture) -> Vec<String> {
     all.sort();
     all.dedup();
     all
+}
+
+/// What memory-sync's role says of a session of another user names the role; the service is as claimed.
+#[tokio::test(flavor = "multi_thread")]
+async fn foreign_sessions_that_a_role_reports_are_few_and_name_it() {
+    let fixture = two_users().await;
+    fixture.process(ContextWriter, [session(2, "theirs")]).await;
+    let mut worker = login(&fixture, "w_memory_sync").await;
+    let grants = [grant(1, "w_memory_sync")];
+    let note = |many: usize| {
+        format!(
+            "SELECT audit.note_foreign_session(1, 'theirs', 'account', gen_random_uuid()) FROM generate_series(1, {many})"
+        )
+    };
+    let many = attempt_for(&mut worker, &grants, &note(1_001)).await;
+    assert_refused(many, "a transaction records at most 1000 foreign sessions", "a flood");
+    let context = format!("SELECT sec.open_context(ARRAY['{}'])", grants[0]);
+    for statement in ["BEGIN", &context, &note(1), "COMMIT"] {
+        worker.batch_execute(statement).await.expect(statement);
+    }
+    let noted = "concat_ws(' ', role_name, service) FROM audit.security_violations WHERE violation_type = 'foreign-session'";
+    assert_eq!(fixture.lines(noted).await, ["w_memory_sync claimed:account"]);
+    let locks = "SELECT sec.lock_synced_sessions(array_fill(1, ARRAY[1001]), (SELECT array_agg('s' || n) FROM generate_series(1, 1001) AS n))";
+    assert_refused(attempt_for(&mut worker, &grants, locks).await, "at most 1000 sessions", "locks");
+    let twice = "SELECT sec.lock_synced_sessions(array_fill(1, ARRAY[600]), (SELECT array_agg(m || 's' || n) FROM generate_series(1, 600) AS n))
+        FROM generate_series(1, 2) AS m";
+    assert_refused(
+        attempt_for(&mut worker, &grants, twice).await,
+        "at most 1000 sessions",
+        "locks of several calls",
+    );
 }
 
 /// A call that records as many refusals of tokens.

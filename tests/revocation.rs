@@ -467,6 +467,34 @@ async fn others_end(fixture: &Fixture, kept_in: &Fixture) {
     assert!(problem.contains("terminating connection") || problem.contains("closed"), "{problem}");
 }
 
+/// Each open savepoint that has written takes a place in the server's one table of locks. Without a free place nobody can do anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn others_end_a_transaction_with_a_great_part_of_all_locks() {
+    let fixture = two_users().await;
+    let mut worker = login(&fixture, ROLE).await;
+    let mut other = login(&fixture, "w_router_logger").await;
+    let end = "SELECT sec.end_old_transactions()";
+    let places = "current_setting('max_locks_per_transaction')::integer
+        * (current_setting('max_connections')::integer + current_setting('max_prepared_transactions')::integer) FROM (VALUES (1)) AS one";
+    let places: usize = fixture.lines(places).await[0].parse().expect("a number");
+    worker.batch_execute("BEGIN").await.expect("begun");
+    let context = format!("SELECT sec.open_context(ARRAY['{}'])", grant(1, ROLE));
+    worker.batch_execute(&context).await.expect("a context");
+    for number in 0..places / 8 + 10 {
+        if number == 200 {
+            attempt(&mut other, end).await.expect("its right");
+            assert_eq!(attempt(&mut worker, "SELECT 1").await, Ok(1), "as many as a batch may hold");
+        }
+        let write = format!(
+            "SAVEPOINT s; INSERT INTO session_clocks (user_id, session_id, logical_time) VALUES (1, 'z{number}', 1)"
+        );
+        worker.batch_execute(&write).await.expect("a savepoint");
+    }
+    attempt(&mut other, end).await.expect("its right");
+    let problem = attempt(&mut worker, "SELECT 1").await.expect_err("its connection was ended");
+    assert!(problem.contains("terminating connection") || problem.contains("closed"), "{problem}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_worker_ends_what_others_keep_open() {
     let fixture = two_users().await;

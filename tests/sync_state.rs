@@ -75,6 +75,34 @@ async fn what_ends_a_sync_is_on_record() {
     worker.stop().await.expect("a clean end");
 }
 
+/// What a sync carries on in the name of a service ends with what the service may do.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_live_sync_ends_when_its_service_loses_the_scope_or_is_disabled() {
+    let private = |value, version| put_as("a", "k", value, version, json!({ "access_level": "private" }));
+    for (scopes, change) in [
+        ("*:*", "UPDATE sec.services SET disabled_at = now() WHERE service = 'test'"),
+        ("*:*", "UPDATE sec.services SET scopes = '{session:*,context:*}' WHERE service = 'test'"),
+        ("*:*", "UPDATE sec.services SET scopes = '{sync:start,session:*,context:*}' WHERE service = 'test'"),
+    ] {
+        let fixture = with_sessions(&["a", "b"]).await;
+        fixture.register("test", scopes).await;
+        without_wakes(&fixture).await;
+        write(&fixture, [private(json!(1), 1)]).await;
+        let sync = Sync::new();
+        let worker = fixture.run(syncer(&fixture));
+        fixture.publish([sync.start("state_sync", "a", "b")]).await;
+        fixture.drained::<MemorySync>().await;
+        assert_eq!(memory(&fixture, "b").await, ["k=1"], "with the scope sync:private");
+        write(&fixture, [private(json!(2), 2)]).await;
+        fixture.execute(change).await;
+        tick(&fixture, Job::Carry).await;
+        assert_eq!(memory(&fixture, "b").await, ["k=1"], "{change}");
+        assert_eq!(sync.state(&fixture).await, "failed not-allowed", "{change}");
+        assert_eq!(payloads(&fixture, "sync.failed").await.len(), 2, "{change}: in both sessions");
+        worker.stop().await.expect("a clean end");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_whose_target_vanishes_midway_fails() {
     let fixture = with_sessions(&["a", "b"]).await;
@@ -214,5 +242,6 @@ async fn an_event_wakes_a_live_sync_without_its_schedule() {
         writer.stop().await.expect("a clean end");
         syncs.stop().await.expect("a clean end");
         assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+        assert!(fixture.stored("WAKES").await > 0);
     }
 }

@@ -57,6 +57,8 @@ labels! {
         Expired = "expired",
         /// It was undone.
         Undone = "undone",
+        /// The service that started it was disabled, or has no scope for it any more.
+        NotAllowed = "not-allowed",
     }
 }
 

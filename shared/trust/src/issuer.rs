@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
-use contract::{MEMORY_READER, QUERIES, REQUESTS, REVEAL, Service, SessionId, UserId, worker_role};
+use contract::{
+    MEMORY_READER, MEMORY_SYNC, QUERIES, REQUESTS, REVEAL, SYNC_PRIVATE, Service, SessionId, UserId,
+    worker_role,
+};
 use data_encoding::BASE64URL_NOPAD as BASE64;
 use uuid::Uuid;
 
@@ -151,7 +154,8 @@ impl TokenIssuer {
 fn suggestion(scope: &Scope) -> String {
     let requests = REQUESTS.iter().map(|kind| format!("{}:{}", kind.noun, kind.verb));
     let queries = QUERIES.iter().map(|kind| format!("{}:{}", kind.noun, kind.verb));
-    let known: Vec<String> = requests.chain(queries).collect();
+    let others = [REVEAL, SYNC_PRIVATE].map(|(noun, verb)| format!("{noun}:{verb}"));
+    let known: Vec<String> = requests.chain(queries).chain(others).collect();
     let near = contract::nearest(&scope.to_string(), known.iter().map(String::as_str));
     near.map_or_else(String::new, |near| format!(" (did you mean {near}?)"))
 }
@@ -165,7 +169,8 @@ fn roles(scopes: &[Scope]) -> Result<BTreeSet<String>, IssueError> {
         let queries =
             QUERIES.iter().filter(|kind| scope.allows(kind.noun, kind.verb)).map(|_| MEMORY_READER.name);
         let reveals = scope.allows(REVEAL.0, REVEAL.1).then_some(MEMORY_READER.name);
-        let mut covered = requests.chain(queries).chain(reveals).peekable();
+        let widens = scope.allows(SYNC_PRIVATE.0, SYNC_PRIVATE.1).then_some(MEMORY_SYNC.name);
+        let mut covered = requests.chain(queries).chain(reveals).chain(widens).peekable();
         if covered.peek().is_none() {
             return Err(IssueError::UnmatchedScope(scope.clone()));
         }

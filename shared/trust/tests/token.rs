@@ -248,6 +248,18 @@ fn a_key_of_small_order_signs_for_nobody() {
     }
 }
 
+/// A scope that only widens what a request may do is of the worker that processes the request.
+#[test]
+fn a_widening_scope_is_issued() {
+    let scopes = Scope::parse_list("sync:private").unwrap();
+    let token = read(&issuer().issue(&TokenRequest { scopes, ..request() }, now()).unwrap().token).unwrap();
+    assert!(token.scopes().iter().any(|scope| scope.allows("sync", "private")));
+    assert!(
+        token.grant(&worker_role("memory-sync")).is_ok()
+            && token.grant(&worker_role("memory-reader")).is_err()
+    );
+}
+
 #[test]
 fn what_can_be_no_token_is_not_issued() {
     let issue = |change: fn(&mut TokenRequest)| {

@@ -81,12 +81,19 @@ impl TickGrants {
     }
 
     /// Halves the users after a failed transaction. False if there are no fewer users to try it with.
+    ///
+    /// Which half comes first is left to chance: many failing users at one end do not keep those behind them from their turn
+    /// tick after tick.
     pub(crate) fn narrow(&mut self) -> bool {
         self.splits += 1;
         let Some(failed) = self.parts.pop() else { return false };
         if failed.len() > 1 {
             let middle = failed.start + failed.len() / 2;
-            self.parts.extend([middle..failed.end, failed.start..middle]);
+            let mut halves = [middle..failed.end, failed.start..middle];
+            if fastrand::bool() {
+                halves.reverse();
+            }
+            self.parts.extend(halves);
         }
         !self.parts.is_empty() && self.splits <= MAX_SPLITS
     }
@@ -114,8 +121,28 @@ mod tests {
             assert!(grants.narrow());
             attempts += 1;
         }
+        // Whose turn comes first is chance: it is the others' at once, or after the failing user was found.
         assert!(attempts <= 12 && !grants.due().is_empty(), "{attempts} attempts, then {:?}", grants.due());
         assert_eq!(grants.all().last(), Some(&"0"));
+    }
+
+    #[test]
+    fn a_user_behind_many_who_fail_has_its_turn_within_some_ticks() {
+        let reaches = |users: usize| {
+            let (mut grants, last) = (of(users), users.to_string());
+            loop {
+                if grants.due() == [last.as_str()] {
+                    return true;
+                }
+                if !grants.narrow() {
+                    return false;
+                }
+            }
+        };
+        for users in [50, 500] {
+            let ticks = (1..=2_000).find(|_| reaches(users));
+            assert!(ticks.is_some(), "the last of {users} users never had its turn");
+        }
     }
 
     #[test]

@@ -61,11 +61,6 @@ impl Closing {
     }
 }
 
-/// The id of the node of a task: the same on whichever replica closes it.
-pub(crate) fn node_id(task: Uuid) -> Uuid {
-    Uuid::new_v5(&task, b"node")
-}
-
 /// The events of closed tasks, in order.
 pub(crate) type ClosedEvents = HashMap<TaskKey, Vec<EventDraft>>;
 
@@ -149,7 +144,8 @@ struct Made<'a> {
 
 impl<'a> Made<'a> {
     fn new(closing: &'a Closing, task: &'a TaskInputs, live: &[Live], rules: &Rules) -> Result<Self, Fault> {
-        let id = node_id(closing.task_id);
+        // Not derived from the task: publishers choose the ids of nodes that they propose, and could take one that they foresee.
+        let id = Uuid::now_v7();
         let key = (closing.user_id, id);
         let compute = |inputs: &Inputs| DossierRow::compute(key, inputs, rules, closing.request_id);
         // What contradicts the answer is known once there is an answer. Without a contradiction that is all.

@@ -115,6 +115,9 @@ pub(crate) struct SyncRow {
     pass_clock: Option<i64>,
     #[diesel(sql_type = Nullable<SqlUuid>)]
     pub(crate) request_id: Option<Uuid>,
+    /// Whether its service is not disabled and still has the scopes.
+    #[diesel(sql_type = Bool)]
+    pub(crate) is_allowed: bool,
     #[diesel(sql_type = Timestamptz)]
     now: DateTime<Utc>,
 }
@@ -123,7 +126,7 @@ pub(crate) struct SyncRow {
 const COLUMNS: &str = "s.user_id, s.id, s.source_session_id::text AS source_session_id, s.target_session_id::text AS target_session_id,
     s.sync_type::text AS sync_type, s.sync_status::text AS sync_status, s.end_reason::text AS end_reason, s.filter::text AS filter, s.crosses_private, s.expires_at,
     s.rounds, s.data_transferred::text AS data_transferred, s.has_more, s.resume_after, s.pass_clock, s.request_id,
-    clock_timestamp() AS now";
+    sec.may_sync(s.service, s.crosses_private) AS is_allowed, clock_timestamp() AS now";
 
 ::store::unnest_row! {
     struct IdRow {
@@ -150,7 +153,7 @@ static DUE: LazyLock<String> = LazyLock::new(|| {
         LEFT JOIN session_clocks c ON c.user_id = s.user_id AND c.session_id = s.source_session_id
         WHERE s.sync_status = 'in_progress'
             AND (s.has_more OR s.source_clock IS NULL OR c.logical_time > s.source_clock OR s.expires_at <= now()
-                OR NOT a.is_active OR NOT b.is_active)
+                OR NOT a.is_active OR NOT b.is_active OR NOT sec.may_sync(s.service, s.crosses_private))
         ORDER BY coalesce(s.carried_at, s.created_at), s.id LIMIT $1 FOR NO KEY UPDATE OF s SKIP LOCKED"
     )
 });

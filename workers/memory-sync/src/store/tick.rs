@@ -1,6 +1,7 @@
 //! The job `sync-carry`: syncs that have keys left, and those that follow their source, go on under job grants.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use ::store::{Connection, Fault};
 use contract::{EventType, SyncEnd, SyncType};
@@ -11,6 +12,7 @@ use uuid::Uuid;
 
 use super::run::{Round, Run, State};
 use super::syncs::{self, Progress, SyncRow};
+use super::work::Work;
 use super::{carry, events};
 
 /// The most syncs of one tick. The others are due at the next one.
@@ -31,7 +33,9 @@ enum Step {
 fn step(row: &SyncRow, run: &Run, source_is_active: bool, target_is_active: bool) -> Step {
     let follows = run.sync_type == SyncType::StateSync;
     let end = |reason| if follows { State::completed(reason) } else { State::failed(reason) };
-    if !target_is_active {
+    if !row.is_allowed {
+        Step::End(State::failed(SyncEnd::NotAllowed))
+    } else if !target_is_active {
         Step::End(end(SyncEnd::TargetEnded))
     } else if row.expires_at.is_some_and(|at| at <= run.now) {
         Step::End(end(SyncEnd::Expired))
@@ -47,7 +51,7 @@ fn step(row: &SyncRow, run: &Run, source_is_active: bool, target_is_active: bool
 /// Carries on the syncs of the users that the tick acts for.
 pub(crate) async fn carry_due(
     connection: &mut Connection,
-    rules: &Rules,
+    rules: &Arc<Rules>,
     tick: Uuid,
 ) -> Result<Vec<EventDraft>, Fault> {
     let due = syncs::due(connection, SYNCS).await?;
@@ -100,25 +104,25 @@ pub(crate) async fn carry_due(
     Ok(drafts)
 }
 
-/// Carries rounds until no sync has keys left, a few at most.
+/// Carries rounds until no sync has keys left, a few at most. One that has computed its share goes on at the next tick.
 async fn carry_rounds(
     connection: &mut Connection,
-    rules: &Rules,
+    rules: &Arc<Rules>,
     runs: &mut [Run],
     rounds: &mut [Round],
 ) -> Result<(), Fault> {
-    let keys = OpenKeys::default();
+    let (keys, mut work) = (OpenKeys::default(), Work::of_batch());
     let mut left: Vec<usize> = (0..runs.len()).collect();
     for _ in 0..ROUNDS {
         if left.is_empty() {
             break;
         }
         let mut now: Vec<Run> = left.iter().map(|index| runs[*index].clone()).collect();
-        let carried = carry::round(connection, rules, &mut now, &keys).await?;
+        let carried = carry::round(connection, rules, &mut now, &keys, &mut work).await?;
         let mut next = Vec::new();
         for ((index, run), round) in left.into_iter().zip(now).zip(carried) {
             runs[index] = run;
-            if round.has_more {
+            if round.has_more && !round.is_cut {
                 next.push(index);
             }
             rounds[index].extend(round);
