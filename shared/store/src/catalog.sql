@@ -114,7 +114,11 @@ SELECT line FROM (SELECT DISTINCT regexp_replace(line, '_\d{4}_\d{2}\M', '_month
     UNION ALL SELECT format('function %s may be called by %s', p.name, g.name)
     FROM routine p CROSS JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS a
     JOIN named g ON g.oid = a.grantee WHERE a.grantee <> p.proowner
-    UNION ALL SELECT concat_ws(' ', 'changed function of PostgreSQL', p.name, p.lanname, p.prosrc, md5(p.prosqlbody::text),
+    -- Which counters of statistics there are, and how some functions are called, depends on the version.
+    UNION ALL SELECT concat_ws(' ', 'changed function of PostgreSQL',
+        CASE WHEN p.lanname = 'internal' AND p.proname ~ '^pg_stat_get_' AND p.prosrc = p.proname THEN 'pg_stat_get_*'
+            WHEN p.lanname = 'internal' AND p.prosrc ~ '^pg_logical_emit_message_(text|bytea)$' THEN p.proname
+            ELSE concat_ws(' ', p.name, p.lanname, p.prosrc) END, md5(p.prosqlbody::text),
         CASE WHEN p.prosecdef THEN 'definer' END, array_to_string(p.proconfig, ', '))
     FROM changed_function p
     UNION ALL SELECT concat_ws(' ', g.what, 'grants', g.privilege_type, 'to', n.name,

@@ -184,8 +184,6 @@ fn table(a: &[usize], b: &[usize]) -> Vec<(usize, usize)> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
-
     /// Merges texts with as many cells as nobody here needs.
     fn merge(base: Option<&str>, texts: &[&str]) -> String {
         super::merge(base, texts, &mut 10_000)
