@@ -31,6 +31,7 @@ $$;
 REVOKE SELECT (service, crosses_private) ON cross_service_memory_sync FROM memfleet_due;
 SELECT sec.revoke_worker('w_memory_sync', functions => '{"sec.may_sync(text, boolean)"}');
 DROP FUNCTION sec.may_sync(text, boolean);
+REVOKE USAGE ON SCHEMA sec FROM memfleet_due;
 
 CREATE OR REPLACE FUNCTION audit.note_foreign_session(of_user integer, of_session text, service text, of_request uuid) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

@@ -80,6 +80,7 @@ $$;
 REVOKE EXECUTE ON FUNCTION sec.may_sync FROM PUBLIC;
 ALTER FUNCTION sec.may_sync OWNER TO memfleet_owner;
 SELECT sec.grant_worker('w_memory_sync', functions => '{"sec.may_sync(text, boolean)"}');
+GRANT USAGE ON SCHEMA sec TO memfleet_due;
 GRANT EXECUTE ON FUNCTION sec.may_sync TO memfleet_due;
 CREATE OR REPLACE FUNCTION sec.due_sync_carry(integer) RETURNS SETOF integer LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
