@@ -306,6 +306,26 @@ async fn a_session_of_another_user_is_nobody_s_here() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sessions_of_two_users_with_the_same_names_are_each_ones_own() {
+    let fixture = open(with_sessions(&["a", "b"]).await, 2, &["a", "b"]).await;
+    let theirs = json!({ "session_id": "a", "context_key": "k", "context_value": "theirs", "version": 1, "access_level": "shared" });
+    write(&fixture, [put("a", "k", json!("own"), 1), request("context.put", 2, theirs)]).await;
+    let (own, other) = (Sync::new(), Sync::new());
+    // In one batch, under one id for both.
+    let of_other = Sync { id: own.id }.start_as(2, "context_transfer", "a", "b", json!({}));
+    process(&fixture, [own.transfer("a", "b"), of_other]).await;
+    let carried =
+        "concat_ws(' ', user_id, context_value) FROM simple_chat_context WHERE session_id = 'b' ORDER BY 1";
+    assert_eq!(fixture.lines(carried).await, [r#"1 "own""#, r#"2 "theirs""#]);
+    // A session that user 1 alone has is none of user 2's.
+    write(&fixture, [session(1, "c"), session(2, "d")]).await;
+    process(&fixture, [other.start_as(2, "context_transfer", "a", "d", json!({}))]).await;
+    assert_eq!(other.state(&fixture).await, "completed carried");
+    assert_eq!(other.counted(&fixture, "created").await, "1");
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn validated_knowledge_is_shared_by_reference_and_taken_back() {
     let fixture = with_sessions(&["a", "b", "c"]).await;
     // Nodes that tasks of session a made: one is validated, one is not, one has been superseded.

@@ -308,3 +308,14 @@ pub(crate) async fn as_stored(connection: &mut AsyncPgConnection) -> Result<(), 
     store::security::fix_search_path(connection).await?;
     Ok(connection.batch_execute("SET row_security = off").await?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_lie_nowhere_are_the_rest() {
+        assert_eq!(Counts { every: 9, earlier: 4, later: 3 }.without_place(), 2);
+        assert_eq!(Counts { every: 7, earlier: 4, later: 3 }.without_place(), 0);
+    }
+}

@@ -107,3 +107,26 @@ fn the_schema_has_the_shape_of_the_golden_messages() {
         assert_eq!(schema.get("additionalProperties"), Some(&Value::Bool(false)), "{}", kind.name());
     }
 }
+
+#[test]
+fn the_event_of_a_request_about_an_agent_or_a_tool_is_addressed_to_it() {
+    let addressed: Vec<(String, String)> = REQUESTS
+        .iter()
+        .filter_map(|kind| {
+            let full = golden(kind).full;
+            let request = decode(kind, &full);
+            let agent = request.facts().target_agent()?;
+            let field = full.iter().find(|(_, value)| value.as_str() == Some(agent));
+            Some((kind.name(), field.map_or_else(String::new, |(name, _)| name.clone())))
+        })
+        .collect();
+    let expected = [
+        ("tool.report", "tool"),
+        ("agent.configure", "agent_id"),
+        ("agent.retire", "agent_id"),
+        ("agent.profile", "agent_id"),
+    ];
+    let expected: BTreeSet<(String, String)> =
+        expected.iter().map(|(kind, field)| ((*kind).to_owned(), (*field).to_owned())).collect();
+    assert_eq!(addressed.into_iter().collect::<BTreeSet<_>>(), expected);
+}

@@ -421,6 +421,7 @@ fn a_session_does_not_continue_itself() {
 fn what_is_odd_but_right_is_taken() {
     for text in [
         &nested(64),
+        &format!("[{}1]", "[1],".repeat(200)),
         r#""\ud83d\ude00""#,
         r#""\\u0000""#,
         r#""\\\\ud83d""#,

@@ -263,4 +263,12 @@ mod tests {
         ];
         assert_eq!(WorkerName::ALL.iter().map(|name| name.as_str()).collect::<Vec<_>>(), own);
     }
+
+    #[tokio::test]
+    async fn every_worker_is_started_and_observed() {
+        for name in WorkerName::ALL {
+            let fleet = Fleet::start(&[*name], &Settings::default());
+            assert_eq!((fleet.running.len(), fleet.readiness.len()), (1, 1), "{name:?}");
+        }
+    }
 }

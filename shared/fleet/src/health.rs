@@ -117,3 +117,22 @@ fn readiness(workers: Vec<ReadinessReport>) -> (StatusCode, Value) {
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, json!({ "ready": ready, "workers": workers }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_refused_method_is_answered_with_those_that_are_allowed() {
+        let allowed = |method: Method, path: &str| {
+            let response = respond(&method, path, &[]);
+            (response.status().as_u16(), response.headers().get(ALLOW).map(|value| value.as_bytes().to_vec()))
+        };
+        for path in ["/healthz", "/readyz"] {
+            assert_eq!(allowed(Method::POST, path), (405, Some(b"GET, HEAD".to_vec())));
+            assert_eq!(allowed(Method::GET, path), (200, None));
+            assert_eq!(allowed(Method::HEAD, path), (200, None));
+        }
+        assert_eq!(allowed(Method::POST, "/other"), (404, None));
+    }
+}

@@ -412,3 +412,27 @@ pub(crate) fn decrypt_with(field: &Encrypted, key: &CipherKey) -> Result<Zeroizi
     let aad = AssociatedData::Field { table, column, row: *row, user: *user };
     key.open(ciphertext, aad).map_err(|error| format!("it {error}"))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_known_as_the_current_one_until_its_lifetime_ends() {
+        let (user, minute) = (UserId::new(1).unwrap(), Duration::from_secs(60));
+        let [old, new] = [1, 2].map(|version| CipherKey::new(version, &mut [7; 32]));
+        let mut cache = Cache::default();
+        cache.insert(user, &new, true, Instant::now());
+        cache.insert(user, &old, false, Instant::now());
+        let current = |cache: &Cache, lifetime| cache.current(user, lifetime).map(|key| key.version());
+        assert_eq!(current(&cache, minute), Some(2));
+        assert_eq!(current(&cache, Duration::ZERO), None);
+        // One that was read long ago may have been replaced since, even if its key was read again for a field.
+        cache.insert(user, &new, true, Instant::now().checked_sub(minute).unwrap());
+        cache.insert(user, &new, false, Instant::now());
+        assert_eq!(current(&cache, minute), None);
+        cache.evict_expired(minute);
+        assert_eq!((cache.current.len(), cache.keys.len()), (0, 2));
+    }
+}

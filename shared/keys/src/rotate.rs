@@ -442,3 +442,22 @@ fn reencrypted(field: &Encrypted, key: &CipherKey, old_keys: &OldKeys) -> Result
     let aad = AssociatedData::Field { table, column, row: *row, user: *user };
     key.seal(&plain, aad).map(Some).map_err(|error| format!("it {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_failures_are_counted_and_the_first_ones_named() {
+        let mut report = RotationReport { done: 3, ..RotationReport::default() };
+        (0..5).for_each(|number| report.fail(format!("own {number}")));
+        let mut other = RotationReport { done: 4, ..RotationReport::default() };
+        (0..MAX_PROBLEMS + 10).for_each(|number| other.fail(format!("other {number}")));
+        assert_eq!((other.failed, other.problems.len()), (MAX_PROBLEMS + 10, MAX_PROBLEMS));
+        report.add(other);
+        assert_eq!((report.done, report.failed), (7, MAX_PROBLEMS + 15));
+        assert_eq!(report.problems.len(), MAX_PROBLEMS);
+        let named = |place: usize| report.problems.get(place).map(String::as_str);
+        assert_eq!((named(0), named(5)), (Some("own 0"), Some("other 0")));
+    }
+}

@@ -215,3 +215,33 @@ mod decimal {
         String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stamp(count: u64) -> Stamp {
+        Stamp { time: count, session: "a".into(), count }
+    }
+
+    fn seen(count: u64) -> Vector {
+        let mut seen = Vector::default();
+        seen.raise(&"a".into(), count);
+        seen
+    }
+
+    #[test]
+    fn a_part_is_seen_with_all_of_its_writes_and_known_with_one() {
+        let member = Member { value: Json::Bool(true), added: vec![(stamp(2), 0)] };
+        let set = Node::Set { made: vec![stamp(1)], members: vec![member] };
+        let entry = Entry { stamp: stamp(2), value: Json::Bool(true), bases: Vec::new() };
+        let register = Node::Register(vec![entry.clone()]);
+        let items: BTreeMap<String, Node> = [("i".to_owned(), register)].into();
+        let list = Node::List { made: vec![stamp(1)], items: items.clone(), order: vec![entry] };
+        let object = Node::Object { made: vec![stamp(1)], members: items };
+        for part in [set, list, object] {
+            assert_eq!([0, 1, 2].map(|count| part.seen_by(&seen(count))), [false, false, true], "{part:?}");
+            assert_eq!([0, 1, 2].map(|count| part.known_to(&seen(count))), [false, true, true], "{part:?}");
+        }
+    }
+}

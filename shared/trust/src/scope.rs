@@ -129,5 +129,8 @@ mod tests {
         ] {
             assert!(Scope::parse_list(text).is_err(), "{text:?}");
         }
+        // It is shown as far as a scope can be long.
+        let shown = format!("{}:{}", "A".repeat(WORD_CHARS), "b".repeat(WORD_CHARS - 1));
+        assert_eq!(format!("{shown}and more").parse::<Scope>(), Err(ScopeError(shown)));
     }
 }

@@ -35,10 +35,7 @@ impl QueryHandler {
         let IncomingQuery { service, body, .. } = incoming;
         // Decoding comes first, so that malformed queries create no rate limiters.
         let request = decode(service, &body)?;
-        if self.rate_limiters.len() > MAX_RATE_LIMITERS {
-            self.rate_limiters.retain_recent();
-        }
-        if self.rate_limiters.check_key(&request.service).is_err() {
+        if !is_within_rate(&self.rate_limiters, &request.service) {
             return Err(QueryRefusal::new(
                 QueryErrorCode::TooOften,
                 "the service requests too many tokens; retry in a second",
@@ -58,6 +55,13 @@ impl QueryHandler {
         };
         serde_json::to_vec(&answer).map(Bytes::from).map_err(|_| unavailable())
     }
+}
+
+fn is_within_rate(limiters: &DefaultKeyedRateLimiter<Service>, service: &Service) -> bool {
+    if limiters.len() > MAX_RATE_LIMITERS {
+        limiters.retain_recent();
+    }
+    limiters.check_key(service).is_ok()
 }
 
 fn decode(service: Service, body: &[u8]) -> Result<TokenRequest, QueryRefusal> {
@@ -100,4 +104,38 @@ fn refusal(refused: NotIssued) -> QueryRefusal {
 
 fn unavailable() -> QueryRefusal {
     QueryRefusal::unavailable("the registry of services is unreachable; retry later")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_limited_in_size_before_it_is_read() {
+        let of = |size: usize| {
+            let mut body = br#"{"user_id":1,"scopes":["context:put"]}"#.to_vec();
+            body.resize(size, b' ');
+            decode("chat".parse().unwrap(), &body).map_err(|refused| format!("{refused:?}"))
+        };
+        let request = of(QUERY_BYTES).unwrap();
+        assert_eq!((request.user_id.get(), request.life), (1, Duration::from_secs(DEFAULT_LIFE_S)));
+        let refused = of(QUERY_BYTES + 1).unwrap_err();
+        assert!(refused.contains(&format!("more than {QUERY_BYTES} bytes")), "{refused}");
+    }
+
+    #[test]
+    fn the_rate_of_idle_services_is_forgotten() {
+        let limiters = RateLimiter::keyed(Quota::per_second(TOKENS_PER_SECOND));
+        for number in 0..MAX_RATE_LIMITERS + 2 {
+            assert!(limiters.check_key(&format!("s{number}").parse().unwrap()).is_ok());
+        }
+        // Each of them is idle after some milliseconds.
+        let (busy, began) = ("busy".parse().unwrap(), std::time::Instant::now());
+        while limiters.len() > MAX_RATE_LIMITERS {
+            is_within_rate(&limiters, &busy);
+            assert!(began.elapsed() < Duration::from_secs(20), "{} are kept", limiters.len());
+        }
+        assert!((0..10_000).any(|_| !is_within_rate(&limiters, &busy)), "there is no limit");
+    }
 }

@@ -397,3 +397,48 @@ async fn remove(connection: &mut Connection, lines: &[&Line<'_>]) -> Result<Vec<
     });
     Ok(with_rows(&REMOVE, rows.collect()).load(connection).await?)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_memory_has_superseded_points_only_of_earlier_requests_of_its_batch() {
+        let request = serde_json::from_value(serde_json::json!({ "memory_ids": [Uuid::nil()] })).unwrap();
+        let request = VectorRequest::VectorRemove(request);
+        let item = Item::new(&vectors::Tenant::new(Uuid::nil(), Vec::new()), Uuid::nil(), None);
+        let line = |index: usize| Line {
+            index,
+            work: Work {
+                user: contract::UserId::new(1).unwrap(),
+                publisher: "chat",
+                request: &request,
+                request_id: Uuid::nil(),
+                event_id: Uuid::from_u128(u128::try_from(index).unwrap()),
+                stored_at: DateTime::UNIX_EPOCH,
+                sequence: 1,
+                is_of_node: false,
+            },
+            item: &item,
+            place: 0,
+            said: None,
+        };
+        let (lines, key) = ([line(0), line(1)], line(0).key());
+        let replaced = |lines: &[Line<'_>], won: Option<bool>| {
+            let (last, won) = (HashMap::from([(key, lines.len() - 1)]), won.map(|is_new| (key, is_new)));
+            let mut done = vec![Done::Superseded; 2];
+            let replaced = mark_applied(lines, &last, &won.into_iter().collect(), &mut done);
+            let events: Vec<u128> = replaced.iter().map(|(event, _)| event.as_u128()).collect();
+            (events, done.iter().filter(|done| **done == Done::Applied).count())
+        };
+        assert_eq!(replaced(&lines[..1], Some(true)), (vec![], 1), "it has no other points");
+        assert_eq!(replaced(&lines, Some(true)), (vec![1, 0], 2), "the first request has left points");
+        assert_eq!(replaced(&lines[..1], Some(false)), (vec![0, 0], 1), "an older version has left points");
+        assert_eq!(
+            replaced(&lines[..1], None),
+            (vec![0, 0], 0),
+            "a newer one has; these are the request's own"
+        );
+    }
+}

@@ -79,3 +79,51 @@ impl Suspicion {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_split_and_a_single_message_is_the_cause_at_the_third_failure() {
+        let request = serde_json::from_value(serde_json::json!({ "memory_ids": [Uuid::nil()] })).unwrap();
+        let request = contract::VectorRequest::VectorRemove(request);
+        let work = |event: u128| Work {
+            user: contract::UserId::new(1).unwrap(),
+            publisher: "chat",
+            request: &request,
+            request_id: Uuid::nil(),
+            event_id: Uuid::from_u128(event),
+            stored_at: chrono::DateTime::UNIX_EPOCH,
+            sequence: 1,
+            is_of_node: false,
+        };
+        let (suspicion, both) = (Suspicion::default(), [work(1), work(2)]);
+        let kind = |batch: &[Work<'_>]| suspicion.count(batch, "500").map_err(|fault| fault.kind);
+        for _ in 0..2 {
+            let tries = [kind(&both), kind(&both), kind(&both)];
+            assert_eq!(
+                tries,
+                [Err(FaultKind::Unavailable), Err(FaultKind::Unavailable), Err(FaultKind::Transient)]
+            );
+        }
+        // The message that the first half consists of has failures of its own.
+        let tries = [kind(&both[..1]), kind(&both[..1]), kind(&both[1..]), kind(&both[..1])];
+        assert_eq!(
+            tries,
+            [Err(FaultKind::Unavailable), Err(FaultKind::Unavailable), Err(FaultKind::Unavailable), Ok(())]
+        );
+    }
+
+    #[test]
+    fn the_number_of_counted_batches_is_limited() {
+        let suspicion = Suspicion::default();
+        let count = |batches: usize| {
+            suspicion.0.lock().unwrap().extend((0..batches).map(|length| ((Uuid::max(), length), 1)));
+            let _ = suspicion.count(&[], "500");
+            suspicion.0.lock().unwrap().len()
+        };
+        assert_eq!((count(MAX_COUNTED - 1), count(MAX_COUNTED)), (MAX_COUNTED, 1));
+    }
+}

@@ -220,3 +220,20 @@ impl Online {
         u8::try_from(before.iter().filter(same).count()).unwrap_or(u8::MAX)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_repeated_by_agents_of_the_same_group_only() {
+        // Agents 0, 1 and 3 are of one group, 2 of another; 4 and 5 are of none.
+        let online = Online::new(2, vec![7, 7, 8, 7], &crate::Rules::current().unwrap().reliability);
+        let before = [(0, 1), (1, 0), (2, 1), (4, 1)];
+        assert_eq!(online.repeats(&before, 3, 1), 1);
+        assert_eq!(online.repeats(&before, 3, 0), 1);
+        assert_eq!(online.repeats(&before, 2, 0), 0);
+        assert_eq!(online.repeats(&before, 5, 1), 0);
+    }
+}

@@ -247,4 +247,14 @@ mod tests {
         assert_eq!(value(header::DEAD_REQUEST_ID), Some("1"));
         assert_eq!(value(header::DEAD_REASON), Some("no\\u{a}reason"));
     }
+
+    #[test]
+    fn a_header_takes_its_name_its_value_and_four_bytes() {
+        let mut headers = HeaderMap::new();
+        headers.append("Abc", "12345");
+        assert_eq!(header_bytes(&headers), "Abc: 12345\r\n".len());
+        headers.append("Abc", "");
+        headers.append("De", "1");
+        assert_eq!(header_bytes(&headers), "Abc: 12345\r\nAbc: \r\nDe: 1\r\n".len());
+    }
 }

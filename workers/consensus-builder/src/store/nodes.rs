@@ -287,3 +287,37 @@ pub(crate) fn contradictions(
     }
     Ok(found)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use crate::prepare::to_bytes;
+
+    #[test]
+    fn answers_are_compared_by_vectors_of_one_model_only() {
+        let vector = vec![1.0, 0.0, 0.0];
+        let node = Live {
+            user_id: 1,
+            id: Uuid::nil(),
+            node_type: "fact".to_owned(),
+            node_key: "harbour".to_owned(),
+            is_validated: true,
+            valid_from: DateTime::UNIX_EPOCH,
+            answer: "The harbour is closed".to_owned(),
+            claim: None,
+            embedding: Some(to_bytes(&vector)),
+            embedding_model: Some("a".to_owned()),
+        };
+        let answer = |text: &str| Response {
+            text: text.to_owned(),
+            embedding: Some(vector.clone()),
+            ..Response::default()
+        };
+        let rules = Rules::current().unwrap();
+        let says = |text, model| node.says(&answer(text), model, &rules).unwrap();
+        assert!(says("The port is shut", Some("a")));
+        assert!(!says("The port is shut", Some("b")) && !says("The port is shut", None));
+        assert!(says("the harbour is closed", Some("b")), "the texts are the same");
+    }
+}
