@@ -463,7 +463,7 @@ const READABLE: &str = "c.oid::regclass || '.' || a.attname FROM pg_class c JOIN
     AND has_column_privilege('memfleet_due', c.oid, a.attnum, 'SELECT') ORDER BY 1";
 
 /// What the due functions of the shipped jobs read.
-const SHIPPED: [&str; 21] = [
+const SHIPPED: [&str; 23] = [
     "agent_context_states.removed_at",
     "agent_context_states.sync_state",
     "agent_context_states.user_id",
@@ -472,8 +472,10 @@ const SHIPPED: [&str; 21] = [
     "chat_mode_sessions.user_id",
     "cross_service_memory_sync.carried_at",
     "cross_service_memory_sync.created_at",
+    "cross_service_memory_sync.crosses_private",
     "cross_service_memory_sync.expires_at",
     "cross_service_memory_sync.has_more",
+    "cross_service_memory_sync.service",
     "cross_service_memory_sync.source_clock",
     "cross_service_memory_sync.source_session_id",
     "cross_service_memory_sync.sync_status",
