@@ -149,7 +149,8 @@ async fn a_validated_answer_supersedes_and_a_contradiction_is_disputed_until_a_v
     assert_eq!(third.outcome(&fixture).await, r#"validated 0.75 ["contradiction"]"#);
     assert!(second.outcome(&fixture).await.starts_with("superseded "));
     assert_eq!(fixture.lines(interval).await, ["true", "true"]);
-    let truth = "concat_ws(' ', truth, estimated_at IS NULL) FROM consensus_tasks WHERE truth IS NOT NULL";
+    let truth = "concat_ws(' ', t.truth, e.estimated_at IS NULL) FROM consensus_tasks t JOIN task_estimates e USING (user_id, id)
+        WHERE t.truth IS NOT NULL";
     assert_eq!(fixture.lines(truth).await, ["0 t"]);
     // Rejected, it is valid no more, and nothing is valid for the key; reopened, its votes count again.
     process(&fixture, [verdict(1, nodes[2], "reject")]).await;

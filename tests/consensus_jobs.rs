@@ -124,8 +124,8 @@ async fn records_are_estimated_from_closed_tasks_and_weigh_the_next_answers() {
         })
     };
     assert_eq!(fixture.lines(records).await, [line(1, "rivers", 1), line(2, "open", 2)].concat());
-    let estimated = "concat_ws(' ', estimated_answer, estimated_probability > 0.95, estimated_at IS NOT NULL)
-        FROM consensus_tasks WHERE user_id = 1 GROUP BY 1 ORDER BY 1";
+    let estimated = "concat_ws(' ', answer, probability > 0.95, estimated_at IS NOT NULL)
+        FROM task_estimates WHERE user_id = 1 GROUP BY 1 ORDER BY 1";
     assert_eq!(fixture.lines(estimated).await, ["0 t t", "1 t t"]);
     let events = "concat_ws(' ', user_id, event_payload) FROM blackboard_events WHERE event_type = 'reliability.estimated' ORDER BY user_id";
     assert_eq!(
@@ -160,11 +160,11 @@ async fn records_are_estimated_from_closed_tasks_and_weigh_the_next_answers() {
     let node = tasks[0].node(&fixture).await;
     fixture.publish([verdict(1, node, "confirm")]).await;
     fixture.drained::<ConsensusBuilder>().await;
-    let due = "count(*) FROM consensus_tasks WHERE estimated_at IS NULL AND truth = 0";
+    let due = "count(*) FROM task_estimates e JOIN consensus_tasks t USING (user_id, id) WHERE e.estimated_at IS NULL AND t.truth = 0";
     assert_eq!(fixture.lines(due).await, ["1"]);
     tick(&fixture, Job::Reestimate).await;
     assert_eq!(fixture.lines(due).await, ["0"]);
-    let sure = format!("estimated_probability FROM consensus_tasks WHERE id = '{}'", tasks[0].id);
+    let sure = format!("probability FROM task_estimates WHERE id = '{}'", tasks[0].id);
     assert_eq!(fixture.lines(&sure).await, ["1"]);
     worker.stop().await.expect("a clean end");
 }
@@ -182,7 +182,8 @@ async fn closed_tasks(fixture: &Fixture, user: i32, count: usize) {
                 100, 100, 100, 100, 'closed', 'quorum', now() - t * interval '1 second', md5('n')::uuid, array_agg('agent-' || a ORDER BY a),
                 array_agg(CASE WHEN random() < 0.3 + 0.006 * a THEN t % 4 ELSE floor(random() * 4)::integer END ORDER BY a),
                 array_agg(0.5 ORDER BY a)
-             FROM generate_series(1, {count}) AS t, generate_series(1, 100) AS a GROUP BY t"
+             FROM generate_series(1, {count}) AS t, generate_series(1, 100) AS a GROUP BY t;
+             INSERT INTO task_estimates (user_id, id) SELECT user_id, id FROM consensus_tasks WHERE node_id = md5('n')::uuid"
         ))
         .await;
 }
@@ -207,7 +208,7 @@ async fn an_estimate_may_take_longer_than_a_transaction_may_be_idle() {
     tick(&fixture, Job::Reestimate).await;
     worker.stop().await.expect("a clean end");
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
-    assert_eq!(fixture.count("consensus_tasks WHERE estimated_at IS NOT NULL").await, 5_000);
+    assert_eq!(fixture.count("task_estimates WHERE estimated_at IS NOT NULL").await, 5_000);
     assert_eq!(fixture.count("agent_records").await, 100);
 }
 
@@ -262,7 +263,7 @@ impl Estimate {
 async fn an_estimate_is_dropped_if_what_it_rests_on_has_changed() {
     let fixture = with_users([1, 2]).await;
     let records = "concat_ws(' ', agent_id, right_micro + wrong_micro) FROM agent_records ORDER BY 1";
-    let due = "consensus_tasks WHERE state = 'closed' AND estimated_at IS NULL";
+    let due = "task_estimates WHERE estimated_at IS NULL";
     let (_, requests) = questions(1, 3, &json!({ "task_kind": "rivers" }));
     fixture.process(builder(&fixture).await, requests).await;
     // Of two, the one that has seen less comes last and changes nothing.
@@ -324,10 +325,11 @@ async fn tasks_beyond_the_limit_are_left_out_for_good() {
                 quorum, asked, responded, answered, state, close_reason, closed_at, node_id, voters, choices, confidences)
              SELECT md5('s' || t)::uuid, 1, 'group', 'pm', 'q', 'kind', 'answer', 'n', 'n', '[\"a\", \"b\"]'::jsonb, 1, 1, 1, 1, 'closed',
                 'quorum', now() + t * interval '1 second', md5('n')::uuid, ARRAY['a'], ARRAY[0], ARRAY[0.5]
-             FROM generate_series(1, 19990) AS t",
+             FROM generate_series(1, 19990) AS t;
+             INSERT INTO task_estimates (user_id, id) SELECT user_id, id FROM consensus_tasks WHERE voters = ARRAY['a']",
         )
         .await;
     assert!(Estimate::prepare(&fixture, 1).await.write(&fixture).await);
-    assert_eq!(fixture.count("consensus_tasks WHERE estimated_answer IS NOT NULL").await, 20_000);
-    assert_eq!(fixture.count("consensus_tasks WHERE estimated_at IS NULL").await, 0);
+    assert_eq!(fixture.count("task_estimates WHERE answer IS NOT NULL").await, 20_000);
+    assert_eq!(fixture.count("task_estimates WHERE estimated_at IS NULL").await, 0);
 }

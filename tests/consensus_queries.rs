@@ -39,13 +39,15 @@ UPDATE consensus_memory_nodes SET superseded_by = md5(user_id || 'port-2')::uuid
 UPDATE consensus_memory_nodes SET verdict = 'confirmed', verdict_by = 'vera', verdict_reason = 'I looked',
     verdict_at = '2026-11-03 11:00+00' WHERE title = 'Title port-2';
 INSERT INTO consensus_tasks (id, user_id, session_id, pm_agent_id, question, task_kind, node_type, node_key, title, options, quorum,
-        asked, responded, answered, deadline, state, close_reason, closed_at, node_id, estimated_answer, estimated_probability, created_at)
+        asked, responded, answered, deadline, state, close_reason, closed_at, node_id, created_at)
     SELECT md5(u || 't' || n)::uuid, u, 'x', 'pm', 'Question ' || n || ' of ' || u, CASE n WHEN 3 THEN 'guess' ELSE 'fact' END, 'fact',
         'port', 'The port', CASE n WHEN 1 THEN '["80", "8080"]'::jsonb END, 2, 3, 3 - n, 3 - n,
         '2026-11-05 10:00+00', CASE n WHEN 1 THEN 'closed' ELSE 'open' END, CASE n WHEN 1 THEN 'quorum' END,
         CASE n WHEN 1 THEN '2026-11-03 10:00+00'::timestamptz END, CASE n WHEN 1 THEN md5(u || 'port-2')::uuid END,
-        CASE n WHEN 1 THEN 1 END, CASE n WHEN 1 THEN 0.875 END, '2026-11-01 10:00+00'::timestamptz + n * interval '1 hour'
+        '2026-11-01 10:00+00'::timestamptz + n * interval '1 hour'
     FROM generate_series(1, 3) AS n, unnest(ARRAY[1, 2]) AS u;
+INSERT INTO task_estimates (user_id, id, answer, probability, estimated_at)
+    SELECT user_id, id, 1, 0.875, closed_at FROM consensus_tasks WHERE state = 'closed';
 UPDATE consensus_memory_nodes SET task_id = md5(user_id || 't1')::uuid WHERE title = 'Title port-2';
 INSERT INTO task_delegations (id, user_id, session_id, pm_agent_id, target_agent_id, task_description, status, task_id)
     SELECT md5(u || 'd' || n || a)::uuid, u, 'x', 'pm', a, 'd', CASE WHEN a = 'cy' THEN 'pending' ELSE 'completed' END::taskdelegationstatus,
@@ -228,7 +230,7 @@ async fn tasks_and_whom_they_were_given_to() {
     let reader = Reader::start(&fixture).await;
     let all = reader.ask("task.list", 1, json!({})).await.expect("tasks");
     assert_eq!(column(&all, "tasks", "question"), ["Question 3 of 1", "Question 2 of 1", "Question 1 of 1"]);
-    assert_eq!(noted(&fixture).await, ["consensus_tasks 3", "task_delegations 7"]);
+    assert_eq!(noted(&fixture).await, ["consensus_tasks 3", "task_delegations 7", "task_estimates 1"]);
     let closed = &all["tasks"][2];
     for (field, value) in [
         ("state", json!("closed")),

@@ -459,7 +459,7 @@ async fn every_mint_is_in_the_audit_trail() {
 /// The columns that the role of due functions may read, beside those for the shipped jobs.
 const READABLE: &str = "c.oid::regclass || '.' || a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
     WHERE c.relnamespace::regnamespace::text IN ('public', 'sec', 'audit') AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
-    AND c.relname NOT IN ('consensus_tasks', 'consensus_memory_nodes', 'unified_memory_vectors') AND a.attnum > 0 AND NOT a.attisdropped
+    AND c.relname NOT IN ('consensus_tasks', 'consensus_memory_nodes', 'task_estimates', 'unified_memory_vectors') AND a.attnum > 0 AND NOT a.attisdropped
     AND has_column_privilege('memfleet_due', c.oid, a.attnum, 'SELECT') ORDER BY 1";
 
 /// What the due functions of the shipped jobs read.

@@ -245,7 +245,7 @@ fn request(kind: &str, user: i32, body: &str) -> Prepared {
 }
 
 /// Closed tasks of a user, of which all have 100 voters and four options. Agents differ in how often they are right.
-const CLOSED: [&str; 2] = [
+const CLOSED: [&str; 3] = [
     "INSERT INTO consensus_memory_nodes (id, user_id, node_type, node_key, title, content)
      VALUES (md5('estimated')::uuid, {user}, 'answer', 'estimated', 'Estimated', '{}');
      SELECT setseed(0.5)",
@@ -257,6 +257,7 @@ const CLOSED: [&str; 2] = [
         array_agg(CASE WHEN random() < 0.3 + 0.006 * a THEN t % 4 ELSE floor(random() * 4)::integer END ORDER BY a),
         array_agg(random() ORDER BY a)
      FROM generate_series(1, {tasks}) AS t, generate_series(1, 100) AS a GROUP BY t",
+    "INSERT INTO task_estimates (user_id, id) SELECT user_id, id FROM consensus_tasks WHERE user_id = {user}",
 ];
 
 /// Seconds of the job for one user.

@@ -182,7 +182,7 @@ async fn estimate(pipeline: &Pipeline, owner: &mut Connection) -> anyhow::Result
 }
 
 const RECORDED: &str = "SELECT count(*) AS count FROM agent_responses WHERE user_id = $1";
-const DUE: &str = "SELECT count(*) AS count FROM consensus_tasks WHERE user_id = $1 AND state = 'closed' AND estimated_at IS NULL";
+const DUE: &str = "SELECT count(*) AS count FROM task_estimates WHERE user_id = $1 AND estimated_at IS NULL";
 
 async fn count(owner: &mut Connection, sql: &str) -> anyhow::Result<i64> {
     #[derive(QueryableByName)]
@@ -227,8 +227,9 @@ struct Held {
 
 async fn held(owner: &mut Connection) -> anyhow::Result<Vec<Held>> {
     const HELD: &str = "
-        SELECT t.id, t.estimated_answer, n.content::text AS content
-        FROM consensus_tasks t JOIN consensus_memory_nodes n ON n.user_id = t.user_id AND n.id = t.node_id WHERE t.user_id = $1";
+        SELECT t.id, e.answer AS estimated_answer, n.content::text AS content
+        FROM consensus_tasks t JOIN task_estimates e ON e.user_id = t.user_id AND e.id = t.id
+        JOIN consensus_memory_nodes n ON n.user_id = t.user_id AND n.id = t.node_id WHERE t.user_id = $1";
     Ok(diesel::sql_query(HELD).bind::<Integer, _>(USER).load(owner).await?)
 }
 

@@ -384,17 +384,22 @@ static NODES: LazyLock<String> = LazyLock::new(|| {
     }
 }
 
+/// A closed task is due for an estimate.
 static TASKS: LazyLock<String> = LazyLock::new(|| {
     let (arrays, names) = (TaskRow::arrays(1), TaskRow::names());
     format!(
-        "UPDATE consensus_tasks t SET state = 'closed', close_reason = i.reason, closed_at = i.at, node_id = i.node_id,
+        "WITH closed AS (
+        UPDATE consensus_tasks t SET state = 'closed', close_reason = i.reason, closed_at = i.at, node_id = i.node_id,
         responded = i.responded, answered = i.answered,
         voters = ARRAY(SELECT v FROM jsonb_array_elements_text(i.voters::jsonb) WITH ORDINALITY AS e (v, n) ORDER BY n),
         choices = ARRAY(SELECT v::integer FROM jsonb_array_elements_text(i.choices::jsonb) WITH ORDINALITY AS e (v, n) ORDER BY n),
         confidences = ARRAY(SELECT v::float8 FROM jsonb_array_elements_text(i.confidences::jsonb) WITH ORDINALITY AS e (v, n)
             ORDER BY n),
         updated_at = now(), request_id = i.request_id
-    FROM unnest({arrays}) AS i ({names}) WHERE t.user_id = i.user_id AND t.id = i.id"
+        FROM unnest({arrays}) AS i ({names}) WHERE t.user_id = i.user_id AND t.id = i.id
+        RETURNING t.user_id, t.id, t.request_id
+    )
+    INSERT INTO task_estimates (user_id, id, request_id) SELECT user_id, id, request_id FROM closed ORDER BY user_id, id"
     )
 });
 

@@ -268,9 +268,15 @@ static JUDGE: LazyLock<String> = LazyLock::new(|| {
     let (arrays, names) = (NodeRow::arrays(1), NodeRow::names());
     format!(
         "WITH input AS MATERIALIZED (SELECT * FROM unnest({arrays}) AS i ({names})), known AS (
-        UPDATE consensus_tasks t SET truth = t.choices[array_position(t.voters, i.truth_of)], estimated_at = NULL,
-            updated_at = now(), request_id = i.request_id
+        UPDATE consensus_tasks t SET truth = t.choices[array_position(t.voters, i.truth_of)], updated_at = now(),
+            request_id = i.request_id
         FROM input i WHERE t.user_id = i.user_id AND t.id = i.task_id
+    ), held AS MATERIALIZED (
+        SELECT e.user_id, e.id, i.request_id FROM task_estimates e JOIN input i ON e.user_id = i.user_id AND e.id = i.task_id
+        ORDER BY e.user_id, e.id FOR NO KEY UPDATE OF e
+    ), due AS (
+        UPDATE task_estimates e SET estimated_at = NULL, updated_at = now(), request_id = h.request_id
+        FROM held h WHERE e.user_id = h.user_id AND e.id = h.id
     )
     UPDATE consensus_memory_nodes n SET validation_status = i.validation_status::validationstatus,
         consensus_score = i.consensus_score, verdict = i.verdict, verdict_by = i.verdict_by, verdict_reason = i.verdict_reason,

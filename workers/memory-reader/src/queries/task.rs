@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use contract::{Malformed, SessionId, TaskInfo, TaskList, TaskPage, TaskState, Text as BoundedText, UserId};
 use diesel::QueryableByName;
-use diesel::sql_types::{BigInt, Double, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{BigInt, Bool, Double, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use store::security::PlanCacheMode;
 use store::{Connection, Fault};
@@ -16,6 +16,7 @@ use crate::query_failure::QueryFailure;
 use crate::validated_query::{Answered, ValidatedQuery};
 
 const TASKS: &str = "consensus_tasks";
+const ESTIMATES: &str = "task_estimates";
 const DELEGATIONS: &str = "task_delegations";
 
 #[derive(Debug)]
@@ -48,14 +49,16 @@ const LIST: &str = concat!(
             AND ($6 IS NULL OR (created_at, id) < ($6, $7))
         ORDER BY created_at DESC, id DESC LIMIT $8
     ), page AS (
-        SELECT c.*, a.agents, a.asked_agents FROM chosen c CROSS JOIN LATERAL (
+        SELECT c.*, e.answer AS estimated_answer, e.probability AS estimated_probability, e.id IS NOT NULL AS has_estimate, a.agents,
+            a.asked_agents
+        FROM chosen c LEFT JOIN task_estimates e ON e.user_id = $1 AND e.id = c.id CROSS JOIN LATERAL (
             SELECT coalesce(jsonb_agg(jsonb_build_object('agent_id', d.target_agent_id, 'status', d.status)
                 ORDER BY d.target_agent_id), '[]')::text AS agents, count(*) AS asked_agents
             FROM task_delegations d WHERE d.user_id = $1 AND d.task_id = c.id) AS a) ",
     within_page!(
         "id, session_id, pm_agent_id, question, task_kind, node_type, node_key, title, semantic_tags::text AS semantic_tags,
-        options::text AS options, quorum, asked, responded, answered, deadline, state, close_reason, closed_at, node_id, estimated_answer, estimated_probability, created_at, agents,
-        asked_agents",
+        options::text AS options, quorum, asked, responded, answered, deadline, state, close_reason, closed_at, node_id,
+        estimated_answer, estimated_probability, has_estimate, created_at, agents, asked_agents",
         "octet_length(to_json(p.question)::text) + octet_length(p.semantic_tags::text)
             + coalesce(octet_length(p.options::text), 0) + octet_length(p.agents)",
         "p.created_at DESC, p.id DESC",
@@ -107,6 +110,8 @@ struct Row {
     estimated_answer: Option<i32>,
     #[diesel(sql_type = Nullable<Double>)]
     estimated_probability: Option<f64>,
+    #[diesel(sql_type = Bool)]
+    has_estimate: bool,
     #[diesel(sql_type = Timestamptz)]
     created_at: DateTime<Utc>,
     #[diesel(sql_type = Text)]
@@ -165,9 +170,11 @@ impl List {
         let found = rows.as_slice().first().map_or(0, |row| row.found);
         let (rows, next_cursor) = page::cut(rows, limit, found, |row| (CursorTime(row.created_at), row.id));
         let delegations: i64 = rows.iter().map(|row| row.asked_agents).sum();
+        let estimates = rows.iter().filter(|row| row.has_estimate).count();
         let tasks: Vec<TaskInfo> = rows.into_iter().map(Row::into_info).collect::<Result<_, Fault>>()?;
         let read = tasks.len();
         let page = TaskPage { tasks, next_cursor };
-        Ok(Answered::new(page, TASKS, read).and_read(DELEGATIONS, usize::try_from(delegations).unwrap_or(0)))
+        let delegations = usize::try_from(delegations).unwrap_or(0);
+        Ok(Answered::new(page, TASKS, read).and_read(DELEGATIONS, delegations).and_read(ESTIMATES, estimates))
     }
 }

@@ -41,7 +41,7 @@ pub(super) struct EstimatedTask {
     pub id: Uuid,
     pub answer: Option<i32>,
     pub probability: Option<f64>,
-    pub truth: Option<i32>,
+    pub updated_at: DateTime<Utc>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -147,7 +147,7 @@ impl EstimatedTask {
             (new, old) => new.is_some() != old.is_some(),
         };
         let is_changed = task.is_new || moved || answer != task.estimated_answer;
-        is_changed.then_some(Self { id: task.id, answer, probability, truth: task.truth })
+        is_changed.then_some(Self { id: task.id, answer, probability, updated_at: task.updated_at })
     }
 }
 

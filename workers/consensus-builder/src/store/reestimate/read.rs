@@ -17,8 +17,9 @@ const PAGE: usize = 500;
 
 /// What has waited longest comes first, so that no user is left out for good.
 const DUE: &str = "
-    SELECT t.user_id, t.task_kind FROM consensus_tasks t WHERE t.state = 'closed' AND t.estimated_at IS NULL
-    GROUP BY t.user_id, t.task_kind ORDER BY min(t.updated_at), t.user_id, t.task_kind LIMIT $1";
+    SELECT t.user_id, t.task_kind FROM task_estimates e JOIN consensus_tasks t ON t.user_id = e.user_id AND t.id = e.id
+    WHERE e.estimated_at IS NULL
+    GROUP BY t.user_id, t.task_kind ORDER BY min(e.updated_at), t.user_id, t.task_kind LIMIT $1";
 
 /// A kind of tasks that is due.
 #[derive(Clone, Debug, QueryableByName)]
@@ -45,9 +46,9 @@ pub(super) async fn due(pool: &Pool, grants: &[&str]) -> Result<Vec<Due>, Fault>
 
 /// A page of the closed tasks of a kind, the newest first.
 const CLOSED: &str = "
-    SELECT t.id, t.options::text AS options, t.voters, t.choices, t.confidences, t.truth, t.closed_at, t.updated_at,
-        t.estimated_at IS NULL AS is_new, t.estimated_answer, t.estimated_probability
-    FROM consensus_tasks t
+    SELECT t.id, t.options::text AS options, t.voters, t.choices, t.confidences, t.truth, t.closed_at, e.updated_at,
+        e.estimated_at IS NULL AS is_new, e.answer, e.probability
+    FROM consensus_tasks t JOIN task_estimates e ON e.user_id = t.user_id AND e.id = t.id
     WHERE t.user_id = $1 AND t.task_kind = $2 AND t.state = 'closed' AND (t.closed_at, t.id) < ($3, $4)
     ORDER BY t.closed_at DESC, t.id DESC LIMIT $5";
 
@@ -72,9 +73,9 @@ struct Row {
     #[diesel(sql_type = Bool)]
     is_new: bool,
     #[diesel(sql_type = Nullable<Integer>)]
-    estimated_answer: Option<i32>,
+    answer: Option<i32>,
     #[diesel(sql_type = Nullable<Double>)]
-    estimated_probability: Option<f64>,
+    probability: Option<f64>,
 }
 
 /// The families of a user's agents.
@@ -105,6 +106,7 @@ pub(super) struct Closed {
     pub id: Uuid,
     pub votes: Vec<Vote>,
     pub truth: Option<i32>,
+    /// When what is held of it changed last.
     pub updated_at: DateTime<Utc>,
     /// Whether no estimate has taken it in.
     pub is_new: bool,
@@ -211,8 +213,8 @@ impl Basis {
             truth: row.truth,
             updated_at: row.updated_at,
             is_new: row.is_new,
-            estimated_answer: row.estimated_answer,
-            estimated_probability: row.estimated_probability,
+            estimated_answer: row.answer,
+            estimated_probability: row.probability,
         };
         self.tasks.entry(row.options).or_default().push(closed);
     }

@@ -61,9 +61,9 @@ static NEW: LazyLock<String> = LazyLock::new(|| {
     let (arrays, names) = (NewRow::arrays(1), NewRow::names());
     format!(
         "WITH held AS MATERIALIZED (
-        SELECT t.estimated_at, t.updated_at, i.updated_at AS read_at
-        FROM consensus_tasks t JOIN unnest({arrays}) AS i ({names}) ON t.user_id = i.user_id AND t.id = i.id
-        ORDER BY t.user_id, t.id FOR NO KEY UPDATE OF t
+        SELECT e.estimated_at, e.updated_at, i.updated_at AS read_at
+        FROM task_estimates e JOIN unnest({arrays}) AS i ({names}) ON e.user_id = i.user_id AND e.id = i.id
+        ORDER BY e.user_id, e.id FOR NO KEY UPDATE OF e
     )
     SELECT count(*) AS count FROM held WHERE estimated_at IS NULL AND updated_at = read_at"
     )
@@ -89,21 +89,21 @@ async fn is_current(connection: &mut Connection, estimated: &Estimated) -> Resul
 
 async fn write_one(connection: &mut Connection, estimated: &Estimated, tick: Uuid) -> Result<(), Fault> {
     let Estimated { user_id, task_kind, .. } = estimated;
-    let mut rows: Vec<TaskRow> = estimated
+    let mut rows: Vec<EstimateRow> = estimated
         .changed
         .iter()
-        .map(|task| TaskRow {
+        .map(|task| EstimateRow {
             user_id: *user_id,
             id: task.id,
             answer: task.answer,
             probability: task.probability,
-            truth: task.truth,
+            updated_at: task.updated_at,
             request_id: tick,
         })
         .collect();
     rows.sort_unstable_by_key(|row| row.id);
     if !rows.is_empty() {
-        with_rows(&TASKS, rows).execute(connection).await?;
+        with_rows(&ESTIMATES, rows).execute(connection).await?;
     }
     if let Some(oldest) = estimated.oldest {
         let query = diesel::sql_query(LEFT_OUT)
@@ -125,34 +125,35 @@ async fn write_one(connection: &mut Connection, estimated: &Estimated, tick: Uui
 }
 
 ::store::unnest_row! {
-    struct TaskRow {
+    struct EstimateRow {
         user_id: i32,
         id: Uuid,
         answer: Option<i32>,
         probability: Option<f64>,
-        truth: Option<i32>,
+        updated_at: DateTime<Utc>,
         request_id: Uuid,
     }
 }
 
 /// A task that got a verdict meanwhile stays due.
-static TASKS: LazyLock<String> = LazyLock::new(|| {
-    let (arrays, names) = (TaskRow::arrays(1), TaskRow::names());
+static ESTIMATES: LazyLock<String> = LazyLock::new(|| {
+    let (arrays, names) = (EstimateRow::arrays(1), EstimateRow::names());
     format!(
         "WITH input AS MATERIALIZED (SELECT * FROM unnest({arrays}) AS i ({names})), held AS MATERIALIZED (
-        SELECT i.* FROM consensus_tasks t JOIN input i ON t.user_id = i.user_id AND t.id = i.id
-        WHERE t.truth IS NOT DISTINCT FROM i.truth ORDER BY t.user_id, t.id FOR NO KEY UPDATE OF t
+        SELECT i.* FROM task_estimates e JOIN input i ON e.user_id = i.user_id AND e.id = i.id
+        WHERE e.updated_at = i.updated_at ORDER BY e.user_id, e.id FOR NO KEY UPDATE OF e
     )
-    UPDATE consensus_tasks t SET estimated_answer = h.answer, estimated_probability = h.probability, estimated_at = now(),
-        updated_at = now(), request_id = h.request_id
-    FROM held h WHERE t.user_id = h.user_id AND t.id = h.id"
+    UPDATE task_estimates e SET answer = h.answer, probability = h.probability, estimated_at = now(), updated_at = now(),
+        request_id = h.request_id
+    FROM held h WHERE e.user_id = h.user_id AND e.id = h.id"
     )
 });
 
 /// Tasks beyond the limits are not due for ever.
 const LEFT_OUT: &str = "
-    UPDATE consensus_tasks SET estimated_at = now(), request_id = $4
-    WHERE user_id = $1 AND task_kind = $2 AND state = 'closed' AND estimated_at IS NULL AND closed_at < $3";
+    UPDATE task_estimates e SET estimated_at = now(), updated_at = now(), request_id = $4
+    FROM consensus_tasks t WHERE e.user_id = $1 AND e.estimated_at IS NULL AND t.user_id = e.user_id AND t.id = e.id
+        AND t.task_kind = $2 AND t.closed_at < $3";
 
 ::store::unnest_row! {
     struct RecordRow<'a> {
