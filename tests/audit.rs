@@ -21,9 +21,14 @@ async fn told(fixture: &Fixture, columns: &str, table: &str) -> Vec<String> {
 async fn every_table_of_a_user_is_watched() {
     let fixture = Fixture::new().await;
     let watched = |event: &str| {
+        let function = if event == "UPDATE" {
+            "note_updates_of_' || event_object_table || '"
+        } else {
+            "audit_trigger_function"
+        };
         format!(
             "event_object_table FROM information_schema.triggers WHERE event_manipulation = '{event}'
-             AND action_statement LIKE '%audit.audit_trigger_function()' AND action_orientation = 'STATEMENT' ORDER BY 1"
+             AND action_statement LIKE '%audit.{function}()' AND action_orientation = 'STATEMENT' ORDER BY 1"
         )
     };
     let mut tables: Vec<String> =
@@ -36,6 +41,21 @@ async fn every_table_of_a_user_is_watched() {
     // What is written once and says itself who did it is sealed as it stands.
     tables.retain(|table| table != "blackboard_events");
     assert_eq!(fixture.lines(&watched("INSERT")).await, tables);
+}
+
+/// A migration that changes the columns of a table has to make the function of its updates anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_trail_of_updates_compares_all_columns() {
+    let fixture = Fixture::new().await;
+    let functions = "concat_ws(' ', proname, md5(prosrc)) FROM pg_proc WHERE proname LIKE 'note\\_updates\\_of\\_%' ORDER BY 1";
+    let before = fixture.lines(functions).await;
+    assert!(before.len() >= 30, "{before:?}");
+    let remake = "DO $$ BEGIN PERFORM audit.follow_updates(t.tgrelid) FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+        WHERE t.tgname = 'audit_update' AND NOT c.relispartition; END $$";
+    fixture.execute(remake).await;
+    assert_eq!(fixture.lines(functions).await, before);
+    fixture.execute(&format!("ALTER TABLE chat_messages ADD COLUMN mood text; {remake}")).await;
+    assert_ne!(fixture.lines(functions).await, before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -318,6 +338,7 @@ async fn no_worker_can_touch_the_trail() {
     }
     for statement in [
         "SELECT audit.audit_trigger_function()",
+        "SELECT audit.follow_updates('users')",
         "SET session_replication_role = replica",
         "ALTER TABLE users DISABLE TRIGGER audit_insert",
         "DROP TRIGGER audit_update ON users",

@@ -53,6 +53,7 @@ mod locks;
 mod message_order;
 mod migration;
 mod permissions;
+mod plans;
 mod publisher;
 mod qdrant_local;
 mod queries;

@@ -17,7 +17,36 @@ use crate::prepared;
 /// # Errors
 /// A [`Fault`] of the kind `Denied` if the database rejects a grant.
 pub async fn open_context(connection: &mut AsyncPgConnection, grants: &[&str]) -> Result<i32, Fault> {
-    const OPEN: &str = "SELECT sec.open_context($1) AS users, pg_backend_pid() AS backend";
+    open(connection, grants, PlanCacheMode::Auto).await
+}
+
+/// Messages of a batch whose statements are not planned anew. Planning takes as long for one row as for five hundred: of a single
+/// message it would be a quarter of the transaction.
+const SMALL_BATCH: usize = 32;
+
+/// As [`open_context`], for a batch of so many messages.
+///
+/// # Errors
+/// As [`open_context`].
+pub async fn open_context_of_batch(
+    connection: &mut AsyncPgConnection,
+    grants: &[&str],
+    messages: usize,
+) -> Result<i32, Fault> {
+    let is_small = messages <= SMALL_BATCH;
+    let plans = if is_small { PlanCacheMode::ForceGenericPlan } else { PlanCacheMode::Auto };
+    open(connection, grants, plans).await
+}
+
+async fn open(
+    connection: &mut AsyncPgConnection,
+    grants: &[&str],
+    plan_cache_mode: PlanCacheMode,
+) -> Result<i32, Fault> {
+    // A generic plan is kept until its tables are analyzed. Made while they were empty, it would read them from end to end.
+    const OPEN: &str = "SELECT sec.open_context($1) AS users, pg_backend_pid() AS backend,
+        set_config('plan_cache_mode', $2, true) AS plan_cache_mode,
+        set_config('enable_seqscan', CASE $2 WHEN 'auto' THEN 'on' ELSE 'off' END, true) AS enable_seqscan";
     #[derive(QueryableByName)]
     struct Opened {
         #[allow(dead_code, reason = "the answer is the absence of an error")]
@@ -26,8 +55,9 @@ pub async fn open_context(connection: &mut AsyncPgConnection, grants: &[&str]) -
         #[diesel(sql_type = Integer)]
         backend: i32,
     }
-    let opened: Vec<Opened> =
-        prepared(diesel::sql_query(OPEN).bind::<Array<Text>, _>(grants)).load(connection).await?;
+    let query =
+        diesel::sql_query(OPEN).bind::<Array<Text>, _>(grants).bind::<Text, _>(plan_cache_mode.as_str());
+    let opened: Vec<Opened> = prepared(query).load(connection).await?;
     Ok(opened.as_slice().first().map_or(0, |opened| opened.backend))
 }
 

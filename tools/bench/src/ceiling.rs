@@ -114,7 +114,7 @@ async fn write<W: ExternalWorker>(
         .collect();
     connection
         .transaction(async |connection| {
-            security::open_context(connection, &grants).await?;
+            security::open_context_of_batch(connection, &grants, batch.len()).await?;
             inbox::take(connection, W::INFO.name, &entries).await?;
             let verdicts = worker.write(connection, batch, &DataKeys::new(), prepared).await?.verdicts;
             let mut events: Vec<NewEvent<'_>> = batch

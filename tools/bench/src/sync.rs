@@ -43,11 +43,11 @@ pub(super) struct SyncArgs {
     runs: u32,
 
     /// Syncs that are started at a steady rate, and timed one by one.
-    #[arg(long, default_value_t = 200, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(10..=10_000))]
+    #[arg(long, default_value_t = 100, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(10..=10_000))]
     paced: u32,
 
-    /// How many of these are started each second.
-    #[arg(long, default_value_t = 20, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    /// How many of these are started each second. More than the machine carries makes them wait for each other.
+    #[arg(long, default_value_t = 5, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1_000))]
     rate: u32,
 
     /// Rounds of writes to the sources of ten live syncs.

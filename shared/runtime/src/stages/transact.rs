@@ -84,7 +84,7 @@ impl<W: ExternalWorker> Attempt<'_, W> {
         connection: &mut Connection,
         findings: &mut Findings<W::Finding>,
     ) -> Result<Transacted, RolledBack> {
-        let backend = security::open_context(connection, self.grants).await?;
+        let backend = security::open_context_of_batch(connection, self.grants, self.batch.len()).await?;
         self.backend.store(backend, Ordering::Relaxed);
         if let Some(timeout) = self.lock_timeout {
             lock::set_timeout(connection, timeout).await?;
@@ -211,9 +211,9 @@ impl<W: ExternalWorker> Attempt<'_, W> {
                 Ok(Written { verdicts: messages.iter().map(|_| nothing()).collect(), findings: Vec::new() })
             }
             Some(due) => {
-                security::open_context(connection, due).await?;
+                security::open_context_of_batch(connection, due, messages.len()).await?;
                 let written = self.worker.write(connection, messages, self.keys, self.prepared).await?;
-                security::open_context(connection, self.grants).await?;
+                security::open_context_of_batch(connection, self.grants, messages.len()).await?;
                 Ok(written)
             }
         }

@@ -115,7 +115,7 @@ pub(super) fn around(role: &str, roles: &[String], partitions: &[String]) -> Vec
         sql: format!("SELECT WHERE pg_has_role('{role}', '{other}', 'MEMBER')"),
         expected: Expected::Nothing,
     }));
-    const WAYS: [(&str, &str); 32] = [
+    const WAYS: [(&str, &str); 33] = [
         ("keys", "SELECT FROM sec.keys"),
         ("keys", "SELECT FROM sec.revoked_grants"),
         ("keys", "SELECT sec.add_key('mine', 'grant', sha256('x'))"),
@@ -133,6 +133,7 @@ pub(super) fn around(role: &str, roles: &[String], partitions: &[String]) -> Vec
         ("audit", "SELECT FROM audit.seals"),
         ("audit", "SELECT FROM audit.subjects"),
         ("audit", "SELECT audit.audit_trigger_function()"),
+        ("audit", "SELECT audit.follow_updates('public.users')"),
         ("audit", "ALTER TABLE public.users DISABLE TRIGGER audit_insert"),
         ("locks", "SELECT pg_advisory_lock(1)"),
         ("locks", "SELECT pg_try_advisory_xact_lock(1)"),

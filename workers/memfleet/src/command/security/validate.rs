@@ -264,7 +264,9 @@ const CHECKS: [(&str, &str); 12] = [
             CROSS JOIN (VALUES ('INSERT', 4), ('DELETE', 8), ('UPDATE', 16)) AS o (operation, bit)
             WHERE NOT (c.oid = 'public.blackboard_events'::regclass AND o.operation = 'INSERT')
             AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgenabled IN ('O', 'A')
-                AND t.tgfoid = 'audit.audit_trigger_function'::regproc AND t.tgtype & o.bit > 0)",
+                AND t.tgtype & o.bit > 0 AND t.tgfoid = CASE o.operation
+                    WHEN 'UPDATE' THEN to_regproc('audit.note_updates_of_' || c.relname)
+                    ELSE 'audit.audit_trigger_function'::regproc END)",
     ),
     (
         "advisory lock function granted to PUBLIC",
