@@ -169,6 +169,29 @@ async fn records_are_estimated_from_closed_tasks_and_weigh_the_next_answers() {
     worker.stop().await.expect("a clean end");
 }
 
+/// More tasks than a tick closes, all past their deadline.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_with_many_late_tasks_keeps_nobody_out() {
+    let fixture = with_users([1, 2]).await;
+    let mut requests: Vec<RequestMessage> = [1, 2].into_iter().flat_map(three_families).collect();
+    let task = Task::of(2);
+    requests.push(task.delegate(&THREE, 3, json!({ "deadline": "2026-01-02T00:00:00Z" })));
+    fixture.process(builder(&fixture).await, requests).await;
+    fixture
+        .execute(
+            "INSERT INTO consensus_tasks (id, user_id, session_id, pm_agent_id, question, task_kind, node_type, node_key, title, quorum,
+                asked, deadline)
+             SELECT md5('late' || t)::uuid, 1, 'group', 'pm', 'q', 'kind', 'answer', 'late' || t, 'n', 1, 1, '2026-01-01T00:00:00Z'
+             FROM generate_series(1, 310) AS t",
+        )
+        .await;
+    let worker = fixture.run(builder(&fixture).await);
+    tick(&fixture, Job::Close).await;
+    worker.stop().await.expect("a clean end");
+    assert_eq!(fixture.count("consensus_tasks WHERE user_id = 2 AND state = 'closed'").await, 1);
+    assert_eq!(fixture.count("consensus_tasks WHERE user_id = 1 AND state = 'closed'").await, 299);
+}
+
 /// Closed tasks of 100 agents that nobody has estimated, as the database has them.
 async fn closed_tasks(fixture: &Fixture, user: i32, count: usize) {
     fixture

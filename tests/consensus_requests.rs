@@ -371,3 +371,26 @@ fn bytes_hidden(letter: &str) -> String {
         .collect::<Vec<_>>()
         .join(" ")
 }
+
+/// All answers to a task are compared with each other, so that each agent has a part of what a task may hold.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_agents_give_shorter_answers() {
+    let fixture = with_users([1]).await;
+    let agents: Vec<String> = (0..128).map(|n| format!("agent-{n}")).collect();
+    let names: Vec<&str> = agents.iter().map(String::as_str).collect();
+    let task = Task::of(1);
+    let requests = [
+        start(1),
+        task.delegate(&names, 128, json!({})),
+        task.respond("agent-0", &"a".repeat(8_190), json!({ "claim": 12 })),
+        task.respond("agent-1", &"a".repeat(8_190), json!({ "claim": 123 })),
+    ];
+    process(&fixture, requests).await;
+    assert_eq!(
+        fixture.dead_letters().await,
+        [
+            "permanent: response_text: text and claim have 8193 characters; of 128 agents that are asked, each may use 8192"
+        ]
+    );
+    assert_eq!(fixture.count("agent_responses").await, 1);
+}

@@ -2,7 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Difference, Micro, Rules, guard::Signature, input::Answer, text::fold};
+use crate::{
+    Difference, Micro, Rules,
+    guard::{Signature, Vocabulary},
+    input::Answer,
+    text::fold,
+};
 
 /// Clusters of answers, by their indices: members sorted, clusters sorted by their first member.
 pub(crate) type Clusters = Vec<Vec<usize>>;
@@ -37,8 +42,14 @@ struct Atom<'a> {
 pub(crate) fn cluster(answers: &[Answer], rules: &Rules) -> Clusters {
     let atoms = atoms(answers, rules);
     let threshold = Micro::from_f64(rules.cluster.similarity);
-    let mut similar: Vec<Vec<Micro>> =
-        atoms.iter().map(|a| atoms.iter().map(|b| similarity(a, b, rules)).collect()).collect();
+    let mut similar = vec![vec![Micro::ZERO; atoms.len()]; atoms.len()];
+    for (row, a) in atoms.iter().enumerate() {
+        for (column, b) in atoms.iter().enumerate().take(row) {
+            let value = similarity(a, b, threshold, rules);
+            similar[row][column] = value;
+            similar[column][row] = value;
+        }
+    }
     let mut clusters: Vec<Option<Vec<usize>>> = atoms.into_iter().map(|atom| Some(atom.members)).collect();
     while let Some((into, from)) = most_similar(&similar, &clusters, threshold) {
         let members = clusters[from].take().unwrap_or_default();
@@ -60,18 +71,20 @@ pub(crate) fn cluster(answers: &[Answer], rules: &Rules) -> Clusters {
 
 /// How two responses relate that need not belong to one task: whether a new answer repeats or contradicts a node.
 pub(crate) fn likeness(a: &Answer, b: &Answer, rules: &Rules) -> Likeness {
-    let atom = |answer| Atom::new(answer, Vec::new(), rules);
-    compare(&atom(a), &atom(b), rules)
+    let mut vocabulary = Vocabulary::default();
+    let mut atom = |answer| Atom::new(answer, Vec::new(), rules, &mut vocabulary);
+    let (a, b) = (atom(a), atom(b));
+    compare(&a, &b, rules)
 }
 
 impl<'a> Atom<'a> {
-    fn new(answer: &'a Answer, members: Vec<usize>, rules: &Rules) -> Self {
+    fn new(answer: &'a Answer, members: Vec<usize>, rules: &Rules, vocabulary: &mut Vocabulary) -> Self {
         Self {
             members,
             claim: answer.claim.as_deref(),
             folded: fold(&answer.text),
             vector: answer.vector.as_deref(),
-            signature: Signature::of(&answer.text, rules),
+            signature: Signature::of(&answer.text, rules, vocabulary),
         }
     }
 }
@@ -84,17 +97,24 @@ fn atoms<'a>(answers: &'a [Answer], rules: &Rules) -> Vec<Atom<'a>> {
         let text = if answer.claim.is_some() { String::new() } else { fold(&answer.text) };
         by_content.entry((answer.claim.as_deref(), text)).or_default().push(index);
     }
+    let mut vocabulary = Vocabulary::default();
     by_content
         .into_values()
         .filter_map(|members| {
             let content = |index: &usize| (&answers[*index].text, &answers[*index].vector);
             let first = members.iter().copied().min_by(|a, b| content(a).cmp(&content(b)))?;
-            Some(Atom::new(&answers[first], members, rules))
+            Some(Atom::new(&answers[first], members, rules, &mut vocabulary))
         })
         .collect()
 }
 
-fn similarity(a: &Atom<'_>, b: &Atom<'_>, rules: &Rules) -> Micro {
+/// Zero for answers that are not joined. Vectors are compared first: the guard takes longer, and cannot join what they keep apart.
+fn similarity(a: &Atom<'_>, b: &Atom<'_>, threshold: Micro, rules: &Rules) -> Micro {
+    let by_text = a.claim.is_none() || b.claim.is_none();
+    let is_near = || vectors(a, b).is_some_and(|(a, b)| cosine(a, b) >= threshold);
+    if by_text && a.folded != b.folded && !is_near() {
+        return Micro::ZERO;
+    }
     match compare(a, b, rules) {
         Likeness::Equal => Micro::ONE,
         Likeness::Cosine(cosine) => cosine,
@@ -112,10 +132,15 @@ fn compare(a: &Atom<'_>, b: &Atom<'_>, rules: &Rules) -> Likeness {
     if let Some(difference) = a.signature.difference(&b.signature, rules) {
         return Likeness::Guarded(difference);
     }
-    match (a.vector, b.vector) {
-        (Some(a), Some(b)) if a.len() == b.len() => Likeness::Cosine(cosine(a, b)),
-        _ => Likeness::Apart,
+    match vectors(a, b) {
+        Some((a, b)) => Likeness::Cosine(cosine(a, b)),
+        None => Likeness::Apart,
     }
+}
+
+/// Vectors that can be compared.
+fn vectors<'a>(a: &Atom<'a>, b: &Atom<'a>) -> Option<(&'a [i64], &'a [i64])> {
+    a.vector.zip(b.vector).filter(|(a, b)| a.len() == b.len())
 }
 
 /// The cosine, rounded down; zero if it is negative or a vector is zero.

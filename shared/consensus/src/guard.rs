@@ -4,7 +4,7 @@
 //! It prefers to keep apart what says the same over joining what does not: a split answer costs a dispute, a false union a
 //! wrong memory. English first; scripts without spaces are compared by characters.
 
-use std::collections::BTreeSet;
+use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -29,21 +29,37 @@ pub enum Difference {
     Name,
 }
 
-/// What the guard compares of a text.
+/// Numbers for words. Answers to a question are compared in pairs, so that each word is compared many times.
+#[derive(Debug, Default)]
+pub struct Vocabulary(HashMap<String, u32>);
+
+impl Vocabulary {
+    /// The same number for the same word. A task has fewer words than numbers.
+    fn number(&mut self, word: &str) -> u32 {
+        if let Some(number) = self.0.get(word) {
+            return *number;
+        }
+        let number = u32::try_from(self.0.len()).unwrap_or(u32::MAX);
+        self.0.insert(word.to_owned(), number);
+        number
+    }
+}
+
+/// What the guard compares of a text. Words are their numbers in one [`Vocabulary`]; lists of them are sorted, and each occurs once.
 #[derive(Clone, Debug)]
 pub struct Signature {
     /// Numbers with their units, sorted.
-    numbers: Vec<(String, String)>,
+    numbers: Vec<(u32, u32)>,
     negations: usize,
     /// Pairs of opposites, and the side that the text is on. Sorted.
     sides: Vec<(usize, usize)>,
     /// Capitalised within a sentence, or in katakana.
-    names: BTreeSet<String>,
+    names: Vec<u32>,
     /// Capitalised at the start of a sentence, where any word is.
-    perhaps_names: BTreeSet<String>,
-    words: BTreeSet<String>,
-    /// The text in units of comparison: words, or characters of a script without spaces.
-    sequence: Vec<String>,
+    perhaps_names: Vec<u32>,
+    words: Vec<u32>,
+    /// The text in units of comparison, in its order: words, or characters of a script without spaces.
+    sequence: Vec<u32>,
     unspaced: bool,
     cased: bool,
 }
@@ -58,18 +74,18 @@ struct Token<'a> {
 }
 
 impl Signature {
-    /// What the guard compares of `text`.
+    /// What the guard compares of `text`. Signatures of one vocabulary can be compared.
     #[must_use]
-    pub fn of(text: &str, rules: &Rules) -> Self {
+    pub fn of(text: &str, rules: &Rules, vocabulary: &mut Vocabulary) -> Self {
         let text = compatible(text);
         let words = &rules.words;
         let mut signature = Self {
             numbers: Vec::new(),
             negations: marks(&text, words),
             sides: Vec::new(),
-            names: BTreeSet::new(),
-            perhaps_names: BTreeSet::new(),
-            words: BTreeSet::new(),
+            names: Vec::new(),
+            perhaps_names: Vec::new(),
+            words: Vec::new(),
             sequence: Vec::new(),
             unspaced: text.chars().any(is_unspaced),
             cased: text.chars().any(char::is_uppercase),
@@ -79,12 +95,13 @@ impl Signature {
         while at < tokens.len() {
             at += match quantity(&tokens[at..], words) {
                 Some((value, unit, used)) => {
-                    signature.sequence.push(value.clone());
-                    signature.numbers.push((value, unit));
+                    let value = vocabulary.number(&value);
+                    signature.sequence.push(value);
+                    signature.numbers.push((value, vocabulary.number(&unit)));
                     used
                 }
                 None => {
-                    signature.word(&tokens[at], words);
+                    signature.word(&tokens[at], words, vocabulary);
                     1
                 }
             };
@@ -92,30 +109,36 @@ impl Signature {
         signature.numbers.sort_unstable();
         signature.sides.sort_unstable();
         signature.sides.dedup();
+        for list in [&mut signature.names, &mut signature.perhaps_names, &mut signature.words] {
+            list.sort_unstable();
+            list.dedup();
+        }
         signature
     }
 
-    fn word(&mut self, token: &Token<'_>, words: &Words) {
+    fn word(&mut self, token: &Token<'_>, words: &Words, vocabulary: &mut Vocabulary) {
         if !token.word {
             return;
         }
         let stem = token.text.strip_suffix("'s").unwrap_or(token.text);
         let folded = fold_word(stem);
+        let number = vocabulary.number(&folded);
         let plain: String = folded.chars().filter(|character| *character != '\'').collect();
         self.negations += usize::from(words.is_negation(&plain));
         self.sides.extend(words.sides(&plain));
         if stem.chars().all(is_katakana) && stem.chars().count() > 1 {
-            self.names.insert(folded.clone());
+            self.names.push(number);
         } else if stem.starts_with(char::is_uppercase) && !words.is_opener(&folded) {
             let names = if token.starts_sentence { &mut self.perhaps_names } else { &mut self.names };
-            names.insert(folded.clone());
+            names.push(number);
         }
         if self.unspaced {
-            self.sequence.extend(folded.chars().map(String::from));
+            let mut buffer = [0; 4];
+            self.sequence.extend(folded.chars().map(|one| vocabulary.number(one.encode_utf8(&mut buffer))));
         } else {
-            self.sequence.push(plain);
+            self.sequence.push(vocabulary.number(&plain));
         }
-        self.words.insert(folded);
+        self.words.push(number);
     }
 
     /// In what the texts of two signatures differ, if the guard sees a difference. Symmetric.
@@ -146,8 +169,10 @@ impl Signature {
 
     /// A name is missing in the other text; or a word that may be one, where the other has such a word in its place.
     fn differs_in_name(&self, other: &Self) -> bool {
-        let missing =
-            |names: &BTreeSet<String>, text: &Self| names.iter().any(|name| !text.words.contains(name));
+        let missing = |names: &[u32], text: &Self| {
+            let mut words = text.words.iter();
+            names.iter().any(|name| words.find(|word| *word >= name) != Some(name))
+        };
         missing(&self.names, other)
             || (missing(&self.perhaps_names, other)
                 && (missing(&other.perhaps_names, self) || missing(&other.names, self)))

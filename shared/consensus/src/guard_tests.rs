@@ -2,7 +2,8 @@ use super::*;
 
 fn difference(a: &str, b: &str) -> Option<Difference> {
     let rules = Rules::current().unwrap();
-    let (x, y) = (Signature::of(a, &rules), Signature::of(b, &rules));
+    let mut vocabulary = Vocabulary::default();
+    let (x, y) = (Signature::of(a, &rules, &mut vocabulary), Signature::of(b, &rules, &mut vocabulary));
     let result = x.difference(&y, &rules);
     assert_eq!(result, y.difference(&x, &rules), "not symmetric: {a:?} {b:?}");
     assert_eq!(x.difference(&x, &rules), None, "{a:?}");

@@ -31,7 +31,7 @@ pub use claim::{ClaimError, canonical};
 pub use cluster::Likeness;
 pub use dossier::{Cluster, Dossier, DossierError, Outcome, Verification, Vote, verify};
 pub use fixed::Micro;
-pub use guard::{Difference, Signature};
+pub use guard::{Difference, Signature, Vocabulary};
 pub use input::{Agent, Evidence, Frozen, InputError, Inputs, Record, Response, Standing, Verdict};
 pub use render::render;
 pub use rules::{

@@ -208,3 +208,27 @@ fn bad_inputs_are_refused() {
     };
     assert!(Dossier::compute(&many, &rules()).unwrap_err().to_string().contains("501"));
 }
+
+/// As many agents as a task may have, with texts as long as they may be, all of the same names: no shorter way tells them apart.
+#[test]
+fn the_answers_that_a_task_may_have_are_compared_in_time() {
+    const AGENTS: usize = 500;
+    let words: Vec<String> = (0..280).map(|n| format!("Name{n:03}")).collect();
+    let responses = (0..AGENTS).map(|agent| {
+        let mut words = words.clone();
+        words.rotate_left(agent % 280);
+        Response {
+            id: format!("r{agent}"),
+            agent: format!("agent{agent:03}"),
+            text: format!("It is {agent_word} {}", words.join(" "), agent_word = "so".repeat(1 + agent)),
+            embedding: Some(vec![1.0; 384]),
+            ..Response::default()
+        }
+    });
+    let inputs = Inputs { responses: responses.collect(), ..Inputs::default() };
+    let since = std::time::Instant::now();
+    let dossier = Dossier::compute(&inputs, &rules()).unwrap();
+    assert_eq!(dossier.clusters.len(), 1, "equal vectors and names");
+    // PostgreSQL ends a transaction that is idle for ten seconds.
+    assert!(since.elapsed() < std::time::Duration::from_secs(5), "{:?}", since.elapsed());
+}

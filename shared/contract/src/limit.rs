@@ -51,6 +51,9 @@ pub const TEXT_CHARS: usize = 256 * 1024;
 /// The longest question to agents, and the longest answer of one, in characters: 64 KiB at most.
 pub const RESPONSE_CHARS: usize = 16 * 1024;
 
+/// The longest texts and claims that answer one task together, in characters; each agent that is asked has an equal part of them.
+pub const TASK_CHARS: usize = 1024 * 1024;
+
 /// The largest structured claim of an answer, in bytes of its JSON.
 pub const CLAIM_BYTES: usize = 16 * 1024;
 

@@ -157,6 +157,25 @@ pub async fn of_tasks(connection: &mut Connection, keys: &[Key]) -> Result<HashM
     Ok(result)
 }
 
+/// The bytes of the counted texts and claims of tasks together.
+pub(crate) async fn size(connection: &mut Connection, keys: &[Key]) -> Result<i64, Fault> {
+    static SIZE: LazyLock<String> = LazyLock::new(|| {
+        let (arrays, names) = (KeyRow::arrays(1), KeyRow::names());
+        format!(
+            "SELECT coalesce(sum(octet_length(r.response_text) + coalesce(octet_length(r.claim::text), 0)), 0)::bigint AS bytes
+    FROM unnest({arrays}) AS i ({names})
+    JOIN agent_responses r ON r.user_id = i.user_id AND r.task_id = i.id AND r.is_counted"
+        )
+    });
+    #[derive(QueryableByName)]
+    struct Size {
+        #[diesel(sql_type = BigInt)]
+        bytes: i64,
+    }
+    let sizes: Vec<Size> = with_rows(&SIZE, key_rows(keys)).load(connection).await?;
+    Ok(sizes.iter().map(|size| size.bytes).sum())
+}
+
 fn inputs(task: &TaskRow, rows: Vec<ResponseRow>, model: Option<&str>) -> Result<Inputs, Fault> {
     let mut events: Vec<(i64, Uuid)> =
         rows.iter().filter_map(|row| Some((row.stored_sequence, row.event_id?))).collect();

@@ -9,6 +9,8 @@ use diesel::QueryableByName;
 use diesel::sql_types::{Bool, Integer};
 use diesel_async::RunQueryDsl;
 use runtime::Verdict;
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::task::block_in_place;
 
 use crate::Message;
 
@@ -113,6 +115,14 @@ pub(crate) async fn apply<'a, T, R: UnnestRow + 'a, K: Eq + Hash>(
         }
     }
     Ok(written)
+}
+
+/// Computes while the other tasks of the runtime go on.
+pub(crate) fn computed<T>(compute: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::MultiThread => block_in_place(compute),
+        _ => compute(),
+    }
 }
 
 /// Another transaction was faster: this one is tried again and sees what that one wrote.

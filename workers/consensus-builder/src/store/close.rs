@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use ::store::unnest::{UnnestRow, with_rows};
-use ::store::{Connection, Fault};
+use ::store::{Connection, Fault, FaultKind};
 use chrono::{DateTime, Utc};
 use consensus::{Dossier, Inputs, Rules, Standing, Status, Vote, canonical};
 use contract::{EventType, Performative, UserId};
@@ -14,7 +14,7 @@ use runtime::EventDraft;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::batch::{overtaken, rounds, uncomputable};
+use super::batch::{computed, overtaken, rounds, uncomputable};
 use super::conversations::AllCounters;
 use super::nodes::{self, DossierRow, Live, NodeKey, Succession};
 use super::respond::TaskKey;
@@ -64,6 +64,18 @@ impl Closing {
 /// The events of closed tasks, in order.
 pub(crate) type ClosedEvents = HashMap<TaskKey, Vec<EventDraft>>;
 
+/// The most bytes of answers that one transaction compares, unless they are of one task ([`contract::limit::TASK_CHARS`]).
+pub(super) const BYTES: i64 = 4 * 1024 * 1024;
+
+/// Refuses to compare the answers to these tasks in one transaction if they are too many. The runtime then writes parts of the batch.
+pub(crate) async fn check_size(connection: &mut Connection, tasks: &[TaskKey]) -> Result<(), Fault> {
+    if tasks.len() <= 1 || inputs::size(connection, tasks).await? <= BYTES {
+        return Ok(());
+    }
+    let reason = "the tasks of a batch have too many answers to compare in one transaction";
+    Err(Fault { kind: FaultKind::Permanent, reason: reason.to_owned() })
+}
+
 /// Closes tasks, in this order. Tasks for the same key follow each other, so that one sees the node of the one before.
 pub(crate) async fn close(
     connection: &mut Connection,
@@ -105,9 +117,12 @@ async fn close_round(
     let live = nodes::live(connection, &keys).await?;
     let none = Vec::new();
     let mut made = Vec::with_capacity(round.len());
-    for (key, (closing, task)) in keys.iter().zip(round) {
-        made.push(Made::new(closing, task, live.get(key).unwrap_or(&none), rules)?);
-    }
+    computed(|| {
+        for (key, (closing, task)) in keys.iter().zip(round) {
+            made.push(Made::new(closing, task, live.get(key).unwrap_or(&none), rules)?);
+        }
+        Ok(())
+    })?;
     let successions = made.iter_mut().flat_map(|made| std::mem::take(&mut made.successions)).collect();
     nodes::supersede(connection, rules, successions).await?;
     let rows: Vec<NodeRow<'_>> = made.iter().map(Made::node_row).collect();

@@ -4,22 +4,36 @@ use ::store::{Connection, Fault};
 use chrono::{DateTime, Utc};
 use consensus::Rules;
 use diesel::QueryableByName;
-use diesel::sql_types::{Integer, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{BigInt, Integer, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use runtime::EventDraft;
 use uuid::Uuid;
 
 use super::batch::Verdicts;
-use super::close::{CloseReason, Closing, close};
+use super::close::{BYTES, CloseReason, Closing, close};
 use super::conversations::{AllCounters, advance};
 
 /// The most tasks of one tick: each causes up to eighteen events, of which a tick may cause 10,000.
 const TASKS: i32 = 300;
 
-/// Row-level security shows the tasks of the users alone that the tick acts for.
+/// Row-level security shows the tasks of the users alone that the tick acts for. Users take turns, so that one with many tasks keeps
+/// nobody out; the tasks of one tick have limited texts, but one task is closed in any case.
 const DUE: &str = "
-    SELECT t.user_id, t.id, t.asked, t.responded, t.answered, clock_timestamp() AS now FROM consensus_tasks t
-    WHERE t.state = 'open' AND t.deadline <= now() ORDER BY t.user_id, t.id LIMIT $1 FOR NO KEY UPDATE";
+    WITH waiting AS (
+        SELECT t.user_id, t.id, t.deadline, row_number() OVER (PARTITION BY t.user_id ORDER BY t.deadline, t.id) AS turn
+        FROM consensus_tasks t WHERE t.state = 'open' AND t.deadline <= now()
+    ), chosen AS MATERIALIZED (
+        SELECT w.* FROM waiting w ORDER BY w.turn, w.deadline, w.user_id, w.id LIMIT $1
+    ), sized AS MATERIALIZED (
+        SELECT c.user_id, c.id, sum(r.bytes) OVER (ORDER BY c.turn, c.deadline, c.user_id, c.id
+            ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+        FROM chosen c CROSS JOIN LATERAL (
+            SELECT coalesce(sum(octet_length(r.response_text) + coalesce(octet_length(r.claim::text), 0)), 0) AS bytes
+            FROM agent_responses r WHERE r.user_id = c.user_id AND r.task_id = c.id AND r.is_counted) AS r
+    )
+    SELECT t.user_id, t.id, t.asked, t.responded, t.answered, clock_timestamp() AS now
+    FROM sized s JOIN consensus_tasks t ON t.user_id = s.user_id AND t.id = s.id
+    WHERE coalesce(s.before, 0) <= $2 AND t.state = 'open' ORDER BY t.user_id, t.id FOR NO KEY UPDATE OF t";
 
 #[derive(QueryableByName)]
 struct Due {
@@ -43,8 +57,8 @@ pub(crate) async fn close_due(
     rules: &Rules,
     tick: Uuid,
 ) -> Result<Vec<EventDraft>, Fault> {
-    let due: Vec<Due> =
-        ::store::prepared(diesel::sql_query(DUE).bind::<Integer, _>(TASKS)).load(connection).await?;
+    let query = diesel::sql_query(DUE).bind::<Integer, _>(TASKS).bind::<BigInt, _>(BYTES);
+    let due: Vec<Due> = ::store::prepared(query).load(connection).await?;
     let closings: Vec<Closing> = due
         .into_iter()
         .map(|task| Closing {

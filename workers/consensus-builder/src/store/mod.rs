@@ -113,6 +113,7 @@ pub(crate) async fn write(
     let judged: Vec<_> = parts.iter().flat_map(|part| part.verdicts.iter().copied()).collect();
     // All tasks are locked with the first part, before a node is.
     let mut tasks = verdicts::tasks(connection, &judged).await?;
+    close::check_size(connection, &tasks).await?;
     tasks.extend(parts.iter().flat_map(|part| part.tasks.iter().map(Step::task)));
     for part in &parts {
         write_part(connection, rules, part, &tasks, prepared, &mut counters, &mut verdicts).await?;
@@ -139,6 +140,8 @@ async fn write_part(
     delegate::delegate(connection, &part.delegations, counters, verdicts).await?;
     let tasks = respond::respond(connection, rules, &part.tasks, more_tasks, prepared, verdicts).await?;
     let closings: Vec<_> = tasks.closings.iter().map(|(_, closing)| closing.clone()).collect();
+    let keys: Vec<TaskKey> = closings.iter().map(|closing| (closing.user_id, closing.task_id)).collect();
+    close::check_size(connection, &keys).await?;
     let mut closed = close::close(connection, rules, &closings, counters).await?;
     let closers: HashMap<usize, TaskKey> =
         tasks.closings.iter().map(|(index, closing)| (*index, (closing.user_id, closing.task_id))).collect();

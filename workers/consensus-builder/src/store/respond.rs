@@ -8,7 +8,7 @@ use ::store::unnest::{UnnestRow, with_rows};
 use ::store::{Connection, Fault};
 use chrono::{DateTime, Utc};
 use consensus::Rules;
-use contract::{ResponseSubmit, SessionId, TaskCancel};
+use contract::{ResponseSubmit, SessionId, TaskCancel, limit};
 use diesel::QueryableByName;
 use diesel::sql_types::{Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
@@ -325,10 +325,13 @@ impl<'a> Tasks<'a> {
             Ok(abstains) => abstains,
             Err(error) => return verdicts.set(index, Verdict::Rejected(format!("claim: {error}").into())),
         };
+        let Some(task) = self.tasks.get_mut(&key) else { return };
+        if let Err(reason) = fits(item, task.asked) {
+            return verdicts.set(index, Verdict::Rejected(reason.into()));
+        }
         if !self.known.insert((key.0, request.response_id)) {
             return verdicts.written(item, false);
         }
-        let Some(task) = self.tasks.get_mut(&key) else { return };
         let is_counted = task.is_open();
         let sequence = i64::try_from(message.sequence).unwrap_or(i64::MAX);
         if is_counted && sequence > asked.sequence {
@@ -443,6 +446,20 @@ impl<'a> ResponseRow<'a> {
             request_id: message.request_id,
         }
     }
+}
+
+/// All answers to a task are compared with each other when it closes, in one transaction.
+fn fits(item: &Item<'_, ResponseSubmit>, asked: i32) -> Result<(), String> {
+    let part = limit::TASK_CHARS / usize::try_from(asked).unwrap_or(1).max(1);
+    let request = item.request;
+    let claim = request.claim.as_ref().map_or(0, |claim| claim.as_str().chars().count());
+    let length = request.response_text.as_str().chars().count() + claim;
+    if length <= part {
+        return Ok(());
+    }
+    Err(format!(
+        "response_text: text and claim have {length} characters; of {asked} agents that are asked, each may use {part}"
+    ))
 }
 
 /// The response as consensus takes it in, as far as it decides whether it is an abstention.

@@ -14,7 +14,7 @@ use runtime::{EventDraft, Verdict};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::batch::{Item, Verdicts, overtaken};
+use super::batch::{Item, Verdicts, computed, overtaken};
 use super::close::{event, superseded};
 use super::nodes::{self, DossierRow, Live, NodeKey, Succession};
 use super::respond::TaskKey;
@@ -150,7 +150,9 @@ async fn judge(
         nodes::live(connection, &[node.node_key()]).await?.remove(&node.node_key()).unwrap_or_default();
     let stored = inputs::of_nodes(connection, &[(node.user_id, node.id)]).await?.pop();
     let judged = match &stored {
-        Some(stored) => of_votes(rules, request.verdict, node, stored, &live, message.request_id)?,
+        Some(stored) => {
+            computed(|| of_votes(rules, request.verdict, node, stored, &live, message.request_id))?
+        }
         None => of_proposal(request.verdict, node),
     };
     let is_superseded = node.superseded_by.is_some();
