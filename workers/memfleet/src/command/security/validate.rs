@@ -264,10 +264,7 @@ const CHECKS: [(&str, &str); 12] = [
             WHERE acl.grantee = 'memfleet_due'::regrole AND acl.privilege_type <> 'SELECT'
          UNION ALL SELECT p.oid::regprocedure::text FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
             WHERE p.proowner = 'memfleet_due'::regrole
-            AND NOT EXISTS (SELECT FROM sec.jobs j WHERE j.due_function = format('%I.%I', n.nspname, p.proname))"
-            -- What audit.note_foreign_session asks, and nobody else may.
-            AND NOT (n.nspname = 'sec' AND p.proname = 'is_session_of_another'
-                AND NOT EXISTS (SELECT FROM aclexplode(p.proacl) AS acl WHERE acl.grantee <> 'memfleet_owner'::regrole)),
+            AND NOT EXISTS (SELECT FROM sec.jobs j WHERE j.due_function = format('%I.%I', n.nspname, p.proname))",
     ),
     (
         "view that bypasses RLS",
