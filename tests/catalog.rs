@@ -10,7 +10,7 @@ const QUIET: &str =
     "CREATE FUNCTION pg_toast.quiet() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';";
 
 /// What is done, and how the line begins that names it.
-const CHANGES: [(&str, &str); 24] = [
+const CHANGES: [(&str, &str); 31] = [
     (
         "CREATE TRIGGER quiet BEFORE INSERT ON audit.audit_log_default FOR EACH ROW EXECUTE FUNCTION pg_toast.quiet()",
         "+trigger quiet on audit.audit_log_default",
@@ -90,10 +90,36 @@ const CHANGES: [(&str, &str); 24] = [
         "-function audit.audit_trigger_function()",
     ),
     ("CREATE LANGUAGE mine HANDLER plpgsql_call_handler", "+language mine"),
+    // What is in the catalogs has no effect if a flag denies it.
+    (
+        "UPDATE pg_class SET relhastriggers = false WHERE oid = 'simple_chat_context'::regclass",
+        "+flag of public.simple_chat_context denies its triggers",
+    ),
+    ("UPDATE pg_class SET relchecks = 0 WHERE oid = 'users'::regclass", "+flag of public.users denies its checks"),
+    (
+        "CREATE VIEW copies AS SELECT 1 AS one; UPDATE pg_class SET relhasrules = false WHERE oid = 'copies'::regclass",
+        "+flag of public.copies denies its rules",
+    ),
+    (
+        "UPDATE pg_class SET relhasindex = false WHERE oid = 'audit.subjects'::regclass",
+        "+flag of audit.subjects denies its indexes",
+    ),
+    (
+        "UPDATE pg_index SET indisunique = false WHERE indexrelid = 'audit.subjects_pkey'::regclass",
+        "+flag of the index of the constraint subjects_pkey on audit.subjects denies what it enforces",
+    ),
+    (
+        "UPDATE pg_attribute SET atthasdef = false WHERE attrelid = 'audit.data_access_log'::regclass AND attname = 'transaction_id'",
+        "+flag of the column audit.data_access_log.transaction_id denies its default",
+    ),
+    (
+        "UPDATE sec.jobs SET role_name = 'w_router_logger' WHERE job = 'knowledge-index'",
+        "+job knowledge-index acts as w_router_logger for users of sec.due_knowledge_index",
+    ),
 ];
 
 /// The same for the key store.
-const CHANGES_OF_THE_KEY_STORE: [(&str, &str); 10] = [
+const CHANGES_OF_THE_KEY_STORE: [(&str, &str); 11] = [
     ("ALTER TABLE data_keys NO FORCE ROW LEVEL SECURITY", "-relation public.data_keys r of memfleet_owner row security forced"),
     ("CREATE POLICY everything ON data_keys USING (true)", "+policy everything on public.data_keys"),
     ("ALTER POLICY own_keys ON data_keys USING (true)", "-policy own_keys on public.data_keys"),
@@ -106,6 +132,10 @@ const CHANGES_OF_THE_KEY_STORE: [(&str, &str); 10] = [
         "-function sec.current_user_ids() of memfleet_owner definer",
     ),
     ("ALTER TABLE sec.revoked_grants DISABLE TRIGGER trust_changed", "-trigger trust_changed on sec.revoked_grants O"),
+    (
+        "UPDATE pg_class SET relhastriggers = false WHERE oid = 'sec.revoked_grants'::regclass",
+        "+flag of sec.revoked_grants denies its triggers",
+    ),
     (
         "CREATE TABLE copies AS TABLE data_keys; GRANT SELECT ON copies TO w_memory_reader",
         "+relation public.copies grants SELECT to w_memory_reader",

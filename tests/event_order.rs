@@ -9,7 +9,7 @@ use diesel_async::{AsyncConnection, SimpleAsyncConnection};
 use router_logger::RouterLogger;
 use serde_json::json;
 use store::Fault;
-use testkit::attack::{grant, login};
+use testkit::attack::{assert_refused, attempt, grant, login};
 use testkit::{
     Fixture, RequestMessage, RunningWorker, context, eventually, request, session, set_redelivery, user,
 };
@@ -419,4 +419,21 @@ async fn nobody_changes_or_deletes_an_event() {
         }
     }
     assert_eq!(fixture.count("blackboard_events WHERE logical_timestamp = 1").await, 2);
+}
+
+/// Each batch of a session reads which of these events are published.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_notes_at_most_as_many_events_as_a_batch_has() {
+    let fixture = Fixture::new().await;
+    let mut worker = login(&fixture, "w_router_logger").await;
+    for sql in [
+        "SELECT sec.note_unpublished(2000000000)",
+        "SELECT sec.note_unpublished(0)",
+        "SELECT sec.note_unpublished(NULL)",
+        "SELECT sec.note_unpublished(6000) FROM generate_series(1, 2)",
+    ] {
+        assert_refused(attempt(&mut worker, sql).await, "a transaction notes 1 to 10000 events", sql);
+    }
+    assert_eq!(fixture.count("sec.unpublished_transactions").await, 0);
+    assert_eq!(attempt(&mut worker, "SELECT sec.note_unpublished(10000)").await, Ok(1));
 }

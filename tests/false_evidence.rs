@@ -17,9 +17,9 @@ async fn recorders(fixture: &Fixture) -> Vec<String> {
     all
 }
 
-/// What memory-sync's role says of a session of another user names the role; the service is as claimed.
+/// What memory-sync's role says of a session that its user does not have names the role; the service is as claimed.
 #[tokio::test(flavor = "multi_thread")]
-async fn foreign_sessions_that_a_role_reports_are_few_and_name_it() {
+async fn unknown_sessions_that_a_role_reports_are_few_and_name_it() {
     let fixture = two_users().await;
     fixture.process(ContextWriter, [session(2, "theirs")]).await;
     let mut worker = login(&fixture, "w_memory_sync").await;
@@ -30,12 +30,12 @@ async fn foreign_sessions_that_a_role_reports_are_few_and_name_it() {
         )
     };
     let many = attempt_for(&mut worker, &grants, &note(1_001)).await;
-    assert_refused(many, "a transaction records at most 1000 foreign sessions", "a flood");
+    assert_refused(many, "a transaction records at most 1000 unknown sessions", "a flood");
     let context = format!("SELECT sec.open_context(ARRAY['{}'])", grants[0]);
     for statement in ["BEGIN", &context, &note(1), "COMMIT"] {
         worker.batch_execute(statement).await.expect(statement);
     }
-    let noted = "concat_ws(' ', role_name, service) FROM audit.security_violations WHERE violation_type = 'foreign-session'";
+    let noted = "concat_ws(' ', role_name, service) FROM audit.security_violations WHERE violation_type = 'unknown-session'";
     assert_eq!(fixture.lines(noted).await, ["w_memory_sync claimed:account"]);
     let locks = "SELECT sec.lock_synced_sessions(array_fill(1, ARRAY[1001]), (SELECT array_agg('s' || n) FROM generate_series(1, 1001) AS n))";
     assert_refused(attempt_for(&mut worker, &grants, locks).await, "at most 1000 sessions", "locks");
@@ -46,6 +46,31 @@ async fn foreign_sessions_that_a_role_reports_are_few_and_name_it() {
         "at most 1000 sessions",
         "locks of several calls",
     );
+}
+
+/// Neither by what is written nor by what is read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_does_not_learn_whether_others_have_a_session() {
+    let fixture = two_users().await;
+    fixture.process(ContextWriter, [session(1, "own"), session(2, "theirs")]).await;
+    let mut worker = login(&fixture, "w_memory_sync").await;
+    let context = format!("SELECT sec.open_context(ARRAY['{}'])", grant(1, "w_memory_sync"));
+    let has_written = "SELECT 1 WHERE pg_current_xact_id_if_assigned() IS NOT NULL";
+    for (name, expected) in [("theirs", Ok(1)), ("nobodys", Ok(1)), ("own", Ok(0))] {
+        let note = format!("SELECT audit.note_foreign_session(1, '{name}', 'account', gen_random_uuid())");
+        for statement in ["BEGIN", &context, &note] {
+            worker.batch_execute(statement).await.expect(statement);
+        }
+        assert_eq!(attempt(&mut worker, has_written).await, expected, "{name}");
+        worker.batch_execute("COMMIT").await.expect("its end");
+    }
+    let rows = "concat_ws(' ', violation_type, count(*), count(DISTINCT length(reason)))
+        FROM audit.security_violations GROUP BY violation_type";
+    assert_eq!(fixture.lines(rows).await, ["unknown-session 2 1"]);
+    let foreign = "concat_ws(' ', user_id, session_id, owners) FROM audit.foreign_sessions()";
+    assert_eq!(fixture.lines(foreign).await, ["1 theirs {2}"], "an operator learns it");
+    let call = attempt(&mut worker, "SELECT FROM audit.foreign_sessions()").await;
+    assert_refused(call, "permission denied for function foreign_sessions", "the role");
 }
 
 /// A call that records as many refusals of tokens.

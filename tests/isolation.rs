@@ -489,8 +489,12 @@ pub async fn validate(fixture: &Fixture) -> (bool, serde_json::Value) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_validation_finds_nothing_in_order_and_whatever_is_out_of_it() {
     let fixture = two_users().await;
+    // Only the operator knows that this key is not the issuers'.
+    fixture.execute("SELECT sec.add_key('evil', 'grant', sha256('known'))").await;
     let (fine, report) = validate(&fixture).await;
     assert_eq!((fine, &report["findings"]), (true, &json!([])));
+    let issuers = grant_key().name().to_owned();
+    assert_eq!(report["grant_keys"], json!({ "database": ["evil", issuers], "key_store": [issuers] }));
     assert!(report["attempts"].as_u64().expect("a count") > 2_000, "{}", report["attempts"]);
     assert_eq!(fixture.count("sec.keys WHERE key_id = 'validate'").await, 0, "it left nothing");
 

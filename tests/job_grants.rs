@@ -253,6 +253,19 @@ async fn job_grants_end() {
     assert!(fault.reason.contains("this role has no such job"), "{fault}");
 }
 
+/// Also while its row is still there, which later mints delete.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tick_that_is_delivered_again_acts_for_its_users_within_a_day() {
+    let fixture = with_job().await;
+    let mut worker = login(&fixture, ROLE).await;
+    let tick = Uuid::now_v7();
+    assert_eq!(users(&job_grants::mint(&mut worker, JOB, tick, 10).await.expect("grants")), [0, 1, 2]);
+    fixture.execute("UPDATE simple_chat_context SET expires_at = NULL").await;
+    assert_eq!(users(&job_grants::mint(&mut worker, JOB, tick, 10).await.expect("grants")), [0, 1, 2]);
+    fixture.execute("UPDATE sec.minted_job_grants SET minted_at = now() - interval '25 hours'").await;
+    assert_eq!(users(&job_grants::mint(&mut worker, JOB, tick, 10).await.expect("grants")), [0]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mint_that_is_not_committed_gives_nothing() {
     let fixture = with_job().await;

@@ -316,6 +316,59 @@ async fn without_its_grant_key_secrets_wait_and_under_a_retired_one_they_are_ref
     assert_eq!(fixture.count("audit.security_violations").await, 1);
 }
 
+/// Keeps a key of user 1 uncommitted, as a router-logger that was taken over may while it holds a grant of this user.
+async fn keep_a_key_open(fixture: &Fixture) -> AsyncPgConnection {
+    let mut holder = login_to_key_store(fixture, "w_router_logger").await;
+    let context = format!("SELECT sec.open_context(ARRAY['{}'])", grant(1, "w_router_logger"));
+    for sql in ["SET idle_in_transaction_session_timeout = 0", "BEGIN", &context, &add(1, 1)] {
+        holder.batch_execute(sql).await.expect(sql);
+    }
+    holder
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_kept_uncommitted_holds_up_its_user_alone() {
+    let fixture = Fixture::new().await;
+    let mut holder = keep_a_key_open(&fixture).await;
+    let worker = fixture.run(ContextWriter);
+    fixture.publish([secret(1), secret(2)]).await;
+    eventually("the other user is written", async || {
+        (fixture.count("users WHERE id = 2").await == 1).then_some(())
+    })
+    .await;
+    let report = eventually("the blocked user is reported", async || {
+        let report = worker.readiness.report();
+        (!report.blocked.is_empty()).then_some(report)
+    })
+    .await;
+    assert!(report.ready, "other users' messages are written");
+    assert_eq!(report.blocked.iter().map(|one| one.user_id).collect::<Vec<_>>(), [Some(1)]);
+    assert!(report.blocked[0].held_by.contains("in the key store"), "{}", report.blocked[0].held_by);
+    assert_eq!(fixture.count("users WHERE id = 1").await, 0);
+    holder.batch_execute("ROLLBACK").await.expect("its end");
+    fixture.drained::<ContextWriter>().await;
+    worker.stop().await.expect("a clean end");
+    assert_eq!(fixture.count("users WHERE id = 1").await, 1);
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_end_what_a_role_keeps_open_in_the_key_store() {
+    let fixture = Fixture::new().await;
+    let mut holder = keep_a_key_open(&fixture).await;
+    let mut other = login_to_key_store(&fixture, "w_memory_reader").await;
+    attempt(&mut other, "SELECT sec.end_old_transactions()").await.expect("its right");
+    assert_eq!(attempt(&mut holder, "SELECT 1").await, Ok(1), "it is not old yet");
+    let at_once =
+        "DO $$ BEGIN EXECUTE replace(pg_get_functiondef('sec.end_old_transactions'::regproc), '30 seconds',
+        '0 seconds'); END $$";
+    administrator(&fixture).await.batch_execute(at_once).await.expect("a changed function");
+    let worker = fixture.run(ContextWriter);
+    let sessions = "pg_stat_activity WHERE datname = current_database() AND usename = 'w_router_logger'";
+    eventually("a worker ends it", async || (count(&fixture, sessions).await == 0).then_some(())).await;
+    worker.stop().await.expect("a clean end");
+}
+
 /// Runs the program. Whether it succeeded, and what it printed.
 async fn operate(fixture: &Fixture, arguments: &[&str]) -> (bool, String) {
     let ended: Ended = output(memfleet(fixture, arguments)).await.into();

@@ -301,7 +301,9 @@ async fn a_session_of_another_user_is_nobody_s_here() {
     assert_eq!(dead, ["missing-prerequisite: target_session_id: user 1 has opened no session theirs"]);
     let violations = "concat_ws(' ', violation_type, service) FROM audit.security_violations v
         JOIN audit.subjects s ON s.token = v.subject_token WHERE s.user_id = 1";
-    assert_eq!(fixture.lines(violations).await, ["foreign-session claimed:test"]);
+    assert_eq!(fixture.lines(violations).await, ["unknown-session claimed:test"]);
+    let foreign = "concat_ws(' ', user_id, service, session_id, owners) FROM audit.foreign_sessions()";
+    assert_eq!(fixture.lines(foreign).await, ["1 claimed:test theirs {2}"]);
     assert_eq!(fixture.count("cross_service_memory_sync").await, 0);
 }
 

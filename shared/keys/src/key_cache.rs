@@ -22,6 +22,9 @@ use config::KeySettings;
 const MAX_CACHED_KEYS: usize = 20_000;
 /// Connections to the key store. The keys of a batch are read with one query.
 const CONNECTIONS: usize = 2;
+/// How long a worker waits for a lock in the key store. Only a transaction that adds a key of the same user holds one, for
+/// milliseconds, unless somebody keeps it open.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// How often a key is added for a user of whom none opens, if another process has added one first which does not open.
 const ADD_TRIES: u32 = 5;
@@ -105,7 +108,7 @@ impl Keys {
             size: CONNECTIONS,
             acquire_timeout,
             statement_timeout: acquire_timeout.max(Duration::from_secs(5)),
-            lock_timeout: Duration::ZERO,
+            lock_timeout: if role.is_empty() { Duration::ZERO } else { LOCK_TIMEOUT },
         };
         Ok(Self {
             pool: store::open_pool(&settings.url_of(role), &options)?,
@@ -150,8 +153,9 @@ impl Keys {
     /// opens.
     ///
     /// # Errors
-    /// [`KeyError::Denied`] if the key store refuses a grant. Otherwise [`KeyError`] if the key store or the provider is
-    /// unavailable, or lacks a key; that error concerns all users.
+    /// [`KeyError::Denied`] if the key store refuses a grant, [`KeyError::Blocked`] if another transaction keeps adding a key of
+    /// one of these users. Otherwise [`KeyError`] if the key store or the provider is unavailable, or lacks a key; that error
+    /// concerns all users.
     pub async fn current(&self, grants: &Grants<'_>) -> Result<DataKeys, KeyError> {
         let users: BTreeSet<UserId> = grants.keys().copied().collect();
         let (mut found, mut highest) = self.newest(&users, grants).await?;
@@ -301,7 +305,8 @@ impl Keys {
         self.provider.wrap(&versions.iter().map(new).collect::<Result<Vec<_>, KeyError>>()?).await
     }
 
-    pub(crate) fn pool(&self) -> &Pool {
+    /// The connections to the key store.
+    pub fn pool(&self) -> &Pool {
         &self.pool
     }
 

@@ -103,7 +103,8 @@ const TRIES: u32 = 3;
 /// role sees no key.
 ///
 /// # Errors
-/// [`KeyError::Denied`] if the key store refuses a grant, [`KeyError::Store`] if it is unavailable.
+/// [`KeyError::Denied`] if the key store refuses a grant, [`KeyError::Blocked`] if keys cannot be added because of a lock,
+/// [`KeyError::Store`] if it is unavailable.
 pub(crate) async fn request(
     pool: &Pool,
     request: &KeyRequest<'_>,
@@ -117,6 +118,10 @@ pub(crate) async fn request(
     loop {
         match try_request(pool, request, &grants).await {
             Err(Fault { kind: FaultKind::Transient, .. }) if tries < TRIES => tries += 1,
+            // Whoever only reads waits for no row: a timeout then concerns all users.
+            Err(Fault { kind: FaultKind::Blocked, reason }) if matches!(request, KeyRequest::Add(_)) => {
+                return Err(KeyError::Blocked(reason));
+            }
             found => return Ok(found?),
         }
     }

@@ -58,7 +58,7 @@ pub const SCHEMA: Schema = Schema::new(|| MIGRATIONS);
 /// they belong to the server, which may be that of the main database.
 pub const CATALOG: Catalog = Catalog {
     expected: include_str!("catalog.txt"),
-    roles: "SELECT r.rolname FROM pg_roles r WHERE r.rolname = 'memfleet_owner' UNION
+    roles: "SELECT r.rolname FROM pg_roles r WHERE r.rolname IN ('memfleet_owner', 'memfleet_watch') UNION
         SELECT r.rolname FROM pg_database d, aclexplode(d.datacl) AS a JOIN pg_roles r ON r.oid = a.grantee
         WHERE d.datname = current_database() AND a.privilege_type = 'CONNECT' AND r.rolname LIKE 'w\\_%'",
     own_lines: "SELECT NULL WHERE false",
@@ -73,6 +73,9 @@ pub enum KeyError {
     /// The key store refuses a grant, or a key under it.
     #[error("the key store: {0}")]
     Denied(String),
+    /// The keys of these users cannot be added now: another transaction keeps adding one.
+    #[error("the key store: {0}")]
+    Blocked(String),
     /// The main database is unreachable or returned an error.
     #[error("the main database: {0}")]
     Main(String),

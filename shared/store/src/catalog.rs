@@ -30,7 +30,8 @@ pub const MAIN: Catalog = Catalog {
     expected: include_str!("catalog.txt"),
     roles: "SELECT r.rolname FROM pg_roles r WHERE r.rolname LIKE 'memfleet\\_%'
         UNION SELECT w.role_name FROM sec.worker_privileges w",
-    own_lines: "SELECT format('events of the type %s are appended by %s', w.event_type, w.role_name) FROM sec.event_writers w",
+    own_lines: "SELECT format('events of the type %s are appended by %s', w.event_type, w.role_name) FROM sec.event_writers w
+        UNION ALL SELECT format('job %s acts as %s for users of %s', j.job, j.role_name, j.due_function) FROM sec.jobs j",
 };
 
 /// The difference between a database and what the migrations make.

@@ -94,6 +94,21 @@ SELECT line FROM (SELECT DISTINCT regexp_replace(line, '_\d{4}_\d{2}\M', '_month
         'identity ' || nullif(t.attidentity::text, ''), 'generated ' || nullif(t.attgenerated::text, ''))
     FROM relation r JOIN pg_attribute t ON t.attrelid = r.oid AND t.attnum > 0 AND NOT t.attisdropped
     LEFT JOIN pg_attrdef d ON d.adrelid = r.oid AND d.adnum = t.attnum WHERE r.relkind IN ('r', 'p', 'f')
+    -- PostgreSQL looks at these flags first: what they deny has no effect, though it is in the catalogs. Where all is in order
+    -- there is no such line. The first three stay set when the last one of what they tell of is dropped.
+    UNION ALL SELECT format('flag of %s denies its %s', r.name, f.what)
+    FROM relation r CROSS JOIN LATERAL (VALUES
+        ('triggers', NOT r.relhastriggers AND EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = r.oid)),
+        ('rules', NOT r.relhasrules AND EXISTS (SELECT FROM pg_rewrite w WHERE w.ev_class = r.oid)),
+        ('indexes', NOT r.relhasindex AND EXISTS (SELECT FROM pg_index i WHERE i.indrelid = r.oid)),
+        ('checks', r.relchecks <> (SELECT count(*) FROM pg_constraint c WHERE c.conrelid = r.oid AND c.contype = 'c'))
+    ) AS f (what, is_denied) WHERE f.is_denied
+    UNION ALL SELECT format('flag of the column %s.%I denies its default', r.name, t.attname)
+    FROM relation r JOIN pg_attribute t ON t.attrelid = r.oid AND t.attnum > 0 AND NOT t.attisdropped
+    LEFT JOIN pg_attrdef d ON d.adrelid = r.oid AND d.adnum = t.attnum WHERE t.atthasdef <> (d.oid IS NOT NULL)
+    UNION ALL SELECT format('flag of the index of the constraint %I on %s denies what it enforces', c.conname, r.name)
+    FROM pg_constraint c JOIN relation r ON r.oid = c.conrelid JOIN pg_index i ON i.indexrelid = c.conindid
+    WHERE c.contype IN ('p', 'u') AND NOT (i.indisunique AND i.indisvalid AND i.indisready AND i.indislive)
     UNION ALL SELECT concat_ws(' ', 'type', format('%I.%I', s.nspname, t.typname), t.typtype::text, t.typinput, t.typoutput,
         t.typreceive, t.typsend)
     FROM pg_type t JOIN space s ON s.oid = t.typnamespace WHERE t.typrelid = 0 AND t.typcategory <> 'A'

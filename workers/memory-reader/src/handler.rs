@@ -83,6 +83,10 @@ impl QueryHandler {
         self.primary.clone()
     }
 
+    pub(crate) fn key_store(&self) -> Pool {
+        self.keys.pool().clone()
+    }
+
     /// Probes the database that queries read. The vector store and the key store are not probed, since most queries
     /// need neither.
     pub(crate) async fn probe(&self) -> ProbeResults {

@@ -84,8 +84,13 @@ pub async fn run(settings: &Settings, readiness: Readiness, stop: CancellationTo
     };
     let handler = Arc::new(handler);
     readiness.reached(Phase::Running);
-    let refreshing =
-        trust_refresh::follow(readiness.clone(), handler.authorizer(), handler.primary(), stop.clone());
+    let refreshing = trust_refresh::follow(
+        readiness.clone(),
+        handler.authorizer(),
+        handler.primary(),
+        Some(handler.key_store()),
+        stop.clone(),
+    );
     let _refreshing = AbortOnDropHandle::new(tokio::spawn(refreshing));
     let probed = Arc::clone(&handler);
     let probe = move || {

@@ -272,7 +272,10 @@ fn spawn_stages<W: ExternalWorker>(
         }
     }
     stages.spawn(dead_lettering);
-    stages.spawn(trust_refresh::follow(readiness, Arc::clone(authorizer), pool.clone(), stop.clone()));
+    let key_store = keys.as_ref().map(|keys| keys.pool().clone());
+    let refreshing =
+        trust_refresh::follow(readiness, Arc::clone(authorizer), pool.clone(), key_store, stop.clone());
+    stages.spawn(refreshing);
     stages
 }
 

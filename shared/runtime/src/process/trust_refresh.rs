@@ -27,12 +27,18 @@ pub async fn read(pool: &Pool) -> Result<TrustState, Fault> {
 
 /// Refreshes the registry state of an authorizer, and the readiness of the database, until `stop` is cancelled. While
 /// the database is unreachable, the last known state applies. This is safe: nothing can be written meanwhile, and the
-/// database verifies every grant itself.
-pub async fn follow(readiness: Readiness, authorizer: Arc<Authorizer>, pool: Pool, stop: CancellationToken) {
+/// database verifies every grant itself. Old transactions are ended in the key store, too, if the worker has one.
+pub async fn follow(
+    readiness: Readiness,
+    authorizer: Arc<Authorizer>,
+    pool: Pool,
+    key_store: Option<Pool>,
+    stop: CancellationToken,
+) {
     // Apart from each other: what a note of use waits for holds up no revocation.
     tokio::join!(
         refresh_often(&readiness, &authorizer, &pool, &stop),
-        keep(&readiness, &authorizer, &pool, &stop)
+        keep(&readiness, &authorizer, &pool, key_store.as_ref(), &stop)
     );
 }
 
@@ -51,7 +57,13 @@ async fn refresh_often(
 }
 
 /// Records the use of tokens, and ends what other workers left open.
-async fn keep(readiness: &Readiness, authorizer: &Authorizer, pool: &Pool, stop: &CancellationToken) {
+async fn keep(
+    readiness: &Readiness,
+    authorizer: &Authorizer,
+    pool: &Pool,
+    key_store: Option<&Pool>,
+    stop: &CancellationToken,
+) {
     let worker = readiness.worker();
     let mut tick = interval_at(Instant::now() + RECORD_INTERVAL, RECORD_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -59,6 +71,9 @@ async fn keep(readiness: &Readiness, authorizer: &Authorizer, pool: &Pool, stop:
         authorizer.prune();
         record_uses(worker, authorizer, pool).await;
         end_old_transactions(worker, pool).await;
+        if let Some(key_store) = key_store {
+            end_old_transactions(worker, key_store).await;
+        }
     }
     record_uses(worker, authorizer, pool).await;
 }

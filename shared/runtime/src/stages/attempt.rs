@@ -44,11 +44,14 @@ impl<W: ExternalWorker> Writer<W> {
         match keys.current(&grants).await {
             Ok(keys) => Ok(keys),
             Err(KeyError::Denied(reason)) => Err(Fault { kind: FaultKind::Denied, reason }),
-            // A message can cause no other error, so all others count as unavailability. But only for grants that the
-            // database accepts: no batch may wait for the key store to learn a key that nobody knows.
+            // A user's key that cannot be added concerns the messages of this user. A message can cause no other error, so
+            // all others count as unavailability. But only for grants that the database accepts: no batch may wait for the
+            // key store to learn a key that nobody knows.
             Err(error) => {
                 self.check_grants(&grants.into_values().collect::<Vec<_>>()).await?;
-                Err(Fault { kind: FaultKind::Unavailable, reason: error.to_string() })
+                let is_blocked = matches!(error, KeyError::Blocked(_));
+                let kind = if is_blocked { FaultKind::Blocked } else { FaultKind::Unavailable };
+                Err(Fault { kind, reason: error.to_string() })
             }
         }
     }
@@ -70,7 +73,9 @@ impl<W: ExternalWorker> Writer<W> {
         part: Part,
         progress: &mut Progress<W>,
     ) -> Result<Transacted, RolledBack> {
-        let keys = self.keys_for(messages).await?;
+        let keys = self.keys_for(messages).await;
+        progress.is_blocked_in_key_store = keys.as_ref().is_err_and(|fault| fault.kind == FaultKind::Blocked);
+        let keys = keys?;
         let Progress { grants: tick_grants, prepared, findings, lock_wait, .. } = progress;
         for message in messages.iter().map(Authorized::message) {
             if let (Source::Tick(tick), Some(grants)) = (&message.source, &mut *tick_grants) {

@@ -24,7 +24,7 @@ impl<W: ExternalWorker> Writer<W> {
         let due = grants.as_ref().map(TickGrants::due);
         let prepared = self.prepare(batch, due).await.ok_or(Disposition::HAND_BACK)?;
         let (findings, search) = (Findings::new(), Search::default());
-        Ok(Progress { grants, prepared, findings, lock_wait: None, search })
+        Ok(Progress { grants, prepared, findings, lock_wait: None, is_blocked_in_key_store: false, search })
     }
 
     /// Mints the job grants of a tick. Retries while the database is unavailable.

@@ -101,6 +101,8 @@ pub(crate) struct Progress<W: ExternalWorker> {
     pub(crate) findings: Findings<W::Finding>,
     /// The lock that the last attempt was seen waiting for.
     pub(crate) lock_wait: Option<LockWait>,
+    /// Whether the last attempt could not add a data key because of a lock in the key store.
+    pub(crate) is_blocked_in_key_store: bool,
     pub(crate) search: Search,
 }
 
@@ -263,7 +265,10 @@ impl<W: ExternalWorker> Writer<W> {
             progress.search.failed(took, is_of_one_user);
         }
         let Some(first) = messages.first().filter(|_| is_of_one_user) else { return Given::Parts(parts) };
-        let held_by = progress.lock_wait.take().map(|wait| wait.to_string());
+        let held_by = match progress.is_blocked_in_key_store {
+            true => Some("a transaction in the key store that adds a data key of the user".to_owned()),
+            false => progress.lock_wait.take().map(|wait| wait.to_string()),
+        };
         let user = first.message().user_id();
         let pause = self.blocked.blocked(W::INFO.name, user, took, held_by, Instant::now());
         Given::Dispositions(vec![Disposition::Park(pause); messages.len()])
@@ -342,6 +347,7 @@ impl<W: ExternalWorker> Writer<W> {
                     if tries == 0
                         && !part.is_suspect
                         && progress.lock_wait.is_none()
+                        && !progress.is_blocked_in_key_store
                         && since.elapsed() < self.lock_timeout * 2 =>
                 {
                     tries += 1;

@@ -63,7 +63,7 @@ pub(crate) async fn start(
             Err(verdict) => verdicts.set(item.index, verdict),
         }
     }
-    note_foreign_sessions(connection, items, &sessions).await?;
+    note_unknown_sessions(connection, items, &sessions).await?;
     let new = runs.iter().zip(&accepted).zip(&added).filter(|(_, added)| **added);
     let new: Vec<New<'_>> = new
         .map(|((run, item), _)| New {
@@ -103,8 +103,8 @@ pub(crate) fn waits_for_keys(message: &Message) -> Verdict {
 /// How long a session may be missing because it is not stored yet.
 const MISSING_SINCE: chrono::TimeDelta = chrono::TimeDelta::seconds(2);
 
-/// Records requests that name a session of another user. They are refused like others whose session does not come.
-async fn note_foreign_sessions(
+/// Records requests that name a session which their user does not have: it may be another user's.
+async fn note_unknown_sessions(
     connection: &mut Connection,
     items: &[Item<'_, SyncStart>],
     sessions: &Sessions,

@@ -39,8 +39,19 @@ struct Report {
     findings: Vec<Finding>,
     /// What lies outside of this database, and is for the operator of the server to judge.
     warnings: Vec<String>,
+    /// `None` if they could not be read.
+    grant_keys: Option<GrantKeys>,
     #[serde(skip)]
     kinds: BTreeMap<&'static str, (u64, u64)>,
+}
+
+/// The names of the registered keys that are not retired. Whoever knows one of them can act for every user. Which keys are
+/// the operator's, only the operator knows.
+#[derive(Debug, Default, Serialize)]
+struct GrantKeys {
+    /// In the main database.
+    database: Vec<String>,
+    key_store: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -107,6 +118,12 @@ async fn judge(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     check_server(connection, report).await?;
+    report.grant_keys = Some(GrantKeys {
+        database: lines(connection, GRANT_KEYS).await.context("cannot read the grant keys")?,
+        key_store: lines(key_store, GRANT_KEYS)
+            .await
+            .context("cannot read the grant keys of the key store")?,
+    });
     check_catalogs(connection, report).await?;
     compare_with_migrations(&store::catalog::MAIN, connection, "differs from the migrations", report).await?;
     let kind = "key store differs from its migrations";
@@ -154,6 +171,13 @@ fn show(report: &Report) {
     let found = u64::try_from(report.findings.len()).unwrap_or(u64::MAX);
     table.row(["total".to_owned(), grouped(report.attempts), grouped(found)]);
     outln!("{table}");
+    if let Some(GrantKeys { database, key_store }) = &report.grant_keys {
+        for (place, names) in [("the database", database), ("the key store", key_store)] {
+            let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+            outln!("grant keys of {place}: {}", printable(&names));
+        }
+        outln!("Compare them with the issuers': whoever has one of these keys can act for every user.");
+    }
     for warning in &report.warnings {
         outln!("warning: {}", printable(warning));
     }
@@ -186,6 +210,7 @@ const TARGETS: &str = "
     WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
         AND c.relname <> 'cross_service_auth' ORDER BY 1";
 const ROLES: &str = "SELECT DISTINCT role_name::text AS line FROM sec.worker_privileges WHERE 'INSERT' = ANY (privileges) ORDER BY 1";
+const GRANT_KEYS: &str = "SELECT k.key_id::text AS line FROM sec.keys k WHERE k.purpose = 'grant' AND k.retired_at IS NULL ORDER BY 1";
 const PARTITIONS: &str = "SELECT inhrelid::regclass::text AS line FROM pg_inherits
     JOIN pg_class c ON c.oid = inhparent AND c.relkind = 'p' ORDER BY 1";
 
@@ -239,10 +264,7 @@ const CHECKS: [(&str, &str); 12] = [
             WHERE acl.grantee = 'memfleet_due'::regrole AND acl.privilege_type <> 'SELECT'
          UNION ALL SELECT p.oid::regprocedure::text FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
             WHERE p.proowner = 'memfleet_due'::regrole
-            AND NOT EXISTS (SELECT FROM sec.jobs j WHERE j.due_function = format('%I.%I', n.nspname, p.proname))
-            -- What audit.note_foreign_session asks, and nobody else may.
-            AND NOT (n.nspname = 'sec' AND p.proname = 'is_session_of_another'
-                AND NOT EXISTS (SELECT FROM aclexplode(p.proacl) AS acl WHERE acl.grantee <> 'memfleet_owner'::regrole))",
+            AND NOT EXISTS (SELECT FROM sec.jobs j WHERE j.due_function = format('%I.%I', n.nspname, p.proname))",
     ),
     (
         "view that bypasses RLS",
