@@ -81,6 +81,22 @@ async fn the_sealer_adds_nothing_to_a_chain_that_was_cut_off() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sealers_may_anchor_the_same_seals_at_once() {
+    // The broker of the other fixture has no anchors yet.
+    let (fixture, other) = (sealed().await, Fixture::new().await);
+    let (key, anchors) = (key(&fixture), anchors(&other));
+    let mut connections = Vec::new();
+    for _ in 0..4 {
+        connections.push(fixture.connection().await);
+    }
+    let sealing = connections.iter_mut().map(|connection| seal_all(connection, &anchors, &key, &[]));
+    for sealed in futures::future::join_all(sealing).await {
+        sealed.expect("whoever is later finds the anchor of the same seal");
+    }
+    assert_eq!(other.stored("SEAL").await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_forged_seal_is_not_anchored() {
     let fixture = sealed().await;
     let forge = |number: i64, signature: &str| {

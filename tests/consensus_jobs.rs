@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::Utc;
 use consensus_builder::{ConsensusBuilder, ConsensusItem, Job};
 use contract::Tick;
-use diesel_async::AsyncConnection;
+use diesel_async::{AsyncConnection, SimpleAsyncConnection};
 use keys::DataKeys;
 use runtime::{ExternalWorker, Message, Source, Verdict, WorkItem};
 use serde_json::{Value, json};
@@ -332,6 +332,28 @@ async fn an_estimate_is_dropped_if_what_it_rests_on_has_changed() {
     };
     assert!(!foreign.write(&fixture).await);
     assert_eq!(fixture.count("agent_records WHERE user_id = 2").await, 0);
+}
+
+/// Of two ticks that find the same due, one may read the tasks only when the other has estimated them.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_estimate_without_new_tasks_is_dropped() {
+    let fixture = with_users([1]).await;
+    let (_, requests) = questions(1, 3, &json!({ "task_kind": "rivers" }));
+    fixture.process(builder(&fixture).await, requests).await;
+    let mut other = fixture.connection().await;
+    // Families are read after what is due and before the tasks.
+    let hold = "SET session_replication_role = replica; BEGIN; LOCK TABLE agent_configurations;
+        UPDATE consensus_tasks SET estimated_at = now()";
+    other.batch_execute(hold).await.expect("a lock");
+    let waits = "pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+        AND query LIKE '%agent_configurations%'";
+    let (estimate, ()) = tokio::join!(Estimate::prepare(&fixture, 1), async {
+        eventually("the estimate waits", async || (fixture.count(waits).await > 0).then_some(())).await;
+        other.batch_execute("COMMIT").await.expect("a commit");
+    });
+    assert!(format!("{:?}", estimate.prepared).contains("rivers"), "{:?}", estimate.prepared);
+    assert!(!estimate.write(&fixture).await);
+    assert_eq!(fixture.count("agent_records").await, 0);
 }
 
 /// Beyond the limits of an estimate, the oldest tasks are left out and not due for ever; others are not.

@@ -262,6 +262,8 @@ async fn an_equal_version_replaces_nothing_and_removes_nothing() {
     fixture.drained::<ContextWriter>().await;
     assert_eq!(rows().await, removals.map(|request| format!("4 t {}", request.id)));
     assert_eq!(worker.stats.report().unchanged, 6);
+    // An inbox row is written once, unless its message caused several events.
+    assert_eq!(fixture.count("inbox WHERE event_count = 1").await, 2 + 2 + 4 + 4);
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
     worker.stop().await.expect("a clean end");
 }

@@ -344,6 +344,48 @@ async fn however_much_was_not_told_is_told_first() {
     worker.stop().await.expect("a clean end");
 }
 
+/// What this worker can publish comes before events of others, also when it is more than is read at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_earlier_events_those_before_another_workers_come_first() {
+    const OWN: usize = 2_100;
+    let fixture = Fixture::new().await;
+    fixture.process(ContextWriter, [user(1), session(1, "s"), context(1, "s", "k", 1)]).await;
+    // Its own, one of another worker, and three of its own behind it: all of a transaction that nobody has published.
+    fixture
+        .execute(&format!(
+            "SET session_replication_role = replica;
+             INSERT INTO sec.unpublished_transactions (transaction_id, role_name, since, events)
+             VALUES (7, 'w_context_writer', now(), {OWN} + 4);
+             INSERT INTO blackboard_events SELECT (r).* FROM (SELECT jsonb_populate_record(e, jsonb_build_object(
+                'id', overlay(uuid7_at(now())::text PLACING lpad(to_hex(n), 12, '0') FROM 25), 'transaction_id', 7,
+                'event_sequence', nextval('blackboard_event_sequence'),
+                'event_type', CASE n WHEN {OWN} + 1 THEN 'decision.logged' ELSE 'context.stored' END)) AS r
+             FROM blackboard_events e, generate_series(1, {OWN} + 4) AS n WHERE e.event_type = 'context.stored') AS c"
+        ))
+        .await;
+    let mut replica = login(&fixture, "w_context_writer").await;
+    let mut take = async |published: i64| {
+        let taken: Result<store::clock::Taken, Fault> = replica
+            .transaction(async |connection| {
+                store::security::open_context(connection, &[&grant(1, "w_context_writer")]).await?;
+                let session = clock_of_session(published, published);
+                store::clock::take(connection, &contract::CONTEXT_WRITER, &[session]).await
+            })
+            .await;
+        taken.expect("a transaction")
+    };
+    let first = take(0).await;
+    assert!(first.has_more);
+    assert_eq!((first.earlier.len(), first.earlier.iter().filter(|one| one.is_own).count()), (2_000, 2_000));
+    let last = first.earlier.last().expect("an event").stored.event.event_sequence;
+    let second = take(last).await;
+    assert!(!second.has_more);
+    let is_own: Vec<bool> = second.earlier.iter().map(|one| one.is_own).collect();
+    let expected = (1..=OWN + 4).map(|n| n != OWN + 1).skip(2_000);
+    assert_eq!(is_own, expected.collect::<Vec<_>>());
+    assert!(second.earlier.iter().all(|one| one.stored.event.event_sequence > last && !one.is_cut));
+}
+
 /// A Lamport clock: later than what came before in the session, and than what caused it.
 #[tokio::test(flavor = "multi_thread")]
 async fn logical_time_grows_in_a_session_and_follows_causes_between_sessions() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use audit::{Cause, Holder, held_back};
 use diesel_async::SimpleAsyncConnection;
-use testkit::{Fixture, eventually};
+use testkit::{Fixture, eventually, lines_on};
 
 use crate::seal::{program, seal_everything, sealed, tamper};
 use crate::support::program::{memfleet, output, signal, text};
@@ -84,6 +84,37 @@ async fn a_prepared_transaction_of_another_database_is_named() {
     let logged = logged.expect("its output");
     assert!(logged.status.success(), "it goes on until it is stopped: {logged:?}");
     assert_eq!(text(&logged.stderr).matches(&gid).count(), 1, "{}", text(&logged.stderr));
+}
+
+/// Old rows of a transaction that ends while the sealer reads wait for no further run of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_held_back_until_the_sealer_has_read_is_sealed_by_its_second_pass() {
+    let fixture = sealed().await;
+    let mut open = fixture.connection().await;
+    // The sealer looks which transactions are open before it comes to the locked table.
+    let begin = "BEGIN; UPDATE users SET username = 'late' WHERE id = 1; SET LOCAL session_replication_role = replica;
+        UPDATE audit.audit_log SET occurred_at = now() - interval '2 minutes'
+        WHERE transaction_id = pg_current_xact_id()::text::bigint;
+        LOCK TABLE audit.security_violations";
+    open.batch_execute(begin).await.expect("a lock");
+    let own = lines_on(&mut open, "pg_current_xact_id() FROM (VALUES (1)) AS one").await.remove(0);
+    let is_oldest =
+        format!("(VALUES (1)) AS one WHERE pg_snapshot_xmin(pg_current_snapshot()) = '{own}'::xid8");
+    eventually("older transactions have ended", async || {
+        (fixture.count(&is_oldest).await == 1).then_some(())
+    })
+    .await;
+    let waits =
+        "pg_locks JOIN pg_database d ON d.oid = database WHERE d.datname = current_database() AND NOT granted
+        AND relation = 'audit.security_violations'::regclass";
+    let (sealed, ()) = tokio::join!(fleet::sealer::seal(&fixture.settings), async {
+        eventually("the sealer waits", async || (fixture.count(waits).await > 0).then_some(())).await;
+        open.batch_execute("COMMIT").await.expect("a commit");
+    });
+    let sealed = sealed.expect("seals");
+    let rows = fixture.count(&format!("audit.audit_log WHERE transaction_id = {own}")).await;
+    assert!(rows > 0);
+    assert_eq!((sealed.seals, i64::try_from(sealed.rows), sealed.held_back), (1, Ok(rows), None));
 }
 
 /// The part of `memfleet status` that says what holds back sealing.

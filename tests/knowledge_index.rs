@@ -1,5 +1,6 @@
 //! Validated knowledge in searches: made and removed by ticks, in both stores.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use chrono::Utc;
@@ -9,7 +10,7 @@ use diesel_async::AsyncConnection;
 use keys::DataKeys;
 use runtime::{Ended, ExternalWorker, Message, Source, Verdict, WorkItem};
 use serde_json::{Value, json};
-use store::{Fault, security};
+use store::{Fault, FaultKind, security};
 use testkit::{Fixture, eventually, request};
 use uuid::Uuid;
 use vector_indexer::{Job, VectorItem};
@@ -210,6 +211,45 @@ async fn without_an_embedder_a_tick_does_nothing() {
     worker.stop().await.expect("a clean end");
 }
 
+/// The message of a tick.
+fn message() -> Message<VectorItem> {
+    let tick = Tick {
+        job: job_name().parse().expect("a job"),
+        scheduler: String::new(),
+        stored_at: Utc::now() + Duration::from_secs(60),
+    };
+    Message {
+        request: VectorItem::from_tick(&tick).expect("a tick"),
+        secrets: Vec::new(),
+        request_id: Uuid::now_v7(),
+        parent_event_id: None,
+        stored_at: tick.stored_at,
+        source: Source::Tick(tick),
+        sequence: 0,
+        event_id: Uuid::now_v7(),
+        body: bytes::Bytes::new(),
+        is_widened: false,
+    }
+}
+
+/// Only a server that fails several times in a row makes a tick wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_tried_again_when_the_embedder_fails_on_it() {
+    let server = Server::start(DIMENSION).await;
+    let mut memories = with_embedder(&server).await;
+    memories.fixture.settings.embedder.retries = 0;
+    agreed(&memories.fixture, "river", "The Tagus").await;
+    let (worker, message) = (memories.indexer().await, message());
+    let grant = testkit::attack::grant(1, "w_vector_indexer");
+    // The first try takes two requests: the server is asked for a harmless text, too. Further ones begin with that.
+    server.busy.store(4, Ordering::SeqCst);
+    worker.prepare(&[&message], &[&grant]).await.expect("a memory, at the fourth try");
+    assert_eq!((server.busy.load(Ordering::SeqCst), memories.points().await), (0, 1));
+    server.busy.store(4, Ordering::SeqCst);
+    let fault = worker.prepare(&[&message], &[&grant]).await.expect_err("no fifth try");
+    assert_eq!(fault.kind, FaultKind::Unavailable);
+}
+
 /// A tick reads what is due, and much may happen until it writes.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_comes_between_reading_and_writing_is_not_undone() {
@@ -223,23 +263,7 @@ async fn what_comes_between_reading_and_writing_is_not_undone() {
         process(fixture, [request("knowledge.propose", 1, node), verdict(1, id, "confirm")]).await;
     }
     let worker = memories.indexer().await;
-    let tick: Tick = Tick {
-        job: job_name().parse().expect("a job"),
-        scheduler: String::new(),
-        stored_at: Utc::now() + Duration::from_secs(60),
-    };
-    let message = Message {
-        request: VectorItem::from_tick(&tick).expect("a tick"),
-        secrets: Vec::new(),
-        request_id: Uuid::now_v7(),
-        parent_event_id: None,
-        stored_at: tick.stored_at,
-        source: Source::Tick(tick),
-        sequence: 0,
-        event_id: Uuid::now_v7(),
-        body: bytes::Bytes::new(),
-        is_widened: false,
-    };
+    let message = message();
     let grant = testkit::attack::grant(1, "w_vector_indexer");
     let prepared = worker.prepare(&[&message], &[&grant]).await.expect("four memories");
     assert_eq!(memories.points().await, 4);

@@ -42,11 +42,11 @@ async fn a_key_whose_texts_are_too_much_to_compare_fails_and_holds_up_nobody() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sync_that_has_computed_its_share_goes_on_at_the_next_tick() {
-    const KEYS: usize = 90;
+    const KEYS: usize = 170;
     let fixture = with_sessions(&["a", "b"]).await;
     without_wakes(&fixture).await;
     // 404,010 cells for each key.
-    let key = |at: usize| format!("text.k{at:02}");
+    let key = |at: usize| format!("text.k{at:03}");
     let puts = |session: &'static str, word: &'static str| {
         (0..KEYS).map(move |at| put(session, &key(at), texts(10, word), 1)).collect::<Vec<_>>()
     };
@@ -57,6 +57,9 @@ async fn a_sync_that_has_computed_its_share_goes_on_at_the_next_tick() {
     assert_eq!(sync.state(&fixture).await, "in_progress");
     assert_eq!(sync.counted(&fixture, "merged").await, "80", "32,000,000 cells");
     let worker = fixture.run(syncer(&fixture));
+    tick(&fixture, Job::Carry).await;
+    assert_eq!(sync.state(&fixture).await, "in_progress");
+    assert_eq!(sync.counted(&fixture, "merged").await, "160", "as many in a tick, whose further rounds wait");
     tick(&fixture, Job::Carry).await;
     worker.stop().await.expect("a clean end");
     assert_eq!(sync.state(&fixture).await, "completed carried");

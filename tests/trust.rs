@@ -113,6 +113,48 @@ async fn every_refusal_is_recorded_and_a_dead_letter_and_its_publisher_learns_th
     }
 }
 
+/// No refusal goes unrecorded: its message waits, and is handed back by a worker that ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_that_cannot_be_recorded_waits_until_it_can() {
+    let fixture = Fixture::new().await;
+    fixture.process(ContextWriter, [user(1), session(1, "s")]).await;
+    let worker = fixture.run(ContextWriter);
+    eventually("it runs", async || {
+        (worker.readiness.report().phase == runtime::Phase::Running).then_some(())
+    })
+    .await;
+    let function = "audit.record_refused_tokens(text[], text[], integer[], text[], uuid[])";
+    fixture
+        .execute(&format!(
+            "CREATE SEQUENCE audit.tries;
+             ALTER FUNCTION {function} RENAME TO kept;
+             CREATE FUNCTION {function} RETURNS integer LANGUAGE plpgsql SECURITY DEFINER AS
+             $$ BEGIN PERFORM nextval('audit.tries'); RAISE EXCEPTION 'no room'; END $$;
+             GRANT EXECUTE ON FUNCTION {function} TO w_context_writer"
+        ))
+        .await;
+    fixture.publish([context(1, "s", "k", 1).without_token()]).await;
+    eventually("it is tried again", async || {
+        (fixture.count("audit.tries WHERE last_value >= 4").await == 1).then_some(())
+    })
+    .await;
+    let info = fixture.consumer("CONTEXT", "context-writer").await.get_info().await.expect("a consumer");
+    assert_eq!((info.num_redelivered, info.num_ack_pending, fixture.stored("DEAD").await), (0, 1, 0));
+    tokio::time::timeout(testkit::DEADLINE, worker.stop()).await.expect("it ends").expect("a clean end");
+    assert_eq!(fixture.stored("DEAD").await, 0);
+    fixture
+        .execute(&format!(
+            "DROP FUNCTION {function};
+             ALTER FUNCTION audit.kept(text[], text[], integer[], text[], uuid[]) RENAME TO record_refused_tokens"
+        ))
+        .await;
+    let worker = fixture.run(ContextWriter);
+    fixture.drained::<ContextWriter>().await;
+    worker.stop().await.expect("a clean end");
+    assert_eq!(fixture.count("audit.security_violations WHERE violation_type = 'token-missing'").await, 1);
+    assert_eq!(fixture.dead_letters().await.len(), 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_of_a_session_is_good_for_its_session_only() {
     let fixture = Fixture::new().await;

@@ -20,7 +20,7 @@ pub(crate) struct Server {
     /// How many texts it was given.
     texts: Arc<AtomicUsize>,
     /// How many requests it refuses from now on, as one that is busy does.
-    busy: Arc<AtomicUsize>,
+    pub(crate) busy: Arc<AtomicUsize>,
 }
 
 impl Server {

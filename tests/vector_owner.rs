@@ -150,6 +150,29 @@ async fn two_deployments_live_beside_each_other_under_two_aliases() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_rights_of_services_are_listed() {
+    let fixture = Fixture::new().await;
+    let rights = async || {
+        let (fine, told) = memfleet_vectors(&fixture, &["rights", "--json"]).await;
+        assert!(fine, "{told}");
+        told.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect::<Vec<Value>>()
+    };
+    let shipped = rights().await;
+    assert!(shipped.iter().all(|right| right["service"] != "test"), "{shipped:?}");
+    for more in [&["--search"][..], &["--type", "query", "--delete"]] {
+        let (fine, told) = memfleet_vectors(&fixture, &[&["grant", "test"], more].concat()).await;
+        assert!(fine && told.lines().count() >= 4, "{told}");
+    }
+    let right = |vector_type: &str| {
+        let is_last = vector_type == "query";
+        json!({ "service": "test", "type": vector_type, "search": !is_last, "write": false, "delete": is_last })
+    };
+    let granted = ["context", "knowledge", "query", "response"].map(right);
+    // `test` is the last one.
+    assert_eq!(rights().await, [shipped, granted.to_vec()].concat());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_database_may_take_over_from_another_one() {
     let memories = told().await;
     let second = neighbour_of(&memories).await;

@@ -190,6 +190,15 @@ mod tests {
     }
 
     #[test]
+    fn a_text_is_cut_into_parts_that_give_it_again() {
+        use super::Unit;
+        let text = "one two\n\n three\nfour";
+        assert_eq!(Unit::Line.cut(text), ["one two\n", "\n", " three\n", "four"]);
+        assert_eq!(Unit::Word.cut(text), ["one ", "two\n", "\n", " ", "three\n", "four"]);
+        assert!(Unit::Line.cut("").is_empty() && Unit::Word.cut("").is_empty());
+    }
+
+    #[test]
     fn changes_of_different_blocks_both_take_effect() {
         let base = "one\ntwo\nthree\n";
         let merged = merge(Some(base), &["ONE\ntwo\nthree\n", "one\ntwo\nTHREE\nfour\n"]);

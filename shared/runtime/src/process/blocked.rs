@@ -246,6 +246,51 @@ mod tests {
         assert_eq!(blocked.report(now), (false, Vec::new()));
     }
 
+    /// Counts what is logged.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<usize>>);
+
+    impl tracing::Subscriber for Lines {
+        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+            true
+        }
+
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+        fn event(&self, _: &tracing::Event<'_>) {
+            *self.0.lock().unwrap() += 1;
+        }
+
+        fn enter(&self, _: &tracing::span::Id) {}
+
+        fn exit(&self, _: &tracing::span::Id) {}
+    }
+
+    #[test]
+    fn changes_are_logged_of_some_users() {
+        let (blocked, lines, now) = (BlockedUsers::default(), Lines::default(), Instant::now());
+        let logs = |id: usize, held_by: Option<&str>| {
+            let before = *lines.0.lock().unwrap();
+            blocked.blocked("w", user(id), Duration::ZERO, held_by.map(str::to_owned), now);
+            *lines.0.lock().unwrap() - before
+        };
+        tracing::subscriber::with_default(lines.clone(), || {
+            assert_eq!(
+                [logs(1, Some("a")), logs(1, Some("a")), logs(1, None), logs(1, Some("b"))],
+                [1, 0, 0, 1]
+            );
+            let all: usize = (2..=MAX_REPORTED + 5).map(|id| logs(id, None)).sum();
+            assert_eq!(all, MAX_REPORTED - 1);
+            assert_eq!(logs(2, Some("b")), 1, "another holder of one that is known");
+        });
+    }
+
     #[test]
     fn messages_of_a_user_are_spared_as_long_again_as_the_user_was_blocked() {
         let (blocked, now) = (BlockedUsers::default(), Instant::now());

@@ -303,3 +303,52 @@ pub(crate) async fn load_keys(
     let opener = Opener { secrets: &secrets, keys, may_decrypt: true };
     rows.into_iter().map(|(table, row)| Ok((row.key()?, opener.open(table, row)?))).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is left of rows of the two tables after the cut, and whether there are more. Of each table: which rows were read, and how
+    /// many were found. All of them have a row in the target too.
+    fn cut(tables: [(&[u128], usize); 2]) -> (Vec<u128>, bool) {
+        let key = |id: u128| Key::Context(id.to_string());
+        let mut loaded = Loaded::default();
+        let read = tables.map(|(ids, found)| {
+            for id in ids {
+                loaded.source.insert(key(*id), Err(Sealed::Encrypted));
+                loaded.target.insert(key(*id), Err(Sealed::Encrypted));
+            }
+            Read { rows: ids.iter().map(|id| (Uuid::from_u128(*id), key(*id))).collect(), found }
+        });
+        loaded.cut(read);
+        let left: Vec<u128> = loaded.order.iter().map(|(id, _)| id.as_u128()).collect();
+        let sorted = |rows: &HashMap<Key, Result<Stored, Sealed>>| {
+            let mut ids: Vec<u128> = rows.keys().filter_map(|key| key.name().parse().ok()).collect();
+            ids.sort_unstable();
+            ids
+        };
+        assert_eq!((sorted(&loaded.source), sorted(&loaded.target)), (left.clone(), left.clone()));
+        (left, loaded.has_more)
+    }
+
+    #[test]
+    fn a_round_ends_with_the_last_row_that_was_read_of_each_table() {
+        assert_eq!(cut([(&[], 0), (&[], 0)]), (vec![], false));
+        assert_eq!(cut([(&[3, 1], 2), (&[2], 1)]), (vec![1, 2, 3], false), "all were read");
+        // Rows 4 and 5 wait for those that were not read of the other table, which may come before them.
+        assert_eq!(cut([(&[1, 3], 9), (&[2, 4, 5], 3)]), (vec![1, 2, 3], true));
+        assert_eq!(cut([(&[2, 4, 5], 3), (&[1, 3], 9)]), (vec![1, 2, 3], true));
+        assert_eq!(cut([(&[1, 3], 3), (&[2, 4], 5)]), (vec![1, 2, 3], true));
+        assert_eq!(cut([(&[1, 2], 3), (&[], 0)]), (vec![1, 2], true));
+    }
+
+    #[test]
+    fn a_round_has_a_limited_number_of_keys() {
+        let most = u128::try_from(KEYS).unwrap_or(0);
+        let all: Vec<u128> = (1..=most).collect();
+        for (count, has_more) in [(most, false), (most + 1, true)] {
+            let (even, odd): (Vec<u128>, Vec<u128>) = (1..=count).partition(|id| id % 2 == 0);
+            assert_eq!(cut([(&even, even.len()), (&odd, odd.len())]), (all.clone(), has_more));
+        }
+    }
+}
