@@ -211,7 +211,7 @@ fn plan_one(rules: &Rules, mut run: Run, loaded: Loaded, share: usize) -> Result
     for (_, key, why) in sealed.into_iter().filter(|(id, _, _)| is_before(id)) {
         match why {
             Sealed::Unreadable(problem) => {
-                let reason = format!("its encrypted value cannot be read: {problem}");
+                let reason = format!("it cannot be read: {problem}");
                 fail(&mut run, key, reason, &mut round, &mut writes);
             }
             Sealed::Encrypted | Sealed::Lacks(_) => run.counts.encrypted += 1,
@@ -219,7 +219,10 @@ fn plan_one(rules: &Rules, mut run: Run, loaded: Loaded, share: usize) -> Result
     }
     run.counts.unchanged += u64::try_from(plan.unchanged).unwrap_or(0);
     for failure in &plan.failures {
-        fail(&mut run, &failure.key, failure.error.to_string(), &mut round, &mut writes);
+        let held = [source.get(&failure.key), target.get(&failure.key)];
+        let is_sensitive = held.into_iter().flatten().any(|cell| cell.attributes.sensitive);
+        let reason = if is_sensitive { failure.error.without_values() } else { failure.error.to_string() };
+        fail(&mut run, &failure.key, reason, &mut round, &mut writes);
     }
     keep(&run, &plan, &source, &source_rows, &mut writes);
     let cells = plan.cells;
