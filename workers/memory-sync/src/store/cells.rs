@@ -198,7 +198,7 @@ pub(crate) async fn load(
         let Some(index) = usize::try_from(ordinal).ok().filter(|index| *index < runs.len()) else { continue };
         let (id, key) = (row.id, row.key()?);
         let opener = Opener { secrets: &secrets, keys, may_decrypt: runs[index].may_decrypt };
-        let stored = opener.open(table, row)?;
+        let stored = opener.open(table, row);
         if is_source {
             let read = &mut read[index][table as usize];
             read.found = usize::try_from(found).unwrap_or(usize::MAX);
@@ -301,5 +301,5 @@ pub(crate) async fn load_keys(
     }
     let secrets = secrets(connection, rows.iter().map(|(table, row)| (*table, row))).await?;
     let opener = Opener { secrets: &secrets, keys, may_decrypt: true };
-    rows.into_iter().map(|(table, row)| Ok((row.key()?, opener.open(table, row)?))).collect()
+    rows.into_iter().map(|(table, row)| Ok((row.key()?, opener.open(table, row)))).collect()
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-use ::store::{Connection, Fault, FaultKind};
+use ::store::{Connection, Fault};
 use chrono::DateTime;
 use diesel::QueryableByName;
 use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Uuid as SqlUuid};
@@ -86,12 +86,10 @@ struct Row {
 }
 
 impl Row {
-    fn cell(&self) -> Result<Cell, Fault> {
-        let state: KeyState = serde_json::from_str(&self.state).map_err(|error| Fault {
-            kind: FaultKind::Permanent,
-            reason: format!("the state of a key cannot be read: {error}"),
-        })?;
-        Ok(Cell {
+    /// The cell; `None` if its state cannot be read.
+    fn cell(&self) -> Option<Cell> {
+        let state: KeyState = serde_json::from_str(&self.state).ok()?;
+        Some(Cell {
             // Which value it is makes no difference.
             value: (!self.is_removed).then_some(Json::Null),
             attributes: Attributes::default(),
@@ -118,7 +116,8 @@ pub(crate) async fn forget(connection: &mut Connection) -> Result<(), Fault> {
         }
         let (mut users, mut ids) = (Vec::new(), Vec::new());
         for rows in keys.into_values() {
-            let cells = rows.iter().map(Row::cell).collect::<Result<Vec<_>, Fault>>()?;
+            // Who has seen the removal is not known then: nothing is forgotten.
+            let Some(cells) = rows.iter().map(Row::cell).collect::<Option<Vec<_>>>() else { continue };
             let sessions: Vec<Session> = rows.iter().map(|row| row.session_id.as_str().into()).collect();
             let holders: Vec<Holder<'_>> = rows
                 .iter()

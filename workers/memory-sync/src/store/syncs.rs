@@ -291,6 +291,25 @@ pub(crate) async fn add(connection: &mut Connection, new: &[New<'_>]) -> Result<
     }
 }
 
+static FAIL: LazyLock<String> = LazyLock::new(|| {
+    let (arrays, names) = (IdRow::arrays(1), IdRow::names());
+    format!(
+        "UPDATE cross_service_memory_sync s SET sync_status = 'failed', has_more = false, carried_at = clock_timestamp(),
+            updated_at = clock_timestamp(), completed_at = greatest(clock_timestamp(), s.created_at)
+        FROM unnest({arrays}) AS i ({names}) WHERE s.user_id = i.user_id AND s.id = i.id"
+    )
+});
+
+/// Ends syncs of whose rows not even a [`Run`] can be made.
+pub(crate) async fn fail(connection: &mut Connection, ids: Vec<(i32, Uuid)>) -> Result<(), Fault> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let rows = ids.into_iter().map(|(user_id, id)| IdRow { user_id, id }).collect();
+    with_rows(&FAIL, rows).execute(connection).await?;
+    Ok(())
+}
+
 ::store::unnest_row! {
     struct ProgressRow {
         id: Uuid,

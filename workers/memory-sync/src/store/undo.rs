@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use ::store::{Connection, Fault, FaultKind};
+use ::store::{Connection, Fault};
 use contract::{SyncEnd, SyncProblem, SyncUndo, SyncUndone, UserId};
 use diesel::QueryableByName;
 use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Uuid as SqlUuid};
@@ -179,7 +179,7 @@ async fn undo_one(
     let chains = chains(changes)?;
     let named: Vec<Key> = chains.keys().cloned().collect();
     let cells = cells::load_keys(connection, run.user, &run.target, &named, keys).await?;
-    let befores = befores(connection, run, &chains, keys).await?;
+    let befores = befores(connection, &chains, keys).await?;
     let lacks = |sealed: &Sealed| match sealed {
         Sealed::Lacks(key) => Some(*key),
         Sealed::Encrypted | Sealed::Unreadable(_) => None,
@@ -259,7 +259,6 @@ fn chains(changes: Vec<ChangeRow>) -> Result<BTreeMap<Key, Chain>, Fault> {
 /// The cells before, by change.
 async fn befores(
     connection: &mut Connection,
-    run: &Run,
     chains: &BTreeMap<Key, Chain>,
     keys: &OpenKeys,
 ) -> Result<HashMap<Uuid, Result<Option<Cell>, Sealed>>, Fault> {
@@ -271,10 +270,7 @@ async fn befores(
     };
     let fields: HashMap<Uuid, Encrypted> =
         fields.into_iter().filter(|field| field.column == "before").map(|field| (field.row, field)).collect();
-    let unreadable = |error: serde_json::Error| Fault {
-        kind: FaultKind::Permanent,
-        reason: format!("what sync {} keeps of a key cannot be read: {error}", run.id),
-    };
+    let broken = || Sealed::Unreadable("what it was before is not as it was written".to_owned());
     let mut befores = HashMap::new();
     for chain in chains.values() {
         let ChangeRow { id, had_before, before, is_sensitive, .. } = &chain.first;
@@ -292,10 +288,8 @@ async fn befores(
                 },
             },
         };
-        let cell = match text {
-            Ok(text) => Ok(text.map(|text| serde_json::from_str(&text)).transpose().map_err(unreadable)?),
-            Err(sealed) => Err(sealed),
-        };
+        let cell = text
+            .and_then(|text| text.map(|text| serde_json::from_str(&text)).transpose().map_err(|_| broken()));
         befores.insert(*id, cell);
     }
     Ok(befores)
@@ -349,7 +343,7 @@ fn plan(
         let before = befores.remove(&chain.first.id).unwrap_or(Ok(None));
         let stored = cells.get(key);
         if let Some(sealed) = before.as_ref().err().or(stored.and_then(|stored| stored.as_ref().err())) {
-            let reason = format!("it cannot be decrypted: {}", unreadable(sealed));
+            let reason = format!("it cannot be read: {}", unreadable(sealed));
             problems.push(convert::problem(key, reason));
             continue;
         }
