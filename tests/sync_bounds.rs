@@ -1,7 +1,7 @@
 //! memory-sync: what one service may have it compute.
 
 use context_writer::ContextWriter;
-use memory_sync::Job;
+use memory_sync::{Job, MemorySync};
 use serde_json::{Map, Value, json};
 use testkit::request;
 
@@ -64,4 +64,39 @@ async fn a_sync_that_has_computed_its_share_goes_on_at_the_next_tick() {
     assert_eq!(sync.counted(&fixture, "failed").await, "0");
     let merged = "simple_chat_context WHERE session_id = 'b' AND context_value ->> 'm000' LIKE 'x %y'";
     assert_eq!(fixture.count(merged).await, i64::try_from(KEYS).expect("a number"));
+}
+
+/// Values that PostgreSQL stores in a hundredth of their size count as what they are.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_round_and_an_undo_read_a_bounded_number_of_bytes() {
+    const KEYS: i64 = 30;
+    let fixture = with_sessions(&["a", "b"]).await;
+    without_wakes(&fixture).await;
+    write(&fixture, (0..KEYS).map(|at| put("a", &format!("k{at:02}"), json!(at), 1))).await;
+    fixture.execute("UPDATE simple_chat_context SET context_value = to_jsonb(repeat('x', 900000))").await;
+    let sync = Sync::new();
+    process(&fixture, [sync.transfer("a", "b")]).await;
+    assert_eq!(sync.state(&fixture).await, "in_progress");
+    assert_eq!(sync.counted(&fixture, "created").await, "19", "16 MiB");
+    let worker = fixture.run(syncer(&fixture));
+    tick(&fixture, Job::Carry).await;
+    assert_eq!(sync.state(&fixture).await, "completed carried");
+    let in_target = "simple_chat_context WHERE session_id = 'b'";
+    assert_eq!(fixture.count(in_target).await, KEYS);
+    // The session has put those that were carried last: they stay, and the others go back in several requests.
+    let last = fixture
+        .lines("context_key FROM sync_changes WHERE effect = 'created' ORDER BY position DESC LIMIT 12")
+        .await;
+    write(&fixture, last.iter().map(|key| put("b", key, json!(1), 1))).await;
+    let mut requests = 0;
+    while fixture.count(in_target).await > 12 {
+        let before = fixture.count(in_target).await;
+        fixture.publish([sync.undo()]).await;
+        fixture.drained::<MemorySync>().await;
+        assert!(fixture.count(in_target).await < before, "a request takes something back");
+        requests += 1;
+    }
+    assert!(requests > 1, "what one request reads is bounded");
+    worker.stop().await.expect("a clean end");
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
 }
