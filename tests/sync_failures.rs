@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 use testkit::request;
 
 use crate::support::sync::{
-    Sync, memory, open, process, put, put_as, remove, syncer, tick, with_sessions, without_wakes, write,
+    Sync, memory, open, payloads, process, put, put_as, remove, syncer, tick, with_sessions, without_wakes,
+    write,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -100,5 +101,35 @@ async fn a_state_or_a_sync_that_cannot_be_read_fails_by_itself() {
     fixture.execute("UPDATE simple_chat_context SET sync_state = '[[' WHERE removed_at IS NOT NULL").await;
     tick(&fixture, Job::Forget).await;
     worker.stop().await.expect("a clean end");
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_proposed_under_the_id_of_a_dispute_does_not_hide_it() {
+    let fixture = with_sessions(&["a", "b", "c"]).await;
+    write(
+        &fixture,
+        [put("a", "fact.capital", json!("Lisbon"), 1), put("b", "fact.capital", json!("Porto"), 1)],
+    )
+    .await;
+    process(&fixture, [Sync::new().transfer("a", "b")]).await;
+    // As if a service had foreseen the id.
+    let proposed = "UPDATE consensus_memory_nodes SET node_type = 'fact', content = '{}', validation_status = 'unvalidated'";
+    fixture.execute(proposed).await;
+    let again = Sync::new();
+    process(&fixture, [Sync::new().transfer("a", "c")]).await;
+    process(&fixture, [again.transfer("b", "c")]).await;
+    assert_eq!(again.counted(&fixture, "disputes").await, "1");
+    let nodes = "concat_ws(' ', node_type, node_key, validation_status) FROM consensus_memory_nodes ORDER BY node_type";
+    assert_eq!(
+        fixture.lines(nodes).await,
+        ["fact fact.capital unvalidated", "sync-dispute fact.capital disputed"]
+    );
+    let raised = fixture.lines("id FROM consensus_memory_nodes WHERE node_type = 'sync-dispute'").await;
+    let on_record =
+        format!("node_id FROM sync_changes WHERE sync_id = '{}' AND node_id IS NOT NULL", again.id);
+    assert_eq!(fixture.lines(&on_record).await, raised);
+    let told = payloads(&fixture, "sync.disputed").await.pop().expect("an event");
+    assert_eq!(told["node_id"], json!(raised[0]));
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
 }

@@ -112,10 +112,18 @@ async fn plan_group(
         work.take(planned.cells);
         runs[index] = planned.run;
         rounds[index] = planned.round;
-        disputes.extend(planned.disputes);
+        disputes.extend(planned.disputes.into_iter().map(|one| (index, one)));
         writes.extend(planned.writes);
     }
-    dispute::raise(connection, &disputes).await?;
+    dispute::raise(connection, &mut disputes).await?;
+    let nodes: HashMap<Uuid, Uuid> = disputes.iter().map(|(_, one)| (one.change, one.node_id)).collect();
+    for change in &mut writes.changes {
+        change.node_id = nodes.get(&change.id).copied();
+    }
+    for (index, one) in &disputes {
+        let event = events::disputed(&runs[*index], one);
+        rounds[*index].events.push(event);
+    }
     Ok(writes)
 }
 
@@ -322,8 +330,7 @@ fn record(
         let mut change = change(run, &write.key);
         if let Some(dispute) = &dispute {
             run.counts.disputes += 1;
-            let one = dispute::Raised::new(run, dispute)?;
-            change.node_id = Some(one.node_id);
+            let one = dispute::Raised::new(run, change.id, dispute)?;
             change.disputed = one.values.clone();
             raised.push(one);
         }
@@ -356,7 +363,6 @@ fn record(
     }
     round.has_written |= !keys.is_empty();
     round.events.extend(events::carried(run, keys));
-    round.events.extend(raised.iter().map(|one| events::disputed(run, one)));
     Ok(raised)
 }
 
