@@ -74,6 +74,7 @@ mod subjects;
 mod sync_bounds;
 mod sync_command;
 mod sync_crash;
+mod sync_failures;
 mod sync_queries;
 mod sync_replicas;
 mod sync_requests;

@@ -1,12 +1,12 @@
 //! memory-sync: what one service may have it compute.
 
 use context_writer::ContextWriter;
-use memory_sync::Job;
+use memory_sync::{Job, MemorySync};
 use serde_json::{Map, Value, json};
-use testkit::request;
+use testkit::{Fixture, request};
 
 use crate::support::sync::{
-    Sync, open, payloads, process, put, syncer, tick, with_sessions, without_wakes, write,
+    Sync, memory, open, payloads, process, put, syncer, tick, with_sessions, without_wakes, write,
 };
 
 /// An object of so many texts, each of this word two hundred times: two of them are compared in 201 × 201 cells.
@@ -67,4 +67,93 @@ async fn a_sync_that_has_computed_its_share_goes_on_at_the_next_tick() {
     assert_eq!(sync.counted(&fixture, "failed").await, "0");
     let merged = "simple_chat_context WHERE session_id = 'b' AND context_value ->> 'm000' LIKE 'x %y'";
     assert_eq!(fixture.count(merged).await, i64::try_from(KEYS).expect("a number"));
+}
+
+/// Values that PostgreSQL stores in a hundredth of their size count as what they are.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_round_and_an_undo_read_a_bounded_number_of_bytes() {
+    const KEYS: i64 = 30;
+    let fixture = with_sessions(&["a", "b"]).await;
+    without_wakes(&fixture).await;
+    write(&fixture, (0..KEYS).map(|at| put("a", &format!("k{at:02}"), json!(at), 1))).await;
+    fixture.execute("UPDATE simple_chat_context SET context_value = to_jsonb(repeat('x', 900000))").await;
+    let sync = Sync::new();
+    process(&fixture, [sync.transfer("a", "b")]).await;
+    assert_eq!(sync.state(&fixture).await, "in_progress");
+    assert_eq!(sync.counted(&fixture, "created").await, "19", "16 MiB");
+    let worker = fixture.run(syncer(&fixture));
+    tick(&fixture, Job::Carry).await;
+    assert_eq!(sync.state(&fixture).await, "completed carried");
+    let in_target = "simple_chat_context WHERE session_id = 'b'";
+    assert_eq!(fixture.count(in_target).await, KEYS);
+    // The session has put those that were carried last: they stay, and the others go back in several requests.
+    let last = fixture
+        .lines("context_key FROM sync_changes WHERE effect = 'created' ORDER BY position DESC LIMIT 12")
+        .await;
+    write(&fixture, last.iter().map(|key| put("b", key, json!(1), 1))).await;
+    let mut requests = 0;
+    while fixture.count(in_target).await > 12 {
+        let before = fixture.count(in_target).await;
+        fixture.publish([sync.undo()]).await;
+        fixture.drained::<MemorySync>().await;
+        assert!(fixture.count(in_target).await < before, "a request takes something back");
+        requests += 1;
+    }
+    assert!(requests > 1, "what one request reads is bounded");
+    worker.stop().await.expect("a clean end");
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+}
+
+/// Adds live syncs of user 1 that are due, and longer than any other.
+async fn add_live(fixture: &Fixture, count: i32) {
+    fixture
+        .execute(&format!(
+            "INSERT INTO cross_service_memory_sync (id, user_id, source_session_id, target_session_id, sync_type, sync_status,
+                data_transferred, service, created_at)
+            SELECT gen_random_uuid(), 1, 'a', 'b', 'state_sync', 'in_progress', '{{}}', 'test', now() - interval '1 hour'
+            FROM generate_series(1, {count})"
+        ))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_has_at_most_a_hundred_live_syncs() {
+    let fixture = open(with_sessions(&["a", "b"]).await, 2, &["c", "d"]).await;
+    without_wakes(&fixture).await;
+    add_live(&fixture, 99).await;
+    let (last, refused, transfer, other) = (Sync::new(), Sync::new(), Sync::new(), Sync::new());
+    let of_other = other.start_as(2, "state_sync", "c", "d", json!({}));
+    let of_user = [last.start("state_sync", "a", "b"), refused.start("state_sync", "a", "b")];
+    process(&fixture, of_user.into_iter().chain([transfer.transfer("a", "b"), of_other])).await;
+    assert_eq!(last.state(&fixture).await, "in_progress");
+    assert_eq!(refused.state(&fixture).await, "", "not added");
+    assert_eq!(transfer.state(&fixture).await, "completed carried");
+    assert_eq!(other.state(&fixture).await, "in_progress");
+    let letters = fixture.dead_letters().await;
+    assert!(letters.len() == 1 && letters[0].contains("100 live syncs"), "{letters:?}");
+    let next = Sync::new();
+    process(&fixture, [last.stop()]).await;
+    process(&fixture, [next.start("state_sync", "a", "b")]).await;
+    assert_eq!(next.state(&fixture).await, "in_progress");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_due_syncs_of_a_user_keep_nobody_else_from_a_tick() {
+    let fixture = open(with_sessions(&["a", "b"]).await, 2, &["c", "d"]).await;
+    without_wakes(&fixture).await;
+    let other = Sync::new();
+    process(&fixture, [other.start_as(2, "state_sync", "c", "d", json!({}))]).await;
+    add_live(&fixture, 250).await;
+    let body = json!({ "session_id": "c", "context_key": "k", "context_value": 1, "version": 1,
+        "access_level": "shared" });
+    fixture.process(ContextWriter, [request("context.put", 2, body)]).await;
+    let worker = fixture.run(syncer(&fixture));
+    tick(&fixture, Job::Carry).await;
+    assert_eq!(memory(&fixture, "d").await, ["k=1"]);
+    assert_eq!(
+        fixture.count("cross_service_memory_sync WHERE carried_at IS NULL").await,
+        51,
+        "200 of a tick"
+    );
+    worker.stop().await.expect("a clean end");
 }

@@ -141,6 +141,21 @@ pub enum Unmergeable {
     },
 }
 
+impl Unmergeable {
+    /// The reason without any part of the values: for those that are stored encrypted only.
+    pub fn without_values(&self) -> String {
+        match self {
+            Self::NotOfType { rule, path: _ } => format!(
+                "the rule {rule:?} cannot merge what was written concurrently; write it once more in one session"
+            ),
+            Self::CounterOverflow { path: _, sum: _ } => {
+                "a counter would be no 64-bit integer; lower it in one session".to_owned()
+            }
+            Self::Limit { .. } | Self::ClockAhead { .. } => self.to_string(),
+        }
+    }
+}
+
 /// A conflict within one key, before it is known which side is the target.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Clash {
@@ -164,4 +179,26 @@ impl Clash {
 
 pub(crate) fn path_text(path: &[Step]) -> String {
     path.iter().map(ToString::to_string).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_without_values_names_neither_a_path_nor_a_sum() {
+        let path = || "/secret-path".to_owned();
+        for error in [
+            Unmergeable::NotOfType { path: path(), rule: Merging::Set },
+            Unmergeable::CounterOverflow { path: path(), sum: "18000000000000000001".to_owned() },
+        ] {
+            let (with, without) = (error.to_string(), error.without_values());
+            assert!(with.contains("/secret-path"), "{with}");
+            assert!(
+                !without.contains("secret-path") && !without.contains("18000000000000000001"),
+                "{without}"
+            );
+            assert!(without.contains("in one session"), "{without}");
+        }
+    }
 }

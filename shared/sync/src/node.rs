@@ -70,6 +70,9 @@ pub(crate) enum Node {
     Set { made: Vec<Stamp>, members: Vec<Member> },
 }
 
+/// The most arrays and objects that the JSON of a part nests that has no parts of its own.
+pub(crate) const FLAT: usize = 8;
+
 /// The kind of a node: nodes of different kinds have no parts in common.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shape {
@@ -89,6 +92,16 @@ impl Node {
             Self::Counter(_) => Shape::Counter,
             Self::Set { .. } => Shape::Set,
         }
+    }
+
+    /// How many arrays and objects its JSON nests, at most. Values within are not counted: they are read as they are.
+    pub fn nesting(&self) -> usize {
+        let parts = match self {
+            Self::Object { members, .. } => members,
+            Self::List { items, .. } => items,
+            Self::Register(_) | Self::Counter(_) | Self::Set { .. } => return FLAT,
+        };
+        3 + parts.values().map(Self::nesting).max().unwrap_or(FLAT)
     }
 
     /// A value that one write brings, all of it.

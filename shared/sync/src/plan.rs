@@ -15,6 +15,9 @@ use crate::rules::{Rule, Rules};
 use crate::state::{KeyState, Shown};
 use crate::vector::{Relation, Session};
 
+/// The most arrays and objects that a cell with its state may nest: `serde_json` reads no more. Each object of a value takes three.
+const NESTING: usize = 127;
+
 /// What a session holds.
 pub type Memory = BTreeMap<Key, Cell>;
 
@@ -183,6 +186,9 @@ impl Sync<'_> {
             return Ok(Outcome::Unchanged);
         }
         self.check_state(&joined)?;
+        for state in ours.iter().chain([&theirs, &joined]) {
+            limit("the nesting of its state", state.nesting(), NESTING)?;
+        }
         let shown = joined.shown(key, self.target, self.rules, cells)?;
         self.check_value(shown.value.as_ref())?;
         let (conflicts, dispute) = self.conflicts(key, source, target.zip(ours.as_ref()), &shown, cells)?;

@@ -10,7 +10,7 @@ use crate::conflict::{Candidate, Cause, Clash, Unmergeable};
 use crate::json::Json;
 use crate::key::{Attributes, Key, strictness};
 use crate::merge::{Merger, Side, some_alive};
-use crate::node::Node;
+use crate::node::{FLAT, Node};
 use crate::resolve::Resolver;
 use crate::rules::{Rule, Rules};
 use crate::vector::{Relation, Session, Stamp, Vector};
@@ -99,6 +99,13 @@ impl KeyState {
     /// Whether it holds values: those that are shown, their ancestors, and what was written concurrently.
     pub fn has_values(&self) -> bool {
         self.heads.iter().any(|head| head.view.is_some())
+    }
+
+    /// How many arrays and objects the JSON of a cell with this state nests, at most.
+    pub(crate) fn nesting(&self) -> usize {
+        // The cell, the state, its heads, and one of them.
+        let views = self.heads.iter().filter_map(|head| head.view.as_ref());
+        4 + views.map(Node::nesting).max().unwrap_or(FLAT)
     }
 
     /// The latest write that is known and not replaced.

@@ -430,6 +430,50 @@ fn limits_fail_a_key_and_not_the_sync() {
 }
 
 #[test]
+fn a_key_whose_state_could_not_be_read_again_fails_and_no_other() {
+    let nested = |open: &str, close: &str, depth: usize, leaf: &str| {
+        json(&format!("{}{leaf}{}", open.repeat(depth), close.repeat(depth))).to_string()
+    };
+    for (name, open, close, deepest) in
+        [("k", r#"{"a":"#, "}", 64), ("list.k", r#"[{"id":1,"a":"#, "}]", 32), ("set.k", "[", "]", 64)]
+    {
+        let mut refused = Vec::new();
+        for depth in 1..=deepest {
+            let mut world = World::new(2);
+            world.put(0, "fine", "1");
+            let mut plans = Vec::new();
+            for (depth, leaf) in [(depth, "1"), (depth, "2"), (1, "0")] {
+                world.put(0, name, &nested(open, close, depth, leaf));
+                plans.push(world.sync(0, 1));
+            }
+            world.put(0, name, &nested(open, close, depth, "3"));
+            world.put(1, name, &nested(open, close, depth, "4"));
+            plans.push(world.sync(0, 1));
+            assert_eq!(world.value(1, "fine"), Some(json("1")), "{name} {depth}");
+            for failure in plans.iter().flat_map(|plan| &plan.failures) {
+                assert!(failure.error.to_string().contains("the nesting of its state"), "{}", failure.error);
+                refused.push(depth);
+            }
+            for write in plans.iter().flat_map(|plan| &plan.writes) {
+                for cell in write.before.iter().chain([&write.after]) {
+                    let text = serde_json::to_string(cell).unwrap();
+                    assert_eq!(&serde_json::from_str::<sync::Cell>(&text).unwrap(), cell, "{name} {depth}");
+                }
+            }
+            for (_, state) in plans.iter().flat_map(|plan| &plan.kept) {
+                let text = serde_json::to_string(state).unwrap();
+                assert_eq!(&serde_json::from_str::<KeyState>(&text).unwrap(), state, "{name} {depth}");
+            }
+        }
+        assert!(refused.iter().all(|depth| *depth > 16), "{name}: {refused:?}");
+    }
+    let mut world = World::new(2);
+    world.put(0, "k", &nested(r#"{"a":"#, "}", 60, "1"));
+    assert_eq!(world.sync(0, 1).failures.len(), 1, "60 nested objects");
+    assert!(world.cell(1, "k").is_none());
+}
+
+#[test]
 fn a_sync_of_a_session_that_was_not_read_fails_alone() {
     let mut world = World::new(2);
     world.put(0, "k", "1");

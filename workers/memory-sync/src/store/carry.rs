@@ -112,10 +112,18 @@ async fn plan_group(
         work.take(planned.cells);
         runs[index] = planned.run;
         rounds[index] = planned.round;
-        disputes.extend(planned.disputes);
+        disputes.extend(planned.disputes.into_iter().map(|one| (index, one)));
         writes.extend(planned.writes);
     }
-    dispute::raise(connection, &disputes).await?;
+    dispute::raise(connection, &mut disputes).await?;
+    let nodes: HashMap<Uuid, Uuid> = disputes.iter().map(|(_, one)| (one.change, one.node_id)).collect();
+    for change in &mut writes.changes {
+        change.node_id = nodes.get(&change.id).copied();
+    }
+    for (index, one) in &disputes {
+        let event = events::disputed(&runs[*index], one);
+        rounds[*index].events.push(event);
+    }
     Ok(writes)
 }
 
@@ -211,7 +219,7 @@ fn plan_one(rules: &Rules, mut run: Run, loaded: Loaded, share: usize) -> Result
     for (_, key, why) in sealed.into_iter().filter(|(id, _, _)| is_before(id)) {
         match why {
             Sealed::Unreadable(problem) => {
-                let reason = format!("its encrypted value cannot be read: {problem}");
+                let reason = format!("it cannot be read: {problem}");
                 fail(&mut run, key, reason, &mut round, &mut writes);
             }
             Sealed::Encrypted | Sealed::Lacks(_) => run.counts.encrypted += 1,
@@ -219,7 +227,10 @@ fn plan_one(rules: &Rules, mut run: Run, loaded: Loaded, share: usize) -> Result
     }
     run.counts.unchanged += u64::try_from(plan.unchanged).unwrap_or(0);
     for failure in &plan.failures {
-        fail(&mut run, &failure.key, failure.error.to_string(), &mut round, &mut writes);
+        let held = [source.get(&failure.key), target.get(&failure.key)];
+        let is_sensitive = held.into_iter().flatten().any(|cell| cell.attributes.sensitive);
+        let reason = if is_sensitive { failure.error.without_values() } else { failure.error.to_string() };
+        fail(&mut run, &failure.key, reason, &mut round, &mut writes);
     }
     keep(&run, &plan, &source, &source_rows, &mut writes);
     let cells = plan.cells;
@@ -319,8 +330,7 @@ fn record(
         let mut change = change(run, &write.key);
         if let Some(dispute) = &dispute {
             run.counts.disputes += 1;
-            let one = dispute::Raised::new(run, dispute)?;
-            change.node_id = Some(one.node_id);
+            let one = dispute::Raised::new(run, change.id, dispute)?;
             change.disputed = one.values.clone();
             raised.push(one);
         }
@@ -353,7 +363,6 @@ fn record(
     }
     round.has_written |= !keys.is_empty();
     round.events.extend(events::carried(run, keys));
-    round.events.extend(raised.iter().map(|one| events::disputed(run, one)));
     Ok(raised)
 }
 

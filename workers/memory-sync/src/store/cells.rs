@@ -20,8 +20,9 @@ use super::table::{Table, prefixed};
 
 /// The most keys of one round of a sync.
 pub(crate) const KEYS: i32 = 500;
-/// The most bytes of values that a batch reads of its sources and targets, shared by its syncs. One key is read in any case.
-const BYTES: usize = 64 << 20;
+/// The most bytes of values and states that a statement reads, of a batch shared by its syncs. One key is read in any case. What is read
+/// takes about ten times as much memory until it is written: texts, parsed values, and their parts with those who wrote them.
+pub(crate) const BYTES: usize = 16 << 20;
 
 ::store::unnest_row! {
     struct PairRow<'a> {
@@ -50,24 +51,40 @@ fn input() -> String {
 /// The rows of the source that the target may not know, the first ones after `resume_after`, with those of the target that have
 /// the same keys. A row that is as the last sync left it, with the same state as the target's, has nothing for the target.
 ///
+/// A value that is stored compressed counts as long as it is without. Such values are measured one after the other, until the bytes are
+/// used up: to measure one, PostgreSQL unpacks it.
+///
 /// Sources and targets are locked by one statement, in the order of their keys, which is that of context-writer.
 fn load_sql(table: Table) -> String {
     let (input, columns, key_columns) = (input(), table.columns(), table.key_columns());
     let (asked, stays) = (table.is_asked_for(), table.stays());
     let (target_key, chosen_key) = (table.same_key("o", "t"), table.same_key("c", "t"));
+    let (kept_of_source, kept_of_target) = (table.kept_bytes("t"), table.kept_bytes("o"));
     format!(
         "WITH {input}, chosen AS MATERIALIZED (
         SELECT i.ordinal, i.user_id, i.source, i.target, s.* FROM i CROSS JOIN LATERAL (
-            SELECT id, {key_columns}, found FROM (
-                SELECT t.id, {own_columns}, count(*) OVER () AS found,
-                    sum(coalesce(pg_column_size(t.context_value), 0) + coalesce(octet_length(t.sync_values), 0)
-                        + coalesce(pg_column_size(o.context_value), 0) + coalesce(octet_length(o.sync_values), 0))
-                        OVER (ORDER BY t.id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+            WITH RECURSIVE found AS MATERIALIZED (
+                SELECT t.id, {own_columns}, count(*) OVER () AS found, t.context_value AS value, o.context_value AS other,
+                    {kept_of_source} + {kept_of_target} AS kept
                 FROM {name} t LEFT JOIN {name} o ON o.user_id = i.user_id AND o.session_id = i.target AND {target_key}
                 WHERE t.user_id = i.user_id AND t.session_id = i.source AND (i.resume_after IS NULL OR t.id > i.resume_after)
                     AND {asked} AND {stays} IS NULL
                     AND (o.id IS NULL OR t.writes <> t.synced_writes OR t.sync_state IS DISTINCT FROM o.sync_state)
                 ORDER BY t.id LIMIT i.most + 1
+            ), packed AS MATERIALIZED (
+                SELECT id, value, other, row_number() OVER (ORDER BY id) AS place FROM found
+                WHERE pg_column_compression(value) IS NOT NULL OR pg_column_compression(other) IS NOT NULL
+            ), unpacked AS (
+                SELECT NULL::uuid AS id, 0::bigint AS place, 0 AS bytes, 0::bigint AS total
+                UNION ALL SELECT p.id, p.place, b.bytes, u.total + b.bytes
+                FROM unpacked u JOIN packed p ON p.place = u.place + 1
+                CROSS JOIN LATERAL (SELECT coalesce(octet_length(p.value::text), 0) + coalesce(octet_length(p.other::text), 0) AS bytes) AS b
+                WHERE u.total < i.bytes
+            )
+            SELECT id, {key_columns}, found FROM (
+                SELECT f.*, sum(f.kept + coalesce(u.bytes, coalesce(pg_column_size(f.value), 0) + coalesce(pg_column_size(f.other), 0)))
+                    OVER (ORDER BY f.id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+                FROM found f LEFT JOIN unpacked u ON u.id = f.id
             ) AS f WHERE coalesce(before, 0) < i.bytes) AS s)
     SELECT c.ordinal, t.session_id = c.source AS is_source, c.found, {columns}
     FROM chosen c JOIN {name} t ON t.user_id = c.user_id AND t.session_id IN (c.source, c.target) AND {chosen_key}
@@ -198,7 +215,7 @@ pub(crate) async fn load(
         let Some(index) = usize::try_from(ordinal).ok().filter(|index| *index < runs.len()) else { continue };
         let (id, key) = (row.id, row.key()?);
         let opener = Opener { secrets: &secrets, keys, may_decrypt: runs[index].may_decrypt };
-        let stored = opener.open(table, row)?;
+        let stored = opener.open(table, row);
         if is_source {
             let read = &mut read[index][table as usize];
             read.found = usize::try_from(found).unwrap_or(usize::MAX);
@@ -301,7 +318,7 @@ pub(crate) async fn load_keys(
     }
     let secrets = secrets(connection, rows.iter().map(|(table, row)| (*table, row))).await?;
     let opener = Opener { secrets: &secrets, keys, may_decrypt: true };
-    rows.into_iter().map(|(table, row)| Ok((row.key()?, opener.open(table, row)?))).collect()
+    rows.into_iter().map(|(table, row)| Ok((row.key()?, opener.open(table, row)))).collect()
 }
 
 #[cfg(test)]

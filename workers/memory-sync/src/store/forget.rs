@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-use ::store::{Connection, Fault, FaultKind};
+use ::store::{Connection, Fault};
 use chrono::DateTime;
 use diesel::QueryableByName;
 use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Uuid as SqlUuid};
@@ -12,12 +12,14 @@ use diesel_async::RunQueryDsl;
 use sync::{Attributes, Cell, Holder, Json, KeyState, Session, forgettable};
 use uuid::Uuid;
 
+use super::cells::BYTES;
 use super::table::Table;
 
 /// The most keys of a tick. Others are looked at by another one.
 const KEYS: i32 = 1_000;
 
-/// An ended session that a sync still reads to its end is not ended yet.
+/// The keys of a tick with all sessions that have them, as many as have so many bytes of states together, but one in any case. An ended
+/// session that a sync still reads to its end is not ended yet.
 fn load_sql(table: Table) -> String {
     let (key, same) = match table {
         Table::Contexts => ("context_key", "t.context_key = r.context_key"),
@@ -30,11 +32,20 @@ fn load_sql(table: Table) -> String {
         Table::Contexts => ("NULL::text", "NULL::text"),
         Table::Agents => ("t.agent_id::text", "t.memory_tier::text"),
     };
+    let of = |alias: &str| {
+        key.split(", ").map(|column| format!("{alias}.{column}")).collect::<Vec<_>>().join(", ")
+    };
     format!(
         "WITH r AS MATERIALIZED (
-        SELECT DISTINCT user_id, {key} FROM (
-            SELECT user_id, {key} FROM {name} WHERE removed_at IS NOT NULL AND sync_state IS NOT NULL
-            ORDER BY hashtextextended(context_key, extract(epoch FROM now())::bigint) LIMIT $1) AS removed)
+        SELECT user_id, {key} FROM (
+            SELECT r.*, sum(r.bytes) OVER (ORDER BY r.place ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before FROM (
+                SELECT r.*, row_number() OVER (ORDER BY r.rank, r.user_id, {of_r}) AS place, (
+                    SELECT sum(octet_length(coalesce(t.sync_values, t.sync_state))) FROM {name} t
+                    WHERE t.user_id = r.user_id AND {same}) AS bytes
+                FROM (SELECT DISTINCT user_id, {key}, rank FROM (
+                    SELECT user_id, {key}, hashtextextended(context_key, extract(epoch FROM now())::bigint) AS rank
+                    FROM {name} WHERE removed_at IS NOT NULL AND sync_state IS NOT NULL ORDER BY rank LIMIT $1) AS removed) AS r
+            ) AS r) AS r WHERE coalesce(before, 0) < $2)
     SELECT t.user_id, {agent} AS agent_id, {tier} AS memory_tier, t.context_key::text AS context_key, t.session_id::text AS session_id,
         t.id, t.removed_at IS NOT NULL AS is_removed, t.writes, coalesce(t.sync_values, t.sync_state) AS state,
         coalesce(NOT s.is_active, false) AND NOT EXISTS (SELECT FROM cross_service_memory_sync y
@@ -43,7 +54,8 @@ fn load_sql(table: Table) -> String {
     LEFT JOIN chat_mode_sessions s ON s.user_id = t.user_id AND s.session_id = t.session_id
     ORDER BY t.user_id, t.session_id, {ordered} FOR UPDATE OF t",
         name = table.name(),
-        ordered = key.split(", ").map(|column| format!("t.{column}")).collect::<Vec<_>>().join(", "),
+        ordered = of("t"),
+        of_r = of("r"),
     )
 }
 
@@ -86,12 +98,10 @@ struct Row {
 }
 
 impl Row {
-    fn cell(&self) -> Result<Cell, Fault> {
-        let state: KeyState = serde_json::from_str(&self.state).map_err(|error| Fault {
-            kind: FaultKind::Permanent,
-            reason: format!("the state of a key cannot be read: {error}"),
-        })?;
-        Ok(Cell {
+    /// The cell; `None` if its state cannot be read.
+    fn cell(&self) -> Option<Cell> {
+        let state: KeyState = serde_json::from_str(&self.state).ok()?;
+        Some(Cell {
             // Which value it is makes no difference.
             value: (!self.is_removed).then_some(Json::Null),
             attributes: Attributes::default(),
@@ -109,7 +119,9 @@ pub(crate) async fn forget(connection: &mut Connection) -> Result<(), Fault> {
             Table::Contexts => (&LOAD_CONTEXTS, &FORGET_CONTEXTS),
             Table::Agents => (&LOAD_AGENTS, &FORGET_AGENTS),
         };
-        let query = diesel::sql_query(load.as_str()).bind::<Integer, _>(KEYS);
+        let query = diesel::sql_query(load.as_str())
+            .bind::<Integer, _>(KEYS)
+            .bind::<BigInt, _>(i64::try_from(BYTES).unwrap_or(i64::MAX));
         let rows: Vec<Row> = ::store::prepared(query).load(connection).await?;
         let mut keys: BTreeMap<_, Vec<Row>> = BTreeMap::new();
         for row in rows {
@@ -118,7 +130,8 @@ pub(crate) async fn forget(connection: &mut Connection) -> Result<(), Fault> {
         }
         let (mut users, mut ids) = (Vec::new(), Vec::new());
         for rows in keys.into_values() {
-            let cells = rows.iter().map(Row::cell).collect::<Result<Vec<_>, Fault>>()?;
+            // Who has seen the removal is not known then: nothing is forgotten.
+            let Some(cells) = rows.iter().map(Row::cell).collect::<Option<Vec<_>>>() else { continue };
             let sessions: Vec<Session> = rows.iter().map(|row| row.session_id.as_str().into()).collect();
             let holders: Vec<Holder<'_>> = rows
                 .iter()

@@ -70,7 +70,7 @@ pub(crate) enum Sealed {
     Lacks((UserId, u32)),
     /// It is encrypted, and job grants open no keys.
     Encrypted,
-    /// It cannot be decrypted, for this reason.
+    /// It cannot be read, for this reason.
     Unreadable(String),
 }
 
@@ -119,12 +119,12 @@ pub(crate) struct Opener<'a> {
 }
 
 impl Opener<'_> {
-    pub(crate) fn open(&self, table: Table, row: Row) -> Result<Result<Stored, Sealed>, Fault> {
+    pub(crate) fn open(&self, table: Table, row: Row) -> Result<Stored, Sealed> {
         if !row.is_sensitive {
-            return Ok(Ok(row.stored(None, None)?));
+            return row.stored(None, None);
         }
         if !self.may_decrypt {
-            return Ok(Err(Sealed::Encrypted));
+            return Err(Sealed::Encrypted);
         }
         let plain = |column: &str| match self.secrets.get(&(table, row.id, column.to_owned())) {
             None => Ok(None),
@@ -133,19 +133,13 @@ impl Opener<'_> {
                 None => self.keys.decrypt(field).map(Some).map_err(Sealed::Unreadable),
             },
         };
-        let opened = plain("context_value").and_then(|value| Ok((value, plain("sync_values")?)));
-        Ok(match opened {
-            Ok((None, _)) if row.context_value.is_some() => {
-                Err(Sealed::Unreadable("its encrypted value is missing".to_owned()))
-            }
-            Ok((value, values)) => {
-                let text = |secret: Option<&secrecy::SecretString>| {
-                    secret.map(|secret| secret.expose_secret().to_owned())
-                };
-                Ok(row.stored(text(value.as_ref()), text(values.as_ref()))?)
-            }
-            Err(sealed) => Err(sealed),
-        })
+        let (value, values) = (plain("context_value")?, plain("sync_values")?);
+        if value.is_none() && row.context_value.is_some() {
+            return Err(Sealed::Unreadable("its encrypted value is missing".to_owned()));
+        }
+        let text =
+            |secret: Option<secrecy::SecretString>| secret.map(|secret| secret.expose_secret().to_owned());
+        row.stored(text(value), text(values))
     }
 }
 
@@ -158,21 +152,29 @@ impl Row {
         key_of(self.agent_id.as_deref(), self.memory_tier.as_deref(), &self.context_key)
     }
 
-    /// The cell. `value` and `values` are what was encrypted.
-    fn stored(self, value: Option<String>, values: Option<String>) -> Result<Stored, Fault> {
-        let value = value.or(self.context_value);
-        let value = value.map(|text| Json::parse(&text)).transpose();
-        let value = value.map_err(|error| unreadable("the value", error))?;
+    /// The cell. `value` and `values` are what was encrypted. What cannot be read fails its key; an error may quote what it read, so
+    /// it is not among the reasons.
+    fn stored(self, value: Option<String>, values: Option<String>) -> Result<Stored, Sealed> {
+        let broken = |what: &str| Sealed::Unreadable(format!("{what} is not as it was written"));
+        let value = value.or(self.context_value).map(|text| Json::parse(&text)).transpose();
+        let value = value.map_err(|_| broken("its value"))?;
         let state = values.or(self.sync_values).or(self.sync_state);
-        let state: Option<KeyState> = state
-            .map(|text| serde_json::from_str(&text))
-            .transpose()
-            .map_err(|error| unreadable("the state", error))?;
+        let state: Option<KeyState> =
+            state.map(|text| serde_json::from_str(&text)).transpose().map_err(|_| {
+                let reason =
+                    "what syncs keep of it is not as it was written; remove the key and put it again";
+                Sealed::Unreadable(reason.to_owned())
+            })?;
         let writes = u64::try_from(self.writes).unwrap_or(0);
         let attributes = Attributes {
-            context_type: self.context_type.as_deref().map(label::<ContextType>).transpose()?,
+            context_type: self
+                .context_type
+                .as_deref()
+                .map(label::<ContextType>)
+                .transpose()
+                .map_err(|_| broken("its type"))?,
             access_level: match &self.access_level {
-                Some(level) => label(level)?,
+                Some(level) => label(level).map_err(|_| broken("its access level"))?,
                 None => AccessLevel::Private,
             },
             priority: self.priority,

@@ -1,11 +1,11 @@
 //! `sync.start`: a sync is added, and its first round carried in the same transaction.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use ::store::{Connection, Fault};
 use chrono::Utc;
-use contract::{EventType, Prerequisite, SessionId, SyncStart};
+use contract::{EventType, Prerequisite, SessionId, SyncStart, SyncType};
 use diesel::sql_types::{Array, Integer, Text, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use keys::OpenKeys;
@@ -43,6 +43,8 @@ pub(crate) async fn start(
     let sessions = syncs::sessions(connection, &named.collect()).await?;
     let ids: BTreeSet<_> = items.iter().map(|item| (item.user(), item.request.sync_id)).collect();
     let known = syncs::lock(connection, &ids).await?;
+    let starting = items.iter().filter(|item| is_live(item)).map(Item::user);
+    let mut live = syncs::live(connection, &starting.collect()).await?;
     let (mut runs, mut added, mut accepted, mut taken) = (Vec::new(), Vec::new(), Vec::new(), HashSet::new());
     for item in items {
         let id = (item.user(), item.request.sync_id);
@@ -55,6 +57,9 @@ pub(crate) async fn start(
             continue;
         }
         match run(item, &sessions) {
+            Ok(_) if is_live(item) && !takes_place(&mut live, item.user()) => {
+                verdicts.set(item.index, Verdict::Rejected(too_many().into()));
+            }
             Ok(run) => {
                 runs.push(run);
                 added.push(!is_own);
@@ -92,6 +97,27 @@ pub(crate) async fn start(
         progress.push(Progress { run, state, round: Some(round), is_undone: false });
     }
     syncs::advance(connection, rules, &progress).await
+}
+
+fn is_live(item: &Item<'_, SyncStart>) -> bool {
+    item.request.sync_type == SyncType::StateSync
+}
+
+/// The most live syncs of a user. Requests that are processed at the same time may exceed it by as many as they are.
+const LIVE: i64 = 100;
+
+/// Whether a user may have another live sync, which then counts.
+fn takes_place(live: &mut HashMap<i32, i64>, user: i32) -> bool {
+    let live = live.entry(user).or_default();
+    let is_free = *live < LIVE;
+    *live += i64::from(is_free);
+    is_free
+}
+
+fn too_many() -> String {
+    format!(
+        "sync_type: the user has {LIVE} live syncs (state_sync), and no more are allowed; stop one with sync.stop"
+    )
 }
 
 /// Its message is delivered again at once: the keys are opened before its next transaction.
@@ -180,4 +206,17 @@ fn state<'s>(
         return Err(Verdict::Rejected(reason.into()));
     }
     Ok(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_has_a_bounded_number_of_live_syncs_and_others_have_theirs() {
+        let mut live = HashMap::from([(1, LIVE - 1)]);
+        assert_eq!([1, 1, 1].map(|user| takes_place(&mut live, user)), [true, false, false]);
+        assert!(takes_place(&mut live, 2), "another user's");
+        assert_eq!(live, HashMap::from([(1, LIVE), (2, 1)]));
+    }
 }

@@ -144,17 +144,23 @@ static LOCK: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// Row-level security shows the syncs of the users alone that the tick acts for. One that another replica carries is left to it.
+/// Row-level security shows the syncs of the users alone that the tick acts for. One that another replica carries is left to it. Each
+/// user's oldest come first, then each one's second: nobody's many syncs keep another one's from the tick.
 static DUE: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "SELECT {COLUMNS} FROM cross_service_memory_sync s
-        JOIN chat_mode_sessions a ON a.user_id = s.user_id AND a.session_id = s.source_session_id
-        JOIN chat_mode_sessions b ON b.user_id = s.user_id AND b.session_id = s.target_session_id
-        LEFT JOIN session_clocks c ON c.user_id = s.user_id AND c.session_id = s.source_session_id
+        "WITH due AS MATERIALIZED (
+            SELECT s.user_id, s.id, coalesce(s.carried_at, s.created_at) AS since,
+                row_number() OVER (PARTITION BY s.user_id ORDER BY coalesce(s.carried_at, s.created_at), s.id) AS place
+            FROM cross_service_memory_sync s
+            JOIN chat_mode_sessions a ON a.user_id = s.user_id AND a.session_id = s.source_session_id
+            JOIN chat_mode_sessions b ON b.user_id = s.user_id AND b.session_id = s.target_session_id
+            LEFT JOIN session_clocks c ON c.user_id = s.user_id AND c.session_id = s.source_session_id
+            WHERE s.sync_status = 'in_progress'
+                AND (s.has_more OR s.source_clock IS NULL OR c.logical_time > s.source_clock OR s.expires_at <= now()
+                    OR NOT a.is_active OR NOT b.is_active OR NOT sec.may_sync(s.service, s.crosses_private)))
+        SELECT {COLUMNS} FROM due d JOIN cross_service_memory_sync s ON s.user_id = d.user_id AND s.id = d.id
         WHERE s.sync_status = 'in_progress'
-            AND (s.has_more OR s.source_clock IS NULL OR c.logical_time > s.source_clock OR s.expires_at <= now()
-                OR NOT a.is_active OR NOT b.is_active OR NOT sec.may_sync(s.service, s.crosses_private))
-        ORDER BY coalesce(s.carried_at, s.created_at), s.id LIMIT $1 FOR NO KEY UPDATE OF s SKIP LOCKED"
+        ORDER BY d.place, d.since, s.id LIMIT $1 FOR NO KEY UPDATE OF s SKIP LOCKED"
     )
 });
 
@@ -257,6 +263,29 @@ struct Count {
     written: i32,
 }
 
+/// How many live syncs each of these users has. One that waits for its data keys is counted when they are there.
+pub(crate) async fn live(
+    connection: &mut Connection,
+    users: &BTreeSet<i32>,
+) -> Result<HashMap<i32, i64>, Fault> {
+    const LIVE: &str = "SELECT user_id, count(*) AS live FROM cross_service_memory_sync
+        WHERE user_id = ANY ($1) AND sync_status = 'in_progress' AND sync_type = 'state_sync' GROUP BY user_id";
+    if users.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let query = diesel::sql_query(LIVE).bind::<Array<Integer>, _>(users.iter().copied().collect::<Vec<_>>());
+    let rows: Vec<Live> = ::store::prepared(query).load(connection).await?;
+    Ok(rows.into_iter().map(|row| (row.user_id, row.live)).collect())
+}
+
+#[derive(QueryableByName)]
+struct Live {
+    #[diesel(sql_type = Integer)]
+    user_id: i32,
+    #[diesel(sql_type = BigInt)]
+    live: i64,
+}
+
 /// A sync to add.
 pub(crate) struct New<'a> {
     pub(crate) run: &'a Run,
@@ -289,6 +318,25 @@ pub(crate) async fn add(connection: &mut Connection, new: &[New<'_>]) -> Result<
     } else {
         Err(carry::gone())
     }
+}
+
+static FAIL: LazyLock<String> = LazyLock::new(|| {
+    let (arrays, names) = (IdRow::arrays(1), IdRow::names());
+    format!(
+        "UPDATE cross_service_memory_sync s SET sync_status = 'failed', has_more = false, carried_at = clock_timestamp(),
+            updated_at = clock_timestamp(), completed_at = greatest(clock_timestamp(), s.created_at)
+        FROM unnest({arrays}) AS i ({names}) WHERE s.user_id = i.user_id AND s.id = i.id"
+    )
+});
+
+/// Ends syncs of whose rows not even a [`Run`] can be made.
+pub(crate) async fn fail(connection: &mut Connection, ids: Vec<(i32, Uuid)>) -> Result<(), Fault> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let rows = ids.into_iter().map(|(user_id, id)| IdRow { user_id, id }).collect();
+    with_rows(&FAIL, rows).execute(connection).await?;
+    Ok(())
 }
 
 ::store::unnest_row! {

@@ -78,6 +78,16 @@ impl Table {
         format!("(i.is_all OR {named} AND {of_table})")
     }
 
+    /// The bytes that syncs keep of a key beside its value, and those of ciphertexts.
+    pub(crate) fn kept_bytes(self, alias: &str) -> String {
+        format!(
+            "(coalesce(octet_length({alias}.sync_values), 0)::bigint + CASE WHEN {alias}.is_sensitive THEN (
+                SELECT coalesce(sum(octet_length(e.ciphertext)), 0) FROM encrypted_fields e
+                WHERE e.user_id = {alias}.user_id AND e.row_id = {alias}.id AND e.table_name = '{name}') ELSE 0 END)",
+            name = self.name()
+        )
+    }
+
     /// Why the row of the alias `t` stays in its session, as [`sync::crosses`] says: `private`, `expired`, `removed`, or NULL.
     pub(crate) fn stays(self) -> String {
         let private = match self {

@@ -58,8 +58,17 @@ pub(crate) async fn carry_due(
     let named: BTreeSet<(i32, &str)> = due.iter().flat_map(SyncRow::sessions).collect();
     let sessions = syncs::sessions(connection, &named).await?;
     let (mut runs, mut finishing, mut drafts, mut ended) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    // One that cannot be read fails, and no other.
+    let mut unreadable = Vec::new();
     for row in &due {
-        let mut run = row.run(tick, false)?;
+        let mut run = match row.run(tick, false) {
+            Ok(run) => run,
+            Err(fault) => {
+                tracing::error!(user_id = row.user_id, sync = %row.id, "a sync fails: {}", fault.reason);
+                unreadable.push((row.user_id, row.id));
+                continue;
+            }
+        };
         let [source, target] =
             row.sessions().map(|(user, session)| sessions.get(&(user, session.to_owned())));
         // A foreign key sees to it that both are there.
@@ -101,6 +110,7 @@ pub(crate) async fn carry_due(
         progress.push(Progress { run, state: *state, round: None, is_undone: false });
     }
     syncs::advance(connection, rules, &progress).await?;
+    syncs::fail(connection, unreadable).await?;
     Ok(drafts)
 }
 

@@ -1,8 +1,9 @@
 //! `sync.undo`: the target goes back to what it was, key by key, where nothing newer depends on it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::LazyLock;
 
-use ::store::{Connection, Fault, FaultKind};
+use ::store::{Connection, Fault};
 use contract::{SyncEnd, SyncProblem, SyncUndo, SyncUndone, UserId};
 use diesel::QueryableByName;
 use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Uuid as SqlUuid};
@@ -20,20 +21,51 @@ use super::rows::{self, Sealed, Stored};
 use super::run::{Run, State};
 use super::start::waits_for_keys;
 use super::syncs::{self, Progress};
+use super::table::Table;
 use super::write::{CellWrite, Writes};
 use super::{convert, events};
 use crate::prepare::WantedKeys;
 
 /// The most changes that one request takes back. Another request goes on.
 const CHANGES: i32 = 5_000;
+/// How often one request reads on where all that it has read stays.
+const PAGES: usize = 32;
 
-/// The changes of a sync that have not been taken back, the latest first.
-const CHANGES_OF_SYNC: &str = "
-    SELECT c.id, c.agent_id::text AS agent_id, c.memory_tier::text AS memory_tier, c.context_key::text AS context_key, c.position,
-        c.had_before, c.before, c.before_digest::text AS before_digest, c.after_digest::text AS after_digest, c.writes, c.is_sensitive
-    FROM sync_changes c
-    WHERE c.user_id = $1 AND c.sync_id = $2 AND c.undone_at IS NULL AND c.after_digest IS NOT NULL
-    ORDER BY c.position DESC LIMIT $3";
+/// The changes of a sync that have not been taken back, the latest first, below this position: as many as have so many bytes together
+/// with the cells that they led to, but one in any case. What the session has put since may be as large as any value.
+static CHANGES_OF_SYNC: LazyLock<String> = LazyLock::new(|| {
+    let of_cell = |table: Table, same: &str| {
+        format!(
+            "coalesce((SELECT {kept} + CASE WHEN t.writes = t.synced_writes THEN coalesce(octet_length(t.sync_values), 0)
+                WHEN pg_column_compression(t.context_value) IS NOT NULL THEN {largest} ELSE coalesce(pg_column_size(t.context_value), 0) END
+            FROM {name} t WHERE t.user_id = c.user_id AND t.session_id = c.target_session_id AND {same}), 0)",
+            kept = table.kept_bytes("t"),
+            largest = contract::limit::BODY_BYTES,
+            name = table.name(),
+        )
+    };
+    let context = of_cell(Table::Contexts, "t.context_key = c.context_key AND c.agent_id IS NULL");
+    let agent = of_cell(
+        Table::Agents,
+        "t.agent_id = c.agent_id AND t.memory_tier = c.memory_tier AND t.context_key = c.context_key",
+    );
+    format!(
+        "SELECT c.id, c.agent_id::text AS agent_id, c.memory_tier::text AS memory_tier, c.context_key::text AS context_key,
+            c.position, c.had_before, c.before, c.before_digest::text AS before_digest, c.after_digest::text AS after_digest,
+            c.writes, c.is_sensitive
+        FROM (
+            SELECT c.*, sum(c.bytes) OVER (ORDER BY c.position DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS so_far FROM (
+                SELECT c.*, coalesce(octet_length(c.before), 0) + CASE WHEN c.is_sensitive THEN (
+                    SELECT coalesce(sum(octet_length(e.ciphertext)), 0) FROM encrypted_fields e
+                    WHERE e.user_id = c.user_id AND e.row_id = c.id AND e.table_name = 'sync_changes') ELSE 0 END
+                    + {context} + {agent} AS bytes
+                FROM sync_changes c
+                WHERE c.user_id = $1 AND c.sync_id = $2 AND c.undone_at IS NULL AND c.after_digest IS NOT NULL AND c.position < $3
+                ORDER BY c.position DESC LIMIT $4
+            ) AS c
+        ) AS c WHERE coalesce(c.so_far, 0) < $5 ORDER BY c.position DESC"
+    )
+});
 
 /// What other syncs did later to keys of the target, or carried on from it.
 const LATER: &str = "
@@ -171,35 +203,29 @@ async fn undo_one(
     keys: &OpenKeys,
 ) -> Result<Undone, Fault> {
     syncs::lock_sessions(connection, &BTreeSet::from([(run.user.get(), &*run.target)])).await?;
-    let query = diesel::sql_query(CHANGES_OF_SYNC)
-        .bind::<Integer, _>(run.user.get())
-        .bind::<SqlUuid, _>(run.id)
-        .bind::<Integer, _>(CHANGES);
-    let changes: Vec<ChangeRow> = ::store::prepared(query).load(connection).await?;
-    let chains = chains(changes)?;
-    let named: Vec<Key> = chains.keys().cloned().collect();
-    let cells = cells::load_keys(connection, run.user, &run.target, &named, keys).await?;
-    let befores = befores(connection, run, &chains, keys).await?;
-    let lacks = |sealed: &Sealed| match sealed {
-        Sealed::Lacks(key) => Some(*key),
-        Sealed::Encrypted | Sealed::Unreadable(_) => None,
-    };
-    let lacking: BTreeSet<(UserId, u32)> = cells
-        .values()
-        .filter_map(|stored| stored.as_ref().err())
-        .chain(befores.values().filter_map(|before| before.as_ref().err()))
-        .filter_map(lacks)
-        .collect();
-    if !lacking.is_empty() {
-        return Ok(Undone::Lacks(lacking.into_iter().collect()));
+    let (mut below, mut left) = (i64::MAX, CHANGES);
+    let (mut restored, mut problems, mut staying) = (Vec::new(), Vec::new(), BTreeSet::<Key>::new());
+    // What stays is read again by each request, and must not keep it from what is behind.
+    for _ in 0..PAGES {
+        if left <= 0 || !restored.is_empty() {
+            break;
+        }
+        let changes = changes(connection, run, below, left).await?;
+        let Some(last) = changes.last() else { break };
+        below = last.position;
+        left = left.saturating_sub(i32::try_from(changes.len()).unwrap_or(i32::MAX));
+        let mut chains = chains(changes)?;
+        chains.retain(|key, _| !staying.contains(key));
+        match take_back(connection, run, &chains, keys).await? {
+            Taken::Lacks(lacking) => return Ok(Undone::Lacks(lacking)),
+            Taken::Back(back, stay) => {
+                restored = back;
+                problems.extend(stay);
+            }
+        }
+        staying.extend(chains.into_keys());
     }
-    let later = later(connection, run, &chains).await?;
-    let (undo, mut problems) = plan(run, &chains, &cells, befores, &later)?;
-    let restored = restore(connection, run, &undo, &chains, &cells, keys).await?;
     let nodes = forget_references(connection, run).await?;
-    problems.extend(
-        undo.dependents.iter().map(|dependent| convert::problem(key_of(dependent), dependent.to_string())),
-    );
     if restored.is_empty() && nodes.is_empty() && problems.is_empty() && !is_running {
         return Ok(Undone::Nothing);
     }
@@ -215,6 +241,61 @@ async fn undo_one(
         staying,
         reason,
     })))
+}
+
+/// What is not undone yet.
+async fn changes(
+    connection: &mut Connection,
+    run: &Run,
+    below: i64,
+    most: i32,
+) -> Result<Vec<ChangeRow>, Fault> {
+    let query = diesel::sql_query(CHANGES_OF_SYNC.as_str())
+        .bind::<Integer, _>(run.user.get())
+        .bind::<SqlUuid, _>(run.id)
+        .bind::<BigInt, _>(below)
+        .bind::<Integer, _>(most)
+        .bind::<BigInt, _>(i64::try_from(cells::BYTES).unwrap_or(i64::MAX));
+    Ok(::store::prepared(query).load(connection).await?)
+}
+
+/// What became of some keys.
+enum Taken {
+    /// Data keys are not open.
+    Lacks(Vec<(UserId, u32)>),
+    /// These went back, and these stay.
+    Back(Vec<contract::SyncedKey>, Vec<SyncProblem>),
+}
+
+async fn take_back(
+    connection: &mut Connection,
+    run: &Run,
+    chains: &BTreeMap<Key, Chain>,
+    keys: &OpenKeys,
+) -> Result<Taken, Fault> {
+    let named: Vec<Key> = chains.keys().cloned().collect();
+    let cells = cells::load_keys(connection, run.user, &run.target, &named, keys).await?;
+    let befores = befores(connection, chains, keys).await?;
+    let lacks = |sealed: &Sealed| match sealed {
+        Sealed::Lacks(key) => Some(*key),
+        Sealed::Encrypted | Sealed::Unreadable(_) => None,
+    };
+    let lacking: BTreeSet<(UserId, u32)> = cells
+        .values()
+        .filter_map(|stored| stored.as_ref().err())
+        .chain(befores.values().filter_map(|before| before.as_ref().err()))
+        .filter_map(lacks)
+        .collect();
+    if !lacking.is_empty() {
+        return Ok(Taken::Lacks(lacking.into_iter().collect()));
+    }
+    let later = later(connection, run, chains).await?;
+    let (undo, mut problems) = plan(run, chains, &cells, befores, &later)?;
+    let restored = restore(connection, run, &undo, chains, &cells, keys).await?;
+    problems.extend(
+        undo.dependents.iter().map(|dependent| convert::problem(key_of(dependent), dependent.to_string())),
+    );
+    Ok(Taken::Back(restored, problems))
 }
 
 fn key_of(dependent: &Dependent) -> &Key {
@@ -259,7 +340,6 @@ fn chains(changes: Vec<ChangeRow>) -> Result<BTreeMap<Key, Chain>, Fault> {
 /// The cells before, by change.
 async fn befores(
     connection: &mut Connection,
-    run: &Run,
     chains: &BTreeMap<Key, Chain>,
     keys: &OpenKeys,
 ) -> Result<HashMap<Uuid, Result<Option<Cell>, Sealed>>, Fault> {
@@ -271,10 +351,7 @@ async fn befores(
     };
     let fields: HashMap<Uuid, Encrypted> =
         fields.into_iter().filter(|field| field.column == "before").map(|field| (field.row, field)).collect();
-    let unreadable = |error: serde_json::Error| Fault {
-        kind: FaultKind::Permanent,
-        reason: format!("what sync {} keeps of a key cannot be read: {error}", run.id),
-    };
+    let broken = || Sealed::Unreadable("what it was before is not as it was written".to_owned());
     let mut befores = HashMap::new();
     for chain in chains.values() {
         let ChangeRow { id, had_before, before, is_sensitive, .. } = &chain.first;
@@ -292,10 +369,8 @@ async fn befores(
                 },
             },
         };
-        let cell = match text {
-            Ok(text) => Ok(text.map(|text| serde_json::from_str(&text)).transpose().map_err(unreadable)?),
-            Err(sealed) => Err(sealed),
-        };
+        let cell = text
+            .and_then(|text| text.map(|text| serde_json::from_str(&text)).transpose().map_err(|_| broken()));
         befores.insert(*id, cell);
     }
     Ok(befores)
@@ -349,7 +424,7 @@ fn plan(
         let before = befores.remove(&chain.first.id).unwrap_or(Ok(None));
         let stored = cells.get(key);
         if let Some(sealed) = before.as_ref().err().or(stored.and_then(|stored| stored.as_ref().err())) {
-            let reason = format!("it cannot be decrypted: {}", unreadable(sealed));
+            let reason = format!("it cannot be read: {}", unreadable(sealed));
             problems.push(convert::problem(key, reason));
             continue;
         }
