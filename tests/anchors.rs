@@ -4,6 +4,7 @@ use audit::{Leaf, Source, Statement, seal_all, verify};
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Binary, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::SimpleAsyncConnection;
 use testkit::{Fixture, eventually};
 use trust::PrivateKey;
 use uuid::Uuid;
@@ -89,8 +90,18 @@ async fn sealers_may_anchor_the_same_seals_at_once() {
     for _ in 0..4 {
         connections.push(fixture.connection().await);
     }
+    // Each sees that there is no anchor before it reads the seals.
+    let mut open = fixture.connection().await;
+    open.batch_execute("BEGIN; LOCK TABLE audit.seals").await.expect("a lock");
+    let waits =
+        "pg_locks JOIN pg_database d ON d.oid = database WHERE d.datname = current_database() AND NOT granted
+        AND relation = 'audit.seals'::regclass";
     let sealing = connections.iter_mut().map(|connection| seal_all(connection, &anchors, &key, &[]));
-    for sealed in futures::future::join_all(sealing).await {
+    let (sealed, ()) = tokio::join!(futures::future::join_all(sealing), async {
+        eventually("all wait", async || (fixture.count(waits).await == 4).then_some(())).await;
+        open.batch_execute("COMMIT").await.expect("a commit");
+    });
+    for sealed in sealed {
         sealed.expect("whoever is later finds the anchor of the same seal");
     }
     assert_eq!(other.stored("SEAL").await, 3);

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use consensus::{Rules, Verification};
 use consensus_builder::{ConsensusBuilder, inputs};
+use diesel_async::SimpleAsyncConnection;
 use serde_json::{Value, json};
-use testkit::{Fixture, RequestMessage, set_duplicate_window};
+use testkit::{Fixture, RequestMessage, eventually, set_duplicate_window};
 use uuid::Uuid;
 
 use crate::support::consensus::{
@@ -344,6 +345,30 @@ async fn the_order_of_arrival_does_not_change_the_result() {
 }
 
 /// Replicas with small batches, and every message twice.
+/// A response is decided by what the transaction before it has left of its task.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_response_waits_for_whoever_writes_its_task() {
+    let mut fixture = with_users([1]).await;
+    fixture.settings.postgres.lock_timeout_ms = 30_000;
+    let task = Task::of(1);
+    let mut requests = three_families(1);
+    requests.push(task.delegate(&THREE, 2, json!({})));
+    process(&fixture, requests).await;
+    let mut other = fixture.connection().await;
+    let hold = "SET session_replication_role = replica; BEGIN; UPDATE consensus_tasks SET quorum = 1";
+    other.batch_execute(hold).await.expect("a lock");
+    let worker = fixture.run(builder(&fixture).await);
+    fixture.publish([task.respond("a", "The Tagus", json!({}))]).await;
+    let waits = "pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+        AND query LIKE '%consensus_tasks%'";
+    eventually("the response waits", async || (fixture.count(waits).await > 0).then_some(())).await;
+    other.batch_execute("COMMIT").await.expect("a commit");
+    fixture.drained::<ConsensusBuilder>().await;
+    worker.stop().await.expect("a clean end");
+    assert_eq!(fixture.count("consensus_tasks WHERE state = 'closed'").await, 1);
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn replicas_close_each_task_once_and_a_repeat_changes_no_counter() {
     const TASKS: usize = 60;

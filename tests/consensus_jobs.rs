@@ -317,6 +317,9 @@ async fn an_estimate_is_dropped_if_what_it_rests_on_has_changed() {
     // A verdict on one that was estimated before: the estimate is good for the others, and this one stays due.
     let (_, requests) = questions(1, 1, &json!({ "task_kind": "rivers" }));
     fixture.process(builder(&fixture).await, requests).await;
+    // What it says of that one is new, too.
+    let moved = format!("UPDATE consensus_tasks SET estimated_probability = 0.5 WHERE id = '{}'", more[0].id);
+    fixture.execute(&format!("SET session_replication_role = replica; {moved}")).await;
     let beside = Estimate::prepare(&fixture, 1).await;
     let node = more[0].node(&fixture).await;
     fixture.process(builder(&fixture).await, [verdict(1, node, "confirm")]).await;
