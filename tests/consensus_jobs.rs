@@ -318,7 +318,7 @@ async fn an_estimate_is_dropped_if_what_it_rests_on_has_changed() {
     let (_, requests) = questions(1, 1, &json!({ "task_kind": "rivers" }));
     fixture.process(builder(&fixture).await, requests).await;
     // What it says of that one is new, too.
-    let moved = format!("UPDATE consensus_tasks SET estimated_probability = 0.5 WHERE id = '{}'", more[0].id);
+    let moved = format!("UPDATE task_estimates SET probability = 0.5 WHERE id = '{}'", more[0].id);
     fixture.execute(&format!("SET session_replication_role = replica; {moved}")).await;
     let beside = Estimate::prepare(&fixture, 1).await;
     let node = more[0].node(&fixture).await;
@@ -346,7 +346,7 @@ async fn an_estimate_without_new_tasks_is_dropped() {
     let mut other = fixture.connection().await;
     // Families are read after what is due and before the tasks.
     let hold = "SET session_replication_role = replica; BEGIN; LOCK TABLE agent_configurations;
-        UPDATE consensus_tasks SET estimated_at = now()";
+        UPDATE task_estimates SET estimated_at = now()";
     other.batch_execute(hold).await.expect("a lock");
     let waits = "pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
         AND query LIKE '%agent_configurations%'";
