@@ -119,10 +119,8 @@ pub(crate) async fn apply<'a, T, R: UnnestRow + 'a, K: Eq + Hash>(
 
 /// Computes while the other tasks of the runtime go on.
 pub(crate) fn computed<T>(compute: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
-    match Handle::current().runtime_flavor() {
-        RuntimeFlavor::MultiThread => block_in_place(compute),
-        _ => compute(),
-    }
+    let has_threads = Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread;
+    if has_threads { block_in_place(compute) } else { compute() }
 }
 
 /// Another transaction was faster: this one is tried again and sees what that one wrote.
