@@ -157,8 +157,7 @@ async fn rows_of_the_future_hide_no_row_that_waits() {
     let mut open = fixture.connection().await;
     // In the order of the trail, a row of the open transaction stands before all that wait for it.
     open.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.expect("a statement");
-    let transaction =
-        lines_on(&mut open, "pg_current_xact_id() FROM (VALUES (1)) AS one").await.remove(0);
+    let transaction = lines_on(&mut open, "pg_current_xact_id() FROM (VALUES (1)) AS one").await.remove(0);
     old_row(&fixture).await;
     tamper(
         &fixture,
