@@ -102,7 +102,7 @@ async fn an_update_tells_what_changed_and_from_what() {
         told(&fixture, columns, "simple_chat_context").await,
         [
             format!("INSERT {} {{}}", ids[0]),
-            format!("UPDATE {} {{writes,version,updated_at,written_at,context_value}}", ids[1])
+            format!("UPDATE {} {{context_value,version,updated_at,writes,written_at}}", ids[1])
         ]
     );
     let chained = "audit.audit_log a JOIN audit.audit_log b ON a.row_digest_after = b.row_digest_before

@@ -182,7 +182,8 @@ async fn a_user_with_many_late_tasks_keeps_nobody_out() {
             "INSERT INTO consensus_tasks (id, user_id, session_id, pm_agent_id, question, task_kind, node_type, node_key, title, quorum,
                 asked, deadline)
              SELECT md5('late' || t)::uuid, 1, 'group', 'pm', 'q', 'kind', 'answer', 'late' || t, 'n', 1, 1, '2026-01-01T00:00:00Z'
-             FROM generate_series(1, 310) AS t",
+             FROM generate_series(1, 310) AS t;
+             UPDATE multi_agent_conversations SET total_tasks_delegated = 310 WHERE user_id = 1",
         )
         .await;
     let worker = fixture.run(builder(&fixture).await);

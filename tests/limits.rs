@@ -130,6 +130,12 @@ fn as_consensus_wants(body: &mut Value) {
             *agent = json!(format!("{number:0>128}"));
         }
     }
+    if let Some(text) = body["response_text"].as_str().filter(|text| !text.is_empty()) {
+        // Each of 500 agents has an equal part of what a task may hold; the claim is short.
+        let part = contract::limit::TASK_CHARS / 500 - 200;
+        let text: String = text.chars().take(part).collect();
+        body["response_text"] = text.into();
+    }
     if body["target_node_id"].is_string() {
         body["target_node_id"] = json!(Uuid::from_u128(8));
     }

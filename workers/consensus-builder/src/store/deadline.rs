@@ -31,9 +31,10 @@ const DUE: &str = "
             SELECT coalesce(sum(octet_length(r.response_text) + coalesce(octet_length(r.claim::text), 0)), 0) AS bytes
             FROM agent_responses r WHERE r.user_id = c.user_id AND r.task_id = c.id AND r.is_counted) AS r
     )
-    SELECT t.user_id, t.id, t.asked, t.responded, t.answered, clock_timestamp() AS now
-    FROM sized s JOIN consensus_tasks t ON t.user_id = s.user_id AND t.id = s.id
-    WHERE coalesce(s.before, 0) <= $2 AND t.state = 'open' ORDER BY t.user_id, t.id FOR NO KEY UPDATE OF t";
+    SELECT t.user_id, t.id, t.asked, t.responded, t.answered, clock_timestamp() AS now FROM consensus_tasks t
+    WHERE t.id = ANY (ARRAY(SELECT s.id FROM sized s WHERE coalesce(s.before, 0) <= $2))
+        AND t.user_id = ANY (ARRAY(SELECT s.user_id FROM sized s)) AND t.state = 'open' AND t.deadline <= now()
+    ORDER BY t.user_id, t.id FOR NO KEY UPDATE";
 
 #[derive(QueryableByName)]
 struct Due {

@@ -15,9 +15,11 @@ const KINDS: i32 = 1_000;
 /// The tasks that are read at a time: a task has up to 500 answers.
 const PAGE: usize = 500;
 
-/// What has waited longest comes first, so that no user is left out for good.
+/// What has waited longest comes first, so that no user is left out for good. OFFSET 0 keeps the look at each task one into its primary
+/// key: of tables that were never analyzed, PostgreSQL believes that any index with the user is as good.
 const DUE: &str = "
-    SELECT t.user_id, t.task_kind FROM task_estimates e JOIN consensus_tasks t ON t.user_id = e.user_id AND t.id = e.id
+    SELECT t.user_id, t.task_kind FROM task_estimates e CROSS JOIN LATERAL (
+        SELECT t.user_id, t.task_kind FROM consensus_tasks t WHERE t.user_id = e.user_id AND t.id = e.id OFFSET 0) AS t
     WHERE e.estimated_at IS NULL
     GROUP BY t.user_id, t.task_kind ORDER BY min(e.updated_at), t.user_id, t.task_kind LIMIT $1";
 
@@ -48,9 +50,11 @@ pub(super) async fn due(pool: &Pool, grants: &[&str]) -> Result<Vec<Due>, Fault>
 const CLOSED: &str = "
     SELECT t.id, t.options::text AS options, t.voters, t.choices, t.confidences, t.truth, t.closed_at, e.updated_at,
         e.estimated_at IS NULL AS is_new, e.answer, e.probability
-    FROM consensus_tasks t JOIN task_estimates e ON e.user_id = t.user_id AND e.id = t.id
-    WHERE t.user_id = $1 AND t.task_kind = $2 AND t.state = 'closed' AND (t.closed_at, t.id) < ($3, $4)
-    ORDER BY t.closed_at DESC, t.id DESC LIMIT $5";
+    FROM (SELECT * FROM consensus_tasks t
+        WHERE t.user_id = $1 AND t.task_kind = $2 AND t.state = 'closed' AND (t.closed_at, t.id) < ($3, $4)
+        ORDER BY t.closed_at DESC, t.id DESC LIMIT $5) AS t
+    CROSS JOIN LATERAL (SELECT * FROM task_estimates e WHERE e.user_id = t.user_id AND e.id = t.id OFFSET 0) AS e
+    ORDER BY t.closed_at DESC, t.id DESC";
 
 #[derive(QueryableByName)]
 struct Row {

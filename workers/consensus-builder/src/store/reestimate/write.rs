@@ -152,8 +152,8 @@ static ESTIMATES: LazyLock<String> = LazyLock::new(|| {
 /// Tasks beyond the limits are not due for ever.
 const LEFT_OUT: &str = "
     UPDATE task_estimates e SET estimated_at = now(), updated_at = now(), request_id = $4
-    FROM consensus_tasks t WHERE e.user_id = $1 AND e.estimated_at IS NULL AND t.user_id = e.user_id AND t.id = e.id
-        AND t.task_kind = $2 AND t.closed_at < $3";
+    WHERE e.user_id = $1 AND e.estimated_at IS NULL
+        AND (SELECT t.task_kind = $2 AND t.closed_at < $3 FROM consensus_tasks t WHERE t.user_id = e.user_id AND t.id = e.id)";
 
 ::store::unnest_row! {
     struct RecordRow<'a> {
