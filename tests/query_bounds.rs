@@ -303,7 +303,7 @@ async fn reading_needs_no_right_to_write() {
             .await
             > 0
     );
-    assert_eq!(fixture.count("audit.data_access_log").await, 10, "on the primary");
+    assert_eq!(fixture.count("audit.data_access_log").await, 11, "on the primary");
     reader.end().await;
 }
 

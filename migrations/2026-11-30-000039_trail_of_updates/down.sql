@@ -15,4 +15,4 @@ BEGIN
         EXECUTE format('DROP FUNCTION %s', target.function);
     END LOOP;
 END $$;
-DROP FUNCTION audit.follow_updates;
+DROP FUNCTION audit.follow_updates, audit.make_update_function;

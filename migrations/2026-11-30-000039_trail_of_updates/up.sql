@@ -2,8 +2,8 @@
 -- every row into JSON to find out which columns differ, which took more than half of the trail's time (docs/adr/0056).
 SET LOCAL lock_timeout = '100ms';
 
--- Makes the function and the trigger of a table. A migration that changes the columns of a table calls it again.
-CREATE FUNCTION audit.follow_updates(target regclass) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $make$
+-- Makes the function of a table, and gives its name.
+CREATE FUNCTION audit.make_update_function(target regclass) RETURNS text LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $make$
 DECLARE
     is_users CONSTANT boolean := target = 'public.users'::regclass;
     name CONSTANT text := (SELECT 'note_updates_of_' || c.relname FROM pg_class c WHERE c.oid = target);
@@ -46,20 +46,32 @@ BEGIN
         name, CASE WHEN is_users THEN 'id' ELSE 'user_id' END, CASE WHEN is_users THEN 'NULL::uuid' ELSE 'coalesce(n.id, o.id)' END, columns);
     EXECUTE format('ALTER FUNCTION audit.%I OWNER TO memfleet_owner', name);
     EXECUTE format('REVOKE EXECUTE ON FUNCTION audit.%I FROM PUBLIC', name);
-    EXECUTE format('CREATE OR REPLACE TRIGGER audit_update AFTER UPDATE ON %s REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
-        FOR EACH STATEMENT EXECUTE FUNCTION audit.%I()', target, name);
+    RETURN name;
 END $make$;
+REVOKE EXECUTE ON FUNCTION audit.make_update_function FROM PUBLIC;
+ALTER FUNCTION audit.make_update_function OWNER TO memfleet_owner;
+
+-- Makes the function and the trigger of a table. A migration that changes the columns of a table calls it again.
+CREATE FUNCTION audit.follow_updates(target regclass) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    EXECUTE format('CREATE OR REPLACE TRIGGER audit_update AFTER UPDATE ON %s REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
+        FOR EACH STATEMENT EXECUTE FUNCTION audit.%I()', target, audit.make_update_function(target));
+END $$;
 REVOKE EXECUTE ON FUNCTION audit.follow_updates FROM PUBLIC;
 ALTER FUNCTION audit.follow_updates OWNER TO memfleet_owner;
 
+-- All functions first: the triggers lock the tables until the end of this transaction.
 DO $$
 DECLARE
-    target regclass;
+    made text[];
+    of_table text;
 BEGIN
-    FOR target IN
-        SELECT t.tgrelid::regclass FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid AND NOT c.relispartition
-        WHERE t.tgname = 'audit_update' ORDER BY c.relname = 'blackboard_events', c.oid
-    LOOP
-        PERFORM audit.follow_updates(target);
+    made := ARRAY(
+        SELECT format('CREATE OR REPLACE TRIGGER audit_update AFTER UPDATE ON %s REFERENCING OLD TABLE AS old_rows
+            NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION audit.%I()', c.oid::regclass, audit.make_update_function(c.oid))
+        FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid AND NOT c.relispartition
+        WHERE t.tgname = 'audit_update' ORDER BY c.relname = 'blackboard_events', c.oid);
+    FOREACH of_table IN ARRAY made LOOP
+        EXECUTE of_table;
     END LOOP;
 END $$;

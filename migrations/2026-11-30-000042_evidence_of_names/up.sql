@@ -25,7 +25,6 @@ BEGIN
     END IF;
 END $$;
 DROP FUNCTION sec.is_session_of_another(integer, text);
-DROP INDEX chat_mode_sessions_by_name;
 
 -- The unknown sessions of syncs that other users have now. Session ids are unique within a user, so the same name may be chance.
 -- For an administrator.
@@ -125,3 +124,6 @@ BEGIN
     FROM (SELECT u.id, concat_ws('|', 'v1', signing.key_id, u.id, '', 'job:' || job, session_user, mint, expiry) AS content
         FROM unnest(0 || users) AS u (id)) AS g;
 END $$;
+
+-- Last, because it locks the table until the end of this transaction.
+DROP INDEX chat_mode_sessions_by_name;
