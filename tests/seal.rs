@@ -86,7 +86,10 @@ async fn an_edited_row_is_named() {
     for (edit, back) in [
         ("service = 'other'", "service = 'test'"),
         ("role_name = 'nobody'", "role_name = 'w_context_writer'"),
-        ("changed_columns = changed_columns || '{x}'", "changed_columns = array_remove(changed_columns, 'x')"),
+        (
+            "changed_columns = changed_columns || '{x}'",
+            "changed_columns = array_remove(changed_columns, 'x')",
+        ),
         (
             "occurred_at = occurred_at - interval '1 microsecond'",
             "occurred_at = occurred_at + interval '1 microsecond'",
