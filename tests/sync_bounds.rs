@@ -73,7 +73,12 @@ async fn a_sync_that_has_computed_its_share_goes_on_at_the_next_tick() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_round_and_an_undo_read_a_bounded_number_of_bytes() {
     const KEYS: i64 = 30;
-    let fixture = with_sessions(&["a", "b"]).await;
+    let mut fixture = with_sessions(&["a", "b"]).await;
+    // Without optimization, 16 MiB take a while.
+    let patience =
+        "?options=-c%20statement_timeout%3D60000%20-c%20idle_in_transaction_session_timeout%3D60000";
+    let url = fixture.settings.postgres.worker_url.clone().expect("a URL");
+    fixture.settings.postgres.worker_url = Some(url + patience);
     without_wakes(&fixture).await;
     write(&fixture, (0..KEYS).map(|at| put("a", &format!("k{at:02}"), json!(at), 1))).await;
     fixture.execute("UPDATE simple_chat_context SET context_value = to_jsonb(repeat('x', 900000))").await;
