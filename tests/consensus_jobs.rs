@@ -193,6 +193,31 @@ async fn a_user_with_many_late_tasks_keeps_nobody_out() {
     assert_eq!(fixture.count("consensus_tasks WHERE user_id = 1 AND state = 'closed'").await, 299);
 }
 
+/// 4 MiB, and one more: what is before a task decides.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tick_compares_a_limited_number_of_bytes() {
+    let fixture = with_users([1]).await;
+    fixture.process(builder(&fixture).await, three_families(1)).await;
+    fixture
+        .execute(
+            "SET session_replication_role = replica;
+             INSERT INTO consensus_tasks (id, user_id, session_id, pm_agent_id, question, task_kind, node_type, node_key, title, quorum,
+                asked, responded, answered, deadline)
+             SELECT md5('long' || t)::uuid, 1, 'group', 'pm', 'q', 'kind', 'answer', 'long' || t, 'n', 1, 1, 1, 1, '2026-01-01T00:00:00Z'
+             FROM generate_series(1, 6) AS t;
+             INSERT INTO agent_responses (id, user_id, task_delegation_id, task_id, agent_id, response_text)
+             SELECT t.id, 1, t.id, t.id, 'a', repeat('a', 1000000) FROM consensus_tasks t;
+             UPDATE multi_agent_conversations SET total_tasks_delegated = 6 WHERE user_id = 1",
+        )
+        .await;
+    let worker = fixture.run(builder(&fixture).await);
+    tick(&fixture, Job::Close).await;
+    assert_eq!(fixture.count("consensus_tasks WHERE state = 'closed'").await, 5);
+    tick(&fixture, Job::Close).await;
+    assert_eq!(fixture.count("consensus_tasks WHERE state = 'closed'").await, 6);
+    worker.stop().await.expect("a clean end");
+}
+
 /// Closed tasks of 100 agents that nobody has estimated, as the database has them.
 async fn closed_tasks(fixture: &Fixture, user: i32, count: usize) {
     fixture

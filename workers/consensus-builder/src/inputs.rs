@@ -157,12 +157,16 @@ pub async fn of_tasks(connection: &mut Connection, keys: &[Key]) -> Result<HashM
     Ok(result)
 }
 
+/// The bytes of a response `r` that are compared with those of others.
+pub(crate) const ANSWER_BYTES: &str =
+    "octet_length(r.response_text) + coalesce(octet_length(r.claim::text), 0)";
+
 /// The bytes of the counted texts and claims of tasks together.
 pub(crate) async fn size(connection: &mut Connection, keys: &[Key]) -> Result<i64, Fault> {
     static SIZE: LazyLock<String> = LazyLock::new(|| {
         let (arrays, names) = (KeyRow::arrays(1), KeyRow::names());
         format!(
-            "SELECT coalesce(sum(octet_length(r.response_text) + coalesce(octet_length(r.claim::text), 0)), 0)::bigint AS bytes
+            "SELECT coalesce(sum({ANSWER_BYTES}), 0)::bigint AS bytes
     FROM unnest({arrays}) AS i ({names})
     JOIN agent_responses r ON r.user_id = i.user_id AND r.task_id = i.id AND r.is_counted"
         )

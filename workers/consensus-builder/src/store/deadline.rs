@@ -1,5 +1,7 @@
 //! The job `consensus-close`: tasks that are past their deadline close with the answers that have come.
 
+use std::sync::LazyLock;
+
 use ::store::{Connection, Fault};
 use chrono::{DateTime, Utc};
 use consensus::Rules;
@@ -12,14 +14,16 @@ use uuid::Uuid;
 use super::batch::Verdicts;
 use super::close::{BYTES, CloseReason, Closing, close};
 use super::conversations::{AllCounters, advance};
+use crate::inputs::ANSWER_BYTES;
 
 /// The most tasks of one tick: each causes up to eighteen events, of which a tick may cause 10,000.
 const TASKS: i32 = 300;
 
 /// Row-level security shows the tasks of the users alone that the tick acts for. Users take turns, so that one with many tasks keeps
 /// nobody out; the tasks of one tick have limited texts, but one task is closed in any case.
-const DUE: &str = "
-    WITH waiting AS (
+static DUE: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "WITH waiting AS (
         SELECT t.user_id, t.id, t.deadline, row_number() OVER (PARTITION BY t.user_id ORDER BY t.deadline, t.id) AS turn
         FROM consensus_tasks t WHERE t.state = 'open' AND t.deadline <= now()
     ), chosen AS MATERIALIZED (
@@ -28,13 +32,15 @@ const DUE: &str = "
         SELECT c.user_id, c.id, sum(r.bytes) OVER (ORDER BY c.turn, c.deadline, c.user_id, c.id
             ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
         FROM chosen c CROSS JOIN LATERAL (
-            SELECT coalesce(sum(octet_length(r.response_text) + coalesce(octet_length(r.claim::text), 0)), 0) AS bytes
+            SELECT coalesce(sum({ANSWER_BYTES}), 0) AS bytes
             FROM agent_responses r WHERE r.user_id = c.user_id AND r.task_id = c.id AND r.is_counted) AS r
     )
     SELECT t.user_id, t.id, t.asked, t.responded, t.answered, clock_timestamp() AS now FROM consensus_tasks t
     WHERE t.id = ANY (ARRAY(SELECT s.id FROM sized s WHERE coalesce(s.before, 0) <= $2))
         AND t.user_id = ANY (ARRAY(SELECT s.user_id FROM sized s)) AND t.state = 'open' AND t.deadline <= now()
-    ORDER BY t.user_id, t.id FOR NO KEY UPDATE";
+    ORDER BY t.user_id, t.id FOR NO KEY UPDATE"
+    )
+});
 
 #[derive(QueryableByName)]
 struct Due {
@@ -58,7 +64,7 @@ pub(crate) async fn close_due(
     rules: &Rules,
     tick: Uuid,
 ) -> Result<Vec<EventDraft>, Fault> {
-    let query = diesel::sql_query(DUE).bind::<Integer, _>(TASKS).bind::<BigInt, _>(BYTES);
+    let query = diesel::sql_query(DUE.as_str()).bind::<Integer, _>(TASKS).bind::<BigInt, _>(BYTES);
     let due: Vec<Due> = ::store::prepared(query).load(connection).await?;
     let closings: Vec<Closing> = due
         .into_iter()
