@@ -80,7 +80,7 @@ impl Estimated {
         let agents = Agents::of(basis, tasks);
         let answers = |task: &Closed| -> Vec<(u32, u32)> {
             let votes = task.votes.iter();
-            votes.filter_map(|vote| Some((*agents.numbers.get(&vote.agent)?, vote.choice?))).collect()
+            votes.filter_map(|vote| Some((agents.number(vote.agent)?, vote.choice?))).collect()
         };
         let truth = |task: &Closed| task.truth.and_then(|truth| u32::try_from(truth).ok());
         let count = agents.names.len();
@@ -101,34 +101,20 @@ impl Estimated {
                 (made.tasks, made.agents)
             }
         };
+        let mut confidences = vec![0.0; count];
         for (task, probabilities) in tasks.iter().zip(&probabilities) {
             if task.is_new {
                 self.new.push(New { id: task.id, updated_at: task.updated_at });
             }
             self.changed.extend(EstimatedTask::new(task, probabilities));
-            self.add_confidences(basis, task, probabilities);
+            agents.add_confidences(task, probabilities, &mut confidences);
         }
-        for (name, Reliability { answers, right, .. }) in agents.names.iter().zip(reliabilities) {
+        let records = agents.names.iter().zip(reliabilities).zip(confidences);
+        for ((name, Reliability { answers, right, .. }), confidence) in records {
             let sums = self.records.entry((*name).to_owned()).or_default();
             sums.answers += answers;
             sums.right += right;
-        }
-    }
-
-    /// An agent that states no confidence counts as one whose confidence is always right.
-    fn add_confidences(&mut self, basis: &Basis, task: &Closed, probabilities: &[f64]) {
-        for vote in &task.votes {
-            let (Some(choice), Some(agent)) = (vote.choice, basis.agents.get(vote.agent as usize)) else {
-                continue;
-            };
-            let confidence = vote.confidence.or(probabilities.get(choice as usize).copied());
-            match self.records.get_mut(agent) {
-                Some(sums) => sums.confidence += confidence.unwrap_or_default(),
-                None => {
-                    let confidence = confidence.unwrap_or_default();
-                    self.records.insert(agent.clone(), Sums { confidence, ..Sums::default() });
-                }
-            }
+            sums.confidence += confidence;
         }
     }
 }
@@ -154,8 +140,8 @@ impl EstimatedTask {
 /// The agents of some tasks, numbered in the order of their names.
 struct Agents<'a> {
     names: Vec<&'a str>,
-    /// By their place in [`Basis::agents`].
-    numbers: HashMap<u32, u32>,
+    /// By their place in [`Basis::agents`]; None for those that are not among these.
+    numbers: Vec<Option<u32>>,
     /// The family of each.
     groups: Vec<u32>,
 }
@@ -169,7 +155,12 @@ impl<'a> Agents<'a> {
         let name = |place: &u32| basis.agents.get(*place as usize).map_or("", String::as_str);
         places.sort_unstable_by_key(name);
         let names: Vec<&str> = places.iter().map(name).collect();
-        let numbers = places.into_iter().zip(0..).collect();
+        let mut numbers = vec![None; basis.agents.len()];
+        for (place, number) in places.into_iter().zip(0..) {
+            if let Some(held) = numbers.get_mut(place as usize) {
+                *held = Some(number);
+            }
+        }
         // Agents that declare no family are one.
         let mut known: HashMap<Option<&str>, u32> = HashMap::new();
         let groups = names
@@ -180,5 +171,23 @@ impl<'a> Agents<'a> {
             })
             .collect();
         Self { names, numbers, groups }
+    }
+
+    fn number(&self, place: u32) -> Option<u32> {
+        self.numbers.get(place as usize).copied().flatten()
+    }
+
+    /// Adds the confidences of a task's votes to the sums of its agents. An agent that states none counts as one whose confidence is
+    /// always right.
+    fn add_confidences(&self, task: &Closed, probabilities: &[f64], sums: &mut [f64]) {
+        for vote in &task.votes {
+            let (Some(choice), Some(number)) = (vote.choice, self.number(vote.agent)) else {
+                continue;
+            };
+            let confidence = vote.confidence.or(probabilities.get(choice as usize).copied());
+            if let Some(sum) = sums.get_mut(number as usize) {
+                *sum += confidence.unwrap_or_default();
+            }
+        }
     }
 }

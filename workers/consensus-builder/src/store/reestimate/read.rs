@@ -49,15 +49,17 @@ pub(super) async fn due(pool: &Pool, grants: &[&str]) -> Result<Vec<Due>, Fault>
     found
 }
 
-/// A page of the closed tasks of a kind, the newest first.
+/// A page of the closed tasks of a kind, the newest first. The same agents answer many tasks: their names are sent once for all that
+/// follow one another, since there may be a million.
 const CLOSED: &str = "
-    SELECT t.id, t.options::text AS options, t.voters, t.choices, t.confidences, t.truth, t.closed_at, e.updated_at,
+    SELECT t.id, t.options::text AS options,
+        CASE WHEN t.voters IS DISTINCT FROM lag(t.voters) OVER newest THEN t.voters END AS voters, t.choices, t.confidences, t.truth, t.closed_at, e.updated_at,
         e.estimated_at IS NULL AS is_new, e.answer, e.probability
     FROM (SELECT * FROM consensus_tasks t
         WHERE t.user_id = $1 AND t.task_kind = $2 AND t.state = 'closed' AND (t.closed_at, t.id) < ($3, $4)
         ORDER BY t.closed_at DESC, t.id DESC LIMIT $5) AS t
     CROSS JOIN LATERAL (SELECT * FROM task_estimates e WHERE e.user_id = t.user_id AND e.id = t.id OFFSET 0) AS e
-    ORDER BY t.closed_at DESC, t.id DESC";
+    WINDOW newest AS (ORDER BY t.closed_at DESC, t.id DESC) ORDER BY t.closed_at DESC, t.id DESC";
 
 #[derive(QueryableByName)]
 struct Row {
@@ -65,8 +67,9 @@ struct Row {
     id: Uuid,
     #[diesel(sql_type = Nullable<Text>)]
     options: Option<String>,
-    #[diesel(sql_type = Array<Text>)]
-    voters: Vec<String>,
+    /// None: those of the row before.
+    #[diesel(sql_type = Nullable<Array<Text>>)]
+    voters: Option<Vec<String>>,
     #[diesel(sql_type = Array<Nullable<Integer>>)]
     choices: Vec<Option<i32>>,
     #[diesel(sql_type = Array<Nullable<Double>>)]
@@ -165,15 +168,19 @@ impl Basis {
             let limit = PAGE.min(limits.task_limit - tasks);
             let rows = basis.page(connection, before, limit).await?;
             let is_last = rows.len() < limit;
-            for row in rows {
-                answers += row.voters.len();
+            let mut voters = Vec::new();
+            for mut row in rows {
+                if let Some(names) = row.voters.take() {
+                    voters = basis.numbers_of(names, &mut numbers);
+                }
+                answers += voters.len();
                 if answers > limits.answer_limit {
                     basis.oldest = Some(before.0).filter(|_| tasks > 0);
                     return Ok(basis.in_order());
                 }
                 tasks += 1;
                 before = (row.closed_at, row.id);
-                basis.add(row, &mut numbers);
+                basis.add(row, &voters);
             }
             if is_last {
                 return Ok(basis.in_order());
@@ -200,20 +207,27 @@ impl Basis {
         Ok(::store::prepared(query).load(connection).await?)
     }
 
-    fn add(&mut self, row: Row, numbers: &mut HashMap<String, u32>) {
-        let mut votes = Vec::with_capacity(row.voters.len());
-        for ((name, choice), confidence) in row.voters.into_iter().zip(row.choices).zip(row.confidences) {
+    /// The places of names in [`Basis::agents`].
+    fn numbers_of(&mut self, names: Vec<String>, numbers: &mut HashMap<String, u32>) -> Vec<u32> {
+        let number = |name| {
             let next = u32::try_from(self.agents.len()).unwrap_or(u32::MAX);
-            let agent = *numbers.entry(name).or_insert_with_key(|name| {
+            *numbers.entry(name).or_insert_with_key(|name: &String| {
                 self.agents.push(name.clone());
                 next
-            });
-            votes.push(Vote {
-                agent,
+            })
+        };
+        names.into_iter().map(number).collect()
+    }
+
+    fn add(&mut self, row: Row, voters: &[u32]) {
+        let answers = voters.iter().zip(row.choices).zip(row.confidences);
+        let votes = answers
+            .map(|((agent, choice), confidence)| Vote {
+                agent: *agent,
                 choice: choice.and_then(|choice| u32::try_from(choice).ok()),
                 confidence,
-            });
-        }
+            })
+            .collect();
         let closed = Closed {
             id: row.id,
             votes,
