@@ -39,9 +39,9 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// Validated nodes without a memory, and memories of nodes that are not valid any more: they have no content. Row-level security shows
 /// the users alone that the tick acts for. The conditions are those of sec.due_knowledge_index.
 ///
-/// What has been due longest is taken in any case. Of the others, users take turns, the smaller nodes before the larger ones: nobody's
-/// many or large nodes keep those of others out. Sizes are those that are stored; contents are unpacked one after the other, until the
-/// bytes are used up.
+/// What has been due longest is taken in any case. Of the others, users take turns by the bytes of their nodes: nobody's many or large
+/// nodes keep those of others out. These bytes are those that are stored; contents are unpacked one after the other, until the bytes of a
+/// tick are used up.
 const DUE: &str = "
     WITH RECURSIVE due AS (
         SELECT n.user_id, n.id, n.updated_at, true AS is_valid, pg_column_size(n.content) AS size
@@ -54,9 +54,9 @@ const DUE: &str = "
         WHERE v.is_of_node AND v.removed_at IS NULL AND (n.validation_status <> 'validated' OR n.valid_to IS NOT NULL)
     ), turns AS (
         SELECT d.*, row_number() OVER (ORDER BY updated_at, user_id, id) AS age,
-            row_number() OVER (PARTITION BY user_id ORDER BY updated_at, id) AS turn FROM due d
+            sum(size) OVER (PARTITION BY user_id ORDER BY updated_at, id) AS turn FROM due d
     ), chosen AS MATERIALIZED (
-        SELECT t.*, row_number() OVER (ORDER BY age > 1, turn, size, updated_at, user_id, id) AS place FROM turns t
+        SELECT t.*, row_number() OVER (ORDER BY age > 1, turn, updated_at, user_id, id) AS place FROM turns t
         ORDER BY place LIMIT $1
     ), page AS (
         SELECT 0::bigint AS place, 0::bigint AS bytes
