@@ -7,7 +7,7 @@ use consensus::{Rules, Verification};
 use consensus_builder::{ConsensusBuilder, inputs};
 use diesel_async::SimpleAsyncConnection;
 use serde_json::{Value, json};
-use testkit::{Fixture, RequestMessage, eventually, set_duplicate_window};
+use testkit::{Fixture, RequestMessage, eventually, request, set_duplicate_window};
 use uuid::Uuid;
 
 use crate::support::consensus::{
@@ -117,6 +117,23 @@ async fn the_last_response_causes_all_events_in_order() {
     let known = "count(*) FROM consensus_dossiers d, jsonb_array_elements_text(convert_from(dossier, 'UTF8')::jsonb -> 'causality') AS c
         JOIN blackboard_events e ON e.id = c::uuid";
     assert_eq!(fixture.lines(known).await, ["8"]);
+}
+
+/// JSON may nest deeper than a claim.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proposal_that_no_answer_can_be_compared_with_keeps_no_task_open() {
+    let fixture = with_users([1]).await;
+    let claim = format!("{}1{}", "[".repeat(40), "]".repeat(40));
+    let claim: Value = serde_json::from_str(&claim).expect("JSON");
+    let (node, (task, delegate)) = (Uuid::now_v7(), keyed(1));
+    let proposal = json!({ "node_id": node, "node_type": "fact", "node_key": "river", "title": "The river",
+        "content": { "answer": "The Tagus", "claim": claim } });
+    let mut requests = three_families(1);
+    requests.extend([request("knowledge.propose", 1, proposal), verdict(1, node, "confirm"), delegate]);
+    requests.extend(task.all_say(&THREE, "The Tagus"));
+    process(&fixture, requests).await;
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    assert_eq!(task.outcome(&fixture).await, r#"disputed 0.75 ["contradiction"]"#);
 }
 
 #[tokio::test(flavor = "multi_thread")]

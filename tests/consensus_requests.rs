@@ -394,3 +394,21 @@ async fn many_agents_give_shorter_answers() {
     );
     assert_eq!(fixture.count("agent_responses").await, 1);
 }
+
+/// All responses before the close are read then.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_responds_to_a_task_a_limited_number_of_times() {
+    let fixture = with_users([1]).await;
+    let task = Task::of(1);
+    let mut requests = vec![start(1), task.delegate(&["a", "b"], 2, json!({}))];
+    requests.extend((0..98).map(|_| task.respond("a", "Douro", json!({}))));
+    process(&fixture, requests).await;
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    let further = (0..3).map(|_| task.respond("a", "Tagus", json!({})));
+    process(&fixture, further.chain([task.respond("b", "Tagus", json!({}))])).await;
+    let refused = "permanent: response_id: agent a has given 100 responses, the most to a task";
+    assert_eq!(fixture.dead_letters().await, [refused]);
+    let responses = "count(*) FROM agent_responses GROUP BY agent_id ORDER BY agent_id";
+    assert_eq!(fixture.lines(responses).await, ["100", "1"]);
+    assert_eq!(fixture.lines("close_reason FROM consensus_tasks").await, ["quorum"]);
+}

@@ -11,7 +11,7 @@ use keys::DataKeys;
 use runtime::{Ended, ExternalWorker, Message, Source, Verdict, WorkItem};
 use serde_json::{Value, json};
 use store::{Fault, FaultKind, security};
-use testkit::{Fixture, eventually, request};
+use testkit::{Fixture, RequestMessage, eventually, request};
 use uuid::Uuid;
 use vector_indexer::{Job, VectorItem};
 
@@ -175,6 +175,35 @@ async fn a_text_that_the_embedder_refuses_keeps_no_other_away_and_is_left_out() 
     let texts = "concat_ws('|', content_text, removed_at IS NULL) FROM unified_memory_vectors ORDER BY removed_at IS NULL, content_text";
     assert_eq!(fixture.lines(texts).await, ["|f", "first\nfirst|t", "third\nthird|t"]);
     assert_eq!((memories.points().await, due(&memories).await), (2, 0));
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    worker.stop().await.expect("a clean end");
+}
+
+/// The requests of a validated node of a user whose key and answer are these.
+fn confirmed(user: i32, key: &str, answer: &str) -> [RequestMessage; 2] {
+    let id = Uuid::now_v7();
+    let node = json!({ "node_id": id, "node_type": "fact", "node_key": key, "title": key, "content": { "answer": answer } });
+    [request("knowledge.propose", user, node), verdict(user, id, "confirm")]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_and_large_nodes_of_a_user_keep_those_of_others_out_of_no_tick() {
+    const LARGE: i64 = 9;
+    let server = Server::start(DIMENSION).await;
+    let memories = with_embedder(&server).await;
+    let fixture = &memories.fixture;
+    let large = "wide river ".repeat(30_000);
+    process(fixture, (0..LARGE).flat_map(|key| confirmed(1, &format!("k{key}"), &large))).await;
+    process(fixture, confirmed(2, "river", "The Tagus")).await;
+    let worker = fixture.run(memories.indexer().await);
+    tick(&memories).await;
+    let of = |user: i32| format!("unified_memory_vectors WHERE user_id = {user} AND removed_at IS NULL");
+    assert_eq!(fixture.count(&of(1)).await, 4, "256 KiB, of which each counts as 64");
+    assert_eq!(fixture.count(&of(2)).await, 1);
+    for _ in 0..2 {
+        tick(&memories).await;
+    }
+    assert_eq!((fixture.count(&of(1)).await, due(&memories).await), (LARGE, 0));
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
     worker.stop().await.expect("a clean end");
 }

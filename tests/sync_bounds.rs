@@ -109,6 +109,31 @@ async fn a_round_and_an_undo_read_a_bounded_number_of_bytes() {
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
 }
 
+/// Each key may be a dispute, which is an event, and a tick with too many events would fail each time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tick_compares_a_bounded_number_of_keys_in_all_its_rounds() {
+    let fixture = with_sessions(&["a", "b", "c"]).await;
+    without_wakes(&fixture).await;
+    fixture
+        .execute(
+            "INSERT INTO simple_chat_context (id, user_id, session_id, context_key, context_value, priority, access_level)
+            SELECT gen_random_uuid(), 1, s, 'fact.' || n, to_jsonb(s), 1, 'shared'
+            FROM unnest(ARRAY['a', 'b', 'c']) AS s, generate_series(1, 2600) AS n",
+        )
+        .await;
+    let (one, other) = (Sync::new(), Sync::new());
+    process(&fixture, [one.start("state_sync", "a", "b"), other.start("state_sync", "a", "c")]).await;
+    let disputes = "blackboard_events WHERE event_type = 'sync.disputed'";
+    assert_eq!(fixture.count(disputes).await, 1_000, "a round of each");
+    let worker = fixture.run(syncer(&fixture));
+    tick(&fixture, Job::Carry).await;
+    assert_eq!(fixture.count(disputes).await, 5_000);
+    tick(&fixture, Job::Carry).await;
+    assert_eq!(fixture.count(disputes).await, 5_200);
+    worker.stop().await.expect("a clean end");
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+}
+
 /// Adds live syncs of user 1 that are due, and longer than any other.
 async fn add_live(fixture: &Fixture, count: i32) {
     fixture

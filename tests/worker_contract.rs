@@ -148,6 +148,24 @@ async fn a_message_without_events_is_applied_and_one_with_too_many_is_dead_lette
     most.stop().await.expect("a clean end");
 }
 
+/// The client library admits 5,000 messages that the broker has not acknowledged.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_events_of_a_transaction_are_published_however_many_they_are() {
+    let fixture = Fixture::new().await;
+    let contexts: Vec<_> = (0..6).map(|at| context(1, "s", &format!("k{at}"), 1)).collect();
+    fixture.publish([user(1), session(1, "s")].into_iter().chain(contexts)).await;
+    let mut settings = fixture.settings.clone();
+    settings.worker.batch_wait_ms = 1_000;
+    let worker = fixture.run_with(Chatty { events: 1_000, user: None }, settings);
+    fixture.drained::<ContextWriter>().await;
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    assert_eq!(fixture.stored("EVENTS").await, 6_002);
+    let largest = "max(events) > 5000 FROM (
+        SELECT count(*) AS events FROM blackboard_events GROUP BY transaction_id) AS t";
+    assert_eq!(fixture.lines(largest).await, ["true"], "of one transaction");
+    worker.stop().await.expect("a clean end");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_of_a_request_is_of_its_user_also_beside_messages_of_others() {
     let fixture = Fixture::new().await;

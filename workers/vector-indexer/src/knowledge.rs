@@ -1,7 +1,7 @@
 //! The job `knowledge-index`: what is validated is found by searches, and what is no longer valid is not.
 //!
 //! Each validated node that is valid has a memory with the node's id, of the type `knowledge`, which a tick makes and removes. It goes
-//! the way of a service's request: points first, then the row (docs/adr/0049). A tick takes what has been due longest, so
+//! the way of a service's request: points first, then the row (docs/adr/0049). What a tick does not take stays due, so
 //! that nothing is lost while the vector store or the embedder is away. A memory of a service with the node's id is left
 //! alone; what a service removes stays away.
 
@@ -25,35 +25,50 @@ use crate::prepare::{Prepared, Ready};
 use crate::store::{Done, WrittenRow};
 use crate::work::{NodeRequest, VectorItem, Work};
 
-/// The most nodes of a tick, and the most bytes of their contents: some seconds of work for a model in this process.
+/// The most nodes of a tick, and the bytes of contents after which it takes no further one: some seconds of work for a model in this
+/// process.
 const NODES: i32 = 512;
 const BYTES: i64 = 256 * 1024;
-/// The most characters of a memory.
+/// The most characters of a memory, and the bytes that count of a content that has more.
 const CHARS: usize = 64 * 1024;
+const COUNTED: i32 = 64 * 1024;
 /// How often a part is tried while a server fails on it: a text may be why (`suspicion.rs`).
 const TRIES: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// Validated nodes without a memory, and memories of nodes that are not valid any more: they have no content. Row-level security shows
 /// the users alone that the tick acts for. The conditions are those of sec.due_knowledge_index.
+///
+/// What has been due longest is taken in any case. Of the others, users take turns by the bytes of their nodes: nobody's many or large
+/// nodes keep those of others out. These bytes are those that are stored; contents are unpacked one after the other, until the bytes of a
+/// tick are used up.
 const DUE: &str = "
-    WITH due AS (
-        (SELECT n.user_id, n.id, n.node_type, n.node_key, n.title, n.content::text AS content, n.updated_at
+    WITH RECURSIVE due AS (
+        SELECT n.user_id, n.id, n.updated_at, true AS is_valid, pg_column_size(n.content) AS size
         FROM consensus_memory_nodes n LEFT JOIN unified_memory_vectors v ON v.user_id = n.user_id AND v.id = n.id
         WHERE n.validation_status = 'validated' AND n.valid_to IS NULL
             AND (v.id IS NULL OR (v.removed_at IS NOT NULL AND NOT v.is_of_node))
-        ORDER BY n.updated_at, n.user_id, n.id LIMIT $1)
         UNION ALL
-        (SELECT n.user_id, n.id, n.node_type, n.node_key, n.title, NULL, n.updated_at
+        SELECT n.user_id, n.id, n.updated_at, false, 0
         FROM unified_memory_vectors v JOIN consensus_memory_nodes n ON n.user_id = v.user_id AND n.id = v.id
         WHERE v.is_of_node AND v.removed_at IS NULL AND (n.validation_status <> 'validated' OR n.valid_to IS NOT NULL)
-        ORDER BY n.updated_at, n.user_id, n.id LIMIT $1)
+    ), turns AS (
+        SELECT d.*, row_number() OVER (ORDER BY updated_at, user_id, id) AS age,
+            sum(size) OVER (PARTITION BY user_id ORDER BY updated_at, id) AS turn FROM due d
+    ), chosen AS MATERIALIZED (
+        SELECT t.*, row_number() OVER (ORDER BY age > 1, turn, updated_at, user_id, id) AS place FROM turns t
+        ORDER BY place LIMIT $1
     ), page AS (
-        SELECT *, sum(octet_length(content)) OVER w AS bytes, row_number() OVER w AS place
-        FROM due WINDOW w AS (ORDER BY updated_at, user_id, id)
+        SELECT 0::bigint AS place, 0::bigint AS bytes
+        UNION ALL
+        SELECT c.place, p.bytes + CASE WHEN c.is_valid THEN least(octet_length(n.content::text), $3) ELSE 0 END
+        FROM page p JOIN chosen c ON c.place = p.place + 1
+        JOIN consensus_memory_nodes n ON n.user_id = c.user_id AND n.id = c.id
+        WHERE p.bytes < $2
     )
-    SELECT user_id, id, node_type, node_key, title, content FROM page
-    WHERE place = 1 OR (place <= $1 AND coalesce(bytes, 0) <= $2) ORDER BY place";
+    SELECT c.user_id, c.id, n.node_type, n.node_key, n.title, CASE WHEN c.is_valid THEN n.content::text END AS content
+    FROM page p JOIN chosen c ON c.place = p.place JOIN consensus_memory_nodes n ON n.user_id = c.user_id AND n.id = c.id
+    ORDER BY c.place";
 
 #[derive(QueryableByName)]
 struct Node {
@@ -159,7 +174,10 @@ impl VectorIndexer {
         let found: Result<Vec<Node>, Fault> = connection
             .transaction(async |connection| {
                 security::open_context(connection, grants).await?;
-                let query = diesel::sql_query(DUE).bind::<Integer, _>(NODES).bind::<BigInt, _>(BYTES);
+                let query = diesel::sql_query(DUE)
+                    .bind::<Integer, _>(NODES)
+                    .bind::<BigInt, _>(BYTES)
+                    .bind::<Integer, _>(COUNTED);
                 Ok(::store::prepared(query).load(connection).await?)
             })
             .await;

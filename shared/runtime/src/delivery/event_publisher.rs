@@ -23,6 +23,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const MAX_TRIES_WHEN_STOPPING: u32 = 3;
 /// How often a dead letter is tried before its message is redelivered.
 const MAX_TRIES_OF_DEAD_LETTER: u32 = 3;
+/// How many events a lane sends before it waits for their acknowledgements. The client library admits 5,000 messages without one, of all
+/// lanes of a worker together, and makes whoever sends another one wait: a lane that holds so many itself would wait for ever.
+const AT_ONCE: usize = 250;
 
 /// Publishes for one worker.
 #[derive(Clone)]
@@ -33,9 +36,16 @@ pub(crate) struct EventPublisher {
 }
 
 impl EventPublisher {
-    /// Publishes all events concurrently and waits for every acknowledgement. Failed ones are published again; the
+    /// Publishes events in their order, many at a time, and waits for every acknowledgement. Failed ones are published again; the
     /// broker deduplicates them by event id.
     pub(crate) async fn publish_all(&self, events: &[&StoredEvent]) -> Result<(), NotPublished> {
+        for part in events.chunks(AT_ONCE) {
+            self.publish_part(part).await?;
+        }
+        Ok(())
+    }
+
+    async fn publish_part(&self, events: &[&StoredEvent]) -> Result<(), NotPublished> {
         let mut failed = Vec::new();
         let mut pending = Vec::new();
         for StoredEvent { event, .. } in events {

@@ -166,7 +166,7 @@ impl<'a> Made<'a> {
         // What contradicts the answer is known once there is an answer. Without a contradiction that is all.
         let (mut row, mut dossier) = compute(&task.inputs)?;
         let answer = nodes::representative(&dossier, &task.inputs);
-        let contradicts = nodes::contradictions(live, id, answer, task.model.as_deref(), rules)?;
+        let contradicts = nodes::contradictions(live, id, answer, task.model.as_deref(), rules);
         if !contradicts.is_empty() {
             let standing = Standing { contradicts, ..Standing::default() };
             (row, dossier) = compute(&Inputs { standing, ..task.inputs.clone() })?;

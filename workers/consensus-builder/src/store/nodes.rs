@@ -31,17 +31,25 @@ const SUPERSEDED: i32 = 16;
     }
 }
 
-/// Not locked: whoever supersedes one sees whether it is still valid.
+/// The most characters of an answer and of a claim that are compared with a new one: one more than any response may have, with its
+/// numbers written out and a space behind each comma and colon. A proposal may hold more; what is cut off equals no response.
+const ANSWER_CHARS: usize = contract::limit::RESPONSE_CHARS + 1;
+const CLAIM_CHARS: usize = 2 * contract::limit::CLAIM_BYTES + contract::limit::JSON_EXPANSION + 1;
+
+/// Not locked: whoever supersedes one sees whether it is still valid. Contents are read of the validated one alone, since it is the only
+/// one that answers are compared with.
 static LIVE: LazyLock<String> = LazyLock::new(|| {
     let (arrays, names) = (NodeKeyRow::arrays(1), NodeKeyRow::names());
     format!(
         "SELECT n.user_id, n.id, n.node_type, n.node_key, n.validation_status = 'validated' AS is_validated, n.valid_from,
-        coalesce(n.content ->> 'answer', n.title) AS answer, (n.content -> 'claim')::text AS claim, r.embedding, r.embedding_model
+        CASE WHEN n.validation_status = 'validated' THEN left(coalesce(n.content ->> 'answer', n.title), {ANSWER_CHARS}) END AS answer,
+        CASE WHEN n.validation_status = 'validated' THEN left((n.content -> 'claim')::text, {CLAIM_CHARS}) END AS claim,
+        r.embedding, r.embedding_model
     FROM unnest({arrays}) AS i ({names})
     CROSS JOIN LATERAL (SELECT * FROM consensus_memory_nodes m WHERE m.user_id = i.user_id AND m.node_type = i.node_type
         AND m.node_key = i.node_key AND m.valid_to IS NULL
         ORDER BY m.validation_status = 'validated' DESC, m.established_at DESC, m.id LIMIT i.most) AS n
-    LEFT JOIN agent_responses r ON r.user_id = n.user_id AND r.id = n.response_id
+    LEFT JOIN agent_responses r ON r.user_id = n.user_id AND r.id = n.response_id AND n.validation_status = 'validated'
     ORDER BY n.user_id, n.id"
     )
 });
@@ -61,8 +69,9 @@ pub(crate) struct Live {
     pub is_validated: bool,
     #[diesel(sql_type = Timestamptz)]
     pub valid_from: DateTime<Utc>,
-    #[diesel(sql_type = Text)]
-    answer: String,
+    /// What it says, if it is validated.
+    #[diesel(sql_type = Nullable<Text>)]
+    answer: Option<String>,
     #[diesel(sql_type = Nullable<Text>)]
     claim: Option<String>,
     #[diesel(sql_type = Nullable<Binary>)]
@@ -95,21 +104,21 @@ pub(crate) async fn live(
 }
 
 impl Live {
-    /// Whether an answer, whose vector is of this model, says the same.
-    pub fn says(&self, answer: &Response, model: Option<&str>, rules: &Rules) -> Result<bool, Fault> {
+    /// Whether an answer, whose vector is of this model, says the same. A proposal may hold what no response may, such as a claim that
+    /// nests too deep: no response says the same.
+    pub fn says(&self, answer: &Response, model: Option<&str>, rules: &Rules) -> bool {
         let vector = self.embedding.as_deref().filter(|_| self.embedding_model.as_deref() == model);
         let own = Response {
-            text: self.answer.clone(),
+            text: self.answer.clone().unwrap_or_default(),
             claim: self.claim.clone(),
             embedding: vector.map(from_bytes),
             ..Response::default()
         };
-        let likeness = consensus::likeness(&own, answer, rules).map_err(|error| uncomputable(&error))?;
-        Ok(match likeness {
-            Likeness::Equal => true,
-            Likeness::Cosine(cosine) => cosine >= Micro::from_f64(rules.cluster.similarity),
-            Likeness::Apart | Likeness::Guarded(_) => false,
-        })
+        match consensus::likeness(&own, answer, rules) {
+            Ok(Likeness::Equal) => true,
+            Ok(Likeness::Cosine(cosine)) => cosine >= Micro::from_f64(rules.cluster.similarity),
+            Ok(Likeness::Apart | Likeness::Guarded(_)) | Err(_) => false,
+        }
     }
 }
 
@@ -281,15 +290,10 @@ pub(crate) fn contradictions(
     answer: Option<&Response>,
     model: Option<&str>,
     rules: &Rules,
-) -> Result<Vec<String>, Fault> {
-    let Some(answer) = answer else { return Ok(Vec::new()) };
-    let mut found = Vec::new();
-    for node in live.iter().filter(|node| node.is_validated && node.id != own) {
-        if !node.says(answer, model, rules)? {
-            found.push(node.id.to_string());
-        }
-    }
-    Ok(found)
+) -> Vec<String> {
+    let Some(answer) = answer else { return Vec::new() };
+    let others = live.iter().filter(|node| node.is_validated && node.id != own);
+    others.filter(|node| !node.says(answer, model, rules)).map(|node| node.id.to_string()).collect()
 }
 
 #[cfg(test)]
@@ -308,7 +312,7 @@ mod tests {
             node_key: "harbour".to_owned(),
             is_validated: true,
             valid_from: DateTime::UNIX_EPOCH,
-            answer: "The harbour is closed".to_owned(),
+            answer: Some("The harbour is closed".to_owned()),
             claim: None,
             embedding: Some(to_bytes(&vector)),
             embedding_model: Some("a".to_owned()),
@@ -319,9 +323,33 @@ mod tests {
             ..Response::default()
         };
         let rules = Rules::current().unwrap();
-        let says = |text, model| node.says(&answer(text), model, &rules).unwrap();
+        let says = |text, model| node.says(&answer(text), model, &rules);
         assert!(says("The port is shut", Some("a")));
         assert!(!says("The port is shut", Some("b")) && !says("The port is shut", None));
         assert!(says("the harbour is closed", Some("b")), "the texts are the same");
+    }
+
+    #[test]
+    fn nothing_repeats_what_no_response_may_say() {
+        let deep = format!("{}1{}", "[".repeat(40), "]".repeat(40));
+        let node = |claim: &str| Live {
+            user_id: 1,
+            id: Uuid::nil(),
+            node_type: "fact".to_owned(),
+            node_key: "harbour".to_owned(),
+            is_validated: true,
+            valid_from: DateTime::UNIX_EPOCH,
+            answer: Some("closed".to_owned()),
+            claim: Some(claim.to_owned()),
+            embedding: None,
+            embedding_model: None,
+        };
+        let answer =
+            Response { text: "closed".to_owned(), claim: Some("[1]".to_owned()), ..Response::default() };
+        let rules = Rules::current().unwrap();
+        let says = |claim: &str| node(claim).says(&answer, None, &rules);
+        assert!(says("[1]"));
+        assert!(!says(&deep) && !says("[1, 1"), "too deep, and cut off");
+        assert_eq!(contradictions(&[node(&deep)], Uuid::max(), Some(&answer), None, &rules).len(), 1);
     }
 }

@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use consensus::Rules;
 use contract::{ResponseSubmit, SessionId, TaskCancel, limit};
 use diesel::QueryableByName;
-use diesel::sql_types::{Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use runtime::{EventDraft, Verdict};
 use uuid::Uuid;
@@ -98,10 +98,15 @@ impl Task {
     }
 }
 
+/// The most responses of an agent to a task. All that came before the close are read then, although the latest one alone counts.
+const RESPONSES_OF_AGENT: i64 = 100;
+
 static DELEGATIONS: LazyLock<String> = LazyLock::new(|| {
     let (arrays, names) = (LookUpRow::arrays(1), LookUpRow::names());
     format!(
-        "SELECT i.user_id, i.delegation_id, i.response_id, d.has_answered, d.response_sequence, r.id IS NOT NULL AS is_known
+        "SELECT i.user_id, i.delegation_id, i.response_id, d.has_answered, d.response_sequence, r.id IS NOT NULL AS is_known,
+        (SELECT count(*) FROM (SELECT FROM agent_responses o WHERE o.user_id = i.user_id AND o.task_delegation_id = i.delegation_id
+            LIMIT {RESPONSES_OF_AGENT}) AS few) AS responses
     FROM unnest({arrays}) AS i ({names})
     JOIN task_delegations d ON d.user_id = i.user_id AND d.id = i.delegation_id
     LEFT JOIN agent_responses r ON r.user_id = i.user_id AND r.id = i.response_id"
@@ -118,10 +123,12 @@ struct Delegation {
     response_id: Uuid,
     #[diesel(sql_type = Nullable<Bool>)]
     has_answered: Option<bool>,
-    #[diesel(sql_type = Nullable<diesel::sql_types::BigInt>)]
+    #[diesel(sql_type = Nullable<BigInt>)]
     response_sequence: Option<i64>,
     #[diesel(sql_type = Bool)]
     is_known: bool,
+    #[diesel(sql_type = BigInt)]
+    responses: i64,
 }
 
 /// What is known of an agent that was asked.
@@ -129,6 +136,8 @@ struct Delegation {
 struct Asked {
     has_answered: Option<bool>,
     sequence: i64,
+    /// How many responses it has given.
+    responses: i64,
     /// Changed in this batch, by this request.
     changed_by: Option<Uuid>,
 }
@@ -276,13 +285,13 @@ impl<'a> Tasks<'a> {
             return Ok(());
         }
         let found: Vec<Delegation> = with_rows(&DELEGATIONS, rows).load(connection).await?;
-        for Delegation { user_id, delegation_id, response_id, has_answered, response_sequence, is_known } in
-            found
-        {
-            let sequence = response_sequence.unwrap_or(-1);
-            self.asked.insert((user_id, delegation_id), Asked { has_answered, sequence, changed_by: None });
-            if is_known {
-                self.known.insert((user_id, response_id));
+        for one in found {
+            let (has_answered, responses) = (one.has_answered, one.responses);
+            let sequence = one.response_sequence.unwrap_or(-1);
+            let asked = Asked { has_answered, sequence, responses, changed_by: None };
+            self.asked.insert((one.user_id, one.delegation_id), asked);
+            if one.is_known {
+                self.known.insert((one.user_id, one.response_id));
             }
         }
         Ok(())
@@ -326,19 +335,21 @@ impl<'a> Tasks<'a> {
             Err(error) => return verdicts.set(index, Verdict::Rejected(format!("claim: {error}").into())),
         };
         let Some(task) = self.tasks.get_mut(&key) else { return };
-        if let Err(reason) = fits(item, task.asked) {
+        if let Err(reason) = fits(item, task.asked, asked.responses) {
             return verdicts.set(index, Verdict::Rejected(reason.into()));
         }
         if !self.known.insert((key.0, request.response_id)) {
             return verdicts.written(item, false);
         }
+        asked.responses += 1;
         let is_counted = task.is_open();
         let sequence = i64::try_from(message.sequence).unwrap_or(i64::MAX);
         if is_counted && sequence > asked.sequence {
             let was = asked.has_answered;
             task.responded += i32::from(was.is_none());
             task.answered += i32::from(!abstains) - i32::from(was == Some(true));
-            *asked = Asked { has_answered: Some(!abstains), sequence, changed_by: Some(message.request_id) };
+            (asked.has_answered, asked.sequence) = (Some(!abstains), sequence);
+            asked.changed_by = Some(message.request_id);
             self.changed.insert(key, message.request_id);
         }
         let reason = if task.answered >= task.quorum {
@@ -449,9 +460,15 @@ impl<'a> ResponseRow<'a> {
 }
 
 /// All answers to a task are compared with each other when it closes, in one transaction.
-fn fits(item: &Item<'_, ResponseSubmit>, asked: i32) -> Result<(), String> {
-    let part = limit::TASK_CHARS / usize::try_from(asked).unwrap_or(1).max(1);
+fn fits(item: &Item<'_, ResponseSubmit>, asked: i32, responses: i64) -> Result<(), String> {
     let request = item.request;
+    if responses >= RESPONSES_OF_AGENT {
+        return Err(format!(
+            "response_id: agent {} has given {responses} responses, the most to a task",
+            request.agent_id
+        ));
+    }
+    let part = limit::TASK_CHARS / usize::try_from(asked).unwrap_or(1).max(1);
     let claim = request.claim.as_ref().map_or(0, |claim| claim.as_str().chars().count());
     let length = request.response_text.as_str().chars().count() + claim;
     if length <= part {

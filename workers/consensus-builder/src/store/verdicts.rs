@@ -211,7 +211,7 @@ fn of_votes(
     // What is valid may have changed since the node was made.
     let contradicts = match node.superseded_by {
         Some(_) => inputs.standing.contradicts.clone(),
-        None => nodes::contradictions(live, node.id, answer, node.embedding_model.as_deref(), rules)?,
+        None => nodes::contradictions(live, node.id, answer, node.embedding_model.as_deref(), rules),
     };
     let inputs = Inputs { standing: Standing { contradicts, ..inputs.standing.clone() }, ..inputs };
     let (row, dossier) = DossierRow::compute(key, &inputs, rules, request_id)?;

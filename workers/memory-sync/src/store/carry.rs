@@ -91,7 +91,11 @@ async fn plan_group(
         group.iter().copied().filter(|index| runs[*index].resume_after.is_none()).collect();
     let counting: Vec<&Run> = first.iter().map(|index| &runs[*index]).collect();
     let counted = cells::count(connection, &counting).await?;
-    let loaded = cells::load(connection, &of_group, keys).await?;
+    let portion = work.portion(of_group.len());
+    let loaded = cells::load(connection, &of_group, keys, portion).await?;
+    for read in &loaded {
+        work.take_read(read.order.len(), read.bytes);
+    }
     for (place, counted) in counted {
         if let Some(run) = first.get(place).and_then(|index| runs.get_mut(*index)) {
             count(run, &counted);

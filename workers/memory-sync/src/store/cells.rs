@@ -17,11 +17,12 @@ use uuid::Uuid;
 use super::rows::{Opener, Row, Sealed, Stored, agent_of, secrets};
 use super::run::Run;
 use super::table::{Table, prefixed};
+use super::work::Portion;
 
 /// The most keys of one round of a sync.
 pub(crate) const KEYS: i32 = 500;
-/// The most bytes of values and states that a statement reads, of a batch shared by its syncs. One key is read in any case. What is read
-/// takes about ten times as much memory until it is written: texts, parsed values, and their parts with those who wrote them.
+/// The most bytes of values and states that a statement reads, shared by the syncs that it reads. One key is read in any case. What is
+/// read takes about ten times as much memory until it is written: texts, parsed values, and their parts with those who wrote them.
 pub(crate) const BYTES: usize = 16 << 20;
 
 ::store::unnest_row! {
@@ -153,12 +154,13 @@ pub(crate) struct Loaded {
     pub(crate) target: HashMap<Key, Result<Stored, Sealed>>,
     /// Whether there are more keys.
     pub(crate) has_more: bool,
+    /// The bytes of values and states that were read.
+    pub(crate) bytes: usize,
     /// The keys of the source with their rows, in the order in which rounds go on.
     pub(crate) order: Vec<(Uuid, Key)>,
 }
 
-fn pairs<'a>(runs: &'a [&Run], filters: &'a [String]) -> Vec<PairRow<'a>> {
-    let bytes = BYTES / runs.len().max(1);
+fn pairs<'a>(runs: &'a [&Run], filters: &'a [String], portion: Portion) -> Vec<PairRow<'a>> {
     let pair = |((ordinal, run), filter): ((usize, &&'a Run), &'a String)| PairRow {
         ordinal: i32::try_from(ordinal).unwrap_or(i32::MAX),
         user_id: run.user.get(),
@@ -168,8 +170,8 @@ fn pairs<'a>(runs: &'a [&Run], filters: &'a [String]) -> Vec<PairRow<'a>> {
         is_all: run.filter == contract::SyncFilter::default(),
         crosses_private: run.crosses_private,
         resume_after: run.resume_after,
-        most: KEYS,
-        bytes: i64::try_from(bytes).unwrap_or(i64::MAX),
+        most: portion.keys,
+        bytes: portion.bytes,
         now: run.now,
     };
     runs.iter().enumerate().zip(filters).map(pair).collect()
@@ -179,7 +181,7 @@ fn filters(runs: &[&Run]) -> Vec<String> {
     runs.iter().map(|run| super::json(&run.filter)).collect()
 }
 
-/// Counts the keys of the sources, in the order of the syncs.
+/// Counts the keys of the sources, in the order of the syncs: all of them.
 pub(crate) async fn count(
     connection: &mut Connection,
     runs: &[&Run],
@@ -187,16 +189,18 @@ pub(crate) async fn count(
     if runs.is_empty() {
         return Ok(HashMap::new());
     }
-    let filters = filters(runs);
-    let counted: Vec<Counted> = with_rows(&COUNT, pairs(runs, &filters)).load(connection).await?;
+    let (filters, all) = (filters(runs), Portion { keys: i32::MAX, bytes: i64::MAX });
+    let counted: Vec<Counted> = with_rows(&COUNT, pairs(runs, &filters, all)).load(connection).await?;
     Ok(counted.into_iter().filter_map(|row| Some((usize::try_from(row.ordinal).ok()?, row))).collect())
 }
 
-/// Loads and locks what a round compares, for each of these syncs, of which none writes a session that another one reads or writes.
+/// Loads and locks what a round compares, a portion for each of these syncs, of which none writes a session that another one reads or
+/// writes.
 pub(crate) async fn load(
     connection: &mut Connection,
     runs: &[&Run],
     keys: &OpenKeys,
+    portion: Portion,
 ) -> Result<Vec<Loaded>, Fault> {
     let filters = filters(runs);
     let mut places: Vec<(Table, Place)> = Vec::new();
@@ -205,7 +209,7 @@ pub(crate) async fn load(
             Table::Contexts => &LOAD_CONTEXTS,
             Table::Agents => &LOAD_AGENTS,
         };
-        let rows: Vec<Place> = with_rows(sql, pairs(runs, &filters)).load(connection).await?;
+        let rows: Vec<Place> = with_rows(sql, pairs(runs, &filters, portion)).load(connection).await?;
         places.extend(rows.into_iter().map(|row| (table, row)));
     }
     let secrets = secrets(connection, places.iter().map(|(table, place)| (*table, &place.row))).await?;
@@ -214,6 +218,7 @@ pub(crate) async fn load(
     for (table, Place { ordinal, is_source, found, row }) in places {
         let Some(index) = usize::try_from(ordinal).ok().filter(|index| *index < runs.len()) else { continue };
         let (id, key) = (row.id, row.key()?);
+        loaded[index].bytes += row.bytes();
         let opener = Opener { secrets: &secrets, keys, may_decrypt: runs[index].may_decrypt };
         let stored = opener.open(table, row);
         if is_source {
@@ -226,7 +231,7 @@ pub(crate) async fn load(
         }
     }
     for (loaded, read) in loaded.iter_mut().zip(read) {
-        loaded.cut(read);
+        loaded.cut(read, portion.keys);
     }
     Ok(loaded)
 }
@@ -240,8 +245,8 @@ struct Read {
 
 impl Loaded {
     /// Leaves out what is behind the first row that was not read, of either table: the next round goes on from there.
-    fn cut(&mut self, read: [Read; 2]) {
-        let most = usize::try_from(KEYS).unwrap_or(usize::MAX);
+    fn cut(&mut self, read: [Read; 2], most: i32) {
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
         let mut end: Option<Uuid> = None;
         let mut all: Vec<(Uuid, Key)> = Vec::new();
         for Read { rows, found } in read {
@@ -337,7 +342,7 @@ mod tests {
             }
             Read { rows: ids.iter().map(|id| (Uuid::from_u128(*id), key(*id))).collect(), found }
         });
-        loaded.cut(read);
+        loaded.cut(read, KEYS);
         let left: Vec<u128> = loaded.order.iter().map(|(id, _)| id.as_u128()).collect();
         let sorted = |rows: &HashMap<Key, Result<Stored, Sealed>>| {
             let mut ids: Vec<u128> = rows.keys().filter_map(|key| key.name().parse().ok()).collect();

@@ -34,7 +34,9 @@ fn portions(keys: Vec<SyncedKey>) -> Vec<Vec<SyncedKey>> {
     let mut portions: Vec<Vec<SyncedKey>> = Vec::new();
     let mut bytes = KEY_BYTES;
     for key in keys {
-        let size = 512 + key.context_value.as_ref().map_or(0, |value| value.as_str().len());
+        let value = key.context_value.as_ref().map_or(0, |value| value.as_str().len());
+        // A name may be written with escapes, six bytes for each of its characters.
+        let size = 512 + json(&key.context_key).len() + value;
         bytes += size;
         if bytes > KEY_BYTES {
             portions.push(Vec::new());
@@ -120,4 +122,23 @@ pub(crate) fn undone(run: &Run, mut undone: SyncUndone) -> Vec<EventDraft> {
         undone.dependents.clear();
     }
     events
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use sync::Key;
+
+    use super::*;
+    use crate::store::convert;
+
+    #[test]
+    fn keys_with_the_longest_names_fit_their_events() {
+        let key = |at: usize| Key::Context(format!("{at:04}{}", "\u{1}".repeat(252)));
+        let keys = (0..3_000).map(|at| convert::synced(&key(at), None, None).unwrap()).collect();
+        let portions = portions(keys);
+        assert_eq!(portions.iter().map(Vec::len).sum::<usize>(), 3_000);
+        let longest = portions.iter().map(|keys| json(keys).len()).max().unwrap();
+        assert!(longest < contract::limit::EVENT_PAYLOAD_BYTES / 2, "{longest}");
+    }
 }

@@ -148,6 +148,15 @@ fn unreadable(what: &str, problem: impl std::fmt::Display) -> Fault {
 }
 
 impl Row {
+    /// The bytes of its value and of what syncs keep of it, without what is encrypted.
+    pub(crate) fn bytes(&self) -> usize {
+        [&self.context_value, &self.sync_state, &self.sync_values]
+            .into_iter()
+            .flatten()
+            .map(String::len)
+            .sum()
+    }
+
     pub(crate) fn key(&self) -> Result<Key, Fault> {
         key_of(self.agent_id.as_deref(), self.memory_tier.as_deref(), &self.context_key)
     }

@@ -114,17 +114,18 @@ pub(crate) async fn carry_due(
     Ok(drafts)
 }
 
-/// Carries rounds until no sync has keys left, a few at most. One that has computed its share goes on at the next tick.
+/// Carries rounds until no sync has keys left or the tick has read as much as it may, a few at most. One that has computed its share
+/// goes on at the next tick.
 async fn carry_rounds(
     connection: &mut Connection,
     rules: &Arc<Rules>,
     runs: &mut [Run],
     rounds: &mut [Round],
 ) -> Result<(), Fault> {
-    let (keys, mut work) = (OpenKeys::default(), Work::of_batch());
+    let (keys, mut work) = (OpenKeys::default(), Work::of_tick());
     let mut left: Vec<usize> = (0..runs.len()).collect();
     for _ in 0..ROUNDS {
-        if left.is_empty() {
+        if left.is_empty() || work.is_used_up() {
             break;
         }
         let mut now: Vec<Run> = left.iter().map(|index| runs[*index].clone()).collect();
