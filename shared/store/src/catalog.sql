@@ -34,18 +34,13 @@ WITH kept AS (
     FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
     WHERE p.pronamespace IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace) AND p.xmin::text::bigint >= least(1000,
         (SELECT d.xmin::text::bigint FROM pg_database d WHERE d.datname = 'template0'))
--- Other things of PostgreSQL by the same mark, and casts and members of operator families of anybody.
+-- Types, aggregates, access methods, languages and conversions of PostgreSQL by the same mark, and casts. The others are in server.rs.
 ), thing AS (
     SELECT 'type ' || format_type(t.oid, NULL) AS name, 'pg_type'::regclass AS class, t.oid, t.xmin FROM pg_type t
     WHERE t.typnamespace IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)
-    UNION ALL SELECT 'operator ' || o.oid::regoperator, 'pg_operator'::regclass, o.oid, o.xmin FROM pg_operator o
-    WHERE o.oprnamespace = 'pg_catalog'::regnamespace
     UNION ALL SELECT format('cast from %s to %s', format_type(c.castsource, NULL), format_type(c.casttarget, NULL)),
         'pg_cast'::regclass, c.oid, c.xmin FROM pg_cast c
     UNION ALL SELECT 'aggregate ' || a.aggfnoid, 'pg_proc'::regclass, a.aggfnoid, a.xmin FROM pg_aggregate a
-    UNION ALL SELECT format('operator %s of a family', m.amopopr::regoperator), 'pg_amop'::regclass, m.oid, m.xmin FROM pg_amop m
-    UNION ALL SELECT format('function %s of a family', m.amproc::regprocedure), 'pg_amproc'::regclass, m.oid, m.xmin FROM pg_amproc m
-    UNION ALL SELECT 'operator class ' || o.opcname, 'pg_opclass'::regclass, o.oid, o.xmin FROM pg_opclass o
     UNION ALL SELECT 'access method ' || m.amname, 'pg_am'::regclass, m.oid, m.xmin FROM pg_am m
     UNION ALL SELECT 'language ' || l.lanname, 'pg_language'::regclass, l.oid, l.xmin FROM pg_language l
     UNION ALL SELECT 'conversion ' || c.conname, 'pg_conversion'::regclass, c.oid, c.xmin FROM pg_conversion c

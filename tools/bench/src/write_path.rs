@@ -154,9 +154,7 @@ async fn prepare(owner: &mut Connection, layer: Layer) -> anyhow::Result<()> {
         worker_role(contract::CONTEXT_WRITER.name)
     );
     if layer != Layer::Bare {
-        sql.push_str(&format!(
-            "SELECT sec.protect_rows('{table}');"
-        ));
+        sql.push_str(&format!("SELECT sec.protect_rows('{table}');"));
     }
     if layer == Layer::Audited {
         sql.push_str(&format!(
