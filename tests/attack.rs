@@ -83,6 +83,35 @@ async fn keys_of_others_cannot_be_probed() {
     }
 }
 
+/// PostgreSQL evaluates a cheap condition before a dearer policy, and a context that is not genuine is an error once the policy is
+/// evaluated. That a condition holds of somebody's row must not show by it.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_condition_is_evaluated_before_the_policy() {
+    let fixture = two_users().await;
+    let mut refused = 0;
+    let mut all = roles(&fixture).await;
+    all.push("w_memory_reader".to_owned());
+    for role in all {
+        let mut worker = login(&fixture, &role).await;
+        for setting in [
+            "memfleet.context = '2||||'",
+            "enable_indexscan = off",
+            "enable_bitmapscan = off",
+            "enable_indexonlyscan = off",
+        ] {
+            worker.batch_execute(&format!("SET {setting}")).await.expect(setting);
+        }
+        for (table, owner) in tables(&fixture).await {
+            let of_one = attempt(&mut worker, &format!("SELECT FROM {table} WHERE {owner} = 2")).await;
+            let of_nobody =
+                attempt(&mut worker, &format!("SELECT FROM {table} WHERE {owner} = 2147483647")).await;
+            assert_eq!(of_one, of_nobody, "{role} learns of {table}");
+            refused += usize::from(of_one.is_err_and(|error| error.contains("not genuine")));
+        }
+    }
+    assert!(refused > 20, "{refused} tables had rows");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn functions_paths_and_files_lead_nowhere() {
     let fixture = two_users().await;

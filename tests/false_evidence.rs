@@ -4,7 +4,7 @@
 use context_writer::ContextWriter;
 use diesel_async::SimpleAsyncConnection;
 use testkit::attack::{assert_refused, attempt, attempt_for, grant, login, login_to_key_store, roles};
-use testkit::{Fixture, context, session, user};
+use testkit::{Fixture, context, lines_on, session, user};
 
 use crate::support::{ROLE, two_users};
 
@@ -15,6 +15,82 @@ async fn recorders(fixture: &Fixture) -> Vec<String> {
     all.sort();
     all.dedup();
     all
+}
+
+/// The services of a context are those of its own grants: neither those of another context of the transaction, nor none.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_trail_names_the_services_of_the_context() {
+    let fixture = two_users().await;
+    let mut worker = login(&fixture, ROLE).await;
+    let open = |user| format!("SELECT sec.open_context(ARRAY['{}'])", grant(user, ROLE));
+    let keep = "SELECT set_config('kept.' || name, current_setting('memfleet.' || name), true)
+        FROM (VALUES ('context'), ('services')) AS v (name)";
+    let restore = "SELECT set_config('memfleet.services', current_setting('kept.services'), true)";
+    let forget = "SELECT set_config('memfleet.services', '', true)";
+    let change = "UPDATE users SET username = 'other' WHERE id = 2";
+    let restoring = "UPDATE users SET username = 'other' WHERE id = 2 RETURNING
+        set_config('memfleet.services', current_setting('kept.services'), true),
+        set_config('memfleet.context', current_setting('kept.context'), true)";
+    let access = "SELECT audit.log_data_access('read', 'x', '{2}', '{NULL}', '{1}')";
+    for (before, attack, by) in [
+        (restore, change, "the security context is not genuine"),
+        (restore, access, "the security context is not genuine"),
+        (forget, change, "names no service for this user"),
+        (forget, access, "names no service for this user"),
+        ("SELECT 1", restoring, "names no service for this user"),
+    ] {
+        for statement in ["BEGIN", &open(1), keep, &open(2), before] {
+            worker.batch_execute(statement).await.expect(statement);
+        }
+        assert_refused(attempt(&mut worker, attack).await, by, &format!("{before}; {attack}"));
+        worker.batch_execute("ROLLBACK").await.expect("its end");
+    }
+    assert_eq!(attempt_for(&mut worker, &[grant(2, ROLE)], change).await, Ok(1));
+}
+
+/// Accesses of this type are mints of job grants, and what the tables of the trail refuse is refused before: their errors show rows.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_role_notes_a_mint_or_learns_the_token_of_a_user() {
+    let fixture = two_users().await;
+    let mut worker = login(&fixture, ROLE).await;
+    for (arguments, by) in [
+        ("'job-grant', 'x', '{2}', '{NULL}', '{1}'", "only a mint of job grants"),
+        ("'read', 'x', '{2}', '{NULL}', '{-1}'", "an amount, which is not negative"),
+        ("'read', 'x', '{2}', '{NULL}', '{NULL}'", "an amount, which is not negative"),
+        ("NULL, 'x', '{2}', '{NULL}', '{1}'", "an access has a type"),
+        ("'read', NULL, '{2}', '{NULL}', '{1}'", "an access has a type"),
+    ] {
+        let access = format!("SELECT audit.log_data_access({arguments})");
+        assert_refused(attempt_for(&mut worker, &[grant(2, ROLE)], &access).await, by, arguments);
+    }
+    for role in recorders(&fixture).await {
+        let mut worker = login(&fixture, &role).await;
+        let refusal =
+            "SELECT audit.record_refused_tokens('{token-missing}', '{NULL}'::text[], '{2}', '{x}', '{NULL}')";
+        assert_refused(attempt(&mut worker, refusal).await, "each refusal has a reason", &role);
+    }
+}
+
+/// Everybody sees the keys of locks, so that nobody may know what they stand for.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_of_a_sessions_lock_tells_nothing() {
+    let fixture = two_users().await;
+    let mut worker = login(&fixture, "w_memory_sync").await;
+    let context = format!(
+        "SELECT sec.open_context(ARRAY['{}', '{}'])",
+        grant(1, "w_memory_sync"),
+        grant(2, "w_memory_sync")
+    );
+    let lock = "SELECT sec.lock_synced_sessions('{1,2,1}', '{a,a,b}')";
+    for statement in ["BEGIN", &context, lock] {
+        worker.batch_execute(statement).await.expect(statement);
+    }
+    let locks =
+        "count(*) FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'advisory' AND classid = 33";
+    let known =
+        format!("{locks} AND objid IN (hashtext('1 a')::oid, hashtext('2 a')::oid, hashtext('1 b')::oid)");
+    assert_eq!(lines_on(&mut worker, locks).await, ["3"]);
+    assert_eq!(lines_on(&mut worker, &known).await, ["0"]);
 }
 
 /// What memory-sync's role says of a session that its user does not have names the role; the service is as claimed.

@@ -30,12 +30,13 @@ async fn every_table_of_a_user_forces_its_policy_and_has_the_user_in_its_keys() 
             format!("pg_class WHERE oid = '{table}'::regclass AND relrowsecurity AND relforcerowsecurity");
         assert_eq!(fixture.count(&from).await, 1, "{table} has no forced row-level security");
         let policies = fixture
-            .lines(&format!("concat_ws(' ', cmd, permissive, roles, qual = with_check, qual) FROM pg_policies WHERE tablename = '{table}'
+            .lines(&format!("concat_ws(' ', cmd, permissive, roles, with_check, qual) FROM pg_policies WHERE tablename = '{table}'
                 AND permissive = 'PERMISSIVE'"))
             .await;
-        let only = format!(
-            "ALL PERMISSIVE {{public}} t ({column} = ANY (( SELECT sec.current_user_ids() AS current_user_ids)::integer[]))"
-        );
+        let own =
+            format!("({column} = ANY (( SELECT sec.current_user_ids() AS current_user_ids)::integer[]))");
+        let first = format!("((( SELECT sec.current_users() AS current_users))[{column}] IS NOT NULL)");
+        let only = format!("ALL PERMISSIVE {{public}} {own} ({first} AND {own})");
         assert_eq!(policies, [only], "{table}");
     }
     // A key without the user would let one user's row collide with another's, or tell that it is there.

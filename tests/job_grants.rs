@@ -3,8 +3,8 @@
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 use store::FaultKind;
 use store::job_grants::{self, JobGrant};
-use testkit::Fixture;
 use testkit::attack::{assert_refused, attempt, attempt_for, login, roles};
+use testkit::{Fixture, lines_on};
 use uuid::Uuid;
 
 const JOB: &str = "expire-contexts";
@@ -251,6 +251,26 @@ async fn job_grants_end() {
     let fault = job_grants::mint(&mut worker, JOB, Uuid::now_v7(), 10).await.expect_err("no job");
     assert_eq!(fault.kind, FaultKind::Denied, "{fault}");
     assert!(fault.reason.contains("this role has no such job"), "{fault}");
+}
+
+/// Whoever drops a job waits for no transaction that has minted for it, and what is minted there is good for nothing, also when the job is
+/// there again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_mints_does_not_keep_its_job() {
+    let fixture = with_job().await;
+    let mut worker = login(&fixture, ROLE).await;
+    worker.batch_execute("BEGIN").await.expect("a transaction");
+    let minted = format!("grant_text FROM sec.job_grants('{JOB}', gen_random_uuid(), 10) WHERE user_id = 1");
+    let grant = lines_on(&mut worker, &minted).await.concat();
+    fixture
+        .execute(&format!(
+            "SET lock_timeout = '1s'; SELECT sec.drop_job('{JOB}'); SELECT sec.add_job('{JOB}', '{ROLE}', 'sec.due_test(integer)')"
+        ))
+        .await;
+    worker.batch_execute("COMMIT").await.expect("a commit");
+    assert_refused(open(&mut worker, &grant).await, UNCOMMITTED, "of the job that was dropped");
+    let good = of(&mint(&mut worker, 10).await, 1);
+    assert_eq!(open(&mut worker, &good).await, Ok(1));
 }
 
 /// Also while its row is still there, which later mints delete.

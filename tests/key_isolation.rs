@@ -71,7 +71,29 @@ async fn only_the_roles_that_need_it_may_enter_and_every_table_of_users_forces_i
     .await;
     let own = "(user_id = ANY (( SELECT sec.current_user_ids() AS current_user_ids)::integer[]))";
     let next = "(version <= sec.next_key_version(user_id))";
-    assert_eq!(policies, [format!("INSERT ({own} AND {next})"), format!("SELECT {own}")]);
+    let first = "((( SELECT sec.current_users() AS current_users))[user_id] IS NOT NULL)";
+    assert_eq!(policies, [format!("INSERT ({own} AND {next})"), format!("SELECT ({first} AND {own})")]);
+}
+
+/// As in the main database: whether a condition holds of somebody's key must not show by when the policy is evaluated.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_condition_on_keys_is_evaluated_before_the_policy() {
+    let fixture = two_users().await;
+    for (role, _) in ROLES {
+        let mut worker = login_to_key_store(&fixture, role).await;
+        for setting in [
+            "memfleet.context = '2|1|'",
+            "enable_indexscan = off",
+            "enable_bitmapscan = off",
+            "enable_indexonlyscan = off",
+        ] {
+            worker.batch_execute(&format!("SET {setting}")).await.expect(setting);
+        }
+        for user in [2, i32::MAX] {
+            let found = attempt(&mut worker, &format!("SELECT FROM data_keys WHERE user_id = {user}")).await;
+            assert_refused(found, "the security context is not genuine", &format!("{role}: {user}"));
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -34,6 +34,16 @@ WITH kept AS (
     FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
     WHERE p.pronamespace IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace) AND p.xmin::text::bigint >= least(1000,
         (SELECT d.xmin::text::bigint FROM pg_database d WHERE d.datname = 'template0'))
+-- Types, aggregates, access methods, languages and conversions of PostgreSQL by the same mark, and casts. The others are in server.rs.
+), thing AS (
+    SELECT 'type ' || format_type(t.oid, NULL) AS name, 'pg_type'::regclass AS class, t.oid, t.xmin FROM pg_type t
+    WHERE t.typnamespace IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)
+    UNION ALL SELECT format('cast from %s to %s', format_type(c.castsource, NULL), format_type(c.casttarget, NULL)),
+        'pg_cast'::regclass, c.oid, c.xmin FROM pg_cast c
+    UNION ALL SELECT 'aggregate ' || a.aggfnoid, 'pg_proc'::regclass, a.aggfnoid, a.xmin FROM pg_aggregate a
+    UNION ALL SELECT 'access method ' || m.amname, 'pg_am'::regclass, m.oid, m.xmin FROM pg_am m
+    UNION ALL SELECT 'language ' || l.lanname, 'pg_language'::regclass, l.oid, l.xmin FROM pg_language l
+    UNION ALL SELECT 'conversion ' || c.conname, 'pg_conversion'::regclass, c.oid, c.xmin FROM pg_conversion c
 -- What PostgreSQL itself grants of what is its own.
 ), initial AS (
     SELECT i.classoid, i.objoid, i.objsubid, b.grantee, b.privilege_type
@@ -63,7 +73,7 @@ WITH kept AS (
         WHERE c.relnamespace IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)
         AND ('pg_class'::regclass, c.oid, t.attnum, a.grantee, a.privilege_type) NOT IN (SELECT * FROM initial)
 )
-SELECT line FROM (SELECT DISTINCT regexp_replace(line, '_\d{4}_\d{2}\M', '_month', 'g') AS line FROM (
+SELECT line FROM (SELECT DISTINCT regexp_replace(line, '_\d{4}_\d{2}(?!\d)', '_month', 'g') AS line FROM (
     SELECT concat_ws(' ', 'role', r.rolname, CASE WHEN r.rolcanlogin THEN 'login' END,
         CASE WHEN r.rolsuper THEN 'superuser' END, CASE WHEN r.rolbypassrls THEN 'bypassrls' END,
         CASE WHEN r.rolinherit THEN 'inherit' END, CASE WHEN r.rolcreaterole THEN 'createrole' END,
@@ -87,11 +97,14 @@ SELECT line FROM (SELECT DISTINCT regexp_replace(line, '_\d{4}_\d{2}\M', '_month
 
     UNION ALL SELECT concat_ws(' ', 'relation', r.name, r.relkind::text, 'of', o.name,
         CASE WHEN r.relrowsecurity THEN 'row security' END, CASE WHEN r.relforcerowsecurity THEN 'forced' END,
+        CASE WHEN r.relpersistence <> 'p' THEN 'not permanent' END,
         array_to_string(array_remove(r.reloptions, 'fillfactor=70'), ', '))
     FROM relation r JOIN named o ON o.oid = r.relowner
     UNION ALL SELECT concat_ws(' ', 'column', format('%s.%I', r.name, t.attname), format_type(t.atttypid, t.atttypmod),
         CASE WHEN t.attnotnull THEN 'not null' END, 'default ' || pg_get_expr(d.adbin, d.adrelid),
-        'identity ' || nullif(t.attidentity::text, ''), 'generated ' || nullif(t.attgenerated::text, ''))
+        'identity ' || nullif(t.attidentity::text, ''), 'generated ' || nullif(t.attgenerated::text, ''),
+        'collate ' || (SELECT c.collname FROM pg_collation c JOIN pg_type y ON y.oid = t.atttypid
+            WHERE c.oid = t.attcollation AND c.oid <> y.typcollation))
     FROM relation r JOIN pg_attribute t ON t.attrelid = r.oid AND t.attnum > 0 AND NOT t.attisdropped
     LEFT JOIN pg_attrdef d ON d.adrelid = r.oid AND d.adnum = t.attnum WHERE r.relkind IN ('r', 'p', 'f')
     -- PostgreSQL looks at these flags first: what they deny has no effect, though it is in the catalogs. Where all is in order
@@ -108,13 +121,32 @@ SELECT line FROM (SELECT DISTINCT regexp_replace(line, '_\d{4}_\d{2}\M', '_month
     LEFT JOIN pg_attrdef d ON d.adrelid = r.oid AND d.adnum = t.attnum WHERE t.atthasdef <> (d.oid IS NOT NULL)
     UNION ALL SELECT format('flag of the index of the constraint %I on %s denies what it enforces', c.conname, r.name)
     FROM pg_constraint c JOIN relation r ON r.oid = c.conrelid JOIN pg_index i ON i.indexrelid = c.conindid
-    WHERE c.contype IN ('p', 'u') AND NOT (i.indisunique AND i.indisvalid AND i.indisready AND i.indislive)
+    WHERE c.contype IN ('p', 'u') AND NOT (i.indisunique AND i.indisvalid AND i.indisready AND i.indislive AND i.indpred IS NULL)
+    UNION ALL SELECT concat_ws(' ', format('unique index %I on %s:', c.relname, r.name), regexp_replace(pg_get_indexdef(c.oid), '^.* USING ', ''),
+        CASE WHEN NOT (i.indisvalid AND i.indisready AND i.indislive) THEN 'denied by a flag' END)
+    FROM pg_index i JOIN relation r ON r.oid = i.indrelid JOIN pg_class c ON c.oid = i.indexrelid
+    WHERE i.indisunique AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = c.oid AND k.contype IN ('p', 'u', 'x'))
+    -- A foreign key is enforced by four triggers of PostgreSQL's own. Those of partitioned tables are others.
+    UNION ALL SELECT format('trigger %s of the constraint %I on %s is another one', e.function, c.conname, r.name)
+    FROM pg_constraint c JOIN relation r ON r.oid = c.conrelid JOIN pg_class f ON f.oid = c.confrelid
+    CROSS JOIN LATERAL (SELECT '{"a": "noaction", "r": "restrict", "c": "cascade", "n": "setnull", "d": "setdefault"}'::jsonb AS names) AS a
+    CROSS JOIN LATERAL (VALUES (c.conrelid, 'RI_FKey_check_ins', 5), (c.conrelid, 'RI_FKey_check_upd', 17),
+        (c.confrelid, format('RI_FKey_%s_del', a.names ->> c.confdeltype::text), 9),
+        (c.confrelid, format('RI_FKey_%s_upd', a.names ->> c.confupdtype::text), 17)) AS e (relation, function, type)
+    WHERE c.contype = 'f' AND r.relkind = 'r' AND f.relkind = 'r' AND NOT r.relispartition AND NOT f.relispartition
+        AND NOT EXISTS (SELECT FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid AND p.pronamespace = 'pg_catalog'::regnamespace
+            WHERE t.tgconstraint = c.oid AND t.tgrelid = e.relation AND p.proname = e.function AND t.tgtype = e.type AND t.tgqual IS NULL)
+    UNION ALL SELECT concat_ws(' ', format('sequence %s: from %s to %s by %s,', r.name, q.seqmin, q.seqmax, q.seqincrement),
+        q.seqcache, 'in advance', CASE WHEN q.seqcycle THEN 'and again from the beginning' END)
+    FROM pg_sequence q JOIN relation r ON r.oid = q.seqrelid
     UNION ALL SELECT concat_ws(' ', 'type', format('%I.%I', s.nspname, t.typname), t.typtype::text, t.typinput, t.typoutput,
         t.typreceive, t.typsend)
     FROM pg_type t JOIN space s ON s.oid = t.typnamespace WHERE t.typrelid = 0 AND t.typcategory <> 'A'
         AND NOT EXISTS (SELECT FROM of_extension e WHERE e.classid = 'pg_type'::regclass AND e.objid = t.oid)
     -- A key may not be taken away, nor what enforces it. PostgreSQL 18 has constraints of NOT NULL, others have none.
-    UNION ALL SELECT concat_ws(' ', format('constraint %I on %s:', c.conname, r.name), pg_get_constraintdef(c.oid),
+    -- A partition that was added later has checked its rows.
+    UNION ALL SELECT concat_ws(' ', format('constraint %I on %s:', c.conname, r.name),
+        CASE WHEN r.relispartition THEN regexp_replace(pg_get_constraintdef(c.oid), ' NOT VALID$', '') ELSE pg_get_constraintdef(c.oid) END,
         CASE WHEN c.contype = 'f' THEN (SELECT format('by %s triggers', count(*)) FROM pg_trigger t WHERE t.tgconstraint = c.oid) END)
     FROM pg_constraint c JOIN relation r ON r.oid = c.conrelid WHERE c.contype <> 'n'
     UNION ALL {own_lines}
@@ -136,6 +168,11 @@ SELECT line FROM (SELECT DISTINCT regexp_replace(line, '_\d{4}_\d{2}\M', '_month
             ELSE concat_ws(' ', p.name, p.lanname, p.prosrc) END, md5(p.prosqlbody::text),
         CASE WHEN p.prosecdef THEN 'definer' END, array_to_string(p.proconfig, ', '))
     FROM changed_function p
+    UNION ALL SELECT 'changed ' || t.name FROM thing t WHERE t.xmin::text::bigint >= least(1000,
+            (SELECT d.xmin::text::bigint FROM pg_database d WHERE d.datname = 'template0'))
+        AND NOT EXISTS (SELECT FROM of_extension e WHERE e.classid = t.class AND e.objid = t.oid)
+    UNION ALL SELECT format('operator %s calls %s', o.oid::regoperator, o.oprcode) FROM pg_operator o JOIN space s ON s.oid = o.oprnamespace
+    WHERE NOT EXISTS (SELECT FROM of_extension e WHERE e.classid = 'pg_operator'::regclass AND e.objid = o.oid)
     UNION ALL SELECT concat_ws(' ', g.what, 'grants', g.privilege_type, 'to', n.name,
         CASE WHEN g.is_grantable THEN 'with grant option' END)
     FROM granted g JOIN named n ON n.oid = g.grantee WHERE g.grantee <> g.owner
@@ -146,14 +183,18 @@ SELECT line FROM (SELECT DISTINCT regexp_replace(line, '_\d{4}_\d{2}\M', '_month
     FROM pg_policy p JOIN relation r ON r.oid = p.polrelid
     -- Only foreign keys make triggers that count as PostgreSQL's own.
     UNION ALL SELECT concat_ws(' ', 'trigger', t.tgname, 'on', r.name, t.tgenabled::text,
+        CASE WHEN t.tgdeferrable AND t.tgconstraint = 0 THEN 'deferrable' END,
         regexp_replace(pg_get_triggerdef(t.oid), '^CREATE TRIGGER \S+ ', ''))
     FROM pg_trigger t JOIN relation r ON r.oid = t.tgrelid
     WHERE t.tgenabled <> 'O' OR NOT (t.tgisinternal AND t.tgfoid < 16384 AND EXISTS (SELECT FROM pg_constraint c
         WHERE c.oid = t.tgconstraint AND c.contype = 'f'))
     UNION ALL SELECT concat_ws(' ', 'rule', w.rulename, 'on', r.name) FROM pg_rewrite w JOIN relation r ON r.oid = w.ev_class
-    WHERE w.rulename <> '_RETURN'
+    WHERE NOT (w.rulename = '_RETURN' AND w.ev_type = '1' AND r.relkind IN ('v', 'm'))
     UNION ALL SELECT concat_ws(' ', 'view', r.name, md5(pg_get_viewdef(r.oid))) FROM relation r WHERE r.relkind IN ('v', 'm')
     UNION ALL SELECT 'event trigger ' || e.evtname FROM pg_event_trigger e
+    -- It writes without triggers.
+    UNION ALL SELECT 'subscription ' || b.subname FROM pg_subscription b
+    WHERE b.subdbid = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
     UNION ALL SELECT 'foreign server ' || f.srvname FROM pg_foreign_server f
     UNION ALL SELECT concat_ws(' ', 'language', l.lanname, CASE WHEN l.lanpltrusted THEN 'trusted' END,
         CASE WHEN l.lanplcallfoid >= 16384 THEN 'with a handler that was added' END) FROM pg_language l

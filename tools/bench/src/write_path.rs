@@ -143,7 +143,6 @@ async fn measure(args: &WritePathArgs, settings: &Settings) -> anyhow::Result<Ve
 
 async fn prepare(owner: &mut Connection, layer: Layer) -> anyhow::Result<()> {
     let table = layer.table();
-    let policy = "(user_id = ANY ((SELECT sec.current_user_ids())::integer[]))";
     let mut sql = format!(
         "INSERT INTO users (id, username, email) SELECT n, 'bench', 'bench' FROM generate_series(1, 500) AS n ON CONFLICT DO NOTHING;
          INSERT INTO chat_mode_sessions (id, user_id, session_id, chat_mode)
@@ -155,10 +154,7 @@ async fn prepare(owner: &mut Connection, layer: Layer) -> anyhow::Result<()> {
         worker_role(contract::CONTEXT_WRITER.name)
     );
     if layer != Layer::Bare {
-        sql.push_str(&format!(
-            "ALTER TABLE {table} ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
-             CREATE POLICY own_rows ON {table} USING {policy} WITH CHECK {policy};"
-        ));
+        sql.push_str(&format!("SELECT sec.protect_rows('{table}');"));
     }
     if layer == Layer::Audited {
         sql.push_str(&format!(

@@ -229,8 +229,10 @@ const CHECKS: [(&str, &str); 12] = [
             WHERE NOT (NOT polpermissive AND (polname IN ('evidence', 'own_types') AND polrelid = 'public.blackboard_events'::regclass
                 OR polname = 'published' AND polrelid = 'public.session_clocks'::regclass
                 OR polname ~ '^of_[a-z]+_tables$' AND polrelid = 'public.encrypted_fields'::regclass))
-            AND (polname <> 'own_rows' OR pg_get_expr(polqual, polrelid) IS DISTINCT FROM pg_get_expr(polwithcheck, polrelid)
-            OR pg_get_expr(polqual, polrelid) !~ '^\\((user_id|id) = ANY \\(\\( SELECT sec.current_user_ids\\(\\) AS current_user_ids\\)::integer\\[\\]\\)\\)$')",
+            AND (polname = 'own_rows'
+                AND pg_get_expr(polwithcheck, polrelid) ~ '^\\((user_id|id) = ANY \\(\\( SELECT sec.current_user_ids\\(\\) AS current_user_ids\\)::integer\\[\\]\\)\\)$'
+                AND pg_get_expr(polqual, polrelid) = format('(((( SELECT sec.current_users() AS current_users))[%s] IS NOT NULL) AND %s)',
+                    substring(pg_get_expr(polwithcheck, polrelid) FROM '[a-z_]+'), pg_get_expr(polwithcheck, polrelid))) IS NOT TRUE",
     ),
     (
         "privilege granted to PUBLIC",
