@@ -63,6 +63,8 @@ mod refusal;
 mod registry;
 mod replay;
 mod resilience;
+mod retention;
+mod retention_properties;
 mod revocation;
 mod rotation;
 mod router_logger;

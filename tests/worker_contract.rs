@@ -236,7 +236,7 @@ async fn a_retry_after_its_deadline_is_dead_lettered() {
 struct Cleaner;
 
 const CLEANER: WorkerInfo = WorkerInfo {
-    name: "retention-cleaner",
+    name: "gpu-allocator",
     stream: None,
     stream_bytes: 0,
     job_events: &[EventType::ContextRemoved],
@@ -319,9 +319,9 @@ async fn with_job() -> Fixture {
                  SET search_path = pg_catalog, pg_temp AS $due$
                  SELECT DISTINCT user_id FROM public.simple_chat_context WHERE expires_at < now() AND priority < 2 ORDER BY 1 LIMIT $1 $due$;
              GRANT SELECT (user_id, expires_at, priority) ON simple_chat_context TO memfleet_due;
-             SELECT sec.grant_worker('w_retention_cleaner', '{\"simple_chat_context\": [\"SELECT\", \"UPDATE\"]}');
-             INSERT INTO sec.event_writers (role_name, event_type) VALUES ('w_retention_cleaner', 'context.removed');
-             SELECT sec.add_job('expire-contexts', 'w_retention_cleaner', 'sec.due_test(integer)')",
+             SELECT sec.grant_worker('w_gpu_allocator', '{\"simple_chat_context\": [\"SELECT\", \"UPDATE\"]}');
+             INSERT INTO sec.event_writers (role_name, event_type) VALUES ('w_gpu_allocator', 'context.removed');
+             SELECT sec.add_job('expire-contexts', 'w_gpu_allocator', 'sec.due_test(integer)')",
         )
         .await;
     let topology = Topology::of(&[CLEANER]).expect("streams");
@@ -331,7 +331,7 @@ async fn with_job() -> Fixture {
 
 /// Waits until every tick in the stream is acknowledged.
 async fn ticked(fixture: &Fixture, ticks: u64) {
-    let consumer = fixture.consumer("JOBS", "retention-cleaner-jobs").await;
+    let consumer = fixture.consumer("JOBS", "gpu-allocator-jobs").await;
     eventually("the ticks are acknowledged", async || {
         let info = consumer.get_info().await.ok()?;
         (info.delivered.consumer_sequence >= ticks && info.num_pending == 0 && info.num_ack_pending == 0)
@@ -354,7 +354,7 @@ async fn tick(fixture: &Fixture) {
 /// Has the server deliver all ticks once more.
 async fn deliver_again(fixture: &Fixture) {
     let stream = fixture.jetstream.get_stream("JOBS").await.expect("the stream");
-    stream.delete_consumer("retention-cleaner-jobs").await.expect("a consumer");
+    stream.delete_consumer("gpu-allocator-jobs").await.expect("a consumer");
     let topology = Topology::of(&[CLEANER]).expect("streams");
     let consumers = Topology { streams: Vec::new(), ..topology };
     topology::apply(&fixture.jetstream, &consumers).await.expect("a new consumer");
@@ -378,7 +378,7 @@ async fn a_tick_acts_for_the_users_whose_work_is_due_once_however_often_it_is_de
     );
     assert_eq!(fixture.stored("EVENTS").await, 2);
     let inbox = fixture.lines("concat_ws(' ', worker, user_id, event_count) FROM inbox").await;
-    assert_eq!(inbox, ["retention-cleaner-jobs 0 2"]);
+    assert_eq!(inbox, ["gpu-allocator-jobs 0 2"]);
     let trail = "concat_ws(' ', access_type, object_name, service) FROM audit.data_access_log ORDER BY 1";
     assert_eq!(fixture.lines(trail).await, ["job-grant expire-contexts job:expire-contexts"; 3]);
 
