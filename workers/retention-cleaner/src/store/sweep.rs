@@ -100,7 +100,7 @@ impl Tally {
     }
 
     fn add(&mut self, table: &'static str, effect: Effect, rows: Vec<Changed>) {
-        let found = rows.first().map_or(0, |row| row.found);
+        let found = rows.as_slice().first().map_or(0, |row| row.found);
         self.examined += found.unsigned_abs();
         for row in rows {
             let Some(user) = row.user_id else { continue };
