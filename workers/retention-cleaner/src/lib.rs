@@ -18,11 +18,11 @@
 mod item;
 mod points;
 mod preview;
-mod runs;
 mod store;
 
 use std::time::Duration;
 
+use ::store::job_runs::Counts;
 use ::store::{Connection, Fault, Pool, PoolOptions};
 use chrono::Utc;
 use config::Settings;
@@ -106,7 +106,6 @@ impl ExternalWorker for RetentionCleaner {
     ) -> Result<Removed, Fault> {
         match batch {
             [tick] if matches!(tick.request, RetentionItem::Tick(_)) => {
-                runs::begin(&self.pool, tick).await?;
                 points::remove(&self.pool, self.vectors.as_ref(), grants).await
             }
             _ => Ok(Removed::default()),
@@ -124,45 +123,35 @@ impl ExternalWorker for RetentionCleaner {
         _: &'a DataKeys,
         prepared: &'a Removed,
     ) -> Result<Written<()>, Fault> {
-        let verdicts = match batch {
+        match batch {
             // A tick is a batch of its own.
-            [tick] if matches!(tick.request, RetentionItem::Tick(_)) => {
-                vec![tick_verdict(connection, tick, prepared).await?]
-            }
-            requests => store::policies::write(connection, requests).await?,
-        };
-        Ok(Written { verdicts, findings: Vec::new() })
+            [tick] if matches!(tick.request, RetentionItem::Tick(_)) => run(connection, tick, prepared).await,
+            requests => Ok(store::policies::write(connection, requests).await?.into()),
+        }
     }
 
     async fn clean_up<'a>(
         &'a self,
-        ended: &'a [Ended<'a, RetentionItem, ()>],
+        _: &'a [Ended<'a, RetentionItem, ()>],
         _: &'a Removed,
     ) -> Result<(), Fault> {
-        for ended in ended.iter().filter(|ended| !ended.committed) {
-            if let RetentionItem::Tick(_) = ended.message.request {
-                runs::fail(&self.pool, ended.message).await?;
-            }
-        }
         Ok(())
     }
 }
 
-async fn tick_verdict(
-    connection: &mut Connection,
-    tick: &Message,
-    prepared: &Removed,
-) -> Result<Verdict, Fault> {
+async fn run(connection: &mut Connection, tick: &Message, prepared: &Removed) -> Result<Written<()>, Fault> {
     let Some(progress) = store::progress::lock(connection).await? else {
-        return Ok(Verdict::Unchanged("another run is under way".into()));
+        let verdicts = vec![Verdict::Unchanged("another run is under way".into())];
+        return Ok(Written { counts: Some(Counts::default()), ..verdicts.into() });
     };
     let users = store::progress::users(connection).await?;
     points::forget(connection, prepared).await?;
     let swept = sweep(connection, Utc::now(), &users, ROWS, tick.request_id).await?;
     store::progress::advance(connection, progress, &swept).await?;
-    runs::finish(connection, tick, &swept).await?;
-    Ok(match swept.events.is_empty() {
+    let counts = Some(swept.counts());
+    let verdict = match swept.events.is_empty() {
         true => Verdict::unchanged(tick),
         false => Verdict::Applied(swept.events),
-    })
+    };
+    Ok(Written { counts, ..vec![verdict].into() })
 }
