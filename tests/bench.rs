@@ -34,6 +34,15 @@ async fn the_write_path_is_measured_layer_by_layer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_retention_deletes_is_measured() {
+    let report = bench(&["retention", "--rows", "4000", "--users", "40"]).await;
+    for key in ["delete_ratio", "writer_p99_ratio", "deleted_rows_per_second", "bare_rows_per_second"] {
+        assert!(report[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {report}");
+    }
+    assert_eq!(report["archive_ratio"], Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_trust_costs_is_measured() {
     let report = bench(&["trust", "--times", "200", "--messages", "500", "--runs", "1"]).await;
     for key in [

@@ -56,7 +56,7 @@ async fn changed_grants_are_refused_and_break_nothing() {
 }
 
 /// Workers of the design that have a role in the database and no entry in the catalogue yet.
-const PLANNED: [&str; 2] = ["retention-cleaner", "gpu-allocator"];
+const PLANNED: [&str; 1] = ["gpu-allocator"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_roles_of_the_database_are_those_of_the_catalogue() {

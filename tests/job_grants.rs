@@ -8,7 +8,7 @@ use testkit::{Fixture, lines_on};
 use uuid::Uuid;
 
 const JOB: &str = "expire-contexts";
-const ROLE: &str = "w_retention_cleaner";
+const ROLE: &str = "w_gpu_allocator";
 const OTHER_ROLE: &str = "w_router_logger";
 const UNCOMMITTED: &str = "the security context is refused: a grant is of no committed mint";
 
@@ -41,7 +41,7 @@ async fn register(fixture: &Fixture) {
     fixture
         .execute(&format!(
             "{};
-             GRANT SELECT (user_id, expires_at) ON simple_chat_context TO memfleet_due;
+             GRANT SELECT (user_id, expires_at, context_type) ON simple_chat_context TO memfleet_due;
              SELECT sec.grant_worker('{ROLE}', '{{\"simple_chat_context\": [\"SELECT\", \"INSERT\", \"UPDATE\"]}}');
              SELECT sec.add_job('{JOB}', '{ROLE}', 'sec.due_test(integer)')",
             due_function("due_test", due)
@@ -115,7 +115,7 @@ async fn a_job_reaches_the_users_whose_work_is_due_and_no_others() {
         JOIN audit.subjects s ON s.token = l.subject_token WHERE l.operation = 'UPDATE' ORDER BY s.user_id";
     assert_eq!(
         fixture.lines(trail).await,
-        ["1 w_retention_cleaner job:expire-contexts", "2 w_retention_cleaner job:expire-contexts"]
+        ["1 w_gpu_allocator job:expire-contexts", "2 w_gpu_allocator job:expire-contexts"]
     );
 
     assert_eq!(users(&mint(&mut worker, 1).await), [0, 1], "the limit");
@@ -134,6 +134,13 @@ async fn a_job_is_minted_by_its_own_role_alone() {
         let refusal =
             if has_jobs { "this role has no such job" } else { "permission denied for function job_grants" };
         assert_refused(attempt(&mut worker, &call(JOB)).await, refusal, &format!("{role} has no job"));
+        let note =
+            format!("SELECT sec.note_job_run('{JOB}', gen_random_uuid(), now(), 1, 1, 0, NULL, '{{}}')");
+        let noted = attempt(&mut worker, &note).await;
+        assert!(
+            noted.is_err_and(|error| error.contains("permission denied") || error.contains("no such job")),
+            "{role}"
+        );
     }
     // A role that has a job of its own may call the function, and mints that one alone.
     let due = due_function("due_other", "SELECT 3");
@@ -496,30 +503,76 @@ const READABLE: &str = "c.oid::regclass || '.' || a.attname FROM pg_class c JOIN
     AND has_column_privilege('memfleet_due', c.oid, a.attnum, 'SELECT') ORDER BY 1";
 
 /// What the due functions of the shipped jobs read.
-const SHIPPED: [&str; 23] = [
+const SHIPPED: [&str; 69] = [
+    "agent_context_states.expires_at",
+    "agent_context_states.id",
+    "agent_context_states.memory_tier",
     "agent_context_states.removed_at",
+    "agent_context_states.session_id",
     "agent_context_states.sync_state",
     "agent_context_states.user_id",
+    "blackboard_events.event_sequence",
+    "blackboard_events.id",
+    "blackboard_events.session_id",
+    "blackboard_events.user_id",
+    "chat_mode_sessions.chat_mode",
+    "chat_mode_sessions.ended_at",
+    "chat_mode_sessions.id",
     "chat_mode_sessions.is_active",
     "chat_mode_sessions.session_id",
     "chat_mode_sessions.user_id",
     "cross_service_memory_sync.carried_at",
+    "cross_service_memory_sync.completed_at",
     "cross_service_memory_sync.created_at",
     "cross_service_memory_sync.crosses_private",
     "cross_service_memory_sync.expires_at",
     "cross_service_memory_sync.has_more",
+    "cross_service_memory_sync.id",
     "cross_service_memory_sync.service",
     "cross_service_memory_sync.source_clock",
     "cross_service_memory_sync.source_session_id",
     "cross_service_memory_sync.sync_status",
     "cross_service_memory_sync.target_session_id",
     "cross_service_memory_sync.user_id",
+    "data_retention_policies.access_tier",
+    "data_retention_policies.action",
+    "data_retention_policies.chat_mode",
+    "data_retention_policies.id",
+    "data_retention_policies.is_active",
+    "data_retention_policies.keep_days",
+    "data_retention_policies.table_name",
+    "data_retention_policies.user_id",
+    "inbox.message_id",
+    "inbox.received_at",
+    "inbox.user_id",
+    "inbox.worker",
+    "retention_holds.access_tier",
+    "retention_holds.chat_mode",
+    "retention_holds.released_at",
+    "retention_holds.table_name",
+    "retention_holds.user_id",
+    "retention_state.after_user",
+    "retention_state.slice_users",
+    "router_decision_log.anonymised_at",
+    "router_decision_log.created_at",
+    "router_decision_log.id",
+    "router_decision_log.session_id",
+    "router_decision_log.user_id",
     "session_clocks.logical_time",
     "session_clocks.session_id",
     "session_clocks.user_id",
+    "session_knowledge.session_id",
+    "session_knowledge.sync_id",
+    "session_knowledge.user_id",
+    "simple_chat_context.access_level",
+    "simple_chat_context.expires_at",
+    "simple_chat_context.id",
+    "simple_chat_context.is_persistent",
     "simple_chat_context.removed_at",
+    "simple_chat_context.session_id",
     "simple_chat_context.sync_state",
     "simple_chat_context.user_id",
+    "users.id",
 ];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -531,7 +584,7 @@ async fn due_functions_read_what_is_granted_and_nobody_logs_in_as_their_owner() 
     register(&fixture).await;
     let registered = fixture.lines(READABLE).await;
     let added: Vec<&String> = registered.iter().filter(|column| !shipped.contains(column)).collect();
-    assert_eq!(added, ["simple_chat_context.expires_at"]);
+    assert_eq!(added, ["simple_chat_context.context_type"]);
     let role = "pg_roles WHERE rolname = 'memfleet_due' AND NOT rolcanlogin AND rolbypassrls AND NOT rolsuper
         AND NOT rolcreaterole AND NOT rolcreatedb AND NOT rolreplication";
     assert_eq!(fixture.count(role).await, 1);
@@ -598,7 +651,7 @@ async fn only_a_function_that_reads_for_its_own_owner_determines_what_is_due() {
     assert_eq!(
         fixture
             .count(
-                "sec.jobs WHERE role_name NOT IN ('w_consensus_builder', 'w_memory_sync', 'w_vector_indexer')"
+                "sec.jobs WHERE role_name NOT IN ('w_consensus_builder', 'w_memory_sync', 'w_retention_cleaner', 'w_vector_indexer')"
             )
             .await,
         0
@@ -608,10 +661,10 @@ async fn only_a_function_that_reads_for_its_own_owner_determines_what_is_due() {
         let add = format!("SELECT sec.add_job('{JOB}', '{role}', 'sec.due_good(integer)')");
         admin.batch_execute(&add).await.expect("a job");
     }
-    let others = "role_name FROM sec.jobs WHERE role_name NOT IN ('w_consensus_builder', 'w_memory_sync', 'w_vector_indexer')";
+    let others = "role_name FROM sec.jobs WHERE role_name NOT IN ('w_consensus_builder', 'w_memory_sync', 'w_retention_cleaner', 'w_vector_indexer')";
     assert_eq!(fixture.lines(others).await, [ROLE]);
     let may = "r.rolname FROM pg_roles r WHERE has_function_privilege(r.oid, 'sec.job_grants(text, uuid, integer)', 'EXECUTE')
-        AND r.rolname LIKE 'w\\_%' AND r.rolname NOT IN ('w_consensus_builder', 'w_memory_sync', 'w_vector_indexer')";
+        AND r.rolname LIKE 'w\\_%' AND r.rolname NOT IN ('w_consensus_builder', 'w_memory_sync', 'w_retention_cleaner', 'w_vector_indexer')";
     assert_eq!(fixture.lines(may).await, [ROLE]);
     let owned =
         "pg_proc WHERE oid = 'sec.due_good(integer)'::regprocedure AND proowner = 'memfleet_due'::regrole

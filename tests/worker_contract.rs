@@ -1,6 +1,7 @@
 //! The contract of a worker: several events of one message, verdicts, and ticks.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use runtime::{EventDraft, Message, Retry, Verdict, WorkItem, Worker};
 use serde_json::{Value, json};
 use store::{Connection, Fault};
 use testkit::{Fixture, context, eventually, session, set_duplicate_window, user};
+use tokio::sync::Semaphore;
 use topology::Topology;
 
 /// context-writer, whose contexts cause more events than one.
@@ -254,7 +256,7 @@ async fn a_retry_after_its_deadline_is_dead_lettered() {
 struct Cleaner;
 
 const CLEANER: WorkerInfo = WorkerInfo {
-    name: "retention-cleaner",
+    name: "gpu-allocator",
     stream: None,
     stream_bytes: 0,
     job_events: &[EventType::ContextRemoved],
@@ -337,9 +339,9 @@ async fn with_job() -> Fixture {
                  SET search_path = pg_catalog, pg_temp AS $due$
                  SELECT DISTINCT user_id FROM public.simple_chat_context WHERE expires_at < now() AND priority < 2 ORDER BY 1 LIMIT $1 $due$;
              GRANT SELECT (user_id, expires_at, priority) ON simple_chat_context TO memfleet_due;
-             SELECT sec.grant_worker('w_retention_cleaner', '{\"simple_chat_context\": [\"SELECT\", \"UPDATE\"]}');
-             INSERT INTO sec.event_writers (role_name, event_type) VALUES ('w_retention_cleaner', 'context.removed');
-             SELECT sec.add_job('expire-contexts', 'w_retention_cleaner', 'sec.due_test(integer)')",
+             SELECT sec.grant_worker('w_gpu_allocator', '{\"simple_chat_context\": [\"SELECT\", \"UPDATE\"]}');
+             INSERT INTO sec.event_writers (role_name, event_type) VALUES ('w_gpu_allocator', 'context.removed');
+             SELECT sec.add_job('expire-contexts', 'w_gpu_allocator', 'sec.due_test(integer)')",
         )
         .await;
     let topology = Topology::of(&[CLEANER]).expect("streams");
@@ -349,7 +351,7 @@ async fn with_job() -> Fixture {
 
 /// Waits until every tick in the stream is acknowledged.
 async fn ticked(fixture: &Fixture, ticks: u64) {
-    let consumer = fixture.consumer("JOBS", "retention-cleaner-jobs").await;
+    let consumer = fixture.consumer("JOBS", "gpu-allocator-jobs").await;
     eventually("the ticks are acknowledged", async || {
         let info = consumer.get_info().await.ok()?;
         (info.delivered.consumer_sequence >= ticks && info.num_pending == 0 && info.num_ack_pending == 0)
@@ -372,11 +374,14 @@ async fn tick(fixture: &Fixture) {
 /// Has the server deliver all ticks once more.
 async fn deliver_again(fixture: &Fixture) {
     let stream = fixture.jetstream.get_stream("JOBS").await.expect("the stream");
-    stream.delete_consumer("retention-cleaner-jobs").await.expect("a consumer");
+    stream.delete_consumer("gpu-allocator-jobs").await.expect("a consumer");
     let topology = Topology::of(&[CLEANER]).expect("streams");
     let consumers = Topology { streams: Vec::new(), ..topology };
     topology::apply(&fixture.jetstream, &consumers).await.expect("a new consumer");
 }
+
+const RUNS: &str =
+    "concat_ws(' ', job, tries, examined, changed, skipped, failure) FROM job_runs ORDER BY finished_at";
 
 const TOUCHED: &str = "concat_ws(' ', user_id, priority) FROM simple_chat_context ORDER BY user_id";
 
@@ -396,7 +401,7 @@ async fn a_tick_acts_for_the_users_whose_work_is_due_once_however_often_it_is_de
     );
     assert_eq!(fixture.stored("EVENTS").await, 2);
     let inbox = fixture.lines("concat_ws(' ', worker, user_id, event_count) FROM inbox").await;
-    assert_eq!(inbox, ["retention-cleaner-jobs 0 2"]);
+    assert_eq!(inbox, ["gpu-allocator-jobs 0 2"]);
     let trail = "concat_ws(' ', access_type, object_name, service) FROM audit.data_access_log ORDER BY 1";
     assert_eq!(fixture.lines(trail).await, ["job-grant expire-contexts job:expire-contexts"; 3]);
 
@@ -412,11 +417,19 @@ async fn a_tick_acts_for_the_users_whose_work_is_due_once_however_often_it_is_de
     tick(&fixture).await;
     ticked(&fixture, 2).await;
     assert_eq!(fixture.lines(TOUCHED).await, ["1 2", "2 2", "3 1", "4 1"]);
-    // And one without work changes nothing.
+    // And one without work changes nothing. Of such runs, there is the last.
     tick(&fixture).await;
     ticked(&fixture, 3).await;
     let report = worker.stats.report();
     assert_eq!((report.applied, report.repeated, report.unchanged), (1, 1, 1), "{report:?}");
+    let runs = ["expire-contexts 1 2 2 0", "expire-contexts 1 2 2 0", "expire-contexts 1 0 0 0"];
+    assert_eq!(fixture.lines(RUNS).await, runs);
+    let idle = "id FROM job_runs WHERE is_idle";
+    let before = fixture.lines(idle).await;
+    tick(&fixture).await;
+    ticked(&fixture, 4).await;
+    assert_eq!(fixture.lines(RUNS).await, runs);
+    assert_ne!(fixture.lines(idle).await, before);
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
     worker.stop().await.expect("a clean end");
 }
@@ -470,7 +483,94 @@ async fn a_tick_does_not_touch_the_platform_rows_nor_stop_at_one_users_row() {
     ticked(&fixture, 2).await;
     assert_eq!(fixture.lines(users).await, ["0 1", "1 1", "2 2"]);
     assert_eq!(fixture.dead_letters().await.len(), 1);
+    let runs = fixture.lines(RUNS).await;
+    assert!(
+        runs.len() == 2
+            && runs[0].starts_with("expire-contexts 1 1 1 0 not for all users: ")
+            && runs[1].starts_with("expire-contexts 1 0 0 0 ")
+            && runs.iter().all(|run| run.contains("stuck")),
+        "{runs:?}"
+    );
     worker.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_keeps_its_last_1000_runs_for_a_month() {
+    let fixture = with_job().await;
+    let add = |runs: &str, days: i32| {
+        format!(
+            "INSERT INTO job_runs (id, job, started_at, examined, changed, skipped)
+             SELECT gen_random_uuid(), 'expire-contexts', now() - interval '{days} days' - make_interval(secs => n), 1, 1, 0
+             FROM generate_series({runs}) AS n"
+        )
+    };
+    fixture.execute(&add("1, 1005", 1)).await;
+    let worker = fixture.run(Cleaner);
+    tick(&fixture).await;
+    ticked(&fixture, 1).await;
+    assert_eq!(fixture.count("job_runs").await, 1_001);
+    fixture.execute("DELETE FROM job_runs").await;
+    fixture.execute(&add("1, 9", 31)).await;
+    tick(&fixture).await;
+    ticked(&fixture, 2).await;
+    assert_eq!(fixture.count("job_runs").await, 1);
+    worker.stop().await.expect("a clean end");
+}
+
+/// A job whose runs wait until they are let go.
+#[derive(Clone)]
+struct Slow {
+    running: Arc<AtomicU32>,
+    most: Arc<AtomicU32>,
+    go: Arc<Semaphore>,
+}
+
+impl Worker for Slow {
+    const INFO: &'static WorkerInfo = &CLEANER;
+    type Item = Sweep;
+
+    async fn write<'a>(
+        &'a self,
+        _: &'a mut Connection,
+        batch: &'a [&'a Message<Sweep>],
+        _: &'a DataKeys,
+    ) -> Result<Vec<Verdict>, Fault> {
+        self.most.fetch_max(self.running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        let permit = self.go.acquire().await;
+        self.running.fetch_sub(1, Ordering::SeqCst);
+        drop(permit);
+        Ok(vec![Verdict::unchanged(batch[0])])
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_under_way_is_not_started_twice() {
+    let fixture = with_job().await;
+    let slow = Slow { running: Arc::default(), most: Arc::default(), go: Arc::new(Semaphore::new(0)) };
+    let workers = [fixture.run(slow.clone()), fixture.run(slow.clone())];
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Nats-Schedule", "@every 1s");
+    headers.insert("Nats-Schedule-Target", "memory.job.expire-contexts");
+    let sent =
+        fixture.jetstream.publish_with_headers("memory.schedule.expire-contexts", headers, "".into()).await;
+    sent.expect("a publish").await.expect("a stored schedule");
+    let consumer = fixture.consumer("JOBS", "gpu-allocator-jobs").await;
+    eventually("two ticks wait for the first one", async || {
+        let info = consumer.get_info().await.ok()?;
+        (info.num_ack_pending == 1 && info.num_pending >= 2).then_some(())
+    })
+    .await;
+    assert_eq!(slow.running.load(Ordering::SeqCst), 1);
+    slow.go.add_permits(1);
+    eventually("three ticks are acknowledged", async || {
+        let info = consumer.get_info().await.ok()?;
+        (info.ack_floor.consumer_sequence >= 3).then_some(())
+    })
+    .await;
+    assert_eq!(slow.most.load(Ordering::SeqCst), 1, "two runs at once");
+    for worker in workers {
+        worker.stop().await.expect("a clean end");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

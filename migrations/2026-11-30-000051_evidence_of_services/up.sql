@@ -80,7 +80,8 @@ BEGIN
 END $$;
 
 -- The services in whose name the context acts, an object of names by user. NULL without a context; an error if it is not genuine, also
--- if it belongs to another context of the same transaction.
+-- if it belongs to another context of the same transaction. The second seal is that of contexts which were opened before this migration:
+-- their transactions go on.
 CREATE OR REPLACE FUNCTION sec.context_services() RETURNS jsonb LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -89,8 +90,8 @@ BEGIN
     IF held IS NULL OR held = '' THEN
         RETURN NULL;
     END IF;
-    IF right(held, 64) IS DISTINCT FROM sec.seal(concat_ws('|', 'services', current_setting('memfleet.context', true),
-        left(held, -64))) THEN
+    IF right(held, 64) IS DISTINCT FROM sec.seal(concat_ws('|', 'services', current_setting('memfleet.context', true), left(held, -64)))
+        AND right(held, 64) IS DISTINCT FROM sec.seal('services|' || left(held, -64)) THEN
         RAISE insufficient_privilege USING MESSAGE = 'the security context is not genuine';
     END IF;
     RETURN left(held, -64)::jsonb;

@@ -16,6 +16,7 @@ pub mod memories;
 pub mod program;
 pub mod raw_nats;
 pub mod reader;
+pub mod retention;
 pub mod sync;
 pub mod sync_history;
 pub mod ticks;

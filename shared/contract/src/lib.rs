@@ -33,6 +33,7 @@ mod malformed;
 mod number;
 mod outcome;
 mod performative;
+mod policy;
 mod printable;
 mod query;
 mod redacted;
@@ -67,13 +68,14 @@ pub use malformed::Malformed;
 pub use number::{Bounded, Priority, Real, Score, Version};
 pub use outcome::{Outcome, OutcomeStatus};
 pub use performative::Performative;
+pub use policy::*;
 pub use printable::{printable, printable_json, printable_lines, printable_within};
 pub use query::*;
 pub use redacted::Redacted;
 pub use redaction::{ENCRYPTED, SecretField, SecretFields};
 pub use request::{
-    ConsensusRequest, ContextRequest, EventType, REQUESTS, Request, RequestKind, RequestType, RouterRequest,
-    StreamRequest, SyncRequest, VectorRequest,
+    ConsensusRequest, ContextRequest, EventType, REQUESTS, Request, RequestKind, RequestType,
+    RetentionRequest, RouterRequest, StreamRequest, SyncRequest, VectorRequest,
 };
 pub use router::*;
 pub use session::*;
@@ -88,6 +90,7 @@ pub use url::{take_password_file, without_password};
 pub use value::{List, Name, NonEmptyList, Secret, SessionId, Text};
 pub use vector::*;
 pub use workers::{
-    CONSENSUS_BUILDER, CONTEXT_WRITER, MEMORY_READER, MEMORY_SYNC, ROUTER_LOGGER, SCHEDULE_ROOT, SCHEDULES,
-    TOKEN_ISSUER, VECTOR_INDEXER, WAKE_ROOT, WAKES, WORKERS, WorkerInfo, wake_subject, woken_by, worker_role,
+    CONSENSUS_BUILDER, CONTEXT_WRITER, MEMORY_READER, MEMORY_SYNC, RETENTION_CLEANER, ROUTER_LOGGER,
+    SCHEDULE_ROOT, SCHEDULES, TOKEN_ISSUER, VECTOR_INDEXER, WAKE_ROOT, WAKES, WORKERS, WorkerInfo,
+    wake_subject, woken_by, worker_role,
 };

@@ -20,6 +20,7 @@ use crate::label::labels;
 use crate::limit;
 use crate::locate::locate;
 use crate::malformed::Malformed;
+use crate::policy::{PolicyHold, PolicyPut, PolicyRemove};
 use crate::router::{DecisionLog, ToolReport};
 use crate::session::{SessionClose, SessionOpen};
 use crate::subject::{RequestSubject, UserId};
@@ -305,6 +306,15 @@ requests! {
             SyncFailed "sync.failed" "One of the sessions of a sync ended before all was carried.",
         }
     }
+    /// The requests that retention-cleaner processes.
+    RetentionRequest(RETENTION_CLEANER) {
+        PolicyPut: "policy" "put" => PolicyStored "policy.stored" "A retention policy was stored.",
+        PolicyRemove: "policy" "remove" => PolicyRemoved "policy.removed" "A retention policy was removed.",
+        PolicyHold: "policy" "hold" => PolicyHeld "policy.held" "A legal hold was placed, changed or released.",
+        @also {
+            RetentionSwept "retention.swept" "Rows whose retention was over were removed or anonymised.",
+        }
+    }
 }
 
 fn check_size(body: &[u8]) -> Result<(), Malformed> {
@@ -315,10 +325,11 @@ fn check_size(body: &[u8]) -> Result<(), Malformed> {
     Ok(())
 }
 
-/// User 0, the platform, has settings and no other records.
+/// User 0, the platform, has settings and retention policies, and no other records.
 fn check_platform(subject: &RequestSubject) -> Result<(), Malformed> {
-    if subject.user_id == UserId::PLATFORM && subject.noun != "setting" {
-        return Err(Malformed::new("subject", "user 0 is the platform, which has settings only"));
+    if subject.user_id == UserId::PLATFORM && !["setting", "policy"].contains(&subject.noun.as_str()) {
+        let problem = "user 0 is the platform, which has settings and retention policies only";
+        return Err(Malformed::new("subject", problem));
     }
     Ok(())
 }

@@ -80,6 +80,16 @@ pub const MEMORY_SYNC: WorkerInfo = WorkerInfo {
     job_events: &[],
     depends_on: &[&CONTEXT_WRITER],
 };
+/// Retention policies, and what is removed by them.
+pub const RETENTION_CLEANER: WorkerInfo = WorkerInfo {
+    name: "retention-cleaner",
+    stream: Some("RETENTION"),
+    stream_bytes: GIB / 4,
+    description: "Removes what retention policies do not keep",
+    jobs: &["retention-sweep"],
+    job_events: &[],
+    depends_on: &[&CONTEXT_WRITER],
+};
 /// Service tokens.
 pub const TOKEN_ISSUER: WorkerInfo = WorkerInfo {
     name: "token-issuer",
@@ -108,6 +118,7 @@ pub static WORKERS: &[WorkerInfo] = &[
     VECTOR_INDEXER,
     CONSENSUS_BUILDER,
     MEMORY_SYNC,
+    RETENTION_CLEANER,
     TOKEN_ISSUER,
     MEMORY_READER,
 ];
@@ -119,6 +130,7 @@ pub static SCHEDULES: &[(&str, &str)] = &[
     ("consensus-reestimate", "@every 5m"),
     ("sync-carry", "@every 2s"),
     ("sync-forget", "@every 1h"),
+    ("retention-sweep", "@every 30s"),
 ];
 
 /// The root of the subjects of hints that a job may have work: `memory.wake.<job>`. A hint has no content and may be lost; the
@@ -133,6 +145,8 @@ pub static WAKES: &[(EventType, &str)] = &[
     (EventType::AgentContextRemoved, "sync-carry"),
     (EventType::SessionClosed, "sync-carry"),
     (EventType::SyncCarried, "sync-carry"),
+    // As long as there is something to remove, the next batch follows at once.
+    (EventType::RetentionSwept, "retention-sweep"),
 ];
 
 /// The jobs that run at once after events of these types, each once.

@@ -7,6 +7,7 @@ use consensus_builder::ConsensusBuilder;
 use context_writer::ContextWriter;
 use contract::WorkerInfo;
 use memory_sync::MemorySync;
+use retention_cleaner::RetentionCleaner;
 use router_logger::RouterLogger;
 use runtime::{Observed, Phase, Readiness, Stats, Worker};
 use tokio::net::TcpListener;
@@ -32,6 +33,9 @@ pub enum FleetError {
     /// memory-sync, during its start.
     #[error(transparent)]
     Sync(#[from] memory_sync::OpenError),
+    /// retention-cleaner, during its start.
+    #[error(transparent)]
+    Cleaner(#[from] retention_cleaner::OpenError),
     /// memory-reader.
     #[error(transparent)]
     Reader(#[from] memory_reader::RunError),
@@ -82,6 +86,7 @@ workers! {
     VectorIndexer(VECTOR_INDEXER) => Fleet::spawn_indexer,
     ConsensusBuilder(CONSENSUS_BUILDER) => Fleet::spawn_builder,
     MemorySync(MEMORY_SYNC) => Fleet::spawn_sync,
+    RetentionCleaner(RETENTION_CLEANER) => Fleet::spawn_cleaner,
     MemoryReader(MEMORY_READER) => Fleet::spawn_reader,
     TokenIssuer(TOKEN_ISSUER) => Fleet::spawn_issuer,
 }
@@ -173,6 +178,15 @@ impl Fleet {
         });
     }
 
+    fn spawn_cleaner(&mut self, name: WorkerName, settings: &Settings) {
+        let observed = self.observe(name);
+        let (settings, stop) = (settings.clone(), self.stop.child_token());
+        self.running.spawn(async move {
+            let opened = RetentionCleaner::open(&settings)?;
+            Ok(runtime::run(Arc::new(opened), &settings, observed, stop).await?)
+        });
+    }
+
     /// Creates the counters and the readiness of a worker of a stream.
     fn observe(&mut self, name: WorkerName) -> Observed {
         let observed = Observed { stats: Arc::default(), readiness: self.track_readiness(name) };
@@ -258,6 +272,7 @@ mod tests {
             contract::VECTOR_INDEXER.name,
             contract::CONSENSUS_BUILDER.name,
             contract::MEMORY_SYNC.name,
+            contract::RETENTION_CLEANER.name,
             memory_reader::NAME,
             token_issuer::NAME,
         ];

@@ -12,13 +12,16 @@ mod catalogue;
 mod certificates;
 mod change;
 mod config;
+mod cron;
 mod document;
+mod every;
 mod file;
 mod missing;
 mod nkeys;
 mod permission;
 mod plan;
 mod schedule;
+mod schedule_command;
 mod service;
 
 pub use certificates::make_certificates;
@@ -28,6 +31,7 @@ pub use file::{Consumer, Stream, Topology};
 pub use missing::{Missing, missing};
 pub use nkeys::make_nkeys;
 pub use permission::{API_PREFIX, Account, INCLUDED_NKEYS, Identity, identities, render, variable};
+pub use schedule_command::{JobSchedule, pause, resume, run_now, schedules, set_schedule};
 pub use service::Service;
 
 use std::path::Path;

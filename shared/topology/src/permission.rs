@@ -323,7 +323,7 @@ mod tests {
     #[test]
     fn jobs_add_only_the_permissions_for_their_ticks() {
         let without: BTreeSet<String> = only(CONTEXT_WRITER).publish.into_iter().collect();
-        let worker = only(WorkerInfo { jobs: &["retention-sweep"], ..CONTEXT_WRITER });
+        let worker = only(WorkerInfo { jobs: &["sync-forget"], ..CONTEXT_WRITER });
         let with: BTreeSet<String> = worker.publish.into_iter().collect();
         let added: Vec<&str> = with.difference(&without).map(String::as_str).collect();
         let expected = [
@@ -344,7 +344,7 @@ mod tests {
             let publish = only(worker).publish.into_iter();
             publish.filter(|subject| roots.iter().any(|root| subject.starts_with(*root))).collect()
         };
-        let worker = WorkerInfo { jobs: &["retention-sweep", "sync-carry"], ..CONTEXT_WRITER };
+        let worker = WorkerInfo { jobs: &["sync-forget", "sync-carry"], ..CONTEXT_WRITER };
         assert_eq!(woken(worker), ["memory.woken.sync-carry"]);
         assert_eq!(woken(contract::VECTOR_INDEXER), Vec::<String>::new());
     }

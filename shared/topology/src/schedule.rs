@@ -3,6 +3,7 @@
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::{self, ErrorCode, stream::LastRawMessageErrorKind};
 use async_nats::{HeaderMap, HeaderValue};
+use contract::header::PAUSED;
 use contract::{JOB_ROOT, JOBS_STREAM, SCHEDULE_ROOT, SCHEDULES};
 use serde_json::Value;
 
@@ -11,9 +12,11 @@ use crate::change::{Change, Target};
 use crate::file::Topology;
 
 /// The header that makes a message a schedule: how often the server publishes ticks.
-const SCHEDULE: &str = "Nats-Schedule";
+pub(crate) const SCHEDULE: &str = "Nats-Schedule";
 /// The subject of these ticks.
-const TARGET: &str = "Nats-Schedule-Target";
+pub(crate) const TARGET: &str = "Nats-Schedule-Target";
+/// The time zone of a cron expression.
+pub(crate) const ZONE: &str = "Nats-Schedule-Time-Zone";
 
 /// A job and how often it runs.
 type Schedule = (&'static str, &'static str);
@@ -68,15 +71,15 @@ pub(crate) async fn exists(broker: &jetstream::Context, job: &str) -> Result<boo
     Ok(last_message(broker, job).await?.is_some_and(|last| is_schedule(&last, job)))
 }
 
-/// Whether a message makes the server publish the ticks of a job, at whatever times.
+/// Whether a message makes the server publish the ticks of a job, at whatever times, or an operator has paused them.
 fn is_schedule(message: &StreamMessage, job: &str) -> bool {
-    let header = |name: &str| message.headers.get(name).map(HeaderValue::as_str);
+    let value = |name: &str| message.headers.get(name).map(HeaderValue::as_str);
     let target = format!("{JOB_ROOT}.{job}");
-    header(SCHEDULE).is_some() && header(TARGET) == Some(target.as_str())
+    value(PAUSED).is_some() || value(SCHEDULE).is_some() && value(TARGET) == Some(target.as_str())
 }
 
 /// The last message on the subject of a job's schedule; a schedule replaces those before it. There is none without the stream.
-async fn last_message(
+pub(crate) async fn last_message(
     broker: &jetstream::Context,
     job: &str,
 ) -> Result<Option<StreamMessage>, TopologyError> {

@@ -7,8 +7,9 @@ use clap::{Parser, Subcommand};
 use crate::command::{
     ask::AskArgs, audit::AuditArgs, consensus::ConsensusArgs, contract::ContractArgs, dead::DeadArgs,
     keys::KeysArgs, migrate::MigrateArgs, nats::NatsArgs, publish::PublishArgs, recover::RecoverArgs,
-    replay::ReplayArgs, run::RunArgs, security::SecurityArgs, status::StatusArgs, sync::SyncArgs,
-    tail::TailArgs, token::TokenArgs, vectors::VectorsArgs,
+    replay::ReplayArgs, retention::RetentionArgs, run::RunArgs, schedule::ScheduleArgs,
+    security::SecurityArgs, status::StatusArgs, sync::SyncArgs, tail::TailArgs, token::TokenArgs,
+    vectors::VectorsArgs,
 };
 
 /// Unified memory store of a multi-agent AI platform.
@@ -73,6 +74,10 @@ pub enum Command {
     Consensus(ConsensusArgs),
     /// List, show and undo syncs between sessions.
     Sync(SyncArgs),
+    /// Show retention policies and what they remove; run the sweep at once.
+    Retention(RetentionArgs),
+    /// List, change, pause and run the schedules of jobs; show their runs.
+    Schedule(ScheduleArgs),
     /// Print a user's events as they happen.
     Tail(TailArgs),
     /// Publish recorded dialogues as requests.

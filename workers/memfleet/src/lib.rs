@@ -8,5 +8,6 @@ pub mod dispatch;
 pub mod dossiers;
 pub mod logging;
 pub mod replay;
+mod replay_retention;
 mod replay_sync;
 mod server_warnings;

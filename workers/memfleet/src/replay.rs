@@ -21,7 +21,7 @@ use store::blackboard::{self, Recorded};
 use store::{Connection, Fault, FaultKind};
 use uuid::Uuid;
 
-use crate::replay_sync;
+use crate::{replay_retention, replay_sync};
 
 /// The tables that are rebuilt: all that context-writer writes, in any order.
 const REBUILT: [&str; 14] = [
@@ -140,6 +140,10 @@ async fn in_scratch(connection: &mut Connection, user: UserId, as_of: i64) -> Re
                 // It writes what requests before it have left.
                 write(connection, &mut messages, &mut replayed).await?;
                 replay_sync::apply(connection, &recorded.event, member, recorded.request_id).await?;
+                replayed.events += 1;
+            } else if replay_retention::removes(recorded.event.event_type) {
+                write(connection, &mut messages, &mut replayed).await?;
+                replay_retention::apply(connection, &recorded.event, recorded.request_id).await?;
                 replayed.events += 1;
             } else if let Some(message) = message(recorded, &mut requests) {
                 messages.push(message?);

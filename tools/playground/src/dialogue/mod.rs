@@ -6,6 +6,7 @@
 //! has no effect.
 
 mod experts;
+mod policies;
 mod prepare;
 mod read;
 mod requests;

@@ -11,8 +11,8 @@ use uuid::Uuid;
 use super::experts;
 use super::prepare::{ACCOUNT_SERVICE, Out, Prepared, Slots, id, object};
 use super::sample::{self, Person};
-use super::syncs;
 use super::{Corpus, Dialogue, DialogueError, Frame, NO_INTENT, Speaker};
+use super::{policies, syncs};
 
 /// The dialogue after which the group of experts of the sample works. Its user is known by then.
 const EXPERTS_AFTER: u64 = 20;
@@ -87,6 +87,7 @@ impl Mapper {
             if self.dialogues == EXPERTS_AFTER {
                 experts::add(&mut out)?;
                 syncs::add(&mut out)?;
+                policies::add(&mut out)?;
             }
         }
         out.add(Request::SessionClose(SessionClose { session_id }), &[&dialogue.dialogue_id], false)?;

@@ -1,0 +1,88 @@
+//! Users with rows of all ages, and runs of retention-cleaner.
+
+use retention_cleaner::{Job, RetentionCleaner};
+use serde_json::{Value, json};
+use testkit::{Fixture, RequestMessage, request};
+
+use crate::support::ticks;
+
+/// The job.
+pub fn job() -> &'static str {
+    runtime::Job::name(Job::Sweep)
+}
+
+/// The worker.
+pub fn cleaner(fixture: &Fixture) -> RetentionCleaner {
+    RetentionCleaner::open(&fixture.settings).expect("the worker")
+}
+
+/// Removes the schedule of the job: [`tick`] takes its place.
+pub async fn without_schedule(fixture: &Fixture) {
+    let stream = fixture.jetstream.get_stream("JOBS").await.expect("the stream");
+    for subject in ["memory.schedule.retention-sweep", "memory.job.retention-sweep"] {
+        stream.purge().filter(subject).await.expect("no schedule");
+    }
+}
+
+/// Runs the job, and those runs that follow by themselves.
+pub async fn tick(fixture: &Fixture) {
+    ticks::tick(fixture, "retention-cleaner", job()).await;
+    ticks::woken(fixture, "retention-cleaner").await;
+}
+
+/// Ticks until nothing is due of any user and a pass over all users is complete.
+pub async fn sweep_all(fixture: &Fixture) {
+    for _ in 0..50 {
+        tick(fixture).await;
+        let due = "sec.due_retention_sweep(1000) AS u WHERE u <> 0";
+        let begins = "retention_state WHERE after_user = -1 AND pass_completed_at IS NOT NULL";
+        if fixture.count(due).await == 0 && fixture.count(begins).await == 1 {
+            return;
+        }
+    }
+    panic!("something is still due");
+}
+
+/// The request `policy.put`.
+pub fn put(user: i32, table: &str, keep_days: i32, more: Value) -> RequestMessage {
+    let mut body = json!({ "table": table, "keep_days": keep_days, "action": "delete" });
+    body.as_object_mut().expect("an object").extend(more.as_object().expect("fields").clone());
+    request("policy.put", user, body)
+}
+
+/// Users with a session that ended this many days ago and an open one; each with a context, one that has expired, a memory of an agent
+/// and a decision of the same age.
+pub async fn with_old_sessions(fixture: &Fixture, users: std::ops::RangeInclusive<i32>, days: i32) {
+    let (first, last) = (users.start(), users.end());
+    let ago = format!("now() - interval '{days} days'");
+    fixture
+        .execute(&format!(
+            "INSERT INTO users (id, username, email) SELECT n, 'u', 'e' FROM generate_series({first}, {last}) AS n;
+             INSERT INTO chat_mode_sessions (id, user_id, session_id, chat_mode, is_active, ended_at)
+                 SELECT gen_random_uuid(), n, s, 'simple', s = 'open', CASE WHEN s = 'ended' THEN {ago} END
+                 FROM generate_series({first}, {last}) AS n, unnest(ARRAY['open', 'ended']) AS s;
+             INSERT INTO simple_chat_context (id, user_id, session_id, context_key, context_value, expires_at)
+                 SELECT gen_random_uuid(), s.user_id, s.session_id, k, '1', CASE WHEN k = 'expired' THEN now() - interval '1 minute' END
+                 FROM chat_mode_sessions s, unnest(ARRAY['kept', 'expired']) AS k WHERE s.user_id BETWEEN {first} AND {last};
+             INSERT INTO agent_context_states (id, user_id, session_id, agent_id, memory_tier, context_key, context_value)
+                 SELECT gen_random_uuid(), s.user_id, s.session_id, 'a', 'shared', 'k', '1' FROM chat_mode_sessions s
+                 WHERE s.user_id BETWEEN {first} AND {last};
+             INSERT INTO router_decision_log (id, user_id, session_id, user_request, routing_decision, created_at)
+                 SELECT gen_random_uuid(), s.user_id, s.session_id, 'where?', '{{}}', {ago} FROM chat_mode_sessions s
+                 WHERE s.user_id BETWEEN {first} AND {last}"
+        ))
+        .await;
+}
+
+/// What is left, by user and session.
+pub async fn left(fixture: &Fixture) -> Vec<String> {
+    let select = "line FROM (
+        SELECT concat_ws(' ', user_id, session_id, context_key, CASE WHEN removed_at IS NOT NULL THEN 'empty' END) AS line
+        FROM simple_chat_context
+        UNION ALL SELECT concat_ws(' ', user_id, session_id, 'of', agent_id) FROM agent_context_states
+        UNION ALL SELECT concat_ws(' ', user_id, session_id, user_request) FROM router_decision_log
+        UNION ALL SELECT concat_ws(' ', user_id, session_id) FROM chat_mode_sessions) AS l ORDER BY line";
+    let mut lines = fixture.lines(select).await;
+    lines.sort();
+    lines
+}

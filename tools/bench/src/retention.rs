@@ -1,0 +1,194 @@
+//! `memfleet bench retention`: rows that retention-cleaner deletes in a second, beside a bare `DELETE` of as many; and what writers
+//! notice of it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use async_nats::jetstream;
+use clap::Args;
+use cli::{errln, outln};
+use config::Settings;
+use diesel::QueryableByName;
+use diesel::sql_types::{BigInt, Integer};
+use diesel_async::RunQueryDsl;
+use fleet::{Fleet, WorkerName};
+use playground::Local;
+use runtime::broker;
+use serde::Serialize;
+use store::Connection;
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use super::filled::fill_tables;
+use super::{on_private_servers, percentile, rounded};
+
+#[derive(Debug, Args)]
+pub(super) struct RetentionArgs {
+    /// Rows that are due; as many are deleted by a bare statement.
+    #[arg(long, default_value_t = 100_000, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(2_000..=10_000_000))]
+    rows: u32,
+
+    /// Users to distribute them over.
+    #[arg(long, default_value_t = 200, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(2..=100_000))]
+    users: u32,
+
+    /// Print one JSON object, on the last line of standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+/// The results.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// Rows a second through the worker, and by one `DELETE` statement.
+    deleted_rows_per_second: f64,
+    bare_rows_per_second: f64,
+    /// The former divided by the latter.
+    delete_ratio: f64,
+    /// Archives are not built into this version.
+    archive_ratio: Option<f64>,
+    /// The 99th percentile of the time of a write, without and during the sweep, in milliseconds.
+    writer_p99_ms: f64,
+    writer_p99_ms_during: f64,
+    /// The latter divided by the former.
+    writer_p99_ratio: f64,
+}
+
+/// Contexts of sessions that ended long ago: `{rows}` of `{users}` users from `{first}` on, in ten sessions each.
+const FILL: [&str; 3] = [
+    "INSERT INTO users (id, username, email) SELECT n, 'u' || n, n || '@example.org' FROM generate_series({first}, {first} + {users} - 1) AS n",
+    "INSERT INTO chat_mode_sessions (id, user_id, session_id, chat_mode, is_active, ended_at, created_at)
+     SELECT uuid7(), u, 's' || s, 'simple', false, now() - interval '100 days', now() - interval '101 days'
+     FROM generate_series({first}, {first} + {users} - 1) AS u, generate_series(0, 9) AS s",
+    "INSERT INTO simple_chat_context (id, user_id, session_id, context_key, context_value)
+     SELECT uuid7(), {first} + n % {users}, 's' || (n / {users}) % 10, 'k' || n / {users}, jsonb_build_object('note', repeat('quiet museum ', 8))
+     FROM generate_series(0, {rows} - 1) AS n",
+];
+/// The users of the bare statement and of the writer have larger ids than those of the sweep.
+const BARE: i32 = 1_000_000;
+const WRITER: i32 = 2_000_000;
+/// How long the writer is measured before the sweep.
+const ALONE: Duration = Duration::from_secs(5);
+const STUCK_AFTER: Duration = Duration::from_secs(120);
+
+pub(super) async fn execute(args: &RetentionArgs, settings: &Settings) -> anyhow::Result<()> {
+    let report = on_private_servers(settings, async |local| measure(args, local).await).await?;
+    if args.json {
+        outln!("{}", serde_json::to_string(&report).context("cannot serialize the report")?);
+        return Ok(());
+    }
+    outln!("rows deleted a second     {:>10.0}", report.deleted_rows_per_second);
+    outln!("by a bare DELETE          {:>10.0}", report.bare_rows_per_second);
+    outln!("ratio                     {:>10.2}", report.delete_ratio);
+    outln!("writer alone, ms p99      {:>10.2}", report.writer_p99_ms);
+    outln!("during the sweep, ms p99  {:>10.2}", report.writer_p99_ms_during);
+    outln!("ratio                     {:>10.2}", report.writer_p99_ratio);
+    Ok(())
+}
+
+async fn measure(args: &RetentionArgs, local: &Local) -> anyhow::Result<Report> {
+    let settings = &local.settings;
+    let mut owner = store::connect(&settings.postgres.url).await?;
+    for first in [1, BARE] {
+        let values = [
+            ("{first}", first.to_string()),
+            ("{users}", args.users.to_string()),
+            ("{rows}", args.rows.to_string()),
+        ];
+        fill_tables(&mut owner, &FILL, &values).await?;
+    }
+    errln!("a bare DELETE");
+    let began = Instant::now();
+    let bare = diesel::sql_query("DELETE FROM simple_chat_context WHERE user_id >= $1");
+    bare.bind::<Integer, _>(BARE).execute(&mut owner).await?;
+    let bare_rows_per_second = f64::from(args.rows) / began.elapsed().as_secs_f64();
+    diesel::sql_query("DELETE FROM chat_mode_sessions WHERE user_id >= $1")
+        .bind::<Integer, _>(BARE)
+        .execute(&mut owner)
+        .await?;
+
+    errln!("the sweep, while a writer writes");
+    let (stop, stopped) = watch::channel(false);
+    let writer = tokio::spawn(write(settings.postgres.url.clone(), stopped));
+    sleep(ALONE).await;
+    let fleet = Fleet::start(&[WorkerName::RetentionCleaner], settings);
+    let swept = sweep(settings, &mut owner).await;
+    let ended = fleet.stop().await;
+    let _ = stop.send(true);
+    let times = writer.await.context("the writer panicked")??;
+    let (began, took) = swept?;
+    ended?;
+    let of = |during: bool| {
+        let within = |at: Instant| (began..began + took).contains(&at) == during;
+        times.iter().filter(|(at, _)| within(*at)).map(|(_, time)| *time).collect::<Vec<f64>>()
+    };
+    let (alone, during) = (percentile(&of(false), 0.99), percentile(&of(true), 0.99));
+    let deleted_rows_per_second = f64::from(args.rows) / took.as_secs_f64();
+    Ok(Report {
+        deleted_rows_per_second: rounded(deleted_rows_per_second),
+        bare_rows_per_second: rounded(bare_rows_per_second),
+        delete_ratio: rounded(deleted_rows_per_second / bare_rows_per_second),
+        archive_ratio: None,
+        writer_p99_ms: rounded(alone),
+        writer_p99_ms_during: rounded(during),
+        writer_p99_ratio: rounded(during / alone),
+    })
+}
+
+/// Runs the job until no row is left that is due. Gives when the first row was gone, or little earlier, and how long it took.
+async fn sweep(settings: &Settings, owner: &mut Connection) -> anyhow::Result<(Instant, Duration)> {
+    let client = broker::connect_operator(&settings.nats, "bench").await?;
+    let jetstream = jetstream::new(client);
+    topology::run_now(&jetstream, "retention-sweep").await?;
+    let all = due(owner).await?;
+    let (mut began, mut changed_at, mut left) = (Instant::now(), Instant::now(), all);
+    while left > 0 {
+        sleep(Duration::from_millis(10)).await;
+        let now = due(owner).await?;
+        if now < left {
+            (changed_at, left) = (Instant::now(), now);
+        } else if left == all {
+            began = Instant::now();
+        }
+        ensure!(changed_at.elapsed() < STUCK_AFTER, "the sweep does not go on: {left} rows are left");
+    }
+    Ok((began, began.elapsed()))
+}
+
+/// The rows that are left. A statistic would lag behind.
+async fn due(owner: &mut Connection) -> anyhow::Result<i64> {
+    #[derive(QueryableByName)]
+    struct Count {
+        #[diesel(sql_type = BigInt)]
+        count: i64,
+    }
+    let query = "SELECT count(*) AS count FROM chat_mode_sessions s WHERE s.user_id < $1
+        AND EXISTS (SELECT FROM simple_chat_context c WHERE c.user_id = s.user_id AND c.session_id = s.session_id)";
+    let rows: Vec<Count> = diesel::sql_query(query).bind::<Integer, _>(BARE).load(owner).await?;
+    Ok(rows.iter().map(|row| row.count).sum())
+}
+
+/// Writes contexts of another user until it is stopped. Gives when each write began, and its time in milliseconds.
+async fn write(url: String, stopped: watch::Receiver<bool>) -> anyhow::Result<Vec<(Instant, f64)>> {
+    let mut connection = store::connect(&url).await?;
+    for sql in [
+        "INSERT INTO users (id, username, email) VALUES ($1, 'writer', 'w@example.org')",
+        "INSERT INTO chat_mode_sessions (id, user_id, session_id, chat_mode) VALUES (uuid7(), $1, 's', 'simple')",
+    ] {
+        diesel::sql_query(sql).bind::<Integer, _>(WRITER).execute(&mut connection).await?;
+    }
+    let mut times = Vec::new();
+    let mut number = 0;
+    while !*stopped.borrow() {
+        number = (number + 1) % 1_000;
+        let began = Instant::now();
+        let sql = "INSERT INTO simple_chat_context (id, user_id, session_id, context_key, context_value)
+            VALUES (uuid7(), $1, 's', 'k' || $2, '{\"n\": 1}')
+            ON CONFLICT (user_id, session_id, context_key) DO UPDATE SET context_value = excluded.context_value, version = 2";
+        store::prepared(diesel::sql_query(sql).bind::<Integer, _>(WRITER).bind::<Integer, _>(number))
+            .execute(&mut connection)
+            .await?;
+        times.push((began, began.elapsed().as_secs_f64() * 1_000.0));
+    }
+    Ok(times)
+}

@@ -1,0 +1,157 @@
+//! Stores retention policies and legal holds, and removes what they do not keep.
+//!
+//! It processes the stream `RETENTION`, whose requests set policies and holds (`store/policies.rs`), and the job `retention-sweep`.
+//! Which rows are due is decided by functions of the database (`sec.due_…`), which the job grants, the sweep and the preview share
+//! (docs/adr/0052). A run takes a slice of the users, and at most 2,000 rows (`store/sweep.rs`):
+//!
+//! 1. it locks the row of its progress, so that one run is under way at a time;
+//! 2. it expires, deletes or anonymises what is due, children before the rows that they refer to, and leaves out what another
+//!    transaction holds;
+//! 3. it moves on to the next slice if nothing is left in this one.
+//!
+//! All of it is one transaction, with an event for each session from which something was removed. While there are such events, the next
+//! run follows at once. A run that is killed leaves nothing, and the next one finds the same rows.
+//!
+//! Points of removed memories are deleted from the vector store before the next transaction (`points.rs`): until then the memory's row
+//! says that there are some, and no search finds them.
+
+mod item;
+mod points;
+mod preview;
+mod store;
+
+use std::time::Duration;
+
+use ::store::job_runs::Counts;
+use ::store::{Connection, Fault, Pool, PoolOptions};
+use chrono::Utc;
+use config::Settings;
+use contract::{RETENTION_CLEANER, WorkerInfo};
+use keys::DataKeys;
+use runtime::readiness::probe;
+use runtime::{Dependency, Ended, ExternalWorker, ProbeResults, Verdict, Written};
+use vectors::VectorStore;
+
+pub use item::{Job, RetentionItem};
+pub use points::Removed;
+pub use preview::preview;
+pub use store::sweep::{Effect, Line, ROWS, Swept, sweep};
+
+pub(crate) type Message = runtime::Message<RetentionItem>;
+
+/// The connections for what is read and written outside the transaction: one tick at a time.
+const CONNECTIONS: usize = 1;
+
+/// The worker.
+pub struct RetentionCleaner {
+    pool: Pool,
+    /// `None`: none is configured, and there are no points to remove.
+    vectors: Option<VectorStore>,
+}
+
+impl std::fmt::Debug for RetentionCleaner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RetentionCleaner").finish_non_exhaustive()
+    }
+}
+
+/// The worker cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The pool cannot be created.
+    #[error(transparent)]
+    Pool(#[from] ::store::PoolError),
+    /// The vector store cannot be used as configured.
+    #[error("retention-cleaner cannot start: {0}")]
+    Vectors(#[from] vectors::VectorError),
+}
+
+impl RetentionCleaner {
+    /// Connects to nothing yet.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open(settings: &Settings) -> Result<Self, OpenError> {
+        let pool = ::store::open_pool(
+            &settings.postgres.url_of(&RETENTION_CLEANER.role()),
+            &PoolOptions {
+                name: "retention-cleaner look-up",
+                size: CONNECTIONS,
+                acquire_timeout: Duration::from_millis(settings.postgres.connect_timeout_ms),
+                statement_timeout: Duration::from_millis(settings.postgres.statement_timeout_ms),
+                lock_timeout: Duration::from_millis(settings.postgres.lock_timeout_ms),
+            },
+        )?;
+        Ok(Self { pool, vectors: VectorStore::open(&settings.vectors)? })
+    }
+}
+
+impl ExternalWorker for RetentionCleaner {
+    const INFO: &'static WorkerInfo = &RETENTION_CLEANER;
+    const MAX_BATCH: usize = 64;
+    type Item = RetentionItem;
+    type Prepared = Removed;
+    type Finding = ();
+
+    async fn probe(&self) -> ProbeResults {
+        let Some(vectors) = &self.vectors else { return ProbeResults::new() };
+        let check = async { vectors.check().await.map_err(|error| error.to_string()) };
+        vec![probe(Dependency::Qdrant, check).await]
+    }
+
+    async fn prepare<'a>(
+        &'a self,
+        batch: &'a [&'a Message],
+        grants: &'a [&'a str],
+    ) -> Result<Removed, Fault> {
+        match batch {
+            [tick] if matches!(tick.request, RetentionItem::Tick(_)) => {
+                points::remove(&self.pool, self.vectors.as_ref(), grants).await
+            }
+            _ => Ok(Removed::default()),
+        }
+    }
+
+    fn join(&self, one: Removed, other: Removed) -> Removed {
+        one.with(other)
+    }
+
+    async fn write<'a>(
+        &'a self,
+        connection: &'a mut Connection,
+        batch: &'a [&'a Message],
+        _: &'a DataKeys,
+        prepared: &'a Removed,
+    ) -> Result<Written<()>, Fault> {
+        match batch {
+            // A tick is a batch of its own.
+            [tick] if matches!(tick.request, RetentionItem::Tick(_)) => run(connection, tick, prepared).await,
+            requests => Ok(store::policies::write(connection, requests).await?.into()),
+        }
+    }
+
+    async fn clean_up<'a>(
+        &'a self,
+        _: &'a [Ended<'a, RetentionItem, ()>],
+        _: &'a Removed,
+    ) -> Result<(), Fault> {
+        Ok(())
+    }
+}
+
+async fn run(connection: &mut Connection, tick: &Message, prepared: &Removed) -> Result<Written<()>, Fault> {
+    let Some(progress) = store::progress::lock(connection).await? else {
+        let verdicts = vec![Verdict::Unchanged("another run is under way".into())];
+        return Ok(Written { counts: Some(Counts::default()), ..verdicts.into() });
+    };
+    let users = store::progress::users(connection).await?;
+    points::forget(connection, prepared).await?;
+    let swept = sweep(connection, Utc::now(), &users, ROWS, tick.request_id).await?;
+    store::progress::advance(connection, progress, &swept).await?;
+    let counts = Some(swept.counts());
+    let verdict = match swept.events.is_empty() {
+        true => Verdict::unchanged(tick),
+        false => Verdict::Applied(swept.events),
+    };
+    Ok(Written { counts, ..vec![verdict].into() })
+}

@@ -1,0 +1,227 @@
+//! The statements of a run, in their order: children before the rows that they refer to.
+//!
+//! Each takes the users ($1), the time ($2), the most rows ($3) and the id of the tick ($4), and gives a row for each row that it
+//! changed, beside the number of rows that were due; one row without a user if it changed none. A row that another transaction holds is
+//! left out, and what is changed is checked again under its lock.
+
+use super::sweep::Effect;
+
+/// A statement of a run.
+pub(crate) struct Step {
+    /// The table, as policies name it.
+    pub(crate) table: &'static str,
+    pub(crate) effect: Effect,
+    pub(crate) sql: &'static str,
+}
+
+macro_rules! statement {
+    ($due:literal, $($part:expr),+) => {
+        concat!(
+            "WITH due AS MATERIALIZED (SELECT * FROM sec.", $due, " AND $4::uuid IS NOT NULL), ",
+            $($part,)+
+            " SELECT f.found, c.user_id, c.session_id::text AS session_id, c.context_key::text AS context_key,
+                c.agent_id::text AS agent_id, c.memory_tier::text AS memory_tier, c.policy_id
+            FROM (SELECT count(*) AS found FROM due) AS f LEFT JOIN changed c ON true"
+        )
+    };
+}
+
+/// The columns of `changed` for a row that is no key of a session.
+macro_rules! no_key {
+    () => {
+        "NULL::text AS context_key, NULL::text AS agent_id, NULL::text AS memory_tier"
+    };
+}
+
+/// As context-writer removes a key, but without another version: the next put of its publisher is a later one.
+const EXPIRE_CONTEXTS: &str = statement!(
+    "due_expired_contexts($1, $2, $3) WHERE true",
+    "locked AS MATERIALIZED (
+        SELECT t.user_id, t.id FROM simple_chat_context t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
+        WHERE t.removed_at IS NULL AND t.expires_at <= $2 ORDER BY t.user_id, t.session_id, t.context_key FOR UPDATE OF t SKIP LOCKED
+    ), changed AS (
+        UPDATE simple_chat_context t SET context_value = NULL, priority = 1, expires_at = NULL, is_sensitive = false, request_id = $4,
+            updated_at = $2, removed_at = $2, writes = t.writes + 1, written_at = $2, sync_values = NULL
+        FROM locked l WHERE t.user_id = l.user_id AND t.id = l.id
+        RETURNING t.user_id, t.session_id, t.context_key, NULL::text AS agent_id, NULL::text AS memory_tier, NULL::uuid AS policy_id
+    )"
+);
+const EXPIRE_AGENT_CONTEXTS: &str = statement!(
+    "due_expired_agent_contexts($1, $2, $3) WHERE true",
+    "locked AS MATERIALIZED (
+        SELECT t.user_id, t.id FROM agent_context_states t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
+        WHERE t.removed_at IS NULL AND t.expires_at <= $2
+        ORDER BY t.user_id, t.session_id, t.agent_id, t.memory_tier, t.context_key FOR UPDATE OF t SKIP LOCKED
+    ), changed AS (
+        UPDATE agent_context_states t SET context_value = NULL, expires_at = NULL, is_shareable = false, is_sensitive = false,
+            request_id = $4, updated_at = $2, removed_at = $2, writes = t.writes + 1, written_at = $2, sync_values = NULL
+        FROM locked l WHERE t.user_id = l.user_id AND t.id = l.id
+        RETURNING t.user_id, t.session_id, t.context_key, t.agent_id, t.memory_tier, NULL::uuid AS policy_id
+    )"
+);
+/// A session that is opened again meanwhile keeps its contexts; its row is locked, too.
+const DELETE_CONTEXTS: &str = statement!(
+    "due_contexts($1, $2, $3) WHERE true",
+    "locked AS MATERIALIZED (
+        SELECT t.user_id, t.id, d.policy_id FROM simple_chat_context t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
+        JOIN chat_mode_sessions s ON s.user_id = t.user_id AND s.session_id = t.session_id
+        WHERE NOT s.is_active AND NOT t.is_persistent ORDER BY t.user_id, t.session_id, t.context_key
+        FOR UPDATE OF t SKIP LOCKED FOR NO KEY UPDATE OF s SKIP LOCKED
+    ), changed AS (
+        DELETE FROM simple_chat_context t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
+        RETURNING t.user_id, t.session_id, t.context_key, NULL::text AS agent_id, NULL::text AS memory_tier, l.policy_id
+    )"
+);
+const DELETE_AGENT_CONTEXTS: &str = statement!(
+    "due_agent_contexts($1, $2, $3) WHERE true",
+    "locked AS MATERIALIZED (
+        SELECT t.user_id, t.id, d.policy_id FROM agent_context_states t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
+        JOIN chat_mode_sessions s ON s.user_id = t.user_id AND s.session_id = t.session_id
+        WHERE NOT s.is_active ORDER BY t.user_id, t.session_id, t.agent_id, t.memory_tier, t.context_key
+        FOR UPDATE OF t SKIP LOCKED FOR NO KEY UPDATE OF s SKIP LOCKED
+    ), changed AS (
+        DELETE FROM agent_context_states t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
+        RETURNING t.user_id, t.session_id, t.context_key, t.agent_id, t.memory_tier, l.policy_id
+    )"
+);
+const DELETE_DECISIONS: &str = statement!(
+    "due_decisions($1, $2, $3) WHERE action = 'delete'",
+    "locked AS MATERIALIZED (
+        SELECT t.user_id, t.id, d.policy_id FROM router_decision_log t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
+        ORDER BY t.user_id, t.id FOR UPDATE OF t SKIP LOCKED
+    ), changed AS (
+        DELETE FROM router_decision_log t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
+        RETURNING t.user_id, t.session_id, l.policy_id, ",
+    no_key!(),
+    ")"
+);
+/// The numbers stay, by which routes are compared.
+const ANONYMISE_DECISIONS: &str = statement!(
+    "due_decisions($1, $2, $3) WHERE action = 'anonymise'",
+    "locked AS MATERIALIZED (
+        SELECT t.user_id, t.id, d.policy_id FROM router_decision_log t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
+        WHERE t.anonymised_at IS NULL ORDER BY t.user_id, t.id FOR UPDATE OF t SKIP LOCKED
+    ), ciphertexts AS (
+        DELETE FROM encrypted_fields e USING locked l
+        WHERE e.user_id = l.user_id AND e.row_id = l.id AND e.table_name = 'router_decision_log'
+    ), changed AS (
+        UPDATE router_decision_log t SET user_request = '[anonymised]', routing_decision = '{}', tools_invoked = '[]', error_details = NULL,
+            is_sensitive = false, anonymised_at = $2, request_id = $4
+        FROM locked l WHERE t.user_id = l.user_id AND t.id = l.id
+        RETURNING t.user_id, t.session_id, l.policy_id, ",
+    no_key!(),
+    ")"
+);
+/// As vector-indexer removes a memory. Its points are deleted by the next run.
+const REMOVE_MEMORIES: &str = statement!(
+    "due_memories($1, $2, $3) WHERE true",
+    "locked AS MATERIALIZED (
+        SELECT t.user_id, t.id, d.policy_id FROM unified_memory_vectors t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
+        WHERE t.updated_at = d.updated_at ORDER BY t.user_id, t.id FOR UPDATE OF t SKIP LOCKED
+    ), changed AS (
+        UPDATE unified_memory_vectors t SET content_text = '', speaker = NULL, preceding_text = NULL,
+            has_points = t.has_points OR t.qdrant_point_id IS NOT NULL, qdrant_point_id = NULL, point_count = 0, content_hash = NULL,
+            content_words = '', metadata = '{}', relevance_score = NULL, updated_at = $2, removed_at = $2, request_id = $4
+        FROM locked l WHERE t.user_id = l.user_id AND t.id = l.id
+        RETURNING t.user_id, t.session_id, l.policy_id, ",
+    no_key!(),
+    ")"
+);
+const DELETE_SYNCS: &str = statement!(
+    "due_syncs($1, $2, $3) WHERE true",
+    "locked AS MATERIALIZED (
+        SELECT t.user_id, t.id, d.policy_id FROM cross_service_memory_sync t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
+        WHERE t.sync_status IN ('completed', 'failed') ORDER BY t.user_id, t.id FOR UPDATE OF t SKIP LOCKED
+    ), changes AS (
+        DELETE FROM sync_changes h USING locked l WHERE h.user_id = l.user_id AND h.sync_id = l.id
+    ), changed AS (
+        DELETE FROM cross_service_memory_sync t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
+        RETURNING t.user_id, t.source_session_id AS session_id, l.policy_id, ",
+    no_key!(),
+    ")"
+);
+/// Whoever adds a row of a session locks the session: of one that is locked here, the next statement sees all rows.
+pub(crate) const LOCK_SESSIONS: &str = "
+    SELECT t.id FROM chat_mode_sessions t JOIN sec.due_sessions($1, $2, $3) AS d ON d.user_id = t.user_id AND d.id = t.id
+    WHERE NOT t.is_active ORDER BY t.user_id, t.session_id FOR UPDATE OF t SKIP LOCKED";
+/// Takes the sessions that are locked, too ($5).
+pub(crate) const DELETE_SESSIONS: &str = statement!(
+    "due_sessions($1, $2, $3) WHERE true",
+    "locked AS MATERIALIZED (
+        SELECT t.user_id, t.id, t.session_id, d.policy_id FROM chat_mode_sessions t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
+        WHERE t.id = ANY ($5::uuid[])
+    ), summaries AS (
+        DELETE FROM chat_session_summary m USING locked l WHERE m.user_id = l.user_id AND m.session_id = l.session_id
+    ), changed AS (
+        DELETE FROM chat_mode_sessions t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
+        RETURNING t.user_id, t.session_id, l.policy_id, ",
+    no_key!(),
+    ")"
+);
+const FORGET_CONTEXTS: &str = statement!(
+    "due_tombstones($1, $2, $3) WHERE table_name = 'simple_chat_context'",
+    "locked AS MATERIALIZED (
+        SELECT t.user_id, t.id, d.policy_id FROM simple_chat_context t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
+        WHERE t.removed_at IS NOT NULL AND t.sync_state IS NULL
+        ORDER BY t.user_id, t.session_id, t.context_key FOR UPDATE OF t SKIP LOCKED
+    ), changed AS (
+        DELETE FROM simple_chat_context t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
+        RETURNING t.user_id, t.session_id, t.context_key, NULL::text AS agent_id, NULL::text AS memory_tier, l.policy_id
+    )"
+);
+const FORGET_AGENT_CONTEXTS: &str = statement!(
+    "due_tombstones($1, $2, $3) WHERE table_name = 'agent_context_states'",
+    "locked AS MATERIALIZED (
+        SELECT t.user_id, t.id, d.policy_id FROM agent_context_states t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
+        WHERE t.removed_at IS NOT NULL AND t.sync_state IS NULL
+        ORDER BY t.user_id, t.session_id, t.agent_id, t.memory_tier, t.context_key FOR UPDATE OF t SKIP LOCKED
+    ), changed AS (
+        DELETE FROM agent_context_states t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
+        RETURNING t.user_id, t.session_id, t.context_key, t.agent_id, t.memory_tier, l.policy_id
+    )"
+);
+const FORGET_MEMORIES: &str = statement!(
+    "due_tombstones($1, $2, $3) WHERE table_name = 'unified_memory_vectors'",
+    "locked AS MATERIALIZED (
+        SELECT t.user_id, t.id, d.policy_id FROM unified_memory_vectors t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
+        WHERE t.removed_at IS NOT NULL AND NOT t.has_points
+        ORDER BY t.user_id, t.id FOR UPDATE OF t SKIP LOCKED
+    ), changed AS (
+        DELETE FROM unified_memory_vectors t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
+        RETURNING t.user_id, t.session_id, l.policy_id, ",
+    no_key!(),
+    ")"
+);
+/// The database removes what is due now, whatever the time of the sweep is.
+const DELETE_EVENTS: &str = concat!(
+    "WITH changed AS MATERIALIZED (SELECT e.*, ",
+    no_key!(),
+    " FROM sec.forget_events($3) AS e WHERE $4::uuid IS NOT NULL AND $1::integer[] IS NOT NULL AND $2::timestamptz IS NOT NULL)
+    SELECT f.found, c.user_id, c.session_id, c.context_key, c.agent_id, c.memory_tier, c.policy_id
+    FROM (SELECT count(*) AS found FROM changed) AS f LEFT JOIN changed c ON true"
+);
+const DELETE_INBOX: &str = statement!(
+    "due_inbox($1, $2, $3) WHERE true",
+    "changed AS (
+        DELETE FROM inbox i USING due d WHERE i.worker = d.worker AND i.user_id = d.user_id AND i.message_id = d.id
+        RETURNING i.user_id, NULL::text AS session_id, d.policy_id, ",
+    no_key!(),
+    ")"
+);
+
+/// All of them but those of sessions, which come last.
+pub(crate) const STEPS: &[Step] = &[
+    Step { table: "simple_chat_context", effect: Effect::Expired, sql: EXPIRE_CONTEXTS },
+    Step { table: "agent_context_states", effect: Effect::Expired, sql: EXPIRE_AGENT_CONTEXTS },
+    Step { table: "simple_chat_context", effect: Effect::Deleted, sql: DELETE_CONTEXTS },
+    Step { table: "agent_context_states", effect: Effect::Deleted, sql: DELETE_AGENT_CONTEXTS },
+    Step { table: "router_decision_log", effect: Effect::Anonymised, sql: ANONYMISE_DECISIONS },
+    Step { table: "router_decision_log", effect: Effect::Deleted, sql: DELETE_DECISIONS },
+    Step { table: "unified_memory_vectors", effect: Effect::Deleted, sql: REMOVE_MEMORIES },
+    Step { table: "cross_service_memory_sync", effect: Effect::Deleted, sql: DELETE_SYNCS },
+    Step { table: "tombstones", effect: Effect::Deleted, sql: FORGET_CONTEXTS },
+    Step { table: "tombstones", effect: Effect::Deleted, sql: FORGET_AGENT_CONTEXTS },
+    Step { table: "tombstones", effect: Effect::Deleted, sql: FORGET_MEMORIES },
+    Step { table: "blackboard_events", effect: Effect::Deleted, sql: DELETE_EVENTS },
+    Step { table: "inbox", effect: Effect::Deleted, sql: DELETE_INBOX },
+];
