@@ -184,7 +184,7 @@ fn plan_one(rules: &Rules, mut run: Run, loaded: Loaded, share: usize) -> Result
     let (mut source, mut target) = (Memory::new(), Memory::new());
     let (mut rows, mut source_rows) = (HashMap::new(), HashMap::new());
     let (mut writes, mut round) = (Writes::default(), Round::default());
-    let Loaded { source: mut of_source, target: mut of_target, has_more, order } = loaded;
+    let Loaded { source: mut of_source, target: mut of_target, has_more, order, bytes: _ } = loaded;
     let mut sealed = Vec::new();
     for (id, key) in &order {
         let Some(stored) = of_source.remove(key) else { continue };
