@@ -12,10 +12,14 @@
 //! All of it is one transaction, with an event for each session from which something was removed. While there are such events, the next
 //! run follows at once. A run that is killed leaves nothing, and the next one finds the same rows.
 //!
+//! The job `maintenance` (`maintenance.rs`, docs/adr/0054) acts for no user: it calls functions of the database that create partitions,
+//! roll up figures, search them for anomalies and delete what has aged out, each bounded and in a transaction of its own.
+//!
 //! Points of removed memories are deleted from the vector store before the next transaction (`points.rs`): until then the memory's row
 //! says that there are some, and no search finds them.
 
 mod item;
+mod maintenance;
 mod points;
 mod preview;
 mod runs;
@@ -33,14 +37,15 @@ use runtime::{Dependency, Ended, ExternalWorker, ProbeResults, Verdict, Written}
 use vectors::VectorStore;
 
 pub use item::{Job, RetentionItem};
+pub use maintenance::Steps;
 pub use points::Removed;
 pub use preview::preview;
 pub use store::sweep::{Effect, Line, ROWS, Swept, sweep};
 
 pub(crate) type Message = runtime::Message<RetentionItem>;
 
-/// The connections for what is read and written outside the transaction: one tick at a time.
-const CONNECTIONS: usize = 1;
+/// The connections for what is read and written outside the transaction: one tick of each job at a time.
+const CONNECTIONS: usize = 2;
 
 /// The worker.
 pub struct RetentionCleaner {
@@ -53,6 +58,13 @@ impl std::fmt::Debug for RetentionCleaner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RetentionCleaner").finish_non_exhaustive()
     }
+}
+
+/// What was done before the transaction of a tick.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    removed: Removed,
+    steps: Option<Steps>,
 }
 
 /// The worker cannot start.
@@ -90,7 +102,7 @@ impl ExternalWorker for RetentionCleaner {
     const INFO: &'static WorkerInfo = &RETENTION_CLEANER;
     const MAX_BATCH: usize = 64;
     type Item = RetentionItem;
-    type Prepared = Removed;
+    type Prepared = Prepared;
     type Finding = ();
 
     async fn probe(&self) -> ProbeResults {
@@ -103,18 +115,25 @@ impl ExternalWorker for RetentionCleaner {
         &'a self,
         batch: &'a [&'a Message],
         grants: &'a [&'a str],
-    ) -> Result<Removed, Fault> {
-        match batch {
-            [tick] if matches!(tick.request, RetentionItem::Tick(_)) => {
-                runs::begin(&self.pool, tick).await?;
-                points::remove(&self.pool, self.vectors.as_ref(), grants).await
+    ) -> Result<Prepared, Fault> {
+        // A tick is a batch of its own.
+        let [tick] = batch else { return Ok(Prepared::default()) };
+        let RetentionItem::Tick(job) = tick.request else { return Ok(Prepared::default()) };
+        runs::begin(&self.pool, tick).await?;
+        match job {
+            Job::Sweep => {
+                let removed = points::remove(&self.pool, self.vectors.as_ref(), grants).await?;
+                Ok(Prepared { removed, steps: None })
             }
-            _ => Ok(Removed::default()),
+            Job::Maintain => {
+                let steps = Some(maintenance::steps(&self.pool).await?);
+                Ok(Prepared { removed: Removed::default(), steps })
+            }
         }
     }
 
-    fn join(&self, one: Removed, other: Removed) -> Removed {
-        one.with(other)
+    fn join(&self, one: Prepared, other: Prepared) -> Prepared {
+        Prepared { removed: one.removed.with(other.removed), steps: one.steps.or(other.steps) }
     }
 
     async fn write<'a>(
@@ -122,14 +141,22 @@ impl ExternalWorker for RetentionCleaner {
         connection: &'a mut Connection,
         batch: &'a [&'a Message],
         _: &'a DataKeys,
-        prepared: &'a Removed,
+        prepared: &'a Prepared,
     ) -> Result<Written<()>, Fault> {
-        let verdicts = match batch {
-            // A tick is a batch of its own.
-            [tick] if matches!(tick.request, RetentionItem::Tick(_)) => {
-                vec![tick_verdict(connection, tick, prepared).await?]
+        let job = match batch {
+            [tick] => match tick.request {
+                RetentionItem::Tick(job) => Some((job, *tick)),
+                RetentionItem::Request(_) => None,
+            },
+            _ => None,
+        };
+        let verdicts = match job {
+            Some((Job::Sweep, tick)) => vec![sweep_verdict(connection, tick, &prepared.removed).await?],
+            Some((Job::Maintain, tick)) => {
+                let events = maintenance::finish(connection, tick, prepared.steps.as_ref()).await?;
+                vec![if events.is_empty() { Verdict::unchanged(tick) } else { Verdict::Applied(events) }]
             }
-            requests => store::policies::write(connection, requests).await?,
+            None => store::policies::write(connection, batch).await?,
         };
         Ok(Written { verdicts, findings: Vec::new() })
     }
@@ -137,7 +164,7 @@ impl ExternalWorker for RetentionCleaner {
     async fn clean_up<'a>(
         &'a self,
         ended: &'a [Ended<'a, RetentionItem, ()>],
-        _: &'a Removed,
+        _: &'a Prepared,
     ) -> Result<(), Fault> {
         for ended in ended.iter().filter(|ended| !ended.committed) {
             if let RetentionItem::Tick(_) = ended.message.request {
@@ -148,7 +175,7 @@ impl ExternalWorker for RetentionCleaner {
     }
 }
 
-async fn tick_verdict(
+async fn sweep_verdict(
     connection: &mut Connection,
     tick: &Message,
     prepared: &Removed,

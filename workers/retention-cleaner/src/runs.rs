@@ -30,15 +30,32 @@ pub(crate) async fn begin(pool: &Pool, tick: &Message) -> Result<(), Fault> {
     begun.map(|_| ())
 }
 
-/// Notes what a run did, in its transaction.
+/// How many rows a run looked at and changed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) examined: u64,
+    pub(crate) changed: u64,
+}
+
+/// Notes what a sweep did, in its transaction.
 pub(crate) async fn finish(connection: &mut Connection, tick: &Message, swept: &Swept) -> Result<(), Fault> {
+    let counts = Counts { examined: swept.examined, changed: swept.changed() };
+    note(connection, tick, counts, &serde_json::json!({ "lines": swept.lines, "has_more": swept.has_more })).await
+}
+
+/// Notes what a run did, in its transaction.
+pub(crate) async fn note(
+    connection: &mut Connection,
+    tick: &Message,
+    counts: Counts,
+    details: &serde_json::Value,
+) -> Result<(), Fault> {
     let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-    let details = serde_json::json!({ "lines": swept.lines, "has_more": swept.has_more });
     let query = diesel::sql_query(FINISH)
         .bind::<SqlUuid, _>(tick.request_id)
-        .bind::<BigInt, _>(count(swept.examined))
-        .bind::<BigInt, _>(count(swept.changed()))
-        .bind::<BigInt, _>(count(swept.examined.saturating_sub(swept.changed())))
+        .bind::<BigInt, _>(count(counts.examined))
+        .bind::<BigInt, _>(count(counts.changed))
+        .bind::<BigInt, _>(count(counts.examined.saturating_sub(counts.changed)))
         .bind::<Text, _>(details.to_string());
     ::store::prepared(query).execute(connection).await?;
     Ok(())
