@@ -96,9 +96,8 @@ pub(super) struct IndexNeed {
 
 impl IndexNeed {
     pub(super) fn is_bloated(&self) -> bool {
-        let grown = |rebuilt: i64| {
-            self.bytes.saturating_mul(100) >= rebuilt.saturating_mul(INDEX_GROWN_PERCENT)
-        };
+        let grown =
+            |rebuilt: i64| self.bytes.saturating_mul(100) >= rebuilt.saturating_mul(INDEX_GROWN_PERCENT);
         self.bytes >= INDEX_BYTES
             && self.bytes >= self.estimated_bytes.saturating_mul(INDEX_TIMES)
             && self.rebuilt_bytes.is_none_or(grown)

@@ -80,7 +80,10 @@ pub(super) async fn execute(connection: &mut Connection, json: bool) -> anyhow::
         last_runs: last_runs(connection).await?,
         tables: needs::tables(connection).await?,
         indexes: needs::indexes(connection).await?,
-        growth: diesel::sql_query(GROWTH).load(connection).await.context("cannot read the sizes of tables")?,
+        growth: diesel::sql_query(GROWTH)
+            .load(connection)
+            .await
+            .context("cannot read the sizes of tables")?,
     };
     if json {
         out_json(serde_json::to_string(&report)?);

@@ -4,8 +4,8 @@
 //! from running. A run that is killed leaves at most an invalid index, which the next one drops.
 
 use anyhow::{Context, ensure};
-use cli::output::{out_json, printable};
 use cli::outln;
+use cli::output::{out_json, printable};
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Bool, Nullable, Text, Uuid as SqlUuid};
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
@@ -23,8 +23,7 @@ const PARTITIONS: usize = 120;
 
 /// For statements whose lock would keep writers waiting. VACUUM and REINDEX CONCURRENTLY keep nobody waiting, and rest a little.
 const SHORT_LOCKS: &str = "SET lock_timeout = '100ms'; SET statement_timeout = 0";
-const LONG_WORK: &str =
-    "SET lock_timeout = 0; SET statement_timeout = '6h'; SET vacuum_cost_delay = '2ms'; SET vacuum_cost_limit = 1000";
+const LONG_WORK: &str = "SET lock_timeout = 0; SET statement_timeout = '6h'; SET vacuum_cost_delay = '2ms'; SET vacuum_cost_limit = 1000";
 
 /// What was done, or would be.
 #[derive(Debug, Serialize)]
@@ -147,7 +146,9 @@ async fn partitions(connection: &mut Connection, steps: &mut Steps) {
     }
     const MISSED: &str = "SELECT make_missed_partition($1::regclass) AS name";
     const EMPTY: &str = "SELECT drop_empty_partition($1::regclass) AS name";
-    for (call, what) in [(MISSED, "moved rows into the new partition"), (EMPTY, "dropped the empty partition")] {
+    for (call, what) in
+        [(MISSED, "moved rows into the new partition"), (EMPTY, "dropped the empty partition")]
+    {
         for table in partition::TABLES {
             for _ in 0..PARTITIONS {
                 let done: Result<Vec<Name>, _> =
