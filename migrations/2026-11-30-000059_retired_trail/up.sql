@@ -25,7 +25,7 @@ ON CONFLICT DO NOTHING;
 -- Drops the oldest partition of the trail all of whose rows lie up to this place, and gives its name and how many there were; no row if
 -- there is none. Those of this month and the last one stay. For an administrator.
 CREATE FUNCTION audit.drop_retired_partition(through_transaction bigint, through_id uuid) RETURNS TABLE (name text, dropped bigint)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
     last_month CONSTANT text := to_char(date_trunc('month', now() AT TIME ZONE 'UTC') - interval '1 month', '_YYYY_MM');
     later boolean;

@@ -190,7 +190,7 @@ pub struct RetiredRows {
 /// Retires the rows of tables that were sealed longer ago than they are kept: states it under the seal key, then removes them, whole
 /// months where it can. The whole trail is verified first, and nothing is retired while a row of it differs.
 ///
-/// With `is_dry`, it only looks. A call that is interrupted is completed by the next one.
+/// `now` is the present; a test may look ahead. With `is_dry`, it only looks. A call that is interrupted is completed by the next one.
 ///
 /// # Errors
 /// [`AuditError::Differs`] if verification finds a difference; otherwise of the database and NATS.
@@ -200,6 +200,7 @@ pub async fn retire(
     key: &PrivateKey,
     keys: &[PublicKey],
     keeps: &[Keep],
+    now: DateTime<Utc>,
     is_dry: bool,
 ) -> Result<Vec<RetiredRows>, AuditError> {
     row::as_stored(connection).await?;
@@ -208,7 +209,8 @@ pub async fn retire(
         return Err(AuditError::Differs { findings: first_of_trail(&report) });
     }
     let (known, _) = read(connection, keys).await?;
-    let now = Utc::now().trunc_subsecs(6);
+    // PostgreSQL stores microseconds, and the signed time must equal the stored one.
+    let now = now.trunc_subsecs(6);
     let mut done = Vec::new();
     for keep in keeps {
         let before = now - TimeDelta::days(i64::from(keep.days));

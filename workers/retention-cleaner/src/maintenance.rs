@@ -169,7 +169,8 @@ pub(crate) async fn finish(
     }
     let changed = steps.map_or(0, Steps::changed) + u64::try_from(anomalies.len()).unwrap_or(0);
     let counts = Counts { examined: changed, changed };
-    runs::note(connection, tick, counts, &serde_json::json!({ "steps": steps, "anomalies": anomalies })).await?;
+    runs::note(connection, tick, counts, &serde_json::json!({ "steps": steps, "anomalies": anomalies }))
+        .await?;
     anomalies.iter().map(event).collect()
 }
 

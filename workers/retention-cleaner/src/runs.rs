@@ -40,7 +40,8 @@ pub(crate) struct Counts {
 /// Notes what a sweep did, in its transaction.
 pub(crate) async fn finish(connection: &mut Connection, tick: &Message, swept: &Swept) -> Result<(), Fault> {
     let counts = Counts { examined: swept.examined, changed: swept.changed() };
-    note(connection, tick, counts, &serde_json::json!({ "lines": swept.lines, "has_more": swept.has_more })).await
+    note(connection, tick, counts, &serde_json::json!({ "lines": swept.lines, "has_more": swept.has_more }))
+        .await
 }
 
 /// Notes what a run did, in its transaction.

@@ -62,8 +62,9 @@ enum What {
         #[arg(value_name = "JOB")]
         job: String,
     },
-    /// Show the runs of jobs, the latest first: what was due, what was changed, and why one failed. Only runs of retention-sweep are
-    /// recorded, for 30 days.
+    /// Show the runs of jobs, the latest first: what was due, what was changed, and why one failed. Runs of retention-sweep and
+    /// maintenance are recorded for 30 days; also `memfleet maintenance run` (maintenance-run), `audit seal` (audit-seal) and `vectors
+    /// reconcile` (vector-reconcile), the last two with one row for an hour.
     History {
         /// Only runs of this job.
         #[arg(value_name = "JOB")]

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, ensure};
 use audit::{Keep, RetiredRows, Source};
-use chrono::SecondsFormat;
+use chrono::{SecondsFormat, Utc};
 use clap::Args;
 use cli::outln;
 use cli::output::out_json;
@@ -44,7 +44,7 @@ pub(super) async fn execute(args: &RetireArgs, settings: &Settings) -> anyhow::R
     let mut connection = database(settings).await?;
     let keeps = keeps(&mut connection).await?;
     let anchors = anchors(settings).await?;
-    let retired = audit::retire(&mut connection, &anchors, &key, &keys, &keeps, args.dry_run)
+    let retired = audit::retire(&mut connection, &anchors, &key, &keys, &keeps, Utc::now(), args.dry_run)
         .await
         .context("cannot retire rows of the audit trail")?;
     if args.json {

@@ -13,8 +13,10 @@ use diesel::sql_types::Text;
 use diesel_async::RunQueryDsl;
 use store::Connection;
 
+pub(in crate::command) use report::last_runs;
+
 /// The name of a run in `job_runs`.
-pub(super) const RUN: &str = "maintenance-run";
+pub(in crate::command) const RUN: &str = "maintenance-run";
 
 /// Reports what tables and indexes need, and does it: partitions, VACUUM, ANALYZE, REINDEX.
 ///
@@ -61,7 +63,7 @@ pub async fn execute(args: MaintenanceArgs, settings: &Settings) -> anyhow::Resu
 }
 
 /// What is wrong with the partitions, a line each.
-pub(super) async fn alarms(connection: &mut Connection) -> anyhow::Result<Vec<String>> {
+pub(in crate::command) async fn alarms(connection: &mut Connection) -> anyhow::Result<Vec<String>> {
     #[derive(QueryableByName)]
     struct Alarm {
         #[diesel(sql_type = Text)]

@@ -61,7 +61,7 @@ pub(in crate::command) struct LastRun {
 
 /// The last runs of each job that notes them.
 pub(in crate::command) async fn last_runs(connection: &mut Connection) -> anyhow::Result<Vec<LastRun>> {
-    const RUNS: &str = "SELECT DISTINCT ON (job) job::text AS job, started_at, failure FROM job_runs ORDER BY job, started_at DESC";
+    const RUNS: &str = "SELECT DISTINCT ON (job) job::text AS job, started_at, failure FROM public.job_runs ORDER BY job, started_at DESC";
     diesel::sql_query(RUNS).load(connection).await.context("cannot read the runs of jobs")
 }
 
