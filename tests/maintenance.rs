@@ -97,7 +97,8 @@ async fn a_run_treats_what_needs_it_and_nothing_else() {
     fixture
         .execute(
             "ALTER TABLE job_runs SET (autovacuum_enabled = false);
-             INSERT INTO job_runs (id, job) SELECT gen_random_uuid(), 'x' FROM generate_series(1, 300000);
+             INSERT INTO job_runs (id, job, started_at, examined, changed, skipped)
+                 SELECT gen_random_uuid(), 'x', now(), 1, 1, 0 FROM generate_series(1, 300000);
              ANALYZE job_runs;
              DELETE FROM job_runs WHERE id > '10000000-0000-0000-0000-000000000000'",
         )
@@ -122,7 +123,7 @@ async fn a_run_treats_what_needs_it_and_nothing_else() {
     assert!(done.contains(&"REINDEX INDEX CONCURRENTLY public.job_runs_pkey".to_owned()), "{done:?}");
     assert!(size().await * 4 < before);
     assert_eq!(fixture.count("maintenance_indexes WHERE index_name = 'public.job_runs_pkey'").await, 1);
-    let noted = "job_runs WHERE job = 'maintenance-run' AND finished_at IS NOT NULL AND failure IS NULL AND changed >= 2";
+    let noted = "job_runs WHERE job = 'maintenance-run' AND failure IS NULL AND changed >= 2";
     assert_eq!(fixture.count(noted).await, 1);
     let again = run(&fixture, &["maintenance", "run", "--json"]).await;
     let again = steps(&again);

@@ -301,17 +301,17 @@ BEGIN
     RETURN NEXT;
 END $$;
 
--- Whether rows of a table stand outside of all months. Row-level security hides them from the owner.
-CREATE FUNCTION sec.has_rows_outside(parent text) RETURNS boolean LANGUAGE sql STABLE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp AS $$
-    SELECT CASE parent WHEN 'public.blackboard_events' THEN EXISTS (SELECT FROM public.blackboard_events_default)
-        ELSE EXISTS (SELECT FROM audit.audit_log_default) END
+-- Whether events stand outside of all months. Row-level security hides them from the owner.
+CREATE FUNCTION sec.has_events_outside() RETURNS boolean LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT EXISTS (SELECT FROM public.blackboard_events_default)
 $$;
-GRANT USAGE ON SCHEMA audit TO memfleet_due;
-GRANT SELECT (id) ON public.blackboard_events_default, audit.audit_log_default TO memfleet_due;
-ALTER FUNCTION sec.has_rows_outside OWNER TO memfleet_due;
-REVOKE EXECUTE ON FUNCTION sec.has_rows_outside FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION sec.has_rows_outside TO memfleet_owner;
+GRANT SELECT (id) ON public.blackboard_events_default TO memfleet_due;
+ALTER FUNCTION sec.has_events_outside OWNER TO memfleet_due;
+REVOKE EXECUTE ON FUNCTION sec.has_events_outside FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION sec.has_events_outside TO memfleet_owner;
+CREATE FUNCTION sec.has_rows_outside(parent text) RETURNS boolean LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE parent WHEN 'public.blackboard_events' THEN sec.has_events_outside() ELSE EXISTS (SELECT FROM audit.audit_log_default) END
+$$;
 
 -- What an operator has to know of the partitions: months without one, and rows outside of all of them.
 CREATE FUNCTION sec.partition_alarms_at(at timestamptz) RETURNS SETOF text LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -377,7 +377,7 @@ BEGIN
     FOREACH name IN ARRAY ARRAY['audit.anomaly_limits()', 'audit.counted_service(text)', 'audit.roll_up_hour(timestamptz)',
         'audit.roll_up_until(timestamptz, integer)', 'audit.anomalies_of(timestamptz)', 'audit.gaps_of_seals(timestamptz)',
         'audit.detect_anomalies_until(timestamptz, integer)', 'audit.measure_tables_at(timestamptz)',
-        'audit.clean_up_at(timestamptz, integer)', 'sec.partition_alarms_at(timestamptz)', 'sec.make_partitions_ahead()',
+        'audit.clean_up_at(timestamptz, integer)', 'sec.has_rows_outside(text)', 'sec.partition_alarms_at(timestamptz)', 'sec.make_partitions_ahead()',
         'sec.partition_alarms()', 'audit.roll_up_metrics()', 'audit.measure_tables()', 'audit.cleanup_old_data()',
         'audit.detect_security_anomalies()'] LOOP
         EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', name);

@@ -8,7 +8,7 @@ use audit::{AuditError, Cause, HeldBack};
 use config::Settings;
 use runtime::broker::{self, ConnectError};
 use store::Connection;
-use store::job_runs::{self, Pass};
+use store::job_runs::{self, Counts};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use trust::{KeyError, PrivateKey, PublicKey};
 
@@ -102,9 +102,9 @@ async fn note(connection: &mut Connection, sealed: &Sealed) {
     if sealed.seals == 0 && sealed.held_back.is_none() {
         return;
     }
-    let pass = Pass { examined: sealed.rows, changed: sealed.rows };
+    let counts = Counts { examined: sealed.rows, changed: sealed.rows, ..Counts::default() };
     let failure = sealed.held_back.as_ref().map(ToString::to_string);
-    if let Err(error) = job_runs::note(connection, JOB, pass, failure.as_deref()).await {
+    if let Err(error) = job_runs::note_pass(connection, JOB, &counts, failure.as_deref()).await {
         tracing::warn!(%error, "cannot note what was sealed in job_runs");
     }
 }

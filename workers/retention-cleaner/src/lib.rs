@@ -22,11 +22,11 @@ mod item;
 mod maintenance;
 mod points;
 mod preview;
-mod runs;
 mod store;
 
 use std::time::Duration;
 
+use ::store::job_runs::Counts;
 use ::store::{Connection, Fault, Pool, PoolOptions};
 use chrono::Utc;
 use config::Settings;
@@ -116,19 +116,16 @@ impl ExternalWorker for RetentionCleaner {
         batch: &'a [&'a Message],
         grants: &'a [&'a str],
     ) -> Result<Prepared, Fault> {
-        // A tick is a batch of its own.
-        let [tick] = batch else { return Ok(Prepared::default()) };
-        let RetentionItem::Tick(job) = tick.request else { return Ok(Prepared::default()) };
-        runs::begin(&self.pool, tick).await?;
-        match job {
-            Job::Sweep => {
+        match tick_of(batch) {
+            Some((Job::Sweep, _)) => {
                 let removed = points::remove(&self.pool, self.vectors.as_ref(), grants).await?;
                 Ok(Prepared { removed, steps: None })
             }
-            Job::Maintain => {
-                let steps = Some(maintenance::steps(&self.pool).await?);
-                Ok(Prepared { removed: Removed::default(), steps })
+            Some((Job::Maintain, _)) => {
+                let steps = maintenance::steps(&self.pool).await?;
+                Ok(Prepared { removed: Removed::default(), steps: Some(steps) })
             }
+            None => Ok(Prepared::default()),
         }
     }
 
@@ -143,53 +140,46 @@ impl ExternalWorker for RetentionCleaner {
         _: &'a DataKeys,
         prepared: &'a Prepared,
     ) -> Result<Written<()>, Fault> {
-        let job = match batch {
-            [tick] => match tick.request {
-                RetentionItem::Tick(job) => Some((job, *tick)),
-                RetentionItem::Request(_) => None,
-            },
-            _ => None,
-        };
-        let verdicts = match job {
-            Some((Job::Sweep, tick)) => vec![sweep_verdict(connection, tick, &prepared.removed).await?],
+        match tick_of(batch) {
+            Some((Job::Sweep, tick)) => run(connection, tick, &prepared.removed).await,
             Some((Job::Maintain, tick)) => {
-                let events = maintenance::finish(connection, tick, prepared.steps.as_ref()).await?;
-                vec![if events.is_empty() { Verdict::unchanged(tick) } else { Verdict::Applied(events) }]
+                maintenance::finish(connection, tick, prepared.steps.as_ref()).await
             }
-            None => store::policies::write(connection, batch).await?,
-        };
-        Ok(Written { verdicts, findings: Vec::new() })
+            None => Ok(store::policies::write(connection, batch).await?.into()),
+        }
     }
 
     async fn clean_up<'a>(
         &'a self,
-        ended: &'a [Ended<'a, RetentionItem, ()>],
+        _: &'a [Ended<'a, RetentionItem, ()>],
         _: &'a Prepared,
     ) -> Result<(), Fault> {
-        for ended in ended.iter().filter(|ended| !ended.committed) {
-            if let RetentionItem::Tick(_) = ended.message.request {
-                runs::fail(&self.pool, ended.message).await?;
-            }
-        }
         Ok(())
     }
 }
 
-async fn sweep_verdict(
-    connection: &mut Connection,
-    tick: &Message,
-    prepared: &Removed,
-) -> Result<Verdict, Fault> {
+/// The tick of a batch, which is a batch of its own, and its job.
+fn tick_of<'a>(batch: &[&'a Message]) -> Option<(Job, &'a Message)> {
+    let [message] = batch else { return None };
+    match message.request {
+        RetentionItem::Tick(job) => Some((job, *message)),
+        RetentionItem::Request(_) => None,
+    }
+}
+
+async fn run(connection: &mut Connection, tick: &Message, prepared: &Removed) -> Result<Written<()>, Fault> {
     let Some(progress) = store::progress::lock(connection).await? else {
-        return Ok(Verdict::Unchanged("another run is under way".into()));
+        let verdicts = vec![Verdict::Unchanged("another run is under way".into())];
+        return Ok(Written { counts: Some(Counts::default()), ..verdicts.into() });
     };
     let users = store::progress::users(connection).await?;
     points::forget(connection, prepared).await?;
     let swept = sweep(connection, Utc::now(), &users, ROWS, tick.request_id).await?;
     store::progress::advance(connection, progress, &swept).await?;
-    runs::finish(connection, tick, &swept).await?;
-    Ok(match swept.events.is_empty() {
+    let counts = Some(swept.counts());
+    let verdict = match swept.events.is_empty() {
         true => Verdict::unchanged(tick),
         false => Verdict::Applied(swept.events),
-    })
+    };
+    Ok(Written { counts, ..vec![verdict].into() })
 }

@@ -6,18 +6,18 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use ::store::job_runs::Counts;
 use ::store::{Connection, Fault, Pool};
 use chrono::{DateTime, Utc};
 use contract::{Anomaly, Event, EventType, Performative, UserId};
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
-use runtime::EventDraft;
+use runtime::{EventDraft, Verdict, Written};
 use serde::Serialize;
 use uuid::Uuid;
 
 use crate::Message;
-use crate::runs::{self, Counts};
 
 /// How often a step is called in one run at most. What is left is done by the next one.
 const CALLS: usize = 50;
@@ -150,17 +150,22 @@ impl Steps {
         }
     }
 
+    /// What an operator or the next run has to do.
+    fn left(&self) -> u64 {
+        u64::try_from(self.alarms.len() + self.failed.len()).unwrap_or(u64::MAX)
+    }
+
     fn changed(&self) -> u64 {
         self.partitions + self.hours + self.sizes + self.removed.values().sum::<u64>()
     }
 }
 
-/// Searches for anomalies, notes what the run did, and gives an event for each anomaly.
+/// Searches for anomalies, with an event for each.
 pub(crate) async fn finish(
     connection: &mut Connection,
     tick: &Message,
     steps: Option<&Steps>,
-) -> Result<Vec<EventDraft>, Fault> {
+) -> Result<Written<()>, Fault> {
     let detected: Vec<Detected> = ::store::prepared(diesel::sql_query(DETECT)).load(connection).await?;
     let anomalies: Vec<Anomaly> = detected.into_iter().map(Anomaly::from).collect();
     for anomaly in &anomalies {
@@ -168,10 +173,12 @@ pub(crate) async fn finish(
         tracing::warn!(kind, service, observed, expected_at_most, hour = %anomaly.hour, "an anomaly");
     }
     let changed = steps.map_or(0, Steps::changed) + u64::try_from(anomalies.len()).unwrap_or(0);
-    let counts = Counts { examined: changed, changed };
-    runs::note(connection, tick, counts, &serde_json::json!({ "steps": steps, "anomalies": anomalies }))
-        .await?;
-    anomalies.iter().map(event).collect()
+    let skipped = steps.map_or(0, Steps::left);
+    let details = serde_json::json!({ "steps": steps, "anomalies": anomalies });
+    let counts = Counts { examined: changed + skipped, changed, skipped, details: Some(details.to_string()) };
+    let events: Vec<EventDraft> = anomalies.iter().map(event).collect::<Result<_, _>>()?;
+    let verdict = if events.is_empty() { Verdict::unchanged(tick) } else { Verdict::Applied(events) };
+    Ok(Written { counts: Some(counts), ..vec![verdict].into() })
 }
 
 fn event(anomaly: &Anomaly) -> Result<EventDraft, Fault> {

@@ -4,10 +4,11 @@
 //! from running. A run that is killed leaves at most an invalid index, which the next one drops.
 
 use anyhow::{Context, ensure};
+use chrono::Utc;
 use cli::outln;
 use cli::output::{out_json, printable};
 use diesel::QueryableByName;
-use diesel::sql_types::{BigInt, Bool, Nullable, Text, Uuid as SqlUuid};
+use diesel::sql_types::{BigInt, Bool, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
 use serde::Serialize;
 use store::{Connection, partition};
@@ -96,14 +97,13 @@ async fn plan(connection: &mut Connection) -> anyhow::Result<Steps> {
 }
 
 async fn run(connection: &mut Connection) -> anyhow::Result<Steps> {
-    const BEGIN: &str = "INSERT INTO job_runs (id, job) VALUES ($1, $2)";
-    const FINISH: &str = "
-        UPDATE job_runs SET finished_at = clock_timestamp(), examined = $2, changed = $3, skipped = $2 - $3, failure = $4,
-            details = $5::jsonb WHERE id = $1";
+    const NOTE: &str = "
+        WITH old AS (DELETE FROM job_runs WHERE job = $2 AND started_at < now() - interval '30 days')
+        INSERT INTO job_runs (id, job, started_at, examined, changed, skipped, failure, details)
+        VALUES ($1, $2, $3, $4, $5, $4 - $5, $6, $7::jsonb)
+        ON CONFLICT (job) WHERE is_idle DO UPDATE SET started_at = excluded.started_at, finished_at = excluded.finished_at";
     lock(connection).await?;
-    let id = Uuid::now_v7();
-    let begin = diesel::sql_query(BEGIN).bind::<SqlUuid, _>(id).bind::<Text, _>(RUN);
-    begin.execute(connection).await.context("cannot note the run")?;
+    let began = Utc::now();
     let mut steps = Steps::default();
     connection.batch_execute(SHORT_LOCKS).await?;
     partitions(connection, &mut steps).await;
@@ -114,13 +114,15 @@ async fn run(connection: &mut Connection) -> anyhow::Result<Steps> {
     let count = i64::try_from(steps.steps.len()).unwrap_or(i64::MAX);
     let failed = i64::try_from(steps.failed()).unwrap_or(i64::MAX);
     let failure = (failed > 0).then(|| format!("{failed} of {count} steps failed"));
-    let finish = diesel::sql_query(FINISH)
-        .bind::<SqlUuid, _>(id)
+    let note = diesel::sql_query(NOTE)
+        .bind::<SqlUuid, _>(Uuid::now_v7())
+        .bind::<Text, _>(RUN)
+        .bind::<Timestamptz, _>(began)
         .bind::<BigInt, _>(count)
         .bind::<BigInt, _>(count - failed)
         .bind::<Nullable<Text>, _>(failure)
         .bind::<Text, _>(serde_json::to_string(&steps)?);
-    finish.execute(connection).await.context("cannot note what the run did")?;
+    note.execute(connection).await.context("cannot note what the run did")?;
     Ok(steps)
 }
 

@@ -11,7 +11,7 @@ use cli::signal::interrupted;
 use cli::table::grouped;
 use config::Settings;
 use serde_json::json;
-use store::job_runs::{self, Pass};
+use store::job_runs::{self, Counts};
 use store::vector::{self, Collection};
 use tokio::time::{MissedTickBehavior, interval};
 use vector_indexer::collection;
@@ -73,7 +73,7 @@ async fn reconcile(args: &ReconcileArgs, settings: &Settings, embedders: &Embedd
     let collections = vector::collections(&mut connection, vectors.alias(), &["active", "filling"]).await?;
     ensure!(!collections.is_empty(), "no collection; `memfleet vectors apply` creates it");
     collection::check_owned(&vectors, &collections).await?;
-    let (mut orphans, mut gaps, mut pass) = (0, 0, Pass::default());
+    let (mut orphans, mut gaps, mut counts) = (0, 0, Counts::default());
     for one in &collections {
         let reconciler = Reconciler {
             vectors: &vectors,
@@ -85,8 +85,8 @@ async fn reconcile(args: &ReconcileArgs, settings: &Settings, embedders: &Embedd
         };
         let found = reconciler.run(&mut connection).await?;
         print_findings(one, &found, args.json);
-        pass.examined += found.points + found.memories;
-        pass.changed += found.repaired;
+        counts.examined += found.points + found.memories;
+        counts.changed += found.repaired;
         if one.is_active() {
             // After a repair, only gaps that are not repairable remain.
             (orphans, gaps) = if args.repair { (0, found.lost) } else { (found.orphans, found.gaps) };
@@ -94,7 +94,7 @@ async fn reconcile(args: &ReconcileArgs, settings: &Settings, embedders: &Embedd
     }
     let differs = orphans > 0 || gaps > args.without;
     let failure = differs.then(|| format!("the stores differ in {} places", orphans + gaps));
-    job_runs::note(&mut connection, JOB, pass, failure.as_deref()).await?;
+    job_runs::note_pass(&mut connection, JOB, &counts, failure.as_deref()).await?;
     ensure!(
         !differs,
         "the stores differ in {} places{}",
