@@ -122,7 +122,8 @@ BEGIN
     IF state.rolled_until IS NULL THEN
         SELECT date_trunc('hour', min(l.occurred_at), 'UTC') INTO earliest
         FROM (SELECT a.occurred_at FROM audit.data_access_log a ORDER BY a.id LIMIT 1) AS l;
-        state.rolled_from := least(ends, greatest(earliest, ends - make_interval(days => (audit.anomaly_limits()).baseline_days)));
+        -- Nothing was observed before the first access.
+        state.rolled_from := least(ends, greatest(coalesce(earliest, ends), ends - make_interval(days => (audit.anomaly_limits()).baseline_days)));
         state.rolled_until := state.rolled_from;
     END IF;
     WHILE state.rolled_until < ends AND rolled < most LOOP
