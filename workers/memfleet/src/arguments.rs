@@ -6,8 +6,8 @@ use clap::{Parser, Subcommand};
 
 use crate::command::{
     ask::AskArgs, audit::AuditArgs, consensus::ConsensusArgs, contract::ContractArgs, dead::DeadArgs,
-    keys::KeysArgs, maintenance::MaintenanceArgs, migrate::MigrateArgs, nats::NatsArgs, publish::PublishArgs, recover::RecoverArgs,
-    replay::ReplayArgs, retention::RetentionArgs, run::RunArgs, schedule::ScheduleArgs,
+    keys::KeysArgs, maintenance::MaintenanceArgs, migrate::MigrateArgs, nats::NatsArgs, publish::PublishArgs,
+    recover::RecoverArgs, replay::ReplayArgs, retention::RetentionArgs, run::RunArgs, schedule::ScheduleArgs,
     security::SecurityArgs, status::StatusArgs, sync::SyncArgs, tail::TailArgs, token::TokenArgs,
     vectors::VectorsArgs,
 };

@@ -169,8 +169,9 @@ pub(crate) async fn finish(
     let detected: Vec<Detected> = ::store::prepared(diesel::sql_query(DETECT)).load(connection).await?;
     let anomalies: Vec<Anomaly> = detected.into_iter().map(Anomaly::from).collect();
     for anomaly in &anomalies {
-        let Anomaly { kind, service, observed, expected_at_most, .. } = anomaly;
-        tracing::warn!(kind, service, observed, expected_at_most, hour = %anomaly.hour, "an anomaly");
+        let Anomaly { kind, observed, expected_at_most, hour, .. } = anomaly;
+        let service = anomaly.service.as_deref().unwrap_or("none");
+        tracing::warn!(%kind, service, observed, expected_at_most, %hour, "an anomaly");
     }
     let changed = steps.map_or(0, Steps::changed) + u64::try_from(anomalies.len()).unwrap_or(0);
     let skipped = steps.map_or(0, Steps::left);

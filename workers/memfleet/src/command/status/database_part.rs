@@ -172,9 +172,10 @@ async fn unmaintained(connection: &mut Connection) -> anyhow::Result<Vec<String>
     }
     let mut warnings = maintenance::alarms(connection).await?;
     let runs = maintenance::last_runs(connection).await?;
+    // Of a new deployment, nobody expects it yet.
+    let is_in_use = is_in_use(connection).await?;
     match runs.iter().find(|run| run.job == maintenance::RUN) {
-        // Of a new deployment, nobody expects it yet.
-        None if is_in_use(connection).await? => {
+        None if is_in_use => {
             warnings.push("`memfleet maintenance run` has not run in the last 30 days".to_owned());
         }
         None => {}
