@@ -71,4 +71,4 @@ BEGIN
     RETURN NULL;
 END $$;
 
-REVOKE EXECUTE ON FUNCTION make_missed_partition, drop_empty_partition FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION uuid7_time, make_missed_partition, drop_empty_partition FROM PUBLIC;
