@@ -284,3 +284,25 @@ async fn whole_months_of_the_trail_are_dropped() {
     assert_eq!(drop(1_000).await, Vec::<String>::new(), "the last month stays");
     assert_eq!(fixture.count("audit.audit_log WHERE role_name = 'x'").await, 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sealer_s_runs_of_an_hour_share_a_row() {
+    let fixture = sealed().await;
+    let noted = "concat_ws(' ', tries, changed, failure) FROM job_runs WHERE job = 'audit-seal'";
+    for pass in 1..=2 {
+        fixture.execute(&format!("UPDATE users SET username = 'x{pass}' WHERE id = 1")).await;
+        // Transactions of other tests may hold a row back for a while.
+        eventually("it is sealed", async || {
+            run(&fixture, &["audit", "seal"]).await;
+            (report(&fixture).await.unsealed == 0).then_some(())
+        })
+        .await;
+        let lines = fixture.lines(noted).await;
+        assert_eq!(lines, [format!("{pass} {pass}")]);
+    }
+    // A pass that seals nothing is not noted.
+    assert!(run(&fixture, &["audit", "seal"]).await.is_success());
+    assert_eq!(fixture.lines(noted).await, ["2 2"]);
+    let history = run(&fixture, &["schedule", "history", "audit-seal"]).await;
+    assert!(history.out.contains("completed"), "{}", history.all());
+}
