@@ -86,9 +86,11 @@ CREATE FUNCTION audit.roll_up_hour(hour timestamptz) RETURNS void LANGUAGE sql S
         GROUP BY r.service
     ), known AS (
         INSERT INTO audit.service_subjects AS k (service, subject_token, first_read, last_read)
-        SELECT r.service, r.subject_token, hour, hour FROM read r WHERE r.subject_token IS NOT NULL
-        ON CONFLICT (service, subject_token) DO UPDATE SET last_read = excluded.last_read
-            WHERE k.last_read < excluded.last_read - interval '1 day'
+        SELECT r.service, r.subject_token, hour, hour FROM read r
+        -- What is known to a day is not even locked.
+        WHERE r.subject_token IS NOT NULL AND NOT EXISTS (SELECT FROM audit.service_subjects s
+            WHERE s.service = r.service AND s.subject_token = r.subject_token AND s.last_read >= hour - interval '1 day')
+        ON CONFLICT (service, subject_token) DO UPDATE SET last_read = greatest(k.last_read, excluded.last_read)
     ), refusal AS (
         SELECT audit.counted_service(f.service) AS service, sum(f.refusals) AS refusals FROM (
             SELECT v.service, count(*) AS refusals FROM audit.security_violations v
@@ -106,7 +108,7 @@ CREATE FUNCTION audit.roll_up_hour(hour timestamptz) RETURNS void LANGUAGE sql S
     ON CONFLICT DO NOTHING
 $$;
 
--- Rolls up the hours that are over, at most so many, and gives their number. Transactions of workers end within five minutes
+-- Rolls up the hours that are over, at most so many, and gives their number. A busy hour takes seconds. Transactions of workers end within five minutes
 -- (sec.end_old_transactions), so that ten minutes later an hour gets no more rows.
 CREATE FUNCTION audit.roll_up_until(at timestamptz, most integer) RETURNS integer LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -352,7 +354,7 @@ CREATE FUNCTION sec.partition_alarms() RETURNS SETOF text LANGUAGE sql STABLE SE
     SELECT a FROM sec.partition_alarms_at(now()) AS a
 $$;
 CREATE FUNCTION audit.roll_up_metrics() RETURNS integer LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    SELECT audit.roll_up_until(now(), 12)
+    SELECT audit.roll_up_until(now(), 1)
 $$;
 CREATE FUNCTION audit.measure_tables() RETURNS integer LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT audit.measure_tables_at(now())
