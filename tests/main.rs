@@ -9,6 +9,7 @@ mod support;
 
 mod added_rows;
 mod anchors;
+mod anomalies;
 mod asyncapi;
 mod attack;
 mod audit;
@@ -50,6 +51,7 @@ mod limits;
 mod live;
 mod load;
 mod locks;
+mod maintenance;
 mod message_order;
 mod migration;
 mod permissions;

@@ -6,8 +6,8 @@ use clap::{Parser, Subcommand};
 
 use crate::command::{
     ask::AskArgs, audit::AuditArgs, consensus::ConsensusArgs, contract::ContractArgs, dead::DeadArgs,
-    keys::KeysArgs, migrate::MigrateArgs, nats::NatsArgs, publish::PublishArgs, recover::RecoverArgs,
-    replay::ReplayArgs, retention::RetentionArgs, run::RunArgs, schedule::ScheduleArgs,
+    keys::KeysArgs, maintenance::MaintenanceArgs, migrate::MigrateArgs, nats::NatsArgs, publish::PublishArgs,
+    recover::RecoverArgs, replay::ReplayArgs, retention::RetentionArgs, run::RunArgs, schedule::ScheduleArgs,
     security::SecurityArgs, status::StatusArgs, sync::SyncArgs, tail::TailArgs, token::TokenArgs,
     vectors::VectorsArgs,
 };
@@ -76,6 +76,8 @@ pub enum Command {
     Sync(SyncArgs),
     /// Show retention policies and what they remove; run the sweep at once.
     Retention(RetentionArgs),
+    /// Report what tables, indexes and partitions need, and do it.
+    Maintenance(MaintenanceArgs),
     /// List, change, pause and run the schedules of jobs; show their runs.
     Schedule(ScheduleArgs),
     /// Print a user's events as they happen.

@@ -12,10 +12,14 @@
 //! All of it is one transaction, with an event for each session from which something was removed. While there are such events, the next
 //! run follows at once. A run that is killed leaves nothing, and the next one finds the same rows.
 //!
+//! The job `maintenance` (`maintenance.rs`, docs/adr/0054) acts for no user: it calls functions of the database that create partitions,
+//! roll up figures, search them for anomalies and delete what has aged out, each bounded and in a transaction of its own.
+//!
 //! Points of removed memories are deleted from the vector store before the next transaction (`points.rs`): until then the memory's row
 //! says that there are some, and no search finds them.
 
 mod item;
+mod maintenance;
 mod points;
 mod preview;
 mod store;
@@ -33,14 +37,15 @@ use runtime::{Dependency, Ended, ExternalWorker, ProbeResults, Verdict, Written}
 use vectors::VectorStore;
 
 pub use item::{Job, RetentionItem};
+pub use maintenance::Steps;
 pub use points::Removed;
 pub use preview::preview;
 pub use store::sweep::{Effect, Line, ROWS, Swept, sweep};
 
 pub(crate) type Message = runtime::Message<RetentionItem>;
 
-/// The connections for what is read and written outside the transaction: one tick at a time.
-const CONNECTIONS: usize = 1;
+/// The connections for what is read and written outside the transaction: one tick of each job at a time.
+const CONNECTIONS: usize = 2;
 
 /// The worker.
 pub struct RetentionCleaner {
@@ -53,6 +58,13 @@ impl std::fmt::Debug for RetentionCleaner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RetentionCleaner").finish_non_exhaustive()
     }
+}
+
+/// What was done before the transaction of a tick.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    removed: Removed,
+    steps: Option<Steps>,
 }
 
 /// The worker cannot start.
@@ -90,7 +102,7 @@ impl ExternalWorker for RetentionCleaner {
     const INFO: &'static WorkerInfo = &RETENTION_CLEANER;
     const MAX_BATCH: usize = 64;
     type Item = RetentionItem;
-    type Prepared = Removed;
+    type Prepared = Prepared;
     type Finding = ();
 
     async fn probe(&self) -> ProbeResults {
@@ -103,17 +115,22 @@ impl ExternalWorker for RetentionCleaner {
         &'a self,
         batch: &'a [&'a Message],
         grants: &'a [&'a str],
-    ) -> Result<Removed, Fault> {
-        match batch {
-            [tick] if matches!(tick.request, RetentionItem::Tick(_)) => {
-                points::remove(&self.pool, self.vectors.as_ref(), grants).await
+    ) -> Result<Prepared, Fault> {
+        match tick_of(batch) {
+            Some((Job::Sweep, _)) => {
+                let removed = points::remove(&self.pool, self.vectors.as_ref(), grants).await?;
+                Ok(Prepared { removed, steps: None })
             }
-            _ => Ok(Removed::default()),
+            Some((Job::Maintain, _)) => {
+                let steps = maintenance::steps(&self.pool).await?;
+                Ok(Prepared { removed: Removed::default(), steps: Some(steps) })
+            }
+            None => Ok(Prepared::default()),
         }
     }
 
-    fn join(&self, one: Removed, other: Removed) -> Removed {
-        one.with(other)
+    fn join(&self, one: Prepared, other: Prepared) -> Prepared {
+        Prepared { removed: one.removed.with(other.removed), steps: one.steps.or(other.steps) }
     }
 
     async fn write<'a>(
@@ -121,21 +138,32 @@ impl ExternalWorker for RetentionCleaner {
         connection: &'a mut Connection,
         batch: &'a [&'a Message],
         _: &'a DataKeys,
-        prepared: &'a Removed,
+        prepared: &'a Prepared,
     ) -> Result<Written<()>, Fault> {
-        match batch {
-            // A tick is a batch of its own.
-            [tick] if matches!(tick.request, RetentionItem::Tick(_)) => run(connection, tick, prepared).await,
-            requests => Ok(store::policies::write(connection, requests).await?.into()),
+        match tick_of(batch) {
+            Some((Job::Sweep, tick)) => run(connection, tick, &prepared.removed).await,
+            Some((Job::Maintain, tick)) => {
+                maintenance::finish(connection, tick, prepared.steps.as_ref()).await
+            }
+            None => Ok(store::policies::write(connection, batch).await?.into()),
         }
     }
 
     async fn clean_up<'a>(
         &'a self,
         _: &'a [Ended<'a, RetentionItem, ()>],
-        _: &'a Removed,
+        _: &'a Prepared,
     ) -> Result<(), Fault> {
         Ok(())
+    }
+}
+
+/// The tick of a batch, which is a batch of its own, and its job.
+fn tick_of<'a>(batch: &[&'a Message]) -> Option<(Job, &'a Message)> {
+    let [message] = batch else { return None };
+    match message.request {
+        RetentionItem::Tick(job) => Some((job, *message)),
+        RetentionItem::Request(_) => None,
     }
 }
 

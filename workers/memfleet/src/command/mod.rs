@@ -6,6 +6,7 @@ pub mod consensus;
 pub mod contract;
 pub mod dead;
 pub mod keys;
+pub mod maintenance;
 pub mod migrate;
 pub mod nats;
 pub mod publish;
