@@ -5,16 +5,20 @@
 //! (docs/adr/0052). A run takes a slice of the users, and at most 2,000 rows (`store/sweep.rs`):
 //!
 //! 1. it locks the row of its progress, so that one run is under way at a time;
-//! 2. it expires, deletes or anonymises what is due, children before the rows that they refer to, and leaves out what another
+//! 2. it removes what has been archived before (`archives.rs`), if nothing has changed it since;
+//! 3. it expires, deletes or anonymises what is due, children before the rows that they refer to, and leaves out what another
 //!    transaction holds;
-//! 3. it moves on to the next slice if nothing is left in this one.
+//! 4. it moves on to the next slice if nothing is left in this one.
 //!
 //! All of it is one transaction, with an event for each session from which something was removed. While there are such events, the next
 //! run follows at once. A run that is killed leaves nothing, and the next one finds the same rows.
 //!
+//! What a policy archives is written into files, and read back, before that transaction (`archives.rs`, docs/adr/0053).
+//!
 //! Points of removed memories are deleted from the vector store before the next transaction (`points.rs`): until then the memory's row
 //! says that there are some, and no search finds them.
 
+mod archives;
 mod item;
 mod points;
 mod preview;
@@ -23,9 +27,11 @@ mod store;
 
 use std::time::Duration;
 
+use ::archive::{ArchiveError, Keys};
 use ::store::{Connection, Fault, Pool, PoolOptions};
+use archives::Archives;
 use chrono::Utc;
-use config::Settings;
+use config::{ArchiveSettings, Settings};
 use contract::{RETENTION_CLEANER, WorkerInfo};
 use keys::DataKeys;
 use runtime::readiness::probe;
@@ -35,6 +41,7 @@ use vectors::VectorStore;
 pub use item::{Job, RetentionItem};
 pub use points::Removed;
 pub use preview::preview;
+use store::sweep::sweep_with;
 pub use store::sweep::{Effect, Line, ROWS, Swept, sweep};
 
 pub(crate) type Message = runtime::Message<RetentionItem>;
@@ -47,6 +54,7 @@ pub struct RetentionCleaner {
     pool: Pool,
     /// `None`: none is configured, and there are no points to remove.
     vectors: Option<VectorStore>,
+    archive: ArchiveSettings,
 }
 
 impl std::fmt::Debug for RetentionCleaner {
@@ -64,6 +72,16 @@ pub enum OpenError {
     /// The vector store cannot be used as configured.
     #[error("retention-cleaner cannot start: {0}")]
     Vectors(#[from] vectors::VectorError),
+    /// Archives cannot be signed.
+    #[error("retention-cleaner cannot start: {0}")]
+    Archive(#[from] ArchiveError),
+}
+
+/// What a run has done before its transaction.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    removed: Removed,
+    archives: Archives,
 }
 
 impl RetentionCleaner {
@@ -72,6 +90,10 @@ impl RetentionCleaner {
     /// # Errors
     /// [`OpenError`].
     pub fn open(settings: &Settings) -> Result<Self, OpenError> {
+        // The target itself may be away for a while, as a disk or a server may.
+        if settings.archive.url.is_some() {
+            Keys::signing(&settings.archive)?;
+        }
         let pool = ::store::open_pool(
             &settings.postgres.url_of(&RETENTION_CLEANER.role()),
             &PoolOptions {
@@ -82,7 +104,7 @@ impl RetentionCleaner {
                 lock_timeout: Duration::from_millis(settings.postgres.lock_timeout_ms),
             },
         )?;
-        Ok(Self { pool, vectors: VectorStore::open(&settings.vectors)? })
+        Ok(Self { pool, vectors: VectorStore::open(&settings.vectors)?, archive: settings.archive.clone() })
     }
 }
 
@@ -90,7 +112,7 @@ impl ExternalWorker for RetentionCleaner {
     const INFO: &'static WorkerInfo = &RETENTION_CLEANER;
     const MAX_BATCH: usize = 64;
     type Item = RetentionItem;
-    type Prepared = Removed;
+    type Prepared = Prepared;
     type Finding = ();
 
     async fn probe(&self) -> ProbeResults {
@@ -103,18 +125,20 @@ impl ExternalWorker for RetentionCleaner {
         &'a self,
         batch: &'a [&'a Message],
         grants: &'a [&'a str],
-    ) -> Result<Removed, Fault> {
+    ) -> Result<Prepared, Fault> {
         match batch {
             [tick] if matches!(tick.request, RetentionItem::Tick(_)) => {
                 runs::begin(&self.pool, tick).await?;
-                points::remove(&self.pool, self.vectors.as_ref(), grants).await
+                let removed = points::remove(&self.pool, self.vectors.as_ref(), grants).await?;
+                let archives = archives::prepare(&self.pool, &self.archive, tick.request_id, grants).await?;
+                Ok(Prepared { removed, archives })
             }
-            _ => Ok(Removed::default()),
+            _ => Ok(Prepared::default()),
         }
     }
 
-    fn join(&self, one: Removed, other: Removed) -> Removed {
-        one.with(other)
+    fn join(&self, one: Prepared, other: Prepared) -> Prepared {
+        Prepared { removed: one.removed.with(other.removed), archives: one.archives.with(other.archives) }
     }
 
     async fn write<'a>(
@@ -122,14 +146,14 @@ impl ExternalWorker for RetentionCleaner {
         connection: &'a mut Connection,
         batch: &'a [&'a Message],
         _: &'a DataKeys,
-        prepared: &'a Removed,
+        prepared: &'a Prepared,
     ) -> Result<Written<()>, Fault> {
         let verdicts = match batch {
             // A tick is a batch of its own.
             [tick] if matches!(tick.request, RetentionItem::Tick(_)) => {
                 vec![tick_verdict(connection, tick, prepared).await?]
             }
-            requests => store::policies::write(connection, requests).await?,
+            requests => store::policies::write(connection, requests, self.archive.url.is_some()).await?,
         };
         Ok(Written { verdicts, findings: Vec::new() })
     }
@@ -137,7 +161,7 @@ impl ExternalWorker for RetentionCleaner {
     async fn clean_up<'a>(
         &'a self,
         ended: &'a [Ended<'a, RetentionItem, ()>],
-        _: &'a Removed,
+        _: &'a Prepared,
     ) -> Result<(), Fault> {
         for ended in ended.iter().filter(|ended| !ended.committed) {
             if let RetentionItem::Tick(_) = ended.message.request {
@@ -151,14 +175,17 @@ impl ExternalWorker for RetentionCleaner {
 async fn tick_verdict(
     connection: &mut Connection,
     tick: &Message,
-    prepared: &Removed,
+    prepared: &Prepared,
 ) -> Result<Verdict, Fault> {
     let Some(progress) = store::progress::lock(connection).await? else {
         return Ok(Verdict::Unchanged("another run is under way".into()));
     };
     let users = store::progress::users(connection).await?;
-    points::forget(connection, prepared).await?;
-    let swept = sweep(connection, Utc::now(), &users, ROWS, tick.request_id).await?;
+    points::forget(connection, &prepared.removed).await?;
+    let at = Utc::now();
+    let (archives, failure) = prepared.archives.usable(at);
+    let mut swept = sweep_with(connection, at, &users, ROWS, tick.request_id, &archives).await?;
+    swept.failure = failure;
     store::progress::advance(connection, progress, &swept).await?;
     runs::finish(connection, tick, &swept).await?;
     Ok(match swept.events.is_empty() {

@@ -1,7 +1,7 @@
 //! The rows of `job_runs`: what each run examined and changed, how long it took, and why it failed.
 
 use ::store::{Connection, Fault, Pool};
-use diesel::sql_types::{BigInt, Text, Uuid as SqlUuid};
+use diesel::sql_types::{BigInt, Nullable, Text, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 
 use crate::store::sweep::Swept;
@@ -13,7 +13,7 @@ const BEGIN: &str = "
     INSERT INTO job_runs AS r (id, job) VALUES ($1, $2)
     ON CONFLICT (id) DO UPDATE SET deliveries = r.deliveries + 1";
 const FINISH: &str = "
-    UPDATE job_runs SET finished_at = clock_timestamp(), examined = $2, changed = $3, skipped = $4, details = $5::jsonb, failure = NULL
+    UPDATE job_runs SET finished_at = clock_timestamp(), examined = $2, changed = $3, skipped = $4, details = $5::jsonb, failure = $6
     WHERE id = $1";
 const FAIL: &str = "
     UPDATE job_runs SET finished_at = clock_timestamp(), failure = 'it became a dead letter, which has the reason: memfleet dead list'
@@ -30,7 +30,7 @@ pub(crate) async fn begin(pool: &Pool, tick: &Message) -> Result<(), Fault> {
     begun.map(|_| ())
 }
 
-/// Notes what a run did, in its transaction.
+/// Notes what a run did, in its transaction; also what it could not do.
 pub(crate) async fn finish(connection: &mut Connection, tick: &Message, swept: &Swept) -> Result<(), Fault> {
     let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
     let details = serde_json::json!({ "lines": swept.lines, "has_more": swept.has_more });
@@ -39,7 +39,8 @@ pub(crate) async fn finish(connection: &mut Connection, tick: &Message, swept: &
         .bind::<BigInt, _>(count(swept.examined))
         .bind::<BigInt, _>(count(swept.changed()))
         .bind::<BigInt, _>(count(swept.examined.saturating_sub(swept.changed())))
-        .bind::<Text, _>(details.to_string());
+        .bind::<Text, _>(details.to_string())
+        .bind::<Nullable<Text>, _>(swept.failure.as_deref());
     ::store::prepared(query).execute(connection).await?;
     Ok(())
 }
