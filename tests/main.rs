@@ -9,6 +9,7 @@ mod support;
 
 mod added_rows;
 mod anchors;
+mod archives;
 mod asyncapi;
 mod attack;
 mod audit;

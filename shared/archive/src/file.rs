@@ -51,7 +51,7 @@ pub(crate) fn encode(rows: &Rows) -> Result<Vec<u8>, ParquetError> {
 /// Takes the values of a variant.
 macro_rules! of {
     ($variant:ident, $value:ident => $taken:expr) => {
-        |value| if let Value::$variant($value) = value { $taken } else { None }
+        |value: &Value| if let Value::$variant($value) = value { $taken } else { None }
     };
 }
 

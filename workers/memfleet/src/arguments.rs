@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::command::{
-    ask::AskArgs, audit::AuditArgs, consensus::ConsensusArgs, contract::ContractArgs, dead::DeadArgs,
-    keys::KeysArgs, migrate::MigrateArgs, nats::NatsArgs, publish::PublishArgs, recover::RecoverArgs,
-    replay::ReplayArgs, retention::RetentionArgs, run::RunArgs, schedule::ScheduleArgs,
+    archive::ArchiveArgs, ask::AskArgs, audit::AuditArgs, consensus::ConsensusArgs, contract::ContractArgs,
+    dead::DeadArgs, keys::KeysArgs, migrate::MigrateArgs, nats::NatsArgs, publish::PublishArgs,
+    recover::RecoverArgs, replay::ReplayArgs, retention::RetentionArgs, run::RunArgs, schedule::ScheduleArgs,
     security::SecurityArgs, status::StatusArgs, sync::SyncArgs, tail::TailArgs, token::TokenArgs,
     vectors::VectorsArgs,
 };
@@ -76,6 +76,8 @@ pub enum Command {
     Sync(SyncArgs),
     /// Show retention policies and what they remove; run the sweep at once.
     Retention(RetentionArgs),
+    /// List, verify, restore and search archives of rows whose retention is over.
+    Archive(ArchiveArgs),
     /// List, change, pause and run the schedules of jobs; show their runs.
     Schedule(ScheduleArgs),
     /// Print a user's events as they happen.

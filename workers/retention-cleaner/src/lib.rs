@@ -29,7 +29,6 @@ use std::time::Duration;
 
 use ::archive::{ArchiveError, Keys};
 use ::store::{Connection, Fault, Pool, PoolOptions};
-use archives::Archives;
 use chrono::Utc;
 use config::{ArchiveSettings, Settings};
 use contract::{RETENTION_CLEANER, WorkerInfo};
@@ -38,9 +37,11 @@ use runtime::readiness::probe;
 use runtime::{Dependency, Ended, ExternalWorker, ProbeResults, Verdict, Written};
 use vectors::VectorStore;
 
+pub use archives::Archives;
 pub use item::{Job, RetentionItem};
 pub use points::Removed;
 pub use preview::preview;
+pub use store::archive::{TableColumn, columns};
 use store::sweep::sweep_with;
 pub use store::sweep::{Effect, Line, ROWS, Swept, sweep};
 

@@ -75,14 +75,20 @@ pub(crate) async fn has_policies(connection: &mut Connection) -> Result<bool, Fa
     Ok(rows.iter().any(|row| row.has))
 }
 
-/// The name of a column as SQL, and the column.
-struct Described {
-    quoted: String,
-    column: Column,
+/// A column of a table as it is at present.
+#[derive(Clone, Debug)]
+pub struct TableColumn {
+    /// Its name as SQL has it.
+    pub quoted: String,
+    /// The column.
+    pub column: Column,
 }
 
-/// The columns of a table.
-async fn columns(connection: &mut Connection, table: &str) -> Result<Vec<Described>, Fault> {
+/// The columns of a table, which rows of archives have.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn columns(connection: &mut Connection, table: &str) -> Result<Vec<TableColumn>, Fault> {
     #[derive(QueryableByName)]
     struct Row {
         #[diesel(sql_type = Text)]
@@ -104,19 +110,19 @@ async fn columns(connection: &mut Connection, table: &str) -> Result<Vec<Describ
     let rows: Vec<Row> = ::store::prepared(query).load(connection).await?;
     let described = |row: Row| {
         let kind = Kind::of(&row.sql_type, &row.category);
-        Described { quoted: row.quoted, column: Column { name: row.name, sql_type: row.sql_type, kind } }
+        TableColumn { quoted: row.quoted, column: Column { name: row.name, sql_type: row.sql_type, kind } }
     };
     Ok(rows.into_iter().map(described).collect())
 }
 
 /// The texts of a row's values, as an array.
-fn cells(columns: &[Described]) -> String {
+fn cells(columns: &[TableColumn]) -> String {
     let texts = columns.iter().map(|one| one.column.kind.text_of(&format!("t.{}", one.quoted)));
     format!("ARRAY[{}]::text[]", texts.collect::<Vec<_>>().join(", "))
 }
 
 /// Takes the users ($1), the time ($2), the most rows ($3) and the most bytes ($4). The text is the same as long as the table is.
-fn read_statement(name: &str, columns: &[Described]) -> String {
+fn read_statement(name: &str, columns: &[TableColumn]) -> String {
     let due = match name {
         "simple_chat_context" => "due_contexts",
         "agent_context_states" => "due_agent_contexts",
@@ -194,7 +200,7 @@ pub(crate) async fn read(
 
 fn collect(
     name: &str,
-    described: Vec<Described>,
+    described: Vec<TableColumn>,
     read: Vec<Read>,
 ) -> Result<(Vec<ArchivedRow>, Rows), Fault> {
     let mut rows = Rows::new(name, described.into_iter().map(|one| one.column).collect());
@@ -210,7 +216,7 @@ fn collect(
 async fn read_part(
     connection: &mut Connection,
     part: &str,
-    described: &[Described],
+    described: &[TableColumn],
     (owner, rows): (&str, &[ArchivedRow]),
 ) -> Result<Vec<Read>, Fault> {
     let of_rows = match part {
