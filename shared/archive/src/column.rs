@@ -74,12 +74,9 @@ impl Kind {
     }
 
     /// An SQL expression for the value of this type, of an expression for the text that
-    /// [`Value::to_text`](crate::Value::to_text) writes: the reverse of [`text_of`](Self::text_of).
+    /// [`Value::to_text`](crate::Value::to_text) writes.
     pub fn value_of(self, expression: &str, sql_type: &str) -> String {
         match self {
-            Self::Time => {
-                format!("(timestamptz 'epoch' + ({expression})::bigint * interval '1 microsecond')::{sql_type}")
-            }
             Self::Bytes => format!("decode({expression}, 'hex')"),
             Self::Array => format!(
                 "CASE WHEN {expression} IS NOT NULL THEN ARRAY(SELECT e.value FROM jsonb_array_elements_text(({expression})::jsonb)
@@ -91,7 +88,8 @@ impl Kind {
             | Self::Double
             | Self::Text
             | Self::Json
-            | Self::Uuid => format!("({expression})::{sql_type}"),
+            | Self::Uuid
+            | Self::Time => format!("({expression})::{sql_type}"),
         }
     }
 

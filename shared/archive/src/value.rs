@@ -62,7 +62,8 @@ impl Value {
         match self {
             Self::Null => None,
             Self::Boolean(value) => Some(value.to_string()),
-            Self::Integer(value) | Self::Time(value) => Some(value.to_string()),
+            Self::Integer(value) => Some(value.to_string()),
+            Self::Time(micros) => Some(rfc3339(*micros)),
             Self::Double(value) => Some(value.to_string()),
             Self::Text(value) => Some(value.clone()),
             Self::Uuid(value) => Some(value.to_string()),
@@ -96,10 +97,7 @@ impl Value {
             }
             Self::Text(value) => value.as_str().into(),
             Self::Uuid(value) => value.to_string().into(),
-            Self::Time(micros) => match self.time() {
-                Some(time) => time.to_rfc3339_opts(SecondsFormat::AutoSi, true).into(),
-                None => (*micros).into(),
-            },
+            Self::Time(micros) => rfc3339(*micros).into(),
             Self::Bytes(value) => HEXLOWER.encode(value).into(),
         }
     }
@@ -118,6 +116,12 @@ impl Value {
                 | Self::Time(_) => 0,
             }
     }
+}
+
+/// The time as text. PostgreSQL has times that this cannot express, and columns of memfleet's tables do not.
+fn rfc3339(micros: i64) -> String {
+    DateTime::from_timestamp_micros(micros)
+        .map_or_else(|| micros.to_string(), |time| time.to_rfc3339_opts(SecondsFormat::AutoSi, true))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! rows that are as they are in the archive, and names it. A run that is killed before leaves files that nothing names, and all rows.
 
 use ::archive::{ArchiveError, Draft, Keys, TABLES, Table, Target};
-use ::store::{Fault, Pool, security};
+use ::store::{Connection, Fault, Pool, security};
 use chrono::{DateTime, TimeDelta, Utc};
 use config::ArchiveSettings;
 use diesel_async::AsyncConnection;
@@ -75,18 +75,23 @@ pub(crate) async fn prepare(
 
 async fn read(pool: &Pool, table: &Table, most: i32, grants: &[&str]) -> Result<Option<Due>, Fault> {
     let mut connection = ::store::acquire(pool).await?;
-    let due = connection
-        .transaction(async |connection| {
-            security::open_context(connection, grants).await?;
-            if !archive::has_policies(connection).await? {
-                return Ok(None);
-            }
-            let users = progress::users(connection).await?;
-            archive::read(connection, table, Utc::now(), &users, most).await
-        })
-        .await;
+    let due = connection.transaction(async |connection| due(connection, table, most, grants).await).await;
     ::store::discard_if_unusable(connection, &due);
     due
+}
+
+async fn due(
+    connection: &mut Connection,
+    table: &Table,
+    most: i32,
+    grants: &[&str],
+) -> Result<Option<Due>, Fault> {
+    security::open_context(connection, grants).await?;
+    if !archive::has_policies(connection).await? {
+        return Ok(None);
+    }
+    let users = progress::users(connection).await?;
+    archive::read(connection, table, Utc::now(), &users, most).await
 }
 
 async fn write(

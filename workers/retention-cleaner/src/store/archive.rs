@@ -186,12 +186,12 @@ pub(crate) async fn read(
     let mut owner = table.name;
     for part in table.parts {
         let described = columns(connection, part).await?;
-        let owners = if owner == table.name { &rows } else { &parts };
+        let owners = if owner == table.name { rows.as_slice() } else { parts.as_slice() };
         let read = read_part(connection, part, &described, (owner, owners)).await?;
         let (known, rows) = collect(part, described, read)?;
         tables.push(rows);
         if *part != ENCRYPTED_FIELDS {
-            (parts, owner) = (known, part);
+            (parts, owner) = (known, *part);
         }
     }
     let policies = policies(connection, &rows).await?;

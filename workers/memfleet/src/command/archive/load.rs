@@ -139,6 +139,11 @@ pub(super) fn number(value: &Value) -> Option<i32> {
     if let Value::Integer(number) = value { i32::try_from(*number).ok() } else { None }
 }
 
+/// The value as a number of any size.
+pub(super) fn big_number(value: &Value) -> Option<i64> {
+    if let Value::Integer(number) = value { Some(*number) } else { None }
+}
+
 /// The value as an id.
 pub(super) fn uuid(value: &Value) -> Option<Uuid> {
     if let Value::Uuid(id) = value { Some(*id) } else { None }

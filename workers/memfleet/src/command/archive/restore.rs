@@ -13,7 +13,7 @@ use store::Connection;
 use uuid::Uuid;
 
 use super::load::{self, Archive, Filter, PAGE, Source};
-use super::rows::{erased, insert, note, without_session};
+use super::rows::{clocks, erased, insert, note, without_session};
 
 #[derive(Debug, Args)]
 pub(super) struct RestoreArgs {
@@ -141,6 +141,9 @@ async fn restore(
             !missing.contains(&(user_of(rows, row), session))
         });
         report.without_session = before - rows.len();
+    }
+    if table.name == "blackboard_events" {
+        clocks(connection, &rows).await?;
     }
     let inserted = insert(connection, &rows).await?;
     report.restored = inserted.len();

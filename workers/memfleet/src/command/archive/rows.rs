@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use archive::Rows;
 use diesel::QueryableByName;
 use diesel::pg::Pg;
-use diesel::sql_types::{Array, Integer, Nullable, Text, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Integer, Nullable, Text, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use store::Connection;
 use uuid::Uuid;
@@ -57,6 +57,39 @@ pub(super) async fn without_session(
     let query = diesel::sql_query(MISSING).bind::<Array<Integer>, _>(users).bind::<Array<Text>, _>(sessions);
     let missing: Vec<Session> = query.load(connection).await.context("cannot look for the sessions")?;
     Ok(missing.into_iter().map(|one| (one.user_id, one.session_id)).collect())
+}
+
+/// Gives the sessions of events their clocks, which went with their last event. The events have been published: without a clock that says
+/// so, the next worker that appends one would publish them again.
+pub(super) async fn clocks(connection: &mut Connection, events: &Rows) -> anyhow::Result<()> {
+    const CLOCKS: &str = "
+        INSERT INTO session_clocks AS c (user_id, session_id, published_sequence, logical_time)
+        SELECT i.user_id, i.session_id, max(i.event_sequence), max(i.logical_timestamp)
+        FROM unnest($1::integer[], $2::text[], $3::bigint[], $4::bigint[]) AS i (user_id, session_id, event_sequence, logical_timestamp)
+        GROUP BY i.user_id, i.session_id ORDER BY i.user_id, i.session_id
+        ON CONFLICT (user_id, session_id) DO UPDATE SET published_sequence = greatest(c.published_sequence, excluded.published_sequence)";
+    let (mut users, mut sessions, mut sequences, mut times) = (vec![], vec![], vec![], vec![]);
+    for row in 0..events.len() {
+        let known = (
+            load::number(events.get(row, "user_id")),
+            load::text(events.get(row, "session_id")),
+            load::big_number(events.get(row, "event_sequence")),
+            load::big_number(events.get(row, "logical_timestamp")),
+        );
+        if let (Some(user), Some(session), Some(sequence), Some(time)) = known {
+            users.push(user);
+            sessions.push(session);
+            sequences.push(sequence);
+            times.push(time);
+        }
+    }
+    let query = diesel::sql_query(CLOCKS)
+        .bind::<Array<Integer>, _>(users)
+        .bind::<Array<Text>, _>(sessions)
+        .bind::<Array<BigInt>, _>(sequences)
+        .bind::<Array<BigInt>, _>(times);
+    query.execute(connection).await.context("cannot restore the clocks of the sessions")?;
+    Ok(())
 }
 
 /// Inserts rows unless their place is taken. Gives those that were inserted.
