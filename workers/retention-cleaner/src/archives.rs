@@ -100,8 +100,8 @@ async fn write(
     run: Uuid,
     due: Due,
 ) -> Result<Archived, ArchiveError> {
-    let key = Keys::signing(settings)?;
     let target = Target::open(settings)?;
+    let key = Keys::signing(settings)?;
     let Due { rows, parts, tables, policies, has_more } = due;
     let draft = Draft { id: Uuid::now_v7(), run, created_at: Utc::now(), policies, tables };
     let written = ::archive::write(&target, &key, draft).await?;

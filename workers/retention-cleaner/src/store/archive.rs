@@ -219,16 +219,18 @@ async fn read_part(
     described: &[TableColumn],
     (owner, rows): (&str, &[ArchivedRow]),
 ) -> Result<Vec<Read>, Fault> {
-    let of_rows = match part {
-        ENCRYPTED_FIELDS => "t.row_id = i.id AND t.table_name = $3",
+    let joined = match part {
+        ENCRYPTED_FIELDS => {
+            "JOIN encrypted_fields t ON t.user_id = i.user_id AND t.row_id = i.id AND t.table_name = $3"
+        }
         _ => {
-            "$3 IS NOT NULL AND EXISTS (SELECT FROM chat_mode_sessions s WHERE s.user_id = t.user_id AND s.session_id = t.session_id AND s.id = i.id)"
+            "JOIN chat_mode_sessions s ON s.user_id = i.user_id AND s.id = i.id AND $3 IS NOT NULL
+            JOIN chat_session_summary t ON t.user_id = s.user_id AND t.session_id = s.session_id"
         }
     };
     let sql = format!(
         "SELECT t.user_id, t.id, t.xmin::text AS row_version, t.id AS policy_id, {} AS cells, 0::bigint AS found
-        FROM unnest($1::integer[], $2::uuid[]) AS i (user_id, id) JOIN {part} t ON t.user_id = i.user_id AND {of_rows}
-        ORDER BY t.user_id, t.id",
+        FROM unnest($1::integer[], $2::uuid[]) AS i (user_id, id) {joined} ORDER BY t.user_id, t.id",
         cells(described)
     );
     let query = diesel::sql_query(sql)
