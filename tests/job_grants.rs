@@ -134,6 +134,13 @@ async fn a_job_is_minted_by_its_own_role_alone() {
         let refusal =
             if has_jobs { "this role has no such job" } else { "permission denied for function job_grants" };
         assert_refused(attempt(&mut worker, &call(JOB)).await, refusal, &format!("{role} has no job"));
+        let note =
+            format!("SELECT sec.note_job_run('{JOB}', gen_random_uuid(), now(), 1, 1, 0, NULL, '{{}}')");
+        let noted = attempt(&mut worker, &note).await;
+        assert!(
+            noted.is_err_and(|error| error.contains("permission denied") || error.contains("no such job")),
+            "{role}"
+        );
     }
     // A role that has a job of its own may call the function, and mints that one alone.
     let due = due_function("due_other", "SELECT 3");

@@ -69,6 +69,7 @@ mod retention_properties;
 mod revocation;
 mod rotation;
 mod router_logger;
+mod schedules;
 mod schema;
 mod schema_file;
 mod seal;

@@ -152,10 +152,10 @@ async fn a_run_removes_what_is_due_and_says_so() {
     let trail = "audit.audit_log WHERE operation = 'DELETE' AND service = 'job:retention-sweep' AND table_name = 'chat_mode_sessions'";
     assert_eq!(fixture.count(trail).await, 1);
     assert!(
-        fixture.count("job_runs WHERE finished_at IS NOT NULL AND failure IS NULL AND changed > 0").await
+        fixture.count("job_runs WHERE failure IS NULL AND changed > 0 AND finished_at >= started_at").await
             >= 1
     );
-    assert_eq!(fixture.count("job_runs WHERE finished_at IS NULL").await, 0);
+    assert_eq!(fixture.count("job_runs WHERE failure IS NOT NULL").await, 0);
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
     worker.stop().await.expect("a clean end");
 }
@@ -268,6 +268,24 @@ async fn rows_that_another_transaction_holds_are_left_to_the_next_run() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_under_way_is_not_started_twice() {
+    use diesel_async::SimpleAsyncConnection as _;
+    let fixture = Fixture::new().await;
+    without_schedule(&fixture).await;
+    with_old_sessions(&fixture, 1..=2, 400).await;
+    let mut other = fixture.connection().await;
+    other.batch_execute("BEGIN; SELECT FROM retention_state FOR UPDATE").await.expect("its lock");
+    let worker = fixture.run(cleaner(&fixture));
+    tick(&fixture).await;
+    assert_eq!(fixture.count("chat_mode_sessions WHERE session_id = 'ended'").await, 2);
+    assert_eq!(fixture.lines("concat_ws(' ', examined, changed) FROM job_runs").await, ["0 0"]);
+    other.batch_execute("COMMIT").await.expect("its end");
+    sweep_all(&fixture).await;
+    assert_eq!(fixture.count("chat_mode_sessions WHERE session_id = 'ended'").await, 0);
+    worker.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dry_run_counts_what_the_runs_remove() {
     let fixture = Fixture::new().await;
     without_schedule(&fixture).await;
@@ -374,10 +392,7 @@ async fn schedules_are_listed_set_paused_and_run_at_once() {
     }
     let worker = fixture.run(cleaner(&fixture));
     succeeds(&["schedule", "run-now", "retention-sweep"]).await;
-    testkit::eventually("a run", async || {
-        (fixture.count("job_runs WHERE finished_at IS NOT NULL").await == 1).then_some(())
-    })
-    .await;
+    testkit::eventually("a run", async || (fixture.count("job_runs").await == 1).then_some(())).await;
     worker.stop().await.expect("a clean end");
     let history = run(&fixture, &["schedule", "history", "retention-sweep"]).await;
     assert!(history.out.contains("completed"), "{}", history.all());

@@ -1,6 +1,7 @@
 //! The contract of a worker: several events of one message, verdicts, and ticks.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use runtime::{EventDraft, Message, Retry, Verdict, WorkItem, Worker};
 use serde_json::{Value, json};
 use store::{Connection, Fault};
 use testkit::{Fixture, context, eventually, session, set_duplicate_window, user};
+use tokio::sync::Semaphore;
 use topology::Topology;
 
 /// context-writer, whose contexts cause more events than one.
@@ -360,6 +362,9 @@ async fn deliver_again(fixture: &Fixture) {
     topology::apply(&fixture.jetstream, &consumers).await.expect("a new consumer");
 }
 
+const RUNS: &str =
+    "concat_ws(' ', job, tries, examined, changed, skipped, failure) FROM job_runs ORDER BY finished_at";
+
 const TOUCHED: &str = "concat_ws(' ', user_id, priority) FROM simple_chat_context ORDER BY user_id";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -394,11 +399,19 @@ async fn a_tick_acts_for_the_users_whose_work_is_due_once_however_often_it_is_de
     tick(&fixture).await;
     ticked(&fixture, 2).await;
     assert_eq!(fixture.lines(TOUCHED).await, ["1 2", "2 2", "3 1", "4 1"]);
-    // And one without work changes nothing.
+    // And one without work changes nothing. Of such runs, there is the last.
     tick(&fixture).await;
     ticked(&fixture, 3).await;
     let report = worker.stats.report();
     assert_eq!((report.applied, report.repeated, report.unchanged), (1, 1, 1), "{report:?}");
+    let runs = ["expire-contexts 1 2 2 0", "expire-contexts 1 2 2 0", "expire-contexts 1 0 0 0"];
+    assert_eq!(fixture.lines(RUNS).await, runs);
+    let idle = "id FROM job_runs WHERE is_idle";
+    let before = fixture.lines(idle).await;
+    tick(&fixture).await;
+    ticked(&fixture, 4).await;
+    assert_eq!(fixture.lines(RUNS).await, runs);
+    assert_ne!(fixture.lines(idle).await, before);
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
     worker.stop().await.expect("a clean end");
 }
@@ -452,7 +465,94 @@ async fn a_tick_does_not_touch_the_platform_rows_nor_stop_at_one_users_row() {
     ticked(&fixture, 2).await;
     assert_eq!(fixture.lines(users).await, ["0 1", "1 1", "2 2"]);
     assert_eq!(fixture.dead_letters().await.len(), 1);
+    let runs = fixture.lines(RUNS).await;
+    assert!(
+        runs.len() == 2
+            && runs[0].starts_with("expire-contexts 1 1 1 0 not for all users: ")
+            && runs[1].starts_with("expire-contexts 1 0 0 0 ")
+            && runs.iter().all(|run| run.contains("stuck")),
+        "{runs:?}"
+    );
     worker.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_keeps_its_last_1000_runs_for_a_month() {
+    let fixture = with_job().await;
+    let add = |runs: &str, days: i32| {
+        format!(
+            "INSERT INTO job_runs (id, job, started_at, examined, changed, skipped)
+             SELECT gen_random_uuid(), 'expire-contexts', now() - interval '{days} days' - make_interval(secs => n), 1, 1, 0
+             FROM generate_series({runs}) AS n"
+        )
+    };
+    fixture.execute(&add("1, 1005", 1)).await;
+    let worker = fixture.run(Cleaner);
+    tick(&fixture).await;
+    ticked(&fixture, 1).await;
+    assert_eq!(fixture.count("job_runs").await, 1_001);
+    fixture.execute("DELETE FROM job_runs").await;
+    fixture.execute(&add("1, 9", 31)).await;
+    tick(&fixture).await;
+    ticked(&fixture, 2).await;
+    assert_eq!(fixture.count("job_runs").await, 1);
+    worker.stop().await.expect("a clean end");
+}
+
+/// A job whose runs wait until they are let go.
+#[derive(Clone)]
+struct Slow {
+    running: Arc<AtomicU32>,
+    most: Arc<AtomicU32>,
+    go: Arc<Semaphore>,
+}
+
+impl Worker for Slow {
+    const INFO: &'static WorkerInfo = &CLEANER;
+    type Item = Sweep;
+
+    async fn write<'a>(
+        &'a self,
+        _: &'a mut Connection,
+        batch: &'a [&'a Message<Sweep>],
+        _: &'a DataKeys,
+    ) -> Result<Vec<Verdict>, Fault> {
+        self.most.fetch_max(self.running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        let permit = self.go.acquire().await;
+        self.running.fetch_sub(1, Ordering::SeqCst);
+        drop(permit);
+        Ok(vec![Verdict::unchanged(batch[0])])
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_under_way_is_not_started_twice() {
+    let fixture = with_job().await;
+    let slow = Slow { running: Arc::default(), most: Arc::default(), go: Arc::new(Semaphore::new(0)) };
+    let workers = [fixture.run(slow.clone()), fixture.run(slow.clone())];
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Nats-Schedule", "@every 1s");
+    headers.insert("Nats-Schedule-Target", "memory.job.expire-contexts");
+    let sent =
+        fixture.jetstream.publish_with_headers("memory.schedule.expire-contexts", headers, "".into()).await;
+    sent.expect("a publish").await.expect("a stored schedule");
+    let consumer = fixture.consumer("JOBS", "gpu-allocator-jobs").await;
+    eventually("two ticks wait for the first one", async || {
+        let info = consumer.get_info().await.ok()?;
+        (info.num_ack_pending == 1 && info.num_pending >= 2).then_some(())
+    })
+    .await;
+    assert_eq!(slow.running.load(Ordering::SeqCst), 1);
+    slow.go.add_permits(1);
+    eventually("three ticks are acknowledged", async || {
+        let info = consumer.get_info().await.ok()?;
+        (info.ack_floor.consumer_sequence >= 3).then_some(())
+    })
+    .await;
+    assert_eq!(slow.most.load(Ordering::SeqCst), 1, "two runs at once");
+    for worker in workers {
+        worker.stop().await.expect("a clean end");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

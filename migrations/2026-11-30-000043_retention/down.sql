@@ -7,7 +7,6 @@ SELECT sec.revoke_worker('w_retention_cleaner', '{
     "data_retention_policies": ["SELECT", "INSERT", "UPDATE"],
     "retention_holds": ["SELECT", "INSERT", "UPDATE"],
     "retention_state": ["SELECT", "UPDATE"],
-    "job_runs": ["SELECT", "INSERT", "UPDATE", "DELETE"],
     "simple_chat_context": ["SELECT", "UPDATE", "DELETE"],
     "agent_context_states": ["SELECT", "UPDATE", "DELETE"],
     "encrypted_fields": ["SELECT", "DELETE"],
@@ -23,6 +22,21 @@ DROP FUNCTION sec.due_retention_sweep, sec.retention_slice, sec.forget_clocks, s
     sec.due_events, sec.due_tombstones, sec.due_sessions, sec.due_syncs, sec.due_memories, sec.due_decisions, sec.due_agent_contexts,
     sec.due_contexts, sec.due_expired_agent_contexts, sec.due_expired_contexts, sec.retention_rules, sec.retention_rule, sec.is_held,
     sec.platform_holds, sec.platform_policies;
+
+CREATE OR REPLACE FUNCTION sec.worker_functions() RETURNS regprocedure[] LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT ARRAY['sec.open_context(text[], text, text)', 'sec.current_user_ids()', 'sec.context()',
+        'public.set_security_context(integer, text, text)', 'public.get_current_user_id()',
+        'public.get_current_session_id()', 'public.get_current_service_name()', 'public.validate_security_context()',
+        'sec.excess_privileges()', 'sec.end_old_transactions()', 'sec.trust_version()', 'sec.trust_state()',
+        'sec.note_token_use(uuid[], timestamptz[])',
+        'sec.own_event_types()', 'sec.note_unpublished(integer)', 'sec.note_published(bigint[], uuid[])', 'sec.unpublished()',
+        'audit.record_refused_tokens(text[], text[], integer[], text[], uuid[])',
+        'audit.check_security_violation(text, text, integer, text, uuid)',
+        'audit.log_data_access(text, text, integer[], uuid[], bigint[])',
+        'audit.log_vector_operation(text, text, integer[], uuid[], bigint[])']::regprocedure[]
+$$;
+DROP FUNCTION sec.note_job_run;
 
 REVOKE SELECT (id) ON users FROM memfleet_due;
 REVOKE SELECT (id, user_id, table_name, chat_mode, keep_days, action, is_active) ON data_retention_policies FROM memfleet_due;

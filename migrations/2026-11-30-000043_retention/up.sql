@@ -58,26 +58,70 @@ CREATE TABLE retention_state (
 INSERT INTO retention_state DEFAULT VALUES;
 ALTER TABLE retention_state OWNER TO memfleet_owner;
 
--- The runs of scheduled jobs, one row for each tick. Nothing of a user.
+-- The runs of scheduled jobs, by their ticks: all that changed something, left something out or failed, and of the others the last one
+-- of each job. Nothing of a user. Workers write it by sec.note_job_run alone.
 CREATE TABLE job_runs (
     -- The id of the tick.
     id uuid PRIMARY KEY,
     job varchar(48) NOT NULL,
-    started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    -- How often it was delivered.
-    deliveries integer NOT NULL DEFAULT 1 CHECK (deliveries > 0),
-    -- NULL: it is under way, or ended without a result and is tried again.
-    finished_at timestamptz,
-    -- Rows that were due, those of them that were changed, and those left to the next run since another transaction held them.
-    examined bigint NOT NULL DEFAULT 0 CHECK (examined >= 0),
-    changed bigint NOT NULL DEFAULT 0 CHECK (changed >= 0),
-    skipped bigint NOT NULL DEFAULT 0 CHECK (skipped >= 0),
+    started_at timestamptz NOT NULL,
+    finished_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- How often it was tried: again after a failure.
+    tries integer NOT NULL DEFAULT 1 CHECK (tries > 0),
+    -- What was due, what of it was changed, and what was left to the next run, since another transaction held it. Of retention-sweep
+    -- these are rows; of other jobs, users who had work due, and events.
+    examined bigint NOT NULL CHECK (examined >= 0),
+    changed bigint NOT NULL CHECK (changed >= 0),
+    skipped bigint NOT NULL CHECK (skipped >= 0),
     failure text,
-    -- Counts by table.
-    details jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(details) = 'object')
+    -- More of what it did, by job.
+    details jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(details) = 'object'),
+    is_idle boolean NOT NULL GENERATED ALWAYS AS (changed = 0 AND skipped = 0 AND failure IS NULL) STORED
 );
 CREATE INDEX job_runs_by_job ON job_runs (job, started_at);
+CREATE UNIQUE INDEX job_runs_idle ON job_runs (job) WHERE is_idle;
 ALTER TABLE job_runs OWNER TO memfleet_owner;
+
+-- Notes a run of a job of this role. A job keeps its last 1,000 runs, for 30 days.
+CREATE FUNCTION sec.note_job_run(of_job text, tick uuid, began timestamptz, due bigint, done bigint, left_out bigint, problem text,
+    more text) RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    earlier integer;
+BEGIN
+    IF NOT EXISTS (SELECT FROM sec.jobs j WHERE j.job = of_job AND j.role_name = session_user) THEN
+        RAISE insufficient_privilege USING MESSAGE = 'the security context is refused: this role has no such job';
+    END IF;
+    DELETE FROM public.job_runs r WHERE r.id = tick AND r.job = of_job RETURNING r.tries INTO earlier;
+    INSERT INTO public.job_runs AS r (id, job, started_at, tries, examined, changed, skipped, failure, details)
+    VALUES (tick, of_job, began, coalesce(earlier, 0) + 1, due, done, left_out, left(problem, 2000), more::jsonb)
+    ON CONFLICT (job) WHERE is_idle DO UPDATE SET id = excluded.id, started_at = excluded.started_at, finished_at = excluded.finished_at,
+        tries = excluded.tries, examined = excluded.examined, details = excluded.details;
+    -- A few at a time, and more than are added.
+    DELETE FROM public.job_runs r WHERE r.id IN (SELECT o.id FROM public.job_runs o WHERE o.job = of_job AND o.started_at < greatest(
+            began - interval '30 days', (SELECT n.started_at FROM public.job_runs n WHERE n.job = of_job
+                ORDER BY n.started_at DESC OFFSET 1000 LIMIT 1))
+        ORDER BY o.started_at LIMIT 10 FOR UPDATE SKIP LOCKED);
+END $$;
+REVOKE EXECUTE ON FUNCTION sec.note_job_run FROM PUBLIC;
+ALTER FUNCTION sec.note_job_run OWNER TO memfleet_owner;
+
+-- What every worker may call that takes messages.
+CREATE OR REPLACE FUNCTION sec.worker_functions() RETURNS regprocedure[] LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT ARRAY['sec.open_context(text[], text, text)', 'sec.current_user_ids()', 'sec.context()',
+        'public.set_security_context(integer, text, text)', 'public.get_current_user_id()',
+        'public.get_current_session_id()', 'public.get_current_service_name()', 'public.validate_security_context()',
+        'sec.excess_privileges()', 'sec.end_old_transactions()', 'sec.trust_version()', 'sec.trust_state()',
+        'sec.note_token_use(uuid[], timestamptz[])',
+        'sec.own_event_types()', 'sec.note_unpublished(integer)', 'sec.note_published(bigint[], uuid[])', 'sec.unpublished()',
+        'sec.note_job_run(text, uuid, timestamptz, bigint, bigint, bigint, text, text)',
+        'audit.record_refused_tokens(text[], text[], integer[], text[], uuid[])',
+        'audit.check_security_violation(text, text, integer, text, uuid)',
+        'audit.log_data_access(text, text, integer[], uuid[], bigint[])',
+        'audit.log_vector_operation(text, text, integer[], uuid[], bigint[])']::regprocedure[]
+$$;
+SELECT sec.grant_worker(role_name) FROM sec.worker_privileges
+WHERE table_name = 'inbox'::regclass AND 'INSERT' = ANY (privileges);
 
 -- What was anonymised keeps its numbers.
 ALTER TABLE router_decision_log ADD COLUMN anonymised_at timestamptz;
@@ -367,7 +411,6 @@ SELECT sec.grant_worker('w_retention_cleaner', '{
     "data_retention_policies": ["SELECT", "INSERT", "UPDATE"],
     "retention_holds": ["SELECT", "INSERT", "UPDATE"],
     "retention_state": ["SELECT", "UPDATE"],
-    "job_runs": ["SELECT", "INSERT", "UPDATE", "DELETE"],
     "simple_chat_context": ["SELECT", "UPDATE", "DELETE"],
     "agent_context_states": ["SELECT", "UPDATE", "DELETE"],
     "encrypted_fields": ["SELECT", "DELETE"],

@@ -75,6 +75,9 @@ pub const DEAD_COUNT: &str = "Memfleet-Dead-Count";
 /// [`WAKES`](crate::WAKES_STREAM), where only the worker of the job publishes.
 pub const WOKEN: &str = "Memfleet-Woken";
 
+/// In the place of the schedule of a job that an operator has paused: how often it runs otherwise.
+pub const PAUSED: &str = "Memfleet-Paused-Schedule";
+
 /// On a tick: the subject of the schedule that published it. The server sets it.
 pub const SCHEDULER: &str = "Nats-Scheduler";
 

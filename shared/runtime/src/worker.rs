@@ -12,6 +12,7 @@ use contract::{
     StreamRequest, Tick, UserId, WorkerInfo,
 };
 use keys::DataKeys;
+use store::job_runs::Counts;
 use store::{Connection, Fault};
 use uuid::Uuid;
 
@@ -180,7 +181,7 @@ impl<W: Worker> ExternalWorker for W {
         (): &'a (),
     ) -> Result<Written<()>, Fault> {
         let verdicts = Worker::write(self, connection, batch, keys).await?;
-        Ok(Written { verdicts, findings: Vec::new() })
+        Ok(verdicts.into())
     }
 
     async fn clean_up<'a>(&'a self, _: &'a [Ended<'a, Self::Item, ()>], (): &'a ()) -> Result<(), Fault> {
@@ -196,6 +197,15 @@ pub struct Written<F> {
     /// Its findings, by the message's [`event_id`](Message::event_id). They are kept even if the transaction is rolled
     /// back.
     pub findings: Vec<(Uuid, F)>,
+    /// What a tick did, for its row in `job_runs`. `None`: as many users had work due as it acted for, and it changed as much as
+    /// there are events.
+    pub counts: Option<Counts>,
+}
+
+impl<F> From<Vec<Verdict>> for Written<F> {
+    fn from(verdicts: Vec<Verdict>) -> Self {
+        Self { verdicts, findings: Vec::new(), counts: None }
+    }
 }
 
 /// Where a message comes from.

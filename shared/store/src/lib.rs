@@ -9,6 +9,7 @@ pub mod clock;
 pub mod fault;
 pub mod inbox;
 pub mod job_grants;
+pub mod job_runs;
 pub mod language;
 pub mod lock;
 pub mod migration;

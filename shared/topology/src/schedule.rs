@@ -3,6 +3,7 @@
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::{self, ErrorCode, stream::LastRawMessageErrorKind};
 use async_nats::{HeaderMap, HeaderValue};
+use contract::header::PAUSED;
 use contract::{JOB_ROOT, JOBS_STREAM, SCHEDULE_ROOT, SCHEDULES};
 use serde_json::Value;
 
@@ -16,8 +17,6 @@ pub(crate) const SCHEDULE: &str = "Nats-Schedule";
 pub(crate) const TARGET: &str = "Nats-Schedule-Target";
 /// The time zone of a cron expression.
 pub(crate) const ZONE: &str = "Nats-Schedule-Time-Zone";
-/// The header of a message in the place of a schedule that an operator has paused: how often the job runs otherwise.
-pub(crate) const PAUSED: &str = "Memfleet-Paused-Schedule";
 
 /// A job and how often it runs.
 type Schedule = (&'static str, &'static str);
@@ -74,9 +73,9 @@ pub(crate) async fn exists(broker: &jetstream::Context, job: &str) -> Result<boo
 
 /// Whether a message makes the server publish the ticks of a job, at whatever times, or an operator has paused them.
 fn is_schedule(message: &StreamMessage, job: &str) -> bool {
-    let header = |name: &str| message.headers.get(name).map(HeaderValue::as_str);
+    let value = |name: &str| message.headers.get(name).map(HeaderValue::as_str);
     let target = format!("{JOB_ROOT}.{job}");
-    header(PAUSED).is_some() || header(SCHEDULE).is_some() && header(TARGET) == Some(target.as_str())
+    value(PAUSED).is_some() || value(SCHEDULE).is_some() && value(TARGET) == Some(target.as_str())
 }
 
 /// The last message on the subject of a job's schedule; a schedule replaces those before it. There is none without the stream.

@@ -5,10 +5,14 @@ use std::time::Duration;
 use async_nats::jetstream;
 use async_nats::{HeaderMap, HeaderValue};
 use chrono::{DateTime, SecondsFormat, Utc};
+use contract::header::PAUSED;
 use contract::{JOB_ROOT, SCHEDULE_ROOT, SCHEDULES};
+use jiff::tz::TimeZone;
 
 use crate::TopologyError;
-use crate::schedule::{PAUSED, SCHEDULE, TARGET, ZONE, last_message};
+use crate::cron::Cron;
+use crate::every;
+use crate::schedule::{SCHEDULE, TARGET, ZONE, last_message};
 
 /// How soon a job runs that runs at once: the server takes no time that has passed.
 const SOON: Duration = Duration::from_millis(500);
@@ -28,6 +32,8 @@ pub struct JobSchedule {
     pub is_paused: bool,
     /// When it was set.
     pub set_at: Option<DateTime<Utc>>,
+    /// When it comes next. None of `@every`, which goes by the last time, and of a job that is paused.
+    pub next: Option<DateTime<Utc>>,
 }
 
 fn find(job: &str) -> Result<(&'static str, &'static str), TopologyError> {
@@ -58,14 +64,26 @@ async fn schedule_of(
     job: &'static str,
     default: &'static str,
 ) -> Result<JobSchedule, TopologyError> {
-    let none = JobSchedule { job, default, every: None, time_zone: None, is_paused: false, set_at: None };
+    let none = JobSchedule {
+        job,
+        default,
+        every: None,
+        time_zone: None,
+        is_paused: false,
+        set_at: None,
+        next: None,
+    };
     let Some(message) = last_message(broker, job).await? else { return Ok(none) };
     let header = |name: &str| message.headers.get(name).map(|value: &HeaderValue| value.as_str().to_owned());
-    let paused = header(PAUSED);
+    let (paused, time_zone) = (header(PAUSED), header(ZONE));
+    let is_paused = paused.is_some();
+    let every = header(SCHEDULE).or(paused);
+    let cron = every.as_deref().filter(|_| !is_paused).and_then(|every| Cron::parse(every).ok());
     Ok(JobSchedule {
-        is_paused: paused.is_some(),
-        every: header(SCHEDULE).or(paused),
-        time_zone: header(ZONE),
+        is_paused,
+        next: cron.zip(zone(time_zone.as_deref()).ok()).and_then(|(cron, zone)| cron.next(Utc::now(), &zone)),
+        every,
+        time_zone,
         set_at: DateTime::from_timestamp_nanos(
             i64::try_from(message.time.unix_timestamp_nanos()).unwrap_or(i64::MAX),
         )
@@ -74,10 +92,10 @@ async fn schedule_of(
     })
 }
 
-/// Sets how often a job runs. The server refuses what is neither cron with six fields nor `@every`, and a time zone that it does not know.
+/// Sets how often a job runs.
 ///
 /// # Errors
-/// [`TopologyError`] if there is no such job, or the broker refuses it.
+/// [`TopologyError`] if there is no such job, it would never run or too often, or the broker refuses it.
 pub async fn set_schedule(
     broker: &jetstream::Context,
     job: &str,
@@ -85,24 +103,34 @@ pub async fn set_schedule(
     time_zone: Option<&str>,
 ) -> Result<(), TopologyError> {
     let (job, _) = find(job)?;
-    check_every(job, every, time_zone)?;
+    check(every, time_zone, Utc::now()).map_err(|problem| refused(job, problem))?;
     let target = format!("{JOB_ROOT}.{job}");
     publish(broker, job, "", &[(SCHEDULE, Some(every)), (TARGET, Some(target.as_str())), (ZONE, time_zone)])
         .await
 }
 
-/// Refuses what the server would take and never run, or run all the time.
-fn check_every(job: &str, every: &str, time_zone: Option<&str>) -> Result<(), TopologyError> {
-    let problem = match every.strip_prefix("@every ") {
-        Some(_) if time_zone.is_some() => "@every has no time zone; omit it, or use cron",
-        Some(_) => return Ok(()),
-        None if every.starts_with('@') => {
-            "expected cron with six fields, or @every with a duration such as 30s"
-        }
-        None if every.split_whitespace().count() == 6 => return Ok(()),
-        None => "cron has six fields: second, minute, hour, day of the month, month, day of the week",
-    };
-    Err(refused(job, problem.to_owned()))
+/// Refuses what would never come, or come too often, with the reason.
+fn check(every: &str, time_zone: Option<&str>, now: DateTime<Utc>) -> Result<(), String> {
+    if let Some(duration) = every.strip_prefix("@every ") {
+        return match time_zone {
+            Some(_) => Err("@every has no time zone; omit it, or use cron".to_owned()),
+            None => every::check(duration),
+        };
+    }
+    if every.starts_with('@') {
+        return Err("expected cron with six fields, or @every with a duration such as 30s".to_owned());
+    }
+    let (cron, zone) = (Cron::parse(every)?, zone(time_zone)?);
+    match cron.next(now, &zone) {
+        Some(_) => Ok(()),
+        None => Err("it never comes: no day of the next five years is one of it".to_owned()),
+    }
+}
+
+fn zone(name: Option<&str>) -> Result<TimeZone, String> {
+    let Some(name) = name else { return Ok(TimeZone::UTC) };
+    TimeZone::get(name)
+        .map_err(|_| format!("there is no time zone {name:?}; expected a name such as Europe/Berlin"))
 }
 
 /// Runs a job at once, beside its schedule. A run that is under way is not started twice.
@@ -171,16 +199,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn schedules_that_never_come_are_refused() {
-        for (every, zone, fine) in [
-            ("@every 30s", None, true),
-            ("0 0 3 * * *", Some("Europe/Berlin"), true),
-            ("0 3 * * *", None, false),
-            ("@daily", None, false),
-            ("@every 30s", Some("UTC"), false),
-            ("", None, false),
+    fn what_never_comes_or_too_often_is_refused_with_the_reason() {
+        let now: DateTime<Utc> = "2026-11-30T00:00:00Z".parse().unwrap();
+        for (every, zone) in [
+            ("@every 1s", None),
+            ("@every 30s", None),
+            ("@every 8784h", None),
+            ("0 0 3 * * *", Some("Europe/Berlin")),
+            ("0 0 0 29 2 *", None),
+            ("0 0 0 31 * *", Some("Pacific/Kiritimati")),
         ] {
-            assert_eq!(check_every("retention-sweep", every, zone).is_ok(), fine, "{every}");
+            assert_eq!(check(every, zone, now), Ok(()), "{every}");
+        }
+        for (every, zone, reason) in [
+            ("0 3 * * *", None, "cron has six fields"),
+            ("@daily", None, "expected cron with six fields"),
+            ("@every 30s", Some("UTC"), "@every has no time zone"),
+            ("@every 999ms", None, "at least 1s"),
+            ("@every 8784h1s", None, "at most 8784h"),
+            ("0 0 3 * * *", Some("Mars/Olympus"), "there is no time zone \"Mars/Olympus\""),
+            ("0 0 0 30 2 *", None, "it never comes"),
+            ("0 0 0 30 Feb ?", Some("Europe/Berlin"), "it never comes"),
+            ("", None, "cron has six fields"),
+        ] {
+            let refused = check(every, zone, now).unwrap_err();
+            assert!(refused.contains(reason), "{every}: {refused}");
         }
         assert!(find("retention-sweeep").is_err());
     }

@@ -149,7 +149,7 @@ impl ExternalWorker for ConsensusBuilder {
             }
             requests => store::write(connection, &self.rules, requests, prepared).await?,
         };
-        Ok(Written { verdicts, findings: Vec::new() })
+        Ok(verdicts.into())
     }
 
     async fn clean_up<'a>(

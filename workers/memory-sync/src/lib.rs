@@ -110,7 +110,7 @@ impl ExternalWorker for MemorySync {
             Some((job, tick)) => vec![store::tick(connection, &self.rules, job, tick).await?],
             None => store::requests(connection, &self.rules, batch, prepared, &self.wanted).await?,
         };
-        Ok(Written { verdicts, findings: Vec::new() })
+        Ok(verdicts.into())
     }
 
     async fn clean_up<'a>(&'a self, _: &'a [Ended<'a, SyncItem, ()>], _: &'a OpenKeys) -> Result<(), Fault> {

@@ -22,12 +22,12 @@ mod archives;
 mod item;
 mod points;
 mod preview;
-mod runs;
 mod store;
 
 use std::time::Duration;
 
 use ::archive::{ArchiveError, Keys};
+use ::store::job_runs::Counts;
 use ::store::{Connection, Fault, Pool, PoolOptions};
 use chrono::Utc;
 use config::{ArchiveSettings, Settings};
@@ -129,7 +129,6 @@ impl ExternalWorker for RetentionCleaner {
     ) -> Result<Prepared, Fault> {
         match batch {
             [tick] if matches!(tick.request, RetentionItem::Tick(_)) => {
-                runs::begin(&self.pool, tick).await?;
                 let removed = points::remove(&self.pool, self.vectors.as_ref(), grants).await?;
                 let archives = archives::prepare(&self.pool, &self.archive, tick.request_id, grants).await?;
                 Ok(Prepared { removed, archives })
@@ -149,37 +148,29 @@ impl ExternalWorker for RetentionCleaner {
         _: &'a DataKeys,
         prepared: &'a Prepared,
     ) -> Result<Written<()>, Fault> {
-        let verdicts = match batch {
+        match batch {
             // A tick is a batch of its own.
-            [tick] if matches!(tick.request, RetentionItem::Tick(_)) => {
-                vec![tick_verdict(connection, tick, prepared).await?]
+            [tick] if matches!(tick.request, RetentionItem::Tick(_)) => run(connection, tick, prepared).await,
+            requests => {
+                let archives = self.archive.url.is_some();
+                Ok(store::policies::write(connection, requests, archives).await?.into())
             }
-            requests => store::policies::write(connection, requests, self.archive.url.is_some()).await?,
-        };
-        Ok(Written { verdicts, findings: Vec::new() })
+        }
     }
 
     async fn clean_up<'a>(
         &'a self,
-        ended: &'a [Ended<'a, RetentionItem, ()>],
+        _: &'a [Ended<'a, RetentionItem, ()>],
         _: &'a Prepared,
     ) -> Result<(), Fault> {
-        for ended in ended.iter().filter(|ended| !ended.committed) {
-            if let RetentionItem::Tick(_) = ended.message.request {
-                runs::fail(&self.pool, ended.message).await?;
-            }
-        }
         Ok(())
     }
 }
 
-async fn tick_verdict(
-    connection: &mut Connection,
-    tick: &Message,
-    prepared: &Prepared,
-) -> Result<Verdict, Fault> {
+async fn run(connection: &mut Connection, tick: &Message, prepared: &Prepared) -> Result<Written<()>, Fault> {
     let Some(progress) = store::progress::lock(connection).await? else {
-        return Ok(Verdict::Unchanged("another run is under way".into()));
+        let verdicts = vec![Verdict::Unchanged("another run is under way".into())];
+        return Ok(Written { counts: Some(Counts::default()), ..verdicts.into() });
     };
     let users = store::progress::users(connection).await?;
     points::forget(connection, &prepared.removed).await?;
@@ -188,9 +179,10 @@ async fn tick_verdict(
     let mut swept = sweep_with(connection, at, &users, ROWS, tick.request_id, &archives).await?;
     swept.failure = failure;
     store::progress::advance(connection, progress, &swept).await?;
-    runs::finish(connection, tick, &swept).await?;
-    Ok(match swept.events.is_empty() {
+    let counts = Some(swept.counts());
+    let verdict = match swept.events.is_empty() {
         true => Verdict::unchanged(tick),
         false => Verdict::Applied(swept.events),
-    })
+    };
+    Ok(Written { counts, ..vec![verdict].into() })
 }

@@ -225,7 +225,7 @@ impl ExternalWorker for VectorIndexer {
             && matches!(tick.request, VectorItem::Tick(Job::KnowledgeIndex))
         {
             let verdicts = vec![knowledge::write(connection, tick, prepared).await?];
-            return Ok(Written { verdicts, findings: Vec::new() });
+            return Ok(verdicts.into());
         }
         let works: Vec<Work<'_>> = batch.iter().filter_map(|one| Work::of(one)).collect();
         let (done, findings) = store::write(connection, &works, prepared).await?;
@@ -235,7 +235,7 @@ impl ExternalWorker for VectorIndexer {
             Done::MissingPrerequisite(reason) => Verdict::Retry(Retry::Prerequisite, reason.into()),
             Done::Rejected(reason) => Verdict::Rejected(reason),
         };
-        Ok(Written { verdicts: batch.iter().zip(done).map(verdict).collect(), findings })
+        Ok(Written { verdicts: batch.iter().zip(done).map(verdict).collect(), findings, counts: None })
     }
 
     async fn clean_up<'a>(

@@ -9,9 +9,10 @@
 
 use std::time::Duration;
 
+use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use async_nats::jetstream::{self, consumer::PullConsumer};
 use async_nats::{Client, HeaderMap, Subscriber};
-use contract::{Job, TickSubject, WorkerInfo, header, wake_subject};
+use contract::{JOBS_STREAM, Job, SCHEDULE_ROOT, TickSubject, WorkerInfo, header, wake_subject};
 use futures::{FutureExt as _, StreamExt as _};
 use store::{Fault, Pool, job_grants};
 use tokio_util::sync::CancellationToken;
@@ -76,7 +77,10 @@ impl Waker {
 
     /// Publishes a tick if one is needed, and notes its sequence number in `last`.
     async fn wake(&self, last: &mut u64) -> Result<(), String> {
-        if self.is_waiting(*last).await? || !self.is_due().await.map_err(|fault| fault.to_string())? {
+        if self.is_waiting(*last).await?
+            || self.is_paused().await?
+            || !self.is_due().await.map_err(|fault| fault.to_string())?
+        {
             return Ok(());
         }
         *last = self.tick().await?;
@@ -92,6 +96,21 @@ impl Waker {
         let info = self.consumer.get_info().await.map_err(|error| error.to_string())?;
         // Without messages for the consumer, it was dropped, and its number says nothing.
         Ok(info.num_pending > 0 && info.delivered.stream_sequence < last)
+    }
+
+    /// Whether an operator has paused the job: then events do not run it either.
+    async fn is_paused(&self) -> Result<bool, String> {
+        let stream =
+            self.jetstream.get_stream_no_info(JOBS_STREAM).await.map_err(|error| error.to_string())?;
+        match stream.get_last_raw_message_by_subject(&format!("{SCHEDULE_ROOT}.{}", self.job)).await {
+            Ok(schedule) => Ok(schedule.headers.get(header::PAUSED).is_some()),
+            Err(error) => match error.kind() {
+                LastRawMessageErrorKind::NoMessageFound => Ok(false),
+                LastRawMessageErrorKind::InvalidSubject
+                | LastRawMessageErrorKind::JetStream(_)
+                | LastRawMessageErrorKind::Other => Err(error.to_string()),
+            },
+        }
     }
 
     async fn is_due(&self) -> Result<bool, Fault> {

@@ -18,6 +18,7 @@ use crate::process::crash::{self, Point};
 use crate::stages::authorize::Authorized;
 use crate::stages::disposition::Disposition;
 use crate::stages::parts::Part;
+use crate::stages::tick_grants::TickGrants;
 use crate::stages::transact::{Attempt, RolledBack, Transacted};
 use crate::stages::write::{Progress, Writer};
 use crate::worker::{ExternalWorker, Source};
@@ -82,6 +83,7 @@ impl<W: ExternalWorker> Writer<W> {
                 grants.renew(&self.pool, tick.job.as_str(), message.request_id).await?;
             }
         }
+        let tick_grants = tick_grants.as_ref();
         let (grants, due) = match tick_grants {
             Some(grants) => (grants.all(), Some(grants.due())),
             None => (grants_of(messages), None),
@@ -99,7 +101,7 @@ impl<W: ExternalWorker> Writer<W> {
             keys: &keys,
             prepared,
             grants: &grants,
-            due: due.as_deref(),
+            due: due.as_deref().zip(tick_grants.map(TickGrants::run)),
             inbox: &inbox,
             watermarks: &self.watermarks,
             lock_timeout,

@@ -123,6 +123,16 @@ impl Disposition {
         }
     }
 
+    /// Why the message failed, if it did.
+    pub(crate) fn failure(&self) -> Option<&Reason> {
+        match self {
+            Self::Retry { reason, .. }
+            | Self::RetryNotBefore { reason, .. }
+            | Self::DeadLetter { reason, .. } => Some(reason),
+            Self::Committed(_) | Self::Redeliver(_) | Self::Park(_) | Self::SetAside(_) => None,
+        }
+    }
+
     /// Whether this settles the message for good: acknowledged or dead-lettered.
     pub(crate) fn ends(&self) -> bool {
         match self {

@@ -6,6 +6,7 @@ pub mod decode;
 pub(crate) mod disposition;
 pub(crate) mod fair_queue;
 pub(crate) mod intake;
+pub(crate) mod job_run;
 pub(crate) mod parts;
 pub(crate) mod prepare;
 pub mod pull;

@@ -12,6 +12,8 @@ use store::job_grants::{self, JobGrant};
 use store::{Fault, Pool};
 use uuid::Uuid;
 
+use crate::stages::job_run::Run;
+
 /// Maximum number of users that one tick acts for. The next tick continues with the rest.
 const MAX_USERS_PER_TICK: i32 = 1_000;
 /// Grants are minted again at this age. The database accepts them for five minutes.
@@ -30,6 +32,7 @@ pub(crate) struct TickGrants {
     /// The parts of `due` still to be tried, the next one last.
     parts: Vec<Range<usize>>,
     splits: u32,
+    run: Run,
 }
 
 impl TickGrants {
@@ -55,6 +58,7 @@ impl TickGrants {
             due,
             others,
             splits: 0,
+            run: Run::begin(),
         })
     }
 
@@ -64,7 +68,8 @@ impl TickGrants {
     /// As [`TickGrants::mint`].
     pub(crate) async fn renew(&mut self, pool: &Pool, job: &str, tick: Uuid) -> Result<(), Fault> {
         if self.minted_at.elapsed() >= RENEW_AFTER {
-            *self = Self { splits: self.splits, ..Self::mint(pool, job, tick).await? };
+            let Self { minted_at, due, others, parts, .. } = Self::mint(pool, job, tick).await?;
+            (self.minted_at, self.due, self.others, self.parts) = (minted_at, due, others, parts);
         }
         Ok(())
     }
@@ -80,12 +85,18 @@ impl TickGrants {
         self.due().into_iter().chain(self.others.iter().map(String::as_str)).collect()
     }
 
+    /// What is known of the run so far.
+    pub(crate) fn run(&self) -> &Run {
+        &self.run
+    }
+
     /// Halves the users after a failed transaction. False if there are no fewer users to try it with.
     ///
     /// Which half comes first is left to chance: many failing users at one end do not keep those behind them from their turn
     /// tick after tick.
-    pub(crate) fn narrow(&mut self) -> bool {
+    pub(crate) fn narrow(&mut self, fault: &Fault) -> bool {
         self.splits += 1;
+        self.run.failure = Some(format!("not for all users: {fault}"));
         let Some(failed) = self.parts.pop() else { return false };
         if failed.len() > 1 {
             let middle = failed.start + failed.len() / 2;
@@ -110,7 +121,12 @@ mod tests {
             others: vec!["0".to_owned()],
             parts: iter::once(0..users).collect(),
             splits: 0,
+            run: Run::begin(),
         }
+    }
+
+    fn narrow(grants: &mut TickGrants) -> bool {
+        grants.narrow(&Fault { kind: store::FaultKind::Permanent, reason: "one of them".to_owned() })
     }
 
     #[test]
@@ -118,7 +134,7 @@ mod tests {
         let mut grants = of(1_000);
         let mut attempts = 1;
         while grants.due().contains(&"1") {
-            assert!(grants.narrow());
+            assert!(narrow(&mut grants));
             attempts += 1;
         }
         // Whose turn comes first is chance: it is the others' at once, or after the failing user was found.
@@ -134,7 +150,7 @@ mod tests {
                 if grants.due() == [last.as_str()] {
                     return true;
                 }
-                if !grants.narrow() {
+                if !narrow(&mut grants) {
                     return false;
                 }
             }
@@ -150,7 +166,7 @@ mod tests {
         for users in [0, 1, 3, 1_000] {
             let mut grants = of(users);
             let mut attempts = 1;
-            while grants.narrow() {
+            while narrow(&mut grants) {
                 attempts += 1;
             }
             assert!(attempts <= MAX_SPLITS + 1, "{users} users: {attempts}");

@@ -17,6 +17,7 @@ use crate::process::crash::{self, Point};
 use crate::reason::Reason;
 use crate::stages::authorize::Authorized;
 use crate::stages::disposition::{Commit, Disposition, Effect};
+use crate::stages::job_run::{self, Run};
 use crate::worker::{EventDraft, ExternalWorker, Message, Retry, Verdict, Written};
 
 /// Maximum number of events that one message may cause.
@@ -63,8 +64,8 @@ pub(crate) struct Attempt<'a, W: ExternalWorker> {
     pub(crate) prepared: &'a W::Prepared,
     /// The grants in the tokens of the batch, or the job grants of its tick.
     pub(crate) grants: &'a [&'a str],
-    /// Set for a tick: the grants of the users with work due. The worker writes under these only.
-    pub(crate) due: Option<&'a [&'a str]>,
+    /// Set for a tick: the grants of the users with work due, under which alone the worker writes; and its run.
+    pub(crate) due: Option<(&'a [&'a str], &'a Run)>,
     /// The key of the batch in the inbox: the name of the consumer that delivered it.
     pub(crate) inbox: &'a str,
     pub(crate) watermarks: &'a Watermarks,
@@ -183,7 +184,7 @@ impl<W: ExternalWorker> Attempt<'_, W> {
         }
         if !open.is_empty() {
             let messages: Vec<&Message<W::Item>> = open.iter().map(|&index| self.message(index)).collect();
-            let Written { verdicts: given, findings: found } = self.write(connection, &messages).await?;
+            let Written { verdicts: given, findings: found, .. } = self.write(connection, &messages).await?;
             if given.len() != messages.len() {
                 let reason =
                     format!("the worker returned {} verdicts on {} messages", given.len(), messages.len());
@@ -204,19 +205,22 @@ impl<W: ExternalWorker> Attempt<'_, W> {
         connection: &mut Connection,
         messages: &[&Message<W::Item>],
     ) -> Result<Written<W::Finding>, Fault> {
-        match self.due {
-            None => self.worker.write(connection, messages, self.keys, self.prepared).await,
-            Some([]) => {
-                let nothing = || Verdict::Unchanged("no user has work due".into());
-                Ok(Written { verdicts: messages.iter().map(|_| nothing()).collect(), findings: Vec::new() })
-            }
-            Some(due) => {
-                security::open_context_of_batch(connection, due, messages.len()).await?;
-                let written = self.worker.write(connection, messages, self.keys, self.prepared).await?;
-                security::open_context_of_batch(connection, self.grants, messages.len()).await?;
-                Ok(written)
-            }
+        let Some((due, run)) = self.due else {
+            return self.worker.write(connection, messages, self.keys, self.prepared).await;
+        };
+        let written = if due.is_empty() {
+            let nothing = || Verdict::Unchanged("no user has work due".into());
+            Written::from(messages.iter().map(|_| nothing()).collect::<Vec<_>>())
+        } else {
+            security::open_context_of_batch(connection, due, messages.len()).await?;
+            let written = self.worker.write(connection, messages, self.keys, self.prepared).await?;
+            security::open_context_of_batch(connection, self.grants, messages.len()).await?;
+            written
+        };
+        for message in messages {
+            job_run::note(connection, message, run, due.len(), &written).await?;
         }
+        Ok(written)
     }
 
     /// Creates the events that the verdicts cause, in the order of the batch.

@@ -167,6 +167,7 @@ impl<W: ExternalWorker> Writer<W> {
             Ok(progress) => progress,
             Err(disposition) => {
                 decided.resize(batch.len(), disposition);
+                self.note_failed_run(&batch, &decided, None).await;
                 return settlements(batch.drain(..), &mut decided, &mut earlier);
             }
         };
@@ -211,6 +212,7 @@ impl<W: ExternalWorker> Writer<W> {
             }
         }
         self.clean_up(&batch, &mut decided, &progress).await;
+        self.note_failed_run(&batch, &decided, progress.grants.as_ref()).await;
         settlements(batch.drain(..), &mut decided, &mut earlier)
     }
 
@@ -230,7 +232,7 @@ impl<W: ExternalWorker> Writer<W> {
             ]);
         }
         // A tick is a single message, but it can be tried with fewer users.
-        if progress.grants.as_mut().is_some_and(TickGrants::narrow) {
+        if progress.grants.as_mut().is_some_and(|grants| grants.narrow(fault)) {
             tracing::warn!(worker = W::INFO.name, %fault, "a tick failed, retrying with fewer users");
             if !self.stop.is_cancelled() {
                 return Given::Parts(vec![part]);

@@ -62,8 +62,10 @@ enum What {
         #[arg(value_name = "JOB")]
         job: String,
     },
-    /// Show the runs of jobs, the latest first: what was due, what was changed, and why one failed. Only runs of retention-sweep are
-    /// recorded, for 30 days.
+    /// Show the runs of jobs, the latest first: what was due, what was changed, and why one failed.
+    ///
+    /// Of the runs of a job that changed nothing, the last one is there. Of retention-sweep, rows are counted; of other jobs, the users
+    /// who had work due, and events.
     History {
         /// Only runs of this job.
         #[arg(value_name = "JOB")]
@@ -92,6 +94,10 @@ pub async fn execute(args: ScheduleArgs, settings: &Settings) -> anyhow::Result<
         What::Set { job, every, time_zone } => {
             topology::set_schedule(&jetstream, &job, &every, time_zone.as_deref()).await?;
             outln!("{job} runs {}", printable(&every));
+            let schedules = topology::schedules(&jetstream).await?;
+            if let Some(next) = schedules.iter().find(|one| one.job == job).and_then(|one| one.next) {
+                outln!("next: {}", next.to_rfc3339_opts(SecondsFormat::Secs, true));
+            }
         }
         What::RunNow { job } => {
             topology::run_now(&jetstream, &job).await?;
@@ -117,7 +123,8 @@ fn list(schedules: &[JobSchedule], json: bool) -> anyhow::Result<()> {
             .iter()
             .map(|one| {
                 serde_json::json!({ "job": one.job, "schedule": one.every, "time_zone": one.time_zone,
-                    "paused": one.is_paused, "default": one.default, "set_at": one.set_at.map(time) })
+                    "paused": one.is_paused, "default": one.default, "set_at": one.set_at.map(time),
+                    "next": one.next.map(time) })
             })
             .collect();
         out_json(serde_json::json!({ "schedules": listed }).to_string());
@@ -130,6 +137,7 @@ fn list(schedules: &[JobSchedule], json: bool) -> anyhow::Result<()> {
         ("state", Align::Left),
         ("default", Align::Left),
         ("set", Align::Left),
+        ("next", Align::Left),
     ]);
     for one in schedules {
         let state = match (&one.every, one.is_paused) {
@@ -144,6 +152,7 @@ fn list(schedules: &[JobSchedule], json: bool) -> anyhow::Result<()> {
             state.to_owned(),
             one.default.to_owned(),
             one.set_at.map(time).unwrap_or_default(),
+            one.next.map(time).unwrap_or_default(),
         ]);
     }
     outln!("{}", table.to_string().trim_end());
@@ -158,10 +167,10 @@ struct Run {
     job: String,
     #[diesel(sql_type = Timestamptz)]
     started_at: DateTime<Utc>,
-    #[diesel(sql_type = Nullable<Double>)]
-    seconds: Option<f64>,
+    #[diesel(sql_type = Double)]
+    seconds: f64,
     #[diesel(sql_type = Integer)]
-    deliveries: i32,
+    tries: i32,
     #[diesel(sql_type = BigInt)]
     examined: i64,
     #[diesel(sql_type = BigInt)]
@@ -176,7 +185,7 @@ struct Run {
 
 async fn history(settings: &Settings, job: Option<&str>, limit: u32, json: bool) -> anyhow::Result<()> {
     const RUNS: &str = "
-        SELECT id, job::text AS job, started_at, extract(epoch FROM finished_at - started_at)::float8 AS seconds, deliveries, examined,
+        SELECT id, job::text AS job, started_at, extract(epoch FROM finished_at - started_at)::float8 AS seconds, tries, examined,
             changed, skipped, failure, details::text AS details
         FROM job_runs WHERE $1 IS NULL OR job = $1 ORDER BY started_at DESC, id LIMIT $2";
     let mut connection =
@@ -193,9 +202,11 @@ async fn history(settings: &Settings, job: Option<&str>, limit: u32, json: bool)
         for run in &runs {
             let details: serde_json::Value =
                 serde_json::from_str(&run.details).context("cannot read what a run did")?;
-            listed.push(serde_json::json!({ "id": run.id, "job": run.job, "started_at": time(run.started_at),
-                "seconds": run.seconds, "deliveries": run.deliveries, "examined": run.examined, "changed": run.changed,
-                "skipped": run.skipped, "failure": run.failure, "details": details }));
+            listed.push(
+                serde_json::json!({ "id": run.id, "job": run.job, "started_at": time(run.started_at),
+                "seconds": run.seconds, "tries": run.tries, "examined": run.examined, "changed": run.changed,
+                "skipped": run.skipped, "failure": run.failure, "details": details }),
+            );
         }
         out_json(serde_json::json!({ "runs": listed }).to_string());
         return Ok(());
@@ -214,15 +225,12 @@ async fn history(settings: &Settings, job: Option<&str>, limit: u32, json: bool)
         ("result", Align::Left),
     ]);
     for run in runs {
-        let result = match (&run.failure, run.seconds) {
-            (Some(failure), _) => printable(failure).to_string(),
-            (None, Some(_)) => "completed".to_owned(),
-            (None, None) => format!("under way, delivered {} times", run.deliveries),
-        };
+        let result =
+            run.failure.map_or_else(|| "completed".to_owned(), |failure| printable(&failure).to_string());
         table.row([
             time(run.started_at),
             run.job,
-            run.seconds.map(|seconds| format!("{seconds:.2}")).unwrap_or_default(),
+            format!("{:.2}", run.seconds),
             grouped(run.examined.unsigned_abs()),
             grouped(run.changed.unsigned_abs()),
             grouped(run.skipped.unsigned_abs()),

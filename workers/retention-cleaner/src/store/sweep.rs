@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use ::store::job_runs::Counts;
 use ::store::{Connection, Fault};
 use chrono::{DateTime, Utc};
 use contract::{Event, EventType, Performative, RetentionSwept, SweptKey, UserId};
@@ -66,6 +67,18 @@ impl Swept {
     /// How many rows it changed.
     pub fn changed(&self) -> u64 {
         self.lines.iter().map(|line| line.rows).sum()
+    }
+
+    /// The same, for the row of the run.
+    pub(crate) fn counts(&self) -> Counts {
+        let details = serde_json::json!({ "lines": self.lines, "has_more": self.has_more });
+        Counts {
+            examined: self.examined,
+            changed: self.changed(),
+            skipped: self.examined.saturating_sub(self.changed()),
+            details: Some(details.to_string()),
+            failure: self.failure.clone(),
+        }
     }
 }
 

@@ -29,6 +29,8 @@ pub(super) struct BrokerStatus {
     consumers: Vec<ConsumerStatus>,
     /// Streams, consumers and schedules that the workers need and the broker lacks.
     pub(super) missing: Vec<String>,
+    /// Jobs that an operator has paused.
+    paused: Vec<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -68,12 +70,14 @@ async fn read_all(settings: &Settings) -> anyhow::Result<BrokerStatus> {
     let infos: Vec<stream::Info> =
         jetstream.streams().take(MAX_LISTED).try_collect().await.context("cannot list the streams")?;
     let missing = topology::missing(&jetstream, contract::WORKERS).await?;
+    let schedules = topology::schedules(&jetstream).await?;
     let mut status = BrokerStatus {
         version,
         dead_letters: None,
         streams: Vec::new(),
         consumers: Vec::new(),
         missing: missing.iter().map(ToString::to_string).collect(),
+        paused: schedules.iter().filter(|schedule| schedule.is_paused).map(|schedule| schedule.job).collect(),
     };
     for info in infos {
         let stream = jetstream.get_stream_no_info(&info.config.name).await?;
@@ -150,6 +154,9 @@ impl BrokerStatus {
         }
         for missing in &self.missing {
             outln!("            missing: {missing}");
+        }
+        for job in &self.paused {
+            outln!("            paused: {job}; `memfleet schedule resume {job}` lets it run again");
         }
         let mut streams = Table::new([
             ("stream", Align::Left),
