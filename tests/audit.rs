@@ -76,12 +76,14 @@ async fn every_row_written_leaves_one_with_its_own_request() {
         noted.sort();
         assert_eq!(noted, rows, "{table}");
     }
-    let requests = fixture.lines("request_id FROM audit.audit_log GROUP BY 1 ORDER BY 1").await;
+    // The policies of the platform come with the migrations.
+    let other = "audit.audit_log WHERE table_name <> 'data_retention_policies'";
+    let requests = fixture.lines(&format!("request_id FROM {other} GROUP BY 1 ORDER BY 1")).await;
     assert_eq!(BTreeSet::from_iter(requests), ids, "each request has its rows, and there are no others");
     let events = fixture.lines("request_id FROM blackboard_events ORDER BY 1").await;
     assert_eq!(BTreeSet::from_iter(events), ids);
     let who = fixture
-        .lines("concat_ws(' ', operation, role_name, service) FROM audit.audit_log GROUP BY 1 ORDER BY 1")
+        .lines(&format!("concat_ws(' ', operation, role_name, service) FROM {other} GROUP BY 1 ORDER BY 1"))
         .await;
     assert_eq!(who, ["INSERT w_context_writer test"]);
     let whose = "audit.audit_log l JOIN audit.subjects s ON s.token = l.subject_token

@@ -41,7 +41,6 @@ struct Hold {
 #[derive(Clone, Debug)]
 struct Session {
     user: i32,
-    name: String,
     mode: &'static str,
     ended_at: Option<DateTime<Utc>>,
 }
@@ -202,7 +201,7 @@ fn rows(random: &mut Rng, model: &mut Model, base: DateTime<Utc>) -> String {
                     VALUES ('{row}', {user}, '{name}', 'x', '{{}}', '{created_at}');");
                 model.decisions.insert(row, Decision { session: id, created_at, is_anonymised: false });
             }
-            model.sessions.insert(id, Session { user, name, mode, ended_at });
+            model.sessions.insert(id, Session { user, mode, ended_at });
         }
     }
     sql

@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_worker_with_woken_jobs_consumes_their_ticks_from_a_stream_without_schedules() {
-        let worker = WorkerInfo { jobs: &["retention-sweep", "sync-carry"], ..CONTEXT_WRITER };
+        let worker = WorkerInfo { jobs: &["sync-forget", "sync-carry"], ..CONTEXT_WRITER };
         let topology = Topology::of(&[worker]).unwrap();
         let expected = [
             "ADVISORY",
