@@ -10,6 +10,7 @@ mod support;
 mod added_rows;
 mod anchors;
 mod anomalies;
+mod archives;
 mod asyncapi;
 mod attack;
 mod audit;

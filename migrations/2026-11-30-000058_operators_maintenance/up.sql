@@ -44,6 +44,9 @@ BEGIN
     EXECUTE format('WITH moved AS (DELETE FROM %I.%I WHERE id >= %L AND id < %L RETURNING *) INSERT INTO %s SELECT * FROM moved',
         schema_name, table_name || '_default', lower_id, upper_id, part);
     EXECUTE format('ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM (%L) TO (%L)', parent, part, lower_id, upper_id);
+    IF EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = parent AND p.polname = 'own_rows') THEN
+        PERFORM sec.protect_rows(part::regclass);
+    END IF;
     EXECUTE format('ALTER TABLE %s OWNER TO %I', part, parent_owner);
     RETURN part;
 END $$;

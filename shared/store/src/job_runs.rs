@@ -34,6 +34,8 @@ pub struct Counts {
     pub skipped: u64,
     /// More, as a JSON object.
     pub details: Option<String>,
+    /// What it could not do, while it did the rest.
+    pub failure: Option<String>,
 }
 
 /// Notes a run of a job of this connection's role. A run that changed nothing replaces the last one that did not.

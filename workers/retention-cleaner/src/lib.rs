@@ -5,12 +5,15 @@
 //! (docs/adr/0052). A run takes a slice of the users, and at most 2,000 rows (`store/sweep.rs`):
 //!
 //! 1. it locks the row of its progress, so that one run is under way at a time;
-//! 2. it expires, deletes or anonymises what is due, children before the rows that they refer to, and leaves out what another
+//! 2. it removes what has been archived before (`archives.rs`), if nothing has changed it since;
+//! 3. it expires, deletes or anonymises what is due, children before the rows that they refer to, and leaves out what another
 //!    transaction holds;
-//! 3. it moves on to the next slice if nothing is left in this one.
+//! 4. it moves on to the next slice if nothing is left in this one.
 //!
 //! All of it is one transaction, with an event for each session from which something was removed. While there are such events, the next
 //! run follows at once. A run that is killed leaves nothing, and the next one finds the same rows.
+//!
+//! What a policy archives is written into files, and read back, before that transaction (`archives.rs`, docs/adr/0053).
 //!
 //! The job `maintenance` (`maintenance.rs`, docs/adr/0054) acts for no user: it calls functions of the database that create partitions,
 //! roll up figures, search them for anomalies and delete what has aged out, each bounded and in a transaction of its own.
@@ -18,6 +21,7 @@
 //! Points of removed memories are deleted from the vector store before the next transaction (`points.rs`): until then the memory's row
 //! says that there are some, and no search finds them.
 
+mod archives;
 mod item;
 mod maintenance;
 mod points;
@@ -26,20 +30,24 @@ mod store;
 
 use std::time::Duration;
 
+use ::archive::{ArchiveError, Keys};
 use ::store::job_runs::Counts;
 use ::store::{Connection, Fault, Pool, PoolOptions};
 use chrono::Utc;
-use config::Settings;
+use config::{ArchiveSettings, Settings};
 use contract::{RETENTION_CLEANER, WorkerInfo};
 use keys::DataKeys;
 use runtime::readiness::probe;
 use runtime::{Dependency, Ended, ExternalWorker, ProbeResults, Verdict, Written};
 use vectors::VectorStore;
 
+pub use archives::Archives;
 pub use item::{Job, RetentionItem};
 pub use maintenance::Steps;
 pub use points::Removed;
 pub use preview::preview;
+pub use store::archive::{TableColumn, columns};
+use store::sweep::sweep_with;
 pub use store::sweep::{Effect, Line, ROWS, Swept, sweep};
 
 pub(crate) type Message = runtime::Message<RetentionItem>;
@@ -52,6 +60,7 @@ pub struct RetentionCleaner {
     pool: Pool,
     /// `None`: none is configured, and there are no points to remove.
     vectors: Option<VectorStore>,
+    archive: ArchiveSettings,
 }
 
 impl std::fmt::Debug for RetentionCleaner {
@@ -64,6 +73,7 @@ impl std::fmt::Debug for RetentionCleaner {
 #[derive(Debug, Default)]
 pub struct Prepared {
     removed: Removed,
+    archives: Archives,
     steps: Option<Steps>,
 }
 
@@ -76,6 +86,9 @@ pub enum OpenError {
     /// The vector store cannot be used as configured.
     #[error("retention-cleaner cannot start: {0}")]
     Vectors(#[from] vectors::VectorError),
+    /// Archives cannot be signed.
+    #[error("retention-cleaner cannot start: {0}")]
+    Archive(#[from] ArchiveError),
 }
 
 impl RetentionCleaner {
@@ -84,6 +97,10 @@ impl RetentionCleaner {
     /// # Errors
     /// [`OpenError`].
     pub fn open(settings: &Settings) -> Result<Self, OpenError> {
+        // The target itself may be away for a while, as a disk or a server may.
+        if settings.archive.url.is_some() {
+            Keys::signing(&settings.archive)?;
+        }
         let pool = ::store::open_pool(
             &settings.postgres.url_of(&RETENTION_CLEANER.role()),
             &PoolOptions {
@@ -94,7 +111,7 @@ impl RetentionCleaner {
                 lock_timeout: Duration::from_millis(settings.postgres.lock_timeout_ms),
             },
         )?;
-        Ok(Self { pool, vectors: VectorStore::open(&settings.vectors)? })
+        Ok(Self { pool, vectors: VectorStore::open(&settings.vectors)?, archive: settings.archive.clone() })
     }
 }
 
@@ -117,20 +134,25 @@ impl ExternalWorker for RetentionCleaner {
         grants: &'a [&'a str],
     ) -> Result<Prepared, Fault> {
         match tick_of(batch) {
-            Some((Job::Sweep, _)) => {
+            Some((Job::Sweep, tick)) => {
                 let removed = points::remove(&self.pool, self.vectors.as_ref(), grants).await?;
-                Ok(Prepared { removed, steps: None })
+                let archives = archives::prepare(&self.pool, &self.archive, tick.request_id, grants).await?;
+                Ok(Prepared { removed, archives, steps: None })
             }
             Some((Job::Maintain, _)) => {
-                let steps = maintenance::steps(&self.pool).await?;
-                Ok(Prepared { removed: Removed::default(), steps: Some(steps) })
+                let steps = Some(maintenance::steps(&self.pool).await?);
+                Ok(Prepared { steps, ..Prepared::default() })
             }
             None => Ok(Prepared::default()),
         }
     }
 
     fn join(&self, one: Prepared, other: Prepared) -> Prepared {
-        Prepared { removed: one.removed.with(other.removed), steps: one.steps.or(other.steps) }
+        Prepared {
+            removed: one.removed.with(other.removed),
+            archives: one.archives.with(other.archives),
+            steps: one.steps.or(other.steps),
+        }
     }
 
     async fn write<'a>(
@@ -141,11 +163,14 @@ impl ExternalWorker for RetentionCleaner {
         prepared: &'a Prepared,
     ) -> Result<Written<()>, Fault> {
         match tick_of(batch) {
-            Some((Job::Sweep, tick)) => run(connection, tick, &prepared.removed).await,
+            Some((Job::Sweep, tick)) => run(connection, tick, prepared).await,
             Some((Job::Maintain, tick)) => {
                 maintenance::finish(connection, tick, prepared.steps.as_ref()).await
             }
-            None => Ok(store::policies::write(connection, batch).await?.into()),
+            None => {
+                let archives = self.archive.url.is_some();
+                Ok(store::policies::write(connection, batch, archives).await?.into())
+            }
         }
     }
 
@@ -167,14 +192,17 @@ fn tick_of<'a>(batch: &[&'a Message]) -> Option<(Job, &'a Message)> {
     }
 }
 
-async fn run(connection: &mut Connection, tick: &Message, prepared: &Removed) -> Result<Written<()>, Fault> {
+async fn run(connection: &mut Connection, tick: &Message, prepared: &Prepared) -> Result<Written<()>, Fault> {
     let Some(progress) = store::progress::lock(connection).await? else {
         let verdicts = vec![Verdict::Unchanged("another run is under way".into())];
         return Ok(Written { counts: Some(Counts::default()), ..verdicts.into() });
     };
     let users = store::progress::users(connection).await?;
-    points::forget(connection, prepared).await?;
-    let swept = sweep(connection, Utc::now(), &users, ROWS, tick.request_id).await?;
+    points::forget(connection, &prepared.removed).await?;
+    let at = Utc::now();
+    let (archives, failure) = prepared.archives.usable(at);
+    let mut swept = sweep_with(connection, at, &users, ROWS, tick.request_id, &archives).await?;
+    swept.failure = failure;
     store::progress::advance(connection, progress, &swept).await?;
     let counts = Some(swept.counts());
     let verdict = match swept.events.is_empty() {

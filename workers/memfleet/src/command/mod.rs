@@ -1,5 +1,6 @@
 //! The commands, one per module.
 
+pub mod archive;
 pub mod ask;
 pub mod audit;
 pub mod consensus;
