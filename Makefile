@@ -73,7 +73,7 @@ test: ## format, lints, licences, and every test on real servers
 
 # One selection of packages and features for everything that the tests build, so that nothing is compiled twice. Tests run with these
 # features enabled; clippy also checks the code without them.
-features = --features memfleet/vault,memfleet/aws-kms
+features = --features memfleet/vault,memfleet/aws-kms,memfleet/s3
 
 # The part of `test` that runs while this clone holds the lock on the target folder.
 tests:

@@ -9,6 +9,8 @@ mod support;
 
 mod added_rows;
 mod anchors;
+mod anomalies;
+mod archives;
 mod asyncapi;
 mod attack;
 mod audit;
@@ -50,6 +52,7 @@ mod limits;
 mod live;
 mod load;
 mod locks;
+mod maintenance;
 mod message_order;
 mod migration;
 mod permissions;

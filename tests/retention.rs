@@ -70,7 +70,7 @@ async fn what_cannot_be_kept_is_dead_lettered_with_the_reason() {
             cleaner(&fixture),
             [
                 put(1, "inbox", 3, json!({})),
-                put(1, "simple_chat_context", 3, json!({ "action": "archive" })),
+                put(1, "unified_memory_vectors", 3, json!({ "action": "archive" })),
                 put(1, "users", 3, json!({})),
             ],
         )
@@ -79,7 +79,7 @@ async fn what_cannot_be_kept_is_dead_lettered_with_the_reason() {
     assert_eq!(dead.len(), 3, "{dead:?}");
     for (letter, reason) in dead.iter().zip([
         "keep_days: 3 is too short for inbox: streams keep requests for 7 days",
-        "action: archives are not built into this version; expected one of delete, anonymise",
+        "action: rows of unified_memory_vectors cannot be archived; use delete",
         "table: ",
     ]) {
         assert!(letter.starts_with("malformed: ") && letter.contains(reason), "{letter}");

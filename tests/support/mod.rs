@@ -7,6 +7,7 @@ use std::time::Duration;
 use context_writer::ContextWriter;
 use testkit::{Fixture, RequestMessage, requests_for_all_tables};
 
+pub mod archives;
 pub mod broker;
 pub mod cluster;
 pub mod consensus;

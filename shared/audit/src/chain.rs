@@ -64,6 +64,27 @@ pub(crate) async fn last(connection: &mut AsyncPgConnection) -> Result<Option<St
     Ok(last.optional()?.map(Statement::from))
 }
 
+/// The seal with this number.
+pub(crate) async fn by_number(
+    connection: &mut AsyncPgConnection,
+    number: i64,
+) -> Result<Option<Statement>, Fault> {
+    let seal = seals::table.find(number).select(Header::as_select()).first(connection).await;
+    Ok(seal.optional()?.map(Statement::from))
+}
+
+/// The last seal before the first one that is not older than a time.
+pub(crate) async fn last_before(
+    connection: &mut AsyncPgConnection,
+    before: DateTime<Utc>,
+) -> Result<Option<Statement>, Fault> {
+    let younger = seals::table.filter(seals::sealed_at.ge(before)).select(diesel::dsl::min(seals::number));
+    let first: Option<i64> = younger.first(connection).await?;
+    let older = seals::table.filter(seals::number.lt(first.unwrap_or(i64::MAX)));
+    let last = older.order(seals::number.desc()).select(Header::as_select()).first(connection).await;
+    Ok(last.optional()?.map(Statement::from))
+}
+
 /// A seal without its leaves.
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = seals, check_for_backend(Pg))]

@@ -69,6 +69,11 @@ impl Finding {
         }
     }
 
+    /// Whether it is about the trail, its seals or the database, and not about an event or a subject, which erasures and retention remove.
+    pub(crate) fn is_of_trail(&self) -> bool {
+        ![Source::Events, Source::Subjects].map(Source::table).iter().any(|table| self.table == Some(*table))
+    }
+
     /// Of a row that no seal can cover.
     pub(crate) fn without_place(source: Source, row: Option<Uuid>) -> Self {
         let problem = "its transaction_id or its id is NULL, so that no seal covers it: it was added by hand";
@@ -114,7 +119,7 @@ pub struct Report {
     pub seals: u64,
     /// The number of rows that they cover.
     pub rows: u64,
-    /// Events whose change or removal is excused with proof. There is no proof of anything yet, so there are none.
+    /// Rows that are missing and whose removal is excused with proof: they were retired (docs/adr/0055).
     pub accounted: u64,
     /// Rows whose content was changed after they were sealed.
     pub edited: u64,
@@ -141,6 +146,9 @@ pub struct Report {
     added_named: usize,
     #[serde(skip)]
     others_named: usize,
+    /// How many findings are about the trail, its seals or the database, and not about events or subjects.
+    #[serde(skip)]
+    pub(crate) of_trail: u64,
 }
 
 impl Report {
@@ -172,6 +180,7 @@ impl Report {
     }
 
     fn count(&mut self, finding: &Finding) {
+        self.of_trail += u64::from(finding.is_of_trail());
         match finding.difference {
             Some(Difference::Edited) => self.edited += 1,
             Some(Difference::Missing) => self.missing += 1,

@@ -34,7 +34,7 @@ impl Source {
         }
     }
 
-    fn code(self) -> u8 {
+    pub(crate) fn code(self) -> u8 {
         match self {
             Self::AuditLog => 1,
             Self::Violations => 2,
@@ -44,7 +44,7 @@ impl Source {
         }
     }
 
-    fn from_code(code: u8) -> Option<Self> {
+    pub(crate) fn from_code(code: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|source| source.code() == code)
     }
 }

@@ -25,6 +25,7 @@ mod horizon;
 mod leaf;
 mod outside;
 mod record;
+mod retirement;
 mod row;
 mod seal;
 mod sealer;
@@ -40,6 +41,7 @@ pub use finding::{Finding, Report};
 pub use holder::Holder;
 pub use horizon::{Cause, HELD_AFTER, HeldBack, held_back};
 pub use leaf::{Leaf, Source};
+pub use retirement::{Keep, RetiredRows, retire};
 pub use seal::{Seal, Statement};
 pub use sealer::{MAX_LEAVES, seal_all};
 pub use trail::{TrailEntry, trail};
@@ -77,6 +79,15 @@ pub enum AuditError {
     Form {
         /// What is not as the migrations made it.
         faults: Vec<String>,
+    },
+    /// Verification finds that the trail or its seals differ.
+    #[error(
+        "nothing is retired, because the trail is not as it was sealed, and its rows are the evidence: {findings}; see `memfleet audit \
+         verify`"
+    )]
+    Differs {
+        /// The first finding.
+        findings: String,
     },
     /// The seals of the database are not those that were anchored, or are not genuine.
     #[error(

@@ -21,6 +21,7 @@ use crate::form;
 use crate::leaf::{Leaf, Source};
 use crate::outside;
 use crate::record::Types;
+use crate::retirement::{self, Retired};
 use crate::row::{self, Place, Placed, Start};
 use crate::seal::{Seal, Statement};
 use crate::sealer::MAX_LEAVES;
@@ -76,6 +77,8 @@ async fn verify_seals(
     };
     report.anchored = known.as_ref().map(|known| known.hashes.len() as u64);
     let types = form::types(connection).await?;
+    let (retired, faults) = retirement::read(connection, keys).await?;
+    faults.into_iter().for_each(|fault| report.note_outside(fault));
     let mut number = 0;
     // None behind a missing seal, whose hash and last row nobody knows.
     let mut previous: Option<Digest> = Some([0; 32]);
@@ -98,10 +101,11 @@ async fn verify_seals(
         let mut findings: Vec<Finding> =
             judgement.fault.iter().map(|fault| Finding::seal(statement.number, fault)).collect();
         let rows = Rows { start, sealed_before, seals_precede: previous.is_none(), proven: judgement.proven };
-        let (differing, more_added) = check_rows(connection, &types, &seal, rows).await?;
-        findings.extend(differing);
+        let checked = check_rows(connection, &types, &seal, rows, &retired).await?;
+        findings.extend(checked.findings);
         report.note(findings);
-        report.added += more_added;
+        report.added += checked.more_added;
+        report.accounted += checked.accounted;
         (number, previous) = (statement.number, Some(statement.hash()));
         start = Start::After((statement.through_transaction, statement.through_id));
         sealed_before = Some(statement.sealed_at);
@@ -177,18 +181,36 @@ struct Rows {
 /// How many rows are read at a time: one more than a seal covers, as such a row was added later.
 const PAGE: usize = MAX_LEAVES + 1;
 
-/// All rows of a seal that differ from it, and the number of further rows that were added.
+/// The rows of a seal.
+struct Checked {
+    /// All that differ from it.
+    findings: Vec<Finding>,
+    /// How many further rows were added.
+    more_added: u64,
+    /// How many are missing because they were retired.
+    accounted: u64,
+}
+
 async fn check_rows(
     connection: &mut AsyncPgConnection,
     types: &Types,
     seal: &Seal,
     rows: Rows,
-) -> Result<(Vec<Finding>, u64), Fault> {
+    retired: &Retired,
+) -> Result<Checked, Fault> {
     let Found { mut list, mut more_added } = compare(connection, types, seal, rows).await?;
     if rows.seals_precede {
         list.retain(|one| one.difference != Difference::Added);
         more_added = 0;
     }
+    let differing = list.len();
+    // Of a list of rows that nothing proves, nobody knows what was retired.
+    list.retain(|one| {
+        one.difference != Difference::Missing
+            || !rows.proven
+            || !retired.covers(one.leaf.source, seal.statement.number)
+    });
+    let accounted = u64::try_from(differing - list.len()).unwrap_or(0);
     let ids = |kind: Excusable| -> Vec<Uuid> {
         list.iter().filter(|one| excusable(one) == Some(kind)).map(|one| one.leaf.id).collect()
     };
@@ -205,7 +227,7 @@ async fn check_rows(
         }
         finding
     };
-    Ok((list.into_iter().map(finding).collect(), more_added))
+    Ok(Checked { findings: list.into_iter().map(finding).collect(), more_added, accounted })
 }
 
 async fn compare(

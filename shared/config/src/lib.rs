@@ -3,6 +3,7 @@
 //! All options and their limits are in this crate, so that a crate that needs one section does not depend on the crates
 //! that the other sections configure.
 
+mod archive;
 mod database;
 mod embedder;
 mod environment;
@@ -11,6 +12,7 @@ mod problem;
 mod settings;
 mod vectors;
 
+pub use archive::ArchiveSettings;
 pub use contract::without_password;
 pub use embedder::{EmbedderKind, EmbedderSettings, missing as missing_embedder_option};
 pub use environment::ENVIRONMENT_PREFIX;

@@ -11,6 +11,7 @@ use figment::providers::{Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::archive::ArchiveSettings;
 use crate::database::same_database;
 use crate::embedder::EmbedderSettings;
 use crate::environment::{ENVIRONMENT_PREFIX, Environment};
@@ -32,6 +33,8 @@ pub struct Settings {
     pub keys: KeySettings,
     /// Seals of the audit trail.
     pub audit: AuditSettings,
+    /// Archives.
+    pub archive: ArchiveSettings,
     /// The vector store.
     pub vectors: VectorSettings,
     /// The embedder.
@@ -394,6 +397,7 @@ impl Settings {
             ("trust.user_per_second", self.trust.user_per_second.into(), 1, 1_000_000),
             ("keys.cache_s", self.keys.cache_s, 1, 3_600),
             ("audit.seal_every_s", self.audit.seal_every_s, 1, 3_600),
+            ("archive.timeout_ms", self.archive.timeout_ms, 100, 300_000),
             ("worker.batch_size", size(worker.batch_size), 1, 1_000),
             ("worker.batch_wait_ms", worker.batch_wait_ms, 0, 1_000),
             ("worker.retry_attempts", worker.retry_attempts.into(), 1, 100),
@@ -416,6 +420,7 @@ impl Settings {
                     .to_owned(),
             ));
         }
+        self.archive.check().map_err(SettingsError)?;
         self.vectors.check().map_err(SettingsError)?;
         for (section, embedder) in [("embedder", &self.embedder), ("next_embedder", &self.next_embedder)] {
             // The check names options of the section `embedder`.

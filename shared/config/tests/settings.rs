@@ -50,6 +50,22 @@ fn a_vector_store_is_reached_over_http() {
 }
 
 #[test]
+fn archives_are_in_a_folder_or_in_a_bucket() {
+    for url in ["/var/lib/archives", "file://archives", "ftp://somewhere", "S3://bucket"] {
+        let problem = refusal("archive", &format!("[archive]\nurl = \"{url}\"\n"));
+        assert!(
+            problem.starts_with("archive.url must begin with file:/// (a folder) or s3:// (a bucket)"),
+            "{problem}"
+        );
+    }
+    for url in ["file:///var/lib/archives", "s3://bucket", "s3://bucket/prefix"] {
+        load("archive", &format!("[archive]\nurl = \"{url}\"\n")).unwrap();
+    }
+    let problem = refusal("archive", "[archive]\ns3_url = \"minio:9000\"\n");
+    assert!(problem.starts_with("archive.s3_url must begin with https://"), "{problem}");
+}
+
+#[test]
 fn the_documented_file_holds_the_defaults() {
     assert_eq!(Settings::load(Some(&documented())).unwrap(), Settings::default());
     assert_eq!(Settings::load(None).unwrap(), Settings::default());
@@ -132,6 +148,7 @@ fn a_number_out_of_bounds_is_refused_by_name_with_the_bounds() {
         ("trust", "user_per_second", 1, 1_000_000),
         ("keys", "cache_s", 1, 3_600),
         ("audit", "seal_every_s", 1, 3_600),
+        ("archive", "timeout_ms", 100, 300_000),
         ("vectors", "oversampling", 1, 100),
         ("vectors", "timeout_ms", 10, 60_000),
         ("vectors", "reconcile_every_s", 10, 604_800),

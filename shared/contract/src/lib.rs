@@ -15,6 +15,7 @@
 mod account;
 mod agent;
 mod agent_configuration;
+mod anomaly;
 #[cfg(feature = "asyncapi")]
 pub mod asyncapi;
 mod context;
@@ -56,6 +57,7 @@ mod workers;
 pub use account::*;
 pub use agent::*;
 pub use agent_configuration::*;
+pub use anomaly::*;
 pub use context::*;
 pub use conversation::*;
 pub use dead_letter::{DeadLetterClass, DeadLetterSummary, UnknownDeadLetterClass};

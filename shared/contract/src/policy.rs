@@ -40,7 +40,7 @@ labels! {
     RetentionAction {
         /// They are deleted.
         Delete = "delete",
-        /// They are written into an archive, then deleted. Not available in this version.
+        /// They are written into an archive, then deleted. Not possible for memories, syncs, tombstones and the inbox.
         Archive = "archive",
         /// Texts are removed; numbers stay, for statistics.
         Anonymise = "anonymise",
@@ -93,6 +93,14 @@ impl RetainedTable {
             | Self::Events
             | Self::Tombstones
             | Self::Inbox => &[],
+        }
+    }
+
+    /// Whether its rows can be archived. Memories are in the vector store, too, and an old sync is of no use without the rows that it wrote.
+    pub fn is_archivable(self) -> bool {
+        match self {
+            Self::Contexts | Self::AgentContexts | Self::Sessions | Self::Decisions | Self::Events => true,
+            Self::Memories | Self::Syncs | Self::Tombstones | Self::Inbox => false,
         }
     }
 
@@ -203,9 +211,10 @@ impl RequestFacts for PolicyPut {
         }
         match self.action {
             RetentionAction::Delete => Ok(()),
+            RetentionAction::Archive if self.table.is_archivable() => Ok(()),
             RetentionAction::Archive => Err(Malformed::new(
                 "action",
-                "archives are not built into this version; expected one of delete, anonymise",
+                format!("rows of {} cannot be archived; use delete", self.table),
             )),
             RetentionAction::Anonymise if self.table == RetainedTable::Decisions => Ok(()),
             RetentionAction::Anonymise => Err(Malformed::new(
@@ -274,6 +283,9 @@ pub struct RetentionSwept {
     /// How many rows were deleted, by table.
     #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
     pub deleted: std::collections::BTreeMap<String, u64>,
+    /// The archives that removed rows are in, by table.
+    #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    pub archived: std::collections::BTreeMap<String, Uuid>,
     /// How many rows were anonymised, by table.
     #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
     pub anonymised: std::collections::BTreeMap<String, u64>,
@@ -301,8 +313,8 @@ mod tests {
                 "0 is not between 1 and 36500",
             ),
             (
-                r#"{"table":"router_decision_log","keep_days":30,"action":"archive"}"#,
-                "archives are not built into this version",
+                r#"{"table":"unified_memory_vectors","keep_days":30,"action":"archive"}"#,
+                "rows of unified_memory_vectors cannot be archived; use delete",
             ),
             (r#"{"table":"chat_mode_sessions","keep_days":30,"action":"anonymise"}"#, "cannot be anonymised"),
             (

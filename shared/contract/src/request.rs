@@ -313,6 +313,7 @@ requests! {
         PolicyHold: "policy" "hold" => PolicyHeld "policy.held" "A legal hold was placed, changed or released.",
         @also {
             RetentionSwept "retention.swept" "Rows whose retention was over were removed or anonymised.",
+            AnomalyDetected "anomaly.detected" "An hour of a service, or the seals, are not as usual.",
         }
     }
 }

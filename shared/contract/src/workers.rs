@@ -86,7 +86,7 @@ pub const RETENTION_CLEANER: WorkerInfo = WorkerInfo {
     stream: Some("RETENTION"),
     stream_bytes: GIB / 4,
     description: "Removes what retention policies do not keep",
-    jobs: &["retention-sweep"],
+    jobs: &["retention-sweep", "maintenance"],
     job_events: &[],
     depends_on: &[&CONTEXT_WRITER],
 };
@@ -131,6 +131,7 @@ pub static SCHEDULES: &[(&str, &str)] = &[
     ("sync-carry", "@every 2s"),
     ("sync-forget", "@every 1h"),
     ("retention-sweep", "@every 30s"),
+    ("maintenance", "@every 10m"),
 ];
 
 /// The root of the subjects of hints that a job may have work: `memory.wake.<job>`. A hint has no content and may be lost; the

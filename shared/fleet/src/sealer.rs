@@ -8,6 +8,7 @@ use audit::{AuditError, Cause, HeldBack};
 use config::Settings;
 use runtime::broker::{self, ConnectError};
 use store::Connection;
+use store::job_runs::{self, Counts};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use trust::{KeyError, PrivateKey, PublicKey};
 
@@ -88,7 +89,24 @@ pub async fn seal(settings: &Settings) -> Result<Sealed, SealError> {
         (seals, rows) = (seals + more.0, rows + more.1);
         held_back = audit::held_back(&mut connection).await.map_err(AuditError::from)?;
     }
-    Ok(Sealed { seals, rows, held_back })
+    let sealed = Sealed { seals, rows, held_back };
+    note(&mut connection, &sealed).await;
+    Ok(sealed)
+}
+
+/// The sealer in `job_runs`.
+const JOB: &str = "audit-seal";
+
+/// Notes a pass that sealed something, or that something held back. That it is not noted keeps nobody from sealing.
+async fn note(connection: &mut Connection, sealed: &Sealed) {
+    if sealed.seals == 0 && sealed.held_back.is_none() {
+        return;
+    }
+    let counts = Counts { examined: sealed.rows, changed: sealed.rows, ..Counts::default() };
+    let failure = sealed.held_back.as_ref().map(ToString::to_string);
+    if let Err(error) = job_runs::note_pass(connection, JOB, &counts, failure.as_deref()).await {
+        tracing::warn!(%error, "cannot note what was sealed in job_runs");
+    }
 }
 
 /// The minimum time between two warnings about a transaction that holds back sealing.

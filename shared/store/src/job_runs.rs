@@ -34,6 +34,8 @@ pub struct Counts {
     pub skipped: u64,
     /// More, as a JSON object.
     pub details: Option<String>,
+    /// What it could not do, while it did the rest.
+    pub failure: Option<String>,
 }
 
 /// Notes a run of a job of this connection's role. A run that changed nothing replaces the last one that did not.
@@ -52,6 +54,43 @@ pub async fn note(connection: &mut AsyncPgConnection, run: &JobRun<'_>) -> Resul
         .bind::<BigInt, _>(count(run.counts.skipped))
         .bind::<Nullable<Text>, _>(run.failure)
         .bind::<Text, _>(run.counts.details.as_deref().unwrap_or("{}"));
+    prepared(query).execute(connection).await?;
+    Ok(())
+}
+
+/// Notes a pass of something that runs often and is no worker's job, such as the sealer; for an administrator's role. Passes of one
+/// hour share a row, which has the result of the last one. Rows are kept for 30 days.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub async fn note_pass(
+    connection: &mut AsyncPgConnection,
+    name: &str,
+    counts: &Counts,
+    failure: Option<&str>,
+) -> Result<(), Fault> {
+    const NOTE: &str = "
+        WITH last AS (
+            SELECT r.id FROM public.job_runs r WHERE r.job = $1 AND r.started_at > now() - interval '1 hour' AND NOT r.is_idle
+            ORDER BY r.started_at DESC LIMIT 1
+        ), updated AS (
+            UPDATE public.job_runs r SET finished_at = clock_timestamp(), tries = r.tries + 1, examined = r.examined + $2,
+                changed = r.changed + $3, skipped = r.skipped + $4, failure = $5
+            FROM last l WHERE r.id = l.id RETURNING r.id
+        ), old AS (
+            DELETE FROM public.job_runs r WHERE r.job = $1 AND r.started_at < now() - interval '30 days'
+        )
+        INSERT INTO public.job_runs AS r (id, job, started_at, examined, changed, skipped, failure)
+        SELECT gen_random_uuid(), $1, now(), $2, $3, $4, $5 WHERE NOT EXISTS (SELECT FROM updated)
+        ON CONFLICT (job) WHERE is_idle DO UPDATE SET started_at = excluded.started_at, finished_at = excluded.finished_at,
+            examined = excluded.examined";
+    let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    let query = diesel::sql_query(NOTE)
+        .bind::<Text, _>(name)
+        .bind::<BigInt, _>(count(counts.examined))
+        .bind::<BigInt, _>(count(counts.changed))
+        .bind::<BigInt, _>(count(counts.skipped))
+        .bind::<Nullable<Text>, _>(failure);
     prepared(query).execute(connection).await?;
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+mod archived;
 mod asking;
 mod bulk;
 mod ceiling;

@@ -1,5 +1,5 @@
-//! `memfleet bench retention`: rows that retention-cleaner deletes in a second, beside a bare `DELETE` of as many; and what writers
-//! notice of it.
+//! `memfleet bench retention`: rows that retention-cleaner deletes in a second, beside a bare `DELETE` of as many; what writers notice of
+//! it; and rows that it archives in a second.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::filled::fill_tables;
-use super::{on_private_servers, percentile, rounded};
+use super::{archived, on_private_servers, percentile, rounded};
 
 #[derive(Debug, Args)]
 pub(super) struct RetentionArgs {
@@ -45,8 +45,13 @@ struct Report {
     bare_rows_per_second: f64,
     /// The former divided by the latter.
     delete_ratio: f64,
-    /// Archives are not built into this version.
-    archive_ratio: Option<f64>,
+    /// Rows a second that are written into archives, verified and deleted; that a bare `COPY` writes; and that `COPY` and then `DELETE`
+    /// move.
+    archived_rows_per_second: f64,
+    bare_copied_rows_per_second: f64,
+    bare_moved_rows_per_second: f64,
+    /// The first divided by the last: an archive moves rows.
+    archive_ratio: f64,
     /// The 99th percentile of the time of a write, without and during the sweep, in milliseconds.
     writer_p99_ms: f64,
     writer_p99_ms_during: f64,
@@ -67,6 +72,7 @@ const FILL: [&str; 3] = [
 /// The users of the bare statement and of the writer have larger ids than those of the sweep.
 const BARE: i32 = 1_000_000;
 const WRITER: i32 = 2_000_000;
+const COPIED: i32 = 3_000_000;
 /// How long the writer is measured before the sweep.
 const ALONE: Duration = Duration::from_secs(5);
 const STUCK_AFTER: Duration = Duration::from_secs(120);
@@ -80,6 +86,10 @@ pub(super) async fn execute(args: &RetentionArgs, settings: &Settings) -> anyhow
     outln!("rows deleted a second     {:>10.0}", report.deleted_rows_per_second);
     outln!("by a bare DELETE          {:>10.0}", report.bare_rows_per_second);
     outln!("ratio                     {:>10.2}", report.delete_ratio);
+    outln!("rows archived a second    {:>10.0}", report.archived_rows_per_second);
+    outln!("by a bare COPY            {:>10.0}", report.bare_copied_rows_per_second);
+    outln!("by COPY and DELETE        {:>10.0}", report.bare_moved_rows_per_second);
+    outln!("ratio                     {:>10.2}", report.archive_ratio);
     outln!("writer alone, ms p99      {:>10.2}", report.writer_p99_ms);
     outln!("during the sweep, ms p99  {:>10.2}", report.writer_p99_ms_during);
     outln!("ratio                     {:>10.2}", report.writer_p99_ratio);
@@ -87,7 +97,8 @@ pub(super) async fn execute(args: &RetentionArgs, settings: &Settings) -> anyhow
 }
 
 async fn measure(args: &RetentionArgs, local: &Local) -> anyhow::Result<Report> {
-    let settings = &local.settings;
+    let folder = tempfile::tempdir().context("cannot create a folder for archives")?;
+    let settings = &archived::with_target(&local.settings, folder.path())?;
     let mut owner = store::connect(&settings.postgres.url).await?;
     for first in [1, BARE] {
         let values = [
@@ -124,15 +135,44 @@ async fn measure(args: &RetentionArgs, local: &Local) -> anyhow::Result<Report> 
     };
     let (alone, during) = (percentile(&of(false), 0.99), percentile(&of(true), 0.99));
     let deleted_rows_per_second = f64::from(args.rows) / took.as_secs_f64();
+    let (archived, copied, moved) = archive(args, settings, &mut owner).await?;
     Ok(Report {
         deleted_rows_per_second: rounded(deleted_rows_per_second),
         bare_rows_per_second: rounded(bare_rows_per_second),
         delete_ratio: rounded(deleted_rows_per_second / bare_rows_per_second),
-        archive_ratio: None,
+        archived_rows_per_second: rounded(archived),
+        bare_copied_rows_per_second: rounded(copied),
+        bare_moved_rows_per_second: rounded(moved),
+        archive_ratio: rounded(archived / moved),
         writer_p99_ms: rounded(alone),
         writer_p99_ms_during: rounded(during),
         writer_p99_ratio: rounded(during / alone),
     })
+}
+
+/// Rows a second that are archived, that `COPY` writes, and that `COPY` and `DELETE` move.
+async fn archive(
+    args: &RetentionArgs,
+    settings: &Settings,
+    owner: &mut Connection,
+) -> anyhow::Result<(f64, f64, f64)> {
+    archived::archive_instead(owner).await?;
+    // The users of the sweep have their sessions still; those of the bare statements are new.
+    for (first, fill) in [(1, &FILL[2..]), (COPIED, &FILL[..])] {
+        let values = [
+            ("{first}", first.to_string()),
+            ("{users}", args.users.to_string()),
+            ("{rows}", args.rows.to_string()),
+        ];
+        fill_tables(owner, fill, &values).await?;
+    }
+    let (copied, deleted) = archived::bare(owner, COPIED).await?;
+    errln!("the sweep, which archives");
+    let fleet = Fleet::start(&[WorkerName::RetentionCleaner], settings);
+    let swept = sweep(settings, owner).await;
+    fleet.stop().await?;
+    let rows = f64::from(args.rows);
+    Ok((rows / swept?.1.as_secs_f64(), rows / copied, rows / (copied + deleted)))
 }
 
 /// Runs the job until no row is left that is due. Gives when the first row was gone, or little earlier, and how long it took.

@@ -170,6 +170,7 @@ impl Fixture {
             "MEMFLEET_POSTGRES__",
             "MEMFLEET_TRUST__",
             "MEMFLEET_KEYS__",
+            "MEMFLEET_ARCHIVE__",
             "MEMFLEET_AUDIT__",
             "MEMFLEET_VECTORS__",
             "MEMFLEET_EMBEDDER__",

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::command::{
-    ask::AskArgs, audit::AuditArgs, consensus::ConsensusArgs, contract::ContractArgs, dead::DeadArgs,
-    keys::KeysArgs, migrate::MigrateArgs, nats::NatsArgs, publish::PublishArgs, recover::RecoverArgs,
-    replay::ReplayArgs, retention::RetentionArgs, run::RunArgs, schedule::ScheduleArgs,
-    security::SecurityArgs, status::StatusArgs, sync::SyncArgs, tail::TailArgs, token::TokenArgs,
-    vectors::VectorsArgs,
+    archive::ArchiveArgs, ask::AskArgs, audit::AuditArgs, consensus::ConsensusArgs, contract::ContractArgs,
+    dead::DeadArgs, keys::KeysArgs, maintenance::MaintenanceArgs, migrate::MigrateArgs, nats::NatsArgs,
+    publish::PublishArgs, recover::RecoverArgs, replay::ReplayArgs, retention::RetentionArgs, run::RunArgs,
+    schedule::ScheduleArgs, security::SecurityArgs, status::StatusArgs, sync::SyncArgs, tail::TailArgs,
+    token::TokenArgs, vectors::VectorsArgs,
 };
 
 /// Unified memory store of a multi-agent AI platform.
@@ -76,6 +76,10 @@ pub enum Command {
     Sync(SyncArgs),
     /// Show retention policies and what they remove; run the sweep at once.
     Retention(RetentionArgs),
+    /// Report what tables, indexes and partitions need, and do it.
+    Maintenance(MaintenanceArgs),
+    /// List, verify, restore and search archives of rows whose retention is over.
+    Archive(ArchiveArgs),
     /// List, change, pause and run the schedules of jobs; show their runs.
     Schedule(ScheduleArgs),
     /// Print a user's events as they happen.

@@ -27,6 +27,8 @@ pub async fn execute(arguments: Arguments) -> anyhow::Result<()> {
         Command::Consensus(args) => command::consensus::execute(args, &settings).await,
         Command::Sync(args) => command::sync::execute(args, &settings).await,
         Command::Retention(args) => command::retention::execute(args, &settings).await,
+        Command::Maintenance(args) => command::maintenance::execute(args, &settings).await,
+        Command::Archive(args) => command::archive::execute(args, &settings).await,
         Command::Schedule(args) => command::schedule::execute(args, &settings).await,
         Command::Tail(args) => command::tail::execute(args, &settings).await,
         #[cfg(feature = "dev")]

@@ -8,14 +8,17 @@ use runtime::RequestOrTick;
 pub enum Job {
     /// Removes what is due.
     Sweep,
+    /// Looks after the platform: partitions, figures, anomalies, and what ages out.
+    Maintain,
 }
 
 impl runtime::Job for Job {
-    const ALL: &'static [Self] = &[Self::Sweep];
+    const ALL: &'static [Self] = &[Self::Sweep, Self::Maintain];
 
     fn name(self) -> &'static str {
         match self {
             Self::Sweep => "retention-sweep",
+            Self::Maintain => "maintenance",
         }
     }
 }

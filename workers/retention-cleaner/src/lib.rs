@@ -5,54 +5,76 @@
 //! (docs/adr/0052). A run takes a slice of the users, and at most 2,000 rows (`store/sweep.rs`):
 //!
 //! 1. it locks the row of its progress, so that one run is under way at a time;
-//! 2. it expires, deletes or anonymises what is due, children before the rows that they refer to, and leaves out what another
+//! 2. it removes what has been archived before (`archives.rs`), if nothing has changed it since;
+//! 3. it expires, deletes or anonymises what is due, children before the rows that they refer to, and leaves out what another
 //!    transaction holds;
-//! 3. it moves on to the next slice if nothing is left in this one.
+//! 4. it moves on to the next slice if nothing is left in this one.
 //!
 //! All of it is one transaction, with an event for each session from which something was removed. While there are such events, the next
 //! run follows at once. A run that is killed leaves nothing, and the next one finds the same rows.
 //!
+//! What a policy archives is written into files, and read back, before that transaction (`archives.rs`, docs/adr/0053).
+//!
+//! The job `maintenance` (`maintenance.rs`, docs/adr/0054) acts for no user: it calls functions of the database that create partitions,
+//! roll up figures, search them for anomalies and delete what has aged out, each bounded and in a transaction of its own.
+//!
 //! Points of removed memories are deleted from the vector store before the next transaction (`points.rs`): until then the memory's row
 //! says that there are some, and no search finds them.
 
+mod archives;
 mod item;
+mod maintenance;
 mod points;
 mod preview;
 mod store;
 
 use std::time::Duration;
 
+use ::archive::{ArchiveError, Keys};
 use ::store::job_runs::Counts;
 use ::store::{Connection, Fault, Pool, PoolOptions};
 use chrono::Utc;
-use config::Settings;
+use config::{ArchiveSettings, Settings};
 use contract::{RETENTION_CLEANER, WorkerInfo};
 use keys::DataKeys;
 use runtime::readiness::probe;
 use runtime::{Dependency, Ended, ExternalWorker, ProbeResults, Verdict, Written};
 use vectors::VectorStore;
 
+pub use archives::Archives;
 pub use item::{Job, RetentionItem};
+pub use maintenance::Steps;
 pub use points::Removed;
 pub use preview::preview;
+pub use store::archive::{TableColumn, columns};
+use store::sweep::sweep_with;
 pub use store::sweep::{Effect, Line, ROWS, Swept, sweep};
 
 pub(crate) type Message = runtime::Message<RetentionItem>;
 
-/// The connections for what is read and written outside the transaction: one tick at a time.
-const CONNECTIONS: usize = 1;
+/// The connections for what is read and written outside the transaction: one tick of each job at a time.
+const CONNECTIONS: usize = 2;
 
 /// The worker.
 pub struct RetentionCleaner {
     pool: Pool,
     /// `None`: none is configured, and there are no points to remove.
     vectors: Option<VectorStore>,
+    archive: ArchiveSettings,
 }
 
 impl std::fmt::Debug for RetentionCleaner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RetentionCleaner").finish_non_exhaustive()
     }
+}
+
+/// What was done before the transaction of a tick.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    removed: Removed,
+    archives: Archives,
+    steps: Option<Steps>,
 }
 
 /// The worker cannot start.
@@ -64,6 +86,9 @@ pub enum OpenError {
     /// The vector store cannot be used as configured.
     #[error("retention-cleaner cannot start: {0}")]
     Vectors(#[from] vectors::VectorError),
+    /// Archives cannot be signed.
+    #[error("retention-cleaner cannot start: {0}")]
+    Archive(#[from] ArchiveError),
 }
 
 impl RetentionCleaner {
@@ -72,6 +97,10 @@ impl RetentionCleaner {
     /// # Errors
     /// [`OpenError`].
     pub fn open(settings: &Settings) -> Result<Self, OpenError> {
+        // The target itself may be away for a while, as a disk or a server may.
+        if settings.archive.url.is_some() {
+            Keys::signing(&settings.archive)?;
+        }
         let pool = ::store::open_pool(
             &settings.postgres.url_of(&RETENTION_CLEANER.role()),
             &PoolOptions {
@@ -82,7 +111,7 @@ impl RetentionCleaner {
                 lock_timeout: Duration::from_millis(settings.postgres.lock_timeout_ms),
             },
         )?;
-        Ok(Self { pool, vectors: VectorStore::open(&settings.vectors)? })
+        Ok(Self { pool, vectors: VectorStore::open(&settings.vectors)?, archive: settings.archive.clone() })
     }
 }
 
@@ -90,7 +119,7 @@ impl ExternalWorker for RetentionCleaner {
     const INFO: &'static WorkerInfo = &RETENTION_CLEANER;
     const MAX_BATCH: usize = 64;
     type Item = RetentionItem;
-    type Prepared = Removed;
+    type Prepared = Prepared;
     type Finding = ();
 
     async fn probe(&self) -> ProbeResults {
@@ -103,17 +132,27 @@ impl ExternalWorker for RetentionCleaner {
         &'a self,
         batch: &'a [&'a Message],
         grants: &'a [&'a str],
-    ) -> Result<Removed, Fault> {
-        match batch {
-            [tick] if matches!(tick.request, RetentionItem::Tick(_)) => {
-                points::remove(&self.pool, self.vectors.as_ref(), grants).await
+    ) -> Result<Prepared, Fault> {
+        match tick_of(batch) {
+            Some((Job::Sweep, tick)) => {
+                let removed = points::remove(&self.pool, self.vectors.as_ref(), grants).await?;
+                let archives = archives::prepare(&self.pool, &self.archive, tick.request_id, grants).await?;
+                Ok(Prepared { removed, archives, steps: None })
             }
-            _ => Ok(Removed::default()),
+            Some((Job::Maintain, _)) => {
+                let steps = Some(maintenance::steps(&self.pool).await?);
+                Ok(Prepared { steps, ..Prepared::default() })
+            }
+            None => Ok(Prepared::default()),
         }
     }
 
-    fn join(&self, one: Removed, other: Removed) -> Removed {
-        one.with(other)
+    fn join(&self, one: Prepared, other: Prepared) -> Prepared {
+        Prepared {
+            removed: one.removed.with(other.removed),
+            archives: one.archives.with(other.archives),
+            steps: one.steps.or(other.steps),
+        }
     }
 
     async fn write<'a>(
@@ -121,32 +160,49 @@ impl ExternalWorker for RetentionCleaner {
         connection: &'a mut Connection,
         batch: &'a [&'a Message],
         _: &'a DataKeys,
-        prepared: &'a Removed,
+        prepared: &'a Prepared,
     ) -> Result<Written<()>, Fault> {
-        match batch {
-            // A tick is a batch of its own.
-            [tick] if matches!(tick.request, RetentionItem::Tick(_)) => run(connection, tick, prepared).await,
-            requests => Ok(store::policies::write(connection, requests).await?.into()),
+        match tick_of(batch) {
+            Some((Job::Sweep, tick)) => run(connection, tick, prepared).await,
+            Some((Job::Maintain, tick)) => {
+                maintenance::finish(connection, tick, prepared.steps.as_ref()).await
+            }
+            None => {
+                let archives = self.archive.url.is_some();
+                Ok(store::policies::write(connection, batch, archives).await?.into())
+            }
         }
     }
 
     async fn clean_up<'a>(
         &'a self,
         _: &'a [Ended<'a, RetentionItem, ()>],
-        _: &'a Removed,
+        _: &'a Prepared,
     ) -> Result<(), Fault> {
         Ok(())
     }
 }
 
-async fn run(connection: &mut Connection, tick: &Message, prepared: &Removed) -> Result<Written<()>, Fault> {
+/// The tick of a batch, which is a batch of its own, and its job.
+fn tick_of<'a>(batch: &[&'a Message]) -> Option<(Job, &'a Message)> {
+    let [message] = batch else { return None };
+    match message.request {
+        RetentionItem::Tick(job) => Some((job, *message)),
+        RetentionItem::Request(_) => None,
+    }
+}
+
+async fn run(connection: &mut Connection, tick: &Message, prepared: &Prepared) -> Result<Written<()>, Fault> {
     let Some(progress) = store::progress::lock(connection).await? else {
         let verdicts = vec![Verdict::Unchanged("another run is under way".into())];
         return Ok(Written { counts: Some(Counts::default()), ..verdicts.into() });
     };
     let users = store::progress::users(connection).await?;
-    points::forget(connection, prepared).await?;
-    let swept = sweep(connection, Utc::now(), &users, ROWS, tick.request_id).await?;
+    points::forget(connection, &prepared.removed).await?;
+    let at = Utc::now();
+    let (archives, failure) = prepared.archives.usable(at);
+    let mut swept = sweep_with(connection, at, &users, ROWS, tick.request_id, &archives).await?;
+    swept.failure = failure;
     store::progress::advance(connection, progress, &swept).await?;
     let counts = Some(swept.counts());
     let verdict = match swept.events.is_empty() {

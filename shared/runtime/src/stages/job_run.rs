@@ -40,12 +40,14 @@ pub(crate) async fn note<I, F>(
     };
     let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
     let counted = Counts { examined: count(users), changed: count(events), ..Counts::default() };
+    let counts = written.counts.clone().unwrap_or(counted);
+    let failure = refused.or_else(|| counts.failure.clone()).or_else(|| run.failure.clone());
     let run = JobRun {
         job: tick.job.as_str(),
         tick: message.request_id,
         began: run.began,
-        counts: written.counts.clone().unwrap_or(counted),
-        failure: refused.as_deref().or(run.failure.as_deref()),
+        counts,
+        failure: failure.as_deref(),
     };
     job_runs::note(connection, &run).await
 }

@@ -1,11 +1,13 @@
 //! The commands, one per module.
 
+pub mod archive;
 pub mod ask;
 pub mod audit;
 pub mod consensus;
 pub mod contract;
 pub mod dead;
 pub mod keys;
+pub mod maintenance;
 pub mod migrate;
 pub mod nats;
 pub mod publish;

@@ -225,6 +225,7 @@ async fn show_preview(args: &PreviewArgs, settings: &Settings) -> anyhow::Result
             Effect::Expired => "expired",
             Effect::Deleted => "deleted",
             Effect::Anonymised => "anonymised",
+            Effect::Archived => "archived",
         };
         table.row([
             line.table.into_owned(),

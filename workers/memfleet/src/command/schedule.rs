@@ -65,7 +65,8 @@ enum What {
     /// Show the runs of jobs, the latest first: what was due, what was changed, and why one failed.
     ///
     /// Of the runs of a job that changed nothing, the last one is there. Of retention-sweep, rows are counted; of other jobs, the users
-    /// who had work due, and events.
+    /// who had work due, and events. Beside them are `maintenance run` (maintenance-run) and, with a row for an hour, `audit seal`
+    /// (audit-seal) and `vectors reconcile` (vector-reconcile).
     History {
         /// Only runs of this job.
         #[arg(value_name = "JOB")]

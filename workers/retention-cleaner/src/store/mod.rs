@@ -1,6 +1,8 @@
 //! The worker's SQL.
 
+pub(crate) mod archive;
 pub(crate) mod policies;
 pub(crate) mod progress;
+mod removal;
 pub(crate) mod steps;
 pub(crate) mod sweep;

@@ -6,11 +6,11 @@ use std::sync::LazyLock;
 use ::store::unnest::{UnnestRow, with_rows};
 use ::store::{Connection, Fault};
 use chrono::{DateTime, Utc};
-use contract::{AccessTier, ChatMode, RetainedTable, RetentionRequest, Text};
+use contract::{AccessTier, ChatMode, RetainedTable, RetentionAction, RetentionRequest, Text};
 use diesel::QueryableByName;
 use diesel::sql_types::{Bool, Integer};
 use diesel_async::RunQueryDsl;
-use runtime::Verdict;
+use runtime::{Reason, Verdict};
 use uuid::Uuid;
 
 use crate::{Message, RetentionItem};
@@ -97,6 +97,9 @@ static HOLD: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
+const NO_TARGET: &str =
+    "action: this platform has no archives; ask its operator to set archive.url, or use delete";
+
 #[derive(QueryableByName)]
 struct Answer {
     #[diesel(sql_type = Integer)]
@@ -124,7 +127,7 @@ fn subject(message: &Message, request: &RetentionRequest) -> Subject {
 }
 
 /// The requests of a batch in the order of the stream, in rounds that have each subject once.
-fn rounds<'a>(batch: &[&'a Message]) -> Vec<Vec<(usize, &'a Message, &'a RetentionRequest)>> {
+fn rounds<'a>(batch: &[&'a Message], archives: bool) -> Vec<Vec<(usize, &'a Message, &'a RetentionRequest)>> {
     let mut order: Vec<usize> = (0..batch.len()).collect();
     // What was delivered again may stand behind what came later.
     order.sort_by_key(|index| batch[*index].sequence);
@@ -133,6 +136,9 @@ fn rounds<'a>(batch: &[&'a Message]) -> Vec<Vec<(usize, &'a Message, &'a Retenti
     for index in order {
         let message = batch[index];
         let RetentionItem::Request(request) = &message.request else { continue };
+        if is_in_vain(&message.request, archives) {
+            continue;
+        }
         let round = seen.entry(subject(message, request)).or_default();
         if rounds.len() <= *round {
             rounds.push(Vec::new());
@@ -143,10 +149,25 @@ fn rounds<'a>(batch: &[&'a Message]) -> Vec<Vec<(usize, &'a Message, &'a Retenti
     rounds
 }
 
-/// Writes a batch of requests.
-pub(crate) async fn write(connection: &mut Connection, batch: &[&Message]) -> Result<Vec<Verdict>, Fault> {
+/// A policy that archives while there is nowhere to archive to: nothing would become of its rows.
+fn is_in_vain(request: &RetentionItem, archives: bool) -> bool {
+    match request {
+        RetentionItem::Request(RetentionRequest::PolicyPut(put)) => {
+            !archives && put.action == RetentionAction::Archive
+        }
+        RetentionItem::Request(RetentionRequest::PolicyRemove(_) | RetentionRequest::PolicyHold(_))
+        | RetentionItem::Tick(_) => false,
+    }
+}
+
+/// Writes a batch of requests. `archives`: whether there is a target for archives.
+pub(crate) async fn write(
+    connection: &mut Connection,
+    batch: &[&Message],
+    archives: bool,
+) -> Result<Vec<Verdict>, Fault> {
     let mut answered: HashMap<usize, bool> = HashMap::with_capacity(batch.len());
-    for round in rounds(batch) {
+    for round in rounds(batch, archives) {
         let (mut policies, mut holds) = (Vec::new(), Vec::new());
         for (index, message, request) in &round {
             let place = i32::try_from(*index).unwrap_or(i32::MAX);
@@ -186,6 +207,7 @@ pub(crate) async fn write(connection: &mut Connection, batch: &[&Message]) -> Re
         answered.extend(answers.into_iter().filter_map(of));
     }
     let verdict = |(index, message): (usize, &&Message)| match answered.get(&index) {
+        _ if is_in_vain(&message.request, archives) => Verdict::Rejected(Reason::new(NO_TARGET)),
         Some(true) => Verdict::applied(message),
         Some(false) => Verdict::unchanged(message),
         None => Verdict::missing_prerequisite(message),

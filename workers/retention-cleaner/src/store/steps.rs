@@ -85,7 +85,7 @@ const DELETE_AGENT_CONTEXTS: &str = statement!(
     )"
 );
 const DELETE_DECISIONS: &str = statement!(
-    "due_decisions($1, $2, $3) WHERE action = 'delete'",
+    "due_decisions($1, $2, $3, 'delete') WHERE true",
     "locked AS MATERIALIZED (
         SELECT t.user_id, t.id, d.policy_id FROM router_decision_log t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
         ORDER BY t.user_id, t.id FOR UPDATE OF t SKIP LOCKED
@@ -97,7 +97,7 @@ const DELETE_DECISIONS: &str = statement!(
 );
 /// The numbers stay, by which routes are compared.
 const ANONYMISE_DECISIONS: &str = statement!(
-    "due_decisions($1, $2, $3) WHERE action = 'anonymise'",
+    "due_decisions($1, $2, $3, 'anonymise') WHERE true",
     "locked AS MATERIALIZED (
         SELECT t.user_id, t.id, d.policy_id FROM router_decision_log t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
         WHERE t.anonymised_at IS NULL ORDER BY t.user_id, t.id FOR UPDATE OF t SKIP LOCKED

@@ -1,7 +1,7 @@
 //! A run: removes what is due of some users.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use ::store::job_runs::Counts;
 use ::store::{Connection, Fault};
@@ -14,6 +14,8 @@ use runtime::EventDraft;
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::archive::{self, Archived};
+use super::removal::Gone;
 use super::steps::{DELETE_SESSIONS, LOCK_SESSIONS, STEPS};
 
 /// The most rows of a run: few enough that locks are held for a moment, and its events are within their limit.
@@ -29,6 +31,8 @@ pub enum Effect {
     Deleted,
     /// Its texts go.
     Anonymised,
+    /// It is deleted, and in an archive.
+    Archived,
 }
 
 /// How many rows of a table a policy changed.
@@ -55,6 +59,8 @@ pub struct Swept {
     pub has_more: bool,
     /// One for each session from which something was removed.
     pub events: Vec<EventDraft>,
+    /// What could not be done, while the rest was.
+    pub failure: Option<String>,
 }
 
 impl Swept {
@@ -71,6 +77,7 @@ impl Swept {
             changed: self.changed(),
             skipped: self.examined.saturating_sub(self.changed()),
             details: Some(details.to_string()),
+            failure: self.failure.clone(),
         }
     }
 }
@@ -115,27 +122,54 @@ impl Tally {
         let found = rows.as_slice().first().map_or(0, |row| row.found);
         self.examined += found.unsigned_abs();
         for row in rows {
-            let Some(user) = row.user_id else { continue };
+            let Some((user, session)) = session_of(&row) else { continue };
             *self.counts.entry((table, effect, row.policy_id)).or_default() += 1;
             // The inbox holds ids of deliveries and nothing of a user.
             if table == "inbox" {
                 continue;
             }
-            let session = row.session_id.unwrap_or_else(|| Event::ACCOUNT_SESSION.to_owned());
             let swept = self.events.entry((user, session)).or_default();
             match (row.context_key, effect) {
                 (Some(context_key), effect) => {
                     let key = SweptKey { context_key, agent_id: row.agent_id, memory_tier: row.memory_tier };
                     match effect {
                         Effect::Expired => swept.expired.push(key),
-                        Effect::Deleted | Effect::Anonymised => swept.removed.push(key),
+                        Effect::Deleted | Effect::Anonymised | Effect::Archived => swept.removed.push(key),
                     }
                 }
                 (None, Effect::Anonymised) => *swept.anonymised.entry(table.to_owned()).or_default() += 1,
-                (None, Effect::Deleted | Effect::Expired) => {
+                (None, Effect::Deleted | Effect::Expired | Effect::Archived) => {
                     *swept.deleted.entry(table.to_owned()).or_default() += 1;
                 }
             }
+        }
+    }
+
+    /// Rows that are in an archive now, and no longer in the database.
+    fn add_archived(&mut self, archived: &Archived, gone: Vec<Gone>) {
+        let table = archived.table.name;
+        let policies: HashMap<(i32, Uuid), Uuid> =
+            archived.rows.iter().map(|row| ((row.user_id, row.id), row.policy_id)).collect();
+        // Rows that have changed are read again by the next run that comes to their user.
+        self.has_more |= archived.has_more && !gone.is_empty();
+        let found = i64::try_from(archived.rows.len()).unwrap_or(i64::MAX);
+        let changed: Vec<Changed> = gone
+            .into_iter()
+            .map(|row| Changed {
+                found,
+                user_id: Some(row.user_id),
+                session_id: row.session_id,
+                context_key: row.context_key,
+                agent_id: row.agent_id,
+                memory_tier: row.memory_tier,
+                policy_id: policies.get(&(row.user_id, row.id)).copied(),
+            })
+            .collect();
+        let sessions: HashSet<(i32, String)> = changed.iter().filter_map(session_of).collect();
+        self.add(table, Effect::Archived, changed);
+        for session in sessions {
+            let swept = self.events.entry(session).or_default();
+            swept.archived.insert(table.to_owned(), archived.written.manifest.id);
         }
     }
 
@@ -151,8 +185,15 @@ impl Tally {
             examined: self.examined,
             has_more: self.has_more,
             events,
+            failure: None,
         })
     }
+}
+
+/// The session of a row whose event tells of it.
+fn session_of(row: &Changed) -> Option<(i32, String)> {
+    let session = row.session_id.clone().unwrap_or_else(|| Event::ACCOUNT_SESSION.to_owned());
+    Some((row.user_id?, session))
 }
 
 fn event(user: i32, session: String, swept: &RetentionSwept) -> Result<EventDraft, Fault> {
@@ -180,6 +221,18 @@ pub async fn sweep(
     most: i32,
     request_id: Uuid,
 ) -> Result<Swept, Fault> {
+    sweep_with(connection, at, users, most, request_id, &[]).await
+}
+
+/// The same, and removes what these archives have.
+pub(crate) async fn sweep_with(
+    connection: &mut Connection,
+    at: DateTime<Utc>,
+    users: &[i32],
+    most: i32,
+    request_id: Uuid,
+    archives: &[&Archived],
+) -> Result<Swept, Fault> {
     #[derive(QueryableByName)]
     struct Locked {
         #[diesel(sql_type = SqlUuid)]
@@ -188,6 +241,10 @@ pub async fn sweep(
     const FORGET_CLOCKS: &str = "SELECT sec.forget_clocks($1)";
     let mut tally =
         Tally { most, counts: BTreeMap::new(), events: BTreeMap::new(), examined: 0, has_more: false };
+    for archived in archives {
+        let gone = archive::remove(connection, archived, request_id).await?;
+        tally.add_archived(archived, gone);
+    }
     for step in STEPS {
         let Some(rest) = tally.rest() else { return tally.finish() };
         let query = diesel::sql_query(step.sql)

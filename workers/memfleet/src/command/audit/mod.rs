@@ -1,5 +1,6 @@
 //! `memfleet audit`
 
+pub mod retire;
 pub mod seal;
 mod show;
 mod verify;
@@ -39,6 +40,8 @@ enum What {
     Seal(seal::SealArgs),
     /// Recompute every seal, and report rows that were changed, removed or added after sealing.
     Verify(VerifyArgs),
+    /// Remove rows whose retention is over, and state it under the seal key.
+    Retire(retire::RetireArgs),
     /// Show the audit trail of a user, newest entries first.
     Trail(TrailArgs),
     /// Create a seal key, or print its public key.
@@ -72,6 +75,7 @@ pub async fn execute(args: AuditArgs, settings: &Settings) -> anyhow::Result<()>
     match args.what {
         What::Seal(args) => seal::execute(&args, settings).await,
         What::Verify(args) => verify::execute(&args, settings).await,
+        What::Retire(args) => retire::execute(&args, settings).await,
         What::Trail(args) => show::execute(&args, settings).await,
         What::Key(Key::Generate { name, out }) => {
             key_file::write_new(out.as_deref(), &PrivateKey::generate(&name)?.expose_line())

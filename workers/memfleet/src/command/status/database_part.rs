@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use audit::HeldBack;
+use chrono::{SecondsFormat, TimeDelta, Utc};
 use cli::output::printable;
 use cli::table::{Align, Table, grouped};
 use cli::{out, outln};
@@ -16,7 +17,7 @@ use serde::Serialize;
 use store::{Connection, Fault, migration};
 use tokio::time::timeout;
 
-use crate::command::revocations;
+use crate::command::{maintenance, revocations};
 
 /// Time limit of all queries together.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -111,6 +112,9 @@ async fn read_all(settings: &Settings) -> anyhow::Result<DatabaseStatus> {
             vec![format!("it is unknown whether events wait to be published: {error}")]
         }),
     );
+    warnings.extend(unmaintained(&mut connection).await.unwrap_or_else(|error| {
+        vec![format!("it is unknown whether the database is looked after: {error:#}")]
+    }));
     warnings.extend(unknown_revocations(&mut connection, settings).await);
     let states = migration::MAIN.status(connection).await?;
     let applied = states.iter().filter(|state| state.applied).count();
@@ -150,6 +154,48 @@ async fn unpublished(connection: &mut Connection) -> Result<Vec<String>, diesel:
     let late: Vec<Late> =
         if table.exists { diesel::sql_query(LATE).load(connection).await? } else { Vec::new() };
     Ok(late.into_iter().map(|late| late.line).collect())
+}
+
+/// For how long nobody has to look after the database.
+const MAINTAINED_WITHIN: TimeDelta = TimeDelta::days(8);
+
+/// What is wrong with the partitions, and whether `memfleet maintenance run` has not run for long, a line each.
+async fn unmaintained(connection: &mut Connection) -> anyhow::Result<Vec<String>> {
+    // The migration may not be applied yet.
+    let function: Exists = diesel::sql_query(
+        "SELECT to_regprocedure('sec.partition_alarms_at(timestamptz)') IS NOT NULL AS exists",
+    )
+    .get_result(connection)
+    .await?;
+    if !function.exists {
+        return Ok(Vec::new());
+    }
+    let mut warnings = maintenance::alarms(connection).await?;
+    let runs = maintenance::last_runs(connection).await?;
+    // Of a new deployment, nobody expects it yet.
+    let is_in_use = is_in_use(connection).await?;
+    match runs.iter().find(|run| run.job == maintenance::RUN) {
+        None if is_in_use => {
+            warnings.push("`memfleet maintenance run` has not run in the last 30 days".to_owned());
+        }
+        None => {}
+        Some(run) if Utc::now() - run.started_at > MAINTAINED_WITHIN => warnings.push(format!(
+            "`memfleet maintenance run` ran last at {}",
+            run.started_at.to_rfc3339_opts(SecondsFormat::Secs, true)
+        )),
+        Some(run) => warnings.extend(
+            run.failure.as_ref().map(|failure| format!("the last `memfleet maintenance run`: {failure}")),
+        ),
+    }
+    Ok(warnings)
+}
+
+/// Whether jobs have run for as long.
+async fn is_in_use(connection: &mut Connection) -> Result<bool, diesel::result::Error> {
+    const OLD: &str =
+        "SELECT EXISTS (SELECT FROM public.job_runs WHERE started_at < now() - interval '8 days') AS exists";
+    let old: Exists = diesel::sql_query(OLD).get_result(connection).await?;
+    Ok(old.exists)
 }
 
 /// The revocations that the key store does not know, in one line.

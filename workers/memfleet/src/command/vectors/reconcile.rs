@@ -11,10 +11,14 @@ use cli::signal::interrupted;
 use cli::table::grouped;
 use config::Settings;
 use serde_json::json;
+use store::job_runs::{self, Counts};
 use store::vector::{self, Collection};
 use tokio::time::{MissedTickBehavior, interval};
 use vector_indexer::collection;
 use vector_indexer::reconcile::{Findings, Reconciler};
+
+/// The reconciler in `job_runs`.
+const JOB: &str = "vector-reconcile";
 
 #[derive(Debug, Args)]
 pub(super) struct ReconcileArgs {
@@ -69,7 +73,7 @@ async fn reconcile(args: &ReconcileArgs, settings: &Settings, embedders: &Embedd
     let collections = vector::collections(&mut connection, vectors.alias(), &["active", "filling"]).await?;
     ensure!(!collections.is_empty(), "no collection; `memfleet vectors apply` creates it");
     collection::check_owned(&vectors, &collections).await?;
-    let (mut orphans, mut gaps) = (0, 0);
+    let (mut orphans, mut gaps, mut counts) = (0, 0, Counts::default());
     for one in &collections {
         let reconciler = Reconciler {
             vectors: &vectors,
@@ -81,13 +85,18 @@ async fn reconcile(args: &ReconcileArgs, settings: &Settings, embedders: &Embedd
         };
         let found = reconciler.run(&mut connection).await?;
         print_findings(one, &found, args.json);
+        counts.examined += found.points + found.memories;
+        counts.changed += found.repaired;
         if one.is_active() {
             // After a repair, only gaps that are not repairable remain.
             (orphans, gaps) = if args.repair { (0, found.lost) } else { (found.orphans, found.gaps) };
         }
     }
+    let differs = orphans > 0 || gaps > args.without;
+    let failure = differs.then(|| format!("the stores differ in {} places", orphans + gaps));
+    job_runs::note_pass(&mut connection, JOB, &counts, failure.as_deref()).await?;
     ensure!(
-        orphans == 0 && gaps <= args.without,
+        !differs,
         "the stores differ in {} places{}",
         orphans + gaps,
         if args.repair { " that cannot be repaired" } else { "; run with --repair" }

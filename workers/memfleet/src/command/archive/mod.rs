@@ -1,0 +1,87 @@
+//! `memfleet archive`
+
+mod list;
+mod load;
+mod query;
+mod restore;
+mod rows;
+mod verify;
+
+use anyhow::ensure;
+use clap::{Args, Subcommand};
+use cli::database;
+use config::Settings;
+use diesel::QueryableByName;
+use diesel::sql_types::Bool;
+use diesel_async::RunQueryDsl;
+use store::Connection;
+
+use list::{CleanArgs, ListArgs};
+use query::QueryArgs;
+use restore::RestoreArgs;
+use verify::VerifyArgs;
+
+const HELP: &str = "\
+Rows are archived if a retention policy says so (policy.put with the action archive), to the folder or bucket of archive.url:
+
+  memfleet archive list
+  memfleet archive verify
+  memfleet archive query --user 42 --table simple_chat_context
+  memfleet archive restore 0193c0de-0000-7000-8000-000000000001
+
+An archive is a folder of Parquet files, which DuckDB or pandas read as they are, with a signed manifest.";
+
+/// Lists, verifies and restores archives, and searches them.
+///
+/// Reads the database, with a role that bypasses row-level security, and the target of archive.url.
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub struct ArchiveArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// List archives, oldest first; with --orphans, the files that no archive has.
+    List(ListArgs),
+    /// Read archives and check signatures, hashes, columns and every row.
+    Verify(VerifyArgs),
+    /// Restore the rows of an archive that are not in the database and that nothing newer replaces.
+    Restore(RestoreArgs),
+    /// Print archived rows.
+    Query(QueryArgs),
+    /// Delete files at the target that no archive has. A run that was killed leaves them.
+    Clean(CleanArgs),
+}
+
+/// Runs `memfleet archive`.
+///
+/// # Errors
+/// If the database or the target is unreachable, or an archive is not as it was written.
+pub async fn execute(args: ArchiveArgs, settings: &Settings) -> anyhow::Result<()> {
+    match args.what {
+        What::List(args) => list::execute(&args, settings).await,
+        What::Verify(args) => verify::execute(&args, settings).await,
+        What::Restore(args) => restore::execute(&args, settings).await,
+        What::Query(args) => query::execute(&args, settings).await,
+        What::Clean(args) => list::clean(&args, settings).await,
+    }
+}
+
+async fn connect(settings: &Settings) -> anyhow::Result<Connection> {
+    #[derive(QueryableByName)]
+    struct Access {
+        #[diesel(sql_type = Bool)]
+        hidden: bool,
+    }
+    let mut connection =
+        database::connect(&settings.postgres.url, "postgres.url", "the database with the archives").await?;
+    let query = "SELECT row_security_active('archive_restores') AS hidden";
+    let rows: Vec<Access> = diesel::sql_query(query).load(&mut connection).await?;
+    ensure!(
+        !rows.iter().any(|row| row.hidden),
+        "row-level security hides rows from the role of postgres.url; use an administrator's"
+    );
+    Ok(connection)
+}

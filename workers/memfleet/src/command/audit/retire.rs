@@ -1,0 +1,114 @@
+//! `memfleet audit retire`
+
+use anyhow::{Context, ensure};
+use audit::{Keep, RetiredRows, Source};
+use chrono::{SecondsFormat, Utc};
+use clap::Args;
+use cli::outln;
+use cli::output::out_json;
+use cli::table::grouped;
+use config::Settings;
+use diesel::QueryableByName;
+use diesel::sql_types::{Integer, Text};
+use diesel_async::RunQueryDsl;
+use fleet::sealer::{anchors, seal_key};
+use store::Connection;
+
+use super::{database, public_keys};
+
+/// The shortest retention of the trail, in days.
+const LEAST_DAYS: i32 = 365;
+
+/// Removes rows of the audit trail whose retention is over, whole months where possible.
+///
+/// How long rows are kept is said by the platform's policies of audit_log, security_violations and data_access_log: 2,557 days at first. A
+/// legal hold of user 0 that covers a table keeps it. That rows may be gone is stated under the seal key, so that `audit verify` counts
+/// them as excused with proof; also of events that the platform's policy no longer keeps. The whole trail is verified first, and nothing
+/// is removed while a row of it differs.
+#[derive(Debug, Args)]
+pub struct RetireArgs {
+    /// Only print what would be removed.
+    #[arg(long)]
+    dry_run: bool,
+    /// Print one JSON object: {"tables": [...]}.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn execute(args: &RetireArgs, settings: &Settings) -> anyhow::Result<()> {
+    let key = seal_key(settings)?;
+    let mut keys = public_keys(settings)?;
+    if !keys.iter().any(|known| known.name() == key.name()) {
+        keys.push(key.public());
+    }
+    let mut connection = database(settings).await?;
+    let keeps = keeps(&mut connection).await?;
+    let anchors = anchors(settings).await?;
+    let retired = audit::retire(&mut connection, &anchors, &key, &keys, &keeps, Utc::now(), args.dry_run)
+        .await
+        .context("cannot retire rows of the audit trail")?;
+    if args.json {
+        let tables: Vec<_> = retired
+            .iter()
+            .map(|one| {
+                serde_json::json!({ "table": one.source.table(), "through_seal": one.through_seal,
+                    "sealed_at": one.sealed_at.to_rfc3339_opts(SecondsFormat::Secs, true), "partitions": one.partitions,
+                    "rows": one.rows })
+            })
+            .collect();
+        out_json(serde_json::json!({ "tables": tables }));
+        return Ok(());
+    }
+    for one in &retired {
+        show(one, args.dry_run);
+    }
+    if retired.is_empty() {
+        outln!("no seal is as old as rows are kept");
+    }
+    Ok(())
+}
+
+fn show(retired: &RetiredRows, dry_run: bool) {
+    let RetiredRows { source, through_seal, sealed_at, partitions, rows } = retired;
+    let at = sealed_at.to_rfc3339_opts(SecondsFormat::Secs, true);
+    let verb = if dry_run { "would remove" } else { "removed" };
+    outln!("{}: {verb} {} rows up to seal {through_seal}, of {at}", source.table(), grouped(*rows));
+    for partition in partitions {
+        outln!("  dropped {partition}");
+    }
+}
+
+/// How long the rows of each table are kept; none of a table under a hold.
+async fn keeps(connection: &mut Connection) -> anyhow::Result<Vec<Keep>> {
+    #[derive(QueryableByName)]
+    struct Policy {
+        #[diesel(sql_type = Text)]
+        table_name: String,
+        #[diesel(sql_type = Integer)]
+        keep_days: i32,
+    }
+    const POLICIES: &str = "
+        SELECT p.table_name::text AS table_name, p.keep_days FROM data_retention_policies p
+        WHERE p.user_id = 0 AND p.is_active AND p.chat_mode IS NULL AND p.access_tier IS NULL
+            AND NOT EXISTS (SELECT FROM retention_holds h WHERE h.user_id = 0 AND h.released_at IS NULL
+                AND (h.table_name IS NULL OR h.table_name = p.table_name))
+        ORDER BY p.table_name";
+    let policies: Vec<Policy> =
+        diesel::sql_query(POLICIES).load(connection).await.context("cannot read the policies")?;
+    let mut keeps = Vec::new();
+    for Policy { table_name, keep_days: days } in policies {
+        let source = match table_name.as_str() {
+            "audit_log" => Source::AuditLog,
+            "security_violations" => Source::Violations,
+            "data_access_log" => Source::DataAccess,
+            "blackboard_events" => Source::Events,
+            _ => continue,
+        };
+        ensure!(
+            days >= LEAST_DAYS || source == Source::Events,
+            "the policy of {table_name} keeps {days} days; the audit trail is kept for {LEAST_DAYS} at least"
+        );
+        keeps.push(Keep { source, days });
+    }
+    Ok(keeps)
+}

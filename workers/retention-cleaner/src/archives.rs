@@ -1,0 +1,109 @@
+//! Archives of what a run removes. They are written and read back while no transaction is open; the transaction that follows removes the
+//! rows that are as they are in the archive, and names it. A run that is killed before leaves files that nothing names, and all rows.
+
+use ::archive::{ArchiveError, Draft, Keys, TABLES, Table, Target};
+use ::store::{Connection, Fault, Pool, security};
+use chrono::{DateTime, TimeDelta, Utc};
+use config::ArchiveSettings;
+use diesel_async::AsyncConnection;
+use uuid::Uuid;
+
+use crate::store::archive::{self, Archived, Due};
+use crate::store::{progress, sweep::ROWS};
+
+/// How old an archive may be when its rows are removed. Files that nothing names are deleted after a day
+/// (`memfleet archive clean`), so a run that was stopped for that long must not name them.
+pub(crate) const USED_WITHIN: TimeDelta = TimeDelta::hours(1);
+
+/// The archives of a run, and why there are not more of them.
+#[derive(Debug, Default)]
+pub struct Archives {
+    pub(crate) written: Vec<Archived>,
+    pub(crate) failure: Option<String>,
+}
+
+impl Archives {
+    pub(crate) fn with(mut self, other: Self) -> Self {
+        self.written.extend(other.written);
+        self.failure = self.failure.or(other.failure);
+        self
+    }
+
+    /// Those that are young enough, and why others are not used.
+    pub(crate) fn usable(&self, now: DateTime<Utc>) -> (Vec<&Archived>, Option<String>) {
+        let is_young = |one: &&Archived| now - one.written.manifest.created_at <= USED_WITHIN;
+        let usable: Vec<&Archived> = self.written.iter().filter(is_young).collect();
+        let late = usable.len() < self.written.len();
+        let failure = self.failure.clone();
+        let too_late =
+            || "an archive was written too long ago to be used; its rows stay until the next run".to_owned();
+        (usable, failure.or_else(|| late.then(too_late)))
+    }
+}
+
+/// Archives what is due. What cannot be archived stays in the database, and is told by the run.
+pub(crate) async fn prepare(
+    pool: &Pool,
+    settings: &ArchiveSettings,
+    run: Uuid,
+    grants: &[&str],
+) -> Result<Archives, Fault> {
+    let mut archives = Archives::default();
+    if grants.is_empty() {
+        return Ok(archives);
+    }
+    let mut most = ROWS;
+    for table in &TABLES {
+        if most <= 0 {
+            break;
+        }
+        let Some(due) = read(pool, table, most, grants).await? else { continue };
+        let taken = i32::try_from(due.rows.len()).unwrap_or(i32::MAX);
+        match write(settings, table, run, due).await {
+            Ok(written) => {
+                most -= taken;
+                archives.written.push(written);
+            }
+            Err(error) => {
+                tracing::error!(%error, table = table.name, "rows whose retention is over cannot be archived and stay");
+                archives.failure.get_or_insert_with(|| format!("rows of {} stay: {error}", table.name));
+            }
+        }
+    }
+    Ok(archives)
+}
+
+async fn read(pool: &Pool, table: &Table, most: i32, grants: &[&str]) -> Result<Option<Due>, Fault> {
+    let mut connection = ::store::acquire(pool).await?;
+    let due = connection.transaction(async |connection| due(connection, table, most, grants).await).await;
+    ::store::discard_if_unusable(connection, &due);
+    due
+}
+
+async fn due(
+    connection: &mut Connection,
+    table: &Table,
+    most: i32,
+    grants: &[&str],
+) -> Result<Option<Due>, Fault> {
+    security::open_context(connection, grants).await?;
+    if !archive::has_policies(connection).await? {
+        return Ok(None);
+    }
+    let users = progress::users(connection).await?;
+    archive::read(connection, table, Utc::now(), &users, most).await
+}
+
+async fn write(
+    settings: &ArchiveSettings,
+    table: &'static Table,
+    run: Uuid,
+    due: Due,
+) -> Result<Archived, ArchiveError> {
+    let target = Target::open(settings)?;
+    let key = Keys::signing(settings)?;
+    let Due { rows, parts, tables, policies, has_more } = due;
+    let draft = Draft { id: Uuid::now_v7(), run, created_at: Utc::now(), policies, tables };
+    let written = ::archive::write(&target, &key, draft).await?;
+    Ok(Archived { table, written, rows, parts, has_more })
+}
