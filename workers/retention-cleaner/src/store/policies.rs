@@ -13,6 +13,7 @@ use diesel_async::RunQueryDsl;
 use runtime::Verdict;
 use uuid::Uuid;
 
+use crate::store::progress;
 use crate::{Message, RetentionItem};
 
 ::store::unnest_row! {
@@ -143,7 +144,7 @@ fn rounds<'a>(batch: &[&'a Message]) -> Vec<Vec<(usize, &'a Message, &'a Retenti
     rounds
 }
 
-/// Writes a batch of requests.
+/// Writes a batch of requests. Once a hold is committed, no run removes what it covers: one that has begun without it ends before.
 pub(crate) async fn write(connection: &mut Connection, batch: &[&Message]) -> Result<Vec<Verdict>, Fault> {
     let mut answered: HashMap<usize, bool> = HashMap::with_capacity(batch.len());
     for round in rounds(batch) {
@@ -184,6 +185,12 @@ pub(crate) async fn write(connection: &mut Connection, batch: &[&Message]) -> Re
         }
         let of = |answer: Answer| Some((usize::try_from(answer.place).ok()?, answer.is_written));
         answered.extend(answers.into_iter().filter_map(of));
+    }
+    let is_hold = |message: &&Message| {
+        matches!(message.request, RetentionItem::Request(RetentionRequest::PolicyHold(_)))
+    };
+    if batch.iter().any(is_hold) {
+        progress::await_run(connection).await?;
     }
     let verdict = |(index, message): (usize, &&Message)| match answered.get(&index) {
         Some(true) => Verdict::applied(message),
