@@ -511,6 +511,7 @@ const SHIPPED: [&str; 70] = [
     "agent_context_states.session_id",
     "agent_context_states.sync_state",
     "agent_context_states.user_id",
+    "blackboard_events.created_at",
     "blackboard_events.event_sequence",
     "blackboard_events.id",
     "blackboard_events.session_id",

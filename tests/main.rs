@@ -67,6 +67,7 @@ mod registry;
 mod replay;
 mod resilience;
 mod retention;
+mod retention_attack;
 mod retention_properties;
 mod revocation;
 mod rotation;

@@ -238,7 +238,8 @@ fn change(random: &mut Rng, model: &mut Model) -> String {
                 AND chat_mode IS NOT DISTINCT FROM {}::chat_mode AND access_tier IS NOT DISTINCT FROM {}", quoted(mode), quoted(tier))
         }
         _ => {
-            let (days, anonymises) = (random.i64(1..90), table == "router_decision_log" && random.bool());
+            let least = if table == "tombstones" { 8 } else { 1 };
+            let (days, anonymises) = (random.i64(least..90), table == "router_decision_log" && random.bool());
             model.policies.retain(|policy| !same(policy));
             model.policies.push(Policy { user, table, mode, tier, days, anonymises });
             format!("INSERT INTO data_retention_policies (id, user_id, table_name, chat_mode, access_tier, keep_days, action)

@@ -20,7 +20,7 @@ SELECT sec.revoke_worker('w_retention_cleaner', '{
     "session_knowledge": ["SELECT"]}', '{"sec.vector_tenants()", "sec.has_due(text)", "sec.deployment_id()", "public.memory_length(tsvector)"}');
 DROP FUNCTION sec.due_retention_sweep, sec.retention_slice, sec.forget_clocks, sec.forget_events, sec.due_inbox, sec.inbox_names,
     sec.due_events, sec.due_tombstones, sec.due_sessions, sec.due_syncs, sec.due_memories, sec.due_decisions, sec.due_agent_contexts,
-    sec.due_contexts, sec.due_expired_agent_contexts, sec.due_expired_contexts, sec.retention_rules, sec.retention_rule, sec.is_held,
+    sec.due_contexts, sec.due_expired_agent_contexts, sec.due_expired_contexts, sec.retention_rules, sec.held_kinds, sec.kinds_of_rows,
     sec.platform_holds, sec.platform_policies;
 
 CREATE OR REPLACE FUNCTION sec.worker_functions() RETURNS regprocedure[] LANGUAGE sql STABLE
@@ -47,7 +47,7 @@ REVOKE SELECT (id, user_id, session_id, created_at) ON router_decision_log FROM 
 REVOKE SELECT (session_id) ON unified_memory_vectors FROM memfleet_due;
 REVOKE SELECT (id, completed_at) ON cross_service_memory_sync FROM memfleet_due;
 REVOKE SELECT (user_id, session_id, sync_id) ON session_knowledge FROM memfleet_due;
-REVOKE SELECT (id, user_id, session_id, event_sequence) ON blackboard_events FROM memfleet_due;
+REVOKE SELECT (id, user_id, session_id, event_sequence, created_at) ON blackboard_events FROM memfleet_due;
 REVOKE SELECT (worker, user_id, message_id, received_at) ON inbox FROM memfleet_due;
 REVOKE EXECUTE ON FUNCTION uuid7_at FROM memfleet_due;
 
@@ -74,7 +74,9 @@ DROP INDEX agent_context_states_removed, simple_chat_context_removed, agent_cont
 ALTER TABLE unified_memory_vectors DROP COLUMN has_points;
 DROP TABLE job_runs, retention_state, retention_holds;
 
-ALTER TABLE data_retention_policies DROP CONSTRAINT times_are_bounded;
+DROP TRIGGER refuse_jobs ON data_retention_policies;
+DROP FUNCTION sec.refuse_jobs;
+ALTER TABLE data_retention_policies DROP CONSTRAINT times_are_bounded, DROP CONSTRAINT can_be_carried_out;
 DELETE FROM data_retention_policies;
 ALTER TABLE data_retention_policies DROP CONSTRAINT data_retention_policies_one_for_rows, DROP COLUMN access_tier,
     ADD CONSTRAINT data_retention_policies_user_id_table_name_chat_mode_key UNIQUE NULLS NOT DISTINCT (user_id, table_name, chat_mode);

@@ -11,6 +11,12 @@ ALTER TABLE data_retention_policies
     ADD COLUMN access_tier varchar(16) CHECK (access_tier IN ('private', 'shared', 'public', 'consensus')),
     DROP CONSTRAINT data_retention_policies_user_id_table_name_chat_mode_key,
     ADD CONSTRAINT data_retention_policies_one_for_rows UNIQUE NULLS NOT DISTINCT (user_id, table_name, chat_mode, access_tier);
+-- What the sweep cannot carry out is no policy, whoever writes it. Streams keep requests for seven days, and what recognizes a late one is
+-- kept for longer.
+UPDATE data_retention_policies SET is_active = false;
+ALTER TABLE data_retention_policies ADD CONSTRAINT can_be_carried_out CHECK (NOT is_active OR (
+    (action = 'delete' OR action = 'anonymise' AND table_name = 'router_decision_log')
+    AND (keep_days >= 8 OR table_name NOT IN ('blackboard_events', 'tombstones', 'inbox'))));
 
 -- NULLs cover everything: all tables, all chat modes, all tiers. A hold of user 0 covers all users.
 CREATE TABLE retention_holds (
@@ -33,7 +39,27 @@ CREATE TRIGGER audit_insert AFTER INSERT ON retention_holds REFERENCING NEW TABL
     FOR EACH STATEMENT EXECUTE FUNCTION audit.audit_trigger_function();
 CREATE TRIGGER audit_delete AFTER DELETE ON retention_holds REFERENCING OLD TABLE AS old_rows
     FOR EACH STATEMENT EXECUTE FUNCTION audit.audit_trigger_function();
+CREATE INDEX retention_holds_in_force ON retention_holds (user_id) WHERE released_at IS NULL;
 ALTER TABLE retention_holds OWNER TO memfleet_owner;
+
+-- Requests set policies and holds, whose services have tokens for their users. A job has grants of the platform and of all whose rows are
+-- due; a role that set the platform's policies under them would make rows of everybody due.
+CREATE FUNCTION sec.refuse_jobs() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    services CONSTANT jsonb := sec.context_services();
+BEGIN
+    IF EXISTS (SELECT FROM sec.worker_privileges w WHERE w.role_name = session_user)
+        AND EXISTS (SELECT FROM unnest(ARRAY[NEW.user_id, CASE TG_OP WHEN 'UPDATE' THEN OLD.user_id ELSE NEW.user_id END]) AS u (id)
+            WHERE NOT EXISTS (SELECT FROM string_to_table(services ->> u.id::text, ', ') AS s (name) WHERE s.name NOT LIKE 'job:%')) THEN
+        RAISE insufficient_privilege USING
+            MESSAGE = format('permission denied: %I is changed by requests, and not by jobs', TG_TABLE_NAME);
+    END IF;
+    RETURN NEW;
+END $$;
+ALTER FUNCTION sec.refuse_jobs OWNER TO memfleet_owner;
+REVOKE EXECUTE ON FUNCTION sec.refuse_jobs FROM PUBLIC;
+CREATE TRIGGER refuse_jobs BEFORE INSERT OR UPDATE ON data_retention_policies FOR EACH ROW EXECUTE FUNCTION sec.refuse_jobs();
+CREATE TRIGGER refuse_jobs BEFORE INSERT OR UPDATE ON retention_holds FOR EACH ROW EXECUTE FUNCTION sec.refuse_jobs();
 
 -- The policies of the platform. Contexts expire by themselves, too.
 INSERT INTO data_retention_policies (id, user_id, table_name, keep_days, action)
@@ -50,6 +76,8 @@ CREATE TABLE retention_state (
     after_user integer NOT NULL DEFAULT -1,
     -- How many users a slice has. Few while there is much to remove: to find out whose rows are due takes a time for each of them.
     slice_users integer NOT NULL DEFAULT 200 CHECK (slice_users BETWEEN 1 AND 1000),
+    -- How many runs in a row have left something in a slice of so many users. It has more of them, and in the end those of one user.
+    slice_runs integer NOT NULL DEFAULT 0 CHECK (slice_runs >= 0),
     -- When the pass over all users began, and the one before was completed.
     pass_started_at timestamptz,
     pass_completed_at timestamptz
@@ -61,7 +89,7 @@ ALTER TABLE retention_state OWNER TO memfleet_owner;
 -- of each job. Nothing of a user. Workers write it by sec.note_job_run alone.
 CREATE TABLE job_runs (
     -- The id of the tick.
-    id uuid PRIMARY KEY,
+    id uuid NOT NULL,
     job varchar(48) NOT NULL,
     started_at timestamptz NOT NULL,
     finished_at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -75,13 +103,18 @@ CREATE TABLE job_runs (
     failure text,
     -- More of what it did, by job.
     details jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(details) = 'object'),
-    is_idle boolean NOT NULL GENERATED ALWAYS AS (changed = 0 AND skipped = 0 AND failure IS NULL) STORED
+    is_idle boolean NOT NULL GENERATED ALWAYS AS (changed = 0 AND skipped = 0 AND failure IS NULL) STORED,
+    -- Not the id alone: a role that knows the ids of another's ticks would note them first.
+    PRIMARY KEY (job, id)
 );
 CREATE INDEX job_runs_by_job ON job_runs (job, started_at);
 CREATE UNIQUE INDEX job_runs_idle ON job_runs (job) WHERE is_idle;
 ALTER TABLE job_runs OWNER TO memfleet_owner;
 
 -- Notes a run of a job of this role. A job keeps its last 1,000 runs, for 30 days.
+--
+-- If not even the grants of a retention-sweep can be minted, the next one is of one user, and it passes over this one if that fails, too:
+-- nobody's rows keep the sweep from others.
 CREATE FUNCTION sec.note_job_run(of_job text, tick uuid, began timestamptz, due bigint, done bigint, left_out bigint, problem text,
     more text) RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -96,10 +129,17 @@ BEGIN
     ON CONFLICT (job) WHERE is_idle DO UPDATE SET id = excluded.id, started_at = excluded.started_at, finished_at = excluded.finished_at,
         tries = excluded.tries, examined = excluded.examined, details = excluded.details;
     -- A few at a time, and more than are added.
-    DELETE FROM public.job_runs r WHERE r.id IN (SELECT o.id FROM public.job_runs o WHERE o.job = of_job AND o.started_at < greatest(
+    DELETE FROM public.job_runs r WHERE r.job = of_job AND r.id IN (SELECT o.id FROM public.job_runs o WHERE o.job = of_job AND o.started_at < greatest(
             began - interval '30 days', (SELECT n.started_at FROM public.job_runs n WHERE n.job = of_job
                 ORDER BY n.started_at DESC OFFSET 1000 LIMIT 1))
         ORDER BY o.started_at LIMIT 10 FOR UPDATE SKIP LOCKED);
+    IF of_job = 'retention-sweep' AND problem IS NOT NULL AND due = 0 AND done = 0 THEN
+        PERFORM FROM public.retention_state FOR UPDATE SKIP LOCKED;
+        IF FOUND THEN
+            UPDATE public.retention_state s SET slice_runs = 0, slice_users = 1,
+                after_user = CASE WHEN s.slice_users = 1 THEN coalesce(sec.retention_slice(), -1) ELSE s.after_user END;
+        END IF;
+    END IF;
 END $$;
 REVOKE EXECUTE ON FUNCTION sec.note_job_run FROM PUBLIC;
 ALTER FUNCTION sec.note_job_run OWNER TO memfleet_owner;
@@ -141,48 +181,53 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT h.table_name::text, h.chat_mode, h.access_tier::text FROM public.retention_holds h WHERE h.user_id = 0 AND h.released_at IS NULL
 $$;
 
--- Whether a hold covers a row. This function and those below read as who calls them: a worker what its context shows.
-CREATE FUNCTION sec.is_held(of_user integer, of_table text, of_mode public.chat_mode, of_tier text) RETURNS boolean
+-- The kinds of rows of a table: a chat mode, or none, and an access tier, or none.
+CREATE FUNCTION sec.kinds_of_rows(of_table text) RETURNS TABLE (chat_mode public.chat_mode, access_tier text)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT EXISTS (SELECT FROM (
-            SELECT h.table_name::text AS table_name, h.chat_mode, h.access_tier::text AS access_tier FROM public.retention_holds h
-            WHERE h.user_id = of_user AND h.released_at IS NULL
-            UNION ALL SELECT * FROM sec.platform_holds()) AS h
-        WHERE (h.table_name IS NULL OR h.table_name = of_table) AND (h.chat_mode IS NULL OR h.chat_mode = of_mode)
-            AND (h.access_tier IS NULL OR h.access_tier = of_tier))
+    SELECT m.mode, t.tier FROM (SELECT unnest(enum_range(NULL::public.chat_mode)) AS mode UNION ALL SELECT NULL) AS m
+    CROSS JOIN (SELECT unnest(ARRAY['private', 'shared', 'public', 'consensus']) AS tier UNION ALL SELECT NULL) AS t
+    WHERE t.tier IS NULL OR of_table IN ('simple_chat_context', 'agent_context_states')
 $$;
 
--- The policy that decides about a row: the most specific one, and none under a hold.
-CREATE FUNCTION sec.retention_rule(of_user integer, of_table text, of_mode public.chat_mode, of_tier text,
-    OUT policy_id uuid, OUT keep_days integer, OUT action public.retention_action) RETURNS SETOF record
+-- The kinds of rows of users that are under a hold. This function and those below read as who calls them: a worker what its context shows.
+-- What they cost does not depend on how many holds cover the same kind.
+CREATE FUNCTION sec.held_kinds(users integer[], of_table text) RETURNS TABLE (user_id integer, chat_mode public.chat_mode, access_tier text)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT p.id, p.keep_days, p.action FROM (
-        SELECT true AS is_own, o.id, o.chat_mode, o.access_tier::text AS access_tier, o.keep_days, o.action
-        FROM public.data_retention_policies o WHERE o.user_id = of_user AND of_user <> 0 AND o.table_name = of_table AND o.is_active
-        UNION ALL SELECT false, f.* FROM sec.platform_policies(of_table) AS f) AS p
-    WHERE (p.chat_mode IS NULL OR p.chat_mode = of_mode) AND (p.access_tier IS NULL OR p.access_tier = of_tier)
-        AND NOT sec.is_held(of_user, of_table, of_mode, of_tier)
-    ORDER BY p.is_own DESC, p.chat_mode IS NOT NULL DESC, p.access_tier IS NOT NULL DESC LIMIT 1
+    WITH held AS MATERIALIZED (
+        SELECT o.user_id, o.chat_mode, o.access_tier::text AS access_tier FROM public.retention_holds o
+        WHERE o.user_id = ANY (users) AND o.released_at IS NULL AND (o.table_name IS NULL OR o.table_name = of_table)
+        UNION SELECT u.id, p.chat_mode, p.access_tier
+        FROM (SELECT DISTINCT h.chat_mode, h.access_tier FROM sec.platform_holds() AS h
+            WHERE h.table_name IS NULL OR h.table_name = of_table) AS p
+        CROSS JOIN (SELECT DISTINCT id FROM unnest(users) AS given (id)) AS u
+    )
+    SELECT DISTINCT h.user_id, k.chat_mode, k.access_tier FROM held h JOIN sec.kinds_of_rows(of_table) AS k
+        ON (h.chat_mode IS NULL OR h.chat_mode = k.chat_mode) AND (h.access_tier IS NULL OR h.access_tier = k.access_tier)
 $$;
 
--- The same for all kinds of rows of a table. Most users have no policies and holds of their own, and what the platform says is found
--- once for all of them.
+-- The policy that decides about each kind of rows of users: the most specific one, and none under a hold. Most users have no policies of
+-- their own, and what the platform says is found once for all of them.
 CREATE FUNCTION sec.retention_rules(users integer[], of_table text) RETURNS TABLE (user_id integer, chat_mode public.chat_mode,
     access_tier text, policy_id uuid, keep_days integer, action public.retention_action)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    WITH asked AS MATERIALIZED (
-        SELECT u.id, CASE WHEN EXISTS (SELECT FROM public.data_retention_policies p WHERE p.user_id = u.id)
-            OR EXISTS (SELECT FROM public.retention_holds h WHERE h.user_id = u.id) THEN u.id ELSE 0 END AS of_user
-        FROM (SELECT DISTINCT id FROM unnest(users) AS given (id)) AS u
+    WITH own AS MATERIALIZED (
+        SELECT o.user_id, o.id, o.chat_mode, o.access_tier::text AS access_tier, o.keep_days, o.action FROM public.data_retention_policies o
+        WHERE o.user_id = ANY (users) AND o.user_id <> 0 AND o.table_name = of_table AND o.is_active
+    ), asked AS MATERIALIZED (
+        SELECT u.id, coalesce(w.user_id, 0) AS of_user FROM (SELECT DISTINCT id FROM unnest(users) AS given (id)) AS u
+        LEFT JOIN (SELECT DISTINCT o.user_id FROM own o) AS w ON w.user_id = u.id
     ), rules AS MATERIALIZED (
-        SELECT o.of_user, m.mode, t.tier, r.policy_id, r.keep_days, r.action
-        FROM (SELECT DISTINCT a.of_user FROM asked a) AS o
-        CROSS JOIN (SELECT unnest(enum_range(NULL::public.chat_mode)) AS mode UNION ALL SELECT NULL) AS m
-        CROSS JOIN (SELECT unnest(ARRAY['private', 'shared', 'public', 'consensus']) AS tier UNION ALL SELECT NULL) AS t
-        CROSS JOIN LATERAL sec.retention_rule(o.of_user, of_table, m.mode, t.tier) AS r
-        WHERE t.tier IS NULL OR of_table IN ('simple_chat_context', 'agent_context_states')
+        SELECT DISTINCT ON (p.of_user, k.chat_mode, k.access_tier) p.of_user, k.chat_mode, k.access_tier, p.id, p.keep_days, p.action
+        FROM (SELECT o.user_id AS of_user, true AS is_own, o.id, o.chat_mode, o.access_tier, o.keep_days, o.action FROM own o
+            UNION ALL SELECT a.of_user, false, f.* FROM (SELECT DISTINCT of_user FROM asked) AS a
+            CROSS JOIN sec.platform_policies(of_table) AS f) AS p
+        JOIN sec.kinds_of_rows(of_table) AS k
+            ON (p.chat_mode IS NULL OR p.chat_mode = k.chat_mode) AND (p.access_tier IS NULL OR p.access_tier = k.access_tier)
+        ORDER BY p.of_user, k.chat_mode, k.access_tier, p.is_own DESC, p.chat_mode IS NOT NULL DESC, p.access_tier IS NOT NULL DESC
     )
-    SELECT a.id, r.mode, r.tier, r.policy_id, r.keep_days, r.action FROM asked a JOIN rules r ON r.of_user = a.of_user
+    SELECT a.id, r.chat_mode, r.access_tier, r.id, r.keep_days, r.action FROM asked a JOIN rules r ON r.of_user = a.of_user
+    WHERE NOT EXISTS (SELECT FROM sec.held_kinds(users, of_table) AS h WHERE h.user_id = a.id
+        AND h.chat_mode IS NOT DISTINCT FROM r.chat_mode AND h.access_tier IS NOT DISTINCT FROM r.access_tier)
 $$;
 
 -- The rows that are due, by table. Each gives at most so many, with the policy that decides.
@@ -191,7 +236,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT c.user_id, c.id FROM public.simple_chat_context c
     JOIN public.chat_mode_sessions s ON s.user_id = c.user_id AND s.session_id = c.session_id
     WHERE c.user_id = ANY (users) AND c.removed_at IS NULL AND c.expires_at <= at
-        AND NOT sec.is_held(c.user_id, 'simple_chat_context', s.chat_mode, c.access_level::text)
+        AND NOT EXISTS (SELECT FROM sec.held_kinds(users, 'simple_chat_context') AS h
+            WHERE h.user_id = c.user_id AND h.chat_mode = s.chat_mode AND h.access_tier = c.access_level::text)
     LIMIT most
 $$;
 CREATE FUNCTION sec.due_expired_agent_contexts(users integer[], at timestamptz, most integer) RETURNS TABLE (user_id integer, id uuid)
@@ -199,7 +245,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT a.user_id, a.id FROM public.agent_context_states a
     LEFT JOIN public.chat_mode_sessions s ON s.user_id = a.user_id AND s.session_id = a.session_id
     WHERE a.user_id = ANY (users) AND a.removed_at IS NULL AND a.expires_at <= at
-        AND NOT sec.is_held(a.user_id, 'agent_context_states', s.chat_mode, a.memory_tier::text)
+        AND NOT EXISTS (SELECT FROM sec.held_kinds(users, 'agent_context_states') AS h
+            WHERE h.user_id = a.user_id AND h.chat_mode IS NOT DISTINCT FROM s.chat_mode AND h.access_tier = a.memory_tier::text)
     LIMIT most
 $$;
 -- Contexts of sessions that have ended, unless a sync still reads or writes them.
@@ -283,13 +330,14 @@ RETURNS TABLE (user_id integer, id uuid, policy_id uuid, table_name text) LANGUA
     UNION ALL (SELECT t.user_id, t.id, r.policy_id, 'unified_memory_vectors' FROM rules r
     JOIN public.unified_memory_vectors t ON t.user_id = r.user_id AND t.removed_at <= r.before AND NOT t.has_points LIMIT most)
 $$;
--- Events stand in the order of their sessions, which a user's clocks list.
+-- Events stand in the order of their sessions, which a user's clocks list. Their ids are their writers' choice, their times are not.
 CREATE FUNCTION sec.due_events(users integer[], at timestamptz, most integer) RETURNS TABLE (user_id integer, id uuid, policy_id uuid)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT k.user_id, e.id, r.policy_id FROM sec.retention_rules(users, 'blackboard_events') AS r
     JOIN public.session_clocks k ON k.user_id = r.user_id
     CROSS JOIN LATERAL (SELECT b.id FROM public.blackboard_events b WHERE b.user_id = k.user_id AND b.session_id = k.session_id
-        AND b.id < public.uuid7_at(at - make_interval(days => r.keep_days)) ORDER BY b.event_sequence LIMIT most) AS e
+        AND b.id < public.uuid7_at(at - make_interval(days => r.keep_days)) AND b.created_at <= at - make_interval(days => r.keep_days)
+        ORDER BY b.event_sequence LIMIT most) AS e
     WHERE r.chat_mode IS NULL AND r.access_tier IS NULL
     LIMIT most
 $$;
@@ -318,16 +366,23 @@ BEGIN
 END $$;
 CREATE FUNCTION sec.forget_clocks(most integer) RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
+    users integer[];
+    sessions text[];
     gone bigint;
 BEGIN
-    DELETE FROM public.session_clocks c USING (
+    SELECT array_agg(d.user_id), array_agg(d.session_id::text) INTO users, sessions FROM (
         SELECT k.user_id, k.session_id FROM public.session_clocks k
         WHERE k.user_id = ANY (sec.current_user_ids()) AND k.session_id NOT LIKE '@%'
             AND NOT EXISTS (SELECT FROM public.chat_mode_sessions s WHERE s.user_id = k.user_id AND s.session_id = k.session_id)
             AND NOT EXISTS (SELECT FROM public.multi_agent_conversations m WHERE m.user_id = k.user_id AND m.session_id = k.session_id)
             AND NOT EXISTS (SELECT FROM public.blackboard_events b WHERE b.user_id = k.user_id AND b.session_id = k.session_id)
-        LIMIT least(most, 10000) FOR UPDATE OF k SKIP LOCKED) AS d
-    WHERE c.user_id = d.user_id AND c.session_id = d.session_id;
+        LIMIT least(most, 10000) FOR UPDATE OF k SKIP LOCKED) AS d;
+    -- Another transaction may have committed an event before the lock: the statement above does not see it, this one does.
+    DELETE FROM public.session_clocks k USING unnest(users, sessions) AS d (user_id, session_id)
+    WHERE k.user_id = d.user_id AND k.session_id = d.session_id
+        AND NOT EXISTS (SELECT FROM public.chat_mode_sessions s WHERE s.user_id = k.user_id AND s.session_id = k.session_id)
+        AND NOT EXISTS (SELECT FROM public.multi_agent_conversations m WHERE m.user_id = k.user_id AND m.session_id = k.session_id)
+        AND NOT EXISTS (SELECT FROM public.blackboard_events b WHERE b.user_id = k.user_id AND b.session_id = k.session_id);
     GET DIAGNOSTICS gone = ROW_COUNT;
     RETURN gone;
 END $$;
@@ -372,7 +427,7 @@ GRANT SELECT (id, user_id, session_id, created_at, anonymised_at) ON router_deci
 GRANT SELECT (session_id, has_points) ON unified_memory_vectors TO memfleet_due;
 GRANT SELECT (id, user_id, completed_at, source_session_id, target_session_id, sync_status) ON cross_service_memory_sync TO memfleet_due;
 GRANT SELECT (user_id, session_id, sync_id) ON session_knowledge TO memfleet_due;
-GRANT SELECT (id, user_id, session_id, event_sequence) ON blackboard_events TO memfleet_due;
+GRANT SELECT (id, user_id, session_id, event_sequence, created_at) ON blackboard_events TO memfleet_due;
 GRANT SELECT (worker, user_id, message_id, received_at) ON inbox TO memfleet_due;
 GRANT EXECUTE ON FUNCTION uuid7_at TO memfleet_due;
 
@@ -380,8 +435,8 @@ DO $$
 DECLARE
     name text;
 BEGIN
-    FOREACH name IN ARRAY ARRAY['platform_policies(text)', 'platform_holds()', 'is_held(integer, text, public.chat_mode, text)',
-        'retention_rule(integer, text, public.chat_mode, text)', 'retention_rules(integer[], text)',
+    FOREACH name IN ARRAY ARRAY['platform_policies(text)', 'platform_holds()', 'kinds_of_rows(text)', 'held_kinds(integer[], text)',
+        'retention_rules(integer[], text)',
         'due_expired_contexts(integer[], timestamptz, integer)', 'due_expired_agent_contexts(integer[], timestamptz, integer)',
         'due_contexts(integer[], timestamptz, integer)', 'due_agent_contexts(integer[], timestamptz, integer)',
         'due_decisions(integer[], timestamptz, integer)', 'due_memories(integer[], timestamptz, integer)',
@@ -416,8 +471,8 @@ SELECT sec.grant_worker('w_retention_cleaner', '{
     "cross_service_memory_sync": ["SELECT", "UPDATE", "DELETE"],
     "sync_changes": ["SELECT", "DELETE"],
     "session_knowledge": ["SELECT"]}',
-    functions => '{"sec.platform_policies(text)", "sec.platform_holds()", "sec.is_held(integer, text, public.chat_mode, text)",
-        "sec.retention_rule(integer, text, public.chat_mode, text)", "sec.retention_rules(integer[], text)",
+    functions => '{"sec.platform_policies(text)", "sec.platform_holds()", "sec.kinds_of_rows(text)", "sec.held_kinds(integer[], text)",
+        "sec.retention_rules(integer[], text)",
         "sec.due_expired_contexts(integer[], timestamptz, integer)", "sec.due_expired_agent_contexts(integer[], timestamptz, integer)",
         "sec.due_contexts(integer[], timestamptz, integer)", "sec.due_agent_contexts(integer[], timestamptz, integer)",
         "sec.due_decisions(integer[], timestamptz, integer)", "sec.due_memories(integer[], timestamptz, integer)",

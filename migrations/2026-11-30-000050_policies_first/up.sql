@@ -25,6 +25,7 @@ SET search_path = pg_catalog, pg_temp AS $$
         'sec.excess_privileges()', 'sec.end_old_transactions()', 'sec.trust_version()', 'sec.trust_state()',
         'sec.note_token_use(uuid[], timestamptz[])',
         'sec.own_event_types()', 'sec.note_unpublished(integer)', 'sec.note_published(bigint[], uuid[])', 'sec.unpublished()',
+        'sec.note_job_run(text, uuid, timestamptz, bigint, bigint, bigint, text, text)',
         'audit.record_refused_tokens(text[], text[], integer[], text[], uuid[])',
         'audit.check_security_violation(text, text, integer, text, uuid)',
         'audit.log_data_access(text, text, integer[], uuid[], bigint[])',

@@ -263,7 +263,7 @@ async fn state(
         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
     let next: Vec<Next> = diesel::sql_query(NEXT).load(connection).await?;
     let retirement = Retirement {
-        number: next.first().map_or(1, |next| next.number),
+        number: next.as_slice().first().map_or(1, |next| next.number),
         source: keep.source,
         through_seal: seal.number,
         seal_hash: seal.hash(),
@@ -349,7 +349,7 @@ async fn rows_through(
         .bind::<SqlUuid, _>(seal.through_id)
         .load(connection)
         .await?;
-    Ok(rows.first().map_or(0, |count| count.rows.unsigned_abs()))
+    Ok(rows.as_slice().first().map_or(0, |count| count.rows.unsigned_abs()))
 }
 
 #[cfg(test)]

@@ -183,6 +183,7 @@ fn number(text: &str, names: &[&str], first: u32) -> Result<u32, String> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 

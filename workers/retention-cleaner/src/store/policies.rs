@@ -13,6 +13,7 @@ use diesel_async::RunQueryDsl;
 use runtime::{Reason, Verdict};
 use uuid::Uuid;
 
+use crate::store::progress;
 use crate::{Message, RetentionItem};
 
 ::store::unnest_row! {
@@ -160,7 +161,8 @@ fn is_in_vain(request: &RetentionItem, archives: bool) -> bool {
     }
 }
 
-/// Writes a batch of requests. `archives`: whether there is a target for archives.
+/// Writes a batch of requests. `archives`: whether there is a target for archives. Once a hold is committed, no run removes what it covers:
+/// one that has begun without it ends before.
 pub(crate) async fn write(
     connection: &mut Connection,
     batch: &[&Message],
@@ -205,6 +207,12 @@ pub(crate) async fn write(
         }
         let of = |answer: Answer| Some((usize::try_from(answer.place).ok()?, answer.is_written));
         answered.extend(answers.into_iter().filter_map(of));
+    }
+    let is_hold = |message: &&Message| {
+        matches!(message.request, RetentionItem::Request(RetentionRequest::PolicyHold(_)))
+    };
+    if batch.iter().any(is_hold) {
+        progress::await_run(connection).await?;
     }
     let verdict = |(index, message): (usize, &&Message)| match answered.get(&index) {
         _ if is_in_vain(&message.request, archives) => Verdict::Rejected(Reason::new(NO_TARGET)),

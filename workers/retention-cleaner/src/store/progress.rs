@@ -13,14 +13,29 @@ pub(crate) struct Progress {
     /// Its last user; `None` behind the last user of all.
     #[diesel(sql_type = Nullable<Integer>)]
     last_user: Option<i32>,
+    /// How many users it has.
+    #[diesel(sql_type = Integer)]
+    slice_users: i32,
+    /// How many runs in a row have left something in it.
+    #[diesel(sql_type = Integer)]
+    slice_runs: i32,
 }
 
 /// Locks the progress until the transaction ends. `None`: another run holds it.
 pub(crate) async fn lock(connection: &mut Connection) -> Result<Option<Progress>, Fault> {
     const LOCK: &str = "
-        SELECT sec.retention_slice() AS last_user FROM (SELECT FROM retention_state FOR UPDATE SKIP LOCKED) AS held";
+        SELECT sec.retention_slice() AS last_user, held.slice_users, held.slice_runs
+        FROM (SELECT slice_users, slice_runs FROM retention_state FOR UPDATE SKIP LOCKED) AS held";
     let rows: Vec<Progress> = ::store::prepared(diesel::sql_query(LOCK)).load(connection).await?;
     Ok(rows.into_iter().next())
+}
+
+/// Waits for a run that is under way, and keeps others from beginning until the transaction ends. Of what this transaction has written, the
+/// first one does not know; the next one does.
+pub(crate) async fn await_run(connection: &mut Connection) -> Result<(), Fault> {
+    const AWAIT: &str = "SELECT FROM retention_state FOR SHARE";
+    ::store::prepared(diesel::sql_query(AWAIT)).execute(connection).await?;
+    Ok(())
 }
 
 /// The users that the tick acts for.
@@ -38,8 +53,32 @@ pub(crate) async fn users(connection: &mut Connection) -> Result<Vec<i32>, Fault
 /// The users of a slice while there is much to remove, and otherwise.
 const FEW: i32 = 20;
 const MANY: i32 = 200;
+/// How many runs in a row stay at a slice in which they leave something: 40,000 rows. Who adds rows as fast as they are removed, or keeps
+/// them locked, keeps nobody else's from being removed.
+const RUNS: i32 = 20;
 
-/// Moves on to the next slice, or begins anew; stays at this one, with fewer users, if there may be more to remove.
+/// Where the next run goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Next {
+    stays: bool,
+    users: i32,
+    runs: i32,
+}
+
+impl Next {
+    /// The next slice, or the same with fewer users while there may be more to remove. A slice of one user has its turn and no more.
+    fn after(progress: Progress, has_more: bool, has_changed: bool) -> Self {
+        let again = has_changed && progress.slice_runs < RUNS;
+        match (has_more, progress.slice_users, again) {
+            (false, ..) => Self { stays: false, users: if has_changed { FEW } else { MANY }, runs: 0 },
+            (true, 1, false) => Self { stays: false, users: FEW, runs: 0 },
+            (true, users, true) => Self { stays: true, users: users.min(FEW), runs: progress.slice_runs + 1 },
+            (true, _, false) => Self { stays: true, users: 1, runs: 0 },
+        }
+    }
+}
+
+/// Moves on to the next slice, or begins anew; or stays at this one.
 pub(crate) async fn advance(
     connection: &mut Connection,
     progress: Progress,
@@ -48,11 +87,44 @@ pub(crate) async fn advance(
     const ADVANCE: &str = "
         UPDATE retention_state SET slice_users = $2, after_user = CASE WHEN $3 THEN after_user ELSE coalesce($1, -1) END,
             pass_completed_at = CASE WHEN $1 IS NULL AND NOT $3 THEN now() ELSE pass_completed_at END,
-            pass_started_at = CASE WHEN after_user = -1 AND pass_started_at IS NULL OR $1 IS NULL THEN now() ELSE pass_started_at END";
+            pass_started_at = CASE WHEN after_user = -1 AND pass_started_at IS NULL OR $1 IS NULL THEN now() ELSE pass_started_at END,
+            slice_runs = $4";
+    let next = Next::after(progress, swept.has_more, swept.changed() > 0);
     let query = diesel::sql_query(ADVANCE)
         .bind::<Nullable<Integer>, _>(progress.last_user)
-        .bind::<Integer, _>(if swept.changed() > 0 { FEW } else { MANY })
-        .bind::<Bool, _>(swept.has_more);
+        .bind::<Integer, _>(next.users)
+        .bind::<Bool, _>(next.stays)
+        .bind::<Integer, _>(next.runs);
     ::store::prepared(query).execute(connection).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many runs there are until the first user is passed, and how many users the next slice has then.
+    fn runs(has_more: impl Fn(i32) -> bool, has_changed: bool) -> (i32, i32) {
+        let mut progress = Progress { last_user: Some(200), slice_users: MANY, slice_runs: 0 };
+        for run in 1..1_000 {
+            let next = Next::after(progress, has_more(run), has_changed);
+            if !next.stays {
+                return (run, next.users);
+            }
+            assert!(next.users <= FEW, "fewer while there is more");
+            (progress.slice_users, progress.slice_runs) = (next.users, next.runs);
+        }
+        (i32::MAX, progress.slice_users)
+    }
+
+    #[test]
+    fn a_slice_is_left_once_it_is_empty_and_after_some_runs_in_any_case() {
+        assert_eq!(runs(|_| false, false), (1, MANY));
+        assert_eq!(runs(|_| false, true), (1, FEW));
+        assert_eq!(runs(|run| run < 5, true), (5, FEW));
+        // Runs of the slice, then of its first user alone, after whom the others have theirs.
+        assert_eq!(runs(|_| true, true), (2 * RUNS + 2, FEW));
+        // Others hold the rows.
+        assert_eq!(runs(|_| true, false), (2, FEW));
+    }
 }

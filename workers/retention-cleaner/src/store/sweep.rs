@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use ::store::job_runs::Counts;
 use ::store::{Connection, Fault};
 use chrono::{DateTime, Utc};
-use contract::{Event, EventType, Performative, RetentionSwept, SweptKey, UserId};
+use contract::{Event, EventType, Performative, RetentionSwept, SweptKey, UserId, limit};
 use diesel::QueryableByName;
 use diesel::sql_types::{Array, BigInt, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
@@ -20,6 +20,11 @@ use super::steps::{DELETE_SESSIONS, LOCK_SESSIONS, STEPS};
 
 /// The most rows of a run: few enough that locks are held for a moment, and its events are within their limit.
 pub const ROWS: i32 = 2_000;
+
+/// How many due rows of a table the grants are minted by (`sec.due_retention_sweep`): if there are as many, rows of other users may be due.
+const MINTED_BY: i64 = 1_000;
+/// The most bytes of the keys of an event, half of what the payload of one may have: jsonb adds blanks.
+const KEY_BYTES: usize = limit::EVENT_PAYLOAD_BYTES / 2;
 
 /// What becomes of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -57,7 +62,7 @@ pub struct Swept {
     pub examined: u64,
     /// Whether there may be more of these users.
     pub has_more: bool,
-    /// One for each session from which something was removed.
+    /// One for each session from which something was removed; more if its keys are too long for one.
     pub events: Vec<EventDraft>,
     /// What could not be done, while the rest was.
     pub failure: Option<String>,
@@ -100,11 +105,37 @@ struct Changed {
     policy_id: Option<Uuid>,
 }
 
+/// What is told of a session.
+#[derive(Default)]
+struct Told {
+    full: Vec<RetentionSwept>,
+    last: RetentionSwept,
+    bytes: usize,
+}
+
+impl Told {
+    /// The event that has room for so many bytes more.
+    fn with_room(&mut self, bytes: usize) -> &mut RetentionSwept {
+        self.bytes += bytes;
+        if self.bytes > KEY_BYTES {
+            self.full.push(std::mem::take(&mut self.last));
+            self.bytes = bytes;
+        }
+        &mut self.last
+    }
+}
+
+/// The bytes of a key in an event.
+fn size(key: &SweptKey) -> usize {
+    const BLANKS: usize = 16;
+    serde_json::to_string(key).map_or(0, |text| text.len()) + BLANKS
+}
+
 /// The events and counts of a run.
 struct Tally {
     most: i32,
     counts: BTreeMap<(&'static str, Effect, Option<Uuid>), u64>,
-    events: BTreeMap<(i32, String), RetentionSwept>,
+    events: BTreeMap<(i32, String), Told>,
     examined: u64,
     has_more: bool,
 }
@@ -121,6 +152,7 @@ impl Tally {
     fn add(&mut self, table: &'static str, effect: Effect, rows: Vec<Changed>) {
         let found = rows.as_slice().first().map_or(0, |row| row.found);
         self.examined += found.unsigned_abs();
+        self.has_more |= found >= MINTED_BY;
         for row in rows {
             let Some((user, session)) = session_of(&row) else { continue };
             *self.counts.entry((table, effect, row.policy_id)).or_default() += 1;
@@ -128,18 +160,21 @@ impl Tally {
             if table == "inbox" {
                 continue;
             }
-            let swept = self.events.entry((user, session)).or_default();
+            let told = self.events.entry((user, session)).or_default();
             match (row.context_key, effect) {
                 (Some(context_key), effect) => {
                     let key = SweptKey { context_key, agent_id: row.agent_id, memory_tier: row.memory_tier };
+                    let swept = told.with_room(size(&key));
                     match effect {
                         Effect::Expired => swept.expired.push(key),
                         Effect::Deleted | Effect::Anonymised | Effect::Archived => swept.removed.push(key),
                     }
                 }
-                (None, Effect::Anonymised) => *swept.anonymised.entry(table.to_owned()).or_default() += 1,
+                (None, Effect::Anonymised) => {
+                    *told.last.anonymised.entry(table.to_owned()).or_default() += 1;
+                }
                 (None, Effect::Deleted | Effect::Expired | Effect::Archived) => {
-                    *swept.deleted.entry(table.to_owned()).or_default() += 1;
+                    *told.last.deleted.entry(table.to_owned()).or_default() += 1;
                 }
             }
         }
@@ -168,8 +203,8 @@ impl Tally {
         let sessions: HashSet<(i32, String)> = changed.iter().filter_map(session_of).collect();
         self.add(table, Effect::Archived, changed);
         for session in sessions {
-            let swept = self.events.entry(session).or_default();
-            swept.archived.insert(table.to_owned(), archived.written.manifest.id);
+            let told = self.events.entry(session).or_default();
+            told.last.archived.insert(table.to_owned(), archived.written.manifest.id);
         }
     }
 
@@ -177,8 +212,10 @@ impl Tally {
         let line =
             |((table, effect, policy), rows)| Line { table: Cow::Borrowed(table), effect, policy, rows };
         let mut events = Vec::with_capacity(self.events.len());
-        for ((user, session), swept) in self.events {
-            events.push(event(user, session, &swept)?);
+        for ((user, session), Told { full, last, .. }) in self.events {
+            for swept in full.iter().chain([&last]) {
+                events.push(event(user, session.clone(), swept)?);
+            }
         }
         Ok(Swept {
             lines: self.counts.into_iter().map(line).collect(),
@@ -281,4 +318,51 @@ pub(crate) async fn sweep_with(
 /// That events were removed is told once for a user, and not by an event in each of their sessions.
 fn of_account(row: Changed) -> Changed {
     Changed { session_id: None, ..row }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    fn tally() -> Tally {
+        Tally { most: ROWS, counts: BTreeMap::new(), events: BTreeMap::new(), examined: 0, has_more: false }
+    }
+
+    fn removed(found: i64, context_key: String) -> Changed {
+        Changed {
+            found,
+            user_id: Some(1),
+            session_id: Some("s".to_owned()),
+            context_key: Some(context_key),
+            agent_id: Some("\u{1}".repeat(limit::KEY_CHARS)),
+            memory_tier: Some("shared".to_owned()),
+            policy_id: None,
+        }
+    }
+
+    #[test]
+    fn keys_with_the_longest_names_fit_their_events() {
+        let mut tally = tally();
+        let rows =
+            (0..2_000).map(|n| removed(2_000, format!("{n:04}{}", "\u{1}".repeat(limit::KEY_CHARS - 4))));
+        tally.add("agent_context_states", Effect::Deleted, rows.collect());
+        let events = tally.finish().unwrap().events;
+        let payloads: Vec<&str> = events.iter().filter_map(|event| event.payload.as_deref()).collect();
+        assert!(payloads.iter().all(|payload| payload.len() < limit::EVENT_PAYLOAD_BYTES * 3 / 4));
+        let keys: usize = payloads
+            .iter()
+            .map(|payload| serde_json::from_str::<RetentionSwept>(payload).unwrap().removed.len())
+            .sum();
+        assert_eq!(keys, 2_000);
+    }
+
+    #[test]
+    fn as_many_rows_as_the_grants_are_minted_by_may_hide_those_of_others() {
+        for (found, has_more) in [(999, false), (1_000, true)] {
+            let mut tally = tally();
+            tally.add("agent_context_states", Effect::Deleted, vec![removed(found, "k".to_owned())]);
+            assert_eq!(tally.has_more, has_more, "{found} rows");
+        }
+    }
 }

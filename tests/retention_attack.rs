@@ -1,0 +1,160 @@
+//! Retention under attack: by the role of its worker, and by services that set policies and holds or fill sessions.
+
+use diesel_async::SimpleAsyncConnection as _;
+use serde_json::json;
+use store::job_grants;
+use testkit::attack::{assert_refused, attempt, attempt_for, grant, login};
+use testkit::{Fixture, eventually, request};
+use uuid::Uuid;
+
+use crate::support::retention::{cleaner, job, sweep_all, with_old_sessions, without_schedule};
+
+const ROLE: &str = "w_retention_cleaner";
+
+/// Under the grants of a tick, of which the platform's is always one, a role could make rows of everybody due.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_job_changes_policies_or_holds() {
+    let fixture = Fixture::new().await;
+    with_old_sessions(&fixture, 1..=2, 400).await;
+    fixture
+        .execute("INSERT INTO retention_holds (id, user_id, reason) SELECT gen_random_uuid(), n, 'case 7' FROM unnest(ARRAY[0, 2]) AS n")
+        .await;
+    let mut worker = login(&fixture, ROLE).await;
+    let minted = job_grants::mint(&mut worker, job(), Uuid::now_v7(), 10).await.expect("grants");
+    let minted: Vec<String> = minted.into_iter().map(|grant| grant.grant).collect();
+    let put = "INSERT INTO data_retention_policies (id, user_id, table_name, keep_days, action)
+        VALUES (gen_random_uuid(), 0, 'simple_chat_context', 1, 'delete')
+        ON CONFLICT (user_id, table_name, chat_mode, access_tier) DO UPDATE SET keep_days = 1";
+    let moved = "UPDATE data_retention_policies SET user_id = 1 WHERE user_id = 0";
+    let released = "UPDATE retention_holds SET released_at = now()";
+    for sql in [put, moved, released] {
+        assert_refused(attempt_for(&mut worker, &minted, sql).await, "is changed by requests", sql);
+    }
+    // Beside the grant of a request, they are still of the platform alone.
+    let mut of_user = minted;
+    of_user.push(grant(1, ROLE));
+    assert_refused(attempt_for(&mut worker, &of_user, moved).await, "is changed by requests", moved);
+    let own = put.replace("(gen_random_uuid(), 0,", "(gen_random_uuid(), 1,");
+    attempt_for(&mut worker, &of_user, &own).await.expect("a request of user 1");
+    attempt_for(&mut worker, &[grant(0, ROLE)], put).await.expect("a request of the platform");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_carried_out_is_no_policy_whoever_writes_it() {
+    let fixture = Fixture::new().await;
+    fixture.execute("INSERT INTO users (id, username, email) VALUES (1, 'u', 'e')").await;
+    let mut administrator = fixture.connection().await;
+    for (table, days, action) in [
+        ("inbox", 7, "delete"),
+        ("tombstones", 7, "delete"),
+        ("blackboard_events", 7, "delete"),
+        ("simple_chat_context", 7, "archive"),
+        ("simple_chat_context", 7, "anonymise"),
+    ] {
+        let sql = format!(
+            "INSERT INTO data_retention_policies (id, user_id, table_name, keep_days, action)
+             VALUES (gen_random_uuid(), 1, '{table}', {days}, '{action}')"
+        );
+        assert_refused(attempt(&mut administrator, &sql).await, "can_be_carried_out", &sql);
+    }
+}
+
+/// To find out whose rows are due takes a time that does not depend on how many holds and policies there are.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_holds_and_policies_keep_nobodys_rows() {
+    let fixture = Fixture::new().await;
+    with_old_sessions(&fixture, 1..=200, 400).await;
+    fixture
+        .execute(
+            "INSERT INTO retention_holds (id, user_id, table_name, reason)
+                 SELECT gen_random_uuid(), n % 201, 'inbox', 'x' FROM generate_series(1, 20000) AS n;
+             INSERT INTO data_retention_policies (id, user_id, table_name, keep_days, action)
+                 SELECT gen_random_uuid(), n, t, 300, 'delete' FROM generate_series(1, 200) AS n,
+                     unnest(ARRAY['simple_chat_context', 'agent_context_states', 'chat_mode_sessions', 'router_decision_log']) AS t",
+        )
+        .await;
+    let mut connection = fixture.connection().await;
+    connection.batch_execute("SET statement_timeout = '10s'").await.expect("a setting");
+    attempt(&mut connection, "SELECT FROM sec.due_retention_sweep(1000)").await.expect("within the time");
+    assert_eq!(
+        fixture.count("sec.due_retention_sweep(1000) AS u WHERE u > 0").await,
+        199,
+        "of the first 200 users, 0 is one"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_with_the_longest_keys_is_swept() {
+    let fixture = Fixture::new().await;
+    without_schedule(&fixture).await;
+    with_old_sessions(&fixture, 1..=2, 400).await;
+    fixture
+        .execute(
+            "INSERT INTO agent_context_states (id, user_id, session_id, agent_id, memory_tier, context_key, context_value)
+             SELECT gen_random_uuid(), 1, 'ended', repeat('𝔘', 100), 'shared', repeat('𝔘', 250) || n, '1'
+             FROM generate_series(1, 2500) AS n",
+        )
+        .await;
+    let worker = fixture.run(cleaner(&fixture));
+    sweep_all(&fixture).await;
+    worker.stop().await.expect("a clean end");
+    assert_eq!(fixture.count("agent_context_states WHERE session_id = 'ended'").await, 0);
+    assert_eq!(fixture.count("job_runs WHERE failure IS NOT NULL").await, 0);
+    let told = "blackboard_events e, jsonb_array_elements(e.event_payload -> 'removed') AS k
+        WHERE e.event_type = 'retention.swept' AND k ->> 'context_key' LIKE '𝔘%'";
+    assert_eq!(fixture.count(told).await, 2500);
+}
+
+/// The outcome of a hold says that nothing is removed from then on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_waits_for_the_run_that_began_without_it() {
+    let fixture = Fixture::new().await;
+    without_schedule(&fixture).await;
+    with_old_sessions(&fixture, 1..=1, 400).await;
+    let mut run = fixture.connection().await;
+    run.batch_execute("BEGIN; SELECT FROM retention_state FOR UPDATE").await.expect("a run");
+    let worker = fixture.run(cleaner(&fixture));
+    let hold = json!({ "hold_id": Uuid::now_v7(), "reason": "case 7" });
+    fixture.publish([request("policy.hold", 1, hold)]).await;
+    let waiting = format!(
+        "pg_stat_activity WHERE datname = current_database() AND usename = '{ROLE}' AND wait_event_type = 'Lock'"
+    );
+    eventually("the hold waits", async || (fixture.count(&waiting).await > 0).then_some(())).await;
+    assert_eq!(fixture.count("retention_holds").await, 0);
+    run.batch_execute("COMMIT").await.expect("its end");
+    eventually("the hold is stored", async || (fixture.count("retention_holds").await == 1).then_some(()))
+        .await;
+    worker.stop().await.expect("a clean end");
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+}
+
+/// If not even its grants can be minted, a sweep passes over the user whose rows are why.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sweep_that_cannot_begin_passes_over_one_user() {
+    let fixture = Fixture::new().await;
+    with_old_sessions(&fixture, 1..=2, 400).await;
+    let mut worker = login(&fixture, ROLE).await;
+    let state = "concat_ws(' ', after_user, slice_users) FROM retention_state";
+    for expected in ["-1 1", "0 1", "1 1", "2 1", "-1 1"] {
+        let note = "SELECT sec.note_job_run('retention-sweep', gen_random_uuid(), now(), 0, 0, 0, 'it took too long', '{}')";
+        attempt(&mut worker, note).await.expect("a note");
+        assert_eq!(fixture.lines(state).await, [expected]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_notes_a_run_in_the_place_of_anothers() {
+    let fixture = Fixture::new().await;
+    let tick = Uuid::now_v7();
+    let note =
+        |job: &str| format!("SELECT sec.note_job_run('{job}', '{tick}', now(), 1, 1, 0, NULL, '{{}}')");
+    let mut other = login(&fixture, "w_memory_sync").await;
+    attempt(&mut other, &note("sync-carry")).await.expect("a run of its own job");
+    let mut worker = login(&fixture, ROLE).await;
+    attempt(&mut worker, &note(job())).await.expect("a run of its own job");
+    assert_eq!(fixture.lines("job FROM job_runs ORDER BY job").await, ["retention-sweep", "sync-carry"]);
+    // A worker to come may note its runs, too.
+    let noting =
+        "pg_proc p WHERE p.proname = 'note_job_run' AND p.oid::regprocedure = ANY (sec.worker_functions())";
+    assert_eq!(fixture.count(noting).await, 1);
+}
