@@ -158,3 +158,32 @@ async fn nobody_notes_a_run_in_the_place_of_anothers() {
         "pg_proc p WHERE p.proname = 'note_job_run' AND p.oid::regprocedure = ANY (sec.worker_functions())";
     assert_eq!(fixture.count(noting).await, 1);
 }
+
+/// A history goes as a whole, or an undo would restore a part of it; many of them go in several runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn syncs_go_with_all_that_they_changed_and_few_of_them_at_a_time() {
+    let fixture = Fixture::new().await;
+    without_schedule(&fixture).await;
+    fixture
+        .execute(
+            "INSERT INTO users (id, username, email) VALUES (1, 'u', 'e');
+             INSERT INTO chat_mode_sessions (id, user_id, session_id, chat_mode)
+                 SELECT gen_random_uuid(), 1, s, 'simple' FROM unnest(ARRAY['a', 'b']) AS s;
+             INSERT INTO cross_service_memory_sync (id, user_id, source_session_id, target_session_id, sync_type, sync_status,
+                     data_transferred, created_at, completed_at)
+                 SELECT gen_random_uuid(), 1, 'a', 'b', 'context_transfer', 'completed', '{}', now() - interval '200 days',
+                     now() - interval '190 days' FROM generate_series(1, 5);
+             INSERT INTO sync_changes (id, user_id, sync_id, source_session_id, target_session_id, context_key, effect)
+                 SELECT gen_random_uuid(), 1, y.id, 'a', 'b', 'k' || n, 'referenced'
+                 FROM cross_service_memory_sync y, generate_series(1, 9000) AS n",
+        )
+        .await;
+    let worker = fixture.run(cleaner(&fixture));
+    sweep_all(&fixture).await;
+    worker.stop().await.expect("a clean end");
+    assert_eq!(fixture.count("cross_service_memory_sync").await, 0);
+    assert_eq!(fixture.count("sync_changes").await, 0);
+    let deleted = "l ->> 'rows' FROM job_runs r, jsonb_array_elements(r.details -> 'lines') AS l
+        WHERE l ->> 'table' = 'cross_service_memory_sync' ORDER BY r.started_at";
+    assert_eq!(fixture.lines(deleted).await, ["2", "2", "1"]);
+}

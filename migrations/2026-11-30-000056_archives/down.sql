@@ -100,4 +100,7 @@ DROP TABLE archive_restores, archives;
 DROP FUNCTION audit.note_updates_of_archive_restores;
 -- Rows of such policies would be deleted: an older program does not archive.
 UPDATE data_retention_policies SET is_active = false WHERE action = 'archive';
-ALTER TABLE data_retention_policies DROP CONSTRAINT data_retention_policies_archive;
+ALTER TABLE data_retention_policies DROP CONSTRAINT data_retention_policies_archive, DROP CONSTRAINT can_be_carried_out,
+    ADD CONSTRAINT can_be_carried_out CHECK (NOT is_active OR (
+        (action = 'delete' OR action = 'anonymise' AND table_name = 'router_decision_log')
+        AND (keep_days >= 8 OR table_name NOT IN ('blackboard_events', 'tombstones', 'inbox'))));

@@ -5,6 +5,10 @@ SET LOCAL lock_timeout = '100ms';
 ALTER TABLE data_retention_policies ADD CONSTRAINT data_retention_policies_archive CHECK (action <> 'archive'
     OR table_name IN ('simple_chat_context', 'agent_context_states', 'chat_mode_sessions', 'router_decision_log', 'blackboard_events'));
 
+ALTER TABLE data_retention_policies DROP CONSTRAINT can_be_carried_out, ADD CONSTRAINT can_be_carried_out CHECK (NOT is_active OR (
+    (action IN ('delete', 'archive') OR action = 'anonymise' AND table_name = 'router_decision_log')
+    AND (keep_days >= 8 OR table_name NOT IN ('blackboard_events', 'tombstones', 'inbox'))));
+
 -- The archives. One is named here in the transaction that removes its rows. A file that no row names is what a run left that was killed
 -- before: its rows are still there.
 CREATE TABLE archives (
@@ -113,7 +117,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT k.user_id, e.id, r.policy_id FROM sec.retention_rules(users, 'blackboard_events') AS r
     JOIN public.session_clocks k ON k.user_id = r.user_id
     CROSS JOIN LATERAL (SELECT b.id FROM public.blackboard_events b WHERE b.user_id = k.user_id AND b.session_id = k.session_id
-        AND b.id < public.uuid7_at(at - make_interval(days => r.keep_days)) ORDER BY b.event_sequence LIMIT most) AS e
+        AND b.id < public.uuid7_at(at - make_interval(days => r.keep_days)) AND b.created_at <= at - make_interval(days => r.keep_days)
+        ORDER BY b.event_sequence LIMIT most) AS e
     WHERE r.chat_mode IS NULL AND r.access_tier IS NULL AND (of_action IS NULL OR r.action = of_action)
     LIMIT most
 $$;
@@ -155,7 +160,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RETURN QUERY DELETE FROM public.blackboard_events b USING sec.retention_rules(sec.current_user_ids(), 'blackboard_events') AS r
     WHERE b.id = ANY (ids) AND b.user_id = r.user_id AND r.chat_mode IS NULL AND r.access_tier IS NULL AND r.action = 'archive'
-        AND b.id < public.uuid7_at(now() - make_interval(days => r.keep_days))
+        AND b.id < public.uuid7_at(now() - make_interval(days => r.keep_days)) AND b.created_at <= now() - make_interval(days => r.keep_days)
     RETURNING b.user_id, b.id;
 END $$;
 ALTER FUNCTION sec.forget_archived_events OWNER TO memfleet_owner;

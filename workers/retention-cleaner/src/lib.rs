@@ -8,7 +8,7 @@
 //! 2. it removes what has been archived before (`archives.rs`), if nothing has changed it since;
 //! 3. it expires, deletes or anonymises what is due, children before the rows that they refer to, and leaves out what another
 //!    transaction holds;
-//! 4. it moves on to the next slice if nothing is left in this one.
+//! 4. it moves on to the next slice if nothing is left in this one, and after some runs in any case (`store/progress.rs`).
 //!
 //! All of it is one transaction, with an event for each session from which something was removed. While there are such events, the next
 //! run follows at once. A run that is killed leaves nothing, and the next one finds the same rows.

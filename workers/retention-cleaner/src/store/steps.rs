@@ -127,15 +127,22 @@ const REMOVE_MEMORIES: &str = statement!(
     no_key!(),
     ")"
 );
+/// With what they have changed, so that nobody undoes a part of one: as many as have 20,000 changes together, and one in any case.
 const DELETE_SYNCS: &str = statement!(
     "due_syncs($1, $2, $3) WHERE true",
     "locked AS MATERIALIZED (
         SELECT t.user_id, t.id, d.policy_id FROM cross_service_memory_sync t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
         WHERE t.sync_status IN ('completed', 'failed') ORDER BY t.user_id, t.id FOR UPDATE OF t SKIP LOCKED
+    ), counted AS (
+        SELECT l.*, row_number() OVER w AS place, sum(c.number) OVER w AS total FROM locked l
+        CROSS JOIN LATERAL (SELECT count(*) AS number FROM sync_changes h WHERE h.user_id = l.user_id AND h.sync_id = l.id) AS c
+        WINDOW w AS (ORDER BY l.user_id, l.id)
+    ), taken AS MATERIALIZED (
+        SELECT user_id, id, policy_id FROM counted WHERE place = 1 OR total <= 20000
     ), changes AS (
-        DELETE FROM sync_changes h USING locked l WHERE h.user_id = l.user_id AND h.sync_id = l.id
+        DELETE FROM sync_changes h USING taken l WHERE h.user_id = l.user_id AND h.sync_id = l.id
     ), changed AS (
-        DELETE FROM cross_service_memory_sync t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
+        DELETE FROM cross_service_memory_sync t USING taken l WHERE t.user_id = l.user_id AND t.id = l.id
         RETURNING t.user_id, t.source_session_id AS session_id, l.policy_id, ",
     no_key!(),
     ")"
