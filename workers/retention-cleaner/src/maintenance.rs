@@ -155,6 +155,13 @@ impl Steps {
         u64::try_from(self.alarms.len() + self.failed.len()).unwrap_or(u64::MAX)
     }
 
+    /// The steps that failed, and why.
+    fn failure(&self) -> Option<String> {
+        let failed: Vec<String> =
+            self.failed.iter().map(|(step, reason)| format!("{step}: {reason}")).collect();
+        (!failed.is_empty()).then(|| failed.join("; "))
+    }
+
     fn changed(&self) -> u64 {
         self.partitions + self.hours + self.sizes + self.removed.values().sum::<u64>()
     }
@@ -176,7 +183,13 @@ pub(crate) async fn finish(
     let changed = steps.map_or(0, Steps::changed) + u64::try_from(anomalies.len()).unwrap_or(0);
     let skipped = steps.map_or(0, Steps::left);
     let details = serde_json::json!({ "steps": steps, "anomalies": anomalies });
-    let counts = Counts { examined: changed + skipped, changed, skipped, details: Some(details.to_string()) };
+    let counts = Counts {
+        examined: changed + skipped,
+        changed,
+        skipped,
+        details: Some(details.to_string()),
+        failure: steps.and_then(Steps::failure),
+    };
     let events: Vec<EventDraft> = anomalies.iter().map(event).collect::<Result<_, _>>()?;
     let verdict = if events.is_empty() { Verdict::unchanged(tick) } else { Verdict::Applied(events) };
     Ok(Written { counts: Some(counts), ..vec![verdict].into() })
