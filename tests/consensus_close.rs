@@ -191,7 +191,7 @@ async fn a_confirmed_proposal_is_superseded_by_the_same_answer_and_contradicted_
         "content": { "answer": "The Tagus" } });
     let (other, delegate_other) = keyed(1);
     let mut requests = three_families(1);
-    requests.push(testkit::request("knowledge.propose", 1, body));
+    requests.push(request("knowledge.propose", 1, body));
     requests.push(verdict(1, proposal, "confirm"));
     requests.push(delegate_other);
     requests.extend(other.all_say(&THREE, "The Douro"));
@@ -220,7 +220,7 @@ async fn the_id_of_a_node_cannot_be_taken_before_its_task_closes() {
     {
         let body = json!({ "node_id": foreseen, "node_type": "note", "node_key": format!("n{number}"), "title": "Taken",
             "content": {} });
-        requests.push(testkit::request("knowledge.propose", 1, body));
+        requests.push(request("knowledge.propose", 1, body));
     }
     requests.extend(task.all_say(&THREE, "The Tagus"));
     process(&fixture, requests).await;

@@ -503,7 +503,7 @@ const READABLE: &str = "c.oid::regclass || '.' || a.attname FROM pg_class c JOIN
     AND has_column_privilege('memfleet_due', c.oid, a.attnum, 'SELECT') ORDER BY 1";
 
 /// What the due functions of the shipped jobs read.
-const SHIPPED: [&str; 70] = [
+const SHIPPED: [&str; 71] = [
     "agent_context_states.expires_at",
     "agent_context_states.id",
     "agent_context_states.memory_tier",
