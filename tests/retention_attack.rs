@@ -48,7 +48,6 @@ async fn what_cannot_be_carried_out_is_no_policy_whoever_writes_it() {
         ("inbox", 7, "delete"),
         ("tombstones", 7, "delete"),
         ("blackboard_events", 7, "delete"),
-        ("simple_chat_context", 7, "archive"),
         ("simple_chat_context", 7, "anonymise"),
     ] {
         let sql = format!(

@@ -93,6 +93,9 @@ impl Target {
         if let Some(folder) = url.strip_prefix("file://") {
             let folder = percent_encoding::percent_decode_str(folder).decode_utf8_lossy().into_owned();
             return match LocalFileSystem::new_with_prefix(&folder) {
+                Ok(_) if !Path::new(&folder).is_dir() => {
+                    failed(format!("archive.url names the folder {folder}, which is no folder"))
+                }
                 Ok(store) => Ok(Self::with_store(Arc::new(store.with_fsync(true)), timeout)),
                 Err(error) => {
                     failed(format!("archive.url names the folder {folder}, which cannot be used: {error}"))

@@ -52,7 +52,8 @@ const CONTEXTS: &str = concat!(
         SELECT t.user_id, t.id FROM simple_chat_context t JOIN archived a ON a.user_id = t.user_id AND a.id = t.id
         JOIN chat_mode_sessions s ON s.user_id = t.user_id AND s.session_id = t.session_id
         WHERE t.xmin::text = a.row_version AND NOT s.is_active AND NOT t.is_persistent
-            AND NOT sec.is_held(t.user_id, 'simple_chat_context', s.chat_mode, t.access_level::text) AND ",
+            AND NOT EXISTS (SELECT FROM sec.held_kinds($1, 'simple_chat_context') AS h
+                WHERE h.user_id = t.user_id AND h.chat_mode = s.chat_mode AND h.access_tier = t.access_level::text) AND ",
     no_sync!(),
     " ORDER BY t.user_id, t.session_id, t.context_key FOR UPDATE OF t SKIP LOCKED FOR NO KEY UPDATE OF s SKIP LOCKED
     ) DELETE FROM simple_chat_context t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
@@ -66,7 +67,8 @@ const AGENT_CONTEXTS: &str = concat!(
         SELECT t.user_id, t.id FROM agent_context_states t JOIN archived a ON a.user_id = t.user_id AND a.id = t.id
         JOIN chat_mode_sessions s ON s.user_id = t.user_id AND s.session_id = t.session_id
         WHERE t.xmin::text = a.row_version AND NOT s.is_active
-            AND NOT sec.is_held(t.user_id, 'agent_context_states', s.chat_mode, t.memory_tier::text) AND ",
+            AND NOT EXISTS (SELECT FROM sec.held_kinds($1, 'agent_context_states') AS h
+                WHERE h.user_id = t.user_id AND h.chat_mode = s.chat_mode AND h.access_tier = t.memory_tier::text) AND ",
     no_sync!(),
     " ORDER BY t.user_id, t.session_id, t.agent_id, t.memory_tier, t.context_key
         FOR UPDATE OF t SKIP LOCKED FOR NO KEY UPDATE OF s SKIP LOCKED
@@ -80,7 +82,8 @@ const DECISIONS: &str = concat!(
     ", locked AS MATERIALIZED (
         SELECT t.user_id, t.id FROM router_decision_log t JOIN archived a ON a.user_id = t.user_id AND a.id = t.id
         JOIN chat_mode_sessions s ON s.user_id = t.user_id AND s.session_id = t.session_id
-        WHERE t.xmin::text = a.row_version AND NOT sec.is_held(t.user_id, 'router_decision_log', s.chat_mode, NULL)
+        WHERE t.xmin::text = a.row_version AND NOT EXISTS (SELECT FROM sec.held_kinds($1, 'router_decision_log') AS h
+                WHERE h.user_id = t.user_id AND h.chat_mode = s.chat_mode AND h.access_tier IS NULL)
         ORDER BY t.user_id, t.id FOR UPDATE OF t SKIP LOCKED
     ) DELETE FROM router_decision_log t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
     RETURNING t.user_id, t.id, t.session_id::text AS session_id, ",
@@ -99,7 +102,8 @@ const LOCK_SESSIONS: &str = concat!(
     " SELECT t.user_id, t.id, NULL::text AS session_id, ",
     no_key!(),
     " FROM chat_mode_sessions t JOIN archived a ON a.user_id = t.user_id AND a.id = t.id
-    WHERE t.xmin::text = a.row_version AND NOT t.is_active AND NOT sec.is_held(t.user_id, 'chat_mode_sessions', t.chat_mode, NULL)
+    WHERE t.xmin::text = a.row_version AND NOT t.is_active AND NOT EXISTS (SELECT FROM sec.held_kinds($1, 'chat_mode_sessions') AS h
+                WHERE h.user_id = t.user_id AND h.chat_mode = t.chat_mode AND h.access_tier IS NULL)
     ORDER BY t.user_id, t.session_id FOR UPDATE OF t SKIP LOCKED"
 );
 const LOCK_SUMMARIES: &str = concat!(
