@@ -221,7 +221,7 @@ const CHECKS: [(&str, &str); 12] = [
         "SELECT c.oid::regclass::text AS line FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace
             AND c.relkind IN ('r', 'p') AND NOT c.relispartition AND NOT (c.relrowsecurity AND c.relforcerowsecurity)
             AND c.relname NOT IN ('gpu_resources', 'qdrant_access_control', 'cross_service_auth', 'vector_collections',
-                'retention_state', 'job_runs', '__diesel_schema_migrations')",
+                'retention_state', 'job_runs', 'archives', '__diesel_schema_migrations')",
     ),
     (
         "unknown RLS policy",
@@ -265,7 +265,8 @@ const CHECKS: [(&str, &str); 12] = [
          UNION ALL SELECT p.oid::regprocedure::text FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
             WHERE p.proowner = 'memfleet_due'::regrole
             AND NOT EXISTS (SELECT FROM sec.jobs j WHERE j.due_function = format('%I.%I', n.nspname, p.proname))
-            AND (n.nspname <> 'sec' OR p.proname NOT IN ('platform_policies', 'platform_holds', 'retention_slice'))",
+            AND (n.nspname <> 'sec' OR p.proname NOT IN ('platform_policies', 'platform_holds', 'retention_slice',
+                'has_archive_policies'))",
     ),
     (
         "view that bypasses RLS",
