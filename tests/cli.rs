@@ -137,7 +137,7 @@ async fn what_the_server_cannot_change_is_refused_by_name() {
     let fixture = Fixture::new().await;
     let replicas = ["nats", "diff", "--replicas", "3"];
     let diff = memfleet(&fixture, &replicas).await.fine();
-    assert_eq!(diff.lines().count(), 11, "{diff}");
+    assert_eq!(diff.lines().count(), 12, "{diff}");
     Ended::line(&diff, "~ stream CONTEXT num_replicas: 1 -> 3");
     memfleet(&fixture, &["nats", "apply", "--replicas", "3"])
         .await

@@ -541,8 +541,8 @@ async fn the_validation_finds_nothing_in_order_and_whatever_is_out_of_it() {
             "table owner that can log in",
         ),
         (
-            "GRANT SELECT ON users TO memfleet_due",
-            "REVOKE SELECT ON users FROM memfleet_due",
+            "GRANT SELECT ON chat_messages TO memfleet_due",
+            "REVOKE SELECT ON chat_messages FROM memfleet_due",
             "role memfleet_due with more than column privileges",
         ),
         ("CREATE VIEW everybody AS SELECT * FROM users", "DROP VIEW everybody", "view that bypasses RLS"),

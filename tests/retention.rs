@@ -53,10 +53,16 @@ async fn policies_and_holds_are_set_changed_and_removed() {
     let mut removal = tier;
     removal.as_object_mut().expect("an object").insert("table".to_owned(), json!("simple_chat_context"));
     fixture
-        .process(cleaner(&fixture), [request("policy.remove", 1, removal), hold(json!({ "released": true }))])
+        .process(
+            cleaner(&fixture),
+            [
+                request("policy.remove", 1, removal),
+                hold(json!({ "released": true, "reason": "case 7 is closed" })),
+            ],
+        )
         .await;
     assert_eq!(fixture.count("data_retention_policies WHERE user_id = 1 AND is_active").await, 1);
-    assert_eq!(fixture.lines(holds).await, ["1|chat_mode_sessions|case 7|t"]);
+    assert_eq!(fixture.lines(holds).await, ["1|chat_mode_sessions|case 7 is closed|t"]);
     let events = "concat_ws(' ', event_type, count(*)) FROM blackboard_events WHERE event_type::text LIKE 'policy.%' GROUP BY event_type ORDER BY 1";
     assert_eq!(fixture.lines(events).await, ["policy.held 2", "policy.removed 1", "policy.stored 4"]);
 }

@@ -15,8 +15,8 @@ use crate::support::program::{memfleet, output, text};
 /// A fixture whose trail has three seals: of the users, of sessions and contexts, and of more contexts.
 pub async fn sealed() -> Fixture {
     let fixture = Fixture::new().await;
-    // The migration's user 0 would have a seal of its own if other tests hold back the rest.
-    fixture.execute("DELETE FROM audit.subjects WHERE user_id = 0").await;
+    // What migrations have written would have a seal of its own if other tests hold back the rest.
+    fixture.execute("DELETE FROM audit.audit_log; DELETE FROM audit.subjects WHERE user_id = 0").await;
     let worker = fixture.run(ContextWriter);
     for requests in [
         vec![user(1), user(2)],

@@ -15,17 +15,16 @@ ALTER TABLE data_retention_policies
 -- NULLs cover everything: all tables, all chat modes, all tiers. A hold of user 0 covers all users.
 CREATE TABLE retention_holds (
     id uuid NOT NULL,
-    user_id integer NOT NULL REFERENCES users (id),
+    user_id integer NOT NULL,
     table_name varchar(128),
     chat_mode chat_mode,
     access_tier varchar(16) CHECK (access_tier IN ('private', 'shared', 'public', 'consensus')),
-    reason text,
+    reason text NOT NULL,
     released_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
     request_id uuid,
-    PRIMARY KEY (user_id, id),
-    CHECK (reason IS NOT NULL OR released_at IS NOT NULL)
+    PRIMARY KEY (user_id, id)
 );
 ALTER TABLE retention_holds ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 CREATE POLICY own_rows ON retention_holds USING (user_id = ANY ((SELECT sec.current_user_ids())::integer[]))
@@ -105,7 +104,7 @@ END $$;
 REVOKE EXECUTE ON FUNCTION sec.note_job_run FROM PUBLIC;
 ALTER FUNCTION sec.note_job_run OWNER TO memfleet_owner;
 
--- What every worker may call that takes messages.
+-- What every worker may call.
 CREATE OR REPLACE FUNCTION sec.worker_functions() RETURNS regprocedure[] LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp AS $$
     SELECT ARRAY['sec.open_context(text[], text, text)', 'sec.current_user_ids()', 'sec.context()',
@@ -120,21 +119,16 @@ SET search_path = pg_catalog, pg_temp AS $$
         'audit.log_data_access(text, text, integer[], uuid[], bigint[])',
         'audit.log_vector_operation(text, text, integer[], uuid[], bigint[])']::regprocedure[]
 $$;
-SELECT sec.grant_worker(role_name) FROM sec.worker_privileges
-WHERE table_name = 'inbox'::regclass AND 'INSERT' = ANY (privileges);
+DO $$
+BEGIN
+    EXECUTE format('GRANT EXECUTE ON FUNCTION sec.note_job_run TO %s',
+        (SELECT string_agg(DISTINCT quote_ident(w.role_name), ', ') FROM sec.worker_privileges w));
+END $$;
 
 -- What was anonymised keeps its numbers.
 ALTER TABLE router_decision_log ADD COLUMN anonymised_at timestamptz;
 -- Of a memory that retention removed: points may be left in the vector store.
 ALTER TABLE unified_memory_vectors ADD COLUMN has_points boolean NOT NULL DEFAULT false;
-CREATE INDEX unified_memory_vectors_with_points ON unified_memory_vectors (user_id) WHERE has_points;
-CREATE INDEX unified_memory_vectors_by_update ON unified_memory_vectors (user_id, updated_at);
-CREATE INDEX simple_chat_context_expiring ON simple_chat_context (user_id, expires_at)
-    WHERE expires_at IS NOT NULL AND removed_at IS NULL;
-CREATE INDEX agent_context_states_expiring ON agent_context_states (user_id, expires_at)
-    WHERE expires_at IS NOT NULL AND removed_at IS NULL;
-CREATE INDEX simple_chat_context_removed ON simple_chat_context (user_id, removed_at) WHERE removed_at IS NOT NULL;
-CREATE INDEX agent_context_states_removed ON agent_context_states (user_id, removed_at) WHERE removed_at IS NOT NULL;
 
 -- What the platform's policies and holds say, for whoever acts for other users. Nothing of a user.
 CREATE FUNCTION sec.platform_policies(of_table text) RETURNS TABLE (id uuid, chat_mode public.chat_mode, access_tier text, keep_days integer,
@@ -460,3 +454,14 @@ END $$;
 -- The trail compares columns by name (docs/adr/0056).
 SELECT audit.follow_updates(name::regclass) FROM unnest(ARRAY['data_retention_policies', 'retention_holds', 'router_decision_log',
     'unified_memory_vectors']) AS name;
+
+-- What writers wait for comes last.
+CREATE INDEX unified_memory_vectors_with_points ON unified_memory_vectors (user_id) WHERE has_points;
+CREATE INDEX unified_memory_vectors_by_update ON unified_memory_vectors (user_id, updated_at);
+CREATE INDEX agent_context_states_expiring ON agent_context_states (user_id, expires_at)
+    WHERE expires_at IS NOT NULL AND removed_at IS NULL;
+CREATE INDEX agent_context_states_removed ON agent_context_states (user_id, removed_at) WHERE removed_at IS NOT NULL;
+CREATE INDEX simple_chat_context_expiring ON simple_chat_context (user_id, expires_at)
+    WHERE expires_at IS NOT NULL AND removed_at IS NULL;
+CREATE INDEX simple_chat_context_removed ON simple_chat_context (user_id, removed_at) WHERE removed_at IS NOT NULL;
+ALTER TABLE retention_holds ADD FOREIGN KEY (user_id) REFERENCES users (id);

@@ -1,10 +1,6 @@
 -- Archives: rows that retention takes out of the database are in files, which this table names (docs/adr/0053).
 SET LOCAL lock_timeout = '100ms';
 
--- Rows of other tables cannot be archived: a policy of this kind would have no effect on them, or delete them.
-ALTER TABLE data_retention_policies ADD CONSTRAINT data_retention_policies_archive CHECK (action <> 'archive'
-    OR table_name IN ('simple_chat_context', 'agent_context_states', 'chat_mode_sessions', 'router_decision_log', 'blackboard_events'));
-
 -- The archives. One is named here in the transaction that removes its rows. A file that no row names is what a run left that was killed
 -- before: its rows are still there.
 CREATE TABLE archives (
@@ -35,7 +31,7 @@ ALTER TABLE archives OWNER TO memfleet_owner;
 -- What operators restored, by user: the trail of a user tells it, also of events, whose insertion it does not follow.
 CREATE TABLE archive_restores (
     id uuid NOT NULL,
-    user_id integer NOT NULL REFERENCES users (id),
+    user_id integer NOT NULL,
     archive_id uuid NOT NULL,
     table_name varchar(128) NOT NULL,
     restored integer NOT NULL CHECK (restored > 0),
@@ -205,3 +201,9 @@ BEGIN
 END $$;
 
 SELECT audit.follow_updates('archive_restores');
+
+-- What writers wait for comes last.
+-- Rows of other tables cannot be archived: a policy of this kind would have no effect on them, or delete them.
+ALTER TABLE data_retention_policies ADD CONSTRAINT data_retention_policies_archive CHECK (action <> 'archive'
+    OR table_name IN ('simple_chat_context', 'agent_context_states', 'chat_mode_sessions', 'router_decision_log', 'blackboard_events'));
+ALTER TABLE archive_restores ADD FOREIGN KEY (user_id) REFERENCES users (id);

@@ -168,9 +168,8 @@ pub struct PolicyHold {
     /// Only rows of this access tier.
     #[serde(default)]
     pub access_tier: Option<AccessTier>,
-    /// Why, such as the number of a case. Required to place a hold.
-    #[serde(default)]
-    pub reason: Option<Text<1, 2048>>,
+    /// Why it is placed or released, such as the number of a case.
+    pub reason: Text<1, 2048>,
     /// Whether the hold is released.
     #[serde(default)]
     pub released: bool,
@@ -246,9 +245,6 @@ impl RequestFacts for PolicyHold {
     fn check(&self) -> Result<(), Malformed> {
         if let Some(table) = self.table {
             check_rows(table, self.chat_mode, self.access_tier)?;
-        }
-        if !self.released && self.reason.is_none() {
-            return Err(Malformed::new("reason", "is required to place a hold"));
         }
         Ok(())
     }
@@ -333,11 +329,12 @@ mod tests {
     }
 
     #[test]
-    fn a_hold_needs_a_reason_and_its_release_none() {
-        let hold = |body: &str| serde_json::from_str::<PolicyHold>(body).unwrap().check();
+    fn placing_and_releasing_a_hold_need_a_reason() {
+        let hold = |body: &str| serde_json::from_str::<PolicyHold>(body).map_err(|error| error.to_string());
         let id = r#""hold_id":"0193c0de-0000-7000-8000-000000000001""#;
-        assert!(hold(&format!("{{{id}}}")).is_err());
-        assert!(hold(&format!("{{{id},\"reason\":\"case 7\"}}")).is_ok());
-        assert!(hold(&format!("{{{id},\"released\":true}}")).is_ok());
+        for released in ["", ",\"released\":true"] {
+            assert!(hold(&format!("{{{id}{released}}}")).unwrap_err().contains("missing field `reason`"));
+            assert!(hold(&format!("{{{id}{released},\"reason\":\"case 7\"}}")).unwrap().check().is_ok());
+        }
     }
 }

@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     const WITH_JOBS: WorkerInfo =
-        WorkerInfo { jobs: &["retention-sweep", "retention-archive"], ..CONTEXT_WRITER };
+        WorkerInfo { jobs: &["sync-forget", "retention-archive"], ..CONTEXT_WRITER };
 
     fn names(topology: &Topology) -> Vec<String> {
         let consumers = topology.consumers.iter().map(|one| format!("{}/{}", one.stream, one.name));
@@ -226,7 +226,7 @@ mod tests {
             assert_eq!(stream.config.get(field), Some(&value), "{field}");
         }
         let consumer = |name: &str| topology.consumers.iter().find(|one| one.name == name).unwrap();
-        let ticks = json!(["memory.job.retention-sweep", "memory.job.retention-archive"]);
+        let ticks = json!(["memory.job.sync-forget", "memory.job.retention-archive"]);
         assert_eq!(consumer("context-writer-jobs").config.get("filter_subjects"), Some(&ticks));
         let at_once = consumer("context-writer-jobs").config.get("max_ack_pending");
         assert_eq!(at_once, Some(&json!(2)), "as many as jobs");

@@ -16,7 +16,8 @@ pub(super) fn add(out: &mut Out) -> Result<(), String> {
     let hold: PolicyHold =
         read(json!({ "hold_id": hold_id, "table": "chat_mode_sessions", "reason": "A lost suitcase." }))?;
     out.add(Request::PolicyHold(hold), &["placed"], false)?;
-    let release: PolicyHold = read(json!({ "hold_id": hold_id, "released": true }))?;
+    let release: PolicyHold =
+        read(json!({ "hold_id": hold_id, "released": true, "reason": "The suitcase was found." }))?;
     out.add(Request::PolicyHold(release), &["released"], false)?;
     let remove: PolicyRemove = read(json!({ "table": "router_decision_log" }))?;
     out.add(Request::PolicyRemove(remove), &["decisions"], false)?;

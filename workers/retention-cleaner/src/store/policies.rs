@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use ::store::unnest::{UnnestRow, with_rows};
 use ::store::{Connection, Fault};
 use chrono::{DateTime, Utc};
-use contract::{AccessTier, ChatMode, RetainedTable, RetentionAction, RetentionRequest, Text};
+use contract::{AccessTier, ChatMode, RetainedTable, RetentionAction, RetentionRequest};
 use diesel::QueryableByName;
 use diesel::sql_types::{Bool, Integer};
 use diesel_async::RunQueryDsl;
@@ -64,14 +64,14 @@ static PUT: LazyLock<String> = LazyLock::new(|| {
         table_name: Option<&'a str>,
         chat_mode: Option<&'a str>,
         access_tier: Option<&'a str>,
-        reason: Option<&'a str>,
+        reason: &'a str,
         is_released: bool,
         stored_at: DateTime<Utc>,
         request_id: Uuid,
     }
 }
 
-/// What a release does not say stays as it was.
+/// What a release covers stays as it was.
 static HOLD: LazyLock<String> = LazyLock::new(|| {
     let (arrays, names) = (HoldRow::arrays(1), HoldRow::names());
     format!(
@@ -87,7 +87,7 @@ static HOLD: LazyLock<String> = LazyLock::new(|| {
             table_name = CASE WHEN excluded.released_at IS NULL THEN excluded.table_name ELSE t.table_name END,
             chat_mode = CASE WHEN excluded.released_at IS NULL THEN excluded.chat_mode ELSE t.chat_mode END,
             access_tier = CASE WHEN excluded.released_at IS NULL THEN excluded.access_tier ELSE t.access_tier END,
-            reason = coalesce(excluded.reason, t.reason), released_at = excluded.released_at, updated_at = excluded.updated_at,
+            reason = excluded.reason, released_at = excluded.released_at, updated_at = excluded.updated_at,
             request_id = excluded.request_id
         WHERE excluded.updated_at >= t.updated_at
         RETURNING user_id, request_id
@@ -188,7 +188,7 @@ pub(crate) async fn write(
                     table_name: hold.table.map(RetainedTable::as_str),
                     chat_mode: hold.chat_mode.map(ChatMode::as_str),
                     access_tier: hold.access_tier.map(AccessTier::as_str),
-                    reason: hold.reason.as_ref().map(Text::as_str),
+                    reason: hold.reason.as_str(),
                     is_released: hold.released,
                     stored_at: message.stored_at,
                     request_id: message.request_id,
