@@ -53,7 +53,10 @@ fn a_vector_store_is_reached_over_http() {
 fn archives_are_in_a_folder_or_in_a_bucket() {
     for url in ["/var/lib/archives", "file://archives", "ftp://somewhere", "S3://bucket"] {
         let problem = refusal("archive", &format!("[archive]\nurl = \"{url}\"\n"));
-        assert!(problem.starts_with("archive.url must begin with file:/// (a folder) or s3:// (a bucket)"), "{problem}");
+        assert!(
+            problem.starts_with("archive.url must begin with file:/// (a folder) or s3:// (a bucket)"),
+            "{problem}"
+        );
     }
     for url in ["file:///var/lib/archives", "s3://bucket", "s3://bucket/prefix"] {
         load("archive", &format!("[archive]\nurl = \"{url}\"\n")).unwrap();
