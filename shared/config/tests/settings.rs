@@ -245,7 +245,9 @@ fn every_option_can_be_passed_on_in_the_environment() {
     let content = "nats.credentials_file = \"/a b\"\nnats.nkey_file = \"n\"\nnats.ca_file = \"c\"\nnats.api_prefix = \"a\"\npostgres.worker_url = \"w\"\npostgres.read_url = \"r\"\ntrust.grant_key_file = \"k\"\ntrust.token_key_file = \"t\"\ntrust.payload_ring_file = \"p\"\n\
                    keys.worker_url = \"w\"\nkeys.ring_file = \"r\"\nkeys.vault_url = \"u\"\nkeys.vault_token_file = \"t\"\n\
                    keys.vault_ca_file = \"c\"\nkeys.vault_former_keys = \"f\"\nkeys.kms_former_keys = \"f\"\nkeys.kms_key = \"k\"\nkeys.kms_region = \"r\"\nkeys.kms_url = \"u\"\n\
-                   audit.seal_key_file = \"s\"\naudit.public_keys_file = \"p\"\nworker.batch_size = 7\n\
+                   audit.seal_key_file = \"s\"\naudit.public_keys_file = \"p\"\n\
+                   archive.url = \"file:///a\"\narchive.signing_key_file = \"s\"\narchive.public_keys_file = \"p\"\n\
+                   archive.s3_region = \"r\"\narchive.s3_url = \"https://u\"\nworker.batch_size = 7\n\
                    vectors.url = \"http://u\"\nvectors.api_key = \"k\"\nvectors.model = \"m\"\nvectors.dimension = 3\nhealth.listen = \"127.0.0.1:1\"\n";
     let embedder = "weights = \"w\"\nthreads = 1\nurl = \"u\"\nmodel = \"m\"\ndimension = 3\ntoken = \"t\"\nrequests_per_second = 1\n";
     let content = &format!("{content}[embedder]\n{embedder}[next_embedder]\n{embedder}");
@@ -361,13 +363,17 @@ fn a_text_option_takes_any_text_of_the_environment() {
         .into_iter()
         .filter(|(section, name)| is_text(section, name) && (section.as_str(), name.as_str()) != ALIAS)
         .collect();
-    // The vector store is reached over HTTP.
-    let text =
-        |name: &str, text: &str| if name == "url" { format!("http://{text}") } else { text.to_owned() };
+    // Addresses begin with a scheme.
+    let text = |section: &str, name: &str, text: &str| match (section, name) {
+        ("archive", "url") => format!("file:///{text}"),
+        ("archive", "s3_url") => format!("https://{text}"),
+        (_, "url") => format!("http://{text}"),
+        _ => text.to_owned(),
+    };
     if let Ok(value) = std::env::var(CHILD) {
         let settings = serde_json::to_value(Settings::load(None).unwrap()).unwrap();
         for (section, name) in &options {
-            let expected = text(name, value.trim_end_matches('\n'));
+            let expected = text(section, name, value.trim_end_matches('\n'));
             assert_eq!(settings[section][name], expected, "{section}.{name}");
         }
         assert_eq!(settings[ALIAS.0][ALIAS.1], "12345");
@@ -400,9 +406,9 @@ fn a_text_option_takes_any_text_of_the_environment() {
         "\u{1b}[2J",
         "a\n",
     ] {
-        let variables = options
-            .iter()
-            .map(|(section, name)| (format!("MEMFLEET_{section}__{name}").to_uppercase(), text(name, value)));
+        let variables = options.iter().map(|(section, name)| {
+            (format!("MEMFLEET_{section}__{name}").to_uppercase(), text(section, name, value))
+        });
         let output = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "a_text_option_takes_any_text_of_the_environment"])
             .env(CHILD, value)
