@@ -1,7 +1,7 @@
 -- The files of archives stay where they are, and nothing names them any more.
 SET LOCAL lock_timeout = '100ms';
 
-SELECT sec.revoke_worker('w_retention_cleaner', '{"archives": ["INSERT"]}',
+SELECT sec.revoke_worker('w_retention_cleaner', '{"archives": ["INSERT"], "chat_session_summary": ["UPDATE"]}',
     '{"sec.has_archive_policies()", "sec.forget_archived_events(uuid[])"}');
 DROP FUNCTION sec.is_erased, sec.forget_archived_events, sec.has_archive_policies;
 DROP FUNCTION sec.due_events(integer[], timestamptz, integer, retention_action),

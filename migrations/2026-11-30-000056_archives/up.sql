@@ -186,7 +186,8 @@ BEGIN
     END LOOP;
 END $$;
 
-SELECT sec.grant_worker('w_retention_cleaner', '{"archives": ["INSERT"]}',
+-- Summaries are not changed, but locked while their archive is compared with them.
+SELECT sec.grant_worker('w_retention_cleaner', '{"archives": ["INSERT"], "chat_session_summary": ["UPDATE"]}',
     functions => '{"sec.has_archive_policies()", "sec.forget_archived_events(uuid[])"}', takes_messages => false);
 
 -- The times that the worker may write are bounded as those of other workers are.
