@@ -120,13 +120,14 @@ fn the_demo_adds_up_and_leaves_nothing_behind() {
     assert_eq!(result["rows"]["chat_mode_sessions"], messages["session.open"]);
     assert_eq!(result["rows"]["users"], result["users"]);
     assert_eq!(result["stored"].as_u64().unwrap(), sum(messages));
+    // A request that waits for another one is tried again by itself: the sample's sync may be taken back before it is stopped, which then
+    // has no effect any more.
+    let applied = result["applied"].as_u64().unwrap();
+    assert!((sum(messages) - 1..=sum(messages)).contains(&applied), "every request took effect: {result}");
     // Of the sample's tasks two close: the last response to each causes two further events. What is validated is indexed by a
     // job, which a slow machine sees run.
-    let caused = sum(messages) + 4;
-    assert!(
-        (caused..=caused + 2).contains(&result["events"].as_u64().unwrap()),
-        "every request took effect: {result}"
-    );
+    let caused = applied + 4;
+    assert!((caused..=caused + 2).contains(&result["events"].as_u64().unwrap()), "all is told: {result}");
     assert_eq!(result["dead_letters"], 0);
     assert_eq!(result["refused"], 0);
     let delay = &result["publish_to_commit_ms"];

@@ -289,10 +289,7 @@ async fn an_event_is_sealed_itself() {
         connection.batch_execute(&hidden).await.expect("a change");
         let keys = [key(&fixture).public()];
         let found = verify(&mut connection, None, &keys).await.expect("a report").findings;
-        assert!(
-            found.iter().any(|one| one.table == Some("blackboard_events")),
-            "{change}: {found:?}"
-        );
+        assert!(found.iter().any(|one| one.table == Some("blackboard_events")), "{change}: {found:?}");
     }
     // Nothing of the kind is in the trail.
     tamper(&fixture, &format!("UPDATE blackboard_events SET event_payload = '{{}}' WHERE {target}")).await;
