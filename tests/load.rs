@@ -120,10 +120,14 @@ fn the_demo_adds_up_and_leaves_nothing_behind() {
     assert_eq!(result["rows"]["chat_mode_sessions"], messages["session.open"]);
     assert_eq!(result["rows"]["users"], result["users"]);
     assert_eq!(result["stored"].as_u64().unwrap(), sum(messages));
-    // A request that waits for another one is tried again by itself: the sample's sync may be taken back before it is stopped, which then
-    // has no effect any more.
+    // A request that waits for another one is tried again by itself, and has no effect any more if a later one of the same thing came
+    // first: a sync may be taken back before it is stopped.
+    const OVERTAKEN: u64 = 8;
     let applied = result["applied"].as_u64().unwrap();
-    assert!((sum(messages) - 1..=sum(messages)).contains(&applied), "every request took effect: {result}");
+    assert!(
+        (sum(messages) - OVERTAKEN..=sum(messages)).contains(&applied),
+        "every request took effect: {result}"
+    );
     // Of the sample's tasks two close: the last response to each causes two further events. What is validated is indexed by a
     // job, which a slow machine sees run.
     let caused = applied + 4;
