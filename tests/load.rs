@@ -108,6 +108,9 @@ fn sum(counts: &Value) -> u64 {
 
 #[test]
 fn the_demo_adds_up_and_leaves_nothing_behind() {
+    // A request that waits for another one is tried again by itself, and has no effect any more if a later one of the same thing came
+    // first: a sync may be taken back before it is stopped.
+    const OVERTAKEN: u64 = 8;
     let folder = folder();
     let ended = run(folder.path(), &["demo", "--json"]);
     assert_eq!(ended.code, Some(0), "{}", ended.said);
@@ -120,9 +123,6 @@ fn the_demo_adds_up_and_leaves_nothing_behind() {
     assert_eq!(result["rows"]["chat_mode_sessions"], messages["session.open"]);
     assert_eq!(result["rows"]["users"], result["users"]);
     assert_eq!(result["stored"].as_u64().unwrap(), sum(messages));
-    // A request that waits for another one is tried again by itself, and has no effect any more if a later one of the same thing came
-    // first: a sync may be taken back before it is stopped.
-    const OVERTAKEN: u64 = 8;
     let applied = result["applied"].as_u64().unwrap();
     assert!(
         (sum(messages) - OVERTAKEN..=sum(messages)).contains(&applied),
