@@ -230,7 +230,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         AND h.chat_mode IS NOT DISTINCT FROM r.chat_mode AND h.access_tier IS NOT DISTINCT FROM r.access_tier)
 $$;
 
--- The rows that are due, by table. Each gives at most so many, with the policy that decides.
+-- The rows that are due, by table. Each gives at most so many, with the policy that decides; of those that can be archived, rows with this
+-- action, or with any if it is NULL.
 CREATE FUNCTION sec.due_expired_contexts(users integer[], at timestamptz, most integer) RETURNS TABLE (user_id integer, id uuid)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT c.user_id, c.id FROM public.simple_chat_context c
@@ -250,34 +251,40 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     LIMIT most
 $$;
 -- Contexts of sessions that have ended, unless a sync still reads or writes them.
-CREATE FUNCTION sec.due_contexts(users integer[], at timestamptz, most integer) RETURNS TABLE (user_id integer, id uuid, policy_id uuid)
+CREATE FUNCTION sec.due_contexts(users integer[], at timestamptz, most integer,
+    of_action public.retention_action DEFAULT 'delete') RETURNS TABLE (user_id integer, id uuid, policy_id uuid)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT c.user_id, c.id, r.policy_id FROM sec.retention_rules(users, 'simple_chat_context') AS r
     JOIN public.chat_mode_sessions s ON s.user_id = r.user_id AND s.chat_mode = r.chat_mode
         AND s.ended_at <= at - make_interval(days => r.keep_days)
     JOIN public.simple_chat_context c ON c.user_id = s.user_id AND c.session_id = s.session_id AND c.access_level::text = r.access_tier
-    WHERE NOT c.is_persistent AND NOT EXISTS (SELECT FROM public.cross_service_memory_sync y WHERE y.user_id = s.user_id
+    WHERE (of_action IS NULL OR r.action = of_action) AND NOT c.is_persistent
+        AND NOT EXISTS (SELECT FROM public.cross_service_memory_sync y WHERE y.user_id = s.user_id
         AND s.session_id IN (y.source_session_id, y.target_session_id) AND y.sync_status IN ('pending', 'in_progress'))
     LIMIT most
 $$;
-CREATE FUNCTION sec.due_agent_contexts(users integer[], at timestamptz, most integer)
-RETURNS TABLE (user_id integer, id uuid, policy_id uuid) LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+CREATE FUNCTION sec.due_agent_contexts(users integer[], at timestamptz, most integer,
+    of_action public.retention_action DEFAULT 'delete') RETURNS TABLE (user_id integer, id uuid, policy_id uuid)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT a.user_id, a.id, r.policy_id FROM sec.retention_rules(users, 'agent_context_states') AS r
     JOIN public.chat_mode_sessions s ON s.user_id = r.user_id AND s.chat_mode = r.chat_mode
         AND s.ended_at <= at - make_interval(days => r.keep_days)
     JOIN public.agent_context_states a ON a.user_id = s.user_id AND a.session_id = s.session_id AND a.memory_tier::text = r.access_tier
-    WHERE NOT EXISTS (SELECT FROM public.cross_service_memory_sync y WHERE y.user_id = s.user_id
+    WHERE (of_action IS NULL OR r.action = of_action)
+        AND NOT EXISTS (SELECT FROM public.cross_service_memory_sync y WHERE y.user_id = s.user_id
         AND s.session_id IN (y.source_session_id, y.target_session_id) AND y.sync_status IN ('pending', 'in_progress'))
     LIMIT most
 $$;
-CREATE FUNCTION sec.due_decisions(users integer[], at timestamptz, most integer)
+CREATE FUNCTION sec.due_decisions(users integer[], at timestamptz, most integer,
+    of_action public.retention_action DEFAULT 'delete')
 RETURNS TABLE (user_id integer, id uuid, policy_id uuid, action public.retention_action)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT d.user_id, d.id, r.policy_id, r.action FROM sec.retention_rules(users, 'router_decision_log') AS r
     JOIN public.chat_mode_sessions s ON s.user_id = r.user_id AND s.chat_mode = r.chat_mode
     JOIN public.router_decision_log d ON d.user_id = s.user_id AND d.session_id = s.session_id
         AND d.created_at <= at - make_interval(days => r.keep_days)
-    WHERE r.access_tier IS NULL AND (r.action <> 'anonymise' OR d.anonymised_at IS NULL)
+    WHERE r.access_tier IS NULL AND (of_action IS NULL OR r.action = of_action)
+        AND (r.action <> 'anonymise' OR d.anonymised_at IS NULL)
     LIMIT most
 $$;
 CREATE FUNCTION sec.due_memories(users integer[], at timestamptz, most integer)
@@ -302,12 +309,13 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     LIMIT most
 $$;
 -- A session goes when nothing refers to it any more but its summary.
-CREATE FUNCTION sec.due_sessions(users integer[], at timestamptz, most integer) RETURNS TABLE (user_id integer, id uuid, policy_id uuid)
+CREATE FUNCTION sec.due_sessions(users integer[], at timestamptz, most integer,
+    of_action public.retention_action DEFAULT 'delete') RETURNS TABLE (user_id integer, id uuid, policy_id uuid)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT s.user_id, s.id, r.policy_id FROM sec.retention_rules(users, 'chat_mode_sessions') AS r
     JOIN public.chat_mode_sessions s ON s.user_id = r.user_id AND s.chat_mode = r.chat_mode
         AND s.ended_at <= at - make_interval(days => r.keep_days)
-    WHERE r.access_tier IS NULL
+    WHERE r.access_tier IS NULL AND (of_action IS NULL OR r.action = of_action)
         AND NOT EXISTS (SELECT FROM public.simple_chat_context t WHERE t.user_id = s.user_id AND t.session_id = s.session_id)
         AND NOT EXISTS (SELECT FROM public.agent_context_states t WHERE t.user_id = s.user_id AND t.session_id = s.session_id)
         AND NOT EXISTS (SELECT FROM public.router_decision_log t WHERE t.user_id = s.user_id AND t.session_id = s.session_id)
@@ -331,14 +339,15 @@ RETURNS TABLE (user_id integer, id uuid, policy_id uuid, table_name text) LANGUA
     JOIN public.unified_memory_vectors t ON t.user_id = r.user_id AND t.removed_at <= r.before AND NOT t.has_points LIMIT most)
 $$;
 -- Events stand in the order of their sessions, which a user's clocks list. Their ids are their writers' choice, their times are not.
-CREATE FUNCTION sec.due_events(users integer[], at timestamptz, most integer) RETURNS TABLE (user_id integer, id uuid, policy_id uuid)
+CREATE FUNCTION sec.due_events(users integer[], at timestamptz, most integer,
+    of_action public.retention_action DEFAULT 'delete') RETURNS TABLE (user_id integer, id uuid, policy_id uuid)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT k.user_id, e.id, r.policy_id FROM sec.retention_rules(users, 'blackboard_events') AS r
     JOIN public.session_clocks k ON k.user_id = r.user_id
     CROSS JOIN LATERAL (SELECT b.id FROM public.blackboard_events b WHERE b.user_id = k.user_id AND b.session_id = k.session_id
         AND b.id < public.uuid7_at(at - make_interval(days => r.keep_days)) AND b.created_at <= at - make_interval(days => r.keep_days)
         ORDER BY b.event_sequence LIMIT most) AS e
-    WHERE r.chat_mode IS NULL AND r.access_tier IS NULL
+    WHERE r.chat_mode IS NULL AND r.access_tier IS NULL AND (of_action IS NULL OR r.action = of_action)
     LIMIT most
 $$;
 CREATE FUNCTION sec.inbox_names() RETURNS text[] LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -401,14 +410,14 @@ SET search_path = pg_catalog, pg_temp AS $$
     ), due AS (
         SELECT d.user_id FROM slice, sec.due_expired_contexts(slice.users, now(), 1000) AS d
         UNION ALL SELECT d.user_id FROM slice, sec.due_expired_agent_contexts(slice.users, now(), 1000) AS d
-        UNION ALL SELECT d.user_id FROM slice, sec.due_contexts(slice.users, now(), 1000) AS d
-        UNION ALL SELECT d.user_id FROM slice, sec.due_agent_contexts(slice.users, now(), 1000) AS d
-        UNION ALL SELECT d.user_id FROM slice, sec.due_decisions(slice.users, now(), 1000) AS d
+        UNION ALL SELECT d.user_id FROM slice, sec.due_contexts(slice.users, now(), 1000, NULL) AS d
+        UNION ALL SELECT d.user_id FROM slice, sec.due_agent_contexts(slice.users, now(), 1000, NULL) AS d
+        UNION ALL SELECT d.user_id FROM slice, sec.due_decisions(slice.users, now(), 1000, NULL) AS d
         UNION ALL SELECT d.user_id FROM slice, sec.due_memories(slice.users, now(), 1000) AS d
         UNION ALL SELECT d.user_id FROM slice, sec.due_syncs(slice.users, now(), 1000) AS d
-        UNION ALL SELECT d.user_id FROM slice, sec.due_sessions(slice.users, now(), 1000) AS d
+        UNION ALL SELECT d.user_id FROM slice, sec.due_sessions(slice.users, now(), 1000, NULL) AS d
         UNION ALL SELECT d.user_id FROM slice, sec.due_tombstones(slice.users, now(), 1000) AS d
-        UNION ALL SELECT d.user_id FROM slice, sec.due_events(slice.users, now(), 1000) AS d
+        UNION ALL SELECT d.user_id FROM slice, sec.due_events(slice.users, now(), 1000, NULL) AS d
         UNION ALL SELECT d.user_id FROM slice, sec.due_inbox(slice.users, now(), 1000) AS d
         UNION ALL SELECT v.user_id FROM slice, public.unified_memory_vectors v WHERE v.has_points AND v.user_id = ANY (slice.users)
     )
@@ -438,10 +447,13 @@ BEGIN
     FOREACH name IN ARRAY ARRAY['platform_policies(text)', 'platform_holds()', 'kinds_of_rows(text)', 'held_kinds(integer[], text)',
         'retention_rules(integer[], text)',
         'due_expired_contexts(integer[], timestamptz, integer)', 'due_expired_agent_contexts(integer[], timestamptz, integer)',
-        'due_contexts(integer[], timestamptz, integer)', 'due_agent_contexts(integer[], timestamptz, integer)',
-        'due_decisions(integer[], timestamptz, integer)', 'due_memories(integer[], timestamptz, integer)',
-        'due_syncs(integer[], timestamptz, integer)', 'due_sessions(integer[], timestamptz, integer)',
-        'due_tombstones(integer[], timestamptz, integer)', 'due_events(integer[], timestamptz, integer)', 'inbox_names()',
+        'due_contexts(integer[], timestamptz, integer, public.retention_action)',
+        'due_agent_contexts(integer[], timestamptz, integer, public.retention_action)',
+        'due_decisions(integer[], timestamptz, integer, public.retention_action)',
+        'due_memories(integer[], timestamptz, integer)',
+        'due_syncs(integer[], timestamptz, integer)', 'due_sessions(integer[], timestamptz, integer, public.retention_action)',
+        'due_tombstones(integer[], timestamptz, integer)', 'due_events(integer[], timestamptz, integer, public.retention_action)',
+        'inbox_names()',
         'due_inbox(integer[], timestamptz, integer)', 'forget_events(integer)', 'forget_clocks(integer)', 'retention_slice()'] LOOP
         EXECUTE format('REVOKE EXECUTE ON FUNCTION sec.%s FROM PUBLIC', name);
         IF name ~ '^(platform|retention_slice)' THEN
@@ -474,10 +486,13 @@ SELECT sec.grant_worker('w_retention_cleaner', '{
     functions => '{"sec.platform_policies(text)", "sec.platform_holds()", "sec.kinds_of_rows(text)", "sec.held_kinds(integer[], text)",
         "sec.retention_rules(integer[], text)",
         "sec.due_expired_contexts(integer[], timestamptz, integer)", "sec.due_expired_agent_contexts(integer[], timestamptz, integer)",
-        "sec.due_contexts(integer[], timestamptz, integer)", "sec.due_agent_contexts(integer[], timestamptz, integer)",
-        "sec.due_decisions(integer[], timestamptz, integer)", "sec.due_memories(integer[], timestamptz, integer)",
-        "sec.due_syncs(integer[], timestamptz, integer)", "sec.due_sessions(integer[], timestamptz, integer)",
-        "sec.due_tombstones(integer[], timestamptz, integer)", "sec.due_events(integer[], timestamptz, integer)", "sec.inbox_names()",
+        "sec.due_contexts(integer[], timestamptz, integer, public.retention_action)",
+        "sec.due_agent_contexts(integer[], timestamptz, integer, public.retention_action)",
+        "sec.due_decisions(integer[], timestamptz, integer, public.retention_action)",
+        "sec.due_memories(integer[], timestamptz, integer)",
+        "sec.due_syncs(integer[], timestamptz, integer)", "sec.due_sessions(integer[], timestamptz, integer, public.retention_action)",
+        "sec.due_tombstones(integer[], timestamptz, integer)", "sec.due_events(integer[], timestamptz, integer, public.retention_action)",
+        "sec.inbox_names()",
         "sec.due_inbox(integer[], timestamptz, integer)", "sec.forget_events(integer)", "sec.forget_clocks(integer)",
         "sec.retention_slice()", "public.memory_length(tsvector)", "sec.vector_tenants()", "sec.deployment_id()", "sec.has_due(text)"}');
 
