@@ -11,3 +11,4 @@ pub mod replay;
 mod replay_retention;
 mod replay_sync;
 mod server_warnings;
+mod visibility;

@@ -21,7 +21,7 @@ use store::blackboard::{self, Recorded};
 use store::{Connection, Fault, FaultKind};
 use uuid::Uuid;
 
-use crate::{replay_retention, replay_sync};
+use crate::{replay_retention, replay_sync, visibility};
 
 /// The tables that are rebuilt: all that context-writer writes, in any order.
 const REBUILT: [&str; 14] = [
@@ -118,7 +118,7 @@ pub async fn replay(connection: &mut Connection, user: UserId, as_of: i64) -> Re
 /// Replays in a scratch schema, which the caller rolls back. No other session ever sees the schema, so its name is
 /// fixed; a concurrent replay waits until this one has ended.
 async fn in_scratch(connection: &mut Connection, user: UserId, as_of: i64) -> Result<Replayed, Fault> {
-    check_bypasses_rls(connection).await?;
+    check_sees_all(connection).await?;
     check_exists(connection, user).await?;
     let mut setup = "CREATE SCHEMA replayed;".to_owned();
     for table in REBUILT {
@@ -217,19 +217,9 @@ fn time_from_sequence(sequence: i64) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp_micros(sequence)
 }
 
-async fn check_bypasses_rls(connection: &mut Connection) -> Result<(), Fault> {
-    const QUERY: &str = "SELECT row_security_active('blackboard_events') AS hidden";
-    #[derive(QueryableByName)]
-    struct Row {
-        #[diesel(sql_type = diesel::sql_types::Bool)]
-        hidden: bool,
-    }
-    let rows: Vec<Row> = diesel::sql_query(QUERY).load(connection).await?;
-    if rows.iter().any(|row| row.hidden) {
-        let reason = "cannot replay: row-level security hides events from the role of postgres.url; use an administrator's";
-        return Err(Fault { kind: FaultKind::Permanent, reason: reason.to_owned() });
-    }
-    Ok(())
+async fn check_sees_all(connection: &mut Connection) -> Result<(), Fault> {
+    let checked = visibility::check_sees_all(connection, &["blackboard_events"], "events").await;
+    checked.map_err(|fault| Fault { reason: format!("cannot replay: {}", fault.reason), ..fault })
 }
 
 async fn check_exists(connection: &mut Connection, user: UserId) -> Result<(), Fault> {

@@ -12,12 +12,14 @@ use cli::{database, outln};
 use config::Settings;
 use contract::UserId;
 use diesel::QueryableByName;
-use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text, Uuid as SqlUuid};
+use diesel::sql_types::{BigInt, Integer, Nullable, Text, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use retention_cleaner::{Effect, Line, preview};
 use runtime::broker;
 use store::Connection;
 use uuid::Uuid;
+
+use crate::visibility;
 
 /// The users of one statement of the preview.
 const USERS: i64 = 200;
@@ -98,19 +100,9 @@ pub async fn execute(args: RetentionArgs, settings: &Settings) -> anyhow::Result
 }
 
 async fn connect(settings: &Settings) -> anyhow::Result<Connection> {
-    #[derive(QueryableByName)]
-    struct Access {
-        #[diesel(sql_type = Bool)]
-        hidden: bool,
-    }
     let mut connection =
         database::connect(&settings.postgres.url, "postgres.url", "the database with the policies").await?;
-    let query = "SELECT row_security_active('data_retention_policies') AS hidden";
-    let rows: Vec<Access> = diesel::sql_query(query).load(&mut connection).await?;
-    ensure!(
-        !rows.iter().any(|row| row.hidden),
-        "row-level security hides policies from the role of postgres.url; use an administrator's"
-    );
+    visibility::check_sees_all(&mut connection, &["data_retention_policies"], "policies").await?;
     Ok(connection)
 }
 

@@ -2,10 +2,12 @@
 
 use contract::UserId;
 use diesel::QueryableByName;
-use diesel::sql_types::{BigInt, Binary, Bool, Double, Integer, Nullable, Text, Uuid as SqlUuid};
+use diesel::sql_types::{BigInt, Binary, Double, Integer, Nullable, Text, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
-use store::{Connection, Fault, FaultKind};
+use store::{Connection, Fault};
 use uuid::Uuid;
+
+use crate::visibility;
 
 /// How many nodes are listed at a time.
 const BATCH: i64 = 1_000;
@@ -100,7 +102,7 @@ pub async fn find(connection: &mut Connection, node: Uuid, user: Option<UserId>)
     const FIND: &str = "
         SELECT user_id AS \"user\", id AS node FROM consensus_memory_nodes
         WHERE id = $1 AND ($2 IS NULL OR user_id = $2) ORDER BY user_id LIMIT 3";
-    check_bypasses_rls(connection).await?;
+    check_sees_all(connection).await?;
     let statement =
         diesel::sql_query(FIND).bind::<SqlUuid, _>(node).bind::<Nullable<Integer>, _>(user.map(UserId::get));
     Ok(statement.load(connection).await?)
@@ -120,7 +122,7 @@ pub(super) async fn keys(
                 OR EXISTS (SELECT FROM consensus_dossiers d WHERE d.user_id = n.user_id AND d.id = n.id))
         ORDER BY n.user_id, n.id LIMIT $4";
     if after.is_none() {
-        check_bypasses_rls(connection).await?;
+        check_sees_all(connection).await?;
     }
     let statement = diesel::sql_query(KEYS)
         .bind::<Nullable<Integer>, _>(user.map(UserId::get))
@@ -167,20 +169,8 @@ async fn read(connection: &mut Connection, Key { user, node }: Key) -> Result<Op
     Ok(Some(Held { node, task: tasks.into_iter().next(), responses }))
 }
 
-async fn check_bypasses_rls(connection: &mut Connection) -> Result<(), Fault> {
-    #[derive(QueryableByName)]
-    struct Row {
-        #[diesel(sql_type = Bool)]
-        hidden: bool,
-    }
-    let query = diesel::sql_query("SELECT row_security_active('consensus_dossiers') AS hidden");
-    let rows: Vec<Row> = query.load(connection).await?;
-    if rows.iter().any(|row| row.hidden) {
-        let reason =
-            "row-level security hides dossiers from the role of postgres.url; use an administrator's";
-        return Err(Fault { kind: FaultKind::Permanent, reason: reason.to_owned() });
-    }
-    Ok(())
+async fn check_sees_all(connection: &mut Connection) -> Result<(), Fault> {
+    visibility::check_sees_all(connection, &["consensus_dossiers"], "dossiers").await
 }
 
 /// The bytes of the dossier of a node; none if the node has none.

@@ -7,19 +7,17 @@ mod restore;
 mod rows;
 mod verify;
 
-use anyhow::ensure;
 use clap::{Args, Subcommand};
 use cli::database;
 use config::Settings;
-use diesel::QueryableByName;
-use diesel::sql_types::Bool;
-use diesel_async::RunQueryDsl;
 use store::Connection;
 
 use list::{CleanArgs, ListArgs};
 use query::QueryArgs;
 use restore::RestoreArgs;
 use verify::VerifyArgs;
+
+use crate::visibility;
 
 const HELP: &str = "\
 Rows are archived if a retention policy says so (policy.put with the action archive), to the folder or bucket of archive.url:
@@ -70,18 +68,8 @@ pub async fn execute(args: ArchiveArgs, settings: &Settings) -> anyhow::Result<(
 }
 
 async fn connect(settings: &Settings) -> anyhow::Result<Connection> {
-    #[derive(QueryableByName)]
-    struct Access {
-        #[diesel(sql_type = Bool)]
-        hidden: bool,
-    }
     let mut connection =
         database::connect(&settings.postgres.url, "postgres.url", "the database with the archives").await?;
-    let query = "SELECT row_security_active('archive_restores') AS hidden";
-    let rows: Vec<Access> = diesel::sql_query(query).load(&mut connection).await?;
-    ensure!(
-        !rows.iter().any(|row| row.hidden),
-        "row-level security hides rows from the role of postgres.url; use an administrator's"
-    );
+    visibility::check_sees_all(&mut connection, &["archive_restores"], "rows").await?;
     Ok(connection)
 }

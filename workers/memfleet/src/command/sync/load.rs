@@ -1,6 +1,6 @@
 //! Reads syncs and what they did.
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use contract::{SyncChangeInfo, SyncInfo, SyncStatus, SyncUndone, UserId};
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text, Uuid as SqlUuid};
@@ -30,22 +30,6 @@ pub(super) struct Which<'a> {
 struct Row {
     #[diesel(sql_type = Text)]
     found: String,
-}
-
-/// Fails if row-level security hides syncs from the role.
-pub(super) async fn check_sees_all(connection: &mut Connection) -> anyhow::Result<()> {
-    #[derive(QueryableByName)]
-    struct Access {
-        #[diesel(sql_type = Bool)]
-        hidden: bool,
-    }
-    let query = "SELECT row_security_active('cross_service_memory_sync') OR row_security_active('sync_changes') AS hidden";
-    let rows: Vec<Access> = diesel::sql_query(query).load(connection).await?;
-    ensure!(
-        !rows.iter().any(|row| row.hidden),
-        "row-level security hides syncs from the role of postgres.url; use an administrator's"
-    );
-    Ok(())
 }
 
 /// Syncs, the latest first, and one more than `limit` if there are more.

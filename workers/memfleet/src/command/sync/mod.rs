@@ -11,6 +11,8 @@ use cli::table::grouped;
 use config::Settings;
 use store::Connection;
 
+use crate::visibility;
+
 use list::ListArgs;
 use show::ShowArgs;
 use undo::UndoArgs;
@@ -53,7 +55,8 @@ pub async fn execute(args: SyncArgs, settings: &Settings) -> anyhow::Result<()> 
 async fn connect(settings: &Settings) -> anyhow::Result<Connection> {
     let mut connection =
         database::connect(&settings.postgres.url, "postgres.url", "the database with the syncs").await?;
-    load::check_sees_all(&mut connection).await?;
+    visibility::check_sees_all(&mut connection, &["cross_service_memory_sync", "sync_changes"], "syncs")
+        .await?;
     Ok(connection)
 }
 
