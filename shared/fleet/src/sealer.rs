@@ -102,9 +102,9 @@ async fn note(connection: &mut Connection, sealed: &Sealed) {
     if sealed.seals == 0 && sealed.held_back.is_none() {
         return;
     }
-    let counts = Counts { examined: sealed.rows, changed: sealed.rows, ..Counts::default() };
     let failure = sealed.held_back.as_ref().map(ToString::to_string);
-    if let Err(error) = job_runs::note_pass(connection, JOB, &counts, failure.as_deref()).await {
+    let counts = Counts { examined: sealed.rows, changed: sealed.rows, failure, ..Counts::default() };
+    if let Err(error) = job_runs::note_pass(connection, JOB, &counts).await {
         tracing::warn!(%error, "cannot note what was sealed in job_runs");
     }
 }

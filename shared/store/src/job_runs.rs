@@ -19,8 +19,6 @@ pub struct JobRun<'a> {
     pub began: DateTime<Utc>,
     /// What it did.
     pub counts: Counts,
-    /// Why it failed.
-    pub failure: Option<&'a str>,
 }
 
 /// What a run did. The unit is the job's: rows, or users.
@@ -34,7 +32,7 @@ pub struct Counts {
     pub skipped: u64,
     /// More, as a JSON object.
     pub details: Option<String>,
-    /// What it could not do, while it did the rest.
+    /// Why it failed, or what it could not do while it did the rest.
     pub failure: Option<String>,
 }
 
@@ -52,7 +50,7 @@ pub async fn note(connection: &mut AsyncPgConnection, run: &JobRun<'_>) -> Resul
         .bind::<BigInt, _>(count(run.counts.examined))
         .bind::<BigInt, _>(count(run.counts.changed))
         .bind::<BigInt, _>(count(run.counts.skipped))
-        .bind::<Nullable<Text>, _>(run.failure)
+        .bind::<Nullable<Text>, _>(run.counts.failure.as_deref())
         .bind::<Text, _>(run.counts.details.as_deref().unwrap_or("{}"));
     prepared(query).execute(connection).await?;
     Ok(())
@@ -63,12 +61,7 @@ pub async fn note(connection: &mut AsyncPgConnection, run: &JobRun<'_>) -> Resul
 ///
 /// # Errors
 /// A [`Fault`] of the database.
-pub async fn note_pass(
-    connection: &mut AsyncPgConnection,
-    name: &str,
-    counts: &Counts,
-    failure: Option<&str>,
-) -> Result<(), Fault> {
+pub async fn note_pass(connection: &mut AsyncPgConnection, name: &str, counts: &Counts) -> Result<(), Fault> {
     const NOTE: &str = "
         WITH last AS (
             SELECT r.id FROM public.job_runs r WHERE r.job = $1 AND r.started_at > now() - interval '1 hour' AND NOT r.is_idle
@@ -76,7 +69,7 @@ pub async fn note_pass(
         ), updated AS (
             UPDATE public.job_runs r SET finished_at = clock_timestamp(), tries = r.tries + 1, examined = r.examined + $2,
                 changed = r.changed + $3, skipped = r.skipped + $4, failure = $5
-            FROM last l WHERE r.id = l.id RETURNING r.id
+            FROM last l WHERE r.job = $1 AND r.id = l.id RETURNING r.id
         ), old AS (
             DELETE FROM public.job_runs r WHERE r.job = $1 AND r.started_at < now() - interval '30 days'
         )
@@ -90,7 +83,7 @@ pub async fn note_pass(
         .bind::<BigInt, _>(count(counts.examined))
         .bind::<BigInt, _>(count(counts.changed))
         .bind::<BigInt, _>(count(counts.skipped))
-        .bind::<Nullable<Text>, _>(failure);
+        .bind::<Nullable<Text>, _>(counts.failure.as_deref());
     prepared(query).execute(connection).await?;
     Ok(())
 }

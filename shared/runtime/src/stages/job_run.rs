@@ -40,15 +40,9 @@ pub(crate) async fn note<I, F>(
     };
     let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
     let counted = Counts { examined: count(users), changed: count(events), ..Counts::default() };
-    let counts = written.counts.clone().unwrap_or(counted);
-    let failure = refused.or_else(|| counts.failure.clone()).or_else(|| run.failure.clone());
-    let run = JobRun {
-        job: tick.job.as_str(),
-        tick: message.request_id,
-        began: run.began,
-        counts,
-        failure: failure.as_deref(),
-    };
+    let mut counts = written.counts.clone().unwrap_or(counted);
+    counts.failure = refused.or(counts.failure).or_else(|| run.failure.clone());
+    let run = JobRun { job: tick.job.as_str(), tick: message.request_id, began: run.began, counts };
     job_runs::note(connection, &run).await
 }
 
@@ -68,8 +62,7 @@ impl<W: ExternalWorker> Writer<W> {
                 job: tick.job.as_str(),
                 tick: message.request_id,
                 began: grants.map_or_else(Utc::now, |grants| grants.run().began),
-                counts: Counts::default(),
-                failure: Some(&failure),
+                counts: Counts { failure: Some(failure.clone()), ..Counts::default() },
             };
             if let Err(fault) = self.note_run(&run).await {
                 tracing::warn!(worker = W::INFO.name, %fault, job = run.job, failure, "cannot note a run that failed");

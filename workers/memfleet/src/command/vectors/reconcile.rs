@@ -93,8 +93,8 @@ async fn reconcile(args: &ReconcileArgs, settings: &Settings, embedders: &Embedd
         }
     }
     let differs = orphans > 0 || gaps > args.without;
-    let failure = differs.then(|| format!("the stores differ in {} places", orphans + gaps));
-    job_runs::note_pass(&mut connection, JOB, &counts, failure.as_deref()).await?;
+    counts.failure = differs.then(|| format!("the stores differ in {} places", orphans + gaps));
+    job_runs::note_pass(&mut connection, JOB, &counts).await?;
     ensure!(
         !differs,
         "the stores differ in {} places{}",
