@@ -65,6 +65,14 @@ pub enum TopologyError {
         /// The error of the server or of the connection.
         problem: String,
     },
+    /// A job cannot be scheduled as it is asked for. Nothing was sent to the broker.
+    #[error("job {job}: {problem}")]
+    Schedule {
+        /// The job, as it was named.
+        job: String,
+        /// What is wrong, and what is possible.
+        problem: String,
+    },
     /// The broker rejects a change.
     #[error("the broker refuses {refused}: {problem}; nothing was deleted, earlier changes stay applied")]
     Refused {

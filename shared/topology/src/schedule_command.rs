@@ -39,8 +39,12 @@ pub struct JobSchedule {
 fn find(job: &str) -> Result<(&'static str, &'static str), TopologyError> {
     SCHEDULES.iter().copied().find(|(known, _)| *known == job).ok_or_else(|| {
         let known: Vec<&str> = SCHEDULES.iter().map(|(job, _)| *job).collect();
-        refused(job, format!("there is no such job; expected one of {}", known.join(", ")))
+        impossible(job, format!("there is no such job; expected one of {}", known.join(", ")))
     })
+}
+
+fn impossible(job: &str, problem: String) -> TopologyError {
+    TopologyError::Schedule { job: job.to_owned(), problem }
 }
 
 fn refused(job: &str, problem: String) -> TopologyError {
@@ -103,7 +107,7 @@ pub async fn set_schedule(
     time_zone: Option<&str>,
 ) -> Result<(), TopologyError> {
     let (job, _) = find(job)?;
-    check(every, time_zone, Utc::now()).map_err(|problem| refused(job, problem))?;
+    check(every, time_zone, Utc::now()).map_err(|problem| impossible(job, problem))?;
     let target = format!("{JOB_ROOT}.{job}");
     publish(broker, job, "", &[(SCHEDULE, Some(every)), (TARGET, Some(target.as_str())), (ZONE, time_zone)])
         .await
@@ -155,7 +159,7 @@ pub async fn pause(broker: &jetstream::Context, job: &str) -> Result<(), Topolog
         return Ok(());
     }
     let Some(every) = now.every else {
-        return Err(refused(job, "the broker has none; run `memfleet nats apply`".to_owned()));
+        return Err(impossible(job, "it has no schedule; run `memfleet nats apply`".to_owned()));
     };
     publish(broker, job, "", &[(PAUSED, Some(every.as_str())), (ZONE, now.time_zone.as_deref())]).await
 }
@@ -169,7 +173,7 @@ pub async fn resume(broker: &jetstream::Context, job: &str) -> Result<(), Topolo
     let now = schedule_of(broker, job, default).await?;
     match now.every.filter(|_| now.is_paused) {
         Some(every) => set_schedule(broker, job, &every, now.time_zone.as_deref()).await,
-        None => Err(refused(job, "it is not paused".to_owned())),
+        None => Err(impossible(job, "it is not paused".to_owned())),
     }
 }
 
@@ -183,7 +187,7 @@ async fn publish(
     for (name, value) in headers {
         if let Some(value) = value {
             let value: HeaderValue =
-                value.parse().map_err(|_| refused(job, format!("{name} cannot be a header")))?;
+                value.parse().map_err(|_| impossible(job, format!("{name} cannot be a header")))?;
             map.insert(*name, value);
         }
     }
