@@ -209,6 +209,25 @@ async fn a_kill_between_the_files_and_the_deletion_loses_nothing() {
     succeeds(&fixture, &["verify"]).await;
 }
 
+/// Of two runs that read the same rows, one removes them, and the archives of the other one have no use.
+#[tokio::test(flavor = "multi_thread")]
+async fn archives_of_a_run_that_names_none_of_them_are_deleted() {
+    let (fixture, folder) = filled(1..=2).await;
+    archive(&fixture, &TABLES).await;
+    let mut other = fixture.connection().await;
+    other.batch_execute("BEGIN; SELECT FROM retention_state FOR UPDATE").await.expect("the other run");
+    let worker = fixture.run(cleaner(&fixture));
+    tick(&fixture).await;
+    testkit::eventually("its files are deleted", async || files(folder.path()).is_empty().then_some(()))
+        .await;
+    assert_eq!(fixture.count("archives").await, 0);
+    other.batch_execute("COMMIT").await.expect("its end");
+    sweep_all(&fixture).await;
+    worker.stop().await.expect("a clean end");
+    assert!(!files(folder.path()).is_empty());
+    succeeds(&fixture, &["verify"]).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_target_fails_nothing_is_deleted_that_is_to_be_archived() {
     let (fixture, folder) = filled(1..=3).await;

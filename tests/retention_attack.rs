@@ -1,13 +1,15 @@
 //! Retention under attack: by the role of its worker, and by services that set policies and holds or fill sessions.
 
 use diesel_async::SimpleAsyncConnection as _;
+use retention_cleaner::RetentionCleaner;
 use serde_json::json;
 use store::job_grants;
 use testkit::attack::{assert_refused, attempt, attempt_for, grant, login};
 use testkit::{Fixture, eventually, request};
 use uuid::Uuid;
 
-use crate::support::retention::{cleaner, job, sweep_all, with_old_sessions, without_schedule};
+use crate::support::retention::{cleaner, job, sweep_all, tick, with_old_sessions, without_schedule};
+use crate::support::ticks::publish_tick;
 
 const ROLE: &str = "w_retention_cleaner";
 
@@ -102,6 +104,74 @@ async fn a_session_with_the_longest_keys_is_swept() {
     let told = "blackboard_events e, jsonb_array_elements(e.event_payload -> 'removed') AS k
         WHERE e.event_type = 'retention.swept' AND k ->> 'context_key' LIKE '𝔘%'";
     assert_eq!(fixture.count(told).await, 2500);
+}
+
+/// The grants of a run are minted by the first 1,000 due rows of a table: while there are as many, others may be due.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_many_due_rows_keeps_nobody_out_of_a_pass() {
+    let fixture = Fixture::new().await;
+    without_schedule(&fixture).await;
+    fixture
+        .execute(
+            "INSERT INTO users (id, username, email) SELECT n, 'u', 'e' FROM generate_series(1, 2) AS n;
+             INSERT INTO chat_mode_sessions (id, user_id, session_id, chat_mode)
+                 SELECT gen_random_uuid(), n, 's', 'simple' FROM generate_series(1, 2) AS n;
+             INSERT INTO router_decision_log (id, user_id, session_id, user_request, routing_decision, created_at)
+                 SELECT gen_random_uuid(), CASE WHEN n > 1500 THEN 2 ELSE 1 END, 's', 'where?', '{}', now() - interval '181 days'
+                 FROM generate_series(1, 1501) AS n;
+             ANALYZE router_decision_log",
+        )
+        .await;
+    assert_eq!(fixture.lines("u FROM sec.due_retention_sweep(1000) AS u").await, ["0", "1"]);
+    let worker = fixture.run(cleaner(&fixture));
+    for _ in 0..20 {
+        tick(&fixture).await;
+        if fixture.count("retention_state WHERE pass_completed_at IS NOT NULL").await == 1 {
+            break;
+        }
+    }
+    assert_eq!(fixture.count("retention_state WHERE pass_completed_at IS NOT NULL").await, 1);
+    assert_eq!(fixture.count("router_decision_log").await, 0);
+    worker.stop().await.expect("a clean end");
+}
+
+/// A run that got its grants before another one moved on to the next users does not leave these unseen.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_runs_at_once_pass_over_nobody() {
+    let fixture = Fixture::new().await;
+    without_schedule(&fixture).await;
+    fixture
+        .execute(
+            "INSERT INTO users (id, username, email) SELECT n, 'u', 'e' FROM generate_series(1, 2) AS n;
+             INSERT INTO chat_mode_sessions (id, user_id, session_id, chat_mode) VALUES (gen_random_uuid(), 2, 's', 'simple');
+             INSERT INTO unified_memory_vectors (id, user_id, vector_type, content_text, embedding_model, point_count, removed_at, has_points)
+                 VALUES (gen_random_uuid(), 1, 'knowledge', '', '', 0, now(), true);
+             INSERT INTO router_decision_log (id, user_id, session_id, user_request, routing_decision, created_at)
+                 VALUES (gen_random_uuid(), 2, 's', 'where?', '{}', now() - interval '181 days');
+             UPDATE retention_state SET after_user = 0, slice_users = 1",
+        )
+        .await;
+    let mut other = fixture.connection().await;
+    other
+        .batch_execute("BEGIN; LOCK TABLE vector_collections IN ACCESS EXCLUSIVE MODE")
+        .await
+        .expect("the other run");
+    let mut settings = fixture.settings.clone();
+    settings.postgres.lock_timeout_ms = 60_000;
+    let worker = fixture.run(RetentionCleaner::open(&settings).expect("the worker"));
+    publish_tick(&fixture, job()).await;
+    let waiting = format!(
+        "pg_stat_activity WHERE datname = current_database() AND usename = '{ROLE}' AND wait_event_type = 'Lock'"
+    );
+    eventually("a run has the grants of the first user", async || {
+        (fixture.count(&waiting).await > 0).then_some(())
+    })
+    .await;
+    other.batch_execute("UPDATE retention_state SET after_user = 1; COMMIT").await.expect("the next slice");
+    eventually("its end", async || (fixture.count("job_runs").await == 1).then_some(())).await;
+    tick(&fixture).await;
+    assert_eq!(fixture.count("router_decision_log").await, 0);
+    worker.stop().await.expect("a clean end");
 }
 
 /// The outcome of a hold says that nothing is removed from then on.

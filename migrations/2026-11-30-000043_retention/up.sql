@@ -423,6 +423,10 @@ SET search_path = pg_catalog, pg_temp AS $$
     )
     SELECT 0 UNION ALL (SELECT DISTINCT d.user_id FROM due d WHERE d.user_id <> 0 LIMIT greatest($1 - 1, 0))
 $$;
+-- Whether that is anybody's.
+CREATE FUNCTION sec.is_slice_due() RETURNS boolean LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT EXISTS (SELECT FROM sec.due_retention_sweep(2) AS u WHERE u <> 0)
+$$;
 
 GRANT SELECT (id) ON users TO memfleet_due;
 GRANT SELECT (after_user, slice_users) ON retention_state TO memfleet_due;
@@ -454,14 +458,15 @@ BEGIN
         'due_syncs(integer[], timestamptz, integer)', 'due_sessions(integer[], timestamptz, integer, public.retention_action)',
         'due_tombstones(integer[], timestamptz, integer)', 'due_events(integer[], timestamptz, integer, public.retention_action)',
         'inbox_names()',
-        'due_inbox(integer[], timestamptz, integer)', 'forget_events(integer)', 'forget_clocks(integer)', 'retention_slice()'] LOOP
+        'due_inbox(integer[], timestamptz, integer)', 'forget_events(integer)', 'forget_clocks(integer)', 'retention_slice()',
+        'is_slice_due()'] LOOP
         EXECUTE format('REVOKE EXECUTE ON FUNCTION sec.%s FROM PUBLIC', name);
         IF name ~ '^(platform|retention_slice)' THEN
             EXECUTE format('ALTER FUNCTION sec.%s OWNER TO memfleet_due', name);
             EXECUTE format('GRANT EXECUTE ON FUNCTION sec.%s TO memfleet_owner', name);
         ELSE
             EXECUTE format('ALTER FUNCTION sec.%s OWNER TO memfleet_owner', name);
-            IF name !~ '^forget' THEN
+            IF name !~ '^(forget|is_slice_due)' THEN
                 EXECUTE format('GRANT EXECUTE ON FUNCTION sec.%s TO memfleet_due', name);
             END IF;
         END IF;
@@ -494,7 +499,7 @@ SELECT sec.grant_worker('w_retention_cleaner', '{
         "sec.due_tombstones(integer[], timestamptz, integer)", "sec.due_events(integer[], timestamptz, integer, public.retention_action)",
         "sec.inbox_names()",
         "sec.due_inbox(integer[], timestamptz, integer)", "sec.forget_events(integer)", "sec.forget_clocks(integer)",
-        "sec.retention_slice()", "public.memory_length(tsvector)", "sec.vector_tenants()", "sec.deployment_id()", "sec.has_due(text)"}');
+        "sec.retention_slice()", "sec.is_slice_due()", "public.memory_length(tsvector)", "sec.vector_tenants()", "sec.deployment_id()", "sec.has_due(text)"}');
 
 INSERT INTO sec.event_writers (role_name, event_type)
 SELECT 'w_retention_cleaner', label FROM unnest(ARRAY['policy.stored', 'policy.removed', 'policy.held', 'retention.swept']) AS label

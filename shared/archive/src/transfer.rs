@@ -127,6 +127,21 @@ pub async fn write(target: &Target, key: &PrivateKey, mut draft: Draft) -> Resul
     Ok(Written { location, manifest, hash: read.hash })
 }
 
+/// Deletes an archive that nothing names and nobody will name. Its manifest goes first: what is left of it then is no archive.
+///
+/// # Errors
+/// [`ArchiveError`] if a file cannot be deleted. One that is gone is no error.
+pub async fn discard(target: &Target, written: &Written) -> Result<(), ArchiveError> {
+    let names = std::iter::once(MANIFEST).chain(written.manifest.files.iter().map(|file| file.name.as_str()));
+    for name in names {
+        match target.delete(&format!("{}/{name}", written.location)).await {
+            Ok(()) | Err(ArchiveError::Missing(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 fn file(rows: &Rows, content: &[u8]) -> File {
     File {
         name: format!("{}.parquet", rows.table),

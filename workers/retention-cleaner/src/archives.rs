@@ -73,6 +73,21 @@ pub(crate) async fn prepare(
     Ok(archives)
 }
 
+/// Deletes archives that no transaction has named: of two runs that read the same rows, one removes them. What cannot be deleted stays
+/// without a name until `memfleet archive clean`.
+pub(crate) async fn discard(settings: &ArchiveSettings, archives: &Archives, named: &[Uuid]) {
+    let is_named = |one: &&Archived| named.contains(&one.written.manifest.id);
+    for unnamed in archives.written.iter().filter(|one| !is_named(one)) {
+        let discarded = match Target::open(settings) {
+            Ok(target) => ::archive::discard(&target, &unnamed.written).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = discarded {
+            tracing::warn!(%error, location = unnamed.written.location, "an archive that nothing names cannot be deleted");
+        }
+    }
+}
+
 async fn read(pool: &Pool, table: &Table, most: i32, grants: &[&str]) -> Result<Option<Due>, Fault> {
     let mut connection = ::store::acquire(pool).await?;
     let due = connection.transaction(async |connection| due(connection, table, most, grants).await).await;

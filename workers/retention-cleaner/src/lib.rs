@@ -13,7 +13,8 @@
 //! All of it is one transaction, with an event for each session from which something was removed. While there are such events, the next
 //! run follows at once. A run that is killed leaves nothing, and the next one finds the same rows.
 //!
-//! What a policy archives is written into files, and read back, before that transaction (`archives.rs`, docs/adr/0053).
+//! What a policy archives is written into files, and read back, before that transaction (`archives.rs`, docs/adr/0053). Archives that it
+//! does not name are deleted after it.
 //!
 //! The job `maintenance` (`maintenance.rs`, docs/adr/0054) acts for no user: it calls functions of the database that create partitions,
 //! roll up figures, search them for anomalies and delete what has aged out, each bounded and in a transaction of its own.
@@ -39,6 +40,7 @@ use contract::{RETENTION_CLEANER, WorkerInfo};
 use keys::DataKeys;
 use runtime::readiness::probe;
 use runtime::{Dependency, Ended, ExternalWorker, ProbeResults, Verdict, Written};
+use uuid::Uuid;
 use vectors::VectorStore;
 
 pub use archives::Archives;
@@ -120,7 +122,8 @@ impl ExternalWorker for RetentionCleaner {
     const MAX_BATCH: usize = 64;
     type Item = RetentionItem;
     type Prepared = Prepared;
-    type Finding = ();
+    /// An archive that the transaction named.
+    type Finding = Uuid;
 
     async fn probe(&self) -> ProbeResults {
         let Some(vectors) = &self.vectors else { return ProbeResults::new() };
@@ -161,7 +164,7 @@ impl ExternalWorker for RetentionCleaner {
         batch: &'a [&'a Message],
         _: &'a DataKeys,
         prepared: &'a Prepared,
-    ) -> Result<Written<()>, Fault> {
+    ) -> Result<Written<Uuid>, Fault> {
         match tick_of(batch) {
             Some((Job::Sweep, tick)) => run(connection, tick, prepared).await,
             Some((Job::Maintain, tick)) => {
@@ -176,9 +179,13 @@ impl ExternalWorker for RetentionCleaner {
 
     async fn clean_up<'a>(
         &'a self,
-        _: &'a [Ended<'a, RetentionItem, ()>],
-        _: &'a Prepared,
+        ended: &'a [Ended<'a, RetentionItem, Uuid>],
+        prepared: &'a Prepared,
     ) -> Result<(), Fault> {
+        // A tick that is tried again has not ended, and may use them.
+        if let [tick] = ended {
+            archives::discard(&self.archive, &prepared.archives, tick.findings).await;
+        }
         Ok(())
     }
 }
@@ -192,12 +199,22 @@ fn tick_of<'a>(batch: &[&'a Message]) -> Option<(Job, &'a Message)> {
     }
 }
 
-async fn run(connection: &mut Connection, tick: &Message, prepared: &Prepared) -> Result<Written<()>, Fault> {
+async fn run(
+    connection: &mut Connection,
+    tick: &Message,
+    prepared: &Prepared,
+) -> Result<Written<Uuid>, Fault> {
+    let unchanged = |reason: &'static str| {
+        let verdicts = vec![Verdict::Unchanged(reason.into())];
+        Written { counts: Some(Counts::default()), ..verdicts.into() }
+    };
     let Some(progress) = store::progress::lock(connection).await? else {
-        let verdicts = vec![Verdict::Unchanged("another run is under way".into())];
-        return Ok(Written { counts: Some(Counts::default()), ..verdicts.into() });
+        return Ok(unchanged("another run is under way"));
     };
     let users = store::progress::users(connection).await?;
+    if store::progress::has_moved_on(connection, progress, &users).await? {
+        return Ok(unchanged("another run has moved on to other users"));
+    }
     points::forget(connection, &prepared.removed).await?;
     let at = Utc::now();
     let (archives, failure) = prepared.archives.usable(at);
@@ -205,9 +222,10 @@ async fn run(connection: &mut Connection, tick: &Message, prepared: &Prepared) -
     swept.failure = failure;
     store::progress::advance(connection, progress, &swept).await?;
     let counts = Some(swept.counts());
+    let findings = swept.archives.iter().map(|archive| (tick.event_id, *archive)).collect();
     let verdict = match swept.events.is_empty() {
         true => Verdict::unchanged(tick),
         false => Verdict::Applied(swept.events),
     };
-    Ok(Written { counts, ..vec![verdict].into() })
+    Ok(Written { verdicts: vec![verdict], findings, counts })
 }

@@ -172,7 +172,7 @@ pub(crate) async fn finish(
     connection: &mut Connection,
     tick: &Message,
     steps: Option<&Steps>,
-) -> Result<Written<()>, Fault> {
+) -> Result<Written<Uuid>, Fault> {
     let detected: Vec<Detected> = ::store::prepared(diesel::sql_query(DETECT)).load(connection).await?;
     let anomalies: Vec<Anomaly> = detected.into_iter().map(Anomaly::from).collect();
     for anomaly in &anomalies {

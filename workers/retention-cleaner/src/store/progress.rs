@@ -10,6 +10,9 @@ use super::sweep::Swept;
 /// The slice that a run is at.
 #[derive(Clone, Copy, Debug, QueryableByName)]
 pub(crate) struct Progress {
+    /// The user before its first one; -1 before the first user of all.
+    #[diesel(sql_type = Integer)]
+    after_user: i32,
     /// Its last user; `None` behind the last user of all.
     #[diesel(sql_type = Nullable<Integer>)]
     last_user: Option<i32>,
@@ -24,10 +27,31 @@ pub(crate) struct Progress {
 /// Locks the progress until the transaction ends. `None`: another run holds it.
 pub(crate) async fn lock(connection: &mut Connection) -> Result<Option<Progress>, Fault> {
     const LOCK: &str = "
-        SELECT sec.retention_slice() AS last_user, held.slice_users, held.slice_runs
-        FROM (SELECT slice_users, slice_runs FROM retention_state FOR UPDATE SKIP LOCKED) AS held";
+        SELECT held.after_user, sec.retention_slice() AS last_user, held.slice_users, held.slice_runs
+        FROM (SELECT after_user, slice_users, slice_runs FROM retention_state FOR UPDATE SKIP LOCKED) AS held";
     let rows: Vec<Progress> = ::store::prepared(diesel::sql_query(LOCK)).load(connection).await?;
     Ok(rows.into_iter().next())
+}
+
+/// Whether the tick has grants of an earlier slice, which another run has left since they were minted: a run with these would leave
+/// this slice without having seen its rows.
+pub(crate) async fn has_moved_on(
+    connection: &mut Connection,
+    progress: Progress,
+    users: &[i32],
+) -> Result<bool, Fault> {
+    #[derive(QueryableByName)]
+    struct Due {
+        #[diesel(sql_type = Bool)]
+        is_due: bool,
+    }
+    const IS_DUE: &str = "SELECT sec.is_slice_due() AS is_due";
+    let Some(last_user) = progress.last_user else { return Ok(false) };
+    if users.iter().any(|user| *user != 0 && (progress.after_user < *user && *user <= last_user)) {
+        return Ok(false);
+    }
+    let rows: Vec<Due> = ::store::prepared(diesel::sql_query(IS_DUE)).load(connection).await?;
+    Ok(rows.into_iter().any(|row| row.is_due))
 }
 
 /// Waits for a run that is under way, and keeps others from beginning until the transaction ends. Of what this transaction has written, the
@@ -105,7 +129,8 @@ mod tests {
 
     /// How many runs there are until the first user is passed, and how many users the next slice has then.
     fn runs(has_more: impl Fn(i32) -> bool, has_changed: bool) -> (i32, i32) {
-        let mut progress = Progress { last_user: Some(200), slice_users: MANY, slice_runs: 0 };
+        let mut progress =
+            Progress { after_user: -1, last_user: Some(200), slice_users: MANY, slice_runs: 0 };
         for run in 1..1_000 {
             let next = Next::after(progress, has_more(run), has_changed);
             if !next.stays {

@@ -64,6 +64,8 @@ pub struct Swept {
     pub has_more: bool,
     /// One for each session from which something was removed; more if its keys are too long for one.
     pub events: Vec<EventDraft>,
+    /// The archives that have removed rows.
+    pub archives: Vec<Uuid>,
     /// What could not be done, while the rest was.
     pub failure: Option<String>,
 }
@@ -136,6 +138,7 @@ struct Tally {
     most: i32,
     counts: BTreeMap<(&'static str, Effect, Option<Uuid>), u64>,
     events: BTreeMap<(i32, String), Told>,
+    archives: Vec<Uuid>,
     examined: u64,
     has_more: bool,
 }
@@ -190,6 +193,7 @@ impl Tally {
             archived.rows.iter().map(|row| ((row.user_id, row.id), row.policy_id)).collect();
         // Rows that have changed are read again by the next run that comes to their user.
         self.has_more |= archived.has_more && !gone.is_empty();
+        self.archives.extend((!gone.is_empty()).then_some(archived.written.manifest.id));
         let found = i64::try_from(archived.rows.len()).unwrap_or(i64::MAX);
         let changed: Vec<Changed> = gone
             .into_iter()
@@ -225,6 +229,7 @@ impl Tally {
             examined: self.examined,
             has_more: self.has_more,
             events,
+            archives: self.archives,
             failure: None,
         })
     }
@@ -279,8 +284,14 @@ pub(crate) async fn sweep_with(
         id: Uuid,
     }
     const FORGET_CLOCKS: &str = "SELECT sec.forget_clocks($1)";
-    let mut tally =
-        Tally { most, counts: BTreeMap::new(), events: BTreeMap::new(), examined: 0, has_more: false };
+    let mut tally = Tally {
+        most,
+        counts: BTreeMap::new(),
+        events: BTreeMap::new(),
+        archives: Vec::new(),
+        examined: 0,
+        has_more: false,
+    };
     for archived in archives {
         let gone = archive::remove(connection, archived, request_id).await?;
         tally.add_archived(archived, gone);
@@ -329,7 +340,14 @@ mod tests {
     use super::*;
 
     fn tally() -> Tally {
-        Tally { most: ROWS, counts: BTreeMap::new(), events: BTreeMap::new(), examined: 0, has_more: false }
+        Tally {
+            most: ROWS,
+            counts: BTreeMap::new(),
+            events: BTreeMap::new(),
+            archives: Vec::new(),
+            examined: 0,
+            has_more: false,
+        }
     }
 
     fn removed(found: i64, context_key: String) -> Changed {
