@@ -1,154 +1,37 @@
 //! The sweep against a plain evaluation of the policies, with a clock of its own; and killed at every stage boundary.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use archive::{Keys, Target, Value};
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
+use config::ArchiveSettings;
+use contract::Tick;
+use diesel::QueryableByName;
+use diesel::sql_types::{Array, Binary, Integer, Text, Uuid as SqlUuid};
 use diesel_async::{AsyncConnection, AsyncPgConnection, SimpleAsyncConnection};
 use fastrand::Rng;
-use store::Fault;
+use keys::DataKeys;
+use retention_cleaner::{Job, RetentionCleaner, RetentionItem};
+use runtime::{ExternalWorker, Message, Source};
+use store::job_runs::Counts;
+use store::{Fault, security};
+use testkit::attack::{grant, login};
 use testkit::{Fixture, eventually, lines_on, set_redelivery};
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use crate::support::archives::{succeeds, with_target};
 use crate::support::program::start_worker;
-use crate::support::retention::{job, left, with_old_sessions, without_schedule};
+use crate::support::retention::{cleaner, job, left, with_old_sessions, without_schedule};
+use crate::support::retention_model::{Action, Context, Decision, Hold, Kind, Model, Policy, Session, line};
 use crate::support::ticks::publish_tick;
 
+const ROLE: &str = "w_retention_cleaner";
 const MODES: [&str; 4] = ["simple", "smart-router", "expert-group", "socratic"];
 const TIERS: [&str; 3] = ["private", "shared", "public"];
 const TABLES: [&str; 4] = ["simple_chat_context", "chat_mode_sessions", "router_decision_log", "tombstones"];
 const USERS: i32 = 3;
-
-#[derive(Clone, Debug)]
-struct Policy {
-    user: i32,
-    table: &'static str,
-    mode: Option<&'static str>,
-    tier: Option<&'static str>,
-    days: i64,
-    anonymises: bool,
-}
-
-#[derive(Clone, Debug)]
-struct Hold {
-    user: i32,
-    table: Option<&'static str>,
-    mode: Option<&'static str>,
-    tier: Option<&'static str>,
-}
-
-#[derive(Clone, Debug)]
-struct Session {
-    user: i32,
-    mode: &'static str,
-    ended_at: Option<DateTime<Utc>>,
-}
-
-#[derive(Clone, Debug)]
-struct Context {
-    session: Uuid,
-    tier: &'static str,
-    is_persistent: bool,
-    expires_at: Option<DateTime<Utc>>,
-    removed_at: Option<DateTime<Utc>>,
-}
-
-#[derive(Clone, Debug)]
-struct Decision {
-    session: Uuid,
-    created_at: DateTime<Utc>,
-    is_anonymised: bool,
-}
-
-/// What the rows are, and what the policies say of them, without a database.
-#[derive(Default)]
-struct Model {
-    policies: Vec<Policy>,
-    holds: Vec<Hold>,
-    sessions: BTreeMap<Uuid, Session>,
-    contexts: BTreeMap<Uuid, Context>,
-    decisions: BTreeMap<Uuid, Decision>,
-}
-
-impl Model {
-    fn is_held(&self, user: i32, table: &str, mode: Option<&str>, tier: Option<&str>) -> bool {
-        self.holds.iter().any(|hold| {
-            [0, user].contains(&hold.user)
-                && hold.table.is_none_or(|of| of == table)
-                && (hold.mode.is_none() || hold.mode == mode)
-                && (hold.tier.is_none() || hold.tier == tier)
-        })
-    }
-
-    fn rule(&self, user: i32, table: &str, mode: Option<&str>, tier: Option<&str>) -> Option<&Policy> {
-        let applies = |policy: &&Policy| {
-            [0, user].contains(&policy.user)
-                && policy.table == table
-                && (policy.mode.is_none() || policy.mode == mode)
-                && (policy.tier.is_none() || policy.tier == tier)
-        };
-        let rank = |policy: &&Policy| (policy.user != 0, policy.mode.is_some(), policy.tier.is_some());
-        (!self.is_held(user, table, mode, tier))
-            .then(|| self.policies.iter().filter(applies).max_by_key(rank))
-            .flatten()
-    }
-
-    fn sweep(&mut self, at: DateTime<Utc>) {
-        let past = |time: DateTime<Utc>, policy: &Policy| time <= at - TimeDelta::days(policy.days);
-        let (sessions, contexts, decisions) =
-            (self.sessions.clone(), self.contexts.clone(), self.decisions.clone());
-        for (id, context) in contexts {
-            let of = &sessions[&context.session];
-            let held = self.is_held(of.user, "simple_chat_context", Some(of.mode), Some(context.tier));
-            let expires = context.removed_at.is_none() && context.expires_at.is_some_and(|time| time <= at);
-            if expires && !held {
-                let empty = Context { expires_at: None, removed_at: Some(at), ..context.clone() };
-                self.contexts.insert(id, empty);
-            }
-            let rule = self.rule(of.user, "simple_chat_context", Some(of.mode), Some(context.tier));
-            let is_over = of.ended_at.zip(rule).is_some_and(|(time, rule)| past(time, rule));
-            let tombstone = self.rule(of.user, "tombstones", None, None);
-            let is_old = context.removed_at.zip(tombstone).is_some_and(|(time, rule)| past(time, rule));
-            if is_over && !context.is_persistent || is_old {
-                self.contexts.remove(&id);
-            }
-        }
-        for (id, decision) in decisions {
-            let of = &sessions[&decision.session];
-            let rule = self.rule(of.user, "router_decision_log", Some(of.mode), None);
-            match rule.filter(|rule| past(decision.created_at, rule)).map(|rule| rule.anonymises) {
-                Some(true) => {
-                    self.decisions.insert(id, Decision { is_anonymised: true, ..decision });
-                }
-                Some(false) => {
-                    self.decisions.remove(&id);
-                }
-                None => {}
-            }
-        }
-        for (id, session) in sessions {
-            let rule = self.rule(session.user, "chat_mode_sessions", Some(session.mode), None);
-            let is_over = session.ended_at.zip(rule).is_some_and(|(time, rule)| past(time, rule));
-            let is_needed = self.contexts.values().any(|context| context.session == id)
-                || self.decisions.values().any(|decision| decision.session == id);
-            if is_over && !is_needed {
-                self.sessions.remove(&id);
-            }
-        }
-    }
-
-    fn lines(&self) -> BTreeSet<String> {
-        let contexts = self.contexts.iter().map(|(id, context)| {
-            format!("{id} context{}", if context.removed_at.is_some() { " empty" } else { "" })
-        });
-        let decisions = self.decisions.iter().map(|(id, decision)| {
-            format!("{id} decision{}", if decision.is_anonymised { " anonymised" } else { "" })
-        });
-        let sessions = self.sessions.keys().map(|id| format!("{id} session"));
-        contexts.chain(decisions).chain(sessions).collect()
-    }
-}
 
 async fn lines(connection: &mut AsyncPgConnection) -> BTreeSet<String> {
     let select = "concat(id, kind) FROM (
@@ -207,51 +90,96 @@ fn rows(random: &mut Rng, model: &mut Model, base: DateTime<Utc>) -> String {
     sql
 }
 
-/// One policy or hold more, or one less, in the model and as a statement.
-fn change(random: &mut Rng, model: &mut Model) -> String {
+/// One policy or hold more, or one less, as a statement. One that is refused is not in the model.
+struct Change {
+    sql: String,
+    is_refused: bool,
+}
+
+fn change(random: &mut Rng, model: &mut Model) -> Change {
     let user = random.i32(0..=USERS);
     let table = TABLES[random.usize(..TABLES.len())];
     let mode = if table == "tombstones" { None } else { maybe(random, &MODES) };
     let tier = if table == "simple_chat_context" { maybe(random, &TIERS) } else { None };
-    let same =
-        |policy: &Policy| (policy.user, policy.table, policy.mode, policy.tier) == (user, table, mode, tier);
-    match random.u8(..8) {
-        0 => {
-            let hold =
-                Hold { user, table: random.bool().then_some(table), mode: maybe(random, &MODES), tier: None };
-            let sql = format!(
-                "INSERT INTO retention_holds (id, user_id, table_name, chat_mode, reason)
-                VALUES (gen_random_uuid(), {user}, {}, {}, 'x')",
-                quoted(hold.table),
-                quoted(hold.mode)
-            );
-            model.holds.push(hold);
-            sql
-        }
+    let of = Kind { user, table, mode, tier };
+    let sql = match random.u8(..8) {
+        0 => hold(random, model),
         1 => {
             model.holds.clear();
             "UPDATE retention_holds SET released_at = now() WHERE released_at IS NULL".to_owned()
         }
         2 => {
-            model.policies.retain(|policy| !same(policy));
+            model.remove(of);
             format!("UPDATE data_retention_policies SET is_active = false WHERE user_id = {user} AND table_name = '{table}'
                 AND chat_mode IS NOT DISTINCT FROM {}::chat_mode AND access_tier IS NOT DISTINCT FROM {}", quoted(mode), quoted(tier))
         }
         _ => {
             let least = if table == "tombstones" { 8 } else { 1 };
-            let (days, anonymises) = (random.i64(least..90), table == "router_decision_log" && random.bool());
-            model.policies.retain(|policy| !same(policy));
-            model.policies.push(Policy { user, table, mode, tier, days, anonymises });
-            format!("INSERT INTO data_retention_policies (id, user_id, table_name, chat_mode, access_tier, keep_days, action)
-                VALUES (gen_random_uuid(), {user}, '{table}', {}, {}, {days}, '{}')
-                ON CONFLICT (user_id, table_name, chat_mode, access_tier) DO UPDATE SET keep_days = excluded.keep_days,
-                    action = excluded.action, is_active = true",
-                quoted(mode), quoted(tier), if anonymises { "anonymise" } else { "delete" })
+            let policy = Policy { of, days: random.i64(least..90), action: action(random, table) };
+            let sql = put(&policy);
+            if policy.action == Action::Archive && archive::table(table).is_none() {
+                return Change { sql, is_refused: true };
+            }
+            model.put(policy);
+            sql
         }
-    }
+    };
+    Change { sql, is_refused: false }
 }
 
-/// Runs until one changes nothing.
+fn action(random: &mut Rng, table: &str) -> Action {
+    use Action::{Anonymise, Archive, Delete};
+    let of: &[Action] = match table {
+        "router_decision_log" => &[Delete, Anonymise, Archive],
+        "tombstones" => &[Delete, Delete, Delete, Archive],
+        _ => &[Delete, Archive],
+    };
+    of[random.usize(..of.len())]
+}
+
+fn put(policy: &Policy) -> String {
+    let Policy { of: Kind { user, table, mode, tier }, days, action } = policy;
+    format!(
+        "INSERT INTO data_retention_policies (id, user_id, table_name, chat_mode, access_tier, keep_days, action)
+        VALUES (gen_random_uuid(), {user}, '{table}', {}, {}, {days}, '{}')
+        ON CONFLICT (user_id, table_name, chat_mode, access_tier) DO UPDATE SET keep_days = excluded.keep_days,
+            action = excluded.action, is_active = true",
+        quoted(*mode),
+        quoted(*tier),
+        action.name()
+    )
+}
+
+fn hold(random: &mut Rng, model: &mut Model) -> String {
+    let (user, table) = (random.i32(0..=USERS), TABLES[random.usize(..TABLES.len())]);
+    let hold = Hold { user, table: random.bool().then_some(table), mode: maybe(random, &MODES), tier: None };
+    let sql = format!(
+        "INSERT INTO retention_holds (id, user_id, table_name, chat_mode, reason)
+        VALUES (gen_random_uuid(), {user}, {}, {}, 'x')",
+        quoted(hold.table),
+        quoted(hold.mode)
+    );
+    model.holds.push(hold);
+    sql
+}
+
+/// Policies of the platform for most tables, so that there is something to do.
+fn first_policies(random: &mut Rng, model: &mut Model) -> String {
+    let mut sql = String::new();
+    for table in TABLES {
+        if random.u8(..4) > 0 {
+            let of = Kind { user: 0, table, mode: None, tier: None };
+            let can_be_archived = archive::table(table).is_some();
+            let action = if can_be_archived { action(random, table) } else { Action::Delete };
+            let policy = Policy { of, days: random.i64(8..60), action };
+            sql += &format!("{};", put(&policy));
+            model.put(policy);
+        }
+    }
+    sql
+}
+
+/// Sweeps, as if it were this time, until nothing changes. It archives nothing.
 async fn sweep(connection: &mut AsyncPgConnection, at: DateTime<Utc>, most: i32) {
     let users: Vec<i32> = (1..=USERS).collect();
     loop {
@@ -267,35 +195,194 @@ async fn sweep(connection: &mut AsyncPgConnection, at: DateTime<Utc>, most: i32)
     }
 }
 
+/// The worker, step by step.
+struct Worker {
+    cleaner: RetentionCleaner,
+    /// With the login of its role.
+    connection: AsyncPgConnection,
+}
+
+impl Worker {
+    async fn open(fixture: &Fixture) -> Self {
+        Self { cleaner: cleaner(fixture), connection: login(fixture, ROLE).await }
+    }
+
+    /// Runs until a run changes nothing, and gives the ids of the runs. `meanwhile` is executed between the archives of the first one and
+    /// its transaction.
+    async fn run(&mut self, operator: &mut AsyncPgConnection, mut meanwhile: Option<String>) -> Vec<Uuid> {
+        let worker = &self.cleaner;
+        let mut runs = Vec::new();
+        loop {
+            let tick = tick();
+            runs.push(tick.request_id);
+            let grants: Vec<String> = (0..=USERS).map(|user| grant(user, ROLE)).collect();
+            let grants: Vec<&str> = grants.iter().map(String::as_str).collect();
+            let prepared =
+                worker.prepare(&[&tick], &grants).await.unwrap_or_else(|fault: Fault| panic!("{fault}"));
+            if let Some(sql) = meanwhile.take() {
+                operator.batch_execute(&sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+            }
+            let written: Result<Option<Counts>, Fault> = self
+                .connection
+                .transaction(async |connection| {
+                    security::open_context(connection, &grants).await?;
+                    let (batch, keys) = ([&tick], DataKeys::new());
+                    Ok(worker.write(connection, &batch, &keys, &prepared).await?.counts)
+                })
+                .await;
+            let counts = written.unwrap_or_else(|fault| panic!("{fault}")).expect("the counts of a run");
+            assert_eq!(counts.failure, None);
+            if counts.changed == 0 {
+                return runs;
+            }
+        }
+    }
+}
+
+fn tick() -> Message<RetentionItem> {
+    let job = job().parse().expect("a job");
+    let tick = Tick { job, scheduler: String::new(), stored_at: Utc::now() };
+    Message {
+        request: RetentionItem::Tick(Job::Sweep),
+        secrets: Vec::new(),
+        source: Source::Tick(tick),
+        request_id: Uuid::now_v7(),
+        parent_event_id: None,
+        stored_at: Utc::now(),
+        sequence: 0,
+        event_id: Uuid::now_v7(),
+        body: bytes::Bytes::new(),
+        is_widened: false,
+    }
+}
+
+/// Makes all rows older, as the model does.
+fn move_back(by: TimeDelta) -> String {
+    let by = format!("interval '{} hours'", by.num_hours());
+    format!(
+        "UPDATE chat_mode_sessions SET ended_at = ended_at - {by};
+         UPDATE simple_chat_context SET expires_at = expires_at - {by}, removed_at = removed_at - {by};
+         UPDATE router_decision_log SET created_at = created_at - {by}"
+    )
+}
+
+#[derive(QueryableByName)]
+struct Named {
+    #[diesel(sql_type = Text)]
+    location: String,
+    #[diesel(sql_type = Binary)]
+    manifest_hash: Vec<u8>,
+    #[diesel(sql_type = Integer)]
+    row_count: i32,
+    #[diesel(sql_type = Array<SqlUuid>)]
+    not_removed: Vec<Uuid>,
+}
+
+/// The rows that the archives of these runs have removed, sorted. A row that two archives have is listed twice.
+async fn archived(
+    connection: &mut AsyncPgConnection,
+    settings: &ArchiveSettings,
+    runs: &[Uuid],
+) -> Vec<String> {
+    use diesel_async::RunQueryDsl as _;
+    const NAMED: &str =
+        "SELECT location, manifest_hash, row_count, not_removed FROM archives WHERE run_id = ANY ($1)";
+    let query = diesel::sql_query(NAMED).bind::<Array<SqlUuid>, _>(runs);
+    let named: Vec<Named> = query.load(connection).await.expect("the archives");
+    let (target, keys) = (Target::open(settings).expect("a target"), Keys::public(settings).expect("keys"));
+    let mut lines = Vec::new();
+    for Named { location, manifest_hash, row_count, not_removed } in named {
+        let read = archive::read(&target, &keys, &location, Some(&manifest_hash)).await;
+        let contents = read.unwrap_or_else(|error| panic!("{location}: {error}"));
+        let [rows] = &contents.tables[..] else { panic!("one table") };
+        let before = lines.len();
+        for row in 0..rows.len() {
+            let Value::Uuid(id) = *rows.get(row, "id") else { panic!("{location}: a row without an id") };
+            let has = |column: &str| *rows.get(row, column) != Value::Null;
+            if not_removed.contains(&id) {
+                continue;
+            }
+            lines.push(match rows.table.as_str() {
+                "simple_chat_context" => line(id, "context", has("removed_at").then_some("empty")),
+                "router_decision_log" => line(id, "decision", has("anonymised_at").then_some("anonymised")),
+                "chat_mode_sessions" => line(id, "session", None),
+                other => panic!("{location}: rows of {other}"),
+            });
+        }
+        assert_eq!(i32::try_from(lines.len() - before), Ok(row_count), "{location}");
+    }
+    lines.sort();
+    lines
+}
+
+/// The tables have the rows that the model says are left. The archives have those that it says were archived, each once, and no other: none
+/// that is left, and none that was deleted.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_left_is_what_a_plain_evaluation_of_the_policies_leaves() {
-    let fixture = Fixture::new().await;
-    let mut connection = fixture.connection().await;
+    const STEPS: usize = 12;
+    const REFUSED: &str = "data_retention_policies_archive";
+    let mut fixture = Fixture::new().await;
+    let _folder = with_target(&mut fixture);
+    let (mut connection, mut worker) = (fixture.connection().await, Worker::open(&fixture).await);
     let users = "INSERT INTO users (id, username, email) SELECT n, 'u', 'e' FROM generate_series(1, 3) AS n";
     connection.batch_execute(users).await.expect("users");
-    let mut removed = 0;
-    for seed in 0..40 {
+    let (mut removed, mut refused, mut all_archived) = (0, 0, Vec::<String>::new());
+    for seed in 0..24 {
         let mut random = Rng::with_seed(seed);
         let (mut model, base) = (Model::default(), Utc::now().trunc_subsecs(0));
         let empty = "DELETE FROM simple_chat_context; DELETE FROM router_decision_log; DELETE FROM chat_mode_sessions;
             DELETE FROM data_retention_policies; DELETE FROM retention_holds;";
-        let filling = format!("{empty}{}", rows(&mut random, &mut model, base));
-        connection.batch_execute(&filling).await.expect("rows");
-        let (mut at, before) = (base, model.lines().len());
-        for step in 0..12 {
-            if random.u8(..3) > 0 {
-                let sql = change(&mut random, &mut model);
-                connection.batch_execute(&sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+        let filling = rows(&mut random, &mut model, base);
+        let policies = first_policies(&mut random, &mut model);
+        connection.batch_execute(&format!("{empty}{filling}{policies}")).await.expect("rows");
+        let (mut at, before, mut runs) = (base, model.lines().len(), Vec::<Uuid>::new());
+        for step in 0..=STEPS {
+            let is_last = step == STEPS;
+            if !is_last && random.u8(..3) > 0 {
+                let Change { sql, is_refused } = change(&mut random, &mut model);
+                match connection.batch_execute(&sql).await {
+                    Ok(()) => assert!(!is_refused, "{sql}: it is not refused"),
+                    Err(error) => {
+                        assert!(is_refused && error.to_string().contains(REFUSED), "{sql}: {error}");
+                    }
+                }
+                refused += usize::from(is_refused);
                 continue;
             }
             at += TimeDelta::hours(random.i64(0..24 * 20));
-            model.sweep(at);
-            sweep(&mut connection, at, random.i32(1..20)).await;
+            if is_last || random.bool() {
+                // The worker's clock is that of the machine: the rows become older instead, and what it empties now is emptied at `base`.
+                model.move_back(at - base);
+                connection.batch_execute(&move_back(at - base)).await.expect("older rows");
+                at = base;
+                let meanwhile = (random.u8(..4) == 0).then(|| hold(&mut random, &mut model));
+                model.sweep(at, true);
+                runs.extend(worker.run(&mut connection, meanwhile).await);
+                let emptied = format!(
+                    "UPDATE simple_chat_context SET removed_at = '{base}' WHERE removed_at > '{base}'"
+                );
+                connection.batch_execute(&emptied).await.expect("a time");
+            } else {
+                model.sweep(at, false);
+                sweep(&mut connection, at, random.i32(1..20)).await;
+            }
             assert_eq!(lines(&mut connection).await, model.lines(), "seed {seed}, step {step}, at {at}");
+            let found = archived(&mut connection, &fixture.settings.archive, &runs).await;
+            let expected: Vec<String> = model.archived.iter().cloned().collect();
+            assert_eq!(found, expected, "in archives; seed {seed}, step {step}, at {at}");
         }
         removed += before - model.lines().len();
+        all_archived.extend(model.archived);
     }
-    assert!(removed > 100, "{removed} rows were removed in all");
+    assert!(removed > 150, "{removed} rows were removed in all");
+    assert!(refused > 0, "no policy was refused");
+    for what in [" context", " context empty", " decision", " session"] {
+        assert!(all_archived.iter().any(|line| line.ends_with(what)), "no{what} was archived");
+    }
+    assert!(all_archived.len() > 50, "{} rows were archived in all", all_archived.len());
+    // The operator finds the same rows.
+    let told = succeeds(&fixture, &["query", "--json", "--limit", "100000"]).await;
+    assert_eq!(told.lines().count(), all_archived.len());
 }
 
 const POINTS: [&str; 7] =

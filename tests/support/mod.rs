@@ -18,6 +18,7 @@ pub mod program;
 pub mod raw_nats;
 pub mod reader;
 pub mod retention;
+pub mod retention_model;
 pub mod sync;
 pub mod sync_history;
 pub mod ticks;
