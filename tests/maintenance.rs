@@ -261,6 +261,69 @@ async fn nothing_is_retired_before_its_time_or_while_a_row_differs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn how_long_the_trail_is_kept_is_shown_and_set() {
+    let fixture = sealed().await;
+    let shown = async |more: &[&str]| {
+        let ended = run(&fixture, &[&["audit", "retention", "--json"][..], more].concat()).await;
+        assert!(ended.is_success(), "{more:?}: {}", ended.all());
+        let shown: Value = serde_json::from_str(ended.out.trim()).expect("JSON");
+        let tables = shown["tables"].as_array().expect("tables").iter();
+        tables
+            .map(|one| {
+                (one["table"].clone(), one["keep_days"].clone(), one["due_rows"].clone(), one["held"].clone())
+            })
+            .collect::<Vec<_>>()
+    };
+    let of = |table: &str, days: i32, rows: i64, held: bool| {
+        (Value::from(table), Value::from(days), Value::from(rows), Value::from(held))
+    };
+    let all = |days: i32, rows: i64, held: bool| {
+        [
+            of("audit_log", days, rows, held),
+            of("data_access_log", days, 0, held),
+            of("security_violations", days, 0, held),
+        ]
+    };
+    let rows = fixture.count("audit.audit_log").await;
+    tamper(&fixture, "UPDATE audit.seals SET sealed_at = sealed_at - interval '400 days'").await;
+    assert_eq!(shown(&[]).await, all(2_557, 0, false));
+    assert_eq!(
+        shown(&["--years", "1", "--table", "audit_log"]).await,
+        [of("audit_log", 366, rows, false)],
+        "rounded up, and due"
+    );
+    assert_eq!(shown(&["--days", "365"]).await, all(365, rows, false));
+    for (refused, code, reason) in [
+        (["--days", "364"], 1, "for 364 days: it is evidence and is kept for 365 days at least"),
+        (["--years", "0"], 1, "365 days at least"),
+        (["--days", "36501"], 1, "36500 days at most"),
+        (["--years", "4294967295"], 1, "36500 days at most"),
+        (["--table", "users"], 2, "security_violations"),
+    ] {
+        let ended = run(&fixture, &[["audit", "retention"], refused].concat()).await;
+        assert!(ended.code == Some(code) && ended.err.contains(reason), "{refused:?}: {}", ended.all());
+    }
+    assert_eq!(shown(&[]).await, all(365, rows, false), "what is refused changes nothing");
+    // Nothing is removed but by `audit retire`, and a change of the policy is in the trail.
+    assert!(fixture.count("audit.audit_log").await > rows);
+    fixture
+        .execute("INSERT INTO retention_holds (id, user_id, reason) VALUES (gen_random_uuid(), 0, 'case 7')")
+        .await;
+    assert_eq!(shown(&[]).await, all(365, 0, true));
+    let table = run(&fixture, &["audit", "retention"]).await;
+    assert!(table.out.contains("legal hold"), "{}", table.all());
+    // A policy that was taken back is set again, and there is one for each table.
+    fixture
+        .execute("UPDATE data_retention_policies SET is_active = false WHERE table_name = 'audit_log'")
+        .await;
+    let table = run(&fixture, &["audit", "retention", "--table", "audit_log", "--years", "7"]).await;
+    assert!(table.is_success() && table.out.contains("2,557"), "{}", table.all());
+    let policies = "data_retention_policies WHERE user_id = 0 AND is_active
+        AND table_name IN ('audit_log', 'data_access_log', 'security_violations')";
+    assert_eq!(fixture.count(policies).await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn whole_months_of_the_trail_are_dropped() {
     let fixture = Fixture::new().await;
     fixture

@@ -357,8 +357,13 @@ async fn the_points_of_a_removed_memory_go_too() {
         ))
         .await;
     let worker = fixture.run(cleaner(fixture));
-    for _ in 0..3 {
+    // A tick does nothing while a run that follows by itself is under way.
+    for _ in 0..10 {
         tick(fixture).await;
+        if fixture.count("unified_memory_vectors WHERE removed_at IS NOT NULL AND NOT has_points").await == 1
+        {
+            break;
+        }
     }
     worker.stop().await.expect("a clean end");
     let rows = "concat_ws(' ', removed_at IS NOT NULL, has_points, content_text = '') FROM unified_memory_vectors ORDER BY 1";
@@ -369,12 +374,15 @@ async fn the_points_of_a_removed_memory_go_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn schedules_are_listed_set_paused_and_run_at_once() {
     let fixture = Fixture::new().await;
-    let state = async || {
-        let listed = run(&fixture, &["schedule", "list", "--json"]).await;
+    let listed = async |fixture: &Fixture| {
+        let listed = run(fixture, &["schedule", "list", "--json"]).await;
         let listed: Value = serde_json::from_str(&listed.out).expect("JSON");
         let of_sweep = listed["schedules"].as_array().expect("schedules").iter();
-        let found = of_sweep.filter(|one| one["job"] == "retention-sweep").cloned().collect::<Vec<_>>();
-        (found[0]["schedule"].clone(), found[0]["time_zone"].clone(), found[0]["paused"].clone())
+        of_sweep.filter(|one| one["job"] == "retention-sweep").cloned().collect::<Vec<_>>().remove(0)
+    };
+    let state = async || {
+        let found = listed(&fixture).await;
+        (found["schedule"].clone(), found["time_zone"].clone(), found["paused"].clone())
     };
     let succeeds = async |arguments: &[&str]| {
         let ended = run(&fixture, arguments).await;
@@ -399,12 +407,32 @@ async fn schedules_are_listed_set_paused_and_run_at_once() {
     ] {
         assert_eq!(run(&fixture, &wrong).await.code, Some(1), "{wrong:?}");
     }
+    let last = async || {
+        let found = listed(&fixture).await;
+        (found["last_run"].clone(), found["last_failure"].clone())
+    };
+    assert_eq!(last().await, (json!(null), json!(null)));
+    let table = run(&fixture, &["schedule", "list"]).await;
+    assert!(table.is_success() && table.out.contains("never"), "{}", table.all());
     let worker = fixture.run(cleaner(&fixture));
     succeeds(&["schedule", "run-now", "retention-sweep"]).await;
     testkit::eventually("a run", async || (fixture.count("job_runs").await == 1).then_some(())).await;
     worker.stop().await.expect("a clean end");
     let history = run(&fixture, &["schedule", "history", "retention-sweep"]).await;
     assert!(history.out.contains("completed"), "{}", history.all());
+    let (last_run, last_failure) = last().await;
+    let began = last_run.as_str().and_then(|time| chrono::DateTime::parse_from_rfc3339(time).ok());
+    assert!(began.is_some() && last_failure.is_null(), "{last_run} {last_failure}");
+    fixture.execute("UPDATE job_runs SET failure = 'the disk is full'").await;
+    assert_eq!(last().await, (last_run, json!("the disk is full")));
+    let table = run(&fixture, &["schedule", "list"]).await;
+    assert!(table.out.contains("failed"), "{}", table.all());
+    // Schedules are in NATS, and are listed without the database.
+    let mut without = memfleet(&fixture, &["schedule", "list"]);
+    without.env("MEMFLEET_POSTGRES__URL", "postgres://nobody@127.0.0.1:1/none");
+    let without: Ended = output(without).await.into();
+    assert!(without.is_success() && without.out.contains("retention-sweep"), "{}", without.all());
+    assert!(without.out.contains("unknown") && without.err.contains("are not known"), "{}", without.all());
     assert_eq!(state().await, set, "its schedule stays");
     let policies = run(&fixture, &["retention", "policies"]).await;
     assert!(policies.out.contains("router_decision_log"), "{}", policies.all());

@@ -41,7 +41,7 @@ pub use finding::{Finding, Report};
 pub use holder::Holder;
 pub use horizon::{Cause, HELD_AFTER, HeldBack, held_back};
 pub use leaf::{Leaf, Source};
-pub use retirement::{Keep, RetiredRows, retire};
+pub use retirement::{Keep, RetiredRows, due_rows, retire};
 pub use seal::{Seal, Statement};
 pub use sealer::{MAX_LEAVES, seal_all};
 pub use trail::{TrailEntry, trail};

@@ -172,6 +172,13 @@ pub struct Keep {
     pub days: i32,
 }
 
+impl Keep {
+    /// What was sealed before this time is not kept any longer.
+    fn before(self, now: DateTime<Utc>) -> DateTime<Utc> {
+        now - TimeDelta::days(i64::from(self.days))
+    }
+}
+
 /// What was retired of a table, or would be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetiredRows {
@@ -185,6 +192,13 @@ pub struct RetiredRows {
     pub partitions: Vec<String>,
     /// Rows that were removed, also with partitions. Of events there are none: retention removes them.
     pub rows: u64,
+}
+
+impl RetiredRows {
+    fn under(source: Source, seal: &Statement) -> Self {
+        let (through_seal, sealed_at) = (seal.number, seal.sealed_at);
+        Self { source, through_seal, sealed_at, partitions: Vec::new(), rows: 0 }
+    }
 }
 
 /// Retires the rows of tables that were sealed longer ago than they are kept: states it under the seal key, then removes them, whole
@@ -211,32 +225,49 @@ pub async fn retire(
     let (known, _) = read(connection, keys).await?;
     // PostgreSQL stores microseconds, and the signed time must equal the stored one.
     let now = now.trunc_subsecs(6);
+    if is_dry {
+        return Ok(due_rows(connection, keeps, now).await?);
+    }
     let mut done = Vec::new();
     for keep in keeps {
-        let before = now - TimeDelta::days(i64::from(keep.days));
-        let Some(seal) = chain::last_before(connection, before).await? else { continue };
-        if seal.number > known.through(keep.source) && !is_dry {
+        let Some(seal) = chain::last_before(connection, keep.before(now)).await? else { continue };
+        if seal.number > known.through(keep.source) {
             state(connection, key, *keep, &seal, now).await?;
         }
-        let mut retired = RetiredRows {
-            source: keep.source,
-            through_seal: seal.number,
-            sealed_at: seal.sealed_at,
-            partitions: Vec::new(),
-            rows: 0,
-        };
-        match (keep.source, is_dry) {
-            (Source::Events | Source::Subjects, _) => {}
-            (Source::AuditLog | Source::Violations | Source::DataAccess, true) => {
-                retired.rows = rows_through(connection, keep.source, &seal).await?;
-            }
-            (Source::AuditLog | Source::Violations | Source::DataAccess, false) => {
+        let mut retired = RetiredRows::under(keep.source, &seal);
+        match keep.source {
+            Source::Events | Source::Subjects => {}
+            Source::AuditLog | Source::Violations | Source::DataAccess => {
                 remove(connection, &seal, &mut retired).await?;
             }
         }
         done.push(retired);
     }
     Ok(done)
+}
+
+/// What [`retire`] would remove, as the seals in the database have it: they are not verified. Changes nothing.
+///
+/// # Errors
+/// [`Fault`] of the database.
+pub async fn due_rows(
+    connection: &mut AsyncPgConnection,
+    keeps: &[Keep],
+    now: DateTime<Utc>,
+) -> Result<Vec<RetiredRows>, Fault> {
+    let mut due = Vec::new();
+    for keep in keeps {
+        let Some(seal) = chain::last_before(connection, keep.before(now)).await? else { continue };
+        let mut retired = RetiredRows::under(keep.source, &seal);
+        retired.rows = match keep.source {
+            Source::Events | Source::Subjects => 0,
+            Source::AuditLog | Source::Violations | Source::DataAccess => {
+                rows_through(connection, keep.source, &seal).await?
+            }
+        };
+        due.push(retired);
+    }
+    Ok(due)
 }
 
 fn first_of_trail(report: &Report) -> String {

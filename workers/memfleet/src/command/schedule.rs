@@ -6,7 +6,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand};
 use cli::output::{out_json, printable};
 use cli::table::{Align, Table, grouped};
-use cli::{database, outln};
+use cli::{database, errln, outln};
 use config::Settings;
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Double, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
@@ -14,6 +14,8 @@ use diesel_async::RunQueryDsl;
 use runtime::broker;
 use topology::JobSchedule;
 use uuid::Uuid;
+
+use crate::command::maintenance::{LastRun, last_runs};
 
 /// Lists, changes and pauses the schedules of jobs, runs a job at once, and shows its runs.
 ///
@@ -26,7 +28,9 @@ pub struct ScheduleArgs {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// List the jobs: how often they run, and whether they are paused.
+    /// List the jobs: how often they run, whether they are paused, when each began its last run, and how that ended.
+    ///
+    /// If the database is unreachable, the schedules are listed without the runs.
     List {
         /// Print one JSON object: {"schedules": [...]}.
         #[arg(long)]
@@ -91,7 +95,10 @@ pub async fn execute(args: ScheduleArgs, settings: &Settings) -> anyhow::Result<
     let client = broker::connect_operator(&settings.nats, "schedule").await?;
     let jetstream = jetstream::new(client);
     match args.what {
-        What::List { json } => list(&topology::schedules(&jetstream).await?, json)?,
+        What::List { json } => {
+            let schedules = topology::schedules(&jetstream).await?;
+            list(&schedules, known_runs(settings).await.as_deref(), json)?;
+        }
         What::Set { job, every, time_zone } => {
             topology::set_schedule(&jetstream, &job, &every, time_zone.as_deref()).await?;
             outln!("{job} runs {}", printable(&every));
@@ -117,15 +124,35 @@ pub async fn execute(args: ScheduleArgs, settings: &Settings) -> anyhow::Result<
     Ok(())
 }
 
-fn list(schedules: &[JobSchedule], json: bool) -> anyhow::Result<()> {
+/// The last run of each job. `None` if the database does not answer: schedules are in NATS, and are listed without it.
+async fn known_runs(settings: &Settings) -> Option<Vec<LastRun>> {
+    let read = async {
+        let mut connection =
+            database::connect(&settings.postgres.url, "postgres.url", "the database with the runs").await?;
+        last_runs(&mut connection).await
+    };
+    match read.await {
+        Ok(runs) => Some(runs),
+        Err(error) => {
+            errln!("warning: the last runs of jobs are not known: {}", printable(&format!("{error:#}")));
+            None
+        }
+    }
+}
+
+/// `runs`: the last runs of jobs, if they are known.
+fn list(schedules: &[JobSchedule], runs: Option<&[LastRun]>, json: bool) -> anyhow::Result<()> {
     let time = |time: DateTime<Utc>| time.to_rfc3339_opts(SecondsFormat::Secs, true);
+    let last_of = |job: &str| runs.and_then(|runs| runs.iter().find(|run| run.job == job));
     if json {
         let listed: Vec<_> = schedules
             .iter()
             .map(|one| {
+                let last = last_of(one.job);
                 serde_json::json!({ "job": one.job, "schedule": one.every, "time_zone": one.time_zone,
                     "paused": one.is_paused, "default": one.default, "set_at": one.set_at.map(time),
-                    "next": one.next.map(time) })
+                    "next": one.next.map(time), "last_run": last.map(|run| time(run.started_at)),
+                    "last_failure": last.and_then(|run| run.failure.as_deref()) })
             })
             .collect();
         out_json(serde_json::json!({ "schedules": listed }).to_string());
@@ -139,12 +166,21 @@ fn list(schedules: &[JobSchedule], json: bool) -> anyhow::Result<()> {
         ("default", Align::Left),
         ("set", Align::Left),
         ("next", Align::Left),
+        ("last run", Align::Left),
+        ("outcome", Align::Left),
     ]);
     for one in schedules {
         let state = match (&one.every, one.is_paused) {
             (None, _) => "missing; run `memfleet nats apply`",
             (Some(_), true) => "paused",
             (Some(_), false) => "runs",
+        };
+        let last = last_of(one.job);
+        let outcome = match (runs, last.map(|run| run.failure.is_some())) {
+            (None, _) => "unknown",
+            (Some(_), None) => "never",
+            (Some(_), Some(true)) => "failed",
+            (Some(_), Some(false)) => "ok",
         };
         table.row([
             one.job.to_owned(),
@@ -154,6 +190,8 @@ fn list(schedules: &[JobSchedule], json: bool) -> anyhow::Result<()> {
             one.default.to_owned(),
             one.set_at.map(time).unwrap_or_default(),
             one.next.map(time).unwrap_or_default(),
+            last.map(|run| time(run.started_at)).unwrap_or_default(),
+            outcome.to_owned(),
         ]);
     }
     outln!("{}", table.to_string().trim_end());

@@ -1,5 +1,6 @@
 //! `memfleet audit`
 
+pub mod retention;
 pub mod retire;
 pub mod seal;
 mod show;
@@ -40,6 +41,8 @@ enum What {
     Seal(seal::SealArgs),
     /// Recompute every seal, and report rows that were changed, removed or added after sealing.
     Verify(VerifyArgs),
+    /// Show how long the trail is kept and what is due, or set it.
+    Retention(retention::RetentionArgs),
     /// Remove rows whose retention is over, and state it under the seal key.
     Retire(retire::RetireArgs),
     /// Show the audit trail of a user, newest entries first.
@@ -75,6 +78,7 @@ pub async fn execute(args: AuditArgs, settings: &Settings) -> anyhow::Result<()>
     match args.what {
         What::Seal(args) => seal::execute(&args, settings).await,
         What::Verify(args) => verify::execute(&args, settings).await,
+        What::Retention(args) => retention::execute(&args, settings).await,
         What::Retire(args) => retire::execute(&args, settings).await,
         What::Trail(args) => show::execute(&args, settings).await,
         What::Key(Key::Generate { name, out }) => {

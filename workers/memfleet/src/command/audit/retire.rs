@@ -17,14 +17,14 @@ use store::Connection;
 use super::{database, public_keys};
 
 /// The shortest retention of the trail, in days.
-const LEAST_DAYS: i32 = 365;
+pub(super) const LEAST_DAYS: i32 = 365;
 
 /// Removes rows of the audit trail whose retention is over, whole months where possible.
 ///
-/// How long rows are kept is said by the platform's policies of audit_log, security_violations and data_access_log: 2,557 days at first. A
-/// legal hold of user 0 that covers a table keeps it. That rows may be gone is stated under the seal key, so that `audit verify` counts
-/// them as excused with proof; also of events that the platform's policy no longer keeps. The whole trail is verified first, and nothing
-/// is removed while a row of it differs.
+/// How long rows are kept is said by the platform's policies of audit_log, security_violations and data_access_log: 2,557 days at first;
+/// `audit retention` shows and sets it. A legal hold of user 0 that covers a table keeps it. That rows may be gone is stated under the
+/// seal key, so that `audit verify` counts them as excused with proof; also of events that the platform's policy no longer keeps. The
+/// whole trail is verified first, and nothing is removed while a row of it differs.
 #[derive(Debug, Args)]
 pub struct RetireArgs {
     /// Only print what would be removed.

@@ -13,7 +13,7 @@ use diesel::sql_types::Text;
 use diesel_async::RunQueryDsl;
 use store::Connection;
 
-pub(in crate::command) use report::last_runs;
+pub(in crate::command) use report::{LastRun, last_runs};
 
 /// The name of a run in `job_runs`.
 pub(in crate::command) const RUN: &str = "maintenance-run";
