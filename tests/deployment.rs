@@ -72,6 +72,44 @@ fn every_worker_is_a_service_a_deployment_and_scaled() {
     }
 }
 
+/// A role without a password cannot log in.
+#[test]
+fn the_role_of_every_worker_gets_its_password() {
+    let (setup, secrets) = (read("kubernetes/base/setup.yaml"), read("kubernetes/secrets"));
+    for worker in WorkerName::ALL {
+        let password = format!("w_{}.password", worker.as_str().replace('-', "_"));
+        let item = format!("{{key: {password}, path: roles/{password}}}");
+        assert!(setup.contains(&item), "kubernetes/base/setup.yaml does not set {password}");
+        assert!(
+            secrets.contains(worker.as_str()),
+            "kubernetes/secrets has no secret for {}",
+            worker.as_str()
+        );
+    }
+}
+
+/// retention-cleaner signs archives and operators verify them: each has the file that its settings name.
+#[test]
+fn archives_have_a_place_and_a_key() {
+    let (compose, patch) =
+        (read("compose/archives.yaml"), read("kubernetes/archives/retention-cleaner.yaml"));
+    for text in [&compose, &patch] {
+        assert!(
+            text.contains("file:///var/lib/memfleet/archives") && text.contains("/run/memfleet/archive.key")
+        );
+    }
+    let folders = |text: &str| {
+        let line = text.lines().find(|line| line.trim_start().starts_with("FOLDERS: ")).expect("folders");
+        line.trim().to_owned()
+    };
+    let all = format!("{} /volumes/archives", folders(&read("compose/compose.yaml")));
+    assert_eq!(folders(&compose), all, "the volumes that get their owners");
+    let keys = read("compose/image/memfleet-keys");
+    assert!(keys.contains("give retention-cleaner \"$own/archive.key\"\n"), "the signing key");
+    let of_operator = keys.split("give operator ").nth(1).and_then(|rest| rest.split("give ").next());
+    assert!(of_operator.expect("an operator").contains("$own/archive.pub"), "the public key");
+}
+
 #[test]
 fn every_option_that_is_set_exists() {
     let known = options();
