@@ -11,7 +11,9 @@ use config::Settings;
 use diesel::QueryableByName;
 use diesel::sql_types::{Integer, Jsonb, Text};
 use diesel_async::RunQueryDsl;
+use flate2::Compression;
 use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
 use fleet::{Fleet, WorkerName};
 use playground::Local;
 use playground::ingest::{Contents, IngestOptions, Ingested, Source, ingest};
@@ -233,6 +235,19 @@ struct InFile {
     slots: Slots,
 }
 
+/// A file with every fourth dialogue: all of them take minutes.
+fn fourth_of(path: &Path) -> tempfile::NamedTempFile {
+    let mut text = String::new();
+    GzDecoder::new(File::open(path).unwrap()).read_to_string(&mut text).unwrap();
+    let part = tempfile::NamedTempFile::new().unwrap();
+    let mut gzip = GzEncoder::new(part.as_file(), Compression::fast());
+    for line in text.lines().step_by(4) {
+        writeln!(gzip, "{line}").unwrap();
+    }
+    gzip.finish().unwrap();
+    part
+}
+
 fn read(path: &Path, users: i32) -> InFile {
     let mut text = String::new();
     GzDecoder::new(File::open(path).unwrap()).read_to_string(&mut text).unwrap();
@@ -310,15 +325,18 @@ async fn assert_as_in_file(settings: &Settings, ingested: &Ingested, file: &InFi
 #[tokio::test(flavor = "multi_thread")]
 async fn schema_guided_dialogues_arrive_once_however_often_they_are_loaded() {
     let Some(path) = schema_guided_dialogues() else { return };
+    let part = fourth_of(&path);
+    let path = part.path();
     let local = Local::temporary(&Settings::default(), StackOptions::default()).await.unwrap();
     forget_ids(&local.settings).await;
     let mut fleet = Fleet::start(&WorkerName::of(&local.settings), &local.settings);
     let stats = fleet.stats()[0].1.clone();
     let all: Vec<_> = fleet.stats().iter().map(|(_, stats)| stats.clone()).collect();
     let options =
-        IngestOptions { source: Source::File(PathBuf::from(&path)), users: 100, wait: true, vectors: false };
-    let file = read(&path, 100);
-    assert_eq!((file.dialogues, file.turns), (2_098, 38_768));
+        IngestOptions { source: Source::File(path.to_owned()), users: 100, wait: true, vectors: false };
+    let file = read(path, 100);
+    assert_eq!(file.dialogues, 525);
+    assert!(file.turns > 9_000, "{}", file.turns);
 
     let work = async {
         let first = ingest(&local.settings, all.clone(), &options).await.unwrap();
