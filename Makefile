@@ -38,7 +38,7 @@ setup: ## check the tools, download the private servers (NATS, PostgreSQL) into 
 	@scripts/setup
 
 build: ## compile everything
-	@$(locked) '$(claim); cargo build --workspace --exclude qdrant-local --all-targets'
+	@$(locked) '$(claim); cargo build $(tested) --all-targets'
 
 demo: programs ## start everything, process sample messages, print the results
 	@"$(program)" demo $(ARGS)
@@ -71,26 +71,27 @@ test: ## format, lints, licences, and every test on real servers
 	@scripts/setup --tests
 	@$(locked) '$(claim); $(MAKE) --no-print-directory tests'
 
-# One selection of packages and features for everything that the tests build, so that nothing is compiled twice. Tests run with these
-# features enabled; clippy also checks the code without them.
+# One selection of packages and features, and one profile, for everything that the tests build, qdrant-local too: with another
+# selection Cargo enables other features of shared dependencies, and compiles these again. Tests run with these features enabled;
+# clippy also checks the code without them.
 features = --features memfleet/vault,memfleet/aws-kms,memfleet/s3
+tested = --workspace $(features)
+with_servers = MEMFLEET_QDRANT_LOCAL="$(abspath $(CARGO_TARGET_DIR))/debug/qdrant-local" "$(CARGO_TARGET_DIR)/debug/with-servers"
 
 # The part of `test` that runs while this clone holds the lock on the target folder.
 tests:
 	cargo fmt --all --check
 	cargo clippy --package keys --package memfleet --no-default-features -- -D warnings
-	cargo clippy --workspace --all-targets $(features) -- -D warnings
+	cargo clippy $(tested) --all-targets -- -D warnings
 	@if command -v cargo-deny >/dev/null; then echo "cargo deny check bans licenses sources" \
 		&& cargo deny check bans licenses sources; \
 		else echo "cargo-deny is not installed: licences are not checked"; fi
 	@scripts/check-deployment
-	@$(MAKE) --no-print-directory built
+	cargo build $(tested) --tests --bins
 	@if command -v cargo-nextest >/dev/null; then tests="nextest run --no-fail-fast"; else tests="test --no-fail-fast"; fi; \
 		[ -d ../shared/data ] || echo "skipped: tests that need the recorded dialogues, because ../shared/data does not exist"; \
-		echo "cargo $$tests --workspace --exclude qdrant-local, on private servers" \
-		&& cargo build --quiet --workspace --exclude qdrant-local $(features) --bin with-servers \
-		&& "$(CARGO_TARGET_DIR)/debug/with-servers" \
-			cargo $$tests --workspace --exclude qdrant-local $(features)
+		echo "cargo $$tests $(tested), on private servers"; \
+		$(with_servers) cargo $$tests $(tested)
 
 # How long, and which faults: MEMFLEET_CHAOS_MINUTES (30), MEMFLEET_CHAOS_SEED (17).
 chaos: ## run a fleet under faults for half an hour and count what became of every message
@@ -98,8 +99,8 @@ chaos: ## run a fleet under faults for half an hour and count what became of eve
 	@$(locked) '$(claim); $(MAKE) --no-print-directory chaotic'
 
 chaotic:
-	cargo build --quiet --workspace --exclude qdrant-local $(features) --bin with-servers
-	"$(CARGO_TARGET_DIR)/debug/with-servers" cargo test --workspace --exclude qdrant-local $(features) --test fleet -- \
+	cargo build --quiet $(tested) --tests --bins
+	$(with_servers) cargo test $(tested) --test fleet -- \
 		--ignored --exact --nocapture chaos::nothing_is_lost_doubled_or_held_up_whatever_fails
 
 # Not part of CI. FILE, DIFF and TESTS: see scripts/mutants.
