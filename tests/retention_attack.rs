@@ -135,6 +135,29 @@ async fn who_has_many_due_rows_keeps_nobody_out_of_a_pass() {
     worker.stop().await.expect("a clean end");
 }
 
+/// One tick is enough for all that is due: each run is followed by another one while something is removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_is_removed_without_further_ticks() {
+    let fixture = Fixture::new().await;
+    without_schedule(&fixture).await;
+    fixture
+        .execute(
+            "INSERT INTO users (id, username, email) SELECT n, 'u', 'e' FROM generate_series(1, 50) AS n;
+             INSERT INTO chat_mode_sessions (id, user_id, session_id, chat_mode)
+                 SELECT gen_random_uuid(), n, 's', 'simple' FROM generate_series(1, 50) AS n;
+             INSERT INTO router_decision_log (id, user_id, session_id, user_request, routing_decision, created_at)
+                 SELECT gen_random_uuid(), 1 + n % 50, 's', 'where?', '{}', now() - interval '181 days'
+                 FROM generate_series(1, 20000) AS n;
+             ANALYZE router_decision_log",
+        )
+        .await;
+    let worker = fixture.run(cleaner(&fixture));
+    publish_tick(&fixture, job()).await;
+    eventually("nothing is due", async || (fixture.count("router_decision_log").await == 0).then_some(()))
+        .await;
+    worker.stop().await.expect("a clean end");
+}
+
 /// A run that got its grants before another one moved on to the next users does not leave these unseen.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_runs_at_once_pass_over_nobody() {
