@@ -135,19 +135,21 @@ async fn who_has_many_due_rows_keeps_nobody_out_of_a_pass() {
     worker.stop().await.expect("a clean end");
 }
 
-/// One tick is enough for all that is due: each run is followed by another one while something is removed.
+/// One tick is enough for all that is due: each run is followed by another one while something is removed, past users who have nothing
+/// due, and past the last one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backlog_is_removed_without_further_ticks() {
     let fixture = Fixture::new().await;
     without_schedule(&fixture).await;
     fixture
         .execute(
-            "INSERT INTO users (id, username, email) SELECT n, 'u', 'e' FROM generate_series(1, 50) AS n;
+            "INSERT INTO users (id, username, email) SELECT n, 'u', 'e' FROM generate_series(1, 800) AS n;
              INSERT INTO chat_mode_sessions (id, user_id, session_id, chat_mode)
-                 SELECT gen_random_uuid(), n, 's', 'simple' FROM generate_series(1, 50) AS n;
+                 SELECT gen_random_uuid(), n, 's', 'simple' FROM generate_series(1, 800) AS n;
              INSERT INTO router_decision_log (id, user_id, session_id, user_request, routing_decision, created_at)
-                 SELECT gen_random_uuid(), 1 + n % 50, 's', 'where?', '{}', now() - interval '181 days'
-                 FROM generate_series(1, 20000) AS n;
+                 SELECT gen_random_uuid(), 1 + n % 5 + u, 's', 'where?', '{}', now() - interval '181 days'
+                 FROM generate_series(1, 5000) AS n, unnest(ARRAY[0, 600]) AS u;
+             UPDATE retention_state SET after_user = 600;
              ANALYZE router_decision_log",
         )
         .await;
@@ -155,6 +157,7 @@ async fn a_backlog_is_removed_without_further_ticks() {
     publish_tick(&fixture, job()).await;
     eventually("nothing is due", async || (fixture.count("router_decision_log").await == 0).then_some(()))
         .await;
+    assert_eq!(fixture.count("retention_state WHERE pass_completed_at IS NOT NULL").await, 1);
     worker.stop().await.expect("a clean end");
 }
 

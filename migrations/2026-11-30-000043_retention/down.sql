@@ -18,7 +18,7 @@ SELECT sec.revoke_worker('w_retention_cleaner', '{
     "cross_service_memory_sync": ["SELECT", "UPDATE", "DELETE"],
     "sync_changes": ["SELECT", "DELETE"],
     "session_knowledge": ["SELECT"]}', '{"sec.vector_tenants()", "sec.has_due(text)", "sec.deployment_id()", "public.memory_length(tsvector)"}');
-DROP FUNCTION sec.is_slice_due, sec.due_retention_sweep, sec.retention_slice, sec.forget_clocks, sec.forget_events, sec.due_inbox, sec.inbox_names,
+DROP FUNCTION sec.due_retention_sweep, sec.next_slice, sec.due_users, sec.retention_slice, sec.forget_clocks, sec.forget_events, sec.due_inbox, sec.inbox_names,
     sec.due_events, sec.due_tombstones, sec.due_sessions, sec.due_syncs, sec.due_memories, sec.due_decisions, sec.due_agent_contexts,
     sec.due_contexts, sec.due_expired_agent_contexts, sec.due_expired_contexts, sec.retention_rules, sec.held_kinds, sec.kinds_of_rows,
     sec.platform_holds, sec.platform_policies;

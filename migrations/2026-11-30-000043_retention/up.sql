@@ -401,31 +401,48 @@ CREATE FUNCTION sec.retention_slice() RETURNS integer LANGUAGE sql STABLE SECURI
     SELECT max(u.id) FROM (SELECT u.id FROM public.users u WHERE u.id > (SELECT s.after_user FROM public.retention_state s)
         ORDER BY u.id LIMIT (SELECT s.slice_users FROM public.retention_state s)) AS u
 $$;
--- Whose rows are due, in that slice. The platform's own are few, and each run says that it was there.
+-- Whose rows are due, of these users.
+CREATE FUNCTION sec.due_users(of_users integer[]) RETURNS SETOF integer LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT DISTINCT d.user_id FROM (
+        SELECT d.user_id FROM sec.due_expired_contexts(of_users, now(), 1000) AS d
+        UNION ALL SELECT d.user_id FROM sec.due_expired_agent_contexts(of_users, now(), 1000) AS d
+        UNION ALL SELECT d.user_id FROM sec.due_contexts(of_users, now(), 1000, NULL) AS d
+        UNION ALL SELECT d.user_id FROM sec.due_agent_contexts(of_users, now(), 1000, NULL) AS d
+        UNION ALL SELECT d.user_id FROM sec.due_decisions(of_users, now(), 1000, NULL) AS d
+        UNION ALL SELECT d.user_id FROM sec.due_memories(of_users, now(), 1000) AS d
+        UNION ALL SELECT d.user_id FROM sec.due_syncs(of_users, now(), 1000) AS d
+        UNION ALL SELECT d.user_id FROM sec.due_sessions(of_users, now(), 1000, NULL) AS d
+        UNION ALL SELECT d.user_id FROM sec.due_tombstones(of_users, now(), 1000) AS d
+        UNION ALL SELECT d.user_id FROM sec.due_events(of_users, now(), 1000, NULL) AS d
+        UNION ALL SELECT d.user_id FROM sec.due_inbox(of_users, now(), 1000) AS d
+        UNION ALL SELECT v.user_id FROM public.unified_memory_vectors v WHERE v.has_points AND v.user_id = ANY (of_users)
+    ) AS d WHERE d.user_id <> 0
+$$;
+-- The first slice with due rows, and whose they are: the one that the sweep is at, or one of the next four, which after the last user are
+-- those of the next pass. Without any, the last one that was looked at. So few users, where a run could not begin, are looked at alone.
+CREATE FUNCTION sec.next_slice(OUT after_user integer, OUT last_user integer, OUT is_next_pass boolean, OUT due integer[])
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    size integer;
+    most integer;
+    slice integer[];
+BEGIN
+    SELECT s.after_user, s.slice_users, false INTO after_user, size, is_next_pass FROM public.retention_state s;
+    most := CASE WHEN size < 20 THEN 1 ELSE 5 END;
+    FOR looked_at IN 1 .. most LOOP
+        slice := ARRAY(SELECT u.id FROM public.users u WHERE u.id > next_slice.after_user ORDER BY u.id LIMIT size);
+        last_user := slice[cardinality(slice)];
+        due := ARRAY(SELECT d FROM sec.due_users(slice) AS d);
+        EXIT WHEN due <> '{}' OR looked_at = most OR last_user IS NULL AND is_next_pass;
+        is_next_pass := is_next_pass OR last_user IS NULL;
+        after_user := coalesce(last_user, -1);
+        size := 200;
+    END LOOP;
+END $$;
+-- The platform's own rows are few, and each run says that it was there.
 CREATE FUNCTION sec.due_retention_sweep(integer) RETURNS SETOF integer LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
-    WITH slice AS MATERIALIZED (
-        SELECT array_agg(u.id) AS users FROM public.users u
-        WHERE u.id > (SELECT s.after_user FROM public.retention_state s) AND u.id <= sec.retention_slice()
-    ), due AS (
-        SELECT d.user_id FROM slice, sec.due_expired_contexts(slice.users, now(), 1000) AS d
-        UNION ALL SELECT d.user_id FROM slice, sec.due_expired_agent_contexts(slice.users, now(), 1000) AS d
-        UNION ALL SELECT d.user_id FROM slice, sec.due_contexts(slice.users, now(), 1000, NULL) AS d
-        UNION ALL SELECT d.user_id FROM slice, sec.due_agent_contexts(slice.users, now(), 1000, NULL) AS d
-        UNION ALL SELECT d.user_id FROM slice, sec.due_decisions(slice.users, now(), 1000, NULL) AS d
-        UNION ALL SELECT d.user_id FROM slice, sec.due_memories(slice.users, now(), 1000) AS d
-        UNION ALL SELECT d.user_id FROM slice, sec.due_syncs(slice.users, now(), 1000) AS d
-        UNION ALL SELECT d.user_id FROM slice, sec.due_sessions(slice.users, now(), 1000, NULL) AS d
-        UNION ALL SELECT d.user_id FROM slice, sec.due_tombstones(slice.users, now(), 1000) AS d
-        UNION ALL SELECT d.user_id FROM slice, sec.due_events(slice.users, now(), 1000, NULL) AS d
-        UNION ALL SELECT d.user_id FROM slice, sec.due_inbox(slice.users, now(), 1000) AS d
-        UNION ALL SELECT v.user_id FROM slice, public.unified_memory_vectors v WHERE v.has_points AND v.user_id = ANY (slice.users)
-    )
-    SELECT 0 UNION ALL (SELECT DISTINCT d.user_id FROM due d WHERE d.user_id <> 0 LIMIT greatest($1 - 1, 0))
-$$;
--- Whether that is anybody's.
-CREATE FUNCTION sec.is_slice_due() RETURNS boolean LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    SELECT EXISTS (SELECT FROM sec.due_retention_sweep(2) AS u WHERE u <> 0)
+    SELECT 0 UNION ALL (SELECT u FROM sec.next_slice() AS s, unnest(s.due) AS u LIMIT greatest($1 - 1, 0))
 $$;
 
 GRANT SELECT (id) ON users TO memfleet_due;
@@ -459,14 +476,14 @@ BEGIN
         'due_tombstones(integer[], timestamptz, integer)', 'due_events(integer[], timestamptz, integer, public.retention_action)',
         'inbox_names()',
         'due_inbox(integer[], timestamptz, integer)', 'forget_events(integer)', 'forget_clocks(integer)', 'retention_slice()',
-        'is_slice_due()'] LOOP
+        'due_users(integer[])', 'next_slice()'] LOOP
         EXECUTE format('REVOKE EXECUTE ON FUNCTION sec.%s FROM PUBLIC', name);
-        IF name ~ '^(platform|retention_slice)' THEN
+        IF name ~ '^(platform|retention_slice|due_users|next_slice)' THEN
             EXECUTE format('ALTER FUNCTION sec.%s OWNER TO memfleet_due', name);
             EXECUTE format('GRANT EXECUTE ON FUNCTION sec.%s TO memfleet_owner', name);
         ELSE
             EXECUTE format('ALTER FUNCTION sec.%s OWNER TO memfleet_owner', name);
-            IF name !~ '^(forget|is_slice_due)' THEN
+            IF name !~ '^forget' THEN
                 EXECUTE format('GRANT EXECUTE ON FUNCTION sec.%s TO memfleet_due', name);
             END IF;
         END IF;
@@ -499,7 +516,7 @@ SELECT sec.grant_worker('w_retention_cleaner', '{
         "sec.due_tombstones(integer[], timestamptz, integer)", "sec.due_events(integer[], timestamptz, integer, public.retention_action)",
         "sec.inbox_names()",
         "sec.due_inbox(integer[], timestamptz, integer)", "sec.forget_events(integer)", "sec.forget_clocks(integer)",
-        "sec.retention_slice()", "sec.is_slice_due()", "public.memory_length(tsvector)", "sec.vector_tenants()", "sec.deployment_id()", "sec.has_due(text)"}');
+        "sec.retention_slice()", "sec.next_slice()", "public.memory_length(tsvector)", "sec.vector_tenants()", "sec.deployment_id()", "sec.has_due(text)"}');
 
 INSERT INTO sec.event_writers (role_name, event_type)
 SELECT 'w_retention_cleaner', label FROM unnest(ARRAY['policy.stored', 'policy.removed', 'policy.held', 'retention.swept']) AS label

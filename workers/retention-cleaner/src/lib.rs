@@ -212,9 +212,9 @@ async fn run(
         return Ok(unchanged("another run is under way"));
     };
     let users = store::progress::users(connection).await?;
-    if store::progress::has_moved_on(connection, progress, &users).await? {
+    let Some(progress) = store::progress::slice(connection, progress, &users).await? else {
         return Ok(unchanged("another run has moved on to other users"));
-    }
+    };
     points::forget(connection, &prepared.removed).await?;
     let at = Utc::now();
     let (archives, failure) = prepared.archives.usable(at);

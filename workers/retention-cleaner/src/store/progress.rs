@@ -16,6 +16,9 @@ pub(crate) struct Progress {
     /// Its last user; `None` behind the last user of all.
     #[diesel(sql_type = Nullable<Integer>)]
     last_user: Option<i32>,
+    /// Whether it is the first one of the next pass, or one behind it.
+    #[diesel(sql_type = Bool)]
+    is_next_pass: bool,
     /// How many users it has.
     #[diesel(sql_type = Integer)]
     slice_users: i32,
@@ -24,34 +27,55 @@ pub(crate) struct Progress {
     slice_runs: i32,
 }
 
+impl Progress {
+    /// Whether some of these users are of the slice. The platform is of none.
+    fn has_any(self, users: &[i32]) -> bool {
+        let Some(last_user) = self.last_user else { return false };
+        users.iter().any(|user| *user != 0 && self.after_user < *user && *user <= last_user)
+    }
+}
+
 /// Locks the progress until the transaction ends. `None`: another run holds it.
 pub(crate) async fn lock(connection: &mut Connection) -> Result<Option<Progress>, Fault> {
     const LOCK: &str = "
-        SELECT held.after_user, sec.retention_slice() AS last_user, held.slice_users, held.slice_runs
+        SELECT held.after_user, sec.retention_slice() AS last_user, false AS is_next_pass, held.slice_users, held.slice_runs
         FROM (SELECT after_user, slice_users, slice_runs FROM retention_state FOR UPDATE SKIP LOCKED) AS held";
     let rows: Vec<Progress> = ::store::prepared(diesel::sql_query(LOCK)).load(connection).await?;
     Ok(rows.into_iter().next())
 }
 
-/// Whether the tick has grants of an earlier slice, which another run has left since they were minted: a run with these would leave
-/// this slice without having seen its rows.
-pub(crate) async fn has_moved_on(
+/// The slice that the tick has grants of: the one that the sweep is at, or the next one with due rows. `None`: another run has moved on
+/// since they were minted, and this one would leave rows unseen.
+pub(crate) async fn slice(
     connection: &mut Connection,
     progress: Progress,
     users: &[i32],
-) -> Result<bool, Fault> {
+) -> Result<Option<Progress>, Fault> {
     #[derive(QueryableByName)]
-    struct Due {
+    struct Slice {
+        #[diesel(sql_type = Integer)]
+        after_user: i32,
+        #[diesel(sql_type = Nullable<Integer>)]
+        last_user: Option<i32>,
         #[diesel(sql_type = Bool)]
-        is_due: bool,
+        is_next_pass: bool,
+        #[diesel(sql_type = Array<Integer>)]
+        due: Vec<i32>,
     }
-    const IS_DUE: &str = "SELECT sec.is_slice_due() AS is_due";
-    let Some(last_user) = progress.last_user else { return Ok(false) };
-    if users.iter().any(|user| *user != 0 && (progress.after_user < *user && *user <= last_user)) {
-        return Ok(false);
+    const NEXT: &str = "SELECT after_user, last_user, is_next_pass, due FROM sec.next_slice()";
+    if progress.has_any(users) {
+        return Ok(Some(progress));
     }
-    let rows: Vec<Due> = ::store::prepared(diesel::sql_query(IS_DUE)).load(connection).await?;
-    Ok(rows.into_iter().any(|row| row.is_due))
+    let rows: Vec<Slice> = ::store::prepared(diesel::sql_query(NEXT)).load(connection).await?;
+    let Some(next) = rows.into_iter().next() else { return Ok(None) };
+    if !next.due.is_empty() && !next.due.iter().any(|user| users.contains(user)) {
+        return Ok(None);
+    }
+    let is_same = next.after_user == progress.after_user && !next.is_next_pass;
+    let (slice_users, slice_runs) =
+        if is_same { (progress.slice_users, progress.slice_runs) } else { (MANY, 0) };
+    let Slice { after_user, last_user, is_next_pass, .. } = next;
+    Ok(Some(Progress { after_user, last_user, is_next_pass, slice_users, slice_runs }))
 }
 
 /// Waits for a run that is under way, and keeps others from beginning until the transaction ends. Of what this transaction has written, the
@@ -94,6 +118,8 @@ impl Next {
     fn after(progress: Progress, has_more: bool, has_changed: bool) -> Self {
         let again = has_changed && progress.slice_runs < RUNS;
         match (has_more, progress.slice_users, again) {
+            // Where a run could not begin, slices grow slowly again.
+            (false, users, _) if users < FEW => Self { stays: false, users: FEW.min(4 * users), runs: 0 },
             (false, ..) => Self { stays: false, users: if has_changed { FEW } else { MANY }, runs: 0 },
             (true, 1, false) => Self { stays: false, users: FEW, runs: 0 },
             (true, users, true) => Self { stays: true, users: users.min(FEW), runs: progress.slice_runs + 1 },
@@ -109,16 +135,18 @@ pub(crate) async fn advance(
     swept: &Swept,
 ) -> Result<(), Fault> {
     const ADVANCE: &str = "
-        UPDATE retention_state SET slice_users = $2, after_user = CASE WHEN $3 THEN after_user ELSE coalesce($1, -1) END,
-            pass_completed_at = CASE WHEN $1 IS NULL AND NOT $3 THEN now() ELSE pass_completed_at END,
-            pass_started_at = CASE WHEN after_user = -1 AND pass_started_at IS NULL OR $1 IS NULL THEN now() ELSE pass_started_at END,
+        UPDATE retention_state SET slice_users = $2, after_user = CASE WHEN $3 THEN $5 ELSE coalesce($1, -1) END,
+            pass_completed_at = CASE WHEN $1 IS NULL AND NOT $3 OR $6 THEN now() ELSE pass_completed_at END,
+            pass_started_at = CASE WHEN after_user = -1 AND pass_started_at IS NULL OR $1 IS NULL OR $6 THEN now() ELSE pass_started_at END,
             slice_runs = $4";
     let next = Next::after(progress, swept.has_more, swept.changed() > 0);
     let query = diesel::sql_query(ADVANCE)
         .bind::<Nullable<Integer>, _>(progress.last_user)
         .bind::<Integer, _>(next.users)
         .bind::<Bool, _>(next.stays)
-        .bind::<Integer, _>(next.runs);
+        .bind::<Integer, _>(next.runs)
+        .bind::<Integer, _>(progress.after_user)
+        .bind::<Bool, _>(progress.is_next_pass);
     ::store::prepared(query).execute(connection).await?;
     Ok(())
 }
@@ -129,8 +157,13 @@ mod tests {
 
     /// How many runs there are until the first user is passed, and how many users the next slice has then.
     fn runs(has_more: impl Fn(i32) -> bool, has_changed: bool) -> (i32, i32) {
-        let mut progress =
-            Progress { after_user: -1, last_user: Some(200), slice_users: MANY, slice_runs: 0 };
+        let mut progress = Progress {
+            after_user: -1,
+            last_user: Some(200),
+            is_next_pass: false,
+            slice_users: MANY,
+            slice_runs: 0,
+        };
         for run in 1..1_000 {
             let next = Next::after(progress, has_more(run), has_changed);
             if !next.stays {
