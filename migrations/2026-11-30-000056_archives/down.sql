@@ -1,9 +1,10 @@
 -- The files of archives stay where they are, and nothing names them any more.
 SET LOCAL lock_timeout = '100ms';
 
-SELECT sec.revoke_worker('w_retention_cleaner', '{"archives": ["INSERT"], "chat_session_summary": ["UPDATE"]}',
-    '{"sec.has_archive_policies()", "sec.forget_archived_events(uuid[])"}');
-DROP FUNCTION sec.is_erased, sec.forget_archived_events, sec.has_archive_policies;
+SELECT sec.revoke_worker('w_retention_cleaner', '{"chat_session_summary": ["UPDATE"]}',
+    '{"sec.has_archive_policies()", "sec.forget_archived_events(uuid[])",
+        "sec.record_archive(uuid, text, text, bytea, uuid[], uuid, integer, bigint, timestamptz, timestamptz, integer[], uuid[])"}');
+DROP FUNCTION sec.is_erased, sec.record_archive, sec.forget_archived_events, sec.has_archive_policies;
 
 DROP TABLE archive_restores, archives;
 DROP FUNCTION audit.note_updates_of_archive_restores;

@@ -77,6 +77,31 @@ END $$;
 ALTER FUNCTION sec.forget_archived_events OWNER TO memfleet_owner;
 REVOKE EXECUTE ON FUNCTION sec.forget_archived_events FROM PUBLIC;
 
+-- Names an archive. The worker's role may not write the names itself: one that it forges could only be of the users of its context, and in
+-- the place and at the time of a genuine one.
+CREATE FUNCTION sec.record_archive(archive_id uuid, of_table text, at_location text, hash bytea, of_policies uuid[], of_run uuid,
+    removed integer, bytes bigint, first_row timestamptz, last_row timestamptz, users integer[], kept uuid[]) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    of_month CONSTANT text := split_part(at_location, '/', 2);
+BEGIN
+    IF (cardinality(users) > 0 AND users <@ sec.current_user_ids()) IS NOT TRUE THEN
+        RAISE insufficient_privilege USING MESSAGE = 'archives are named of the users of the security context only';
+    END IF;
+    IF (of_table IN ('simple_chat_context', 'agent_context_states', 'chat_mode_sessions', 'router_decision_log', 'blackboard_events'))
+        IS NOT TRUE THEN
+        RAISE invalid_parameter_value USING MESSAGE = 'rows of this table are not archived';
+    END IF;
+    IF (of_month ~ '^[0-9]{4}-(0[1-9]|1[0-2])$' AND at_location = concat_ws('/', of_table, of_month, archive_id)) IS NOT TRUE THEN
+        RAISE invalid_parameter_value USING MESSAGE = 'the location of an archive is its table, its month and its id';
+    END IF;
+    INSERT INTO public.archives (id, table_name, location, manifest_hash, policies, run_id, row_count, byte_count, first_at, last_at, user_ids,
+        not_removed, created_at)
+    VALUES (archive_id, of_table, at_location, hash, of_policies, of_run, removed, bytes, first_row, last_row, users, kept, now());
+END $$;
+ALTER FUNCTION sec.record_archive OWNER TO memfleet_owner;
+REVOKE EXECUTE ON FUNCTION sec.record_archive FROM PUBLIC;
+
 -- Whether a user was erased: nothing of the user is restored then. An erasure destroys the user's subject with its key.
 CREATE FUNCTION sec.is_erased(of_user integer) RETURNS boolean LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT NOT EXISTS (SELECT FROM public.users u WHERE u.id = of_user)
@@ -86,8 +111,10 @@ ALTER FUNCTION sec.is_erased OWNER TO memfleet_owner;
 REVOKE EXECUTE ON FUNCTION sec.is_erased FROM PUBLIC;
 
 -- Summaries are not changed, but locked while their archive is compared with them.
-SELECT sec.grant_worker('w_retention_cleaner', '{"archives": ["INSERT"], "chat_session_summary": ["UPDATE"]}',
-    functions => '{"sec.has_archive_policies()", "sec.forget_archived_events(uuid[])"}', takes_messages => false);
+SELECT sec.grant_worker('w_retention_cleaner', '{"chat_session_summary": ["UPDATE"]}',
+    functions => '{"sec.has_archive_policies()", "sec.forget_archived_events(uuid[])",
+        "sec.record_archive(uuid, text, text, bytea, uuid[], uuid, integer, bigint, timestamptz, timestamptz, integer[], uuid[])"}',
+    takes_messages => false);
 
 -- The times that the worker may write are bounded as those of other workers are.
 DO $$

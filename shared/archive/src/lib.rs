@@ -11,6 +11,7 @@
 mod column;
 mod error;
 mod file;
+mod folder;
 mod manifest;
 mod rows;
 mod table;
@@ -23,6 +24,6 @@ pub use error::ArchiveError;
 pub use manifest::{File, Manifest, Policy, Signed};
 pub use rows::{MAX_ROWS, Rows};
 pub use table::{ENCRYPTED_FIELDS, TABLES, Table, table};
-pub use target::{Found, Keys, Target};
+pub use target::{Found, Keys, Listing, Target};
 pub use transfer::{Contents, Draft, MAX_FILE_BYTES, Written, discard, read, write};
 pub use value::Value;

@@ -1,6 +1,7 @@
 //! Where archives are: a folder, or an S3-compatible store.
 
 use std::future::Future;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,12 +12,14 @@ use config::ArchiveSettings;
 use futures::StreamExt;
 use object_store::local::LocalFileSystem;
 use object_store::{Error, ObjectStore, ObjectStoreExt, path};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use trust::{PrivateKey, PublicKey};
 
 use crate::error::ArchiveError;
+use crate::folder::{Folder, is_of_archive};
 
-/// The most files that are listed.
+/// The most files and folders that are listed.
 const MAX_LISTED: usize = 1_000_000;
 
 /// The place of all archives.
@@ -25,7 +28,18 @@ pub struct Target {
     store: Arc<dyn ObjectStore>,
     /// The folder in a bucket; empty if there is none.
     prefix: String,
+    /// The folder, if the target is one. It is written to by the store.
+    folder: Option<Folder>,
     timeout: Duration,
+}
+
+/// What a target has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// The files of archives, in the order of their paths.
+    pub files: Vec<Found>,
+    /// Links in a folder, in the order of their paths. No archive has any, and they are not followed.
+    pub links: Vec<String>,
 }
 
 /// A file at the target.
@@ -92,11 +106,19 @@ impl Target {
         };
         if let Some(folder) = url.strip_prefix("file://") {
             let folder = percent_encoding::percent_decode_str(folder).decode_utf8_lossy().into_owned();
-            return match LocalFileSystem::new_with_prefix(&folder) {
+            let opened = LocalFileSystem::new_with_prefix(&folder)
+                .map_err(|error| error.to_string())
+                .and_then(|store| {
+                    let opened = Folder::open(&folder).map_err(|error| error.to_string())?;
+                    Ok((store.with_fsync(true), opened))
+                });
+            return match opened {
                 Ok(_) if !Path::new(&folder).is_dir() => {
                     failed(format!("archive.url names the folder {folder}, which is no folder"))
                 }
-                Ok(store) => Ok(Self::with_store(Arc::new(store.with_fsync(true)), timeout)),
+                Ok((store, opened)) => {
+                    Ok(Self { folder: Some(opened), ..Self::with_store(Arc::new(store), timeout) })
+                }
                 Err(error) => {
                     failed(format!("archive.url names the folder {folder}, which cannot be used: {error}"))
                 }
@@ -106,7 +128,7 @@ impl Target {
             Some(rest) => {
                 let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
                 let store = s3(settings, bucket, timeout)?;
-                Ok(Self { store, prefix: prefix.trim_matches('/').to_owned(), timeout })
+                Ok(Self { store, prefix: prefix.trim_matches('/').to_owned(), folder: None, timeout })
             }
             None => failed("archive.url must begin with file:/// or s3://".to_owned()),
         }
@@ -114,7 +136,7 @@ impl Target {
 
     /// Archives in this store.
     pub fn with_store(store: Arc<dyn ObjectStore>, timeout: Duration) -> Self {
-        Self { store, prefix: String::new(), timeout }
+        Self { store, prefix: String::new(), folder: None, timeout }
     }
 
     fn place(&self, file: &str) -> Result<path::Path, ArchiveError> {
@@ -136,58 +158,117 @@ impl Target {
         }
     }
 
+    /// As [`within`](Self::within), for work on a folder.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        action: &'static str,
+        file: &str,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> Result<T, ArchiveError> {
+        match timeout(self.timeout, spawn_blocking(work)).await {
+            Ok(Ok(Ok(done))) => Ok(done),
+            Ok(Ok(Err(error))) if error.kind() == io::ErrorKind::NotFound => {
+                Err(ArchiveError::Missing(file.to_owned()))
+            }
+            Ok(Ok(Err(error))) => Err(failure(action, file, &error.to_string())),
+            Ok(Err(error)) => Err(failure(action, file, &error.to_string())),
+            Err(_) => Err(failure(action, file, "no answer in time (archive.timeout_ms)")),
+        }
+    }
+
     pub(crate) async fn put(&self, file: &str, content: Vec<u8>) -> Result<(), ArchiveError> {
         let place = self.place(file)?;
+        if let Some(folder) = self.folder.clone() {
+            let path = file.to_owned();
+            self.on_disk("write", file, move || folder.place(&path)).await?;
+        }
         self.within("write", file, self.store.put(&place, content.into())).await.map(|_| ())
     }
 
     /// The content of a file that has at most so many bytes.
     pub(crate) async fn get(&self, file: &str, most: u64) -> Result<Bytes, ArchiveError> {
         let place = self.place(file)?;
-        let read = async {
-            let found = self.store.get(&place).await?;
-            let bytes = found.meta.size;
-            if bytes > most { Ok(Err(bytes)) } else { found.bytes().await.map(Ok) }
+        let read = if let Some(folder) = self.folder.clone() {
+            let path = file.to_owned();
+            let read = self.on_disk("read", file, move || folder.read(&path, most)).await?;
+            read.map(Bytes::from)
+        } else {
+            let read = async {
+                let found = self.store.get(&place).await?;
+                let bytes = found.meta.size;
+                if bytes > most { Ok(Err(bytes)) } else { found.bytes().await.map(Ok) }
+            };
+            self.within("read", file, read).await?
         };
-        self.within("read", file, read).await?.map_err(|bytes| {
+        read.map_err(|bytes| {
             ArchiveError::changed(file, format!("it has {bytes} bytes, more than any archive ({most})"))
         })
     }
 
-    /// All files, in the order of their paths.
+    /// All files that are named as those of archives are. Other files, and what links name, are not of archives.
     ///
     /// # Errors
-    /// [`ArchiveError::Target`] if the target cannot be listed, or has more than a million of them.
-    pub async fn list(&self) -> Result<Vec<Found>, ArchiveError> {
+    /// [`ArchiveError::Target`] if the target cannot be listed, or has more than a million files.
+    pub async fn list(&self) -> Result<Listing, ArchiveError> {
+        let mut listing = match &self.folder {
+            Some(folder) => self.list_folder(folder).await?,
+            None => self.list_store().await?,
+        };
+        listing.files.sort_by(|one, two| one.path.cmp(&two.path));
+        listing.links.sort_unstable();
+        Ok(listing)
+    }
+
+    async fn list_folder(&self, folder: &Folder) -> Result<Listing, ArchiveError> {
+        let mut listing = Listing::default();
+        let mut pending = vec![String::new()];
+        let mut left = MAX_LISTED;
+        while let Some(path) = pending.pop() {
+            let folder = folder.clone();
+            let level = self.on_disk("list", "files", move || folder.level(&path, left)).await?;
+            left = left.saturating_sub(level.seen);
+            pending.extend(level.folders);
+            listing.files.extend(level.files);
+            listing.links.extend(level.links);
+        }
+        Ok(listing)
+    }
+
+    async fn list_store(&self) -> Result<Listing, ArchiveError> {
         let prefix = if self.prefix.is_empty() { None } else { Some(self.place("")?) };
         let skip = if self.prefix.is_empty() { 0 } else { self.prefix.len() + 1 };
         let mut listed = self.store.list(prefix.as_ref());
-        let mut found = Vec::new();
-        loop {
+        let mut listing = Listing::default();
+        for _ in 0..=MAX_LISTED {
             let next = async { Ok(listed.next().await) };
             match self.within("list", "files", next).await? {
-                None => break,
-                Some(Ok(meta)) => found.push(Found {
-                    path: meta.location.as_ref().get(skip..).unwrap_or_default().to_owned(),
-                    bytes: meta.size,
-                    modified: meta.last_modified,
-                }),
+                None => return Ok(listing),
+                Some(Ok(meta)) => {
+                    let path = meta.location.as_ref().get(skip..).unwrap_or_default();
+                    if is_of_archive(path) {
+                        let (bytes, modified) = (meta.size, meta.last_modified);
+                        listing.files.push(Found { path: path.to_owned(), bytes, modified });
+                    }
+                }
                 Some(Err(error)) => return Err(failure("list", "files", &error.to_string())),
             }
-            if found.len() > MAX_LISTED {
-                return Err(failure("list", "files", "it has more than a million of them"));
-            }
         }
-        found.sort_by(|one, two| one.path.cmp(&two.path));
-        Ok(found)
+        Err(failure("list", "files", "it has more than a million of them"))
     }
 
-    /// Deletes a file that no archive has.
+    /// Deletes a file of an archive that nothing names. In a folder, a link is not deleted, nor what it names.
     ///
     /// # Errors
-    /// [`ArchiveError`] if it is not there or cannot be deleted.
+    /// [`ArchiveError`] if it is not there, cannot be deleted, or is no file of an archive.
     pub async fn delete(&self, file: &str) -> Result<(), ArchiveError> {
+        if !is_of_archive(file) {
+            return Err(failure("delete", file, "it is not named as files of archives are"));
+        }
         let place = self.place(file)?;
+        if let Some(folder) = self.folder.clone() {
+            let path = file.to_owned();
+            return self.on_disk("delete", file, move || folder.delete(&path)).await;
+        }
         self.within("delete", file, self.store.delete(&place)).await
     }
 }

@@ -12,6 +12,7 @@ use crate::error::ArchiveError;
 use crate::file::{decode, encode};
 use crate::manifest::{File, Manifest, Policy, Signed, VERSION};
 use crate::rows::Rows;
+use crate::table::table;
 use crate::target::Target;
 use crate::value::Value;
 
@@ -19,7 +20,8 @@ use crate::value::Value;
 pub const MAX_FILE_BYTES: usize = 256 * 1024 * 1024;
 /// The most bytes of a manifest.
 const MAX_MANIFEST_BYTES: u64 = 4 * 1024 * 1024;
-const MANIFEST: &str = "manifest.json";
+/// The name of a manifest in the folder of its archive.
+pub(crate) const MANIFEST: &str = "manifest.json";
 
 /// An archive to write.
 #[derive(Debug)]
@@ -198,6 +200,7 @@ pub async fn read(
     if !location.ends_with(&manifest.id.to_string()) {
         return Err(ArchiveError::changed(&path, format!("its manifest is of the archive {}", manifest.id)));
     }
+    check_tables(&manifest).map_err(|problem| ArchiveError::changed(&path, problem))?;
     let mut tables = Vec::with_capacity(manifest.files.len());
     for file in &manifest.files {
         let path = format!("{location}/{}", file.name);
@@ -209,7 +212,28 @@ pub async fn read(
     if counted != manifest.rows || tables.first().is_none_or(|rows| rows.table != manifest.table) {
         return Err(ArchiveError::changed(&path, "its first file is not of its table"));
     }
+    if tables.iter().flat_map(users).any(|user| !manifest.users.contains(&user)) {
+        return Err(ArchiveError::changed(&path, "its files have rows of users whom it does not name"));
+    }
     Ok(Contents { manifest, hash, tables })
+}
+
+/// Checks that rows of a manifest's table can be archived, and that its files are of this table first, and then of what belongs to its rows.
+fn check_tables(manifest: &Manifest) -> Result<(), String> {
+    let known = table(&manifest.table)
+        .ok_or_else(|| format!("rows of the table {:?} are not archived", manifest.table))?;
+    for (place, file) in manifest.files.iter().enumerate() {
+        let belongs =
+            if place == 0 { file.table == known.name } else { known.parts.contains(&file.table.as_str()) };
+        let is_second = manifest.files.iter().take(place).any(|other| other.table == file.table);
+        if !belongs || is_second || file.name != format!("{}.parquet", file.table) {
+            return Err(format!(
+                "its file {:?} of the table {:?} does not belong to {}",
+                file.name, file.table, known.name
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The rows of a file. Nothing of it is decoded before its hash is that of the manifest.

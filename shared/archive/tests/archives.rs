@@ -143,7 +143,7 @@ async fn every_value_comes_back_as_it_was() {
     assert_eq!(json["ciphertext"], "00ff");
     // The folder of an archive is named by its table, month and id.
     assert!(written.location.starts_with(&format!("simple_chat_context/{}/", Utc::now().format("%Y-%m"))));
-    assert_eq!(place.target.list().await.unwrap().len(), 2);
+    assert_eq!(place.target.list().await.unwrap().files.len(), 2);
 }
 
 #[tokio::test]
@@ -352,12 +352,12 @@ async fn an_archive_that_is_not_safely_there_is_an_error() {
 async fn files_are_listed_and_deleted() {
     let target = Target::with_store(Arc::new(InMemory::new()), WAIT);
     let written = write(&target, &PrivateKey::generate("main").unwrap(), draft(rows())).await.unwrap();
-    let listed = target.list().await.unwrap();
+    let listed = target.list().await.unwrap().files;
     let paths: Vec<&str> = listed.iter().map(|found| found.path.as_str()).collect();
     let path = |file: &str| format!("{}/{file}", written.location);
     assert_eq!(paths, [path("manifest.json"), path("simple_chat_context.parquet")]);
     target.delete(&path("manifest.json")).await.unwrap();
-    assert_eq!(target.list().await.unwrap().len(), 1);
+    assert_eq!(target.list().await.unwrap().files.len(), 1);
 }
 
 #[test]

@@ -61,14 +61,14 @@ async fn archives_come_back_from_an_s3_server() {
     let written = write(&target, &key, draft).await.unwrap();
     let contents = read(&target, &[key.public()], &written.location, Some(&written.hash)).await.unwrap();
     assert_eq!(contents.tables, [rows()]);
-    let listed = target.list().await.unwrap();
+    let listed = target.list().await.unwrap().files;
     let paths: Vec<&str> = listed.iter().map(|found| found.path.as_str()).collect();
     let path = |file: &str| format!("{}/{file}", written.location);
     assert_eq!(paths, [path("blackboard_events.parquet"), path("manifest.json")]);
     for path in &paths {
         target.delete(path).await.unwrap();
     }
-    assert_eq!(target.list().await.unwrap(), []);
+    assert_eq!(target.list().await.unwrap().files, []);
     let missing = read(&target, &[key.public()], &written.location, None).await.unwrap_err().to_string();
     assert!(missing.ends_with("is missing at the archive target"), "{missing}");
     // A bucket that is not there.

@@ -8,7 +8,7 @@ use config::ArchiveSettings;
 use diesel_async::AsyncConnection;
 use uuid::Uuid;
 
-use crate::store::archive::{self, Archived, Due};
+use crate::store::archive::{self, Archived, Due, Found};
 use crate::store::{progress, sweep::ROWS};
 
 /// How old an archive may be when its rows are removed. Files that nothing names are deleted after a day
@@ -23,6 +23,17 @@ pub struct Archives {
 }
 
 impl Archives {
+    /// Adds why rows stay.
+    fn fail(&mut self, reason: String) {
+        match &mut self.failure {
+            Some(failure) => {
+                failure.push_str("; ");
+                failure.push_str(&reason);
+            }
+            None => self.failure = Some(reason),
+        }
+    }
+
     pub(crate) fn with(mut self, other: Self) -> Self {
         self.written.extend(other.written);
         self.failure = self.failure.or(other.failure);
@@ -57,7 +68,16 @@ pub(crate) async fn prepare(
         if most <= 0 {
             break;
         }
-        let Some(due) = read(pool, table, most, grants).await? else { continue };
+        let Found { due, too_large } = read(pool, table, most, grants).await?;
+        if too_large > 0 {
+            tracing::error!(
+                too_large,
+                table = table.name,
+                "rows whose retention is over are too large to archive and stay"
+            );
+            archives.fail(format!("{too_large} rows of {} are too large to archive and stay", table.name));
+        }
+        let Some(due) = due else { continue };
         let taken = i32::try_from(due.rows.len()).unwrap_or(i32::MAX);
         match write(settings, table, run, due).await {
             Ok(written) => {
@@ -66,7 +86,7 @@ pub(crate) async fn prepare(
             }
             Err(error) => {
                 tracing::error!(%error, table = table.name, "rows whose retention is over cannot be archived and stay");
-                archives.failure.get_or_insert_with(|| format!("rows of {} stay: {error}", table.name));
+                archives.fail(format!("rows of {} stay: {error}", table.name));
             }
         }
     }
@@ -88,22 +108,17 @@ pub(crate) async fn discard(settings: &ArchiveSettings, archives: &Archives, nam
     }
 }
 
-async fn read(pool: &Pool, table: &Table, most: i32, grants: &[&str]) -> Result<Option<Due>, Fault> {
+async fn read(pool: &Pool, table: &Table, most: i32, grants: &[&str]) -> Result<Found, Fault> {
     let mut connection = ::store::acquire(pool).await?;
     let due = connection.transaction(async |connection| due(connection, table, most, grants).await).await;
     ::store::discard_if_unusable(connection, &due);
     due
 }
 
-async fn due(
-    connection: &mut Connection,
-    table: &Table,
-    most: i32,
-    grants: &[&str],
-) -> Result<Option<Due>, Fault> {
+async fn due(connection: &mut Connection, table: &Table, most: i32, grants: &[&str]) -> Result<Found, Fault> {
     security::open_context(connection, grants).await?;
     if !archive::has_policies(connection).await? {
-        return Ok(None);
+        return Ok(Found::default());
     }
     let users = progress::users(connection).await?;
     archive::read(connection, table, Utc::now(), &users, most).await

@@ -4,13 +4,13 @@ use ::archive::{Column, ENCRYPTED_FIELDS, Kind, Policy, Rows, Table, Written};
 use ::store::{Connection, Fault, FaultKind};
 use chrono::{DateTime, Utc};
 use diesel::QueryableByName;
-use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use uuid::Uuid;
 
 use super::removal;
 
-/// The most bytes of an archive's values.
+/// The most bytes of an archive's values, and of a row with what belongs to it: a larger one stays. No request stores as large a row.
 const BYTES: i64 = 32 * 1024 * 1024;
 
 /// A row in an archive, as it was when it was read.
@@ -21,6 +21,15 @@ pub(crate) struct ArchivedRow {
     /// The transaction that wrote it (`xmin`): another one if it changes.
     pub(crate) row_version: String,
     pub(crate) policy_id: Uuid,
+}
+
+/// What was found of a table.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// What can be archived.
+    pub(crate) due: Option<Due>,
+    /// How many of the rows that were measured are too large.
+    pub(crate) too_large: usize,
 }
 
 /// What was read of a table.
@@ -58,6 +67,9 @@ struct Read {
     policy_id: Uuid,
     #[diesel(sql_type = Array<Nullable<Text>>)]
     cells: Vec<Option<String>>,
+    /// Whether it is too large to be archived. Then there are no cells.
+    #[diesel(sql_type = Bool)]
+    is_too_large: bool,
     /// How many rows were due, some of which may not fit.
     #[diesel(sql_type = BigInt)]
     found: i64,
@@ -67,7 +79,7 @@ struct Read {
 pub(crate) async fn has_policies(connection: &mut Connection) -> Result<bool, Fault> {
     #[derive(QueryableByName)]
     struct Has {
-        #[diesel(sql_type = diesel::sql_types::Bool)]
+        #[diesel(sql_type = Bool)]
         has: bool,
     }
     let query = diesel::sql_query("SELECT sec.has_archive_policies() AS has");
@@ -122,6 +134,9 @@ fn cells(columns: &[TableColumn]) -> String {
 }
 
 /// Takes the users ($1), the time ($2), the most rows ($3) and the most bytes ($4). The text is the same as long as the table is.
+///
+/// Rows are measured one after the other, in the order of their users and ids, until they are as many bytes: what is stored of a value may be a
+/// small part of its text. One that is too large counts for nothing, and those after it are read.
 fn read_statement(name: &str, columns: &[TableColumn]) -> String {
     let due = match name {
         "simple_chat_context" => "due_contexts",
@@ -148,29 +163,35 @@ fn read_statement(name: &str, columns: &[TableColumn]) -> String {
         _ => "",
     };
     format!(
-        "WITH due AS MATERIALIZED (SELECT d.user_id, d.id, d.policy_id FROM sec.{due}($1, $2, $3, 'archive') AS d),
-        found AS MATERIALIZED (
-            SELECT t.user_id, t.id, t.xmin::text AS row_version, d.policy_id, {cells} AS cells, {parts} AS part_bytes
+        "WITH RECURSIVE due AS MATERIALIZED (SELECT d.user_id, d.id, d.policy_id FROM sec.{due}($1, $2, $3, 'archive') AS d),
+        listed AS MATERIALIZED (
+            SELECT array_agg(t.user_id ORDER BY t.user_id, t.id) AS users, array_agg(t.id ORDER BY t.user_id, t.id) AS ids
             FROM {name} t JOIN due d ON d.user_id = t.user_id AND d.id = t.id{unexpired}
         ), sized AS (
-            SELECT f.*, pg_column_size(f.cells) + f.part_bytes AS bytes,
-                sum(pg_column_size(f.cells) + f.part_bytes) OVER (ORDER BY f.user_id, f.id) AS total
-            FROM found f
+            SELECT 0 AS place, NULL::integer AS user_id, NULL::uuid AS id, false AS is_too_large, 0::bigint AS total
+            UNION ALL
+            SELECT s.place + 1, m.user_id, m.id, m.bytes > $4, s.total + CASE WHEN m.bytes > $4 THEN 0 ELSE m.bytes END
+            FROM sized s CROSS JOIN listed l CROSS JOIN LATERAL (
+                SELECT t.user_id, t.id, (pg_column_size({cells}) + {parts})::bigint AS bytes FROM {name} t
+                WHERE t.user_id = l.users[s.place + 1] AND t.id = l.ids[s.place + 1] OFFSET 0
+            ) AS m WHERE s.total < $4
         )
-        SELECT s.user_id, s.id, s.row_version, s.policy_id, s.cells, (SELECT count(*) FROM due) AS found
-        FROM sized s WHERE s.total - s.bytes < $4 ORDER BY s.user_id, s.id",
+        SELECT t.user_id, t.id, t.xmin::text AS row_version, d.policy_id,
+            CASE WHEN s.is_too_large THEN ARRAY[]::text[] ELSE {cells} END AS cells, s.is_too_large, (SELECT count(*) FROM due) AS found
+        FROM sized s JOIN due d ON d.user_id = s.user_id AND d.id = s.id JOIN {name} t ON t.user_id = s.user_id AND t.id = s.id
+        ORDER BY t.user_id, t.id",
         cells = cells(columns)
     )
 }
 
-/// Reads what is due to be archived of a table, at most so many rows, with what belongs to them. One row may be larger than the limit.
+/// Reads what is due to be archived of a table, at most so many rows, with what belongs to them.
 pub(crate) async fn read(
     connection: &mut Connection,
     table: &Table,
     at: DateTime<Utc>,
     users: &[i32],
     most: i32,
-) -> Result<Option<Due>, Fault> {
+) -> Result<Found, Fault> {
     let described = columns(connection, table.name).await?;
     let query = diesel::sql_query(read_statement(table.name, &described))
         .bind::<Array<Integer>, _>(users)
@@ -178,8 +199,13 @@ pub(crate) async fn read(
         .bind::<Integer, _>(most)
         .bind::<BigInt, _>(BYTES);
     let read: Vec<Read> = ::store::prepared(query).load(connection).await?;
-    let Some(found) = read.as_slice().first().map(|row| row.found) else { return Ok(None) };
+    let Some(found) = read.as_slice().first().map(|row| row.found) else { return Ok(Found::default()) };
     let has_more = found >= i64::from(most) || i64::try_from(read.len()).is_ok_and(|fit| fit < found);
+    let (large, read): (Vec<Read>, Vec<Read>) = read.into_iter().partition(|row| row.is_too_large);
+    let too_large = large.len();
+    if read.is_empty() {
+        return Ok(Found { due: None, too_large });
+    }
     let (rows, main) = collect(table.name, described, read)?;
     let mut tables = vec![main];
     let mut parts: Vec<ArchivedRow> = Vec::new();
@@ -195,7 +221,7 @@ pub(crate) async fn read(
         }
     }
     let policies = policies(connection, &rows).await?;
-    Ok(Some(Due { rows, parts, tables, policies, has_more }))
+    Ok(Found { due: Some(Due { rows, parts, tables, policies, has_more }), too_large })
 }
 
 fn collect(
@@ -229,7 +255,7 @@ async fn read_part(
         }
     };
     let sql = format!(
-        "SELECT t.user_id, t.id, t.xmin::text AS row_version, t.id AS policy_id, {} AS cells, 0::bigint AS found
+        "SELECT t.user_id, t.id, t.xmin::text AS row_version, t.id AS policy_id, {} AS cells, false AS is_too_large, 0::bigint AS found
         FROM unnest($1::integer[], $2::uuid[]) AS i (user_id, id) {joined} ORDER BY t.user_id, t.id",
         cells(described)
     );
@@ -278,10 +304,7 @@ pub(crate) async fn remove(
     archived: &Archived,
     run: Uuid,
 ) -> Result<Vec<removal::Gone>, Fault> {
-    const NAME: &str = "
-        INSERT INTO archives (id, table_name, location, manifest_hash, policies, run_id, row_count, byte_count, first_at, last_at, user_ids,
-            not_removed)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
+    const NAME: &str = "SELECT sec.record_archive($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
     let gone = removal::remove(connection, archived).await?;
     if gone.is_empty() {
         return Ok(gone);

@@ -3,12 +3,12 @@
 use std::collections::HashSet;
 
 use anyhow::Context;
-use archive::{Found, Target};
+use archive::{Found, Listing, Target};
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use clap::Args;
-use cli::outln;
 use cli::output::{out_json, printable};
 use cli::table::{Align, Table, grouped};
+use cli::{errln, outln};
 use config::Settings;
 use contract::UserId;
 use diesel::QueryableByName;
@@ -26,7 +26,7 @@ pub(super) struct ListArgs {
     /// Only archives with rows of this user.
     #[arg(long, value_name = "ID")]
     user: Option<UserId>,
-    /// Files at the target that no archive has, instead.
+    /// Files at the target that are named as those of archives and that no archive has, instead.
     #[arg(long, conflicts_with_all = ["table", "user"])]
     orphans: bool,
     /// Maximum number of archives or files, 1 to 10000.
@@ -108,14 +108,22 @@ fn time(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
-/// The files at the target that no archive has. The archives are read last: one that is written meanwhile is not among them.
+/// The files at the target that no archive has, with a warning if it has links. The archives are read last: one that is written meanwhile is
+/// not among them.
 async fn orphans(connection: &mut Connection, target: &Target) -> anyhow::Result<Vec<Found>> {
     #[derive(QueryableByName)]
     struct Location {
         #[diesel(sql_type = Text)]
         location: String,
     }
-    let mut files = target.list().await?;
+    let Listing { mut files, links } = target.list().await?;
+    if let Some(first) = links.first() {
+        errln!(
+            "warning: {} links at the archive target are ignored, such as {}; archives have no links",
+            links.len(),
+            printable(first)
+        );
+    }
     let query = diesel::sql_query("SELECT location FROM archives");
     let known: Vec<Location> = query.load(connection).await.context("cannot read the archives")?;
     let known: HashSet<String> = known.into_iter().map(|row| row.location).collect();

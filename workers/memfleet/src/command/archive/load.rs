@@ -112,14 +112,38 @@ impl Source {
         Ok(Self { target: Target::open(&settings.archive)?, keys: Keys::public(&settings.archive)? })
     }
 
-    /// Reads and checks an archive.
+    /// Reads and checks an archive: also that its manifest is of the table, the rows and the users that the database says.
     pub(super) async fn read(&self, archive: &Archive) -> Result<Contents, ArchiveError> {
-        archive::read(&self.target, &self.keys, &archive.location, Some(&archive.manifest_hash)).await
+        let read = archive::read(&self.target, &self.keys, &archive.location, Some(&archive.manifest_hash));
+        let contents = read.await?;
+        match difference(archive, &contents) {
+            Some(problem) => Err(ArchiveError::Changed { path: archive.location.clone(), problem }),
+            None => Ok(contents),
+        }
     }
 
     /// The rows of its table that it removed from the database.
     pub(super) async fn removed(&self, archive: &Archive) -> Result<Rows, ArchiveError> {
         Ok(removed(archive, &mut self.read(archive).await?))
+    }
+}
+
+/// What the database says otherwise than the manifest.
+fn difference(archive: &Archive, contents: &Contents) -> Option<String> {
+    let manifest = &contents.manifest;
+    let rows = u64::try_from(archive.not_removed.len()).unwrap_or(u64::MAX)
+        + u64::from(archive.row_count.unsigned_abs());
+    if manifest.id != archive.id || manifest.table != archive.table_name {
+        Some(format!(
+            "its manifest is of the archive {} of {}, and the database says {} of {}",
+            manifest.id, manifest.table, archive.id, archive.table_name
+        ))
+    } else if manifest.rows != rows {
+        Some(format!("its manifest has {} rows, and the database says {rows}", manifest.rows))
+    } else if manifest.users != archive.user_ids {
+        Some("its manifest has other users than the database".to_owned())
+    } else {
+        None
     }
 }
 

@@ -49,7 +49,7 @@ enum What {
     Restore(RestoreArgs),
     /// Print archived rows.
     Query(QueryArgs),
-    /// Delete files at the target that no archive has. A run that was killed leaves them.
+    /// Delete files that are named as those of archives and that no archive has. A run that was killed leaves them.
     Clean(CleanArgs),
 }
 

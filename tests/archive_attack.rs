@@ -1,0 +1,135 @@
+//! Archives under attack: by the role of the worker that names them, and by whoever writes to the folder of archives.
+
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use diesel_async::SimpleAsyncConnection as _;
+use testkit::Fixture;
+use testkit::attack::{assert_refused, attempt, attempt_for, grant, login};
+
+use crate::support::archives::{TABLES, archive, ids, run, succeeds, with_target};
+use crate::support::retention::{cleaner, sweep_all, with_old_sessions, without_schedule};
+
+const ROLE: &str = "w_retention_cleaner";
+/// Names an archive of user 1 that is nowhere.
+const RECORD: &str = "SELECT sec.record_archive('0193c0de-0000-7000-8000-00000000000f', 'blackboard_events',
+    'blackboard_events/2026-01/0193c0de-0000-7000-8000-00000000000f', decode(repeat('00', 32), 'hex'), '{}', gen_random_uuid(), 1, 1,
+    now(), now(), '{1}', '{}')";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_role_names_archives_of_the_users_of_its_context_only() {
+    let fixture = Fixture::new().await;
+    with_old_sessions(&fixture, 1..=2, 400).await;
+    let mut worker = login(&fixture, ROLE).await;
+    let own = [grant(1, ROLE)];
+    for sql in [
+        "INSERT INTO archives (id, table_name, location, manifest_hash, policies, run_id, row_count, byte_count, first_at, last_at, user_ids,
+             not_removed, created_at)
+         SELECT gen_random_uuid(), 'blackboard_events', 'nowhere', decode(repeat('00', 32), 'hex'), '{}', gen_random_uuid(), 1, 1, now(),
+             now(), '{1}', '{}', '9999-01-01'",
+        "UPDATE archives SET user_ids = '{1}'",
+        "DELETE FROM archives",
+        "SELECT FROM archives",
+    ] {
+        assert_refused(attempt_for(&mut worker, &own, sql).await, "permission denied", sql);
+    }
+    for (from, to, by) in [
+        ("'{1}'", "'{1, 2}'", "of the users of the security context only"),
+        ("'{1}'", "'{2}'", "of the users of the security context only"),
+        ("'{1}'", "'{}'", "of the users of the security context only"),
+        ("'{1}'", "NULL", "of the users of the security context only"),
+        ("'{1}'", "'{1, NULL}'", "of the users of the security context only"),
+        (" 'blackboard_events',", " 'data_retention_policies',", "rows of this table are not archived"),
+        (" 'blackboard_events',", " NULL,", "rows of this table are not archived"),
+        (" 'blackboard_events',", " 'simple_chat_context',", "the location of an archive is"),
+        ("/2026-01/", "/2026-13/", "the location of an archive is"),
+        ("/2026-01/", "/../2026-01/", "the location of an archive is"),
+        ("00000f', decode", "00000f/', decode", "the location of an archive is"),
+        ("00000f', decode", "00000e', decode", "the location of an archive is"),
+    ] {
+        let sql = RECORD.replacen(from, to, 1);
+        assert_ne!(sql, RECORD);
+        assert_refused(attempt_for(&mut worker, &own, &sql).await, by, &sql);
+    }
+    assert_refused(
+        attempt(&mut worker, RECORD).await,
+        "of the users of the security context only",
+        "no context",
+    );
+    // The time is that of the transaction.
+    let open = format!("SELECT sec.open_context(ARRAY['{}'])", own[0]);
+    for statement in ["BEGIN", &open, RECORD, "COMMIT"] {
+        worker.batch_execute(statement).await.unwrap_or_else(|error| panic!("{statement}: {error}"));
+    }
+    let named = "archives WHERE user_ids = '{1}' AND created_at BETWEEN now() - interval '1 hour' AND now()";
+    assert_eq!(fixture.count(named).await, 1);
+    assert_refused(attempt_for(&mut worker, &own, RECORD).await, "archives_pkey", "a second time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_under_the_name_of_another_table_is_neither_restored_nor_searched() {
+    let mut fixture = Fixture::new().await;
+    let _folder = with_target(&mut fixture);
+    without_schedule(&fixture).await;
+    with_old_sessions(&fixture, 1..=1, 400).await;
+    archive(&fixture, &TABLES).await;
+    let worker = fixture.run(cleaner(&fixture));
+    sweep_all(&fixture).await;
+    worker.stop().await.expect("a clean end");
+    let id = ids(&fixture, "agent_context_states").await.remove(0);
+    fixture
+        .execute(
+            "UPDATE archives SET table_name = 'chat_mode_sessions' WHERE table_name = 'agent_context_states'",
+        )
+        .await;
+    let of_table = ["query", "--table", "chat_mode_sessions"];
+    for arguments in [&["restore", id.as_str()][..], &["verify", id.as_str()], &of_table] {
+        let ended = run(&fixture, arguments).await;
+        assert!(!ended.is_success(), "{arguments:?}: {}", ended.all());
+        let reason = "of agent_context_states, and the database says";
+        assert!(ended.err.contains(reason), "{arguments:?}: {}", ended.all());
+    }
+    assert_eq!(fixture.count("agent_context_states WHERE session_id = 'ended'").await, 0);
+    // The same of users.
+    fixture
+        .execute(&format!(
+            "UPDATE archives SET table_name = 'agent_context_states', user_ids = '{{1, 2}}' WHERE id = '{id}'"
+        ))
+        .await;
+    let ended = run(&fixture, &["restore", &id]).await;
+    assert!(ended.err.contains("its manifest has other users than the database"), "{}", ended.all());
+    assert_eq!(fixture.count("agent_context_states WHERE session_id = 'ended'").await, 0);
+}
+
+/// A file that was written a month ago.
+fn old_file(path: &Path) {
+    std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+    let file = std::fs::File::create(path).expect("a file");
+    file.set_modified(SystemTime::now() - Duration::from_secs(30 * 24 * 3_600)).expect("a time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clean_deletes_nothing_outside_of_the_folder() {
+    let mut fixture = Fixture::new().await;
+    let (folder, elsewhere) = (with_target(&mut fixture), tempfile::tempdir().expect("a folder"));
+    let orphan = "simple_chat_context/2026-01/0193c0de-0000-7000-8000-00000000000e/manifest.json";
+    let others = ["simple_chat_context/notes.txt", "notes.parquet"];
+    for path in [orphan, others[0], others[1]] {
+        old_file(&folder.path().join(path));
+    }
+    let outside =
+        elsewhere.path().join("blackboard_events/2026-01/0193c0de-0000-7000-8000-00000000000f/manifest.json");
+    old_file(&outside);
+    symlink(elsewhere.path().join("blackboard_events"), folder.path().join("blackboard_events"))
+        .expect("a link");
+    symlink(".", folder.path().join("loop")).expect("a link");
+
+    let listed = run(&fixture, &["list", "--orphans"]).await;
+    assert!(listed.is_success(), "{}", listed.all());
+    assert!(listed.out.contains(orphan) && !listed.out.contains("blackboard_events"), "{}", listed.all());
+    assert!(listed.err.contains("warning: 2 links at the archive target are ignored"), "{}", listed.all());
+    assert_eq!(succeeds(&fixture, &["clean"]).await, format!("deleted {orphan}\n"));
+    assert!(outside.is_file() && !folder.path().join(orphan).exists());
+    assert!(others.iter().all(|path| folder.path().join(path).is_file()));
+}

@@ -1,0 +1,198 @@
+//! Values that are short where they are stored and long as text, and tables that a worker's role keeps for itself: neither holds up anybody
+//! else's work.
+
+use diesel_async::SimpleAsyncConnection as _;
+use serde_json::{Value, json};
+use testkit::attack::{assert_refused, attempt, attempt_for, grant, login};
+use testkit::{Fixture, eventually};
+use uuid::Uuid;
+
+use crate::support::archives::{archive, succeeds, with_target};
+use crate::support::retention;
+use crate::support::sync::{Sync, payloads, process, put, with_sessions, without_wakes, write};
+
+const ROLE: &str = "w_context_writer";
+
+/// A value that takes some hundred bytes, and 131,074 for each of these numbers as text.
+fn long(numbers: usize) -> String {
+    format!(
+        "(SELECT jsonb_agg(one.v) FROM (SELECT to_jsonb('1e131071'::numeric) AS v OFFSET 0) AS one, generate_series(1, {numbers}))"
+    )
+}
+
+/// Stores such a value, as it may have been stored before there was a check. `of` says which row gets it.
+async fn store_long(fixture: &Fixture, numbers: usize, of: &str) {
+    fixture
+        .execute(&format!(
+            "ALTER TABLE simple_chat_context DROP CONSTRAINT IF EXISTS value_is_bounded, DISABLE TRIGGER USER;
+             UPDATE simple_chat_context SET context_value = {} WHERE {of};
+             ALTER TABLE simple_chat_context ENABLE TRIGGER USER",
+            long(numbers)
+        ))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_role_writes_a_value_that_is_too_long_as_text() {
+    let fixture = with_sessions(&["a"]).await;
+    let context = |value: &str| {
+        format!(
+            "INSERT INTO simple_chat_context (id, user_id, session_id, context_key, context_value)
+             VALUES (gen_random_uuid(), 1, 'a', 'k', {value})"
+        )
+    };
+    let of_agent = |value: &str| {
+        format!(
+            "INSERT INTO agent_context_states (id, user_id, session_id, agent_id, memory_tier, context_key, context_value)
+             VALUES (gen_random_uuid(), 1, 'a', 'a', 'shared', 'k', {value})"
+        )
+    };
+    let node = |value: &str| {
+        format!(
+            "INSERT INTO consensus_memory_nodes (id, user_id, node_type, node_key, title, content)
+             VALUES ('{}', 1, 'fact', 'k', 't', {value})",
+            Uuid::now_v7()
+        )
+    };
+    let text = |bytes: usize| format!("to_jsonb(repeat('x', {}))", bytes - 2);
+    let most = contract::limit::EVENT_PAYLOAD_BYTES;
+    let tables: [(&str, &str, &dyn Fn(&str) -> String); 3] = [
+        (ROLE, "\"value_is_bounded\"", &context),
+        (ROLE, "\"value_is_bounded\"", &of_agent),
+        ("w_memory_sync", "\"content_is_bounded\"", &node),
+    ];
+    for (role, check, insert) in tables {
+        let mut worker = login(&fixture, role).await;
+        let grants = [grant(1, role)];
+        for value in [long(16), text(most + 1)] {
+            let done = attempt_for(&mut worker, &grants, &insert(&value)).await;
+            assert_refused(done, check, role);
+        }
+        let largest = insert(&text(most));
+        assert_eq!(attempt_for(&mut worker, &grants, &largest).await, Ok(1), "{role}: the largest one");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_whose_value_is_too_long_as_text_fails_by_itself_and_the_others_are_synced() {
+    let fixture = with_sessions(&["a", "b"]).await;
+    let keys = ["of-source", "of-target", "other"];
+    write(&fixture, keys.map(|key| put("a", key, json!(1), 1))).await;
+    write(&fixture, [put("b", "of-target", json!(2), 1)]).await;
+    store_long(&fixture, 20, "(session_id, context_key) IN (VALUES ('a', 'of-source'), ('b', 'of-target'))")
+        .await;
+    let sync = Sync::new();
+    process(&fixture, [sync.transfer("a", "b")]).await;
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    assert_eq!(sync.state(&fixture).await, "completed carried");
+    assert_eq!(sync.counted(&fixture, "created").await, "1");
+    assert_eq!(sync.counted(&fixture, "failed").await, "2");
+    assert_eq!(
+        fixture.count("simple_chat_context WHERE session_id = 'b' AND context_key = 'other'").await,
+        1
+    );
+    let ended = payloads(&fixture, "sync.completed").await;
+    let limit = format!("more than {} bytes", contract::limit::EVENT_PAYLOAD_BYTES);
+    assert!(!ended.is_empty());
+    for event in &ended {
+        let failures = event["failures"].as_array().expect("failures");
+        assert!(failures.len() == 2, "{failures:?}");
+        let names_limit = |one: &Value| one["reason"].as_str().is_some_and(|reason| reason.contains(&limit));
+        assert!(failures.iter().all(names_limit), "{failures:?}");
+    }
+    // What it carried goes back, but for what has become too long meanwhile.
+    store_long(&fixture, 20, "session_id = 'b' AND context_key = 'other'").await;
+    process(&fixture, [sync.undo()]).await;
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    let undone = payloads(&fixture, "sync.undone").await;
+    assert!(undone.iter().any(|event| event.to_string().contains(&limit)), "{undone:?}");
+    assert_eq!(
+        fixture.count("simple_chat_context WHERE session_id = 'b' AND context_key = 'other'").await,
+        1
+    );
+}
+
+/// Numbers that take 16 bytes and are not compressed count as what they are as text.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_round_counts_numbers_as_they_are_written() {
+    const KEYS: usize = 12;
+    let fixture = with_sessions(&["a", "b"]).await;
+    without_wakes(&fixture).await;
+    write(&fixture, (0..KEYS).map(|at| put("a", &format!("k{at:02}"), json!(at), 1))).await;
+    store_long(&fixture, 15, "session_id = 'a'").await;
+    assert_eq!(
+        fixture.count("simple_chat_context WHERE pg_column_compression(context_value) IS NOT NULL").await,
+        0
+    );
+    let sync = Sync::new();
+    process(&fixture, [sync.transfer("a", "b")]).await;
+    assert_eq!(sync.state(&fixture).await, "in_progress");
+    // Each is larger than a merged value may be.
+    assert_eq!(sync.counted(&fixture, "failed").await, "9", "16 MiB");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_is_too_large_to_archive_stays_and_the_others_are_archived() {
+    let mut fixture = Fixture::new().await;
+    let _folder = with_target(&mut fixture);
+    retention::without_schedule(&fixture).await;
+    retention::with_old_sessions(&fixture, 1..=2, 400).await;
+    archive(&fixture, &["simple_chat_context"]).await;
+    let kept = |user: i32| format!("user_id = {user} AND session_id = 'ended' AND context_key = 'kept'");
+    // 275 MB, more than a file may have.
+    store_long(&fixture, 2_100, &kept(1)).await;
+    let worker = fixture.run(retention::cleaner(&fixture));
+    for _ in 0..3 {
+        retention::tick(&fixture).await;
+    }
+    worker.stop().await.expect("a clean end");
+    assert_eq!(fixture.count(&format!("simple_chat_context WHERE {}", kept(1))).await, 1);
+    assert_eq!(fixture.count(&format!("simple_chat_context WHERE {}", kept(2))).await, 0);
+    let failures = fixture.lines("failure FROM job_runs WHERE failure IS NOT NULL").await;
+    let expected = "1 rows of simple_chat_context are too large to archive and stay";
+    assert!(!failures.is_empty() && failures.iter().all(|failure| failure == expected), "{failures:?}");
+    succeeds(&fixture, &["verify"]).await;
+}
+
+/// Whoever may update a table may also lock it.
+#[tokio::test(flavor = "multi_thread")]
+async fn others_end_a_transaction_that_keeps_a_table_for_itself() {
+    let fixture = with_sessions(&["a"]).await;
+    let end = "SELECT sec.end_old_transactions()";
+    let mut other = login(&fixture, "w_router_logger").await;
+    // Makes what is five seconds otherwise no time at all, in this database.
+    fixture
+        .execute(
+            "DO $$ BEGIN EXECUTE replace(replace(pg_get_functiondef('sec.end_old_transactions'::regproc), '''5 seconds''', '''0 seconds'''),
+             'a.pid <> pg_backend_pid()', 'a.pid <> pg_backend_pid() AND a.datname = current_database()'); END $$",
+        )
+        .await;
+    for mode in ["ACCESS EXCLUSIVE", "EXCLUSIVE", "SHARE"] {
+        let mut worker = login(&fixture, ROLE).await;
+        let lock = format!(
+            "SET idle_in_transaction_session_timeout = 0; BEGIN; LOCK TABLE simple_chat_context IN {mode} MODE"
+        );
+        worker.batch_execute(&lock).await.expect("a lock");
+        attempt(&mut other, end).await.expect("its right");
+        assert_eq!(attempt(&mut worker, "SELECT 1").await, Ok(1), "{mode}: nobody waits for it");
+        let mut waiting = fixture.connection().await;
+        let waits = tokio::spawn(async move {
+            let write = "BEGIN; LOCK TABLE simple_chat_context IN ROW EXCLUSIVE MODE; ROLLBACK";
+            waiting.batch_execute(write).await
+        });
+        eventually("somebody waits", async || {
+            let waiting =
+                "pg_locks l JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
+                WHERE NOT l.granted AND l.relation = 'simple_chat_context'::regclass";
+            (fixture.count(waiting).await == 1).then_some(())
+        })
+        .await;
+        attempt(&mut other, end).await.expect("its right");
+        let problem = attempt(&mut worker, "SELECT 1").await.expect_err("its connection was ended");
+        assert!(
+            problem.contains("terminating connection") || problem.contains("closed"),
+            "{mode}: {problem}"
+        );
+        waits.await.expect("the task").expect("the lock");
+    }
+}
