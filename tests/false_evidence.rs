@@ -168,6 +168,7 @@ async fn refusals_that_a_role_reports_are_few_and_name_it() {
             (format!("SELECT {}", refusals(1_001, "token-signature")), many),
             (format!("SELECT {} FROM generate_series(1, 3)", refusals(500, "token-signature")), many),
             (format!("SELECT {}", refusals(1, "Nobody is safe")), "a kind of refusal has 1 to 64"),
+            (format!("SELECT {}", refusals(1, "anomaly-reads")), "a refusal is no anomaly"),
             (
                 "SELECT audit.record_refused_tokens(NULL, NULL, NULL, NULL, NULL)".to_owned(),
                 "as many as each other",
@@ -180,6 +181,9 @@ async fn refusals_that_a_role_reports_are_few_and_name_it() {
             assert_refused(attempt(&mut worker, &sql).await, by, &role);
         }
         attempt(&mut worker, &format!("SELECT {}", refusals(1, "token-signature"))).await.expect("a refusal");
+        let of_none =
+            "SELECT audit.record_refused_tokens('{token-missing}', '{none}', '{2}', '{NULL}', '{NULL}')";
+        attempt(&mut worker, of_none).await.expect("a refusal without a service");
         // The token issuer runs no statements for users.
         if role != "w_token_issuer" {
             let flood = format!("SELECT {violation} FROM generate_series(1, 1001)");
@@ -197,6 +201,7 @@ async fn refusals_that_a_role_reports_are_few_and_name_it() {
             expected.push(format!("{role} claimed:alpha no-privilege 27"));
         }
         expected.push(format!("{role} claimed:alpha token-signature 256"));
+        expected.push(format!("{role} claimed: token-missing 4"));
     }
     rows.sort();
     expected.sort();

@@ -2,6 +2,7 @@
 
 use context_writer::ContextWriter;
 use serde_json::{Value, json};
+use testkit::attack::{attempt, login};
 use testkit::{Fixture, context, request, session, user};
 
 use crate::support::memories::{Memories, index, memory};
@@ -436,4 +437,24 @@ async fn schedules_are_listed_set_paused_and_run_at_once() {
     assert_eq!(state().await, set, "its schedule stays");
     let policies = run(&fixture, &["retention", "policies"]).await;
     assert!(policies.out.contains("router_decision_log"), "{}", policies.all());
+}
+
+/// A worker's role writes what it likes about a run of its job.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_whose_details_no_program_can_read_is_listed_with_the_others() {
+    let fixture = Fixture::new().await;
+    let mut worker = login(&fixture, "w_retention_cleaner").await;
+    let deep = format!("{{\"deep\":{}{}}}", "[".repeat(1_000), "]".repeat(1_000));
+    for details in ["{\"lines\":[]}", deep.as_str()] {
+        let note = format!(
+            "SELECT sec.note_job_run('retention-sweep', gen_random_uuid(), now(), 1, 1, 0, NULL, '{details}')"
+        );
+        attempt(&mut worker, &note).await.expect("a note");
+    }
+    let history = run(&fixture, &["schedule", "history", "--json"]).await;
+    assert!(history.is_success(), "{}", history.all());
+    let history: Value = serde_json::from_str(&history.out).expect("JSON");
+    let details: Vec<&Value> =
+        history["runs"].as_array().expect("runs").iter().map(|run| &run["details"]).collect();
+    assert_eq!(details, [&Value::Null, &json!({ "lines": [] })]);
 }

@@ -168,7 +168,8 @@ BEGIN
 END $$;
 
 -- Records tokens that were refused. One element of each array for one refusal; a user is NULL where nobody knows whose. The database
--- sees none of these tokens: the user and the service are what the role says of them, so the service is marked.
+-- sees none of these tokens: the user and the service are what the role says of them, so the service is marked, also one that is
+-- missing.
 CREATE OR REPLACE FUNCTION audit.record_refused_tokens(kinds text[], reasons text[], users integer[], services text[], requests uuid[])
 RETURNS integer LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -183,6 +184,9 @@ BEGIN
     IF EXISTS (SELECT FROM unnest(kinds) AS k (kind) WHERE (k.kind ~ '^[a-z0-9-]{1,64}$') IS NOT TRUE) THEN
         RAISE invalid_parameter_value USING MESSAGE = 'a kind of refusal has 1 to 64 lower-case letters, digits and hyphens';
     END IF;
+    IF EXISTS (SELECT FROM unnest(kinds) AS k (kind) WHERE k.kind LIKE 'anomaly-%') THEN
+        RAISE invalid_parameter_value USING MESSAGE = 'a refusal is no anomaly: those are found by the database';
+    END IF;
     -- An error of the table would show its row, with the token of the subject.
     IF array_position(reasons, NULL) IS NOT NULL THEN
         RAISE invalid_parameter_value USING MESSAGE = 'each refusal has a reason';
@@ -192,7 +196,7 @@ BEGIN
         RAISE invalid_parameter_value USING MESSAGE = 'a transaction records at most 1000 refusals';
     END IF;
     INSERT INTO audit.security_violations (subject_token, role_name, service, request_id, violation_type, severity, reason)
-    SELECT s.token, session_user, 'claimed:' || left(r.service, 64), r.request_id, r.kind,
+    SELECT s.token, session_user, 'claimed:' || left(coalesce(r.service, ''), 64), r.request_id, r.kind,
         (CASE
             WHEN r.kind IN ('token-signature', 'token-algorithm') THEN 'critical'
             WHEN r.kind IN ('token-expired', 'token-not-yet-valid', 'token-missing') THEN 'medium'

@@ -22,6 +22,17 @@ use crate::verify::verify;
 /// The prefix of the hashed bytes, for domain separation from other messages that the key may sign.
 const CONTEXT: &[u8] = b"memfleet audit retirement v1\n";
 
+impl Source {
+    /// For how many days its rows are kept at least. A statement that names fewer excuses nothing: how long rows are kept stands in the
+    /// database, and whoever may change it there must not have fresh rows excused.
+    pub const fn least_days(self) -> i32 {
+        match self {
+            Self::AuditLog | Self::Violations | Self::DataAccess | Self::Subjects => 365,
+            Self::Events => 30,
+        }
+    }
+}
+
 /// What is stated: rows of a table under a seal and those before it may be gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Retirement {
@@ -49,6 +60,14 @@ impl Retirement {
 
     /// What speaks against it, beside its signature. `seal` is the one that the database has under this number.
     fn fault(&self, seal: Option<&Statement>) -> Option<String> {
+        let least = self.source.least_days();
+        if self.keep_days < least {
+            return Some(format!(
+                "it keeps rows of {} for {} days; {least} are the least",
+                self.source.table(),
+                self.keep_days
+            ));
+        }
         let Some(seal) = seal.filter(|seal| seal.hash() == self.seal_hash) else {
             return Some(format!("the database has no such seal {}", self.through_seal));
         };
@@ -395,7 +414,7 @@ mod tests {
             source: Source::AuditLog,
             through_seal: seal.number,
             seal_hash: seal.hash(),
-            keep_days: 10,
+            keep_days: 400,
             retired_at: seal.sealed_at + TimeDelta::days(days),
         }
     }
@@ -405,26 +424,44 @@ mod tests {
         let at = DateTime::from_timestamp(1_800_000_000, 0).unwrap_or_default();
         let seal = Statement::new(3, [0; 32], (7, Uuid::nil()), &[], at);
         let other = Statement::new(3, [1; 32], (7, Uuid::nil()), &[], at);
-        assert_eq!(retirement(&seal, 10).fault(Some(&seal)), None);
-        assert!(retirement(&seal, 9).fault(Some(&seal)).is_some());
-        assert!(retirement(&seal, 10).fault(Some(&other)).is_some());
-        assert!(retirement(&seal, 10).fault(None).is_some());
+        assert_eq!(retirement(&seal, 400).fault(Some(&seal)), None);
+        assert!(retirement(&seal, 399).fault(Some(&seal)).is_some());
+        assert!(retirement(&seal, 400).fault(Some(&other)).is_some());
+        assert!(retirement(&seal, 400).fault(None).is_some());
         let retired = Retired(vec![(Source::AuditLog, 3)]);
         assert!(retired.covers(Source::AuditLog, 3) && retired.covers(Source::AuditLog, 1));
         assert!(!retired.covers(Source::AuditLog, 4) && !retired.covers(Source::Violations, 3));
     }
 
     #[test]
+    fn no_statement_excuses_rows_that_must_be_kept() {
+        let at = DateTime::from_timestamp(1_800_000_000, 0).unwrap_or_default();
+        let seal = Statement::new(3, [0; 32], (7, Uuid::nil()), &[], at);
+        for (source, least) in [
+            (Source::AuditLog, 365),
+            (Source::Violations, 365),
+            (Source::DataAccess, 365),
+            (Source::Subjects, 365),
+            (Source::Events, 30),
+        ] {
+            let of = |keep_days| Retirement { source, keep_days, ..retirement(&seal, 400) };
+            assert_eq!(of(least).fault(Some(&seal)), None, "{source:?}");
+            let fault = of(least - 1).fault(Some(&seal)).unwrap_or_default();
+            assert!(fault.ends_with(&format!("{least} are the least")), "{source:?}: {fault}");
+        }
+    }
+
+    #[test]
     fn each_field_is_signed() {
         let at = DateTime::from_timestamp(1_800_000_000, 0).unwrap_or_default();
         let seal = Statement::new(3, [0; 32], (7, Uuid::nil()), &[], at);
-        let one = retirement(&seal, 10);
+        let one = retirement(&seal, 400);
         for other in [
             Retirement { number: 2, ..one },
             Retirement { source: Source::Violations, ..one },
             Retirement { through_seal: 4, ..one },
             Retirement { seal_hash: [9; 32], ..one },
-            Retirement { keep_days: 9, ..one },
+            Retirement { keep_days: 399, ..one },
             Retirement { retired_at: at, ..one },
         ] {
             assert_ne!(one.hash(), other.hash(), "{other:?}");

@@ -21,9 +21,13 @@ use super::work::Portion;
 
 /// The most keys of one round of a sync.
 pub(crate) const KEYS: i32 = 500;
-/// The most bytes of values and states that a statement reads, shared by the syncs that it reads. One key is read in any case. What is
-/// read takes about ten times as much memory until it is written: texts, parsed values, and their parts with those who wrote them.
+/// The most bytes of values and states that a statement reads, shared by the syncs that it reads. One key is read in any case, but for
+/// values of more than [`VALUE_BYTES`]. What is read takes about ten times as much memory until it is written: texts, parsed values, and
+/// their parts with those who wrote them.
 pub(crate) const BYTES: usize = 16 << 20;
+/// The most bytes of a value as text. A key with a larger one fails by itself. No request stores a larger one, no event has room for it, and
+/// the tables refuse it; one from before that check may have a hundred thousand times the size that is stored.
+pub(crate) const VALUE_BYTES: usize = contract::limit::EVENT_PAYLOAD_BYTES;
 
 ::store::unnest_row! {
     struct PairRow<'a> {
@@ -52,15 +56,18 @@ fn input() -> String {
 /// The rows of the source that the target may not know, the first ones after `resume_after`, with those of the target that have
 /// the same keys. A row that is as the last sync left it, with the same state as the target's, has nothing for the target.
 ///
-/// A value that is stored compressed counts as long as it is without. Such values are measured one after the other, until the bytes are
-/// used up: to measure one, PostgreSQL unpacks it.
+/// A value counts as long as it is as text, which says nothing of the size that is stored: it may be compressed, and a number such as 1e131071
+/// takes 16 bytes. Values, but for texts that are stored as they are, are measured one after the other, until the bytes are used up: to
+/// measure one, PostgreSQL writes it.
 ///
 /// Sources and targets are locked by one statement, in the order of their keys, which is that of context-writer.
 fn load_sql(table: Table) -> String {
-    let (input, columns, key_columns) = (input(), table.columns(), table.key_columns());
+    let (input, key_columns) = (input(), table.key_columns());
+    let columns = table.columns("CASE WHEN c.oversize = 0 THEN t.context_value::text END", "c.oversize");
     let (asked, stays) = (table.is_asked_for(), table.stays());
     let (target_key, chosen_key) = (table.same_key("o", "t"), table.same_key("c", "t"));
     let (kept_of_source, kept_of_target) = (table.kept_bytes("t"), table.kept_bytes("o"));
+    let measured = format!("{} OR {}", is_measured("value"), is_measured("other"));
     format!(
         "WITH {input}, chosen AS MATERIALIZED (
         SELECT i.ordinal, i.user_id, i.source, i.target, s.* FROM i CROSS JOIN LATERAL (
@@ -73,17 +80,18 @@ fn load_sql(table: Table) -> String {
                     AND (o.id IS NULL OR t.writes <> t.synced_writes OR t.sync_state IS DISTINCT FROM o.sync_state)
                 ORDER BY t.id LIMIT i.most + 1
             ), packed AS MATERIALIZED (
-                SELECT id, value, other, row_number() OVER (ORDER BY id) AS place FROM found
-                WHERE pg_column_compression(value) IS NOT NULL OR pg_column_compression(other) IS NOT NULL
+                SELECT id, value, other, row_number() OVER (ORDER BY id) AS place FROM found WHERE {measured}
             ), unpacked AS (
-                SELECT NULL::uuid AS id, 0::bigint AS place, 0 AS bytes, 0::bigint AS total
-                UNION ALL SELECT p.id, p.place, b.bytes, u.total + b.bytes
+                SELECT NULL::uuid AS id, 0::bigint AS place, 0::bigint AS bytes, 0 AS largest, 0::bigint AS total
+                UNION ALL SELECT p.id, p.place, b.value::bigint + b.other, greatest(b.value, b.other), u.total + b.value + b.other
                 FROM unpacked u JOIN packed p ON p.place = u.place + 1
-                CROSS JOIN LATERAL (SELECT coalesce(octet_length(p.value::text), 0) + coalesce(octet_length(p.other::text), 0) AS bytes) AS b
+                CROSS JOIN LATERAL (SELECT coalesce(octet_length(p.value::text), 0) AS value,
+                    coalesce(octet_length(p.other::text), 0) AS other OFFSET 0) AS b
                 WHERE u.total < i.bytes
             )
-            SELECT id, {key_columns}, found FROM (
-                SELECT f.*, sum(f.kept + coalesce(u.bytes, coalesce(pg_column_size(f.value), 0) + coalesce(pg_column_size(f.other), 0)))
+            SELECT id, {key_columns}, found, oversize FROM (
+                SELECT f.*, CASE WHEN u.largest > {VALUE_BYTES} THEN u.bytes ELSE 0 END AS oversize,
+                    sum(f.kept + coalesce(u.bytes, coalesce(pg_column_size(f.value), 0) + coalesce(pg_column_size(f.other), 0)))
                     OVER (ORDER BY f.id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
                 FROM found f LEFT JOIN unpacked u ON u.id = f.id
             ) AS f WHERE coalesce(before, 0) < i.bytes) AS s)
@@ -93,6 +101,13 @@ fn load_sql(table: Table) -> String {
         name = table.name(),
         own_columns = prefixed(key_columns),
         ordered = prefixed(key_columns),
+    )
+}
+
+/// Whether the text of a value may be much longer than what is stored of it.
+fn is_measured(value: &str) -> String {
+    format!(
+        "pg_column_compression({value}) IS NOT NULL OR jsonb_typeof({value}) IN ('number', 'array', 'object')"
     )
 }
 
@@ -285,11 +300,17 @@ fn load_keys_sql(table: Table) -> String {
             "t.agent_id = i.agent_id AND t.memory_tier = i.memory_tier::memorytier AND t.context_key = i.context_key"
         }
     };
+    let columns = table.columns(
+        &format!("CASE WHEN octet_length(v.value) <= {VALUE_BYTES} THEN v.value END"),
+        &format!(
+            "(CASE WHEN octet_length(v.value) > {VALUE_BYTES} THEN octet_length(v.value) ELSE 0 END)::bigint"
+        ),
+    );
     format!(
         "SELECT {columns} FROM unnest({arrays}) AS i ({names})
         JOIN {name} t ON t.user_id = i.user_id AND t.session_id = i.session_id AND {same}
+        CROSS JOIN LATERAL (SELECT t.context_value::text AS value OFFSET 0) AS v
         ORDER BY t.user_id, t.session_id, {ordered} FOR UPDATE OF t",
-        columns = table.columns(),
         name = table.name(),
         ordered = prefixed(table.key_columns()),
     )

@@ -12,6 +12,7 @@ use secrecy::ExposeSecret;
 use sync::{Attributes, Cell, Json, Key, KeyState};
 use uuid::Uuid;
 
+use super::cells::VALUE_BYTES;
 use super::table::Table;
 
 /// A row of either table.
@@ -27,6 +28,9 @@ pub(crate) struct Row {
     context_key: String,
     #[diesel(sql_type = Nullable<Text>)]
     context_value: Option<String>,
+    /// How many bytes a value has that is not here since it is too large, with that of the same key which is compared with it.
+    #[diesel(sql_type = BigInt)]
+    oversize: i64,
     #[diesel(sql_type = Nullable<Text>)]
     context_type: Option<String>,
     #[diesel(sql_type = Nullable<Text>)]
@@ -120,6 +124,9 @@ pub(crate) struct Opener<'a> {
 
 impl Opener<'_> {
     pub(crate) fn open(&self, table: Table, row: Row) -> Result<Stored, Sealed> {
+        if row.oversize > 0 {
+            return Err(Sealed::Unreadable(format!("a value of it takes more than {VALUE_BYTES} bytes")));
+        }
         if !row.is_sensitive {
             return row.stored(None, None);
         }
@@ -148,13 +155,14 @@ fn unreadable(what: &str, problem: impl std::fmt::Display) -> Fault {
 }
 
 impl Row {
-    /// The bytes of its value and of what syncs keep of it, without what is encrypted.
+    /// The bytes of its value and of what syncs keep of it, without what is encrypted. A value that is too large counts: it was measured.
     pub(crate) fn bytes(&self) -> usize {
-        [&self.context_value, &self.sync_state, &self.sync_values]
+        let read: usize = [&self.context_value, &self.sync_state, &self.sync_values]
             .into_iter()
             .flatten()
             .map(String::len)
-            .sum()
+            .sum();
+        read.saturating_add(usize::try_from(self.oversize).unwrap_or(0))
     }
 
     pub(crate) fn key(&self) -> Result<Key, Fault> {

@@ -40,24 +40,24 @@ impl Table {
         columns.map(|column| format!("{one}.{column} = {other}.{column}")).collect::<Vec<_>>().join(" AND ")
     }
 
-    /// The columns of a [`Row`] of the alias `t`.
-    pub(crate) fn columns(self) -> &'static str {
-        match self {
+    /// The columns of a [`Row`] of the alias `t`. `value` and `oversize` are SQL: the text of its value, NULL if it is too large, and how
+    /// many bytes were not sent for that reason.
+    pub(crate) fn columns(self, value: &str, oversize: &str) -> String {
+        let of_table = match self {
             Self::Contexts => {
-                "t.id, NULL::text AS agent_id, NULL::text AS memory_tier,
-                t.context_key::text AS context_key, t.context_value::text AS context_value,
+                "t.id, NULL::text AS agent_id, NULL::text AS memory_tier, t.context_key::text AS context_key,
                 t.context_type::text AS context_type, t.access_level::text AS access_level, t.priority, t.version, t.expires_at,
                 t.is_persistent, false AS is_shareable, t.is_sensitive, t.writes, t.written_at, t.updated_at, t.sync_state,
                 t.sync_values"
             }
             Self::Agents => {
-                "t.id, t.agent_id::text AS agent_id,
-                t.memory_tier::text AS memory_tier, t.context_key::text AS context_key,
-                t.context_value::text AS context_value, NULL::text AS context_type, NULL::text AS access_level, 1 AS priority,
-                t.version, t.expires_at, false AS is_persistent, t.is_shareable, t.is_sensitive, t.writes, t.written_at,
+                "t.id, t.agent_id::text AS agent_id, t.memory_tier::text AS memory_tier, t.context_key::text AS context_key,
+                NULL::text AS context_type, NULL::text AS access_level, 1 AS priority, t.version, t.expires_at,
+                false AS is_persistent, t.is_shareable, t.is_sensitive, t.writes, t.written_at,
                 t.updated_at, t.sync_state, t.sync_values"
             }
-        }
+        };
+        format!("{of_table}, {value} AS context_value, {oversize} AS oversize")
     }
 
     /// Whether the row of the alias `t` is among those that the sync of the alias `i` asks for.

@@ -36,8 +36,8 @@ const PAGES: usize = 32;
 static CHANGES_OF_SYNC: LazyLock<String> = LazyLock::new(|| {
     let of_cell = |table: Table, same: &str| {
         format!(
-            "coalesce((SELECT {kept} + CASE WHEN t.writes = t.synced_writes THEN coalesce(octet_length(t.sync_values), 0)
-                WHEN pg_column_compression(t.context_value) IS NOT NULL THEN {largest} ELSE coalesce(pg_column_size(t.context_value), 0) END
+            "coalesce((SELECT {kept} + CASE WHEN pg_column_compression(t.context_value) IS NULL THEN coalesce(octet_length(t.context_value::text), 0)
+                WHEN t.writes = t.synced_writes THEN coalesce(octet_length(t.sync_values), 0) ELSE {largest} END
             FROM {name} t WHERE t.user_id = c.user_id AND t.session_id = c.target_session_id AND {same}), 0)",
             kept = table.kept_bytes("t"),
             largest = contract::limit::BODY_BYTES,

@@ -4,12 +4,12 @@ use anyhow::{Context, ensure};
 use audit::{Keep, RetiredRows, Source};
 use chrono::{SecondsFormat, Utc};
 use clap::Args;
-use cli::outln;
 use cli::output::out_json;
 use cli::table::grouped;
+use cli::{errln, outln};
 use config::Settings;
 use diesel::QueryableByName;
-use diesel::sql_types::{Integer, Text};
+use diesel::sql_types::{BigInt, Integer, Text};
 use diesel_async::RunQueryDsl;
 use fleet::sealer::{anchors, seal_key};
 use store::Connection;
@@ -17,14 +17,16 @@ use store::Connection;
 use super::{database, public_keys};
 
 /// The shortest retention of the trail, in days.
-pub(super) const LEAST_DAYS: i32 = 365;
+pub(super) const LEAST_DAYS: i32 = Source::AuditLog.least_days();
 
 /// Removes rows of the audit trail whose retention is over, whole months where possible.
 ///
 /// How long rows are kept is said by the platform's policies of audit_log, security_violations and data_access_log: 2,557 days at first;
 /// `audit retention` shows and sets it. A legal hold of user 0 that covers a table keeps it. That rows may be gone is stated under the
-/// seal key, so that `audit verify` counts them as excused with proof; also of events that the platform's policy no longer keeps. The
-/// whole trail is verified first, and nothing is removed while a row of it differs.
+/// seal key, so that `audit verify` counts them as excused with proof; also of events that the
+/// platform's policy no longer keeps. Of events nothing is stated, and a warning is printed, if that policy keeps them for less than 30
+/// days, or if a user has a legal hold on events or keeps them for longer. The whole trail is verified first, and nothing is removed while
+/// a row of it differs.
 #[derive(Debug, Args)]
 pub struct RetireArgs {
     /// Only print what would be removed.
@@ -78,7 +80,7 @@ fn show(retired: &RetiredRows, dry_run: bool) {
     }
 }
 
-/// How long the rows of each table are kept; none of a table under a hold.
+/// How long the rows of each table are kept; none of a table under a hold. Prints a warning if nothing can be stated of events.
 async fn keeps(connection: &mut Connection) -> anyhow::Result<Vec<Keep>> {
     #[derive(QueryableByName)]
     struct Policy {
@@ -104,11 +106,61 @@ async fn keeps(connection: &mut Connection) -> anyhow::Result<Vec<Keep>> {
             "blackboard_events" => Source::Events,
             _ => continue,
         };
+        if source == Source::Events {
+            let problems = problems_of_events(connection, days).await?;
+            if !problems.is_empty() {
+                errln!("warning: nothing is stated of events: {}", problems.join("; "));
+                continue;
+            }
+        }
         ensure!(
-            days >= LEAST_DAYS || source == Source::Events,
+            days >= source.least_days(),
             "the policy of {table_name} keeps {days} days; the audit trail is kept for {LEAST_DAYS} at least"
         );
         keeps.push(Keep { source, days });
     }
     Ok(keeps)
+}
+
+/// How many users a warning names.
+const NAMED_USERS: usize = 5;
+
+/// Why nothing can be stated of events that the platform keeps for so many days: a statement covers the events of all users.
+async fn problems_of_events(connection: &mut Connection, days: i32) -> anyhow::Result<Vec<String>> {
+    #[derive(QueryableByName)]
+    struct Longer {
+        #[diesel(sql_type = Text)]
+        reason: String,
+        #[diesel(sql_type = BigInt)]
+        users: i64,
+    }
+    // Events have no chat mode and no access tier. Holds come first.
+    const LONGER: &str = "
+        SELECT l.reason, count(*) OVER () AS users FROM (
+            SELECT DISTINCT 0 AS place, h.user_id, format('user %s has a legal hold', h.user_id) AS reason FROM retention_holds h
+            WHERE h.user_id <> 0 AND h.released_at IS NULL AND h.chat_mode IS NULL AND h.access_tier IS NULL
+                AND (h.table_name IS NULL OR h.table_name = 'blackboard_events')
+            UNION ALL SELECT 1, p.user_id, format('the policy of user %s keeps %s days', p.user_id, p.keep_days)
+            FROM data_retention_policies p
+            WHERE p.user_id <> 0 AND p.is_active AND p.chat_mode IS NULL AND p.access_tier IS NULL
+                AND p.table_name = 'blackboard_events' AND p.keep_days > $1) AS l
+        ORDER BY l.place, l.user_id LIMIT $2";
+    let longer: Vec<Longer> = diesel::sql_query(LONGER)
+        .bind::<Integer, _>(days)
+        .bind::<BigInt, _>(i64::try_from(NAMED_USERS)?)
+        .load(connection)
+        .await
+        .context("cannot read the users' holds and policies")?;
+    let mut problems = Vec::new();
+    let least = Source::Events.least_days();
+    if days < least {
+        problems
+            .push(format!("the policy of blackboard_events keeps {days} days, and {least} are the least"));
+    }
+    let all = longer.as_slice().first().map_or(0, |one| usize::try_from(one.users).unwrap_or(0));
+    problems.extend(longer.into_iter().map(|one| one.reason));
+    if all > NAMED_USERS {
+        problems.push(format!("and {} more", all - NAMED_USERS));
+    }
+    Ok(problems)
 }

@@ -228,6 +228,7 @@ const CHECKS: [(&str, &str); 12] = [
         "SELECT polrelid::regclass || ' ' || polname AS line FROM pg_policy
             WHERE NOT (NOT polpermissive AND (polname IN ('evidence', 'own_types') AND polrelid = 'public.blackboard_events'::regclass
                 OR polname = 'published' AND polrelid = 'public.session_clocks'::regclass
+                OR polname ~ '^own_worker_(adds|changes|deletes)$' AND polrelid = 'public.inbox'::regclass
                 OR polname ~ '^of_[a-z]+_tables$' AND polrelid = 'public.encrypted_fields'::regclass))
             AND (polname = 'own_rows'
                 AND pg_get_expr(polwithcheck, polrelid) ~ '^\\((user_id|id) = ANY \\(\\( SELECT sec.current_user_ids\\(\\) AS current_user_ids\\)::integer\\[\\]\\)\\)$'
