@@ -35,7 +35,7 @@ async fn the_write_path_is_measured_layer_by_layer() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_retention_deletes_is_measured() {
-    let report = bench(&["retention", "--rows", "1000", "--users", "10"]).await;
+    let report = bench(&["retention", "--rows", "2000", "--users", "10"]).await;
     for key in [
         "delete_ratio",
         "archive_ratio",

@@ -175,7 +175,8 @@ async fn no_role_sees_or_touches_a_row_without_its_users_grant() {
                 );
                 let give = format!("UPDATE {table} SET {column} = 2 WHERE {column} = 1");
                 let given = attempt_for(&mut worker, &of(1), &give).await;
-                assert!(own == 0 || given.is_err(), "{role} gives a row of {table} away");
+                // Some rows are of other workers, and are not touched.
+                assert_eq!(given.unwrap_or(0), 0, "{role} gives a row of {table} away");
             }
             if may("DELETE").await {
                 let delete = format!("DELETE FROM {table} WHERE {column} = 2");

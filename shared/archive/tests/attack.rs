@@ -43,7 +43,8 @@ impl Place {
     }
 
     async fn refusal(&self, location: &str) -> String {
-        let reading = read(&self.target, &[self.key.public()], location, None);
+        let known = [self.key.public()];
+        let reading = read(&self.target, &known, location, None);
         let read = tokio::time::timeout(Duration::from_secs(10), reading).await.expect("an answer");
         read.expect_err("it was accepted").to_string()
     }

@@ -117,7 +117,7 @@ async fn orphans(connection: &mut Connection, target: &Target) -> anyhow::Result
         location: String,
     }
     let Listing { mut files, links } = target.list().await?;
-    if let Some(first) = links.first() {
+    if let Some(first) = links.as_slice().first() {
         errln!(
             "warning: {} links at the archive target are ignored, such as {}; archives have no links",
             links.len(),
