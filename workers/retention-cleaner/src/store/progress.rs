@@ -68,14 +68,13 @@ pub(crate) async fn slice(
     }
     let rows: Vec<Slice> = ::store::prepared(diesel::sql_query(NEXT)).load(connection).await?;
     let Some(next) = rows.into_iter().next() else { return Ok(None) };
-    if !next.due.is_empty() && !next.due.iter().any(|user| users.contains(user)) {
-        return Ok(None);
-    }
     let is_same = next.after_user == progress.after_user && !next.is_next_pass;
     let (slice_users, slice_runs) =
         if is_same { (progress.slice_users, progress.slice_runs) } else { (MANY, 0) };
-    let Slice { after_user, last_user, is_next_pass, .. } = next;
-    Ok(Some(Progress { after_user, last_user, is_next_pass, slice_users, slice_runs }))
+    let Slice { after_user, last_user, is_next_pass, due } = next;
+    let next = Progress { after_user, last_user, is_next_pass, slice_users, slice_runs };
+    // Whose rows are found first is not always the same.
+    Ok((due.is_empty() || next.has_any(users)).then_some(next))
 }
 
 /// Waits for a run that is under way, and keeps others from beginning until the transaction ends. Of what this transaction has written, the
