@@ -138,7 +138,7 @@ async fn files_that_are_not_named_as_those_of_archives_stay() {
     let named = format!("{FORGED}/blackboard_events.parquet");
     fill(place.folder.path(), &[named.as_str()]);
     pipe(&place.folder.path().join(FORGED).join("manifest.json"));
-    assert_eq!(place.paths().await, [named.clone()]);
+    assert_eq!(place.paths().await, std::slice::from_ref(&named));
     for path in others {
         let refused = place.target.delete(path).await.unwrap_err().to_string();
         assert!(refused.contains("it is not named as files of archives are"), "{path}: {refused}");
