@@ -32,6 +32,9 @@ async fn store_long(fixture: &Fixture, numbers: usize, of: &str) {
         .await;
 }
 
+/// A statement that writes this value.
+type Written<'a> = &'a dyn Fn(&str) -> String;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_role_writes_a_value_that_is_too_long_as_text() {
     let fixture = with_sessions(&["a"]).await;
@@ -56,7 +59,7 @@ async fn no_role_writes_a_value_that_is_too_long_as_text() {
     };
     let text = |bytes: usize| format!("to_jsonb(repeat('x', {}))", bytes - 2);
     let most = contract::limit::EVENT_PAYLOAD_BYTES;
-    let tables: [(&str, &str, &dyn Fn(&str) -> String); 3] = [
+    let tables: [(&str, &str, Written<'_>); 3] = [
         (ROLE, "\"value_is_bounded\"", &context),
         (ROLE, "\"value_is_bounded\"", &of_agent),
         ("w_memory_sync", "\"content_is_bounded\"", &node),
