@@ -34,7 +34,7 @@ pub async fn tick(fixture: &Fixture) {
 pub async fn sweep_all(fixture: &Fixture) {
     for _ in 0..50 {
         tick(fixture).await;
-        // Of all users, and not of one slice: with several replicas, a run may pass over a slice and leave it to the next pass.
+        // Of all users, and not of one slice: rows of users whom the pass has left may have become due since.
         let due = "(SELECT array_agg(id) AS users FROM users) AS u, LATERAL (
             SELECT user_id FROM sec.due_expired_contexts(u.users, now(), 1)
             UNION ALL SELECT user_id FROM sec.due_expired_agent_contexts(u.users, now(), 1)

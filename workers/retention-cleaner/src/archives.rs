@@ -96,14 +96,21 @@ pub(crate) async fn prepare(
 /// Deletes archives that no transaction has named: of two runs that read the same rows, one removes them. What cannot be deleted stays
 /// without a name until `memfleet archive clean`.
 pub(crate) async fn discard(settings: &ArchiveSettings, archives: &Archives, named: &[Uuid]) {
-    let is_named = |one: &&Archived| named.contains(&one.written.manifest.id);
-    for unnamed in archives.written.iter().filter(|one| !is_named(one)) {
-        let discarded = match Target::open(settings) {
-            Ok(target) => ::archive::discard(&target, &unnamed.written).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = discarded {
-            tracing::warn!(%error, location = unnamed.written.location, "an archive that nothing names cannot be deleted");
+    let unnamed: Vec<&Archived> =
+        archives.written.iter().filter(|one| !named.contains(&one.written.manifest.id)).collect();
+    if unnamed.is_empty() {
+        return;
+    }
+    let target = match Target::open(settings) {
+        Ok(target) => target,
+        Err(error) => {
+            tracing::warn!(%error, "archives that nothing names cannot be deleted");
+            return;
+        }
+    };
+    for one in unnamed {
+        if let Err(error) = ::archive::discard(&target, &one.written).await {
+            tracing::warn!(%error, location = one.written.location, "an archive that nothing names cannot be deleted");
         }
     }
 }

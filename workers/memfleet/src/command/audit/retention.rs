@@ -14,18 +14,11 @@ use diesel_async::RunQueryDsl;
 use store::Connection;
 
 use super::database;
-use super::retire::LEAST_DAYS;
+use super::retire::{LEAST_DAYS, TRAIL};
 use crate::visibility;
 
 /// The longest retention that a policy can have, in days.
 const MOST_DAYS: i32 = 36_500;
-
-/// The tables of the trail, as policies name them.
-const TABLES: [(&str, Source); 3] = [
-    ("audit_log", Source::AuditLog),
-    ("data_access_log", Source::DataAccess),
-    ("security_violations", Source::Violations),
-];
 
 /// Shows how long rows of the audit trail are kept after they were sealed, or sets it with --days or --years.
 ///
@@ -51,7 +44,7 @@ pub struct RetentionArgs {
 pub(super) async fn execute(args: &RetentionArgs, settings: &Settings) -> anyhow::Result<()> {
     let days = days(args)?;
     let is_meant = |name: &str| args.tables.is_empty() || args.tables.iter().any(|table| table == name);
-    let names: Vec<&str> = TABLES.iter().map(|(name, _)| *name).filter(|name| is_meant(name)).collect();
+    let names: Vec<&str> = TRAIL.iter().map(|(name, _)| *name).filter(|name| is_meant(name)).collect();
     let mut connection = database(settings).await?;
     let read = ["data_retention_policies", "retention_holds"];
     visibility::check_sees_all(&mut connection, &read, "policies").await?;
@@ -143,7 +136,7 @@ async fn policies(connection: &mut Connection, names: &[&str]) -> anyhow::Result
 
 impl Policy {
     fn source(&self) -> Option<Source> {
-        TABLES.iter().find(|(name, _)| *name == self.table_name).map(|(_, source)| *source)
+        TRAIL.iter().find(|(name, _)| *name == self.table_name).map(|(_, source)| *source)
     }
 
     /// What `audit retire` goes by; none if it removes nothing of this table.

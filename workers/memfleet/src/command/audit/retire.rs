@@ -19,14 +19,20 @@ use super::{database, public_keys};
 /// The shortest retention of the trail, in days.
 pub(super) const LEAST_DAYS: i32 = Source::AuditLog.least_days();
 
+/// The tables of the trail, as policies name them.
+pub(super) const TRAIL: [(&str, Source); 3] = [
+    ("audit_log", Source::AuditLog),
+    ("data_access_log", Source::DataAccess),
+    ("security_violations", Source::Violations),
+];
+
 /// Removes rows of the audit trail whose retention is over, whole months where possible.
 ///
 /// How long rows are kept is said by the platform's policies of audit_log, security_violations and data_access_log: 2,557 days at first;
 /// `audit retention` shows and sets it. A legal hold of user 0 that covers a table keeps it. That rows may be gone is stated under the
-/// seal key, so that `audit verify` counts them as excused with proof; also of events that the
-/// platform's policy no longer keeps. Of events nothing is stated, and a warning is printed, if that policy keeps them for less than 30
-/// days, or if a user has a legal hold on events or keeps them for longer. The whole trail is verified first, and nothing is removed while
-/// a row of it differs.
+/// seal key, so that `audit verify` counts them as excused with proof; also of events that the platform's policy no longer keeps. Of events
+/// nothing is stated, and a warning is printed, if that policy keeps them for less than 30 days, or if a user has a legal hold on events or
+/// keeps them for longer. The whole trail is verified first, and nothing is removed while a row of it differs.
 #[derive(Debug, Args)]
 pub struct RetireArgs {
     /// Only print what would be removed.
@@ -99,13 +105,9 @@ async fn keeps(connection: &mut Connection) -> anyhow::Result<Vec<Keep>> {
         diesel::sql_query(POLICIES).load(connection).await.context("cannot read the policies")?;
     let mut keeps = Vec::new();
     for Policy { table_name, keep_days: days } in policies {
-        let source = match table_name.as_str() {
-            "audit_log" => Source::AuditLog,
-            "security_violations" => Source::Violations,
-            "data_access_log" => Source::DataAccess,
-            "blackboard_events" => Source::Events,
-            _ => continue,
-        };
+        let events = ("blackboard_events", Source::Events);
+        let mut sources = TRAIL.into_iter().chain([events]);
+        let Some((_, source)) = sources.find(|(name, _)| *name == table_name) else { continue };
         if source == Source::Events {
             let problems = problems_of_events(connection, days).await?;
             if !problems.is_empty() {
