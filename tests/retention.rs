@@ -213,10 +213,29 @@ async fn events_tombstones_clocks_and_the_inbox_go_when_their_time_is_over() {
 async fn an_expired_context_is_not_answered_and_its_next_put_is_applied() {
     let fixture = Fixture::new().await;
     without_schedule(&fixture).await;
-    fixture.process(ContextWriter, [user(1), session(1, "s"), context(1, "s", "k", 3)]).await;
-    fixture.execute("UPDATE simple_chat_context SET expires_at = now() - interval '1 second'").await;
+    let memory = json!({ "agent_id": "a", "session_id": "s", "memory_tier": "shared", "context_key": "k",
+        "context_value": 1, "version": 3 });
+    let requests =
+        [user(1), session(1, "s"), context(1, "s", "k", 3), request("agent-context.put", 1, memory)];
+    fixture.process(ContextWriter, requests).await;
     let reader = Reader::start(&fixture).await;
     let key = json!({ "session_id": "s", "context_key": "k" });
+    let answered = async || {
+        let sessions = reader.ask("session.list", 1, json!({})).await.expect("sessions");
+        let contexts = reader.ask("context.list", 1, json!({ "session_id": "s" })).await.expect("contexts");
+        let tier = json!({ "memory_tier": "shared" });
+        let memories = reader.ask("agent-context.list", 1, tier).await.expect("memories of agents");
+        let number = |page: &Value| page["contexts"].as_array().expect("a list").len();
+        (sessions["sessions"][0]["context_count"].clone(), number(&contexts), number(&memories))
+    };
+    assert_eq!(answered().await, (json!(1), 1, 1));
+    fixture
+        .execute(
+            "UPDATE simple_chat_context SET expires_at = now() - interval '1 second';
+             UPDATE agent_context_states SET expires_at = now() - interval '1 second'",
+        )
+        .await;
+    assert_eq!(answered().await, (json!(0), 0, 0), "nothing has swept them");
     reader.ask("context.get", 1, key.clone()).await.expect_err("it has expired");
     let worker = fixture.run(cleaner(&fixture));
     sweep_all(&fixture).await;

@@ -23,9 +23,6 @@ pub struct AgentContextList {
     /// Only contexts whose key starts with this prefix.
     #[serde(default)]
     pub key_prefix: Option<Name>,
-    /// Whether expired contexts are included.
-    #[serde(default)]
-    pub include_expired: bool,
     /// Whether encrypted values are decrypted; otherwise a marker takes their place.
     #[serde(default)]
     pub reveal: bool,

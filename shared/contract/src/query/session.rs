@@ -52,7 +52,7 @@ pub struct SessionInfo {
     pub created_at: DateTime<Utc>,
     /// When it was closed.
     pub ended_at: Option<DateTime<Utc>>,
-    /// The number of its contexts, without removed ones.
+    /// The number of its contexts, without removed and expired ones.
     pub context_count: i64,
 }
 

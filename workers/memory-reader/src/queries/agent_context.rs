@@ -52,17 +52,17 @@ const LIST: &str = concat!(
     "WITH page AS (SELECT * FROM agent_context_states
     WHERE user_id = $1 AND memory_tier = $2::memorytier AND removed_at IS NULL AND ($3 IS NULL OR session_id = $3)
         AND ($4 IS NULL OR agent_id = $4) AND ($5 IS NULL OR starts_with(context_key, $5))
-        AND ($6 OR expires_at IS NULL OR expires_at > now())
-        AND ($7 IS NULL OR (session_id, agent_id, context_key) > ($7, $8, $9))
-    ORDER BY session_id, agent_id, context_key LIMIT $10) ",
+        AND (expires_at IS NULL OR expires_at > now())
+        AND ($6 IS NULL OR (session_id, agent_id, context_key) > ($6, $7, $8))
+    ORDER BY session_id, agent_id, context_key LIMIT $9) ",
     within_page!(
         "id, session_id, agent_id, context_key, context_value::text AS context_value, is_shareable, version, expires_at,
         is_sensitive, updated_at",
         "octet_length(p.context_value::text)",
         "agent_context_states",
         "p.session_id, p.agent_id, p.context_key",
-        "$11",
-        "$12"
+        "$10",
+        "$11"
     )
 );
 
@@ -126,7 +126,6 @@ impl List {
             .bind::<Nullable<Text>, _>(query.session_id.as_ref().map(SessionId::as_str))
             .bind::<Nullable<Text>, _>(query.agent_id.as_ref().map(SessionId::as_str))
             .bind::<Nullable<Text>, _>(query.key_prefix.as_ref().map(Name::as_str))
-            .bind::<Bool, _>(query.include_expired)
             .bind::<Nullable<Text>, _>(after.as_ref().map(|key| key.0.as_str()))
             .bind::<Nullable<Text>, _>(after.as_ref().map(|key| key.1.as_str()))
             .bind::<Nullable<Text>, _>(after.as_ref().map(|key| key.2.as_str()))

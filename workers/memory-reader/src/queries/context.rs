@@ -74,9 +74,9 @@ const LIST: &str = concat!(
     "WITH page AS (SELECT * FROM simple_chat_context
     WHERE user_id = $1 AND session_id = $2 AND removed_at IS NULL AND ($3 IS NULL OR context_type = $3::context_type)
         AND ($4 IS NULL OR access_level = $4::access_level) AND ($5 IS NULL OR starts_with(context_key, $5))
-        AND ($6 OR expires_at IS NULL OR expires_at > now()) AND ($7 IS NULL OR context_key > $7)
-    ORDER BY context_key LIMIT $8) ",
-    within_page!(columns!(), "octet_length(p.context_value::text)", "simple_chat_context", "p.context_key", "$9", "$10")
+        AND (expires_at IS NULL OR expires_at > now()) AND ($6 IS NULL OR context_key > $6)
+    ORDER BY context_key LIMIT $7) ",
+    within_page!(columns!(), "octet_length(p.context_value::text)", "simple_chat_context", "p.context_key", "$8", "$9")
 );
 
 /// An expired context is not found.
@@ -143,7 +143,6 @@ impl List {
             .bind::<Nullable<Text>, _>(query.context_type.map(contract::ContextType::as_str))
             .bind::<Nullable<Text>, _>(query.access_level.map(contract::AccessLevel::as_str))
             .bind::<Nullable<Text>, _>(query.key_prefix.as_ref().map(Name::as_str))
-            .bind::<Bool, _>(query.include_expired)
             .bind::<Nullable<Text>, _>(after.as_deref())
             .bind::<BigInt, _>(page::one_more(limit))
             .bind::<Bool, _>(query.reveal)

@@ -48,7 +48,8 @@ const LIST: &str = "
         c.context_count
     FROM page p CROSS JOIN LATERAL (
         SELECT count(*) AS context_count FROM simple_chat_context c
-        WHERE c.user_id = $1 AND c.session_id = p.session_id AND c.removed_at IS NULL) AS c
+        WHERE c.user_id = $1 AND c.session_id = p.session_id AND c.removed_at IS NULL
+            AND (c.expires_at IS NULL OR c.expires_at > now())) AS c
     ORDER BY p.created_at DESC, p.session_id DESC";
 
 #[derive(QueryableByName)]
