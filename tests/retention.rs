@@ -8,7 +8,9 @@ use testkit::{Fixture, context, request, session, user};
 use crate::support::memories::{Memories, index, memory};
 use crate::support::program::{Ended, memfleet, output};
 use crate::support::reader::Reader;
-use crate::support::retention::{cleaner, left, put, sweep_all, tick, with_old_sessions, without_schedule};
+use crate::support::retention::{
+    cleaner, left, put, sweep_all, tick, with_memories_of_no_session, with_old_sessions, without_schedule,
+};
 
 const POLICIES: &str =
     "concat_ws('|', user_id, table_name, chat_mode, access_tier, keep_days, action, is_active)
@@ -165,6 +167,47 @@ async fn a_run_removes_what_is_due_and_says_so() {
     assert_eq!(fixture.count("job_runs WHERE failure IS NOT NULL").await, 0);
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
     worker.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memories_of_no_chat_session_go_by_their_conversations_and_their_own_age() {
+    let fixture = Fixture::new().await;
+    without_schedule(&fixture).await;
+    with_memories_of_no_session(&fixture, 1..=4).await;
+    // What is said of a chat mode says nothing of them. User 3 is under a hold, and user 4 keeps what is shared.
+    fixture
+        .execute(
+            "INSERT INTO data_retention_policies (id, user_id, table_name, chat_mode, access_tier, keep_days, action) VALUES
+                 (gen_random_uuid(), 2, 'agent_context_states', 'simple', NULL, 1, 'delete'),
+                 (gen_random_uuid(), 4, 'agent_context_states', NULL, 'shared', 1000, 'delete');
+             INSERT INTO retention_holds (id, user_id, chat_mode, reason) VALUES (gen_random_uuid(), 2, 'simple', 'case 6'),
+                 (gen_random_uuid(), 3, NULL, 'case 7')",
+        )
+        .await;
+    let worker = fixture.run(cleaner(&fixture));
+    sweep_all(&fixture).await;
+    worker.stop().await.expect("a clean end");
+    let mut expected = Vec::new();
+    for user in 1..=4 {
+        for tier in ["private", "shared"] {
+            for session in ["ended", "ended-late", "expired", "new", "old", "open", "written-late"] {
+                let is_kept = user == 3 || user == 4 && tier == "shared";
+                match session {
+                    "ended" | "old" if !is_kept => {}
+                    "expired" if user != 3 => expected.push(format!("{user} {tier} {session} empty")),
+                    _ => expected.push(format!("{user} {tier} {session}")),
+                }
+            }
+        }
+    }
+    let select = "concat_ws(' ', user_id, memory_tier, session_id, CASE WHEN removed_at IS NOT NULL THEN 'empty' END) FROM agent_context_states";
+    let mut found = fixture.lines(select).await;
+    found.sort();
+    expected.sort();
+    assert_eq!(found, expected);
+    let told = "blackboard_events WHERE event_type = 'retention.swept' AND session_id = 'old' AND event_payload -> 'removed' @> '[{\"agent_id\": \"a\"}]'";
+    assert_eq!(fixture.count(told).await, 3, "all but user 3");
+    assert_eq!(fixture.count("job_runs WHERE failure IS NOT NULL").await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

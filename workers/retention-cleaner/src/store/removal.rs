@@ -60,10 +60,11 @@ const CONTEXTS: &str = concat!(
     RETURNING t.user_id, t.id, t.session_id::text AS session_id, t.context_key::text AS context_key, NULL::text AS agent_id,
         NULL::text AS memory_tier"
 );
+/// One that is of no chat session stays while a conversation is under way in its session.
 const AGENT_CONTEXTS: &str = concat!(
     "WITH ",
     archived!(),
-    ", locked AS MATERIALIZED (
+    ", of_sessions AS MATERIALIZED (
         SELECT t.user_id, t.id FROM agent_context_states t JOIN archived a ON a.user_id = t.user_id AND a.id = t.id
         JOIN chat_mode_sessions s ON s.user_id = t.user_id AND s.session_id = t.session_id
         WHERE t.xmin::text = a.row_version AND NOT s.is_active
@@ -72,6 +73,17 @@ const AGENT_CONTEXTS: &str = concat!(
     no_sync!(),
     " ORDER BY t.user_id, t.session_id, t.agent_id, t.memory_tier, t.context_key
         FOR UPDATE OF t SKIP LOCKED FOR NO KEY UPDATE OF s SKIP LOCKED
+    ), of_none AS MATERIALIZED (
+        SELECT t.user_id, t.id FROM agent_context_states t JOIN archived a ON a.user_id = t.user_id AND a.id = t.id
+        WHERE t.xmin::text = a.row_version
+            AND NOT EXISTS (SELECT FROM chat_mode_sessions s WHERE s.user_id = t.user_id AND s.session_id = t.session_id)
+            AND NOT EXISTS (SELECT FROM multi_agent_conversations m
+                WHERE m.user_id = t.user_id AND m.session_id = t.session_id AND m.completed_at IS NULL)
+            AND NOT EXISTS (SELECT FROM sec.held_kinds($1, 'agent_context_states') AS h
+                WHERE h.user_id = t.user_id AND h.chat_mode IS NULL AND h.access_tier = t.memory_tier::text)
+        ORDER BY t.user_id, t.session_id, t.agent_id, t.memory_tier, t.context_key FOR UPDATE OF t SKIP LOCKED
+    ), locked AS MATERIALIZED (
+        SELECT user_id, id FROM of_sessions UNION ALL SELECT user_id, id FROM of_none
     ) DELETE FROM agent_context_states t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
     RETURNING t.user_id, t.id, t.session_id::text AS session_id, t.context_key::text AS context_key, t.agent_id::text AS agent_id,
         t.memory_tier::text AS memory_tier"

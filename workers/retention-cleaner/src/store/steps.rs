@@ -72,13 +72,23 @@ const DELETE_CONTEXTS: &str = statement!(
         RETURNING t.user_id, t.session_id, t.context_key, NULL::text AS agent_id, NULL::text AS memory_tier, l.policy_id
     )"
 );
+/// One that is of no chat session stays if it is written meanwhile.
 const DELETE_AGENT_CONTEXTS: &str = statement!(
     "due_agent_contexts($1, $2, $3) WHERE true",
-    "locked AS MATERIALIZED (
+    "of_sessions AS MATERIALIZED (
         SELECT t.user_id, t.id, d.policy_id FROM agent_context_states t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
         JOIN chat_mode_sessions s ON s.user_id = t.user_id AND s.session_id = t.session_id
         WHERE NOT s.is_active ORDER BY t.user_id, t.session_id, t.agent_id, t.memory_tier, t.context_key
         FOR UPDATE OF t SKIP LOCKED FOR NO KEY UPDATE OF s SKIP LOCKED
+    ), seen AS MATERIALIZED (
+        SELECT t.user_id, t.id, t.updated_at, d.policy_id FROM agent_context_states t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
+        WHERE NOT EXISTS (SELECT FROM chat_mode_sessions s WHERE s.user_id = t.user_id AND s.session_id = t.session_id)
+    ), of_none AS MATERIALIZED (
+        SELECT t.user_id, t.id, n.policy_id FROM agent_context_states t JOIN seen n ON n.user_id = t.user_id AND n.id = t.id
+        WHERE t.updated_at = n.updated_at ORDER BY t.user_id, t.session_id, t.agent_id, t.memory_tier, t.context_key
+        FOR UPDATE OF t SKIP LOCKED
+    ), locked AS MATERIALIZED (
+        SELECT user_id, id, policy_id FROM of_sessions UNION ALL SELECT user_id, id, policy_id FROM of_none
     ), changed AS (
         DELETE FROM agent_context_states t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
         RETURNING t.user_id, t.session_id, t.context_key, t.agent_id, t.memory_tier, l.policy_id
