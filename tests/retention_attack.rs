@@ -1,9 +1,12 @@
 //! Retention under attack: by the role of its worker, and by services that set policies and holds or fill sessions.
 
-use diesel_async::SimpleAsyncConnection as _;
+use chrono::Utc;
+use diesel::QueryableByName;
+use diesel::sql_types::BigInt;
+use diesel_async::{AsyncConnection as _, AsyncPgConnection, SimpleAsyncConnection as _};
 use retention_cleaner::RetentionCleaner;
 use serde_json::json;
-use store::job_grants;
+use store::{job_grants, security};
 use testkit::attack::{assert_refused, attempt, attempt_for, grant, login};
 use testkit::{Fixture, eventually, request};
 use uuid::Uuid;
@@ -106,7 +109,7 @@ async fn a_session_with_the_longest_keys_is_swept() {
     assert_eq!(fixture.count(told).await, 2500);
 }
 
-/// The grants of a run are minted by the first 1,000 due rows of a table: while there are as many, others may be due.
+/// The grants of a run are minted by the first 2,000 due rows of a kind: while there are as many, others may be due.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_has_many_due_rows_keeps_nobody_out_of_a_pass() {
     let fixture = Fixture::new().await;
@@ -117,8 +120,8 @@ async fn who_has_many_due_rows_keeps_nobody_out_of_a_pass() {
              INSERT INTO chat_mode_sessions (id, user_id, session_id, chat_mode)
                  SELECT gen_random_uuid(), n, 's', 'simple' FROM generate_series(1, 2) AS n;
              INSERT INTO router_decision_log (id, user_id, session_id, user_request, routing_decision, created_at)
-                 SELECT gen_random_uuid(), CASE WHEN n > 1500 THEN 2 ELSE 1 END, 's', 'where?', '{}', now() - interval '181 days'
-                 FROM generate_series(1, 1501) AS n;
+                 SELECT gen_random_uuid(), CASE WHEN n > 2500 THEN 2 ELSE 1 END, 's', 'where?', '{}', now() - interval '181 days'
+                 FROM generate_series(1, 2501) AS n;
              ANALYZE router_decision_log",
         )
         .await;
@@ -133,6 +136,65 @@ async fn who_has_many_due_rows_keeps_nobody_out_of_a_pass() {
     assert_eq!(fixture.count("retention_state WHERE pass_completed_at IS NOT NULL").await, 1);
     assert_eq!(fixture.count("router_decision_log").await, 0);
     worker.stop().await.expect("a clean end");
+}
+
+/// A run takes 100 rows of users who have ten thousand of a kind each, and looks at few of the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_looks_at_few_of_the_rows_of_a_user_who_has_many() {
+    let fixture = Fixture::new().await;
+    without_schedule(&fixture).await;
+    fixture
+        .execute(
+            "SET session_replication_role = replica;
+             INSERT INTO users (id, username, email) SELECT n, 'u', 'e' FROM generate_series(1, 6) AS n;
+             INSERT INTO chat_mode_sessions (id, user_id, session_id, chat_mode, is_active, ended_at)
+                 SELECT gen_random_uuid(), n, 's' || s, 'simple', false, now() - interval '100 days'
+                 FROM generate_series(1, 6) AS n, generate_series(0, 99) AS s;
+             INSERT INTO simple_chat_context (id, user_id, session_id, context_key, context_value, expires_at)
+                 SELECT gen_random_uuid(), u, 's' || n % 100, n, '1', CASE u WHEN 2 THEN now() - interval '1 minute' END
+                 FROM generate_series(1, 10000) AS n, generate_series(1, 2) AS u;
+             INSERT INTO agent_context_states (id, user_id, session_id, agent_id, memory_tier, context_key, context_value, updated_at)
+                 SELECT gen_random_uuid(), u, CASE u WHEN 3 THEN 's' ELSE 'none' END || n % 100, 'a', 'shared', n, '1', now() - interval '200 days'
+                 FROM generate_series(1, 10000) AS n, generate_series(3, 4) AS u;
+             INSERT INTO router_decision_log (id, user_id, session_id, user_request, routing_decision, created_at)
+                 SELECT gen_random_uuid(), 5, 's' || n % 100, 'where?', '{}', now() - interval '181 days' FROM generate_series(1, 10000) AS n;
+             INSERT INTO unified_memory_vectors (id, user_id, session_id, vector_type, content_text, embedding_model, point_count, updated_at)
+                 SELECT gen_random_uuid(), 6, 's' || n % 100, 'knowledge', '', '', 0, now() - interval '800 days' FROM generate_series(1, 10000) AS n;
+             RESET session_replication_role;
+             ANALYZE",
+        )
+        .await;
+    let mut worker = login(&fixture, ROLE).await;
+    for user in 1..=6 {
+        let grants = [grant(0, ROLE), grant(user, ROLE)];
+        let grants: Vec<&str> = grants.iter().map(String::as_str).collect();
+        let (changed, read) = worker
+            .transaction(async |connection| {
+                security::open_context_of_batch(connection, &grants, 1).await?;
+                let swept =
+                    retention_cleaner::sweep(connection, Utc::now(), &[user], 100, Uuid::now_v7()).await?;
+                Ok::<_, store::Fault>((swept.changed(), rows_read(connection).await?))
+            })
+            .await
+            .unwrap_or_else(|fault| panic!("{fault}"));
+        assert_eq!(changed, 100, "user {user}");
+        assert!(read < 5_000, "user {user}: {read} rows were read");
+    }
+}
+
+/// The rows of tables of users that the transaction has read.
+async fn rows_read(connection: &mut AsyncPgConnection) -> Result<i64, store::Fault> {
+    use diesel_async::RunQueryDsl as _;
+    #[derive(QueryableByName)]
+    struct Read {
+        #[diesel(sql_type = BigInt)]
+        read: i64,
+    }
+    let query = "SELECT coalesce(sum(seq_tup_read + coalesce(idx_tup_fetch, 0)), 0)::bigint AS read FROM pg_stat_xact_user_tables
+        WHERE relname IN ('simple_chat_context', 'agent_context_states', 'router_decision_log', 'unified_memory_vectors',
+            'chat_mode_sessions')";
+    let read: Read = diesel::sql_query(query).get_result(connection).await?;
+    Ok(read.read)
 }
 
 /// One tick is enough for all that is due: each run is followed by another one while something is removed, past users who have nothing

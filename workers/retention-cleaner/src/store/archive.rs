@@ -166,7 +166,9 @@ fn read_statement(name: &str, columns: &[TableColumn]) -> String {
         "WITH RECURSIVE due AS MATERIALIZED (SELECT d.user_id, d.id, d.policy_id FROM sec.{due}($1, $2, $3, 'archive') AS d),
         listed AS MATERIALIZED (
             SELECT array_agg(t.user_id ORDER BY t.user_id, t.id) AS users, array_agg(t.id ORDER BY t.user_id, t.id) AS ids
-            FROM {name} t JOIN due d ON d.user_id = t.user_id AND d.id = t.id{unexpired}
+            FROM due d CROSS JOIN LATERAL (
+                SELECT t.user_id, t.id FROM {name} t WHERE t.user_id = d.user_id AND t.id = d.id{unexpired} OFFSET 0
+            ) AS t
         ), sized AS (
             SELECT 0 AS place, NULL::integer AS user_id, NULL::uuid AS id, false AS is_too_large, 0::bigint AS total
             UNION ALL
@@ -176,10 +178,12 @@ fn read_statement(name: &str, columns: &[TableColumn]) -> String {
                 WHERE t.user_id = l.users[s.place + 1] AND t.id = l.ids[s.place + 1] OFFSET 0
             ) AS m WHERE s.total < $4
         )
-        SELECT t.user_id, t.id, t.xmin::text AS row_version, d.policy_id,
-            CASE WHEN s.is_too_large THEN ARRAY[]::text[] ELSE {cells} END AS cells, s.is_too_large, (SELECT count(*) FROM due) AS found
-        FROM sized s JOIN due d ON d.user_id = s.user_id AND d.id = s.id JOIN {name} t ON t.user_id = s.user_id AND t.id = s.id
-        ORDER BY t.user_id, t.id",
+        SELECT s.user_id, s.id, t.row_version, d.policy_id, t.cells, s.is_too_large, (SELECT count(*) FROM due) AS found
+        FROM sized s JOIN due d ON d.user_id = s.user_id AND d.id = s.id CROSS JOIN LATERAL (
+            SELECT t.xmin::text AS row_version, CASE WHEN s.is_too_large THEN ARRAY[]::text[] ELSE {cells} END AS cells
+            FROM {name} t WHERE t.user_id = s.user_id AND t.id = s.id OFFSET 0
+        ) AS t
+        ORDER BY s.user_id, s.id",
         cells = cells(columns)
     )
 }

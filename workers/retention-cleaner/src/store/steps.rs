@@ -3,6 +3,10 @@
 //! Each takes the users ($1), the time ($2), the most rows ($3) and the id of the tick ($4), and gives a row for each row that it
 //! changed, beside the number of rows that were due; one row without a user if it changed none. A row that another transaction holds is
 //! left out, and what is changed is checked again under its lock.
+//!
+//! The rows are locked one after the other, in a subquery for each, so that each is found by its id: a join might read all rows of a user
+//! who has a hundred times as many. As none is waited for, their order matters to nobody. `is_active IS NOT TRUE` keeps the look-up of a session to the
+//! index of its name.
 
 use super::sweep::Effect;
 
@@ -37,8 +41,11 @@ macro_rules! no_key {
 const EXPIRE_CONTEXTS: &str = statement!(
     "due_expired_contexts($1, $2, $3) WHERE true",
     "locked AS MATERIALIZED (
-        SELECT t.user_id, t.id FROM simple_chat_context t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
-        WHERE t.removed_at IS NULL AND t.expires_at <= $2 ORDER BY t.user_id, t.session_id, t.context_key FOR UPDATE OF t SKIP LOCKED
+        SELECT d.user_id, d.id FROM due d CROSS JOIN LATERAL (
+            SELECT FROM simple_chat_context t
+            WHERE t.user_id = d.user_id AND t.id = d.id AND t.removed_at IS NULL AND t.expires_at <= $2
+            FOR UPDATE OF t SKIP LOCKED
+        ) AS t
     ), changed AS (
         UPDATE simple_chat_context t SET context_value = NULL, priority = 1, expires_at = NULL, is_sensitive = false, request_id = $4,
             updated_at = $2, removed_at = $2, writes = t.writes + 1, written_at = $2, sync_values = NULL
@@ -49,9 +56,11 @@ const EXPIRE_CONTEXTS: &str = statement!(
 const EXPIRE_AGENT_CONTEXTS: &str = statement!(
     "due_expired_agent_contexts($1, $2, $3) WHERE true",
     "locked AS MATERIALIZED (
-        SELECT t.user_id, t.id FROM agent_context_states t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
-        WHERE t.removed_at IS NULL AND t.expires_at <= $2
-        ORDER BY t.user_id, t.session_id, t.agent_id, t.memory_tier, t.context_key FOR UPDATE OF t SKIP LOCKED
+        SELECT d.user_id, d.id FROM due d CROSS JOIN LATERAL (
+            SELECT FROM agent_context_states t
+            WHERE t.user_id = d.user_id AND t.id = d.id AND t.removed_at IS NULL AND t.expires_at <= $2
+            FOR UPDATE OF t SKIP LOCKED
+        ) AS t
     ), changed AS (
         UPDATE agent_context_states t SET context_value = NULL, expires_at = NULL, is_shareable = false, is_sensitive = false,
             request_id = $4, updated_at = $2, removed_at = $2, writes = t.writes + 1, written_at = $2, sync_values = NULL
@@ -63,10 +72,12 @@ const EXPIRE_AGENT_CONTEXTS: &str = statement!(
 const DELETE_CONTEXTS: &str = statement!(
     "due_contexts($1, $2, $3) WHERE true",
     "locked AS MATERIALIZED (
-        SELECT t.user_id, t.id, d.policy_id FROM simple_chat_context t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
-        JOIN chat_mode_sessions s ON s.user_id = t.user_id AND s.session_id = t.session_id
-        WHERE NOT s.is_active AND NOT t.is_persistent ORDER BY t.user_id, t.session_id, t.context_key
-        FOR UPDATE OF t SKIP LOCKED FOR NO KEY UPDATE OF s SKIP LOCKED
+        SELECT d.user_id, d.id, d.policy_id FROM due d CROSS JOIN LATERAL (
+            SELECT FROM simple_chat_context t
+            JOIN chat_mode_sessions s ON s.user_id = t.user_id AND s.session_id = t.session_id
+            WHERE t.user_id = d.user_id AND t.id = d.id AND s.is_active IS NOT TRUE AND NOT t.is_persistent
+            FOR UPDATE OF t SKIP LOCKED FOR NO KEY UPDATE OF s SKIP LOCKED
+        ) AS t
     ), changed AS (
         DELETE FROM simple_chat_context t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
         RETURNING t.user_id, t.session_id, t.context_key, NULL::text AS agent_id, NULL::text AS memory_tier, l.policy_id
@@ -76,17 +87,25 @@ const DELETE_CONTEXTS: &str = statement!(
 const DELETE_AGENT_CONTEXTS: &str = statement!(
     "due_agent_contexts($1, $2, $3) WHERE true",
     "of_sessions AS MATERIALIZED (
-        SELECT t.user_id, t.id, d.policy_id FROM agent_context_states t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
-        JOIN chat_mode_sessions s ON s.user_id = t.user_id AND s.session_id = t.session_id
-        WHERE NOT s.is_active ORDER BY t.user_id, t.session_id, t.agent_id, t.memory_tier, t.context_key
-        FOR UPDATE OF t SKIP LOCKED FOR NO KEY UPDATE OF s SKIP LOCKED
+        SELECT d.user_id, d.id, d.policy_id FROM due d CROSS JOIN LATERAL (
+            SELECT FROM agent_context_states t
+            JOIN chat_mode_sessions s ON s.user_id = t.user_id AND s.session_id = t.session_id
+            WHERE t.user_id = d.user_id AND t.id = d.id AND s.is_active IS NOT TRUE
+            FOR UPDATE OF t SKIP LOCKED FOR NO KEY UPDATE OF s SKIP LOCKED
+        ) AS t
     ), seen AS MATERIALIZED (
-        SELECT t.user_id, t.id, t.updated_at, d.policy_id FROM agent_context_states t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
-        WHERE NOT EXISTS (SELECT FROM chat_mode_sessions s WHERE s.user_id = t.user_id AND s.session_id = t.session_id)
+        SELECT d.user_id, d.id, d.policy_id, t.updated_at FROM due d CROSS JOIN LATERAL (
+            SELECT t.updated_at FROM agent_context_states t
+            WHERE t.user_id = d.user_id AND t.id = d.id AND NOT EXISTS (SELECT FROM chat_mode_sessions s
+                WHERE s.user_id = t.user_id AND s.session_id = t.session_id OFFSET 0)
+            OFFSET 0
+        ) AS t
     ), of_none AS MATERIALIZED (
-        SELECT t.user_id, t.id, n.policy_id FROM agent_context_states t JOIN seen n ON n.user_id = t.user_id AND n.id = t.id
-        WHERE t.updated_at = n.updated_at ORDER BY t.user_id, t.session_id, t.agent_id, t.memory_tier, t.context_key
-        FOR UPDATE OF t SKIP LOCKED
+        SELECT n.user_id, n.id, n.policy_id FROM seen n CROSS JOIN LATERAL (
+            SELECT FROM agent_context_states t
+            WHERE t.user_id = n.user_id AND t.id = n.id AND t.updated_at = n.updated_at
+            FOR UPDATE OF t SKIP LOCKED
+        ) AS t
     ), locked AS MATERIALIZED (
         SELECT user_id, id, policy_id FROM of_sessions UNION ALL SELECT user_id, id, policy_id FROM of_none
     ), changed AS (
@@ -97,8 +116,11 @@ const DELETE_AGENT_CONTEXTS: &str = statement!(
 const DELETE_DECISIONS: &str = statement!(
     "due_decisions($1, $2, $3, 'delete') WHERE true",
     "locked AS MATERIALIZED (
-        SELECT t.user_id, t.id, d.policy_id FROM router_decision_log t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
-        ORDER BY t.user_id, t.id FOR UPDATE OF t SKIP LOCKED
+        SELECT d.user_id, d.id, d.policy_id FROM due d CROSS JOIN LATERAL (
+            SELECT FROM router_decision_log t
+            WHERE t.user_id = d.user_id AND t.id = d.id
+            FOR UPDATE OF t SKIP LOCKED
+        ) AS t
     ), changed AS (
         DELETE FROM router_decision_log t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
         RETURNING t.user_id, t.session_id, l.policy_id, ",
@@ -109,8 +131,11 @@ const DELETE_DECISIONS: &str = statement!(
 const ANONYMISE_DECISIONS: &str = statement!(
     "due_decisions($1, $2, $3, 'anonymise') WHERE true",
     "locked AS MATERIALIZED (
-        SELECT t.user_id, t.id, d.policy_id FROM router_decision_log t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
-        WHERE t.anonymised_at IS NULL ORDER BY t.user_id, t.id FOR UPDATE OF t SKIP LOCKED
+        SELECT d.user_id, d.id, d.policy_id FROM due d CROSS JOIN LATERAL (
+            SELECT FROM router_decision_log t
+            WHERE t.user_id = d.user_id AND t.id = d.id AND t.anonymised_at IS NULL
+            FOR UPDATE OF t SKIP LOCKED
+        ) AS t
     ), ciphertexts AS (
         DELETE FROM encrypted_fields e USING locked l
         WHERE e.user_id = l.user_id AND e.row_id = l.id AND e.table_name = 'router_decision_log'
@@ -126,8 +151,11 @@ const ANONYMISE_DECISIONS: &str = statement!(
 const REMOVE_MEMORIES: &str = statement!(
     "due_memories($1, $2, $3) WHERE true",
     "locked AS MATERIALIZED (
-        SELECT t.user_id, t.id, d.policy_id FROM unified_memory_vectors t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
-        WHERE t.updated_at = d.updated_at ORDER BY t.user_id, t.id FOR UPDATE OF t SKIP LOCKED
+        SELECT d.user_id, d.id, d.policy_id FROM due d CROSS JOIN LATERAL (
+            SELECT FROM unified_memory_vectors t
+            WHERE t.user_id = d.user_id AND t.id = d.id AND t.updated_at = d.updated_at
+            FOR UPDATE OF t SKIP LOCKED
+        ) AS t
     ), changed AS (
         UPDATE unified_memory_vectors t SET content_text = '', speaker = NULL, preceding_text = NULL,
             has_points = t.has_points OR t.qdrant_point_id IS NOT NULL, qdrant_point_id = NULL, point_count = 0, content_hash = NULL,
@@ -141,8 +169,11 @@ const REMOVE_MEMORIES: &str = statement!(
 const DELETE_SYNCS: &str = statement!(
     "due_syncs($1, $2, $3) WHERE true",
     "locked AS MATERIALIZED (
-        SELECT t.user_id, t.id, d.policy_id FROM cross_service_memory_sync t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
-        WHERE t.sync_status IN ('completed', 'failed') ORDER BY t.user_id, t.id FOR UPDATE OF t SKIP LOCKED
+        SELECT d.user_id, d.id, d.policy_id FROM due d CROSS JOIN LATERAL (
+            SELECT FROM cross_service_memory_sync t
+            WHERE t.user_id = d.user_id AND t.id = d.id AND t.sync_status IN ('completed', 'failed')
+            FOR UPDATE OF t SKIP LOCKED
+        ) AS t
     ), counted AS (
         SELECT l.*, row_number() OVER w AS place, sum(c.number) OVER w AS total FROM locked l
         CROSS JOIN LATERAL (SELECT count(*) AS number FROM sync_changes h WHERE h.user_id = l.user_id AND h.sync_id = l.id) AS c
@@ -178,9 +209,11 @@ pub(crate) const DELETE_SESSIONS: &str = statement!(
 const FORGET_CONTEXTS: &str = statement!(
     "due_tombstones($1, $2, $3) WHERE table_name = 'simple_chat_context'",
     "locked AS MATERIALIZED (
-        SELECT t.user_id, t.id, d.policy_id FROM simple_chat_context t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
-        WHERE t.removed_at IS NOT NULL AND t.sync_state IS NULL
-        ORDER BY t.user_id, t.session_id, t.context_key FOR UPDATE OF t SKIP LOCKED
+        SELECT d.user_id, d.id, d.policy_id FROM due d CROSS JOIN LATERAL (
+            SELECT FROM simple_chat_context t
+            WHERE t.user_id = d.user_id AND t.id = d.id AND t.removed_at IS NOT NULL AND t.sync_state IS NULL
+            FOR UPDATE OF t SKIP LOCKED
+        ) AS t
     ), changed AS (
         DELETE FROM simple_chat_context t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
         RETURNING t.user_id, t.session_id, t.context_key, NULL::text AS agent_id, NULL::text AS memory_tier, l.policy_id
@@ -189,9 +222,11 @@ const FORGET_CONTEXTS: &str = statement!(
 const FORGET_AGENT_CONTEXTS: &str = statement!(
     "due_tombstones($1, $2, $3) WHERE table_name = 'agent_context_states'",
     "locked AS MATERIALIZED (
-        SELECT t.user_id, t.id, d.policy_id FROM agent_context_states t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
-        WHERE t.removed_at IS NOT NULL AND t.sync_state IS NULL
-        ORDER BY t.user_id, t.session_id, t.agent_id, t.memory_tier, t.context_key FOR UPDATE OF t SKIP LOCKED
+        SELECT d.user_id, d.id, d.policy_id FROM due d CROSS JOIN LATERAL (
+            SELECT FROM agent_context_states t
+            WHERE t.user_id = d.user_id AND t.id = d.id AND t.removed_at IS NOT NULL AND t.sync_state IS NULL
+            FOR UPDATE OF t SKIP LOCKED
+        ) AS t
     ), changed AS (
         DELETE FROM agent_context_states t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
         RETURNING t.user_id, t.session_id, t.context_key, t.agent_id, t.memory_tier, l.policy_id
@@ -200,9 +235,11 @@ const FORGET_AGENT_CONTEXTS: &str = statement!(
 const FORGET_MEMORIES: &str = statement!(
     "due_tombstones($1, $2, $3) WHERE table_name = 'unified_memory_vectors'",
     "locked AS MATERIALIZED (
-        SELECT t.user_id, t.id, d.policy_id FROM unified_memory_vectors t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
-        WHERE t.removed_at IS NOT NULL AND NOT t.has_points
-        ORDER BY t.user_id, t.id FOR UPDATE OF t SKIP LOCKED
+        SELECT d.user_id, d.id, d.policy_id FROM due d CROSS JOIN LATERAL (
+            SELECT FROM unified_memory_vectors t
+            WHERE t.user_id = d.user_id AND t.id = d.id AND t.removed_at IS NOT NULL AND NOT t.has_points
+            FOR UPDATE OF t SKIP LOCKED
+        ) AS t
     ), changed AS (
         DELETE FROM unified_memory_vectors t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
         RETURNING t.user_id, t.session_id, l.policy_id, ",

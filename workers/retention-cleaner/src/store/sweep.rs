@@ -21,8 +21,8 @@ use super::steps::{DELETE_SESSIONS, LOCK_SESSIONS, STEPS};
 /// The most rows of a run: few enough that locks are held for a moment, and its events are within their limit.
 pub const ROWS: i32 = 2_000;
 
-/// How many due rows of a table the grants are minted by (`sec.due_retention_sweep`): if there are as many, rows of other users may be due.
-const MINTED_BY: i64 = 1_000;
+/// How many due rows of a kind the grants are minted by (`sec.due_users`): if there are as many, rows of other users and kinds may be due.
+const MINTED_BY: i64 = ROWS as i64;
 /// The most bytes of the keys of an event, half of what the payload of one may have: jsonb adds blanks.
 const KEY_BYTES: usize = limit::EVENT_PAYLOAD_BYTES / 2;
 
@@ -380,7 +380,7 @@ mod tests {
 
     #[test]
     fn as_many_rows_as_the_grants_are_minted_by_may_hide_those_of_others() {
-        for (found, has_more) in [(999, false), (1_000, true)] {
+        for (found, has_more) in [(1_999, false), (2_000, true)] {
             let mut tally = tally();
             tally.add("agent_context_states", Effect::Deleted, vec![removed(found, "k".to_owned())]);
             assert_eq!(tally.has_more, has_more, "{found} rows");
