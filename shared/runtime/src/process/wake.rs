@@ -24,6 +24,8 @@ const GATHER: Duration = Duration::from_millis(5);
 const PAUSE: Duration = Duration::from_millis(25);
 /// Pause after an error. The schedule goes on.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(1);
+/// How often a hint is tried, so that a short interruption does not leave what it tells of to the next tick of the schedule.
+const TRIES: u32 = 10;
 
 /// Follows the hints for one job.
 pub(crate) struct Waker {
@@ -62,16 +64,20 @@ impl Waker {
             }
             self.pause(GATHER).await;
             while let Some(Some(_)) = hints.next().now_or_never() {}
-            let woken = self.wake(&mut last).await;
-            if let Err(problem) = &woken {
+            for _ in 0..TRIES {
+                let Err(problem) = self.wake(&mut last).await else { break };
                 tracing::warn!(
                     worker = self.info.name,
                     job = self.job,
                     problem,
                     "cannot run a job at once; its schedule goes on"
                 );
+                self.pause(PAUSE_AFTER_ERROR).await;
+                if self.stop.is_cancelled() {
+                    return;
+                }
             }
-            self.pause(if woken.is_ok() { PAUSE } else { PAUSE_AFTER_ERROR }).await;
+            self.pause(PAUSE).await;
         }
     }
 
