@@ -193,6 +193,11 @@ impl Pipeline {
         }
     }
 
+    /// Removes the messages from the stream: with millions of them, it would be full.
+    pub(super) async fn purge(&self) -> anyhow::Result<()> {
+        self.stream.purge().await.map(drop).context("cannot purge the stream")
+    }
+
     /// Publishes contexts at a steady rate below saturation, and reads the delay from context-writer's counters.
     pub(super) async fn delay(&self, corpus: &mut Corpus, rate: u32) -> anyhow::Result<Delay> {
         let fleet = Fleet::start(&[WorkerName::ContextWriter], &self.settings);
