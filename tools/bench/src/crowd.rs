@@ -32,8 +32,10 @@ const USER: i32 = 2_000_000_001;
 const SESSION: &str = "bench-crowd";
 /// The agents' reliability is estimated anew after each of so many parts of the answers.
 const PARTS: usize = 10;
-/// The most requests of a part: fewer than an estimate has tasks, so that each task is among the newest once.
+/// The most requests of a part. Of more than [`PARTS`], an estimate follows when so many closed tasks wait for one: with those of
+/// another part, they are as many as an estimate takes in, so that each is among the newest once.
 const MOST_OF_PART: usize = 15_000;
+const WAITING: i64 = 5_000;
 /// The most agents of a task, and options (`contract::TaskDelegate`).
 const MOST_AGENTS: usize = 500;
 const MOST_OPTIONS: usize = 100;
@@ -119,12 +121,17 @@ async fn ask_and_answer(dataset: &Dataset, pipeline: &Pipeline, settings: &Setti
     }
     let mut progress = Progress::new("answers processed", dataset.answers.len());
     let mut published = 0_i64;
-    for part in dataset.answers.chunks(dataset.answers.len().div_ceil(PARTS).clamp(1, MOST_OF_PART)) {
+    let length = dataset.answers.len().div_ceil(PARTS).clamp(1, MOST_OF_PART);
+    let parts: Vec<_> = dataset.answers.chunks(length).collect();
+    for (place, part) in parts.iter().enumerate() {
         pipeline.publish(part.iter().map(response)).await?;
         processed(pipeline, &mut progress, part.len()).await?;
         published += i64::try_from(part.len())?;
         until_count(&mut owner, RECORDED, |count| count == published).await?;
-        estimate(pipeline, &mut owner).await?;
+        let is_last = place + 1 == parts.len();
+        if is_last || parts.len() <= PARTS || count(&mut owner, DUE).await? >= WAITING {
+            estimate(pipeline, &mut owner).await?;
+        }
     }
     Ok(())
 }

@@ -193,9 +193,11 @@ impl Pipeline {
         }
     }
 
-    /// Removes the messages from the stream: with millions of them, it would be full.
+    /// Removes what is acknowledged from the stream: with millions of messages, it would be full.
     pub(super) async fn purge(&self) -> anyhow::Result<()> {
-        self.stream.purge().await.map(drop).context("cannot purge the stream")
+        let acknowledged = self.consumer.get_info().await?.ack_floor.stream_sequence;
+        let purged = self.stream.purge().sequence(acknowledged + 1).await;
+        purged.map(drop).context("cannot purge the stream")
     }
 
     /// Publishes contexts at a steady rate below saturation, and reads the delay from context-writer's counters.
