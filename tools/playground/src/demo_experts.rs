@@ -289,9 +289,9 @@ mod tests {
         let consulted = Consulted { answers: QUESTIONS.iter().map(answered).collect() };
         assert!(consulted.problems().is_empty());
         let text = consulted.text();
-        let words = |start: &str| -> Vec<&str> {
+        let words = |start: &str| {
             let line = text.lines().find(|line| line.trim_start().starts_with(start));
-            line.unwrap_or_default().split_whitespace().collect()
+            line.unwrap_or_default().split_whitespace().collect::<Vec<_>>()
         };
         // Four agents of one family count as little more than one; two against two is a tie.
         for (status, score, question) in
