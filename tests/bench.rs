@@ -229,6 +229,22 @@ async fn what_each_rule_finds_of_the_truth_is_measured() {
     assert_eq!(ended.code, Some(1));
     assert!(ended.out.is_empty() && ended.err.contains("truth.csv cannot be read"), "{}", ended.all());
     std::fs::write(folder.path().join("truth.csv"), TRUTHS).expect("a file");
+    // What the fleet does not take is said before servers start.
+    let many: String = (0..501).map(|worker| format!("q1,w{worker},x\n")).collect();
+    for (answers, problem) in [
+        ("q1,a,x\nq2,a,x\n".to_owned(), "the data set has 1 different answers"),
+        (many + "q2,a,y\n", "501 workers answered one question"),
+    ] {
+        let other = tempfile::tempdir().expect("a folder");
+        std::fs::write(other.path().join("answer.csv"), format!("question,worker,answer\n{answers}"))
+            .expect("a file");
+        std::fs::write(other.path().join("truth.csv"), "question,truth\nq1,x\n").expect("a file");
+        let path = other.path().to_str().expect("a path");
+        let ended: Ended =
+            output_within(DEADLINE, bare(&["bench", "consensus", "--dataset", path])).await.into();
+        assert_eq!(ended.code, Some(1));
+        assert!(ended.err.contains(problem) && !ended.err.contains("starting"), "{}", ended.all());
+    }
     let report = bench(&["consensus", "--dataset", dataset]).await;
     assert_eq!((&report["questions"], &report["answers"]), (&8.into(), &24.into()), "{report}");
     assert_eq!(report["majority_accuracy"], 7.0 / 8.0, "{report}");
@@ -236,9 +252,11 @@ async fn what_each_rule_finds_of_the_truth_is_measured() {
     for key in ["batch_accuracy", "online_accuracy"] {
         assert_eq!(report[key], 1.0, "{key}: {report}");
     }
-    let ended: Ended =
-        output_within(DEADLINE, bare(&["bench", "consensus", "--dataset", dataset])).await.into();
+    assert_eq!(report["online_questions"], 8, "{report}");
+    let sampled = bare(&["bench", "consensus", "--dataset", dataset, "--online-questions", "4"]);
+    let ended: Ended = output_within(DEADLINE, sampled).await.into();
     assert!(ended.is_success() && ended.out.contains("majority vote"), "{}", ended.all());
+    assert!(ended.out.contains("online, of 4 questions"), "{}", ended.all());
 }
 
 /// The goal of the project, on the data that its authors were given: at least the best of majority vote, Dawid–Skene and

@@ -3,15 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use consensus::{Rules, Verification};
-use consensus_builder::{ConsensusBuilder, inputs};
+use consensus_builder::ConsensusBuilder;
 use diesel_async::SimpleAsyncConnection;
 use serde_json::{Value, json};
 use testkit::{Fixture, RequestMessage, eventually, request, set_duplicate_window};
 use uuid::Uuid;
 
 use crate::support::consensus::{
-    SESSION, Task, agent, builder, know, process, start, three_families, verdict, with_users,
+    SESSION, Task, agent, builder, know, process, start, three_families, verdict, verified, with_users,
 };
 
 const THREE: [&str; 3] = ["a", "b", "c"];
@@ -21,26 +20,6 @@ fn keyed(user: i32) -> (Task, RequestMessage) {
     let task = Task::of(user);
     let delegate = task.delegate(&THREE, 3, json!({ "node_type": "fact", "node_key": "river" }));
     (task, delegate)
-}
-
-/// Every stored dossier is recomputed to the same bytes, and its inputs are those of the rows. Returns how many there are.
-async fn verified(fixture: &Fixture) -> usize {
-    let rules = Rules::current().expect("rules");
-    let mut connection = fixture.connection().await;
-    let stored = inputs::after(&mut connection, (0, Uuid::nil()), 1_000).await.expect("dossiers");
-    for one in &stored {
-        let same = consensus::verify(&one.dossier, &one.inputs, &rules).expect("a dossier");
-        assert_eq!(same, Verification::Same, "node {}", one.node_id);
-        let key = (one.user_id, one.task_id.expect("a task"));
-        let rows = inputs::of_tasks(&mut connection, &[key]).await.expect("rows");
-        let (_, of_rows) = inputs::stored_form(&rows[&key].inputs).expect("inputs");
-        assert_eq!(one.inputs.responses, of_rows.responses);
-        assert_eq!(one.inputs.causality, of_rows.causality);
-    }
-    let nodes = "n.inputs_sha256 = d.inputs_sha256 AND n.rules_version = d.rules_version FROM consensus_memory_nodes n
-        JOIN consensus_dossiers d ON d.user_id = n.user_id AND d.id = n.id";
-    assert!(fixture.lines(nodes).await.iter().all(|same| same == "true"));
-    stored.len()
 }
 
 const EVENTS: &str =

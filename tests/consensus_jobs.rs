@@ -385,13 +385,13 @@ async fn an_estimate_without_new_tasks_is_dropped() {
     assert_eq!(fixture.count("agent_records").await, 0);
 }
 
-/// Beyond the limits of an estimate, the oldest tasks are left out and not due for ever; others are not.
+/// Beyond the limits of an estimate, tasks that are due are judged by what it finds of their agents.
 #[tokio::test(flavor = "multi_thread")]
-async fn tasks_beyond_the_limit_are_left_out_for_good() {
+async fn tasks_beyond_the_limit_are_judged_by_the_records_of_their_agents() {
     let fixture = with_users([1]).await;
     fixture.process(builder(&fixture).await, three_families(1)).await;
     closed_tasks(&fixture, 1, 20).await;
-    // As many tasks of one answer as an estimate takes, all newer.
+    // With ten of these, as many tasks as an estimate takes. An agent that answered none of them keeps its record.
     fixture
         .execute(
             "SET session_replication_role = replica;
@@ -400,10 +400,42 @@ async fn tasks_beyond_the_limit_are_left_out_for_good() {
              SELECT md5('s' || t)::uuid, 1, 'group', 'pm', 'q', 'kind', 'answer', 'n', 'n', '[\"a\", \"b\"]'::jsonb, 1, 1, 1, 1, 'closed',
                 'quorum', now() + t * interval '1 second', md5('n')::uuid, ARRAY['a'], ARRAY[0], ARRAY[0.5]
              FROM generate_series(1, 19990) AS t;
-             INSERT INTO task_estimates (user_id, id) SELECT user_id, id FROM consensus_tasks WHERE voters = ARRAY['a']",
+             INSERT INTO task_estimates (user_id, id) SELECT user_id, id FROM consensus_tasks WHERE voters = ARRAY['a'];
+             UPDATE consensus_tasks SET voters = array_replace(voters, 'agent-100', 'gone') WHERE id = md5('t20')::uuid;
+             UPDATE consensus_tasks SET truth = 3 WHERE id = md5('t19')::uuid;
+             INSERT INTO agent_records (id, user_id, agent_id, task_kind, right_micro, wrong_micro, confidence_micro)
+             VALUES (md5('r')::uuid, 1, 'gone', 'kind', 1, 2, 3)",
         )
         .await;
     assert!(Estimate::prepare(&fixture, 1).await.write(&fixture).await);
-    assert_eq!(fixture.count("task_estimates WHERE answer IS NOT NULL").await, 20_000);
+    assert_eq!(fixture.count("task_estimates WHERE answer IS NOT NULL").await, 20_010);
     assert_eq!(fixture.count("task_estimates WHERE estimated_at IS NULL").await, 0);
+    let judged = "concat_ws(' ', answer, probability) FROM task_estimates WHERE id = md5('t19')::uuid";
+    assert_eq!(fixture.lines(judged).await, ["3 1"]);
+    let answers = |agent: &str| {
+        format!("round((right_micro + wrong_micro) / 1e6) FROM agent_records WHERE agent_id = '{agent}'")
+    };
+    assert_eq!(fixture.lines(&answers("a")).await, ["19990"]);
+    assert_eq!(
+        fixture.lines(&answers("agent-1")).await,
+        ["10"],
+        "records rest on the tasks within the limit"
+    );
+    assert_eq!(fixture.lines(&answers("gone")).await, ["0"]);
+    assert_eq!(fixture.count("agent_records WHERE agent_id = 'gone' AND right_micro = 1").await, 1);
+
+    // A verdict on one of these is all that is due: what is newer and not due is read and left as it is.
+    fixture
+        .execute(
+            "SET session_replication_role = replica;
+             UPDATE task_estimates SET estimated_at = NULL WHERE id = md5('t15')::uuid;
+             UPDATE consensus_tasks SET truth = 2 WHERE id = md5('t15')::uuid",
+        )
+        .await;
+    let beside = "e FROM task_estimates e WHERE id IN (md5('t14')::uuid, md5('t16')::uuid) ORDER BY id";
+    let before = fixture.lines(beside).await;
+    assert!(Estimate::prepare(&fixture, 1).await.write(&fixture).await);
+    assert_eq!(fixture.lines(beside).await, before);
+    let judged = "concat_ws(' ', answer, probability) FROM task_estimates WHERE id = md5('t15')::uuid";
+    assert_eq!(fixture.lines(judged).await, ["2 1"]);
 }

@@ -23,6 +23,7 @@ mod cli;
 mod client_library;
 mod cluster;
 mod configuration;
+mod consensus_cases;
 mod consensus_close;
 mod consensus_crash;
 mod consensus_explain;

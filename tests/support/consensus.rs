@@ -1,6 +1,7 @@
 //! Tasks, agents and responses for the tests of consensus-builder.
 
-use consensus_builder::ConsensusBuilder;
+use consensus::{Rules, Verification};
+use consensus_builder::{ConsensusBuilder, inputs};
 use context_writer::ContextWriter;
 use serde_json::{Value, json};
 use testkit::{Fixture, RequestMessage, request, user};
@@ -113,4 +114,24 @@ pub fn with(mut body: Value, more: Value) -> Value {
 /// Three agents of three families, and the conversation.
 pub fn three_families(user: i32) -> Vec<RequestMessage> {
     vec![agent(user, "a", "x"), agent(user, "b", "y"), agent(user, "c", "z"), start(user)]
+}
+
+/// Every stored dossier is recomputed to the same bytes, and its inputs are those of the rows. Returns how many there are.
+pub async fn verified(fixture: &Fixture) -> usize {
+    let rules = Rules::current().expect("rules");
+    let mut connection = fixture.connection().await;
+    let stored = inputs::after(&mut connection, (0, Uuid::nil()), 1_000).await.expect("dossiers");
+    for one in &stored {
+        let same = consensus::verify(&one.dossier, &one.inputs, &rules).expect("a dossier");
+        assert_eq!(same, Verification::Same, "node {}", one.node_id);
+        let key = (one.user_id, one.task_id.expect("a task"));
+        let rows = inputs::of_tasks(&mut connection, &[key]).await.expect("rows");
+        let (_, of_rows) = inputs::stored_form(&rows[&key].inputs).expect("inputs");
+        assert_eq!(one.inputs.responses, of_rows.responses);
+        assert_eq!(one.inputs.causality, of_rows.causality);
+    }
+    let nodes = "n.inputs_sha256 = d.inputs_sha256 AND n.rules_version = d.rules_version FROM consensus_memory_nodes n
+        JOIN consensus_dossiers d ON d.user_id = n.user_id AND d.id = n.id";
+    assert!(fixture.lines(nodes).await.iter().all(|same| same == "true"));
+    stored.len()
 }

@@ -68,6 +68,8 @@ pub struct Accuracy {
     pub majority_accuracy: f64,
     /// [`estimate`] over all tasks.
     pub batch_accuracy: f64,
+    /// The questions that the next two figures are of.
+    pub online_questions: usize,
     /// Answer by answer, what is held for each question when the last answer has come: by [`Online`], or by a fleet.
     pub online_accuracy: f64,
     /// The same, what was held for each question right after that question's last answer, never revised.
@@ -87,22 +89,18 @@ impl Dataset {
         if answers.is_empty() {
             return Err(DatasetError::Empty { path });
         }
-        let questions = numbers(answers.iter().map(|[question, ..]| question.as_str()));
-        let workers = numbers(answers.iter().map(|[_, worker, _]| worker.as_str()));
-        let given = answers.iter().map(|[.., answer]| answer.as_str());
-        let options = numbers(given.chain(truths.iter().map(|[_, truth]| truth.as_str())));
+        let questions = numbers(answers.iter().map(|[question, ..]| *question));
+        let workers = numbers(answers.iter().map(|[_, worker, _]| *worker));
+        let given = answers.iter().map(|[.., answer]| *answer);
+        let options = numbers(given.chain(truths.iter().map(|[_, truth]| *truth)));
         let mut known = vec![None; questions.len()];
         for [question, truth] in &truths {
-            if let Some(question) = questions.get(question.as_str()) {
-                known[*question as usize] = options.get(truth.as_str()).copied();
+            if let Some(question) = questions.get(*question) {
+                known[*question as usize] = options.get(*truth).copied();
             }
         }
-        let row = |[question, worker, answer]: &[String; 3]| {
-            Some((
-                *questions.get(question.as_str())?,
-                *workers.get(worker.as_str())?,
-                *options.get(answer.as_str())?,
-            ))
+        let row = |[question, worker, answer]: &[&str; 3]| {
+            Some((*questions.get(*question)?, *workers.get(*worker)?, *options.get(*answer)?))
         };
         Ok(Self {
             answers: answers.iter().filter_map(row).collect(),
@@ -110,6 +108,20 @@ impl Dataset {
             workers: workers.len(),
             options: options.len(),
         })
+    }
+
+    /// The same with the answers to at most `most` questions: every second one, or every third, and so on.
+    #[must_use]
+    pub fn thinned(&self, most: usize) -> Self {
+        let step = self.truths.len().div_ceil(most.max(1)).max(1);
+        let stays = |question: usize| question.is_multiple_of(step);
+        let answers = self.answers.iter().filter(|(question, ..)| stays(*question as usize));
+        let truths = self.truths.iter().enumerate();
+        Self {
+            answers: answers.copied().collect(),
+            truths: truths.map(|(question, truth)| truth.filter(|_| stays(question))).collect(),
+            ..*self
+        }
     }
 
     /// The answers by question.
@@ -131,6 +143,7 @@ impl Dataset {
             answers: self.answers.len(),
             majority_accuracy: self.majority_accuracy(),
             batch_accuracy: self.batch_accuracy(rules),
+            online_questions: self.questions(),
             online_accuracy: self.score(&online),
             online_at_close_accuracy: self.score(&at_close),
         }
@@ -148,16 +161,17 @@ impl Dataset {
         self.score(&majority(&self.tasks(), self.options))
     }
 
-    /// Of [`estimate`] over all tasks.
+    /// Of [`estimate`] over all tasks, whatever the limits of the rules.
     #[must_use]
     pub fn batch_accuracy(&self, rules: &ReliabilityRules) -> f64 {
-        self.score(&estimate(&self.tasks(), self.workers, self.options, &[], rules).tasks)
+        let rules = rules.without_limits();
+        self.score(&estimate(&self.tasks(), self.workers, self.options, &[], &rules).tasks)
     }
 
-    /// What the online rule holds at the end, and what it held when each question closed.
+    /// What the online rule holds at the end, and what it held when each question closed, whatever the limits of the rules.
     #[must_use]
     pub fn online(&self, rules: &ReliabilityRules) -> (Vec<Vec<f64>>, Vec<Vec<f64>>) {
-        let mut online = Online::new(self.options, Vec::new(), rules);
+        let mut online = Online::new(self.options, Vec::new(), &rules.without_limits());
         let mut opened = BTreeMap::new();
         let mut last = vec![0; self.truths.len()];
         for (at, (question, ..)) in self.answers.iter().enumerate() {
@@ -216,13 +230,12 @@ fn read(path: &Path) -> Result<(String, String), DatasetError> {
 }
 
 /// The rows after the heading.
-fn rows<const N: usize>(path: &str, text: &str) -> Result<Vec<[String; N]>, DatasetError> {
+fn rows<'a, const N: usize>(path: &str, text: &'a str) -> Result<Vec<[&'a str; N]>, DatasetError> {
     let lines = text.lines().enumerate().skip(1).filter(|(_, line)| !line.trim().is_empty());
     lines
         .map(|(at, line)| {
-            let columns: Vec<String> =
-                line.split(',').map(|column| column.trim().trim_matches('"').to_owned()).collect();
-            <[String; N]>::try_from(columns).map_err(|_| DatasetError::Line {
+            let columns: Vec<&str> = line.split(',').map(|column| column.trim().trim_matches('"')).collect();
+            <[&str; N]>::try_from(columns).map_err(|_| DatasetError::Line {
                 path: path.to_owned(),
                 line: at + 1,
                 columns: N,

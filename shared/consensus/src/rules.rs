@@ -154,6 +154,14 @@ pub struct ReliabilityRules {
     pub answer_limit: usize,
 }
 
+impl ReliabilityRules {
+    /// The same for a data set that is estimated once: time and memory grow with its answers.
+    #[must_use]
+    pub fn without_limits(&self) -> Self {
+        Self { task_limit: usize::MAX, answer_limit: usize::MAX, ..self.clone() }
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct WordLists {

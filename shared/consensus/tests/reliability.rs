@@ -172,6 +172,60 @@ fn limits_leave_out_the_oldest() {
 }
 
 #[test]
+fn what_an_estimate_leaves_out_is_judged_by_its_agents() {
+    let (tasks, truths) = crowd(8, &[0.95, 0.9, 0.9, 0.3, 0.3, 0.3], 400, 6);
+    let limits = ReliabilityRules { task_limit: 200, ..rules() };
+    let part = estimate(&tasks, 7, 4, &[], &limits);
+    let judged: Vec<Vec<f64>> = tasks.iter().map(|task| part.judge(task, &[], &limits)).collect();
+    assert!(accuracy(&judged[..200], &truths[..200]) > 0.9, "the good agents count");
+    for (judged, estimated) in judged.iter().zip(&part.tasks).skip(200) {
+        let differs = judged.iter().zip(estimated).any(|(a, b)| (a - b).abs() > 0.01);
+        assert!(!differs && judged.len() == 4, "as the estimate has it: {judged:?} {estimated:?}");
+    }
+    // Agent 6 has answered nothing else.
+    let strange = |answers, truth| part.judge(&Task { answers, truth }, &[], &limits);
+    assert_eq!(most_probable(&strange(vec![(6, 2), (99, 1), (0, 9)], None)), [2]);
+    assert_eq!(strange(vec![(0, 1)], Some(3)), [0.0, 0.0, 0.0, 1.0]);
+    assert!(strange(vec![], None).is_empty());
+}
+
+#[test]
+fn open_tasks_that_an_estimate_leaves_out_are_judged_by_its_agents() {
+    // Agents 3 and 4 agree on what is wrong, as 0 to 2 show.
+    let answers = vec![(0, 0), (1, 0), (2, 0), (3, 1), (4, 1)];
+    let tasks = vec![OpenTask { answers, truth: None }; 30];
+    let estimate = estimate_open(&tasks, 6, &[], &rules());
+    let judge = |answers, truth| estimate.judge(&OpenTask { answers, truth }, &[]);
+    assert_eq!(most_probable(&judge(vec![(0, 0), (3, 1), (4, 1)], None)), [0]);
+    assert_eq!(judge(vec![(0, 0), (3, 1)], Some(1)), [0.0, 1.0]);
+    assert_eq!(most_probable(&judge(vec![(5, 0)], None)), [0], "an agent of which nothing is known");
+    assert!(judge(vec![], None).is_empty());
+}
+
+#[test]
+fn a_data_set_is_estimated_beyond_the_limits() {
+    let (tasks, truths) = crowd(9, &[0.9; 6], 100, 4);
+    let answers = (0..).zip(&tasks).flat_map(|(question, task)| {
+        task.answers.iter().map(move |(agent, option)| (question, *agent, *option))
+    });
+    let dataset = Dataset {
+        answers: answers.collect(),
+        truths: truths.into_iter().map(Some).collect(),
+        workers: 6,
+        options: 4,
+    };
+    let limits = ReliabilityRules { task_limit: 10, answer_limit: 43, ..rules() };
+    assert_eq!(dataset.accuracy(&limits), dataset.accuracy(&rules()));
+    assert!(dataset.batch_accuracy(&limits) > 0.9);
+
+    let thinned = dataset.thinned(30);
+    assert_eq!((thinned.questions(), thinned.answers.len()), (25, 100), "every fourth question");
+    assert_eq!(thinned.tasks()[4].answers, tasks[4].answers);
+    assert!(thinned.majority_accuracy() > 0.8, "the others are not scored");
+    assert_eq!(dataset.thinned(100).answers, dataset.answers);
+}
+
+#[test]
 fn open_tasks_tell_good_agents_from_bad_ones() {
     let mut random = fastrand::Rng::with_seed(7);
     let accuracies = [0.9, 0.9, 0.7, 0.5, 0.3];

@@ -21,20 +21,30 @@ pub(super) struct ConsensusArgs {
     #[arg(long, value_name = "DIR")]
     dataset: PathBuf,
 
+    /// Feed the answers to so many questions at most through the worker, evenly chosen: 100,000 answers take some two
+    /// minutes. Without it, all.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    online_questions: Option<u32>,
+
     /// Print one JSON object, on the last line of standard output.
     #[arg(long)]
     json: bool,
 }
 
 pub(super) async fn execute(args: ConsensusArgs, settings: &Settings) -> anyhow::Result<()> {
-    let ConsensusArgs { dataset, json } = args;
+    let ConsensusArgs { dataset, online_questions, json } = args;
     let dataset = Dataset::read(&dataset)?;
+    let online = match online_questions {
+        Some(most) => dataset.thinned(usize::try_from(most)?),
+        None => dataset.clone(),
+    };
+    crowd::check(&online)?;
     let rules = Rules::current()?.reliability;
     let (questions, answers) = (dataset.questions(), dataset.answers.len());
     let majority_accuracy = dataset.majority_accuracy();
     let fed = on_private_servers(settings, async |local| {
         add_payload_key(&local.settings)?;
-        crowd::feed(&dataset, &local.settings).await
+        crowd::feed(&online, &local.settings).await
     })
     .await?;
     // Seconds of arithmetic, during which Ctrl-C must still work.
@@ -45,6 +55,7 @@ pub(super) async fn execute(args: ConsensusArgs, settings: &Settings) -> anyhow:
         answers,
         majority_accuracy,
         batch_accuracy,
+        online_questions: online.questions(),
         online_accuracy: fed.at_end,
         online_at_close_accuracy: fed.at_close,
     };
@@ -68,5 +79,8 @@ fn show(accuracy: &Accuracy) -> anyhow::Result<()> {
     }
     let (questions, answers) = (u64::try_from(accuracy.questions)?, u64::try_from(accuracy.answers)?);
     outln!("{} questions, {} answers\n\n{table}", grouped(questions), grouped(answers));
+    if accuracy.online_questions < accuracy.questions {
+        outln!("online, of {} questions", grouped(u64::try_from(accuracy.online_questions)?));
+    }
     Ok(())
 }

@@ -8,8 +8,11 @@ use async_nats::HeaderMap;
 use async_nats::jetstream;
 use bytes::Bytes;
 use chrono::{SecondsFormat, Utc};
+use cli::errln;
+use cli::table::grouped;
 use config::Settings;
 use consensus::dataset::Dataset;
+use consensus::reliability::Task;
 use consensus_builder::{ConsensusBuilder, Job};
 use context_writer::ContextWriter;
 use contract::SCHEDULE_ROOT;
@@ -29,35 +32,51 @@ const USER: i32 = 2_000_000_001;
 const SESSION: &str = "bench-crowd";
 /// The agents' reliability is estimated anew after each of so many parts of the answers.
 const PARTS: usize = 10;
+/// The most requests of a part. Of more than [`PARTS`], an estimate follows when so many closed tasks wait for one: with those of
+/// another part, they are as many as an estimate takes in, so that each is among the newest once.
+const MOST_OF_PART: usize = 15_000;
+const WAITING: i64 = 5_000;
 /// The most agents of a task, and options (`contract::TaskDelegate`).
 const MOST_AGENTS: usize = 500;
 const MOST_OPTIONS: usize = 100;
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// What makes no progress for this long has failed.
 const STUCK_AFTER: Duration = Duration::from_secs(120);
+/// How often progress is printed.
+const PROGRESS_EVERY: Duration = Duration::from_secs(10);
 
 /// How often the fleet is right.
 pub(super) struct Fed {
-    /// By the estimate after the last answer.
+    /// By what the tasks hold after the last answer.
     pub(super) at_end: f64,
     /// By the node that the last answer to a question made, never revised.
     pub(super) at_close: f64,
 }
 
-/// Feeds a data set in the order of its file. A question is a task to those who answer it; their last answer closes it.
-pub(super) async fn feed(dataset: &Dataset, settings: &Settings) -> anyhow::Result<Fed> {
+/// Checks that the fleet takes a data set.
+pub(super) fn check(dataset: &Dataset) -> anyhow::Result<()> {
     let options = dataset.options;
     ensure!(
         (2..=MOST_OPTIONS).contains(&options),
-        "the data set has {options} different answers, not 2 to {MOST_OPTIONS}"
+        "the data set has {options} different answers; bench consensus takes 2 to {MOST_OPTIONS}, as many as a task may have"
     );
+    let most = dataset.tasks().iter().map(|task| workers(task).len()).max().unwrap_or(0);
+    ensure!(
+        most <= MOST_AGENTS,
+        "{most} workers answered one question of the data set; bench consensus takes up to {MOST_AGENTS}, as many as a task may ask"
+    );
+    Ok(())
+}
+
+/// Feeds a data set in the order of its file. A question is a task to those who answer it; their last answer closes it.
+pub(super) async fn feed(dataset: &Dataset, settings: &Settings) -> anyhow::Result<Fed> {
+    let options = dataset.options;
     let accounts = Pipeline::open::<ContextWriter>(settings).await?;
     accounts.process(vec![user()], WorkerName::ContextWriter).await?;
     let pipeline = Pipeline::open::<ConsensusBuilder>(settings).await?;
-    pipeline.process(questions(dataset)?, WorkerName::ConsensusBuilder).await?;
     let mut fleet = Fleet::start(&[WorkerName::ConsensusBuilder], settings);
     let answered = tokio::select! {
-        answered = answer(dataset, &pipeline, settings) => answered,
+        answered = ask_and_answer(dataset, &pipeline, settings) => answered,
         ended = fleet.ended() => ended.map_err(Into::into).and_then(|()| bail!("the worker ended unexpectedly")),
     };
     let stopped = fleet.stop().await;
@@ -83,54 +102,106 @@ pub(super) async fn feed(dataset: &Dataset, settings: &Settings) -> anyhow::Resu
     Ok(Fed { at_end: score(Held::estimated), at_close: score(Held::leading) })
 }
 
-async fn answer(dataset: &Dataset, pipeline: &Pipeline, settings: &Settings) -> anyhow::Result<()> {
+async fn ask_and_answer(dataset: &Dataset, pipeline: &Pipeline, settings: &Settings) -> anyhow::Result<()> {
     let mut owner = store::connect(&settings.postgres.url).await?;
+    let tasks = dataset.tasks();
+    let agents: Vec<usize> = (0..dataset.workers).collect();
+    let mut progress = Progress::new("agents configured and questions asked", agents.len() + tasks.len());
+    pipeline.publish([start()]).await?;
+    for part in agents.chunks(MOST_OF_PART) {
+        pipeline.publish(part.iter().map(|worker| configure(*worker))).await?;
+        processed(pipeline, &mut progress, part.len()).await?;
+    }
+    let options: Vec<String> = (0..dataset.options).map(option).collect();
+    let numbered: Vec<(usize, &Task)> = tasks.iter().enumerate().collect();
+    for part in numbered.chunks(MOST_OF_PART) {
+        let asked = part.iter().filter(|(_, task)| !task.answers.is_empty());
+        pipeline.publish(asked.map(|(question, task)| delegate(*question, task, &options))).await?;
+        processed(pipeline, &mut progress, part.len()).await?;
+    }
+    let mut progress = Progress::new("answers processed", dataset.answers.len());
     let mut published = 0_i64;
-    for part in dataset.answers.chunks(dataset.answers.len().div_ceil(PARTS).max(1)) {
+    let length = dataset.answers.len().div_ceil(PARTS).clamp(1, MOST_OF_PART);
+    let parts: Vec<_> = dataset.answers.chunks(length).collect();
+    for (place, part) in parts.iter().enumerate() {
         pipeline.publish(part.iter().map(response)).await?;
-        pipeline.settled().await?;
+        processed(pipeline, &mut progress, part.len()).await?;
         published += i64::try_from(part.len())?;
-        until_count_is(&mut owner, RECORDED, published).await?;
-        estimate(pipeline, &mut owner).await?;
+        until_count(&mut owner, RECORDED, |count| count == published).await?;
+        let is_last = place + 1 == parts.len();
+        if is_last || parts.len() <= PARTS || count(&mut owner, DUE).await? >= WAITING {
+            estimate(pipeline, &mut owner).await?;
+        }
     }
     Ok(())
+}
+
+/// Waits until what was published is processed.
+async fn processed(pipeline: &Pipeline, progress: &mut Progress, count: usize) -> anyhow::Result<()> {
+    pipeline.settled().await?;
+    pipeline.purge().await?;
+    progress.advance(count)
+}
+
+/// Prints on standard error how far a step is that takes long.
+struct Progress {
+    what: &'static str,
+    all: usize,
+    done: usize,
+    began: Instant,
+    printed: Instant,
+}
+
+impl Progress {
+    fn new(what: &'static str, all: usize) -> Self {
+        let now = Instant::now();
+        Self { what, all, done: 0, began: now, printed: now }
+    }
+
+    fn advance(&mut self, count: usize) -> anyhow::Result<()> {
+        self.done += count;
+        if self.printed.elapsed() >= PROGRESS_EVERY {
+            self.printed = Instant::now();
+            let left = self.began.elapsed().as_secs_f64() / self.done.max(1) as f64
+                * self.all.saturating_sub(self.done) as f64;
+            let (done, all) = (grouped(u64::try_from(self.done)?), grouped(u64::try_from(self.all)?));
+            errln!("{done} of {all} {}, about {left:.0} s left", self.what);
+        }
+        Ok(())
+    }
 }
 
 fn user() -> Prepared {
     request("user.put", &json!({ "username": "bench", "email": "bench@example.org" }))
 }
 
-/// The agents, none of which depends on another, and the tasks.
-fn questions(dataset: &Dataset) -> anyhow::Result<Vec<Prepared>> {
-    let start = json!({ "session_id": SESSION, "conversation_title": "Crowd" });
-    let mut requests = vec![request("expert-conversation.start", &start)];
-    for worker in 0..dataset.workers {
-        let name = agent(worker);
-        let configure = json!({
-            "agent_id": name, "agent_type": "expert", "agent_role": "labels", "assigned_llm": name,
-            "model_provider": "other", "model_family": name,
-        });
-        requests.push(request("agent.configure", &configure));
-    }
-    let options: Vec<String> = (0..dataset.options).map(option).collect();
-    for (question, task) in dataset.tasks().iter().enumerate() {
-        let agents: BTreeSet<String> =
-            task.answers.iter().map(|(worker, _)| agent(*worker as usize)).collect();
-        let count = agents.len();
-        if count == 0 {
-            continue;
-        }
-        ensure!(
-            count <= MOST_AGENTS,
-            "a question has the answers of {count} workers, more than {MOST_AGENTS}"
-        );
-        let delegate = json!({
-            "task_id": task_id(question), "session_id": SESSION, "pm_agent_id": "pm", "agents": agents, "quorum": count,
-            "question": question.to_string(), "task_kind": "crowd", "options": options,
-        });
-        requests.push(request("task.delegate", &delegate));
-    }
-    Ok(requests)
+fn start() -> Prepared {
+    request("expert-conversation.start", &json!({ "session_id": SESSION, "conversation_title": "Crowd" }))
+}
+
+/// An agent that depends on no other one.
+fn configure(worker: usize) -> Prepared {
+    let name = agent(worker);
+    let body = json!({
+        "agent_id": name, "agent_type": "expert", "agent_role": "labels", "assigned_llm": name,
+        "model_provider": "other", "model_family": name,
+    });
+    request("agent.configure", &body)
+}
+
+fn delegate(question: usize, task: &Task, options: &[String]) -> Prepared {
+    let workers = workers(task);
+    let quorum = workers.len();
+    let agents: BTreeSet<String> = workers.into_iter().map(|worker| agent(worker as usize)).collect();
+    let body = json!({
+        "task_id": task_id(question), "session_id": SESSION, "pm_agent_id": "pm", "agents": agents, "quorum": quorum,
+        "question": question.to_string(), "task_kind": "crowd", "options": options,
+    });
+    request("task.delegate", &body)
+}
+
+fn workers(task: &Task) -> BTreeSet<u32> {
+    task.answers.iter().map(|(worker, _)| *worker).collect()
 }
 
 fn response((question, worker, answer): &(u32, u32, u32)) -> Prepared {
@@ -164,11 +235,20 @@ fn task_id(question: usize) -> Uuid {
     Uuid::from_u128(0xc0de << 64 | question as u128)
 }
 
-/// Has the server publish a tick of the job at once, and waits until no closed task is without an estimate.
+/// Has ticks of the job run until no closed task is without an estimate.
 async fn estimate(pipeline: &Pipeline, owner: &mut Connection) -> anyhow::Result<()> {
-    if count(owner, DUE).await? == 0 {
-        return Ok(());
+    loop {
+        let due = count(owner, DUE).await?;
+        if due == 0 {
+            return Ok(());
+        }
+        tick(pipeline).await?;
+        until_count(owner, DUE, |count| count < due).await?;
     }
+}
+
+/// Has the server publish a tick of the job at once.
+async fn tick(pipeline: &Pipeline) -> anyhow::Result<()> {
     let jetstream = jetstream::new(pipeline.client().clone());
     let job = runtime::Job::name(Job::Reestimate);
     let mut headers = HeaderMap::new();
@@ -177,8 +257,7 @@ async fn estimate(pipeline: &Pipeline, owner: &mut Connection) -> anyhow::Result
     headers.insert("Nats-Schedule-Target", format!("memory.job.{job}"));
     let sent =
         jetstream.publish_with_headers(format!("{SCHEDULE_ROOT}.{job}"), headers, Bytes::new()).await?;
-    sent.await.context("the broker does not schedule the job")?;
-    until_count_is(owner, DUE, 0).await
+    sent.await.map(drop).context("the broker does not schedule the job")
 }
 
 const RECORDED: &str = "SELECT count(*) AS count FROM agent_responses WHERE user_id = $1";
@@ -195,11 +274,15 @@ async fn count(owner: &mut Connection, sql: &str) -> anyhow::Result<i64> {
 }
 
 /// Fails if the count does not change for [`STUCK_AFTER`].
-async fn until_count_is(owner: &mut Connection, sql: &str, wanted: i64) -> anyhow::Result<()> {
+async fn until_count(
+    owner: &mut Connection,
+    sql: &str,
+    is_reached: impl Fn(i64) -> bool,
+) -> anyhow::Result<()> {
     let (mut changed_at, mut seen) = (Instant::now(), -1);
     loop {
         let now = count(owner, sql).await?;
-        if now == wanted {
+        if is_reached(now) {
             return Ok(());
         }
         if now != seen {
@@ -207,7 +290,7 @@ async fn until_count_is(owner: &mut Connection, sql: &str, wanted: i64) -> anyho
         }
         ensure!(
             changed_at.elapsed() < STUCK_AFTER,
-            "the count is {now} and not {wanted}, without change for {STUCK_AFTER:?}: {sql}"
+            "the count stays {now}, without change for {STUCK_AFTER:?}: {sql}"
         );
         sleep(POLL_INTERVAL).await;
     }
@@ -238,9 +321,10 @@ impl Held {
         usize::try_from(self.id.as_u128() & u128::from(u64::MAX)).ok()
     }
 
-    /// A tie has no estimated answer, and counts as wrong.
+    /// The estimated answer. Without one, such as of a tie, what the node says.
     fn estimated(&self) -> Vec<usize> {
-        self.estimated_answer.and_then(|answer| usize::try_from(answer).ok()).into_iter().collect()
+        let estimated = self.estimated_answer.and_then(|answer| usize::try_from(answer).ok());
+        estimated.map_or_else(|| self.leading(), |answer| vec![answer])
     }
 
     /// The answer of the node; of a tie, all.

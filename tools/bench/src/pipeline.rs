@@ -193,6 +193,13 @@ impl Pipeline {
         }
     }
 
+    /// Removes what is acknowledged from the stream: with millions of messages, it would be full.
+    pub(super) async fn purge(&self) -> anyhow::Result<()> {
+        let acknowledged = self.consumer.get_info().await?.ack_floor.stream_sequence;
+        let purged = self.stream.purge().sequence(acknowledged + 1).await;
+        purged.map(drop).context("cannot purge the stream")
+    }
+
     /// Publishes contexts at a steady rate below saturation, and reads the delay from context-writer's counters.
     pub(super) async fn delay(&self, corpus: &mut Corpus, rate: u32) -> anyhow::Result<Delay> {
         let fleet = Fleet::start(&[WorkerName::ContextWriter], &self.settings);

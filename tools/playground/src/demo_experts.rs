@@ -95,7 +95,15 @@ const QUESTIONS: [Question; 3] = [
 
 /// What became of the questions.
 pub struct Consulted {
-    answers: Vec<(&'static str, NodeDossierAnswer)>,
+    answers: Vec<Answered>,
+}
+
+struct Answered {
+    question: &'static str,
+    /// The status of its node.
+    status: String,
+    /// None if it cannot be read.
+    dossier: Option<Dossier>,
 }
 
 /// Configures the agents, asks them the questions, submits their answers, and reads the dossiers of the nodes these became.
@@ -118,7 +126,13 @@ pub async fn consult(settings: &Settings) -> anyhow::Result<Consulted> {
     let mut answers = Vec::with_capacity(QUESTIONS.len());
     for question in &QUESTIONS {
         ask(&user, question).await?;
-        answers.push((question.text, read(&user, question).await?));
+        let NodeDossierAnswer { node, dossier, .. } = read(&user, question).await?;
+        let dossier = dossier.and_then(|dossier| serde_json::from_str(dossier.content.as_str()).ok());
+        answers.push(Answered {
+            question: question.text,
+            status: node.validation_status.to_string(),
+            dossier,
+        });
     }
     Ok(Consulted { answers })
 }
@@ -182,46 +196,130 @@ async fn read(user: &User, question: &Question) -> anyhow::Result<NodeDossierAns
 impl Consulted {
     /// Questions without a dossier that can be read.
     pub fn problems(&self) -> Vec<String> {
-        let unanswered = self.answers.iter().filter(|(_, answer)| dossier(answer).is_none());
-        unanswered.map(|(question, _)| format!("no dossier for {question:?}")).collect()
+        let unanswered = self.answers.iter().filter(|answered| answered.dossier.is_none());
+        unanswered.map(|answered| format!("no dossier for {:?}", answered.question)).collect()
     }
 
     /// Prints the questions with their answers, and the dossier of the last.
     pub fn show(&self) {
+        outln!("{}", self.text());
+    }
+
+    fn text(&self) -> String {
         let mut table = Table::new([
             ("status", Align::Left),
             ("score", Align::Right),
             ("question", Align::Left),
             ("leading answers", Align::Left),
         ]);
-        for (question, answer) in &self.answers {
-            let Some(dossier) = dossier(answer) else { continue };
+        for Answered { question, status, dossier } in &self.answers {
+            let Some(dossier) = dossier else { continue };
             let leaders = dossier.clusters.iter().take(dossier.outcome.leaders.len());
             let leaders: Vec<&str> = leaders.map(|cluster| cluster.answer.as_str()).collect();
             table.row([
-                answer.node.validation_status.to_string(),
+                status.clone(),
                 format!("{:.3}", dossier.score()),
                 shortened(question),
                 shortened(&leaders.join(" / ")),
             ]);
         }
-        outln!("A group of {} experts was asked {} questions:\n\n{table}", EXPERTS.len(), self.answers.len());
-        if let Some(dossier) = self.answers.last().and_then(|(_, answer)| dossier(answer)) {
-            outln!(
-                "The dossier of the last answer, which `memfleet consensus explain NODE` prints:\n\n{}",
-                render(&dossier)
-            );
-        }
+        let (experts, questions) = (EXPERTS.len(), self.answers.len());
+        let dossier = self.answers.last().and_then(|answered| answered.dossier.as_ref());
+        let dossier = dossier.map(render).unwrap_or_default();
+        format!(
+            "A group of {experts} experts was asked {questions} questions:\n\n{table}\nThe dossier of the last answer, which \
+             `memfleet consensus explain NODE` prints:\n\n{dossier}"
+        )
     }
-}
-
-fn dossier(answer: &NodeDossierAnswer) -> Option<Dossier> {
-    serde_json::from_str(answer.dossier.as_ref()?.content.as_str()).ok()
 }
 
 fn shortened(text: &str) -> String {
     match text.char_indices().nth(60) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use consensus::{Agent, Evidence, Inputs, Response, Rules};
+
+    use super::*;
+
+    /// What consensus-builder makes of a question, of agents without a record.
+    fn answered(question: &Question) -> Answered {
+        let families: BTreeMap<&str, &str> = EXPERTS.into_iter().collect();
+        let response = |answer: &Answer, sequence| {
+            let Answer(agent, text, claim, confidence, source) = *answer;
+            Response {
+                id: agent.to_owned(),
+                agent: agent.to_owned(),
+                sequence,
+                text: text.to_owned(),
+                claim: claim.map(str::to_owned),
+                confidence: Some(confidence),
+                embedding: None,
+                evidence: vec![Evidence::Source(source.to_owned())],
+            }
+        };
+        let known = |answer: &Answer| {
+            let family = Some(families[answer.0].to_owned());
+            (answer.0.to_owned(), Agent { family, ..Agent::default() })
+        };
+        let speaking = question.answers.iter().filter(|answer| answer.2.is_some()).count();
+        let inputs = Inputs {
+            task: id(question.key).to_string(),
+            question: question.text.to_owned(),
+            task_kind: "gardening".to_owned(),
+            quorum: speaking.try_into().unwrap(),
+            responses: question.answers.iter().zip(1..).map(|(answer, at)| response(answer, at)).collect(),
+            agents: question.answers.iter().map(known).collect(),
+            ..Inputs::default()
+        };
+        let dossier = Dossier::compute(&inputs, &Rules::current().unwrap()).unwrap();
+        let status = dossier.outcome.status.as_str().to_owned();
+        Answered { question: question.text, status, dossier: Some(dossier) }
+    }
+
+    #[test]
+    fn the_questions_and_the_dossier_of_the_last_are_shown() {
+        let consulted = Consulted { answers: QUESTIONS.iter().map(answered).collect() };
+        assert!(consulted.problems().is_empty());
+        let text = consulted.text();
+        let words = |start: &str| {
+            let line = text.lines().find(|line| line.trim_start().starts_with(start));
+            line.unwrap_or_default().split_whitespace().collect::<Vec<_>>()
+        };
+        // Four agents of one family count as little more than one; two against two is a tie.
+        for (status, score, question) in
+            [("unvalidated", "0.570", "May"), ("disputed", "0.400", "In"), ("validated", "0.724", "How")]
+        {
+            assert_eq!(words(status)[..3], [status, score, question], "{text}");
+        }
+        let (table, dossier) = text.split_once("`memfleet consensus explain NODE` prints:\n\n").unwrap();
+        assert!(table.contains("10 experts was asked 3 questions") && table.contains(" / "), "{text}");
+        assert!(dossier.starts_with("How many cubic metres of soil"), "{text}");
+        for line in
+            ["  VALIDATED ", "score 0.72413", "  5.25 independent voters agree, with a lead of 68.0 %."]
+        {
+            assert!(dossier.contains(line), "{line}: {text}");
+        }
+        // thyme repeats basil, being of its family and resting on its sum; yarrow abstains.
+        let thyme = ["thyme", "1", "new", "0.70", "0.90", "1.00", "0.25", "0.25", "gpt"];
+        assert_eq!(words("thyme"), thyme, "{text}");
+        assert_eq!(words("moss")[..3], ["moss", "2", "new"], "{text}");
+        assert_eq!(words("yarrow").last(), Some(&"abstained"), "{text}");
+        assert!(dossier.contains("sum:basil") && dossier.contains(&id("soil").to_string()), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 160), "{text}");
+    }
+
+    #[test]
+    fn a_question_without_a_dossier_is_a_problem() {
+        let unread = Answered { question: "Why?", status: "pending".to_owned(), dossier: None };
+        let consulted = Consulted { answers: vec![unread] };
+        assert_eq!(consulted.problems(), [r#"no dossier for "Why?""#]);
     }
 }

@@ -6,7 +6,8 @@ use crate::{
     ReliabilityRules,
     reliability::{
         MOST_REPEATS, Reliability, Task, damped,
-        model::{Counts, normalise, rescale},
+        judge::posterior,
+        model::{Counts, Crowd, normalise, rescale},
     },
 };
 
@@ -19,6 +20,26 @@ pub struct Estimate {
     pub agents: Vec<Reliability>,
     /// The iterations that it took.
     pub iterations: usize,
+    counts: Counts,
+    crowd: Crowd,
+}
+
+impl Estimate {
+    /// The probability of each option of a task that was left out, by what is known of its agents. One that answered none of the
+    /// estimated tasks counts as all do together. Empty without an answer.
+    ///
+    /// `groups` and `rules` are those of the estimate.
+    #[must_use]
+    pub fn judge(&self, task: &Task, groups: &[u32], rules: &ReliabilityRules) -> Vec<f64> {
+        let (agents, options) = (self.counts.agents(), self.counts.options);
+        let valid = |(agent, option): &(u32, u32)| (*agent as usize) < agents && (*option as usize) < options;
+        let answers = latest(task.answers.iter().copied().filter(valid));
+        if answers.is_empty() {
+            return Vec::new();
+        }
+        let truth = task.truth.filter(|truth| (*truth as usize) < options);
+        posterior(&answers, truth, &self.counts, &self.crowd, groups, rules)
+    }
 }
 
 /// One answer: its agent, its option, and where its factors are.
@@ -51,7 +72,7 @@ struct Problem {
 ///
 /// `groups` has the group of each agent: of agents that share one and give the same answer to a task, the first counts in
 /// full, the next a quarter, and so on. Agents beyond its end are independent. Tasks are the oldest first; if they are more than the
-/// rules allow, the oldest are left out.
+/// rules allow, the oldest are left out. [`Estimate::judge`] is for those.
 ///
 /// Answers with an agent or option out of range are ignored. Time grows with answers, options and iterations, memory with
 /// the answers times the options and with the agents times the square of the options.
@@ -98,7 +119,8 @@ pub fn estimate(
     for (place, posterior) in problem.places.iter().zip(posterior.chunks_exact(k)) {
         result[*place] = posterior.to_vec();
     }
-    Estimate { tasks: result, agents: (0..agents).map(reliability).collect(), iterations }
+    let agents = (0..agents).map(reliability).collect();
+    Estimate { tasks: result, agents, iterations, counts, crowd }
 }
 
 impl Problem {
@@ -268,4 +290,17 @@ pub(super) fn repeats(answers: &[(u32, u32)], groups: &[u32]) -> Vec<u8> {
         })
     });
     repeats.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_repeated_by_agents_of_the_same_group_only() {
+        // Agents 0, 1 and 3 are of one group, 2 of another; 4 and 5 are of none.
+        let groups = [7, 7, 8, 7];
+        assert_eq!(repeats(&[(0, 1), (1, 0), (2, 1), (3, 1), (4, 1), (5, 1)], &groups), [0, 0, 0, 1, 0, 0]);
+        assert_eq!(repeats(&[(0, 0), (1, 0), (2, 0), (3, 0)], &groups), [0, 1, 0, 2]);
+    }
 }

@@ -10,6 +10,7 @@
 //! logarithm or exponential, which differ between platforms.
 
 mod batch;
+mod judge;
 mod model;
 mod online;
 mod open;

@@ -18,6 +18,7 @@ pub(super) struct Counts {
 }
 
 /// The probabilities that all agents share.
+#[derive(Clone, Debug)]
 pub(super) struct Crowd {
     /// Of an answer and a truth.
     pub matrix: Vec<f64>,

@@ -3,8 +3,9 @@
 use crate::{
     ReliabilityRules,
     reliability::{
-        Reliability, Task, damped, estimate,
-        model::{Counts, Crowd, normalise, rescale},
+        Reliability, Task, estimate,
+        judge::posterior,
+        model::{Counts, Crowd},
     },
 };
 
@@ -160,8 +161,9 @@ impl Online {
         if answers.is_empty() {
             return;
         }
-        let mut probabilities = self.infer(&answers, self.tasks[task].truth);
-        normalise(&mut probabilities);
+        let truth = self.tasks[task].truth;
+        let probabilities =
+            posterior(&answers, truth, &self.counts, &self.crowd(), &self.groups, &self.rules);
         if self.tasks[task].answers.is_empty() {
             self.counts.tasks += 1.0;
         }
@@ -189,51 +191,5 @@ impl Online {
                 *sum += sign * probability;
             }
         }
-    }
-
-    fn infer(&self, answers: &[(u32, u32)], truth: Option<u32>) -> Vec<f64> {
-        let k = self.counts.options;
-        if let Some(truth) = truth {
-            let mut certain = vec![0.0; k];
-            certain[truth as usize] = 1.0;
-            return certain;
-        }
-        let crowd = self.crowd();
-        let mut probabilities = crowd.frequencies.clone();
-        let mut matrix = vec![0.0; k * k];
-        for (place, (agent, option)) in answers.iter().enumerate() {
-            self.counts.agent_matrix(*agent as usize, &crowd, &self.rules, &mut matrix);
-            let row = &matrix[*option as usize * k..(*option as usize + 1) * k];
-            let repeats = self.repeats(&answers[..place], *agent, *option);
-            probabilities.iter_mut().zip(row).for_each(|(value, factor)| *value *= damped(*factor, repeats));
-            rescale(&mut probabilities);
-        }
-        probabilities
-    }
-
-    /// How many agents of the same group gave the same answer before.
-    fn repeats(&self, before: &[(u32, u32)], agent: u32, option: u32) -> u8 {
-        let group = |agent: u32| self.groups.get(agent as usize);
-        let same = |(other, answer): &&(u32, u32)| {
-            *answer == option && group(agent).is_some() && group(*other) == group(agent)
-        };
-        u8::try_from(before.iter().filter(same).count()).unwrap_or(u8::MAX)
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_answer_is_repeated_by_agents_of_the_same_group_only() {
-        // Agents 0, 1 and 3 are of one group, 2 of another; 4 and 5 are of none.
-        let online = Online::new(2, vec![7, 7, 8, 7], &crate::Rules::current().unwrap().reliability);
-        let before = [(0, 1), (1, 0), (2, 1), (4, 1)];
-        assert_eq!(online.repeats(&before, 3, 1), 1);
-        assert_eq!(online.repeats(&before, 3, 0), 1);
-        assert_eq!(online.repeats(&before, 2, 0), 0);
-        assert_eq!(online.repeats(&before, 5, 1), 0);
     }
 }

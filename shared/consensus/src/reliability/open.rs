@@ -28,6 +28,19 @@ pub struct OpenEstimate {
     pub agents: Vec<Reliability>,
 }
 
+impl OpenEstimate {
+    /// The probability of each cluster of a task that was left out, by what is known of its agents. Empty without an answer.
+    ///
+    /// `groups` are those of the estimate.
+    #[must_use]
+    pub fn judge(&self, task: &OpenTask, groups: &[u32]) -> Vec<f64> {
+        let mut votes = task_votes(task, self.agents.len(), groups);
+        infer(&mut votes, &self.agents);
+        votes.probabilities.pop();
+        votes.probabilities
+    }
+}
+
 struct Votes {
     answers: Vec<(u32, u32, u8)>,
     truth: Option<u32>,

@@ -1,6 +1,6 @@
 //! The estimate of one kind of tasks. Arithmetic alone: it runs on a thread of its own, while no transaction is open.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use chrono::{DateTime, Utc};
 use consensus::ReliabilityRules;
@@ -17,7 +17,7 @@ const CHANGE: f64 = 0.001;
 pub(crate) struct Estimated {
     pub(super) user_id: i32,
     pub(super) task_kind: String,
-    /// How many tasks it rests on.
+    /// How many tasks the records rest on.
     pub(super) count: usize,
     /// Those that no estimate had taken in, as they were then.
     pub(super) new: Vec<New>,
@@ -25,8 +25,6 @@ pub(crate) struct Estimated {
     pub(super) changed: Vec<EstimatedTask>,
     /// Of each agent: its right answers, its answers, and the sum of the confidences that it stated.
     pub(super) records: BTreeMap<String, Sums>,
-    /// Older tasks are left out for good.
-    pub(super) oldest: Option<DateTime<Utc>>,
 }
 
 /// A task that an estimate takes in for the first time.
@@ -61,12 +59,13 @@ impl Estimated {
             new: Vec::new(),
             changed: Vec::new(),
             records: BTreeMap::new(),
-            oldest: basis.oldest,
         };
-        let groups: BTreeMap<Option<&str>, &[Closed]> =
-            basis.tasks.iter().map(|(options, tasks)| (options.as_deref(), tasks.as_slice())).collect();
-        for (options, tasks) in groups {
-            result.add(basis, options, tasks, rules);
+        let all: BTreeSet<&Option<String>> = basis.tasks.keys().chain(basis.older.keys()).collect();
+        let none: &[Closed] = &[];
+        for options in all {
+            let tasks = basis.tasks.get(options).map_or(none, Vec::as_slice);
+            let older = basis.older.get(options).map_or(none, Vec::as_slice);
+            result.add(basis, options.as_deref(), [tasks, older], rules);
         }
         result
     }
@@ -76,47 +75,86 @@ impl Estimated {
         self.changed.len() + self.records.len()
     }
 
-    fn add(&mut self, basis: &Basis, options: Option<&str>, tasks: &[Closed], rules: &ReliabilityRules) {
-        let agents = Agents::of(basis, tasks);
-        let answers = |task: &Closed| -> Vec<(u32, u32)> {
-            let votes = task.votes.iter();
-            votes.filter_map(|vote| Some((agents.number(vote.agent)?, vote.choice?))).collect()
-        };
-        let truth = |task: &Closed| task.truth.and_then(|truth| u32::try_from(truth).ok());
-        let count = agents.names.len();
-        let (probabilities, reliabilities) = match options {
+    /// Adds what is found of the newest tasks with these options, and of older ones that are due.
+    fn add(
+        &mut self,
+        basis: &Basis,
+        options: Option<&str>,
+        [tasks, older]: [&[Closed]; 2],
+        rules: &ReliabilityRules,
+    ) {
+        let agents = Agents::of(basis, tasks, older);
+        let found = match options {
             Some(options) => {
                 let options = serde_json::from_str::<Vec<String>>(options).map_or(0, |options| options.len());
-                let tasks: Vec<Task> =
-                    tasks.iter().map(|task| Task { answers: answers(task), truth: truth(task) }).collect();
-                let made = estimate(&tasks, count, options, &agents.groups, rules);
-                (made.tasks, made.agents)
+                Found::with_options(options, tasks, older, &agents, rules)
             }
-            None => {
-                let tasks: Vec<OpenTask> = tasks
-                    .iter()
-                    .map(|task| OpenTask { answers: answers(task), truth: truth(task) })
-                    .collect();
-                let made = estimate_open(&tasks, count, &agents.groups, rules);
-                (made.tasks, made.agents)
-            }
+            None => Found::without_options(tasks, older, &agents, rules),
         };
-        let mut confidences = vec![0.0; count];
-        for (task, probabilities) in tasks.iter().zip(&probabilities) {
-            if task.is_new {
-                self.new.push(New { id: task.id, updated_at: task.updated_at });
-            }
-            self.changed.extend(EstimatedTask::new(task, probabilities));
+        let mut confidences = vec![0.0; agents.names.len()];
+        for (task, probabilities) in tasks.iter().zip(&found.tasks) {
+            self.add_task(task, probabilities);
             agents.add_confidences(task, probabilities, &mut confidences);
         }
-        let records = agents.names.iter().zip(reliabilities).zip(confidences);
-        for ((name, Reliability { answers, right, .. }), confidence) in records {
-            let sums = self.records.entry((*name).to_owned()).or_default();
-            sums.answers += answers;
-            sums.right += right;
-            sums.confidence += confidence;
+        older.iter().zip(&found.older).for_each(|(task, probabilities)| self.add_task(task, probabilities));
+        let records = agents.names.iter().zip(found.agents).zip(confidences).zip(&agents.are_newest);
+        for (((name, Reliability { answers, right, .. }), confidence), is_newest) in records {
+            // Nothing is said of an agent that answered none of the newest tasks: its record stays.
+            if *is_newest {
+                let sums = self.records.entry((*name).to_owned()).or_default();
+                sums.answers += answers;
+                sums.right += right;
+                sums.confidence += confidence;
+            }
         }
     }
+
+    fn add_task(&mut self, task: &Closed, probabilities: &[f64]) {
+        if task.is_new {
+            self.new.push(New { id: task.id, updated_at: task.updated_at });
+        }
+        self.changed.extend(EstimatedTask::new(task, probabilities));
+    }
+}
+
+/// Of each task, the probability of each answer; and the agents.
+struct Found {
+    tasks: Vec<Vec<f64>>,
+    older: Vec<Vec<f64>>,
+    agents: Vec<Reliability>,
+}
+
+impl Found {
+    fn with_options(
+        options: usize,
+        tasks: &[Closed],
+        older: &[Closed],
+        agents: &Agents<'_>,
+        rules: &ReliabilityRules,
+    ) -> Self {
+        let task = |task: &Closed| Task { answers: agents.answers(task), truth: truth(task) };
+        let tasks: Vec<Task> = tasks.iter().map(task).collect();
+        let made = estimate(&tasks, agents.names.len(), options, &agents.groups, rules);
+        let older = older.iter().map(|one| made.judge(&task(one), &agents.groups, rules)).collect();
+        Self { tasks: made.tasks, older, agents: made.agents }
+    }
+
+    fn without_options(
+        tasks: &[Closed],
+        older: &[Closed],
+        agents: &Agents<'_>,
+        rules: &ReliabilityRules,
+    ) -> Self {
+        let task = |task: &Closed| OpenTask { answers: agents.answers(task), truth: truth(task) };
+        let tasks: Vec<OpenTask> = tasks.iter().map(task).collect();
+        let made = estimate_open(&tasks, agents.names.len(), &agents.groups, rules);
+        let older = older.iter().map(|one| made.judge(&task(one), &agents.groups)).collect();
+        Self { tasks: made.tasks, older, agents: made.agents }
+    }
+}
+
+fn truth(task: &Closed) -> Option<u32> {
+    task.truth.and_then(|truth| u32::try_from(truth).ok())
 }
 
 impl EstimatedTask {
@@ -144,17 +182,20 @@ struct Agents<'a> {
     numbers: Vec<Option<u32>>,
     /// The family of each.
     groups: Vec<u32>,
+    /// Whether it answered one of the newest tasks.
+    are_newest: Vec<bool>,
 }
 
 impl<'a> Agents<'a> {
-    fn of(basis: &'a Basis, tasks: &[Closed]) -> Self {
-        let mut places: Vec<u32> =
-            tasks.iter().flat_map(|task| task.votes.iter().map(|vote| vote.agent)).collect();
+    fn of(basis: &'a Basis, tasks: &[Closed], older: &[Closed]) -> Self {
+        let newest = voters(tasks);
+        let mut places = [newest.as_slice(), voters(older).as_slice()].concat();
         places.sort_unstable();
         places.dedup();
         let name = |place: &u32| basis.agents.get(*place as usize).map_or("", String::as_str);
         places.sort_unstable_by_key(name);
         let names: Vec<&str> = places.iter().map(name).collect();
+        let are_newest = places.iter().map(|place| newest.binary_search(place).is_ok()).collect();
         let mut numbers = vec![None; basis.agents.len()];
         for (place, number) in places.into_iter().zip(0..) {
             if let Some(held) = numbers.get_mut(place as usize) {
@@ -170,7 +211,12 @@ impl<'a> Agents<'a> {
                 *known.entry(basis.families.get(*name).map(String::as_str)).or_insert(next)
             })
             .collect();
-        Self { names, numbers, groups }
+        Self { names, numbers, groups, are_newest }
+    }
+
+    /// Who gave which answer to a task.
+    fn answers(&self, task: &Closed) -> Vec<(u32, u32)> {
+        task.votes.iter().filter_map(|vote| Some((self.number(vote.agent)?, vote.choice?))).collect()
     }
 
     fn number(&self, place: u32) -> Option<u32> {
@@ -190,4 +236,13 @@ impl<'a> Agents<'a> {
             }
         }
     }
+}
+
+/// The places of the agents that voted, each once, in order.
+fn voters(tasks: &[Closed]) -> Vec<u32> {
+    let mut places: Vec<u32> =
+        tasks.iter().flat_map(|task| task.votes.iter().map(|vote| vote.agent)).collect();
+    places.sort_unstable();
+    places.dedup();
+    places
 }

@@ -1,7 +1,8 @@
 //! The job `consensus-reestimate`: the records of agents, estimated anew from the closed tasks of a kind.
 //!
 //! Only kinds with tasks that no estimate has taken in yet are estimated, and of each at most as many tasks and answers as the
-//! rules allow, the newest. What a tick does not reach is due at the next one.
+//! rules allow, the newest. Older tasks that are due, at most as many again, are judged by what the estimate finds of their agents.
+//! What a tick does not reach is due at the next one.
 //!
 //! An estimate may take seconds, for which no transaction can stay open. It is therefore read in one transaction (`read.rs`),
 //! computed while none is open (`compute.rs`), and written in that of the tick, if nobody has estimated its tasks meanwhile

@@ -16,8 +16,8 @@ const KINDS: i32 = 1_000;
 const PAGE: usize = 500;
 
 /// Of tables that were never analyzed, PostgreSQL believes that any index with the user finds a task as well as its key does. Looking up
-/// 20,000 tasks so took a minute. For the statements of this transaction that join tasks with their estimates.
-pub(super) const HASH_JOINS: &str = "SET LOCAL enable_nestloop = off";
+/// 20,000 tasks so took a minute. For statements that join tasks with their estimates.
+const HASH_JOINS: &str = "SET LOCAL enable_nestloop = off";
 
 /// What has waited longest comes first, so that no user is left out for good.
 const DUE: &str = "
@@ -88,6 +88,23 @@ struct Row {
     probability: Option<f64>,
 }
 
+/// The newest task before another one that no estimate has taken in, and how many of them there are.
+const OLDER: &str = "
+    SELECT t.closed_at, t.id, count(*) OVER () AS due
+    FROM task_estimates e JOIN consensus_tasks t ON t.user_id = e.user_id AND t.id = e.id
+    WHERE e.user_id = $1 AND e.estimated_at IS NULL AND t.task_kind = $2 AND t.state = 'closed' AND (t.closed_at, t.id) < ($3, $4)
+    ORDER BY t.closed_at DESC, t.id DESC LIMIT 1";
+
+#[derive(QueryableByName)]
+struct Older {
+    #[diesel(sql_type = Timestamptz)]
+    closed_at: DateTime<Utc>,
+    #[diesel(sql_type = SqlUuid)]
+    id: Uuid,
+    #[diesel(sql_type = BigInt)]
+    due: i64,
+}
+
 /// The families of a user's agents.
 const FAMILIES: &str = "
     SELECT c.agent_id, coalesce(c.model_family, c.model_provider::text) AS family FROM agent_configurations c
@@ -124,17 +141,32 @@ pub(super) struct Closed {
     pub estimated_probability: Option<f64>,
 }
 
+/// Tasks by their options, oldest first. Those without options are together too.
+type Tasks = HashMap<Option<String>, Vec<Closed>>;
+
+/// When a task closed, and its id.
+type Position = (DateTime<Utc>, Uuid);
+
 /// What an estimate is computed from.
 #[derive(Debug)]
 pub(super) struct Basis {
     pub due: Due,
-    /// The tasks by their options, oldest first. Those without options are estimated together too.
-    pub tasks: HashMap<Option<String>, Vec<Closed>>,
+    /// The newest tasks, as many as the limits allow.
+    pub tasks: Tasks,
+    /// Older ones that no estimate has taken in: they are judged by what the estimate finds of their agents.
+    pub older: Tasks,
     /// The names of the agents that voted.
     pub agents: Vec<String>,
     pub families: HashMap<String, String>,
-    /// When the oldest of the tasks closed, if older ones are left out because of the limits.
-    pub oldest: Option<DateTime<Utc>>,
+}
+
+/// What is read before it is enough.
+#[derive(Clone, Copy)]
+struct Wanted {
+    /// Tasks that closed before this one.
+    before: Position,
+    /// So many that no estimate has taken in.
+    new: usize,
 }
 
 impl Basis {
@@ -156,38 +188,83 @@ impl Basis {
         found
     }
 
-    /// Reads the newest tasks, as far as the limits reach, page by page, so that names are held once.
+    /// Reads the newest tasks, as far as the limits reach, and as many again of those that are due beyond them: what is left is due
+    /// at the next tick.
     async fn read(connection: &mut Connection, due: Due, limits: &ReliabilityRules) -> Result<Self, Fault> {
         let query = diesel::sql_query(FAMILIES).bind::<Integer, _>(due.user_id);
         let families: Vec<Family> = ::store::prepared(query).load(connection).await?;
         let families = families.into_iter().map(|one| (one.agent_id, one.family)).collect();
-        let mut basis = Self { due, tasks: HashMap::new(), agents: Vec::new(), families, oldest: None };
+        let (tasks, older) = (Tasks::new(), Tasks::new());
+        let mut basis = Self { due, tasks, older, agents: Vec::new(), families };
         let mut numbers = HashMap::new();
-        let (mut tasks, mut answers, mut before) = (0, 0, (last(), Uuid::max()));
+        let newest = Wanted { before: (last(), Uuid::max()), new: usize::MAX };
+        let (tasks, oldest) = basis.pages(connection, newest, limits, &mut numbers).await?;
+        basis.tasks = tasks;
+        let Some(oldest) = oldest else { return Ok(basis) };
+        if let Some(wanted) = basis.older_than(connection, oldest).await? {
+            let (mut older, _) = basis.pages(connection, wanted, limits, &mut numbers).await?;
+            older.values_mut().for_each(|tasks| tasks.retain(|task| task.is_new));
+            basis.older = older;
+        }
+        Ok(basis)
+    }
+
+    /// The tasks that closed before this one and that no estimate has taken in.
+    async fn older_than(
+        &self,
+        connection: &mut Connection,
+        oldest: Position,
+    ) -> Result<Option<Wanted>, Fault> {
+        connection.batch_execute(HASH_JOINS).await?;
+        let query = diesel::sql_query(OLDER)
+            .bind::<Integer, _>(self.due.user_id)
+            .bind::<Text, _>(&self.due.task_kind)
+            .bind::<Timestamptz, _>(oldest.0)
+            .bind::<SqlUuid, _>(oldest.1);
+        let found: Vec<Older> = ::store::prepared(query).load(connection).await?;
+        connection.batch_execute("SET LOCAL enable_nestloop = on").await?;
+        let wanted = |older: Older| {
+            // Ids are ordered as numbers: what is before the next one begins with this one.
+            let next = Uuid::from_u128(older.id.as_u128().saturating_add(1));
+            Wanted { before: (older.closed_at, next), new: usize::try_from(older.due).unwrap_or(usize::MAX) }
+        };
+        Ok(found.into_iter().next().map(wanted))
+    }
+
+    /// Reads tasks, the newest first, page by page, so that names are held once. The last one that was read is returned too, if
+    /// there may be older ones.
+    async fn pages(
+        &mut self,
+        connection: &mut Connection,
+        wanted: Wanted,
+        limits: &ReliabilityRules,
+        numbers: &mut HashMap<String, u32>,
+    ) -> Result<(Tasks, Option<Position>), Fault> {
+        let Wanted { mut before, new: mut missing } = wanted;
+        let (mut found, mut tasks, mut answers) = (Tasks::new(), 0, 0);
         loop {
             let limit = PAGE.min(limits.task_limit - tasks);
-            let rows = basis.page(connection, before, limit).await?;
+            let rows = self.page(connection, before, limit).await?;
             let is_last = rows.len() < limit;
             let mut voters = Vec::new();
             for mut row in rows {
                 if let Some(names) = row.voters.take() {
-                    voters = basis.numbers_of(names, &mut numbers);
+                    voters = self.numbers_of(names, numbers);
                 }
                 answers += voters.len();
                 if answers > limits.answer_limit {
-                    basis.oldest = Some(before.0).filter(|_| tasks > 0);
-                    return Ok(basis.in_order());
+                    return Ok((in_order(found), Some(before).filter(|_| tasks > 0)));
                 }
                 tasks += 1;
+                missing = missing.saturating_sub(usize::from(row.is_new));
                 before = (row.closed_at, row.id);
-                basis.add(row, &voters);
+                found.entry(row.options.take()).or_default().push(Closed::new(row, &voters));
             }
             if is_last {
-                return Ok(basis.in_order());
+                return Ok((in_order(found), None));
             }
-            if tasks >= limits.task_limit {
-                basis.oldest = Some(before.0).filter(|_| tasks > 0);
-                return Ok(basis.in_order());
+            if tasks >= limits.task_limit || missing == 0 {
+                return Ok((in_order(found), Some(before)));
             }
         }
     }
@@ -195,7 +272,7 @@ impl Basis {
     async fn page(
         &self,
         connection: &mut Connection,
-        before: (DateTime<Utc>, Uuid),
+        before: Position,
         limit: usize,
     ) -> Result<Vec<Row>, Fault> {
         let query = diesel::sql_query(CLOSED)
@@ -218,8 +295,10 @@ impl Basis {
         };
         names.into_iter().map(number).collect()
     }
+}
 
-    fn add(&mut self, row: Row, voters: &[u32]) {
+impl Closed {
+    fn new(row: Row, voters: &[u32]) -> Self {
         let answers = voters.iter().zip(row.choices).zip(row.confidences);
         let votes = answers
             .map(|((agent, choice), confidence)| Vote {
@@ -228,7 +307,7 @@ impl Basis {
                 confidence,
             })
             .collect();
-        let closed = Closed {
+        Self {
             id: row.id,
             votes,
             truth: row.truth,
@@ -236,15 +315,14 @@ impl Basis {
             is_new: row.is_new,
             estimated_answer: row.answer,
             estimated_probability: row.probability,
-        };
-        self.tasks.entry(row.options).or_default().push(closed);
+        }
     }
+}
 
-    /// Oldest first.
-    fn in_order(mut self) -> Self {
-        self.tasks.values_mut().for_each(|tasks| tasks.reverse());
-        self
-    }
+/// Oldest first.
+fn in_order(mut tasks: Tasks) -> Tasks {
+    tasks.values_mut().for_each(|tasks| tasks.reverse());
+    tasks
 }
 
 /// No task closes later: the database bounds times.

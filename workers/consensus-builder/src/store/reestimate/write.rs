@@ -9,8 +9,8 @@ use consensus::Record;
 use consensus::reliability::Reliability;
 use contract::{CONSENSUS_BUILDER, Event, EventType, UserId};
 use diesel::QueryableByName;
-use diesel::sql_types::{BigInt, Integer, Text, Timestamptz, Uuid as SqlUuid};
-use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
+use diesel::sql_types::BigInt;
+use diesel_async::RunQueryDsl;
 use runtime::EventDraft;
 use serde_json::json;
 use uuid::Uuid;
@@ -18,7 +18,6 @@ use uuid::Uuid;
 use super::super::batch::uncomputable;
 use super::super::close::event;
 use super::compute::{Estimated, Sums};
-use super::read::HASH_JOINS;
 
 /// Writes the estimates of the users that the transaction acts for.
 pub(crate) async fn write(
@@ -106,16 +105,6 @@ async fn write_one(connection: &mut Connection, estimated: &Estimated, tick: Uui
     if !rows.is_empty() {
         with_rows(&ESTIMATES, rows).execute(connection).await?;
     }
-    if let Some(oldest) = estimated.oldest {
-        let query = diesel::sql_query(LEFT_OUT)
-            .bind::<Integer, _>(user_id)
-            .bind::<Text, _>(task_kind)
-            .bind::<Timestamptz, _>(oldest)
-            .bind::<SqlUuid, _>(tick);
-        connection.batch_execute(HASH_JOINS).await?;
-        ::store::prepared(query).execute(connection).await?;
-        connection.batch_execute("SET LOCAL enable_nestloop = on").await?;
-    }
     let rows: Vec<RecordRow<'_>> = estimated
         .records
         .iter()
@@ -151,12 +140,6 @@ static ESTIMATES: LazyLock<String> = LazyLock::new(|| {
     FROM held h WHERE e.user_id = h.user_id AND e.id = h.id"
     )
 });
-
-/// Tasks beyond the limits are not due for ever.
-const LEFT_OUT: &str = "
-    UPDATE task_estimates e SET estimated_at = now(), updated_at = now(), request_id = $4
-    FROM consensus_tasks t WHERE e.user_id = $1 AND e.estimated_at IS NULL AND t.user_id = e.user_id AND t.id = e.id
-        AND t.task_kind = $2 AND t.closed_at < $3";
 
 ::store::unnest_row! {
     struct RecordRow<'a> {
