@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use testkit::{Fixture, RequestMessage, request, session, token, user};
 
 use crate::support::sync::{
-    Sync, memory, open, payloads, process, put, put_as, remove, syncer, tick, with_sessions, write,
+    Sync, add_node, memory, open, payloads, process, put, put_as, remove, syncer, tick, with_sessions, write,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -332,22 +332,13 @@ async fn validated_knowledge_is_shared_by_reference_and_taken_back() {
     let fixture = with_sessions(&["a", "b", "c"]).await;
     // Nodes that tasks of session a made: one is validated, one is not, one has been superseded.
     let node = |n: u8| format!("0193c0de-0000-7000-8000-0000000000a{n}");
-    let insert = |n: u8, status: &str, valid_to: &str| {
-        format!(
-            "INSERT INTO consensus_memory_nodes (id, user_id, node_type, node_key, title, content, validation_status, valid_to)
-             VALUES ('{id}', 1, 'fact', 'river.{n}', 't', '{{}}', '{status}', {valid_to});
-             INSERT INTO consensus_tasks (id, user_id, session_id, pm_agent_id, question, task_kind, node_type, node_key, title,
-                 quorum, asked, state, close_reason, closed_at, node_id)
-             VALUES (gen_random_uuid(), 1, 'a', 'pm', 'q', 'k', 'fact', 'river.{n}', 't', 1, 1, 'closed', 'quorum', now(), '{id}');",
-            id = node(n)
-        )
-    };
-    let nodes = [
-        insert(1, "validated", "NULL"),
-        insert(2, "unvalidated", "NULL"),
-        insert(3, "superseded", "now() + interval '1 second'"),
-    ];
-    fixture.execute(&format!("SET session_replication_role = replica; {}", nodes.concat())).await;
+    for (n, status, valid_to) in [
+        (1, "validated", "NULL"),
+        (2, "unvalidated", "NULL"),
+        (3, "superseded", "now() + interval '1 second'"),
+    ] {
+        add_node(&fixture, &node(n), &format!("river.{n}"), status, valid_to).await;
+    }
     let (first, on) = (Sync::new(), Sync::new());
     process(&fixture, [first.start("knowledge_share", "a", "b"), on.start("knowledge_share", "b", "c")])
         .await;
