@@ -7,7 +7,16 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Duration, Utc};
 use contract::AccessLevel;
 use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
 use sync::{Attributes, Cell, Filter, Json, Key, KeyState, Memory, Plan, Rules, Scope, Session, Sync};
+
+/// So many cases, and before them those that have failed once. Their seeds are in a file beside the test's, in the repository:
+/// `laws.proptest-regressions`. A seed is good for as long as its generator stays the same, so what a shrunk failure showed is a test
+/// with a name, too, in `merge.rs`, `plan.rs` or `bounds.rs`.
+pub fn cases(cases: u32) -> ProptestConfig {
+    let failed = FileFailurePersistence::WithSource("proptest-regressions");
+    ProptestConfig { cases, failure_persistence: Some(Box::new(failed)), ..ProptestConfig::default() }
+}
 
 /// A key for each rule.
 pub const KEYS: [&str; 6] = ["count.visits", "set.tags", "plain", "list.tasks", "text.note", "fact.diet"];
