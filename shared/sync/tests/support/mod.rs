@@ -99,16 +99,21 @@ impl World {
         self.cell(session, name).and_then(|cell| cell.state.clone()).unwrap_or_default()
     }
 
-    /// A session writes a key, or removes it.
+    /// A session writes a context, or removes it.
     pub fn write_as(&mut self, session: usize, name: &str, value: Option<Json>, attributes: Attributes) {
+        self.write_key(session, key(name), value, attributes);
+    }
+
+    /// A session writes a key, or removes it.
+    pub fn write_key(&mut self, session: usize, key: Key, value: Option<Json>, attributes: Attributes) {
         self.now += Duration::milliseconds(1);
         let now = self.now;
         let memory = self.memory(session);
-        match memory.get_mut(&key(name)) {
+        match memory.get_mut(&key) {
             Some(cell) => cell.write(value, attributes, now),
             None => {
                 let cell = Cell { value, ..Cell::new(Json::Null, attributes, now) };
-                memory.insert(key(name), cell);
+                memory.insert(key, cell);
             }
         }
     }
