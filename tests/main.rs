@@ -90,6 +90,7 @@ mod sync_queries;
 mod sync_replicas;
 mod sync_requests;
 mod sync_state;
+mod sync_statements;
 mod sync_undo;
 mod terminal;
 mod trust;

@@ -1,8 +1,10 @@
-//! memory-sync: what fails fails alone, and says no more than it may.
+//! memory-sync: what fails fails alone, and says no more than it may; what waits for the key store is pending.
+
+use std::time::Duration;
 
 use memory_sync::{Job, MemorySync};
 use serde_json::{Value, json};
-use testkit::request;
+use testkit::{Fixture, RunningWorker, eventually, request, set_redelivery};
 
 use crate::support::sync::{
     Sync, memory, open, payloads, process, put, put_as, remove, syncer, tick, with_sessions, without_wakes,
@@ -131,5 +133,82 @@ async fn a_node_that_was_proposed_under_the_id_of_a_dispute_does_not_hide_it() {
     assert_eq!(fixture.lines(&on_record).await, raised);
     let told = payloads(&fixture, "sync.disputed").await.pop().expect("an event");
     assert_eq!(told["node_id"], json!(raised[0]));
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+}
+
+/// Whether the key store may be connected to. Those that are connected are cut off.
+async fn set_key_store(fixture: &Fixture, is_there: bool) {
+    let name = fixture.settings.keys.url.rsplit('/').next().expect("a name");
+    fixture
+        .execute(&format!(
+            "ALTER DATABASE {name} ALLOW_CONNECTIONS {is_there};
+             SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+        ))
+        .await;
+}
+
+/// A worker that has started and opened no data key, and whose key store is away from then on.
+async fn without_key_store(fixture: &Fixture) -> RunningWorker {
+    let worker = fixture.run(syncer(fixture));
+    eventually("it runs", async || {
+        (worker.readiness.report().phase == runtime::Phase::Running).then_some(())
+    })
+    .await;
+    set_key_store(fixture, false).await;
+    worker
+}
+
+async fn is_pending(fixture: &Fixture, sync: Sync) {
+    eventually("it waits for its data key", async || (sync.state(fixture).await == "pending").then_some(()))
+        .await;
+    let events = format!("blackboard_events WHERE event_payload ->> 'sync_id' = '{}'", sync.id);
+    assert_eq!(fixture.count(&events).await, 0, "it has not been accepted yet");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sync_is_pending_while_it_waits_for_its_data_key() {
+    let fixture = Fixture::with_topology(|topology| {
+        set_redelivery(topology, "memory-sync", Duration::from_secs(2), 1_000);
+    })
+    .await;
+    let fixture = open(fixture, 1, &["a", "b"]).await;
+    let hidden = |version: i64| {
+        put_as("a", "pin", json!(version), version, json!({ "access_level": "shared", "sensitive": true }))
+    };
+    let changes = |sync: Sync| format!("sync_changes WHERE sync_id = '{}'", sync.id);
+
+    write(&fixture, [hidden(1)]).await;
+    let carried = Sync::new();
+    let worker = without_key_store(&fixture).await;
+    fixture.publish([carried.transfer("a", "b")]).await;
+    is_pending(&fixture, carried).await;
+    assert_eq!(memory(&fixture, "b").await, Vec::<String>::new());
+    set_key_store(&fixture, true).await;
+    fixture.drained::<MemorySync>().await;
+    worker.stop().await.expect("a clean end");
+    assert_eq!(carried.state(&fixture).await, "completed carried");
+    assert_eq!(memory(&fixture, "b").await, [r#"pin="$encrypted""#]);
+    assert_eq!(fixture.count(&changes(carried)).await, 1);
+    assert_eq!(payloads(&fixture, "sync.started").await.len(), 1);
+
+    // One that is stopped meanwhile ends, and carries nothing when its message comes again.
+    write(&fixture, [hidden(2)]).await;
+    let stopped = Sync::new();
+    let worker = without_key_store(&fixture).await;
+    fixture.publish([stopped.transfer("a", "b")]).await;
+    is_pending(&fixture, stopped).await;
+    worker.stop().await.expect("a clean end");
+    set_key_store(&fixture, true).await;
+    fixture.publish([stopped.stop()]).await;
+    let mut settings = fixture.settings.clone();
+    // Both messages are one batch.
+    settings.worker.batch_size = 2;
+    settings.worker.batch_wait_ms = 1_000;
+    let worker = fixture.run_with(syncer(&fixture), settings);
+    fixture.drained::<MemorySync>().await;
+    worker.stop().await.expect("a clean end");
+    assert_eq!(stopped.state(&fixture).await, "completed stopped");
+    assert_eq!(fixture.count(&changes(stopped)).await, 0);
+    assert_eq!(payloads(&fixture, "sync.started").await.len(), 1);
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
 }

@@ -1,15 +1,20 @@
-//! Several replicas at once, batches of any size, and a real corpus.
+//! Several replicas at once, batches of any size, redelivery, and a real corpus.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader};
+use std::time::Duration;
 
+use context_writer::ContextWriter;
+use fastrand::Rng;
 use flate2::read::GzDecoder;
-use memory_sync::MemorySync;
+use memory_sync::{Job, MemorySync};
 use serde_json::{Value, json};
-use testkit::{Fixture, RequestMessage};
+use testkit::{Fixture, RequestMessage, eventually, set_duplicate_window};
 
 use crate::support::schema_guided_dialogues;
-use crate::support::sync::{Sync, assert_replays, memory, open, put, syncer, with_sessions, write};
+use crate::support::sync::{
+    Sync, assert_replays, memory, open, put, syncer, tick, with_sessions, without_wakes, write,
+};
 
 /// Processes requests with replicas of this batch size.
 async fn with_replicas(fixture: &Fixture, replicas: usize, batch: usize, requests: Vec<RequestMessage>) {
@@ -97,6 +102,145 @@ async fn the_result_is_the_same_in_batches_of_any_size() {
         assert_replays(&fixture).await;
     }
     assert_eq!(results.len(), 1, "{results:#?}");
+}
+
+const SEEDS: std::ops::Range<u64> = 0..3;
+const NAMES: [&str; 3] = ["a", "b", "c"];
+const KEYS: [&str; 5] = ["count.n", "set.s", "text.t", "fact.f", "k"];
+
+/// One thing that happens in a history.
+enum Step {
+    /// A session puts a key.
+    Put(RequestMessage),
+    /// These syncs are requested together.
+    Syncs(Vec<RequestMessage>),
+    /// The job carries on the live sync.
+    Tick,
+}
+
+/// The session of a history.
+fn name(seed: u64, session: usize) -> String {
+    format!("{}{seed}", NAMES[session])
+}
+
+fn value(random: &mut Rng, key: &str) -> Value {
+    let number = random.u8(0..6);
+    match key {
+        "count.n" => json!(number),
+        "set.s" => json!((0..number).filter(|_| random.bool()).collect::<Vec<_>>()),
+        "text.t" => json!((0..number).map(|_| format!("w{}", random.u8(0..9))).collect::<Vec<_>>().join(" ")),
+        "fact.f" => json!(format!("fact {number}")),
+        _ => json!({ "same": number, format!("m{}", random.u8(0..3)): random.u8(0..3) }),
+    }
+}
+
+/// What happens to three sessions, of which the second one follows the first.
+fn history(seed: u64) -> Vec<Step> {
+    let mut random = Rng::with_seed(seed);
+    let mut versions: BTreeMap<(usize, &str), i64> = BTreeMap::new();
+    let mut steps = vec![Step::Syncs(vec![Sync::new().start("state_sync", &name(seed, 0), &name(seed, 1))])];
+    for _ in 0..3 {
+        for _ in 0..random.usize(2..5) {
+            let (session, key) = (random.usize(0..NAMES.len()), KEYS[random.usize(0..KEYS.len())]);
+            let version = versions.entry((session, key)).or_default();
+            *version += 1;
+            steps.push(Step::Put(put(&name(seed, session), key, value(&mut random, key), *version)));
+        }
+        let syncs = (0..random.usize(1..5)).map(|_| {
+            let (source, further) = (random.usize(0..NAMES.len()), random.usize(1..NAMES.len()));
+            Sync::new().transfer(&name(seed, source), &name(seed, (source + further) % NAMES.len()))
+        });
+        steps.push(Step::Syncs(syncs.collect()));
+        if random.bool() {
+            steps.push(Step::Tick);
+        }
+    }
+    steps.push(Step::Tick);
+    steps
+}
+
+/// Publishes a request until the broker stores it, whatever it has stored before.
+async fn publish_again(fixture: &Fixture, request: &RequestMessage) {
+    eventually("the broker has forgotten the first one", async || {
+        let (headers, body) = (request.header_map(), request.body.clone().into());
+        let sent = fixture.jetstream.publish_with_headers(request.subject.clone(), headers, body).await;
+        let stored = sent.expect("a publish").await.expect("an acknowledged publish");
+        (!stored.duplicate).then_some(())
+    })
+    .await;
+}
+
+/// Has a history happen. With a source of chance, some messages come twice, and batches are cut anywhere.
+async fn happen(fixture: &Fixture, steps: &[Step], mut chance: Option<Rng>) {
+    let mut settings = fixture.settings.clone();
+    for step in steps {
+        settings.worker.batch_size = chance.as_mut().map_or(64, |random| random.usize(1..=3));
+        match step {
+            Step::Put(request) => {
+                fixture.publish([request.clone()]).await;
+                fixture.drained::<ContextWriter>().await;
+            }
+            Step::Syncs(requests) => {
+                let worker = fixture.run_with(syncer(fixture), settings.clone());
+                fixture.publish(requests.clone()).await;
+                if let Some(random) = &mut chance {
+                    let mut again: Vec<_> = requests.iter().filter(|_| random.bool()).collect();
+                    random.shuffle(&mut again);
+                    for request in again {
+                        publish_again(fixture, request).await;
+                    }
+                }
+                fixture.drained::<MemorySync>().await;
+                worker.stop().await.expect("a clean end");
+            }
+            Step::Tick => {
+                let worker = fixture.run_with(syncer(fixture), settings.clone());
+                tick(fixture, Job::Carry).await;
+                if chance.is_some() {
+                    tick(fixture, Job::Carry).await;
+                }
+                worker.stop().await.expect("a clean end");
+            }
+        }
+    }
+}
+
+/// What all sessions hold in the end, and what syncs did to their keys.
+async fn outcome(fixture: &Fixture) -> [Vec<String>; 2] {
+    let held = "concat_ws(' ', session_id, context_key, context_value, version, writes) FROM simple_chat_context ORDER BY 1";
+    let done = "concat_ws(' ', target_session_id, context_key, effect, reason, jsonb_array_length(conflicts),
+        jsonb_array_length(disputed)) FROM sync_changes ORDER BY 1";
+    [fixture.lines(held).await, fixture.lines(done).await]
+}
+
+/// The outcome of all histories.
+async fn histories(is_random: bool) -> [Vec<String>; 2] {
+    let fixture = Fixture::with_topology(|topology| {
+        set_duplicate_window(topology, "SYNC", Duration::from_millis(100));
+    })
+    .await;
+    let sessions: Vec<String> =
+        SEEDS.flat_map(|seed| (0..NAMES.len()).map(move |session| name(seed, session))).collect();
+    let fixture = open(fixture, 1, &sessions.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    without_wakes(&fixture).await;
+    let writer = fixture.run(ContextWriter);
+    for seed in SEEDS {
+        happen(&fixture, &history(seed), is_random.then(|| Rng::with_seed(seed + 100))).await;
+    }
+    writer.stop().await.expect("a clean end");
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    let syncs = fixture.count("cross_service_memory_sync").await;
+    let came_twice = i64::try_from(fixture.stored("SYNC").await).expect("a number") > syncs;
+    assert_eq!(came_twice, is_random);
+    outcome(&fixture).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_come_twice_and_batches_cut_anywhere_change_no_result() {
+    let (straight, random) = tokio::join!(histories(false), histories(true));
+    let [held, done] = &straight;
+    assert!(held.len() > 10 && done.iter().any(|line| line.contains(" merged ")), "{held:#?} {done:#?}");
+    assert_eq!(straight, random);
 }
 
 /// The slot values of a dialogue, turn by turn: `service.slot` and its values.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use testkit::{Fixture, RequestMessage, request, session, token, user};
 
 use crate::support::sync::{
-    Sync, memory, open, payloads, process, put, put_as, remove, syncer, tick, with_sessions, write,
+    Sync, add_node, memory, open, payloads, process, put, put_as, remove, syncer, tick, with_sessions, write,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -81,14 +81,6 @@ async fn what_loses_is_on_record_with_the_rule_that_decided() {
 #[tokio::test(flavor = "multi_thread")]
 async fn private_stays_without_the_scope_and_expired_always() {
     let fixture = with_sessions(&["a", "b", "c"]).await;
-    let agent = |tier: &str| {
-        request(
-            "agent-context.put",
-            1,
-            json!({ "agent_id": "planner", "session_id": "a", "memory_tier": tier, "context_key": tier,
-                "context_value": 1, "version": 1 }),
-        )
-    };
     write(
         &fixture,
         [
@@ -102,8 +94,8 @@ async fn private_stays_without_the_scope_and_expired_always() {
                 1,
                 json!({ "access_level": "shared", "expires_at": "2020-01-01T00:00:00Z" }),
             ),
-            agent("private"),
-            agent("shared"),
+            memory_of_agent("private"),
+            memory_of_agent("shared"),
         ],
     )
     .await;
@@ -112,11 +104,8 @@ async fn private_stays_without_the_scope_and_expired_always() {
     process(&fixture, [without.transfer("a", "b").with_token(&narrow), with.transfer("a", "c")]).await;
     assert_eq!(memory(&fixture, "b").await, ["all=3", "ours=2"]);
     assert_eq!(memory(&fixture, "c").await, ["all=3", "mine=1", "ours=2"]);
-    let tiers = |session: &str| {
-        format!("memory_tier FROM agent_context_states WHERE session_id = '{session}' ORDER BY memory_tier")
-    };
-    assert_eq!(fixture.lines(&tiers("b")).await, ["shared"]);
-    assert_eq!(fixture.lines(&tiers("c")).await, ["private", "shared"]);
+    assert_eq!(tiers(&fixture, "b").await, ["shared"]);
+    assert_eq!(tiers(&fixture, "c").await, ["private", "shared"]);
     assert_eq!(without.counted(&fixture, "private").await, "2");
     assert_eq!(without.counted(&fixture, "expired").await, "1");
     assert_eq!(with.counted(&fixture, "private").await, "0");
@@ -126,6 +115,20 @@ async fn private_stays_without_the_scope_and_expired_always() {
     write(&fixture, [session(1, "d")]).await;
     process(&fixture, [third.transfer("a", "d")]).await;
     assert_eq!(third.counted(&fixture, "private").await, "2");
+}
+
+/// A memory of an agent in session a, of this tier.
+fn memory_of_agent(tier: &str) -> RequestMessage {
+    let body = json!({ "agent_id": "planner", "session_id": "a", "memory_tier": tier, "context_key": tier,
+        "context_value": 1, "version": 1 });
+    request("agent-context.put", 1, body)
+}
+
+/// The tiers of which a session has memories of agents.
+async fn tiers(fixture: &Fixture, session: &str) -> Vec<String> {
+    let select =
+        format!("memory_tier FROM agent_context_states WHERE session_id = '{session}' ORDER BY memory_tier");
+    fixture.lines(&select).await
 }
 
 /// A token of user 1 with these scopes, for one session if there is one.
@@ -138,10 +141,13 @@ fn scoped(scopes: &str, session: Option<&str>) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_filter_chooses_and_one_that_matches_nothing_completes_with_zero() {
-    let fixture = with_sessions(&["a", "b", "c", "d"]).await;
+    let fixture = with_sessions(&["a", "b", "c", "d", "e", "f"]).await;
     write(
         &fixture,
         [
+            memory_of_agent("private"),
+            memory_of_agent("shared"),
+            memory_of_agent("consensus"),
             put("a", "trip.from", json!("Porto"), 1),
             put("a", "trip.to", json!("Faro"), 1),
             put_as(
@@ -162,10 +168,23 @@ async fn a_filter_chooses_and_one_that_matches_nothing_completes_with_zero() {
     let (_, prefixes) = filtered(json!({ "prefixes": ["trip."], "access_levels": ["shared"] }), "b");
     let (_, types) = filtered(json!({ "types": ["preference"] }), "c");
     let (nothing, none) = filtered(json!({ "keys": ["nothing"] }), "d");
-    process(&fixture, [prefixes, types, none]).await;
+    let (of_tiers, two) = filtered(json!({ "tiers": ["private", "shared"] }), "e");
+    // A list for contexts and one for memories of agents: nothing is both.
+    let (neither, both) = filtered(json!({ "tiers": ["shared"], "types": ["preference"] }), "f");
+    process(&fixture, [prefixes, types, none, two, both]).await;
     assert_eq!(memory(&fixture, "b").await, [r#"trip.from="Porto""#, r#"trip.to="Faro""#]);
     assert_eq!(memory(&fixture, "c").await, [r#"diet="vegan""#]);
-    assert_eq!(memory(&fixture, "d").await, Vec::<String>::new());
+    for (session, expected) in
+        [("e", &["private", "shared"][..]), ("b", &[]), ("c", &[]), ("d", &[]), ("f", &[])]
+    {
+        assert_eq!(tiers(&fixture, session).await, expected, "{session}");
+    }
+    for session in ["d", "e", "f"] {
+        assert_eq!(memory(&fixture, session).await, Vec::<String>::new(), "{session}");
+    }
+    assert_eq!(of_tiers.counted(&fixture, "created").await, "2");
+    assert_eq!(of_tiers.counted(&fixture, "private").await, "0");
+    assert_eq!(neither.counted(&fixture, "created").await, "0");
     assert_eq!(nothing.state(&fixture).await, "completed carried");
     let zero = format!("data_transferred::text FROM cross_service_memory_sync WHERE id = '{}'", nothing.id);
     let counts: Value = serde_json::from_str(&fixture.lines(&zero).await[0]).expect("JSON");
@@ -332,22 +351,13 @@ async fn validated_knowledge_is_shared_by_reference_and_taken_back() {
     let fixture = with_sessions(&["a", "b", "c"]).await;
     // Nodes that tasks of session a made: one is validated, one is not, one has been superseded.
     let node = |n: u8| format!("0193c0de-0000-7000-8000-0000000000a{n}");
-    let insert = |n: u8, status: &str, valid_to: &str| {
-        format!(
-            "INSERT INTO consensus_memory_nodes (id, user_id, node_type, node_key, title, content, validation_status, valid_to)
-             VALUES ('{id}', 1, 'fact', 'river.{n}', 't', '{{}}', '{status}', {valid_to});
-             INSERT INTO consensus_tasks (id, user_id, session_id, pm_agent_id, question, task_kind, node_type, node_key, title,
-                 quorum, asked, state, close_reason, closed_at, node_id)
-             VALUES (gen_random_uuid(), 1, 'a', 'pm', 'q', 'k', 'fact', 'river.{n}', 't', 1, 1, 'closed', 'quorum', now(), '{id}');",
-            id = node(n)
-        )
-    };
-    let nodes = [
-        insert(1, "validated", "NULL"),
-        insert(2, "unvalidated", "NULL"),
-        insert(3, "superseded", "now() + interval '1 second'"),
-    ];
-    fixture.execute(&format!("SET session_replication_role = replica; {}", nodes.concat())).await;
+    for (n, status, valid_to) in [
+        (1, "validated", "NULL"),
+        (2, "unvalidated", "NULL"),
+        (3, "superseded", "now() + interval '1 second'"),
+    ] {
+        add_node(&fixture, &node(n), &format!("river.{n}"), status, valid_to).await;
+    }
     let (first, on) = (Sync::new(), Sync::new());
     process(&fixture, [first.start("knowledge_share", "a", "b"), on.start("knowledge_share", "b", "c")])
         .await;

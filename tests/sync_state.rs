@@ -1,11 +1,13 @@
 //! `state_sync`: one session follows another, through chains and cycles, restarts and the end of its token.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use context_writer::ContextWriter;
 use memory_sync::{Job, MemorySync};
 use serde_json::json;
-use testkit::{Fixture, eventually, request, set_redelivery};
+use store::registry;
+use testkit::{Fixture, eventually, request, set_redelivery, token};
+use trust::TokenRequest;
 
 use crate::support::sync::{
     Sync, memory, open, open_scheduled, payloads, process, put, put_as, syncer, tick, with_sessions,
@@ -104,6 +106,57 @@ async fn a_live_sync_ends_when_its_service_loses_the_scope_or_is_disabled() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_live_sync_goes_on_after_its_token_has_expired_and_after_it_was_revoked() {
+    let fixture = with_sessions(&["a", "b", "c"]).await;
+    without_wakes(&fixture).await;
+    write(&fixture, [put("a", "k", json!(1), 1)]).await;
+    let worker = fixture.run(syncer(&fixture));
+    let mut operator = fixture.connection().await;
+    let now = SystemTime::now();
+    let wanted = token::request("test", 1);
+    let revoked = registry::issue(&mut operator, &token::issuer(), wanted.clone(), now).await;
+    let (_, revoked) = revoked.expect("a token");
+    // Clocks may differ by five seconds, three of which are left.
+    let wanted = TokenRequest { life: Duration::from_secs(60), ..wanted };
+    let short = token::issuer().issue(&wanted, now - Duration::from_secs(62)).expect("a token");
+    let syncs = [Sync::new(), Sync::new()];
+    fixture
+        .publish([
+            syncs[0].start("state_sync", "a", "b").with_token(&short.token),
+            syncs[1].start("state_sync", "a", "c").with_token(&revoked.token),
+        ])
+        .await;
+    fixture.drained::<MemorySync>().await;
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+
+    assert_eq!(registry::revoke(&mut operator, &[revoked.id]).await.expect("a revocation"), 1);
+    let over = short.expires + Duration::from_secs(5);
+    eventually("its time is over", async || (SystemTime::now() >= over).then_some(())).await;
+    let under = |token: &str| Sync::new().transfer("a", "b").with_token(token);
+    fixture.publish([under(&short.token), under(&revoked.token)]).await;
+    fixture.drained::<MemorySync>().await;
+    let letters = fixture.dead_letters().await;
+    assert_eq!(letters.len(), 2, "{letters:?}");
+    assert!(letters.iter().all(|letter| letter.starts_with("denied: ")), "{letters:?}");
+
+    for version in 2..4 {
+        write(&fixture, [put("a", "k", json!(version), version)]).await;
+        tick(&fixture, Job::Carry).await;
+        for session in ["b", "c"] {
+            assert_eq!(memory(&fixture, session).await, [format!("k={version}")], "{session}");
+        }
+    }
+    for sync in syncs {
+        assert_eq!(sync.state(&fixture).await, "in_progress");
+    }
+    // An operator who wants it to end has the service stop it, or disables the service.
+    fixture.publish([syncs[1].stop()]).await;
+    fixture.drained::<MemorySync>().await;
+    assert_eq!(syncs[1].state(&fixture).await, "completed stopped");
+    worker.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_whose_target_vanishes_midway_fails() {
     let fixture = with_sessions(&["a", "b"]).await;
     let many: Vec<_> = (0..700).map(|n| put("a", &format!("k{n:03}"), json!(n), 1)).collect();
@@ -182,6 +235,62 @@ async fn a_cycle_of_live_syncs_comes_to_rest() {
     assert_eq!(fixture.count(due).await, 0, "at rest again");
     assert_eq!(fixture.count("sync_changes WHERE conflicts <> '[]'").await, 0);
     worker.stop().await.expect("a clean end");
+}
+
+/// How often the syncs of the cycle have written.
+async fn rounds_of_cycle(fixture: &Fixture) -> i64 {
+    let rounds = "sum(rounds) FROM cross_service_memory_sync WHERE target_session_id IN ('a', 'b', 'c')";
+    fixture.lines(rounds).await[0].parse().expect("a number")
+}
+
+/// Waits until the sessions of the cycle hold this and nobody is due. Another sync of the user then shows that ticks go on and
+/// write nothing there.
+async fn cycle_rests(fixture: &Fixture, expected: &[&str], marker: i64) {
+    eventually("all have the same, and nobody is due", async || {
+        for session in ["a", "b", "c"] {
+            if memory(fixture, session).await != expected {
+                return None;
+            }
+        }
+        (fixture.count("sec.due_sync_carry(10)").await == 0).then_some(())
+    })
+    .await;
+    let rows = "concat_ws(' ', session_id, context_key, context_value, version, writes, xmin) FROM simple_chat_context
+        WHERE session_id IN ('a', 'b', 'c') ORDER BY 1";
+    let before = (fixture.lines(rows).await, rounds_of_cycle(fixture).await);
+    fixture.publish([put("d", "marker", json!(marker), marker)]).await;
+    let carried = [format!("marker={marker}")];
+    eventually("a later tick has carried", async || (memory(fixture, "e").await == carried).then_some(()))
+        .await;
+    assert_eq!((fixture.lines(rows).await, rounds_of_cycle(fixture).await), before);
+}
+
+/// As it is shipped: each round's events wake the job again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cycle_whose_events_wake_it_comes_to_rest() {
+    let fixture = open_scheduled(Fixture::new().await, 1, &["a", "b", "c", "d", "e"]).await;
+    let (syncs, writer) = (fixture.run(syncer(&fixture)), fixture.run(ContextWriter));
+    let pairs = [("a", "b"), ("b", "c"), ("c", "a"), ("d", "e")];
+    fixture.publish(pairs.map(|(source, target)| Sync::new().start("state_sync", source, target))).await;
+    fixture.drained::<MemorySync>().await;
+    fixture
+        .publish([
+            put("a", "k", json!({ "a": 1 }), 1),
+            put("b", "k", json!({ "b": 2 }), 1),
+            put("c", "k", json!({ "c": 3 }), 1),
+            put("b", "count.n", json!(7), 1),
+        ])
+        .await;
+    cycle_rests(&fixture, &["count.n=7", r#"k={"a": 1, "b": 2, "c": 3}"#], 1).await;
+    // A round brings its target at least one of the four writes that two sessions each lacked.
+    let rounds = rounds_of_cycle(&fixture).await;
+    assert!(rounds <= 8, "{rounds} rounds");
+    fixture.publish([put("c", "k", json!({ "a": 1, "b": 2, "c": 4 }), 2)]).await;
+    cycle_rests(&fixture, &["count.n=7", r#"k={"a": 1, "b": 2, "c": 4}"#], 2).await;
+    assert_eq!(rounds_of_cycle(&fixture).await, rounds + 2);
+    writer.stop().await.expect("a clean end");
+    syncs.stop().await.expect("a clean end");
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -136,6 +136,20 @@ pub async fn memory(fixture: &Fixture, session: &str) -> Vec<String> {
     fixture.lines(&select).await
 }
 
+/// Adds a node of the knowledge graph that a task of session a of user 1 made. `valid_to` is an expression.
+pub async fn add_node(fixture: &Fixture, id: &str, key: &str, status: &str, valid_to: &str) {
+    fixture
+        .execute(&format!(
+            "SET session_replication_role = replica;
+             INSERT INTO consensus_memory_nodes (id, user_id, node_type, node_key, title, content, validation_status, valid_to)
+             VALUES ('{id}', 1, 'fact', '{key}', 't', '{{}}', '{status}', {valid_to});
+             INSERT INTO consensus_tasks (id, user_id, session_id, pm_agent_id, question, task_kind, node_type, node_key, title,
+                 quorum, asked, state, close_reason, closed_at, node_id)
+             VALUES (gen_random_uuid(), 1, 'a', 'pm', 'q', 'k', 'fact', '{key}', 't', 1, 1, 'closed', 'quorum', now(), '{id}')"
+        ))
+        .await;
+}
+
 /// The payloads of the events of a type, oldest first.
 pub async fn payloads(fixture: &Fixture, event_type: &str) -> Vec<Value> {
     let select = format!(

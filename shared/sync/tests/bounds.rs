@@ -4,7 +4,7 @@
 mod support;
 
 use proptest::prelude::*;
-use support::{World, any_history, json, key};
+use support::{World, any_history, cases, json, key};
 use sync::{Filter, Key, Plan, Rules, Scope, Sync, Unmergeable};
 
 /// An object of so many texts, each of this word so many times.
@@ -110,7 +110,7 @@ fn a_plan_stops_when_its_texts_have_taken_its_cells_and_says_where() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(100))]
 
     #[test]
     fn the_number_of_rounds_has_no_influence((sessions, events) in any_history(40), cells in 0..40_usize) {

@@ -1,4 +1,4 @@
-//! What holds for all histories.
+//! What holds for all histories. `support::cases` says where failures are kept.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
@@ -6,7 +6,7 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use support::{Event, KEYS, World, any_history, history, key};
+use support::{Event, KEYS, World, any_history, cases, history, key};
 use sync::{
     Applied, Cell, Filter, Holder, Json, KeyState, Memory, Relation, Scope, Sync, Undo, forgettable, round,
 };
@@ -14,10 +14,6 @@ use sync::{
 /// All states of a key that came about.
 fn states(world: &World, name: &str) -> Vec<KeyState> {
     (0..world.names.len()).map(|session| world.state(session, name)).collect()
-}
-
-fn cases(cases: u32) -> ProptestConfig {
-    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
 
 /// The facts of a session are its own; everything else is the same everywhere.

@@ -6,7 +6,7 @@ mod support;
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use support::{World, json, key, shared};
+use support::{World, cases, json, key, shared};
 use sync::{Attributes, Cause, Conflict, Effect, Json, Merging, Plan, Rules, Step, Unmergeable};
 
 /// Two sessions that have synced a value, if there is one, and then write concurrently: first 0, then 1. `None` removes.
@@ -506,7 +506,7 @@ fn flat() -> impl Strategy<Value = Flat> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(300))]
 
     #[test]
     fn flat_objects_merge_as_one_would_write_it_down(base in flat(), first in flat(), second in flat()) {

@@ -6,7 +6,7 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use support::{World, json};
+use support::{World, cases, json};
 use sync::Json;
 use yrs::updates::decoder::Decode;
 use yrs::{Any, Array, ArrayRef, Doc, GetString, Map, MapRef, Out, ReadTxn, Text, TextRef, Transact, Update};
@@ -293,7 +293,7 @@ fn path(path: &[sync::Step]) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(150))]
 
     #[test]
     fn nothing_that_a_public_library_keeps_is_lost(
