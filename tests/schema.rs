@@ -47,7 +47,8 @@ async fn each_migration_can_be_taken_back_alone() {
     let fixture = Fixture::new().await;
     let before = catalogue(&fixture).await;
     let count = store::migration::MAIN.status(fixture.connection().await).await.expect("a status").len();
-    for steps in 1..=count {
+    // Migrations that are released do not change: the latest ones alone, the others some at a time.
+    for steps in (1..count).filter(|steps| *steps <= 8 || steps % 12 == 0).chain([count]) {
         let down = store::migration::MAIN.down(fixture.connection().await, steps).await.expect("down");
         assert_eq!(down.len(), steps);
         store::migration::MAIN.up(fixture.connection().await).await.expect("up");
