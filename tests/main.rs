@@ -71,6 +71,7 @@ mod replay;
 mod resilience;
 mod retention;
 mod retention_attack;
+mod retention_bounds;
 mod retention_crash;
 mod retention_preview;
 mod retention_properties;
