@@ -16,7 +16,7 @@ use crate::support::retention::{cleaner, job, put, sweep_all, tick, with_old_ses
 use crate::support::{skipped, ticks};
 
 /// What old sessions have in each table that is archived, but contexts that expire before.
-async fn old_rows(fixture: &Fixture) -> Vec<Vec<String>> {
+pub async fn old_rows(fixture: &Fixture) -> Vec<Vec<String>> {
     vec![
         rows(fixture, "chat_mode_sessions", "t.session_id = 'ended'").await,
         rows(fixture, "simple_chat_context", "t.session_id = 'ended' AND t.context_key = 'kept'").await,
@@ -28,7 +28,7 @@ async fn old_rows(fixture: &Fixture) -> Vec<Vec<String>> {
 }
 
 /// Users with old sessions, a summary and old events.
-async fn filled(users: std::ops::RangeInclusive<i32>) -> (Fixture, tempfile::TempDir) {
+pub async fn filled(users: std::ops::RangeInclusive<i32>) -> (Fixture, tempfile::TempDir) {
     let mut fixture = Fixture::new().await;
     let folder = with_target(&mut fixture);
     without_schedule(&fixture).await;

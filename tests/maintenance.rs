@@ -22,9 +22,9 @@ fn steps(ended: &Ended) -> Vec<String> {
 }
 
 /// The partition of the audit trail of the next month.
-const NEXT: &str = "'audit.audit_log' || to_char(date_trunc('month', now() AT TIME ZONE 'UTC') + interval '1 month', '_YYYY_MM')";
+pub const NEXT: &str = "'audit.audit_log' || to_char(date_trunc('month', now() AT TIME ZONE 'UTC') + interval '1 month', '_YYYY_MM')";
 
-async fn drop_next(fixture: &Fixture) {
+pub async fn drop_next(fixture: &Fixture) {
     fixture.execute(&format!("DO $$ BEGIN EXECUTE 'DROP TABLE ' || {NEXT}; END $$")).await;
 }
 
@@ -91,6 +91,26 @@ async fn rows_of_missed_months_raise_an_alarm_and_get_their_partitions() {
     assert_eq!(dropped, 1, "{}", done.out);
 }
 
+/// What a report says of a table or an index.
+async fn reported(fixture: &Fixture, list: &str, name: &str) -> Value {
+    let report = run(fixture, &["maintenance", "report", "--json"]).await;
+    let report: Value = serde_json::from_str(report.out.trim()).expect("JSON");
+    let found = report[list].as_array().expect("a list").iter().find(|one| one["name"] == name).cloned();
+    found.unwrap_or_else(|| panic!("{name} is not in {report}"))
+}
+
+fn number(of: &Value, name: &str) -> i64 {
+    of[name].as_i64().expect("a number")
+}
+
+/// The line of a report about a table or an index.
+async fn line_of(fixture: &Fixture, name: &str) -> String {
+    let report = run(fixture, &["maintenance", "report"]).await;
+    let found =
+        report.out.lines().find(|line| line.split_whitespace().next() == Some(name)).map(str::to_owned);
+    found.unwrap_or_else(|| panic!("{name} is not in {}", report.all()))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_treats_what_needs_it_and_nothing_else() {
     let fixture = Fixture::new().await;
@@ -99,6 +119,7 @@ async fn a_run_treats_what_needs_it_and_nothing_else() {
             "ALTER TABLE job_runs SET (autovacuum_enabled = false);
              INSERT INTO job_runs (id, job, started_at, examined, changed, skipped)
                  SELECT gen_random_uuid(), 'x', now(), 1, 1, 0 FROM generate_series(1, 300000);
+             CREATE INDEX job_runs_unused ON job_runs (id, started_at);
              ANALYZE job_runs;
              DELETE FROM job_runs WHERE id > '10000000-0000-0000-0000-000000000000'",
         )
@@ -116,12 +137,27 @@ async fn a_run_treats_what_needs_it_and_nothing_else() {
     })
     .await;
     assert_eq!(size().await, before, "a dry run changes nothing");
+    let table = reported(&fixture, "tables", "public.job_runs").await;
+    assert!(number(&table, "dead") > 250_000, "{table}");
+    // Each row has an empty object in `details`.
+    assert!((300_000..10_000_000).contains(&number(&table, "json_bytes")), "{table}");
+    assert!(number(&table, "heap_bytes") < 4 * number(&table, "estimated_bytes"), "{table}");
+    let unused = reported(&fixture, "indexes", "public.job_runs_unused").await;
+    assert_eq!((number(&unused, "scans"), &unused["is_unique"]), (0, &Value::Bool(false)), "{unused}");
+    let line = line_of(&fixture, "public.job_runs_unused").await;
+    assert!(line.trim_end().ends_with("never used"), "{line}");
+    let line = line_of(&fixture, "public.job_runs").await;
+    assert!(line.trim_end().ends_with("VACUUM"), "{line}");
     let done = run(&fixture, &["maintenance", "run", "--json"]).await;
     assert!(done.is_success(), "{}", done.all());
     let done = steps(&done);
     assert!(done.contains(&"VACUUM (ANALYZE, SKIP_LOCKED) public.job_runs".to_owned()), "{done:?}");
     assert!(done.contains(&"REINDEX INDEX CONCURRENTLY public.job_runs_pkey".to_owned()), "{done:?}");
     assert!(size().await * 4 < before);
+    // The rows that are left are all over the table.
+    let table = reported(&fixture, "tables", "public.job_runs").await;
+    assert!(number(&table, "heap_bytes") > 4 * number(&table, "estimated_bytes"), "{table}");
+    assert!((1..2_000_000).contains(&number(&table, "json_bytes")), "{table}");
     assert_eq!(fixture.count("maintenance_indexes WHERE index_name = 'public.job_runs_pkey'").await, 1);
     let noted = "job_runs WHERE job = 'maintenance-run' AND failure IS NULL AND changed >= 2";
     assert_eq!(fixture.count(noted).await, 1);

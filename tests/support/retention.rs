@@ -87,7 +87,7 @@ pub async fn with_old_sessions(fixture: &Fixture, users: std::ops::RangeInclusiv
 }
 
 /// Memories of agents of these users in sessions that are no chat sessions, a private and a shared one in each. They were written 200 days
-/// ago, or 10 (`written-late`, `new`); in conversations that ended 100 days ago, 10 days ago (`ended-late`) or did not end (`open`), or in none.
+/// ago, or 10 (`written-late`, `new`); in conversations that ended 100 days ago, 10 days ago (`over-late`) or did not end (`under-way`), or in none.
 pub async fn with_memories_of_no_session(fixture: &Fixture, users: std::ops::RangeInclusive<i32>) {
     let (first, last) = (users.start(), users.end());
     fixture
@@ -97,12 +97,12 @@ pub async fn with_memories_of_no_session(fixture: &Fixture, users: std::ops::Ran
              INSERT INTO multi_agent_conversations (id, user_id, session_id, conversation_title, started_at, completed_at)
                  SELECT gen_random_uuid(), n, s, 't', now() - interval '300 days', now() - make_interval(days => d)
                  FROM generate_series({first}, {last}) AS n,
-                     (VALUES ('ended', 100), ('written-late', 100), ('ended-late', 10), ('open', NULL)) AS c (s, d);
+                     (VALUES ('over', 100), ('written-late', 100), ('over-late', 10), ('under-way', NULL)) AS c (s, d);
              INSERT INTO agent_context_states (id, user_id, session_id, agent_id, memory_tier, context_key, context_value, expires_at, updated_at)
                  SELECT gen_random_uuid(), n, s, 'a', t::memorytier, 'k', '1', CASE WHEN s = 'expired' THEN now() - interval '1 minute' END,
                      now() - CASE WHEN s IN ('written-late', 'new') THEN interval '10 days' ELSE interval '200 days' END
                  FROM generate_series({first}, {last}) AS n, unnest(ARRAY['private', 'shared']) AS t,
-                     unnest(ARRAY['ended', 'written-late', 'ended-late', 'open', 'old', 'new', 'expired']) AS s"
+                     unnest(ARRAY['over', 'written-late', 'over-late', 'under-way', 'old', 'new', 'expired']) AS s"
         ))
         .await;
 }

@@ -1,16 +1,88 @@
-//! Archives in a real S3-compatible store, if MEMFLEET_TEST_S3_URL names one that has the bucket `memfleet-test`. Credentials are taken from
-//! AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
+//! Archives in an S3-compatible store: the server of moto, or the one that MEMFLEET_TEST_S3_URL names, which has the bucket `memfleet-test`.
+//! Credentials are taken from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
 
 #![cfg(feature = "s3")]
 #![allow(clippy::unwrap_used)]
 
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::thread;
 
 use archive::{Column, Draft, Kind, Rows, Target, read, write};
 use chrono::Utc;
 use config::ArchiveSettings;
 use trust::PrivateKey;
 use uuid::Uuid;
+
+/// The server of moto on a free port. It is stopped on drop.
+struct Moto {
+    process: Child,
+    url: String,
+}
+
+impl Moto {
+    fn start() -> Option<Self> {
+        let folder = stack::Places::of_this_process().home().join("moto");
+        if !folder.join(".stamp").is_file() {
+            let missing = format!("{} is not there; `scripts/setup --tests` gets it", folder.display());
+            assert!(std::env::var_os("CI").is_none(), "{missing}");
+            writeln!(std::io::stderr(), "skipped: {missing}").unwrap();
+            return None;
+        }
+        let mut process = Command::new("python3")
+            .args(["-m", "moto.server", "-H", "127.0.0.1", "-p", "0"])
+            .env("PYTHONPATH", &folder)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let mut server = Self { process, url: String::new() };
+        // It says so once it accepts connections.
+        let port = lines.find_map(|line| {
+            let (_, rest) = line.split_once("Running on http://127.0.0.1:")?;
+            Some(rest.chars().take_while(char::is_ascii_digit).collect::<String>())
+        });
+        server.url = format!("http://127.0.0.1:{}", port.unwrap());
+        // It would wait if nobody read what it says of each request.
+        thread::spawn(move || lines.for_each(drop));
+        Some(server)
+    }
+
+    fn create_bucket(&self, name: &str) {
+        let host = self.url.trim_start_matches("http://");
+        let mut stream = TcpStream::connect(host).unwrap();
+        let request =
+            format!("PUT /{name} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+}
+
+impl Drop for Moto {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Runs a test of this program in a process of its own, whose environment names this server and has credentials.
+fn run_with(server: &Moto, test: &str) {
+    let ended = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env("MEMFLEET_TEST_S3_URL", &server.url)
+        .env("AWS_ACCESS_KEY_ID", "test")
+        .env("AWS_SECRET_ACCESS_KEY", "test")
+        .env_remove("AWS_SESSION_TOKEN")
+        .env("NO_PROXY", "127.0.0.1")
+        .output()
+        .unwrap();
+    let out = String::from_utf8_lossy(&ended.stdout);
+    let all = format!("{out}{}", String::from_utf8_lossy(&ended.stderr));
+    assert!(ended.status.success() && out.contains("1 passed"), "{all}");
+}
 
 fn settings(url: &str, s3_url: Option<String>) -> ArchiveSettings {
     let region = Some("us-east-1".to_owned());
@@ -45,8 +117,9 @@ fn rows() -> Rows {
 #[tokio::test]
 async fn archives_come_back_from_an_s3_server() {
     let Ok(url) = std::env::var("MEMFLEET_TEST_S3_URL") else {
-        writeln!(std::io::stderr(), "skipped: MEMFLEET_TEST_S3_URL names no server").unwrap();
-        return;
+        let Some(server) = Moto::start() else { return };
+        server.create_bucket("memfleet-test");
+        return run_with(&server, "archives_come_back_from_an_s3_server");
     };
     let prefix = format!("some where/{}", Uuid::now_v7());
     let target = Target::open(&settings(&format!("s3://memfleet-test/{prefix}"), Some(url.clone()))).unwrap();
