@@ -8,7 +8,7 @@ use testkit::Fixture;
 use testkit::attack::{assert_refused, attempt, attempt_for, grant, login, roles};
 use uuid::Uuid;
 
-use crate::seal::{anchors, key, report, sealed, tamper};
+use crate::seal::{anchors, key, report, seal_everything, sealed, tamper};
 use crate::support::program::{Ended, memfleet, output};
 use crate::support::{ROLE, two_users};
 
@@ -149,6 +149,43 @@ async fn no_short_policy_excuses_that_events_are_missing() {
         .iter()
         .any(|one| one.problem.contains("it keeps rows of blackboard_events for 10 days; 30 are the least"));
     assert!(named, "{:?}", verified.findings);
+}
+
+/// Whoever holds the database puts other rows in the place of those that retention may have removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_statement_excuses_a_row_that_was_exchanged() {
+    let fixture = sealed().await;
+    // Of three transactions: in the last one, the first event stands behind the second one.
+    for _ in 0..3 {
+        fixture
+            .execute(
+                "INSERT INTO blackboard_events (id, event_type, performative, source_agent_id, user_id, session_id, event_payload,
+                     logical_timestamp) VALUES (uuid7(), 'user.stored', 'inform', 'moved', 1, '@account', '{}', 7)",
+            )
+            .await;
+    }
+    seal_everything(&fixture).await;
+    let (key, later) = (key(&fixture), Utc::now() + TimeDelta::days(40));
+    let keys = [key.public()];
+    let keeps = [Keep { source: Source::Events, days: 30 }];
+    retire(&mut fixture.connection().await, &anchors(&fixture), &key, &keys, &keeps, later, false)
+        .await
+        .expect("a statement");
+    assert_eq!(report(&fixture).await.findings, []);
+    let of = "blackboard_events WHERE source_agent_id = 'moved'";
+    let first = fixture.lines(&format!("id FROM {of} ORDER BY transaction_id LIMIT 1")).await.remove(0);
+    tamper(
+        &fixture,
+        &format!(
+            "UPDATE blackboard_events SET transaction_id = (SELECT max(transaction_id) FROM {of}), event_payload = '{{\"a\": 1}}',
+                 user_id = 2 WHERE id = '{first}'"
+        ),
+    )
+    .await;
+    let verified = report(&fixture).await;
+    let named: Vec<Option<String>> =
+        verified.findings.iter().map(|one| one.row.map(|row| row.to_string())).collect();
+    assert_eq!((named, verified.accounted), (vec![Some(first)], 0), "{:?}", verified.findings);
 }
 
 #[tokio::test(flavor = "multi_thread")]

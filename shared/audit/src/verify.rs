@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::AuditError;
 use crate::anchor::{Anchors, Known};
 use crate::chain::Header;
-use crate::difference::{Comparison, Difference, Differing, Found};
+use crate::difference::{Comparison, Difference, Differing, Found, key};
 use crate::digest::Digest;
 use crate::excuse::{self, Excuse};
 use crate::finding::{Finding, Report};
@@ -198,15 +198,16 @@ async fn check_rows(
     rows: Rows,
     retired: &Retired,
 ) -> Result<Checked, Fault> {
-    let Found { mut list, mut more_added } = compare(connection, types, seal, rows).await?;
+    let Found { mut list, mut more_added, elsewhere } = compare(connection, types, seal, rows).await?;
     if rows.seals_precede {
         list.retain(|one| one.difference != Difference::Added);
         more_added = 0;
     }
     let differing = list.len();
-    // Of a list of rows that nothing proves, nobody knows what was retired.
+    // Of a list of rows that nothing proves, nobody knows what was retired. A row that only left its place was not.
     list.retain(|one| {
         one.difference != Difference::Missing
+            || elsewhere.contains(&key(&one.leaf))
             || !rows.proven
             || !retired.covers(one.leaf.source, seal.statement.number)
     });
