@@ -9,13 +9,12 @@ use trust::{PrivateKey, PublicKey};
 
 use crate::AuditError;
 use crate::anchor::Anchors;
-use crate::chain;
+use crate::chain::{self, LastBefore};
 use crate::finding::Report;
 use crate::leaf::Source;
-use crate::retirement::{self, Retirement};
-use crate::row;
+use crate::retirement::Retirement;
 use crate::seal::Statement;
-use crate::verify::verify;
+use crate::verify::verify_trail;
 
 /// How long rows of a table are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +28,9 @@ pub struct Keep {
 impl Keep {
     /// What was sealed before this time is not kept any longer.
     fn before(self, now: DateTime<Utc>) -> DateTime<Utc> {
-        now - TimeDelta::days(i64::from(self.days))
+        let before = now.checked_sub_signed(TimeDelta::days(i64::from(self.days)));
+        // PostgreSQL and chrono have no times of so long ago, and nothing was sealed then.
+        before.unwrap_or_default().max(DateTime::UNIX_EPOCH)
     }
 }
 
@@ -56,7 +57,8 @@ impl RetiredRows {
 }
 
 /// Retires the rows of tables that were sealed longer ago than they are kept: states it under the seal key, then removes them, whole
-/// months where it can. The whole trail is verified first, and nothing is retired while a row of it differs.
+/// months where it can. The whole trail is verified first, and nothing is retired while a row of it differs. What is stated and removed is
+/// decided by the seals as verification has read them, and not by what the database shows of them later.
 ///
 /// `now` is the present; a test may look ahead. With `is_dry`, it only looks. A call that is interrupted is completed by the next one.
 ///
@@ -71,21 +73,21 @@ pub async fn retire(
     now: DateTime<Utc>,
     is_dry: bool,
 ) -> Result<Vec<RetiredRows>, AuditError> {
-    row::as_stored(connection).await?;
-    let report = verify(connection, Some(anchors), keys).await?;
+    // PostgreSQL stores microseconds, and the signed time must equal the stored one.
+    let now = now.trunc_subsecs(6);
+    let mut lasts: Vec<LastBefore> = keeps.iter().map(|keep| LastBefore::new(keep.before(now))).collect();
+    let (report, stated) = verify_trail(connection, Some(anchors), keys, &mut lasts).await?;
     if report.of_trail > 0 {
         return Err(AuditError::Differs { findings: first_of_trail(&report) });
     }
-    let (known, _) = retirement::read(connection, keys).await?;
-    // PostgreSQL stores microseconds, and the signed time must equal the stored one.
-    let now = now.trunc_subsecs(6);
-    if is_dry {
-        return Ok(due_rows(connection, keeps, now).await?);
-    }
     let mut done = Vec::new();
-    for keep in keeps {
-        let Some(seal) = chain::last_before(connection, keep.before(now)).await? else { continue };
-        if seal.number > known.through(keep.source) {
+    for (keep, last) in keeps.iter().zip(lasts) {
+        let Some(seal) = last.seal else { continue };
+        if is_dry {
+            done.push(due(connection, keep.source, &seal).await?);
+            continue;
+        }
+        if seal.number > stated.through(keep.source) {
             state(connection, key, *keep, &seal, now).await?;
         }
         let mut retired = RetiredRows::under(keep.source, &seal);
@@ -109,18 +111,28 @@ pub async fn due_rows(
     keeps: &[Keep],
     now: DateTime<Utc>,
 ) -> Result<Vec<RetiredRows>, Fault> {
-    let mut due = Vec::new();
+    let mut all = Vec::new();
     for keep in keeps {
-        let Some(seal) = chain::last_before(connection, keep.before(now)).await? else { continue };
-        let mut retired = RetiredRows::under(keep.source, &seal);
-        retired.rows = match keep.source {
-            Source::Events | Source::Subjects => 0,
-            Source::AuditLog | Source::Violations | Source::DataAccess => {
-                rows_through(connection, keep.source, &seal).await?
-            }
-        };
-        due.push(retired);
+        if let Some(seal) = chain::last_before(connection, keep.before(now)).await? {
+            all.push(due(connection, keep.source, &seal).await?);
+        }
     }
+    Ok(all)
+}
+
+/// What would be removed under a seal.
+async fn due(
+    connection: &mut AsyncPgConnection,
+    source: Source,
+    seal: &Statement,
+) -> Result<RetiredRows, Fault> {
+    let mut due = RetiredRows::under(source, seal);
+    due.rows = match source {
+        Source::Events | Source::Subjects => 0,
+        Source::AuditLog | Source::Violations | Source::DataAccess => {
+            rows_through(connection, source, seal).await?
+        }
+    };
     Ok(due)
 }
 

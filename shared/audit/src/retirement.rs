@@ -9,6 +9,7 @@ use sha2::{Digest as _, Sha256};
 use store::Fault;
 use trust::PublicKey;
 
+use crate::anchor::Known;
 use crate::chain;
 use crate::digest::Digest;
 use crate::finding::Finding;
@@ -55,7 +56,7 @@ impl Retirement {
     }
 
     /// What speaks against it, beside its signature. `seal` is the one that the database has under this number.
-    fn fault(&self, seal: Option<&Statement>) -> Option<String> {
+    fn fault(&self, seal: Option<&Statement>, known: Option<&Known>) -> Option<String> {
         let least = self.source.least_days();
         if self.keep_days < least {
             return Some(format!(
@@ -67,6 +68,10 @@ impl Retirement {
         let Some(seal) = seal.filter(|seal| seal.hash() == self.seal_hash) else {
             return Some(format!("the database has no such seal {}", self.through_seal));
         };
+        let anchor = known.and_then(|known| known.hashes.get(&self.through_seal));
+        if anchor.is_some_and(|anchor| *anchor != self.seal_hash) {
+            return Some(format!("NATS has an anchor of another seal {}", self.through_seal));
+        }
         let age = self.retired_at - seal.sealed_at;
         (age < TimeDelta::days(i64::from(self.keep_days)))
             .then(|| format!("seal {} was younger than {} days then", seal.number, self.keep_days))
@@ -74,21 +79,42 @@ impl Retirement {
 }
 
 /// How far the rows of each table may be gone.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Retired(Vec<(Source, i64)>);
+#[derive(Debug, Default)]
+pub(crate) struct Retired {
+    /// Those whose seals verification has not come to.
+    believed: Vec<Retirement>,
+    /// Those of seals that it has read.
+    confirmed: Vec<Retirement>,
+}
 
 impl Retired {
     pub(crate) fn covers(&self, source: Source, seal: i64) -> bool {
-        self.0.iter().any(|(retired, through)| *retired == source && seal <= *through)
+        self.believed.iter().any(|one| one.source == source && seal <= one.through_seal)
     }
 
+    /// To be called with each seal that verification has read, after its rows. The database may have shown another one when the
+    /// statements were read.
+    pub(crate) fn confirm(&mut self, seal: &Statement) {
+        let is_of_seal = |one: &Retirement| one.through_seal == seal.number && one.seal_hash == seal.hash();
+        let (confirmed, believed): (Vec<_>, Vec<_>) = self.believed.drain(..).partition(is_of_seal);
+        self.believed = believed;
+        self.confirmed.extend(confirmed);
+    }
+
+    /// What is to be said of those that no seal has confirmed. Rows were excused by them.
+    pub(crate) fn unconfirmed(&self) -> impl Iterator<Item = Finding> {
+        self.believed.iter().map(|one| {
+            Finding::database(format!(
+                "retirement {} excuses nothing: the database showed another seal {} when its rows were read",
+                one.number, one.through_seal
+            ))
+        })
+    }
+
+    /// The last seal of which something is stated, of those that were confirmed.
     pub(crate) fn through(&self, source: Source) -> i64 {
-        self.0
-            .iter()
-            .filter(|(retired, _)| *retired == source)
-            .map(|(_, through)| *through)
-            .max()
-            .unwrap_or(0)
+        let of_source = self.confirmed.iter().filter(|one| one.source == source);
+        of_source.map(|one| one.through_seal).max().unwrap_or(0)
     }
 }
 
@@ -136,10 +162,11 @@ impl Row {
     }
 }
 
-/// What was stated and is believed. What is not is a finding each, and excuses nothing.
+/// What was stated and is believed, until [`Retired::confirm`]. What is not is a finding each, and excuses nothing.
 pub(crate) async fn read(
     connection: &mut AsyncPgConnection,
     keys: &[PublicKey],
+    known: Option<&Known>,
 ) -> Result<(Retired, Vec<Finding>), Fault> {
     const READ: &str = "
         SELECT r.number, r.source, r.through_seal, r.seal_hash, r.keep_days, r.retired_at, r.key_name::pg_catalog.text AS key_name,
@@ -153,12 +180,12 @@ pub(crate) async fn read(
         let judged = match row.judge(keys) {
             Ok(retirement) => {
                 let seal = chain::by_number(connection, retirement.through_seal).await?;
-                retirement.fault(seal.as_ref()).map_or(Ok(retirement), Err)
+                retirement.fault(seal.as_ref(), known).map_or(Ok(retirement), Err)
             }
             Err(problem) => Err(problem),
         };
         match judged {
-            Ok(Retirement { source, through_seal, .. }) => retired.0.push((source, through_seal)),
+            Ok(retirement) => retired.believed.push(retirement),
             Err(problem) => findings
                 .push(Finding::database(format!("retirement {} excuses nothing: {problem}", row.number))),
         }
@@ -200,10 +227,10 @@ mod tests {
         let at = DateTime::from_timestamp(1_800_000_000, 0).unwrap_or_default();
         let seal = Statement::new(3, [0; 32], (7, Uuid::nil()), &[], at);
         let other = Statement::new(3, [1; 32], (7, Uuid::nil()), &[], at);
-        assert_eq!(retirement(&seal, 400).fault(Some(&seal)), None);
-        assert!(retirement(&seal, 399).fault(Some(&seal)).is_some());
-        assert!(retirement(&seal, 400).fault(Some(&other)).is_some());
-        assert!(retirement(&seal, 400).fault(None).is_some());
+        assert_eq!(retirement(&seal, 400).fault(Some(&seal), None), None);
+        assert!(retirement(&seal, 399).fault(Some(&seal), None).is_some());
+        assert!(retirement(&seal, 400).fault(Some(&other), None).is_some());
+        assert!(retirement(&seal, 400).fault(None, None).is_some());
         let retired = Retired(vec![(Source::AuditLog, 3)]);
         assert!(retired.covers(Source::AuditLog, 3) && retired.covers(Source::AuditLog, 1));
         assert!(!retired.covers(Source::AuditLog, 4) && !retired.covers(Source::Violations, 3));
@@ -221,10 +248,45 @@ mod tests {
             (Source::Events, 30),
         ] {
             let of = |keep_days| Retirement { source, keep_days, ..retirement(&seal, 400) };
-            assert_eq!(of(least).fault(Some(&seal)), None, "{source:?}");
-            let fault = of(least - 1).fault(Some(&seal)).unwrap_or_default();
+            assert_eq!(of(least).fault(Some(&seal), None), None, "{source:?}");
+            let fault = of(least - 1).fault(Some(&seal), None).unwrap_or_default();
             assert!(fault.ends_with(&format!("{least} are the least")), "{source:?}: {fault}");
         }
+    }
+
+    #[test]
+    fn a_seal_with_another_anchor_retires_nothing() {
+        let at = DateTime::from_timestamp(1_800_000_000, 0).unwrap_or_default();
+        let seal = Statement::new(3, [0; 32], (7, Uuid::nil()), &[], at);
+        let mut known = Known::default();
+        assert_eq!(
+            retirement(&seal, 400).fault(Some(&seal), Some(&known)),
+            None,
+            "anchors are not kept for ever"
+        );
+        known.hashes.insert(3, seal.hash());
+        assert_eq!(retirement(&seal, 400).fault(Some(&seal), Some(&known)), None);
+        known.hashes.insert(3, [9; 32]);
+        let fault = retirement(&seal, 400).fault(Some(&seal), Some(&known));
+        assert_eq!(fault.as_deref(), Some("NATS has an anchor of another seal 3"));
+    }
+
+    #[test]
+    fn a_statement_is_confirmed_by_the_seal_that_verification_reads() {
+        let at = DateTime::from_timestamp(1_800_000_000, 0).unwrap_or_default();
+        let seal = |number: i64, days: i64| {
+            Statement::new(number, [0; 32], (7, Uuid::nil()), &[], at - TimeDelta::days(days))
+        };
+        let mut retired = Retired { believed: vec![retirement(&seal(2, 400), 0)], ..Retired::default() };
+        // When the statement was read, the seal was 400 days old.
+        for other in [seal(1, 400), seal(2, 0), seal(3, 400)] {
+            retired.confirm(&other);
+            assert!(retired.covers(Source::AuditLog, 2) && retired.through(Source::AuditLog) == 0);
+            assert_eq!(retired.unconfirmed().count(), 1, "{other:?}");
+        }
+        retired.confirm(&seal(2, 400));
+        assert_eq!((retired.unconfirmed().count(), retired.through(Source::AuditLog)), (0, 2));
+        assert_eq!(retired.through(Source::Events), 0);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Verification: recomputes every digest, root, chain link and signature, and reports what differs from the seals.
 
 use std::collections::HashMap;
+use std::mem;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::pg::Pg;
@@ -12,7 +13,7 @@ use uuid::Uuid;
 
 use crate::AuditError;
 use crate::anchor::{Anchors, Known};
-use crate::chain::Header;
+use crate::chain::{Header, LastBefore};
 use crate::difference::{Comparison, Difference, Differing, Found, key};
 use crate::digest::Digest;
 use crate::excuse::{self, Excuse};
@@ -39,20 +40,32 @@ pub async fn verify(
     anchors: Option<&Anchors>,
     keys: &[PublicKey],
 ) -> Result<Report, AuditError> {
+    let (report, _) = verify_trail(connection, anchors, keys, &mut []).await?;
+    Ok(report)
+}
+
+/// The same. `lasts` see all seals as it reads them. Also returns what was stated of retired rows and is confirmed: nothing if the trail
+/// cannot be read to its end.
+pub(crate) async fn verify_trail(
+    connection: &mut AsyncPgConnection,
+    anchors: Option<&Anchors>,
+    keys: &[PublicKey],
+    lasts: &mut [LastBefore],
+) -> Result<(Report, Retired), AuditError> {
     row::as_stored(connection).await?;
     let mut report = Report::default();
     note_form(connection, &mut report).await?;
-    match verify_seals(connection, anchors, keys, &mut report).await {
+    let retired = match verify_seals(connection, anchors, keys, &mut report, lasts).await {
         // Such as a table without one of its columns.
         Err(AuditError::Database(fault)) if !report.findings.is_empty() => {
             report.note_outside(Finding::database(format!("the rest cannot be read: {fault}")));
-            return Ok(report);
+            return Ok((report, Retired::default()));
         }
         result => result?,
-    }
+    };
     // What was other for a moment only, while it was read, was other at one of the two times.
     note_form(connection, &mut report).await?;
-    Ok(report)
+    Ok((report, retired))
 }
 
 async fn note_form(connection: &mut AsyncPgConnection, report: &mut Report) -> Result<(), Fault> {
@@ -68,7 +81,8 @@ async fn verify_seals(
     anchors: Option<&Anchors>,
     keys: &[PublicKey],
     report: &mut Report,
-) -> Result<(), AuditError> {
+    lasts: &mut [LastBefore],
+) -> Result<Retired, AuditError> {
     let started = Utc::now();
     // Read first, because a seal that is written meanwhile need not be anchored.
     let known = match anchors {
@@ -77,7 +91,7 @@ async fn verify_seals(
     };
     report.anchored = known.as_ref().map(|known| known.hashes.len() as u64);
     let types = form::types(connection).await?;
-    let (retired, faults) = retirement::read(connection, keys).await?;
+    let (mut retired, faults) = retirement::read(connection, keys, known.as_ref()).await?;
     faults.into_iter().for_each(|fault| report.note_outside(fault));
     let mut number = 0;
     // None behind a missing seal, whose hash and last row nobody knows.
@@ -106,6 +120,8 @@ async fn verify_seals(
         report.note(findings);
         report.added += checked.more_added;
         report.accounted += checked.accounted;
+        retired.confirm(statement);
+        lasts.iter_mut().for_each(|last| last.see(statement));
         (number, previous) = (statement.number, Some(statement.hash()));
         start = Start::After((statement.through_transaction, statement.through_id));
         sealed_before = Some(statement.sealed_at);
@@ -114,8 +130,12 @@ async fn verify_seals(
         let problem = format!("the last seals are missing: NATS has anchors up to seal {last}");
         report.note([Finding::seal(number + 1, problem)]);
     }
+    for finding in retired.unconfirmed() {
+        report.missing += mem::take(&mut report.accounted);
+        report.note_outside(finding);
+    }
     outside::note(connection, start, report).await?;
-    Ok(())
+    Ok(retired)
 }
 
 fn missing(first: i64, last: i64) -> String {
