@@ -15,6 +15,7 @@ use crate::anchor::Anchors;
 use crate::digest::Digest;
 use crate::leaf::LEAF_BYTES;
 use crate::seal::Statement;
+use crate::time::Time;
 
 diesel::define_sql_function! {
     /// The number of bytes.
@@ -33,6 +34,7 @@ pub(crate) struct Header {
     #[diesel(select_expression = octet_length(seals::leaves))]
     leaf_bytes: i32,
     root: Vec<u8>,
+    #[diesel(deserialize_as = Time)]
     sealed_at: DateTime<Utc>,
 }
 

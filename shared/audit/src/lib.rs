@@ -30,6 +30,7 @@ mod retirement;
 mod row;
 mod seal;
 mod sealer;
+mod time;
 mod trail;
 pub mod tree;
 mod verify;

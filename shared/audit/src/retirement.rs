@@ -15,6 +15,7 @@ use crate::digest::Digest;
 use crate::finding::Finding;
 use crate::leaf::Source;
 use crate::seal::Statement;
+use crate::time::Time;
 
 /// The prefix of the hashed bytes, for domain separation from other messages that the key may sign.
 const CONTEXT: &[u8] = b"memfleet audit retirement v1\n";
@@ -130,7 +131,7 @@ struct Row {
     seal_hash: Vec<u8>,
     #[diesel(sql_type = Integer)]
     keep_days: i32,
-    #[diesel(sql_type = Timestamptz)]
+    #[diesel(sql_type = Timestamptz, deserialize_as = Time)]
     retired_at: DateTime<Utc>,
     #[diesel(sql_type = Text)]
     key_name: String,

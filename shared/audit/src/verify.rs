@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::mem;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
-use store::Fault;
 use store::schema::{seals, subjects};
+use store::{Fault, FaultKind};
 use uuid::Uuid;
 
 use crate::AuditError;
@@ -56,8 +56,10 @@ pub(crate) async fn verify_trail(
     let mut report = Report::default();
     note_form(connection, &mut report).await?;
     let retired = match verify_seals(connection, anchors, keys, &mut report, lasts).await {
-        // Such as a table without one of its columns.
-        Err(AuditError::Database(fault)) if !report.findings.is_empty() => {
+        // Such as a table without one of its columns, or a value that none of its rows has unless somebody wrote it.
+        Err(AuditError::Database(fault))
+            if !report.findings.is_empty() || fault.kind == FaultKind::Permanent =>
+        {
             report.note_outside(Finding::database(format!("the rest cannot be read: {fault}")));
             return Ok((report, Retired::default()));
         }
@@ -322,7 +324,7 @@ async fn users_of(
 
 /// How far the timestamp of a row may lie outside of the time between the previous seal and its own. A transaction that
 /// was open for longer is reported too.
-const TOLERANCE: TimeDelta = TimeDelta::days(1);
+const TOLERANCE_MICROS: i64 = 24 * 60 * 60 * 1_000_000;
 
 /// Whether the timestamp of a row does not fit the time of its seal: it was inserted with a false timestamp, or the clock
 /// of its server was wrong.
@@ -332,8 +334,8 @@ fn is_misdated(row: &Placed, statement: &Statement, sealed_before: Option<DateTi
     if row.leaf.source == Source::Subjects {
         return false;
     }
-    let earliest = sealed_before.map(|time| (time - TOLERANCE).timestamp_micros());
-    let latest = (statement.sealed_at + TOLERANCE).timestamp_micros();
+    let earliest = sealed_before.map(|time| time.timestamp_micros().saturating_sub(TOLERANCE_MICROS));
+    let latest = statement.sealed_at.timestamp_micros().saturating_add(TOLERANCE_MICROS);
     earliest.is_some_and(|earliest| row.at < earliest) || row.at > latest
 }
 
