@@ -232,7 +232,7 @@ mod tests {
         assert!(retirement(&seal, 399).fault(Some(&seal), None).is_some());
         assert!(retirement(&seal, 400).fault(Some(&other), None).is_some());
         assert!(retirement(&seal, 400).fault(None, None).is_some());
-        let retired = Retired(vec![(Source::AuditLog, 3)]);
+        let retired = Retired { believed: vec![retirement(&seal, 400)], confirmed: Vec::new() };
         assert!(retired.covers(Source::AuditLog, 3) && retired.covers(Source::AuditLog, 1));
         assert!(!retired.covers(Source::AuditLog, 4) && !retired.covers(Source::Violations, 3));
     }

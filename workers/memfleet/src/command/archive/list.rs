@@ -209,7 +209,7 @@ pub(super) async fn clean(args: &CleanArgs, settings: &Settings) -> anyhow::Resu
         }
         outln!("{} {}", if args.dry_run { "would delete" } else { "deleted" }, printable(&file.path));
     }
-    if let Some(first) = kept.first() {
+    if let Some(first) = kept.iter().next() {
         errln!(
             "warning: {} complete archives that the database does not name are kept, such as {}; compare their rows with the database \
              and with later archives, and delete them with --signed",

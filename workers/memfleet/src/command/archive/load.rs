@@ -155,7 +155,7 @@ fn difference(archive: &Archive, contents: &Contents) -> Option<String> {
 /// Whether an archive has as many rows of each of these ids as there are.
 fn has_rows(contents: &Contents, ids: &[Uuid]) -> bool {
     let mut left: HashMap<Uuid, usize> = HashMap::new();
-    if let Some(rows) = contents.tables.first() {
+    if let Some(rows) = contents.tables.as_slice().first() {
         for id in (0..rows.len()).filter_map(|row| uuid(rows.get(row, "id"))) {
             *left.entry(id).or_default() += 1;
         }
