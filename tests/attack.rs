@@ -4,7 +4,10 @@
 use context_writer::ContextWriter;
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 use serde_json::json;
-use testkit::attack::{assert_refused, attempt, attempt_for, grant, login, roles, tables};
+use testkit::attack::{
+    SHOW_PLANS, as_planned, assert_refused, assert_untold, attempt, attempt_for, functions_with_plans, grant,
+    login, roles, tables, told,
+};
 use testkit::{Fixture, request, session, user};
 
 use crate::support::two_users;
@@ -281,4 +284,77 @@ async fn nobody_sees_what_others_do() {
     assert!(seen > 0, "it does see statements");
     worker.stop().await.expect("a clean end");
     assert_eq!(fixture.lines("first_name FROM user_profiles").await, ["zanzibar 19"]);
+}
+
+/// What each role may call, without a context and with that of user 1.
+fn calls(role: &str, jobs: &[String]) -> Vec<String> {
+    let id = "gen_random_uuid()";
+    let foreign = format!("SELECT audit.note_foreign_session(2, 'x', 'y', {id})");
+    let mut calls: Vec<String> =
+        jobs.iter().map(|job| format!("SELECT FROM sec.job_grants('{job}', {id}, 10)")).collect();
+    calls.extend(jobs.iter().map(|job| {
+        format!("SELECT sec.open_context(ARRAY(SELECT grant_text FROM sec.job_grants('{job}', {id}, 10)))")
+    }));
+    calls.extend([
+        foreign.clone(),
+        format!("SELECT audit.check_security_violation('42501', 'permission denied', 2, 'x', {id})"),
+        format!(
+            "SELECT audit.record_refused_tokens(ARRAY['token-expired'], ARRAY['x'], ARRAY[2], ARRAY['s'], ARRAY[{id}])"
+        ),
+        format!("SELECT sec.note_token_use(ARRAY[{id}], ARRAY[now()])"),
+        "SELECT sec.trust_state()".to_owned(),
+        "SELECT sec.open_context(ARRAY['v1|context|1||s|r|g|1|00', 'v1|test|1'])".to_owned(),
+        "BEGIN".to_owned(),
+        format!("SELECT sec.open_context(ARRAY['{}'])", grant(1, role)),
+        "SELECT sec.current_user_ids(), sec.current_users(), sec.context(), validate_security_context()".to_owned(),
+        format!("SELECT audit.log_data_access('read', 'x', ARRAY[1], ARRAY[{id}], ARRAY[1])"),
+    ]);
+    // What one role has and another one lacks must not end the transaction.
+    let others = [
+        foreign.replace("(2,", "(1,"),
+        "SELECT FROM sec.vector_tenants()".to_owned(),
+        "SELECT sec.lock_synced_sessions(ARRAY[1], ARRAY['s'])".to_owned(),
+        "UPDATE simple_chat_context SET priority = 1".to_owned(),
+        "UPDATE unified_memory_vectors SET has_points = false".to_owned(),
+        "DELETE FROM simple_chat_context".to_owned(),
+    ];
+    for call in others {
+        calls.extend(["SAVEPOINT part".to_owned(), call, "ROLLBACK TO SAVEPOINT part".to_owned()]);
+    }
+    calls.push("SELECT sec.current_user_ids()".to_owned());
+    calls.push("COMMIT".to_owned());
+    calls
+}
+
+/// A role may have its plans printed, also those of functions that act with others' rights. Neither a key nor the token of a user is in them,
+/// and they are not even printed.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_key_or_token_is_in_a_plan() {
+    let fixture = two_users().await;
+    assert_eq!(functions_with_plans(&mut fixture.connection().await).await, Vec::<String>::new());
+    let secrets = fixture
+        .lines(
+            "secret FROM (SELECT encode(inner_pad, 'hex') AS secret FROM sec.keys UNION ALL SELECT encode(outer_pad, 'hex') FROM sec.keys
+                UNION ALL SELECT encode(digest_key, 'hex') FROM audit.subjects
+                UNION ALL SELECT replace(token::text, '-', '') FROM audit.subjects) AS s",
+        )
+        .await;
+    assert!(secrets.len() >= 8, "{}", secrets.len());
+    let jobs = fixture.lines("job FROM sec.jobs ORDER BY job").await;
+    let mut all = roles(&fixture).await;
+    all.push("w_memory_reader".to_owned());
+    for are_hidden in [true, false] {
+        let mut mints = 0;
+        for role in &all {
+            let text = told(&fixture.settings.postgres.url_of(role), &calls(role, &jobs)).await;
+            assert_untold(&secrets, &text, role);
+            assert!(text.contains("PLANNEDSTMT"), "{role} sees the plans of its own statements");
+            mints += usize::from(text.contains("minted_job_grants"));
+        }
+        assert_eq!(mints == 0, are_hidden, "the plans of functions");
+        fixture.execute(SHOW_PLANS).await;
+    }
+    // It would be seen.
+    let shown = told(&fixture.settings.postgres.url, &[format!("SELECT '\\x{}'::bytea", secrets[0])]).await;
+    assert!(shown.contains(&as_planned(&secrets[0])), "{shown}");
 }

@@ -386,6 +386,79 @@ async fn of_many_earlier_events_those_before_another_workers_come_first() {
     assert!(second.earlier.iter().all(|one| one.stored.event.event_sequence > last && !one.is_cut));
 }
 
+/// Takes the clock of session s of user 1 for a worker that knows nothing of it.
+async fn take(fixture: &Fixture, worker: &contract::WorkerInfo, role: &str) -> store::clock::Taken {
+    let mut replica = login(fixture, role).await;
+    let taken: Result<store::clock::Taken, Fault> = replica
+        .transaction(async |connection| {
+            store::security::open_context(connection, &[&grant(1, role)]).await?;
+            store::clock::take(connection, worker, &[clock_of_session(0, 0)]).await
+        })
+        .await;
+    taken.expect("a transaction")
+}
+
+/// However many published events there are in a session, whether they were noted one by one or all together: a batch looks at a limited
+/// number at a time, and none looks at them again.
+#[tokio::test(flavor = "multi_thread")]
+async fn published_events_of_a_session_are_looked_at_once_and_in_parts() {
+    const MANY: usize = 5_000;
+    let fixture = Fixture::new().await;
+    fixture.process(ContextWriter, [user(1), session(1, "s"), context(1, "s", "k", 1)]).await;
+    let mark = async || {
+        let marks = fixture.lines("published_sequence FROM session_clocks WHERE session_id = 's'").await;
+        marks[0].parse::<i64>().expect("a number")
+    };
+    let start = mark().await;
+    fixture
+        .execute(&format!(
+            "SET session_replication_role = replica;
+             INSERT INTO blackboard_events SELECT (r).* FROM (SELECT jsonb_populate_record(e, jsonb_build_object(
+                'id', overlay(uuid7_at(now())::text PLACING lpad(to_hex(n), 12, '0') FROM 25), 'transaction_id', 7,
+                'event_sequence', nextval('blackboard_event_sequence'), 'event_type', 'decision.logged')) AS r
+             FROM blackboard_events e, generate_series(1, {MANY}) AS n WHERE e.event_type = 'context.stored') AS c"
+        ))
+        .await;
+    let taken = take(&fixture, &contract::CONTEXT_WRITER, "w_context_writer").await;
+    assert!(taken.earlier.is_empty() && !taken.has_more, "{taken:?}");
+    let seen = format!(
+        "event_sequence FROM blackboard_events WHERE session_id = 's' AND event_sequence > {start} ORDER BY event_sequence OFFSET 4035 LIMIT 1"
+    );
+    assert_eq!(
+        fixture.lines(&seen).await,
+        [mark().await.to_string()],
+        "two parts need not be looked at again"
+    );
+
+    // All but the last one are noted as published.
+    fixture
+        .execute(&format!(
+            "INSERT INTO sec.unpublished_transactions (transaction_id, role_name, since, events) VALUES (7, 'w_router_logger', now(), {MANY});
+             INSERT INTO sec.published_events SELECT 7, id FROM blackboard_events WHERE transaction_id = 7
+                AND event_sequence < (SELECT max(event_sequence) FROM blackboard_events)"
+        ))
+        .await;
+    let taken = take(&fixture, &contract::CONTEXT_WRITER, "w_context_writer").await;
+    assert_eq!((taken.earlier.len(), taken.has_more), (1, false));
+    assert!(!taken.earlier[0].is_own && !taken.earlier[0].is_cut, "{taken:?}");
+
+    // Nor is the first one: what comes after those that are looked at is not known.
+    fixture
+        .execute(&format!(
+            "UPDATE session_clocks SET published_sequence = {start} WHERE session_id = 's';
+             DELETE FROM sec.published_events WHERE event_id = (SELECT id FROM blackboard_events WHERE transaction_id = 7
+                ORDER BY event_sequence LIMIT 1)"
+        ))
+        .await;
+    let taken = take(&fixture, &contract::CONTEXT_WRITER, "w_context_writer").await;
+    assert_eq!((taken.earlier.len(), taken.has_more), (1, false));
+    assert!(!taken.earlier[0].is_own && taken.earlier[0].is_cut, "{taken:?}");
+    assert_eq!(mark().await, start, "the mark stays before what is not published");
+    let own = take(&fixture, &contract::ROUTER_LOGGER, "w_router_logger").await;
+    assert_eq!((own.earlier.len(), own.has_more), (1, true), "its worker publishes it, and looks again");
+    assert!(own.earlier[0].is_own);
+}
+
 /// A Lamport clock: later than what came before in the session, and than what caused it.
 #[tokio::test(flavor = "multi_thread")]
 async fn logical_time_grows_in_a_session_and_follows_causes_between_sessions() {

@@ -488,6 +488,10 @@ pub async fn validate(fixture: &Fixture) -> (bool, serde_json::Value) {
     (ended.is_success(), serde_json::from_str(last).expect("an object"))
 }
 
+/// In the order of the migrations.
+const RESTORE_SETTINGS: &str = "ALTER FUNCTION sec.current_user_ids RESET ALL;
+    ALTER FUNCTION sec.current_user_ids SET search_path = pg_catalog, pg_temp; SELECT sec.hide_plans()";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_validation_finds_nothing_in_order_and_whatever_is_out_of_it() {
     let fixture = two_users().await;
@@ -518,9 +522,14 @@ async fn the_validation_finds_nothing_in_order_and_whatever_is_out_of_it() {
             "partition accessed directly",
         ),
         (
-            "ALTER FUNCTION sec.current_user_ids RESET ALL",
-            "ALTER FUNCTION sec.current_user_ids SET search_path = pg_catalog, pg_temp",
+            "ALTER FUNCTION sec.current_user_ids RESET search_path",
+            RESTORE_SETTINGS,
             "SECURITY DEFINER function without a fixed search_path",
+        ),
+        (
+            "ALTER FUNCTION sec.current_user_ids RESET debug_print_plan",
+            RESTORE_SETTINGS,
+            "SECURITY DEFINER function whose plans its caller can print",
         ),
         (
             "ALTER TABLE users DISABLE TRIGGER audit_update",

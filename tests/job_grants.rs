@@ -208,11 +208,80 @@ async fn a_job_grant_that_is_changed_or_another_roles_is_refused() {
 
 /// A job grant of user 1, sealed as the database seals it, by whoever can read the key.
 async fn sealed(fixture: &Fixture, mint: &str, expires_in: i32) -> String {
-    let content = format!(
-        "concat('v1|job|1||job:{JOB}|{ROLE}|{mint}|', extract(epoch from now())::bigint + {expires_in})"
-    );
+    sealed_as(fixture, &format!("1||job:{JOB}|{ROLE}|{mint}"), expires_in).await
+}
+
+/// The same of any user, service, role and mint.
+async fn sealed_as(fixture: &Fixture, whose: &str, expires_in: i32) -> String {
+    let content =
+        format!("concat('v1|', key_id, '|{whose}|', extract(epoch from now())::bigint + {expires_in})");
     let seal = format!("encode(sec.hmac(inner_pad, outer_pad, convert_to({content}, 'UTF8')), 'hex')");
-    fixture.lines(&format!("{content} || '|' || {seal} FROM sec.keys WHERE key_id = 'job'")).await.remove(0)
+    let key = "sec.keys WHERE purpose = 'job' AND retired_at IS NULL";
+    fixture.lines(&format!("{content} || '|' || {seal} FROM {key}")).await.remove(0)
+}
+
+/// What counts is the mint: whoever knows the key reaches nobody whom the database has not named to the role.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_of_job_grants_reaches_nobody_beyond_a_mint() {
+    let fixture = with_job().await;
+    let due = due_function("due_other", "SELECT 3");
+    fixture
+        .execute(&format!("{due}; SELECT sec.add_job('other', '{OTHER_ROLE}', 'sec.due_other(integer)')"))
+        .await;
+    let (mut worker, mut other) = (login(&fixture, ROLE).await, login(&fixture, OTHER_ROLE).await);
+    let tick = Uuid::now_v7();
+    let minted = job_grants::mint(&mut worker, JOB, tick, 10).await.expect("grants");
+    let mint_of = |grants: &[JobGrant]| of(grants, 0).split('|').nth(6).expect("its mint").to_owned();
+    let of_tick = mint_of(&minted);
+    let theirs = mint_of(&job_grants::mint(&mut other, "other", tick, 10).await.expect("grants"));
+    for (whose, by) in [
+        (format!("3||job:{JOB}|{ROLE}|{of_tick}"), "of a user who is not in its mint"),
+        (format!("1||simple-chat|{ROLE}|{of_tick}"), "of another job than its mint"),
+        (format!("1||job:other|{ROLE}|{of_tick}"), "of another job than its mint"),
+        (format!("3||job:other|{ROLE}|{theirs}"), "of a mint of another role"),
+    ] {
+        let forged = sealed_as(&fixture, &whose, 60).await;
+        assert_refused(open(&mut worker, &forged).await, &format!("a grant is {by}"), &whose);
+        let both = [of(&minted, 1), forged];
+        let done = attempt_for(&mut worker, &both, "SELECT FROM simple_chat_context").await;
+        assert_refused(done, by, &format!("{whose} beside a good one"));
+    }
+    for user in [0, 1, 2] {
+        let own = sealed_as(&fixture, &format!("{user}||job:{JOB}|{ROLE}|{of_tick}"), 60).await;
+        assert!(open(&mut worker, &own).await.is_ok(), "user {user} is in the mint");
+    }
+    // Those of an earlier delivery are in the mint of this one.
+    fixture.execute("UPDATE simple_chat_context SET expires_at = NULL WHERE user_id = 1").await;
+    let again = job_grants::mint(&mut worker, JOB, tick, 10).await.expect("grants");
+    assert_eq!(attempt_for(&mut worker, &texts(&again), "SELECT FROM simple_chat_context").await, Ok(2));
+    let elsewhere = mint_of(&mint(&mut worker, 10).await);
+    let earlier = sealed_as(&fixture, &format!("1||job:{JOB}|{ROLE}|{elsewhere}"), 60).await;
+    assert_refused(open(&mut worker, &earlier).await, "of a user who is not in its mint", "of another tick");
+}
+
+/// Grants of before are no fault of their tick: it is tried again, and mints anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_key_of_job_grants_makes_its_ticks_mint_anew() {
+    let fixture = with_job().await;
+    let mut worker = login(&fixture, ROLE).await;
+    assert_eq!(fixture.count("sec.keys WHERE key_id = 'job' AND retired_at IS NOT NULL").await, 1);
+    let tick = Uuid::now_v7();
+    let before = of(&job_grants::mint(&mut worker, JOB, tick, 10).await.expect("grants"), 1);
+    fixture
+        .execute(
+            "SELECT sec.add_key('job-next', 'job', sha256(uuid_send(gen_random_uuid())));
+             UPDATE sec.keys SET retired_at = now() WHERE purpose = 'job' AND key_id <> 'job-next'",
+        )
+        .await;
+    let fault = store::security::open_context(&mut worker, &[&before]).await.expect_err("the key is gone");
+    assert_eq!(fault.kind, FaultKind::Transient, "{fault}");
+    assert!(fault.reason.contains("the key of job grants was replaced"), "{fault}");
+    let forged = format!("{}0", &before[..before.len() - 1]);
+    if forged != before {
+        assert_refused(open(&mut worker, &forged).await, "a grant is forged", "under the key of before");
+    }
+    let after = job_grants::mint(&mut worker, JOB, tick, 10).await.expect("grants");
+    assert_eq!(open(&mut worker, &of(&after, 1)).await, Ok(1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

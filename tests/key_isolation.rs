@@ -7,9 +7,10 @@ use context_writer::ContextWriter;
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 use serde_json::json;
 use testkit::attack::{
-    assert_refused, attempt, attempt_for, grant, grant_key, grant_with_key, login_to_key_store, roles,
+    SHOW_PLANS, assert_refused, assert_untold, attempt, attempt_for, functions_with_plans, grant, grant_key,
+    grant_with_key, login_to_key_store, roles, told,
 };
-use testkit::{Fixture, eventually, request, user};
+use testkit::{Fixture, eventually, lines_on, request, user};
 use trust::GrantKey;
 
 use crate::isolation::validate;
@@ -26,6 +27,35 @@ const ROLES: [(&str, bool); 4] = [
 
 const POLICY: &str = "row-level security policy";
 const PERMISSION: &str = "permission denied for table data_keys";
+
+/// A role may have its plans printed, also those of functions that act with others' rights.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_key_of_the_key_store_is_in_a_plan() {
+    let fixture = Fixture::new().await;
+    let mut administrator = administrator(&fixture).await;
+    assert_eq!(functions_with_plans(&mut administrator).await, Vec::<String>::new());
+    let pads = "secret FROM (SELECT encode(inner_pad, 'hex') AS secret FROM sec.keys UNION ALL SELECT encode(outer_pad, 'hex') FROM sec.keys) AS s";
+    let secrets = lines_on(&mut administrator, pads).await;
+    assert!(secrets.len() >= 4, "{}", secrets.len());
+    for are_hidden in [true, false] {
+        for (role, _) in ROLES {
+            let statements = [
+                "SELECT sec.open_context(ARRAY['v1|test|1||s|r|g|9999999999|00'])".to_owned(),
+                "BEGIN".to_owned(),
+                format!("SELECT sec.open_context(ARRAY['{}'])", grant(1, role)),
+                "SELECT sec.current_user_ids(), sec.current_users()".to_owned(),
+                "SELECT * FROM data_keys".to_owned(),
+                add(1, 1),
+                "COMMIT".to_owned(),
+            ];
+            let text = told(&fixture.settings.keys.url_of(role), &statements).await;
+            assert_untold(&secrets, &text, role);
+            assert!(text.contains("PLANNEDSTMT"), "{role} sees the plans of its own statements");
+            assert_eq!(text.contains("inner_pad"), !are_hidden, "{role}: the plans of functions");
+        }
+        administrator.batch_execute(SHOW_PLANS).await.expect("a change");
+    }
+}
 
 /// The key store's administrator.
 async fn administrator(fixture: &Fixture) -> AsyncPgConnection {

@@ -314,7 +314,8 @@ async fn a_role_notes_its_own_events_as_published_alone() {
     assert_eq!(attempt(&mut worker, "SELECT sec.note_unpublished(2)").await, Ok(1));
     let unpublished = || {
         fixture.lines(
-            "concat_ws(' ', role_name, events, cardinality(published)) FROM sec.unpublished_transactions",
+            "concat_ws(' ', role_name, events, published) FROM (SELECT u.role_name, u.events, count(p.event_id) AS published
+             FROM sec.unpublished_transactions u LEFT JOIN sec.published_events p ON p.transaction_id = u.transaction_id GROUP BY 1, 2) AS t",
         )
     };
     assert_eq!(unpublished().await, ["w_context_writer 2 0"]);
@@ -326,6 +327,10 @@ async fn a_role_notes_its_own_events_as_published_alone() {
     fixture.execute(many).await;
     let done = attempt(&mut worker, "SELECT sec.note_unpublished(1)").await;
     assert_refused(done, "too many unpublished transactions", "more than 10000");
+    fixture.execute("DELETE FROM sec.unpublished_transactions WHERE transaction_id < -9").await;
+    fixture.execute("UPDATE sec.unpublished_transactions SET events = 11111 WHERE transaction_id < 0").await;
+    let done = attempt(&mut worker, "SELECT sec.note_unpublished(1)").await;
+    assert_refused(done, "too many unpublished transactions", "more than 100000 events");
     fixture.execute("DELETE FROM sec.unpublished_transactions WHERE transaction_id < 0").await;
     let transaction = fixture.lines("transaction_id FROM sec.unpublished_transactions").await.remove(0);
     let note = |ids: &[Uuid]| {
@@ -343,14 +348,17 @@ async fn a_role_notes_its_own_events_as_published_alone() {
     for (events, left) in [
         (&ids[..1], vec!["w_context_writer 2 1"]),
         (&ids[..1], vec!["w_context_writer 2 1"]),
-        (&ids[..2], vec![]),
+        (&ids[1..2], vec![]),
     ] {
         assert_eq!(attempt(&mut worker, &note(events)).await, Ok(1));
         assert_eq!(unpublished().await, left);
     }
+    assert_eq!(fixture.count("sec.published_events").await, 0, "they go with their transaction");
     for sql in [
         "SELECT * FROM sec.unpublished_transactions",
         "DELETE FROM sec.unpublished_transactions",
+        "SELECT * FROM sec.published_events",
+        "DELETE FROM sec.published_events",
         "DELETE FROM sec.event_writers",
     ] {
         assert_refused(attempt(&mut worker, sql).await, "permission denied", sql);

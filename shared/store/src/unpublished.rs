@@ -54,9 +54,7 @@ pub async fn still_unpublished(
     connection: &mut AsyncPgConnection,
     events: &[EventKey],
 ) -> Result<HashSet<Uuid>, Fault> {
-    const FIND: &str = "
-        SELECT e.id FROM unnest($1::bigint[], $2::uuid[]) AS e (transaction_id, id)
-        JOIN sec.unpublished() u ON u.transaction_id = e.transaction_id AND e.id <> ALL (u.published)";
+    const FIND: &str = "SELECT u.id FROM sec.unpublished_of($1, $2) AS u (id)";
     #[derive(QueryableByName)]
     struct Row {
         #[diesel(sql_type = SqlUuid)]

@@ -2,9 +2,14 @@
 
 #![allow(clippy::expect_used, clippy::missing_panics_doc, clippy::unwrap_used)]
 
-use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
+use std::fmt::Write as _;
+use std::future::poll_fn;
 
-use crate::fixture::Fixture;
+use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
+use tokio_postgres::error::DbError;
+use tokio_postgres::{AsyncMessage, NoTls};
+
+use crate::fixture::{Fixture, lines_on};
 pub use crate::grant::{grant, grant_key, grant_with_key};
 
 /// A connection with the login of a worker's role.
@@ -41,6 +46,80 @@ pub async fn attempt_for(
     connection.batch_execute("ROLLBACK").await.expect("its end");
     done
 }
+
+/// The settings with which a role has the database send it what it plans.
+const CHATTY: &str = "SET client_min_messages = debug5; SET debug_print_parse = on; SET debug_print_rewritten = on; SET debug_print_plan = on;
+    SET debug_pretty_print = off; SET plpgsql.print_strict_params = on; SET log_parameter_max_length_on_error = -1";
+
+/// All that the database sends to whoever runs these statements, beside rows: plans, notices and errors, with single spaces. No statement ends the
+/// others.
+pub async fn told(url: &str, statements: &[String]) -> String {
+    let (client, mut connection) = tokio_postgres::connect(url, NoTls).await.expect("a login");
+    let notices = tokio::spawn(async move {
+        let mut text = String::new();
+        while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
+            if let AsyncMessage::Notice(notice) = message {
+                write(&mut text, &notice);
+            }
+        }
+        text
+    });
+    client.batch_execute(CHATTY).await.expect("settings that a role may change");
+    let mut errors = String::new();
+    for statement in statements {
+        if let Err(error) = client.batch_execute(statement).await {
+            write(&mut errors, error.as_db_error().expect("an error of the database"));
+        }
+    }
+    drop(client);
+    let all = notices.await.expect("no panic") + " " + &errors;
+    all.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn write(text: &mut String, error: &DbError) {
+    let parts = [Some(error.message()), error.detail(), error.hint(), error.where_()];
+    for part in parts.into_iter().flatten() {
+        writeln!(text, "{part}").expect("a string");
+    }
+}
+
+/// Bytes, given in hexadecimal, as a plan shows them.
+pub fn as_planned(hex: &str) -> String {
+    let bytes = hex.as_bytes().chunks(2).map(|digits| std::str::from_utf8(digits).expect("digits"));
+    let signed =
+        bytes.map(|digits| u8::from_str_radix(digits, 16).expect("digits").cast_signed().to_string());
+    signed.collect::<Vec<_>>().join(" ")
+}
+
+/// Panics if one of these values, given in hexadecimal, is in what the database told.
+#[track_caller]
+pub fn assert_untold(secrets: &[String], told: &str, whom: &str) {
+    let plain = told.replace('-', "");
+    for secret in secrets {
+        assert!(
+            !told.contains(&as_planned(secret)) && !plain.contains(secret.as_str()),
+            "{whom} is told a secret"
+        );
+    }
+}
+
+/// The functions that act with the rights of their owner and tell their caller what they plan.
+pub async fn functions_with_plans(connection: &mut AsyncPgConnection) -> Vec<String> {
+    lines_on(
+        connection,
+        "p.oid::regprocedure FROM pg_proc p WHERE p.pronamespace::regnamespace::text IN ('public', 'sec', 'audit')
+            AND (p.prosecdef OR p.proname = 'add_key') AND (p.proconfig @> ARRAY['debug_print_parse=off', 'debug_print_rewritten=off',
+                'debug_print_plan=off', 'client_min_messages=warning']) IS NOT TRUE",
+    )
+    .await
+}
+
+/// Has functions tell their caller what they plan.
+pub const SHOW_PLANS: &str = "DO $$ DECLARE hidden regprocedure; BEGIN
+    FOR hidden IN SELECT p.oid FROM pg_proc p WHERE 'debug_print_plan=off' = ANY (p.proconfig) LOOP
+        EXECUTE format('ALTER FUNCTION %s RESET debug_print_parse RESET debug_print_rewritten RESET debug_print_plan
+            RESET client_min_messages', hidden);
+    END LOOP; END $$";
 
 /// Panics unless the database refused an attempt with an error that contains `by`.
 #[track_caller]

@@ -215,7 +215,7 @@ const PARTITIONS: &str = "SELECT inhrelid::regclass::text AS line FROM pg_inheri
     JOIN pg_class c ON c.oid = inhparent AND c.relkind = 'p' ORDER BY 1";
 
 /// Checks of the catalogs. Each query returns one line per violation.
-const CHECKS: [(&str, &str); 12] = [
+const CHECKS: [(&str, &str); 13] = [
     (
         "table without forced RLS",
         "SELECT c.oid::regclass::text AS line FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace
@@ -250,6 +250,13 @@ const CHECKS: [(&str, &str); 12] = [
         "SELECT p.oid::regprocedure::text AS line FROM pg_proc p
             WHERE p.pronamespace::regnamespace::text IN ('public', 'sec', 'audit') AND p.prosecdef
             AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY (p.proconfig), false)",
+    ),
+    (
+        "SECURITY DEFINER function whose plans its caller can print",
+        "SELECT p.oid::regprocedure::text AS line FROM pg_proc p
+            WHERE p.pronamespace::regnamespace::text IN ('public', 'sec', 'audit') AND p.prosecdef
+            AND NOT coalesce(p.proconfig @> ARRAY['debug_print_parse=off', 'debug_print_rewritten=off', 'debug_print_plan=off',
+                'client_min_messages=warning'], false)",
     ),
     (
         "table owner that can log in",
