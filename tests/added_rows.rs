@@ -104,6 +104,25 @@ async fn a_spoiled_or_missing_seal_hides_no_edit() {
     }
 }
 
+/// Neither those that are beyond what a program can add a day to, nor those beyond what it can read.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_time_of_a_seal_or_a_row_ends_the_verification() {
+    let fixture = sealed().await;
+    for time in ["262142-12-31 23:00:00+00", "290000-01-01", "infinity", "-infinity"] {
+        let seal = format!("UPDATE audit.seals SET sealed_at = '{time}' WHERE number = 2; {EDIT}");
+        let whole = found_after(&fixture, &seal, true).await;
+        assert_eq!((whole.seals, whole.edited, whole.findings[0].seal), (3, 1, Some(2)), "{time}: {whole:?}");
+    }
+    fixture.execute("DELETE FROM blackboard_events WHERE user_id = 2").await;
+    tamper(&fixture, "UPDATE audit.audit_log SET occurred_at = 'infinity' WHERE operation = 'DELETE'").await;
+    let whole = report(&fixture).await;
+    assert_eq!((whole.missing, whole.excused_without_proof), (1, 1), "{:?}", whole.findings);
+    // A value that no row can have is a finding too.
+    let nothing = "ALTER TABLE audit.seals ALTER root DROP NOT NULL; UPDATE audit.seals SET root = NULL WHERE number = 1;";
+    let whole = found_after(&fixture, nothing, false).await;
+    assert!(whole.findings[0].problem.starts_with("the rest cannot be read: "), "{:?}", whole.findings);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_subject_of_a_user_is_named() {
     let fixture = sealed().await;

@@ -8,7 +8,7 @@ use diesel_async::SimpleAsyncConnection as _;
 use testkit::Fixture;
 use testkit::attack::{assert_refused, attempt, attempt_for, grant, login};
 
-use crate::support::archives::{TABLES, archive, ids, run, succeeds, with_target};
+use crate::support::archives::{TABLES, age, archive, files, ids, run, succeeds, with_target};
 use crate::support::retention::{cleaner, sweep_all, with_old_sessions, without_schedule};
 
 const ROLE: &str = "w_retention_cleaner";
@@ -83,8 +83,8 @@ async fn an_archive_with_null_in_its_lists_is_listed_with_the_others() {
         format!(
             "INSERT INTO archives (id, table_name, location, manifest_hash, run_id, row_count, byte_count, first_at, last_at, created_at,
                  user_ids, policies, not_removed)
-             SELECT gen_random_uuid(), 'blackboard_events', 'nowhere', decode(repeat('00', 32), 'hex'), gen_random_uuid(), 1, 1, now(),
-                 now(), now(), {lists};"
+             SELECT id, 'blackboard_events', 'blackboard_events/2026-01/' || id, decode(repeat('00', 32), 'hex'), gen_random_uuid(), 1, 1,
+                 now(), now(), now(), {lists} FROM gen_random_uuid() AS id;"
         )
     };
     let lists =
@@ -108,7 +108,8 @@ async fn an_archive_under_the_name_of_another_table_is_neither_restored_nor_sear
     let id = ids(&fixture, "agent_context_states").await.remove(0);
     fixture
         .execute(
-            "UPDATE archives SET table_name = 'chat_mode_sessions' WHERE table_name = 'agent_context_states'",
+            "ALTER TABLE archives DROP CONSTRAINT archives_location;
+             UPDATE archives SET table_name = 'chat_mode_sessions' WHERE table_name = 'agent_context_states'",
         )
         .await;
     let of_table = ["query", "--table", "chat_mode_sessions"];
@@ -128,6 +129,70 @@ async fn an_archive_under_the_name_of_another_table_is_neither_restored_nor_sear
     let ended = run(&fixture, &["restore", &id]).await;
     assert!(ended.err.contains("its manifest has other users than the database"), "{}", ended.all());
     assert_eq!(fixture.count("agent_context_states WHERE session_id = 'ended'").await, 0);
+}
+
+/// A superuser writes any row into `archives`, and has no key of archives.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_writes_the_names_of_archives_has_no_file_deleted() {
+    let mut fixture = Fixture::new().await;
+    let folder = with_target(&mut fixture);
+    without_schedule(&fixture).await;
+    with_old_sessions(&fixture, 1..=3, 400).await;
+    archive(&fixture, &["simple_chat_context"]).await;
+    let worker = fixture.run(cleaner(&fixture));
+    sweep_all(&fixture).await;
+    worker.stop().await.expect("a clean end");
+    age(folder.path());
+    let before = files(folder.path());
+    assert!(!before.is_empty());
+
+    // A target reads a file by several paths.
+    let refused =
+        fixture.connection().await.batch_execute("UPDATE archives SET location = '/' || location").await;
+    assert!(refused.is_err_and(|error| error.to_string().contains("archives_location")));
+    let moved = "ALTER TABLE archives DROP CONSTRAINT archives_location; UPDATE archives SET location = '/' || location";
+    fixture.execute(moved).await;
+    let verified = run(&fixture, &["verify"]).await;
+    assert_eq!(verified.code, Some(1), "{}", verified.all());
+    assert!(verified.err.contains("its manifest is of the archive "), "{}", verified.all());
+    assert_eq!(succeeds(&fixture, &["list", "--orphans"]).await, "no files without an archive\n");
+    let cleaned = succeeds(&fixture, &["clean"]).await;
+    assert!(cleaned.starts_with("no files without an archive are older"), "{cleaned}");
+    assert_eq!(files(folder.path()), before);
+    fixture.execute("UPDATE archives SET location = ltrim(location, '/')").await;
+    succeeds(&fixture, &["verify"]).await;
+
+    // Rows that were not removed are rows of the archive, and counted.
+    let listed = succeeds(&fixture, &["query", "--json", "--limit", "1"]).await;
+    let row: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
+    let (of, id) = (row["archive"].as_str().expect("an archive"), row["row"]["id"].as_str().expect("an id"));
+    let hide = |id: &str| {
+        format!(
+            "UPDATE archives SET not_removed = ARRAY['{id}']::uuid[], row_count = row_count + cardinality(not_removed) - 1 WHERE id = '{of}'"
+        )
+    };
+    assert_eq!(fixture.count(&format!("archives WHERE id = '{of}' AND row_count > 1")).await, 1);
+    fixture.execute(&hide("0193c0de-0000-7000-8000-00000000000f")).await;
+    let verified = run(&fixture, &["verify", of]).await;
+    assert!(
+        verified.err.contains("rows were not removed which the archive does not have"),
+        "{}",
+        verified.all()
+    );
+    fixture.execute(&hide(id)).await;
+    let verified = succeeds(&fixture, &["verify", of]).await;
+    assert!(verified.contains("\n1 rows stayed in the database when they were archived"), "{verified}");
+
+    // What nothing names may be the only copy.
+    fixture.execute("DELETE FROM archives").await;
+    let cleaned = run(&fixture, &["clean"]).await;
+    assert!(cleaned.is_success() && cleaned.out.is_empty(), "{}", cleaned.all());
+    assert!(
+        cleaned.err.contains("complete archives that the database does not name are kept"),
+        "{}",
+        cleaned.all()
+    );
+    assert_eq!(files(folder.path()), before);
 }
 
 /// A file that was written a month ago.

@@ -10,7 +10,7 @@ const QUIET: &str =
     "CREATE FUNCTION pg_toast.quiet() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';";
 
 /// What is done, and how the line begins that names it.
-const CHANGES: [(&str, &str); 42] = [
+const CHANGES: [(&str, &str); 47] = [
     (
         "CREATE TRIGGER quiet BEFORE INSERT ON audit.audit_log_default FOR EACH ROW EXECUTE FUNCTION pg_toast.quiet()",
         "+trigger quiet on audit.audit_log_default",
@@ -149,13 +149,55 @@ const CHANGES: [(&str, &str); 42] = [
         "UPDATE pg_trigger SET tgdeferrable = true, tginitdeferred = true WHERE tgname = 'audit_insert'",
         "+trigger audit_insert on public.users O deferrable",
     ),
+    // Expressions that PostgreSQL prints as before and that do something else. An implicit cast is printed as its first argument: this
+    // one is true, whatever that is.
+    (
+        "CREATE CAST (text AS pg_node_tree) WITHOUT FUNCTION;
+         UPDATE pg_policy SET polqual = (format('{FUNCEXPR :funcid 2516 :funcresulttype 16 :funcretset false :funcvariadic false :funcformat 2
+             :funccollid 0 :inputcollid 0 :args (%s {CONST :consttype 16 :consttypmod -1 :constcollid 0 :constlen 1 :constbyval true
+             :constisnull false :location -1 :constvalue 1 [ 1 0 0 0 0 0 0 0 ]}) :location -1}', polqual))::pg_node_tree
+             WHERE polrelid = 'users'::regclass; DROP CAST (text AS pg_node_tree)",
+        "-policy own_rows on public.users * permissive",
+    ),
+    // The operator that is named calls another function: > is =.
+    (
+        "CREATE CAST (text AS pg_node_tree) WITHOUT FUNCTION;
+         UPDATE pg_constraint SET conbin = replace(conbin::text, ':opfuncid 147 ', ':opfuncid 65 ')::pg_node_tree
+             WHERE conname = 'archives_row_count_check'; DROP CAST (text AS pg_node_tree)",
+        "-constraint archives_row_count_check on public.archives: CHECK ((row_count > 0))",
+    ),
+    // Another column than the one that is named is compared.
+    (
+        "CREATE CAST (text AS pg_node_tree) WITHOUT FUNCTION;
+         UPDATE pg_constraint SET conbin = regexp_replace(conbin::text, ':varattno [0-9]+', ':varattno 10', 'g')::pg_node_tree
+             WHERE conrelid = 'archives'::regclass AND pg_get_constraintdef(oid) = 'CHECK ((last_at >= first_at))';
+         DROP CAST (text AS pg_node_tree)",
+        "-constraint archives_check on public.archives: CHECK ((last_at >= first_at))",
+    ),
+    (
+        "CREATE CAST (text AS pg_node_tree) WITHOUT FUNCTION;
+         UPDATE pg_trigger SET tgqual = replace(tgqual::text, ':varattno 4 ', ':varattno 2 ')::pg_node_tree
+             WHERE tgrelid = 'users'::regclass AND tgname = 'ciphertext_update'; DROP CAST (text AS pg_node_tree)",
+        "-trigger ciphertext_update on public.users O AFTER UPDATE ON public.users",
+    ),
+    // What a sealed table has is read by an index if there is one, so one that has other values hides changes.
+    (
+        "CREATE INDEX hides ON audit.audit_log_default (transaction_id, id) INCLUDE (service)",
+        "+index hides on audit.audit_log_default: btree (transaction_id, id) INCLUDE (service)",
+    ),
 ];
 
 /// The same for the key store.
-const CHANGES_OF_THE_KEY_STORE: [(&str, &str); 11] = [
+const CHANGES_OF_THE_KEY_STORE: [(&str, &str); 12] = [
     ("ALTER TABLE data_keys NO FORCE ROW LEVEL SECURITY", "-relation public.data_keys r of memfleet_owner row security forced"),
     ("CREATE POLICY everything ON data_keys USING (true)", "+policy everything on public.data_keys"),
     ("ALTER POLICY own_keys ON data_keys USING (true)", "-policy own_keys on public.data_keys"),
+    (
+        "CREATE CAST (text AS pg_node_tree) WITHOUT FUNCTION;
+         UPDATE pg_policy SET polqual = replace(polqual::text, ':opfuncid 65 ', ':opfuncid 144 ')::pg_node_tree WHERE polname = 'own_keys';
+         DROP CAST (text AS pg_node_tree)",
+        "-policy own_keys on public.data_keys",
+    ),
     ("GRANT UPDATE ON data_keys TO w_context_writer", "+relation public.data_keys grants UPDATE to w_context_writer"),
     ("GRANT SELECT ON data_keys TO w_vector_indexer", "+relation public.data_keys grants SELECT to w_vector_indexer"),
     ("GRANT SELECT (inner_pad) ON sec.keys TO w_memory_reader", "+column sec.keys.inner_pad grants SELECT to w_memory_reader"),
@@ -228,6 +270,24 @@ async fn a_type_of_postgres_that_is_sent_by_a_function_of_others_is_named() {
     let found = store::server::added_to_system_schemas(&mut connection).await.expect("the catalogs");
     connection.batch_execute("ROLLBACK").await.expect("a rollback");
     assert!(found.len() == 1 && found[0].starts_with("changed type pg_catalog.jsonb "), "{found:?}");
+}
+
+/// Whoever compares, sorts or indexes calls the functions of an operator family. A row of it that was deleted may be back under any id.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_of_an_operator_family_of_postgres_that_it_did_not_make_is_named() {
+    let fixture = Fixture::new().await;
+    let mut connection = fixture.connection().await;
+    for changed in [
+        "UPDATE pg_amproc SET oid = 99999, amproc = 'uuid_hash' WHERE amproc = 'uuid_cmp'::regproc",
+        "UPDATE pg_amop SET oid = 99999, amopopr = '<>(uuid,uuid)'::regoperator
+             WHERE amopopr = '=(uuid,uuid)'::regoperator AND amopfamily = (SELECT opcfamily FROM pg_opclass WHERE opcname = 'uuid_ops'
+                 AND opcmethod = (SELECT oid FROM pg_am WHERE amname = 'hash'))",
+    ] {
+        connection.batch_execute(&format!("BEGIN; {changed}")).await.expect(changed);
+        let found = store::server::added_to_system_schemas(&mut connection).await.expect("the catalogs");
+        connection.batch_execute("ROLLBACK").await.expect("a rollback");
+        assert_eq!(found, ["changed operator family pg_catalog.uuid_ops (oid 99999)"], "{changed}");
+    }
 }
 
 /// Triggers, and so the trail, are off for everybody under this setting.

@@ -173,6 +173,34 @@ async fn rows_of_the_future_hide_no_row_that_waits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_subject_that_is_kept_from_its_seal_is_told() {
+    let fixture = sealed().await;
+    let mut open = fixture.connection().await;
+    open.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.expect("a statement");
+    fixture.execute("INSERT INTO users (id, username, email) VALUES (7, 'a', 'e')").await;
+    let old = "UPDATE audit.subjects SET created_at = now() - interval '2 minutes' WHERE user_id = 7";
+    tamper(&fixture, old).await;
+    let held = held_back(&mut fixture.connection().await).await.expect("an answer").expect("it is held back");
+    assert_eq!(held.cause, Cause::Transactions, "{held}");
+    open.batch_execute("ROLLBACK").await.expect("its end");
+    // However young it is, and whatever it says of itself.
+    let future = "UPDATE audit.subjects SET created_at = 'infinity', transaction_id = 9000000000000000000 WHERE user_id = 7";
+    tamper(&fixture, future).await;
+    let sealed = program(&fixture, &["seal"]).await;
+    let said = text(&sealed.stderr);
+    assert_eq!(sealed.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("cannot be sealed: they are of transactions that this server has not begun"),
+        "{said}"
+    );
+    assert_eq!(status(&fixture).await["cause"], "future");
+    // It hides no old row that waits.
+    old_row(&fixture).await;
+    let held = held_back(&mut fixture.connection().await).await.expect("an answer").expect("it is held back");
+    assert_ne!(held.cause, Cause::Future, "{held}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_search_path_hides_a_row_that_waits_or_is_written_to() {
     let fixture = sealed().await;
     fixture

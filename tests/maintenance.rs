@@ -267,6 +267,7 @@ async fn rows_that_were_retired_are_excused_with_proof_and_no_others() {
         "UPDATE audit.retirements SET signature = sha512(signature)",
         "UPDATE audit.retirements SET keep_days = keep_days - 1",
         "UPDATE audit.retirements SET source = CASE source WHEN 1 THEN 2 ELSE 1 END",
+        "UPDATE audit.retirements SET retired_at = 'infinity'",
     ] {
         fixture.execute("CREATE TABLE kept AS SELECT * FROM audit.retirements").await;
         tamper(&fixture, forged).await;

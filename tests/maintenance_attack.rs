@@ -1,14 +1,14 @@
 //! Maintenance under attack: by the role of its worker, by roles that spoil partitions and inboxes, and by whoever holds the database.
 
-use audit::{Keep, Source, retire};
+use audit::{Keep, Source, retire, verify};
 use chrono::{TimeDelta, Utc};
 use diesel_async::SimpleAsyncConnection as _;
 use store::registry;
-use testkit::Fixture;
 use testkit::attack::{assert_refused, attempt, attempt_for, grant, login, roles};
+use testkit::{Fixture, eventually};
 use uuid::Uuid;
 
-use crate::seal::{anchors, key, report, sealed, tamper};
+use crate::seal::{anchors, key, report, seal_everything, sealed, tamper};
 use crate::support::program::{Ended, memfleet, output};
 use crate::support::{ROLE, two_users};
 
@@ -149,6 +149,91 @@ async fn no_short_policy_excuses_that_events_are_missing() {
         .iter()
         .any(|one| one.problem.contains("it keeps rows of blackboard_events for 10 days; 30 are the least"));
     assert!(named, "{:?}", verified.findings);
+}
+
+/// Whoever holds the database puts other rows in the place of those that retention may have removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_statement_excuses_a_row_that_was_exchanged() {
+    let fixture = sealed().await;
+    // Of three transactions: in the last one, the first event stands behind the second one.
+    for _ in 0..3 {
+        fixture
+            .execute(
+                "INSERT INTO blackboard_events (id, event_type, performative, source_agent_id, user_id, session_id, event_payload,
+                     logical_timestamp) VALUES (uuid7(), 'user.stored', 'inform', 'moved', 1, '@account', '{}', 7)",
+            )
+            .await;
+    }
+    seal_everything(&fixture).await;
+    let (key, later) = (key(&fixture), Utc::now() + TimeDelta::days(40));
+    let keys = [key.public()];
+    let keeps = [Keep { source: Source::Events, days: 30 }];
+    retire(&mut fixture.connection().await, &anchors(&fixture), &key, &keys, &keeps, later, false)
+        .await
+        .expect("a statement");
+    assert_eq!(report(&fixture).await.findings, []);
+    let of = "blackboard_events WHERE source_agent_id = 'moved'";
+    let first = fixture.lines(&format!("id FROM {of} ORDER BY transaction_id LIMIT 1")).await.remove(0);
+    tamper(
+        &fixture,
+        &format!(
+            "UPDATE blackboard_events SET transaction_id = (SELECT max(transaction_id) FROM {of}), event_payload = '{{\"a\": 1}}',
+                 user_id = 2 WHERE id = '{first}'"
+        ),
+    )
+    .await;
+    let verified = report(&fixture).await;
+    let named: Vec<Option<String>> =
+        verified.findings.iter().map(|one| one.row.map(|row| row.to_string())).collect();
+    assert_eq!((named, verified.accounted), (vec![Some(first)], 0), "{:?}", verified.findings);
+}
+
+/// What comes of a verification if the seals are changed once it has read the first one, and before it reads the second one.
+async fn while_it_reads<T>(fixture: &Fixture, change: &str, verification: impl Future<Output = T>) -> T {
+    let mut open = fixture.connection().await;
+    open.batch_execute("BEGIN; LOCK TABLE audit.security_violations").await.expect("a lock");
+    let waits =
+        "pg_locks JOIN pg_database d ON d.oid = database WHERE d.datname = current_database() AND NOT granted
+        AND relation = 'audit.security_violations'::regclass";
+    let (result, ()) = tokio::join!(verification, async {
+        eventually("it reads the rows of the first seal", async || {
+            (fixture.count(waits).await > 0).then_some(())
+        })
+        .await;
+        open.batch_execute(&format!("UPDATE audit.seals {change}; COMMIT")).await.expect("a change");
+    });
+    result
+}
+
+/// Whoever holds the database has it show old seals when the true ones have been verified, and true ones when old ones were believed.
+#[tokio::test(flavor = "multi_thread")]
+async fn seals_that_change_while_they_are_verified_retire_and_excuse_nothing() {
+    let fixture = sealed().await;
+    let (key, anchors) = (key(&fixture), anchors(&fixture));
+    let keys = [key.public()];
+    let mut connection = fixture.connection().await;
+    let rows = fixture.count("audit.audit_log").await;
+    let keeps = [Keep { source: Source::AuditLog, days: 365 }];
+    let young = retire(&mut connection, &anchors, &key, &keys, &keeps, Utc::now(), false);
+    let old = "SET sealed_at = sealed_at - interval '72000 hours' WHERE number = 1";
+    assert_eq!(while_it_reads(&fixture, old, young).await.expect("nothing"), []);
+    assert_eq!((fixture.count("audit.audit_log").await, fixture.count("audit.retirements").await), (rows, 0));
+
+    tamper(
+        &fixture,
+        "UPDATE audit.seals SET sealed_at = sealed_at + interval '72000 hours' WHERE number = 1",
+    )
+    .await;
+    let later = Utc::now() + TimeDelta::days(366);
+    retire(&mut connection, &anchors, &key, &keys, &keeps, later, false).await.expect("rows");
+    let verified = report(&fixture).await;
+    assert_eq!((verified.findings, i64::try_from(verified.accounted)), (vec![], Ok(rows)));
+    let verification = verify(&mut connection, Some(&anchors), &keys);
+    let other = "SET sealed_at = sealed_at + interval '1 day' WHERE number = 3";
+    let verified = while_it_reads(&fixture, other, verification).await.expect("a report");
+    assert_eq!((i64::try_from(verified.missing), verified.accounted), (Ok(rows), 0));
+    let says = "retirement 1 excuses nothing: the database showed another seal 3 when its rows were read";
+    assert!(verified.findings.iter().any(|one| one.problem == says), "{:?}", verified.findings);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,7 +12,7 @@ use uuid::Uuid;
 /// The most that a writer waits for a row of a run. It is wide: the machine of the tests may be slow.
 const MOST: Duration = Duration::from_secs(2);
 
-/// The run is stopped where it deletes the row, which it has locked by then; its other rows come after.
+/// The run is stopped where it deletes the row, which it has locked by then: the writer waits for the rest of the run.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_writer_waits_a_short_time_for_a_row_that_a_run_deletes() {
     let fixture = Fixture::new().await;

@@ -24,19 +24,31 @@ use uuid::Uuid;
 use crate::support::archives::{succeeds, with_target};
 use crate::support::program::start_worker;
 use crate::support::retention::{cleaner, job, left, with_old_sessions, without_schedule};
-use crate::support::retention_model::{Action, Context, Decision, Hold, Kind, Model, Policy, Session, line};
+use crate::support::retention_model::{Action, Hold, Kind, Model, Policy, line};
+use crate::support::retention_rows::{AGENT_TIERS, DELETE_ALL, MODES, TIERS, rows, users};
 use crate::support::ticks::publish_tick;
 
 const ROLE: &str = "w_retention_cleaner";
-const MODES: [&str; 4] = ["simple", "smart-router", "expert-group", "socratic"];
-const TIERS: [&str; 3] = ["private", "shared", "public"];
-const TABLES: [&str; 4] = ["simple_chat_context", "chat_mode_sessions", "router_decision_log", "tombstones"];
+const TABLES: [&str; 7] = [
+    "simple_chat_context",
+    "chat_mode_sessions",
+    "router_decision_log",
+    "tombstones",
+    "agent_context_states",
+    "unified_memory_vectors",
+    "cross_service_memory_sync",
+];
+/// The tiers of all tables.
+const ALL_TIERS: [&str; 4] = ["private", "shared", "public", "consensus"];
 const USERS: i32 = 3;
 
 async fn lines(connection: &mut AsyncPgConnection) -> BTreeSet<String> {
     let select = "concat(id, kind) FROM (
         SELECT id, concat(' context', CASE WHEN removed_at IS NOT NULL THEN ' empty' END) AS kind FROM simple_chat_context
         UNION ALL SELECT id, concat(' decision', CASE WHEN anonymised_at IS NOT NULL THEN ' anonymised' END) FROM router_decision_log
+        UNION ALL SELECT id, concat(' agent', CASE WHEN removed_at IS NOT NULL THEN ' empty' END) FROM agent_context_states
+        UNION ALL SELECT id, concat(' memory', CASE WHEN removed_at IS NOT NULL THEN ' empty' END) FROM unified_memory_vectors
+        UNION ALL SELECT id, ' sync' FROM cross_service_memory_sync
         UNION ALL SELECT id, ' session' FROM chat_mode_sessions) AS l";
     lines_on(connection, select).await.into_iter().collect()
 }
@@ -50,46 +62,6 @@ fn quoted(value: Option<&str>) -> String {
     value.map_or_else(|| "NULL".to_owned(), |value| format!("'{value}'"))
 }
 
-/// Rows of some users, in the model and as statements.
-fn rows(random: &mut Rng, model: &mut Model, base: DateTime<Utc>) -> String {
-    let mut sql = String::new();
-    let ago = |random: &mut Rng| base - TimeDelta::hours(random.i64(0..24 * 60));
-    for user in 1..=USERS {
-        for n in 0..random.usize(1..6) {
-            let (id, name, mode) = (Uuid::new_v4(), format!("s{n}"), MODES[random.usize(..MODES.len())]);
-            let ended_at = (random.u8(..4) > 0).then(|| ago(random));
-            let ended = ended_at.map_or_else(|| "NULL".to_owned(), |time| format!("'{time}'"));
-            sql += &format!(
-                "INSERT INTO chat_mode_sessions (id, user_id, session_id, chat_mode, is_active, ended_at)
-                VALUES ('{id}', {user}, '{name}', '{mode}', {}, {ended});",
-                ended_at.is_none()
-            );
-            for key in 0..random.usize(..5) {
-                let (row, tier) = (Uuid::new_v4(), TIERS[random.usize(..TIERS.len())]);
-                let expires_at = random.bool().then(|| ago(random) + TimeDelta::days(random.i64(0..120)));
-                let removed_at = (expires_at.is_none() && random.bool()).then(|| ago(random));
-                let is_persistent = random.u8(..4) == 0;
-                let time = |time: Option<DateTime<Utc>>| {
-                    time.map_or_else(|| "NULL".to_owned(), |time| format!("'{time}'"))
-                };
-                sql += &format!("INSERT INTO simple_chat_context (id, user_id, session_id, context_key, context_value, access_level,
-                    is_persistent, expires_at, removed_at) VALUES ('{row}', {user}, '{name}', 'k{key}', {}, '{tier}', {is_persistent}, {}, {});",
-                    if removed_at.is_some() { "NULL" } else { "'1'" }, time(expires_at), time(removed_at));
-                let context = Context { session: id, tier, is_persistent, expires_at, removed_at };
-                model.contexts.insert(row, context);
-            }
-            for _ in 0..random.usize(..3) {
-                let (row, created_at) = (Uuid::new_v4(), ago(random));
-                sql += &format!("INSERT INTO router_decision_log (id, user_id, session_id, user_request, routing_decision, created_at)
-                    VALUES ('{row}', {user}, '{name}', 'x', '{{}}', '{created_at}');");
-                model.decisions.insert(row, Decision { session: id, created_at, is_anonymised: false });
-            }
-            model.sessions.insert(id, Session { user, mode, ended_at });
-        }
-    }
-    sql
-}
-
 /// One policy or hold more, or one less, as a statement. One that is refused is not in the model.
 struct Change {
     sql: String,
@@ -100,7 +72,11 @@ fn change(random: &mut Rng, model: &mut Model) -> Change {
     let user = random.i32(0..=USERS);
     let table = TABLES[random.usize(..TABLES.len())];
     let mode = if table == "tombstones" { None } else { maybe(random, &MODES) };
-    let tier = if table == "simple_chat_context" { maybe(random, &TIERS) } else { None };
+    let tier = match table {
+        "simple_chat_context" => maybe(random, &TIERS),
+        "agent_context_states" => maybe(random, &AGENT_TIERS),
+        _ => None,
+    };
     let of = Kind { user, table, mode, tier };
     let sql = match random.u8(..8) {
         0 => hold(random, model),
@@ -131,7 +107,9 @@ fn action(random: &mut Rng, table: &str) -> Action {
     use Action::{Anonymise, Archive, Delete};
     let of: &[Action] = match table {
         "router_decision_log" => &[Delete, Anonymise, Archive],
-        "tombstones" => &[Delete, Delete, Delete, Archive],
+        "tombstones" | "unified_memory_vectors" | "cross_service_memory_sync" => {
+            &[Delete, Delete, Delete, Archive]
+        }
         _ => &[Delete, Archive],
     };
     of[random.usize(..of.len())]
@@ -152,12 +130,14 @@ fn put(policy: &Policy) -> String {
 
 fn hold(random: &mut Rng, model: &mut Model) -> String {
     let (user, table) = (random.i32(0..=USERS), TABLES[random.usize(..TABLES.len())]);
-    let hold = Hold { user, table: random.bool().then_some(table), mode: maybe(random, &MODES), tier: None };
+    let (mode, tier) = (maybe(random, &MODES), maybe(random, &ALL_TIERS));
+    let hold = Hold { user, table: random.bool().then_some(table), mode, tier };
     let sql = format!(
-        "INSERT INTO retention_holds (id, user_id, table_name, chat_mode, reason)
-        VALUES (gen_random_uuid(), {user}, {}, {}, 'x')",
+        "INSERT INTO retention_holds (id, user_id, table_name, chat_mode, access_tier, reason)
+        VALUES (gen_random_uuid(), {user}, {}, {}, {}, 'x')",
         quoted(hold.table),
-        quoted(hold.mode)
+        quoted(hold.mode),
+        quoted(hold.tier)
     );
     model.holds.push(hold);
     sql
@@ -262,7 +242,11 @@ fn move_back(by: TimeDelta) -> String {
     format!(
         "UPDATE chat_mode_sessions SET ended_at = ended_at - {by};
          UPDATE simple_chat_context SET expires_at = expires_at - {by}, removed_at = removed_at - {by};
-         UPDATE router_decision_log SET created_at = created_at - {by}"
+         UPDATE router_decision_log SET created_at = created_at - {by};
+         UPDATE agent_context_states SET expires_at = expires_at - {by}, removed_at = removed_at - {by}, updated_at = updated_at - {by};
+         UPDATE multi_agent_conversations SET completed_at = completed_at - {by};
+         UPDATE unified_memory_vectors SET removed_at = removed_at - {by}, updated_at = updated_at - {by};
+         UPDATE cross_service_memory_sync SET completed_at = completed_at - {by}"
     )
 }
 
@@ -304,6 +288,7 @@ async fn archived(
             }
             lines.push(match rows.table.as_str() {
                 "simple_chat_context" => line(id, "context", has("removed_at").then_some("empty")),
+                "agent_context_states" => line(id, "agent", has("removed_at").then_some("empty")),
                 "router_decision_log" => line(id, "decision", has("anonymised_at").then_some("anonymised")),
                 "chat_mode_sessions" => line(id, "session", None),
                 other => panic!("{location}: rows of {other}"),
@@ -324,17 +309,14 @@ async fn what_is_left_is_what_a_plain_evaluation_of_the_policies_leaves() {
     let mut fixture = Fixture::new().await;
     let _folder = with_target(&mut fixture);
     let (mut connection, mut worker) = (fixture.connection().await, Worker::open(&fixture).await);
-    let users = "INSERT INTO users (id, username, email) SELECT n, 'u', 'e' FROM generate_series(1, 3) AS n";
-    connection.batch_execute(users).await.expect("users");
+    connection.batch_execute(&users(USERS)).await.expect("users");
     let (mut removed, mut refused, mut all_archived) = (0, 0, Vec::<String>::new());
     for seed in 0..24 {
         let mut random = Rng::with_seed(seed);
         let (mut model, base) = (Model::default(), Utc::now().trunc_subsecs(0));
-        let empty = "DELETE FROM simple_chat_context; DELETE FROM router_decision_log; DELETE FROM chat_mode_sessions;
-            DELETE FROM data_retention_policies; DELETE FROM retention_holds;";
-        let filling = rows(&mut random, &mut model, base);
+        let filling = rows(&mut random, &mut model, base, USERS);
         let policies = first_policies(&mut random, &mut model);
-        connection.batch_execute(&format!("{empty}{filling}{policies}")).await.expect("rows");
+        connection.batch_execute(&format!("{DELETE_ALL}{filling}{policies}")).await.expect("rows");
         let (mut at, before, mut runs) = (base, model.lines().len(), Vec::<Uuid>::new());
         for step in 0..=STEPS {
             let is_last = step == STEPS;
@@ -358,9 +340,11 @@ async fn what_is_left_is_what_a_plain_evaluation_of_the_policies_leaves() {
                 let meanwhile = (random.u8(..4) == 0).then(|| hold(&mut random, &mut model));
                 model.sweep(at, true);
                 runs.extend(worker.run(&mut connection, meanwhile).await);
-                let emptied = format!(
-                    "UPDATE simple_chat_context SET removed_at = '{base}' WHERE removed_at > '{base}'"
-                );
+                let emptied = ["simple_chat_context", "agent_context_states", "unified_memory_vectors"]
+                    .map(|table| {
+                        format!("UPDATE {table} SET removed_at = '{base}' WHERE removed_at > '{base}';")
+                    })
+                    .concat();
                 connection.batch_execute(&emptied).await.expect("a time");
             } else {
                 model.sweep(at, false);
@@ -376,7 +360,7 @@ async fn what_is_left_is_what_a_plain_evaluation_of_the_policies_leaves() {
     }
     assert!(removed > 150, "{removed} rows were removed in all");
     assert!(refused > 0, "no policy was refused");
-    for what in [" context", " context empty", " decision", " session"] {
+    for what in [" context", " context empty", " decision", " session", " agent"] {
         assert!(all_archived.iter().any(|line| line.ends_with(what)), "no{what} was archived");
     }
     assert!(all_archived.len() > 50, "{} rows were archived in all", all_archived.len());

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use audit::{Difference, Report, verify};
-use testkit::Fixture;
+use testkit::{Fixture, eventually};
 
 use crate::isolation::validate;
 use crate::seal::{anchors, key, program, report, sealed, tamper};
@@ -186,6 +186,41 @@ async fn a_view_or_a_foreign_table_in_the_place_of_a_table_is_named() {
     assert_doubted(&fixture, "public.shown is a foreign table and not a table").await;
     // What cannot be read is said too.
     assert_doubted(&fixture, "the rest cannot be read: ").await;
+}
+
+/// An index that is not kept up for a while holds what a row was before.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_with_other_values_hides_nothing() {
+    let fixture = sealed().await;
+    let shown = "concat_ws(' ', token, created_at) FROM audit.subjects WHERE transaction_id > 0 ORDER BY transaction_id, token";
+    fixture
+        .execute(
+            "CREATE INDEX shown ON audit.subjects (transaction_id, token) INCLUDE (user_id, created_at, digest_key);
+             DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET enable_seqscan = off', current_database()); END $$",
+        )
+        .await;
+    let before = fixture.lines(shown).await;
+    let kept_up = |flag: bool| {
+        format!(
+            "UPDATE pg_index SET indisready = {flag}, indisvalid = {flag} WHERE indexrelid = 'audit.shown'::regclass"
+        )
+    };
+    fixture.execute(&kept_up(false)).await;
+    let edit = "UPDATE audit.subjects SET created_at = created_at - interval '1 hour' WHERE user_id = 2";
+    tamper(&fixture, edit).await;
+    // PostgreSQL looks into an index alone once it knows that everybody sees all rows of a page.
+    eventually("everybody sees all rows", async || {
+        fixture.execute("VACUUM (ANALYZE) audit.subjects").await;
+        let all =
+            "pg_class WHERE oid = 'audit.subjects'::regclass AND relpages > 0 AND relallvisible = relpages";
+        (fixture.count(all).await == 1).then_some(())
+    })
+    .await;
+    fixture.execute(&kept_up(true)).await;
+    assert_eq!(fixture.lines(shown).await, before, "the index hides the edit from others");
+    let report = report(&fixture).await;
+    let tables: Vec<_> = report.findings.iter().map(|one| one.table).collect();
+    assert_eq!((tables, report.edited + report.missing), (vec![Some("audit.subjects")], 1));
 }
 
 /// A copy of the fixture's database in another one, by `pg_dump` and `pg_restore`.

@@ -1,5 +1,8 @@
 //! A place for archives, and rows that policies archive.
 
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
 use serde_json::Value;
 use testkit::Fixture;
 
@@ -31,6 +34,25 @@ pub async fn archive(fixture: &Fixture, tables: &[&str]) {
             "UPDATE data_retention_policies SET action = 'archive' WHERE user_id = 0 AND table_name IN ('{tables}')"
         ))
         .await;
+}
+
+/// All files of a folder and of its folders, in order.
+pub fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
+    }
+    found.sort();
+    found
+}
+
+/// Has all files of a folder be of yesterday, old enough for `memfleet archive clean`.
+pub fn age(folder: &Path) {
+    let old = SystemTime::now() - Duration::from_secs(25 * 3_600);
+    for file in files(folder) {
+        std::fs::File::options().write(true).open(&file).expect("a file").set_modified(old).expect("a time");
+    }
 }
 
 /// Runs `memfleet archive`.

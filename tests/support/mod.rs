@@ -19,6 +19,7 @@ pub mod raw_nats;
 pub mod reader;
 pub mod retention;
 pub mod retention_model;
+pub mod retention_rows;
 pub mod statements;
 pub mod sync;
 pub mod sync_history;

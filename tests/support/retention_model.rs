@@ -77,6 +77,43 @@ pub struct Decision {
     pub is_anonymised: bool,
 }
 
+/// Where an agent works.
+#[derive(Clone, Copy, Debug)]
+pub enum Place {
+    Session(Uuid),
+    /// A conversation, and when it ended.
+    Conversation(Option<DateTime<Utc>>),
+    Nowhere,
+}
+
+/// A row of agent_context_states.
+#[derive(Clone, Debug)]
+pub struct AgentMemory {
+    pub user: i32,
+    pub place: Place,
+    pub tier: &'static str,
+    pub updated_at: DateTime<Utc>,
+    pub expires_at: Option<DateTime<Utc>>,
+    pub removed_at: Option<DateTime<Utc>>,
+}
+
+/// A row of unified_memory_vectors.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    pub user: i32,
+    pub session: Option<Uuid>,
+    pub updated_at: DateTime<Utc>,
+    pub removed_at: Option<DateTime<Utc>>,
+}
+
+/// A row of cross_service_memory_sync.
+#[derive(Clone, Debug)]
+pub struct Sync {
+    pub source: Uuid,
+    pub target: Uuid,
+    pub completed_at: Option<DateTime<Utc>>,
+}
+
 /// What a row is, for comparisons.
 pub fn line(id: Uuid, what: &str, state: Option<&str>) -> String {
     format!("{id} {what}{}{}", if state.is_some() { " " } else { "" }, state.unwrap_or_default())
@@ -85,6 +122,18 @@ pub fn line(id: Uuid, what: &str, state: Option<&str>) -> String {
 impl Context {
     fn line(&self, id: Uuid) -> String {
         line(id, "context", self.removed_at.is_some().then_some("empty"))
+    }
+}
+
+impl AgentMemory {
+    fn line(&self, id: Uuid) -> String {
+        line(id, "agent", self.removed_at.is_some().then_some("empty"))
+    }
+}
+
+impl Memory {
+    fn line(&self, id: Uuid) -> String {
+        line(id, "memory", self.removed_at.is_some().then_some("empty"))
     }
 }
 
@@ -102,6 +151,9 @@ pub struct Model {
     pub sessions: BTreeMap<Uuid, Session>,
     pub contexts: BTreeMap<Uuid, Context>,
     pub decisions: BTreeMap<Uuid, Decision>,
+    pub agents: BTreeMap<Uuid, AgentMemory>,
+    pub memories: BTreeMap<Uuid, Memory>,
+    pub syncs: BTreeMap<Uuid, Sync>,
     /// The rows that archives have, as they were.
     pub archived: BTreeSet<String>,
 }
@@ -131,6 +183,37 @@ impl Model {
         for decision in self.decisions.values_mut() {
             decision.created_at -= by;
         }
+        for agent in self.agents.values_mut() {
+            moved(&mut agent.expires_at);
+            moved(&mut agent.removed_at);
+            agent.updated_at -= by;
+            if let Place::Conversation(ended_at) = &mut agent.place {
+                moved(ended_at);
+            }
+        }
+        for memory in self.memories.values_mut() {
+            moved(&mut memory.removed_at);
+            memory.updated_at -= by;
+        }
+        for sync in self.syncs.values_mut() {
+            moved(&mut sync.completed_at);
+        }
+    }
+
+    fn mode(&self, session: Uuid) -> Option<&'static str> {
+        self.sessions.get(&session).map(|session| session.mode)
+    }
+
+    /// Whether a sync still reads or writes the contexts of a session.
+    fn is_synced(&self, session: Uuid) -> bool {
+        self.syncs
+            .values()
+            .any(|sync| sync.completed_at.is_none() && [sync.source, sync.target].contains(&session))
+    }
+
+    /// Whether a row that was removed then is old enough to go.
+    fn is_old(&self, at: DateTime<Utc>, user: i32, removed_at: Option<DateTime<Utc>>) -> bool {
+        self.due(at, removed_at, Kind { user, table: "tombstones", mode: None, tier: None }).is_some()
     }
 
     fn is_held(&self, of: Kind) -> bool {
@@ -163,7 +246,10 @@ impl Model {
     /// Sweeps until nothing is left to do. Without `archives`, rows that are to be archived stay, unless they are old tombstones.
     pub fn sweep(&mut self, at: DateTime<Utc>, archives: bool) {
         self.sweep_contexts(at, archives);
+        self.sweep_agents(at, archives);
         self.sweep_decisions(at, archives);
+        self.sweep_memories(at);
+        self.sweep_syncs(at);
         self.sweep_sessions(at, archives);
     }
 
@@ -173,13 +259,13 @@ impl Model {
             let of = &self.sessions[&context.session];
             let (mode, tier) = (Some(of.mode), Some(context.tier));
             let kind = Kind { user: of.user, table: "simple_chat_context", mode, tier };
-            let tombstone = Kind { user: of.user, table: "tombstones", mode: None, tier: None };
-            let is_old = self.due(at, context.removed_at, tombstone).is_some();
+            let is_old = self.is_old(at, of.user, context.removed_at);
             let expires = context.removed_at.is_none() && context.expires_at.is_some_and(|time| time <= at);
             if expires && !self.is_held(kind) {
                 (context.expires_at, context.removed_at) = (None, Some(at));
             }
-            let action = self.due(at, of.ended_at, kind).filter(|_| !context.is_persistent);
+            let stays = context.is_persistent || self.is_synced(context.session);
+            let action = self.due(at, of.ended_at, kind).filter(|_| !stays);
             let is_archived = archives && action == Some(Action::Archive);
             if is_archived {
                 self.archived.insert(context.line(id));
@@ -188,6 +274,63 @@ impl Model {
                 self.contexts.remove(&id);
             } else {
                 self.contexts.insert(id, context);
+            }
+        }
+    }
+
+    /// As contexts, if they are of a session. Of others, a row that is empty or has expired is no longer a memory.
+    fn sweep_agents(&mut self, at: DateTime<Utc>, archives: bool) {
+        for (id, mut agent) in self.agents.clone() {
+            let has_expired = agent.removed_at.is_none() && agent.expires_at.is_some_and(|time| time <= at);
+            let is_memory = agent.removed_at.is_none() && !has_expired;
+            let (mode, since) = match agent.place {
+                Place::Session(session) => {
+                    let ended_at = self.sessions.get(&session).and_then(|session| session.ended_at);
+                    (self.mode(session), ended_at.filter(|_| !self.is_synced(session)))
+                }
+                Place::Conversation(ended_at) => {
+                    (None, ended_at.filter(|_| is_memory).map(|ended_at| ended_at.max(agent.updated_at)))
+                }
+                Place::Nowhere => (None, is_memory.then_some(agent.updated_at)),
+            };
+            let kind = Kind { user: agent.user, table: "agent_context_states", mode, tier: Some(agent.tier) };
+            let is_old = self.is_old(at, agent.user, agent.removed_at);
+            if has_expired && !self.is_held(kind) {
+                (agent.expires_at, agent.removed_at) = (None, Some(at));
+            }
+            let action = self.due(at, since, kind);
+            let is_archived = archives && action == Some(Action::Archive);
+            if is_archived {
+                self.archived.insert(agent.line(id));
+            }
+            if is_archived || is_old || action == Some(Action::Delete) {
+                self.agents.remove(&id);
+            } else {
+                self.agents.insert(id, agent);
+            }
+        }
+    }
+
+    /// A memory becomes an empty row.
+    fn sweep_memories(&mut self, at: DateTime<Utc>) {
+        for (id, memory) in self.memories.clone() {
+            let mode = memory.session.and_then(|session| self.mode(session));
+            let kind = Kind { user: memory.user, table: "unified_memory_vectors", mode, tier: None };
+            if self.is_old(at, memory.user, memory.removed_at) {
+                self.memories.remove(&id);
+            } else if memory.removed_at.is_none() && self.due(at, Some(memory.updated_at), kind).is_some() {
+                self.memories.insert(id, Memory { removed_at: Some(at), ..memory });
+            }
+        }
+    }
+
+    fn sweep_syncs(&mut self, at: DateTime<Utc>) {
+        for (id, sync) in self.syncs.clone() {
+            let Some(source) = self.sessions.get(&sync.source) else { continue };
+            let (user, mode) = (source.user, Some(source.mode));
+            let kind = Kind { user, table: "cross_service_memory_sync", mode, tier: None };
+            if self.due(at, sync.completed_at, kind).is_some() {
+                self.syncs.remove(&id);
             }
         }
     }
@@ -215,7 +358,10 @@ impl Model {
     fn sweep_sessions(&mut self, at: DateTime<Utc>, archives: bool) {
         for (id, session) in self.sessions.clone() {
             let is_needed = self.contexts.values().any(|context| context.session == id)
-                || self.decisions.values().any(|decision| decision.session == id);
+                || self.decisions.values().any(|decision| decision.session == id)
+                || self.agents.values().any(|agent| matches!(agent.place, Place::Session(of) if of == id))
+                || self.memories.values().any(|memory| memory.session == Some(id))
+                || self.syncs.values().any(|sync| [sync.source, sync.target].contains(&id));
             let kind = Kind {
                 user: session.user,
                 table: "chat_mode_sessions",
@@ -240,6 +386,9 @@ impl Model {
         let contexts = self.contexts.iter().map(|(id, context)| context.line(*id));
         let decisions = self.decisions.iter().map(|(id, decision)| decision.line(*id));
         let sessions = self.sessions.keys().map(|id| line(*id, "session", None));
-        contexts.chain(decisions).chain(sessions).collect()
+        let agents = self.agents.iter().map(|(id, agent)| agent.line(*id));
+        let memories = self.memories.iter().map(|(id, memory)| memory.line(*id));
+        let syncs = self.syncs.keys().map(|id| line(*id, "sync", None));
+        contexts.chain(decisions).chain(sessions).chain(agents).chain(memories).chain(syncs).collect()
     }
 }

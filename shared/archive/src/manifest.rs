@@ -38,6 +38,13 @@ pub struct Manifest {
     pub files: Vec<File>,
 }
 
+impl Manifest {
+    /// The folder of its archive at the target. No archive is in another one.
+    pub fn location(&self) -> String {
+        format!("{}/{}/{}", self.table, self.created_at.format("%Y-%m"), self.id)
+    }
+}
+
 /// A policy, as it was then.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -94,7 +94,6 @@ pub async fn write(target: &Target, key: &PrivateKey, mut draft: Draft) -> Resul
     if draft.tables.iter().any(|rows| rows.size() > MAX_FILE_BYTES) {
         return Err(wrong("their values take too many bytes"));
     }
-    let location = format!("{table}/{}/{}", draft.created_at.format("%Y-%m"), draft.id);
     let (encoded, tables) = blocking(move || {
         let encoded: Result<Vec<Vec<u8>>, _> = draft.tables.iter().map(encode).collect();
         (encoded, draft.tables)
@@ -115,6 +114,7 @@ pub async fn write(target: &Target, key: &PrivateKey, mut draft: Draft) -> Resul
         last_at,
         files,
     };
+    let location = manifest.location();
     for (file, content) in manifest.files.iter().zip(encoded) {
         target.put(&format!("{location}/{}", file.name), content).await?;
     }
@@ -177,6 +177,43 @@ fn sha256(content: &[u8]) -> String {
     to_hex(&Sha256::digest(content))
 }
 
+/// Reads the manifest of an archive, and checks that one of these keys has signed it and that it is of this place.
+///
+/// # Errors
+/// [`ArchiveError`] if it is missing, or is not as it was written.
+pub async fn read_manifest(
+    target: &Target,
+    keys: &[PublicKey],
+    location: &str,
+) -> Result<Manifest, ArchiveError> {
+    let (manifest, _) = read_signed(target, keys, &format!("{location}/{MANIFEST}")).await?;
+    check_place(&manifest, location)?;
+    Ok(manifest)
+}
+
+/// A manifest that one of these keys has signed, and its hash.
+async fn read_signed(
+    target: &Target,
+    keys: &[PublicKey],
+    path: &str,
+) -> Result<(Manifest, [u8; 32]), ArchiveError> {
+    let content = target.get(path, MAX_MANIFEST_BYTES).await?;
+    let signed: Signed = serde_json::from_slice(&content)
+        .map_err(|error| ArchiveError::changed(path, format!("it is no manifest: {error}")))?;
+    let manifest = signed.verify(keys).map_err(|problem| ArchiveError::changed(path, problem))?;
+    Ok((manifest, signed.hash()))
+}
+
+/// A target may read a file by several paths, and only one of them is that of its archive.
+fn check_place(manifest: &Manifest, location: &str) -> Result<(), ArchiveError> {
+    let place = manifest.location();
+    if place == location {
+        return Ok(());
+    }
+    let problem = format!("its manifest is of the archive {}, which is in {place}", manifest.id);
+    Err(ArchiveError::changed(format!("{location}/{MANIFEST}"), problem))
+}
+
 /// Reads an archive and checks all of it: that one of these keys has signed its manifest, and that its files are those of the manifest,
 /// with as many rows. `expected` is the hash of its manifest in the database.
 ///
@@ -189,17 +226,11 @@ pub async fn read(
     expected: Option<&[u8]>,
 ) -> Result<Contents, ArchiveError> {
     let path = format!("{location}/{MANIFEST}");
-    let content = target.get(&path, MAX_MANIFEST_BYTES).await?;
-    let signed: Signed = serde_json::from_slice(&content)
-        .map_err(|error| ArchiveError::changed(&path, format!("it is no manifest: {error}")))?;
-    let manifest = signed.verify(keys).map_err(|problem| ArchiveError::changed(&path, problem))?;
-    let hash = signed.hash();
+    let (manifest, hash) = read_signed(target, keys, &path).await?;
     if expected.is_some_and(|expected| *expected != hash) {
         return Err(ArchiveError::changed(&path, "its manifest is not the one that the database names"));
     }
-    if !location.ends_with(&manifest.id.to_string()) {
-        return Err(ArchiveError::changed(&path, format!("its manifest is of the archive {}", manifest.id)));
-    }
+    check_place(&manifest, location)?;
     check_tables(&manifest).map_err(|problem| ArchiveError::changed(&path, problem))?;
     let mut tables = Vec::with_capacity(manifest.files.len());
     for file in &manifest.files {

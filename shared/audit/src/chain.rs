@@ -15,6 +15,7 @@ use crate::anchor::Anchors;
 use crate::digest::Digest;
 use crate::leaf::LEAF_BYTES;
 use crate::seal::Statement;
+use crate::time::Time;
 
 diesel::define_sql_function! {
     /// The number of bytes.
@@ -33,6 +34,7 @@ pub(crate) struct Header {
     #[diesel(select_expression = octet_length(seals::leaves))]
     leaf_bytes: i32,
     root: Vec<u8>,
+    #[diesel(deserialize_as = Time)]
     sealed_at: DateTime<Utc>,
 }
 
@@ -83,6 +85,27 @@ pub(crate) async fn last_before(
     let older = seals::table.filter(seals::number.lt(first.unwrap_or(i64::MAX)));
     let last = older.order(seals::number.desc()).select(Header::as_select()).first(connection).await;
     Ok(last.optional()?.map(Statement::from))
+}
+
+/// The same of seals that are seen one after the other, in their order.
+#[derive(Debug)]
+pub(crate) struct LastBefore {
+    before: DateTime<Utc>,
+    is_over: bool,
+    pub(crate) seal: Option<Statement>,
+}
+
+impl LastBefore {
+    pub(crate) fn new(before: DateTime<Utc>) -> Self {
+        Self { before, is_over: false, seal: None }
+    }
+
+    pub(crate) fn see(&mut self, seal: &Statement) {
+        self.is_over |= seal.sealed_at >= self.before;
+        if !self.is_over {
+            self.seal = Some(seal.clone());
+        }
+    }
 }
 
 /// A seal without its leaves.
@@ -219,4 +242,33 @@ pub(crate) async fn fault_of_end(
         seal,
         problem: format!("NATS has anchors up to seal {known} only: it was not written by the sealer"),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+
+    use super::*;
+
+    #[test]
+    fn no_old_seal_counts_behind_a_younger_one() {
+        let now = DateTime::from_timestamp(1_800_000_000, 0).unwrap_or_default();
+        let found = |ages: &[i64]| {
+            let mut last = LastBefore::new(now - TimeDelta::days(365));
+            for (number, age) in (1..).zip(ages) {
+                last.see(&Statement::new(
+                    number,
+                    [0; 32],
+                    (1, Uuid::nil()),
+                    &[],
+                    now - TimeDelta::days(*age),
+                ));
+            }
+            last.seal.map(|seal| seal.number)
+        };
+        assert_eq!(found(&[400, 390, 366, 365, 1]), Some(3));
+        assert_eq!(found(&[400, 1, 390]), Some(1));
+        assert_eq!(found(&[364, 390]), None);
+        assert_eq!(found(&[]), None);
+    }
 }

@@ -57,6 +57,8 @@ pub(crate) struct Found {
     pub(crate) list: Vec<Differing>,
     /// How many further rows were added.
     pub(crate) more_added: u64,
+    /// Rows that are missing from their place and stand behind it, whatever their content is now.
+    pub(crate) elsewhere: HashSet<(Source, Uuid)>,
 }
 
 /// How many added rows of a seal are kept; the others are counted. Nothing limits how many somebody adds.
@@ -82,7 +84,7 @@ pub(crate) struct Comparison<'a> {
     found: Found,
 }
 
-fn key(leaf: &Leaf) -> (Source, Uuid) {
+pub(crate) fn key(leaf: &Leaf) -> (Source, Uuid) {
     (leaf.source, leaf.id)
 }
 
@@ -123,6 +125,7 @@ impl<'a> Comparison<'a> {
 
     fn add(&mut self, row: &Placed, place: Option<usize>) {
         if self.moved.remove(&key(&row.leaf)) {
+            self.found.elsewhere.insert(key(&row.leaf));
             return;
         }
         self.added += 1;
@@ -217,6 +220,22 @@ mod tests {
             for part in [1, 2, 100] {
                 assert_eq!(told(sealed, &rows, part), expected, "{sealed:?} {rows:?}");
             }
+        }
+    }
+
+    #[test]
+    fn rows_that_left_their_places_are_told_from_those_that_are_gone() {
+        let sealed = all(&[1, 2, 3]);
+        for (rows, elsewhere) in [
+            (vec![leaf(3), edited(1)], vec![1_u128]),
+            (vec![leaf(2), leaf(3), edited(1), leaf(9)], vec![1]),
+            (vec![edited(1)], vec![]),
+        ] {
+            let mut comparison = Comparison::new(&sealed);
+            let placed: Vec<Placed> = rows.iter().copied().map(placed).collect();
+            comparison.feed(&placed, |_| false);
+            let found: Vec<u128> = comparison.finish().elsewhere.iter().map(|row| row.1.as_u128()).collect();
+            assert_eq!(found, elsewhere, "{rows:?}");
         }
     }
 

@@ -11,6 +11,8 @@ use serde::Serialize;
 use store::Fault;
 use uuid::Uuid;
 
+use crate::time::Time;
+
 /// What speaks for an edited or missing event, or for a missing subject. It excuses nothing unless it is as strong as the seal: a proof would be a
 /// variant of its own, and whoever adds it decides in each `match` what it excuses (docs/adr/0041).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -51,7 +53,7 @@ pub struct AuditRow {
     #[diesel(sql_type = Nullable<SqlUuid>)]
     pub request: Option<Uuid>,
     /// When its transaction began.
-    #[diesel(sql_type = Timestamptz)]
+    #[diesel(sql_type = Timestamptz, deserialize_as = Time)]
     pub at: DateTime<Utc>,
 }
 

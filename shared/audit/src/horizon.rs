@@ -2,7 +2,7 @@
 //!
 //! The sealer takes rows below the oldest transaction in progress. One that nobody ends, in any database of the server,
 //! keeps all later rows unsealed without an error. So does whoever takes the lock of the sealers, and nobody seals while no
-//! sealer runs.
+//! sealer runs. A row that names a transaction of the future waits until there is one.
 
 use std::fmt;
 use std::time::Duration;
@@ -18,11 +18,12 @@ use uuid::Uuid;
 use crate::chain;
 use crate::holder::{self, Holder};
 use crate::sealer::LOCK;
+use crate::time::Time;
 
 /// How old a row may become before it is reported that it is not sealed. Batches and migrations end sooner.
 pub const HELD_AFTER: Duration = Duration::from_secs(60);
 
-/// Rows older than [`HELD_AFTER`] are not sealed.
+/// Rows older than [`HELD_AFTER`] are not sealed, or a row that cannot be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct HeldBack {
     /// The time of the oldest of them.
@@ -41,6 +42,8 @@ pub enum Cause {
     Transactions,
     /// Another session has the lock of the sealers.
     Lock,
+    /// A transaction that the server has not begun: somebody changed `transaction_id`, or the row is of another server.
+    Future,
     /// Nothing that the server shows.
     Unknown,
 }
@@ -62,6 +65,12 @@ impl fmt::Display for HeldBack {
                  it: {}",
                 holder::line(&self.holders)
             ),
+            Cause::Future => write!(
+                f,
+                "cannot be sealed: they are of transactions that this server has not begun. Somebody changed transaction_id, or \
+                 they were restored from another server; look for rows with a transaction_id from \
+                 pg_snapshot_xmax(pg_current_snapshot()) on, also in audit.subjects"
+            ),
             Cause::Unknown => write!(
                 f,
                 "are not sealed, and nothing holds them back: does `memfleet audit seal --follow` run, and without errors?"
@@ -70,31 +79,38 @@ impl fmt::Display for HeldBack {
     }
 }
 
-/// The oldest row behind the last seal ($2, $3) of those that are old, in any table. A young row hides no old one, wherever it
-/// stands: each table is asked for old rows only.
+/// The oldest row behind the last seal ($2, $3) of those that are old, in any table; if there is none, one of a transaction that has not
+/// begun, however young. A young row hides no old one, wherever it stands: each table is asked for these rows only. Nor does one of a
+/// transaction that has not begun: it stands behind the others of its table, and comes after those of other tables.
 const WAITING: &str = "
-    SELECT h.horizon, r.transaction_id, r.at
+    SELECT h.horizon, h.next, r.transaction_id, r.at
     FROM (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS horizon,
-        now() - make_interval(secs => $1) AS before) AS h
+        pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next, now() - make_interval(secs => $1) AS before) AS h
     CROSS JOIN LATERAL (
         (SELECT transaction_id, occurred_at AS at FROM audit.audit_log
-            WHERE (transaction_id, id) > ($2, $3) AND occurred_at < h.before ORDER BY transaction_id, id LIMIT 1)
+            WHERE (transaction_id, id) > ($2, $3) AND (occurred_at < h.before OR transaction_id >= h.next) ORDER BY transaction_id, id LIMIT 1)
         UNION ALL (SELECT transaction_id, occurred_at FROM audit.security_violations
-            WHERE (transaction_id, id) > ($2, $3) AND occurred_at < h.before ORDER BY transaction_id, id LIMIT 1)
+            WHERE (transaction_id, id) > ($2, $3) AND (occurred_at < h.before OR transaction_id >= h.next) ORDER BY transaction_id, id LIMIT 1)
         UNION ALL (SELECT transaction_id, occurred_at FROM audit.data_access_log
-            WHERE (transaction_id, id) > ($2, $3) AND occurred_at < h.before ORDER BY transaction_id, id LIMIT 1)
+            WHERE (transaction_id, id) > ($2, $3) AND (occurred_at < h.before OR transaction_id >= h.next) ORDER BY transaction_id, id LIMIT 1)
         UNION ALL (SELECT transaction_id, created_at FROM public.blackboard_events
-            WHERE (transaction_id, id) > ($2, $3) AND created_at < h.before ORDER BY transaction_id, id LIMIT 1)
+            WHERE (transaction_id, id) > ($2, $3) AND (created_at < h.before OR transaction_id >= h.next) ORDER BY transaction_id, id LIMIT 1)
+        UNION ALL (SELECT transaction_id, created_at FROM audit.subjects
+            WHERE (transaction_id, token) > ($2, $3) AND (created_at < h.before OR transaction_id >= h.next)
+            ORDER BY transaction_id, token LIMIT 1)
     ) AS r
-    ORDER BY r.at LIMIT 1";
+    ORDER BY r.transaction_id >= h.next, r.at LIMIT 1";
 
 #[derive(QueryableByName)]
 struct Waiting {
     #[diesel(sql_type = BigInt)]
     horizon: i64,
+    /// The first transaction that has not begun.
+    #[diesel(sql_type = BigInt)]
+    next: i64,
     #[diesel(sql_type = BigInt)]
     transaction_id: i64,
-    #[diesel(sql_type = Timestamptz)]
+    #[diesel(sql_type = Timestamptz, deserialize_as = Time)]
     at: DateTime<Utc>,
 }
 
@@ -125,6 +141,9 @@ async fn look(connection: &mut AsyncPgConnection) -> Result<Option<HeldBack>, Fa
         .await?;
     let Some(first) = waiting.into_iter().next() else { return Ok(None) };
     let since = first.at;
+    if first.transaction_id >= first.next {
+        return Ok(Some(HeldBack { since, cause: Cause::Future, holders: Vec::new() }));
+    }
     if first.transaction_id >= first.horizon {
         let holders = holder::between(connection, first.horizon, first.transaction_id).await?;
         return Ok(Some(HeldBack { since, cause: Cause::Transactions, holders }));
@@ -176,6 +195,8 @@ mod tests {
         assert!(locked.to_string().contains("the lock of the sealers is taken, by"), "{locked}");
         let nobody = HeldBack { holders: Vec::new(), ..held };
         assert!(nobody.to_string().contains("which the server shows to nobody"), "{nobody}");
+        let future = HeldBack { cause: Cause::Future, ..nobody.clone() };
+        assert!(future.to_string().contains("transactions that this server has not begun"), "{future}");
         let unknown = HeldBack { cause: Cause::Unknown, ..nobody };
         assert!(unknown.to_string().contains("are not sealed, and nothing holds them back"), "{unknown}");
     }

@@ -103,7 +103,7 @@ pub(crate) struct Record<'a> {
 }
 
 /// PostgreSQL counts microseconds from 2000 on.
-const YEAR_2000: i64 = 946_684_800_000_000;
+pub(crate) const YEAR_2000: i64 = 946_684_800_000_000;
 
 impl<'a> Record<'a> {
     /// Reads a row of these columns. None if it has others, or if one is of another type: such a type may send anything.

@@ -300,13 +300,14 @@ pub(crate) async fn count(
     Ok(rows.into_iter().next().unwrap_or_default())
 }
 
-/// Has the statements of this connection read what is stored: names are PostgreSQL's own, and a policy that would hide
-/// rows is an error. To be called before anything else.
+/// Has the statements of this connection read what is stored: names are PostgreSQL's own, a policy that would hide rows is an
+/// error, and values come from the rows themselves and not from an index, which may hold others. To be called before anything
+/// else.
 pub(crate) async fn as_stored(connection: &mut AsyncPgConnection) -> Result<(), Fault> {
     use diesel_async::SimpleAsyncConnection;
 
     store::security::fix_search_path(connection).await?;
-    Ok(connection.batch_execute("SET row_security = off").await?)
+    Ok(connection.batch_execute("SET row_security = off; SET enable_indexonlyscan = off").await?)
 }
 
 #[cfg(test)]

@@ -1,19 +1,20 @@
 //! Verification: recomputes every digest, root, chain link and signature, and reports what differs from the seals.
 
 use std::collections::HashMap;
+use std::mem;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
-use store::Fault;
 use store::schema::{seals, subjects};
+use store::{Fault, FaultKind};
 use uuid::Uuid;
 
 use crate::AuditError;
 use crate::anchor::{Anchors, Known};
-use crate::chain::Header;
-use crate::difference::{Comparison, Difference, Differing, Found};
+use crate::chain::{Header, LastBefore};
+use crate::difference::{Comparison, Difference, Differing, Found, key};
 use crate::digest::Digest;
 use crate::excuse::{self, Excuse};
 use crate::finding::{Finding, Report};
@@ -39,20 +40,34 @@ pub async fn verify(
     anchors: Option<&Anchors>,
     keys: &[PublicKey],
 ) -> Result<Report, AuditError> {
+    let (report, _) = verify_trail(connection, anchors, keys, &mut []).await?;
+    Ok(report)
+}
+
+/// The same. `lasts` see all seals as it reads them. Also returns what was stated of retired rows and is confirmed: nothing if the trail
+/// cannot be read to its end.
+pub(crate) async fn verify_trail(
+    connection: &mut AsyncPgConnection,
+    anchors: Option<&Anchors>,
+    keys: &[PublicKey],
+    lasts: &mut [LastBefore],
+) -> Result<(Report, Retired), AuditError> {
     row::as_stored(connection).await?;
     let mut report = Report::default();
     note_form(connection, &mut report).await?;
-    match verify_seals(connection, anchors, keys, &mut report).await {
-        // Such as a table without one of its columns.
-        Err(AuditError::Database(fault)) if !report.findings.is_empty() => {
+    let retired = match verify_seals(connection, anchors, keys, &mut report, lasts).await {
+        // Such as a table without one of its columns, or a value that none of its rows has unless somebody wrote it.
+        Err(AuditError::Database(fault))
+            if !report.findings.is_empty() || fault.kind == FaultKind::Permanent =>
+        {
             report.note_outside(Finding::database(format!("the rest cannot be read: {fault}")));
-            return Ok(report);
+            return Ok((report, Retired::default()));
         }
         result => result?,
-    }
+    };
     // What was other for a moment only, while it was read, was other at one of the two times.
     note_form(connection, &mut report).await?;
-    Ok(report)
+    Ok((report, retired))
 }
 
 async fn note_form(connection: &mut AsyncPgConnection, report: &mut Report) -> Result<(), Fault> {
@@ -68,7 +83,8 @@ async fn verify_seals(
     anchors: Option<&Anchors>,
     keys: &[PublicKey],
     report: &mut Report,
-) -> Result<(), AuditError> {
+    lasts: &mut [LastBefore],
+) -> Result<Retired, AuditError> {
     let started = Utc::now();
     // Read first, because a seal that is written meanwhile need not be anchored.
     let known = match anchors {
@@ -77,7 +93,7 @@ async fn verify_seals(
     };
     report.anchored = known.as_ref().map(|known| known.hashes.len() as u64);
     let types = form::types(connection).await?;
-    let (retired, faults) = retirement::read(connection, keys).await?;
+    let (mut retired, faults) = retirement::read(connection, keys, known.as_ref()).await?;
     faults.into_iter().for_each(|fault| report.note_outside(fault));
     let mut number = 0;
     // None behind a missing seal, whose hash and last row nobody knows.
@@ -106,6 +122,8 @@ async fn verify_seals(
         report.note(findings);
         report.added += checked.more_added;
         report.accounted += checked.accounted;
+        retired.confirm(statement);
+        lasts.iter_mut().for_each(|last| last.see(statement));
         (number, previous) = (statement.number, Some(statement.hash()));
         start = Start::After((statement.through_transaction, statement.through_id));
         sealed_before = Some(statement.sealed_at);
@@ -114,8 +132,12 @@ async fn verify_seals(
         let problem = format!("the last seals are missing: NATS has anchors up to seal {last}");
         report.note([Finding::seal(number + 1, problem)]);
     }
+    for finding in retired.unconfirmed() {
+        report.missing += mem::take(&mut report.accounted);
+        report.note_outside(finding);
+    }
     outside::note(connection, start, report).await?;
-    Ok(())
+    Ok(retired)
 }
 
 fn missing(first: i64, last: i64) -> String {
@@ -198,15 +220,16 @@ async fn check_rows(
     rows: Rows,
     retired: &Retired,
 ) -> Result<Checked, Fault> {
-    let Found { mut list, mut more_added } = compare(connection, types, seal, rows).await?;
+    let Found { mut list, mut more_added, elsewhere } = compare(connection, types, seal, rows).await?;
     if rows.seals_precede {
         list.retain(|one| one.difference != Difference::Added);
         more_added = 0;
     }
     let differing = list.len();
-    // Of a list of rows that nothing proves, nobody knows what was retired.
+    // Of a list of rows that nothing proves, nobody knows what was retired. A row that only left its place was not.
     list.retain(|one| {
         one.difference != Difference::Missing
+            || elsewhere.contains(&key(&one.leaf))
             || !rows.proven
             || !retired.covers(one.leaf.source, seal.statement.number)
     });
@@ -301,7 +324,7 @@ async fn users_of(
 
 /// How far the timestamp of a row may lie outside of the time between the previous seal and its own. A transaction that
 /// was open for longer is reported too.
-const TOLERANCE: TimeDelta = TimeDelta::days(1);
+const TOLERANCE_MICROS: i64 = 24 * 60 * 60 * 1_000_000;
 
 /// Whether the timestamp of a row does not fit the time of its seal: it was inserted with a false timestamp, or the clock
 /// of its server was wrong.
@@ -311,8 +334,8 @@ fn is_misdated(row: &Placed, statement: &Statement, sealed_before: Option<DateTi
     if row.leaf.source == Source::Subjects {
         return false;
     }
-    let earliest = sealed_before.map(|time| (time - TOLERANCE).timestamp_micros());
-    let latest = (statement.sealed_at + TOLERANCE).timestamp_micros();
+    let earliest = sealed_before.map(|time| time.timestamp_micros().saturating_sub(TOLERANCE_MICROS));
+    let latest = statement.sealed_at.timestamp_micros().saturating_add(TOLERANCE_MICROS);
     earliest.is_some_and(|earliest| row.at < earliest) || row.at > latest
 }
 

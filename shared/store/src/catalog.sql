@@ -44,6 +44,37 @@ WITH kept AS (
     UNION ALL SELECT 'access method ' || m.amname, 'pg_am'::regclass, m.oid, m.xmin FROM pg_am m
     UNION ALL SELECT 'language ' || l.lanname, 'pg_language'::regclass, l.oid, l.xmin FROM pg_language l
     UNION ALL SELECT 'conversion ' || c.conname, 'pg_conversion'::regclass, c.oid, c.xmin FROM pg_conversion c
+-- Expressions as they are stored, which is what PostgreSQL evaluates. Their text does not tell which function an implicit cast calls, that an
+-- operator calls another function than its own, or that a column is read under the name of another one.
+), stored AS (
+    SELECT 'pg_attrdef'::regclass AS class, d.oid, d.adbin::text AS tree FROM pg_attrdef d
+    UNION ALL SELECT 'pg_class'::regclass, i.indexrelid, concat_ws('|', i.indexprs, i.indpred) FROM pg_index i
+    UNION ALL SELECT 'pg_class'::regclass, w.ev_class, concat_ws('|', w.ev_qual, w.ev_action) FROM pg_rewrite w
+        JOIN relation r ON r.oid = w.ev_class AND r.relkind IN ('v', 'm')
+    UNION ALL SELECT 'pg_constraint'::regclass, c.oid, c.conbin::text FROM pg_constraint c
+    UNION ALL SELECT 'pg_policy'::regclass, p.oid, concat_ws('|', p.polqual, p.polwithcheck) FROM pg_policy p
+    UNION ALL SELECT 'pg_proc'::regclass, p.oid, p.proargdefaults::text FROM routine p
+    UNION ALL SELECT 'pg_trigger'::regclass, t.oid, t.tgqual::text FROM pg_trigger t
+-- What of them is the same in every database and version: not fields with their default value, which versions add, nor places in the
+-- statement, how a cast was written and aliases, nor the number of a column, which partitions have others of, if the named one is read.
+), short AS MATERIALIZED (
+    SELECT t.tree, regexp_replace(regexp_replace(regexp_replace(regexp_replace(t.tree,
+        ' :\w+ (?:<>|false|0|\(b\))(?=[ )}])', '', 'g'),
+        ' :(?:(?:\w*(?:location|format)|stmt_len|list_start|list_end) -?\d+|(?:alias|eref) \{ALIAS [^{}]*\})', '', 'g'),
+        ' :varattno (\d+)([^{}]*) :varattnosyn \1(?!\d)', '\2', 'g'),
+        -- Values of enumerations and names of objects are ids. The text has them.
+        '(:consttype (?:\d{5,}|24|220[2-6]|3734|4089|4096|4191)\M[^{}\[]*):constvalue \d+ \[[^\]]*\]', '\1', 'g') AS form
+    FROM (SELECT DISTINCT s.tree FROM stored s WHERE s.tree <> '') AS t
+-- What PostgreSQL did not make has another id in each database.
+), shape AS MATERIALIZED (
+    SELECT s.class, s.oid, 'stored as ' || md5(concat_ws(' ', regexp_replace(h.form, '(:\w*(?:id|no|func|type)) \d{5,}', '\1', 'g'), (
+        SELECT string_agg(CASE WHEN f.found[1] ~ 'func(id)?$|fnoid$' THEN f.found[2]::oid::regprocedure::text
+            WHEN f.found[1] ~ 'opno$' THEN f.found[2]::oid::regoperator::text
+            WHEN f.found[1] ~ 'type(id)?$' THEN f.found[2]::oid::regtype::text
+            WHEN f.found[1] ~ 'collid$' THEN f.found[2]::oid::regcollation::text
+            ELSE f.found[2]::oid::regclass::text END, ' ' ORDER BY f.place)
+        FROM regexp_matches(h.form, ':(\w*(?:id|no|func|type)) (\d{5,})', 'g') WITH ORDINALITY AS f (found, place)))) AS hash
+    FROM stored s JOIN short h ON h.tree = s.tree
 -- What PostgreSQL itself grants of what is its own.
 ), initial AS (
     SELECT i.classoid, i.objoid, i.objsubid, b.grantee, b.privilege_type
@@ -102,11 +133,13 @@ SELECT line FROM (SELECT DISTINCT regexp_replace(line, '_\d{4}_\d{2}(?!\d)', '_m
     FROM relation r JOIN named o ON o.oid = r.relowner
     UNION ALL SELECT concat_ws(' ', 'column', format('%s.%I', r.name, t.attname), format_type(t.atttypid, t.atttypmod),
         CASE WHEN t.attnotnull THEN 'not null' END, 'default ' || pg_get_expr(d.adbin, d.adrelid),
+        s.hash,
         'identity ' || nullif(t.attidentity::text, ''), 'generated ' || nullif(t.attgenerated::text, ''),
         'collate ' || (SELECT c.collname FROM pg_collation c JOIN pg_type y ON y.oid = t.atttypid
             WHERE c.oid = t.attcollation AND c.oid <> y.typcollation))
     FROM relation r JOIN pg_attribute t ON t.attrelid = r.oid AND t.attnum > 0 AND NOT t.attisdropped
-    LEFT JOIN pg_attrdef d ON d.adrelid = r.oid AND d.adnum = t.attnum WHERE r.relkind IN ('r', 'p', 'f')
+    LEFT JOIN pg_attrdef d ON d.adrelid = r.oid AND d.adnum = t.attnum
+    LEFT JOIN shape s ON s.class = 'pg_attrdef'::regclass AND s.oid = d.oid WHERE r.relkind IN ('r', 'p', 'f')
     -- PostgreSQL looks at these flags first: what they deny has no effect, though it is in the catalogs. Where all is in order
     -- there is no such line. The first three stay set when the last one of what they tell of is dropped.
     UNION ALL SELECT format('flag of %s denies its %s', r.name, f.what)
@@ -122,10 +155,14 @@ SELECT line FROM (SELECT DISTINCT regexp_replace(line, '_\d{4}_\d{2}(?!\d)', '_m
     UNION ALL SELECT format('flag of the index of the constraint %I on %s denies what it enforces', c.conname, r.name)
     FROM pg_constraint c JOIN relation r ON r.oid = c.conrelid JOIN pg_index i ON i.indexrelid = c.conindid
     WHERE c.contype IN ('p', 'u') AND NOT (i.indisunique AND i.indisvalid AND i.indisready AND i.indislive AND i.indpred IS NULL)
-    UNION ALL SELECT concat_ws(' ', format('unique index %I on %s:', c.relname, r.name), regexp_replace(pg_get_indexdef(c.oid), '^.* USING ', ''),
-        CASE WHEN NOT (i.indisvalid AND i.indisready AND i.indislive) THEN 'denied by a flag' END)
+    -- An index that has other values than its table hides from whoever verifies the trail what was changed. One that is not valid is not read.
+    UNION ALL SELECT concat_ws(' ', CASE WHEN i.indisunique THEN 'unique' END, format('index %I on %s:', c.relname, r.name),
+        regexp_replace(pg_get_indexdef(c.oid), '^.* USING ', ''),
+        CASE WHEN NOT (i.indisvalid AND i.indisready AND i.indislive) THEN 'denied by a flag' END, s.hash)
     FROM pg_index i JOIN relation r ON r.oid = i.indrelid JOIN pg_class c ON c.oid = i.indexrelid
-    WHERE i.indisunique AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = c.oid AND k.contype IN ('p', 'u', 'x'))
+    LEFT JOIN shape s ON s.class = 'pg_class'::regclass AND s.oid = c.oid
+    WHERE (i.indisunique OR i.indisvalid AND (r.nspname = 'audit' OR r.name LIKE 'public.blackboard\_events%'))
+        AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = c.oid AND k.contype IN ('p', 'u', 'x'))
     -- A foreign key is enforced by four triggers of PostgreSQL's own. Those of partitioned tables are others.
     UNION ALL SELECT format('trigger %s of the constraint %I on %s is another one', e.function, c.conname, r.name)
     FROM pg_constraint c JOIN relation r ON r.oid = c.conrelid JOIN pg_class f ON f.oid = c.confrelid
@@ -147,8 +184,9 @@ SELECT line FROM (SELECT DISTINCT regexp_replace(line, '_\d{4}_\d{2}(?!\d)', '_m
     -- A partition that was added later has checked its rows.
     UNION ALL SELECT concat_ws(' ', format('constraint %I on %s:', c.conname, r.name),
         CASE WHEN r.relispartition THEN regexp_replace(pg_get_constraintdef(c.oid), ' NOT VALID$', '') ELSE pg_get_constraintdef(c.oid) END,
-        CASE WHEN c.contype = 'f' THEN (SELECT format('by %s triggers', count(*)) FROM pg_trigger t WHERE t.tgconstraint = c.oid) END)
-    FROM pg_constraint c JOIN relation r ON r.oid = c.conrelid WHERE c.contype <> 'n'
+        CASE WHEN c.contype = 'f' THEN (SELECT format('by %s triggers', count(*)) FROM pg_trigger t WHERE t.tgconstraint = c.oid) END, s.hash)
+    FROM pg_constraint c JOIN relation r ON r.oid = c.conrelid
+    LEFT JOIN shape s ON s.class = 'pg_constraint'::regclass AND s.oid = c.oid WHERE c.contype <> 'n'
     UNION ALL {own_lines}
     UNION ALL SELECT format('partition %s without a policy', r.name)
     FROM relation r JOIN pg_inherits i ON i.inhrelid = r.oid JOIN pg_class parent ON parent.oid = i.inhparent
@@ -156,8 +194,8 @@ SELECT line FROM (SELECT DISTINCT regexp_replace(line, '_\d{4}_\d{2}(?!\d)', '_m
 
     UNION ALL SELECT concat_ws(' ', 'function', p.name, 'of', o.name, CASE WHEN p.prosecdef THEN 'definer' END,
         p.provolatile::text, array_to_string(p.proconfig, ', '),
-        md5(CASE WHEN p.prokind IN ('f', 'p') THEN pg_get_functiondef(p.oid) ELSE p.prosrc END))
-    FROM routine p JOIN named o ON o.oid = p.proowner
+        md5(CASE WHEN p.prokind IN ('f', 'p') THEN pg_get_functiondef(p.oid) ELSE p.prosrc END), 'defaults ' || s.hash)
+    FROM routine p JOIN named o ON o.oid = p.proowner LEFT JOIN shape s ON s.class = 'pg_proc'::regclass AND s.oid = p.oid
     UNION ALL SELECT format('function %s may be called by %s', p.name, g.name)
     FROM routine p CROSS JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS a
     JOIN named g ON g.oid = a.grantee WHERE a.grantee <> p.proowner
@@ -179,18 +217,19 @@ SELECT line FROM (SELECT DISTINCT regexp_replace(line, '_\d{4}_\d{2}(?!\d)', '_m
 
     UNION ALL SELECT concat_ws(' ', 'policy', p.polname, 'on', r.name, p.polcmd::text,
         CASE WHEN p.polpermissive THEN 'permissive' ELSE 'restrictive' END, p.polroles::text,
-        pg_get_expr(p.polqual, p.polrelid), '|', pg_get_expr(p.polwithcheck, p.polrelid))
-    FROM pg_policy p JOIN relation r ON r.oid = p.polrelid
+        pg_get_expr(p.polqual, p.polrelid), '|', pg_get_expr(p.polwithcheck, p.polrelid), s.hash)
+    FROM pg_policy p JOIN relation r ON r.oid = p.polrelid LEFT JOIN shape s ON s.class = 'pg_policy'::regclass AND s.oid = p.oid
     -- Only foreign keys make triggers that count as PostgreSQL's own.
     UNION ALL SELECT concat_ws(' ', 'trigger', t.tgname, 'on', r.name, t.tgenabled::text,
         CASE WHEN t.tgdeferrable AND t.tgconstraint = 0 THEN 'deferrable' END,
-        regexp_replace(pg_get_triggerdef(t.oid), '^CREATE TRIGGER \S+ ', ''))
-    FROM pg_trigger t JOIN relation r ON r.oid = t.tgrelid
+        regexp_replace(pg_get_triggerdef(t.oid), '^CREATE TRIGGER \S+ ', ''), s.hash)
+    FROM pg_trigger t JOIN relation r ON r.oid = t.tgrelid LEFT JOIN shape s ON s.class = 'pg_trigger'::regclass AND s.oid = t.oid
     WHERE t.tgenabled <> 'O' OR NOT (t.tgisinternal AND t.tgfoid < 16384 AND EXISTS (SELECT FROM pg_constraint c
         WHERE c.oid = t.tgconstraint AND c.contype = 'f'))
     UNION ALL SELECT concat_ws(' ', 'rule', w.rulename, 'on', r.name) FROM pg_rewrite w JOIN relation r ON r.oid = w.ev_class
     WHERE NOT (w.rulename = '_RETURN' AND w.ev_type = '1' AND r.relkind IN ('v', 'm'))
-    UNION ALL SELECT concat_ws(' ', 'view', r.name, md5(pg_get_viewdef(r.oid))) FROM relation r WHERE r.relkind IN ('v', 'm')
+    UNION ALL SELECT concat_ws(' ', 'view', r.name, md5(pg_get_viewdef(r.oid)), s.hash)
+    FROM relation r LEFT JOIN shape s ON s.class = 'pg_class'::regclass AND s.oid = r.oid WHERE r.relkind IN ('v', 'm')
     UNION ALL SELECT 'event trigger ' || e.evtname FROM pg_event_trigger e
     -- It writes without triggers.
     UNION ALL SELECT 'subscription ' || b.subname FROM pg_subscription b

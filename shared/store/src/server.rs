@@ -46,10 +46,12 @@ const ADDED: &str = "
     WHERE c.oid OPERATOR(pg_catalog.<) '16384'::pg_catalog.oid AND c.xmin OPERATOR(pg_catalog.<>) '1'::pg_catalog.xid
     UNION ALL SELECT 'changed operator family'::pg_catalog.text, 'pg_catalog'::pg_catalog.name, f.opfname, a.oid
     FROM pg_catalog.pg_amop a JOIN pg_catalog.pg_opfamily f ON f.oid OPERATOR(pg_catalog.=) a.amopfamily
-    WHERE a.oid OPERATOR(pg_catalog.<) '16384'::pg_catalog.oid AND a.xmin OPERATOR(pg_catalog.<>) '1'::pg_catalog.xid
+    WHERE (a.oid OPERATOR(pg_catalog.<) '16384'::pg_catalog.oid OR f.oid OPERATOR(pg_catalog.<) '16384'::pg_catalog.oid)
+        AND a.xmin OPERATOR(pg_catalog.<>) '1'::pg_catalog.xid
     UNION ALL SELECT 'changed operator family'::pg_catalog.text, 'pg_catalog'::pg_catalog.name, f.opfname, a.oid
     FROM pg_catalog.pg_amproc a JOIN pg_catalog.pg_opfamily f ON f.oid OPERATOR(pg_catalog.=) a.amprocfamily
-    WHERE a.oid OPERATOR(pg_catalog.<) '16384'::pg_catalog.oid AND a.xmin OPERATOR(pg_catalog.<>) '1'::pg_catalog.xid
+    WHERE (a.oid OPERATOR(pg_catalog.<) '16384'::pg_catalog.oid OR f.oid OPERATOR(pg_catalog.<) '16384'::pg_catalog.oid)
+        AND a.xmin OPERATOR(pg_catalog.<>) '1'::pg_catalog.xid
     UNION ALL SELECT 'changed type'::pg_catalog.text, 'pg_catalog'::pg_catalog.name, t.typname, t.oid FROM pg_catalog.pg_type t
     WHERE t.oid OPERATOR(pg_catalog.<) '16384'::pg_catalog.oid
         AND (t.typinput::pg_catalog.oid OPERATOR(pg_catalog.>=) '16384'::pg_catalog.oid

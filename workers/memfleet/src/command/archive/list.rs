@@ -1,9 +1,9 @@
 //! `memfleet archive list` and `memfleet archive clean`
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use anyhow::Context;
-use archive::{Found, Listing, Target};
+use archive::{ArchiveError, Found, Keys, Listing, Target};
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use clap::Args;
 use cli::output::{out_json, printable};
@@ -12,9 +12,11 @@ use cli::{errln, outln};
 use config::Settings;
 use contract::UserId;
 use diesel::QueryableByName;
-use diesel::sql_types::Text;
+use diesel::sql_types::Uuid as SqlUuid;
 use diesel_async::RunQueryDsl;
 use store::Connection;
+use trust::PublicKey;
+use uuid::Uuid;
 
 use super::load::{self, Filter};
 
@@ -42,6 +44,9 @@ pub(super) struct CleanArgs {
     /// Only files that are older than so many hours, 24 to 87600.
     #[arg(long, default_value_t = 24, value_name = "HOURS", value_parser = clap::value_parser!(u32).range(24..=87_600))]
     older_than: u32,
+    /// Also delete complete archives whose manifest is signed with a known key. Their rows may be nowhere else.
+    #[arg(long)]
+    signed: bool,
     /// Only print the files.
     #[arg(long)]
     dry_run: bool,
@@ -112,9 +117,9 @@ fn time(time: DateTime<Utc>) -> String {
 /// not among them.
 async fn orphans(connection: &mut Connection, target: &Target) -> anyhow::Result<Vec<Found>> {
     #[derive(QueryableByName)]
-    struct Location {
-        #[diesel(sql_type = Text)]
-        location: String,
+    struct Known {
+        #[diesel(sql_type = SqlUuid)]
+        id: Uuid,
     }
     let Listing { mut files, links } = target.list().await?;
     if let Some(first) = links.as_slice().first() {
@@ -124,11 +129,43 @@ async fn orphans(connection: &mut Connection, target: &Target) -> anyhow::Result
             printable(first)
         );
     }
-    let query = diesel::sql_query("SELECT location FROM archives");
-    let known: Vec<Location> = query.load(connection).await.context("cannot read the archives")?;
-    let known: HashSet<String> = known.into_iter().map(|row| row.location).collect();
-    files.retain(|file| !file.path.rsplit_once('/').is_some_and(|(folder, _)| known.contains(folder)));
+    let query = diesel::sql_query("SELECT id FROM archives");
+    let known: Vec<Known> = query.load(connection).await.context("cannot read the archives")?;
+    let known: HashSet<String> = known.into_iter().map(|row| row.id.to_string()).collect();
+    // Each folder has an id of its own. The place that the database says an archive is in may be written in another way than that of a file.
+    let is_known = |file: &Found| folder(file).rsplit_once('/').is_some_and(|(_, id)| known.contains(id));
+    files.retain(|file| !is_known(file));
     Ok(files)
+}
+
+/// The folder of a file.
+fn folder(file: &Found) -> &str {
+    file.path.rsplit_once('/').map_or("", |(folder, _)| folder)
+}
+
+/// The folders of these files that have a manifest which one of these keys has signed.
+async fn signed(
+    files: &[Found],
+    target: &Target,
+    keys: &[PublicKey],
+) -> Result<BTreeSet<String>, ArchiveError> {
+    let folders: BTreeSet<&str> = files.iter().map(folder).collect();
+    let mut signed = BTreeSet::new();
+    for folder in folders {
+        match archive::read_manifest(target, keys, folder).await {
+            Ok(_) => {
+                signed.insert(folder.to_owned());
+            }
+            Err(ArchiveError::Missing(_) | ArchiveError::Changed { .. }) => {}
+            Err(
+                error @ (ArchiveError::Settings(_)
+                | ArchiveError::Key { .. }
+                | ArchiveError::Target { .. }
+                | ArchiveError::Rows { .. }),
+            ) => return Err(error),
+        }
+    }
+    Ok(signed)
 }
 
 fn show_orphans(orphans: &[Found], json: bool) {
@@ -152,20 +189,34 @@ fn show_orphans(orphans: &[Found], json: bool) {
 }
 
 /// A run names its archive within an hour after it has begun to write it (`retention_cleaner`), so older files are of no run that is
-/// under way.
+/// under way. The manifest is written last, so a run that was killed before leaves files without one. An archive that has one may be the only
+/// place of its rows, if somebody deleted its name.
 pub(super) async fn clean(args: &CleanArgs, settings: &Settings) -> anyhow::Result<()> {
     let mut connection = super::connect(settings).await?;
     let target = Target::open(&settings.archive)?;
     let before = Utc::now() - TimeDelta::hours(i64::from(args.older_than));
     let mut files = orphans(&mut connection, &target).await?;
     files.retain(|file| file.modified < before);
+    let kept = if args.signed || files.is_empty() {
+        BTreeSet::new()
+    } else {
+        signed(&files, &target, &Keys::public(&settings.archive)?).await?
+    };
+    files.retain(|file| !kept.contains(folder(file)));
     for file in &files {
         if !args.dry_run {
             target.delete(&file.path).await?;
         }
         outln!("{} {}", if args.dry_run { "would delete" } else { "deleted" }, printable(&file.path));
     }
-    if files.is_empty() {
+    if let Some(first) = kept.first() {
+        errln!(
+            "warning: {} complete archives that the database does not name are kept, such as {}; compare their rows with the database \
+             and with later archives, and delete them with --signed",
+            kept.len(),
+            printable(first)
+        );
+    } else if files.is_empty() {
         outln!("no files without an archive are older than {} h", args.older_than);
     }
     Ok(())

@@ -1,5 +1,7 @@
 //! What the database has of archives, and the archives themselves.
 
+use std::collections::HashMap;
+
 use anyhow::Context;
 use archive::{ArchiveError, Contents, Keys, Rows, TABLES, Target, Value};
 use chrono::{DateTime, Utc};
@@ -114,7 +116,8 @@ impl Source {
         Ok(Self { target: Target::open(&settings.archive)?, keys: Keys::public(&settings.archive)? })
     }
 
-    /// Reads and checks an archive: also that its manifest is of the table, the rows and the users that the database says.
+    /// Reads and checks an archive: also that its manifest is of the table, the rows and the users that the database says, and that it has
+    /// the rows that were not removed.
     pub(super) async fn read(&self, archive: &Archive) -> Result<Contents, ArchiveError> {
         let read = archive::read(&self.target, &self.keys, &archive.location, Some(&archive.manifest_hash));
         let contents = read.await?;
@@ -144,9 +147,28 @@ fn difference(archive: &Archive, contents: &Contents) -> Option<String> {
         Some(format!("its manifest has {} rows, and the database says {rows}", manifest.rows))
     } else if manifest.users != archive.user_ids {
         Some("its manifest has other users than the database".to_owned())
+    } else if !has_rows(contents, &archive.not_removed) {
+        Some("the database says that rows were not removed which the archive does not have".to_owned())
     } else {
         None
     }
+}
+
+/// Whether an archive has as many rows of each of these ids as there are.
+fn has_rows(contents: &Contents, ids: &[Uuid]) -> bool {
+    let mut left: HashMap<Uuid, usize> = HashMap::new();
+    if let Some(rows) = contents.tables.first() {
+        for id in (0..rows.len()).filter_map(|row| uuid(rows.get(row, "id"))) {
+            *left.entry(id).or_default() += 1;
+        }
+    }
+    ids.iter().all(|id| match left.get_mut(id) {
+        Some(count) if *count > 0 => {
+            *count -= 1;
+            true
+        }
+        Some(_) | None => false,
+    })
 }
 
 /// Takes the rows out that an archive removed from the database.

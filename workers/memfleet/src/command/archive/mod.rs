@@ -49,7 +49,8 @@ enum What {
     Restore(RestoreArgs),
     /// Print archived rows.
     Query(QueryArgs),
-    /// Delete files that are named as those of archives and that no archive has. A run that was killed leaves them.
+    /// Delete files that are named as those of archives and that no archive has. A run that was killed leaves them. Complete archives stay
+    /// without --signed.
     Clean(CleanArgs),
 }
 

@@ -14,7 +14,7 @@ pub(super) struct VerifyArgs {
     /// The ids of archives. Default: all archives.
     #[arg(value_name = "ARCHIVE")]
     archives: Vec<Uuid>,
-    /// Print one JSON object: {"archives": 2, "rows": 4000, "faults": [...]}.
+    /// Print one JSON object: {"archives": 2, "rows": 4000, "not_removed": 0, "faults": [...]}.
     #[arg(long)]
     json: bool,
 }
@@ -23,7 +23,7 @@ pub(super) async fn execute(args: &VerifyArgs, settings: &Settings) -> anyhow::R
     let mut connection = super::connect(settings).await?;
     let source = Source::open(settings)?;
     let mut filter = Filter { ids: args.archives.clone(), ..Filter::default() };
-    let (mut verified, mut rows, mut faults) = (0_u64, 0_u64, Vec::new());
+    let (mut verified, mut rows, mut not_removed, mut faults) = (0_u64, 0_u64, 0_u64, Vec::new());
     let mut missing = args.archives.clone();
     loop {
         let page = load::archives(&mut connection, &filter, PAGE).await?;
@@ -35,6 +35,7 @@ pub(super) async fn execute(args: &VerifyArgs, settings: &Settings) -> anyhow::R
             let problem = match source.read(archive).await {
                 Ok(contents) => {
                     rows += contents.manifest.rows;
+                    not_removed += u64::try_from(archive.not_removed.len()).unwrap_or(u64::MAX);
                     None
                 }
                 Err(error) => Some(error.to_string()),
@@ -48,7 +49,10 @@ pub(super) async fn execute(args: &VerifyArgs, settings: &Settings) -> anyhow::R
             .iter()
             .map(|(id, problem)| serde_json::json!({ "archive": id, "problem": problem }))
             .collect();
-        out_json(serde_json::json!({ "archives": verified, "rows": rows, "faults": listed }).to_string());
+        let report = serde_json::json!({
+            "archives": verified, "rows": rows, "not_removed": not_removed, "faults": listed
+        });
+        out_json(report.to_string());
     } else {
         for (id, problem) in &faults {
             errln!("archive {id}: {}", printable(problem));
@@ -57,6 +61,11 @@ pub(super) async fn execute(args: &VerifyArgs, settings: &Settings) -> anyhow::R
             "{verified} archives with {rows} rows read, {} of them not as they were written",
             faults.len()
         );
+        if not_removed > 0 {
+            outln!(
+                "{not_removed} rows stayed in the database when they were archived, as it says: their archives do not count for them"
+            );
+        }
     }
     ensure!(faults.is_empty(), "archives are not as they were written; see above");
     Ok(())
