@@ -84,7 +84,48 @@ async fn each_kind_of_anomaly_is_found_once() {
     // Neither when the same hours are searched again, nor at once.
     fixture.execute(&format!("UPDATE audit.maintenance_state SET detected_until = {END}")).await;
     assert_eq!(found(&fixture).await, Vec::<String>::new());
+    // Whatever the settings of the session are.
+    fixture
+        .execute(&format!(
+            "UPDATE audit.maintenance_state SET detected_until = {END};
+             SET datestyle = 'SQL, DMY'; SET timezone = 'America/New_York'; SET quote_all_identifiers = on;
+             SELECT FROM audit.detect_anomalies_until({END} + interval '200 minutes', 100000)"
+        ))
+        .await;
     assert_eq!(fixture.lines(rows).await, written);
+}
+
+/// Amounts of the hour and of one before it, as they could be before they had a limit.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_amount_ends_the_search() {
+    let fixture = quiet(6, 0).await;
+    fixture
+        .execute(&format!(
+            "INSERT INTO audit.security_metrics (measured_at, metric_name, metric_value, labels)
+                 SELECT {END} + make_interval(hours => hour), 'refusals', value, jsonb_build_object('service', service)
+                 FROM (VALUES (0, 9223372036854775807, 'people'), (-24, 9223372036854775807, 'machine'), (0, 70, 'machine'),
+                     (0, 60, 'office')) AS f (hour, value, service)
+                 ON CONFLICT (metric_name, measured_at, labels) DO UPDATE SET metric_value = excluded.metric_value;
+             UPDATE audit.maintenance_state SET rolled_until = {END} + interval '3 hours'"
+        ))
+        .await;
+    assert_eq!(
+        found(&fixture).await,
+        ["anomaly-refusals office 60 0", "anomaly-refusals people 1000000000000000 0"]
+    );
+    let searched = format!("audit.maintenance_state WHERE detected_until = {END} + interval '3 hours'");
+    assert_eq!(fixture.count(&searched).await, 1);
+}
+
+/// Tables have the same names in all figures.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_setting_changes_the_names_of_figures() {
+    let fixture = Fixture::new().await;
+    let mut role = login(&fixture, "w_retention_cleaner").await;
+    role.batch_execute("SET quote_all_identifiers = on").await.expect("its setting");
+    attempt(&mut role, "SELECT audit.measure_tables()").await.expect("its right");
+    let parts = "audit.security_metrics WHERE labels ->> 'table' = 'simple_chat_context'";
+    assert_eq!(fixture.count(parts).await, 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -47,6 +47,13 @@ async fn the_role_names_archives_of_the_users_of_its_context_only() {
         ("/2026-01/", "/../2026-01/", "the location of an archive is"),
         ("00000f', decode", "00000f/', decode", "the location of an archive is"),
         ("00000f', decode", "00000e', decode", "the location of an archive is"),
+        ("'{1}'", "'{1, 1}'", "the lists of an archive have"),
+        ("'{1}'", "'{{1}}'", "the lists of an archive have"),
+        ("'{}', gen_random_uuid()", "'{NULL}', gen_random_uuid()", "the lists of an archive have"),
+        ("'{}', gen_random_uuid()", "NULL, gen_random_uuid()", "the lists of an archive have"),
+        ("'{1}', '{}'", "'{1}', '{NULL}'", "the lists of an archive have"),
+        ("'{1}', '{}'", "'{1}', ARRAY[ARRAY[gen_random_uuid()]]", "the lists of an archive have"),
+        ("'{1}', '{}'", "'{1}', array_fill(gen_random_uuid(), ARRAY[10001])", "the lists of an archive have"),
     ] {
         let sql = RECORD.replacen(from, to, 1);
         assert_ne!(sql, RECORD);
@@ -65,6 +72,27 @@ async fn the_role_names_archives_of_the_users_of_its_context_only() {
     let named = "archives WHERE user_ids = '{1}' AND created_at BETWEEN now() - interval '1 hour' AND now()";
     assert_eq!(fixture.count(named).await, 1);
     assert_refused(attempt_for(&mut worker, &own, RECORD).await, "archives_pkey", "a second time");
+}
+
+/// As the role could name one before the lists were checked.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_with_null_in_its_lists_is_listed_with_the_others() {
+    let mut fixture = Fixture::new().await;
+    let _folder = with_target(&mut fixture);
+    let named = |lists: &str| {
+        format!(
+            "INSERT INTO archives (id, table_name, location, manifest_hash, run_id, row_count, byte_count, first_at, last_at, created_at,
+                 user_ids, policies, not_removed)
+             SELECT id, 'blackboard_events', 'blackboard_events/2026-01/' || id, decode(repeat('00', 32), 'hex'), gen_random_uuid(), 1, 1,
+                 now(), now(), now(), {lists} FROM gen_random_uuid() AS id;"
+        )
+    };
+    let lists =
+        ["'{1}', '{}', '{}'", "'{1, NULL}', '{NULL}', '{NULL}'", "'{{1}}', '{}', ARRAY[ARRAY[NULL::uuid]]"];
+    fixture.execute(&lists.map(named).concat()).await;
+    assert_eq!(ids(&fixture, "blackboard_events").await.len(), 3);
+    let verified = run(&fixture, &["verify"]).await;
+    assert!(verified.out.starts_with("3 archives with 0 rows read, 3 of them"), "{}", verified.all());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -292,7 +292,7 @@ async fn uses_of_data_are_noted_in_the_name_of_the_context() {
         ),
         (
             "audit.log_vector_operation('search', 'c', ARRAY[1], ARRAY[NULL::uuid], ARRAY[-1])".to_owned(),
-            Some("which is not negative"),
+            Some("an amount from 0 to 1000000000"),
         ),
     ] {
         let mut worker = acting_for(&fixture, 1).await;

@@ -76,6 +76,31 @@ async fn no_role_writes_a_value_that_is_too_long_as_text() {
     }
 }
 
+/// Operators list the syncs of all users together, the latest first.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_role_writes_a_sync_that_keeps_others_from_being_listed() {
+    let fixture = with_sessions(&["a", "b"]).await;
+    let mut worker = login(&fixture, "w_memory_sync").await;
+    let insert = |counts: &str, filter: &str, created_at: &str| {
+        format!(
+            "INSERT INTO cross_service_memory_sync (id, user_id, source_session_id, target_session_id, sync_type, sync_status,
+                 data_transferred, filter, created_at)
+             VALUES (gen_random_uuid(), 1, 'a', 'b', 'state_sync', 'in_progress', {counts}, {filter}, {created_at})"
+        )
+    };
+    let object = |numbers: usize| format!("jsonb_build_object('a', {})", long(numbers));
+    let grants = [grant(1, "w_memory_sync")];
+    for (sql, check) in [
+        (insert(&object(1), "'{}'", "now()"), "\"values_are_bounded\""),
+        (insert("'{}'", &object(16), "now()"), "\"values_are_bounded\""),
+        (insert("'{}'", "'{}'", "'9999-01-01'"), "\"began_in_the_past\""),
+    ] {
+        assert_refused(attempt_for(&mut worker, &grants, &sql).await, check, check);
+    }
+    let fine = insert("'{}'", &object(15), "now() + interval '47 hours'");
+    assert_eq!(attempt_for(&mut worker, &grants, &fine).await, Ok(1));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_whose_value_is_too_long_as_text_fails_by_itself_and_the_others_are_synced() {
     let fixture = with_sessions(&["a", "b"]).await;
@@ -139,20 +164,32 @@ async fn a_row_that_is_too_large_to_archive_stays_and_the_others_are_archived() 
     let mut fixture = Fixture::new().await;
     let _folder = with_target(&mut fixture);
     retention::without_schedule(&fixture).await;
-    retention::with_old_sessions(&fixture, 1..=2, 400).await;
+    retention::with_old_sessions(&fixture, 1..=3, 400).await;
     archive(&fixture, &["simple_chat_context"]).await;
     let kept = |user: i32| format!("user_id = {user} AND session_id = 'ended' AND context_key = 'kept'");
     // 275 MB, more than a file may have.
     store_long(&fixture, 2_100, &kept(1)).await;
+    // 36 MB of ciphertexts as text, of a row that says it has none. They take 25 kB each.
+    fixture
+        .execute(&format!(
+            "ALTER TABLE encrypted_fields DISABLE TRIGGER USER;
+             INSERT INTO encrypted_fields (id, user_id, table_name, column_name, row_id, ciphertext)
+                 SELECT gen_random_uuid(), c.user_id, 'simple_chat_context', 'c' || n, c.id, decode(repeat('01', 2097152), 'hex')
+                 FROM simple_chat_context c, generate_series(1, 9) AS n WHERE {};
+             ALTER TABLE encrypted_fields ENABLE TRIGGER USER",
+            kept(3)
+        ))
+        .await;
     let worker = fixture.run(retention::cleaner(&fixture));
     for _ in 0..3 {
         retention::tick(&fixture).await;
     }
     worker.stop().await.expect("a clean end");
-    assert_eq!(fixture.count(&format!("simple_chat_context WHERE {}", kept(1))).await, 1);
-    assert_eq!(fixture.count(&format!("simple_chat_context WHERE {}", kept(2))).await, 0);
+    for (user, left) in [(1, 1), (2, 0), (3, 1)] {
+        assert_eq!(fixture.count(&format!("simple_chat_context WHERE {}", kept(user))).await, left, "{user}");
+    }
     let failures = fixture.lines("failure FROM job_runs WHERE failure IS NOT NULL").await;
-    let expected = "1 rows of simple_chat_context are too large to archive and stay";
+    let expected = "2 rows of simple_chat_context are too large to archive and stay";
     assert!(!failures.is_empty() && failures.iter().all(|failure| failure == expected), "{failures:?}");
     succeeds(&fixture, &["verify"]).await;
 }
@@ -163,14 +200,20 @@ async fn others_end_a_transaction_that_keeps_a_table_for_itself() {
     let fixture = with_sessions(&["a"]).await;
     let end = "SELECT sec.end_old_transactions()";
     let mut other = login(&fixture, "w_router_logger").await;
-    // Makes what is five seconds otherwise no time at all, in this database.
+    // Makes what is five or 40 seconds otherwise no time at all, in this database.
     fixture
         .execute(
-            "DO $$ BEGIN EXECUTE replace(replace(pg_get_functiondef('sec.end_old_transactions'::regproc), '''5 seconds''', '''0 seconds'''),
+            "DO $$ BEGIN EXECUTE replace(regexp_replace(pg_get_functiondef('sec.end_old_transactions'::regproc), '''(5|40) seconds''', '''0 seconds''', 'g'),
              'a.pid <> pg_backend_pid()', 'a.pid <> pg_backend_pid() AND a.datname = current_database()'); END $$",
         )
         .await;
-    for mode in ["ACCESS EXCLUSIVE", "EXCLUSIVE", "SHARE"] {
+    for (mode, wanted) in [
+        ("ACCESS EXCLUSIVE", "ROW EXCLUSIVE"),
+        ("EXCLUSIVE", "ROW EXCLUSIVE"),
+        ("SHARE", "ROW EXCLUSIVE"),
+        // What an administrator changes the table with.
+        ("ACCESS SHARE", "ACCESS EXCLUSIVE"),
+    ] {
         let mut worker = login(&fixture, ROLE).await;
         let lock = format!(
             "SET idle_in_transaction_session_timeout = 0; BEGIN; LOCK TABLE simple_chat_context IN {mode} MODE"
@@ -180,13 +223,13 @@ async fn others_end_a_transaction_that_keeps_a_table_for_itself() {
         assert_eq!(attempt(&mut worker, "SELECT 1").await, Ok(1), "{mode}: nobody waits for it");
         let mut waiting = fixture.connection().await;
         let waits = tokio::spawn(async move {
-            let write = "BEGIN; LOCK TABLE simple_chat_context IN ROW EXCLUSIVE MODE; ROLLBACK";
-            waiting.batch_execute(write).await
+            let lock = format!("BEGIN; LOCK TABLE simple_chat_context IN {wanted} MODE; ROLLBACK");
+            waiting.batch_execute(&lock).await
         });
         eventually("somebody waits", async || {
             let waiting =
                 "pg_locks l JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
-                WHERE NOT l.granted AND l.relation = 'simple_chat_context'::regclass";
+                WHERE NOT l.granted AND l.waitstart IS NOT NULL AND l.relation = 'simple_chat_context'::regclass";
             (fixture.count(waiting).await == 1).then_some(())
         })
         .await;

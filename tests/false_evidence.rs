@@ -55,14 +55,17 @@ async fn no_role_notes_a_mint_or_learns_the_token_of_a_user() {
     let mut worker = login(&fixture, ROLE).await;
     for (arguments, by) in [
         ("'job-grant', 'x', '{2}', '{NULL}', '{1}'", "only a mint of job grants"),
-        ("'read', 'x', '{2}', '{NULL}', '{-1}'", "an amount, which is not negative"),
-        ("'read', 'x', '{2}', '{NULL}', '{NULL}'", "an amount, which is not negative"),
+        ("'read', 'x', '{2}', '{NULL}', '{-1}'", "an amount from 0 to 1000000000"),
+        ("'read', 'x', '{2}', '{NULL}', '{NULL}'", "an amount from 0 to 1000000000"),
+        ("'read', 'x', '{2}', '{NULL}', '{1000000001}'", "an amount from 0 to 1000000000"),
         ("NULL, 'x', '{2}', '{NULL}', '{1}'", "an access has a type"),
         ("'read', NULL, '{2}', '{NULL}', '{1}'", "an access has a type"),
     ] {
         let access = format!("SELECT audit.log_data_access({arguments})");
         assert_refused(attempt_for(&mut worker, &[grant(2, ROLE)], &access).await, by, arguments);
     }
+    let most = "SELECT audit.log_data_access('read', 'x', '{2}', '{NULL}', '{1000000000}')";
+    assert_eq!(attempt_for(&mut worker, &[grant(2, ROLE)], most).await, Ok(1));
     for role in recorders(&fixture).await {
         let mut worker = login(&fixture, &role).await;
         let refusal =

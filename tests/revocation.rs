@@ -389,6 +389,11 @@ async fn no_registration_makes_a_revocation_short() {
         let done = attempt(&mut issuer, &register(Uuid::now_v7(), issued, expires, grants)).await;
         assert_refused(done, "expire within 10 days", &format!("{issued} {expires} {grants}"));
     }
+    let long = format!("[\"{}\"]", "x".repeat(129));
+    for scopes in ["[null]", "[\"*\", null]", "[[\"*\"], [\"*\"]]", "[]", long.as_str()] {
+        let with = register(Uuid::now_v7(), now, hour, week).replace("[\"*\"]", scopes);
+        assert_refused(attempt(&mut issuer, &with).await, "the scopes of a token are a list", scopes);
+    }
     // Whatever a row says.
     let held = grant(1, ROLE);
     fixture
@@ -403,6 +408,11 @@ async fn no_registration_makes_a_revocation_short() {
     assert_eq!(registry::revoke(&mut operator, &[id_of(&held)]).await.expect("a revocation"), 1);
     let mut worker = login(&fixture, ROLE).await;
     assert_refused(attempt_for(&mut worker, &[held], "SELECT FROM users").await, "revoked", "the grant");
+    // Also of before scopes were checked.
+    fixture.execute("UPDATE cross_service_auth SET scopes = '{NULL, a:b}'").await;
+    let all = registry::TokenFilter { all: true, limit: 10, ..Default::default() };
+    let listed = registry::list(&mut operator, &all).await.expect("the tokens");
+    assert!(listed.len() >= 2 && listed.iter().all(|token| token.scopes == ["a:b"]), "{listed:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

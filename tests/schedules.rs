@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
+use testkit::attack::{attempt, login};
 use testkit::{Fixture, eventually};
 
 use crate::support::program::{Ended, memfleet, output};
@@ -92,6 +93,48 @@ async fn a_paused_job_has_no_ticks_until_it_is_resumed() {
     succeeds(&fixture, &["schedule", "resume", JOB]).await;
     ticks(&fixture, JOB, 2).await;
     worker.stop().await.expect("a clean end");
+}
+
+/// Neither by details that take a kilobyte and are a gigabyte as text nor by a time that no other run reaches.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_role_notes_of_a_run_hides_no_other_one() {
+    const JOB: &str = "consensus-close";
+    let fixture = Fixture::new().await;
+    let mut worker = login(&fixture, "w_consensus_builder").await;
+    let numbers = format!("{{\"a\":[{}0]}}", "1e131071,".repeat(9_000));
+    let long = format!("{{\"a\":\"{}\"}}", "x".repeat(262_144));
+    let left_out = json!({ "left_out": true });
+    let mut expected = Vec::new();
+    for (details, kept) in [
+        (numbers.as_str(), left_out.clone()),
+        ("{\"a\":1E+5}", left_out.clone()),
+        (long.as_str(), left_out),
+        ("{\"a\":[\"1e5 \\\" 2e9\",true,-2.5]}", json!({ "a": ["1e5 \" 2e9", true, -2.5] })),
+    ] {
+        let note = format!(
+            "SELECT sec.note_job_run('{JOB}', gen_random_uuid(), '9999-01-01', 1, 1, 0, NULL, '{details}')"
+        );
+        attempt(&mut worker, &note).await.expect("a note");
+        expected.insert(0, kept);
+    }
+    let shown = succeeds(&fixture, &["schedule", "history", JOB]).await;
+    assert_eq!(shown.matches("completed").count(), 4, "{shown}");
+    let history: Value =
+        serde_json::from_str(&succeeds(&fixture, &["schedule", "history", JOB, "--json"]).await)
+            .expect("JSON");
+    let runs = history["runs"].as_array().expect("runs");
+    let details: Vec<&Value> = runs.iter().map(|run| &run["details"]).collect();
+    assert_eq!(details, expected.iter().collect::<Vec<_>>());
+    // What fails after it is what the job did last.
+    let failed = format!(
+        "SELECT sec.note_job_run('{JOB}', gen_random_uuid(), clock_timestamp(), 1, 0, 0, 'no space', '{{}}')"
+    );
+    attempt(&mut worker, &failed).await.expect("a note");
+    let listed: Value =
+        serde_json::from_str(&succeeds(&fixture, &["schedule", "list", "--json"]).await).expect("JSON");
+    let mut listed = listed["schedules"].as_array().expect("schedules").iter();
+    let listed = listed.find(|one| one["job"] == JOB).expect("the job");
+    assert_eq!(listed["last_failure"], "no space");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -57,6 +57,31 @@ async fn syncs_are_listed_as_a_table_and_as_json() {
     assert_eq!(sync(&fixture, &["list", "--status", "done"]).await.code, Some(2));
 }
 
+/// The role of memory-sync writes what it likes of the syncs of a user.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sync_whose_row_no_program_can_read_keeps_no_other_from_being_listed() {
+    let fixture = filled().await;
+    let id = sync_id(&fixture, 2, 2).await.to_string();
+    fixture
+        .execute(&format!(
+            "UPDATE cross_service_memory_sync SET data_transferred = '{{\"created\":\"no number\"}}' WHERE user_id = 2 AND id = '{id}'"
+        ))
+        .await;
+    let ended = sync(&fixture, &["list", "--json"]).await;
+    assert!(ended.is_success(), "{}", ended.all());
+    let listed: Value = serde_json::from_str(&ended.out).expect("JSON");
+    assert_eq!(listed["syncs"].as_array().map(Vec::len), Some(5), "{listed}");
+    let unreadable = listed["unreadable"].as_array().expect("a list");
+    assert!(unreadable.len() == 1 && unreadable[0]["sync_id"] == json!(id), "{listed}");
+    let warning = format!("warning: the sync {id} of user 2 is not readable");
+    assert!(ended.err.contains(&warning), "{}", ended.err);
+    let ended = sync(&fixture, &["list"]).await;
+    assert!(ended.is_success() && ended.err.contains(&warning), "{}", ended.all());
+    assert_eq!(ended.out.lines().count(), 2 + 5, "{}", ended.out);
+    let shown = sync(&fixture, &["show", &id]).await;
+    assert!(!shown.is_success() && shown.err.contains("of user 2 is not readable"), "{}", shown.all());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sync_is_shown_with_what_was_decided_and_lost() {
     let fixture = filled().await;

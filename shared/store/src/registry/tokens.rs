@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use chrono::{DateTime, Utc};
 use contract::{Service, SessionId, UserId};
 use diesel::dsl;
+use diesel::expression::SqlLiteral;
 use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel::sql_types::{Array, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
@@ -241,7 +242,9 @@ pub struct RegisteredToken {
     pub user_id: i32,
     /// The session that it is restricted to, if any.
     pub session_id: Option<String>,
-    /// Its scopes.
+    /// Its scopes. The role of token-issuer could leave NULL among them before migration 000066.
+    #[diesel(select_expression = dsl::sql("ARRAY(SELECT s FROM unnest(cross_service_auth.scopes) AS s WHERE s IS NOT NULL)"))]
+    #[diesel(select_expression_type = SqlLiteral<Array<Text>>)]
     pub scopes: Vec<String>,
     /// The key that signed it.
     pub key_id: String,

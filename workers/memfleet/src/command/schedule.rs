@@ -9,7 +9,7 @@ use cli::table::{Align, Table, grouped};
 use cli::{database, errln, outln};
 use config::Settings;
 use diesel::QueryableByName;
-use diesel::sql_types::{BigInt, Double, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{BigInt, Bool, Double, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use runtime::broker;
 use topology::JobSchedule;
@@ -225,13 +225,14 @@ struct Run {
 async fn history(settings: &Settings, job: Option<&str>, limit: u32, json: bool) -> anyhow::Result<()> {
     const RUNS: &str = "
         SELECT id, job::text AS job, started_at, extract(epoch FROM finished_at - started_at)::float8 AS seconds, tries, examined,
-            changed, skipped, failure, details::text AS details
+            changed, skipped, failure, CASE WHEN $3 THEN details::text ELSE '{}' END AS details
         FROM job_runs WHERE $1 IS NULL OR job = $1 ORDER BY started_at DESC, id LIMIT $2";
     let mut connection =
         database::connect(&settings.postgres.url, "postgres.url", "the database with the runs").await?;
     let runs: Vec<Run> = diesel::sql_query(RUNS)
         .bind::<Nullable<Text>, _>(job)
         .bind::<BigInt, _>(i64::from(limit))
+        .bind::<Bool, _>(json)
         .load(&mut connection)
         .await
         .context("cannot read the runs")?;

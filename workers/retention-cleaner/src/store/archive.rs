@@ -145,17 +145,21 @@ fn read_statement(name: &str, columns: &[TableColumn]) -> String {
         "chat_mode_sessions" => "due_sessions",
         _ => "due_events",
     };
-    // The length of what belongs to the row, and is read apart.
+    // The length of what belongs to the row, and is read apart. Whether the row says that it has ciphertexts does not matter: they are read.
+    let ciphertexts = |row: &str, table: &str| {
+        format!(
+            "coalesce((SELECT sum(2 * octet_length(e.ciphertext)) FROM encrypted_fields e
+            WHERE e.user_id = {row}.user_id AND e.row_id = {row}.id AND e.table_name = '{table}'), 0)"
+        )
+    };
     let parts = match name {
         "blackboard_events" => "0".to_owned(),
-        "chat_mode_sessions" => "coalesce((SELECT sum(octet_length(m.summary) + coalesce((SELECT sum(2 * octet_length(e.ciphertext))
-            FROM encrypted_fields e WHERE e.user_id = m.user_id AND e.row_id = m.id AND e.table_name = 'chat_session_summary'), 0))
-            FROM chat_session_summary m WHERE m.user_id = t.user_id AND m.session_id = t.session_id), 0)"
-            .to_owned(),
-        _ => format!(
-            "CASE WHEN t.is_sensitive THEN coalesce((SELECT sum(2 * octet_length(e.ciphertext)) FROM encrypted_fields e
-            WHERE e.user_id = t.user_id AND e.row_id = t.id AND e.table_name = '{name}'), 0) ELSE 0 END"
+        "chat_mode_sessions" => format!(
+            "coalesce((SELECT sum(octet_length(m.summary) + octet_length(m.key_topics::text) + {})
+            FROM chat_session_summary m WHERE m.user_id = t.user_id AND m.session_id = t.session_id), 0)",
+            ciphertexts("m", "chat_session_summary")
         ),
+        _ => ciphertexts("t", name),
     };
     // A value whose own time is over is not kept by an archive: the run empties its row, and a later one archives that.
     let unexpired = match name {
@@ -218,6 +222,9 @@ pub(crate) async fn read(
         let described = columns(connection, part).await?;
         let owners = if owner == table.name { rows.as_slice() } else { parts.as_slice() };
         let read = read_part(connection, part, &described, (owner, owners)).await?;
+        if read.iter().any(|row| row.is_too_large) {
+            return Ok(Found { due: None, too_large: too_large + rows.len() });
+        }
         let (known, rows) = collect(part, described, read)?;
         tables.push(rows);
         if *part != ENCRYPTED_FIELDS {
@@ -242,31 +249,39 @@ fn collect(
     Ok((known, rows))
 }
 
-/// What belongs to rows: the summaries of sessions, or the ciphertexts of rows of a table.
+/// What belongs to rows: the summaries of sessions, or the ciphertexts of rows of a table. If it has become more than the rows were measured
+/// with, since another transaction has added some, all of it is too large.
 async fn read_part(
     connection: &mut Connection,
     part: &str,
     described: &[TableColumn],
     (owner, rows): (&str, &[ArchivedRow]),
 ) -> Result<Vec<Read>, Fault> {
-    let joined = match part {
-        ENCRYPTED_FIELDS => {
-            "JOIN encrypted_fields t ON t.user_id = i.user_id AND t.row_id = i.id AND t.table_name = $3"
-        }
-        _ => {
+    let (joined, bytes) = match part {
+        ENCRYPTED_FIELDS => (
+            "JOIN encrypted_fields t ON t.user_id = i.user_id AND t.row_id = i.id AND t.table_name = $3",
+            "2 * octet_length(t.ciphertext)",
+        ),
+        _ => (
             "JOIN chat_mode_sessions s ON s.user_id = i.user_id AND s.id = i.id AND $3 IS NOT NULL
-            JOIN chat_session_summary t ON t.user_id = s.user_id AND t.session_id = s.session_id"
-        }
+            JOIN chat_session_summary t ON t.user_id = s.user_id AND t.session_id = s.session_id",
+            "octet_length(t.summary) + octet_length(t.key_topics::text)",
+        ),
     };
     let sql = format!(
-        "SELECT t.user_id, t.id, t.xmin::text AS row_version, t.id AS policy_id, {} AS cells, false AS is_too_large, 0::bigint AS found
-        FROM unnest($1::integer[], $2::uuid[]) AS i (user_id, id) {joined} ORDER BY t.user_id, t.id",
+        "SELECT t.user_id, t.id, t.row_version, t.id AS policy_id, CASE WHEN t.total > $4 THEN ARRAY[]::text[] ELSE {} END AS cells,
+            t.total > $4 AS is_too_large, 0::bigint AS found
+        FROM (SELECT t.*, t.xmin::text AS row_version, sum({bytes}) OVER () AS total
+            FROM unnest($1::integer[], $2::uuid[]) AS i (user_id, id) {joined}) AS t
+        ORDER BY t.user_id, t.id",
         cells(described)
     );
     let query = diesel::sql_query(sql)
         .bind::<Array<Integer>, _>(rows.iter().map(|row| row.user_id).collect::<Vec<_>>())
         .bind::<Array<SqlUuid>, _>(rows.iter().map(|row| row.id).collect::<Vec<_>>())
-        .bind::<Text, _>(owner);
+        .bind::<Text, _>(owner)
+        // The last of the rows reaches the limit, and has at most as many bytes itself.
+        .bind::<BigInt, _>(2 * BYTES);
     Ok(::store::prepared(query).load(connection).await?)
 }
 

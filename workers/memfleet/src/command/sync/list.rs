@@ -4,13 +4,13 @@ use anyhow::Context;
 use chrono::SecondsFormat;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use cli::outln;
-use cli::output::out_json;
+use cli::output::{out_json, printable};
 use cli::table::{Align, Table, grouped};
+use cli::{errln, outln};
 use config::Settings;
 use contract::{SessionId, SyncEnd, SyncStatus, UserId};
 
-use super::load::{self, Sync, Which};
+use super::load::{self, Found, Sync, UNREADABLE, Unreadable, Which};
 
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
@@ -26,7 +26,7 @@ pub(super) struct ListArgs {
     /// Maximum number of syncs, 1 to 10000.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     limit: u32,
-    /// Print one JSON object: {"syncs": [...], "more": whether there are more}.
+    /// Print one JSON object: {"syncs": [...], "unreadable": [those whose rows cannot be read], "more": whether there are more}.
     #[arg(long)]
     json: bool,
 }
@@ -47,14 +47,14 @@ pub(super) async fn execute(args: &ListArgs, settings: &Settings) -> anyhow::Res
         status: args.status,
         ..Which::default()
     };
-    let mut syncs = load::syncs(&mut connection, &which, args.limit).await?;
-    let limit = usize::try_from(args.limit)?;
-    let more = syncs.len() > limit;
-    syncs.truncate(limit);
+    let Found { syncs, unreadable, more } = load::syncs(&mut connection, &which, args.limit).await?;
+    for Unreadable { user_id, sync_id, problem } in &unreadable {
+        errln!("warning: the sync {sync_id} of user {user_id} {UNREADABLE}: {}", printable(problem));
+    }
     if args.json {
-        let listed = Listed { syncs: &syncs, more };
+        let listed = Listed { syncs: &syncs, unreadable: &unreadable, more };
         out_json(serde_json::to_string(&listed).context("cannot serialize the syncs")?);
-    } else if syncs.is_empty() {
+    } else if syncs.is_empty() && unreadable.is_empty() {
         outln!("no syncs");
     } else {
         outln!("{}", table(&syncs).to_string().trim_end());
@@ -68,6 +68,7 @@ pub(super) async fn execute(args: &ListArgs, settings: &Settings) -> anyhow::Res
 #[derive(serde::Serialize)]
 struct Listed<'a> {
     syncs: &'a [Sync],
+    unreadable: &'a [Unreadable],
     more: bool,
 }
 

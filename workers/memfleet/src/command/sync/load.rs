@@ -26,20 +26,47 @@ pub(super) struct Which<'a> {
     pub(super) status: Option<SyncStatus>,
 }
 
+/// The row of a sync that is none for this program: the role of memory-sync wrote it, or a newer program.
+#[derive(Debug, Serialize)]
+pub(super) struct Unreadable {
+    pub(super) user_id: i32,
+    pub(super) sync_id: Uuid,
+    pub(super) problem: String,
+}
+
+/// The rows that were found.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) syncs: Vec<Sync>,
+    pub(super) unreadable: Vec<Unreadable>,
+    /// Whether there are more.
+    pub(super) more: bool,
+}
+
 #[derive(QueryableByName)]
 struct Row {
     #[diesel(sql_type = Text)]
     found: String,
 }
 
-/// Syncs, the latest first, and one more than `limit` if there are more.
+#[derive(QueryableByName)]
+struct SyncRow {
+    #[diesel(sql_type = Integer)]
+    user_id: i32,
+    #[diesel(sql_type = SqlUuid)]
+    id: Uuid,
+    #[diesel(sql_type = Text)]
+    found: String,
+}
+
+/// Syncs, the latest first, at most `limit`.
 pub(super) async fn syncs(
     connection: &mut Connection,
     which: &Which<'_>,
     limit: u32,
-) -> anyhow::Result<Vec<Sync>> {
+) -> anyhow::Result<Found> {
     const SYNCS: &str = "
-        SELECT jsonb_build_object('user_id', user_id, 'sync_id', id, 'source_session_id', source_session_id,
+        SELECT user_id, id, jsonb_build_object('user_id', user_id, 'sync_id', id, 'source_session_id', source_session_id,
             'target_session_id', target_session_id, 'sync_type', sync_type, 'sync_status', sync_status, 'end_reason', end_reason,
             'filter', filter, 'crosses_private', crosses_private, 'service', service, 'expires_at', expires_at, 'rounds', rounds,
             'transferred', data_transferred, 'created_at', created_at, 'updated_at', updated_at, 'completed_at', completed_at,
@@ -55,8 +82,21 @@ pub(super) async fn syncs(
         .bind::<Nullable<Text>, _>(which.session)
         .bind::<Nullable<Text>, _>(which.status.map(SyncStatus::as_str))
         .bind::<BigInt, _>(i64::from(limit) + 1);
-    let rows: Vec<Row> = statement.load(connection).await.context("cannot read the syncs")?;
-    rows.iter().map(|row| parsed(&row.found)).collect()
+    let mut rows: Vec<SyncRow> = statement.load(connection).await.context("cannot read the syncs")?;
+    let limit = usize::try_from(limit)?;
+    let mut found = Found { more: rows.len() > limit, ..Found::default() };
+    rows.truncate(limit);
+    for row in rows {
+        match serde_json::from_str(&row.found) {
+            Ok(sync) => found.syncs.push(sync),
+            Err(error) => found.unreadable.push(Unreadable {
+                user_id: row.user_id,
+                sync_id: row.id,
+                problem: error.to_string(),
+            }),
+        }
+    }
+    Ok(found)
 }
 
 /// The sync with this id, which may be one of several users.
@@ -66,15 +106,16 @@ pub(super) async fn one(
     user: Option<UserId>,
 ) -> anyhow::Result<Sync> {
     let which = Which { user, sync: Some(sync), ..Which::default() };
-    let mut found = syncs(connection, &which, 1).await?;
-    if let [first, second, ..] = &found[..] {
-        bail!(
-            "several users have a sync {sync}, such as {} and {}; name one with --user",
-            first.user_id,
-            second.user_id
-        );
+    let mut found = syncs(connection, &which, 2).await?;
+    let readable = found.syncs.iter().map(|one| one.user_id);
+    let users: Vec<i32> = readable.chain(found.unreadable.iter().map(|one| one.user_id)).collect();
+    if let [first, second, ..] = users[..] {
+        bail!("several users have a sync {sync}, such as {first} and {second}; name one with --user");
     }
-    found.pop().with_context(|| {
+    if let Some(one) = found.unreadable.first() {
+        bail!("the sync {sync} of user {} {UNREADABLE}: {}", one.user_id, one.problem);
+    }
+    found.syncs.pop().with_context(|| {
         let of = user.map(|user| format!(" of user {user}")).unwrap_or_default();
         format!("there is no sync {sync}{of}; `memfleet sync list` shows all")
     })
@@ -121,7 +162,10 @@ pub(super) async fn undone(
     rows.iter().map(|row| parsed(&row.found)).collect()
 }
 
+/// What is said of what cannot be read.
+pub(super) const UNREADABLE: &str =
+    "is not readable; the role of memory-sync wrote it otherwise, or the database is newer than this program";
+
 fn parsed<'a, T: Deserialize<'a>>(text: &'a str) -> anyhow::Result<T> {
-    serde_json::from_str(text)
-        .context("a row of a sync is not readable; the database is newer than this program")
+    serde_json::from_str(text).with_context(|| format!("a row of a sync {UNREADABLE}"))
 }
