@@ -187,6 +187,35 @@ fn confirmed(user: i32, key: &str, answer: &str) -> [RequestMessage; 2] {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_the_database_cannot_store_keeps_no_other_out_and_is_left_out() {
+    let server = Server::start(DIMENSION).await;
+    let memories = with_embedder(&server).await;
+    let fixture = &memories.fixture;
+    let nodes = [(1, "first"), (1, "unfit"), (1, "third"), (2, "other")];
+    process(fixture, nodes.into_iter().flat_map(|(user, key)| confirmed(user, key, key))).await;
+    fixture
+        .execute(
+            "CREATE OR REPLACE FUNCTION memory_words(content text) RETURNS tsvector LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+             SET search_path = pg_catalog, pg_temp AS $$
+             BEGIN
+                 IF content LIKE '%unfit%' THEN RAISE 'value out of range'; END IF;
+                 RETURN to_tsvector('pg_catalog.english'::regconfig, content);
+             END $$",
+        )
+        .await;
+    let worker = fixture.run(memories.indexer().await);
+    // The first one ends with what cannot be stored, the second one takes what comes after it.
+    for _ in 0..2 {
+        tick(&memories).await;
+    }
+    let texts = "concat_ws('|', content_text, removed_at IS NULL) FROM unified_memory_vectors ORDER BY removed_at IS NULL, content_text";
+    assert_eq!(fixture.lines(texts).await, ["|f", "first\nfirst|t", "other\nother|t", "third\nthird|t"]);
+    assert_eq!((memories.points().await, due(&memories).await), (3, 0));
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    worker.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn many_and_large_nodes_of_a_user_keep_those_of_others_out_of_no_tick() {
     const LARGE: i64 = 9;
     let server = Server::start(DIMENSION).await;

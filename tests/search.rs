@@ -6,6 +6,7 @@ use context_writer::ContextWriter;
 use contract::VectorType;
 use diesel_async::SimpleAsyncConnection;
 use serde_json::{Value, json};
+use testkit::request;
 use uuid::Uuid;
 use vectors::{Point, PointKey, Tenant, VectorQuery};
 
@@ -81,6 +82,53 @@ async fn memories_are_found_by_meaning_by_words_and_by_both() {
     let searched = format!("vector-search|{}|4", memories.collection.collection_name);
     assert_eq!(noted.iter().filter(|line| **line == searched).count(), 2, "{noted:?}");
     assert_eq!(noted.iter().filter(|line| line.starts_with("read|unified_memory_vectors|")).count(), 3);
+    reader.end().await;
+}
+
+/// PostgreSQL's parser reads these again from nearly every character: as a whole, each would take minutes.
+#[tokio::test(flavor = "multi_thread")]
+async fn long_texts_without_spaces_are_indexed_in_time() {
+    const CHARS: usize = 99_000;
+    let memories = Memories::new().await.with_users(&[1]).await;
+    let of = |(number, unit): (u64, &str)| {
+        memory(Uuid::now_v7(), &format!("tern {}", unit.repeat(CHARS / unit.len())), number)
+    };
+    memories.process([index(1, (1..).zip(["<!--", "a_", "a@1", "./~"]).map(of).collect())]).await;
+    assert_eq!(memories.fixture.dead_letters().await, Vec::<String>::new());
+    let found = "unified_memory_vectors WHERE content_words @@ 'tern'";
+    assert_eq!(memories.fixture.count(found).await, 4);
+}
+
+/// The words of a query are those of memories, also where either is cut.
+#[tokio::test(flavor = "multi_thread")]
+async fn addresses_names_and_what_is_in_tags_are_found() {
+    let memories = Memories::new().await.with_users(&[1]).await;
+    let long = "q".repeat(150);
+    let said = [
+        "Write to ada.lovelace@example.org.",
+        "See https://example.com/docs/tern_colony?year=2026 first.",
+        "Call count_terns(), then sleep.",
+        "A Vec<Puffin> nests in <b>burrows</b>.",
+        long.as_str(),
+    ];
+    let all: Vec<Value> =
+        (1..).zip(said).map(|(number, text)| memory(Uuid::now_v7(), text, number)).collect();
+    // Without a session, none stands beside another one.
+    memories.process([request("vector.index", 1, json!({ "memories": all }))]).await;
+    let reader = Reader::start(&memories.fixture).await;
+    let queries = [
+        ("ada.lovelace@example.org", 0),
+        ("https://example.com/docs/tern_colony?year=2026", 1),
+        ("count_terns", 2),
+        ("puffins", 3),
+        ("burrow", 3),
+        (long.as_str(), 4),
+    ];
+    for (text, place) in queries {
+        let answer =
+            reader.ask("search.similar", 1, json!({ "text": text, "mode": "fulltext" })).await.unwrap();
+        assert_eq!(texts(&answer), [said[place]], "{text}");
+    }
     reader.end().await;
 }
 

@@ -48,6 +48,17 @@ pub struct Fault {
     pub reason: String,
 }
 
+/// What PostgreSQL reports when it ends a statement after `statement_timeout`.
+const STATEMENT_TIMEOUT: &str = "canceling statement due to statement timeout";
+
+impl Fault {
+    /// Whether a statement ran longer than `statement_timeout`. It did not wait for a lock if `lock_timeout` is shorter.
+    #[must_use]
+    pub fn is_statement_timeout(&self) -> bool {
+        self.kind == FaultKind::Blocked && self.reason.contains(STATEMENT_TIMEOUT)
+    }
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.reason)
@@ -114,8 +125,7 @@ fn client_error(message: &str) -> FaultKind {
 /// [`language`](crate::language) checks that.
 fn by_message(message: &str) -> FaultKind {
     const CONNECTION_LOST: [&str; 2] = ["terminating connection", "connection closed"];
-    const BLOCKED: [&str; 2] =
-        ["canceling statement due to lock timeout", "canceling statement due to statement timeout"];
+    const BLOCKED: [&str; 2] = ["canceling statement due to lock timeout", STATEMENT_TIMEOUT];
     // Classes 57 (operator intervention), 53 (insufficient resources) and 58 (system error), and of class 42 the errors
     // for missing objects and privileges (42P01, 42703, 42704, 42883, 42501): no value of a message causes them, and an
     // operator can resolve them.
@@ -258,6 +268,11 @@ mod tests {
         {
             assert_eq!(kind(DatabaseErrorKind::Unknown, message), FaultKind::Blocked, "{message}");
         }
+        let is_of_statement = |message: &str| {
+            Fault { kind: by_message(message), reason: message.to_owned() }.is_statement_timeout()
+        };
+        assert!(is_of_statement("canceling statement due to statement timeout"));
+        assert!(!is_of_statement("canceling statement due to lock timeout"));
         let cancelled = "canceling statement due to user request";
         assert_eq!(kind(DatabaseErrorKind::Unknown, cancelled), FaultKind::Transient);
     }

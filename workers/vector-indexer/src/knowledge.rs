@@ -6,11 +6,12 @@
 //! alone; what a service removes stays away.
 
 use std::ops::Range;
+use std::slice;
 use std::sync::LazyLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::store::unnest::{UnnestRow, with_rows};
-use ::store::{Connection, Fault, FaultKind, security};
+use ::store::{Connection, Fault, FaultKind, lock, security};
 use chrono::{DateTime, Utc};
 use contract::{UserId, VECTOR_INDEXER, VectorRequest, VectorType};
 use diesel::QueryableByName;
@@ -35,6 +36,10 @@ const COUNTED: i32 = 64 * 1024;
 /// How often a part is tried while a server fails on it: a text may be why (`suspicion.rs`).
 const TRIES: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(200);
+/// How long nodes are written one by one. The others stay due.
+const ONE_BY_ONE: Duration = Duration::from_secs(30);
+/// The `lock_timeout` meanwhile: less than every `statement_timeout`, so that a node that waits for a lock is not taken for a slow one.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Validated nodes without a memory, and memories of nodes that are not valid any more: they have no content. Row-level security shows
 /// the users alone that the tick acts for. The conditions are those of sec.due_knowledge_index.
@@ -207,7 +212,13 @@ pub(crate) async fn write(
     prepared: &Prepared,
 ) -> Result<Verdict, Fault> {
     let works = Work::of_tick(tick, &prepared.node_requests);
-    let (done, _) = crate::store::write(connection, &works, prepared).await?;
+    let done = match write_nodes(connection, &works, prepared).await {
+        Err(fault) if may_lie_in_a_node(&fault) => {
+            tracing::warn!(worker = VECTOR_INDEXER.name, %fault, "nodes cannot be indexed together, writing one at a time");
+            write_one_by_one(connection, &works, prepared).await?
+        }
+        done => done?,
+    };
     let (mut events, mut refused) = (Vec::new(), Vec::new());
     for (work, done) in works.iter().zip(done) {
         match done {
@@ -221,6 +232,56 @@ pub(crate) async fn write(
     }
     leave_out(connection, &refused).await?;
     Ok(if events.is_empty() { Verdict::unchanged(tick) } else { Verdict::Applied(events) })
+}
+
+/// Whether what a node holds can be why it cannot be written.
+fn may_lie_in_a_node(fault: &Fault) -> bool {
+    match fault.kind {
+        FaultKind::Permanent => true,
+        FaultKind::Blocked => fault.is_statement_timeout(),
+        FaultKind::Transient
+        | FaultKind::Unavailable
+        | FaultKind::ConnectionLost
+        | FaultKind::MissingPrerequisite
+        | FaultKind::Denied => false,
+    }
+}
+
+/// Writes all of these nodes, or none.
+async fn write_nodes(
+    connection: &mut Connection,
+    works: &[Work<'_>],
+    prepared: &Prepared,
+) -> Result<Vec<Done>, Fault> {
+    let written: Result<_, Fault> = connection
+        .transaction(async |connection| crate::store::write(connection, works, prepared).await)
+        .await;
+    Ok(written?.0)
+}
+
+/// Writes nodes up to the first one that fails by itself, which is rejected. Those without a result stay due.
+async fn write_one_by_one(
+    connection: &mut Connection,
+    works: &[Work<'_>],
+    prepared: &Prepared,
+) -> Result<Vec<Done>, Fault> {
+    lock::set_timeout(connection, LOCK_TIMEOUT).await?;
+    let (since, mut done) = (Instant::now(), Vec::with_capacity(works.len()));
+    for work in works {
+        match write_nodes(connection, slice::from_ref(work), prepared).await {
+            Ok(one) => done.extend(one),
+            Err(fault) if may_lie_in_a_node(&fault) => {
+                let reason = Reason::new("the database cannot store it").for_operators(fault.to_string());
+                done.push(Done::Rejected(reason));
+                break;
+            }
+            Err(fault) => return Err(fault),
+        }
+        if since.elapsed() >= ONE_BY_ONE {
+            break;
+        }
+    }
+    Ok(done)
 }
 
 fn event(work: &Work<'_>) -> Option<EventDraft> {
@@ -280,13 +341,14 @@ pub(crate) async fn forget(
     Ok(with_rows(&FORGET, rows(works)).load(connection).await?)
 }
 
-/// As if a service had removed them, so that they are not due again.
+/// As if a service had removed them, so that they are not due again. Points that were stored for them have the time of the tick: the row
+/// has another one, so that they are superseded.
 static LEAVE_OUT: LazyLock<String> = LazyLock::new(|| {
     let (arrays, names) = (NodeRow::arrays(1), NodeRow::names());
     format!(
         "INSERT INTO unified_memory_vectors AS t (id, user_id, vector_type, content_text, embedding_model, point_count, created_at,
         updated_at, removed_at, is_of_node, request_id)
-    SELECT n.id, n.user_id, 'knowledge', '', '', 0, i.stored_at, i.stored_at, i.stored_at, true, i.request_id
+    SELECT n.id, n.user_id, 'knowledge', '', '', 0, i.stored_at, i.stored_at + interval '1 microsecond', i.stored_at, true, i.request_id
     FROM unnest({arrays}) AS i ({names}) JOIN consensus_memory_nodes n ON n.user_id = i.user_id AND n.id = i.id
     ORDER BY n.user_id, n.id
     ON CONFLICT (user_id, id) DO UPDATE SET is_of_node = true, updated_at = excluded.updated_at, request_id = excluded.request_id
@@ -304,6 +366,16 @@ async fn leave_out(connection: &mut Connection, works: &[Work<'_>]) -> Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_is_the_cause_of_what_it_holds_and_of_the_time_it_takes_and_not_of_locks() {
+        let may_lie =
+            |kind: FaultKind, reason: &str| may_lie_in_a_node(&Fault { kind, reason: reason.to_owned() });
+        assert!(may_lie(FaultKind::Permanent, "value out of range"));
+        assert!(may_lie(FaultKind::Blocked, "canceling statement due to statement timeout"));
+        assert!(!may_lie(FaultKind::Blocked, "canceling statement due to lock timeout"));
+        assert!(!may_lie(FaultKind::Unavailable, "out of memory"));
+    }
 
     #[test]
     fn a_memory_has_the_question_and_the_answer() {

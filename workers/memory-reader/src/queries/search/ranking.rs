@@ -32,7 +32,7 @@ const BY_WORDS: &str = "
     WITH query AS MATERIALIZED (
         SELECT lexeme FROM unnest(memory_words($2))
     ), anywhere AS MATERIALIZED (
-        SELECT replace(plainto_tsquery('pg_catalog.english', $2)::text, ' & ', ' | ')::tsquery AS words
+        SELECT replace(plainto_tsquery('pg_catalog.english', searchable_text($2))::text, ' & ', ' | ')::tsquery AS words
     ), memories AS MATERIALIZED (
         SELECT m.id, coalesce(m.session_id, m.id::text) AS talk, m.content_length AS length, m.content_words AS words,
             row_number() OVER (PARTITION BY coalesce(m.session_id, m.id::text)
