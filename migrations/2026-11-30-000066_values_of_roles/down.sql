@@ -194,12 +194,7 @@ BEGIN
     END LOOP;
 END $$;
 
-DO $$
-BEGIN
-    IF to_regprocedure('sec.hide_plans()') IS NOT NULL THEN
-        PERFORM sec.hide_plans();
-    END IF;
-END $$;
+SELECT sec.hide_plans();
 
 -- Locks that writers wait for come last.
 ALTER TABLE chat_session_summary DROP CONSTRAINT key_topics_are_bounded;

@@ -258,12 +258,7 @@ BEGIN
     END LOOP;
 END $$;
 
-DO $$
-BEGIN
-    IF to_regprocedure('sec.hide_plans()') IS NOT NULL THEN
-        PERFORM sec.hide_plans();
-    END IF;
-END $$;
+SELECT sec.hide_plans();
 
 -- Syncs that the checks below would refuse, or whose text cannot be measured: the checks would keep memory-sync from ending them. A filter that
 -- cannot be read ends its sync, as memory-sync does; counts begin anew.
