@@ -14,6 +14,7 @@ use testkit::{Fixture, RequestMessage, eventually};
 use uuid::Uuid;
 
 use crate::support::consensus::{Task, agent, builder, start, three_families, verdict, with_users};
+use crate::support::statements::Transactions;
 use crate::support::ticks;
 
 const THREE: [&str; 3] = ["a", "b", "c"];
@@ -193,10 +194,11 @@ async fn a_user_with_many_late_tasks_keeps_nobody_out() {
     assert_eq!(fixture.count("consensus_tasks WHERE user_id = 1 AND state = 'closed'").await, 299);
 }
 
-/// 4 MiB, and one more: what is before a task decides.
+/// 4 MiB of texts and evidence, and one more: what is before a task decides. While one task is computed the transaction is idle, but not
+/// for as long as all of them take.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tick_compares_a_limited_number_of_bytes() {
-    let fixture = with_users([1]).await;
+    let mut fixture = with_users([1]).await;
     fixture.process(builder(&fixture).await, three_families(1)).await;
     fixture
         .execute(
@@ -205,17 +207,62 @@ async fn a_tick_compares_a_limited_number_of_bytes() {
                 asked, responded, answered, deadline)
              SELECT md5('long' || t)::uuid, 1, 'group', 'pm', 'q', 'kind', 'answer', 'long' || t, 'n', 1, 1, 1, 1, '2026-01-01T00:00:00Z'
              FROM generate_series(1, 6) AS t;
-             INSERT INTO agent_responses (id, user_id, task_delegation_id, task_id, agent_id, response_text)
-             SELECT t.id, 1, t.id, t.id, 'a', repeat('a', 1000000) FROM consensus_tasks t;
+             INSERT INTO agent_responses (id, user_id, task_delegation_id, task_id, agent_id, response_text, evidence)
+             SELECT t.id, 1, t.id, t.id, 'a', repeat('a', 500000), jsonb_build_array(jsonb_build_object('source', repeat('a', 500000)))
+             FROM consensus_tasks t;
              UPDATE multi_agent_conversations SET total_tasks_delegated = 6 WHERE user_id = 1",
         )
         .await;
+    let transactions = Transactions::watch(&mut fixture.settings).await;
     let worker = fixture.run(builder(&fixture).await);
     tick(&fixture, Job::Close).await;
     assert_eq!(fixture.count("consensus_tasks WHERE state = 'closed'").await, 5);
+    let closed = transactions.take("INSERT INTO consensus_dossiers");
+    assert_eq!(
+        closed.iter().flatten().filter(|statement| *statement == "SELECT 1").count(),
+        5,
+        "{closed:#?}"
+    );
     tick(&fixture, Job::Close).await;
     assert_eq!(fixture.count("consensus_tasks WHERE state = 'closed'").await, 6);
     worker.stop().await.expect("a clean end");
+}
+
+/// Answers from before such texts were refused. Each character is eighteen in its normal form.
+#[tokio::test(flavor = "multi_thread")]
+async fn stored_answers_that_normalisation_would_lengthen_keep_nobody_out() {
+    let mut fixture = with_users([1, 2]).await;
+    let mut requests: Vec<RequestMessage> = [1, 2].into_iter().flat_map(three_families).collect();
+    let task = Task::of(2);
+    requests.push(task.delegate(&THREE, 3, json!({ "deadline": "2026-01-02T00:00:00Z" })));
+    requests.extend(task.all_say(&["a", "b"], "The Tagus"));
+    fixture.process(builder(&fixture).await, requests).await;
+    fixture
+        .execute(
+            "SET session_replication_role = replica;
+             INSERT INTO consensus_tasks (id, user_id, session_id, pm_agent_id, question, task_kind, node_type, node_key, title, quorum,
+                asked, responded, answered, deadline)
+             SELECT md5('long' || t)::uuid, 1, 'group', 'pm', 'q', 'kind', 'answer', 'long' || t, 'n', 21, 21, 20, 20, '2026-01-01T00:00:00Z'
+             FROM generate_series(1, 2) AS t;
+             INSERT INTO agent_responses (id, user_id, task_delegation_id, task_id, agent_id, response_text)
+             SELECT md5(t.id::text || a)::uuid, 1, md5(t.id::text || a)::uuid, t.id, 'agent-' || a, a || repeat(chr(64922), 16000)
+             FROM consensus_tasks t, generate_series(1, 20) AS a WHERE t.user_id = 1;
+             UPDATE multi_agent_conversations SET total_tasks_delegated = 2 WHERE user_id = 1",
+        )
+        .await;
+    // Shorter than by default: as many answers as a tick compares would be too slow a test.
+    let url = fixture.settings.postgres.worker_url.clone().expect("a URL");
+    fixture.settings.postgres.worker_url =
+        Some(url + "?options=-c%20idle_in_transaction_session_timeout%3D4000");
+    let worker = fixture.run(builder(&fixture).await);
+    tick(&fixture, Job::Close).await;
+    worker.stop().await.expect("a clean end");
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    assert_eq!(fixture.count("consensus_tasks WHERE state = 'closed'").await, 3);
+    let clusters =
+        "jsonb_array_length(convert_from(dossier, 'UTF8')::jsonb -> 'clusters') FROM consensus_dossiers
+        WHERE user_id = 1";
+    assert_eq!(fixture.lines(clusters).await, ["20", "20"]);
 }
 
 /// Closed tasks of 100 agents that nobody has estimated, as the database has them.

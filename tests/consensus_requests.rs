@@ -177,6 +177,8 @@ async fn every_bad_request_has_its_outcome() {
     let end = json!({ "source_node_id": NODE, "target_node_id": OTHER, "relation_type": "r" });
     let missing = json!({ "source_node_id": NODE, "target_node_id": TASK, "relation_type": "r" });
     let more = |more: Value| own.respond("a", "Tagus", more);
+    let longer = "permanent: response_text, claim: response RESPONSE: a text is more than twice as long in its normal form (NFKC); \
+        spell it in plain characters";
     let cases: Vec<(RequestMessage, String)> = vec![
         (
             unknown.respond("a", "x", json!({})),
@@ -210,6 +212,8 @@ async fn every_bad_request_has_its_outcome() {
             ),
             "permanent: claim: response RESPONSE: the claim nests deeper than 32 levels".into(),
         ),
+        (own.respond("a", &"\u{fdfa}".repeat(20), json!({})), longer.into()),
+        (more(json!({ "claim": { "\u{fdfa}\u{fdfa}": 1 } })), longer.into()),
         (
             own.delegate(&["a"], 2, json!({ "task_id": TASK })),
             "malformed: quorum: is 2, more than the 1 agents that are asked".into(),
@@ -379,20 +383,26 @@ async fn many_agents_give_shorter_answers() {
     let agents: Vec<String> = (0..128).map(|n| format!("agent-{n}")).collect();
     let names: Vec<&str> = agents.iter().map(String::as_str).collect();
     let task = Task::of(1);
+    let sources = |count: usize| vec![json!({ "source": "a".repeat(512) }); count];
     let requests = [
         start(1),
         task.delegate(&names, 128, json!({})),
         task.respond("agent-0", &"a".repeat(8_190), json!({ "claim": 12 })),
         task.respond("agent-1", &"a".repeat(8_190), json!({ "claim": 123 })),
+        task.respond("agent-2", "", json!({ "evidence": sources(32) })),
+        task.respond("agent-3", "", json!({ "evidence": sources(33) })),
     ];
     process(&fixture, requests).await;
+    let mut letters = fixture.dead_letters().await;
+    letters.sort();
     assert_eq!(
-        fixture.dead_letters().await,
+        letters,
         [
+            "permanent: evidence: it has 16896 characters; of 128 agents that are asked, each may use 16384",
             "permanent: response_text: text and claim have 8193 characters; of 128 agents that are asked, each may use 8192"
         ]
     );
-    assert_eq!(fixture.count("agent_responses").await, 1);
+    assert_eq!(fixture.count("agent_responses").await, 2);
 }
 
 /// All responses before the close are read then.

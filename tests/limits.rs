@@ -136,6 +136,15 @@ fn as_consensus_wants(body: &mut Value) {
         let text: String = text.chars().take(part).collect();
         body["response_text"] = text.into();
     }
+    if let Some(evidence) = body.get_mut("evidence").and_then(Value::as_array_mut) {
+        // As much for the evidence of each.
+        for root in evidence {
+            let shorter = |source: &str| source.chars().take(60).collect::<String>();
+            if let Some(source) = root["source"].as_str().map(shorter) {
+                root["source"] = source.into();
+            }
+        }
+    }
     if body["target_node_id"].is_string() {
         body["target_node_id"] = json!(Uuid::from_u128(8));
     }

@@ -72,17 +72,23 @@ pub(crate) fn cluster(answers: &[Answer], rules: &Rules) -> Clusters {
 /// How two responses relate that need not belong to one task: whether a new answer repeats or contradicts a node.
 pub(crate) fn likeness(a: &Answer, b: &Answer, rules: &Rules) -> Likeness {
     let mut vocabulary = Vocabulary::default();
-    let mut atom = |answer| Atom::new(answer, Vec::new(), rules, &mut vocabulary);
-    let (a, b) = (atom(a), atom(b));
+    let a = Atom::new(a, fold(&a.text), Vec::new(), rules, &mut vocabulary);
+    let b = Atom::new(b, fold(&b.text), Vec::new(), rules, &mut vocabulary);
     compare(&a, &b, rules)
 }
 
 impl<'a> Atom<'a> {
-    fn new(answer: &'a Answer, members: Vec<usize>, rules: &Rules, vocabulary: &mut Vocabulary) -> Self {
+    fn new(
+        answer: &'a Answer,
+        folded: String,
+        members: Vec<usize>,
+        rules: &Rules,
+        vocabulary: &mut Vocabulary,
+    ) -> Self {
         Self {
             members,
             claim: answer.claim.as_deref(),
-            folded: fold(&answer.text),
+            folded,
             vector: answer.vector.as_deref(),
             signature: Signature::of(&answer.text, rules, vocabulary),
         }
@@ -99,11 +105,12 @@ fn atoms<'a>(answers: &'a [Answer], rules: &Rules) -> Vec<Atom<'a>> {
     }
     let mut vocabulary = Vocabulary::default();
     by_content
-        .into_values()
-        .filter_map(|members| {
+        .into_iter()
+        .filter_map(|((claim, text), members)| {
             let content = |index: &usize| (&answers[*index].text, &answers[*index].vector);
             let first = members.iter().copied().min_by(|a, b| content(a).cmp(&content(b)))?;
-            Some(Atom::new(&answers[first], members, rules, &mut vocabulary))
+            let folded = if claim.is_some() { fold(&answers[first].text) } else { text };
+            Some(Atom::new(&answers[first], folded, members, rules, &mut vocabulary))
         })
         .collect()
 }

@@ -6,7 +6,11 @@ use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{ClaimError, Micro, Rules, claim::canonical, text::fold};
+use crate::{
+    ClaimError, Micro, Rules,
+    claim::canonical,
+    text::{compatible, is_cut},
+};
 
 /// A question, the answers to it, and what is known of those who answered.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -150,6 +154,14 @@ pub enum InputError {
         /// What is wrong.
         fault: ClaimError,
     },
+    /// A text, or one in a claim, is much longer in its normal form. What is compared of it is cut.
+    #[error(
+        "response {response}: a text is more than twice as long in its normal form (NFKC); spell it in plain characters"
+    )]
+    Growth {
+        /// The response.
+        response: String,
+    },
     /// A confidence is outside of 0 to 1.
     #[error("response {response}: a confidence must be between 0 and 1")]
     Confidence {
@@ -222,11 +234,11 @@ impl Inputs {
         let vector = response.embedding.as_deref().map(fixed_vector).transpose();
         let vector = vector.map_err(|()| InputError::Vector { response: id() })?;
         let says_nothing = |json: &str| {
-            serde_json::from_str::<String>(json).is_ok_and(|text| rules.words.is_abstention(&fold(&text)))
+            serde_json::from_str::<String>(json).is_ok_and(|text| rules.words.says_nothing(&text))
         };
         let abstains = match &claim {
             Some(claim) => says_nothing(claim),
-            None => rules.words.is_abstention(&fold(&response.text)),
+            None => rules.words.says_nothing(&response.text),
         };
         let mut evidence = response.evidence.clone();
         evidence.sort_unstable();
@@ -246,6 +258,13 @@ impl Inputs {
             record: agent.record,
             abstains,
         })
+    }
+}
+
+impl Answer {
+    /// Whether its text, or one in its claim, is longer in its normal form than what is compared.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.claim.as_deref().is_some_and(is_cut) || is_cut(&compatible(&self.text))
     }
 }
 

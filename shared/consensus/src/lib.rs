@@ -60,8 +60,12 @@ pub fn likeness(a: &Response, b: &Response, rules: &Rules) -> Result<Likeness, I
 /// Whether a response says nothing: no claim, and a text that is empty or says so.
 ///
 /// # Errors
-/// If its claim or its embedding is not as it must be.
+/// If its claim or its embedding is not as it must be; [`InputError::Growth`] if what is compared of it would be cut.
 pub fn abstains(response: &Response, rules: &Rules) -> Result<bool, InputError> {
     let inputs = Inputs { responses: vec![response.clone()], ..Inputs::default() };
-    Ok(inputs.freeze(rules)?.answers.iter().all(|answer| answer.abstains))
+    let answers = inputs.freeze(rules)?.answers;
+    if answers.iter().any(input::Answer::is_cut) {
+        return Err(InputError::Growth { response: response.id.clone() });
+    }
+    Ok(answers.iter().all(|answer| answer.abstains))
 }

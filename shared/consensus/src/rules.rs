@@ -315,8 +315,17 @@ impl Words {
         contains(&self.negations, word)
     }
 
-    /// Whether a folded text says that there is no answer.
-    pub(crate) fn is_abstention(&self, folded: &str) -> bool {
+    /// Whether a text says that there is no answer.
+    pub(crate) fn says_nothing(&self, text: &str) -> bool {
+        // At most four letters and marks become one character, so that a text with so many is longer than any abstention. It is not folded.
+        let longest = self.abstentions.iter().map(|listed| listed.chars().count()).max().unwrap_or_default();
+        let limit = 8 * longest;
+        let letters = text.chars().filter(|character| character.is_alphanumeric()).take(limit + 1).count();
+        letters <= limit && self.is_abstention(&crate::text::fold(text))
+    }
+
+    /// Whether a folded text says so.
+    fn is_abstention(&self, folded: &str) -> bool {
         let trimmed = folded.trim_end_matches(['.', '!', '。']);
         trimmed.is_empty() || contains(&self.abstentions, trimmed)
     }

@@ -5,7 +5,14 @@ use unicode_normalization::UnicodeNormalization;
 /// The longest run of letters that may be the symbol of a unit. Case tells milli from mega.
 pub(crate) const UNIT_LETTERS: usize = 3;
 
-/// NFKC with one kind of space, without characters that cannot be seen.
+/// The most characters of a normal form: so many for each character of the text, and so many beside them. One character may become
+/// eighteen, but few texts that people write become twice as long.
+const GROWTH: usize = 2;
+const MARGIN: usize = 16;
+/// Stands for the rest of a normal form that is longer. No other normal form has this character.
+const CUT: char = '\u{ad}';
+
+/// NFKC with one kind of space, without characters that cannot be seen, and cut if it is much longer than the text.
 ///
 /// NFKC alone would turn `10²` into `102` and `1½` into `11/2`; an exponent becomes `^2` and a fraction ` 1/2`.
 pub(crate) fn compatible(text: &str) -> String {
@@ -31,8 +38,14 @@ pub(crate) fn compatible(text: &str) -> String {
         }
         raised = exponent.is_some();
     }
+    let limit = GROWTH * text.chars().count() + MARGIN;
     let mut result = String::with_capacity(spelled.len());
-    for character in spelled.nfkc() {
+    let mut is_longer = false;
+    for (place, character) in spelled.nfkc().enumerate() {
+        if place == limit {
+            is_longer = true;
+            break;
+        }
         let character = decimal_digit(character);
         if character.is_whitespace() || character.is_control() {
             if !result.ends_with(' ') && !result.is_empty() {
@@ -47,7 +60,15 @@ pub(crate) fn compatible(text: &str) -> String {
         }
     }
     result.truncate(result.trim_end().len());
+    if is_longer {
+        result.push(CUT);
+    }
     result
+}
+
+/// Whether a normal form, or a claim of normal forms, is cut.
+pub(crate) fn is_cut(form: &str) -> bool {
+    form.contains(CUT)
 }
 
 /// The compatible form without case. Symbols of units keep theirs: `5 mW` is not `5 MW`.
@@ -155,6 +176,27 @@ mod tests {
     fn folding_twice_is_folding_once() {
         for text in ["İstanbul", "5 MW ΑΣ ﬀ ½", "日本 ガ", "\u{345}α", "ŉ 3 KM and 5 Apples"] {
             assert_eq!(fold(&fold(text)), fold(text), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_text_becomes_little_longer() {
+        // Eighteen characters in one.
+        let ligatures = |count: usize| "\u{fdfa}".repeat(count);
+        assert_eq!(compatible(&ligatures(1)).chars().count(), GROWTH + MARGIN);
+        for text in [ligatures(2), ligatures(16_384), format!("Name {}", ligatures(500)), "…".repeat(100)] {
+            let limit = GROWTH * text.chars().count() + MARGIN;
+            for form in [compatible(&text), fold(&text)] {
+                assert!(is_cut(&form) && form.chars().count() <= limit + 1, "{form:?}");
+            }
+        }
+        // What is cut is not equal to its beginning.
+        let form = compatible(&ligatures(10));
+        assert_ne!(fold(&ligatures(10)), fold(form.trim_end_matches(CUT)));
+        for text in
+            ["\u{ad}soft", "½ ⅓ ¼ ﬁ ㎏", "e\u{301}", "בּ שׁ", "\u{fefb}\u{fefb}", "The Prophet \u{fdfa} said"]
+        {
+            assert!(!is_cut(&fold(text)), "{text:?}");
         }
     }
 }

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use consensus::{
-    Agent, Dossier, Evidence, Inputs, Micro, Reason, Record, Response, Rules, Standing, Status, Verdict,
-    render,
+    Agent, Dossier, Evidence, InputError, Inputs, Micro, Reason, Record, Response, Rules, Standing, Status,
+    Verdict, render,
 };
 
 fn rules() -> Rules {
@@ -231,4 +231,44 @@ fn the_answers_that_a_task_may_have_are_compared_in_time() {
     assert_eq!(dossier.clusters.len(), 1, "equal vectors and names");
     // PostgreSQL ends a transaction that is idle for ten seconds.
     assert!(since.elapsed() < std::time::Duration::from_secs(5), "{:?}", since.elapsed());
+}
+
+/// Eighteen characters in one: as many as a response may have, for each of so many agents as may use all of them.
+#[test]
+fn answers_that_normalisation_would_lengthen_are_compared_in_time() {
+    let responses = (0..32).map(|agent| Response {
+        id: format!("r{agent}"),
+        agent: format!("agent{agent:02}"),
+        text: format!("{agent} {}", "\u{fdfa}".repeat(16_000)),
+        claim: (agent % 2 == 0).then(|| format!("[\"{agent} {}\"]", "\u{fdfa}".repeat(5_000))),
+        ..Response::default()
+    });
+    let inputs = Inputs { responses: responses.collect(), ..Inputs::default() };
+    let since = std::time::Instant::now();
+    let dossier = Dossier::compute(&inputs, &rules()).unwrap();
+    assert_eq!(dossier.clusters.len(), 32, "they differ at their beginning");
+    assert!(since.elapsed() < std::time::Duration::from_secs(5), "{:?}", since.elapsed());
+}
+
+#[test]
+fn a_response_with_a_text_that_becomes_much_longer_is_refused() {
+    let abstains = |text: &str, claim: Option<String>| {
+        let response = Response { text: text.to_owned(), claim, ..Response::default() };
+        consensus::abstains(&response, &rules()).map_err(|error| matches!(error, InputError::Growth { .. }))
+    };
+    let many = "\u{fdfa}".repeat(100);
+    assert_eq!(abstains(&many, None), Err(true));
+    assert_eq!(abstains(&many, Some("1".to_owned())), Err(true));
+    for claim in
+        [format!("[1,\"{many}\"]"), format!("{{\"{many}\":1}}"), format!("\"{}\"", "\\ufdfa".repeat(100))]
+    {
+        assert_eq!(abstains("so", Some(claim)), Err(true));
+    }
+    assert_eq!(abstains(&format!("{}{many}", "word ".repeat(400)), None), Ok(false));
+    // What follows an abstention may be long.
+    for text in [format!("unknown{}", ".".repeat(500)), format!("{}?", "\u{200b}".repeat(500)), String::new()]
+    {
+        assert_eq!(abstains(&text, None), Ok(true), "{text:?}");
+    }
+    assert_eq!(abstains(&"unknown ".repeat(100), None), Ok(false));
 }

@@ -54,6 +54,10 @@ pub const RESPONSE_CHARS: usize = 16 * 1024;
 /// The longest texts and claims that answer one task together, in characters; each agent that is asked has an equal part of them.
 pub const TASK_CHARS: usize = 1024 * 1024;
 
+/// The longest sources and recalled nodes that the answers to one task rest on together, in characters, in equal parts as well. A recalled
+/// node counts as the 36 characters of its id.
+pub const TASK_EVIDENCE_CHARS: usize = 2 * TASK_CHARS;
+
 /// The largest structured claim of an answer, in bytes of its JSON.
 pub const CLAIM_BYTES: usize = 16 * 1024;
 

@@ -157,11 +157,10 @@ pub async fn of_tasks(connection: &mut Connection, keys: &[Key]) -> Result<HashM
     Ok(result)
 }
 
-/// The bytes of a response `r` that are compared with those of others.
-pub(crate) const ANSWER_BYTES: &str =
-    "octet_length(r.response_text) + coalesce(octet_length(r.claim::text), 0)";
+/// The bytes of a response `r` that are compared with those of others, and of the evidence that its dossier repeats.
+pub(crate) const ANSWER_BYTES: &str = "octet_length(r.response_text) + coalesce(octet_length(r.claim::text), 0) + octet_length(r.evidence::text)";
 
-/// The bytes of the counted texts and claims of tasks together.
+/// The bytes of the counted texts, claims and evidence of tasks together.
 pub(crate) async fn size(connection: &mut Connection, keys: &[Key]) -> Result<i64, Fault> {
     static SIZE: LazyLock<String> = LazyLock::new(|| {
         let (arrays, names) = (KeyRow::arrays(1), KeyRow::names());

@@ -12,7 +12,7 @@
 //! Two jobs run by ticks: `consensus-close` closes tasks that are past their deadline (`store/deadline.rs`), and
 //! `consensus-reestimate` estimates from closed tasks how often each agent is right (`store/reestimate/`).
 //!
-//! Texts without a claim are embedded before the transaction (`prepare.rs`). Without an embedder, texts are the same if they
+//! Responses are read, and texts without a claim embedded, before the transaction (`prepare.rs`). Without an embedder, texts are the same if they
 //! are equal.
 
 pub mod inputs;
@@ -126,7 +126,7 @@ impl ExternalWorker for ConsensusBuilder {
                 }
             });
         }
-        let prepared = prepare::prepare(self.embedder.as_ref(), batch).await;
+        let prepared = prepare::prepare(self.embedder.as_ref(), &self.rules, batch).await;
         self.embedder_is(prepared.as_ref().err().map(ToString::to_string));
         prepared
     }

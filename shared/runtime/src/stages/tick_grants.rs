@@ -4,8 +4,7 @@
 //! halved until a part of them succeeds. That settles the tick. The other users are still due, and the next tick acts
 //! for them.
 
-use std::iter;
-use std::ops::Range;
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use store::job_grants::{self, JobGrant};
@@ -25,12 +24,12 @@ const MAX_SPLITS: u32 = 32;
 #[derive(Debug)]
 pub(crate) struct TickGrants {
     minted_at: Instant,
-    /// The grants of the users with work due.
-    due: Vec<String>,
+    /// The grants of the users with work due, by user.
+    due: HashMap<i32, String>,
     /// The grants of the platform, which owns the tick, and of users that an earlier delivery of the tick acted for.
     others: Vec<String>,
-    /// The parts of `due` still to be tried, the next one last.
-    parts: Vec<Range<usize>>,
+    /// The users still to be tried, in parts, the next one last.
+    parts: Vec<Vec<i32>>,
     splits: u32,
     run: Run,
 }
@@ -42,24 +41,21 @@ impl TickGrants {
     /// # Errors
     /// The [`Fault`] of [`job_grants::mint`], or of the pool.
     pub(crate) async fn mint(pool: &Pool, job: &str, tick: Uuid) -> Result<Self, Fault> {
-        let mut connection = store::acquire(pool).await?;
-        let minted = match job_grants::mint(&mut connection, job, tick, MAX_USERS_PER_TICK).await {
-            Ok(minted) => Ok(minted),
-            Err(fault) => Err(store::language::in_english(&mut connection, fault).await),
-        };
-        store::discard_if_unusable(connection, &minted);
-        let (due, others): (Vec<JobGrant>, Vec<JobGrant>) =
-            minted?.into_iter().partition(|grant| grant.is_due);
-        let texts = |grants: Vec<JobGrant>| grants.into_iter().map(|grant| grant.grant).collect::<Vec<_>>();
-        let (due, others) = (texts(due), texts(others));
-        Ok(Self {
+        Ok(Self::of(minted(pool, job, tick).await?))
+    }
+
+    fn of(minted: Vec<JobGrant>) -> Self {
+        let users = minted.iter().filter(|grant| grant.is_due).map(|grant| grant.user_id).collect();
+        let mut grants = Self {
             minted_at: Instant::now(),
-            parts: iter::once(0..due.len()).collect(),
-            due,
-            others,
+            due: HashMap::new(),
+            others: Vec::new(),
+            parts: vec![users],
             splits: 0,
             run: Run::begin(),
-        })
+        };
+        grants.replace(minted);
+        grants
     }
 
     /// Replaces grants that would soon expire.
@@ -68,16 +64,34 @@ impl TickGrants {
     /// As [`TickGrants::mint`].
     pub(crate) async fn renew(&mut self, pool: &Pool, job: &str, tick: Uuid) -> Result<(), Fault> {
         if self.minted_at.elapsed() >= RENEW_AFTER {
-            let Self { minted_at, due, others, parts, .. } = Self::mint(pool, job, tick).await?;
-            (self.minted_at, self.due, self.others, self.parts) = (minted_at, due, others, parts);
+            self.renewed(minted(pool, job, tick).await?);
         }
         Ok(())
     }
 
+    /// Keeps the parts: otherwise a tick whose attempts take long would begin with all users again and again. Users who have nothing
+    /// due any more are left out, and those who have since then are left to the next tick.
+    fn renewed(&mut self, minted: Vec<JobGrant>) {
+        self.replace(minted);
+        let Self { due, parts, .. } = self;
+        for part in &mut *parts {
+            part.retain(|user| due.contains_key(user));
+        }
+        parts.retain(|part| !part.is_empty());
+    }
+
+    fn replace(&mut self, minted: Vec<JobGrant>) {
+        let (due, others): (Vec<JobGrant>, Vec<JobGrant>) =
+            minted.into_iter().partition(|grant| grant.is_due);
+        self.minted_at = Instant::now();
+        self.due = due.into_iter().map(|grant| (grant.user_id, grant.grant)).collect();
+        self.others = others.into_iter().map(|grant| grant.grant).collect();
+    }
+
     /// The grants of the users that the worker acts for in the next transaction. Empty if no user has work due.
     pub(crate) fn due(&self) -> Vec<&str> {
-        let part = self.parts.last().and_then(|part| self.due.get(part.clone())).unwrap_or_default();
-        part.iter().map(String::as_str).collect()
+        let users = self.parts.last().map(Vec::as_slice).unwrap_or_default();
+        users.iter().filter_map(|user| self.due.get(user)).map(String::as_str).collect()
     }
 
     /// The grants under which the inbox row and the events of the tick are read and written.
@@ -97,10 +111,10 @@ impl TickGrants {
     pub(crate) fn narrow(&mut self, fault: &Fault) -> bool {
         self.splits += 1;
         self.run.failure = Some(format!("not for all users: {fault}"));
-        let Some(failed) = self.parts.pop() else { return false };
+        let Some(mut failed) = self.parts.pop() else { return false };
         if failed.len() > 1 {
-            let middle = failed.start + failed.len() / 2;
-            let mut halves = [middle..failed.end, failed.start..middle];
+            let second = failed.split_off(failed.len() / 2);
+            let mut halves = [second, failed];
             if fastrand::bool() {
                 halves.reverse();
             }
@@ -110,19 +124,24 @@ impl TickGrants {
     }
 }
 
+async fn minted(pool: &Pool, job: &str, tick: Uuid) -> Result<Vec<JobGrant>, Fault> {
+    let mut connection = store::acquire(pool).await?;
+    let minted = match job_grants::mint(&mut connection, job, tick, MAX_USERS_PER_TICK).await {
+        Ok(minted) => Ok(minted),
+        Err(fault) => Err(store::language::in_english(&mut connection, fault).await),
+    };
+    store::discard_if_unusable(connection, &minted);
+    minted
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn of(users: usize) -> TickGrants {
-        TickGrants {
-            minted_at: Instant::now(),
-            due: (1..=users).map(|user| user.to_string()).collect(),
-            others: vec!["0".to_owned()],
-            parts: iter::once(0..users).collect(),
-            splits: 0,
-            run: Run::begin(),
-        }
+    fn of(users: i32) -> TickGrants {
+        let platform = JobGrant { user_id: 0, is_due: false, grant: "0".to_owned() };
+        let of_user = |user_id: i32| JobGrant { user_id, is_due: true, grant: user_id.to_string() };
+        TickGrants::of((1..=users).map(of_user).chain([platform]).collect())
     }
 
     fn narrow(grants: &mut TickGrants) -> bool {
@@ -144,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_user_behind_many_who_fail_has_its_turn_within_some_ticks() {
-        let reaches = |users: usize| {
+        let reaches = |users: i32| {
             let (mut grants, last) = (of(users), users.to_string());
             loop {
                 if grants.due() == [last.as_str()] {
@@ -171,5 +190,24 @@ mod tests {
             }
             assert!(attempts <= MAX_SPLITS + 1, "{users} users: {attempts}");
         }
+    }
+
+    #[test]
+    fn renewed_grants_are_of_the_same_part() {
+        let mut grants = of(8);
+        while grants.due().len() > 1 {
+            assert!(narrow(&mut grants));
+        }
+        let (user, parts) = (grants.parts[grants.parts.len() - 1][0], grants.parts.clone());
+        let again = |user_id: i32, is_due| JobGrant { user_id, is_due, grant: format!("{user_id} again") };
+        grants.renewed((0..=9).rev().map(|user| again(user, user > 0)).collect());
+        assert_eq!(grants.due(), [format!("{user} again")]);
+        assert_eq!(grants.all(), [format!("{user} again"), "0 again".to_owned()]);
+        assert_eq!(grants.parts, parts);
+        // One who has nothing due any more does not end the tick for the others.
+        grants.renewed((0..=9).map(|other| again(other, other > 0 && other != user)).collect());
+        assert!(!grants.due().is_empty() && !grants.due().contains(&format!("{user} again").as_str()));
+        grants.renewed(vec![again(0, false)]);
+        assert!(grants.due().is_empty() && !narrow(&mut grants));
     }
 }

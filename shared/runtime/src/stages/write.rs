@@ -76,6 +76,9 @@ impl<W: ExternalWorker> Default for ToWrite<W> {
 const WHOLE_BATCH_ATTEMPTS: u32 = 3;
 /// After losing its connection this often during a transaction, a batch is split to find a message that causes it.
 pub(crate) const MAX_LOST_CONNECTIONS: u32 = 4;
+/// A transaction that loses its connection after so long has probably been ended for being idle, and so would be the next one: it is
+/// split at once, if that is possible.
+const LONG_ATTEMPT: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -363,7 +366,13 @@ impl<W: ExternalWorker> Writer<W> {
                     }
                     retry::delay(tries, FIRST_PAUSE, LONGEST_PAUSE)
                 }
-                FaultKind::ConnectionLost if connections_lost + 1 >= MAX_LOST_CONNECTIONS => {
+                FaultKind::ConnectionLost
+                    if is_over(
+                        connections_lost + 1,
+                        since.elapsed(),
+                        messages.len() > 1 || progress.grants.is_some(),
+                    ) =>
+                {
                     return Err(Fault { kind: FaultKind::Transient, ..fault }.into());
                 }
                 FaultKind::ConnectionLost | FaultKind::Unavailable => {
@@ -412,6 +421,11 @@ impl<W: ExternalWorker> Writer<W> {
     }
 }
 
+/// Whether a part that has lost so many connections, the last one after `took`, is not tried again as a whole.
+fn is_over(lost: u32, took: Duration, can_be_split: bool) -> bool {
+    lost >= MAX_LOST_CONNECTIONS || (can_be_split && took >= LONG_ATTEMPT)
+}
+
 /// What becomes of a part whose transaction failed.
 enum Given {
     /// It is written in smaller parts, the next one last.
@@ -452,6 +466,13 @@ pub(crate) fn portions(sizes: impl Iterator<Item = usize>, max_bytes: usize) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_part_that_loses_its_connection_after_long_is_split_at_once() {
+        let short = Duration::from_secs(1);
+        assert!(!is_over(1, short, true) && !is_over(3, short, true) && is_over(4, short, false));
+        assert!(is_over(1, LONG_ATTEMPT, true) && !is_over(1, LONG_ATTEMPT, false));
+    }
 
     #[test]
     fn a_batch_is_prepared_in_portions_of_limited_size() {

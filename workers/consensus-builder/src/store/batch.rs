@@ -123,6 +123,12 @@ pub(crate) fn computed<T>(compute: impl FnOnce() -> Result<T, Fault>) -> Result<
     if has_threads { block_in_place(compute) } else { compute() }
 }
 
+/// A statement between two computations: PostgreSQL ends a transaction that is idle for ten seconds, which is longer than one task takes.
+pub(crate) async fn keep_alive(connection: &mut Connection) -> Result<(), Fault> {
+    ::store::prepared(diesel::sql_query("SELECT 1")).execute(connection).await?;
+    Ok(())
+}
+
 /// Another transaction was faster: this one is tried again and sees what that one wrote.
 pub(crate) fn overtaken(what: &str) -> Fault {
     Fault { kind: FaultKind::Transient, reason: format!("another transaction wrote {what} at the same time") }

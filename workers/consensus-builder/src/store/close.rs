@@ -14,7 +14,7 @@ use runtime::EventDraft;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::batch::{computed, overtaken, rounds, uncomputable};
+use super::batch::{computed, keep_alive, overtaken, rounds, uncomputable};
 use super::conversations::AllCounters;
 use super::nodes::{self, DossierRow, Live, NodeKey, Succession};
 use super::respond::TaskKey;
@@ -64,7 +64,8 @@ impl Closing {
 /// The events of closed tasks, in order.
 pub(crate) type ClosedEvents = HashMap<TaskKey, Vec<EventDraft>>;
 
-/// The most bytes of answers that one transaction compares, unless they are of one task ([`contract::limit::TASK_CHARS`]).
+/// The most bytes of answers that one transaction compares, unless they are of one task ([`contract::limit::TASK_CHARS`]). Their normal
+/// forms are about twice as long at most.
 pub(super) const BYTES: i64 = 4 * 1024 * 1024;
 
 /// Refuses to compare the answers to these tasks in one transaction if they are too many. The runtime then writes parts of the batch.
@@ -117,12 +118,10 @@ async fn close_round(
     let live = nodes::live(connection, &keys).await?;
     let none = Vec::new();
     let mut made = Vec::with_capacity(round.len());
-    computed(|| {
-        for (key, (closing, task)) in keys.iter().zip(round) {
-            made.push(Made::new(closing, task, live.get(key).unwrap_or(&none), rules)?);
-        }
-        Ok(())
-    })?;
+    for (key, (closing, task)) in keys.iter().zip(round) {
+        made.push(computed(|| Made::new(closing, task, live.get(key).unwrap_or(&none), rules))?);
+        keep_alive(connection).await?;
+    }
     let successions = made.iter_mut().flat_map(|made| std::mem::take(&mut made.successions)).collect();
     nodes::supersede(connection, rules, successions).await?;
     let rows: Vec<NodeRow<'_>> = made.iter().map(Made::node_row).collect();

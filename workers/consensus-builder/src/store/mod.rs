@@ -11,6 +11,7 @@ pub(crate) mod knowledge;
 pub(crate) mod nodes;
 pub(crate) mod reestimate;
 pub(crate) mod respond;
+pub(crate) mod share;
 pub(crate) mod verdicts;
 
 use std::collections::HashMap;
@@ -138,7 +139,7 @@ async fn write_part(
     agents::profile(connection, &part.profiles, verdicts).await?;
     conversations::start(connection, &part.starts, verdicts).await?;
     delegate::delegate(connection, &part.delegations, counters, verdicts).await?;
-    let tasks = respond::respond(connection, rules, &part.tasks, more_tasks, prepared, verdicts).await?;
+    let tasks = respond::respond(connection, &part.tasks, more_tasks, prepared, verdicts).await?;
     let closings: Vec<_> = tasks.closings.iter().map(|(_, closing)| closing.clone()).collect();
     let keys: Vec<TaskKey> = closings.iter().map(|closing| (closing.user_id, closing.task_id)).collect();
     close::check_size(connection, &keys).await?;

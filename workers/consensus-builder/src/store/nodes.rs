@@ -12,7 +12,7 @@ use diesel::sql_types::{Binary, Bool, Integer, Nullable, Text, Timestamptz, Uuid
 use diesel_async::RunQueryDsl;
 use uuid::Uuid;
 
-use super::batch::{computed, overtaken, uncomputable};
+use super::batch::{computed, keep_alive, overtaken, uncomputable};
 use crate::inputs::{self, Key, stored_form};
 use crate::prepare::from_bytes;
 
@@ -176,17 +176,15 @@ pub(crate) async fn supersede(
     }
     let found = inputs::of_nodes(connection, &keys).await?;
     let mut changed = Vec::with_capacity(found.len());
-    computed(|| {
-        for stored in found {
-            let key = (stored.user_id, stored.node_id);
-            let Some(&(successor, request_id)) = successors.get(&key) else { continue };
-            let standing =
-                Standing { superseded_by: Some(successor.to_string()), ..stored.inputs.standing.clone() };
-            let inputs = consensus::Inputs { standing, ..stored.inputs };
-            changed.push(DossierRow::compute(key, &inputs, rules, request_id)?.0);
-        }
-        Ok(())
-    })?;
+    for stored in found {
+        let key = (stored.user_id, stored.node_id);
+        let Some(&(successor, request_id)) = successors.get(&key) else { continue };
+        let standing =
+            Standing { superseded_by: Some(successor.to_string()), ..stored.inputs.standing.clone() };
+        let inputs = consensus::Inputs { standing, ..stored.inputs };
+        changed.push(computed(|| DossierRow::compute(key, &inputs, rules, request_id))?.0);
+        keep_alive(connection).await?;
+    }
     reassess(connection, changed).await
 }
 

@@ -7,17 +7,17 @@ use std::sync::LazyLock;
 use ::store::unnest::{UnnestRow, with_rows};
 use ::store::{Connection, Fault};
 use chrono::{DateTime, Utc};
-use consensus::Rules;
-use contract::{ResponseSubmit, SessionId, TaskCancel, limit};
+use contract::{ResponseSubmit, SessionId, TaskCancel};
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
-use runtime::{EventDraft, Verdict};
+use runtime::{EventDraft, Retry, Verdict};
 use uuid::Uuid;
 
 use super::batch::{Item, Verdicts, json, overtaken};
 use super::close::{self, CloseReason, Closing, PendingRow};
 use super::delegate::delegation_id;
+use super::share::{RESPONSES_OF_AGENT, fits};
 use crate::prepare::{Prepared, to_bytes};
 
 /// A task: its user and its id.
@@ -97,9 +97,6 @@ impl Task {
         response_id: Uuid,
     }
 }
-
-/// The most responses of an agent to a task. All that came before the close are read then, although the latest one alone counts.
-const RESPONSES_OF_AGENT: i64 = 100;
 
 static DELEGATIONS: LazyLock<String> = LazyLock::new(|| {
     let (arrays, names) = (LookUpRow::arrays(1), LookUpRow::names());
@@ -237,7 +234,6 @@ pub(crate) struct Tasks<'a> {
 /// `more_tasks` are locked too: those that later parts of the batch concern, by responses or by verdicts on their nodes.
 pub(crate) async fn respond<'a>(
     connection: &mut Connection,
-    rules: &Rules,
     steps: &[Step<'a>],
     more_tasks: &[TaskKey],
     prepared: &'a Prepared,
@@ -263,7 +259,7 @@ pub(crate) async fn respond<'a>(
     tasks.tasks = found.into_iter().map(|task| ((task.user_id, task.id), task)).collect();
     tasks.look_up(connection, steps).await?;
     for step in steps {
-        tasks.take(rules, step, prepared, verdicts);
+        tasks.take(step, prepared, verdicts);
     }
     tasks.write(connection).await?;
     Ok(tasks)
@@ -297,7 +293,7 @@ impl<'a> Tasks<'a> {
         Ok(())
     }
 
-    fn take(&mut self, rules: &Rules, step: &Step<'a>, prepared: &'a Prepared, verdicts: &mut Verdicts) {
+    fn take(&mut self, step: &Step<'a>, prepared: &'a Prepared, verdicts: &mut Verdicts) {
         let key = step.task();
         let Some(task) = self.tasks.get_mut(&key) else { return };
         // A token may be for one session alone, so a task is found in its own session only.
@@ -311,13 +307,12 @@ impl<'a> Tasks<'a> {
                 verdicts.written(item, true);
             }
             Step::Cancel(item) => verdicts.written(item, false),
-            Step::Respond(item) => self.take_response(rules, item, prepared, verdicts),
+            Step::Respond(item) => self.take_response(item, prepared, verdicts),
         }
     }
 
     fn take_response(
         &mut self,
-        rules: &Rules,
         item: &Item<'a, ResponseSubmit>,
         prepared: &'a Prepared,
         verdicts: &mut Verdicts,
@@ -330,12 +325,16 @@ impl<'a> Tasks<'a> {
                 format!("agent_id: agent {} was not asked in task {}", request.agent_id, request.task_id);
             return verdicts.set(index, Verdict::Rejected(reason.into()));
         };
-        let abstains = match consensus::abstains(&as_input(item), rules) {
-            Ok(abstains) => abstains,
-            Err(error) => return verdicts.set(index, Verdict::Rejected(format!("claim: {error}").into())),
+        let abstains = match prepared.abstains(message.event_id) {
+            Some(Ok(abstains)) => abstains,
+            Some(Err(reason)) => return verdicts.set(index, Verdict::Rejected(reason.to_owned().into())),
+            None => {
+                let reason = "the response was not read before the transaction".to_owned();
+                return verdicts.set(index, Verdict::Retry(Retry::WithinBudget, reason.into()));
+            }
         };
         let Some(task) = self.tasks.get_mut(&key) else { return };
-        if let Err(reason) = fits(item, task.asked, asked.responses) {
+        if let Err(reason) = fits(request, task.asked, asked.responses) {
             return verdicts.set(index, Verdict::Rejected(reason.into()));
         }
         if !self.known.insert((key.0, request.response_id)) {
@@ -456,36 +455,6 @@ impl<'a> ResponseRow<'a> {
             stored_at: message.stored_at,
             request_id: message.request_id,
         }
-    }
-}
-
-/// All answers to a task are compared with each other when it closes, in one transaction.
-fn fits(item: &Item<'_, ResponseSubmit>, asked: i32, responses: i64) -> Result<(), String> {
-    let request = item.request;
-    if responses >= RESPONSES_OF_AGENT {
-        return Err(format!(
-            "response_id: agent {} has given {responses} responses, the most to a task",
-            request.agent_id
-        ));
-    }
-    let part = limit::TASK_CHARS / usize::try_from(asked).unwrap_or(1).max(1);
-    let claim = request.claim.as_ref().map_or(0, |claim| claim.as_str().chars().count());
-    let length = request.response_text.as_str().chars().count() + claim;
-    if length <= part {
-        return Ok(());
-    }
-    Err(format!(
-        "response_text: text and claim have {length} characters; of {asked} agents that are asked, each may use {part}"
-    ))
-}
-
-/// The response as consensus takes it in, as far as it decides whether it is an abstention.
-fn as_input(item: &Item<'_, ResponseSubmit>) -> consensus::Response {
-    consensus::Response {
-        id: item.request.response_id.to_string(),
-        text: item.request.response_text.to_string(),
-        claim: item.request.claim.as_ref().map(|claim| claim.as_str().to_owned()),
-        ..consensus::Response::default()
     }
 }
 
