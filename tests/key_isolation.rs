@@ -94,7 +94,7 @@ async fn only_the_roles_that_need_it_may_enter_and_every_table_of_users_forces_i
         "{tables} AND relrowsecurity AND relforcerowsecurity AND relowner = 'memfleet_owner'::regrole"
     );
     assert_eq!(count(&fixture, &forced).await, 1);
-    let policies = testkit::lines_on(
+    let policies = lines_on(
         &mut administrator(&fixture).await,
         "concat_ws(' ', cmd, coalesce(qual, with_check)) FROM pg_policies ORDER BY cmd",
     )
@@ -592,7 +592,7 @@ async fn keys_that_do_not_open_keep_no_user_from_secrets_and_nobody_else_either(
     fixture.process(ContextWriter, all().map(secret)).await;
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
     assert_eq!(fixture.count("encrypted_fields").await, 8);
-    let added = testkit::lines_on(&mut administrator(&fixture).await, highest).await;
+    let added = lines_on(&mut administrator(&fixture).await, highest).await;
     assert_eq!(added, ["1 2", "2 3", "3 4", "4 5", "5 6", "6 7", "7 21", "8 1"]);
 
     // What comes later is passed over: the same keys are used on.

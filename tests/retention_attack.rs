@@ -158,8 +158,10 @@ async fn a_run_looks_at_few_of_the_rows_of_a_user_who_has_many() {
                  FROM generate_series(1, 10000) AS n, generate_series(3, 4) AS u;
              INSERT INTO router_decision_log (id, user_id, session_id, user_request, routing_decision, created_at)
                  SELECT gen_random_uuid(), 5, 's' || n % 100, 'where?', '{}', now() - interval '181 days' FROM generate_series(1, 10000) AS n;
-             INSERT INTO unified_memory_vectors (id, user_id, session_id, vector_type, content_text, embedding_model, point_count, updated_at)
-                 SELECT gen_random_uuid(), 6, 's' || n % 100, 'knowledge', '', '', 0, now() - interval '800 days' FROM generate_series(1, 10000) AS n;
+             INSERT INTO unified_memory_vectors (id, user_id, session_id, vector_type, content_text, embedding_model, point_count, updated_at,
+                     memory_node_id)
+                 SELECT gen_random_uuid(), 6, 's' || n % 100, 'knowledge', '', '', 0, now() - interval '800 days', gen_random_uuid()
+                 FROM generate_series(1, 10000) AS n;
              RESET session_replication_role;
              ANALYZE",
         )

@@ -93,7 +93,7 @@ const OF_MANY_USERS: &str = "
         FROM generate_series(1, 1000) AS u, generate_series(1, 30) AS n;
     INSERT INTO cross_service_memory_sync (id, user_id, source_session_id, target_session_id, sync_type, sync_status, data_transferred,
             created_at, completed_at)
-        SELECT gen_random_uuid(), u, 's' || n, 's1', 'context_transfer', 'completed', '{}', now() - interval '1000 days',
+        SELECT gen_random_uuid(), u, 's' || n, 's' || 1 + n % 30, 'context_transfer', 'completed', '{}', now() - interval '1000 days',
             now() - interval '999 days' FROM generate_series(1, 1000) AS u, generate_series(1, 30) AS n;
     INSERT INTO session_clocks (user_id, session_id) SELECT u, 's1' FROM generate_series(1, 1000) AS u;
     INSERT INTO blackboard_events (id, event_type, performative, source_agent_id, user_id, session_id, event_payload, logical_timestamp,

@@ -322,11 +322,7 @@ async fn how_long_an_empty_answer_takes_tells_nothing_of_other_users() {
             one["metadata"] = json!({ "who": "they" });
             one
         });
-        testkit::request(
-            "vector.index",
-            2,
-            json!({ "session_id": "theirs", "memories": some.collect::<Vec<_>>() }),
-        )
+        request("vector.index", 2, json!({ "session_id": "theirs", "memories": some.collect::<Vec<_>>() }))
     });
     memories.process(many.collect::<Vec<_>>()).await;
     memories.process([index(1, vec![memory(Uuid::now_v7(), "Mine.", 5_000)])]).await;

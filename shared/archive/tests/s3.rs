@@ -27,7 +27,9 @@ impl Moto {
         if !folder.join(".stamp").is_file() {
             let missing = format!("{} is not there; `scripts/setup --tests` gets it", folder.display());
             assert!(std::env::var_os("CI").is_none(), "{missing}");
-            writeln!(std::io::stderr(), "skipped: {missing}").unwrap();
+            // Not by `println!`, whose output is shown for failed tests only.
+            let mut shown = std::io::stderr();
+            writeln!(shown, "skipped: {missing}").unwrap();
             return None;
         }
         let mut process = Command::new("python3")

@@ -112,7 +112,7 @@ pub(super) async fn one(
     if let [first, second, ..] = users[..] {
         bail!("several users have a sync {sync}, such as {first} and {second}; name one with --user");
     }
-    if let Some(one) = found.unreadable.first() {
+    if let Some(one) = found.unreadable.as_slice().first() {
         bail!("the sync {sync} of user {} {UNREADABLE}: {}", one.user_id, one.problem);
     }
     found.syncs.pop().with_context(|| {
