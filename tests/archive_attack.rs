@@ -181,7 +181,7 @@ async fn whoever_writes_the_names_of_archives_has_no_file_deleted() {
     );
     fixture.execute(&hide(id)).await;
     let verified = succeeds(&fixture, &["verify", of]).await;
-    assert!(verified.contains("\n1 rows stayed in the database when they were archived"), "{verified}");
+    assert!(verified.contains("\n1 archived rows were not removed from the database"), "{verified}");
 
     // What nothing names may be the only copy.
     fixture.execute("DELETE FROM archives").await;
@@ -206,13 +206,15 @@ fn old_file(path: &Path) {
 async fn clean_deletes_nothing_outside_of_the_folder() {
     let mut fixture = Fixture::new().await;
     let (folder, elsewhere) = (with_target(&mut fixture), tempfile::tempdir().expect("a folder"));
-    let orphan = "simple_chat_context/2026-01/0193c0de-0000-7000-8000-00000000000e/manifest.json";
+    let orphan =
+        "simple_chat_context/2026-01/0193c0de-0000-7000-8000-00000000000e/simple_chat_context.parquet";
     let others = ["simple_chat_context/notes.txt", "notes.parquet"];
     for path in [orphan, others[0], others[1]] {
         old_file(&folder.path().join(path));
     }
-    let outside =
-        elsewhere.path().join("blackboard_events/2026-01/0193c0de-0000-7000-8000-00000000000f/manifest.json");
+    let outside = elsewhere
+        .path()
+        .join("blackboard_events/2026-01/0193c0de-0000-7000-8000-00000000000f/blackboard_events.parquet");
     old_file(&outside);
     symlink(elsewhere.path().join("blackboard_events"), folder.path().join("blackboard_events"))
         .expect("a link");

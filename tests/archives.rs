@@ -198,7 +198,7 @@ async fn a_kill_between_the_files_and_the_deletion_loses_nothing() {
         cautious.all()
     );
     assert!(orphans.iter().any(|file| file.ends_with("manifest.json") && file.exists()));
-    succeeds(&fixture, &["clean", "--signed"]).await;
+    succeeds(&fixture, &["clean", "--complete"]).await;
     assert!(orphans.iter().all(|file| !file.exists()));
     succeeds(&fixture, &["verify"]).await;
 }

@@ -242,11 +242,11 @@ async fn stored_answers_that_normalisation_would_lengthen_keep_nobody_out() {
             "SET session_replication_role = replica;
              INSERT INTO consensus_tasks (id, user_id, session_id, pm_agent_id, question, task_kind, node_type, node_key, title, quorum,
                 asked, responded, answered, deadline)
-             SELECT md5('long' || t)::uuid, 1, 'group', 'pm', 'q', 'kind', 'answer', 'long' || t, 'n', 21, 21, 20, 20, '2026-01-01T00:00:00Z'
+             SELECT md5('long' || t)::uuid, 1, 'group', 'pm', 'q', 'kind', 'answer', 'long' || t, 'n', 9, 9, 8, 8, '2026-01-01T00:00:00Z'
              FROM generate_series(1, 2) AS t;
              INSERT INTO agent_responses (id, user_id, task_delegation_id, task_id, agent_id, response_text)
              SELECT md5(t.id::text || a)::uuid, 1, md5(t.id::text || a)::uuid, t.id, 'agent-' || a, a || repeat(chr(64922), 16000)
-             FROM consensus_tasks t, generate_series(1, 20) AS a WHERE t.user_id = 1;
+             FROM consensus_tasks t, generate_series(1, 8) AS a WHERE t.user_id = 1;
              UPDATE multi_agent_conversations SET total_tasks_delegated = 2 WHERE user_id = 1",
         )
         .await;
@@ -262,7 +262,7 @@ async fn stored_answers_that_normalisation_would_lengthen_keep_nobody_out() {
     let clusters =
         "jsonb_array_length(convert_from(dossier, 'UTF8')::jsonb -> 'clusters') FROM consensus_dossiers
         WHERE user_id = 1";
-    assert_eq!(fixture.lines(clusters).await, ["20", "20"]);
+    assert_eq!(fixture.lines(clusters).await, ["8", "8"]);
 }
 
 /// Closed tasks of 100 agents that nobody has estimated, as the database has them.

@@ -177,7 +177,7 @@ async fn every_bad_request_has_its_outcome() {
     let end = json!({ "source_node_id": NODE, "target_node_id": OTHER, "relation_type": "r" });
     let missing = json!({ "source_node_id": NODE, "target_node_id": TASK, "relation_type": "r" });
     let more = |more: Value| own.respond("a", "Tagus", more);
-    let longer = "permanent: response_text, claim: response RESPONSE: a text is more than twice as long in its normal form (NFKC); \
+    let longer = "permanent: response_text, claim: response RESPONSE: a text is much longer in its normal form (NFKC) than it is; \
         spell it in plain characters";
     let cases: Vec<(RequestMessage, String)> = vec![
         (

@@ -572,13 +572,14 @@ const READABLE: &str = "c.oid::regclass || '.' || a.attname FROM pg_class c JOIN
     AND has_column_privilege('memfleet_due', c.oid, a.attnum, 'SELECT') ORDER BY 1";
 
 /// What the due functions of the shipped jobs read.
-const SHIPPED: [&str; 71] = [
+const SHIPPED: [&str; 75] = [
     "agent_context_states.expires_at",
     "agent_context_states.id",
     "agent_context_states.memory_tier",
     "agent_context_states.removed_at",
     "agent_context_states.session_id",
     "agent_context_states.sync_state",
+    "agent_context_states.updated_at",
     "agent_context_states.user_id",
     "blackboard_events.created_at",
     "blackboard_events.event_sequence",
@@ -617,6 +618,9 @@ const SHIPPED: [&str; 71] = [
     "inbox.received_at",
     "inbox.user_id",
     "inbox.worker",
+    "multi_agent_conversations.completed_at",
+    "multi_agent_conversations.session_id",
+    "multi_agent_conversations.user_id",
     "retention_holds.access_tier",
     "retention_holds.chat_mode",
     "retention_holds.released_at",

@@ -5,9 +5,12 @@ use std::time::{Duration, Instant};
 use chrono::Utc;
 use diesel_async::{AsyncConnection as _, SimpleAsyncConnection as _};
 use retention_cleaner::ROWS;
-use store::Fault;
+use store::{Fault, security};
+use testkit::attack::{grant, login};
 use testkit::{Fixture, eventually, lines_on};
 use uuid::Uuid;
+
+const ROLE: &str = "w_retention_cleaner";
 
 /// The most that a writer waits for a row of a run. It is wide: the machine of the tests may be slow.
 const MOST: Duration = Duration::from_secs(2);
@@ -32,11 +35,14 @@ async fn a_writer_waits_a_short_time_for_a_row_that_a_run_deletes() {
         ))
         .await;
     let (mut gate, mut runs, mut writes) =
-        (fixture.connection().await, fixture.connection().await, fixture.connection().await);
+        (fixture.connection().await, login(&fixture, ROLE).await, fixture.connection().await);
+    let grants = [grant(0, ROLE), grant(1, ROLE)];
+    let grants: Vec<&str> = grants.iter().map(String::as_str).collect();
     gate.batch_execute("SELECT pg_advisory_lock(1)").await.expect("a lock");
     let run = async {
         let swept = runs
             .transaction(async |connection| {
+                security::open_context_of_batch(connection, &grants, 1).await?;
                 retention_cleaner::sweep(connection, Utc::now(), &[1], ROWS, Uuid::now_v7()).await
             })
             .await;

@@ -16,10 +16,18 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     )
     SELECT d.user_id, d.id, d.policy_id FROM (
         SELECT a.user_id, a.id, r.policy_id FROM rules r
-        JOIN public.chat_mode_sessions s ON s.user_id = r.user_id AND s.chat_mode = r.chat_mode AND s.ended_at <= r.before
-        JOIN public.agent_context_states a ON a.user_id = s.user_id AND a.session_id = s.session_id AND a.memory_tier::text = r.access_tier
-        WHERE NOT EXISTS (SELECT FROM public.cross_service_memory_sync y WHERE y.user_id = s.user_id
-            AND s.session_id IN (y.source_session_id, y.target_session_id) AND y.sync_status IN ('pending', 'in_progress'))
+        CROSS JOIN LATERAL (
+            SELECT s.user_id, s.session_id FROM public.chat_mode_sessions s
+            WHERE s.user_id = r.user_id AND s.chat_mode = r.chat_mode AND s.ended_at <= r.before
+                AND NOT EXISTS (SELECT FROM public.cross_service_memory_sync y WHERE y.user_id = s.user_id
+                    AND s.session_id IN (y.source_session_id, y.target_session_id) AND y.sync_status IN ('pending', 'in_progress'))
+            OFFSET 0
+        ) AS s
+        CROSS JOIN LATERAL (
+            SELECT c.user_id, c.id FROM public.agent_context_states c
+            WHERE c.user_id = s.user_id AND c.session_id = s.session_id AND c.memory_tier::text = r.access_tier
+            OFFSET 0
+        ) AS a
         UNION ALL
         SELECT a.user_id, a.id, r.policy_id
         FROM (SELECT o.user_id, max(o.before) AS latest FROM rules o WHERE o.chat_mode IS NULL GROUP BY o.user_id) AS u

@@ -29,3 +29,9 @@ CREATE OR REPLACE FUNCTION sec.due_users(of_users integer[]) RETURNS SETOF integ
         UNION ALL SELECT v.user_id FROM public.unified_memory_vectors v WHERE v.has_points AND v.user_id = ANY (of_users)
     ) AS d WHERE d.user_id <> 0
 $$;
+
+ALTER FUNCTION sec.kinds_of_rows ROWS 1000;
+ALTER FUNCTION sec.platform_policies ROWS 1000;
+ALTER FUNCTION sec.platform_holds ROWS 1000;
+ALTER FUNCTION sec.held_kinds ROWS 1000;
+ALTER FUNCTION sec.retention_rules ROWS 1000;

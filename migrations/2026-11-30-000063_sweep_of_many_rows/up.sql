@@ -2,6 +2,7 @@
 SET LOCAL lock_timeout = '100ms';
 
 -- Contexts of sessions that have ended, unless a sync still reads or writes them. Each is read once, whatever the number of access tiers.
+-- OFFSET 0 keeps the order of the joins, which reads nothing of other users.
 CREATE OR REPLACE FUNCTION sec.due_contexts(users integer[], at timestamptz, most integer,
     of_action public.retention_action DEFAULT 'delete') RETURNS TABLE (user_id integer, id uuid, policy_id uuid)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -10,12 +11,18 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         FROM sec.retention_rules(users, 'simple_chat_context') AS a
         WHERE a.chat_mode IS NOT NULL AND a.access_tier IS NOT NULL AND (of_action IS NULL OR a.action = of_action)
         GROUP BY a.user_id, a.chat_mode, a.policy_id, a.keep_days) AS r
-    JOIN public.chat_mode_sessions s ON s.user_id = r.user_id AND s.chat_mode = r.chat_mode
-        AND s.ended_at <= at - make_interval(days => r.keep_days)
-    JOIN public.simple_chat_context c ON c.user_id = s.user_id AND c.session_id = s.session_id AND c.access_level::text = ANY (r.access_tiers)
-    WHERE NOT c.is_persistent
-        AND NOT EXISTS (SELECT FROM public.cross_service_memory_sync y WHERE y.user_id = s.user_id
-        AND s.session_id IN (y.source_session_id, y.target_session_id) AND y.sync_status IN ('pending', 'in_progress'))
+    CROSS JOIN LATERAL (
+        SELECT s.user_id, s.session_id FROM public.chat_mode_sessions s
+        WHERE s.user_id = r.user_id AND s.chat_mode = r.chat_mode AND s.ended_at <= at - make_interval(days => r.keep_days)
+            AND NOT EXISTS (SELECT FROM public.cross_service_memory_sync y WHERE y.user_id = s.user_id
+                AND s.session_id IN (y.source_session_id, y.target_session_id) AND y.sync_status IN ('pending', 'in_progress'))
+        OFFSET 0
+    ) AS s
+    CROSS JOIN LATERAL (
+        SELECT c.user_id, c.id FROM public.simple_chat_context c WHERE c.user_id = s.user_id AND c.session_id = s.session_id
+            AND c.access_level::text = ANY (r.access_tiers) AND NOT c.is_persistent
+        OFFSET 0
+    ) AS c
     LIMIT most
 $$;
 
@@ -49,3 +56,10 @@ BEGIN
     END LOOP;
     RETURN QUERY SELECT DISTINCT u.id FROM unnest(users) AS u (id) WHERE u.id <> 0;
 END $$;
+
+-- What the planner expects of them: of a thousand rows each, as by default, it would read all sessions for a few users.
+ALTER FUNCTION sec.kinds_of_rows ROWS 25;
+ALTER FUNCTION sec.platform_policies ROWS 5;
+ALTER FUNCTION sec.platform_holds ROWS 5;
+ALTER FUNCTION sec.held_kinds ROWS 10;
+ALTER FUNCTION sec.retention_rules ROWS 100;

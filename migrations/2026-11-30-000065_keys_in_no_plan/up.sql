@@ -2,6 +2,9 @@
 -- in part cost others (docs/adr/0043).
 SET LOCAL lock_timeout = '100ms';
 
+-- Whoever notes events as published meanwhile waits: what is noted after it was read here would be lost.
+LOCK TABLE sec.unpublished_transactions IN ACCESS EXCLUSIVE MODE;
+
 -- Users of earlier deliveries of the tick, for whom grants were minted with those of the users whose work is due.
 ALTER TABLE sec.minted_job_grants ADD COLUMN earlier integer[] NOT NULL DEFAULT '{}';
 
@@ -326,9 +329,9 @@ BEGIN
     FOR shown IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace IN ('public'::regnamespace, 'sec'::regnamespace, 'audit'::regnamespace)
         AND (p.prosecdef OR p.oid = 'sec.add_key(text, text, bytea)'::regprocedure)
         AND (p.proconfig @> ARRAY['debug_print_parse=off', 'debug_print_rewritten=off', 'debug_print_plan=off',
-            'client_min_messages=warning']) IS NOT TRUE LOOP
+            'client_min_messages=warning', 'standard_conforming_strings=on']) IS NOT TRUE LOOP
         EXECUTE format('ALTER FUNCTION %s SET debug_print_parse = off SET debug_print_rewritten = off SET debug_print_plan = off
-            SET client_min_messages = warning', shown);
+            SET client_min_messages = warning SET standard_conforming_strings = on', shown);
     END LOOP;
 END $$;
 REVOKE EXECUTE ON FUNCTION sec.hide_plans FROM PUBLIC;

@@ -263,10 +263,11 @@ SELECT sec.hide_plans();
 -- Syncs that the checks below would refuse, or whose text cannot be measured: the checks would keep memory-sync from ending them. A filter that
 -- cannot be read ends its sync, as memory-sync does; counts begin anew.
 WITH counted AS MATERIALIZED (
-    SELECT s.user_id, s.id, CASE WHEN jsonb_typeof(s.data_transferred) = 'object' THEN pg_column_size(s.data_transferred || '{}') > 32768
-        OR EXISTS (SELECT FROM jsonb_each(s.data_transferred) AS e WHERE CASE jsonb_typeof(e.value)
-            WHEN 'number' THEN e.value::numeric NOT BETWEEN 0 AND 1e18 OR scale(e.value::numeric) > 0 ELSE true END)
-        ELSE true END AS is_refused
+    SELECT s.user_id, s.id, CASE WHEN jsonb_typeof(s.data_transferred) <> 'object' THEN true
+        WHEN pg_column_size(s.data_transferred || '{}') > 32768 THEN true
+        WHEN EXISTS (SELECT FROM jsonb_each(s.data_transferred) AS e WHERE CASE jsonb_typeof(e.value)
+            WHEN 'number' THEN e.value::numeric NOT BETWEEN 0 AND 1e18 OR scale(e.value::numeric) > 0 ELSE true END) THEN true
+        ELSE octet_length(s.data_transferred::text) > 65536 END AS is_refused
     FROM cross_service_memory_sync s
 ), filtered AS MATERIALIZED (
     SELECT s.user_id, s.id, CASE WHEN pg_column_size(s.filter || '{}') > 2031616 THEN true

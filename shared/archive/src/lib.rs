@@ -25,5 +25,5 @@ pub use manifest::{File, Manifest, Policy, Signed};
 pub use rows::{MAX_ROWS, Rows};
 pub use table::{ENCRYPTED_FIELDS, TABLES, Table, table};
 pub use target::{Found, Keys, Listing, Target};
-pub use transfer::{Contents, Draft, MAX_FILE_BYTES, Written, discard, read, read_manifest, write};
+pub use transfer::{Contents, Draft, MAX_FILE_BYTES, Written, discard, read, write};
 pub use value::Value;

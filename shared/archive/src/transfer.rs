@@ -177,20 +177,6 @@ fn sha256(content: &[u8]) -> String {
     to_hex(&Sha256::digest(content))
 }
 
-/// Reads the manifest of an archive, and checks that one of these keys has signed it and that it is of this place.
-///
-/// # Errors
-/// [`ArchiveError`] if it is missing, or is not as it was written.
-pub async fn read_manifest(
-    target: &Target,
-    keys: &[PublicKey],
-    location: &str,
-) -> Result<Manifest, ArchiveError> {
-    let (manifest, _) = read_signed(target, keys, &format!("{location}/{MANIFEST}")).await?;
-    check_place(&manifest, location)?;
-    Ok(manifest)
-}
-
 /// A manifest that one of these keys has signed, and its hash.
 async fn read_signed(
     target: &Target,

@@ -7,13 +7,18 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use archive::{Column, Draft, Kind, Rows, Target, read, write};
 use chrono::Utc;
 use config::ArchiveSettings;
 use trust::PrivateKey;
 use uuid::Uuid;
+
+/// How long the server may take to begin, and to answer.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The server of moto on a free port. It is stopped on drop.
 struct Moto {
@@ -40,20 +45,26 @@ impl Moto {
             .unwrap();
         let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map_while(Result::ok);
         let mut server = Self { process, url: String::new() };
-        // It says so once it accepts connections.
-        let port = lines.find_map(|line| {
-            let (_, rest) = line.split_once("Running on http://127.0.0.1:")?;
-            Some(rest.chars().take_while(char::is_ascii_digit).collect::<String>())
+        let (ready, port) = mpsc::channel();
+        thread::spawn(move || {
+            // It says so once it accepts connections.
+            let port = lines.find_map(|line| {
+                let (_, rest) = line.split_once("Running on http://127.0.0.1:")?;
+                Some(rest.chars().take_while(char::is_ascii_digit).collect::<String>())
+            });
+            let _ = ready.send(port);
+            // It would wait if nobody read what it says of each request.
+            lines.for_each(drop);
         });
+        let port = port.recv_timeout(DEADLINE).unwrap();
         server.url = format!("http://127.0.0.1:{}", port.unwrap());
-        // It would wait if nobody read what it says of each request.
-        thread::spawn(move || lines.for_each(drop));
         Some(server)
     }
 
     fn create_bucket(&self, name: &str) {
         let host = self.url.trim_start_matches("http://");
         let mut stream = TcpStream::connect(host).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
         let request =
             format!("PUT /{name} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).unwrap();

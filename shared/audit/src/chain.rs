@@ -87,7 +87,7 @@ pub(crate) async fn last_before(
     Ok(last.optional()?.map(Statement::from))
 }
 
-/// The same of seals that are seen one after the other, in their order.
+/// What [`last_before`] finds, of seals that are read in their order.
 #[derive(Debug)]
 pub(crate) struct LastBefore {
     before: DateTime<Utc>,

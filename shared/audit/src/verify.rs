@@ -60,6 +60,8 @@ pub(crate) async fn verify_trail(
         Err(AuditError::Database(fault))
             if !report.findings.is_empty() || fault.kind == FaultKind::Permanent =>
         {
+            // No seal has confirmed what these rows were excused by.
+            report.missing += mem::take(&mut report.accounted);
             report.note_outside(Finding::database(format!("the rest cannot be read: {fault}")));
             return Ok((report, Retired::default()));
         }

@@ -156,7 +156,7 @@ pub enum InputError {
     },
     /// A text, or one in a claim, is much longer in its normal form. What is compared of it is cut.
     #[error(
-        "response {response}: a text is more than twice as long in its normal form (NFKC); spell it in plain characters"
+        "response {response}: a text is much longer in its normal form (NFKC) than it is; spell it in plain characters"
     )]
     Growth {
         /// The response.

@@ -196,15 +196,16 @@ async fn look(
     for _ in 0..LOOKS {
         let looked = look_once(connection, &seen).await?;
         let mut further = Vec::new();
-        for Looked { session, last, ids } in looked {
+        for Looked { session, last, has_unknown, ids } in looked {
             let place = usize::try_from(session - 1).ok();
             let Some(known) = place.and_then(|place| seen.get(place)).copied() else { continue };
             match last {
                 Some(last) if ids.is_empty() => {
-                    if known.is_mark {
+                    let is_mark = known.is_mark && !has_unknown;
+                    if is_mark {
                         raised.insert((known.user_id, known.session_id), last);
                     }
-                    further.push(Seen { number: last, ..known });
+                    further.push(Seen { number: last, is_mark, ..known });
                 }
                 Some(_) | None => found.push(Unpublished { ids, is_cut: last.is_some() }),
             }
@@ -227,6 +228,9 @@ struct Looked {
     /// The last event that was looked at, if there may be more.
     #[diesel(sql_type = Nullable<BigInt>)]
     last: Option<i64>,
+    /// Whether there are late events of types that this program does not know: newer replicas publish them.
+    #[diesel(sql_type = Bool)]
+    has_unknown: bool,
     /// Those that are not published, by sequence number.
     #[diesel(sql_type = Array<SqlUuid>)]
     ids: Vec<Uuid>,
@@ -251,6 +255,7 @@ async fn look_once(connection: &mut AsyncPgConnection, seen: &[Seen<'_>]) -> Res
             CROSS JOIN LATERAL sec.unpublished_of(a.transactions, a.ids) AS u (id)
         )
         SELECT l.session, CASE WHEN count(*) >= $5 THEN max(l.event_sequence) END AS last,
+            bool_or(l.created_at >= now() - interval '1 hour' AND l.event_type::text <> ALL ($4)) AS has_unknown,
             coalesce(array_agg(u.id ORDER BY l.event_sequence) FILTER (WHERE u.id IS NOT NULL), '{}') AS ids
         FROM looked l LEFT JOIN unpublished u ON u.id = l.id
         GROUP BY l.session HAVING count(*) >= $5 OR count(u.id) > 0 ORDER BY l.session";

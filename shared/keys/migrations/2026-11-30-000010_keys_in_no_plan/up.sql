@@ -11,9 +11,9 @@ BEGIN
     FOR shown IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace IN ('public'::regnamespace, 'sec'::regnamespace)
         AND (p.prosecdef OR p.oid = 'sec.add_key(text, text, bytea)'::regprocedure)
         AND (p.proconfig @> ARRAY['debug_print_parse=off', 'debug_print_rewritten=off', 'debug_print_plan=off',
-            'client_min_messages=warning']) IS NOT TRUE LOOP
+            'client_min_messages=warning', 'standard_conforming_strings=on']) IS NOT TRUE LOOP
         EXECUTE format('ALTER FUNCTION %s SET debug_print_parse = off SET debug_print_rewritten = off SET debug_print_plan = off
-            SET client_min_messages = warning', shown);
+            SET client_min_messages = warning SET standard_conforming_strings = on', shown);
     END LOOP;
 END $$;
 REVOKE EXECUTE ON FUNCTION sec.hide_plans FROM PUBLIC;

@@ -104,6 +104,11 @@ impl TickGrants {
         &self.run
     }
 
+    /// Whether a failed transaction can be tried with fewer users.
+    pub(crate) fn can_be_split(&self) -> bool {
+        self.parts.len() > 1 || self.parts.last().is_some_and(|part| part.len() > 1)
+    }
+
     /// Halves the users after a failed transaction. False if there are no fewer users to try it with.
     ///
     /// Which half comes first is left to chance: many failing users at one end do not keep those behind them from their turn
@@ -146,6 +151,13 @@ mod tests {
 
     fn narrow(grants: &mut TickGrants) -> bool {
         grants.narrow(&Fault { kind: store::FaultKind::Permanent, reason: "one of them".to_owned() })
+    }
+
+    #[test]
+    fn a_tick_of_one_user_cannot_be_split() {
+        assert!(!of(0).can_be_split() && !of(1).can_be_split() && of(2).can_be_split());
+        let mut grants = of(2);
+        assert!(narrow(&mut grants) && grants.can_be_split(), "the other one has its turn");
     }
 
     #[test]

@@ -370,7 +370,7 @@ impl<W: ExternalWorker> Writer<W> {
                     if is_over(
                         connections_lost + 1,
                         since.elapsed(),
-                        messages.len() > 1 || progress.grants.is_some(),
+                        messages.len() > 1 || progress.grants.as_ref().is_some_and(TickGrants::can_be_split),
                     ) =>
                 {
                     return Err(Fault { kind: FaultKind::Transient, ..fault }.into());

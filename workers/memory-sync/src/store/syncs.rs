@@ -323,8 +323,8 @@ pub(crate) async fn add(connection: &mut Connection, new: &[New<'_>]) -> Result<
 static FAIL: LazyLock<String> = LazyLock::new(|| {
     let (arrays, names) = (IdRow::arrays(1), IdRow::names());
     format!(
-        "UPDATE cross_service_memory_sync s SET sync_status = 'failed', has_more = false, carried_at = clock_timestamp(),
-            updated_at = clock_timestamp(), completed_at = greatest(clock_timestamp(), s.created_at)
+        "UPDATE cross_service_memory_sync s SET sync_status = 'failed', has_more = false, data_transferred = '{{}}',
+            carried_at = clock_timestamp(), updated_at = clock_timestamp(), completed_at = greatest(clock_timestamp(), s.created_at)
         FROM unnest({arrays}) AS i ({names}) WHERE s.user_id = i.user_id AND s.id = i.id"
     )
 });

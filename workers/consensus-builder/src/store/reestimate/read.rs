@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use ::store::{Connection, Fault, Pool, security};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use consensus::ReliabilityRules;
 use diesel::QueryableByName;
 use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
@@ -88,7 +88,7 @@ struct Row {
     probability: Option<f64>,
 }
 
-/// The newest task before another one that no estimate has taken in, and how many of them there are.
+/// Of the tasks before a given one that no estimate has taken in: the newest, and how many there are.
 const OLDER: &str = "
     SELECT t.closed_at, t.id, count(*) OVER () AS due
     FROM task_estimates e JOIN consensus_tasks t ON t.user_id = e.user_id AND t.id = e.id
@@ -225,8 +225,11 @@ impl Basis {
         connection.batch_execute("SET LOCAL enable_nestloop = on").await?;
         let wanted = |older: Older| {
             // Ids are ordered as numbers: what is before the next one begins with this one.
-            let next = Uuid::from_u128(older.id.as_u128().saturating_add(1));
-            Wanted { before: (older.closed_at, next), new: usize::try_from(older.due).unwrap_or(usize::MAX) }
+            let before = match older.id.as_u128().checked_add(1) {
+                Some(next) => (older.closed_at, Uuid::from_u128(next)),
+                None => (older.closed_at + TimeDelta::microseconds(1), Uuid::nil()),
+            };
+            Wanted { before, new: usize::try_from(older.due).unwrap_or(usize::MAX) }
         };
         Ok(found.into_iter().next().map(wanted))
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 
 use anyhow::Context;
-use archive::{ArchiveError, Found, Keys, Listing, Target};
+use archive::{Found, Listing, Target};
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use clap::Args;
 use cli::output::{out_json, printable};
@@ -15,7 +15,6 @@ use diesel::QueryableByName;
 use diesel::sql_types::Uuid as SqlUuid;
 use diesel_async::RunQueryDsl;
 use store::Connection;
-use trust::PublicKey;
 use uuid::Uuid;
 
 use super::load::{self, Filter};
@@ -44,9 +43,9 @@ pub(super) struct CleanArgs {
     /// Only files that are older than so many hours, 24 to 87600.
     #[arg(long, default_value_t = 24, value_name = "HOURS", value_parser = clap::value_parser!(u32).range(24..=87_600))]
     older_than: u32,
-    /// Also delete complete archives whose manifest is signed with a known key. Their rows may be nowhere else.
+    /// Also delete complete archives, which have a manifest. Their rows may be nowhere else.
     #[arg(long)]
-    signed: bool,
+    complete: bool,
     /// Only print the files.
     #[arg(long)]
     dry_run: bool,
@@ -143,31 +142,6 @@ fn folder(file: &Found) -> &str {
     file.path.rsplit_once('/').map_or("", |(folder, _)| folder)
 }
 
-/// The folders of these files that have a manifest which one of these keys has signed.
-async fn signed(
-    files: &[Found],
-    target: &Target,
-    keys: &[PublicKey],
-) -> Result<BTreeSet<String>, ArchiveError> {
-    let folders: BTreeSet<&str> = files.iter().map(folder).collect();
-    let mut signed = BTreeSet::new();
-    for folder in folders {
-        match archive::read_manifest(target, keys, folder).await {
-            Ok(_) => {
-                signed.insert(folder.to_owned());
-            }
-            Err(ArchiveError::Missing(_) | ArchiveError::Changed { .. }) => {}
-            Err(
-                error @ (ArchiveError::Settings(_)
-                | ArchiveError::Key { .. }
-                | ArchiveError::Target { .. }
-                | ArchiveError::Rows { .. }),
-            ) => return Err(error),
-        }
-    }
-    Ok(signed)
-}
-
 fn show_orphans(orphans: &[Found], json: bool) {
     if json {
         let listed: Vec<_> = orphans
@@ -197,10 +171,10 @@ pub(super) async fn clean(args: &CleanArgs, settings: &Settings) -> anyhow::Resu
     let before = Utc::now() - TimeDelta::hours(i64::from(args.older_than));
     let mut files = orphans(&mut connection, &target).await?;
     files.retain(|file| file.modified < before);
-    let kept = if args.signed || files.is_empty() {
-        BTreeSet::new()
-    } else {
-        signed(&files, &target, &Keys::public(&settings.archive)?).await?
+    let has_manifest = |file: &&Found| file.path.ends_with("/manifest.json");
+    let kept: BTreeSet<String> = match args.complete {
+        true => BTreeSet::new(),
+        false => files.iter().filter(has_manifest).map(|file| folder(file).to_owned()).collect(),
     };
     files.retain(|file| !kept.contains(folder(file)));
     for file in &files {
@@ -212,7 +186,7 @@ pub(super) async fn clean(args: &CleanArgs, settings: &Settings) -> anyhow::Resu
     if let Some(first) = kept.iter().next() {
         errln!(
             "warning: {} complete archives that the database does not name are kept, such as {}; compare their rows with the database \
-             and with later archives, and delete them with --signed",
+             and with later archives, and delete them with --complete",
             kept.len(),
             printable(first)
         );

@@ -50,7 +50,7 @@ enum What {
     /// Print archived rows.
     Query(QueryArgs),
     /// Delete files that are named as those of archives and that no archive has. A run that was killed leaves them. Complete archives stay
-    /// without --signed.
+    /// without --complete.
     Clean(CleanArgs),
 }
 

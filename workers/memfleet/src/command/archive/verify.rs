@@ -63,7 +63,7 @@ pub(super) async fn execute(args: &VerifyArgs, settings: &Settings) -> anyhow::R
         );
         if not_removed > 0 {
             outln!(
-                "{not_removed} rows stayed in the database when they were archived, as it says: their archives do not count for them"
+                "{not_removed} archived rows were not removed from the database, as it says: query and restore skip them"
             );
         }
     }
