@@ -26,7 +26,7 @@ async fn a_writer_waits_a_short_time_for_a_row_that_a_run_deletes() {
                  VALUES (gen_random_uuid(), 1, 's', 'simple', false, now() - interval '400 days');
              INSERT INTO simple_chat_context (id, user_id, session_id, context_key, context_value)
                  SELECT gen_random_uuid(), 1, 's', 'k' || to_char(n, 'FM0000'), '1' FROM generate_series(1, {ROWS}) AS n;
-             CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
                  PERFORM pg_advisory_xact_lock_shared(1);
                  RETURN OLD;
              END $$;
