@@ -15,7 +15,9 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         WHERE r.access_tier IS NOT NULL AND (of_action IS NULL OR r.action = of_action)
     )
     SELECT d.user_id, d.id, d.policy_id FROM (
-        SELECT a.user_id, a.id, r.policy_id FROM rules r
+        SELECT a.user_id, a.id, r.policy_id FROM (
+            SELECT o.user_id, o.chat_mode, o.policy_id, o.before, array_agg(o.access_tier) AS access_tiers FROM rules o
+            WHERE o.chat_mode IS NOT NULL GROUP BY o.user_id, o.chat_mode, o.policy_id, o.before) AS r
         CROSS JOIN LATERAL (
             SELECT s.user_id, s.session_id FROM public.chat_mode_sessions s
             WHERE s.user_id = r.user_id AND s.chat_mode = r.chat_mode AND s.ended_at <= r.before
@@ -25,7 +27,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         ) AS s
         CROSS JOIN LATERAL (
             SELECT c.user_id, c.id FROM public.agent_context_states c
-            WHERE c.user_id = s.user_id AND c.session_id = s.session_id AND c.memory_tier::text = r.access_tier
+            WHERE c.user_id = s.user_id AND c.session_id = s.session_id AND c.memory_tier::text = ANY (r.access_tiers)
             OFFSET 0
         ) AS a
         UNION ALL
