@@ -1,5 +1,6 @@
 //! How rows of an archive are removed: those alone that nothing has changed since they were read, that no hold covers, and that nothing
-//! needs. Each statement takes the users ($1), the ids ($2) and the versions ($3) of the rows.
+//! needs. Each statement takes the users ($1), the ids ($2) and the versions ($3) of the rows, and locks one after the other, as those of a
+//! run do (`steps.rs`).
 
 use ::store::{Connection, Fault};
 use diesel::QueryableByName;
@@ -31,6 +32,12 @@ macro_rules! archived {
         "archived AS MATERIALIZED (SELECT i.* FROM unnest($1::integer[], $2::uuid[], $3::text[]) AS i (user_id, id, row_version))"
     };
 }
+/// The kinds of rows that are under a hold.
+macro_rules! held {
+    ($table:literal) => {
+        concat!("held AS MATERIALIZED (SELECT * FROM sec.held_kinds($1, '", $table, "'))")
+    };
+}
 /// Contexts that a sync still reads or writes stay.
 macro_rules! no_sync {
     () => {
@@ -48,14 +55,23 @@ macro_rules! no_key {
 const CONTEXTS: &str = concat!(
     "WITH ",
     archived!(),
+    ", ",
+    held!("simple_chat_context"),
     ", locked AS MATERIALIZED (
-        SELECT t.user_id, t.id FROM simple_chat_context t JOIN archived a ON a.user_id = t.user_id AND a.id = t.id
-        JOIN chat_mode_sessions s ON s.user_id = t.user_id AND s.session_id = t.session_id
-        WHERE t.xmin::text = a.row_version AND NOT s.is_active AND NOT t.is_persistent
-            AND NOT EXISTS (SELECT FROM sec.held_kinds($1, 'simple_chat_context') AS h
-                WHERE h.user_id = t.user_id AND h.chat_mode = s.chat_mode AND h.access_tier = t.access_level::text) AND ",
+        SELECT a.user_id, a.id FROM archived a CROSS JOIN LATERAL (
+            SELECT t.user_id, t.session_id, t.access_level::text AS access_tier FROM simple_chat_context t
+            WHERE t.user_id = a.user_id AND t.id = a.id AND t.xmin::text = a.row_version AND NOT t.is_persistent
+            FOR UPDATE OF t SKIP LOCKED
+        ) AS t CROSS JOIN LATERAL (
+            SELECT s.user_id, s.session_id, s.chat_mode FROM chat_mode_sessions s
+            WHERE s.user_id = t.user_id AND s.session_id = t.session_id AND s.is_active IS NOT TRUE
+            FOR NO KEY UPDATE OF s SKIP LOCKED
+        ) AS s
+        WHERE NOT EXISTS (SELECT FROM held h
+                WHERE h.user_id = t.user_id AND h.chat_mode = s.chat_mode AND h.access_tier = t.access_tier)
+            AND ",
     no_sync!(),
-    " ORDER BY t.user_id, t.session_id, t.context_key FOR UPDATE OF t SKIP LOCKED FOR NO KEY UPDATE OF s SKIP LOCKED
+    "
     ) DELETE FROM simple_chat_context t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
     RETURNING t.user_id, t.id, t.session_id::text AS session_id, t.context_key::text AS context_key, NULL::text AS agent_id,
         NULL::text AS memory_tier"
@@ -64,24 +80,34 @@ const CONTEXTS: &str = concat!(
 const AGENT_CONTEXTS: &str = concat!(
     "WITH ",
     archived!(),
+    ", ",
+    held!("agent_context_states"),
     ", of_sessions AS MATERIALIZED (
-        SELECT t.user_id, t.id FROM agent_context_states t JOIN archived a ON a.user_id = t.user_id AND a.id = t.id
-        JOIN chat_mode_sessions s ON s.user_id = t.user_id AND s.session_id = t.session_id
-        WHERE t.xmin::text = a.row_version AND NOT s.is_active
-            AND NOT EXISTS (SELECT FROM sec.held_kinds($1, 'agent_context_states') AS h
-                WHERE h.user_id = t.user_id AND h.chat_mode = s.chat_mode AND h.access_tier = t.memory_tier::text) AND ",
+        SELECT a.user_id, a.id FROM archived a CROSS JOIN LATERAL (
+            SELECT t.user_id, t.session_id, t.memory_tier::text AS access_tier FROM agent_context_states t
+            WHERE t.user_id = a.user_id AND t.id = a.id AND t.xmin::text = a.row_version
+            FOR UPDATE OF t SKIP LOCKED
+        ) AS t CROSS JOIN LATERAL (
+            SELECT s.user_id, s.session_id, s.chat_mode FROM chat_mode_sessions s
+            WHERE s.user_id = t.user_id AND s.session_id = t.session_id AND s.is_active IS NOT TRUE
+            FOR NO KEY UPDATE OF s SKIP LOCKED
+        ) AS s
+        WHERE NOT EXISTS (SELECT FROM held h
+                WHERE h.user_id = t.user_id AND h.chat_mode = s.chat_mode AND h.access_tier = t.access_tier)
+            AND ",
     no_sync!(),
-    " ORDER BY t.user_id, t.session_id, t.agent_id, t.memory_tier, t.context_key
-        FOR UPDATE OF t SKIP LOCKED FOR NO KEY UPDATE OF s SKIP LOCKED
+    "
     ), of_none AS MATERIALIZED (
-        SELECT t.user_id, t.id FROM agent_context_states t JOIN archived a ON a.user_id = t.user_id AND a.id = t.id
-        WHERE t.xmin::text = a.row_version
-            AND NOT EXISTS (SELECT FROM chat_mode_sessions s WHERE s.user_id = t.user_id AND s.session_id = t.session_id)
-            AND NOT EXISTS (SELECT FROM multi_agent_conversations m
-                WHERE m.user_id = t.user_id AND m.session_id = t.session_id AND m.completed_at IS NULL)
-            AND NOT EXISTS (SELECT FROM sec.held_kinds($1, 'agent_context_states') AS h
-                WHERE h.user_id = t.user_id AND h.chat_mode IS NULL AND h.access_tier = t.memory_tier::text)
-        ORDER BY t.user_id, t.session_id, t.agent_id, t.memory_tier, t.context_key FOR UPDATE OF t SKIP LOCKED
+        SELECT a.user_id, a.id FROM archived a CROSS JOIN LATERAL (
+            SELECT FROM agent_context_states t
+            WHERE t.user_id = a.user_id AND t.id = a.id AND t.xmin::text = a.row_version
+                AND NOT EXISTS (SELECT FROM chat_mode_sessions s WHERE s.user_id = t.user_id AND s.session_id = t.session_id OFFSET 0)
+                AND NOT EXISTS (SELECT FROM multi_agent_conversations m
+                    WHERE m.user_id = t.user_id AND m.session_id = t.session_id AND m.completed_at IS NULL OFFSET 0)
+                AND NOT EXISTS (SELECT FROM held h
+                    WHERE h.user_id = t.user_id AND h.chat_mode IS NULL AND h.access_tier = t.memory_tier::text)
+            FOR UPDATE OF t SKIP LOCKED
+        ) AS t
     ), locked AS MATERIALIZED (
         SELECT user_id, id FROM of_sessions UNION ALL SELECT user_id, id FROM of_none
     ) DELETE FROM agent_context_states t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
@@ -91,12 +117,17 @@ const AGENT_CONTEXTS: &str = concat!(
 const DECISIONS: &str = concat!(
     "WITH ",
     archived!(),
+    ", ",
+    held!("router_decision_log"),
     ", locked AS MATERIALIZED (
-        SELECT t.user_id, t.id FROM router_decision_log t JOIN archived a ON a.user_id = t.user_id AND a.id = t.id
-        JOIN chat_mode_sessions s ON s.user_id = t.user_id AND s.session_id = t.session_id
-        WHERE t.xmin::text = a.row_version AND NOT EXISTS (SELECT FROM sec.held_kinds($1, 'router_decision_log') AS h
-                WHERE h.user_id = t.user_id AND h.chat_mode = s.chat_mode AND h.access_tier IS NULL)
-        ORDER BY t.user_id, t.id FOR UPDATE OF t SKIP LOCKED
+        SELECT a.user_id, a.id FROM archived a CROSS JOIN LATERAL (
+            SELECT t.user_id, t.session_id FROM router_decision_log t
+            WHERE t.user_id = a.user_id AND t.id = a.id AND t.xmin::text = a.row_version
+            FOR UPDATE OF t SKIP LOCKED
+        ) AS t CROSS JOIN LATERAL (
+            SELECT s.chat_mode FROM chat_mode_sessions s WHERE s.user_id = t.user_id AND s.session_id = t.session_id OFFSET 0
+        ) AS s
+        WHERE NOT EXISTS (SELECT FROM held h WHERE h.user_id = t.user_id AND h.chat_mode = s.chat_mode AND h.access_tier IS NULL)
     ) DELETE FROM router_decision_log t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
     RETURNING t.user_id, t.id, t.session_id::text AS session_id, ",
     no_key!()

@@ -4,9 +4,9 @@
 //! changed, beside the number of rows that were due; one row without a user if it changed none. A row that another transaction holds is
 //! left out, and what is changed is checked again under its lock.
 //!
-//! The rows are locked one after the other, in a subquery for each, so that each is found by its id: a join might read all rows of a user
-//! who has a hundred times as many. As none is waited for, their order matters to nobody. `is_active IS NOT TRUE` keeps the look-up of a session to the
-//! index of its name.
+//! The rows are locked one after the other, in a subquery for each, so that each is found by its id, and its session by its name. As a join, a
+//! statement might read all rows of a user who has many more. No row is waited for, so their order does not matter. With `NOT is_active`, a
+//! session might be looked up by another index: hence `is_active IS NOT TRUE`.
 
 use super::sweep::Effect;
 
@@ -73,11 +73,14 @@ const DELETE_CONTEXTS: &str = statement!(
     "due_contexts($1, $2, $3) WHERE true",
     "locked AS MATERIALIZED (
         SELECT d.user_id, d.id, d.policy_id FROM due d CROSS JOIN LATERAL (
-            SELECT FROM simple_chat_context t
-            JOIN chat_mode_sessions s ON s.user_id = t.user_id AND s.session_id = t.session_id
-            WHERE t.user_id = d.user_id AND t.id = d.id AND s.is_active IS NOT TRUE AND NOT t.is_persistent
-            FOR UPDATE OF t SKIP LOCKED FOR NO KEY UPDATE OF s SKIP LOCKED
-        ) AS t
+            SELECT t.user_id, t.session_id FROM simple_chat_context t
+            WHERE t.user_id = d.user_id AND t.id = d.id AND NOT t.is_persistent
+            FOR UPDATE OF t SKIP LOCKED
+        ) AS t CROSS JOIN LATERAL (
+            SELECT FROM chat_mode_sessions s
+            WHERE s.user_id = t.user_id AND s.session_id = t.session_id AND s.is_active IS NOT TRUE
+            FOR NO KEY UPDATE OF s SKIP LOCKED
+        ) AS s
     ), changed AS (
         DELETE FROM simple_chat_context t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
         RETURNING t.user_id, t.session_id, t.context_key, NULL::text AS agent_id, NULL::text AS memory_tier, l.policy_id
@@ -88,11 +91,14 @@ const DELETE_AGENT_CONTEXTS: &str = statement!(
     "due_agent_contexts($1, $2, $3) WHERE true",
     "of_sessions AS MATERIALIZED (
         SELECT d.user_id, d.id, d.policy_id FROM due d CROSS JOIN LATERAL (
-            SELECT FROM agent_context_states t
-            JOIN chat_mode_sessions s ON s.user_id = t.user_id AND s.session_id = t.session_id
-            WHERE t.user_id = d.user_id AND t.id = d.id AND s.is_active IS NOT TRUE
-            FOR UPDATE OF t SKIP LOCKED FOR NO KEY UPDATE OF s SKIP LOCKED
-        ) AS t
+            SELECT t.user_id, t.session_id FROM agent_context_states t
+            WHERE t.user_id = d.user_id AND t.id = d.id
+            FOR UPDATE OF t SKIP LOCKED
+        ) AS t CROSS JOIN LATERAL (
+            SELECT FROM chat_mode_sessions s
+            WHERE s.user_id = t.user_id AND s.session_id = t.session_id AND s.is_active IS NOT TRUE
+            FOR NO KEY UPDATE OF s SKIP LOCKED
+        ) AS s
     ), seen AS MATERIALIZED (
         SELECT d.user_id, d.id, d.policy_id, t.updated_at FROM due d CROSS JOIN LATERAL (
             SELECT t.updated_at FROM agent_context_states t
