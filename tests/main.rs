@@ -76,6 +76,7 @@ mod retention_bounds;
 mod retention_crash;
 mod retention_preview;
 mod retention_properties;
+mod retention_races;
 mod revocation;
 mod rotation;
 mod router_logger;

@@ -1,0 +1,134 @@
+//! Rows that change between the moment at which a run finds them and the moment at which it removes them, without a lock at either.
+
+use chrono::Utc;
+use diesel_async::{AsyncConnection as _, SimpleAsyncConnection as _};
+use retention_cleaner::ROWS;
+use store::{Fault, security};
+use testkit::attack::{grant, login};
+use testkit::{Fixture, eventually};
+use uuid::Uuid;
+
+use crate::archives::filled;
+use crate::support::archives::{TABLES, archive};
+use crate::support::retention::{cleaner, tick, with_old_sessions};
+
+const ROLE: &str = "w_retention_cleaner";
+
+/// The transaction that removes what an archive has begins with its inbox row: one row of each table changes then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_changed_since_it_was_archived_stays() {
+    const CHANGED: [&str; 5] = [
+        "simple_chat_context t WHERE t.user_id = 1 AND t.session_id = 'ended' AND t.context_key = 'kept'",
+        "agent_context_states t WHERE t.user_id = 1 AND t.session_id = 'ended'",
+        "router_decision_log t WHERE t.user_id = 1 AND t.session_id = 'ended'",
+        "chat_mode_sessions t WHERE t.user_id = 1 AND t.session_id = 'alone'",
+        "chat_mode_sessions t WHERE t.user_id = 1 AND t.session_id = 'summarised'",
+    ];
+    let (fixture, _folder) = filled(1..=2).await;
+    // What a run that meets this one has changed is not waited for.
+    let change = |(table, session): (&str, &str)| {
+        format!(
+            "UPDATE {table} SET request_id = gen_random_uuid() WHERE id IN (
+                SELECT id FROM {table} WHERE user_id = 1 AND session_id = '{session}' FOR UPDATE SKIP LOCKED);"
+        )
+    };
+    let changes = [
+        ("simple_chat_context", "ended"),
+        ("agent_context_states", "ended"),
+        ("router_decision_log", "ended"),
+        ("chat_mode_sessions", "alone"),
+        ("chat_session_summary", "summarised"),
+    ];
+    let changes = changes.map(change).concat();
+    fixture
+        .execute(&format!(
+            "INSERT INTO chat_mode_sessions (id, user_id, session_id, chat_mode, is_active, ended_at)
+                 SELECT gen_random_uuid(), n, s, 'simple', false, now() - interval '400 days'
+                 FROM generate_series(1, 2) AS n, unnest(ARRAY['alone', 'summarised']) AS s;
+             INSERT INTO chat_session_summary (id, user_id, session_id, summary)
+                 SELECT gen_random_uuid(), n, 'summarised', 'short' FROM generate_series(1, 2) AS n;
+             CREATE FUNCTION change() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
+                 {changes}
+                 RETURN NULL;
+             END $$;
+             CREATE TRIGGER change AFTER INSERT ON inbox EXECUTE FUNCTION change()"
+        ))
+        .await;
+    archive(&fixture, &TABLES).await;
+    let worker = fixture.run(cleaner(&fixture));
+    for _ in 0..4 {
+        tick(&fixture).await;
+    }
+    worker.stop().await.expect("a clean end");
+    for changed in CHANGED {
+        assert_eq!(fixture.count(changed).await, 1, "{changed}");
+        let unchanged = changed.replace("user_id = 1", "user_id = 2");
+        assert_eq!(fixture.count(&unchanged).await, 0, "{unchanged}");
+    }
+}
+
+/// Sweeps, with this change between the moment at which a function has found what is due and the removal. Of the other tables, which a run
+/// has taken before, nothing is due.
+async fn sweep_behind_a_gate(found_by: &str, others: &str, change: &str) -> Fixture {
+    let fixture = Fixture::new().await;
+    with_old_sessions(&fixture, 1..=2, 400).await;
+    fixture
+        .execute(&format!(
+            "UPDATE simple_chat_context SET expires_at = NULL;
+             DELETE FROM {others}; DELETE FROM router_decision_log;
+             ALTER FUNCTION sec.{found_by}(integer[], timestamptz, integer, retention_action) RENAME TO found;
+             CREATE FUNCTION sec.wait() RETURNS void LANGUAGE sql SECURITY DEFINER SET lock_timeout = '60s'
+                 AS 'SELECT pg_advisory_xact_lock_shared(1)';
+             CREATE FUNCTION sec.{found_by}(users integer[], at timestamptz, most integer, of_action retention_action DEFAULT 'delete')
+             RETURNS TABLE (user_id integer, id uuid, policy_id uuid) LANGUAGE plpgsql AS $$ BEGIN
+                 RETURN QUERY SELECT * FROM sec.found(users, at, most, of_action);
+                 PERFORM sec.wait();
+             END $$;
+             GRANT EXECUTE ON FUNCTION sec.wait(), sec.{found_by}(integer[], timestamptz, integer, retention_action) TO {ROLE}"
+        ))
+        .await;
+    let (mut gate, mut runs) = (fixture.connection().await, login(&fixture, ROLE).await);
+    gate.batch_execute("SELECT pg_advisory_lock(1)").await.expect("a lock");
+    let grants = [grant(0, ROLE), grant(1, ROLE), grant(2, ROLE)];
+    let grants: Vec<&str> = grants.iter().map(String::as_str).collect();
+    let run = runs.transaction(async |connection| {
+        security::open_context_of_batch(connection, &grants, 1).await?;
+        retention_cleaner::sweep(connection, Utc::now(), &[1, 2], ROWS, Uuid::now_v7()).await
+    });
+    let waits = "pg_locks WHERE locktype = 'advisory' AND NOT granted
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    let meanwhile = async {
+        eventually("the run has found its rows", async || (fixture.count(waits).await == 1).then_some(()))
+            .await;
+        fixture.execute(change).await;
+        gate.batch_execute("SELECT pg_advisory_unlock(1)").await.expect("no lock");
+    };
+    let run = async { run.await.unwrap_or_else(|fault: Fault| panic!("{fault}")) };
+    tokio::join!(run, meanwhile);
+    fixture
+}
+
+const REOPEN: &str = "UPDATE chat_mode_sessions SET is_active = true, ended_at = NULL WHERE user_id = 1 AND session_id = 'ended'";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn contexts_of_a_session_that_was_opened_again_stay() {
+    let fixture = sweep_behind_a_gate("due_contexts", "agent_context_states", REOPEN).await;
+    let of = "simple_chat_context WHERE session_id = 'ended' AND user_id =";
+    assert_eq!((fixture.count(&format!("{of} 1")).await, fixture.count(&format!("{of} 2")).await), (2, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memories_of_agents_of_a_session_that_was_opened_again_stay() {
+    let fixture = sweep_behind_a_gate("due_agent_contexts", "simple_chat_context", REOPEN).await;
+    let of = "agent_context_states WHERE session_id = 'ended' AND user_id =";
+    assert_eq!((fixture.count(&format!("{of} 1")).await, fixture.count(&format!("{of} 2")).await), (1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_context_that_became_persistent_stays() {
+    let change =
+        "UPDATE simple_chat_context SET is_persistent = true WHERE user_id = 1 AND session_id = 'ended'";
+    let fixture = sweep_behind_a_gate("due_contexts", "agent_context_states", change).await;
+    let of = "simple_chat_context WHERE session_id = 'ended' AND user_id =";
+    assert_eq!((fixture.count(&format!("{of} 1")).await, fixture.count(&format!("{of} 2")).await), (2, 0));
+}
