@@ -97,7 +97,7 @@ async fn rows_are_archived_and_come_back_as_they_were() {
     let trail = "audit.audit_log WHERE operation = 'INSERT' AND table_name = 'archive_restores'";
     assert!(fixture.count(trail).await >= 5);
     assert!(folder.path().join("simple_chat_context").is_dir());
-    let (fine, validation) = crate::isolation::validate(&fixture).await;
+    let (fine, validation) = crate::validation::validate(&fixture).await;
     assert!(fine, "{validation}");
 }
 

@@ -5,7 +5,6 @@
 use context_writer::ContextWriter;
 use diesel_async::SimpleAsyncConnection;
 use runtime::{NotReady, RunError};
-use serde_json::json;
 use testkit::attack::{
     self, assert_refused, attempt, attempt_for, grant_key, grant_with_key, login, roles, tables,
 };
@@ -13,7 +12,6 @@ use testkit::{Fixture, requests_for_all_tables, token};
 use trust::GrantKey;
 use uuid::Uuid;
 
-use crate::support::program::{Ended, memfleet, output};
 use crate::support::{ROLE, two_users};
 
 fn grant(user: i32) -> String {
@@ -479,122 +477,4 @@ async fn the_issuer_of_tokens_registers_them_and_does_nothing_else() {
             assert_refused(attempt(&mut worker, sql).await, "permission denied", &format!("{role}: {sql}"));
         }
     }
-}
-
-/// `memfleet security validate --json`: whether it is content, and its report.
-pub async fn validate(fixture: &Fixture) -> (bool, serde_json::Value) {
-    let ended: Ended = output(memfleet(fixture, &["security", "validate", "--json"])).await.into();
-    let last = ended.out.lines().last().unwrap_or_else(|| panic!("{}", ended.err));
-    (ended.is_success(), serde_json::from_str(last).expect("an object"))
-}
-
-/// In the order of the migrations.
-const RESTORE_SETTINGS: &str = "ALTER FUNCTION sec.current_user_ids RESET ALL;
-    ALTER FUNCTION sec.current_user_ids SET search_path = pg_catalog, pg_temp; SELECT sec.hide_plans()";
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_validation_finds_nothing_in_order_and_whatever_is_out_of_it() {
-    let fixture = two_users().await;
-    // Only the operator knows that this key is not the issuers'.
-    fixture.execute("SELECT sec.add_key('evil', 'grant', sha256('known'))").await;
-    let (fine, report) = validate(&fixture).await;
-    assert_eq!((fine, &report["findings"]), (true, &json!([])));
-    let issuers = grant_key().name().to_owned();
-    assert_eq!(report["grant_keys"], json!({ "database": ["evil", issuers], "key_store": [issuers] }));
-    assert!(report["attempts"].as_u64().expect("a count") > 2_000, "{}", report["attempts"]);
-    assert_eq!(fixture.count("sec.keys WHERE key_id = 'validate'").await, 0, "it left nothing");
-
-    for (break_it, mend, finding) in [
-        (
-            "ALTER TABLE chat_messages NO FORCE ROW LEVEL SECURITY",
-            "ALTER TABLE chat_messages FORCE ROW LEVEL SECURITY",
-            "table without forced RLS",
-        ),
-        ("CREATE POLICY leak ON users USING (true)", "DROP POLICY leak ON users", "read without a context"),
-        (
-            "GRANT TRUNCATE ON users TO w_gpu_allocator",
-            "REVOKE TRUNCATE ON users FROM w_gpu_allocator",
-            "excess privilege",
-        ),
-        (
-            "GRANT SELECT ON blackboard_events_default TO w_router_logger",
-            "REVOKE SELECT ON blackboard_events_default FROM w_router_logger",
-            "partition accessed directly",
-        ),
-        (
-            "ALTER FUNCTION sec.current_user_ids RESET search_path",
-            RESTORE_SETTINGS,
-            "SECURITY DEFINER function without a fixed search_path",
-        ),
-        (
-            "ALTER FUNCTION sec.current_user_ids RESET debug_print_plan",
-            RESTORE_SETTINGS,
-            "SECURITY DEFINER function whose plans its caller can print",
-        ),
-        (
-            "ALTER TABLE users DISABLE TRIGGER audit_update",
-            "ALTER TABLE users ENABLE TRIGGER audit_update",
-            "table without audit trigger",
-        ),
-        (
-            "GRANT EXECUTE ON FUNCTION pg_advisory_lock(bigint) TO PUBLIC",
-            "REVOKE EXECUTE ON FUNCTION pg_advisory_lock(bigint) FROM PUBLIC",
-            "advisory lock function granted to PUBLIC",
-        ),
-        (
-            "GRANT EXECUTE ON FUNCTION lo_create(oid) TO PUBLIC",
-            "REVOKE EXECUTE ON FUNCTION lo_create(oid) FROM PUBLIC",
-            "large object function granted to PUBLIC",
-        ),
-        (
-            "ALTER TABLE users OWNER TO memfleet",
-            "ALTER TABLE users OWNER TO memfleet_owner",
-            "table owner that can log in",
-        ),
-        (
-            "GRANT SELECT ON chat_messages TO memfleet_due",
-            "REVOKE SELECT ON chat_messages FROM memfleet_due",
-            "role memfleet_due with more than column privileges",
-        ),
-        ("CREATE VIEW everybody AS SELECT * FROM users", "DROP VIEW everybody", "view that bypasses RLS"),
-        (
-            "CREATE TABLE forgotten (user_id integer); GRANT SELECT ON forgotten TO w_memory_sync",
-            "DROP TABLE forgotten",
-            "table without forced RLS",
-        ),
-        (
-            "GRANT EXECUTE ON FUNCTION sec.seal TO PUBLIC",
-            "REVOKE EXECUTE ON FUNCTION sec.seal FROM PUBLIC",
-            "privilege granted to PUBLIC",
-        ),
-        (
-            "CREATE FUNCTION leak() RETURNS SETOF users LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-             AS 'SELECT * FROM public.users'; REVOKE EXECUTE ON FUNCTION leak FROM PUBLIC;
-             GRANT EXECUTE ON FUNCTION leak TO w_memory_reader",
-            "DROP FUNCTION leak",
-            "differs from the migrations",
-        ),
-        (
-            "CREATE FUNCTION pg_catalog.mine() RETURNS integer LANGUAGE sql AS 'SELECT 1'",
-            "DROP FUNCTION pg_catalog.mine",
-            "object added to PostgreSQL's own schemas",
-        ),
-        (
-            "CREATE OPERATOR pg_catalog.|| (leftarg = integer, rightarg = integer, function = int4pl)",
-            "DROP OPERATOR pg_catalog.|| (integer, integer)",
-            "object added to PostgreSQL's own schemas",
-        ),
-    ] {
-        fixture.execute(break_it).await;
-        let (fine, report) = validate(&fixture).await;
-        let kinds: Vec<&str> = report["findings"]
-            .as_array()
-            .expect("findings")
-            .iter()
-            .filter_map(|one| one["kind"].as_str())
-            .collect();
-        assert!(!fine && kinds.contains(&finding), "{break_it}: {kinds:?}");
-        fixture.execute(mend).await;
-    }
-    assert!(validate(&fixture).await.0, "all is mended");
 }

@@ -99,6 +99,7 @@ mod sync_undo;
 mod terminal;
 mod trust;
 mod unreadable;
+mod validation;
 mod vector_embedding;
 mod vector_faults;
 mod vector_indexer;

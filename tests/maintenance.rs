@@ -46,7 +46,7 @@ async fn the_job_makes_partitions_ahead() {
     let report: Value = serde_json::from_str(report.out.trim()).expect("JSON");
     assert_eq!(report["last_runs"][0]["job"], "maintenance");
     assert!(!report["growth"].as_array().expect("growth").is_empty(), "the job notes sizes");
-    let (fine, validation) = crate::isolation::validate(&fixture).await;
+    let (fine, validation) = crate::validation::validate(&fixture).await;
     assert!(fine, "{validation}");
 }
 

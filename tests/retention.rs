@@ -248,7 +248,7 @@ async fn events_tombstones_clocks_and_the_inbox_go_when_their_time_is_over() {
     let deleted = "audit.audit_log WHERE operation = 'DELETE' AND table_name = 'blackboard_events'";
     assert_eq!(fixture.count(deleted).await, 5);
     worker.stop().await.expect("a clean end");
-    let (fine, validation) = crate::isolation::validate(&fixture).await;
+    let (fine, validation) = crate::validation::validate(&fixture).await;
     assert!(fine, "{validation}");
 }
 

@@ -5,9 +5,9 @@ use std::process::Command;
 use audit::{Difference, Report, verify};
 use testkit::{Fixture, eventually};
 
-use crate::isolation::validate;
 use crate::seal::{anchors, key, program, report, sealed, tamper};
 use crate::support::program::text;
+use crate::validation::validate;
 
 /// An update of the trail whose service was `test`.
 const EDIT: &str = "UPDATE audit.audit_log SET service = 'other' WHERE operation = 'UPDATE'";

@@ -4,8 +4,8 @@ use diesel_async::SimpleAsyncConnection;
 use testkit::Fixture;
 use testkit::attack::{self, assert_refused, attempt, attempt_for};
 
-use crate::isolation::validate;
 use crate::support::program::{memfleet, output, text};
+use crate::validation::validate;
 
 /// What is recorded of workers' privileges but not granted, or granted but not recorded.
 const UNRECORDED: &str = "concat_ws(' ', role, name, privilege) FROM (
