@@ -9,8 +9,8 @@ use testkit::{Fixture, eventually};
 use uuid::Uuid;
 
 use crate::archives::filled;
-use crate::support::archives::{TABLES, archive};
-use crate::support::retention::{cleaner, tick, with_old_sessions};
+use crate::support::archives::{TABLES, archive, files, with_target};
+use crate::support::retention::{cleaner, tick, with_old_sessions, without_schedule};
 
 const ROLE: &str = "w_retention_cleaner";
 
@@ -65,6 +65,34 @@ async fn a_row_that_changed_since_it_was_archived_stays() {
         let unchanged = changed.replace("user_id = 1", "user_id = 2");
         assert_eq!(fixture.count(&unchanged).await, 0, "{unchanged}");
     }
+}
+
+/// Both have read the same rows. What the other one has left of the slice, this one has not read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_whose_rows_another_one_has_archived_leaves_the_slice_to_it() {
+    let mut fixture = Fixture::new().await;
+    let folder = with_target(&mut fixture);
+    without_schedule(&fixture).await;
+    with_old_sessions(&fixture, 1..=2, 400).await;
+    fixture
+        .execute(
+            "UPDATE simple_chat_context SET expires_at = NULL;
+             DELETE FROM agent_context_states; DELETE FROM router_decision_log;
+             UPDATE data_retention_policies SET keep_days = 1000 WHERE table_name = 'chat_mode_sessions';
+             CREATE FUNCTION run() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
+                 DELETE FROM simple_chat_context WHERE session_id = 'ended';
+                 UPDATE retention_state SET slice_runs = slice_runs;
+                 RETURN NULL;
+             END $$;
+             CREATE TRIGGER run AFTER INSERT ON inbox EXECUTE FUNCTION run()",
+        )
+        .await;
+    archive(&fixture, &["simple_chat_context"]).await;
+    let worker = fixture.run(cleaner(&fixture));
+    tick(&fixture).await;
+    worker.stop().await.expect("a clean end");
+    assert_eq!(fixture.count("retention_state WHERE after_user = -1 AND pass_completed_at IS NULL").await, 1);
+    assert!(files(folder.path()).is_empty(), "what it has written has no use");
 }
 
 /// Sweeps, with this change between the moment at which a function has found what is due and the removal. Of the other tables, which a run

@@ -19,6 +19,8 @@ pub(crate) const USED_WITHIN: TimeDelta = TimeDelta::hours(1);
 #[derive(Debug, Default)]
 pub struct Archives {
     pub(crate) written: Vec<Archived>,
+    /// The run after which they were read; none if none was read.
+    pub(crate) read_after: Option<progress::Run>,
     pub(crate) failure: Option<String>,
 }
 
@@ -36,8 +38,14 @@ impl Archives {
 
     pub(crate) fn with(mut self, other: Self) -> Self {
         self.written.extend(other.written);
+        self.read_after = self.read_after.or(other.read_after);
         self.failure = self.failure.or(other.failure);
         self
+    }
+
+    /// Whether another run came after they were read.
+    pub(crate) fn is_outdated(&self, last: &progress::Run) -> bool {
+        !self.written.is_empty() && self.read_after.as_ref() != Some(last)
     }
 
     /// Those that are young enough, and why others are not used.
@@ -64,6 +72,7 @@ pub(crate) async fn prepare(
         return Ok(archives);
     }
     let mut most = ROWS;
+    archives.read_after = Some(last_run(pool).await?);
     for table in &TABLES {
         if most <= 0 {
             break;
@@ -113,6 +122,13 @@ pub(crate) async fn discard(settings: &ArchiveSettings, archives: &Archives, nam
             tracing::warn!(%error, location = one.written.location, "an archive that nothing names cannot be deleted");
         }
     }
+}
+
+async fn last_run(pool: &Pool) -> Result<progress::Run, Fault> {
+    let mut connection = ::store::acquire(pool).await?;
+    let last = progress::last_run(&mut connection).await;
+    ::store::discard_if_unusable(connection, &last);
+    last
 }
 
 async fn read(pool: &Pool, table: &Table, most: i32, grants: &[&str]) -> Result<Found, Fault> {

@@ -211,6 +211,7 @@ async fn run(
     let Some(progress) = store::progress::lock(connection).await? else {
         return Ok(unchanged("another run is under way"));
     };
+    let is_outdated = prepared.archives.is_outdated(&store::progress::last_run(connection).await?);
     let users = store::progress::users(connection).await?;
     let Some(progress) = store::progress::slice(connection, progress, &users).await? else {
         return Ok(unchanged("another run has moved on to other users"));
@@ -219,6 +220,11 @@ async fn run(
     let at = Utc::now();
     let (archives, failure) = prepared.archives.usable(at);
     let mut swept = sweep_with(connection, at, &users, ROWS, tick.request_id, &archives).await?;
+    // What another run has removed since it was read tells nothing of what is left in the slice. That run's events have the sweep go on.
+    if is_outdated && swept.changed() == 0 {
+        return Ok(unchanged("another run has removed what this one has read"));
+    }
+    swept.has_more |= is_outdated;
     swept.failure = failure;
     store::progress::advance(connection, progress, &swept).await?;
     let counts = Some(swept.counts());

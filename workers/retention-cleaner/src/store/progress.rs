@@ -2,7 +2,7 @@
 
 use ::store::{Connection, Fault};
 use diesel::QueryableByName;
-use diesel::sql_types::{Array, Bool, Integer, Nullable};
+use diesel::sql_types::{Array, Bool, Integer, Nullable, Text};
 use diesel_async::RunQueryDsl;
 
 use super::sweep::Swept;
@@ -33,6 +33,19 @@ impl Progress {
         let Some(last_user) = self.last_user else { return false };
         users.iter().any(|user| *user != 0 && self.after_user < *user && *user <= last_user)
     }
+}
+
+/// A run, by the transaction that it was: the last one to have moved the sweep on.
+#[derive(Clone, Debug, PartialEq, Eq, QueryableByName)]
+pub(crate) struct Run {
+    #[diesel(sql_type = Text)]
+    transaction: String,
+}
+
+/// The last run whose transaction has been committed.
+pub(crate) async fn last_run(connection: &mut Connection) -> Result<Run, Fault> {
+    const LAST: &str = "SELECT xmin::text AS transaction FROM retention_state";
+    Ok(::store::prepared(diesel::sql_query(LAST)).get_result(connection).await?)
 }
 
 /// Locks the progress until the transaction ends. `None`: another run holds it.
