@@ -67,32 +67,56 @@ async fn a_row_that_changed_since_it_was_archived_stays() {
     }
 }
 
-/// Both have read the same rows. What the other one has left of the slice, this one has not read.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_run_whose_rows_another_one_has_archived_leaves_the_slice_to_it() {
-    let mut fixture = Fixture::new().await;
-    let folder = with_target(&mut fixture);
-    without_schedule(&fixture).await;
-    with_old_sessions(&fixture, 1..=2, 400).await;
+/// Users with contexts of ended sessions alone, due of the first one, and no schedule. The first run that begins finds that another one has
+/// done this meanwhile.
+async fn with_another_run(fixture: &Fixture, done: &str) {
+    without_schedule(fixture).await;
+    with_old_sessions(fixture, 1..=2, 400).await;
     fixture
-        .execute(
-            "UPDATE simple_chat_context SET expires_at = NULL;
-             DELETE FROM agent_context_states; DELETE FROM router_decision_log;
+        .execute(&format!(
+            "UPDATE simple_chat_context SET expires_at = NULL; DELETE FROM agent_context_states; DELETE FROM router_decision_log;
              UPDATE data_retention_policies SET keep_days = 1000 WHERE table_name = 'chat_mode_sessions';
+             UPDATE chat_mode_sessions SET ended_at = now() WHERE user_id = 2 AND NOT is_active;
              CREATE FUNCTION run() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
-                 DELETE FROM simple_chat_context WHERE session_id = 'ended';
-                 UPDATE retention_state SET slice_runs = slice_runs;
+                 DELETE FROM simple_chat_context WHERE user_id = 1 AND session_id = 'ended' AND context_key <> 'later';
+                 IF FOUND THEN
+                     UPDATE retention_state SET slice_runs = slice_runs;
+                     {done};
+                 END IF;
                  RETURN NULL;
              END $$;
-             CREATE TRIGGER run AFTER INSERT ON inbox EXECUTE FUNCTION run()",
-        )
+             CREATE TRIGGER run AFTER INSERT ON inbox EXECUTE FUNCTION run()"
+        ))
         .await;
+}
+
+/// A run is over once it has removed what is due of the users of its grants: of others it sees nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_whose_rows_another_one_has_deleted_leaves_nobodys_rows_to_the_schedule() {
+    let fixture = Fixture::new().await;
+    let due = "UPDATE chat_mode_sessions SET ended_at = now() - interval '400 days' WHERE user_id = 2 AND NOT is_active";
+    with_another_run(&fixture, due).await;
+    let worker = fixture.run(cleaner(&fixture));
+    tick(&fixture).await;
+    worker.stop().await.expect("a clean end");
+    assert_eq!(fixture.count("simple_chat_context WHERE session_id = 'ended'").await, 0);
+}
+
+/// Both have read the same rows, of which the first one has left some that neither has read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_whose_rows_another_one_has_archived_leaves_none_to_the_schedule() {
+    let mut fixture = Fixture::new().await;
+    let folder = with_target(&mut fixture);
+    let later = "INSERT INTO simple_chat_context (id, user_id, session_id, context_key, context_value)
+        VALUES (gen_random_uuid(), 1, 'ended', 'later', '1')";
+    with_another_run(&fixture, later).await;
     archive(&fixture, &["simple_chat_context"]).await;
     let worker = fixture.run(cleaner(&fixture));
     tick(&fixture).await;
     worker.stop().await.expect("a clean end");
-    assert_eq!(fixture.count("retention_state WHERE after_user = -1 AND pass_completed_at IS NULL").await, 1);
-    assert!(files(folder.path()).is_empty(), "what it has written has no use");
+    assert_eq!(fixture.count("simple_chat_context WHERE user_id = 1 AND session_id = 'ended'").await, 0);
+    let manifests = files(folder.path()).into_iter().filter(|file| file.ends_with("manifest.json"));
+    assert_eq!(manifests.count(), 1, "what the run wrote before has no use");
 }
 
 /// Sweeps, with this change between the moment at which a function has found what is due and the removal. Of the other tables, which a run

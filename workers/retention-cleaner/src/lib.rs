@@ -11,7 +11,7 @@
 //! 4. it moves on to the next slice if nothing is left in this one, and after some runs in any case (`store/progress.rs`).
 //!
 //! All of it is one transaction, with an event for each session from which something was removed. While there are such events, the next
-//! run follows at once. A run that is killed leaves nothing, and the next one finds the same rows.
+//! run follows at once. A tick whose grants were minted, or whose archives were read, before another run removed the same rows comes again. A run that is killed leaves nothing, and the next one finds the same rows.
 //!
 //! What a policy archives is written into files, and read back, before that transaction (`archives.rs`, docs/adr/0053). Archives that it
 //! does not name are deleted after it.
@@ -34,12 +34,12 @@ use std::time::Duration;
 use ::archive::{ArchiveError, Keys};
 use ::store::job_runs::Counts;
 use ::store::{Connection, Fault, Pool, PoolOptions};
-use chrono::Utc;
+use chrono::{TimeDelta, Utc};
 use config::{ArchiveSettings, Settings};
 use contract::{RETENTION_CLEANER, WorkerInfo};
 use keys::DataKeys;
 use runtime::readiness::probe;
-use runtime::{Dependency, Ended, ExternalWorker, ProbeResults, Verdict, Written};
+use runtime::{Dependency, Ended, ExternalWorker, ProbeResults, Reason, Retry, Verdict, Written};
 use uuid::Uuid;
 use vectors::VectorStore;
 
@@ -56,6 +56,9 @@ pub(crate) type Message = runtime::Message<RetentionItem>;
 
 /// The connections for what is read and written outside the transaction: one tick of each job at a time.
 const CONNECTIONS: usize = 2;
+
+/// For how long a tick comes again if other runs keep removing what it has grants of. Then it is left to the schedule.
+const AGAIN_WITHIN: TimeDelta = TimeDelta::seconds(20);
 
 /// The worker.
 pub struct RetentionCleaner {
@@ -199,32 +202,41 @@ fn tick_of<'a>(batch: &[&'a Message]) -> Option<(Job, &'a Message)> {
     }
 }
 
+/// Of a tick whose grants are outdated: it comes again at once, with others. Nobody else may have a reason to have the sweep go on.
+fn again(tick: &Message) -> Verdict {
+    const REASON: &str = "another run has taken what this one was to remove";
+    if Utc::now() > tick.stored_at + AGAIN_WITHIN {
+        return Verdict::Unchanged(REASON.into());
+    }
+    let retry = Retry::NotBefore { time: tick.stored_at, deadline: tick.stored_at + AGAIN_WITHIN * 10 };
+    Verdict::Retry(retry, Reason::new(REASON))
+}
+
 async fn run(
     connection: &mut Connection,
     tick: &Message,
     prepared: &Prepared,
 ) -> Result<Written<Uuid>, Fault> {
-    let unchanged = |reason: &'static str| {
-        let verdicts = vec![Verdict::Unchanged(reason.into())];
-        Written { counts: Some(Counts::default()), ..verdicts.into() }
-    };
     let Some(progress) = store::progress::lock(connection).await? else {
-        return Ok(unchanged("another run is under way"));
+        let verdicts = vec![Verdict::Unchanged("another run is under way".into())];
+        return Ok(Written { counts: Some(Counts::default()), ..verdicts.into() });
     };
     let is_outdated = prepared.archives.is_outdated(&store::progress::last_run(connection).await?);
     let users = store::progress::users(connection).await?;
     let Some(progress) = store::progress::slice(connection, progress, &users).await? else {
-        return Ok(unchanged("another run has moved on to other users"));
+        return Ok(vec![again(tick)].into());
     };
     points::forget(connection, &prepared.removed).await?;
     let at = Utc::now();
     let (archives, failure) = prepared.archives.usable(at);
     let mut swept = sweep_with(connection, at, &users, ROWS, tick.request_id, &archives).await?;
-    // What another run has removed since it was read tells nothing of what is left in the slice. That run's events have the sweep go on.
-    if is_outdated && swept.changed() == 0 {
-        return Ok(unchanged("another run has removed what this one has read"));
+    // Another run has removed rows that this one has grants of, or has read: what is left of them tells nothing of the rest of the slice.
+    let leaves = !swept.has_more
+        && (is_outdated || store::progress::has_due_beside(connection, progress, &users).await?);
+    if leaves && swept.changed() == 0 {
+        return Ok(vec![again(tick)].into());
     }
-    swept.has_more |= is_outdated;
+    swept.has_more |= leaves;
     swept.failure = failure;
     store::progress::advance(connection, progress, &swept).await?;
     let counts = Some(swept.counts());

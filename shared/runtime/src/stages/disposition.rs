@@ -126,10 +126,12 @@ impl Disposition {
     /// Why the message failed, if it did.
     pub(crate) fn failure(&self) -> Option<&Reason> {
         match self {
-            Self::Retry { reason, .. }
-            | Self::RetryNotBefore { reason, .. }
-            | Self::DeadLetter { reason, .. } => Some(reason),
-            Self::Committed(_) | Self::Redeliver(_) | Self::Park(_) | Self::SetAside(_) => None,
+            Self::Retry { reason, .. } | Self::DeadLetter { reason, .. } => Some(reason),
+            Self::Committed(_)
+            | Self::RetryNotBefore { .. }
+            | Self::Redeliver(_)
+            | Self::Park(_)
+            | Self::SetAside(_) => None,
         }
     }
 

@@ -8,7 +8,7 @@ use crate::stages::authorize::Authorized;
 use crate::stages::disposition::Disposition;
 use crate::stages::tick_grants::TickGrants;
 use crate::stages::write::Writer;
-use crate::worker::{ExternalWorker, Message, Source, Verdict, Written};
+use crate::worker::{ExternalWorker, Message, Retry, Source, Verdict, Written};
 
 /// A run that is under way.
 #[derive(Debug)]
@@ -35,7 +35,11 @@ pub(crate) async fn note<I, F>(
     let Source::Tick(tick) = &message.source else { return Ok(()) };
     let (events, refused) = match written.verdicts.first() {
         Some(Verdict::Applied(events)) => (events.len(), None),
-        Some(Verdict::Retry(_, reason) | Verdict::Rejected(reason)) => (0, Some(reason.to_string())),
+        // It waits, and has not run.
+        Some(Verdict::Retry(Retry::NotBefore { .. }, _)) => return Ok(()),
+        Some(
+            Verdict::Retry(Retry::WithinBudget | Retry::Prerequisite, reason) | Verdict::Rejected(reason),
+        ) => (0, Some(reason.to_string())),
         Some(Verdict::Unchanged(_)) | None => (0, None),
     };
     let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);

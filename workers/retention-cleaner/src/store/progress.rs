@@ -25,6 +25,9 @@ pub(crate) struct Progress {
     /// How many runs in a row have left something in it.
     #[diesel(sql_type = Integer)]
     slice_runs: i32,
+    /// Whether it is known only from the grants of the tick whose rows are due, as it was when they were minted.
+    #[diesel(sql_type = Bool)]
+    is_as_minted: bool,
 }
 
 impl Progress {
@@ -51,7 +54,8 @@ pub(crate) async fn last_run(connection: &mut Connection) -> Result<Run, Fault> 
 /// Locks the progress until the transaction ends. `None`: another run holds it.
 pub(crate) async fn lock(connection: &mut Connection) -> Result<Option<Progress>, Fault> {
     const LOCK: &str = "
-        SELECT held.after_user, sec.retention_slice() AS last_user, false AS is_next_pass, held.slice_users, held.slice_runs
+        SELECT held.after_user, sec.retention_slice() AS last_user, false AS is_next_pass, held.slice_users, held.slice_runs,
+            true AS is_as_minted
         FROM (SELECT after_user, slice_users, slice_runs FROM retention_state FOR UPDATE SKIP LOCKED) AS held";
     let rows: Vec<Progress> = ::store::prepared(diesel::sql_query(LOCK)).load(connection).await?;
     Ok(rows.into_iter().next())
@@ -85,9 +89,31 @@ pub(crate) async fn slice(
     let (slice_users, slice_runs) =
         if is_same { (progress.slice_users, progress.slice_runs) } else { (MANY, 0) };
     let Slice { after_user, last_user, is_next_pass, due } = next;
-    let next = Progress { after_user, last_user, is_next_pass, slice_users, slice_runs };
+    let next = Progress { after_user, last_user, is_next_pass, slice_users, slice_runs, is_as_minted: false };
     // Whose rows are found first is not always the same.
     Ok((due.is_empty() || next.has_any(users)).then_some(next))
+}
+
+/// Whether rows of others than these users are due in the slice. Another run may have removed what was due of these since the grants were
+/// minted.
+pub(crate) async fn has_due_beside(
+    connection: &mut Connection,
+    progress: Progress,
+    users: &[i32],
+) -> Result<bool, Fault> {
+    #[derive(QueryableByName)]
+    struct Has {
+        #[diesel(sql_type = Bool)]
+        has: bool,
+    }
+    const BESIDE: &str = "SELECT sec.has_due_beside($1, $2, $3) AS has";
+    let (true, Some(last_user)) = (progress.is_as_minted, progress.last_user) else { return Ok(false) };
+    let query = diesel::sql_query(BESIDE)
+        .bind::<Array<Integer>, _>(users)
+        .bind::<Integer, _>(progress.after_user)
+        .bind::<Integer, _>(last_user);
+    let row: Has = ::store::prepared(query).get_result(connection).await?;
+    Ok(row.has)
 }
 
 /// Waits for a run that is under way, and keeps others from beginning until the transaction ends. Of what this transaction has written, the
@@ -175,6 +201,7 @@ mod tests {
             is_next_pass: false,
             slice_users: MANY,
             slice_runs: 0,
+            is_as_minted: false,
         };
         for run in 1..1_000 {
             let next = Next::after(progress, has_more(run), has_changed);

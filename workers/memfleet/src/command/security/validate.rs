@@ -276,7 +276,7 @@ const CHECKS: [(&str, &str); 13] = [
             WHERE p.proowner = 'memfleet_due'::regrole
             AND NOT EXISTS (SELECT FROM sec.jobs j WHERE j.due_function = format('%I.%I', n.nspname, p.proname))
             AND (n.nspname <> 'sec' OR p.proname NOT IN ('platform_policies', 'platform_holds', 'retention_slice',
-                'due_users', 'next_slice', 'has_archive_policies', 'has_events_outside'))",
+                'due_users', 'next_slice', 'has_due_beside', 'has_archive_policies', 'has_events_outside'))",
     ),
     (
         "view that bypasses RLS",
