@@ -10,7 +10,18 @@ const QUIET: &str =
     "CREATE FUNCTION pg_toast.quiet() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';";
 
 /// What is done, and how the line begins that names it.
-const CHANGES: [(&str, &str); 47] = [
+const CHANGES: [(&str, &str); 49] = [
+    // The comparison itself uses it, and could have its lines rewritten.
+    (
+        "CREATE OR REPLACE FUNCTION pg_catalog.regexp_replace(string text, pattern text, replacement text) RETURNS text
+             LANGUAGE sql IMMUTABLE STRICT AS 'SELECT pg_catalog.regexp_replace($1, $2, $3)'",
+        "+the function regexp_replace of PostgreSQL (oid 2284) was replaced",
+    ),
+    (
+        "DO $$ BEGIN EXECUTE 'CREATE OR REPLACE VIEW pg_catalog.pg_roles AS ' || rtrim(pg_get_viewdef('pg_roles'::regclass), ';')
+             || ' WHERE pg_authid.rolname <> ''mallory'''; END $$",
+        "+the rule _RETURN of a relation of PostgreSQL",
+    ),
     (
         "CREATE TRIGGER quiet BEFORE INSERT ON audit.audit_log_default FOR EACH ROW EXECUTE FUNCTION pg_toast.quiet()",
         "+trigger quiet on audit.audit_log_default",

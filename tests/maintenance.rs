@@ -281,6 +281,21 @@ async fn rows_that_were_retired_are_excused_with_proof_and_no_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_removed_if_its_statement_is_not_stored() {
+    let fixture = sealed().await;
+    let rows = fixture.count("audit.audit_log").await;
+    fixture
+        .execute(
+            "CREATE FUNCTION pg_toast.none() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+             CREATE TRIGGER none BEFORE INSERT ON audit.retirements FOR EACH ROW EXECUTE FUNCTION pg_toast.none()",
+        )
+        .await;
+    let error = in_eight_years(&fixture, &[Source::AuditLog]).await.expect_err("no statement");
+    assert!(matches!(error, AuditError::NotStated { retirement: 1 }), "{error}");
+    assert_eq!(fixture.count("audit.audit_log").await, rows);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_retired_before_its_time_or_while_a_row_differs() {
     let fixture = sealed().await;
     let rows = fixture.count("audit.audit_log").await;

@@ -1,12 +1,14 @@
 //! A folder as a target. Nothing in it is read, listed, written or deleted by way of a link: what a link names is outside of the folder, or
 //! in it a second time.
 
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{Error, ErrorKind, Read, Result};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use chrono::{DateTime, Utc};
+use rustix::fs::OFlags;
 use uuid::Uuid;
 
 use crate::table::table;
@@ -58,13 +60,10 @@ impl Folder {
         Ok(place)
     }
 
-    /// The content of a regular file. Of one with more bytes than `most`, their number. A pipe is not opened: that waits for its writer.
+    /// The content of a regular file. Of one with more bytes than `most`, their number.
     pub(crate) fn read(&self, file: &str, most: u64) -> Result<std::result::Result<Vec<u8>, u64>> {
         let place = self.place(file)?;
-        is_regular(&fs::symlink_metadata(&place)?)?;
-        let opened = File::open(&place)?;
-        let found = opened.metadata()?;
-        is_regular(&found)?;
+        let (opened, found) = open_regular(&place)?;
         if found.len() > most {
             return Ok(Err(found.len()));
         }
@@ -111,6 +110,16 @@ impl Folder {
     }
 }
 
+/// Opens a regular file. What has its name may be another thing a moment later, so the open file is looked at. A pipe is opened without waiting
+/// for its writer, and a link is not followed.
+fn open_regular(place: &Path) -> Result<(File, Metadata)> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC).bits().cast_signed();
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(place)?;
+    let found = opened.metadata()?;
+    is_regular(&found)?;
+    Ok((opened, found))
+}
+
 fn is_regular(found: &Metadata) -> Result<()> {
     if found.is_file() { Ok(()) } else { Err(Error::other("it is no regular file")) }
 }
@@ -149,5 +158,28 @@ fn fits(depth: usize, name: &str) -> bool {
                     && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
         }
         _ => false,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// Something that takes the place of a file after its name was looked at.
+    #[test]
+    fn only_a_regular_file_is_opened_whatever_takes_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| folder.path().join(name);
+        fs::write(place("file"), "content").unwrap();
+        assert_eq!(open_regular(&place("file")).unwrap().1.len(), 7);
+        // Nobody writes into the pipe: whoever waits for that waits for ever.
+        assert!(Command::new("mkfifo").arg(place("pipe")).status().unwrap().success());
+        std::os::unix::fs::symlink(place("file"), place("link")).unwrap();
+        for other in ["pipe", "link", ""] {
+            assert!(open_regular(&place(other)).is_err(), "{other}");
+        }
     }
 }

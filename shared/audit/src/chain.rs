@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
 use diesel::prelude::*;
-use diesel::sql_types::Binary;
+use diesel::sql_types::{BigInt, Binary};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use store::Fault;
 use store::schema::seals;
@@ -73,6 +73,19 @@ pub(crate) async fn by_number(
 ) -> Result<Option<Statement>, Fault> {
     let seal = seals::table.find(number).select(Header::as_select()).first(connection).await;
     Ok(seal.optional()?.map(Statement::from))
+}
+
+/// How many seals there are from this number on.
+pub(crate) async fn count_from(connection: &mut AsyncPgConnection, number: i64) -> Result<i64, Fault> {
+    #[derive(diesel::QueryableByName)]
+    struct Count {
+        #[diesel(sql_type = BigInt)]
+        seals: i64,
+    }
+    const COUNT: &str =
+        "SELECT pg_catalog.count(*) AS seals FROM audit.seals s WHERE s.number OPERATOR(pg_catalog.>=) $1";
+    let rows: Vec<Count> = diesel::sql_query(COUNT).bind::<BigInt, _>(number).load(connection).await?;
+    Ok(rows.into_iter().next().map_or(0, |row| row.seals))
 }
 
 /// The last seal before the first one that is not older than a time.

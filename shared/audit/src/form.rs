@@ -1,16 +1,21 @@
 //! Whether the tables of the trail are such that reading them shows what is stored.
 //!
 //! A view or a foreign table in the place of a table shows what somebody likes, and so does a column of a type whose send
-//! function was replaced. The statement here returns one row for each such thing. That it returns none is the answer: a value
-//! that it returned could come from such a function itself.
+//! function was replaced. The catalogs say whether there is such a thing. They are read as they are ([`crate::catalogs`]), after it is
+//! known that they are PostgreSQL's own and that no function which is used here is replaced when a statement is planned
+//! ([`store::builtin`]); all comparisons are made here.
 //!
-//! It does not help against whoever runs code of their own inside the server: see docs/SECURITY.md.
+//! A change that is made and taken back while the trail is read leaves another transaction id in the catalogs: see [`Form::changed_since`].
+//!
+//! It does not help against a superuser who changes what a statement in this server answers: see docs/SECURITY.md.
 
-use diesel::QueryableByName;
-use diesel::sql_types::{BigInt, Text};
-use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use std::collections::BTreeMap;
+
+use diesel_async::AsyncPgConnection;
 use store::Fault;
+use store::builtin::{self, Builtins, FIRST_ADDED, Id, Named, PG_CATALOG};
 
+use crate::catalogs::{Catalogs, Class};
 use crate::leaf::Source;
 use crate::record::{Column, EnumType, Types};
 
@@ -31,8 +36,8 @@ const SEAL_COLUMNS: [(&str, u32); 10] = [
     ("format", 21),
 ];
 
-/// The types of PostgreSQL that are read or bound: oid, send function and receive function. PostgreSQL calls a function with
-/// such an oid as it was compiled, whatever the catalog says of it.
+/// The types of PostgreSQL that are read or bound: oid, send function and receive function. PostgreSQL calls these functions for values as
+/// they were compiled, whatever the catalog says of them.
 const TYPES: [(u32, &str, u32, &str, u32); 13] = [
     (17, "bytea", 2413, "byteasend", 2412),
     (20, "int8", 2409, "int8send", 2408),
@@ -52,166 +57,320 @@ const TYPES: [(u32, &str, u32, &str, u32); 13] = [
 /// The send function of an enumeration.
 const ENUM_SEND: u32 = 3533;
 
-/// The operators of the order of rows, and their functions.
-const OPERATORS: [(u32, u32); 11] = [
-    (96, 65),
-    (410, 467),
-    (412, 469),
-    (413, 470),
-    (414, 471),
-    (415, 472),
-    (2972, 2956),
-    (2974, 2954),
-    (2975, 2958),
-    (2976, 2955),
-    (2977, 2957),
+/// The operators of the order of rows, their names and their functions.
+const OPERATORS: [(u32, &str, u32); 11] = [
+    (96, "=", 65),
+    (410, "=", 467),
+    (412, "<", 469),
+    (413, ">", 470),
+    (414, "<=", 471),
+    (415, ">=", 472),
+    (2972, "=", 2956),
+    (2974, "<", 2954),
+    (2975, ">", 2958),
+    (2976, "<=", 2955),
+    (2977, ">=", 2957),
 ];
 
 /// The same in indexes and sorts: operator families of `bigint` and `uuid`, their type and the function that compares.
 const ORDERS: [(u32, u32, u32); 2] = [(1976, 20, 842), (2968, 2950, 2960)];
 
+/// Functions that statements call by their names.
+const CALLED: [(u32, &str); 5] = [
+    (720, "octet_length"),
+    (2803, "count"),
+    (3089, "pg_advisory_xact_lock"),
+    (5061, "pg_current_snapshot"),
+    (5062, "pg_snapshot_xmin"),
+];
+
+/// `count(*)`, the function that counts a row and the one that adds up.
+const COUNT: (u32, u32, u32) = (2803, 1219, 463);
+
 /// The maximum number of things that are named.
-const MAX_FAULTS: i64 = 100;
+const MAX_FAULTS: usize = 100;
 
-/// After the lists `named`, `expected_column`, `expected_type`, `expected_enum`, `expected_operator` and `expected_order`.
-const FAULTS: &str = "
-    root AS (SELECT n.name, to_regclass(n.name)::oid AS id FROM named AS n),
-    part (name, id, is_root) AS (
-        SELECT r.name, r.id, true FROM root AS r WHERE r.id IS NOT NULL
-        UNION SELECT p.name, i.inhrelid, false FROM part AS p JOIN pg_inherits AS i ON i.inhparent = p.id
-    ),
-    relation AS (
-        SELECT p.name, p.is_root, c.oid AS id, c.oid::regclass::text AS shown, c.relkind, c.relispartition
-        FROM part AS p JOIN pg_class AS c ON c.oid = p.id
-    )
-    SELECT w.what FROM (
-        SELECT format('%s is missing', r.name) AS what FROM root AS r WHERE r.id IS NULL
-        UNION ALL
-        SELECT format('%s is %s and not a table', r.shown, CASE r.relkind WHEN 'v' THEN 'a view'
-            WHEN 'm' THEN 'a materialized view' WHEN 'f' THEN 'a foreign table' ELSE format('of the kind %L', r.relkind) END)
-        FROM relation AS r WHERE r.relkind NOT IN ('r', 'p')
-        UNION ALL
-        SELECT format('%s is partitioned', r.shown) FROM relation AS r WHERE r.relkind = 'p' AND r.name = 'audit.seals'
-        UNION ALL
-        SELECT format('%s inherits from %s and is not a partition of it', r.shown, r.name)
-        FROM relation AS r WHERE NOT r.is_root AND NOT r.relispartition
-        UNION ALL
-        SELECT format('%s has the rule %I', r.shown, w.rulename) FROM relation AS r JOIN pg_rewrite AS w ON w.ev_class = r.id
-        WHERE r.relkind IN ('r', 'p')
-        UNION ALL
-        SELECT format('%s has the trigger %I', r.shown, t.tgname) FROM relation AS r JOIN pg_trigger AS t ON t.tgrelid = r.id
-        WHERE r.name = 'audit.seals' AND NOT t.tgisinternal
-        UNION ALL
-        SELECT format('the column %I of %s %s', e.name, r.shown, CASE WHEN a.attname IS NULL THEN 'is missing'
-            WHEN a.atttypid = e.type THEN 'is computed'
-            ELSE format('is of the type %s and not %s', format_type(a.atttypid, NULL), coalesce(format_type(e.type, NULL), '?')) END)
-        FROM relation AS r JOIN expected_column AS e ON e.relation = r.name
-        LEFT JOIN pg_attribute AS a ON a.attrelid = r.id AND a.attname = e.name AND a.attnum > 0 AND NOT a.attisdropped
-        WHERE (a.atttypid = e.type AND a.attgenerated = '') IS NOT TRUE
-        UNION ALL
-        SELECT format('values of the type %s are sent by %s and not by %s of PostgreSQL', e.name,
-            coalesce(t.typsend::oid::regprocedure::text, 'nothing'), e.source)
-        FROM expected_type AS e LEFT JOIN pg_type AS t ON t.oid = e.id LEFT JOIN pg_proc AS p ON p.oid = t.typsend::oid
-        WHERE (t.typsend::oid = e.send AND p.prolang = 12 AND p.prosrc = e.source) IS NOT TRUE
-        UNION ALL
-        SELECT format('values of the type %s are received by %s', e.name,
-            coalesce(t.typreceive::oid::regprocedure::text, 'nothing'))
-        FROM expected_type AS e LEFT JOIN pg_type AS t ON t.oid = e.id WHERE (t.typreceive::oid = e.receive) IS NOT TRUE
-        UNION ALL
-        SELECT format('the enumeration %s is missing, or its values are sent by a function that is not of PostgreSQL', e.name)
-        FROM expected_enum AS e LEFT JOIN pg_type AS t ON t.oid = to_regtype(e.name)::oid
-        WHERE (t.typtype = 'e' AND t.typsend::oid = e.send) IS NOT TRUE
-        UNION ALL
-        SELECT format('the operator %s calls %s', e.id::regoperator, coalesce(o.oprcode::oid::regprocedure::text, 'nothing'))
-        FROM expected_operator AS e LEFT JOIN pg_operator AS o ON o.oid = e.id
-        WHERE (o.oprcode::oid = e.function) IS NOT TRUE
-        UNION ALL
-        SELECT format('indexes of the type %s compare with another function', format_type(e.type, NULL))
-        FROM expected_order AS e LEFT JOIN pg_amproc AS a ON a.amprocfamily = e.family AND a.amproclefttype = e.type
-            AND a.amprocrighttype = e.type AND a.amprocnum = 1
-        WHERE (a.amproc::oid = e.function) IS NOT TRUE
-    ) AS w (what) LIMIT ";
-
-/// A list with a name, as a part of a WITH clause.
-fn list(head: &str, rows: impl Iterator<Item = String>) -> String {
-    format!("{head} AS (VALUES {})", rows.collect::<Vec<_>>().join(", "))
+/// All functions that reading the trail calls.
+fn used() -> Vec<u32> {
+    let sent = TYPES.iter().flat_map(|(_, _, send, _, receive)| [*send, *receive]);
+    let compared = OPERATORS.iter().map(|one| one.2).chain(ORDERS.iter().map(|one| one.2));
+    let called = CALLED.iter().map(|one| one.0).chain([COUNT.1, COUNT.2, ENUM_SEND]);
+    sent.chain(compared).chain(called).collect()
 }
 
-/// All values are constants in the text of the statement: it binds nothing.
-fn statement() -> String {
-    let tables = Source::ALL.map(|source| source.reading().table);
-    let columns = Source::ALL.into_iter().flat_map(|source| {
-        let reading = source.reading();
-        let own = reading.columns.iter().filter(|(_, column)| *column != Column::KeyOfUser);
-        own.map(move |(name, column)| {
-            let id = match column.built_in() {
-                Ok(id) => format!("{id}::oid"),
-                Err(name) => format!("to_regtype('{}')::oid", name.name()),
+/// What a look at the catalogs shows.
+#[derive(Debug, Default)]
+pub(crate) struct Form {
+    /// What keeps this database from showing what it stores, at most [`MAX_FAULTS`] things; none if all is as the migrations made it.
+    pub(crate) faults: Vec<String>,
+    /// What was looked at, and the transaction that changed its row in the catalogs last.
+    stamps: BTreeMap<String, u32>,
+}
+
+impl Form {
+    /// What was changed since an earlier look, even if it is as it was then: what is made while the trail is read and taken back leaves the
+    /// id of another transaction. Partitions that were added or dropped do not count.
+    pub(crate) fn changed_since(&self, earlier: &Self) -> Vec<String> {
+        let is_changed = |one: &(&String, &u32)| earlier.stamps.get(one.0).is_some_and(|xmin| xmin != one.1);
+        let line = |one: (&String, &u32)| {
+            format!("{} was changed while the trail was verified: verify it again", one.0)
+        };
+        self.stamps.iter().filter(is_changed).map(line).take(MAX_FAULTS).collect()
+    }
+
+    fn stamp(&mut self, what: String, xmin: Id) {
+        self.stamps.insert(what, xmin.0);
+    }
+
+    fn fault(&mut self, what: String) {
+        if self.faults.len() < MAX_FAULTS {
+            self.faults.push(what);
+        }
+    }
+
+    fn judge_tables(&mut self, catalogs: &Catalogs, tables: &[Table]) {
+        for table in tables {
+            let Some(root) = table.id.filter(|id| catalogs.classes.contains_key(id)) else {
+                self.fault(format!("{} is missing", table.name));
+                continue;
             };
-            format!("('{}', '{name}'::name, {id})", reading.table)
-        })
-    });
-    let seals = SEAL_COLUMNS.iter().map(|(name, id)| format!("('{SEALS}', '{name}'::name, {id}::oid)"));
-    let lists = [
-        list("named (name)", tables.into_iter().chain([SEALS]).map(|name| format!("('{name}')"))),
-        list("expected_column (relation, name, type)", columns.chain(seals)),
-        list(
-            "expected_type (id, name, send, source, receive)",
-            TYPES.iter().map(|(id, name, send, source, receive)| {
-                format!("({id}::oid, '{name}', {send}::oid, '{source}', {receive}::oid)")
-            }),
-        ),
-        list(
-            "expected_enum (name, send)",
-            EnumType::ALL.iter().map(|one| format!("('{}', {ENUM_SEND}::oid)", one.name())),
-        ),
-        list(
-            "expected_operator (id, function)",
-            OPERATORS.iter().map(|(id, function)| format!("({id}::oid, {function}::oid)")),
-        ),
-        list(
-            "expected_order (family, type, function)",
-            ORDERS
-                .iter()
-                .map(|(family, id, function)| format!("({family}::oid, {id}::oid, {function}::oid)")),
-        ),
-    ];
-    format!("WITH RECURSIVE {}, {FAULTS}{MAX_FAULTS}", lists.join(", "))
+            for (id, class) in catalogs.with_parts(root) {
+                let shown = catalogs.class_name(class);
+                if let Some(space) = catalogs.namespaces.get(&class.namespace.0) {
+                    self.stamp(format!("the schema {}", space.name), space.xmin);
+                }
+                self.stamp(shown.clone(), class.xmin);
+                self.judge_relation(catalogs, table, (id, class), id == root);
+                for (name, type_id) in &table.columns {
+                    self.judge_column(catalogs, (id, &shown), name, *type_id);
+                }
+            }
+        }
+    }
+
+    fn judge_relation(&mut self, catalogs: &Catalogs, table: &Table, one: (u32, &Class), is_root: bool) {
+        let (id, class) = one;
+        let shown = catalogs.class_name(class);
+        match class.kind {
+            b'r' => {}
+            b'p' if table.name == SEALS => self.fault(format!("{shown} is partitioned")),
+            b'p' => {}
+            b'v' => self.fault(format!("{shown} is a view and not a table")),
+            b'm' => self.fault(format!("{shown} is a materialized view and not a table")),
+            b'f' => self.fault(format!("{shown} is a foreign table and not a table")),
+            kind => {
+                self.fault(format!("{shown} is of the kind {:?} and not a table", char::from(kind)));
+            }
+        }
+        if !is_root && !class.is_partition {
+            self.fault(format!("{shown} inherits from {} and is not a partition of it", table.name));
+        }
+        if matches!(class.kind, b'r' | b'p') {
+            for rule in catalogs.rules.iter().filter(|rule| rule.relation.0 == id) {
+                self.fault(format!("{shown} has the rule {}", rule.name));
+            }
+        }
+        if table.name == SEALS {
+            for trigger in catalogs.triggers.iter().filter(|one| one.relation.0 == id && !one.is_internal) {
+                self.fault(format!("{shown} has the trigger {}", trigger.name));
+            }
+        }
+    }
+
+    /// `type_id` is none if the type does not exist.
+    fn judge_column(&mut self, catalogs: &Catalogs, of: (u32, &str), name: &str, type_id: Option<u32>) {
+        let (relation, shown) = of;
+        let Some(column) = catalogs.attributes.get(&(relation, name.to_owned())) else {
+            self.fault(format!("the column {name} of {shown} is missing"));
+            return;
+        };
+        self.stamp(format!("the column {name} of {shown}"), column.xmin);
+        let is = catalogs.type_name(column.type_id.0);
+        if Some(column.type_id.0) != type_id {
+            let expected = type_id.map_or_else(|| "?".to_owned(), |id| catalogs.type_name(id));
+            self.fault(format!("the column {name} of {shown} is of the type {is} and not {expected}"));
+        } else if column.generated != 0 {
+            self.fault(format!("the column {name} of {shown} is computed"));
+        }
+    }
+
+    fn judge_types(&mut self, catalogs: &Catalogs, types: &Types) {
+        for (id, name, send, source, receive) in TYPES {
+            let found = catalogs.types.get(&id);
+            if let Some(found) = found {
+                self.stamp(format!("the type {name}"), found.xmin);
+            }
+            let (sent, received) = found.map_or((0, 0), |one| (one.send.0, one.receive.0));
+            if sent != send {
+                let by = catalogs.function_name(sent);
+                self.fault(format!(
+                    "values of the type {name} are sent by {by} and not by {source} of PostgreSQL"
+                ));
+            }
+            if received != receive {
+                let by = catalogs.function_name(received);
+                self.fault(format!("values of the type {name} are received by {by}"));
+            }
+        }
+        for one in EnumType::ALL {
+            let name = one.name();
+            let found = types.of_enum(one).and_then(|id| catalogs.types.get(&id));
+            if let Some(found) = found {
+                self.stamp(format!("the type {name}"), found.xmin);
+            }
+            if !found.is_some_and(|found| found.kind == b'e' && found.send.0 == ENUM_SEND) {
+                self.fault(format!(
+                    "the enumeration {name} is missing, or its values are sent by a function that is not of PostgreSQL"
+                ));
+            }
+        }
+    }
+
+    fn judge_comparisons(&mut self, catalogs: &Catalogs) {
+        for (id, name, function) in OPERATORS {
+            let found = catalogs.operators.get(&id);
+            if let Some(found) = found {
+                self.stamp(format!("the operator {name} (oid {id})"), found.xmin);
+            }
+            let calls = found.map_or(0, |one| one.function.0);
+            if calls != function {
+                let calls = catalogs.function_name(calls);
+                self.fault(format!("the operator {name} (oid {id}) calls {calls}"));
+            } else if !found.is_some_and(|one| one.name == name && one.namespace.0 == PG_CATALOG) {
+                self.fault(format!("the operator {name} (oid {id}) has another name"));
+            }
+        }
+        for (family, type_id, function) in ORDERS {
+            let order = catalogs.orders.iter().find(|one| {
+                (one.family.0, one.left.0, one.right.0, one.number) == (family, type_id, type_id, 1)
+            });
+            let name = catalogs.type_name(type_id);
+            if let Some(order) = order {
+                self.stamp(format!("the order of {name}"), order.xmin);
+            }
+            if order.map(|one| one.function.0) != Some(function) {
+                self.fault(format!("indexes of the type {name} compare with another function"));
+            }
+        }
+    }
+
+    fn judge_functions(&mut self, catalogs: &Catalogs) {
+        for id in used() {
+            if let Some(one) = catalogs.functions.get(&id) {
+                self.stamp(format!("the function {} of PostgreSQL (oid {id})", one.name), one.xmin);
+            }
+        }
+        for (id, name) in CALLED {
+            let own = catalogs.functions.get(&id);
+            let is_own = own.is_some_and(|one| one.name == name && one.namespace.0 == PG_CATALOG);
+            let other = catalogs
+                .functions
+                .values()
+                .find(|one| one.name == name && one.namespace.0 == PG_CATALOG && one.oid.0 >= FIRST_ADDED);
+            if !is_own || other.is_some() {
+                self.fault(format!("another function has the name pg_catalog.{name}"));
+            }
+        }
+        let (id, step, combine) = COUNT;
+        let count = catalogs.aggregates.get(&id);
+        if let Some(count) = count {
+            self.stamp("the aggregate count".to_owned(), count.xmin);
+        }
+        if count.map(|one| (one.step.0, one.combine.0, one.last.0)) != Some((step, combine, 0)) {
+            self.fault("the aggregate count calls other functions".to_owned());
+        }
+    }
 }
 
-/// What keeps this database from showing what it stores, at most [`MAX_FAULTS`] things; nothing if all is as the migrations
-/// made it. The connection must have a fixed search path.
+/// A table that is read.
+struct Table {
+    name: &'static str,
+    id: Option<u32>,
+    /// Its columns and their types.
+    columns: Vec<(&'static str, Option<u32>)>,
+}
+
+async fn tables(connection: &mut AsyncPgConnection, types: &Types) -> Result<Vec<Table>, Fault> {
+    let mut all = Vec::new();
+    for source in Source::ALL {
+        let reading = source.reading();
+        let columns = reading.columns.iter().filter_map(|(name, column)| {
+            // The key is a column of another table.
+            (*column != Column::KeyOfUser).then(|| (*name, types.oid(*column)))
+        });
+        let id = builtin::id_of(connection, Named::Relation, reading.table).await?;
+        all.push(Table { name: reading.table, id, columns: columns.collect() });
+    }
+    let columns = SEAL_COLUMNS.iter().map(|(name, id)| (*name, Some(*id))).collect();
+    let id = builtin::id_of(connection, Named::Relation, SEALS).await?;
+    all.push(Table { name: SEALS, id, columns });
+    Ok(all)
+}
+
+/// Looks at the catalogs. The connection must have a fixed search path and be in no transaction.
+///
+/// # Errors
+/// A [`Fault`] of the database.
+pub(crate) async fn look(connection: &mut AsyncPgConnection) -> Result<Form, Fault> {
+    let builtins = builtin::look(connection, &used()).await?;
+    if !builtins.faults.is_empty() {
+        // What the catalogs say is then anything.
+        let mut faults = builtins.faults;
+        faults.truncate(MAX_FAULTS);
+        return Ok(Form { faults, ..Form::default() });
+    }
+    judge(connection, builtins).await
+}
+
+async fn judge(connection: &mut AsyncPgConnection, builtins: Builtins) -> Result<Form, Fault> {
+    let types = types(connection).await?;
+    let tables = tables(connection, &types).await?;
+    let catalogs = Catalogs::read(connection, builtins).await?;
+    let mut form = Form::default();
+    form.judge_tables(&catalogs, &tables);
+    form.judge_types(&catalogs, &types);
+    form.judge_comparisons(&catalogs);
+    form.judge_functions(&catalogs);
+    Ok(form)
+}
+
+/// What keeps this database from showing what it stores. As [`look`].
 ///
 /// # Errors
 /// A [`Fault`] of the database.
 pub(crate) async fn faults(connection: &mut AsyncPgConnection) -> Result<Vec<String>, Fault> {
-    #[derive(QueryableByName)]
-    struct What {
-        #[diesel(sql_type = Text)]
-        what: String,
-    }
-    let found: Vec<What> = diesel::sql_query(statement()).load(connection).await?;
-    Ok(found.into_iter().map(|one| one.what).collect())
+    Ok(look(connection).await?.faults)
 }
 
-/// The types of the columns that are read.
+/// The types of the columns that are read. One that does not exist ends a transaction.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
 pub(crate) async fn types(connection: &mut AsyncPgConnection) -> Result<Types, Fault> {
-    #[derive(QueryableByName)]
-    struct Id {
-        #[diesel(sql_type = BigInt)]
-        id: i64,
-    }
     let mut enums = Vec::new();
     for name in EnumType::ALL {
-        let query = format!(
-            "SELECT to_regtype('{}')::oid::int8 AS id WHERE to_regtype('{0}') IS NOT NULL",
-            name.name()
-        );
-        let found: Vec<Id> = diesel::sql_query(query).load(connection).await?;
-        enums.extend(found.into_iter().filter_map(|one| Some((name, u32::try_from(one.id).ok()?))));
+        let id = builtin::id_of(connection, Named::Type, name.name()).await?;
+        enums.extend(id.map(|id| (name, id)));
     }
     Ok(Types::new(enums))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_changed_and_taken_back_is_named() {
+        let form = |stamps: &[(&str, u32)]| Form {
+            stamps: stamps.iter().map(|(what, xmin)| ((*what).to_owned(), *xmin)).collect(),
+            ..Form::default()
+        };
+        let earlier = form(&[("audit.seals", 7), ("audit.audit_log", 7), ("audit.audit_log_2026_01", 7)]);
+        // A month was dropped and another one added.
+        let later = form(&[("audit.seals", 7), ("audit.audit_log", 9), ("audit.audit_log_2026_02", 9)]);
+        let changed = later.changed_since(&earlier);
+        assert_eq!(changed.len(), 1, "{changed:?}");
+        assert!(changed.iter().all(|line| line.starts_with("audit.audit_log was changed while")));
+        assert_eq!(earlier.changed_since(&earlier), Vec::<String>::new());
+    }
 }

@@ -138,6 +138,18 @@ const OF_LOCK: &str = "
         AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
     ORDER BY age_s DESC LIMIT $3";
 
+/// Those who have a lock of a table of this database that keeps others from reading it.
+const OF_TABLES: &str = "
+    SELECT a.pid, p.gid, coalesce(a.usename, p.owner)::text AS role, coalesce(a.datname, p.database)::text AS database,
+        a.application_name AS application, a.state,
+        floor(extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, a.state_change, p.prepared)))::bigint AS age_s
+    FROM (SELECT DISTINCT l.pid, l.virtualtransaction FROM pg_locks AS l
+        WHERE l.locktype = 'relation' AND l.granted AND l.mode = 'AccessExclusiveLock'
+            AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())) AS l
+    LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
+    LEFT JOIN pg_prepared_xacts AS p ON l.pid IS NULL AND l.virtualtransaction = '-1/' || p.transaction::text
+    ORDER BY age_s DESC NULLS LAST LIMIT $1";
+
 /// The transactions in progress between two transactions.
 pub(crate) async fn between(
     connection: &mut AsyncPgConnection,
@@ -150,6 +162,13 @@ pub(crate) async fn between(
 /// Those who have an advisory lock.
 pub(crate) async fn of_lock(connection: &mut AsyncPgConnection, lock: i64) -> Result<Vec<Holder>, Fault> {
     read(connection, OF_LOCK, (lock >> 32) & 0xffff_ffff, lock & 0xffff_ffff).await
+}
+
+/// Those who keep others from reading a table.
+pub(crate) async fn of_tables(connection: &mut AsyncPgConnection) -> Result<Vec<Holder>, Fault> {
+    let holders: Vec<HolderRow> =
+        diesel::sql_query(OF_TABLES).bind::<BigInt, _>(MAX_HOLDERS).load(connection).await?;
+    Ok(holders.into_iter().filter_map(HolderRow::holder).collect())
 }
 
 async fn read(

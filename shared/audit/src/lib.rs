@@ -13,6 +13,7 @@
 //! row cannot be detected.
 
 pub mod anchor;
+mod catalogs;
 mod chain;
 mod condition;
 mod difference;
@@ -106,6 +107,21 @@ pub enum AuditError {
     NotStored {
         /// The number of the seal.
         seal: i64,
+    },
+    /// The database took the statement of a retirement without an error and did not store it.
+    #[error("nothing is retired: the database did not store retirement {retirement}, and gave no error")]
+    NotStated {
+        /// The number of the retirement.
+        retirement: i64,
+    },
+    /// Another session keeps a table of the trail locked.
+    #[error(
+        "the trail cannot be read: a table of it is locked for more than 10 s, and these lock tables of the database: {}; end \
+         who should not with pg_terminate_backend", holder::line(.holders)
+    )]
+    Blocked {
+        /// Who has such a lock, at most ten.
+        holders: Vec<Holder>,
     },
     /// Another session has the lock of the sealers for longer than the writing of a seal takes.
     #[error(

@@ -83,11 +83,13 @@ impl Types {
     }
 
     /// None for an enumeration that is not there.
-    fn oid(&self, column: Column) -> Option<u32> {
-        column
-            .built_in()
-            .or_else(|name| self.0.iter().find(|one| one.0 == name).map(|one| one.1).ok_or(()))
-            .ok()
+    pub(crate) fn oid(&self, column: Column) -> Option<u32> {
+        column.built_in().map_or_else(|name| self.of_enum(name), Some)
+    }
+
+    /// None if it is not there.
+    pub(crate) fn of_enum(&self, name: EnumType) -> Option<u32> {
+        self.0.iter().find(|one| one.0 == name).map(|one| one.1)
     }
 }
 
@@ -180,9 +182,9 @@ fn push_texts(json: &mut String, value: &[u8]) -> Option<()> {
         1 => rest.number()?,
         _ => return None,
     };
-    if dimensions == 1 {
-        // The index of the first element.
-        rest.number()?;
+    // The index of the first element, which the JSON does not have.
+    if dimensions == 1 && rest.number()? != 1 {
+        return None;
     }
     json.push('[');
     for place in 0..count {
@@ -304,6 +306,8 @@ mod tests {
             (Column::Text, &[0xff]),
             (Column::Texts, &array(2)),
             (Column::Texts, &array(1)[..20]),
+            // Its first element has the index 2.
+            (Column::Texts, &[&array(1)[..19], &[2], &array(1)[20..]].concat()),
             (Column::Jsonb, b"\x02{}"),
             (Column::Jsonb, b""),
         ] {

@@ -147,7 +147,7 @@ async fn state(
     keep: Keep,
     seal: &Statement,
     now: DateTime<Utc>,
-) -> Result<(), Fault> {
+) -> Result<(), AuditError> {
     #[derive(QueryableByName)]
     struct Next {
         #[diesel(sql_type = BigInt)]
@@ -158,7 +158,7 @@ async fn state(
     const STATE: &str = "
         INSERT INTO audit.retirements (number, source, through_seal, seal_hash, keep_days, retired_at, key_name, signature)
         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
-    let next: Vec<Next> = diesel::sql_query(NEXT).load(connection).await?;
+    let next: Vec<Next> = diesel::sql_query(NEXT).load(connection).await.map_err(Fault::from)?;
     let retirement = Retirement {
         number: next.as_slice().first().map_or(1, |next| next.number),
         source: keep.source,
@@ -167,7 +167,7 @@ async fn state(
         keep_days: keep.days,
         retired_at: now,
     };
-    diesel::sql_query(STATE)
+    let written = diesel::sql_query(STATE)
         .bind::<BigInt, _>(retirement.number)
         .bind::<SmallInt, _>(i16::from(retirement.source.code()))
         .bind::<BigInt, _>(retirement.through_seal)
@@ -177,8 +177,10 @@ async fn state(
         .bind::<Text, _>(key.name())
         .bind::<Binary, _>(key.sign(&retirement.hash()).to_vec())
         .execute(connection)
-        .await?;
-    Ok(())
+        .await
+        .map_err(Fault::from)?;
+    // A trigger may keep a row from being written. What is removed without a statement is missing for good.
+    if written == 1 { Ok(()) } else { Err(AuditError::NotStated { retirement: retirement.number }) }
 }
 
 /// How many rows one statement removes.

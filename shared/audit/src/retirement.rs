@@ -3,10 +3,12 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::QueryableByName;
-use diesel::sql_types::{BigInt, Binary, Bool, Integer, SmallInt, Text, Timestamptz};
+use diesel::sql_types::{BigInt, Binary, Integer, SmallInt, Text, Timestamptz};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use futures::TryStreamExt as _;
 use sha2::{Digest as _, Sha256};
 use store::Fault;
+use store::builtin::{self, Named};
 use trust::PublicKey;
 
 use crate::anchor::Known;
@@ -163,47 +165,81 @@ impl Row {
     }
 }
 
-/// What was stated and is believed, until [`Retired::confirm`]. What is not is a finding each, and excuses nothing.
+/// How many statements that excuse nothing are named at most.
+const MAX_NAMED: usize = 20;
+
+/// Statements that excuse nothing. Nothing limits how many somebody adds.
+#[derive(Debug, Default)]
+struct Refused {
+    named: Vec<Finding>,
+    more: u64,
+}
+
+impl Refused {
+    fn note(&mut self, number: i64, problem: &str) {
+        if self.named.len() < MAX_NAMED {
+            self.named.push(Finding::database(format!("retirement {number} excuses nothing: {problem}")));
+        } else {
+            self.more += 1;
+        }
+    }
+
+    fn findings(mut self) -> Vec<Finding> {
+        if self.more > 0 {
+            let more = format!(
+                "{} more retirements excuse nothing: somebody added them, or changed them",
+                self.more
+            );
+            self.named.push(Finding::database(more));
+        }
+        self.named
+    }
+}
+
+/// What was stated and is believed, until [`Retired::confirm`], and findings about what is not and excuses nothing: 20 are named.
 pub(crate) async fn read(
     connection: &mut AsyncPgConnection,
     keys: &[PublicKey],
     known: Option<&Known>,
 ) -> Result<(Retired, Vec<Finding>), Fault> {
+    let (mut retired, mut refused) = (Retired::default(), Refused::default());
+    for retirement in genuine(connection, keys, &mut refused).await? {
+        let seal = chain::by_number(connection, retirement.through_seal).await?;
+        match retirement.fault(seal.as_ref(), known) {
+            None => retired.believed.push(retirement),
+            Some(problem) => refused.note(retirement.number, &problem),
+        }
+    }
+    Ok((retired, refused.findings()))
+}
+
+/// Those that are signed, once each, in the order of their numbers.
+async fn genuine(
+    connection: &mut AsyncPgConnection,
+    keys: &[PublicKey],
+    refused: &mut Refused,
+) -> Result<Vec<Retirement>, Fault> {
+    const TABLE: &str = "audit.retirements";
     const READ: &str = "
         SELECT r.number, r.source, r.through_seal, r.seal_hash, r.keep_days, r.retired_at, r.key_name::pg_catalog.text AS key_name,
             r.signature FROM audit.retirements r ORDER BY r.number";
-    let (mut retired, mut findings) = (Retired::default(), Vec::new());
-    if !exists(connection).await? {
-        return Ok((retired, findings));
+    let mut genuine: Vec<Retirement> = Vec::new();
+    // The trail may be of an earlier version.
+    if builtin::id_of(connection, Named::Relation, TABLE).await?.is_none() {
+        return Ok(genuine);
     }
-    let rows: Vec<Row> = diesel::sql_query(READ).load(connection).await?;
-    for row in rows {
-        let judged = match row.judge(keys) {
-            Ok(retirement) => {
-                let seal = chain::by_number(connection, retirement.through_seal).await?;
-                retirement.fault(seal.as_ref(), known).map_or(Ok(retirement), Err)
+    let mut rows = diesel::sql_query(READ).load_stream::<Row>(connection).await?;
+    while let Some(row) = rows.try_next().await? {
+        match row.judge(keys) {
+            // A copy is a second row of its number: the signature holds the number.
+            Ok(one) if genuine.last().is_some_and(|last| last.number >= one.number) => {
+                refused.note(one.number, "it is there twice");
             }
-            Err(problem) => Err(problem),
-        };
-        match judged {
-            Ok(retirement) => retired.believed.push(retirement),
-            Err(problem) => findings
-                .push(Finding::database(format!("retirement {} excuses nothing: {problem}", row.number))),
+            Ok(one) => genuine.push(one),
+            Err(problem) => refused.note(row.number, &problem),
         }
     }
-    Ok((retired, findings))
-}
-
-/// Whether the table is there: the trail may be of an earlier version.
-async fn exists(connection: &mut AsyncPgConnection) -> Result<bool, Fault> {
-    #[derive(QueryableByName)]
-    struct Exists {
-        #[diesel(sql_type = Bool)]
-        exists: bool,
-    }
-    let query = "SELECT pg_catalog.to_regclass('audit.retirements') IS NOT NULL AS exists";
-    let rows: Vec<Exists> = diesel::sql_query(query).load(connection).await?;
-    Ok(rows.iter().any(|row| row.exists))
+    Ok(genuine)
 }
 
 #[cfg(test)]
@@ -288,6 +324,16 @@ mod tests {
         retired.confirm(&seal(2, 400));
         assert_eq!((retired.unconfirmed().count(), retired.through(Source::AuditLog)), (0, 2));
         assert_eq!(retired.through(Source::Events), 0);
+    }
+
+    #[test]
+    fn a_flood_of_false_statements_is_counted() {
+        let mut refused = Refused::default();
+        (0..40_000).for_each(|number| refused.note(number, "it is false"));
+        let findings = refused.findings();
+        let last = findings.last().map(ToString::to_string).unwrap_or_default();
+        assert_eq!(findings.len(), MAX_NAMED + 1);
+        assert!(last.contains("39980 more retirements excuse nothing"), "{last}");
     }
 
     #[test]

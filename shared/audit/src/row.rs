@@ -7,6 +7,7 @@
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Binary, Nullable, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use futures::TryStreamExt as _;
 use sha2::{Digest as _, Sha256};
 use store::Fault;
 use uuid::Uuid;
@@ -182,6 +183,14 @@ impl Start {
         }
     }
 
+    /// Whether a row of this place may lie behind it.
+    pub(crate) fn is_before(self, place: Place) -> bool {
+        match self {
+            Self::Beginning => true,
+            Self::After(start) => start < place,
+        }
+    }
+
     /// The operator of a row that lies behind it.
     fn later(self) -> &'static str {
         match self {
@@ -223,7 +232,8 @@ impl Row {
     }
 }
 
-/// The rows from one position on and up to another, in order, at most `limit` of them.
+/// The rows from one position on and up to another, in order, at most `limit` of them. One row at a time is held with its content: those of
+/// a seal may be gigabytes.
 pub(crate) async fn read(
     connection: &mut AsyncPgConnection,
     types: &Types,
@@ -233,17 +243,19 @@ pub(crate) async fn read(
 ) -> Result<Vec<Placed>, Fault> {
     let (mut all, mut through) = (Vec::new(), through);
     for source in Source::ALL {
-        let rows: Vec<Row> = store::prepared(
+        let statement = store::prepared(
             diesel::sql_query(source.reading().statement(start))
                 .bind::<BigInt, _>(start.place().0)
                 .bind::<SqlUuid, _>(start.place().1)
                 .bind::<BigInt, _>(through.0)
                 .bind::<SqlUuid, _>(through.1)
                 .bind::<BigInt, _>(i64::try_from(limit).unwrap_or(i64::MAX)),
-        )
-        .load(connection)
-        .await?;
-        all.extend(rows.into_iter().map(|row| row.placed(source, types)));
+        );
+        let mut rows = statement.load_stream::<Row>(connection).await?;
+        while let Some(row) = rows.try_next().await? {
+            all.push(row.placed(source, types));
+        }
+        drop(rows);
         all.sort_by_key(|row: &Placed| row.place);
         // What lies behind the last row that counts is not read of the other tables.
         all.truncate(limit);

@@ -1,24 +1,25 @@
 //! Verification: recomputes every digest, root, chain link and signature, and reports what differs from the seals.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::mem;
 
 use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
 use diesel::prelude::*;
-use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection as _};
 use store::schema::{seals, subjects};
 use store::{Fault, FaultKind};
 use uuid::Uuid;
 
 use crate::AuditError;
 use crate::anchor::{Anchors, Known};
-use crate::chain::{Header, LastBefore};
+use crate::chain::{self, Header, LastBefore};
 use crate::difference::{Comparison, Difference, Differing, Found, key};
 use crate::digest::Digest;
 use crate::excuse::{self, Excuse};
 use crate::finding::{Finding, Report};
-use crate::form;
+use crate::form::{self, Form};
+use crate::holder;
 use crate::leaf::{Leaf, Source};
 use crate::outside;
 use crate::record::Types;
@@ -53,8 +54,32 @@ pub(crate) async fn verify_trail(
     lasts: &mut [LastBefore],
 ) -> Result<(Report, Retired), AuditError> {
     row::as_stored(connection).await?;
+    connection.batch_execute(LOCK_TIMEOUT).await.map_err(Fault::from)?;
+    match verify_all(connection, anchors, keys, lasts).await {
+        Err(AuditError::Database(fault))
+            if fault.kind == FaultKind::Blocked && !fault.is_statement_timeout() =>
+        {
+            Err(AuditError::Blocked { holders: holder::of_tables(connection).await? })
+        }
+        result => result,
+    }
+}
+
+/// How long a statement waits for a table that somebody has locked.
+const LOCK_TIMEOUT: &str = "SET lock_timeout = '10s'";
+
+/// There is no transaction around it, and no lock is held between the statements: a verification may last for hours, and what waits for a
+/// lock of a table keeps its writers waiting. A superuser swaps tables without any lock, by UPDATE of the catalogs. What was another table
+/// for a while only is known by the transaction that changed it.
+async fn verify_all(
+    connection: &mut AsyncPgConnection,
+    anchors: Option<&Anchors>,
+    keys: &[PublicKey],
+    lasts: &mut [LastBefore],
+) -> Result<(Report, Retired), AuditError> {
     let mut report = Report::default();
-    note_form(connection, &mut report).await?;
+    let before = form::look(connection).await?;
+    note_form(&mut report, &before, &Form::default());
     let retired = match verify_seals(connection, anchors, keys, &mut report, lasts).await {
         // Such as a table without one of its columns, or a value that none of its rows has unless somebody wrote it.
         Err(AuditError::Database(fault))
@@ -67,17 +92,22 @@ pub(crate) async fn verify_trail(
         }
         result => result?,
     };
-    // What was other for a moment only, while it was read, was other at one of the two times.
-    note_form(connection, &mut report).await?;
+    // What is another thing since the reading began was it at one of the two looks, or was changed twice.
+    note_form(&mut report, &form::look(connection).await?, &before);
     Ok((report, retired))
 }
 
-async fn note_form(connection: &mut AsyncPgConnection, report: &mut Report) -> Result<(), Fault> {
-    for fault in form::faults(connection).await? {
+/// Notes what a look at the catalogs shows and an earlier one did not.
+fn note_form(report: &mut Report, form: &Form, earlier: &Form) {
+    let known: BTreeSet<&String> = earlier.faults.iter().collect();
+    let new = form.faults.iter().filter(|fault| !known.contains(fault));
+    for fault in new {
         let problem = format!("{fault}: the database does not show what it stores");
         report.note_outside(Finding::database(problem));
     }
-    Ok(())
+    for change in form.changed_since(earlier) {
+        report.note_outside(Finding::database(change));
+    }
 }
 
 async fn verify_seals(
@@ -97,13 +127,19 @@ async fn verify_seals(
     let types = form::types(connection).await?;
     let (mut retired, faults) = retirement::read(connection, keys, known.as_ref()).await?;
     faults.into_iter().for_each(|fault| report.note_outside(fault));
-    let mut number = 0;
     // None behind a missing seal, whose hash and last row nobody knows.
     let mut previous: Option<Digest> = Some([0; 32]);
-    let mut start = Start::Beginning;
-    let mut sealed_before = None;
+    let (mut start, mut sealed_before) = (Start::Beginning, None);
+    // Whether a seal was passed over, so that its rows are read with those of the next one.
+    let (mut number, mut is_passed) = (0, false);
+    let mut end = End::new(anchors, known.as_ref());
     while let Some(seal) = read_seal(connection, number).await? {
         let statement = &seal.statement;
+        if end.lies_before(statement.number).await? {
+            let more = chain::count_from(connection, statement.number).await?;
+            report.note([beyond(statement.number, more)]);
+            break;
+        }
         if statement.number <= number {
             report
                 .note([Finding::seal(number, "the database returns seals in another order than asked for")]);
@@ -116,30 +152,75 @@ async fn verify_seals(
             previous = None;
         }
         let judgement = judge(&seal, previous.as_ref(), keys, known.as_ref(), started);
-        let mut findings: Vec<Finding> =
-            judgement.fault.iter().map(|fault| Finding::seal(statement.number, fault)).collect();
-        let rows = Rows { start, sealed_before, seals_precede: previous.is_none(), proven: judgement.proven };
-        let checked = check_rows(connection, &types, &seal, rows, &retired).await?;
-        findings.extend(checked.findings);
-        report.note(findings);
-        report.added += checked.more_added;
-        report.accounted += checked.accounted;
+        let fault = judgement.fault.map(|fault| Finding::seal(statement.number, fault));
+        let seals_precede = previous.is_none() || is_passed;
+        let rows = Rows { start, sealed_before, seals_precede, proven: judgement.proven };
+        let through = (statement.through_transaction, statement.through_id);
+        is_passed = !start.is_before(through);
+        if is_passed {
+            report.note(fault.into_iter().chain([passed(statement.number)]));
+        } else {
+            let checked = check_rows(connection, &types, &seal, rows, &retired).await?;
+            report.note(fault.into_iter().chain(checked.findings));
+            report.added += checked.more_added;
+            report.accounted += checked.accounted;
+            start = Start::After(through);
+        }
         retired.confirm(statement);
         lasts.iter_mut().for_each(|last| last.see(statement));
         (number, previous) = (statement.number, Some(statement.hash()));
-        start = Start::After((statement.through_transaction, statement.through_id));
         sealed_before = Some(statement.sealed_at);
     }
-    if let Some(last) = known.as_ref().and_then(Known::last).filter(|last| *last > number) {
-        let problem = format!("the last seals are missing: NATS has anchors up to seal {last}");
-        report.note([Finding::seal(number + 1, problem)]);
-    }
+    report.note(known.as_ref().and_then(|known| cut_off(known, number)));
     for finding in retired.unconfirmed() {
         report.missing += mem::take(&mut report.accounted);
         report.note_outside(finding);
     }
     outside::note(connection, start, report).await?;
     Ok(retired)
+}
+
+/// The last seal that the sealer can have written: it writes none before the previous one is anchored. Without anchors, nobody knows.
+struct End<'a> {
+    anchors: Option<&'a Anchors>,
+    last: Option<i64>,
+}
+
+impl<'a> End<'a> {
+    fn new(anchors: Option<&'a Anchors>, known: Option<&Known>) -> Self {
+        Self { anchors, last: known.and_then(Known::last).map(|last| last.saturating_add(1)) }
+    }
+
+    /// Whether no sealer can have written this seal. Seals that are written while the trail is read have anchors by then.
+    async fn lies_before(&mut self, number: i64) -> Result<bool, AuditError> {
+        let (Some(anchors), Some(last)) = (self.anchors, self.last) else { return Ok(false) };
+        if number > last {
+            let now = anchors.last().await?.map_or(last, |(last, _)| last.saturating_add(1));
+            self.last = Some(now.max(last));
+        }
+        Ok(self.last.is_some_and(|last| number > last))
+    }
+}
+
+/// What is said of a seal behind the last one that the sealer can have written. `more` are that seal and those behind it.
+fn beyond(seal: i64, more: i64) -> Finding {
+    let problem = format!(
+        "this seal and those behind it, {more} of them, were not written by the sealer: NATS has no anchor of them nor of the one before \
+         them. They are not read"
+    );
+    Finding::seal(seal, problem)
+}
+
+/// What is said of a seal whose rows would be read a second time.
+fn passed(seal: i64) -> Finding {
+    Finding::seal(seal, "it ends where the seals before it end, or earlier: its rows are not compared")
+}
+
+/// What is said if the last seal is not the last one that was anchored.
+fn cut_off(known: &Known, number: i64) -> Option<Finding> {
+    let last = known.last().filter(|last| *last > number)?;
+    let problem = format!("the last seals are missing: NATS has anchors up to seal {last}");
+    Some(Finding::seal(number.saturating_add(1), problem))
 }
 
 fn missing(first: i64, last: i64) -> String {

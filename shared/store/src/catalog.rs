@@ -10,6 +10,7 @@ use diesel::QueryableByName;
 use diesel::sql_types::Text;
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 
+use crate::builtin;
 use crate::fault::Fault;
 
 const LINES: &str = include_str!("catalog.sql");
@@ -65,18 +66,19 @@ impl Catalog {
         Ok(rows.into_iter().map(|row| row.line.split_whitespace().collect::<Vec<_>>().join(" ")).collect())
     }
 
-    /// Compares this database with what this program's migrations make. For a superuser.
+    /// Compares this database with what this program's migrations make. For a superuser. What is not PostgreSQL's own among the catalogs
+    /// and functions that the comparison itself uses is unknown too.
     ///
     /// # Errors
     /// A [`Fault`] of the database.
     pub async fn difference(&self, connection: &mut AsyncPgConnection) -> Result<Difference, Fault> {
         let expected: BTreeSet<&str> = self.expected.lines().collect();
+        let replaced = builtin::look(connection, &[]).await?.faults;
         let found = self.lines(connection).await?;
         let found: BTreeSet<&str> = found.iter().map(String::as_str).collect();
         let owned = |lines: Vec<&&str>| lines.into_iter().map(|line| (*line).to_owned()).collect();
-        Ok(Difference {
-            missing: owned(expected.difference(&found).collect()),
-            unknown: owned(found.difference(&expected).collect()),
-        })
+        let mut unknown = replaced;
+        unknown.extend(owned(found.difference(&expected).collect()));
+        Ok(Difference { missing: owned(expected.difference(&found).collect()), unknown })
     }
 }

@@ -4,6 +4,7 @@
 //! It is independent of the requests.
 
 pub mod blackboard;
+pub mod builtin;
 pub mod catalog;
 pub mod clock;
 pub mod fault;
