@@ -95,6 +95,22 @@ async fn each_kind_of_anomaly_is_found_once() {
     assert_eq!(fixture.lines(rows).await, written);
 }
 
+/// Three times as much as a burst would have to come, for 35 days.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_hides_no_later_one() {
+    let fixture = quiet(6, 0).await;
+    for (hour, refusals) in [(0, 100_000), (24, 60_000)] {
+        fixture
+            .execute(&format!(
+                "INSERT INTO audit.security_metrics (measured_at, metric_name, metric_value, labels)
+                     VALUES ({END} + interval '{hour} hours', 'refusals', {refusals}, '{{\"service\": \"machine\"}}');
+                 UPDATE audit.maintenance_state SET rolled_until = {END} + interval '{hour} hours 1 hour'"
+            ))
+            .await;
+        assert_eq!(found(&fixture).await, [format!("anomaly-refusals machine {refusals} 0")]);
+    }
+}
+
 /// Amounts of the hour and of one before it, as they could be before they had a limit.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_amount_ends_the_search() {

@@ -239,7 +239,6 @@ async fn ciphertexts_are_of_tables_that_a_role_may_touch() {
     for (sql, rows) in [
         (format!("SELECT FROM {}", of("simple_chat_context")), 1),
         (format!("SELECT FROM {}", of("user_two_factor_auth")), 0),
-        (format!("DELETE FROM {}", of("user_two_factor_auth")), 0),
         ("UPDATE encrypted_fields SET ciphertext = ciphertext || '\\x00' WHERE table_name <> 'simple_chat_context'".to_owned(), 0),
     ] {
         assert_eq!(attempt_for(&mut worker, &grants, &sql).await, Ok(rows), "{sql}");
@@ -247,6 +246,8 @@ async fn ciphertexts_are_of_tables_that_a_role_may_touch() {
     let copy = "INSERT INTO encrypted_fields (id, user_id, table_name, column_name, row_id, ciphertext)
         SELECT gen_random_uuid(), user_id, 'user_two_factor_auth', 'secret_key', gen_random_uuid(), ciphertext FROM encrypted_fields";
     assert_refused(attempt_for(&mut worker, &grants, copy).await, "row-level security", "another table");
+    let delete = format!("DELETE FROM {}", of("user_two_factor_auth"));
+    assert_refused(attempt_for(&mut worker, &grants, &delete).await, "permission denied", &delete);
     assert_eq!(fixture.count(&of("user_two_factor_auth")).await, factors);
 }
 
@@ -316,7 +317,9 @@ fn calls(role: &str, jobs: &[String]) -> Vec<String> {
         "SELECT sec.lock_synced_sessions(ARRAY[1], ARRAY['s'])".to_owned(),
         "UPDATE simple_chat_context SET priority = 1".to_owned(),
         "UPDATE unified_memory_vectors SET has_points = false".to_owned(),
-        "DELETE FROM simple_chat_context".to_owned(),
+        "SELECT sec.delete_rows('simple_chat_context', array_agg(user_id), array_agg(id)) FROM simple_chat_context".to_owned(),
+        "SELECT sec.forget_inbox(ARRAY[1], now(), 10)".to_owned(),
+        "SELECT sec.release_messages('context-writer', array_agg(user_id), array_agg(message_id)) FROM inbox".to_owned(),
     ];
     for call in others {
         calls.extend(["SAVEPOINT part".to_owned(), call, "ROLLBACK TO SAVEPOINT part".to_owned()]);

@@ -32,6 +32,7 @@ mod consensus_properties;
 mod consensus_queries;
 mod consensus_requests;
 mod consensus_texts;
+mod consensus_work;
 mod context_writer;
 mod crash;
 mod delivery;

@@ -159,12 +159,20 @@ fn first_policies(random: &mut Rng, model: &mut Model) -> String {
     sql
 }
 
-/// Sweeps, as if it were this time, until nothing changes. It archives nothing.
+/// Grants for the platform and all users.
+fn grants() -> Vec<String> {
+    (0..=USERS).map(|user| grant(user, ROLE)).collect()
+}
+
+/// Sweeps with the login of the worker's role, as if it were this time, until nothing changes. It archives nothing.
 async fn sweep(connection: &mut AsyncPgConnection, at: DateTime<Utc>, most: i32) {
     let users: Vec<i32> = (1..=USERS).collect();
     loop {
         let swept = connection
             .transaction(async |connection| {
+                let grants = grants();
+                let grants: Vec<&str> = grants.iter().map(String::as_str).collect();
+                security::open_context(connection, &grants).await?;
                 retention_cleaner::sweep(connection, at, &users, most, Uuid::now_v7()).await
             })
             .await
@@ -195,7 +203,7 @@ impl Worker {
         loop {
             let tick = tick();
             runs.push(tick.request_id);
-            let grants: Vec<String> = (0..=USERS).map(|user| grant(user, ROLE)).collect();
+            let grants = grants();
             let grants: Vec<&str> = grants.iter().map(String::as_str).collect();
             let prepared =
                 worker.prepare(&[&tick], &grants).await.unwrap_or_else(|fault: Fault| panic!("{fault}"));
@@ -348,7 +356,7 @@ async fn what_is_left_is_what_a_plain_evaluation_of_the_policies_leaves() {
                 connection.batch_execute(&emptied).await.expect("a time");
             } else {
                 model.sweep(at, false);
-                sweep(&mut connection, at, random.i32(1..20)).await;
+                sweep(&mut worker.connection, at, random.i32(1..20)).await;
             }
             assert_eq!(lines(&mut connection).await, model.lines(), "seed {seed}, step {step}, at {at}");
             let found = archived(&mut connection, &fixture.settings.archive, &runs).await;

@@ -109,6 +109,35 @@ async fn a_round_and_an_undo_read_a_bounded_number_of_bytes() {
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
 }
 
+/// Each undo reads 5,000 changes, all of which stay: their keys are not there any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_undos_of_a_batch_share_what_it_may_read() {
+    const SYNCS: usize = 5;
+    let fixture = with_sessions(&["a", "b"]).await;
+    without_wakes(&fixture).await;
+    let syncs = [(); SYNCS].map(|()| Sync::new());
+    for sync in syncs {
+        fixture
+            .execute(&format!(
+                "INSERT INTO cross_service_memory_sync (id, user_id, source_session_id, target_session_id, sync_type, sync_status,
+                     data_transferred, service, completed_at)
+                 VALUES ('{0}', 1, 'a', 'b', 'context_transfer', 'completed', '{{}}', 'test', now());
+                 INSERT INTO sync_changes (id, user_id, sync_id, source_session_id, target_session_id, context_key, effect, after_digest)
+                 SELECT gen_random_uuid(), 1, '{0}', 'a', 'b', 'k' || n, 'created', repeat('0', 64) FROM generate_series(1, 5000) AS n",
+                sync.id
+            ))
+            .await;
+    }
+    // The second one of the first sync finds nothing to do.
+    fixture.publish(syncs.map(Sync::undo).into_iter().chain([syncs[0].undo()])).await;
+    process(&fixture, []).await;
+    assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
+    let undone = "blackboard_events WHERE event_type = 'sync.undone'";
+    assert_eq!(fixture.count(undone).await, i64::try_from(SYNCS).expect("a number"));
+    let transactions = fixture.lines(&format!("count(DISTINCT transaction_id) FROM {undone}")).await;
+    assert_ne!(transactions, ["1"], "some have their turn in a later batch");
+}
+
 /// Each key may be a dispute, which is an event, and a tick with too many events would fail each time.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tick_compares_a_bounded_number_of_keys_in_all_its_rounds() {

@@ -174,6 +174,47 @@ async fn an_unreadable_query_is_answered_and_affects_no_other() {
     reader.end().await;
 }
 
+/// JetStream stores no more than 64 KiB of headers. A query is not stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_of_many_headers_is_refused_before_they_are_read() {
+    let fixture = filled().await;
+    let reader = Reader::start(&fixture).await;
+    let mut raw = RawPublisher::connect(fixture.nats.url()).await;
+    let mut answers = fixture.subscribe("_INBOX.test.>").await;
+    for (lines, problem) in [(580_000, "65536 bytes"), (257, "256 lines")] {
+        let block = block(&vec![b"A:".as_slice(); lines]);
+        raw.publish_to(b"memory.ask.session.list.test", "_INBOX.test.many", &block, b"{}").await;
+        raw.flush().await;
+        let message = testkit::next(&mut answers).await;
+        let body: serde_json::Value = serde_json::from_slice(&message.payload).expect("JSON");
+        assert_eq!((&body["code"], &body["field"]), (&json!("malformed"), &json!("headers")), "{body}");
+        let said = format!("headers: the header block has more than {problem}");
+        assert_eq!(body["message"], json!(said));
+    }
+    let answer = reader.ask("session.list", 1, json!({})).await.expect("an answer");
+    assert_eq!(answer["sessions"].as_array().map(Vec::len), Some(5), "{answer}");
+    reader.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_of_many_headers_becomes_a_dead_letter_with_the_first_of_them() {
+    let fixture = Fixture::new().await;
+    let mut raw = RawPublisher::connect(fixture.nats.url()).await;
+    let many = user(1);
+    let mut all = lines(&many);
+    all.extend(vec![b"X-A: 1".to_vec(); 300]);
+    let all: Vec<&[u8]> = all.iter().map(Vec::as_slice).collect();
+    raw.publish(many.subject.as_bytes(), &block(&all), &many.body).await;
+    stored(&fixture, 1).await;
+    fixture.process(ContextWriter, [user(2)]).await;
+    let dead = fixture.dead_letters().await;
+    assert_eq!(dead, ["malformed: headers: the header block has more than 256 lines"]);
+    let letters = fixture.messages("DEAD").await;
+    let id = letters[0].headers.get(header::DEAD_REQUEST_ID).map(HeaderValue::as_str);
+    assert_eq!(id, Some(many.id.to_string().as_str()));
+    assert_eq!(fixture.count("users WHERE id IN (1, 2)").await, 1);
+}
+
 /// Bytes that matter to somebody who parses headers or subjects.
 const FUZZ: [&[u8]; 24] = [
     b"\r",

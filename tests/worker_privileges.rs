@@ -7,14 +7,26 @@ use testkit::attack::{self, assert_refused, attempt, attempt_for};
 use crate::support::program::{memfleet, output, text};
 use crate::validation::validate;
 
-/// What is recorded of workers' privileges but not granted, or granted but not recorded.
+/// What is recorded of workers' privileges but not granted, or granted but not recorded. UPDATE is granted on each column and never on a
+/// table, and instead of DELETE a function.
 const UNRECORDED: &str = "concat_ws(' ', role, name, privilege) FROM (
-    (SELECT w.role_name AS role, w.table_name AS name, unnest(w.privileges) AS privilege FROM sec.worker_privileges w
-     EXCEPT SELECT a.grantee::regrole::name, c.oid::regclass, a.privilege_type FROM pg_class c, aclexplode(c.relacl) AS a WHERE a.grantee > 0)
-    UNION ALL
-    (SELECT a.grantee::regrole::name, c.oid::regclass, a.privilege_type FROM pg_class c, aclexplode(c.relacl) AS a
-     WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND a.grantee::regrole::text LIKE 'w\\_%' AND c.relname <> '__diesel_schema_migrations'
-     EXCEPT SELECT w.role_name, w.table_name, unnest(w.privileges) FROM sec.worker_privileges w)
+    WITH recorded AS (
+        SELECT w.role_name AS role, w.table_name AS name, unnest(w.privileges) AS privilege FROM sec.worker_privileges w
+    ), granted AS (
+        SELECT a.grantee::regrole::name AS role, c.oid::regclass AS name,
+            CASE WHEN a.privilege_type IN ('UPDATE', 'DELETE') THEN a.privilege_type || ' of the table' ELSE a.privilege_type END AS privilege
+        FROM pg_class c, aclexplode(c.relacl) AS a
+        WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND a.grantee::regrole::text LIKE 'w\\_%' AND c.relname <> '__diesel_schema_migrations'
+        UNION ALL
+        SELECT a.grantee::regrole::name, t.attrelid::regclass, CASE WHEN count(*) = (SELECT count(*) FROM pg_attribute x
+            WHERE x.attrelid = t.attrelid AND x.attnum > 0 AND NOT x.attisdropped) THEN 'UPDATE' ELSE 'UPDATE of some columns' END
+        FROM pg_attribute t, aclexplode(t.attacl) AS a
+        WHERE a.grantee::regrole::text LIKE 'w\\_%' AND a.privilege_type = 'UPDATE' GROUP BY a.grantee, t.attrelid
+        UNION ALL
+        SELECT w.role_name, w.table_name, 'DELETE' FROM sec.worker_privileges w
+        WHERE 'DELETE' = ANY (w.privileges) AND has_function_privilege(w.role_name, 'sec.delete_rows(regclass, integer[], uuid[])', 'EXECUTE')
+    )
+    (TABLE recorded EXCEPT TABLE granted) UNION ALL (TABLE granted EXCEPT TABLE recorded)
     ) AS d ORDER BY 1";
 /// What everybody may do.
 const PUBLIC: &str = "what FROM (
@@ -70,7 +82,12 @@ async fn one_function_gives_a_worker_what_it_needs_and_no_more() {
     let base: Vec<String> =
         first.iter().filter(|line| own.iter().all(|name| !line.contains(name))).cloned().collect();
     assert_eq!(fixture.lines(&held("w_gpu_allocator")).await, base);
-    assert_eq!(first.len(), base.len() + 5, "{first:?}");
+    // Each column may be updated.
+    let columns = fixture
+        .lines("count(*) FROM pg_attribute WHERE attrelid = 'gpu_resources'::regclass AND attnum > 0 AND NOT attisdropped")
+        .await;
+    let columns: usize = columns[0].parse().expect("a number");
+    assert_eq!(first.len(), base.len() + 4 + columns, "{first:?}");
 
     let mut worker = fixture.connection().await;
     worker.batch_execute(&format!("SET SESSION AUTHORIZATION {SCRATCH}")).await.expect("a superuser");
@@ -95,8 +112,31 @@ async fn one_function_gives_a_worker_what_it_needs_and_no_more() {
         store::security::excess_privileges(&mut worker).await.expect("an answer"),
         ["may DELETE public.gpu_resources"]
     );
-    assert_eq!(fixture.lines(UNRECORDED).await, [format!("{SCRATCH} gpu_resources DELETE")]);
+    assert_eq!(fixture.lines(UNRECORDED).await, [format!("{SCRATCH} gpu_resources DELETE of the table")]);
     fixture.execute(&format!("REVOKE DELETE ON gpu_resources FROM {SCRATCH}")).await;
+    // Also a right to update all of a table whose columns the role may update, and one to update a column of another table.
+    fixture
+        .execute(&format!(
+            "GRANT UPDATE ON gpu_resources TO {SCRATCH}; GRANT UPDATE (email) ON users TO {SCRATCH}"
+        ))
+        .await;
+    assert_eq!(
+        store::security::excess_privileges(&mut worker).await.expect("an answer"),
+        ["may UPDATE public.gpu_resources", "may UPDATE the column email of public.users"]
+    );
+    assert_eq!(
+        fixture.lines(UNRECORDED).await,
+        [
+            format!("{SCRATCH} gpu_resources UPDATE of the table"),
+            format!("{SCRATCH} users UPDATE of some columns")
+        ]
+    );
+    fixture
+        .execute(&format!(
+            "REVOKE UPDATE ON gpu_resources, users FROM {SCRATCH}; SELECT sec.grant_columns('gpu_resources')"
+        ))
+        .await;
+    assert_eq!(fixture.lines(&held(SCRATCH)).await, first);
 
     // What is named goes, and what every worker needs stays.
     fixture
@@ -144,6 +184,141 @@ async fn a_worker_that_takes_no_messages_gets_no_inbox() {
         let call = format!("SELECT sec.grant_worker({arguments}, takes_messages => false)");
         assert_refused(attempt(&mut admin, &call).await, by, arguments);
     }
+}
+
+/// A migration that adds a column gives the roles that update the table the right to update it, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_without_privileges_is_found() {
+    let fixture = Fixture::new().await;
+    let nothing = Vec::<String>::new();
+    fixture.execute("ALTER TABLE chat_history ADD COLUMN forgotten integer").await;
+    assert_eq!(
+        fixture.lines(UNRECORDED).await,
+        ["w_context_writer chat_history UPDATE", "w_context_writer chat_history UPDATE of some columns"]
+    );
+    fixture.execute("SELECT sec.grant_columns('chat_history')").await;
+    assert_eq!(fixture.lines(UNRECORDED).await, nothing);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_role_locks_a_table_against_others() {
+    let fixture = Fixture::new().await;
+    let tables = fixture
+        .lines(
+            "c.oid::regclass FROM pg_class c WHERE c.relkind IN ('r', 'p')
+             AND c.relnamespace::regnamespace::text IN ('public', 'sec', 'audit') ORDER BY c.oid::regclass::text",
+        )
+        .await;
+    assert!(tables.len() > 70, "{tables:?}");
+    for role in fixture.lines("role_name FROM sec.worker_privileges GROUP BY role_name ORDER BY 1").await {
+        let mut worker = attack::login(&fixture, &role).await;
+        for table in &tables {
+            worker.batch_execute("BEGIN").await.expect("a transaction");
+            let lock = format!("LOCK TABLE {table} IN SHARE MODE");
+            assert_refused(attempt(&mut worker, &lock).await, "permission denied for table", &role);
+            worker.batch_execute("ROLLBACK").await.expect("its end");
+        }
+        // It locks rows that it may update all the same.
+        if role == "w_context_writer" {
+            let update = "SELECT FROM inbox FOR UPDATE";
+            assert_eq!(attempt_for(&mut worker, &[attack::grant(1, &role)], update).await, Ok(0));
+        }
+    }
+}
+
+/// Entries of the inbox and ciphertexts are deleted by functions, under the same policies.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_deletes_entries_of_its_own_inbox_and_users_alone() {
+    let fixture = Fixture::new().await;
+    fixture
+        .execute(
+            "INSERT INTO users (id, username, email) VALUES (1, 'u', 'e'), (2, 'u', 'e');
+             INSERT INTO inbox (worker, user_id, message_id, event_id, received_at)
+                 SELECT w, u, md5(w || u)::uuid, gen_random_uuid(), now() - interval '9 days'
+                 FROM unnest(ARRAY['context-writer', 'router-logger']) AS w, generate_series(1, 2) AS u",
+        )
+        .await;
+    let mut worker = attack::login(&fixture, "w_context_writer").await;
+    let grants = [attack::grant(1, "w_context_writer")];
+    let all = "concat_ws(' ', worker, user_id) FROM inbox ORDER BY 1";
+    let release = |worker: &str, user: i32| {
+        format!("SELECT sec.release_messages('{worker}', ARRAY[{user}], ARRAY[md5('{worker}{user}')::uuid])")
+    };
+    for (of, user) in [("router-logger", 1), ("context-writer", 2), ("context-writer", 1)] {
+        worker.batch_execute("BEGIN").await.expect("a transaction");
+        let open = format!("SELECT sec.open_context(ARRAY['{}'])", grants[0]);
+        worker.batch_execute(&open).await.expect("a context");
+        worker.batch_execute(&release(of, user)).await.expect("its right");
+        worker.batch_execute("COMMIT").await.expect("a commit");
+    }
+    assert_eq!(fixture.lines(all).await, ["context-writer 2", "router-logger 1", "router-logger 2"]);
+    let none = "SELECT sec.release_messages('context-writer', ARRAY[1], ARRAY[]::uuid[])";
+    assert_refused(attempt_for(&mut worker, &grants, none).await, "as many as each other", none);
+    for denied in
+        ["SELECT sec.forget_inbox(ARRAY[1], now(), 10)", "DELETE FROM inbox", "DELETE FROM encrypted_fields"]
+    {
+        assert_refused(attempt_for(&mut worker, &grants, denied).await, "permission denied", denied);
+    }
+    // Old entries go by the policy, and none that is younger, whatever the time is said to be.
+    fixture
+        .execute("UPDATE inbox SET received_at = now() - interval '7 days' WHERE worker = 'context-writer'")
+        .await;
+    let mut cleaner = attack::login(&fixture, "w_retention_cleaner").await;
+    let grants = [1, 2, 0].map(|user| attack::grant(user, "w_retention_cleaner"));
+    let forget = "SELECT sec.forget_inbox(ARRAY[1, 2], now() + interval '50 days', 10)";
+    assert_eq!(attempt_for(&mut cleaner, &grants, forget).await, Ok(2));
+    let most = "SELECT sec.forget_inbox(ARRAY[1, 2], now(), 1)";
+    assert_eq!(attempt_for(&mut cleaner, &grants, most).await, Ok(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_deletes_rows_of_its_own_tables_and_users_alone() {
+    const ROLE: &str = "w_retention_cleaner";
+    let fixture = Fixture::new().await;
+    fixture
+        .execute(
+            "INSERT INTO users (id, username, email) VALUES (1, 'u', 'e'), (2, 'u', 'e');
+             INSERT INTO chat_mode_sessions (id, user_id, session_id, chat_mode)
+                 SELECT md5('s' || n)::uuid, n, 's', 'simple' FROM generate_series(1, 2) AS n;
+             INSERT INTO router_decision_log (id, user_id, session_id, user_request, routing_decision, is_sensitive)
+                 SELECT md5('d' || n)::uuid, n, 's', 'x', '{}', true FROM generate_series(1, 2) AS n;
+             INSERT INTO encrypted_fields (id, user_id, table_name, column_name, row_id, ciphertext)
+                 SELECT gen_random_uuid(), n, 'router_decision_log', 'x', md5('d' || n)::uuid, repeat('x', 100)::bytea
+                 FROM generate_series(1, 2) AS n",
+        )
+        .await;
+    let mut worker = attack::login(&fixture, ROLE).await;
+    let own = [attack::grant(1, ROLE)];
+    let delete = |table: &str, row: &str| {
+        format!(
+            "SELECT sec.delete_rows('{table}', ARRAY[1, 2], ARRAY[md5('{row}1')::uuid, md5('{row}2')::uuid])"
+        )
+    };
+    assert_eq!(attempt_for(&mut worker, &own, &delete("router_decision_log", "d")).await, Ok(1), "its user");
+    let both = [attack::grant(1, ROLE), attack::grant(2, ROLE)];
+    assert_eq!(attempt_for(&mut worker, &both, &delete("router_decision_log", "d")).await, Ok(2));
+    assert_eq!(attempt(&mut worker, &delete("router_decision_log", "d")).await, Ok(0), "no context");
+    for table in ["users", "inbox", "encrypted_fields", "sec.keys", "audit.audit_log"] {
+        let sql = delete(table, "d");
+        assert_refused(attempt_for(&mut worker, &own, &sql).await, "deletes no rows of", &sql);
+    }
+    let sql = "SELECT sec.delete_rows('router_decision_log', ARRAY[1], ARRAY[]::uuid[])";
+    assert_refused(attempt_for(&mut worker, &own, sql).await, "as many as each other", sql);
+    let mut other = attack::login(&fixture, "w_router_logger").await;
+    let sql = delete("router_decision_log", "d");
+    assert_refused(attempt(&mut other, &sql).await, "permission denied for function delete_rows", &sql);
+
+    // A ciphertext goes with its row, and with the mark that there is one.
+    let left = "concat_ws(' ', user_id, table_name) FROM encrypted_fields ORDER BY 1";
+    let in_context = |sql: &str| {
+        format!("BEGIN; SELECT sec.open_context(ARRAY['{}', '{}']); {sql}; COMMIT", both[0], both[1])
+    };
+    let unmark = in_context("UPDATE router_decision_log SET is_sensitive = false WHERE user_id = 1");
+    worker.batch_execute(&unmark).await.expect("its right");
+    assert_eq!(fixture.lines(left).await, ["2 router_decision_log"]);
+    worker.batch_execute(&in_context(&delete("router_decision_log", "d"))).await.expect("its right");
+    assert_eq!(fixture.lines(left).await, Vec::<String>::new());
+    assert_eq!(fixture.count("router_decision_log").await, 0);
 }
 
 /// `memfleet security validate --json`: what it finds of a kind.

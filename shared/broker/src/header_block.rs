@@ -7,6 +7,9 @@
 //! The server compares header names and values byte by byte and ends a header at CRLF only. The client library also
 //! ends it at LF, continues it on a line that starts with any Unicode white space, and trims such white space. A block
 //! that the two would read differently does not follow this grammar.
+//!
+//! Blocks are limited in size, too: JetStream stores none larger than 64 KiB, but what is not stored may be all headers, and the client
+//! library allocates memory for each of them before anybody has looked at the message.
 
 use std::fmt::Write as _;
 
@@ -14,6 +17,10 @@ use contract::header;
 
 const VERSION: &[u8] = b"NATS/1.0";
 const CRLF: &[u8] = b"\r\n";
+/// Maximum size of a block in bytes, as in JetStream.
+const MAX_BYTES: usize = 64 * 1024;
+/// Maximum number of header lines of a block. A request has about ten.
+const MAX_LINES: usize = 256;
 /// Maximum length of a quoted header name, in characters.
 const MAX_QUOTED_CHARS: usize = 40;
 
@@ -31,13 +38,16 @@ pub(crate) enum Status {
 /// # Errors
 /// What is wrong with it, without values.
 pub(crate) fn check(block: &[u8], status: Status) -> Result<(), String> {
+    if block.len() > MAX_BYTES {
+        return Err(format!("the header block has more than {MAX_BYTES} bytes"));
+    }
     let rest = block.strip_prefix(VERSION).ok_or("the header block does not start with NATS/1.0")?;
     let end = memchr::memmem::find(rest, CRLF).ok_or("the first line of the header block does not end")?;
     if end > 0 && (status == Status::Forbidden || !is_status(&rest[..end])) {
         return Err("the first line of the header block is not NATS/1.0".to_owned());
     }
     let mut lines = &rest[end + CRLF.len()..];
-    loop {
+    for _ in 0..=MAX_LINES {
         let end =
             memchr::memmem::find(lines, CRLF).ok_or("the header block does not end with an empty line")?;
         let (line, rest) = (&lines[..end], &lines[end + CRLF.len()..]);
@@ -51,12 +61,14 @@ pub(crate) fn check(block: &[u8], status: Status) -> Result<(), String> {
         header_of(line)?;
         lines = rest;
     }
+    Err(format!("the header block has more than {MAX_LINES} lines"))
 }
 
-/// Replaces a block: keeps its valid headers and says in [`header::UNREADABLE`] what is wrong.
+/// Replaces a block: keeps its first valid headers, unless it is too large, and says in [`header::UNREADABLE`] what is wrong.
 pub(crate) fn replacement(block: &[u8], problem: &str) -> Vec<u8> {
     let mut replaced = [VERSION, CRLF].concat();
-    for (name, value) in headers(block) {
+    let kept = if block.len() > MAX_BYTES { &[] } else { block };
+    for (name, value) in headers(kept).take(MAX_LINES - 1) {
         replaced.extend([name.as_bytes(), b": ", value.as_bytes(), CRLF].concat());
     }
     replaced.extend([header::UNREADABLE.as_bytes(), b": ", problem.as_bytes(), CRLF, CRLF].concat());
@@ -178,6 +190,27 @@ mod tests {
         }
         let kept: Vec<_> = headers(b"NATS/1.0\r\nA: 1 \r\nB C: 2\r\nD:3\r\n\r\n").collect();
         assert_eq!(kept, [("A", "1"), ("D", "3")]);
+    }
+
+    #[test]
+    fn a_block_of_many_headers_is_replaced_by_a_small_one() {
+        let block = |lines: usize, line: &str| format!("NATS/1.0\r\n{}\r\n", line.repeat(lines)).into_bytes();
+        for (accepted, one_more, kept) in [
+            (block(MAX_LINES, "A:\r\n"), block(MAX_LINES + 1, "A:\r\n"), MAX_LINES),
+            (
+                block(1, &format!("A:{}\r\n", "b".repeat(65_520))),
+                block(1, &format!("A:{}\r\n", "b".repeat(65_521))),
+                1,
+            ),
+            (block(1, ""), block(580_000, "A:\r\n"), 1),
+        ] {
+            assert_eq!(check(&accepted, Status::Forbidden), Ok(()));
+            let problem = check(&one_more, Status::Forbidden).unwrap_err();
+            let replaced = replacement(&one_more, &problem);
+            assert_eq!(check(&replaced, Status::Forbidden), Ok(()), "{problem}");
+            assert_eq!(headers(&replaced).count(), kept);
+            assert_eq!(headers(&replaced).last(), Some((header::UNREADABLE, problem.as_str())));
+        }
     }
 
     #[test]

@@ -30,8 +30,21 @@ struct Atom<'a> {
     members: Vec<usize>,
     claim: Option<&'a str>,
     folded: String,
-    vector: Option<&'a [i64]>,
+    vector: Option<Vector<'a>>,
     signature: Signature,
+}
+
+/// A vector with its length, which is computed once and not for each pair.
+#[derive(Clone, Copy)]
+struct Vector<'a> {
+    components: &'a [i64],
+    length: u128,
+}
+
+impl<'a> Vector<'a> {
+    fn new(components: &'a [i64]) -> Self {
+        Self { components, length: dot(components, components).unsigned_abs().isqrt() }
+    }
 }
 
 /// Clusters the answers that do not abstain.
@@ -89,7 +102,7 @@ impl<'a> Atom<'a> {
             members,
             claim: answer.claim.as_deref(),
             folded,
-            vector: answer.vector.as_deref(),
+            vector: answer.vector.as_deref().map(Vector::new),
             signature: Signature::of(&answer.text, rules, vocabulary),
         }
     }
@@ -146,18 +159,19 @@ fn compare(a: &Atom<'_>, b: &Atom<'_>, rules: &Rules) -> Likeness {
 }
 
 /// Vectors that can be compared.
-fn vectors<'a>(a: &Atom<'a>, b: &Atom<'a>) -> Option<(&'a [i64], &'a [i64])> {
-    a.vector.zip(b.vector).filter(|(a, b)| a.len() == b.len())
+fn vectors<'a>(a: &Atom<'a>, b: &Atom<'a>) -> Option<(Vector<'a>, Vector<'a>)> {
+    a.vector.zip(b.vector).filter(|(a, b)| a.components.len() == b.components.len())
+}
+
+fn dot(a: &[i64], b: &[i64]) -> i128 {
+    a.iter().zip(b).map(|(a, b)| i128::from(*a) * i128::from(*b)).sum()
 }
 
 /// The cosine, rounded down; zero if it is negative or a vector is zero.
-fn cosine(a: &[i64], b: &[i64]) -> Micro {
-    let dot =
-        |a: &[i64], b: &[i64]| a.iter().zip(b).map(|(a, b)| i128::from(*a) * i128::from(*b)).sum::<i128>();
-    let product = dot(a, b);
+fn cosine(a: Vector<'_>, b: Vector<'_>) -> Micro {
+    let product = dot(a.components, b.components);
     // Each is below 10^18 times the dimension; scaled by the lengths before they are multiplied.
-    let length = |v: &[i64]| dot(v, v).unsigned_abs().isqrt();
-    let lengths = length(a) * length(b);
+    let lengths = a.length * b.length;
     if product <= 0 || lengths == 0 {
         return Micro::ZERO;
     }
@@ -251,6 +265,7 @@ mod tests {
 
     #[test]
     fn the_cosine_of_nothing_is_zero() {
+        let cosine = |a: &[i64], b: &[i64]| cosine(Vector::new(a), Vector::new(b));
         assert_eq!(cosine(&[], &[]), Micro::ZERO);
         assert_eq!(cosine(&[0, 0], &[1, 1]), Micro::ZERO);
         assert_eq!(cosine(&[5, 0], &[-5, 0]), Micro::ZERO);

@@ -161,10 +161,10 @@ impl Dossier {
     pub fn compute(inputs: &Inputs, rules: &Rules) -> Result<Self, DossierError> {
         let frozen = inputs.freeze(rules)?;
         let tally = tally(&frozen, cluster(&frozen.answers, rules), rules);
-        let (status, reasons) = status(&tally, frozen.quorum, &frozen.standing, rules);
         let outcome = Outcome {
-            status,
-            reasons,
+            // Both follow from the standing.
+            status: Status::Unvalidated,
+            reasons: Vec::new(),
             score: tally.score,
             share: tally.clusters.first().map_or(Micro::ZERO, |leader| leader.share),
             margin: tally.margin,
@@ -172,20 +172,50 @@ impl Dossier {
             independent_voters: tally.independent,
             leaders: (0u32..).take(tally.leaders).collect(),
         };
-        Ok(Self {
+        let dossier = Self {
             format: FORMAT,
             rules: rules.id.clone(),
-            inputs_sha256: frozen.sha256()?,
+            inputs_sha256: String::new(),
             outcome,
             clusters: clusters(&frozen, &tally),
             votes: votes(&frozen, &tally),
-            task: frozen.task,
-            question: frozen.question,
-            task_kind: frozen.task_kind,
+            task: frozen.task.clone(),
+            question: frozen.question.clone(),
+            task_kind: frozen.task_kind.clone(),
             quorum: frozen.quorum,
+            contradicts: Vec::new(),
+            superseded_by: None,
+            causality: frozen.causality.clone(),
+        };
+        dossier.standing(frozen, rules)
+    }
+
+    /// Reads the bytes of a dossier. `None` if they are none, or one under other rules: then it has to be computed again.
+    #[must_use]
+    pub fn read(stored: &[u8], rules: &Rules) -> Option<Self> {
+        let dossier: Self = serde_json::from_slice(stored).ok()?;
+        (dossier.format == FORMAT && dossier.rules == rules.id).then_some(dossier)
+    }
+
+    /// The dossier under another standing. `inputs` are those that it was computed from, with the new standing, and `rules` the same.
+    ///
+    /// It is the one that [`compute`](Self::compute) returns for them. But answers are not compared in pairs again: what the votes say does
+    /// not depend on the standing.
+    ///
+    /// # Errors
+    /// As [`compute`](Self::compute).
+    pub fn with_standing(self, inputs: &Inputs, rules: &Rules) -> Result<Self, DossierError> {
+        self.standing(inputs.freeze(rules)?, rules)
+    }
+
+    fn standing(self, frozen: Frozen, rules: &Rules) -> Result<Self, DossierError> {
+        let (status, reasons) = status(&self, &frozen.standing, rules);
+        Ok(Self {
+            inputs_sha256: frozen.sha256()?,
+            outcome: Outcome { status, reasons, ..self.outcome },
             contradicts: frozen.standing.contradicts,
             superseded_by: frozen.standing.superseded_by,
-            causality: frozen.causality,
+            ..self
         })
     }
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Micro, Rules,
+    Dossier, Micro, Rules,
     cluster::Clusters,
     fixed::normalised_entropy,
     input::{Frozen, Standing, Verdict},
@@ -98,7 +98,6 @@ pub(crate) struct Tally {
     /// The number of independent voters over all clusters.
     pub independent: Micro,
     pub score: Micro,
-    pub answered: usize,
 }
 
 /// Counts the votes.
@@ -136,19 +135,13 @@ pub(crate) fn tally(frozen: &Frozen, clusters: Clusters, rules: &Rules) -> Tally
         independent: discounts(&voters, &frozen.answers, &weights, rules).into_iter().sum(),
         // More weight for the largest cluster never lowers it, and it reaches one never.
         score: largest.over(total.plus(Micro::from_f64(rules.score.doubt))),
-        answered: voters.len(),
         clusters: weighed,
         weights,
     }
 }
 
-/// The status of the leading answer, and every reason for it.
-pub(crate) fn status(
-    tally: &Tally,
-    quorum: u32,
-    standing: &Standing,
-    rules: &Rules,
-) -> (Status, Vec<Reason>) {
+/// The status of the leading answer by what its dossier holds and by its standing, and every reason for it.
+pub(crate) fn status(dossier: &Dossier, standing: &Standing, rules: &Rules) -> (Status, Vec<Reason>) {
     if standing.superseded_by.is_some() {
         return (Status::Superseded, vec![Reason::Replaced]);
     }
@@ -158,10 +151,10 @@ pub(crate) fn status(
         None => {}
     }
     let steps = [
-        (Status::Unvalidated, absent(tally, quorum)),
-        (Status::Disputed, disputed(tally, standing, rules)),
-        (Status::Unvalidated, lonely(tally, rules)),
-        (Status::Pending, insufficient(tally, rules)),
+        (Status::Unvalidated, absent(dossier)),
+        (Status::Disputed, disputed(dossier, standing, rules)),
+        (Status::Unvalidated, lonely(dossier, rules)),
+        (Status::Pending, insufficient(dossier, rules)),
     ];
     let decided = steps.into_iter().find(|(_, reasons)| !reasons.is_empty());
     decided.unwrap_or((Status::Validated, vec![Reason::Sufficient]))
@@ -171,36 +164,38 @@ fn reasons<const N: usize>(candidates: [(bool, Reason); N]) -> Vec<Reason> {
     candidates.into_iter().filter_map(|(holds, reason)| holds.then_some(reason)).collect()
 }
 
-fn absent(tally: &Tally, quorum: u32) -> Vec<Reason> {
-    let quorum = usize::try_from(quorum).unwrap_or(usize::MAX);
-    reasons([(tally.leaders == 0, Reason::NoAnswer), (tally.answered < quorum, Reason::NoQuorum)])
+fn absent(dossier: &Dossier) -> Vec<Reason> {
+    let quorum = usize::try_from(dossier.quorum).unwrap_or(usize::MAX);
+    let answered = dossier.votes.iter().filter(|vote| vote.cluster.is_some()).count();
+    reasons([(dossier.outcome.leaders.is_empty(), Reason::NoAnswer), (answered < quorum, Reason::NoQuorum)])
 }
 
-fn disputed(tally: &Tally, standing: &Standing, rules: &Rules) -> Vec<Reason> {
+fn disputed(dossier: &Dossier, standing: &Standing, rules: &Rules) -> Vec<Reason> {
     let dissent = Micro::from_f64(rules.score.dissent_share);
-    let strong = tally.leaders == 1 && tally.clusters.get(1).is_some_and(|second| second.share >= dissent);
+    let leaders = dossier.outcome.leaders.len();
+    let strong = leaders == 1 && dossier.clusters.get(1).is_some_and(|second| second.share >= dissent);
     reasons([
-        (tally.leaders > 1, Reason::Tie),
+        (leaders > 1, Reason::Tie),
         (strong, Reason::Dissent),
         (!standing.contradicts.is_empty(), Reason::Contradiction),
     ])
 }
 
-fn lonely(tally: &Tally, rules: &Rules) -> Vec<Reason> {
+fn lonely(dossier: &Dossier, rules: &Rules) -> Vec<Reason> {
     let least = Micro::from_f64(rules.score.least_independence);
-    reasons([(tally.independent < least, Reason::FewIndependent)])
+    reasons([(dossier.outcome.independent_voters < least, Reason::FewIndependent)])
 }
 
-fn insufficient(tally: &Tally, rules: &Rules) -> Vec<Reason> {
-    let limits = &rules.score;
-    let (weight, independent) = tally
+fn insufficient(dossier: &Dossier, rules: &Rules) -> Vec<Reason> {
+    let (limits, outcome) = (&rules.score, &dossier.outcome);
+    let (weight, independent) = dossier
         .clusters
         .first()
-        .map_or((Micro::ZERO, Micro::ZERO), |leader| (leader.weight, leader.independent));
+        .map_or((Micro::ZERO, Micro::ZERO), |leader| (leader.weight, leader.independent_voters));
     reasons([
-        (tally.score < Micro::from_f64(limits.validated_score), Reason::LowScore),
+        (outcome.score < Micro::from_f64(limits.validated_score), Reason::LowScore),
         (independent < Micro::from_f64(limits.validated_independence), Reason::FewIndependentAgree),
         (weight < Micro::from_f64(limits.validated_support), Reason::LowSupport),
-        (tally.margin < Micro::from_f64(limits.validated_margin), Reason::SmallMargin),
+        (outcome.margin < Micro::from_f64(limits.validated_margin), Reason::SmallMargin),
     ])
 }

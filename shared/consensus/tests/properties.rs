@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use consensus::{
-    Agent, Dossier, Evidence, Inputs, Likeness, Micro, Record, Response, Rules, Verification, likeness,
-    verify,
+    Agent, Dossier, Evidence, Inputs, Likeness, Micro, Record, Response, Rules, Standing, Verdict,
+    Verification, likeness, verify,
 };
 use proptest::prelude::*;
 
@@ -58,6 +58,13 @@ fn inputs() -> impl Strategy<Value = Inputs> {
         let agents = agents.into_iter().enumerate().map(|(number, agent)| (format!("agent-{number}"), agent));
         Inputs { task: "t".into(), quorum, responses, agents: agents.collect(), ..Inputs::default() }
     })
+}
+
+fn standing() -> impl Strategy<Value = Standing> {
+    let verdict = prop_oneof![Just(None), Just(Some(Verdict::Confirmed)), Just(Some(Verdict::Rejected))];
+    let contradicts = proptest::collection::vec("[a-c]", 0..3);
+    (verdict, proptest::option::of("[a-c]"), contradicts)
+        .prop_map(|(verdict, superseded_by, contradicts)| Standing { verdict, superseded_by, contradicts })
 }
 
 fn bytes(inputs: &Inputs) -> Vec<u8> {
@@ -119,6 +126,21 @@ proptest! {
         prop_assert!(sum.millionths() == 0 || sum.millionths().abs_diff(1_000_000) <= dossier.clusters.len() as u64);
         prop_assert!(outcome.independent_voters.millionths() <= 1_000_000 * dossier.votes.len() as u64);
         prop_assert_eq!(verify(&dossier.to_bytes().unwrap(), &inputs, &rules).unwrap(), Verification::Same);
+    }
+
+    #[test]
+    fn a_dossier_under_another_standing_is_the_one_that_is_computed_with_it(
+        inputs in inputs(), before in standing(), after in standing(),
+    ) {
+        let rules = Rules::current().unwrap();
+        let stored = bytes(&Inputs { standing: before, ..inputs.clone() });
+        let inputs = Inputs { standing: after, ..inputs };
+        let dossier = Dossier::read(&stored, &rules).unwrap().with_standing(&inputs, &rules).unwrap();
+        prop_assert_eq!(dossier.to_bytes().unwrap(), bytes(&inputs));
+        let mut other = rules;
+        other.id.version += 1;
+        prop_assert!(Dossier::read(&stored, &other).is_none());
+        prop_assert!(Dossier::read(b"null", &other).is_none());
     }
 
     #[test]

@@ -180,14 +180,15 @@ where
 async fn respond<F>(
     info: ServiceInfo,
     max_payload: usize,
-    request: Request,
+    mut request: Request,
     handler: impl Fn(IncomingQuery) -> F,
 ) where
     F: Future<Output = Result<Bytes, QueryRefusal>>,
 {
+    let headers = request.message.headers.take();
     let message = &request.message;
     let reply = message.reply.as_ref().map(async_nats::Subject::as_str);
-    let query = IncomingQuery::new(&message.subject, reply, message.headers.clone(), message.payload.clone());
+    let query = IncomingQuery::new(&message.subject, reply, headers, message.payload.clone());
     let answer = timeout(info.timeout, async { handler(query?).await }).await.unwrap_or_else(|_| {
         Err(QueryRefusal::new(QueryErrorCode::Deadline, "the query timed out; retry later", None))
     });

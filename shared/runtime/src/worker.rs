@@ -104,6 +104,9 @@ pub trait ExternalWorker: Send + Sync + 'static {
     const MAX_PREPARED_BYTES: usize = usize::MAX;
     /// A larger message is heavy, in bytes: it is written apart, while the messages of other users go on.
     const HEAVY_BYTES: usize = 64 * 1024;
+    /// The kinds of requests that are heavy whatever their size, as noun and verb: each is written by itself. For those that take long
+    /// for what is stored already.
+    const HEAVY_KINDS: &'static [(&'static str, &'static str)] = &[];
     /// See [`Worker::Item`].
     type Item: WorkItem;
     /// The result of [`prepare`](Self::prepare).

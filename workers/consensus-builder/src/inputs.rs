@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use crate::prepare::from_bytes;
 use crate::store::batch::uncomputable;
+use crate::store::nodes::SUPERSEDED;
 
 /// A task or a node: its user and its id.
 pub type Key = (i32, Uuid);
@@ -158,25 +159,49 @@ pub async fn of_tasks(connection: &mut Connection, keys: &[Key]) -> Result<HashM
 }
 
 /// The bytes of a response `r` that are compared with those of others, and of the evidence that its dossier repeats.
-pub(crate) const ANSWER_BYTES: &str = "octet_length(r.response_text) + coalesce(octet_length(r.claim::text), 0) + octet_length(r.evidence::text)";
+const ANSWER_BYTES: &str = "octet_length(r.response_text) + coalesce(octet_length(r.claim::text), 0) + octet_length(r.evidence::text) + coalesce(octet_length(r.embedding), 0)";
+/// What comparing two answers counts for, in bytes.
+const PAIR_BYTES: i64 = 4;
+/// How many bytes of the stored inputs of a superseded node count for one: they are read, and their answers are not compared again.
+const INPUT_BYTES: i64 = 8;
 
-/// The bytes of the counted texts, claims and evidence of tasks together.
-pub(crate) async fn size(connection: &mut Connection, keys: &[Key]) -> Result<i64, Fault> {
-    static SIZE: LazyLock<String> = LazyLock::new(|| {
-        let (arrays, names) = (KeyRow::arrays(1), KeyRow::names());
+/// The work of closing a task `t`, in bytes: those of its counted answers, their pairs, and the inputs of the nodes that its node may
+/// supersede.
+pub(crate) static WORK: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "(SELECT coalesce(sum({ANSWER_BYTES}), 0) + {PAIR_BYTES} * count(DISTINCT r.agent_id) * count(DISTINCT r.agent_id)
+        FROM agent_responses r WHERE r.user_id = t.user_id AND r.task_id = t.id AND r.is_counted)
+        + (SELECT coalesce(sum(octet_length(d.inputs)), 0) / {INPUT_BYTES}
+        FROM (SELECT n.user_id, n.id FROM consensus_memory_nodes n WHERE n.user_id = t.user_id AND n.node_type = t.node_type
+            AND n.node_key = t.node_key AND n.valid_to IS NULL
+            ORDER BY n.validation_status = 'validated' DESC, n.established_at DESC, n.id LIMIT {SUPERSEDED}) AS n
+        JOIN consensus_dossiers d ON d.user_id = n.user_id AND d.id = n.id)"
+    )
+});
+
+/// The work of closing each of these tasks.
+pub(crate) async fn work(connection: &mut Connection, keys: &[Key]) -> Result<HashMap<Key, i64>, Fault> {
+    static OF_TASKS: LazyLock<String> = LazyLock::new(|| {
+        let (arrays, names, work) = (KeyRow::arrays(1), KeyRow::names(), WORK.as_str());
         format!(
-            "SELECT coalesce(sum({ANSWER_BYTES}), 0)::bigint AS bytes
-    FROM unnest({arrays}) AS i ({names})
-    JOIN agent_responses r ON r.user_id = i.user_id AND r.task_id = i.id AND r.is_counted"
+            "SELECT t.user_id, t.id, ({work})::bigint AS work
+    FROM unnest({arrays}) AS i ({names}) JOIN consensus_tasks t ON t.user_id = i.user_id AND t.id = i.id"
         )
     });
     #[derive(QueryableByName)]
-    struct Size {
+    struct Work {
+        #[diesel(sql_type = Integer)]
+        user_id: i32,
+        #[diesel(sql_type = SqlUuid)]
+        id: Uuid,
         #[diesel(sql_type = BigInt)]
-        bytes: i64,
+        work: i64,
     }
-    let sizes: Vec<Size> = with_rows(&SIZE, key_rows(keys)).load(connection).await?;
-    Ok(sizes.iter().map(|size| size.bytes).sum())
+    if keys.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let found: Vec<Work> = with_rows(&OF_TASKS, key_rows(keys)).load(connection).await?;
+    Ok(found.into_iter().map(|task| ((task.user_id, task.id), task.work)).collect())
 }
 
 fn inputs(task: &TaskRow, rows: Vec<ResponseRow>, model: Option<&str>) -> Result<Inputs, Fault> {

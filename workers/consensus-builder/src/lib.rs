@@ -26,7 +26,7 @@ use std::time::Duration;
 use ::store::{Connection, Fault, Pool, PoolOptions};
 use config::Settings;
 use consensus::Rules;
-use contract::{CONSENSUS_BUILDER, WorkerInfo};
+use contract::{CONSENSUS_BUILDER, RequestType, VerdictGive, WorkerInfo};
 use embed::Embedder;
 use keys::DataKeys;
 use runtime::{Dependency, Ended, ExternalWorker, ProbeResults, Verdict, Written};
@@ -100,6 +100,9 @@ impl ConsensusBuilder {
 
 impl ExternalWorker for ConsensusBuilder {
     const INFO: &'static WorkerInfo = &CONSENSUS_BUILDER;
+    /// A verdict reads all answers to a task, and writes the dossiers of its node and of those that it supersedes.
+    const HEAVY_KINDS: &'static [(&'static str, &'static str)] =
+        &[(VerdictGive::KIND.noun, VerdictGive::KIND.verb)];
     type Item = ConsensusItem;
     type Prepared = Prepared;
     type Finding = ();

@@ -17,6 +17,7 @@ use trust::Refusal;
 use uuid::Uuid;
 
 use crate::access_log::{AccessKind, AccessLog, LogEntry};
+use crate::page;
 use crate::queries;
 use crate::query_context::{Deadline, QueryContext};
 use crate::query_failure::QueryFailure;
@@ -239,6 +240,9 @@ impl QueryHandler {
         if deadline.has_passed() && matches!(fault.kind, FaultKind::Transient | FaultKind::Blocked) {
             let message = format!("there was no answer within {} ms", deadline.timeout.as_millis());
             return QueryRefusal::new(QueryErrorCode::Deadline, &message, None);
+        }
+        if let Some(refusal) = page::refusal_of(fault) {
+            return refusal;
         }
         match fault.kind {
             FaultKind::Denied => {

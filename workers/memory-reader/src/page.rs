@@ -1,10 +1,12 @@
 //! Pages: where one starts, which is the sort key of the last item of the page before, and where it ends.
 
 use chrono::{DateTime, Utc};
-use contract::{Cursor, Malformed};
+use contract::{Cursor, Malformed, QueryErrorCode};
 use data_encoding::BASE64URL_NOPAD as BASE64;
+use runtime::query::QueryRefusal;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use store::{Fault, FaultKind};
 
 /// The sort key that a cursor encodes. It is neither secret nor signed: it selects only among rows that the sender may
 /// see.
@@ -52,6 +54,73 @@ fn has_nul(value: &serde_json::Value) -> bool {
 /// of a request, and an answer must fit into one message.
 pub(crate) const PAGE_BYTES: i64 = 512 * 1024;
 
+/// The maximum size of a row of an answer, in bytes: its values, and the ciphertexts of all that is encrypted in it. A row
+/// that a request stored has less. One that a role has written otherwise may be a thousand times as long as text as it is
+/// where it is stored; nothing of it is read.
+macro_rules! max_row_bytes {
+    () => {
+        8388608
+    };
+}
+pub(crate) use max_row_bytes;
+
+/// What the error of [`fits`] says.
+macro_rules! too_large {
+    () => {
+        "too large for an answer"
+    };
+}
+pub(crate) use too_large;
+
+/// A condition that fails its statement if a row of `bytes` bytes, that an answer would begin with, has more than
+/// [`max_row_bytes`]: PostgreSQL has no expression that raises an error, but a text that is no boolean. Else `$otherwise`.
+macro_rules! fits {
+    ($is_first:literal, $otherwise:expr) => {
+        concat!(
+            "CASE WHEN ",
+            $is_first,
+            " AND bytes > ",
+            $crate::page::max_row_bytes!(),
+            " THEN ('",
+            $crate::page::too_large!(),
+            ": ' || bytes)::boolean ELSE ",
+            $otherwise,
+            " END"
+        )
+    };
+}
+pub(crate) use fits;
+
+/// The answer to a query whose statement failed because of [`fits`].
+pub(crate) fn refusal_of(fault: &Fault) -> Option<QueryRefusal> {
+    const MESSAGE: &str = concat!(
+        "the first row of the answer takes more than ",
+        max_row_bytes!(),
+        " bytes, and no answer has room for it; query for others, or store a smaller value in its place"
+    );
+    let is_too_large = fault.kind == FaultKind::Permanent && fault.reason.contains(too_large!());
+    is_too_large.then(|| QueryRefusal::new(QueryErrorCode::TooLarge, MESSAGE, None))
+}
+
+/// The bytes of the ciphertexts of a row of the alias, if they are to be revealed. `$1` is the user.
+macro_rules! ciphertext_bytes {
+    ($row:literal, $table:literal, $reveal:literal) => {
+        concat!(
+            "CASE WHEN ",
+            $reveal,
+            " AND ",
+            $row,
+            ".is_sensitive THEN (SELECT coalesce(sum(octet_length(e.ciphertext)), 0) FROM encrypted_fields e
+                    WHERE e.user_id = $1 AND e.table_name = '",
+            $table,
+            "' AND e.row_id = ",
+            $row,
+            ".id) ELSE 0 END"
+        )
+    };
+}
+pub(crate) use ciphertext_bytes;
+
 /// Cuts rows to a page and returns the cursor of the next one. `found` is the number of rows up to one more than the
 /// limit; `items` may be fewer, because of [`PAGE_BYTES`].
 pub(crate) fn cut<T, K: Serialize>(
@@ -76,20 +145,12 @@ pub(crate) fn one_more(limit: i64) -> i64 {
 /// The end of a statement that cuts the rows of its `page` to those that fit into an answer: the first row, and further
 /// rows while the bytes of their values, and of the secrets to be revealed in them, are within a limit. `found` counts
 /// all rows of `page`. The values are serialized one after the other to measure them, and kept only for the rows of the
-/// answer. A table without secrets needs no name and no `$reveal`.
+/// answer. A table without secrets needs no name and no `$reveal`. The statement fails if the first row does not fit.
 macro_rules! within_page {
     ($columns:expr, $size:literal, $table:literal, $order:literal, $reveal:literal, $bytes:literal) => {
         within_page!(
             $columns,
-            concat!(
-                $size,
-                " + CASE WHEN ",
-                $reveal,
-                " AND p.is_sensitive THEN (SELECT coalesce(sum(octet_length(e.ciphertext)), 0) FROM encrypted_fields e
-                    WHERE e.user_id = $1 AND e.table_name = '",
-                $table,
-                "' AND e.row_id = p.id) ELSE 0 END"
-            ),
+            concat!($size, " + ", $crate::page::ciphertext_bytes!("p", $table, $reveal)),
             $order,
             $bytes
         )
@@ -102,8 +163,8 @@ macro_rules! within_page {
             $order,
             ")) SELECT ",
             $columns,
-            ", found FROM sized WHERE place = 1 OR bytes <= ",
-            $bytes,
+            ", found FROM sized WHERE ",
+            $crate::page::fits!("place = 1", concat!("place = 1 OR bytes <= ", $bytes)),
             " ORDER BY place"
         )
     };

@@ -63,6 +63,11 @@ where
 }
 
 impl QueryContext<'_> {
+    /// Whether the token is for one session: `v1|key|user|session|…`. The grant has been made from a token that was verified.
+    pub(crate) fn is_for_one_session(&self) -> bool {
+        self.grant.split('|').nth(3).is_some_and(|session| !session.is_empty())
+    }
+
     /// Runs statements in a transaction that sees the rows of the user only. PostgreSQL ends each statement at the
     /// deadline; a transaction that exceeds it by several statements is cancelled.
     ///

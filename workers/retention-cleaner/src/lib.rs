@@ -202,14 +202,16 @@ fn tick_of<'a>(batch: &[&'a Message]) -> Option<(Job, &'a Message)> {
     }
 }
 
-/// Of a tick whose grants are outdated: it comes again at once, with others. Nobody else may have a reason to have the sweep go on.
-fn again(tick: &Message) -> Verdict {
+/// Of a tick of which another run has taken what it was to remove. It comes again at once, with other grants: nobody else may have a reason to
+/// have the sweep go on. If it has archives, the other run removed rows, whose events are one; and only of a tick that ends are they deleted.
+fn outdated(tick: &Message, prepared: &Prepared) -> Written<Uuid> {
     const REASON: &str = "another run has taken what this one was to remove";
-    if Utc::now() > tick.stored_at + AGAIN_WITHIN {
-        return Verdict::Unchanged(REASON.into());
+    if Utc::now() > tick.stored_at + AGAIN_WITHIN || !prepared.archives.written.is_empty() {
+        let verdicts = vec![Verdict::Unchanged(REASON.into())];
+        return Written { counts: Some(Counts::default()), ..verdicts.into() };
     }
     let retry = Retry::NotBefore { time: tick.stored_at, deadline: tick.stored_at + AGAIN_WITHIN * 10 };
-    Verdict::Retry(retry, Reason::new(REASON))
+    vec![Verdict::Retry(retry, Reason::new(REASON))].into()
 }
 
 async fn run(
@@ -224,7 +226,7 @@ async fn run(
     let is_outdated = prepared.archives.is_outdated(&store::progress::last_run(connection).await?);
     let users = store::progress::users(connection).await?;
     let Some(progress) = store::progress::slice(connection, progress, &users).await? else {
-        return Ok(vec![again(tick)].into());
+        return Ok(outdated(tick, prepared));
     };
     points::forget(connection, &prepared.removed).await?;
     let at = Utc::now();
@@ -234,7 +236,7 @@ async fn run(
     let leaves = !swept.has_more
         && (is_outdated || store::progress::has_due_beside(connection, progress, &users).await?);
     if leaves && swept.changed() == 0 {
-        return Ok(vec![again(tick)].into());
+        return Ok(outdated(tick, prepared));
     }
     swept.has_more |= leaves;
     swept.failure = failure;

@@ -1,6 +1,7 @@
 //! All closed tasks at once, by expectation-maximisation.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::OnceLock;
 
 use crate::{
     ReliabilityRules,
@@ -22,6 +23,8 @@ pub struct Estimate {
     pub iterations: usize,
     counts: Counts,
     crowd: Crowd,
+    /// The matrices of all agents, once a task is judged.
+    matrices: OnceLock<Vec<f64>>,
 }
 
 impl Estimate {
@@ -31,14 +34,22 @@ impl Estimate {
     /// `groups` and `rules` are those of the estimate.
     #[must_use]
     pub fn judge(&self, task: &Task, groups: &[u32], rules: &ReliabilityRules) -> Vec<f64> {
-        let (agents, options) = (self.counts.agents(), self.counts.options);
-        let valid = |(agent, option): &(u32, u32)| (*agent as usize) < agents && (*option as usize) < options;
+        let (agents, k) = (self.counts.agents(), self.counts.options);
+        let valid = |(agent, option): &(u32, u32)| (*agent as usize) < agents && (*option as usize) < k;
         let answers = latest(task.answers.iter().copied().filter(valid));
         if answers.is_empty() {
             return Vec::new();
         }
-        let truth = task.truth.filter(|truth| (*truth as usize) < options);
-        posterior(&answers, truth, &self.counts, &self.crowd, groups, rules)
+        let truth = task.truth.filter(|truth| (*truth as usize) < k);
+        let matrices = self.matrices.get_or_init(|| {
+            let mut matrices = vec![0.0; agents * k * k];
+            self.counts.agent_matrices(&self.crowd, rules, &mut matrices);
+            matrices
+        });
+        posterior(&answers, truth, &self.crowd.frequencies, groups, |agent, option, row| {
+            let start = (agent * k + option) * k;
+            row.copy_from_slice(&matrices[start..start + k]);
+        })
     }
 }
 
@@ -100,9 +111,7 @@ pub fn estimate(
         iterations += 1;
         problem.count(&posterior, &mut counts);
         let crowd = counts.crowd(rules);
-        for (agent, matrix) in matrices.chunks_exact_mut(k * k).enumerate() {
-            counts.agent_matrix(agent, &crowd, rules, matrix);
-        }
+        counts.agent_matrices(&crowd, rules, &mut matrices);
         problem.factors(&matrices, k, &mut factors);
         let change = problem.infer(&factors, &crowd.frequencies, &mut posterior);
         if change < rules.tolerance {
@@ -120,7 +129,7 @@ pub fn estimate(
         result[*place] = posterior.to_vec();
     }
     let agents = (0..agents).map(reliability).collect();
-    Estimate { tasks: result, agents, iterations, counts, crowd }
+    Estimate { tasks: result, agents, iterations, counts, crowd, matrices: OnceLock::new() }
 }
 
 impl Problem {

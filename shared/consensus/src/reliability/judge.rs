@@ -1,35 +1,31 @@
 //! The probability of each option of one task, by what is known of agents.
 
-use crate::{
-    ReliabilityRules,
-    reliability::{
-        batch::repeats,
-        damped,
-        model::{Counts, Crowd, normalise, rescale},
-    },
+use crate::reliability::{
+    batch::repeats,
+    damped,
+    model::{normalise, rescale},
 };
 
-/// One answer of each agent, sorted by agent; none of them and no `truth` is out of range.
+/// One answer of each agent, sorted by agent; none of them and no `truth` is out of range. `factors` writes the probability of an answer
+/// of an agent, by truth.
 pub(super) fn posterior(
     answers: &[(u32, u32)],
     truth: Option<u32>,
-    counts: &Counts,
-    crowd: &Crowd,
+    frequencies: &[f64],
     groups: &[u32],
-    rules: &ReliabilityRules,
+    mut factors: impl FnMut(usize, usize, &mut [f64]),
 ) -> Vec<f64> {
-    let k = counts.options;
+    let k = frequencies.len();
     if let Some(truth) = truth {
         let mut certain = vec![0.0; k];
         certain[truth as usize] = 1.0;
         return certain;
     }
-    let mut probabilities = crowd.frequencies.clone();
-    let mut matrix = vec![0.0; k * k];
+    let mut probabilities = frequencies.to_vec();
+    let mut row = vec![0.0; k];
     for ((agent, option), repeats) in answers.iter().zip(repeats(answers, groups)) {
-        counts.agent_matrix(*agent as usize, crowd, rules, &mut matrix);
-        let row = &matrix[*option as usize * k..(*option as usize + 1) * k];
-        probabilities.iter_mut().zip(row).for_each(|(value, factor)| *value *= damped(*factor, repeats));
+        factors(*agent as usize, *option as usize, &mut row);
+        probabilities.iter_mut().zip(&row).for_each(|(value, factor)| *value *= damped(*factor, repeats));
         rescale(&mut probabilities);
     }
     normalise(&mut probabilities);

@@ -131,6 +131,13 @@ impl Counts {
         (cells.iter().sum(), (0..self.options).map(|option| cells[option * self.options + option]).sum())
     }
 
+    /// Writes the matrix of each agent, one after the other, to `matrices`.
+    pub fn agent_matrices(&self, crowd: &Crowd, rules: &ReliabilityRules, matrices: &mut [f64]) {
+        for (agent, matrix) in matrices.chunks_exact_mut(self.options * self.options).enumerate() {
+            self.agent_matrix(agent, crowd, rules, matrix);
+        }
+    }
+
     /// Writes the probability of each answer of an agent, by truth, to `matrix`.
     pub fn agent_matrix(&self, agent: usize, crowd: &Crowd, rules: &ReliabilityRules, matrix: &mut [f64]) {
         let k = self.options;

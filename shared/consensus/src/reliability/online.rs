@@ -162,8 +162,13 @@ impl Online {
             return;
         }
         let truth = self.tasks[task].truth;
+        let (k, crowd) = (self.counts.options, self.crowd());
+        let mut matrix = vec![0.0; k * k];
         let probabilities =
-            posterior(&answers, truth, &self.counts, &self.crowd(), &self.groups, &self.rules);
+            posterior(&answers, truth, &crowd.frequencies, &self.groups, |agent, option, row| {
+                self.counts.agent_matrix(agent, &crowd, &self.rules, &mut matrix);
+                row.copy_from_slice(&matrix[option * k..(option + 1) * k]);
+            });
         if self.tasks[task].answers.is_empty() {
             self.counts.tasks += 1.0;
         }

@@ -231,6 +231,7 @@ fn spawn_stages<W: ExternalWorker>(
             batch: Amount { messages: batch_size, bytes: BATCH_BYTES },
             batch_wait: settings.worker.batch_wait(),
             heavy_bytes: W::HEAVY_BYTES,
+            heavy_kinds: W::HEAVY_KINDS,
             // A part that is prepared in several portions would keep the others waiting for all of them.
             part_bytes: PART_BYTES.min(W::MAX_PREPARED_BYTES),
         };

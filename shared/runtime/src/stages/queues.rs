@@ -12,7 +12,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use contract::{Service, UserId};
+use contract::{RequestSubject, Service, UserId};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
@@ -52,8 +52,29 @@ pub(crate) struct QueueLimits {
     pub(crate) batch_wait: Duration,
     /// A larger message is heavy, in bytes.
     pub(crate) heavy_bytes: usize,
+    /// A message of these kinds is heavy, and counts as more than that in any case.
+    pub(crate) heavy_kinds: &'static [(&'static str, &'static str)],
     /// What other services leave to one of them in a batch, in bytes.
     pub(crate) part_bytes: usize,
+}
+
+impl QueueLimits {
+    /// What a message counts as, in bytes.
+    fn weight(&self, delivery: &Delivery) -> usize {
+        let length = delivery.message.length;
+        if self.is_of_heavy_kind(&delivery.message.subject) {
+            length.max(self.heavy_bytes + 1)
+        } else {
+            length
+        }
+    }
+
+    fn is_of_heavy_kind(&self, subject: &str) -> bool {
+        !self.heavy_kinds.is_empty()
+            && subject.parse::<RequestSubject>().is_ok_and(|subject| {
+                self.heavy_kinds.contains(&(subject.noun.as_str(), subject.verb.as_str()))
+            })
+    }
 }
 
 /// A lane of light messages.
@@ -109,6 +130,8 @@ struct Held {
 pub(crate) struct Place {
     queues: Arc<Queues>,
     sender: Sender,
+    /// What it counts as in the queues.
+    bytes: usize,
     is_heavy: bool,
     /// A heavy message that is being processed.
     is_busy: bool,
@@ -153,7 +176,7 @@ impl Queues {
     /// Queues a message. One beyond the share of its service is returned, with the time for which it is set aside.
     pub(crate) fn push(self: &Arc<Self>, mut delivery: Delivery) -> Option<(Delivery, Duration)> {
         let (service, user) = delivery.sender.clone();
-        let (now, bytes) = (Instant::now(), delivery.message.length);
+        let (now, bytes) = (Instant::now(), self.limits.weight(&delivery));
         let mut state = self.lock();
         let (service, active) = state.note_active(service, now);
         let follows = user.and_then(|user| state.users.get(&user)).is_some_and(|held| held.heavy > 0);
@@ -170,7 +193,7 @@ impl Queues {
         }
         let sender = (service, user);
         let queues = Arc::clone(self);
-        let place = Place { queues, sender: sender.clone(), is_heavy, is_busy: false, lane: None };
+        let place = Place { queues, sender: sender.clone(), bytes, is_heavy, is_busy: false, lane: None };
         delivery.place = Some(place);
         if is_heavy {
             state.heavy.push(sender, bytes, delivery);
@@ -382,7 +405,8 @@ impl State {
                 && user.and_then(|user| users.get(&user)).is_none_or(|held| held.light == 0)
         };
         let mut taken = heavy.take(Amount { messages: 1, ..batch }, batch, may_begin);
-        let first = taken.first().map(|first| (first.message.length, first.sender.0.clone()));
+        let first =
+            taken.first().and_then(|first| Some((first.place.as_ref()?.bytes, first.sender.0.clone())));
         let Some((bytes, service)) = first else { return taken };
         let rest =
             Amount { messages: batch.messages.saturating_sub(1), bytes: batch.bytes.saturating_sub(bytes) };
@@ -461,10 +485,14 @@ mod tests {
     fn one_of_several_services_has_a_small_part_of_a_batch() {
         let batch = Amount { messages: 500, bytes: 8 * 1024 * 1024 };
         let (heavy_bytes, part_bytes) = (64 * 1024, 256 * 1024);
-        let queues = Queues::new(QueueLimits { batch, batch_wait: Duration::ZERO, heavy_bytes, part_bytes });
+        let (heavy_kinds, batch_wait) = ([("verdict", "give")].as_slice(), Duration::ZERO);
+        let queues = Queues::new(QueueLimits { batch, batch_wait, heavy_bytes, heavy_kinds, part_bytes });
         assert_eq!((queues.part_of_service(0), queues.part_of_service(1)), (batch, batch), "alone");
         assert_eq!(queues.part_of_service(2), Amount { messages: 125, bytes: part_bytes });
         assert_eq!(queues.part_of_service(5), Amount { messages: 50, bytes: part_bytes });
         assert_eq!(queues.part_of_service(1_000), Amount { messages: 1, bytes: 4_194 });
+        let is_heavy = |subject| queues.limits.is_of_heavy_kind(subject);
+        assert!(is_heavy("memory.req.test.verdict.give.1") && !is_heavy("memory.req.test.give.verdict.1"));
+        assert!(!is_heavy("memory.req.verdict.give.put.1") && !is_heavy("memory.req.test.verdict.give"));
     }
 }

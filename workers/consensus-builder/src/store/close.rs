@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use ::store::unnest::{UnnestRow, with_rows};
-use ::store::{Connection, Fault, FaultKind};
+use ::store::{Connection, Fault};
 use chrono::{DateTime, Utc};
-use consensus::{Dossier, Inputs, Rules, Standing, Status, Vote, canonical};
+use consensus::{Dossier, Rules, Status, Vote, canonical};
 use contract::{EventType, Performative, UserId};
 use diesel_async::RunQueryDsl;
 use runtime::EventDraft;
@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::batch::{computed, keep_alive, overtaken, rounds, uncomputable};
 use super::conversations::AllCounters;
 use super::nodes::{self, DossierRow, Live, NodeKey, Succession};
-use super::respond::TaskKey;
+use super::task::TaskKey;
 use crate::inputs::{self, TaskInputs};
 
 /// Why a task closes.
@@ -64,18 +64,9 @@ impl Closing {
 /// The events of closed tasks, in order.
 pub(crate) type ClosedEvents = HashMap<TaskKey, Vec<EventDraft>>;
 
-/// The most bytes of answers that one transaction compares, unless they are of one task ([`contract::limit::TASK_CHARS`]). Their normal
-/// forms are about twice as long at most.
-pub(super) const BYTES: i64 = 4 * 1024 * 1024;
-
-/// Refuses to compare the answers to these tasks in one transaction if they are too many. The runtime then writes parts of the batch.
-pub(crate) async fn check_size(connection: &mut Connection, tasks: &[TaskKey]) -> Result<(), Fault> {
-    if tasks.len() <= 1 || inputs::size(connection, tasks).await? <= BYTES {
-        return Ok(());
-    }
-    let reason = "the tasks of a batch have too many answers to compare in one transaction";
-    Err(Fault { kind: FaultKind::Permanent, reason: reason.to_owned() })
-}
+/// The most work of one transaction, unless it is one task ([`contract::limit::TASK_CHARS`]) for each service in it: four MiB of answers,
+/// or two tasks of 500 agents. The normal forms of answers are about twice as long at most.
+pub(super) const MOST_WORK: i64 = 4 * 1024 * 1024;
 
 /// Closes tasks, in this order. Tasks for the same key follow each other, so that one sees the node of the one before.
 pub(crate) async fn close(
@@ -161,15 +152,12 @@ impl<'a> Made<'a> {
         // Not derived from the task: publishers choose the ids of nodes that they propose, and could take one that they foresee.
         let id = Uuid::now_v7();
         let key = (closing.user_id, id);
-        let compute = |inputs: &Inputs| DossierRow::compute(key, inputs, rules, closing.request_id);
-        // What contradicts the answer is known once there is an answer. Without a contradiction that is all.
-        let (mut row, mut dossier) = compute(&task.inputs)?;
-        let answer = nodes::representative(&dossier, &task.inputs);
-        let contradicts = nodes::contradictions(live, id, answer, task.model.as_deref(), rules);
-        if !contradicts.is_empty() {
-            let standing = Standing { contradicts, ..Standing::default() };
-            (row, dossier) = compute(&Inputs { standing, ..task.inputs.clone() })?;
-        }
+        let answer = |dossier: &Dossier| nodes::representative(dossier, &task.inputs);
+        let contradicts = |dossier: &Dossier| {
+            nodes::contradictions(live, id, answer(dossier), task.model.as_deref(), rules)
+        };
+        let (row, dossier) = DossierRow::compute(key, &task.inputs, rules, closing.request_id, contradicts)?;
+        let answer = answer(&dossier);
         let status = dossier.outcome.status;
         let replaced = if status == Status::Validated { live } else { &[] };
         let valid_from = replaced.iter().map(|old| old.valid_from).fold(closing.at, DateTime::max);

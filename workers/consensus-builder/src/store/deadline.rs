@@ -12,16 +12,17 @@ use runtime::EventDraft;
 use uuid::Uuid;
 
 use super::batch::Verdicts;
-use super::close::{BYTES, CloseReason, Closing, close};
+use super::close::{CloseReason, Closing, MOST_WORK, close};
 use super::conversations::{AllCounters, advance};
-use crate::inputs::ANSWER_BYTES;
+use crate::inputs::WORK;
 
 /// The most tasks of one tick: each causes up to eighteen events, of which a tick may cause 10,000.
 const TASKS: i32 = 300;
 
 /// Row-level security shows the tasks of the users alone that the tick acts for. Users take turns, so that one with many tasks keeps
-/// nobody out; the tasks of one tick have limited texts, but one task is closed in any case.
+/// nobody out; the tasks of one tick are limited work, but one task is closed in any case.
 static DUE: LazyLock<String> = LazyLock::new(|| {
+    let work = WORK.as_str();
     format!(
         "WITH waiting AS (
         SELECT t.user_id, t.id, t.deadline, row_number() OVER (PARTITION BY t.user_id ORDER BY t.deadline, t.id) AS turn
@@ -29,11 +30,9 @@ static DUE: LazyLock<String> = LazyLock::new(|| {
     ), chosen AS MATERIALIZED (
         SELECT w.* FROM waiting w ORDER BY w.turn, w.deadline, w.user_id, w.id LIMIT $1
     ), sized AS MATERIALIZED (
-        SELECT c.user_id, c.id, sum(r.bytes) OVER (ORDER BY c.turn, c.deadline, c.user_id, c.id
+        SELECT c.user_id, c.id, sum({work}) OVER (ORDER BY c.turn, c.deadline, c.user_id, c.id
             ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
-        FROM chosen c CROSS JOIN LATERAL (
-            SELECT coalesce(sum({ANSWER_BYTES}), 0) AS bytes
-            FROM agent_responses r WHERE r.user_id = c.user_id AND r.task_id = c.id AND r.is_counted) AS r
+        FROM chosen c JOIN consensus_tasks t ON t.user_id = c.user_id AND t.id = c.id
     )
     SELECT t.user_id, t.id, t.asked, t.responded, t.answered, clock_timestamp() AS now FROM consensus_tasks t
     WHERE t.id = ANY (ARRAY(SELECT s.id FROM sized s WHERE coalesce(s.before, 0) <= $2))
@@ -64,7 +63,7 @@ pub(crate) async fn close_due(
     rules: &Rules,
     tick: Uuid,
 ) -> Result<Vec<EventDraft>, Fault> {
-    let query = diesel::sql_query(DUE.as_str()).bind::<Integer, _>(TASKS).bind::<BigInt, _>(BYTES);
+    let query = diesel::sql_query(DUE.as_str()).bind::<Integer, _>(TASKS).bind::<BigInt, _>(MOST_WORK);
     let due: Vec<Due> = ::store::prepared(query).load(connection).await?;
     let closings: Vec<Closing> = due
         .into_iter()

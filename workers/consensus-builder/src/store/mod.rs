@@ -3,6 +3,7 @@
 
 pub(crate) mod agents;
 pub(crate) mod batch;
+pub(crate) mod budget;
 pub(crate) mod close;
 pub(crate) mod conversations;
 pub(crate) mod deadline;
@@ -12,6 +13,7 @@ pub(crate) mod nodes;
 pub(crate) mod reestimate;
 pub(crate) mod respond;
 pub(crate) mod share;
+pub(crate) mod task;
 pub(crate) mod verdicts;
 
 use std::collections::HashMap;
@@ -27,7 +29,8 @@ use runtime::Verdict;
 use batch::{Item, Verdicts};
 use conversations::{AllCounters, Move};
 use knowledge::Relation;
-use respond::{Step, TaskKey};
+use respond::Step;
+use task::TaskKey;
 
 use crate::prepare::Prepared;
 use crate::{ConsensusItem, Message};
@@ -114,7 +117,7 @@ pub(crate) async fn write(
     let judged: Vec<_> = parts.iter().flat_map(|part| part.verdicts.iter().copied()).collect();
     // All tasks are locked with the first part, before a node is.
     let mut tasks = verdicts::tasks(connection, &judged).await?;
-    close::check_size(connection, &tasks).await?;
+    verdicts::check_work(connection, &tasks).await?;
     tasks.extend(parts.iter().flat_map(|part| part.tasks.iter().map(Step::task)));
     for part in &parts {
         write_part(connection, rules, part, &tasks, prepared, &mut counters, &mut verdicts).await?;
@@ -141,8 +144,6 @@ async fn write_part(
     delegate::delegate(connection, &part.delegations, counters, verdicts).await?;
     let tasks = respond::respond(connection, &part.tasks, more_tasks, prepared, verdicts).await?;
     let closings: Vec<_> = tasks.closings.iter().map(|(_, closing)| closing.clone()).collect();
-    let keys: Vec<TaskKey> = closings.iter().map(|closing| (closing.user_id, closing.task_id)).collect();
-    close::check_size(connection, &keys).await?;
     let mut closed = close::close(connection, rules, &closings, counters).await?;
     let closers: HashMap<usize, TaskKey> =
         tasks.closings.iter().map(|(index, closing)| (*index, (closing.user_id, closing.task_id))).collect();

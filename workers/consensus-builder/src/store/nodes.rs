@@ -6,21 +6,23 @@ use std::sync::LazyLock;
 use ::store::unnest::{UnnestRow, with_rows};
 use ::store::{Connection, Fault};
 use chrono::{DateTime, Utc};
-use consensus::{Dossier, Likeness, Micro, Response, Rules, Standing};
+use consensus::{Dossier, Inputs, Likeness, Micro, Response, Rules, Standing};
 use diesel::QueryableByName;
 use diesel::sql_types::{Binary, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use uuid::Uuid;
 
 use super::batch::{computed, keep_alive, overtaken, uncomputable};
-use crate::inputs::{self, Key, stored_form};
+use crate::inputs::{self, Key, StoredDossier, stored_form};
 use crate::prepare::from_bytes;
 
 /// The key of nodes: user, type and key.
 pub(crate) type NodeKey = (i32, String, String);
 
 /// The most nodes of a key that a validated one supersedes: the validated one, and the latest of the others.
-const SUPERSEDED: i32 = 16;
+pub(crate) const SUPERSEDED: i32 = 16;
+/// How many dossiers are read with their inputs at once.
+const READ_AT_ONCE: usize = 16;
 
 ::store::unnest_row! {
     struct NodeKeyRow<'a> {
@@ -174,18 +176,21 @@ pub(crate) async fn supersede(
     if ended < count {
         return Err(overtaken("a node"));
     }
-    let found = inputs::of_nodes(connection, &keys).await?;
-    let mut changed = Vec::with_capacity(found.len());
-    for stored in found {
-        let key = (stored.user_id, stored.node_id);
-        let Some(&(successor, request_id)) = successors.get(&key) else { continue };
-        let standing =
-            Standing { superseded_by: Some(successor.to_string()), ..stored.inputs.standing.clone() };
-        let inputs = consensus::Inputs { standing, ..stored.inputs };
-        changed.push(computed(|| DossierRow::compute(key, &inputs, rules, request_id))?.0);
-        keep_alive(connection).await?;
+    // Their inputs may be large, so that few are read at a time.
+    for keys in keys.chunks(READ_AT_ONCE) {
+        let found = inputs::of_nodes(connection, keys).await?;
+        let mut changed = Vec::with_capacity(found.len());
+        for stored in found {
+            let key = (stored.user_id, stored.node_id);
+            let Some(&(successor, request_id)) = successors.get(&key) else { continue };
+            let standing =
+                Standing { superseded_by: Some(successor.to_string()), ..stored.inputs.standing.clone() };
+            changed.push(computed(|| Reassessed::new(stored, standing, rules, request_id))?.0);
+            keep_alive(connection).await?;
+        }
+        reassess(connection, changed).await?;
     }
-    reassess(connection, changed).await
+    Ok(())
 }
 
 ::store::unnest_row! {
@@ -203,15 +208,21 @@ pub(crate) async fn supersede(
 }
 
 impl DossierRow {
-    /// Computes the dossier of a node.
+    /// Computes the dossier of a new node. What the node contradicts is known once there is an answer.
     pub fn compute(
         (user_id, id): Key,
-        inputs: &consensus::Inputs,
+        inputs: &Inputs,
         rules: &Rules,
         request_id: Uuid,
+        contradicts: impl FnOnce(&Dossier) -> Vec<String>,
     ) -> Result<(Self, Dossier), Fault> {
-        let (bytes, inputs) = stored_form(inputs)?;
-        let dossier = Dossier::compute(&inputs, rules).map_err(|error| uncomputable(&error))?;
+        let (bytes, mut inputs) = stored_form(inputs)?;
+        let mut dossier = Dossier::compute(&inputs, rules).map_err(|error| uncomputable(&error))?;
+        let contradicts = contradicts(&dossier);
+        if !contradicts.is_empty() {
+            inputs.standing.contradicts = contradicts;
+            dossier = dossier.with_standing(&inputs, rules).map_err(|error| uncomputable(&error))?;
+        }
         let row = Self {
             user_id,
             id,
@@ -249,9 +260,48 @@ pub(crate) async fn add_dossiers(connection: &mut Connection, rows: Vec<DossierR
     Ok(())
 }
 
-/// The inputs do not change with their standing, so they are not written again.
+::store::unnest_row! {
+    /// The dossier of a node whose standing has changed. The inputs do not change with it, so they are not written again.
+    pub(crate) struct Reassessed {
+        user_id: i32,
+        id: Uuid,
+        standing: String,
+        dossier: Vec<u8>,
+        rules_version: i32,
+        inputs_sha256: String,
+        request_id: Uuid,
+    }
+}
+
+impl Reassessed {
+    /// The dossier of a node under this standing. Under the rules of the stored one, answers are not compared again.
+    pub fn new(
+        stored: StoredDossier,
+        standing: Standing,
+        rules: &Rules,
+        request_id: Uuid,
+    ) -> Result<(Self, Dossier), Fault> {
+        let inputs = Inputs { standing, ..stored.inputs };
+        let dossier = match Dossier::read(&stored.dossier, rules) {
+            Some(dossier) => dossier.with_standing(&inputs, rules),
+            None => Dossier::compute(&inputs, rules),
+        };
+        let dossier = dossier.map_err(|error| uncomputable(&error))?;
+        let row = Self {
+            user_id: stored.user_id,
+            id: stored.node_id,
+            standing: serde_json::to_string(&inputs.standing).map_err(|error| uncomputable(&error))?,
+            dossier: dossier.to_bytes().map_err(|error| uncomputable(&error))?,
+            rules_version: i32::try_from(rules.id.version).unwrap_or(i32::MAX),
+            inputs_sha256: dossier.inputs_sha256.clone(),
+            request_id,
+        };
+        Ok((row, dossier))
+    }
+}
+
 static REASSESS: LazyLock<String> = LazyLock::new(|| {
-    let (arrays, names) = (DossierRow::arrays(1), DossierRow::names());
+    let (arrays, names) = (Reassessed::arrays(1), Reassessed::names());
     format!(
         "WITH written AS (
         UPDATE consensus_dossiers d SET standing = i.standing::jsonb, dossier = i.dossier, rules_version = i.rules_version,
@@ -265,7 +315,7 @@ static REASSESS: LazyLock<String> = LazyLock::new(|| {
 });
 
 /// Replaces the dossiers of nodes whose standing has changed.
-pub(crate) async fn reassess(connection: &mut Connection, rows: Vec<DossierRow>) -> Result<(), Fault> {
+pub(crate) async fn reassess(connection: &mut Connection, rows: Vec<Reassessed>) -> Result<(), Fault> {
     if !rows.is_empty() {
         with_rows(&REASSESS, rows).execute(connection).await?;
     }
@@ -274,7 +324,7 @@ pub(crate) async fn reassess(connection: &mut Connection, rows: Vec<DossierRow>)
 
 /// The response that stands for the answer: of the leading cluster, the one with the most weight; of several, that of the agent
 /// whose name sorts first. None if no answer leads alone.
-pub(crate) fn representative<'i>(dossier: &Dossier, inputs: &'i consensus::Inputs) -> Option<&'i Response> {
+pub(crate) fn representative<'i>(dossier: &Dossier, inputs: &'i Inputs) -> Option<&'i Response> {
     let [leader] = dossier.outcome.leaders.as_slice() else { return None };
     let votes = dossier.votes.iter().filter(|vote| vote.cluster == Some(*leader));
     let heaviest = votes.min_by_key(|vote| (std::cmp::Reverse(vote.counted), vote.agent.as_str()))?;

@@ -9,19 +9,19 @@ use ::store::{Connection, Fault};
 use chrono::{DateTime, Utc};
 use contract::{ResponseSubmit, SessionId, TaskCancel};
 use diesel::QueryableByName;
-use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use runtime::{EventDraft, Retry, Verdict};
 use uuid::Uuid;
 
 use super::batch::{Item, Verdicts, json, overtaken};
-use super::close::{self, CloseReason, Closing, PendingRow};
+use super::budget::Budget;
+use super::close::{self, Closing, PendingRow};
 use super::delegate::delegation_id;
 use super::share::{RESPONSES_OF_AGENT, fits};
+use super::task::{self, Task, TaskKey};
+use crate::Message;
 use crate::prepare::{Prepared, to_bytes};
-
-/// A task: its user and its id.
-pub(crate) type TaskKey = (i32, Uuid);
 
 /// A request that concerns an existing task.
 pub(crate) enum Step<'a> {
@@ -29,11 +29,25 @@ pub(crate) enum Step<'a> {
     Cancel(Item<'a, TaskCancel>),
 }
 
-impl Step<'_> {
+impl<'a> Step<'a> {
     pub(crate) fn task(&self) -> TaskKey {
         match self {
             Self::Respond(item) => (item.user(), item.request.task_id),
             Self::Cancel(item) => (item.user(), item.request.task_id),
+        }
+    }
+
+    fn index(&self) -> usize {
+        match self {
+            Self::Respond(item) => item.index,
+            Self::Cancel(item) => item.index,
+        }
+    }
+
+    fn message(&self) -> &'a Message {
+        match self {
+            Self::Respond(item) => item.message,
+            Self::Cancel(item) => item.message,
         }
     }
 
@@ -42,51 +56,6 @@ impl Step<'_> {
             Self::Respond(item) => &item.request.session_id,
             Self::Cancel(item) => &item.request.session_id,
         }
-    }
-}
-
-::store::unnest_row! {
-    struct TaskKeyRow {
-        user_id: i32,
-        id: Uuid,
-    }
-}
-
-/// Tasks are locked before anything that belongs to them, in the order of their keys.
-static LOCK: LazyLock<String> = LazyLock::new(|| {
-    let (arrays, names) = (TaskKeyRow::arrays(1), TaskKeyRow::names());
-    format!(
-        "SELECT t.user_id, t.id, t.session_id, t.state, t.quorum, t.asked, t.responded, t.answered, clock_timestamp() AS now
-    FROM consensus_tasks t JOIN unnest({arrays}) AS i ({names}) ON t.user_id = i.user_id AND t.id = i.id
-    ORDER BY t.user_id, t.id FOR NO KEY UPDATE OF t"
-    )
-});
-
-#[derive(Clone, Debug, QueryableByName)]
-struct Task {
-    #[diesel(sql_type = Integer)]
-    user_id: i32,
-    #[diesel(sql_type = SqlUuid)]
-    id: Uuid,
-    #[diesel(sql_type = Text)]
-    session_id: String,
-    #[diesel(sql_type = Text)]
-    state: String,
-    #[diesel(sql_type = Integer)]
-    quorum: i32,
-    #[diesel(sql_type = Integer)]
-    asked: i32,
-    #[diesel(sql_type = Integer)]
-    responded: i32,
-    #[diesel(sql_type = Integer)]
-    answered: i32,
-    #[diesel(sql_type = Timestamptz)]
-    now: DateTime<Utc>,
-}
-
-impl Task {
-    fn is_open(&self) -> bool {
-        self.state == "open"
     }
 }
 
@@ -222,6 +191,7 @@ pub(crate) struct Tasks<'a> {
     known: HashSet<(i32, Uuid)>,
     /// Tasks that changed, and the request that changed them last.
     changed: BTreeMap<TaskKey, Uuid>,
+    budget: Budget<'a>,
     rows: Vec<ResponseRow<'a>>,
     /// The tasks that close, with the place of the request that closes them.
     pub closings: Vec<(usize, Closing)>,
@@ -247,6 +217,7 @@ pub(crate) async fn respond<'a>(
         asked: HashMap::new(),
         known: HashSet::new(),
         changed: BTreeMap::new(),
+        budget: Budget::default(),
         rows: Vec::new(),
         closings: Vec::new(),
         applied: Vec::new(),
@@ -254,10 +225,10 @@ pub(crate) async fn respond<'a>(
     if keys.is_empty() {
         return Ok(tasks);
     }
-    let rows = keys.into_iter().map(|(user_id, id)| TaskKeyRow { user_id, id }).collect();
-    let found: Vec<Task> = with_rows(&LOCK, rows).load(connection).await?;
-    tasks.tasks = found.into_iter().map(|task| ((task.user_id, task.id), task)).collect();
+    tasks.tasks = task::lock(connection, &keys).await?;
     tasks.look_up(connection, steps).await?;
+    let services = steps.iter().map(|step| step.message().publisher()).collect();
+    tasks.budget = Budget::new(connection, services, &tasks.may_close(steps)).await?;
     for step in steps {
         tasks.take(step, prepared, verdicts);
     }
@@ -293,12 +264,29 @@ impl<'a> Tasks<'a> {
         Ok(())
     }
 
+    /// The tasks that may close if all these responses count.
+    fn may_close(&self, steps: &[Step<'a>]) -> Vec<TaskKey> {
+        let mut responses: BTreeMap<TaskKey, i32> = BTreeMap::new();
+        for step in steps.iter().filter(|step| matches!(step, Step::Respond(_))) {
+            *responses.entry(step.task()).or_default() += 1;
+        }
+        let may_close = |(key, count): &(TaskKey, i32)| {
+            let is_last =
+                |task: &Task| task.answered + count >= task.quorum || task.responded + count >= task.asked;
+            self.tasks.get(key).is_some_and(|task| task.is_open() && is_last(task))
+        };
+        responses.into_iter().filter(may_close).map(|(key, _)| key).collect()
+    }
+
     fn take(&mut self, step: &Step<'a>, prepared: &'a Prepared, verdicts: &mut Verdicts) {
         let key = step.task();
         let Some(task) = self.tasks.get_mut(&key) else { return };
         // A token may be for one session alone, so a task is found in its own session only.
         if task.session_id != step.session().as_str() {
             return;
+        }
+        if let Some(later) = self.budget.later(key) {
+            return verdicts.set(step.index(), later);
         }
         match step {
             Step::Cancel(item) if task.is_open() => {
@@ -337,28 +325,30 @@ impl<'a> Tasks<'a> {
         if let Err(reason) = fits(request, task.asked, asked.responses) {
             return verdicts.set(index, Verdict::Rejected(reason.into()));
         }
-        if !self.known.insert((key.0, request.response_id)) {
+        if self.known.contains(&(key.0, request.response_id)) {
             return verdicts.written(item, false);
         }
-        asked.responses += 1;
         let is_counted = task.is_open();
         let sequence = i64::try_from(message.sequence).unwrap_or(i64::MAX);
-        if is_counted && sequence > asked.sequence {
-            let was = asked.has_answered;
-            task.responded += i32::from(was.is_none());
-            task.answered += i32::from(!abstains) - i32::from(was == Some(true));
+        let is_latest = is_counted && sequence > asked.sequence;
+        let (responded, answered) = if is_latest {
+            task.with_response(asked.has_answered, abstains)
+        } else {
+            (task.responded, task.answered)
+        };
+        let reason = task.close_reason(responded, answered).filter(|_| is_counted);
+        if let Some(later) = reason.and_then(|_| self.budget.spend(key, message, task.now)) {
+            return verdicts.set(index, later);
+        }
+        self.known.insert((key.0, request.response_id));
+        asked.responses += 1;
+        if is_latest {
+            (task.responded, task.answered) = (responded, answered);
             (asked.has_answered, asked.sequence) = (Some(!abstains), sequence);
             asked.changed_by = Some(message.request_id);
             self.changed.insert(key, message.request_id);
         }
-        let reason = if task.answered >= task.quorum {
-            Some(CloseReason::Quorum)
-        } else if task.responded >= task.asked {
-            Some(CloseReason::AllAnswered)
-        } else {
-            None
-        };
-        if let Some(reason) = reason.filter(|_| is_counted) {
+        if let Some(reason) = reason {
             "closed".clone_into(&mut task.state);
             let closing = Closing {
                 user_id: key.0,

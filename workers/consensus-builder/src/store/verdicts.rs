@@ -3,9 +3,9 @@
 use std::sync::LazyLock;
 
 use ::store::unnest::{UnnestRow, with_rows};
-use ::store::{Connection, Fault};
+use ::store::{Connection, Fault, FaultKind};
 use chrono::{DateTime, Utc};
-use consensus::{Inputs, Rules, Standing, Status, Verdict as Judgement};
+use consensus::{Dossier, Rules, Standing, Status, Verdict as Judgement};
 use contract::{EventType, VerdictGive, VerdictKind};
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Bool, Double, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
@@ -14,10 +14,10 @@ use runtime::{EventDraft, Verdict};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::batch::{Item, Verdicts, computed, overtaken};
-use super::close::{event, superseded};
-use super::nodes::{self, DossierRow, Live, NodeKey, Succession};
-use super::respond::TaskKey;
+use super::batch::{Item, Verdicts, computed, overtaken, uncomputable};
+use super::close::{MOST_WORK, event, superseded};
+use super::nodes::{self, Live, NodeKey, Reassessed, Succession};
+use super::task::TaskKey;
 use crate::inputs::{self, Key, KeyRow, StoredDossier, key_rows};
 
 static NODE_TASKS: LazyLock<String> = LazyLock::new(|| {
@@ -46,6 +46,15 @@ pub(crate) async fn tasks(
     let keys: Vec<Key> = items.iter().map(key).collect();
     let rows: Vec<Row> = with_rows(&NODE_TASKS, key_rows(&keys)).load(connection).await?;
     Ok(rows.into_iter().map(|row| (row.user_id, row.task_id)).collect())
+}
+
+/// Refuses verdicts on nodes whose tasks are too much work for one transaction. The runtime then writes parts of the batch.
+pub(crate) async fn check_work(connection: &mut Connection, tasks: &[TaskKey]) -> Result<(), Fault> {
+    if tasks.len() <= 1 || inputs::work(connection, tasks).await?.values().sum::<i64>() <= MOST_WORK {
+        return Ok(());
+    }
+    let reason = "the verdicts of a batch concern nodes with too many answers for one transaction";
+    Err(Fault { kind: FaultKind::Permanent, reason: reason.to_owned() })
 }
 
 fn key(item: &Item<'_, VerdictGive>) -> Key {
@@ -105,8 +114,8 @@ impl Node {
 struct Judged {
     status: Status,
     score: f64,
-    /// The dossier, if the node has votes.
-    dossier: Option<DossierRow>,
+    /// The dossier, if the node has votes and the verdict changes it.
+    dossier: Option<Reassessed>,
     /// What the votes of a confirmed node were for, by its first agent.
     truth_of: Option<String>,
 }
@@ -149,7 +158,7 @@ async fn judge(
     let live =
         nodes::live(connection, &[node.node_key()]).await?.remove(&node.node_key()).unwrap_or_default();
     let stored = inputs::of_nodes(connection, &[(node.user_id, node.id)]).await?.pop();
-    let judged = match &stored {
+    let judged = match stored {
         Some(stored) => {
             computed(|| of_votes(rules, request.verdict, node, stored, &live, message.request_id))?
         }
@@ -199,22 +208,33 @@ fn of_votes(
     rules: &Rules,
     verdict: VerdictKind,
     node: &Node,
-    stored: &StoredDossier,
+    stored: StoredDossier,
     live: &[Live],
     request_id: Uuid,
 ) -> Result<Judged, Fault> {
-    let key = (node.user_id, node.id);
-    let standing = Standing { verdict: judgement(verdict), ..stored.inputs.standing.clone() };
-    let inputs = Inputs { standing, ..stored.inputs.clone() };
-    let (_, dossier) = DossierRow::compute(key, &inputs, rules, request_id)?;
-    let answer = nodes::representative(&dossier, &inputs);
+    let current = Dossier::read(&stored.dossier, rules);
+    let is_current = current.is_some();
+    let dossier = match current {
+        Some(dossier) => dossier,
+        None => Dossier::compute(&stored.inputs, rules).map_err(|error| uncomputable(&error))?,
+    };
+    let before = &stored.inputs.standing;
     // What is valid may have changed since the node was made.
     let contradicts = match node.superseded_by {
-        Some(_) => inputs.standing.contradicts.clone(),
-        None => nodes::contradictions(live, node.id, answer, node.embedding_model.as_deref(), rules),
+        Some(_) => before.contradicts.clone(),
+        None => {
+            let answer = nodes::representative(&dossier, &stored.inputs);
+            nodes::contradictions(live, node.id, answer, node.embedding_model.as_deref(), rules)
+        }
     };
-    let inputs = Inputs { standing: Standing { contradicts, ..inputs.standing.clone() }, ..inputs };
-    let (row, dossier) = DossierRow::compute(key, &inputs, rules, request_id)?;
+    let standing = Standing { verdict: judgement(verdict), contradicts, ..before.clone() };
+    // A verdict that changes nothing of the dossier leaves it: its row is large, and the audit trail digests it.
+    let (row, dossier) = if is_current && standing == *before {
+        (None, dossier)
+    } else {
+        let (row, dossier) = Reassessed::new(stored, standing, rules, request_id)?;
+        (Some(row), dossier)
+    };
     let leader = dossier.outcome.leaders.as_slice();
     let truth_of = match (judgement(verdict), leader) {
         (Some(Judgement::Confirmed), [leader]) => {
@@ -222,7 +242,7 @@ fn of_votes(
         }
         (Some(Judgement::Confirmed | Judgement::Rejected) | None, _) => None,
     };
-    Ok(Judged { status: dossier.outcome.status, score: dossier.score(), dossier: Some(row), truth_of })
+    Ok(Judged { status: dossier.outcome.status, score: dossier.score(), dossier: row, truth_of })
 }
 
 fn judgement(verdict: VerdictKind) -> Option<Judgement> {

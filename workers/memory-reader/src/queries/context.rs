@@ -10,7 +10,7 @@ use store::{Connection, Fault};
 use uuid::Uuid;
 
 use crate::column::{json, label, time};
-use crate::page::{self, within_page};
+use crate::page::{self, ciphertext_bytes, fits, within_page};
 use crate::query_context::QueryContext;
 use crate::query_failure::QueryFailure;
 use crate::secret;
@@ -83,9 +83,14 @@ const LIST: &str = concat!(
 const GET: &str = concat!(
     "SELECT ",
     columns!(),
-    ", 1::bigint AS found FROM simple_chat_context
-    WHERE user_id = $1 AND session_id = $2 AND context_key = $3 AND removed_at IS NULL
-        AND (expires_at IS NULL OR expires_at > now())"
+    ", 1::bigint AS found FROM (
+        SELECT c.*, octet_length(c.context_value::text) + ",
+    ciphertext_bytes!("c", "simple_chat_context", "$4"),
+    " AS bytes FROM simple_chat_context c
+        WHERE c.user_id = $1 AND c.session_id = $2 AND c.context_key = $3 AND c.removed_at IS NULL
+            AND (c.expires_at IS NULL OR c.expires_at > now()) OFFSET 0
+    ) AS c WHERE ",
+    fits!("true", "true")
 );
 
 #[derive(QueryableByName)]
@@ -172,7 +177,8 @@ impl Get {
         let statement = diesel::sql_query(GET)
             .bind::<Integer, _>(user.get())
             .bind::<Text, _>(session)
-            .bind::<Text, _>(key);
+            .bind::<Text, _>(key)
+            .bind::<Bool, _>(query.reveal);
         let rows: Vec<Row> = store::prepared(statement).load(connection).await?;
         let Some(row) = rows.into_iter().next() else {
             let what = format!("context {key:?} in session {session:?}");

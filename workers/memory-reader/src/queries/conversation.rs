@@ -11,7 +11,7 @@ use store::{Connection, Fault};
 use uuid::Uuid;
 
 use crate::column::{json, label, time};
-use crate::page::{self, CursorTime, within_page};
+use crate::page::{self, CursorTime, ciphertext_bytes, fits, within_page};
 use crate::query_context::QueryContext;
 use crate::query_failure::QueryFailure;
 use crate::secret::{self, Secret};
@@ -47,9 +47,14 @@ impl ValidatedQuery for Read {
     }
 }
 
-const FIND: &str = "
-    SELECT id, summary, metadata::text AS metadata, is_sensitive FROM chat_history
-    WHERE user_id = $1 AND conversation_id = $2";
+const FIND: &str = concat!(
+    "SELECT id, summary, metadata::text AS metadata, is_sensitive FROM (
+        SELECT h.*, coalesce(octet_length(to_json(h.summary)::text), 0) + octet_length(h.metadata::text) + ",
+    ciphertext_bytes!("h", "chat_history", "$3"),
+    " AS bytes FROM chat_history h WHERE h.user_id = $1 AND h.conversation_id = $2 OFFSET 0
+    ) AS h WHERE ",
+    fits!("true", "true")
+);
 
 /// The size is measured as JSON, whose escapes make a text larger.
 const READ: &str = concat!(
@@ -122,7 +127,10 @@ impl Read {
     ) -> Result<Answered<ConversationPage>, Fault> {
         let Self { query, after } = self;
         let (conversation, limit) = (query.conversation_id.as_str(), query.limit.get());
-        let statement = diesel::sql_query(FIND).bind::<Integer, _>(user.get()).bind::<Text, _>(conversation);
+        let statement = diesel::sql_query(FIND)
+            .bind::<Integer, _>(user.get())
+            .bind::<Text, _>(conversation)
+            .bind::<Bool, _>(query.reveal);
         let histories: Vec<History> = store::prepared(statement).load(connection).await?;
         let Some(history) = histories.into_iter().next() else {
             let what = format!("conversation {conversation:?}");

@@ -1,6 +1,6 @@
 //! `event.list`: the events of a session after a sequence number.
 
-use contract::{Event, EventList, EventPage, Malformed, SessionId, UserId};
+use contract::{Event, EventList, EventPage, EventType, Malformed, SessionId, UserId};
 use store::security::PlanCacheMode;
 use store::{Connection, Fault, blackboard};
 
@@ -22,14 +22,21 @@ impl ValidatedQuery for List {
     }
 
     async fn answer(self, context: &mut QueryContext<'_>) -> Result<Answered<EventPage>, QueryFailure> {
-        let user = context.user;
-        let page = context.read(PlanCacheMode::Auto, async |connection| self.page(connection, user).await);
+        let (user, is_for_one_session) = (context.user, context.is_for_one_session());
+        let page = context.read(PlanCacheMode::Auto, async |connection| {
+            self.page(connection, user, is_for_one_session).await
+        });
         Ok(page.await?)
     }
 }
 
 impl List {
-    async fn page(&self, connection: &mut Connection, user: UserId) -> Result<Answered<EventPage>, Fault> {
+    async fn page(
+        &self,
+        connection: &mut Connection,
+        user: UserId,
+        is_for_one_session: bool,
+    ) -> Result<Answered<EventPage>, Fault> {
         let Self(query) = self;
         let session_id = query.session_id.as_ref().map_or(Event::ACCOUNT_SESSION, SessionId::as_str);
         let (after, limit) = (query.after.get(), query.limit.get());
@@ -39,7 +46,14 @@ impl List {
         events.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
         let more = usize::try_from(found).unwrap_or(usize::MAX) > events.len();
         let last = events.last().map_or(after, |event| event.event_sequence);
+        events.retain(|event| !is_for_one_session || !is_of_conversation(event.event_type));
         let read = events.len();
         Ok(Answered::new(EventPage { events, last, more }, TABLE, read))
     }
+}
+
+/// Whether events of this type are of a conversation. They are filed under its id, which may be that of a session: a token for that
+/// session is none for the conversation.
+fn is_of_conversation(event_type: EventType) -> bool {
+    matches!(event_type, EventType::ConversationStored | EventType::MessageAdded | EventType::FeedbackStored)
 }

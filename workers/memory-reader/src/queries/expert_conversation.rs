@@ -10,7 +10,7 @@ use store::{Connection, Fault};
 use uuid::Uuid;
 
 use crate::column::{json, label};
-use crate::page::{self, CursorTime, within_page};
+use crate::page::{self, CursorTime, fits, within_page};
 use crate::query_context::QueryContext;
 use crate::query_failure::QueryFailure;
 use crate::validated_query::{Answered, ValidatedQuery};
@@ -41,10 +41,15 @@ impl ValidatedQuery for Read {
     }
 }
 
-const FIND: &str = "
-    SELECT conversation_title, current_phase::text AS current_phase, participating_agents::text AS participating_agents,
+const FIND: &str = concat!(
+    "SELECT conversation_title, current_phase::text AS current_phase, participating_agents::text AS participating_agents,
         total_tasks_delegated, tasks_completed, started_at, completed_at
-    FROM multi_agent_conversations WHERE user_id = $1 AND session_id = $2";
+    FROM (
+        SELECT c.*, octet_length(c.participating_agents::text) AS bytes FROM multi_agent_conversations c
+        WHERE c.user_id = $1 AND c.session_id = $2 OFFSET 0
+    ) AS c WHERE ",
+    fits!("true", "true")
+);
 
 /// The size is measured as JSON, whose escapes make a text larger.
 const READ: &str = concat!(

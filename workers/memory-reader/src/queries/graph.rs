@@ -10,7 +10,7 @@ use store::{Connection, Fault};
 use uuid::Uuid;
 
 use crate::column::json;
-use crate::page;
+use crate::page::{self, fits};
 use crate::query_context::QueryContext;
 use crate::query_failure::QueryFailure;
 use crate::validated_query::{Answered, ValidatedQuery};
@@ -83,7 +83,9 @@ const WALK: &str = concat!(
         FROM page p WINDOW in_order AS (ORDER BY p.depth, p.title, p.id))
     SELECT id, node_type, node_key, title, content::text AS content, validation_status::text AS validation_status,
         consensus_score, valid_from, valid_to, depth, found
-    FROM sized WHERE place = 1 OR bytes <= $7 ORDER BY place"
+    FROM sized WHERE ",
+    fits!("place = 1", "place = 1 OR bytes <= $7"),
+    " ORDER BY place"
 );
 
 const RELATE: &str = concat!(

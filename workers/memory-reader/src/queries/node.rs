@@ -15,7 +15,7 @@ use store::{Connection, Fault, FaultKind};
 use uuid::Uuid;
 
 use crate::column::{json, label};
-use crate::page::{self, CursorTime, within_page};
+use crate::page::{self, CursorTime, fits, within_page};
 use crate::query_context::QueryContext;
 use crate::query_failure::QueryFailure;
 use crate::validated_query::{Answered, ValidatedQuery};
@@ -178,12 +178,20 @@ impl ValidatedQuery for Dossier {
 const FIND: &str = concat!(
     "SELECT ",
     columns!(),
-    ", verdict, verdict_by, verdict_reason, verdict_at FROM consensus_memory_nodes WHERE user_id = $1 AND id = $2"
+    ", verdict, verdict_by, verdict_reason, verdict_at FROM (
+        SELECT n.*, octet_length(n.content::text) + octet_length(n.semantic_tags::text)
+            + coalesce(octet_length(to_json(n.verdict_reason)::text), 0) AS bytes
+        FROM consensus_memory_nodes n WHERE n.user_id = $1 AND n.id = $2 OFFSET 0
+    ) AS n WHERE ",
+    fits!("true", "true")
 );
 
-const STORED: &str = "
-    SELECT rules_version, inputs_sha256::text AS inputs_sha256, computed_at, dossier FROM consensus_dossiers
-    WHERE user_id = $1 AND id = $2";
+const STORED: &str = concat!(
+    "SELECT rules_version, inputs_sha256::text AS inputs_sha256, computed_at, dossier FROM (
+        SELECT d.*, octet_length(d.dossier) AS bytes FROM consensus_dossiers d WHERE d.user_id = $1 AND d.id = $2 OFFSET 0
+    ) AS d WHERE ",
+    fits!("true", "true")
+);
 
 #[derive(QueryableByName)]
 struct Found {

@@ -22,12 +22,15 @@ use super::work::Portion;
 /// The most keys of one round of a sync.
 pub(crate) const KEYS: i32 = 500;
 /// The most bytes of values and states that a statement reads, shared by the syncs that it reads. One key is read in any case, but for
-/// values of more than [`VALUE_BYTES`]. What is read takes about ten times as much memory until it is written: texts, parsed values, and
+/// values of more than [`VALUE_BYTES`] and rows of which more than [`KEPT_BYTES`] are kept. What is read takes about ten times as much memory until it is written: texts, parsed values, and
 /// their parts with those who wrote them.
 pub(crate) const BYTES: usize = 16 << 20;
 /// The most bytes of a value as text. A key with a larger one fails by itself. No request stores a larger one, no event has room for it, and
 /// the tables refuse it; one from before that check may have a hundred thousand times the size that is stored.
 pub(crate) const VALUE_BYTES: usize = contract::limit::EVENT_PAYLOAD_BYTES;
+/// The most bytes that are kept of a row: its state without values and with them, which `state_bytes` of the rules bounds, or the ciphertexts
+/// of its value and of its state. A key with more fails by itself, and nothing of that is read.
+pub(crate) const KEPT_BYTES: usize = 8 << 20;
 
 ::store::unnest_row! {
     struct PairRow<'a> {
@@ -63,7 +66,8 @@ fn input() -> String {
 /// Sources and targets are locked by one statement, in the order of their keys, which is that of context-writer.
 fn load_sql(table: Table) -> String {
     let (input, key_columns) = (input(), table.key_columns());
-    let columns = table.columns("CASE WHEN c.oversize = 0 THEN t.context_value::text END", "c.oversize");
+    let value = "CASE WHEN c.oversize = 0 THEN t.context_value::text END";
+    let columns = table.columns(value, "c.oversize", "c.keeps_too_much");
     let (asked, stays) = (table.is_asked_for(), table.stays());
     let (target_key, chosen_key) = (table.same_key("o", "t"), table.same_key("c", "t"));
     let (kept_of_source, kept_of_target) = (table.kept_bytes("t"), table.kept_bytes("o"));
@@ -73,7 +77,7 @@ fn load_sql(table: Table) -> String {
         SELECT i.ordinal, i.user_id, i.source, i.target, s.* FROM i CROSS JOIN LATERAL (
             WITH RECURSIVE found AS MATERIALIZED (
                 SELECT t.id, {own_columns}, count(*) OVER () AS found, t.context_value AS value, o.context_value AS other,
-                    {kept_of_source} + {kept_of_target} AS kept
+                    {kept_of_source} AS kept_of_source, {kept_of_target} AS kept_of_target
                 FROM {name} t LEFT JOIN {name} o ON o.user_id = i.user_id AND o.session_id = i.target AND {target_key}
                 WHERE t.user_id = i.user_id AND t.session_id = i.source AND (i.resume_after IS NULL OR t.id > i.resume_after)
                     AND {asked} AND {stays} IS NULL
@@ -89,11 +93,13 @@ fn load_sql(table: Table) -> String {
                     coalesce(octet_length(p.other::text), 0) AS other OFFSET 0) AS b
                 WHERE u.total < i.bytes
             )
-            SELECT id, {key_columns}, found, oversize FROM (
-                SELECT f.*, CASE WHEN u.largest > {VALUE_BYTES} THEN u.bytes ELSE 0 END AS oversize,
-                    sum(f.kept + coalesce(u.bytes, coalesce(pg_column_size(f.value), 0) + coalesce(pg_column_size(f.other), 0)))
+            SELECT id, {key_columns}, found, oversize, keeps_too_much FROM (
+                SELECT f.*, CASE WHEN u.largest > {VALUE_BYTES} THEN u.bytes ELSE 0 END AS oversize, k.keeps_too_much,
+                    sum(CASE WHEN k.keeps_too_much THEN 0 ELSE f.kept_of_source + f.kept_of_target END
+                        + coalesce(u.bytes, coalesce(pg_column_size(f.value), 0) + coalesce(pg_column_size(f.other), 0)))
                     OVER (ORDER BY f.id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
                 FROM found f LEFT JOIN unpacked u ON u.id = f.id
+                CROSS JOIN LATERAL (SELECT greatest(f.kept_of_source, f.kept_of_target) > {KEPT_BYTES} AS keeps_too_much) AS k
             ) AS f WHERE coalesce(before, 0) < i.bytes) AS s)
     SELECT c.ordinal, t.session_id = c.source AS is_source, c.found, {columns}
     FROM chosen c JOIN {name} t ON t.user_id = c.user_id AND t.session_id IN (c.source, c.target) AND {chosen_key}
@@ -228,12 +234,16 @@ pub(crate) async fn load(
         places.extend(rows.into_iter().map(|row| (table, row)));
     }
     let secrets = secrets(connection, places.iter().map(|(table, place)| (*table, &place.row))).await?;
+    let mut encrypted: HashMap<(Table, Uuid), usize> = HashMap::new();
+    for ((table, row, _), field) in &secrets {
+        *encrypted.entry((*table, *row)).or_default() += field.ciphertext.len();
+    }
     let mut loaded: Vec<Loaded> = runs.iter().map(|_| Loaded::default()).collect();
     let mut read: Vec<[Read; 2]> = runs.iter().map(|_| Default::default()).collect();
     for (table, Place { ordinal, is_source, found, row }) in places {
         let Some(index) = usize::try_from(ordinal).ok().filter(|index| *index < runs.len()) else { continue };
         let (id, key) = (row.id, row.key()?);
-        loaded[index].bytes += row.bytes();
+        loaded[index].bytes += row.bytes() + encrypted.get(&(table, id)).copied().unwrap_or(0);
         let opener = Opener { secrets: &secrets, keys, may_decrypt: runs[index].may_decrypt };
         let stored = opener.open(table, row);
         if is_source {
@@ -292,6 +302,10 @@ impl Loaded {
     }
 }
 
+/// The most bytes of values that are loaded by key. Whoever asks for keys estimates what they have, at half of it at least, and asks for no
+/// more than [`BYTES`]: beyond it are rows that no worker has left as they are.
+const BYTES_BY_KEY: usize = 4 * BYTES;
+
 fn load_keys_sql(table: Table) -> String {
     let (arrays, names) = (KeyRow::arrays(1), KeyRow::names());
     let same = match table {
@@ -300,18 +314,24 @@ fn load_keys_sql(table: Table) -> String {
             "t.agent_id = i.agent_id AND t.memory_tier = i.memory_tier::memorytier AND t.context_key = i.context_key"
         }
     };
-    let columns = table.columns(
-        &format!("CASE WHEN octet_length(v.value) <= {VALUE_BYTES} THEN v.value END"),
-        &format!(
-            "(CASE WHEN octet_length(v.value) > {VALUE_BYTES} THEN octet_length(v.value) ELSE 0 END)::bigint"
-        ),
-    );
+    let oversize = "(CASE WHEN w.is_sent THEN 0 ELSE w.bytes END)::bigint";
+    let columns = table.columns("v.value", oversize, "v.keeps_too_much");
     format!(
-        "SELECT {columns} FROM unnest({arrays}) AS i ({names})
-        JOIN {name} t ON t.user_id = i.user_id AND t.session_id = i.session_id AND {same}
-        CROSS JOIN LATERAL (SELECT t.context_value::text AS value OFFSET 0) AS v
+        "WITH wanted AS MATERIALIZED (
+            SELECT m.user_id, m.id, m.bytes, m.bytes <= {VALUE_BYTES} AND coalesce(sum(m.bytes)
+                OVER (ORDER BY m.id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) < {BYTES_BY_KEY} AS is_sent
+            FROM (
+                SELECT t.user_id, t.id, coalesce(octet_length(t.context_value::text), 0) AS bytes FROM unnest({arrays}) AS i ({names})
+                JOIN {name} t ON t.user_id = i.user_id AND t.session_id = i.session_id AND {same}
+            ) AS m
+        )
+        SELECT {columns} FROM wanted w JOIN {name} t ON t.user_id = w.user_id AND t.id = w.id
+        CROSS JOIN LATERAL (
+            SELECT CASE WHEN w.is_sent THEN t.context_value::text END AS value, {kept} > {KEPT_BYTES} AS keeps_too_much OFFSET 0
+        ) AS v
         ORDER BY t.user_id, t.session_id, {ordered} FOR UPDATE OF t",
         name = table.name(),
+        kept = table.kept_bytes("t"),
         ordered = prefixed(table.key_columns()),
     )
 }
@@ -319,14 +339,14 @@ fn load_keys_sql(table: Table) -> String {
 static LOAD_CONTEXTS_BY_KEY: LazyLock<String> = LazyLock::new(|| load_keys_sql(Table::Contexts));
 static LOAD_AGENTS_BY_KEY: LazyLock<String> = LazyLock::new(|| load_keys_sql(Table::Agents));
 
-/// Loads and locks these keys of a session.
+/// Loads and locks these keys of a session. Gives also how many bytes were read.
 pub(crate) async fn load_keys(
     connection: &mut Connection,
     user: UserId,
     session: &str,
     wanted: &[Key],
     keys: &OpenKeys,
-) -> Result<HashMap<Key, Result<Stored, Sealed>>, Fault> {
+) -> Result<(HashMap<Key, Result<Stored, Sealed>>, usize), Fault> {
     let mut rows: Vec<(Table, Row)> = Vec::new();
     for (table, sql) in [(Table::Contexts, &LOAD_CONTEXTS_BY_KEY), (Table::Agents, &LOAD_AGENTS_BY_KEY)] {
         let of_table = wanted.iter().filter(|key| Table::of(key) == table);
@@ -343,8 +363,11 @@ pub(crate) async fn load_keys(
         }
     }
     let secrets = secrets(connection, rows.iter().map(|(table, row)| (*table, row))).await?;
+    let encrypted: usize = secrets.values().map(|field| field.ciphertext.len()).sum();
+    let bytes = rows.iter().map(|(_, row)| row.bytes()).sum::<usize>() + encrypted;
     let opener = Opener { secrets: &secrets, keys, may_decrypt: true };
-    rows.into_iter().map(|(table, row)| Ok((row.key()?, opener.open(table, row)))).collect()
+    let opened = rows.into_iter().map(|(table, row)| Ok((row.key()?, opener.open(table, row))));
+    Ok((opened.collect::<Result<_, Fault>>()?, bytes))
 }
 
 #[cfg(test)]
@@ -383,6 +406,12 @@ mod tests {
         assert_eq!(cut([(&[2, 4, 5], 3), (&[1, 3], 9)]), (vec![1, 2, 3], true));
         assert_eq!(cut([(&[1, 3], 3), (&[2, 4], 5)]), (vec![1, 2, 3], true));
         assert_eq!(cut([(&[1, 2], 3), (&[], 0)]), (vec![1, 2], true));
+    }
+
+    #[test]
+    fn no_state_within_the_rules_is_too_large_to_be_read() {
+        let state_bytes = sync::Rules::current().map(|rules| rules.limits.state_bytes);
+        assert_eq!(state_bytes.ok(), Some(KEPT_BYTES / 2));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod batch;
 mod carry;
 mod cells;
+mod changes;
 mod convert;
 mod dispute;
 mod events;
@@ -89,7 +90,9 @@ pub(crate) async fn requests(
                 start::start(connection, rules, &items, keys, wanted, &mut verdicts, &mut work).await?;
             }
             Step::Stop(items) => stop::stop(connection, rules, &items, &mut verdicts).await?,
-            Step::Undo(items) => undo::undo(connection, rules, &items, keys, wanted, &mut verdicts).await?,
+            Step::Undo(items) => {
+                undo::undo(connection, rules, &items, keys, wanted, &mut verdicts, &mut work).await?;
+            }
         }
     }
     Ok(verdicts.finish(batch))

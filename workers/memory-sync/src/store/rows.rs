@@ -12,7 +12,7 @@ use secrecy::ExposeSecret;
 use sync::{Attributes, Cell, Json, Key, KeyState};
 use uuid::Uuid;
 
-use super::cells::VALUE_BYTES;
+use super::cells::{KEPT_BYTES, VALUE_BYTES};
 use super::table::Table;
 
 /// A row of either table.
@@ -31,6 +31,9 @@ pub(crate) struct Row {
     /// How many bytes a value has that is not here since it is too large, with that of the same key which is compared with it.
     #[diesel(sql_type = BigInt)]
     oversize: i64,
+    /// Whether more is kept of it than may be read, or of the row that is compared with it.
+    #[diesel(sql_type = Bool)]
+    keeps_too_much: bool,
     #[diesel(sql_type = Nullable<Text>)]
     context_type: Option<String>,
     #[diesel(sql_type = Nullable<Text>)]
@@ -104,7 +107,7 @@ pub(crate) async fn secrets<'r>(
     rows: impl Iterator<Item = (Table, &'r Row)>,
 ) -> Result<Secrets, Fault> {
     let mut of_table: HashMap<Table, Vec<Uuid>> = HashMap::new();
-    for (table, row) in rows.filter(|(_, row)| row.is_sensitive) {
+    for (table, row) in rows.filter(|(_, row)| row.is_sensitive && !row.keeps_too_much) {
         of_table.entry(table).or_default().push(row.id);
     }
     let mut secrets = Secrets::new();
@@ -126,6 +129,10 @@ impl Opener<'_> {
     pub(crate) fn open(&self, table: Table, row: Row) -> Result<Stored, Sealed> {
         if row.oversize > 0 {
             return Err(Sealed::Unreadable(format!("a value of it takes more than {VALUE_BYTES} bytes")));
+        }
+        if row.keeps_too_much {
+            let reason = format!("what is kept of it takes more than {KEPT_BYTES} bytes");
+            return Err(Sealed::Unreadable(reason));
         }
         if !row.is_sensitive {
             return row.stored(None, None);

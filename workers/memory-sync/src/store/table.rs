@@ -40,24 +40,27 @@ impl Table {
         columns.map(|column| format!("{one}.{column} = {other}.{column}")).collect::<Vec<_>>().join(" AND ")
     }
 
-    /// The columns of a [`Row`] of the alias `t`. `value` and `oversize` are SQL: the text of its value, NULL if it is too large, and how
-    /// many bytes were not sent for that reason.
-    pub(crate) fn columns(self, value: &str, oversize: &str) -> String {
+    /// The columns of a [`Row`] of the alias `t`. All arguments are SQL: the text of its value, NULL if it is too large; how many bytes were
+    /// not sent for that reason; and whether what syncs keep of it is too large, and is not sent either.
+    pub(crate) fn columns(self, value: &str, oversize: &str, keeps_too_much: &str) -> String {
         let of_table = match self {
             Self::Contexts => {
                 "t.id, NULL::text AS agent_id, NULL::text AS memory_tier, t.context_key::text AS context_key,
                 t.context_type::text AS context_type, t.access_level::text AS access_level, t.priority, t.version, t.expires_at,
-                t.is_persistent, false AS is_shareable, t.is_sensitive, t.writes, t.written_at, t.updated_at, t.sync_state,
-                t.sync_values"
+                t.is_persistent, false AS is_shareable, t.is_sensitive, t.writes, t.written_at, t.updated_at"
             }
             Self::Agents => {
                 "t.id, t.agent_id::text AS agent_id, t.memory_tier::text AS memory_tier, t.context_key::text AS context_key,
                 NULL::text AS context_type, NULL::text AS access_level, 1 AS priority, t.version, t.expires_at,
                 false AS is_persistent, t.is_shareable, t.is_sensitive, t.writes, t.written_at,
-                t.updated_at, t.sync_state, t.sync_values"
+                t.updated_at"
             }
         };
-        format!("{of_table}, {value} AS context_value, {oversize} AS oversize")
+        format!(
+            "{of_table}, CASE WHEN NOT {keeps_too_much} THEN t.sync_state END AS sync_state,
+            CASE WHEN NOT {keeps_too_much} THEN t.sync_values END AS sync_values, {value} AS context_value, {oversize} AS oversize,
+            {keeps_too_much} AS keeps_too_much"
+        )
     }
 
     /// Whether the row of the alias `t` is among those that the sync of the alias `i` asks for.
@@ -78,10 +81,11 @@ impl Table {
         format!("(i.is_all OR {named} AND {of_table})")
     }
 
-    /// The bytes that syncs keep of a key beside its value, and those of ciphertexts.
+    /// The bytes that syncs keep of a key beside its value, and those of ciphertexts. None of it is unpacked to measure it.
     pub(crate) fn kept_bytes(self, alias: &str) -> String {
         format!(
-            "(coalesce(octet_length({alias}.sync_values), 0)::bigint + CASE WHEN {alias}.is_sensitive THEN (
+            "(coalesce(octet_length({alias}.sync_state), 0)::bigint + coalesce(octet_length({alias}.sync_values), 0)
+                + CASE WHEN {alias}.is_sensitive THEN (
                 SELECT coalesce(sum(octet_length(e.ciphertext)), 0) FROM encrypted_fields e
                 WHERE e.user_id = {alias}.user_id AND e.row_id = {alias}.id AND e.table_name = '{name}') ELSE 0 END)",
             name = self.name()

@@ -1,71 +1,40 @@
 //! `sync.undo`: the target goes back to what it was, key by key, where nothing newer depends on it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::LazyLock;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use ::store::{Connection, Fault};
 use contract::{SyncEnd, SyncProblem, SyncUndo, SyncUndone, UserId};
 use diesel::QueryableByName;
-use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Integer, Nullable, Text, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
-use keys::{Encrypted, OpenKeys};
-use runtime::Verdict;
-use secrecy::ExposeSecret;
+use keys::OpenKeys;
+use runtime::{Reason, Retry, Verdict};
 use sync::{Applied, Cell, Dependent, Key, Later, Memory, Rules, Undo};
 use uuid::Uuid;
 
 use super::batch::{Item, Verdicts};
 use super::carry::NAMED;
 use super::cells;
+use super::changes::{self, CHANGE_BYTES, Chain};
 use super::rows::{self, Sealed, Stored};
 use super::run::{Run, State};
 use super::start::waits_for_keys;
 use super::syncs::{self, Progress};
-use super::table::Table;
+use super::work::Work;
 use super::write::{CellWrite, Writes};
 use super::{convert, events};
+use crate::Message;
 use crate::prepare::WantedKeys;
 
 /// The most changes that one request takes back. Another request goes on.
 const CHANGES: i32 = 5_000;
-/// How often one request reads on where all that it has read stays.
+/// How often one request reads on where all that it has read stays, if the batch may still read.
 const PAGES: usize = 32;
-
-/// The changes of a sync that have not been taken back, the latest first, below this position: as many as have so many bytes together
-/// with the cells that they led to, but one in any case. What the session has put since may be as large as any value.
-static CHANGES_OF_SYNC: LazyLock<String> = LazyLock::new(|| {
-    let of_cell = |table: Table, same: &str| {
-        format!(
-            "coalesce((SELECT {kept} + CASE WHEN pg_column_compression(t.context_value) IS NULL THEN coalesce(octet_length(t.context_value::text), 0)
-                WHEN t.writes = t.synced_writes THEN coalesce(octet_length(t.sync_values), 0) ELSE {largest} END
-            FROM {name} t WHERE t.user_id = c.user_id AND t.session_id = c.target_session_id AND {same}), 0)",
-            kept = table.kept_bytes("t"),
-            largest = contract::limit::BODY_BYTES,
-            name = table.name(),
-        )
-    };
-    let context = of_cell(Table::Contexts, "t.context_key = c.context_key AND c.agent_id IS NULL");
-    let agent = of_cell(
-        Table::Agents,
-        "t.agent_id = c.agent_id AND t.memory_tier = c.memory_tier AND t.context_key = c.context_key",
-    );
-    format!(
-        "SELECT c.id, c.agent_id::text AS agent_id, c.memory_tier::text AS memory_tier, c.context_key::text AS context_key,
-            c.position, c.had_before, c.before, c.before_digest::text AS before_digest, c.after_digest::text AS after_digest,
-            c.writes, c.is_sensitive
-        FROM (
-            SELECT c.*, sum(c.bytes) OVER (ORDER BY c.position DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS so_far FROM (
-                SELECT c.*, coalesce(octet_length(c.before), 0) + CASE WHEN c.is_sensitive THEN (
-                    SELECT coalesce(sum(octet_length(e.ciphertext)), 0) FROM encrypted_fields e
-                    WHERE e.user_id = c.user_id AND e.row_id = c.id AND e.table_name = 'sync_changes') ELSE 0 END
-                    + {context} + {agent} AS bytes
-                FROM sync_changes c
-                WHERE c.user_id = $1 AND c.sync_id = $2 AND c.undone_at IS NULL AND c.after_digest IS NOT NULL AND c.position < $3
-                ORDER BY c.position DESC LIMIT $4
-            ) AS c
-        ) AS c WHERE coalesce(c.so_far, 0) < $5 ORDER BY c.position DESC"
-    )
-});
+/// Why an undo changes nothing that stands in a batch with another one of its sync.
+const REPEATED: &str =
+    "another undo of the sync was processed with it; send it again if something is left to take back";
+/// How long an undo waits for a batch that has something left to read.
+const TURN_WITHIN: chrono::TimeDelta = chrono::TimeDelta::days(1);
 
 /// What other syncs did later to keys of the target, or carried on from it.
 const LATER: &str = "
@@ -77,7 +46,11 @@ const LATER: &str = "
     GROUP BY c.sync_id, c.source_session_id, c.target_session_id, c.agent_id, c.memory_tier, c.context_key";
 
 const FORGET_REFERENCES: &str = "
-    DELETE FROM session_knowledge WHERE user_id = $1 AND sync_id = $2 RETURNING node_id AS id";
+    WITH found AS MATERIALIZED (
+        SELECT k.user_id, k.id, k.node_id FROM session_knowledge k WHERE k.user_id = $1 AND k.sync_id = $2
+    )
+    SELECT f.node_id AS id FROM found f JOIN sec.delete_rows('session_knowledge', ARRAY(SELECT user_id FROM found), ARRAY(SELECT id FROM found)) AS g
+        ON g.user_id = f.user_id AND g.id = f.id";
 
 /// References that other syncs found in the target are not theirs, so nothing depends on them.
 const MARK: &str = "
@@ -85,32 +58,6 @@ const MARK: &str = "
 const MARK_REFERENCES: &str = "
     UPDATE sync_changes SET undone_at = clock_timestamp()
     WHERE user_id = $1 AND sync_id = $2 AND effect = 'referenced' AND undone_at IS NULL";
-
-#[derive(QueryableByName)]
-struct ChangeRow {
-    #[diesel(sql_type = SqlUuid)]
-    id: Uuid,
-    #[diesel(sql_type = Nullable<Text>)]
-    agent_id: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
-    memory_tier: Option<String>,
-    #[diesel(sql_type = Text)]
-    context_key: String,
-    #[diesel(sql_type = BigInt)]
-    position: i64,
-    #[diesel(sql_type = Bool)]
-    had_before: bool,
-    #[diesel(sql_type = Nullable<Text>)]
-    before: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
-    before_digest: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
-    after_digest: Option<String>,
-    #[diesel(sql_type = BigInt)]
-    writes: i64,
-    #[diesel(sql_type = Bool)]
-    is_sensitive: bool,
-}
 
 #[derive(QueryableByName)]
 struct LaterRow {
@@ -136,18 +83,7 @@ struct Node {
     id: Uuid,
 }
 
-/// The changes that a sync made to a key, one on the other, so that all of them are taken back together.
-struct Chain {
-    changes: Vec<Uuid>,
-    /// The place of the last one.
-    position: i64,
-    /// The change that the key goes back before.
-    first: ChangeRow,
-    after: String,
-    writes: u64,
-}
-
-/// Takes syncs back.
+/// Takes syncs back. All undos of a batch share what it may read; those that find nothing left have their turn in a later batch.
 pub(crate) async fn undo(
     connection: &mut Connection,
     rules: &Rules,
@@ -155,21 +91,33 @@ pub(crate) async fn undo(
     keys: &OpenKeys,
     wanted: &WantedKeys,
     verdicts: &mut Verdicts,
+    work: &mut Work,
 ) -> Result<(), Fault> {
     if items.is_empty() {
         return Ok(());
     }
     let ids: BTreeSet<_> = items.iter().map(|item| (item.user(), item.request.sync_id)).collect();
     let known = syncs::lock(connection, &ids).await?;
+    let mut taken = HashSet::new();
     for item in items {
-        let Some(row) = known.get(&(item.user(), item.request.sync_id)) else { continue };
+        let id = (item.user(), item.request.sync_id);
+        let Some(row) = known.get(&id) else { continue };
+        if !taken.insert(id) {
+            verdicts.set(item.index, Verdict::Unchanged(REPEATED.into()));
+            continue;
+        }
+        if work.is_used_up() {
+            verdicts.set(item.index, waits_for_turn(item.message));
+            continue;
+        }
         let run = row.run(item.message.request_id, true)?;
         let reason = item.request.reason.as_ref().map(|reason| reason.as_str().to_owned());
-        let verdict = match undo_one(connection, &run, reason, row.is_running(), keys).await? {
+        let verdict = match undo_one(connection, &run, reason, row.is_running(), keys, work).await? {
             Undone::Lacks(lacking) => {
                 wanted.note(lacking);
                 waits_for_keys(item.message)
             }
+            Undone::Waits => waits_for_turn(item.message),
             Undone::Nothing => Verdict::unchanged(item.message),
             Undone::Done(undone) => {
                 let (is_undone, was_running) =
@@ -187,9 +135,17 @@ pub(crate) async fn undo(
     Ok(())
 }
 
+/// Its message is delivered again at once, with others that came later.
+fn waits_for_turn(message: &Message) -> Verdict {
+    let retry = Retry::NotBefore { time: message.stored_at, deadline: message.stored_at + TURN_WITHIN };
+    Verdict::Retry(retry, Reason::new("other undos are processed first"))
+}
+
 enum Undone {
     /// Data keys are not open.
     Lacks(Vec<(UserId, u32)>),
+    /// Others have used up what the batch may read, and it has taken nothing back so far.
+    Waits,
     /// There is nothing to take back.
     Nothing,
     Done(Box<SyncUndone>),
@@ -201,22 +157,24 @@ async fn undo_one(
     reason: Option<String>,
     is_running: bool,
     keys: &OpenKeys,
+    work: &mut Work,
 ) -> Result<Undone, Fault> {
     syncs::lock_sessions(connection, &BTreeSet::from([(run.user.get(), &*run.target)])).await?;
-    let (mut below, mut left) = (i64::MAX, CHANGES);
+    let (has_all_of_it, mut below, mut left) = (work.is_whole(), i64::MAX, CHANGES);
     let (mut restored, mut problems, mut staying) = (Vec::new(), Vec::new(), BTreeSet::<Key>::new());
     // What stays is read again by each request, and must not keep it from what is behind.
     for _ in 0..PAGES {
-        if left <= 0 || !restored.is_empty() {
+        if left <= 0 || !restored.is_empty() || work.is_used_up() {
             break;
         }
-        let changes = changes(connection, run, below, left).await?;
+        let changes = changes::load(connection, run, below, left).await?;
+        work.take_read(0, changes.len() * CHANGE_BYTES);
         let Some(last) = changes.last() else { break };
         below = last.position;
         left = left.saturating_sub(i32::try_from(changes.len()).unwrap_or(i32::MAX));
-        let mut chains = chains(changes)?;
+        let mut chains = changes::chains(changes)?;
         chains.retain(|key, _| !staying.contains(key));
-        match take_back(connection, run, &chains, keys).await? {
+        match take_back(connection, run, &chains, keys, work).await? {
             Taken::Lacks(lacking) => return Ok(Undone::Lacks(lacking)),
             Taken::Back(back, stay) => {
                 restored = back;
@@ -224,6 +182,9 @@ async fn undo_one(
             }
         }
         staying.extend(chains.into_keys());
+    }
+    if restored.is_empty() && work.is_used_up() && !has_all_of_it {
+        return Ok(Undone::Waits);
     }
     let nodes = forget_references(connection, run).await?;
     if restored.is_empty() && nodes.is_empty() && problems.is_empty() && !is_running {
@@ -243,22 +204,6 @@ async fn undo_one(
     })))
 }
 
-/// What is not undone yet.
-async fn changes(
-    connection: &mut Connection,
-    run: &Run,
-    below: i64,
-    most: i32,
-) -> Result<Vec<ChangeRow>, Fault> {
-    let query = diesel::sql_query(CHANGES_OF_SYNC.as_str())
-        .bind::<Integer, _>(run.user.get())
-        .bind::<SqlUuid, _>(run.id)
-        .bind::<BigInt, _>(below)
-        .bind::<Integer, _>(most)
-        .bind::<BigInt, _>(i64::try_from(cells::BYTES).unwrap_or(i64::MAX));
-    Ok(::store::prepared(query).load(connection).await?)
-}
-
 /// What became of some keys.
 enum Taken {
     /// Data keys are not open.
@@ -272,10 +217,13 @@ async fn take_back(
     run: &Run,
     chains: &BTreeMap<Key, Chain>,
     keys: &OpenKeys,
+    work: &mut Work,
 ) -> Result<Taken, Fault> {
     let named: Vec<Key> = chains.keys().cloned().collect();
-    let cells = cells::load_keys(connection, run.user, &run.target, &named, keys).await?;
-    let befores = befores(connection, chains, keys).await?;
+    let (cells, bytes) = cells::load_keys(connection, run.user, &run.target, &named, keys).await?;
+    work.take_read(0, bytes);
+    let (befores, bytes) = changes::befores(connection, chains, keys).await?;
+    work.take_read(0, bytes);
     let lacks = |sealed: &Sealed| match sealed {
         Sealed::Lacks(key) => Some(*key),
         Sealed::Encrypted | Sealed::Unreadable(_) => None,
@@ -303,77 +251,6 @@ fn key_of(dependent: &Dependent) -> &Key {
         Dependent::Written(key) | Dependent::Erased(key) | Dependent::Changed(key) => key,
         Dependent::Synced { key, .. } | Dependent::Carried { key, .. } => key,
     }
-}
-
-/// The changes by key, back to the first one after which nothing but this sync has changed the key.
-fn chains(changes: Vec<ChangeRow>) -> Result<BTreeMap<Key, Chain>, Fault> {
-    let mut chains: BTreeMap<Key, Chain> = BTreeMap::new();
-    let mut broken: BTreeSet<Key> = BTreeSet::new();
-    for change in changes {
-        let key =
-            rows::key_of(change.agent_id.as_deref(), change.memory_tier.as_deref(), &change.context_key)?;
-        match chains.get_mut(&key) {
-            None => {
-                let chain = Chain {
-                    changes: vec![change.id],
-                    position: change.position,
-                    after: change.after_digest.clone().unwrap_or_default(),
-                    writes: u64::try_from(change.writes).unwrap_or(0),
-                    first: change,
-                };
-                chains.insert(key, chain);
-            }
-            Some(chain)
-                if !broken.contains(&key)
-                    && chain.first.before_digest.is_some()
-                    && chain.first.before_digest == change.after_digest =>
-            {
-                chain.changes.push(change.id);
-                chain.first = change;
-            }
-            Some(_) => drop(broken.insert(key)),
-        }
-    }
-    Ok(chains)
-}
-
-/// The cells before, by change.
-async fn befores(
-    connection: &mut Connection,
-    chains: &BTreeMap<Key, Chain>,
-    keys: &OpenKeys,
-) -> Result<HashMap<Uuid, Result<Option<Cell>, Sealed>>, Fault> {
-    let sealed = |chain: &&Chain| chain.first.is_sensitive && chain.first.had_before;
-    let ids: Vec<Uuid> = chains.values().filter(sealed).map(|chain| chain.first.id).collect();
-    let fields = match ids.as_slice() {
-        [] => Vec::new(),
-        ids => keys::load_fields(connection, "sync_changes", ids).await?,
-    };
-    let fields: HashMap<Uuid, Encrypted> =
-        fields.into_iter().filter(|field| field.column == "before").map(|field| (field.row, field)).collect();
-    let broken = || Sealed::Unreadable("what it was before is not as it was written".to_owned());
-    let mut befores = HashMap::new();
-    for chain in chains.values() {
-        let ChangeRow { id, had_before, before, is_sensitive, .. } = &chain.first;
-        let text = match (had_before, is_sensitive) {
-            (false, _) => Ok(None),
-            (true, false) => Ok(before.clone()),
-            (true, true) => match fields.get(id) {
-                None => Err(Sealed::Unreadable("what it was before is missing".to_owned())),
-                Some(field) => match keys.lacks(field) {
-                    Some(key) => Err(Sealed::Lacks(key)),
-                    None => keys
-                        .decrypt(field)
-                        .map(|plain| Some(plain.expose_secret().to_owned()))
-                        .map_err(Sealed::Unreadable),
-                },
-            },
-        };
-        let cell = text
-            .and_then(|text| text.map(|text| serde_json::from_str(&text)).transpose().map_err(|_| broken()));
-        befores.insert(*id, cell);
-    }
-    Ok(befores)
 }
 
 /// Syncs that wrote or carried on keys of the target after this one.

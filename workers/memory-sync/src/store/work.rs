@@ -71,7 +71,12 @@ impl Work {
         self.bytes = self.bytes.saturating_sub(bytes);
     }
 
-    /// Whether nothing is left to read. What syncs have left then is for the next tick.
+    /// Whether nothing of what a batch may read has been read yet.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.bytes == BYTES
+    }
+
+    /// Whether nothing is left to read. What syncs have left then is for the next tick or batch.
     pub(crate) fn is_used_up(&self) -> bool {
         self.keys == 0 || self.bytes == 0
     }

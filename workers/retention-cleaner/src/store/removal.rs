@@ -52,14 +52,28 @@ macro_rules! no_key {
     };
 }
 
+/// The rows that are locked and gone. No role deletes rows by itself: with the right to do so, it might lock the table against everybody.
+macro_rules! deleted {
+    ($table:literal, $columns:expr) => {
+        concat!(
+            ", deleted AS MATERIALIZED (SELECT * FROM sec.delete_rows('",
+            $table,
+            "', ARRAY(SELECT user_id FROM locked), ARRAY(SELECT id FROM locked)))
+            SELECT l.user_id, l.id, l.session_id::text AS session_id, ",
+            $columns,
+            " FROM locked l JOIN deleted g ON g.user_id = l.user_id AND g.id = l.id"
+        )
+    };
+}
+
 const CONTEXTS: &str = concat!(
     "WITH ",
     archived!(),
     ", ",
     held!("simple_chat_context"),
     ", locked AS MATERIALIZED (
-        SELECT a.user_id, a.id FROM archived a CROSS JOIN LATERAL (
-            SELECT t.user_id, t.session_id, t.access_level::text AS access_tier FROM simple_chat_context t
+        SELECT a.user_id, a.id, t.session_id, t.context_key FROM archived a CROSS JOIN LATERAL (
+            SELECT t.user_id, t.session_id, t.context_key, t.access_level::text AS access_tier FROM simple_chat_context t
             WHERE t.user_id = a.user_id AND t.id = a.id AND t.xmin::text = a.row_version AND NOT t.is_persistent
             FOR UPDATE OF t SKIP LOCKED
         ) AS t CROSS JOIN LATERAL (
@@ -72,9 +86,11 @@ const CONTEXTS: &str = concat!(
             AND ",
     no_sync!(),
     "
-    ) DELETE FROM simple_chat_context t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
-    RETURNING t.user_id, t.id, t.session_id::text AS session_id, t.context_key::text AS context_key, NULL::text AS agent_id,
-        NULL::text AS memory_tier"
+    )",
+    deleted!(
+        "simple_chat_context",
+        "l.context_key::text AS context_key, NULL::text AS agent_id, NULL::text AS memory_tier"
+    )
 );
 /// One that is of no chat session stays while a conversation is under way in its session.
 const AGENT_CONTEXTS: &str = concat!(
@@ -83,8 +99,8 @@ const AGENT_CONTEXTS: &str = concat!(
     ", ",
     held!("agent_context_states"),
     ", of_sessions AS MATERIALIZED (
-        SELECT a.user_id, a.id FROM archived a CROSS JOIN LATERAL (
-            SELECT t.user_id, t.session_id, t.memory_tier::text AS access_tier FROM agent_context_states t
+        SELECT a.user_id, a.id, t.session_id, t.context_key, t.agent_id, t.access_tier FROM archived a CROSS JOIN LATERAL (
+            SELECT t.user_id, t.session_id, t.context_key, t.agent_id, t.memory_tier::text AS access_tier FROM agent_context_states t
             WHERE t.user_id = a.user_id AND t.id = a.id AND t.xmin::text = a.row_version
             FOR UPDATE OF t SKIP LOCKED
         ) AS t CROSS JOIN LATERAL (
@@ -98,8 +114,8 @@ const AGENT_CONTEXTS: &str = concat!(
     no_sync!(),
     "
     ), of_none AS MATERIALIZED (
-        SELECT a.user_id, a.id FROM archived a CROSS JOIN LATERAL (
-            SELECT FROM agent_context_states t
+        SELECT a.user_id, a.id, t.session_id, t.context_key, t.agent_id, t.access_tier FROM archived a CROSS JOIN LATERAL (
+            SELECT t.session_id, t.context_key, t.agent_id, t.memory_tier::text AS access_tier FROM agent_context_states t
             WHERE t.user_id = a.user_id AND t.id = a.id AND t.xmin::text = a.row_version
                 AND NOT EXISTS (SELECT FROM chat_mode_sessions s WHERE s.user_id = t.user_id AND s.session_id = t.session_id OFFSET 0)
                 AND NOT EXISTS (SELECT FROM multi_agent_conversations m
@@ -109,10 +125,12 @@ const AGENT_CONTEXTS: &str = concat!(
             FOR UPDATE OF t SKIP LOCKED
         ) AS t
     ), locked AS MATERIALIZED (
-        SELECT user_id, id FROM of_sessions UNION ALL SELECT user_id, id FROM of_none
-    ) DELETE FROM agent_context_states t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
-    RETURNING t.user_id, t.id, t.session_id::text AS session_id, t.context_key::text AS context_key, t.agent_id::text AS agent_id,
-        t.memory_tier::text AS memory_tier"
+        SELECT * FROM of_sessions UNION ALL SELECT * FROM of_none
+    )",
+    deleted!(
+        "agent_context_states",
+        "l.context_key::text AS context_key, l.agent_id::text AS agent_id, l.access_tier AS memory_tier"
+    )
 );
 const DECISIONS: &str = concat!(
     "WITH ",
@@ -120,7 +138,7 @@ const DECISIONS: &str = concat!(
     ", ",
     held!("router_decision_log"),
     ", locked AS MATERIALIZED (
-        SELECT a.user_id, a.id FROM archived a CROSS JOIN LATERAL (
+        SELECT a.user_id, a.id, t.session_id FROM archived a CROSS JOIN LATERAL (
             SELECT t.user_id, t.session_id FROM router_decision_log t
             WHERE t.user_id = a.user_id AND t.id = a.id AND t.xmin::text = a.row_version
             FOR UPDATE OF t SKIP LOCKED
@@ -128,9 +146,8 @@ const DECISIONS: &str = concat!(
             SELECT s.chat_mode FROM chat_mode_sessions s WHERE s.user_id = t.user_id AND s.session_id = t.session_id OFFSET 0
         ) AS s
         WHERE NOT EXISTS (SELECT FROM held h WHERE h.user_id = t.user_id AND h.chat_mode = s.chat_mode AND h.access_tier IS NULL)
-    ) DELETE FROM router_decision_log t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
-    RETURNING t.user_id, t.id, t.session_id::text AS session_id, ",
-    no_key!()
+    )",
+    deleted!("router_decision_log", no_key!())
 );
 /// Events never change. The function checks again that they are due.
 const EVENTS: &str = concat!(
@@ -157,7 +174,7 @@ const LOCK_SUMMARIES: &str = concat!(
     " FROM chat_session_summary t JOIN archived a ON a.user_id = t.user_id AND a.id = t.id WHERE t.xmin::text = a.row_version
     ORDER BY t.user_id, t.id FOR UPDATE OF t SKIP LOCKED"
 );
-/// Of the sessions that are locked ($1, $2), those to which nothing refers but summaries that are locked ($3).
+/// Of the sessions that are locked ($1, $2), those to which nothing refers but summaries that are locked ($3). The function deletes them, too.
 const SESSIONS: &str = concat!(
     "WITH locked AS MATERIALIZED (
         SELECT t.user_id, t.id, t.session_id FROM unnest($1::integer[], $2::uuid[]) AS i (user_id, id)
@@ -171,11 +188,8 @@ const SESSIONS: &str = concat!(
                 AND t.session_id IN (r.source_session_id, r.target_session_id))
             AND NOT EXISTS (SELECT FROM chat_session_summary m WHERE m.user_id = t.user_id AND m.session_id = t.session_id
                 AND m.id <> ALL ($3::uuid[]))
-    ), summaries AS (
-        DELETE FROM chat_session_summary m USING locked l WHERE m.user_id = l.user_id AND m.session_id = l.session_id
-    ) DELETE FROM chat_mode_sessions t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
-    RETURNING t.user_id, t.id, t.session_id::text AS session_id, ",
-    no_key!()
+    )",
+    deleted!("chat_mode_sessions", no_key!())
 );
 
 async fn run(

@@ -37,6 +37,26 @@ macro_rules! no_key {
     };
 }
 
+/// The rows that are locked and gone. No role deletes rows by itself: with the right to do so, it might lock the table against everybody.
+macro_rules! deleted {
+    ($table:literal) => {
+        concat!(
+            "deleted AS MATERIALIZED (SELECT * FROM sec.delete_rows('",
+            $table,
+            "', ARRAY(SELECT user_id FROM locked), ARRAY(SELECT id FROM locked)))"
+        )
+    };
+}
+/// The columns of the rows that are gone.
+macro_rules! gone {
+    ($columns:expr) => {
+        concat!(
+            ", changed AS (SELECT l.user_id, l.session_id, l.policy_id, ",
+            $columns,
+            " FROM locked l JOIN deleted g ON g.user_id = l.user_id AND g.id = l.id)"
+        )
+    };
+}
 /// As context-writer removes a key, but without another version: the next put of its publisher is a later one.
 const EXPIRE_CONTEXTS: &str = statement!(
     "due_expired_contexts($1, $2, $3) WHERE true",
@@ -72,8 +92,8 @@ const EXPIRE_AGENT_CONTEXTS: &str = statement!(
 const DELETE_CONTEXTS: &str = statement!(
     "due_contexts($1, $2, $3) WHERE true",
     "locked AS MATERIALIZED (
-        SELECT d.user_id, d.id, d.policy_id FROM due d CROSS JOIN LATERAL (
-            SELECT t.user_id, t.session_id FROM simple_chat_context t
+        SELECT d.user_id, d.id, d.policy_id, t.session_id, t.context_key FROM due d CROSS JOIN LATERAL (
+            SELECT t.user_id, t.session_id, t.context_key FROM simple_chat_context t
             WHERE t.user_id = d.user_id AND t.id = d.id AND NOT t.is_persistent
             FOR UPDATE OF t SKIP LOCKED
         ) AS t CROSS JOIN LATERAL (
@@ -81,17 +101,16 @@ const DELETE_CONTEXTS: &str = statement!(
             WHERE s.user_id = t.user_id AND s.session_id = t.session_id AND s.is_active IS NOT TRUE
             FOR NO KEY UPDATE OF s SKIP LOCKED
         ) AS s
-    ), changed AS (
-        DELETE FROM simple_chat_context t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
-        RETURNING t.user_id, t.session_id, t.context_key, NULL::text AS agent_id, NULL::text AS memory_tier, l.policy_id
-    )"
+    ), ",
+    deleted!("simple_chat_context"),
+    gone!("l.context_key, NULL::text AS agent_id, NULL::text AS memory_tier")
 );
 /// One that is of no chat session stays if it is written meanwhile.
 const DELETE_AGENT_CONTEXTS: &str = statement!(
     "due_agent_contexts($1, $2, $3) WHERE true",
     "of_sessions AS MATERIALIZED (
-        SELECT d.user_id, d.id, d.policy_id FROM due d CROSS JOIN LATERAL (
-            SELECT t.user_id, t.session_id FROM agent_context_states t
+        SELECT d.user_id, d.id, d.policy_id, t.session_id, t.context_key, t.agent_id, t.memory_tier FROM due d CROSS JOIN LATERAL (
+            SELECT t.user_id, t.session_id, t.context_key, t.agent_id, t.memory_tier FROM agent_context_states t
             WHERE t.user_id = d.user_id AND t.id = d.id
             FOR UPDATE OF t SKIP LOCKED
         ) AS t CROSS JOIN LATERAL (
@@ -107,33 +126,30 @@ const DELETE_AGENT_CONTEXTS: &str = statement!(
             OFFSET 0
         ) AS t
     ), of_none AS MATERIALIZED (
-        SELECT n.user_id, n.id, n.policy_id FROM seen n CROSS JOIN LATERAL (
-            SELECT FROM agent_context_states t
+        SELECT n.user_id, n.id, n.policy_id, t.session_id, t.context_key, t.agent_id, t.memory_tier FROM seen n CROSS JOIN LATERAL (
+            SELECT t.session_id, t.context_key, t.agent_id, t.memory_tier FROM agent_context_states t
             WHERE t.user_id = n.user_id AND t.id = n.id AND t.updated_at = n.updated_at
             FOR UPDATE OF t SKIP LOCKED
         ) AS t
     ), locked AS MATERIALIZED (
-        SELECT user_id, id, policy_id FROM of_sessions UNION ALL SELECT user_id, id, policy_id FROM of_none
-    ), changed AS (
-        DELETE FROM agent_context_states t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
-        RETURNING t.user_id, t.session_id, t.context_key, t.agent_id, t.memory_tier, l.policy_id
-    )"
+        SELECT * FROM of_sessions UNION ALL SELECT * FROM of_none
+    ), ",
+    deleted!("agent_context_states"),
+    gone!("l.context_key, l.agent_id, l.memory_tier")
 );
 const DELETE_DECISIONS: &str = statement!(
     "due_decisions($1, $2, $3, 'delete') WHERE true",
     "locked AS MATERIALIZED (
-        SELECT d.user_id, d.id, d.policy_id FROM due d CROSS JOIN LATERAL (
-            SELECT FROM router_decision_log t
+        SELECT d.user_id, d.id, d.policy_id, t.session_id FROM due d CROSS JOIN LATERAL (
+            SELECT t.session_id FROM router_decision_log t
             WHERE t.user_id = d.user_id AND t.id = d.id
             FOR UPDATE OF t SKIP LOCKED
         ) AS t
-    ), changed AS (
-        DELETE FROM router_decision_log t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
-        RETURNING t.user_id, t.session_id, l.policy_id, ",
-    no_key!(),
-    ")"
+    ), ",
+    deleted!("router_decision_log"),
+    gone!(no_key!())
 );
-/// The numbers stay, by which routes are compared.
+/// The numbers stay, by which routes are compared. A ciphertext goes with the mark that there is one.
 const ANONYMISE_DECISIONS: &str = statement!(
     "due_decisions($1, $2, $3, 'anonymise') WHERE true",
     "locked AS MATERIALIZED (
@@ -142,9 +158,6 @@ const ANONYMISE_DECISIONS: &str = statement!(
             WHERE t.user_id = d.user_id AND t.id = d.id AND t.anonymised_at IS NULL
             FOR UPDATE OF t SKIP LOCKED
         ) AS t
-    ), ciphertexts AS (
-        DELETE FROM encrypted_fields e USING locked l
-        WHERE e.user_id = l.user_id AND e.row_id = l.id AND e.table_name = 'router_decision_log'
     ), changed AS (
         UPDATE router_decision_log t SET user_request = '[anonymised]', routing_decision = '{}', tools_invoked = '[]', error_details = NULL,
             is_sensitive = false, anonymised_at = $2, request_id = $4
@@ -171,86 +184,74 @@ const REMOVE_MEMORIES: &str = statement!(
     no_key!(),
     ")"
 );
-/// With what they have changed, so that nobody undoes a part of one: as many as have 20,000 changes together, and one in any case.
+/// With what they have changed, which the function deletes, so that nobody undoes a part of one: as many as have 20,000 changes together, and one in any case.
 const DELETE_SYNCS: &str = statement!(
     "due_syncs($1, $2, $3) WHERE true",
-    "locked AS MATERIALIZED (
-        SELECT d.user_id, d.id, d.policy_id FROM due d CROSS JOIN LATERAL (
-            SELECT FROM cross_service_memory_sync t
+    "found AS MATERIALIZED (
+        SELECT d.user_id, d.id, d.policy_id, t.session_id FROM due d CROSS JOIN LATERAL (
+            SELECT t.source_session_id AS session_id FROM cross_service_memory_sync t
             WHERE t.user_id = d.user_id AND t.id = d.id AND t.sync_status IN ('completed', 'failed')
             FOR UPDATE OF t SKIP LOCKED
         ) AS t
     ), counted AS (
-        SELECT l.*, row_number() OVER w AS place, sum(c.number) OVER w AS total FROM locked l
+        SELECT l.*, row_number() OVER w AS place, sum(c.number) OVER w AS total FROM found l
         CROSS JOIN LATERAL (SELECT count(*) AS number FROM sync_changes h WHERE h.user_id = l.user_id AND h.sync_id = l.id) AS c
         WINDOW w AS (ORDER BY l.user_id, l.id)
-    ), taken AS MATERIALIZED (
-        SELECT user_id, id, policy_id FROM counted WHERE place = 1 OR total <= 20000
-    ), changes AS (
-        DELETE FROM sync_changes h USING taken l WHERE h.user_id = l.user_id AND h.sync_id = l.id
-    ), changed AS (
-        DELETE FROM cross_service_memory_sync t USING taken l WHERE t.user_id = l.user_id AND t.id = l.id
-        RETURNING t.user_id, t.source_session_id AS session_id, l.policy_id, ",
-    no_key!(),
-    ")"
+    ), locked AS MATERIALIZED (
+        SELECT user_id, id, policy_id, session_id FROM counted WHERE place = 1 OR total <= 20000
+    ), ",
+    deleted!("cross_service_memory_sync"),
+    gone!(no_key!())
 );
 /// Whoever adds a row of a session locks the session: of one that is locked here, the next statement sees all rows.
 pub(crate) const LOCK_SESSIONS: &str = "
     SELECT t.id FROM chat_mode_sessions t JOIN sec.due_sessions($1, $2, $3) AS d ON d.user_id = t.user_id AND d.id = t.id
     WHERE NOT t.is_active ORDER BY t.user_id, t.session_id FOR UPDATE OF t SKIP LOCKED";
-/// Takes the sessions that are locked, too ($5).
+/// Takes the sessions that are locked, too ($5). The function deletes their summaries with them.
 pub(crate) const DELETE_SESSIONS: &str = statement!(
     "due_sessions($1, $2, $3) WHERE true",
     "locked AS MATERIALIZED (
         SELECT t.user_id, t.id, t.session_id, d.policy_id FROM chat_mode_sessions t JOIN due d ON d.user_id = t.user_id AND d.id = t.id
         WHERE t.id = ANY ($5::uuid[])
-    ), summaries AS (
-        DELETE FROM chat_session_summary m USING locked l WHERE m.user_id = l.user_id AND m.session_id = l.session_id
-    ), changed AS (
-        DELETE FROM chat_mode_sessions t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
-        RETURNING t.user_id, t.session_id, l.policy_id, ",
-    no_key!(),
-    ")"
+    ), ",
+    deleted!("chat_mode_sessions"),
+    gone!(no_key!())
 );
 const FORGET_CONTEXTS: &str = statement!(
     "due_tombstones($1, $2, $3) WHERE table_name = 'simple_chat_context'",
     "locked AS MATERIALIZED (
-        SELECT d.user_id, d.id, d.policy_id FROM due d CROSS JOIN LATERAL (
-            SELECT FROM simple_chat_context t
+        SELECT d.user_id, d.id, d.policy_id, t.session_id, t.context_key FROM due d CROSS JOIN LATERAL (
+            SELECT t.session_id, t.context_key FROM simple_chat_context t
             WHERE t.user_id = d.user_id AND t.id = d.id AND t.removed_at IS NOT NULL AND t.sync_state IS NULL
             FOR UPDATE OF t SKIP LOCKED
         ) AS t
-    ), changed AS (
-        DELETE FROM simple_chat_context t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
-        RETURNING t.user_id, t.session_id, t.context_key, NULL::text AS agent_id, NULL::text AS memory_tier, l.policy_id
-    )"
+    ), ",
+    deleted!("simple_chat_context"),
+    gone!("l.context_key, NULL::text AS agent_id, NULL::text AS memory_tier")
 );
 const FORGET_AGENT_CONTEXTS: &str = statement!(
     "due_tombstones($1, $2, $3) WHERE table_name = 'agent_context_states'",
     "locked AS MATERIALIZED (
-        SELECT d.user_id, d.id, d.policy_id FROM due d CROSS JOIN LATERAL (
-            SELECT FROM agent_context_states t
+        SELECT d.user_id, d.id, d.policy_id, t.session_id, t.context_key, t.agent_id, t.memory_tier FROM due d CROSS JOIN LATERAL (
+            SELECT t.session_id, t.context_key, t.agent_id, t.memory_tier FROM agent_context_states t
             WHERE t.user_id = d.user_id AND t.id = d.id AND t.removed_at IS NOT NULL AND t.sync_state IS NULL
             FOR UPDATE OF t SKIP LOCKED
         ) AS t
-    ), changed AS (
-        DELETE FROM agent_context_states t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
-        RETURNING t.user_id, t.session_id, t.context_key, t.agent_id, t.memory_tier, l.policy_id
-    )"
+    ), ",
+    deleted!("agent_context_states"),
+    gone!("l.context_key, l.agent_id, l.memory_tier")
 );
 const FORGET_MEMORIES: &str = statement!(
     "due_tombstones($1, $2, $3) WHERE table_name = 'unified_memory_vectors'",
     "locked AS MATERIALIZED (
-        SELECT d.user_id, d.id, d.policy_id FROM due d CROSS JOIN LATERAL (
-            SELECT FROM unified_memory_vectors t
+        SELECT d.user_id, d.id, d.policy_id, t.session_id FROM due d CROSS JOIN LATERAL (
+            SELECT t.session_id FROM unified_memory_vectors t
             WHERE t.user_id = d.user_id AND t.id = d.id AND t.removed_at IS NOT NULL AND NOT t.has_points
             FOR UPDATE OF t SKIP LOCKED
         ) AS t
-    ), changed AS (
-        DELETE FROM unified_memory_vectors t USING locked l WHERE t.user_id = l.user_id AND t.id = l.id
-        RETURNING t.user_id, t.session_id, l.policy_id, ",
-    no_key!(),
-    ")"
+    ), ",
+    deleted!("unified_memory_vectors"),
+    gone!(no_key!())
 );
 /// The database removes what is due now, whatever the time of the sweep is.
 const DELETE_EVENTS: &str = concat!(
@@ -260,13 +261,13 @@ const DELETE_EVENTS: &str = concat!(
     SELECT f.found, c.user_id, c.session_id, c.context_key, c.agent_id, c.memory_tier, c.policy_id
     FROM (SELECT count(*) AS found FROM changed) AS f LEFT JOIN changed c ON true"
 );
-const DELETE_INBOX: &str = statement!(
-    "due_inbox($1, $2, $3) WHERE true",
-    "changed AS (
-        DELETE FROM inbox i USING due d WHERE i.worker = d.worker AND i.user_id = d.user_id AND i.message_id = d.id
-        RETURNING i.user_id, NULL::text AS session_id, d.policy_id, ",
+/// No role may delete entries by itself: it might lock the table, on which every worker depends.
+const DELETE_INBOX: &str = concat!(
+    "WITH changed AS MATERIALIZED (SELECT e.user_id, NULL::text AS session_id, e.policy_id, ",
     no_key!(),
-    ")"
+    " FROM sec.forget_inbox($1, $2, $3) AS e WHERE $4::uuid IS NOT NULL)
+    SELECT f.found, c.user_id, c.session_id, c.context_key, c.agent_id, c.memory_tier, c.policy_id
+    FROM (SELECT count(*) AS found FROM changed) AS f LEFT JOIN changed c ON true"
 );
 
 /// All of them but those of sessions, which come last.

@@ -13,7 +13,7 @@ use vectors::ScoredMemory;
 
 use super::{Search, SearchScope};
 use crate::column::{json, label};
-use crate::page;
+use crate::page::{self, fits};
 
 /// The maximum number of memories found by full text.
 const MAX_WORD_MATCHES: i64 = 100;
@@ -98,15 +98,18 @@ struct Candidate {
     agreement: f64,
 }
 
-const READ: &str = "
-    WITH page AS (
+const READ: &str = concat!(
+    "WITH page AS (
         SELECT m.*, i.place, sum(octet_length(m.content_text) + octet_length(m.metadata::text)) OVER (ORDER BY i.place) AS bytes
         FROM unnest($2::uuid[]) WITH ORDINALITY AS i (id, place)
         JOIN unified_memory_vectors m ON m.user_id = $1 AND m.id = i.id
     )
     SELECT id, memory_node_id, session_id, vector_type::text AS vector_type, speaker, content_text, metadata::text AS metadata,
         occurred_at, removed_at IS NOT NULL AS is_removed
-    FROM page WHERE place = 1 OR bytes <= $3 ORDER BY place";
+    FROM page WHERE ",
+    fits!("place = 1", "place = 1 OR bytes <= $3"),
+    " ORDER BY place"
+);
 
 #[derive(QueryableByName)]
 struct Row {
