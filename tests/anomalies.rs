@@ -104,7 +104,7 @@ async fn a_burst_hides_no_later_one() {
             .execute(&format!(
                 "INSERT INTO audit.security_metrics (measured_at, metric_name, metric_value, labels)
                      VALUES ({END} + interval '{hour} hours', 'refusals', {refusals}, '{{\"service\": \"machine\"}}');
-                 UPDATE audit.maintenance_state SET rolled_until = {END} + interval '{hour} hours 1 hour'"
+                 UPDATE audit.maintenance_state SET rolled_until = {END} + make_interval(hours => {hour} + 1)"
             ))
             .await;
         assert_eq!(found(&fixture).await, [format!("anomaly-refusals machine {refusals} 0")]);

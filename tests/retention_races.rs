@@ -118,6 +118,45 @@ async fn a_run_whose_rows_another_one_has_archived_leaves_the_slice_to_it() {
     assert!(files(folder.path()).is_empty(), "what it has written has no use");
 }
 
+/// A user has more rows to archive than a run takes, and another one's are behind them: of those no run has grants.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_cannot_be_archived_keep_no_other_users_from_their_turn() {
+    let mut fixture = Fixture::new().await;
+    let folder = with_target(&mut fixture);
+    without_schedule(&fixture).await;
+    with_old_sessions(&fixture, 1..=2, 400).await;
+    with_old_sessions(&fixture, 300..=300, 400).await;
+    fixture
+        .execute(
+            "INSERT INTO users (id, username, email) SELECT n, 'u', 'e' FROM generate_series(3, 299) AS n;
+             INSERT INTO simple_chat_context (id, user_id, session_id, context_key, context_value)
+                 SELECT gen_random_uuid(), 1, 'ended', 'k' || n, '1' FROM generate_series(1, 2100) AS n",
+        )
+        .await;
+    archive(&fixture, &["simple_chat_context"]).await;
+    // A file is where the folder was.
+    let path = folder.path().to_owned();
+    folder.close().expect("no folder");
+    std::fs::write(&path, "").expect("a file");
+    let worker = fixture.run(cleaner(&fixture));
+    for _ in 0..8 {
+        tick(&fixture).await;
+    }
+    worker.stop().await.expect("a clean end");
+    std::fs::remove_file(&path).expect("no file");
+    assert_eq!(fixture.count("router_decision_log WHERE user_id = 300").await, 0);
+    assert_eq!(
+        fixture.count("simple_chat_context WHERE session_id = 'ended' AND context_key = 'kept'").await,
+        3
+    );
+    let failures = fixture.lines("failure FROM job_runs WHERE failure IS NOT NULL").await;
+    assert!(
+        failures.iter().all(|failure| failure.starts_with("rows of simple_chat_context stay")),
+        "{failures:?}"
+    );
+    assert!(!failures.is_empty());
+}
+
 /// Sweeps, with this change between the moment at which a function has found what is due and the removal. Of the other tables, which a run
 /// has taken before, nothing is due.
 async fn sweep_behind_a_gate(found_by: &str, others: &str, change: &str) -> Fixture {

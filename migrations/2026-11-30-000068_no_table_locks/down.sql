@@ -139,3 +139,15 @@ ALTER FUNCTION sec.drop_ciphertext_of_user SECURITY INVOKER RESET debug_print_pa
 SELECT sec.hide_plans();
 
 DROP TRIGGER ciphertext_update ON router_decision_log;
+DO $$
+DECLARE
+    definition text;
+BEGIN
+    FOR definition IN SELECT pg_get_triggerdef(t.oid) FROM pg_trigger t
+        WHERE t.tgname = 'ciphertext_delete' AND NOT t.tgisinternal ORDER BY t.tgrelid
+    LOOP
+        -- Its schema is left out where it is in the search path.
+        EXECUTE regexp_replace(replace(definition, 'CREATE TRIGGER', 'CREATE OR REPLACE TRIGGER'), '(sec\.)?drop_ciphertext_of_row\(\)$', 'sec.drop_ciphertext()');
+    END LOOP;
+END $$;
+DROP FUNCTION sec.drop_ciphertext_of_row;

@@ -83,9 +83,19 @@ ALTER FUNCTION sec.forget_inbox OWNER TO memfleet_owner;
 REVOKE EXECUTE ON FUNCTION sec.grant_table, sec.grant_columns, sec.delete_rows, sec.release_messages, sec.forget_inbox FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION sec.forget_inbox TO w_retention_cleaner;
 
--- A ciphertext goes with its row, and no role deletes one by itself.
+-- A ciphertext goes with its value, and no role deletes one by itself.
 ALTER FUNCTION sec.drop_ciphertext SECURITY DEFINER;
 ALTER FUNCTION sec.drop_ciphertext_of_user SECURITY DEFINER;
+-- And with its row, with the rights of whoever deletes the row: sec.delete_rows, or an administrator, who has no security context.
+CREATE FUNCTION sec.drop_ciphertext_of_row() RETURNS trigger LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    DELETE FROM public.encrypted_fields
+    WHERE user_id = OLD.user_id AND row_id = OLD.id AND table_name = TG_TABLE_NAME::text;
+    RETURN NULL;
+END $$;
+ALTER FUNCTION sec.drop_ciphertext_of_row OWNER TO memfleet_owner;
+REVOKE EXECUTE ON FUNCTION sec.drop_ciphertext_of_row FROM PUBLIC;
 
 CREATE OR REPLACE FUNCTION sec.message_privileges() RETURNS jsonb LANGUAGE sql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp AS $$
@@ -245,3 +255,14 @@ SELECT sec.hide_plans();
 
 CREATE TRIGGER ciphertext_update AFTER UPDATE ON router_decision_log FOR EACH ROW WHEN (OLD.is_sensitive AND NOT NEW.is_sensitive)
     EXECUTE FUNCTION sec.drop_ciphertext();
+DO $$
+DECLARE
+    definition text;
+BEGIN
+    FOR definition IN SELECT pg_get_triggerdef(t.oid) FROM pg_trigger t
+        WHERE t.tgname = 'ciphertext_delete' AND NOT t.tgisinternal ORDER BY t.tgrelid
+    LOOP
+        -- Its schema is left out where it is in the search path.
+        EXECUTE regexp_replace(replace(definition, 'CREATE TRIGGER', 'CREATE OR REPLACE TRIGGER'), '(sec\.)?drop_ciphertext\(\)$', 'sec.drop_ciphertext_of_row()');
+    END LOOP;
+END $$;

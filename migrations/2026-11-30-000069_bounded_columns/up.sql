@@ -9,6 +9,7 @@ SET search_path = pg_catalog, pg_temp AS $$
         || substr(m.hash, 7, 12))::uuid
     FROM (SELECT md5(concat_ws('|', kind, service, to_char(hour AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'))) AS hash) AS m
 $$;
+ALTER FUNCTION audit.anomaly_id OWNER TO memfleet_owner;
 REVOKE EXECUTE ON FUNCTION audit.anomaly_id FROM PUBLIC;
 
 -- A figure of more than 10^15, which rows from before may add up to, counts as 10^15. An hour that was an anomaly itself is none of those that

@@ -59,6 +59,7 @@ const CONNECTIONS: usize = 2;
 
 /// For how long a tick comes again if other runs keep removing what it has grants of. Then it is left to the schedule.
 const AGAIN_WITHIN: TimeDelta = TimeDelta::seconds(20);
+const AGAIN_AFTER: TimeDelta = TimeDelta::milliseconds(500);
 
 /// The worker.
 pub struct RetentionCleaner {
@@ -202,15 +203,18 @@ fn tick_of<'a>(batch: &[&'a Message]) -> Option<(Job, &'a Message)> {
     }
 }
 
-/// Of a tick of which another run has taken what it was to remove. It comes again at once, with other grants: nobody else may have a reason to
-/// have the sweep go on. If it has archives, the other run removed rows, whose events are one; and only of a tick that ends are they deleted.
+/// Of a tick that found nothing of what its grants, or its archives, are for: another run has taken it, or it cannot be removed now. It comes
+/// again, with other grants: nobody else may have a reason to have the sweep go on. If it has archives, the other run removed rows, whose
+/// events are one; and only of a tick that ends are they deleted. One that failed is on record, and waits for the schedule.
 fn outdated(tick: &Message, prepared: &Prepared) -> Written<Uuid> {
     const REASON: &str = "another run has taken what this one was to remove";
-    if Utc::now() > tick.stored_at + AGAIN_WITHIN || !prepared.archives.written.is_empty() {
-        let verdicts = vec![Verdict::Unchanged(REASON.into())];
-        return Written { counts: Some(Counts::default()), ..verdicts.into() };
+    let now = Utc::now();
+    let Archives { written, failure, .. } = &prepared.archives;
+    if now > tick.stored_at + AGAIN_WITHIN || !written.is_empty() || failure.is_some() {
+        let counts = Some(Counts { failure: failure.clone(), ..Counts::default() });
+        return Written { counts, ..vec![Verdict::Unchanged(REASON.into())].into() };
     }
-    let retry = Retry::NotBefore { time: tick.stored_at, deadline: tick.stored_at + AGAIN_WITHIN * 10 };
+    let retry = Retry::NotBefore { time: now + AGAIN_AFTER, deadline: tick.stored_at + AGAIN_WITHIN * 10 };
     vec![Verdict::Retry(retry, Reason::new(REASON))].into()
 }
 
@@ -235,12 +239,13 @@ async fn run(
     // Another run has removed rows that this one has grants of, or has read: what is left of them tells nothing of the rest of the slice.
     let leaves = !swept.has_more
         && (is_outdated || store::progress::has_due_beside(connection, progress, &users).await?);
+    swept.has_more |= leaves;
+    swept.failure = failure;
+    // Also of one that comes again: what cannot be removed now keeps no other users from their turn.
+    store::progress::advance(connection, progress, &swept).await?;
     if leaves && swept.changed() == 0 {
         return Ok(outdated(tick, prepared));
     }
-    swept.has_more |= leaves;
-    swept.failure = failure;
-    store::progress::advance(connection, progress, &swept).await?;
     let counts = Some(swept.counts());
     let findings = swept.archives.iter().map(|archive| (tick.event_id, *archive)).collect();
     let verdict = match swept.events.is_empty() {

@@ -52,21 +52,15 @@ pub(crate) struct QueueLimits {
     pub(crate) batch_wait: Duration,
     /// A larger message is heavy, in bytes.
     pub(crate) heavy_bytes: usize,
-    /// A message of these kinds is heavy, and counts as more than that in any case.
+    /// A message of these kinds is heavy however small it is. With such kinds, each heavy message is a batch of its own.
     pub(crate) heavy_kinds: &'static [(&'static str, &'static str)],
     /// What other services leave to one of them in a batch, in bytes.
     pub(crate) part_bytes: usize,
 }
 
 impl QueueLimits {
-    /// What a message counts as, in bytes.
-    fn weight(&self, delivery: &Delivery) -> usize {
-        let length = delivery.message.length;
-        if self.is_of_heavy_kind(&delivery.message.subject) {
-            length.max(self.heavy_bytes + 1)
-        } else {
-            length
-        }
+    fn is_heavy(&self, delivery: &Delivery) -> bool {
+        delivery.message.length > self.heavy_bytes || self.is_of_heavy_kind(&delivery.message.subject)
     }
 
     fn is_of_heavy_kind(&self, subject: &str) -> bool {
@@ -176,11 +170,11 @@ impl Queues {
     /// Queues a message. One beyond the share of its service is returned, with the time for which it is set aside.
     pub(crate) fn push(self: &Arc<Self>, mut delivery: Delivery) -> Option<(Delivery, Duration)> {
         let (service, user) = delivery.sender.clone();
-        let (now, bytes) = (Instant::now(), self.limits.weight(&delivery));
+        let (now, bytes) = (Instant::now(), delivery.message.length);
         let mut state = self.lock();
         let (service, active) = state.note_active(service, now);
         let follows = user.and_then(|user| state.users.get(&user)).is_some_and(|held| held.heavy > 0);
-        let is_heavy = bytes > self.limits.heavy_bytes || follows;
+        let is_heavy = self.limits.is_heavy(&delivery) || follows;
         // One share is left to a service that has not been seen yet.
         let share = self.max_heavy().part(active + 1);
         let is_over = is_heavy && state.heavy.of(service.as_ref()).reaches(share);
@@ -298,7 +292,9 @@ impl Queues {
             let arrived = self.heavy.notified();
             {
                 let mut state = self.lock();
-                let batch = state.take_heavy(Amount { bytes: self.limits.heavy_bytes, ..self.limits.batch });
+                let is_alone = !self.limits.heavy_kinds.is_empty();
+                let messages = if is_alone { 1 } else { self.limits.batch.messages };
+                let batch = state.take_heavy(Amount { bytes: self.limits.heavy_bytes, messages });
                 if !batch.is_empty() {
                     drop(state);
                     self.room.notify_one();
