@@ -294,10 +294,9 @@ async fn tables(connection: &mut AsyncPgConnection, types: &Types) -> Result<Vec
     let mut all = Vec::new();
     for source in Source::ALL {
         let reading = source.reading();
-        let columns = reading.columns.iter().filter_map(|(name, column)| {
-            // The key is a column of another table.
-            (*column != Column::KeyOfUser).then(|| (*name, types.oid(*column)))
-        });
+        // The key is a column of another table.
+        let own = reading.columns.iter().filter(|(_, column)| *column != Column::KeyOfUser);
+        let columns = own.map(|(name, column)| (*name, types.oid(*column)));
         let id = builtin::id_of(connection, Named::Relation, reading.table).await?;
         all.push(Table { name: reading.table, id, columns: columns.collect() });
     }

@@ -203,19 +203,15 @@ fn tick_of<'a>(batch: &[&'a Message]) -> Option<(Job, &'a Message)> {
     }
 }
 
-/// Of a tick that found nothing of what its grants, or its archives, are for: another run has taken it, or it cannot be removed now. It comes
-/// again, with other grants: nobody else may have a reason to have the sweep go on. If it has archives, the other run removed rows, whose
-/// events are one; and only of a tick that ends are they deleted. One that failed is on record, and waits for the schedule.
-fn outdated(tick: &Message, prepared: &Prepared) -> Written<Uuid> {
-    const REASON: &str = "another run has taken what this one was to remove";
+/// Has a tick come again, with other grants: another run has taken what it was to remove, and nobody else may have a reason to have the sweep
+/// go on. Not one with archives, which are deleted only after a tick that ends; its rows were removed by a run whose events are a reason.
+fn again(tick: &Message, prepared: &Prepared) -> Option<Verdict> {
     let now = Utc::now();
-    let Archives { written, failure, .. } = &prepared.archives;
-    if now > tick.stored_at + AGAIN_WITHIN || !written.is_empty() || failure.is_some() {
-        let counts = Some(Counts { failure: failure.clone(), ..Counts::default() });
-        return Written { counts, ..vec![Verdict::Unchanged(REASON.into())].into() };
+    if now > tick.stored_at + AGAIN_WITHIN || !prepared.archives.written.is_empty() {
+        return None;
     }
     let retry = Retry::NotBefore { time: now + AGAIN_AFTER, deadline: tick.stored_at + AGAIN_WITHIN * 10 };
-    vec![Verdict::Retry(retry, Reason::new(REASON))].into()
+    Some(Verdict::Retry(retry, Reason::new("another run has taken what this one was to remove")))
 }
 
 async fn run(
@@ -223,29 +219,40 @@ async fn run(
     tick: &Message,
     prepared: &Prepared,
 ) -> Result<Written<Uuid>, Fault> {
+    let unchanged = |reason: &'static str| {
+        let verdicts = vec![Verdict::Unchanged(reason.into())];
+        Written { counts: Some(Counts::default()), ..verdicts.into() }
+    };
     let Some(progress) = store::progress::lock(connection).await? else {
-        let verdicts = vec![Verdict::Unchanged("another run is under way".into())];
-        return Ok(Written { counts: Some(Counts::default()), ..verdicts.into() });
+        return Ok(unchanged("another run is under way"));
     };
     let is_outdated = prepared.archives.is_outdated(&store::progress::last_run(connection).await?);
     let users = store::progress::users(connection).await?;
     let Some(progress) = store::progress::slice(connection, progress, &users).await? else {
-        return Ok(outdated(tick, prepared));
+        let again = again(tick, prepared).map(|verdict| vec![verdict].into());
+        return Ok(again.unwrap_or_else(|| unchanged("another run has moved on to other users")));
     };
     points::forget(connection, &prepared.removed).await?;
     let at = Utc::now();
     let (archives, failure) = prepared.archives.usable(at);
     let mut swept = sweep_with(connection, at, &users, ROWS, tick.request_id, &archives).await?;
-    // Another run has removed rows that this one has grants of, or has read: what is left of them tells nothing of the rest of the slice.
-    let leaves = !swept.has_more
+    // Another run has removed rows that this one has grants of, or has read: what is left of them tells nothing of the rest of the slice. But
+    // what cannot be removed now, as its archive cannot be written, keeps no other users from their turn.
+    let leaves = failure.is_none()
+        && !swept.has_more
         && (is_outdated || store::progress::has_due_beside(connection, progress, &users).await?);
-    swept.has_more |= leaves;
-    swept.failure = failure;
-    // Also of one that comes again: what cannot be removed now keeps no other users from their turn.
-    store::progress::advance(connection, progress, &swept).await?;
     if leaves && swept.changed() == 0 {
-        return Ok(outdated(tick, prepared));
+        if is_outdated {
+            return Ok(unchanged("another run has removed what this one has read"));
+        }
+        if let Some(verdict) = again(tick, prepared) {
+            return Ok(vec![verdict].into());
+        }
+    } else {
+        swept.has_more |= leaves;
     }
+    swept.failure = failure;
+    store::progress::advance(connection, progress, &swept).await?;
     let counts = Some(swept.counts());
     let findings = swept.archives.iter().map(|archive| (tick.event_id, *archive)).collect();
     let verdict = match swept.events.is_empty() {
