@@ -354,9 +354,8 @@ async fn forged_seals_have_no_rows_read() {
 async fn who_keeps_the_trail_locked_is_named() {
     let fixture = sealed().await;
     let mut open = fixture.connection().await;
-    open.batch_execute("SET application_name = 'keeper'; BEGIN; LOCK TABLE audit.seals")
-        .await
-        .expect("a lock");
+    let keep = "SET application_name = 'keeper'; SET idle_in_transaction_session_timeout = 0; BEGIN; LOCK TABLE audit.seals";
+    open.batch_execute(keep).await.expect("a lock");
     let keys = [key(&fixture).public()];
     let error = verify(&mut fixture.connection().await, None, &keys).await.expect_err("nothing can be read");
     assert!(
