@@ -124,8 +124,6 @@ struct Held {
 pub(crate) struct Place {
     queues: Arc<Queues>,
     sender: Sender,
-    /// What it counts as in the queues.
-    bytes: usize,
     is_heavy: bool,
     /// A heavy message that is being processed.
     is_busy: bool,
@@ -187,7 +185,7 @@ impl Queues {
         }
         let sender = (service, user);
         let queues = Arc::clone(self);
-        let place = Place { queues, sender: sender.clone(), bytes, is_heavy, is_busy: false, lane: None };
+        let place = Place { queues, sender: sender.clone(), is_heavy, is_busy: false, lane: None };
         delivery.place = Some(place);
         if is_heavy {
             state.heavy.push(sender, bytes, delivery);
@@ -401,8 +399,7 @@ impl State {
                 && user.and_then(|user| users.get(&user)).is_none_or(|held| held.light == 0)
         };
         let mut taken = heavy.take(Amount { messages: 1, ..batch }, batch, may_begin);
-        let first =
-            taken.first().and_then(|first| Some((first.place.as_ref()?.bytes, first.sender.0.clone())));
+        let first = taken.first().map(|first| (first.message.length, first.sender.0.clone()));
         let Some((bytes, service)) = first else { return taken };
         let rest =
             Amount { messages: batch.messages.saturating_sub(1), bytes: batch.bytes.saturating_sub(bytes) };

@@ -57,6 +57,7 @@ macro_rules! gone {
         )
     };
 }
+
 /// As context-writer removes a key, but without another version: the next put of its publisher is a later one.
 const EXPIRE_CONTEXTS: &str = statement!(
     "due_expired_contexts($1, $2, $3) WHERE true",
@@ -184,7 +185,8 @@ const REMOVE_MEMORIES: &str = statement!(
     no_key!(),
     ")"
 );
-/// With what they have changed, which the function deletes, so that nobody undoes a part of one: as many as have 20,000 changes together, and one in any case.
+/// With what they have changed, which the function deletes, so that nobody undoes a part of one: as many as have 20,000 changes together, and
+/// one in any case.
 const DELETE_SYNCS: &str = statement!(
     "due_syncs($1, $2, $3) WHERE true",
     "found AS MATERIALIZED (
@@ -253,21 +255,30 @@ const FORGET_MEMORIES: &str = statement!(
     deleted!("unified_memory_vectors"),
     gone!(no_key!())
 );
+/// Of functions of the database that find and delete rows themselves, which are no keys of sessions.
+macro_rules! forgotten {
+    ($columns:literal, $from:literal) => {
+        concat!(
+            "WITH changed AS MATERIALIZED (SELECT ",
+            $columns,
+            ", ",
+            no_key!(),
+            " FROM ",
+            $from,
+            " AND $4::uuid IS NOT NULL)
+            SELECT f.found, c.user_id, c.session_id, c.context_key, c.agent_id, c.memory_tier, c.policy_id
+            FROM (SELECT count(*) AS found FROM changed) AS f LEFT JOIN changed c ON true"
+        )
+    };
+}
 /// The database removes what is due now, whatever the time of the sweep is.
-const DELETE_EVENTS: &str = concat!(
-    "WITH changed AS MATERIALIZED (SELECT e.*, ",
-    no_key!(),
-    " FROM sec.forget_events($3) AS e WHERE $4::uuid IS NOT NULL AND $1::integer[] IS NOT NULL AND $2::timestamptz IS NOT NULL)
-    SELECT f.found, c.user_id, c.session_id, c.context_key, c.agent_id, c.memory_tier, c.policy_id
-    FROM (SELECT count(*) AS found FROM changed) AS f LEFT JOIN changed c ON true"
+const DELETE_EVENTS: &str = forgotten!(
+    "e.*",
+    "sec.forget_events($3) AS e WHERE $1::integer[] IS NOT NULL AND $2::timestamptz IS NOT NULL"
 );
-/// No role may delete entries by itself: it might lock the table, on which every worker depends.
-const DELETE_INBOX: &str = concat!(
-    "WITH changed AS MATERIALIZED (SELECT e.user_id, NULL::text AS session_id, e.policy_id, ",
-    no_key!(),
-    " FROM sec.forget_inbox($1, $2, $3) AS e WHERE $4::uuid IS NOT NULL)
-    SELECT f.found, c.user_id, c.session_id, c.context_key, c.agent_id, c.memory_tier, c.policy_id
-    FROM (SELECT count(*) AS found FROM changed) AS f LEFT JOIN changed c ON true"
+const DELETE_INBOX: &str = forgotten!(
+    "e.user_id, NULL::text AS session_id, e.policy_id",
+    "sec.forget_inbox($1, $2, $3) AS e WHERE true"
 );
 
 /// All of them but those of sessions, which come last.
