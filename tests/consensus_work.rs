@@ -68,6 +68,24 @@ async fn a_verdict_holds_up_its_user_alone() {
     worker.stop().await.expect("a clean end");
 }
 
+/// However small they are, and although all of them wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_verdict_is_a_transaction_of_its_own() {
+    let fixture = with_users([1, 2, 3, 4]).await;
+    let mut verdicts = Vec::new();
+    for user in 1..=4 {
+        let proposal = propose(user, "test");
+        let body: serde_json::Value = serde_json::from_slice(&proposal.body).expect("JSON");
+        let node = body["node_id"].as_str().expect("an id").parse().expect("a UUID");
+        process(&fixture, [proposal]).await;
+        verdicts.push(verdict(user, node, "confirm"));
+    }
+    process(&fixture, verdicts).await;
+    let given = "blackboard_events WHERE event_type = 'verdict.given'";
+    assert_eq!(fixture.count(given).await, 4);
+    assert_eq!(fixture.lines(&format!("count(DISTINCT transaction_id) FROM {given}")).await, ["4"]);
+}
+
 /// The row of a dossier holds all answers, and the audit trail digests it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_verdict_that_changes_nothing_leaves_the_dossier() {
