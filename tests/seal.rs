@@ -237,11 +237,11 @@ async fn seals_cannot_be_changed_removed_or_made_by_others() {
         ),
         ("UPDATE audit.seals SET leaves = substr(leaves, 50) WHERE number = 2", "its signature is not"),
         (
-            "UPDATE audit.seals SET leaves = overlay(leaves PLACING '\\x00' FROM 40) WHERE number = 2",
+            "UPDATE audit.seals SET leaves = set_byte(leaves, 39, get_byte(leaves, 39) # 1) WHERE number = 2",
             "its list of rows",
         ),
         (
-            "UPDATE audit.seals SET leaves = overlay(leaves PLACING '\\x09' FROM 1) WHERE number = 2",
+            "UPDATE audit.seals SET leaves = set_byte(leaves, 0, get_byte(leaves, 0) # 8) WHERE number = 2",
             "its signature is not",
         ),
         (
