@@ -1,9 +1,10 @@
 //! memory-sync: what one service may have it compute.
 
 use context_writer::ContextWriter;
+use contract::{Outcome, OutcomeStatus, header};
 use memory_sync::{Job, MemorySync};
 use serde_json::{Map, Value, json};
-use testkit::{Fixture, request};
+use testkit::{Fixture, next, request};
 
 use crate::support::sync::{
     Sync, memory, open, payloads, process, put, syncer, tick, with_sessions, without_wakes, write,
@@ -128,9 +129,15 @@ async fn the_undos_of_a_batch_share_what_it_may_read() {
             ))
             .await;
     }
-    // The second one of the first sync finds nothing to do.
-    fixture.publish(syncs.map(Sync::undo).into_iter().chain([syncs[0].undo()])).await;
+    // The second one of the first sync finds nothing to do, and that of the last one waits with the first one.
+    let mut outcomes = fixture.subscribe("_INBOX.test.undo").await;
+    let told = |sync: &Sync| sync.undo().with(header::REPLY_TO, "_INBOX.test.undo");
+    let [first, .., last] = &syncs;
+    let others = syncs[..SYNCS - 1].iter().map(|sync| sync.undo());
+    fixture.publish(others.chain([told(last), first.undo(), told(last)])).await;
     process(&fixture, []).await;
+    let outcome: Outcome = serde_json::from_slice(&next(&mut outcomes).await.payload).expect("an outcome");
+    assert_eq!(outcome.status, OutcomeStatus::Applied, "{outcome:?}");
     assert_eq!(fixture.dead_letters().await, Vec::<String>::new());
     let undone = "blackboard_events WHERE event_type = 'sync.undone'";
     assert_eq!(fixture.count(undone).await, i64::try_from(SYNCS).expect("a number"));

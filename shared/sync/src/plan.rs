@@ -185,7 +185,11 @@ impl Sync<'_> {
         if ours.as_ref() == Some(&joined) {
             return Ok(Outcome::Unchanged);
         }
-        self.check_state(&joined)?;
+        let kept = (source.state.as_ref() != Some(&theirs)).then(|| theirs.clone());
+        // A state that is kept may be larger than what it is joined to: that has less of what was superseded.
+        for state in kept.iter().chain([&joined]) {
+            self.check_state(state)?;
+        }
         for state in ours.iter().chain([&theirs, &joined]) {
             limit("the nesting of its state", state.nesting(), NESTING)?;
         }
@@ -206,7 +210,6 @@ impl Sync<'_> {
             written_at: before.as_ref().map_or(DateTime::UNIX_EPOCH, |cell| cell.written_at),
             state: Some(joined),
         };
-        let kept = (source.state.as_ref() != Some(&theirs)).then_some(theirs);
         let write = Write { key: key.clone(), effect, before, after };
         Ok(Outcome::Written(Box::new(Written { write, kept, conflicts, dispute })))
     }

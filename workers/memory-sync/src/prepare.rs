@@ -58,12 +58,11 @@ pub(crate) async fn prepare(
     let grants: Grants<'_> = grants.iter().filter_map(|grant| Some((user_of(grant)?, *grant))).collect();
     keys.open_keys(&wanted, &grants).await.map_err(|error| match error {
         KeyError::Denied(reason) => Fault { kind: FaultKind::Denied, reason },
-        // No key is added here, which alone may be blocked.
-        KeyError::Store(_)
-        | KeyError::Blocked(_)
-        | KeyError::Main(_)
-        | KeyError::Provider(_)
-        | KeyError::Settings(_) => Fault { kind: FaultKind::Unavailable, reason: error.to_string() },
+        // One of the users is erased. The others go on.
+        KeyError::Blocked(reason) => Fault { kind: FaultKind::Blocked, reason },
+        KeyError::Store(_) | KeyError::Main(_) | KeyError::Provider(_) | KeyError::Settings(_) => {
+            Fault { kind: FaultKind::Unavailable, reason: error.to_string() }
+        }
     })
 }
 

@@ -1,28 +1,14 @@
 //! What one batch spends on closing tasks. Others wait for all of it, so that it is limited, in equal shares for the services in the
-//! batch; each closes one task at least. The rest is delivered again later, as much at a time as a batch may close.
+//! batch; each closes one task at least. The others are complete then, and close at the next ticks of `consensus-close`.
 
 use std::collections::{HashMap, HashSet};
 
 use ::store::{Connection, Fault};
-use chrono::{DateTime, TimeDelta, Utc};
-use runtime::{Reason, Retry, Verdict};
 
 use super::close::MOST_WORK;
 use super::task::TaskKey;
 use crate::Message;
 use crate::inputs;
-
-/// When the next share of a service is delivered again. Other requests are written between the two.
-const NEXT: TimeDelta = TimeDelta::seconds(2);
-/// How long a request may be delivered again. The broker delivers it less often than would take so long.
-const WITHIN: TimeDelta = TimeDelta::days(1);
-
-/// The work that each service has had done and has left to do.
-#[derive(Clone, Copy, Debug, Default)]
-struct OfService {
-    done: i64,
-    later: i64,
-}
 
 /// The budget of a batch.
 #[derive(Debug, Default)]
@@ -31,9 +17,8 @@ pub(crate) struct Budget<'a> {
     work: HashMap<TaskKey, i64>,
     /// What each service may spend.
     share: i64,
-    services: HashMap<&'a str, OfService>,
-    /// The tasks that would have closed, and when the requests to them are tried again: they keep their order.
-    later: HashMap<TaskKey, DateTime<Utc>>,
+    /// What each has spent.
+    services: HashMap<&'a str, i64>,
 }
 
 impl<'a> Budget<'a> {
@@ -48,25 +33,14 @@ impl<'a> Budget<'a> {
         Ok(Self { work, share: MOST_WORK / services.max(1), ..Self::default() })
     }
 
-    /// Spends the work of closing a task by this request. If too much is spent, the task is left for later: what becomes of the request.
-    pub fn spend(&mut self, task: TaskKey, message: &'a Message, now: DateTime<Utc>) -> Option<Verdict> {
+    /// Spends the work of closing a task by this request. Says whether there was enough left.
+    pub fn spend(&mut self, task: TaskKey, message: &'a Message) -> bool {
         let work = self.work.get(&task).copied().unwrap_or_default();
-        let service = self.services.entry(message.publisher()).or_default();
-        if service.done == 0 || service.done + work <= self.share {
-            service.done += work;
-            return None;
+        let spent = self.services.entry(message.publisher()).or_default();
+        let is_enough = *spent == 0 || *spent + work <= self.share;
+        if is_enough {
+            *spent += work;
         }
-        service.later += work;
-        let turns = i32::try_from(service.later / self.share.max(1) + 1).unwrap_or(i32::MAX);
-        self.later.insert(task, now + NEXT * turns);
-        self.later(task)
-    }
-
-    /// What becomes of a request to a task that is left for later.
-    pub fn later(&self, task: TaskKey) -> Option<Verdict> {
-        let time = *self.later.get(&task)?;
-        let retry = Retry::NotBefore { time, deadline: time + WITHIN };
-        let reason = "its service closes other tasks first: the answers to several large ones are not compared at once";
-        Some(Verdict::Retry(retry, Reason::new(reason)))
+        is_enough
     }
 }

@@ -32,6 +32,17 @@ pub(crate) enum CloseReason {
 }
 
 impl CloseReason {
+    /// Why a task that wants so many answers, of so many agents, closes when so many have responded and answered. None if it is not complete.
+    pub fn when_complete(quorum: i32, asked: i32, responded: i32, answered: i32) -> Option<Self> {
+        if answered >= quorum {
+            Some(Self::Quorum)
+        } else if responded >= asked {
+            Some(Self::AllAnswered)
+        } else {
+            None
+        }
+    }
+
     fn as_str(self) -> &'static str {
         match self {
             Self::Quorum => "quorum",

@@ -1,4 +1,5 @@
-//! The job `consensus-close`: tasks that are past their deadline close with the answers that have come.
+//! The job `consensus-close`: tasks that are past their deadline close with the answers that have come. So do those that were complete when a
+//! batch had no work left for them: their deadline is that moment.
 
 use std::sync::LazyLock;
 
@@ -34,7 +35,7 @@ static DUE: LazyLock<String> = LazyLock::new(|| {
             ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
         FROM chosen c JOIN consensus_tasks t ON t.user_id = c.user_id AND t.id = c.id
     )
-    SELECT t.user_id, t.id, t.asked, t.responded, t.answered, clock_timestamp() AS now FROM consensus_tasks t
+    SELECT t.user_id, t.id, t.quorum, t.asked, t.responded, t.answered, clock_timestamp() AS now FROM consensus_tasks t
     WHERE t.id = ANY (ARRAY(SELECT s.id FROM sized s WHERE coalesce(s.before, 0) <= $2))
         AND t.user_id = ANY (ARRAY(SELECT s.user_id FROM sized s)) AND t.state = 'open' AND t.deadline <= now()
     ORDER BY t.user_id, t.id FOR NO KEY UPDATE"
@@ -47,6 +48,8 @@ struct Due {
     user_id: i32,
     #[diesel(sql_type = SqlUuid)]
     id: Uuid,
+    #[diesel(sql_type = Integer)]
+    quorum: i32,
     #[diesel(sql_type = Integer)]
     asked: i32,
     #[diesel(sql_type = Integer)]
@@ -70,7 +73,8 @@ pub(crate) async fn close_due(
         .map(|task| Closing {
             user_id: task.user_id,
             task_id: task.id,
-            reason: CloseReason::Deadline,
+            reason: CloseReason::when_complete(task.quorum, task.asked, task.responded, task.answered)
+                .unwrap_or(CloseReason::Deadline),
             asked: task.asked,
             responded: task.responded,
             answered: task.answered,

@@ -37,13 +37,6 @@ impl<'a> Step<'a> {
         }
     }
 
-    fn index(&self) -> usize {
-        match self {
-            Self::Respond(item) => item.index,
-            Self::Cancel(item) => item.index,
-        }
-    }
-
     fn message(&self) -> &'a Message {
         match self {
             Self::Respond(item) => item.message,
@@ -169,16 +162,19 @@ static ANSWERED: LazyLock<String> = LazyLock::new(|| {
         responded: i32,
         answered: i32,
         is_cancelled: bool,
+        is_complete: bool,
         request_id: Uuid,
     }
 }
 
-/// The tasks that stay open, and those that are cancelled. Tasks that close are written with their nodes.
+/// The tasks that stay open, and those that are cancelled. Tasks that close are written with their nodes; those that are complete and stay open
+/// are due now.
 static COUNTS: LazyLock<String> = LazyLock::new(|| {
     let (arrays, names) = (CountRow::arrays(1), CountRow::names());
     format!(
         "UPDATE consensus_tasks t SET responded = i.responded, answered = i.answered,
-        state = CASE WHEN i.is_cancelled THEN 'cancelled' ELSE t.state END, updated_at = now(), request_id = i.request_id
+        state = CASE WHEN i.is_cancelled THEN 'cancelled' ELSE t.state END,
+        deadline = CASE WHEN i.is_complete THEN least(t.deadline, now()) ELSE t.deadline END, updated_at = now(), request_id = i.request_id
     FROM unnest({arrays}) AS i ({names}) WHERE t.user_id = i.user_id AND t.id = i.id"
     )
 });
@@ -273,7 +269,7 @@ impl<'a> Tasks<'a> {
         let may_close = |(key, count): &(TaskKey, i32)| {
             let is_last =
                 |task: &Task| task.answered + count >= task.quorum || task.responded + count >= task.asked;
-            self.tasks.get(key).is_some_and(|task| task.is_open() && is_last(task))
+            self.tasks.get(key).is_some_and(|task| task.takes_answers() && is_last(task))
         };
         responses.into_iter().filter(may_close).map(|(key, _)| key).collect()
     }
@@ -285,11 +281,8 @@ impl<'a> Tasks<'a> {
         if task.session_id != step.session().as_str() {
             return;
         }
-        if let Some(later) = self.budget.later(key) {
-            return verdicts.set(step.index(), later);
-        }
         match step {
-            Step::Cancel(item) if task.is_open() => {
+            Step::Cancel(item) if task.takes_answers() => {
                 "cancelled".clone_into(&mut task.state);
                 self.changed.insert(key, item.message.request_id);
                 verdicts.written(item, true);
@@ -328,7 +321,7 @@ impl<'a> Tasks<'a> {
         if self.known.contains(&(key.0, request.response_id)) {
             return verdicts.written(item, false);
         }
-        let is_counted = task.is_open();
+        let is_counted = task.takes_answers();
         let sequence = i64::try_from(message.sequence).unwrap_or(i64::MAX);
         let is_latest = is_counted && sequence > asked.sequence;
         let (responded, answered) = if is_latest {
@@ -337,9 +330,6 @@ impl<'a> Tasks<'a> {
             (task.responded, task.answered)
         };
         let reason = task.close_reason(responded, answered).filter(|_| is_counted);
-        if let Some(later) = reason.and_then(|_| self.budget.spend(key, message, task.now)) {
-            return verdicts.set(index, later);
-        }
         self.known.insert((key.0, request.response_id));
         asked.responses += 1;
         if is_latest {
@@ -348,7 +338,7 @@ impl<'a> Tasks<'a> {
             asked.changed_by = Some(message.request_id);
             self.changed.insert(key, message.request_id);
         }
-        if let Some(reason) = reason {
+        if let Some(reason) = reason.filter(|_| self.budget.spend(key, message)) {
             "closed".clone_into(&mut task.state);
             let closing = Closing {
                 user_id: key.0,
@@ -394,6 +384,7 @@ impl<'a> Tasks<'a> {
                     responded: task.responded,
                     answered: task.answered,
                     is_cancelled: task.state == "cancelled",
+                    is_complete: task.is_open() && !task.takes_answers(),
                     request_id,
                 })
             })

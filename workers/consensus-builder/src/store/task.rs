@@ -54,6 +54,11 @@ impl Task {
         self.state == "open"
     }
 
+    /// Whether it takes answers. One that is complete takes none, though it may still have to be closed.
+    pub fn takes_answers(&self) -> bool {
+        self.is_open() && self.close_reason(self.responded, self.answered).is_none()
+    }
+
     /// How many agents have responded and answered with a later response of one, whose response before is given.
     pub fn with_response(&self, has_answered: Option<bool>, abstains: bool) -> (i32, i32) {
         let responded = self.responded + i32::from(has_answered.is_none());
@@ -63,13 +68,7 @@ impl Task {
 
     /// Why the task closes when so many have responded and answered.
     pub fn close_reason(&self, responded: i32, answered: i32) -> Option<CloseReason> {
-        if answered >= self.quorum {
-            Some(CloseReason::Quorum)
-        } else if responded >= self.asked {
-            Some(CloseReason::AllAnswered)
-        } else {
-            None
-        }
+        CloseReason::when_complete(self.quorum, self.asked, responded, answered)
     }
 }
 

@@ -98,16 +98,17 @@ pub(crate) async fn undo(
     }
     let ids: BTreeSet<_> = items.iter().map(|item| (item.user(), item.request.sync_id)).collect();
     let known = syncs::lock(connection, &ids).await?;
-    let mut taken = HashSet::new();
+    let (mut taken, mut waiting) = (HashSet::new(), HashSet::new());
     for item in items {
         let id = (item.user(), item.request.sync_id);
         let Some(row) = known.get(&id) else { continue };
-        if !taken.insert(id) {
-            verdicts.set(item.index, Verdict::Unchanged(REPEATED.into()));
+        if waiting.contains(&id) || !taken.contains(&id) && work.is_used_up() {
+            waiting.insert(id);
+            verdicts.set(item.index, waits_for_turn(item.message));
             continue;
         }
-        if work.is_used_up() {
-            verdicts.set(item.index, waits_for_turn(item.message));
+        if !taken.insert(id) {
+            verdicts.set(item.index, Verdict::Unchanged(REPEATED.into()));
             continue;
         }
         let run = row.run(item.message.request_id, true)?;
@@ -115,9 +116,13 @@ pub(crate) async fn undo(
         let verdict = match undo_one(connection, &run, reason, row.is_running(), keys, work).await? {
             Undone::Lacks(lacking) => {
                 wanted.note(lacking);
+                waiting.insert(id);
                 waits_for_keys(item.message)
             }
-            Undone::Waits => waits_for_turn(item.message),
+            Undone::Waits => {
+                waiting.insert(id);
+                waits_for_turn(item.message)
+            }
             Undone::Nothing => Verdict::unchanged(item.message),
             Undone::Done(undone) => {
                 let (is_undone, was_running) =
