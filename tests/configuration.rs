@@ -226,7 +226,7 @@ async fn terminate(mut child: Child) -> Option<i32> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_under_load_ends_a_run_in_order_and_the_next_one_finishes() {
-    const CONTEXTS: i64 = 5_000;
+    const CONTEXTS: i64 = 3_000;
     let fixture = Fixture::new().await;
     let context = |n: i64| {
         let body = json!({ "session_id": "s", "context_key": format!("k{n}"), "context_value": { "n": n }, "version": 1 });
