@@ -1,6 +1,6 @@
 //! Rows and seals that somebody adds or spoils, so that something else is not seen.
 
-use audit::{Difference, Report, verify};
+use audit::{Accepted, Difference, Report, verify};
 use diesel_async::SimpleAsyncConnection;
 use testkit::Fixture;
 
@@ -21,7 +21,9 @@ async fn found_after(fixture: &Fixture, change: &str, with_anchors: bool) -> Rep
     let hidden = format!("SET session_replication_role = replica; BEGIN; {change}");
     connection.batch_execute(&hidden).await.expect("a change");
     let anchors = with_anchors.then(|| anchors(fixture));
-    verify(&mut connection, anchors.as_ref(), &[key(fixture).public()]).await.expect("a report")
+    verify(&mut connection, anchors.as_ref(), Accepted::of_seals(&[key(fixture).public()]))
+        .await
+        .expect("a report")
 }
 
 #[tokio::test(flavor = "multi_thread")]

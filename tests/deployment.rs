@@ -110,6 +110,30 @@ fn archives_have_a_place_and_a_key() {
     assert!(of_operator.expect("an operator").contains("$own/archive.pub"), "the public key");
 }
 
+/// The processor alone has the key of receipts; operators and the sealer verify what it signs.
+#[test]
+fn the_key_of_receipts_is_of_one_service() {
+    let compose = read("compose/compose.yaml");
+    assert!(compose.contains("command: [memfleet, privacy, run, --follow]"));
+    assert!(read("kubernetes/base/single.yaml").contains("command: [memfleet, privacy, run, --follow]"));
+    let keys = read("compose/image/memfleet-keys");
+    let with_key: Vec<&str> = keys
+        .split("\ngive ")
+        .skip(1)
+        .filter(|given| given.split("\n#").next().unwrap_or(given).contains("/receipt.key\""))
+        .filter_map(|given| given.split_whitespace().next())
+        .collect();
+    assert_eq!(with_key, ["privacy"]);
+    for service in ["operator", "sealer", "privacy"] {
+        let given = keys.split(&format!("\ngive {service} ")).nth(1).expect("its files");
+        assert!(given.split("\ngive ").next().expect("files").contains("$own/receipt.pub"), "{service}");
+    }
+    for text in [&compose, &read("kubernetes/base/kustomization.yaml")] {
+        assert!(text.contains("file:///var/lib/memfleet/receipts"), "a place for receipts");
+        assert!(text.contains("/run/memfleet/receipt.key"));
+    }
+}
+
 #[test]
 fn every_option_that_is_set_exists() {
     let known = options();

@@ -1,6 +1,6 @@
 //! Maintenance: partitions, dead rows, bloated indexes, what ages out, and the trail whose retention is over.
 
-use audit::{AuditError, Keep, RetiredRows, Source, retire};
+use audit::{Accepted, AuditError, Keep, RetiredRows, Source, retire};
 use chrono::{TimeDelta, Utc};
 use serde_json::Value;
 use testkit::{Fixture, eventually};
@@ -236,7 +236,16 @@ async fn in_eight_years(fixture: &Fixture, sources: &[Source]) -> Result<Vec<Ret
     let keeps: Vec<Keep> = sources.iter().map(|source| Keep { source: *source, days: 2_557 }).collect();
     let (key, later) = (key(fixture), Utc::now() + TimeDelta::days(8 * 366));
     let keys = [key.public()];
-    retire(&mut fixture.connection().await, &anchors(fixture), &key, &keys, &keeps, later, false).await
+    retire(
+        &mut fixture.connection().await,
+        &anchors(fixture),
+        &key,
+        Accepted::of_seals(&keys),
+        &keeps,
+        later,
+        false,
+    )
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]

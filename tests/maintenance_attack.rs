@@ -1,6 +1,6 @@
 //! Maintenance under attack: by the role of its worker, by roles that spoil partitions and inboxes, and by whoever holds the database.
 
-use audit::{Keep, Source, retire, verify};
+use audit::{Accepted, Keep, Source, retire, verify};
 use chrono::{TimeDelta, Utc};
 use diesel_async::SimpleAsyncConnection as _;
 use store::registry;
@@ -135,9 +135,17 @@ async fn no_short_policy_excuses_that_events_are_missing() {
     let (key, later) = (key(&fixture), Utc::now() + TimeDelta::days(20));
     let keys = [key.public()];
     let keeps = [Keep { source: Source::Events, days: 10 }];
-    retire(&mut fixture.connection().await, &anchors(&fixture), &key, &keys, &keeps, later, false)
-        .await
-        .expect("a statement");
+    retire(
+        &mut fixture.connection().await,
+        &anchors(&fixture),
+        &key,
+        Accepted::of_seals(&keys),
+        &keeps,
+        later,
+        false,
+    )
+    .await
+    .expect("a statement");
     tamper(
         &fixture,
         "DELETE FROM blackboard_events WHERE id = (SELECT min(id::text)::uuid FROM blackboard_events)",
@@ -169,9 +177,17 @@ async fn no_statement_excuses_a_row_that_was_exchanged() {
     let (key, later) = (key(&fixture), Utc::now() + TimeDelta::days(40));
     let keys = [key.public()];
     let keeps = [Keep { source: Source::Events, days: 30 }];
-    retire(&mut fixture.connection().await, &anchors(&fixture), &key, &keys, &keeps, later, false)
-        .await
-        .expect("a statement");
+    retire(
+        &mut fixture.connection().await,
+        &anchors(&fixture),
+        &key,
+        Accepted::of_seals(&keys),
+        &keeps,
+        later,
+        false,
+    )
+    .await
+    .expect("a statement");
     assert_eq!(report(&fixture).await.findings, []);
     let of = "blackboard_events WHERE source_agent_id = 'moved'";
     let first = fixture.lines(&format!("id FROM {of} ORDER BY transaction_id LIMIT 1")).await.remove(0);
@@ -215,7 +231,7 @@ async fn seals_that_change_while_they_are_verified_retire_and_excuse_nothing() {
     let mut connection = fixture.connection().await;
     let rows = fixture.count("audit.audit_log").await;
     let keeps = [Keep { source: Source::AuditLog, days: 365 }];
-    let young = retire(&mut connection, &anchors, &key, &keys, &keeps, Utc::now(), false);
+    let young = retire(&mut connection, &anchors, &key, Accepted::of_seals(&keys), &keeps, Utc::now(), false);
     let old = "SET sealed_at = sealed_at - interval '72000 hours' WHERE number = 1";
     assert_eq!(while_it_reads(&fixture, old, young).await.expect("nothing"), []);
     assert_eq!((fixture.count("audit.audit_log").await, fixture.count("audit.retirements").await), (rows, 0));
@@ -226,10 +242,12 @@ async fn seals_that_change_while_they_are_verified_retire_and_excuse_nothing() {
     )
     .await;
     let later = Utc::now() + TimeDelta::days(366);
-    retire(&mut connection, &anchors, &key, &keys, &keeps, later, false).await.expect("rows");
+    retire(&mut connection, &anchors, &key, Accepted::of_seals(&keys), &keeps, later, false)
+        .await
+        .expect("rows");
     let verified = report(&fixture).await;
     assert_eq!((verified.findings, i64::try_from(verified.accounted)), (vec![], Ok(rows)));
-    let verification = verify(&mut connection, Some(&anchors), &keys);
+    let verification = verify(&mut connection, Some(&anchors), Accepted::of_seals(&keys));
     let other = "SET sealed_at = sealed_at + interval '1 day' WHERE number = 3";
     let verified = while_it_reads(&fixture, other, verification).await.expect("a report");
     assert_eq!((i64::try_from(verified.missing), verified.accounted), (Ok(rows), 0));

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Output;
 
 use audit::anchor::Anchors;
-use audit::{Difference, Excuse, Report, seal_all, verify};
+use audit::{Accepted, Difference, Excuse, Report, seal_all, verify};
 use context_writer::ContextWriter;
 use diesel_async::SimpleAsyncConnection;
 use testkit::{Fixture, context, eventually, session, user};
@@ -68,7 +68,9 @@ pub async fn seal_everything(fixture: &Fixture) {
 /// What a verification with all keys and anchors finds.
 pub async fn report(fixture: &Fixture) -> Report {
     let keys = [key(fixture).public()];
-    verify(&mut fixture.connection().await, Some(&anchors(fixture)), &keys).await.expect("a report")
+    verify(&mut fixture.connection().await, Some(&anchors(fixture)), Accepted::of_seals(&keys))
+        .await
+        .expect("a report")
 }
 
 /// As the mightiest user of the database would, with no trigger to tell of it.
@@ -205,7 +207,8 @@ async fn a_trail_cut_off_is_found_out_by_what_the_broker_knows() {
     let found = report(&fixture).await.findings;
     assert!(found.len() == 1 && found[0].to_string().contains("NATS has anchors up to seal 3"), "{found:?}");
     let keys = [key(&fixture).public()];
-    let alone = verify(&mut fixture.connection().await, None, &keys).await.expect("a report");
+    let alone =
+        verify(&mut fixture.connection().await, None, Accepted::of_seals(&keys)).await.expect("a report");
     assert_eq!(alone.findings, [], "the database alone cannot know it");
     // Whoever holds the key too makes another third seal; the broker knows the true one.
     fixture.process(ContextWriter, [context(1, "s", "d", 1)]).await;
@@ -260,7 +263,9 @@ async fn seals_cannot_be_changed_removed_or_made_by_others() {
         let mut connection = fixture.connection().await;
         connection.batch_execute(&statement).await.expect("a change");
         let keys = [key(&fixture).public()];
-        let report = verify(&mut connection, Some(&anchors(&fixture)), &keys).await.expect("a report");
+        let report = verify(&mut connection, Some(&anchors(&fixture)), Accepted::of_seals(&keys))
+            .await
+            .expect("a report");
         let first = report.findings.first().unwrap_or_else(|| panic!("{change} is not found out"));
         assert!(first.to_string().contains(says), "{change}: {first}");
         connection.batch_execute("ROLLBACK").await.expect("its end");
@@ -268,10 +273,13 @@ async fn seals_cannot_be_changed_removed_or_made_by_others() {
     // A whole trail that is sealed anew with another key has that key's signatures.
     let other = [PrivateKey::generate("test").expect("a key").public()];
     let mut connection = fixture.connection().await;
-    let found = verify(&mut connection, None, &other).await.expect("a report").findings;
+    let found = verify(&mut connection, None, Accepted::of_seals(&other)).await.expect("a report").findings;
     assert!(found[0].to_string().contains("its signature is not"), "{found:?}");
     let none: [PublicKey; 0] = [];
-    assert_eq!(verify(&mut connection, None, &none).await.expect("a report").findings.len(), 3);
+    assert_eq!(
+        verify(&mut connection, None, Accepted::of_seals(&none)).await.expect("a report").findings.len(),
+        3
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -288,7 +296,8 @@ async fn an_event_is_sealed_itself() {
         let hidden = format!("SET session_replication_role = replica; BEGIN; {change}");
         connection.batch_execute(&hidden).await.expect("a change");
         let keys = [key(&fixture).public()];
-        let found = verify(&mut connection, None, &keys).await.expect("a report").findings;
+        let found =
+            verify(&mut connection, None, Accepted::of_seals(&keys)).await.expect("a report").findings;
         assert!(found.iter().any(|one| one.table == Some("blackboard_events")), "{change}: {found:?}");
     }
     // Nothing of the kind is in the trail.

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use audit::{AuditError, Difference, Report, verify};
+use audit::{Accepted, AuditError, Difference, Report, verify};
 use diesel_async::SimpleAsyncConnection as _;
 use testkit::{Fixture, eventually};
 
@@ -243,12 +243,14 @@ async fn a_copy_that_is_restored_elsewhere_is_verified() {
     let fixture = sealed().await;
     let keys = [key(&fixture).public()];
     let mut copy = restored(&fixture).await;
-    let verified = verify(&mut copy, Some(&anchors(&fixture)), &keys).await.expect("a report");
+    let verified =
+        verify(&mut copy, Some(&anchors(&fixture)), Accepted::of_seals(&keys)).await.expect("a report");
     assert_eq!((verified.findings, verified.seals, verified.rows), (vec![], 3, 18));
     // What the original hides, the copy does not: a dump has no functions of PostgreSQL's own schemas.
     hide_an_event(&fixture).await;
     let mut copy = restored(&fixture).await;
-    let verified = verify(&mut copy, Some(&anchors(&fixture)), &keys).await.expect("a report");
+    let verified =
+        verify(&mut copy, Some(&anchors(&fixture)), Accepted::of_seals(&keys)).await.expect("a report");
     assert_eq!((verified.edited, verified.findings.len()), (1, 1), "{:?}", verified.findings);
 }
 
@@ -346,7 +348,8 @@ async fn forged_seals_have_no_rows_read() {
     assert!(verified.findings[2].problem.contains("49 of them"), "{:?}", verified.findings);
     // Without anchors, nobody knows which seal is the last one. No row is called missing: none was read.
     let keys = [key(&fixture).public()];
-    let alone = verify(&mut fixture.connection().await, None, &keys).await.expect("a report");
+    let alone =
+        verify(&mut fixture.connection().await, None, Accepted::of_seals(&keys)).await.expect("a report");
     assert_eq!((alone.seals, alone.broken_seals, alone.missing, alone.added), (53, 50, 0, 0));
 }
 
@@ -357,7 +360,9 @@ async fn who_keeps_the_trail_locked_is_named() {
     let keep = "SET application_name = 'keeper'; SET idle_in_transaction_session_timeout = 0; BEGIN; LOCK TABLE audit.seals";
     open.batch_execute(keep).await.expect("a lock");
     let keys = [key(&fixture).public()];
-    let error = verify(&mut fixture.connection().await, None, &keys).await.expect_err("nothing can be read");
+    let error = verify(&mut fixture.connection().await, None, Accepted::of_seals(&keys))
+        .await
+        .expect_err("nothing can be read");
     assert!(
         matches!(error, AuditError::Blocked { .. }) && error.to_string().contains("\"keeper\""),
         "{error}"

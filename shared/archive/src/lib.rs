@@ -13,17 +13,23 @@ mod error;
 mod file;
 mod folder;
 mod manifest;
+mod receipts;
 mod rows;
 mod table;
 mod target;
 mod transfer;
 mod value;
+mod without;
 
 pub use column::{Column, Kind};
 pub use error::ArchiveError;
 pub use manifest::{File, Manifest, Policy, Signed};
+pub use receipts::MAX_RECEIPT_BYTES;
 pub use rows::{MAX_ROWS, Rows};
 pub use table::{ENCRYPTED_FIELDS, TABLES, Table, table};
 pub use target::{Found, Keys, Listing, Target};
-pub use transfer::{Contents, Draft, MAX_FILE_BYTES, Written, discard, read, write};
+pub use transfer::{
+    Contents, Draft, MAX_FILE_BYTES, Written, discard, discard_files, read, read_manifest, write,
+};
 pub use value::Value;
+pub use without::{Old, Rewritten, without_user};

@@ -15,21 +15,23 @@ use object_store::{Error, ObjectStore, ObjectStoreExt, path};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use trust::{PrivateKey, PublicKey};
+use uuid::Uuid;
 
 use crate::error::ArchiveError;
 use crate::folder::{Folder, is_of_archive};
+use crate::transfer::MANIFEST;
 
 /// The most files and folders that are listed.
-const MAX_LISTED: usize = 1_000_000;
+pub(crate) const MAX_LISTED: usize = 1_000_000;
 
-/// The place of all archives.
+/// The place of all archives, or of all receipts.
 #[derive(Clone, Debug)]
 pub struct Target {
-    store: Arc<dyn ObjectStore>,
+    pub(crate) store: Arc<dyn ObjectStore>,
     /// The folder in a bucket; empty if there is none.
-    prefix: String,
+    pub(crate) prefix: String,
     /// The folder, if the target is one. It is written to by the store.
-    folder: Option<Folder>,
+    pub(crate) folder: Option<Folder>,
     timeout: Duration,
 }
 
@@ -40,6 +42,18 @@ pub struct Listing {
     pub files: Vec<Found>,
     /// Links in a folder, in the order of their paths. No archive has any, and they are not followed.
     pub links: Vec<String>,
+}
+
+impl Listing {
+    /// The folders of archives that are complete, as their manifest is there, which is written last; and the ids that the folders are named by.
+    pub fn complete(&self) -> Vec<(String, Uuid)> {
+        let of = |file: &Found| {
+            let location = file.path.strip_suffix(MANIFEST)?.strip_suffix('/')?;
+            let (_, id) = location.rsplit_once('/')?;
+            Some((location.to_owned(), Uuid::try_parse(id).ok()?))
+        };
+        self.files.iter().filter_map(of).collect()
+    }
 }
 
 /// A file at the target.
@@ -96,14 +110,22 @@ impl Target {
     /// # Errors
     /// [`ArchiveError::Settings`] if there is none, or it cannot be used.
     pub fn open(settings: &ArchiveSettings) -> Result<Self, ArchiveError> {
-        let timeout = Duration::from_millis(settings.timeout_ms);
-        let failed = |problem: String| Err(ArchiveError::Settings(problem));
         let Some(url) = settings.url.as_deref() else {
-            return failed(
+            return Err(ArchiveError::Settings(
                 "archive.url is not set; it names the folder or the S3 bucket of archives, such as file:///var/lib/memfleet/archives"
                     .to_owned(),
-            );
+            ));
         };
+        Self::open_url("archive.url", url, settings)
+    }
+
+    /// The target of the URL in another option, with the timeout and what is set for S3 of archives.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_url(option: &str, url: &str, settings: &ArchiveSettings) -> Result<Self, ArchiveError> {
+        let timeout = Duration::from_millis(settings.timeout_ms);
+        let failed = |problem: String| Err(ArchiveError::Settings(problem));
         if let Some(folder) = url.strip_prefix("file://") {
             let folder = percent_encoding::percent_decode_str(folder).decode_utf8_lossy().into_owned();
             let opened = LocalFileSystem::new_with_prefix(&folder)
@@ -114,23 +136,23 @@ impl Target {
                 });
             return match opened {
                 Ok(_) if !Path::new(&folder).is_dir() => {
-                    failed(format!("archive.url names the folder {folder}, which is no folder"))
+                    failed(format!("{option} names the folder {folder}, which is no folder"))
                 }
                 Ok((store, opened)) => {
                     Ok(Self { folder: Some(opened), ..Self::with_store(Arc::new(store), timeout) })
                 }
                 Err(error) => {
-                    failed(format!("archive.url names the folder {folder}, which cannot be used: {error}"))
+                    failed(format!("{option} names the folder {folder}, which cannot be used: {error}"))
                 }
             };
         }
         match url.strip_prefix("s3://") {
             Some(rest) => {
                 let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-                let store = s3(settings, bucket, timeout)?;
+                let store = s3(settings, option, bucket, timeout)?;
                 Ok(Self { store, prefix: prefix.trim_matches('/').to_owned(), folder: None, timeout })
             }
-            None => failed("archive.url must begin with file:/// or s3://".to_owned()),
+            None => failed(format!("{option} must begin with file:/// or s3://")),
         }
     }
 
@@ -139,12 +161,12 @@ impl Target {
         Self { store, prefix: String::new(), folder: None, timeout }
     }
 
-    fn place(&self, file: &str) -> Result<path::Path, ArchiveError> {
+    pub(crate) fn place(&self, file: &str) -> Result<path::Path, ArchiveError> {
         let full = if self.prefix.is_empty() { file.to_owned() } else { format!("{}/{file}", self.prefix) };
         path::Path::parse(full).map_err(|error| failure("use", file, &error.to_string()))
     }
 
-    async fn within<T>(
+    pub(crate) async fn within<T>(
         &self,
         action: &'static str,
         file: &str,
@@ -159,7 +181,7 @@ impl Target {
     }
 
     /// As [`within`](Self::within), for work on a folder.
-    async fn on_disk<T: Send + 'static>(
+    pub(crate) async fn on_disk<T: Send + 'static>(
         &self,
         action: &'static str,
         file: &str,
@@ -273,21 +295,21 @@ impl Target {
     }
 }
 
-fn failure(action: &'static str, file: &str, problem: &str) -> ArchiveError {
+pub(crate) fn failure(action: &'static str, file: &str, problem: &str) -> ArchiveError {
     ArchiveError::Target { action, path: file.to_owned(), problem: problem.to_owned() }
 }
 
 #[cfg(not(feature = "s3"))]
-fn s3(_: &ArchiveSettings, _: &str, _: Duration) -> Result<Arc<dyn ObjectStore>, ArchiveError> {
-    Err(ArchiveError::Settings(
-        "archive.url names an S3 bucket, and this build is without the feature s3; build with `--features s3`, or use a folder"
-            .to_owned(),
-    ))
+fn s3(_: &ArchiveSettings, option: &str, _: &str, _: Duration) -> Result<Arc<dyn ObjectStore>, ArchiveError> {
+    Err(ArchiveError::Settings(format!(
+        "{option} names an S3 bucket, and this build is without the feature s3; build with `--features s3`, or use a folder"
+    )))
 }
 
 #[cfg(feature = "s3")]
 fn s3(
     settings: &ArchiveSettings,
+    option: &str,
     bucket: &str,
     timeout: Duration,
 ) -> Result<Arc<dyn ObjectStore>, ArchiveError> {
@@ -311,7 +333,7 @@ fn s3(
     }
     let store = builder.build().map_err(|error| {
         ArchiveError::Settings(format!(
-            "archive.url names the S3 bucket {bucket}, which cannot be used: {error}"
+            "{option} names the S3 bucket {bucket}, which cannot be used: {error}"
         ))
     })?;
     Ok(Arc::new(store))

@@ -134,9 +134,17 @@ pub async fn write(target: &Target, key: &PrivateKey, mut draft: Draft) -> Resul
 /// # Errors
 /// [`ArchiveError`] if a file cannot be deleted. One that is gone is no error.
 pub async fn discard(target: &Target, written: &Written) -> Result<(), ArchiveError> {
-    let names = std::iter::once(MANIFEST).chain(written.manifest.files.iter().map(|file| file.name.as_str()));
-    for name in names {
-        match target.delete(&format!("{}/{name}", written.location)).await {
+    let files: Vec<String> = written.manifest.files.iter().map(|file| file.name.clone()).collect();
+    discard_files(target, &written.location, &files).await
+}
+
+/// The same of an archive whose files are named but for its manifest.
+///
+/// # Errors
+/// As [`discard`].
+pub async fn discard_files(target: &Target, location: &str, files: &[String]) -> Result<(), ArchiveError> {
+    for name in std::iter::once(MANIFEST).chain(files.iter().map(String::as_str)) {
+        match target.delete(&format!("{location}/{name}")).await {
             Ok(()) | Err(ArchiveError::Missing(_)) => {}
             Err(error) => return Err(error),
         }
@@ -188,6 +196,20 @@ async fn read_signed(
         .map_err(|error| ArchiveError::changed(path, format!("it is no manifest: {error}")))?;
     let manifest = signed.verify(keys).map_err(|problem| ArchiveError::changed(path, problem))?;
     Ok((manifest, signed.hash()))
+}
+
+/// Reads the manifest of an archive and not its files. Gives its hash, too.
+///
+/// # Errors
+/// [`ArchiveError`] if there is none, or it is not what one of these keys has signed for an archive in this place.
+pub async fn read_manifest(
+    target: &Target,
+    keys: &[PublicKey],
+    location: &str,
+) -> Result<(Manifest, [u8; 32]), ArchiveError> {
+    let (manifest, hash) = read_signed(target, keys, &format!("{location}/{MANIFEST}")).await?;
+    check_place(&manifest, location)?;
+    Ok((manifest, hash))
 }
 
 /// A target may read a file by several paths, and only one of them is that of its archive.

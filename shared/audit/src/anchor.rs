@@ -109,6 +109,11 @@ impl Anchors {
         self.last_of(SUBJECTS).await
     }
 
+    /// The hash of the seal that was anchored with this number.
+    pub(crate) async fn of(&self, number: i64) -> Result<Option<Digest>, AuditError> {
+        Ok(self.last_of(&format!("memory.seal.{number}")).await?.map(|(_, hash)| hash))
+    }
+
     /// The last anchor on a subject.
     async fn last_of(&self, subject: &str) -> Result<Option<(i64, Digest)>, AuditError> {
         match self.stream().await?.get_last_raw_message_by_subject(subject).await {

@@ -13,20 +13,36 @@ use uuid::Uuid;
 
 use crate::time::Time;
 
-/// What speaks for an edited or missing event, or for a missing subject. It excuses nothing unless it is as strong as the seal: a proof would be a
-/// variant of its own, and whoever adds it decides in each `match` what it excuses (docs/adr/0041).
+/// What speaks for an edited or missing event, or for a missing subject. It excuses nothing unless it is as strong as the seal
+/// (docs/adr/0041).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Excuse {
+    /// A proof: a statement of an erasure, signed with the receipt key, has the row as it was sealed (docs/adr/0057).
+    Erased {
+        /// The erasure.
+        erasure: Uuid,
+    },
     /// The trail has a row about it. That is no proof: whoever may change the event may write this row too.
     WithoutProof(AuditRow),
     /// The trail has no row about it.
     Absent,
 }
 
+impl Excuse {
+    /// Whether it is as strong as a seal, so that what it speaks for is no finding.
+    pub(crate) fn is_proof(&self) -> bool {
+        match self {
+            Self::Erased { .. } => true,
+            Self::WithoutProof(_) | Self::Absent => false,
+        }
+    }
+}
+
 impl fmt::Display for Excuse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Erased { erasure } => write!(f, "excused with proof by the erasure {erasure}"),
             Self::WithoutProof(row) => write!(f, "excused without proof by an audit row ({row})"),
             Self::Absent => write!(f, "no audit row tells of it"),
         }

@@ -119,7 +119,7 @@ pub struct Report {
     pub seals: u64,
     /// The number of rows that they cover.
     pub rows: u64,
-    /// Rows that are missing and whose removal is excused with proof: they were retired (docs/adr/0055).
+    /// Rows that are missing and whose removal is excused with proof: they were retired (docs/adr/0055) or erased (docs/adr/0057).
     pub accounted: u64,
     /// Rows whose content was changed after they were sealed.
     pub edited: u64,
@@ -152,8 +152,11 @@ pub struct Report {
 }
 
 impl Report {
-    /// Notes the findings of one seal.
+    /// Notes the findings of one seal. What is excused with proof is counted, and is none.
     pub(crate) fn note(&mut self, findings: impl IntoIterator<Item = Finding>) {
+        let (accounted, findings): (Vec<_>, Vec<_>) =
+            findings.into_iter().partition(|finding| finding.excuse.as_ref().is_some_and(Excuse::is_proof));
+        self.accounted += u64::try_from(accounted.len()).unwrap_or(u64::MAX);
         for (number, finding) in findings.into_iter().enumerate() {
             self.broken_seals += u64::from(number == 0);
             self.count(&finding);
@@ -188,7 +191,7 @@ impl Report {
         }
         match finding.excuse {
             Some(Excuse::WithoutProof(_)) => self.excused_without_proof += 1,
-            Some(Excuse::Absent) | None => {}
+            Some(Excuse::Erased { .. } | Excuse::Absent) | None => {}
         }
     }
 }
@@ -222,6 +225,18 @@ mod tests {
         assert_eq!(report.findings.last().and_then(|finding| finding.seal), Some(81));
         report.note([]);
         assert_eq!((report.broken_seals, report.excused_without_proof, report.accounted), (200, 0, 0));
+    }
+
+    #[test]
+    fn what_is_excused_with_proof_is_no_finding() {
+        let mut report = Report::default();
+        let erased = Excuse::Erased { erasure: Uuid::nil() };
+        let missing = Finding { excuse: Some(erased), ..differing(1, Difference::Missing) };
+        report.note([missing.clone(), missing.clone()]);
+        assert_eq!((report.accounted, report.missing, report.broken_seals), (2, 0, 0));
+        assert_eq!((report.findings.len(), report.of_trail), (0, 0));
+        report.note([missing, differing(2, Difference::Missing)]);
+        assert_eq!((report.accounted, report.missing, report.broken_seals), (3, 1, 1));
     }
 
     #[test]

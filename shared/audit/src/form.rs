@@ -16,6 +16,7 @@ use store::Fault;
 use store::builtin::{self, Builtins, FIRST_ADDED, Id, Named, PG_CATALOG};
 
 use crate::catalogs::{Catalogs, Class};
+use crate::erasure;
 use crate::leaf::Source;
 use crate::record::{Column, EnumType, Types};
 
@@ -34,6 +35,17 @@ const SEAL_COLUMNS: [(&str, u32); 10] = [
     ("key_name", 1043),
     ("signature", 17),
     ("format", 21),
+];
+
+/// The columns of the statements of erasures that are read, and the oids of their types.
+const ERASURE_COLUMNS: [(&str, u32); 7] = [
+    ("number", 20),
+    ("erasure", 2950),
+    ("leaves", 17),
+    ("root", 17),
+    ("stated_at", 1184),
+    ("key_name", 1043),
+    ("signature", 17),
 ];
 
 /// The types of PostgreSQL that are read or bound: oid, send function and receive function. PostgreSQL calls these functions for values as
@@ -300,9 +312,14 @@ async fn tables(connection: &mut AsyncPgConnection, types: &Types) -> Result<Vec
         let id = builtin::id_of(connection, Named::Relation, reading.table).await?;
         all.push(Table { name: reading.table, id, columns: columns.collect() });
     }
-    let columns = SEAL_COLUMNS.iter().map(|(name, id)| (*name, Some(*id))).collect();
+    let known =
+        |columns: &[(&'static str, u32)]| columns.iter().map(|(name, id)| (*name, Some(*id))).collect();
     let id = builtin::id_of(connection, Named::Relation, SEALS).await?;
-    all.push(Table { name: SEALS, id, columns });
+    all.push(Table { name: SEALS, id, columns: known(&SEAL_COLUMNS) });
+    // The trail may be of a version without it.
+    if let Some(id) = builtin::id_of(connection, Named::Relation, erasure::TABLE).await? {
+        all.push(Table { name: erasure::TABLE, id: Some(id), columns: known(&ERASURE_COLUMNS) });
+    }
     Ok(all)
 }
 

@@ -50,7 +50,7 @@ impl Source {
 }
 
 /// A leaf of the Merkle tree of a seal: a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Leaf {
     /// Its table.
     pub source: Source,

@@ -18,14 +18,17 @@ mod chain;
 mod condition;
 mod difference;
 mod digest;
+mod erasure;
 mod excuse;
 mod finding;
 mod form;
 mod holder;
 mod horizon;
+mod inclusion;
 mod leaf;
 mod outside;
 mod record;
+mod refused;
 mod retire;
 mod retirement;
 mod row;
@@ -39,16 +42,21 @@ mod verify;
 pub use condition::condition;
 pub use difference::Difference;
 pub use digest::Digest;
+pub use erasure::{
+    ErasureStatement, MAX_STATED, leaves_of_events, record_erasure, state_erasure, statements_of,
+    subject_leaf,
+};
 pub use excuse::{AuditRow, Excuse};
 pub use finding::{Finding, Report};
 pub use holder::Holder;
 pub use horizon::{Cause, HELD_AFTER, HeldBack, held_back};
+pub use inclusion::{Inclusion, SealHeader, fault_of_seal, inclusion};
 pub use leaf::{Leaf, Source};
 pub use retire::{Keep, RetiredRows, due_rows, retire};
 pub use seal::{Seal, Statement};
 pub use sealer::{MAX_LEAVES, seal_all};
 pub use trail::{TrailEntry, trail};
-pub use verify::verify;
+pub use verify::{Accepted, verify};
 
 /// Sealing or verification failed. This says nothing about the trail itself: see [`Finding`].
 #[derive(Debug, thiserror::Error)]

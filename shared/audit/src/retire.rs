@@ -5,7 +5,7 @@ use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Binary, Integer, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use store::Fault;
-use trust::{PrivateKey, PublicKey};
+use trust::PrivateKey;
 
 use crate::AuditError;
 use crate::anchor::Anchors;
@@ -14,7 +14,7 @@ use crate::finding::Report;
 use crate::leaf::Source;
 use crate::retirement::Retirement;
 use crate::seal::Statement;
-use crate::verify::verify_trail;
+use crate::verify::{Accepted, verify_trail};
 
 /// How long rows of a table are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +68,7 @@ pub async fn retire(
     connection: &mut AsyncPgConnection,
     anchors: &Anchors,
     key: &PrivateKey,
-    keys: &[PublicKey],
+    keys: Accepted<'_>,
     keeps: &[Keep],
     now: DateTime<Utc>,
     is_dry: bool,

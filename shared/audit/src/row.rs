@@ -5,7 +5,7 @@
 //! types of these columns send what is stored is checked before ([`crate::form`]).
 
 use diesel::QueryableByName;
-use diesel::sql_types::{BigInt, Binary, Nullable, Uuid as SqlUuid};
+use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use futures::TryStreamExt as _;
 use sha2::{Digest as _, Sha256};
@@ -144,8 +144,8 @@ const KEY_OF_USER: &str =
     "(SELECT s.digest_key FROM audit.subjects s WHERE s.user_id OPERATOR(pg_catalog.=) t.user_id LIMIT 1)";
 
 impl Reading {
-    /// The rows after a position ($1, $2), or from it on, and up to another ($3, $4), in order, at most $5.
-    fn statement(&self, start: Start) -> String {
+    /// The head of a statement that reads rows, named `t`.
+    fn select(&self) -> String {
         let Self { table, id, columns } = self;
         let columns: Vec<String> = columns
             .iter()
@@ -155,12 +155,19 @@ impl Reading {
                 },
             )
             .collect();
+        let columns = columns.join(", ");
+        format!("SELECT t.transaction_id, t.{id} AS id, ROW({columns}) AS content FROM {table} t")
+    }
+
+    /// The rows after a position ($1, $2), or from it on, and up to another ($3, $4), in order, at most $5.
+    fn statement(&self, start: Start) -> String {
+        let Self { id, .. } = self;
         format!(
-            "SELECT t.transaction_id, t.{id} AS id, ROW({}) AS content FROM {table} t
+            "{}
             WHERE (t.transaction_id, t.{id}) OPERATOR(pg_catalog.{}) ($1, $2)
                 AND (t.transaction_id, t.{id}) OPERATOR(pg_catalog.<=) ($3, $4)
             ORDER BY t.transaction_id, t.{id} LIMIT $5",
-            columns.join(", "),
+            self.select(),
             start.later()
         )
     }
@@ -212,9 +219,14 @@ struct Row {
 }
 
 impl Row {
-    fn placed(self, source: Source, types: &Types) -> Placed {
+    /// None if it has not the columns of its table.
+    fn record(&self, source: Source, types: &Types) -> Option<Record<'_>> {
         let columns = source.reading().columns.iter().map(|(_, column)| *column);
-        let record = Record::read(&self.content, columns, types);
+        Record::read(&self.content, columns, types)
+    }
+
+    fn placed(&self, source: Source, types: &Types) -> Placed {
+        let record = self.record(source, types);
         let (digest, at) = match record {
             Some(Record { json, key, at }) => {
                 let content: Digest = Sha256::digest(&json).into();
@@ -264,6 +276,36 @@ pub(crate) async fn read(
         }
     }
     Ok(all)
+}
+
+/// The leaves of rows of a user, at most `limit` of them in any order. Of a table with the column `user_id`.
+pub(crate) async fn of_user(
+    connection: &mut AsyncPgConnection,
+    types: &Types,
+    source: Source,
+    user: i32,
+    limit: usize,
+) -> Result<Vec<Leaf>, Fault> {
+    let query = format!("{} WHERE t.user_id OPERATOR(pg_catalog.=) $1 LIMIT $2", source.reading().select());
+    let rows: Vec<Row> = diesel::sql_query(query)
+        .bind::<Integer, _>(user)
+        .bind::<BigInt, _>(i64::try_from(limit).unwrap_or(i64::MAX))
+        .load(connection)
+        .await?;
+    Ok(rows.into_iter().map(|row| row.placed(source, types).leaf).collect())
+}
+
+/// A row of the trail, with the content that its digest is made of: a JSON array of its columns. None if there is no such row.
+pub(crate) async fn of_trail(
+    connection: &mut AsyncPgConnection,
+    types: &Types,
+    id: Uuid,
+) -> Result<Option<(Placed, String)>, Fault> {
+    let source = Source::AuditLog;
+    let query = format!("{} WHERE t.id OPERATOR(pg_catalog.=) $1", source.reading().select());
+    let rows: Vec<Row> = diesel::sql_query(query).bind::<SqlUuid, _>(id).load(connection).await?;
+    let row = rows.as_slice().first();
+    Ok(row.and_then(|row| Some((row.placed(source, types), row.record(source, types)?.json))))
 }
 
 /// How many rows a table has.
@@ -320,6 +362,15 @@ pub(crate) async fn as_stored(connection: &mut AsyncPgConnection) -> Result<(), 
 
     store::security::fix_search_path(connection).await?;
     Ok(connection.batch_execute("SET row_security = off; SET enable_indexonlyscan = off").await?)
+}
+
+/// The same until the end of the present transaction: for one that goes on with statements of others.
+pub(crate) async fn as_stored_locally(connection: &mut AsyncPgConnection) -> Result<(), Fault> {
+    use diesel_async::SimpleAsyncConnection;
+
+    const LOCALLY: &str = "
+        SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL row_security = off; SET LOCAL enable_indexonlyscan = off";
+    Ok(connection.batch_execute(LOCALLY).await?)
 }
 
 #[cfg(test)]

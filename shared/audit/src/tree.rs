@@ -33,6 +33,59 @@ pub fn root(leaves: impl IntoIterator<Item = Digest>) -> Digest {
     )
 }
 
+/// The audit path of a leaf in the tree of these leaf hashes: the siblings on the way to the root, from the leaf on (RFC 6962, section
+/// 2.1.1). None if there is no such leaf.
+pub fn path(leaves: &[Digest], index: usize) -> Option<Vec<Digest>> {
+    let mut path = Vec::new();
+    let (mut subtree, mut place) = (leaves, index);
+    subtree.get(place)?;
+    while subtree.len() > 1 {
+        let (left, right) = subtree.split_at(split(subtree.len()));
+        let sibling;
+        (subtree, sibling, place) =
+            if place < left.len() { (left, right, place) } else { (right, left, place - left.len()) };
+        path.push(root(sibling.iter().copied()));
+    }
+    path.reverse();
+    Some(path)
+}
+
+/// The root of a tree with so many leaves in which a leaf with this hash has this index and this path. None if no tree of this size has
+/// such a path.
+pub fn root_of_path(leaf: &Digest, index: usize, count: usize, path: &[Digest]) -> Option<Digest> {
+    if index >= count {
+        return None;
+    }
+    // From the root down: on which side the leaf lies at each level.
+    let (mut sides, mut place, mut size) = (Vec::new(), index, count);
+    while size > 1 {
+        let left = split(size);
+        let is_left = place < left;
+        sides.push(is_left);
+        (place, size) = if is_left { (place, left) } else { (place - left, size - left) };
+    }
+    if sides.len() != path.len() {
+        return None;
+    }
+    let levels = sides.iter().rev().zip(path);
+    Some(levels.fold(
+        *leaf,
+        |node, (is_left, sibling)| {
+            if *is_left { node_hash(&node, sibling) } else { node_hash(sibling, &node) }
+        },
+    ))
+}
+
+/// Whether a leaf with this hash has this index in the tree of so many leaves with this root.
+pub fn verify_path(leaf: &Digest, index: usize, count: usize, path: &[Digest], root: &Digest) -> bool {
+    root_of_path(leaf, index, count, path).as_ref() == Some(root)
+}
+
+/// How many leaves of a tree with at least two of them are in its left subtree: the largest power of two below their number.
+fn split(count: usize) -> usize {
+    count.div_ceil(2).next_power_of_two()
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
@@ -55,6 +108,48 @@ mod tests {
         let leaves: Vec<Digest> = (0..70_u8).map(|number| leaf_hash(&[number])).collect();
         for count in 0..leaves.len() {
             assert_eq!(root(leaves[..count].iter().copied()), by_definition(&leaves[..count]), "{count}");
+        }
+    }
+
+    #[test]
+    fn every_leaf_has_a_path_to_the_root_and_no_other() {
+        for count in 1..=33_usize {
+            let leaves: Vec<Digest> = (0..count).map(|number| leaf_hash(&number.to_be_bytes())).collect();
+            let root = root(leaves.iter().copied());
+            for (index, leaf) in leaves.iter().enumerate() {
+                let path = path(&leaves, index).unwrap();
+                assert!(verify_path(leaf, index, count, &path, &root), "{index} of {count}");
+                for other in (0..count).filter(|other| *other != index) {
+                    assert!(!verify_path(leaf, other, count, &path, &root), "{index} at {other} of {count}");
+                    assert!(
+                        !verify_path(&leaves[other], index, count, &path, &root),
+                        "{other} at {index} of {count}"
+                    );
+                }
+                assert!(
+                    !verify_path(leaf, index, index, &path, &root),
+                    "{index} of {count}: too small a tree"
+                );
+                assert!(!verify_path(leaf, index, count, &[path.clone(), vec![root]].concat(), &root));
+                for place in 0..path.len() {
+                    let mut changed = path.clone();
+                    changed[place][0] ^= 1;
+                    assert!(!verify_path(leaf, index, count, &changed, &root), "{index} of {count}: {place}");
+                    changed.remove(place);
+                    assert!(!verify_path(leaf, index, count, &changed, &root), "{index} of {count}: {place}");
+                }
+            }
+            assert_eq!(path(&leaves, count), None);
+        }
+        assert_eq!(path(&[], 0), None);
+    }
+
+    #[test]
+    fn a_tree_is_split_at_the_largest_power_of_two_below_its_size() {
+        let by_definition =
+            |count: usize| (0..).map(|power| 1 << power).take_while(|half| *half < count).last();
+        for count in 2..=130 {
+            assert_eq!(Some(split(count)), by_definition(count), "{count}");
         }
     }
 

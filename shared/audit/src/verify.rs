@@ -16,6 +16,7 @@ use crate::anchor::{Anchors, Known};
 use crate::chain::{self, Header, LastBefore};
 use crate::difference::{Comparison, Difference, Differing, Found, key};
 use crate::digest::Digest;
+use crate::erasure::Erased;
 use crate::excuse::{self, Excuse};
 use crate::finding::{Finding, Report};
 use crate::form::{self, Form};
@@ -30,6 +31,22 @@ use crate::sealer::MAX_LEAVES;
 use crate::tree;
 use trust::PublicKey;
 
+/// The public keys whose signatures are believed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Accepted<'a> {
+    /// Of seals and retirements.
+    pub seals: &'a [PublicKey],
+    /// Of statements of erasures. Without them, what was erased is reported as missing.
+    pub receipts: &'a [PublicKey],
+}
+
+impl<'a> Accepted<'a> {
+    /// The keys of a trail from which nothing was erased.
+    pub const fn of_seals(seals: &'a [PublicKey]) -> Self {
+        Self { seals, receipts: &[] }
+    }
+}
+
 /// Verifies the whole trail with the public keys that may have signed it and, if given, with the anchors. It reads one
 /// seal with its rows at a time and changes nothing.
 ///
@@ -39,7 +56,7 @@ use trust::PublicKey;
 pub async fn verify(
     connection: &mut AsyncPgConnection,
     anchors: Option<&Anchors>,
-    keys: &[PublicKey],
+    keys: Accepted<'_>,
 ) -> Result<Report, AuditError> {
     let (report, _) = verify_trail(connection, anchors, keys, &mut []).await?;
     Ok(report)
@@ -50,7 +67,7 @@ pub async fn verify(
 pub(crate) async fn verify_trail(
     connection: &mut AsyncPgConnection,
     anchors: Option<&Anchors>,
-    keys: &[PublicKey],
+    keys: Accepted<'_>,
     lasts: &mut [LastBefore],
 ) -> Result<(Report, Retired), AuditError> {
     row::as_stored(connection).await?;
@@ -74,7 +91,7 @@ const LOCK_TIMEOUT: &str = "SET lock_timeout = '10s'";
 async fn verify_all(
     connection: &mut AsyncPgConnection,
     anchors: Option<&Anchors>,
-    keys: &[PublicKey],
+    keys: Accepted<'_>,
     lasts: &mut [LastBefore],
 ) -> Result<(Report, Retired), AuditError> {
     let mut report = Report::default();
@@ -113,7 +130,7 @@ fn note_form(report: &mut Report, form: &Form, earlier: &Form) {
 async fn verify_seals(
     connection: &mut AsyncPgConnection,
     anchors: Option<&Anchors>,
-    keys: &[PublicKey],
+    keys: Accepted<'_>,
     report: &mut Report,
     lasts: &mut [LastBefore],
 ) -> Result<Retired, AuditError> {
@@ -125,7 +142,9 @@ async fn verify_seals(
     };
     report.anchored = known.as_ref().map(|known| known.hashes.len() as u64);
     let types = form::types(connection).await?;
-    let (mut retired, faults) = retirement::read(connection, keys, known.as_ref()).await?;
+    let (mut retired, faults) = retirement::read(connection, keys.seals, known.as_ref()).await?;
+    faults.into_iter().for_each(|fault| report.note_outside(fault));
+    let (erased, faults) = Erased::read(connection, keys.receipts).await?;
     faults.into_iter().for_each(|fault| report.note_outside(fault));
     // None behind a missing seal, whose hash and last row nobody knows.
     let mut previous: Option<Digest> = Some([0; 32]);
@@ -151,7 +170,7 @@ async fn verify_seals(
             report.note([Finding::seal(number + 1, missing(number + 1, statement.number - 1))]);
             previous = None;
         }
-        let judgement = judge(&seal, previous.as_ref(), keys, known.as_ref(), started);
+        let judgement = judge(&seal, previous.as_ref(), keys.seals, known.as_ref(), started);
         let fault = judgement.fault.map(|fault| Finding::seal(statement.number, fault));
         let seals_precede = previous.is_none() || is_passed;
         let rows = Rows { start, sealed_before, seals_precede, proven: judgement.proven };
@@ -160,7 +179,8 @@ async fn verify_seals(
         if is_passed {
             report.note(fault.into_iter().chain([passed(statement.number)]));
         } else {
-            let checked = check_rows(connection, &types, &seal, rows, &retired).await?;
+            let gone = Gone { retired: &retired, erased: &erased };
+            let checked = check_rows(connection, &types, &seal, rows, gone).await?;
             report.note(fault.into_iter().chain(checked.findings));
             report.added += checked.more_added;
             report.accounted += checked.accounted;
@@ -296,12 +316,19 @@ struct Checked {
     accounted: u64,
 }
 
+/// What is stated of rows that are gone.
+#[derive(Clone, Copy)]
+struct Gone<'a> {
+    retired: &'a Retired,
+    erased: &'a Erased<'a>,
+}
+
 async fn check_rows(
     connection: &mut AsyncPgConnection,
     types: &Types,
     seal: &Seal,
     rows: Rows,
-    retired: &Retired,
+    gone: Gone<'_>,
 ) -> Result<Checked, Fault> {
     let Found { mut list, mut more_added, elsewhere } = compare(connection, types, seal, rows).await?;
     if rows.seals_precede {
@@ -309,24 +336,27 @@ async fn check_rows(
         more_added = 0;
     }
     let differing = list.len();
-    // Of a list of rows that nothing proves, nobody knows what was retired. A row that only left its place was not.
-    list.retain(|one| {
-        one.difference != Difference::Missing
-            || elsewhere.contains(&key(&one.leaf))
-            || !rows.proven
-            || !retired.covers(one.leaf.source, seal.statement.number)
-    });
+    // Of a list of rows that nothing proves, nobody knows what was removed. A row that only left its place was not.
+    let is_gone = |one: &Differing| {
+        one.difference == Difference::Missing && rows.proven && !elsewhere.contains(&key(&one.leaf))
+    };
+    list.retain(|one| !is_gone(one) || !gone.retired.covers(one.leaf.source, seal.statement.number));
     let accounted = u64::try_from(differing - list.len()).unwrap_or(0);
+    let missing: Vec<Leaf> = list.iter().filter(|one| is_gone(one)).map(|one| one.leaf).collect();
+    let erased = gone.erased.covering(connection, &missing).await?;
+    let erasure = |leaf: &Leaf| erased.get(&key(leaf)).map(|erasure| Excuse::Erased { erasure: *erasure });
     let ids = |kind: Excusable| -> Vec<Uuid> {
-        list.iter().filter(|one| excusable(one) == Some(kind)).map(|one| one.leaf.id).collect()
+        let of_kind = list.iter().filter(|one| excusable(one) == Some(kind) && erasure(&one.leaf).is_none());
+        of_kind.map(|one| one.leaf.id).collect()
     };
     let mut excuses = excuse::changes_of_events(connection, ids(Excusable::Event)).await?;
     excuses.extend(excuse::removals_of_users(connection, ids(Excusable::Subject)).await?);
     let users = users_of(connection, &list).await?;
     let finding = |one: Differing| {
         let id = one.leaf.id;
-        let excuse =
+        let without_proof =
             excusable(&one).map(|_| excuses.remove(&id).map_or(Excuse::Absent, Excuse::WithoutProof));
+        let excuse = erasure(&one.leaf).or(without_proof);
         let mut finding = Finding::row(seal.statement.number, one, users.get(&id).copied(), excuse);
         if !rows.proven {
             finding.problem.push_str(" (by a list of rows that nothing proves)");

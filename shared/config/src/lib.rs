@@ -8,6 +8,7 @@ mod database;
 mod embedder;
 mod environment;
 mod keys;
+mod privacy;
 mod problem;
 mod settings;
 mod vectors;
@@ -17,6 +18,7 @@ pub use contract::without_password;
 pub use embedder::{EmbedderKind, EmbedderSettings, missing as missing_embedder_option};
 pub use environment::ENVIRONMENT_PREFIX;
 pub use keys::{KeySettings, ProviderName};
+pub use privacy::PrivacySettings;
 pub use settings::{
     AuditSettings, HealthSettings, LogFormat, LogSettings, NatsSettings, PostgresSettings, Settings,
     SettingsError, TrustSettings, WorkerSettings, may_be_logged,

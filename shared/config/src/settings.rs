@@ -16,6 +16,7 @@ use crate::database::same_database;
 use crate::embedder::EmbedderSettings;
 use crate::environment::{ENVIRONMENT_PREFIX, Environment};
 use crate::keys::KeySettings;
+use crate::privacy::PrivacySettings;
 use crate::problem;
 use crate::vectors::VectorSettings;
 
@@ -35,6 +36,8 @@ pub struct Settings {
     pub audit: AuditSettings,
     /// Archives.
     pub archive: ArchiveSettings,
+    /// The erasure of persons.
+    pub privacy: PrivacySettings,
     /// The vector store.
     pub vectors: VectorSettings,
     /// The embedder.
@@ -398,6 +401,8 @@ impl Settings {
             ("keys.cache_s", self.keys.cache_s, 1, 3_600),
             ("audit.seal_every_s", self.audit.seal_every_s, 1, 3_600),
             ("archive.timeout_ms", self.archive.timeout_ms, 100, 300_000),
+            ("privacy.every_s", self.privacy.every_s, 1, 3_600),
+            ("privacy.streams_parallel", size(self.privacy.streams_parallel), 1, 256),
             ("worker.batch_size", size(worker.batch_size), 1, 1_000),
             ("worker.batch_wait_ms", worker.batch_wait_ms, 0, 1_000),
             ("worker.retry_attempts", worker.retry_attempts.into(), 1, 100),
@@ -421,6 +426,7 @@ impl Settings {
             ));
         }
         self.archive.check().map_err(SettingsError)?;
+        self.privacy.check().map_err(SettingsError)?;
         self.vectors.check().map_err(SettingsError)?;
         for (section, embedder) in [("embedder", &self.embedder), ("next_embedder", &self.next_embedder)] {
             // The check names options of the section `embedder`.

@@ -149,6 +149,8 @@ fn a_number_out_of_bounds_is_refused_by_name_with_the_bounds() {
         ("keys", "cache_s", 1, 3_600),
         ("audit", "seal_every_s", 1, 3_600),
         ("archive", "timeout_ms", 100, 300_000),
+        ("privacy", "every_s", 1, 3_600),
+        ("privacy", "streams_parallel", 1, 256),
         ("vectors", "oversampling", 1, 100),
         ("vectors", "timeout_ms", 10, 60_000),
         ("vectors", "reconcile_every_s", 10, 604_800),
@@ -248,7 +250,8 @@ fn every_option_can_be_passed_on_in_the_environment() {
                    audit.seal_key_file = \"s\"\naudit.public_keys_file = \"p\"\n\
                    archive.url = \"file:///a\"\narchive.signing_key_file = \"s\"\narchive.public_keys_file = \"p\"\n\
                    archive.s3_region = \"r\"\narchive.s3_url = \"https://u\"\nworker.batch_size = 7\n\
-                   vectors.url = \"http://u\"\nvectors.api_key = \"k\"\nvectors.model = \"m\"\nvectors.dimension = 3\nhealth.listen = \"127.0.0.1:1\"\n";
+                   vectors.url = \"http://u\"\nvectors.api_key = \"k\"\nvectors.model = \"m\"\nvectors.dimension = 3\nhealth.listen = \"127.0.0.1:1\"\n\
+                   privacy.receipt_url = \"file:///r\"\nprivacy.receipt_key_file = \"r\"\nprivacy.public_keys_file = \"p\"\n";
     let embedder = "weights = \"w\"\nthreads = 1\nurl = \"u\"\nmodel = \"m\"\ndimension = 3\ntoken = \"t\"\nrequests_per_second = 1\n";
     let content = &format!("{content}[embedder]\n{embedder}[next_embedder]\n{embedder}");
     let settings = load("passed-on", content).unwrap();
@@ -365,7 +368,7 @@ fn a_text_option_takes_any_text_of_the_environment() {
         .collect();
     // Addresses begin with a scheme.
     let text = |section: &str, name: &str, text: &str| match (section, name) {
-        ("archive", "url") => format!("file:///{text}"),
+        ("archive", "url") | ("privacy", "receipt_url") => format!("file:///{text}"),
         ("archive", "s3_url") => format!("https://{text}"),
         (_, "url") => format!("http://{text}"),
         _ => text.to_owned(),

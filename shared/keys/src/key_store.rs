@@ -96,6 +96,9 @@ impl KeyRequest<'_> {
     }
 }
 
+/// What the key store says of a user who is erased, or is being erased. The main database says so, too, or does in a moment.
+const ERASED: &str = "it knows a user as erased";
+
 /// How often a request is tried whose security context ended because something was revoked meanwhile.
 const TRIES: u32 = 3;
 
@@ -103,7 +106,8 @@ const TRIES: u32 = 3;
 /// role sees no key.
 ///
 /// # Errors
-/// [`KeyError::Denied`] if the key store refuses a grant, [`KeyError::Blocked`] if keys cannot be added because of a lock,
+/// [`KeyError::Denied`] if the key store refuses a grant, [`KeyError::Blocked`] if keys cannot be added because of a lock or one of the users
+/// is erased,
 /// [`KeyError::Store`] if it is unavailable.
 pub(crate) async fn request(
     pool: &Pool,
@@ -117,6 +121,7 @@ pub(crate) async fn request(
     let mut tries = 1;
     loop {
         match try_request(pool, request, &grants).await {
+            Err(Fault { reason, .. }) if reason == ERASED => return Err(KeyError::Blocked(reason)),
             Err(Fault { kind: FaultKind::Transient, .. }) if tries < TRIES => tries += 1,
             // Whoever only reads waits for no row: a timeout then concerns all users.
             Err(Fault { kind: FaultKind::Blocked, reason }) if matches!(request, KeyRequest::Add(_)) => {

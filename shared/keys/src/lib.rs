@@ -17,6 +17,7 @@
 //! deleting the data keys of a user makes the encrypted fields of the user unreadable in every backup.
 
 mod data_key;
+mod destroy;
 mod field;
 #[cfg(any(feature = "vault", feature = "aws-kms"))]
 mod http;
@@ -39,6 +40,7 @@ use store::catalog::Catalog;
 use store::migration::Schema;
 
 pub use data_key::DataKeys;
+pub use destroy::{count, destroy, user_ids};
 pub use field::{Encrypted, Field, encrypt_fields, load_fields};
 pub use key_cache::{Keys, OpenKeys};
 pub use key_store::Grants;
@@ -73,7 +75,7 @@ pub enum KeyError {
     /// The key store refuses a grant, or a key under it.
     #[error("the key store: {0}")]
     Denied(String),
-    /// The keys of these users cannot be added now: another transaction keeps adding one.
+    /// There are no keys for one of these users now: another transaction keeps adding one, or the user is erased.
     #[error("the key store: {0}")]
     Blocked(String),
     /// The main database is unreachable or returned an error.
@@ -96,7 +98,10 @@ impl From<store::Fault> for KeyError {
             | FaultKind::Unavailable
             | FaultKind::ConnectionLost
             | FaultKind::MissingPrerequisite
-            | FaultKind::Permanent => Self::Store(fault.reason),
+            | FaultKind::Permanent
+            // The main database says so, too, and is asked.
+            | FaultKind::Erased
+            | FaultKind::Fenced => Self::Store(fault.reason),
         }
     }
 }

@@ -24,6 +24,10 @@ pub enum FaultKind {
     Permanent,
     /// Row-level security rejects it.
     Denied,
+    /// Its user is erased: nothing of the user is stored any more.
+    Erased,
+    /// Its user is being erased. The erasure may still be cancelled; otherwise this becomes [`Erased`](Self::Erased).
+    Fenced,
 }
 
 impl FaultKind {
@@ -32,9 +36,13 @@ impl FaultKind {
     pub fn is_outage(self) -> bool {
         match self {
             Self::Unavailable | Self::ConnectionLost => true,
-            Self::Transient | Self::Blocked | Self::MissingPrerequisite | Self::Permanent | Self::Denied => {
-                false
-            }
+            Self::Transient
+            | Self::Blocked
+            | Self::MissingPrerequisite
+            | Self::Permanent
+            | Self::Denied
+            | Self::Erased
+            | Self::Fenced => false,
         }
     }
 }
@@ -149,6 +157,9 @@ fn by_message(message: &str) -> FaultKind {
         "must be owner",
         "cached plan must not change result type",
     ];
+    // At the end, where no value is quoted.
+    const ERASED: &str = "refused: the user is erased";
+    const FENCED: &str = "refused: the user is being erased";
     const DENIED: [&str; 2] = ["row-level security policy", "the security context is"];
     // Classes 22 (data exception) and 54 (program limit exceeded), as far as values can cause them.
     const PERMANENT: [&str; 15] = [
@@ -172,6 +183,10 @@ fn by_message(message: &str) -> FaultKind {
     // Errors that values can cause come first: their messages quote the value, which may contain any other phrase.
     if contains_any(&PERMANENT) {
         FaultKind::Permanent
+    } else if message.ends_with(ERASED) {
+        FaultKind::Erased
+    } else if message.ends_with(FENCED) {
+        FaultKind::Fenced
     } else if contains_any(&DENIED) {
         FaultKind::Denied
     } else if contains_any(&BLOCKED) {
@@ -275,6 +290,23 @@ mod tests {
         assert!(!is_of_statement("canceling statement due to lock timeout"));
         let cancelled = "canceling statement due to user request";
         assert_eq!(kind(DatabaseErrorKind::Unknown, cancelled), FaultKind::Transient);
+    }
+
+    #[test]
+    fn what_is_refused_of_an_erased_user_is_no_denial() {
+        for what in ["the security context", "the row", "the token"] {
+            for (says, expected) in [("erased", FaultKind::Erased), ("being erased", FaultKind::Fenced)] {
+                let message = format!("{what} is refused: the user is {says}");
+                assert_eq!(kind(DatabaseErrorKind::Unknown, &message), expected, "{message}");
+            }
+        }
+        for message in [
+            "invalid input syntax for type json: \"refused: the user is erased\"",
+            "the security context is refused: the user is erased, says \"x\"",
+        ] {
+            let found = kind(DatabaseErrorKind::Unknown, message);
+            assert!(!matches!(found, FaultKind::Erased | FaultKind::Fenced), "{message}");
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod owner_cache;
 mod point;
 mod search;
 mod store;
+mod tenant;
 
 pub use collection::{CollectionInfo, CollectionSpec};
 pub use embedders::Embedders;

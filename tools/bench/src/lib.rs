@@ -12,6 +12,7 @@ mod consensus_stream;
 mod context;
 mod corpus;
 mod crowd;
+mod erase;
 mod fairness;
 mod filled;
 mod grants;
@@ -41,6 +42,7 @@ use stack::StackOptions;
 use consensus::ConsensusArgs;
 use consensus_stream::ConsensusStreamArgs;
 use context::ContextArgs;
+use erase::EraseArgs;
 use fairness::FairnessArgs;
 use index::IndexArgs;
 use indexes::IndexesArgs;
@@ -124,6 +126,8 @@ enum What {
     /// Rows that retention-cleaner deletes in a second, compared with one DELETE of as many rows; and the time of a writer's
     /// transactions, without and during the sweep.
     Retention(RetentionArgs),
+    /// The time in which a person is erased from all stores, and the time of a neighbour's transactions before and meanwhile.
+    Erase(EraseArgs),
 }
 
 /// Runs `memfleet bench`.
@@ -147,6 +151,7 @@ pub async fn execute(args: BenchArgs, settings: &Settings) -> anyhow::Result<()>
         What::ConsensusStream(args) => consensus_stream::execute(&args, settings).await,
         What::Sync(args) => sync::execute(&args, settings).await,
         What::Retention(args) => retention::execute(&args, settings).await,
+        What::Erase(args) => erase::execute(&args, settings).await,
     }
 }
 

@@ -224,7 +224,10 @@ async fn has_rows(owner: &mut Connection) -> anyhow::Result<bool> {
 }
 
 /// Writes contexts of another user until it is stopped. Gives when each write began, and its time in milliseconds.
-async fn write(url: String, stopped: watch::Receiver<bool>) -> anyhow::Result<Vec<(Instant, f64)>> {
+pub(super) async fn write(
+    url: String,
+    stopped: watch::Receiver<bool>,
+) -> anyhow::Result<Vec<(Instant, f64)>> {
     let mut connection = store::connect(&url).await?;
     for sql in [
         "INSERT INTO users (id, username, email) VALUES ($1, 'writer', 'w@example.org')",

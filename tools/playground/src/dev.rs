@@ -11,7 +11,7 @@ use cli::output::step;
 use cli::signal::interrupted;
 use config::Settings;
 use contract::UserId;
-use fleet::{Fleet, WorkerName, health, sealer};
+use fleet::{Fleet, WorkerName, health, privacy, sealer};
 use stack::{Places, Stack, StackOptions};
 
 use crate::local::Local;
@@ -91,6 +91,7 @@ async fn serve(folder: &Path, local: &Local, fleet: &mut Fleet, listeners: &[Use
         ended = fleet.ended() => ended.map_err(Into::into).and_then(|()| bail!("a worker ended unexpectedly")),
         ended = server_ended(local.stack(), folder) => ended,
         () = sealer::follow(&local.settings) => Ok(()),
+        () = privacy::follow(&local.settings) => Ok(()),
         stopped = interrupted() => stopped,
     };
     // The servers are about to stop. A file that cannot be removed only leads to failing connections.

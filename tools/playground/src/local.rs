@@ -105,6 +105,10 @@ struct KeyFiles {
     grant: PathBuf,
     token: PathBuf,
     seal: PathBuf,
+    /// The key that signs receipts of erasures.
+    receipt: PathBuf,
+    /// The folder of receipts.
+    receipts: PathBuf,
     /// Key-encryption keys.
     kek: PathBuf,
     /// The services' payload keys.
@@ -124,6 +128,8 @@ impl KeyFiles {
             grant: file("grant.key"),
             token: file("token.key"),
             seal: file("seal.key"),
+            receipt: file("receipt.key"),
+            receipts: file("receipts"),
             kek: file("kek.ring"),
             payload: file("payload.ring"),
             storage: file("storage.key"),
@@ -162,7 +168,7 @@ fn is_empty(file: &Path) -> bool {
 /// in its streams when the servers stop.
 fn make_keys(keys: &KeyFiles) -> anyhow::Result<()> {
     make_key(&keys.grant, || Ok(Zeroizing::new(GrantKey::generate("private")?.expose_line())))?;
-    for file in [&keys.token, &keys.seal] {
+    for file in [&keys.token, &keys.seal, &keys.receipt] {
         make_key(file, || Ok(Zeroizing::new(PrivateKey::generate("private")?.expose_line())))?;
     }
     make_key(&keys.kek, || Ok(KeyRing::expose_line(KEK, &CipherKey::generate(1)?)))?;
@@ -179,13 +185,18 @@ fn make_key(file: &Path, line: impl FnOnce() -> anyhow::Result<Zeroizing<String>
     if is_empty(file) { write_key(file, &line()?) } else { Ok(()) }
 }
 
-/// Gives the database role of each worker a new password, in a file of its own.
-async fn make_passwords(connection: &mut AsyncPgConnection, folder: &Path) -> anyhow::Result<()> {
+/// Makes a folder that only its owner can read, if it is missing.
+fn make_folder(folder: &Path) -> anyhow::Result<()> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(folder)
-        .with_context(|| format!("cannot create {}", folder.display()))?;
+        .with_context(|| format!("cannot create {}", folder.display()))
+}
+
+/// Gives the database role of each worker a new password, in a file of its own.
+async fn make_passwords(connection: &mut AsyncPgConnection, folder: &Path) -> anyhow::Result<()> {
+    make_folder(folder)?;
     let mut made = Vec::new();
     store::security::set_worker_passwords(connection, |role| {
         let password = Uuid::new_v4().simple().to_string();
@@ -243,6 +254,10 @@ async fn set_up_private(stack: &Stack, settings: &Settings, keys: &KeyFiles) -> 
     settings.trust.token_key_file = Some(keys.token.display().to_string());
     settings.audit.seal_key_file = Some(keys.seal.display().to_string());
     settings.audit.public_keys_file = None;
+    make_folder(&keys.receipts)?;
+    settings.privacy.receipt_key_file = Some(keys.receipt.display().to_string());
+    settings.privacy.public_keys_file = None;
+    settings.privacy.receipt_url = Some(format!("file://{}", keys.receipts.display()));
     Ok(settings)
 }
 

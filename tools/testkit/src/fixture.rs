@@ -172,6 +172,7 @@ impl Fixture {
             "MEMFLEET_KEYS__",
             "MEMFLEET_ARCHIVE__",
             "MEMFLEET_AUDIT__",
+            "MEMFLEET_PRIVACY__",
             "MEMFLEET_VECTORS__",
             "MEMFLEET_EMBEDDER__",
             "MEMFLEET_NEXT_EMBEDDER__",

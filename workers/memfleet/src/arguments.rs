@@ -7,9 +7,9 @@ use clap::{Parser, Subcommand};
 use crate::command::{
     archive::ArchiveArgs, ask::AskArgs, audit::AuditArgs, consensus::ConsensusArgs, contract::ContractArgs,
     dead::DeadArgs, keys::KeysArgs, maintenance::MaintenanceArgs, migrate::MigrateArgs, nats::NatsArgs,
-    publish::PublishArgs, recover::RecoverArgs, replay::ReplayArgs, retention::RetentionArgs, run::RunArgs,
-    schedule::ScheduleArgs, security::SecurityArgs, status::StatusArgs, sync::SyncArgs, tail::TailArgs,
-    token::TokenArgs, vectors::VectorsArgs,
+    privacy::PrivacyArgs, publish::PublishArgs, recover::RecoverArgs, replay::ReplayArgs,
+    retention::RetentionArgs, run::RunArgs, schedule::ScheduleArgs, security::SecurityArgs,
+    status::StatusArgs, sync::SyncArgs, tail::TailArgs, token::TokenArgs, vectors::VectorsArgs,
 };
 
 /// Unified memory store of a multi-agent AI platform.
@@ -99,6 +99,8 @@ pub enum Command {
     Token(TokenArgs),
     /// Seal, verify and show the audit trail.
     Audit(AuditArgs),
+    /// Erase persons from all stores, with a signed receipt; verify receipts; erase again after a restore.
+    Privacy(PrivacyArgs),
     /// Show streams, consumers, lag, dead letters, database and versions.
     Status(StatusArgs),
     /// Run benchmarks.

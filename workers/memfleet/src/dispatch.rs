@@ -39,6 +39,7 @@ pub async fn execute(arguments: Arguments) -> anyhow::Result<()> {
         Command::Vectors(args) => command::vectors::execute(args, &settings).await,
         Command::Token(args) => command::token::execute(args, &settings).await,
         Command::Audit(args) => command::audit::execute(args, &settings).await,
+        Command::Privacy(args) => command::privacy::execute(args, &settings).await,
         Command::Status(args) => command::status::execute(args, &settings).await,
         #[cfg(feature = "dev")]
         Command::Bench(args) => bench::execute(args, &settings).await,

@@ -260,6 +260,8 @@ impl QueryHandler {
                 }
                 denied()
             }
+            FaultKind::Erased => QueryRefusal::new(QueryErrorCode::Denied, "the user was erased", None),
+            FaultKind::Fenced => QueryRefusal::new(QueryErrorCode::Denied, "the user is being erased", None),
             FaultKind::Transient
             | FaultKind::Blocked
             | FaultKind::Unavailable

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use contract::{QUERY_BYTES, QueryErrorCode, Service, TokenAnswer, TokenQuery};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use runtime::query::{IncomingQuery, QueryRefusal};
-use store::Pool;
 use store::registry::{self, NotIssued};
+use store::{FaultKind, Pool};
 use trust::{Scope, TokenIssuer, TokenRequest};
 
 /// The default lifetime of a token, in seconds.
@@ -94,6 +94,12 @@ fn refusal(refused: NotIssued) -> QueryRefusal {
                 trust::IssueError::Encoding(_) => None,
             };
             QueryRefusal::new(QueryErrorCode::Malformed, &error.to_string(), field)
+        }
+        NotIssued::Registry(fault) if fault.kind == FaultKind::Erased => {
+            QueryRefusal::new(QueryErrorCode::Denied, "the user was erased", Some("user_id"))
+        }
+        NotIssued::Registry(fault) if fault.kind == FaultKind::Fenced => {
+            QueryRefusal::new(QueryErrorCode::Denied, "the user is being erased", Some("user_id"))
         }
         NotIssued::Registry(fault) => {
             tracing::warn!(worker = crate::NAME, %fault, "cannot register a token");

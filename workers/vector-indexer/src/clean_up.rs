@@ -3,9 +3,9 @@
 //! Which points are superseded is read from the committed rows. What the transaction intended is not reliable: it may
 //! have been rolled back, or another replica may have written a newer row.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
-use ::store::{Fault, security};
+use ::store::{Fault, FaultKind, security};
 use diesel_async::AsyncConnection;
 use runtime::Ended;
 use uuid::Uuid;
@@ -27,6 +27,16 @@ struct ProcessedMemory<'a> {
     replacing: bool,
 }
 
+/// What the rows of memories say.
+#[derive(Default)]
+struct Rows {
+    /// When the present row of each was written, by user and memory.
+    written: HashMap<(i32, Uuid), i64>,
+    /// Users who are being erased. Their rows are unknown, and their points go with the erasure; if it is cancelled, `memfleet vectors
+    /// reconcile` finds what is superseded.
+    fenced: BTreeSet<i32>,
+}
+
 impl VectorIndexer {
     pub(crate) async fn clean_up_after(
         &self,
@@ -38,9 +48,9 @@ impl VectorIndexer {
         if memories.is_empty() {
             return Ok(());
         }
-        let rows = self.rows(&memories, prepared).await?;
-        let obsolete: Vec<SupersededPoints> =
-            memories.iter().flat_map(|memory| memory.obsolete(&rows)).collect();
+        let Rows { written, fenced } = self.rows(&memories, prepared).await?;
+        let known = memories.iter().filter(|memory| !fenced.contains(&memory.user));
+        let obsolete: Vec<SupersededPoints> = known.flat_map(|memory| memory.obsolete(&written)).collect();
         if obsolete.is_empty() {
             return Ok(());
         }
@@ -55,19 +65,48 @@ impl VectorIndexer {
     }
 
     /// When the current rows of the memories were written.
-    async fn rows(
-        &self,
-        memories: &[ProcessedMemory<'_>],
-        prepared: &Prepared,
-    ) -> Result<HashMap<(i32, Uuid), i64>, Fault> {
+    async fn rows(&self, memories: &[ProcessedMemory<'_>], prepared: &Prepared) -> Result<Rows, Fault> {
         let keys: Vec<(i32, Uuid)> =
             memories.iter().map(|memory| (memory.user, memory.item.memory)).collect();
         let grants: Vec<&str> = prepared.grants.iter().map(String::as_str).collect();
+        match self.written(&keys, &grants).await {
+            Err(fault) if matches!(fault.kind, FaultKind::Erased | FaultKind::Fenced) => {
+                self.written_by_user(&keys, &grants).await
+            }
+            written => Ok(Rows { written: written?, fenced: BTreeSet::new() }),
+        }
+    }
+
+    /// The same for one user after the other, as no context opens with an erased user. Such a user has no rows: points that were stored before
+    /// the user was fenced would stay.
+    async fn written_by_user(&self, keys: &[(i32, Uuid)], grants: &[&str]) -> Result<Rows, Fault> {
+        let mut rows = Rows::default();
+        for user in keys.iter().map(|(user, _)| *user).collect::<BTreeSet<_>>() {
+            let own: Vec<(i32, Uuid)> = keys.iter().filter(|(of, _)| *of == user).copied().collect();
+            let grants: Vec<&str> =
+                grants.iter().filter(|grant| user_of(grant) == Some(user)).copied().collect();
+            match self.written(&own, &grants).await {
+                Ok(found) => rows.written.extend(found),
+                Err(fault) if fault.kind == FaultKind::Erased => {}
+                Err(fault) if fault.kind == FaultKind::Fenced => {
+                    rows.fenced.insert(user);
+                }
+                Err(fault) => return Err(fault),
+            }
+        }
+        Ok(rows)
+    }
+
+    async fn written(
+        &self,
+        keys: &[(i32, Uuid)],
+        grants: &[&str],
+    ) -> Result<HashMap<(i32, Uuid), i64>, Fault> {
         let mut connection = ::store::acquire(&self.pool).await?;
         let rows = connection
             .transaction(async |connection| {
-                security::open_context(connection, &grants).await?;
-                when_written(connection, &keys).await
+                security::open_context(connection, grants).await?;
+                when_written(connection, keys).await
             })
             .await;
         if rows.is_err() {
@@ -75,6 +114,11 @@ impl VectorIndexer {
         }
         rows
     }
+}
+
+/// The user of a grant, which the database verifies: `v1|key id|user|…`.
+fn user_of(grant: &str) -> Option<i32> {
+    grant.split('|').nth(2)?.parse().ok()
 }
 
 fn processed_memories<'a>(

@@ -243,7 +243,9 @@ fn may_lie_in_a_node(fault: &Fault) -> bool {
         | FaultKind::Unavailable
         | FaultKind::ConnectionLost
         | FaultKind::MissingPrerequisite
-        | FaultKind::Denied => false,
+        | FaultKind::Denied
+        | FaultKind::Erased
+        | FaultKind::Fenced => false,
     }
 }
 

@@ -171,6 +171,8 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
             .await;
         match found {
             Err(fault) if fault.kind == FaultKind::Denied => Ok(None),
+            // As if it had been committed without events: a dead letter would store the body again.
+            Err(fault) if fault.kind == FaultKind::Erased && !has_ticks => Ok(Some(Vec::new())),
             found => found.map_err(|fault| fault.to_string()),
         }
     }

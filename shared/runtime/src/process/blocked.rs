@@ -27,6 +27,8 @@ struct Inner {
     table: Option<Blocked>,
     /// When to stop sparing the messages of users who are no longer blocked, see [`BlockedUsers::spares`].
     spared: BTreeMap<UserId, Instant>,
+    /// Users who are erased, and until when their messages are written apart.
+    apart: BTreeMap<UserId, Instant>,
 }
 
 #[derive(Clone, Debug)]
@@ -42,7 +44,7 @@ struct Blocked {
 pub(crate) enum Standing {
     /// Nothing is known against it.
     Free,
-    /// The user was blocked; it is time for another try, apart from the messages of other users.
+    /// The user was blocked, and it is time for another try, or is erased: apart from the messages of other users.
     Due,
     /// The user was blocked a moment ago. The next try is due after this time.
     Waiting(Duration),
@@ -72,6 +74,8 @@ const PAUSE_PER_TRY: u32 = 4;
 /// A user of whom no message came for this long after the pause is no longer reported; another replica may have written
 /// them.
 const REPORTED_FOR: Duration = Duration::from_secs(300);
+/// Messages of an erased user are written apart for this long after the last one.
+const APART_FOR: Duration = Duration::from_secs(30);
 /// A user is forgotten when all messages that were set aside have been delivered again.
 const FORGET_AFTER: Duration = retry::LONGEST_PARKED.saturating_add(REPORTED_FOR);
 
@@ -81,14 +85,15 @@ impl BlockedUsers {
         work(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether any user is blocked.
+    /// Whether nobody's messages are written apart.
     pub(crate) fn is_empty(&self) -> bool {
-        self.with(|inner| inner.users.is_empty())
+        self.with(|inner| inner.users.is_empty() && inner.apart.is_empty())
     }
 
     /// Whether messages of this user may be written.
     pub(crate) fn standing(&self, user: UserId, now: Instant) -> Standing {
         self.with(|inner| match inner.users.get(&user) {
+            None if inner.apart.get(&user).is_some_and(|until| *until > now) => Standing::Due,
             None => Standing::Free,
             Some(blocked) => match blocked.next_try.saturating_duration_since(now) {
                 Duration::ZERO => Standing::Due,
@@ -127,6 +132,17 @@ impl BlockedUsers {
             }
             pause
         })
+    }
+
+    /// Records that this user is erased: a batch with the user's messages would be refused as a whole. None of them waits any more.
+    pub(crate) fn erased(&self, user: UserId, now: Instant) {
+        self.with(|inner| {
+            inner.users.remove(&user);
+            inner.apart.retain(|_, until| *until > now);
+            if inner.apart.len() < MAX_USERS {
+                inner.apart.insert(user, now + APART_FOR);
+            }
+        });
     }
 
     /// Records that messages of this user were written.
@@ -193,6 +209,7 @@ impl Inner {
     fn forget_old(&mut self, now: Instant) {
         self.users.retain(|_, blocked| blocked.next_try + FORGET_AFTER > now);
         self.spared.retain(|_, until| *until > now);
+        self.apart.retain(|_, until| *until > now);
     }
 }
 
@@ -226,6 +243,19 @@ mod tests {
         now += pause + FORGET_AFTER;
         assert_eq!(blocked.report(now).1, []);
         assert_eq!(blocked.standing(user(1), now), Standing::Free);
+    }
+
+    #[test]
+    fn messages_of_an_erased_user_are_written_apart_for_some_time() {
+        let (blocked, now) = (BlockedUsers::default(), Instant::now());
+        blocked.blocked("w", user(1), Duration::ZERO, Some("the erasure of the user".to_owned()), now);
+        blocked.erased(user(1), now);
+        assert!(!blocked.is_empty());
+        assert_eq!(blocked.standing(user(1), now), Standing::Due);
+        assert_eq!(blocked.standing(user(2), now), Standing::Free);
+        assert_eq!(blocked.standing(user(1), now + APART_FOR), Standing::Free);
+        assert_eq!(blocked.report(now + APART_FOR), (false, Vec::new()), "nobody's rows are locked");
+        assert!(blocked.is_empty());
     }
 
     #[test]

@@ -52,6 +52,9 @@ pub(crate) enum Effect {
     Repeated,
 }
 
+/// What a publisher is told of a message whose user is erased.
+pub(crate) const ERASED: &str = "the user was erased";
+
 impl Disposition {
     /// Redelivers the message at once, to another replica: the worker is stopping or a dependency is unavailable.
     pub(crate) const HAND_BACK: Self = Self::Redeliver(Duration::ZERO);
@@ -86,7 +89,7 @@ impl Disposition {
         let reason = |sentence: &'static str| Reason::new(sentence).for_operators(fault.reason.as_str());
         match fault.kind {
             FaultKind::Unavailable | FaultKind::ConnectionLost => Self::HAND_BACK,
-            FaultKind::Blocked => Self::Park(Duration::ZERO),
+            FaultKind::Blocked | FaultKind::Fenced => Self::Park(Duration::ZERO),
             FaultKind::Transient => Self::Retry {
                 class: DeadLetterClass::Exhausted,
                 reason: reason("the database repeatedly failed to store it"),
@@ -107,6 +110,8 @@ impl Disposition {
                 class: DeadLetterClass::Denied,
                 reason: reason("the database does not allow it"),
             },
+            // No dead letter, which would store the body again.
+            FaultKind::Erased => Self::unchanged(Cow::Borrowed(ERASED)),
         }
     }
 

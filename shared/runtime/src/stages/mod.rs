@@ -4,6 +4,7 @@ pub(crate) mod attempt;
 pub mod authorize;
 pub mod decode;
 pub(crate) mod disposition;
+pub(crate) mod erased;
 pub(crate) mod fair_queue;
 pub(crate) mod intake;
 pub(crate) mod job_run;

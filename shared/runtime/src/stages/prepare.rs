@@ -96,7 +96,9 @@ impl<W: ExternalWorker> Writer<W> {
                 | FaultKind::Blocked
                 | FaultKind::MissingPrerequisite
                 | FaultKind::Permanent
-                | FaultKind::Denied => {
+                | FaultKind::Denied
+                | FaultKind::Erased
+                | FaultKind::Fenced => {
                     (tries, connections_lost) = (0, 0);
                     let middle = start + (end - start) / 2;
                     if end - start > 1 {

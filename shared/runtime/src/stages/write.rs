@@ -20,6 +20,7 @@ use crate::process::blocked::BlockedUsers;
 use crate::process::stats::Stats;
 use crate::stages::authorize::{Authorized, Denied};
 use crate::stages::disposition::Disposition;
+use crate::stages::erased;
 use crate::stages::parts::{self, Part, Search};
 use crate::stages::pull::Delivery;
 use crate::stages::tick_grants::TickGrants;
@@ -95,6 +96,10 @@ pub(crate) struct Writer<W> {
     pub(crate) lock_timeout: Duration,
     pub(crate) stop: CancellationToken,
 }
+
+/// Who may keep a data key of a user from being added, as operators read it.
+const IN_KEY_STORE: &str =
+    "a transaction in the key store that adds a data key of the user, or the erasure of the user";
 
 /// What a worker has prepared for a batch, and its findings from writing it.
 pub(crate) struct Progress<W: ExternalWorker> {
@@ -202,8 +207,11 @@ impl<W: ExternalWorker> Writer<W> {
                 }
                 Err(RolledBack::Fault(fault)) => {
                     let messages = &mut batch[range];
-                    let given = if fault.kind == FaultKind::Blocked && progress.grants.is_none() {
+                    let is_tick = progress.grants.is_some();
+                    let given = if fault.kind == FaultKind::Blocked && !is_tick {
                         self.split_blocked(messages, part, &mut progress, since.elapsed())
+                    } else if matches!(fault.kind, FaultKind::Erased | FaultKind::Fenced) && !is_tick {
+                        self.split_erased(messages, &fault)
                     } else {
                         self.split_failed(messages, part, &mut progress, &fault).await
                     };
@@ -271,7 +279,7 @@ impl<W: ExternalWorker> Writer<W> {
         }
         let Some(first) = messages.first().filter(|_| is_of_one_user) else { return Given::Parts(parts) };
         let held_by = match progress.is_blocked_in_key_store {
-            true => Some("a transaction in the key store that adds a data key of the user".to_owned()),
+            true => Some(IN_KEY_STORE.to_owned()),
             false => progress.lock_wait.take().map(|wait| wait.to_string()),
         };
         let user = first.message().user_id();
@@ -344,7 +352,11 @@ impl<W: ExternalWorker> Writer<W> {
                 done => return done,
             };
             let pause = match fault.kind {
-                FaultKind::Permanent | FaultKind::Denied | FaultKind::MissingPrerequisite => {
+                FaultKind::Permanent
+                | FaultKind::Denied
+                | FaultKind::Erased
+                | FaultKind::Fenced
+                | FaultKind::MissingPrerequisite => {
                     return Err(fault.into());
                 }
                 // Whether a row or a whole table is locked has to be seen once.
@@ -404,7 +416,8 @@ impl<W: ExternalWorker> Writer<W> {
             tracing::warn!(worker = W::INFO.name, %problem, "cannot record a violation; its message is redelivered");
             return Disposition::HAND_BACK;
         }
-        Disposition::of_fault(fault, message.awaits(W::INFO))
+        erased::of_fault(message, fault)
+            .unwrap_or_else(|| Disposition::of_fault(fault, message.awaits(W::INFO)))
     }
 
     async fn record_violation(&self, message: &Message<W::Item>, fault: &Fault) -> Result<(), Fault> {
@@ -427,7 +440,7 @@ fn is_over(lost: u32, took: Duration, can_be_split: bool) -> bool {
 }
 
 /// What becomes of a part whose transaction failed.
-enum Given {
+pub(super) enum Given {
     /// It is written in smaller parts, the next one last.
     Parts(Vec<Part>),
     /// The dispositions of its messages.

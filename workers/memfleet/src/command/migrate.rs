@@ -2,10 +2,12 @@
 
 use clap::{Args, Subcommand};
 use cli::confirm::confirm;
+use cli::output::printable;
 use cli::{errln, outln};
 use config::Settings;
 use store::{migration, partition};
 
+use crate::command::privacy::hints;
 use crate::server_warnings;
 
 /// Applies or rolls back migrations of the database at `postgres.url`, and creates monthly partitions.
@@ -59,6 +61,9 @@ pub async fn execute(args: MigrateArgs, settings: &Settings) -> anyhow::Result<(
             let mut connection = store::connect(url).await?;
             partition::create_ahead(&mut connection, partition::MONTHS_AHEAD).await?;
             server_warnings::print(&mut connection).await;
+            if let Some(warning) = hints::unapplied_warning(&mut connection, settings).await {
+                errln!("warning: {}", printable(&warning));
+            }
         }
         Action::Down { count, yes } => {
             let states = migration::MAIN.status(connection).await?;

@@ -10,6 +10,7 @@ pub mod keys;
 pub mod maintenance;
 pub mod migrate;
 pub mod nats;
+pub mod privacy;
 pub mod publish;
 pub mod recover;
 pub mod replay;

@@ -105,3 +105,8 @@ fn public_keys(settings: &Settings) -> anyhow::Result<Vec<PublicKey>> {
         ),
     }
 }
+
+/// The public keys of receipts of erasures; none if nothing is configured, and nothing was erased.
+fn receipt_keys(settings: &Settings) -> anyhow::Result<Vec<PublicKey>> {
+    privacy::receipt::public_keys(&settings.privacy).context("the keys of receipts cannot be read")
+}

@@ -1,7 +1,7 @@
 //! `memfleet audit retire`
 
 use anyhow::{Context, ensure};
-use audit::{Keep, RetiredRows, Source};
+use audit::{Accepted, Keep, RetiredRows, Source};
 use chrono::{SecondsFormat, Utc};
 use clap::Args;
 use cli::output::out_json;
@@ -14,7 +14,7 @@ use diesel_async::RunQueryDsl;
 use fleet::sealer::{anchors, seal_key};
 use store::Connection;
 
-use super::{database, public_keys};
+use super::{database, public_keys, receipt_keys};
 
 /// The shortest retention of the trail, in days.
 pub(super) const LEAST_DAYS: i32 = Source::AuditLog.least_days();
@@ -49,10 +49,12 @@ pub(super) async fn execute(args: &RetireArgs, settings: &Settings) -> anyhow::R
     if !keys.iter().any(|known| known.name() == key.name()) {
         keys.push(key.public());
     }
+    let receipts = receipt_keys(settings)?;
+    let keys = Accepted { seals: &keys, receipts: &receipts };
     let mut connection = database(settings).await?;
     let keeps = keeps(&mut connection).await?;
     let anchors = anchors(settings).await?;
-    let retired = audit::retire(&mut connection, &anchors, &key, &keys, &keeps, Utc::now(), args.dry_run)
+    let retired = audit::retire(&mut connection, &anchors, &key, keys, &keeps, Utc::now(), args.dry_run)
         .await
         .context("cannot retire rows of the audit trail")?;
     if args.json {

@@ -1,7 +1,7 @@
 //! `memfleet audit verify`
 
 use anyhow::{Context, bail};
-use audit::Report;
+use audit::{Accepted, Report};
 use clap::Args;
 use cli::outln;
 use cli::output::{out_json, printable};
@@ -9,7 +9,7 @@ use cli::table::grouped;
 use config::Settings;
 use fleet::sealer::anchors;
 
-use super::{database, public_keys};
+use super::{database, public_keys, receipt_keys};
 
 /// Recomputes all seals of the audit trail. Exits with 1 if anything differs; the first line names the earliest
 /// difference.
@@ -32,10 +32,11 @@ pub struct VerifyArgs {
 }
 
 pub(super) async fn execute(args: &VerifyArgs, settings: &Settings) -> anyhow::Result<()> {
-    let keys = public_keys(settings)?;
+    let (seals, receipts) = (public_keys(settings)?, receipt_keys(settings)?);
+    let keys = Accepted { seals: &seals, receipts: &receipts };
     let mut connection = database(settings).await?;
     let anchors = if args.without_broker { None } else { Some(anchors(settings).await?) };
-    let report = audit::verify(&mut connection, anchors.as_ref(), &keys)
+    let report = audit::verify(&mut connection, anchors.as_ref(), keys)
         .await
         .context("cannot verify the audit trail")?;
     if args.json {

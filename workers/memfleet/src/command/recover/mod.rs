@@ -19,6 +19,8 @@ use contract::{WORKERS, WorkerInfo};
 use runtime::broker;
 use store::{Connection, recovery};
 
+use crate::command::privacy::hints;
+
 use events::Vanished;
 use plan::Plan;
 use report::Report;
@@ -34,7 +36,7 @@ use requests::{Dead, Requests};
 ///
 /// Also lists events that were published and vanished with their effects, each with the event that replaces it.
 /// Subscribers have received both. Needs a role that bypasses row-level security. Point the workers to the new primary
-/// first.
+/// first. If anybody was erased since, run `memfleet privacy reapply` before.
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("from").required(true).args(["since", "after_restore"]))]
 pub struct RecoverArgs {
@@ -66,8 +68,9 @@ struct Recovery {
 /// Runs `memfleet recover`.
 ///
 /// # Errors
-/// If a server is unreachable, the database is a standby or hides rows from the role, `--since` is later than now or
-/// earlier than what the inbox remembers, the broker refuses a reset, or requests are still missing at the end.
+/// If a server is unreachable, the database is a standby, hides rows from the role or lacks erasures of which there are
+/// receipts, `--since` is later than now or earlier than what the inbox remembers, the broker refuses a reset, or
+/// requests are still missing at the end.
 pub async fn execute(args: RecoverArgs, settings: &Settings) -> anyhow::Result<()> {
     if let Some(since) = args.since {
         ensure!(since <= Utc::now(), "--since {since} is in the future");
@@ -117,6 +120,8 @@ impl Recovery {
             !access.is_restricted,
             "postgres.url names a role that row-level security hides rows from; use a role that bypasses it"
         );
+        let unapplied = hints::unapplied(&mut connection, settings).await?;
+        ensure!(unapplied == 0, "{}", hints::advice(unapplied));
         let jetstream = jetstream::new(broker::connect_operator(&settings.nats, "recover").await?);
         Ok(Self { jetstream, connection, since })
     }

@@ -17,12 +17,15 @@ use serde::Serialize;
 use store::{Connection, Fault, migration};
 use tokio::time::timeout;
 
+use crate::command::privacy::hints;
 use crate::command::{maintenance, revocations};
 
 /// Time limit of all queries together.
 const DEADLINE: Duration = Duration::from_secs(15);
 /// Time limit of the comparison with the key store.
 const KEY_STORE_DEADLINE: Duration = Duration::from_secs(5);
+/// Time limit of the comparison with the receipts of erasures.
+const RECEIPTS_DEADLINE: Duration = Duration::from_secs(5);
 /// Maximum number of tables; those with the most rows come first.
 const MAX_TABLES: i64 = 40;
 
@@ -116,6 +119,12 @@ async fn read_all(settings: &Settings) -> anyhow::Result<DatabaseStatus> {
         vec![format!("it is unknown whether the database is looked after: {error:#}")]
     }));
     warnings.extend(unknown_revocations(&mut connection, settings).await);
+    warnings.extend(
+        hints::alarms(&mut connection)
+            .await
+            .unwrap_or_else(|fault| vec![format!("it is unknown whether erasures are late: {fault}")]),
+    );
+    warnings.extend(unapplied_erasures(&mut connection, settings).await);
     let states = migration::MAIN.status(connection).await?;
     let applied = states.iter().filter(|state| state.applied).count();
     Ok(DatabaseStatus {
@@ -215,6 +224,17 @@ async fn unknown_revocations(connection: &mut Connection, settings: &Settings) -
             KEY_STORE_DEADLINE.as_secs()
         )),
     }
+}
+
+/// The erasures that the database does not know of, in one line.
+async fn unapplied_erasures(connection: &mut Connection, settings: &Settings) -> Option<String> {
+    let looked = timeout(RECEIPTS_DEADLINE, hints::unapplied_warning(connection, settings)).await;
+    looked.unwrap_or_else(|_| {
+        Some(format!(
+            "it is unknown whether the database has all erasures: no answer within {} s",
+            RECEIPTS_DEADLINE.as_secs()
+        ))
+    })
 }
 
 #[derive(QueryableByName)]

@@ -1,0 +1,152 @@
+//! Complete archives that no row of the database names, and that have rows of the person all the same.
+//!
+//! A run of retention-cleaner writes an archive before the transaction that names it. If the fence comes in between, or the run is killed, the
+//! archive stays, and `memfleet archive clean` keeps complete ones. Once the step `drain` is over, no worker can name one with rows of the
+//! person any more: `sec.record_archive` wants all users of an archive in the context, which does not open for the person. What a killed run
+//! has left incomplete has no manifest, so that nobody can tell whose rows it has: `memfleet archive clean` deletes it.
+
+use std::collections::{BTreeMap, HashSet};
+
+use ::archive::{ArchiveError, Manifest, Old, Target, read_manifest, without_user};
+use config::Settings;
+use diesel::QueryableByName;
+use diesel::sql_types::{Array, Uuid as SqlUuid};
+use diesel_async::RunQueryDsl;
+use store::Connection;
+use trust::PublicKey;
+use uuid::Uuid;
+
+use super::{ArchiveStore, Superseded, Work, accepted_keys, away, discard_superseded, save};
+use crate::crash::{self, Point};
+use crate::error::PrivacyError;
+use crate::step::{Claimed, Step};
+
+/// The most archives that one pass writes anew. More of them follow in the next pass.
+const MOST: usize = 1_000;
+
+/// An archive that no row of the database names.
+struct Orphan {
+    location: String,
+    manifest: Manifest,
+    hash: [u8; 32],
+}
+
+/// The folders of complete archives that no row of the database names. The database is asked last: an archive that a run completes and names
+/// meanwhile is not among them.
+async fn unnamed(db: &mut Connection, target: &Target) -> Result<Vec<String>, PrivacyError> {
+    #[derive(QueryableByName)]
+    struct Unnamed {
+        #[diesel(sql_type = SqlUuid)]
+        id: Uuid,
+    }
+    const UNNAMED: &str = "SELECT i.id FROM unnest($1) AS i (id) WHERE NOT EXISTS (SELECT FROM public.archives a WHERE a.id = i.id)";
+    let complete = target.list().await?.complete();
+    let ids: Vec<Uuid> = complete.iter().map(|(_, id)| *id).collect();
+    let found: Vec<Unnamed> = diesel::sql_query(UNNAMED).bind::<Array<SqlUuid>, _>(ids).load(db).await?;
+    let found: HashSet<Uuid> = found.into_iter().map(|row| row.id).collect();
+    Ok(complete.into_iter().filter(|(_, id)| found.contains(id)).map(|(location, _)| location).collect())
+}
+
+/// The archive in a folder. None if it was deleted meanwhile, or its manifest is not one of this deployment.
+async fn read(target: &Target, keys: &[PublicKey], location: String) -> Result<Option<Orphan>, PrivacyError> {
+    match read_manifest(target, keys, &location).await {
+        Ok((manifest, hash)) => Ok(Some(Orphan { location, manifest, hash })),
+        Err(ArchiveError::Missing(_)) => Ok(None),
+        Err(error @ ArchiveError::Changed { .. }) => {
+            tracing::warn!(
+                %error,
+                "nobody can tell whose rows are in an archive that the database does not name; `memfleet archive list --orphans` lists it"
+            );
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Writes each archive that nothing names and that has rows of the person anew without them, and deletes the old one. Where nobody else has
+/// rows in it, it is only deleted.
+///
+/// # Errors
+/// [`PrivacyError::Refused`] if one is not as it was written, [`PrivacyError::Away`] if a file is missing or there are more of them than a pass
+/// does; otherwise if the target or the database fails.
+pub(super) async fn rewrite(
+    db: &mut Connection,
+    claimed: &mut Claimed,
+    store: &ArchiveStore,
+    work: &mut Work,
+) -> Result<(), PrivacyError> {
+    let mut done = 0;
+    for location in unnamed(db, &store.target).await? {
+        let Some(orphan) = read(&store.target, &store.public, location).await? else { continue };
+        if !orphan.manifest.users.contains(&claimed.user.get()) {
+            continue;
+        }
+        if done == MOST {
+            return Err(away(format!(
+                "{MOST} archives that no row of the database names were written anew, and there are more; they follow when the step is tried \
+                 again"
+            )));
+        }
+        rewrite_one(db, claimed, store, work, orphan).await?;
+        done += 1;
+    }
+    Ok(())
+}
+
+async fn rewrite_one(
+    db: &mut Connection,
+    claimed: &mut Claimed,
+    store: &ArchiveStore,
+    work: &mut Work,
+    orphan: Orphan,
+) -> Result<(), PrivacyError> {
+    let Orphan { location, manifest, hash } = orphan;
+    // The same id in each try: one that was killed has written the same files, and the old ones are there until all new ones are.
+    let id = Uuid::new_v5(&manifest.id, claimed.id.as_bytes());
+    let old = Old { location: &location, hash: &hash, not_removed: &[] };
+    let user = claimed.user.get();
+    let unreadable = |error: ArchiveError| {
+        format!(
+            "the archive at {location}, which no row of the database names, has rows of the person and cannot be written anew: {error}; \
+             restore its files, or delete them, and the step goes on"
+        )
+    };
+    let rewritten = match without_user(&store.target, &store.signing, &store.public, old, user, id).await {
+        Ok(rewritten) => rewritten,
+        // The run that wrote it may be deleting it.
+        Err(error @ ArchiveError::Missing(_)) => return Err(away(unreadable(error))),
+        Err(error @ ArchiveError::Changed { .. }) => return Err(PrivacyError::Refused(unreadable(error))),
+        Err(error) => return Err(error.into()),
+    };
+    crash::reach(Step::Archives, Point::Between);
+    work.before += 1;
+    work.rows += rewritten.removed;
+    work.rewritten += u64::from(rewritten.written.is_some());
+    work.superseded.push(Superseded { location, files: rewritten.old_files });
+    // Before the first file is deleted: without its manifest, nobody would find the others.
+    save(db, claimed, work).await?;
+    discard_superseded(store, work).await
+}
+
+/// How many complete archives that no row of the database names have rows of each user. None if `archive.url` is not set.
+///
+/// # Errors
+/// [`PrivacyError::Away`] if the target cannot be used; otherwise if it or the database fails.
+pub(crate) async fn orphan_users(
+    db: &mut Connection,
+    settings: &Settings,
+) -> Result<BTreeMap<i32, u64>, PrivacyError> {
+    let mut users = BTreeMap::new();
+    if settings.archive.url.is_none() {
+        return Ok(users);
+    }
+    let target = Target::open(&settings.archive).map_err(away)?;
+    let keys = accepted_keys(&settings.archive)?;
+    for location in unnamed(db, &target).await? {
+        let Some(orphan) = read(&target, &keys, location).await? else { continue };
+        for user in orphan.manifest.users {
+            *users.entry(user).or_insert(0) += 1;
+        }
+    }
+    Ok(users)
+}

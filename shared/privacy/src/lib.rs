@@ -1,0 +1,31 @@
+//! The erasure of a person from all stores, and its proof.
+//!
+//! An erasure is a row of `privacy_requests` that goes through [`Step`]s. The first fences the person: from its commit on, no context
+//! opens for the person in either database, and none that was open goes on. The next waits until whatever ran before has ended
+//! ([`fence`]). Then each step empties one store. Every step can be repeated, and is, if the process ends within it.
+//!
+//! [`catalogue`] is the one list of where a person's data are. A table that is missing there fails the tests.
+//!
+//! What remains is a tombstone, by which the database knows the id again and refuses it for ever; a signed list of the events that may
+//! be missing, without which `memfleet audit verify` would report them; and a signed receipt with the counts ([`receipt`]).
+
+pub mod aftercare;
+pub mod archives;
+pub mod catalogue;
+pub mod crash;
+mod error;
+pub mod fence;
+pub mod keys;
+pub mod process;
+pub mod reapply;
+pub mod receipt;
+pub mod request;
+pub mod rows;
+mod step;
+mod stores;
+pub mod streams;
+pub mod vectors;
+pub mod verify;
+
+pub use error::{PrivacyError, Store};
+pub use step::{Advance, Claimed, Hold, Progress, Step};

@@ -1,0 +1,126 @@
+//! `memfleet privacy`
+
+mod cancel;
+mod erase;
+pub(crate) mod hints;
+mod list;
+mod reapply;
+mod requests;
+mod run;
+mod show;
+mod verify;
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use cli::database;
+use config::Settings;
+use privacy::receipt;
+use store::Connection;
+
+use cancel::CancelArgs;
+use erase::EraseArgs;
+use list::ListArgs;
+use reapply::ReapplyArgs;
+use run::RunArgs;
+use show::ShowArgs;
+use verify::VerifyArgs;
+
+use crate::visibility;
+
+const HELP: &str = "\
+A process with the rights of an operator erases; its receipts are signed with a key of its own:
+
+  memfleet audit key generate receipt --out receipt.key
+  MEMFLEET_PRIVACY__RECEIPT_KEY_FILE=receipt.key MEMFLEET_PRIVACY__RECEIPT_URL=file:///var/lib/memfleet/receipts \\
+    memfleet privacy run --follow
+  memfleet privacy erase 42 --reason 'letter of 3 May'
+  memfleet privacy verify /var/lib/memfleet/receipts/0193c0de-0000-7000-8000-000000000001.json
+
+After a restore of the database, run `memfleet privacy reapply` before any worker starts.";
+
+/// Erases persons from all stores, and proves it.
+///
+/// Needs roles that bypass row-level security as postgres.url and keys.url.
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub struct PrivacyArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// List erasures that are not complete.
+    List(ListArgs),
+    /// Show an erasure: its step, what stops it, what it has deleted; or its receipt.
+    Show(ShowArgs),
+    /// Erase a person. Everything of the person is deleted for good, and the id is refused from then on.
+    Erase(EraseArgs),
+    /// Do what is due of all erasures.
+    Run(RunArgs),
+    /// Check a receipt, and count again what is there of the person.
+    Verify(VerifyArgs),
+    /// Erase again, in a restored database, whoever has a receipt.
+    Reapply(ReapplyArgs),
+    /// Stop an erasure that has not deleted anything yet.
+    Cancel(CancelArgs),
+    /// Export the key of tombstones.
+    #[command(subcommand)]
+    Key(Key),
+}
+
+#[derive(Debug, Subcommand)]
+enum Key {
+    /// Write the key with which this database computes tombstones to a file. `privacy reapply` needs it for a backup from before the
+    /// migration that made the key. Whoever has it and a receipt can find out whose receipt it is.
+    Export {
+        /// Create this file, which only its owner can read. An existing file is not overwritten.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+}
+
+/// Runs `memfleet privacy`.
+///
+/// # Errors
+/// If a server is unreachable, a request is refused or cannot go on, or a receipt is not genuine or not true.
+pub async fn execute(args: PrivacyArgs, settings: &Settings) -> anyhow::Result<()> {
+    match args.what {
+        What::List(args) => list::execute(&args, settings).await,
+        What::Show(args) => show::execute(&args, settings).await,
+        What::Erase(args) => erase::execute(&args, settings).await,
+        What::Run(args) => run::execute(&args, settings).await,
+        What::Verify(args) => verify::execute(&args, settings).await,
+        What::Reapply(args) => reapply::execute(&args, settings).await,
+        What::Cancel(args) => cancel::execute(&args, settings).await,
+        What::Key(Key::Export { out }) => reapply::export_key(&out, settings).await,
+    }
+}
+
+/// A reason as it is stored.
+fn reason(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    match text.chars().count() {
+        1..=2_048 if !text.contains('\0') => Ok(text.to_owned()),
+        _ => Err("a reason has 1 to 2048 characters".to_owned()),
+    }
+}
+
+/// Fails before anything begins if no receipt could be signed and filed at the end.
+fn check_receipts(settings: &Settings) -> anyhow::Result<()> {
+    receipt::signing_key(&settings.privacy)?;
+    receipt::target(settings, None)?;
+    Ok(())
+}
+
+async fn connect_to_key_store(settings: &Settings) -> anyhow::Result<Connection> {
+    database::connect(&settings.keys.url, "keys.url", "the key store").await
+}
+
+async fn connect(settings: &Settings) -> anyhow::Result<Connection> {
+    let mut connection =
+        database::connect(&settings.postgres.url, "postgres.url", "the database with the erasures").await?;
+    visibility::check_sees_all(&mut connection, &["privacy_requests"], "requests").await?;
+    Ok(connection)
+}
