@@ -7,7 +7,7 @@ use audit::anchor::Anchors;
 use audit::{Accepted, Difference, Excuse, Report, seal_all, verify};
 use context_writer::ContextWriter;
 use diesel_async::SimpleAsyncConnection;
-use testkit::{Fixture, context, eventually, session, user};
+use testkit::{DEADLINE, Fixture, context, eventually, session, user};
 use trust::{PrivateKey, PublicKey};
 
 use crate::support::program::{memfleet, output, text};
@@ -280,6 +280,32 @@ async fn seals_cannot_be_changed_removed_or_made_by_others() {
         verify(&mut connection, None, Accepted::of_seals(&none)).await.expect("a report").findings.len(),
         3
     );
+}
+
+/// There is something to seal at any time, and yet each call comes to its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn sealing_ends_while_others_write() {
+    let fixture = sealed().await;
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let mut connection = fixture.connection().await;
+    let writer = tokio::spawn(async move {
+        let mut written = 0;
+        while !*stopped.borrow() {
+            let id = 100 + written;
+            let insert = format!("INSERT INTO users (id, username, email) VALUES ({id}, 'u{id}', 'e{id}')");
+            connection.batch_execute(&insert).await.expect("a row");
+            written += 1;
+        }
+        written
+    });
+    let mut connection = fixture.connection().await;
+    for _ in 0..3 {
+        let (anchors, key) = (anchors(&fixture), key(&fixture));
+        let sealing = seal_all(&mut connection, &anchors, &key, &[]);
+        tokio::time::timeout(DEADLINE, sealing).await.expect("an end").expect("seals");
+    }
+    stop.send(true).expect("a writer");
+    assert!(writer.await.expect("no panic") > 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

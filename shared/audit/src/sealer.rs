@@ -22,7 +22,7 @@ pub const MAX_LEAVES: usize = 10_000;
 /// The advisory lock that makes sure that only one sealer is active: "memseals" in ASCII.
 pub(crate) const LOCK: i64 = 0x6d65_6d73_6561_6c73;
 
-/// Seals every row whose transaction is finished, and anchors each seal as soon as it is written. Returns the numbers of
+/// Seals every row whose transaction was finished when it was called, and anchors each seal as soon as it is written. Returns the numbers of
 /// seals and rows. `earlier` are the public keys of earlier sealers: of a seal that is not anchored yet, the signature must be
 /// of one of them or of `key`.
 ///
@@ -55,6 +55,10 @@ pub async fn seal_all(
                 anchors.publish(&statement).await?;
                 seals += 1;
                 rows += u64::from(statement.count);
+                // All that had finished when it was written is sealed. While others write, there would be more for ever.
+                if usize::try_from(statement.count).is_ok_and(|count| count < MAX_LEAVES) {
+                    break;
+                }
             }
             Ok(Step::Overtaken) => overtaken += 1,
             Ok(Step::Nothing) => break,
