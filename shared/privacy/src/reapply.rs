@@ -244,17 +244,6 @@ async fn complete_last_steps(stores: &mut Stores, receipts: &[Receipt]) -> Resul
     Ok(())
 }
 
-/// Reads the receipt of an erasure, and checks its signature.
-async fn read(target: &Target, keys: &[PublicKey], erasure: Uuid) -> Result<Receipt, PrivacyError> {
-    let problem = |problem: String| PrivacyError::NotGenuine(format!("{erasure}.json: {problem}"));
-    let content = target.get_receipt(erasure).await.map_err(receipt::away)?;
-    let receipt = Receipt::read(&content, keys).map_err(|error| problem(error.to_string()))?;
-    if receipt.body.erasure != erasure {
-        return Err(problem(format!("it is the receipt of {}", receipt.body.erasure)));
-    }
-    Ok(receipt)
-}
-
 /// The erasures with a receipt at this target whose tombstone the main database lacks: it was restored from a backup that is older than they
 /// are. Reads only the receipts of erasures that the database does not name.
 ///
@@ -276,7 +265,7 @@ pub async fn unapplied(
     // The database names the latest erasure of a person: an earlier one is known by its tombstone.
     let (mut erasures, mut tombstones) = (Vec::new(), Vec::new());
     for Id { id } in unknown {
-        let receipt = read(target, keys, id).await?;
+        let receipt = receipt::read_one(target, keys, id).await?;
         erasures.push(id);
         tombstones.push(receipt.body.tombstone_bytes());
     }

@@ -311,6 +311,24 @@ pub(crate) fn away(error: ::archive::ArchiveError) -> PrivacyError {
     PrivacyError::Away { store: Store::Receipts, reason: error.to_string() }
 }
 
+/// The receipt of an erasure at a target.
+///
+/// # Errors
+/// [`PrivacyError::Away`] if it cannot be read, [`PrivacyError::NotGenuine`] if none of these keys signed it, or it is of another erasure.
+pub(crate) async fn read_one(
+    target: &Target,
+    keys: &[PublicKey],
+    erasure: Uuid,
+) -> Result<Receipt, PrivacyError> {
+    let content = target.get_receipt(erasure).await.map_err(away)?;
+    let receipt =
+        Receipt::read(&content, keys).map_err(|error| not_genuine(format!("{erasure}.json: {error}")))?;
+    if receipt.body.erasure != erasure {
+        return Err(not_genuine(format!("{erasure}.json is the receipt of {}", receipt.body.erasure)));
+    }
+    Ok(receipt)
+}
+
 /// All receipts at a target, in the order of their ids.
 ///
 /// # Errors
@@ -318,13 +336,7 @@ pub(crate) fn away(error: ::archive::ArchiveError) -> PrivacyError {
 pub async fn read_all(target: &Target, keys: &[PublicKey]) -> Result<Vec<Receipt>, PrivacyError> {
     let mut receipts = Vec::new();
     for erasure in target.receipts().await.map_err(away)? {
-        let content = target.get_receipt(erasure).await.map_err(away)?;
-        let receipt =
-            Receipt::read(&content, keys).map_err(|error| not_genuine(format!("{erasure}.json: {error}")))?;
-        if receipt.body.erasure != erasure {
-            return Err(not_genuine(format!("{erasure}.json is the receipt of {}", receipt.body.erasure)));
-        }
-        receipts.push(receipt);
+        receipts.push(read_one(target, keys, erasure).await?);
     }
     Ok(receipts)
 }
