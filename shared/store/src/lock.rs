@@ -16,7 +16,7 @@ use crate::prepared;
 pub struct LockWait {
     /// The table, if the whole table is locked. `None` if a row is, or something else that belongs to few transactions.
     pub table: Option<String>,
-    /// Those who hold it or wait for it before, at most three.
+    /// Those who hold it or wait for it before: one to three.
     pub holders: Vec<Holder>,
 }
 
@@ -44,7 +44,7 @@ impl fmt::Display for LockWait {
             }
             holder.fmt(f)?;
         }
-        if self.holders.is_empty() { f.write_str("a transaction that has just ended") } else { Ok(()) }
+        Ok(())
     }
 }
 
@@ -84,8 +84,8 @@ struct Row {
     since: Option<DateTime<Utc>>,
 }
 
-/// The lock that a backend waits for, as another connection sees it. `None` if it waits for none. It needs no privilege
-/// beyond those of every role.
+/// The lock that a backend waits for, as another connection sees it. `None` if it waits for none, or no longer did when its
+/// holders were asked for. It needs no privilege beyond those of every role.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -99,13 +99,18 @@ pub async fn wait_of(connection: &mut AsyncPgConnection, backend: i32) -> Result
         WHERE l.pid = $1 AND NOT l.granted
         ORDER BY b.pid LIMIT 3";
     let query = diesel::sql_query(WAIT).bind::<Integer, _>(backend);
-    let rows: Vec<Row> = prepared(query).load(connection).await?;
-    let Some(first) = rows.as_slice().first() else { return Ok(None) };
-    let table = first.locked_table.clone();
+    Ok(named(prepared(query).load(connection).await?))
+}
+
+/// The wait, if these rows name somebody. The server looks at the waiting lock first and at its holders after that, so a wait
+/// that ends in between is a row without any: it must not replace what an earlier look has seen.
+fn named(rows: Vec<Row>) -> Option<LockWait> {
+    let table = rows.as_slice().first()?.locked_table.clone();
     let holders = rows.into_iter().filter_map(|Row { pid, role, application, state, since, .. }| {
         Some(Holder { pid: pid?, role, application, state, since })
     });
-    Ok(Some(LockWait { table, holders: holders.collect() }))
+    let holders: Vec<_> = holders.collect();
+    (!holders.is_empty()).then_some(LockWait { table, holders })
 }
 
 /// Sets the `lock_timeout` of the open transaction.
@@ -146,7 +151,21 @@ mod tests {
             "process 7 of the role \"admin\", application \"psql\\n\\u{1b}[2J\", idle in transaction, in a transaction \
              since 2027-01-15T08:00:00Z, process 8"
         );
-        let nobody = LockWait { table: None, holders: Vec::new() };
-        assert_eq!(nobody.to_string(), "a transaction that has just ended");
+    }
+
+    #[test]
+    fn a_wait_that_ends_during_the_look_is_none() {
+        let row = |pid| Row {
+            locked_table: Some("users".to_owned()),
+            pid,
+            role: None,
+            application: None,
+            state: None,
+            since: None,
+        };
+        assert_eq!(named(vec![row(None)]), None);
+        let wait = named(vec![row(Some(7)), row(Some(8))]).expect("a wait");
+        assert_eq!(wait.table.as_deref(), Some("users"));
+        assert_eq!(wait.to_string(), "process 7, process 8");
     }
 }
