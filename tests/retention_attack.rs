@@ -230,6 +230,28 @@ async fn a_backlog_is_removed_without_further_ticks() {
     worker.stop().await.expect("a clean end");
 }
 
+/// A slice that has shrunk to one user, and finds nothing there, does not end the sweep before those behind it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_slice_without_due_rows_does_not_end_the_sweep() {
+    let fixture = Fixture::new().await;
+    without_schedule(&fixture).await;
+    fixture
+        .execute(
+            "INSERT INTO users (id, username, email) SELECT n, 'u', 'e' FROM generate_series(1, 60) AS n;
+             INSERT INTO chat_mode_sessions (id, user_id, session_id, chat_mode)
+                 SELECT gen_random_uuid(), n, 's', 'simple' FROM generate_series(1, 60) AS n;
+             INSERT INTO router_decision_log (id, user_id, session_id, user_request, routing_decision, created_at)
+                 SELECT gen_random_uuid(), n, 's', 'where?', '{}', now() - interval '181 days' FROM generate_series(50, 60) AS n;
+             UPDATE retention_state SET after_user = 0, slice_users = 1",
+        )
+        .await;
+    let worker = fixture.run(cleaner(&fixture));
+    publish_tick(&fixture, job()).await;
+    eventually("nothing is due", async || (fixture.count("router_decision_log").await == 0).then_some(()))
+        .await;
+    worker.stop().await.expect("a clean end");
+}
+
 /// A run that got its grants before another one moved on to the next users does not leave these unseen.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_runs_at_once_pass_over_nobody() {
