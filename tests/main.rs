@@ -62,6 +62,7 @@ mod message_order;
 mod migration;
 mod permissions;
 mod plans;
+mod privacy_anonymise;
 mod privacy_archives;
 mod privacy_audit;
 mod privacy_catalogue;

@@ -9,7 +9,7 @@ use diesel::sql_types::{Array, Binary, Uuid as SqlUuid};
 use diesel_async::AsyncConnection;
 use privacy::process::{self, Stores};
 use privacy::request::{self, NewRequest};
-use privacy::{Advance, Step};
+use privacy::{Advance, Removal, Step};
 use testkit::{DEADLINE, Fixture};
 use trust::{PrivateKey, PublicKey};
 use uuid::Uuid;
@@ -218,7 +218,8 @@ async fn the_trail_verifies_after_each_step_of_an_erasure() {
     let mut fixture = sealed().await;
     let _receipts = with_receipts(&mut fixture);
     let keys = privacy::receipt::public_keys(&fixture.settings.privacy).expect("keys");
-    let new = NewRequest { service: "operator".to_owned(), reason: "a letter".to_owned() };
+    let new =
+        NewRequest { removal: Removal::Erase, service: "operator".to_owned(), reason: "a letter".to_owned() };
     let user = UserId::new(1).expect("a user");
     let id = request::submit(&mut fixture.connection().await, user, new).await.expect("a request").id;
     let mut stores = Stores::open(&fixture.settings).await.expect("stores");

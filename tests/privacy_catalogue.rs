@@ -5,10 +5,9 @@ use std::collections::BTreeMap;
 
 use contract::UserId;
 use diesel_async::AsyncPgConnection;
-use privacy::Step;
 use privacy::catalogue::{self, CIRCLE, DEPLOYMENT, Entry, Erase, KEY_STORE_TABLES, Owner, TABLES};
 use privacy::request::{self, NewRequest};
-use privacy::rows;
+use privacy::{Removal, Step, rows};
 use testkit::{Fixture, lines_on};
 use trust::PrivateKey;
 use uuid::Uuid;
@@ -175,7 +174,8 @@ async fn all_rows_of_one_person_are_deleted_and_counted_and_none_of_another() {
 
     let mut db = fixture.connection().await;
     let user = UserId::new(PERSON).expect("an id");
-    let new = NewRequest { service: "operator".to_owned(), reason: "a letter".to_owned() };
+    let new =
+        NewRequest { removal: Removal::Erase, service: "operator".to_owned(), reason: "a letter".to_owned() };
     let filed = request::submit(&mut db, user, new).await.expect("a request");
     let run = Uuid::new_v4();
     let mut claimed =
@@ -206,7 +206,8 @@ async fn numbers_that_do_not_agree_are_an_error() {
     fixture.execute("INSERT INTO users (id, username, email) VALUES (42, 'u', 'e')").await;
     let mut db = fixture.connection().await;
     let user = UserId::new(42).expect("an id");
-    let new = NewRequest { service: "operator".to_owned(), reason: "a letter".to_owned() };
+    let new =
+        NewRequest { removal: Removal::Erase, service: "operator".to_owned(), reason: "a letter".to_owned() };
     let filed = request::submit(&mut db, user, new).await.expect("a request");
     let mut claimed = request::claim(&mut db, Uuid::new_v4(), Some(filed.id))
         .await

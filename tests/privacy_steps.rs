@@ -8,7 +8,7 @@ use contract::UserId;
 use diesel_async::SimpleAsyncConnection as _;
 use privacy::process::Stores;
 use privacy::request::{self, NewRequest};
-use privacy::{Advance, PrivacyError, Step, process};
+use privacy::{Advance, PrivacyError, Removal, Step, process};
 use testkit::attack::{assert_refused, attempt_for, grant, login};
 use testkit::{Fixture, eventually, requests_for_all_tables};
 use uuid::Uuid;
@@ -34,7 +34,11 @@ struct Erasure {
 
 impl Erasure {
     async fn file(fixture: &Fixture) -> Self {
-        let new = NewRequest { service: "operator".to_owned(), reason: "a letter".to_owned() };
+        let new = NewRequest {
+            removal: Removal::Erase,
+            service: "operator".to_owned(),
+            reason: "a letter".to_owned(),
+        };
         let user = UserId::new(PERSON).expect("a user");
         let id = request::submit(&mut fixture.connection().await, user, new).await.expect("a request").id;
         Self { stores: Stores::open(&fixture.settings).await.expect("stores"), id, run: Uuid::now_v7() }

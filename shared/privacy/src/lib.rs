@@ -21,6 +21,7 @@ pub mod reapply;
 pub mod receipt;
 pub mod request;
 pub mod rows;
+pub mod statistics;
 mod step;
 mod stores;
 pub mod streams;
@@ -28,4 +29,4 @@ pub mod vectors;
 pub mod verify;
 
 pub use error::{PrivacyError, Store};
-pub use step::{Advance, Claimed, Hold, Progress, Step};
+pub use step::{Advance, Claimed, Hold, Progress, Removal, Step};

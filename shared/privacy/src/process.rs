@@ -18,8 +18,8 @@ use crate::crash::{self, Point};
 use crate::error::{PrivacyError, Store};
 use crate::receipt::{self, Body, Line, Receipt};
 use crate::request::{self, Later, commit_step};
-use crate::step::{Advance, Claimed, Progress, Step};
-use crate::{aftercare, fence, keys, rows, stores, streams, vectors};
+use crate::step::{Advance, Claimed, Progress, Removal, Step};
+use crate::{aftercare, fence, keys, rows, statistics, stores, streams, vectors};
 
 pub use crate::stores::Stores;
 
@@ -271,10 +271,14 @@ async fn count(database: &mut Connection, claimed: &mut Claimed) -> Result<Advan
         .transaction(async |database| {
             commit_step(database, &mut after, Some(next)).await?;
             if is_held {
-                request::lift_fence(database, id).await.map(|_| ())
-            } else {
-                request::close_fence(database, id).await
+                return request::lift_fence(database, id).await.map(|_| ());
             }
+            if after.removal == Removal::Anonymise {
+                // With the step, so that nobody is counted twice, and before it is certain that nothing is lost any more.
+                fence::see_all(database).await?;
+                statistics::add(database, user).await?;
+            }
+            request::close_fence(database, id).await
         })
         .await?;
     *claimed = after;
@@ -361,7 +365,7 @@ async fn destroy_keys(stores: &mut Stores, claimed: &mut Claimed) -> Result<Adva
             stores.push(Line::emptied("postgresql", "audit.subjects", u64::from(subject.is_some())));
             let statements = audit::statements_of(database, after.id).await?;
             let times = (after.requested_at, after.progress.fenced_at, Utc::now());
-            let body = Body::new(after.id, (&tombstone, &name), times, stores, &statements);
+            let body = Body::new((after.id, after.removal), (&tombstone, &name), times, stores, &statements);
             let (body, digest) = body.write()?;
             let row = audit::record_erasure(database, after.id, user.get(), &digest).await?;
             leave(&mut after, Step::Keys, Sealing { before, row: Some(row), body })?;

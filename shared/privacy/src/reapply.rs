@@ -16,7 +16,7 @@ use crate::keys;
 use crate::process::go_on;
 use crate::receipt::{self, Receipt};
 use crate::request::{self, NewRequest};
-use crate::step::{Advance, Step};
+use crate::step::{Advance, Removal, Step};
 use crate::stores::Stores;
 use crate::verify::{Which, find};
 
@@ -193,7 +193,9 @@ async fn erase_again(
         Some(id) => id,
         None => {
             let reason = "erased before, and restored from a backup".to_owned();
-            let new = NewRequest { service: "operator".to_owned(), reason };
+            // Also who was anonymised: whether the sums of the backup have them is not known, and nobody may be in them twice.
+            let removal = Removal::Erase;
+            let new = NewRequest { removal, service: "operator".to_owned(), reason };
             request::file(&mut stores.database, user, &new).await?.id
         }
     };

@@ -14,6 +14,7 @@ use trust::{PrivateKey, PublicKey};
 use uuid::Uuid;
 
 use crate::error::{PrivacyError, Store};
+use crate::step::Removal;
 
 /// The version of the format.
 const VERSION: u32 = 1;
@@ -45,7 +46,7 @@ pub struct Body {
     pub version: u32,
     /// The id of the erasure, which was that of its request.
     pub erasure: Uuid,
-    /// `erase`.
+    /// `erase`, or `anonymise`: then sums over all persons who were anonymised have what the rows counted.
     pub kind: String,
     /// The keyed hash of the person's id, in hexadecimal digits.
     pub tombstone: String,
@@ -112,7 +113,7 @@ impl Stated {
 
 impl Body {
     pub(crate) fn new(
-        erasure: Uuid,
+        (erasure, removal): (Uuid, Removal),
         tombstone: (&[u8], &str),
         times: (DateTime<Utc>, Option<DateTime<Utc>>, DateTime<Utc>),
         stores: Vec<Line>,
@@ -122,7 +123,7 @@ impl Body {
         Self {
             version: VERSION,
             erasure,
-            kind: "erase".to_owned(),
+            kind: removal.as_str().to_owned(),
             tombstone: to_hex(tombstone.0),
             tombstone_key: tombstone.1.to_owned(),
             requested_at,

@@ -16,12 +16,14 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use crate::error::PrivacyError;
-use crate::step::{Claimed, Hold, Progress, Step};
+use crate::step::{Claimed, Hold, Progress, Removal, Step};
 use crate::stores;
 
 /// An erasure to file.
 #[derive(Clone, Debug)]
 pub struct NewRequest {
+    /// Whether sums are kept of what the rows count.
+    pub removal: Removal,
     /// The service that files it, 1 to 64 bytes.
     pub service: String,
     /// Why, at most 2,048 characters. It goes with the person's rows.
@@ -90,8 +92,9 @@ pub(crate) async fn file(
         due_at: DateTime<Utc>,
     }
     const FILE: &str = "
-        INSERT INTO public.privacy_requests (id, user_id, request_type, service, reason) VALUES ($1, $2, 'erase', $3, $4)
-        ON CONFLICT (user_id) WHERE request_type = 'erase' AND request_status IN ('pending', 'held', 'in_progress') DO NOTHING
+        INSERT INTO public.privacy_requests (id, user_id, request_type, service, reason)
+        VALUES ($1, $2, $5::public.privacy_request_type, $3, $4)
+        ON CONFLICT (user_id) WHERE request_type IN ('erase', 'anonymise') AND request_status IN ('pending', 'held', 'in_progress') DO NOTHING
         RETURNING due_at";
     if new.reason.trim().is_empty() || new.reason.chars().count() > MAX_REASON {
         return Err(PrivacyError::Refused(format!("the reason has 1 to {MAX_REASON} characters")));
@@ -102,6 +105,7 @@ pub(crate) async fn file(
         .bind::<Integer, _>(user.get())
         .bind::<Text, _>(&new.service)
         .bind::<Text, _>(&new.reason)
+        .bind::<Text, _>(new.removal.as_str())
         .load(db)
         .await?;
     let Some(Filed { due_at }) = filed.into_iter().next() else {
@@ -120,7 +124,8 @@ struct Id {
 
 /// The erasure of a user that is neither complete nor cancelled.
 pub(crate) async fn under_way(db: &mut Connection, user: UserId) -> Result<Option<Uuid>, PrivacyError> {
-    const OPEN: &str = "SELECT id FROM public.privacy_requests WHERE user_id = $1 AND request_type = 'erase'
+    const OPEN: &str =
+        "SELECT id FROM public.privacy_requests WHERE user_id = $1 AND request_type IN ('erase', 'anonymise')
         AND request_status IN ('pending', 'held', 'in_progress')";
     let open: Vec<Id> = diesel::sql_query(OPEN).bind::<Integer, _>(user.get()).load(db).await?;
     Ok(open.into_iter().next().map(|open| open.id))
@@ -147,6 +152,8 @@ struct Row {
     id: Uuid,
     #[diesel(sql_type = Integer)]
     user_id: i32,
+    #[diesel(sql_type = Text)]
+    removal: String,
     #[diesel(sql_type = Nullable<Text>)]
     step: Option<String>,
     #[diesel(sql_type = Jsonb)]
@@ -171,12 +178,12 @@ pub async fn claim(
         UPDATE public.privacy_requests r SET claimed_by = $1, claimed_until = now() + interval '60 seconds', request_status = 'in_progress',
             step = coalesce(r.step, 'fence'), hold_id = NULL, updated_at = now()
         WHERE r.id = (SELECT o.id FROM public.privacy_requests o
-            WHERE o.request_type = 'erase' AND o.request_status IN ('pending', 'held', 'in_progress')
+            WHERE o.request_type IN ('erase', 'anonymise') AND o.request_status IN ('pending', 'held', 'in_progress')
                 AND (o.claimed_until IS NULL OR o.claimed_until < now() OR o.claimed_by = $1)
                 AND (o.id = $2 OR $2 IS NULL AND (o.retry_at IS NULL OR o.retry_at <= now()) AND (o.request_status <> 'held'
                     OR NOT EXISTS (SELECT FROM public.retention_holds h WHERE h.user_id IN (o.user_id, 0) AND h.released_at IS NULL)))
             ORDER BY o.due_at, o.id LIMIT 1 FOR UPDATE SKIP LOCKED)
-        RETURNING r.id, r.user_id, r.step::text AS step, r.progress, r.requested_at, r.due_at";
+        RETURNING r.id, r.user_id, r.request_type::text AS removal, r.step::text AS step, r.progress, r.requested_at, r.due_at";
     let query = diesel::sql_query(CLAIM).bind::<SqlUuid, _>(run).bind::<Nullable<SqlUuid>, _>(only);
     let rows: Vec<Row> = query.load(db).await?;
     let Some(row) = rows.into_iter().next() else { return Ok(None) };
@@ -234,7 +241,7 @@ pub(crate) async fn keep(url: String, id: Uuid, run: Uuid) -> Infallible {
 
 impl Row {
     fn claimed(self, run: Uuid) -> Result<Claimed, PrivacyError> {
-        let Self { id, user_id, step, progress, requested_at, due_at } = self;
+        let Self { id, user_id, removal, step, progress, requested_at, due_at } = self;
         let other = |what: &str| {
             PrivacyError::Refused(format!("the request {id} is not one that this program wrote: {what}"))
         };
@@ -242,6 +249,7 @@ impl Row {
             id,
             run,
             user: UserId::new(user_id).map_err(|_| other("its user"))?,
+            removal: Removal::from_name(&removal).ok_or_else(|| other("its type"))?,
             step: step.and_then(|step| Step::from_name(&step)).ok_or_else(|| other("its step"))?,
             progress: serde_json::from_value(progress).map_err(|_| other("its progress"))?,
             requested_at,
@@ -395,10 +403,10 @@ pub async fn cancel(
     const CANCEL: &str = "
         UPDATE public.privacy_requests SET request_status = 'rejected', completed_at = now(), updated_at = now(), claimed_by = NULL,
             claimed_until = NULL, retry_at = NULL, last_error = left('cancelled: ' || $2, 2048)
-        WHERE id = $1 AND request_type = 'erase' AND request_status IN ('pending', 'held', 'in_progress')
+        WHERE id = $1 AND request_type IN ('erase', 'anonymise') AND request_status IN ('pending', 'held', 'in_progress')
             AND (step IS NULL OR step IN ('fence', 'drain', 'count'))";
     const CANCELLED: &str = "SELECT EXISTS (SELECT FROM public.privacy_requests
-        WHERE id = $1 AND request_type = 'erase' AND request_status = 'rejected') AS cancelled";
+        WHERE id = $1 AND request_type IN ('erase', 'anonymise') AND request_status = 'rejected') AS cancelled";
     #[derive(QueryableByName)]
     struct Cancelled {
         #[diesel(sql_type = Bool)]

@@ -103,6 +103,32 @@ pub struct Progress {
     pub of_steps: BTreeMap<String, serde_json::Value>,
 }
 
+/// What becomes of a person's data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// They go.
+    Erase,
+    /// They go, and what they count is added to the sums of [`statistics`](crate::statistics).
+    Anonymise,
+}
+
+impl Removal {
+    /// The name in `privacy_requests.request_type` and in receipts.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Erase => "erase",
+            Self::Anonymise => "anonymise",
+        }
+    }
+
+    /// The removal of this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Erase, Self::Anonymise].into_iter().find(|removal| removal.as_str() == name)
+    }
+}
+
 /// A request that this process has taken for some seconds.
 #[derive(Clone, Debug)]
 pub struct Claimed {
@@ -112,6 +138,8 @@ pub struct Claimed {
     pub run: Uuid,
     /// The person.
     pub user: UserId,
+    /// What becomes of the person's data.
+    pub removal: Removal,
     /// The step to do.
     pub step: Step,
     /// What the steps before have left.

@@ -15,7 +15,7 @@ use diesel_async::RunQueryDsl;
 use playground::Local;
 use privacy::process::{self, Stores};
 use privacy::request::{self, NewRequest};
-use privacy::{Advance, Step};
+use privacy::{Advance, Removal, Step};
 use runtime::broker;
 use serde::Serialize;
 use store::Connection;
@@ -149,7 +149,11 @@ async fn active(owner: &mut Connection) -> anyhow::Result<String> {
 
 /// Erases the person. Gives when the fence was begun, and how long it took until the last store was empty.
 async fn erase(settings: &Settings, owner: &mut Connection) -> anyhow::Result<(Instant, Duration)> {
-    let new = NewRequest { service: "operator".to_owned(), reason: "benchmark".to_owned() };
+    let new = NewRequest {
+        removal: Removal::Erase,
+        service: "operator".to_owned(),
+        reason: "benchmark".to_owned(),
+    };
     let id = request::submit(owner, UserId::new(PERSON)?, new).await?.id;
     let mut stores = Stores::open(settings).await?;
     let began = Instant::now();

@@ -1,4 +1,4 @@
-//! `memfleet privacy erase`
+//! `memfleet privacy erase` and `memfleet privacy anonymise`
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use diesel_async::RunQueryDsl;
 use keys::KeyError;
 use privacy::process::{self, Stores};
 use privacy::request::{self, NewRequest, Submitted};
-use privacy::{Advance, Claimed, Hold, PrivacyError};
+use privacy::{Advance, Claimed, Hold, PrivacyError, Removal};
 use store::{Connection, FaultKind};
 use uuid::Uuid;
 
@@ -48,17 +48,21 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// The pause before a step that failed is tried again.
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
 
-pub(super) async fn execute(args: &EraseArgs, settings: &Settings) -> anyhow::Result<()> {
+pub(super) async fn execute(args: &EraseArgs, removal: Removal, settings: &Settings) -> anyhow::Result<()> {
     let mut connection = super::connect(settings).await?;
     if args.wait {
         super::check_receipts(settings)?;
     }
+    let kept = match removal {
+        Removal::Erase => "",
+        Removal::Anonymise => ", keeps sums of what it counted,",
+    };
     let consequence = format!(
-        "this deletes everything of user {} from all stores permanently, and the id is refused from then on",
+        "this deletes everything of user {} from all stores permanently{kept} and the id is refused from then on",
         args.user
     );
     confirm(&consequence, args.yes)?;
-    let new = NewRequest { service: SERVICE.to_owned(), reason: args.reason.clone() };
+    let new = NewRequest { removal, service: SERVICE.to_owned(), reason: args.reason.clone() };
     let Submitted { id, due_at, hold } = request::submit(&mut connection, args.user, new).await?;
     if let Some(hold) = hold {
         return Err(held(id, &hold));
@@ -71,7 +75,11 @@ pub(super) async fn execute(args: &EraseArgs, settings: &Settings) -> anyhow::Re
         let filed = serde_json::json!({ "request": id, "due_at": due_at, "status": status });
         out_json(filed.to_string());
     } else if args.wait {
-        outln!("erased; the receipt is {id}.json");
+        let done = match removal {
+            Removal::Erase => "erased",
+            Removal::Anonymise => "anonymised",
+        };
+        outln!("{done}; the receipt is {id}.json");
     } else {
         outln!("filed as {id}, to be complete by {}", time(due_at));
         outln!("`memfleet privacy run` carries it out; `memfleet privacy show {id}` shows how far it is");

@@ -48,6 +48,7 @@ pub(super) async fn execute(args: &ListArgs, settings: &Settings) -> anyhow::Res
     let mut table = Table::new([
         ("request", Align::Left),
         ("user", Align::Right),
+        ("type", Align::Left),
         ("status", Align::Left),
         ("step", Align::Left),
         ("requested", Align::Left),
@@ -59,6 +60,7 @@ pub(super) async fn execute(args: &ListArgs, settings: &Settings) -> anyhow::Res
         table.row([
             one.id.to_string(),
             one.user_id.to_string(),
+            one.request_type,
             one.status,
             one.step.unwrap_or_default(),
             time(one.requested_at),

@@ -8,6 +8,7 @@ mod reapply;
 mod requests;
 mod run;
 mod show;
+mod statistics;
 mod verify;
 
 use std::path::PathBuf;
@@ -15,7 +16,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use cli::database;
 use config::Settings;
-use privacy::receipt;
+use privacy::{Removal, receipt};
 use store::Connection;
 
 use cancel::CancelArgs;
@@ -24,6 +25,7 @@ use list::ListArgs;
 use reapply::ReapplyArgs;
 use run::RunArgs;
 use show::ShowArgs;
+use statistics::StatisticsArgs;
 use verify::VerifyArgs;
 
 use crate::visibility;
@@ -57,6 +59,10 @@ enum What {
     Show(ShowArgs),
     /// Erase a person. Everything of the person is deleted for good, and the id is refused from then on.
     Erase(EraseArgs),
+    /// Anonymise a person: an erasure before which what the rows count is added to sums over all persons who were anonymised.
+    Anonymise(EraseArgs),
+    /// Print these sums, by month. One of fewer than five persons is left out.
+    Statistics(StatisticsArgs),
     /// Do what is due of all erasures.
     Run(RunArgs),
     /// Check a receipt, and count again what is there of the person.
@@ -89,7 +95,9 @@ pub async fn execute(args: PrivacyArgs, settings: &Settings) -> anyhow::Result<(
     match args.what {
         What::List(args) => list::execute(&args, settings).await,
         What::Show(args) => show::execute(&args, settings).await,
-        What::Erase(args) => erase::execute(&args, settings).await,
+        What::Erase(args) => erase::execute(&args, Removal::Erase, settings).await,
+        What::Anonymise(args) => erase::execute(&args, Removal::Anonymise, settings).await,
+        What::Statistics(args) => statistics::execute(&args, settings).await,
         What::Run(args) => run::execute(&args, settings).await,
         What::Verify(args) => verify::execute(&args, settings).await,
         What::Reapply(args) => reapply::execute(&args, settings).await,

@@ -21,6 +21,8 @@ pub(super) struct Request {
     #[diesel(sql_type = Integer)]
     pub(super) user_id: i32,
     #[diesel(sql_type = Text)]
+    pub(super) request_type: String,
+    #[diesel(sql_type = Text)]
     pub(super) status: String,
     #[diesel(sql_type = Nullable<Text>)]
     pub(super) step: Option<String>,
@@ -63,10 +65,10 @@ pub(super) async fn requests(
     limit: i64,
 ) -> anyhow::Result<Vec<Request>> {
     const LIST: &str = "
-        SELECT r.id, r.user_id, r.request_status::text AS status, r.step::text AS step, r.reason, r.requested_at, r.due_at, r.retry_at,
+        SELECT r.id, r.user_id, r.request_type::text AS request_type, r.request_status::text AS status, r.step::text AS step, r.reason, r.requested_at, r.due_at, r.retry_at,
             r.completed_at, r.last_error, r.hold_id, h.reason AS hold_reason, r.progress
         FROM privacy_requests r LEFT JOIN retention_holds h ON h.id = r.hold_id AND h.user_id IN (r.user_id, 0)
-        WHERE r.request_type = 'erase' AND ($1 IS NULL OR r.id = $1) AND ($2 IS NULL OR r.user_id = $2)
+        WHERE r.request_type IN ('erase', 'anonymise') AND ($1 IS NULL OR r.id = $1) AND ($2 IS NULL OR r.user_id = $2)
             AND (NOT ($3 OR $4) OR r.request_status IN ('pending', 'held', 'in_progress')) AND (NOT $4 OR r.due_at < now())
         ORDER BY r.due_at, r.id LIMIT $5";
     diesel::sql_query(LIST)
