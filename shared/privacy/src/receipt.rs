@@ -356,7 +356,13 @@ mod tests {
     fn body() -> Body {
         let at = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
         let stores = vec![Line::emptied("postgresql", "users", 1), Line::emptied("qdrant", "c", 0)];
-        Body::new(Uuid::from_u128(7), (&[1; 32], "tombstone-1"), (at, None, at), stores, &[])
+        Body::new(
+            (Uuid::from_u128(7), Removal::Erase),
+            (&[1; 32], "tombstone-1"),
+            (at, None, at),
+            stores,
+            &[],
+        )
     }
 
     /// As the trail has it, but for the seal, whose signature is checked by the audit trail's own tests.
