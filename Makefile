@@ -78,7 +78,8 @@ features = --features memfleet/vault,memfleet/aws-kms,memfleet/s3
 tested = --workspace $(features)
 with_servers = MEMFLEET_QDRANT_LOCAL="$(abspath $(CARGO_TARGET_DIR))/debug/qdrant-local" "$(CARGO_TARGET_DIR)/debug/with-servers"
 
-# The part of `test` that runs while this clone holds the lock on the target folder.
+# The part of `test` that runs while this clone holds the lock on the target folder. Tests wait for servers a fifth of their time: half as many
+# again as there are cores keep these busy.
 tests:
 	cargo fmt --all --check
 	cargo clippy --package keys --package memfleet --no-default-features -- -D warnings
@@ -91,7 +92,7 @@ tests:
 	@if command -v cargo-nextest >/dev/null; then tests="nextest run --no-fail-fast"; else tests="test --no-fail-fast"; fi; \
 		[ -d ../shared/data ] || echo "skipped: tests that need the recorded dialogues, because ../shared/data does not exist"; \
 		echo "cargo $$tests $(tested), on private servers"; \
-		$(with_servers) cargo $$tests $(tested)
+		NEXTEST_TEST_THREADS=$${NEXTEST_TEST_THREADS:-$$(( ($$(nproc) * 3 + 1) / 2 ))} $(with_servers) cargo $$tests $(tested)
 
 # How long, and which faults: MEMFLEET_CHAOS_MINUTES (30), MEMFLEET_CHAOS_SEED (17).
 chaos: ## run a fleet under faults for half an hour and count what became of every message

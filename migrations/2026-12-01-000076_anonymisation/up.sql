@@ -15,10 +15,9 @@ CREATE TABLE anonymous_statistics (
 ALTER TABLE anonymous_statistics ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE anonymous_statistics OWNER TO memfleet_owner;
 
--- A person is erased or anonymised, and not both at once.
+-- A person is erased or anonymised, and not both at once. An earlier program looks for privacy_requests_one_erasure, which therefore stays.
 CREATE UNIQUE INDEX privacy_requests_one_removal ON privacy_requests (user_id)
     WHERE request_type IN ('erase', 'anonymise') AND request_status IN ('pending', 'held', 'in_progress');
-DROP INDEX privacy_requests_one_erasure;
 
 -- Files the anonymisation of a user, as `memfleet privacy anonymise` does, which checks more. For operators.
 CREATE FUNCTION anonymize_user_data(of_user integer) RETURNS uuid LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$

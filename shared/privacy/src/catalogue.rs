@@ -186,7 +186,12 @@ pub static TABLES: &[Entry] = &[
     kept("audit", "seals", "digests, by which the trail is verified"),
     kept("audit", "security_metrics", "sums of an hour over all users"),
     kept("public", "__diesel_schema_migrations", "the migrations"),
-    kept("public", "anonymous_statistics", "sums over many persons"),
+    other(
+        "public",
+        "anonymous_statistics",
+        Nobody("persons is how many a sum is of"),
+        Kept("sums over many persons"),
+    ),
     kept("public", "gpu_resources", "machines"),
     kept("public", "job_runs", "numbers of runs, and texts of faults without values"),
     kept("public", "maintenance_indexes", "indexes that are being built"),
