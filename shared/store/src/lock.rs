@@ -164,8 +164,7 @@ mod tests {
             since: None,
         };
         assert_eq!(named(vec![row(None)]), None);
-        let wait = named(vec![row(Some(7)), row(Some(8))]).expect("a wait");
-        assert_eq!(wait.table.as_deref(), Some("users"));
-        assert_eq!(wait.to_string(), "process 7, process 8");
+        let wait = named(vec![row(Some(7)), row(Some(8))]).map(|wait| (wait.to_string(), wait.table));
+        assert_eq!(wait, Some(("process 7, process 8".to_owned(), Some("users".to_owned()))));
     }
 }
