@@ -1,19 +1,15 @@
 //! Anonymisation: the person is erased, and what the rows counted is in sums over all who were anonymised.
 
-use std::os::unix::process::ExitStatusExt as _;
-use std::path::Path;
-use std::process::Stdio;
-
 use context_writer::ContextWriter;
 use diesel_async::SimpleAsyncConnection;
 use serde_json::Value;
-use testkit::{Fixture, eventually, session, user};
+use testkit::{Fixture, session, user};
 
 use crate::support::erasure::{
-    audit_verifies, json, privacy, receipt, rows_of, rows_of_others, rows_with, with_receipts,
+    audit_verifies, finish, json, killed_at, privacy, receipt, rows_of, rows_of_others, rows_with,
+    with_receipts,
 };
 use crate::support::privacy::fill;
-use crate::support::program::memfleet;
 
 const PERSON: i32 = 77_003;
 const CANARY: &str = "canary-of-77003-";
@@ -34,7 +30,7 @@ async fn anonymise(fixture: &Fixture, user: i32) -> Value {
     json(fixture, &["anonymise", &user, "--reason", "a letter", "--yes", "--wait"]).await
 }
 
-/// The sums, whoever many persons they are of.
+/// All sums, also those of few persons.
 async fn sums(fixture: &Fixture) -> Vec<String> {
     fixture
         .lines(
@@ -141,40 +137,17 @@ async fn sums_of_few_persons_are_not_shown() {
 /// Whenever the process dies, a person is in the sums once.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_is_counted_twice() {
-    let (fixture, receipts) = filled(&[1, PERSON]).await;
+    let (fixture, _receipts) = filled(&[1, PERSON]).await;
     let user = PERSON.to_string();
     let filed = json(&fixture, &["anonymise", &user, "--reason", "a letter", "--yes"]).await;
     let id = filed["request"].as_str().expect("an id").to_owned();
     for point in ["erase.count.done:1", "erase.count.after:1", "erase.rows.done:1"] {
         killed_at(&fixture, point).await;
     }
-    finish(&fixture, receipts.path(), &id).await;
+    finish(&fixture, &id).await;
     let sessions = "anonymous_statistics WHERE statistic = 'sessions' AND persons <> 1";
     assert_eq!(fixture.count(sessions).await, 0);
     assert!(fixture.count("anonymous_statistics").await > 5);
-}
-
-async fn killed_at(fixture: &Fixture, point: &str) {
-    eventually("it is killed", async || {
-        let mut command = memfleet(fixture, &["privacy", "run"]);
-        command.env("MEMFLEET_CRASH_AT", point).stdout(Stdio::null());
-        let mut process = command.stderr(testkit::logs::stderr_for("privacy")).spawn().expect("the process");
-        let ended = process.wait().await.expect("its end");
-        // The process that died has the request for a minute.
-        fixture.execute("UPDATE privacy_requests SET claimed_until = NULL, retry_at = NULL").await;
-        (ended.signal() == Some(9)).then_some(())
-    })
-    .await;
-}
-
-async fn finish(fixture: &Fixture, receipts: &Path, id: &str) {
-    let file = receipts.join(format!("{id}.json"));
-    eventually("the anonymisation is complete", async || {
-        fixture.execute("UPDATE privacy_requests SET retry_at = NULL").await;
-        privacy(fixture, &["run"]).await;
-        file.exists().then_some(())
-    })
-    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

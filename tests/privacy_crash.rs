@@ -1,22 +1,19 @@
 //! An erasure that is killed anywhere, done by two processes at once, or without one of its stores, comes to the same end.
 
-use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::process::Stdio;
 
 use context_writer::ContextWriter;
 use privacy::Step;
 use serde_json::Value;
-use testkit::{Fixture, eventually, requests_for_all_tables};
+use testkit::{eventually, requests_for_all_tables};
 use uuid::Uuid;
 
 use crate::support::archives::{TABLES, archive, succeeds, with_target};
 use crate::support::erasure::{
-    audit_verifies, erase, file, json, messages_of, privacy, privacy_with, receipt, rows_of, rows_with,
-    with_receipts,
+    audit_verifies, erase, file, finish, json, killed_at, messages_of, privacy, privacy_with, receipt,
+    rows_of, rows_with, with_receipts,
 };
 use crate::support::memories::{Memories, index, memory};
-use crate::support::program::memfleet;
 use crate::support::retention::{cleaner, sweep_all, without_schedule};
 
 const PERSON: i32 = 77_003;
@@ -85,31 +82,6 @@ async fn assert_complete(memories: &Memories, receipts: &Path, id: &str, of_othe
     receipt(&file)
 }
 
-async fn finish(memories: &Memories, id: &str) {
-    eventually("the erasure is complete", async || {
-        memories.fixture.execute("UPDATE privacy_requests SET retry_at = NULL").await;
-        let ran = privacy(&memories.fixture, &["run"]).await;
-        let shown = json(&memories.fixture, &["show", id]).await;
-        assert!(!ran.err.contains("panicked"), "{}", ran.err);
-        shown["erased"]["receipt"].is_object().then_some(())
-    })
-    .await;
-}
-
-/// Runs the process until it is killed at a point. A run ends by itself if it has to wait, such as for a seal.
-async fn killed_at(fixture: &Fixture, point: &str) {
-    eventually("it is killed", async || {
-        let mut command = memfleet(fixture, &["privacy", "run"]);
-        command.env("MEMFLEET_CRASH_AT", point).stdout(Stdio::null());
-        let mut process = command.stderr(testkit::logs::stderr_for("privacy")).spawn().expect("the process");
-        let ended = process.wait().await.expect("its end");
-        // The process that died has the request for a minute.
-        fixture.execute("UPDATE privacy_requests SET claimed_until = NULL, retry_at = NULL").await;
-        (ended.signal() == Some(9)).then_some(())
-    })
-    .await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn it_is_killed_at_every_step_and_the_receipt_is_the_same() {
     let mut expected = Vec::new();
@@ -134,7 +106,7 @@ async fn it_is_killed_at_every_step_and_the_receipt_is_the_same() {
                 killed_at(&memories.fixture, &point).await;
             }
         }
-        finish(&memories, &id).await;
+        finish(&memories.fixture, &id).await;
         let signed = assert_complete(&memories, receipts.path(), &id, &of_other).await;
         expected.push(counts(&signed));
     }
@@ -157,7 +129,7 @@ async fn processes_at_once_make_one_erasure() {
             assert!(!ended.err.contains("panicked"), "{}", ended.err);
         }
     }
-    finish(&memories, &id).await;
+    finish(&memories.fixture, &id).await;
     assert_complete(&memories, receipts.path(), &id, &of_other).await;
 }
 
@@ -194,6 +166,6 @@ async fn a_store_that_is_away_stops_its_step_until_it_is_back() {
     }
     let error = json(fixture, &["show", &id]).await["request"]["last_error"].to_string();
     assert!(!error.contains(&PERSON.to_string()), "no value of a row: {error}");
-    finish(&memories, &id).await;
+    finish(&memories.fixture, &id).await;
     assert_complete(&memories, receipts.path(), &id, &of_other).await;
 }

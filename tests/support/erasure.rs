@@ -1,11 +1,13 @@
 //! Erasures by the program, and all that the stores have of a person.
 
 use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
-use testkit::Fixture;
+use testkit::{Fixture, eventually};
 
 use super::program::{Ended, memfleet, output_within};
 
@@ -53,6 +55,32 @@ pub async fn file(fixture: &Fixture, user: i32) -> String {
     let user = user.to_string();
     let filed = json(fixture, &["erase", &user, "--reason", "a letter", "--yes"]).await;
     filed["request"].as_str().expect("an id").to_owned()
+}
+
+/// Runs the process until it is killed at a point. A run ends by itself if it has to wait, such as for a seal.
+pub async fn killed_at(fixture: &Fixture, point: &str) {
+    eventually("it is killed", async || {
+        let mut command = memfleet(fixture, &["privacy", "run"]);
+        command.env("MEMFLEET_CRASH_AT", point).stdout(Stdio::null());
+        let mut process = command.stderr(testkit::logs::stderr_for("privacy")).spawn().expect("the process");
+        let ended = process.wait().await.expect("its end");
+        // The process that died has the request for a minute.
+        fixture.execute("UPDATE privacy_requests SET claimed_until = NULL, retry_at = NULL").await;
+        (ended.signal() == Some(9)).then_some(())
+    })
+    .await;
+}
+
+/// Runs the process until this erasure has its receipt.
+pub async fn finish(fixture: &Fixture, id: &str) {
+    eventually("the erasure is complete", async || {
+        fixture.execute("UPDATE privacy_requests SET retry_at = NULL").await;
+        let ran = privacy(fixture, &["run"]).await;
+        let shown = json(fixture, &["show", id]).await;
+        assert!(!ran.err.contains("panicked"), "{}", ran.err);
+        shown["erased"]["receipt"].is_object().then_some(())
+    })
+    .await;
 }
 
 /// The content of a receipt.

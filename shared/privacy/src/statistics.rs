@@ -34,76 +34,34 @@ pub struct Statistic {
     pub amount: String,
 }
 
-/// What is counted: its name, the sum, the label, and the rows, each with `t.at`.
+/// What is counted: its name, the sum, the label, and the table `t`.
 const COUNTED: [(&str, &str, &str, &str); 11] = [
-    (
-        "sessions",
-        "count(*)",
-        "t.chat_mode",
-        "(SELECT chat_mode, created_at AS at FROM public.chat_mode_sessions WHERE user_id = $1)",
-    ),
-    (
-        "events",
-        "count(*)",
-        "t.event_type",
-        "(SELECT event_type, created_at AS at FROM public.blackboard_events WHERE user_id = $1)",
-    ),
-    (
-        "contexts",
-        "count(*)",
-        "t.context_type",
-        "(SELECT context_type, created_at AS at FROM public.simple_chat_context WHERE user_id = $1)",
-    ),
-    (
-        "agent_contexts",
-        "count(*)",
-        "t.memory_tier",
-        "(SELECT memory_tier, created_at AS at FROM public.agent_context_states WHERE user_id = $1)",
-    ),
-    (
-        "memories",
-        "count(*)",
-        "t.vector_type",
-        "(SELECT vector_type, created_at AS at FROM public.unified_memory_vectors WHERE user_id = $1)",
-    ),
-    (
-        "feedback",
-        "count(*)",
-        "t.feedback_type",
-        "(SELECT feedback_type, created_at AS at FROM public.message_feedback WHERE user_id = $1)",
-    ),
-    (
-        "delegations",
-        "count(*)",
-        "t.status",
-        "(SELECT status, created_at AS at FROM public.task_delegations WHERE user_id = $1)",
-    ),
-    ("decisions", "count(*)", DECISION, DECISIONS),
-    ("decision_milliseconds", "sum(t.processing_time_ms)", DECISION, DECISIONS),
-    ("decision_tokens", "sum(t.tokens_used)", DECISION, DECISIONS),
-    (
-        "consensus_tasks",
-        "count(*)",
-        "'all'",
-        "(SELECT created_at AS at FROM public.consensus_tasks WHERE user_id = $1)",
-    ),
+    ("sessions", "count(*)", "t.chat_mode", "chat_mode_sessions"),
+    ("events", "count(*)", "t.event_type", "blackboard_events"),
+    ("contexts", "count(*)", "t.context_type", "simple_chat_context"),
+    ("agent_contexts", "count(*)", "t.memory_tier", "agent_context_states"),
+    ("memories", "count(*)", "t.vector_type", "unified_memory_vectors"),
+    ("feedback", "count(*)", "t.feedback_type", "message_feedback"),
+    ("delegations", "count(*)", "t.status", "task_delegations"),
+    ("decisions", "count(*)", DECISION, "router_decision_log"),
+    ("decision_milliseconds", "sum(t.processing_time_ms)", DECISION, "router_decision_log"),
+    ("decision_tokens", "sum(t.tokens_used)", DECISION, "router_decision_log"),
+    ("consensus_tasks", "count(*)", "'all'", "consensus_tasks"),
 ];
 const DECISION: &str = "t.chat_mode::text || CASE WHEN t.success THEN ' succeeded' ELSE ' failed' END";
-const DECISIONS: &str = "(SELECT chat_mode, success, processing_time_ms, tokens_used, created_at AS at FROM public.router_decision_log
-    WHERE user_id = $1)";
 
-/// Adds what a person's rows count to the sums. The transaction must [`see_all`](crate::fence::see_all), and end the possibility of being
-/// repeated: a second time would count the person twice.
+/// Adds what a person's rows count to the sums. The transaction must [`see_all`](crate::fence::see_all), and commit the next
+/// step of the person's request, too: a second time would count the person twice.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
 pub(crate) async fn add(connection: &mut Connection, user: UserId) -> Result<(), Fault> {
     let counted: Vec<String> = COUNTED
         .iter()
-        .map(|(name, sum, label, rows)| {
+        .map(|(name, sum, label, table)| {
             format!(
-                "SELECT '{name}' AS statistic, date_trunc('month', t.at AT TIME ZONE 'UTC')::date AS month, ({label})::text AS label,
-                    {sum} AS amount FROM {rows} AS t GROUP BY 2, 3"
+                "SELECT '{name}' AS statistic, date_trunc('month', t.created_at AT TIME ZONE 'UTC')::date AS month,
+                    ({label})::text AS label, {sum} AS amount FROM public.{table} AS t WHERE t.user_id = $1 GROUP BY 2, 3"
             )
         })
         .collect();

@@ -55,10 +55,10 @@ pub(super) async fn execute(args: &EraseArgs, removal: Removal, settings: &Setti
     }
     let kept = match removal {
         Removal::Erase => "",
-        Removal::Anonymise => ", keeps sums of what it counted,",
+        Removal::Anonymise => ", adds what the rows count to sums over all anonymised persons",
     };
     let consequence = format!(
-        "this deletes everything of user {} from all stores permanently{kept} and the id is refused from then on",
+        "this deletes everything of user {} from all stores permanently{kept}, and the id is refused from then on",
         args.user
     );
     confirm(&consequence, args.yes)?;

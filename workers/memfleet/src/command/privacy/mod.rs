@@ -59,9 +59,9 @@ enum What {
     Show(ShowArgs),
     /// Erase a person. Everything of the person is deleted for good, and the id is refused from then on.
     Erase(EraseArgs),
-    /// Anonymise a person: an erasure before which what the rows count is added to sums over all persons who were anonymised.
+    /// Anonymise a person: as `erase`, and what the rows count is added to sums over all anonymised persons.
     Anonymise(EraseArgs),
-    /// Print these sums, by month. One of fewer than five persons is left out.
+    /// Print the sums over anonymised persons, by month. Sums of fewer than five persons are left out.
     Statistics(StatisticsArgs),
     /// Do what is due of all erasures.
     Run(RunArgs),
