@@ -141,7 +141,12 @@ async fn rows_that_cannot_be_archived_keep_no_other_users_from_their_turn() {
     folder.close().expect("no folder");
     std::fs::write(&path, "").expect("a file");
     let worker = fixture.run(cleaner(&fixture));
-    for _ in 0..8 {
+    tick(&fixture).await;
+    // Of the first tick alone: once there are events, another one may run beside it, and the later of both rightly comes again.
+    let minted_again = "(SELECT FROM sec.minted_job_grants GROUP BY tick HAVING count(*) > 1) AS again";
+    assert_eq!(fixture.count("job_runs WHERE failure IS NOT NULL").await, 1);
+    assert_eq!(fixture.count(minted_again).await, 0, "a tick that failed waits for the schedule");
+    for _ in 0..7 {
         tick(&fixture).await;
     }
     worker.stop().await.expect("a clean end");
@@ -156,9 +161,6 @@ async fn rows_that_cannot_be_archived_keep_no_other_users_from_their_turn() {
         failures.iter().all(|failure| failure.starts_with("rows of simple_chat_context stay")),
         "{failures:?}"
     );
-    assert!(!failures.is_empty());
-    let minted_again = "(SELECT FROM sec.minted_job_grants GROUP BY tick HAVING count(*) > 1) AS again";
-    assert_eq!(fixture.count(minted_again).await, 0, "a tick that failed waits for the schedule");
 }
 
 /// Sweeps, with this change between the moment at which a function has found what is due and the removal. Of the other tables, which a run
