@@ -9,7 +9,7 @@ use testkit::{Fixture, eventually};
 
 use crate::support::archives::{TABLES, archive, files, succeeds, with_target};
 use crate::support::erasure::{erase, file, json, privacy, privacy_with, receipt, with_receipts};
-use crate::support::program::Ended;
+use crate::support::program::{Ended, memfleet, output};
 use crate::support::retention::{cleaner, sweep_all, without_schedule};
 
 const PERSON: i32 = 77_003;
@@ -233,6 +233,82 @@ async fn what_was_written_for_a_row_that_is_gone_is_not_named_and_does_not_stay(
         assert_eq!(rows_of(&after, other), rows_of(&before, other), "of {other}");
     }
     verifies(&fixture, receipts.path(), &id).await;
+}
+
+/// The role of retention-cleaner names one that was never written, or somebody has deleted its files.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_that_is_missing_keeps_no_other_and_is_forgotten_by_an_operator_alone() {
+    let Filled { fixture, receipts, archives: _archives } = filled().await;
+    let missing = "0193c0de-0000-7000-8000-00000000000c";
+    fixture
+        .execute(&format!(
+            "INSERT INTO archives (id, table_name, location, manifest_hash, policies, run_id, row_count, byte_count, first_at, last_at, user_ids,
+                 not_removed, created_at)
+             SELECT '{missing}', table_name, table_name || '/2020-01/{missing}', sha256('x'), policies, run_id, 1, 1, first_at, last_at,
+                 ARRAY[{PERSON}], '{{}}', created_at - interval '1 day' FROM archives LIMIT 1"
+        ))
+        .await;
+    let id = file(&fixture, PERSON).await;
+    let error = eventually("it stops at the archive", async || {
+        run(&fixture).await;
+        let request = json(&fixture, &["show", &id]).await["request"].take();
+        let error = request["last_error"].as_str().unwrap_or_default().to_owned();
+        (request["step"] == "archives" && error.contains(missing)).then_some(error)
+    })
+    .await;
+    assert!(error.contains(&format!("memfleet archive forget {missing}")), "{error}");
+    assert_eq!(rows_of(&held(&fixture).await, PERSON), Vec::<String>::new(), "the others are written anew");
+    let present = fixture.lines(&format!("id FROM archives WHERE id <> '{missing}' ORDER BY id")).await;
+    for (arguments, said) in [
+        (vec!["forget", &present[0]], "is at the target"),
+        (vec!["forget", "0193c0de-0000-7000-8000-00000000000d"], "the database has no archive"),
+        (vec!["forget"], "required"),
+    ] {
+        let refused = crate::support::archives::run(&fixture, &arguments).await;
+        assert!(!refused.is_success() && refused.all().contains(said), "{arguments:?}: {}", refused.all());
+    }
+    // Of another folder, all are missing.
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let mut other = memfleet(&fixture, &["archive", "forget", "--missing"]);
+    other.env("MEMFLEET_ARCHIVE__URL", format!("file://{}", elsewhere.path().display()));
+    let refused: Ended = output(other).await.into();
+    assert!(!refused.is_success() && refused.err.contains("every archive"), "{}", refused.all());
+    succeeds(&fixture, &["forget", "--missing", "--dry-run"]).await;
+    assert_eq!(fixture.count(&format!("archives WHERE id = '{missing}'")).await, 1);
+    let forgot = succeeds(&fixture, &["forget", "--missing"]).await;
+    assert!(forgot.contains(missing), "{forgot}");
+    assert_eq!(fixture.lines("id FROM archives ORDER BY id").await, present);
+    finish(&fixture, &[&id]).await;
+    verifies(&fixture, receipts.path(), &id).await;
+}
+
+/// As of a role that writes there. This one cannot be read by anybody: its path is longer than any path may be.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_and_is_not_named_stops_neither_an_erasure_nor_a_verification() {
+    let Filled { mut fixture, receipts, archives } = filled().await;
+    let mut deep = archives.path().to_owned();
+    let longest = 4_050;
+    while deep.as_os_str().len() < longest {
+        deep.push("d".repeat((longest - deep.as_os_str().len()).saturating_sub(1).clamp(1, 200)));
+    }
+    std::fs::create_dir_all(deep.join("chat_mode_sessions/2020-01")).expect("a folder");
+    let folder = "0193c0de-0000-7000-8000-00000000000e";
+    let made = std::process::Command::new("mkdir")
+        .arg(folder)
+        .current_dir(deep.join("chat_mode_sessions/2020-01"))
+        .status();
+    assert!(made.expect("a process").success());
+    fixture.execute("DELETE FROM archives").await;
+    fixture.settings.archive.url = Some(format!("file://{}", deep.display()));
+    let id = file(&fixture, PERSON).await;
+    finish(&fixture, &[&id]).await;
+    let signed = receipts.path().join(format!("{id}.json"));
+    let remains = receipt(&signed)["body"]["remains"].to_string();
+    assert!(remains.contains("1 places at the archive target"), "{remains}");
+    let verified = privacy(&fixture, &["verify", signed.to_str().expect("a path")]).await;
+    assert!(verified.is_success(), "{}", verified.all());
+    assert!(verified.err.contains("nobody can tell whose rows are there"), "{}", verified.all());
+    assert!(verified.out.contains("was not counted"), "{}", verified.all());
 }
 
 /// Old files come back, such as from a backup of the folder. No row of the database names them.

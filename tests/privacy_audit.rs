@@ -1,15 +1,19 @@
 //! What an erasure removes is excused by a signed statement alone, and only as it was sealed; and its row of the trail is proven to lie under
 //! a seal.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use audit::{Accepted, Difference, Excuse, Leaf, Report, Source, seal_all, verify};
+use audit::{
+    Accepted, AuditError, Difference, Excuse, Leaf, Report, Source, Vouch, Voucher, seal_all, verify,
+};
 use contract::UserId;
 use diesel::sql_types::{Array, Binary, Uuid as SqlUuid};
-use diesel_async::AsyncConnection;
+use diesel_async::{AsyncConnection, AsyncPgConnection};
+use futures::future::BoxFuture;
 use privacy::process::{self, Stores};
 use privacy::request::{self, NewRequest};
-use privacy::{Advance, Removal, Step};
+use privacy::{Advance, Receipts, Removal, Step};
 use testkit::{DEADLINE, Fixture};
 use trust::{PrivateKey, PublicKey};
 use uuid::Uuid;
@@ -24,10 +28,40 @@ fn receipt_key(digit: &str) -> PrivateKey {
     PrivateKey::parse(&format!("receipt private {}", digit.repeat(64))).expect("a key")
 }
 
-/// What a verification finds that believes these keys of statements.
+/// As if there were a receipt of what is stated now.
+#[derive(Debug)]
+struct AsStated;
+
+impl Vouch for AsStated {
+    fn vouch<'a>(
+        &'a self,
+        connection: &'a mut AsyncPgConnection,
+        erasures: &'a [Uuid],
+    ) -> BoxFuture<'a, Result<HashMap<Uuid, Voucher>, AuditError>> {
+        Box::pin(async move {
+            let mut vouchers = HashMap::new();
+            for erasure in erasures {
+                let roots: Vec<_> =
+                    audit::statements_of(connection, *erasure).await?.iter().map(|one| one.root).collect();
+                let receipt = Voucher::Receipt {
+                    statements: u64::try_from(roots.len()).expect("a number"),
+                    roots: audit::hash_of_roots(&roots),
+                };
+                vouchers.insert(*erasure, receipt);
+            }
+            Ok(vouchers)
+        })
+    }
+}
+
+/// What a verification finds that believes these keys of statements, as if each erasure had a receipt.
 async fn report(fixture: &Fixture, receipts: &[PublicKey]) -> Report {
+    report_by(fixture, receipts, &AsStated).await
+}
+
+async fn report_by(fixture: &Fixture, receipts: &[PublicKey], erasures: &dyn Vouch) -> Report {
     let seals = [key(fixture).public()];
-    let keys = Accepted { seals: &seals, receipts };
+    let keys = Accepted { seals: &seals, receipts, erasures: Some(erasures) };
     verify(&mut fixture.connection().await, Some(&anchors(fixture)), keys).await.expect("a report")
 }
 
@@ -119,6 +153,45 @@ async fn an_event_that_was_edited_or_moved_before_stays_a_finding() {
         let finding = &found.findings[0];
         assert_eq!(finding.difference, Some(Difference::Missing), "{finding}");
         assert!(matches!(finding.excuse, Some(Excuse::WithoutProof(_) | Excuse::Absent)), "{finding}");
+    }
+}
+
+/// Whoever may write all tables has chosen events removed by the process that signs: the others of the user are elsewhere meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_receipt_an_erasure_excuses_nothing_and_is_named() {
+    let mut fixture = sealed().await;
+    let _receipts = with_receipts(&mut fixture);
+    let key = PrivateKey::read(fixture.settings.privacy.receipt_key_file.as_ref().expect("a key").as_ref());
+    let key = key.expect("a key");
+    let keys = [key.public()];
+    let receipts = Receipts { settings: &fixture.settings, keys: &keys };
+    // A request alone has nothing removed.
+    let request = format!(
+        "INSERT INTO privacy_requests (id, user_id, request_type, request_status, step, progress, service, reason)
+         VALUES ('{ERASURE}', 1, 'erase', 'in_progress', 'rows', jsonb_build_object('fenced_at', now()), 'operator', 'r')"
+    );
+    fixture.execute(&request).await;
+    let mut stores = Stores::open(&fixture.settings).await.expect("stores");
+    let claimed =
+        request::claim(&mut stores.database, Uuid::now_v7(), Some(ERASURE)).await.expect("a request");
+    let refused = process::advance(&mut stores, &mut claimed.expect("the request")).await;
+    assert!(refused.expect_err("a refusal").to_string().contains("has not put up its fence"));
+    assert_eq!(fixture.count("audit.erasures").await, 0);
+    // Nor does a statement without a receipt excuse anything; while it seems to be under way, it is named.
+    let events = u64::try_from(erase_events(&fixture, 1, &key).await).expect("a number");
+    let fence = format!(
+        "INSERT INTO sec.fenced_users (user_id, request_id, may_be_cancelled) VALUES (1, '{ERASURE}', false)"
+    );
+    fixture.execute(&fence).await;
+    let found = report_by(&fixture, &keys, &receipts).await;
+    let named = found.erasures.get(&ERASURE).map(|erased| (erased.rows, erased.is_under_way));
+    assert_eq!((found.findings.as_slice(), named), ([].as_slice(), Some((events, true))));
+    for undone in ["DELETE FROM sec.fenced_users", "DELETE FROM privacy_requests"] {
+        fixture.execute(undone).await;
+        let found = report_by(&fixture, &keys, &receipts).await;
+        assert_eq!((found.accounted, found.excused_without_proof), (0, events), "{undone}");
+        assert_eq!(found.findings[0].excuse, Some(Excuse::WithoutReceipt { erasure: ERASURE }));
+        assert!(found.findings[0].to_string().contains(&ERASURE.to_string()), "{}", found.findings[0]);
     }
 }
 
@@ -232,7 +305,11 @@ async fn the_trail_verifies_after_each_step_of_an_erasure() {
         loop {
             let step = claimed.step;
             let advanced = process::advance(&mut stores, &mut claimed).await.expect("a step");
-            assert_eq!(report(&fixture, &keys).await.findings, [], "after {step}");
+            let receipts = Receipts { settings: &fixture.settings, keys: &keys };
+            let found = report_by(&fixture, &keys, &receipts).await;
+            assert_eq!(found.findings, [], "after {step}");
+            let is_under_way = advanced != Advance::Done;
+            assert!(found.erasures.iter().all(|(of, one)| *of == id && one.is_under_way == is_under_way));
             match advanced {
                 Advance::Next(_) => steps.push(step),
                 Advance::Done => is_done = true,

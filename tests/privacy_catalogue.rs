@@ -7,7 +7,7 @@ use contract::UserId;
 use diesel_async::AsyncPgConnection;
 use privacy::catalogue::{self, CIRCLE, DEPLOYMENT, Entry, Erase, KEY_STORE_TABLES, Owner, TABLES};
 use privacy::request::{self, NewRequest};
-use privacy::{Removal, Step, rows};
+use privacy::{Claimed, Removal, Step, rows};
 use testkit::{Fixture, lines_on};
 use trust::PrivateKey;
 use uuid::Uuid;
@@ -139,6 +139,16 @@ async fn counts(fixture: &Fixture, user: i32) -> BTreeMap<String, u64> {
     rows::count(&mut fixture.connection().await, user).await.expect("numbers")
 }
 
+/// As the steps before leave it. Without it, nothing is deleted.
+async fn fence(fixture: &Fixture, claimed: &mut Claimed) {
+    let fence = format!(
+        "INSERT INTO sec.fenced_users (user_id, request_id, may_be_cancelled) VALUES ({}, '{}', false)",
+        claimed.user, claimed.id
+    );
+    fixture.execute(&fence).await;
+    claimed.progress.fenced_at = Some(chrono::Utc::now());
+}
+
 /// The rows of everybody but one user, in all of these tables.
 async fn others(fixture: &Fixture, user: i32) -> Vec<String> {
     let mut lines = Vec::new();
@@ -181,6 +191,7 @@ async fn all_rows_of_one_person_are_deleted_and_counted_and_none_of_another() {
     let mut claimed =
         request::claim(&mut db, run, Some(filed.id)).await.expect("an answer").expect("the request");
     claimed.progress.before = before.clone();
+    fence(&fixture, &mut claimed).await;
     request::commit_step(&mut db, &mut claimed, Some(Step::Rows)).await.expect("a step");
     let key = PrivateKey::generate("receipts").expect("a key");
     rows::erase(&mut db, &key, &mut claimed).await.expect("an erasure");
@@ -214,6 +225,7 @@ async fn numbers_that_do_not_agree_are_an_error() {
         .expect("an answer")
         .expect("the request");
     claimed.progress.before = counts(&fixture, 42).await;
+    fence(&fixture, &mut claimed).await;
     request::commit_step(&mut db, &mut claimed, Some(Step::Rows)).await.expect("a step");
     let uncounted = "INSERT INTO user_profiles (id, user_id) VALUES (gen_random_uuid(), 42)";
     fixture.execute(uncounted).await;

@@ -206,6 +206,54 @@ async fn the_recount_finds_what_came_back() {
     assert!(said.contains("tombstone"), "{said}");
 }
 
+/// As whoever may write all tables would have it, so that the person can come back and no receipt tells of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_does_not_know_the_person_again_is_named() {
+    let (fixture, receipts) = two_users().await;
+    let signed = erase(&fixture, receipts.path(), 1).await;
+    let path = signed.to_str().expect("a path");
+    let mut key_store = store::connect(&fixture.settings.keys.url).await.expect("the key store");
+    const EXCHANGE: &str =
+        "UPDATE sec.keys SET inner_pad = set_byte(inner_pad, 0, get_byte(inner_pad, 0) # 1),
+        outer_pad = set_byte(outer_pad, 0, get_byte(outer_pad, 0) # 1) WHERE purpose = 'tombstone'";
+    const BUCKET: &str = "UPDATE sec.erased_users SET bucket = bucket # 1";
+    const OTHER_KEY: &str = "SET session_replication_role = replica; UPDATE sec.erased_users SET key_id = CASE key_id
+        WHEN 'tombstone-0' THEN (SELECT key_id FROM sec.keys WHERE purpose = 'tombstone' LIMIT 1) ELSE 'tombstone-0' END";
+    for (in_key_store, there_and_back, user, named) in [
+        (false, EXCHANGE, None, "was exchanged"),
+        (false, OTHER_KEY, None, "under the key tombstone-0"),
+        (false, BUCKET, Some("1"), "the database does not know user 1"),
+        (true, EXCHANGE, None, "was exchanged"),
+        (true, OTHER_KEY, None, "the key store does not have its tombstone"),
+        (true, BUCKET, Some("1"), "the key store does not know user 1"),
+    ] {
+        let arguments =
+            ["verify", path].into_iter().chain(user.into_iter().flat_map(|user| ["--user", user]));
+        let arguments: Vec<&str> = arguments.collect();
+        for is_changed in [true, false] {
+            if in_key_store {
+                key_store.batch_execute(there_and_back).await.expect("a change");
+            } else {
+                fixture.execute(there_and_back).await;
+            }
+            let said = privacy(&fixture, &arguments).await;
+            assert_eq!(said.is_success(), !is_changed, "{there_and_back}: {}", said.all());
+            assert_eq!(said.all().contains(named), is_changed, "{there_and_back}: {}", said.all());
+            if is_changed && there_and_back == EXCHANGE && !in_key_store {
+                let said = refused(&fixture, &["reapply", "--yes"]).await;
+                assert!(said.contains("was exchanged"), "{said}");
+            }
+        }
+    }
+    // The key store is restored from a backup from before.
+    key_store.batch_execute("DELETE FROM sec.erased_users").await.expect("no tombstone");
+    let said = refused(&fixture, &["verify", path]).await;
+    assert!(said.contains("it would take data keys of the person"), "{said}");
+    json(&fixture, &["reapply", "--yes"]).await;
+    let said = privacy(&fixture, &["verify", path, "--user", "1"]).await;
+    assert!(said.is_success(), "{}", said.all());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_key_of_tombstones_is_exported_once_for_its_owner_alone() {
     let (fixture, receipts) = two_users().await;

@@ -274,8 +274,13 @@ async fn a_store_that_nobody_can_count_any_more_is_not_called_empty() {
     let path = signed.to_str().expect("a path");
     let verified = privacy(fixture, &["verify", path]).await;
     assert!(verified.is_success() && !verified.out.contains("not counted"), "{}", verified.all());
-    // As 31 days later.
+    // The pseudonym is kept for 31 days.
     fixture.execute("UPDATE sec.erased_users SET tenant = NULL").await;
+    let verified = privacy(fixture, &["verify", path]).await;
+    assert_eq!(verified.code, Some(1), "{}", verified.all());
+    assert!(verified.all().contains("the pseudonym of the person is missing"), "{}", verified.all());
+    // A receipt, from which the tombstone may have come, does not have it.
+    fixture.execute("UPDATE sec.erased_users SET bucket = NULL").await;
     let verified = privacy(fixture, &["verify", path]).await;
     let said = "nothing of the person is there; what is unknown above was not counted";
     assert!(verified.is_success() && verified.out.contains(said), "{}", verified.all());

@@ -34,12 +34,16 @@ struct Erasure {
 
 impl Erasure {
     async fn file(fixture: &Fixture) -> Self {
+        Self::file_of(fixture, PERSON).await
+    }
+
+    async fn file_of(fixture: &Fixture, user: i32) -> Self {
         let new = NewRequest {
             removal: Removal::Erase,
             service: "operator".to_owned(),
             reason: "a letter".to_owned(),
         };
-        let user = UserId::new(PERSON).expect("a user");
+        let user = UserId::new(user).expect("a user");
         let id = request::submit(&mut fixture.connection().await, user, new).await.expect("a request").id;
         Self { stores: Stores::open(&fixture.settings).await.expect("stores"), id, run: Uuid::now_v7() }
     }
@@ -114,12 +118,7 @@ async fn a_hold_that_is_committed_after_the_fence_takes_it_away() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_is_noted_between_counting_and_deleting_stops_nothing() {
     let (fixture, _receipts) = two_users().await;
-    fixture
-        .execute(
-            "INSERT INTO cross_service_auth (token_id, service, user_id, scopes, key_id, issued_at, expires_at, grants_expire_at)
-             VALUES ('0193c0de-0000-7000-8000-00000000000b', 'test', 1, '{context:put}', 'k', now(), now() + interval '1 hour', now() + interval '1 hour')",
-        )
-        .await;
+    fixture.execute(TOKEN).await;
     let mut erasure = Erasure::file(&fixture).await;
     erasure.reaches(Step::Rows).await;
     fixture
@@ -127,6 +126,70 @@ async fn a_token_that_is_noted_between_counting_and_deleting_stops_nothing() {
         .await;
     erasure.completes(&fixture).await;
     assert_eq!(fixture.count("sec.token_uses").await, 0);
+}
+
+const TOKEN: &str = "INSERT INTO cross_service_auth (token_id, service, user_id, scopes, key_id, issued_at, expires_at, grants_expire_at)
+    VALUES ('0193c0de-0000-7000-8000-00000000000b', 'test', 1, '{context:put}', 'k', now(), now() + interval '1 hour', now() + interval '1 hour');";
+const NOTE: &str =
+    "BEGIN; SELECT sec.note_token_use(ARRAY['0193c0de-0000-7000-8000-00000000000b'::uuid], ARRAY[now()])";
+
+/// It needs no context for that, so that the fence does not keep it from it; and it does not commit.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_keeps_a_row_of_the_person_locked_is_ended() {
+    let (fixture, _receipts) = two_users().await;
+    let noted = "INSERT INTO sec.token_uses (token_id, role_name, used_at)
+        VALUES ('0193c0de-0000-7000-8000-00000000000b', 'w_context_writer', now() - interval '1 minute')";
+    fixture.execute(&format!("{TOKEN} {noted}")).await;
+    let mut erasure = Erasure::file(&fixture).await;
+    erasure.reaches(Step::Rows).await;
+    let mut worker = login(&fixture, ROLE).await;
+    worker.batch_execute(NOTE).await.expect("a note");
+    erasure.completes(&fixture).await;
+    assert!(worker.batch_execute("COMMIT").await.is_err(), "its connection is gone");
+    assert_eq!(fixture.count("sec.token_uses").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_note_that_is_committed_after_its_token_went_does_not_stay() {
+    let (fixture, _receipts) = two_users().await;
+    fixture.execute(TOKEN).await;
+    let mut erasure = Erasure::file(&fixture).await;
+    erasure.reaches(Step::Rows).await;
+    let mut worker = login(&fixture, ROLE).await;
+    worker.batch_execute(NOTE).await.expect("a note");
+    erasure.reaches(Step::Seal).await;
+    worker.batch_execute("COMMIT").await.expect("a late note");
+    assert_eq!(fixture.count("sec.token_uses").await, 1);
+    erasure.completes(&fixture).await;
+    let ran = privacy(&fixture, &["run"]).await;
+    assert!(ran.is_success(), "{}", ran.all());
+    assert_eq!(fixture.count("sec.token_uses").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_takes_long_keeps_no_other_person_waiting() {
+    let (fixture, _receipts) = two_users().await;
+    for user in [PERSON, 2] {
+        Erasure::file_of(&fixture, user).await.reaches(Step::Rows).await;
+    }
+    fixture.execute("UPDATE privacy_requests SET claimed_until = NULL").await;
+    // An operator's, whom nothing ends.
+    let mut operator = fixture.connection().await;
+    let lock = "BEGIN; SELECT FROM simple_chat_context WHERE user_id = 1 FOR UPDATE";
+    operator.batch_execute(lock).await.expect("a lock");
+    let others = eventually("the other one has come to its seal", async || {
+        let sealed = fixture.count("privacy_requests WHERE user_id = 2 AND step = 'seal'").await;
+        (sealed == 1).then_some(())
+    });
+    let other = async {
+        others.await;
+        let in_its_first_try = "privacy_requests WHERE user_id = 1 AND step = 'rows' AND last_error IS NULL";
+        assert_eq!(fixture.count(in_its_first_try).await, 1);
+        operator.batch_execute("ROLLBACK").await.expect("no lock");
+    };
+    let (ran, ()) = tokio::join!(privacy(&fixture, &["run"]), other);
+    assert!(!ran.err.contains("panicked"), "{}", ran.err);
+    assert_eq!(fixture.count("privacy_requests WHERE user_id = 1 AND step = 'rows'").await, 0);
 }
 
 /// A superuser can do so. It is reported, and the next attempt goes on with what there is.

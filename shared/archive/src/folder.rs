@@ -30,6 +30,8 @@ pub(crate) struct Level {
     /// Files of archives.
     pub(crate) files: Vec<Found>,
     pub(crate) links: Vec<String>,
+    /// Files that could not be looked at, and why.
+    pub(crate) unreadable: Vec<String>,
     /// How many entries it has, of any kind.
     pub(crate) seen: usize,
 }
@@ -90,7 +92,10 @@ impl Folder {
             } else if kind.is_dir() && depth < DEPTH && fits(depth, &name) {
                 level.folders.push(inner);
             } else if kind.is_file() && depth == DEPTH && fits(depth, &name) {
-                level.files.extend(found(inner, entry.metadata())?);
+                match found(inner, entry.metadata()) {
+                    Ok(found) => level.files.extend(found),
+                    Err(error) => level.unreadable.push(format!("{path}/{name}: {error}")),
+                }
             }
         }
         Ok(level)

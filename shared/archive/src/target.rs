@@ -42,6 +42,8 @@ pub struct Listing {
     pub files: Vec<Found>,
     /// Links in a folder, in the order of their paths. No archive has any, and they are not followed.
     pub links: Vec<String>,
+    /// What could not be read, and why: nobody can tell what is there.
+    pub unreadable: Vec<String>,
 }
 
 impl Listing {
@@ -247,11 +249,22 @@ impl Target {
         let mut left = MAX_LISTED;
         while let Some(path) = pending.pop() {
             let folder = folder.clone();
-            let level = self.on_disk("list", "files", move || folder.level(&path, left)).await?;
+            let is_root = path.is_empty();
+            let inner = path.clone();
+            let level = match self.on_disk("list", &path, move || folder.level(&inner, left)).await {
+                // Deleted meanwhile.
+                Err(ArchiveError::Missing(_)) if !is_root => continue,
+                Err(error) if !is_root => {
+                    listing.unreadable.push(error.to_string());
+                    continue;
+                }
+                level => level?,
+            };
             left = left.saturating_sub(level.seen);
             pending.extend(level.folders);
             listing.files.extend(level.files);
             listing.links.extend(level.links);
+            listing.unreadable.extend(level.unreadable);
         }
         Ok(listing)
     }

@@ -17,8 +17,10 @@ use store::builtin::{self, Named};
 use trust::{PrivateKey, PublicKey};
 use uuid::Uuid;
 
+use crate::AuditError;
 use crate::difference::key;
 use crate::digest::Digest;
+use crate::excuse::Excuse;
 use crate::finding::Finding;
 use crate::form;
 use crate::leaf::{LEAF_BYTES, Leaf, Source};
@@ -26,12 +28,17 @@ use crate::refused::Refused;
 use crate::row;
 use crate::time::Time;
 use crate::tree;
+use crate::verify::Accepted;
+use crate::voucher::Vouched;
 
 /// The prefix of the hashed bytes, for domain separation from other messages that the key may sign.
 const CONTEXT: &[u8] = b"memfleet erasure statement v1\n";
 
 /// The most leaves of a statement.
 pub const MAX_STATED: usize = 10_000;
+
+/// The advisory lock of the numbers of statements: "memstate" in ASCII.
+const NUMBERS: i64 = 0x6d65_6d73_7461_7465;
 
 /// The table of statements.
 pub(crate) const TABLE: &str = "audit.erasures";
@@ -116,8 +123,9 @@ pub async fn state_erasure(
         #[diesel(sql_type = BigInt)]
         number: i64,
     }
+    // Erasures state at once. Whoever comes second waits until the first one has its number for good.
+    const LOCK: &str = "SELECT pg_catalog.pg_advisory_xact_lock($1)";
     const NEXT: &str = "SELECT coalesce(max(number), 0) + 1 AS number FROM audit.erasures";
-    // The primary key refuses a number that another process has taken meanwhile: the caller tries again.
     const STATE: &str = "
         INSERT INTO audit.erasures (number, erasure, leaves, root, stated_at, key_name, signature)
         VALUES ($1, $2, $3, $4, $5, $6, $7)";
@@ -129,6 +137,7 @@ pub async fn state_erasure(
     if let Some(problem) = fault_of_leaves(&leaves) {
         return Err(refused(&problem));
     }
+    diesel::sql_query(LOCK).bind::<BigInt, _>(NUMBERS).execute(connection).await?;
     let next: Vec<Next> = diesel::sql_query(NEXT).load(connection).await?;
     let number = next.as_slice().first().map_or(1, |next| next.number);
     // PostgreSQL stores microseconds, and the signed time must equal the stored one.
@@ -272,14 +281,16 @@ pub(crate) struct Erased<'a> {
     held: HashMap<Leaf, Uuid>,
     /// The statements of the other leaves.
     further: Vec<Genuine>,
+    vouched: Vouched,
 }
 
 impl<'a> Erased<'a> {
     /// Looks through all statements, one at a time. Those that are not to be believed are findings, and excuse nothing: 20 are named.
     pub(crate) async fn read(
         connection: &mut AsyncPgConnection,
-        keys: &'a [PublicKey],
-    ) -> Result<(Self, Vec<Finding>), Fault> {
+        accepted: Accepted<'a>,
+    ) -> Result<(Self, Vec<Finding>), AuditError> {
+        let keys = accepted.receipts;
         let mut erased = Self { keys, ..Self::default() };
         let (mut refused, mut number) = (Refused::new("statements of erasures"), i64::MIN);
         // The trail may be of an earlier version.
@@ -287,13 +298,14 @@ impl<'a> Erased<'a> {
             return Ok((erased, Vec::new()));
         }
         let query = format!("{ROW} ORDER BY e.number");
-        let mut rows = diesel::sql_query(query).load_stream::<Row>(connection).await?;
-        while let Some(row) = rows.try_next().await? {
+        let mut rows = diesel::sql_query(query).load_stream::<Row>(connection).await.map_err(Fault::from)?;
+        while let Some(row) = rows.try_next().await.map_err(Fault::from)? {
             let name = format!("statement {} of an erasure", row.number);
             match row.judge(keys) {
                 // A copy is a second row of its number: the signature holds the number.
                 Ok(_) if row.number <= number => refused.note(&name, "it is there twice"),
                 Ok(leaves) => {
+                    erased.vouched.add(&row.statement());
                     erased.hold(&row, leaves);
                     number = row.number;
                 }
@@ -301,6 +313,7 @@ impl<'a> Erased<'a> {
             }
         }
         drop(rows);
+        erased.vouched.judge(connection, accepted.erasures, Utc::now()).await?;
         Ok((erased, refused.findings()))
     }
 
@@ -310,6 +323,11 @@ impl<'a> Erased<'a> {
         } else {
             self.further.extend(Genuine::of(row.number, &leaves));
         }
+    }
+
+    /// What speaks for a row that this erasure has stated.
+    pub(crate) fn excuse(&self, erasure: Uuid) -> Excuse {
+        self.vouched.excuse(erasure)
     }
 
     /// Those of these leaves that a statement has, each with the erasure. Of a leaf with another digest, nothing is stated.

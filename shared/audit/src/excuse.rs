@@ -18,8 +18,16 @@ use crate::time::Time;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Excuse {
-    /// A proof: a statement of an erasure, signed with the receipt key, has the row as it was sealed (docs/adr/0057).
+    /// A proof: a statement of an erasure, signed with the receipt key, has the row as it was sealed (docs/adr/0057), and the receipt of the
+    /// erasure has the statement.
     Erased {
+        /// The erasure.
+        erasure: Uuid,
+        /// Whether it has no receipt yet.
+        is_under_way: bool,
+    },
+    /// A statement of an erasure has the row. But the erasure is not under way, or was for too long, and no receipt has the statement.
+    WithoutReceipt {
         /// The erasure.
         erasure: Uuid,
     },
@@ -34,7 +42,7 @@ impl Excuse {
     pub(crate) fn is_proof(&self) -> bool {
         match self {
             Self::Erased { .. } => true,
-            Self::WithoutProof(_) | Self::Absent => false,
+            Self::WithoutReceipt { .. } | Self::WithoutProof(_) | Self::Absent => false,
         }
     }
 }
@@ -42,7 +50,16 @@ impl Excuse {
 impl fmt::Display for Excuse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Erased { erasure } => write!(f, "excused with proof by the erasure {erasure}"),
+            Self::Erased { erasure, is_under_way: false } => {
+                write!(f, "excused with proof by the erasure {erasure}")
+            }
+            Self::Erased { erasure, is_under_way: true } => {
+                write!(f, "excused by the erasure {erasure}, which is under way")
+            }
+            Self::WithoutReceipt { erasure } => write!(
+                f,
+                "excused without proof by a statement of the erasure {erasure}, of which no receipt is known that has it"
+            ),
             Self::WithoutProof(row) => write!(f, "excused without proof by an audit row ({row})"),
             Self::Absent => write!(f, "no audit row tells of it"),
         }

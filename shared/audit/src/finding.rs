@@ -1,5 +1,6 @@
 //! What a verification found.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
@@ -112,6 +113,15 @@ impl fmt::Display for Finding {
     }
 }
 
+/// What an erasure excuses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ErasedRows {
+    /// How many rows.
+    pub rows: u64,
+    /// Whether it has no receipt yet.
+    pub is_under_way: bool,
+}
+
 /// The result of a verification.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
@@ -125,8 +135,10 @@ pub struct Report {
     pub edited: u64,
     /// Rows that are missing from their place.
     pub missing: u64,
-    /// How many of the edited and missing rows are events that the trail has a row about, or subjects whose user it saw
-    /// removed.
+    /// The erasures that excuse missing rows.
+    pub erasures: BTreeMap<Uuid, ErasedRows>,
+    /// How many of the edited and missing rows are events that the trail has a row about, subjects whose user it saw
+    /// removed, or of an erasure without a receipt.
     pub excused_without_proof: u64,
     /// Rows that were added among sealed ones, or that no seal can cover.
     pub added: u64,
@@ -157,6 +169,13 @@ impl Report {
         let (accounted, findings): (Vec<_>, Vec<_>) =
             findings.into_iter().partition(|finding| finding.excuse.as_ref().is_some_and(Excuse::is_proof));
         self.accounted += u64::try_from(accounted.len()).unwrap_or(u64::MAX);
+        for finding in accounted {
+            if let Some(Excuse::Erased { erasure, is_under_way }) = finding.excuse {
+                let erased = self.erasures.entry(erasure).or_default();
+                erased.rows += 1;
+                erased.is_under_way |= is_under_way;
+            }
+        }
         for (number, finding) in findings.into_iter().enumerate() {
             self.broken_seals += u64::from(number == 0);
             self.count(&finding);
@@ -190,7 +209,7 @@ impl Report {
             None => {}
         }
         match finding.excuse {
-            Some(Excuse::WithoutProof(_)) => self.excused_without_proof += 1,
+            Some(Excuse::WithoutProof(_) | Excuse::WithoutReceipt { .. }) => self.excused_without_proof += 1,
             Some(Excuse::Erased { .. } | Excuse::Absent) | None => {}
         }
     }
@@ -230,13 +249,15 @@ mod tests {
     #[test]
     fn what_is_excused_with_proof_is_no_finding() {
         let mut report = Report::default();
-        let erased = Excuse::Erased { erasure: Uuid::nil() };
+        let erased = Excuse::Erased { erasure: Uuid::nil(), is_under_way: false };
         let missing = Finding { excuse: Some(erased), ..differing(1, Difference::Missing) };
         report.note([missing.clone(), missing.clone()]);
         assert_eq!((report.accounted, report.missing, report.broken_seals), (2, 0, 0));
         assert_eq!((report.findings.len(), report.of_trail), (0, 0));
         report.note([missing, differing(2, Difference::Missing)]);
         assert_eq!((report.accounted, report.missing, report.broken_seals), (3, 1, 1));
+        let named = ErasedRows { rows: 3, is_under_way: false };
+        assert_eq!(report.erasures, BTreeMap::from([(Uuid::nil(), named)]));
     }
 
     #[test]

@@ -38,6 +38,7 @@ mod time;
 mod trail;
 pub mod tree;
 mod verify;
+mod voucher;
 
 pub use condition::condition;
 pub use difference::Difference;
@@ -47,7 +48,7 @@ pub use erasure::{
     subject_leaf,
 };
 pub use excuse::{AuditRow, Excuse};
-pub use finding::{Finding, Report};
+pub use finding::{ErasedRows, Finding, Report};
 pub use holder::Holder;
 pub use horizon::{Cause, HELD_AFTER, HeldBack, held_back};
 pub use inclusion::{Inclusion, SealHeader, fault_of_seal, inclusion};
@@ -57,6 +58,7 @@ pub use seal::{Seal, Statement};
 pub use sealer::{MAX_LEAVES, seal_all};
 pub use trail::{TrailEntry, trail};
 pub use verify::{Accepted, verify};
+pub use voucher::{Vouch, Voucher, hash_of_roots};
 
 /// Sealing or verification failed. This says nothing about the trail itself: see [`Finding`].
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +70,12 @@ pub enum AuditError {
     #[error("the stream {stream}: {problem}", stream = anchor::STREAM)]
     Anchor {
         /// The error of the server or the network.
+        problem: String,
+    },
+    /// The receipts of erasures cannot be read.
+    #[error("the receipts of erasures: {problem}")]
+    Receipts {
+        /// Why.
         problem: String,
     },
     /// The last seal covers a transaction id that this database has not reached.

@@ -29,6 +29,7 @@ use crate::row::{self, Place, Placed, Start};
 use crate::seal::{Seal, Statement};
 use crate::sealer::MAX_LEAVES;
 use crate::tree;
+use crate::voucher::Vouch;
 use trust::PublicKey;
 
 /// The public keys whose signatures are believed.
@@ -38,12 +39,14 @@ pub struct Accepted<'a> {
     pub seals: &'a [PublicKey],
     /// Of statements of erasures. Without them, what was erased is reported as missing.
     pub receipts: &'a [PublicKey],
+    /// Who knows the receipts of erasures. Without one, no statement is believed.
+    pub erasures: Option<&'a dyn Vouch>,
 }
 
 impl<'a> Accepted<'a> {
     /// The keys of a trail from which nothing was erased.
     pub const fn of_seals(seals: &'a [PublicKey]) -> Self {
-        Self { seals, receipts: &[] }
+        Self { seals, receipts: &[], erasures: None }
     }
 }
 
@@ -144,7 +147,7 @@ async fn verify_seals(
     let types = form::types(connection).await?;
     let (mut retired, faults) = retirement::read(connection, keys.seals, known.as_ref()).await?;
     faults.into_iter().for_each(|fault| report.note_outside(fault));
-    let (erased, faults) = Erased::read(connection, keys.receipts).await?;
+    let (erased, faults) = Erased::read(connection, keys).await?;
     faults.into_iter().for_each(|fault| report.note_outside(fault));
     // None behind a missing seal, whose hash and last row nobody knows.
     let mut previous: Option<Digest> = Some([0; 32]);
@@ -344,7 +347,7 @@ async fn check_rows(
     let accounted = u64::try_from(differing - list.len()).unwrap_or(0);
     let missing: Vec<Leaf> = list.iter().filter(|one| is_gone(one)).map(|one| one.leaf).collect();
     let erased = gone.erased.covering(connection, &missing).await?;
-    let erasure = |leaf: &Leaf| erased.get(&key(leaf)).map(|erasure| Excuse::Erased { erasure: *erasure });
+    let erasure = |leaf: &Leaf| erased.get(&key(leaf)).map(|erasure| gone.erased.excuse(*erasure));
     let ids = |kind: Excusable| -> Vec<Uuid> {
         let of_kind = list.iter().filter(|one| excusable(one) == Some(kind) && erasure(&one.leaf).is_none());
         of_kind.map(|one| one.leaf.id).collect()

@@ -5,7 +5,9 @@
 
 pub(crate) mod orphans;
 
-use ::archive::{Keys, Old, Target, discard, discard_files, without_user};
+use std::time::{Duration, Instant};
+
+use ::archive::{ArchiveError, Keys, Old, Target, discard, discard_files, without_user};
 use config::{ArchiveSettings, Settings};
 use contract::UserId;
 use diesel::QueryableByName;
@@ -13,6 +15,7 @@ use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Text, Timestamptz,
 use diesel_async::{AsyncConnection, RunQueryDsl};
 use serde::{Deserialize, Serialize};
 use store::{Connection, Fault};
+use tokio::time::sleep;
 use trust::{PrivateKey, PublicKey};
 use uuid::Uuid;
 
@@ -24,6 +27,10 @@ use crate::step::{Claimed, Step};
 /// The advisory lock that makes sure that one erasure at a time writes archives anew: "memerase" in ASCII. The session of the operator has it,
 /// so that the database gives it back when a process that was killed is gone.
 const LOCK: i64 = 0x6d65_6d65_7261_7365;
+
+/// How long an erasure waits for another one that writes archives anew before it is tried again later, and how often it looks.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_LOOKS: Duration = Duration::from_millis(100);
 
 /// The place of archives, and their keys.
 #[derive(Debug)]
@@ -71,6 +78,9 @@ pub(crate) struct Work {
     pub(crate) rows: u64,
     /// How many of them were written anew, for what others have in them.
     pub(crate) rewritten: u64,
+    /// How many places at the target could not be read, none of which a row of the database names.
+    #[serde(default)]
+    pub(crate) unreadable: u64,
     /// What no row of the database names any more, and is to be deleted.
     superseded: Vec<Superseded>,
 }
@@ -93,13 +103,14 @@ struct Row {
     not_removed: Vec<Uuid>,
 }
 
-/// The next archive with rows of a user.
-async fn next(db: &mut Connection, user: UserId) -> Result<Option<Row>, Fault> {
+/// The next archive with rows of a user that is none of these.
+async fn next(db: &mut Connection, user: UserId, but: &[Uuid]) -> Result<Option<Row>, Fault> {
     const NEXT: &str = "
         SELECT id, location, manifest_hash,
             ARRAY(SELECT one FROM unnest(not_removed) AS one WHERE one IS NOT NULL) AS not_removed
-        FROM public.archives WHERE user_ids @> ARRAY[$1] ORDER BY created_at, id LIMIT 1";
-    let rows: Vec<Row> = diesel::sql_query(NEXT).bind::<Integer, _>(user.get()).load(db).await?;
+        FROM public.archives WHERE user_ids @> ARRAY[$1] AND id <> ALL ($2) ORDER BY created_at, id LIMIT 1";
+    let query = diesel::sql_query(NEXT).bind::<Integer, _>(user.get()).bind::<Array<SqlUuid>, _>(but);
+    let rows: Vec<Row> = query.load(db).await?;
     Ok(rows.into_iter().next())
 }
 
@@ -131,11 +142,12 @@ async fn save(db: &mut Connection, claimed: &mut Claimed, work: &Work) -> Result
     commit_step(db, claimed, None).await
 }
 
-/// Writes each archive with rows of the person anew without them, or deletes it if nothing else is in it. `open` opens their store.
+/// Writes each archive with rows of the person anew without them, or deletes it if nothing else is in it. `open` opens their store. One that is
+/// missing or not as it was written does not keep the others.
 ///
 /// # Errors
 /// [`PrivacyError::Away`] while another erasure does this step, if the row of an archive was changed meanwhile, and if the store cannot be
-/// used; [`PrivacyError::Archive`] or [`PrivacyError::Refused`] if an archive is not as it was written.
+/// used; [`PrivacyError::Refused`] if an archive is missing or not as it was written.
 pub(crate) async fn rewrite(
     db: &mut Connection,
     claimed: &mut Claimed,
@@ -154,11 +166,18 @@ async fn lock(db: &mut Connection) -> Result<(), PrivacyError> {
         locked: bool,
     }
     const TRY: &str = "SELECT pg_catalog.pg_try_advisory_lock($1) AS locked";
-    let Locked { locked } = diesel::sql_query(TRY).bind::<BigInt, _>(LOCK).get_result(db).await?;
-    if locked {
-        Ok(())
-    } else {
-        Err(away("another erasure is writing archives anew; this one goes on when it is tried again"))
+    let since = Instant::now();
+    loop {
+        let Locked { locked } = diesel::sql_query(TRY).bind::<BigInt, _>(LOCK).get_result(db).await?;
+        if locked {
+            return Ok(());
+        }
+        if since.elapsed() >= LOCK_PATIENCE {
+            return Err(away(
+                "another erasure is writing archives anew; this one goes on when it is tried again",
+            ));
+        }
+        sleep(LOCK_LOOKS).await;
     }
 }
 
@@ -185,14 +204,33 @@ async fn rewrite_all(
         }
         return save(db, claimed, &work).await;
     };
+    let (mut unreadable, mut first) = (Vec::new(), None);
     loop {
         discard_superseded(&store, &mut work).await?;
-        let Some(row) = next(db, claimed.user).await? else { break };
-        rewrite_one(db, claimed, &store, row, &mut work).await?;
+        let Some(row) = next(db, claimed.user, &unreadable).await? else { break };
+        let id = row.id;
+        match rewrite_one(db, claimed, &store, row, &mut work).await {
+            Err(PrivacyError::Archive(error @ (ArchiveError::Missing(_) | ArchiveError::Changed { .. })))
+                if unreadable.len() < MOST_UNREADABLE =>
+            {
+                unreadable.push(id);
+                first = first.or(Some((id, error)));
+            }
+            rewritten => rewritten?,
+        }
     }
     orphans::rewrite(db, claimed, &store, &mut work).await?;
-    save(db, claimed, &work).await
+    save(db, claimed, &work).await?;
+    let Some((id, error)) = first else { return Ok(()) };
+    Err(PrivacyError::Refused(format!(
+        "{error}: the database names the archive {id}, and {} such archives, with rows of the person; restore the files, or, if they are lost, \
+         have the database forget the archive with `memfleet archive forget {id}`",
+        unreadable.len()
+    )))
 }
+
+/// The most archives that are passed over in a try, as they cannot be read.
+const MOST_UNREADABLE: usize = 10_000;
 
 /// Deletes old files. The progress has them until it is stored again, so that whoever goes on after a kill deletes the rest of them.
 async fn discard_superseded(store: &ArchiveStore, work: &mut Work) -> Result<(), PrivacyError> {

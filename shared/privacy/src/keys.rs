@@ -5,11 +5,13 @@ use data_encoding::HEXLOWER;
 use diesel::QueryableByName;
 use diesel::sql_types::{Binary, Integer, Text, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
-use store::Connection;
+use sha2::{Digest as _, Sha256};
+use store::{Connection, Fault};
 use uuid::Uuid;
 
 use crate::error::PrivacyError;
 use crate::fence;
+use crate::receipt::Tombstone;
 
 /// Destroys the data keys of a user, after which no ciphertext of the user opens, in whatever backup.
 ///
@@ -30,22 +32,57 @@ pub(crate) async fn destroy(
     }
 }
 
-/// Notes that a user is erased, and gives the tombstone, by which the database knows the id again, and the name of its key.
+/// Notes that a user is erased, and gives the tombstone, by which the database knows the id again.
+///
+/// # Errors
+/// [`PrivacyError::Refused`] if its key is not the one of its name: nobody would be known again with the right one.
 pub(crate) async fn note_erased(
     db: &mut Connection,
     user: UserId,
     erasure: Uuid,
     tenant: Option<Uuid>,
-) -> Result<(Vec<u8>, String), PrivacyError> {
+) -> Result<Tombstone, PrivacyError> {
+    let hash = fence::note_erased(db, user, erasure, tenant).await?;
+    let key = key_of_tombstone(db, &hash).await?.unwrap_or_default();
+    match fault_of_key(db, &key).await? {
+        None => Ok(Tombstone::new(&hash, key)),
+        Some(fault) => {
+            Err(PrivacyError::Refused(format!("the database cannot note that the person is erased: {fault}")))
+        }
+    }
+}
+
+/// The name of the key of a tombstone in a database: the main one, or the key store. None if it does not have the tombstone.
+pub(crate) async fn key_of_tombstone(db: &mut Connection, hash: &[u8]) -> Result<Option<String>, Fault> {
+    const KEY: &str = "SELECT key_id::text AS key_id FROM sec.erased_users WHERE tombstone = $1";
+    let found: Vec<KeyOf> = diesel::sql_query(KEY).bind::<Binary, _>(hash).load(db).await?;
+    Ok(found.into_iter().next().map(|of| of.key_id))
+}
+
+/// The tombstone by which the key store knows a user again: the latest one, if it has several keys.
+pub(crate) async fn tombstone_of(
+    key_store: &mut Connection,
+    user: UserId,
+) -> Result<Option<Tombstone>, Fault> {
     #[derive(QueryableByName)]
     struct Of {
+        #[diesel(sql_type = Binary)]
+        tombstone: Vec<u8>,
         #[diesel(sql_type = Text)]
         key_id: String,
     }
-    const KEY: &str = "SELECT key_id::text AS key_id FROM sec.erased_users WHERE tombstone = $1";
-    let tombstone = fence::note_erased(db, user, erasure, tenant).await?;
-    let key: Of = diesel::sql_query(KEY).bind::<Binary, _>(&tombstone).get_result(db).await?;
-    Ok((tombstone, key.key_id))
+    const OF: &str = "
+        SELECT e.tombstone, e.key_id::text AS key_id FROM sec.keys k
+        JOIN sec.erased_users e ON e.key_id = k.key_id AND e.tombstone = sec.hmac(k.inner_pad, k.outer_pad, int4send($1))
+        WHERE k.purpose = 'tombstone' ORDER BY k.created_at DESC, k.key_id LIMIT 1";
+    let found: Vec<Of> = diesel::sql_query(OF).bind::<Integer, _>(user.get()).load(key_store).await?;
+    Ok(found.into_iter().next().map(|of| Tombstone::new(&of.tombstone, of.key_id)))
+}
+
+#[derive(QueryableByName)]
+struct KeyOf {
+    #[diesel(sql_type = Text)]
+    key_id: String,
 }
 
 /// Deletes the subject of a user, and the user's other requests: those that were cancelled.
@@ -67,8 +104,43 @@ struct Key {
     inner_pad: Vec<u8>,
 }
 
-/// What HMAC adds to each byte of a key for its inner pad (RFC 2104).
+/// What HMAC adds to each byte of a key for its inner and its outer pad (RFC 2104).
 const INNER: u8 = 0x36;
+const OUTER: u8 = 0x5c;
+/// The bytes of a key of tombstones. The rest of its pads is that of zeros.
+const KEY_BYTES: usize = 32;
+
+/// What is wrong with the key of this name in a database: the main one, or the key store. None if it is the one that the name was made of. With
+/// any other one, the database does not know those again whose tombstones were made with it.
+pub(crate) async fn fault_of_key(db: &mut Connection, name: &str) -> Result<Option<String>, Fault> {
+    #[derive(QueryableByName)]
+    struct Pads {
+        #[diesel(sql_type = Binary)]
+        inner_pad: Vec<u8>,
+        #[diesel(sql_type = Binary)]
+        outer_pad: Vec<u8>,
+    }
+    const PADS: &str =
+        "SELECT inner_pad, outer_pad FROM sec.keys WHERE key_id = $1 AND purpose = 'tombstone'";
+    let found: Vec<Pads> = diesel::sql_query(PADS).bind::<Text, _>(name).load(db).await?;
+    Ok(match found.into_iter().next() {
+        None => Some(format!("it lacks the key {name}, with which tombstones were made")),
+        Some(pads) if !is_of_pads(name, &pads.inner_pad, &pads.outer_pad) => {
+            Some(format!("its key {name} was exchanged: it is not the one with which tombstones were made"))
+        }
+        Some(_) => None,
+    })
+}
+
+fn is_of_pads(name: &str, inner: &[u8], outer: &[u8]) -> bool {
+    let key: Vec<u8> = inner.iter().map(|byte| byte ^ INNER).collect();
+    let other: Vec<u8> = outer.iter().map(|byte| byte ^ OUTER).collect();
+    let (Some(secret), Some(rest)) = (key.get(..KEY_BYTES), key.get(KEY_BYTES..)) else { return false };
+    let digest = HEXLOWER.encode(&Sha256::digest(secret));
+    key == other
+        && rest.iter().all(|byte| *byte == 0)
+        && name.strip_prefix("tombstone-").is_some_and(|of| of.len() == 16 && digest.starts_with(of))
+}
 
 /// The keys with which the main database makes tombstones, one line for each: `<name> tombstone <128 hex digits>`. Whoever has them can find
 /// out whose a receipt is.
@@ -123,6 +195,24 @@ fn parse(line: &str) -> Option<(&str, Vec<u8>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_has_the_name_of_its_digest() {
+        let pads = |secret: [u8; KEY_BYTES], other: u8| {
+            let key: Vec<u8> = secret.into_iter().chain([0; 32]).collect();
+            let pad = |of: u8| key.iter().map(|byte| byte ^ of).collect::<Vec<u8>>();
+            (pad(INNER), pad(other))
+        };
+        let name = format!("tombstone-{}", &HEXLOWER.encode(&Sha256::digest([7; KEY_BYTES]))[..16]);
+        let is_of = |(inner, outer): (Vec<u8>, Vec<u8>)| is_of_pads(&name, &inner, &outer);
+        assert!(is_of(pads([7; KEY_BYTES], OUTER)));
+        assert!(!is_of(pads([8; KEY_BYTES], OUTER)), "another key");
+        assert!(!is_of(pads([7; KEY_BYTES], INNER)), "another outer pad");
+        assert!(!is_of((Vec::new(), Vec::new())));
+        let (mut inner, mut outer) = pads([7; KEY_BYTES], OUTER);
+        (inner[63], outer[63]) = (INNER ^ 1, OUTER ^ 1);
+        assert!(!is_of((inner, outer)), "a longer key");
+    }
 
     #[test]
     fn an_exported_key_is_read_and_nothing_else() {

@@ -11,11 +11,13 @@
 
 pub mod aftercare;
 pub mod archives;
+mod blockers;
 pub mod catalogue;
 pub mod crash;
 mod error;
 pub mod fence;
 pub mod keys;
+mod pass;
 pub mod process;
 pub mod reapply;
 pub mod receipt;
@@ -27,6 +29,8 @@ mod stores;
 pub mod streams;
 pub mod vectors;
 pub mod verify;
+mod vouch;
 
 pub use error::{PrivacyError, Store};
 pub use step::{Advance, Claimed, Hold, Progress, Removal, Step};
+pub use vouch::Receipts;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 use config::Settings;
 use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Integer, Text, Uuid as SqlUuid};
@@ -19,56 +19,10 @@ use crate::error::{PrivacyError, Store};
 use crate::receipt::{self, Body, Line, Receipt};
 use crate::request::{self, Later, commit_step};
 use crate::step::{Advance, Claimed, Progress, Removal, Step};
-use crate::{aftercare, fence, keys, rows, statistics, stores, streams, vectors};
+use crate::{blockers, fence, keys, rows, statistics, stores, streams, vectors};
 
+pub use crate::pass::{Passed, pass};
 pub use crate::stores::Stores;
-
-/// What a pass did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Passed {
-    /// Erasures that are complete.
-    pub done: u64,
-    /// Erasures that wait, for a seal or for the release of a hold.
-    pub waiting: u64,
-    /// Erasures of which a step failed. It is tried again later; the request has the reason.
-    pub failed: u64,
-}
-
-/// The most requests that one pass takes.
-const MAX_REQUESTS: usize = 1_000;
-
-/// Does what is due of all erasures, and then looks after those that are complete: every ten minutes in the passes of one `run`. Several
-/// processes may do so at once.
-///
-/// # Errors
-/// [`PrivacyError`] if the main database cannot be used. A step that fails is no error.
-pub async fn pass(settings: &Settings, run: Uuid, now: DateTime<Utc>) -> Result<Passed, PrivacyError> {
-    let mut stores = Stores::open(settings).await?;
-    let mut passed = Passed::default();
-    for _ in 0..MAX_REQUESTS {
-        let mut claimed = match request::claim(&mut stores.database, run, None).await {
-            Ok(Some(claimed)) => claimed,
-            Ok(None) => break,
-            // It is set aside; the others go on.
-            Err(PrivacyError::Refused(reason)) => {
-                passed.failed += 1;
-                tracing::warn!(reason, "a request cannot be read");
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
-        match go_on(&mut stores, &mut claimed).await {
-            Ok(Advance::Done) => passed.done += 1,
-            Ok(Advance::Waiting(_) | Advance::Held(_) | Advance::Next(_)) => passed.waiting += 1,
-            Err(error) => {
-                passed.failed += 1;
-                tracing::warn!(request = %claimed.id, step = %claimed.step, %error, "a step of an erasure failed");
-            }
-        }
-    }
-    aftercare::run_if_due(&mut stores, run, now).await?;
-    Ok(passed)
-}
 
 /// Does one step after the other, until one waits or the last is done.
 pub(crate) async fn go_on(stores: &mut Stores, claimed: &mut Claimed) -> Result<Advance, PrivacyError> {
@@ -88,10 +42,13 @@ pub(crate) async fn go_on(stores: &mut Stores, claimed: &mut Claimed) -> Result<
 pub async fn advance(stores: &mut Stores, claimed: &mut Claimed) -> Result<Advance, PrivacyError> {
     let step = claimed.step;
     crash::reach(step, Point::Before);
-    let kept = request::keep(stores.settings.postgres.url.clone(), claimed.id, claimed.run);
+    let url = stores.settings.postgres.url.clone();
+    let kept = request::keep(url.clone(), claimed.id, claimed.run);
+    let unblocked = blockers::end(url, blockers::process_of(&mut stores.database).await?, claimed.id);
     let worked = tokio::select! {
         worked = work_and_commit(stores, claimed) => worked,
         never = kept => match never {},
+        never = unblocked => match never {},
     };
     let database = &mut stores.database;
     match &worked {
@@ -346,16 +303,18 @@ async fn destroy_keys(stores: &mut Stores, claimed: &mut Claimed) -> Result<Adva
         }
     };
     keys::destroy(key_store, user, before).await?;
+    let known_by = keys::tombstone_of(key_store, user).await?;
     crash::reach(Step::Keys, Point::Done);
     let mut after = claimed.clone();
     database
         .transaction(async |database| {
+            request::refuse_without_fence(database, &after).await?;
             let subject = audit::subject_leaf(database, user.get()).await?;
             if let Some(leaf) = subject {
                 audit::state_erasure(database, &key, after.id, &[leaf]).await?;
             }
             let tenant = vectors::tenant(database, user).await?;
-            let (tombstone, name) = keys::note_erased(database, user, after.id, tenant).await?;
+            let tombstone = keys::note_erased(database, user, after.id, tenant).await?;
             let mut stores = lines(&after, before)?;
             stores.push(Line::emptied(
                 "postgresql",
@@ -365,8 +324,9 @@ async fn destroy_keys(stores: &mut Stores, claimed: &mut Claimed) -> Result<Adva
             stores.push(Line::emptied("postgresql", "audit.subjects", u64::from(subject.is_some())));
             let statements = audit::statements_of(database, after.id).await?;
             let times = (after.requested_at, after.progress.fenced_at, Utc::now());
-            let body = Body::new((after.id, after.removal), (&tombstone, &name), times, stores, &statements);
-            let (body, digest) = body.write()?;
+            let tombstones = (tombstone, known_by);
+            let body = Body::new((after.id, after.removal), tombstones, times, stores, &statements);
+            let (body, digest) = body.with_unreadable(archives::done(&after).unreadable).write()?;
             let row = audit::record_erasure(database, after.id, user.get(), &digest).await?;
             leave(&mut after, Step::Keys, Sealing { before, row: Some(row), body })?;
             commit_step(database, &mut after, Some(Step::Seal)).await?;

@@ -11,6 +11,7 @@ use store::Connection;
 use trust::PublicKey;
 use uuid::Uuid;
 
+use crate::archives::orphans;
 use crate::error::PrivacyError;
 use crate::keys;
 use crate::process::go_on;
@@ -82,8 +83,10 @@ pub async fn reapply(
     if options.dry_run {
         return Ok(done);
     }
+    let (database, key_store) = stores.databases().await?;
     for receipt in &receipts {
-        done.tombstones += u64::from(add_tombstone(&mut stores.database, receipt).await?);
+        done.tombstones += u64::from(add_tombstone(database, receipt).await?);
+        add_to_key_store(key_store, receipt).await?;
     }
     complete_last_steps(stores, &receipts).await?;
     // Each context that opens looks there, and the plan for an empty table compares each user with each tombstone.
@@ -108,8 +111,12 @@ async fn search(
     tombstones: &[Vec<u8>],
 ) -> Result<BTreeMap<i32, Vec<String>>, PrivacyError> {
     let mut places: BTreeMap<i32, Vec<String>> = BTreeMap::new();
+    let orphans = orphans::orphans(&mut stores.database, &stores.settings).await?;
+    for problem in &orphans.unknown {
+        tracing::warn!(problem, "nobody can tell whose rows are there");
+    }
     for some in tombstones.chunks(CHUNK) {
-        for found in find(stores, some, Which::AllButErasures).await? {
+        for found in find(stores, &orphans, some, Which::AllButErasures).await? {
             places.entry(found.user).or_default().push(found.place);
         }
     }
@@ -137,24 +144,16 @@ async fn refuse_workers(database: &mut Connection) -> Result<(), PrivacyError> {
 }
 
 async fn refuse_unknown_keys(database: &mut Connection, receipts: &[Receipt]) -> Result<(), PrivacyError> {
-    #[derive(QueryableByName)]
-    struct Key {
-        #[diesel(sql_type = Text)]
-        name: String,
-    }
-    const UNKNOWN: &str = "
-        SELECT n.name FROM unnest($1) AS n (name)
-        WHERE NOT EXISTS (SELECT FROM sec.keys k WHERE k.key_id = n.name AND k.purpose = 'tombstone') ORDER BY 1";
     let names: BTreeSet<&str> = receipts.iter().map(|receipt| receipt.body.tombstone_key.as_str()).collect();
-    let names = Vec::from_iter(names);
-    let unknown: Vec<Key> = diesel::sql_query(UNKNOWN).bind::<Array<Text>, _>(names).load(database).await?;
-    match unknown.into_iter().next() {
-        None => Ok(()),
-        Some(Key { name }) => Err(PrivacyError::Refused(format!(
-            "the database lacks the key {name}, with which tombstones of receipts were made: add --tombstone-key with the file that \
-             `memfleet privacy key export` wrote"
-        ))),
+    for name in names {
+        if let Some(fault) = keys::fault_of_key(database, name).await? {
+            return Err(PrivacyError::Refused(format!(
+                "the database does not know the persons of the receipts again: {fault}; delete a key that was exchanged, and add \
+                 --tombstone-key with the file that `memfleet privacy key export` wrote"
+            )));
+        }
     }
+    Ok(())
 }
 
 /// Adds the tombstone of a receipt. Says whether it was missing.
@@ -169,6 +168,17 @@ async fn add_tombstone(database: &mut Connection, receipt: &Receipt) -> Result<b
         .execute(database)
         .await?;
     Ok(added > 0)
+}
+
+/// Adds the tombstone of a receipt to the key store, if it has the key.
+async fn add_to_key_store(key_store: &mut Connection, receipt: &Receipt) -> Result<(), PrivacyError> {
+    const ADD: &str = "
+        INSERT INTO sec.erased_users (tombstone, key_id, erased_at) SELECT $1, k.key_id, $3 FROM sec.keys k
+        WHERE k.key_id = $2 AND k.purpose = 'tombstone' ON CONFLICT DO NOTHING";
+    let Some(tombstone) = &receipt.body.key_store_tombstone else { return Ok(()) };
+    let add = diesel::sql_query(ADD).bind::<Binary, _>(tombstone.bytes()).bind::<Text, _>(&tombstone.key);
+    add.bind::<Timestamptz, _>(receipt.body.erased_at).execute(key_store).await?;
+    Ok(())
 }
 
 /// Erases a person by a new request. One that the backup had under way and that has a receipt is closed: its receipt is written.

@@ -52,6 +52,9 @@ pub struct Body {
     pub tombstone: String,
     /// The name of the key of the hash, which the main database has.
     pub tombstone_key: String,
+    /// By what the key store knows the person again. Receipts of earlier versions do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_store_tombstone: Option<Tombstone>,
     /// When it was requested.
     pub requested_at: DateTime<Utc>,
     /// When the fence was up.
@@ -66,6 +69,27 @@ pub struct Body {
     pub out_of_reach: Vec<String>,
     /// What is left for a while, or without a name.
     pub remains: Vec<String>,
+}
+
+/// By what a database knows a person again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tombstone {
+    /// The keyed hash of the person's id, in hexadecimal digits.
+    pub hash: String,
+    /// The name of the key, which the database has.
+    pub key: String,
+}
+
+impl Tombstone {
+    pub(crate) fn new(hash: &[u8], key: String) -> Self {
+        Self { hash: to_hex(hash), key }
+    }
+
+    /// The hash as bytes.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        from_hex(&self.hash).unwrap_or_default()
+    }
 }
 
 /// What a store had of the person.
@@ -102,19 +126,28 @@ pub struct Stated {
 
 impl Stated {
     fn new(statements: &[ErasureStatement]) -> Self {
-        let hash = statements.iter().fold(Sha256::new(), |hash, one| hash.chain_update(one.root));
         Self {
             count: u64::try_from(statements.len()).unwrap_or(u64::MAX),
             rows: statements.iter().map(|one| u64::from(one.count)).sum(),
-            roots: to_hex(&hash.finalize()),
+            roots: to_hex(&audit::hash_of_roots(statements.iter().map(|one| &one.root))),
         }
     }
 }
 
 impl Body {
+    /// Also notes how many places at the archive target could not be read.
+    pub(crate) fn with_unreadable(mut self, places: u64) -> Self {
+        if places > 0 {
+            self.remains.push(format!(
+                "{places} places at the archive target, which no row of the database names, could not be read: nobody can tell whose rows are there"
+            ));
+        }
+        self
+    }
+
     pub(crate) fn new(
         (erasure, removal): (Uuid, Removal),
-        tombstone: (&[u8], &str),
+        tombstones: (Tombstone, Option<Tombstone>),
         times: (DateTime<Utc>, Option<DateTime<Utc>>, DateTime<Utc>),
         stores: Vec<Line>,
         statements: &[ErasureStatement],
@@ -124,8 +157,9 @@ impl Body {
             version: VERSION,
             erasure,
             kind: removal.as_str().to_owned(),
-            tombstone: to_hex(tombstone.0),
-            tombstone_key: tombstone.1.to_owned(),
+            tombstone: tombstones.0.hash,
+            tombstone_key: tombstones.0.key,
+            key_store_tombstone: tombstones.1,
             requested_at,
             fenced_at,
             erased_at,
@@ -358,7 +392,7 @@ mod tests {
         let stores = vec![Line::emptied("postgresql", "users", 1), Line::emptied("qdrant", "c", 0)];
         Body::new(
             (Uuid::from_u128(7), Removal::Erase),
-            (&[1; 32], "tombstone-1"),
+            (Tombstone::new(&[1; 32], "tombstone-1".to_owned()), None),
             (at, None, at),
             stores,
             &[],

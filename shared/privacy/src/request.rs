@@ -305,6 +305,11 @@ fn to_json(progress: &Progress) -> Result<serde_json::Value, PrivacyError> {
 /// How often the present step was tried, in [`Progress::of_steps`].
 const TRIES: &str = "tries";
 
+/// How often the present step was tried before.
+pub(crate) fn tries(claimed: &Claimed) -> u64 {
+    claimed.progress.of_steps.get(TRIES).and_then(serde_json::Value::as_u64).unwrap_or(0)
+}
+
 /// Why a step is tried again later.
 pub(crate) enum Later<'a> {
     /// It failed, and the person waits: after 5 s first, 10 min at most.
@@ -382,6 +387,31 @@ pub(crate) async fn fenced_by(db: &mut Connection, user: UserId) -> Result<Optio
     const FENCED: &str = "SELECT request_id AS id FROM sec.fenced_users WHERE user_id = $1";
     let found: Vec<Id> = diesel::sql_query(FENCED).bind::<Integer, _>(user.get()).load(db).await?;
     Ok(found.into_iter().next().map(|fence| fence.id))
+}
+
+/// Refuses to go on with an erasure that has not put up its fence, or that somebody could still cancel: a row of the table of requests alone
+/// has nothing deleted, and nothing signed.
+///
+/// # Errors
+/// [`PrivacyError::Refused`] without the fence.
+pub(crate) async fn refuse_without_fence(db: &mut Connection, claimed: &Claimed) -> Result<(), PrivacyError> {
+    #[derive(QueryableByName)]
+    struct Fenced {
+        #[diesel(sql_type = Bool)]
+        fenced: bool,
+    }
+    const FENCED: &str = "SELECT EXISTS (SELECT FROM sec.fenced_users
+        WHERE user_id = $1 AND request_id = $2 AND NOT may_be_cancelled) AS fenced";
+    let query =
+        diesel::sql_query(FENCED).bind::<Integer, _>(claimed.user.get()).bind::<SqlUuid, _>(claimed.id);
+    let Fenced { fenced } = query.get_result(db).await?;
+    if fenced && claimed.progress.fenced_at.is_some() {
+        return Ok(());
+    }
+    Err(PrivacyError::Refused(format!(
+        "the erasure {} has not put up its fence, or the fence was taken away by hand: nothing is deleted; cancel it by hand and file it anew",
+        claimed.id
+    )))
 }
 
 /// Takes the fence of a request away. Says whether there was one.

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::catalogue::{self, CIRCLE, Entry, Erase, Owner};
 use crate::error::PrivacyError;
 use crate::fence::see_all;
-use crate::request::commit_step;
+use crate::request::{commit_step, refuse_without_fence};
 use crate::step::{Claimed, Progress};
 
 /// The most rows that a transaction deletes, but for the tables of a consensus, which are emptied at once.
@@ -103,6 +103,7 @@ async fn erase_some(
     let may_be_more = connection
         .transaction(async |connection| {
             see_all(connection).await?;
+            refuse_without_fence(connection, &after).await?;
             let deleted = match entry.erase {
                 Erase::Statement(_) => events(connection, key, &after).await?,
                 Erase::Delete(CIRCLE) => circle(connection, after.user).await?,

@@ -4,6 +4,7 @@
 //! files until their block is compacted.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use async_nats::HeaderValue;
@@ -19,6 +20,8 @@ use crate::error::{PrivacyError, Store};
 
 /// Messages per fetch.
 const BATCH: usize = 2_000;
+/// The most messages that are looked for before they are deleted.
+const MOST: usize = 2_000;
 /// The time limit of a fetch.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
 /// The stream of events.
@@ -73,19 +76,49 @@ async fn open(jetstream: &jetstream::Context, name: &str) -> Result<Stream, Priv
     })
 }
 
-/// The sequence numbers of the messages of a user.
-async fn sequences(stream: &Stream, user: UserId) -> Result<BTreeSet<u64>, PrivacyError> {
+/// Calls `each` with the sequence number of each message of a user, until it says that it is enough.
+async fn each_of(
+    stream: &Stream,
+    user: UserId,
+    mut each: impl FnMut(u64) -> ControlFlow<()>,
+) -> Result<(), PrivacyError> {
     let name = &stream.cached_info().config.name;
-    let mut found = BTreeSet::new();
     for (subject, by_header) in filters(name, user) {
         let end = format!(".{user}");
-        scan(stream, &subject, |sequence, of| {
+        let flow = scan(stream, &subject, |sequence, of| {
             if !by_header || of.is_some_and(|of| of.ends_with(&end)) {
-                found.insert(sequence);
+                return each(sequence);
             }
-        })
-        .await?;
+            ControlFlow::Continue(())
+        });
+        if flow.await?.is_break() {
+            break;
+        }
     }
+    Ok(())
+}
+
+/// How many messages of a user are not after one of them.
+async fn count_up_to(stream: &Stream, user: UserId, until: u64) -> Result<u64, PrivacyError> {
+    let mut count = 0;
+    each_of(stream, user, |sequence| {
+        count += u64::from(sequence <= until);
+        ControlFlow::Continue(())
+    })
+    .await?;
+    Ok(count)
+}
+
+/// The sequence numbers of some messages of a user that are not after one of them: all, if there are fewer than [`MOST`].
+async fn some_up_to(stream: &Stream, user: UserId, until: u64) -> Result<BTreeSet<u64>, PrivacyError> {
+    let mut found = BTreeSet::new();
+    each_of(stream, user, |sequence| {
+        if sequence <= until {
+            found.insert(sequence);
+        }
+        if found.len() < MOST { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })
+    .await?;
     Ok(found)
 }
 
@@ -101,20 +134,21 @@ async fn known(stream: &Stream, subject: &str) -> Result<u64, PrivacyError> {
     Ok(known)
 }
 
-/// Calls `each` with the sequence number and the header [`header::DEAD_SUBJECT`] of each message with a subject.
+/// Calls `each` with the sequence number and the header [`header::DEAD_SUBJECT`] of each message with a subject, until it says that it is
+/// enough.
 ///
 /// They are read through a consumer. In a cluster, it may be on a server that does not have the latest messages yet, and nothing tells the end
 /// of what that server has from the end of the stream. So the leader says how many there are.
 async fn scan(
     stream: &Stream,
     subject: &str,
-    mut each: impl FnMut(u64, Option<&str>),
-) -> Result<(), PrivacyError> {
+    mut each: impl FnMut(u64, Option<&str>) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>, PrivacyError> {
     let stream_name = &stream.cached_info().config.name;
     let failed = |problem: String| of_stream(stream_name, problem);
     let known = known(stream, subject).await?;
     if known == 0 {
-        return Ok(());
+        return Ok(ControlFlow::Continue(()));
     }
     // Asked for after those were counted, which are all up to here. What comes later is left out: there may be no end of it.
     let last = stream.get_info().await.map_err(|error| failed(error.to_string()))?.state.last_sequence;
@@ -133,22 +167,22 @@ async fn scan(
     if let Err(error) = stream.delete_consumer(&name).await {
         tracing::debug!(%error, "cannot delete a temporary consumer; it will expire");
     }
-    let seen = read?;
+    let Some(seen) = read? else { return Ok(ControlFlow::Break(())) };
     if seen < known {
         let behind = format!(
             "a replica of the stream {stream_name} is behind, or messages went meanwhile: {seen} of {known} were read"
         );
         return Err(away(behind));
     }
-    Ok(())
+    Ok(ControlFlow::Continue(()))
 }
 
-/// Reads the messages of a consumer up to a sequence number. Returns how many there are.
+/// Reads the messages of a consumer up to a sequence number. Returns how many there are; none if `each` had enough before.
 async fn read(
     consumer: &PullConsumer,
     last: u64,
-    each: &mut impl FnMut(u64, Option<&str>),
-) -> Result<u64, String> {
+    each: &mut impl FnMut(u64, Option<&str>) -> ControlFlow<()>,
+) -> Result<Option<u64>, String> {
     let mut seen = 0;
     let slow = || format!("no messages received for {} s", FETCH_TIMEOUT.as_secs());
     loop {
@@ -159,16 +193,18 @@ async fn read(
         };
         let fetched = tokio::time::timeout(FETCH_TIMEOUT, fetch).await.map_err(|_| slow())??;
         if fetched.is_empty() {
-            return Ok(seen);
+            return Ok(Some(seen));
         }
         for message in fetched {
             let sequence = message.info().map_err(|error| error.to_string())?.stream_sequence;
             if sequence > last {
-                return Ok(seen);
+                return Ok(Some(seen));
             }
             seen += 1;
-            let headers = message.headers.as_ref();
-            each(sequence, headers.and_then(|all| all.get(header::DEAD_SUBJECT)).map(HeaderValue::as_str));
+            let of = message.headers.as_ref().and_then(|all| all.get(header::DEAD_SUBJECT));
+            if each(sequence, of.map(HeaderValue::as_str)).is_break() {
+                return Ok(None);
+            }
         }
     }
 }
@@ -185,15 +221,10 @@ pub(crate) async fn count(
     for name in names() {
         let stream = open(jetstream, name).await?;
         let until = stream.cached_info().state.last_sequence;
-        let before = up_to(until, &sequences(&stream, user).await?);
+        let before = count_up_to(&stream, user, until).await?;
         counted.insert(name.to_owned(), Counted { before, until });
     }
     Ok(counted)
-}
-
-/// How many of these messages are not after one of them.
-fn up_to(until: u64, sequences: &BTreeSet<u64>) -> u64 {
-    u64::try_from(sequences.range(..=until).count()).unwrap_or(u64::MAX)
 }
 
 /// Deletes the messages of a user from the streams that were counted, also those that came since.
@@ -208,8 +239,17 @@ pub(crate) async fn delete(
 ) -> Result<(), PrivacyError> {
     for (name, counted) in counted {
         let stream = open(jetstream, name).await?;
-        delete_all(&stream, sequences(&stream, user).await?, parallel).await?;
-        let left = up_to(counted.until, &sequences(&stream, user).await?);
+        // What comes later is left to the next look: there may be no end of it.
+        let last = stream.cached_info().state.last_sequence;
+        loop {
+            let some = some_up_to(&stream, user, last).await?;
+            let is_last = some.len() < MOST;
+            delete_all(&stream, some, parallel).await?;
+            if is_last {
+                break;
+            }
+        }
+        let left = count_up_to(&stream, user, counted.until).await?;
         if left > 0 {
             let (table, before) = (format!("the stream {name}"), counted.before);
             return Err(PrivacyError::Left { table, before, deleted: before.saturating_sub(left), left });
@@ -264,39 +304,47 @@ pub(crate) async fn users(
         }
     }
     for (subject, _) in filters(name, UserId::PLATFORM).into_iter().filter(|(_, by_header)| *by_header) {
-        scan(&stream, &subject, |sequence, of| {
+        // It never has enough.
+        let _ = scan(&stream, &subject, |sequence, of| {
             if let Some(user) = of.and_then(user_of) {
                 users.entry(user).or_default().push(Place::Sequence(sequence));
             }
+            ControlFlow::Continue(())
         })
         .await?;
     }
     Ok(users)
 }
 
-/// Deletes all messages at these places. Returns their number.
+/// Deletes messages at these places, at most `most` of them. Returns their number.
 pub(crate) async fn delete_at(
     jetstream: &jetstream::Context,
     name: &str,
     places: &[Place],
+    most: usize,
     parallel: usize,
-) -> Result<u64, PrivacyError> {
+) -> Result<usize, PrivacyError> {
     let stream = open(jetstream, name).await?;
     let mut found = BTreeSet::new();
     for place in places {
+        if found.len() >= most {
+            break;
+        }
         match place {
             Place::Sequence(sequence) => {
                 found.insert(*sequence);
             }
             Place::Subject(subject) => {
-                scan(&stream, subject, |sequence, _| {
+                let take = |sequence: u64, _: Option<&str>| {
                     found.insert(sequence);
-                })
-                .await?;
+                    if found.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                };
+                // Whether or not that was all: what is left is found the next time.
+                let _ = scan(&stream, subject, take).await?;
             }
         }
     }
-    let count = u64::try_from(found.len()).unwrap_or(u64::MAX);
+    let count = found.len();
     delete_all(&stream, found, parallel).await?;
     Ok(count)
 }

@@ -2,21 +2,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use chrono::{DateTime, Utc};
 use config::Settings;
 use contract::UserId;
 use diesel::QueryableByName;
-use diesel::sql_types::{Array, Binary, Integer, Nullable, Uuid as SqlUuid};
+use diesel::sql_types::{Array, Binary, Bool, Integer, Nullable, Text, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use serde::Serialize;
 use store::{Connection, Fault};
 use uuid::Uuid;
 
-use crate::archives::orphans;
+use crate::aftercare::KEPT_FOR;
+use crate::archives::orphans::{self, Orphans};
 use crate::catalogue::{self, Entry, Erase, Owner};
 use crate::error::PrivacyError;
-use crate::receipt::{self, Receipt};
+use crate::receipt::{self, Body, Receipt};
 use crate::stores::{self, Stores};
-use crate::{fence, rows, streams, vectors};
+use crate::{fence, keys, rows, streams, vectors};
 
 /// What a verification found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -27,6 +29,8 @@ pub struct Verification {
     pub findings: Vec<String>,
     /// What each store had, and has.
     pub stores: Vec<Recount>,
+    /// Places at the archive target that cannot be read, and why: nobody can tell whose rows are there.
+    pub unknown: Vec<String>,
 }
 
 /// What a store has of the person.
@@ -84,15 +88,13 @@ pub async fn verify(
         findings.push(fault);
     }
     let tombstone = receipt.body.tombstone_bytes();
-    let tenant = match noted(&mut stores.database, &tombstone).await? {
-        Some(noted) => noted.tenant,
-        None => {
-            findings.push(
-                "the database does not have its tombstone: it would let the person in again".to_owned(),
-            );
-            None
-        }
-    };
+    let noted = noted(&mut stores.database, &tombstone).await?;
+    findings.extend(faults_of_note(noted.as_ref(), &receipt.body, Utc::now()));
+    let tenant = noted.and_then(|noted| noted.tenant);
+    let fault = keys::fault_of_key(&mut stores.database, &receipt.body.tombstone_key).await?;
+    findings.extend(fault.map(|fault| format!("the database does not know the person again: {fault}")));
+    findings.extend(faults_of_key_store(stores, &receipt.body).await?);
+    let orphans = orphans::orphans(&mut stores.database, &stores.settings).await?;
     let found: BTreeSet<i32> = match user {
         Some(user) => {
             let ids = [user.get()];
@@ -100,14 +102,18 @@ pub async fn verify(
             {
                 findings.push(format!("it is the receipt of another user than {user}"));
             }
+            findings.extend(let_in_again(stores, user).await?);
             BTreeSet::from(ids)
         }
-        None => find(stores, &[tombstone], Which::All).await?.into_iter().map(|found| found.user).collect(),
+        None => {
+            let found = find(stores, &orphans, &[tombstone], Which::All).await?;
+            found.into_iter().map(|found| found.user).collect()
+        }
     };
     let mut now: BTreeMap<(String, String), Option<u64>> = BTreeMap::new();
     for id in found {
         if let Ok(user) = UserId::new(id) {
-            count(stores, user, &mut now).await?;
+            count(stores, &orphans, user, &mut now).await?;
         }
     }
     points(stores, tenant, &receipt, &mut now).await?;
@@ -115,17 +121,76 @@ pub async fn verify(
     findings.extend(stores.iter().filter(|one| one.now.is_some_and(|now| now > 0)).map(|one| {
         format!("{} {} has {} of the person again", one.store, one.name, one.now.unwrap_or_default())
     }));
-    Ok(Verification { erasure: receipt.body.erasure, findings, stores })
+    Ok(Verification { erasure: receipt.body.erasure, findings, stores, unknown: orphans.unknown })
 }
 
-#[derive(QueryableByName)]
+/// The row of a tombstone.
+#[derive(Clone, Debug, QueryableByName)]
 struct Noted {
+    #[diesel(sql_type = Text)]
+    key_id: String,
+    /// Whether it came from a receipt, which does not have the pseudonym.
+    #[diesel(sql_type = Bool)]
+    is_of_receipt: bool,
     #[diesel(sql_type = Nullable<SqlUuid>)]
     tenant: Option<Uuid>,
 }
 
+/// What is wrong with the row of a tombstone.
+fn faults_of_note(noted: Option<&Noted>, body: &Body, now: DateTime<Utc>) -> Vec<String> {
+    let Some(noted) = noted else {
+        return vec!["the database does not have its tombstone: it would let the person in again".to_owned()];
+    };
+    let mut faults = Vec::new();
+    if noted.key_id != body.tombstone_key {
+        faults.push(format!(
+            "the database has its tombstone under the key {}, and not under {}: it would let the person in again",
+            noted.key_id, body.tombstone_key
+        ));
+    }
+    let had_points = body.stores.iter().any(|line| line.store == "qdrant" && line.before > 0);
+    let is_kept = now - body.erased_at < KEPT_FOR;
+    if had_points && is_kept && noted.tenant.is_none() && !noted.is_of_receipt {
+        let problem = format!(
+            "the pseudonym of the person is missing, by which points are counted, and which is kept for {} days: somebody has deleted it",
+            KEPT_FOR.num_days()
+        );
+        faults.push(problem);
+    }
+    faults
+}
+
+/// Whether the key store knows the person again.
+async fn faults_of_key_store(stores: &mut Stores, body: &Body) -> Result<Vec<String>, PrivacyError> {
+    // Receipts of earlier versions do not have it.
+    let Some(tombstone) = &body.key_store_tombstone else { return Ok(Vec::new()) };
+    let (_, key_store) = stores.databases().await?;
+    if keys::key_of_tombstone(key_store, &tombstone.bytes()).await?.as_ref() != Some(&tombstone.key) {
+        return Ok(vec![
+            "the key store does not have its tombstone: it would take data keys of the person".to_owned(),
+        ]);
+    }
+    let fault = keys::fault_of_key(key_store, &tombstone.key).await?;
+    let fault = fault.map(|fault| format!("the key store does not know the person again: {fault}"));
+    Ok(fault.into_iter().collect())
+}
+
+/// Whether one of the databases would take the user for another one than the erased person.
+async fn let_in_again(stores: &mut Stores, user: UserId) -> Result<Vec<String>, PrivacyError> {
+    let (database, key_store) = stores.databases().await?;
+    let mut faults = Vec::new();
+    for (name, connection) in [("database", database), ("key store", key_store)] {
+        if fence::erased_among(connection, &[user.get()]).await?.is_empty() {
+            faults.push(format!(
+                "the {name} does not know user {user} by a tombstone: it would let the user in again"
+            ));
+        }
+    }
+    Ok(faults)
+}
+
 async fn noted(db: &mut Connection, tombstone: &[u8]) -> Result<Option<Noted>, Fault> {
-    const NOTED: &str = "SELECT tenant FROM sec.erased_users WHERE tombstone = $1";
+    const NOTED: &str = "SELECT key_id::text AS key_id, bucket IS NULL AS is_of_receipt, tenant FROM sec.erased_users WHERE tombstone = $1";
     let rows: Vec<Noted> = diesel::sql_query(NOTED).bind::<Binary, _>(tombstone).load(db).await?;
     Ok(rows.into_iter().next())
 }
@@ -133,6 +198,7 @@ async fn noted(db: &mut Connection, tombstone: &[u8]) -> Result<Option<Noted>, F
 /// Adds what there is of a user.
 async fn count(
     stores: &mut Stores,
+    orphans: &Orphans,
     user: UserId,
     now: &mut BTreeMap<(String, String), Option<u64>>,
 ) -> Result<(), PrivacyError> {
@@ -145,8 +211,7 @@ async fn count(
         let store = if entry.erase == Erase::Rewrite { "archives" } else { "postgresql" };
         add(store, entry.label(), counted);
     }
-    let orphans = orphans::orphan_users(&mut stores.database, &stores.settings).await?;
-    add("archives", "archives".to_owned(), orphans.get(&user.get()).copied().unwrap_or(0));
+    add("archives", "archives".to_owned(), orphans.users.get(&user.get()).copied().unwrap_or(0));
     let jetstream = stores.jetstream().await?;
     for (stream, counted) in streams::count(&jetstream, user).await? {
         add("nats", stream, counted.before);
@@ -207,6 +272,7 @@ pub(crate) enum Which {
 /// are tried.
 pub(crate) async fn find(
     stores: &mut Stores,
+    orphans: &Orphans,
     tombstones: &[Vec<u8>],
     which: Which,
 ) -> Result<BTreeSet<Found>, PrivacyError> {
@@ -236,8 +302,7 @@ pub(crate) async fn find(
         let users = with_tombstones(&mut stores.database, &ids, tombstones).await?;
         found.extend(users.into_iter().map(|user| Found { user, place: format!("the stream {name}") }));
     }
-    let orphans = orphans::orphan_users(&mut stores.database, &stores.settings).await?;
-    let ids: Vec<i32> = orphans.into_keys().collect();
+    let ids: Vec<i32> = orphans.users.keys().copied().collect();
     let users = with_tombstones(&mut stores.database, &ids, tombstones).await?;
     let place = "archives that the database does not name";
     found.extend(users.into_iter().map(|user| Found { user, place: place.to_owned() }));
@@ -289,7 +354,31 @@ pub(crate) async fn erased(db: &mut Connection, users: &[UserId]) -> Result<BTre
 
 #[cfg(test)]
 mod tests {
+    use chrono::TimeDelta;
+
     use super::*;
+    use crate::receipt::{Line, Tombstone};
+    use crate::step::Removal;
+
+    #[test]
+    fn a_missing_pseudonym_is_a_fault_for_as_long_as_it_is_kept() {
+        let erased_at = DateTime::<Utc>::UNIX_EPOCH;
+        let tombstone = Tombstone::new(&[1; 32], "tombstone-1".to_owned());
+        let of = (Uuid::nil(), Removal::Erase);
+        let stores = vec![Line::emptied("qdrant", "c", 1)];
+        let body = Body::new(of, (tombstone, None), (erased_at, None, erased_at), stores, &[]);
+        let noted =
+            Noted { key_id: "tombstone-1".to_owned(), is_of_receipt: false, tenant: Some(Uuid::nil()) };
+        let faults = |noted: &Noted, days: i64| {
+            faults_of_note(Some(noted), &body, erased_at + TimeDelta::days(days)).len()
+        };
+        assert_eq!(faults(&noted, 0), 0);
+        let without = Noted { tenant: None, ..noted.clone() };
+        assert_eq!((faults(&without, 30), faults(&without, 31)), (1, 0));
+        assert_eq!(faults(&Noted { is_of_receipt: true, ..without }, 30), 0);
+        assert_eq!(faults(&Noted { key_id: "tombstone-2".to_owned(), ..noted }, 0), 1);
+        assert_eq!(faults_of_note(None, &body, erased_at).len(), 1);
+    }
 
     #[test]
     fn every_table_of_users_is_searched() {

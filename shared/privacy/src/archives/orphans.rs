@@ -19,10 +19,13 @@ use uuid::Uuid;
 use super::{ArchiveStore, Superseded, Work, accepted_keys, away, discard_superseded, save};
 use crate::crash::{self, Point};
 use crate::error::PrivacyError;
+use crate::request::tries;
 use crate::step::{Claimed, Step};
 
 /// The most archives that one pass writes anew. More of them follow in the next pass.
 const MOST: usize = 1_000;
+/// How often the step is tried while something cannot be read: within some three minutes.
+const TRIES: u64 = 5;
 
 /// An archive that no row of the database names.
 struct Orphan {
@@ -31,40 +34,51 @@ struct Orphan {
     hash: [u8; 32],
 }
 
-/// The folders of complete archives that no row of the database names. The database is asked last: an archive that a run completes and names
-/// meanwhile is not among them.
-async fn unnamed(db: &mut Connection, target: &Target) -> Result<Vec<String>, PrivacyError> {
+/// What became of reading an archive.
+enum Read {
+    Orphan(Orphan),
+    /// It was deleted meanwhile.
+    Gone,
+    /// Its manifest is not one of this deployment, so that nobody can tell whose rows it has.
+    Foreign(String),
+    /// Its manifest cannot be read, at least for now.
+    Unreadable(String),
+}
+
+/// The folders of complete archives that no row of the database names, and what could not be read. The database is asked last: an archive that
+/// a run completes and names meanwhile is not among them.
+async fn unnamed(db: &mut Connection, target: &Target) -> Result<(Vec<String>, Vec<String>), PrivacyError> {
     #[derive(QueryableByName)]
     struct Unnamed {
         #[diesel(sql_type = SqlUuid)]
         id: Uuid,
     }
     const UNNAMED: &str = "SELECT i.id FROM unnest($1) AS i (id) WHERE NOT EXISTS (SELECT FROM public.archives a WHERE a.id = i.id)";
-    let complete = target.list().await?.complete();
+    let listing = target.list().await?;
+    let complete = listing.complete();
     let ids: Vec<Uuid> = complete.iter().map(|(_, id)| *id).collect();
     let found: Vec<Unnamed> = diesel::sql_query(UNNAMED).bind::<Array<SqlUuid>, _>(ids).load(db).await?;
     let found: HashSet<Uuid> = found.into_iter().map(|row| row.id).collect();
-    Ok(complete.into_iter().filter(|(_, id)| found.contains(id)).map(|(location, _)| location).collect())
+    let unnamed = complete.into_iter().filter(|(_, id)| found.contains(id)).map(|(location, _)| location);
+    Ok((unnamed.collect(), listing.unreadable))
 }
 
-/// The archive in a folder. None if it was deleted meanwhile, or its manifest is not one of this deployment.
-async fn read(target: &Target, keys: &[PublicKey], location: String) -> Result<Option<Orphan>, PrivacyError> {
+/// The archive in a folder.
+async fn read(target: &Target, keys: &[PublicKey], location: String) -> Result<Read, PrivacyError> {
     match read_manifest(target, keys, &location).await {
-        Ok((manifest, hash)) => Ok(Some(Orphan { location, manifest, hash })),
-        Err(ArchiveError::Missing(_)) => Ok(None),
-        Err(error @ ArchiveError::Changed { .. }) => {
-            tracing::warn!(
-                %error,
-                "nobody can tell whose rows are in an archive that the database does not name; `memfleet archive list --orphans` lists it"
-            );
-            Ok(None)
+        Ok((manifest, hash)) => Ok(Read::Orphan(Orphan { location, manifest, hash })),
+        Err(ArchiveError::Missing(_)) => Ok(Read::Gone),
+        Err(error @ ArchiveError::Changed { .. }) => Ok(Read::Foreign(error.to_string())),
+        Err(error @ ArchiveError::Target { .. }) => Ok(Read::Unreadable(error.to_string())),
+        Err(error @ (ArchiveError::Settings(_) | ArchiveError::Key { .. } | ArchiveError::Rows { .. })) => {
+            Err(error.into())
         }
-        Err(error) => Err(error.into()),
     }
 }
 
 /// Writes each archive that nothing names and that has rows of the person anew without them, and deletes the old one. Where nobody else has
-/// rows in it, it is only deleted.
+/// rows in it, it is only deleted. What cannot be read holds the step up for some tries, as a disk or a server may be away for a while, and
+/// is then noted for the receipt: whoever may write there could hold up every erasure.
 ///
 /// # Errors
 /// [`PrivacyError::Refused`] if one is not as it was written, [`PrivacyError::Away`] if a file is missing or there are more of them than a pass
@@ -76,8 +90,23 @@ pub(super) async fn rewrite(
     work: &mut Work,
 ) -> Result<(), PrivacyError> {
     let mut done = 0;
-    for location in unnamed(db, &store.target).await? {
-        let Some(orphan) = read(&store.target, &store.public, location).await? else { continue };
+    let (unnamed, mut unreadable) = unnamed(db, &store.target).await?;
+    for location in unnamed {
+        let orphan = match read(&store.target, &store.public, location).await? {
+            Read::Orphan(orphan) => orphan,
+            Read::Gone => continue,
+            Read::Foreign(error) => {
+                tracing::warn!(
+                    error,
+                    "nobody can tell whose rows are in an archive that the database does not name; `memfleet archive list --orphans` lists it"
+                );
+                continue;
+            }
+            Read::Unreadable(error) => {
+                unreadable.push(error);
+                continue;
+            }
+        };
         if !orphan.manifest.users.contains(&claimed.user.get()) {
             continue;
         }
@@ -90,7 +119,18 @@ pub(super) async fn rewrite(
         rewrite_one(db, claimed, store, work, orphan).await?;
         done += 1;
     }
-    Ok(())
+    work.unreadable = u64::try_from(unreadable.len()).unwrap_or(u64::MAX);
+    match unreadable.into_iter().next() {
+        Some(first) if tries(claimed) < TRIES => Err(away(format!(
+            "{first} ({} places at the archive target cannot be read); the step goes on without them after {TRIES} tries",
+            work.unreadable
+        ))),
+        Some(first) => {
+            tracing::warn!(request = %claimed.id, places = work.unreadable, first, "an erasure goes on without what cannot be read at the archive target");
+            Ok(())
+        }
+        None => Ok(()),
+    }
 }
 
 async fn rewrite_one(
@@ -128,25 +168,37 @@ async fn rewrite_one(
     discard_superseded(store, work).await
 }
 
-/// How many complete archives that no row of the database names have rows of each user. None if `archive.url` is not set.
+/// Whose rows are in complete archives that no row of the database names.
+#[derive(Debug, Default)]
+pub(crate) struct Orphans {
+    /// How many of them have rows of each user.
+    pub(crate) users: BTreeMap<i32, u64>,
+    /// What could not be read, and why: nobody can tell whose rows are there.
+    pub(crate) unknown: Vec<String>,
+}
+
+/// Reads the manifests of all of them. There are none if `archive.url` is not set.
 ///
 /// # Errors
 /// [`PrivacyError::Away`] if the target cannot be used; otherwise if it or the database fails.
-pub(crate) async fn orphan_users(
-    db: &mut Connection,
-    settings: &Settings,
-) -> Result<BTreeMap<i32, u64>, PrivacyError> {
-    let mut users = BTreeMap::new();
+pub(crate) async fn orphans(db: &mut Connection, settings: &Settings) -> Result<Orphans, PrivacyError> {
     if settings.archive.url.is_none() {
-        return Ok(users);
+        return Ok(Orphans::default());
     }
     let target = Target::open(&settings.archive).map_err(away)?;
     let keys = accepted_keys(&settings.archive)?;
-    for location in unnamed(db, &target).await? {
-        let Some(orphan) = read(&target, &keys, location).await? else { continue };
-        for user in orphan.manifest.users {
-            *users.entry(user).or_insert(0) += 1;
+    let (unnamed, unknown) = unnamed(db, &target).await?;
+    let mut orphans = Orphans { users: BTreeMap::new(), unknown };
+    for location in unnamed {
+        match read(&target, &keys, location).await? {
+            Read::Orphan(orphan) => {
+                for user in orphan.manifest.users {
+                    *orphans.users.entry(user).or_insert(0) += 1;
+                }
+            }
+            Read::Gone => {}
+            Read::Foreign(problem) | Read::Unreadable(problem) => orphans.unknown.push(problem),
         }
     }
-    Ok(users)
+    Ok(orphans)
 }

@@ -120,7 +120,10 @@ async fn orphans(connection: &mut Connection, target: &Target) -> anyhow::Result
         #[diesel(sql_type = SqlUuid)]
         id: Uuid,
     }
-    let Listing { mut files, links } = target.list().await?;
+    let Listing { mut files, links, unreadable } = target.list().await?;
+    for problem in &unreadable {
+        errln!("warning: {}", printable(problem));
+    }
     if let Some(first) = links.as_slice().first() {
         errln!(
             "warning: {} links at the archive target are ignored, such as {}; archives have no links",

@@ -1,5 +1,6 @@
 //! `memfleet archive`
 
+mod forget;
 mod list;
 mod load;
 mod query;
@@ -12,6 +13,7 @@ use cli::database;
 use config::Settings;
 use store::Connection;
 
+use forget::ForgetArgs;
 use list::{CleanArgs, ListArgs};
 use query::QueryArgs;
 use restore::RestoreArgs;
@@ -52,6 +54,8 @@ enum What {
     /// Delete files that are named as those of archives and that no archive has. A run that was killed leaves them. Complete archives stay
     /// without --complete.
     Clean(CleanArgs),
+    /// Have the database forget archives whose files are lost.
+    Forget(ForgetArgs),
 }
 
 /// Runs `memfleet archive`.
@@ -65,6 +69,7 @@ pub async fn execute(args: ArchiveArgs, settings: &Settings) -> anyhow::Result<(
         What::Restore(args) => restore::execute(&args, settings).await,
         What::Query(args) => query::execute(&args, settings).await,
         What::Clean(args) => list::clean(&args, settings).await,
+        What::Forget(args) => forget::execute(&args, settings).await,
     }
 }
 

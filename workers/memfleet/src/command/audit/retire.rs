@@ -12,6 +12,7 @@ use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Integer, Text};
 use diesel_async::RunQueryDsl;
 use fleet::sealer::{anchors, seal_key};
+use privacy::Receipts;
 use store::Connection;
 
 use super::{database, public_keys, receipt_keys};
@@ -50,7 +51,8 @@ pub(super) async fn execute(args: &RetireArgs, settings: &Settings) -> anyhow::R
         keys.push(key.public());
     }
     let receipts = receipt_keys(settings)?;
-    let keys = Accepted { seals: &keys, receipts: &receipts };
+    let erasures = Receipts { settings, keys: &receipts };
+    let keys = Accepted { seals: &keys, receipts: &receipts, erasures: Some(&erasures) };
     let mut connection = database(settings).await?;
     let keeps = keeps(&mut connection).await?;
     let anchors = anchors(settings).await?;

@@ -23,7 +23,7 @@ pub(super) struct VerifyArgs {
     /// Also check that it is the receipt of this user, and count what is there of the user.
     #[arg(long, value_name = "ID", conflicts_with = "offline")]
     user: Option<UserId>,
-    /// Print one JSON object: {"erasure": "...", "findings": [...], "stores": [...]}.
+    /// Print one JSON object: {"erasure": "...", "findings": [...], "stores": [...], "unknown": [...]}.
     #[arg(long)]
     json: bool,
 }
@@ -62,7 +62,8 @@ fn show_signed(receipt: &Receipt, json: bool) {
     let body = &receipt.body;
     if json {
         out_json(
-            serde_json::json!({ "erasure": body.erasure, "findings": [], "stores": body.stores }).to_string(),
+            serde_json::json!({ "erasure": body.erasure, "findings": [], "stores": body.stores, "unknown": [] })
+                .to_string(),
         );
         return;
     }
@@ -86,11 +87,15 @@ fn show(verification: &Verification) {
         table.row([line.store.clone(), line.name.clone(), grouped(line.before), now]);
     }
     outln!("{}", table.to_string().trim_end());
+    for problem in &verification.unknown {
+        errln!("warning: nobody can tell whose rows are there: {}", printable(problem));
+    }
     for finding in &verification.findings {
         errln!("{}", printable(finding));
     }
     if verification.findings.is_empty() {
-        let is_partial = verification.stores.iter().any(|line| line.now.is_none());
+        let is_partial =
+            !verification.unknown.is_empty() || verification.stores.iter().any(|line| line.now.is_none());
         let uncounted = if is_partial { "; what is unknown above was not counted" } else { "" };
         outln!(
             "The receipt of the erasure {} is genuine, and nothing of the person is there{uncounted}.",

@@ -200,11 +200,12 @@ fn opening(arguments: &str) -> Attempt {
     }
 }
 
-/// The key store without a security context.
-pub(super) fn on_key_store() -> Vec<Attempt> {
+/// The key store without a security context: the data keys of all, and one more of a user.
+pub(super) fn on_key_store(user: i32) -> Vec<Attempt> {
     const KIND: &str = "data keys without a grant";
-    const INSERT: &str =
-        "INSERT INTO public.data_keys (user_id, version, kek, wrapped) VALUES (1, 1, 'mine', sha256('x'))";
+    let insert = format!(
+        "INSERT INTO public.data_keys (user_id, version, kek, wrapped) VALUES ({user}, 1, 'mine', sha256('x'))"
+    );
     let refused = [
         "UPDATE public.data_keys SET wrapped = sha256(wrapped)",
         "DELETE FROM public.data_keys",
@@ -226,7 +227,7 @@ pub(super) fn on_key_store() -> Vec<Attempt> {
         .iter()
         .map(|sql| Attempt { kind: KIND, sql: (*sql).to_owned(), expected: Expected::Refused(DENIED) })
         .collect();
-    all.push(Attempt { kind: KIND, sql: INSERT.to_owned(), expected: Expected::Refused(REFUSED) });
+    all.push(Attempt { kind: KIND, sql: insert, expected: Expected::Refused(REFUSED) });
     all.push(Attempt {
         kind: KIND,
         sql: "SELECT FROM public.data_keys".to_owned(),
@@ -240,8 +241,8 @@ pub(super) fn on_key_store() -> Vec<Attempt> {
     all
 }
 
-/// Data keys of others, and later versions of one's own, with a valid grant for the user `own` only.
-pub(super) fn on_key_store_with_a_grant(own: i32) -> Vec<Attempt> {
+/// Data keys of others, such as `other`, and later versions of one's own, with a valid grant for the user `own` only.
+pub(super) fn on_key_store_with_a_grant(own: i32, other: i32) -> Vec<Attempt> {
     const KIND: &str = "data keys of others";
     let add = |user: i32, version: i32| Attempt {
         kind: KIND,
@@ -251,9 +252,5 @@ pub(super) fn on_key_store_with_a_grant(own: i32) -> Vec<Attempt> {
         expected: Expected::Refused(REFUSED),
     };
     let read = format!("SELECT FROM public.data_keys WHERE user_id <> {own}");
-    vec![
-        Attempt { kind: KIND, sql: read, expected: Expected::Nothing },
-        add(own.saturating_add(1), 1),
-        add(own, 1_000_000),
-    ]
+    vec![Attempt { kind: KIND, sql: read, expected: Expected::Nothing }, add(other, 1), add(own, 1_000_000)]
 }

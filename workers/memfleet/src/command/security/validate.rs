@@ -372,10 +372,7 @@ async fn attack_all(connection: &mut AsyncPgConnection, report: &mut Report) -> 
     };
     let targets: Vec<Target> = lines(connection, TARGETS).await?.iter().filter_map(target).collect();
     let (roles, partitions) = (lines(connection, ROLES).await?, lines(connection, PARTITIONS).await?);
-    let users =
-        lines(connection, "SELECT id::text AS line FROM public.users WHERE id > 0 ORDER BY random() LIMIT 1")
-            .await?;
-    let user = users.into_iter().next().and_then(|id| id.parse().ok()).unwrap_or(1);
+    let user = users(connection, USERS).await?.0;
     for role in &roles {
         let excess = "SELECT excess AS line FROM sec.excess_privileges() AS excess";
         let mut attempts = attack::without_a_grant(&targets);
@@ -401,6 +398,26 @@ async fn attack_all(connection: &mut AsyncPgConnection, report: &mut Report) -> 
         connection.batch_execute("ROLLBACK").await?;
     }
     Ok(())
+}
+
+/// Two users with whom an attack is tried: with rows, if there are such. For one who is erased, or is being erased, no context opens, and
+/// whatever is tried is refused or left out for that reason.
+const USERS: &str = "
+    SELECT c.id::text AS line FROM ((SELECT id, 0 AS without_rows FROM public.users WHERE id > 0 ORDER BY random() LIMIT 100)
+        UNION ALL (SELECT n, 1 FROM generate_series(1, 10000) AS n ORDER BY random() LIMIT 100)) AS c
+    WHERE sec.fence_of(ARRAY[c.id]) IS NULL GROUP BY c.id ORDER BY min(c.without_rows), random() LIMIT 2";
+const KEYS_USERS: &str = "
+    SELECT c.id::text AS line FROM ((SELECT DISTINCT user_id AS id, 0 AS without_rows FROM public.data_keys LIMIT 100)
+        UNION ALL (SELECT n, 1 FROM generate_series(1, 10000) AS n ORDER BY random() LIMIT 100)) AS c
+    WHERE NOT sec.is_fenced(ARRAY[c.id]) GROUP BY c.id ORDER BY min(c.without_rows), random() LIMIT 2";
+
+async fn users(connection: &mut AsyncPgConnection, of: &str) -> anyhow::Result<(i32, i32)> {
+    let found = lines(connection, of).await?;
+    let ids: Vec<i32> = found.iter().filter_map(|id| id.parse().ok()).collect();
+    match ids[..] {
+        [user, other] => Ok((user, other)),
+        _ => anyhow::bail!("of 200 ids, all but one at most are of users who were erased; run it again"),
+    }
 }
 
 /// A valid grant, and others that are not.
@@ -447,19 +464,17 @@ async fn attack_key_store(connection: &mut AsyncPgConnection, report: &mut Repor
         .note_all("object added to PostgreSQL's own schemas in the key store", added.into_iter().map(exists));
     let unforced = lines(connection, UNFORCED).await?;
     report.note_all("table without forced RLS", unforced.into_iter().map(exists));
-    let users =
-        lines(connection, "SELECT user_id::text AS line FROM public.data_keys ORDER BY random() LIMIT 1");
-    let user = users.await?.into_iter().next().and_then(|id| id.parse().ok()).unwrap_or(1);
+    let (user, other) = users(connection, KEYS_USERS).await?;
     for role in lines(connection, ROLES).await? {
         let grants = Grants::new(&role, user)?;
         connection.batch_execute("BEGIN").await?;
         grants.register(connection).await?;
         connection.batch_execute(&format!("SET LOCAL SESSION AUTHORIZATION {role}")).await?;
-        for attempt in attack::on_key_store().into_iter().chain(grants.bad()) {
+        for attempt in attack::on_key_store(user).into_iter().chain(grants.bad()) {
             try_one(connection, &role, &attempt, report).await?;
         }
         connection.batch_execute(&format!("SELECT sec.open_context(ARRAY['{}'])", grants.good)).await?;
-        for attempt in attack::on_key_store_with_a_grant(user) {
+        for attempt in attack::on_key_store_with_a_grant(user, other) {
             try_one(connection, &role, &attempt, report).await?;
         }
         connection.batch_execute("ROLLBACK").await?;

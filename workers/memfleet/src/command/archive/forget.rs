@@ -1,0 +1,92 @@
+//! `memfleet archive forget`
+
+use anyhow::{Context, bail, ensure};
+use archive::{ArchiveError, Keys, Target, read_manifest};
+use clap::Args;
+use cli::output::{out_json, printable};
+use cli::{errln, outln};
+use config::Settings;
+use diesel::sql_types::{Binary, Uuid as SqlUuid};
+use diesel_async::RunQueryDsl;
+use uuid::Uuid;
+
+use super::load::{self, Archive, Filter, PAGE};
+
+/// Has the database forget archives whose manifest is not at the target any more, so that nobody can read their rows. An erasure of a person
+/// who has rows in such an archive waits until its files are restored, or until the database has forgotten it.
+///
+/// Check archive.url first: of another folder or bucket, every archive is missing.
+#[derive(Debug, Args)]
+pub(super) struct ForgetArgs {
+    /// The ids of archives.
+    #[arg(value_name = "ARCHIVE", required_unless_present = "missing")]
+    archives: Vec<Uuid>,
+    /// All archives whose manifest is missing, instead.
+    #[arg(long, conflicts_with = "archives")]
+    missing: bool,
+    /// With --missing: also if every archive is missing.
+    #[arg(long, requires = "missing")]
+    yes: bool,
+    /// Only print which.
+    #[arg(long)]
+    dry_run: bool,
+    /// Print one JSON object: {"forgotten": ["..."]}.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn execute(args: &ForgetArgs, settings: &Settings) -> anyhow::Result<()> {
+    const FORGET: &str = "DELETE FROM public.archives WHERE id = $1 AND manifest_hash = $2";
+    let mut connection = super::connect(settings).await?;
+    let (target, keys) = (Target::open(&settings.archive)?, Keys::public(&settings.archive)?);
+    let mut filter = Filter { ids: args.archives.clone(), ..Filter::default() };
+    let (mut forgotten, mut unknown): (Vec<Archive>, _) = (Vec::new(), args.archives.clone());
+    let mut is_any_there = false;
+    loop {
+        let page = load::archives(&mut connection, &filter, PAGE).await?;
+        let Some(last) = page.last() else { break };
+        filter.after = Some((last.created_at, last.id));
+        for archive in page {
+            unknown.retain(|id| *id != archive.id);
+            match read_manifest(&target, &keys, &archive.location).await {
+                Err(ArchiveError::Missing(_)) => forgotten.push(archive),
+                Ok(_) | Err(ArchiveError::Changed { .. }) if args.missing => is_any_there = true,
+                Ok(_) | Err(ArchiveError::Changed { .. }) => bail!(
+                    "the archive {} is at the target ({}); nothing was changed. `memfleet archive verify` says whether it is as it was written",
+                    archive.id,
+                    printable(&archive.location)
+                ),
+                Err(error) => return Err(error).context("nothing was changed"),
+            }
+        }
+    }
+    if let [first, ..] = unknown.as_slice() {
+        bail!("the database has no archive {first}; nothing was changed");
+    }
+    if args.missing && !forgotten.is_empty() && !is_any_there && !args.dry_run && !args.yes {
+        bail!(
+            "every archive that the database names is missing, {} of them: archive.url may name another place than before; nothing was \
+             changed. If they are lost, add --yes",
+            forgotten.len()
+        );
+    }
+    for archive in &forgotten {
+        if !args.dry_run {
+            let forget = diesel::sql_query(FORGET).bind::<SqlUuid, _>(archive.id);
+            let forget = forget.bind::<Binary, _>(&archive.manifest_hash).execute(&mut connection);
+            let gone = forget.await.context("cannot delete the row of an archive")?;
+            ensure!(gone == 1, "the archive {} was changed meanwhile; try again", archive.id);
+        }
+        if !args.json {
+            let did = if args.dry_run { "would forget" } else { "forgot" };
+            outln!("{did} {} ({} rows of {} users)", archive.id, archive.row_count, archive.user_ids.len());
+        }
+    }
+    if args.json {
+        let ids: Vec<Uuid> = forgotten.iter().map(|archive| archive.id).collect();
+        out_json(serde_json::json!({ "forgotten": ids }).to_string());
+    } else if forgotten.is_empty() {
+        errln!("no archive is missing at the target");
+    }
+    Ok(())
+}
