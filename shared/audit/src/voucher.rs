@@ -47,7 +47,7 @@ pub trait Vouch: fmt::Debug + Sync {
 
 /// The SHA-256 of the roots of statements, as receipts have it.
 pub fn hash_of_roots<'a>(roots: impl IntoIterator<Item = &'a Digest>) -> Digest {
-    let hash = roots.into_iter().fold(Sha256::new(), |hash, root| hash.chain_update(root));
+    let hash = roots.into_iter().fold(Sha256::new(), Sha256::chain_update);
     hash.finalize().into()
 }
 
