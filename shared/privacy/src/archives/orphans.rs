@@ -36,7 +36,7 @@ struct Orphan {
 
 /// What became of reading an archive.
 enum Read {
-    Orphan(Orphan),
+    Orphan(Box<Orphan>),
     /// It was deleted meanwhile.
     Gone,
     /// Its manifest is not one of this deployment, so that nobody can tell whose rows it has.
@@ -66,7 +66,7 @@ async fn unnamed(db: &mut Connection, target: &Target) -> Result<(Vec<String>, V
 /// The archive in a folder.
 async fn read(target: &Target, keys: &[PublicKey], location: String) -> Result<Read, PrivacyError> {
     match read_manifest(target, keys, &location).await {
-        Ok((manifest, hash)) => Ok(Read::Orphan(Orphan { location, manifest, hash })),
+        Ok((manifest, hash)) => Ok(Read::Orphan(Box::new(Orphan { location, manifest, hash }))),
         Err(ArchiveError::Missing(_)) => Ok(Read::Gone),
         Err(error @ ArchiveError::Changed { .. }) => Ok(Read::Foreign(error.to_string())),
         Err(error @ ArchiveError::Target { .. }) => Ok(Read::Unreadable(error.to_string())),
@@ -116,7 +116,7 @@ pub(super) async fn rewrite(
                  again"
             )));
         }
-        rewrite_one(db, claimed, store, work, orphan).await?;
+        rewrite_one(db, claimed, store, work, *orphan).await?;
         done += 1;
     }
     work.unreadable = u64::try_from(unreadable.len()).unwrap_or(u64::MAX);
