@@ -183,7 +183,8 @@ fn fault_may_pass(kind: FaultKind) -> bool {
         | FaultKind::Permanent
         | FaultKind::Denied
         | FaultKind::Erased
-        | FaultKind::Fenced => false,
+        | FaultKind::Fenced
+        | FaultKind::Restricted { .. } => false,
     }
 }
 
