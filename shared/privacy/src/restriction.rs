@@ -157,7 +157,7 @@ async fn present(db: &mut Connection, user: UserId) -> Result<Restriction, Priva
     #[derive(QueryableByName)]
     struct Present {
         #[diesel(embed)]
-        row: Row,
+        restriction: Row,
         #[diesel(sql_type = Timestamptz)]
         due_at: DateTime<Utc>,
     }
@@ -165,7 +165,8 @@ async fn present(db: &mut Connection, user: UserId) -> Result<Restriction, Priva
         SELECT r.request_id, r.since, r.waits, coalesce(p.due_at, r.since) AS due_at FROM sec.restricted_users r
         LEFT JOIN public.privacy_requests p ON p.user_id = r.user_id AND p.id = r.request_id WHERE r.user_id = $1";
     let found: Vec<Present> = diesel::sql_query(PRESENT).bind::<Integer, _>(user.get()).load(db).await?;
-    let Some(Present { row: Row { request_id, since, waits }, due_at }) = found.into_iter().next() else {
+    let Some(Present { restriction: Row { request_id, since, waits }, due_at }) = found.into_iter().next()
+    else {
         return Err(PrivacyError::Refused(format!(
             "the restriction of user {user} was lifted at the same time; try again"
         )));
