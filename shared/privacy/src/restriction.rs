@@ -193,9 +193,11 @@ pub async fn complete(
     }
     const IS_OPEN: &str = "
         SELECT EXISTS (SELECT FROM public.privacy_requests WHERE user_id = $1 AND id = $2 AND request_status = 'in_progress') AS is_open";
+    // An earlier one is complete, too, whose restriction this one has changed.
     const COMPLETE: &str = "
-        UPDATE public.privacy_requests SET request_status = 'completed', completed_at = now(), updated_at = now()
-        WHERE user_id = $1 AND id = $2 AND request_type = 'restrict' AND request_status = 'in_progress'";
+        UPDATE public.privacy_requests p SET request_status = 'completed', completed_at = now(), updated_at = now()
+        FROM public.privacy_requests waited WHERE waited.user_id = $1 AND waited.id = $2 AND p.user_id = $1 AND p.requested_at <= waited.requested_at
+            AND p.request_type = 'restrict' AND p.request_status = 'in_progress'";
     let is_open = diesel::sql_query(IS_OPEN).bind::<Integer, _>(user.get()).bind::<SqlUuid, _>(request);
     let Open { is_open } = is_open.get_result(db).await?;
     if !is_open {
