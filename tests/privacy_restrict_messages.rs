@@ -1,10 +1,12 @@
 //! What becomes of requests, ticks and questions about a person whose data are restricted.
 
+use std::time::Duration;
+
 use context_writer::ContextWriter;
 use contract::{Outcome, OutcomeStatus, header};
 use privacy::restriction::Meanwhile;
 use serde_json::json;
-use testkit::{Fixture, RequestMessage, eventually, request, session, user};
+use testkit::{Fixture, RequestMessage, eventually, request, session, set_redelivery, user};
 use uuid::Uuid;
 
 use crate::support::privacy::{lift, restrict};
@@ -16,7 +18,10 @@ const OTHER: i32 = 420;
 const REFUSED: &str = "the processing of the user's data is restricted";
 
 async fn two_users() -> Fixture {
-    let fixture = Fixture::new().await;
+    with_two_users(Fixture::new().await).await
+}
+
+async fn with_two_users(fixture: Fixture) -> Fixture {
     let accounts = [PERSON, OTHER].into_iter().flat_map(|id| [user(id), session(id, "s")]);
     fixture.process(ContextWriter, accounts.collect::<Vec<_>>()).await;
     fixture
@@ -118,6 +123,25 @@ async fn requests_that_wait_are_refused_if_the_restriction_is_changed() {
     worker.stop().await.expect("a clean end");
     let letters = fixture.dead_letters().await;
     assert!(letters.len() == 1 && letters[0].contains(REFUSED), "{letters:?}");
+    assert_eq!(stored(&fixture, PERSON).await, 0);
+}
+
+/// No message waits for ever. Whatever waits for too long keeps its body in a dead letter.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_waits_for_too_long_becomes_a_dead_letter_that_says_why() {
+    let fixture = Fixture::with_topology(|topology| {
+        set_redelivery(topology, "context-writer", Duration::from_secs(30), 3);
+    })
+    .await;
+    let fixture = with_two_users(fixture).await;
+    restrict(&fixture, PERSON, Meanwhile::Wait).await;
+    let worker = fixture.run(ContextWriter);
+    fixture.publish([context(PERSON)]).await;
+    eventually("there is a dead letter", async || (fixture.dead_letters().await.len() == 1).then_some(()))
+        .await;
+    worker.stop().await.expect("a clean end");
+    let expected = format!("undeliverable: delivered 3 times and never settled; {REFUSED}");
+    assert_eq!(fixture.dead_letters().await, [expected]);
     assert_eq!(stored(&fixture, PERSON).await, 0);
 }
 
