@@ -572,7 +572,7 @@ const READABLE: &str = "c.oid::regclass || '.' || a.attname FROM pg_class c JOIN
     AND has_column_privilege('memfleet_due', c.oid, a.attnum, 'SELECT') ORDER BY 1";
 
 /// What the due functions of the shipped jobs read.
-const SHIPPED: [&str; 76] = [
+const SHIPPED: [&str; 77] = [
     "agent_context_states.expires_at",
     "agent_context_states.id",
     "agent_context_states.memory_tier",
@@ -634,6 +634,7 @@ const SHIPPED: [&str; 76] = [
     "router_decision_log.session_id",
     "router_decision_log.user_id",
     "sec.fenced_users.user_id",
+    "sec.restricted_users.user_id",
     "session_clocks.logical_time",
     "session_clocks.session_id",
     "session_clocks.user_id",

@@ -71,6 +71,8 @@ mod privacy_crash;
 mod privacy_erase;
 mod privacy_fence;
 mod privacy_replay;
+mod privacy_restrict;
+mod privacy_restrict_messages;
 mod privacy_steps;
 mod privacy_streams;
 mod publisher;

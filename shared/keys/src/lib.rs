@@ -101,7 +101,8 @@ impl From<store::Fault> for KeyError {
             | FaultKind::Permanent
             // The main database says so, too, and is asked.
             | FaultKind::Erased
-            | FaultKind::Fenced => Self::Store(fault.reason),
+            | FaultKind::Fenced
+            | FaultKind::Restricted { .. } => Self::Store(fault.reason),
         }
     }
 }

@@ -176,6 +176,7 @@ pub static TABLES: &[Entry] = &[
     other("public", "privacy_requests", USER, LastSteps),
     other("audit", "subjects", USER, LastSteps),
     other("sec", "fenced_users", USER, LastSteps),
+    other("sec", "restricted_users", USER, LastSteps),
     of_token("audit_log"),
     of_token("security_violations"),
     of_token("data_access_log"),

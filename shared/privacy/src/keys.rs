@@ -10,8 +10,8 @@ use store::{Connection, Fault};
 use uuid::Uuid;
 
 use crate::error::PrivacyError;
-use crate::fence;
 use crate::receipt::Tombstone;
+use crate::{fence, restriction};
 
 /// Destroys the data keys of a user, after which no ciphertext of the user opens, in whatever backup.
 ///
@@ -85,12 +85,13 @@ struct KeyOf {
     key_id: String,
 }
 
-/// Deletes the subject of a user, and the user's other requests: those that were cancelled.
+/// Deletes the subject of a user, the restriction, and the user's other requests: those that were cancelled, and about restrictions.
 pub(crate) async fn forget(db: &mut Connection, user: UserId, request: Uuid) -> Result<u64, PrivacyError> {
     const REQUESTS: &str = "DELETE FROM public.privacy_requests WHERE user_id = $1 AND id <> $2";
     const SUBJECT: &str = "DELETE FROM audit.subjects WHERE user_id = $1";
     let requests = diesel::sql_query(REQUESTS).bind::<Integer, _>(user.get()).bind::<SqlUuid, _>(request);
     let requests = requests.execute(db).await?;
+    restriction::forget(db, user).await?;
     diesel::sql_query(SUBJECT).bind::<Integer, _>(user.get()).execute(db).await?;
     Ok(u64::try_from(requests).unwrap_or(u64::MAX))
 }

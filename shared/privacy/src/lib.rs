@@ -6,6 +6,8 @@
 //!
 //! [`catalogue`] is the one list of where a person's data are. A table that is missing there fails the tests.
 //!
+//! The [`restriction`] of a person is no step: the data stay, and no role reads or writes them until it is lifted.
+//!
 //! What remains is a tombstone, by which the database knows the id again and refuses it for ever; a signed list of the events that may
 //! be missing, without which `memfleet audit verify` would report them; and a signed receipt with the counts ([`receipt`]).
 
@@ -22,6 +24,7 @@ pub mod process;
 pub mod reapply;
 pub mod receipt;
 pub mod request;
+pub mod restriction;
 pub mod rows;
 pub mod statistics;
 mod step;

@@ -28,6 +28,11 @@ pub enum FaultKind {
     Erased,
     /// Its user is being erased. The erasure may still be cancelled; otherwise this becomes [`Erased`](Self::Erased).
     Fenced,
+    /// The processing of its user's data is restricted (GDPR, article 18) until an operator lifts that.
+    Restricted {
+        /// Whether requests wait for the lift. Otherwise they are refused.
+        waits: bool,
+    },
 }
 
 impl FaultKind {
@@ -42,7 +47,23 @@ impl FaultKind {
             | Self::Permanent
             | Self::Denied
             | Self::Erased
-            | Self::Fenced => false,
+            | Self::Fenced
+            | Self::Restricted { .. } => false,
+        }
+    }
+
+    /// Whether the database refuses the user and not the statement: a transaction without this user may succeed.
+    #[must_use]
+    pub fn refuses_user(self) -> bool {
+        match self {
+            Self::Erased | Self::Fenced | Self::Restricted { .. } => true,
+            Self::Transient
+            | Self::Blocked
+            | Self::Unavailable
+            | Self::ConnectionLost
+            | Self::MissingPrerequisite
+            | Self::Permanent
+            | Self::Denied => false,
         }
     }
 }
@@ -160,6 +181,8 @@ fn by_message(message: &str) -> FaultKind {
     // At the end, where no value is quoted.
     const ERASED: &str = "refused: the user is erased";
     const FENCED: &str = "refused: the user is being erased";
+    const RESTRICTED: &str = "refused: the user is restricted";
+    const RESTRICTED_AND_WAITS: &str = "refused: the user is restricted, and requests wait";
     const DENIED: [&str; 2] = ["row-level security policy", "the security context is"];
     // Classes 22 (data exception) and 54 (program limit exceeded), as far as values can cause them.
     const PERMANENT: [&str; 15] = [
@@ -187,6 +210,10 @@ fn by_message(message: &str) -> FaultKind {
         FaultKind::Erased
     } else if message.ends_with(FENCED) {
         FaultKind::Fenced
+    } else if message.ends_with(RESTRICTED) {
+        FaultKind::Restricted { waits: false }
+    } else if message.ends_with(RESTRICTED_AND_WAITS) {
+        FaultKind::Restricted { waits: true }
     } else if contains_any(&DENIED) {
         FaultKind::Denied
     } else if contains_any(&BLOCKED) {
@@ -307,6 +334,20 @@ mod tests {
             let found = kind(DatabaseErrorKind::Unknown, message);
             assert!(!matches!(found, FaultKind::Erased | FaultKind::Fenced), "{message}");
         }
+    }
+
+    #[test]
+    fn what_is_refused_of_a_restricted_user_waits_if_the_restriction_says_so() {
+        for what in ["the security context", "the token"] {
+            for (says, waits) in [("restricted", false), ("restricted, and requests wait", true)] {
+                let message = format!("{what} is refused: the user is {says}");
+                let found = kind(DatabaseErrorKind::Unknown, &message);
+                assert_eq!(found, FaultKind::Restricted { waits }, "{message}");
+                assert!(found.refuses_user() && !found.is_outage());
+            }
+        }
+        let quoted = "the security context is refused: the user is restricted, says \"x\"";
+        assert_eq!(kind(DatabaseErrorKind::Unknown, quoted), FaultKind::Denied);
     }
 
     #[test]

@@ -76,6 +76,23 @@ pub async fn told(url: &str, statements: &[String]) -> String {
     all.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// The SQLSTATE and the message of the first of these statements that fails; none if all succeed.
+pub async fn first_error(url: &str, statements: &[String]) -> Option<(String, String)> {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.expect("a login");
+    let open = tokio::spawn(connection);
+    let mut first = None;
+    for statement in statements {
+        if let Err(error) = client.batch_execute(statement).await {
+            let error = error.as_db_error().expect("an error of the database");
+            first = Some((error.code().code().to_owned(), error.message().to_owned()));
+            break;
+        }
+    }
+    drop(client);
+    open.await.expect("no panic").expect("a clean end");
+    first
+}
+
 fn write(text: &mut String, error: &DbError) {
     let parts = [Some(error.message()), error.detail(), error.hint(), error.where_()];
     for part in parts.into_iter().flatten() {

@@ -262,6 +262,7 @@ impl QueryHandler {
             }
             FaultKind::Erased => QueryRefusal::new(QueryErrorCode::Denied, "the user was erased", None),
             FaultKind::Fenced => QueryRefusal::new(QueryErrorCode::Denied, "the user is being erased", None),
+            FaultKind::Restricted { .. } => QueryRefusal::new(QueryErrorCode::Denied, RESTRICTED, None),
             FaultKind::Transient
             | FaultKind::Blocked
             | FaultKind::Unavailable
@@ -276,6 +277,9 @@ impl QueryHandler {
         }
     }
 }
+
+/// What the sender receives while the user's data are restricted.
+const RESTRICTED: &str = "the processing of the user's data is restricted";
 
 fn denied() -> QueryRefusal {
     QueryRefusal::new(QueryErrorCode::Denied, "the token does not allow this query", None)

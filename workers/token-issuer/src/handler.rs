@@ -8,7 +8,7 @@ use contract::{QUERY_BYTES, QueryErrorCode, Service, TokenAnswer, TokenQuery};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use runtime::query::{IncomingQuery, QueryRefusal};
 use store::registry::{self, NotIssued};
-use store::{FaultKind, Pool};
+use store::{Fault, FaultKind, Pool};
 use trust::{Scope, TokenIssuer, TokenRequest};
 
 /// The default lifetime of a token, in seconds.
@@ -101,6 +101,11 @@ fn refusal(refused: NotIssued) -> QueryRefusal {
         NotIssued::Registry(fault) if fault.kind == FaultKind::Fenced => {
             QueryRefusal::new(QueryErrorCode::Denied, "the user is being erased", Some("user_id"))
         }
+        NotIssued::Registry(Fault { kind: FaultKind::Restricted { .. }, .. }) => QueryRefusal::new(
+            QueryErrorCode::Denied,
+            "the processing of the user's data is restricted",
+            Some("user_id"),
+        ),
         NotIssued::Registry(fault) => {
             tracing::warn!(worker = crate::NAME, %fault, "cannot register a token");
             unavailable()

@@ -32,8 +32,8 @@ struct ProcessedMemory<'a> {
 struct Rows {
     /// When the present row of each was written, by user and memory.
     written: HashMap<(i32, Uuid), i64>,
-    /// Users who are being erased. Their rows are unknown, and their points go with the erasure; if it is cancelled, `memfleet vectors
-    /// reconcile` finds what is superseded.
+    /// Users who are being erased, or whose data are restricted. Their rows are unknown. Points go with an erasure; if it is cancelled, or the
+    /// restriction is lifted, `memfleet vectors reconcile` finds what is superseded.
     fenced: BTreeSet<i32>,
 }
 
@@ -70,15 +70,13 @@ impl VectorIndexer {
             memories.iter().map(|memory| (memory.user, memory.item.memory)).collect();
         let grants: Vec<&str> = prepared.grants.iter().map(String::as_str).collect();
         match self.written(&keys, &grants).await {
-            Err(fault) if matches!(fault.kind, FaultKind::Erased | FaultKind::Fenced) => {
-                self.written_by_user(&keys, &grants).await
-            }
+            Err(fault) if fault.kind.refuses_user() => self.written_by_user(&keys, &grants).await,
             written => Ok(Rows { written: written?, fenced: BTreeSet::new() }),
         }
     }
 
-    /// The same for one user after the other, as no context opens with an erased user. Such a user has no rows: points that were stored before
-    /// the user was fenced would stay.
+    /// The same for one user after the other, as no context opens with a user whom the database refuses. An erased user has no rows: points that
+    /// were stored before the user was fenced would stay.
     async fn written_by_user(&self, keys: &[(i32, Uuid)], grants: &[&str]) -> Result<Rows, Fault> {
         let mut rows = Rows::default();
         for user in keys.iter().map(|(user, _)| *user).collect::<BTreeSet<_>>() {
@@ -88,7 +86,7 @@ impl VectorIndexer {
             match self.written(&own, &grants).await {
                 Ok(found) => rows.written.extend(found),
                 Err(fault) if fault.kind == FaultKind::Erased => {}
-                Err(fault) if fault.kind == FaultKind::Fenced => {
+                Err(Fault { kind: FaultKind::Fenced | FaultKind::Restricted { .. }, .. }) => {
                     rows.fenced.insert(user);
                 }
                 Err(fault) => return Err(fault),

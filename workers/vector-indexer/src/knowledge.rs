@@ -245,7 +245,8 @@ fn may_lie_in_a_node(fault: &Fault) -> bool {
         | FaultKind::MissingPrerequisite
         | FaultKind::Denied
         | FaultKind::Erased
-        | FaultKind::Fenced => false,
+        | FaultKind::Fenced
+        | FaultKind::Restricted { .. } => false,
     }
 }
 

@@ -115,14 +115,11 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
             }
             Err(error @ StoredMessageError::Failed { .. }) => return Err(error.to_string()),
         };
-        if let Some(events) = self.committed(&advisory.stream, &message).await? {
-            // The message was committed, but its events may not have been published.
-            let published = self.event_publisher.publish_all(&events.iter().collect::<Vec<_>>()).await;
-            published.map_err(|NotPublished| "the worker is stopping".to_owned())?;
-            let keys: Vec<EventKey> = events.iter().map(StoredEvent::key).collect();
-            let noted = event_order::note_published(&self.pool, &keys).await;
-            return noted.map_err(|fault| fault.to_string());
-        }
+        let why = match self.look_up(&advisory.stream, &message).await? {
+            Found::Committed(events) => return self.publish(&events).await,
+            Found::Restricted => "the processing of the user's data is restricted",
+            Found::Nothing => "it may have crashed a worker",
+        };
         let failed = FailedMessage {
             worker: W::INFO.name,
             id_namespace: self.dead_letter_ids,
@@ -134,10 +131,7 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
         };
         let cause = DeadLetterReason {
             class: DeadLetterClass::Undeliverable,
-            reason: Reason::new(format!(
-                "delivered {} times and never settled; it may have crashed a worker",
-                advisory.deliveries
-            )),
+            reason: Reason::new(format!("delivered {} times and never settled; {why}", advisory.deliveries)),
             tries: u32::try_from(advisory.deliveries).unwrap_or(u32::MAX),
         };
         let letter = DeadLetter::new(&failed, &cause, self.client.server_info().max_payload);
@@ -148,16 +142,21 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
         Ok(())
     }
 
-    /// The events of a message that was committed but not acknowledged in time. `None` if it was not committed.
-    async fn committed(
-        &self,
-        stream: &str,
-        message: &StoredMessage,
-    ) -> Result<Option<Vec<StoredEvent>>, String> {
+    /// Publishes the events of a message that was committed: they may not have been published.
+    async fn publish(&self, events: &[StoredEvent]) -> Result<(), String> {
+        let published = self.event_publisher.publish_all(&events.iter().collect::<Vec<_>>()).await;
+        published.map_err(|NotPublished| "the worker is stopping".to_owned())?;
+        let keys: Vec<EventKey> = events.iter().map(StoredEvent::key).collect();
+        let noted = event_order::note_published(&self.pool, &keys).await;
+        noted.map_err(|fault| fault.to_string())
+    }
+
+    /// Looks whether a message was committed that was not acknowledged in time.
+    async fn look_up(&self, stream: &str, message: &StoredMessage) -> Result<Found, String> {
         let has_ticks = contract::has_ticks(stream);
         let taken = if has_ticks { self.tick(message).await? } else { self.request(message) };
         // Without a grant, either the message never took effect, or it is no longer permitted to check whether it did.
-        let Some(InboxLookup { inbox, entry, grants }) = taken else { return Ok(None) };
+        let Some(InboxLookup { inbox, entry, grants }) = taken else { return Ok(Found::Nothing) };
         let grants: Vec<&str> = grants.iter().map(String::as_str).collect();
         let mut connection = store::acquire(&self.pool).await.map_err(|error| error.to_string())?;
         let found: Result<Option<Vec<StoredEvent>>, Fault> = connection
@@ -170,10 +169,12 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
             })
             .await;
         match found {
-            Err(fault) if fault.kind == FaultKind::Denied => Ok(None),
+            Ok(Some(events)) => Ok(Found::Committed(events)),
+            Ok(None) | Err(Fault { kind: FaultKind::Denied, .. }) => Ok(Found::Nothing),
             // As if it had been committed without events: a dead letter would store the body again.
-            Err(fault) if fault.kind == FaultKind::Erased && !has_ticks => Ok(Some(Vec::new())),
-            found => found.map_err(|fault| fault.to_string()),
+            Err(fault) if fault.kind == FaultKind::Erased && !has_ticks => Ok(Found::Committed(Vec::new())),
+            Err(Fault { kind: FaultKind::Restricted { .. }, .. }) if !has_ticks => Ok(Found::Restricted),
+            Err(fault) => Err(fault.to_string()),
         }
     }
 
@@ -204,6 +205,16 @@ impl<W: ExternalWorker> UndeliverableHandler<W> {
             Err(_) => Ok(None),
         }
     }
+}
+
+/// What the database knows of a message.
+enum Found {
+    /// It was committed and caused these events.
+    Committed(Vec<StoredEvent>),
+    /// Whether it was committed is not told while the user's data are restricted. If it was, its dead letter is not replayed.
+    Restricted,
+    /// It was not committed, or nobody may know any more.
+    Nothing,
 }
 
 /// What is needed to look a message up in the inbox.

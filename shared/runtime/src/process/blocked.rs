@@ -27,7 +27,7 @@ struct Inner {
     table: Option<Blocked>,
     /// When to stop sparing the messages of users who are no longer blocked, see [`BlockedUsers::spares`].
     spared: BTreeMap<UserId, Instant>,
-    /// Users who are erased, and until when their messages are written apart.
+    /// Users whom the database refuses, and until when their messages are written apart.
     apart: BTreeMap<UserId, Instant>,
 }
 
@@ -44,7 +44,7 @@ struct Blocked {
 pub(crate) enum Standing {
     /// Nothing is known against it.
     Free,
-    /// The user was blocked, and it is time for another try, or is erased: apart from the messages of other users.
+    /// The user was blocked, and it is time for another try, or the database refuses the user: apart from the messages of other users.
     Due,
     /// The user was blocked a moment ago. The next try is due after this time.
     Waiting(Duration),
@@ -74,7 +74,7 @@ const PAUSE_PER_TRY: u32 = 4;
 /// A user of whom no message came for this long after the pause is no longer reported; another replica may have written
 /// them.
 const REPORTED_FOR: Duration = Duration::from_secs(300);
-/// Messages of an erased user are written apart for this long after the last one.
+/// Messages of a user whom the database refuses are written apart for this long after the last one.
 const APART_FOR: Duration = Duration::from_secs(30);
 /// A user is forgotten when all messages that were set aside have been delivered again.
 const FORGET_AFTER: Duration = retry::LONGEST_PARKED.saturating_add(REPORTED_FOR);
@@ -134,8 +134,8 @@ impl BlockedUsers {
         })
     }
 
-    /// Records that this user is erased: a batch with the user's messages would be refused as a whole. None of them waits any more.
-    pub(crate) fn erased(&self, user: UserId, now: Instant) {
+    /// Records that the database refuses this user: a batch with the user's messages would be refused as a whole. None of them waits any more.
+    pub(crate) fn refused(&self, user: UserId, now: Instant) {
         self.with(|inner| {
             inner.users.remove(&user);
             inner.apart.retain(|_, until| *until > now);
@@ -246,10 +246,10 @@ mod tests {
     }
 
     #[test]
-    fn messages_of_an_erased_user_are_written_apart_for_some_time() {
+    fn messages_of_a_refused_user_are_written_apart_for_some_time() {
         let (blocked, now) = (BlockedUsers::default(), Instant::now());
         blocked.blocked("w", user(1), Duration::ZERO, Some("the erasure of the user".to_owned()), now);
-        blocked.erased(user(1), now);
+        blocked.refused(user(1), now);
         assert!(!blocked.is_empty());
         assert_eq!(blocked.standing(user(1), now), Standing::Due);
         assert_eq!(blocked.standing(user(2), now), Standing::Free);

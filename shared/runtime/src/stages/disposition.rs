@@ -54,6 +54,8 @@ pub(crate) enum Effect {
 
 /// What a publisher is told of a message whose user is erased.
 pub(crate) const ERASED: &str = "the user was erased";
+/// What a publisher is told of a message that is refused while the user's data are restricted.
+const RESTRICTED: &str = "the processing of the user's data is restricted";
 
 impl Disposition {
     /// Redelivers the message at once, to another replica: the worker is stopping or a dependency is unavailable.
@@ -89,7 +91,9 @@ impl Disposition {
         let reason = |sentence: &'static str| Reason::new(sentence).for_operators(fault.reason.as_str());
         match fault.kind {
             FaultKind::Unavailable | FaultKind::ConnectionLost => Self::HAND_BACK,
-            FaultKind::Blocked | FaultKind::Fenced => Self::Park(Duration::ZERO),
+            FaultKind::Blocked | FaultKind::Fenced | FaultKind::Restricted { waits: true } => {
+                Self::Park(Duration::ZERO)
+            }
             FaultKind::Transient => Self::Retry {
                 class: DeadLetterClass::Exhausted,
                 reason: reason("the database repeatedly failed to store it"),
@@ -109,6 +113,11 @@ impl Disposition {
             FaultKind::Denied => Self::DeadLetter {
                 class: DeadLetterClass::Denied,
                 reason: reason("the database does not allow it"),
+            },
+            FaultKind::Restricted { waits: false } => Self::DeadLetter {
+                class: DeadLetterClass::Permanent,
+                reason: Reason::new(RESTRICTED)
+                    .for_operators(format!("{RESTRICTED}; replay it after `memfleet privacy lift`")),
             },
             // No dead letter, which would store the body again.
             FaultKind::Erased => Self::unchanged(Cow::Borrowed(ERASED)),

@@ -76,14 +76,16 @@ pub(crate) fn set_aside<I>(
     let rest = batch.get(waiting.len()..).unwrap_or_default();
     let free = rest.iter().take_while(|message| standing(message) == Standing::Free).count();
     let due = rest.get(free..).unwrap_or_default();
-    let mut parts: Vec<Part> = due
-        .chunk_by(|one, other| one.message().user_id() == other.message().user_id())
-        .map(|of_user| Part { length: of_user.len(), is_suspect: true })
-        .collect();
-    if free > 0 {
-        parts.push(Part { length: free, is_suspect: false });
-    }
-    (waiting, parts)
+    let of_user = due.chunk_by(|one, other| one.message().user_id() == other.message().user_id());
+    let due: Vec<usize> = of_user.map(<[_]>::len).collect();
+    (waiting, in_order(free, &due))
+}
+
+/// The parts of messages that are sorted: first those of which nothing is known, then those of each due user. The next one last.
+fn in_order(free: usize, due: &[usize]) -> Vec<Part> {
+    let due = due.iter().rev().map(|&length| Part { length, is_suspect: true });
+    let free = (free > 0).then_some(Part { length: free, is_suspect: false });
+    due.chain(free).collect()
 }
 
 /// Sorts messages by user and splits them into suspect parts of whole users, the next one last. A single part if they
@@ -115,6 +117,22 @@ mod tests {
         assert_eq!(lengths(&[2; 33]), [[6; 11].as_slice()].concat());
         // Three splits isolate one user of the largest batch.
         assert!(1_000_usize.div_ceil(16).div_ceil(16).div_ceil(16) == 1);
+    }
+
+    #[test]
+    fn parts_of_due_users_are_taken_in_the_order_of_their_messages() {
+        let taken = |free, due: &[usize]| {
+            let mut parts = in_order(free, due);
+            let mut taken = Vec::new();
+            while let Some(Part { length, is_suspect }) = parts.pop() {
+                taken.push((length, is_suspect));
+            }
+            taken
+        };
+        assert_eq!(taken(5, &[1, 2, 3]), [(5, false), (1, true), (2, true), (3, true)]);
+        assert_eq!(taken(0, &[2, 1]), [(2, true), (1, true)]);
+        assert_eq!(taken(4, &[]), [(4, false)]);
+        assert_eq!(taken(0, &[]), []);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use store::FaultKind;
 use crate::stages::attempt::grants_of;
 use crate::stages::authorize::Authorized;
 use crate::stages::disposition::Disposition;
-use crate::stages::parts::Search;
+use crate::stages::parts::{Part, Search};
 use crate::stages::tick_grants::TickGrants;
 use crate::stages::transact::Findings;
 use crate::stages::write::{MAX_LOST_CONNECTIONS, Progress, Writer};
@@ -13,8 +13,12 @@ use crate::worker::{Ended, ExternalWorker, Message, Source};
 
 impl<W: ExternalWorker> Writer<W> {
     /// Mints the job grants if the batch is a tick, and prepares the batch. If that fails, returns
-    /// the disposition of all its messages.
-    pub(crate) async fn begin(&self, batch: &[Authorized<W::Item>]) -> Result<Progress<W>, Disposition> {
+    /// the disposition of all its messages. `parts`: those in which it will be written, the next one last.
+    pub(crate) async fn begin(
+        &self,
+        batch: &[Authorized<W::Item>],
+        parts: &[Part],
+    ) -> Result<Progress<W>, Disposition> {
         let mut grants = None;
         for message in batch.iter().map(Authorized::message) {
             if let Source::Tick(tick) = &message.source {
@@ -22,7 +26,7 @@ impl<W: ExternalWorker> Writer<W> {
             }
         }
         let due = grants.as_ref().map(TickGrants::due);
-        let prepared = self.prepare(batch, due).await.ok_or(Disposition::HAND_BACK)?;
+        let prepared = self.prepare(batch, parts, due).await.ok_or(Disposition::HAND_BACK)?;
         let (findings, search) = (Findings::new(), Search::default());
         Ok(Progress { grants, prepared, findings, lock_wait: None, is_blocked_in_key_store: false, search })
     }
@@ -45,15 +49,17 @@ impl<W: ExternalWorker> Writer<W> {
         }
     }
 
-    /// Prepares the batch at external dependencies. `None` if the worker is stopped before this is done.
+    /// Prepares the batch at external dependencies, in the same parts as it is written: a user whom the database is known to refuse has
+    /// one of these. `None` if the worker is stopped before this is done.
     pub(crate) async fn prepare(
         &self,
         batch: &[Authorized<W::Item>],
+        parts: &[Part],
         due: Option<Vec<&str>>,
     ) -> Option<W::Prepared> {
         let mut prepared = W::Prepared::default();
         // The ranges of the parts still to be prepared, the next one last.
-        let mut parts = if batch.is_empty() { Vec::new() } else { vec![(0, batch.len())] };
+        let mut parts = ranges(parts);
         // How often the part in work has lost a connection.
         let (mut tries, mut connections_lost) = (0, 0);
         while let Some((start, end)) = parts.pop() {
@@ -98,10 +104,11 @@ impl<W: ExternalWorker> Writer<W> {
                 | FaultKind::Permanent
                 | FaultKind::Denied
                 | FaultKind::Erased
-                | FaultKind::Fenced => {
+                | FaultKind::Fenced
+                | FaultKind::Restricted { .. } => {
                     (tries, connections_lost) = (0, 0);
                     let middle = start + (end - start) / 2;
-                    if end - start > 1 {
+                    if end - start > 1 && !(fault.kind.refuses_user() && are_of_one_user(&messages)) {
                         parts.extend([(middle, end), (start, middle)]);
                     } else {
                         // The transaction will fail for the same reason and report it in more detail.
@@ -144,5 +151,36 @@ impl<W: ExternalWorker> Writer<W> {
                 return;
             }
         }
+    }
+}
+
+/// The ranges of the parts of a batch, the next one last, as are the parts.
+fn ranges(parts: &[Part]) -> Vec<(usize, usize)> {
+    let mut start = 0;
+    let ranges = parts.iter().rev().map(|part| {
+        let range = (start, start + part.length);
+        start = range.1;
+        range
+    });
+    let mut ranges: Vec<(usize, usize)> = ranges.filter(|(start, end)| start < end).collect();
+    ranges.reverse();
+    ranges
+}
+
+/// Whether no part of these messages could be prepared if the database refuses one of their users.
+fn are_of_one_user<I>(messages: &[&Message<I>]) -> bool {
+    messages.windows(2).all(|pair| pair[0].user_id() == pair[1].user_id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_prepared_in_the_parts_in_which_it_is_written() {
+        let part = |length| Part { length, is_suspect: false };
+        assert_eq!(ranges(&[part(3), part(2), part(5)]), [(7, 10), (5, 7), (0, 5)], "the next one last");
+        assert_eq!(ranges(&[part(0)]), []);
+        assert_eq!(ranges(&[]), []);
     }
 }

@@ -20,9 +20,9 @@ use crate::process::blocked::BlockedUsers;
 use crate::process::stats::Stats;
 use crate::stages::authorize::{Authorized, Denied};
 use crate::stages::disposition::Disposition;
-use crate::stages::erased;
 use crate::stages::parts::{self, Part, Search};
 use crate::stages::pull::Delivery;
+use crate::stages::refused;
 use crate::stages::tick_grants::TickGrants;
 use crate::stages::transact::{Findings, RolledBack, Transacted};
 use crate::worker::{ExternalWorker, Message};
@@ -171,7 +171,7 @@ impl<W: ExternalWorker> Writer<W> {
     ) -> Settlements<W::Item> {
         let (mut decided, mut parts) = parts::set_aside(&mut batch, &self.blocked);
         let mut earlier = Vec::new();
-        let mut progress = match self.begin(&batch[decided.len()..]).await {
+        let mut progress = match self.begin(&batch[decided.len()..], &parts).await {
             Ok(progress) => progress,
             Err(disposition) => {
                 decided.resize(batch.len(), disposition);
@@ -210,8 +210,8 @@ impl<W: ExternalWorker> Writer<W> {
                     let is_tick = progress.grants.is_some();
                     let given = if fault.kind == FaultKind::Blocked && !is_tick {
                         self.split_blocked(messages, part, &mut progress, since.elapsed())
-                    } else if matches!(fault.kind, FaultKind::Erased | FaultKind::Fenced) && !is_tick {
-                        self.split_erased(messages, &fault)
+                    } else if fault.kind.refuses_user() && !is_tick {
+                        self.split_refused(messages, &fault)
                     } else {
                         self.split_failed(messages, part, &mut progress, &fault).await
                     };
@@ -356,6 +356,7 @@ impl<W: ExternalWorker> Writer<W> {
                 | FaultKind::Denied
                 | FaultKind::Erased
                 | FaultKind::Fenced
+                | FaultKind::Restricted { .. }
                 | FaultKind::MissingPrerequisite => {
                     return Err(fault.into());
                 }
@@ -416,7 +417,7 @@ impl<W: ExternalWorker> Writer<W> {
             tracing::warn!(worker = W::INFO.name, %problem, "cannot record a violation; its message is redelivered");
             return Disposition::HAND_BACK;
         }
-        erased::of_fault(message, fault)
+        refused::of_fault(message, fault)
             .unwrap_or_else(|| Disposition::of_fault(fault, message.awaits(W::INFO)))
     }
 

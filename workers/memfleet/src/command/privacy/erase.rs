@@ -42,7 +42,7 @@ pub(super) struct EraseArgs {
 }
 
 /// The service of requests that operators file.
-const SERVICE: &str = "operator";
+pub(super) const SERVICE: &str = "operator";
 /// The pause before a step that has to wait is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// The pause before a step that failed is tried again.
@@ -183,7 +183,8 @@ fn fault_may_pass(kind: FaultKind) -> bool {
         | FaultKind::Permanent
         | FaultKind::Denied
         | FaultKind::Erased
-        | FaultKind::Fenced => false,
+        | FaultKind::Fenced
+        | FaultKind::Restricted { .. } => false,
     }
 }
 

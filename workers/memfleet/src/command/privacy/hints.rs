@@ -22,8 +22,8 @@ async fn is_known(connection: &mut Connection) -> Result<bool, Fault> {
     Ok(table.exists)
 }
 
-/// Erasures that somebody should look after, a line each kind: those that are late or will be within seven days, that a hold keeps, and that
-/// have failed for an hour. No line names a user.
+/// Erasures and restrictions that somebody should look after, a line each kind: those that are late or will be within seven days, that a hold
+/// keeps, and that have failed for an hour. No line names a user.
 ///
 /// # Errors
 /// A [`Fault`] of the database.
@@ -44,13 +44,13 @@ pub(crate) async fn alarms(connection: &mut Connection) -> Result<Vec<String>, F
             count(*) FILTER (WHERE due_at BETWEEN now() AND now() + interval '7 days') AS due,
             count(*) FILTER (WHERE request_status = 'held') AS held,
             count(*) FILTER (WHERE last_error IS NOT NULL AND requested_at < now() - interval '1 hour') AS failing
-        FROM privacy_requests WHERE request_type IN ('erase', 'anonymise') AND request_status IN ('pending', 'held', 'in_progress')";
+        FROM privacy_requests WHERE request_type IN ('erase', 'anonymise', 'restrict') AND request_status IN ('pending', 'held', 'in_progress')";
     if !is_known(connection).await? {
         return Ok(Vec::new());
     }
     let counts: Counts = diesel::sql_query(COUNTS).get_result(connection).await?;
     let line = |count: i64, what: &str| {
-        (count > 0).then(|| format!("{count} erasures {what}; `memfleet privacy list` names them"))
+        (count > 0).then(|| format!("{count} privacy requests {what}; `memfleet privacy list` names them"))
     };
     let lines = [
         line(counts.overdue, "are overdue"),

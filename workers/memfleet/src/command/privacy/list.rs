@@ -11,16 +11,19 @@ use super::requests::{self, Filter, time};
 
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
-    /// Only erasures that are not cancelled.
+    /// Only requests that are neither complete nor cancelled.
     #[arg(long)]
     open: bool,
-    /// Only erasures that should be complete by now.
+    /// Only requests that should be complete by now.
     #[arg(long)]
     overdue: bool,
+    /// Only restrictions that last.
+    #[arg(long)]
+    restricted: bool,
     /// Only those of this user.
     #[arg(long, value_name = "ID")]
     user: Option<UserId>,
-    /// Maximum number of erasures, 1 to 10000.
+    /// Maximum number of requests, 1 to 10000.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     limit: u32,
     /// Print one JSON object: {"requests": [...]}.
@@ -34,6 +37,7 @@ pub(super) async fn execute(args: &ListArgs, settings: &Settings) -> anyhow::Res
         user: args.user.map(UserId::get),
         is_open: args.open,
         is_overdue: args.overdue,
+        lasts: args.restricted,
         ..Filter::default()
     };
     let requests = requests::requests(&mut connection, filter, i64::from(args.limit)).await?;

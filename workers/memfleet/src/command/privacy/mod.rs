@@ -6,6 +6,7 @@ pub(crate) mod hints;
 mod list;
 mod reapply;
 mod requests;
+mod restrict;
 mod run;
 mod show;
 mod statistics;
@@ -23,6 +24,7 @@ use cancel::CancelArgs;
 use erase::EraseArgs;
 use list::ListArgs;
 use reapply::ReapplyArgs;
+use restrict::{LiftArgs, RestrictArgs};
 use run::RunArgs;
 use show::ShowArgs;
 use statistics::StatisticsArgs;
@@ -39,9 +41,14 @@ A process with the rights of an operator erases; its receipts are signed with a 
   memfleet privacy erase 42 --reason 'letter of 3 May'
   memfleet privacy verify /var/lib/memfleet/receipts/0193c0de-0000-7000-8000-000000000001.json
 
+The data of a person who is restricted stay, and no worker reads or writes them:
+
+  memfleet privacy restrict 42 --while wait --reason 'letter of 3 May'
+  memfleet privacy lift 42
+
 After a restore of the database, run `memfleet privacy reapply` before any worker starts.";
 
-/// Erases persons from all stores, and proves it.
+/// Erases persons from all stores, and proves it; restricts the processing of their data.
 ///
 /// Needs roles that bypass row-level security as postgres.url and keys.url.
 #[derive(Debug, Args)]
@@ -53,14 +60,18 @@ pub struct PrivacyArgs {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// List erasures that are not complete.
+    /// List erasures that are not complete, and restrictions.
     List(ListArgs),
-    /// Show an erasure: its step, what stops it, what it has deleted; or its receipt.
+    /// Show a request: of an erasure its step, what stops it, what it has deleted; or its receipt.
     Show(ShowArgs),
     /// Erase a person. Everything of the person is deleted for good, and the id is refused from then on.
     Erase(EraseArgs),
     /// Anonymise a person: as `erase`, and what the rows count is added to sums over all anonymised persons.
     Anonymise(EraseArgs),
+    /// Restrict the processing of a person's data: the database refuses them to every worker until it is lifted. Nothing is deleted.
+    Restrict(RestrictArgs),
+    /// Lift the restriction of a person.
+    Lift(LiftArgs),
     /// Print the sums over anonymised persons, by month. Sums of fewer than five persons are left out.
     Statistics(StatisticsArgs),
     /// Do what is due of all erasures.
@@ -97,6 +108,8 @@ pub async fn execute(args: PrivacyArgs, settings: &Settings) -> anyhow::Result<(
         What::Show(args) => show::execute(&args, settings).await,
         What::Erase(args) => erase::execute(&args, Removal::Erase, settings).await,
         What::Anonymise(args) => erase::execute(&args, Removal::Anonymise, settings).await,
+        What::Restrict(args) => restrict::restrict(&args, settings).await,
+        What::Lift(args) => restrict::lift(&args, settings).await,
         What::Statistics(args) => statistics::execute(&args, settings).await,
         What::Run(args) => run::execute(&args, settings).await,
         What::Verify(args) => verify::execute(&args, settings).await,

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use store::Connection;
 use uuid::Uuid;
 
-/// An erasure that is not complete, or that was cancelled.
+/// An erasure that is not complete, or that was cancelled; a restriction, or its lift.
 #[derive(Clone, Debug, Serialize, QueryableByName)]
 pub(super) struct Request {
     #[diesel(sql_type = SqlUuid)]
@@ -42,6 +42,10 @@ pub(super) struct Request {
     pub(super) hold_id: Option<Uuid>,
     #[diesel(sql_type = Nullable<Text>)]
     pub(super) hold_reason: Option<String>,
+    /// Of a restriction: what becomes of requests meanwhile.
+    #[diesel(sql_type = Nullable<Text>)]
+    #[serde(rename = "while", skip_serializing_if = "Option::is_none")]
+    pub(super) meanwhile: Option<String>,
     #[diesel(sql_type = Jsonb)]
     #[serde(skip)]
     progress: serde_json::Value,
@@ -56,6 +60,8 @@ pub(super) struct Filter {
     pub(super) is_open: bool,
     /// Only open ones whose time is over.
     pub(super) is_overdue: bool,
+    /// Only restrictions that are in force.
+    pub(super) lasts: bool,
 }
 
 /// Requests, the one that is due first before the others.
@@ -66,10 +72,11 @@ pub(super) async fn requests(
 ) -> anyhow::Result<Vec<Request>> {
     const LIST: &str = "
         SELECT r.id, r.user_id, r.request_type::text AS request_type, r.request_status::text AS status, r.step::text AS step, r.reason, r.requested_at, r.due_at, r.retry_at,
-            r.completed_at, r.last_error, r.hold_id, h.reason AS hold_reason, r.progress
+            r.completed_at, r.last_error, r.hold_id, h.reason AS hold_reason, r.details ->> 'while' AS meanwhile, r.progress
         FROM privacy_requests r LEFT JOIN retention_holds h ON h.id = r.hold_id AND h.user_id IN (r.user_id, 0)
-        WHERE r.request_type IN ('erase', 'anonymise') AND ($1 IS NULL OR r.id = $1) AND ($2 IS NULL OR r.user_id = $2)
+        WHERE r.request_type::text IN ('erase', 'anonymise', 'restrict', 'lift') AND ($1 IS NULL OR r.id = $1) AND ($2 IS NULL OR r.user_id = $2)
             AND (NOT ($3 OR $4) OR r.request_status IN ('pending', 'held', 'in_progress')) AND (NOT $4 OR r.due_at < now())
+            AND (NOT $6 OR EXISTS (SELECT FROM sec.restricted_users u WHERE u.user_id = r.user_id AND u.request_id = r.id))
         ORDER BY r.due_at, r.id LIMIT $5";
     diesel::sql_query(LIST)
         .bind::<Nullable<SqlUuid>, _>(filter.id)
@@ -77,6 +84,7 @@ pub(super) async fn requests(
         .bind::<Bool, _>(filter.is_open)
         .bind::<Bool, _>(filter.is_overdue)
         .bind::<BigInt, _>(limit)
+        .bind::<Bool, _>(filter.lasts)
         .load(connection)
         .await
         .context("cannot read the requests")

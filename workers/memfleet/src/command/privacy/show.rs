@@ -9,6 +9,7 @@ use cli::output::{out_json, printable};
 use cli::table::{Align, Table, grouped};
 use cli::{out, outln};
 use config::Settings;
+use privacy::Removal;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -17,7 +18,7 @@ use super::requests::{self, Erased, Filter, Request, time};
 
 #[derive(Debug, Args)]
 pub(super) struct ShowArgs {
-    /// The id of the request, which is that of the erasure and of its receipt.
+    /// The id of the request, which of an erasure is that of its receipt.
     request: Uuid,
     /// Print one JSON object: {"request": {...}, "counts": {...}}, or {"erased": {...}} of a complete erasure.
     #[arg(long)]
@@ -53,11 +54,15 @@ fn show_request(request: &Request, json: bool) {
     let line = |name: &str, value: &str| outln!("{name:<12} {}", printable(value));
     line("request", &request.id.to_string());
     line("user", &request.user_id.to_string());
+    line("type", &request.request_type);
     line("status", &request.status);
-    line("step", request.step.as_deref().unwrap_or("not begun"));
+    if Removal::from_name(&request.request_type).is_some() {
+        line("step", request.step.as_deref().unwrap_or("not begun"));
+    }
     line("requested", &time(request.requested_at));
     line("due", &time(request.due_at));
     let rest = [
+        ("while", request.meanwhile.clone()),
         ("reason", request.reason.clone()),
         ("hold", request.hold_id.map(|id| id.to_string())),
         ("held for", request.hold_reason.clone()),
