@@ -25,15 +25,15 @@ use crate::step::{Claimed, Step};
 const MOST: usize = 1_000;
 
 /// An archive that no row of the database names.
-struct Orphan {
-    location: String,
-    manifest: Manifest,
-    hash: [u8; 32],
+pub(crate) struct Orphan {
+    pub(crate) location: String,
+    pub(crate) manifest: Manifest,
+    pub(crate) hash: [u8; 32],
 }
 
 /// The folders of complete archives that no row of the database names. The database is asked last: an archive that a run completes and names
 /// meanwhile is not among them.
-async fn unnamed(db: &mut Connection, target: &Target) -> Result<Vec<String>, PrivacyError> {
+pub(crate) async fn unnamed(db: &mut Connection, target: &Target) -> Result<Vec<String>, PrivacyError> {
     #[derive(QueryableByName)]
     struct Unnamed {
         #[diesel(sql_type = SqlUuid)]
@@ -48,7 +48,11 @@ async fn unnamed(db: &mut Connection, target: &Target) -> Result<Vec<String>, Pr
 }
 
 /// The archive in a folder. None if it was deleted meanwhile, or its manifest is not one of this deployment.
-async fn read(target: &Target, keys: &[PublicKey], location: String) -> Result<Option<Orphan>, PrivacyError> {
+pub(crate) async fn read(
+    target: &Target,
+    keys: &[PublicKey],
+    location: String,
+) -> Result<Option<Orphan>, PrivacyError> {
     match read_manifest(target, keys, &location).await {
         Ok((manifest, hash)) => Ok(Some(Orphan { location, manifest, hash })),
         Err(ArchiveError::Missing(_)) => Ok(None),
