@@ -42,7 +42,7 @@ pub struct Submitted {
 }
 
 /// The longest reason, in characters.
-const MAX_REASON: usize = 2_048;
+pub(crate) const MAX_REASON: usize = 2_048;
 
 /// Files the erasure of a user.
 ///
