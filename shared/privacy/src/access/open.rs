@@ -68,15 +68,18 @@ pub fn open(parts: &[PathBuf], opener: &Opener, folder: &Path) -> Result<Opened,
 }
 
 fn check_folder(folder: &Path) -> Result<(), PrivacyError> {
-    match fs::read_dir(folder) {
-        Ok(mut entries) if entries.next().is_none() => Ok(()),
-        Ok(_) => Err(PrivacyError::Refused(format!(
-            "{} is not empty, and nothing in it is replaced; name a new folder",
-            folder.display()
-        ))),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(failed("use", folder, error)),
+    let is_empty = match fs::read_dir(folder) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) if error.kind() == ErrorKind::NotFound => true,
+        Err(error) => return Err(failed("use", folder, error)),
+    };
+    if is_empty {
+        return Ok(());
     }
+    Err(PrivacyError::Refused(format!(
+        "{} is not empty, and nothing in it is replaced; name a new folder",
+        folder.display()
+    )))
 }
 
 /// The parts in their order. All of one export, and none missing.

@@ -117,8 +117,7 @@ impl Parts {
     /// Seals the last part.
     pub(super) fn finish(mut self) -> Result<Written, PrivacyError> {
         self.seal(true)?;
-        let empty = Written { folder: PathBuf::new(), parts: Vec::new(), temporary: Vec::new() };
-        Ok(std::mem::replace(&mut self.written, empty))
+        Ok(self.written)
     }
 
     fn seal(&mut self, is_last: bool) -> Result<(), PrivacyError> {
