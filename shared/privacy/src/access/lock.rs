@@ -52,12 +52,28 @@ impl Recipient {
         })
     }
 
+    /// A new pair of keys: the recipient, and the private key as the program `age-keygen` writes it.
+    #[must_use]
+    pub fn generate() -> (Self, SecretString) {
+        let identity = x25519::Identity::generate();
+        (Self::Key(identity.to_public()), identity.to_string())
+    }
+
     /// The recipient who knows a passphrase, which a line break may end.
     ///
     /// # Errors
     /// [`PrivacyError::Settings`] if it is too short or too long.
     pub fn passphrase(text: &str) -> Result<Self, PrivacyError> {
         passphrase(text).map(Self::Passphrase)
+    }
+
+    /// The public key; none of a passphrase.
+    #[must_use]
+    pub fn public_key(&self) -> Option<String> {
+        match self {
+            Self::Key(key) => Some(key.to_string()),
+            Self::Passphrase(_) => None,
+        }
     }
 
     /// What kind of recipient it is, as the request notes it.

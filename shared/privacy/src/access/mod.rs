@@ -96,7 +96,8 @@ pub struct Part {
 /// The request is `failed` then, and no part is left.
 pub async fn export(settings: &Settings, new: NewExport) -> Result<Export, PrivacyError> {
     let mut stores = Stores::open(settings).await?;
-    let request = request::file(&mut stores.database, &new).await?;
+    let request::Filed { id: request, interrupted } = request::file(&mut stores.database, &new).await?;
+    part::delete_left(&new.folder, &interrupted);
     let exported = run(settings, &mut stores, &new, request).await;
     if let Err(error) = &exported
         && let Err(lost) = request::fail(&mut stores.database, new.user, request, error).await

@@ -136,7 +136,7 @@ impl Parts {
         let mut plain = member(LABEL, &to_line(&label)?)?;
         plain.append(&mut self.members);
         plain.extend_from_slice(&[0; 2 * BLOCK]);
-        let temporary = self.written.folder.join(format!(".access-{}.{number:04}.incomplete", self.export));
+        let temporary = self.written.folder.join(temporary(self.export, number));
         self.written.temporary.push(temporary.clone());
         let recipient = &self.recipient;
         let (bytes, hash) = blocking(|| encrypt(recipient, &plain, &temporary))
@@ -233,6 +233,19 @@ impl Drop for Written {
         for path in &self.temporary {
             remove(path);
         }
+    }
+}
+
+/// The name of a part that is being written.
+fn temporary(export: Uuid, number: usize) -> String {
+    format!(".access-{export}.{number:04}.incomplete")
+}
+
+/// Deletes what exports that were interrupted have left in a folder. Nobody can open it but whom they were for.
+pub(super) fn delete_left(folder: &Path, exports: &[Uuid]) {
+    for export in exports {
+        let parts = (1..=MAX_PARTS).map(|number| folder.join(temporary(*export, number)));
+        parts.take_while(|path| path.exists()).for_each(|path| remove(&path));
     }
 }
 

@@ -19,12 +19,25 @@ const LOCK: i32 = 0x6163_6373;
 /// What the index and the audit trail call an access of this kind.
 const ACCESS: &str = "export";
 
+/// A request that was filed.
+pub(super) struct Filed {
+    pub(super) id: Uuid,
+    /// Requests of exports that were interrupted.
+    pub(super) interrupted: Vec<Uuid>,
+}
+
+#[derive(QueryableByName)]
+struct Id {
+    #[diesel(sql_type = SqlUuid)]
+    id: Uuid,
+}
+
 /// Files a request that is `in_progress`. Earlier ones of the person that are open belong to processes that ended: they are rejected.
-pub(super) async fn file(db: &mut Connection, new: &NewExport) -> Result<Uuid, PrivacyError> {
+pub(super) async fn file(db: &mut Connection, new: &NewExport) -> Result<Filed, PrivacyError> {
     const INTERRUPTED: &str = "
         UPDATE public.privacy_requests SET request_status = 'rejected', completed_at = now(), updated_at = now(),
             last_error = 'interrupted: the process ended before the export was complete'
-        WHERE user_id = $1 AND request_type = 'access' AND request_status = 'in_progress'";
+        WHERE user_id = $1 AND request_type = 'access' AND request_status = 'in_progress' RETURNING id";
     const FILE: &str = "
         INSERT INTO public.privacy_requests (id, user_id, request_type, request_status, service, reason)
         VALUES ($1, $2, 'access', 'in_progress', $3, $4)";
@@ -37,7 +50,7 @@ pub(super) async fn file(db: &mut Connection, new: &NewExport) -> Result<Uuid, P
     }
     check_open(db, user).await?;
     lock(db, user).await?;
-    diesel::sql_query(INTERRUPTED).bind::<Integer, _>(user.get()).execute(db).await?;
+    let interrupted: Vec<Id> = diesel::sql_query(INTERRUPTED).bind::<Integer, _>(user.get()).load(db).await?;
     let id = Uuid::now_v7();
     diesel::sql_query(FILE)
         .bind::<SqlUuid, _>(id)
@@ -46,7 +59,7 @@ pub(super) async fn file(db: &mut Connection, new: &NewExport) -> Result<Uuid, P
         .bind::<Nullable<Text>, _>(&new.reason)
         .execute(db)
         .await?;
-    Ok(id)
+    Ok(Filed { id, interrupted: interrupted.into_iter().map(|one| one.id).collect() })
 }
 
 async fn lock(db: &mut Connection, user: UserId) -> Result<(), PrivacyError> {
