@@ -29,8 +29,8 @@ pub(super) struct AccessArgs {
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
     /// Encrypt for the holder of the private key of this public key of age, `age1...`. The person creates the pair with `age-keygen`.
-    #[arg(long, value_name = "AGE_PUBLIC_KEY", value_parser = Recipient::key)]
-    recipient: Option<Recipient>,
+    #[arg(long, value_name = "AGE_PUBLIC_KEY")]
+    recipient: Option<String>,
     /// Encrypt with the passphrase in this file, 12 to 1024 characters. Takes about a second for each part.
     #[arg(long, value_name = "FILE")]
     passphrase_file: Option<PathBuf>,
@@ -118,7 +118,8 @@ pub(super) async fn execute(args: &AccessArgs, settings: &Settings) -> anyhow::R
 
 fn recipient(args: &AccessArgs) -> anyhow::Result<Recipient> {
     match (&args.recipient, &args.passphrase_file) {
-        (Some(recipient), _) => Ok(recipient.clone()),
+        // Not by the parser of arguments, which repeats what it refuses: it may be a private key.
+        (Some(key), _) => Recipient::key(key).map_err(|problem| anyhow::anyhow!("--recipient: {problem}")),
         (None, Some(file)) => {
             let text = secret(file)?;
             Recipient::passphrase(&text).with_context(|| file.display().to_string())
