@@ -27,9 +27,8 @@ pub(super) const KEY_STORE: &str = "key-store";
 /// By hand: `AsyncConnection::transaction` wants a future that other threads may run, and the rows are read as a stream. The server does not end the
 /// transaction while other stores are read.
 pub(super) async fn begin(connection: &mut Connection) -> Result<(), Fault> {
-    const BEGIN: &str =
-        "SET idle_in_transaction_session_timeout = 0; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-    Ok(connection.batch_execute(BEGIN).await?)
+    connection.batch_execute("SET idle_in_transaction_session_timeout = 0").await?;
+    Ok(connection.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?)
 }
 
 /// A row as an object, in the order of the names of its columns.

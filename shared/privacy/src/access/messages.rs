@@ -1,7 +1,7 @@
 //! The messages of the person in the streams: requests, events, and dead letters.
 
-use async_nats::HeaderMap;
 use async_nats::jetstream::{self, Message};
+use async_nats::{HeaderMap, HeaderValue};
 use chrono::{DateTime, SecondsFormat};
 use contract::{UserId, header};
 use data_encoding::BASE64;
@@ -71,7 +71,7 @@ fn headers(all: &HeaderMap) -> Map<String, Value> {
     all.iter()
         .map(|(name, values)| (name.to_string(), values))
         .filter(|(name, _)| !of(name))
-        .map(|(name, values)| (name, values.iter().map(|value| value.as_str()).collect()))
+        .map(|(name, values)| (name, values.iter().map(HeaderValue::as_str).collect()))
         .collect()
 }
 

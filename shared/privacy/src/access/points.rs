@@ -13,12 +13,12 @@ use crate::vectors;
 
 /// The store in the index.
 const QDRANT: &str = "qdrant";
-/// Points per call: 4 MiB with vectors of 4,096 numbers, and three times that as JSON.
-const PAGE: u32 = 256;
+/// Points per call: 8 MiB with the longest vectors.
+const PAGE: u32 = 125;
 
 /// Exports the points of a person from all collections that points were ever written into.
 pub(super) async fn export(
-    stores: &Stores,
+    stores: &mut Stores,
     snapshot: &mut Connection,
     user: UserId,
     sink: &mut Sink,
@@ -35,7 +35,8 @@ pub(super) async fn export(
         sink.leave_out(QDRANT, "all collections", None, "the person has no pseudonym in the vector store");
         return Ok(());
     };
-    let deployment = store::vector::deployment(snapshot).await?;
+    // It adds the id if there is none, which the snapshot cannot.
+    let deployment = ::store::vector::deployment(&mut stores.database).await?;
     for (number, collection) in vectors::collections(snapshot).await?.into_iter().enumerate() {
         let name = &collection.name;
         match store.owner(name, deployment).await {

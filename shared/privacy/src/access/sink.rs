@@ -151,10 +151,8 @@ pub(super) fn file_of(piece: &str) -> (&str, u32) {
     let numbered = piece
         .rsplit_once('.')
         .filter(|(_, number)| number.len() == 6 && number.bytes().all(|digit| digit.is_ascii_digit()));
-    match numbered.and_then(|(file, number)| Some((file, number.parse::<u32>().ok()?.checked_sub(1)?))) {
-        Some(found) => found,
-        None => (piece, 0),
-    }
+    let found = numbered.and_then(|(file, number)| Some((file, number.parse::<u32>().ok()?.checked_sub(1)?)));
+    found.unwrap_or((piece, 0))
 }
 
 #[cfg(test)]
