@@ -7,7 +7,7 @@ use std::process::Stdio;
 use serde_json::Value;
 use testkit::{Fixture, eventually};
 
-use crate::support::erasure::{erase, file, privacy, with_receipts};
+use crate::support::erasure::{erase, file, json, privacy, with_receipts};
 use crate::support::exports::{Holder, export, holder, index, lines, opened, parts, path, refused};
 use crate::support::program::memfleet;
 use crate::support::two_users;
@@ -198,7 +198,15 @@ async fn a_second_export_is_a_new_one() {
     let said =
         refused(&fixture, &["access", "1", "--out", path(&first[0]), "--recipient", &own.public]).await;
     assert!(said.contains("it is no folder"), "{said}");
-    assert_eq!(fixture.count("privacy_requests WHERE request_status = 'failed'").await, 1);
+    let failed = "id FROM privacy_requests WHERE request_status = 'failed'";
+    let failed = fixture.lines(failed).await;
+    assert_eq!(failed.len(), 1);
+    let shown = json(&fixture, &["show", &failed[0]]).await;
+    assert!(
+        shown["request"]["last_error"].as_str().is_some_and(|text| text.contains("no folder")),
+        "{shown}"
+    );
+    assert_eq!(json(&fixture, &["list"]).await["requests"], serde_json::json!([]), "they are no erasures");
 }
 
 /// Runs an export until it kills itself at a point. The server may need a moment to give back the lock of one that was killed before.

@@ -58,7 +58,7 @@ pub struct PrivacyArgs {
 enum What {
     /// List erasures that are not complete.
     List(ListArgs),
-    /// Show an erasure: its step, what stops it, what it has deleted; or its receipt.
+    /// Show an erasure: its step, what stops it, what it has deleted; or its receipt. Or show the request of an export.
     Show(ShowArgs),
     /// Erase a person. Everything of the person is deleted for good, and the id is refused from then on.
     Erase(EraseArgs),

@@ -54,7 +54,12 @@ fn show_request(request: &Request, json: bool) {
     line("request", &request.id.to_string());
     line("user", &request.user_id.to_string());
     line("status", &request.status);
-    line("step", request.step.as_deref().unwrap_or("not begun"));
+    // An export has no steps.
+    if request.request_type == "access" {
+        line("type", "access");
+    } else {
+        line("step", request.step.as_deref().unwrap_or("not begun"));
+    }
     line("requested", &time(request.requested_at));
     line("due", &time(request.due_at));
     let rest = [
