@@ -3,11 +3,13 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use async_nats::HeaderMap;
 use context_writer::ContextWriter;
+use contract::header;
 use privacy::access::{Plan, plan};
 use privacy::catalogue::{Entry, KEY_STORE_TABLES, TABLES as CATALOGUE};
 use serde_json::{Value, json};
-use testkit::{RequestMessage, request, session, user};
+use testkit::{Fixture, RequestMessage, request, session, user};
 use uuid::Uuid;
 
 use crate::support::archives::{TABLES, archive, with_target};
@@ -99,6 +101,9 @@ impl Filled {
             [request("context.put", id, wrong), unreadable]
         });
         memories.fixture.process(ContextWriter, bad.collect::<Vec<_>>()).await;
+        for id in everybody() {
+            letter(&memories.fixture, id).await;
+        }
         let folder = tempfile::tempdir().expect("a folder");
         let holder = holder(&memories.fixture, "person.key");
         let out = folder.path().join("out");
@@ -114,6 +119,16 @@ impl Filled {
     fn opened(&self) -> PathBuf {
         self.folder.path().join("opened")
     }
+}
+
+/// Stores a letter about a message whose subject is no request's: only its header names the user.
+async fn letter(fixture: &Fixture, of: i32) {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::DEAD_SUBJECT, format!("memory.req.test.mistake.put.{of}").as_str());
+    let body = format!("{}letter", canary(of));
+    let sent =
+        fixture.jetstream.publish_with_headers("memory.dead.context-writer.unknown", headers, body.into());
+    sent.await.expect("a publish").await.expect("an acknowledged publish");
 }
 
 /// Old sessions of all users, which retention has put into archives together.
@@ -214,17 +229,18 @@ fn points(folder: &Path, index: &Value) {
     }
 }
 
-async fn messages(fixture: &testkit::Fixture, folder: &Path, index: &Value) {
+async fn messages(fixture: &Fixture, folder: &Path, index: &Value) {
     let exported = rows(index, "nats");
-    let stored = messages_of(fixture, PERSON).await;
-    assert_eq!(exported.values().sum::<i64>(), i64::try_from(stored.len()).expect("a small number"));
+    // And the letter that only its header names.
+    let stored = messages_of(fixture, PERSON).await.len() + 1;
+    assert_eq!(exported.values().sum::<i64>(), i64::try_from(stored).expect("a small number"));
     let body = |file: &str, text: &str| {
         let text = format!("{}{text}", canary(PERSON));
         let has = |message: &Value| message["body"].as_str().is_some_and(|body| body.contains(&text));
         assert!(lines(folder, file).iter().any(has), "{file}: {text}");
     };
     body("nats/CONTEXT.jsonl", "sealed");
-    body("nats/DEAD.jsonl", "");
+    body("nats/DEAD.jsonl", "letter");
     for message in lines(folder, "nats/CONTEXT.jsonl") {
         let headers = message["headers"].as_object().expect("headers");
         assert!(!headers.is_empty() && headers.keys().all(|name| name != "Authorization"), "{message}");
