@@ -62,6 +62,8 @@ mod message_order;
 mod migration;
 mod permissions;
 mod plans;
+mod privacy_access;
+mod privacy_access_parts;
 mod privacy_anonymise;
 mod privacy_archives;
 mod privacy_audit;

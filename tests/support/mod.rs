@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod consensus;
 pub mod encryption;
 pub mod erasure;
+pub mod exports;
 pub mod http;
 pub mod memories;
 pub mod privacy;

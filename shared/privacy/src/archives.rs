@@ -54,7 +54,7 @@ impl ArchiveStore {
 }
 
 /// The keys of manifests. The one that signs is always among them.
-fn accepted_keys(settings: &ArchiveSettings) -> Result<Vec<PublicKey>, PrivacyError> {
+pub(crate) fn accepted_keys(settings: &ArchiveSettings) -> Result<Vec<PublicKey>, PrivacyError> {
     let mut public = Keys::public(settings).map_err(away)?;
     if settings.signing_key_file.is_some() {
         let own = Keys::signing(settings).map_err(away)?.public();
@@ -65,7 +65,7 @@ fn accepted_keys(settings: &ArchiveSettings) -> Result<Vec<PublicKey>, PrivacyEr
     Ok(public)
 }
 
-fn away(problem: impl ToString) -> PrivacyError {
+pub(crate) fn away(problem: impl ToString) -> PrivacyError {
     PrivacyError::Away { store: Store::Archives, reason: problem.to_string() }
 }
 

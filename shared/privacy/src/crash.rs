@@ -32,6 +32,17 @@ impl Point {
 /// step `rows`.
 #[cfg(feature = "crash-points")]
 pub(crate) fn reach(step: Step, point: Point) {
+    reach_named(&format!("erase.{step}.{}", point.as_str()));
+}
+
+/// The same of an export: `access.tables:1` selects the point at which the tables are read.
+#[cfg(feature = "crash-points")]
+pub(crate) fn reach_export(point: &str) {
+    reach_named(&format!("access.{point}"));
+}
+
+#[cfg(feature = "crash-points")]
+fn reach_named(here: &str) {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -43,8 +54,7 @@ pub(crate) fn reach(step: Step, point: Point) {
         Some((name.to_owned(), times.parse().ok()?))
     });
     let Some((name, times)) = wanted else { return };
-    let here = format!("erase.{step}.{}", point.as_str());
-    if here == *name && TIMES.fetch_add(1, Ordering::Relaxed) + 1 == *times {
+    if here == name && TIMES.fetch_add(1, Ordering::Relaxed) + 1 == *times {
         // SIGKILL, as the kernel's out-of-memory killer would send: nothing is flushed, nothing unwinds.
         let killed = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
         tracing::error!(?killed, "SIGKILL did not end the process");
@@ -55,3 +65,8 @@ pub(crate) fn reach(step: Step, point: Point) {
 #[cfg(not(feature = "crash-points"))]
 #[inline(always)]
 pub(crate) fn reach(_: Step, _: Point) {}
+
+/// Does nothing.
+#[cfg(not(feature = "crash-points"))]
+#[inline(always)]
+pub(crate) fn reach_export(_: &str) {}

@@ -1,6 +1,6 @@
 use std::fmt;
 
-/// A store that an erasure works on.
+/// A store that an erasure or an export works on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Store {
     /// The main database.
@@ -30,7 +30,7 @@ impl fmt::Display for Store {
     }
 }
 
-/// A step of an erasure did not come to its end. It is tried again. No message has a value of a row.
+/// A step of an erasure, or an export, did not come to its end. A step is tried again. No message has a value of a row.
 #[derive(Debug, thiserror::Error)]
 pub enum PrivacyError {
     /// A store cannot be reached, or is not configured although data of the person may be there.
@@ -64,6 +64,16 @@ pub enum PrivacyError {
     /// The settings lack something.
     #[error("{0}")]
     Settings(String),
+    /// A file of an export cannot be read or written.
+    #[error("cannot {action} {path}: {problem}")]
+    File {
+        /// What was to be done, as a verb.
+        action: &'static str,
+        /// The path.
+        path: String,
+        /// Why.
+        problem: String,
+    },
     /// The main database or the key store returned an error.
     #[error("the database: {0}")]
     Database(#[from] store::Fault),

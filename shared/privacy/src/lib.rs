@@ -1,4 +1,4 @@
-//! The erasure of a person from all stores, and its proof.
+//! The erasure of a person from all stores, and its proof; and the export of all that is stored of a person ([`access`]).
 //!
 //! An erasure is a row of `privacy_requests` that goes through [`Step`]s. The first fences the person: from its commit on, no context
 //! opens for the person in either database, and none that was open goes on. The next waits until whatever ran before has ended
@@ -11,6 +11,7 @@
 //! What remains is a tombstone, by which the database knows the id again and refuses it for ever; a signed list of the events that may
 //! be missing, without which `memfleet audit verify` would report them; and a signed receipt with the counts ([`receipt`]).
 
+pub mod access;
 pub mod aftercare;
 pub mod archives;
 mod blockers;

@@ -29,7 +29,7 @@ struct Number {
 }
 
 /// Which rows of a table are of the user `$1`. None for a table whose rows are nobody's, or under a token.
-fn condition(owner: Owner) -> Option<String> {
+pub(crate) fn condition(owner: Owner) -> Option<String> {
     match owner {
         Owner::Column(column) => Some(format!("t.{column} = $1")),
         Owner::Arrays(columns) => {

@@ -11,7 +11,7 @@ use async_nats::HeaderValue;
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
 use async_nats::jetstream::context::GetStreamErrorKind;
 use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
-use async_nats::jetstream::{self, ErrorCode};
+use async_nats::jetstream::{self, ErrorCode, Message};
 use contract::{UserId, WORKERS, header};
 use futures::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
@@ -22,6 +22,8 @@ use crate::error::{PrivacyError, Store};
 const BATCH: usize = 2_000;
 /// The most messages that are looked for before they are deleted.
 const MOST: usize = 2_000;
+/// The same, of messages with their bodies.
+const BATCH_WITH_BODIES: usize = 50;
 /// The time limit of a fetch.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
 /// The stream of events.
@@ -42,7 +44,7 @@ fn away(problem: impl ToString) -> PrivacyError {
     PrivacyError::Away { store: Store::Broker, reason: problem.to_string() }
 }
 
-fn of_stream(stream: &str, problem: impl ToString) -> PrivacyError {
+pub(crate) fn of_stream(stream: &str, problem: impl ToString) -> PrivacyError {
     away(format!("the stream {stream}: {}", problem.to_string()))
 }
 
@@ -52,7 +54,7 @@ pub(crate) fn names() -> impl Iterator<Item = &'static str> {
 }
 
 /// Where messages of a user are in a stream: their subjects, and whether only those count whose header names a subject of the user.
-fn filters(stream: &str, user: UserId) -> Vec<(String, bool)> {
+pub(crate) fn filters(stream: &str, user: UserId) -> Vec<(String, bool)> {
     match stream {
         EVENTS => vec![(format!("memory.event.*.*.{user}"), false)],
         // A letter names no user if the subject of its message is no request's.
@@ -62,7 +64,7 @@ fn filters(stream: &str, user: UserId) -> Vec<(String, bool)> {
 }
 
 /// A stream. If it is missing, its messages are at another server or in another account, and count nowhere as none.
-async fn open(jetstream: &jetstream::Context, name: &str) -> Result<Stream, PrivacyError> {
+pub(crate) async fn open(jetstream: &jetstream::Context, name: &str) -> Result<Stream, PrivacyError> {
     jetstream.get_stream(name).await.map_err(|error| match error.kind() {
         GetStreamErrorKind::JetStream(problem) if problem.error_code() == ErrorCode::STREAM_NOT_FOUND => {
             PrivacyError::Refused(format!(
@@ -144,6 +146,39 @@ async fn scan(
     subject: &str,
     mut each: impl FnMut(u64, Option<&str>) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, PrivacyError> {
+    let of_header = |sequence: u64, message: Message| {
+        let of = message.headers.as_ref().and_then(|all| all.get(header::DEAD_SUBJECT));
+        Ok(each(sequence, of.map(HeaderValue::as_str)))
+    };
+    scan_messages(stream, subject, Read::Headers, of_header).await
+}
+
+/// What is read of each message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Read {
+    /// Its headers.
+    Headers,
+    /// Its headers and its body.
+    Bodies,
+}
+
+impl Read {
+    /// Messages per fetch. A body has at most a MiB or what the server is configured for.
+    fn batch(self) -> usize {
+        match self {
+            Self::Headers => BATCH,
+            Self::Bodies => BATCH_WITH_BODIES,
+        }
+    }
+}
+
+/// As [`scan`], with the whole message.
+pub(crate) async fn scan_messages(
+    stream: &Stream,
+    subject: &str,
+    what: Read,
+    mut each: impl FnMut(u64, Message) -> Result<ControlFlow<()>, PrivacyError>,
+) -> Result<ControlFlow<()>, PrivacyError> {
     let stream_name = &stream.cached_info().config.name;
     let failed = |problem: String| of_stream(stream_name, problem);
     let known = known(stream, subject).await?;
@@ -155,14 +190,14 @@ async fn scan(
     let config = pull::Config {
         ack_policy: AckPolicy::None,
         filter_subject: subject.to_owned(),
-        headers_only: true,
+        headers_only: what == Read::Headers,
         memory_storage: true,
         inactive_threshold: FETCH_TIMEOUT * 4,
         ..Default::default()
     };
     let consumer = stream.create_consumer(config).await.map_err(|error| failed(error.to_string()))?;
     let name = consumer.cached_info().name.clone();
-    let read = read(&consumer, last, &mut each).await.map_err(&failed);
+    let read = read(&consumer, last, what.batch(), &failed, &mut each).await;
     // If this fails, the server deletes the consumer once it is inactive.
     if let Err(error) = stream.delete_consumer(&name).await {
         tracing::debug!(%error, "cannot delete a temporary consumer; it will expire");
@@ -181,28 +216,30 @@ async fn scan(
 async fn read(
     consumer: &PullConsumer,
     last: u64,
-    each: &mut impl FnMut(u64, Option<&str>) -> ControlFlow<()>,
-) -> Result<Option<u64>, String> {
+    batch: usize,
+    failed: &impl Fn(String) -> PrivacyError,
+    each: &mut impl FnMut(u64, Message) -> Result<ControlFlow<()>, PrivacyError>,
+) -> Result<Option<u64>, PrivacyError> {
     let mut seen = 0;
-    let slow = || format!("no messages received for {} s", FETCH_TIMEOUT.as_secs());
+    let slow = || failed(format!("no messages received for {} s", FETCH_TIMEOUT.as_secs()));
     loop {
         let fetch = async {
             let batch =
-                consumer.fetch().max_messages(BATCH).messages().await.map_err(|error| error.to_string())?;
+                consumer.fetch().max_messages(batch).messages().await.map_err(|error| error.to_string())?;
             batch.try_collect::<Vec<_>>().await.map_err(|error| error.to_string())
         };
-        let fetched = tokio::time::timeout(FETCH_TIMEOUT, fetch).await.map_err(|_| slow())??;
+        let fetched =
+            tokio::time::timeout(FETCH_TIMEOUT, fetch).await.map_err(|_| slow())?.map_err(failed)?;
         if fetched.is_empty() {
             return Ok(Some(seen));
         }
         for message in fetched {
-            let sequence = message.info().map_err(|error| error.to_string())?.stream_sequence;
+            let sequence = message.info().map_err(|error| failed(error.to_string()))?.stream_sequence;
             if sequence > last {
                 return Ok(Some(seen));
             }
             seen += 1;
-            let of = message.headers.as_ref().and_then(|all| all.get(header::DEAD_SUBJECT));
-            if each(sequence, of.map(HeaderValue::as_str)).is_break() {
+            if each(sequence, message)?.is_break() {
                 return Ok(None);
             }
         }

@@ -21,16 +21,16 @@ pub struct Counted {
 }
 
 #[derive(QueryableByName)]
-struct Collection {
+pub(crate) struct Collection {
     #[diesel(sql_type = Text)]
-    name: String,
+    pub(crate) name: String,
     /// Whether the vector store need not have it any more.
     #[diesel(sql_type = Bool)]
-    is_former: bool,
+    pub(crate) is_former: bool,
 }
 
 /// All collections that points were ever written into.
-async fn collections(db: &mut Connection) -> Result<Vec<Collection>, Fault> {
+pub(crate) async fn collections(db: &mut Connection) -> Result<Vec<Collection>, Fault> {
     const COLLECTIONS: &str = "
         SELECT collection_name::text AS name, state::text = 'former' AS is_former FROM public.vector_collections ORDER BY collection_name";
     Ok(diesel::sql_query(COLLECTIONS).load(db).await?)

@@ -24,6 +24,7 @@ pub use point::{
 };
 pub use search::{ScoredMemory, VectorQuery};
 pub use store::VectorStore;
+pub use tenant::WholePoint;
 
 /// The default of `vectors.alias`, and the object that services have rights on (`memfleet vectors rights`), whatever the
 /// alias is.

@@ -1,5 +1,5 @@
-//! `memfleet bench erase`: the time in which a person with many rows, points and messages is erased, and what a neighbour's writes notice
-//! of it.
+//! `memfleet bench erase`: the time in which a person with many rows, points and messages is exported and erased, and what a neighbour's writes
+//! notice of the erasure.
 
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Text};
 use diesel_async::RunQueryDsl;
 use playground::Local;
+use privacy::access::{self, DEFAULT_PART_BYTES, NewExport, Recipient};
 use privacy::process::{self, Stores};
 use privacy::request::{self, NewRequest};
 use privacy::{Advance, Removal, Step};
@@ -50,6 +51,8 @@ pub(super) struct EraseArgs {
 /// The results.
 #[derive(Debug, Serialize)]
 struct Report {
+    /// The time in which all that is stored of the person was exported, with vectors, before the erasure.
+    export_seconds: f64,
     /// From the fence until no store has anything of the person and the data keys are destroyed. The seal and the receipt come after it.
     erase_seconds: f64,
     /// The 99th percentile of the time of a neighbour's write during that time, divided by the one before.
@@ -90,6 +93,7 @@ pub(super) async fn execute(args: &EraseArgs, settings: &Settings) -> anyhow::Re
         outln!("{}", serde_json::to_string(&report).context("cannot serialize the report")?);
         return Ok(());
     }
+    outln!("exported within, s        {:>10.2}", report.export_seconds);
     outln!("erased within, s          {:>10.2}", report.erase_seconds);
     outln!("writer p99, during/before {:>10.2}", report.writer_p99_ratio);
     outln!("found afterwards          {:>10}", report.canaries_found);
@@ -100,6 +104,8 @@ async fn measure(args: &EraseArgs, local: &Local) -> anyhow::Result<Report> {
     let settings = &local.settings;
     let mut owner = store::connect(&settings.postgres.url).await?;
     fill(args, settings, &mut owner).await?;
+    errln!("exporting");
+    let export_seconds = rounded(export(settings).await?.as_secs_f64());
     let (stop, stopped) = watch::channel(false);
     let writer = tokio::spawn(retention::write(settings.postgres.url.clone(), stopped));
     sleep(ALONE).await;
@@ -113,6 +119,7 @@ async fn measure(args: &EraseArgs, local: &Local) -> anyhow::Result<Report> {
         times.iter().filter(|(at, _)| within(*at)).map(|(_, time)| *time).collect::<Vec<f64>>()
     };
     Ok(Report {
+        export_seconds,
         erase_seconds: rounded(took.as_secs_f64()),
         writer_p99_ratio: rounded(percentile(&of(true), 0.99) / percentile(&of(false), 0.99)),
         canaries_found: found(settings, &mut owner).await?,
@@ -145,6 +152,24 @@ async fn broker(settings: &Settings) -> anyhow::Result<jetstream::Context> {
 async fn active(owner: &mut Connection) -> anyhow::Result<String> {
     let active = store::vector::collections(owner, ALIAS, &["active"]).await?.into_iter().next();
     Ok(active.context("no active collection")?.collection_name)
+}
+
+/// Exports all that is stored of the person into a folder, which is deleted afterwards. Gives how long it took.
+async fn export(settings: &Settings) -> anyhow::Result<Duration> {
+    let folder = tempfile::tempdir().context("cannot create a folder for the export")?;
+    let (recipient, _) = Recipient::generate();
+    let new = NewExport {
+        user: UserId::new(PERSON)?,
+        service: "operator".to_owned(),
+        reason: None,
+        folder: folder.path().join("export"),
+        recipient,
+        part_bytes: DEFAULT_PART_BYTES,
+    };
+    let began = Instant::now();
+    let export = access::export(settings, new).await?;
+    ensure!(export.rows > 0, "the export of a filled person is empty");
+    Ok(began.elapsed())
 }
 
 /// Erases the person. Gives when the fence was begun, and how long it took until the last store was empty.

@@ -28,14 +28,14 @@ const MOST: usize = 1_000;
 const TRIES: u64 = 5;
 
 /// An archive that no row of the database names.
-struct Orphan {
-    location: String,
-    manifest: Manifest,
-    hash: [u8; 32],
+pub(crate) struct Orphan {
+    pub(crate) location: String,
+    pub(crate) manifest: Manifest,
+    pub(crate) hash: [u8; 32],
 }
 
 /// What became of reading an archive.
-enum Read {
+pub(crate) enum Read {
     Orphan(Box<Orphan>),
     /// It was deleted meanwhile.
     Gone,
@@ -47,7 +47,10 @@ enum Read {
 
 /// The folders of complete archives that no row of the database names, and what could not be read. The database is asked last: an archive that
 /// a run completes and names meanwhile is not among them.
-async fn unnamed(db: &mut Connection, target: &Target) -> Result<(Vec<String>, Vec<String>), PrivacyError> {
+pub(crate) async fn unnamed(
+    db: &mut Connection,
+    target: &Target,
+) -> Result<(Vec<String>, Vec<String>), PrivacyError> {
     #[derive(QueryableByName)]
     struct Unnamed {
         #[diesel(sql_type = SqlUuid)]
@@ -64,7 +67,11 @@ async fn unnamed(db: &mut Connection, target: &Target) -> Result<(Vec<String>, V
 }
 
 /// The archive in a folder.
-async fn read(target: &Target, keys: &[PublicKey], location: String) -> Result<Read, PrivacyError> {
+pub(crate) async fn read(
+    target: &Target,
+    keys: &[PublicKey],
+    location: String,
+) -> Result<Read, PrivacyError> {
     match read_manifest(target, keys, &location).await {
         Ok((manifest, hash)) => Ok(Read::Orphan(Box::new(Orphan { location, manifest, hash }))),
         Err(ArchiveError::Missing(_)) => Ok(Read::Gone),

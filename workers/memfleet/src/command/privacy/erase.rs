@@ -170,7 +170,10 @@ fn may_pass(error: &PrivacyError) -> bool {
             KeyError::Store(_) | KeyError::Blocked(_) | KeyError::Main(_) | KeyError::Provider(_) => true,
             KeyError::Denied(_) | KeyError::Settings(_) => false,
         },
-        PrivacyError::Refused(_) | PrivacyError::NotGenuine(_) | PrivacyError::Settings(_) => false,
+        PrivacyError::Refused(_)
+        | PrivacyError::NotGenuine(_)
+        | PrivacyError::Settings(_)
+        | PrivacyError::File { .. } => false,
     }
 }
 

@@ -1,5 +1,6 @@
 //! `memfleet privacy`
 
+mod access;
 mod cancel;
 mod erase;
 pub(crate) mod hints;
@@ -20,6 +21,7 @@ use config::Settings;
 use privacy::{Removal, receipt};
 use store::Connection;
 
+use access::{AccessArgs, OpenArgs};
 use cancel::CancelArgs;
 use erase::EraseArgs;
 use list::ListArgs;
@@ -39,6 +41,7 @@ A process with the rights of an operator erases; its receipts are signed with a 
   MEMFLEET_PRIVACY__RECEIPT_KEY_FILE=receipt.key MEMFLEET_PRIVACY__RECEIPT_URL=file:///var/lib/memfleet/receipts \\
     memfleet privacy run --follow
   memfleet privacy erase 42 --reason 'letter of 3 May'
+  memfleet privacy access 42 --recipient age1... --out /var/lib/memfleet/exports
   memfleet privacy verify /var/lib/memfleet/receipts/0193c0de-0000-7000-8000-000000000001.json
 
 The data of a person who is restricted stay, and no worker reads or writes them:
@@ -48,7 +51,7 @@ The data of a person who is restricted stay, and no worker reads or writes them:
 
 After a restore of the database, run `memfleet privacy reapply` before any worker starts.";
 
-/// Erases persons from all stores, and proves it; restricts the processing of their data.
+/// Erases persons from all stores, and proves it; exports all that is stored of a person; restricts the processing of their data.
 ///
 /// Needs roles that bypass row-level security as postgres.url and keys.url.
 #[derive(Debug, Args)]
@@ -82,6 +85,10 @@ enum What {
     Reapply(ReapplyArgs),
     /// Stop an erasure that has not deleted anything yet.
     Cancel(CancelArgs),
+    /// Export all that is stored of a person, encrypted for the person.
+    Access(AccessArgs),
+    /// Open an export of `access`.
+    Open(OpenArgs),
     /// Export the key of tombstones.
     #[command(subcommand)]
     Key(Key),
@@ -115,6 +122,8 @@ pub async fn execute(args: PrivacyArgs, settings: &Settings) -> anyhow::Result<(
         What::Verify(args) => verify::execute(&args, settings).await,
         What::Reapply(args) => reapply::execute(&args, settings).await,
         What::Cancel(args) => cancel::execute(&args, settings).await,
+        What::Access(args) => access::execute(&args, settings).await,
+        What::Open(args) => access::open(&args),
         What::Key(Key::Export { out }) => reapply::export_key(&out, settings).await,
     }
 }

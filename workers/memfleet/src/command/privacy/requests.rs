@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use store::Connection;
 use uuid::Uuid;
 
-/// An erasure that is not complete, or that was cancelled; a restriction, or its lift.
+/// An erasure that is not complete, or that was cancelled; a restriction, or its lift; an export.
 #[derive(Clone, Debug, Serialize, QueryableByName)]
 pub(super) struct Request {
     #[diesel(sql_type = SqlUuid)]
@@ -74,7 +74,7 @@ pub(super) async fn requests(
         SELECT r.id, r.user_id, r.request_type::text AS request_type, r.request_status::text AS status, r.step::text AS step, r.reason, r.requested_at, r.due_at, r.retry_at,
             r.completed_at, r.last_error, r.hold_id, h.reason AS hold_reason, r.details ->> 'while' AS meanwhile, r.progress
         FROM privacy_requests r LEFT JOIN retention_holds h ON h.id = r.hold_id AND h.user_id IN (r.user_id, 0)
-        WHERE r.request_type::text IN ('erase', 'anonymise', 'restrict', 'lift') AND ($1 IS NULL OR r.id = $1) AND ($2 IS NULL OR r.user_id = $2)
+        WHERE r.request_type::text IN ('erase', 'anonymise', 'restrict', 'lift', 'access') AND ($1 IS NULL OR r.id = $1) AND ($2 IS NULL OR r.user_id = $2)
             AND (NOT ($3 OR $4) OR r.request_status IN ('pending', 'held', 'in_progress')) AND (NOT $4 OR r.due_at < now())
             AND (NOT $6 OR EXISTS (SELECT FROM sec.restricted_users u WHERE u.user_id = r.user_id AND u.request_id = r.id))
         ORDER BY r.due_at, r.id LIMIT $5";
