@@ -244,7 +244,7 @@ impl Settler {
             let tries = self.accounts.forget(&delivery).saturating_add(1);
             let class = DeadLetterClass::Exhausted;
             let reason = Reason::new(if is_last {
-                "the rows that it needs stayed locked, or others were prepared before it, until its last delivery"
+                "the rows that it needs stayed locked, others were prepared before it, or its user was restricted or being erased, until its last delivery"
             } else {
                 "too many messages of its service wait for other workers or for locked rows"
             });
