@@ -12,12 +12,12 @@ use serde_json::{Value, json};
 use testkit::{Fixture, RequestMessage, request, session, user};
 use uuid::Uuid;
 
-use crate::support::archives::{TABLES, archive, with_target};
-use crate::support::erasure::{files_with, messages_of, rows_of};
+use crate::support::archives::with_target;
+use crate::support::erasure::{archived, files_with, messages_of, rows_of};
 use crate::support::exports::{Holder, export, holder, index, left_out, lines, opened, parts, rows};
 use crate::support::memories::{Memories, index as index_memories, memory};
 use crate::support::privacy::fill;
-use crate::support::retention::{cleaner, sweep_all, without_schedule};
+use crate::support::retention::without_schedule;
 
 const PERSON: i32 = 77_003;
 /// Others, with ids that begin or end like the person's.
@@ -90,7 +90,7 @@ impl Filled {
         memories
             .process(everybody().flat_map(|id| [memory_of(id, 1), memory_of(id, 2)]).collect::<Vec<_>>())
             .await;
-        archived(&memories).await;
+        archived(&memories.fixture, everybody()).await;
         for id in everybody() {
             fill(&memories.fixture, id, &canary(id)).await;
         }
@@ -129,26 +129,6 @@ async fn letter(fixture: &Fixture, of: i32) {
     let sent =
         fixture.jetstream.publish_with_headers("memory.dead.context-writer.unknown", headers, body.into());
     sent.await.expect("a publish").await.expect("an acknowledged publish");
-}
-
-/// Old sessions of all users, which retention has put into archives together.
-async fn archived(memories: &Memories) {
-    let fixture = &memories.fixture;
-    let users: Vec<String> = everybody().map(|user| user.to_string()).collect();
-    let users = users.join(", ");
-    fixture
-        .execute(&format!(
-            "INSERT INTO chat_mode_sessions (id, user_id, session_id, chat_mode, is_active, ended_at)
-                 SELECT gen_random_uuid(), n, 'ended', 'simple', false, now() - interval '400 days' FROM unnest(ARRAY[{users}]) AS n;
-             INSERT INTO simple_chat_context (id, user_id, session_id, context_key, context_value)
-                 SELECT gen_random_uuid(), n, 'ended', 'old', to_jsonb('canary-of-' || n || '-old') FROM unnest(ARRAY[{users}]) AS n"
-        ))
-        .await;
-    archive(fixture, &TABLES).await;
-    let worker = fixture.run(cleaner(fixture));
-    sweep_all(fixture).await;
-    worker.stop().await.expect("a clean end");
-    assert!(fixture.count(&format!("archives WHERE user_ids @> ARRAY[{PERSON}, 77]")).await >= 1);
 }
 
 /// Every table of a catalogue is either exported, or named as left out with its reason.

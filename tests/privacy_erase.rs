@@ -8,14 +8,14 @@ use serde_json::json;
 use testkit::{RequestMessage, request, session, user};
 use uuid::Uuid;
 
-use crate::support::archives::{TABLES, archive, files, succeeds, with_target};
+use crate::support::archives::{files, succeeds, with_target};
 use crate::support::erasure::{
-    audit_verifies, counted, erase, files_with, messages_of, messages_with, receipt, rows_of, rows_of_others,
-    rows_with, with_receipts,
+    archived, audit_verifies, counted, erase, files_with, messages_of, messages_with, receipt, rows_of,
+    rows_of_others, rows_with, with_receipts,
 };
 use crate::support::memories::{Memories, index, memory};
 use crate::support::privacy::fill;
-use crate::support::retention::{cleaner, sweep_all, without_schedule};
+use crate::support::retention::without_schedule;
 
 /// The person who is erased. The id is part of no other id and of no count.
 const PERSON: i32 = 77_003;
@@ -38,29 +38,6 @@ struct Filled {
     archives: tempfile::TempDir,
 }
 
-/// Old sessions of all users, which retention has put into archives together, of one row each.
-async fn archived(memories: &Memories) {
-    let fixture = &memories.fixture;
-    let users: Vec<String> = everybody().map(|user| user.to_string()).collect();
-    let users = users.join(", ");
-    fixture
-        .execute(&format!(
-            "INSERT INTO chat_mode_sessions (id, user_id, session_id, chat_mode, is_active, ended_at)
-                 SELECT gen_random_uuid(), n, 'ended', 'simple', false, now() - interval '400 days' FROM unnest(ARRAY[{users}]) AS n;
-             INSERT INTO simple_chat_context (id, user_id, session_id, context_key, context_value)
-                 SELECT gen_random_uuid(), n, 'ended', 'old', to_jsonb('canary-of-' || n || '-old') FROM unnest(ARRAY[{users}]) AS n"
-        ))
-        .await;
-    archive(fixture, &TABLES).await;
-    let worker = fixture.run(cleaner(fixture));
-    sweep_all(fixture).await;
-    worker.stop().await.expect("a clean end");
-    assert!(
-        fixture.count(&format!("archives WHERE user_ids @> ARRAY[{PERSON}, 77]")).await >= 1,
-        "shared ones"
-    );
-}
-
 fn everybody() -> impl Iterator<Item = i32> {
     OTHERS.into_iter().chain([PERSON])
 }
@@ -76,7 +53,7 @@ impl Filled {
         memories
             .process(everybody().flat_map(|id| [memory_of(id, 1), memory_of(id, 2)]).collect::<Vec<_>>())
             .await;
-        archived(&memories).await;
+        archived(&memories.fixture, everybody()).await;
         for id in everybody() {
             fill(&memories.fixture, id, &canary(id)).await;
         }

@@ -9,7 +9,9 @@ use std::time::Duration;
 use serde_json::Value;
 use testkit::{Fixture, eventually};
 
+use super::archives::{TABLES, archive};
 use super::program::{Ended, memfleet, output_within};
+use super::retention::{cleaner, sweep_all};
 
 /// How long an erasure may take: it waits for seals, which transactions of other tests hold back.
 pub const ERASED_WITHIN: Duration = Duration::from_secs(180);
@@ -81,6 +83,26 @@ pub async fn finish(fixture: &Fixture, id: &str) {
         shown["erased"]["receipt"].is_object().then_some(())
     })
     .await;
+}
+
+/// Old sessions of these users with a context each, whose text is `canary-of-<user>-old`: retention has put them into archives together.
+pub async fn archived(fixture: &Fixture, users: impl Iterator<Item = i32>) {
+    let users: Vec<String> = users.map(|user| user.to_string()).collect();
+    let users = users.join(", ");
+    fixture
+        .execute(&format!(
+            "INSERT INTO chat_mode_sessions (id, user_id, session_id, chat_mode, is_active, ended_at)
+                 SELECT gen_random_uuid(), n, 'ended', 'simple', false, now() - interval '400 days' FROM unnest(ARRAY[{users}]) AS n;
+             INSERT INTO simple_chat_context (id, user_id, session_id, context_key, context_value)
+                 SELECT gen_random_uuid(), n, 'ended', 'old', to_jsonb('canary-of-' || n || '-old') FROM unnest(ARRAY[{users}]) AS n"
+        ))
+        .await;
+    archive(fixture, &TABLES).await;
+    let worker = fixture.run(cleaner(fixture));
+    sweep_all(fixture).await;
+    worker.stop().await.expect("a clean end");
+    let shared = format!("archives WHERE user_ids @> ARRAY[{users}]");
+    assert!(fixture.count(&shared).await >= 1, "one of all of them");
 }
 
 /// The content of a receipt.

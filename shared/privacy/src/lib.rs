@@ -21,6 +21,7 @@ mod error;
 pub mod fence;
 pub mod keys;
 mod pass;
+mod person;
 pub mod process;
 pub mod reapply;
 pub mod receipt;

@@ -16,6 +16,7 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use crate::error::PrivacyError;
+use crate::person::{self, Person};
 use crate::step::{Claimed, Hold, Progress, Removal, Step};
 use crate::stores;
 
@@ -50,16 +51,6 @@ pub(crate) const MAX_REASON: usize = 2_048;
 /// [`PrivacyError::Refused`] for the platform, an unknown or erased user, one whose erasure is under way, or a reason that is empty or too
 /// long.
 pub async fn submit(db: &mut Connection, user: UserId, new: NewRequest) -> Result<Submitted, PrivacyError> {
-    #[derive(QueryableByName)]
-    struct Known {
-        #[diesel(sql_type = Bool)]
-        known: bool,
-        #[diesel(sql_type = Bool)]
-        erased: bool,
-    }
-    const KNOWN: &str = "
-        SELECT EXISTS (SELECT FROM public.users u WHERE u.id = $1) AS known,
-            EXISTS (SELECT FROM sec.erased_among(ARRAY[$1])) AS erased";
     let refused = |problem: String| Err(PrivacyError::Refused(problem));
     if user == UserId::PLATFORM {
         return refused("user 0 is the platform, and cannot be erased".to_owned());
@@ -69,12 +60,11 @@ pub async fn submit(db: &mut Connection, user: UserId, new: NewRequest) -> Resul
             "the erasure {id} of user {user} is under way; `memfleet privacy show {id}` shows it"
         ));
     }
-    let Known { known, erased } =
-        diesel::sql_query(KNOWN).bind::<Integer, _>(user.get()).get_result(db).await?;
-    if erased {
+    let Person { is_known, is_erased, is_fenced: _ } = person::look_up(db, user).await?;
+    if is_erased {
         return refused(format!("user {user} was erased"));
     }
-    if !known {
+    if !is_known {
         return refused(format!("there is no user {user}"));
     }
     file(db, user, &new).await

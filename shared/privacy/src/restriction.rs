@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::error::PrivacyError;
 use crate::fence;
+use crate::person::{self, Person};
 use crate::request::MAX_REASON;
 
 /// What becomes of requests that come while a restriction lasts.
@@ -262,36 +263,22 @@ fn check_reason(asked: &Asked) -> Result<(), PrivacyError> {
 
 /// Refuses the platform, and users of whom there is nothing to restrict.
 async fn check(db: &mut Connection, user: UserId) -> Result<(), PrivacyError> {
-    #[derive(QueryableByName)]
-    struct Known {
-        #[diesel(sql_type = Bool)]
-        known: bool,
-        #[diesel(sql_type = Bool)]
-        fenced: bool,
-        #[diesel(sql_type = Bool)]
-        erased: bool,
-    }
-    const KNOWN: &str = "
-        SELECT EXISTS (SELECT FROM public.users u WHERE u.id = $1) AS known,
-            EXISTS (SELECT FROM sec.fenced_users f WHERE f.user_id = $1) AS fenced,
-            EXISTS (SELECT FROM sec.erased_among(ARRAY[$1])) AS erased";
     let refused = |problem: String| Err(PrivacyError::Refused(problem));
     if user == UserId::PLATFORM {
         return refused("user 0 is the platform, and cannot be restricted".to_owned());
     }
     // A role that row-level security applies to would see no user.
     fence::see_all(db).await?;
-    let Known { known, fenced, erased } =
-        diesel::sql_query(KNOWN).bind::<Integer, _>(user.get()).get_result(db).await?;
-    if erased {
+    let Person { is_known, is_fenced, is_erased } = person::look_up(db, user).await?;
+    if is_erased {
         return refused(format!("user {user} was erased"));
     }
-    if fenced {
+    if is_fenced {
         return refused(format!(
             "user {user} is being erased; `memfleet privacy list --open --user {user}` shows the erasure"
         ));
     }
-    if !known {
+    if !is_known {
         return refused(format!("there is no user {user}"));
     }
     Ok(())

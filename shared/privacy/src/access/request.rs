@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::{Export, Index, NewExport};
 use crate::error::PrivacyError;
+use crate::person::{self, Person};
 use crate::request::{MAX_REASON, under_way};
 
 /// The class of the advisory locks by which one export of a person runs at a time: "accs" in ASCII. The session of the export has the lock, so that it
@@ -81,22 +82,8 @@ async fn lock(db: &mut Connection, user: UserId) -> Result<(), PrivacyError> {
 
 /// Refuses an unknown or erased person, and one whose erasure has begun.
 pub(super) async fn check_open(db: &mut Connection, user: UserId) -> Result<(), PrivacyError> {
-    #[derive(QueryableByName)]
-    struct Known {
-        #[diesel(sql_type = Bool)]
-        known: bool,
-        #[diesel(sql_type = Bool)]
-        erased: bool,
-        #[diesel(sql_type = Bool)]
-        fenced: bool,
-    }
-    const KNOWN: &str = "
-        SELECT EXISTS (SELECT FROM public.users u WHERE u.id = $1) AS known,
-            EXISTS (SELECT FROM sec.erased_among(ARRAY[$1])) AS erased,
-            EXISTS (SELECT FROM sec.fenced_users f WHERE f.user_id = $1) AS fenced";
-    let Known { known, erased, fenced } =
-        diesel::sql_query(KNOWN).bind::<Integer, _>(user.get()).get_result(db).await?;
-    let problem = match (erased, fenced, known) {
+    let Person { is_known, is_fenced, is_erased } = person::look_up(db, user).await?;
+    let problem = match (is_erased, is_fenced, is_known) {
         (true, _, _) => format!("user {user} was erased: nothing is stored that could be exported"),
         (false, true, _) => {
             let erasure = under_way(db, user).await?.map(|id| format!(" {id}")).unwrap_or_default();
