@@ -17,7 +17,8 @@ use crate::support::proof::{PERSON, Ten};
 use crate::support::search::{database_log, files_with};
 
 /// The workers that write what is sent meanwhile, each in two replicas.
-const WORKERS: [&str; 3] = ["context-writer", "router-logger", "vector-indexer"];
+const WORKERS: [&str; 5] =
+    ["context-writer", "router-logger", "vector-indexer", "consensus-builder", "memory-sync"];
 const REPLICAS: usize = 2;
 /// All log lines of our own.
 const EVERYTHING: &str = "debug,context_writer=trace,router_logger=trace,vector_indexer=trace,runtime=trace,store=trace,keys=trace,privacy=trace";
@@ -116,7 +117,7 @@ async fn one_of_ten_is_in_every_store_and_then_in_none_though_messages_of_the_pe
     ten.assert_everywhere().await;
     let others = ten.of_others().await;
     let mut running = replicas(&ten, logs.path());
-    ten.send(2).await;
+    ten.send(20).await;
     ten.drained().await;
     for number in 0..REPLICAS {
         let log = logs.path().join(format!("privacy-{number}.log"));

@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ::archive::{Keys, Target};
+use consensus_builder::ConsensusBuilder;
 use context_writer::ContextWriter;
 use futures::TryStreamExt as _;
+use memory_sync::MemorySync;
 use qdrant_client::qdrant::{RetrievedPoint, ScrollPointsBuilder};
 use router_logger::RouterLogger;
 use serde_json::json;
@@ -21,6 +23,7 @@ use super::memories::{Memories, index, memory};
 use super::privacy::fill;
 use super::retention::{cleaner, sweep_all};
 use super::search::{analyze_database, broker_folder, database_folder, files_with, rewrite_database};
+use super::sync::Sync;
 
 /// The person who is erased.
 pub const PERSON: i32 = 77_003;
@@ -132,15 +135,25 @@ impl Ten {
         request("decision.log", id, body)
     }
 
+    fn proposal(&self, id: i32) -> RequestMessage {
+        let node = Uuid::now_v7();
+        let body = json!({ "node_id": node, "node_type": "note", "node_key": node, "title": self.canary(id), "content": {} });
+        request("knowledge.propose", id, body)
+    }
+
     fn memory(&self, id: i32, number: u64) -> RequestMessage {
         index(id, vec![memory(Uuid::now_v7(), &format!("{} {number}", self.canary(id)), number)])
     }
 
-    /// One request of the person for each worker, and one that none accepts.
+    /// A request of the person for each worker, and one that none accepts. A sync goes over all contexts, so that there are fewer of them.
     pub async fn send(&self, number: u64) {
         let context = self.context(PERSON, &format!("k{number}"), number.is_multiple_of(2));
         let (decision, memory) = (self.decision(PERSON), self.memory(PERSON, number));
-        self.fixture().publish([context, decision, memory, self.mistake(PERSON)]).await;
+        let mut requests = vec![context, decision, memory, self.proposal(PERSON), self.mistake(PERSON)];
+        if number.is_multiple_of(20) {
+            requests.push(Sync::new().start_as(PERSON, "context_transfer", "s", "filled-one", json!({})));
+        }
+        self.fixture().publish(requests).await;
     }
 
     /// What services send for the person, without an end.
@@ -157,6 +170,8 @@ impl Ten {
         self.fixture().drained::<ContextWriter>().await;
         self.fixture().drained::<RouterLogger>().await;
         self.fixture().drained::<VectorIndexer>().await;
+        self.fixture().drained::<ConsensusBuilder>().await;
+        self.fixture().drained::<MemorySync>().await;
     }
 
     /// Where the person's canary is, by store.
